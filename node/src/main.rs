@@ -1,0 +1,2 @@
+//! pangea
+fn main() {}
