@@ -1,0 +1,299 @@
+//! What is known about a worker's speed and link, what that foretells, and how observations correct it.
+//! Never decides anything, and never knows what is queued.
+
+use super::limits::{
+    IN_FLIGHT_LOCAL, IN_FLIGHT_MAX, LEARN_BYTES_MIN, LEARN_SECONDS_MIN, LEARN_WEIGHT,
+    LEARN_WEIGHT_FAST, SURPRISE, SURPRISE_MAX,
+};
+
+/// Which of a worker's rates applies to a product.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Arithmetic {
+    /// 32-bit floats.
+    F32,
+    /// 64-bit floats.
+    F64,
+    /// 16-bit floats of either kind, summed in 32 bits.
+    Half,
+    /// 8-bit integers, summed in 32 bits.
+    Int8,
+}
+
+impl Arithmetic {
+    /// How many there are: the length of [`WorkerEstimate::flops_per_s`].
+    pub const COUNT: usize = 4;
+}
+
+/// What a worker says about itself and what is known about the way to it, before anything was observed.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct WorkerEstimate {
+    /// Additions and multiplications a second, indexed by [`Arithmetic`].
+    pub flops_per_s: [f64; Arithmetic::COUNT],
+    /// Bytes a second to the worker.
+    pub send_bytes_per_s: f64,
+    /// Bytes a second from the worker.
+    pub receive_bytes_per_s: f64,
+    /// Round trip, in seconds.
+    pub rtt_s: f64,
+    /// Fixed cost of one task beyond the round trip, in seconds.
+    pub overhead_s: f64,
+    /// Room for operands and answers.
+    pub memory_bytes: u64,
+    /// Attempts that it takes at a time.
+    pub max_in_flight: usize,
+    /// Seconds of other nodes' work that are queued there.
+    pub busy_s: f64,
+}
+
+impl WorkerEstimate {
+    /// This node: no link, the hand-over to the compute pool as fixed cost.
+    pub fn local(flops_per_s: [f64; Arithmetic::COUNT], memory_bytes: u64) -> Self {
+        Self {
+            flops_per_s,
+            send_bytes_per_s: f64::INFINITY,
+            receive_bytes_per_s: f64::INFINITY,
+            rtt_s: 0.0,
+            overhead_s: 20e-6,
+            memory_bytes,
+            max_in_flight: IN_FLIGHT_LOCAL,
+            busy_s: 0.0,
+        }
+    }
+
+    /// A peer, with the fixed cost of a task on a warm link.
+    pub fn remote(
+        flops_per_s: [f64; Arithmetic::COUNT],
+        bytes_per_s: f64,
+        rtt_s: f64,
+        memory_bytes: u64,
+    ) -> Self {
+        Self {
+            flops_per_s,
+            send_bytes_per_s: bytes_per_s,
+            receive_bytes_per_s: bytes_per_s,
+            rtt_s,
+            overhead_s: 150e-6,
+            memory_bytes,
+            max_in_flight: IN_FLIGHT_MAX,
+            busy_s: 0.0,
+        }
+    }
+
+    /// The rate for one arithmetic; never 0, so that times stay finite.
+    pub fn flops_per_s(&self, arithmetic: Arithmetic) -> f64 {
+        sane(self.flops_per_s[arithmetic as usize])
+    }
+}
+
+/// One measured transfer.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Transfer {
+    /// How much.
+    pub bytes: u64,
+    /// How long the bytes were on the way, without waiting for their turn.
+    pub seconds: f64,
+}
+
+/// How well predictions of whole attempts (from start to answer) have held.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct Accuracy {
+    /// Attempts compared.
+    pub attempts: u64,
+    /// Predicted seconds of the last one.
+    pub predicted_s: f64,
+    /// Actual seconds of the last one.
+    pub actual_s: f64,
+    /// Moving mean of |actual − predicted| / predicted.
+    pub relative_error: f64,
+}
+
+/// The cost model of one worker.
+#[derive(Debug, Clone)]
+pub struct CostModel {
+    flop_s: [Learned; Arithmetic::COUNT],
+    send_byte_s: Learned,
+    receive_byte_s: Learned,
+    /// Round trip, in seconds.
+    pub rtt_s: f64,
+    /// Fixed cost of one task, in seconds.
+    pub overhead_s: f64,
+    accuracy: Accuracy,
+}
+
+impl CostModel {
+    /// What an estimate foretells.
+    pub fn new(estimate: &WorkerEstimate) -> Self {
+        Self {
+            flop_s: estimate
+                .flops_per_s
+                .map(|rate| Learned::new(1.0 / sane(rate))),
+            send_byte_s: Learned::new(1.0 / sane(estimate.send_bytes_per_s)),
+            receive_byte_s: Learned::new(1.0 / sane(estimate.receive_bytes_per_s)),
+            rtt_s: sane_seconds(estimate.rtt_s),
+            overhead_s: sane_seconds(estimate.overhead_s),
+            accuracy: Accuracy::default(),
+        }
+    }
+
+    /// Takes over a new estimate where nothing has been observed yet; the round trip always.
+    pub fn update(&mut self, estimate: &WorkerEstimate) {
+        for (learned, rate) in self.flop_s.iter_mut().zip(estimate.flops_per_s) {
+            learned.assume(1.0 / sane(rate));
+        }
+        self.send_byte_s
+            .assume(1.0 / sane(estimate.send_bytes_per_s));
+        self.receive_byte_s
+            .assume(1.0 / sane(estimate.receive_bytes_per_s));
+        self.rtt_s = sane_seconds(estimate.rtt_s);
+        self.overhead_s = sane_seconds(estimate.overhead_s);
+    }
+
+    /// Seconds to compute so many additions and multiplications, fixed cost included.
+    pub fn compute_s(&self, arithmetic: Arithmetic, flops: f64) -> f64 {
+        self.overhead_s + flops * self.flop_s[arithmetic as usize].value
+    }
+
+    /// Seconds to send so many bytes.
+    pub fn send_s(&self, bytes: u64) -> f64 {
+        bytes as f64 * self.send_byte_s.value
+    }
+
+    /// Seconds to get so many bytes back.
+    pub fn receive_s(&self, bytes: u64) -> f64 {
+        bytes as f64 * self.receive_byte_s.value
+    }
+
+    /// Seconds of one attempt on an idle worker: transfer of what is missing, compute, return.
+    pub fn predict_s(
+        &self,
+        arithmetic: Arithmetic,
+        flops: f64,
+        missing_bytes: u64,
+        answer_bytes: u64,
+    ) -> f64 {
+        self.rtt_s
+            + self.send_s(missing_bytes)
+            + self.compute_s(arithmetic, flops)
+            + self.receive_s(answer_bytes)
+    }
+
+    /// Additions and multiplications a second, as believed now.
+    pub fn flops_per_s(&self, arithmetic: Arithmetic) -> f64 {
+        1.0 / self.flop_s[arithmetic as usize].value
+    }
+
+    /// Bytes a second to the worker, as believed now.
+    pub fn send_bytes_per_s(&self) -> f64 {
+        1.0 / self.send_byte_s.value
+    }
+
+    /// Bytes a second from the worker, as believed now.
+    pub fn receive_bytes_per_s(&self) -> f64 {
+        1.0 / self.receive_byte_s.value
+    }
+
+    /// How well predictions have held.
+    pub fn accuracy(&self) -> Accuracy {
+        self.accuracy
+    }
+
+    /// Learns from a computation. Too short ones say nothing about the rate.
+    pub fn observe_compute(&mut self, arithmetic: Arithmetic, flops: f64, seconds: f64) {
+        if seconds.is_finite() && seconds >= LEARN_SECONDS_MIN && flops > 0.0 {
+            self.flop_s[arithmetic as usize].observe(seconds / flops);
+        }
+    }
+
+    /// Learns from a transfer to the worker.
+    pub fn observe_send(&mut self, transfer: Transfer) {
+        self.send_byte_s.observe_transfer(transfer);
+    }
+
+    /// Learns from a transfer from the worker.
+    pub fn observe_receive(&mut self, transfer: Transfer) {
+        self.receive_byte_s.observe_transfer(transfer);
+    }
+
+    /// Notes what was foretold for an attempt, and what came.
+    pub fn observe_attempt(&mut self, predicted_s: f64, actual_s: f64) {
+        let error = (actual_s - predicted_s).abs() / predicted_s.max(1e-6);
+        let weight = if self.accuracy.attempts == 0 {
+            1.0
+        } else {
+            LEARN_WEIGHT
+        };
+        self.accuracy.relative_error += weight * (error - self.accuracy.relative_error);
+        self.accuracy.attempts += 1;
+        self.accuracy.predicted_s = predicted_s;
+        self.accuracy.actual_s = actual_s;
+    }
+}
+
+/// A cost per unit: assumed until observed, then a moving mean that one outlier cannot carry off.
+#[derive(Debug, Clone, Copy)]
+struct Learned {
+    value: f64,
+    observed: bool,
+    /// Sign of the last observation, if it was a surprise: a second one the same way is a change.
+    surprise: i8,
+}
+
+impl Learned {
+    fn new(value: f64) -> Self {
+        Self {
+            value,
+            observed: false,
+            surprise: 0,
+        }
+    }
+
+    fn assume(&mut self, value: f64) {
+        if !self.observed {
+            self.value = value;
+        }
+    }
+
+    fn observe(&mut self, sample: f64) {
+        if !(sample.is_finite() && sample > 0.0) {
+            return;
+        }
+        let ratio = (sample / self.value).clamp(1.0 / SURPRISE_MAX, SURPRISE_MAX);
+        let surprise = if ratio > SURPRISE {
+            1
+        } else {
+            -i8::from(ratio < 1.0 / SURPRISE)
+        };
+        let change = surprise != 0 && surprise == self.surprise;
+        let weight = if change || !self.observed {
+            LEARN_WEIGHT_FAST
+        } else {
+            LEARN_WEIGHT
+        };
+        self.value *= 1.0 + weight * (ratio - 1.0);
+        self.surprise = surprise;
+        self.observed = true;
+    }
+
+    fn observe_transfer(&mut self, transfer: Transfer) {
+        if transfer.bytes >= LEARN_BYTES_MIN && transfer.seconds > 0.0 {
+            self.observe(transfer.seconds / transfer.bytes as f64);
+        }
+    }
+}
+
+/// A rate that divides: adverts come from outside and may say anything.
+fn sane(rate: f64) -> f64 {
+    if rate.is_nan() || rate < 1.0 {
+        1.0
+    } else {
+        rate
+    }
+}
+
+fn sane_seconds(seconds: f64) -> f64 {
+    if seconds.is_finite() {
+        seconds.clamp(0.0, 3600.0)
+    } else {
+        0.0
+    }
+}

@@ -1,0 +1,104 @@
+//! Every number that bounds planning or scheduling, each with its reason.
+//! Never read from the environment or changed at run time.
+
+use std::time::Duration;
+
+/// Tiles start and end on multiples of this: whole kernel blocks for every type and instruction set.
+pub const TILE_ALIGNMENT: u64 = 64;
+/// Narrower tiles spend more on packing and headers than on arithmetic.
+pub const TILE_SIDE_MIN: u64 = 128;
+/// What one tile should take on the slowest useful worker: long against a round trip and a hand-over, short
+/// against the job, so that the last tile of a job costs little.
+pub const TILE_SECONDS: f64 = 0.030;
+/// A tile shorter than this is mostly fixed cost.
+pub const TILE_SECONDS_MIN: f64 = 0.002;
+/// A tile takes at least this many times a task's fixed cost.
+pub const TILE_OVERHEADS_MIN: f64 = 12.0;
+/// So many tiles for each worker leave the last one at most 1/12 of a share out of balance.
+pub const TILES_PER_WORKER: u64 = 12;
+/// Without peers a job is still cut, so that progress shows, a cancel takes hold and a peer that comes late can
+/// help; this coarsely, so that local speed is not lost.
+pub const TILE_SECONDS_ALONE: f64 = 0.250;
+/// A worker below this share of the fastest one does not dictate the size of the tiles.
+pub const USEFUL_SHARE: f64 = 0.05;
+/// A band or panel, so that one operand can always be sent, hashed and held beside others.
+pub const OPERAND_BYTES_MAX: u64 = 256 << 20;
+/// A worker holds the operands of the running tile and of the next, and both answers: a tile takes at most this
+/// part of its memory.
+pub const TILE_MEMORY_SHARE: u64 = 4;
+/// Scheduler state is about 1 byte a tile and the largest choice scans bands and panels, so this stays under
+/// a MiB and a millisecond.
+pub const TILES_MAX: u64 = 1 << 18;
+
+/// Attempts in flight at a peer unless it says less: deep enough to hide the transfer of an operand on a slow
+/// link behind the tiles that need none.
+pub const IN_FLIGHT_MAX: usize = 16;
+/// Attempts in flight at this node: one runs, the next is ready when it ends.
+pub const IN_FLIGHT_LOCAL: usize = 2;
+/// Operand and answer bytes in flight at one peer, unless one tile alone is more: bounds what is queued on a
+/// connection and what its loss costs.
+pub const IN_FLIGHT_BYTES_MAX: u64 = 512 << 20;
+/// Tiles queued beyond the running one, so that a late message does not leave a worker idle.
+pub const PREFETCH_TILES: f64 = 2.0;
+/// How much longer than predicted a transfer may take before it leaves a worker idle.
+pub const PREFETCH_MARGIN: f64 = 1.5;
+
+/// How long a job that is to run on peers waits for those that are connecting (DESIGN §4.1).
+pub const CONNECT_WAIT: Duration = Duration::from_secs(2);
+/// Nothing from an attempt for this long after it was due, and it counts as failed (DESIGN §7).
+pub const SILENCE: Duration = Duration::from_secs(5);
+/// The same for long attempts: so many times what was predicted.
+pub const SILENCE_FACTOR: f64 = 4.0;
+/// An attempt this many times over its prediction is late: another worker may take it too.
+pub const LATE_FACTOR: f64 = 1.6;
+/// Lateness below this is noise of threads and timers.
+pub const LATE_SLACK: f64 = 0.005;
+/// A late attempt is expected to need this share of the time that it has taken already: having been wrong once,
+/// the prediction is wrong for the rest, too.
+pub const LATE_REST: f64 = 0.5;
+/// A copy elsewhere must be done sooner by this share of its own time, or it is work for nothing.
+pub const HEDGE_MARGIN: f64 = 0.15;
+/// Copies of one task at a time, beyond what redundancy asks for.
+pub const HEDGES_MAX: usize = 1;
+
+/// First pause after a worker said that it is overloaded; doubles up to the last.
+pub const OVERLOAD_PAUSE: Duration = Duration::from_millis(25);
+/// Longest pause after overload.
+pub const OVERLOAD_PAUSE_MAX: Duration = Duration::from_secs(2);
+/// First pause after a worker failed; doubles up to the last.
+pub const FAILURE_PAUSE: Duration = Duration::from_millis(100);
+/// Longest pause after failures.
+pub const FAILURE_PAUSE_MAX: Duration = Duration::from_secs(30);
+/// Doublings stop here; 2^16 times any pause above is beyond its longest.
+pub const PAUSE_DOUBLINGS_MAX: u32 = 16;
+
+/// Among jobs of one priority, one goes before another that came so many times its own length earlier: short
+/// jobs pass long ones, and no job waits for ever.
+pub const STRETCH: f64 = 4.0;
+
+/// Weight of a new observation against all before.
+pub const LEARN_WEIGHT: f64 = 0.25;
+/// Weight of the first observation against an advert, and of a second surprise in a row.
+pub const LEARN_WEIGHT_FAST: f64 = 0.6;
+/// One observation counts as at most so many times (or that part of) what was expected.
+pub const SURPRISE_MAX: f64 = 4.0;
+/// Beyond this factor an observation is a surprise.
+pub const SURPRISE: f64 = 1.8;
+/// Shorter computations measure the fixed cost, not the rate.
+pub const LEARN_SECONDS_MIN: f64 = 0.000_5;
+/// Smaller transfers measure the round trip, not the link.
+pub const LEARN_BYTES_MIN: u64 = 64 << 10;
+
+/// Bytes of operands and answer that a check goes through in a second, before one has been timed.
+pub const CHECK_BYTES_PER_S: f64 = 8e9;
+
+const _: () = assert!(TILE_SIDE_MIN.is_multiple_of(TILE_ALIGNMENT));
+const _: () = assert!(TILE_SECONDS_MIN < TILE_SECONDS && TILE_SECONDS < TILE_SECONDS_ALONE);
+const _: () = assert!(IN_FLIGHT_LOCAL >= 1 && IN_FLIGHT_MAX >= 2);
+const _: () = assert!(LATE_FACTOR > 1.0 && SILENCE_FACTOR > LATE_FACTOR);
+const _: () = assert!(SURPRISE < SURPRISE_MAX);
+const _: () = assert!(CONNECT_WAIT.as_nanos() < SILENCE.as_nanos());
+const _: () =
+    assert!((OVERLOAD_PAUSE.as_millis() << PAUSE_DOUBLINGS_MAX) > OVERLOAD_PAUSE_MAX.as_millis());
+const _: () =
+    assert!((FAILURE_PAUSE.as_millis() << PAUSE_DOUBLINGS_MAX) > FAILURE_PAUSE_MAX.as_millis());
