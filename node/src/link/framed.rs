@@ -1,0 +1,143 @@
+//! Messages and payloads on a byte stream, both directions by themselves. Payloads go straight
+//! between the stream and the caller's memory.
+
+use std::io;
+
+use futures::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+
+use super::limits::FRAME_TIMEOUT;
+use crate::wire::{FrameHead, Message, PREFIX_BYTES, WireError};
+
+/// Payloads up to this size are sent in one piece with their header; larger ones are worth a write
+/// of their own rather than a copy.
+const COALESCE_BYTES: usize = 16 << 10;
+
+/// Skipped payloads are read through a buffer of this size.
+const SKIP_BYTES: usize = 64 << 10;
+
+/// Why a stream cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum LinkError {
+    /// The stream broke.
+    #[error("the connection broke: {0}")]
+    Io(#[from] io::Error),
+    /// The peer ended it between two frames.
+    #[error("the peer closed the stream")]
+    Closed,
+    /// A frame stood still.
+    #[error("no progress for {} s", FRAME_TIMEOUT.as_secs())]
+    Stalled,
+    /// The peer does not speak the protocol.
+    #[error("protocol violation: {0}")]
+    Wire(#[from] WireError),
+    /// A well-formed message at the wrong place.
+    #[error("protocol violation: {0}")]
+    Unexpected(String),
+    /// The peer said goodbye.
+    #[error("{0}")]
+    Goodbye(String),
+}
+
+/// The sending half.
+#[derive(Debug)]
+pub struct FrameWriter<W> {
+    stream: W,
+    head: Vec<u8>,
+}
+
+impl<W: AsyncWrite + Unpin> FrameWriter<W> {
+    /// Frames on `stream`.
+    pub fn new(stream: W) -> FrameWriter<W> {
+        FrameWriter { stream, head: Vec::new() }
+    }
+
+    /// Sends `message` with `payload` behind it. It may stay in buffers until [`FrameWriter::flush`].
+    pub async fn send(&mut self, message: &Message, payload: &[u8]) -> Result<(), LinkError> {
+        self.head.clear();
+        message.encode(payload.len(), &mut self.head)?;
+        let together = payload.len() <= COALESCE_BYTES;
+        if together {
+            self.head.extend_from_slice(payload);
+        }
+        let write = async {
+            self.stream.write_all(&self.head).await?;
+            if !together {
+                self.stream.write_all(payload).await?;
+            }
+            Ok(())
+        };
+        stalling(write).await
+    }
+
+    /// Hands everything to the network.
+    pub async fn flush(&mut self) -> Result<(), LinkError> {
+        stalling(self.stream.flush()).await
+    }
+
+    /// Sends half a frame and ends: what a cut line looks like. For `--fault drop` only.
+    pub async fn cut(&mut self, message: &Message, payload: &[u8]) -> Result<(), LinkError> {
+        self.head.clear();
+        message.encode(payload.len(), &mut self.head)?;
+        self.head.extend_from_slice(&payload[..payload.len() / 2]);
+        stalling(self.stream.write_all(&self.head)).await?;
+        self.flush().await?;
+        Err(LinkError::Closed)
+    }
+}
+
+/// The receiving half.
+#[derive(Debug)]
+pub struct FrameReader<R> {
+    stream: R,
+    header: Vec<u8>,
+}
+
+impl<R: AsyncRead + Unpin> FrameReader<R> {
+    /// Frames on `stream`.
+    pub fn new(stream: R) -> FrameReader<R> {
+        FrameReader { stream, header: Vec::new() }
+    }
+
+    /// The next message and the length of its payload, which the caller must then read or skip.
+    /// Waits for it as long as it takes.
+    pub async fn receive(&mut self) -> Result<(Message, usize), LinkError> {
+        let mut prefix = [0; PREFIX_BYTES];
+        // Waiting for a frame to begin is no stall; only a frame that has begun must go on.
+        match self.stream.read(&mut prefix[..1]).await? {
+            0 => return Err(LinkError::Closed),
+            _ => stalling(self.stream.read_exact(&mut prefix[1..])).await?,
+        }
+        let head = FrameHead::parse(prefix)?;
+        self.header.resize(head.header_len(), 0);
+        stalling(self.stream.read_exact(&mut self.header)).await?;
+        let message = Message::decode(&self.header, head.payload_len())?;
+        Ok((message, head.payload_len()))
+    }
+
+    /// Reads a payload, whole, into `to`.
+    pub async fn payload(&mut self, to: &mut [u8]) -> Result<(), LinkError> {
+        stalling(self.stream.read_exact(to)).await
+    }
+
+    /// Reads a payload of `len` bytes and forgets it.
+    pub async fn skip(&mut self, len: usize) -> Result<(), LinkError> {
+        let mut left = len;
+        let mut buffer = vec![0; SKIP_BYTES.min(len)];
+        while left > 0 {
+            let piece = left.min(buffer.len());
+            self.payload(&mut buffer[..piece]).await?;
+            left -= piece;
+        }
+        Ok(())
+    }
+}
+
+async fn stalling<T>(work: impl Future<Output = io::Result<T>>) -> Result<T, LinkError> {
+    match tokio::time::timeout(FRAME_TIMEOUT, work).await {
+        Ok(done) => done.map_err(|error| match error.kind() {
+            io::ErrorKind::UnexpectedEof => LinkError::Io(io::Error::new(error.kind(), "the stream ended inside a frame")),
+            _ => LinkError::Io(error),
+        }),
+        Err(_) => Err(LinkError::Stalled),
+    }
+}

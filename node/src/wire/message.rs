@@ -1,0 +1,534 @@
+//! The messages of `/pangea/task/1`: typed here, Cap'n Proto on the wire.
+//!
+//! Decoding is where bytes from a peer are judged; a [`Message`] that exists is well formed.
+
+use std::time::Duration;
+
+use capnp::message::{Builder, HeapAllocator, ReaderOptions};
+use pangea_client::ErrorKind;
+use pangea_compute::{DType, Digest};
+use pangea_schema::task_capnp as wire;
+
+use super::frame::{FrameHead, MAX_HEADER_BYTES, PREFIX_BYTES};
+use super::WireError;
+
+/// The coordinator's number of a task, unique on one stream.
+pub type TaskId = u64;
+
+/// The largest tensor a message may speak of; beyond any device's memory, yet far from overflow.
+const MAX_TENSOR_BYTES: u64 = 1 << 42;
+const MAX_NAME_BYTES: usize = 64;
+const MAX_ISA_BYTES: usize = 16;
+const MAX_FAILURE_BYTES: usize = 1024;
+const MAX_GOODBYE_BYTES: usize = 256;
+/// Operands of one task.
+const MAX_MISSING: u32 = 2;
+
+/// Dtype and shape of a tensor, `[rows, cols]`; its size in bytes is known to fit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shape {
+    dtype: DType,
+    rows: u64,
+    cols: u64,
+}
+
+impl Shape {
+    /// The shape `[rows, cols]` of `dtype`, unless a tensor of it is absurdly large.
+    pub fn new(dtype: DType, rows: u64, cols: u64) -> Result<Shape, WireError> {
+        rows.checked_mul(cols)
+            .and_then(|elements| elements.checked_mul(dtype.size_bytes() as u64))
+            .filter(|bytes| *bytes <= MAX_TENSOR_BYTES)
+            .map(|_| Shape { dtype, rows, cols })
+            .ok_or_else(|| WireError::Header(format!("a tensor of [{rows}, {cols}] {} is too large", dtype.name())))
+    }
+
+    /// Type of the elements.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// Number of rows.
+    pub fn rows(&self) -> usize {
+        self.rows as usize
+    }
+
+    /// Number of columns.
+    pub fn cols(&self) -> usize {
+        self.cols as usize
+    }
+
+    /// Size of the whole tensor in bytes.
+    pub fn size_bytes(&self) -> u64 {
+        self.rows * self.cols * self.dtype.size_bytes() as u64
+    }
+}
+
+/// What a node says of itself when a stream opens.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Advert {
+    /// Version of the protocol.
+    pub version: u16,
+    /// Name for people.
+    pub name: String,
+    /// Software and its version.
+    pub software: String,
+    /// Compute threads it gives.
+    pub threads: u16,
+    /// Measured speed of f32 products, in FLOP/s.
+    pub f32_flops_per_s: f64,
+    /// Measured speed of f64 products, in FLOP/s.
+    pub f64_flops_per_s: f64,
+    /// Measured speed of i8 products, in operations per second.
+    pub i8_flops_per_s: f64,
+    /// Bytes of operands it keeps for the peer it says this to.
+    pub store_bytes: u64,
+    /// Tasks it takes from that peer at once.
+    pub tasks_max: u16,
+    /// Instruction set of its kernels.
+    pub isa: String,
+    /// Whether it takes tasks.
+    pub works: bool,
+}
+
+/// What a task does. New operations are added here and in `worker::execute`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Operation {
+    /// `C[m, n] = A[m, k] · B[k, n]`.
+    MatMul {
+        /// The left operand.
+        a: Digest,
+        /// The right operand.
+        b: Digest,
+    },
+}
+
+/// The unit that is placed: pure and idempotent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Task {
+    /// The coordinator's number of it.
+    pub id: TaskId,
+    /// Higher goes first.
+    pub priority: i8,
+    /// Time from now after which nobody wants the result.
+    pub deadline: Option<Duration>,
+    /// What to do.
+    pub operation: Operation,
+}
+
+/// One message.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Message {
+    /// The first message each way.
+    Advert(Advert),
+    /// A piece of an operand; the payload belongs at `offset`.
+    Operand {
+        /// Content address of the whole operand.
+        digest: Digest,
+        /// Shape of the whole operand.
+        shape: Shape,
+        /// Where the payload belongs, in bytes.
+        offset: u64,
+    },
+    /// Do this.
+    Task(Task),
+    /// Nobody wants this task's result any more.
+    Cancel(TaskId),
+    /// No job of the coordinator needs this operand any more.
+    Release(Digest),
+    /// A piece of a result; the payload belongs at `offset`.
+    Result {
+        /// Whose result.
+        task: TaskId,
+        /// Shape of the whole result.
+        shape: Shape,
+        /// Where the payload belongs, in bytes.
+        offset: u64,
+        /// Time the whole task computed, in nanoseconds.
+        compute_nanos: u64,
+    },
+    /// The task failed.
+    Failure {
+        /// Which task.
+        task: TaskId,
+        /// Why, for programs.
+        kind: ErrorKind,
+        /// Why, for people.
+        message: String,
+    },
+    /// Operands of the task are not held (any more).
+    Missing {
+        /// Which task.
+        task: TaskId,
+        /// Which operands.
+        digests: Vec<Digest>,
+    },
+    /// An operand was dropped to make room.
+    Evicted(Digest),
+    /// How busy the worker is.
+    Load {
+        /// Predicted time until a task sent now would start, in nanoseconds.
+        queued_nanos: u64,
+    },
+    /// Bytes to measure a link with.
+    Probe {
+        /// Which probe.
+        nonce: u64,
+        /// Payload bytes in all frames of the probe.
+        total: u64,
+        /// Whether this is the last frame.
+        last: bool,
+    },
+    /// The whole probe arrived.
+    Probed(u64),
+    /// This side goes, and why.
+    Goodbye(String),
+    /// The task left the queue and computes.
+    Started(TaskId),
+}
+
+impl Message {
+    /// Its name in logs.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Message::Advert(_) => "advert",
+            Message::Operand { .. } => "operand",
+            Message::Task(_) => "task",
+            Message::Cancel(_) => "cancel",
+            Message::Release(_) => "release",
+            Message::Result { .. } => "result",
+            Message::Failure { .. } => "failure",
+            Message::Missing { .. } => "missing",
+            Message::Evicted(_) => "evicted",
+            Message::Load { .. } => "load",
+            Message::Probe { .. } => "probe",
+            Message::Probed(_) => "probed",
+            Message::Goodbye(_) => "goodbye",
+            Message::Started(_) => "started",
+        }
+    }
+
+    /// Appends the prefix and the header of a frame with this message and a payload of
+    /// `payload_len` bytes; the payload itself is the caller's to send behind it.
+    pub fn encode(&self, payload_len: usize, out: &mut Vec<u8>) -> Result<(), WireError> {
+        let mut builder = Builder::new(HeapAllocator::new().first_segment_words(64));
+        self.write(builder.init_root());
+        let start = out.len();
+        out.extend_from_slice(&[0; PREFIX_BYTES]);
+        capnp::serialize::write_message(&mut *out, &builder).map_err(header_error)?;
+        let header_len = u32::try_from(out.len() - start - PREFIX_BYTES).unwrap_or(u32::MAX);
+        let payload_len = u32::try_from(payload_len).unwrap_or(u32::MAX);
+        let prefix = FrameHead::new(header_len, payload_len)?.to_bytes();
+        out[start..start + PREFIX_BYTES].copy_from_slice(&prefix);
+        Ok(())
+    }
+
+    /// Reads the header of a frame whose payload has `payload_len` bytes.
+    pub fn decode(header: &[u8], payload_len: usize) -> Result<Message, WireError> {
+        let mut words = capnp::Word::allocate_zeroed_vec(header.len().div_ceil(8));
+        capnp::Word::words_to_bytes_mut(&mut words)[..header.len()].copy_from_slice(header);
+        let mut bytes = &capnp::Word::words_to_bytes(&words)[..header.len()];
+        let mut options = ReaderOptions::new();
+        // A header that refers to its own words over and over must not cost more than a full one.
+        options.traversal_limit_in_words(Some(MAX_HEADER_BYTES as usize)).nesting_limit(8);
+        let reader = capnp::serialize::read_message_from_flat_slice(&mut bytes, options).map_err(header_error)?;
+        if !bytes.is_empty() {
+            return Err(WireError::Header(format!("{} bytes behind the message", bytes.len())));
+        }
+        let message = Message::read(reader.get_root().map_err(header_error)?)?;
+        message.check_payload(payload_len)?;
+        Ok(message)
+    }
+
+    /// A payload goes only with the messages that have one, and lies within its tensor.
+    fn check_payload(&self, payload_len: usize) -> Result<(), WireError> {
+        let refuse = |why: String| {
+            let payload = u32::try_from(payload_len).unwrap_or(u32::MAX);
+            Err(WireError::Payload { message: self.name(), payload, why })
+        };
+        match self {
+            Message::Operand { shape, offset, .. } | Message::Result { shape, offset, .. } => {
+                let end = offset.checked_add(payload_len as u64);
+                let total = shape.size_bytes();
+                if end.is_none_or(|end| end > total) {
+                    return refuse(format!(": offset {offset} in a tensor of {total} bytes"));
+                }
+                if payload_len == 0 && total != 0 {
+                    return refuse(": an empty piece".to_owned());
+                }
+                Ok(())
+            }
+            Message::Probe { total, .. } if payload_len as u64 > *total => refuse(format!(": {total} in all")),
+            Message::Probe { .. } => Ok(()),
+            _ if payload_len != 0 => refuse(String::new()),
+            _ => Ok(()),
+        }
+    }
+
+    fn write(&self, mut to: wire::task_message::Builder<'_>) {
+        match self {
+            Message::Advert(advert) => write_advert(advert, to.init_advert()),
+            Message::Operand { digest, shape, offset } => {
+                let mut operand = to.init_operand();
+                write_digest(digest, operand.reborrow().init_digest());
+                write_shape(shape, operand.reborrow().init_shape());
+                operand.set_offset(*offset);
+            }
+            Message::Task(task) => write_task(task, to.init_task()),
+            Message::Cancel(task) => to.set_cancel(*task),
+            Message::Release(digest) => write_digest(digest, to.init_release()),
+            Message::Result { task, shape, offset, compute_nanos } => {
+                let mut result = to.init_result();
+                result.set_task(*task);
+                write_shape(shape, result.reborrow().init_shape());
+                result.set_offset(*offset);
+                result.set_compute_nanos(*compute_nanos);
+            }
+            Message::Failure { task, kind, message } => {
+                let mut failure = to.init_failure();
+                failure.set_task(*task);
+                failure.set_kind(kind_to_wire(*kind));
+                failure.set_message(truncated(message, MAX_FAILURE_BYTES));
+            }
+            Message::Missing { task, digests } => {
+                let mut missing = to.init_missing();
+                missing.set_task(*task);
+                let mut list = missing.init_digests(digests.len() as u32);
+                for (i, digest) in digests.iter().enumerate() {
+                    write_digest(digest, list.reborrow().get(i as u32));
+                }
+            }
+            Message::Evicted(digest) => write_digest(digest, to.init_evicted()),
+            Message::Load { queued_nanos } => to.init_load().set_queued_nanos(*queued_nanos),
+            Message::Probe { nonce, total, last } => {
+                let mut probe = to.init_probe();
+                probe.set_nonce(*nonce);
+                probe.set_total(*total);
+                probe.set_last(*last);
+            }
+            Message::Probed(nonce) => to.set_probed(*nonce),
+            Message::Goodbye(why) => to.set_goodbye(truncated(why, MAX_GOODBYE_BYTES)),
+            Message::Started(task) => to.set_started(*task),
+        }
+    }
+
+    fn read(from: wire::task_message::Reader<'_>) -> Result<Message, WireError> {
+        use wire::task_message::Which;
+        Ok(match from.which().map_err(|unknown| unknown_variant("message", unknown.0))? {
+            Which::Advert(advert) => Message::Advert(read_advert(advert.map_err(header_error)?)?),
+            Which::Operand(operand) => {
+                let operand = operand.map_err(header_error)?;
+                Message::Operand {
+                    digest: read_digest(operand.get_digest().map_err(header_error)?),
+                    shape: read_shape(operand.get_shape().map_err(header_error)?)?,
+                    offset: operand.get_offset(),
+                }
+            }
+            Which::Task(task) => Message::Task(read_task(task.map_err(header_error)?)?),
+            Which::Cancel(task) => Message::Cancel(task),
+            Which::Release(digest) => Message::Release(read_digest(digest.map_err(header_error)?)),
+            Which::Result(result) => {
+                let result = result.map_err(header_error)?;
+                Message::Result {
+                    task: result.get_task(),
+                    shape: read_shape(result.get_shape().map_err(header_error)?)?,
+                    offset: result.get_offset(),
+                    compute_nanos: result.get_compute_nanos(),
+                }
+            }
+            Which::Failure(failure) => {
+                let failure = failure.map_err(header_error)?;
+                Message::Failure {
+                    task: failure.get_task(),
+                    kind: failure.get_kind().map(kind_from_wire).unwrap_or(ErrorKind::Internal),
+                    message: read_text("failure", failure.get_message(), MAX_FAILURE_BYTES)?,
+                }
+            }
+            Which::Missing(missing) => {
+                let missing = missing.map_err(header_error)?;
+                let digests = missing.get_digests().map_err(header_error)?;
+                if digests.is_empty() || digests.len() > MAX_MISSING {
+                    return Err(WireError::Header(format!("{} missing operands of one task", digests.len())));
+                }
+                Message::Missing { task: missing.get_task(), digests: digests.iter().map(read_digest).collect() }
+            }
+            Which::Evicted(digest) => Message::Evicted(read_digest(digest.map_err(header_error)?)),
+            Which::Load(load) => Message::Load { queued_nanos: load.map_err(header_error)?.get_queued_nanos() },
+            Which::Probe(probe) => {
+                let probe = probe.map_err(header_error)?;
+                Message::Probe { nonce: probe.get_nonce(), total: probe.get_total(), last: probe.get_last() }
+            }
+            Which::Probed(nonce) => Message::Probed(nonce),
+            Which::Goodbye(why) => Message::Goodbye(read_text("goodbye", why, MAX_GOODBYE_BYTES)?),
+            Which::Started(task) => Message::Started(task),
+        })
+    }
+}
+
+fn write_advert(advert: &Advert, mut to: wire::advert::Builder<'_>) {
+    to.set_version(advert.version);
+    to.set_name(truncated(&advert.name, MAX_NAME_BYTES));
+    to.set_software(truncated(&advert.software, MAX_NAME_BYTES));
+    to.set_threads(advert.threads);
+    to.set_f32_flops_per_s(advert.f32_flops_per_s);
+    to.set_f64_flops_per_s(advert.f64_flops_per_s);
+    to.set_i8_flops_per_s(advert.i8_flops_per_s);
+    to.set_store_bytes(advert.store_bytes);
+    to.set_tasks_max(advert.tasks_max);
+    to.set_isa(truncated(&advert.isa, MAX_ISA_BYTES));
+    to.set_works(advert.works);
+}
+
+fn read_advert(from: wire::advert::Reader<'_>) -> Result<Advert, WireError> {
+    let speed = |what: &str, flops_per_s: f64| {
+        if flops_per_s.is_finite() && flops_per_s >= 0.0 {
+            Ok(flops_per_s)
+        } else {
+            Err(WireError::Header(format!("an advert with {what} of {flops_per_s} FLOP/s")))
+        }
+    };
+    Ok(Advert {
+        version: from.get_version(),
+        name: printable(read_text("name", from.get_name(), MAX_NAME_BYTES)?),
+        software: printable(read_text("software", from.get_software(), MAX_NAME_BYTES)?),
+        threads: from.get_threads(),
+        f32_flops_per_s: speed("f32", from.get_f32_flops_per_s())?,
+        f64_flops_per_s: speed("f64", from.get_f64_flops_per_s())?,
+        i8_flops_per_s: speed("i8", from.get_i8_flops_per_s())?,
+        store_bytes: from.get_store_bytes(),
+        tasks_max: from.get_tasks_max(),
+        isa: printable(read_text("isa", from.get_isa(), MAX_ISA_BYTES)?),
+        works: from.get_works(),
+    })
+}
+
+fn write_task(task: &Task, mut to: wire::task::Builder<'_>) {
+    to.set_id(task.id);
+    to.set_priority(task.priority);
+    // Zero means none, so a deadline that has all but passed is sent as one millisecond.
+    let deadline_ms = task.deadline.map_or(0, |left| u32::try_from(left.as_millis()).unwrap_or(u32::MAX).max(1));
+    to.set_deadline_ms(deadline_ms);
+    match &task.operation {
+        Operation::MatMul { a, b } => {
+            let mut matmul = to.init_operation().init_matmul();
+            write_digest(a, matmul.reborrow().init_a());
+            write_digest(b, matmul.reborrow().init_b());
+        }
+    }
+}
+
+fn read_task(from: wire::task::Reader<'_>) -> Result<Task, WireError> {
+    use wire::task::operation::Which;
+    let operation = match from.get_operation().which().map_err(|unknown| unknown_variant("operation", unknown.0))? {
+        Which::Matmul(matmul) => Operation::MatMul {
+            a: read_digest(matmul.get_a().map_err(header_error)?),
+            b: read_digest(matmul.get_b().map_err(header_error)?),
+        },
+        Which::Unset(()) => return Err(WireError::Header("a task without an operation".to_owned())),
+    };
+    let deadline = match from.get_deadline_ms() {
+        0 => None,
+        ms => Some(Duration::from_millis(u64::from(ms))),
+    };
+    Ok(Task { id: from.get_id(), priority: from.get_priority(), deadline, operation })
+}
+
+fn write_digest(digest: &Digest, mut to: wire::digest::Builder<'_>) {
+    let word = |i: usize| {
+        let mut bytes = [0; 8];
+        bytes.copy_from_slice(&digest.as_bytes()[i * 8..i * 8 + 8]);
+        u64::from_le_bytes(bytes)
+    };
+    to.set_w0(word(0));
+    to.set_w1(word(1));
+    to.set_w2(word(2));
+    to.set_w3(word(3));
+}
+
+fn read_digest(from: wire::digest::Reader<'_>) -> Digest {
+    let mut bytes = [0; 32];
+    for (i, word) in [from.get_w0(), from.get_w1(), from.get_w2(), from.get_w3()].into_iter().enumerate() {
+        bytes[i * 8..i * 8 + 8].copy_from_slice(&word.to_le_bytes());
+    }
+    Digest::from_bytes(bytes)
+}
+
+fn write_shape(shape: &Shape, mut to: wire::shape::Builder<'_>) {
+    to.set_dtype(match shape.dtype {
+        DType::F16 => wire::DType::F16,
+        DType::Bf16 => wire::DType::Bf16,
+        DType::F32 => wire::DType::F32,
+        DType::F64 => wire::DType::F64,
+        DType::I8 => wire::DType::I8,
+        DType::I32 => wire::DType::I32,
+    });
+    to.set_rows(shape.rows);
+    to.set_cols(shape.cols);
+}
+
+fn read_shape(from: wire::shape::Reader<'_>) -> Result<Shape, WireError> {
+    let dtype = match from.get_dtype().map_err(|unknown| unknown_variant("dtype", unknown.0))? {
+        wire::DType::F16 => DType::F16,
+        wire::DType::Bf16 => DType::Bf16,
+        wire::DType::F32 => DType::F32,
+        wire::DType::F64 => DType::F64,
+        wire::DType::I8 => DType::I8,
+        wire::DType::I32 => DType::I32,
+    };
+    Shape::new(dtype, from.get_rows(), from.get_cols())
+}
+
+fn kind_to_wire(kind: ErrorKind) -> wire::ErrorKind {
+    match kind {
+        ErrorKind::InvalidInput => wire::ErrorKind::InvalidInput,
+        ErrorKind::Unauthorized => wire::ErrorKind::Unauthorized,
+        ErrorKind::NotFound => wire::ErrorKind::NotFound,
+        ErrorKind::Overloaded => wire::ErrorKind::Overloaded,
+        ErrorKind::Unavailable => wire::ErrorKind::Unavailable,
+        ErrorKind::DeadlineExceeded => wire::ErrorKind::DeadlineExceeded,
+        ErrorKind::Cancelled => wire::ErrorKind::Cancelled,
+        ErrorKind::VerificationFailed => wire::ErrorKind::VerificationFailed,
+        ErrorKind::Internal => wire::ErrorKind::Internal,
+    }
+}
+
+fn kind_from_wire(kind: wire::ErrorKind) -> ErrorKind {
+    match kind {
+        wire::ErrorKind::InvalidInput => ErrorKind::InvalidInput,
+        wire::ErrorKind::Unauthorized => ErrorKind::Unauthorized,
+        wire::ErrorKind::NotFound => ErrorKind::NotFound,
+        wire::ErrorKind::Overloaded => ErrorKind::Overloaded,
+        wire::ErrorKind::Unavailable => ErrorKind::Unavailable,
+        wire::ErrorKind::DeadlineExceeded => ErrorKind::DeadlineExceeded,
+        wire::ErrorKind::Cancelled => ErrorKind::Cancelled,
+        wire::ErrorKind::VerificationFailed => ErrorKind::VerificationFailed,
+        wire::ErrorKind::Internal => ErrorKind::Internal,
+    }
+}
+
+fn read_text(what: &str, text: capnp::Result<capnp::text::Reader<'_>>, most: usize) -> Result<String, WireError> {
+    let text = text.map_err(header_error)?;
+    if text.len() > most {
+        return Err(WireError::Header(format!("`{what}` of {} bytes; at most {most} are allowed", text.len())));
+    }
+    text.to_str()
+        .map(str::to_owned)
+        .map_err(|_| WireError::Header(format!("`{what}` is not UTF-8")))
+}
+
+/// Names end up on terminals: control characters from a peer must not.
+fn printable(text: String) -> String {
+    if text.chars().any(char::is_control) { text.chars().filter(|c| !c.is_control()).collect() } else { text }
+}
+
+/// The longest prefix of at most `most` bytes that ends on a character's border.
+fn truncated(text: &str, most: usize) -> &str {
+    &text[..text.floor_char_boundary(most)]
+}
+
+fn header_error(error: capnp::Error) -> WireError {
+    WireError::Header(error.to_string())
+}
+
+fn unknown_variant(what: &str, number: u16) -> WireError {
+    WireError::Header(format!("unknown {what} number {number}"))
+}

@@ -1,0 +1,264 @@
+//! The one thread that owns the compute pool. Tasks of peers and of local jobs wait in one queue,
+//! the highest priority first, then in order of arrival; it computes one at a time with all threads.
+//!
+//! Bands and panels are packed once and kept while tasks share them.
+
+use std::collections::BinaryHeap;
+use std::cmp::Ordering;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use pangea_client::{Error, ErrorKind, Result};
+use pangea_compute::{Cancel, Digest, PackedA, PackedB, Pool, Tensor};
+
+use super::fault::{Fault, Liar};
+
+/// Tasks that may wait here, of all peers and jobs together. A peer's own limit is far lower; this one
+/// only keeps a defect from growing memory without bound.
+const MAX_QUEUED: usize = 65_536;
+
+/// Bytes of packed bands and panels that are kept for the next tasks: enough for a few tiles of a
+/// 4096 product, and well inside what a job may use beside its operands and its result.
+const PACKED_BYTES_MAX: usize = 48 << 20;
+
+/// What identifies a packed operand: equal keys mean equal contents.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PackKey {
+    /// Band or panel `index` of a job of this node.
+    Local {
+        /// The job.
+        job: u64,
+        /// Which band or panel.
+        index: u32,
+    },
+    /// An operand from a peer.
+    Operand(Digest),
+    /// Used once: not kept.
+    Once,
+}
+
+/// One product to compute.
+pub struct Work {
+    /// Higher goes first.
+    pub priority: i8,
+    /// Left operand and its key.
+    pub a: (PackKey, Tensor),
+    /// Right operand and its key.
+    pub b: (PackKey, Tensor),
+    /// Stops it, waiting or running.
+    pub cancel: Cancel,
+    /// Whether the node's `--fault` applies: to peers' tasks only.
+    pub for_peer: bool,
+    /// Called on the executor's thread just before the task starts; must not block.
+    pub started: Option<Box<dyn FnOnce() + Send>>,
+    /// Called on the executor's thread with the outcome; must not block.
+    pub done: Box<dyn FnOnce(Outcome) + Send>,
+}
+
+/// What came of a piece of work.
+pub struct Outcome {
+    /// The product or why there is none.
+    pub result: Result<Tensor>,
+    /// Time it computed.
+    pub compute: Duration,
+    /// What the liar in charge wants done with the answer.
+    pub fault: Option<Fault>,
+}
+
+/// Handle of the executor. Clones share it; the thread ends when the last is dropped.
+#[derive(Clone)]
+pub struct Executor {
+    shared: Arc<Shared>,
+    _end: Arc<EndOnDrop>,
+}
+
+struct Shared {
+    queue: Mutex<Queue>,
+    wake: Condvar,
+}
+
+#[derive(Default)]
+struct Queue {
+    heap: BinaryHeap<Queued>,
+    arrivals: u64,
+    ended: bool,
+}
+
+struct Queued {
+    order: (i8, u64),
+    work: Work,
+}
+
+impl Executor {
+    /// Starts the thread. The pool has as many threads as `threads`; peers' tasks go through `fault`.
+    pub fn start(threads: usize, fault: Option<Fault>) -> std::io::Result<Executor> {
+        let shared = Arc::new(Shared { queue: Mutex::new(Queue::default()), wake: Condvar::new() });
+        let of_thread = Arc::clone(&shared);
+        std::thread::Builder::new().name("executor".to_owned()).spawn(move || {
+            Compute { pool: Pool::new(threads), packs: Packs::default(), liar: fault.map(Liar::new) }.run(&of_thread);
+        })?;
+        let end = Arc::new(EndOnDrop { shared: Arc::clone(&shared) });
+        Ok(Executor { shared, _end: end })
+    }
+
+    /// Queues a piece of work; refuses with `Overloaded` when too many wait.
+    pub fn submit(&self, work: Work) -> Result<()> {
+        let mut queue = self.shared.lock();
+        if queue.heap.len() >= MAX_QUEUED {
+            return Err(Error::new(ErrorKind::Overloaded, format!("{MAX_QUEUED} tasks wait already")));
+        }
+        queue.arrivals += 1;
+        let order = (work.priority, queue.arrivals);
+        queue.heap.push(Queued { order, work });
+        drop(queue);
+        self.shared.wake.notify_one();
+        Ok(())
+    }
+
+    /// Tasks waiting.
+    pub fn queued(&self) -> usize {
+        self.shared.lock().heap.len()
+    }
+}
+
+struct EndOnDrop {
+    shared: Arc<Shared>,
+}
+
+impl Drop for EndOnDrop {
+    fn drop(&mut self) {
+        self.shared.lock().ended = true;
+        self.shared.wake.notify_all();
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The next piece of work; `None` when the executor ends.
+    fn next(&self) -> Option<Work> {
+        let mut queue = self.lock();
+        loop {
+            if queue.ended {
+                return None;
+            }
+            if let Some(queued) = queue.heap.pop() {
+                return Some(queued.work);
+            }
+            queue = self.wake.wait(queue).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+}
+
+impl PartialEq for Queued {
+    fn eq(&self, other: &Self) -> bool {
+        self.order == other.order
+    }
+}
+
+impl Eq for Queued {}
+
+impl PartialOrd for Queued {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Queued {
+    fn cmp(&self, other: &Self) -> Ordering {
+        // A heap pops its greatest: the highest priority, then the earliest arrival.
+        self.order.0.cmp(&other.order.0).then(other.order.1.cmp(&self.order.1))
+    }
+}
+
+struct Compute {
+    pool: Pool,
+    packs: Packs,
+    liar: Option<Liar>,
+}
+
+impl Compute {
+    fn run(&mut self, shared: &Shared) {
+        while let Some(work) = shared.next() {
+            if work.cancel.is_cancelled() {
+                let result = Err(Error::new(ErrorKind::Cancelled, "the task was cancelled before it started"));
+                (work.done)(Outcome { result, compute: Duration::ZERO, fault: None });
+                continue;
+            }
+            if let Some(started) = work.started {
+                started();
+            }
+            let begin = Instant::now();
+            let mut result = self.packs.product(&work.a, &work.b, &self.pool, &work.cancel).map_err(crate::compute_error);
+            let mut fault = None;
+            if let Some(liar) = self.liar.as_mut().filter(|_| work.for_peer) {
+                (result, fault) = liar.twist(result, &work.a.1, &work.b.1, begin.elapsed(), &work.cancel);
+            }
+            (work.done)(Outcome { result, compute: begin.elapsed(), fault });
+        }
+    }
+}
+
+/// Packed bands and panels, the most recently used last.
+#[derive(Default)]
+struct Packs {
+    a: Vec<(PackKey, Arc<PackedA>)>,
+    b: Vec<(PackKey, Arc<PackedB>)>,
+}
+
+impl Packs {
+    fn product(
+        &mut self,
+        a: &(PackKey, Tensor),
+        b: &(PackKey, Tensor),
+        pool: &Pool,
+        cancel: &Cancel,
+    ) -> std::result::Result<Tensor, pangea_compute::Error> {
+        if a.0 == PackKey::Once && b.0 == PackKey::Once {
+            return pangea_compute::matmul(&a.1, &b.1, pool, cancel);
+        }
+        let packed_a = match take(&mut self.a, &a.0) {
+            Some(packed) => packed,
+            None => Arc::new(PackedA::pack(&a.1, &b.1, pool)?),
+        };
+        let packed_b = match take(&mut self.b, &b.0) {
+            Some(packed) => packed,
+            None => Arc::new(PackedB::pack(&a.1, &b.1, pool)?),
+        };
+        keep(&mut self.a, a.0, &packed_a);
+        keep(&mut self.b, b.0, &packed_b);
+        self.shrink();
+        pangea_compute::matmul_packed(&packed_a, &packed_b, pool, cancel)
+    }
+
+    /// Drops the least recently used until all fits; the newest of each side always stays.
+    fn shrink(&mut self) {
+        loop {
+            let size_a: usize = self.a.iter().map(|(_, packed)| packed.size_bytes()).sum();
+            let size_b: usize = self.b.iter().map(|(_, packed)| packed.size_bytes()).sum();
+            if size_a + size_b <= PACKED_BYTES_MAX {
+                return;
+            }
+            if self.b.len() > 1 && (size_b > size_a || self.a.len() <= 1) {
+                self.b.remove(0);
+            } else if self.a.len() > 1 {
+                self.a.remove(0);
+            } else {
+                return;
+            }
+        }
+    }
+}
+
+fn take<T>(kept: &mut Vec<(PackKey, Arc<T>)>, key: &PackKey) -> Option<Arc<T>> {
+    let at = kept.iter().position(|(of, _)| of == key)?;
+    Some(kept.remove(at).1)
+}
+
+fn keep<T>(kept: &mut Vec<(PackKey, Arc<T>)>, key: PackKey, packed: &Arc<T>) {
+    if key != PackKey::Once {
+        kept.push((key, Arc::clone(packed)));
+    }
+}

@@ -1,0 +1,121 @@
+@0xb6c1a6e5f0d94e21;
+# What two nodes say on a `/pangea/task/1` stream. The node that opened the stream is the coordinator,
+# the other the worker. Every message is the header of one frame; a frame's payload (tensor bytes,
+# row-major, little-endian) follows the header raw and is never part of this message.
+
+enum DType {
+  f16 @0;
+  bf16 @1;
+  f32 @2;
+  f64 @3;
+  i8 @4;
+  i32 @5;
+}
+
+enum ErrorKind {
+  invalidInput @0;
+  unauthorized @1;
+  notFound @2;
+  overloaded @3;
+  unavailable @4;
+  deadlineExceeded @5;
+  cancelled @6;
+  verificationFailed @7;
+  internal @8;
+}
+
+struct Digest {
+  # BLAKE3 of dtype, shape and bytes, as four little-endian words.
+  w0 @0 :UInt64;
+  w1 @1 :UInt64;
+  w2 @2 :UInt64;
+  w3 @3 :UInt64;
+}
+
+struct Shape {
+  dtype @0 :DType;
+  rows @1 :UInt64;
+  cols @2 :UInt64;
+}
+
+struct Advert {
+  # What a node says of itself; the first message each way.
+  version @0 :UInt16;          # of this protocol: 1
+  name @1 :Text;               # at most 64 bytes
+  software @2 :Text;           # such as "pangea 0.1.0"; at most 64 bytes
+  threads @3 :UInt16;          # compute threads
+  f32FlopsPerS @4 :Float64;
+  f64FlopsPerS @5 :Float64;
+  i8FlopsPerS @6 :Float64;
+  storeBytes @7 :UInt64;       # of operands it keeps for this peer
+  tasksMax @8 :UInt16;         # in flight at once from this peer
+  isa @9 :Text;                # instruction set of its kernels; at most 16 bytes
+  works @10 :Bool;             # whether it takes tasks at all
+}
+
+struct OperandChunk {
+  digest @0 :Digest;
+  shape @1 :Shape;             # of the whole operand
+  offset @2 :UInt64;           # bytes; the payload belongs there
+}
+
+struct Task {
+  id @0 :UInt64;               # the coordinator's number, unique on this stream
+  priority @1 :Int8;           # higher first
+  deadlineMs @2 :UInt32;       # from now; 0: none
+  operation :union {
+    unset @3 :Void;            # malformed: every task names its operation
+    matmul :group {            # C[m, n] = A[m, k] · B[k, n]
+      a @4 :Digest;
+      b @5 :Digest;
+    }
+  }
+}
+
+struct ResultChunk {
+  task @0 :UInt64;
+  shape @1 :Shape;             # of the whole result
+  offset @2 :UInt64;           # bytes
+  computeNanos @3 :UInt64;     # of the whole task, without waiting
+}
+
+struct Failure {
+  task @0 :UInt64;
+  kind @1 :ErrorKind;
+  message @2 :Text;            # at most 1024 bytes
+}
+
+struct Missing {
+  # The worker does not hold these operands of a task (any more): send them again.
+  task @0 :UInt64;
+  digests @1 :List(Digest);    # at most 2
+}
+
+struct Load {
+  queuedNanos @0 :UInt64;      # predicted time until a task sent now would start
+}
+
+struct Probe {
+  nonce @0 :UInt64;
+  total @1 :UInt64;            # payload bytes in all the frames of this probe
+  last @2 :Bool;               # answered with `probed` once this frame is read
+}
+
+struct TaskMessage {
+  union {
+    advert @0 :Advert;         # both ways, first
+    operand @1 :OperandChunk;  # coordinator to worker, payload
+    task @2 :Task;             # coordinator to worker
+    cancel @3 :UInt64;         # coordinator to worker: task
+    release @4 :Digest;        # coordinator to worker: not needed by any job of mine
+    result @5 :ResultChunk;    # worker to coordinator, payload
+    failure @6 :Failure;       # worker to coordinator
+    missing @7 :Missing;       # worker to coordinator
+    evicted @8 :Digest;        # worker to coordinator: no longer held
+    load @9 :Load;             # worker to coordinator
+    probe @10 :Probe;          # coordinator to worker, payload
+    probed @11 :UInt64;        # worker to coordinator: nonce
+    goodbye @12 :Text;         # either way: why this side goes, at most 256 bytes
+    started @13 :UInt64;       # worker to coordinator: task left the queue and computes
+  }
+}
