@@ -1,31 +1,146 @@
 //! The handle by which the rest of a node asks the fabric for things: cheap to clone, usable from
 //! any thread. It only sends commands; the driver on the network thread does the work.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use pangea_client::Result;
+use pangea_client::{Error, ErrorKind, Result};
+use pangea_compute::DType;
+use tokio::sync::{mpsc, oneshot, watch};
 
-use super::job::{Job, JobRequest};
+use super::job::{CancelOnDrop, Job, JobId, JobOutcome, JobRequest, Progress};
 use super::status::{LinkProbe, NodeStatus, PeerStatus};
+use crate::worker::budget::{Budget, Reservation};
 
 /// The fabric of this node.
 #[derive(Clone)]
-pub struct Fabric {}
-
-impl Fabric {
-    /// Accepts a job, or refuses it at once where shapes or dtypes do not fit. Never waits.
-    pub fn submit(&self, request: JobRequest) -> Result<Job> { unimplemented!() }
-    /// Every peer this node knows.
-    pub async fn peers(&self) -> Result<Vec<PeerStatus>> { unimplemented!() }
-    /// This node.
-    pub async fn status(&self) -> Result<NodeStatus> { unimplemented!() }
-    /// Connects to `address` (a multiaddr); returns the peer id once both sides have admitted each other.
-    pub async fn connect(&self, address: &str, timeout: Duration) -> Result<String> { unimplemented!() }
-    /// Measures the link to `peer`: `rounds` messages of `message_bytes`, and as many small round trips.
-    pub async fn probe_link(&self, peer: &str, message_bytes: u64, rounds: u32) -> Result<LinkProbe> { unimplemented!() }
-    /// Budget for tensors held in memory: reserves `bytes` or refuses with `Overloaded`; freed when the reservation drops.
-    pub fn reserve(&self, bytes: u64) -> Result<Reservation> { unimplemented!() }
+pub struct Fabric {
+    commands: mpsc::Sender<Command>,
+    budget: Budget,
 }
 
-/// A share of the node's memory budget, given back when dropped.
-pub struct Reservation {}
+/// What the driver is asked to do.
+pub(crate) enum Command {
+    Submit {
+        job: JobId,
+        request: JobRequest,
+        submitted: Instant,
+        progress: watch::Sender<Progress>,
+        outcome: oneshot::Sender<Result<JobOutcome>>,
+    },
+    Cancel(JobId),
+    Peers(oneshot::Sender<Vec<PeerStatus>>),
+    Status(oneshot::Sender<NodeStatus>),
+    Connect {
+        address: String,
+        timeout: Duration,
+        answer: oneshot::Sender<Result<String>>,
+    },
+    ProbeLink {
+        peer: String,
+        message_bytes: u64,
+        rounds: u32,
+        answer: oneshot::Sender<Result<LinkProbe>>,
+    },
+    /// Take no more work; answered once all that runs has ended or `within` has passed.
+    Drain {
+        within: Duration,
+        answer: oneshot::Sender<()>,
+    },
+}
+
+impl Fabric {
+    pub(crate) fn new(commands: mpsc::Sender<Command>, budget: Budget) -> Fabric {
+        Fabric { commands, budget }
+    }
+
+    /// Accepts a job, or refuses it at once where shapes or dtypes do not fit. Never waits.
+    pub fn submit(&self, request: JobRequest) -> Result<Job> {
+        let dtype = judge(&request)?;
+        let output = (request.a.rows(), request.b.cols(), dtype);
+        let (progress_sender, progress) = watch::channel(Progress::default());
+        let (outcome_sender, outcome) = oneshot::channel();
+        let id = next_job();
+        self.send(Command::Submit {
+            job: id,
+            request,
+            submitted: Instant::now(),
+            progress: progress_sender,
+            outcome: outcome_sender,
+        })?;
+        let cancel = CancelOnDrop { job: id, cancelled: self.commands.downgrade() };
+        Ok(Job { id, output, progress, outcome, cancel })
+    }
+
+    /// Every peer this node knows.
+    pub async fn peers(&self) -> Result<Vec<PeerStatus>> {
+        self.ask(Command::Peers).await
+    }
+
+    /// This node.
+    pub async fn status(&self) -> Result<NodeStatus> {
+        self.ask(Command::Status).await
+    }
+
+    /// Connects to `address` (a multiaddr); returns the peer id once both sides have admitted each other.
+    pub async fn connect(&self, address: &str, timeout: Duration) -> Result<String> {
+        self.ask(|answer| Command::Connect { address: address.to_owned(), timeout, answer }).await?
+    }
+
+    /// Measures the link to `peer`: `rounds` messages of `message_bytes`, and as many small round trips.
+    pub async fn probe_link(&self, peer: &str, message_bytes: u64, rounds: u32) -> Result<LinkProbe> {
+        self.ask(|answer| Command::ProbeLink { peer: peer.to_owned(), message_bytes, rounds, answer }).await?
+    }
+
+    /// Takes no more work; returns once all that runs has ended, or after `within`.
+    pub async fn drain(&self, within: Duration) -> Result<()> {
+        self.ask(|answer| Command::Drain { within, answer }).await
+    }
+
+    /// A share of the memory for tensors, or `Overloaded`.
+    pub fn reserve(&self, bytes: u64) -> Result<Reservation> {
+        self.budget.reserve(bytes)
+    }
+
+    async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Result<T> {
+        let (answer, answered) = oneshot::channel();
+        self.send(command(answer))?;
+        answered.await.map_err(|_| gone())
+    }
+
+    fn send(&self, command: Command) -> Result<()> {
+        self.commands.try_send(command).map_err(|error| match error {
+            mpsc::error::TrySendError::Full(_) => {
+                Error::new(ErrorKind::Overloaded, "this node has too many requests waiting; try again")
+            }
+            mpsc::error::TrySendError::Closed(_) => gone(),
+        })
+    }
+}
+
+impl Drop for CancelOnDrop {
+    fn drop(&mut self) {
+        if let Some(commands) = self.cancelled.upgrade() {
+            // A full queue is the only loss; the job then ends by itself and its product is dropped.
+            let _ = commands.try_send(Command::Cancel(self.job));
+        }
+    }
+}
+
+/// Whether the operands fit; the dtype of their product.
+fn judge(request: &JobRequest) -> Result<DType> {
+    let (a, b) = (&request.a, &request.b);
+    let dtype = pangea_compute::product_dtype(a, b).map_err(crate::compute_error)?;
+    if request.redundancy == 0 {
+        return Err(Error::new(ErrorKind::InvalidInput, "redundancy is the number of workers for each task, at least 1"));
+    }
+    Ok(dtype)
+}
+
+fn next_job() -> JobId {
+    static NEXT: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(1);
+    NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed)
+}
+
+fn gone() -> Error {
+    Error::new(ErrorKind::Unavailable, "this node is shutting down")
+}

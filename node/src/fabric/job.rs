@@ -100,7 +100,7 @@ pub struct Job {
 /// Tells the fabric to cancel a job when dropped; does nothing once the job has ended.
 pub struct CancelOnDrop {
     pub(crate) job: JobId,
-    pub(crate) cancelled: tokio::sync::mpsc::WeakSender<super::Command>,
+    pub(crate) cancelled: tokio::sync::mpsc::WeakSender<super::handle::Command>,
 }
 
 /// A finished job.

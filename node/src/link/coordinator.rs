@@ -5,16 +5,17 @@
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures::{AsyncRead, AsyncReadExt, AsyncWrite};
 use libp2p::PeerId;
 use pangea_client::ErrorKind;
 use pangea_compute::{Digest, Tensor, TensorBuf};
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use super::framed::{FrameReader, FrameWriter, LinkError};
-use super::limits::{ADVERT_TIMEOUT, BULK_QUEUE, CHUNK_BYTES, CONTROL_QUEUE};
+use super::limits::{ADVERT_TIMEOUT, AHEAD_BYTES, BULK_QUEUE, CHUNK_BYTES, CONTROL_QUEUE};
 use crate::wire::{Advert, Message, Shape, Task, TaskId, VERSION};
 
 /// What is sent in order, one after another.
@@ -24,8 +25,10 @@ pub enum Bulk {
     Operand {
         /// Its content address.
         digest: Digest,
-        /// The operand.
+        /// The operand, row-major.
         tensor: Tensor,
+        /// Its share of what may wait for the wire; given back once it is sent.
+        room: Option<OwnedSemaphorePermit>,
     },
     /// A task; its operands went before it. Skipped if it was given up meanwhile.
     Task(Task),
@@ -98,6 +101,8 @@ pub struct Link {
     bulk: mpsc::Sender<Bulk>,
     control: mpsc::Sender<Message>,
     expected: Rc<RefCell<HashMap<TaskId, Shape>>>,
+    /// Bytes of operands that may still be queued, in units of [`CHUNK_BYTES`].
+    room: Arc<Semaphore>,
 }
 
 /// A queue of the link is full, which its limits rule out for an honest peer that keeps up.
@@ -106,6 +111,12 @@ pub struct Link {
 pub struct LinkFull;
 
 impl Link {
+    /// Waits until an operand of so many bytes may be queued.
+    pub async fn room(&self, bytes: u64) -> Result<OwnedSemaphorePermit, LinkFull> {
+        let chunks = bytes.div_ceil(CHUNK_BYTES as u64).clamp(1, (AHEAD_BYTES / CHUNK_BYTES) as u64) as u32;
+        Arc::clone(&self.room).acquire_many_owned(chunks).await.map_err(|_| LinkFull)
+    }
+
     /// Queues what is to go in order.
     pub fn send(&self, bulk: Bulk) -> Result<(), LinkFull> {
         self.bulk.try_send(bulk).map_err(|_| LinkFull)
@@ -164,7 +175,7 @@ where
         };
         report.event(LinkEvent::Closed(why)).await;
     });
-    Link { bulk, control, expected }
+    Link { bulk, control, expected, room: Arc::new(Semaphore::new(AHEAD_BYTES / CHUNK_BYTES)) }
 }
 
 #[derive(Clone)]
@@ -329,26 +340,20 @@ impl<W: AsyncWrite + Unpin> Writer<W> {
 
     async fn bulk(&mut self, bulk: Bulk) -> Result<(), LinkError> {
         match bulk {
-            Bulk::Operand { digest, tensor } => {
+            Bulk::Operand { digest, tensor, room: _room } => {
                 let begin = Instant::now();
                 let bytes = tensor.size_bytes() as u64;
                 let shape = Shape::new(tensor.dtype(), tensor.rows() as u64, tensor.cols() as u64)?;
-                let mut copied = Vec::new();
+                let Some(all) = tensor.contiguous_bytes() else {
+                    return Err(LinkError::Unexpected("an operand that is not row-major".to_owned()));
+                };
                 let mut offset = 0;
                 loop {
-                    let piece = CHUNK_BYTES.min((bytes - offset) as usize);
-                    let message = Message::Operand { digest, shape, offset };
-                    let range = offset as usize..offset as usize + piece;
-                    match tensor.contiguous_bytes() {
-                        Some(all) => self.frames.send(&message, &all[range]).await?,
-                        None => {
-                            copied.resize(piece, 0);
-                            tensor.read_bytes(offset, &mut copied);
-                            self.frames.send(&message, &copied).await?;
-                        }
-                    }
-                    offset += piece as u64;
-                    if offset == bytes {
+                    let piece = CHUNK_BYTES.min(all.len() - offset);
+                    let message = Message::Operand { digest, shape, offset: offset as u64 };
+                    self.frames.send(&message, &all[offset..offset + piece]).await?;
+                    offset += piece;
+                    if offset == all.len() {
                         break;
                     }
                     self.urgent().await?;

@@ -19,6 +19,10 @@ pub const REPLY_QUEUE: usize = 4 * TASKS_PER_PEER;
 /// Payload of one frame of a tensor.
 pub const CHUNK_BYTES: usize = MAX_PAYLOAD_BYTES as usize;
 
+/// Bytes of operands that may wait for the wire of one peer: they are copies of panels, so they count against
+/// the memory of the accepting node; two panels of a large product keep a fast link busy.
+pub const AHEAD_BYTES: usize = 16 << 20;
+
 /// A frame that does not go on for so long means a dead peer or a cut line. Generous: the failure
 /// detector, which knows more, is faster.
 pub const FRAME_TIMEOUT: Duration = Duration::from_secs(20);
@@ -26,5 +30,6 @@ pub const FRAME_TIMEOUT: Duration = Duration::from_secs(20);
 /// Until the other side has said who it is.
 pub const ADVERT_TIMEOUT: Duration = Duration::from_secs(10);
 
+const _: () = assert!(AHEAD_BYTES.is_multiple_of(CHUNK_BYTES));
 const _: () = assert!(REPLY_QUEUE >= 2 * TASKS_PER_PEER, "every accepted task has its place reserved");
 const _: () = assert!(CHUNK_BYTES >= 64 << 10, "frames large enough that their headers do not matter");

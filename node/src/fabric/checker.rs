@@ -1,0 +1,83 @@
+//! The thread that verifies results, so that neither the network nor the compute pool waits for it.
+
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+use pangea_client::{Error, ErrorKind, Result};
+use pangea_compute::{ColumnProbe, DType, Pool, Tensor};
+
+/// Checks that may wait: bounded by the tasks in flight at all peers together, far below this.
+const QUEUE: usize = 4096;
+
+/// The secret vector of one panel and what was precomputed with it; made when first needed.
+#[derive(Default)]
+pub(crate) struct PanelProbe(OnceLock<std::result::Result<ColumnProbe, String>>);
+
+/// One product to check: `a · b = c`?
+pub(crate) struct Check {
+    pub(crate) a: Tensor,
+    pub(crate) b: Tensor,
+    pub(crate) c: Tensor,
+    pub(crate) dtype: DType,
+    pub(crate) probe: Arc<PanelProbe>,
+    /// Called on the checker's thread.
+    pub(crate) done: Box<dyn FnOnce(Checked) + Send>,
+}
+
+/// What a check said.
+pub(crate) struct Checked {
+    pub(crate) verdict: CheckVerdict,
+    pub(crate) took: Duration,
+}
+
+pub(crate) enum CheckVerdict {
+    /// It is right; the method that says so.
+    Good(&'static str),
+    /// It is wrong, and how that shows.
+    Bad(String),
+    /// The check itself could not be done.
+    Failed(String),
+}
+
+/// Handle of the checker; the thread ends when it is dropped.
+pub(crate) struct Checker {
+    queue: SyncSender<Check>,
+}
+
+impl Checker {
+    /// Starts the thread, with `threads` to compute on.
+    pub(crate) fn start(threads: usize) -> Result<Checker> {
+        let pool = Pool::new(threads).map_err(crate::compute_error)?;
+        let (queue, checks) = sync_channel::<Check>(QUEUE);
+        std::thread::Builder::new()
+            .name("checker".to_owned())
+            .spawn(move || {
+                for check in checks {
+                    let begin = Instant::now();
+                    let verdict = verify(&check, &pool);
+                    (check.done)(Checked { verdict, took: begin.elapsed() });
+                }
+            })
+            .map_err(|error| Error::new(ErrorKind::Internal, format!("no thread for checks: {error}")))?;
+        Ok(Checker { queue })
+    }
+
+    /// Queues a check.
+    pub(crate) fn submit(&self, check: Check) -> Result<()> {
+        self.queue.try_send(check).map_err(|_| Error::new(ErrorKind::Overloaded, "too many results wait for their check"))
+    }
+}
+
+fn verify(check: &Check, pool: &Pool) -> CheckVerdict {
+    let probe = check.probe.0.get_or_init(|| {
+        ColumnProbe::new(&check.b, check.dtype, rand::random(), pool).map_err(|error| error.to_string())
+    });
+    match probe {
+        Err(why) => CheckVerdict::Failed(why.clone()),
+        Ok(probe) => match probe.check(&check.a, &check.b, &check.c, pool) {
+            Ok(report) => CheckVerdict::Good(report.method),
+            Err(mismatch) => CheckVerdict::Bad(mismatch.to_string()),
+        },
+    }
+}

@@ -1,0 +1,132 @@
+//! One peer's feeder: gets the operands of its tasks ready (addressed, row-major) and hands them to
+//! the link in the scheduler's order, a bounded number of bytes ahead of the wire.
+
+use std::cell::RefCell;
+use std::collections::HashSet;
+use std::rc::Rc;
+
+use libp2p::PeerId;
+use pangea_client::{Error, ErrorKind, Result};
+use pangea_compute::{Digest, Tensor};
+use tokio::sync::mpsc;
+
+use super::running::JobData;
+use crate::link::coordinator::{Bulk, Link};
+use crate::schedule::{AttemptId, Operand, Tile};
+use crate::wire::{Operation, Shape, Task};
+
+/// Starts that may wait for one peer; the scheduler keeps far fewer in flight.
+const QUEUE: usize = 1024;
+
+/// One task to send.
+pub(crate) struct Feed {
+    pub(crate) attempt: AttemptId,
+    pub(crate) job: Rc<JobData>,
+    pub(crate) tile: Tile,
+    pub(crate) priority: i8,
+    pub(crate) deadline: Option<std::time::Duration>,
+    /// Send the operands even if the peer is thought to have them: it says that it lacks them. The task
+    /// itself is there already.
+    pub(crate) lacking: Option<Vec<Digest>>,
+}
+
+/// Operands that a peer holds, as far as this node knows.
+pub(crate) type Resident = Rc<RefCell<HashSet<Digest>>>;
+
+/// Starts a feeder on the current `LocalSet`; it ends when the sender is dropped. Failures are told to `failed`.
+pub(crate) fn start(
+    peer: PeerId,
+    link: Rc<Link>,
+    resident: Resident,
+    failed: impl Fn(AttemptId, Error) + 'static,
+) -> mpsc::Sender<Feed> {
+    let (sender, mut feeds) = mpsc::channel::<Feed>(QUEUE);
+    tokio::task::spawn_local(async move {
+        while let Some(feed) = feeds.recv().await {
+            let attempt = feed.attempt;
+            if let Err(error) = feed_one(&link, &resident, feed).await {
+                tracing::debug!(event = "feed_failed", %peer, attempt = attempt.0, %error);
+                failed(attempt, error);
+            }
+        }
+    });
+    sender
+}
+
+async fn feed_one(link: &Link, resident: &Resident, feed: Feed) -> Result<()> {
+    let operands = [Operand::Band(feed.tile.band), Operand::Panel(feed.tile.panel)];
+    let mut digests = Vec::with_capacity(2);
+    for operand in operands {
+        let (digest, prepared) = address(&feed.job, operand).await?;
+        digests.push(digest);
+        let wanted = feed.lacking.as_ref().is_some_and(|lacking| lacking.contains(&digest));
+        if resident.borrow().contains(&digest) && !wanted {
+            continue;
+        }
+        let size = feed.job.grid.operand_bytes(operand);
+        let room = link.room(size).await.map_err(|full| Error::new(ErrorKind::Unavailable, full.to_string()))?;
+        let tensor = match prepared {
+            Some(tensor) => tensor,
+            None => row_major(feed.job.operand(operand)?).await?,
+        };
+        resident.borrow_mut().insert(digest);
+        feed.job.bytes_sent.set(feed.job.bytes_sent.get() + size);
+        link.send(Bulk::Operand { digest, tensor, room: Some(room) })
+            .map_err(|full| Error::new(ErrorKind::Unavailable, full.to_string()))?;
+    }
+    if feed.lacking.is_some() {
+        return Ok(());
+    }
+    let task = Task {
+        id: feed.attempt.0,
+        priority: feed.priority,
+        deadline: feed.deadline,
+        operation: Operation::MatMul { a: digests[0], b: digests[1] },
+    };
+    let rows = feed.job.grid.rows(feed.tile.band);
+    let cols = feed.job.grid.columns(feed.tile.panel);
+    let shape = Shape::new(feed.job.dtype, rows.end - rows.start, cols.end - cols.start)
+        .map_err(|error| Error::new(ErrorKind::InvalidInput, error.to_string()))?;
+    link.send_task(task, shape).map_err(|full| Error::new(ErrorKind::Unavailable, full.to_string()))
+}
+
+/// The content address of an operand; with the tensor where addressing had to make a copy anyway.
+async fn address(job: &Rc<JobData>, operand: Operand) -> Result<(Digest, Option<Tensor>)> {
+    let cell = job.digest_cell(operand);
+    let copied = RefCell::new(None);
+    let digest = cell
+        .get_or_try_init(|| async {
+            let part = job.operand(operand)?;
+            if let Some(known) = part.known_digest() {
+                return Ok(known);
+            }
+            let (digest, copy) = blocking(move || {
+                let copy = if part.contiguous_bytes().is_some() { None } else { Some(part.to_row_major()?) };
+                // The part remembers its address, so that the next job with the same tensor need not hash.
+                let digest = copy.as_ref().map_or_else(|| part.digest(), |copy| part.digest_of(copy));
+                Ok((digest, copy))
+            })
+            .await?;
+            copied.replace(copy);
+            Ok::<_, Error>(digest)
+        })
+        .await?;
+    Ok((*digest, copied.into_inner()))
+}
+
+/// The same tensor with its bytes in row-major order, for the wire.
+async fn row_major(part: Tensor) -> Result<Tensor> {
+    if part.contiguous_bytes().is_some() {
+        return Ok(part);
+    }
+    blocking(move || part.to_row_major()).await
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> std::result::Result<T, pangea_compute::Error> + Send + 'static,
+) -> Result<T> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => done.map_err(crate::compute_error),
+        Err(_) => Err(Error::new(ErrorKind::Internal, "preparing an operand failed")),
+    }
+}

@@ -1,0 +1,165 @@
+//! One job while it runs: its operands, how it is cut, the result being put together, its accounts.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Instant;
+
+use pangea_client::Result;
+use pangea_compute::{DType, Digest, Tensor, TensorBuf};
+use tokio::sync::{OnceCell, oneshot, watch};
+
+use super::checker::PanelProbe;
+use super::job::{JobId, JobOutcome, JobRequest, Progress, Rejection};
+use crate::schedule::{Operand, Tile, TileGrid};
+use crate::worker::budget::Reservation;
+
+/// The operands of a job and what is known of them; shared with the feeders.
+pub(crate) struct JobData {
+    pub(crate) id: JobId,
+    pub(crate) a: Tensor,
+    pub(crate) b: Tensor,
+    pub(crate) dtype: DType,
+    pub(crate) grid: TileGrid,
+    /// Content addresses, computed when first needed, once for all peers.
+    digests: RefCell<HashMap<Operand, std::rc::Rc<OnceCell<Digest>>>>,
+    probes: RefCell<HashMap<u32, Arc<PanelProbe>>>,
+    pub(crate) bytes_sent: Cell<u64>,
+}
+
+impl JobData {
+    pub(crate) fn new(id: JobId, a: Tensor, b: Tensor, dtype: DType, grid: TileGrid) -> JobData {
+        JobData {
+            id,
+            a,
+            b,
+            dtype,
+            grid,
+            digests: RefCell::default(),
+            probes: RefCell::default(),
+            bytes_sent: Cell::new(0),
+        }
+    }
+
+    /// A band of A or a panel of B, without a copy.
+    pub(crate) fn operand(&self, operand: Operand) -> Result<Tensor> {
+        let part = match operand {
+            Operand::Band(band) => self.a.slice(as_usize(self.grid.rows(band)), 0..self.a.cols()),
+            Operand::Panel(panel) => self.b.slice(0..self.b.rows(), as_usize(self.grid.columns(panel))),
+        };
+        part.map_err(crate::compute_error)
+    }
+
+    /// The place of an operand's content address.
+    pub(crate) fn digest_cell(&self, operand: Operand) -> std::rc::Rc<OnceCell<Digest>> {
+        std::rc::Rc::clone(self.digests.borrow_mut().entry(operand).or_default())
+    }
+
+    /// Which operand has this content address, among those that were addressed.
+    pub(crate) fn operand_of(&self, digest: &Digest) -> Vec<Operand> {
+        let digests = self.digests.borrow();
+        digests.iter().filter(|(_, cell)| cell.get() == Some(digest)).map(|(operand, _)| *operand).collect()
+    }
+
+    /// The secret that checks tiles of one panel.
+    pub(crate) fn probe(&self, panel: u32) -> Arc<PanelProbe> {
+        Arc::clone(self.probes.borrow_mut().entry(panel).or_insert_with(|| Arc::new(PanelProbe::default())))
+    }
+
+    /// Whether one task is the whole job.
+    pub(crate) fn is_one_tile(&self) -> bool {
+        self.grid.tiles() == 1
+    }
+}
+
+/// A job under way.
+pub(crate) struct RunningJob {
+    pub(crate) data: std::rc::Rc<JobData>,
+    pub(crate) request: JobRequest,
+    pub(crate) submitted: Instant,
+    pub(crate) progress: watch::Sender<Progress>,
+    pub(crate) outcome: Option<oneshot::Sender<Result<JobOutcome>>>,
+    result: ResultParts,
+    pub(crate) bytes_received: u64,
+    pub(crate) check_seconds: f64,
+    pub(crate) rejected: Vec<Rejection>,
+    pub(crate) tasks_done: u32,
+    /// Memory of the result, counted against the node's budget.
+    pub(crate) _reservation: Option<Reservation>,
+}
+
+enum ResultParts {
+    /// Being put together from tiles.
+    Buffer(Option<TensorBuf>),
+    /// The only tile is the product.
+    Whole(Option<Tensor>),
+}
+
+impl RunningJob {
+    pub(crate) fn new(
+        data: JobData,
+        request: JobRequest,
+        submitted: Instant,
+        progress: watch::Sender<Progress>,
+        outcome: oneshot::Sender<Result<JobOutcome>>,
+        reservation: Option<Reservation>,
+    ) -> Result<RunningJob> {
+        let result = if data.is_one_tile() {
+            ResultParts::Whole(None)
+        } else {
+            let buffer = TensorBuf::new(data.dtype, data.a.rows(), data.b.cols()).map_err(crate::compute_error)?;
+            ResultParts::Buffer(Some(buffer))
+        };
+        Ok(RunningJob {
+            data: std::rc::Rc::new(data),
+            request,
+            submitted,
+            progress,
+            outcome: Some(outcome),
+            result,
+            bytes_received: 0,
+            check_seconds: 0.0,
+            rejected: Vec::new(),
+            tasks_done: 0,
+            _reservation: reservation,
+        })
+    }
+
+    /// Puts an accepted tile in its place.
+    pub(crate) fn merge(&mut self, tile: Tile, part: Tensor) -> Result<()> {
+        self.tasks_done += 1;
+        match &mut self.result {
+            ResultParts::Whole(whole) => *whole = Some(part),
+            ResultParts::Buffer(Some(buffer)) => {
+                let row = self.data.grid.rows(tile.band).start as usize;
+                let col = self.data.grid.columns(tile.panel).start as usize;
+                buffer.write_block(row, col, &part).map_err(crate::compute_error)?;
+            }
+            ResultParts::Buffer(None) => {}
+        }
+        Ok(())
+    }
+
+    /// The whole product; `None` while parts are missing.
+    pub(crate) fn product(&mut self) -> Option<Tensor> {
+        match &mut self.result {
+            ResultParts::Whole(whole) => whole.take(),
+            ResultParts::Buffer(buffer) => buffer.take().map(TensorBuf::freeze),
+        }
+    }
+
+    /// Tells whoever watches.
+    pub(crate) fn show_progress(&self) {
+        self.progress.send_replace(Progress {
+            tasks_done: self.tasks_done,
+            tasks_total: self.data.grid.tiles(),
+            bytes_sent: self.data.bytes_sent.get(),
+            bytes_received: self.bytes_received,
+        });
+    }
+}
+
+fn as_usize(range: Range<u64>) -> Range<usize> {
+    range.start as usize..range.end as usize
+}
