@@ -56,8 +56,8 @@ impl JobData {
         std::rc::Rc::clone(self.digests.borrow_mut().entry(operand).or_default())
     }
 
-    /// Which operand has this content address, among those that were addressed.
-    pub(crate) fn operand_of(&self, digest: &Digest) -> Vec<Operand> {
+    /// The operands with this content address, among those that were addressed.
+    pub(crate) fn operands_of(&self, digest: &Digest) -> Vec<Operand> {
         let digests = self.digests.borrow();
         digests.iter().filter(|(_, cell)| cell.get() == Some(digest)).map(|(operand, _)| *operand).collect()
     }
@@ -85,8 +85,10 @@ pub(crate) struct RunningJob {
     pub(crate) check_seconds: f64,
     pub(crate) rejected: Vec<Rejection>,
     pub(crate) tasks_done: u32,
+    /// What checked its results.
+    pub(crate) method: &'static str,
     /// Memory of the result, counted against the node's budget.
-    pub(crate) _reservation: Option<Reservation>,
+    pub(crate) memory: Arc<Reservation>,
 }
 
 enum ResultParts {
@@ -102,8 +104,7 @@ impl RunningJob {
         request: JobRequest,
         submitted: Instant,
         progress: watch::Sender<Progress>,
-        outcome: oneshot::Sender<Result<JobOutcome>>,
-        reservation: Option<Reservation>,
+        memory: Reservation,
     ) -> Result<RunningJob> {
         let result = if data.is_one_tile() {
             ResultParts::Whole(None)
@@ -116,29 +117,30 @@ impl RunningJob {
             request,
             submitted,
             progress,
-            outcome: Some(outcome),
+            outcome: None,
             result,
             bytes_received: 0,
             check_seconds: 0.0,
             rejected: Vec::new(),
             tasks_done: 0,
-            _reservation: reservation,
+            method: "none",
+            memory: Arc::new(memory),
         })
     }
 
     /// Puts an accepted tile in its place.
-    pub(crate) fn merge(&mut self, tile: Tile, part: Tensor) -> Result<()> {
+    pub(crate) fn merge(&mut self, tile: Tile, part: Tensor) {
         self.tasks_done += 1;
         match &mut self.result {
             ResultParts::Whole(whole) => *whole = Some(part),
             ResultParts::Buffer(Some(buffer)) => {
                 let row = self.data.grid.rows(tile.band).start as usize;
                 let col = self.data.grid.columns(tile.panel).start as usize;
-                buffer.write_block(row, col, &part).map_err(crate::compute_error)?;
+                let written = buffer.write_block(row, col, &part);
+                debug_assert!(written.is_ok(), "a tile has the dtype and the place that the grid gives it");
             }
             ResultParts::Buffer(None) => {}
         }
-        Ok(())
     }
 
     /// The whole product; `None` while parts are missing.
