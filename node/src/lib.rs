@@ -1,1 +1,3 @@
-//! node
+//! One Pangea node and everything its binary does.
+
+pub mod net;
