@@ -1,7 +1,8 @@
 //! What the rest of the node sees of the network: how it is started, the handle, and the events. It holds no state of its own:
 //! every call is a message to the swarm's task.
 
-use std::net::{IpAddr, SocketAddr};
+use std::io;
+use std::net::{IpAddr, TcpListener, UdpSocket};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -270,39 +271,31 @@ pub fn start(config: NetConfig) -> Result<(Network, mpsc::Receiver<NetEvent>), N
     ))
 }
 
-/// libp2p's listeners share their ports (SO_REUSEPORT), so a second node would silently take half of the first one's
-/// connections: a plain bind finds that out.
+/// A plain bind, let go at once. libp2p's TCP listeners share their ports (SO_REUSEPORT): a second node would silently
+/// take half of the first one's connections.
 fn check_port_free(address: &Multiaddr) -> Result<(), NetError> {
-    let Some((socket, port)) = tcp_socket(address) else {
-        return Ok(());
+    let mut parts = address.iter();
+    let ip: IpAddr = match parts.next() {
+        Some(Protocol::Ip4(ip)) => ip.into(),
+        Some(Protocol::Ip6(ip)) => ip.into(),
+        _ => return Ok(()),
     };
-    match std::net::TcpListener::bind(socket) {
-        Ok(_) => Ok(()),
-        Err(error) if error.kind() == std::io::ErrorKind::AddrInUse && port != 0 => {
-            Err(port_in_use(address, port))
-        }
-        Err(error) => Err(NetError::Listen {
+    let (port, bound) = match parts.next() {
+        Some(Protocol::Tcp(port)) => (port, TcpListener::bind((ip, port)).map(drop)),
+        Some(Protocol::Udp(port)) => (port, UdpSocket::bind((ip, port)).map(drop)),
+        _ => return Ok(()),
+    };
+    bound.map_err(|error| match error.kind() {
+        io::ErrorKind::AddrInUse => port_in_use(address, port),
+        _ => NetError::Listen {
             address: address.clone(),
             why: error.to_string(),
-        }),
-    }
-}
-
-fn tcp_socket(address: &Multiaddr) -> Option<(SocketAddr, u16)> {
-    let mut parts = address.iter();
-    let ip: IpAddr = match parts.next()? {
-        Protocol::Ip4(ip) => ip.into(),
-        Protocol::Ip6(ip) => ip.into(),
-        _ => return None,
-    };
-    match parts.next()? {
-        Protocol::Tcp(port) => Some((SocketAddr::new(ip, port), port)),
-        _ => None,
-    }
+        },
+    })
 }
 
 /// [`NetError::PortInUse`] with the address that picks a free port.
-pub(super) fn port_in_use(address: &Multiaddr, port: u16) -> NetError {
+fn port_in_use(address: &Multiaddr, port: u16) -> NetError {
     let free = address
         .iter()
         .map(|part| match part {

@@ -22,7 +22,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 use super::admission::Refusal;
 use super::dial::{Dial, DialPlan, Failure, FoundBy, TargetId, peer_of, transport_of};
 use super::liveness::{self, Liveness};
-use super::network::{Command, Direction, NetConfig, NetError, NetEvent, port_in_use};
+use super::network::{Command, Direction, NetConfig, NetError, NetEvent};
 use super::peers_file::{self, Change};
 use super::session::Sessions;
 use super::transport::{self, Door, HandshakeError, RefusedSession};
@@ -760,19 +760,6 @@ fn refused_here(peer: PeerId, refusal: Refusal) -> NetError {
 }
 
 fn listen_error(address: &Multiaddr, error: &TransportError<io::Error>) -> NetError {
-    let port = address.iter().find_map(|part| match part {
-        Protocol::Tcp(port) | Protocol::Udp(port) => Some(port),
-        _ => None,
-    });
-    if let (TransportError::Other(error), Some(port)) = (error, port)
-        && chain(error).any(|error| {
-            error
-                .downcast_ref::<io::Error>()
-                .is_some_and(|error| error.kind() == io::ErrorKind::AddrInUse)
-        })
-    {
-        return port_in_use(address, port);
-    }
     let why = match error {
         TransportError::MultiaddrNotSupported(_) => {
             "not an address that this node can listen on; use /ip4/…/tcp/… or /ip4/…/udp/…/quic-v1"

@@ -76,6 +76,11 @@ pub(super) enum HandshakeError {
     Io(#[from] io::Error),
 }
 
+/// A [`HandshakeError`] as the cause of another error: libp2p's combinators show the cause of what they wrap, not itself.
+#[derive(Debug, Error)]
+#[error("{0}")]
+pub(super) struct Failed(#[source] HandshakeError);
+
 /// A session that was refused, for whoever tells the user.
 #[derive(Debug)]
 pub(super) struct RefusedSession {
@@ -157,7 +162,7 @@ fn by_address(door: &Door) -> Result<Boxed<(PeerId, StreamMuxerBox)>, noise::Err
 }
 
 /// Tells the refusals that the user should hear of.
-fn conclude<T>(door: &Door, result: Result<T, HandshakeError>) -> Result<T, HandshakeError> {
+fn conclude<T>(door: &Door, result: Result<T, HandshakeError>) -> Result<T, Failed> {
     let told = match &result {
         Err(
             HandshakeError::Refused {
@@ -186,7 +191,7 @@ fn conclude<T>(door: &Door, result: Result<T, HandshakeError>) -> Result<T, Hand
             timed_out,
         });
     }
-    result
+    result.map_err(Failed)
 }
 
 fn is_dialled_here(endpoint: &ConnectedPoint) -> bool {
