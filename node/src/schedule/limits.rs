@@ -61,6 +61,10 @@ pub const HEDGE_MARGIN: f64 = 0.15;
 /// Copies of one task at a time, beyond what redundancy asks for.
 pub const HEDGES_MAX: usize = 1;
 
+/// So often a tile waits for an overloaded peer before it goes elsewhere: with the pauses below, some seconds.
+pub const OVERLOADS_MAX: u32 = 8;
+/// So often a tile waits for room on this node, which has nobody behind it: with the pauses below, a minute.
+pub const OVERLOADS_LOCAL_MAX: u32 = 36;
 /// First pause after a worker said that it is overloaded; doubles up to the last.
 pub const OVERLOAD_PAUSE: Duration = Duration::from_millis(25);
 /// Longest pause after overload.
