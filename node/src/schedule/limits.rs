@@ -73,6 +73,8 @@ pub const OVERLOAD_PAUSE_MAX: Duration = Duration::from_secs(2);
 pub const FAILURE_PAUSE: Duration = Duration::from_millis(100);
 /// Longest pause after failures.
 pub const FAILURE_PAUSE_MAX: Duration = Duration::from_secs(30);
+/// After so many failures in a row nothing waits for a worker any more, though it is still tried.
+pub const FAILURES_MAX: u32 = 3;
 /// Doublings stop here; 2^16 times any pause above is beyond its longest.
 pub const PAUSE_DOUBLINGS_MAX: u32 = 16;
 

@@ -598,6 +598,7 @@ impl Scheduler {
         if attempt.checking.is_some() {
             actions.push(Action::Discard { attempt: id });
         }
+        let mut given_up = false;
         if let Some(worker) = self.workers.get_mut(&attempt.worker) {
             worker.remove(id);
             match kind {
@@ -607,6 +608,7 @@ impl Scheduler {
                 FailureKind::NotFound | FailureKind::VerificationFailed => {}
                 _ => worker.failed(now),
             }
+            given_up = worker.is_given_up();
         }
         if kind == FailureKind::NotFound {
             self.drop_operand(
@@ -652,6 +654,9 @@ impl Scheduler {
         } else {
             self.settle(attempt.job, attempt.tile, now, actions);
         }
+        if given_up {
+            self.settle_all(now, actions);
+        }
     }
 
     /// Takes an attempt out of flight or out of its check; the tile's record is the caller's.
@@ -690,11 +695,11 @@ impl Scheduler {
         } else {
             job.pending.remove(tile);
         }
-        let nobody_left = asked == 0
-            && !self
-                .workers
-                .values()
-                .any(|worker| self.may_take(at, tile, worker.id, now));
+        let mut live = self
+            .workers
+            .values()
+            .filter(|worker| worker.id.is_local() || !worker.is_given_up());
+        let nobody_left = asked == 0 && !live.any(|worker| self.may_take(at, tile, worker.id, now));
         if let Some((answer, agreeing)) = best
             && (enough || nobody_left)
         {
@@ -965,14 +970,15 @@ impl Scheduler {
                         .max(1.0);
             }
             rest_done = rest_done.max(job.expected);
-            if least.done >= rest_done && job.records.len() as u32 <= job.active {
+            let plain = job.spec.redundancy == 1 && job.records.len() as u32 <= job.active;
+            if plain && least.done >= rest_done {
                 return None;
             }
         }
         let tile = self.choose(at, id, now)?;
         let job = &self.jobs[at];
         if let Some(record) = job.records.get(&tile)
-            && !record.failed.is_empty()
+            && !(record.failed.is_empty() && record.answers.is_empty() && record.active.is_empty())
         {
             // Not everybody can take this one off the worker's hands.
             let others = |other: &Worker| {

@@ -2,9 +2,9 @@
 //! Never chooses a tile.
 
 use super::limits::{
-    FAILURE_PAUSE, FAILURE_PAUSE_MAX, IN_FLIGHT_BYTES_MAX, LATE_FACTOR, LATE_REST, LATE_SLACK,
-    OVERLOAD_PAUSE, OVERLOAD_PAUSE_MAX, PAUSE_DOUBLINGS_MAX, PREFETCH_MARGIN, PREFETCH_TILES,
-    SILENCE, SILENCE_FACTOR,
+    FAILURE_PAUSE, FAILURE_PAUSE_MAX, FAILURES_MAX, IN_FLIGHT_BYTES_MAX, LATE_FACTOR, LATE_REST,
+    LATE_SLACK, OVERLOAD_PAUSE, OVERLOAD_PAUSE_MAX, PAUSE_DOUBLINGS_MAX, PREFETCH_MARGIN,
+    PREFETCH_TILES, SILENCE, SILENCE_FACTOR,
 };
 use super::{Arithmetic, AttemptId, CostModel, JobId, Tile, WorkerEstimate, WorkerId};
 use std::time::Duration;
@@ -121,7 +121,13 @@ impl Worker {
     }
 
     pub(super) fn has_room(&self, now: f64) -> bool {
-        self.flights.len() < self.max_in_flight && self.pause_until <= now
+        // Whoever failed last time shows with one task that it can again.
+        let most = if self.failures > 0 {
+            1
+        } else {
+            self.max_in_flight
+        };
+        self.flights.len() < most && self.pause_until <= now
     }
 
     /// Whether another tile can wait: there is enough queued to keep the worker busy while what the next one needs
@@ -295,9 +301,14 @@ impl Worker {
         self.failures += 1;
     }
 
-    /// Whether it failed the last time and is left alone for now.
+    /// Whether it failed the last time, or often, and is left alone for now.
     pub(super) fn is_failing(&self, now: f64) -> bool {
-        self.failures > 0 && self.pause_until > now
+        self.is_given_up() || (self.failures > 0 && self.pause_until > now)
+    }
+
+    /// Whether it failed so often in a row that nothing waits for it any more.
+    pub(super) fn is_given_up(&self) -> bool {
+        self.failures >= FAILURES_MAX
     }
 
     pub(super) fn refused(&mut self, now: f64) {
