@@ -15,12 +15,14 @@
 //! | [`worker`] | operands kept for peers, the compute queue, memory budget |
 //! | [`schedule`] | plans and placement; pure state machines |
 //! | [`fabric`] | drives all of these for jobs: check, merge, retry |
+//! | [`runtime`] | the threads these run on |
 //!
 //! Never knows the kernels' insides.
 
 pub mod fabric;
 pub mod link;
 pub mod net;
+pub mod runtime;
 pub mod schedule;
 pub mod wire;
 pub mod worker;
@@ -31,6 +33,7 @@ use pangea_client::{Error, ErrorKind};
 pub(crate) fn compute_error(error: pangea_compute::Error) -> Error {
     let kind = match error.kind() {
         pangea_compute::ErrorKind::InvalidInput => ErrorKind::InvalidInput,
+        pangea_compute::ErrorKind::NotFound => ErrorKind::NotFound,
         pangea_compute::ErrorKind::Overloaded => ErrorKind::Overloaded,
         pangea_compute::ErrorKind::Cancelled => ErrorKind::Cancelled,
         pangea_compute::ErrorKind::Internal => ErrorKind::Internal,
