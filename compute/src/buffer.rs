@@ -18,7 +18,10 @@ pub struct Buffer {
 
 enum Memory {
     /// The first aligned byte is at `start`.
-    Heap { bytes: Vec<u8>, start: usize },
+    Heap {
+        bytes: Vec<u8>,
+        start: usize,
+    },
     Pages(memmap2::MmapMut),
 }
 

@@ -138,8 +138,7 @@ pub fn convert(t: &Tensor, dtype: DType) -> Result<Tensor, Error> {
         DType::F32 => fill!(f32, |v: f64| Some(v as f32)),
         DType::F64 => fill!(f64, Some),
         DType::I8 => fill!(i8, |v: f64| (f64::from(v as i8) == v).then_some(v as i8)),
-        DType::I32 => fill!(i32, |v: f64| (f64::from(v as i32) == v)
-            .then_some(v as i32)),
+        DType::I32 => fill!(i32, |v: f64| (f64::from(v as i32) == v).then_some(v as i32)),
     }
     Ok(out.freeze())
 }

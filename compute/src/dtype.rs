@@ -174,8 +174,7 @@ pub(crate) fn f16_to_f32(v: f16) -> f32 {
     // Inf and NaN: the exponent goes on to 255.
     let special = normal + ((128 - 16) << 23);
     // Subnormals: 2^-14 + mantissa, less 2^-14, in floating point.
-    let subnormal =
-        (f32::from_bits(normal + (1 << 23)) - f32::from_bits(113 << 23)).to_bits();
+    let subnormal = (f32::from_bits(normal + (1 << 23)) - f32::from_bits(113 << 23)).to_bits();
     let magnitude = if exponent == EXPONENT {
         special
     } else if exponent == 0 {

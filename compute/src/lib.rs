@@ -18,7 +18,9 @@
 //! | [`probe`] | how fast is this machine? |
 
 #[cfg(target_endian = "big")]
-compile_error!("tensors are kept in little-endian byte order: big-endian machines are not supported");
+compile_error!(
+    "tensors are kept in little-endian byte order: big-endian machines are not supported"
+);
 
 pub mod buffer;
 pub mod check;

@@ -81,7 +81,9 @@ impl NpyFile {
             0 => None,
             // SAFETY: the mapping is private and read-only, and lives as long as every tensor over it. That nobody
             // truncates the file meanwhile is the documented condition of this function.
-            _ => Some(unsafe { memmap2::MmapOptions::new().map_copy_read_only(&file) }.map_err(io)?),
+            _ => {
+                Some(unsafe { memmap2::MmapOptions::new().map_copy_read_only(&file) }.map_err(io)?)
+            }
         };
         Ok(NpyFile {
             dtype: header.dtype,
@@ -137,7 +139,11 @@ impl NpyFile {
                 mapping.clone(),
             )?;
             let block = whole.slice(rows, cols)?;
-            return if self.big_endian { swapped(&block) } else { Ok(block) };
+            return if self.big_endian {
+                swapped(&block)
+            } else {
+                Ok(block)
+            };
         }
         self.copied(mapping.bytes(), rows, cols)
     }
@@ -170,7 +176,11 @@ impl NpyFile {
         let mut out = TensorBuf::new(self.dtype, rows.len(), cols.len())?;
         let size = self.dtype.size_bytes();
         let width = cols.len();
-        for (line, row) in out.bytes_mut().chunks_exact_mut((width * size).max(1)).zip(rows) {
+        for (line, row) in out
+            .bytes_mut()
+            .chunks_exact_mut((width * size).max(1))
+            .zip(rows)
+        {
             for (to, col) in line.chunks_exact_mut(size).zip(cols.clone()) {
                 let from = (row * self.strides.0 + col * self.strides.1) * size;
                 to.copy_from_slice(&bytes[from..from + size]);

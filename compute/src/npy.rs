@@ -41,7 +41,10 @@ impl NpyHeader {
             return Err(bad("too short for a .npy header", bytes.len()));
         }
         if &bytes[..6] != MAGIC {
-            return Err(bad("not a .npy file: the first bytes are not \\x93NUMPY", 0));
+            return Err(bad(
+                "not a .npy file: the first bytes are not \\x93NUMPY",
+                0,
+            ));
         }
         let (start, len) = match (bytes[6], bytes[7]) {
             (1, 0) => (10, usize::from(u16::from_le_bytes([bytes[8], bytes[9]]))),
@@ -144,7 +147,8 @@ impl NpyHeader {
             many => format!("({})", many.join(", ")),
         };
         let fortran = if self.fortran { "True" } else { "False" };
-        let dict = format!("{{'descr': '{descr}', 'fortran_order': {fortran}, 'shape': {shape}, }}");
+        let dict =
+            format!("{{'descr': '{descr}', 'fortran_order': {fortran}, 'shape': {shape}, }}");
         // Magic, version and length take 10 bytes; a newline ends the padding.
         let total = (10 + dict.len() + 1).next_multiple_of(64);
         let len = u16::try_from(total - 10)
@@ -188,10 +192,18 @@ fn dtype_of(descr: &str) -> Result<(DType, bool), Error> {
         "i4" => DType::I32,
         "V2" => return Err(no_bf16(descr)),
         "u1" | "u2" | "u4" | "u8" | "i2" | "i8" | "b1" => {
-            return unsupported("of the integers only int8 is multiplied; use .astype('int8') or .astype('float64')");
+            return unsupported(
+                "of the integers only int8 is multiplied; use .astype('int8') or .astype('float64')",
+            );
         }
-        "c8" | "c16" | "c32" => return unsupported("complex numbers are not multiplied; save the real and imaginary parts"),
-        "f16" | "f12" => return unsupported("extended precision is not portable; use .astype('float64')"),
+        "c8" | "c16" | "c32" => {
+            return unsupported(
+                "complex numbers are not multiplied; save the real and imaginary parts",
+            );
+        }
+        "f16" | "f12" => {
+            return unsupported("extended precision is not portable; use .astype('float64')");
+        }
         "O" => return unsupported("Python objects are never loaded; use .astype('float64')"),
         _ => return unsupported("use float16, float32, float64 or int8"),
     };

@@ -42,9 +42,9 @@ impl NpyWriter {
         };
         let start = header.to_bytes()?;
         let payload = header.payload_bytes()?;
-        let name = path
-            .file_name()
-            .ok_or_else(|| Error::invalid("npy", format!("{} is not a file name", path.display())))?;
+        let name = path.file_name().ok_or_else(|| {
+            Error::invalid("npy", format!("{} is not a file name", path.display()))
+        })?;
         let folder = match path.parent() {
             Some(parent) if !parent.as_os_str().is_empty() => parent,
             _ => Path::new("."),
@@ -91,7 +91,10 @@ impl NpyWriter {
                 "npy",
                 format!(
                     "a {} block of {rows} x {cols} at ({row0}, {col0}) does not fit into a {} file of {} x {}",
-                    block.dtype(), self.dtype, self.rows, self.cols
+                    block.dtype(),
+                    self.dtype,
+                    self.rows,
+                    self.cols
                 ),
             ));
         }
@@ -102,8 +105,19 @@ impl NpyWriter {
         let at = |row: usize| self.start + ((row * self.cols + col0) * size) as u64;
         let width = cols * size;
         // Rows of full width follow each other in the file: several at once.
-        let per_write = if cols == self.cols { (GATHER_BYTES / width).max(1) } else { 1 };
-        let mut gathered = vec![0u8; if block.contiguous_bytes().is_some() { 0 } else { per_write.min(rows) * width }];
+        let per_write = if cols == self.cols {
+            (GATHER_BYTES / width).max(1)
+        } else {
+            1
+        };
+        let mut gathered = vec![
+            0u8;
+            if block.contiguous_bytes().is_some() {
+                0
+            } else {
+                per_write.min(rows) * width
+            }
+        ];
         for row in (0..rows).step_by(per_write) {
             let bytes = row * width..(row + per_write.min(rows - row)) * width;
             let line = match block.contiguous_bytes() {

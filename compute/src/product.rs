@@ -140,7 +140,11 @@ impl Packed {
         pool: &Pool,
         cancel: &Cancel,
     ) -> Result<Packed, Error> {
-        let (lines, k) = if is_a { t.shape() } else { (t.cols(), t.rows()) };
+        let (lines, k) = if is_a {
+            t.shape()
+        } else {
+            (t.cols(), t.rows())
+        };
         let out = check_operands((lines, k), (k, lines), pair.0, pair.1)?;
         let (bytes, passes) = for_kernel!(pool.isa(), Compute::of(out), K => {
             blocked::pack_whole::<K>(t, is_a, pool, cancel)?
@@ -170,12 +174,7 @@ impl PackedA {
     ///
     /// # Errors
     /// As [`matmul`].
-    pub fn new(
-        a: &Tensor,
-        b_dtype: DType,
-        pool: &Pool,
-        cancel: &Cancel,
-    ) -> Result<PackedA, Error> {
+    pub fn new(a: &Tensor, b_dtype: DType, pool: &Pool, cancel: &Cancel) -> Result<PackedA, Error> {
         Packed::new(a, true, (a.dtype(), b_dtype), pool, cancel).map(PackedA)
     }
 
@@ -195,12 +194,7 @@ impl PackedB {
     ///
     /// # Errors
     /// As [`matmul`].
-    pub fn new(
-        b: &Tensor,
-        a_dtype: DType,
-        pool: &Pool,
-        cancel: &Cancel,
-    ) -> Result<PackedB, Error> {
+    pub fn new(b: &Tensor, a_dtype: DType, pool: &Pool, cancel: &Cancel) -> Result<PackedB, Error> {
         Packed::new(b, false, (a_dtype, b.dtype()), pool, cancel).map(PackedB)
     }
 

@@ -218,7 +218,8 @@ impl Tensor {
         let bytes = self.storage.bytes();
         let whole = bytes.len() / size_of::<T>() * size_of::<T>();
         let all: &[T] = bytemuck::try_cast_slice(&bytes[..whole]).ok()?;
-        let last = self.offset + (self.rows - 1) * self.row_stride + (self.cols - 1) * self.col_stride;
+        let last =
+            self.offset + (self.rows - 1) * self.row_stride + (self.cols - 1) * self.col_stride;
         Some(&all[self.offset..=last])
     }
 

@@ -56,7 +56,11 @@ fn row_exponent(t: &Tensor, row: usize) -> i32 {
         .iter()
         .filter(|v| v.is_finite())
         .fold(0.0f64, |max, v| max.max(v.abs()));
-    let e = if largest == 0.0 { 0 } else { largest.log2() as i32 };
+    let e = if largest == 0.0 {
+        0
+    } else {
+        largest.log2() as i32
+    };
     if e.abs() > SAFE_EXPONENT { e } else { 0 }
 }
 
@@ -132,7 +136,11 @@ impl FloatProbe {
         let mut bad = Vec::new();
         if rows.iter().any(|r| !r.squares.is_finite()) {
             let mut is_bad = vec![false; b.cols()];
-            for (row, _) in rows.iter().enumerate().filter(|(_, r)| !r.squares.is_finite()) {
+            for (row, _) in rows
+                .iter()
+                .enumerate()
+                .filter(|(_, r)| !r.squares.is_finite())
+            {
                 for (bad, v) in is_bad.iter_mut().zip(row_values(b, row)) {
                     *bad |= !v.is_finite();
                 }
@@ -185,8 +193,7 @@ impl FloatProbe {
             .as_ref()
             .map(|e| e.iter().map(|e| power(-e)).collect());
         let scaled = a_scales.is_some() || self.exponent != 0;
-        let c_exponent =
-            |row: usize| self.exponent + a_exponents.as_ref().map_or(0, |e| e[row]);
+        let c_exponent = |row: usize| self.exponent + a_exponents.as_ref().map_or(0, |e| e[row]);
         let c_scales: Option<Vec<(f64, f64)>> =
             scaled.then(|| (0..m).map(|row| power(-c_exponent(row))).collect());
         let expected = times(
@@ -210,9 +217,7 @@ impl FloatProbe {
 
         let relative = DEVIATIONS * bound::relative(k, n, &rounding) * self.norm;
         let root_n = (n as f64).sqrt();
-        let tiny = DEVIATIONS
-            * root_n
-            * ((k + 1) as f64 * rounding.tiny_sum + rounding.tiny_out);
+        let tiny = DEVIATIONS * root_n * ((k + 1) as f64 * rounding.tiny_sum + rounding.tiny_out);
         for row in 0..m {
             let (want, mut have) = (expected[row], got[row]);
             if !want.squares.is_finite() {
@@ -255,10 +260,7 @@ impl FloatProbe {
             let tiles = (m * n / ELEMENTS_PER_TILE).clamp(1, MOST_TILES);
             for _ in 0..tiles {
                 let (row, col) = (dice.below(m), dice.below(n));
-                judge.tile(
-                    row..(row + TILE).min(m),
-                    col..(col + TILE).min(n),
-                )?;
+                judge.tile(row..(row + TILE).min(m), col..(col + TILE).min(n))?;
             }
             // Columns of B with NaN or infinities, which the vectors leave out.
             for _ in 0..(4 * self.bad.len()).min(32) {
@@ -399,7 +401,10 @@ impl Judge<'_> {
         let got = self.c.get(row, col).unwrap_or(f64::NAN);
         let want: f64 = a.iter().zip(b).map(|(a, b)| a * b).sum();
         // Sums can overflow on the way, whatever they come to: then an infinity or a NaN is honest.
-        let finite = a.iter().zip(b).filter(|(a, b)| a.is_finite() && b.is_finite());
+        let finite = a
+            .iter()
+            .zip(b)
+            .filter(|(a, b)| a.is_finite() && b.is_finite());
         let magnitude: f64 = finite.map(|(a, b)| (a * b).abs()).sum();
         let may_overflow = magnitude >= max_sum * 0.999;
         let operands_finite = a.iter().chain(b).all(|v| v.is_finite());
@@ -410,12 +415,9 @@ impl Judge<'_> {
             + (k + 1) as f64 * tiny_sum
             + tiny_out;
         let right = if got.is_finite() {
-            operands_finite
-                && ((got - want).abs() <= error || (may_overflow && !want.is_finite()))
+            operands_finite && ((got - want).abs() <= error || (may_overflow && !want.is_finite()))
         } else if !operands_finite {
-            may_overflow
-                || (want.is_nan() && got.is_nan())
-                || (want.is_infinite() && want == got)
+            may_overflow || (want.is_nan() && got.is_nan()) || (want.is_infinite() && want == got)
         } else if got.is_nan() {
             may_overflow
         } else {

@@ -175,7 +175,9 @@ fn by_rows<T: Send>(
         work(0..rows, out);
         return;
     }
-    let step = (ELEMENTS_PER_PIECE / cols.max(1)).max(8).next_multiple_of(8);
+    let step = (ELEMENTS_PER_PIECE / cols.max(1))
+        .max(8)
+        .next_multiple_of(8);
     let pieces = Mutex::new((0..rows).step_by(step).zip(out.chunks_mut(step)));
     pool.run(width, &|_| {
         loop {

@@ -89,8 +89,34 @@ macro_rules! float_kernel {
         }
     };
 }
-float_kernel!(F32, f32_tile, f32, __m256, 8, 384, _mm256_setzero_ps, _mm256_loadu_ps, _mm256_storeu_ps, _mm256_set1_ps, _mm256_fmadd_ps, _mm256_add_ps);
-float_kernel!(F64, f64_tile, f64, __m256d, 4, 256, _mm256_setzero_pd, _mm256_loadu_pd, _mm256_storeu_pd, _mm256_set1_pd, _mm256_fmadd_pd, _mm256_add_pd);
+float_kernel!(
+    F32,
+    f32_tile,
+    f32,
+    __m256,
+    8,
+    384,
+    _mm256_setzero_ps,
+    _mm256_loadu_ps,
+    _mm256_storeu_ps,
+    _mm256_set1_ps,
+    _mm256_fmadd_ps,
+    _mm256_add_ps
+);
+float_kernel!(
+    F64,
+    f64_tile,
+    f64,
+    __m256d,
+    4,
+    256,
+    _mm256_setzero_pd,
+    _mm256_loadu_pd,
+    _mm256_storeu_pd,
+    _mm256_set1_pd,
+    _mm256_fmadd_pd,
+    _mm256_add_pd
+);
 
 /// i8 products from pairs widened to i16.
 pub(crate) struct I8;

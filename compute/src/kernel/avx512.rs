@@ -99,8 +99,34 @@ macro_rules! float_kernel {
         }
     };
 }
-float_kernel!(F32, f32_tile, f32, __m512, 16, 384, _mm512_setzero_ps, _mm512_loadu_ps, _mm512_storeu_ps, _mm512_set1_ps, _mm512_fmadd_ps, _mm512_add_ps);
-float_kernel!(F64, f64_tile, f64, __m512d, 8, 256, _mm512_setzero_pd, _mm512_loadu_pd, _mm512_storeu_pd, _mm512_set1_pd, _mm512_fmadd_pd, _mm512_add_pd);
+float_kernel!(
+    F32,
+    f32_tile,
+    f32,
+    __m512,
+    16,
+    384,
+    _mm512_setzero_ps,
+    _mm512_loadu_ps,
+    _mm512_storeu_ps,
+    _mm512_set1_ps,
+    _mm512_fmadd_ps,
+    _mm512_add_ps
+);
+float_kernel!(
+    F64,
+    f64_tile,
+    f64,
+    __m512d,
+    8,
+    256,
+    _mm512_setzero_pd,
+    _mm512_loadu_pd,
+    _mm512_storeu_pd,
+    _mm512_set1_pd,
+    _mm512_fmadd_pd,
+    _mm512_add_pd
+);
 
 /// i8 products with VNNI. A is stored as a + 128 (unsigned); a B panel begins with −128 · its column sums.
 pub(crate) struct I8;
@@ -142,7 +168,10 @@ unsafe fn i8_tile<const R: usize>(
 ) {
     // SAFETY: a header of 32 i32, then `groups` steps of R · 4 bytes of A and 32 · 4 of B; R rows of 32 of C.
     unsafe {
-        let start = [_mm512_loadu_si512(b.cast()), _mm512_loadu_si512(b.add(64).cast())];
+        let start = [
+            _mm512_loadu_si512(b.cast()),
+            _mm512_loadu_si512(b.add(64).cast()),
+        ];
         let mut acc: [[__m512i; 2]; R] = [start; R];
         let (mut a, mut b) = (a, b.add(128));
         for _ in 0..groups {

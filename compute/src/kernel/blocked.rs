@@ -36,7 +36,7 @@ unsafe impl Sync for Dest {}
 impl Dest {
     /// # Safety
     /// (row, col) lies inside, or at its end.
-    unsafe fn at(self, row: usize, col: usize) -> Dest {
+    pub(super) unsafe fn at(self, row: usize, col: usize) -> Dest {
         // SAFETY: the caller's promise.
         let ptr = unsafe {
             self.ptr
@@ -72,7 +72,11 @@ impl Passes {
     }
 
     fn count(self) -> usize {
-        if self.k == 0 { 0 } else { self.k.div_ceil(self.kc) }
+        if self.k == 0 {
+            0
+        } else {
+            self.k.div_ceil(self.kc)
+        }
     }
 
     /// First k, length, and length with padding of pass `q`.
@@ -236,7 +240,11 @@ impl Slab<'_> {
         let cols_per = (B_BLOCK_BYTES / deep).clamp(1, col_panels);
         let col_blocks = col_panels.div_ceil(cols_per);
         // Enough blocks that the last ones do not leave threads idle for long.
-        let wanted = if width > 1 { (8 * width).div_ceil(col_blocks) } else { 1 };
+        let wanted = if width > 1 {
+            (8 * width).div_ceil(col_blocks)
+        } else {
+            1
+        };
         let row_blocks = row_panels
             .div_ceil(ROW_PANELS)
             .max(wanted.min(row_panels.div_ceil(2)));
@@ -246,7 +254,8 @@ impl Slab<'_> {
             }
             // Neighbouring blocks share B's part.
             let (col, row) = (unit / row_blocks, unit % row_blocks);
-            let part = |i: usize, parts: usize, whole: usize| i * whole / parts..(i + 1) * whole / parts;
+            let part =
+                |i: usize, parts: usize, whole: usize| i * whole / parts..(i + 1) * whole / parts;
             let (rows, cols) = (
                 part(row, row_blocks, row_panels),
                 part(col, col_blocks, col_panels),
@@ -258,11 +267,7 @@ impl Slab<'_> {
 
     /// # Safety
     /// As [`Slab::compute`]; no other thread writes these panels of C.
-    unsafe fn block<K: Kernel>(
-        &self,
-        rows: std::ops::Range<usize>,
-        cols: std::ops::Range<usize>,
-    ) {
+    unsafe fn block<K: Kernel>(&self, rows: std::ops::Range<usize>, cols: std::ops::Range<usize>) {
         let mut edge = [<K::Acc as bytemuck::Zeroable>::zeroed(); 512];
         const { assert!(K::MR * K::NR <= 512) };
         for q in 0..self.passes.count() {
@@ -276,7 +281,9 @@ impl Slab<'_> {
                     let b = self.b[self.passes.b_panel::<K>(self.n, q, j)].as_ptr();
                     let width = K::NR.min(self.n - j * K::NR);
                     // SAFETY: panel (p, j) begins inside C.
-                    let c = unsafe { self.c.at(p * K::MR, j * K::NR) }.ptr.cast::<K::Acc>();
+                    let c = unsafe { self.c.at(p * K::MR, j * K::NR) }
+                        .ptr
+                        .cast::<K::Acc>();
                     if width == K::NR {
                         // SAFETY: a whole tile of C, `height` rows of NR; panels as packed.
                         unsafe {
@@ -290,7 +297,8 @@ impl Slab<'_> {
                     }
                     for (i, line) in edge.chunks_exact(K::NR).enumerate().take(height) {
                         // SAFETY: row i of this tile, cut to C's width.
-                        let c = unsafe { std::slice::from_raw_parts_mut(c.add(i * self.c.ld), width) };
+                        let c =
+                            unsafe { std::slice::from_raw_parts_mut(c.add(i * self.c.ld), width) };
                         for (c, sum) in c.iter_mut().zip(line) {
                             *c = if add { *c + *sum } else { *sum };
                         }

@@ -126,8 +126,7 @@ fn pack_lines<S: Element, D: Convert<S> + PackElem>(
             if take == 4 {
                 let row = |step: usize| &source[(g * 4 + step) * k_stride..][..count];
                 let (r0, r1, r2, r3) = (row(0), row(1), row(2), row(3));
-                for ((((to, a), b), c), d) in
-                    to.chunks_exact_mut(4).zip(r0).zip(r1).zip(r2).zip(r3)
+                for ((((to, a), b), c), d) in to.chunks_exact_mut(4).zip(r0).zip(r1).zip(r2).zip(r3)
                 {
                     to[0] = D::convert(*a).xor(xor);
                     to[1] = D::convert(*b).xor(xor);

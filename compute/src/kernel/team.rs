@@ -182,9 +182,7 @@ fn work(shared: &Shared, index: usize) {
 impl Drop for Team {
     fn drop(&mut self) {
         lock(&self.shared.slot).stop = true;
-        self.shared
-            .epoch
-            .fetch_add(1, Ordering::Release);
+        self.shared.epoch.fetch_add(1, Ordering::Release);
         self.shared.wake.notify_all();
         for worker in self.workers.drain(..) {
             // A thread's panic was reported to the caller of its job.

@@ -88,7 +88,8 @@ fn pass_avx512<T: Element>(
             for (k, v) in v.iter().enumerate().take(DEPTH) {
                 let v = _mm512_loadu_pd(v.as_ptr());
                 for r in 0..ROWS {
-                    acc[r] = _mm512_fmadd_pd(_mm512_set1_pd(*converted[r].get_unchecked(k)), v, acc[r]);
+                    acc[r] =
+                        _mm512_fmadd_pd(_mm512_set1_pd(*converted[r].get_unchecked(k)), v, acc[r]);
                 }
             }
             for (acc, sums) in acc.iter().zip(sums.iter_mut()) {
@@ -179,7 +180,12 @@ impl<T: Element> Pass<'_, T> {
         } else {
             for step in 0..k {
                 let from = &self.source[row0 * row_stride + (k0 + step) * col_stride..];
-                for (r, from) in from.iter().step_by(row_stride.max(1)).enumerate().take(rows) {
+                for (r, from) in from
+                    .iter()
+                    .step_by(row_stride.max(1))
+                    .enumerate()
+                    .take(rows)
+                {
                     to[r][step] = from.to_f64();
                 }
             }
