@@ -15,9 +15,11 @@
 //! | [`worker`] | operands kept for peers, the compute queue, memory budget |
 //! | [`schedule`] | plans and placement; pure state machines |
 //! | [`fabric`] | drives all of these for jobs: check, merge, retry |
+//! | [`config`] | flags, environment and file, resolved once |
 //!
 //! Never knows the kernels' insides.
 
+pub mod config;
 pub mod fabric;
 pub mod link;
 pub mod net;
