@@ -16,6 +16,7 @@
 //! | [`schedule`] | plans and placement; pure state machines |
 //! | [`fabric`] | drives all of these for jobs: check, merge, retry |
 //! | [`config`] | flags, environment and file, resolved once |
+//! | [`runtime`] | the threads these run on |
 //!
 //! Never knows the kernels' insides.
 
@@ -23,6 +24,7 @@ pub mod config;
 pub mod fabric;
 pub mod link;
 pub mod net;
+pub mod runtime;
 pub mod schedule;
 pub mod wire;
 pub mod worker;
@@ -33,6 +35,7 @@ use pangea_client::{Error, ErrorKind};
 pub(crate) fn compute_error(error: pangea_compute::Error) -> Error {
     let kind = match error.kind() {
         pangea_compute::ErrorKind::InvalidInput => ErrorKind::InvalidInput,
+        pangea_compute::ErrorKind::NotFound => ErrorKind::NotFound,
         pangea_compute::ErrorKind::Overloaded => ErrorKind::Overloaded,
         pangea_compute::ErrorKind::Cancelled => ErrorKind::Cancelled,
         pangea_compute::ErrorKind::Internal => ErrorKind::Internal,

@@ -517,7 +517,7 @@ impl Driver {
         let Ok(grid) = self.scheduler.plan(spec) else { return };
         spec.band_rows = Some(grid.band_rows());
         spec.panel_columns = Some(grid.panel_columns());
-        let data = JobData::new(0, request.a.clone(), request.b.clone(), dtype, grid);
+        let data = JobData::new(request.a.clone(), request.b.clone(), dtype, grid);
         let operands = (0..data.grid.bands()).map(Operand::Band).chain((0..data.grid.panels()).map(Operand::Panel));
         for operand in operands {
             let Some(digest) = data.operand(operand).ok().and_then(|part| part.known_digest()) else { continue };
@@ -552,10 +552,8 @@ impl Driver {
             self.remember_side(&request.a, Side::Left, grid.band_rows());
             self.remember_side(&request.b, Side::Right, grid.panel_columns());
         }
-        let size = (request.a.rows() * request.b.cols() * dtype.size_bytes()) as u64;
-        let data = JobData::new(job, request.a.clone(), request.b.clone(), dtype, grid);
-        let memory = self.settings.budget.reserve(size);
-        match memory.and_then(|memory| RunningJob::new(data, request, submitted, progress, memory)) {
+        let data = JobData::new(request.a.clone(), request.b.clone(), dtype, grid);
+        match RunningJob::new(data, request, submitted, progress) {
             Ok(mut running) => {
                 running.outcome = Some(outcome);
                 running.show_progress();
@@ -879,7 +877,7 @@ impl Driver {
         let report = self.report(&running, report, seconds);
         tracing::debug!(event = "job_done", job, seconds, predicted = report.predicted_seconds, mode = report.mode);
         if let Some(outcome) = running.outcome.take() {
-            let _ = outcome.send(Ok(JobOutcome { product, report, memory: running.memory }));
+            let _ = outcome.send(Ok(JobOutcome { product, report }));
         }
     }
 

@@ -53,7 +53,8 @@ impl Fabric {
         Fabric { commands, budget }
     }
 
-    /// Accepts a job, or refuses it at once where shapes or dtypes do not fit. Never waits.
+    /// Accepts a job, or refuses it at once where shapes or dtypes do not fit. Never waits. Memory for the
+    /// product is the caller's to reserve: it outlives the job.
     pub fn submit(&self, request: JobRequest) -> Result<Job> {
         let dtype = judge(&request)?;
         let output = (request.a.rows(), request.b.cols(), dtype);

@@ -110,8 +110,6 @@ pub struct JobOutcome {
     pub product: Tensor,
     /// How it was had.
     pub report: JobReport,
-    /// The product's share of the node's memory; to be kept as long as the product is.
-    pub memory: std::sync::Arc<crate::worker::budget::Reservation>,
 }
 
 /// How a finished job was had: what `pangea matmul --json` shows.

@@ -11,13 +11,11 @@ use pangea_compute::{DType, Digest, Tensor, TensorBuf};
 use tokio::sync::{OnceCell, oneshot, watch};
 
 use super::checker::PanelProbe;
-use super::job::{JobId, JobOutcome, JobRequest, Progress, Rejection};
+use super::job::{JobOutcome, JobRequest, Progress, Rejection};
 use crate::schedule::{Operand, Tile, TileGrid};
-use crate::worker::budget::Reservation;
 
 /// The operands of a job and what is known of them; shared with the feeders.
 pub(crate) struct JobData {
-    pub(crate) id: JobId,
     pub(crate) a: Tensor,
     pub(crate) b: Tensor,
     pub(crate) dtype: DType,
@@ -29,9 +27,8 @@ pub(crate) struct JobData {
 }
 
 impl JobData {
-    pub(crate) fn new(id: JobId, a: Tensor, b: Tensor, dtype: DType, grid: TileGrid) -> JobData {
+    pub(crate) fn new(a: Tensor, b: Tensor, dtype: DType, grid: TileGrid) -> JobData {
         JobData {
-            id,
             a,
             b,
             dtype,
@@ -87,8 +84,6 @@ pub(crate) struct RunningJob {
     pub(crate) tasks_done: u32,
     /// What checked its results.
     pub(crate) method: &'static str,
-    /// Memory of the result, counted against the node's budget.
-    pub(crate) memory: Arc<Reservation>,
 }
 
 enum ResultParts {
@@ -104,7 +99,6 @@ impl RunningJob {
         request: JobRequest,
         submitted: Instant,
         progress: watch::Sender<Progress>,
-        memory: Reservation,
     ) -> Result<RunningJob> {
         let result = if data.is_one_tile() {
             ResultParts::Whole(None)
@@ -124,7 +118,6 @@ impl RunningJob {
             rejected: Vec::new(),
             tasks_done: 0,
             method: "none",
-            memory: Arc::new(memory),
         })
     }
 

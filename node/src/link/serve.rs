@@ -450,14 +450,18 @@ impl Session {
         drop(session);
         let state = Rc::clone(state);
         tokio::task::spawn_local(async move {
-            let ended = async {
-                // An error means that the executor dropped the work: it is over as well.
-                let _ = end.await;
+            let expire = async {
+                match deadline {
+                    Some(left) => tokio::time::sleep(left).await,
+                    None => std::future::pending().await,
+                }
+                cancel.cancel();
+                std::future::pending::<()>().await
             };
-            match deadline {
-                Some(left) if tokio::time::timeout(left, ended).await.is_err() => cancel.cancel(),
-                Some(_) => {}
-                None => ended.await,
+            tokio::select! {
+                // An error means that the executor dropped the work: it is over as well.
+                _ = end => {}
+                () = expire => {}
             }
             state.borrow_mut().tasks.remove(&id);
         });

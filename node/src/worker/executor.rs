@@ -255,10 +255,10 @@ impl Compute {
                 (work.done)(Outcome { result, compute: Duration::ZERO, fault: None });
                 continue;
             }
+            let flops = work.flops();
             if let Some(started) = work.started {
                 started();
             }
-            let flops = work.flops();
             let begin = Instant::now();
             let mut result = self.packs.product(&work.a, &work.b, &self.pool, &work.cancel).map_err(crate::compute_error);
             let mut fault = None;
