@@ -1,1 +1,27 @@
-//! schema
+//! The Cap'n Proto schemas of Pangea (`*.capnp` beside this crate, one per concern) as Rust.
+//!
+//! * [`tensor_capnp`]: tensors and how their bytes travel to and from programs.
+//! * [`job_capnp`]: jobs, their options, progress and reports.
+//! * [`node_capnp`]: the service a node offers to programs, and how errors travel.
+//!
+//! The Rust under `generated/` is committed, so that building needs no Cap'n Proto compiler;
+//! a test compares it with the schemas, and `PANGEA_REGENERATE=1 cargo test -p pangea-schema`
+//! renews it. There is no behaviour here.
+
+/// Generated from `tensor.capnp`.
+#[allow(missing_docs, unreachable_pub, clippy::all, clippy::unwrap_used)]
+#[rustfmt::skip]
+#[path = "generated/tensor_capnp.rs"]
+pub mod tensor_capnp;
+
+/// Generated from `job.capnp`.
+#[allow(missing_docs, unreachable_pub, clippy::all, clippy::unwrap_used)]
+#[rustfmt::skip]
+#[path = "generated/job_capnp.rs"]
+pub mod job_capnp;
+
+/// Generated from `node.capnp`.
+#[allow(missing_docs, unreachable_pub, clippy::all, clippy::unwrap_used)]
+#[rustfmt::skip]
+#[path = "generated/node_capnp.rs"]
+pub mod node_capnp;
