@@ -4,8 +4,6 @@
 # Evolution: fields, methods and enumerants are only added, at the end, with defaults that mean
 # "as before". Nothing is renumbered, retyped or removed.
 
-using Tensor = import "tensor.capnp";
-
 enum Place {
   auto @0;
   # Wherever the cost model says it finishes soonest.
@@ -72,8 +70,8 @@ struct JobReport {
   k @1 :UInt64;
   n @2 :UInt64;
   # The product is [m, k] times [k, n].
-  dtype @3 :Tensor.DType;
-  # Of the product.
+  dtype @3 :Text;
+  # Of the product, by name (`f32`).
   seconds @4 :Float64;
   # From the operands being at the accepting node to the whole, checked product being there.
   gflops @5 :Float64;

@@ -14,8 +14,8 @@ using Tensor = import "tensor.capnp";
 using Job = import "job.capnp";
 
 interface Node {
-  hello @0 () -> (version :Text, peer :Text);
-  # Version of the binary and the node's peer id. Costs nothing.
+  hello @0 () -> (version :Text);
+  # Version of the binary. Never waits: tells a node from something else that listens here.
 
   upload @1 (dtype :Tensor.DType, rows :UInt64, cols :UInt64) -> (sink :Tensor.TensorSink);
   # Reserves memory for a tensor [rows, cols] and offers to be sent its bytes. Overloaded where

@@ -6,8 +6,8 @@
 # "as before". Nothing is renumbered, retyped or removed.
 
 const chunkBytes :UInt32 = 1048576;
-# Bytes of one chunk of a bulk transfer. A receiver accepts any chunk of at least 1 byte and at
-# most twice this; a message that is much larger costs the connection.
+# Bytes of one chunk of a bulk transfer. A receiver accepts any chunk of at most twice this; a
+# message that is much larger costs the connection.
 
 enum DType {
   f16 @0;
@@ -34,8 +34,10 @@ interface Tensor {
   # Known as soon as the shapes of what it is computed from are.
 
   read @1 (sink :ByteSink, offset :UInt64, length :UInt64) -> ();
-  # Writes `length` bytes from byte `offset` to `sink`, in order, in chunks, and returns once the
-  # sink has taken all of them. Waits for a product that is not there yet.
+  # Writes `length` bytes from byte `offset` to `sink`, in order, in chunks, never more than a
+  # window ahead of what the sink has taken. Returns when all are sent: the last chunks have
+  # arrived then, but the sink may still be busy with them. Waits for a product that is not
+  # there yet.
 }
 
 interface TensorSink {

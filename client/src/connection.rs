@@ -77,8 +77,9 @@ impl Client {
             connection: Rc::new(Connection { rpc_system }),
         };
         let hello = client.node.hello_request().send().promise.await;
-        hello.map_err(|exception| {
-            unreachable_node(address, &from_exception(&exception).to_string())
+        hello.map_err(|exception| match from_exception(&exception) {
+            refusal if refusal.kind() == ErrorKind::Overloaded => refusal,
+            other => unreachable_node(address, other.message()),
         })?;
         Ok(client)
     }

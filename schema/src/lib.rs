@@ -9,19 +9,19 @@
 //! renews it. There is no behaviour here.
 
 /// Generated from `tensor.capnp`.
-#[allow(missing_docs, unreachable_pub, clippy::all, clippy::unwrap_used)]
+#[allow(missing_docs, unreachable_pub, clippy::all, clippy::unwrap_used, clippy::unimplemented)]
 #[rustfmt::skip]
 #[path = "generated/tensor_capnp.rs"]
 pub mod tensor_capnp;
 
 /// Generated from `job.capnp`.
-#[allow(missing_docs, unreachable_pub, clippy::all, clippy::unwrap_used)]
+#[allow(missing_docs, unreachable_pub, clippy::all, clippy::unwrap_used, clippy::unimplemented)]
 #[rustfmt::skip]
 #[path = "generated/job_capnp.rs"]
 pub mod job_capnp;
 
 /// Generated from `node.capnp`.
-#[allow(missing_docs, unreachable_pub, clippy::all, clippy::unwrap_used)]
+#[allow(missing_docs, unreachable_pub, clippy::all, clippy::unwrap_used, clippy::unimplemented)]
 #[rustfmt::skip]
 #[path = "generated/node_capnp.rs"]
 pub mod node_capnp;

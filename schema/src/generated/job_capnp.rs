@@ -2712,66 +2712,70 @@ pub mod job_report {
             self.reader.get_data_field::<u64>(2)
         }
         #[inline]
-        pub fn get_dtype(self) -> ::core::result::Result<crate::tensor_capnp::DType,::capnp::NotInSchema> {
-            ::core::convert::TryFrom::try_from(self.reader.get_data_field::<u16>(12))
-        }
-        #[inline]
-        pub fn get_seconds(self) -> f64 {
-            self.reader.get_data_field::<f64>(4)
-        }
-        #[inline]
-        pub fn get_gflops(self) -> f64 {
-            self.reader.get_data_field::<f64>(5)
-        }
-        #[inline]
-        pub fn get_tasks(self) -> ::capnp::Result<crate::job_capnp::task_counts::Reader<'a>> {
+        pub fn get_dtype(self) -> ::capnp::Result<::capnp::text::Reader<'a>> {
             ::capnp::traits::FromPointerReader::get_from_pointer(&self.reader.get_pointer_field(0), ::core::option::Option::None)
         }
         #[inline]
-        pub fn has_tasks(&self) -> bool {
+        pub fn has_dtype(&self) -> bool {
             !self.reader.get_pointer_field(0).is_null()
         }
         #[inline]
-        pub fn get_workers(self) -> ::capnp::Result<::capnp::struct_list::Reader<'a,crate::job_capnp::worker_share::Owned>> {
+        pub fn get_seconds(self) -> f64 {
+            self.reader.get_data_field::<f64>(3)
+        }
+        #[inline]
+        pub fn get_gflops(self) -> f64 {
+            self.reader.get_data_field::<f64>(4)
+        }
+        #[inline]
+        pub fn get_tasks(self) -> ::capnp::Result<crate::job_capnp::task_counts::Reader<'a>> {
             ::capnp::traits::FromPointerReader::get_from_pointer(&self.reader.get_pointer_field(1), ::core::option::Option::None)
         }
         #[inline]
-        pub fn has_workers(&self) -> bool {
+        pub fn has_tasks(&self) -> bool {
             !self.reader.get_pointer_field(1).is_null()
         }
         #[inline]
-        pub fn get_bytes_sent(self) -> u64 {
-            self.reader.get_data_field::<u64>(6)
-        }
-        #[inline]
-        pub fn get_bytes_received(self) -> u64 {
-            self.reader.get_data_field::<u64>(7)
-        }
-        #[inline]
-        pub fn get_verification(self) -> ::capnp::Result<crate::job_capnp::verification::Reader<'a>> {
+        pub fn get_workers(self) -> ::capnp::Result<::capnp::struct_list::Reader<'a,crate::job_capnp::worker_share::Owned>> {
             ::capnp::traits::FromPointerReader::get_from_pointer(&self.reader.get_pointer_field(2), ::core::option::Option::None)
         }
         #[inline]
-        pub fn has_verification(&self) -> bool {
+        pub fn has_workers(&self) -> bool {
             !self.reader.get_pointer_field(2).is_null()
         }
         #[inline]
-        pub fn get_mode(self) -> ::capnp::Result<::capnp::text::Reader<'a>> {
+        pub fn get_bytes_sent(self) -> u64 {
+            self.reader.get_data_field::<u64>(5)
+        }
+        #[inline]
+        pub fn get_bytes_received(self) -> u64 {
+            self.reader.get_data_field::<u64>(6)
+        }
+        #[inline]
+        pub fn get_verification(self) -> ::capnp::Result<crate::job_capnp::verification::Reader<'a>> {
             ::capnp::traits::FromPointerReader::get_from_pointer(&self.reader.get_pointer_field(3), ::core::option::Option::None)
         }
         #[inline]
-        pub fn has_mode(&self) -> bool {
+        pub fn has_verification(&self) -> bool {
             !self.reader.get_pointer_field(3).is_null()
         }
         #[inline]
+        pub fn get_mode(self) -> ::capnp::Result<::capnp::text::Reader<'a>> {
+            ::capnp::traits::FromPointerReader::get_from_pointer(&self.reader.get_pointer_field(4), ::core::option::Option::None)
+        }
+        #[inline]
+        pub fn has_mode(&self) -> bool {
+            !self.reader.get_pointer_field(4).is_null()
+        }
+        #[inline]
         pub fn get_predicted_seconds(self) -> f64 {
-            self.reader.get_data_field::<f64>(8)
+            self.reader.get_data_field::<f64>(7)
         }
     }
 
     pub struct Builder<'a> { builder: ::capnp::private::layout::StructBuilder<'a> }
     impl <> ::capnp::traits::HasStructSize for Builder<'_,>  {
-        const STRUCT_SIZE: ::capnp::private::layout::StructSize = ::capnp::private::layout::StructSize { data: 9, pointers: 4 };
+        const STRUCT_SIZE: ::capnp::private::layout::StructSize = ::capnp::private::layout::StructSize { data: 8, pointers: 5 };
     }
     impl <> ::capnp::traits::HasTypeId for Builder<'_,>  {
         const TYPE_ID: u64 = _private::TYPE_ID;
@@ -2846,116 +2850,124 @@ pub mod job_report {
             self.builder.set_data_field::<u64>(2, value);
         }
         #[inline]
-        pub fn get_dtype(self) -> ::core::result::Result<crate::tensor_capnp::DType,::capnp::NotInSchema> {
-            ::core::convert::TryFrom::try_from(self.builder.get_data_field::<u16>(12))
-        }
-        #[inline]
-        pub fn set_dtype(&mut self, value: crate::tensor_capnp::DType)  {
-            self.builder.set_data_field::<u16>(12, value as u16);
-        }
-        #[inline]
-        pub fn get_seconds(self) -> f64 {
-            self.builder.get_data_field::<f64>(4)
-        }
-        #[inline]
-        pub fn set_seconds(&mut self, value: f64)  {
-            self.builder.set_data_field::<f64>(4, value);
-        }
-        #[inline]
-        pub fn get_gflops(self) -> f64 {
-            self.builder.get_data_field::<f64>(5)
-        }
-        #[inline]
-        pub fn set_gflops(&mut self, value: f64)  {
-            self.builder.set_data_field::<f64>(5, value);
-        }
-        #[inline]
-        pub fn get_tasks(self) -> ::capnp::Result<crate::job_capnp::task_counts::Builder<'a>> {
+        pub fn get_dtype(self) -> ::capnp::Result<::capnp::text::Builder<'a>> {
             ::capnp::traits::FromPointerBuilder::get_from_pointer(self.builder.get_pointer_field(0), ::core::option::Option::None)
         }
         #[inline]
-        pub fn set_tasks(&mut self, value: crate::job_capnp::task_counts::Reader<'_>) -> ::capnp::Result<()> {
-            ::capnp::traits::SetterInput::set_pointer_builder(self.builder.reborrow().get_pointer_field(0), value, false)
+        pub fn set_dtype(&mut self, value: impl ::capnp::traits::SetterInput<::capnp::text::Owned>)  {
+            ::capnp::traits::SetterInput::set_pointer_builder(self.builder.reborrow().get_pointer_field(0), value, false).unwrap()
         }
         #[inline]
-        pub fn init_tasks(self, ) -> crate::job_capnp::task_counts::Builder<'a> {
-            ::capnp::traits::FromPointerBuilder::init_pointer(self.builder.get_pointer_field(0), 0)
+        pub fn init_dtype(self, size: u32) -> ::capnp::text::Builder<'a> {
+            self.builder.get_pointer_field(0).init_text(size)
         }
         #[inline]
-        pub fn has_tasks(&self) -> bool {
+        pub fn has_dtype(&self) -> bool {
             !self.builder.is_pointer_field_null(0)
         }
         #[inline]
-        pub fn get_workers(self) -> ::capnp::Result<::capnp::struct_list::Builder<'a,crate::job_capnp::worker_share::Owned>> {
+        pub fn get_seconds(self) -> f64 {
+            self.builder.get_data_field::<f64>(3)
+        }
+        #[inline]
+        pub fn set_seconds(&mut self, value: f64)  {
+            self.builder.set_data_field::<f64>(3, value);
+        }
+        #[inline]
+        pub fn get_gflops(self) -> f64 {
+            self.builder.get_data_field::<f64>(4)
+        }
+        #[inline]
+        pub fn set_gflops(&mut self, value: f64)  {
+            self.builder.set_data_field::<f64>(4, value);
+        }
+        #[inline]
+        pub fn get_tasks(self) -> ::capnp::Result<crate::job_capnp::task_counts::Builder<'a>> {
             ::capnp::traits::FromPointerBuilder::get_from_pointer(self.builder.get_pointer_field(1), ::core::option::Option::None)
         }
         #[inline]
-        pub fn set_workers(&mut self, value: ::capnp::struct_list::Reader<'_,crate::job_capnp::worker_share::Owned>) -> ::capnp::Result<()> {
+        pub fn set_tasks(&mut self, value: crate::job_capnp::task_counts::Reader<'_>) -> ::capnp::Result<()> {
             ::capnp::traits::SetterInput::set_pointer_builder(self.builder.reborrow().get_pointer_field(1), value, false)
         }
         #[inline]
-        pub fn init_workers(self, size: u32) -> ::capnp::struct_list::Builder<'a,crate::job_capnp::worker_share::Owned> {
-            ::capnp::traits::FromPointerBuilder::init_pointer(self.builder.get_pointer_field(1), size)
+        pub fn init_tasks(self, ) -> crate::job_capnp::task_counts::Builder<'a> {
+            ::capnp::traits::FromPointerBuilder::init_pointer(self.builder.get_pointer_field(1), 0)
         }
         #[inline]
-        pub fn has_workers(&self) -> bool {
+        pub fn has_tasks(&self) -> bool {
             !self.builder.is_pointer_field_null(1)
         }
         #[inline]
-        pub fn get_bytes_sent(self) -> u64 {
-            self.builder.get_data_field::<u64>(6)
-        }
-        #[inline]
-        pub fn set_bytes_sent(&mut self, value: u64)  {
-            self.builder.set_data_field::<u64>(6, value);
-        }
-        #[inline]
-        pub fn get_bytes_received(self) -> u64 {
-            self.builder.get_data_field::<u64>(7)
-        }
-        #[inline]
-        pub fn set_bytes_received(&mut self, value: u64)  {
-            self.builder.set_data_field::<u64>(7, value);
-        }
-        #[inline]
-        pub fn get_verification(self) -> ::capnp::Result<crate::job_capnp::verification::Builder<'a>> {
+        pub fn get_workers(self) -> ::capnp::Result<::capnp::struct_list::Builder<'a,crate::job_capnp::worker_share::Owned>> {
             ::capnp::traits::FromPointerBuilder::get_from_pointer(self.builder.get_pointer_field(2), ::core::option::Option::None)
         }
         #[inline]
-        pub fn set_verification(&mut self, value: crate::job_capnp::verification::Reader<'_>) -> ::capnp::Result<()> {
+        pub fn set_workers(&mut self, value: ::capnp::struct_list::Reader<'_,crate::job_capnp::worker_share::Owned>) -> ::capnp::Result<()> {
             ::capnp::traits::SetterInput::set_pointer_builder(self.builder.reborrow().get_pointer_field(2), value, false)
         }
         #[inline]
-        pub fn init_verification(self, ) -> crate::job_capnp::verification::Builder<'a> {
-            ::capnp::traits::FromPointerBuilder::init_pointer(self.builder.get_pointer_field(2), 0)
+        pub fn init_workers(self, size: u32) -> ::capnp::struct_list::Builder<'a,crate::job_capnp::worker_share::Owned> {
+            ::capnp::traits::FromPointerBuilder::init_pointer(self.builder.get_pointer_field(2), size)
         }
         #[inline]
-        pub fn has_verification(&self) -> bool {
+        pub fn has_workers(&self) -> bool {
             !self.builder.is_pointer_field_null(2)
         }
         #[inline]
-        pub fn get_mode(self) -> ::capnp::Result<::capnp::text::Builder<'a>> {
+        pub fn get_bytes_sent(self) -> u64 {
+            self.builder.get_data_field::<u64>(5)
+        }
+        #[inline]
+        pub fn set_bytes_sent(&mut self, value: u64)  {
+            self.builder.set_data_field::<u64>(5, value);
+        }
+        #[inline]
+        pub fn get_bytes_received(self) -> u64 {
+            self.builder.get_data_field::<u64>(6)
+        }
+        #[inline]
+        pub fn set_bytes_received(&mut self, value: u64)  {
+            self.builder.set_data_field::<u64>(6, value);
+        }
+        #[inline]
+        pub fn get_verification(self) -> ::capnp::Result<crate::job_capnp::verification::Builder<'a>> {
             ::capnp::traits::FromPointerBuilder::get_from_pointer(self.builder.get_pointer_field(3), ::core::option::Option::None)
         }
         #[inline]
-        pub fn set_mode(&mut self, value: impl ::capnp::traits::SetterInput<::capnp::text::Owned>)  {
-            ::capnp::traits::SetterInput::set_pointer_builder(self.builder.reborrow().get_pointer_field(3), value, false).unwrap()
+        pub fn set_verification(&mut self, value: crate::job_capnp::verification::Reader<'_>) -> ::capnp::Result<()> {
+            ::capnp::traits::SetterInput::set_pointer_builder(self.builder.reborrow().get_pointer_field(3), value, false)
         }
         #[inline]
-        pub fn init_mode(self, size: u32) -> ::capnp::text::Builder<'a> {
-            self.builder.get_pointer_field(3).init_text(size)
+        pub fn init_verification(self, ) -> crate::job_capnp::verification::Builder<'a> {
+            ::capnp::traits::FromPointerBuilder::init_pointer(self.builder.get_pointer_field(3), 0)
         }
         #[inline]
-        pub fn has_mode(&self) -> bool {
+        pub fn has_verification(&self) -> bool {
             !self.builder.is_pointer_field_null(3)
         }
         #[inline]
+        pub fn get_mode(self) -> ::capnp::Result<::capnp::text::Builder<'a>> {
+            ::capnp::traits::FromPointerBuilder::get_from_pointer(self.builder.get_pointer_field(4), ::core::option::Option::None)
+        }
+        #[inline]
+        pub fn set_mode(&mut self, value: impl ::capnp::traits::SetterInput<::capnp::text::Owned>)  {
+            ::capnp::traits::SetterInput::set_pointer_builder(self.builder.reborrow().get_pointer_field(4), value, false).unwrap()
+        }
+        #[inline]
+        pub fn init_mode(self, size: u32) -> ::capnp::text::Builder<'a> {
+            self.builder.get_pointer_field(4).init_text(size)
+        }
+        #[inline]
+        pub fn has_mode(&self) -> bool {
+            !self.builder.is_pointer_field_null(4)
+        }
+        #[inline]
         pub fn get_predicted_seconds(self) -> f64 {
-            self.builder.get_data_field::<f64>(8)
+            self.builder.get_data_field::<f64>(7)
         }
         #[inline]
         pub fn set_predicted_seconds(&mut self, value: f64)  {
-            self.builder.set_data_field::<f64>(8, value);
+            self.builder.set_data_field::<f64>(7, value);
         }
     }
 
@@ -2967,19 +2979,19 @@ pub mod job_report {
     }
     impl Pipeline  {
         pub fn get_tasks(&self) -> crate::job_capnp::task_counts::Pipeline {
-            ::capnp::capability::FromTypelessPipeline::new(self._typeless.get_pointer_field(0))
+            ::capnp::capability::FromTypelessPipeline::new(self._typeless.get_pointer_field(1))
         }
         pub fn get_verification(&self) -> crate::job_capnp::verification::Pipeline {
-            ::capnp::capability::FromTypelessPipeline::new(self._typeless.get_pointer_field(2))
+            ::capnp::capability::FromTypelessPipeline::new(self._typeless.get_pointer_field(3))
         }
     }
     mod _private {
         pub(crate) static ENCODED_NODE: [::capnp::Word; 221] = [
             ::capnp::word(0, 0, 0, 0, 5, 0, 6, 0),
             ::capnp::word(75, 198, 106, 83, 227, 133, 236, 215),
-            ::capnp::word(10, 0, 0, 0, 1, 0, 9, 0),
+            ::capnp::word(10, 0, 0, 0, 1, 0, 8, 0),
             ::capnp::word(185, 162, 157, 155, 178, 157, 76, 220),
-            ::capnp::word(4, 0, 7, 0, 0, 0, 0, 0),
+            ::capnp::word(5, 0, 7, 0, 0, 0, 0, 0),
             ::capnp::word(0, 0, 0, 0, 0, 0, 0, 0),
             ::capnp::word(21, 0, 0, 0, 162, 0, 0, 0),
             ::capnp::word(29, 0, 0, 0, 7, 0, 0, 0),
@@ -3013,70 +3025,70 @@ pub mod job_report {
             ::capnp::word(0, 0, 0, 0, 0, 0, 0, 0),
             ::capnp::word(96, 1, 0, 0, 3, 0, 1, 0),
             ::capnp::word(108, 1, 0, 0, 2, 0, 1, 0),
-            ::capnp::word(3, 0, 0, 0, 12, 0, 0, 0),
+            ::capnp::word(3, 0, 0, 0, 0, 0, 0, 0),
             ::capnp::word(0, 0, 1, 0, 3, 0, 0, 0),
             ::capnp::word(0, 0, 0, 0, 0, 0, 0, 0),
             ::capnp::word(105, 1, 0, 0, 50, 0, 0, 0),
             ::capnp::word(0, 0, 0, 0, 0, 0, 0, 0),
             ::capnp::word(100, 1, 0, 0, 3, 0, 1, 0),
             ::capnp::word(112, 1, 0, 0, 2, 0, 1, 0),
-            ::capnp::word(4, 0, 0, 0, 4, 0, 0, 0),
+            ::capnp::word(4, 0, 0, 0, 3, 0, 0, 0),
             ::capnp::word(0, 0, 1, 0, 4, 0, 0, 0),
             ::capnp::word(0, 0, 0, 0, 0, 0, 0, 0),
             ::capnp::word(109, 1, 0, 0, 66, 0, 0, 0),
             ::capnp::word(0, 0, 0, 0, 0, 0, 0, 0),
             ::capnp::word(104, 1, 0, 0, 3, 0, 1, 0),
             ::capnp::word(116, 1, 0, 0, 2, 0, 1, 0),
-            ::capnp::word(5, 0, 0, 0, 5, 0, 0, 0),
+            ::capnp::word(5, 0, 0, 0, 4, 0, 0, 0),
             ::capnp::word(0, 0, 1, 0, 5, 0, 0, 0),
             ::capnp::word(0, 0, 0, 0, 0, 0, 0, 0),
             ::capnp::word(113, 1, 0, 0, 58, 0, 0, 0),
             ::capnp::word(0, 0, 0, 0, 0, 0, 0, 0),
             ::capnp::word(108, 1, 0, 0, 3, 0, 1, 0),
             ::capnp::word(120, 1, 0, 0, 2, 0, 1, 0),
-            ::capnp::word(6, 0, 0, 0, 0, 0, 0, 0),
+            ::capnp::word(6, 0, 0, 0, 1, 0, 0, 0),
             ::capnp::word(0, 0, 1, 0, 6, 0, 0, 0),
             ::capnp::word(0, 0, 0, 0, 0, 0, 0, 0),
             ::capnp::word(117, 1, 0, 0, 50, 0, 0, 0),
             ::capnp::word(0, 0, 0, 0, 0, 0, 0, 0),
             ::capnp::word(112, 1, 0, 0, 3, 0, 1, 0),
             ::capnp::word(124, 1, 0, 0, 2, 0, 1, 0),
-            ::capnp::word(7, 0, 0, 0, 1, 0, 0, 0),
+            ::capnp::word(7, 0, 0, 0, 2, 0, 0, 0),
             ::capnp::word(0, 0, 1, 0, 7, 0, 0, 0),
             ::capnp::word(0, 0, 0, 0, 0, 0, 0, 0),
             ::capnp::word(121, 1, 0, 0, 66, 0, 0, 0),
             ::capnp::word(0, 0, 0, 0, 0, 0, 0, 0),
             ::capnp::word(116, 1, 0, 0, 3, 0, 1, 0),
             ::capnp::word(144, 1, 0, 0, 2, 0, 1, 0),
-            ::capnp::word(8, 0, 0, 0, 6, 0, 0, 0),
+            ::capnp::word(8, 0, 0, 0, 5, 0, 0, 0),
             ::capnp::word(0, 0, 1, 0, 8, 0, 0, 0),
             ::capnp::word(0, 0, 0, 0, 0, 0, 0, 0),
             ::capnp::word(141, 1, 0, 0, 82, 0, 0, 0),
             ::capnp::word(0, 0, 0, 0, 0, 0, 0, 0),
             ::capnp::word(140, 1, 0, 0, 3, 0, 1, 0),
             ::capnp::word(152, 1, 0, 0, 2, 0, 1, 0),
-            ::capnp::word(9, 0, 0, 0, 7, 0, 0, 0),
+            ::capnp::word(9, 0, 0, 0, 6, 0, 0, 0),
             ::capnp::word(0, 0, 1, 0, 9, 0, 0, 0),
             ::capnp::word(0, 0, 0, 0, 0, 0, 0, 0),
             ::capnp::word(149, 1, 0, 0, 114, 0, 0, 0),
             ::capnp::word(0, 0, 0, 0, 0, 0, 0, 0),
             ::capnp::word(148, 1, 0, 0, 3, 0, 1, 0),
             ::capnp::word(160, 1, 0, 0, 2, 0, 1, 0),
-            ::capnp::word(10, 0, 0, 0, 2, 0, 0, 0),
+            ::capnp::word(10, 0, 0, 0, 3, 0, 0, 0),
             ::capnp::word(0, 0, 1, 0, 10, 0, 0, 0),
             ::capnp::word(0, 0, 0, 0, 0, 0, 0, 0),
             ::capnp::word(157, 1, 0, 0, 106, 0, 0, 0),
             ::capnp::word(0, 0, 0, 0, 0, 0, 0, 0),
             ::capnp::word(156, 1, 0, 0, 3, 0, 1, 0),
             ::capnp::word(168, 1, 0, 0, 2, 0, 1, 0),
-            ::capnp::word(11, 0, 0, 0, 3, 0, 0, 0),
+            ::capnp::word(11, 0, 0, 0, 4, 0, 0, 0),
             ::capnp::word(0, 0, 1, 0, 11, 0, 0, 0),
             ::capnp::word(0, 0, 0, 0, 0, 0, 0, 0),
             ::capnp::word(165, 1, 0, 0, 42, 0, 0, 0),
             ::capnp::word(0, 0, 0, 0, 0, 0, 0, 0),
             ::capnp::word(160, 1, 0, 0, 3, 0, 1, 0),
             ::capnp::word(172, 1, 0, 0, 2, 0, 1, 0),
-            ::capnp::word(12, 0, 0, 0, 8, 0, 0, 0),
+            ::capnp::word(12, 0, 0, 0, 7, 0, 0, 0),
             ::capnp::word(0, 0, 1, 0, 12, 0, 0, 0),
             ::capnp::word(0, 0, 0, 0, 0, 0, 0, 0),
             ::capnp::word(169, 1, 0, 0, 138, 0, 0, 0),
@@ -3108,11 +3120,11 @@ pub mod job_report {
             ::capnp::word(0, 0, 0, 0, 0, 0, 0, 0),
             ::capnp::word(0, 0, 0, 0, 0, 0, 0, 0),
             ::capnp::word(100, 116, 121, 112, 101, 0, 0, 0),
-            ::capnp::word(15, 0, 0, 0, 0, 0, 0, 0),
-            ::capnp::word(184, 111, 14, 105, 18, 65, 54, 182),
+            ::capnp::word(12, 0, 0, 0, 0, 0, 0, 0),
             ::capnp::word(0, 0, 0, 0, 0, 0, 0, 0),
             ::capnp::word(0, 0, 0, 0, 0, 0, 0, 0),
-            ::capnp::word(15, 0, 0, 0, 0, 0, 0, 0),
+            ::capnp::word(0, 0, 0, 0, 0, 0, 0, 0),
+            ::capnp::word(12, 0, 0, 0, 0, 0, 0, 0),
             ::capnp::word(0, 0, 0, 0, 0, 0, 0, 0),
             ::capnp::word(0, 0, 0, 0, 0, 0, 0, 0),
             ::capnp::word(115, 101, 99, 111, 110, 100, 115, 0),
@@ -3202,7 +3214,7 @@ pub mod job_report {
                 0 => <u64 as ::capnp::introspect::Introspect>::introspect(),
                 1 => <u64 as ::capnp::introspect::Introspect>::introspect(),
                 2 => <u64 as ::capnp::introspect::Introspect>::introspect(),
-                3 => <crate::tensor_capnp::DType as ::capnp::introspect::Introspect>::introspect(),
+                3 => <::capnp::text::Owned as ::capnp::introspect::Introspect>::introspect(),
                 4 => <f64 as ::capnp::introspect::Introspect>::introspect(),
                 5 => <f64 as ::capnp::introspect::Introspect>::introspect(),
                 6 => <crate::job_capnp::task_counts::Owned as ::capnp::introspect::Introspect>::introspect(),
