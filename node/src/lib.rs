@@ -9,6 +9,7 @@
 //!
 //! | room | owns |
 //! |---|---|
+//! | [`api`] | what programs reach a node by |
 //! | [`net`] | transports, admission, who is connected |
 //! | [`wire`] | the task protocol as bytes; sans-I/O |
 //! | [`link`] | task streams, both ends |
@@ -20,6 +21,7 @@
 //!
 //! Never knows the kernels' insides.
 
+pub mod api;
 pub mod config;
 pub mod fabric;
 pub mod link;
