@@ -9,16 +9,20 @@
 //!
 //! | room | owns |
 //! |---|---|
+//! | [`api`] | what programs reach a node by |
 //! | [`net`] | transports, admission, who is connected |
 //! | [`wire`] | the task protocol as bytes; sans-I/O |
 //! | [`link`] | task streams, both ends |
 //! | [`worker`] | operands kept for peers, the compute queue, memory budget |
 //! | [`schedule`] | plans and placement; pure state machines |
 //! | [`fabric`] | drives all of these for jobs: check, merge, retry |
+//! | [`config`] | flags, environment and file, resolved once |
 //! | [`runtime`] | the threads these run on |
 //!
 //! Never knows the kernels' insides.
 
+pub mod api;
+pub mod config;
 pub mod fabric;
 pub mod link;
 pub mod net;

@@ -167,9 +167,10 @@ impl Watch {
     }
 
     fn unreadable(&mut self, error: &io::Error) -> Option<Change> {
-        self.seen = None;
+        let never_there = self.seen.take().is_none() && error.kind() == io::ErrorKind::NotFound;
         let first = !std::mem::replace(&mut self.missing, true);
-        first.then(|| Change::Broken(PeersFileError::Unreadable(error.to_string())))
+        // A file that is yet to be written is nothing to tell about; one that is gone is.
+        (first && !never_there).then(|| Change::Broken(PeersFileError::Unreadable(error.to_string())))
     }
 }
 
