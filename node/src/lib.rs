@@ -17,12 +17,15 @@
 //! | [`schedule`] | plans and placement; pure state machines |
 //! | [`fabric`] | drives all of these for jobs: check, merge, retry |
 //! | [`config`] | flags, environment and file, resolved once |
-//! | [`runtime`] | the threads these run on |
+//! | [`runtime`], [`daemon`] | the threads these run on; `pangea node` from start to end |
+//! | [`api`] | what programs reach a node by |
+//! | [`config`] | what a node runs with |
 //!
 //! Never knows the kernels' insides.
 
 pub mod api;
 pub mod config;
+pub mod daemon;
 pub mod fabric;
 pub mod link;
 pub mod net;

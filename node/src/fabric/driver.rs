@@ -140,7 +140,7 @@ pub struct Driver {
     next_generation: u64,
     connecting: usize,
     wake_at: Option<Time>,
-    listening: Vec<String>,
+    listening: watch::Sender<Vec<String>>,
     rpc: String,
     counters: Counters,
     draining: Option<(Instant, oneshot::Sender<()>)>,
@@ -206,7 +206,8 @@ impl Driver {
             bytes_sent: 0,
             draining: false,
         };
-        let fabric = Fabric::new(command_sender, settings.budget.clone());
+        let (listening, addresses) = watch::channel(Vec::new());
+        let fabric = Fabric::new(command_sender, settings.budget.clone(), addresses);
         let checker = Checker::start((settings.threads / 4).max(1))?;
         let driver = Driver {
             started: Instant::now(),
@@ -229,7 +230,7 @@ impl Driver {
             next_generation: 1,
             connecting: 0,
             wake_at: None,
-            listening: Vec::new(),
+            listening,
             rpc,
             counters: Counters::default(),
             draining: None,
@@ -347,7 +348,7 @@ impl Driver {
     fn on_net_event(&mut self, event: NetEvent) {
         let now = Instant::now();
         match event {
-            NetEvent::Listening(address) => self.listening.push(address.to_string()),
+            NetEvent::Listening(address) => self.listening.send_modify(|addresses| addresses.push(address.to_string())),
             NetEvent::Discovered(peer) => {
                 tracing::info!(event = "discovered", %peer, "mDNS discovered a new peer: {peer}");
                 let known = self.peers.entry(peer, now);
@@ -1177,7 +1178,7 @@ impl Driver {
             name: self.settings.name.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             uptime_s: self.started.elapsed().as_secs_f64(),
-            listening: self.listening.clone(),
+            listening: self.listening.borrow().clone(),
             rpc: self.rpc.clone(),
             pool_key: self.settings.pool_key,
             threads: u32::try_from(self.settings.threads).unwrap_or(u32::MAX),

@@ -6,7 +6,9 @@ use std::time::Duration;
 use pangea_client::{LinkProbe, NodeStatus, PeerStatus, Progress, Result};
 use tokio::sync::{oneshot, watch};
 
-use crate::fabric::job::{JobOutcome, JobRequest};
+use crate::fabric::Fabric;
+use crate::fabric::job::{CancelOnDrop, JobOutcome, JobRequest};
+use crate::worker::budget::Reservation;
 
 /// The node behind the service. Cheap to clone; its calls hand work over and never do it.
 pub trait Backend: Clone + Send + 'static {
@@ -50,4 +52,34 @@ pub struct RunningJob<C> {
     pub outcome: oneshot::Receiver<Result<JobOutcome>>,
     /// Held for as long as the job is wanted.
     pub cancel: C,
+}
+
+impl Backend for Fabric {
+    type Reservation = Reservation;
+    type CancelOnDrop = CancelOnDrop;
+
+    fn submit(&self, request: JobRequest) -> Result<RunningJob<CancelOnDrop>> {
+        let job = Fabric::submit(self, request)?;
+        Ok(RunningJob { progress: job.progress, outcome: job.outcome, cancel: job.cancel })
+    }
+
+    fn reserve(&self, bytes: u64) -> Result<Reservation> {
+        Fabric::reserve(self, bytes)
+    }
+
+    async fn peers(&self) -> Result<Vec<PeerStatus>> {
+        Fabric::peers(self).await
+    }
+
+    async fn status(&self) -> Result<NodeStatus> {
+        Fabric::status(self).await
+    }
+
+    async fn connect(&self, address: &str, timeout: Duration) -> Result<String> {
+        Fabric::connect(self, address, timeout).await
+    }
+
+    async fn probe_link(&self, peer: &str, message_bytes: u64, rounds: u32) -> Result<LinkProbe> {
+        Fabric::probe_link(self, peer, message_bytes, rounds).await
+    }
 }
