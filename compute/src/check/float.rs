@@ -64,18 +64,24 @@ fn row_exponent(t: &Tensor, row: usize) -> i32 {
     if e.abs() > SAFE_EXPONENT { e } else { 0 }
 }
 
-/// Every row's [`row_exponent`]; `None` where all are 0.
-fn exponents(t: &Tensor, pool: &Pool) -> Option<Vec<i32>> {
+/// Every row's [`row_exponent`], looked for only where the rows' `squares` are unusual; `None` where all are 0.
+fn exponents(t: &Tensor, rows: &[RowSums]) -> Option<Vec<i32>> {
     if t.dtype() != DType::F64 {
         return None;
     }
-    let mut out = vec![0; t.rows()];
-    by_rows(pool, t.rows(), t.cols(), &mut out, &|rows, out| {
-        for (row, out) in rows.zip(out) {
-            *out = row_exponent(t, row);
-        }
-    });
-    out.iter().any(|e| *e != 0).then_some(out)
+    let usual = 1e-60..1e60;
+    if rows.iter().all(|row| usual.contains(&row.squares)) {
+        return None;
+    }
+    let exponents: Vec<i32> = rows
+        .iter()
+        .enumerate()
+        .map(|(index, row)| match usual.contains(&row.squares) {
+            true => 0,
+            false => row_exponent(t, index),
+        })
+        .collect();
+    exponents.iter().any(|e| *e != 0).then_some(exponents)
 }
 
 /// `t·v` and the rows' squares.
@@ -123,16 +129,17 @@ impl FloatProbe {
             .iter()
             .map(|byte| std::array::from_fn(|r| if byte >> r & 1 == 1 { 1.0 } else { -1.0 }))
             .collect();
-        let exponent = exponents(b, pool)
-            .and_then(|e| e.into_iter().max_by_key(|e| *e))
-            .unwrap_or(0);
-        // The largest row decides; where others needed no scaling, 0 is among them.
-        let scales = (exponent != 0).then(|| vec![power(-exponent); b.rows()]);
-        let mut reading = Reading {
-            finite_only: false,
-            scales: scales.as_deref(),
-        };
+        let mut reading = Reading::default();
         let mut rows = times(b, &x, reading, pool);
+        // The largest row decides; where others needed no scaling, 0 is among them.
+        let exponent = exponents(b, &rows)
+            .and_then(|e| e.into_iter().max())
+            .unwrap_or(0);
+        let scales = (exponent != 0).then(|| vec![power(-exponent); b.rows()]);
+        if exponent != 0 {
+            reading.scales = scales.as_deref();
+            rows = times(b, &x, reading, pool);
+        }
         let mut bad = Vec::new();
         if rows.iter().any(|r| !r.squares.is_finite()) {
             let mut is_bad = vec![false; b.cols()];
@@ -188,7 +195,8 @@ impl FloatProbe {
         let serial = self.checks.fetch_add(1, Ordering::Relaxed);
         let mut dice = Dice(secret(&self.seed, &format!("tiles {serial}")));
 
-        let a_exponents = exponents(a, pool);
+        let mut expected = times(a, &self.bx, Reading::default(), pool);
+        let a_exponents = exponents(a, &expected);
         let a_scales: Option<Vec<(f64, f64)>> = a_exponents
             .as_ref()
             .map(|e| e.iter().map(|e| power(-e)).collect());
@@ -196,15 +204,13 @@ impl FloatProbe {
         let c_exponent = |row: usize| self.exponent + a_exponents.as_ref().map_or(0, |e| e[row]);
         let c_scales: Option<Vec<(f64, f64)>> =
             scaled.then(|| (0..m).map(|row| power(-c_exponent(row))).collect());
-        let expected = times(
-            a,
-            &self.bx,
-            Reading {
+        if a_scales.is_some() {
+            let reading = Reading {
                 finite_only: false,
                 scales: a_scales.as_deref(),
-            },
-            pool,
-        );
+            };
+            expected = times(a, &self.bx, reading, pool);
+        }
         let got = times(
             c,
             &self.x,
@@ -399,15 +405,16 @@ impl Judge<'_> {
             max_out,
         } = self.rounding;
         let got = self.c.get(row, col).unwrap_or(f64::NAN);
-        let want: f64 = a.iter().zip(b).map(|(a, b)| a * b).sum();
+        let (want, mut magnitude) = dot(a, b);
+        let mut operands_finite = true;
+        if !magnitude.is_finite() {
+            operands_finite = a.iter().chain(b).all(|v| v.is_finite());
+            let terms = a.iter().zip(b).map(|(a, b)| (a * b).abs());
+            let finite = a.iter().zip(b).map(|(a, b)| a.is_finite() && b.is_finite());
+            magnitude = terms.zip(finite).filter(|(_, f)| *f).map(|(t, _)| t).sum();
+        }
         // Sums can overflow on the way, whatever they come to: then an infinity or a NaN is honest.
-        let finite = a
-            .iter()
-            .zip(b)
-            .filter(|(a, b)| a.is_finite() && b.is_finite());
-        let magnitude: f64 = finite.map(|(a, b)| (a * b).abs()).sum();
         let may_overflow = magnitude >= max_sum * 0.999;
-        let operands_finite = a.iter().chain(b).all(|v| v.is_finite());
         let k = a.len();
         // Σ|a||b| bounds every partial sum, and never under- or overflows where the sum does not.
         let error = (bound::worst_growth(k) * (sum + 2f64.powi(-53))) * magnitude
@@ -436,4 +443,27 @@ impl Judge<'_> {
             ),
         })
     }
+}
+
+/// Σ a·b and Σ |a·b|, in eight lanes.
+fn dot(a: &[f64], b: &[f64]) -> (f64, f64) {
+    let (mut sums, mut sizes) = ([0.0; 8], [0.0; 8]);
+    let (a8, b8) = (a.chunks_exact(8), b.chunks_exact(8));
+    let rest = a8.remainder().iter().zip(b8.remainder());
+    let (mut sum, mut size) = (0.0, 0.0);
+    for (a, b) in rest {
+        sum += a * b;
+        size += (a * b).abs();
+    }
+    for (a, b) in a8.zip(b8) {
+        for lane in 0..8 {
+            let product = a[lane] * b[lane];
+            sums[lane] += product;
+            sizes[lane] += product.abs();
+        }
+    }
+    (
+        sum + sums.iter().sum::<f64>(),
+        size + sizes.iter().sum::<f64>(),
+    )
 }
