@@ -477,10 +477,11 @@ async fn errors_of_connecting_say_what_is_there() {
     ));
     let mut unnamed = own.clone();
     unnamed.pop();
-    assert!(matches!(
-        a.connect(unnamed.clone()).await,
-        Err(NetError::OwnAddress(_))
-    ));
+    let unnamed_own = a.connect(unnamed.clone()).await;
+    assert!(
+        matches!(unnamed_own, Err(NetError::OwnAddress(_))),
+        "{unnamed_own:?}"
+    );
     let port = std::net::TcpListener::bind("127.0.0.1:0")
         .unwrap()
         .local_addr()
