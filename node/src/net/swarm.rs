@@ -833,7 +833,10 @@ fn failure_of(error: &DialError) -> Failure {
 
 /// Whether a dial led to this node. The swarm drops its own listen addresses, and we never dial none.
 fn is_own(error: &DialError) -> bool {
-    matches!(error, DialError::LocalPeerId { .. } | DialError::NoAddresses)
+    matches!(
+        error,
+        DialError::LocalPeerId { .. } | DialError::NoAddresses
+    )
 }
 
 /// A dial's failure in the words of the innermost error of each address.
