@@ -5,8 +5,8 @@
 use super::cost::Learned;
 use super::job::{Answer, Held, Job};
 use super::limits::{
-    CHECK_BYTES_PER_S, CONNECT_WAIT, HEDGE_MARGIN, HEDGES_MAX, OVERLOADS_LOCAL_MAX, OVERLOADS_MAX,
-    STRETCH,
+    CHECK_BYTES_PER_S, CHECK_SHARE_MAX, CONNECT_WAIT, HEDGE_MARGIN, HEDGES_MAX,
+    OVERLOADS_LOCAL_MAX, OVERLOADS_MAX, STRETCH,
 };
 use super::worker::{Flight, Prospect, Worker};
 use super::{
@@ -183,10 +183,15 @@ impl Scheduler {
             Place::Remote => !worker.id.is_local() || self.workers.len() == 1,
         });
         let estimates: Vec<WorkerEstimate> = workers.map(believed).collect();
+        let local = self.workers.get(&WorkerId::LOCAL);
+        let check = local.map_or(0.0, |local| {
+            local.model.flops_per_s(spec.arithmetic) * self.check_byte_s.value
+        });
         TileGrid::cut(
             spec.shape,
             spec.arithmetic,
             &estimates,
+            check,
             spec.band_rows,
             spec.panel_columns,
         )
@@ -950,6 +955,9 @@ impl Scheduler {
             {
                 return None;
             }
+            if !id.is_local() && place == Place::Auto && !self.is_worth_checking(job) {
+                return None;
+            }
             let others =
                 |other: &Worker| other.id != id && (place == Place::Auto || !other.id.is_local());
             rest_done = rest_done_with(
@@ -996,6 +1004,16 @@ impl Scheduler {
         }
         let candidate = self.prospect(at, id, tile)?;
         (force || candidate.done < rest_done).then_some(candidate)
+    }
+
+    /// Whether checking an answer costs this node clearly less than computing it.
+    fn is_worth_checking(&self, job: &Job) -> bool {
+        let Some(local) = self.workers.get(&WorkerId::LOCAL) else {
+            return true;
+        };
+        let bytes = 2.0 * job.mean_operand_bytes + job.mean_answer_bytes;
+        let compute_s = local.model.compute_s(job.spec.arithmetic, job.mean_flops);
+        bytes * self.check_byte_s.value < CHECK_SHARE_MAX * compute_s
     }
 
     fn choose(&self, at: usize, id: WorkerId, now: f64) -> Option<Tile> {
