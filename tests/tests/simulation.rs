@@ -208,7 +208,7 @@ fn honest_peers_never_make_a_job_slower_than_alone() {
 #[test]
 fn fast_links_come_near_to_the_sum_of_all_workers() {
     let mut ratios = Vec::new();
-    for seed in 0..2000 {
+    for seed in 0..5000 {
         let mut world = honest(seed);
         for peer in &mut world.peers {
             let rtt_s = 100e-6;
@@ -341,7 +341,7 @@ fn a_remote_job_runs_on_peers_only_while_one_can() {
     let slow_peer = world(local(100e9), vec![peer(10e9, 10e6)], vec![spec.clone()]);
     assert_eq!(first(&slow_peer).report.tasks.local, 0);
     let mut crashing = slow_peer.clone();
-    crashing.peers[0].nature.crashes_at_s = 1.0;
+    crashing.peers[0].nature.crashes_at_s = 3.0;
     crashing.peers[0].nature.detected_after_s = 0.0;
     let tasks = first(&crashing).report.tasks;
     assert!(tasks.local > 0 && tasks.remote > 0, "{tasks:?}");

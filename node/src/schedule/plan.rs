@@ -51,6 +51,15 @@ pub struct Tile {
     pub panel: u32,
 }
 
+/// How fast this node computes, and how fast it checks what others computed.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Pace {
+    /// Additions and multiplications a second.
+    pub flops_per_s: f64,
+    /// Bytes of operands and answer that a check goes through in a second.
+    pub check_bytes_per_s: f64,
+}
+
 /// Why a product cannot be cut.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum PlanError {
@@ -84,9 +93,7 @@ pub struct TileGrid {
 impl TileGrid {
     /// Cuts a product for these workers (this node among them): tiles of a length that suits the slowest useful
     /// one, enough of them for balance, each small enough for every worker's memory. `band_rows` and
-    /// `panel_columns` fix a side that has been cut before. `check_flops_per_byte` is how much this node could have
-    /// computed in the time in which it checks one byte of a peer's operands and answer: where that is much, tiles
-    /// are wider.
+    /// `panel_columns` fix a side that has been cut before.
     ///
     /// # Errors
     /// [`PlanError`] if the sizes overflow, a fixed side is 0, or the tiles would be too many.
@@ -94,7 +101,7 @@ impl TileGrid {
         shape: ProductShape,
         arithmetic: Arithmetic,
         workers: &[WorkerEstimate],
-        check_flops_per_byte: f64,
+        here: Pace,
         band_rows: Option<u64>,
         panel_columns: Option<u64>,
     ) -> Result<Self, PlanError> {
@@ -104,7 +111,7 @@ impl TileGrid {
         }
         let ProductShape { m, k, n, .. } = shape;
         let most = Bounds::new(&shape, workers);
-        let flops = tile_flops(&shape, arithmetic, workers, check_flops_per_byte);
+        let flops = tile_flops(&shape, arithmetic, workers, here);
         if flops >= shape.flops() && m <= most.rows && n <= most.columns && most.fits(m, n) {
             return Self::with_sides(
                 shape,
@@ -328,10 +335,12 @@ fn tile_flops(
     shape: &ProductShape,
     arithmetic: Arithmetic,
     workers: &[WorkerEstimate],
-    check_flops_per_byte: f64,
+    here: Pace,
 ) -> f64 {
     let rate = |worker: &WorkerEstimate| worker.flops_per_s(arithmetic);
     let fixed_s = |worker: &WorkerEstimate| worker.overhead_s + worker.rtt_s;
+    // Whatever becomes of the others, this node may have to do any tile itself.
+    let most = TILE_SECONDS_ALONE * here.flops_per_s;
     let fastest = workers.iter().map(rate).fold(0.0, f64::max);
     // Whoever would be done with all of it first, if nobody helped.
     let operand_bytes = (shape.m * shape.k * shape.a_element_bytes
@@ -352,25 +361,28 @@ fn tile_flops(
         let first_s = fixed_s(worker) + bytes / worker.send_bytes_per_s.max(1.0) + TILE_SECONDS_MIN;
         rate(worker) >= fastest * USEFUL_SHARE && first_s <= alone_s * USEFUL_START
     };
-    let (mut count, mut slowest, mut shortest) =
-        (0u64, fastest, TILE_SECONDS_FASTEST_MIN * fastest);
+    let (mut count, mut linked) = (0u64, false);
+    let (mut slowest, mut shortest) = (fastest, TILE_SECONDS_FASTEST_MIN * fastest);
     for worker in workers.iter().filter(useful) {
         count += 1;
+        linked |= worker.send_bytes_per_s.is_finite();
         slowest = slowest.min(rate(worker));
         shortest = shortest.max(fixed_s(worker) * TILE_OVERHEADS_MIN * rate(worker));
     }
-    if count <= 1 {
-        return TILE_SECONDS_ALONE * fastest;
+    // Nobody who is worth it, or nobody but this node: there is no transfer to hide behind another tile.
+    if count == 0 || (count == 1 && !linked) {
+        return most;
     }
     let balanced = shape.flops() / (count * TILES_PER_WORKER) as f64;
     // Checking goes through the sides of a tile, computing through its area.
-    let side = (shape.a_element_bytes + shape.b_element_bytes) as f64 * check_flops_per_byte
-        / (2.0 * CHECK_SHARE);
+    let element_bytes = (shape.a_element_bytes + shape.b_element_bytes) as f64;
+    let side = element_bytes * here.flops_per_s / here.check_bytes_per_s / (2.0 * CHECK_SHARE);
     let checkable = 2.0 * side * side * shape.k as f64;
     balanced
         .min((TILE_SECONDS * slowest).max(checkable))
         .max(TILE_SECONDS_MIN * slowest)
         .max(shortest)
+        .min(most)
 }
 
 /// The nearest whole number of kernel blocks, not less than the narrowest tile.
@@ -431,6 +443,13 @@ mod tests {
         prop::collection::vec(worker, 0..9)
     }
 
+    fn pace(flops_per_s: f64) -> Pace {
+        Pace {
+            flops_per_s,
+            check_bytes_per_s: 8e9,
+        }
+    }
+
     /// Ranges that follow on each other from 0 to the end, none empty.
     fn covers(parts: impl Iterator<Item = Range<u64>>, end: u64) -> bool {
         let mut at = 0;
@@ -446,11 +465,11 @@ mod tests {
         fn bands_and_panels_cover_every_element_once(
             shape in shapes(),
             workers in workers(),
-            check in 0.0..100.0f64,
+            flops_per_s in 1e8..1e13f64,
             band_rows in prop::option::of(1u64..5_000),
             panel_columns in prop::option::of(1u64..5_000),
         ) {
-            let grid = match TileGrid::cut(shape, Arithmetic::F32, &workers, check, band_rows, panel_columns) {
+            let grid = match TileGrid::cut(shape, Arithmetic::F32, &workers, pace(flops_per_s), band_rows, panel_columns) {
                 Ok(grid) => grid,
                 Err(error) => {
                     prop_assert!(matches!(error, PlanError::TooManyTiles { .. }), "{}", error);
@@ -473,7 +492,7 @@ mod tests {
             shape in shapes(),
             workers in workers(),
         ) {
-            let Ok(grid) = TileGrid::cut(shape, Arithmetic::F32, &workers, 0.0, None, None) else { return Ok(()) };
+            let Ok(grid) = TileGrid::cut(shape, Arithmetic::F32, &workers, pace(100e9), None, None) else { return Ok(()) };
             if grid.tiles() == 0 {
                 return Ok(());
             }
@@ -501,7 +520,8 @@ mod tests {
             WorkerEstimate::local(rates, 1 << 33),
             WorkerEstimate::remote(rates, 1.1e9, 1e-4, 1 << 33),
         ];
-        let grid = TileGrid::cut(shape, Arithmetic::F32, &workers, 12.5, None, None).unwrap();
+        let grid =
+            TileGrid::cut(shape, Arithmetic::F32, &workers, pace(100e9), None, None).unwrap();
         assert_eq!(grid.tiles(), 1);
     }
 
@@ -516,7 +536,8 @@ mod tests {
             c_element_bytes: 4,
         };
         let workers = [WorkerEstimate::local([100e9; Arithmetic::COUNT], 4 << 30)];
-        let grid = TileGrid::cut(shape, Arithmetic::F32, &workers, 12.5, None, None).unwrap();
+        let grid =
+            TileGrid::cut(shape, Arithmetic::F32, &workers, pace(100e9), None, None).unwrap();
         assert!(grid.operand_bytes(Operand::Band(0)) <= OPERAND_BYTES_MAX);
         assert!(grid.operand_bytes(Operand::Panel(0)) <= OPERAND_BYTES_MAX);
     }

@@ -11,8 +11,8 @@ use super::limits::{
 use super::worker::{Flight, Prospect, Worker};
 use super::{
     Accuracy, Action, Arithmetic, AttemptId, Event, FailureKind, JobId, JobReport, JobSpec,
-    LeaveReason, Measured, Operand, Place, PlanError, Progress, Tile, TileGrid, Time, Transfer,
-    Verdict, WorkerEstimate, WorkerId, WorkerShare,
+    LeaveReason, Measured, Operand, Pace, Place, PlanError, Progress, Tile, TileGrid, Time,
+    Transfer, Verdict, WorkerEstimate, WorkerId, WorkerShare,
 };
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -184,14 +184,17 @@ impl Scheduler {
         });
         let estimates: Vec<WorkerEstimate> = workers.map(believed).collect();
         let local = self.workers.get(&WorkerId::LOCAL);
-        let check = local.map_or(0.0, |local| {
-            local.model.flops_per_s(spec.arithmetic) * self.check_byte_s.value
-        });
+        let here = Pace {
+            flops_per_s: local.map_or(f64::INFINITY, |local| {
+                local.model.flops_per_s(spec.arithmetic)
+            }),
+            check_bytes_per_s: 1.0 / self.check_byte_s.value,
+        };
         TileGrid::cut(
             spec.shape,
             spec.arithmetic,
             &estimates,
-            check,
+            here,
             spec.band_rows,
             spec.panel_columns,
         )
