@@ -73,7 +73,7 @@ fn first(world: &World) -> Outcome {
 
 #[test]
 fn every_job_ends_right_through_faults_of_every_sort() {
-    let seeds = 5000;
+    let seeds = if cfg!(debug_assertions) { 1000 } else { 5000 };
     let mut seen = std::collections::BTreeMap::<&str, u64>::new();
     for seed in 0..seeds {
         let run = run(&World::random(seed));
@@ -143,7 +143,9 @@ fn ideal_s(world: &World) -> f64 {
 
 /// Every band and every panel of the job is at worker 1 before it begins, cut as a first run of it was.
 fn made_resident(mut world: World) -> World {
-    let grid = first(&world).grid.unwrap();
+    let Some(grid) = first(&world).grid else {
+        panic!("the job was not cut")
+    };
     let spec = &mut world.jobs[0].spec;
     spec.band_rows = Some(grid.band_rows());
     spec.panel_columns = Some(grid.panel_columns());
