@@ -82,6 +82,10 @@ pub const FAILURES_MAX: u32 = 3;
 /// Doublings stop here; 2^16 times any pause above is beyond its longest.
 pub const PAUSE_DOUBLINGS_MAX: u32 = 16;
 
+/// So many jobs with waiting tiles are looked at for one event, so that a queue of thousands costs no more than that.
+pub const JOBS_CONSIDERED: usize = 128;
+/// After so many jobs that it could serve but gains nothing for, a worker is left idle: the next will hardly be better.
+pub const REFUSALS_MAX: usize = 8;
 /// Among jobs of one priority, one goes before another that came so many times its own length earlier: short
 /// jobs pass long ones, and no job waits for ever.
 pub const STRETCH: f64 = 4.0;
