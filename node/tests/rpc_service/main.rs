@@ -561,11 +561,26 @@ fn a_job_lives_as_long_as_anyone_wants_it() {
 
         // With neither it ends.
         node.backend.hold_jobs(true);
-        drop(client.matmul(&a, &a, &options));
         let pair = client.matmul(&a, &a, &options);
         node.backend.wait_submitted(5).await;
         drop(pair);
         node.backend.wait_cancelled(1).await;
+    });
+}
+
+#[test]
+fn a_job_that_is_kept_does_not_keep_its_product() {
+    run(async {
+        let node = Node::start(GIB, Limits::default());
+        let client = node.client().await;
+        let a = upload_f32(&client, 2, 1, &[1.0; 2]).await;
+        let b = upload_f32(&client, 1, 2, &[1.0; 2]).await;
+        let (job, product) = client.matmul(&a, &b, &MatmulOptions::default());
+        job.report().await.unwrap();
+        assert_eq!(node.backend.reserved(), 8 + 8 + 16);
+        drop(product);
+        node.backend.wait_reserved(8 + 8).await;
+        job.report().await.unwrap();
     });
 }
 

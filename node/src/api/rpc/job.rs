@@ -1,13 +1,14 @@
 //! The `Job` capability and the life of a product: wait for the operands, reserve, submit, pass
 //! on what comes. Whatever goes wrong ends in the product and the report alike.
 
+use std::cell::RefCell;
 use std::rc::Rc;
 
-use pangea_client::exception::to_exception;
+use capnp::capability::FromClientHook;
+use pangea_client::exception::{from_exception, to_exception};
 use pangea_client::{Error, ErrorKind, JobReport, MatmulOptions, Progress, Result, TensorInfo};
 use pangea_schema::job_capnp::job;
 use pangea_schema::tensor_capnp::tensor;
-use std::cell::RefCell;
 use tokio::sync::watch;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
@@ -206,33 +207,32 @@ impl<B: Backend> Run<B> {
         Ok((a, b, info))
     }
 
-    /// The tensor that `capability` stands for, once it is known which that is.
+    /// The tensor that `capability` stands for, once it is known which that is. An upload or a
+    /// call that was to give it and failed says so itself.
     async fn operand(&self, name: &str, capability: &tensor::Client) -> Result<TensorObject<B>> {
-        let resolved = capnp::capability::get_resolved_cap(capability.clone()).await;
-        let object = self
-            .tensors
-            .borrow()
-            .get_local_server_of_resolved(&resolved);
-        match object {
-            Some(object) => Ok(TensorObject::clone(&object)),
-            None => Err(self.why_not(name, resolved).await),
+        let mut hook = capability.as_client_hook().add_ref();
+        loop {
+            while let Some(resolved) = hook.get_resolved() {
+                hook = resolved;
+            }
+            let candidate: tensor::Client = FromClientHook::new(hook.add_ref());
+            let object = self
+                .tensors
+                .borrow()
+                .get_local_server_of_resolved(&candidate);
+            if let Some(object) = object {
+                return Ok(TensorObject::clone(&object));
+            }
+            let Some(resolving) = hook.when_more_resolved() else {
+                let message =
+                    format!("{name} is not a tensor of this connection; upload it here first");
+                return Err(Error::new(ErrorKind::InvalidInput, message));
+            };
+            hook = resolving.await.map_err(|exception| {
+                let error = from_exception(&exception);
+                Error::new(error.kind(), format!("{name}: {}", error.message()))
+            })?;
         }
-    }
-
-    /// Why `capability` is no tensor of this connection: an upload or a call that failed says so
-    /// itself.
-    async fn why_not(&self, name: &str, capability: tensor::Client) -> Error {
-        use capnp::capability::FromClientHook;
-        if let Some(resolving) = capability.as_client_hook().when_more_resolved()
-            && let Err(exception) = resolving.await
-        {
-            let error = pangea_client::exception::from_exception(&exception);
-            return Error::new(error.kind(), format!("{name}: {}", error.message()));
-        }
-        Error::new(
-            ErrorKind::InvalidInput,
-            format!("{name} is not a tensor of this connection; upload it here first"),
-        )
     }
 }
 
