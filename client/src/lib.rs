@@ -1,9 +1,33 @@
 //! What other programs embed to use a Pangea node.
 //!
-//! * [`error`]: the error kinds, the same on every surface.
+//! * [`connection`]: the connection to a node, where everything starts.
+//! * [`tensor`]: tensors held by a node, and how their bytes get there and back.
+//! * [`job`]: products under way: options, progress, cancelling.
+//! * [`out_of_core`]: products larger than memory, block by block.
+//! * [`blocking`]: all of it for programs that are not asynchronous.
+//! * [`report`], [`status`]: what a node says of a finished job, of itself and of its peers.
+//! * [`error`]: the error kinds, the same on every surface; [`exception`]: how they travel.
+//! * [`transport`]: the connection's limits, the same at both ends.
 //!
 //! It knows the Cap'n Proto service and nothing of libp2p or kernels.
 
+pub mod blocking;
+pub mod connection;
+pub mod dtype;
 pub mod error;
+pub mod exception;
+pub mod job;
+pub mod out_of_core;
+pub mod report;
+pub mod status;
+pub mod tensor;
+mod text;
+pub mod transport;
 
+pub use connection::{Client, DEFAULT_ADDRESS};
+pub use dtype::DType;
 pub use error::{Error, ErrorKind, Result};
+pub use job::{Job, MatmulOptions, Place, Progress, VerifyPolicy};
+pub use report::{JobReport, Rejection, TaskCounts, Verification, WorkerShare};
+pub use status::{Counters, LinkProbe, NodeStatus, PeerStatus};
+pub use tensor::{Tensor, TensorBytes, TensorDestination, TensorInfo, TensorSource};

@@ -1,4 +1,49 @@
 //! One Pangea node: everything between a program's request and the kernels in `pangea-compute`.
+//!
+//! ```text
+//!  cli ──► api (Cap'n Proto service) ──► fabric ──► schedule (pure: who does what when)
+//!                                          │
+//!                  net (libp2p) ◄── link ◄─┴─► worker (operands, executor)
+//!                                    └─ wire (bytes ↔ messages, pure)
+//! ```
+//!
+//! | room | owns |
+//! |---|---|
+//! | [`api`] | what programs reach a node by |
+//! | [`net`] | transports, admission, who is connected |
+//! | [`wire`] | the task protocol as bytes; sans-I/O |
+//! | [`link`] | task streams, both ends |
+//! | [`worker`] | operands kept for peers, the compute queue, memory budget |
+//! | [`schedule`] | plans and placement; pure state machines |
+//! | [`fabric`] | drives all of these for jobs: check, merge, retry |
+//! | [`config`] | flags, environment and file, resolved once |
+//! | [`runtime`], [`daemon`] | the threads these run on; `pangea node` from start to end |
+//! | [`api`] | what programs reach a node by |
+//! | [`config`] | what a node runs with |
+//!
 //! Never knows the kernels' insides.
 
+pub mod api;
+pub mod config;
+pub mod daemon;
+pub mod fabric;
+pub mod link;
+pub mod net;
+pub mod runtime;
 pub mod schedule;
+pub mod wire;
+pub mod worker;
+
+use pangea_client::{Error, ErrorKind};
+
+/// An error of the compute crate as the one error of every surface.
+pub(crate) fn compute_error(error: pangea_compute::Error) -> Error {
+    let kind = match error.kind() {
+        pangea_compute::ErrorKind::InvalidInput => ErrorKind::InvalidInput,
+        pangea_compute::ErrorKind::NotFound => ErrorKind::NotFound,
+        pangea_compute::ErrorKind::Overloaded => ErrorKind::Overloaded,
+        pangea_compute::ErrorKind::Cancelled => ErrorKind::Cancelled,
+        pangea_compute::ErrorKind::Internal => ErrorKind::Internal,
+    };
+    Error::new(kind, error.to_string())
+}

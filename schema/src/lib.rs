@@ -1,13 +1,34 @@
-//! The Cap'n Proto schemas of Pangea and the Rust generated from them.
+//! The Cap'n Proto schemas of Pangea (`*.capnp` beside this crate, one per concern) as Rust.
 //!
-//! It owns the wire forms and nothing of their meaning: every crate parses them at its border.
-//! The generated code is committed, so that building needs no `capnp`; a test checks that it is current.
+//! * [`tensor_capnp`]: tensors and how their bytes travel to and from programs.
+//! * [`job_capnp`]: jobs, their options, progress and reports.
+//! * [`node_capnp`]: the service a node offers to programs, and how errors travel.
+//! * [`task_capnp`]: what nodes say to each other about tasks.
+//!
+//! The Rust under `generated/` is committed, so that building needs no Cap'n Proto compiler;
+//! a test compares it with the schemas, and `PANGEA_REGENERATE=1 cargo test -p pangea-schema`
+//! renews it. There is no behaviour here.
 
-/// What the schema compiler wrote. Never edited by hand.
-#[allow(missing_docs, unreachable_pub, unsafe_code, clippy::all)]
-pub mod generated {
-    #[rustfmt::skip]
-    pub mod task_capnp;
-}
+/// Generated from `tensor.capnp`.
+#[allow(missing_docs, unreachable_pub, clippy::all, clippy::unwrap_used, clippy::unimplemented)]
+#[rustfmt::skip]
+#[path = "generated/tensor_capnp.rs"]
+pub mod tensor_capnp;
 
-pub use generated::task_capnp;
+/// Generated from `job.capnp`.
+#[allow(missing_docs, unreachable_pub, clippy::all, clippy::unwrap_used, clippy::unimplemented)]
+#[rustfmt::skip]
+#[path = "generated/job_capnp.rs"]
+pub mod job_capnp;
+
+/// Generated from `node.capnp`.
+#[allow(missing_docs, unreachable_pub, clippy::all, clippy::unwrap_used, clippy::unimplemented)]
+#[rustfmt::skip]
+#[path = "generated/node_capnp.rs"]
+pub mod node_capnp;
+
+/// Generated from `task.capnp`.
+#[allow(missing_docs, unreachable_pub, clippy::all, clippy::unwrap_used, clippy::unimplemented)]
+#[rustfmt::skip]
+#[path = "generated/task_capnp.rs"]
+pub mod task_capnp;

@@ -101,9 +101,9 @@ async fn address(job: &Rc<JobData>, operand: Operand) -> Result<(Digest, Option<
                 return Ok(known);
             }
             let (digest, copy) = blocking(move || {
-                let copy = if part.contiguous_bytes().is_some() { None } else { Some(part.to_row_major()?) };
+                let copy = if part.contiguous_bytes().is_some() { None } else { Some(part.to_contiguous()?) };
                 // The part remembers its address, so that the next job with the same tensor need not hash.
-                let digest = copy.as_ref().map_or_else(|| part.digest(), |copy| part.digest_of(copy));
+                let digest = copy.as_ref().map_or_else(|| part.digest(), |copy| part.digest_from(copy));
                 Ok((digest, copy))
             })
             .await?;
@@ -119,7 +119,7 @@ async fn row_major(part: Tensor) -> Result<Tensor> {
     if part.contiguous_bytes().is_some() {
         return Ok(part);
     }
-    blocking(move || part.to_row_major()).await
+    blocking(move || part.to_contiguous()).await
 }
 
 async fn blocking<T: Send + 'static>(

@@ -16,6 +16,7 @@ use crate::worker::budget::{Budget, Reservation};
 pub struct Fabric {
     commands: mpsc::Sender<Command>,
     budget: Budget,
+    listening: watch::Receiver<Vec<String>>,
 }
 
 /// What the driver is asked to do.
@@ -49,11 +50,12 @@ pub(crate) enum Command {
 }
 
 impl Fabric {
-    pub(crate) fn new(commands: mpsc::Sender<Command>, budget: Budget) -> Fabric {
-        Fabric { commands, budget }
+    pub(crate) fn new(commands: mpsc::Sender<Command>, budget: Budget, listening: watch::Receiver<Vec<String>>) -> Fabric {
+        Fabric { commands, budget, listening }
     }
 
-    /// Accepts a job, or refuses it at once where shapes or dtypes do not fit. Never waits.
+    /// Accepts a job, or refuses it at once where shapes or dtypes do not fit. Never waits. Memory for the
+    /// product is the caller's to reserve: it outlives the job.
     pub fn submit(&self, request: JobRequest) -> Result<Job> {
         let dtype = judge(&request)?;
         let output = (request.a.rows(), request.b.cols(), dtype);
@@ -94,6 +96,11 @@ impl Fabric {
     /// Takes no more work; returns once all that runs has ended, or after `within`.
     pub async fn drain(&self, within: Duration) -> Result<()> {
         self.ask(|answer| Command::Drain { within, answer }).await
+    }
+
+    /// The libp2p addresses that this node listens on so far, each with its `/p2p/` part; grows.
+    pub fn listening(&self) -> watch::Receiver<Vec<String>> {
+        self.listening.clone()
     }
 
     /// A share of the memory for tensors, or `Overloaded`.

@@ -11,13 +11,11 @@ use pangea_compute::{DType, Digest, Tensor, TensorBuf};
 use tokio::sync::{OnceCell, oneshot, watch};
 
 use super::checker::PanelProbe;
-use super::job::{JobId, JobOutcome, JobRequest, Progress, Rejection};
+use super::job::{JobOutcome, JobRequest, Progress, Rejection};
 use crate::schedule::{Operand, Tile, TileGrid};
-use crate::worker::budget::Reservation;
 
 /// The operands of a job and what is known of them; shared with the feeders.
 pub(crate) struct JobData {
-    pub(crate) id: JobId,
     pub(crate) a: Tensor,
     pub(crate) b: Tensor,
     pub(crate) dtype: DType,
@@ -29,9 +27,8 @@ pub(crate) struct JobData {
 }
 
 impl JobData {
-    pub(crate) fn new(id: JobId, a: Tensor, b: Tensor, dtype: DType, grid: TileGrid) -> JobData {
+    pub(crate) fn new(a: Tensor, b: Tensor, dtype: DType, grid: TileGrid) -> JobData {
         JobData {
-            id,
             a,
             b,
             dtype,
@@ -56,8 +53,8 @@ impl JobData {
         std::rc::Rc::clone(self.digests.borrow_mut().entry(operand).or_default())
     }
 
-    /// Which operand has this content address, among those that were addressed.
-    pub(crate) fn operand_of(&self, digest: &Digest) -> Vec<Operand> {
+    /// The operands with this content address, among those that were addressed.
+    pub(crate) fn operands_of(&self, digest: &Digest) -> Vec<Operand> {
         let digests = self.digests.borrow();
         digests.iter().filter(|(_, cell)| cell.get() == Some(digest)).map(|(operand, _)| *operand).collect()
     }
@@ -85,8 +82,8 @@ pub(crate) struct RunningJob {
     pub(crate) check_seconds: f64,
     pub(crate) rejected: Vec<Rejection>,
     pub(crate) tasks_done: u32,
-    /// Memory of the result, counted against the node's budget.
-    pub(crate) _reservation: Option<Reservation>,
+    /// What checked its results.
+    pub(crate) method: &'static str,
 }
 
 enum ResultParts {
@@ -102,8 +99,6 @@ impl RunningJob {
         request: JobRequest,
         submitted: Instant,
         progress: watch::Sender<Progress>,
-        outcome: oneshot::Sender<Result<JobOutcome>>,
-        reservation: Option<Reservation>,
     ) -> Result<RunningJob> {
         let result = if data.is_one_tile() {
             ResultParts::Whole(None)
@@ -116,29 +111,29 @@ impl RunningJob {
             request,
             submitted,
             progress,
-            outcome: Some(outcome),
+            outcome: None,
             result,
             bytes_received: 0,
             check_seconds: 0.0,
             rejected: Vec::new(),
             tasks_done: 0,
-            _reservation: reservation,
+            method: "none",
         })
     }
 
     /// Puts an accepted tile in its place.
-    pub(crate) fn merge(&mut self, tile: Tile, part: Tensor) -> Result<()> {
+    pub(crate) fn merge(&mut self, tile: Tile, part: Tensor) {
         self.tasks_done += 1;
         match &mut self.result {
             ResultParts::Whole(whole) => *whole = Some(part),
             ResultParts::Buffer(Some(buffer)) => {
                 let row = self.data.grid.rows(tile.band).start as usize;
                 let col = self.data.grid.columns(tile.panel).start as usize;
-                buffer.write_block(row, col, &part).map_err(crate::compute_error)?;
+                let written = buffer.write_block(row, col, &part);
+                debug_assert!(written.is_ok(), "a tile has the dtype and the place that the grid gives it");
             }
             ResultParts::Buffer(None) => {}
         }
-        Ok(())
     }
 
     /// The whole product; `None` while parts are missing.

@@ -4,7 +4,7 @@
 //! executor. Everything a peer claims is bounded before it costs memory or time.
 
 use std::cell::RefCell;
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -21,6 +21,9 @@ use crate::worker::executor::{Executor, Outcome, PackKey, Work};
 use crate::worker::fault::Fault;
 use crate::worker::store::{Admission, OperandStore};
 
+/// A change of this node's load is told at most so often.
+const LOAD_EVERY: Duration = Duration::from_millis(250);
+
 /// Refused operands that are remembered; two for each task of an honest peer suffice.
 const REFUSALS_MAX: usize = 2 * TASKS_PER_PEER;
 
@@ -30,16 +33,12 @@ pub struct Served {
     pub store: OperandStore<PeerId>,
     /// Where tasks are computed.
     pub executor: Executor,
-    /// Predicted time of the work that waits, for [`Message::Load`].
-    pub queued: Duration,
     /// Tasks done since the start.
     pub tasks_done: u64,
     /// Tensor bytes received as operands.
     pub bytes_received: u64,
     /// Tensor bytes sent as results.
     pub bytes_sent: u64,
-    /// Peers that get nothing done here: their results failed checks, or the node drains.
-    pub refused: HashSet<PeerId>,
     /// Set when the node drains: no new tasks.
     pub draining: bool,
 }
@@ -61,7 +60,7 @@ where
     }));
     let why = tokio::select! {
         why = read_all(FrameReader::new(read), &state) => why,
-        why = write_all(FrameWriter::new(write), outbox, advert, &served) => why,
+        why = write_all(FrameWriter::new(write), outbox, advert, peer, &served) => why,
     };
     state.borrow_mut().end();
     why
@@ -214,9 +213,10 @@ async fn write_all<W: AsyncWrite + Unpin>(
     mut frames: FrameWriter<W>,
     mut outbox: mpsc::Receiver<Reply>,
     advert: Advert,
+    peer: PeerId,
     served: &Rc<RefCell<Served>>,
 ) -> LinkError {
-    match write(&mut frames, &mut outbox, advert, served).await {
+    match write(&mut frames, &mut outbox, advert, peer, served).await {
         Ok(()) => LinkError::Closed,
         Err(why) => why,
     }
@@ -226,11 +226,21 @@ async fn write<W: AsyncWrite + Unpin>(
     frames: &mut FrameWriter<W>,
     outbox: &mut mpsc::Receiver<Reply>,
     advert: Advert,
+    peer: PeerId,
     served: &Rc<RefCell<Served>>,
 ) -> Result<(), LinkError> {
     frames.send(&Message::Advert(advert), &[]).await?;
     frames.flush().await?;
-    while let Some(reply) = outbox.recv().await {
+    let mut load = Load { peer, told: Duration::ZERO, tick: tokio::time::interval(LOAD_EVERY) };
+    loop {
+        let reply = tokio::select! {
+            biased;
+            reply = outbox.recv() => match reply {
+                Some(reply) => reply,
+                None => return Ok(()),
+            },
+            news = load.news(served) => Reply::Message(news),
+        };
         match reply {
             Reply::Message(message) => frames.send(&message, &[]).await?,
             Reply::Failure { task, error } => {
@@ -249,7 +259,27 @@ async fn write<W: AsyncWrite + Unpin>(
             frames.flush().await?;
         }
     }
-    Ok(())
+}
+
+/// What the coordinator was last told of this node's load.
+struct Load {
+    peer: PeerId,
+    told: Duration,
+    tick: tokio::time::Interval,
+}
+
+impl Load {
+    /// Waits until the load has changed by more than a half.
+    async fn news(&mut self, served: &Rc<RefCell<Served>>) -> Message {
+        loop {
+            self.tick.tick().await;
+            let queued = served.borrow().executor.backlog_without(self.peer);
+            if queued.abs_diff(self.told) > self.told.max(queued) / 2 {
+                self.told = queued;
+                return Message::Load { queued_nanos: u64::try_from(queued.as_nanos()).unwrap_or(u64::MAX) };
+            }
+        }
+    }
 }
 
 async fn send_result<W: AsyncWrite + Unpin>(
@@ -341,9 +371,6 @@ impl Session {
         if served.draining {
             return Some(Error::new(ErrorKind::Unavailable, "this node is shutting down"));
         }
-        if served.refused.contains(&self.peer) {
-            return Some(Error::new(ErrorKind::Unauthorized, "this node takes no tasks from you: a result of yours failed its check"));
-        }
         (self.tasks.len() >= TASKS_PER_PEER)
             .then(|| Error::new(ErrorKind::Overloaded, format!("{TASKS_PER_PEER} of your tasks are here already")))
     }
@@ -413,7 +440,7 @@ impl Session {
         let priority = waiting.task.priority;
         let deadline = waiting.task.deadline;
         let cancel = waiting.cancel.clone();
-        let work = Work { priority, a, b, cancel: cancel.clone(), for_peer: true, started: Some(started), done };
+        let work = Work { priority, a, b, cancel: cancel.clone(), owner: Some(session.peer), started: Some(started), done };
         if let Err(error) = executor.submit(work) {
             // The place went with the work, so this answer goes the ordinary way.
             let _ = session.replies.try_send(Reply::Failure { task: id, error });
@@ -423,14 +450,18 @@ impl Session {
         drop(session);
         let state = Rc::clone(state);
         tokio::task::spawn_local(async move {
-            let ended = async {
-                // An error means that the executor dropped the work: it is over as well.
-                let _ = end.await;
+            let expire = async {
+                match deadline {
+                    Some(left) => tokio::time::sleep(left).await,
+                    None => std::future::pending().await,
+                }
+                cancel.cancel();
+                std::future::pending::<()>().await
             };
-            match deadline {
-                Some(left) if tokio::time::timeout(left, ended).await.is_err() => cancel.cancel(),
-                Some(_) => {}
-                None => ended.await,
+            tokio::select! {
+                // An error means that the executor dropped the work: it is over as well.
+                _ = end => {}
+                () = expire => {}
             }
             state.borrow_mut().tasks.remove(&id);
         });

@@ -231,15 +231,15 @@ impl CostModel {
 
 /// A cost per unit: assumed until observed, then a moving mean that one outlier cannot carry off.
 #[derive(Debug, Clone, Copy)]
-struct Learned {
-    value: f64,
+pub(super) struct Learned {
+    pub(super) value: f64,
     observed: bool,
     /// Sign of the last observation, if it was a surprise: a second one the same way is a change.
     surprise: i8,
 }
 
 impl Learned {
-    fn new(value: f64) -> Self {
+    pub(super) fn new(value: f64) -> Self {
         Self {
             value,
             observed: false,
@@ -274,7 +274,7 @@ impl Learned {
         self.observed = true;
     }
 
-    fn observe_transfer(&mut self, transfer: Transfer) {
+    pub(super) fn observe_transfer(&mut self, transfer: Transfer) {
         if transfer.bytes >= LEARN_BYTES_MIN && transfer.seconds > 0.0 {
             self.observe(transfer.seconds / transfer.bytes as f64);
         }

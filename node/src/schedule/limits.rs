@@ -61,6 +61,10 @@ pub const HEDGE_MARGIN: f64 = 0.15;
 /// Copies of one task at a time, beyond what redundancy asks for.
 pub const HEDGES_MAX: usize = 1;
 
+/// So often a tile waits for an overloaded peer before it goes elsewhere: with the pauses below, some seconds.
+pub const OVERLOADS_MAX: u32 = 8;
+/// So often a tile waits for room on this node, which has nobody behind it: with the pauses below, a minute.
+pub const OVERLOADS_LOCAL_MAX: u32 = 36;
 /// First pause after a worker said that it is overloaded; doubles up to the last.
 pub const OVERLOAD_PAUSE: Duration = Duration::from_millis(25);
 /// Longest pause after overload.
@@ -69,6 +73,8 @@ pub const OVERLOAD_PAUSE_MAX: Duration = Duration::from_secs(2);
 pub const FAILURE_PAUSE: Duration = Duration::from_millis(100);
 /// Longest pause after failures.
 pub const FAILURE_PAUSE_MAX: Duration = Duration::from_secs(30);
+/// After so many failures in a row nothing waits for a worker any more, though it is still tried.
+pub const FAILURES_MAX: u32 = 3;
 /// Doublings stop here; 2^16 times any pause above is beyond its longest.
 pub const PAUSE_DOUBLINGS_MAX: u32 = 16;
 

@@ -8,14 +8,18 @@ use std::cmp::Ordering;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use libp2p::PeerId;
 use pangea_client::{Error, ErrorKind, Result};
-use pangea_compute::{Cancel, Digest, PackedA, PackedB, Pool, Tensor};
+use pangea_compute::{Cancel, DType, Digest, PackedA, PackedB, Pool, Tensor};
 
 use super::fault::{Fault, Liar};
 
 /// Tasks that may wait here, of all peers and jobs together. A peer's own limit is far lower; this one
 /// only keeps a defect from growing memory without bound.
 const MAX_QUEUED: usize = 65_536;
+
+/// Shorter work says nothing about speed.
+const LEARN_FROM: Duration = Duration::from_micros(500);
 
 /// Bytes of packed bands and panels that are kept for the next tasks: enough for a few tiles of a
 /// 4096 product, and well inside what a job may use beside its operands and its result.
@@ -28,6 +32,8 @@ pub enum PackKey {
     Local {
         /// The job.
         job: u64,
+        /// Which operand of it.
+        side: Side,
         /// Which band or panel.
         index: u32,
     },
@@ -35,6 +41,26 @@ pub enum PackKey {
     Operand(Digest),
     /// Used once: not kept.
     Once,
+}
+
+/// One of the two operands of a product.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// A, cut into bands.
+    Left,
+    /// B, cut into panels.
+    Right,
+}
+
+/// Measured speeds of a node, in operations per second.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Speeds {
+    /// f32 products.
+    pub f32_flops_per_s: f64,
+    /// f64 products.
+    pub f64_flops_per_s: f64,
+    /// i8 products.
+    pub i8_flops_per_s: f64,
 }
 
 /// One product to compute.
@@ -47,8 +73,8 @@ pub struct Work {
     pub b: (PackKey, Tensor),
     /// Stops it, waiting or running.
     pub cancel: Cancel,
-    /// Whether the node's `--fault` applies: to peers' tasks only.
-    pub for_peer: bool,
+    /// The peer it is for; `None` for a job of this node. The node's `--fault` applies to peers only.
+    pub owner: Option<PeerId>,
     /// Called on the executor's thread just before the task starts; must not block.
     pub started: Option<Box<dyn FnOnce() + Send>>,
     /// Called on the executor's thread with the outcome; must not block.
@@ -69,6 +95,7 @@ pub struct Outcome {
 #[derive(Clone)]
 pub struct Executor {
     shared: Arc<Shared>,
+    isa: &'static str,
     _end: Arc<EndOnDrop>,
 }
 
@@ -82,6 +109,10 @@ struct Queue {
     heap: BinaryHeap<Queued>,
     arrivals: u64,
     ended: bool,
+    /// Owner and operations of the work that runs.
+    running: Option<(Option<PeerId>, f64)>,
+    /// Operations per second of late, over all types.
+    flops_per_s: f64,
 }
 
 struct Queued {
@@ -89,16 +120,48 @@ struct Queued {
     work: Work,
 }
 
+impl Work {
+    fn flops(&self) -> f64 {
+        2.0 * self.a.1.rows() as f64 * self.a.1.cols() as f64 * self.b.1.cols() as f64
+    }
+}
+
 impl Executor {
-    /// Starts the thread. The pool has as many threads as `threads`; peers' tasks go through `fault`.
-    pub fn start(threads: usize, fault: Option<Fault>) -> std::io::Result<Executor> {
-        let shared = Arc::new(Shared { queue: Mutex::new(Queue::default()), wake: Condvar::new() });
+    /// Starts the thread with a pool of `threads` threads, measures its speeds, and lets peers' tasks go
+    /// through `fault`.
+    pub fn start(threads: usize, fault: Option<Fault>) -> Result<(Executor, Speeds)> {
+        let pool = Pool::new(threads).map_err(crate::compute_error)?;
+        let isa = pool.isa().name();
+        let speeds = measure(&pool)?;
+        let queue = Queue { flops_per_s: speeds.f32_flops_per_s, ..Queue::default() };
+        let shared = Arc::new(Shared { queue: Mutex::new(queue), wake: Condvar::new() });
         let of_thread = Arc::clone(&shared);
-        std::thread::Builder::new().name("executor".to_owned()).spawn(move || {
-            Compute { pool: Pool::new(threads), packs: Packs::default(), liar: fault.map(Liar::new) }.run(&of_thread);
-        })?;
+        let mut compute = Compute { pool, packs: Packs::default(), liar: fault.map(Liar::new) };
+        std::thread::Builder::new()
+            .name("executor".to_owned())
+            .spawn(move || compute.run(&of_thread))
+            .map_err(|error| Error::new(ErrorKind::Internal, format!("no thread to compute on: {error}")))?;
         let end = Arc::new(EndOnDrop { shared: Arc::clone(&shared) });
-        Ok(Executor { shared, _end: end })
+        Ok((Executor { shared, isa, _end: end }, speeds))
+    }
+
+    /// The instruction set of its kernels.
+    pub fn isa(&self) -> &'static str {
+        self.isa
+    }
+
+    /// Whether nothing waits or runs.
+    pub fn is_idle(&self) -> bool {
+        let queue = self.shared.lock();
+        queue.heap.is_empty() && queue.running.is_none()
+    }
+
+    /// Time that the work of everybody but `owner` will take, waiting and running.
+    pub fn backlog_without(&self, owner: PeerId) -> Duration {
+        let queue = self.shared.lock();
+        let waiting = queue.heap.iter().map(|queued| (queued.work.owner, queued.work.flops()));
+        let flops: f64 = waiting.chain(queue.running).filter(|(of, _)| *of != Some(owner)).map(|(_, flops)| flops).sum();
+        Duration::try_from_secs_f64(flops / queue.flops_per_s.max(1.0)).unwrap_or(Duration::MAX)
     }
 
     /// Queues a piece of work; refuses with `Overloaded` when too many wait.
@@ -113,11 +176,6 @@ impl Executor {
         drop(queue);
         self.shared.wake.notify_one();
         Ok(())
-    }
-
-    /// Tasks waiting.
-    pub fn queued(&self) -> usize {
-        self.shared.lock().heap.len()
     }
 }
 
@@ -137,6 +195,14 @@ impl Shared {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Notes how fast a piece of work went.
+    fn learn(&self, flops: f64, took: Duration) {
+        if took > LEARN_FROM {
+            let mut queue = self.lock();
+            queue.flops_per_s += 0.2 * (flops / took.as_secs_f64() - queue.flops_per_s);
+        }
+    }
+
     /// The next piece of work; `None` when the executor ends.
     fn next(&self) -> Option<Work> {
         let mut queue = self.lock();
@@ -144,7 +210,9 @@ impl Shared {
             if queue.ended {
                 return None;
             }
+            queue.running = None;
             if let Some(queued) = queue.heap.pop() {
+                queue.running = Some((queued.work.owner, queued.work.flops()));
                 return Some(queued.work);
             }
             queue = self.wake.wait(queue).unwrap_or_else(PoisonError::into_inner);
@@ -187,18 +255,31 @@ impl Compute {
                 (work.done)(Outcome { result, compute: Duration::ZERO, fault: None });
                 continue;
             }
+            let flops = work.flops();
             if let Some(started) = work.started {
                 started();
             }
             let begin = Instant::now();
             let mut result = self.packs.product(&work.a, &work.b, &self.pool, &work.cancel).map_err(crate::compute_error);
             let mut fault = None;
-            if let Some(liar) = self.liar.as_mut().filter(|_| work.for_peer) {
+            if let Some(liar) = self.liar.as_mut().filter(|_| work.owner.is_some()) {
                 (result, fault) = liar.twist(result, &work.a.1, &work.b.1, begin.elapsed(), &work.cancel);
             }
-            (work.done)(Outcome { result, compute: begin.elapsed(), fault });
+            let compute = begin.elapsed();
+            shared.learn(flops, compute);
+            (work.done)(Outcome { result, compute, fault });
         }
     }
+}
+
+/// Speeds of each type, a twentieth of a second each.
+fn measure(pool: &Pool) -> Result<Speeds> {
+    let speed = |dtype| pangea_compute::probe::gflops(dtype, pool, 50).map(|gflops| gflops * 1e9).map_err(crate::compute_error);
+    Ok(Speeds {
+        f32_flops_per_s: speed(DType::F32)?,
+        f64_flops_per_s: speed(DType::F64)?,
+        i8_flops_per_s: speed(DType::I8)?,
+    })
 }
 
 /// Packed bands and panels, the most recently used last.
@@ -221,11 +302,11 @@ impl Packs {
         }
         let packed_a = match take(&mut self.a, &a.0) {
             Some(packed) => packed,
-            None => Arc::new(PackedA::pack(&a.1, &b.1, pool)?),
+            None => Arc::new(PackedA::new(&a.1, b.1.dtype(), pool, cancel)?),
         };
         let packed_b = match take(&mut self.b, &b.0) {
             Some(packed) => packed,
-            None => Arc::new(PackedB::pack(&a.1, &b.1, pool)?),
+            None => Arc::new(PackedB::new(&b.1, a.1.dtype(), pool, cancel)?),
         };
         keep(&mut self.a, a.0, &packed_a);
         keep(&mut self.b, b.0, &packed_b);

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use pangea_client::{Error, ErrorKind, Result};
+use pangea_client::Result;
 use pangea_compute::{Cancel, DType, Tensor, TensorBuf};
 
 /// How a worker lies or fails.

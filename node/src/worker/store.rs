@@ -173,7 +173,7 @@ mod tests {
     const K: u64 = ENTRY_BYTES_MIN;
 
     fn tensor() -> Tensor {
-        Tensor::generate(DType::I8, 1, 1, 1)
+        Tensor::generate(DType::I8, 1, 1, 1).unwrap()
     }
 
     fn digest(n: u8) -> Digest {

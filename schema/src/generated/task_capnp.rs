@@ -551,7 +551,7 @@ pub mod shape {
             self.reader.total_size()
         }
         #[inline]
-        pub fn get_dtype(self) -> ::core::result::Result<crate::generated::task_capnp::DType,::capnp::NotInSchema> {
+        pub fn get_dtype(self) -> ::core::result::Result<crate::task_capnp::DType,::capnp::NotInSchema> {
             ::core::convert::TryFrom::try_from(self.reader.get_data_field::<u16>(0))
         }
         #[inline]
@@ -617,11 +617,11 @@ pub mod shape {
             self.builder.as_reader().total_size()
         }
         #[inline]
-        pub fn get_dtype(self) -> ::core::result::Result<crate::generated::task_capnp::DType,::capnp::NotInSchema> {
+        pub fn get_dtype(self) -> ::core::result::Result<crate::task_capnp::DType,::capnp::NotInSchema> {
             ::core::convert::TryFrom::try_from(self.builder.get_data_field::<u16>(0))
         }
         #[inline]
-        pub fn set_dtype(&mut self, value: crate::generated::task_capnp::DType)  {
+        pub fn set_dtype(&mut self, value: crate::task_capnp::DType)  {
             self.builder.set_data_field::<u16>(0, value as u16);
         }
         #[inline]
@@ -717,7 +717,7 @@ pub mod shape {
         ];
         pub(crate) fn get_field_types(index: u16) -> ::capnp::introspect::Type {
             match index {
-                0 => <crate::generated::task_capnp::DType as ::capnp::introspect::Introspect>::introspect(),
+                0 => <crate::task_capnp::DType as ::capnp::introspect::Introspect>::introspect(),
                 1 => <u64 as ::capnp::introspect::Introspect>::introspect(),
                 2 => <u64 as ::capnp::introspect::Introspect>::introspect(),
                 _ => ::capnp::introspect::panic_invalid_field_index(index),
@@ -1319,7 +1319,7 @@ pub mod operand_chunk {
             self.reader.total_size()
         }
         #[inline]
-        pub fn get_digest(self) -> ::capnp::Result<crate::generated::task_capnp::digest::Reader<'a>> {
+        pub fn get_digest(self) -> ::capnp::Result<crate::task_capnp::digest::Reader<'a>> {
             ::capnp::traits::FromPointerReader::get_from_pointer(&self.reader.get_pointer_field(0), ::core::option::Option::None)
         }
         #[inline]
@@ -1327,7 +1327,7 @@ pub mod operand_chunk {
             !self.reader.get_pointer_field(0).is_null()
         }
         #[inline]
-        pub fn get_shape(self) -> ::capnp::Result<crate::generated::task_capnp::shape::Reader<'a>> {
+        pub fn get_shape(self) -> ::capnp::Result<crate::task_capnp::shape::Reader<'a>> {
             ::capnp::traits::FromPointerReader::get_from_pointer(&self.reader.get_pointer_field(1), ::core::option::Option::None)
         }
         #[inline]
@@ -1393,15 +1393,15 @@ pub mod operand_chunk {
             self.builder.as_reader().total_size()
         }
         #[inline]
-        pub fn get_digest(self) -> ::capnp::Result<crate::generated::task_capnp::digest::Builder<'a>> {
+        pub fn get_digest(self) -> ::capnp::Result<crate::task_capnp::digest::Builder<'a>> {
             ::capnp::traits::FromPointerBuilder::get_from_pointer(self.builder.get_pointer_field(0), ::core::option::Option::None)
         }
         #[inline]
-        pub fn set_digest(&mut self, value: crate::generated::task_capnp::digest::Reader<'_>) -> ::capnp::Result<()> {
+        pub fn set_digest(&mut self, value: crate::task_capnp::digest::Reader<'_>) -> ::capnp::Result<()> {
             ::capnp::traits::SetterInput::set_pointer_builder(self.builder.reborrow().get_pointer_field(0), value, false)
         }
         #[inline]
-        pub fn init_digest(self, ) -> crate::generated::task_capnp::digest::Builder<'a> {
+        pub fn init_digest(self, ) -> crate::task_capnp::digest::Builder<'a> {
             ::capnp::traits::FromPointerBuilder::init_pointer(self.builder.get_pointer_field(0), 0)
         }
         #[inline]
@@ -1409,15 +1409,15 @@ pub mod operand_chunk {
             !self.builder.is_pointer_field_null(0)
         }
         #[inline]
-        pub fn get_shape(self) -> ::capnp::Result<crate::generated::task_capnp::shape::Builder<'a>> {
+        pub fn get_shape(self) -> ::capnp::Result<crate::task_capnp::shape::Builder<'a>> {
             ::capnp::traits::FromPointerBuilder::get_from_pointer(self.builder.get_pointer_field(1), ::core::option::Option::None)
         }
         #[inline]
-        pub fn set_shape(&mut self, value: crate::generated::task_capnp::shape::Reader<'_>) -> ::capnp::Result<()> {
+        pub fn set_shape(&mut self, value: crate::task_capnp::shape::Reader<'_>) -> ::capnp::Result<()> {
             ::capnp::traits::SetterInput::set_pointer_builder(self.builder.reborrow().get_pointer_field(1), value, false)
         }
         #[inline]
-        pub fn init_shape(self, ) -> crate::generated::task_capnp::shape::Builder<'a> {
+        pub fn init_shape(self, ) -> crate::task_capnp::shape::Builder<'a> {
             ::capnp::traits::FromPointerBuilder::init_pointer(self.builder.get_pointer_field(1), 0)
         }
         #[inline]
@@ -1441,10 +1441,10 @@ pub mod operand_chunk {
         }
     }
     impl Pipeline  {
-        pub fn get_digest(&self) -> crate::generated::task_capnp::digest::Pipeline {
+        pub fn get_digest(&self) -> crate::task_capnp::digest::Pipeline {
             ::capnp::capability::FromTypelessPipeline::new(self._typeless.get_pointer_field(0))
         }
-        pub fn get_shape(&self) -> crate::generated::task_capnp::shape::Pipeline {
+        pub fn get_shape(&self) -> crate::task_capnp::shape::Pipeline {
             ::capnp::capability::FromTypelessPipeline::new(self._typeless.get_pointer_field(1))
         }
     }
@@ -1515,8 +1515,8 @@ pub mod operand_chunk {
         ];
         pub(crate) fn get_field_types(index: u16) -> ::capnp::introspect::Type {
             match index {
-                0 => <crate::generated::task_capnp::digest::Owned as ::capnp::introspect::Introspect>::introspect(),
-                1 => <crate::generated::task_capnp::shape::Owned as ::capnp::introspect::Introspect>::introspect(),
+                0 => <crate::task_capnp::digest::Owned as ::capnp::introspect::Introspect>::introspect(),
+                1 => <crate::task_capnp::shape::Owned as ::capnp::introspect::Introspect>::introspect(),
                 2 => <u64 as ::capnp::introspect::Introspect>::introspect(),
                 _ => ::capnp::introspect::panic_invalid_field_index(index),
             }
@@ -1612,7 +1612,7 @@ pub mod task {
             self.reader.get_data_field::<u32>(3)
         }
         #[inline]
-        pub fn get_operation(self) -> crate::generated::task_capnp::task::operation::Reader<'a> {
+        pub fn get_operation(self) -> crate::task_capnp::task::operation::Reader<'a> {
             self.reader.into()
         }
     }
@@ -1694,11 +1694,11 @@ pub mod task {
             self.builder.set_data_field::<u32>(3, value);
         }
         #[inline]
-        pub fn get_operation(self) -> crate::generated::task_capnp::task::operation::Builder<'a> {
+        pub fn get_operation(self) -> crate::task_capnp::task::operation::Builder<'a> {
             self.builder.into()
         }
         #[inline]
-        pub fn init_operation(mut self, ) -> crate::generated::task_capnp::task::operation::Builder<'a> {
+        pub fn init_operation(mut self, ) -> crate::task_capnp::task::operation::Builder<'a> {
             self.builder.set_data_field::<u16>(5, 0);
             self.builder.reborrow().get_pointer_field(0).clear();
             self.builder.reborrow().get_pointer_field(1).clear();
@@ -1713,7 +1713,7 @@ pub mod task {
         }
     }
     impl Pipeline  {
-        pub fn get_operation(&self) -> crate::generated::task_capnp::task::operation::Pipeline {
+        pub fn get_operation(&self) -> crate::task_capnp::task::operation::Pipeline {
             ::capnp::capability::FromTypelessPipeline::new(self._typeless.noop())
         }
     }
@@ -1797,7 +1797,7 @@ pub mod task {
                 0 => <u64 as ::capnp::introspect::Introspect>::introspect(),
                 1 => <i8 as ::capnp::introspect::Introspect>::introspect(),
                 2 => <u32 as ::capnp::introspect::Introspect>::introspect(),
-                3 => <crate::generated::task_capnp::task::operation::Owned as ::capnp::introspect::Introspect>::introspect(),
+                3 => <crate::task_capnp::task::operation::Owned as ::capnp::introspect::Introspect>::introspect(),
                 _ => ::capnp::introspect::panic_invalid_field_index(index),
             }
         }
@@ -1955,7 +1955,7 @@ pub mod task {
                 self.builder.set_data_field::<u16>(5, 0);
             }
             #[inline]
-            pub fn init_matmul(mut self, ) -> crate::generated::task_capnp::task::operation::matmul::Builder<'a> {
+            pub fn init_matmul(mut self, ) -> crate::task_capnp::task::operation::matmul::Builder<'a> {
                 self.builder.set_data_field::<u16>(5, 1);
                 self.builder.reborrow().get_pointer_field(0).clear();
                 self.builder.reborrow().get_pointer_field(1).clear();
@@ -2033,7 +2033,7 @@ pub mod task {
             pub(crate) fn get_field_types(index: u16) -> ::capnp::introspect::Type {
                 match index {
                     0 => <() as ::capnp::introspect::Introspect>::introspect(),
-                    1 => <crate::generated::task_capnp::task::operation::matmul::Owned as ::capnp::introspect::Introspect>::introspect(),
+                    1 => <crate::task_capnp::task::operation::matmul::Owned as ::capnp::introspect::Introspect>::introspect(),
                     _ => ::capnp::introspect::panic_invalid_field_index(index),
                 }
             }
@@ -2056,8 +2056,8 @@ pub mod task {
             Unset(()),
             Matmul(A0),
         }
-        pub type WhichReader<'a,> = Which<crate::generated::task_capnp::task::operation::matmul::Reader<'a>>;
-        pub type WhichBuilder<'a,> = Which<crate::generated::task_capnp::task::operation::matmul::Builder<'a>>;
+        pub type WhichReader<'a,> = Which<crate::task_capnp::task::operation::matmul::Reader<'a>>;
+        pub type WhichBuilder<'a,> = Which<crate::task_capnp::task::operation::matmul::Builder<'a>>;
 
         pub mod matmul {
             #[derive(Copy, Clone)]
@@ -2121,7 +2121,7 @@ pub mod task {
                     self.reader.total_size()
                 }
                 #[inline]
-                pub fn get_a(self) -> ::capnp::Result<crate::generated::task_capnp::digest::Reader<'a>> {
+                pub fn get_a(self) -> ::capnp::Result<crate::task_capnp::digest::Reader<'a>> {
                     ::capnp::traits::FromPointerReader::get_from_pointer(&self.reader.get_pointer_field(0), ::core::option::Option::None)
                 }
                 #[inline]
@@ -2129,7 +2129,7 @@ pub mod task {
                     !self.reader.get_pointer_field(0).is_null()
                 }
                 #[inline]
-                pub fn get_b(self) -> ::capnp::Result<crate::generated::task_capnp::digest::Reader<'a>> {
+                pub fn get_b(self) -> ::capnp::Result<crate::task_capnp::digest::Reader<'a>> {
                     ::capnp::traits::FromPointerReader::get_from_pointer(&self.reader.get_pointer_field(1), ::core::option::Option::None)
                 }
                 #[inline]
@@ -2191,15 +2191,15 @@ pub mod task {
                     self.builder.as_reader().total_size()
                 }
                 #[inline]
-                pub fn get_a(self) -> ::capnp::Result<crate::generated::task_capnp::digest::Builder<'a>> {
+                pub fn get_a(self) -> ::capnp::Result<crate::task_capnp::digest::Builder<'a>> {
                     ::capnp::traits::FromPointerBuilder::get_from_pointer(self.builder.get_pointer_field(0), ::core::option::Option::None)
                 }
                 #[inline]
-                pub fn set_a(&mut self, value: crate::generated::task_capnp::digest::Reader<'_>) -> ::capnp::Result<()> {
+                pub fn set_a(&mut self, value: crate::task_capnp::digest::Reader<'_>) -> ::capnp::Result<()> {
                     ::capnp::traits::SetterInput::set_pointer_builder(self.builder.reborrow().get_pointer_field(0), value, false)
                 }
                 #[inline]
-                pub fn init_a(self, ) -> crate::generated::task_capnp::digest::Builder<'a> {
+                pub fn init_a(self, ) -> crate::task_capnp::digest::Builder<'a> {
                     ::capnp::traits::FromPointerBuilder::init_pointer(self.builder.get_pointer_field(0), 0)
                 }
                 #[inline]
@@ -2207,15 +2207,15 @@ pub mod task {
                     !self.builder.is_pointer_field_null(0)
                 }
                 #[inline]
-                pub fn get_b(self) -> ::capnp::Result<crate::generated::task_capnp::digest::Builder<'a>> {
+                pub fn get_b(self) -> ::capnp::Result<crate::task_capnp::digest::Builder<'a>> {
                     ::capnp::traits::FromPointerBuilder::get_from_pointer(self.builder.get_pointer_field(1), ::core::option::Option::None)
                 }
                 #[inline]
-                pub fn set_b(&mut self, value: crate::generated::task_capnp::digest::Reader<'_>) -> ::capnp::Result<()> {
+                pub fn set_b(&mut self, value: crate::task_capnp::digest::Reader<'_>) -> ::capnp::Result<()> {
                     ::capnp::traits::SetterInput::set_pointer_builder(self.builder.reborrow().get_pointer_field(1), value, false)
                 }
                 #[inline]
-                pub fn init_b(self, ) -> crate::generated::task_capnp::digest::Builder<'a> {
+                pub fn init_b(self, ) -> crate::task_capnp::digest::Builder<'a> {
                     ::capnp::traits::FromPointerBuilder::init_pointer(self.builder.get_pointer_field(1), 0)
                 }
                 #[inline]
@@ -2231,10 +2231,10 @@ pub mod task {
                 }
             }
             impl Pipeline  {
-                pub fn get_a(&self) -> crate::generated::task_capnp::digest::Pipeline {
+                pub fn get_a(&self) -> crate::task_capnp::digest::Pipeline {
                     ::capnp::capability::FromTypelessPipeline::new(self._typeless.get_pointer_field(0))
                 }
-                pub fn get_b(&self) -> crate::generated::task_capnp::digest::Pipeline {
+                pub fn get_b(&self) -> crate::task_capnp::digest::Pipeline {
                     ::capnp::capability::FromTypelessPipeline::new(self._typeless.get_pointer_field(1))
                 }
             }
@@ -2291,8 +2291,8 @@ pub mod task {
                 ];
                 pub(crate) fn get_field_types(index: u16) -> ::capnp::introspect::Type {
                     match index {
-                        0 => <crate::generated::task_capnp::digest::Owned as ::capnp::introspect::Introspect>::introspect(),
-                        1 => <crate::generated::task_capnp::digest::Owned as ::capnp::introspect::Introspect>::introspect(),
+                        0 => <crate::task_capnp::digest::Owned as ::capnp::introspect::Introspect>::introspect(),
+                        1 => <crate::task_capnp::digest::Owned as ::capnp::introspect::Introspect>::introspect(),
                         _ => ::capnp::introspect::panic_invalid_field_index(index),
                     }
                 }
@@ -2381,7 +2381,7 @@ pub mod result_chunk {
             self.reader.get_data_field::<u64>(0)
         }
         #[inline]
-        pub fn get_shape(self) -> ::capnp::Result<crate::generated::task_capnp::shape::Reader<'a>> {
+        pub fn get_shape(self) -> ::capnp::Result<crate::task_capnp::shape::Reader<'a>> {
             ::capnp::traits::FromPointerReader::get_from_pointer(&self.reader.get_pointer_field(0), ::core::option::Option::None)
         }
         #[inline]
@@ -2459,15 +2459,15 @@ pub mod result_chunk {
             self.builder.set_data_field::<u64>(0, value);
         }
         #[inline]
-        pub fn get_shape(self) -> ::capnp::Result<crate::generated::task_capnp::shape::Builder<'a>> {
+        pub fn get_shape(self) -> ::capnp::Result<crate::task_capnp::shape::Builder<'a>> {
             ::capnp::traits::FromPointerBuilder::get_from_pointer(self.builder.get_pointer_field(0), ::core::option::Option::None)
         }
         #[inline]
-        pub fn set_shape(&mut self, value: crate::generated::task_capnp::shape::Reader<'_>) -> ::capnp::Result<()> {
+        pub fn set_shape(&mut self, value: crate::task_capnp::shape::Reader<'_>) -> ::capnp::Result<()> {
             ::capnp::traits::SetterInput::set_pointer_builder(self.builder.reborrow().get_pointer_field(0), value, false)
         }
         #[inline]
-        pub fn init_shape(self, ) -> crate::generated::task_capnp::shape::Builder<'a> {
+        pub fn init_shape(self, ) -> crate::task_capnp::shape::Builder<'a> {
             ::capnp::traits::FromPointerBuilder::init_pointer(self.builder.get_pointer_field(0), 0)
         }
         #[inline]
@@ -2499,7 +2499,7 @@ pub mod result_chunk {
         }
     }
     impl Pipeline  {
-        pub fn get_shape(&self) -> crate::generated::task_capnp::shape::Pipeline {
+        pub fn get_shape(&self) -> crate::task_capnp::shape::Pipeline {
             ::capnp::capability::FromTypelessPipeline::new(self._typeless.get_pointer_field(0))
         }
     }
@@ -2587,7 +2587,7 @@ pub mod result_chunk {
         pub(crate) fn get_field_types(index: u16) -> ::capnp::introspect::Type {
             match index {
                 0 => <u64 as ::capnp::introspect::Introspect>::introspect(),
-                1 => <crate::generated::task_capnp::shape::Owned as ::capnp::introspect::Introspect>::introspect(),
+                1 => <crate::task_capnp::shape::Owned as ::capnp::introspect::Introspect>::introspect(),
                 2 => <u64 as ::capnp::introspect::Introspect>::introspect(),
                 3 => <u64 as ::capnp::introspect::Introspect>::introspect(),
                 _ => ::capnp::introspect::panic_invalid_field_index(index),
@@ -2676,7 +2676,7 @@ pub mod failure {
             self.reader.get_data_field::<u64>(0)
         }
         #[inline]
-        pub fn get_kind(self) -> ::core::result::Result<crate::generated::task_capnp::ErrorKind,::capnp::NotInSchema> {
+        pub fn get_kind(self) -> ::core::result::Result<crate::task_capnp::ErrorKind,::capnp::NotInSchema> {
             ::core::convert::TryFrom::try_from(self.reader.get_data_field::<u16>(4))
         }
         #[inline]
@@ -2750,11 +2750,11 @@ pub mod failure {
             self.builder.set_data_field::<u64>(0, value);
         }
         #[inline]
-        pub fn get_kind(self) -> ::core::result::Result<crate::generated::task_capnp::ErrorKind,::capnp::NotInSchema> {
+        pub fn get_kind(self) -> ::core::result::Result<crate::task_capnp::ErrorKind,::capnp::NotInSchema> {
             ::core::convert::TryFrom::try_from(self.builder.get_data_field::<u16>(4))
         }
         #[inline]
-        pub fn set_kind(&mut self, value: crate::generated::task_capnp::ErrorKind)  {
+        pub fn set_kind(&mut self, value: crate::task_capnp::ErrorKind)  {
             self.builder.set_data_field::<u16>(4, value as u16);
         }
         #[inline]
@@ -2851,7 +2851,7 @@ pub mod failure {
         pub(crate) fn get_field_types(index: u16) -> ::capnp::introspect::Type {
             match index {
                 0 => <u64 as ::capnp::introspect::Introspect>::introspect(),
-                1 => <crate::generated::task_capnp::ErrorKind as ::capnp::introspect::Introspect>::introspect(),
+                1 => <crate::task_capnp::ErrorKind as ::capnp::introspect::Introspect>::introspect(),
                 2 => <::capnp::text::Owned as ::capnp::introspect::Introspect>::introspect(),
                 _ => ::capnp::introspect::panic_invalid_field_index(index),
             }
@@ -2939,7 +2939,7 @@ pub mod missing {
             self.reader.get_data_field::<u64>(0)
         }
         #[inline]
-        pub fn get_digests(self) -> ::capnp::Result<::capnp::struct_list::Reader<'a,crate::generated::task_capnp::digest::Owned>> {
+        pub fn get_digests(self) -> ::capnp::Result<::capnp::struct_list::Reader<'a,crate::task_capnp::digest::Owned>> {
             ::capnp::traits::FromPointerReader::get_from_pointer(&self.reader.get_pointer_field(0), ::core::option::Option::None)
         }
         #[inline]
@@ -3009,15 +3009,15 @@ pub mod missing {
             self.builder.set_data_field::<u64>(0, value);
         }
         #[inline]
-        pub fn get_digests(self) -> ::capnp::Result<::capnp::struct_list::Builder<'a,crate::generated::task_capnp::digest::Owned>> {
+        pub fn get_digests(self) -> ::capnp::Result<::capnp::struct_list::Builder<'a,crate::task_capnp::digest::Owned>> {
             ::capnp::traits::FromPointerBuilder::get_from_pointer(self.builder.get_pointer_field(0), ::core::option::Option::None)
         }
         #[inline]
-        pub fn set_digests(&mut self, value: ::capnp::struct_list::Reader<'_,crate::generated::task_capnp::digest::Owned>) -> ::capnp::Result<()> {
+        pub fn set_digests(&mut self, value: ::capnp::struct_list::Reader<'_,crate::task_capnp::digest::Owned>) -> ::capnp::Result<()> {
             ::capnp::traits::SetterInput::set_pointer_builder(self.builder.reborrow().get_pointer_field(0), value, false)
         }
         #[inline]
-        pub fn init_digests(self, size: u32) -> ::capnp::struct_list::Builder<'a,crate::generated::task_capnp::digest::Owned> {
+        pub fn init_digests(self, size: u32) -> ::capnp::struct_list::Builder<'a,crate::task_capnp::digest::Owned> {
             ::capnp::traits::FromPointerBuilder::init_pointer(self.builder.get_pointer_field(0), size)
         }
         #[inline]
@@ -3091,7 +3091,7 @@ pub mod missing {
         pub(crate) fn get_field_types(index: u16) -> ::capnp::introspect::Type {
             match index {
                 0 => <u64 as ::capnp::introspect::Introspect>::introspect(),
-                1 => <::capnp::struct_list::Owned<crate::generated::task_capnp::digest::Owned> as ::capnp::introspect::Introspect>::introspect(),
+                1 => <::capnp::struct_list::Owned<crate::task_capnp::digest::Owned> as ::capnp::introspect::Introspect>::introspect(),
                 _ => ::capnp::introspect::panic_invalid_field_index(index),
             }
         }
@@ -3807,12 +3807,12 @@ pub mod task_message {
             self.builder.as_reader().total_size()
         }
         #[inline]
-        pub fn set_advert(&mut self, value: crate::generated::task_capnp::advert::Reader<'_>) -> ::capnp::Result<()> {
+        pub fn set_advert(&mut self, value: crate::task_capnp::advert::Reader<'_>) -> ::capnp::Result<()> {
             self.builder.set_data_field::<u16>(0, 0);
             ::capnp::traits::SetterInput::set_pointer_builder(self.builder.reborrow().get_pointer_field(0), value, false)
         }
         #[inline]
-        pub fn init_advert(self, ) -> crate::generated::task_capnp::advert::Builder<'a> {
+        pub fn init_advert(self, ) -> crate::task_capnp::advert::Builder<'a> {
             self.builder.set_data_field::<u16>(0, 0);
             ::capnp::traits::FromPointerBuilder::init_pointer(self.builder.get_pointer_field(0), 0)
         }
@@ -3822,12 +3822,12 @@ pub mod task_message {
             !self.builder.is_pointer_field_null(0)
         }
         #[inline]
-        pub fn set_operand(&mut self, value: crate::generated::task_capnp::operand_chunk::Reader<'_>) -> ::capnp::Result<()> {
+        pub fn set_operand(&mut self, value: crate::task_capnp::operand_chunk::Reader<'_>) -> ::capnp::Result<()> {
             self.builder.set_data_field::<u16>(0, 1);
             ::capnp::traits::SetterInput::set_pointer_builder(self.builder.reborrow().get_pointer_field(0), value, false)
         }
         #[inline]
-        pub fn init_operand(self, ) -> crate::generated::task_capnp::operand_chunk::Builder<'a> {
+        pub fn init_operand(self, ) -> crate::task_capnp::operand_chunk::Builder<'a> {
             self.builder.set_data_field::<u16>(0, 1);
             ::capnp::traits::FromPointerBuilder::init_pointer(self.builder.get_pointer_field(0), 0)
         }
@@ -3837,12 +3837,12 @@ pub mod task_message {
             !self.builder.is_pointer_field_null(0)
         }
         #[inline]
-        pub fn set_task(&mut self, value: crate::generated::task_capnp::task::Reader<'_>) -> ::capnp::Result<()> {
+        pub fn set_task(&mut self, value: crate::task_capnp::task::Reader<'_>) -> ::capnp::Result<()> {
             self.builder.set_data_field::<u16>(0, 2);
             ::capnp::traits::SetterInput::set_pointer_builder(self.builder.reborrow().get_pointer_field(0), value, false)
         }
         #[inline]
-        pub fn init_task(self, ) -> crate::generated::task_capnp::task::Builder<'a> {
+        pub fn init_task(self, ) -> crate::task_capnp::task::Builder<'a> {
             self.builder.set_data_field::<u16>(0, 2);
             ::capnp::traits::FromPointerBuilder::init_pointer(self.builder.get_pointer_field(0), 0)
         }
@@ -3857,12 +3857,12 @@ pub mod task_message {
             self.builder.set_data_field::<u64>(1, value);
         }
         #[inline]
-        pub fn set_release(&mut self, value: crate::generated::task_capnp::digest::Reader<'_>) -> ::capnp::Result<()> {
+        pub fn set_release(&mut self, value: crate::task_capnp::digest::Reader<'_>) -> ::capnp::Result<()> {
             self.builder.set_data_field::<u16>(0, 4);
             ::capnp::traits::SetterInput::set_pointer_builder(self.builder.reborrow().get_pointer_field(0), value, false)
         }
         #[inline]
-        pub fn init_release(self, ) -> crate::generated::task_capnp::digest::Builder<'a> {
+        pub fn init_release(self, ) -> crate::task_capnp::digest::Builder<'a> {
             self.builder.set_data_field::<u16>(0, 4);
             ::capnp::traits::FromPointerBuilder::init_pointer(self.builder.get_pointer_field(0), 0)
         }
@@ -3872,12 +3872,12 @@ pub mod task_message {
             !self.builder.is_pointer_field_null(0)
         }
         #[inline]
-        pub fn set_result(&mut self, value: crate::generated::task_capnp::result_chunk::Reader<'_>) -> ::capnp::Result<()> {
+        pub fn set_result(&mut self, value: crate::task_capnp::result_chunk::Reader<'_>) -> ::capnp::Result<()> {
             self.builder.set_data_field::<u16>(0, 5);
             ::capnp::traits::SetterInput::set_pointer_builder(self.builder.reborrow().get_pointer_field(0), value, false)
         }
         #[inline]
-        pub fn init_result(self, ) -> crate::generated::task_capnp::result_chunk::Builder<'a> {
+        pub fn init_result(self, ) -> crate::task_capnp::result_chunk::Builder<'a> {
             self.builder.set_data_field::<u16>(0, 5);
             ::capnp::traits::FromPointerBuilder::init_pointer(self.builder.get_pointer_field(0), 0)
         }
@@ -3887,12 +3887,12 @@ pub mod task_message {
             !self.builder.is_pointer_field_null(0)
         }
         #[inline]
-        pub fn set_failure(&mut self, value: crate::generated::task_capnp::failure::Reader<'_>) -> ::capnp::Result<()> {
+        pub fn set_failure(&mut self, value: crate::task_capnp::failure::Reader<'_>) -> ::capnp::Result<()> {
             self.builder.set_data_field::<u16>(0, 6);
             ::capnp::traits::SetterInput::set_pointer_builder(self.builder.reborrow().get_pointer_field(0), value, false)
         }
         #[inline]
-        pub fn init_failure(self, ) -> crate::generated::task_capnp::failure::Builder<'a> {
+        pub fn init_failure(self, ) -> crate::task_capnp::failure::Builder<'a> {
             self.builder.set_data_field::<u16>(0, 6);
             ::capnp::traits::FromPointerBuilder::init_pointer(self.builder.get_pointer_field(0), 0)
         }
@@ -3902,12 +3902,12 @@ pub mod task_message {
             !self.builder.is_pointer_field_null(0)
         }
         #[inline]
-        pub fn set_missing(&mut self, value: crate::generated::task_capnp::missing::Reader<'_>) -> ::capnp::Result<()> {
+        pub fn set_missing(&mut self, value: crate::task_capnp::missing::Reader<'_>) -> ::capnp::Result<()> {
             self.builder.set_data_field::<u16>(0, 7);
             ::capnp::traits::SetterInput::set_pointer_builder(self.builder.reborrow().get_pointer_field(0), value, false)
         }
         #[inline]
-        pub fn init_missing(self, ) -> crate::generated::task_capnp::missing::Builder<'a> {
+        pub fn init_missing(self, ) -> crate::task_capnp::missing::Builder<'a> {
             self.builder.set_data_field::<u16>(0, 7);
             ::capnp::traits::FromPointerBuilder::init_pointer(self.builder.get_pointer_field(0), 0)
         }
@@ -3917,12 +3917,12 @@ pub mod task_message {
             !self.builder.is_pointer_field_null(0)
         }
         #[inline]
-        pub fn set_evicted(&mut self, value: crate::generated::task_capnp::digest::Reader<'_>) -> ::capnp::Result<()> {
+        pub fn set_evicted(&mut self, value: crate::task_capnp::digest::Reader<'_>) -> ::capnp::Result<()> {
             self.builder.set_data_field::<u16>(0, 8);
             ::capnp::traits::SetterInput::set_pointer_builder(self.builder.reborrow().get_pointer_field(0), value, false)
         }
         #[inline]
-        pub fn init_evicted(self, ) -> crate::generated::task_capnp::digest::Builder<'a> {
+        pub fn init_evicted(self, ) -> crate::task_capnp::digest::Builder<'a> {
             self.builder.set_data_field::<u16>(0, 8);
             ::capnp::traits::FromPointerBuilder::init_pointer(self.builder.get_pointer_field(0), 0)
         }
@@ -3932,12 +3932,12 @@ pub mod task_message {
             !self.builder.is_pointer_field_null(0)
         }
         #[inline]
-        pub fn set_load(&mut self, value: crate::generated::task_capnp::load::Reader<'_>) -> ::capnp::Result<()> {
+        pub fn set_load(&mut self, value: crate::task_capnp::load::Reader<'_>) -> ::capnp::Result<()> {
             self.builder.set_data_field::<u16>(0, 9);
             ::capnp::traits::SetterInput::set_pointer_builder(self.builder.reborrow().get_pointer_field(0), value, false)
         }
         #[inline]
-        pub fn init_load(self, ) -> crate::generated::task_capnp::load::Builder<'a> {
+        pub fn init_load(self, ) -> crate::task_capnp::load::Builder<'a> {
             self.builder.set_data_field::<u16>(0, 9);
             ::capnp::traits::FromPointerBuilder::init_pointer(self.builder.get_pointer_field(0), 0)
         }
@@ -3947,12 +3947,12 @@ pub mod task_message {
             !self.builder.is_pointer_field_null(0)
         }
         #[inline]
-        pub fn set_probe(&mut self, value: crate::generated::task_capnp::probe::Reader<'_>) -> ::capnp::Result<()> {
+        pub fn set_probe(&mut self, value: crate::task_capnp::probe::Reader<'_>) -> ::capnp::Result<()> {
             self.builder.set_data_field::<u16>(0, 10);
             ::capnp::traits::SetterInput::set_pointer_builder(self.builder.reborrow().get_pointer_field(0), value, false)
         }
         #[inline]
-        pub fn init_probe(self, ) -> crate::generated::task_capnp::probe::Builder<'a> {
+        pub fn init_probe(self, ) -> crate::task_capnp::probe::Builder<'a> {
             self.builder.set_data_field::<u16>(0, 10);
             ::capnp::traits::FromPointerBuilder::init_pointer(self.builder.get_pointer_field(0), 0)
         }
@@ -4304,17 +4304,17 @@ pub mod task_message {
         ];
         pub(crate) fn get_field_types(index: u16) -> ::capnp::introspect::Type {
             match index {
-                0 => <crate::generated::task_capnp::advert::Owned as ::capnp::introspect::Introspect>::introspect(),
-                1 => <crate::generated::task_capnp::operand_chunk::Owned as ::capnp::introspect::Introspect>::introspect(),
-                2 => <crate::generated::task_capnp::task::Owned as ::capnp::introspect::Introspect>::introspect(),
+                0 => <crate::task_capnp::advert::Owned as ::capnp::introspect::Introspect>::introspect(),
+                1 => <crate::task_capnp::operand_chunk::Owned as ::capnp::introspect::Introspect>::introspect(),
+                2 => <crate::task_capnp::task::Owned as ::capnp::introspect::Introspect>::introspect(),
                 3 => <u64 as ::capnp::introspect::Introspect>::introspect(),
-                4 => <crate::generated::task_capnp::digest::Owned as ::capnp::introspect::Introspect>::introspect(),
-                5 => <crate::generated::task_capnp::result_chunk::Owned as ::capnp::introspect::Introspect>::introspect(),
-                6 => <crate::generated::task_capnp::failure::Owned as ::capnp::introspect::Introspect>::introspect(),
-                7 => <crate::generated::task_capnp::missing::Owned as ::capnp::introspect::Introspect>::introspect(),
-                8 => <crate::generated::task_capnp::digest::Owned as ::capnp::introspect::Introspect>::introspect(),
-                9 => <crate::generated::task_capnp::load::Owned as ::capnp::introspect::Introspect>::introspect(),
-                10 => <crate::generated::task_capnp::probe::Owned as ::capnp::introspect::Introspect>::introspect(),
+                4 => <crate::task_capnp::digest::Owned as ::capnp::introspect::Introspect>::introspect(),
+                5 => <crate::task_capnp::result_chunk::Owned as ::capnp::introspect::Introspect>::introspect(),
+                6 => <crate::task_capnp::failure::Owned as ::capnp::introspect::Introspect>::introspect(),
+                7 => <crate::task_capnp::missing::Owned as ::capnp::introspect::Introspect>::introspect(),
+                8 => <crate::task_capnp::digest::Owned as ::capnp::introspect::Introspect>::introspect(),
+                9 => <crate::task_capnp::load::Owned as ::capnp::introspect::Introspect>::introspect(),
+                10 => <crate::task_capnp::probe::Owned as ::capnp::introspect::Introspect>::introspect(),
                 11 => <u64 as ::capnp::introspect::Introspect>::introspect(),
                 12 => <::capnp::text::Owned as ::capnp::introspect::Introspect>::introspect(),
                 13 => <u64 as ::capnp::introspect::Introspect>::introspect(),
@@ -4352,6 +4352,6 @@ pub mod task_message {
         Goodbye(A10),
         Started(u64),
     }
-    pub type WhichReader<'a,> = Which<::capnp::Result<crate::generated::task_capnp::advert::Reader<'a>>,::capnp::Result<crate::generated::task_capnp::operand_chunk::Reader<'a>>,::capnp::Result<crate::generated::task_capnp::task::Reader<'a>>,::capnp::Result<crate::generated::task_capnp::digest::Reader<'a>>,::capnp::Result<crate::generated::task_capnp::result_chunk::Reader<'a>>,::capnp::Result<crate::generated::task_capnp::failure::Reader<'a>>,::capnp::Result<crate::generated::task_capnp::missing::Reader<'a>>,::capnp::Result<crate::generated::task_capnp::digest::Reader<'a>>,::capnp::Result<crate::generated::task_capnp::load::Reader<'a>>,::capnp::Result<crate::generated::task_capnp::probe::Reader<'a>>,::capnp::Result<::capnp::text::Reader<'a>>>;
-    pub type WhichBuilder<'a,> = Which<::capnp::Result<crate::generated::task_capnp::advert::Builder<'a>>,::capnp::Result<crate::generated::task_capnp::operand_chunk::Builder<'a>>,::capnp::Result<crate::generated::task_capnp::task::Builder<'a>>,::capnp::Result<crate::generated::task_capnp::digest::Builder<'a>>,::capnp::Result<crate::generated::task_capnp::result_chunk::Builder<'a>>,::capnp::Result<crate::generated::task_capnp::failure::Builder<'a>>,::capnp::Result<crate::generated::task_capnp::missing::Builder<'a>>,::capnp::Result<crate::generated::task_capnp::digest::Builder<'a>>,::capnp::Result<crate::generated::task_capnp::load::Builder<'a>>,::capnp::Result<crate::generated::task_capnp::probe::Builder<'a>>,::capnp::Result<::capnp::text::Builder<'a>>>;
+    pub type WhichReader<'a,> = Which<::capnp::Result<crate::task_capnp::advert::Reader<'a>>,::capnp::Result<crate::task_capnp::operand_chunk::Reader<'a>>,::capnp::Result<crate::task_capnp::task::Reader<'a>>,::capnp::Result<crate::task_capnp::digest::Reader<'a>>,::capnp::Result<crate::task_capnp::result_chunk::Reader<'a>>,::capnp::Result<crate::task_capnp::failure::Reader<'a>>,::capnp::Result<crate::task_capnp::missing::Reader<'a>>,::capnp::Result<crate::task_capnp::digest::Reader<'a>>,::capnp::Result<crate::task_capnp::load::Reader<'a>>,::capnp::Result<crate::task_capnp::probe::Reader<'a>>,::capnp::Result<::capnp::text::Reader<'a>>>;
+    pub type WhichBuilder<'a,> = Which<::capnp::Result<crate::task_capnp::advert::Builder<'a>>,::capnp::Result<crate::task_capnp::operand_chunk::Builder<'a>>,::capnp::Result<crate::task_capnp::task::Builder<'a>>,::capnp::Result<crate::task_capnp::digest::Builder<'a>>,::capnp::Result<crate::task_capnp::result_chunk::Builder<'a>>,::capnp::Result<crate::task_capnp::failure::Builder<'a>>,::capnp::Result<crate::task_capnp::missing::Builder<'a>>,::capnp::Result<crate::task_capnp::digest::Builder<'a>>,::capnp::Result<crate::task_capnp::load::Builder<'a>>,::capnp::Result<crate::task_capnp::probe::Builder<'a>>,::capnp::Result<::capnp::text::Builder<'a>>>;
 }

@@ -1,0 +1,108 @@
+//! The client for programs that are not asynchronous: the same calls, each waiting for its
+//! answer on this thread. Nothing runs between calls.
+
+use std::future::Future;
+use std::time::Duration;
+
+use tokio::runtime::Runtime;
+use tokio::task::LocalSet;
+
+use crate::job::{MatmulOptions, Progress};
+use crate::report::JobReport;
+use crate::status::{LinkProbe, NodeStatus, PeerStatus};
+use crate::tensor::{Tensor, TensorDestination, TensorSource};
+use crate::{Error, ErrorKind, Job, Result};
+
+/// A connection to a node. Tensors and jobs that come from it are used through it.
+pub struct Client {
+    // Dropped in this order: the connection closes before what drives it goes away.
+    client: crate::Client,
+    tasks: LocalSet,
+    runtime: Runtime,
+}
+
+impl Client {
+    /// See [`crate::Client::connect`].
+    pub fn connect(address: &str, timeout: Duration) -> Result<Client> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_io()
+            .enable_time()
+            .build()
+            .map_err(|error| {
+                Error::new(
+                    ErrorKind::Internal,
+                    format!("cannot start an asynchronous runtime: {error}"),
+                )
+            })?;
+        let tasks = LocalSet::new();
+        let client = tasks.block_on(&runtime, crate::Client::connect(address, timeout))?;
+        Ok(Client {
+            client,
+            tasks,
+            runtime,
+        })
+    }
+
+    /// The asynchronous client beneath, for use within [`Client::block_on`].
+    pub fn inner(&self) -> &crate::Client {
+        &self.client
+    }
+
+    /// Waits for anything that the asynchronous client offers.
+    pub fn block_on<F: Future>(&self, future: F) -> F::Output {
+        self.tasks.block_on(&self.runtime, future)
+    }
+
+    /// See [`crate::Client::upload`].
+    pub fn upload(&self, source: &mut dyn TensorSource) -> Result<Tensor> {
+        self.block_on(self.client.upload(source))
+    }
+
+    /// See [`crate::Client::matmul`]. The request leaves with the next call that waits.
+    pub fn matmul(&self, a: &Tensor, b: &Tensor, options: &MatmulOptions) -> (Job, Tensor) {
+        // Sending needs no waiting, but the pieces it starts need the task set.
+        self.block_on(async { self.client.matmul(a, b, options) })
+    }
+
+    /// Waits for `job`, passing on its progress, and says how the product was had.
+    pub fn wait(&self, job: &Job, on_progress: &mut dyn FnMut(Progress)) -> Result<JobReport> {
+        self.block_on(async {
+            job.watch(on_progress).await?;
+            job.report().await
+        })
+    }
+
+    /// See [`Job::cancel`].
+    pub fn cancel(&self, job: &Job) -> Result<()> {
+        self.block_on(job.cancel())
+    }
+
+    /// See [`Tensor::read_into`].
+    pub fn read_into(
+        &self,
+        tensor: &Tensor,
+        destination: &mut dyn TensorDestination,
+    ) -> Result<()> {
+        self.block_on(tensor.read_into(destination)).map(drop)
+    }
+
+    /// See [`crate::Client::peers`].
+    pub fn peers(&self) -> Result<Vec<PeerStatus>> {
+        self.block_on(self.client.peers())
+    }
+
+    /// See [`crate::Client::status`].
+    pub fn status(&self) -> Result<NodeStatus> {
+        self.block_on(self.client.status())
+    }
+
+    /// See [`crate::Client::connect_peer`].
+    pub fn connect_peer(&self, address: &str, timeout: Option<Duration>) -> Result<String> {
+        self.block_on(self.client.connect_peer(address, timeout))
+    }
+
+    /// See [`crate::Client::probe_link`].
+    pub fn probe_link(&self, peer: &str, message_bytes: u64, rounds: u32) -> Result<LinkProbe> {
+        self.block_on(self.client.probe_link(peer, message_bytes, rounds))
+    }
+}

@@ -1,0 +1,269 @@
+//! How a finished job was had: what `pangea matmul --json` shows, with how it travels.
+//! Plain values.
+
+use pangea_schema::job_capnp::{job_report, rejection, task_counts, verification, worker_share};
+use serde::Serialize;
+
+use crate::text::string;
+
+/// How a finished job was had.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct JobReport {
+    /// `[m, k, n]`.
+    pub shape: [usize; 3],
+    /// Dtype of the product.
+    pub dtype: String,
+    /// From the operands being at the accepting node to the whole, checked product being there.
+    pub seconds: f64,
+    /// `2·m·k·n / seconds`, in 10⁹.
+    pub gflops: f64,
+    /// Counts of tasks.
+    pub tasks: TaskCounts,
+    /// Who computed what was accepted.
+    pub workers: Vec<WorkerShare>,
+    /// Tensor bytes sent to peers.
+    pub bytes_sent: u64,
+    /// Tensor bytes received from peers.
+    pub bytes_received: u64,
+    /// What checked the product and what that gives.
+    pub verification: Verification,
+    /// `local`, `remote` or `mixed`.
+    pub mode: String,
+    /// Time that the plan predicted, for comparison with `seconds`.
+    pub predicted_seconds: f64,
+}
+
+/// Counts of a job's tasks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct TaskCounts {
+    /// Tasks the job was cut into.
+    pub total: u32,
+    /// Accepted from peers.
+    pub remote: u32,
+    /// Computed here.
+    pub local: u32,
+    /// Started again after a failure or a failed check.
+    pub retried: u32,
+    /// Started a second time because the first was late.
+    pub hedged: u32,
+}
+
+/// One worker's part in a job.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct WorkerShare {
+    /// Peer id; the accepting node's own for local tasks.
+    pub peer: String,
+    /// Name the peer gives itself.
+    pub name: String,
+    /// Accepted tasks.
+    pub tasks: u32,
+    /// Compute time of those tasks, as the worker reports it.
+    pub seconds: f64,
+}
+
+/// How a product was checked.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Verification {
+    /// Method, such as `freivalds-f64+tiles`; `none` where all is local and no check was asked for.
+    pub method: String,
+    /// `local`, `verified`, `tolerance-checked` or `unchecked`: that of the weakest part.
+    pub verdict: String,
+    /// Peers whose results failed a check in this job, and why.
+    pub rejected: Vec<Rejection>,
+    /// Time the checks took on the accepting node.
+    pub seconds: f64,
+}
+
+/// A result that failed its check.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Rejection {
+    /// The peer that sent it.
+    pub peer: String,
+    /// What did not fit, with the figures.
+    pub why: String,
+}
+
+impl JobReport {
+    /// What travelled.
+    pub fn from_wire(wire: job_report::Reader<'_>) -> capnp::Result<JobReport> {
+        Ok(JobReport {
+            shape: [
+                wire.get_m() as usize,
+                wire.get_k() as usize,
+                wire.get_n() as usize,
+            ],
+            dtype: string(wire.get_dtype()?)?,
+            seconds: wire.get_seconds(),
+            gflops: wire.get_gflops(),
+            tasks: TaskCounts::from_wire(wire.get_tasks()?),
+            workers: wire
+                .get_workers()?
+                .iter()
+                .map(WorkerShare::from_wire)
+                .collect::<capnp::Result<_>>()?,
+            bytes_sent: wire.get_bytes_sent(),
+            bytes_received: wire.get_bytes_received(),
+            verification: Verification::from_wire(wire.get_verification()?)?,
+            mode: string(wire.get_mode()?)?,
+            predicted_seconds: wire.get_predicted_seconds(),
+        })
+    }
+
+    /// What travels.
+    pub fn to_wire(&self, mut wire: job_report::Builder<'_>) {
+        let [m, k, n] = self.shape;
+        wire.set_m(m as u64);
+        wire.set_k(k as u64);
+        wire.set_n(n as u64);
+        wire.set_dtype(&self.dtype);
+        wire.set_seconds(self.seconds);
+        wire.set_gflops(self.gflops);
+        self.tasks.to_wire(wire.reborrow().init_tasks());
+        let mut workers = wire.reborrow().init_workers(self.workers.len() as u32);
+        for (index, worker) in self.workers.iter().enumerate() {
+            worker.to_wire(workers.reborrow().get(index as u32));
+        }
+        wire.set_bytes_sent(self.bytes_sent);
+        wire.set_bytes_received(self.bytes_received);
+        self.verification
+            .to_wire(wire.reborrow().init_verification());
+        wire.set_mode(&self.mode);
+        wire.set_predicted_seconds(self.predicted_seconds);
+    }
+
+    /// Takes in the report of another block of the same product: counts, times and bytes add
+    /// up, the verdict becomes that of the weaker, `shape` stays.
+    pub fn absorb(&mut self, block: &JobReport) {
+        self.seconds += block.seconds;
+        self.predicted_seconds += block.predicted_seconds;
+        let [m, k, n] = self.shape.map(|extent| extent as f64);
+        self.gflops = if self.seconds > 0.0 {
+            2.0 * m * k * n / self.seconds / 1e9
+        } else {
+            0.0
+        };
+        self.tasks.total += block.tasks.total;
+        self.tasks.remote += block.tasks.remote;
+        self.tasks.local += block.tasks.local;
+        self.tasks.retried += block.tasks.retried;
+        self.tasks.hedged += block.tasks.hedged;
+        for share in &block.workers {
+            match self
+                .workers
+                .iter_mut()
+                .find(|worker| worker.peer == share.peer)
+            {
+                Some(worker) => {
+                    worker.tasks += share.tasks;
+                    worker.seconds += share.seconds;
+                }
+                None => self.workers.push(share.clone()),
+            }
+        }
+        self.bytes_sent += block.bytes_sent;
+        self.bytes_received += block.bytes_received;
+        self.verification.absorb(&block.verification);
+        if self.mode != block.mode {
+            self.mode = "mixed".into();
+        }
+    }
+}
+
+/// Verdicts of parts of a product, strongest first (DESIGN §6).
+const VERDICTS: [&str; 5] = [
+    "local",
+    "verified",
+    "audited",
+    "tolerance-checked",
+    "unchecked",
+];
+
+impl Verification {
+    fn absorb(&mut self, block: &Verification) {
+        // A verdict this program does not know counts as the weakest.
+        let weakness = |verdict: &str| {
+            VERDICTS
+                .iter()
+                .position(|known| *known == verdict)
+                .unwrap_or(VERDICTS.len())
+        };
+        if weakness(&block.verdict) > weakness(&self.verdict) {
+            self.verdict.clone_from(&block.verdict);
+            self.method.clone_from(&block.method);
+        }
+        self.rejected.extend(block.rejected.iter().cloned());
+        self.seconds += block.seconds;
+    }
+
+    fn from_wire(wire: verification::Reader<'_>) -> capnp::Result<Verification> {
+        Ok(Verification {
+            method: string(wire.get_method()?)?,
+            verdict: string(wire.get_verdict()?)?,
+            rejected: wire
+                .get_rejected()?
+                .iter()
+                .map(Rejection::from_wire)
+                .collect::<capnp::Result<_>>()?,
+            seconds: wire.get_seconds(),
+        })
+    }
+
+    fn to_wire(&self, mut wire: verification::Builder<'_>) {
+        wire.set_method(&self.method);
+        wire.set_verdict(&self.verdict);
+        let mut rejected = wire.reborrow().init_rejected(self.rejected.len() as u32);
+        for (index, rejection) in self.rejected.iter().enumerate() {
+            let mut wire = rejected.reborrow().get(index as u32);
+            wire.set_peer(&rejection.peer);
+            wire.set_why(&rejection.why);
+        }
+        wire.set_seconds(self.seconds);
+    }
+}
+
+impl Rejection {
+    fn from_wire(wire: rejection::Reader<'_>) -> capnp::Result<Rejection> {
+        Ok(Rejection {
+            peer: string(wire.get_peer()?)?,
+            why: string(wire.get_why()?)?,
+        })
+    }
+}
+
+impl TaskCounts {
+    fn from_wire(wire: task_counts::Reader<'_>) -> TaskCounts {
+        TaskCounts {
+            total: wire.get_total(),
+            remote: wire.get_remote(),
+            local: wire.get_local(),
+            retried: wire.get_retried(),
+            hedged: wire.get_hedged(),
+        }
+    }
+
+    fn to_wire(self, mut wire: task_counts::Builder<'_>) {
+        wire.set_total(self.total);
+        wire.set_remote(self.remote);
+        wire.set_local(self.local);
+        wire.set_retried(self.retried);
+        wire.set_hedged(self.hedged);
+    }
+}
+
+impl WorkerShare {
+    fn from_wire(wire: worker_share::Reader<'_>) -> capnp::Result<WorkerShare> {
+        Ok(WorkerShare {
+            peer: string(wire.get_peer()?)?,
+            name: string(wire.get_name()?)?,
+            tasks: wire.get_tasks(),
+            seconds: wire.get_seconds(),
+        })
+    }
+
+    fn to_wire(&self, mut wire: worker_share::Builder<'_>) {
+        wire.set_peer(&self.peer);
+        wire.set_name(&self.name);
+        wire.set_tasks(self.tasks);
+        wire.set_seconds(self.seconds);
+    }
+}

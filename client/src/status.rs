@@ -1,0 +1,261 @@
+//! What a node says of itself, of its peers and of its service, with how it travels.
+//! Plain values.
+
+use pangea_schema::node_capnp::{counters, link_probe, node_status, peer_status};
+use serde::Serialize;
+
+use crate::text::{string, strings};
+
+/// One peer as this node sees it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct PeerStatus {
+    /// Its peer id.
+    pub peer: String,
+    /// The name it gives itself.
+    pub name: String,
+    /// `connecting`, `connected`, `quarantined` or `gone`.
+    pub state: String,
+    /// Addresses it is reached at.
+    pub addresses: Vec<String>,
+    /// 0 to 1, from checked work only.
+    pub trust: f64,
+    /// Whether it gets no more work because a result of its failed a check.
+    pub quarantined: bool,
+    /// Why it is quarantined or gone; empty otherwise.
+    pub why: String,
+    /// `tcp` or `quic`.
+    pub transport: String,
+    /// `mdns`, `manual` or `incoming`.
+    pub found_by: String,
+    /// Round trip time in milliseconds; 0 while unknown.
+    pub rtt_ms: f64,
+    /// Measured bytes per second towards the peer; 0 while unknown.
+    pub bytes_per_s: f64,
+    /// Its measured f32 speed in GFLOP/s.
+    pub gflops: f64,
+    /// Compute threads it gives.
+    pub threads: u32,
+    /// Tasks it does for this node now.
+    pub tasks_in_flight: u32,
+    /// Tasks of its that passed their check.
+    pub tasks_checked: u64,
+}
+
+/// This node.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct NodeStatus {
+    /// Its peer id.
+    pub peer: String,
+    /// Its name.
+    pub name: String,
+    /// Version of the binary.
+    pub version: String,
+    /// Seconds since it started.
+    pub uptime_s: f64,
+    /// libp2p addresses with `/p2p/`.
+    pub listening: Vec<String>,
+    /// Address of the Cap'n Proto service.
+    pub rpc: String,
+    /// Whether a pool key guards admission.
+    pub pool_key: bool,
+    /// Compute threads.
+    pub threads: u32,
+    /// Measured f32 speed in GFLOP/s.
+    pub gflops: f64,
+    /// Instruction set the kernels use.
+    pub isa: String,
+    /// Bytes of tensors held now: uploads, results and operands kept for peers.
+    pub memory_used_bytes: u64,
+    /// The most it may hold.
+    pub memory_limit_bytes: u64,
+    /// Connected peers.
+    pub peers: u32,
+    /// Jobs running.
+    pub jobs_running: u32,
+    /// Jobs done since the start.
+    pub jobs_done: u64,
+    /// Jobs failed or cancelled since the start.
+    pub jobs_failed: u64,
+    /// Tasks done for peers since the start.
+    pub tasks_served: u64,
+    /// Tensor bytes sent to peers since the start.
+    pub bytes_sent: u64,
+    /// Tensor bytes received from peers since the start.
+    pub bytes_received: u64,
+}
+
+/// What a measurement of the link to one peer gave.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct LinkProbe {
+    /// The peer.
+    pub peer: String,
+    /// `tcp` or `quic`.
+    pub transport: String,
+    /// Bytes in one bulk message.
+    pub message_bytes: u64,
+    /// Median bytes per second towards the peer.
+    pub bytes_per_s: f64,
+    /// Median round trip of a 16-byte message, in microseconds.
+    pub round_trip_us: f64,
+}
+
+/// What the Cap'n Proto service has moved and holds, for one connection or for all.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Counters {
+    /// Bytes read from the socket, framing included.
+    pub bytes_in: u64,
+    /// Bytes written to the socket, framing included.
+    pub bytes_out: u64,
+    /// Connections open now.
+    pub connections: u32,
+    /// Tensors held now, uploads under way and products not yet there included.
+    pub tensors: u32,
+    /// Memory reserved for those.
+    pub tensor_bytes: u64,
+    /// Jobs running now.
+    pub jobs_running: u32,
+}
+
+impl PeerStatus {
+    /// What travelled.
+    pub fn from_wire(wire: peer_status::Reader<'_>) -> capnp::Result<PeerStatus> {
+        Ok(PeerStatus {
+            peer: string(wire.get_peer()?)?,
+            name: string(wire.get_name()?)?,
+            state: string(wire.get_state()?)?,
+            addresses: strings(wire.get_addresses()?)?,
+            trust: wire.get_trust(),
+            quarantined: wire.get_quarantined(),
+            why: string(wire.get_why()?)?,
+            transport: string(wire.get_transport()?)?,
+            found_by: string(wire.get_found_by()?)?,
+            rtt_ms: wire.get_rtt_ms(),
+            bytes_per_s: wire.get_bytes_per_s(),
+            gflops: wire.get_gflops(),
+            threads: wire.get_threads(),
+            tasks_in_flight: wire.get_tasks_in_flight(),
+            tasks_checked: wire.get_tasks_checked(),
+        })
+    }
+
+    /// What travels.
+    pub fn to_wire(&self, mut wire: peer_status::Builder<'_>) {
+        wire.set_peer(&self.peer);
+        wire.set_name(&self.name);
+        wire.set_state(&self.state);
+        let mut list = wire.reborrow().init_addresses(self.addresses.len() as u32);
+        for (index, text) in self.addresses.iter().enumerate() {
+            list.set(index as u32, text);
+        }
+        wire.set_trust(self.trust);
+        wire.set_quarantined(self.quarantined);
+        wire.set_why(&self.why);
+        wire.set_transport(&self.transport);
+        wire.set_found_by(&self.found_by);
+        wire.set_rtt_ms(self.rtt_ms);
+        wire.set_bytes_per_s(self.bytes_per_s);
+        wire.set_gflops(self.gflops);
+        wire.set_threads(self.threads);
+        wire.set_tasks_in_flight(self.tasks_in_flight);
+        wire.set_tasks_checked(self.tasks_checked);
+    }
+}
+
+impl NodeStatus {
+    /// What travelled.
+    pub fn from_wire(wire: node_status::Reader<'_>) -> capnp::Result<NodeStatus> {
+        Ok(NodeStatus {
+            peer: string(wire.get_peer()?)?,
+            name: string(wire.get_name()?)?,
+            version: string(wire.get_version()?)?,
+            uptime_s: wire.get_uptime_s(),
+            listening: strings(wire.get_listening()?)?,
+            rpc: string(wire.get_rpc()?)?,
+            pool_key: wire.get_pool_key(),
+            threads: wire.get_threads(),
+            gflops: wire.get_gflops(),
+            isa: string(wire.get_isa()?)?,
+            memory_used_bytes: wire.get_memory_used_bytes(),
+            memory_limit_bytes: wire.get_memory_limit_bytes(),
+            peers: wire.get_peers(),
+            jobs_running: wire.get_jobs_running(),
+            jobs_done: wire.get_jobs_done(),
+            jobs_failed: wire.get_jobs_failed(),
+            tasks_served: wire.get_tasks_served(),
+            bytes_sent: wire.get_bytes_sent(),
+            bytes_received: wire.get_bytes_received(),
+        })
+    }
+
+    /// What travels.
+    pub fn to_wire(&self, mut wire: node_status::Builder<'_>) {
+        wire.set_peer(&self.peer);
+        wire.set_name(&self.name);
+        wire.set_version(&self.version);
+        wire.set_uptime_s(self.uptime_s);
+        let mut list = wire.reborrow().init_listening(self.listening.len() as u32);
+        for (index, text) in self.listening.iter().enumerate() {
+            list.set(index as u32, text);
+        }
+        wire.set_rpc(&self.rpc);
+        wire.set_pool_key(self.pool_key);
+        wire.set_threads(self.threads);
+        wire.set_gflops(self.gflops);
+        wire.set_isa(&self.isa);
+        wire.set_memory_used_bytes(self.memory_used_bytes);
+        wire.set_memory_limit_bytes(self.memory_limit_bytes);
+        wire.set_peers(self.peers);
+        wire.set_jobs_running(self.jobs_running);
+        wire.set_jobs_done(self.jobs_done);
+        wire.set_jobs_failed(self.jobs_failed);
+        wire.set_tasks_served(self.tasks_served);
+        wire.set_bytes_sent(self.bytes_sent);
+        wire.set_bytes_received(self.bytes_received);
+    }
+}
+
+impl LinkProbe {
+    /// What travelled.
+    pub fn from_wire(wire: link_probe::Reader<'_>) -> capnp::Result<LinkProbe> {
+        Ok(LinkProbe {
+            peer: string(wire.get_peer()?)?,
+            transport: string(wire.get_transport()?)?,
+            message_bytes: wire.get_message_bytes(),
+            bytes_per_s: wire.get_bytes_per_s(),
+            round_trip_us: wire.get_round_trip_us(),
+        })
+    }
+
+    /// What travels.
+    pub fn to_wire(&self, mut wire: link_probe::Builder<'_>) {
+        wire.set_peer(&self.peer);
+        wire.set_transport(&self.transport);
+        wire.set_message_bytes(self.message_bytes);
+        wire.set_bytes_per_s(self.bytes_per_s);
+        wire.set_round_trip_us(self.round_trip_us);
+    }
+}
+
+impl Counters {
+    /// What travelled.
+    pub fn from_wire(wire: counters::Reader<'_>) -> capnp::Result<Counters> {
+        Ok(Counters {
+            bytes_in: wire.get_bytes_in(),
+            bytes_out: wire.get_bytes_out(),
+            connections: wire.get_connections(),
+            tensors: wire.get_tensors(),
+            tensor_bytes: wire.get_tensor_bytes(),
+            jobs_running: wire.get_jobs_running(),
+        })
+    }
+
+    /// What travels.
+    pub fn to_wire(&self, mut wire: counters::Builder<'_>) {
+        wire.set_bytes_in(self.bytes_in);
+        wire.set_bytes_out(self.bytes_out);
+        wire.set_connections(self.connections);
+        wire.set_tensors(self.tensors);
+        wire.set_tensor_bytes(self.tensor_bytes);
+        wire.set_jobs_running(self.jobs_running);
+    }
+}

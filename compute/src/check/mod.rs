@@ -1,0 +1,196 @@
+//! Is `C = A·B` right? Freivalds' check (1977): with a secret vector x, compare `C·x` with `A·(B·x)`, which costs a
+//! pass over each matrix instead of a product. It never repairs anything and never decides whom to trust.
+//!
+//! The map: [`ColumnProbe`] here; the rounding bound and its derivation in [`bound`]; floats and integers in files of
+//! their own.
+
+pub mod bound;
+mod float;
+mod integer;
+
+pub use bound::detection_limit;
+
+use crate::{DType, Error, Pool, Tensor};
+
+/// What was done and found right.
+#[derive(Clone, Debug, PartialEq)]
+pub struct CheckReport {
+    /// `freivalds-mod-p61` (exact) or `freivalds-f64+tiles` (within rounding).
+    pub method: &'static str,
+    /// How many secret vectors were used.
+    pub vectors: usize,
+    /// How many elements were recomputed directly.
+    pub elements_recomputed: usize,
+    /// Rows that only sampled elements speak for: a non-finite operand row, or more overflow than was recomputed.
+    pub rows_sampled_only: usize,
+    /// The probability, at most, that an honest product of this shape is refused.
+    pub false_alarm: f64,
+    /// The smallest one-element error that is certain to be caught: see [`detection_limit`]. Zero where exact.
+    pub detection_limit: f64,
+}
+
+/// What is wrong with a product. Displays as a sentence.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[error("the product is wrong: {what}")]
+pub struct Mismatch {
+    /// The first row found wrong.
+    pub row: usize,
+    /// The column, where one element was recomputed.
+    pub col: Option<usize>,
+    /// How far off it is, in units of C (for integers: the difference in the field).
+    pub residual: f64,
+    /// How far off it may be.
+    pub threshold: f64,
+    /// What was seen, for people.
+    pub what: String,
+}
+
+/// The secret side of the check for one panel of B: made once, used for every tile of that panel.
+///
+/// The worker that computes the tile must never learn the seed.
+pub struct ColumnProbe {
+    out: DType,
+    k: usize,
+    n: usize,
+    b_dtype: DType,
+    kind: Kind,
+}
+
+enum Kind {
+    Float(float::FloatProbe),
+    Integer(integer::IntegerProbe),
+}
+
+impl ColumnProbe {
+    /// Prepares checks of products with `b`, `[k, n]`, whose results have type `out`. `seed` must be secret and fresh.
+    /// One pass over `b`.
+    ///
+    /// # Errors
+    /// [`Error::Dtype`] where no product with `b` has type `out`.
+    pub fn new(b: &Tensor, out: DType, seed: [u8; 32], pool: &Pool) -> Result<ColumnProbe, Error> {
+        let possible = match out {
+            DType::I8 => false,
+            DType::I32 => b.dtype() == DType::I8,
+            DType::F32 => b.dtype() != DType::F64 && b.dtype() != DType::I32,
+            DType::F64 => b.dtype() != DType::I32,
+            half => b.dtype() == half || b.dtype() == DType::I8,
+        };
+        if !possible {
+            return Err(Error::Dtype {
+                operation: "check",
+                dtype: b.dtype().name().to_string(),
+                hint: "no product with this operand has the given output type",
+            });
+        }
+        let kind = if out == DType::I32 {
+            Kind::Integer(integer::IntegerProbe::new(b, &seed, pool))
+        } else {
+            Kind::Float(float::FloatProbe::new(b, &seed, pool))
+        };
+        Ok(ColumnProbe {
+            out,
+            k: b.rows(),
+            n: b.cols(),
+            b_dtype: b.dtype(),
+            kind,
+        })
+    }
+
+    /// Whether `c`, `[m, n]`, is `a·b`: `a` is `[m, k]`, `b` the panel that this probe was made for.
+    ///
+    /// # Errors
+    /// [`Mismatch`]: what is wrong, and where.
+    pub fn check(
+        &self,
+        a: &Tensor,
+        b: &Tensor,
+        c: &Tensor,
+        pool: &Pool,
+    ) -> Result<CheckReport, Mismatch> {
+        let fits = a.cols() == self.k
+            && b.shape() == (self.k, self.n)
+            && b.dtype() == self.b_dtype
+            && c.shape() == (a.rows(), self.n)
+            && c.dtype() == self.out
+            && DType::product(a.dtype(), b.dtype()).is_ok_and(|out| out == self.out);
+        if !fits {
+            return Err(Mismatch {
+                row: 0,
+                col: None,
+                residual: f64::INFINITY,
+                threshold: 0.0,
+                what: format!(
+                    "a {} result of {} x {} cannot be the {} product of {} {} x {} and {} {} x {}",
+                    c.dtype(),
+                    c.rows(),
+                    c.cols(),
+                    self.out,
+                    a.dtype(),
+                    a.rows(),
+                    a.cols(),
+                    b.dtype(),
+                    b.rows(),
+                    b.cols(),
+                ),
+            });
+        }
+        match &self.kind {
+            Kind::Float(probe) => probe.check(self.out, a, b, c, pool),
+            Kind::Integer(probe) => probe.check(a, c, pool),
+        }
+    }
+
+    /// The memory it holds, in bytes.
+    pub fn size_bytes(&self) -> usize {
+        match &self.kind {
+            Kind::Float(probe) => probe.size_bytes(),
+            Kind::Integer(probe) => probe.size_bytes(),
+        }
+    }
+}
+
+impl std::fmt::Debug for ColumnProbe {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // The secret stays out of logs.
+        write!(f, "ColumnProbe({} {} x {})", self.out, self.k, self.n)
+    }
+}
+
+/// Calls `work(rows, out)` for every piece of `out` (`per_row` items for each of `rows` rows) on the pool's threads.
+fn by_rows<T: Send>(
+    pool: &Pool,
+    rows: usize,
+    cols: usize,
+    out: &mut [T],
+    work: &(dyn Fn(std::ops::Range<usize>, &mut [T]) + Sync),
+) {
+    use std::sync::{Mutex, PoisonError};
+    debug_assert_eq!(out.len(), rows);
+    // Threads are woken for some 100 µs of work each, and take pieces of about 50 µs.
+    const ELEMENTS_PER_THREAD: usize = 300_000;
+    const ELEMENTS_PER_PIECE: usize = 150_000;
+    let elements = rows.saturating_mul(cols);
+    let width = pool.threads().min(elements / ELEMENTS_PER_THREAD).max(1);
+    if width == 1 {
+        work(0..rows, out);
+        return;
+    }
+    let step = (ELEMENTS_PER_PIECE / cols.max(1))
+        .max(8)
+        .next_multiple_of(8);
+    let pieces = Mutex::new((0..rows).step_by(step).zip(out.chunks_mut(step)));
+    pool.run(width, &|_| {
+        loop {
+            let next = pieces.lock().unwrap_or_else(PoisonError::into_inner).next();
+            let Some((row, piece)) = next else { return };
+            work(row..row + piece.len(), piece);
+        }
+    });
+}
+
+/// A stream of secret bytes: BLAKE3 keyed with the seed, one stream for every purpose.
+fn secret(seed: &[u8; 32], purpose: &str) -> blake3::OutputReader {
+    blake3::Hasher::new_keyed(seed)
+        .update(purpose.as_bytes())
+        .finalize_xof()
+}

@@ -1,0 +1,127 @@
+//! The one error type of this crate, and the kinds that callers act on.
+//! Messages are sentences for people: the operation, the shapes, and what to do. It never prints or logs.
+
+use std::path::{Path, PathBuf};
+
+/// What a caller can do about an [`Error`]; the kinds of DESIGN §4.5 that can arise here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ErrorKind {
+    /// The request itself is wrong; the same request will fail again anywhere.
+    InvalidInput,
+    /// A named file is not there.
+    NotFound,
+    /// Not enough memory or disk here; it may work elsewhere or later.
+    Overloaded,
+    /// Someone asked for the work to stop.
+    Cancelled,
+    /// Reading or writing failed, or an invariant broke.
+    Internal,
+}
+
+/// Everything that can go wrong in this crate.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The shapes of two operands do not fit.
+    #[error("{operation}: shapes do not fit: A is {} x {} and B is {} x {}: {hint}", a.0, a.1, b.0, b.1)]
+    Shape {
+        /// Which operation was asked for.
+        operation: &'static str,
+        /// Rows and columns of the left operand.
+        a: (usize, usize),
+        /// Rows and columns of the right operand.
+        b: (usize, usize),
+        /// What must hold.
+        hint: &'static str,
+    },
+    /// An element type that this operation does not take.
+    #[error("{operation}: dtype {dtype} is not supported: {hint}")]
+    Dtype {
+        /// Which operation was asked for.
+        operation: &'static str,
+        /// The type's name.
+        dtype: String,
+        /// What to use instead.
+        hint: &'static str,
+    },
+    /// A value outside what is allowed.
+    #[error("{operation}: {what}")]
+    Invalid {
+        /// Which operation was asked for.
+        operation: &'static str,
+        /// What is wrong and what to do.
+        what: String,
+    },
+    /// A file or text that does not hold what it should.
+    #[error("{format}: {what} ({place})")]
+    Parse {
+        /// The format being read: `npy`, `csv`, `json`.
+        format: &'static str,
+        /// What is wrong.
+        what: String,
+        /// Where: a byte offset, or line and column.
+        place: String,
+    },
+    /// Memory for a tensor could not be had.
+    #[error(
+        "out of memory: {bytes} bytes for {what} could not be had; use smaller blocks or free memory"
+    )]
+    OutOfMemory {
+        /// How much was asked for.
+        bytes: u64,
+        /// For what.
+        what: &'static str,
+    },
+    /// The disk that is being written to is full.
+    #[error("the disk is full: writing {} failed and the partial file was removed; free space or choose another place", path.display())]
+    DiskFull {
+        /// The file that was to be written.
+        path: PathBuf,
+    },
+    /// Reading or writing a file failed.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the operating system said.
+        source: std::io::Error,
+    },
+    /// The work was cancelled.
+    #[error("cancelled")]
+    Cancelled,
+}
+
+impl Error {
+    /// The kind that a caller acts on.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Error::Shape { .. }
+            | Error::Dtype { .. }
+            | Error::Invalid { .. }
+            | Error::Parse { .. } => ErrorKind::InvalidInput,
+            Error::OutOfMemory { .. } | Error::DiskFull { .. } => ErrorKind::Overloaded,
+            Error::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
+                ErrorKind::NotFound
+            }
+            Error::Io { .. } => ErrorKind::Internal,
+            Error::Cancelled => ErrorKind::Cancelled,
+        }
+    }
+
+    /// An error about `path`; a full disk or an exhausted quota becomes [`Error::DiskFull`].
+    pub(crate) fn io(path: &Path, source: std::io::Error) -> Error {
+        let path = path.to_path_buf();
+        match source.kind() {
+            std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => {
+                Error::DiskFull { path }
+            }
+            _ => Error::Io { path, source },
+        }
+    }
+
+    pub(crate) fn invalid(operation: &'static str, what: impl Into<String>) -> Error {
+        Error::Invalid {
+            operation,
+            what: what.into(),
+        }
+    }
+}

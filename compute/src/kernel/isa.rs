@@ -1,0 +1,94 @@
+//! Which instruction sets this processor has, and which of them the kernels use.
+//! Read once at start, never inside a kernel.
+
+use crate::Error;
+
+/// A family of kernels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Isa {
+    /// Portable Rust, vectorised by the compiler (SSE2, NEON).
+    Plain,
+    /// x86-64 with AVX2, FMA and F16C.
+    Avx2,
+    /// x86-64 with AVX-512 F, BW, DQ and VL; VNNI is used where it is there.
+    Avx512,
+}
+
+impl Isa {
+    /// Every family, slowest first.
+    pub const ALL: [Isa; 3] = [Isa::Plain, Isa::Avx2, Isa::Avx512];
+
+    /// Whether this processor can run it.
+    pub fn is_available(self) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        {
+            let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
+            match self {
+                Isa::Plain => true,
+                Isa::Avx2 => avx2,
+                Isa::Avx512 => {
+                    avx2 && is_x86_feature_detected!("avx512f")
+                        && is_x86_feature_detected!("avx512bw")
+                        && is_x86_feature_detected!("avx512dq")
+                        && is_x86_feature_detected!("avx512vl")
+                }
+            }
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        {
+            self == Isa::Plain
+        }
+    }
+
+    /// The fastest family that this processor can run.
+    pub fn best() -> Isa {
+        Isa::ALL
+            .into_iter()
+            .rev()
+            .find(|isa| isa.is_available())
+            .unwrap_or(Isa::Plain)
+    }
+
+    /// The name: `plain`, `avx2`, `avx512`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Isa::Plain => "plain",
+            Isa::Avx2 => "avx2",
+            Isa::Avx512 => "avx512",
+        }
+    }
+
+    /// What `PANGEA_ISA` asks for (`plain`, `avx2`, `avx512`), the best there is where it is not set.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for another word, or a family that this processor cannot run.
+    pub fn from_env() -> Result<Isa, Error> {
+        let Some(word) = std::env::var_os("PANGEA_ISA") else {
+            return Ok(Isa::best());
+        };
+        Isa::ALL
+            .into_iter()
+            .find(|isa| word == isa.name() && isa.is_available())
+            .ok_or_else(|| {
+                Error::invalid(
+                    "PANGEA_ISA",
+                    format!(
+                        "{} is not an instruction set that this processor has; use plain, avx2 or avx512, or unset it",
+                        word.to_string_lossy()
+                    ),
+                )
+            })
+    }
+}
+
+/// Whether the AVX-512 family may use VNNI dot products.
+pub(crate) fn has_vnni() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    {
+        is_x86_feature_detected!("avx512vnni")
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    {
+        false
+    }
+}

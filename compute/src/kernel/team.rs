@@ -1,0 +1,192 @@
+//! The compute threads: one fork-join at a time, the calling thread among them. Between jobs they spin for a moment,
+//! then sleep. It knows nothing of what is computed; the one `unsafe` lends a borrowed job to the other threads.
+#![allow(unsafe_code)]
+
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+
+/// How often a thread looks for the next job before it sleeps: some tens of microseconds, the distance between the
+/// phases of one product, far less than a scheduler's time slice.
+const SPINS: u32 = 2_000;
+
+type Job<'a> = &'a (dyn Fn(usize) + Sync);
+
+struct Slot {
+    epoch: u64,
+    /// The job and how many threads take part in it. `None` only before the first.
+    job: Option<(Job<'static>, usize)>,
+    stop: bool,
+}
+
+struct Shared {
+    slot: Mutex<Slot>,
+    /// A copy of `slot.epoch`, to spin on.
+    epoch: AtomicU64,
+    wake: Condvar,
+    remaining: AtomicUsize,
+    panicked: AtomicBool,
+    finished: Mutex<()>,
+    all_done: Condvar,
+}
+
+/// `threads` threads, the caller of [`Team::run`] being one.
+pub(crate) struct Team {
+    shared: Arc<Shared>,
+    workers: Vec<JoinHandle<()>>,
+    /// Held for a whole job: a second caller waits.
+    turn: Mutex<()>,
+}
+
+/// A panic is carried to the caller by other means; the data under these locks is valid at every step.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Team {
+    /// Starts `threads − 1` threads; fewer where the system gives no more.
+    pub(crate) fn new(threads: usize) -> Team {
+        let shared = Arc::new(Shared {
+            slot: Mutex::new(Slot {
+                epoch: 0,
+                job: None,
+                stop: false,
+            }),
+            epoch: AtomicU64::new(0),
+            wake: Condvar::new(),
+            remaining: AtomicUsize::new(0),
+            panicked: AtomicBool::new(false),
+            finished: Mutex::new(()),
+            all_done: Condvar::new(),
+        });
+        let workers = (1..threads)
+            .map_while(|index| {
+                let shared = Arc::clone(&shared);
+                std::thread::Builder::new()
+                    .name(format!("pangea-cpu-{index}"))
+                    .spawn(move || work(&shared, index))
+                    .ok()
+            })
+            .collect();
+        Team {
+            shared,
+            workers,
+            turn: Mutex::new(()),
+        }
+    }
+
+    pub(crate) fn threads(&self) -> usize {
+        self.workers.len() + 1
+    }
+
+    /// Calls `job(i)` once for every i < min(width, threads), each on its own thread, and returns when all are done.
+    /// Must not be called from inside a job.
+    ///
+    /// # Panics
+    /// Where a job panicked.
+    pub(crate) fn run(&self, width: usize, job: &(dyn Fn(usize) + Sync)) {
+        let width = width.min(self.threads());
+        if width <= 1 {
+            if width == 1 {
+                job(0);
+            }
+            return;
+        }
+        let turn = lock(&self.turn);
+        let shared = &*self.shared;
+        // SAFETY: only the lifetime changes. `Finish` below waits, also while unwinding, until every thread that was
+        // given this job has returned from it, so no use outlives the borrow; the slot is not read again before it is
+        // overwritten, except by threads that skip it because they do not take part.
+        let lent: Job<'static> = unsafe { std::mem::transmute::<Job<'_>, Job<'static>>(job) };
+        shared.panicked.store(false, Ordering::Relaxed);
+        shared.remaining.store(width - 1, Ordering::Relaxed);
+        {
+            let mut slot = lock(&shared.slot);
+            slot.epoch += 1;
+            slot.job = Some((lent, width));
+            shared.epoch.store(slot.epoch, Ordering::Release);
+        }
+        shared.wake.notify_all();
+        {
+            let _finish = Finish(shared);
+            job(0);
+        }
+        drop(turn);
+        assert!(
+            !shared.panicked.load(Ordering::Relaxed),
+            "a compute thread panicked"
+        );
+    }
+}
+
+/// Waits, when dropped, until the other threads are done.
+struct Finish<'a>(&'a Shared);
+
+impl Drop for Finish<'_> {
+    fn drop(&mut self) {
+        for _ in 0..SPINS {
+            if self.0.remaining.load(Ordering::Acquire) == 0 {
+                return;
+            }
+            std::hint::spin_loop();
+        }
+        let mut guard = lock(&self.0.finished);
+        while self.0.remaining.load(Ordering::Acquire) != 0 {
+            guard = self
+                .0
+                .all_done
+                .wait(guard)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+}
+
+fn work(shared: &Shared, index: usize) {
+    let mut seen = 0;
+    loop {
+        let mut spins = 0;
+        while shared.epoch.load(Ordering::Acquire) == seen && spins < SPINS {
+            std::hint::spin_loop();
+            spins += 1;
+        }
+        let (job, width) = {
+            let mut slot = lock(&shared.slot);
+            while slot.epoch == seen && !slot.stop {
+                slot = shared
+                    .wake
+                    .wait(slot)
+                    .unwrap_or_else(PoisonError::into_inner);
+            }
+            if slot.stop {
+                return;
+            }
+            seen = slot.epoch;
+            match slot.job {
+                Some(job) => job,
+                None => continue,
+            }
+        };
+        if index >= width {
+            continue;
+        }
+        if std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| job(index))).is_err() {
+            shared.panicked.store(true, Ordering::Relaxed);
+        }
+        if shared.remaining.fetch_sub(1, Ordering::AcqRel) == 1 {
+            let _guard = lock(&shared.finished);
+            shared.all_done.notify_one();
+        }
+    }
+}
+
+impl Drop for Team {
+    fn drop(&mut self) {
+        lock(&self.shared.slot).stop = true;
+        self.shared.epoch.fetch_add(1, Ordering::Release);
+        self.shared.wake.notify_all();
+        for worker in self.workers.drain(..) {
+            // A thread's panic was reported to the caller of its job.
+            let _ = worker.join();
+        }
+    }
+}

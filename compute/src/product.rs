@@ -1,0 +1,267 @@
+//! `C = A·B`: checks shapes and types, chooses the kernel, and keeps operands packed for reuse over many tiles.
+//! It never checks results ([`crate::check`] does) and never decides where work is done.
+#![allow(unsafe_code)]
+
+use crate::kernel::blocked::{Dest, Passes};
+use crate::kernel::for_kernel;
+use crate::{Buffer, Cancel, DType, Error, Isa, Pool, Tensor, TensorBuf};
+use std::sync::Arc;
+
+/// The longest `k` of an integer product: 128 · 128 · 131 071 < 2³¹, so no sum leaves i32.
+pub const MAX_K_I8: usize = 131_071;
+const _: () = assert!(128 * 128 * MAX_K_I8 as u64 <= i32::MAX as u64);
+
+/// The output type of `a·b`, where the operands fit.
+/// The element type of `a · b`, without computing it.
+///
+/// # Errors
+/// As [`matmul`]: shapes that do not fit, types that do not go together, an i8 product too long to be exact.
+pub fn product_dtype(a: &Tensor, b: &Tensor) -> Result<DType, Error> {
+    check_operands(a.shape(), b.shape(), a.dtype(), b.dtype())
+}
+
+fn check_operands(
+    (m, ka): (usize, usize),
+    (kb, n): (usize, usize),
+    a: DType,
+    b: DType,
+) -> Result<DType, Error> {
+    if ka != kb {
+        return Err(Error::Shape {
+            operation: "matmul",
+            a: (m, ka),
+            b: (kb, n),
+            hint: "A must have as many columns as B has rows",
+        });
+    }
+    let out = DType::product(a, b)?;
+    if out == DType::I32 && ka > MAX_K_I8 {
+        return Err(Error::Shape {
+            operation: "matmul",
+            a: (m, ka),
+            b: (kb, n),
+            hint: "an exact i8 product has at most 131071 columns in A; split k and add the parts in i64, or use f64",
+        });
+    }
+    Ok(out)
+}
+
+/// The product `C[m, n] = A[m, k] · B[k, n]`, row-major, of type [`DType::product`]. Views and any strides are taken
+/// as they are. k = 0 gives zeros; NaN and infinities flow through as IEEE 754 says.
+///
+/// # Errors
+/// [`Error::Shape`], [`Error::Dtype`], [`Error::OutOfMemory`], [`Error::Cancelled`].
+pub fn matmul(a: &Tensor, b: &Tensor, pool: &Pool, cancel: &Cancel) -> Result<Tensor, Error> {
+    let out = check_operands(a.shape(), b.shape(), a.dtype(), b.dtype())?;
+    let mut c = TensorBuf::new(out, a.rows(), b.cols())?;
+    matmul_into(a, b, &mut c, 0, 0, pool, cancel)?;
+    Ok(c.freeze())
+}
+
+/// As [`matmul`], written straight to (`row0`, `col0`) of a larger tensor of the product's type. After an error that
+/// block holds anything.
+///
+/// # Errors
+/// As [`matmul`]; [`Error::Invalid`] where the block does not lie inside `out`.
+pub fn matmul_into(
+    a: &Tensor,
+    b: &Tensor,
+    out: &mut TensorBuf,
+    row0: usize,
+    col0: usize,
+    pool: &Pool,
+    cancel: &Cancel,
+) -> Result<(), Error> {
+    let dtype = check_operands(a.shape(), b.shape(), a.dtype(), b.dtype())?;
+    let Some(c) = destination(out, dtype, row0, col0, a.rows(), b.cols(), a.cols())? else {
+        return Ok(());
+    };
+    cancel.check()?;
+    #[cfg(target_os = "macos")]
+    if crate::kernel::accelerate::takes(a, b) {
+        // SAFETY: `c` is a block of `out`, which we hold exclusively, with room for the product.
+        return unsafe { crate::kernel::accelerate::multiply(a, b, c, pool, cancel) };
+    }
+    for_kernel!(pool.isa(), Compute::of(dtype), K => {
+        // SAFETY: `c` is a block of `out`, which we hold exclusively, with room for the product; a pool's
+        // instruction set is available.
+        unsafe { blocked::multiply::<K>(a, b, c, pool, cancel) }
+    })
+}
+
+/// Where an m × n product goes in `out`; zeros are written, and `None` given, where there is nothing to sum.
+fn destination(
+    out: &mut TensorBuf,
+    dtype: DType,
+    row0: usize,
+    col0: usize,
+    m: usize,
+    n: usize,
+    k: usize,
+) -> Result<Option<Dest>, Error> {
+    out.check_block(row0, col0, dtype, m, n)?;
+    if m == 0 || n == 0 {
+        return Ok(None);
+    }
+    let size = dtype.size_bytes();
+    let ld = out.cols();
+    if k == 0 {
+        for row in row0..row0 + m {
+            let from = (row * ld + col0) * size;
+            out.bytes_mut()[from..from + n * size].fill(0);
+        }
+        return Ok(None);
+    }
+    let block = &mut out.bytes_mut()[(row0 * ld + col0) * size..];
+    Ok(Some(Dest {
+        ptr: block.as_mut_ptr(),
+        dtype,
+        ld,
+    }))
+}
+
+#[derive(Clone, Debug)]
+struct Packed {
+    bytes: Arc<Buffer>,
+    passes: Passes,
+    /// Rows of A, or columns of B.
+    lines: usize,
+    k: usize,
+    out: DType,
+    pair: (DType, DType),
+    isa: Isa,
+}
+
+impl Packed {
+    fn new(
+        t: &Tensor,
+        is_a: bool,
+        pair: (DType, DType),
+        pool: &Pool,
+        cancel: &Cancel,
+    ) -> Result<Packed, Error> {
+        let (lines, k) = if is_a {
+            t.shape()
+        } else {
+            (t.cols(), t.rows())
+        };
+        let out = check_operands((lines, k), (k, lines), pair.0, pair.1)?;
+        let (bytes, passes) = for_kernel!(pool.isa(), Compute::of(out), K => {
+            blocked::pack_whole::<K>(t, is_a, pool, cancel)?
+        });
+        Ok(Packed {
+            bytes: Arc::new(bytes),
+            passes,
+            lines,
+            k,
+            out,
+            pair,
+            isa: pool.isa(),
+        })
+    }
+}
+
+/// A band of A, `[m, k]`, packed once for products with many panels of B. Cloning is cheap.
+#[derive(Clone, Debug)]
+pub struct PackedA(Packed);
+
+/// A panel of B, `[k, n]`, packed once for products with many bands of A. Cloning is cheap.
+#[derive(Clone, Debug)]
+pub struct PackedB(Packed);
+
+impl PackedA {
+    /// Packs `a` for products with operands of type `b_dtype`, on pools like this one.
+    ///
+    /// # Errors
+    /// As [`matmul`].
+    pub fn new(a: &Tensor, b_dtype: DType, pool: &Pool, cancel: &Cancel) -> Result<PackedA, Error> {
+        Packed::new(a, true, (a.dtype(), b_dtype), pool, cancel).map(PackedA)
+    }
+
+    /// The rows of A.
+    pub fn rows(&self) -> usize {
+        self.0.lines
+    }
+
+    /// The memory it holds, in bytes.
+    pub fn size_bytes(&self) -> usize {
+        self.0.bytes.len()
+    }
+}
+
+impl PackedB {
+    /// Packs `b` for products with operands of type `a_dtype`, on pools like this one.
+    ///
+    /// # Errors
+    /// As [`matmul`].
+    pub fn new(b: &Tensor, a_dtype: DType, pool: &Pool, cancel: &Cancel) -> Result<PackedB, Error> {
+        Packed::new(b, false, (a_dtype, b.dtype()), pool, cancel).map(PackedB)
+    }
+
+    /// The columns of B.
+    pub fn cols(&self) -> usize {
+        self.0.lines
+    }
+
+    /// The memory it holds, in bytes.
+    pub fn size_bytes(&self) -> usize {
+        self.0.bytes.len()
+    }
+}
+
+/// As [`matmul`], from packed operands. The same bits as [`matmul`] for integers; for floats within rounding.
+///
+/// # Errors
+/// As [`matmul`]; [`Error::Invalid`] where the two were packed for different types or instruction sets.
+pub fn matmul_packed(
+    a: &PackedA,
+    b: &PackedB,
+    pool: &Pool,
+    cancel: &Cancel,
+) -> Result<Tensor, Error> {
+    let mut c = TensorBuf::new(a.0.out, a.rows(), b.cols())?;
+    matmul_packed_into(a, b, &mut c, 0, 0, pool, cancel)?;
+    Ok(c.freeze())
+}
+
+/// As [`matmul_into`], from packed operands.
+///
+/// # Errors
+/// As [`matmul_into`] and [`matmul_packed`].
+pub fn matmul_packed_into(
+    a: &PackedA,
+    b: &PackedB,
+    out: &mut TensorBuf,
+    row0: usize,
+    col0: usize,
+    pool: &Pool,
+    cancel: &Cancel,
+) -> Result<(), Error> {
+    let (a, b) = (&a.0, &b.0);
+    if a.pair != b.pair || a.isa != b.isa || a.isa != pool.isa() {
+        return Err(Error::invalid(
+            "matmul",
+            "these operands were packed for different element types or instruction sets; pack both again",
+        ));
+    }
+    check_operands((a.lines, a.k), (b.k, b.lines), a.pair.0, a.pair.1)?;
+    let Some(c) = destination(out, a.out, row0, col0, a.lines, b.lines, a.k)? else {
+        return Ok(());
+    };
+    cancel.check()?;
+    for_kernel!(pool.isa(), Compute::of(a.out), K => {
+        // SAFETY: `c` is a block of `out`, which we hold exclusively, with room for the product; both were packed by
+        // the kernel of this type and instruction set, for these lengths: equal k gives equal passes.
+        unsafe {
+            blocked::multiply_packed::<K>(
+                a.bytes.as_slice(),
+                b.bytes.as_slice(),
+                (a.lines, b.lines),
+                a.passes,
+                c,
+                pool,
+                cancel,
+            )
+        }
+    })
+}

@@ -1,0 +1,616 @@
+//! Immutable rank-2 tensors: shared storage, element strides, views without copies, canonical bytes and digests.
+//! A tensor never changes and never knows where its bytes came from beyond "owned" or "mapped".
+
+use crate::dtype::for_dtype;
+use crate::mapped::Mapping;
+use crate::{Buffer, DType, Element, Error, TensorBuf};
+use ndarray::{Array2, ArrayView2, ShapeBuilder};
+use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// A matrix of `rows` × `cols` elements. Cloning is cheap: the storage is shared.
+///
+/// Every element lies inside the storage and is aligned to its size; all constructors keep to that.
+#[derive(Clone)]
+pub struct Tensor {
+    storage: Arc<Storage>,
+    dtype: DType,
+    rows: usize,
+    cols: usize,
+    /// Index of element (0, 0), in elements.
+    offset: usize,
+    /// Elements from one row to the next.
+    row_stride: usize,
+    /// Elements from one column to the next.
+    col_stride: usize,
+}
+
+/// Bytes that tensors share, and the addresses of those parts of them that were hashed.
+struct Storage {
+    memory: Memory,
+    /// Tells this storage from every other there has been in this process.
+    id: u64,
+    digests: Mutex<HashMap<Layout, Digest>>,
+}
+
+enum Memory {
+    Owned(Buffer),
+    Mapped(Mapping),
+}
+
+/// Which part of a storage a tensor is, and as what: all that its digest depends on besides the bytes.
+type Layout = (DType, [usize; 5]);
+
+/// Digests remembered per storage: the bands and panels of one product are at most so many.
+const DIGESTS_MAX: usize = 4096;
+
+impl Storage {
+    fn new(memory: Memory) -> Arc<Storage> {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        Arc::new(Storage {
+            memory,
+            id: NEXT.fetch_add(1, Ordering::Relaxed),
+            digests: Mutex::default(),
+        })
+    }
+
+    fn bytes(&self) -> &[u8] {
+        match &self.memory {
+            Memory::Owned(buffer) => buffer.as_slice(),
+            Memory::Mapped(mapping) => mapping.bytes(),
+        }
+    }
+
+    fn digests(&self) -> MutexGuard<'_, HashMap<Layout, Digest>> {
+        self.digests.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The size of a tensor in bytes, or an error where no address space could hold it.
+pub(crate) fn checked_bytes(dtype: DType, rows: usize, cols: usize) -> Result<usize, Error> {
+    rows.checked_mul(cols)
+        .and_then(|n| n.checked_mul(dtype.size_bytes()))
+        .filter(|&bytes| bytes <= isize::MAX as usize)
+        .ok_or(Error::OutOfMemory {
+            bytes: u64::MAX,
+            what: "a tensor larger than the address space",
+        })
+}
+
+impl Tensor {
+    /// A row-major tensor over `buffer`, whose bytes are little-endian elements.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] where the buffer's length is not exactly `rows · cols · size`.
+    pub fn from_buffer(
+        dtype: DType,
+        rows: usize,
+        cols: usize,
+        buffer: Buffer,
+    ) -> Result<Tensor, Error> {
+        let bytes = checked_bytes(dtype, rows, cols)?;
+        if buffer.len() != bytes {
+            return Err(Error::invalid(
+                "tensor",
+                format!(
+                    "{rows} x {cols} {dtype} takes {bytes} bytes, not {}",
+                    buffer.len()
+                ),
+            ));
+        }
+        Ok(Tensor::owned(dtype, rows, cols, buffer))
+    }
+
+    /// As [`Tensor::from_buffer`], for a buffer whose length is known to be right.
+    pub(crate) fn owned(dtype: DType, rows: usize, cols: usize, buffer: Buffer) -> Tensor {
+        debug_assert_eq!(buffer.len(), rows * cols * dtype.size_bytes());
+        Tensor {
+            storage: Storage::new(Memory::Owned(buffer)),
+            dtype,
+            rows,
+            cols,
+            offset: 0,
+            row_stride: cols,
+            col_stride: 1,
+        }
+    }
+
+    /// A tensor over a mapped file. `strides` are in elements.
+    pub(crate) fn mapped(
+        dtype: DType,
+        rows: usize,
+        cols: usize,
+        strides: (usize, usize),
+        mapping: Mapping,
+    ) -> Result<Tensor, Error> {
+        let bytes = checked_bytes(dtype, rows, cols)?;
+        let aligned = (mapping.bytes().as_ptr() as usize).is_multiple_of(dtype.size_bytes());
+        if mapping.bytes().len() < bytes || !aligned {
+            return Err(Error::invalid(
+                "tensor",
+                "a mapping that is too short or not aligned to its elements",
+            ));
+        }
+        Ok(Tensor {
+            storage: Storage::new(Memory::Mapped(mapping)),
+            dtype,
+            rows,
+            cols,
+            offset: 0,
+            row_stride: strides.0,
+            col_stride: strides.1,
+        })
+    }
+
+    /// A copy of `elements`, row-major: `[rows, cols]`.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] where there are not exactly `rows · cols` elements.
+    pub fn from_slice<T: Element>(
+        rows: usize,
+        cols: usize,
+        elements: &[T],
+    ) -> Result<Tensor, Error> {
+        let bytes = bytemuck::cast_slice(elements);
+        if checked_bytes(T::DTYPE, rows, cols)? != bytes.len() {
+            return Err(Error::invalid(
+                "tensor",
+                format!("{rows} x {cols} is not {} elements", elements.len()),
+            ));
+        }
+        Tensor::from_buffer(T::DTYPE, rows, cols, Buffer::copy_of(bytes)?)
+    }
+
+    /// A copy of an `ndarray` view of any strides.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`].
+    pub fn from_array<T: Element>(array: ArrayView2<'_, T>) -> Result<Tensor, Error> {
+        let (rows, cols) = array.dim();
+        let mut out = TensorBuf::new(T::DTYPE, rows, cols)?;
+        if let Some(elements) = out.elements_mut::<T>() {
+            for (to, from) in elements.iter_mut().zip(array.iter()) {
+                *to = *from;
+            }
+        }
+        Ok(out.freeze())
+    }
+
+    /// A copy as an `ndarray` array in standard layout.
+    ///
+    /// # Errors
+    /// [`Error::Dtype`] where `T` is not the element type.
+    pub fn to_array<T: Element>(&self) -> Result<Array2<T>, Error> {
+        Ok(self.view::<T>()?.to_owned())
+    }
+
+    /// The elements as an `ndarray` view, with this tensor's strides; nothing is copied.
+    ///
+    /// # Errors
+    /// [`Error::Dtype`] where `T` is not the element type.
+    pub fn view<T: Element>(&self) -> Result<ArrayView2<'_, T>, Error> {
+        let wrong = || Error::Dtype {
+            operation: "view",
+            dtype: self.dtype.name().to_string(),
+            hint: "ask for the tensor's own element type",
+        };
+        let elements = self.elements::<T>().ok_or_else(wrong)?;
+        let shape = (self.rows, self.cols);
+        if self.is_empty() {
+            return ArrayView2::from_shape(shape, &[]).map_err(|_| wrong());
+        }
+        let strides = (self.row_stride, self.col_stride);
+        ArrayView2::from_shape(shape.strides(strides), elements).map_err(|_| wrong())
+    }
+
+    /// The storage from element (0, 0) on. `None` where `T` is not the element type.
+    ///
+    /// Element (i, j) is at `i · row_stride + j · col_stride`, always inside the slice.
+    pub(crate) fn elements<T: Element>(&self) -> Option<&[T]> {
+        if T::DTYPE != self.dtype {
+            return None;
+        }
+        if self.is_empty() {
+            return Some(&[]);
+        }
+        let bytes = self.storage.bytes();
+        let whole = bytes.len() / size_of::<T>() * size_of::<T>();
+        let all: &[T] = bytemuck::try_cast_slice(&bytes[..whole]).ok()?;
+        let last =
+            self.offset + (self.rows - 1) * self.row_stride + (self.cols - 1) * self.col_stride;
+        Some(&all[self.offset..=last])
+    }
+
+    /// A deterministic pseudo-random tensor: the same on every machine for the same arguments.
+    ///
+    /// Floats are uniform in [−1, 1), on a grid that every value of the type hits exactly; `i8` is uniform over all
+    /// 256 values. Element (i, j) depends only on `seed` and `i · cols + j`, so that any block can be made alone
+    /// ([`Tensor::generate_block`]).
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`].
+    pub fn generate(dtype: DType, rows: usize, cols: usize, seed: u64) -> Result<Tensor, Error> {
+        Tensor::generate_block(dtype, rows, cols, 0..rows, 0..cols, seed)
+    }
+
+    /// The block `rows` × `cols` of what [`Tensor::generate`] gives for a tensor of `rows_total` × `cols_total`.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`]; [`Error::Invalid`] where the block lies outside.
+    pub fn generate_block(
+        dtype: DType,
+        rows_total: usize,
+        cols_total: usize,
+        rows: Range<usize>,
+        cols: Range<usize>,
+        seed: u64,
+    ) -> Result<Tensor, Error> {
+        check_ranges((rows_total, cols_total), &rows, &cols)?;
+        let mut out = TensorBuf::new(dtype, rows.len(), cols.len())?;
+        let key = mix(seed ^ 0x7061_6e67_6561_0001);
+        macro_rules! fill {
+            ($t:ty, $from:expr) => {
+                if let Some(elements) = out.elements_mut::<$t>() {
+                    let width = cols.len().max(1);
+                    for (line, row) in elements.chunks_exact_mut(width).zip(rows) {
+                        let first = (row as u64)
+                            .wrapping_mul(cols_total as u64)
+                            .wrapping_add(cols.start as u64);
+                        for (to, step) in line.iter_mut().zip(0u64..) {
+                            *to = $from(mix(key.wrapping_add(first.wrapping_add(step))));
+                        }
+                    }
+                }
+            };
+        }
+        match dtype {
+            // 2^-10 and 2^-7 steps: representable exactly over the whole range.
+            DType::F16 => fill!(half::f16, |h: u64| half::f16::from_f32(
+                (h as i64 >> 53) as f32 / 1024.0
+            )),
+            DType::Bf16 => fill!(half::bf16, |h: u64| half::bf16::from_f32(
+                (h as i64 >> 56) as f32 / 128.0
+            )),
+            DType::F32 => fill!(f32, |h: u64| (h as i64 >> 40) as f32 / 8_388_608.0),
+            DType::F64 => fill!(f64, |h: u64| (h as i64 >> 11) as f64
+                / 4_503_599_627_370_496.0),
+            DType::I8 => fill!(i8, |h: u64| (h >> 56) as i8),
+            DType::I32 => fill!(i32, |h: u64| (h >> 32) as i32),
+        }
+        Ok(out.freeze())
+    }
+
+    /// The element type.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// The number of rows.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// The number of columns.
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// Rows and columns.
+    pub fn shape(&self) -> (usize, usize) {
+        (self.rows, self.cols)
+    }
+
+    /// Whether there are no elements.
+    pub fn is_empty(&self) -> bool {
+        self.rows == 0 || self.cols == 0
+    }
+
+    /// The size of the elements in bytes (of a view: of what it shows, not of what it keeps alive).
+    pub fn size_bytes(&self) -> usize {
+        self.rows * self.cols * self.dtype.size_bytes()
+    }
+
+    /// Elements from one row, and from one column, to the next.
+    pub(crate) fn strides(&self) -> (usize, usize) {
+        (self.row_stride, self.col_stride)
+    }
+
+    /// A view of some rows and columns; nothing is copied.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] where the ranges lie outside.
+    pub fn slice(&self, rows: Range<usize>, cols: Range<usize>) -> Result<Tensor, Error> {
+        check_ranges(self.shape(), &rows, &cols)?;
+        let mut view = self.clone();
+        view.rows = rows.len();
+        view.cols = cols.len();
+        // An empty view may begin one past the end; its offset is never used.
+        view.offset = self
+            .offset
+            .saturating_add(rows.start.saturating_mul(self.row_stride))
+            .saturating_add(cols.start.saturating_mul(self.col_stride));
+        Ok(view)
+    }
+
+    /// Rows and columns exchanged; nothing is copied.
+    pub fn transposed(&self) -> Tensor {
+        Tensor {
+            rows: self.cols,
+            cols: self.rows,
+            row_stride: self.col_stride,
+            col_stride: self.row_stride,
+            ..self.clone()
+        }
+    }
+
+    /// Whether the elements lie row by row without gaps.
+    pub fn is_contiguous(&self) -> bool {
+        self.is_empty()
+            || ((self.col_stride == 1 || self.cols == 1)
+                && (self.row_stride == self.cols || self.rows == 1))
+    }
+
+    /// The row-major little-endian bytes, where that is how they lie.
+    pub fn contiguous_bytes(&self) -> Option<&[u8]> {
+        if self.is_empty() {
+            return Some(&[]);
+        }
+        if !self.is_contiguous() {
+            return None;
+        }
+        let from = self.offset * self.dtype.size_bytes();
+        Some(&self.storage.bytes()[from..from + self.size_bytes()])
+    }
+
+    /// A row-major tensor with the same elements: this one where it already is, else a copy.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`].
+    pub fn to_contiguous(&self) -> Result<Tensor, Error> {
+        if self.is_contiguous() {
+            return Ok(self.clone());
+        }
+        let mut out = TensorBuf::new(self.dtype, self.rows, self.cols)?;
+        out.write_block(0, 0, self)?;
+        Ok(out.freeze())
+    }
+
+    /// Fills `out` from the canonical image (row-major, little-endian, no gaps) at byte `offset`, whatever the strides.
+    ///
+    /// # Panics
+    /// Where `offset + out.len()` lies beyond [`Tensor::size_bytes`].
+    pub fn read_bytes(&self, offset: u64, out: &mut [u8]) {
+        let end = usize::try_from(offset)
+            .ok()
+            .and_then(|from| from.checked_add(out.len()));
+        assert!(
+            end.is_some_and(|end| end <= self.size_bytes()),
+            "read_bytes: {} bytes at {offset} of a tensor of {} bytes",
+            out.len(),
+            self.size_bytes()
+        );
+        let offset = offset as usize;
+        if let Some(bytes) = self.contiguous_bytes() {
+            out.copy_from_slice(&bytes[offset..offset + out.len()]);
+            return;
+        }
+        for_dtype!(self.dtype, T => {
+            if let Some(elements) = self.elements::<T>() {
+                self.read_strided::<T>(elements, offset, out);
+            }
+        });
+    }
+
+    /// [`Tensor::read_bytes`] where the elements do not lie in order.
+    fn read_strided<T: Element>(&self, elements: &[T], offset: usize, out: &mut [u8]) {
+        let size = size_of::<T>();
+        let mut offset = offset;
+        let mut out = out;
+        while !out.is_empty() {
+            let index = offset / size;
+            let (row, col) = (index / self.cols, index % self.cols);
+            let within = offset % size;
+            let start = row * self.row_stride + col * self.col_stride;
+            if within != 0 || out.len() < size {
+                // The range begins or ends inside an element.
+                let element = bytemuck::bytes_of(&elements[start]);
+                let take = (size - within).min(out.len());
+                out[..take].copy_from_slice(&element[within..within + take]);
+                out = &mut out[take..];
+                offset += take;
+                continue;
+            }
+            // Whole elements to the end of this row, or as far as `out` goes.
+            let count = (self.cols - col).min(out.len() / size);
+            let (now, rest) = out.split_at_mut(count * size);
+            if self.col_stride == 1 {
+                now.copy_from_slice(bytemuck::cast_slice(&elements[start..start + count]));
+            } else {
+                let line = elements[start..].iter().step_by(self.col_stride);
+                for (to, from) in now.chunks_exact_mut(size).zip(line) {
+                    to.copy_from_slice(bytemuck::bytes_of(from));
+                }
+            }
+            out = rest;
+            offset += count * size;
+        }
+    }
+
+    /// BLAKE3 of a domain string, the element type, the shape and the canonical bytes. Hashes once; every tensor
+    /// that is the same part of the same storage knows it from then on.
+    pub fn digest(&self) -> Digest {
+        if let Some(known) = self.known_digest() {
+            return known;
+        }
+        let digest = self.hash();
+        self.remember(digest);
+        digest
+    }
+
+    /// The digest, where it was computed before.
+    pub fn known_digest(&self) -> Option<Digest> {
+        self.storage.digests().get(&self.layout()).copied()
+    }
+
+    /// The digest, computed from `copy`, which must hold the same elements: hashing strided rows twice is slower than
+    /// copying them once.
+    pub fn digest_from(&self, copy: &Tensor) -> Digest {
+        debug_assert_eq!((self.dtype, self.shape()), (copy.dtype, copy.shape()));
+        let digest = copy.digest();
+        self.remember(digest);
+        digest
+    }
+
+    /// A number that all tensors over the same storage share, and no others.
+    pub fn storage_id(&self) -> u64 {
+        self.storage.id
+    }
+
+    fn layout(&self) -> Layout {
+        (self.dtype, [self.rows, self.cols, self.offset, self.row_stride, self.col_stride])
+    }
+
+    fn remember(&self, digest: Digest) {
+        let mut digests = self.storage.digests();
+        if digests.len() >= DIGESTS_MAX {
+            digests.clear();
+        }
+        digests.insert(self.layout(), digest);
+    }
+
+    fn hash(&self) -> Digest {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(b"pangea tensor 1\0");
+        hasher.update(&[self.dtype.code()]);
+        hasher.update(&(self.rows as u64).to_le_bytes());
+        hasher.update(&(self.cols as u64).to_le_bytes());
+        if let Some(bytes) = self.contiguous_bytes() {
+            hasher.update(bytes);
+        } else {
+            let mut chunk = vec![0u8; (64 << 10).min(self.size_bytes())];
+            let mut done = 0;
+            while done < self.size_bytes() {
+                let take = chunk.len().min(self.size_bytes() - done);
+                self.read_bytes(done as u64, &mut chunk[..take]);
+                hasher.update(&chunk[..take]);
+                done += take;
+            }
+        }
+        Digest(*hasher.finalize().as_bytes())
+    }
+
+    /// The element at (`row`, `col`) as f64, exactly. `None` outside.
+    pub fn get(&self, row: usize, col: usize) -> Option<f64> {
+        if row >= self.rows || col >= self.cols {
+            return None;
+        }
+        let index = row * self.row_stride + col * self.col_stride;
+        for_dtype!(self.dtype, T => self.elements::<T>().map(|e| e[index].to_f64()))
+    }
+
+    /// Whether no element is NaN or infinite.
+    pub fn all_finite(&self) -> bool {
+        if !self.dtype.is_float() {
+            return true;
+        }
+        for_dtype!(self.dtype, T => match self.view::<T>() {
+            Ok(view) => view.iter().all(|v| v.to_f64().is_finite()),
+            Err(_) => true,
+        })
+    }
+}
+
+/// Copies `block` row by row into `out`, its element (0, 0) at `start`, rows `stride` apart.
+pub(crate) fn copy_rows<T: Element>(block: &Tensor, out: &mut [T], start: usize, stride: usize) {
+    let Some(elements) = block.elements::<T>() else {
+        return;
+    };
+    let (rows, cols) = block.shape();
+    if rows == 0 || cols == 0 {
+        return;
+    }
+    let (row_stride, col_stride) = block.strides();
+    if col_stride == 1 {
+        for row in 0..rows {
+            let from = &elements[row * row_stride..][..cols];
+            out[start + row * stride..][..cols].copy_from_slice(from);
+        }
+        return;
+    }
+    // Squares, so that neither side walks a new cache line for every element.
+    const SQUARE: usize = 32;
+    for row0 in (0..rows).step_by(SQUARE) {
+        for col0 in (0..cols).step_by(SQUARE) {
+            for row in row0..(row0 + SQUARE).min(rows) {
+                let width = SQUARE.min(cols - col0);
+                let to = &mut out[start + row * stride + col0..][..width];
+                let from = &elements[row * row_stride + col0 * col_stride..];
+                for (to, from) in to.iter_mut().zip(from.iter().step_by(col_stride)) {
+                    *to = *from;
+                }
+            }
+        }
+    }
+}
+
+fn check_ranges(
+    shape: (usize, usize),
+    rows: &Range<usize>,
+    cols: &Range<usize>,
+) -> Result<(), Error> {
+    let inside = |range: &Range<usize>, limit| range.start <= range.end && range.end <= limit;
+    if inside(rows, shape.0) && inside(cols, shape.1) {
+        return Ok(());
+    }
+    Err(Error::invalid(
+        "slice",
+        format!(
+            "rows {rows:?} and columns {cols:?} do not lie inside {} x {}",
+            shape.0, shape.1
+        ),
+    ))
+}
+
+/// SplitMix64's finaliser (Steele, Lea, Flood 2014): a bijection that scatters consecutive counters.
+fn mix(counter: u64) -> u64 {
+    let mut z = counter.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
+impl std::fmt::Debug for Tensor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Tensor({} {} x {})", self.dtype, self.rows, self.cols)
+    }
+}
+
+/// A content address: the BLAKE3 hash of what a tensor is. Displays as 64 hex digits.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Digest(pub [u8; 32]);
+
+impl Digest {
+    /// The digest of these 32 bytes.
+    pub fn from_bytes(bytes: [u8; 32]) -> Digest {
+        Digest(bytes)
+    }
+
+    /// The 32 bytes.
+    pub fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+}
+
+impl std::fmt::Display for Digest {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl std::fmt::Debug for Digest {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Digest({self})")
+    }
+}

@@ -1,0 +1,113 @@
+//! A tensor that is still being written, block by block or as raw bytes; then frozen into a [`Tensor`].
+//! It never shares its memory before that.
+
+use crate::dtype::for_dtype;
+use crate::tensor::{checked_bytes, copy_rows};
+use crate::{Buffer, DType, Element, Error, Tensor};
+
+/// Memory for a row-major tensor of `rows` × `cols`, zero until written.
+#[derive(Debug)]
+pub struct TensorBuf {
+    dtype: DType,
+    rows: usize,
+    cols: usize,
+    buffer: Buffer,
+}
+
+impl TensorBuf {
+    /// A tensor of zeros to write into.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`], also for sizes beyond the address space.
+    pub fn new(dtype: DType, rows: usize, cols: usize) -> Result<TensorBuf, Error> {
+        let bytes = checked_bytes(dtype, rows, cols)?;
+        Ok(TensorBuf {
+            dtype,
+            rows,
+            cols,
+            buffer: Buffer::zeroed(bytes)?,
+        })
+    }
+
+    /// The element type.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// The number of rows.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// The number of columns.
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// The size in bytes.
+    pub fn size_bytes(&self) -> usize {
+        self.buffer.len()
+    }
+
+    /// The row-major little-endian bytes written so far.
+    pub fn bytes(&self) -> &[u8] {
+        self.buffer.as_slice()
+    }
+
+    /// The row-major little-endian bytes, to be written.
+    pub fn bytes_mut(&mut self) -> &mut [u8] {
+        self.buffer.as_mut_slice()
+    }
+
+    /// The elements, row-major: `[rows, cols]`. `None` where `T` is not the element type.
+    pub fn elements_mut<T: Element>(&mut self) -> Option<&mut [T]> {
+        if T::DTYPE != self.dtype {
+            return None;
+        }
+        bytemuck::try_cast_slice_mut(self.buffer.as_mut_slice()).ok()
+    }
+
+    /// Copies `block` to where its first element is at (`row0`, `col0`).
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] where the block does not lie inside or has another type.
+    pub fn write_block(&mut self, row0: usize, col0: usize, block: &Tensor) -> Result<(), Error> {
+        self.check_block(row0, col0, block.dtype(), block.rows(), block.cols())?;
+        let cols = self.cols;
+        for_dtype!(self.dtype, T => {
+            if let Some(out) = self.elements_mut::<T>() {
+                copy_rows::<T>(block, out, row0 * cols + col0, cols);
+            }
+        });
+        Ok(())
+    }
+
+    /// Fails unless a block of this shape and type lies inside at (`row0`, `col0`).
+    pub(crate) fn check_block(
+        &self,
+        row0: usize,
+        col0: usize,
+        dtype: DType,
+        rows: usize,
+        cols: usize,
+    ) -> Result<(), Error> {
+        let inside = |from: usize, len: usize, limit: usize| {
+            from.checked_add(len).is_some_and(|end| end <= limit)
+        };
+        if dtype != self.dtype || !inside(row0, rows, self.rows) || !inside(col0, cols, self.cols) {
+            return Err(Error::invalid(
+                "write block",
+                format!(
+                    "a {dtype} block of {rows} x {cols} at ({row0}, {col0}) does not fit into a {} tensor of {} x {}",
+                    self.dtype, self.rows, self.cols
+                ),
+            ));
+        }
+        Ok(())
+    }
+
+    /// The finished tensor; nothing is copied.
+    pub fn freeze(self) -> Tensor {
+        Tensor::owned(self.dtype, self.rows, self.cols, self.buffer)
+    }
+}

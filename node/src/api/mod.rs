@@ -1,0 +1,5 @@
+//! What programs reach a node by.
+//!
+//! * [`rpc`]: the Cap'n Proto service.
+
+pub mod rpc;

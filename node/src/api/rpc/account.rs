@@ -1,0 +1,219 @@
+//! What one connection holds and moves: tensors, bytes, jobs, waiting calls. Everything taken
+//! here is given back by dropping it. It decides only whether there is room.
+
+use std::cell::Cell;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use pangea_client::{Counters, Error, ErrorKind, Result};
+
+use super::backend::Backend;
+use super::limits::Limits;
+
+/// The sum over all connections since the start.
+#[derive(Default)]
+pub(super) struct Totals {
+    pub(super) bytes_in: AtomicU64,
+    pub(super) bytes_out: AtomicU64,
+    pub(super) connections: AtomicU32,
+    tensors: AtomicU32,
+    tensor_bytes: AtomicU64,
+    jobs_running: AtomicU32,
+    calls: AtomicU32,
+}
+
+impl Totals {
+    pub(super) fn counters(&self) -> Counters {
+        Counters {
+            bytes_in: self.bytes_in.load(Ordering::Relaxed),
+            bytes_out: self.bytes_out.load(Ordering::Relaxed),
+            connections: self.connections.load(Ordering::Relaxed),
+            tensors: self.tensors.load(Ordering::Relaxed),
+            tensor_bytes: self.tensor_bytes.load(Ordering::Relaxed),
+            jobs_running: self.jobs_running.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Whether no job runs and no call waits.
+    pub(super) fn idle(&self) -> bool {
+        self.jobs_running.load(Ordering::Relaxed) == 0 && self.calls.load(Ordering::Relaxed) == 0
+    }
+}
+
+/// One connection's account.
+pub(super) struct Account<B> {
+    backend: B,
+    limits: Limits,
+    totals: Arc<Totals>,
+    pub(super) bytes_in: Cell<u64>,
+    pub(super) bytes_out: Cell<u64>,
+    tensors: Cell<u32>,
+    tensor_bytes: Cell<u64>,
+    jobs: Cell<u32>,
+    calls: Cell<u32>,
+}
+
+impl<B: Backend> Account<B> {
+    pub(super) fn new(backend: B, limits: Limits, totals: Arc<Totals>) -> Account<B> {
+        totals.connections.fetch_add(1, Ordering::Relaxed);
+        Account {
+            backend,
+            limits,
+            totals,
+            bytes_in: Cell::new(0),
+            bytes_out: Cell::new(0),
+            tensors: Cell::new(0),
+            tensor_bytes: Cell::new(0),
+            jobs: Cell::new(0),
+            calls: Cell::new(0),
+        }
+    }
+
+    pub(super) fn counters(&self) -> Counters {
+        Counters {
+            bytes_in: self.bytes_in.get(),
+            bytes_out: self.bytes_out.get(),
+            connections: 1,
+            tensors: self.tensors.get(),
+            tensor_bytes: self.tensor_bytes.get(),
+            jobs_running: self.jobs.get(),
+        }
+    }
+
+    pub(super) fn totals(&self) -> &Totals {
+        &self.totals
+    }
+
+    /// Room for one more tensor; its bytes are reserved apart.
+    pub(super) fn seat(self: &Rc<Self>) -> Result<Seat<B>> {
+        let limit = self.limits.tensors_per_connection;
+        take(&self.tensors, limit, "tensors; drop some first")?;
+        self.totals.tensors.fetch_add(1, Ordering::Relaxed);
+        Ok(Seat {
+            account: Rc::clone(self),
+        })
+    }
+
+    /// Memory for `bytes` of a tensor.
+    pub(super) fn hold(self: &Rc<Self>, bytes: u64) -> Result<Holding<B>> {
+        let limit = self.limits.bytes_per_connection;
+        let held = self.tensor_bytes.get();
+        if held.checked_add(bytes).is_none_or(|sum| sum > limit) {
+            return Err(Error::new(
+                ErrorKind::Overloaded,
+                format!(
+                    "a tensor of {bytes} bytes is refused: one connection may hold {limit} bytes \
+                     and this one holds {held}; drop tensors first, or use smaller blocks"
+                ),
+            ));
+        }
+        let reservation = self.backend.reserve(bytes)?;
+        self.tensor_bytes.set(held + bytes);
+        self.totals.tensor_bytes.fetch_add(bytes, Ordering::Relaxed);
+        Ok(Holding {
+            account: Rc::clone(self),
+            bytes,
+            _reservation: reservation,
+        })
+    }
+
+    /// Room for one more job.
+    pub(super) fn job(self: &Rc<Self>) -> Result<JobSeat<B>> {
+        take(
+            &self.jobs,
+            self.limits.jobs_per_connection,
+            "jobs; wait for some or cancel them",
+        )?;
+        self.totals.jobs_running.fetch_add(1, Ordering::Relaxed);
+        Ok(JobSeat {
+            account: Rc::clone(self),
+        })
+    }
+
+    /// Room for one more call that waits.
+    pub(super) fn call(self: &Rc<Self>) -> Result<Call<B>> {
+        take(
+            &self.calls,
+            self.limits.calls_per_connection,
+            "calls; await their answers first",
+        )?;
+        self.totals.calls.fetch_add(1, Ordering::Relaxed);
+        Ok(Call {
+            account: Rc::clone(self),
+        })
+    }
+}
+
+impl<B> Drop for Account<B> {
+    fn drop(&mut self) {
+        self.totals.connections.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+fn take(count: &Cell<u32>, limit: u32, what: &str) -> Result<()> {
+    if count.get() >= limit {
+        let message = format!("one connection may have {limit} {what}");
+        return Err(Error::new(ErrorKind::Overloaded, message));
+    }
+    count.set(count.get() + 1);
+    Ok(())
+}
+
+/// One tensor's place.
+pub(super) struct Seat<B: Backend> {
+    account: Rc<Account<B>>,
+}
+
+impl<B: Backend> Drop for Seat<B> {
+    fn drop(&mut self) {
+        self.account.tensors.set(self.account.tensors.get() - 1);
+        self.account.totals.tensors.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// One tensor's memory.
+pub(super) struct Holding<B: Backend> {
+    account: Rc<Account<B>>,
+    bytes: u64,
+    _reservation: B::Reservation,
+}
+
+impl<B: Backend> Drop for Holding<B> {
+    fn drop(&mut self) {
+        self.account
+            .tensor_bytes
+            .set(self.account.tensor_bytes.get() - self.bytes);
+        self.account
+            .totals
+            .tensor_bytes
+            .fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
+/// One job's place.
+pub(super) struct JobSeat<B: Backend> {
+    account: Rc<Account<B>>,
+}
+
+impl<B: Backend> Drop for JobSeat<B> {
+    fn drop(&mut self) {
+        self.account.jobs.set(self.account.jobs.get() - 1);
+        self.account
+            .totals
+            .jobs_running
+            .fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// One waiting call's place.
+pub(super) struct Call<B: Backend> {
+    account: Rc<Account<B>>,
+}
+
+impl<B: Backend> Drop for Call<B> {
+    fn drop(&mut self) {
+        self.account.calls.set(self.account.calls.get() - 1);
+        self.account.totals.calls.fetch_sub(1, Ordering::Relaxed);
+    }
+}

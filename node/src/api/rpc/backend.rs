@@ -1,0 +1,85 @@
+//! What the Cap'n Proto service asks of the rest of the node. No behaviour.
+
+use std::future::Future;
+use std::time::Duration;
+
+use pangea_client::{LinkProbe, NodeStatus, PeerStatus, Progress, Result};
+use tokio::sync::{oneshot, watch};
+
+use crate::fabric::Fabric;
+use crate::fabric::job::{CancelOnDrop, JobOutcome, JobRequest};
+use crate::worker::budget::Reservation;
+
+/// The node behind the service. Cheap to clone; its calls hand work over and never do it.
+pub trait Backend: Clone + Send + 'static {
+    /// A share of the node's memory budget, given back when dropped.
+    type Reservation: 'static;
+
+    /// Cancels a job when dropped; does nothing once the job has ended.
+    type CancelOnDrop: 'static;
+
+    /// Accepts a job, or refuses it at once. Never waits. Memory for the product is reserved
+    /// already.
+    fn submit(&self, request: JobRequest) -> Result<RunningJob<Self::CancelOnDrop>>;
+
+    /// Reserves `bytes` of memory or refuses with `Overloaded`.
+    fn reserve(&self, bytes: u64) -> Result<Self::Reservation>;
+
+    /// Every peer this node knows.
+    fn peers(&self) -> impl Future<Output = Result<Vec<PeerStatus>>>;
+
+    /// This node.
+    fn status(&self) -> impl Future<Output = Result<NodeStatus>>;
+
+    /// Connects to `address` (a multiaddr); the peer id once both sides have admitted each other.
+    fn connect(&self, address: &str, timeout: Duration) -> impl Future<Output = Result<String>>;
+
+    /// Measures the link to `peer`: `rounds` messages of `message_bytes`, and as many small round
+    /// trips.
+    fn probe_link(
+        &self,
+        peer: &str,
+        message_bytes: u64,
+        rounds: u32,
+    ) -> impl Future<Output = Result<LinkProbe>>;
+}
+
+/// A job that the backend has accepted.
+pub struct RunningJob<C> {
+    /// The latest progress.
+    pub progress: watch::Receiver<Progress>,
+    /// Resolves once with the product or the failure.
+    pub outcome: oneshot::Receiver<Result<JobOutcome>>,
+    /// Held for as long as the job is wanted.
+    pub cancel: C,
+}
+
+impl Backend for Fabric {
+    type Reservation = Reservation;
+    type CancelOnDrop = CancelOnDrop;
+
+    fn submit(&self, request: JobRequest) -> Result<RunningJob<CancelOnDrop>> {
+        let job = Fabric::submit(self, request)?;
+        Ok(RunningJob { progress: job.progress, outcome: job.outcome, cancel: job.cancel })
+    }
+
+    fn reserve(&self, bytes: u64) -> Result<Reservation> {
+        Fabric::reserve(self, bytes)
+    }
+
+    async fn peers(&self) -> Result<Vec<PeerStatus>> {
+        Fabric::peers(self).await
+    }
+
+    async fn status(&self) -> Result<NodeStatus> {
+        Fabric::status(self).await
+    }
+
+    async fn connect(&self, address: &str, timeout: Duration) -> Result<String> {
+        Fabric::connect(self, address, timeout).await
+    }
+
+    async fn probe_link(&self, peer: &str, message_bytes: u64, rounds: u32) -> Result<LinkProbe> {
+        Fabric::probe_link(self, peer, message_bytes, rounds).await
+    }
+}

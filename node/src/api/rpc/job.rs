@@ -1,0 +1,294 @@
+//! The `Job` capability and the life of a product: wait for the operands, reserve, submit, pass
+//! on what comes. Whatever goes wrong ends in the product and the report alike.
+
+use std::rc::Rc;
+
+use pangea_client::exception::to_exception;
+use pangea_client::{Error, ErrorKind, JobReport, MatmulOptions, Progress, Result, TensorInfo};
+use pangea_schema::job_capnp::job;
+use pangea_schema::tensor_capnp::tensor;
+use std::cell::RefCell;
+use tokio::sync::watch;
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use super::account::{Account, Seat};
+use super::backend::{Backend, RunningJob};
+use super::slot::{Fill, Slot, slot};
+use super::tensor::{Held, TensorObject, Tensors, client_dtype, compute_dtype};
+use crate::fabric::job::JobRequest;
+
+/// What a `Job` capability stands for.
+pub(super) struct JobObject<B: Backend> {
+    account: Rc<Account<B>>,
+    progress: watch::Receiver<Progress>,
+    report: Slot<Rc<JobReport>>,
+    cancel: CancellationToken,
+    /// Cancels the job with the last who wants it.
+    _job: Rc<DropGuard>,
+}
+
+/// What is asked for, before the operands are known.
+pub(super) struct Request {
+    pub(super) a: tensor::Client,
+    pub(super) b: tensor::Client,
+    pub(super) options: MatmulOptions,
+}
+
+/// Starts a product; `Overloaded` where the connection has no room for it.
+pub(super) fn start<B: Backend>(
+    backend: &B,
+    account: &Rc<Account<B>>,
+    tensors: &Rc<RefCell<Tensors<B>>>,
+    request: Request,
+) -> Result<(JobObject<B>, TensorObject<B>)> {
+    let job_seat = account.job()?;
+    let seat: Rc<Seat<B>> = Rc::new(account.seat()?);
+    let (fill_info, info) = slot();
+    let (fill_value, value) = slot();
+    let (fill_report, report) = slot();
+    let (progress_sender, progress) = watch::channel(Progress::default());
+    let cancel = CancellationToken::new();
+    let guard = Rc::new(cancel.clone().drop_guard());
+
+    let run = Run {
+        backend: backend.clone(),
+        account: account.clone(),
+        tensors: tensors.clone(),
+        progress: progress_sender,
+    };
+    let cancelled = cancel.clone();
+    tokio::task::spawn_local(async move {
+        let outcome = tokio::select! {
+            biased;
+            () = cancelled.cancelled() => {
+                Err(Error::new(ErrorKind::Cancelled, "the job was cancelled"))
+            }
+            outcome = run.product(request, fill_info) => outcome,
+        };
+        // The place is free before anyone hears of the end, so that who does can start another.
+        drop(job_seat);
+        match outcome {
+            Ok((held, job_report)) => {
+                fill_value.fill(Ok(Rc::new(held)));
+                fill_report.fill(Ok(Rc::new(job_report)));
+            }
+            Err(error) => {
+                fill_value.fill(Err(error.clone()));
+                fill_report.fill(Err(error));
+            }
+        }
+    });
+
+    let job = JobObject {
+        account: account.clone(),
+        progress,
+        report,
+        cancel,
+        _job: guard.clone(),
+    };
+    let product = TensorObject {
+        account: account.clone(),
+        info,
+        value,
+        _seat: seat,
+        _job: Some(guard),
+    };
+    Ok((job, product))
+}
+
+/// One product from request to result.
+struct Run<B: Backend> {
+    backend: B,
+    account: Rc<Account<B>>,
+    tensors: Rc<RefCell<Tensors<B>>>,
+    progress: watch::Sender<Progress>,
+}
+
+impl<B: Backend> Run<B> {
+    async fn product(
+        &self,
+        request: Request,
+        fill_info: Fill<TensorInfo>,
+    ) -> Result<(Held<B>, JobReport)> {
+        let prepared = self.prepare(&request).await;
+        fill_info.fill(
+            prepared
+                .as_ref()
+                .map(|(_, _, info)| *info)
+                .map_err(Error::clone),
+        );
+        let (a, b, info) = prepared?;
+
+        let (a, b) = (a.value.wait().await?, b.value.wait().await?);
+        let holding = self.account.hold(info.size_bytes()?)?;
+        let MatmulOptions {
+            place,
+            verify,
+            priority,
+            deadline,
+            redundancy,
+            max_retries,
+        } = request.options;
+        let RunningJob {
+            mut progress,
+            mut outcome,
+            cancel: _cancel,
+        } = self.backend.submit(JobRequest {
+            a: a.tensor.clone(),
+            b: b.tensor.clone(),
+            place,
+            verify,
+            priority,
+            deadline,
+            redundancy,
+            max_retries,
+        })?;
+        let mut progressing = true;
+        let outcome = loop {
+            tokio::select! {
+                biased;
+                outcome = &mut outcome => break outcome,
+                changed = progress.changed(), if progressing => {
+                    progressing = changed.is_ok();
+                    self.progress.send_replace(*progress.borrow_and_update());
+                }
+            }
+        };
+        self.progress.send_replace(*progress.borrow());
+        let outcome = outcome.unwrap_or_else(|_| {
+            Err(Error::new(
+                ErrorKind::Unavailable,
+                "the node is shutting down",
+            ))
+        })?;
+        Ok((
+            Held {
+                tensor: outcome.product,
+                _holding: holding,
+            },
+            outcome.report,
+        ))
+    }
+
+    /// The operands, and what their product is.
+    async fn prepare(
+        &self,
+        request: &Request,
+    ) -> Result<(TensorObject<B>, TensorObject<B>, TensorInfo)> {
+        let a = self.operand("A", &request.a).await?;
+        let b = self.operand("B", &request.b).await?;
+        let (a_info, b_info) = (a.info.wait().await?, b.info.wait().await?);
+        if a_info.cols != b_info.rows {
+            let TensorInfo {
+                rows: m, cols: k, ..
+            } = a_info;
+            let TensorInfo {
+                rows: l, cols: n, ..
+            } = b_info;
+            return Err(Error::new(
+                ErrorKind::InvalidInput,
+                format!(
+                    "A is [{m}, {k}] and B is [{l}, {n}]: A needs as many columns as B has rows"
+                ),
+            ));
+        }
+        let dtype = pangea_compute::DType::product(
+            compute_dtype(a_info.dtype),
+            compute_dtype(b_info.dtype),
+        )
+        .map_err(|error| Error::new(ErrorKind::InvalidInput, error.to_string()))?;
+        let info = TensorInfo {
+            dtype: client_dtype(dtype),
+            rows: a_info.rows,
+            cols: b_info.cols,
+        };
+        info.size_bytes()?;
+        Ok((a, b, info))
+    }
+
+    /// The tensor that `capability` stands for, once it is known which that is.
+    async fn operand(&self, name: &str, capability: &tensor::Client) -> Result<TensorObject<B>> {
+        let resolved = capnp::capability::get_resolved_cap(capability.clone()).await;
+        let object = self
+            .tensors
+            .borrow()
+            .get_local_server_of_resolved(&resolved);
+        match object {
+            Some(object) => Ok(TensorObject::clone(&object)),
+            None => Err(self.why_not(name, resolved).await),
+        }
+    }
+
+    /// Why `capability` is no tensor of this connection: an upload or a call that failed says so
+    /// itself.
+    async fn why_not(&self, name: &str, capability: tensor::Client) -> Error {
+        use capnp::capability::FromClientHook;
+        if let Some(resolving) = capability.as_client_hook().when_more_resolved()
+            && let Err(exception) = resolving.await
+        {
+            let error = pangea_client::exception::from_exception(&exception);
+            return Error::new(error.kind(), format!("{name}: {}", error.message()));
+        }
+        Error::new(
+            ErrorKind::InvalidInput,
+            format!("{name} is not a tensor of this connection; upload it here first"),
+        )
+    }
+}
+
+impl<B: Backend> job::Server for JobObject<B> {
+    async fn progress(
+        self: Rc<Self>,
+        _: job::ProgressParams,
+        mut results: job::ProgressResults,
+    ) -> capnp::Result<()> {
+        let progress = *self.progress.borrow();
+        progress.to_wire(results.get().init_progress());
+        Ok(())
+    }
+
+    async fn watch(
+        self: Rc<Self>,
+        params: job::WatchParams,
+        _: job::WatchResults,
+    ) -> capnp::Result<()> {
+        let _call = self.account.call().map_err(|error| to_exception(&error))?;
+        let sink = params.get()?.get_sink()?;
+        let mut progress = self.progress.clone();
+        loop {
+            let mut request = sink.update_request();
+            progress
+                .borrow_and_update()
+                .to_wire(request.get().init_progress());
+            request.send().await?;
+            // The sender goes with the end of the job.
+            if progress.changed().await.is_err() {
+                return Ok(());
+            }
+        }
+    }
+
+    async fn cancel(
+        self: Rc<Self>,
+        _: job::CancelParams,
+        _: job::CancelResults,
+    ) -> capnp::Result<()> {
+        self.cancel.cancel();
+        Ok(())
+    }
+
+    async fn report(
+        self: Rc<Self>,
+        _: job::ReportParams,
+        mut results: job::ReportResults,
+    ) -> capnp::Result<()> {
+        let _call = self.account.call().map_err(|error| to_exception(&error))?;
+        let report = self
+            .report
+            .wait()
+            .await
+            .map_err(|error| to_exception(&error))?;
+        report.to_wire(results.get().init_report());
+        Ok(())
+    }
+}

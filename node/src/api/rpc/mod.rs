@@ -1,0 +1,25 @@
+//! The Cap'n Proto service of a node (`schema/node.capnp`), on a thread of its own.
+//!
+//! * [`backend`]: what the service asks of the rest of the node.
+//! * [`service`]: the listening socket, the thread, the connections, draining.
+//! * [`limits`]: what one client may hold.
+//! * `account`: what one connection holds; counted, reserved, given back.
+//! * `socket`: the bytes of one connection, counted, and held up by a client that does not read.
+//! * `node`, `tensor`, `job`: the capabilities.
+//!
+//! Nothing is computed here and nothing waits here for long: a call either copies a chunk, or
+//! awaits the backend. It knows nothing of peers, streams or tasks.
+
+mod account;
+pub mod backend;
+mod job;
+pub mod limits;
+mod node;
+pub mod service;
+mod slot;
+mod socket;
+mod tensor;
+
+pub use backend::{Backend, RunningJob};
+pub use limits::Limits;
+pub use service::{Service, bind};

@@ -1,0 +1,183 @@
+//! The `Node` capability: what a connection starts with. It turns calls into requests to the
+//! backend and answers into messages; it decides nothing.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::time::Duration;
+
+use capnp_rpc::new_client;
+use pangea_client::exception::to_exception;
+use pangea_client::{DType, Error, ErrorKind, MatmulOptions, TensorInfo};
+use pangea_schema::node_capnp::node;
+use tokio_util::sync::CancellationToken;
+
+use super::account::Account;
+use super::backend::Backend;
+use super::job::{self, Request};
+use super::limits::{CONNECT_TIMEOUT, MAX_CONNECT_TIMEOUT, MAX_PROBE_BYTES, MAX_PROBE_ROUNDS};
+use super::tensor::{SinkObject, Tensors};
+
+/// What the `Node` capability of one connection stands for.
+pub(super) struct NodeObject<B: Backend> {
+    backend: B,
+    account: Rc<Account<B>>,
+    tensors: Rc<RefCell<Tensors<B>>>,
+    /// No new jobs once it is cancelled.
+    draining: CancellationToken,
+}
+
+impl<B: Backend> NodeObject<B> {
+    pub(super) fn new(
+        backend: B,
+        account: Rc<Account<B>>,
+        draining: CancellationToken,
+    ) -> NodeObject<B> {
+        NodeObject {
+            backend,
+            account,
+            tensors: Rc::new(RefCell::new(Tensors::new())),
+            draining,
+        }
+    }
+}
+
+fn exception(error: Error) -> capnp::Error {
+    to_exception(&error)
+}
+
+impl<B: Backend> node::Server for NodeObject<B> {
+    async fn hello(
+        self: Rc<Self>,
+        _: node::HelloParams,
+        mut results: node::HelloResults,
+    ) -> capnp::Result<()> {
+        results.get().set_version(env!("CARGO_PKG_VERSION"));
+        Ok(())
+    }
+
+    async fn upload(
+        self: Rc<Self>,
+        params: node::UploadParams,
+        mut results: node::UploadResults,
+    ) -> capnp::Result<()> {
+        let params = params.get()?;
+        let info = TensorInfo {
+            dtype: DType::from_wire(params.get_dtype()?),
+            rows: params.get_rows(),
+            cols: params.get_cols(),
+        };
+        let sink = SinkObject::new(self.account.clone(), self.tensors.clone(), info);
+        results.get().set_sink(new_client(sink.map_err(exception)?));
+        Ok(())
+    }
+
+    async fn matmul(
+        self: Rc<Self>,
+        params: node::MatmulParams,
+        mut results: node::MatmulResults,
+    ) -> capnp::Result<()> {
+        if self.draining.is_cancelled() {
+            let message = "this node is shutting down and takes no more jobs";
+            return Err(exception(Error::new(ErrorKind::Unavailable, message)));
+        }
+        let params = params.get()?;
+        let request = Request {
+            a: params.get_a()?,
+            b: params.get_b()?,
+            options: MatmulOptions::from_wire(params.get_options()?)?,
+        };
+        let (job, product) =
+            job::start(&self.backend, &self.account, &self.tensors, request).map_err(exception)?;
+        let mut tensors = self.tensors.borrow_mut();
+        tensors.gc();
+        results.get().set_product(tensors.new_client(product));
+        results.get().set_job(new_client(job));
+        Ok(())
+    }
+
+    async fn peers(
+        self: Rc<Self>,
+        _: node::PeersParams,
+        mut results: node::PeersResults,
+    ) -> capnp::Result<()> {
+        let _call = self.account.call().map_err(exception)?;
+        let peers = self.backend.peers().await.map_err(exception)?;
+        let mut wire = results.get().init_peers(peers.len() as u32);
+        for (index, peer) in peers.iter().enumerate() {
+            peer.to_wire(wire.reborrow().get(index as u32));
+        }
+        Ok(())
+    }
+
+    async fn status(
+        self: Rc<Self>,
+        _: node::StatusParams,
+        mut results: node::StatusResults,
+    ) -> capnp::Result<()> {
+        let _call = self.account.call().map_err(exception)?;
+        let status = self.backend.status().await.map_err(exception)?;
+        status.to_wire(results.get().init_status());
+        Ok(())
+    }
+
+    async fn connect(
+        self: Rc<Self>,
+        params: node::ConnectParams,
+        mut results: node::ConnectResults,
+    ) -> capnp::Result<()> {
+        let _call = self.account.call().map_err(exception)?;
+        let params = params.get()?;
+        let timeout = match params.get_timeout_ms() {
+            0 => CONNECT_TIMEOUT,
+            milliseconds => Duration::from_millis(milliseconds).min(MAX_CONNECT_TIMEOUT),
+        };
+        let address = params.get_address()?.to_str()?;
+        let peer = self
+            .backend
+            .connect(address, timeout)
+            .await
+            .map_err(exception)?;
+        results.get().set_peer(&peer);
+        Ok(())
+    }
+
+    async fn probe_link(
+        self: Rc<Self>,
+        params: node::ProbeLinkParams,
+        mut results: node::ProbeLinkResults,
+    ) -> capnp::Result<()> {
+        let _call = self.account.call().map_err(exception)?;
+        let params = params.get()?;
+        let (message_bytes, rounds) = (params.get_message_bytes(), params.get_rounds());
+        if message_bytes > MAX_PROBE_BYTES || rounds == 0 || rounds > MAX_PROBE_ROUNDS {
+            let message = format!(
+                "a link is measured with 1 to {MAX_PROBE_ROUNDS} rounds of at most \
+                 {MAX_PROBE_BYTES} bytes, not {rounds} of {message_bytes}"
+            );
+            return Err(exception(Error::new(ErrorKind::InvalidInput, message)));
+        }
+        let peer = params.get_peer()?.to_str()?;
+        let probe = self
+            .backend
+            .probe_link(peer, message_bytes, rounds)
+            .await
+            .map_err(exception)?;
+        probe.to_wire(results.get().init_probe());
+        Ok(())
+    }
+
+    async fn counters(
+        self: Rc<Self>,
+        _: node::CountersParams,
+        mut results: node::CountersResults,
+    ) -> capnp::Result<()> {
+        self.account
+            .counters()
+            .to_wire(results.get().init_connection());
+        self.account
+            .totals()
+            .counters()
+            .to_wire(results.get().init_total());
+        Ok(())
+    }
+}

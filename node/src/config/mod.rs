@@ -1,0 +1,20 @@
+//! What a node runs with: typed by a person, read from the environment and from `config.toml`, resolved once.
+//!
+//! * [`raw`]: what was typed or set in the environment; everything optional.
+//! * [`file`]: `config.toml`; everything optional.
+//! * [`node`]: [`NodeConfig`], what runs; nothing optional but what truly is.
+//! * [`log`], [`size`], [`host`]: verbosity; sizes in bytes; what this host has.
+//!
+//! Flags win over the environment, the environment over the file. Nothing here creates or binds anything.
+
+pub mod file;
+pub mod host;
+pub mod log;
+pub mod node;
+pub mod raw;
+pub mod size;
+
+pub use log::{LogConfig, LogFormat, LogLevel};
+pub use node::{ConfigError, NodeConfig};
+pub use raw::RawNodeConfig;
+pub use size::ByteSize;

@@ -1,0 +1,75 @@
+//! What a person typed after `pangea node`, or set in the environment: the raw side of [`NodeConfig`](super::NodeConfig).
+//! Everything is optional here; no defaults, no files read.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::Args;
+use clap::builder::FalseyValueParser;
+use libp2p::Multiaddr;
+
+use super::log::LogFormat;
+use super::size::ByteSize;
+use crate::worker::fault::Fault;
+
+/// Flags of `pangea node`.
+#[derive(Args, Clone, Debug, Default)]
+pub struct RawNodeConfig {
+    /// libp2p addresses to listen on; port 0 picks a free one
+    ///
+    /// [default: TCP and QUIC on port 7777 of every interface]
+    #[arg(long, value_name = "MULTIADDR", num_args = 1.., help_heading = "Network")]
+    pub listen: Vec<Multiaddr>,
+
+    /// Address of the Cap'n Proto service; port 0 picks a free one [default: 127.0.0.1:8080]
+    #[arg(long, value_name = "ADDR", env = "PANGEA_RPC_ADDR", hide_env_values = true, help_heading = "Network")]
+    pub rpc_addr: Option<SocketAddr>,
+
+    /// Peers to connect to, and to connect to again whenever they are lost
+    #[arg(long, value_name = "MULTIADDR", num_args = 1.., help_heading = "Network")]
+    pub peer: Vec<Multiaddr>,
+
+    /// A list of peers, read again whenever it changes [default: peers.json in the data directory]
+    #[arg(long, value_name = "FILE", help_heading = "Network")]
+    pub peers_file: Option<PathBuf>,
+
+    /// Do not look for peers on the local network
+    #[arg(long, env = "PANGEA_NO_MDNS", hide_env_values = true, value_parser = FalseyValueParser::new(), help_heading = "Network")]
+    pub no_mdns: bool,
+
+    /// File with 64 hex digits, the same on every node of the pool; strangers are refused
+    #[arg(long, value_name = "FILE", env = "PANGEA_POOL_KEY", hide_env_values = true, help_heading = "Network")]
+    pub pool_key: Option<PathBuf>,
+
+    /// The most memory for tensors, such as 200M or 4GiB [default: half of this machine's]
+    #[arg(long, value_name = "SIZE", env = "PANGEA_MAX_MEMORY", hide_env_values = true, help_heading = "Work")]
+    pub max_memory: Option<ByteSize>,
+
+    /// Compute threads [default: all cores]
+    #[arg(long, value_name = "N", env = "PANGEA_THREADS", hide_env_values = true, help_heading = "Work")]
+    pub threads: Option<usize>,
+
+    /// Use a new identity that is written nowhere
+    #[arg(long, env = "PANGEA_EPHEMERAL_KEY", hide_env_values = true, value_parser = FalseyValueParser::new(), help_heading = "Identity and files")]
+    pub ephemeral: bool,
+
+    /// The node's name, for people [default: this host's]
+    #[arg(long, env = "PANGEA_NAME", hide_env_values = true, help_heading = "Identity and files")]
+    pub name: Option<String>,
+
+    /// Where the identity, peers.json and config.toml are [default: ~/.pangea]
+    #[arg(long, value_name = "DIR", env = "PANGEA_HOME", hide_env_values = true, help_heading = "Identity and files")]
+    pub data_dir: Option<PathBuf>,
+
+    /// Settings, by the flags' names [default: config.toml in the data directory]
+    #[arg(long, value_name = "FILE", env = "PANGEA_CONFIG", hide_env_values = true, help_heading = "Identity and files")]
+    pub config: Option<PathBuf>,
+
+    /// Form of the log on standard error [default: text]
+    #[arg(long, value_name = "FORMAT", value_enum, env = "PANGEA_LOG_FORMAT", hide_env_values = true, help_heading = "Identity and files")]
+    pub log_format: Option<LogFormat>,
+
+    /// Makes this worker lie or fail, for tests
+    #[arg(long, value_enum, hide = true)]
+    pub fault: Option<Fault>,
+}

@@ -1,0 +1,177 @@
+//! `pangea node`: one node from its configuration to its graceful end. It owns the data directory
+//! while it runs; what the node does is the rooms' business.
+
+use std::fs::File;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use pangea_client::{Error, ErrorKind, Result};
+use serde::Serialize;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use crate::api::rpc::{self, Limits, Service};
+use crate::config::NodeConfig;
+use crate::fabric::Fabric;
+use crate::net::{NetConfig, identity};
+use crate::runtime::{Parts, Runtime};
+
+/// How long running jobs may take to end once the node is told to stop; a second signal ends it at once.
+const GRACE: Duration = Duration::from_secs(10);
+
+/// Runs a node until SIGINT or SIGTERM, drains it and returns.
+///
+/// # Errors
+/// `InvalidInput` where the data directory or an address cannot be used as asked, `Unavailable` where a
+/// port is taken.
+pub fn run(config: NodeConfig) -> Result<()> {
+    let data_dir = DataDir::claim(&config.data_dir, config.ephemeral)?;
+    let keypair = if config.ephemeral {
+        identity::ephemeral()
+    } else {
+        identity::load_or_create(&config.data_dir.join("node.key"))
+            .map_err(|error| Error::new(ErrorKind::InvalidInput, error.to_string()))?
+    };
+    let listener = rpc::bind(&config.rpc_addr.to_string())?;
+    let rpc_addr = listener.local_addr().map_err(internal)?.to_string();
+    let peer = keypair.public().to_peer_id();
+    tracing::info!(event = "starting", %peer, "Starting node {peer}");
+    let net = NetConfig {
+        listen: config.listen,
+        pool_key: config.pool_key,
+        mdns: config.mdns,
+        peers: config.peers,
+        peers_file: config.peers_file,
+        ..NetConfig::new(keypair)
+    };
+    let runtime = Runtime::start(Parts {
+        net: Some(net),
+        name: config.name,
+        threads: config.threads,
+        max_memory: config.max_memory,
+        data_dir: Some(config.data_dir),
+        rpc: rpc_addr.clone(),
+        fault: config.fault,
+    })?;
+    let service = Service::spawn(listener, runtime.fabric(), Limits::default())?;
+    let waiting = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(internal)?;
+    waiting.block_on(async {
+        let mut signals = Signals::new().map_err(internal)?;
+        let facts = Facts { pid: std::process::id(), peer: peer.to_string(), listening: Vec::new(), rpc: rpc_addr };
+        tokio::select! {
+            result = announce(runtime.fabric(), facts, &data_dir) => result?,
+            () = signals.next() => {}
+        }
+        tracing::info!(event = "stopping", "Stopping; what runs may take {} s to end", GRACE.as_secs());
+        tokio::select! {
+            () = async {
+                service.shutdown(GRACE).await;
+                runtime.shutdown(GRACE).await;
+            } => {}
+            () = signals.next() => tracing::warn!(event = "stopped_at_once", "Stopped at once"),
+        }
+        Ok(())
+    })
+}
+
+/// What scripts on this host want to know of a running node: `node.json`.
+#[derive(Serialize)]
+struct Facts {
+    pid: u32,
+    peer: String,
+    listening: Vec<String>,
+    rpc: String,
+}
+
+/// Logs each address once `node.json` holds it; never returns but with an error.
+async fn announce(fabric: Fabric, mut facts: Facts, data_dir: &DataDir) -> Result<()> {
+    let mut addresses = fabric.listening();
+    loop {
+        let now = addresses.borrow_and_update().clone();
+        let fresh = now[facts.listening.len()..].to_vec();
+        facts.listening = now;
+        if !fresh.is_empty() {
+            data_dir.write_facts(&facts)?;
+        }
+        for address in fresh {
+            tracing::info!(event = "listening", address, "Listening on {address}");
+        }
+        if addresses.changed().await.is_err() {
+            return Err(Error::new(ErrorKind::Internal, "the network thread ended"));
+        }
+    }
+}
+
+/// The data directory, held by one node at a time.
+struct DataDir {
+    facts: Option<PathBuf>,
+    /// Locked as long as it is open.
+    _lock: Option<File>,
+}
+
+impl DataDir {
+    /// Creates the directory where needed and claims it. An ephemeral node shares it with another.
+    fn claim(path: &Path, ephemeral: bool) -> Result<DataDir> {
+        let unusable = |error: std::io::Error| {
+            let why = format!("the data directory {} cannot be used ({error}); choose another with --data-dir", path.display());
+            Error::new(ErrorKind::InvalidInput, why)
+        };
+        std::fs::create_dir_all(path).map_err(unusable)?;
+        let lock = File::options().create(true).truncate(false).write(true).open(path.join("lock")).map_err(unusable)?;
+        if rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_ok() {
+            return Ok(DataDir { facts: Some(path.join("node.json")), _lock: Some(lock) });
+        }
+        if ephemeral {
+            return Ok(DataDir { facts: None, _lock: None });
+        }
+        let why = format!(
+            "another node runs with the data directory {}; stop it, or start this one with --data-dir DIR or --ephemeral",
+            path.display()
+        );
+        Err(Error::new(ErrorKind::Unavailable, why))
+    }
+
+    fn write_facts(&self, facts: &Facts) -> Result<()> {
+        let Some(path) = &self.facts else { return Ok(()) };
+        let folder = path.parent().unwrap_or(Path::new("."));
+        let write = || -> std::io::Result<()> {
+            let mut file = tempfile::NamedTempFile::new_in(folder)?;
+            file.write_all(&serde_json::to_vec_pretty(facts)?)?;
+            file.persist(path)?;
+            Ok(())
+        };
+        write().map_err(|error| Error::new(ErrorKind::Internal, format!("{} cannot be written: {error}", path.display())))
+    }
+}
+
+impl Drop for DataDir {
+    fn drop(&mut self) {
+        if let Some(path) = &self.facts {
+            // Gone already is as good as removed.
+            let _ = std::fs::remove_file(path);
+        }
+    }
+}
+
+/// SIGINT and SIGTERM.
+struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Signals {
+    fn new() -> std::io::Result<Signals> {
+        Ok(Signals { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+        }
+    }
+}
+
+fn internal(error: std::io::Error) -> Error {
+    Error::new(ErrorKind::Internal, error.to_string())
+}

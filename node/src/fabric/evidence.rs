@@ -1,0 +1,82 @@
+//! What is kept when a result fails its check: the operands, the result and who sent it, so that
+//! anyone can re-check the accusation. One folder each, `evidence/<seconds>-<peer>-<attempt>`.
+
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use pangea_compute::{NpyWriter, Tensor};
+use serde::Serialize;
+
+/// Folders kept; the oldest go first. A liar is quarantined after one, so many are many liars.
+const FOLDERS_MAX: usize = 32;
+
+/// Larger tiles are kept as digests only.
+const BYTES_MAX: usize = 256 << 20;
+
+/// A result that failed its check.
+pub(crate) struct Evidence {
+    pub(crate) peer: String,
+    pub(crate) job: u64,
+    pub(crate) attempt: u64,
+    pub(crate) why: String,
+    pub(crate) a: Tensor,
+    pub(crate) b: Tensor,
+    pub(crate) c: Tensor,
+}
+
+#[derive(Serialize)]
+struct Record<'e> {
+    peer: &'e str,
+    unix_seconds: u64,
+    job: u64,
+    attempt: u64,
+    why: &'e str,
+    claim: &'static str,
+    a: String,
+    b: String,
+    c: String,
+}
+
+impl Evidence {
+    /// Writes it below `data_dir`; returns the folder. Blocks.
+    pub(crate) fn keep(&self, data_dir: &Path) -> std::io::Result<PathBuf> {
+        let root = data_dir.join("evidence");
+        std::fs::create_dir_all(&root)?;
+        make_room(&root)?;
+        let unix_seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        let folder = root.join(format!("{unix_seconds}-{}-{}", self.peer, self.attempt));
+        std::fs::create_dir_all(&folder)?;
+        let record = Record {
+            peer: &self.peer,
+            unix_seconds,
+            job: self.job,
+            attempt: self.attempt,
+            why: &self.why,
+            claim: "c.npy is the product of a.npy and b.npy",
+            a: self.a.digest().to_string(),
+            b: self.b.digest().to_string(),
+            c: self.c.digest().to_string(),
+        };
+        let parts = [("a.npy", &self.a), ("b.npy", &self.b), ("c.npy", &self.c)];
+        if parts.iter().map(|(_, tensor)| tensor.size_bytes()).sum::<usize>() <= BYTES_MAX {
+            for (name, tensor) in parts {
+                write(&folder.join(name), tensor).map_err(std::io::Error::other)?;
+            }
+        }
+        std::fs::write(folder.join("evidence.json"), serde_json::to_vec_pretty(&record)?)?;
+        Ok(folder)
+    }
+}
+
+fn write(path: &Path, tensor: &Tensor) -> Result<(), pangea_compute::Error> {
+    let mut file = NpyWriter::create(path, tensor.dtype(), tensor.rows(), tensor.cols())?;
+    file.write_block(0, 0, tensor)?;
+    file.finish()
+}
+
+fn make_room(root: &Path) -> std::io::Result<()> {
+    let mut folders: Vec<PathBuf> = std::fs::read_dir(root)?.filter_map(|entry| entry.ok().map(|e| e.path())).collect();
+    folders.sort();
+    let excess = (folders.len() + 1).saturating_sub(FOLDERS_MAX);
+    folders.iter().take(excess).try_for_each(std::fs::remove_dir_all)
+}

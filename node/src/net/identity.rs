@@ -1,0 +1,190 @@
+//! The node's identity: an ed25519 key in `node.key`, in libp2p's protobuf encoding, readable by its owner only.
+//! Made once and never replaced; an ephemeral identity touches no file.
+
+use std::io::{self, Write};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use libp2p::identity::Keypair;
+use thiserror::Error;
+
+/// Owner reads and writes.
+const MODE: u32 = 0o600;
+
+/// A key file is 68 bytes; anything much longer is something else.
+const MAX_FILE_BYTES: u64 = 1024;
+
+/// A `node.key` that cannot be used.
+#[derive(Debug, Error)]
+pub enum IdentityError {
+    /// It cannot be read or written.
+    #[error("cannot use the identity {}: {source}; check the folder's permissions, or run with --ephemeral", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// It is not an ed25519 key in libp2p's encoding.
+    #[error("the identity {} is damaged ({why}); restore it, or move it away to get a new identity", path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        why: String,
+    },
+}
+
+/// A fresh identity that is written nowhere.
+pub fn ephemeral() -> Keypair {
+    Keypair::generate_ed25519()
+}
+
+/// The identity in `path`, made there if there is none. Two nodes starting at once on one folder get the same one.
+///
+/// # Errors
+/// [`IdentityError`]: the file can be neither read nor made, or is not a key. Nothing is ever overwritten.
+pub fn load_or_create(path: &Path) -> Result<Keypair, IdentityError> {
+    match load(path) {
+        Err(IdentityError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
+        result => return result,
+    }
+    let failed = |source| IdentityError::Io {
+        path: path.to_owned(),
+        source,
+    };
+    let keypair = Keypair::generate_ed25519();
+    let bytes = keypair
+        .to_protobuf_encoding()
+        .map_err(|error| failed(io::Error::other(error)))?;
+    match create(path, &bytes) {
+        Ok(()) => Ok(keypair),
+        // Another node was quicker: its identity is this folder's.
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => load(path),
+        Err(error) => Err(failed(error)),
+    }
+}
+
+/// Writes the whole file under another name, then links it to its own: never half a key, never over another.
+fn create(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let temporary = path.with_extension(format!(
+        "key.{}.{:08x}",
+        std::process::id(),
+        rand::random::<u32>()
+    ));
+    let write = || {
+        let mut file = std::fs::OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(MODE)
+            .open(&temporary)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        std::fs::hard_link(&temporary, path)
+    };
+    let result = write();
+    let _ = std::fs::remove_file(&temporary);
+    result
+}
+
+fn load(path: &Path) -> Result<Keypair, IdentityError> {
+    let failed = |source| IdentityError::Io {
+        path: path.to_owned(),
+        source,
+    };
+    let damaged = |why: String| IdentityError::Damaged {
+        path: path.to_owned(),
+        why,
+    };
+    let metadata = std::fs::metadata(path).map_err(failed)?;
+    if metadata.len() > MAX_FILE_BYTES {
+        return Err(damaged(format!("{} bytes", metadata.len())));
+    }
+    if metadata.permissions().mode() & 0o077 != 0 {
+        tracing::warn!(event = "identity_exposed", path = %path.display(), "the identity could be read by others; its permissions are now 0600");
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(MODE)).map_err(failed)?;
+    }
+    let bytes = std::fs::read(path).map_err(failed)?;
+    let keypair =
+        Keypair::from_protobuf_encoding(&bytes).map_err(|error| damaged(error.to_string()))?;
+    if keypair.key_type() != libp2p::identity::KeyType::Ed25519 {
+        return Err(damaged("not an ed25519 key".to_owned()));
+    }
+    Ok(keypair)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_identity_is_made_once_and_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("node.key");
+        let first = load_or_create(&path).unwrap();
+        assert_eq!(load_or_create(&path).unwrap().public(), first.public());
+        assert_eq!(
+            std::fs::metadata(&path).unwrap().permissions().mode() & 0o777,
+            MODE
+        );
+        assert_eq!(
+            std::fs::read_dir(folder.path()).unwrap().count(),
+            1,
+            "the temporary file is gone"
+        );
+    }
+
+    #[test]
+    fn nodes_that_start_together_get_one_identity() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("node.key");
+        let start = std::sync::Barrier::new(8);
+        let keys: Vec<_> = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..8)
+                .map(|_| {
+                    scope.spawn(|| {
+                        start.wait();
+                        load_or_create(&path).unwrap().public()
+                    })
+                })
+                .collect();
+            threads
+                .into_iter()
+                .map(|thread| thread.join().unwrap())
+                .collect()
+        });
+        assert!(keys.iter().all(|key| *key == keys[0]));
+    }
+
+    #[test]
+    fn a_damaged_identity_is_an_error_and_stays_as_it_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("node.key");
+        std::fs::write(&path, b"not a key").unwrap();
+        assert!(matches!(
+            load_or_create(&path),
+            Err(IdentityError::Damaged { .. })
+        ));
+        assert_eq!(std::fs::read(&path).unwrap(), b"not a key");
+    }
+
+    #[test]
+    fn permissions_are_tightened() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("node.key");
+        load_or_create(&path).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o644)).unwrap();
+        load_or_create(&path).unwrap();
+        assert_eq!(
+            std::fs::metadata(&path).unwrap().permissions().mode() & 0o777,
+            MODE
+        );
+    }
+
+    #[test]
+    fn a_folder_that_is_not_there_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let error = load_or_create(&folder.path().join("missing/node.key")).unwrap_err();
+        assert!(error.to_string().contains("missing/node.key"), "{error}");
+    }
+}

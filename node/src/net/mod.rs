@@ -1,0 +1,31 @@
+//! The network below streams: transports, admission, the swarm, who is dialled and who is alive. What travels on the
+//! streams is `link`'s and `wire`'s; nothing here knows a task.
+//!
+//! | file | owns |
+//! |---|---|
+//! | `network` | the handle and the events: all that the rest of the node sees |
+//! | `swarm` | the one task that drives everything |
+//! | `transport`, `socket`, `yamux` | TCP and QUIC up to an admitted connection with streams |
+//! | `admission`, `pool_key` | the proof of the pool key: codec, both sides, the secret |
+//! | `session` | which of two connections to a peer lives; bytes per peer |
+//! | `dial`, `liveness` | pure: whom to dial when; who is dead |
+//! | `identity`, `peers_file`, `addresses` | `node.key`, `peers.json`, the address to show a person |
+
+pub mod addresses;
+pub mod admission;
+mod dial;
+pub mod identity;
+mod liveness;
+mod network;
+pub mod peers_file;
+mod pool_key;
+mod session;
+mod socket;
+mod swarm;
+mod transport;
+mod yamux;
+
+pub use dial::FoundBy;
+pub use network::{Direction, NetConfig, NetError, NetEvent, Network, start};
+pub use pool_key::{PoolKey, PoolKeyError, PoolKeyProblem};
+pub use session::{Traffic, Transport};

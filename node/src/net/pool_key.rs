@@ -1,0 +1,205 @@
+//! The pool key: 32 secret bytes that the nodes of one pool share, and the file they come from.
+//! It never leaves this node: only MACs made with it do (see `admission`), and nothing prints it.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use thiserror::Error;
+
+/// Hex digits in a pool key file: 32 bytes.
+const HEX_DIGITS: usize = 64;
+
+/// Bytes read from a pool key file at most: the digits and some white space; anything longer is not a key.
+const MAX_FILE_BYTES: u64 = 1024;
+
+/// Context of the key derivation; changing it makes nodes strangers to one another.
+const DERIVE_CONTEXT: &str = "pangea 2026-11 admission/1 pool key";
+
+/// The secret that the nodes of a pool share.
+#[derive(Clone, PartialEq, Eq)]
+pub struct PoolKey {
+    /// What MACs are made with: derived, so that the file's bytes are never used twice for different purposes.
+    mac_key: [u8; 32],
+}
+
+impl PoolKey {
+    /// A pool key from its 32 bytes.
+    pub fn from_bytes(bytes: &[u8; 32]) -> Self {
+        Self {
+            mac_key: blake3::derive_key(DERIVE_CONTEXT, bytes),
+        }
+    }
+
+    /// A pool key from the text of its file: 64 hex digits, white space around them allowed.
+    ///
+    /// # Errors
+    /// [`PoolKeyProblem`] that says which digit is wrong, or how many there are. The text itself is never quoted.
+    pub fn parse(text: &str) -> Result<Self, PoolKeyProblem> {
+        let trimmed = text.trim();
+        if trimmed.is_empty() {
+            return Err(PoolKeyProblem::Empty);
+        }
+        let mut digits = Vec::with_capacity(HEX_DIGITS);
+        for (index, character) in trimmed.chars().enumerate() {
+            let Some(digit) = character.to_digit(16) else {
+                return Err(PoolKeyProblem::NotHex {
+                    position: index + 1,
+                });
+            };
+            digits.push(digit as u8);
+        }
+        if digits.len() != HEX_DIGITS {
+            return Err(PoolKeyProblem::Length {
+                found: digits.len(),
+            });
+        }
+        let mut bytes = [0u8; 32];
+        for (byte, pair) in bytes.iter_mut().zip(digits.chunks_exact(2)) {
+            *byte = pair[0] << 4 | pair[1];
+        }
+        Ok(Self::from_bytes(&bytes))
+    }
+
+    /// Reads a pool key file. Creates and binds nothing.
+    ///
+    /// # Errors
+    /// [`PoolKeyError`]: the file cannot be read, or is not 64 hex digits. The caller treats both as bad usage.
+    pub fn load(path: &Path) -> Result<Self, PoolKeyError> {
+        let problem = |problem| PoolKeyError {
+            path: path.to_owned(),
+            problem,
+        };
+        let file_bytes = std::fs::metadata(path)
+            .map_err(|e| problem(PoolKeyProblem::Unreadable(e.to_string())))?
+            .len();
+        if file_bytes > MAX_FILE_BYTES {
+            return Err(problem(PoolKeyProblem::TooLarge { bytes: file_bytes }));
+        }
+        let bytes =
+            std::fs::read(path).map_err(|e| problem(PoolKeyProblem::Unreadable(e.to_string())))?;
+        let text = String::from_utf8(bytes).map_err(|e| {
+            problem(PoolKeyProblem::NotHex {
+                position: e.utf8_error().valid_up_to() + 1,
+            })
+        })?;
+        Self::parse(&text).map_err(problem)
+    }
+
+    /// The key that admission MACs are made with.
+    pub(super) fn mac_key(&self) -> &[u8; 32] {
+        &self.mac_key
+    }
+}
+
+impl fmt::Debug for PoolKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("PoolKey(secret)")
+    }
+}
+
+/// A pool key file that cannot be used.
+#[derive(Debug, Error)]
+#[error("the pool key file {} {problem}; it must hold 64 hex digits, the same on every node of the pool (make one with: openssl rand -hex 32)", path.display())]
+pub struct PoolKeyError {
+    /// The file.
+    pub path: PathBuf,
+    /// What is wrong with it.
+    pub problem: PoolKeyProblem,
+}
+
+/// What is wrong with a pool key.
+#[derive(Debug, Error, PartialEq, Eq)]
+pub enum PoolKeyProblem {
+    /// The file cannot be read.
+    #[error("cannot be read: {0}")]
+    Unreadable(String),
+    /// Nothing but white space.
+    #[error("is empty")]
+    Empty,
+    /// Larger than any key.
+    #[error("is {bytes} bytes long")]
+    TooLarge {
+        /// Size of the file.
+        bytes: u64,
+    },
+    /// A character that is not a hex digit.
+    #[error("has something that is not a hex digit at position {position}")]
+    NotHex {
+        /// 1-based position, white space in front not counted.
+        position: usize,
+    },
+    /// Too few or too many digits.
+    #[error("has {found} hex digits")]
+    Length {
+        /// How many there are.
+        found: usize,
+    },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn case_and_surrounding_white_space_do_not_matter() {
+        let lower = PoolKey::parse(&"ab".repeat(32)).unwrap();
+        let upper = PoolKey::parse(&format!("  {}\n", "AB".repeat(32))).unwrap();
+        assert!(lower == upper);
+        assert!(lower != PoolKey::parse(&"ac".repeat(32)).unwrap());
+    }
+
+    #[test]
+    fn what_is_wrong_is_said_exactly() {
+        assert_eq!(PoolKey::parse(" \n").unwrap_err(), PoolKeyProblem::Empty);
+        assert_eq!(
+            PoolKey::parse(&"a".repeat(63)).unwrap_err(),
+            PoolKeyProblem::Length { found: 63 }
+        );
+        assert_eq!(
+            PoolKey::parse(&"a".repeat(66)).unwrap_err(),
+            PoolKeyProblem::Length { found: 66 }
+        );
+        assert_eq!(
+            PoolKey::parse(&format!("{}g{}", "a".repeat(10), "a".repeat(53))).unwrap_err(),
+            PoolKeyProblem::NotHex { position: 11 }
+        );
+        assert_eq!(
+            PoolKey::parse(&format!("{} {}", "a".repeat(32), "a".repeat(32))).unwrap_err(),
+            PoolKeyProblem::NotHex { position: 33 }
+        );
+    }
+
+    #[test]
+    fn files_are_loaded_and_bad_ones_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("pool.key");
+        let missing = PoolKey::load(&path).unwrap_err();
+        assert!(
+            matches!(missing.problem, PoolKeyProblem::Unreadable(_)),
+            "{missing}"
+        );
+        assert!(missing.to_string().contains("pool.key"), "{missing}");
+        std::fs::write(&path, "0123456789abcdef".repeat(4)).unwrap();
+        assert!(
+            PoolKey::load(&path).unwrap() == PoolKey::parse(&"0123456789abcdef".repeat(4)).unwrap()
+        );
+        std::fs::write(&path, [b'a', 0xff, b'b']).unwrap();
+        assert_eq!(
+            PoolKey::load(&path).unwrap_err().problem,
+            PoolKeyProblem::NotHex { position: 2 }
+        );
+        std::fs::write(&path, vec![b'a'; 4096]).unwrap();
+        assert_eq!(
+            PoolKey::load(&path).unwrap_err().problem,
+            PoolKeyProblem::TooLarge { bytes: 4096 }
+        );
+    }
+
+    #[test]
+    fn the_key_is_never_printed() {
+        assert_eq!(
+            format!("{:?}", PoolKey::from_bytes(&[7; 32])),
+            "PoolKey(secret)"
+        );
+    }
+}

@@ -1,0 +1,886 @@
+//! The swarm's task: drives libp2p, carries out the handle's commands and the dialling plan, and turns what happens into events.
+//! It decides little: whom to dial is `dial`'s, who is dead is `liveness`', who comes in is `admission`'s and `session`'s.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::error::Error as StdError;
+use std::io;
+use std::time::Duration;
+
+use futures::StreamExt;
+use libp2p::core::ConnectedPoint;
+use libp2p::core::transport::TransportError;
+use libp2p::multiaddr::Protocol;
+use libp2p::swarm::behaviour::toggle::Toggle;
+use libp2p::swarm::dial_opts::{DialOpts, PeerCondition};
+use libp2p::swarm::{
+    ConnectionError, ConnectionId, DialError, ListenError, NetworkBehaviour, Swarm, SwarmEvent,
+};
+use libp2p::{Multiaddr, PeerId, connection_limits, identify, mdns, ping};
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{Instant, MissedTickBehavior, interval};
+
+use super::admission::Refusal;
+use super::dial::{Dial, DialPlan, Failure, FoundBy, TargetId, peer_of, transport_of};
+use super::liveness::{self, Liveness};
+use super::network::{Command, Direction, NetConfig, NetError, NetEvent};
+use super::peers_file::{self, Change};
+use super::session::Sessions;
+use super::transport::{self, Door, HandshakeError, RefusedSession};
+
+/// What `identify` says of this software.
+const IDENTIFY_PROTOCOL: &str = "/pangea/1";
+
+/// Between two pings on a connection: gives the RTT, and keeps every living peer heard from (see `liveness`).
+const PING_INTERVAL: Duration = Duration::from_secs(1);
+
+/// A ping's wait for its answer: long, because a link full of bulk delays it; `liveness` finds the dead.
+const PING_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// Connections persist until one side ends them.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(365 * 24 * 3600);
+
+/// mDNS: a question this often, announcements good for a few of them.
+const MDNS_QUERY_INTERVAL: Duration = Duration::from_secs(5);
+const MDNS_TTL: Duration = Duration::from_secs(30);
+
+/// Sockets in handshakes at most, each way: more strangers than this wait in the kernel's queue.
+const MAX_PENDING: u32 = 64;
+
+/// Connections to one peer: one, and the one that a stock libp2p peer may open beside it.
+const MAX_PER_PEER: u32 = 2;
+
+/// Between two looks at the peers file.
+const PEERS_FILE_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How long connections have to close in order.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Between two attempts of one `connect` whose session lost to another one that then ended.
+const CONNECT_RETRY: Duration = Duration::from_millis(100);
+
+/// The same refusal is told again after this.
+const REFUSAL_REPEAT: Duration = Duration::from_secs(60);
+
+/// Refusals remembered for that, and waiting to be told: strangers are free to be many.
+const MAX_REFUSALS: usize = 256;
+
+/// Events that wait because the reader lags; beyond, the swarm waits.
+const MAX_WAITING_EVENTS: usize = 256;
+
+#[derive(NetworkBehaviour)]
+struct Behaviour {
+    limits: connection_limits::Behaviour,
+    ping: ping::Behaviour,
+    identify: identify::Behaviour,
+    streams: libp2p_stream::Behaviour,
+    mdns: Toggle<mdns::tokio::Behaviour>,
+}
+
+/// Who wanted a dial.
+enum Dialler {
+    Plan { target: TargetId, found_by: FoundBy },
+    Caller(Caller),
+}
+
+/// A `connect` that waits for its answer.
+struct Caller {
+    address: Multiaddr,
+    until: Instant,
+    reply: oneshot::Sender<Result<PeerId, NetError>>,
+}
+
+/// A `connect` whose session was a duplicate of another with `peer`: it waits for that one.
+struct Waiting {
+    caller: Caller,
+    peer: PeerId,
+    retry: Instant,
+}
+
+/// A connected peer.
+struct Connected {
+    connections: HashSet<ConnectionId>,
+    addresses: Vec<Multiaddr>,
+}
+
+/// Everything the task has.
+pub(super) struct Driver {
+    swarm: Swarm<Behaviour>,
+    sessions: Sessions,
+    events: mpsc::Sender<NetEvent>,
+    waiting_events: VecDeque<NetEvent>,
+    refused: mpsc::Receiver<RefusedSession>,
+    told: HashMap<(PeerId, Refusal, bool), Instant>,
+    plan: DialPlan,
+    dialling: HashMap<ConnectionId, Dialler>,
+    waiting: Vec<Waiting>,
+    connected: HashMap<PeerId, Connected>,
+    liveness: Liveness,
+    /// Why this node is ending its connections to a peer.
+    ending: HashMap<PeerId, String>,
+    /// Disconnects and their latest end.
+    closing: Vec<(PeerId, Instant, Option<oneshot::Sender<()>>)>,
+    watch: Option<peers_file::Watch>,
+    epoch: Instant,
+}
+
+impl Driver {
+    /// Sets everything up and binds the listen addresses.
+    pub(super) fn new(
+        config: NetConfig,
+        sessions: Sessions,
+        events: mpsc::Sender<NetEvent>,
+    ) -> Result<Self, NetError> {
+        let setup = |error: &dyn StdError| NetError::Setup(error.to_string());
+        let local = config.identity.public().to_peer_id();
+        let (refused_sender, refused) = mpsc::channel(MAX_REFUSALS);
+        let door = Door {
+            keypair: config.identity.clone(),
+            local,
+            pool_key: config.pool_key.clone(),
+            sessions: sessions.clone(),
+            refused: refused_sender,
+        };
+        let transport = transport::build(&door).map_err(|error| setup(&error))?;
+        let mdns = if config.mdns {
+            let mdns_config = mdns::Config {
+                ttl: MDNS_TTL,
+                query_interval: MDNS_QUERY_INTERVAL,
+                enable_ipv6: false,
+            };
+            Some(mdns::tokio::Behaviour::new(mdns_config, local).map_err(|error| setup(&error))?)
+        } else {
+            None
+        };
+        let limits = connection_limits::ConnectionLimits::default()
+            .with_max_pending_incoming(Some(MAX_PENDING))
+            .with_max_pending_outgoing(Some(MAX_PENDING))
+            .with_max_established(Some(config.max_peers.saturating_add(MAX_PENDING)))
+            .with_max_established_incoming(Some(config.max_peers))
+            .with_max_established_per_peer(Some(MAX_PER_PEER));
+        let agent = concat!("pangea/", env!("CARGO_PKG_VERSION")).to_owned();
+        let behaviour = Behaviour {
+            limits: connection_limits::Behaviour::new(limits),
+            ping: ping::Behaviour::new(
+                ping::Config::new()
+                    .with_interval(PING_INTERVAL)
+                    .with_timeout(PING_TIMEOUT),
+            ),
+            identify: identify::Behaviour::new(
+                identify::Config::new(IDENTIFY_PROTOCOL.to_owned(), config.identity.public())
+                    .with_agent_version(agent),
+            ),
+            streams: libp2p_stream::Behaviour::new(),
+            mdns: mdns.into(),
+        };
+        let swarm_config =
+            libp2p::swarm::Config::with_tokio_executor().with_idle_connection_timeout(IDLE_TIMEOUT);
+        let mut swarm = Swarm::new(transport, behaviour, local, swarm_config);
+        for address in &config.listen {
+            swarm
+                .listen_on(address.clone())
+                .map_err(|error| listen_error(address, &error))?;
+        }
+        let mut plan = DialPlan::new(local);
+        for address in config.peers {
+            plan.add_named(address, Duration::ZERO);
+        }
+        Ok(Self {
+            swarm,
+            sessions,
+            events,
+            waiting_events: VecDeque::new(),
+            refused,
+            told: HashMap::new(),
+            plan,
+            dialling: HashMap::new(),
+            waiting: Vec::new(),
+            connected: HashMap::new(),
+            liveness: Liveness::default(),
+            ending: HashMap::new(),
+            closing: Vec::new(),
+            watch: config.peers_file.map(peers_file::Watch::new),
+            epoch: Instant::now(),
+        })
+    }
+
+    pub(super) fn streams(&self) -> libp2p_stream::Control {
+        self.swarm.behaviour().streams.new_control()
+    }
+
+    fn now(&self) -> Duration {
+        self.epoch.elapsed()
+    }
+
+    /// Runs until shut down, or until nobody holds the handle any more.
+    pub(super) async fn run(mut self, mut commands: mpsc::Receiver<Command>) {
+        let mut tick = interval(liveness::TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let (change_sender, mut changes) = mpsc::channel(1);
+        let watching = self
+            .watch
+            .take()
+            .map(|watch| tokio::spawn(watch_peers_file(watch, change_sender)));
+        let events = self.events.clone();
+        let shutdown = loop {
+            // A reader that lags holds up the swarm, not the connections; only round trips are dropped for it.
+            let room = self.waiting_events.len() < MAX_WAITING_EVENTS;
+            tokio::select! {
+                permit = events.reserve(), if !self.waiting_events.is_empty() => match permit {
+                    Ok(permit) => if let Some(event) = self.waiting_events.pop_front() { permit.send(event) },
+                    // Nobody reads any more: the events are dropped, the network goes on for the handle's sake.
+                    Err(_) => self.waiting_events.clear(),
+                },
+                event = self.swarm.select_next_some(), if room => self.on_swarm(event),
+                Some(refused) = self.refused.recv(), if room => self.on_refused(&refused),
+                Some((path, change)) = changes.recv(), if room => self.on_peers_file(path, change),
+                _ = tick.tick(), if room => self.on_tick(),
+                command = commands.recv() => match command {
+                    Some(Command::Shutdown { reply }) => break Some(reply),
+                    Some(command) => self.on_command(command),
+                    None => break None,
+                },
+            }
+        };
+        if let Some(watching) = watching {
+            watching.abort();
+        }
+        self.take_leave().await;
+        drop(self);
+        if let Some(reply) = shutdown {
+            let _ = reply.send(());
+        }
+    }
+
+    /// Closes every connection in order, or at once when that takes too long.
+    async fn take_leave(&mut self) {
+        self.sessions.drain();
+        let peers: Vec<_> = self.connected.keys().copied().collect();
+        for peer in &peers {
+            self.end(*peer, "this node is shutting down");
+        }
+        let orderly = async {
+            while !self.connected.is_empty() {
+                let event = self.swarm.select_next_some().await;
+                self.on_swarm(event);
+            }
+        };
+        if tokio::time::timeout(CLOSE_TIMEOUT, orderly).await.is_err() {
+            for peer in &peers {
+                self.sessions.cut_off(peer, "this node is shutting down");
+            }
+        }
+        for event in std::mem::take(&mut self.waiting_events) {
+            let _ = self.events.try_send(event);
+        }
+    }
+
+    fn tell(&mut self, event: NetEvent) {
+        self.waiting_events.push_back(event);
+    }
+
+    // What the handle asks.
+
+    fn on_command(&mut self, command: Command) {
+        match command {
+            Command::Connect {
+                address,
+                until,
+                reply,
+            } => self.connect(Caller {
+                address,
+                until,
+                reply,
+            }),
+            Command::Disconnect { peer, why, reply } => {
+                if self.connected.contains_key(&peer) {
+                    self.end(peer, &why);
+                    self.closing
+                        .push((peer, Instant::now() + CLOSE_TIMEOUT, Some(reply)));
+                } else {
+                    let _ = reply.send(());
+                }
+            }
+            Command::Block { peer, why } => {
+                self.ending.entry(peer).or_insert(why);
+                self.sessions.cut_off(&peer, "quarantined");
+                if !self.connected.contains_key(&peer) {
+                    self.ending.remove(&peer);
+                }
+            }
+            Command::Allow { peer } => {
+                let now = self.now();
+                self.plan.lost(peer, now);
+            }
+            Command::ListenAddresses { reply } => {
+                let local = *self.swarm.local_peer_id();
+                let _ = reply.send(
+                    self.swarm
+                        .listeners()
+                        .map(|address| address.clone().with(Protocol::P2p(local)))
+                        .collect(),
+                );
+            }
+            Command::Shutdown { .. } => {}
+        }
+    }
+
+    fn end(&mut self, peer: PeerId, why: &str) {
+        self.ending.entry(peer).or_insert_with(|| why.to_owned());
+        let _ = self.swarm.disconnect_peer_id(peer);
+    }
+
+    fn connect(&mut self, caller: Caller) {
+        if let Some(peer) = peer_of(&caller.address) {
+            if peer == *self.swarm.local_peer_id() {
+                let _ = caller.reply.send(Err(NetError::OwnAddress(caller.address)));
+                return;
+            }
+            if self.sessions.is_blocked(&peer) {
+                let _ = caller.reply.send(Err(refused_here(peer, Refusal::Blocked)));
+                return;
+            }
+            if self.connected.contains_key(&peer) {
+                let _ = caller.reply.send(Ok(peer));
+                return;
+            }
+        }
+        let options = dial_options(peer_of(&caller.address), vec![caller.address.clone()]);
+        let connection = options.connection_id();
+        match self.swarm.dial(options) {
+            Ok(()) => {
+                self.dialling.insert(connection, Dialler::Caller(caller));
+            }
+            Err(error) => {
+                let _ = caller
+                    .reply
+                    .send(Err(self.connect_error(&caller.address, &error)));
+            }
+        }
+    }
+
+    fn connect_error(&self, address: &Multiaddr, error: &DialError) -> NetError {
+        match handshake_error(error) {
+            Some(HandshakeError::Refused { peer, refusal }) => refused_here(*peer, *refusal),
+            Some(HandshakeError::RefusedByPeer { peer, refusal }) => NetError::Refused {
+                peer: *peer,
+                why: refusal.of_this_node().to_owned(),
+            },
+            Some(HandshakeError::Own) => NetError::OwnAddress(address.clone()),
+            _ if matches!(error, DialError::LocalPeerId { .. }) => {
+                NetError::OwnAddress(address.clone())
+            }
+            _ => NetError::Unreachable {
+                address: address.clone(),
+                why: dial_error_text(error),
+            },
+        }
+    }
+
+    // Time.
+
+    fn on_tick(&mut self) {
+        let dead: Vec<PeerId> = self
+            .connected
+            .keys()
+            .filter(|peer| self.liveness.tick(**peer, self.sessions.traffic(peer)))
+            .copied()
+            .collect();
+        for peer in dead {
+            let silent = self.liveness.silent_for(&peer).unwrap_or_default();
+            let why = format!("silent for {:.0} s", silent.as_secs_f64());
+            self.ending.entry(peer).or_insert_with(|| why.clone());
+            self.sessions.cut_off(&peer, &why);
+        }
+        let instant = Instant::now();
+        for (peer, latest, _) in &self.closing {
+            if *latest <= instant {
+                self.sessions.cut_off(peer, "it did not close in time");
+            }
+        }
+        self.dial_due();
+        self.retry_waiting(instant);
+    }
+
+    fn dial(&mut self, dial: Dial) {
+        let options = dial_options(dial.peer, dial.addresses);
+        let connection = options.connection_id();
+        match self.swarm.dial(options) {
+            Ok(()) => {
+                self.dialling.insert(
+                    connection,
+                    Dialler::Plan {
+                        target: dial.target,
+                        found_by: dial.found_by,
+                    },
+                );
+            }
+            Err(error) => {
+                let now = self.now();
+                self.plan.failed(dial.target, failure_of(&error), now);
+            }
+        }
+    }
+
+    fn retry_waiting(&mut self, instant: Instant) {
+        let (ready, waiting) = std::mem::take(&mut self.waiting)
+            .into_iter()
+            .partition(|waiting| waiting.retry <= instant);
+        self.waiting = waiting;
+        for Waiting { caller, .. } in ready {
+            if caller.until > instant && !caller.reply.is_closed() {
+                self.connect(caller);
+            }
+        }
+    }
+
+    fn on_peers_file(&mut self, path: std::path::PathBuf, change: Change) {
+        match change {
+            Change::Loaded(peers) => {
+                let addresses: Vec<_> = peers.into_iter().map(|peer| peer.address).collect();
+                let now = self.now();
+                self.plan.set_listed(&addresses, now);
+                self.tell(NetEvent::PeersFileLoaded {
+                    count: addresses.len(),
+                });
+            }
+            Change::Broken(error) => {
+                tracing::warn!(event = "peers_file_broken", path = %path.display(), "{} {error}; the peers known so far stay", path.display());
+                self.tell(NetEvent::PeersFileBroken { path, error });
+            }
+        }
+    }
+
+    fn on_refused(&mut self, refused: &RefusedSession) {
+        let RefusedSession {
+            peer,
+            refusal,
+            by_peer,
+            timed_out,
+        } = *refused;
+        let instant = Instant::now();
+        if self.told.len() >= MAX_REFUSALS {
+            self.told
+                .retain(|_, told| instant.duration_since(*told) < REFUSAL_REPEAT);
+        }
+        let key = (peer, refusal, by_peer);
+        let told_lately = self
+            .told
+            .get(&key)
+            .is_some_and(|told| instant.duration_since(*told) < REFUSAL_REPEAT);
+        if told_lately || self.told.len() >= MAX_REFUSALS {
+            return;
+        }
+        self.told.insert(key, instant);
+        if by_peer {
+            let why = refusal.of_this_node().to_owned();
+            tracing::warn!(event = "refused_by_peer", peer = %peer, "Refused by peer {peer} ({why})");
+            self.tell(NetEvent::RefusedBy { peer, why });
+        } else {
+            let why = if timed_out {
+                "it did not finish the admission in time"
+            } else {
+                refusal.of_the_other()
+            };
+            tracing::warn!(event = "refused_peer", peer = %peer, "Refused peer {peer} ({why})");
+            self.tell(NetEvent::Refused {
+                peer: Some(peer),
+                why: why.to_owned(),
+            });
+        }
+    }
+
+    // What libp2p reports.
+
+    fn on_swarm(&mut self, event: SwarmEvent<BehaviourEvent>) {
+        match event {
+            SwarmEvent::NewListenAddr { address, .. } => {
+                let address = address.with(Protocol::P2p(*self.swarm.local_peer_id()));
+                self.tell(NetEvent::Listening(address));
+            }
+            SwarmEvent::ConnectionEstablished {
+                peer_id,
+                connection_id,
+                endpoint,
+                ..
+            } => self.on_established(peer_id, connection_id, &endpoint),
+            SwarmEvent::ConnectionClosed {
+                peer_id,
+                connection_id,
+                cause,
+                ..
+            } => self.on_closed(peer_id, connection_id, cause.as_ref()),
+            SwarmEvent::OutgoingConnectionError {
+                connection_id,
+                error,
+                ..
+            } => self.on_dial_failed(connection_id, &error),
+            SwarmEvent::IncomingConnectionError {
+                send_back_addr,
+                error,
+                ..
+            } => on_incoming_failed(&send_back_addr, &error),
+            SwarmEvent::ListenerError { error, .. } => {
+                tracing::warn!(event = "listener_error", %error)
+            }
+            SwarmEvent::ListenerClosed {
+                addresses, reason, ..
+            } => {
+                tracing::warn!(
+                    event = "listener_closed",
+                    ?addresses,
+                    ?reason,
+                    "no longer listening on {addresses:?}"
+                );
+            }
+            SwarmEvent::Behaviour(BehaviourEvent::Ping(ping::Event {
+                peer,
+                result: Ok(rtt),
+                ..
+            })) => {
+                self.liveness.answered_ping(peer);
+                if self.waiting_events.len() < MAX_WAITING_EVENTS / 2 {
+                    self.tell(NetEvent::Rtt { peer, rtt });
+                }
+            }
+            SwarmEvent::Behaviour(BehaviourEvent::Ping(ping::Event {
+                peer,
+                result: Err(error),
+                ..
+            })) => {
+                tracing::debug!(event = "ping_failed", %peer, %error);
+            }
+            SwarmEvent::Behaviour(BehaviourEvent::Identify(identify::Event::Received {
+                peer_id,
+                info,
+                ..
+            })) => {
+                self.on_identified(peer_id, info.listen_addrs);
+            }
+            SwarmEvent::Behaviour(BehaviourEvent::Mdns(mdns::Event::Discovered(found))) => {
+                let now = self.now();
+                for (peer, address) in found {
+                    if self.plan.discovered(peer, address, now) {
+                        self.tell(NetEvent::Discovered(peer));
+                    }
+                }
+                self.dial_due();
+            }
+            SwarmEvent::Behaviour(BehaviourEvent::Mdns(mdns::Event::Expired(gone))) => {
+                for (peer, address) in gone {
+                    self.plan.expired(peer, &address);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn dial_due(&mut self) {
+        let now = self.now();
+        let (connected, sessions) = (&self.connected, &self.sessions);
+        let dials = self.plan.due(now, |peer| {
+            connected.contains_key(peer) || sessions.is_blocked(peer)
+        });
+        for dial in dials {
+            self.dial(dial);
+        }
+    }
+
+    fn on_established(
+        &mut self,
+        peer: PeerId,
+        connection: ConnectionId,
+        endpoint: &ConnectedPoint,
+    ) {
+        let mut found_by = if self.plan.is_discovered(&peer) {
+            FoundBy::Mdns
+        } else {
+            FoundBy::Incoming
+        };
+        match self.dialling.remove(&connection) {
+            Some(Dialler::Plan {
+                target,
+                found_by: by_plan,
+            }) => {
+                found_by = by_plan;
+                self.plan.succeeded(target, peer);
+            }
+            Some(Dialler::Caller(caller)) => {
+                found_by = FoundBy::Manual;
+                let _ = caller.reply.send(Ok(peer));
+            }
+            None => {}
+        }
+        let address = endpoint.get_remote_address().clone();
+        let up = !self.connected.contains_key(&peer);
+        let connected = self.connected.entry(peer).or_insert_with(|| Connected {
+            connections: HashSet::new(),
+            addresses: Vec::new(),
+        });
+        connected.connections.insert(connection);
+        if up {
+            let direction = if endpoint.is_dialer() {
+                Direction::Dialled
+            } else {
+                Direction::Accepted
+            };
+            let transport = transport_of(&address);
+            self.tell(NetEvent::PeerUp {
+                peer,
+                address,
+                transport,
+                direction,
+                found_by,
+            });
+        }
+        let (ready, waiting) = std::mem::take(&mut self.waiting)
+            .into_iter()
+            .partition(|waiting| waiting.peer == peer);
+        self.waiting = waiting;
+        for Waiting { caller, .. } in ready {
+            let _ = caller.reply.send(Ok(peer));
+        }
+    }
+
+    fn on_closed(
+        &mut self,
+        peer: PeerId,
+        connection: ConnectionId,
+        cause: Option<&ConnectionError>,
+    ) {
+        let Some(connected) = self.connected.get_mut(&peer) else {
+            return;
+        };
+        connected.connections.remove(&connection);
+        if !connected.connections.is_empty() {
+            return;
+        }
+        self.connected.remove(&peer);
+        self.liveness.forget(&peer);
+        let why = self
+            .ending
+            .remove(&peer)
+            .unwrap_or_else(|| closed_text(cause));
+        let now = self.now();
+        self.plan.lost(peer, now);
+        self.tell(NetEvent::PeerDown { peer, why });
+        for (closing, _, reply) in &mut self.closing {
+            if *closing == peer
+                && let Some(reply) = reply.take()
+            {
+                let _ = reply.send(());
+            }
+        }
+        self.closing.retain(|(_, _, reply)| reply.is_some());
+    }
+
+    fn on_dial_failed(&mut self, connection: ConnectionId, error: &DialError) {
+        tracing::debug!(event = "dial_failed", error = %dial_error_text(error));
+        match self.dialling.remove(&connection) {
+            Some(Dialler::Plan { target, .. }) => {
+                let now = self.now();
+                self.plan.failed(target, failure_of(error), now);
+            }
+            Some(Dialler::Caller(caller)) => match failure_of(error) {
+                Failure::Duplicate(peer) if self.connected.contains_key(&peer) => {
+                    let _ = caller.reply.send(Ok(peer));
+                }
+                Failure::Duplicate(peer) => {
+                    self.waiting.push(Waiting {
+                        caller,
+                        peer,
+                        retry: Instant::now() + CONNECT_RETRY,
+                    });
+                }
+                _ => {
+                    let _ = caller
+                        .reply
+                        .send(Err(self.connect_error(&caller.address, error)));
+                }
+            },
+            None => {}
+        }
+    }
+
+    fn on_identified(&mut self, peer: PeerId, addresses: Vec<Multiaddr>) {
+        if let Some(connected) = self.connected.get_mut(&peer)
+            && connected.addresses != addresses
+        {
+            connected.addresses.clone_from(&addresses);
+            self.tell(NetEvent::PeerAddressesChanged { peer, addresses });
+        }
+    }
+}
+
+async fn watch_peers_file(
+    mut watch: peers_file::Watch,
+    changes: mpsc::Sender<(std::path::PathBuf, Change)>,
+) {
+    let mut look = interval(PEERS_FILE_INTERVAL);
+    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        look.tick().await;
+        if let Some(change) = watch.look().await
+            && changes
+                .send((watch.path().to_owned(), change))
+                .await
+                .is_err()
+        {
+            return;
+        }
+    }
+}
+
+fn dial_options(peer: Option<PeerId>, addresses: Vec<Multiaddr>) -> DialOpts {
+    // A dial from the listening port would make two nodes that dial each other at once meet in one TCP connection
+    // of which both are the dialer.
+    match peer {
+        Some(peer) => DialOpts::peer_id(peer)
+            .condition(PeerCondition::Always)
+            .addresses(addresses)
+            .allocate_new_port()
+            .build(),
+        None => {
+            let address = addresses
+                .into_iter()
+                .next()
+                .unwrap_or_else(Multiaddr::empty);
+            DialOpts::unknown_peer_id()
+                .address(address)
+                .allocate_new_port()
+                .build()
+        }
+    }
+}
+
+fn refused_here(peer: PeerId, refusal: Refusal) -> NetError {
+    NetError::Refused {
+        peer,
+        why: refusal.of_the_other().to_owned(),
+    }
+}
+
+fn listen_error(address: &Multiaddr, error: &TransportError<io::Error>) -> NetError {
+    let why = match error {
+        TransportError::MultiaddrNotSupported(_) => {
+            "not an address that this node can listen on; use /ip4/…/tcp/… or /ip4/…/udp/…/quic-v1"
+                .to_owned()
+        }
+        TransportError::Other(error) => error.to_string(),
+    };
+    NetError::Listen {
+        address: address.clone(),
+        why,
+    }
+}
+
+/// An error and everything in it, through `io::Error`s, which hide their contents from `source`.
+fn chain<'a>(
+    error: &'a (dyn StdError + 'static),
+) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {
+    std::iter::successors(Some(error), |error: &&'a (dyn StdError + 'static)| {
+        let error: &'a (dyn StdError + 'static) = *error;
+        let inner = error
+            .downcast_ref::<io::Error>()
+            .and_then(io::Error::get_ref);
+        match inner {
+            Some(inner) => Some(inner as &(dyn StdError + 'static)),
+            None => error.source(),
+        }
+    })
+}
+
+fn handshake_error(error: &DialError) -> Option<&HandshakeError> {
+    let DialError::Transport(attempts) = error else {
+        return None;
+    };
+    let mut found = attempts.iter().filter_map(|(_, error)| match error {
+        TransportError::Other(error) => {
+            chain(error).find_map(|error| error.downcast_ref::<HandshakeError>())
+        }
+        TransportError::MultiaddrNotSupported(_) => None,
+    });
+    // Of several addresses, one where somebody answered says more than one where nobody did.
+    let mut best = found.next()?;
+    for next in found {
+        if !matches!(
+            best,
+            HandshakeError::Refused { .. } | HandshakeError::RefusedByPeer { .. }
+        ) {
+            best = next;
+        }
+    }
+    Some(best)
+}
+
+fn failure_of(error: &DialError) -> Failure {
+    match handshake_error(error) {
+        Some(
+            HandshakeError::Refused {
+                peer,
+                refusal: Refusal::Duplicate,
+            }
+            | HandshakeError::RefusedByPeer {
+                peer,
+                refusal: Refusal::Duplicate,
+            },
+        ) => Failure::Duplicate(*peer),
+        Some(HandshakeError::Refused { .. } | HandshakeError::RefusedByPeer { .. }) => {
+            Failure::Refused
+        }
+        Some(HandshakeError::Own) => Failure::Own,
+        _ if matches!(error, DialError::LocalPeerId { .. }) => Failure::Own,
+        _ => Failure::Unreachable,
+    }
+}
+
+/// A dial's failure in the words of the innermost error of each address.
+fn dial_error_text(error: &DialError) -> String {
+    let DialError::Transport(attempts) = error else {
+        return error.to_string();
+    };
+    let texts: Vec<String> = attempts
+        .iter()
+        .map(|(_, error)| match error {
+            TransportError::Other(error) => chain(error)
+                .last()
+                .map_or_else(|| error.to_string(), ToString::to_string),
+            TransportError::MultiaddrNotSupported(_) => {
+                "not an address that this node can dial".to_owned()
+            }
+        })
+        .collect();
+    texts.join("; ")
+}
+
+fn on_incoming_failed(address: &Multiaddr, error: &ListenError) {
+    // Refusals are told where they are decided; the rest are sockets that came to nothing.
+    tracing::debug!(event = "incoming_failed", %address, %error);
+}
+
+fn closed_text(cause: Option<&ConnectionError>) -> String {
+    match cause {
+        None => "disconnected".to_owned(),
+        Some(ConnectionError::KeepAliveTimeout) => "idle".to_owned(),
+        Some(ConnectionError::IO(error)) => match error_kind(error) {
+            Some(io::ErrorKind::UnexpectedEof | io::ErrorKind::BrokenPipe) => {
+                "it closed the connection".to_owned()
+            }
+            Some(io::ErrorKind::ConnectionReset | io::ErrorKind::ConnectionAborted) => {
+                "the connection was reset".to_owned()
+            }
+            Some(io::ErrorKind::TimedOut) => "the connection timed out".to_owned(),
+            _ => chain(error)
+                .last()
+                .map_or_else(|| error.to_string(), ToString::to_string),
+        },
+    }
+}
+
+/// The innermost kind that says something.
+fn error_kind(error: &io::Error) -> Option<io::ErrorKind> {
+    chain(error)
+        .filter_map(|error| error.downcast_ref::<io::Error>())
+        .map(io::Error::kind)
+        .filter(|kind| *kind != io::ErrorKind::Other)
+        .last()
+}

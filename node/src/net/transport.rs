@@ -1,0 +1,559 @@
+//! The transports: TCP (Noise, admission, Yamux) and QUIC (admission on its first stream), each ending in a connection
+//! that the swarm may see. It runs the admission frames over sockets; what they mean is `admission`'s, which session
+//! is kept is `session`'s.
+
+use std::future::poll_fn;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use futures::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use libp2p::core::muxing::{StreamMuxer, StreamMuxerBox, StreamMuxerEvent};
+use libp2p::core::transport::{Boxed, Transport as _};
+use libp2p::core::upgrade::{InboundConnectionUpgrade, OutboundConnectionUpgrade};
+use libp2p::core::{ConnectedPoint, Endpoint};
+use libp2p::identity::Keypair;
+use libp2p::multiaddr::Protocol;
+use libp2p::{PeerId, dns, noise, quic, tcp};
+use multistream_select::{Version, dialer_select_proto, listener_select_proto};
+use thiserror::Error;
+use tokio::sync::mpsc;
+
+use super::admission::{
+    Acceptor, AcceptorStep, Dialer, DialerStep, FRAME_BYTES, Frame, FrameError, MAGIC, Refusal,
+};
+use super::pool_key::PoolKey;
+use super::session::{Guarded, Meter, Session, Sessions, Transport};
+use super::socket::Socket;
+use super::yamux;
+
+/// Noise, then admission: what two nodes of this release speak on TCP.
+const ADMITTED_NOISE: &str = "/pangea/noise/1";
+
+/// Noise alone: what stock libp2p peers speak. A node with a pool key takes it only to learn whom it refuses.
+const STOCK_NOISE: &str = "/noise";
+
+/// From the first byte to an admitted connection. A stranger that says nothing holds a socket no longer than this.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long a refused node has to read its refusal before the connection is dropped.
+const REFUSAL_LINGER: Duration = Duration::from_secs(1);
+
+/// Silence after which QUIC itself gives a connection up; `liveness` is quicker.
+const QUIC_IDLE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// QUIC's windows: 16 MiB fills 10 Gbit/s at 13 ms.
+const QUIC_WINDOW_BYTES: u32 = 16 << 20;
+
+/// Why a session did not become a connection.
+#[derive(Debug, Error)]
+pub(super) enum HandshakeError {
+    /// This node refused the peer.
+    #[error("refused {peer}: {}", refusal.of_the_other())]
+    Refused { peer: PeerId, refusal: Refusal },
+    /// The peer refused this node.
+    #[error("{peer} refused this node: {}", refusal.of_this_node())]
+    RefusedByPeer { peer: PeerId, refusal: Refusal },
+    /// Another node answers at the address.
+    #[error("the node there is {obtained}, not {expected}")]
+    WrongPeer { expected: PeerId, obtained: PeerId },
+    /// The address is this node's own.
+    #[error("the address is this node's own")]
+    Own,
+    /// Not done in time.
+    #[error("no answer to the handshake within {} s", HANDSHAKE_TIMEOUT.as_secs())]
+    TimedOut { peer: Option<PeerId> },
+    /// The other side speaks something else.
+    #[error("it does not speak this protocol: {0}")]
+    Negotiation(#[from] multistream_select::NegotiationError),
+    /// The encryption failed.
+    #[error("encryption: {0}")]
+    Noise(#[from] noise::Error),
+    /// The connection broke.
+    #[error("{0}")]
+    Io(#[from] io::Error),
+}
+
+/// A [`HandshakeError`] as the cause of another error: libp2p's combinators show the cause of what they wrap, not itself.
+#[derive(Debug, Error)]
+#[error("{0}")]
+pub(super) struct Failed(#[source] HandshakeError);
+
+/// A session that was refused, for whoever tells the user.
+#[derive(Debug)]
+pub(super) struct RefusedSession {
+    pub(super) peer: PeerId,
+    pub(super) refusal: Refusal,
+    /// Whether the peer refused this node, not this node the peer.
+    pub(super) by_peer: bool,
+    /// Whether the exchange ended without a proof within its time.
+    pub(super) timed_out: bool,
+}
+
+/// What every handshake needs.
+#[derive(Clone)]
+pub(super) struct Door {
+    pub(super) keypair: Keypair,
+    pub(super) local: PeerId,
+    pub(super) pool_key: Option<PoolKey>,
+    pub(super) sessions: Sessions,
+    /// Bounded by its creator; refusals that do not fit are not told.
+    pub(super) refused: mpsc::Sender<RefusedSession>,
+}
+
+/// TCP and QUIC, names resolved, ending in admitted connections.
+///
+/// # Errors
+/// When the noise keys cannot be made.
+pub(super) fn build(door: &Door) -> Result<Boxed<(PeerId, StreamMuxerBox)>, noise::Error> {
+    match dns::tokio::Transport::system(by_address(door)?) {
+        Ok(named) => Ok(named.boxed()),
+        Err(error) => {
+            tracing::warn!(event = "no_resolver", %error, "this host has no resolver configuration: peers are reached by address only");
+            by_address(door)
+        }
+    }
+}
+
+fn by_address(door: &Door) -> Result<Boxed<(PeerId, StreamMuxerBox)>, noise::Error> {
+    let noise = noise::Config::new(&door.keypair)?;
+    let tcp_door = door.clone();
+    let tcp = tcp::tokio::Transport::new(tcp::Config::new().nodelay(true)).and_then(
+        move |stream, endpoint| async move {
+            let meter = Arc::new(Meter::default());
+            let mut peer = None;
+            let socket = Socket::new(stream, Arc::clone(&meter));
+            let handshake = tcp_handshake(&tcp_door, noise, socket, &endpoint, meter, &mut peer);
+            let result = tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake).await;
+            conclude(
+                &tcp_door,
+                result.unwrap_or(Err(HandshakeError::TimedOut { peer })),
+            )
+        },
+    );
+
+    let mut quic_config = quic::Config::new(&door.keypair);
+    quic_config.max_idle_timeout = QUIC_IDLE_TIMEOUT.as_millis() as u32;
+    quic_config.keep_alive_interval = QUIC_IDLE_TIMEOUT / 4;
+    quic_config.handshake_timeout = HANDSHAKE_TIMEOUT;
+    quic_config.max_stream_data = QUIC_WINDOW_BYTES;
+    quic_config.max_connection_data = 2 * QUIC_WINDOW_BYTES;
+    let quic_door = door.clone();
+    let quic = quic::tokio::Transport::new(quic_config).and_then(
+        move |(peer, connection), endpoint| async move {
+            let result = tokio::time::timeout(
+                HANDSHAKE_TIMEOUT,
+                quic_handshake(&quic_door, connection, peer, &endpoint),
+            )
+            .await;
+            conclude(
+                &quic_door,
+                result.unwrap_or(Err(HandshakeError::TimedOut { peer: Some(peer) })),
+            )
+        },
+    );
+
+    Ok(tcp
+        .or_transport(quic)
+        .map(|either, _| either.into_inner())
+        .boxed())
+}
+
+/// Tells the refusals that the user should hear of.
+fn conclude<T>(door: &Door, result: Result<T, HandshakeError>) -> Result<T, Failed> {
+    let told = match &result {
+        Err(
+            HandshakeError::Refused {
+                refusal: Refusal::Duplicate,
+                ..
+            }
+            | HandshakeError::RefusedByPeer {
+                refusal: Refusal::Duplicate,
+                ..
+            },
+        ) => None,
+        Err(HandshakeError::Refused { peer, refusal }) => Some((*peer, *refusal, false, false)),
+        Err(HandshakeError::RefusedByPeer { peer, refusal }) => {
+            Some((*peer, *refusal, true, false))
+        }
+        Err(HandshakeError::TimedOut { peer: Some(peer) }) => {
+            Some((*peer, Refusal::Malformed, false, true))
+        }
+        _ => None,
+    };
+    if let Some((peer, refusal, by_peer, timed_out)) = told {
+        let _ = door.refused.try_send(RefusedSession {
+            peer,
+            refusal,
+            by_peer,
+            timed_out,
+        });
+    }
+    result.map_err(Failed)
+}
+
+fn is_dialled_here(endpoint: &ConnectedPoint) -> bool {
+    matches!(
+        endpoint,
+        ConnectedPoint::Dialer {
+            role_override: Endpoint::Dialer,
+            ..
+        }
+    )
+}
+
+/// The peer id that the dialled address names, if any.
+fn expected_peer(endpoint: &ConnectedPoint) -> Option<PeerId> {
+    match endpoint.get_remote_address().iter().last() {
+        Some(Protocol::P2p(peer)) => Some(peer),
+        _ => None,
+    }
+}
+
+/// Refuses, before any proof, whoever is not whom this node dialled.
+fn check_identity(
+    door: &Door,
+    endpoint: &ConnectedPoint,
+    obtained: PeerId,
+) -> Result<(), HandshakeError> {
+    if obtained == door.local {
+        return Err(HandshakeError::Own);
+    }
+    match expected_peer(endpoint) {
+        Some(expected) if expected != obtained => {
+            Err(HandshakeError::WrongPeer { expected, obtained })
+        }
+        _ => Ok(()),
+    }
+}
+
+async fn tcp_handshake(
+    door: &Door,
+    noise: noise::Config,
+    socket: Socket,
+    endpoint: &ConnectedPoint,
+    meter: Arc<Meter>,
+    authenticated: &mut Option<PeerId>,
+) -> Result<(PeerId, StreamMuxerBox), HandshakeError> {
+    let dialled_here = is_dialled_here(endpoint);
+    // A keyless node also meets stock peers; a keyed one never lets the negotiation talk it out of admission.
+    let mut offered: Vec<&'static str> = vec![ADMITTED_NOISE, STOCK_NOISE];
+    if dialled_here && door.pool_key.is_some() {
+        offered.truncate(1);
+    }
+    let (protocol, (peer, mut stream)) = if dialled_here {
+        let (protocol, socket) = dialer_select_proto(socket, offered, Version::V1).await?;
+        (protocol, noise.upgrade_outbound(socket, STOCK_NOISE).await?)
+    } else {
+        let (protocol, socket) = listener_select_proto(socket, offered).await?;
+        (protocol, noise.upgrade_inbound(socket, STOCK_NOISE).await?)
+    };
+    *authenticated = Some(peer);
+    check_identity(door, endpoint, peer)?;
+
+    let stock = protocol == STOCK_NOISE;
+    if stock && door.pool_key.is_some() {
+        return Err(HandshakeError::Refused {
+            peer,
+            refusal: Refusal::Malformed,
+        });
+    }
+    let session = if dialled_here {
+        let session = open_dialled(door, peer, Transport::Tcp, &meter)?;
+        if !stock {
+            dial_admission(door, &mut stream, peer).await?;
+        }
+        admit(&session, peer)?;
+        session
+    } else {
+        let session = door
+            .sessions
+            .accepted(peer, Transport::Tcp, Arc::clone(&meter));
+        if stock {
+            admit(&session, peer)?;
+        } else {
+            accept_admission(door, &mut stream, peer, &session, None).await?;
+        }
+        session
+    };
+
+    let muxer = if dialled_here {
+        let (_, stream) = dialer_select_proto(stream, [yamux::PROTOCOL], Version::V1Lazy).await?;
+        yamux::Muxer::new(stream, true)
+    } else {
+        let (_, stream) = listener_select_proto(stream, [yamux::PROTOCOL]).await?;
+        yamux::Muxer::new(stream, false)
+    };
+    Ok((
+        peer,
+        StreamMuxerBox::new(Guarded::new(muxer, meter, session)),
+    ))
+}
+
+fn open_dialled(
+    door: &Door,
+    peer: PeerId,
+    transport: Transport,
+    meter: &Arc<Meter>,
+) -> Result<Session, HandshakeError> {
+    door.sessions
+        .dialled(peer, transport, Arc::clone(meter))
+        .map_err(|refusal| HandshakeError::Refused { peer, refusal })
+}
+
+fn admit(session: &Session, peer: PeerId) -> Result<(), HandshakeError> {
+    session
+        .admit()
+        .map_err(|refusal| HandshakeError::Refused { peer, refusal })
+}
+
+/// The dialer's side of the exchange over `stream`.
+async fn dial_admission<S: AsyncRead + AsyncWrite + Unpin>(
+    door: &Door,
+    stream: &mut S,
+    peer: PeerId,
+) -> Result<(), HandshakeError> {
+    let (mut dialer, hello) = Dialer::new(door.pool_key.as_ref(), door.local, peer, rand::random());
+    send(stream, &hello).await?;
+    loop {
+        let mut bytes = [0; FRAME_BYTES];
+        stream.read_exact(&mut bytes).await?;
+        let refuse = |refusal| HandshakeError::Refused { peer, refusal };
+        match dialer.handle(&Frame::parse(&bytes).map_err(|error| refuse(error.into()))?) {
+            DialerStep::Send(frame) => send(stream, &frame).await?,
+            DialerStep::Admitted => return Ok(()),
+            DialerStep::Refuse(refusal) => return Err(refuse(refusal)),
+            DialerStep::RefusedByAcceptor(refusal) => {
+                return Err(HandshakeError::RefusedByPeer { peer, refusal });
+            }
+        }
+    }
+}
+
+/// The acceptor's side of the exchange over `stream`, of whose first frame the `start` may have been read already.
+async fn accept_admission<S: AsyncRead + AsyncWrite + Unpin>(
+    door: &Door,
+    stream: &mut S,
+    peer: PeerId,
+    session: &Session,
+    start: Option<[u8; MAGIC.len()]>,
+) -> Result<(), HandshakeError> {
+    let mut acceptor = Acceptor::new(door.pool_key.as_ref(), door.local, peer, rand::random());
+    let mut already_read = start.map_or(0, |start| start.len());
+    let mut bytes = [0; FRAME_BYTES];
+    bytes[..already_read].copy_from_slice(start.as_ref().map_or(&[], |start| start.as_slice()));
+    let refusal = loop {
+        // The magic first: a stranger that sends something shorter than a frame and waits is refused at once.
+        if already_read < MAGIC.len() {
+            stream.read_exact(&mut bytes[..MAGIC.len()]).await?;
+        }
+        if bytes[..MAGIC.len()] != MAGIC {
+            break Refusal::from(FrameError::Magic);
+        }
+        stream.read_exact(&mut bytes[MAGIC.len()..]).await?;
+        already_read = 0;
+        let step = match Frame::parse(&bytes) {
+            Ok(frame) => acceptor.handle(&frame),
+            Err(error) => AcceptorStep::Refuse(error.into()),
+        };
+        match step {
+            AcceptorStep::Send(frame) => send(stream, &frame).await?,
+            AcceptorStep::Refuse(refusal) => break refusal,
+            AcceptorStep::Proven(accept) => match session.admit() {
+                Ok(()) => return Ok(send(stream, &accept).await?),
+                Err(refusal) => break refusal,
+            },
+        }
+    };
+    refuse(stream, refusal).await;
+    Err(HandshakeError::Refused { peer, refusal })
+}
+
+async fn send<S: AsyncWrite + Unpin>(stream: &mut S, frame: &Frame) -> io::Result<()> {
+    stream.write_all(&frame.encode()).await?;
+    stream.flush().await
+}
+
+/// Sends the refusal and waits until the other side has hung up, so that closing does not overtake it.
+async fn refuse<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S, refusal: Refusal) {
+    let farewell = async {
+        send(stream, &Frame::Refuse(refusal)).await?;
+        stream.close().await?;
+        // What else it sends is read and forgotten, within the linger.
+        let mut rest = [0; 256];
+        while stream.read(&mut rest).await? > 0 {}
+        io::Result::Ok(())
+    };
+    let _ = tokio::time::timeout(REFUSAL_LINGER, farewell).await;
+}
+
+async fn quic_handshake(
+    door: &Door,
+    mut connection: quic::Connection,
+    peer: PeerId,
+    endpoint: &ConnectedPoint,
+) -> Result<(PeerId, StreamMuxerBox), HandshakeError> {
+    check_identity(door, endpoint, peer)?;
+    let meter = Arc::new(Meter::default());
+    let (session, first) = if is_dialled_here(endpoint) {
+        let session = open_dialled(door, peer, Transport::Quic, &meter)?;
+        let mut stream = poll_fn(|cx| Pin::new(&mut connection).poll_outbound(cx))
+            .await
+            .map_err(io::Error::other)?;
+        match dial_admission(door, &mut stream, peer).await {
+            // A stock peer drops the stream: it is not a multistream-select one.
+            Err(HandshakeError::Io(_)) if door.pool_key.is_none() => {}
+            result => result?,
+        }
+        let _ = stream.close().await;
+        admit(&session, peer)?;
+        (session, None)
+    } else {
+        let session = door
+            .sessions
+            .accepted(peer, Transport::Quic, Arc::clone(&meter));
+        let mut stream = poll_fn(|cx| Pin::new(&mut connection).poll_inbound(cx))
+            .await
+            .map_err(io::Error::other)?;
+        let mut start = [0; MAGIC.len()];
+        stream.read_exact(&mut start).await?;
+        if start == MAGIC || door.pool_key.is_some() {
+            accept_admission(door, &mut stream, peer, &session, Some(start)).await?;
+            let _ = stream.close().await;
+            (session, None)
+        } else {
+            // A stock peer's first stream: it gets it back as it was.
+            admit(&session, peer)?;
+            let stream = QuicStream {
+                stream,
+                replay: start,
+                replayed: 0,
+                meter: Arc::clone(&meter),
+            };
+            (session, Some(stream))
+        }
+    };
+    let muxer = QuicMuxer {
+        connection,
+        first,
+        meter: Arc::clone(&meter),
+    };
+    Ok((
+        peer,
+        StreamMuxerBox::new(Guarded::new(muxer, meter, session)),
+    ))
+}
+
+/// A QUIC connection that counts bytes, and gives back the stream that admission had looked into.
+struct QuicMuxer {
+    connection: quic::Connection,
+    first: Option<QuicStream>,
+    meter: Arc<Meter>,
+}
+
+impl QuicMuxer {
+    fn counted(&self, stream: quic::Stream) -> QuicStream {
+        QuicStream {
+            stream,
+            replay: MAGIC,
+            replayed: MAGIC.len(),
+            meter: Arc::clone(&self.meter),
+        }
+    }
+}
+
+impl StreamMuxer for QuicMuxer {
+    type Substream = QuicStream;
+    type Error = quic::Error;
+
+    fn poll_inbound(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<QuicStream, quic::Error>> {
+        let this = self.get_mut();
+        if let Some(first) = this.first.take() {
+            return Poll::Ready(Ok(first));
+        }
+        Pin::new(&mut this.connection)
+            .poll_inbound(cx)
+            .map_ok(|stream| this.counted(stream))
+    }
+
+    fn poll_outbound(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<QuicStream, quic::Error>> {
+        let this = self.get_mut();
+        Pin::new(&mut this.connection)
+            .poll_outbound(cx)
+            .map_ok(|stream| this.counted(stream))
+    }
+
+    fn poll_close(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<(), quic::Error>> {
+        Pin::new(&mut self.get_mut().connection).poll_close(cx)
+    }
+
+    fn poll(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<StreamMuxerEvent, quic::Error>> {
+        Pin::new(&mut self.get_mut().connection).poll(cx)
+    }
+}
+
+/// A QUIC stream that counts bytes, after bytes of it that were read before.
+struct QuicStream {
+    stream: quic::Stream,
+    replay: [u8; MAGIC.len()],
+    replayed: usize,
+    meter: Arc<Meter>,
+}
+
+impl AsyncRead for QuicStream {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut [u8],
+    ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        let rest = &this.replay[this.replayed..];
+        if !rest.is_empty() {
+            let count = rest.len().min(buf.len());
+            buf[..count].copy_from_slice(&rest[..count]);
+            this.replayed += count;
+            return Poll::Ready(Ok(count));
+        }
+        Pin::new(&mut this.stream)
+            .poll_read(cx, buf)
+            .map_ok(|count| {
+                this.meter.received(count);
+                count
+            })
+    }
+}
+
+impl AsyncWrite for QuicStream {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        Pin::new(&mut this.stream)
+            .poll_write(cx, buf)
+            .map_ok(|count| {
+                this.meter.sent(count);
+                count
+            })
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_flush(cx)
+    }
+
+    fn poll_close(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_close(cx)
+    }
+}

@@ -1,0 +1,127 @@
+//! The `/yamux/1.0.0` upgrade: the `yamux` crate with frames as large as one Noise message takes, and windows bounded
+//! per connection. On the wire it is what every libp2p peer speaks; what differs from the stock upgrade is
+//! sizes only, which that one does not let one set. It knows nothing of what the streams carry.
+
+use std::collections::VecDeque;
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, Waker, ready};
+
+use futures::{AsyncRead, AsyncWrite};
+use libp2p::core::muxing::{StreamMuxer, StreamMuxerEvent};
+use yamux::{Config, Connection, ConnectionError, Mode};
+
+/// The protocol's name in the negotiation.
+pub(super) const PROTOCOL: &str = "/yamux/1.0.0";
+
+/// Plain bytes in one Noise message of libp2p's (65535 less the 1024 that it keeps free for keys).
+const NOISE_MESSAGE_BYTES: usize = 65_535 - 1_024;
+
+/// Bytes of a Yamux frame header.
+const HEADER_BYTES: usize = 12;
+
+/// Body of a data frame: header and body fill one Noise message, so that no frame costs a second, tiny one.
+const FRAME_BODY_BYTES: usize = NOISE_MESSAGE_BYTES - HEADER_BYTES;
+
+/// Streams on one connection: a peer has a handful (task streams, ping, identify); this bounds a hostile one.
+const MAX_STREAMS: usize = 128;
+
+/// What a peer can make this node buffer on one connection, all streams together. Windows grow with bandwidth times
+/// round trip: 10 Gbit/s at 100 ms needs 125 MB.
+const MAX_RECEIVE_WINDOW_BYTES: usize = 256 << 20;
+
+const _: () = assert!(MAX_RECEIVE_WINDOW_BYTES >= MAX_STREAMS * yamux::DEFAULT_CREDIT as usize);
+
+/// Streams that a peer opened and nobody took yet: as many as it may open without being acknowledged.
+const MAX_INBOUND_BUFFERED: usize = MAX_STREAMS;
+
+/// A connection's streams.
+pub(super) struct Muxer<C> {
+    connection: Connection<C>,
+    inbound: VecDeque<yamux::Stream>,
+    inbound_waker: Option<Waker>,
+}
+
+impl<C: AsyncRead + AsyncWrite + Unpin> Muxer<C> {
+    /// Streams over `socket`; the dialer is the client.
+    pub(super) fn new(socket: C, dialled_here: bool) -> Self {
+        let mut config = Config::default();
+        config.set_max_num_streams(MAX_STREAMS);
+        config.set_max_connection_receive_window(Some(MAX_RECEIVE_WINDOW_BYTES));
+        config.set_split_send_size(FRAME_BODY_BYTES);
+        let mode = if dialled_here {
+            Mode::Client
+        } else {
+            Mode::Server
+        };
+        Self {
+            connection: Connection::new(socket, config, mode),
+            inbound: VecDeque::new(),
+            inbound_waker: None,
+        }
+    }
+
+    /// Drives the connection until a stream comes in. Nothing on the connection moves unless this is polled.
+    fn poll_connection(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<yamux::Stream>> {
+        match ready!(self.connection.poll_next_inbound(cx)) {
+            Some(Ok(stream)) => Poll::Ready(Ok(stream)),
+            Some(Err(error)) => Poll::Ready(Err(into_io(error))),
+            None => Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into())),
+        }
+    }
+}
+
+fn into_io(error: ConnectionError) -> io::Error {
+    match error {
+        ConnectionError::Io(error) => error,
+        ConnectionError::Closed => io::ErrorKind::UnexpectedEof.into(),
+        other => io::Error::other(other),
+    }
+}
+
+impl<C: AsyncRead + AsyncWrite + Unpin> StreamMuxer for Muxer<C> {
+    type Substream = yamux::Stream;
+    type Error = io::Error;
+
+    fn poll_inbound(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<io::Result<Self::Substream>> {
+        if let Some(stream) = self.inbound.pop_front() {
+            return Poll::Ready(Ok(stream));
+        }
+        if let Poll::Ready(result) = self.poll_connection(cx) {
+            return Poll::Ready(result);
+        }
+        self.inbound_waker = Some(cx.waker().clone());
+        Poll::Pending
+    }
+
+    fn poll_outbound(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<io::Result<Self::Substream>> {
+        self.connection.poll_new_outbound(cx).map_err(into_io)
+    }
+
+    fn poll_close(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.connection.poll_close(cx).map_err(into_io)
+    }
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<StreamMuxerEvent>> {
+        let stream = ready!(self.poll_connection(cx))?;
+        if self.inbound.len() < MAX_INBOUND_BUFFERED {
+            self.inbound.push_back(stream);
+            if let Some(waker) = self.inbound_waker.take() {
+                waker.wake();
+            }
+        } else {
+            tracing::warn!(
+                event = "stream_dropped",
+                "a peer opens streams faster than this node takes them"
+            );
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+}
