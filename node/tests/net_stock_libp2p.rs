@@ -1,6 +1,11 @@
 //! A node beside a peer built from nothing but stock libp2p (Noise, libp2p's own Yamux upgrade, QUIC): both can dial, large data
 //! comes through both ways, and a node with a pool key refuses it.
 
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test stops at the first thing that is not as it should be"
+)]
+
 use std::time::Duration;
 
 use futures::{AsyncReadExt, AsyncWriteExt, StreamExt};

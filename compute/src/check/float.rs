@@ -41,10 +41,10 @@ struct RowSums {
     squares: f64,
 }
 
-/// 2^e as two factors that stay in range.
+/// 2^e as two factors that stay in range. Beyond 2^±2000 nothing of an f64 product is left to scale.
 fn power(e: i32) -> (f64, f64) {
-    let half = e / 2;
-    (2f64.powi(half), 2f64.powi(e - half))
+    let half = (e / 2).clamp(-1000, 1000);
+    (2f64.powi(half), 2f64.powi((e - e / 2).clamp(-1000, 1000)))
 }
 
 /// The exponent of the largest finite magnitude in an f64 tensor's row; 0 for other types and where scaling is not
@@ -233,8 +233,9 @@ impl FloatProbe {
                 continue;
             }
             let scale = power(-c_exponent(row));
+            let a_scale = a_scales.as_ref().map_or((1.0, 1.0), |s| s[row]);
             if !have.squares.is_finite() || !self.bad.is_empty() {
-                match self.overflowed(row, &mut judge, &mut dice, scale)? {
+                match self.overflowed(row, &mut judge, &mut dice, scale, a_scale)? {
                     Some(corrected) => have = corrected,
                     None => {
                         rows_sampled_only += 1;
@@ -247,8 +248,9 @@ impl FloatProbe {
                 + tiny * scale.0 * scale.1;
             for (want, have) in want.lanes.iter().zip(&have.lanes) {
                 let residual = (have - want).abs();
-                // Written so that a NaN residual is a mismatch.
-                if !(residual <= threshold) {
+                // A NaN residual is not within anything.
+                let within = residual <= threshold;
+                if !within {
                     let unscale = power(c_exponent(row));
                     return Err(Mismatch {
                         row,
@@ -292,6 +294,7 @@ impl FloatProbe {
         judge: &mut Judge<'_>,
         dice: &mut Dice,
         scale: (f64, f64),
+        a_scale: (f64, f64),
     ) -> Result<Option<RowSums>, Mismatch> {
         let mut values = row_values(judge.c, row);
         let overflowed: Vec<usize> = (0..values.len())
@@ -307,18 +310,23 @@ impl FloatProbe {
         for &j in &self.bad {
             values[j] = 0.0;
         }
-        let mut exact_enough = true;
-        for j in overflowed {
-            values[j] = judge.element(row, j)?;
-            exact_enough &= values[j].is_finite();
+        for value in &mut values {
+            *value = *value * scale.0 * scale.1;
         }
-        if !exact_enough {
-            judge.sample(row, dice, 2)?;
-            return Ok(None);
+        let b_scale = power(-self.exponent);
+        let a: Vec<f64> = row_values(judge.a, row)
+            .iter()
+            .map(|a| a * a_scale.0 * a_scale.1)
+            .collect();
+        for j in overflowed {
+            judge.element(row, j)?;
+            // Scaled before they are summed, so that this sum does not overflow too.
+            let mut b = row_values(&judge.b.transposed(), j);
+            b.iter_mut().for_each(|b| *b = *b * b_scale.0 * b_scale.1);
+            values[j] = dot(&a, &b).0;
         }
         let mut sums = RowSums::default();
         for (value, x) in values.iter().zip(&self.x) {
-            let value = value * scale.0 * scale.1;
             sums.squares += value * value;
             for (sum, x) in sums.lanes.iter_mut().zip(x) {
                 *sum += value * x;
@@ -425,10 +433,18 @@ impl Judge<'_> {
             operands_finite && ((got - want).abs() <= error || (may_overflow && !want.is_finite()))
         } else if !operands_finite {
             may_overflow || (want.is_nan() && got.is_nan()) || (want.is_infinite() && want == got)
-        } else if got.is_nan() {
-            may_overflow
         } else {
-            may_overflow || (want.abs() + error >= max_out && want.signum() == got.signum())
+            // An infinity needs terms of its sign that reach the end of the range, a NaN needs both.
+            let side = |sign: f64| {
+                let terms = a.iter().zip(b).map(|(a, b)| a * b * sign);
+                terms.filter(|term| *term > 0.0).sum::<f64>() >= max_sum * 0.999
+            };
+            if got.is_nan() {
+                may_overflow && side(1.0) && side(-1.0)
+            } else {
+                (may_overflow && side(got.signum()))
+                    || (want.abs() + error >= max_out && want.signum() == got.signum())
+            }
         };
         if right {
             return Ok(want);

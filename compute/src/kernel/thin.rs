@@ -1,6 +1,8 @@
 //! A matrix times a few vectors, in one pass over the matrix: what the checks are made of. Floats in f64 against eight
 //! vectors at once, integers exactly against one vector of 61-bit numbers in limbs. It decides nothing.
 #![allow(unsafe_code)]
+// Register tiles are read by index: the loops are unrolled whole.
+#![allow(clippy::needless_range_loop)]
 
 use crate::dtype::for_dtype;
 use crate::{Element, Isa, Tensor};
@@ -295,6 +297,9 @@ pub(crate) fn thin_exact(isa: Isa, t: &Tensor, rows: Range<usize>, x: &Limbs, su
     }
 }
 
+/// One run of a line times the same run of the vector.
+type Run<'a, T> = &'a dyn Fn(Isa, &[T], Range<usize>) -> i128;
+
 /// Rows, strides and runs around `dot`, which multiplies one run of a line with the same run of the vector.
 fn exact<T: Element>(
     isa: Isa,
@@ -303,7 +308,7 @@ fn exact<T: Element>(
     rows: Range<usize>,
     run: usize,
     sums: &mut [u64],
-    dot: &dyn Fn(Isa, &[T], Range<usize>) -> i128,
+    dot: Run<'_, T>,
 ) {
     let (row_stride, col_stride) = t.strides();
     let cols = t.cols();

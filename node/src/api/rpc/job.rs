@@ -12,7 +12,7 @@ use pangea_schema::tensor_capnp::tensor;
 use tokio::sync::watch;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use super::account::{Account, Seat};
+use super::account::{Account, Holding, Seat};
 use super::backend::{Backend, RunningJob};
 use super::slot::{Fill, Slot, slot};
 use super::tensor::{Held, TensorObject, Tensors, client_dtype, compute_dtype};
@@ -105,6 +105,14 @@ struct Run<B: Backend> {
     progress: watch::Sender<Progress>,
 }
 
+/// What is known of a product before it is computed.
+struct Prepared<B: Backend> {
+    a: TensorObject<B>,
+    b: TensorObject<B>,
+    info: TensorInfo,
+    holding: Holding<B>,
+}
+
 impl<B: Backend> Run<B> {
     async fn product(
         &self,
@@ -112,16 +120,18 @@ impl<B: Backend> Run<B> {
         fill_info: Fill<TensorInfo>,
     ) -> Result<(Held<B>, JobReport)> {
         let prepared = self.prepare(&request).await;
-        fill_info.fill(
-            prepared
-                .as_ref()
-                .map(|(_, _, info)| *info)
-                .map_err(Error::clone),
-        );
-        let (a, b, info) = prepared?;
+        fill_info.fill(match &prepared {
+            Ok(prepared) => Ok(prepared.info),
+            Err(error) => Err(error.clone()),
+        });
+        let Prepared {
+            a,
+            b,
+            info: _,
+            holding,
+        } = prepared?;
 
         let (a, b) = (a.value.wait().await?, b.value.wait().await?);
-        let holding = self.account.hold(info.size_bytes()?)?;
         let MatmulOptions {
             place,
             verify,
@@ -171,11 +181,8 @@ impl<B: Backend> Run<B> {
         ))
     }
 
-    /// The operands, and what their product is.
-    async fn prepare(
-        &self,
-        request: &Request,
-    ) -> Result<(TensorObject<B>, TensorObject<B>, TensorInfo)> {
+    /// The operands as soon as their shapes are known, and room for their product.
+    async fn prepare(&self, request: &Request) -> Result<Prepared<B>> {
         let a = self.operand("A", &request.a).await?;
         let b = self.operand("B", &request.b).await?;
         let (a_info, b_info) = (a.info.wait().await?, b.info.wait().await?);
@@ -203,8 +210,14 @@ impl<B: Backend> Run<B> {
             rows: a_info.rows,
             cols: b_info.cols,
         };
-        info.size_bytes()?;
-        Ok((a, b, info))
+        // Before anything says how large it will be: what has no room fails at once.
+        let holding = self.account.hold(info.size_bytes()?)?;
+        Ok(Prepared {
+            a,
+            b,
+            info,
+            holding,
+        })
     }
 
     /// The tensor that `capability` stands for, once it is known which that is. An upload or a
