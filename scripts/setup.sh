@@ -121,9 +121,10 @@ check_advisories() {
 build_everything() { cargo build --release --locked --workspace --all-targets; }
 run_rust_tests() { closing_lines '^test result: ' cargo test --release --locked --workspace --no-fail-fast; }
 run_python_tests() {
-  PANGEA_BIN="$TARGET/release/pangea" PYTHONPATH="$REPOSITORY/client/python${PYTHONPATH:+:$PYTHONPATH}" PYTHONDONTWRITEBYTECODE=1 \
+  PANGEA_BIN="$TARGET/release/pangea" PYTHONPATH="$REPOSITORY/client/python/src${PYTHONPATH:+:$PYTHONPATH}" PYTHONDONTWRITEBYTECODE=1 \
     closing_lines '^=+ .* in [0-9.]+s' "$PYTHON_ENV/bin/python" -m pytest -p no:cacheprovider client/python
 }
+check_python_types() { (cd client/python && "$PYTHON_ENV/bin/python" -m mypy --cache-dir "$TARGET/mypy"); }
 check_scripts() {
   local script
   for script in scripts/*.sh .ci/run; do bash -n "$script" || return 1; done
@@ -137,6 +138,8 @@ run_tests() {
   need_build_tools
   need_rust_component cargo-fmt rustfmt
   need_rust_component cargo-clippy clippy
+  need_capnp
+  need_namespaces
   need_python_env
   need_cargo_deny
   mkdir -p "$TARGET"
@@ -144,6 +147,7 @@ run_tests() {
 
   stage 'Format' check_format
   stage 'Scripts: syntax and shellcheck' check_scripts
+  stage 'Python: types' check_python_types
   stage 'Licences, duplicates, sources' check_dependencies
   stage 'Advisories' check_advisories
   stage 'Clippy' check_lints
