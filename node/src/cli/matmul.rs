@@ -362,11 +362,16 @@ fn merge(mut one: JobReport, other: JobReport) -> JobReport {
     one
 }
 
+/// `1 task`, `2 tasks`.
+fn counted(count: u32, what: &str) -> String {
+    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
+}
+
 fn show(report: &JobReport, written: Option<(PathBuf, u64)>, blocks: usize, total_seconds: f64) -> String {
     let [m, k, n] = report.shape;
     let mut text = format!("C [{m}, {n}] {} = A [{m}, {k}] · B [{k}, {n}]\n", report.dtype);
     let tasks = &report.tasks;
-    let mut how = format!("{} tasks: {} remote, {} local", tasks.total, tasks.remote, tasks.local);
+    let mut how = format!("{}: {} remote, {} local", counted(tasks.total, "task"), tasks.remote, tasks.local);
     for (count, what) in [(tasks.retried, "retried"), (tasks.hedged, "hedged")] {
         if count > 0 {
             how.push_str(&format!(", {count} {what}"));
