@@ -15,7 +15,7 @@ use super::args::{DemoArgs, OutputArgs};
 use super::demo_node::DemoNode;
 use super::failure::{Exit, Failure};
 use super::matrix::Operand;
-use super::table::{Align, Table, seconds, short_peer, three_digits};
+use super::table::{Align, Table, seconds, short_peer};
 use super::{print, print_json};
 use crate::config::host;
 
@@ -104,15 +104,12 @@ pub(super) async fn run(args: DemoArgs, output: OutputArgs) -> Result<(), Failur
         .collect();
     let size = args.size as usize;
     story.tell(format!("Multiplying two {size} × {size} matrices: {} asks, the others compute.", NAMES[0]))?;
-    let (first, _) = multiply(&client, size, None).await?;
+    let (first, _) = multiply(&client, size, None, &story).await?;
     story.tell(after(&first))?;
 
     let victim = nodes.len() - 1;
     let (second, killed) = survive(&client, &mut nodes[victim], size + size / 2, &story).await?;
     lines[victim].killed = killed;
-    if killed {
-        story.tell(format!("{} was killed in the middle; the others did its part.", nodes[victim].name))?;
-    }
     story.tell(after(&second))?;
 
     drop(client);
@@ -154,14 +151,14 @@ async fn survive(
     let mut size = size;
     story.tell(format!("Multiplying {size} × {size} now, and killing {} while it computes.", victim.name))?;
     for _ in 1..ATTEMPTS {
-        let (product, killed) = multiply(client, size, Some(&mut *victim)).await?;
+        let (product, killed) = multiply(client, size, Some(&mut *victim), story).await?;
         if killed {
             return Ok((product, true));
         }
         size *= 2;
         story.tell(format!("That was done before anyone could be killed; again with {size} × {size}."))?;
     }
-    multiply(client, size, Some(victim)).await
+    multiply(client, size, Some(victim), story).await
 }
 
 /// Multiplies on the peers of the node behind `client`, killing `victim` once the first part is done, and checks every
@@ -170,6 +167,7 @@ async fn multiply(
     client: &Client,
     size: usize,
     mut victim: Option<&mut DemoNode>,
+    story: &Story,
 ) -> Result<(ProductLine, bool), Failure> {
     let a = Operand::generated(size, size, DType::F32, 1);
     let b = Operand::generated(size, size, DType::F32, 2);
@@ -178,14 +176,18 @@ async fn multiply(
     let options = MatmulOptions { place: Place::Remote, ..MatmulOptions::default() };
     let (job, product) = client.matmul(&held_a, &held_b, &options);
     let mut killed = None;
+    let mut told = Ok(());
     job.watch(&mut |progress| {
         let in_the_middle = progress.tasks_done > 0 && progress.tasks_done < progress.tasks_total;
         if in_the_middle && let Some(victim) = victim.take() {
             victim.kill();
             killed = Some(victim.peer.clone());
+            let done = format!("{} of {} parts", progress.tasks_done, progress.tasks_total);
+            told = story.tell(format!("Killed {} after {done}; the others take over its part.", victim.name));
         }
     })
     .await?;
+    told?;
     let report = job.report().await?;
     let mut bytes = Vec::new();
     let TensorInfo { rows, cols, .. } = product.read_into(&mut bytes).await?;
@@ -223,7 +225,7 @@ fn after(product: &ProductLine) -> String {
     let report = &product.report;
     let [side, ..] = report.shape;
     format!(
-        "Done in {}: {} of {} parts on other nodes; all {} numbers are right.",
+        "Done in {}: {} of {} parts elsewhere; all {} numbers are right.",
         seconds(report.seconds),
         report.tasks.remote,
         report.tasks.total,
@@ -248,9 +250,8 @@ fn show(outcome: &Outcome) -> String {
     let mut table = Table::new([
         ("product", Align::Left),
         ("time", Align::Right),
-        ("GFLOP/s", Align::Right),
         ("parts", Align::Left),
-        ("retried", Align::Right),
+        ("redone", Align::Right),
         ("verdict", Align::Left),
     ]);
     for product in &outcome.products {
@@ -261,7 +262,6 @@ fn show(outcome: &Outcome) -> String {
         table.row([
             format!("{side} × {side}{}", if product.killed.is_some() { ", one killed" } else { "" }),
             seconds(report.seconds),
-            three_digits(report.gflops),
             parts.join(", "),
             report.tasks.retried.to_string(),
             report.verification.verdict.clone(),

@@ -26,8 +26,11 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Largest share of the free memory that operands and product may take whole.
 const WHOLE_SHARE: f64 = 0.9;
 
-/// Share of the free memory that blocks may take: what is packed for the kernels comes on top.
-const BLOCKS_SHARE: f64 = 0.7;
+/// Bytes beside the blocks that a fabric holds while it multiplies: operands packed for the kernels and their successors.
+const BESIDE_BLOCKS_BYTES: f64 = (96 << 20) as f64;
+
+/// Shares of the free memory that blocks may take: at most, less what is beside them, and at least.
+const BLOCKS_SHARES: (f64, f64) = (0.85, 0.25);
 
 /// What `--json` shows.
 #[derive(Serialize)]
@@ -69,7 +72,7 @@ pub(super) async fn run(args: MatmulArgs, output: OutputArgs) -> Result<(), Fail
     let (report, blocks) = if whole {
         (multiply_whole(&engine, &product, &options, file.as_mut(), &mut progress).await?, 1)
     } else {
-        let blocks = blocks(&product, free * BLOCKS_SHARE, file.as_ref())?;
+        let blocks = blocks(&product, blocks_budget(free), file.as_ref())?;
         let count = blocks.count(&product.extent);
         (multiply_blocks(&engine, &product, blocks, &options, file.as_mut(), &mut progress).await?, count)
     };
@@ -217,6 +220,11 @@ async fn multiply_whole(
         held.write_to(file, product.dtype, (0, 0), product.extent.n, &mut |bytes| progress.done(bytes)).await?;
     }
     Ok(report)
+}
+
+/// Bytes that blocks may take of `free`.
+fn blocks_budget(free: f64) -> f64 {
+    (free * BLOCKS_SHARES.0 - BESIDE_BLOCKS_BYTES).max(free * BLOCKS_SHARES.1)
 }
 
 /// How a product that does not fit into `budget` bytes is cut.
