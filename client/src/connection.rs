@@ -1,15 +1,17 @@
 //! One connection to a node: everything that is asked of a node starts here. Asynchronous and
 //! bound to its thread; [`crate::blocking`] wraps it for programs that are neither.
 
+use std::future::Future;
 use std::rc::Rc;
 use std::time::Duration;
 
+use capnp::capability::{FromClientHook, RemotePromise};
 use capnp_rpc::RpcSystem;
 use capnp_rpc::rpc_twoparty_capnp::Side;
 use pangea_schema::{node_capnp, tensor_capnp};
 use tokio::net::TcpStream;
-use tokio::task::JoinHandle;
 use tokio_util::compat::{TokioAsyncReadCompatExt, TokioAsyncWriteCompatExt};
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::exception::from_exception;
 use crate::job::{Job, MatmulOptions};
@@ -32,14 +34,28 @@ pub struct Client {
     connection: Rc<Connection>,
 }
 
-/// Ends the RPC system, and with it the connection, when dropped.
+/// Ends the connection, and what goes on over it, when dropped.
 pub(crate) struct Connection {
-    rpc_system: JoinHandle<()>,
+    closed: CancellationToken,
+    _close: DropGuard,
 }
 
-impl Drop for Connection {
-    fn drop(&mut self) {
-        self.rpc_system.abort();
+impl Connection {
+    fn over(rpc_system: RpcSystem<Side>) -> Connection {
+        let closed = CancellationToken::new();
+        let connection = Connection {
+            closed: closed.clone(),
+            _close: closed.drop_guard(),
+        };
+        // How the connection ended reaches whoever waits for an answer.
+        connection.spawn(async { drop(rpc_system.await) });
+        connection
+    }
+
+    /// Does `work` for as long as the connection is wanted.
+    fn spawn(&self, work: impl Future<Output = ()> + 'static) {
+        let closed = self.closed.clone();
+        tokio::task::spawn_local(async move { closed.run_until_cancelled(work).await });
     }
 }
 
@@ -70,11 +86,9 @@ impl Client {
         let network = network(read_half.compat(), write_half.compat_write(), Side::Client);
         let mut rpc_system = RpcSystem::new(Box::new(network), None);
         let node: node_capnp::node::Client = rpc_system.bootstrap(Side::Server);
-        // How the connection ended reaches whoever waits for an answer.
-        let rpc_system = tokio::task::spawn_local(async move { drop(rpc_system.await) });
         let client = Client {
             node,
-            connection: Rc::new(Connection { rpc_system }),
+            connection: Rc::new(Connection::over(rpc_system)),
         };
         let hello = client.node.hello_request().send().promise.await;
         hello.map_err(|exception| match from_exception(&exception) {
@@ -125,9 +139,25 @@ impl Client {
         request.get().set_a(a.capability());
         request.get().set_b(b.capability());
         options.to_wire(request.get().init_options());
-        let response = request.send().pipeline;
-        let job = Job::new(response.get_job(), self.connection.clone());
-        let product = Tensor::new(response.get_product(), self.connection.clone());
+        let RemotePromise { promise, pipeline } = request.send();
+        let (job, product) = (pipeline.get_job(), pipeline.get_product());
+        // Until they stand for themselves, job and product are pieces of one answer, and the node
+        // keeps both for as long as either is wanted. That ends only if someone waits for it, and
+        // has begun to before it happens.
+        let resolutions = [
+            job.as_client_hook().when_more_resolved(),
+            product.as_client_hook().when_more_resolved(),
+        ];
+        self.connection.spawn(async move {
+            let _answer = promise.await;
+            for resolution in resolutions.into_iter().flatten() {
+                // A failure is seen by whoever uses them.
+                let _ = resolution.await;
+            }
+            drop(pipeline);
+        });
+        let job = Job::new(job, self.connection.clone());
+        let product = Tensor::new(product, self.connection.clone());
         (job, product)
     }
 

@@ -193,7 +193,9 @@ impl Job {
                 biased;
                 Some(progress) = arrived.recv() => on_progress(progress),
                 outcome = &mut call => {
-                    while let Ok(progress) = arrived.try_recv() {
+                    // All have arrived, but the last may not have been handed over yet; the node
+                    // lets go of the sink, so that this ends.
+                    while let Some(progress) = arrived.recv().await {
                         on_progress(progress);
                     }
                     outcome.map_err(|exception| from_exception(&exception))?;

@@ -1,8 +1,7 @@
 //! `C = A·B`: checks shapes and types, chooses the kernel, and keeps operands packed for reuse over many tiles.
 //! It never checks results ([`crate::check`] does) and never decides where work is done.
-#![allow(unsafe_code)]
 
-use crate::kernel::blocked::{Dest, Passes};
+use crate::kernel::blocked::{Passes, Target};
 use crate::kernel::for_kernel;
 use crate::{Buffer, Cancel, DType, Error, Isa, Pool, Tensor, TensorBuf};
 use std::sync::Arc;
@@ -73,51 +72,40 @@ pub fn matmul_into(
     cancel: &Cancel,
 ) -> Result<(), Error> {
     let dtype = check_operands(a.shape(), b.shape(), a.dtype(), b.dtype())?;
-    let Some(c) = destination(out, dtype, row0, col0, a.rows(), b.cols(), a.cols())? else {
+    let Some(c) = target(out, dtype, (row0, col0), (a.rows(), b.cols()), a.cols())? else {
         return Ok(());
     };
     cancel.check()?;
     #[cfg(target_os = "macos")]
     if crate::kernel::accelerate::takes(a, b) {
-        // SAFETY: `c` is a block of `out`, which we hold exclusively, with room for the product.
-        return unsafe { crate::kernel::accelerate::multiply(a, b, c, pool, cancel) };
+        return crate::kernel::accelerate::multiply(a, b, &c, pool, cancel);
     }
     for_kernel!(pool.isa(), Compute::of(dtype), K => {
-        // SAFETY: `c` is a block of `out`, which we hold exclusively, with room for the product; a pool's
-        // instruction set is available.
-        unsafe { blocked::multiply::<K>(a, b, c, pool, cancel) }
+        blocked::multiply::<K>(a, b, &c, pool, cancel)
     })
 }
 
-/// Where an m × n product goes in `out`; zeros are written, and `None` given, where there is nothing to sum.
-fn destination(
+/// Where a product of `rows` × `cols` goes in `out`; zeros are written, and `None` given, where there is nothing to sum.
+fn target(
     out: &mut TensorBuf,
     dtype: DType,
-    row0: usize,
-    col0: usize,
-    m: usize,
-    n: usize,
+    (row0, col0): (usize, usize),
+    (rows, cols): (usize, usize),
     k: usize,
-) -> Result<Option<Dest>, Error> {
-    out.check_block(row0, col0, dtype, m, n)?;
-    if m == 0 || n == 0 {
+) -> Result<Option<Target<'_>>, Error> {
+    out.check_block(row0, col0, dtype, rows, cols)?;
+    if rows == 0 || cols == 0 {
         return Ok(None);
     }
-    let size = dtype.size_bytes();
-    let ld = out.cols();
     if k == 0 {
-        for row in row0..row0 + m {
+        let (size, ld) = (dtype.size_bytes(), out.cols());
+        for row in row0..row0 + rows {
             let from = (row * ld + col0) * size;
-            out.bytes_mut()[from..from + n * size].fill(0);
+            out.bytes_mut()[from..from + cols * size].fill(0);
         }
         return Ok(None);
     }
-    let block = &mut out.bytes_mut()[(row0 * ld + col0) * size..];
-    Ok(Some(Dest {
-        ptr: block.as_mut_ptr(),
-        dtype,
-        ld,
-    }))
+    Target::new(out, row0, col0, rows, cols).map(Some)
 }
 
 #[derive(Clone, Debug)]
@@ -245,23 +233,13 @@ pub fn matmul_packed_into(
         ));
     }
     check_operands((a.lines, a.k), (b.k, b.lines), a.pair.0, a.pair.1)?;
-    let Some(c) = destination(out, a.out, row0, col0, a.lines, b.lines, a.k)? else {
+    let lines = (a.lines, b.lines);
+    let Some(c) = target(out, a.out, (row0, col0), lines, a.k)? else {
         return Ok(());
     };
     cancel.check()?;
+    let bytes = (a.bytes.as_slice(), b.bytes.as_slice());
     for_kernel!(pool.isa(), Compute::of(a.out), K => {
-        // SAFETY: `c` is a block of `out`, which we hold exclusively, with room for the product; both were packed by
-        // the kernel of this type and instruction set, for these lengths: equal k gives equal passes.
-        unsafe {
-            blocked::multiply_packed::<K>(
-                a.bytes.as_slice(),
-                b.bytes.as_slice(),
-                (a.lines, b.lines),
-                a.passes,
-                c,
-                pool,
-                cancel,
-            )
-        }
+        blocked::multiply_packed::<K>(bytes.0, bytes.1, lines, a.passes, &c, pool, cancel)
     })
 }

@@ -1,5 +1,7 @@
 //! Products against an f64 or i64 reference: every type, stride, shape and instruction set.
 //! It never judges speed.
+// A test may stop at the first thing that is not as it should be, in its helpers too.
+#![allow(clippy::unwrap_used)]
 
 use pangea_compute::{
     Cancel, DType, Error, ErrorKind, Isa, MAX_K_I8, PackedA, PackedB, Pool, Tensor, TensorBuf,

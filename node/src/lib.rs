@@ -18,12 +18,12 @@
 //! | [`fabric`] | drives all of these for jobs: check, merge, retry |
 //! | [`config`] | flags, environment and file, resolved once |
 //! | [`runtime`], [`daemon`] | the threads these run on; `pangea node` from start to end |
-//! | [`api`] | what programs reach a node by |
-//! | [`config`] | what a node runs with |
+//! | [`cli`] | the commands of the binary |
 //!
 //! Never knows the kernels' insides.
 
 pub mod api;
+pub mod cli;
 pub mod config;
 pub mod daemon;
 pub mod fabric;

@@ -1,6 +1,11 @@
 //! Two nodes, or a node and a stock libp2p peer, over real sockets on loopback: connecting, admission, duplicates, files, leaving.
 //! Every wait is for an event, with a bound that only a failure reaches.
 
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test stops at the first thing that is not as it should be"
+)]
+
 use std::time::Duration;
 
 use futures::{AsyncReadExt, AsyncWriteExt, StreamExt};
@@ -295,8 +300,7 @@ async fn garbage_and_silence_get_nothing_and_are_hung_up_on() {
         let mut received = Vec::new();
         let end = tokio::time::timeout(BOUND, socket.read_to_end(&mut received)).await;
         // Closed, in order or not, and nothing but what every libp2p listener says first.
-        end.expect("the node hangs up")
-            .map_or_else(|_| 0, |bytes| bytes);
+        let _closed_or_reset = end.expect("the node hangs up");
         assert!(received.len() <= 20, "{received:?}");
     }
     let other = Node::start(|c| c.pool_key = key(1));
@@ -477,10 +481,11 @@ async fn errors_of_connecting_say_what_is_there() {
     ));
     let mut unnamed = own.clone();
     unnamed.pop();
-    assert!(matches!(
-        a.connect(unnamed.clone()).await,
-        Err(NetError::OwnAddress(_))
-    ));
+    let unnamed_own = a.connect(unnamed.clone()).await;
+    assert!(
+        matches!(unnamed_own, Err(NetError::OwnAddress(_))),
+        "{unnamed_own:?}"
+    );
     let port = std::net::TcpListener::bind("127.0.0.1:0")
         .unwrap()
         .local_addr()
@@ -497,4 +502,42 @@ async fn errors_of_connecting_say_what_is_there() {
         panic!("anybody")
     };
     assert!(why.contains(&a.id().to_string()), "{why}");
+}
+
+#[tokio::test]
+async fn a_peer_that_stops_without_a_word_is_gone_within_seconds() {
+    for transport in [Transport::Tcp, Transport::Quic] {
+        let mut a = Node::start(|_| {});
+        let address = a.address(transport).await;
+        // The peer's only thread runs until it is told to stop, and then stands still as under SIGSTOP: its sockets stay open.
+        let (release, released) = std::sync::mpsc::sync_channel::<()>(1);
+        let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+        let thread = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .unwrap();
+            runtime.block_on(async move {
+                let mut b = Node::start(|c| c.listen.clear());
+                b.connect(address).await.unwrap();
+                let mut stopped = std::pin::pin!(stopped);
+                loop {
+                    tokio::select! {
+                        _ = &mut stopped => break,
+                        _ = b.events.recv() => {}
+                    }
+                }
+                let _ = released.recv();
+            });
+        });
+        let (peer, ..) = a.up().await;
+        a.next(|event| matches!(event, NetEvent::Rtt { .. }).then_some(()))
+            .await;
+        stop.send(()).unwrap();
+        let (gone, why) = a.down().await;
+        assert_eq!(gone, peer);
+        assert_eq!(why, "silent for 4 s");
+        release.send(()).unwrap();
+        thread.join().unwrap();
+    }
 }

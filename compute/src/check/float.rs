@@ -41,10 +41,10 @@ struct RowSums {
     squares: f64,
 }
 
-/// 2^e as two factors that stay in range.
+/// 2^e as two factors that stay in range. Beyond 2^±2000 nothing of an f64 product is left to scale.
 fn power(e: i32) -> (f64, f64) {
-    let half = e / 2;
-    (2f64.powi(half), 2f64.powi(e - half))
+    let half = (e / 2).clamp(-1000, 1000);
+    (2f64.powi(half), 2f64.powi((e - e / 2).clamp(-1000, 1000)))
 }
 
 /// The exponent of the largest finite magnitude in an f64 tensor's row; 0 for other types and where scaling is not
@@ -64,18 +64,24 @@ fn row_exponent(t: &Tensor, row: usize) -> i32 {
     if e.abs() > SAFE_EXPONENT { e } else { 0 }
 }
 
-/// Every row's [`row_exponent`]; `None` where all are 0.
-fn exponents(t: &Tensor, pool: &Pool) -> Option<Vec<i32>> {
+/// Every row's [`row_exponent`], looked for only where the rows' `squares` are unusual; `None` where all are 0.
+fn exponents(t: &Tensor, rows: &[RowSums]) -> Option<Vec<i32>> {
     if t.dtype() != DType::F64 {
         return None;
     }
-    let mut out = vec![0; t.rows()];
-    by_rows(pool, t.rows(), t.cols(), &mut out, &|rows, out| {
-        for (row, out) in rows.zip(out) {
-            *out = row_exponent(t, row);
-        }
-    });
-    out.iter().any(|e| *e != 0).then_some(out)
+    let usual = 1e-60..1e60;
+    if rows.iter().all(|row| usual.contains(&row.squares)) {
+        return None;
+    }
+    let exponents: Vec<i32> = rows
+        .iter()
+        .enumerate()
+        .map(|(index, row)| match usual.contains(&row.squares) {
+            true => 0,
+            false => row_exponent(t, index),
+        })
+        .collect();
+    exponents.iter().any(|e| *e != 0).then_some(exponents)
 }
 
 /// `t·v` and the rows' squares.
@@ -123,16 +129,17 @@ impl FloatProbe {
             .iter()
             .map(|byte| std::array::from_fn(|r| if byte >> r & 1 == 1 { 1.0 } else { -1.0 }))
             .collect();
-        let exponent = exponents(b, pool)
-            .and_then(|e| e.into_iter().max_by_key(|e| *e))
-            .unwrap_or(0);
-        // The largest row decides; where others needed no scaling, 0 is among them.
-        let scales = (exponent != 0).then(|| vec![power(-exponent); b.rows()]);
-        let mut reading = Reading {
-            finite_only: false,
-            scales: scales.as_deref(),
-        };
+        let mut reading = Reading::default();
         let mut rows = times(b, &x, reading, pool);
+        // The largest row decides; where others needed no scaling, 0 is among them.
+        let exponent = exponents(b, &rows)
+            .and_then(|e| e.into_iter().max())
+            .unwrap_or(0);
+        let scales = (exponent != 0).then(|| vec![power(-exponent); b.rows()]);
+        if exponent != 0 {
+            reading.scales = scales.as_deref();
+            rows = times(b, &x, reading, pool);
+        }
         let mut bad = Vec::new();
         if rows.iter().any(|r| !r.squares.is_finite()) {
             let mut is_bad = vec![false; b.cols()];
@@ -188,7 +195,8 @@ impl FloatProbe {
         let serial = self.checks.fetch_add(1, Ordering::Relaxed);
         let mut dice = Dice(secret(&self.seed, &format!("tiles {serial}")));
 
-        let a_exponents = exponents(a, pool);
+        let mut expected = times(a, &self.bx, Reading::default(), pool);
+        let a_exponents = exponents(a, &expected);
         let a_scales: Option<Vec<(f64, f64)>> = a_exponents
             .as_ref()
             .map(|e| e.iter().map(|e| power(-e)).collect());
@@ -196,15 +204,13 @@ impl FloatProbe {
         let c_exponent = |row: usize| self.exponent + a_exponents.as_ref().map_or(0, |e| e[row]);
         let c_scales: Option<Vec<(f64, f64)>> =
             scaled.then(|| (0..m).map(|row| power(-c_exponent(row))).collect());
-        let expected = times(
-            a,
-            &self.bx,
-            Reading {
+        if a_scales.is_some() {
+            let reading = Reading {
                 finite_only: false,
                 scales: a_scales.as_deref(),
-            },
-            pool,
-        );
+            };
+            expected = times(a, &self.bx, reading, pool);
+        }
         let got = times(
             c,
             &self.x,
@@ -227,8 +233,9 @@ impl FloatProbe {
                 continue;
             }
             let scale = power(-c_exponent(row));
+            let a_scale = a_scales.as_ref().map_or((1.0, 1.0), |s| s[row]);
             if !have.squares.is_finite() || !self.bad.is_empty() {
-                match self.overflowed(row, &mut judge, &mut dice, scale)? {
+                match self.overflowed(row, &mut judge, &mut dice, scale, a_scale)? {
                     Some(corrected) => have = corrected,
                     None => {
                         rows_sampled_only += 1;
@@ -241,8 +248,9 @@ impl FloatProbe {
                 + tiny * scale.0 * scale.1;
             for (want, have) in want.lanes.iter().zip(&have.lanes) {
                 let residual = (have - want).abs();
-                // Written so that a NaN residual is a mismatch.
-                if !(residual <= threshold) {
+                // A NaN residual is not within anything.
+                let within = residual <= threshold;
+                if !within {
                     let unscale = power(c_exponent(row));
                     return Err(Mismatch {
                         row,
@@ -286,6 +294,7 @@ impl FloatProbe {
         judge: &mut Judge<'_>,
         dice: &mut Dice,
         scale: (f64, f64),
+        a_scale: (f64, f64),
     ) -> Result<Option<RowSums>, Mismatch> {
         let mut values = row_values(judge.c, row);
         let overflowed: Vec<usize> = (0..values.len())
@@ -301,18 +310,23 @@ impl FloatProbe {
         for &j in &self.bad {
             values[j] = 0.0;
         }
-        let mut exact_enough = true;
-        for j in overflowed {
-            values[j] = judge.element(row, j)?;
-            exact_enough &= values[j].is_finite();
+        for value in &mut values {
+            *value = *value * scale.0 * scale.1;
         }
-        if !exact_enough {
-            judge.sample(row, dice, 2)?;
-            return Ok(None);
+        let b_scale = power(-self.exponent);
+        let a: Vec<f64> = row_values(judge.a, row)
+            .iter()
+            .map(|a| a * a_scale.0 * a_scale.1)
+            .collect();
+        for j in overflowed {
+            judge.element(row, j)?;
+            // Scaled before they are summed, so that this sum does not overflow too.
+            let mut b = row_values(&judge.b.transposed(), j);
+            b.iter_mut().for_each(|b| *b = *b * b_scale.0 * b_scale.1);
+            values[j] = dot(&a, &b).0;
         }
         let mut sums = RowSums::default();
         for (value, x) in values.iter().zip(&self.x) {
-            let value = value * scale.0 * scale.1;
             sums.squares += value * value;
             for (sum, x) in sums.lanes.iter_mut().zip(x) {
                 *sum += value * x;
@@ -399,15 +413,16 @@ impl Judge<'_> {
             max_out,
         } = self.rounding;
         let got = self.c.get(row, col).unwrap_or(f64::NAN);
-        let want: f64 = a.iter().zip(b).map(|(a, b)| a * b).sum();
+        let (want, mut magnitude) = dot(a, b);
+        let mut operands_finite = true;
+        if !magnitude.is_finite() {
+            operands_finite = a.iter().chain(b).all(|v| v.is_finite());
+            let terms = a.iter().zip(b).map(|(a, b)| (a * b).abs());
+            let finite = a.iter().zip(b).map(|(a, b)| a.is_finite() && b.is_finite());
+            magnitude = terms.zip(finite).filter(|(_, f)| *f).map(|(t, _)| t).sum();
+        }
         // Sums can overflow on the way, whatever they come to: then an infinity or a NaN is honest.
-        let finite = a
-            .iter()
-            .zip(b)
-            .filter(|(a, b)| a.is_finite() && b.is_finite());
-        let magnitude: f64 = finite.map(|(a, b)| (a * b).abs()).sum();
         let may_overflow = magnitude >= max_sum * 0.999;
-        let operands_finite = a.iter().chain(b).all(|v| v.is_finite());
         let k = a.len();
         // Σ|a||b| bounds every partial sum, and never under- or overflows where the sum does not.
         let error = (bound::worst_growth(k) * (sum + 2f64.powi(-53))) * magnitude
@@ -418,10 +433,18 @@ impl Judge<'_> {
             operands_finite && ((got - want).abs() <= error || (may_overflow && !want.is_finite()))
         } else if !operands_finite {
             may_overflow || (want.is_nan() && got.is_nan()) || (want.is_infinite() && want == got)
-        } else if got.is_nan() {
-            may_overflow
         } else {
-            may_overflow || (want.abs() + error >= max_out && want.signum() == got.signum())
+            // An infinity needs terms of its sign that reach the end of the range, a NaN needs both.
+            let side = |sign: f64| {
+                let terms = a.iter().zip(b).map(|(a, b)| a * b * sign);
+                terms.filter(|term| *term > 0.0).sum::<f64>() >= max_sum * 0.999
+            };
+            if got.is_nan() {
+                may_overflow && side(1.0) && side(-1.0)
+            } else {
+                (may_overflow && side(got.signum()))
+                    || (want.abs() + error >= max_out && want.signum() == got.signum())
+            }
         };
         if right {
             return Ok(want);
@@ -436,4 +459,27 @@ impl Judge<'_> {
             ),
         })
     }
+}
+
+/// Σ a·b and Σ |a·b|, in eight lanes.
+fn dot(a: &[f64], b: &[f64]) -> (f64, f64) {
+    let (mut sums, mut sizes) = ([0.0; 8], [0.0; 8]);
+    let (a8, b8) = (a.chunks_exact(8), b.chunks_exact(8));
+    let rest = a8.remainder().iter().zip(b8.remainder());
+    let (mut sum, mut size) = (0.0, 0.0);
+    for (a, b) in rest {
+        sum += a * b;
+        size += (a * b).abs();
+    }
+    for (a, b) in a8.zip(b8) {
+        for lane in 0..8 {
+            let product = a[lane] * b[lane];
+            sums[lane] += product;
+            sizes[lane] += product.abs();
+        }
+    }
+    (
+        sum + sums.iter().sum::<f64>(),
+        size + sizes.iter().sum::<f64>(),
+    )
 }

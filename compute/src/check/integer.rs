@@ -62,8 +62,7 @@ impl IntegerProbe {
     }
 
     pub(super) fn size_bytes(&self) -> usize {
-        // Five limbs of four bytes.
-        (self.x.two[0].len() + self.bx.two[0].len()) * 20
+        self.x.size_bytes() + self.bx.size_bytes()
     }
 }
 

@@ -57,8 +57,8 @@ pub struct ColumnProbe {
 }
 
 enum Kind {
-    Float(float::FloatProbe),
-    Integer(integer::IntegerProbe),
+    Float(Box<float::FloatProbe>),
+    Integer(Box<integer::IntegerProbe>),
 }
 
 impl ColumnProbe {
@@ -83,9 +83,9 @@ impl ColumnProbe {
             });
         }
         let kind = if out == DType::I32 {
-            Kind::Integer(integer::IntegerProbe::new(b, &seed, pool))
+            Kind::Integer(Box::new(integer::IntegerProbe::new(b, &seed, pool)))
         } else {
-            Kind::Float(float::FloatProbe::new(b, &seed, pool))
+            Kind::Float(Box::new(float::FloatProbe::new(b, &seed, pool)))
         };
         Ok(ColumnProbe {
             out,

@@ -6,7 +6,7 @@
 use accelerate_src as _;
 
 use super::SUM_BLOCK;
-use super::blocked::Dest;
+use super::blocked::Target;
 use crate::{Cancel, DType, Error, Pool, Tensor};
 
 const ROW_MAJOR: i32 = 101;
@@ -74,16 +74,15 @@ pub(crate) fn takes(a: &Tensor, b: &Tensor) -> bool {
 }
 
 /// `c = a · b`, where [`takes`] said so and no length is 0.
-///
-/// # Safety
-/// `c` is writable memory for `a.rows()` × `b.cols()` of the operands' type, exclusively ours.
-pub(crate) unsafe fn multiply(
+pub(crate) fn multiply(
     a: &Tensor,
     b: &Tensor,
-    c: Dest,
+    c: &Target<'_>,
     pool: &Pool,
     cancel: &Cancel,
 ) -> Result<(), Error> {
+    assert!(takes(a, b) && a.cols() == b.rows());
+    let c = c.dest(a.rows(), b.cols(), a.dtype());
     let (m, k, n) = (a.rows(), a.cols(), b.cols());
     let Some(ldc) = i32::try_from(c.ld).ok() else {
         return Err(Error::invalid(

@@ -1,6 +1,8 @@
 //! Micro-kernels for AVX2 and FMA: 6 rows by two registers, 12 accumulators. i8 is widened to i16 pairs for
 //! `vpmaddwd`, which is exact.
 #![allow(unsafe_code)]
+// Register tiles are read by index: the loops are unrolled whole.
+#![allow(clippy::needless_range_loop)]
 
 use super::Kernel;
 use std::arch::x86_64::*;

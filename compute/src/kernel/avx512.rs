@@ -1,6 +1,8 @@
 //! Micro-kernels for AVX-512: 14 rows by two registers, 28 accumulators; the last rows of a matrix get a kernel of
 //! their own size. i8 uses VNNI's `vpdpbusd`, whose wrap-around sums are exact once the true result fits.
 #![allow(unsafe_code)]
+// Register tiles are read by index: the loops are unrolled whole.
+#![allow(clippy::needless_range_loop)]
 
 use super::Kernel;
 use std::arch::x86_64::*;

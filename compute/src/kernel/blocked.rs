@@ -5,7 +5,7 @@
 use super::pack::{pack_a, pack_b};
 use super::{Kernel, SUM_BLOCK};
 use crate::pool::Cancel;
-use crate::{DType, Error, Pool, Tensor};
+use crate::{DType, Element, Error, Pool, Tensor, TensorBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Packed A and B together stay below this: most of a last-level cache, and small beside the operands themselves.
@@ -43,6 +43,48 @@ impl Dest {
                 .add((row * self.ld + col) * self.dtype.size_bytes())
         };
         Dest { ptr, ..self }
+    }
+}
+
+/// A block of a tensor being written that a product goes to: checked, and held exclusively.
+pub(crate) struct Target<'a> {
+    c: Dest,
+    rows: usize,
+    cols: usize,
+    held: std::marker::PhantomData<&'a mut TensorBuf>,
+}
+
+impl<'a> Target<'a> {
+    /// The block of `rows` × `cols` at (`row0`, `col0`) of `out`.
+    pub(crate) fn new(
+        out: &'a mut TensorBuf,
+        row0: usize,
+        col0: usize,
+        rows: usize,
+        cols: usize,
+    ) -> Result<Target<'a>, Error> {
+        let dtype = out.dtype();
+        out.check_block(row0, col0, dtype, rows, cols)?;
+        let ld = out.cols();
+        let from = (row0 * ld + col0) * dtype.size_bytes();
+        let from = from.min(out.size_bytes());
+        Ok(Target {
+            c: Dest {
+                ptr: out.bytes_mut()[from..].as_mut_ptr(),
+                dtype,
+                ld,
+            },
+            rows,
+            cols,
+            held: std::marker::PhantomData,
+        })
+    }
+
+    /// Where to write, for a product of this shape summed in `acc`.
+    pub(super) fn dest(&self, rows: usize, cols: usize, acc: DType) -> Dest {
+        let rounded = acc == DType::F32 && matches!(self.c.dtype, DType::F16 | DType::Bf16);
+        assert!((rows, cols) == (self.rows, self.cols) && (self.c.dtype == acc || rounded));
+        self.c
     }
 }
 
@@ -309,17 +351,17 @@ impl Slab<'_> {
     }
 }
 
-/// `c = a · b`; shapes fit, `c.dtype` is the product's type.
-///
-/// # Safety
-/// `c` is writable memory for `a.rows()` × `b.cols()`, exclusively ours; the processor has K's instruction set.
-pub(crate) unsafe fn multiply<K: Kernel>(
+/// `c = a · b`; shapes fit, `c` has the product's type, no length is 0, and K is the kernel that
+/// [`for_kernel`](super::for_kernel) chose for the pool.
+pub(crate) fn multiply<K: Kernel>(
     a: &Tensor,
     b: &Tensor,
-    c: Dest,
+    c: &Target<'_>,
     pool: &Pool,
     cancel: &Cancel,
 ) -> Result<(), Error> {
+    assert!(a.cols() == b.rows() && !a.is_empty() && !b.is_empty());
+    let c = c.dest(a.rows(), b.cols(), K::Acc::DTYPE);
     let (m, k, n) = (a.rows(), a.cols(), b.cols());
     let direct = c.dtype.size_bytes() == size_of::<K::Acc>();
     let size = size_of::<K::Elem>();
@@ -376,7 +418,8 @@ pub(crate) unsafe fn multiply<K: Kernel>(
                         c: into,
                         add: first > 0,
                     };
-                    // SAFETY: `into` has room for rows × cols sums, exclusively ours.
+                    // SAFETY: `into` has room for rows × cols sums, exclusively ours; a pool's instruction set, by which K
+                    // was chosen, is available.
                     unsafe { slab.compute::<K>(pool, width, cancel) };
                     cancel.check()?;
                 }
@@ -457,20 +500,20 @@ pub(crate) fn pack_whole<K: Kernel>(
     Ok((out, passes))
 }
 
-/// `c = a · b` from operands packed whole by the same kernel; k > 0.
-///
-/// # Safety
-/// As [`multiply`]; `a` and `b` were packed by `K` with `passes`, for `m` rows and `n` columns.
-#[allow(clippy::too_many_arguments)]
-pub(crate) unsafe fn multiply_packed<K: Kernel>(
+/// `c = a · b` from operands that [`pack_whole`] packed with the same kernel and pass lengths, `m` rows and `n` columns;
+/// else as [`multiply`].
+pub(crate) fn multiply_packed<K: Kernel>(
     a: &[u8],
     b: &[u8],
     (m, n): (usize, usize),
     passes: Passes,
-    c: Dest,
+    c: &Target<'_>,
     pool: &Pool,
     cancel: &Cancel,
 ) -> Result<(), Error> {
+    assert!(passes == Passes::of::<K>(passes.k) && m > 0 && n > 0 && passes.k > 0);
+    assert!(a.len() >= passes.a_bytes::<K>(m) && b.len() >= passes.b_bytes::<K>(n));
+    let c = c.dest(m, n, K::Acc::DTYPE);
     let width = width(pool, m, n, passes.k);
     let direct = c.dtype.size_bytes() == size_of::<K::Acc>();
     let mut sums = match direct {
@@ -494,7 +537,8 @@ pub(crate) unsafe fn multiply_packed<K: Kernel>(
         c: into,
         add: false,
     };
-    // SAFETY: `into` has room for m × n sums, exclusively ours.
+    // SAFETY: `into` has room for m × n sums, exclusively ours; a pool's instruction set, by which K was chosen, is
+    // available.
     unsafe { slab.compute::<K>(pool, width, cancel) };
     let result = cancel.check();
     if let Some(sums) = sums {
@@ -507,5 +551,3 @@ pub(crate) unsafe fn multiply_packed<K: Kernel>(
     }
     result
 }
-
-use crate::Element;

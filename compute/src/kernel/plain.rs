@@ -1,6 +1,8 @@
 //! Micro-kernels in portable Rust: fixed-size arrays that the compiler keeps in registers and vectorises.
 //! Right everywhere, fast where there are 32 vector registers (NEON).
 #![allow(unsafe_code)]
+// Register tiles are read by index: the loops are unrolled whole.
+#![allow(clippy::needless_range_loop)]
 
 use super::Kernel;
 

@@ -1,6 +1,8 @@
 //! A matrix times a few vectors, in one pass over the matrix: what the checks are made of. Floats in f64 against eight
 //! vectors at once, integers exactly against one vector of 61-bit numbers in limbs. It decides nothing.
 #![allow(unsafe_code)]
+// Register tiles are read by index: the loops are unrolled whole.
+#![allow(clippy::needless_range_loop)]
 
 use crate::dtype::for_dtype;
 use crate::{Element, Isa, Tensor};
@@ -223,58 +225,90 @@ fn sum_of_squares(line: &[f64]) -> f64 {
 /// The Mersenne prime 2⁶¹ − 1: the field of the exact checks.
 pub(crate) const P61: u64 = (1 << 61) - 1;
 
-/// A vector over the field, cut into limbs that products of 32 bits can be summed with in 64.
+/// A vector over the field, cut into parts that products can be summed with in one machine word.
 pub(crate) struct Limbs {
-    /// 31 and 30 bits, for i8: 2⁷ · 2³¹ · 2¹⁷ < 2⁶³.
-    pub(crate) two: [Vec<i32>; 2],
-    /// 21, 20 and 20 bits, for i32: 2³¹ · 2²¹ · 2¹⁰ < 2⁶³.
-    pub(crate) three: [Vec<i32>; 3],
+    /// Four signed digits to the base 2¹⁶, for i8: sums of [`DIGIT_RUN`] products fit in i32.
+    digits: [Vec<i16>; 4],
+    /// 21, 20 and 20 bits, for i32: sums of [`LIMB_RUN`] products, 2³¹ · 2²¹ · 2¹⁰, fit in i64.
+    limbs: [Vec<i32>; 3],
 }
+
+const DIGIT_RUN: usize = 480;
+const _: () = assert!(DIGIT_RUN * 128 * 32_768 < 1 << 31);
+const LIMB_RUN: usize = 1 << 10;
 
 impl Limbs {
     pub(crate) fn new(x: &[u64]) -> Limbs {
-        let part = |shift: u32, bits: u32| -> Vec<i32> {
+        let limb = |shift: u32, bits: u32| -> Vec<i32> {
             x.iter()
                 .map(|x| ((x >> shift) & ((1 << bits) - 1)) as i32)
                 .collect()
         };
+        // A digit is what is left, cut to 16 bits with its sign; taking it away leaves a multiple of 2¹⁶.
+        let mut rest: Vec<i64> = x.iter().map(|x| *x as i64).collect();
+        let mut digit = || -> Vec<i16> {
+            rest.iter_mut()
+                .map(|rest| {
+                    let digit = *rest as i16;
+                    *rest = (*rest - i64::from(digit)) >> 16;
+                    digit
+                })
+                .collect()
+        };
         Limbs {
-            two: [part(0, 31), part(31, 30)],
-            three: [part(0, 21), part(21, 20), part(41, 20)],
+            digits: [digit(), digit(), digit(), digit()],
+            limbs: [limb(0, 21), limb(21, 20), limb(41, 20)],
         }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.limbs[0].len()
+    }
+
+    /// The memory it holds, in bytes.
+    pub(crate) fn size_bytes(&self) -> usize {
+        self.len() * 20
     }
 }
 
 /// For every row of `rows` of an i8 or i32 tensor: `t[row, :] · x` in the field.
 pub(crate) fn thin_exact(isa: Isa, t: &Tensor, rows: Range<usize>, x: &Limbs, sums: &mut [u64]) {
-    assert!(x.two[0].len() == t.cols() && rows.end <= t.rows() && sums.len() == rows.len());
+    assert!(x.len() == t.cols() && rows.end <= t.rows() && sums.len() == rows.len());
     sums.fill(0);
     if t.is_empty() {
         return;
     }
     if let Some(source) = t.elements::<i8>() {
-        let parts = [x.two[0].as_slice(), x.two[1].as_slice()];
-        exact(isa, source, t, rows, &parts, &[0, 31], 1 << 17, sums);
+        let [d0, d1, d2, d3] = &x.digits;
+        let parts: [&[i16]; 4] = [d0, d1, d2, d3];
+        exact(isa, source, t, rows, DIGIT_RUN, sums, &|isa, line, run| {
+            let dots = digit_dots(isa, line, &parts.map(|part| &part[run.clone()]));
+            let shifted = dots.iter().zip([0, 16, 32, 48]);
+            shifted.map(|(dot, shift)| i128::from(*dot) << shift).sum()
+        });
     } else if let Some(source) = t.elements::<i32>() {
-        let parts = [
-            x.three[0].as_slice(),
-            x.three[1].as_slice(),
-            x.three[2].as_slice(),
-        ];
-        exact(isa, source, t, rows, &parts, &[0, 21, 41], 1 << 10, sums);
+        let [l0, l1, l2] = &x.limbs;
+        let parts: [&[i32]; 3] = [l0, l1, l2];
+        exact(isa, source, t, rows, LIMB_RUN, sums, &|isa, line, run| {
+            let dots = limb_dots(isa, line, &parts.map(|part| &part[run.clone()]));
+            let shifted = dots.iter().zip([0, 21, 41]);
+            shifted.map(|(dot, shift)| i128::from(*dot) << shift).sum()
+        });
     }
 }
 
-#[allow(clippy::too_many_arguments)]
-fn exact<T: Element + Into<i64>, const L: usize>(
+/// One run of a line times the same run of the vector.
+type Run<'a, T> = &'a dyn Fn(Isa, &[T], Range<usize>) -> i128;
+
+/// Rows, strides and runs around `dot`, which multiplies one run of a line with the same run of the vector.
+fn exact<T: Element>(
     isa: Isa,
     source: &[T],
     t: &Tensor,
     rows: Range<usize>,
-    limbs: &[&[i32]; L],
-    shifts: &[u32; L],
-    most: usize,
+    run: usize,
     sums: &mut [u64],
+    dot: Run<'_, T>,
 ) {
     let (row_stride, col_stride) = t.strides();
     let cols = t.cols();
@@ -288,50 +322,73 @@ fn exact<T: Element + Into<i64>, const L: usize>(
             gathered.extend(from.iter().step_by(col_stride).take(cols).copied());
             &gathered
         };
-        let mut total: i128 = 0;
-        for from in (0..cols).step_by(most) {
-            let range = from..(from + most).min(cols);
-            let parts = limbs.map(|limb| &limb[range.clone()]);
-            let line = &line[range];
-            let dots = match isa {
-                // SAFETY: a pool's instruction set is available.
-                #[cfg(target_arch = "x86_64")]
-                Isa::Avx512 => unsafe { dots_avx512(line, &parts) },
-                // SAFETY: as above.
-                #[cfg(target_arch = "x86_64")]
-                Isa::Avx2 => unsafe { dots_avx2(line, &parts) },
-                _ => dots(line, &parts),
-            };
-            for (dot, shift) in dots.into_iter().zip(shifts) {
-                total += i128::from(dot) << shift;
-            }
-        }
+        let runs = line.chunks(run).zip((0..).step_by(run));
+        // At most 2^7 · 2^61 · 2^17 or 2^31 · 2^61 · 2^31: far from i128's end.
+        let total: i128 = runs
+            .map(|(part, from)| dot(isa, part, from..from + part.len()))
+            .sum();
         *sum = total.rem_euclid(i128::from(P61)) as u64;
     }
 }
 
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-fn dots_avx512<T: Copy + Into<i64>, const L: usize>(line: &[T], limbs: &[&[i32]; L]) -> [i64; L] {
-    dots(line, limbs)
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2")]
-fn dots_avx2<T: Copy + Into<i64>, const L: usize>(line: &[T], limbs: &[&[i32]; L]) -> [i64; L] {
-    dots(line, limbs)
-}
-
-/// Σ line · limb for every limb. Both factors fit in 32 bits, which the compiler turns into `pmuldq`.
-#[inline(always)]
-fn dots<T: Copy + Into<i64>, const L: usize>(line: &[T], limbs: &[&[i32]; L]) -> [i64; L] {
-    let mut sums = [0i64; L];
-    let limbs = limbs.map(|limb| &limb[..line.len()]);
-    for (i, x) in line.iter().enumerate() {
-        let x: i64 = (*x).into();
-        for l in 0..L {
-            sums[l] += x * i64::from(limbs[l][i]);
+/// Defines `$name(isa, line, parts)`: Σ line · part for every part, in `$sum`, which the caller knows it fits in.
+/// Written so that the compiler finds `vpmaddwd` and `vpmuldq`.
+macro_rules! dots {
+    ($name:ident, $avx512:ident, $avx2:ident, $plain:ident, $t:ty, $part:ty, $sum:ty, $l:expr) => {
+        fn $name(isa: Isa, line: &[$t], parts: &[&[$part]; $l]) -> [$sum; $l] {
+            match isa {
+                // SAFETY: a pool's instruction set is available.
+                #[cfg(target_arch = "x86_64")]
+                Isa::Avx512 => unsafe { $avx512(line, parts) },
+                // SAFETY: as above.
+                #[cfg(target_arch = "x86_64")]
+                Isa::Avx2 => unsafe { $avx2(line, parts) },
+                _ => $plain(line, parts),
+            }
         }
-    }
-    sums
+
+        #[cfg(target_arch = "x86_64")]
+        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+        fn $avx512(line: &[$t], parts: &[&[$part]; $l]) -> [$sum; $l] {
+            $plain(line, parts)
+        }
+
+        #[cfg(target_arch = "x86_64")]
+        #[target_feature(enable = "avx2")]
+        fn $avx2(line: &[$t], parts: &[&[$part]; $l]) -> [$sum; $l] {
+            $plain(line, parts)
+        }
+
+        #[inline(always)]
+        fn $plain(line: &[$t], parts: &[&[$part]; $l]) -> [$sum; $l] {
+            let mut sums: [$sum; $l] = [0; $l];
+            let parts = parts.map(|part| &part[..line.len()]);
+            for (i, x) in line.iter().enumerate() {
+                for (sum, part) in sums.iter_mut().zip(&parts) {
+                    *sum += <$sum>::from(*x) * <$sum>::from(part[i]);
+                }
+            }
+            sums
+        }
+    };
 }
+dots!(
+    digit_dots,
+    digit_dots_avx512,
+    digit_dots_avx2,
+    digit_dots_plain,
+    i8,
+    i16,
+    i32,
+    4
+);
+dots!(
+    limb_dots,
+    limb_dots_avx512,
+    limb_dots_avx2,
+    limb_dots_plain,
+    i32,
+    i32,
+    i64,
+    3
+);

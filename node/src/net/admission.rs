@@ -425,3 +425,227 @@ impl Acceptor {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// The peer id of an ed25519 key whose secret is 32 times `byte`.
+    fn peer(byte: u8) -> PeerId {
+        let keypair = libp2p::identity::Keypair::ed25519_from_bytes([byte; 32]).unwrap();
+        keypair.public().to_peer_id()
+    }
+
+    fn key(byte: u8) -> PoolKey {
+        PoolKey::from_bytes(&[byte; 32])
+    }
+
+    fn hex(bytes: &[u8]) -> String {
+        bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    /// How an exchange ends, every frame going through its bytes; and the frames, in hex.
+    fn exchange(
+        dialer_key: Option<&PoolKey>,
+        acceptor_key: Option<&PoolKey>,
+    ) -> (DialerStep, Vec<String>) {
+        let (mut dialer, mut frame) = Dialer::new(dialer_key, peer(1), peer(2), [0xd1; 32]);
+        let mut acceptor = Acceptor::new(acceptor_key, peer(2), peer(1), [0xac; 32]);
+        let mut log = Vec::new();
+        loop {
+            log.push(hex(&frame.encode()));
+            let answer = match acceptor.handle(&Frame::parse(&frame.encode()).unwrap()) {
+                AcceptorStep::Send(frame) | AcceptorStep::Proven(frame) => frame,
+                AcceptorStep::Refuse(refusal) => Frame::Refuse(refusal),
+            };
+            log.push(hex(&answer.encode()));
+            match dialer.handle(&Frame::parse(&answer.encode()).unwrap()) {
+                DialerStep::Send(next) => frame = next,
+                end => return (end, log),
+            }
+        }
+    }
+
+    #[test]
+    fn the_bytes_of_an_exchange_are_these() {
+        let (end, log) = exchange(Some(&key(7)), Some(&key(7)));
+        assert_eq!(end, DialerStep::Admitted);
+        assert_eq!(
+            log,
+            [
+                "ffff706701010000d1d1d1d1d1d1d1d1d1d1d1d1d1d1d1d1d1d1d1d1d1d1d1d1d1d1d1d1d1d1d1d1",
+                "ffff706701010000acacacacacacacacacacacacacacacacacacacacacacacacacacacacacacacac",
+                "ffff7067010300002b7610426896278d365fa42bddc60985fa3cbeee64cabc48dbed3103f1e08f97",
+                "ffff706701040000f423768b060f7133542fc60d9dde85ea3c7e2a36909cd3e55f7625a621f6912b",
+            ]
+        );
+    }
+
+    #[test]
+    fn the_bytes_of_an_exchange_without_keys_are_these() {
+        let (end, log) = exchange(None, None);
+        assert_eq!(end, DialerStep::Admitted);
+        assert_eq!(
+            log,
+            [
+                "ffff706701020000d1d1d1d1d1d1d1d1d1d1d1d1d1d1d1d1d1d1d1d1d1d1d1d1d1d1d1d1d1d1d1d1",
+                "ffff706701020000acacacacacacacacacacacacacacacacacacacacacacacacacacacacacacacac",
+                "ffff706701030000781410061a31b36d038ed6151f260d62ba284d9c4be37a4287d3b38e13873098",
+                "ffff7067010400000ae6bd5a0bca16cb6c2ab29c33d8fd9bcefa7dafb47a4047099a6cdc8ba8903d",
+            ]
+        );
+    }
+
+    #[test]
+    fn the_bytes_of_every_refusal_are_these() {
+        let log: Vec<_> = Refusal::ALL
+            .iter()
+            .map(|refusal| format!("{refusal:?} {}", hex(&Frame::Refuse(*refusal).encode())))
+            .collect();
+        assert_eq!(
+            log,
+            [
+                "KeyRequired ffff7067010501000000000000000000000000000000000000000000000000000000000000000000",
+                "KeylessHere ffff7067010502000000000000000000000000000000000000000000000000000000000000000000",
+                "WrongKey ffff7067010503000000000000000000000000000000000000000000000000000000000000000000",
+                "Duplicate ffff7067010504000000000000000000000000000000000000000000000000000000000000000000",
+                "Blocked ffff7067010505000000000000000000000000000000000000000000000000000000000000000000",
+                "Version ffff7067010506000000000000000000000000000000000000000000000000000000000000000000",
+                "Malformed ffff7067010507000000000000000000000000000000000000000000000000000000000000000000",
+                "Full ffff7067010508000000000000000000000000000000000000000000000000000000000000000000",
+            ]
+        );
+    }
+
+    #[test]
+    fn only_the_same_key_admits() {
+        let refused =
+            |dialer: Option<&PoolKey>, acceptor: Option<&PoolKey>| exchange(dialer, acceptor).0;
+        let by = DialerStep::RefusedByAcceptor;
+        assert_eq!(refused(Some(&key(1)), Some(&key(2))), by(Refusal::WrongKey));
+        assert_eq!(refused(None, Some(&key(2))), by(Refusal::KeyRequired));
+        assert_eq!(refused(Some(&key(1)), None), by(Refusal::KeylessHere));
+    }
+
+    #[test]
+    fn an_acceptor_that_lies_about_the_key_is_refused_by_the_dialer() {
+        let (mut dialer, _) = Dialer::new(Some(&key(1)), peer(1), peer(2), [0; 32]);
+        let keyless = Frame::Hello {
+            keyed: false,
+            nonce: [1; 32],
+        };
+        assert_eq!(
+            dialer.handle(&keyless),
+            DialerStep::Refuse(Refusal::KeyRequired)
+        );
+        let (mut dialer, _) = Dialer::new(Some(&key(1)), peer(1), peer(2), [0; 32]);
+        let DialerStep::Send(Frame::Proof(proof)) = dialer.handle(&Frame::Hello {
+            keyed: true,
+            nonce: [1; 32],
+        }) else {
+            panic!("no proof")
+        };
+        // Its own proof, reflected.
+        assert_eq!(
+            dialer.handle(&Frame::Accept(proof)),
+            DialerStep::Refuse(Refusal::WrongKey)
+        );
+    }
+
+    #[test]
+    fn a_proof_relayed_through_a_third_node_does_not_admit() {
+        // The dialer 1 talks to 3, which passes everything on to 2 over a session of its own.
+        let (mut dialer, hello) = Dialer::new(Some(&key(1)), peer(1), peer(3), [4; 32]);
+        let mut acceptor = Acceptor::new(Some(&key(1)), peer(2), peer(3), [5; 32]);
+        let AcceptorStep::Send(answer) = acceptor.handle(&hello) else {
+            panic!("no hello")
+        };
+        let DialerStep::Send(proof) = dialer.handle(&answer) else {
+            panic!("no proof")
+        };
+        assert_eq!(
+            acceptor.handle(&proof),
+            AcceptorStep::Refuse(Refusal::WrongKey)
+        );
+    }
+
+    #[test]
+    fn a_replayed_proof_does_not_admit() {
+        let (mut dialer, hello) = Dialer::new(Some(&key(1)), peer(1), peer(2), [4; 32]);
+        let mut first = Acceptor::new(Some(&key(1)), peer(2), peer(1), [5; 32]);
+        let AcceptorStep::Send(answer) = first.handle(&hello) else {
+            panic!("no hello")
+        };
+        let DialerStep::Send(proof) = dialer.handle(&answer) else {
+            panic!("no proof")
+        };
+        let mut second = Acceptor::new(Some(&key(1)), peer(2), peer(1), [6; 32]);
+        second.handle(&hello);
+        assert_eq!(
+            second.handle(&proof),
+            AcceptorStep::Refuse(Refusal::WrongKey)
+        );
+        assert!(matches!(first.handle(&proof), AcceptorStep::Proven(_)));
+    }
+
+    #[test]
+    fn frames_out_of_order_are_refused() {
+        let mut acceptor = Acceptor::new(None, peer(2), peer(1), [5; 32]);
+        assert_eq!(
+            acceptor.handle(&Frame::Proof([0; 32])),
+            AcceptorStep::Refuse(Refusal::Malformed)
+        );
+        let (mut dialer, _) = Dialer::new(None, peer(1), peer(2), [4; 32]);
+        assert_eq!(
+            dialer.handle(&Frame::Accept([0; 32])),
+            DialerStep::Refuse(Refusal::Malformed)
+        );
+    }
+
+    fn any_frame() -> impl Strategy<Value = Frame> {
+        prop_oneof![
+            (any::<bool>(), any::<[u8; 32]>())
+                .prop_map(|(keyed, nonce)| Frame::Hello { keyed, nonce }),
+            any::<[u8; 32]>().prop_map(Frame::Proof),
+            any::<[u8; 32]>().prop_map(Frame::Accept),
+            proptest::sample::select(Refusal::ALL.to_vec()).prop_map(Frame::Refuse),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn every_frame_comes_back_from_its_bytes(frame in any_frame()) {
+            prop_assert_eq!(Frame::parse(&frame.encode()), Ok(frame));
+        }
+
+        #[test]
+        fn whatever_parses_is_the_one_encoding_of_its_frame(
+            frame in any_frame(), at in 0..FRAME_BYTES, change in any::<u8>()
+        ) {
+            let mut bytes = frame.encode();
+            bytes[at] ^= change;
+            if let Ok(frame) = Frame::parse(&bytes) {
+                prop_assert_eq!(frame.encode(), bytes);
+            }
+        }
+
+        #[test]
+        fn any_bytes_are_a_frame_or_an_error(bytes in proptest::collection::vec(any::<u8>(), 0..100)) {
+            if let Ok(frame) = Frame::parse(&bytes) {
+                prop_assert_eq!(&frame.encode()[..], &bytes[..]);
+            }
+        }
+
+        #[test]
+        fn any_change_to_a_proof_is_refused(at in 0..32usize, change in 1..=255u8) {
+            let (mut dialer, hello) = Dialer::new(Some(&key(1)), peer(1), peer(2), [4; 32]);
+            let mut acceptor = Acceptor::new(Some(&key(1)), peer(2), peer(1), [5; 32]);
+            let AcceptorStep::Send(answer) = acceptor.handle(&hello) else { panic!("no hello") };
+            let DialerStep::Send(Frame::Proof(mut proof)) = dialer.handle(&answer) else { panic!("no proof") };
+            proof[at] ^= change;
+            prop_assert_eq!(acceptor.handle(&Frame::Proof(proof)), AcceptorStep::Refuse(Refusal::WrongKey));
+        }
+    }
+}

@@ -226,6 +226,10 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("peers.json");
         let mut watch = Watch::new(path.clone());
+        assert_eq!(watch.look().await, None, "a file that is yet to be written is nothing to tell about");
+        std::fs::write(&path, GOOD).unwrap();
+        assert!(matches!(watch.look().await, Some(Change::Loaded(peers)) if peers.len() == 2));
+        std::fs::remove_file(&path).unwrap();
         assert!(matches!(
             watch.look().await,
             Some(Change::Broken(PeersFileError::Unreadable(_)))

@@ -366,9 +366,7 @@ impl Driver {
                 why: refusal.of_this_node().to_owned(),
             },
             Some(HandshakeError::Own) => NetError::OwnAddress(address.clone()),
-            _ if matches!(error, DialError::LocalPeerId { .. }) => {
-                NetError::OwnAddress(address.clone())
-            }
+            _ if is_own(error) => NetError::OwnAddress(address.clone()),
             _ => NetError::Unreachable {
                 address: address.clone(),
                 why: dial_error_text(error),
@@ -828,9 +826,17 @@ fn failure_of(error: &DialError) -> Failure {
             Failure::Refused
         }
         Some(HandshakeError::Own) => Failure::Own,
-        _ if matches!(error, DialError::LocalPeerId { .. }) => Failure::Own,
+        _ if is_own(error) => Failure::Own,
         _ => Failure::Unreachable,
     }
+}
+
+/// Whether a dial led to this node. The swarm drops its own listen addresses, and we never dial none.
+fn is_own(error: &DialError) -> bool {
+    matches!(
+        error,
+        DialError::LocalPeerId { .. } | DialError::NoAddresses
+    )
 }
 
 /// A dial's failure in the words of the innermost error of each address.

@@ -58,7 +58,10 @@ pub(super) enum HandshakeError {
     RefusedByPeer { peer: PeerId, refusal: Refusal },
     /// Another node answers at the address.
     #[error("the node there is {obtained}, not {expected}")]
-    WrongPeer { expected: PeerId, obtained: PeerId },
+    WrongPeer {
+        expected: Box<PeerId>,
+        obtained: Box<PeerId>,
+    },
     /// The address is this node's own.
     #[error("the address is this node's own")]
     Own,
@@ -222,9 +225,10 @@ fn check_identity(
         return Err(HandshakeError::Own);
     }
     match expected_peer(endpoint) {
-        Some(expected) if expected != obtained => {
-            Err(HandshakeError::WrongPeer { expected, obtained })
-        }
+        Some(expected) if expected != obtained => Err(HandshakeError::WrongPeer {
+            expected: Box::new(expected),
+            obtained: Box::new(obtained),
+        }),
         _ => Ok(()),
     }
 }

@@ -297,3 +297,88 @@ fn sane_seconds(seconds: f64) -> f64 {
         0.0
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn model() -> CostModel {
+        CostModel::new(&WorkerEstimate::remote(
+            [100e9; Arithmetic::COUNT],
+            1e9,
+            1e-4,
+            1 << 30,
+        ))
+    }
+
+    #[test]
+    fn a_lasting_change_is_believed_after_a_few_observations() {
+        for factor in [20.0, 0.05] {
+            let mut model = model();
+            for _ in 0..8 {
+                model.observe_compute(Arithmetic::F32, 2e9, 2e9 / (100e9 * factor));
+            }
+            let ratio = model.flops_per_s(Arithmetic::F32) / (100e9 * factor);
+            assert!(
+                (0.7..1.4).contains(&ratio),
+                "factor {factor}: off by {ratio}"
+            );
+        }
+    }
+
+    #[test]
+    fn one_outlier_moves_a_rate_by_less_than_a_factor_of_two() {
+        let mut model = model();
+        (0..5).for_each(|_| model.observe_compute(Arithmetic::F32, 2e9, 0.02));
+        model.observe_compute(Arithmetic::F32, 2e9, 20.0);
+        assert!(model.flops_per_s(Arithmetic::F32) > 50e9);
+    }
+
+    #[test]
+    fn an_advert_does_not_overrule_what_was_observed() {
+        let mut model = model();
+        model.observe_compute(Arithmetic::F32, 2e9, 0.02);
+        model.update(&WorkerEstimate::remote(
+            [1e15; Arithmetic::COUNT],
+            1e9,
+            1e-4,
+            1 << 30,
+        ));
+        assert!(model.flops_per_s(Arithmetic::F32) < 101e9);
+        assert!(model.flops_per_s(Arithmetic::F64) > 0.9e15);
+    }
+
+    #[test]
+    fn adverts_and_measurements_may_say_anything() {
+        let mut model = CostModel::new(&WorkerEstimate {
+            flops_per_s: [0.0, f64::NAN, f64::INFINITY, -1.0],
+            send_bytes_per_s: f64::NAN,
+            receive_bytes_per_s: 0.0,
+            rtt_s: f64::NAN,
+            overhead_s: f64::INFINITY,
+            memory_bytes: 0,
+            max_in_flight: 0,
+            busy_s: f64::NAN,
+        });
+        for seconds in [f64::NAN, f64::INFINITY, -1.0, 0.0, 1e300] {
+            model.observe_compute(Arithmetic::F32, 1e9, seconds);
+            model.observe_send(Transfer {
+                bytes: 1 << 20,
+                seconds,
+            });
+            model.observe_receive(Transfer {
+                bytes: u64::MAX,
+                seconds,
+            });
+        }
+        for arithmetic in [
+            Arithmetic::F32,
+            Arithmetic::F64,
+            Arithmetic::Half,
+            Arithmetic::Int8,
+        ] {
+            let seconds = model.predict_s(arithmetic, 1e9, 1 << 20, 1 << 20);
+            assert!(seconds.is_finite() && seconds >= 0.0, "{seconds}");
+        }
+    }
+}

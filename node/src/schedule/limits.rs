@@ -9,9 +9,11 @@ pub const TILE_ALIGNMENT: u64 = 64;
 pub const TILE_SIDE_MIN: u64 = 128;
 /// What one tile should take on the slowest useful worker: long against a round trip and a hand-over, short
 /// against the job, so that the last tile of a job costs little.
-pub const TILE_SECONDS: f64 = 0.030;
+pub const TILE_SECONDS: f64 = 0.022;
 /// A tile shorter than this is mostly fixed cost.
 pub const TILE_SECONDS_MIN: f64 = 0.002;
+/// What one tile takes at least on the fastest worker, for the same reason.
+pub const TILE_SECONDS_FASTEST_MIN: f64 = 0.001;
 /// A tile takes at least this many times a task's fixed cost.
 pub const TILE_OVERHEADS_MIN: f64 = 12.0;
 /// So many tiles for each worker leave the last one at most 1/12 of a share out of balance.
@@ -20,15 +22,17 @@ pub const TILES_PER_WORKER: u64 = 12;
 /// help; this coarsely, so that local speed is not lost.
 pub const TILE_SECONDS_ALONE: f64 = 0.250;
 /// A worker below this share of the fastest one does not dictate the size of the tiles.
-pub const USEFUL_SHARE: f64 = 0.05;
+pub const USEFUL_SHARE: f64 = 0.08;
+/// Nor does one whose first tile is not back within this share of the time that the job takes on one worker alone.
+pub const USEFUL_START: f64 = 0.5;
 /// A band or panel, so that one operand can always be sent, hashed and held beside others.
 pub const OPERAND_BYTES_MAX: u64 = 256 << 20;
 /// A worker holds the operands of the running tile and of the next, and both answers: a tile takes at most this
 /// part of its memory.
 pub const TILE_MEMORY_SHARE: u64 = 4;
-/// Scheduler state is about 1 byte a tile and the largest choice scans bands and panels, so this stays under
-/// a MiB and a millisecond.
-pub const TILES_MAX: u64 = 1 << 18;
+/// What waits takes a quarter of a byte a tile, and a choice looks at every band and panel: this keeps the one under a
+/// MiB and the other under a millisecond, short against tiles of a job that large.
+pub const TILES_MAX: u64 = 1 << 21;
 
 /// Attempts in flight at a peer unless it says less: deep enough to hide the transfer of an operand on a slow
 /// link behind the tiles that need none.
@@ -78,6 +82,10 @@ pub const FAILURES_MAX: u32 = 3;
 /// Doublings stop here; 2^16 times any pause above is beyond its longest.
 pub const PAUSE_DOUBLINGS_MAX: u32 = 16;
 
+/// So many jobs with waiting tiles are looked at for one event, so that a queue of thousands costs no more than that.
+pub const JOBS_CONSIDERED: usize = 128;
+/// After so many jobs that it could serve but gains nothing for, a worker is left idle: the next will hardly be better.
+pub const REFUSALS_MAX: usize = 8;
 /// Among jobs of one priority, one goes before another that came so many times its own length earlier: short
 /// jobs pass long ones, and no job waits for ever.
 pub const STRETCH: f64 = 4.0;
@@ -98,6 +106,12 @@ pub const LEARN_BYTES_MIN: u64 = 64 << 10;
 /// Bytes of operands and answer that a check goes through in a second, before one has been timed.
 pub const CHECK_BYTES_PER_S: f64 = 8e9;
 
+/// What checking a tile should cost at most, as a share of computing it here.
+pub const CHECK_SHARE: f64 = 0.08;
+/// A tile whose check costs this share of computing it is computed here: giving it away wins next to nothing.
+pub const CHECK_SHARE_MAX: f64 = 0.5;
+
+const _: () = assert!(CHECK_SHARE < CHECK_SHARE_MAX);
 const _: () = assert!(TILE_SIDE_MIN.is_multiple_of(TILE_ALIGNMENT));
 const _: () = assert!(TILE_SECONDS_MIN < TILE_SECONDS && TILE_SECONDS < TILE_SECONDS_ALONE);
 const _: () = assert!(IN_FLIGHT_LOCAL >= 1 && IN_FLIGHT_MAX >= 2);

@@ -25,7 +25,7 @@ pub use action::{Action, JobReport, TaskCounts, WorkerShare};
 pub use cost::{Accuracy, Arithmetic, CostModel, Transfer, WorkerEstimate};
 pub use event::{Event, FailureKind, JobSpec, LeaveReason, Measured, Place, Progress, Verdict};
 pub use id::{AttemptId, JobId, WorkerId};
-pub use plan::{Operand, PlanError, ProductShape, Tile, TileGrid};
+pub use plan::{Operand, Pace, PlanError, ProductShape, Tile, TileGrid};
 pub use scheduler::{Scheduler, WorkerReport};
 
 /// A moment, as the time since an epoch of the driver's choice. Never goes back.

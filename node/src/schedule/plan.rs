@@ -2,8 +2,9 @@
 //! Never decides where a tile runs, and never touches an element.
 
 use super::limits::{
-    OPERAND_BYTES_MAX, TILE_ALIGNMENT, TILE_MEMORY_SHARE, TILE_OVERHEADS_MIN, TILE_SECONDS,
-    TILE_SECONDS_ALONE, TILE_SECONDS_MIN, TILE_SIDE_MIN, TILES_MAX, TILES_PER_WORKER, USEFUL_SHARE,
+    CHECK_SHARE, OPERAND_BYTES_MAX, TILE_ALIGNMENT, TILE_MEMORY_SHARE, TILE_OVERHEADS_MIN,
+    TILE_SECONDS, TILE_SECONDS_ALONE, TILE_SECONDS_FASTEST_MIN, TILE_SECONDS_MIN, TILE_SIDE_MIN,
+    TILES_MAX, TILES_PER_WORKER, USEFUL_SHARE, USEFUL_START,
 };
 use super::{Arithmetic, WorkerEstimate};
 use std::ops::Range;
@@ -50,6 +51,15 @@ pub struct Tile {
     pub panel: u32,
 }
 
+/// How fast this node computes, and how fast it checks what others computed.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Pace {
+    /// Additions and multiplications a second.
+    pub flops_per_s: f64,
+    /// Bytes of operands and answer that a check goes through in a second.
+    pub check_bytes_per_s: f64,
+}
+
 /// Why a product cannot be cut.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum PlanError {
@@ -91,6 +101,7 @@ impl TileGrid {
         shape: ProductShape,
         arithmetic: Arithmetic,
         workers: &[WorkerEstimate],
+        here: Pace,
         band_rows: Option<u64>,
         panel_columns: Option<u64>,
     ) -> Result<Self, PlanError> {
@@ -100,7 +111,7 @@ impl TileGrid {
         }
         let ProductShape { m, k, n, .. } = shape;
         let most = Bounds::new(&shape, workers);
-        let flops = tile_flops(&shape, arithmetic, workers);
+        let flops = tile_flops(&shape, arithmetic, workers, here);
         if flops >= shape.flops() && m <= most.rows && n <= most.columns && most.fits(m, n) {
             return Self::with_sides(
                 shape,
@@ -320,31 +331,58 @@ impl Bounds {
 }
 
 /// How much work one tile should be.
-fn tile_flops(shape: &ProductShape, arithmetic: Arithmetic, workers: &[WorkerEstimate]) -> f64 {
+fn tile_flops(
+    shape: &ProductShape,
+    arithmetic: Arithmetic,
+    workers: &[WorkerEstimate],
+    here: Pace,
+) -> f64 {
     let rate = |worker: &WorkerEstimate| worker.flops_per_s(arithmetic);
+    let fixed_s = |worker: &WorkerEstimate| worker.overhead_s + worker.rtt_s;
+    // Whatever becomes of the others, this node may have to do any tile itself.
+    let most = TILE_SECONDS_ALONE * here.flops_per_s;
     let fastest = workers.iter().map(rate).fold(0.0, f64::max);
-    let useful = workers
-        .iter()
-        .filter(|worker| rate(worker) >= fastest * USEFUL_SHARE);
-    let (count, slowest, overhead) = useful.fold(
-        (0u64, f64::INFINITY, 0.0f64),
-        |(count, slowest, overhead), worker| {
-            (
-                count + 1,
-                slowest.min(rate(worker)),
-                overhead.max(worker.overhead_s + worker.rtt_s),
-            )
-        },
-    );
-    if count == 0 {
-        return f64::INFINITY;
+    // Whoever would be done with all of it first, if nobody helped.
+    let operand_bytes = (shape.m * shape.k * shape.a_element_bytes
+        + shape.k * shape.n * shape.b_element_bytes) as f64;
+    let alone = |worker: &WorkerEstimate| {
+        fixed_s(worker)
+            + operand_bytes / worker.send_bytes_per_s.max(1.0)
+            + shape.flops() / rate(worker)
+    };
+    let alone_s = workers.iter().map(alone).fold(f64::INFINITY, f64::min);
+    // Finer tiles than it needs cost the first one something, so the others must be of help.
+    let useful = |worker: &&WorkerEstimate| {
+        let flops = TILE_SECONDS_MIN * rate(worker);
+        let side = (flops / (2.0 * shape.k.max(1) as f64))
+            .sqrt()
+            .max(TILE_SIDE_MIN as f64);
+        let bytes = side * shape.k as f64 * (shape.a_element_bytes + shape.b_element_bytes) as f64;
+        let first_s = fixed_s(worker) + bytes / worker.send_bytes_per_s.max(1.0) + TILE_SECONDS_MIN;
+        rate(worker) >= fastest * USEFUL_SHARE && first_s <= alone_s * USEFUL_START
+    };
+    let (mut count, mut linked) = (0u64, false);
+    let (mut slowest, mut shortest) = (fastest, TILE_SECONDS_FASTEST_MIN * fastest);
+    for worker in workers.iter().filter(useful) {
+        count += 1;
+        linked |= worker.send_bytes_per_s.is_finite();
+        slowest = slowest.min(rate(worker));
+        shortest = shortest.max(fixed_s(worker) * TILE_OVERHEADS_MIN * rate(worker));
     }
-    if count == 1 {
-        return TILE_SECONDS_ALONE * slowest;
+    // Nobody who is worth it, or nobody but this node: there is no transfer to hide behind another tile.
+    if count == 0 || (count == 1 && !linked) {
+        return most;
     }
-    let shortest = TILE_SECONDS_MIN.max(overhead * TILE_OVERHEADS_MIN) * slowest;
     let balanced = shape.flops() / (count * TILES_PER_WORKER) as f64;
-    balanced.min(TILE_SECONDS * slowest).max(shortest)
+    // Checking goes through the sides of a tile, computing through its area.
+    let element_bytes = (shape.a_element_bytes + shape.b_element_bytes) as f64;
+    let side = element_bytes * here.flops_per_s / here.check_bytes_per_s / (2.0 * CHECK_SHARE);
+    let checkable = 2.0 * side * side * shape.k as f64;
+    balanced
+        .min((TILE_SECONDS * slowest).max(checkable))
+        .max(TILE_SECONDS_MIN * slowest)
+        .max(shortest)
+        .min(most)
 }
 
 /// The nearest whole number of kernel blocks, not less than the narrowest tile.
@@ -374,4 +412,157 @@ fn even(total: u64, side: u64) -> u64 {
 
 fn length(range: &Range<u64>) -> u64 {
     range.end - range.start
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn shapes() -> impl Strategy<Value = ProductShape> {
+        let side = || prop_oneof![0u64..3, 1u64..300, 1u64..20_000, Just(131_071u64)];
+        let element = || prop_oneof![Just(1u64), Just(2), Just(4), Just(8)];
+        (side(), side(), side(), element(), element(), element()).prop_map(|(m, k, n, a, b, c)| {
+            ProductShape {
+                m,
+                k,
+                n,
+                a_element_bytes: a,
+                b_element_bytes: b,
+                c_element_bytes: c,
+            }
+        })
+    }
+
+    fn workers() -> impl Strategy<Value = Vec<WorkerEstimate>> {
+        let worker = (1e8..1e13f64, 1e5..1e10f64, 0.0..0.2f64, 26u32..40).prop_map(
+            |(flops, bytes, rtt, memory)| {
+                WorkerEstimate::remote([flops; Arithmetic::COUNT], bytes, rtt, 1 << memory)
+            },
+        );
+        prop::collection::vec(worker, 0..9)
+    }
+
+    fn pace(flops_per_s: f64) -> Pace {
+        Pace {
+            flops_per_s,
+            check_bytes_per_s: 8e9,
+        }
+    }
+
+    /// Ranges that follow on each other from 0 to the end, none empty.
+    fn covers(parts: impl Iterator<Item = Range<u64>>, end: u64) -> bool {
+        let mut at = 0;
+        parts.into_iter().all(|part| {
+            let follows = part.start == at && part.end > at;
+            at = part.end;
+            follows
+        }) && at == end
+    }
+
+    proptest! {
+        #[test]
+        fn bands_and_panels_cover_every_element_once(
+            shape in shapes(),
+            workers in workers(),
+            flops_per_s in 1e8..1e13f64,
+            band_rows in prop::option::of(1u64..5_000),
+            panel_columns in prop::option::of(1u64..5_000),
+        ) {
+            let grid = match TileGrid::cut(shape, Arithmetic::F32, &workers, pace(flops_per_s), band_rows, panel_columns) {
+                Ok(grid) => grid,
+                Err(error) => {
+                    prop_assert!(matches!(error, PlanError::TooManyTiles { .. }), "{}", error);
+                    return Ok(());
+                }
+            };
+            prop_assert!(covers((0..grid.bands()).map(|band| grid.rows(band)), shape.m));
+            prop_assert!(covers((0..grid.panels()).map(|panel| grid.columns(panel)), shape.n));
+            prop_assert!(band_rows.is_none_or(|rows| grid.band_rows() == rows));
+            prop_assert!(panel_columns.is_none_or(|columns| grid.panel_columns() == columns));
+            let tiles = (0..grid.bands()).flat_map(|band| (0..grid.panels()).map(move |panel| Tile { band, panel }));
+            let flops: f64 = tiles.clone().map(|tile| grid.tile_flops(tile)).sum();
+            prop_assert!((flops - shape.flops()).abs() <= 1e-9 * shape.flops());
+            let bytes: u64 = tiles.map(|tile| grid.tile_bytes(tile)).sum();
+            prop_assert_eq!(bytes, shape.m * shape.n * shape.c_element_bytes);
+        }
+
+        #[test]
+        fn tiles_fit_the_memory_of_every_worker_and_are_whole_kernel_blocks(
+            shape in shapes(),
+            workers in workers(),
+        ) {
+            let Ok(grid) = TileGrid::cut(shape, Arithmetic::F32, &workers, pace(100e9), None, None) else { return Ok(()) };
+            if grid.tiles() == 0 {
+                return Ok(());
+            }
+            let bounds = Bounds::new(&shape, &workers);
+            let (rows, columns) = (grid.band_rows(), grid.panel_columns());
+            // One line of A and B may already be more than there is room for; nothing can be narrower.
+            prop_assert!(bounds.fits(rows, columns) || (rows <= TILE_ALIGNMENT && columns <= TILE_ALIGNMENT));
+            let whole = |side: u64, all: u64| side >= all || side < TILE_ALIGNMENT || side.is_multiple_of(TILE_ALIGNMENT);
+            prop_assert!(whole(rows, shape.m) && whole(columns, shape.n), "{rows} x {columns}");
+        }
+    }
+
+    #[test]
+    fn a_small_product_stays_whole() {
+        let shape = ProductShape {
+            m: 256,
+            k: 256,
+            n: 256,
+            a_element_bytes: 4,
+            b_element_bytes: 4,
+            c_element_bytes: 4,
+        };
+        let rates = [100e9; Arithmetic::COUNT];
+        let workers = [
+            WorkerEstimate::local(rates, 1 << 33),
+            WorkerEstimate::remote(rates, 1.1e9, 1e-4, 1 << 33),
+        ];
+        let grid =
+            TileGrid::cut(shape, Arithmetic::F32, &workers, pace(100e9), None, None).unwrap();
+        assert_eq!(grid.tiles(), 1);
+    }
+
+    #[test]
+    fn a_long_k_makes_narrow_bands() {
+        let shape = ProductShape {
+            m: 1 << 14,
+            k: 1 << 22,
+            n: 1 << 14,
+            a_element_bytes: 4,
+            b_element_bytes: 4,
+            c_element_bytes: 4,
+        };
+        let workers = [WorkerEstimate::local([100e9; Arithmetic::COUNT], 4 << 30)];
+        let grid =
+            TileGrid::cut(shape, Arithmetic::F32, &workers, pace(100e9), None, None).unwrap();
+        assert!(grid.operand_bytes(Operand::Band(0)) <= OPERAND_BYTES_MAX);
+        assert!(grid.operand_bytes(Operand::Panel(0)) <= OPERAND_BYTES_MAX);
+    }
+
+    #[test]
+    fn what_cannot_be_addressed_or_counted_is_refused() {
+        let shape = ProductShape {
+            m: 1 << 40,
+            k: 1 << 30,
+            n: 1,
+            a_element_bytes: 8,
+            b_element_bytes: 4,
+            c_element_bytes: 4,
+        };
+        assert_eq!(TileGrid::with_sides(shape, 1, 1), Err(PlanError::TooLarge));
+        let shape = ProductShape {
+            m: 1 << 20,
+            k: 1,
+            n: 1 << 20,
+            ..shape
+        };
+        assert_eq!(
+            TileGrid::with_sides(shape, 1, 1),
+            Err(PlanError::TooManyTiles { tiles: 1 << 40 })
+        );
+        assert_eq!(TileGrid::with_sides(shape, 0, 1), Err(PlanError::EmptyCut));
+    }
 }

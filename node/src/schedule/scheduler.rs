@@ -5,14 +5,14 @@
 use super::cost::Learned;
 use super::job::{Answer, Held, Job};
 use super::limits::{
-    CHECK_BYTES_PER_S, CONNECT_WAIT, HEDGE_MARGIN, HEDGES_MAX, OVERLOADS_LOCAL_MAX, OVERLOADS_MAX,
-    STRETCH,
+    CHECK_BYTES_PER_S, CHECK_SHARE_MAX, CONNECT_WAIT, HEDGE_MARGIN, HEDGES_MAX, JOBS_CONSIDERED,
+    OVERLOADS_LOCAL_MAX, OVERLOADS_MAX, REFUSALS_MAX, STRETCH,
 };
 use super::worker::{Flight, Prospect, Worker};
 use super::{
     Accuracy, Action, Arithmetic, AttemptId, Event, FailureKind, JobId, JobReport, JobSpec,
-    LeaveReason, Measured, Operand, Place, PlanError, Progress, Tile, TileGrid, Time, Transfer,
-    Verdict, WorkerEstimate, WorkerId, WorkerShare,
+    LeaveReason, Measured, Operand, Pace, Place, PlanError, Progress, Tile, TileGrid, Time,
+    Transfer, Verdict, WorkerEstimate, WorkerId, WorkerShare,
 };
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -183,10 +183,18 @@ impl Scheduler {
             Place::Remote => !worker.id.is_local() || self.workers.len() == 1,
         });
         let estimates: Vec<WorkerEstimate> = workers.map(believed).collect();
+        let local = self.workers.get(&WorkerId::LOCAL);
+        let here = Pace {
+            flops_per_s: local.map_or(f64::INFINITY, |local| {
+                local.model.flops_per_s(spec.arithmetic)
+            }),
+            check_bytes_per_s: 1.0 / self.check_byte_s.value,
+        };
         TileGrid::cut(
             spec.shape,
             spec.arithmetic,
             &estimates,
+            here,
             spec.band_rows,
             spec.panel_columns,
         )
@@ -852,7 +860,8 @@ impl Scheduler {
         }
         self.look_ahead(now);
         let workers: Vec<WorkerId> = self.workers.keys().copied().collect();
-        let mut started = true;
+        let hungry = self.hungry();
+        let mut started = !hungry.is_empty();
         while started {
             started = false;
             for &worker in &workers {
@@ -861,12 +870,13 @@ impl Scheduler {
                     .get(&worker)
                     .is_some_and(|worker| worker.has_room(now))
                 {
-                    started |= self.give_one(worker, now, actions);
+                    started |= self.give_one(worker, &hungry, now, actions);
                 }
             }
         }
-        for at in 0..self.jobs.len() {
-            if self.jobs[at].active == 0 && !self.jobs[at].pending.is_empty() {
+        // Of those that are left, the first; the others come when it has gone.
+        for at in self.hungry().into_iter().take(REFUSALS_MAX) {
+            if self.jobs[at].active == 0 {
                 self.give_somebody(at, &workers, now, actions);
             }
         }
@@ -887,20 +897,46 @@ impl Scheduler {
         }
     }
 
+    /// The first jobs that have tiles waiting.
+    fn hungry(&self) -> Vec<usize> {
+        let jobs = self.jobs.iter().enumerate();
+        jobs.filter(|(_, job)| !job.pending.is_empty())
+            .map(|(at, _)| at)
+            .take(JOBS_CONSIDERED)
+            .collect()
+    }
+
     /// Gives a worker the tile that suits it best, of the first job that gains from it.
-    fn give_one(&mut self, worker: WorkerId, now: f64, actions: &mut Vec<Action>) -> bool {
-        for at in 0..self.jobs.len() {
+    fn give_one(
+        &mut self,
+        worker: WorkerId,
+        hungry: &[usize],
+        now: f64,
+        actions: &mut Vec<Action>,
+    ) -> bool {
+        let mut refused = 0;
+        for &at in hungry {
+            let local = worker.is_local();
+            let barred = match self.jobs[at].spec.place {
+                Place::Auto => false,
+                Place::Local => !local,
+                Place::Remote => local && self.has_peers(&self.jobs[at], now),
+            };
             if let Some(candidate) = self.candidate(at, worker, false, now)
                 && self.make_room(at, worker, &candidate, actions)
             {
                 self.start(at, worker, &candidate, false, now, actions);
                 return true;
             }
+            refused += usize::from(!barred);
+            if refused >= REFUSALS_MAX {
+                break;
+            }
         }
         false
     }
 
-    /// Everybody leaves the job to somebody else: whoever would be done first gets a tile of it.
+    /// Everybody leaves the job to somebody else: whoever would be done first gets a tile of it, once there is room.
     fn give_somebody(
         &mut self,
         at: usize,
@@ -913,7 +949,7 @@ impl Scheduler {
             if self
                 .workers
                 .get(&worker)
-                .is_some_and(|worker| worker.has_room(now))
+                .is_some_and(|worker| worker.pause_until <= now)
                 && let Some(candidate) = self.candidate(at, worker, true, now)
                 && first
                     .as_ref()
@@ -923,6 +959,10 @@ impl Scheduler {
             }
         }
         if let Some((worker, candidate)) = first
+            && self
+                .workers
+                .get(&worker)
+                .is_some_and(|worker| worker.has_room(now))
             && self.make_room(at, worker, &candidate, actions)
         {
             self.start(at, worker, &candidate, false, now, actions);
@@ -948,6 +988,9 @@ impl Scheduler {
             if !id.is_local()
                 && worker.has_enough(now, &least, operand_s * job.missing_share(id).min(1.0))
             {
+                return None;
+            }
+            if !id.is_local() && place == Place::Auto && !self.is_worth_checking(job) {
                 return None;
             }
             let others =
@@ -996,6 +1039,16 @@ impl Scheduler {
         }
         let candidate = self.prospect(at, id, tile)?;
         (force || candidate.done < rest_done).then_some(candidate)
+    }
+
+    /// Whether checking an answer costs this node clearly less than computing it.
+    fn is_worth_checking(&self, job: &Job) -> bool {
+        let Some(local) = self.workers.get(&WorkerId::LOCAL) else {
+            return true;
+        };
+        let bytes = 2.0 * job.mean_operand_bytes + job.mean_answer_bytes;
+        let compute_s = local.model.compute_s(job.spec.arithmetic, job.mean_flops);
+        bytes * self.check_byte_s.value < CHECK_SHARE_MAX * compute_s
     }
 
     fn choose(&self, at: usize, id: WorkerId, now: f64) -> Option<Tile> {

@@ -7,6 +7,8 @@
 //! Cap'n Proto message, `schema/task.capnp`) and a payload (raw tensor bytes).
 
 pub mod frame;
+#[cfg(test)]
+mod goldens;
 pub mod message;
 
 pub use frame::{FrameHead, MAX_HEADER_BYTES, MAX_PAYLOAD_BYTES, PREFIX_BYTES};

@@ -12,6 +12,7 @@ use backend::PlainBackend;
 use capnp_rpc::RpcSystem;
 use capnp_rpc::rpc_twoparty_capnp::Side;
 use pangea_client::exception::from_exception;
+use pangea_client::out_of_core::{MatrixDestination, MatrixSource, Plan, Shape, multiply};
 use pangea_client::transport::{CHUNK_BYTES, MAX_MESSAGE_BYTES, network};
 use pangea_client::{
     Client, DType, Error, ErrorKind, MatmulOptions, Result, Tensor, TensorBytes, TensorDestination,
@@ -410,7 +411,8 @@ fn more_memory_than_there_is_is_refused_before_anything_is_sent_or_allocated() {
         // Two operands fit, their product does not.
         let a = upload_f32(&client, 60, 1, &[1.0; 60]).await;
         let b = upload_f32(&client, 1, 60, &[1.0; 60]).await;
-        let (job, _product) = client.matmul(&a, &b, &MatmulOptions::default());
+        let (job, product) = client.matmul(&a, &b, &MatmulOptions::default());
+        assert_eq!(kind(product.info().await), ErrorKind::Overloaded);
         assert_eq!(kind(job.report().await), ErrorKind::Overloaded);
         assert_eq!(node.backend.reserved(), 480);
         drop((a, b));
@@ -561,11 +563,26 @@ fn a_job_lives_as_long_as_anyone_wants_it() {
 
         // With neither it ends.
         node.backend.hold_jobs(true);
-        drop(client.matmul(&a, &a, &options));
         let pair = client.matmul(&a, &a, &options);
         node.backend.wait_submitted(5).await;
         drop(pair);
         node.backend.wait_cancelled(1).await;
+    });
+}
+
+#[test]
+fn a_job_that_is_kept_does_not_keep_its_product() {
+    run(async {
+        let node = Node::start(GIB, Limits::default());
+        let client = node.client().await;
+        let a = upload_f32(&client, 2, 1, &[1.0; 2]).await;
+        let b = upload_f32(&client, 1, 2, &[1.0; 2]).await;
+        let (job, product) = client.matmul(&a, &b, &MatmulOptions::default());
+        job.report().await.unwrap();
+        assert_eq!(node.backend.reserved(), 8 + 8 + 16);
+        drop(product);
+        node.backend.wait_reserved(8 + 8).await;
+        job.report().await.unwrap();
     });
 }
 
@@ -867,6 +884,105 @@ fn shutting_down_lets_jobs_end_and_takes_no_new_ones() {
             ErrorKind::Unavailable
         );
         backend.wait_reserved(0).await;
+    });
+}
+
+/// A matrix in memory, as if it were not.
+struct Lines {
+    info: TensorInfo,
+    rows: Vec<Vec<u8>>,
+}
+
+impl Lines {
+    fn of(info: TensorInfo, element: impl Fn(u64, u64) -> f32) -> Lines {
+        let row = |row| {
+            (0..info.cols)
+                .flat_map(|col| element(row, col).to_le_bytes())
+                .collect()
+        };
+        Lines {
+            info,
+            rows: (0..info.rows).map(row).collect(),
+        }
+    }
+}
+
+impl MatrixSource for Lines {
+    fn info(&self) -> TensorInfo {
+        self.info
+    }
+
+    fn read(&mut self, row: u64, offset: u64, bytes: &mut [u8]) -> Result<()> {
+        let offset = offset as usize;
+        bytes.copy_from_slice(&self.rows[row as usize][offset..offset + bytes.len()]);
+        Ok(())
+    }
+}
+
+impl MatrixDestination for Lines {
+    fn write(&mut self, row: u64, offset: u64, bytes: &[u8]) -> Result<()> {
+        let offset = offset as usize;
+        self.rows[row as usize][offset..offset + bytes.len()].copy_from_slice(bytes);
+        Ok(())
+    }
+}
+
+#[test]
+fn a_product_larger_than_the_nodes_memory_is_had_in_blocks() {
+    run(async {
+        let (m, k, n) = (150, 40, 170);
+        let budget = 20_000;
+        assert!((m * k + k * n + m * n) * 4 > 3 * budget);
+        // Were a byte more needed than planned, the node would refuse it.
+        let node = Node::start(budget, Limits::default());
+        let client = node.client().await;
+        let mut a = Lines::of(f32_info(m, k), |i, j| (i * 3 + j) as f32 % 5.0 - 2.0);
+        let mut b = Lines::of(f32_info(k, n), |i, j| (i + j * 7) as f32 % 4.0 - 1.0);
+        let mut c = Lines::of(f32_info(m, n), |_, _| f32::NAN);
+        let dtype = DType::F32;
+        let plan = Plan::new(
+            Shape {
+                m,
+                k,
+                n,
+                a: dtype,
+                b: dtype,
+                c: dtype,
+            },
+            budget,
+        )
+        .unwrap();
+        let blocks = plan.bands() * plan.panels();
+        assert!(blocks > 4, "{plan:?}");
+        let mut progress = Vec::new();
+        let report = multiply(
+            &client,
+            &plan,
+            &MatmulOptions::default(),
+            &mut a,
+            &mut b,
+            &mut c,
+            &mut |now| progress.push((now.blocks_done, now.blocks_total)),
+        )
+        .await
+        .unwrap()
+        .unwrap();
+        let expected = Lines::of(f32_info(m, n), |i, j| {
+            (0..k)
+                .map(|l| ((i * 3 + l) as f32 % 5.0 - 2.0) * ((l + j * 7) as f32 % 4.0 - 1.0))
+                .sum()
+        });
+        assert!(c.rows == expected.rows);
+        assert_eq!(report.shape, [m as usize, k as usize, n as usize]);
+        assert_eq!(u64::from(report.tasks.total), blocks);
+        assert_eq!(
+            progress,
+            (0..=blocks).map(|done| (done, blocks)).collect::<Vec<_>>()
+        );
+        let (moved, _) = client.counters().await.unwrap();
+        assert!(u128::from(moved.bytes_in) >= plan.upload_bytes());
+        assert!(u128::from(moved.bytes_in) < plan.upload_bytes() + u128::from(blocks * 4000));
+        node.backend.wait_reserved(0).await;
     });
 }
 

@@ -1,17 +1,18 @@
 //! The `Job` capability and the life of a product: wait for the operands, reserve, submit, pass
 //! on what comes. Whatever goes wrong ends in the product and the report alike.
 
+use std::cell::RefCell;
 use std::rc::Rc;
 
-use pangea_client::exception::to_exception;
+use capnp::capability::FromClientHook;
+use pangea_client::exception::{from_exception, to_exception};
 use pangea_client::{Error, ErrorKind, JobReport, MatmulOptions, Progress, Result, TensorInfo};
 use pangea_schema::job_capnp::job;
 use pangea_schema::tensor_capnp::tensor;
-use std::cell::RefCell;
 use tokio::sync::watch;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use super::account::{Account, Seat};
+use super::account::{Account, Holding, Seat};
 use super::backend::{Backend, RunningJob};
 use super::slot::{Fill, Slot, slot};
 use super::tensor::{Held, TensorObject, Tensors, client_dtype, compute_dtype};
@@ -104,6 +105,14 @@ struct Run<B: Backend> {
     progress: watch::Sender<Progress>,
 }
 
+/// What is known of a product before it is computed.
+struct Prepared<B: Backend> {
+    a: TensorObject<B>,
+    b: TensorObject<B>,
+    info: TensorInfo,
+    holding: Holding<B>,
+}
+
 impl<B: Backend> Run<B> {
     async fn product(
         &self,
@@ -111,16 +120,18 @@ impl<B: Backend> Run<B> {
         fill_info: Fill<TensorInfo>,
     ) -> Result<(Held<B>, JobReport)> {
         let prepared = self.prepare(&request).await;
-        fill_info.fill(
-            prepared
-                .as_ref()
-                .map(|(_, _, info)| *info)
-                .map_err(Error::clone),
-        );
-        let (a, b, info) = prepared?;
+        fill_info.fill(match &prepared {
+            Ok(prepared) => Ok(prepared.info),
+            Err(error) => Err(error.clone()),
+        });
+        let Prepared {
+            a,
+            b,
+            info: _,
+            holding,
+        } = prepared?;
 
         let (a, b) = (a.value.wait().await?, b.value.wait().await?);
-        let holding = self.account.hold(info.size_bytes()?)?;
         let MatmulOptions {
             place,
             verify,
@@ -170,11 +181,8 @@ impl<B: Backend> Run<B> {
         ))
     }
 
-    /// The operands, and what their product is.
-    async fn prepare(
-        &self,
-        request: &Request,
-    ) -> Result<(TensorObject<B>, TensorObject<B>, TensorInfo)> {
+    /// The operands as soon as their shapes are known, and room for their product.
+    async fn prepare(&self, request: &Request) -> Result<Prepared<B>> {
         let a = self.operand("A", &request.a).await?;
         let b = self.operand("B", &request.b).await?;
         let (a_info, b_info) = (a.info.wait().await?, b.info.wait().await?);
@@ -202,37 +210,42 @@ impl<B: Backend> Run<B> {
             rows: a_info.rows,
             cols: b_info.cols,
         };
-        info.size_bytes()?;
-        Ok((a, b, info))
+        // Before anything says how large it will be: what has no room fails at once.
+        let holding = self.account.hold(info.size_bytes()?)?;
+        Ok(Prepared {
+            a,
+            b,
+            info,
+            holding,
+        })
     }
 
-    /// The tensor that `capability` stands for, once it is known which that is.
+    /// The tensor that `capability` stands for, once it is known which that is. An upload or a
+    /// call that was to give it and failed says so itself.
     async fn operand(&self, name: &str, capability: &tensor::Client) -> Result<TensorObject<B>> {
-        let resolved = capnp::capability::get_resolved_cap(capability.clone()).await;
-        let object = self
-            .tensors
-            .borrow()
-            .get_local_server_of_resolved(&resolved);
-        match object {
-            Some(object) => Ok(TensorObject::clone(&object)),
-            None => Err(self.why_not(name, resolved).await),
+        let mut hook = capability.as_client_hook().add_ref();
+        loop {
+            while let Some(resolved) = hook.get_resolved() {
+                hook = resolved;
+            }
+            let candidate: tensor::Client = FromClientHook::new(hook.add_ref());
+            let object = self
+                .tensors
+                .borrow()
+                .get_local_server_of_resolved(&candidate);
+            if let Some(object) = object {
+                return Ok(TensorObject::clone(&object));
+            }
+            let Some(resolving) = hook.when_more_resolved() else {
+                let message =
+                    format!("{name} is not a tensor of this connection; upload it here first");
+                return Err(Error::new(ErrorKind::InvalidInput, message));
+            };
+            hook = resolving.await.map_err(|exception| {
+                let error = from_exception(&exception);
+                Error::new(error.kind(), format!("{name}: {}", error.message()))
+            })?;
         }
-    }
-
-    /// Why `capability` is no tensor of this connection: an upload or a call that failed says so
-    /// itself.
-    async fn why_not(&self, name: &str, capability: tensor::Client) -> Error {
-        use capnp::capability::FromClientHook;
-        if let Some(resolving) = capability.as_client_hook().when_more_resolved()
-            && let Err(exception) = resolving.await
-        {
-            let error = pangea_client::exception::from_exception(&exception);
-            return Error::new(error.kind(), format!("{name}: {}", error.message()));
-        }
-        Error::new(
-            ErrorKind::InvalidInput,
-            format!("{name} is not a tensor of this connection; upload it here first"),
-        )
     }
 }
 

@@ -32,8 +32,8 @@ impl Default for Limits {
     }
 }
 
-/// Connections beyond the limit that are told so before they are closed; any more just close.
-pub(super) const REFUSALS: u32 = 16;
+/// Connections beyond the limit that are being told so at once; any more just close.
+pub(super) const REFUSALS: usize = 16;
 
 /// How long a connection that is refused may take to hear it.
 pub(super) const REFUSAL_TIME: Duration = Duration::from_secs(2);

@@ -127,12 +127,13 @@ async fn serve<B: Backend>(
 ) {
     let totals = Arc::new(Totals::default());
     let draining = CancellationToken::new();
+    let refusals = Rc::new(());
     loop {
         tokio::select! {
             biased;
             _ = end.wait_for(Option::is_some) => break,
             accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => accept(stream, &backend, limits, &totals, &draining),
+                Ok((stream, _)) => accept(stream, &backend, limits, &totals, &draining, &refusals),
                 Err(error) => {
                     // Out of descriptors, as a rule: those of others must close first.
                     tracing::warn!(%error, "rpc accept failed");
@@ -162,48 +163,47 @@ fn accept<B: Backend>(
     limits: Limits,
     totals: &Arc<Totals>,
     draining: &CancellationToken,
+    refusals: &Rc<()>,
 ) {
-    let open = totals.connections.load(Ordering::Relaxed);
-    if open >= limits.connections.saturating_add(REFUSALS) {
-        tracing::warn!(open, "rpc connection closed: too many");
-        return;
-    }
     if let Err(error) = prepare(&stream) {
         tracing::debug!(%error, "rpc connection gone at once");
         return;
     }
+    let open = totals.connections.load(Ordering::Relaxed);
+    if open >= limits.connections {
+        refuse(stream, open, refusals);
+        return;
+    }
     let account = Rc::new(Account::new(backend.clone(), limits, totals.clone()));
-    let refused = open >= limits.connections;
-    let bootstrap = if refused {
-        tracing::warn!(open, "rpc connection refused: too many");
-        new_broken_cap(to_exception(&Error::new(
-            ErrorKind::Overloaded,
-            format!(
-                "this node serves {} connections already; try again later",
-                limits.connections
-            ),
-        )))
-    } else {
-        let object = NodeObject::new(backend.clone(), account.clone(), draining.clone());
-        new_client::<node::Client, _>(object).client
-    };
+    let object = NodeObject::new(backend.clone(), account.clone(), draining.clone());
+    let bootstrap = new_client::<node::Client, _>(object).client;
     let (read_half, write_half) = stream.into_split();
     let (read_half, write_half) = counted(read_half.compat(), write_half.compat_write(), account);
-    let rpc_system = RpcSystem::new(
-        Box::new(network(read_half, write_half, Side::Server)),
-        Some(bootstrap),
-    );
+    let network = network(read_half, write_half, Side::Server);
+    let rpc_system = RpcSystem::new(Box::new(network), Some(bootstrap));
     tokio::task::spawn_local(async move {
-        let ended = if refused {
-            tokio::time::timeout(REFUSAL_TIME, rpc_system)
-                .await
-                .unwrap_or(Ok(()))
-        } else {
-            rpc_system.await
-        };
-        if let Err(error) = ended {
+        if let Err(error) = rpc_system.await {
             tracing::debug!(%error, "rpc connection broke");
         }
+    });
+}
+
+/// Tells a client that there are too many, where not too many are being told so already.
+fn refuse(stream: TcpStream, open: u32, refusals: &Rc<()>) {
+    tracing::warn!(open, "rpc connection refused: too many");
+    let place = Rc::clone(refusals);
+    if Rc::strong_count(&place) > REFUSALS {
+        return;
+    }
+    let why = format!("this node serves {open} connections already; try again later");
+    let bootstrap = new_broken_cap(to_exception(&Error::new(ErrorKind::Overloaded, why)));
+    let (read_half, write_half) = stream.into_split();
+    let network = network(read_half.compat(), write_half.compat_write(), Side::Server);
+    let rpc_system = RpcSystem::new(Box::new(network), Some(bootstrap));
+    tokio::task::spawn_local(async move {
+        // Whether it heard is its own affair.
+        let _ = tokio::time::timeout(REFUSAL_TIME, rpc_system).await;
+        drop(place);
     });
 }
 

@@ -1,0 +1,47 @@
+"""NumPy arrays as the bytes of tensors, and what cannot be one. It never talks to a node."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ._errors import InvalidInput, UnsupportedDType
+
+Array = npt.NDArray[Any]
+
+_NAMES = {"float16": "f16", "float32": "f32", "float64": "f64", "int8": "i8", "int32": "i32"}
+_OPERANDS = ("float16", "float32", "float64", "int8")
+
+
+def operand(name: str, array: npt.ArrayLike) -> Array:
+    """`array` as a row-major, little-endian matrix; copied only where it is not one already."""
+    matrix = np.asarray(array)
+    if matrix.dtype.name not in _OPERANDS:
+        raise UnsupportedDType(
+            f"{name} has dtype {matrix.dtype}, which cannot be multiplied here; convert it with "
+            f".astype() to one of {', '.join(_OPERANDS)} (int8 gives exact int32)"
+        )
+    if matrix.ndim == 1:
+        raise InvalidInput(
+            f"{name} has one dimension; make it a row with {name}[None, :] or a column with {name}[:, None]"
+        )
+    if matrix.ndim != 2:
+        raise InvalidInput(
+            f"{name} has {matrix.ndim} dimensions and a matrix has two; multiply stacked matrices one by one"
+        )
+    return np.ascontiguousarray(matrix, dtype=matrix.dtype.newbyteorder("<"))
+
+
+def wire_dtype(matrix: Array) -> str:
+    """The node's name for the dtype of an operand."""
+    return _NAMES[matrix.dtype.name]
+
+
+def numpy_dtype(wire: str) -> np.dtype[Any]:
+    """The dtype of a result by the node's name."""
+    for name, known in _NAMES.items():
+        if known == wire:
+            return np.dtype(name).newbyteorder("<")
+    raise UnsupportedDType(f"the result has dtype {wire}, which NumPy does not have")

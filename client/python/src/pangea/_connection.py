@@ -1,0 +1,203 @@
+"""The connection to a node: an asyncio loop on a thread of its own, and the calls as coroutines on it.
+
+Nothing here is seen by users; `Client` hands coroutines over and waits for them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import pathlib
+import socket
+import threading
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
+
+import capnp
+import numpy as np
+
+from ._arrays import Array, numpy_dtype, wire_dtype
+from ._errors import DeadlineExceeded, Error, Internal, Overloaded, Unavailable, from_exception
+
+_SCHEMA = pathlib.Path(__file__).parent / "schema"
+# Where Cap'n Proto's own `/capnp/stream.capnp` is found.
+_IMPORTS = [str(pathlib.Path(capnp.__file__).parent.parent)]
+
+capnp.remove_import_hook()
+_parser = capnp.SchemaParser()
+_tensor_capnp = _parser.load(str(_SCHEMA / "tensor.capnp"), imports=_IMPORTS)
+_job_capnp = _parser.load(str(_SCHEMA / "job.capnp"), imports=_IMPORTS)
+_node_capnp = _parser.load(str(_SCHEMA / "node.capnp"), imports=_IMPORTS)
+
+_CHUNK_BYTES: int = _tensor_capnp.chunkBytes
+
+Progress = Callable[[int, int], None]
+
+_T = TypeVar("_T")
+
+
+class _Sink(_tensor_capnp.ByteSink.Server):  # type: ignore[name-defined,misc]
+    """Where a node writes a tensor's bytes to."""
+
+    def __init__(self, target: memoryview) -> None:
+        self._target = target
+        self._filled = 0
+        self.full = asyncio.Event()
+        if not target:
+            self.full.set()
+
+    async def write(self, chunk: bytes, _context: Any, **_: Any) -> None:
+        end = self._filled + len(chunk)
+        self._target[self._filled : end] = chunk
+        self._filled = end
+        if end == len(self._target):
+            self.full.set()
+
+
+class _ProgressSink(_job_capnp.ProgressSink.Server):  # type: ignore[name-defined,misc]
+    """Where a node tells a job's progress to."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+
+    async def update(self, progress: Any, _context: Any, **_: Any) -> None:
+        self._progress(progress.tasksDone, progress.tasksTotal)
+
+
+class Connection:
+    """One connection, open until `close`."""
+
+    def __init__(self, host: str, port: int, timeout: float) -> None:
+        self._where = f"{host}:{port}"
+        self._ready: concurrent.futures.Future[None] = concurrent.futures.Future()
+        self._loop = asyncio.new_event_loop()
+        self._closing = asyncio.Event()
+        self._calls: set[asyncio.Task[Any]] = set()
+        self._thread = threading.Thread(
+            target=self._run, args=(host, port, timeout), name="pangea-client", daemon=True
+        )
+        self._thread.start()
+        try:
+            self._ready.result()
+        except BaseException:
+            self.close()
+            raise
+
+    def run(self, call: Callable[[Any], Coroutine[Any, Any, _T]]) -> _T:
+        """Waits for what `call` makes of the node's capability. Interrupting it cancels the call."""
+        if not self._thread.is_alive():
+            raise Unavailable("this client is closed")
+        future = asyncio.run_coroutine_threadsafe(self._call(call), self._loop)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()
+            raise
+
+    def close(self) -> None:
+        """Closes the connection; the node frees all it held for it."""
+        if self._thread.is_alive():
+            self._loop.call_soon_threadsafe(self._closing.set)
+            self._thread.join()
+
+    def _run(self, host: str, port: int, timeout: float) -> None:
+        try:
+            self._loop.run_until_complete(self._serve(host, port, timeout))
+        except Exception as error:
+            if not self._ready.done():
+                self._ready.set_exception(error)
+        finally:
+            self._loop.close()
+
+    async def _serve(self, host: str, port: int, timeout: float) -> None:
+        async with capnp.kj_loop():
+            try:
+                async with asyncio.timeout(timeout):
+                    stream = await capnp.AsyncIoStream.create_connection(host=host, port=port)
+                    rpc = capnp.TwoPartyClient(stream)
+                    self._node = rpc.bootstrap().cast_as(_node_capnp.Node)
+                    await self._node.hello()
+            except capnp.KjException as exception:
+                error = from_exception(exception)
+                if isinstance(error, Overloaded):
+                    raise error from None
+                raise self._unreachable(str(error)) from exception
+            except TimeoutError:
+                raise self._unreachable(f"no answer within {timeout} s") from None
+            except (OSError, socket.gaierror) as error:
+                raise self._unreachable(str(error)) from error
+            self._ready.set_result(None)
+            await self._closing.wait()
+            for call in self._calls:
+                call.cancel()
+            await asyncio.gather(*self._calls, return_exceptions=True)
+            del self._node
+            stream.close()
+
+    def _unreachable(self, why: str) -> Unavailable:
+        return Unavailable(
+            f"no Pangea node answers at {self._where} ({why}); start one there with `pangea node`"
+        )
+
+    async def _call(self, call: Callable[[Any], Coroutine[Any, Any, _T]]) -> _T:
+        task = asyncio.current_task()
+        assert task is not None
+        self._calls.add(task)
+        try:
+            return await call(self._node)
+        except capnp.KjException as exception:
+            raise from_exception(exception) from None
+        finally:
+            self._calls.discard(task)
+
+
+async def matmul(
+    node: Any,
+    a: Array,
+    b: Array,
+    place: str,
+    verify: bool,
+    timeout: float | None,
+    progress: Progress | None,
+) -> Array:
+    """The product of two matrices. Cancelling it cancels the job."""
+    options: dict[str, Any] = {"place": place, "verify": "full" if verify else "standard"}
+    if timeout is not None:
+        options["deadlineMs"] = max(1, round(timeout * 1000))
+    try:
+        async with asyncio.timeout(timeout):
+            left, right = await asyncio.gather(_upload(node, a), _upload(node, b))
+            started = node.matmul(a=left, b=right, options=options)
+            job, product = started.job, started.product
+            try:
+                if progress is not None:
+                    await job.watch(sink=_ProgressSink(progress))
+                return await _read(product)
+            except asyncio.CancelledError:
+                # Dropping both would do; this says so at once, whatever still refers to them.
+                job.cancel()
+                raise
+    except TimeoutError as error:
+        if isinstance(error, Error):
+            raise
+        raise DeadlineExceeded(f"no product within {timeout} s") from None
+
+
+async def _upload(node: Any, matrix: Array) -> Any:
+    rows, cols = matrix.shape
+    sink = node.upload(dtype=wire_dtype(matrix), rows=rows, cols=cols).sink
+    content = matrix.reshape(-1).view(np.uint8).data
+    for start in range(0, len(content), _CHUNK_BYTES):
+        await sink.write(chunk=bytes(content[start : start + _CHUNK_BYTES]))
+    return (await sink.finish()).tensor
+
+
+async def _read(tensor: Any) -> Array:
+    info = (await tensor.info()).info
+    matrix: Array = np.empty((info.rows, info.cols), numpy_dtype(str(info.dtype)))
+    if matrix.nbytes != info.sizeBytes:
+        raise Internal(f"the node says that {matrix.shape} {matrix.dtype} has {info.sizeBytes} bytes")
+    sink = _Sink(matrix.reshape(-1).view(np.uint8).data)
+    await tensor.read(sink=sink, offset=0, length=matrix.nbytes)
+    await sink.full.wait()
+    return matrix

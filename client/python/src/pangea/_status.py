@@ -1,0 +1,66 @@
+"""What a node says of itself and of its peers: plain values. Fields as in `schema/node.capnp`."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from typing import Any, TypeVar
+
+
+@dataclasses.dataclass(frozen=True)
+class Peer:
+    """One peer as the node sees it."""
+
+    peer: str
+    name: str
+    state: str
+    addresses: list[str]
+    trust: float
+    quarantined: bool
+    why: str
+    transport: str
+    found_by: str
+    rtt_ms: float
+    bytes_per_s: float
+    gflops: float
+    threads: int
+    tasks_in_flight: int
+    tasks_checked: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Node:
+    """The node itself."""
+
+    peer: str
+    name: str
+    version: str
+    uptime_s: float
+    listening: list[str]
+    rpc: str
+    pool_key: bool
+    threads: int
+    gflops: float
+    isa: str
+    memory_used_bytes: int
+    memory_limit_bytes: int
+    peers: int
+    jobs_running: int
+    jobs_done: int
+    jobs_failed: int
+    tasks_served: int
+    bytes_sent: int
+    bytes_received: int
+
+
+_Value = TypeVar("_Value", Peer, Node)
+
+
+def from_wire(kind: type[_Value], wire: Any) -> _Value:
+    """A value from the struct that travelled, whose fields are named alike in camel case."""
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(kind):
+        name = re.sub(r"_(\w)", lambda match: match.group(1).upper(), field.name)
+        value = getattr(wire, name)
+        values[field.name] = list(value) if field.type == "list[str]" else value
+    return kind(**values)

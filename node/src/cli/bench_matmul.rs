@@ -1,0 +1,139 @@
+//! `pangea bench matmul`: products of several sizes, each with fresh operands (cold: peers must be sent them) and with the
+//! same again (resident: peers have them). It measures what reports say and computes nothing itself.
+
+use pangea_client::{JobReport, MatmulOptions};
+use serde::Serialize;
+
+use super::args::{BenchMatmulArgs, OutputArgs};
+use super::engine::{Engine, Held};
+use super::failure::Failure;
+use super::matmul::place;
+use super::matrix::Operand;
+use super::progress::Progress;
+use super::session::{local_fabric, note};
+use super::table::{Align, Table, seconds, three_digits};
+use super::{print, print_json};
+use crate::config;
+
+/// One line of the result: the median run.
+#[derive(Serialize)]
+struct Line {
+    /// `cold` or `resident`.
+    test: &'static str,
+    /// Side of the square matrices.
+    size: usize,
+    /// Element type of the operands.
+    dtype: String,
+    /// From the operands being at the node to the checked product being there.
+    seconds: f64,
+    gflops: f64,
+    /// `local`, `remote` or `mixed`.
+    mode: String,
+    remote_tasks: u32,
+    local_tasks: u32,
+    /// Tensor bytes sent to peers.
+    bytes_sent: u64,
+    predicted_seconds: f64,
+    runs: u32,
+}
+
+pub(super) async fn run(args: BenchMatmulArgs, output: OutputArgs) -> Result<(), Failure> {
+    let engine = match args.rpc.node_if_there().await? {
+        Some(client) => Engine::Node(client),
+        None => {
+            note(&output, format!("No node runs at {}: multiplying in this process.", args.rpc.address()));
+            let threads = config::node::threads(args.threads)?;
+            Engine::Here(local_fabric(threads, config::node::max_memory(None)?).await?)
+        }
+    };
+    let mut progress = Progress::new(output.quiet);
+    let total = u64::from(args.runs) * 2 * args.size.len() as u64;
+    progress.phase("measuring", total);
+    let options = MatmulOptions { place: place(args.place), ..MatmulOptions::default() };
+    let mut lines = Vec::new();
+    let mut done = 0;
+    for &size in &args.size {
+        let mut cold = Vec::new();
+        let mut resident = Vec::new();
+        let mut operands = None;
+        for run in 0..args.runs {
+            // The old operands go first: memory for one pair is enough.
+            drop(operands.take());
+            let pair = fresh(&engine, &args, size, u64::from(run) * 2 + 1).await?;
+            cold.push(multiply(&engine, &pair, &options).await?);
+            operands = Some(pair);
+            done += 1;
+            progress.done(done);
+        }
+        let Some(pair) = operands else { continue };
+        for _ in 0..args.runs {
+            resident.push(multiply(&engine, &pair, &options).await?);
+            done += 1;
+            progress.done(done);
+        }
+        lines.push(line("cold", size, &args, cold));
+        lines.push(line("resident", size, &args, resident));
+    }
+    drop(progress);
+    if args.json.json {
+        return print_json(&lines);
+    }
+    print(&show(&lines))
+}
+
+async fn fresh(engine: &Engine, args: &BenchMatmulArgs, size: usize, seed: u64) -> Result<(Held, Held), Failure> {
+    let a = Operand::generated(size, size, args.dtype, seed);
+    let b = Operand::generated(size, size, args.dtype, seed + 1);
+    let a = engine.put(&a, 0..size, 0..size, &mut |_| {}).await?;
+    let b = engine.put(&b, 0..size, 0..size, &mut |_| {}).await?;
+    Ok((a, b))
+}
+
+async fn multiply(engine: &Engine, (a, b): &(Held, Held), options: &MatmulOptions) -> Result<JobReport, Failure> {
+    let (_, report) = engine.start(a, b, options)?.finish(&mut |_| {}).await?;
+    Ok(report)
+}
+
+fn line(test: &'static str, size: usize, args: &BenchMatmulArgs, mut runs: Vec<JobReport>) -> Line {
+    runs.sort_by(|one, other| one.seconds.total_cmp(&other.seconds));
+    let median = runs.swap_remove(runs.len() / 2);
+    Line {
+        test,
+        size,
+        dtype: args.dtype.name().to_owned(),
+        seconds: median.seconds,
+        gflops: median.gflops,
+        mode: median.mode,
+        remote_tasks: median.tasks.remote,
+        local_tasks: median.tasks.local,
+        bytes_sent: median.bytes_sent,
+        predicted_seconds: median.predicted_seconds,
+        runs: args.runs,
+    }
+}
+
+fn show(lines: &[Line]) -> String {
+    let mut table = Table::new([
+        ("size", Align::Right),
+        ("dtype", Align::Left),
+        ("operands", Align::Left),
+        ("time", Align::Right),
+        ("predicted", Align::Right),
+        ("GFLOP/s", Align::Right),
+        ("mode", Align::Left),
+        ("remote", Align::Right),
+    ]);
+    for line in lines {
+        table.row([
+            line.size.to_string(),
+            line.dtype.clone(),
+            line.test.to_owned(),
+            seconds(line.seconds),
+            seconds(line.predicted_seconds),
+            three_digits(line.gflops),
+            line.mode.clone(),
+            format!("{} of {}", line.remote_tasks, line.remote_tasks + line.local_tasks),
+        ]);
+    }
+    table.render()
+}

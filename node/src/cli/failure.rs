@@ -1,0 +1,100 @@
+//! How a command ends when it does not end well: a sentence for the person and one of the exit codes that scripts rely
+//! on. It decides by error kinds, never by text.
+
+use std::fmt;
+use std::process::ExitCode;
+
+use pangea_client::{Error, ErrorKind};
+
+use crate::config::ConfigError;
+
+/// The exit codes of every command; 0 is done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// It failed.
+    Failed = 1,
+    /// Bad usage or input.
+    Usage = 2,
+    /// The node that was named cannot be reached.
+    Unreachable = 3,
+    /// No trustworthy result could be had.
+    Untrusted = 4,
+    /// Stopped with Ctrl-C, as shells count it.
+    Interrupted = 130,
+}
+
+/// Why a command failed.
+#[derive(Clone, Debug)]
+pub struct Failure {
+    /// The exit code.
+    pub exit: Exit,
+    /// A sentence: what is wrong, and what to do.
+    pub message: String,
+}
+
+impl Failure {
+    /// A failure with this exit code.
+    pub fn new(exit: Exit, message: impl Into<String>) -> Failure {
+        Failure { exit, message: message.into() }
+    }
+
+    /// Bad usage or input.
+    pub fn usage(message: impl Into<String>) -> Failure {
+        Failure::new(Exit::Usage, message)
+    }
+
+    /// Anything that went wrong while working.
+    pub fn failed(message: impl Into<String>) -> Failure {
+        Failure::new(Exit::Failed, message)
+    }
+
+    /// Stopped by the person; they know why.
+    pub fn interrupted() -> Failure {
+        Failure::new(Exit::Interrupted, "stopped; the work was cancelled on every node and nothing was left behind")
+    }
+
+    /// The same, with what it is about in front.
+    pub fn about(self, what: impl fmt::Display) -> Failure {
+        Failure { exit: self.exit, message: format!("{what}: {}", self.message) }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl From<Failure> for ExitCode {
+    fn from(failure: Failure) -> ExitCode {
+        ExitCode::from(failure.exit as u8)
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Failure {
+        let exit = match error.kind() {
+            ErrorKind::InvalidInput | ErrorKind::NotFound => Exit::Usage,
+            ErrorKind::VerificationFailed => Exit::Untrusted,
+            ErrorKind::Unauthorized
+            | ErrorKind::Overloaded
+            | ErrorKind::Unavailable
+            | ErrorKind::DeadlineExceeded
+            | ErrorKind::Cancelled
+            | ErrorKind::Internal => Exit::Failed,
+        };
+        Failure::new(exit, error.message())
+    }
+}
+
+impl From<pangea_compute::Error> for Failure {
+    fn from(error: pangea_compute::Error) -> Failure {
+        crate::compute_error(error).into()
+    }
+}
+
+impl From<ConfigError> for Failure {
+    fn from(error: ConfigError) -> Failure {
+        Failure::usage(error.to_string())
+    }
+}

@@ -1,0 +1,423 @@
+//! `pangea matmul`: two operands, one product, a report. It checks everything that can be wrong before anything is
+//! computed; the work is the engine's.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use pangea_client::{ErrorKind, JobReport, MatmulOptions, Place, VerifyPolicy};
+use pangea_compute::{DType, MAX_K_I8};
+use serde::Serialize;
+
+use super::args::{MatmulArgs, OutputArgs, PlaceArg};
+use super::blocks::{Blocks, Extent, Stays};
+use super::engine::{Engine, Held};
+use super::failure::Failure;
+use super::matrix::Operand;
+use super::product_file::ProductFile;
+use super::progress::Progress;
+use super::session::{local_fabric, note};
+use super::table::{Align, Table, facts, seconds, short_peer, shortened, three_digits};
+use super::{print, print_json};
+use crate::config::{self, ByteSize};
+
+/// How long a node may take to connect to a peer named with `--peer`.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Largest share of the free memory that operands and product may take whole.
+const WHOLE_SHARE: f64 = 0.9;
+
+/// Share of the free memory that blocks may take: what is packed for the kernels comes on top.
+const BLOCKS_SHARE: f64 = 0.7;
+
+/// What `--json` shows.
+#[derive(Serialize)]
+struct Outcome {
+    #[serde(flatten)]
+    report: JobReport,
+    /// The file written, if any.
+    output: Option<PathBuf>,
+    /// Products of blocks it was put together from; 1 where all fits into memory.
+    blocks: usize,
+    /// From reading the operands to the product being written.
+    total_seconds: f64,
+}
+
+/// A product that is known to be possible.
+struct Product {
+    a: Operand,
+    b: Operand,
+    dtype: DType,
+    extent: Extent,
+}
+
+pub(super) async fn run(args: MatmulArgs, output: OutputArgs) -> Result<(), Failure> {
+    let started = Instant::now();
+    let mut progress = Progress::new(output.quiet);
+    progress.phase("reading", 0);
+    let product = operands(&args).await?;
+    let inputs: Vec<&Path> = [&args.a, &args.b].into_iter().flatten().map(PathBuf::as_path).collect();
+    let mut file = match &args.output {
+        Some(path) => Some(ProductFile::create(path, product.dtype, product.extent.m, product.extent.n, &inputs)?),
+        None => None,
+    };
+    let engine = engine(&args, output).await?;
+    connect_peers(&engine, &args, output).await?;
+    let free = engine.free_bytes().await?;
+    let free = args.max_memory.map_or(free, |cap| cap.0.min(free)) as f64;
+    let options = options(&args);
+    let whole = product.extent.size_bytes() as f64 <= free * WHOLE_SHARE || product.extent.is_empty();
+    let (report, blocks) = if whole {
+        (multiply_whole(&engine, &product, &options, file.as_mut(), &mut progress).await?, 1)
+    } else {
+        let blocks = blocks(&product, free * BLOCKS_SHARE, file.as_ref())?;
+        let count = blocks.count(&product.extent);
+        (multiply_blocks(&engine, &product, blocks, &options, file.as_mut(), &mut progress).await?, count)
+    };
+    let written = match file {
+        Some(file) => {
+            progress.phase("writing", 0);
+            Some(file.finish().await?)
+        }
+        None => None,
+    };
+    drop(progress);
+    let total_seconds = started.elapsed().as_secs_f64();
+    if args.json.json {
+        let output = written.map(|(path, _)| path);
+        return print_json(&Outcome { report, output, blocks, total_seconds });
+    }
+    if output.quiet {
+        return Ok(());
+    }
+    print(&show(&report, written, blocks, total_seconds))
+}
+
+/// The operands, if there can be a product of them.
+async fn operands(args: &MatmulArgs) -> Result<Product, Failure> {
+    let generated = args.shape.or(args.size.map(|side| [side; 3]));
+    let (a, b) = match (&args.a, &args.b, generated) {
+        (Some(a), Some(b), _) => {
+            let (a, b, dtype) = (a.clone(), b.clone(), args.dtype);
+            let read = tokio::task::spawn_blocking(move || {
+                Ok::<_, Failure>((Operand::file(&a, dtype)?, Operand::file(&b, dtype)?))
+            });
+            read.await.map_err(|error| Failure::failed(format!("reading the operands failed: {error}")))??
+        }
+        (_, _, Some([m, k, n])) => {
+            let dtype = args.dtype.unwrap_or(DType::F32);
+            let other_seed = args.seed.wrapping_add(1);
+            (Operand::generated(m, k, dtype, args.seed), Operand::generated(k, n, dtype, other_seed))
+        }
+        _ => return Err(Failure::usage("name two files, or a --size or --shape to generate")),
+    };
+    fit(a, b)
+}
+
+fn fit(a: Operand, b: Operand) -> Result<Product, Failure> {
+    let (m, k, n) = (a.rows(), a.cols(), b.cols());
+    if k != b.rows() {
+        return Err(Failure::usage(format!(
+            "A is {m} x {k} and B is {} x {n}: A needs as many columns as B has rows",
+            b.rows()
+        )));
+    }
+    let dtype = DType::product(a.dtype(), b.dtype())?;
+    if dtype == DType::I32 && k > MAX_K_I8 {
+        return Err(Failure::usage(format!(
+            "A is {m} x {k} and B is {k} x {n}: an i8 product with more than {MAX_K_I8} columns of A could overflow i32; \
+             use --dtype f64"
+        )));
+    }
+    let element_bytes = [a.dtype(), b.dtype(), dtype].map(DType::size_bytes);
+    let extent = Extent { m, k, n, element_bytes };
+    if extent.size_bytes() > i64::MAX as u64 {
+        return Err(Failure::usage(format!("A is {m} x {k} and B is {k} x {n}: no machine holds these")));
+    }
+    Ok(Product { a, b, dtype, extent })
+}
+
+/// The node, or a fabric of this process where none was named and none is there.
+async fn engine(args: &MatmulArgs, output: OutputArgs) -> Result<Engine, Failure> {
+    if let Some(client) = args.rpc.node_if_there().await? {
+        return Ok(Engine::Node(client));
+    }
+    let threads = config::node::threads(args.threads)?;
+    let max_memory = config::node::max_memory(args.max_memory.map(|size| size.0))?;
+    note(
+        &output,
+        format!("No node runs at {}: multiplying in this process.", args.rpc.address()),
+    );
+    Ok(Engine::Here(local_fabric(threads, max_memory).await?))
+}
+
+/// Connects the node to the peers that were named. One that does not answer is said and done without.
+async fn connect_peers(engine: &Engine, args: &MatmulArgs, output: OutputArgs) -> Result<(), Failure> {
+    for address in &args.peer {
+        let Engine::Node(client) = engine else {
+            note(&output, format!("{address} is not connected: that takes a running node (start one with `pangea node`)."));
+            continue;
+        };
+        match client.connect_peer(&address.to_string(), Some(CONNECT_TIMEOUT)).await {
+            Ok(_) => {}
+            Err(error) if error.kind() == ErrorKind::InvalidInput => return Err(error.into()),
+            Err(error) => note(&output, format!("Going on without {address}: {}.", error.message())),
+        }
+    }
+    Ok(())
+}
+
+fn options(args: &MatmulArgs) -> MatmulOptions {
+    MatmulOptions {
+        place: place(args.place),
+        verify: if args.verify { VerifyPolicy::Full } else { VerifyPolicy::Standard },
+        priority: args.priority,
+        deadline: args.deadline,
+        redundancy: args.redundancy,
+        max_retries: args.retries,
+    }
+}
+
+/// The place as programs name it.
+pub(super) fn place(place: PlaceArg) -> Place {
+    match place {
+        PlaceArg::Auto => Place::Auto,
+        PlaceArg::Local => Place::Local,
+        PlaceArg::Remote => Place::Remote,
+    }
+}
+
+/// Both operands there at once, one job.
+async fn multiply_whole(
+    engine: &Engine,
+    product: &Product,
+    options: &MatmulOptions,
+    file: Option<&mut ProductFile>,
+    progress: &mut Progress,
+) -> Result<JobReport, Failure> {
+    let Product { a, b, .. } = product;
+    progress.phase("sending A", a.size_bytes());
+    let held_a = engine.put(a, 0..a.rows(), 0..a.cols(), &mut |bytes| progress.done(bytes)).await?;
+    progress.phase("sending B", b.size_bytes());
+    let held_b = engine.put(b, 0..b.rows(), 0..b.cols(), &mut |bytes| progress.done(bytes)).await?;
+    let running = engine.start(&held_a, &held_b, options)?;
+    progress.phase("multiplying", 0);
+    let mut planned = false;
+    let (held, report) = running
+        .finish(&mut |now| {
+            if !planned && now.tasks_total > 0 {
+                planned = true;
+                progress.phase("multiplying", now.tasks_total.into());
+            }
+            progress.done(now.tasks_done.into());
+        })
+        .await?;
+    if let Some(file) = file {
+        let bytes = (product.extent.m * product.extent.n * product.dtype.size_bytes()) as u64;
+        progress.phase("writing", bytes);
+        held.write_to(file, product.dtype, (0, 0), product.extent.n, &mut |bytes| progress.done(bytes)).await?;
+    }
+    Ok(report)
+}
+
+/// How a product that does not fit into `budget` bytes is cut.
+fn blocks(product: &Product, budget: f64, file: Option<&ProductFile>) -> Result<Blocks, Failure> {
+    let size = ByteSize(product.extent.size_bytes());
+    if file.is_some_and(|file| !file.takes_blocks()) {
+        return Err(Failure::usage(format!(
+            "operands and product take {size}, more than the memory for tensors; such a product is written as .npy"
+        )));
+    }
+    product.extent.blocks(budget as u64).ok_or_else(|| {
+        Failure::usage(format!(
+            "operands and product take {size}, and not even single rows and columns fit into {}; \
+             raise --max-memory",
+            ByteSize(budget as u64)
+        ))
+    })
+}
+
+/// One job for every pair of blocks. The next operands arrive while a product is computed and written.
+async fn multiply_blocks(
+    engine: &Engine,
+    product: &Product,
+    blocks: Blocks,
+    options: &MatmulOptions,
+    mut file: Option<&mut ProductFile>,
+    progress: &mut Progress,
+) -> Result<JobReport, Failure> {
+    let products = blocks.products(&product.extent);
+    let deadline = options.deadline.map(|deadline| Instant::now() + deadline);
+    progress.phase("multiplying", products.len() as u64);
+    let mut merged: Option<JobReport> = None;
+    let mut stays: Option<(usize, Held)> = None;
+    let mut next: Option<Held> = None;
+    for (index, (rows, cols)) in products.iter().enumerate() {
+        let (stay_from, pass) = of(blocks.stays, rows, cols);
+        if stays.as_ref().is_none_or(|(from, _)| *from != stay_from.start) {
+            // The old block goes before the new one comes: both do not fit.
+            drop(stays.take());
+            stays = Some((stay_from.start, put(engine, product, blocks.stays, stay_from).await?));
+        }
+        let passing = match next.take() {
+            Some(held) => held,
+            None => put(engine, product, other(blocks.stays), pass).await?,
+        };
+        let Some((_, staying)) = &stays else { continue };
+        let (a, b) = match blocks.stays {
+            Stays::A => (staying, &passing),
+            Stays::B => (&passing, staying),
+        };
+        let mut options = options.clone();
+        options.deadline = deadline.map(|at| at.saturating_duration_since(Instant::now()).max(Duration::from_millis(1)));
+        let running = engine.start(a, b, &options)?;
+        let finish = async {
+            let (held, report) = running.finish(&mut |_| {}).await?;
+            if let Some(file) = file.as_deref_mut() {
+                held.write_to(file, product.dtype, (rows.start, cols.start), cols.len(), &mut |_| {}).await?;
+            }
+            Ok::<_, Failure>(report)
+        };
+        let fetch = async {
+            match products.get(index + 1).map(|(rows, cols)| of(blocks.stays, rows, cols)) {
+                // The block that passes by next, unless the one that stays must change first.
+                Some((from, pass)) if from.start == stay_from.start => {
+                    put(engine, product, other(blocks.stays), pass).await.map(Some)
+                }
+                _ => Ok(None),
+            }
+        };
+        let (report, fetched) = futures::try_join!(finish, fetch)?;
+        next = fetched;
+        merged = Some(match merged {
+            Some(so_far) => merge(so_far, report),
+            None => report,
+        });
+        progress.done(index as u64 + 1);
+    }
+    let Extent { m, k, n, .. } = product.extent;
+    let mut report = merged.ok_or_else(|| Failure::failed("the product was cut into no blocks"))?;
+    report.shape = [m, k, n];
+    report.gflops = 2.0 * m as f64 * k as f64 * n as f64 / report.seconds.max(1e-9) / 1e9;
+    Ok(report)
+}
+
+type Lines = std::ops::Range<usize>;
+
+/// Of the rows of A and the columns of B, those that stay and those that pass by.
+fn of<'a>(stays: Stays, rows: &'a Lines, cols: &'a Lines) -> (&'a Lines, &'a Lines) {
+    match stays {
+        Stays::A => (rows, cols),
+        Stays::B => (cols, rows),
+    }
+}
+
+fn other(stays: Stays) -> Stays {
+    match stays {
+        Stays::A => Stays::B,
+        Stays::B => Stays::A,
+    }
+}
+
+/// Brings a row band of A or a column panel of B to the engine.
+async fn put(engine: &Engine, product: &Product, which: Stays, lines: &Lines) -> Result<Held, Failure> {
+    let k = product.extent.k;
+    match which {
+        Stays::A => engine.put(&product.a, lines.clone(), 0..k, &mut |_| {}).await,
+        Stays::B => engine.put(&product.b, 0..k, lines.clone(), &mut |_| {}).await,
+    }
+}
+
+/// Two blocks' reports as one: sums, and the weaker of two verdicts.
+fn merge(mut one: JobReport, other: JobReport) -> JobReport {
+    /// From weak to strong, as DESIGN §6 orders them.
+    const VERDICTS: [&str; 5] = ["unchecked", "tolerance-checked", "audited", "verified", "local"];
+    let rank = |verdict: &str| VERDICTS.iter().position(|known| *known == verdict).unwrap_or(0);
+    one.seconds += other.seconds;
+    one.predicted_seconds += other.predicted_seconds;
+    one.tasks.total += other.tasks.total;
+    one.tasks.remote += other.tasks.remote;
+    one.tasks.local += other.tasks.local;
+    one.tasks.retried += other.tasks.retried;
+    one.tasks.hedged += other.tasks.hedged;
+    one.bytes_sent += other.bytes_sent;
+    one.bytes_received += other.bytes_received;
+    for share in other.workers {
+        match one.workers.iter_mut().find(|known| known.peer == share.peer) {
+            Some(known) => {
+                known.tasks += share.tasks;
+                known.seconds += share.seconds;
+            }
+            None => one.workers.push(share),
+        }
+    }
+    if rank(&other.verification.verdict) < rank(&one.verification.verdict) {
+        one.verification.verdict = other.verification.verdict;
+        one.verification.method = other.verification.method;
+    }
+    one.verification.seconds += other.verification.seconds;
+    one.verification.rejected.extend(other.verification.rejected);
+    if one.mode != other.mode {
+        one.mode = "mixed".to_owned();
+    }
+    one
+}
+
+fn show(report: &JobReport, written: Option<(PathBuf, u64)>, blocks: usize, total_seconds: f64) -> String {
+    let [m, k, n] = report.shape;
+    let mut text = format!("C [{m}, {n}] {} = A [{m}, {k}] · B [{k}, {n}]\n", report.dtype);
+    let tasks = &report.tasks;
+    let mut how = format!("{} tasks: {} remote, {} local", tasks.total, tasks.remote, tasks.local);
+    for (count, what) in [(tasks.retried, "retried"), (tasks.hedged, "hedged")] {
+        if count > 0 {
+            how.push_str(&format!(", {count} {what}"));
+        }
+    }
+    let verification = &report.verification;
+    let checked = match verification.method.as_str() {
+        "none" => verification.verdict.clone(),
+        method => format!("{} ({method}, {})", verification.verdict, seconds(verification.seconds)),
+    };
+    let mut lines = vec![
+        ("time", format!("{}, {} GFLOP/s", seconds(report.seconds), three_digits(report.gflops))),
+        ("where", format!("{}; {how}", report.mode)),
+        ("verdict", checked),
+    ];
+    if report.bytes_sent + report.bytes_received > 0 {
+        let (sent, received) = (ByteSize(report.bytes_sent), ByteSize(report.bytes_received));
+        lines.push(("traffic", format!("{sent} sent to peers, {received} received")));
+    }
+    if blocks > 1 {
+        lines.push(("memory", format!("larger than memory: done in {blocks} blocks")));
+    }
+    if let Some((path, size_bytes)) = &written {
+        let size = ByteSize(*size_bytes);
+        lines.push(("written", format!("{} ({size}), {} in all", path.display(), seconds(total_seconds))));
+    }
+    text.push_str(&facts(&lines));
+    if report.workers.len() > 1 || tasks.remote > 0 {
+        let mut table = Table::new([
+            ("worker", Align::Left),
+            ("peer", Align::Left),
+            ("tasks", Align::Right),
+            ("computing", Align::Right),
+        ]);
+        for share in &report.workers {
+            table.row([
+                shortened(&share.name, 30),
+                short_peer(&share.peer),
+                share.tasks.to_string(),
+                seconds(share.seconds),
+            ]);
+        }
+        text.push('\n');
+        text.push_str(&table.render());
+    }
+    for rejection in &verification.rejected {
+        text.push_str(&format!(
+            "\nA wrong result of {} was caught and redone: {}\n",
+            short_peer(&rejection.peer),
+            rejection.why
+        ));
+    }
+    text
+}

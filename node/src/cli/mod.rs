@@ -1,0 +1,132 @@
+//! The commands of the binary `pangea`.
+//!
+//! * [`args`]: what can be typed. [`failure`]: how a command ends when it does not end well.
+//! * `node`, `matmul`, `peers`, `status`, `bench_matmul`, `bench_net`, `demo`: the commands.
+//! * `session`, `engine`: the node that a command talks to, or a fabric of this process alone.
+//! * `matrix`, `product_file`, `blocks`: operands, where the product goes, products larger than memory.
+//! * `log`, `progress`, `table`: what a person sees.
+//!
+//! Results go to standard output, everything else to standard error. Nothing is computed here.
+
+pub mod args;
+mod bench_matmul;
+mod bench_net;
+mod blocks;
+mod engine;
+pub mod failure;
+mod log;
+mod matmul;
+mod matrix;
+mod peers;
+mod product_file;
+mod progress;
+mod session;
+mod status;
+mod table;
+
+use std::future::Future;
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser};
+use tokio::task::LocalSet;
+
+use crate::config::{LogConfig, LogFormat, LogLevel, NodeConfig};
+use args::{BenchCommand, Cli, Command};
+use failure::Failure;
+
+/// Runs the command that was typed and gives the exit code.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match run(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("error: {failure}");
+            failure.into()
+        }
+    }
+}
+
+fn run(cli: Cli) -> Result<(), Failure> {
+    let output = cli.output;
+    let level = LogLevel::from_flags(output.quiet, output.verbose);
+    let Some(command) = cli.command else {
+        return print(&Cli::command().render_help().to_string());
+    };
+    if let Command::Node(raw) = command {
+        let config = NodeConfig::resolve(*raw, level)?;
+        log::start(config.log);
+        return Ok(crate::daemon::run(config)?);
+    }
+    // The libraries' lines are of no interest to who asked for a product.
+    let level = if output.verbose == 0 { LogLevel::Error } else { level };
+    log::start(LogConfig { level, format: LogFormat::Text });
+    match command {
+        Command::Node(_) => Ok(()),
+        Command::Matmul(args) => block_on(matmul::run(*args, output)),
+        Command::Peers(args) => block_on(peers::run(args)),
+        Command::Status(args) => block_on(status::run(args)),
+        Command::Bench(BenchCommand::Matmul(args)) => block_on(bench_matmul::run(args, output)),
+        Command::Bench(BenchCommand::Net(args)) => block_on(bench_net::run(args, output)),
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "pangea", &mut script);
+            print(&String::from_utf8_lossy(&script))
+        }
+    }
+}
+
+/// Runs a command to its end, or until Ctrl-C or SIGTERM drops it: whatever it holds ends with it, on every node.
+fn block_on(command: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::failed(format!("cannot start an asynchronous runtime: {error}")))?;
+    let result = LocalSet::new().block_on(&runtime, async {
+        tokio::select! {
+            biased;
+            () = stop_signal() => Err(Failure::interrupted()),
+            result = command => result,
+        }
+    });
+    // Work on other threads that nobody waits for any more must not hold up the end.
+    runtime.shutdown_background();
+    result
+}
+
+/// Returns when the person or the system wants this process to end.
+async fn stop_signal() {
+    use tokio::signal::unix::{SignalKind, signal};
+    match (signal(SignalKind::interrupt()), signal(SignalKind::terminate())) {
+        (Ok(mut interrupt), Ok(mut terminate)) => {
+            tokio::select! {
+                _ = interrupt.recv() => {}
+                _ = terminate.recv() => {}
+            }
+        }
+        // Without handlers the system's own ending of the process is all there is.
+        _ => std::future::pending().await,
+    }
+}
+
+/// Writes a result to standard output. Somebody who stops reading is no failure of ours.
+fn print(text: &str) -> Result<(), Failure> {
+    use std::io::{ErrorKind, Write, stdout};
+    let mut out = stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
+            Err(Failure::failed(format!("cannot write to standard output: {error}")))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Writes a result as one JSON document to standard output.
+fn print_json(result: &impl serde::Serialize) -> Result<(), Failure> {
+    match serde_json::to_string_pretty(result) {
+        Ok(mut text) => {
+            text.push('\n');
+            print(&text)
+        }
+        Err(error) => Err(Failure::failed(format!("cannot write the result as JSON: {error}"))),
+    }
+}

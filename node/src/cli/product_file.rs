@@ -1,0 +1,242 @@
+//! Where a product goes: a file under a temporary name that gets its own when it is whole. What can be wrong with it is
+//! found before anything is computed; whatever ends early leaves nothing behind.
+
+use std::io::Write;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use pangea_client::{Error, ErrorKind, TensorDestination, TensorInfo};
+use pangea_compute::{Buffer, DType, NpyWriter, Tensor, TensorBuf};
+
+use super::failure::Failure;
+use super::matrix::Format;
+use crate::config::ByteSize;
+
+/// Bytes of a product turned into text at a time.
+const TEXT_PIECE_BYTES: usize = 1 << 20;
+
+/// Bytes gathered before they are written as whole rows.
+const GATHER_BYTES: usize = 4 << 20;
+
+/// A file being written.
+pub(super) struct ProductFile {
+    path: PathBuf,
+    target: Target,
+}
+
+enum Target {
+    Npy(NpyWriter),
+    /// Text has no place for a block: the product is gathered and written at the end.
+    Text { file: tempfile::NamedTempFile, format: Format, product: TensorBuf },
+}
+
+impl ProductFile {
+    /// Makes ready to write a `[rows, cols]` product to `path`, which may be none of `inputs`.
+    pub(super) fn create(
+        path: &Path,
+        dtype: DType,
+        rows: usize,
+        cols: usize,
+        inputs: &[&Path],
+    ) -> Result<ProductFile, Failure> {
+        let format = Format::of(path)?;
+        let shown = path.display();
+        if path.is_dir() {
+            return Err(Failure::usage(format!("{shown} is a folder; name a file in it")));
+        }
+        if let Some(input) = inputs.iter().find(|input| is_same_file(input, path)) {
+            return Err(Failure::usage(format!(
+                "{shown} is the operand {}: the product would replace it; write it to another file",
+                input.display()
+            )));
+        }
+        if format == Format::Npy && dtype == DType::Bf16 {
+            return Err(Failure::usage(format!(
+                "{shown}: .npy files cannot hold bf16; write .csv or .json, or multiply with --dtype f32"
+            )));
+        }
+        let folder = folder_of(path);
+        if !folder.is_dir() {
+            return Err(Failure::usage(format!("{shown}: the folder {} does not exist; create it first", folder.display())));
+        }
+        if format == Format::Npy {
+            needs_room(folder, rows as u64 * cols as u64 * dtype.size_bytes() as u64)?;
+        }
+        let target = match format {
+            Format::Npy => Target::Npy(NpyWriter::create(path, dtype, rows, cols).map_err(|error| match error {
+                pangea_compute::Error::Io { source, .. } => unwritable(path, &source),
+                other => other.into(),
+            })?),
+            Format::Csv | Format::Json => Target::Text {
+                file: temporary(path).map_err(|error| unwritable(path, &error))?,
+                format,
+                product: TensorBuf::new(dtype, rows, cols)?,
+            },
+        };
+        Ok(ProductFile { path: path.to_owned(), target })
+    }
+
+    /// Whether a product larger than memory can go there.
+    pub(super) fn takes_blocks(&self) -> bool {
+        matches!(self.target, Target::Npy(_))
+    }
+
+    /// Writes a block whose first element is at (`row0`, `col0`).
+    pub(super) fn write_block(&mut self, row0: usize, col0: usize, block: &Tensor) -> Result<(), Failure> {
+        match &mut self.target {
+            Target::Npy(writer) => Ok(writer.write_block(row0, col0, block)?),
+            Target::Text { product, .. } => Ok(product.write_block(row0, col0, block)?),
+        }
+    }
+
+    /// Gives the file its name; it is whole. The name and the size in bytes.
+    pub(super) async fn finish(self) -> Result<(PathBuf, u64), Failure> {
+        let path = self.path;
+        match self.target {
+            Target::Npy(writer) => writer.finish()?,
+            Target::Text { mut file, format, product } => {
+                let io = |error| unwritable(&path, &error);
+                write_text(&mut file, format, &product.freeze(), &path).await?;
+                file.as_file().sync_all().map_err(io)?;
+                file.persist(&path).map_err(|error| unwritable(&path, &error.error))?;
+            }
+        }
+        let size_bytes = std::fs::metadata(&path).map_err(|error| unwritable(&path, &error))?.len();
+        Ok((path, size_bytes))
+    }
+}
+
+async fn write_text(
+    file: &mut tempfile::NamedTempFile,
+    format: Format,
+    product: &Tensor,
+    path: &Path,
+) -> Result<(), Failure> {
+    let step = (TEXT_PIECE_BYTES / (product.cols() * product.dtype().size_bytes()).max(1)).max(1);
+    let json = format == Format::Json;
+    let mut write = |text: &str| file.write_all(text.as_bytes()).map_err(|error| unwritable(path, &error));
+    if json {
+        write("[")?;
+    }
+    for start in (0..product.rows()).step_by(step) {
+        let rows = product.slice(start..product.rows().min(start + step), 0..product.cols())?;
+        if json {
+            let text = pangea_compute::json::write(&rows).map_err(|error| Failure::from(error).about(path.display()))?;
+            // The rows of the piece without the brackets around them.
+            let inner = text.trim_end().strip_prefix('[').and_then(|text| text.strip_suffix(']')).unwrap_or("");
+            write(if start > 0 { ",\n " } else { "" })?;
+            write(inner)?;
+        } else {
+            write(&pangea_compute::csv::write(&rows))?;
+        }
+        tokio::task::yield_now().await;
+    }
+    if json { write("]\n") } else { Ok(()) }
+}
+
+/// Takes the rows of a product as they come from a node and writes them as a block.
+pub(super) struct Incoming<'a> {
+    file: &'a mut ProductFile,
+    dtype: DType,
+    row0: usize,
+    col0: usize,
+    cols: usize,
+    /// Bytes that are not written yet, beginning with a whole row.
+    gathered: Vec<u8>,
+    received_bytes: u64,
+    on_bytes: &'a mut dyn FnMut(u64),
+}
+
+impl<'a> Incoming<'a> {
+    /// The block at (`row0`, `col0`), of `cols` columns.
+    pub(super) fn new(
+        file: &'a mut ProductFile,
+        dtype: DType,
+        (row0, col0): (usize, usize),
+        cols: usize,
+        on_bytes: &'a mut dyn FnMut(u64),
+    ) -> Incoming<'a> {
+        Incoming { file, dtype, row0, col0, cols, gathered: Vec::new(), received_bytes: 0, on_bytes }
+    }
+
+    /// Writes the whole rows that have been gathered.
+    pub(super) fn flush(&mut self) -> Result<(), Failure> {
+        let row_bytes = self.cols * self.dtype.size_bytes();
+        let rows = self.gathered.len().checked_div(row_bytes).unwrap_or(0);
+        if rows == 0 {
+            return Ok(());
+        }
+        let whole = rows * row_bytes;
+        let block = Tensor::from_buffer(self.dtype, rows, self.cols, Buffer::copy_of(&self.gathered[..whole])?)?;
+        self.file.write_block(self.row0, self.col0, &block)?;
+        self.row0 += rows;
+        self.gathered.drain(..whole);
+        Ok(())
+    }
+}
+
+impl TensorDestination for Incoming<'_> {
+    fn begin(&mut self, _: &TensorInfo) -> pangea_client::Result<()> {
+        Ok(())
+    }
+
+    fn write(&mut self, chunk: &[u8]) -> pangea_client::Result<()> {
+        self.gathered.extend_from_slice(chunk);
+        self.received_bytes += chunk.len() as u64;
+        (self.on_bytes)(self.received_bytes);
+        if self.gathered.len() >= GATHER_BYTES {
+            self.flush().map_err(|failure| Error::new(ErrorKind::Internal, failure.message))?;
+        }
+        Ok(())
+    }
+}
+
+/// A temporary file beside `path`, with the permissions of an ordinary new file.
+fn temporary(path: &Path) -> std::io::Result<tempfile::NamedTempFile> {
+    let mut prefix = std::ffi::OsString::from(".");
+    prefix.push(path.file_name().unwrap_or_default());
+    tempfile::Builder::new()
+        .prefix(&prefix)
+        .suffix(".part")
+        .permissions(std::fs::Permissions::from_mode(0o666))
+        .tempfile_in(folder_of(path))
+}
+
+fn folder_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    }
+}
+
+fn is_same_file(one: &Path, other: &Path) -> bool {
+    match (std::fs::metadata(one), std::fs::metadata(other)) {
+        (Ok(one), Ok(other)) => (one.dev(), one.ino()) == (other.dev(), other.ino()),
+        _ => false,
+    }
+}
+
+/// Fails where the disk has less than `bytes` free. One that does not say is taken at its word when it is written to.
+fn needs_room(folder: &Path, bytes: u64) -> Result<(), Failure> {
+    let Ok(disk) = rustix::fs::statvfs(folder) else { return Ok(()) };
+    let free = disk.f_bavail.saturating_mul(disk.f_frsize);
+    if free < bytes {
+        return Err(Failure::failed(format!(
+            "the product takes {} and the disk of {} has {} free; free space or choose another place",
+            ByteSize(bytes),
+            folder.display(),
+            ByteSize(free)
+        )));
+    }
+    Ok(())
+}
+
+fn unwritable(path: &Path, error: &std::io::Error) -> Failure {
+    use std::io::ErrorKind::{PermissionDenied, QuotaExceeded, ReadOnlyFilesystem, StorageFull};
+    let shown = path.display();
+    match error.kind() {
+        PermissionDenied | ReadOnlyFilesystem => Failure::usage(format!("{shown} cannot be written there ({error}); choose another place")),
+        StorageFull | QuotaExceeded => Failure::failed(format!("the disk is full: {shown} was not written, and nothing of it was left behind")),
+        _ => Failure::failed(format!("{shown} cannot be written: {error}")),
+    }
+}

@@ -1,0 +1,75 @@
+//! The progress bar: on a terminal, for anything that takes over a second, on standard error. Otherwise nothing.
+
+use std::io::{IsTerminal, stderr};
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+/// What takes less than this shows nothing.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// Between redrawings, so that the clock goes on while nothing else does.
+const TICK: Duration = Duration::from_millis(200);
+
+/// How far a command is.
+pub struct Progress {
+    bar: ProgressBar,
+    since: Instant,
+    wanted: bool,
+    shown: bool,
+}
+
+impl Progress {
+    /// A bar that shows itself after a second, where standard error is a terminal and `quiet` is not asked for.
+    pub fn new(quiet: bool) -> Progress {
+        Progress {
+            bar: ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::hidden()),
+            since: Instant::now(),
+            wanted: !quiet && stderr().is_terminal(),
+            shown: false,
+        }
+    }
+
+    /// What is being done now, out of `total` steps of any size; 0 where that is not known.
+    pub fn phase(&mut self, what: &'static str, total: u64) {
+        self.bar.set_message(what);
+        self.bar.set_length(total);
+        self.bar.set_position(0);
+        let template = match total {
+            0 => "{msg:<12} {spinner} {elapsed}",
+            _ => "{msg:<12} [{bar:38}] {percent:>3} %  {elapsed}",
+        };
+        // The templates above are valid; a bar without a style would still work.
+        if let Ok(style) = ProgressStyle::with_template(template) {
+            self.bar.set_style(style.progress_chars("=> "));
+        }
+        self.show_if_due();
+    }
+
+    /// Steps of the phase that are done.
+    pub fn done(&mut self, done: u64) {
+        self.bar.set_position(done);
+        self.show_if_due();
+    }
+
+    /// Steps of the phase, where they become known late.
+    pub fn total(&mut self, total: u64) {
+        if total != self.bar.length().unwrap_or(0) {
+            self.bar.set_length(total);
+        }
+    }
+
+    fn show_if_due(&mut self) {
+        if self.wanted && !self.shown && self.since.elapsed() >= PATIENCE {
+            self.shown = true;
+            self.bar.set_draw_target(ProgressDrawTarget::stderr());
+            self.bar.enable_steady_tick(TICK);
+        }
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        self.bar.finish_and_clear();
+    }
+}

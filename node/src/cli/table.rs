@@ -1,0 +1,106 @@
+//! Tables for a terminal of 80 columns. Alignment and shortening only; what is in them is the commands' business.
+
+/// Columns of a terminal that everything fits into.
+pub const WIDTH: usize = 80;
+
+/// How a column's cells lie.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Align {
+    /// Words.
+    Left,
+    /// Numbers.
+    Right,
+}
+
+/// A table with a heading.
+pub struct Table {
+    columns: Vec<(&'static str, Align)>,
+    rows: Vec<Vec<String>>,
+}
+
+impl Table {
+    /// An empty table with these columns.
+    pub fn new(columns: impl Into<Vec<(&'static str, Align)>>) -> Table {
+        Table { columns: columns.into(), rows: Vec::new() }
+    }
+
+    /// Adds a row; it has a cell for every column.
+    pub fn row(&mut self, cells: impl Into<Vec<String>>) {
+        self.rows.push(cells.into());
+    }
+
+    /// The table as text, two spaces between columns, a newline after every line.
+    pub fn render(&self) -> String {
+        let widths: Vec<usize> = self
+            .columns
+            .iter()
+            .enumerate()
+            .map(|(index, (heading, _))| {
+                let cells = self.rows.iter().filter_map(|row| row.get(index));
+                cells.map(|cell| width(cell)).chain([width(heading)]).max().unwrap_or(0)
+            })
+            .collect();
+        let headings: Vec<String> = self.columns.iter().map(|(heading, _)| (*heading).to_owned()).collect();
+        let mut out = String::new();
+        for row in std::iter::once(&headings).chain(&self.rows) {
+            let mut line = String::from(" ");
+            for ((cell, (_, align)), column) in row.iter().zip(&self.columns).zip(&widths) {
+                let padding = " ".repeat(column - width(cell));
+                line.push(' ');
+                match align {
+                    Align::Left => line.extend([cell.as_str(), &padding]),
+                    Align::Right => line.extend([padding.as_str(), cell]),
+                }
+                line.push(' ');
+            }
+            out.push_str(line.trim_end());
+            out.push('\n');
+        }
+        out
+    }
+}
+
+/// Facts by name, one a line, the names aligned.
+pub fn facts(facts: &[(&str, String)]) -> String {
+    let names = facts.iter().map(|(name, _)| width(name)).max().unwrap_or(0);
+    facts.iter().map(|(name, value)| format!("  {name}{}  {value}\n", " ".repeat(names - width(name)))).collect()
+}
+
+/// A peer id that fits into a table: its last characters, which tell peers apart (the first are the same for all).
+pub fn short_peer(peer: &str) -> String {
+    match peer.len().checked_sub(8).and_then(|start| peer.get(start..)) {
+        Some(end) if peer.len() > 12 => format!("…{end}"),
+        _ => peer.to_owned(),
+    }
+}
+
+/// `text`, cut to `limit` characters.
+pub fn shortened(text: &str, limit: usize) -> String {
+    if width(text) <= limit {
+        return text.to_owned();
+    }
+    text.chars().take(limit.saturating_sub(1)).chain(['…']).collect()
+}
+
+/// A time with three digits and a unit that suits it.
+pub fn seconds(seconds: f64) -> String {
+    match seconds {
+        s if s >= 90.0 => format!("{:.0} min {:02.0} s", (s / 60.0).floor(), s % 60.0),
+        s if s >= 1.0 => format!("{} s", three_digits(s)),
+        s if s >= 1e-3 => format!("{} ms", three_digits(s * 1e3)),
+        s => format!("{:.0} µs", s * 1e6),
+    }
+}
+
+/// A number with about three digits.
+pub fn three_digits(value: f64) -> String {
+    match value.abs() {
+        v if v >= 99.95 => format!("{value:.0}"),
+        v if v >= 9.995 => format!("{value:.1}"),
+        _ => format!("{value:.2}"),
+    }
+}
+
+fn width(text: &str) -> usize {
+    text.chars().count()
+}

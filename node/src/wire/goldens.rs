@@ -1,0 +1,175 @@
+//! The bytes of every message, pinned: a change here is a change of the protocol. Then the same bytes
+//! disturbed, and messages of every kind there and back.
+
+use std::time::Duration;
+
+use pangea_client::ErrorKind;
+use pangea_compute::{DType, Digest};
+use proptest::prelude::*;
+
+use super::frame::{FrameHead, MAX_HEADER_BYTES, MAX_PAYLOAD_BYTES, PREFIX_BYTES};
+use super::message::{Advert, Message, Operation, Shape, Task};
+use super::WireError;
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.chunks(8).map(|word| word.iter().map(|byte| format!("{byte:02x}")).collect::<String>()).collect::<Vec<_>>().join(" ")
+}
+
+fn digest(n: u8) -> Digest {
+    let mut bytes = [n; 32];
+    bytes[0] = 1;
+    Digest::from_bytes(bytes)
+}
+
+fn shape() -> Shape {
+    Shape::new(DType::F32, 512, 300).unwrap()
+}
+
+fn advert() -> Advert {
+    Advert {
+        version: 1,
+        name: "blue".to_owned(),
+        software: "pangea 0.1.0".to_owned(),
+        threads: 8,
+        f32_flops_per_s: 2e11,
+        f64_flops_per_s: 1e11,
+        i8_flops_per_s: 4e11,
+        store_bytes: 1 << 30,
+        tasks_max: 64,
+        isa: "avx512".to_owned(),
+        works: true,
+    }
+}
+
+/// One message of each kind, and the length of its payload.
+fn one_of_each() -> Vec<(Message, usize)> {
+    let operation = Operation::MatMul { a: digest(0xaa), b: digest(0xbb) };
+    vec![
+        (Message::Advert(advert()), 0),
+        (Message::Operand { digest: digest(0xaa), shape: shape(), offset: 1 << 16 }, 1 << 16),
+        (Message::Task(Task { id: 7, priority: -1, deadline: Some(Duration::from_millis(2500)), operation }), 0),
+        (Message::Cancel(7), 0),
+        (Message::Release(digest(0xaa)), 0),
+        (Message::Result { task: 7, shape: shape(), offset: 0, compute_nanos: 21_000_000 }, 1 << 19),
+        (Message::Failure { task: 7, kind: ErrorKind::Overloaded, message: "no room".to_owned() }, 0),
+        (Message::Missing { task: 7, digests: vec![digest(0xaa), digest(0xbb)] }, 0),
+        (Message::Evicted(digest(0xbb)), 0),
+        (Message::Load { queued_nanos: 5_000_000_000 }, 0),
+        (Message::Probe { nonce: 3, total: 2 << 20, last: true }, 1 << 20),
+        (Message::Probed(3), 0),
+        (Message::Goodbye("the node is shutting down".to_owned()), 0),
+        (Message::Started(7), 0),
+    ]
+}
+
+fn encoded(message: &Message, payload: usize) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    message.encode(payload, &mut bytes).unwrap();
+    bytes
+}
+
+#[test]
+fn the_bytes_of_every_message_are_pinned() {
+    let text: String = one_of_each()
+        .iter()
+        .map(|(message, payload)| format!("{}\n  {}\n", message.name(), hex(&encoded(message, *payload))))
+        .collect();
+    assert_eq!(text, include_str!("goldens.txt"), "the protocol's bytes changed:\n{text}");
+}
+
+#[test]
+fn every_message_comes_back_as_it_was() {
+    for (message, payload) in one_of_each() {
+        let bytes = encoded(&message, payload);
+        let head = FrameHead::parse(bytes[..PREFIX_BYTES].try_into().unwrap()).unwrap();
+        assert_eq!((head.header_len(), head.payload_len()), (bytes.len() - PREFIX_BYTES, payload));
+        assert_eq!(Message::decode(&bytes[PREFIX_BYTES..], payload).unwrap(), message);
+    }
+}
+
+#[test]
+fn disturbed_bytes_never_panic_and_never_become_an_impossible_message() {
+    for (message, payload) in one_of_each() {
+        let bytes = encoded(&message, payload);
+        for at in PREFIX_BYTES..bytes.len() {
+            for bit in 0..8 {
+                let mut disturbed = bytes.clone();
+                disturbed[at] ^= 1 << bit;
+                if let Ok(Message::Operand { shape, offset, .. } | Message::Result { shape, offset, .. }) =
+                    Message::decode(&disturbed[PREFIX_BYTES..], payload)
+                {
+                    assert!(offset + payload as u64 <= shape.size_bytes());
+                }
+            }
+        }
+        for cut in PREFIX_BYTES..bytes.len() {
+            assert!(Message::decode(&bytes[PREFIX_BYTES..cut], payload).is_err(), "{} cut at {cut}", message.name());
+        }
+    }
+}
+
+#[test]
+fn lengths_beyond_the_limits_are_refused_before_anything_is_read() {
+    for (header, payload) in [(0, 0), (4, 0), (MAX_HEADER_BYTES + 8, 0), (u32::MAX, 0)] {
+        assert_eq!(FrameHead::new(header, payload).unwrap_err(), WireError::HeaderLength(header));
+    }
+    assert_eq!(FrameHead::new(8, MAX_PAYLOAD_BYTES + 1).unwrap_err(), WireError::PayloadLength(MAX_PAYLOAD_BYTES + 1));
+    assert!(FrameHead::new(MAX_HEADER_BYTES, MAX_PAYLOAD_BYTES).is_ok());
+}
+
+#[test]
+fn a_payload_stays_inside_its_tensor_and_goes_with_no_other_message() {
+    let total = shape().size_bytes();
+    let piece = |offset, payload| {
+        let bytes = encoded(&Message::Operand { digest: digest(1), shape: shape(), offset }, payload);
+        Message::decode(&bytes[PREFIX_BYTES..], payload)
+    };
+    assert!(piece(total - 8, 8).is_ok());
+    assert!(piece(total - 8, 9).is_err());
+    assert!(piece(u64::MAX, 8).is_err());
+    assert!(piece(0, 0).is_err(), "an empty piece would go on for ever");
+    let cancel = encoded(&Message::Cancel(1), 8);
+    assert!(Message::decode(&cancel[PREFIX_BYTES..], 8).is_err());
+    assert!(Shape::new(DType::F64, u64::MAX, 2).is_err());
+}
+
+#[test]
+fn names_lose_their_control_characters_and_long_ones_their_end() {
+    let odd = Advert { name: format!("a\u{1b}[2J{}", "ü".repeat(60)), ..advert() };
+    let bytes = encoded(&Message::Advert(odd), 0);
+    let Message::Advert(read) = Message::decode(&bytes[PREFIX_BYTES..], 0).unwrap() else { panic!("an advert") };
+    assert!(read.name.starts_with("a[2Jü") && read.name.len() <= 64 && !read.name.contains('\u{1b}'));
+}
+
+#[test]
+fn speeds_that_are_no_numbers_are_refused() {
+    for speed in [f64::NAN, f64::INFINITY, -1.0] {
+        let bytes = encoded(&Message::Advert(Advert { f32_flops_per_s: speed, ..advert() }), 0);
+        assert!(Message::decode(&bytes[PREFIX_BYTES..], 0).is_err());
+    }
+}
+
+proptest! {
+    #[test]
+    fn any_bytes_are_a_message_or_an_error(header in proptest::collection::vec(any::<u8>(), 0..400), payload in 0usize..1 << 20) {
+        let _ = Message::decode(&header, payload);
+    }
+
+    #[test]
+    fn any_task_comes_back(id: u64, priority: i8, ms in 1u32.., a: [u8; 32], b: [u8; 32]) {
+        let operation = Operation::MatMul { a: Digest::from_bytes(a), b: Digest::from_bytes(b) };
+        let task = Task { id, priority, deadline: Some(Duration::from_millis(u64::from(ms))), operation };
+        let bytes = encoded(&Message::Task(task), 0);
+        prop_assert_eq!(Message::decode(&bytes[PREFIX_BYTES..], 0).unwrap(), Message::Task(task));
+    }
+
+    #[test]
+    fn any_failure_text_survives_up_to_its_limit(message in ".{0,600}") {
+        let sent = Message::Failure { task: 1, kind: ErrorKind::Internal, message: message.clone() };
+        let bytes = encoded(&sent, 0);
+        let Message::Failure { message: read, .. } = Message::decode(&bytes[PREFIX_BYTES..], 0).unwrap() else {
+            return Err(TestCaseError::fail("a failure"));
+        };
+        prop_assert!(message.starts_with(&read) && (read.len() == message.len() || read.len() > 1020));
+    }
+}

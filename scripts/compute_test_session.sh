@@ -1,0 +1,397 @@
+# shellcheck shell=bash disable=SC2034
+# One side of the compute test across two devices: its session folder, its node, its tests, its table.
+# Sourced by 03_initiator.sh and 03_responder.sh. All computing, checking and connecting is the binary's.
+#
+# The two sides take turns, so that neither disturbs the other's figures and neither leaves while it is needed:
+#
+#   responder                               initiator
+#   connects, runs its tests                serves
+#   leaves, comes back named SERVING        sees it come back, runs its tests
+#   serves                                  leaves
+#   sees it go: the fallback test           the fallback test, on a node of its own that nobody reaches
+#
+# Everything either side waits for is a line in its own node's log or an entry of `pangea peers`; every wait has a limit.
+
+# shellcheck source=scripts/toolchain.sh
+. "$(dirname "${BASH_SOURCE[0]}")/toolchain.sh"
+
+TESTING='compute-test-testing'
+SERVING='compute-test-serving'
+START_TIMEOUT_S=60 # from starting the node to its `Listening on` line: it measures its speed first
+STOP_TIMEOUT_S=15  # from SIGTERM to the node's end: it drains first
+POLL_S=0.1         # between looks at the log: far below what a person notices
+
+ROLE=''
+PEER_ADDRESS="${PANGEA_PEER:-}"
+SIZE="${PANGEA_SIZE:-1024}"
+TIMEOUT_S="${PANGEA_TIMEOUT:-60}"
+TESTS_TIMEOUT_S="${PANGEA_TESTS_TIMEOUT:-900}"
+PORT="${PANGEA_PORT:-}"
+LISTEN="${PANGEA_LISTEN:-}"
+RPC_ADDRESS="${PANGEA_RPC_ADDR:-127.0.0.1:0}"
+POOL_KEY="${PANGEA_POOL_KEY:-}"
+KEEP="${PANGEA_KEEP:-}"
+
+SESSION=''
+NODE_PID=''
+NODE_LOG=''
+NODE_STARTS=0
+COMMAND_PID=''
+RPC=''
+OTHER=''
+REMOTE_TASKS=0
+FAILED=0
+TABLE=''
+
+usage_error() {
+  fail "$1"
+  printf "Try '%s --help'.\n" "$0" >&2
+  exit 2
+}
+
+session_options() {
+  cat <<'TEXT'
+Options (the environment variable does the same):
+  --size N            rows and columns of the matrices (1024; PANGEA_SIZE)
+  --timeout S         seconds to wait for the other device (60; PANGEA_TIMEOUT)
+  --tests-timeout S   seconds to let the other device run its tests (900; PANGEA_TESTS_TIMEOUT)
+  --port P            TCP and UDP port to listen on, 0 for a free one (initiator 7777, responder 0; PANGEA_PORT)
+  --listen MULTIADDR  one address to listen on instead (PANGEA_LISTEN)
+  --rpc-addr ADDR     where the node takes commands (127.0.0.1:0, a free port; PANGEA_RPC_ADDR)
+  --pool-key FILE     key of the pool, the same on both devices: 64 hex digits (PANGEA_POOL_KEY)
+  --keep              keep the session folder with its logs (PANGEA_KEEP=1)
+  --help              this text
+
+PANGEA_BIN names a `pangea` to use instead of building one. The session folder is ~/.pangea/compute_test/
+(PANGEA_HOME replaces ~/.pangea); it goes away at the end, except after a failure.
+Exit codes: 0 all tests passed, 1 a test failed or the other device did not come, 2 bad usage.
+TEXT
+}
+
+whole_number() { # flag value
+  case "$2" in '' | *[!0-9]* | ??????????*) usage_error "$1 takes a whole number, not '$2'" ;; esac
+}
+
+# Takes the options that both scripts have; what is left over is in OPERANDS.
+OPERANDS=()
+parse_options() {
+  while [ $# -gt 0 ]; do
+    case "$1" in
+      --help | -h) usage; exit 0 ;;
+      --keep) KEEP=1; shift; continue ;;
+      --*=*)
+        local flag=${1%%=*} value=${1#*=}
+        shift
+        set -- "$flag" "$value" "$@"
+        ;;
+    esac
+    case "$1" in
+      --size | --timeout | --tests-timeout | --port | --listen | --rpc-addr | --pool-key | --peer)
+        [ $# -ge 2 ] || usage_error "$1 needs a value"
+        case "$1" in
+          --size) SIZE=$2 ;;
+          --timeout) TIMEOUT_S=$2 ;;
+          --tests-timeout) TESTS_TIMEOUT_S=$2 ;;
+          --port) PORT=$2 ;;
+          --listen) LISTEN=$2 ;;
+          --rpc-addr) RPC_ADDRESS=$2 ;;
+          --pool-key) POOL_KEY=$2 ;;
+          --peer)
+            [ "$ROLE" = responder ] || usage_error "unknown option --peer: the initiator is the one that is called"
+            PEER_ADDRESS=$2
+            ;;
+        esac
+        shift 2
+        ;;
+      --) shift; while [ $# -gt 0 ]; do OPERANDS+=("$1"); shift; done ;;
+      -*) usage_error "unknown option $1" ;;
+      *) OPERANDS+=("$1"); shift ;;
+    esac
+  done
+  whole_number --size "$SIZE"
+  [ "$SIZE" -ge 1 ] || usage_error '--size is at least 1'
+  whole_number --timeout "$TIMEOUT_S"
+  whole_number --tests-timeout "$TESTS_TIMEOUT_S"
+  whole_number --port "$PORT"
+  [ "$PORT" -le 65535 ] || usage_error "--port is at most 65535, not $PORT"
+  [ -z "$POOL_KEY" ] || [ -r "$POOL_KEY" ] || usage_error "the pool key file '$POOL_KEY' cannot be read"
+}
+
+# ---- the session folder ------------------------------------------------------------------------------------------
+
+# Makes the session folder. A dead session's is cleared away, its node with it; a live one's is an error.
+open_session() {
+  local home="${PANGEA_HOME:-$HOME/.pangea}" old
+  SESSIONS="$home/compute_test"
+  local folder="$SESSIONS/$ROLE"
+  [ -d "$home" ] || MADE_HOME=1
+  mkdir -p "$SESSIONS"
+  if ! mkdir "$folder" 2>/dev/null; then
+    old=$(cat "$folder/script.pid" 2>/dev/null || true)
+    if [ -n "$old" ] && [ "$old" != $$ ] && kill -0 "$old" 2>/dev/null; then
+      die "another $ROLE of the compute test is running (process $old); if that is none, remove $folder"
+    fi
+    old=$(cat "$folder/node.pid" 2>/dev/null || true)
+    # A process id may have been given to another program since: only a node of this very folder is ended.
+    case "$([ -z "$old" ] || ps -p "$old" -o args= 2>/dev/null)" in
+      *"--data-dir $folder/"*) end_process "$old" ;;
+    esac
+    rm -rf "$folder"
+    mkdir "$folder"
+  fi
+  SESSION=$folder
+  echo $$ >"$SESSION/script.pid"
+}
+
+# Ends one process by its id: asks, waits, and only then forces.
+end_process() {
+  local pid=$1 tries=$((STOP_TIMEOUT_S * 10))
+  kill -TERM "$pid" 2>/dev/null || return 0
+  while kill -0 "$pid" 2>/dev/null; do
+    if [ "$tries" -le 0 ]; then
+      warn "process $pid did not end within $STOP_TIMEOUT_S s; forcing it"
+      kill -KILL "$pid" 2>/dev/null || true
+      break
+    fi
+    tries=$((tries - 1))
+    sleep "$POLL_S"
+  done
+  wait "$pid" 2>/dev/null || true
+}
+
+close_session() {
+  local code=$?
+  # A second Ctrl-C must not leave half of this undone.
+  trap '' INT TERM HUP
+  [ -z "$COMMAND_PID" ] || end_process "$COMMAND_PID"
+  [ -z "$NODE_PID" ] || end_process "$NODE_PID"
+  [ -n "$SESSION" ] || exit "$code"
+  rm -f "$SESSION/script.pid" "$SESSION/node.pid"
+  if [ -n "$KEEP" ] || [ "$code" -eq 1 ]; then
+    note "Logs are in $SESSION"
+  else
+    rm -rf "$SESSION"
+    rmdir "$SESSIONS" 2>/dev/null || true
+    [ -z "${MADE_HOME:-}" ] || rmdir "${SESSIONS%/*}" 2>/dev/null || true
+  fi
+  exit "$code"
+}
+
+trap_signals() {
+  trap close_session EXIT
+  trap 'exit 130' INT
+  trap 'exit 143' TERM
+  trap 'exit 129' HUP
+}
+
+# ---- the node ----------------------------------------------------------------------------------------------------
+
+# Runs a command so that a signal interrupts the wait for it and the trap can end it.
+run_command() {
+  "$@" &
+  COMMAND_PID=$!
+  local code=0
+  wait "$COMMAND_PID" || code=$?
+  COMMAND_PID=''
+  return "$code"
+}
+
+# Commands to this session's node. Standard error goes to commands.log.
+pangea() {
+  printf '$ pangea %s\n' "$*" >>"$SESSION/commands.log"
+  run_command "$PANGEA_BIN" "$@" --rpc "$RPC" 2>>"$SESSION/commands.log"
+}
+
+# The value of a key that occurs once in a JSON document on standard input; nothing where it is not there.
+json_value() {
+  tr -d '\n' | tr ',{}[]' '\n' | sed -n "s/^ *\"$1\" *: *\"\{0,1\}\([^\"]*[^\" ]\).*/\1/p" | sed -n 1p
+}
+
+# The element after `"key": [` of a JSON document on standard input.
+json_first() {
+  tr -d '\n' | sed -n "s/.*\"$1\" *: *\[ *\"\([^\"]*\)\".*/\1/p"
+}
+
+start_node() { # name listen-address-or-nothing [peer address]
+  NODE_STARTS=$((NODE_STARTS + 1))
+  NODE_LOG="$SESSION/node-$NODE_STARTS.log"
+  local home="$SESSION/home" arguments
+  mkdir -p "$home"
+  rm -f "$home/node.json"
+  arguments=(node --name "$1" --no-mdns --rpc-addr "$RPC_ADDRESS")
+  if [ -n "$2" ]; then
+    arguments+=(--listen "$2")
+  else
+    arguments+=(--listen "/ip4/0.0.0.0/tcp/$PORT" --listen "/ip4/0.0.0.0/udp/$PORT/quic-v1")
+  fi
+  [ -z "${3:-}" ] || arguments+=(--peer "$3")
+  [ -z "$POOL_KEY" ] || arguments+=(--pool-key "$POOL_KEY")
+  # The folder comes last: open_session looks for it among a process's arguments.
+  NO_COLOR=1 "$PANGEA_BIN" "${arguments[@]}" --data-dir "$home" </dev/null >"$NODE_LOG" 2>&1 &
+  NODE_PID=$!
+  echo "$NODE_PID" >"$SESSION/node.pid"
+  wait_for 'the node to start' "$START_TIMEOUT_S" logged 'Listening on ' || node_failed
+  RPC=$(json_value rpc <"$home/node.json")
+  [ -n "$RPC" ] || die "the node did not say where it takes commands ($home/node.json)"
+}
+
+stop_node() {
+  local pid=$NODE_PID
+  NODE_PID=''
+  end_process "$pid"
+  rm -f "$SESSION/node.pid"
+}
+
+# Says what the node said last, and what to do when a port is taken.
+node_failed() {
+  local last
+  last=$(grep -v '^ *$' "$NODE_LOG" | tail -n 5)
+  fail 'the node did not start. It said:'
+  printf '%s\n' "$last" | sed 's/^/    /' >&2
+  case "$last" in
+    *[Ii]n\ use*)
+      if [ -n "$LISTEN" ]; then
+        note "Choose another address with --listen, or end what uses $LISTEN or $RPC_ADDRESS." >&2
+      else
+        note "Port $PORT (peers) or $RPC_ADDRESS (commands) is taken: choose another with --port or --rpc-addr (0 takes a free one)," >&2
+        note "or end the program that has it." >&2
+      fi
+      ;;
+  esac
+  exit 1
+}
+
+# ---- waiting -----------------------------------------------------------------------------------------------------
+
+now_s() { date +%s; }
+
+logged() { grep -q -- "$1" "$NODE_LOG" 2>/dev/null; }
+
+# Waits until a condition holds: 0 then, 1 when the time is up. Ends the session if the node ends meanwhile.
+wait_for() { # what seconds condition...
+  local what=$1 until=$(($(now_s) + $2))
+  shift 2
+  while ! "$@"; do
+    if [ -n "$NODE_PID" ] && ! kill -0 "$NODE_PID" 2>/dev/null; then
+      "$@" && return 0
+      NODE_PID=''
+      logged 'Listening on ' || node_failed
+      die "the node ended while waiting for $what; its log is $NODE_LOG"
+    fi
+    [ "$(now_s)" -lt "$until" ] || return 1
+    sleep "$POLL_S"
+  done
+}
+
+# Peer id of the connected peer of a name; nothing while there is none.
+peer_named() {
+  pangea peers --json 2>/dev/null | tr -d '\n' | tr '{' '\n' | grep "\"name\" *: *\"$1\"" \
+    | grep '"state" *: *"connected"' | sed -n 's/.*"peer" *: *"\([^"]*\)".*/\1/p' | sed -n 1p
+}
+
+# Whether a peer of that name is connected; asks the node only after the log has said that somebody connected.
+connected_as() {
+  logged 'Connected to peer ' || return 1
+  OTHER=$(peer_named "$1")
+  [ -n "$OTHER" ]
+}
+
+gone() { logged "Peer $OTHER is gone"; }
+
+# ---- the tests ---------------------------------------------------------------------------------------------------
+
+record() { # passed|FAILED name detail
+  local colour=$GREEN
+  [ "$1" = passed ] || { colour=$RED; FAILED=$((FAILED + 1)); }
+  printf '  %s%-6s%s  %-38s %s\n' "$colour" "$1" "$PLAIN" "$2" "$3"
+  TABLE="$TABLE$(printf '  %-38s %s%-6s%s  %s' "$2" "$colour" "$1" "$PLAIN" "$3")
+"
+}
+
+# One product, its report in REPORT and its figures in MODE, REMOTE, VERDICT and DETAIL.
+product() { # options of `pangea matmul`...
+  REPORT="$SESSION/report.json" MODE='' REMOTE=0 VERDICT='' DETAIL=''
+  if ! pangea matmul "$@" --json >"$REPORT"; then
+    DETAIL=$(tail -n 1 "$SESSION/commands.log")
+    return 1
+  fi
+  MODE=$(json_value mode <"$REPORT")
+  REMOTE=$(json_value remote <"$REPORT")
+  REMOTE=${REMOTE:-0}
+  VERDICT=$(json_value verdict <"$REPORT")
+  REMOTE_TASKS=$((REMOTE_TASKS + REMOTE))
+  DETAIL=$(printf '%s, %s tasks remote, %.4g s, %.4g GFLOP/s, %s' "$MODE" "$REMOTE" \
+    "$(json_value seconds <"$REPORT")" "$(json_value gflops <"$REPORT")" "$VERDICT")
+}
+
+test_connected() {
+  if [ -n "$(peer_named "$1")" ]; then
+    record passed 'the other node is a peer' "$OTHER"
+  else
+    record FAILED 'the other node is a peer' "'pangea peers' does not show it as connected"
+  fi
+}
+
+test_product() { # name mode-or-any options...
+  local name=$1 mode=$2
+  shift 2
+  if ! product --size "$SIZE" --generate --verify "$@"; then
+    record FAILED "$name" "$DETAIL"
+  elif [ "$mode" = local ] && [ "$MODE" != local ]; then
+    record FAILED "$name" "expected every task here: $DETAIL"
+  elif [ "$mode" = remote ] && [ "$REMOTE" -eq 0 ]; then
+    record FAILED "$name" "expected tasks on the other node: $DETAIL"
+  else
+    record passed "$name" "$DETAIL"
+  fi
+}
+
+# An integer product has one right answer: that of the other node must be this one's, bit for bit.
+test_exact() {
+  local name='integer product, equal bit for bit' options=(--size "$SIZE" --generate --seed 7 --dtype i8)
+  if ! product "${options[@]}" --place local -o "$SESSION/local.npy" \
+    || ! product "${options[@]}" --place remote -o "$SESSION/remote.npy"; then
+    record FAILED "$name" "$DETAIL"
+  elif [ "$REMOTE" -eq 0 ]; then
+    record FAILED "$name" "expected tasks on the other node: $DETAIL"
+  elif ! cmp -s "$SESSION/local.npy" "$SESSION/remote.npy"; then
+    record FAILED "$name" "local and remote products differ; both are kept in $SESSION"
+    return
+  else
+    record passed "$name" "$DETAIL"
+  fi
+  rm -f "$SESSION/local.npy" "$SESSION/remote.npy"
+}
+
+# What both sides run while the other serves.
+run_tests() { # name of the peer
+  heading "Tests of this $ROLE, $SIZE x $SIZE"
+  test_connected "$1"
+  test_product 'product on this node' local --place local
+  test_product 'product on the other node' remote --place remote
+  test_product 'product wherever it is done sooner' any --place auto
+  test_exact
+}
+
+# What both sides run with no other node to be had.
+run_fallback_test() {
+  heading 'Test with the other node gone'
+  test_product 'remote product with nobody there' local --place remote
+}
+
+report() {
+  heading "Compute test, $ROLE"
+  printf '%s' "$TABLE"
+  printf '\n%s tasks ran REMOTELY\n' "$REMOTE_TASKS"
+  if [ "$FAILED" -gt 0 ]; then
+    printf '%s%s of the tests FAILED%s\n' "$RED" "$FAILED" "$PLAIN"
+    exit 1
+  fi
+  printf '%sAll tests passed%s\n' "$GREEN" "$PLAIN"
+}
+
+begin_session() {
+  trap_signals
+  need_pangea
+  open_session
+}

