@@ -1,6 +1,8 @@
 //! The binary `pangea` as one process: what it refuses and how, its exit codes, its JSON, the file formats, local runs.
 //! Several nodes are the cluster tests' business.
 
+#![allow(clippy::unwrap_used)] // The functions beside the tests are tests too.
+
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -438,7 +440,8 @@ fn help_is_complete_and_fits_80_columns() {
         for line in text.lines() {
             assert!(line.chars().count() <= 80, "{arguments:?}: {line}");
         }
-        insta::assert_snapshot!(format!("help {}", arguments.join(" ").replace(" --help", "")).trim().replace(' ', "_"), text);
+        let name = [&["help"], arguments].concat().join("_").replace("_--help", "");
+        insta::assert_snapshot!(name, text);
     }
 }
 

@@ -150,7 +150,7 @@ async fn engine(args: &MatmulArgs, output: OutputArgs) -> Result<Engine, Failure
         &output,
         format!("No node runs at {}: multiplying in this process.", args.rpc.address()),
     );
-    Ok(Engine::Here(local_fabric(threads, max_memory).await?))
+    Ok(Engine::Here(Box::new(local_fabric(threads, max_memory).await?)))
 }
 
 /// Connects the node to the peers that were named. One that does not answer is said and done without.
