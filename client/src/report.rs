@@ -267,3 +267,79 @@ impl WorkerShare {
         wire.set_seconds(self.seconds);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn block(peer: &str, verdict: &str, mode: &str) -> JobReport {
+        JobReport {
+            shape: [10, 20, 30],
+            seconds: 1.0,
+            tasks: TaskCounts {
+                total: 2,
+                remote: 1,
+                local: 1,
+                retried: 3,
+                hedged: 4,
+            },
+            workers: vec![WorkerShare {
+                peer: peer.into(),
+                name: "n".into(),
+                tasks: 2,
+                seconds: 0.5,
+            }],
+            bytes_sent: 100,
+            verification: Verification {
+                method: format!("for {verdict}"),
+                verdict: verdict.into(),
+                rejected: vec![Rejection {
+                    peer: peer.into(),
+                    why: "off".into(),
+                }],
+                seconds: 0.25,
+            },
+            mode: mode.into(),
+            ..JobReport::default()
+        }
+    }
+
+    #[test]
+    fn blocks_add_up_and_the_weakest_verdict_stands() {
+        let mut whole = block("a", "verified", "remote");
+        whole.absorb(&block("b", "tolerance-checked", "remote"));
+        assert_eq!(whole.mode, "remote");
+        whole.absorb(&block("a", "local", "local"));
+        assert_eq!(
+            (whole.seconds, whole.bytes_sent, whole.shape),
+            (3.0, 300, [10, 20, 30])
+        );
+        assert_eq!((whole.tasks.total, whole.tasks.hedged), (6, 12));
+        assert!((whole.gflops - 2.0 * 6000.0 / 3.0 / 1e9).abs() < 1e-15);
+        let shares: Vec<_> = whole
+            .workers
+            .iter()
+            .map(|worker| (worker.peer.as_str(), worker.tasks))
+            .collect();
+        assert_eq!(shares, [("a", 4), ("b", 2)]);
+        assert_eq!(whole.verification.verdict, "tolerance-checked");
+        assert_eq!(whole.verification.method, "for tolerance-checked");
+        assert_eq!(
+            (
+                whole.verification.rejected.len(),
+                whole.verification.seconds
+            ),
+            (3, 0.75)
+        );
+        assert_eq!(whole.mode, "mixed");
+    }
+
+    #[test]
+    fn a_report_survives_the_way() {
+        let report = block("a", "verified", "mixed");
+        let mut message = capnp::message::Builder::new_default();
+        report.to_wire(message.init_root());
+        let wire = message.get_root_as_reader().and_then(JobReport::from_wire);
+        assert_eq!(wire.unwrap(), report);
+    }
+}

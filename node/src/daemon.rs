@@ -6,6 +6,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use libp2p::Multiaddr;
 use pangea_client::{Error, ErrorKind, Result};
 use serde::Serialize;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -13,7 +14,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use crate::api::rpc::{self, Limits, Service};
 use crate::config::NodeConfig;
 use crate::fabric::Fabric;
-use crate::net::{NetConfig, identity};
+use crate::net::{NetConfig, addresses, identity};
 use crate::runtime::{Parts, Runtime};
 
 /// How long running jobs may take to end once the node is told to stop; a second signal ends it at once.
@@ -57,7 +58,7 @@ pub fn run(config: NodeConfig) -> Result<()> {
     let waiting = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(internal)?;
     waiting.block_on(async {
         let mut signals = Signals::new().map_err(internal)?;
-        let facts = Facts { pid: std::process::id(), peer: peer.to_string(), listening: Vec::new(), rpc: rpc_addr };
+        let facts = Facts { pid: std::process::id(), peer: peer.to_string(), listening: Vec::new(), reachable: None, rpc: rpc_addr };
         tokio::select! {
             result = announce(runtime.fabric(), facts, &data_dir) => result?,
             () = signals.next() => {}
@@ -80,23 +81,27 @@ struct Facts {
     pid: u32,
     peer: String,
     listening: Vec<String>,
+    /// Of `listening`, what to give to another device.
+    reachable: Option<String>,
     rpc: String,
 }
 
 /// Logs each address once `node.json` holds it; never returns but with an error.
 async fn announce(fabric: Fabric, mut facts: Facts, data_dir: &DataDir) -> Result<()> {
-    let mut addresses = fabric.listening();
+    let mut listening = fabric.listening();
     loop {
-        let now = addresses.borrow_and_update().clone();
+        let now = listening.borrow_and_update().clone();
         let fresh = now[facts.listening.len()..].to_vec();
         facts.listening = now;
+        let parsed: Vec<Multiaddr> = facts.listening.iter().filter_map(|address| address.parse().ok()).collect();
+        facts.reachable = addresses::reachable(&parsed, &addresses::interfaces()).map(|address| address.to_string());
         if !fresh.is_empty() {
             data_dir.write_facts(&facts)?;
         }
         for address in fresh {
             tracing::info!(event = "listening", address, "Listening on {address}");
         }
-        if addresses.changed().await.is_err() {
+        if listening.changed().await.is_err() {
             return Err(Error::new(ErrorKind::Internal, "the network thread ended"));
         }
     }

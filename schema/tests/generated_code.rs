@@ -1,6 +1,10 @@
 //! The committed Rust is what the schemas generate. With `PANGEA_REGENERATE=1` in the
 //! environment this renews it instead. Needs the `capnp` compiler (Debian: `apt-get install
 //! capnproto`); without one it says so and compares nothing.
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test stops at the first thing that is not as it should be"
+)]
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};

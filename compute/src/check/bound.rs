@@ -11,7 +11,7 @@
 //! which for `T = 8` is 2.6·10⁻¹⁴ for each row and vector ([`false_alarm`]). This needs no assumption on rounding.
 //!
 //! What remains is a bound on `‖e_i‖₂`. Every kernel of this crate sums in chains of at most
-//! [`SUM_BLOCK`](SUM_BLOCK) products, then adds the chains: a term takes part in at most `s(k) = min(k, B) + ⌈k/B⌉`
+//! B = 512 products (`kernel::SUM_BLOCK`), then adds the chains: a term takes part in at most `s(k) = min(k, B) + ⌈k/B⌉`
 //! additions, each with a relative error of at most u on a partial sum, which by Cauchy–Schwarz is at most
 //! `‖a_i‖‖b_j‖`. The worst case, `|e_ij| ≤ s(k)·u·‖a_i‖‖b_j‖`, would hide large lies. Rounding errors that are
 //! independent with mean zero add up to `√s(k)` (Higham and Mary 2019). Real ones are not quite independent: when a

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 const TILE: usize = 4;
 /// The most tiles recomputed; fewer for small results, so that they cost about a hundredth of the product.
 const MOST_TILES: usize = 4;
-const ELEMENTS_PER_TILE: usize = 1 << 17;
+const ELEMENTS_PER_TILE: usize = 1 << 18;
 /// Elements recomputed because they are not finite, at most in one row and in one check.
 const MOST_IN_ROW: usize = 16;
 const MOST_IN_CHECK: usize = 512;

@@ -300,7 +300,9 @@ pub struct DemoArgs {
 
 fn dtype(text: &str) -> Result<DType, String> {
     match DType::from_name(text) {
-        Some(DType::I32) => Err("i32 is what a product of i8 matrices gives, never an operand; use i8 or f64".to_owned()),
+        Some(DType::I32) => {
+            Err("i32 is what a product of i8 matrices gives, never an operand; use i8 or f64".to_owned())
+        }
         Some(dtype) => Ok(dtype),
         None => Err("use f16, bf16, f32, f64 or i8".to_owned()),
     }

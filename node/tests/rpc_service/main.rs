@@ -1,5 +1,9 @@
 //! The Cap'n Proto service over real sockets, driven by the Rust client, and by raw messages where
 //! a client of ours would not do such a thing.
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test stops at the first thing that is not as it should be"
+)]
 
 mod backend;
 
@@ -30,7 +34,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 const GIB: u64 = 1 << 30;
 
 /// Long enough for anything here on a busy machine; a test that needs it has failed.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 struct Node {
     service: Service,
@@ -322,6 +326,35 @@ fn all_that_is_said_of_jobs_peers_and_node_arrives() {
         let probe = client.probe_link("12D3KooW", 1000, 3).await.unwrap();
         assert_eq!(probe.message_bytes, 1000);
     });
+}
+
+#[test]
+fn programs_that_are_not_asynchronous_get_the_same() {
+    let node = Node::start(GIB, Limits::default());
+    let address = node.address().to_string();
+    let client = pangea_client::blocking::Client::connect(&address, PATIENCE).unwrap();
+    let bytes: Vec<u8> = [1f32, 2.0, 3.0, 4.0]
+        .into_iter()
+        .flat_map(f32::to_le_bytes)
+        .collect();
+    let a = client
+        .upload(&mut TensorBytes::new(f32_info(2, 2), &bytes).unwrap())
+        .unwrap();
+    let (job, product) = client.matmul(&a, &a, &MatmulOptions::default());
+    let mut done = 0;
+    let report = client
+        .wait(&job, &mut |progress| done = progress.tasks_done)
+        .unwrap();
+    assert_eq!((report.shape, done), ([2, 2, 2], 1));
+    let mut out = Vec::new();
+    client.read_into(&product, &mut out).unwrap();
+    assert_eq!(out, [7f32, 10.0, 15.0, 22.0].map(f32::to_le_bytes).concat());
+    assert_eq!(client.status().unwrap().name, "plain");
+
+    node.backend.hold_jobs(true);
+    let (job, _product) = client.matmul(&a, &a, &MatmulOptions::default());
+    client.cancel(&job).unwrap();
+    assert_eq!(kind(client.wait(&job, &mut |_| ())), ErrorKind::Cancelled);
 }
 
 #[test]

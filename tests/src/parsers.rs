@@ -1,0 +1,206 @@
+//! What must hold for every parser of bytes from outside, whatever the bytes: the bodies of the fuzz targets, with seeds
+//! to start from. The entry points of libFuzzer are in `tests/fuzz`; `tests/tests/parsers.rs` runs the same bodies on
+//! seeds and mutations. A body panics where something does not hold, and never opens or sends anything.
+
+use std::time::Duration;
+
+use pangea_client::ErrorKind;
+use pangea_compute::{DType, Digest, NpyHeader, Tensor, csv as csv_text, json as json_text};
+use pangea_node::net::admission::{Frame, Refusal};
+use pangea_node::net::{PoolKey, peers_file as peers};
+use pangea_node::wire::{Advert, FrameHead, Message, Operation, PREFIX_BYTES, Shape, Task};
+
+/// One parser.
+#[derive(Clone, Copy)]
+pub struct Target {
+    /// Its name, that of the libFuzzer target too.
+    pub name: &'static str,
+    /// Panics where something does not hold for these bytes.
+    pub body: fn(&[u8]),
+    /// Inputs that the parser takes.
+    pub seeds: fn() -> Vec<Vec<u8>>,
+}
+
+/// All of them.
+pub const TARGETS: [Target; 7] = [
+    Target { name: "task_frame", body: task_frame, seeds: task_frame_seeds },
+    Target { name: "admission_frame", body: admission_frame, seeds: admission_frame_seeds },
+    Target { name: "npy_header", body: npy_header, seeds: npy_header_seeds },
+    Target { name: "csv", body: csv, seeds: csv_seeds },
+    Target { name: "json", body: json, seeds: json_seeds },
+    Target { name: "peers_file", body: peers_file, seeds: peers_file_seeds },
+    Target { name: "pool_key", body: pool_key, seeds: pool_key_seeds },
+];
+
+/// A frame of `/pangea/task/1`: what is decoded is encoded again to the same message, however odd the bytes were.
+pub fn task_frame(bytes: &[u8]) {
+    let Some((prefix, rest)) = bytes.split_first_chunk::<PREFIX_BYTES>() else { return };
+    let Ok(head) = FrameHead::parse(*prefix) else { return };
+    assert_eq!(head.to_bytes(), *prefix, "a prefix has one form");
+    let Some(header) = rest.get(..head.header_len()) else { return };
+    let Ok(message) = Message::decode(header, head.payload_len()) else { return };
+    let once = encoded(&message, head.payload_len());
+    let again = Message::decode(&once[PREFIX_BYTES..], head.payload_len()).expect("what was encoded is decoded");
+    // Bytes, not values: a speed that is no number does not equal itself.
+    assert_eq!(encoded(&again, head.payload_len()), once);
+}
+
+fn encoded(message: &Message, payload_len: usize) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    message.encode(payload_len, &mut bytes).expect("what was decoded can be encoded");
+    bytes
+}
+
+fn task_frame_seeds() -> Vec<Vec<u8>> {
+    let digest = |byte| Digest::from_bytes([byte; 32]);
+    let shape = Shape::new(DType::F32, 16, 8).expect("a small shape");
+    let advert = Advert {
+        version: 1,
+        name: "mac2".to_owned(),
+        software: "pangea 0.1.0".to_owned(),
+        threads: 8,
+        f32_flops_per_s: 1e11,
+        f64_flops_per_s: 5e10,
+        i8_flops_per_s: 4e11,
+        store_bytes: 1 << 30,
+        tasks_max: 4,
+        isa: "avx512".to_owned(),
+        works: true,
+    };
+    let task = Task {
+        id: 7,
+        priority: -1,
+        deadline: Some(Duration::from_millis(250)),
+        operation: Operation::MatMul { a: digest(1), b: digest(2) },
+    };
+    let messages = [
+        (Message::Advert(advert), 0),
+        (Message::Operand { digest: digest(3), shape, offset: 0 }, 512),
+        (Message::Task(task), 0),
+        (Message::Cancel(7), 0),
+        (Message::Release(digest(1)), 0),
+        (Message::Result { task: 7, shape, offset: 256, compute_nanos: 1_000_000 }, 256),
+        (Message::Failure { task: 7, kind: ErrorKind::Overloaded, message: "full".to_owned() }, 0),
+        (Message::Missing { task: 7, digests: vec![digest(1), digest(2)] }, 0),
+        (Message::Evicted(digest(1)), 0),
+        (Message::Load { queued_nanos: 5 }, 0),
+        (Message::Probe { nonce: 9, total: 4096, last: true }, 4096),
+        (Message::Probed(9), 0),
+        (Message::Goodbye("stopping".to_owned()), 0),
+        (Message::Started(7), 0),
+    ];
+    messages.iter().map(|(message, payload_len)| encoded(message, *payload_len)).collect()
+}
+
+/// A frame of `/pangea/admission/1`: every frame has exactly one form.
+pub fn admission_frame(bytes: &[u8]) {
+    if let Ok(frame) = Frame::parse(bytes) {
+        assert_eq!(frame.encode(), bytes);
+    }
+}
+
+fn admission_frame_seeds() -> Vec<Vec<u8>> {
+    let frames = [
+        Frame::Hello { keyed: true, nonce: [1; 32] },
+        Frame::Hello { keyed: false, nonce: [2; 32] },
+        Frame::Proof([3; 32]),
+        Frame::Accept([4; 32]),
+        Frame::Refuse(Refusal::WrongKey),
+    ];
+    frames.iter().map(|frame| frame.encode().to_vec()).collect()
+}
+
+/// The header of a `.npy` file: what it says survives being written again, and its sizes never overflow.
+pub fn npy_header(bytes: &[u8]) {
+    let Ok((header, start)) = NpyHeader::parse(bytes) else { return };
+    assert!(start <= bytes.len() as u64, "the elements begin behind the header");
+    let _ = header.payload_bytes();
+    let _ = header.matrix_shape();
+    if let Ok(written) = header.to_bytes() {
+        let (again, start) = NpyHeader::parse(&written).expect("what was written is read");
+        assert_eq!(again, header);
+        assert_eq!(start, written.len() as u64);
+    }
+}
+
+fn npy_header_seeds() -> Vec<Vec<u8>> {
+    let header =
+        |dtype, big_endian, fortran, shape: &[u64]| NpyHeader { dtype, big_endian, fortran, shape: shape.to_vec() };
+    [
+        header(DType::F32, false, false, &[3, 4]),
+        header(DType::F64, true, true, &[1, 0]),
+        header(DType::I8, false, true, &[5]),
+        header(DType::F16, false, false, &[]),
+        header(DType::I32, false, false, &[2, 3, 4]),
+    ]
+    .iter()
+    .map(|header| header.to_bytes().expect("a header that NumPy would write"))
+    .collect()
+}
+
+/// A matrix as CSV: what is read can be written and read again, same shape, same numbers.
+pub fn csv(bytes: &[u8]) {
+    if let Ok(tensor) = csv_text::parse(bytes) {
+        let again = csv_text::parse(csv_text::write(&tensor).as_bytes()).expect("what was written is read");
+        assert_same(&tensor, &again);
+    }
+}
+
+fn csv_seeds() -> Vec<Vec<u8>> {
+    ["1,2\n3,4\n", "-1e-3, 2.5\r\n inf, nan\r\n", "7", "\n", "1;2\n", "# a\n1\t2\n"]
+        .map(|text| text.as_bytes().to_vec())
+        .to_vec()
+}
+
+/// A matrix as JSON: as for CSV, where JSON has a number for every element.
+pub fn json(bytes: &[u8]) {
+    if let Ok(tensor) = json_text::parse(bytes) {
+        let written = json_text::write(&tensor).expect("JSON has only finite numbers");
+        assert_same(&tensor, &json_text::parse(written.as_bytes()).expect("what was written is read"));
+    }
+}
+
+fn json_seeds() -> Vec<Vec<u8>> {
+    ["[[1,2],[3,4]]", "[[1.5e3,-0.0]]", " [ [ 1 ] , [ 2 ] ] ", "[]", "[[]]", "[[\"a\"]]", "{\"a\": [[1]]}"]
+        .map(|text| text.as_bytes().to_vec())
+        .to_vec()
+}
+
+fn assert_same(left: &Tensor, right: &Tensor) {
+    assert_eq!(left.shape(), right.shape());
+    for row in 0..left.rows() {
+        for col in 0..left.cols() {
+            let (a, b) = (left.get(row, col), right.get(row, col));
+            assert!(
+                a == b || (a.is_some_and(f64::is_nan) && b.is_some_and(f64::is_nan)),
+                "[{row}, {col}]: {a:?}, {b:?}"
+            );
+        }
+    }
+}
+
+/// `peers.json`: any text is a list or an error.
+pub fn peers_file(bytes: &[u8]) {
+    if let Ok(text) = std::str::from_utf8(bytes) {
+        let _ = peers::parse(text);
+    }
+}
+
+fn peers_file_seeds() -> Vec<Vec<u8>> {
+    let one = r#"{"peers": [{"name": "mac2", "address": "/ip4/192.168.1.20/tcp/7777/p2p/12D3KooWEyoppNCUx8Yx66oV9fJnriXwCcXwDDUA2kj6vnc6iDEp"}]}"#;
+    [one, r#"{"peers": []}"#, "{}", "[1, 2"].map(|text| text.as_bytes().to_vec()).to_vec()
+}
+
+/// A pool key: 64 hex digits and nothing else.
+pub fn pool_key(bytes: &[u8]) {
+    if let Ok(text) = std::str::from_utf8(bytes) {
+        if PoolKey::parse(text).is_ok() {
+            let digits = text.trim();
+            assert!(digits.len() == 64 && digits.bytes().all(|digit| digit.is_ascii_hexdigit()), "{text:?}");
+        }
+    }
+}
+
+fn pool_key_seeds() -> Vec<Vec<u8>> {
+    vec![b"0123456789abcdef".repeat(4), [b"0123456789ABCDEF".repeat(4), b"\n".to_vec()].concat()]
+}

@@ -1,0 +1,306 @@
+//! The two scripts of the compute test and `setup.sh`, run as a person runs them, but without a terminal: two homes on
+//! this machine, free ports, loopback. Each script's exit code, what it says, and that it leaves nothing behind.
+
+#![cfg(unix)]
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read};
+use std::net::{TcpListener, UdpSocket};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::mpsc::{Receiver, sync_channel};
+use std::thread;
+use std::time::Duration;
+
+/// Longest wait for one line of a script: a limit for a hang, never part of what is tested.
+const PATIENCE: Duration = Duration::from_secs(180);
+
+const ADDRESS_OF_NOBODY: &str = "/ip4/127.0.0.1/tcp/9/p2p/12D3KooWEyoppNCUx8Yx66oV9fJnriXwCcXwDDUA2kj6vnc6iDEp";
+
+fn repository() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("tests/ is in the repository").to_owned()
+}
+
+/// The binary that was built with these tests, or the one that PANGEA_BIN names.
+fn binary() -> Option<PathBuf> {
+    if let Some(path) = std::env::var_os("PANGEA_BIN") {
+        return Some(path.into());
+    }
+    let test = std::env::current_exe().expect("this test is a program");
+    let path = test.parent()?.parent()?.join("pangea");
+    path.exists().then_some(path)
+}
+
+/// A home of its own for one side.
+struct Side {
+    home: tempfile::TempDir,
+    binary: PathBuf,
+}
+
+impl Side {
+    /// `None`, said aloud, where there is no binary to run.
+    fn new() -> Option<Side> {
+        let Some(binary) = binary() else {
+            eprintln!(
+                "SKIPPED: there is no pangea beside the tests: build it first (cargo build --release), or set PANGEA_BIN"
+            );
+            return None;
+        };
+        Some(Side { home: tempfile::tempdir().expect("a folder for temporary files"), binary })
+    }
+
+    fn command(&self, script: &str, arguments: &[&str]) -> Command {
+        let mut command = Command::new("bash");
+        command.arg(repository().join("scripts").join(script)).args(arguments);
+        for variable in ["PANGEA_HOME", "PANGEA_PEER", "PANGEA_PORT", "PANGEA_LISTEN", "PANGEA_KEEP", "PANGEA_POOL_KEY"]
+        {
+            command.env_remove(variable);
+        }
+        command.env("HOME", self.home.path()).env("PANGEA_BIN", &self.binary).env("PANGEA_SIZE", "192");
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+    }
+
+    fn run(&self, script: &str, arguments: &[&str]) -> Output {
+        self.command(script, arguments).output().expect("bash runs")
+    }
+
+    fn start(&self, script: &str, arguments: &[&str]) -> Running {
+        let mut child = self.command(script, arguments).spawn().expect("bash runs");
+        let stdout = child.stdout.take().expect("it is piped");
+        let mut stderr = child.stderr.take().expect("it is piped");
+        // A script prints a few dozen lines; the bound is far above, so the reader never stops reading.
+        let (sender, lines) = sync_channel(10_000);
+        thread::spawn(move || {
+            for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+                if sender.send(line).is_err() {
+                    break;
+                }
+            }
+        });
+        let errors = thread::spawn(move || {
+            let mut text = String::new();
+            stderr.read_to_string(&mut text).map(|_| text).unwrap_or_default()
+        });
+        Running { child, lines, said: String::new(), errors: Some(errors) }
+    }
+
+    /// The node that this side runs now, from its session folder.
+    fn node_pid(&self, role: &str) -> u32 {
+        let file = self.home.path().join(".pangea/compute_test").join(role).join("node.pid");
+        fs::read_to_string(file).expect("the session says its node").trim().parse().expect("a process id")
+    }
+
+    /// No file, and no process that names this home.
+    fn assert_nothing_left(&self) {
+        let left: Vec<_> =
+            fs::read_dir(self.home.path()).expect("the home is there").map(|entry| entry.unwrap().path()).collect();
+        assert!(left.is_empty(), "left behind: {left:?}");
+        self.assert_no_process();
+    }
+
+    fn assert_no_process(&self) {
+        let listed = Command::new("ps").args(["-A", "-o", "pid=,args="]).output().expect("ps runs");
+        let listed = String::from_utf8_lossy(&listed.stdout).into_owned();
+        let home = self.home.path().to_string_lossy().into_owned();
+        let left: Vec<_> = listed.lines().filter(|line| line.contains(&home)).collect();
+        assert!(left.is_empty(), "still running: {left:?}");
+    }
+}
+
+/// A script under way.
+struct Running {
+    child: Child,
+    lines: Receiver<String>,
+    said: String,
+    errors: Option<thread::JoinHandle<String>>,
+}
+
+impl Running {
+    /// Reads on to a line that `wanted` takes something from.
+    fn wait_for<T>(&mut self, wanted: impl Fn(&str) -> Option<T>) -> T {
+        loop {
+            let Ok(line) = self.lines.recv_timeout(PATIENCE) else {
+                let _ = self.child.kill();
+                panic!("it ended or hung; it said:\n{}\n{}", self.said, self.errors.take().unwrap().join().unwrap());
+            };
+            self.said.push_str(&line);
+            self.said.push('\n');
+            if let Some(found) = wanted(&line) {
+                return found;
+            }
+        }
+    }
+
+    fn address(&mut self) -> String {
+        self.wait_for(|line| line.split_once("03_responder.sh ").map(|(_, address)| address.trim().to_owned()))
+    }
+
+    fn signal(&self, signal: &str) {
+        let sent = Command::new("kill").args([signal, &self.child.id().to_string()]).status().expect("kill runs");
+        assert!(sent.success());
+    }
+
+    /// Exit code, standard output, standard error.
+    fn finish(mut self) -> (Option<i32>, String, String) {
+        while let Ok(line) = self.lines.recv_timeout(PATIENCE) {
+            self.said.push_str(&line);
+            self.said.push('\n');
+        }
+        let code = self.child.wait().expect("it was started").code();
+        (code, self.said, self.errors.take().unwrap().join().unwrap())
+    }
+}
+
+const LOOPBACK: [&str; 2] = ["--listen", "/ip4/127.0.0.1/tcp/0"];
+
+fn remote_tasks(said: &str) -> u64 {
+    let line = said
+        .lines()
+        .find(|line| line.ends_with("tasks ran REMOTELY"))
+        .unwrap_or_else(|| panic!("no count in:\n{said}"));
+    line.split_whitespace().next().unwrap().parse().unwrap()
+}
+
+#[test]
+fn two_sides_test_each_other_and_leave_nothing_behind() {
+    let (Some(first), Some(second)) = (Side::new(), Side::new()) else { return };
+    let mut initiator = first.start("03_initiator.sh", &LOOPBACK);
+    let address = initiator.address();
+    assert!(address.starts_with("/ip4/127.0.0.1/tcp/"), "{address}");
+    let responder = second.start("03_responder.sh", &[&address, LOOPBACK[0], LOOPBACK[1]]);
+
+    let sides = [("initiator", initiator.finish()), ("responder", responder.finish())];
+    for (side, (code, said, errors)) in &sides {
+        assert_eq!(*code, Some(0), "{side} said:\n{said}\n{errors}\nall:\n{sides:#?}");
+        assert!(remote_tasks(said) > 0, "{said}");
+        assert!(said.contains("All tests passed"), "{said}");
+        assert!(!said.contains('\u{1b}'), "colours without a terminal:\n{said}");
+        for test in ["is a peer", "on this node", "on the other node", "sooner", "bit for bit", "nobody there"] {
+            assert!(
+                said.lines().any(|line| line.contains(test) && line.contains("passed")),
+                "{test} is not in {side}'s:\n{said}"
+            );
+        }
+    }
+    first.assert_nothing_left();
+    second.assert_nothing_left();
+}
+
+#[test]
+fn the_responder_takes_its_address_from_the_environment() {
+    let Some(side) = Side::new() else { return };
+    let output =
+        side.command("03_responder.sh", &["--timeout", "1"]).env("PANGEA_PEER", ADDRESS_OF_NOBODY).output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(errors.contains(ADDRESS_OF_NOBODY) && errors.contains("within 1 s"), "{errors}");
+    side.assert_no_process();
+}
+
+#[test]
+fn an_initiator_that_nobody_calls_gives_up_and_keeps_its_logs() {
+    let Some(side) = Side::new() else { return };
+    let output = side.run("03_initiator.sh", &["--timeout", "1", LOOPBACK[0], LOOPBACK[1]]);
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(errors.contains("no responder connected within 1 s"), "{errors}");
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    let logs = said.lines().find_map(|line| line.strip_prefix("Logs are in ")).unwrap_or_else(|| panic!("{said}"));
+    assert!(fs::read_to_string(Path::new(logs).join("node-1.log")).unwrap().contains("Listening on"));
+    side.assert_no_process();
+}
+
+#[test]
+fn a_signal_in_the_middle_leaves_nothing_behind() {
+    for (signal, code) in [("-INT", 130), ("-TERM", 143)] {
+        let Some(side) = Side::new() else { return };
+        let mut initiator = side.start("03_initiator.sh", &LOOPBACK);
+        initiator.address();
+        let node = side.node_pid("initiator");
+        initiator.signal(signal);
+        let (ended, said, errors) = initiator.finish();
+        assert_eq!(ended, Some(code), "{said}\n{errors}");
+        assert!(!Path::new("/proc").join(node.to_string()).exists(), "the node still runs");
+        side.assert_nothing_left();
+    }
+}
+
+#[test]
+fn what_a_killed_session_left_is_cleared_by_the_next() {
+    let Some(side) = Side::new() else { return };
+    let mut killed = side.start("03_initiator.sh", &LOOPBACK);
+    killed.address();
+    let orphan = side.node_pid("initiator");
+    killed.signal("-KILL");
+    // Its node holds standard error open: nothing to read until the next session has ended that.
+    killed.child.wait().unwrap();
+
+    let mut next = side.start("03_initiator.sh", &LOOPBACK);
+    next.address();
+    assert_ne!(side.node_pid("initiator"), orphan);
+    next.signal("-TERM");
+    next.finish();
+    side.assert_nothing_left();
+}
+
+#[test]
+fn a_second_session_of_one_role_is_refused() {
+    let Some(side) = Side::new() else { return };
+    let mut first = side.start("03_initiator.sh", &LOOPBACK);
+    first.address();
+    let second = side.run("03_initiator.sh", &LOOPBACK);
+    assert_eq!(second.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&second.stderr).contains("is running (process"), "{second:?}");
+    first.signal("-TERM");
+    first.finish();
+    side.assert_nothing_left();
+}
+
+#[test]
+fn a_taken_port_is_named_with_what_to_do() {
+    let Some(side) = Side::new() else { return };
+    let taken = TcpListener::bind("0.0.0.0:0").unwrap();
+    let port = taken.local_addr().unwrap().port();
+    let _udp = UdpSocket::bind(("0.0.0.0", port));
+    let output = side.run("03_initiator.sh", &["--port", &port.to_string()]);
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(errors.contains(&port.to_string()) && errors.contains("--port"), "{errors}");
+    side.assert_no_process();
+}
+
+#[test]
+fn what_cannot_be_an_address_or_an_option_is_bad_usage() {
+    let Some(side) = Side::new() else { return };
+    let good = ADDRESS_OF_NOBODY;
+    let wrong: [(&str, &[&str]); 9] = [
+        ("03_responder.sh", &[]),
+        ("03_responder.sh", &["192.168.1.20:7777"]),
+        ("03_responder.sh", &["/ip4/192.168.1.20/tcp/7777"]),
+        ("03_responder.sh", &["/ip4/192.168.1.20/tcp/7777/p2p/short"]),
+        ("03_responder.sh", &[good, good]),
+        ("03_responder.sh", &[good, "--size", "0"]),
+        ("03_initiator.sh", &["--port", "70000"]),
+        ("03_initiator.sh", &["--no-such-option"]),
+        ("setup.sh", &["no-such-subcommand"]),
+    ];
+    for (script, arguments) in wrong {
+        let output = side.run(script, arguments);
+        assert_eq!(output.status.code(), Some(2), "{script} {arguments:?}: {output:?}");
+        assert!(!output.stderr.is_empty(), "{script} {arguments:?} says nothing");
+    }
+    side.assert_nothing_left();
+}
+
+#[test]
+fn the_menu_is_what_the_scripts_headers_say() {
+    let Some(side) = Side::new() else { return };
+    let said = String::from_utf8(side.run("setup.sh", &[]).stdout).unwrap();
+    let entries: Vec<_> = said.lines().map(str::trim).collect();
+    let at =
+        entries.iter().position(|line| *line == "18  Distributed Compute Test").unwrap_or_else(|| panic!("{said}"));
+    assert!(entries[at + 1].starts_with("3a  Initiator") && entries[at + 2].starts_with("3b  Responder"), "{said}");
+    let help = side.run("setup.sh", &["help"]);
+    assert!(help.status.success() && String::from_utf8_lossy(&help.stdout).contains("Usage:"));
+}
