@@ -35,6 +35,8 @@ fn binary() -> Option<PathBuf> {
 struct Side {
     home: tempfile::TempDir,
     binary: PathBuf,
+    /// The network namespace it runs in, if it is another than the test's.
+    namespace: Option<String>,
 }
 
 impl Side {
@@ -46,11 +48,18 @@ impl Side {
             );
             return None;
         };
-        Some(Side { home: tempfile::tempdir().expect("a folder for temporary files"), binary })
+        Some(Side { home: tempfile::tempdir().expect("a folder for temporary files"), binary, namespace: None })
     }
 
     fn command(&self, script: &str, arguments: &[&str]) -> Command {
-        let mut command = Command::new("bash");
+        let mut command = match &self.namespace {
+            None => Command::new("bash"),
+            Some(namespace) => {
+                let mut command = Command::new("ip");
+                command.args(["netns", "exec", namespace, "bash"]);
+                command
+            }
+        };
         command.arg(repository().join("scripts").join(script)).args(arguments);
         for variable in ["PANGEA_HOME", "PANGEA_PEER", "PANGEA_PORT", "PANGEA_LISTEN", "PANGEA_KEEP", "PANGEA_POOL_KEY"]
         {
@@ -183,6 +192,71 @@ fn two_sides_test_each_other_and_leave_nothing_behind() {
             );
         }
     }
+    first.assert_nothing_left();
+    second.assert_nothing_left();
+}
+
+/// Two hosts of their own on one cable, the first with a container bridge beside it.
+struct TwoHosts {
+    first: String,
+    second: String,
+}
+
+impl TwoHosts {
+    /// `None`, said aloud, without root or without Linux.
+    fn new() -> Option<TwoHosts> {
+        let names = ["a", "b"].map(|host| format!("pangea-scripts-{}-{host}", std::process::id()));
+        let [first, second] = names;
+        let hosts = TwoHosts { first, second };
+        let (a, b) = (&*hosts.first, &*hosts.second);
+        if !ip(&["netns", "add", a]) || !ip(&["netns", "add", b]) {
+            eprintln!("SKIPPED: network namespaces need Linux, root and the ip command");
+            return None;
+        }
+        let steps: [&[&str]; 10] = [
+            &["-n", a, "link", "add", "eth0", "type", "veth", "peer", "name", "eth0", "netns", b],
+            &["-n", a, "link", "add", "docker0", "type", "bridge"],
+            &["-n", a, "addr", "add", "172.17.0.1/16", "dev", "docker0"],
+            &["-n", a, "addr", "add", "192.168.77.1/24", "dev", "eth0"],
+            &["-n", b, "addr", "add", "192.168.77.2/24", "dev", "eth0"],
+            &["-n", a, "link", "set", "lo", "up"],
+            &["-n", b, "link", "set", "lo", "up"],
+            &["-n", a, "link", "set", "docker0", "up"],
+            &["-n", a, "link", "set", "eth0", "up"],
+            &["-n", b, "link", "set", "eth0", "up"],
+        ];
+        for step in steps {
+            assert!(ip(step), "ip {step:?}");
+        }
+        Some(hosts)
+    }
+}
+
+impl Drop for TwoHosts {
+    fn drop(&mut self) {
+        ip(&["netns", "del", &self.first]);
+        ip(&["netns", "del", &self.second]);
+    }
+}
+
+fn ip(arguments: &[&str]) -> bool {
+    Command::new("ip").args(arguments).stderr(Stdio::null()).status().is_ok_and(|status| status.success())
+}
+
+#[test]
+fn the_address_shown_leads_from_another_host_to_this_one() {
+    let (Some(mut first), Some(mut second)) = (Side::new(), Side::new()) else { return };
+    let Some(hosts) = TwoHosts::new() else { return };
+    first.namespace = Some(hosts.first.clone());
+    second.namespace = Some(hosts.second.clone());
+    let mut initiator = first.start("03_initiator.sh", &[]);
+    let address = initiator.address();
+    assert!(address.starts_with("/ip4/192.168.77.1/tcp/7777/p2p/"), "neither the bridge nor loopback: {address}");
+    let (code, said, errors) = second.start("03_responder.sh", &["--peer", &address]).finish();
+    assert_eq!(code, Some(0), "{said}\n{errors}");
+    let (code, said, errors) = initiator.finish();
+    assert_eq!(code, Some(0), "{said}\n{errors}");
+    assert!(remote_tasks(&said) > 0, "{said}");
     first.assert_nothing_left();
     second.assert_nothing_left();
 }
