@@ -47,7 +47,7 @@ type Started = std::result::Result<(Fabric, Option<Network>), Error>;
 impl Runtime {
     /// Starts the threads. When it returns, the libp2p ports are bound.
     pub fn start(parts: Parts) -> Result<Runtime> {
-        let (executor, speeds) = Executor::start(parts.threads, parts.fault)?;
+        let (executor, speeds) = Executor::start(parts.threads, parts.max_memory, parts.fault)?;
         let (started_sender, started) = std::sync::mpsc::sync_channel::<Started>(1);
         let (stop, stopped) = oneshot::channel();
         let thread = std::thread::Builder::new()

@@ -39,6 +39,8 @@ pub enum Command {
     /// Run a node until it is stopped
     #[command(after_help = NODE_EXAMPLES)]
     Node(Box<RawNodeConfig>),
+    /// See the main job done: nodes, products across them, one killed
+    Demo(DemoArgs),
     /// Multiply two matrices on the nodes of the pool: C = A · B
     #[command(after_help = MATMUL_EXAMPLES)]
     Matmul(Box<MatmulArgs>),

@@ -1,13 +1,18 @@
 //! Where log events go: standard error, as text for people or as one JSON object a line.
 
+use std::fmt;
 use std::io::{IsTerminal, stderr};
 
+use tracing::field::{Field, Visit};
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::field::RecordFields;
+use tracing_subscriber::fmt::FormatFields;
+use tracing_subscriber::fmt::format::{DefaultFields, Writer};
 
 use crate::config::{LogConfig, LogFormat, LogLevel};
 
 /// Sets up logging for the rest of the process. A second call changes nothing.
-pub fn start(config: LogConfig) {
+pub(super) fn start(config: LogConfig) {
     let filter = EnvFilter::new(match config.level {
         LogLevel::Error => "error",
         LogLevel::Info => "warn,pangea=info,pangea_node=info",
@@ -18,6 +23,38 @@ pub fn start(config: LogConfig) {
     // Only a subscriber that is set already can make this fail, and then that one does.
     let _ = match config.format {
         LogFormat::Json => subscriber.json().flatten_event(true).with_target(false).try_init(),
-        LogFormat::Text => subscriber.with_target(config.level >= LogLevel::Debug).with_ansi(stderr().is_terminal()).try_init(),
+        LogFormat::Text => subscriber
+            .fmt_fields(Sentences { with_fields: config.level >= LogLevel::Debug })
+            .with_target(config.level >= LogLevel::Debug)
+            .with_ansi(stderr().is_terminal())
+            .try_init(),
     };
+}
+
+/// Shows an event as its sentence: the fields say the same for programs, and have JSON. Events without a sentence, and
+/// those that somebody looks for reasons in, show their fields.
+struct Sentences {
+    with_fields: bool,
+}
+
+impl<'writer> FormatFields<'writer> for Sentences {
+    fn format_fields<R: RecordFields>(&self, mut writer: Writer<'writer>, fields: R) -> fmt::Result {
+        let mut message = Message(None);
+        fields.record(&mut message);
+        match message.0 {
+            Some(sentence) if !self.with_fields => writer.write_str(&sentence),
+            _ => DefaultFields::new().format_fields(writer, fields),
+        }
+    }
+}
+
+/// Finds an event's sentence.
+struct Message(Option<String>);
+
+impl Visit for Message {
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        if field.name() == "message" {
+            self.0 = Some(format!("{value:?}"));
+        }
+    }
 }

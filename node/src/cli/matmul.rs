@@ -26,8 +26,11 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Largest share of the free memory that operands and product may take whole.
 const WHOLE_SHARE: f64 = 0.9;
 
-/// Share of the free memory that blocks may take: what is packed for the kernels comes on top.
-const BLOCKS_SHARE: f64 = 0.7;
+/// Bytes beside the blocks that a fabric holds while it multiplies: operands packed for the kernels and their successors.
+const BESIDE_BLOCKS_BYTES: f64 = (96 << 20) as f64;
+
+/// Shares of the free memory that blocks may take: at most, less what is beside them, and at least.
+const BLOCKS_SHARES: (f64, f64) = (0.85, 0.25);
 
 /// What `--json` shows.
 #[derive(Serialize)]
@@ -69,7 +72,7 @@ pub(super) async fn run(args: MatmulArgs, output: OutputArgs) -> Result<(), Fail
     let (report, blocks) = if whole {
         (multiply_whole(&engine, &product, &options, file.as_mut(), &mut progress).await?, 1)
     } else {
-        let blocks = blocks(&product, free * BLOCKS_SHARE, file.as_ref())?;
+        let blocks = blocks(&product, blocks_budget(free), file.as_ref())?;
         let count = blocks.count(&product.extent);
         (multiply_blocks(&engine, &product, blocks, &options, file.as_mut(), &mut progress).await?, count)
     };
@@ -219,6 +222,11 @@ async fn multiply_whole(
     Ok(report)
 }
 
+/// Bytes that blocks may take of `free`.
+fn blocks_budget(free: f64) -> f64 {
+    (free * BLOCKS_SHARES.0 - BESIDE_BLOCKS_BYTES).max(free * BLOCKS_SHARES.1)
+}
+
 /// How a product that does not fit into `budget` bytes is cut.
 fn blocks(product: &Product, budget: f64, file: Option<&ProductFile>) -> Result<Blocks, Failure> {
     let size = ByteSize(product.extent.size_bytes());
@@ -362,11 +370,16 @@ fn merge(mut one: JobReport, other: JobReport) -> JobReport {
     one
 }
 
+/// `1 task`, `2 tasks`.
+fn counted(count: u32, what: &str) -> String {
+    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
+}
+
 fn show(report: &JobReport, written: Option<(PathBuf, u64)>, blocks: usize, total_seconds: f64) -> String {
     let [m, k, n] = report.shape;
     let mut text = format!("C [{m}, {n}] {} = A [{m}, {k}] · B [{k}, {n}]\n", report.dtype);
     let tasks = &report.tasks;
-    let mut how = format!("{} tasks: {} remote, {} local", tasks.total, tasks.remote, tasks.local);
+    let mut how = format!("{}: {} remote, {} local", counted(tasks.total, "task"), tasks.remote, tasks.local);
     for (count, what) in [(tasks.retried, "retried"), (tasks.hedged, "hedged")] {
         if count > 0 {
             how.push_str(&format!(", {count} {what}"));

@@ -13,13 +13,13 @@ use pangea_compute::{DType, NpyFile, Tensor, TensorBuf};
 use super::failure::{Exit, Failure};
 
 /// Bytes of a piece: large enough for a disk, small enough to be nothing beside an operand.
-const PIECE_BYTES: usize = 4 << 20;
+const PIECE_BYTES: usize = 2 << 20;
 
 /// Bytes of a mapping that may have been touched before it is mapped anew, so that it gives back what it holds.
-const TOUCHED_BYTES_MAX: usize = 32 << 20;
+const TOUCHED_BYTES_MAX: usize = 4 << 20;
 
-/// Bytes that touching one element of a mapping brings in.
-const PAGE_BYTES: usize = 4096;
+/// Bytes that touching one element of a mapping brings in: the system maps what lies around it as well.
+const AROUND_BYTES: usize = 64 << 10;
 
 /// Forms of matrix files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -217,9 +217,9 @@ impl Mapped {
             self.reopen(&mut open)?;
         }
         let view = open.file.block(rows, cols).map_err(about)?;
-        // Of every line of the file that the block crosses at least a page comes in.
-        let lines = view.rows().min(view.cols());
-        open.touched_bytes += view.size_bytes().max(lines * PAGE_BYTES);
+        // Lines of the file that the block crosses: its rows, or its columns where the order is Fortran's.
+        let lines = if view.transposed().is_contiguous() { view.cols() } else { view.rows() };
+        open.touched_bytes += view.size_bytes().max(lines * AROUND_BYTES);
         let mut copy = TensorBuf::new(view.dtype(), view.rows(), view.cols())?;
         copy.write_block(0, 0, &view)?;
         pangea_compute::csv::convert(&copy.freeze(), dtype).map_err(about)

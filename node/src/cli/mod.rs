@@ -1,7 +1,7 @@
 //! The commands of the binary `pangea`.
 //!
 //! * [`args`]: what can be typed. [`failure`]: how a command ends when it does not end well.
-//! * `node`, `matmul`, `peers`, `status`, `bench_matmul`, `bench_net`, `demo`: the commands.
+//! * `matmul`, `peers`, `status`, `bench_matmul`, `bench_net`, `demo`: the commands; `demo_node`: what the demo runs.
 //! * `session`, `engine`: the node that a command talks to, or a fabric of this process alone.
 //! * `matrix`, `product_file`, `blocks`: operands, where the product goes, products larger than memory.
 //! * `log`, `progress`, `table`: what a person sees.
@@ -12,6 +12,8 @@ pub mod args;
 mod bench_matmul;
 mod bench_net;
 mod blocks;
+mod demo;
+mod demo_node;
 mod engine;
 pub mod failure;
 mod log;
@@ -36,6 +38,7 @@ use failure::Failure;
 
 /// Runs the command that was typed and gives the exit code.
 pub fn main() -> ExitCode {
+    crate::copying::make_fast();
     let cli = Cli::parse();
     match run(cli) {
         Ok(()) => ExitCode::SUCCESS,
@@ -67,6 +70,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Command::Status(args) => block_on(status::run(args)),
         Command::Bench(BenchCommand::Matmul(args)) => block_on(bench_matmul::run(args, output)),
         Command::Bench(BenchCommand::Net(args)) => block_on(bench_net::run(args, output)),
+        Command::Demo(args) => block_on(demo::run(args, output)),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "pangea", &mut script);
@@ -75,7 +79,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
     }
 }
 
-/// Runs a command to its end, or until Ctrl-C or SIGTERM drops it: whatever it holds ends with it, on every node.
+/// Runs a command to its end, or until Ctrl-C, SIGTERM or the terminal's end drops it: whatever it holds ends with it, on every node.
 fn block_on(command: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -96,16 +100,14 @@ fn block_on(command: impl Future<Output = Result<(), Failure>>) -> Result<(), Fa
 /// Returns when the person or the system wants this process to end.
 async fn stop_signal() {
     use tokio::signal::unix::{SignalKind, signal};
-    match (signal(SignalKind::interrupt()), signal(SignalKind::terminate())) {
-        (Ok(mut interrupt), Ok(mut terminate)) => {
-            tokio::select! {
-                _ = interrupt.recv() => {}
-                _ = terminate.recv() => {}
-            }
-        }
+    let signals = [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()].map(signal);
+    let mut waiting: Vec<_> = signals.into_iter().flatten().collect();
+    if waiting.is_empty() {
         // Without handlers the system's own ending of the process is all there is.
-        _ => std::future::pending().await,
+        std::future::pending::<()>().await;
     }
+    let any = waiting.iter_mut().map(|signal| Box::pin(signal.recv()));
+    futures::future::select_all(any).await;
 }
 
 /// Writes a result to standard output. Somebody who stops reading is no failure of ours.

@@ -12,7 +12,7 @@ const PATIENCE: Duration = Duration::from_secs(1);
 const TICK: Duration = Duration::from_millis(200);
 
 /// How far a command is.
-pub struct Progress {
+pub(super) struct Progress {
     bar: ProgressBar,
     since: Instant,
     wanted: bool,
@@ -21,7 +21,7 @@ pub struct Progress {
 
 impl Progress {
     /// A bar that shows itself after a second, where standard error is a terminal and `quiet` is not asked for.
-    pub fn new(quiet: bool) -> Progress {
+    pub(super) fn new(quiet: bool) -> Progress {
         Progress {
             bar: ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::hidden()),
             since: Instant::now(),
@@ -31,7 +31,7 @@ impl Progress {
     }
 
     /// What is being done now, out of `total` steps of any size; 0 where that is not known.
-    pub fn phase(&mut self, what: &'static str, total: u64) {
+    pub(super) fn phase(&mut self, what: &'static str, total: u64) {
         self.bar.set_message(what);
         self.bar.set_length(total);
         self.bar.set_position(0);
@@ -47,16 +47,9 @@ impl Progress {
     }
 
     /// Steps of the phase that are done.
-    pub fn done(&mut self, done: u64) {
+    pub(super) fn done(&mut self, done: u64) {
         self.bar.set_position(done);
         self.show_if_due();
-    }
-
-    /// Steps of the phase, where they become known late.
-    pub fn total(&mut self, total: u64) {
-        if total != self.bar.length().unwrap_or(0) {
-            self.bar.set_length(total);
-        }
     }
 
     fn show_if_due(&mut self) {

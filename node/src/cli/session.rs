@@ -45,7 +45,7 @@ impl RpcArgs {
 ///
 /// # Errors
 /// Where threads cannot be had.
-pub async fn local_fabric(threads: usize, max_memory: u64) -> Result<Runtime, Failure> {
+pub(super) async fn local_fabric(threads: usize, max_memory: u64) -> Result<Runtime, Failure> {
     let parts = Parts {
         net: None,
         name: crate::config::host::name(),
@@ -61,7 +61,7 @@ pub async fn local_fabric(threads: usize, max_memory: u64) -> Result<Runtime, Fa
 }
 
 /// Says something that is not a result, on standard error.
-pub fn note(output: &OutputArgs, text: impl std::fmt::Display) {
+pub(super) fn note(output: &OutputArgs, text: impl std::fmt::Display) {
     if !output.quiet {
         eprintln!("{text}");
     }

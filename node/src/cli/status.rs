@@ -21,7 +21,7 @@ fn show(status: &NodeStatus) -> String {
         true => "guarded by a pool key",
         false => "open: anyone on the network can join (see pangea node --pool-key)",
     };
-    let mut lines = vec![
+    let lines = [
         ("name", status.name.clone()),
         ("peer", status.peer.clone()),
         ("version", format!("{}, up {}", status.version, seconds(status.uptime_s))),
@@ -30,7 +30,7 @@ fn show(status: &NodeStatus) -> String {
         ("peers", status.peers.to_string()),
         (
             "compute",
-            format!("{} threads, {}, {} GFLOP/s (f32)", status.threads, status.isa, three_digits(status.gflops)),
+            format!("{} thread{}, {}, {} GFLOP/s (f32)", status.threads, if status.threads == 1 { "" } else { "s" }, status.isa, three_digits(status.gflops)),
         ),
         (
             "memory",
@@ -47,7 +47,7 @@ fn show(status: &NodeStatus) -> String {
         ),
     ];
     // Long addresses get lines of their own: they are what people copy.
-    let mut text = facts(&std::mem::take(&mut lines));
+    let mut text = facts(&lines);
     text.push_str("  listening\n");
     for address in &status.listening {
         text.push_str(&format!("    {address}\n"));

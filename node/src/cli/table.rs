@@ -1,11 +1,8 @@
 //! Tables for a terminal of 80 columns. Alignment and shortening only; what is in them is the commands' business.
 
-/// Columns of a terminal that everything fits into.
-pub const WIDTH: usize = 80;
-
 /// How a column's cells lie.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Align {
+pub(super) enum Align {
     /// Words.
     Left,
     /// Numbers.
@@ -13,24 +10,24 @@ pub enum Align {
 }
 
 /// A table with a heading.
-pub struct Table {
+pub(super) struct Table {
     columns: Vec<(&'static str, Align)>,
     rows: Vec<Vec<String>>,
 }
 
 impl Table {
     /// An empty table with these columns.
-    pub fn new(columns: impl Into<Vec<(&'static str, Align)>>) -> Table {
+    pub(super) fn new(columns: impl Into<Vec<(&'static str, Align)>>) -> Table {
         Table { columns: columns.into(), rows: Vec::new() }
     }
 
     /// Adds a row; it has a cell for every column.
-    pub fn row(&mut self, cells: impl Into<Vec<String>>) {
+    pub(super) fn row(&mut self, cells: impl Into<Vec<String>>) {
         self.rows.push(cells.into());
     }
 
     /// The table as text, two spaces between columns, a newline after every line.
-    pub fn render(&self) -> String {
+    pub(super) fn render(&self) -> String {
         let widths: Vec<usize> = self
             .columns
             .iter()
@@ -61,13 +58,13 @@ impl Table {
 }
 
 /// Facts by name, one a line, the names aligned.
-pub fn facts(facts: &[(&str, String)]) -> String {
+pub(super) fn facts(facts: &[(&str, String)]) -> String {
     let names = facts.iter().map(|(name, _)| width(name)).max().unwrap_or(0);
     facts.iter().map(|(name, value)| format!("  {name}{}  {value}\n", " ".repeat(names - width(name)))).collect()
 }
 
 /// A peer id that fits into a table: its last characters, which tell peers apart (the first are the same for all).
-pub fn short_peer(peer: &str) -> String {
+pub(super) fn short_peer(peer: &str) -> String {
     match peer.len().checked_sub(8).and_then(|start| peer.get(start..)) {
         Some(end) if peer.len() > 12 => format!("…{end}"),
         _ => peer.to_owned(),
@@ -75,7 +72,7 @@ pub fn short_peer(peer: &str) -> String {
 }
 
 /// `text`, cut to `limit` characters.
-pub fn shortened(text: &str, limit: usize) -> String {
+pub(super) fn shortened(text: &str, limit: usize) -> String {
     if width(text) <= limit {
         return text.to_owned();
     }
@@ -83,7 +80,7 @@ pub fn shortened(text: &str, limit: usize) -> String {
 }
 
 /// A time with three digits and a unit that suits it.
-pub fn seconds(seconds: f64) -> String {
+pub(super) fn seconds(seconds: f64) -> String {
     match seconds {
         s if s >= 90.0 => format!("{:.0} min {:02.0} s", (s / 60.0).floor(), s % 60.0),
         s if s >= 1.0 => format!("{} s", three_digits(s)),
@@ -93,7 +90,7 @@ pub fn seconds(seconds: f64) -> String {
 }
 
 /// A number with about three digits.
-pub fn three_digits(value: f64) -> String {
+pub(super) fn three_digits(value: f64) -> String {
     match value.abs() {
         v if v >= 99.95 => format!("{value:.0}"),
         v if v >= 9.995 => format!("{value:.1}"),

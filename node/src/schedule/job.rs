@@ -2,12 +2,14 @@
 //! which tile suits a worker best.
 //! Never knows how fast anybody is.
 
+use super::limits::LOCAL_GROUP_BYTES;
 use super::tile_set::{Indices, TileSet};
 use super::{
     AttemptId, JobId, JobReport, JobSpec, Operand, TaskCounts, Tile, TileGrid, WorkerId,
     WorkerShare,
 };
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 /// A checked answer that is kept until enough others agree.
 #[derive(Debug, Clone, Copy)]
@@ -90,7 +92,7 @@ pub(super) struct Job {
     band_users: Vec<u32>,
     panel_users: Vec<u32>,
     /// The panel that this node has packed.
-    pub(super) local_panel: u32,
+    pub(super) local: LocalPlace,
     pub(super) tasks: TaskCounts,
     pub(super) shares: Vec<WorkerShare>,
     /// Of a tile, on average.
@@ -120,7 +122,7 @@ impl Job {
             held: BTreeMap::new(),
             band_users: vec![0; bands as usize],
             panel_users: vec![0; panels as usize],
-            local_panel: panels.saturating_sub(1),
+            local: LocalPlace { band: bands.saturating_sub(1), group: 0..0 },
             tasks: TaskCounts {
                 total: grid.tiles(),
                 ..TaskCounts::default()
@@ -346,8 +348,9 @@ impl Job {
         fewest.map(|(_, tile)| tile)
     }
 
-    /// The waiting tile that this node does best: the next of the panel that it has packed, then of a panel that no
-    /// peer has, from the end that peers reach last; tiles whose operands are both at a peer come last.
+    /// The waiting tile that this node does best. It works through a group of panels that its executor keeps packed
+    /// together, band by band, so that each band is packed once for all of them; then through the next group, from the
+    /// end that peers reach last. Tiles whose operands are both at a peer come last.
     pub(super) fn choose_local(&self, allowed: impl Fn(Tile) -> bool) -> Option<Tile> {
         if self.pending.is_empty() {
             return None;
@@ -355,19 +358,18 @@ impl Job {
         let free = |tile: Tile| {
             self.band_users[tile.band as usize] == 0 || self.panel_users[tile.panel as usize] == 0
         };
-        let of_panel = |panel: u32, all: bool| {
-            let tiles = self
-                .pending
-                .of_panel(panel)
-                .iter_down()
-                .map(move |band| Tile { band, panel });
-            tiles
-                .filter(|&tile| all || free(tile))
-                .find(|&tile| allowed(tile))
+        let in_group = |band: u32| {
+            let mut tiles = self.local.group.clone().rev().map(move |panel| Tile { band, panel });
+            tiles.find(|&tile| self.pending.contains(tile) && free(tile) && allowed(tile))
         };
-        if let Some(tile) = of_panel(self.local_panel, false) {
+        let bands = std::iter::once(self.local.band).chain((0..self.grid.bands()).rev());
+        if let Some(tile) = bands.into_iter().find_map(in_group) {
             return Some(tile);
         }
+        let of_panel = |panel: u32, all: bool| {
+            let tiles = self.pending.of_panel(panel).iter_down().map(move |band| Tile { band, panel });
+            tiles.filter(|&tile| all || free(tile)).find(|&tile| allowed(tile))
+        };
         let mut best: Option<(u32, Tile)> = None;
         for panel in (0..self.grid.panels()).rev() {
             let users = self.panel_users[panel as usize];
@@ -378,13 +380,30 @@ impl Job {
                 best = Some((users, tile));
             }
         }
-        if let Some((_, tile)) = best {
-            return Some(tile);
-        }
-        of_panel(self.local_panel, true).or_else(|| {
-            (0..self.grid.panels())
-                .rev()
-                .find_map(|panel| of_panel(panel, true))
+        best.map(|(_, tile)| tile).or_else(|| {
+            let group = self.local.group.clone().rev();
+            group.chain((0..self.grid.panels()).rev()).find_map(|panel| of_panel(panel, true))
         })
     }
+
+    /// Notes what this node computes now, and with a panel of another group begins that group.
+    pub(super) fn local_started(&mut self, tile: Tile) {
+        self.local.band = tile.band;
+        if !self.local.group.contains(&tile.panel) {
+            let end = tile.panel + 1;
+            let band_bytes = self.grid.operand_bytes(Operand::Band(tile.band));
+            let panel_bytes = self.grid.operand_bytes(Operand::Panel(tile.panel)).max(1);
+            let panels = (LOCAL_GROUP_BYTES.saturating_sub(band_bytes) / panel_bytes).clamp(1, u64::from(end));
+            self.local.group = end - panels as u32..end;
+        }
+    }
+}
+
+/// Where this node is in a job.
+#[derive(Debug)]
+pub(super) struct LocalPlace {
+    /// The band of the last tile.
+    band: u32,
+    /// Panels whose packed forms fit beside a band's.
+    group: Range<u32>,
 }

@@ -39,6 +39,9 @@ pub const TILES_MAX: u64 = 1 << 21;
 pub const IN_FLIGHT_MAX: usize = 16;
 /// Attempts in flight at this node: one runs, the next is ready when it ends.
 pub const IN_FLIGHT_LOCAL: usize = 2;
+/// Panels and a band that this node's executor keeps packed at a time; below what it may hold, since packed halves
+/// are widened.
+pub const LOCAL_GROUP_BYTES: u64 = 44 << 20;
 /// Operand and answer bytes in flight at one peer, unless one tile alone is more: bounds what is queued on a
 /// connection and what its loss costs.
 pub const IN_FLIGHT_BYTES_MAX: u64 = 512 << 20;

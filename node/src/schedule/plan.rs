@@ -119,14 +119,15 @@ impl TileGrid {
                 panel_columns.unwrap_or(n.max(1)),
             );
         }
-        // Rows times columns of a tile; as near to a square as the sides of C allow.
+        // Rows times columns of a tile: twice as wide as high, where the sides of C allow it. Checking and packing
+        // a band costs less the wider its tiles are; square ones would need the fewest bytes, by 6 %.
         let area = flops / (2.0 * k.max(1) as f64);
-        let square = align(area.sqrt());
+        let height = align((area / 2.0).sqrt());
         let mut rows = band_rows.unwrap_or_else(|| {
-            if n < square {
+            if n < 2 * height {
                 align(area / n as f64)
             } else {
-                square
+                height
             }
         });
         rows = rows.min(m.max(1));

@@ -1203,7 +1203,7 @@ impl Scheduler {
         };
         worker.start(flight, &prospect);
         if id.is_local() {
-            job.local_panel = tile.panel;
+            job.local_started(tile);
         }
         let record = job.records.entry(tile).or_default();
         debug_assert!(!record.bars(id), "{id} has had this tile");

@@ -21,9 +21,18 @@ const MAX_QUEUED: usize = 65_536;
 /// Shorter work says nothing about speed.
 const LEARN_FROM: Duration = Duration::from_micros(500);
 
-/// Bytes of packed bands and panels that are kept for the next tasks: enough for a few tiles of a
-/// 4096 product, and well inside what a job may use beside its operands and its result.
-const PACKED_BYTES_MAX: usize = 48 << 20;
+/// Bytes of packed bands and panels of this node's own jobs that are kept for the next tasks: one group of panels
+/// and a band, as the scheduler goes through them, and well inside what a job may use beside its operands and
+/// its result.
+const PACKED_LOCAL_BYTES: usize = 48 << 20;
+
+/// The same for operands of peers, whose tasks touch a block of bands and panels that grows.
+const PACKED_PEERS_BYTES: usize = 256 << 20;
+
+/// Packed operands take at most this part of the node's memory.
+const PACKED_SHARE: u64 = 16;
+
+const _: () = assert!(PACKED_LOCAL_BYTES as u64 >= crate::schedule::limits::LOCAL_GROUP_BYTES);
 
 /// What identifies a packed operand: equal keys mean equal contents.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -127,16 +136,16 @@ impl Work {
 }
 
 impl Executor {
-    /// Starts the thread with a pool of `threads` threads, measures its speeds, and lets peers' tasks go
-    /// through `fault`.
-    pub fn start(threads: usize, fault: Option<Fault>) -> Result<(Executor, Speeds)> {
+    /// Starts the thread with a pool of `threads` threads, measures its speeds, keeps packed operands within a
+    /// share of `max_memory` bytes, and lets peers' tasks go through `fault`.
+    pub fn start(threads: usize, max_memory: u64, fault: Option<Fault>) -> Result<(Executor, Speeds)> {
         let pool = Pool::new(threads).map_err(crate::compute_error)?;
         let isa = pool.isa().name();
         let speeds = measure(&pool)?;
         let queue = Queue { flops_per_s: speeds.f32_flops_per_s, ..Queue::default() };
         let shared = Arc::new(Shared { queue: Mutex::new(queue), wake: Condvar::new() });
         let of_thread = Arc::clone(&shared);
-        let mut compute = Compute { pool, packs: Packs::default(), liar: fault.map(Liar::new) };
+        let mut compute = Compute { pool, packs: Packs::new(max_memory), liar: fault.map(Liar::new) };
         std::thread::Builder::new()
             .name("executor".to_owned())
             .spawn(move || compute.run(&of_thread))
@@ -283,13 +292,18 @@ fn measure(pool: &Pool) -> Result<Speeds> {
 }
 
 /// Packed bands and panels, the most recently used last.
-#[derive(Default)]
 struct Packs {
     a: Vec<(PackKey, Arc<PackedA>)>,
     b: Vec<(PackKey, Arc<PackedB>)>,
+    peers_bytes: usize,
 }
 
 impl Packs {
+    fn new(max_memory: u64) -> Packs {
+        let share = usize::try_from(max_memory / PACKED_SHARE).unwrap_or(usize::MAX);
+        Packs { a: Vec::new(), b: Vec::new(), peers_bytes: share.clamp(PACKED_LOCAL_BYTES / 4, PACKED_PEERS_BYTES) }
+    }
+
     fn product(
         &mut self,
         a: &(PackKey, Tensor),
@@ -308,29 +322,39 @@ impl Packs {
             Some(packed) => packed,
             None => Arc::new(PackedB::new(&b.1, a.1.dtype(), pool, cancel)?),
         };
-        keep(&mut self.a, a.0, &packed_a);
-        keep(&mut self.b, b.0, &packed_b);
-        self.shrink();
-        pangea_compute::matmul_packed(&packed_a, &packed_b, pool, cancel)
+        let product = pangea_compute::matmul_packed(&packed_a, &packed_b, pool, cancel);
+        keep(&mut self.a, a.0, packed_a);
+        keep(&mut self.b, b.0, packed_b);
+        self.shrink(matches!(a.0, PackKey::Local { .. }));
+        product
     }
 
-    /// Drops the least recently used until all fits; the newest of each side always stays.
-    fn shrink(&mut self) {
+    /// Drops what is over: bands of this node's jobs at once, each having met its group of panels; then panels
+    /// and peers' operands, the least recently used first.
+    fn shrink(&mut self, local: bool) {
+        let of = |key: &PackKey| matches!(key, PackKey::Local { .. }) == local;
+        let limit = if local { PACKED_LOCAL_BYTES } else { self.peers_bytes };
         loop {
-            let size_a: usize = self.a.iter().map(|(_, packed)| packed.size_bytes()).sum();
-            let size_b: usize = self.b.iter().map(|(_, packed)| packed.size_bytes()).sum();
-            if size_a + size_b <= PACKED_BYTES_MAX {
+            let bands: Vec<usize> = positions(&self.a, of);
+            let panels: Vec<usize> = positions(&self.b, of);
+            let size_a: usize = bands.iter().map(|at| self.a[*at].1.size_bytes()).sum();
+            let size_b: usize = panels.iter().map(|at| self.b[*at].1.size_bytes()).sum();
+            if size_a + size_b <= limit {
                 return;
             }
-            if self.b.len() > 1 && (size_b > size_a || self.a.len() <= 1) {
-                self.b.remove(0);
-            } else if self.a.len() > 1 {
-                self.a.remove(0);
-            } else {
-                return;
+            match (bands.as_slice(), panels.as_slice()) {
+                ([oldest, _, ..], _) if local || size_a >= size_b || panels.len() < 2 => drop(self.a.remove(*oldest)),
+                (_, [oldest, _, ..]) => drop(self.b.remove(*oldest)),
+                ([oldest, ..], _) => drop(self.a.remove(*oldest)),
+                (_, [oldest, ..]) => drop(self.b.remove(*oldest)),
+                ([], []) => return,
             }
         }
     }
+}
+
+fn positions<T>(kept: &[(PackKey, Arc<T>)], of: impl Fn(&PackKey) -> bool) -> Vec<usize> {
+    kept.iter().enumerate().filter(|(_, (key, _))| of(key)).map(|(at, _)| at).collect()
 }
 
 fn take<T>(kept: &mut Vec<(PackKey, Arc<T>)>, key: &PackKey) -> Option<Arc<T>> {
@@ -338,8 +362,8 @@ fn take<T>(kept: &mut Vec<(PackKey, Arc<T>)>, key: &PackKey) -> Option<Arc<T>> {
     Some(kept.remove(at).1)
 }
 
-fn keep<T>(kept: &mut Vec<(PackKey, Arc<T>)>, key: PackKey, packed: &Arc<T>) {
+fn keep<T>(kept: &mut Vec<(PackKey, Arc<T>)>, key: PackKey, packed: Arc<T>) {
     if key != PackKey::Once {
-        kept.push((key, Arc::clone(packed)));
+        kept.push((key, packed));
     }
 }

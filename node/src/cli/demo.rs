@@ -1,0 +1,282 @@
+//! `pangea demo`: the main job with no set-up, told in short sentences. Real nodes, real products, a real kill; every
+//! number of both products is computed once more here and compared.
+
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use pangea_client::{Client, JobReport, MatmulOptions, Place, TensorInfo};
+use pangea_compute::{Buffer, Cancel, DType, Pool, Tensor};
+use rand::Rng;
+use serde::Serialize;
+
+use super::args::{DemoArgs, OutputArgs};
+use super::demo_node::DemoNode;
+use super::failure::{Exit, Failure};
+use super::matrix::Operand;
+use super::table::{Align, Table, seconds, short_peer};
+use super::{print, print_json};
+use crate::config::host;
+
+/// The nodes' names. The first takes the job; the last is killed.
+const NAMES: [&str; 3] = ["alpha", "beta", "gamma"];
+
+/// How long the nodes may take to find each other.
+const TIMEOUT: Duration = Duration::from_secs(20);
+
+/// How often a product is made larger because it was done before anyone could be killed.
+const ATTEMPTS: usize = 3;
+
+/// What `--json` shows.
+#[derive(Serialize)]
+struct Outcome {
+    nodes: Vec<NodeLine>,
+    products: Vec<ProductLine>,
+    /// From the start of the first node to the last check.
+    seconds: f64,
+}
+
+#[derive(Serialize)]
+struct NodeLine {
+    name: String,
+    peer: String,
+    pid: u32,
+    threads: usize,
+    /// Killed in the middle of the second product.
+    killed: bool,
+}
+
+/// A product and what came of comparing it.
+#[derive(Serialize)]
+struct ProductLine {
+    #[serde(flatten)]
+    report: JobReport,
+    /// The peer killed in the middle of it.
+    killed: Option<String>,
+    /// Largest difference to the product computed in one piece by this process.
+    largest_difference: f64,
+    /// What rounding explains.
+    tolerance: f64,
+}
+
+/// Says what happens to a person who watches.
+struct Story {
+    told: bool,
+    since: Instant,
+}
+
+impl Story {
+    fn tell(&self, text: impl std::fmt::Display) -> Result<(), Failure> {
+        if !self.told {
+            return Ok(());
+        }
+        print(&format!("{:>5.1} s  {text}\n", self.since.elapsed().as_secs_f64()))
+    }
+}
+
+pub(super) async fn run(args: DemoArgs, output: OutputArgs) -> Result<(), Failure> {
+    let story = Story { told: !args.json.json && !output.quiet, since: Instant::now() };
+    // Declared before the nodes, so that it is removed after they have ended.
+    let folder = tempfile::Builder::new()
+        .prefix("pangea-demo-")
+        .tempdir()
+        .map_err(|error| Failure::failed(format!("no temporary folder for the demo: {error}")))?;
+    let threads = (host::cores() / NAMES.len()).max(1);
+    let pool_key = make_pool_key(folder.path())?;
+    story.tell(format!("Starting {} nodes on this machine: {}.", NAMES.len(), NAMES.join(", ")))?;
+    let mut nodes = start_nodes(folder.path(), &pool_key, threads).await?;
+    let client = Client::connect(&nodes[0].rpc, TIMEOUT).await?;
+    for node in &nodes[1..] {
+        client.connect_peer(&node.address, Some(TIMEOUT)).await?;
+    }
+    story.tell("They share a fresh pool key: each proved that it knows it.")?;
+
+    let mut lines: Vec<NodeLine> = nodes
+        .iter()
+        .map(|node| NodeLine {
+            name: node.name.clone(),
+            peer: node.peer.clone(),
+            pid: node.pid(),
+            threads,
+            killed: false,
+        })
+        .collect();
+    let size = args.size as usize;
+    story.tell(format!("Multiplying two {size} × {size} matrices: {} asks, the others compute.", NAMES[0]))?;
+    let (first, _) = multiply(&client, size, None, &story).await?;
+    story.tell(after(&first))?;
+
+    let victim = nodes.len() - 1;
+    let (second, killed) = survive(&client, &mut nodes[victim], size + size / 2, &story).await?;
+    lines[victim].killed = killed;
+    story.tell(after(&second))?;
+
+    drop(client);
+    drop(nodes);
+    let total_seconds = story.since.elapsed().as_secs_f64();
+    let outcome = Outcome { nodes: lines, products: vec![first, second], seconds: total_seconds };
+    if args.json.json {
+        return print_json(&outcome);
+    }
+    if output.quiet {
+        return Ok(());
+    }
+    print(&show(&outcome))
+}
+
+fn make_pool_key(folder: &Path) -> Result<PathBuf, Failure> {
+    let path = folder.join("pool.key");
+    let digits: String = rand::rng().random::<[u8; 32]>().iter().map(|byte| format!("{byte:02x}")).collect();
+    let written = std::fs::File::options().create_new(true).write(true).mode(0o600).open(&path);
+    written
+        .and_then(|mut file| file.write_all(digits.as_bytes()))
+        .map_err(|error| Failure::failed(format!("cannot write the demo's pool key: {error}")))?;
+    Ok(path)
+}
+
+/// All at once: each measures itself when it starts.
+async fn start_nodes(folder: &Path, pool_key: &Path, threads: usize) -> Result<Vec<DemoNode>, Failure> {
+    futures::future::try_join_all(NAMES.iter().map(|name| DemoNode::start(name, folder, pool_key, threads))).await
+}
+
+/// A product in the middle of which a node is killed. The sign for it is the first part that is done, so a product that
+/// is done all at once is tried again larger.
+async fn survive(
+    client: &Client,
+    victim: &mut DemoNode,
+    size: usize,
+    story: &Story,
+) -> Result<(ProductLine, bool), Failure> {
+    let mut size = size;
+    story.tell(format!("Multiplying {size} × {size} now, and killing {} while it computes.", victim.name))?;
+    for _ in 1..ATTEMPTS {
+        let (product, killed) = multiply(client, size, Some(&mut *victim), story).await?;
+        if killed {
+            return Ok((product, true));
+        }
+        size *= 2;
+        story.tell(format!("That was done before anyone could be killed; again with {size} × {size}."))?;
+    }
+    multiply(client, size, Some(victim), story).await
+}
+
+/// Multiplies on the peers of the node behind `client`, killing `victim` once the first part is done, and checks every
+/// number. Whether the victim was killed.
+async fn multiply(
+    client: &Client,
+    size: usize,
+    mut victim: Option<&mut DemoNode>,
+    story: &Story,
+) -> Result<(ProductLine, bool), Failure> {
+    let a = Operand::generated(size, size, DType::F32, 1);
+    let b = Operand::generated(size, size, DType::F32, 2);
+    let held_a = client.upload(&mut a.upload(0..size, 0..size, &mut |_| {})).await?;
+    let held_b = client.upload(&mut b.upload(0..size, 0..size, &mut |_| {})).await?;
+    let options = MatmulOptions { place: Place::Remote, ..MatmulOptions::default() };
+    let (job, product) = client.matmul(&held_a, &held_b, &options);
+    let mut killed = None;
+    let mut told = Ok(());
+    job.watch(&mut |progress| {
+        let in_the_middle = progress.tasks_done > 0 && progress.tasks_done < progress.tasks_total;
+        if in_the_middle && let Some(victim) = victim.take() {
+            victim.kill();
+            killed = Some(victim.peer.clone());
+            let done = format!("{} of {} parts", progress.tasks_done, progress.tasks_total);
+            told = story.tell(format!("Killed {} after {done}; the others take over its part.", victim.name));
+        }
+    })
+    .await?;
+    told?;
+    let report = job.report().await?;
+    let mut bytes = Vec::new();
+    let TensorInfo { rows, cols, .. } = product.read_into(&mut bytes).await?;
+    let (a, b) = (a.whole().await?, b.whole().await?);
+    let compared = tokio::task::spawn_blocking(move || {
+        let got = Tensor::from_buffer(DType::F32, rows as usize, cols as usize, Buffer::copy_of(&bytes)?)?;
+        let expected = pangea_compute::matmul(&a, &b, &Pool::new(host::cores())?, &Cancel::new())?;
+        Ok::<_, Failure>(largest_difference(&got, &expected))
+    });
+    let largest_difference = compared.await.map_err(|error| Failure::failed(error.to_string()))??;
+    // Elements are below 1: what sums of `size` products in a different order can differ by.
+    let tolerance = size as f64 * f64::from(f32::EPSILON);
+    if largest_difference.is_nan() || largest_difference > tolerance {
+        return Err(Failure::new(
+            Exit::Untrusted,
+            format!("the product is wrong: it differs by {largest_difference:e} from the one computed here"),
+        ));
+    }
+    let was_killed = killed.is_some();
+    Ok((ProductLine { report, killed, largest_difference, tolerance }, was_killed))
+}
+
+/// The largest difference between two products of one shape; NaN where they are of two.
+fn largest_difference(one: &Tensor, other: &Tensor) -> f64 {
+    match (one.view::<f32>(), other.view::<f32>()) {
+        (Ok(one), Ok(other)) if one.dim() == other.dim() => {
+            let differences = one.iter().zip(other.iter()).map(|(one, other)| f64::from((one - other).abs()));
+            differences.fold(0.0, |most, next| if next > most || next.is_nan() { next } else { most })
+        }
+        _ => f64::NAN,
+    }
+}
+
+fn after(product: &ProductLine) -> String {
+    let report = &product.report;
+    let [side, ..] = report.shape;
+    format!(
+        "Done in {}: {} of {} parts elsewhere; all {} numbers are right.",
+        seconds(report.seconds),
+        report.tasks.remote,
+        report.tasks.total,
+        grouped(side * side)
+    )
+}
+
+/// A number with its thousands apart.
+fn grouped(number: usize) -> String {
+    let digits = number.to_string();
+    let mut text = String::new();
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+fn show(outcome: &Outcome) -> String {
+    let mut table = Table::new([
+        ("product", Align::Left),
+        ("time", Align::Right),
+        ("parts", Align::Left),
+        ("redone", Align::Right),
+        ("verdict", Align::Left),
+    ]);
+    for product in &outcome.products {
+        let report = &product.report;
+        let [side, ..] = report.shape;
+        let shares = report.workers.iter().filter(|share| share.tasks > 0);
+        let parts: Vec<String> = shares.map(|share| format!("{} {}", share.name, share.tasks)).collect();
+        table.row([
+            format!("{side} × {side}{}", if product.killed.is_some() { ", one killed" } else { "" }),
+            seconds(report.seconds),
+            parts.join(", "),
+            report.tasks.retried.to_string(),
+            report.verification.verdict.clone(),
+        ]);
+    }
+    let mut text = format!("\n{}\n", table.render());
+    for product in &outcome.products {
+        for rejection in &product.report.verification.rejected {
+            text.push_str(&format!("  A wrong result of {} was caught and redone.\n", short_peer(&rejection.peer)));
+        }
+    }
+    text.push_str(&format!(
+        "  Both products are right, in {} all told. Nothing is left behind.\n\
+         \x20 Next: `pangea node` on two machines, then `pangea matmul A.npy B.npy -o C.npy`.\n",
+        seconds(outcome.seconds)
+    ));
+    text
+}

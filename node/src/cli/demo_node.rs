@@ -1,0 +1,145 @@
+//! A node that the demo runs: a child process of the same binary with everything of its own. It ends, and is waited for,
+//! when it is dropped, however that comes about.
+
+use std::collections::VecDeque;
+use std::io::{BufRead, BufReader};
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Child, ChildStderr, Command, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use serde::Deserialize;
+use tokio::sync::oneshot;
+
+use super::failure::Failure;
+
+/// How long a node may take to start on a busy machine.
+const START_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Lines of a node's log that are shown when it fails.
+const LOG_LINES: usize = 8;
+
+/// A node under way.
+pub(super) struct DemoNode {
+    child: Child,
+    pub(super) name: String,
+    pub(super) peer: String,
+    /// Where other nodes reach it.
+    pub(super) address: String,
+    /// Where programs reach it.
+    pub(super) rpc: String,
+}
+
+/// What a node says of itself in `node.json`.
+#[derive(Deserialize)]
+struct Facts {
+    peer: String,
+    listening: Vec<String>,
+    rpc: String,
+}
+
+type Lines = Arc<Mutex<VecDeque<String>>>;
+
+/// A child that does not outlive whoever holds this.
+struct EndOnDrop(Option<Child>);
+
+impl Drop for EndOnDrop {
+    fn drop(&mut self) {
+        if let Some(child) = &mut self.0 {
+            end(child);
+        }
+    }
+}
+
+impl DemoNode {
+    /// Starts a node called `name` that keeps everything below `folder` and lets in who has the pool key.
+    pub(super) async fn start(name: &str, folder: &Path, pool_key: &Path, threads: usize) -> Result<DemoNode, Failure> {
+        let broken = |why: String| Failure::failed(format!("the node {name} did not start: {why}"));
+        let binary = std::env::current_exe().map_err(|error| broken(error.to_string()))?;
+        let data_dir = folder.join(name);
+        let mut command = Command::new(binary);
+        for (variable, _) in std::env::vars_os() {
+            // Settings for the person's own nodes are not meant for these.
+            if variable.to_string_lossy().starts_with("PANGEA_") {
+                command.env_remove(variable);
+            }
+        }
+        command
+            .args(["node", "--listen", "/ip4/127.0.0.1/tcp/0", "--rpc-addr", "127.0.0.1:0", "--no-mdns", "--ephemeral"])
+            .args(["--name", name, "--threads", &threads.to_string()])
+            .arg("--data-dir")
+            .arg(&data_dir)
+            .arg("--pool-key")
+            .arg(pool_key)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            // Ctrl-C is the demo's to handle: the nodes end with it.
+            .process_group(0);
+        let mut child = command.spawn().map_err(|error| broken(error.to_string()))?;
+        let stderr = child.stderr.take();
+        let mut guard = EndOnDrop(Some(child));
+        let (lines, listening) = follow(stderr);
+        let said = |lines: &Lines| {
+            let lines = lines.lock().unwrap_or_else(PoisonError::into_inner);
+            lines.iter().map(|line| format!("\n  {line}")).collect::<String>()
+        };
+        match tokio::time::timeout(START_TIMEOUT, listening).await {
+            Ok(Ok(())) => {}
+            Ok(Err(_)) => return Err(broken(format!("it ended at once{}", said(&lines)))),
+            Err(_) => return Err(broken(format!("nothing within {} s{}", START_TIMEOUT.as_secs(), said(&lines)))),
+        }
+        let text = std::fs::read(data_dir.join("node.json")).map_err(|error| broken(error.to_string()))?;
+        let facts: Facts = serde_json::from_slice(&text).map_err(|error| broken(error.to_string()))?;
+        let address = facts.listening.into_iter().next().ok_or_else(|| broken("it listens nowhere".to_owned()))?;
+        let child = guard.0.take().ok_or_else(|| broken("it is gone".to_owned()))?;
+        Ok(DemoNode { child, name: name.to_owned(), peer: facts.peer, address, rpc: facts.rpc })
+    }
+
+    /// Kills it, as a power cut would.
+    pub(super) fn kill(&mut self) {
+        end(&mut self.child);
+    }
+
+    /// Its process id.
+    pub(super) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+}
+
+impl Drop for DemoNode {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// Ends a child for certain; one that has ended already is left alone.
+fn end(child: &mut Child) {
+    let _ = child.kill();
+    let _ = child.wait();
+}
+
+/// Reads a node's log so that it never waits for a reader: the last lines, and word of when it listens.
+fn follow(stderr: Option<ChildStderr>) -> (Lines, oneshot::Receiver<()>) {
+    let lines = Lines::default();
+    let (sender, listening) = oneshot::channel();
+    let kept = Arc::clone(&lines);
+    std::thread::spawn(move || {
+        let mut sender = Some(sender);
+        for line in stderr.into_iter().flat_map(|stderr| BufReader::new(stderr).lines()).map_while(Result::ok) {
+            if line.contains("Listening on ")
+                && let Some(sender) = sender.take()
+            {
+                // Nobody waits any more: the demo has been stopped.
+                let _ = sender.send(());
+            }
+            let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
+            if kept.len() == LOG_LINES {
+                kept.pop_front();
+            }
+            kept.push_back(line);
+        }
+    });
+    (lines, listening)
+}

@@ -1,0 +1,368 @@
+//! Real `pangea` processes: each node with free ports and a folder of its own, their logs kept where a test fails.
+//! It drives them as people and programs do: flags, files, signals, the service, log lines.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::rc::Rc;
+use std::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use pangea_client::blocking::Client;
+use pangea_client::{NodeStatus, PeerStatus};
+use rustix::process::Signal;
+
+use crate::namespaces::Namespace;
+use crate::process::{PATIENCE, Process, eventually};
+
+/// The binary under test, where it is not beside the test's own.
+pub const BINARY: &str = "PANGEA_BIN";
+
+/// Tests that compare times run alone.
+static MACHINE: RwLock<()> = RwLock::new(());
+
+/// Nodes of one test.
+pub struct Cluster {
+    folder: Rc<Folder>,
+    /// A part of this machine, or all of it.
+    _turn: Turn,
+}
+
+/// Held, never looked at.
+enum Turn {
+    Shared { _guard: RwLockReadGuard<'static, ()> },
+    Alone { _guard: RwLockWriteGuard<'static, ()> },
+}
+
+/// The folder of a test: removed when it has passed.
+struct Folder {
+    path: PathBuf,
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("logs and folders of this test are in {}", self.path.display());
+        } else if let Err(error) = std::fs::remove_dir_all(&self.path) {
+            eprintln!("{} could not be removed: {error}", self.path.display());
+        }
+    }
+}
+
+impl Cluster {
+    /// Nodes beside those of other tests.
+    #[allow(clippy::new_without_default)]
+    pub fn new() -> Cluster {
+        // A test that failed with the machine to itself leaves nothing behind.
+        let guard = MACHINE.read().unwrap_or_else(|poisoned| poisoned.into_inner());
+        Cluster::with(Turn::Shared { _guard: guard })
+    }
+
+    /// Nodes that have the machine to themselves, for a test that compares times.
+    pub fn alone() -> Cluster {
+        let guard = MACHINE.write().unwrap_or_else(|poisoned| poisoned.into_inner());
+        Cluster::with(Turn::Alone { _guard: guard })
+    }
+
+    fn with(turn: Turn) -> Cluster {
+        let path = tempfile::Builder::new().prefix("pangea-test-").tempdir().unwrap().keep();
+        Cluster { folder: Rc::new(Folder { path }), _turn: turn }
+    }
+
+    /// A folder for this test's files.
+    pub fn folder(&self) -> &Path {
+        &self.folder.path
+    }
+
+    /// A node to be started. Its name is that of its folder and its log, too.
+    pub fn node(&self, name: &str) -> NodeBuilder {
+        NodeBuilder {
+            folder: Rc::clone(&self.folder),
+            name: name.to_owned(),
+            listen: "/ip4/127.0.0.1/tcp/0".to_owned(),
+            rpc_addr: "127.0.0.1:0".to_owned(),
+            namespace: None,
+            mdns: false,
+            arguments: Vec::new(),
+        }
+    }
+
+    /// A pool key as a file.
+    pub fn pool_key(&self, name: &str, byte: u8) -> PathBuf {
+        let path = self.folder.path.join(name);
+        std::fs::write(&path, format!("{byte:02x}").repeat(32)).unwrap();
+        path
+    }
+
+    /// Starts a command of the binary and leaves it running.
+    pub fn start(&self, arguments: &[&str]) -> Process {
+        self.start_in(None, arguments)
+    }
+
+    /// The same in a namespace.
+    pub fn start_in(&self, namespace: Option<&Namespace>, arguments: &[&str]) -> Process {
+        let mut command = command(namespace);
+        command.args(arguments).env("PANGEA_HOME", self.folder.path.join("home")).current_dir(&self.folder.path);
+        Process::start(arguments[0], command, &self.folder.path.join("commands.log"))
+    }
+
+    /// Runs a command of the binary to its end.
+    pub fn run(&self, arguments: &[&str]) -> Output {
+        output(&self.start(arguments))
+    }
+}
+
+/// How a command ended and what it said.
+#[derive(Debug)]
+pub struct Output {
+    /// Its exit code; `None` where a signal ended it.
+    pub code: Option<i32>,
+    /// Standard output.
+    pub out: String,
+    /// Standard error.
+    pub err: String,
+}
+
+impl Output {
+    /// Its standard output, which must be one JSON document and nothing else.
+    ///
+    /// # Panics
+    /// Where it did not end well or wrote something else.
+    pub fn json(&self) -> serde_json::Value {
+        assert_eq!(self.code, Some(0), "{self:?}");
+        serde_json::from_str(&self.out).unwrap_or_else(|error| panic!("{error}: {self:?}"))
+    }
+}
+
+/// Waits for the end of a process.
+pub fn output(process: &Process) -> Output {
+    let status = process.wait();
+    let said = |out| process.lines().into_iter().filter(|line| line.out == out).map(|line| line.text + "\n").collect();
+    Output { code: status.code(), out: said(true), err: said(false) }
+}
+
+/// A node before it starts.
+pub struct NodeBuilder {
+    folder: Rc<Folder>,
+    name: String,
+    listen: String,
+    rpc_addr: String,
+    namespace: Option<Namespace>,
+    mdns: bool,
+    arguments: Vec<String>,
+}
+
+impl NodeBuilder {
+    /// A flag with its value.
+    pub fn with(mut self, flag: &str, value: impl AsRef<str>) -> NodeBuilder {
+        self.arguments.extend([flag.to_owned(), value.as_ref().to_owned()]);
+        self
+    }
+
+    /// A flag without a value.
+    pub fn flag(mut self, flag: &str) -> NodeBuilder {
+        self.arguments.push(flag.to_owned());
+        self
+    }
+
+    /// How it lies or fails.
+    pub fn fault(self, fault: &str) -> NodeBuilder {
+        self.with("--fault", fault)
+    }
+
+    /// The pool's key.
+    pub fn pool_key(self, file: &Path) -> NodeBuilder {
+        self.with("--pool-key", file.to_str().unwrap())
+    }
+
+    /// The most memory for tensors, as the flag takes it.
+    pub fn max_memory(self, size: &str) -> NodeBuilder {
+        self.with("--max-memory", size)
+    }
+
+    /// Where it listens for peers instead of a free port of loopback.
+    pub fn listen(mut self, address: &str) -> NodeBuilder {
+        address.clone_into(&mut self.listen);
+        self
+    }
+
+    /// Where its service listens instead of a free port of loopback.
+    pub fn rpc_addr(mut self, address: &str) -> NodeBuilder {
+        address.clone_into(&mut self.rpc_addr);
+        self
+    }
+
+    /// Runs it in a namespace, where it finds others by mDNS.
+    pub fn in_namespace(mut self, namespace: &Namespace) -> NodeBuilder {
+        self.namespace = Some(namespace.clone());
+        "/ip4/0.0.0.0/tcp/0".clone_into(&mut self.listen);
+        self.mdns = true;
+        self
+    }
+
+    /// Its data directory.
+    pub fn data_dir(&self) -> PathBuf {
+        self.folder.path.join(&self.name)
+    }
+
+    /// Starts it and leaves it to the caller whether it lives.
+    pub fn launch(&self) -> Process {
+        let mut command = command(self.namespace.as_ref());
+        command.args(["node", "--name", &self.name, "--threads", "1", "--listen", &self.listen, "--rpc-addr", &self.rpc_addr]);
+        command.arg("--data-dir").arg(self.data_dir()).args(&self.arguments);
+        if !self.mdns {
+            command.arg("--no-mdns");
+        }
+        Process::start(&self.name, command, &self.folder.path.join(format!("{}.log", self.name)))
+    }
+
+    /// Starts it and waits until it listens.
+    pub fn start(&self) -> Node {
+        let process = self.launch();
+        process.line("Listening on ");
+        let text = std::fs::read_to_string(self.data_dir().join("node.json")).unwrap();
+        let facts: serde_json::Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(facts["pid"], process.pid());
+        let fact = |value: &serde_json::Value| value.as_str().unwrap().to_owned();
+        Node {
+            process,
+            peer: fact(&facts["peer"]),
+            address: fact(&facts["listening"][0]),
+            rpc: fact(&facts["rpc"]),
+            data_dir: self.data_dir(),
+            _folder: Rc::clone(&self.folder),
+        }
+    }
+}
+
+/// The binary, in a namespace or not, without this environment's own settings for nodes.
+fn command(namespace: Option<&Namespace>) -> Command {
+    let mut command = match namespace {
+        Some(namespace) => namespace.command(&binary()),
+        None => Command::new(binary()),
+    };
+    for (name, _) in std::env::vars_os().filter(|(name, _)| name.as_encoded_bytes().starts_with(b"PANGEA_")) {
+        command.env_remove(name);
+    }
+    command
+}
+
+/// The binary that is tested.
+///
+/// # Panics
+/// Where there is none.
+pub fn binary() -> PathBuf {
+    let path = std::env::var_os(BINARY).map(PathBuf::from).unwrap_or_else(|| {
+        // Tests are in target/PROFILE/deps, the binary is in target/PROFILE.
+        let test = std::env::current_exe().unwrap();
+        test.ancestors().nth(2).unwrap().join("pangea")
+    });
+    let profile = if cfg!(debug_assertions) { "" } else { " --release" };
+    assert!(
+        path.is_file(),
+        "{} is not there: run `cargo build{profile} --bin pangea` first, or name the binary with {BINARY}",
+        path.display()
+    );
+    path
+}
+
+/// A running node.
+pub struct Node {
+    /// The process.
+    pub process: Process,
+    /// Its peer id.
+    pub peer: String,
+    /// Where it listens, with its peer id.
+    pub address: String,
+    /// Where its service is.
+    pub rpc: String,
+    /// Its data directory.
+    pub data_dir: PathBuf,
+    _folder: Rc<Folder>,
+}
+
+impl Node {
+    /// A connection to its service.
+    pub fn client(&self) -> Client {
+        Client::connect(&self.rpc, PATIENCE).unwrap()
+    }
+
+    /// Connects it to another; both have logged it when this returns.
+    pub fn connect(&self, other: &Node) {
+        self.connect_by(other, &other.address);
+    }
+
+    /// Connects it to another at an address that leads there.
+    pub fn connect_by(&self, other: &Node, address: &str) {
+        assert_eq!(self.client().connect_peer(address, Some(PATIENCE)).unwrap(), other.peer);
+        self.process.line(&format!("Connected to peer {}", other.peer));
+        other.process.line(&format!("Connected to peer {}", self.peer));
+    }
+
+    /// What it says of itself.
+    pub fn status(&self) -> NodeStatus {
+        self.client().status().unwrap()
+    }
+
+    /// What it says of a peer.
+    ///
+    /// # Panics
+    /// Where it does not know it.
+    pub fn status_of(&self, peer: &Node) -> PeerStatus {
+        let peers = self.client().peers().unwrap();
+        peers.into_iter().find(|status| status.peer == peer.peer).unwrap()
+    }
+
+    /// Waits until no job runs here and no tensor is held.
+    pub fn is_idle_again(&self) {
+        let client = self.client();
+        eventually("no job and no tensor is left", || {
+            let status = client.status().unwrap();
+            status.jobs_running == 0 && status.memory_used_bytes == 0
+        });
+    }
+
+    /// Its port for peers.
+    pub fn port(&self) -> u16 {
+        self.address.split('/').nth(4).unwrap().parse().unwrap()
+    }
+
+    /// SIGKILL.
+    pub fn kill9(&self) {
+        self.process.signal(Signal::KILL);
+    }
+
+    /// SIGSTOP: its connections stay open, and nothing answers.
+    pub fn stop(&self) {
+        self.process.signal(Signal::STOP);
+    }
+
+    /// SIGCONT.
+    pub fn cont(&self) {
+        self.process.signal(Signal::CONT);
+    }
+
+    /// SIGTERM; its exit code once it has ended.
+    pub fn terminate(&self) -> Option<i32> {
+        self.process.signal(Signal::TERM);
+        self.process.wait().code()
+    }
+}
+
+/// An accepting node and workers connected to it.
+pub struct Star {
+    /// The accepting node.
+    pub one: Node,
+    /// The others.
+    pub workers: Vec<Node>,
+}
+
+impl Cluster {
+    /// An accepting node, connected to workers as described.
+    pub fn star(&self, workers: Vec<NodeBuilder>) -> Star {
+        let one = self.node("one").start();
+        let workers: Vec<Node> = workers.iter().map(NodeBuilder::start).collect();
+        for worker in &workers {
+            one.connect(worker);
+        }
+        Star { one, workers }
+    }
+}

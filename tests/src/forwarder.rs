@@ -1,0 +1,156 @@
+//! A TCP link between two nodes that delays, narrows and cuts what goes through it. It never looks at the bytes.
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+/// Bytes that are read at once.
+const PIECE_BYTES: usize = 16 << 10;
+
+/// Pieces under way in each direction: 4 MiB on the line are more than any delay here fills.
+const PIECES: usize = 256;
+
+/// What the link does.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Quality {
+    /// Time from one end to the other.
+    pub delay: Duration,
+    /// Width of each direction of each connection; 0 is as wide as it gets.
+    pub bytes_per_s: u64,
+    /// All connections are cut, for good, once so many bytes have gone through; 0 is never.
+    pub cut_after_bytes: u64,
+}
+
+/// A link that ends when dropped.
+pub struct Forwarder {
+    local: SocketAddr,
+    shared: Arc<Shared>,
+    acceptor: Option<JoinHandle<()>>,
+}
+
+struct Shared {
+    quality: Quality,
+    forwarded: AtomicU64,
+    cut: AtomicBool,
+    connections: Mutex<Vec<TcpStream>>,
+}
+
+impl Forwarder {
+    /// A link to the node that listens on `port` of loopback.
+    pub fn start(port: u16, quality: Quality) -> Forwarder {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let local = listener.local_addr().unwrap();
+        let shared = Arc::new(Shared {
+            quality,
+            forwarded: AtomicU64::new(0),
+            cut: AtomicBool::new(false),
+            connections: Mutex::default(),
+        });
+        let acceptor = std::thread::spawn({
+            let shared = Arc::clone(&shared);
+            move || {
+                while let Ok((near, _)) = listener.accept() {
+                    if shared.cut.load(Ordering::SeqCst) {
+                        return;
+                    }
+                    let Ok(far) = TcpStream::connect(("127.0.0.1", port)) else { continue };
+                    shared.carry(&near, &far);
+                }
+            }
+        });
+        Forwarder { local, shared, acceptor: Some(acceptor) }
+    }
+
+    /// Where a node dials to get through it.
+    pub fn address(&self) -> String {
+        format!("/ip4/127.0.0.1/tcp/{}", self.local.port())
+    }
+
+    /// Bytes that went through, both ways.
+    pub fn forwarded_bytes(&self) -> u64 {
+        self.shared.forwarded.load(Ordering::SeqCst)
+    }
+
+    /// Whether it was cut.
+    pub fn is_cut(&self) -> bool {
+        self.shared.cut.load(Ordering::SeqCst)
+    }
+
+    /// Cuts every connection, for good.
+    pub fn cut(&self) {
+        self.shared.cut();
+    }
+}
+
+impl Drop for Forwarder {
+    fn drop(&mut self) {
+        self.cut();
+        // Wakes the acceptor up, which then sees that it is over.
+        let _ = TcpStream::connect(self.local);
+        if let Some(acceptor) = self.acceptor.take() {
+            let _ = acceptor.join();
+        }
+    }
+}
+
+/// What is on the line: bytes, and when they are at the far end.
+type Piece = (Instant, Vec<u8>);
+
+impl Shared {
+    fn carry(self: &Arc<Shared>, near: &TcpStream, far: &TcpStream) {
+        for stream in [near, far] {
+            stream.set_nodelay(true).unwrap();
+            self.connections.lock().unwrap().push(stream.try_clone().unwrap());
+        }
+        for (from, to) in [(near, far), (far, near)] {
+            let (sender, pieces) = sync_channel(PIECES);
+            let (from, to) = (from.try_clone().unwrap(), to.try_clone().unwrap());
+            let delay = self.quality.delay;
+            std::thread::spawn(move || take(from, &sender, delay));
+            let shared = Arc::clone(self);
+            std::thread::spawn(move || shared.give(to, &pieces));
+        }
+    }
+
+    fn give(&self, mut to: TcpStream, pieces: &Receiver<Piece>) {
+        let mut free_at = Instant::now();
+        while let Ok((due, bytes)) = pieces.recv() {
+            let rate = self.quality.bytes_per_s;
+            let due = due.max(free_at);
+            if rate > 0 {
+                free_at = due + Duration::from_secs_f64(bytes.len() as f64 / rate as f64);
+            }
+            // This is what a slow line is.
+            std::thread::sleep(due.saturating_duration_since(Instant::now()));
+            if to.write_all(&bytes).is_err() {
+                break;
+            }
+            let before = self.forwarded.fetch_add(bytes.len() as u64, Ordering::SeqCst);
+            let limit = self.quality.cut_after_bytes;
+            if limit > 0 && before + bytes.len() as u64 >= limit {
+                self.cut();
+            }
+        }
+        let _ = to.shutdown(Shutdown::Both);
+    }
+
+    fn cut(&self) {
+        self.cut.store(true, Ordering::SeqCst);
+        for stream in self.connections.lock().unwrap().drain(..) {
+            let _ = stream.shutdown(Shutdown::Both);
+        }
+    }
+}
+
+fn take(mut from: TcpStream, pieces: &SyncSender<Piece>, delay: Duration) {
+    let mut buffer = vec![0; PIECE_BYTES];
+    while let Ok(length @ 1..) = from.read(&mut buffer) {
+        if pieces.send((Instant::now() + delay, buffer[..length].to_vec())).is_err() {
+            return;
+        }
+    }
+}

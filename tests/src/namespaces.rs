@@ -1,0 +1,83 @@
+//! Hosts of their own on one machine: network namespaces joined by a switch, made with `ip` from iproute2 as root.
+//! They carry the process id in their names and are removed when dropped; nothing of the machine's own network changes.
+
+use std::path::Path;
+use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+/// One host's network.
+#[derive(Clone, Debug)]
+pub struct Namespace {
+    name: String,
+    /// Its address on the switch.
+    pub address: String,
+}
+
+/// A switch and the hosts on it.
+pub struct Namespaces {
+    switch: String,
+    hosts: Vec<Namespace>,
+}
+
+impl Namespaces {
+    /// `count` hosts on one switch; why not, where this machine does not allow it.
+    pub fn new(count: usize) -> Result<Namespaces, String> {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let prefix = format!("pgt{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let mut made = Namespaces { switch: format!("{prefix}-switch"), hosts: Vec::new() };
+        ip(&["netns", "add", &made.switch])?;
+        let switch = made.switch.clone();
+        ip(&["-n", &switch, "link", "add", "switch", "type", "bridge", "mcast_snooping", "0"])?;
+        ip(&["-n", &switch, "link", "set", "switch", "up"])?;
+        for number in 1..=count {
+            let host = Namespace { name: format!("{prefix}-{number}"), address: format!("10.231.77.{number}") };
+            let (name, port) = (host.name.clone(), format!("port{number}"));
+            ip(&["netns", "add", &name])?;
+            made.hosts.push(host);
+            ip(&["-n", &switch, "link", "add", &port, "type", "veth", "peer", "name", "eth0", "netns", &name])?;
+            ip(&["-n", &switch, "link", "set", &port, "master", "switch", "up"])?;
+            ip(&["-n", &name, "addr", "add", &format!("10.231.77.{number}/24"), "brd", "+", "dev", "eth0"])?;
+            ip(&["-n", &name, "link", "set", "lo", "up"])?;
+            ip(&["-n", &name, "link", "set", "eth0", "up"])?;
+        }
+        Ok(made)
+    }
+
+    /// The hosts.
+    pub fn hosts(&self) -> &[Namespace] {
+        &self.hosts
+    }
+
+    /// Pulls a host's plug, or puts it back.
+    pub fn set_plugged(&self, host: usize, plugged: bool) {
+        let state = if plugged { "up" } else { "down" };
+        ip(&["-n", &self.switch, "link", "set", &format!("port{}", host + 1), state]).unwrap();
+    }
+}
+
+impl Drop for Namespaces {
+    fn drop(&mut self) {
+        for name in self.hosts.iter().map(|host| &host.name).chain([&self.switch]) {
+            if let Err(why) = ip(&["netns", "delete", name]) {
+                eprintln!("the namespace {name} could not be removed: {why}");
+            }
+        }
+    }
+}
+
+impl Namespace {
+    /// `program` in this namespace; the process that starts becomes the program.
+    pub fn command(&self, program: &Path) -> Command {
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", &self.name]).arg(program);
+        command
+    }
+}
+
+fn ip(arguments: &[&str]) -> Result<(), String> {
+    let output = Command::new("ip").args(arguments).output().map_err(|error| format!("ip cannot be run: {error}"))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    Err(format!("ip {}: {}", arguments.join(" "), String::from_utf8_lossy(&output.stderr).trim()))
+}

@@ -1,0 +1,227 @@
+//! One child process: its lines as they come, with their times, and its end. It is killed when dropped.
+//! It knows nothing of nodes; see `cluster`.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
+
+/// How long anything may take before a test counts it as never happening. No test depends on less.
+pub const PATIENCE: Duration = Duration::from_secs(90);
+
+/// Something a process wrote.
+#[derive(Clone, Debug)]
+pub struct Line {
+    /// When it arrived.
+    pub at: Instant,
+    /// Without its end.
+    pub text: String,
+    /// Whether it came from standard output; else from standard error.
+    pub out: bool,
+}
+
+/// A process under way, or ended.
+pub struct Process {
+    name: String,
+    pid: Pid,
+    shared: Arc<Shared>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+struct Shared {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    lines: Vec<Line>,
+    /// Once it has been reaped; before that its pid is its own.
+    ended: Option<ExitStatus>,
+    pipes_open: usize,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap()
+    }
+}
+
+impl Process {
+    /// Starts `command`; all it says goes to the file `log`, too.
+    ///
+    /// # Panics
+    /// Where it cannot be started.
+    pub fn start(name: &str, mut command: Command, log: &Path) -> Process {
+        let mut child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap_or_else(|error| panic!("cannot start {name} ({command:?}): {error}"));
+        let log = File::options().create(true).append(true).open(log).unwrap();
+        let pid = Pid::from_child(&child);
+        let shared = Arc::new(Shared { state: Mutex::default(), changed: Condvar::new() });
+        shared.lock().pipes_open = 2;
+        let mut threads = Vec::new();
+        let (out, err) = (child.stdout.take().unwrap(), child.stderr.take().unwrap());
+        threads.push(read(out, true, log.try_clone().unwrap(), Arc::clone(&shared)));
+        threads.push(read(err, false, log, Arc::clone(&shared)));
+        threads.push(reap(child, pid, Arc::clone(&shared)));
+        Process { name: name.to_owned(), pid, shared, threads }
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.pid.as_raw_nonzero().get() as u32
+    }
+
+    /// Sends it a signal; nothing where it has ended.
+    pub fn signal(&self, signal: Signal) {
+        let state = self.shared.lock();
+        if state.ended.is_none() {
+            kill_process(self.pid, signal).unwrap();
+        }
+    }
+
+    /// Everything it said so far.
+    pub fn lines(&self) -> Vec<Line> {
+        self.shared.lock().lines.clone()
+    }
+
+    /// How often it said something with `text` in it so far.
+    pub fn count(&self, text: &str) -> usize {
+        self.shared.lock().lines.iter().filter(|line| line.text.contains(text)).count()
+    }
+
+    /// Waits for a line with `text` in it, whenever it came.
+    ///
+    /// # Panics
+    /// Where it ends without one, or after [`PATIENCE`].
+    pub fn line(&self, text: &str) -> Line {
+        self.nth_line(text, 1)
+    }
+
+    /// Waits for the `n`-th line with `text` in it.
+    ///
+    /// # Panics
+    /// As [`Process::line`].
+    pub fn nth_line(&self, text: &str, n: usize) -> Line {
+        let deadline = Instant::now() + PATIENCE;
+        let mut state = self.shared.lock();
+        loop {
+            if let Some(line) = state.lines.iter().filter(|line| line.text.contains(text)).nth(n - 1) {
+                return line.clone();
+            }
+            let over = state.ended.is_some() && state.pipes_open == 0;
+            let left = deadline.saturating_duration_since(Instant::now());
+            if over || left.is_zero() {
+                let said: Vec<String> = state.lines.iter().map(|line| line.text.clone()).collect();
+                let how = if over { "ended without" } else { "did not say for a long time" };
+                drop(state);
+                panic!("{} {how}: {text:?} (no. {n}). It said:\n{}", self.name, said.join("\n"));
+            }
+            state = self.shared.changed.wait_timeout(state, left).unwrap().0;
+        }
+    }
+
+    /// Whether it has ended.
+    pub fn has_ended(&self) -> bool {
+        self.shared.lock().ended.is_some()
+    }
+
+    /// Waits for its end and for all it said.
+    ///
+    /// # Panics
+    /// After [`PATIENCE`].
+    pub fn wait(&self) -> ExitStatus {
+        let deadline = Instant::now() + PATIENCE;
+        let mut state = self.shared.lock();
+        loop {
+            if let Some(status) = state.ended.filter(|_| state.pipes_open == 0) {
+                return status;
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                drop(state);
+                panic!("{} did not end", self.name);
+            }
+            state = self.shared.changed.wait_timeout(state, left).unwrap().0;
+        }
+    }
+
+    /// The most memory it has had resident, in bytes (`VmHWM`); `None` once it has ended, and where the system does
+    /// not say.
+    pub fn peak_memory_bytes(&self) -> Option<u64> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).ok()?;
+        let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
+        let kib: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
+        Some(kib << 10)
+    }
+
+    /// The same while it runs, until it ends: the last that was seen.
+    pub fn peak_memory_until_end(&self) -> u64 {
+        let mut peak = 0;
+        while !self.has_ended() {
+            peak = self.peak_memory_bytes().unwrap_or(0).max(peak);
+            // The counter never falls: only a peak in the very last moment can be missed.
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        peak
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.signal(Signal::KILL);
+        for thread in self.threads.drain(..) {
+            // A reader that panicked has said so.
+            let _ = thread.join();
+        }
+    }
+}
+
+fn read(pipe: impl Read + Send + 'static, out: bool, mut log: File, shared: Arc<Shared>) -> JoinHandle<()> {
+    std::thread::spawn(move || {
+        let mut pipe = BufReader::new(pipe);
+        let mut bytes = Vec::new();
+        while matches!(pipe.read_until(b'\n', &mut bytes), Ok(read) if read > 0) {
+            let at = Instant::now();
+            let _ = log.write_all(&bytes);
+            let text = String::from_utf8_lossy(&bytes).trim_end().to_owned();
+            shared.lock().lines.push(Line { at, text, out });
+            shared.changed.notify_all();
+            bytes.clear();
+        }
+        shared.lock().pipes_open -= 1;
+        shared.changed.notify_all();
+    })
+}
+
+fn reap(mut child: Child, pid: Pid, shared: Arc<Shared>) -> JoinHandle<()> {
+    std::thread::spawn(move || {
+        // Not reaped here: until its end is noted below, nobody else can get its pid.
+        while waitid(WaitId::Pid(pid), WaitIdOptions::EXITED | WaitIdOptions::NOWAIT).is_err_and(|error| error == rustix::io::Errno::INTR) {}
+        let mut state = shared.lock();
+        state.ended = Some(child.wait().unwrap());
+        drop(state);
+        shared.changed.notify_all();
+    })
+}
+
+/// Asks again and again until `condition` holds: for what nobody tells when it changes.
+///
+/// # Panics
+/// After [`PATIENCE`].
+pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !condition() {
+        assert!(Instant::now() < deadline, "this never happened: {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}

@@ -1,0 +1,473 @@
+//! The binary `pangea` as one process: what it refuses and how, its exit codes, its JSON, the file formats, local runs.
+//! Several nodes are the cluster tests' business.
+
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use serde_json::Value;
+
+/// An address where nothing listens: port 1 needs privileges and nobody uses it.
+const NOBODY: &str = "127.0.0.1:1";
+
+/// The binary under test: `PANGEA_BIN`, or the one built beside this test, or the release build.
+fn binary() -> PathBuf {
+    if let Some(path) = std::env::var_os("PANGEA_BIN") {
+        return PathBuf::from(path);
+    }
+    let test = std::env::current_exe().unwrap();
+    let profile = test.parent().and_then(Path::parent).unwrap();
+    let candidates = [profile.join("pangea"), profile.with_file_name("release").join("pangea")];
+    match candidates.iter().find(|path| path.exists()) {
+        Some(path) => path.clone(),
+        None => panic!("no pangea binary beside {}; run `cargo build --release` first or set PANGEA_BIN", test.display()),
+    }
+}
+
+fn golden(name: &str) -> String {
+    format!("{}/golden/{name}", env!("CARGO_MANIFEST_DIR"))
+}
+
+/// The binary with these arguments, in `folder`, without any setting of whoever runs the tests.
+fn command(folder: &Path, arguments: &[&str]) -> Command {
+    let mut command = Command::new(binary());
+    for (variable, _) in std::env::vars_os() {
+        if variable.to_string_lossy().starts_with("PANGEA_") {
+            command.env_remove(variable);
+        }
+    }
+    command.args(arguments).current_dir(folder).env("HOME", folder).env("COLUMNS", "80").stdin(Stdio::null());
+    command
+}
+
+fn pangea(folder: &Path, arguments: &[&str]) -> Output {
+    command(folder, arguments).output().unwrap()
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+fn stdout(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+fn names_in(folder: &Path) -> Vec<String> {
+    let mut names: Vec<String> =
+        fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned()).collect();
+    names.sort();
+    names
+}
+
+fn json(output: &Output) -> Value {
+    assert!(output.status.success(), "{}", stderr(output));
+    serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {}", stdout(output)))
+}
+
+#[test]
+fn bad_input_is_refused_with_a_sentence_and_leaves_nothing_behind() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path();
+    let good = fs::read(golden("product_f32.npy")).unwrap();
+    fs::write(path.join("short.npy"), &good[..good.len() - 3]).unwrap();
+    fs::write(path.join("header.npy"), &good[..40]).unwrap();
+    fs::write(path.join("noise.npy"), [0x93u8; 300]).unwrap();
+    fs::write(path.join("huge.npy"), hostile_header()).unwrap();
+    fs::write(path.join("ragged.csv"), "1,2,3\n4,5\n").unwrap();
+    fs::write(path.join("words.csv"), "x,y,z\n1,2,3\n").unwrap();
+    fs::write(path.join("strings.json"), "[[1, \"2\", 3]]").unwrap();
+    fs::write(path.join("broken.json"), "[[1, 2").unwrap();
+    fs::write(path.join("numbers.txt"), "1").unwrap();
+    fs::write(path.join("fraction.csv"), "0.5,1,2\n").unwrap();
+    fs::create_dir(path.join("folder.npy")).unwrap();
+    let before = names_in(path);
+    let b = golden("b_i8.npy");
+    // The left operand and what must be said of it.
+    for (a, said) in [
+        (golden("b_i8.npy").as_str(), "A is 3 x 4 and B is 3 x 4"),
+        (golden("three_dimensions.npy").as_str(), "3 dimensions"),
+        (golden("vector.npy").as_str(), "reshape"),
+        (golden("unsigned.npy").as_str(), "int8"),
+        (golden("complex.npy").as_str(), "complex"),
+        (golden("product_i32.npy").as_str(), "int32 is not multiplied"),
+        ("missing.npy", "there is no such file"),
+        ("folder.npy", "not a regular file"),
+        ("short.npy", "truncated"),
+        ("header.npy", "short.npy|header"),
+        ("noise.npy", "not a .npy file"),
+        ("huge.npy", "larger than any file"),
+        ("ragged.csv", "line 2, column 3"),
+        ("words.csv", "line 1, column 1"),
+        ("strings.json", "row 1, column 2"),
+        ("broken.json", "line 1"),
+        ("numbers.txt", ".npy, .csv or .json"),
+    ] {
+        let output = pangea(path, &["matmul", a, &b, "-o", "c.npy", "--json"]);
+        assert_eq!(output.status.code(), Some(2), "{a}: {}", stderr(&output));
+        assert!(said.split('|').any(|said| stderr(&output).contains(said)), "{a}: {}", stderr(&output));
+        assert!(stderr(&output).lines().count() == 1 && stdout(&output).is_empty(), "{a}: {}", stderr(&output));
+        assert_eq!(names_in(path), before, "{a}");
+    }
+    let output = pangea(path, &["matmul", "fraction.csv", &b, "-o", "c.npy", "--dtype", "i8"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(stderr(&output).contains("cannot hold exactly"), "{}", stderr(&output));
+}
+
+/// A header that promises more elements than any number of bytes can hold.
+fn hostile_header() -> Vec<u8> {
+    let dict = "{'descr': '<f4', 'fortran_order': False, 'shape': (4611686018427387904, 4611686018427387904), }";
+    let mut bytes = b"\x93NUMPY\x01\x00".to_vec();
+    bytes.extend((dict.len() as u16 + 1).to_le_bytes());
+    bytes.extend(dict.as_bytes());
+    bytes.push(b'\n');
+    bytes
+}
+
+#[test]
+fn a_product_that_cannot_be_written_is_refused_before_it_is_computed() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path();
+    fs::copy(golden("b_i8.npy"), path.join("b.npy")).unwrap();
+    fs::create_dir(path.join("folder.npy")).unwrap();
+    let a = golden("a_i8.npy");
+    for (output, said) in [
+        ("nowhere/c.npy", "does not exist"),
+        ("c.txt", ".npy, .csv or .json"),
+        ("folder.npy", "is a folder"),
+        ("b.npy", "the product would replace it"),
+        ("./b.npy", "the product would replace it"),
+    ] {
+        let result = pangea(path, &["matmul", &a, "b.npy", "-o", output]);
+        assert_eq!(result.status.code(), Some(2), "{output}: {}", stderr(&result));
+        assert!(stderr(&result).contains(said), "{output}: {}", stderr(&result));
+        assert!(!stderr(&result).contains("multiplying"), "{output} was noticed only after starting to work");
+    }
+    assert_eq!(names_in(path), ["b.npy", "folder.npy"]);
+    assert_eq!(fs::read(path.join("b.npy")).unwrap(), fs::read(golden("b_i8.npy")).unwrap());
+}
+
+#[test]
+fn every_order_type_and_form_gives_numpys_product() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path();
+    let product = |name: &str| fs::read(golden(name)).unwrap();
+    for (a, b, expected) in [
+        ("a_f32_fortran.npy", "b_f32_big_endian.npy", "product_f32.npy"),
+        ("a_f64_big_endian_fortran.npy", "b_f16.npy", "product_f64.npy"),
+        ("a_i8.npy", "b_i8.npy", "product_i32.npy"),
+        ("a_f32_fortran.npy", "b_i8.npy", "product_f32.npy"),
+    ] {
+        let output = pangea(path, &["matmul", &golden(a), &golden(b), "-o", "c.npy", "-q"]);
+        assert!(output.status.success(), "{a} · {b}: {}", stderr(&output));
+        assert_eq!(fs::read(path.join("c.npy")).unwrap(), product(expected), "{a} · {b}");
+        assert!(output.stdout.is_empty());
+    }
+    // Through text and back: .npy → .csv, .json → .npy.
+    let identity = "[[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]";
+    fs::write(path.join("one.json"), identity).unwrap();
+    for (a, b, c) in [
+        (golden("product_f64.npy").as_str(), "one.json", "c.csv"),
+        ("c.csv", "one.json", "c.json"),
+        ("c.json", "one.json", "back.npy"),
+    ] {
+        let output = pangea(path, &["matmul", a, b, "-o", c, "-q"]);
+        assert!(output.status.success(), "{a}: {}", stderr(&output));
+    }
+    assert_eq!(fs::read(path.join("back.npy")).unwrap(), product("product_f64.npy"));
+    let output = pangea(path, &["matmul", "c.csv", "one.json", "-o", "c8.csv", "--dtype", "i8", "-q"]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    let whole = fs::read_to_string(path.join("c.csv")).unwrap().replace(".0", "");
+    assert_eq!(fs::read_to_string(path.join("c8.csv")).unwrap(), whole);
+}
+
+#[test]
+fn not_a_number_flows_into_files_that_can_hold_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path();
+    fs::write(path.join("a.csv"), "nan,1\n1,inf\n").unwrap();
+    fs::write(path.join("b.csv"), "1\n1\n").unwrap();
+    let output = pangea(path, &["matmul", "a.csv", "b.csv", "-o", "c.csv", "-q", "--verify"]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert_eq!(fs::read_to_string(path.join("c.csv")).unwrap(), "nan\ninf\n");
+    let output = pangea(path, &["matmul", "a.csv", "b.csv", "-o", "c.json", "-q"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert_eq!(names_in(path), ["a.csv", "b.csv", "c.csv"]);
+}
+
+#[test]
+fn empty_and_single_dimensions_work() {
+    let folder = tempfile::tempdir().unwrap();
+    for (shape, size) in [("0x3x4", 0), ("3x0x4", 48), ("3x4x0", 0), ("1x1x1", 4), ("1x1000x1", 4), ("7x1x9", 252)] {
+        let output = pangea(folder.path(), &["matmul", "--shape", shape, "--generate", "-o", "c.npy", "--json"]);
+        let report = json(&output);
+        let expected: Vec<u64> = shape.split('x').map(|side| side.parse().unwrap()).collect();
+        assert_eq!(report["shape"], serde_json::json!(expected));
+        assert_eq!(fs::metadata(folder.path().join("c.npy")).unwrap().len(), 128 + size, "{shape}");
+    }
+}
+
+#[test]
+fn without_a_node_it_multiplies_here_says_so_and_reports_every_promised_field() {
+    let folder = tempfile::tempdir().unwrap();
+    // Where a node of the person who runs the tests listens, the product is that node's.
+    let nobody_there = std::net::TcpListener::bind("127.0.0.1:8080").is_ok();
+    let output = pangea(folder.path(), &["matmul", "--size", "64", "--generate", "--dtype", "i8", "--verify", "--json"]);
+    let report = json(&output);
+    assert_eq!(report["shape"], serde_json::json!([64, 64, 64]));
+    assert_eq!(report["dtype"], "i32");
+    for field in ["seconds", "gflops", "bytes_sent", "bytes_received"] {
+        assert!(report[field].is_number(), "{field}: {report}");
+    }
+    for field in ["total", "remote", "local", "retried", "hedged"] {
+        assert!(report["tasks"][field].is_u64(), "{field}: {report}");
+    }
+    for field in ["peer", "tasks", "seconds"] {
+        assert!(!report["workers"][0][field].is_null(), "{field}: {report}");
+    }
+    assert!(report["verification"]["method"].is_string() && report["verification"]["verdict"].is_string(), "{report}");
+    if nobody_there {
+        assert!(stderr(&output).contains("No node runs at 127.0.0.1:8080"), "{}", stderr(&output));
+        assert_eq!(report["mode"], "local");
+        assert_eq!(report["tasks"]["remote"], 0);
+    }
+}
+
+#[test]
+fn the_same_seed_gives_the_same_product_and_another_does_not() {
+    let folder = tempfile::tempdir().unwrap();
+    let product = |seed: &str| {
+        let output =
+            pangea(folder.path(), &["matmul", "--size", "50", "--generate", "--dtype", "i8", "--seed", seed, "-o", "c.npy", "-q"]);
+        assert!(output.status.success(), "{}", stderr(&output));
+        fs::read(folder.path().join("c.npy")).unwrap()
+    };
+    assert_eq!(product("7"), product("7"));
+    assert_ne!(product("7"), product("8"));
+}
+
+#[test]
+fn a_product_larger_than_memory_is_the_same_as_one_that_fits() {
+    let folder = tempfile::tempdir().unwrap();
+    let product = |more: &[&str]| {
+        let mut arguments = vec!["matmul", "--shape", "1500x2000x1700", "--generate", "--dtype", "i8", "-o", "c.npy", "--json"];
+        arguments.extend(more);
+        let report = json(&pangea(folder.path(), &arguments));
+        (report["blocks"].as_u64().unwrap(), fs::read(folder.path().join("c.npy")).unwrap())
+    };
+    let (whole_blocks, whole) = product(&[]);
+    let (blocks, streamed) = product(&["--max-memory", "16M"]);
+    assert_eq!(whole_blocks, 1);
+    assert!(blocks > 1, "{blocks}");
+    assert!(whole == streamed);
+    // Files, of every order, go the same way.
+    let file = |name: &str, fortran: bool| {
+        let (rows, cols) = (1400u32, 1500u32);
+        let mut header = format!("{{'descr': '|i1', 'fortran_order': {}, 'shape': ({rows}, {cols}), }}", if fortran { "True" } else { "False" });
+        header.push_str(&" ".repeat(128 - 10 - 1 - header.len()));
+        let mut out = fs::File::create(folder.path().join(name)).unwrap();
+        out.write_all(b"\x93NUMPY\x01\x00\x76\x00").unwrap();
+        out.write_all(header.as_bytes()).unwrap();
+        let element = |row: u32, col: u32| (row.wrapping_mul(31).wrapping_add(col * 17) % 251) as u8;
+        let mut bytes = vec![b'\n'];
+        match fortran {
+            false => bytes.extend((0..rows).flat_map(|row| (0..cols).map(move |col| element(row, col)))),
+            true => bytes.extend((0..cols).flat_map(|col| (0..rows).map(move |row| element(row, col)))),
+        }
+        out.write_all(&bytes).unwrap();
+    };
+    file("rows.npy", false);
+    file("columns.npy", true);
+    let other = "shape.npy";
+    let generated = pangea(folder.path(), &["matmul", "--shape", "1500x1x1400", "--generate", "--dtype", "f32", "-o", other, "-q"]);
+    assert!(generated.status.success(), "{}", stderr(&generated));
+    let product = |a: &str, memory: &str| {
+        let report = json(&pangea(folder.path(), &["matmul", a, other, "-o", "p.npy", "--dtype", "f64", "--max-memory", memory, "--json"]));
+        assert_eq!(report["blocks"].as_u64().unwrap() > 1, memory == "16M");
+        fs::read(folder.path().join("p.npy")).unwrap()
+    };
+    let expected = elements(&product("rows.npy", "1G"));
+    for (a, memory) in [("columns.npy", "1G"), ("rows.npy", "16M"), ("columns.npy", "16M")] {
+        let got = elements(&product(a, memory));
+        assert_eq!(got.len(), expected.len());
+        let most = got.iter().zip(&expected).map(|(got, expected)| (got - expected).abs()).fold(0.0, f64::max);
+        assert!(most < 1e-7, "{a}, {memory}: {most}");
+    }
+}
+
+/// The elements of an f64 `.npy` file with a 128-byte header.
+fn elements(file: &[u8]) -> Vec<f64> {
+    file[128..].chunks_exact(8).map(|bytes| f64::from_le_bytes(bytes.try_into().unwrap())).collect()
+}
+
+#[test]
+fn a_full_disk_leaves_nothing_behind() {
+    // A file size limit is what a full disk looks like to one process.
+    let folder = tempfile::tempdir().unwrap();
+    let script = "ulimit -f 64; trap '' XFSZ; exec \"$0\" matmul --size 512 --generate -o c.npy";
+    let mut shell = Command::new("bash");
+    shell.args(["-c", script]).arg(binary()).current_dir(folder.path()).env("HOME", folder.path());
+    let output = shell.output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+    assert!(names_in(folder.path()).is_empty(), "{:?}", names_in(folder.path()));
+}
+
+#[test]
+fn ctrl_c_stops_the_work_and_leaves_nothing_behind() {
+    let folder = tempfile::tempdir().unwrap();
+    // Far more than can be done before the signal arrives.
+    let mut child = command(folder.path(), &["matmul", "--size", "20000", "--generate", "-o", "c.npy", "--max-memory", "64M"])
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // The temporary file of the product is there before the work begins.
+    while names_in(folder.path()).is_empty() {
+        assert!(child.try_wait().unwrap().is_none());
+        std::thread::yield_now();
+    }
+    let killed = Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+    assert!(killed.success());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(130), "{}", stderr(&output));
+    assert!(names_in(folder.path()).is_empty(), "{:?}", names_in(folder.path()));
+}
+
+#[test]
+fn a_node_that_was_named_and_is_not_there_is_exit_code_3() {
+    let folder = tempfile::tempdir().unwrap();
+    for arguments in [
+        &["peers", "--json"][..],
+        &["status"],
+        &["matmul", "--size", "4", "--generate"],
+        &["bench", "matmul", "--size", "4"],
+        &["bench", "net", "12D3KooW"],
+    ] {
+        let mut arguments = arguments.to_vec();
+        arguments.extend(["--rpc", NOBODY]);
+        let output = pangea(folder.path(), &arguments);
+        assert_eq!(output.status.code(), Some(3), "{arguments:?}: {}", stderr(&output));
+        assert!(stderr(&output).contains(NOBODY) && output.stdout.is_empty(), "{arguments:?}: {}", stderr(&output));
+    }
+    let output = command(folder.path(), &["status"]).env("PANGEA_RPC", NOBODY).output().unwrap();
+    assert_eq!(output.status.code(), Some(3), "{}", stderr(&output));
+}
+
+#[test]
+fn bad_usage_is_exit_code_2() {
+    let folder = tempfile::tempdir().unwrap();
+    for arguments in [
+        &["frobnicate"][..],
+        &["matmul"],
+        &["matmul", "a.npy", "b.npy"],
+        &["matmul", "--size", "-3", "--generate"],
+        &["matmul", "--shape", "3x4", "--generate"],
+        &["matmul", "--size", "4", "--dtype", "u8"],
+        &["matmul", "--size", "4", "--deadline", "soon"],
+        &["matmul", "--size", "4", "--redundancy", "0"],
+        &["matmul", "--size", "4", "--rpc", "nonsense"],
+        &["matmul", "--size", "4", "--peer", "192.168.1.20:7777"],
+        &["matmul", "--size", "4", "--max-memory", "lots"],
+        &["matmul", "--size", "4", "-v", "-q"],
+        &["node", "--listen", "/ip4/127.0.0.1"],
+        &["node", "--threads", "0"],
+        &["node", "--peers-file", "nowhere.json"],
+        &["node", "--config", "nowhere.toml"],
+        &["completions", "tcl"],
+    ] {
+        let output = pangea(folder.path(), arguments);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {}", stderr(&output));
+        assert!(!output.stderr.is_empty() && output.stdout.is_empty(), "{arguments:?}");
+        assert!(names_in(folder.path()).is_empty(), "{arguments:?}: {:?}", names_in(folder.path()));
+    }
+}
+
+#[test]
+fn a_bad_pool_key_is_exit_code_2_before_anything_is_created_or_bound() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path();
+    fs::write(path.join("short.key"), "abc123").unwrap();
+    fs::write(path.join("words.key"), "not a key at all, whatever its length may be, 64 digits or more").unwrap();
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let taken = taken.local_addr().unwrap();
+    for key in ["missing.key", "short.key", "words.key", "."] {
+        // A port that is taken would be exit code 1: the key comes first.
+        let output = pangea(path, &["node", "--pool-key", key, "--data-dir", "home", "--rpc-addr", &taken.to_string()]);
+        assert_eq!(output.status.code(), Some(2), "{key}: {}", stderr(&output));
+        assert!(stderr(&output).contains("64 hex digits"), "{key}: {}", stderr(&output));
+        assert!(!stderr(&output).contains("abc123"), "a key must never be shown");
+        assert_eq!(names_in(path), ["short.key", "words.key"]);
+    }
+}
+
+#[test]
+fn a_broken_configuration_is_exit_code_2_with_its_place() {
+    let folder = tempfile::tempdir().unwrap();
+    let home = folder.path().join("home");
+    fs::create_dir(&home).unwrap();
+    for (text, said) in [
+        ("threads = 2\nthreds = 3\n", "config.toml:2:1"),
+        ("max-memory = \"many\"\n", "config.toml:1:14"),
+        ("listen = \n", "config.toml:1:"),
+    ] {
+        fs::write(home.join("config.toml"), text).unwrap();
+        let output = pangea(folder.path(), &["node", "--data-dir", "home"]);
+        assert_eq!(output.status.code(), Some(2), "{text}: {}", stderr(&output));
+        assert!(stderr(&output).contains(said), "{text}: {}", stderr(&output));
+        assert_eq!(names_in(&home), ["config.toml"]);
+    }
+}
+
+#[test]
+fn help_is_complete_and_fits_80_columns() {
+    let folder = tempfile::tempdir().unwrap();
+    for arguments in [
+        &[][..],
+        &["--help"],
+        &["node", "--help"],
+        &["demo", "--help"],
+        &["matmul", "--help"],
+        &["peers", "--help"],
+        &["status", "--help"],
+        &["bench", "matmul", "--help"],
+        &["bench", "net", "--help"],
+        &["completions", "--help"],
+    ] {
+        let output = pangea(folder.path(), arguments);
+        assert!(output.status.success(), "{arguments:?}");
+        let text = stdout(&output);
+        for line in text.lines() {
+            assert!(line.chars().count() <= 80, "{arguments:?}: {line}");
+        }
+        insta::assert_snapshot!(format!("help {}", arguments.join(" ").replace(" --help", "")).trim().replace(' ', "_"), text);
+    }
+}
+
+#[test]
+fn completions_are_scripts_that_name_the_commands() {
+    let folder = tempfile::tempdir().unwrap();
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        let output = pangea(folder.path(), &["completions", shell]);
+        assert!(output.status.success(), "{shell}");
+        assert!(stdout(&output).contains("matmul") && output.stderr.is_empty(), "{shell}");
+    }
+}
+
+#[test]
+fn the_demo_multiplies_survives_a_kill_and_cleans_up() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = command(folder.path(), &["demo", "--json"]).env("TMPDIR", folder.path()).output().unwrap();
+    let result = json(&output);
+    assert_eq!(result["products"].as_array().unwrap().len(), 2, "{result}");
+    for product in result["products"].as_array().unwrap() {
+        assert!(product["tasks"]["remote"].as_u64().unwrap() > 0, "{product}");
+        assert_eq!(product["verification"]["verdict"], "tolerance-checked");
+    }
+    assert!(result["products"][0]["killed"].is_null());
+    assert!(result["products"][1]["killed"].is_string(), "{result}");
+    assert!(names_in(folder.path()).is_empty(), "{:?}", names_in(folder.path()));
+    for node in result["nodes"].as_array().unwrap() {
+        let pid = node["pid"].as_u64().unwrap();
+        let alive = Command::new("kill").args(["-0", &pid.to_string()]).stderr(Stdio::null()).status().unwrap();
+        assert!(!alive.success(), "{node} is still running");
+    }
+}

@@ -1,0 +1,204 @@
+//! Bytes that nobody asked for, on every port and in every place of the protocol: dropped, and no harm done.
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpStream};
+
+use pangea_compute::{DType, Tensor};
+use pangea_node::wire::{MAX_HEADER_BYTES, MAX_PAYLOAD_BYTES, Message, Operation, Shape, Task};
+use pangea_tests::cluster::{Cluster, Star};
+use pangea_tests::matrix::{assert_product, multiply, operands, remote};
+use pangea_tests::process::{PATIENCE, eventually};
+use pangea_tests::stranger::{Stranger, advert};
+
+/// That both nodes do what they are for, and nothing of the stranger's is left.
+fn all_is_well(star: &Star) {
+    let (a, b) = operands(DType::I8, 200, 200, 200);
+    let client = star.one.client();
+    let product = multiply(&client, &a, &b, &remote()).unwrap();
+    assert_product(&a, &b, &product.c);
+    assert_eq!(product.report.mode, "remote");
+    for node in star.workers.iter().chain([&star.one]) {
+        assert_eq!(node.process.count("panicked"), 0);
+    }
+}
+
+/// Bytes that look random and are the same in every run.
+fn noise(length: usize, seed: u64) -> Vec<u8> {
+    Tensor::generate(DType::I8, 1, length, seed).unwrap().contiguous_bytes().unwrap().to_vec()
+}
+
+#[test]
+fn garbage_on_the_ports_hurts_nobody() {
+    let cluster = Cluster::new();
+    let star = cluster.star(vec![cluster.node("worker")]);
+    let worker = &star.workers[0];
+    let libp2p = format!("127.0.0.1:{}", worker.port());
+    for port in [&libp2p, &worker.rpc, &star.one.rpc] {
+        // A Cap'n Proto message that claims 4 GiB, half a line of HTTP, nothing, and noise of several lengths.
+        let mut claims = vec![vec![0, 0, 0, 0, 0xff, 0xff, 0xff, 0x1f, 1], b"GET / HTTP/1.1\r\n".to_vec(), Vec::new()];
+        claims.push(vec![0xff; 64]);
+        claims.extend((0..12).map(|seed| noise(1 << seed, seed)));
+        for bytes in claims {
+            let mut stream = TcpStream::connect(port).unwrap();
+            stream.set_read_timeout(Some(PATIENCE)).unwrap();
+            // The node may have hung up already.
+            let _ = stream.write_all(&bytes);
+            let _ = stream.shutdown(Shutdown::Write);
+            let mut answer = Vec::new();
+            let ended = stream.read_to_end(&mut answer);
+            assert!(!ended.is_err_and(|error| error.kind() == std::io::ErrorKind::WouldBlock), "the node keeps the connection");
+        }
+    }
+    all_is_well(&star);
+}
+
+#[test]
+fn connections_that_say_nothing_keep_nobody_out() {
+    let cluster = Cluster::new();
+    let (one, worker) = (cluster.node("one").start(), cluster.node("worker").start());
+    let address = format!("127.0.0.1:{}", worker.port());
+    let silent: Vec<TcpStream> = (0..50).map(|_| TcpStream::connect(&address).unwrap()).collect();
+    one.connect(&worker);
+    drop(silent);
+    all_is_well(&Star { one, workers: vec![worker] });
+}
+
+#[test]
+fn frames_that_are_none_end_the_stream_and_nothing_else() {
+    let cluster = Cluster::new();
+    let star = cluster.star(vec![cluster.node("worker")]);
+    let stranger = Stranger::connect(&star.workers[0].address);
+    let prefix = |header: u32, payload: u32| [header.to_le_bytes(), payload.to_le_bytes()].concat();
+    let mut advert_bytes = Vec::new();
+    Message::Advert(advert()).encode(0, &mut advert_bytes).unwrap();
+    let mut truncated = advert_bytes.clone();
+    truncated.extend(prefix(16, 0));
+    truncated.extend([0xee; 16]);
+    let openings: [(&str, Vec<u8>); 8] = [
+        ("noise", noise(500, 4)),
+        ("a header larger than allowed", prefix(MAX_HEADER_BYTES + 8, 0)),
+        ("a header of all that a length can say", prefix(u32::MAX, 0)),
+        ("an empty header", prefix(0, 0)),
+        ("a payload larger than allowed", prefix(64, MAX_PAYLOAD_BYTES + 1)),
+        ("a header that is no message", [prefix(64, 0), noise(64, 5)].concat()),
+        ("an advert with something behind it that is no message", truncated),
+        ("a payload that belongs to no message", {
+            let mut bytes = advert_bytes.clone();
+            bytes[4..8].copy_from_slice(&8u32.to_le_bytes());
+            [bytes, vec![0; 8]].concat()
+        }),
+    ];
+    for (what, bytes) in openings {
+        let mut stream = stranger.stream();
+        stream.send(&bytes);
+        eprintln!("{what}: {} bytes came back before the end", stream.is_ended());
+    }
+    all_is_well(&star);
+}
+
+#[test]
+fn a_peer_of_another_protocol_version_is_not_worked_for() {
+    let cluster = Cluster::new();
+    let star = cluster.star(vec![cluster.node("worker")]);
+    let stranger = Stranger::connect(&star.workers[0].address);
+    let mut stream = stranger.stream();
+    stream.send_message(&Message::Advert(pangea_node::wire::Advert { version: 0, ..advert() }), &[]);
+    stream.is_ended();
+    let mut stream = stranger.stream();
+    stream.send_message(&Message::Cancel(7), &[]);
+    stream.is_ended();
+    all_is_well(&star);
+}
+
+#[test]
+fn well_formed_messages_at_the_wrong_place_end_the_stream() {
+    let cluster = Cluster::new();
+    let star = cluster.star(vec![cluster.node("worker")]);
+    let worker = &star.workers[0];
+    let stranger = Stranger::connect(&worker.address);
+    let tensor = Tensor::generate(DType::I8, 8, 8, 1).unwrap();
+    let (digest, shape) = (tensor.digest(), Shape::new(DType::I8, 8, 8).unwrap());
+    let operand = |offset| Message::Operand { digest, shape, offset };
+    let task = Message::Task(Task { id: 1, priority: 0, deadline: None, operation: Operation::MatMul { a: digest, b: digest } });
+    let lies: [Vec<(Message, usize)>; 3] = [
+        // It begins in the middle.
+        vec![(operand(32), 32)],
+        // The same task twice.
+        vec![(task.clone(), 0), (task.clone(), 0)],
+        // Half an operand, then one of another shape under the same name.
+        vec![(operand(0), 32), (Message::Operand { digest, shape: Shape::new(DType::I8, 4, 16).unwrap(), offset: 32 }, 32)],
+    ];
+    for messages in lies {
+        let mut stream = stranger.stream();
+        stream.send_message(&Message::Advert(advert()), &[]);
+        for (message, payload) in messages {
+            stream.send_message(&message, &vec![0; payload]);
+        }
+        stream.is_ended();
+    }
+    // Whatever it kept for the stranger is gone with the streams.
+    let client = worker.client();
+    eventually("the worker's memory is free", || client.status().unwrap().memory_used_bytes == 0);
+    all_is_well(&star);
+}
+
+#[test]
+fn memory_claimed_by_a_stranger_is_bounded_by_what_the_node_gives_to_one_peer() {
+    let cluster = Cluster::new();
+    let star = cluster.star(vec![cluster.node("worker").max_memory("64M")]);
+    let worker = &star.workers[0];
+    let before = worker.process.peak_memory_bytes();
+    let stranger = Stranger::connect(&worker.address);
+    let mut stream = stranger.stream();
+    stream.send_message(&Message::Advert(advert()), &[]);
+    for number in 0..200u8 {
+        let digest = pangea_compute::Digest::from_bytes([number; 32]);
+        // The first byte of 4 TiB, of 1 GiB, and of 1 MiB: nothing more ever comes.
+        let cols = [1 << 30, 1 << 10, 1][usize::from(number % 3)];
+        let shape = Shape::new(DType::I8, 1 << 12, cols).unwrap_or(Shape::new(DType::I8, 1 << 20, 1 << 10).unwrap());
+        stream.send_message(&Message::Operand { digest, shape, offset: 0 }, &[1]);
+    }
+    stream.send_message(&Message::Probe { nonce: 1, total: 0, last: true }, &[]);
+    let used = worker.status().memory_used_bytes;
+    assert!(used <= 16 << 20, "{used} bytes are held on a stranger's word");
+    if let (Some(before), Some(after)) = (before, worker.process.peak_memory_bytes()) {
+        assert!(after - before < 64 << 20, "{before} {after}");
+    }
+    all_is_well(&star);
+}
+
+#[test]
+fn an_operand_that_is_not_what_its_digest_says_is_not_computed_with() {
+    let cluster = Cluster::new();
+    let star = cluster.star(vec![cluster.node("worker")]);
+    let worker = &star.workers[0];
+    let stranger = Stranger::connect(&worker.address);
+    let mut stream = stranger.stream();
+    stream.send_message(&Message::Advert(advert()), &[]);
+    let digest = pangea_compute::Digest::from_bytes([1; 32]);
+    let shape = Shape::new(DType::I8, 8, 8).unwrap();
+    stream.send_message(&Message::Operand { digest, shape, offset: 0 }, &[7; 64]);
+    let operation = Operation::MatMul { a: digest, b: digest };
+    stream.send_message(&Message::Task(Task { id: 5, priority: 0, deadline: None, operation }), &[]);
+    let failure = stream.next_message(|message| matches!(message, Message::Failure { task: 5, .. }));
+    let Message::Failure { kind, message, .. } = failure else { unreachable!() };
+    assert_eq!(kind, pangea_client::ErrorKind::InvalidInput, "{message}");
+    assert_eq!(worker.status().tasks_served, 0);
+    all_is_well(&star);
+}
+
+#[test]
+fn a_digest_reveals_nothing_of_what_another_peer_sent() {
+    let cluster = Cluster::new();
+    let star = cluster.star(vec![cluster.node("worker")]);
+    // One tile: the whole operands are what is sent and named.
+    let (a, b) = operands(DType::I8, 64, 64, 64);
+    multiply(&star.one.client(), &a, &b, &remote()).unwrap();
+    let stranger = Stranger::connect(&star.workers[0].address);
+    let mut stream = stranger.stream();
+    stream.send_message(&Message::Advert(advert()), &[]);
+    let operation = Operation::MatMul { a: a.digest(), b: b.digest() };
+    stream.send_message(&Message::Task(Task { id: 9, priority: 0, deadline: None, operation }), &[]);
+    let missing = stream.next_message(|message| matches!(message, Message::Missing { task: 9, .. }));
+    assert_eq!(missing, Message::Missing { task: 9, digests: vec![a.digest(), b.digest()] });
+}

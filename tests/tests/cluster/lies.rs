@@ -1,0 +1,143 @@
+//! Workers that lie or fail on purpose (`--fault`): caught, redone, told, and provable afterwards.
+
+use std::path::{Path, PathBuf};
+
+use pangea_compute::check::ColumnProbe;
+use pangea_compute::{DType, NpyFile, Pool, Tensor};
+use pangea_tests::cluster::{Cluster, Node};
+use pangea_tests::matrix::{Product, assert_product, multiply, operands, remote};
+use pangea_tests::process::eventually;
+
+/// The folder in which an accusation of `peer` is kept; it is written while the job goes on.
+fn evidence_against(accuser: &Node, peer: &Node) -> PathBuf {
+    let root = accuser.data_dir.join("evidence");
+    let find = || {
+        let folders = std::fs::read_dir(&root).ok()?;
+        let mut of_peer = folders.map(|folder| folder.unwrap().path()).filter(|folder| folder.to_str().unwrap().contains(&peer.peer));
+        of_peer.find(|folder| folder.join("evidence.json").exists())
+    };
+    eventually("the evidence is kept", || find().is_some());
+    find().unwrap()
+}
+
+/// That what is kept proves the lie to anyone: the files are those of the record, and c is not a·b.
+fn proves_a_lie(folder: &Path, peer: &Node) {
+    let record: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(folder.join("evidence.json")).unwrap()).unwrap();
+    assert_eq!(record["peer"], peer.peer);
+    assert!(!record["why"].as_str().unwrap().is_empty());
+    let [a, b, c]: [Tensor; 3] = ["a", "b", "c"].map(|name| {
+        let tensor = NpyFile::open(folder.join(name).with_extension("npy")).unwrap().whole().unwrap().to_contiguous().unwrap();
+        assert_eq!(record[name], tensor.digest().to_string());
+        tensor
+    });
+    let pool = Pool::new(1).unwrap();
+    let probe = ColumnProbe::new(&b, c.dtype(), [9; 32], &pool).unwrap();
+    let refuted = probe.check(&a, &b, &c, &pool).is_err();
+    assert!(refuted, "the evidence does not show a lie");
+}
+
+fn is_caught(star_one: &Node, liar: &Node, product: &Product, a: &Tensor, b: &Tensor) {
+    assert_product(a, b, &product.c);
+    let rejected = &product.report.verification.rejected;
+    assert!(!rejected.is_empty(), "{:?}", product.report);
+    assert!(rejected.iter().all(|rejection| rejection.peer == liar.peer && !rejection.why.is_empty()));
+    assert!(product.report.workers.iter().all(|share| share.peer != liar.peer), "{:?}", product.report);
+    assert!(star_one.status_of(liar).quarantined);
+    assert_eq!(star_one.status_of(liar).state, "quarantined");
+    star_one.process.line(&format!("Peer {} is quarantined", liar.peer));
+    proves_a_lie(&evidence_against(star_one, liar), liar);
+}
+
+fn a_lie_is_caught(fault: &str, dtype: DType) {
+    let cluster = Cluster::new();
+    let star = cluster.star(vec![cluster.node("liar").fault(fault)]);
+    let (liar, client) = (&star.workers[0], star.one.client());
+    let (a, b) = operands(dtype, 300, 256, 280);
+    let product = multiply(&client, &a, &b, &remote()).unwrap();
+    is_caught(&star.one, liar, &product, &a, &b);
+    assert!(product.report.tasks.retried > 0);
+    // From now on it gets nothing to do.
+    let served = liar.status().tasks_served;
+    let again = multiply(&client, &a, &b, &remote()).unwrap();
+    assert_product(&a, &b, &again.c);
+    assert_eq!((again.report.mode.as_str(), liar.status().tasks_served), ("local", served));
+    let rpc = star.one.rpc.as_str();
+    let peers = cluster.run(&["peers", "--rpc", rpc, "--json"]).json();
+    assert_eq!(peers[0]["quarantined"], true);
+    assert_eq!(peers[0]["peer"], liar.peer);
+}
+
+#[test]
+fn one_wrong_element_among_integers_is_caught() {
+    a_lie_is_caught("corrupt-one", DType::I8);
+}
+
+#[test]
+fn one_wrong_element_among_floats_is_caught() {
+    a_lie_is_caught("corrupt-one", DType::F32);
+}
+
+#[test]
+fn a_product_wrong_everywhere_is_caught() {
+    a_lie_is_caught("corrupt-all", DType::F64);
+    a_lie_is_caught("corrupt-all", DType::I8);
+}
+
+#[test]
+fn an_earlier_result_passed_off_as_a_new_one_is_caught() {
+    let cluster = Cluster::new();
+    let star = cluster.star(vec![cluster.node("liar").fault("stale")]);
+    let client = star.one.client();
+    let (a, b) = operands(DType::I8, 200, 200, 200);
+    let first = multiply(&client, &a, &b, &remote()).unwrap();
+    assert_product(&a, &b, &first.c);
+    let c = Tensor::generate(DType::I8, 200, 200, 77).unwrap();
+    let second = multiply(&client, &a, &c, &remote()).unwrap();
+    is_caught(&star.one, &star.workers[0], &second, &a, &c);
+}
+
+#[test]
+fn an_honest_worker_redoes_what_a_liar_did() {
+    let cluster = Cluster::new();
+    let star = cluster.star(vec![cluster.node("liar").fault("corrupt-one"), cluster.node("honest")]);
+    let (a, b) = operands(DType::I8, 1500, 1500, 1500);
+    let product = multiply(&star.one.client(), &a, &b, &remote()).unwrap();
+    is_caught(&star.one, &star.workers[0], &product, &a, &b);
+    assert_eq!(product.report.tasks.local, 0, "{:?}", product.report);
+    assert!(!star.one.status_of(&star.workers[1]).quarantined);
+}
+
+#[test]
+fn redundancy_with_a_liar_still_gives_the_right_product() {
+    let cluster = Cluster::new();
+    let star = cluster.star(vec![cluster.node("liar").fault("corrupt-all"), cluster.node("honest"), cluster.node("too")]);
+    let (a, b) = operands(DType::I8, 700, 700, 700);
+    let options = pangea_client::MatmulOptions { redundancy: 2, ..remote() };
+    let product = multiply(&star.one.client(), &a, &b, &options).unwrap();
+    assert_product(&a, &b, &product.c);
+    assert!(product.report.workers.iter().all(|share| share.peer != star.workers[0].peer));
+}
+
+#[test]
+fn a_worker_that_cuts_its_answers_costs_no_result() {
+    let cluster = Cluster::new();
+    let star = cluster.star(vec![cluster.node("cutter").fault("drop")]);
+    let (a, b) = operands(DType::I8, 300, 300, 300);
+    let product = multiply(&star.one.client(), &a, &b, &remote()).unwrap();
+    assert_product(&a, &b, &product.c);
+    assert!(product.report.tasks.retried > 0 && product.report.tasks.remote == 0, "{:?}", product.report);
+    // Clumsy is not dishonest.
+    assert!(product.report.verification.rejected.is_empty());
+    assert!(!star.one.status_of(&star.workers[0]).quarantined);
+}
+
+#[test]
+fn a_worker_that_never_answers_costs_no_result() {
+    let cluster = Cluster::new();
+    let star = cluster.star(vec![cluster.node("mute").fault("hang")]);
+    let (a, b) = operands(DType::F32, 300, 300, 300);
+    let product = multiply(&star.one.client(), &a, &b, &remote()).unwrap();
+    assert_product(&a, &b, &product.c);
+    assert!(product.report.tasks.local > 0, "{:?}", product.report);
+    assert!(product.report.verification.rejected.is_empty());
+}

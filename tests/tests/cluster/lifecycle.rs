@@ -1,0 +1,177 @@
+//! How nodes, commands and jobs end: cancelled on every node, drained, refused, with nothing left behind.
+
+use pangea_client::ErrorKind;
+use pangea_compute::DType;
+use pangea_tests::cluster::{Cluster, Node, Star, output};
+use pangea_tests::matrix::{multiply_watching, operands, remote, upload};
+use pangea_tests::process::{Process, eventually};
+use rustix::process::Signal;
+
+/// A command whose job keeps a worker busy for a long time; returns once tasks of it are under way there.
+fn long_command(cluster: &Cluster, star: &Star) -> Process {
+    let rpc = star.one.rpc.as_str();
+    let command = cluster.start(&[
+        "matmul", "--size", "3000", "--generate", "--dtype", "f64", "--place", "remote", "-o", "C.npy", "--rpc", rpc,
+    ]);
+    let client = star.one.client();
+    eventually("the worker has tasks of the job", || {
+        assert!(!command.has_ended(), "{:?}", output(&command));
+        client.status().unwrap().jobs_running == 1 && client.peers().unwrap().iter().any(|peer| peer.tasks_in_flight > 0)
+    });
+    command
+}
+
+/// That nothing of a job is left on any node.
+fn all_is_over(star: &Star) {
+    star.one.is_idle_again();
+    for worker in &star.workers {
+        // Its executor is free again when a task of another node's is done; its memory is what it keeps for peers.
+        let client = star.one.client();
+        eventually("no task is in flight", || client.peers().unwrap().iter().all(|peer| peer.tasks_in_flight == 0));
+        assert_eq!(worker.status().jobs_running, 0);
+    }
+    let served: Vec<u64> = star.workers.iter().map(|worker| worker.status().tasks_served).collect();
+    let (a, b) = operands(DType::I8, 64, 64, 64);
+    pangea_tests::matrix::multiply(&star.one.client(), &a, &b, &remote()).unwrap();
+    let after: Vec<u64> = star.workers.iter().map(|worker| worker.status().tasks_served).collect();
+    assert!(after.iter().sum::<u64>() <= served.iter().sum::<u64>() + 1, "tasks of the ended job went on: {served:?} {after:?}");
+}
+
+fn slow_star(cluster: &Cluster) -> Star {
+    cluster.star(vec![cluster.node("slow").fault("slow")])
+}
+
+#[test]
+fn ctrl_c_on_a_product_cancels_it_on_every_node_and_leaves_no_file() {
+    let cluster = Cluster::new();
+    let star = slow_star(&cluster);
+    let command = long_command(&cluster, &star);
+    command.signal(Signal::INT);
+    let ended = output(&command);
+    assert_eq!(ended.code, Some(130), "{ended:?}");
+    all_is_over(&star);
+    assert!(no_product_file(&cluster));
+}
+
+#[test]
+fn a_killed_client_cancels_its_job_on_every_node_and_frees_its_memory() {
+    let cluster = Cluster::new();
+    let star = slow_star(&cluster);
+    let command = long_command(&cluster, &star);
+    command.signal(Signal::KILL);
+    all_is_over(&star);
+}
+
+fn no_product_file(cluster: &Cluster) -> bool {
+    let names = std::fs::read_dir(cluster.folder()).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    names.into_iter().all(|name| !name.contains("C.npy"))
+}
+
+#[test]
+fn a_cancelled_job_says_so_by_kind() {
+    let cluster = Cluster::new();
+    let star = slow_star(&cluster);
+    let client = star.one.client();
+    let (a, b) = operands(DType::F64, 1500, 1500, 1500);
+    let (a, b) = (upload(&client, &a).unwrap(), upload(&client, &b).unwrap());
+    let (job, product) = client.matmul(&a, &b, &remote());
+    client.cancel(&job).unwrap();
+    assert_eq!(client.wait(&job, &mut |_| {}).unwrap_err().kind(), ErrorKind::Cancelled);
+    assert_eq!(client.block_on(product.info()).unwrap_err().kind(), ErrorKind::Cancelled);
+    drop((a, b, job, product, client));
+    all_is_over(&star);
+}
+
+#[test]
+fn a_terminated_node_exits_with_zero_and_its_peers_say_that_it_is_gone() {
+    let cluster = Cluster::new();
+    let (one, other) = (cluster.node("one").start(), cluster.node("other").start());
+    one.connect(&other);
+    assert_eq!(other.terminate(), Some(0));
+    one.process.line(&format!("Peer {} is gone (", other.peer));
+    assert!(!other.data_dir.join("node.json").exists());
+    one.process.signal(Signal::INT);
+    assert_eq!(one.process.wait().code(), Some(0));
+}
+
+#[test]
+fn a_worker_terminated_in_the_middle_of_a_job_costs_no_result() {
+    let cluster = Cluster::new();
+    let star = cluster.star(vec![cluster.node("worker")]);
+    let (a, b) = operands(DType::F64, 2048, 2048, 2048);
+    let worker = &star.workers[0];
+    let mut told = false;
+    let product = multiply_watching(&star.one.client(), &a, &b, &remote(), &mut |progress| {
+        if progress.tasks_done > 0 && !told {
+            told = true;
+            worker.process.signal(Signal::TERM);
+        }
+    });
+    pangea_tests::matrix::assert_product(&a, &b, &product.unwrap().c);
+    assert_eq!(worker.process.wait().code(), Some(0));
+    star.one.process.line(&format!("Peer {} is gone (", worker.peer));
+}
+
+#[test]
+fn a_node_told_to_stop_lets_its_running_job_end() {
+    let cluster = Cluster::new();
+    let star = cluster.star(vec![cluster.node("worker")]);
+    let (a, b) = operands(DType::F64, 1200, 1200, 1200);
+    let mut told = false;
+    let product = multiply_watching(&star.one.client(), &a, &b, &remote(), &mut |_| {
+        if !std::mem::replace(&mut told, true) {
+            star.one.process.signal(Signal::TERM);
+        }
+    });
+    match product {
+        Ok(product) => pangea_tests::matrix::assert_product(&a, &b, &product.c),
+        Err(error) => assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}"),
+    }
+    assert_eq!(star.one.process.wait().code(), Some(0));
+}
+
+/// That a node does not come up and says why.
+fn does_not_start(process: &Process, words: &[&str]) {
+    let ended = output(process);
+    assert_eq!(ended.code, Some(1), "{ended:?}");
+    for word in words {
+        assert!(ended.err.contains(word), "{word} is missing: {ended:?}");
+    }
+}
+
+fn is_well(node: &Node) {
+    assert_eq!(node.status().peer, node.peer);
+}
+
+#[test]
+fn a_taken_port_is_named_with_what_to_do() {
+    let cluster = Cluster::new();
+    let one = cluster.node("one").start();
+    let port = one.port().to_string();
+    does_not_start(&cluster.node("other").listen(&format!("/ip4/127.0.0.1/tcp/{port}")).launch(), &[&port, "--listen"]);
+    let rpc_port = one.rpc.rsplit(':').next().unwrap();
+    does_not_start(&cluster.node("third").rpc_addr(&one.rpc).launch(), &[rpc_port, "--rpc-addr"]);
+    is_well(&one);
+}
+
+#[test]
+fn a_data_directory_has_one_node_at_a_time() {
+    let cluster = Cluster::new();
+    let one = cluster.node("one").start();
+    does_not_start(&cluster.node("one").launch(), &[one.data_dir.to_str().unwrap(), "--data-dir"]);
+    assert!(one.data_dir.join("node.json").exists());
+    one.kill9();
+    one.process.wait();
+    // A node that was killed leaves nothing that keeps the next one out.
+    is_well(&cluster.node("one").start());
+}
+
+#[test]
+fn two_ephemeral_nodes_share_a_data_directory() {
+    let cluster = Cluster::new();
+    let one = cluster.node("one").start();
+    let guest = cluster.node("one").flag("--ephemeral").launch();
+    guest.line("Listening on ");
+    assert_ne!(guest.line("Starting node ").text, one.process.line("Starting node ").text);
+    is_well(&one);
+}

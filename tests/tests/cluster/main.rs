@@ -1,0 +1,12 @@
+//! Several real nodes: what the fabric promises while processes die, stop, lie, run out of memory and are spoken to by
+//! strangers. Each test starts its own nodes and owns their folders.
+#![allow(clippy::unwrap_used)]
+
+mod connecting;
+mod failures;
+mod hostile;
+mod lies;
+mod lifecycle;
+mod memory;
+mod networks;
+mod products;

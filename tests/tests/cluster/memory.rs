@@ -1,0 +1,130 @@
+//! Memory and disk: products larger than the one, results larger than the other.
+
+use std::path::Path;
+use std::process::Command;
+
+use pangea_client::MatmulOptions;
+use pangea_compute::check::ColumnProbe;
+use pangea_compute::{DType, NpyFile, NpyWriter, Pool, Tensor};
+use pangea_tests::cluster::{Cluster, output};
+use pangea_tests::matrix::{multiply, remote};
+use pangea_tests::process::Process;
+use pangea_tests::skip::{skip, unless_root};
+
+const MIB: u64 = 1 << 20;
+
+/// What a process needs besides tensors: its code, its threads' stacks, the allocator, buffers of connections (windows of
+/// tens of MiB in each direction between nodes) and what is packed for the kernels.
+const PROCESS_BYTES: u64 = 64 * MIB;
+
+/// Writes a generated matrix block by block.
+fn generate_npy(path: &Path, dtype: DType, rows: usize, cols: usize, seed: u64) {
+    let mut file = NpyWriter::create(path, dtype, rows, cols).unwrap();
+    for row in (0..rows).step_by(256) {
+        let lines = row..rows.min(row + 256);
+        file.write_block(row, 0, &Tensor::generate_block(dtype, rows, cols, lines, 0..cols, seed).unwrap()).unwrap();
+    }
+    file.finish().unwrap();
+}
+
+/// Freivalds' check of three files.
+fn is_product(a: &Path, b: &Path, c: &Path) {
+    let [a, b, c] = [a, b, c].map(|path| NpyFile::open(path).unwrap().whole().unwrap());
+    let pool = Pool::new(1).unwrap();
+    let probe = ColumnProbe::new(&b, c.dtype(), [3; 32], &pool).unwrap();
+    probe.check(&a, &b, &c, &pool).unwrap();
+}
+
+fn peak(process: &Process) -> Option<u64> {
+    process.peak_memory_bytes()
+}
+
+#[test]
+fn a_product_three_times_as_large_as_memory_completes_within_it() {
+    const MAX_MEMORY: u64 = 64 * MIB;
+    let cluster = Cluster::new();
+    let one = cluster.node("one").max_memory("64M").start();
+    let worker = cluster.node("worker").max_memory("64M").start();
+    one.connect(&worker);
+    // Three matrices of 64 MiB each: A, B and C.
+    let side = 4096;
+    let [a, b, c] = ["A.npy", "B.npy", "C.npy"].map(|name| cluster.folder().join(name));
+    generate_npy(&a, DType::F32, side, side, 1);
+    generate_npy(&b, DType::F32, side, side, 2);
+    let before = [&one, &worker].map(|node| peak(&node.process));
+    let command = cluster.start(&["matmul", "A.npy", "B.npy", "-o", "C.npy", "--rpc", &one.rpc, "--json"]);
+    let command_peak = command.peak_memory_until_end();
+    let json = output(&command).json();
+    assert!(json["blocks"].as_u64().unwrap() > 1, "{json}");
+    is_product(&a, &b, &c);
+    let limit = MAX_MEMORY + MAX_MEMORY / 4 + PROCESS_BYTES;
+    let after = [&one, &worker].map(|node| peak(&node.process));
+    eprintln!("peaks: command {command_peak}, nodes {before:?} before and {after:?} after; {limit} are allowed");
+    for bytes in after.into_iter().flatten().chain([command_peak]) {
+        assert!(bytes <= limit, "{} MiB of memory, {} are allowed", bytes / MIB, limit / MIB);
+    }
+    one.is_idle_again();
+}
+
+#[test]
+fn the_accepting_node_needs_little_more_than_operands_and_product() {
+    let cluster = Cluster::new();
+    let star = cluster.star(vec![cluster.node("worker")]);
+    let side = 2048;
+    let (a, b) = pangea_tests::matrix::operands(DType::F32, side, side, side);
+    let tensors = 3 * (side * side * 4) as u64;
+    for options in [MatmulOptions::default(), remote()] {
+        let client = star.one.client();
+        drop(multiply(&client, &a, &b, &options).unwrap());
+    }
+    let Some(peak) = peak(&star.one.process) else {
+        return skip("the_accepting_node_needs_little_more_than_operands_and_product", "this system does not tell a process's memory");
+    };
+    let limit = tensors + tensors / 4 + PROCESS_BYTES;
+    eprintln!("peak {} MiB, tensors {} MiB, allowed {} MiB", peak / MIB, tensors / MIB, limit / MIB);
+    assert!(peak <= limit, "{} MiB of memory, {} are allowed", peak / MIB, limit / MIB);
+}
+
+/// A disk of its own, small.
+struct SmallDisk<'p>(&'p Path);
+
+impl SmallDisk<'_> {
+    fn mount(path: &Path, bytes: u64) -> Result<SmallDisk<'_>, String> {
+        std::fs::create_dir(path).unwrap();
+        let size = format!("size={bytes}");
+        let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", &size, "pangea-test"]).arg(path).output();
+        match mounted {
+            Ok(output) if output.status.success() => Ok(SmallDisk(path)),
+            Ok(output) => Err(String::from_utf8_lossy(&output.stderr).trim().to_owned()),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+}
+
+impl Drop for SmallDisk<'_> {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg(self.0).status();
+    }
+}
+
+#[test]
+fn a_full_disk_is_told_and_nothing_is_left_on_it() {
+    const TEST: &str = "a_full_disk_is_told_and_nothing_is_left_on_it";
+    if unless_root(TEST) {
+        return;
+    }
+    let cluster = Cluster::new();
+    let path = cluster.folder().join("disk");
+    let disk = match SmallDisk::mount(&path, MIB) {
+        Ok(disk) => disk,
+        Err(why) => return skip(TEST, &format!("no small disk can be mounted: {why}")),
+    };
+    let one = cluster.node("one").start();
+    for name in ["C.npy", "C.csv"] {
+        let run = cluster.run(&["matmul", "--size", "800", "--generate", "-o", &format!("disk/{name}"), "--rpc", &one.rpc]);
+        assert_eq!(run.code, Some(1), "{run:?}");
+        assert!(run.err.contains("disk") && (run.err.contains("full") || run.err.contains("free")), "{run:?}");
+        assert_eq!(std::fs::read_dir(disk.0).unwrap().count(), 0, "something is left behind");
+    }
+    one.is_idle_again();
+}
