@@ -8,9 +8,13 @@ use std::io::{BufRead, BufReader, Read};
 use std::net::{TcpListener, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::thread;
 use std::time::Duration;
+
+use pangea_tests::namespaces::Namespaces;
+use pangea_tests::skip::skip;
 
 /// Longest wait for one line of a script: a limit for a hang, never part of what is tested.
 const PATIENCE: Duration = Duration::from_secs(180);
@@ -35,8 +39,8 @@ fn binary() -> Option<PathBuf> {
 struct Side {
     home: tempfile::TempDir,
     binary: PathBuf,
-    /// The network namespace it runs in, if it is another than the test's.
-    namespace: Option<String>,
+    /// The host it runs on, if it is another than the test's.
+    host: Option<(Arc<Namespaces>, usize)>,
 }
 
 impl Side {
@@ -48,17 +52,14 @@ impl Side {
             );
             return None;
         };
-        Some(Side { home: tempfile::tempdir().expect("a folder for temporary files"), binary, namespace: None })
+        Some(Side { home: tempfile::tempdir().expect("a folder for temporary files"), binary, host: None })
     }
 
     fn command(&self, script: &str, arguments: &[&str]) -> Command {
-        let mut command = match &self.namespace {
-            None => Command::new("bash"),
-            Some(namespace) => {
-                let mut command = Command::new("ip");
-                command.args(["netns", "exec", namespace, "bash"]);
-                command
-            }
+        let bash = Path::new("bash");
+        let mut command = match &self.host {
+            None => Command::new(bash),
+            Some((hosts, host)) => hosts.hosts()[*host].command(bash),
         };
         command.arg(repository().join("scripts").join(script)).args(arguments);
         for variable in ["PANGEA_HOME", "PANGEA_PEER", "PANGEA_PORT", "PANGEA_LISTEN", "PANGEA_KEEP", "PANGEA_POOL_KEY"]
@@ -196,62 +197,25 @@ fn two_sides_test_each_other_and_leave_nothing_behind() {
     second.assert_nothing_left();
 }
 
-/// Two hosts of their own on one cable, the first with a container bridge beside it.
-struct TwoHosts {
-    first: String,
-    second: String,
-}
-
-impl TwoHosts {
-    /// `None`, said aloud, without root or without Linux.
-    fn new() -> Option<TwoHosts> {
-        let names = ["a", "b"].map(|host| format!("pangea-scripts-{}-{host}", std::process::id()));
-        let [first, second] = names;
-        let hosts = TwoHosts { first, second };
-        let (a, b) = (&*hosts.first, &*hosts.second);
-        if !ip(&["netns", "add", a]) || !ip(&["netns", "add", b]) {
-            eprintln!("SKIPPED: network namespaces need Linux, root and the ip command");
-            return None;
-        }
-        let steps: [&[&str]; 10] = [
-            &["-n", a, "link", "add", "eth0", "type", "veth", "peer", "name", "eth0", "netns", b],
-            &["-n", a, "link", "add", "docker0", "type", "bridge"],
-            &["-n", a, "addr", "add", "172.17.0.1/16", "dev", "docker0"],
-            &["-n", a, "addr", "add", "192.168.77.1/24", "dev", "eth0"],
-            &["-n", b, "addr", "add", "192.168.77.2/24", "dev", "eth0"],
-            &["-n", a, "link", "set", "lo", "up"],
-            &["-n", b, "link", "set", "lo", "up"],
-            &["-n", a, "link", "set", "docker0", "up"],
-            &["-n", a, "link", "set", "eth0", "up"],
-            &["-n", b, "link", "set", "eth0", "up"],
-        ];
-        for step in steps {
-            assert!(ip(step), "ip {step:?}");
-        }
-        Some(hosts)
-    }
-}
-
-impl Drop for TwoHosts {
-    fn drop(&mut self) {
-        ip(&["netns", "del", &self.first]);
-        ip(&["netns", "del", &self.second]);
-    }
-}
-
-fn ip(arguments: &[&str]) -> bool {
-    Command::new("ip").args(arguments).stderr(Stdio::null()).status().is_ok_and(|status| status.success())
-}
-
 #[test]
 fn the_address_shown_leads_from_another_host_to_this_one() {
+    const TEST: &str = "the_address_shown_leads_from_another_host_to_this_one";
     let (Some(mut first), Some(mut second)) = (Side::new(), Side::new()) else { return };
-    let Some(hosts) = TwoHosts::new() else { return };
-    first.namespace = Some(hosts.first.clone());
-    second.namespace = Some(hosts.second.clone());
+    let hosts = match Namespaces::new(2) {
+        Ok(hosts) => Arc::new(hosts),
+        Err(why) => return skip(TEST, &why),
+    };
+    let bridge = ["link add docker0 type bridge", "addr add 172.17.0.1/16 dev docker0", "link set docker0 up"];
+    for step in bridge {
+        let done = hosts.hosts()[0].command(Path::new("ip")).args(step.split(' ')).status().expect("ip runs");
+        assert!(done.success(), "ip {step}");
+    }
+    let of_the_first = format!("/ip4/{}/tcp/7777/p2p/", hosts.hosts()[0].address);
+    first.host = Some((hosts.clone(), 0));
+    second.host = Some((hosts, 1));
     let mut initiator = first.start("03_initiator.sh", &[]);
     let address = initiator.address();
-    assert!(address.starts_with("/ip4/192.168.77.1/tcp/7777/p2p/"), "neither the bridge nor loopback: {address}");
+    assert!(address.starts_with(&of_the_first), "neither the bridge nor loopback: {address}");
     let (code, said, errors) = second.start("03_responder.sh", &["--peer", &address]).finish();
     assert_eq!(code, Some(0), "{said}\n{errors}");
     let (code, said, errors) = initiator.finish();
