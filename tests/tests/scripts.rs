@@ -8,9 +8,13 @@ use std::io::{BufRead, BufReader, Read};
 use std::net::{TcpListener, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::thread;
 use std::time::Duration;
+
+use pangea_tests::namespaces::Namespaces;
+use pangea_tests::skip::skip;
 
 /// Longest wait for one line of a script: a limit for a hang, never part of what is tested.
 const PATIENCE: Duration = Duration::from_secs(180);
@@ -35,6 +39,8 @@ fn binary() -> Option<PathBuf> {
 struct Side {
     home: tempfile::TempDir,
     binary: PathBuf,
+    /// The host it runs on, if it is another than the test's.
+    host: Option<(Arc<Namespaces>, usize)>,
 }
 
 impl Side {
@@ -46,11 +52,15 @@ impl Side {
             );
             return None;
         };
-        Some(Side { home: tempfile::tempdir().expect("a folder for temporary files"), binary })
+        Some(Side { home: tempfile::tempdir().expect("a folder for temporary files"), binary, host: None })
     }
 
     fn command(&self, script: &str, arguments: &[&str]) -> Command {
-        let mut command = Command::new("bash");
+        let bash = Path::new("bash");
+        let mut command = match &self.host {
+            None => Command::new(bash),
+            Some((hosts, host)) => hosts.hosts()[*host].command(bash),
+        };
         command.arg(repository().join("scripts").join(script)).args(arguments);
         for variable in ["PANGEA_HOME", "PANGEA_PEER", "PANGEA_PORT", "PANGEA_LISTEN", "PANGEA_KEEP", "PANGEA_POOL_KEY"]
         {
@@ -183,6 +193,34 @@ fn two_sides_test_each_other_and_leave_nothing_behind() {
             );
         }
     }
+    first.assert_nothing_left();
+    second.assert_nothing_left();
+}
+
+#[test]
+fn the_address_shown_leads_from_another_host_to_this_one() {
+    const TEST: &str = "the_address_shown_leads_from_another_host_to_this_one";
+    let (Some(mut first), Some(mut second)) = (Side::new(), Side::new()) else { return };
+    let hosts = match Namespaces::new(2) {
+        Ok(hosts) => Arc::new(hosts),
+        Err(why) => return skip(TEST, &why),
+    };
+    let bridge = ["link add docker0 type bridge", "addr add 172.17.0.1/16 dev docker0", "link set docker0 up"];
+    for step in bridge {
+        let done = hosts.hosts()[0].command(Path::new("ip")).args(step.split(' ')).status().expect("ip runs");
+        assert!(done.success(), "ip {step}");
+    }
+    let of_the_first = format!("/ip4/{}/tcp/7777/p2p/", hosts.hosts()[0].address);
+    first.host = Some((hosts.clone(), 0));
+    second.host = Some((hosts, 1));
+    let mut initiator = first.start("03_initiator.sh", &[]);
+    let address = initiator.address();
+    assert!(address.starts_with(&of_the_first), "neither the bridge nor loopback: {address}");
+    let (code, said, errors) = second.start("03_responder.sh", &["--peer", &address]).finish();
+    assert_eq!(code, Some(0), "{said}\n{errors}");
+    let (code, said, errors) = initiator.finish();
+    assert_eq!(code, Some(0), "{said}\n{errors}");
+    assert!(remote_tasks(&said) > 0, "{said}");
     first.assert_nothing_left();
     second.assert_nothing_left();
 }
