@@ -25,6 +25,7 @@
 pub mod api;
 pub mod cli;
 pub mod config;
+mod copying;
 pub mod daemon;
 pub mod fabric;
 pub mod link;

@@ -38,6 +38,7 @@ use failure::Failure;
 
 /// Runs the command that was typed and gives the exit code.
 pub fn main() -> ExitCode {
+    crate::copying::make_fast();
     let cli = Cli::parse();
     match run(cli) {
         Ok(()) => ExitCode::SUCCESS,

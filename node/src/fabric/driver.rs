@@ -14,7 +14,7 @@ use pangea_compute::{Cancel, DType, Digest, Tensor};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::checker::{Check, CheckVerdict, Checked, Checker, PanelProbe};
-use super::evidence::Evidence;
+use super::evidence::{self, Evidence};
 use super::feeder::{self, Feed};
 use super::handle::{Command, Fabric};
 use super::job::{
@@ -65,6 +65,15 @@ const ROUNDS_MAX: u32 = 1000;
 
 /// Small round trips are cheap and noisy: at least so many.
 const SMALL_ROUNDS_MIN: u32 = 51;
+
+/// Until a connected peer has taken a stream.
+const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A stream that ended is opened again after this at first, then twice as long each time.
+const REOPEN_FIRST: Duration = Duration::from_millis(100);
+
+/// And at most this long; a stream that lasted longer was a good one.
+const REOPEN_LATEST: Duration = Duration::from_secs(30);
 
 /// Peers that are connecting are counted again this often.
 const CONNECTING_TICK: Duration = Duration::from_millis(500);
@@ -209,13 +218,19 @@ impl Driver {
         let (listening, addresses) = watch::channel(Vec::new());
         let fabric = Fabric::new(command_sender, settings.budget.clone(), addresses);
         let checker = Checker::start((settings.threads / 4).max(1))?;
+        let mut peers = Peers::default();
+        for (accused, why) in settings.data_dir.iter().flat_map(|folder| evidence::accused(folder)) {
+            let known = peers.entry(accused, Instant::now());
+            known.state = PeerState::Gone;
+            known.quarantined = Some(why);
+        }
         let driver = Driver {
             started: Instant::now(),
             scheduler: Scheduler::new(local),
             executor,
             checker,
             network,
-            peers: Peers::default(),
+            peers,
             jobs: HashMap::new(),
             submitting: HashMap::new(),
             finishing: HashMap::new(),
@@ -363,7 +378,8 @@ impl Driver {
                 known.transport = transport.to_string();
                 known.found_by = found_by.to_string();
                 known.gone.clear();
-                self.open_stream(peer);
+                known.reopened = 0;
+                self.open_stream(peer, Duration::ZERO);
             }
             NetEvent::PeerAddressesChanged { peer, addresses } => {
                 if !addresses.is_empty()
@@ -436,10 +452,7 @@ impl Driver {
             LinkEvent::Closed(why) => {
                 tracing::debug!(event = "link_closed", %peer, %why);
                 self.close_link(peer, LeaveReason::Lost);
-                if self.network.is_some() && !self.served.borrow().draining {
-                    // The connection may well live on; if so, a new stream is a new start.
-                    self.open_stream(peer);
-                }
+                self.reopen(peer);
             }
         }
     }
@@ -985,14 +998,32 @@ impl Driver {
         });
     }
 
-    fn open_stream(&self, peer: PeerId) {
+    fn open_stream(&self, peer: PeerId, after: Duration) {
         let Some(network) = &self.network else { return };
         let mut control = network.streams();
         let notices = self.notices.clone();
         tokio::task::spawn_local(async move {
-            let stream = control.open_stream(peer, StreamProtocol::new(PROTOCOL)).await.map_err(|error| error.to_string());
+            tokio::time::sleep(after).await;
+            let opening = control.open_stream(peer, StreamProtocol::new(PROTOCOL));
+            let stream = match tokio::time::timeout(OPEN_TIMEOUT, opening).await {
+                Ok(opened) => opened.map_err(|error| error.to_string()),
+                Err(_) => Err(format!("no stream within {} s", OPEN_TIMEOUT.as_secs())),
+            };
             let _ = notices.send(Notice::StreamOpened { peer, stream }).await;
         });
+    }
+
+    /// Opens a new stream where the connection outlived the old one: later and later, if they keep ending.
+    fn reopen(&mut self, peer: PeerId) {
+        if self.served.borrow().draining {
+            return;
+        }
+        let Some(known) = self.peers.get_mut(&peer).filter(|known| known.state != PeerState::Gone) else { return };
+        let lasted = known.since.elapsed();
+        known.enter(PeerState::Connecting, Instant::now());
+        known.reopened = if lasted > REOPEN_LATEST { 0 } else { known.reopened.saturating_add(1) };
+        let after = REOPEN_FIRST.saturating_mul(1 << known.reopened.min(16)).min(REOPEN_LATEST);
+        self.open_stream(peer, after);
     }
 
     fn stream_opened(&mut self, peer: PeerId, stream: std::result::Result<libp2p::Stream, String>) {
@@ -1000,13 +1031,19 @@ impl Driver {
             Ok(stream) => stream,
             Err(why) => {
                 tracing::debug!(event = "open_failed", %peer, why);
+                let (waiting, others) = std::mem::take(&mut self.waiting_for).into_iter().partition(|(of, ..)| *of == peer);
+                self.waiting_for = others;
+                let waiting: Vec<_> = waiting;
+                for (_, _, answer) in waiting {
+                    let why = format!("{peer} is connected but offers no {PROTOCOL}: {why}");
+                    let _ = answer.send(Err(Error::new(ErrorKind::Unavailable, why)));
+                }
                 return;
             }
         };
-        let Some(known) = self.peers.get(&peer).filter(|known| known.state != PeerState::Gone && known.link.is_none()) else {
+        if !self.peers.get(&peer).is_some_and(|known| known.state != PeerState::Gone && known.link.is_none()) {
             return;
-        };
-        let _ = known;
+        }
         let generation = self.next_generation;
         self.next_generation += 1;
         let link = Rc::new(coordinator::open(stream, peer, generation, self.advert(), self.link_events.clone()));

@@ -1,11 +1,13 @@
 //! What is kept when a result fails its check: the operands, the result and who sent it, so that
-//! anyone can re-check the accusation. One folder each, `evidence/<seconds>-<peer>-<attempt>`.
+//! anyone can re-check the accusation. One folder each, `evidence/<seconds>-<peer>-<attempt>`. It is also what keeps a
+//! peer quarantined when the node starts again: whoever removes the folder forgives.
 
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use pangea_compute::{NpyWriter, Tensor};
-use serde::Serialize;
+use libp2p::PeerId;
+use serde::{Deserialize, Serialize};
 
 /// Folders kept; the oldest go first. A liar is quarantined after one, so many are many liars.
 const FOLDERS_MAX: usize = 32;
@@ -66,6 +68,22 @@ impl Evidence {
         std::fs::write(folder.join("evidence.json"), serde_json::to_vec_pretty(&record)?)?;
         Ok(folder)
     }
+}
+
+/// The peers that evidence below `data_dir` speaks against, and why. What cannot be read accuses nobody.
+pub(crate) fn accused(data_dir: &Path) -> Vec<(PeerId, String)> {
+    #[derive(Deserialize)]
+    struct Accusation {
+        peer: String,
+        why: String,
+    }
+    let Ok(folders) = std::fs::read_dir(data_dir.join("evidence")) else { return Vec::new() };
+    let read = |folder: std::io::Result<std::fs::DirEntry>| {
+        let text = std::fs::read(folder.ok()?.path().join("evidence.json")).ok()?;
+        let accusation: Accusation = serde_json::from_slice(&text).ok()?;
+        Some((accusation.peer.parse().ok()?, accusation.why))
+    };
+    folders.filter_map(read).collect()
 }
 
 fn write(path: &Path, tensor: &Tensor) -> Result<(), pangea_compute::Error> {

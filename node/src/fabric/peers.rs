@@ -48,6 +48,8 @@ pub(crate) struct Peer {
     pub(crate) gone: String,
     /// Results of its that passed their check.
     pub(crate) tasks_checked: u64,
+    /// Streams in a row that ended soon.
+    pub(crate) reopened: u32,
 }
 
 /// The link over which this node gives a peer work.
@@ -79,6 +81,7 @@ impl Peer {
             quarantined: None,
             gone: String::new(),
             tasks_checked: 0,
+            reopened: 0,
         }
     }
 
