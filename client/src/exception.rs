@@ -28,7 +28,8 @@ pub fn from_exception(exception: &capnp::Error) -> Error {
         return Error::new(kind, message);
     }
     match exception.kind {
-        capnp::ErrorKind::Disconnected => Error::new(
+        // A node that ended leaves the one or the other, as its last message was read whole or not.
+        capnp::ErrorKind::Disconnected | capnp::ErrorKind::PrematureEndOfFile => Error::new(
             ErrorKind::Unavailable,
             format!("the connection to the node was lost ({text})"),
         ),
@@ -64,6 +65,10 @@ mod tests {
         let kind = |exception: capnp::Error| from_exception(&exception).kind();
         assert_eq!(
             kind(capnp::Error::disconnected("Peer disconnected.".into())),
+            ErrorKind::Unavailable
+        );
+        assert_eq!(
+            kind(std::io::Error::from(std::io::ErrorKind::UnexpectedEof).into()),
             ErrorKind::Unavailable
         );
         assert_eq!(

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use pangea_client::Result;
+use pangea_client::{Error, ErrorKind, Result};
 use pangea_compute::{Cancel, DType, Tensor, TensorBuf};
 
 /// How a worker lies or fails.
@@ -61,6 +61,10 @@ impl Liar {
                 let end = std::time::Instant::now() + took * 19;
                 while std::time::Instant::now() < end && !cancel.is_cancelled() {
                     std::thread::sleep(Duration::from_millis(1));
+                }
+                if cancel.is_cancelled() {
+                    // As a kernel that slow would.
+                    return (Err(Error::new(ErrorKind::Cancelled, "the task was cancelled")), None);
                 }
                 (Ok(honest), None)
             }

@@ -121,8 +121,8 @@ fn well_formed_messages_at_the_wrong_place_end_the_stream() {
     let operand = |offset| Message::Operand { digest, shape, offset };
     let task = Message::Task(Task { id: 1, priority: 0, deadline: None, operation: Operation::MatMul { a: digest, b: digest } });
     let lies: [Vec<(Message, usize)>; 3] = [
-        // It begins in the middle.
-        vec![(operand(32), 32)],
+        // It leaves a hole.
+        vec![(operand(0), 16), (operand(32), 16)],
         // The same task twice.
         vec![(task.clone(), 0), (task.clone(), 0)],
         // Half an operand, then one of another shape under the same name.

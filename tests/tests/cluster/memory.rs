@@ -69,20 +69,24 @@ fn a_product_three_times_as_large_as_memory_completes_within_it() {
 #[test]
 fn the_accepting_node_needs_little_more_than_operands_and_product() {
     let cluster = Cluster::new();
-    let star = cluster.star(vec![cluster.node("worker")]);
     let side = 2048;
     let (a, b) = pangea_tests::matrix::operands(DType::F32, side, side, side);
     let tensors = 3 * (side * side * 4) as u64;
-    for options in [MatmulOptions::default(), remote()] {
-        let client = star.one.client();
-        drop(multiply(&client, &a, &b, &options).unwrap());
+    for (name, options) in [("auto", MatmulOptions::default()), ("remote", remote())] {
+        let (one, worker) = (cluster.node(name).start(), cluster.node(&format!("worker of {name}")).start());
+        one.connect(&worker);
+        let client = one.client();
+        // The second product finds whatever the first has left.
+        for _ in 0..2 {
+            drop(multiply(&client, &a, &b, &options).unwrap());
+        }
+        let Some(peak) = peak(&one.process) else {
+            return skip("the_accepting_node_needs_little_more_than_operands_and_product", "this system does not tell a process's memory");
+        };
+        let limit = tensors + tensors / 4 + PROCESS_BYTES;
+        eprintln!("{name}: peak {} MiB, tensors {} MiB, allowed {} MiB", peak / MIB, tensors / MIB, limit / MIB);
+        assert!(peak <= limit, "{name}: {} MiB of memory, {} are allowed", peak / MIB, limit / MIB);
     }
-    let Some(peak) = peak(&star.one.process) else {
-        return skip("the_accepting_node_needs_little_more_than_operands_and_product", "this system does not tell a process's memory");
-    };
-    let limit = tensors + tensors / 4 + PROCESS_BYTES;
-    eprintln!("peak {} MiB, tensors {} MiB, allowed {} MiB", peak / MIB, tensors / MIB, limit / MIB);
-    assert!(peak <= limit, "{} MiB of memory, {} are allowed", peak / MIB, limit / MIB);
 }
 
 /// A disk of its own, small.

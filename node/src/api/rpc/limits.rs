@@ -44,6 +44,10 @@ pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// The longest `connect` may try.
 pub(super) const MAX_CONNECT_TIMEOUT: Duration = Duration::from_secs(120);
 
+/// How long a client whose job ended while the node stops may be silent before it counts as having fetched what it
+/// wanted: a few round trips on a slow link.
+pub(super) const FETCH_TIME: Duration = Duration::from_millis(500);
+
 /// The largest message of a link probe: both nodes hold it in memory.
 pub(super) const MAX_PROBE_BYTES: u64 = 256 * 1024 * 1024;
 

@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use capnp_rpc::rpc_twoparty_capnp::Side;
 use capnp_rpc::{RpcSystem, new_broken_cap, new_client};
@@ -24,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::account::{Account, Totals};
 use super::backend::Backend;
-use super::limits::{KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, Limits, REFUSAL_TIME, REFUSALS};
+use super::limits::{FETCH_TIME, KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, Limits, REFUSAL_TIME, REFUSALS};
 use super::node::NodeObject;
 use super::socket::counted;
 
@@ -146,9 +146,15 @@ async fn serve<B: Backend>(
     drop(listener);
     let grace = end.borrow().unwrap_or_default();
     let idle = async {
+        let mut busy_at = (!totals.idle()).then(Instant::now);
+        let mut heard_bytes = totals.counters().bytes_in;
         // Ending is rare and nobody waits for its last millisecond.
-        while !totals.idle() {
+        while busy_at.is_some_and(|at| at.elapsed() < FETCH_TIME) {
             tokio::time::sleep(Duration::from_millis(10)).await;
+            let bytes = totals.counters().bytes_in;
+            if !totals.idle() || bytes != std::mem::replace(&mut heard_bytes, bytes) {
+                busy_at = Some(Instant::now());
+            }
         }
     };
     if tokio::time::timeout(grace, idle).await.is_err() && !totals.idle() {
