@@ -35,10 +35,9 @@ const _: () = assert!(MAX_RECEIVE_WINDOW_BYTES >= MAX_STREAMS * yamux::DEFAULT_C
 /// Streams that a peer opened and nobody took yet: as many as it may open without being acknowledged.
 const MAX_INBOUND_BUFFERED: usize = MAX_STREAMS;
 
-/// Bytes passed between Yamux and Noise at once. Both copy what they are given. glibc before 2.40 copies more than 8 KiB
-/// with an instruction (`rep movsb`) that is several times slower than its loop on AMD, for buffers at like page
-/// offsets, as large ones are; smaller pieces cost nothing that can be measured elsewhere.
-const PIECE_BYTES: usize = 4 << 10;
+/// Bytes passed between Yamux and Noise at once: both copy what they are given, and what is still in the first cache
+/// is copied soonest. Measured with `copying`'s setting: 4 or 16 KiB 1.3 GB/s, whole frames 1.2; without it 0.7 each.
+const PIECE_BYTES: usize = 16 << 10;
 
 /// A socket that takes and gives at most [`PIECE_BYTES`] at once.
 struct Pieces<C>(C);
