@@ -886,6 +886,7 @@ impl Driver {
 
     fn deliver(&mut self, job: JobId, report: &crate::schedule::JobReport, product: Tensor) {
         let Some(mut running) = self.jobs.remove(&job) else { return };
+        self.executor.forget(job);
         let seconds = running.submitted.elapsed().as_secs_f64();
         self.counters.jobs_done += 1;
         let report = self.report(&running, report, seconds);
@@ -897,6 +898,7 @@ impl Driver {
 
     fn failed(&mut self, job: JobId, kind: FailureKind, why: String, report: &crate::schedule::JobReport) {
         self.finishing.remove(&job);
+        self.executor.forget(job);
         let outcome = match (self.submitting.remove(&job), self.jobs.remove(&job)) {
             (Some(submitting), _) => Some(submitting.outcome),
             (None, Some(mut running)) => running.outcome.take(),

@@ -118,6 +118,8 @@ struct Queue {
     heap: BinaryHeap<Queued>,
     arrivals: u64,
     ended: bool,
+    /// Jobs of this node that have ended since the executor last looked.
+    ended_jobs: Vec<u64>,
     /// Owner and operations of the work that runs.
     running: Option<(Option<PeerId>, f64)>,
     /// Operations per second of late, over all types.
@@ -157,6 +159,12 @@ impl Executor {
     /// The instruction set of its kernels.
     pub fn isa(&self) -> &'static str {
         self.isa
+    }
+
+    /// A job of this node has ended: what is packed for it serves nobody any more.
+    pub fn forget(&self, job: u64) {
+        self.shared.lock().ended_jobs.push(job);
+        self.shared.wake.notify_one();
     }
 
     /// Whether nothing waits or runs.
@@ -212,21 +220,30 @@ impl Shared {
         }
     }
 
-    /// The next piece of work; `None` when the executor ends.
-    fn next(&self) -> Option<Work> {
+    /// What is next to do; `None` when the executor ends.
+    fn next(&self) -> Option<Next> {
         let mut queue = self.lock();
         loop {
             if queue.ended {
                 return None;
             }
             queue.running = None;
+            if !queue.ended_jobs.is_empty() {
+                return Some(Next::Forget(std::mem::take(&mut queue.ended_jobs)));
+            }
             if let Some(queued) = queue.heap.pop() {
                 queue.running = Some((queued.work.owner, queued.work.flops()));
-                return Some(queued.work);
+                return Some(Next::Work(Box::new(queued.work)));
             }
             queue = self.wake.wait(queue).unwrap_or_else(PoisonError::into_inner);
         }
     }
+}
+
+/// What the executor does next.
+enum Next {
+    Forget(Vec<u64>),
+    Work(Box<Work>),
 }
 
 impl PartialEq for Queued {
@@ -258,7 +275,14 @@ struct Compute {
 
 impl Compute {
     fn run(&mut self, shared: &Shared) {
-        while let Some(work) = shared.next() {
+        while let Some(next) = shared.next() {
+            let work = match next {
+                Next::Forget(jobs) => {
+                    self.packs.forget(&jobs);
+                    continue;
+                }
+                Next::Work(work) => *work,
+            };
             if work.cancel.is_cancelled() {
                 let result = Err(Error::new(ErrorKind::Cancelled, "the task was cancelled before it started"));
                 (work.done)(Outcome { result, compute: Duration::ZERO, fault: None });
@@ -323,10 +347,21 @@ impl Packs {
             None => Arc::new(PackedB::new(&b.1, a.1.dtype(), pool, cancel)?),
         };
         let product = pangea_compute::matmul_packed(&packed_a, &packed_b, pool, cancel);
+        if cancel.is_cancelled() {
+            // Its job may have ended, and nobody would say so again.
+            return product;
+        }
         keep(&mut self.a, a.0, packed_a);
         keep(&mut self.b, b.0, packed_b);
         self.shrink(matches!(a.0, PackKey::Local { .. }));
         product
+    }
+
+    /// Drops what belongs to `jobs`.
+    fn forget(&mut self, jobs: &[u64]) {
+        let stays = |key: &PackKey| !matches!(key, PackKey::Local { job, .. } if jobs.contains(job));
+        self.a.retain(|(key, _)| stays(key));
+        self.b.retain(|(key, _)| stays(key));
     }
 
     /// Drops what is over: bands of this node's jobs at once, each having met its group of panels; then panels
