@@ -143,7 +143,8 @@ impl Executor {
     pub fn start(threads: usize, max_memory: u64, fault: Option<Fault>) -> Result<(Executor, Speeds)> {
         let pool = Pool::new(threads).map_err(crate::compute_error)?;
         let isa = pool.isa().name();
-        let speeds = measure(&pool)?;
+        // On a pool of its own, whose working memory goes with it: tasks need other amounts.
+        let speeds = measure(&Pool::new(threads).map_err(crate::compute_error)?)?;
         let queue = Queue { flops_per_s: speeds.f32_flops_per_s, ..Queue::default() };
         let shared = Arc::new(Shared { queue: Mutex::new(queue), wake: Condvar::new() });
         let of_thread = Arc::clone(&shared);
