@@ -206,7 +206,17 @@ impl NodeBuilder {
     /// Starts it and leaves it to the caller whether it lives.
     pub fn launch(&self) -> Process {
         let mut command = command(self.namespace.as_ref());
-        command.args(["node", "--name", &self.name, "--threads", "1", "--listen", &self.listen, "--rpc-addr", &self.rpc_addr]);
+        command.args([
+            "node",
+            "--name",
+            &self.name,
+            "--threads",
+            "1",
+            "--listen",
+            &self.listen,
+            "--rpc-addr",
+            &self.rpc_addr,
+        ]);
         command.arg("--data-dir").arg(self.data_dir()).args(&self.arguments);
         if !self.mdns {
             command.arg("--no-mdns");
