@@ -24,8 +24,14 @@ parse_options "$@"
 begin_session
 heading 'Starting the node of the initiator'
 start_node "$TESTING" "$LISTEN"
-ADDRESS=$(json_value reachable <"$SESSION/home/node.json")
-[ -n "$ADDRESS" ] || ADDRESS=$(json_first listening <"$SESSION/home/node.json")
+
+# The node learns its addresses one interface after the other: loopback is shown only when nothing better came.
+leads_outside() {
+  ADDRESS=$(json_value reachable <"$SESSION/home/node.json")
+  case "$ADDRESS" in '' | /ip4/127.* | /ip6/::1/*) return 1 ;; esac
+}
+wait_for 'an address that another device reaches' 1 leads_outside || true
+[ -n "$ADDRESS" ] || die "the node did not say where it can be reached ($SESSION/home/node.json)"
 echo "$ADDRESS" >"$SESSION/address"
 
 cat <<TEXT

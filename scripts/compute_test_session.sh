@@ -206,11 +206,6 @@ json_value() {
   tr -d '\n' | tr ',{}[]' '\n' | sed -n "s/^ *\"$1\" *: *\"\{0,1\}\([^\"]*[^\" ]\).*/\1/p" | sed -n 1p
 }
 
-# The element after `"key": [` of a JSON document on standard input.
-json_first() {
-  tr -d '\n' | sed -n "s/.*\"$1\" *: *\[ *\"\([^\"]*\)\".*/\1/p"
-}
-
 start_node() { # name listen-address-or-nothing [peer address]
   NODE_STARTS=$((NODE_STARTS + 1))
   NODE_LOG="$SESSION/node-$NODE_STARTS.log"

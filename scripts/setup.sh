@@ -154,7 +154,7 @@ run_tests() {
   stage 'Documentation' check_documentation
   stage 'Build' build_everything
   if [ "$FAILED_STAGES" -eq 0 ] || [ -x "$TARGET/release/pangea" ]; then
-    stage 'Rust: unit, property, simulation, cross-process' run_rust_tests
+    stage 'Rust: unit, property, simulation, processes' run_rust_tests
     stage 'Python' run_python_tests
   fi
 

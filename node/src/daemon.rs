@@ -91,7 +91,7 @@ async fn announce(fabric: Fabric, mut facts: Facts, data_dir: &DataDir) -> Resul
     let mut listening = fabric.listening();
     loop {
         let now = listening.borrow_and_update().clone();
-        let fresh = now[facts.listening.len()..].to_vec();
+        let fresh = now.get(facts.listening.len()..).unwrap_or_default().to_vec();
         facts.listening = now;
         let parsed: Vec<Multiaddr> = facts.listening.iter().filter_map(|address| address.parse().ok()).collect();
         facts.reachable = addresses::reachable(&parsed, &addresses::interfaces()).map(|address| address.to_string());

@@ -1,6 +1,8 @@
 //! The binary `pangea` as one process: what it refuses and how, its exit codes, its JSON, the file formats, local runs.
 //! Several nodes are the cluster tests' business.
 
+#![allow(clippy::unwrap_used)] // The functions beside the tests are tests too.
+
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -21,7 +23,9 @@ fn binary() -> PathBuf {
     let candidates = [profile.join("pangea"), profile.with_file_name("release").join("pangea")];
     match candidates.iter().find(|path| path.exists()) {
         Some(path) => path.clone(),
-        None => panic!("no pangea binary beside {}; run `cargo build --release` first or set PANGEA_BIN", test.display()),
+        None => {
+            panic!("no pangea binary beside {}; run `cargo build --release` first or set PANGEA_BIN", test.display())
+        }
     }
 }
 
@@ -212,7 +216,8 @@ fn without_a_node_it_multiplies_here_says_so_and_reports_every_promised_field() 
     let folder = tempfile::tempdir().unwrap();
     // Where a node of the person who runs the tests listens, the product is that node's.
     let nobody_there = std::net::TcpListener::bind("127.0.0.1:8080").is_ok();
-    let output = pangea(folder.path(), &["matmul", "--size", "64", "--generate", "--dtype", "i8", "--verify", "--json"]);
+    let output =
+        pangea(folder.path(), &["matmul", "--size", "64", "--generate", "--dtype", "i8", "--verify", "--json"]);
     let report = json(&output);
     assert_eq!(report["shape"], serde_json::json!([64, 64, 64]));
     assert_eq!(report["dtype"], "i32");
@@ -237,8 +242,10 @@ fn without_a_node_it_multiplies_here_says_so_and_reports_every_promised_field() 
 fn the_same_seed_gives_the_same_product_and_another_does_not() {
     let folder = tempfile::tempdir().unwrap();
     let product = |seed: &str| {
-        let output =
-            pangea(folder.path(), &["matmul", "--size", "50", "--generate", "--dtype", "i8", "--seed", seed, "-o", "c.npy", "-q"]);
+        let output = pangea(
+            folder.path(),
+            &["matmul", "--size", "50", "--generate", "--dtype", "i8", "--seed", seed, "-o", "c.npy", "-q"],
+        );
         assert!(output.status.success(), "{}", stderr(&output));
         fs::read(folder.path().join("c.npy")).unwrap()
     };
@@ -250,7 +257,8 @@ fn the_same_seed_gives_the_same_product_and_another_does_not() {
 fn a_product_larger_than_memory_is_the_same_as_one_that_fits() {
     let folder = tempfile::tempdir().unwrap();
     let product = |more: &[&str]| {
-        let mut arguments = vec!["matmul", "--shape", "1500x2000x1700", "--generate", "--dtype", "i8", "-o", "c.npy", "--json"];
+        let mut arguments =
+            vec!["matmul", "--shape", "1500x2000x1700", "--generate", "--dtype", "i8", "-o", "c.npy", "--json"];
         arguments.extend(more);
         let report = json(&pangea(folder.path(), &arguments));
         (report["blocks"].as_u64().unwrap(), fs::read(folder.path().join("c.npy")).unwrap())
@@ -263,7 +271,10 @@ fn a_product_larger_than_memory_is_the_same_as_one_that_fits() {
     // Files, of every order, go the same way.
     let file = |name: &str, fortran: bool| {
         let (rows, cols) = (1400u32, 1500u32);
-        let mut header = format!("{{'descr': '|i1', 'fortran_order': {}, 'shape': ({rows}, {cols}), }}", if fortran { "True" } else { "False" });
+        let mut header = format!(
+            "{{'descr': '|i1', 'fortran_order': {}, 'shape': ({rows}, {cols}), }}",
+            if fortran { "True" } else { "False" }
+        );
         header.push_str(&" ".repeat(128 - 10 - 1 - header.len()));
         let mut out = fs::File::create(folder.path().join(name)).unwrap();
         out.write_all(b"\x93NUMPY\x01\x00\x76\x00").unwrap();
@@ -279,10 +290,14 @@ fn a_product_larger_than_memory_is_the_same_as_one_that_fits() {
     file("rows.npy", false);
     file("columns.npy", true);
     let other = "shape.npy";
-    let generated = pangea(folder.path(), &["matmul", "--shape", "1500x1x1400", "--generate", "--dtype", "f32", "-o", other, "-q"]);
+    let generated =
+        pangea(folder.path(), &["matmul", "--shape", "1500x1x1400", "--generate", "--dtype", "f32", "-o", other, "-q"]);
     assert!(generated.status.success(), "{}", stderr(&generated));
     let product = |a: &str, memory: &str| {
-        let report = json(&pangea(folder.path(), &["matmul", a, other, "-o", "p.npy", "--dtype", "f64", "--max-memory", memory, "--json"]));
+        let report = json(&pangea(
+            folder.path(),
+            &["matmul", a, other, "-o", "p.npy", "--dtype", "f64", "--max-memory", memory, "--json"],
+        ));
         assert_eq!(report["blocks"].as_u64().unwrap() > 1, memory == "16M");
         fs::read(folder.path().join("p.npy")).unwrap()
     };
@@ -316,10 +331,11 @@ fn a_full_disk_leaves_nothing_behind() {
 fn ctrl_c_stops_the_work_and_leaves_nothing_behind() {
     let folder = tempfile::tempdir().unwrap();
     // Far more than can be done before the signal arrives.
-    let mut child = command(folder.path(), &["matmul", "--size", "20000", "--generate", "-o", "c.npy", "--max-memory", "64M"])
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
+    let mut child =
+        command(folder.path(), &["matmul", "--size", "20000", "--generate", "-o", "c.npy", "--max-memory", "64M"])
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
     // The temporary file of the product is there before the work begins.
     while names_in(folder.path()).is_empty() {
         assert!(child.try_wait().unwrap().is_none());
@@ -438,7 +454,8 @@ fn help_is_complete_and_fits_80_columns() {
         for line in text.lines() {
             assert!(line.chars().count() <= 80, "{arguments:?}: {line}");
         }
-        insta::assert_snapshot!(format!("help {}", arguments.join(" ").replace(" --help", "")).trim().replace(' ', "_"), text);
+        let name = [&["help"], arguments].concat().join("_").replace("_--help", "");
+        insta::assert_snapshot!(name, text);
     }
 }
 

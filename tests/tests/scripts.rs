@@ -8,9 +8,14 @@ use std::io::{BufRead, BufReader, Read};
 use std::net::{TcpListener, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::thread;
 use std::time::Duration;
+
+use pangea_tests::cluster::binary;
+use pangea_tests::namespaces::Namespaces;
+use pangea_tests::skip::skip;
 
 /// Longest wait for one line of a script: a limit for a hang, never part of what is tested.
 const PATIENCE: Duration = Duration::from_secs(180);
@@ -21,36 +26,25 @@ fn repository() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("tests/ is in the repository").to_owned()
 }
 
-/// The binary that was built with these tests, or the one that PANGEA_BIN names.
-fn binary() -> Option<PathBuf> {
-    if let Some(path) = std::env::var_os("PANGEA_BIN") {
-        return Some(path.into());
-    }
-    let test = std::env::current_exe().expect("this test is a program");
-    let path = test.parent()?.parent()?.join("pangea");
-    path.exists().then_some(path)
-}
-
 /// A home of its own for one side.
 struct Side {
     home: tempfile::TempDir,
     binary: PathBuf,
+    /// The host it runs on, if it is another than the test's.
+    host: Option<(Arc<Namespaces>, usize)>,
 }
 
 impl Side {
-    /// `None`, said aloud, where there is no binary to run.
-    fn new() -> Option<Side> {
-        let Some(binary) = binary() else {
-            eprintln!(
-                "SKIPPED: there is no pangea beside the tests: build it first (cargo build --release), or set PANGEA_BIN"
-            );
-            return None;
-        };
-        Some(Side { home: tempfile::tempdir().expect("a folder for temporary files"), binary })
+    fn new() -> Side {
+        Side { home: tempfile::tempdir().expect("a folder for temporary files"), binary: binary(), host: None }
     }
 
     fn command(&self, script: &str, arguments: &[&str]) -> Command {
-        let mut command = Command::new("bash");
+        let bash = Path::new("bash");
+        let mut command = match &self.host {
+            None => Command::new(bash),
+            Some((hosts, host)) => hosts.hosts()[*host].command(bash),
+        };
         command.arg(repository().join("scripts").join(script)).args(arguments);
         for variable in ["PANGEA_HOME", "PANGEA_PEER", "PANGEA_PORT", "PANGEA_LISTEN", "PANGEA_KEEP", "PANGEA_POOL_KEY"]
         {
@@ -164,7 +158,7 @@ fn remote_tasks(said: &str) -> u64 {
 
 #[test]
 fn two_sides_test_each_other_and_leave_nothing_behind() {
-    let (Some(first), Some(second)) = (Side::new(), Side::new()) else { return };
+    let (first, second) = (Side::new(), Side::new());
     let mut initiator = first.start("03_initiator.sh", &LOOPBACK);
     let address = initiator.address();
     assert!(address.starts_with("/ip4/127.0.0.1/tcp/"), "{address}");
@@ -188,8 +182,36 @@ fn two_sides_test_each_other_and_leave_nothing_behind() {
 }
 
 #[test]
+fn the_address_shown_leads_from_another_host_to_this_one() {
+    const TEST: &str = "the_address_shown_leads_from_another_host_to_this_one";
+    let (mut first, mut second) = (Side::new(), Side::new());
+    let hosts = match Namespaces::new(2) {
+        Ok(hosts) => Arc::new(hosts),
+        Err(why) => return skip(TEST, &why),
+    };
+    let bridge = ["link add docker0 type bridge", "addr add 172.17.0.1/16 dev docker0", "link set docker0 up"];
+    for step in bridge {
+        let done = hosts.hosts()[0].command(Path::new("ip")).args(step.split(' ')).status().expect("ip runs");
+        assert!(done.success(), "ip {step}");
+    }
+    let of_the_first = format!("/ip4/{}/tcp/7777/p2p/", hosts.hosts()[0].address);
+    first.host = Some((hosts.clone(), 0));
+    second.host = Some((hosts, 1));
+    let mut initiator = first.start("03_initiator.sh", &[]);
+    let address = initiator.address();
+    assert!(address.starts_with(&of_the_first), "neither the bridge nor loopback: {address}");
+    let (code, said, errors) = second.start("03_responder.sh", &["--peer", &address]).finish();
+    assert_eq!(code, Some(0), "{said}\n{errors}");
+    let (code, said, errors) = initiator.finish();
+    assert_eq!(code, Some(0), "{said}\n{errors}");
+    assert!(remote_tasks(&said) > 0, "{said}");
+    first.assert_nothing_left();
+    second.assert_nothing_left();
+}
+
+#[test]
 fn the_responder_takes_its_address_from_the_environment() {
-    let Some(side) = Side::new() else { return };
+    let side = Side::new();
     let output =
         side.command("03_responder.sh", &["--timeout", "1"]).env("PANGEA_PEER", ADDRESS_OF_NOBODY).output().unwrap();
     assert_eq!(output.status.code(), Some(1), "{output:?}");
@@ -200,7 +222,7 @@ fn the_responder_takes_its_address_from_the_environment() {
 
 #[test]
 fn an_initiator_that_nobody_calls_gives_up_and_keeps_its_logs() {
-    let Some(side) = Side::new() else { return };
+    let side = Side::new();
     let output = side.run("03_initiator.sh", &["--timeout", "1", LOOPBACK[0], LOOPBACK[1]]);
     assert_eq!(output.status.code(), Some(1), "{output:?}");
     let errors = String::from_utf8_lossy(&output.stderr).into_owned();
@@ -214,7 +236,7 @@ fn an_initiator_that_nobody_calls_gives_up_and_keeps_its_logs() {
 #[test]
 fn a_signal_in_the_middle_leaves_nothing_behind() {
     for (signal, code) in [("-INT", 130), ("-TERM", 143)] {
-        let Some(side) = Side::new() else { return };
+        let side = Side::new();
         let mut initiator = side.start("03_initiator.sh", &LOOPBACK);
         initiator.address();
         let node = side.node_pid("initiator");
@@ -228,7 +250,7 @@ fn a_signal_in_the_middle_leaves_nothing_behind() {
 
 #[test]
 fn what_a_killed_session_left_is_cleared_by_the_next() {
-    let Some(side) = Side::new() else { return };
+    let side = Side::new();
     let mut killed = side.start("03_initiator.sh", &LOOPBACK);
     killed.address();
     let orphan = side.node_pid("initiator");
@@ -246,7 +268,7 @@ fn what_a_killed_session_left_is_cleared_by_the_next() {
 
 #[test]
 fn a_second_session_of_one_role_is_refused() {
-    let Some(side) = Side::new() else { return };
+    let side = Side::new();
     let mut first = side.start("03_initiator.sh", &LOOPBACK);
     first.address();
     let second = side.run("03_initiator.sh", &LOOPBACK);
@@ -259,7 +281,7 @@ fn a_second_session_of_one_role_is_refused() {
 
 #[test]
 fn a_taken_port_is_named_with_what_to_do() {
-    let Some(side) = Side::new() else { return };
+    let side = Side::new();
     let taken = TcpListener::bind("0.0.0.0:0").unwrap();
     let port = taken.local_addr().unwrap().port();
     let _udp = UdpSocket::bind(("0.0.0.0", port));
@@ -272,7 +294,7 @@ fn a_taken_port_is_named_with_what_to_do() {
 
 #[test]
 fn what_cannot_be_an_address_or_an_option_is_bad_usage() {
-    let Some(side) = Side::new() else { return };
+    let side = Side::new();
     let good = ADDRESS_OF_NOBODY;
     let wrong: [(&str, &[&str]); 9] = [
         ("03_responder.sh", &[]),
@@ -295,7 +317,7 @@ fn what_cannot_be_an_address_or_an_option_is_bad_usage() {
 
 #[test]
 fn the_menu_is_what_the_scripts_headers_say() {
-    let Some(side) = Side::new() else { return };
+    let side = Side::new();
     let said = String::from_utf8(side.run("setup.sh", &[]).stdout).unwrap();
     let entries: Vec<_> = said.lines().map(str::trim).collect();
     let at =

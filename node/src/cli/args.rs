@@ -72,8 +72,9 @@ environment over config.toml.";
 
 const MATMUL_EXAMPLES: &str = "\
 Files: .npy (float16/32/64, int8; any byte order, row- or column-major), .csv
-(one row a line), .json (a list of rows). Text holds float64 unless --dtype
-says otherwise. Files larger than memory work as .npy.
+(one row a line), .json (a list of rows). Text holds f64 unless --dtype says
+otherwise; a conversion to i8 must be exact. As .npy, operands and product may
+be larger than memory.
 Products: f16·f16 → f16, bf16·bf16 → bf16, i8·i8 → i32 (exact); mixed floats
 give the wider type, as in NumPy.
 
@@ -171,10 +172,7 @@ pub struct MatmulArgs {
     #[arg(long, value_name = "SEED", default_value_t = 1, conflicts_with_all = ["a", "b"], help_heading = "Generated operands")]
     pub seed: u64,
 
-    /// Element type: f16, bf16, f32, f64 or i8
-    ///
-    /// Generated operands have it (default f32); those from files are converted to it (default: as they are, f64 for
-    /// text). Integers must be exact.
+    /// Element type: f16, bf16, f32, f64 or i8; files are converted to it [default: f32, or what the files have]
     #[arg(long, value_name = "DTYPE", value_parser = dtype)]
     pub dtype: Option<DType>,
 
@@ -182,8 +180,8 @@ pub struct MatmulArgs {
     #[arg(long)]
     pub verify: bool,
 
-    /// Where it may be computed
-    #[arg(long, value_enum, default_value_t)]
+    /// Where it may be computed: auto (where it is done soonest), local, remote (on peers while one can, else here)
+    #[arg(long, value_enum, default_value_t, hide_possible_values = true)]
     pub place: PlaceArg,
 
     /// Connect the node to this peer first; may be repeated
@@ -210,7 +208,7 @@ pub struct MatmulArgs {
     #[command(flatten)]
     pub rpc: RpcArgs,
 
-    /// The most memory for tensors [default: half of this machine's, or what the node has]
+    /// The most memory for tensors [default: what the node has, or half of this machine's]
     #[arg(long, value_name = "SIZE")]
     pub max_memory: Option<ByteSize>,
 
@@ -247,8 +245,8 @@ pub struct BenchMatmulArgs {
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub runs: u32,
 
-    /// Where it may be computed
-    #[arg(long, value_enum, default_value_t)]
+    /// Where it may be computed: auto (where it is done soonest), local, remote (on peers while one can, else here)
+    #[arg(long, value_enum, default_value_t, hide_possible_values = true)]
     pub place: PlaceArg,
 
     /// Compute threads of products without a node [default: all cores]
@@ -302,7 +300,9 @@ pub struct DemoArgs {
 
 fn dtype(text: &str) -> Result<DType, String> {
     match DType::from_name(text) {
-        Some(DType::I32) => Err("i32 is what a product of i8 matrices gives, never an operand; use i8 or f64".to_owned()),
+        Some(DType::I32) => {
+            Err("i32 is what a product of i8 matrices gives, never an operand; use i8 or f64".to_owned())
+        }
         Some(dtype) => Ok(dtype),
         None => Err("use f16, bf16, f32, f64 or i8".to_owned()),
     }

@@ -43,7 +43,7 @@ pub(super) async fn run(args: BenchMatmulArgs, output: OutputArgs) -> Result<(),
         None => {
             note(&output, format!("No node runs at {}: multiplying in this process.", args.rpc.address()));
             let threads = config::node::threads(args.threads)?;
-            Engine::Here(local_fabric(threads, config::node::max_memory(None)?).await?)
+            Engine::Here(Box::new(local_fabric(threads, config::node::max_memory(None)?).await?))
         }
     };
     let mut progress = Progress::new(output.quiet);

@@ -51,7 +51,8 @@ pub(super) async fn run(args: BenchNetArgs, output: OutputArgs) -> Result<(), Fa
     let (bytes, rounds) = (args.bytes.0, args.rounds);
     let plain = tokio::task::spawn_blocking(move || plain_tcp(bytes as usize, rounds)).await;
     let plain = plain.map_err(io::Error::other).and_then(|plain| plain);
-    let plain = plain.map_err(|error| Failure::failed(format!("plain TCP over loopback could not be measured: {error}")))?;
+    let plain =
+        plain.map_err(|error| Failure::failed(format!("plain TCP over loopback could not be measured: {error}")))?;
     drop(progress);
     let outcome = outcome(probe, name, rounds, plain);
     if args.json.json {
@@ -70,12 +71,14 @@ async fn find(client: &Client, text: &str) -> Result<(String, String), Failure> 
     };
     let peers = client.peers().await?;
     let end = wanted.trim_start_matches('…');
-    let mut found = peers.iter().filter(|peer| {
-        peer.peer == wanted || peer.name == wanted || (end.len() >= 4 && peer.peer.ends_with(end))
-    });
+    let mut found = peers
+        .iter()
+        .filter(|peer| peer.peer == wanted || peer.name == wanted || (end.len() >= 4 && peer.peer.ends_with(end)));
     match (found.next(), found.next()) {
         (Some(peer), None) => Ok((peer.peer.clone(), peer.name.clone())),
-        (Some(_), Some(_)) => Err(Failure::usage(format!("more than one peer is called {text}; use its peer id (pangea peers --json)"))),
+        (Some(_), Some(_)) => {
+            Err(Failure::usage(format!("more than one peer is called {text}; use its peer id (pangea peers --json)")))
+        }
         (None, _) => Err(Failure::usage(format!("{text} is no peer of this node; `pangea peers` lists them"))),
     }
 }
@@ -159,11 +162,8 @@ fn median(mut values: Vec<f64>) -> f64 {
 }
 
 fn show(outcome: &Outcome) -> String {
-    let mut table = Table::new([
-        ("from this machine", Align::Left),
-        ("bulk", Align::Right),
-        ("round trip", Align::Right),
-    ]);
+    let mut table =
+        Table::new([("from this machine", Align::Left), ("bulk", Align::Right), ("round trip", Align::Right)]);
     let mut row = |what: String, speeds: Speeds| {
         let bulk = format!("{:.2} GB/s", speeds.bytes_per_s / 1e9);
         table.row([what, bulk, seconds(speeds.round_trip_us / 1e6)]);

@@ -8,7 +8,6 @@ use std::time::{Duration, Instant};
 
 use pangea_client::{Client, JobReport, MatmulOptions, Place, TensorInfo};
 use pangea_compute::{Buffer, Cancel, DType, Pool, Tensor};
-use rand::Rng;
 use serde::Serialize;
 
 use super::args::{DemoArgs, OutputArgs};
@@ -127,7 +126,7 @@ pub(super) async fn run(args: DemoArgs, output: OutputArgs) -> Result<(), Failur
 
 fn make_pool_key(folder: &Path) -> Result<PathBuf, Failure> {
     let path = folder.join("pool.key");
-    let digits: String = rand::rng().random::<[u8; 32]>().iter().map(|byte| format!("{byte:02x}")).collect();
+    let digits: String = rand::random::<[u8; 32]>().iter().map(|byte| format!("{byte:02x}")).collect();
     let written = std::fs::File::options().create_new(true).write(true).mode(0o600).open(&path);
     written
         .and_then(|mut file| file.write_all(digits.as_bytes()))

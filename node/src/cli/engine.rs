@@ -18,7 +18,7 @@ pub(super) enum Engine {
     /// A node.
     Node(Client),
     /// This process.
-    Here(Runtime),
+    Here(Box<Runtime>),
 }
 
 /// A matrix that the engine has.

@@ -146,18 +146,18 @@ async fn engine(args: &MatmulArgs, output: OutputArgs) -> Result<Engine, Failure
     }
     let threads = config::node::threads(args.threads)?;
     let max_memory = config::node::max_memory(args.max_memory.map(|size| size.0))?;
-    note(
-        &output,
-        format!("No node runs at {}: multiplying in this process.", args.rpc.address()),
-    );
-    Ok(Engine::Here(local_fabric(threads, max_memory).await?))
+    note(&output, format!("No node runs at {}: multiplying in this process.", args.rpc.address()));
+    Ok(Engine::Here(Box::new(local_fabric(threads, max_memory).await?)))
 }
 
 /// Connects the node to the peers that were named. One that does not answer is said and done without.
 async fn connect_peers(engine: &Engine, args: &MatmulArgs, output: OutputArgs) -> Result<(), Failure> {
     for address in &args.peer {
         let Engine::Node(client) = engine else {
-            note(&output, format!("{address} is not connected: that takes a running node (start one with `pangea node`)."));
+            note(
+                &output,
+                format!("{address} is not connected: that takes a running node (start one with `pangea node`)."),
+            );
             continue;
         };
         match client.connect_peer(&address.to_string(), Some(CONNECT_TIMEOUT)).await {
@@ -276,7 +276,8 @@ async fn multiply_blocks(
             Stays::B => (&passing, staying),
         };
         let mut options = options.clone();
-        options.deadline = deadline.map(|at| at.saturating_duration_since(Instant::now()).max(Duration::from_millis(1)));
+        options.deadline =
+            deadline.map(|at| at.saturating_duration_since(Instant::now()).max(Duration::from_millis(1)));
         let running = engine.start(a, b, &options)?;
         let finish = async {
             let (held, report) = running.finish(&mut |_| {}).await?;

@@ -121,7 +121,12 @@ impl Operand {
                 };
                 let converted = tensor.and_then(|t| pangea_compute::csv::convert(&t, dtype.unwrap_or(t.dtype())));
                 let tensor = converted.map_err(|error| input_failure(path, error))?;
-                Operand { rows: tensor.rows(), cols: tensor.cols(), dtype: tensor.dtype(), source: Source::Memory(tensor) }
+                Operand {
+                    rows: tensor.rows(),
+                    cols: tensor.cols(),
+                    dtype: tensor.dtype(),
+                    source: Source::Memory(tensor),
+                }
             }
         };
         if operand.dtype == DType::I32 {
@@ -160,9 +165,7 @@ impl Operand {
         Ok(match &self.source {
             Source::Mapped(mapped) => mapped.piece(rows, cols, self.dtype)?,
             Source::Memory(tensor) => tensor.slice(rows, cols)?,
-            Source::Generated { seed } => {
-                Tensor::generate_block(self.dtype, self.rows, self.cols, rows, cols, *seed)?
-            }
+            Source::Generated { seed } => Tensor::generate_block(self.dtype, self.rows, self.cols, rows, cols, *seed)?,
         })
     }
 
@@ -249,11 +252,7 @@ pub(super) struct Upload<'a> {
 
 impl TensorSource for Upload<'_> {
     fn info(&self) -> TensorInfo {
-        TensorInfo {
-            dtype: wire_dtype(self.operand.dtype),
-            rows: self.rows.len() as u64,
-            cols: self.cols.len() as u64,
-        }
+        TensorInfo { dtype: wire_dtype(self.operand.dtype), rows: self.rows.len() as u64, cols: self.cols.len() as u64 }
     }
 
     fn read(&mut self, offset: u64, chunk: &mut [u8]) -> pangea_client::Result<()> {

@@ -27,7 +27,11 @@ pub(super) struct ProductFile {
 enum Target {
     Npy(NpyWriter),
     /// Text has no place for a block: the product is gathered and written at the end.
-    Text { file: tempfile::NamedTempFile, format: Format, product: TensorBuf },
+    Text {
+        file: tempfile::NamedTempFile,
+        format: Format,
+        product: TensorBuf,
+    },
 }
 
 impl ProductFile {
@@ -57,7 +61,10 @@ impl ProductFile {
         }
         let folder = folder_of(path);
         if !folder.is_dir() {
-            return Err(Failure::usage(format!("{shown}: the folder {} does not exist; create it first", folder.display())));
+            return Err(Failure::usage(format!(
+                "{shown}: the folder {} does not exist; create it first",
+                folder.display()
+            )));
         }
         if format == Format::Npy {
             needs_room(folder, rows as u64 * cols as u64 * dtype.size_bytes() as u64)?;
@@ -121,7 +128,8 @@ async fn write_text(
     for start in (0..product.rows()).step_by(step) {
         let rows = product.slice(start..product.rows().min(start + step), 0..product.cols())?;
         if json {
-            let text = pangea_compute::json::write(&rows).map_err(|error| Failure::from(error).about(path.display()))?;
+            let text =
+                pangea_compute::json::write(&rows).map_err(|error| Failure::from(error).about(path.display()))?;
             // The rows of the piece without the brackets around them.
             let inner = text.trim_end().strip_prefix('[').and_then(|text| text.strip_suffix(']')).unwrap_or("");
             write(if start > 0 { ",\n " } else { "" })?;
@@ -236,8 +244,12 @@ fn unwritable(path: &Path, error: &std::io::Error) -> Failure {
     use std::io::ErrorKind::{PermissionDenied, QuotaExceeded, ReadOnlyFilesystem, StorageFull};
     let shown = path.display();
     match error.kind() {
-        PermissionDenied | ReadOnlyFilesystem => Failure::usage(format!("{shown} cannot be written there ({error}); choose another place")),
-        StorageFull | QuotaExceeded => Failure::failed(format!("the disk is full: {shown} was not written, and nothing of it was left behind")),
+        PermissionDenied | ReadOnlyFilesystem => {
+            Failure::usage(format!("{shown} cannot be written there ({error}); choose another place"))
+        }
+        StorageFull | QuotaExceeded => {
+            Failure::failed(format!("the disk is full: {shown} was not written, and nothing of it was left behind"))
+        }
         _ => Failure::failed(format!("{shown} cannot be written: {error}")),
     }
 }

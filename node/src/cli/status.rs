@@ -30,21 +30,31 @@ fn show(status: &NodeStatus) -> String {
         ("peers", status.peers.to_string()),
         (
             "compute",
-            format!("{} thread{}, {}, {} GFLOP/s (f32)", status.threads, if status.threads == 1 { "" } else { "s" }, status.isa, three_digits(status.gflops)),
+            format!(
+                "{} thread{}, {}, {} GFLOP/s (f32)",
+                status.threads,
+                if status.threads == 1 { "" } else { "s" },
+                status.isa,
+                three_digits(status.gflops)
+            ),
         ),
         (
             "memory",
-            format!("{} of {} for tensors in use", ByteSize(status.memory_used_bytes), ByteSize(status.memory_limit_bytes)),
+            format!(
+                "{} of {} for tensors in use",
+                ByteSize(status.memory_used_bytes),
+                ByteSize(status.memory_limit_bytes)
+            ),
         ),
         (
             "jobs",
-            format!("{} running, {} done, {} failed or cancelled", status.jobs_running, status.jobs_done, status.jobs_failed),
+            format!(
+                "{} running, {} done, {} failed or cancelled",
+                status.jobs_running, status.jobs_done, status.jobs_failed
+            ),
         ),
         ("served", format!("{} tasks for peers", status.tasks_served)),
-        (
-            "traffic",
-            format!("{} sent, {} received", ByteSize(status.bytes_sent), ByteSize(status.bytes_received)),
-        ),
+        ("traffic", format!("{} sent, {} received", ByteSize(status.bytes_sent), ByteSize(status.bytes_received))),
     ];
     // Long addresses get lines of their own: they are what people copy.
     let mut text = facts(&lines);

@@ -1,9 +1,9 @@
 //! What a node runs with: typed by a person, read from the environment and from `config.toml`, resolved once.
 //!
 //! * [`raw`]: what was typed or set in the environment; everything optional.
-//! * [`file`]: `config.toml`; everything optional.
+//! * [`mod@file`]: `config.toml`; everything optional.
 //! * [`node`]: [`NodeConfig`], what runs; nothing optional but what truly is.
-//! * [`log`], [`size`], [`host`]: verbosity; sizes in bytes; what this host has.
+//! * [`mod@log`], [`size`], [`host`]: verbosity; sizes in bytes; what this host has.
 //!
 //! Flags win over the environment, the environment over the file. Nothing here creates or binds anything.
 

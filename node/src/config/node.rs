@@ -139,10 +139,7 @@ fn listen(typed: Vec<Multiaddr>, file: Option<Vec<Multiaddr>>) -> Result<Vec<Mul
     let addresses = typed_or_file(typed, file);
     if addresses.is_empty() {
         let any = Multiaddr::from(Ipv4Addr::UNSPECIFIED);
-        return Ok(vec![
-            any.clone().with(Protocol::Tcp(PORT)),
-            any.with(Protocol::Udp(PORT)).with(Protocol::QuicV1),
-        ]);
+        return Ok(vec![any.clone().with(Protocol::Tcp(PORT)), any.with(Protocol::Udp(PORT)).with(Protocol::QuicV1)]);
     }
     for address in &addresses {
         let mut parts = address.iter();
@@ -229,7 +226,8 @@ mod tests {
     #[test]
     fn a_flag_wins_over_the_file_and_the_file_over_the_default() {
         let folder = tempfile::tempdir().unwrap();
-        std::fs::write(folder.path().join("config.toml"), "threads = 3\nname = \"filed\"\nmax-memory = \"64M\"\n").unwrap();
+        std::fs::write(folder.path().join("config.toml"), "threads = 3\nname = \"filed\"\nmax-memory = \"64M\"\n")
+            .unwrap();
         let raw = RawNodeConfig { name: Some("typed".into()), ..in_folder(folder.path()) };
         let config = NodeConfig::resolve(raw, LogLevel::Info).unwrap();
         assert_eq!((config.name.as_str(), config.threads, config.max_memory), ("typed", 3, 64 << 20));

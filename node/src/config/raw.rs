@@ -15,9 +15,7 @@ use crate::worker::fault::Fault;
 /// Flags of `pangea node`.
 #[derive(Args, Clone, Debug, Default)]
 pub struct RawNodeConfig {
-    /// libp2p addresses to listen on; port 0 picks a free one
-    ///
-    /// [default: TCP and QUIC on port 7777 of every interface]
+    /// libp2p addresses to listen on; port 0 picks a free one [default: TCP and QUIC on port 7777]
     #[arg(long, value_name = "MULTIADDR", num_args = 1.., help_heading = "Network")]
     pub listen: Vec<Multiaddr>,
 
@@ -62,11 +60,25 @@ pub struct RawNodeConfig {
     pub data_dir: Option<PathBuf>,
 
     /// Settings, by the flags' names [default: config.toml in the data directory]
-    #[arg(long, value_name = "FILE", env = "PANGEA_CONFIG", hide_env_values = true, help_heading = "Identity and files")]
+    #[arg(
+        long,
+        value_name = "FILE",
+        env = "PANGEA_CONFIG",
+        hide_env_values = true,
+        help_heading = "Identity and files"
+    )]
     pub config: Option<PathBuf>,
 
-    /// Form of the log on standard error [default: text]
-    #[arg(long, value_name = "FORMAT", value_enum, env = "PANGEA_LOG_FORMAT", hide_env_values = true, help_heading = "Identity and files")]
+    /// Form of the log on standard error: text or json [default: text]
+    #[arg(
+        long,
+        value_name = "FORMAT",
+        value_enum,
+        hide_possible_values = true,
+        env = "PANGEA_LOG_FORMAT",
+        hide_env_values = true,
+        help_heading = "Identity and files"
+    )]
     pub log_format: Option<LogFormat>,
 
     /// Makes this worker lie or fail, for tests
