@@ -634,6 +634,7 @@ impl Driver {
             owner: None,
             a: (key(Side::Left, tile.band), running.data.operand(Operand::Band(tile.band))?),
             b: (key(Side::Right, tile.panel), running.data.operand(Operand::Panel(tile.panel))?),
+            keep_bytes: usize::try_from(running.data.grid.group_bytes()).unwrap_or(usize::MAX),
             cancel,
             started: None,
             done: Box::new(move |outcome| {

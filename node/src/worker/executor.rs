@@ -80,6 +80,8 @@ pub struct Work {
     pub a: (PackKey, Tensor),
     /// Right operand and its key.
     pub b: (PackKey, Tensor),
+    /// Bytes of bands and panels that the next tasks of its job are worth keeping packed; there is a limit above it.
+    pub keep_bytes: usize,
     /// Stops it, waiting or running.
     pub cancel: Cancel,
     /// The peer it is for; `None` for a job of this node. The node's `--fault` applies to peers only.
@@ -294,7 +296,7 @@ impl Compute {
                 started();
             }
             let begin = Instant::now();
-            let mut result = self.packs.product(&work.a, &work.b, &self.pool, &work.cancel).map_err(crate::compute_error);
+            let mut result = self.packs.product(&work.a, &work.b, work.keep_bytes, &self.pool, &work.cancel).map_err(crate::compute_error);
             let mut fault = None;
             if let Some(liar) = self.liar.as_mut().filter(|_| work.owner.is_some()) {
                 (result, fault) = liar.twist(result, &work.a.1, &work.b.1, begin.elapsed(), &work.cancel);
@@ -333,6 +335,7 @@ impl Packs {
         &mut self,
         a: &(PackKey, Tensor),
         b: &(PackKey, Tensor),
+        keep_bytes: usize,
         pool: &Pool,
         cancel: &Cancel,
     ) -> std::result::Result<Tensor, pangea_compute::Error> {
@@ -354,7 +357,7 @@ impl Packs {
         }
         keep(&mut self.a, a.0, packed_a);
         keep(&mut self.b, b.0, packed_b);
-        self.shrink(matches!(a.0, PackKey::Local { .. }));
+        self.shrink(matches!(a.0, PackKey::Local { .. }), keep_bytes);
         product
     }
 
@@ -367,9 +370,10 @@ impl Packs {
 
     /// Drops what is over: bands of this node's jobs at once, each having met its group of panels; then panels
     /// and peers' operands, the least recently used first.
-    fn shrink(&mut self, local: bool) {
+    fn shrink(&mut self, local: bool, keep_bytes: usize) {
         let of = |key: &PackKey| matches!(key, PackKey::Local { .. }) == local;
-        let limit = if local { PACKED_LOCAL_BYTES } else { self.peers_bytes };
+        // Packed, they are padded to whole kernel blocks.
+        let limit = keep_bytes.saturating_add(keep_bytes / 8).min(if local { PACKED_LOCAL_BYTES } else { self.peers_bytes });
         loop {
             let bands: Vec<usize> = positions(&self.a, of);
             let panels: Vec<usize> = positions(&self.b, of);
