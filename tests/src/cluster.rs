@@ -16,6 +16,9 @@ use crate::process::{PATIENCE, Process, eventually};
 /// The binary under test, where it is not beside the test's own.
 pub const BINARY: &str = "PANGEA_BIN";
 
+/// Set to anything, it makes every node say more.
+pub const VERBOSE: &str = "PANGEA_TESTS_VERBOSE";
+
 /// Tests that compare times run alone.
 static MACHINE: RwLock<()> = RwLock::new(());
 
@@ -220,6 +223,9 @@ impl NodeBuilder {
         command.arg("--data-dir").arg(self.data_dir()).args(&self.arguments);
         if !self.mdns {
             command.arg("--no-mdns");
+        }
+        if std::env::var_os(VERBOSE).is_some() {
+            command.arg("-v");
         }
         Process::start(&self.name, command, &self.folder.path.join(format!("{}.log", self.name)))
     }

@@ -623,7 +623,7 @@ impl Driver {
         let priority = running.request.priority;
         if !worker.is_local() {
             let deadline = running.request.deadline.map(|within| within.saturating_sub(running.submitted.elapsed()));
-            let feed = Feed { attempt, job: Rc::clone(&running.data), tile, priority, deadline, lacking: None };
+            let feed = Feed { attempt, job: Rc::clone(&running.data), tile, priority, deadline, cancel, lacking: None };
             let (_, link) = self.peers.link_of(worker).ok_or_else(|| Error::new(ErrorKind::Unavailable, "the peer is gone"))?;
             return link.feeder.try_send(feed).map_err(|_| Error::new(ErrorKind::Overloaded, "too many tasks wait for this peer"));
         }
@@ -786,6 +786,7 @@ impl Driver {
             tile: under_way.tile,
             priority: running.request.priority,
             deadline: None,
+            cancel: under_way.cancel.clone(),
             lacking: Some(digests),
         };
         let Some(link) = self.peers.get(&peer).and_then(|known| known.link.as_ref()) else { return };

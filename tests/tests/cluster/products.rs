@@ -55,7 +55,8 @@ fn what_a_peer_holds_is_not_sent_again() {
     let cluster = Cluster::new();
     let star = cluster.star(vec![cluster.node("worker")]);
     let client = star.one.client();
-    let (a, b) = operands(DType::F32, 700, 700, 700);
+    // Several tiles: then the second product is cut as the first was.
+    let (a, b) = operands(DType::F32, 1500, 1500, 1500);
     let (a_there, b_there) =
         (pangea_tests::matrix::upload(&client, &a).unwrap(), pangea_tests::matrix::upload(&client, &b).unwrap());
     let sent: Vec<u64> = (0..2)
