@@ -102,7 +102,7 @@ fn an_earlier_result_passed_off_as_a_new_one_is_caught() {
 #[test]
 fn an_honest_worker_redoes_what_a_liar_did() {
     let cluster = Cluster::new();
-    let star = cluster.star(vec![cluster.node("liar").fault("corrupt-one"), cluster.node("honest")]);
+    let star = cluster.star(vec![cluster.node("liar").fault("stale"), cluster.node("honest")]);
     let (a, b) = operands(DType::I8, 1500, 1500, 1500);
     let client = star.one.client();
     // Where it is slow besides, its tasks are done elsewhere before its lie arrives.
