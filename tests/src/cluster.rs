@@ -16,6 +16,9 @@ use crate::process::{PATIENCE, Process, eventually};
 /// The binary under test, where it is not beside the test's own.
 pub const BINARY: &str = "PANGEA_BIN";
 
+/// Set to anything, it makes every node say more.
+pub const VERBOSE: &str = "PANGEA_TESTS_VERBOSE";
+
 /// Tests that compare times run alone.
 static MACHINE: RwLock<()> = RwLock::new(());
 
@@ -206,10 +209,23 @@ impl NodeBuilder {
     /// Starts it and leaves it to the caller whether it lives.
     pub fn launch(&self) -> Process {
         let mut command = command(self.namespace.as_ref());
-        command.args(["node", "--name", &self.name, "--threads", "1", "--listen", &self.listen, "--rpc-addr", &self.rpc_addr]);
+        command.args([
+            "node",
+            "--name",
+            &self.name,
+            "--threads",
+            "1",
+            "--listen",
+            &self.listen,
+            "--rpc-addr",
+            &self.rpc_addr,
+        ]);
         command.arg("--data-dir").arg(self.data_dir()).args(&self.arguments);
         if !self.mdns {
             command.arg("--no-mdns");
+        }
+        if std::env::var_os(VERBOSE).is_some() {
+            command.arg("-v");
         }
         Process::start(&self.name, command, &self.folder.path.join(format!("{}.log", self.name)))
     }

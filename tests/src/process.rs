@@ -206,7 +206,9 @@ fn read(pipe: impl Read + Send + 'static, out: bool, mut log: File, shared: Arc<
 fn reap(mut child: Child, pid: Pid, shared: Arc<Shared>) -> JoinHandle<()> {
     std::thread::spawn(move || {
         // Not reaped here: until its end is noted below, nobody else can get its pid.
-        while waitid(WaitId::Pid(pid), WaitIdOptions::EXITED | WaitIdOptions::NOWAIT).is_err_and(|error| error == rustix::io::Errno::INTR) {}
+        while waitid(WaitId::Pid(pid), WaitIdOptions::EXITED | WaitIdOptions::NOWAIT)
+            .is_err_and(|error| error == rustix::io::Errno::INTR)
+        {}
         let mut state = shared.lock();
         state.ended = Some(child.wait().unwrap());
         drop(state);

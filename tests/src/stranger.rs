@@ -50,7 +50,8 @@ impl Stranger {
     }
 
     fn wait<T>(&self, work: impl Future<Output = T>) -> T {
-        self.runtime.block_on(async { tokio::time::timeout(PATIENCE, work).await.expect("the node answers in some way") })
+        self.runtime
+            .block_on(async { tokio::time::timeout(PATIENCE, work).await.expect("the node answers in some way") })
     }
 }
 

@@ -623,7 +623,7 @@ impl Driver {
         let priority = running.request.priority;
         if !worker.is_local() {
             let deadline = running.request.deadline.map(|within| within.saturating_sub(running.submitted.elapsed()));
-            let feed = Feed { attempt, job: Rc::clone(&running.data), tile, priority, deadline, lacking: None };
+            let feed = Feed { attempt, job: Rc::clone(&running.data), tile, priority, deadline, cancel, lacking: None };
             let (_, link) = self.peers.link_of(worker).ok_or_else(|| Error::new(ErrorKind::Unavailable, "the peer is gone"))?;
             return link.feeder.try_send(feed).map_err(|_| Error::new(ErrorKind::Overloaded, "too many tasks wait for this peer"));
         }
@@ -634,6 +634,7 @@ impl Driver {
             owner: None,
             a: (key(Side::Left, tile.band), running.data.operand(Operand::Band(tile.band))?),
             b: (key(Side::Right, tile.panel), running.data.operand(Operand::Panel(tile.panel))?),
+            keep_bytes: usize::try_from(running.data.grid.group_bytes()).unwrap_or(usize::MAX),
             cancel,
             started: None,
             done: Box::new(move |outcome| {
@@ -785,6 +786,7 @@ impl Driver {
             tile: under_way.tile,
             priority: running.request.priority,
             deadline: None,
+            cancel: under_way.cancel.clone(),
             lacking: Some(digests),
         };
         let Some(link) = self.peers.get(&peer).and_then(|known| known.link.as_ref()) else { return };
@@ -886,6 +888,7 @@ impl Driver {
 
     fn deliver(&mut self, job: JobId, report: &crate::schedule::JobReport, product: Tensor) {
         let Some(mut running) = self.jobs.remove(&job) else { return };
+        self.executor.forget(job);
         let seconds = running.submitted.elapsed().as_secs_f64();
         self.counters.jobs_done += 1;
         let report = self.report(&running, report, seconds);
@@ -897,6 +900,7 @@ impl Driver {
 
     fn failed(&mut self, job: JobId, kind: FailureKind, why: String, report: &crate::schedule::JobReport) {
         self.finishing.remove(&job);
+        self.executor.forget(job);
         let outcome = match (self.submitting.remove(&job), self.jobs.remove(&job)) {
             (Some(submitting), _) => Some(submitting.outcome),
             (None, Some(mut running)) => running.outcome.take(),

@@ -7,7 +7,7 @@ use std::rc::Rc;
 
 use libp2p::PeerId;
 use pangea_client::{Error, ErrorKind, Result};
-use pangea_compute::{Digest, Tensor};
+use pangea_compute::{Cancel, Digest, Tensor};
 use tokio::sync::mpsc;
 
 use super::running::JobData;
@@ -25,6 +25,8 @@ pub(crate) struct Feed {
     pub(crate) tile: Tile,
     pub(crate) priority: i8,
     pub(crate) deadline: Option<std::time::Duration>,
+    /// Set when the attempt is given up: what has not been sent then is not sent.
+    pub(crate) cancel: Cancel,
     /// Send the operands even if the peer is thought to have them: it says that it lacks them. The task
     /// itself is there already.
     pub(crate) lacking: Option<Vec<Digest>>,
@@ -57,6 +59,9 @@ async fn feed_one(link: &Link, resident: &Resident, feed: Feed) -> Result<()> {
     let operands = [Operand::Band(feed.tile.band), Operand::Panel(feed.tile.panel)];
     let mut digests = Vec::with_capacity(2);
     for operand in operands {
+        if feed.cancel.is_cancelled() {
+            return Ok(());
+        }
         let (digest, prepared) = address(&feed.job, operand).await?;
         digests.push(digest);
         let wanted = feed.lacking.as_ref().is_some_and(|lacking| lacking.contains(&digest));
@@ -69,12 +74,16 @@ async fn feed_one(link: &Link, resident: &Resident, feed: Feed) -> Result<()> {
             Some(tensor) => tensor,
             None => row_major(feed.job.operand(operand)?).await?,
         };
+        if feed.cancel.is_cancelled() {
+            return Ok(());
+        }
         resident.borrow_mut().insert(digest);
         feed.job.bytes_sent.set(feed.job.bytes_sent.get() + size);
         link.send(Bulk::Operand { digest, tensor, room: Some(room) })
             .map_err(|full| Error::new(ErrorKind::Unavailable, full.to_string()))?;
     }
-    if feed.lacking.is_some() {
+    // The link knows nothing yet of a task that was given up before this, and would send it all the same.
+    if feed.lacking.is_some() || feed.cancel.is_cancelled() {
         return Ok(());
     }
     let task = Task {

@@ -440,7 +440,8 @@ impl Session {
         let priority = waiting.task.priority;
         let deadline = waiting.task.deadline;
         let cancel = waiting.cancel.clone();
-        let work = Work { priority, a, b, cancel: cancel.clone(), owner: Some(session.peer), started: Some(started), done };
+        let keep_bytes = usize::MAX;
+        let work = Work { priority, a, b, keep_bytes, cancel: cancel.clone(), owner: Some(session.peer), started: Some(started), done };
         if let Err(error) = executor.submit(work) {
             // The place went with the work, so this answer goes the ordinary way.
             let _ = session.replies.try_send(Reply::Failure { task: id, error });

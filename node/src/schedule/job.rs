@@ -2,7 +2,6 @@
 //! which tile suits a worker best.
 //! Never knows how fast anybody is.
 
-use super::limits::LOCAL_GROUP_BYTES;
 use super::tile_set::{Indices, TileSet};
 use super::{
     AttemptId, JobId, JobReport, JobSpec, Operand, TaskCounts, Tile, TileGrid, WorkerId,
@@ -393,7 +392,7 @@ impl Job {
             let end = tile.panel + 1;
             let band_bytes = self.grid.operand_bytes(Operand::Band(tile.band));
             let panel_bytes = self.grid.operand_bytes(Operand::Panel(tile.panel)).max(1);
-            let panels = (LOCAL_GROUP_BYTES.saturating_sub(band_bytes) / panel_bytes).clamp(1, u64::from(end));
+            let panels = (self.grid.group_bytes().saturating_sub(band_bytes) / panel_bytes).clamp(1, u64::from(end));
             self.local.group = end - panels as u32..end;
         }
     }

@@ -42,6 +42,8 @@ pub const IN_FLIGHT_LOCAL: usize = 2;
 /// Panels and a band that this node's executor keeps packed at a time; below what it may hold, since packed halves
 /// are widened.
 pub const LOCAL_GROUP_BYTES: u64 = 44 << 20;
+/// The same as a part of operands and product: beside them a node may use a quarter, and answers take some of that.
+pub const LOCAL_GROUP_SHARE: u64 = 8;
 /// Operand and answer bytes in flight at one peer, unless one tile alone is more: bounds what is queued on a
 /// connection and what its loss costs.
 pub const IN_FLIGHT_BYTES_MAX: u64 = 512 << 20;

@@ -2,7 +2,7 @@
 //! Never decides where a tile runs, and never touches an element.
 
 use super::limits::{
-    CHECK_SHARE, OPERAND_BYTES_MAX, TILE_ALIGNMENT, TILE_MEMORY_SHARE, TILE_OVERHEADS_MIN,
+    CHECK_SHARE, LOCAL_GROUP_BYTES, LOCAL_GROUP_SHARE, OPERAND_BYTES_MAX, TILE_ALIGNMENT, TILE_MEMORY_SHARE, TILE_OVERHEADS_MIN,
     TILE_SECONDS, TILE_SECONDS_ALONE, TILE_SECONDS_FASTEST_MIN, TILE_SECONDS_MIN, TILE_SIDE_MIN,
     TILES_MAX, TILES_PER_WORKER, USEFUL_SHARE, USEFUL_START,
 };
@@ -221,6 +221,13 @@ impl TileGrid {
     /// Number of tiles.
     pub fn tiles(&self) -> u32 {
         self.bands * self.panels
+    }
+
+    /// Bytes of panels and a band that this node keeps packed at a time while it works on this product.
+    pub fn group_bytes(&self) -> u64 {
+        let ProductShape { m, k, n, a_element_bytes, b_element_bytes, c_element_bytes } = self.shape;
+        let total = m * k * a_element_bytes + k * n * b_element_bytes + m * n * c_element_bytes;
+        (total / LOCAL_GROUP_SHARE).min(LOCAL_GROUP_BYTES)
     }
 
     /// Rows of A and C in a band. Empty beyond the last band.

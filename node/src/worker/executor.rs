@@ -80,6 +80,8 @@ pub struct Work {
     pub a: (PackKey, Tensor),
     /// Right operand and its key.
     pub b: (PackKey, Tensor),
+    /// Bytes of bands and panels that the next tasks of its job are worth keeping packed; there is a limit above it.
+    pub keep_bytes: usize,
     /// Stops it, waiting or running.
     pub cancel: Cancel,
     /// The peer it is for; `None` for a job of this node. The node's `--fault` applies to peers only.
@@ -118,6 +120,8 @@ struct Queue {
     heap: BinaryHeap<Queued>,
     arrivals: u64,
     ended: bool,
+    /// Jobs of this node that have ended since the executor last looked.
+    ended_jobs: Vec<u64>,
     /// Owner and operations of the work that runs.
     running: Option<(Option<PeerId>, f64)>,
     /// Operations per second of late, over all types.
@@ -141,7 +145,8 @@ impl Executor {
     pub fn start(threads: usize, max_memory: u64, fault: Option<Fault>) -> Result<(Executor, Speeds)> {
         let pool = Pool::new(threads).map_err(crate::compute_error)?;
         let isa = pool.isa().name();
-        let speeds = measure(&pool)?;
+        // On a pool of its own, whose working memory goes with it: tasks need other amounts.
+        let speeds = measure(&Pool::new(threads).map_err(crate::compute_error)?)?;
         let queue = Queue { flops_per_s: speeds.f32_flops_per_s, ..Queue::default() };
         let shared = Arc::new(Shared { queue: Mutex::new(queue), wake: Condvar::new() });
         let of_thread = Arc::clone(&shared);
@@ -157,6 +162,12 @@ impl Executor {
     /// The instruction set of its kernels.
     pub fn isa(&self) -> &'static str {
         self.isa
+    }
+
+    /// A job of this node has ended: what is packed for it serves nobody any more.
+    pub fn forget(&self, job: u64) {
+        self.shared.lock().ended_jobs.push(job);
+        self.shared.wake.notify_one();
     }
 
     /// Whether nothing waits or runs.
@@ -212,21 +223,30 @@ impl Shared {
         }
     }
 
-    /// The next piece of work; `None` when the executor ends.
-    fn next(&self) -> Option<Work> {
+    /// What is next to do; `None` when the executor ends.
+    fn next(&self) -> Option<Next> {
         let mut queue = self.lock();
         loop {
             if queue.ended {
                 return None;
             }
             queue.running = None;
+            if !queue.ended_jobs.is_empty() {
+                return Some(Next::Forget(std::mem::take(&mut queue.ended_jobs)));
+            }
             if let Some(queued) = queue.heap.pop() {
                 queue.running = Some((queued.work.owner, queued.work.flops()));
-                return Some(queued.work);
+                return Some(Next::Work(Box::new(queued.work)));
             }
             queue = self.wake.wait(queue).unwrap_or_else(PoisonError::into_inner);
         }
     }
+}
+
+/// What the executor does next.
+enum Next {
+    Forget(Vec<u64>),
+    Work(Box<Work>),
 }
 
 impl PartialEq for Queued {
@@ -258,7 +278,14 @@ struct Compute {
 
 impl Compute {
     fn run(&mut self, shared: &Shared) {
-        while let Some(work) = shared.next() {
+        while let Some(next) = shared.next() {
+            let work = match next {
+                Next::Forget(jobs) => {
+                    self.packs.forget(&jobs);
+                    continue;
+                }
+                Next::Work(work) => *work,
+            };
             if work.cancel.is_cancelled() {
                 let result = Err(Error::new(ErrorKind::Cancelled, "the task was cancelled before it started"));
                 (work.done)(Outcome { result, compute: Duration::ZERO, fault: None });
@@ -269,7 +296,7 @@ impl Compute {
                 started();
             }
             let begin = Instant::now();
-            let mut result = self.packs.product(&work.a, &work.b, &self.pool, &work.cancel).map_err(crate::compute_error);
+            let mut result = self.packs.product(&work.a, &work.b, work.keep_bytes, &self.pool, &work.cancel).map_err(crate::compute_error);
             let mut fault = None;
             if let Some(liar) = self.liar.as_mut().filter(|_| work.owner.is_some()) {
                 (result, fault) = liar.twist(result, &work.a.1, &work.b.1, begin.elapsed(), &work.cancel);
@@ -308,6 +335,7 @@ impl Packs {
         &mut self,
         a: &(PackKey, Tensor),
         b: &(PackKey, Tensor),
+        keep_bytes: usize,
         pool: &Pool,
         cancel: &Cancel,
     ) -> std::result::Result<Tensor, pangea_compute::Error> {
@@ -323,17 +351,29 @@ impl Packs {
             None => Arc::new(PackedB::new(&b.1, a.1.dtype(), pool, cancel)?),
         };
         let product = pangea_compute::matmul_packed(&packed_a, &packed_b, pool, cancel);
+        if cancel.is_cancelled() {
+            // Its job may have ended, and nobody would say so again.
+            return product;
+        }
         keep(&mut self.a, a.0, packed_a);
         keep(&mut self.b, b.0, packed_b);
-        self.shrink(matches!(a.0, PackKey::Local { .. }));
+        self.shrink(matches!(a.0, PackKey::Local { .. }), keep_bytes);
         product
+    }
+
+    /// Drops what belongs to `jobs`.
+    fn forget(&mut self, jobs: &[u64]) {
+        let stays = |key: &PackKey| !matches!(key, PackKey::Local { job, .. } if jobs.contains(job));
+        self.a.retain(|(key, _)| stays(key));
+        self.b.retain(|(key, _)| stays(key));
     }
 
     /// Drops what is over: bands of this node's jobs at once, each having met its group of panels; then panels
     /// and peers' operands, the least recently used first.
-    fn shrink(&mut self, local: bool) {
+    fn shrink(&mut self, local: bool, keep_bytes: usize) {
         let of = |key: &PackKey| matches!(key, PackKey::Local { .. }) == local;
-        let limit = if local { PACKED_LOCAL_BYTES } else { self.peers_bytes };
+        // Packed, they are padded to whole kernel blocks.
+        let limit = keep_bytes.saturating_add(keep_bytes / 8).min(if local { PACKED_LOCAL_BYTES } else { self.peers_bytes });
         loop {
             let bands: Vec<usize> = positions(&self.a, of);
             let panels: Vec<usize> = positions(&self.b, of);

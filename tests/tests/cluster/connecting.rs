@@ -65,7 +65,8 @@ fn a_peer_written_into_peers_json_while_the_node_runs_is_connected() {
     let file = one.data_dir.join("peers.json");
     std::fs::write(&file, "{\"peers\": [{\"name\": \"other\",\n \"address\": 7}]}").unwrap();
     one.process.line("line 2");
-    std::fs::write(&file, format!("{{\"peers\": [{{\"name\": \"other\", \"address\": \"{}\"}}]}}", other.address)).unwrap();
+    std::fs::write(&file, format!("{{\"peers\": [{{\"name\": \"other\", \"address\": \"{}\"}}]}}", other.address))
+        .unwrap();
     one.process.line(&format!("Connected to peer {}", other.peer));
     other.process.line(&format!("Connected to peer {}", one.peer));
 }

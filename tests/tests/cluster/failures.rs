@@ -121,7 +121,10 @@ fn a_slow_worker_does_not_make_a_job_slower_than_alone() {
     // A first one warms memory and threads up.
     let alone = (0..2).map(|_| multiply(&client, &a, &b, &local).unwrap().report.seconds).fold(f64::MAX, f64::min);
     let report = multiply(&client, &a, &b, &MatmulOptions::default()).unwrap().report;
-    eprintln!("alone {alone:.3} s, with a worker 20 times slower than it says {:.3} s: {:?}", report.seconds, report.tasks);
+    eprintln!(
+        "alone {alone:.3} s, with a worker 20 times slower than it says {:.3} s: {:?}",
+        report.seconds, report.tasks
+    );
     // Twenty times slower than promised: without hedging it would be several times.
     assert!(report.seconds < 2.0 * alone + 0.5, "{} s, alone {alone} s: {report:?}", report.seconds);
 }
@@ -134,7 +137,9 @@ fn a_straggler_is_hedged_and_the_first_answer_wins() {
     let product = multiply(&star.one.client(), &a, &b, &remote()).unwrap();
     assert_product(&a, &b, &product.c);
     assert!(product.report.tasks.hedged > 0, "{:?}", product.report);
-    let tasks = |node: &Node| product.report.workers.iter().find(|share| share.peer == node.peer).map_or(0, |share| share.tasks);
+    let tasks = |node: &Node| {
+        product.report.workers.iter().find(|share| share.peer == node.peer).map_or(0, |share| share.tasks)
+    };
     assert!(tasks(&star.workers[0]) > tasks(&star.workers[1]), "{:?}", product.report);
 }
 

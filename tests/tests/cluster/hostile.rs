@@ -46,7 +46,10 @@ fn garbage_on_the_ports_hurts_nobody() {
             let _ = stream.shutdown(Shutdown::Write);
             let mut answer = Vec::new();
             let ended = stream.read_to_end(&mut answer);
-            assert!(!ended.is_err_and(|error| error.kind() == std::io::ErrorKind::WouldBlock), "the node keeps the connection");
+            assert!(
+                !ended.is_err_and(|error| error.kind() == std::io::ErrorKind::WouldBlock),
+                "the node keeps the connection"
+            );
         }
     }
     all_is_well(&star);
@@ -119,14 +122,22 @@ fn well_formed_messages_at_the_wrong_place_end_the_stream() {
     let tensor = Tensor::generate(DType::I8, 8, 8, 1).unwrap();
     let (digest, shape) = (tensor.digest(), Shape::new(DType::I8, 8, 8).unwrap());
     let operand = |offset| Message::Operand { digest, shape, offset };
-    let task = Message::Task(Task { id: 1, priority: 0, deadline: None, operation: Operation::MatMul { a: digest, b: digest } });
+    let task = Message::Task(Task {
+        id: 1,
+        priority: 0,
+        deadline: None,
+        operation: Operation::MatMul { a: digest, b: digest },
+    });
     let lies: [Vec<(Message, usize)>; 3] = [
         // It leaves a hole.
         vec![(operand(0), 16), (operand(32), 16)],
         // The same task twice.
         vec![(task.clone(), 0), (task.clone(), 0)],
         // Half an operand, then one of another shape under the same name.
-        vec![(operand(0), 32), (Message::Operand { digest, shape: Shape::new(DType::I8, 4, 16).unwrap(), offset: 32 }, 32)],
+        vec![
+            (operand(0), 32),
+            (Message::Operand { digest, shape: Shape::new(DType::I8, 4, 16).unwrap(), offset: 32 }, 32),
+        ],
     ];
     for messages in lies {
         let mut stream = stranger.stream();

@@ -65,7 +65,8 @@ fn a_killed_client_cancels_its_job_on_every_node_and_frees_its_memory() {
 }
 
 fn no_product_file(cluster: &Cluster) -> bool {
-    let names = std::fs::read_dir(cluster.folder()).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let names =
+        std::fs::read_dir(cluster.folder()).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
     names.into_iter().all(|name| !name.contains("C.npy"))
 }
 

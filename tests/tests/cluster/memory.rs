@@ -7,7 +7,7 @@ use pangea_client::MatmulOptions;
 use pangea_compute::check::ColumnProbe;
 use pangea_compute::{DType, NpyFile, NpyWriter, Pool, Tensor};
 use pangea_tests::cluster::{Cluster, output};
-use pangea_tests::matrix::{multiply, remote};
+use pangea_tests::matrix::{multiply, operands, remote};
 use pangea_tests::process::Process;
 use pangea_tests::skip::{skip, unless_root};
 
@@ -16,6 +16,9 @@ const MIB: u64 = 1 << 20;
 /// What a process needs besides tensors: its code, its threads' stacks, the allocator, buffers of connections (windows of
 /// tens of MiB in each direction between nodes) and what is packed for the kernels.
 const PROCESS_BYTES: u64 = 64 * MIB;
+
+/// Answers that wait longer than they would where other tests do not take the cores.
+const WAITING_BYTES: u64 = 8 * MIB;
 
 /// Writes a generated matrix block by block.
 fn generate_npy(path: &Path, dtype: DType, rows: usize, cols: usize, seed: u64) {
@@ -66,27 +69,35 @@ fn a_product_three_times_as_large_as_memory_completes_within_it() {
     one.is_idle_again();
 }
 
-#[test]
-fn the_accepting_node_needs_little_more_than_operands_and_product() {
+/// The peak of a node that accepts products of square f32 matrices, against what is promised.
+fn an_accepting_node_stays_small(test: &str, side: usize, options: &MatmulOptions) {
     let cluster = Cluster::new();
-    let side = 2048;
-    let (a, b) = pangea_tests::matrix::operands(DType::F32, side, side, side);
+    let star = cluster.star(vec![cluster.node("worker")]);
+    let (a, b) = operands(DType::F32, side, side, side);
     let tensors = 3 * (side * side * 4) as u64;
-    for (name, options) in [("auto", MatmulOptions::default()), ("remote", remote())] {
-        let (one, worker) = (cluster.node(name).start(), cluster.node(&format!("worker of {name}")).start());
-        one.connect(&worker);
-        let client = one.client();
-        // The second product finds whatever the first has left.
-        for _ in 0..2 {
-            drop(multiply(&client, &a, &b, &options).unwrap());
-        }
-        let Some(peak) = peak(&one.process) else {
-            return skip("the_accepting_node_needs_little_more_than_operands_and_product", "this system does not tell a process's memory");
-        };
-        let limit = tensors + tensors / 4 + PROCESS_BYTES;
-        eprintln!("{name}: peak {} MiB, tensors {} MiB, allowed {} MiB", peak / MIB, tensors / MIB, limit / MIB);
-        assert!(peak <= limit, "{name}: {} MiB of memory, {} are allowed", peak / MIB, limit / MIB);
+    let client = star.one.client();
+    // The second product finds whatever the first has left.
+    for _ in 0..2 {
+        drop(multiply(&client, &a, &b, options).unwrap());
     }
+    let Some(peak) = peak(&star.one.process) else {
+        return skip(test, "this system does not tell a process's memory");
+    };
+    let limit = tensors + tensors / 4 + PROCESS_BYTES + WAITING_BYTES;
+    eprintln!("{test}: peak {} MiB, tensors {} MiB, allowed {} MiB", peak / MIB, tensors / MIB, limit / MIB);
+    assert!(peak <= limit, "{} MiB of memory, {} are allowed", peak / MIB, limit / MIB);
+}
+
+#[test]
+fn a_node_that_computes_with_its_peers_needs_little_more_than_operands_and_product() {
+    let test = "a_node_that_computes_with_its_peers_needs_little_more_than_operands_and_product";
+    an_accepting_node_stays_small(test, 3072, &MatmulOptions::default());
+}
+
+#[test]
+fn a_node_that_leaves_all_to_its_peers_needs_little_more_than_operands_and_product() {
+    let test = "a_node_that_leaves_all_to_its_peers_needs_little_more_than_operands_and_product";
+    an_accepting_node_stays_small(test, 2048, &remote());
 }
 
 /// A disk of its own, small.
@@ -125,7 +136,8 @@ fn a_full_disk_is_told_and_nothing_is_left_on_it() {
     };
     let one = cluster.node("one").start();
     for name in ["C.npy", "C.csv"] {
-        let run = cluster.run(&["matmul", "--size", "800", "--generate", "-o", &format!("disk/{name}"), "--rpc", &one.rpc]);
+        let run =
+            cluster.run(&["matmul", "--size", "800", "--generate", "-o", &format!("disk/{name}"), "--rpc", &one.rpc]);
         assert_eq!(run.code, Some(1), "{run:?}");
         assert!(run.err.contains("disk") && (run.err.contains("full") || run.err.contains("free")), "{run:?}");
         assert_eq!(std::fs::read_dir(disk.0).unwrap().count(), 0, "something is left behind");

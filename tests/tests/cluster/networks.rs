@@ -40,7 +40,8 @@ fn nodes_on_one_network_find_each_other_by_mdns_and_multiply_across_it() {
     let cluster = Cluster::new();
     let key = cluster.pool_key("pool.key", 9);
     let start = |name: &str, host| cluster.node(name).pool_key(&key).in_namespace(host).start();
-    let nodes: Vec<Node> = network.hosts().iter().zip(["one", "two", "three"]).map(|(host, name)| start(name, host)).collect();
+    let nodes: Vec<Node> =
+        network.hosts().iter().zip(["one", "two", "three"]).map(|(host, name)| start(name, host)).collect();
     for (one, other) in [(0, 1), (0, 2), (1, 2)] {
         found_each_other(&nodes[one], &nodes[other]);
     }
@@ -50,7 +51,20 @@ fn nodes_on_one_network_find_each_other_by_mdns_and_multiply_across_it() {
     let report = json_in(&cluster, host, &[&["matmul"][..], &shape, &rpc].concat());
     assert_eq!(report["mode"], "remote");
     assert_eq!(report["verification"]["verdict"], "verified");
-    let local = ["matmul", "--shape", "700x600x500", "--generate", "--seed", "3", "--dtype", "i8", "-o", "D.npy", "--place", "local"];
+    let local = [
+        "matmul",
+        "--shape",
+        "700x600x500",
+        "--generate",
+        "--seed",
+        "3",
+        "--dtype",
+        "i8",
+        "-o",
+        "D.npy",
+        "--place",
+        "local",
+    ];
     json_in(&cluster, host, &[&local[..], &["--rpc", &nodes[0].rpc, "--json"]].concat());
     let bytes = |name| std::fs::read(cluster.folder().join(name)).unwrap();
     assert!(bytes("C.npy") == bytes("D.npy"), "the product across the network has other bits than the local one");
@@ -63,12 +77,14 @@ fn nodes_on_one_network_find_each_other_by_mdns_and_multiply_across_it() {
 fn a_host_that_is_unplugged_is_noticed_and_found_again() {
     let Some(network) = hosts("a_host_that_is_unplugged_is_noticed_and_found_again", 2) else { return };
     let cluster = Cluster::new();
-    let [one, two] = [("one", 0), ("two", 1)].map(|(name, host)| cluster.node(name).in_namespace(&network.hosts()[host]).start());
+    let [one, two] =
+        [("one", 0), ("two", 1)].map(|(name, host)| cluster.node(name).in_namespace(&network.hosts()[host]).start());
     found_each_other(&one, &two);
     network.set_plugged(1, false);
     let unplugged = std::time::Instant::now();
     for (node, peer) in [(&one, &two), (&two, &one)] {
-        let noticed = node.process.line(&format!("Peer {} is gone (", peer.peer)).at.saturating_duration_since(unplugged);
+        let noticed =
+            node.process.line(&format!("Peer {} is gone (", peer.peer)).at.saturating_duration_since(unplugged);
         eprintln!("an unplugged host was noticed after {noticed:?}");
         assert!(noticed < Duration::from_secs(10), "noticed after {noticed:?}");
     }
@@ -90,7 +106,9 @@ fn a_stranger_on_the_network_is_seen_and_refused() {
     one.process.line(&format!("mDNS discovered a new peer: {}", stranger.peer));
     // Whoever dials, the node with the key refuses or is refused; it says which.
     pangea_tests::process::eventually("the stranger is refused", || {
-        one.process.count(&format!("Refused peer {}", stranger.peer)) + stranger.process.count(&format!("Refused peer {}", one.peer)) > 0
+        one.process.count(&format!("Refused peer {}", stranger.peer))
+            + stranger.process.count(&format!("Refused peer {}", one.peer))
+            > 0
     });
     for node in [&one, &stranger] {
         assert_eq!(node.process.count("Connected to peer"), 0);

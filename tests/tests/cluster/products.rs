@@ -55,7 +55,8 @@ fn what_a_peer_holds_is_not_sent_again() {
     let cluster = Cluster::new();
     let star = cluster.star(vec![cluster.node("worker")]);
     let client = star.one.client();
-    let (a, b) = operands(DType::F32, 700, 700, 700);
+    // Several tiles: then the second product is cut as the first was.
+    let (a, b) = operands(DType::F32, 1500, 1500, 1500);
     let (a_there, b_there) =
         (pangea_tests::matrix::upload(&client, &a).unwrap(), pangea_tests::matrix::upload(&client, &b).unwrap());
     let sent: Vec<u64> = (0..2)
@@ -96,11 +97,22 @@ fn sides_of_zero_and_one_work_across_nodes() {
     let cluster = Cluster::new();
     let star = cluster.star(vec![cluster.node("worker")]);
     let client = star.one.client();
-    let shapes = [(0, 5, 3), (5, 0, 3), (5, 3, 0), (0, 0, 0), (1, 1, 1), (1, 900, 1), (900, 1, 900), (1, 700, 300), (300, 700, 1)];
+    let shapes = [
+        (0, 5, 3),
+        (5, 0, 3),
+        (5, 3, 0),
+        (0, 0, 0),
+        (1, 1, 1),
+        (1, 900, 1),
+        (900, 1, 900),
+        (1, 700, 300),
+        (300, 700, 1),
+    ];
     for (m, k, n) in shapes {
         for dtype in [DType::F32, DType::I8] {
             let (a, b) = operands(dtype, m, k, n);
-            let product = multiply(&client, &a, &b, &remote()).unwrap_or_else(|error| panic!("{m}x{k}x{n} {dtype}: {error}"));
+            let product =
+                multiply(&client, &a, &b, &remote()).unwrap_or_else(|error| panic!("{m}x{k}x{n} {dtype}: {error}"));
             assert_product(&a, &b, &product.c);
         }
     }
@@ -129,8 +141,7 @@ fn nan_and_infinity_flow_through_a_checked_remote_product_as_ieee_says() {
     a[9 * k + 4] = f32::INFINITY;
     b[20 * n + 11] = f32::NAN;
     b[7 * n + 30] = 0.0;
-    let right: Vec<f32> =
-        (0..m * n).map(|at| (0..k).map(|i| a[at / n * k + i] * b[i * n + at % n]).sum()).collect();
+    let right: Vec<f32> = (0..m * n).map(|at| (0..k).map(|i| a[at / n * k + i] * b[i * n + at % n]).sum()).collect();
     let (a, b) = (Tensor::from_slice(m, k, &a).unwrap(), Tensor::from_slice(k, n, &b).unwrap());
     let product = multiply(&star.one.client(), &a, &b, &remote()).unwrap();
     assert_eq!(product.report.mode, "remote");
@@ -138,7 +149,12 @@ fn nan_and_infinity_flow_through_a_checked_remote_product_as_ieee_says() {
     for (at, want) in right.iter().enumerate() {
         let got = product.c.get(at / n, at % n).unwrap();
         // Small integers: every finite sum is exact.
-        assert!(got == f64::from(*want) || (got.is_nan() && want.is_nan()), "({}, {}): {got}, not {want}", at / n, at % n);
+        assert!(
+            got == f64::from(*want) || (got.is_nan() && want.is_nan()),
+            "({}, {}): {got}, not {want}",
+            at / n,
+            at % n
+        );
     }
     assert!(!star.one.status_of(&star.workers[0]).quarantined);
 }
@@ -240,7 +256,8 @@ fn files_in_fortran_order_and_big_endian_work_across_nodes() {
         file.extend(bytes);
         std::fs::write(cluster.folder().join(name), file).unwrap();
     };
-    let by_columns = |rows: usize, cols: usize| (0..cols).flat_map(move |col| (0..rows).map(move |row| value(row, col)));
+    let by_columns =
+        |rows: usize, cols: usize| (0..cols).flat_map(move |col| (0..rows).map(move |row| value(row, col)));
     npy("A.npy", "<f4", m, k, by_columns(m, k).flat_map(|v| (v as f32).to_le_bytes()).collect());
     npy("B.npy", ">f4", k, n, by_columns(k, n).flat_map(|v| (v as f32).to_be_bytes()).collect());
     let rpc = star.one.rpc.as_str();
