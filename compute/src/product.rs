@@ -52,7 +52,7 @@ fn check_operands(
 /// [`Error::Shape`], [`Error::Dtype`], [`Error::OutOfMemory`], [`Error::Cancelled`].
 pub fn matmul(a: &Tensor, b: &Tensor, pool: &Pool, cancel: &Cancel) -> Result<Tensor, Error> {
     let out = check_operands(a.shape(), b.shape(), a.dtype(), b.dtype())?;
-    let mut c = TensorBuf::new(out, a.rows(), b.cols())?;
+    let mut c = TensorBuf::unspecified(out, a.rows(), b.cols())?;
     matmul_into(a, b, &mut c, 0, 0, pool, cancel)?;
     Ok(c.freeze())
 }
@@ -207,7 +207,7 @@ pub fn matmul_packed(
     pool: &Pool,
     cancel: &Cancel,
 ) -> Result<Tensor, Error> {
-    let mut c = TensorBuf::new(a.0.out, a.rows(), b.cols())?;
+    let mut c = TensorBuf::unspecified(a.0.out, a.rows(), b.cols())?;
     matmul_packed_into(a, b, &mut c, 0, 0, pool, cancel)?;
     Ok(c.freeze())
 }

@@ -372,7 +372,7 @@ impl Tensor {
         if self.is_contiguous() {
             return Ok(self.clone());
         }
-        let mut out = TensorBuf::new(self.dtype, self.rows, self.cols)?;
+        let mut out = TensorBuf::unspecified(self.dtype, self.rows, self.cols)?;
         out.write_block(0, 0, self)?;
         Ok(out.freeze())
     }

@@ -29,6 +29,15 @@ impl TensorBuf {
         })
     }
 
+    /// A tensor of whatever, for who writes every element before anybody reads one: no time goes into zeros.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`], also for sizes beyond the address space.
+    pub fn unspecified(dtype: DType, rows: usize, cols: usize) -> Result<TensorBuf, Error> {
+        let buffer = Buffer::unspecified(checked_bytes(dtype, rows, cols)?)?;
+        Ok(TensorBuf { dtype, rows, cols, buffer })
+    }
+
     /// The element type.
     pub fn dtype(&self) -> DType {
         self.dtype

@@ -489,12 +489,12 @@ pub(crate) fn pack_whole<K: Kernel>(
     // Packing moves about as many bytes per second as 30 multiply-adds take.
     let width = width(pool, t.rows(), t.cols(), 30);
     if is_a {
-        let mut out = crate::Buffer::zeroed(passes.a_bytes::<K>(t.rows()))?;
+        let mut out = crate::Buffer::unspecified(passes.a_bytes::<K>(t.rows()))?;
         pack_all_a::<K>(t, passes, out.as_mut_slice(), pool, width, cancel);
         cancel.check()?;
         return Ok((out, passes));
     }
-    let mut out = crate::Buffer::zeroed(passes.b_bytes::<K>(t.cols()))?;
+    let mut out = crate::Buffer::unspecified(passes.b_bytes::<K>(t.cols()))?;
     pack_all_b::<K>(t, passes, out.as_mut_slice(), pool, width, cancel);
     cancel.check()?;
     Ok((out, passes))

@@ -295,7 +295,7 @@ struct Arriving {
 
 impl Arriving {
     fn begin(task: TaskId, shape: Shape) -> Result<Arriving, LinkError> {
-        let buffer = TensorBuf::new(shape.dtype(), shape.rows(), shape.cols())
+        let buffer = TensorBuf::unspecified(shape.dtype(), shape.rows(), shape.cols())
             .map_err(|error| LinkError::Unexpected(format!("no memory for a result: {error}")))?;
         Ok(Arriving { task, buffer, received: 0, since: Instant::now() })
     }

@@ -321,7 +321,7 @@ impl Session {
             }
         };
         self.refused.remove(&digest);
-        match TensorBuf::new(shape.dtype(), shape.rows(), shape.cols()) {
+        match TensorBuf::unspecified(shape.dtype(), shape.rows(), shape.cols()) {
             Ok(buffer) => {
                 self.arriving.insert(digest, Arriving { buffer: Some(buffer), received: 0 });
             }
