@@ -1,5 +1,7 @@
 //! Two and more whole nodes in one process, over real sockets on loopback: what the fabric promises of a product.
 
+#![allow(clippy::unwrap_used, reason = "a test stops at the first thing that is not as it should be")]
+
 use std::time::Duration;
 
 use pangea_compute::{DType, Tensor};

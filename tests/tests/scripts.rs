@@ -1,6 +1,8 @@
 //! The two scripts of the compute test and `setup.sh`, run as a person runs them, but without a terminal: two homes on
 //! this machine, free ports, loopback. Each script's exit code, what it says, and that it leaves nothing behind.
 
+#![allow(clippy::unwrap_used, reason = "a test stops at the first thing that is not as it should be")]
+
 #![cfg(unix)]
 
 use std::fs;
