@@ -193,11 +193,11 @@ fn peers_file_seeds() -> Vec<Vec<u8>> {
 
 /// A pool key: 64 hex digits and nothing else.
 pub fn pool_key(bytes: &[u8]) {
-    if let Ok(text) = std::str::from_utf8(bytes) {
-        if PoolKey::parse(text).is_ok() {
-            let digits = text.trim();
-            assert!(digits.len() == 64 && digits.bytes().all(|digit| digit.is_ascii_hexdigit()), "{text:?}");
-        }
+    if let Ok(text) = std::str::from_utf8(bytes)
+        && PoolKey::parse(text).is_ok()
+    {
+        let digits = text.trim();
+        assert!(digits.len() == 64 && digits.bytes().all(|digit| digit.is_ascii_hexdigit()), "{text:?}");
     }
 }
 

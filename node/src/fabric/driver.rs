@@ -673,7 +673,7 @@ impl Driver {
         }
         let sent = self.peers.get_mut(&peer).and_then(|known| known.link.as_mut()).map(|link| std::mem::take(&mut link.sent));
         let transfer = |(bytes, took): (u64, Duration)| {
-            (bytes > 0 && !took.is_zero()).then(|| Transfer { bytes, seconds: took.as_secs_f64() })
+            (bytes > 0 && !took.is_zero()).then_some(Transfer { bytes, seconds: took.as_secs_f64() })
         };
         let measured = Measured {
             compute_seconds: Some(compute.as_secs_f64()),
