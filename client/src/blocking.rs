@@ -24,23 +24,13 @@ pub struct Client {
 impl Client {
     /// See [`crate::Client::connect`].
     pub fn connect(address: &str, timeout: Duration) -> Result<Client> {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_io()
-            .enable_time()
-            .build()
-            .map_err(|error| {
-                Error::new(
-                    ErrorKind::Internal,
-                    format!("cannot start an asynchronous runtime: {error}"),
-                )
+        let runtime =
+            tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build().map_err(|error| {
+                Error::new(ErrorKind::Internal, format!("cannot start an asynchronous runtime: {error}"))
             })?;
         let tasks = LocalSet::new();
         let client = tasks.block_on(&runtime, crate::Client::connect(address, timeout))?;
-        Ok(Client {
-            client,
-            tasks,
-            runtime,
-        })
+        Ok(Client { client, tasks, runtime })
     }
 
     /// The asynchronous client beneath, for use within [`Client::block_on`].
@@ -78,11 +68,7 @@ impl Client {
     }
 
     /// See [`Tensor::read_into`].
-    pub fn read_into(
-        &self,
-        tensor: &Tensor,
-        destination: &mut dyn TensorDestination,
-    ) -> Result<()> {
+    pub fn read_into(&self, tensor: &Tensor, destination: &mut dyn TensorDestination) -> Result<()> {
         self.block_on(tensor.read_into(destination)).map(drop)
     }
 

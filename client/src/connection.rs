@@ -43,10 +43,7 @@ pub(crate) struct Connection {
 impl Connection {
     fn over(rpc_system: RpcSystem<Side>) -> Connection {
         let closed = CancellationToken::new();
-        let connection = Connection {
-            closed: closed.clone(),
-            _close: closed.drop_guard(),
-        };
+        let connection = Connection { closed: closed.clone(), _close: closed.drop_guard() };
         // How the connection ended reaches whoever waits for an answer.
         connection.spawn(async { drop(rpc_system.await) });
         connection
@@ -63,33 +60,22 @@ impl Client {
     /// Connects to the node at `address` (`host:port`) and hears from it, within `timeout`.
     /// `Unavailable` where no node answers there.
     pub async fn connect(address: &str, timeout: Duration) -> Result<Client> {
-        tokio::time::timeout(timeout, Client::handshake(address))
-            .await
-            .unwrap_or_else(|_| {
-                let seconds = timeout.as_secs_f64();
-                Err(unreachable_node(
-                    address,
-                    &format!("no answer within {seconds} s"),
-                ))
-            })
+        tokio::time::timeout(timeout, Client::handshake(address)).await.unwrap_or_else(|_| {
+            let seconds = timeout.as_secs_f64();
+            Err(unreachable_node(address, &format!("no answer within {seconds} s")))
+        })
     }
 
     async fn handshake(address: &str) -> Result<Client> {
-        let stream = TcpStream::connect(address)
-            .await
-            .map_err(|error| unreachable_node(address, &error.to_string()))?;
+        let stream =
+            TcpStream::connect(address).await.map_err(|error| unreachable_node(address, &error.to_string()))?;
         // Without it small calls wait for the acknowledgement of the one before.
-        stream
-            .set_nodelay(true)
-            .map_err(|error| unreachable_node(address, &error.to_string()))?;
+        stream.set_nodelay(true).map_err(|error| unreachable_node(address, &error.to_string()))?;
         let (read_half, write_half) = stream.into_split();
         let network = network(read_half.compat(), write_half.compat_write(), Side::Client);
         let mut rpc_system = RpcSystem::new(Box::new(network), None);
         let node: node_capnp::node::Client = rpc_system.bootstrap(Side::Server);
-        let client = Client {
-            node,
-            connection: Rc::new(Connection::over(rpc_system)),
-        };
+        let client = Client { node, connection: Rc::new(Connection::over(rpc_system)) };
         let hello = client.node.hello_request().send().promise.await;
         hello.map_err(|exception| match from_exception(&exception) {
             refusal if refusal.kind() == ErrorKind::Overloaded => refusal,
@@ -113,21 +99,13 @@ impl Client {
             let length = (size_bytes - offset).min(CHUNK_BYTES as u64);
             let mut request = sink.write_request();
             source.read(offset, request.get().init_chunk(length as u32))?;
-            request
-                .send()
-                .await
-                .map_err(|exception| from_exception(&exception))?;
+            request.send().await.map_err(|exception| from_exception(&exception))?;
             offset += length;
         }
         let finished = sink.finish_request().send();
-        let response = finished
-            .promise
-            .await
-            .map_err(|exception| from_exception(&exception))?;
-        let tensor = response
-            .get()
-            .and_then(|results| results.get_tensor())
-            .map_err(|exception| from_exception(&exception))?;
+        let response = finished.promise.await.map_err(|exception| from_exception(&exception))?;
+        let tensor =
+            response.get().and_then(|results| results.get_tensor()).map_err(|exception| from_exception(&exception))?;
         Ok(Tensor::new(tensor, self.connection.clone()))
     }
 
@@ -144,10 +122,7 @@ impl Client {
         // Until they stand for themselves, job and product are pieces of one answer, and the node
         // keeps both for as long as either is wanted. That ends only if someone waits for it, and
         // has begun to before it happens.
-        let resolutions = [
-            job.as_client_hook().when_more_resolved(),
-            product.as_client_hook().when_more_resolved(),
-        ];
+        let resolutions = [job.as_client_hook().when_more_resolved(), product.as_client_hook().when_more_resolved()];
         self.connection.spawn(async move {
             let _answer = promise.await;
             for resolution in resolutions.into_iter().flatten() {
@@ -163,36 +138,15 @@ impl Client {
 
     /// Every peer the node knows.
     pub async fn peers(&self) -> Result<Vec<PeerStatus>> {
-        let response = self
-            .node
-            .peers_request()
-            .send()
-            .promise
-            .await
-            .map_err(error)?;
-        let peers = response
-            .get()
-            .and_then(|results| results.get_peers())
-            .map_err(error)?;
-        peers
-            .iter()
-            .map(|peer| PeerStatus::from_wire(peer).map_err(error))
-            .collect()
+        let response = self.node.peers_request().send().promise.await.map_err(error)?;
+        let peers = response.get().and_then(|results| results.get_peers()).map_err(error)?;
+        peers.iter().map(|peer| PeerStatus::from_wire(peer).map_err(error)).collect()
     }
 
     /// The node itself.
     pub async fn status(&self) -> Result<NodeStatus> {
-        let response = self
-            .node
-            .status_request()
-            .send()
-            .promise
-            .await
-            .map_err(error)?;
-        let status = response
-            .get()
-            .and_then(|results| results.get_status())
-            .map_err(error)?;
+        let response = self.node.status_request().send().promise.await.map_err(error)?;
+        let status = response.get().and_then(|results| results.get_status()).map_err(error)?;
         NodeStatus::from_wire(status).map_err(error)
     }
 
@@ -201,51 +155,29 @@ impl Client {
     pub async fn connect_peer(&self, address: &str, timeout: Option<Duration>) -> Result<String> {
         let mut request = self.node.connect_request();
         request.get().set_address(address);
-        request
-            .get()
-            .set_timeout_ms(timeout.map_or(0, milliseconds));
+        request.get().set_timeout_ms(timeout.map_or(0, milliseconds));
         let response = request.send().promise.await.map_err(error)?;
-        let peer = response
-            .get()
-            .and_then(|results| string(results.get_peer()?))
-            .map_err(error)?;
+        let peer = response.get().and_then(|results| string(results.get_peer()?)).map_err(error)?;
         Ok(peer)
     }
 
     /// Has the node measure its link to `peer` with `rounds` messages of `message_bytes` and as
     /// many small round trips.
-    pub async fn probe_link(
-        &self,
-        peer: &str,
-        message_bytes: u64,
-        rounds: u32,
-    ) -> Result<LinkProbe> {
+    pub async fn probe_link(&self, peer: &str, message_bytes: u64, rounds: u32) -> Result<LinkProbe> {
         let mut request = self.node.probe_link_request();
         request.get().set_peer(peer);
         request.get().set_message_bytes(message_bytes);
         request.get().set_rounds(rounds);
         let response = request.send().promise.await.map_err(error)?;
-        let probe = response
-            .get()
-            .and_then(|results| results.get_probe())
-            .map_err(error)?;
+        let probe = response.get().and_then(|results| results.get_probe()).map_err(error)?;
         LinkProbe::from_wire(probe).map_err(error)
     }
 
     /// What this connection, and all of the node's connections, have moved and hold.
     pub async fn counters(&self) -> Result<(Counters, Counters)> {
-        let response = self
-            .node
-            .counters_request()
-            .send()
-            .promise
-            .await
-            .map_err(error)?;
+        let response = self.node.counters_request().send().promise.await.map_err(error)?;
         let counters = response.get().and_then(|results| {
-            Ok((
-                Counters::from_wire(results.get_connection()?)?,
-                Counters::from_wire(results.get_total()?)?,
-            ))
+            Ok((Counters::from_wire(results.get_connection()?)?, Counters::from_wire(results.get_total()?)?))
         });
         counters.map_err(error)
     }
@@ -253,9 +185,7 @@ impl Client {
 
 /// A duration on the wire, where 0 means none: never rounded down to that.
 pub(crate) fn milliseconds(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis())
-        .unwrap_or(u64::MAX)
-        .max(1)
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX).max(1)
 }
 
 fn error(exception: capnp::Error) -> Error {

@@ -26,14 +26,7 @@ pub enum DType {
 
 impl DType {
     /// Every dtype.
-    pub const ALL: [DType; 6] = [
-        DType::F16,
-        DType::Bf16,
-        DType::F32,
-        DType::F64,
-        DType::I8,
-        DType::I32,
-    ];
+    pub const ALL: [DType; 6] = [DType::F16, DType::Bf16, DType::F32, DType::F64, DType::I8, DType::I32];
 
     /// The name that every surface uses.
     pub fn name(self) -> &'static str {
@@ -49,16 +42,10 @@ impl DType {
 
     /// The dtype of that name; `InvalidInput` where there is none.
     pub fn from_name(name: &str) -> Result<DType> {
-        DType::ALL
-            .into_iter()
-            .find(|dtype| dtype.name() == name)
-            .ok_or_else(|| {
-                let known = DType::ALL.map(DType::name).join(", ");
-                Error::new(
-                    ErrorKind::InvalidInput,
-                    format!("dtype {name} is not supported; use one of {known}"),
-                )
-            })
+        DType::ALL.into_iter().find(|dtype| dtype.name() == name).ok_or_else(|| {
+            let known = DType::ALL.map(DType::name).join(", ");
+            Error::new(ErrorKind::InvalidInput, format!("dtype {name} is not supported; use one of {known}"))
+        })
     }
 
     /// Bytes of one element.

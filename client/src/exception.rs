@@ -29,10 +29,9 @@ pub fn from_exception(exception: &capnp::Error) -> Error {
     }
     match exception.kind {
         // A node that ended leaves the one or the other, as its last message was read whole or not.
-        capnp::ErrorKind::Disconnected | capnp::ErrorKind::PrematureEndOfFile => Error::new(
-            ErrorKind::Unavailable,
-            format!("the connection to the node was lost ({text})"),
-        ),
+        capnp::ErrorKind::Disconnected | capnp::ErrorKind::PrematureEndOfFile => {
+            Error::new(ErrorKind::Unavailable, format!("the connection to the node was lost ({text})"))
+        }
         capnp::ErrorKind::Overloaded => Error::new(ErrorKind::Overloaded, text),
         capnp::ErrorKind::Unimplemented => Error::new(
             ErrorKind::NotFound,
@@ -51,9 +50,7 @@ mod tests {
         for kind in ErrorKind::ALL {
             let sent = Error::new(kind, "A is [2, 3], B is [4, 5]: they do not fit");
             let mut exception = to_exception(&sent);
-            exception
-                .extra
-                .insert_str(0, "remote exception: remote exception: ");
+            exception.extra.insert_str(0, "remote exception: remote exception: ");
             let got = from_exception(&exception);
             assert_eq!(got.kind(), kind);
             assert_eq!(got.message(), sent.message());
@@ -63,25 +60,10 @@ mod tests {
     #[test]
     fn exceptions_of_the_rpc_system_get_the_nearest_kind() {
         let kind = |exception: capnp::Error| from_exception(&exception).kind();
-        assert_eq!(
-            kind(capnp::Error::disconnected("Peer disconnected.".into())),
-            ErrorKind::Unavailable
-        );
-        assert_eq!(
-            kind(std::io::Error::from(std::io::ErrorKind::UnexpectedEof).into()),
-            ErrorKind::Unavailable
-        );
-        assert_eq!(
-            kind(capnp::Error::overloaded("busy".into())),
-            ErrorKind::Overloaded
-        );
-        assert_eq!(
-            kind(capnp::Error::unimplemented("method 99".into())),
-            ErrorKind::NotFound
-        );
-        assert_eq!(
-            kind(capnp::Error::failed("Oops: what".into())),
-            ErrorKind::Internal
-        );
+        assert_eq!(kind(capnp::Error::disconnected("Peer disconnected.".into())), ErrorKind::Unavailable);
+        assert_eq!(kind(std::io::Error::from(std::io::ErrorKind::UnexpectedEof).into()), ErrorKind::Unavailable);
+        assert_eq!(kind(capnp::Error::overloaded("busy".into())), ErrorKind::Overloaded);
+        assert_eq!(kind(capnp::Error::unimplemented("method 99".into())), ErrorKind::NotFound);
+        assert_eq!(kind(capnp::Error::failed("Oops: what".into())), ErrorKind::Internal);
     }
 }

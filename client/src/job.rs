@@ -165,10 +165,7 @@ pub struct Job {
 
 impl Job {
     pub(crate) fn new(capability: job::Client, connection: Rc<Connection>) -> Job {
-        Job {
-            capability,
-            _connection: connection,
-        }
+        Job { capability, _connection: connection }
     }
 
     /// How far it is.
@@ -176,9 +173,7 @@ impl Job {
         let response = self.capability.progress_request().send().promise.await;
         let response = response.map_err(|exception| from_exception(&exception))?;
         let progress = response.get().and_then(|results| results.get_progress());
-        Ok(Progress::from_wire(
-            progress.map_err(|exception| from_exception(&exception))?,
-        ))
+        Ok(Progress::from_wire(progress.map_err(|exception| from_exception(&exception))?))
     }
 
     /// Passes its progress to `on_progress` as it changes, until it has ended, well or not.
@@ -208,18 +203,14 @@ impl Job {
     /// Ends the work on every node. Whoever waits for the job or its product gets `Cancelled`.
     pub async fn cancel(&self) -> Result<()> {
         let response = self.capability.cancel_request().send().promise.await;
-        response
-            .map(drop)
-            .map_err(|exception| from_exception(&exception))
+        response.map(drop).map_err(|exception| from_exception(&exception))
     }
 
     /// Waits for its end and says how the product was had; fails as the job failed.
     pub async fn report(&self) -> Result<JobReport> {
         let response = self.capability.report_request().send().promise.await;
         let response = response.map_err(|exception| from_exception(&exception))?;
-        let report = response
-            .get()
-            .and_then(|results| JobReport::from_wire(results.get_report()?));
+        let report = response.get().and_then(|results| JobReport::from_wire(results.get_report()?));
         report.map_err(|exception| from_exception(&exception))
     }
 }

@@ -78,22 +78,10 @@ impl Plan {
     /// one being read. `InvalidInput` where not even single rows and columns fit.
     pub fn new(shape: Shape, budget_bytes: u64) -> Result<Plan> {
         let fits = |band_rows: u64, panel_cols: u64| {
-            Plan {
-                shape,
-                band_rows,
-                panel_cols,
-                resident: Resident::A,
-            }
-            .node_bytes()
-                <= u128::from(budget_bytes)
+            Plan { shape, band_rows, panel_cols, resident: Resident::A }.node_bytes() <= u128::from(budget_bytes)
         };
         if !fits(shape.m.min(1), shape.n.min(1)) {
-            let least = Plan {
-                shape,
-                band_rows: 1,
-                panel_cols: 1,
-                resident: Resident::A,
-            };
+            let least = Plan { shape, band_rows: 1, panel_cols: 1, resident: Resident::A };
             return Err(Error::new(
                 ErrorKind::InvalidInput,
                 format!(
@@ -116,12 +104,7 @@ impl Plan {
             let panels = shape.n.div_ceil(most.max(1));
             let panel_cols = shape.n.div_ceil(panels.max(1));
             for resident in [Resident::A, Resident::B] {
-                let plan = Plan {
-                    shape,
-                    band_rows,
-                    panel_cols,
-                    resident,
-                };
+                let plan = Plan { shape, band_rows, panel_cols, resident };
                 let better = |best: &Plan| {
                     let cost = |plan: &Plan| (plan.upload_bytes(), plan.bands() * plan.panels());
                     cost(&plan) < cost(best)
@@ -157,9 +140,8 @@ impl Plan {
     /// The most the node holds at a time.
     pub fn node_bytes(&self) -> u128 {
         let Shape { k, a, b, c, .. } = self.shape;
-        let bytes = |rows: u64, cols: u64, dtype: DType| {
-            u128::from(rows) * u128::from(cols) * u128::from(dtype.size_bytes())
-        };
+        let bytes =
+            |rows: u64, cols: u64, dtype: DType| u128::from(rows) * u128::from(cols) * u128::from(dtype.size_bytes());
         let band = bytes(self.band_rows, k, a);
         let panel = bytes(k, self.panel_cols, b);
         band + panel + band.max(panel) + 2 * bytes(self.band_rows, self.panel_cols, c)
@@ -178,18 +160,11 @@ impl Plan {
         // At each turn of the resident operand the passing piece at that end stays.
         let kept = |turns: u64, extent: u64, piece: u64, pieces: u64| {
             let last = extent - piece * (pieces - 1);
-            u128::from(turns.div_ceil(2)) * u128::from(last)
-                + u128::from(turns / 2) * u128::from(piece)
+            u128::from(turns.div_ceil(2)) * u128::from(last) + u128::from(turns / 2) * u128::from(piece)
         };
         match self.resident {
-            Resident::A => {
-                whole_a + u128::from(bands) * whole_b
-                    - kept(bands - 1, n, self.panel_cols, panels) * col
-            }
-            Resident::B => {
-                whole_b + u128::from(panels) * whole_a
-                    - kept(panels - 1, m, self.band_rows, bands) * row
-            }
+            Resident::A => whole_a + u128::from(bands) * whole_b - kept(bands - 1, n, self.panel_cols, panels) * col,
+            Resident::B => whole_b + u128::from(panels) * whole_a - kept(panels - 1, m, self.band_rows, bands) * row,
         }
     }
 
@@ -234,11 +209,7 @@ fn largest(limit: u64, fits: impl Fn(u64) -> bool) -> u64 {
     let (mut low, mut high) = (0, limit);
     while low < high {
         let middle = low + (high - low).div_ceil(2);
-        if fits(middle) {
-            low = middle
-        } else {
-            high = middle - 1
-        }
+        if fits(middle) { low = middle } else { high = middle - 1 }
     }
     low
 }
@@ -265,19 +236,9 @@ pub async fn multiply(
     on_progress: &mut dyn FnMut(BlockProgress),
 ) -> Result<Option<JobReport>> {
     let Shape { m, k, n, .. } = plan.shape;
-    let mut operands = Operands {
-        client,
-        k,
-        a,
-        b,
-        band: None,
-        panel: None,
-    };
+    let mut operands = Operands { client, k, a, b, band: None, panel: None };
     let blocks: Vec<Block> = plan.blocks().collect();
-    let mut progress = BlockProgress {
-        blocks_done: 0,
-        blocks_total: blocks.len() as u64,
-    };
+    let mut progress = BlockProgress { blocks_done: 0, blocks_total: blocks.len() as u64 };
     on_progress(progress);
     let mut whole: Option<JobReport> = None;
     let mut finished: Option<(Tensor, Block)> = None;
@@ -307,12 +268,7 @@ pub async fn multiply(
         let report = job.report().await?;
         match &mut whole {
             Some(whole) => whole.absorb(&report),
-            None => {
-                whole = Some(JobReport {
-                    shape: [m as usize, k as usize, n as usize],
-                    ..report
-                })
-            }
+            None => whole = Some(JobReport { shape: [m as usize, k as usize, n as usize], ..report }),
         }
         finished = Some((product, block.clone()));
     }
@@ -341,11 +297,7 @@ impl Operands<'_> {
         let band = match &self.band {
             Some((rows, band)) if *rows == block.rows => band.clone(),
             _ => {
-                let mut piece = Piece {
-                    matrix: &mut *self.a,
-                    rows: block.rows.clone(),
-                    cols: 0..self.k,
-                };
+                let mut piece = Piece { matrix: &mut *self.a, rows: block.rows.clone(), cols: 0..self.k };
                 let band = self.client.upload(&mut piece).await?;
                 self.band.insert((block.rows.clone(), band)).1.clone()
             }
@@ -353,11 +305,7 @@ impl Operands<'_> {
         let panel = match &self.panel {
             Some((cols, panel)) if *cols == block.cols => panel.clone(),
             _ => {
-                let mut piece = Piece {
-                    matrix: &mut *self.b,
-                    rows: 0..self.k,
-                    cols: block.cols.clone(),
-                };
+                let mut piece = Piece { matrix: &mut *self.b, rows: 0..self.k, cols: block.cols.clone() };
                 let panel = self.client.upload(&mut piece).await?;
                 self.panel.insert((block.cols.clone(), panel)).1.clone()
             }
@@ -372,15 +320,7 @@ async fn read_block(
     dtype: DType,
     destination: &mut dyn MatrixDestination,
 ) -> Result<()> {
-    product
-        .read_into(&mut Window {
-            matrix: destination,
-            block,
-            dtype,
-            taken: 0,
-        })
-        .await
-        .map(drop)
+    product.read_into(&mut Window { matrix: destination, block, dtype, taken: 0 }).await.map(drop)
 }
 
 /// The runs of whole or partial rows that `length` bytes from byte `offset` of a row-major block
@@ -422,8 +362,7 @@ impl TensorSource for Piece<'_> {
         let mut rest = chunk;
         for (row, within, take) in runs(row_bytes, offset, rest.len() as u64) {
             let (now, later) = rest.split_at_mut(take);
-            self.matrix
-                .read(self.rows.start + row, self.cols.start * size + within, now)?;
+            self.matrix.read(self.rows.start + row, self.cols.start * size + within, now)?;
             rest = later;
         }
         Ok(())
@@ -441,11 +380,7 @@ struct Window<'a> {
 impl TensorDestination for Window<'_> {
     fn begin(&mut self, info: &TensorInfo) -> Result<()> {
         let Block { rows, cols } = self.block;
-        let expected = TensorInfo {
-            dtype: self.dtype,
-            rows: rows.end - rows.start,
-            cols: cols.end - cols.start,
-        };
+        let expected = TensorInfo { dtype: self.dtype, rows: rows.end - rows.start, cols: cols.end - cols.start };
         if *info != expected {
             let message = format!("a block of the product is {info:?} instead of {expected:?}");
             return Err(Error::new(ErrorKind::Internal, message));
@@ -459,11 +394,7 @@ impl TensorDestination for Window<'_> {
         let mut rest = chunk;
         for (row, within, take) in runs(row_bytes, self.taken, chunk.len() as u64) {
             let (now, later) = rest.split_at(take);
-            self.matrix.write(
-                self.block.rows.start + row,
-                self.block.cols.start * size + within,
-                now,
-            )?;
+            self.matrix.write(self.block.rows.start + row, self.block.cols.start * size + within, now)?;
             rest = later;
         }
         self.taken += chunk.len() as u64;
@@ -476,14 +407,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const F32: Shape = Shape {
-        m: 0,
-        k: 0,
-        n: 0,
-        a: DType::F32,
-        b: DType::F32,
-        c: DType::F32,
-    };
+    const F32: Shape = Shape { m: 0, k: 0, n: 0, a: DType::F32, b: DType::F32, c: DType::F32 };
 
     /// What the blocks in their order really need and send.
     fn simulate(plan: &Plan) -> (u128, u128) {
@@ -500,13 +424,10 @@ mod tests {
             let changed = |old: Option<&Block>, new: &Block| {
                 let rows = old.is_none_or(|old| old.rows != new.rows);
                 let cols = old.is_none_or(|old| old.cols != new.cols);
-                (if rows { bytes(&new.rows, k, a) } else { 0 })
-                    + (if cols { bytes(&new.cols, k, b) } else { 0 })
+                (if rows { bytes(&new.rows, k, a) } else { 0 }) + (if cols { bytes(&new.cols, k, b) } else { 0 })
             };
             sent += changed(before, block);
-            let next = blocks
-                .get(index + 1)
-                .map_or(0, |next| changed(Some(block), next));
+            let next = blocks.get(index + 1).map_or(0, |next| changed(Some(block), next));
             let result = |block: &Block| bytes(&block.rows, block.cols.end - block.cols.start, c);
             peak = peak.max(band + panel + next + result(block) + before.map_or(0, result));
             before = Some(block);
@@ -577,16 +498,7 @@ mod tests {
 
     #[test]
     fn a_product_that_fits_is_one_block() {
-        let plan = Plan::new(
-            Shape {
-                m: 100,
-                k: 100,
-                n: 100,
-                ..F32
-            },
-            1 << 30,
-        )
-        .unwrap();
+        let plan = Plan::new(Shape { m: 100, k: 100, n: 100, ..F32 }, 1 << 30).unwrap();
         assert_eq!(plan.blocks().count(), 1);
         assert_eq!(plan.upload_bytes(), 80_000);
     }
@@ -594,28 +506,14 @@ mod tests {
     #[test]
     fn sixteen_gibibytes_in_one_sends_each_operand_a_few_times() {
         // A and B of 4 GiB each in 1 GiB of memory.
-        let shape = Shape {
-            m: 32768,
-            k: 32768,
-            n: 32768,
-            ..F32
-        };
+        let shape = Shape { m: 32768, k: 32768, n: 32768, ..F32 };
         let plan = Plan::new(shape, 1 << 30).unwrap();
         assert!(plan.upload_bytes() < 20 << 32, "{plan:?}");
     }
 
     #[test]
     fn a_budget_for_nothing_is_refused_with_what_is_needed() {
-        let error = Plan::new(
-            Shape {
-                m: 1,
-                k: 1000,
-                n: 1,
-                ..F32
-            },
-            100,
-        )
-        .unwrap_err();
+        let error = Plan::new(Shape { m: 1, k: 1000, n: 1, ..F32 }, 100).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::InvalidInput);
         assert!(error.message().contains("12008 bytes"), "{error}");
     }

@@ -87,20 +87,12 @@ impl JobReport {
     /// What travelled.
     pub fn from_wire(wire: job_report::Reader<'_>) -> capnp::Result<JobReport> {
         Ok(JobReport {
-            shape: [
-                wire.get_m() as usize,
-                wire.get_k() as usize,
-                wire.get_n() as usize,
-            ],
+            shape: [wire.get_m() as usize, wire.get_k() as usize, wire.get_n() as usize],
             dtype: string(wire.get_dtype()?)?,
             seconds: wire.get_seconds(),
             gflops: wire.get_gflops(),
             tasks: TaskCounts::from_wire(wire.get_tasks()?),
-            workers: wire
-                .get_workers()?
-                .iter()
-                .map(WorkerShare::from_wire)
-                .collect::<capnp::Result<_>>()?,
+            workers: wire.get_workers()?.iter().map(WorkerShare::from_wire).collect::<capnp::Result<_>>()?,
             bytes_sent: wire.get_bytes_sent(),
             bytes_received: wire.get_bytes_received(),
             verification: Verification::from_wire(wire.get_verification()?)?,
@@ -125,8 +117,7 @@ impl JobReport {
         }
         wire.set_bytes_sent(self.bytes_sent);
         wire.set_bytes_received(self.bytes_received);
-        self.verification
-            .to_wire(wire.reborrow().init_verification());
+        self.verification.to_wire(wire.reborrow().init_verification());
         wire.set_mode(&self.mode);
         wire.set_predicted_seconds(self.predicted_seconds);
     }
@@ -137,22 +128,14 @@ impl JobReport {
         self.seconds += block.seconds;
         self.predicted_seconds += block.predicted_seconds;
         let [m, k, n] = self.shape.map(|extent| extent as f64);
-        self.gflops = if self.seconds > 0.0 {
-            2.0 * m * k * n / self.seconds / 1e9
-        } else {
-            0.0
-        };
+        self.gflops = if self.seconds > 0.0 { 2.0 * m * k * n / self.seconds / 1e9 } else { 0.0 };
         self.tasks.total += block.tasks.total;
         self.tasks.remote += block.tasks.remote;
         self.tasks.local += block.tasks.local;
         self.tasks.retried += block.tasks.retried;
         self.tasks.hedged += block.tasks.hedged;
         for share in &block.workers {
-            match self
-                .workers
-                .iter_mut()
-                .find(|worker| worker.peer == share.peer)
-            {
+            match self.workers.iter_mut().find(|worker| worker.peer == share.peer) {
                 Some(worker) => {
                     worker.tasks += share.tasks;
                     worker.seconds += share.seconds;
@@ -170,23 +153,12 @@ impl JobReport {
 }
 
 /// Verdicts of parts of a product, strongest first (DESIGN §6).
-const VERDICTS: [&str; 5] = [
-    "local",
-    "verified",
-    "audited",
-    "tolerance-checked",
-    "unchecked",
-];
+const VERDICTS: [&str; 5] = ["local", "verified", "audited", "tolerance-checked", "unchecked"];
 
 impl Verification {
     fn absorb(&mut self, block: &Verification) {
         // A verdict this program does not know counts as the weakest.
-        let weakness = |verdict: &str| {
-            VERDICTS
-                .iter()
-                .position(|known| *known == verdict)
-                .unwrap_or(VERDICTS.len())
-        };
+        let weakness = |verdict: &str| VERDICTS.iter().position(|known| *known == verdict).unwrap_or(VERDICTS.len());
         if weakness(&block.verdict) > weakness(&self.verdict) {
             self.verdict.clone_from(&block.verdict);
             self.method.clone_from(&block.method);
@@ -199,11 +171,7 @@ impl Verification {
         Ok(Verification {
             method: string(wire.get_method()?)?,
             verdict: string(wire.get_verdict()?)?,
-            rejected: wire
-                .get_rejected()?
-                .iter()
-                .map(Rejection::from_wire)
-                .collect::<capnp::Result<_>>()?,
+            rejected: wire.get_rejected()?.iter().map(Rejection::from_wire).collect::<capnp::Result<_>>()?,
             seconds: wire.get_seconds(),
         })
     }
@@ -223,10 +191,7 @@ impl Verification {
 
 impl Rejection {
     fn from_wire(wire: rejection::Reader<'_>) -> capnp::Result<Rejection> {
-        Ok(Rejection {
-            peer: string(wire.get_peer()?)?,
-            why: string(wire.get_why()?)?,
-        })
+        Ok(Rejection { peer: string(wire.get_peer()?)?, why: string(wire.get_why()?)? })
     }
 }
 
@@ -276,27 +241,13 @@ mod tests {
         JobReport {
             shape: [10, 20, 30],
             seconds: 1.0,
-            tasks: TaskCounts {
-                total: 2,
-                remote: 1,
-                local: 1,
-                retried: 3,
-                hedged: 4,
-            },
-            workers: vec![WorkerShare {
-                peer: peer.into(),
-                name: "n".into(),
-                tasks: 2,
-                seconds: 0.5,
-            }],
+            tasks: TaskCounts { total: 2, remote: 1, local: 1, retried: 3, hedged: 4 },
+            workers: vec![WorkerShare { peer: peer.into(), name: "n".into(), tasks: 2, seconds: 0.5 }],
             bytes_sent: 100,
             verification: Verification {
                 method: format!("for {verdict}"),
                 verdict: verdict.into(),
-                rejected: vec![Rejection {
-                    peer: peer.into(),
-                    why: "off".into(),
-                }],
+                rejected: vec![Rejection { peer: peer.into(), why: "off".into() }],
                 seconds: 0.25,
             },
             mode: mode.into(),
@@ -310,27 +261,14 @@ mod tests {
         whole.absorb(&block("b", "tolerance-checked", "remote"));
         assert_eq!(whole.mode, "remote");
         whole.absorb(&block("a", "local", "local"));
-        assert_eq!(
-            (whole.seconds, whole.bytes_sent, whole.shape),
-            (3.0, 300, [10, 20, 30])
-        );
+        assert_eq!((whole.seconds, whole.bytes_sent, whole.shape), (3.0, 300, [10, 20, 30]));
         assert_eq!((whole.tasks.total, whole.tasks.hedged), (6, 12));
         assert!((whole.gflops - 2.0 * 6000.0 / 3.0 / 1e9).abs() < 1e-15);
-        let shares: Vec<_> = whole
-            .workers
-            .iter()
-            .map(|worker| (worker.peer.as_str(), worker.tasks))
-            .collect();
+        let shares: Vec<_> = whole.workers.iter().map(|worker| (worker.peer.as_str(), worker.tasks)).collect();
         assert_eq!(shares, [("a", 4), ("b", 2)]);
         assert_eq!(whole.verification.verdict, "tolerance-checked");
         assert_eq!(whole.verification.method, "for tolerance-checked");
-        assert_eq!(
-            (
-                whole.verification.rejected.len(),
-                whole.verification.seconds
-            ),
-            (3, 0.75)
-        );
+        assert_eq!((whole.verification.rejected.len(), whole.verification.seconds), (3, 0.75));
         assert_eq!(whole.mode, "mixed");
     }
 

@@ -30,15 +30,10 @@ impl TensorInfo {
     /// Bytes of all its elements; `InvalidInput` where that is more than a number holds.
     pub fn size_bytes(&self) -> Result<u64> {
         let elements = self.rows.checked_mul(self.cols);
-        elements
-            .and_then(|elements| elements.checked_mul(self.dtype.size_bytes()))
-            .ok_or_else(|| {
-                let TensorInfo { dtype, rows, cols } = self;
-                Error::new(
-                    ErrorKind::InvalidInput,
-                    format!("a {dtype} tensor [{rows}, {cols}] is too large"),
-                )
-            })
+        elements.and_then(|elements| elements.checked_mul(self.dtype.size_bytes())).ok_or_else(|| {
+            let TensorInfo { dtype, rows, cols } = self;
+            Error::new(ErrorKind::InvalidInput, format!("a {dtype} tensor [{rows}, {cols}] is too large"))
+        })
     }
 }
 
@@ -103,8 +98,7 @@ impl TensorDestination for Vec<u8> {
             Error::new(ErrorKind::Overloaded, message)
         };
         self.clear();
-        self.try_reserve_exact(usize::try_from(size_bytes).map_err(|_| no_room())?)
-            .map_err(|_| no_room())
+        self.try_reserve_exact(usize::try_from(size_bytes).map_err(|_| no_room())?).map_err(|_| no_room())
     }
 
     fn write(&mut self, chunk: &[u8]) -> Result<()> {
@@ -124,10 +118,7 @@ pub struct Tensor {
 
 impl Tensor {
     pub(crate) fn new(capability: tensor::Client, connection: Rc<Connection>) -> Tensor {
-        Tensor {
-            capability,
-            _connection: connection,
-        }
+        Tensor { capability, _connection: connection }
     }
 
     pub(crate) fn capability(&self) -> tensor::Client {
@@ -138,17 +129,10 @@ impl Tensor {
     pub async fn info(&self) -> Result<TensorInfo> {
         let response = self.capability.info_request().send().promise.await;
         let response = response.map_err(|exception| from_exception(&exception))?;
-        let info = response
-            .get()
-            .and_then(|results| results.get_info())
-            .and_then(|info| {
-                let dtype = DType::from_wire(info.get_dtype()?);
-                Ok(TensorInfo {
-                    dtype,
-                    rows: info.get_rows(),
-                    cols: info.get_cols(),
-                })
-            });
+        let info = response.get().and_then(|results| results.get_info()).and_then(|info| {
+            let dtype = DType::from_wire(info.get_dtype()?);
+            Ok(TensorInfo { dtype, rows: info.get_rows(), cols: info.get_cols() })
+        });
         info.map_err(|exception| from_exception(&exception))
     }
 
@@ -157,19 +141,13 @@ impl Tensor {
     pub async fn read_into(&self, destination: &mut dyn TensorDestination) -> Result<TensorInfo> {
         let info = self.info().await?;
         destination.begin(&info)?;
-        self.read_range(0, info.size_bytes()?, &mut |chunk| destination.write(chunk))
-            .await?;
+        self.read_range(0, info.size_bytes()?, &mut |chunk| destination.write(chunk)).await?;
         Ok(info)
     }
 
     /// Waits for the tensor and passes `length` of its bytes from byte `offset` to `take`, in
     /// order.
-    pub async fn read_range(
-        &self,
-        offset: u64,
-        length: u64,
-        take: &mut dyn FnMut(&[u8]) -> Result<()>,
-    ) -> Result<()> {
+    pub async fn read_range(&self, offset: u64, length: u64, take: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
         // As many as the node sends before it waits; then nobody waits for the queue.
         let (chunks, mut arrived) = mpsc::channel(WINDOW_BYTES / CHUNK_BYTES + 2);
         let mut request = self.capability.read_request();
@@ -228,10 +206,7 @@ impl byte_sink::Server for Sink {
     async fn write(self: Rc<Self>, params: byte_sink::WriteParams) -> capnp::Result<()> {
         let gone = || capnp::Error::failed("Cancelled: the reader has gone away".to_owned());
         let (taken, wait) = oneshot::channel();
-        self.chunks
-            .send(Chunk { params, taken })
-            .await
-            .map_err(|_| gone())?;
+        self.chunks.send(Chunk { params, taken }).await.map_err(|_| gone())?;
         wait.await.map_err(|_| gone())
     }
 }

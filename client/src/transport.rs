@@ -37,9 +37,7 @@ where
     W: AsyncWrite + Unpin + 'static,
 {
     let mut options = ReaderOptions::new();
-    options
-        .traversal_limit_in_words(Some(MAX_MESSAGE_BYTES / 8))
-        .nesting_limit(NESTING_LIMIT);
+    options.traversal_limit_in_words(Some(MAX_MESSAGE_BYTES / 8)).nesting_limit(NESTING_LIMIT);
     let mut network = VatNetwork::new(
         BufReader::with_capacity(BUFFER_BYTES, read_half),
         BufWriter::with_capacity(BUFFER_BYTES, write_half),

@@ -2,9 +2,7 @@
 //! Throughput is counted in multiply-adds times two, so criterion's "Gelem/s" reads as GFLOP/s.
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use pangea_compute::{
-    Cancel, ColumnProbe, DType, PackedA, PackedB, Pool, Tensor, matmul, matmul_packed,
-};
+use pangea_compute::{Cancel, ColumnProbe, DType, PackedA, PackedB, Pool, Tensor, matmul, matmul_packed};
 use std::hint::black_box;
 use std::time::Duration;
 
@@ -17,15 +15,9 @@ fn products(criterion: &mut Criterion) {
         for threads in [1, 2] {
             let Ok(pool) = Pool::new(threads) else { return };
             let mut group = criterion.benchmark_group(format!("product/{dtype}/{threads}"));
-            group
-                .sample_size(10)
-                .warm_up_time(Duration::from_millis(300))
-                .measurement_time(Duration::from_secs(2));
+            group.sample_size(10).warm_up_time(Duration::from_millis(300)).measurement_time(Duration::from_secs(2));
             for n in [64usize, 256, 1024, 2048, 4096] {
-                let (Ok(a), Ok(b)) = (
-                    Tensor::generate(dtype, n, n, 1),
-                    Tensor::generate(dtype, n, n, 2),
-                ) else {
+                let (Ok(a), Ok(b)) = (Tensor::generate(dtype, n, n, 1), Tensor::generate(dtype, n, n, 2)) else {
                     return;
                 };
                 group.throughput(Throughput::Elements(2 * (n as u64).pow(3)));
@@ -45,10 +37,7 @@ fn tiles(criterion: &mut Criterion) {
     for dtype in [DType::F32, DType::I8] {
         let Ok(pool) = Pool::new(1) else { return };
         for side in [512usize, 1024, 4096] {
-            let (Ok(a), Ok(b)) = (
-                Tensor::generate(dtype, side, k, 1),
-                Tensor::generate(dtype, k, side, 2),
-            ) else {
+            let (Ok(a), Ok(b)) = (Tensor::generate(dtype, side, k, 1), Tensor::generate(dtype, k, side, 2)) else {
                 return;
             };
             let (Ok(pa), Ok(pb), Ok(c)) = (

@@ -46,10 +46,7 @@ impl Buffer {
     /// # Errors
     /// [`Error::OutOfMemory`].
     pub fn zeroed(len: usize) -> Result<Buffer, Error> {
-        let out_of_memory = || Error::OutOfMemory {
-            bytes: len as u64,
-            what: "a tensor",
-        };
+        let out_of_memory = || Error::OutOfMemory { bytes: len as u64, what: "a tensor" };
         // The system's own limit is half the address space; ask for less than that or do not ask.
         if len > isize::MAX as usize - ALIGN_BYTES {
             return Err(out_of_memory());
@@ -61,21 +58,13 @@ impl Buffer {
                 // A hint: without huge pages everything still works.
                 let _ = pages.advise(memmap2::Advice::HugePage);
             }
-            return Ok(Buffer {
-                memory: Memory::Pages(pages),
-                len,
-            });
+            return Ok(Buffer { memory: Memory::Pages(pages), len });
         }
         let mut bytes: Vec<u8> = Vec::new();
-        bytes
-            .try_reserve_exact(len + ALIGN_BYTES)
-            .map_err(|_| out_of_memory())?;
+        bytes.try_reserve_exact(len + ALIGN_BYTES).map_err(|_| out_of_memory())?;
         bytes.resize(len + ALIGN_BYTES, 0);
         let start = bytes.as_ptr().align_offset(ALIGN_BYTES).min(ALIGN_BYTES);
-        Ok(Buffer {
-            memory: Memory::Heap { bytes, start },
-            len,
-        })
+        Ok(Buffer { memory: Memory::Heap { bytes, start }, len })
     }
 
     /// `len` bytes of whatever, for who writes all of them before anybody reads: a buffer dropped before, where there is

@@ -5,11 +5,7 @@ use crate::{DType, Error, Tensor, TensorBuf};
 use std::fmt::Write;
 
 fn bad(what: impl Into<String>, line: usize, column: usize) -> Error {
-    Error::Parse {
-        format: "csv",
-        what: what.into(),
-        place: format!("line {line}, column {column}"),
-    }
+    Error::Parse { format: "csv", what: what.into(), place: format!("line {line}, column {column}") }
 }
 
 /// The matrix in `text`, as f64: `[lines, fields]`. Fields are separated by commas; spaces around them and empty lines
@@ -24,9 +20,7 @@ pub fn parse(text: &[u8]) -> Result<Tensor, Error> {
     let mut ended = None;
     for (index, line) in text.split(|b| *b == b'\n').enumerate() {
         let number = index + 1;
-        let line = std::str::from_utf8(line)
-            .map_err(|e| bad("not text (UTF-8)", number, e.valid_up_to() + 1))?
-            .trim();
+        let line = std::str::from_utf8(line).map_err(|e| bad("not text (UTF-8)", number, e.valid_up_to() + 1))?.trim();
         if line.is_empty() {
             ended.get_or_insert(number);
             continue;
@@ -54,11 +48,7 @@ pub fn parse(text: &[u8]) -> Result<Tensor, Error> {
         if rows == 0 {
             cols = count;
         } else if count != cols {
-            return Err(bad(
-                format!("{count} fields where the first row has {cols}"),
-                number,
-                count.min(cols) + 1,
-            ));
+            return Err(bad(format!("{count} fields where the first row has {cols}"), number, count.min(cols) + 1));
         }
         rows += 1;
     }

@@ -23,14 +23,7 @@ pub enum DType {
 
 impl DType {
     /// Every type.
-    pub const ALL: [DType; 6] = [
-        DType::F16,
-        DType::Bf16,
-        DType::F32,
-        DType::F64,
-        DType::I8,
-        DType::I32,
-    ];
+    pub const ALL: [DType; 6] = [DType::F16, DType::Bf16, DType::F32, DType::F64, DType::I8, DType::I32];
 
     /// The size of one element in bytes.
     pub fn size_bytes(self) -> usize {
@@ -127,9 +120,7 @@ mod sealed {
 }
 
 /// A Rust type that a tensor's elements can be read as. Sealed: one implementation per [`DType`].
-pub trait Element:
-    bytemuck::Pod + Send + Sync + PartialEq + std::fmt::Debug + sealed::Sealed
-{
+pub trait Element: bytemuck::Pod + Send + Sync + PartialEq + std::fmt::Debug + sealed::Sealed {
     /// The tensor element type.
     const DTYPE: DType;
     /// The value as f64, exactly.

@@ -62,9 +62,7 @@ pub enum Error {
         place: String,
     },
     /// Memory for a tensor could not be had.
-    #[error(
-        "out of memory: {bytes} bytes for {what} could not be had; use smaller blocks or free memory"
-    )]
+    #[error("out of memory: {bytes} bytes for {what} could not be had; use smaller blocks or free memory")]
     OutOfMemory {
         /// How much was asked for.
         bytes: u64,
@@ -94,14 +92,11 @@ impl Error {
     /// The kind that a caller acts on.
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Error::Shape { .. }
-            | Error::Dtype { .. }
-            | Error::Invalid { .. }
-            | Error::Parse { .. } => ErrorKind::InvalidInput,
-            Error::OutOfMemory { .. } | Error::DiskFull { .. } => ErrorKind::Overloaded,
-            Error::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
-                ErrorKind::NotFound
+            Error::Shape { .. } | Error::Dtype { .. } | Error::Invalid { .. } | Error::Parse { .. } => {
+                ErrorKind::InvalidInput
             }
+            Error::OutOfMemory { .. } | Error::DiskFull { .. } => ErrorKind::Overloaded,
+            Error::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound => ErrorKind::NotFound,
             Error::Io { .. } => ErrorKind::Internal,
             Error::Cancelled => ErrorKind::Cancelled,
         }
@@ -111,17 +106,12 @@ impl Error {
     pub(crate) fn io(path: &Path, source: std::io::Error) -> Error {
         let path = path.to_path_buf();
         match source.kind() {
-            std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => {
-                Error::DiskFull { path }
-            }
+            std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => Error::DiskFull { path },
             _ => Error::Io { path, source },
         }
     }
 
     pub(crate) fn invalid(operation: &'static str, what: impl Into<String>) -> Error {
-        Error::Invalid {
-            operation,
-            what: what.into(),
-        }
+        Error::Invalid { operation, what: what.into() }
     }
 }

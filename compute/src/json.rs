@@ -9,36 +9,22 @@ use crate::{Error, Tensor};
 /// # Errors
 /// [`Error::Parse`] with line and column for what is not JSON, with row and column for what is not a matrix.
 pub fn parse(text: &[u8]) -> Result<Tensor, Error> {
-    let bad = |what: String, place: String| Error::Parse {
-        format: "json",
-        what,
-        place,
-    };
-    let value: serde_json::Value = serde_json::from_slice(text).map_err(|e| {
-        bad(
-            format!("not valid JSON: {e}"),
-            format!("line {}, column {}", e.line(), e.column()),
-        )
-    })?;
+    let bad = |what: String, place: String| Error::Parse { format: "json", what, place };
+    let value: serde_json::Value = serde_json::from_slice(text)
+        .map_err(|e| bad(format!("not valid JSON: {e}"), format!("line {}, column {}", e.line(), e.column())))?;
     let rows = match &value {
         serde_json::Value::Object(object) => object.get("data"),
         other => Some(other),
     };
     let Some(rows) = rows.and_then(|rows| rows.as_array()) else {
-        return Err(bad(
-            "a matrix is a list of rows, like [[1, 2], [3, 4]]".to_string(),
-            "at the start".to_string(),
-        ));
+        return Err(bad("a matrix is a list of rows, like [[1, 2], [3, 4]]".to_string(), "at the start".to_string()));
     };
     let mut values = Vec::new();
     let mut cols = 0;
     for (r, row) in rows.iter().enumerate() {
         let place = |c: usize| format!("row {}, column {}", r + 1, c + 1);
         let Some(row) = row.as_array() else {
-            return Err(bad(
-                "a row is not a list; a vector is written [[1, 2, 3]]".to_string(),
-                place(0),
-            ));
+            return Err(bad("a row is not a list; a vector is written [[1, 2, 3]]".to_string(), place(0)));
         };
         if r == 0 {
             cols = row.len();
@@ -57,12 +43,8 @@ pub fn parse(text: &[u8]) -> Result<Tensor, Error> {
                     }
                     None => "a number too large".to_string(),
                 },
-                serde_json::Value::String(_) => {
-                    "a string where a number should be; remove the quotes".to_string()
-                }
-                serde_json::Value::Array(_) => {
-                    "a list inside a row: only 2-D matrices are multiplied".to_string()
-                }
+                serde_json::Value::String(_) => "a string where a number should be; remove the quotes".to_string(),
+                serde_json::Value::Array(_) => "a list inside a row: only 2-D matrices are multiplied".to_string(),
                 other => format!("{other} where a number should be"),
             };
             return Err(bad(what, place(c)));
@@ -77,10 +59,7 @@ pub fn parse(text: &[u8]) -> Result<Tensor, Error> {
 /// [`Error::Invalid`] for NaN and infinities, which JSON cannot hold.
 pub fn write(t: &Tensor) -> Result<String, Error> {
     if !t.all_finite() {
-        return Err(Error::invalid(
-            "json",
-            "JSON has no NaN or infinity; write .npy or .csv instead",
-        ));
+        return Err(Error::invalid("json", "JSON has no NaN or infinity; write .npy or .csv instead"));
     }
     let mut out = String::from("[");
     for row in 0..t.rows() {

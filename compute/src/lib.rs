@@ -18,9 +18,7 @@
 //! | [`probe`] | how fast is this machine? |
 
 #[cfg(target_endian = "big")]
-compile_error!(
-    "tensors are kept in little-endian byte order: big-endian machines are not supported"
-);
+compile_error!("tensors are kept in little-endian byte order: big-endian machines are not supported");
 
 pub mod buffer;
 pub mod check;
@@ -47,8 +45,6 @@ pub use mapped::NpyFile;
 pub use npy::NpyHeader;
 pub use npy_writer::NpyWriter;
 pub use pool::{Cancel, Pool};
-pub use product::{
-    MAX_K_I8, PackedA, PackedB, matmul, matmul_into, matmul_packed, matmul_packed_into, product_dtype,
-};
+pub use product::{MAX_K_I8, PackedA, PackedB, matmul, matmul_into, matmul_packed, matmul_packed_into, product_dtype};
 pub use tensor::{Digest, Tensor};
 pub use tensor_buf::TensorBuf;

@@ -52,16 +52,10 @@ impl NpyFile {
         let mut file = File::open(path).map_err(io)?;
         let metadata = file.metadata().map_err(io)?;
         if !metadata.is_file() {
-            return Err(Error::invalid(
-                "npy",
-                format!("{} is not a regular file", path.display()),
-            ));
+            return Err(Error::invalid("npy", format!("{} is not a regular file", path.display())));
         }
         let mut start = Vec::new();
-        file.by_ref()
-            .take(12 + crate::npy::MAX_HEADER_BYTES as u64)
-            .read_to_end(&mut start)
-            .map_err(io)?;
+        file.by_ref().take(12 + crate::npy::MAX_HEADER_BYTES as u64).read_to_end(&mut start).map_err(io)?;
         let (header, offset) = NpyHeader::parse(&start)?;
         let (rows, cols) = header.matrix_shape()?;
         let payload = header.payload_bytes()?;
@@ -81,9 +75,7 @@ impl NpyFile {
             0 => None,
             // SAFETY: the mapping is private and read-only, and lives as long as every tensor over it. That nobody
             // truncates the file meanwhile is the documented condition of this function.
-            _ => {
-                Some(unsafe { memmap2::MmapOptions::new().map_copy_read_only(&file) }.map_err(io)?)
-            }
+            _ => Some(unsafe { memmap2::MmapOptions::new().map_copy_read_only(&file) }.map_err(io)?),
         };
         Ok(NpyFile {
             dtype: header.dtype,
@@ -91,10 +83,7 @@ impl NpyFile {
             rows,
             cols,
             strides: if header.fortran { (1, rows) } else { (cols, 1) },
-            mapping: mapping.map(|map| Mapping {
-                map: Arc::new(map),
-                from: offset as usize,
-            }),
+            mapping: mapping.map(|map| Mapping { map: Arc::new(map), from: offset as usize }),
         })
     }
 
@@ -124,26 +113,14 @@ impl NpyFile {
     /// [`Error::Invalid`] where the ranges lie outside; [`Error::OutOfMemory`].
     pub fn block(&self, rows: Range<usize>, cols: Range<usize>) -> Result<Tensor, Error> {
         let Some(mapping) = &self.mapping else {
-            return TensorBuf::new(self.dtype, self.rows, self.cols)?
-                .freeze()
-                .slice(rows, cols);
+            return TensorBuf::new(self.dtype, self.rows, self.cols)?.freeze().slice(rows, cols);
         };
         let size = self.dtype.size_bytes();
         let aligned = (mapping.bytes().as_ptr() as usize).is_multiple_of(size);
         if aligned {
-            let whole = Tensor::mapped(
-                self.dtype,
-                self.rows,
-                self.cols,
-                self.strides,
-                mapping.clone(),
-            )?;
+            let whole = Tensor::mapped(self.dtype, self.rows, self.cols, self.strides, mapping.clone())?;
             let block = whole.slice(rows, cols)?;
-            return if self.big_endian {
-                swapped(&block)
-            } else {
-                Ok(block)
-            };
+            return if self.big_endian { swapped(&block) } else { Ok(block) };
         }
         self.copied(mapping.bytes(), rows, cols)
     }
@@ -157,30 +134,18 @@ impl NpyFile {
     }
 
     /// A block whose elements are not aligned in the file, byte by byte.
-    fn copied(
-        &self,
-        bytes: &[u8],
-        rows: Range<usize>,
-        cols: Range<usize>,
-    ) -> Result<Tensor, Error> {
+    fn copied(&self, bytes: &[u8], rows: Range<usize>, cols: Range<usize>) -> Result<Tensor, Error> {
         let inside = |r: &Range<usize>, limit| r.start <= r.end && r.end <= limit;
         if !inside(&rows, self.rows) || !inside(&cols, self.cols) {
             return Err(Error::invalid(
                 "npy",
-                format!(
-                    "rows {rows:?} and columns {cols:?} do not lie inside {} x {}",
-                    self.rows, self.cols
-                ),
+                format!("rows {rows:?} and columns {cols:?} do not lie inside {} x {}", self.rows, self.cols),
             ));
         }
         let mut out = TensorBuf::new(self.dtype, rows.len(), cols.len())?;
         let size = self.dtype.size_bytes();
         let width = cols.len();
-        for (line, row) in out
-            .bytes_mut()
-            .chunks_exact_mut((width * size).max(1))
-            .zip(rows)
-        {
+        for (line, row) in out.bytes_mut().chunks_exact_mut((width * size).max(1)).zip(rows) {
             for (to, col) in line.chunks_exact_mut(size).zip(cols.clone()) {
                 let from = (row * self.strides.0 + col * self.strides.1) * size;
                 to.copy_from_slice(&bytes[from..from + size]);

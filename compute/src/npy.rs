@@ -23,11 +23,7 @@ pub struct NpyHeader {
 }
 
 fn bad(what: impl Into<String>, at: usize) -> Error {
-    Error::Parse {
-        format: "npy",
-        what: what.into(),
-        place: format!("at byte {at}"),
-    }
+    Error::Parse { format: "npy", what: what.into(), place: format!("at byte {at}") }
 }
 
 impl NpyHeader {
@@ -41,10 +37,7 @@ impl NpyHeader {
             return Err(bad("too short for a .npy header", bytes.len()));
         }
         if &bytes[..6] != MAGIC {
-            return Err(bad(
-                "not a .npy file: the first bytes are not \\x93NUMPY",
-                0,
-            ));
+            return Err(bad("not a .npy file: the first bytes are not \\x93NUMPY", 0));
         }
         let (start, len) = match (bytes[6], bytes[7]) {
             (1, 0) => (10, usize::from(u16::from_le_bytes([bytes[8], bytes[9]]))),
@@ -54,17 +47,11 @@ impl NpyHeader {
             }
             (2 | 3, 0) => return Err(bad("too short for a .npy header", bytes.len())),
             (major, minor) => {
-                return Err(bad(
-                    format!("version {major}.{minor} is not known (1.0 to 3.0 are)"),
-                    6,
-                ));
+                return Err(bad(format!("version {major}.{minor} is not known (1.0 to 3.0 are)"), 6));
             }
         };
         if len > MAX_HEADER_BYTES {
-            return Err(bad(
-                format!("a header of {len} bytes is over the limit of {MAX_HEADER_BYTES}"),
-                8,
-            ));
+            return Err(bad(format!("a header of {len} bytes is over the limit of {MAX_HEADER_BYTES}"), 8));
         }
         let Some(text) = bytes.get(start..start + len) else {
             return Err(bad(
@@ -72,11 +59,7 @@ impl NpyHeader {
                 bytes.len(),
             ));
         };
-        let mut literal = Literal {
-            text,
-            at: 0,
-            base: start,
-        };
+        let mut literal = Literal { text, at: 0, base: start };
         let header = literal.header()?;
         Ok((header, (start + len) as u64))
     }
@@ -94,12 +77,7 @@ impl NpyHeader {
             .iter()
             .try_fold(self.dtype.size_bytes() as u64, |n, d| n.checked_mul(*d))
             .filter(|bytes| *bytes <= i64::MAX as u64)
-            .ok_or_else(|| {
-                bad(
-                    format!("the shape {:?} is larger than any file", self.shape),
-                    0,
-                )
-            })
+            .ok_or_else(|| bad(format!("the shape {:?} is larger than any file", self.shape), 0))
     }
 
     /// Rows and columns, where this is a matrix.
@@ -108,8 +86,7 @@ impl NpyHeader {
     /// [`Error::Invalid`] for other than two dimensions, with what to do.
     pub fn matrix_shape(&self) -> Result<(usize, usize), Error> {
         let fits = |d: u64| {
-            usize::try_from(d)
-                .map_err(|_| Error::invalid("npy", format!("a dimension of {d} is too large here")))
+            usize::try_from(d).map_err(|_| Error::invalid("npy", format!("a dimension of {d} is too large here")))
         };
         let hint = match self.shape.as_slice() {
             [rows, cols] => return Ok((fits(*rows)?, fits(*cols)?)),
@@ -117,14 +94,7 @@ impl NpyHeader {
             [_] => "a vector is not a matrix; reshape it to (1, n) or (n, 1)",
             _ => "only matrices are multiplied; save one 2-D slice per file, or reshape it",
         };
-        Err(Error::invalid(
-            "npy",
-            format!(
-                "the array has {} dimensions {:?}: {hint}",
-                self.shape.len(),
-                self.shape
-            ),
-        ))
+        Err(Error::invalid("npy", format!("the array has {} dimensions {:?}: {hint}", self.shape.len(), self.shape)))
     }
 
     /// The bytes of a version 1.0 header, padded so that the elements begin on a 64-byte boundary.
@@ -147,12 +117,10 @@ impl NpyHeader {
             many => format!("({})", many.join(", ")),
         };
         let fortran = if self.fortran { "True" } else { "False" };
-        let dict =
-            format!("{{'descr': '{descr}', 'fortran_order': {fortran}, 'shape': {shape}, }}");
+        let dict = format!("{{'descr': '{descr}', 'fortran_order': {fortran}, 'shape': {shape}, }}");
         // Magic, version and length take 10 bytes; a newline ends the padding.
         let total = (10 + dict.len() + 1).next_multiple_of(64);
-        let len = u16::try_from(total - 10)
-            .map_err(|_| bad("the shape has too many dimensions to be written", 0))?;
+        let len = u16::try_from(total - 10).map_err(|_| bad("the shape has too many dimensions to be written", 0))?;
         let mut bytes = Vec::with_capacity(total);
         bytes.extend_from_slice(MAGIC);
         bytes.extend_from_slice(&[1, 0]);
@@ -173,13 +141,8 @@ fn no_bf16(descr: &str) -> Error {
 }
 
 fn dtype_of(descr: &str) -> Result<(DType, bool), Error> {
-    let unsupported = |hint| {
-        Err(Error::Dtype {
-            operation: "npy",
-            dtype: descr.escape_default().take(40).collect(),
-            hint,
-        })
-    };
+    let unsupported =
+        |hint| Err(Error::Dtype { operation: "npy", dtype: descr.escape_default().take(40).collect(), hint });
     let (order, kind) = match descr.as_bytes().first() {
         Some(b'<' | b'>' | b'|' | b'=') => descr.split_at(1),
         _ => ("=", descr),
@@ -192,14 +155,10 @@ fn dtype_of(descr: &str) -> Result<(DType, bool), Error> {
         "i4" => DType::I32,
         "V2" => return Err(no_bf16(descr)),
         "u1" | "u2" | "u4" | "u8" | "i2" | "i8" | "b1" => {
-            return unsupported(
-                "of the integers only int8 is multiplied; use .astype('int8') or .astype('float64')",
-            );
+            return unsupported("of the integers only int8 is multiplied; use .astype('int8') or .astype('float64')");
         }
         "c8" | "c16" | "c32" => {
-            return unsupported(
-                "complex numbers are not multiplied; save the real and imaginary parts",
-            );
+            return unsupported("complex numbers are not multiplied; save the real and imaginary parts");
         }
         "f16" | "f12" => {
             return unsupported("extended precision is not portable; use .astype('float64')");
@@ -224,11 +183,7 @@ impl<'a> Literal<'a> {
     }
 
     fn space(&mut self) {
-        while self
-            .text
-            .get(self.at)
-            .is_some_and(|b| matches!(b, b' ' | b'\t' | b'\n' | b'\r'))
-        {
+        while self.text.get(self.at).is_some_and(|b| matches!(b, b' ' | b'\t' | b'\n' | b'\r')) {
             self.at += 1;
         }
     }
@@ -285,12 +240,7 @@ impl<'a> Literal<'a> {
             return self.fail("the header lacks one of descr, fortran_order, shape");
         };
         let (dtype, big_endian) = dtype_of(&descr)?;
-        let header = NpyHeader {
-            dtype,
-            big_endian,
-            fortran,
-            shape,
-        };
+        let header = NpyHeader { dtype, big_endian, fortran, shape };
         header.payload_bytes()?;
         Ok(header)
     }
@@ -348,10 +298,7 @@ impl<'a> Literal<'a> {
 
     fn number(&mut self) -> Result<u64, Error> {
         self.space();
-        let digits = self.text[self.at..]
-            .iter()
-            .take_while(|b| b.is_ascii_digit())
-            .count();
+        let digits = self.text[self.at..].iter().take_while(|b| b.is_ascii_digit()).count();
         if digits == 0 {
             return self.fail("the shape should have a number, not negative, here");
         }

@@ -26,25 +26,14 @@ impl NpyWriter {
     ///
     /// # Errors
     /// [`Error::Dtype`] for `bf16`; [`Error::Io`]; [`Error::DiskFull`].
-    pub fn create(
-        path: impl AsRef<Path>,
-        dtype: DType,
-        rows: usize,
-        cols: usize,
-    ) -> Result<NpyWriter, Error> {
+    pub fn create(path: impl AsRef<Path>, dtype: DType, rows: usize, cols: usize) -> Result<NpyWriter, Error> {
         let path = path.as_ref();
         let io = |e| Error::io(path, e);
-        let header = NpyHeader {
-            dtype,
-            big_endian: false,
-            fortran: false,
-            shape: vec![rows as u64, cols as u64],
-        };
+        let header = NpyHeader { dtype, big_endian: false, fortran: false, shape: vec![rows as u64, cols as u64] };
         let start = header.to_bytes()?;
         let payload = header.payload_bytes()?;
-        let name = path.file_name().ok_or_else(|| {
-            Error::invalid("npy", format!("{} is not a file name", path.display()))
-        })?;
+        let name =
+            path.file_name().ok_or_else(|| Error::invalid("npy", format!("{} is not a file name", path.display())))?;
         let folder = match path.parent() {
             Some(parent) if !parent.as_os_str().is_empty() => parent,
             _ => Path::new("."),
@@ -61,17 +50,8 @@ impl NpyWriter {
         }
         let mut file = builder.tempfile_in(folder).map_err(io)?;
         file.write_all(&start).map_err(io)?;
-        file.as_file()
-            .set_len(start.len() as u64 + payload)
-            .map_err(io)?;
-        Ok(NpyWriter {
-            file,
-            path: path.to_path_buf(),
-            dtype,
-            rows,
-            cols,
-            start: start.len() as u64,
-        })
+        file.as_file().set_len(start.len() as u64 + payload).map_err(io)?;
+        Ok(NpyWriter { file, path: path.to_path_buf(), dtype, rows, cols, start: start.len() as u64 })
     }
 
     /// Writes `block` to where its first element is at (`row0`, `col0`).
@@ -79,14 +59,9 @@ impl NpyWriter {
     /// # Errors
     /// [`Error::Invalid`] where it does not lie inside or has another type; [`Error::Io`]; [`Error::DiskFull`].
     pub fn write_block(&mut self, row0: usize, col0: usize, block: &Tensor) -> Result<(), Error> {
-        let inside = |from: usize, len: usize, limit: usize| {
-            from.checked_add(len).is_some_and(|end| end <= limit)
-        };
+        let inside = |from: usize, len: usize, limit: usize| from.checked_add(len).is_some_and(|end| end <= limit);
         let (rows, cols) = block.shape();
-        if block.dtype() != self.dtype
-            || !inside(row0, rows, self.rows)
-            || !inside(col0, cols, self.cols)
-        {
+        if block.dtype() != self.dtype || !inside(row0, rows, self.rows) || !inside(col0, cols, self.cols) {
             return Err(Error::invalid(
                 "npy",
                 format!(
@@ -105,19 +80,8 @@ impl NpyWriter {
         let at = |row: usize| self.start + ((row * self.cols + col0) * size) as u64;
         let width = cols * size;
         // Rows of full width follow each other in the file: several at once.
-        let per_write = if cols == self.cols {
-            (GATHER_BYTES / width).max(1)
-        } else {
-            1
-        };
-        let mut gathered = vec![
-            0u8;
-            if block.contiguous_bytes().is_some() {
-                0
-            } else {
-                per_write.min(rows) * width
-            }
-        ];
+        let per_write = if cols == self.cols { (GATHER_BYTES / width).max(1) } else { 1 };
+        let mut gathered = vec![0u8; if block.contiguous_bytes().is_some() { 0 } else { per_write.min(rows) * width }];
         for row in (0..rows).step_by(per_write) {
             let bytes = row * width..(row + per_write.min(rows - row)) * width;
             let line = match block.contiguous_bytes() {
@@ -129,9 +93,7 @@ impl NpyWriter {
                 }
             };
             let written = self.file.seek(SeekFrom::Start(at(row0 + row)));
-            written
-                .and_then(|_| self.file.write_all(line))
-                .map_err(|e| Error::io(&self.path, e))?;
+            written.and_then(|_| self.file.write_all(line)).map_err(|e| Error::io(&self.path, e))?;
         }
         Ok(())
     }

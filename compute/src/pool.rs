@@ -33,16 +33,9 @@ impl Pool {
     /// [`Error::Invalid`] where this processor cannot run it.
     pub fn with_isa(threads: usize, isa: Isa) -> Result<Pool, Error> {
         if !isa.is_available() {
-            return Err(Error::invalid(
-                "pool",
-                format!("this processor has no {}", isa.name()),
-            ));
+            return Err(Error::invalid("pool", format!("this processor has no {}", isa.name())));
         }
-        Ok(Pool {
-            team: Team::new(threads.max(1)),
-            isa,
-            scratch: Mutex::new(Vec::new()),
-        })
+        Ok(Pool { team: Team::new(threads.max(1)), isa, scratch: Mutex::new(Vec::new()) })
     }
 
     /// How many threads compute.
@@ -64,9 +57,7 @@ impl Pool {
     /// At least `bytes` of scratch, with whatever was in it; hand it back with [`Pool::give_back`].
     pub(crate) fn scratch(&self, bytes: usize) -> Result<Buffer, Error> {
         let mut kept = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
-        let fitting = (0..kept.len())
-            .filter(|&i| kept[i].len() >= bytes)
-            .min_by_key(|&i| kept[i].len());
+        let fitting = (0..kept.len()).filter(|&i| kept[i].len() >= bytes).min_by_key(|&i| kept[i].len());
         match fitting {
             Some(i) => Ok(kept.swap_remove(i)),
             None => Buffer::zeroed(bytes.next_multiple_of(4096)),

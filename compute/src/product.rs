@@ -19,12 +19,7 @@ pub fn product_dtype(a: &Tensor, b: &Tensor) -> Result<DType, Error> {
     check_operands(a.shape(), b.shape(), a.dtype(), b.dtype())
 }
 
-fn check_operands(
-    (m, ka): (usize, usize),
-    (kb, n): (usize, usize),
-    a: DType,
-    b: DType,
-) -> Result<DType, Error> {
+fn check_operands((m, ka): (usize, usize), (kb, n): (usize, usize), a: DType, b: DType) -> Result<DType, Error> {
     if ka != kb {
         return Err(Error::Shape {
             operation: "matmul",
@@ -121,31 +116,13 @@ struct Packed {
 }
 
 impl Packed {
-    fn new(
-        t: &Tensor,
-        is_a: bool,
-        pair: (DType, DType),
-        pool: &Pool,
-        cancel: &Cancel,
-    ) -> Result<Packed, Error> {
-        let (lines, k) = if is_a {
-            t.shape()
-        } else {
-            (t.cols(), t.rows())
-        };
+    fn new(t: &Tensor, is_a: bool, pair: (DType, DType), pool: &Pool, cancel: &Cancel) -> Result<Packed, Error> {
+        let (lines, k) = if is_a { t.shape() } else { (t.cols(), t.rows()) };
         let out = check_operands((lines, k), (k, lines), pair.0, pair.1)?;
         let (bytes, passes) = for_kernel!(pool.isa(), Compute::of(out), K => {
             blocked::pack_whole::<K>(t, is_a, pool, cancel)?
         });
-        Ok(Packed {
-            bytes: Arc::new(bytes),
-            passes,
-            lines,
-            k,
-            out,
-            pair,
-            isa: pool.isa(),
-        })
+        Ok(Packed { bytes: Arc::new(bytes), passes, lines, k, out, pair, isa: pool.isa() })
     }
 }
 
@@ -201,12 +178,7 @@ impl PackedB {
 ///
 /// # Errors
 /// As [`matmul`]; [`Error::Invalid`] where the two were packed for different types or instruction sets.
-pub fn matmul_packed(
-    a: &PackedA,
-    b: &PackedB,
-    pool: &Pool,
-    cancel: &Cancel,
-) -> Result<Tensor, Error> {
+pub fn matmul_packed(a: &PackedA, b: &PackedB, pool: &Pool, cancel: &Cancel) -> Result<Tensor, Error> {
     let mut c = TensorBuf::unspecified(a.0.out, a.rows(), b.cols())?;
     matmul_packed_into(a, b, &mut c, 0, 0, pool, cancel)?;
     Ok(c.freeze())

@@ -49,11 +49,7 @@ const DIGESTS_MAX: usize = 4096;
 impl Storage {
     fn new(memory: Memory) -> Arc<Storage> {
         static NEXT: AtomicU64 = AtomicU64::new(1);
-        Arc::new(Storage {
-            memory,
-            id: NEXT.fetch_add(1, Ordering::Relaxed),
-            digests: Mutex::default(),
-        })
+        Arc::new(Storage { memory, id: NEXT.fetch_add(1, Ordering::Relaxed), digests: Mutex::default() })
     }
 
     fn bytes(&self) -> &[u8] {
@@ -73,10 +69,7 @@ pub(crate) fn checked_bytes(dtype: DType, rows: usize, cols: usize) -> Result<us
     rows.checked_mul(cols)
         .and_then(|n| n.checked_mul(dtype.size_bytes()))
         .filter(|&bytes| bytes <= isize::MAX as usize)
-        .ok_or(Error::OutOfMemory {
-            bytes: u64::MAX,
-            what: "a tensor larger than the address space",
-        })
+        .ok_or(Error::OutOfMemory { bytes: u64::MAX, what: "a tensor larger than the address space" })
 }
 
 impl Tensor {
@@ -84,20 +77,12 @@ impl Tensor {
     ///
     /// # Errors
     /// [`Error::Invalid`] where the buffer's length is not exactly `rows · cols · size`.
-    pub fn from_buffer(
-        dtype: DType,
-        rows: usize,
-        cols: usize,
-        buffer: Buffer,
-    ) -> Result<Tensor, Error> {
+    pub fn from_buffer(dtype: DType, rows: usize, cols: usize, buffer: Buffer) -> Result<Tensor, Error> {
         let bytes = checked_bytes(dtype, rows, cols)?;
         if buffer.len() != bytes {
             return Err(Error::invalid(
                 "tensor",
-                format!(
-                    "{rows} x {cols} {dtype} takes {bytes} bytes, not {}",
-                    buffer.len()
-                ),
+                format!("{rows} x {cols} {dtype} takes {bytes} bytes, not {}", buffer.len()),
             ));
         }
         Ok(Tensor::owned(dtype, rows, cols, buffer))
@@ -128,10 +113,7 @@ impl Tensor {
         let bytes = checked_bytes(dtype, rows, cols)?;
         let aligned = (mapping.bytes().as_ptr() as usize).is_multiple_of(dtype.size_bytes());
         if mapping.bytes().len() < bytes || !aligned {
-            return Err(Error::invalid(
-                "tensor",
-                "a mapping that is too short or not aligned to its elements",
-            ));
+            return Err(Error::invalid("tensor", "a mapping that is too short or not aligned to its elements"));
         }
         Ok(Tensor {
             storage: Storage::new(Memory::Mapped(mapping)),
@@ -148,17 +130,10 @@ impl Tensor {
     ///
     /// # Errors
     /// [`Error::Invalid`] where there are not exactly `rows · cols` elements.
-    pub fn from_slice<T: Element>(
-        rows: usize,
-        cols: usize,
-        elements: &[T],
-    ) -> Result<Tensor, Error> {
+    pub fn from_slice<T: Element>(rows: usize, cols: usize, elements: &[T]) -> Result<Tensor, Error> {
         let bytes = bytemuck::cast_slice(elements);
         if checked_bytes(T::DTYPE, rows, cols)? != bytes.len() {
-            return Err(Error::invalid(
-                "tensor",
-                format!("{rows} x {cols} is not {} elements", elements.len()),
-            ));
+            return Err(Error::invalid("tensor", format!("{rows} x {cols} is not {} elements", elements.len())));
         }
         Tensor::from_buffer(T::DTYPE, rows, cols, Buffer::copy_of(bytes)?)
     }
@@ -218,8 +193,7 @@ impl Tensor {
         let bytes = self.storage.bytes();
         let whole = bytes.len() / size_of::<T>() * size_of::<T>();
         let all: &[T] = bytemuck::try_cast_slice(&bytes[..whole]).ok()?;
-        let last =
-            self.offset + (self.rows - 1) * self.row_stride + (self.cols - 1) * self.col_stride;
+        let last = self.offset + (self.rows - 1) * self.row_stride + (self.cols - 1) * self.col_stride;
         Some(&all[self.offset..=last])
     }
 
@@ -255,9 +229,7 @@ impl Tensor {
                 if let Some(elements) = out.elements_mut::<$t>() {
                     let width = cols.len().max(1);
                     for (line, row) in elements.chunks_exact_mut(width).zip(rows) {
-                        let first = (row as u64)
-                            .wrapping_mul(cols_total as u64)
-                            .wrapping_add(cols.start as u64);
+                        let first = (row as u64).wrapping_mul(cols_total as u64).wrapping_add(cols.start as u64);
                         for (to, step) in line.iter_mut().zip(0u64..) {
                             *to = $from(mix(key.wrapping_add(first.wrapping_add(step))));
                         }
@@ -267,15 +239,10 @@ impl Tensor {
         }
         match dtype {
             // 2^-10 and 2^-7 steps: representable exactly over the whole range.
-            DType::F16 => fill!(half::f16, |h: u64| half::f16::from_f32(
-                (h as i64 >> 53) as f32 / 1024.0
-            )),
-            DType::Bf16 => fill!(half::bf16, |h: u64| half::bf16::from_f32(
-                (h as i64 >> 56) as f32 / 128.0
-            )),
+            DType::F16 => fill!(half::f16, |h: u64| half::f16::from_f32((h as i64 >> 53) as f32 / 1024.0)),
+            DType::Bf16 => fill!(half::bf16, |h: u64| half::bf16::from_f32((h as i64 >> 56) as f32 / 128.0)),
             DType::F32 => fill!(f32, |h: u64| (h as i64 >> 40) as f32 / 8_388_608.0),
-            DType::F64 => fill!(f64, |h: u64| (h as i64 >> 11) as f64
-                / 4_503_599_627_370_496.0),
+            DType::F64 => fill!(f64, |h: u64| (h as i64 >> 11) as f64 / 4_503_599_627_370_496.0),
             DType::I8 => fill!(i8, |h: u64| (h >> 56) as i8),
             DType::I32 => fill!(i32, |h: u64| (h >> 32) as i32),
         }
@@ -348,8 +315,7 @@ impl Tensor {
     /// Whether the elements lie row by row without gaps.
     pub fn is_contiguous(&self) -> bool {
         self.is_empty()
-            || ((self.col_stride == 1 || self.cols == 1)
-                && (self.row_stride == self.cols || self.rows == 1))
+            || ((self.col_stride == 1 || self.cols == 1) && (self.row_stride == self.cols || self.rows == 1))
     }
 
     /// The row-major little-endian bytes, where that is how they lie.
@@ -382,9 +348,7 @@ impl Tensor {
     /// # Panics
     /// Where `offset + out.len()` lies beyond [`Tensor::size_bytes`].
     pub fn read_bytes(&self, offset: u64, out: &mut [u8]) {
-        let end = usize::try_from(offset)
-            .ok()
-            .and_then(|from| from.checked_add(out.len()));
+        let end = usize::try_from(offset).ok().and_then(|from| from.checked_add(out.len()));
         assert!(
             end.is_some_and(|end| end <= self.size_bytes()),
             "read_bytes: {} bytes at {offset} of a tensor of {} bytes",
@@ -555,21 +519,14 @@ pub(crate) fn copy_rows<T: Element>(block: &Tensor, out: &mut [T], start: usize,
     }
 }
 
-fn check_ranges(
-    shape: (usize, usize),
-    rows: &Range<usize>,
-    cols: &Range<usize>,
-) -> Result<(), Error> {
+fn check_ranges(shape: (usize, usize), rows: &Range<usize>, cols: &Range<usize>) -> Result<(), Error> {
     let inside = |range: &Range<usize>, limit| range.start <= range.end && range.end <= limit;
     if inside(rows, shape.0) && inside(cols, shape.1) {
         return Ok(());
     }
     Err(Error::invalid(
         "slice",
-        format!(
-            "rows {rows:?} and columns {cols:?} do not lie inside {} x {}",
-            shape.0, shape.1
-        ),
+        format!("rows {rows:?} and columns {cols:?} do not lie inside {} x {}", shape.0, shape.1),
     ))
 }
 

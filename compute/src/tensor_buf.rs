@@ -21,12 +21,7 @@ impl TensorBuf {
     /// [`Error::OutOfMemory`], also for sizes beyond the address space.
     pub fn new(dtype: DType, rows: usize, cols: usize) -> Result<TensorBuf, Error> {
         let bytes = checked_bytes(dtype, rows, cols)?;
-        Ok(TensorBuf {
-            dtype,
-            rows,
-            cols,
-            buffer: Buffer::zeroed(bytes)?,
-        })
+        Ok(TensorBuf { dtype, rows, cols, buffer: Buffer::zeroed(bytes)? })
     }
 
     /// A tensor of whatever, for who writes every element before anybody reads one: no time goes into zeros.
@@ -100,9 +95,7 @@ impl TensorBuf {
         rows: usize,
         cols: usize,
     ) -> Result<(), Error> {
-        let inside = |from: usize, len: usize, limit: usize| {
-            from.checked_add(len).is_some_and(|end| end <= limit)
-        };
+        let inside = |from: usize, len: usize, limit: usize| from.checked_add(len).is_some_and(|end| end <= limit);
         if dtype != self.dtype || !inside(row0, rows, self.rows) || !inside(col0, cols, self.cols) {
             return Err(Error::invalid(
                 "write block",

@@ -3,9 +3,7 @@
 // A test may stop at the first thing that is not as it should be, in its helpers too.
 #![allow(clippy::unwrap_used)]
 
-use pangea_compute::{
-    Cancel, ColumnProbe, DType, Isa, Mismatch, Pool, Tensor, detection_limit, matmul,
-};
+use pangea_compute::{Cancel, ColumnProbe, DType, Isa, Mismatch, Pool, Tensor, detection_limit, matmul};
 
 const FLOATS: [DType; 4] = [DType::F16, DType::Bf16, DType::F32, DType::F64];
 
@@ -24,27 +22,16 @@ fn check(a: &Tensor, b: &Tensor, c: &Tensor, s: u64, pool: &Pool) -> Result<(), 
 fn tensor(dtype: DType, rows: usize, cols: usize, values: &[f64]) -> Tensor {
     let t = Tensor::from_slice(rows, cols, values).unwrap();
     match dtype {
-        DType::I8 => Tensor::from_slice(
-            rows,
-            cols,
-            &values.iter().map(|v| *v as i8).collect::<Vec<_>>(),
-        )
-        .unwrap(),
+        DType::I8 => Tensor::from_slice(rows, cols, &values.iter().map(|v| *v as i8).collect::<Vec<_>>()).unwrap(),
         _ => pangea_compute::csv::convert(&t, dtype).unwrap(),
     }
 }
 
 /// `c` with `change` applied to the element at (row, col).
 fn changed(c: &Tensor, row: usize, col: usize, change: impl Fn(f64) -> f64) -> Tensor {
-    let mut values: Vec<f64> = (0..c.rows() * c.cols())
-        .map(|i| c.get(i / c.cols(), i % c.cols()).unwrap())
-        .collect();
+    let mut values: Vec<f64> = (0..c.rows() * c.cols()).map(|i| c.get(i / c.cols(), i % c.cols()).unwrap()).collect();
     values[row * c.cols() + col] = change(values[row * c.cols() + col]);
-    pangea_compute::csv::convert(
-        &Tensor::from_slice(c.rows(), c.cols(), &values).unwrap(),
-        c.dtype(),
-    )
-    .unwrap()
+    pangea_compute::csv::convert(&Tensor::from_slice(c.rows(), c.cols(), &values).unwrap(), c.dtype()).unwrap()
 }
 
 fn norm(values: impl Iterator<Item = f64>) -> f64 {
@@ -73,9 +60,7 @@ fn every_lie_above_the_published_limit_is_caught_and_few_far_below() {
                 .filter(|s| {
                     let (row, col) = (*s as usize % m, (*s as usize * 97) % n);
                     let sign = if s % 2 == 0 { 1.0 } else { -1.0 };
-                    let lie = changed(&c, row, col, |v| {
-                        v + sign * factor * limit * unit(&a, &b, row)
-                    });
+                    let lie = changed(&c, row, col, |v| v + sign * factor * limit * unit(&a, &b, row));
                     check(&a, &b, &lie, *s, &pool).is_err()
                 })
                 .count();
@@ -136,16 +121,10 @@ fn stale_results_zeros_and_noise_everywhere_are_caught() {
         let b = Tensor::generate(dtype, 96, 80, 2).unwrap();
         let c = matmul(&a, &b, &pool, &cancel).unwrap();
         let stale = matmul(&old, &b, &pool, &cancel).unwrap();
-        let zeros = pangea_compute::TensorBuf::new(c.dtype(), 64, 80)
-            .unwrap()
-            .freeze();
-        let values: Vec<f64> = (0..64 * 80)
-            .map(|i| c.get(i / 80, i % 80).unwrap())
-            .collect();
+        let zeros = pangea_compute::TensorBuf::new(c.dtype(), 64, 80).unwrap().freeze();
+        let values: Vec<f64> = (0..64 * 80).map(|i| c.get(i / 80, i % 80).unwrap()).collect();
         let doubled: Vec<f64> = values.iter().map(|v| v * 2.0).collect();
-        let doubled =
-            pangea_compute::csv::convert(&Tensor::from_slice(64, 80, &doubled).unwrap(), c.dtype())
-                .unwrap();
+        let doubled = pangea_compute::csv::convert(&Tensor::from_slice(64, 80, &doubled).unwrap(), c.dtype()).unwrap();
         for s in 0..20 {
             assert!(check(&a, &b, &c, s, &pool).is_ok());
             for lie in [&stale, &zeros, &doubled] {
@@ -154,10 +133,7 @@ fn stale_results_zeros_and_noise_everywhere_are_caught() {
         }
         let transposed = c.slice(0..64, 0..64).unwrap().transposed();
         assert!(check(&a, &b.slice(0..96, 0..64).unwrap(), &transposed, 3, &pool).is_err());
-        assert!(
-            check(&a, &b, &transposed, 3, &pool).is_err(),
-            "another shape"
-        );
+        assert!(check(&a, &b, &transposed, 3, &pool).is_err(), "another shape");
     }
 }
 
@@ -190,10 +166,7 @@ struct Nasty(u64);
 
 impl Nasty {
     fn next(&mut self) -> u64 {
-        self.0 = self
-            .0
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1_442_695_040_888_963_407);
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         let x = self.0 ^ (self.0 >> 29);
         x.wrapping_mul(0xbf58_476d_1ce4_e5b9) ^ (x >> 32)
     }
@@ -246,47 +219,27 @@ impl Nasty {
 
 #[test]
 fn a_hundred_thousand_honest_products_raise_no_alarm() {
-    let pools: Vec<Pool> = Isa::ALL
-        .into_iter()
-        .filter(|isa| isa.is_available())
-        .map(|isa| Pool::with_isa(1, isa).unwrap())
-        .collect();
+    let pools: Vec<Pool> =
+        Isa::ALL.into_iter().filter(|isa| isa.is_available()).map(|isa| Pool::with_isa(1, isa).unwrap()).collect();
     let cancel = Cancel::new();
     let mut nasty = Nasty(20_261_121);
     // Few operand pairs, many secrets: what could raise an alarm is the product meeting a secret.
     let (mut products, mut secrets) = (0u32, 0u64);
     while products < 100_000 {
-        let dtype = [
-            DType::F16,
-            DType::Bf16,
-            DType::F32,
-            DType::F32,
-            DType::F64,
-            DType::I8,
-        ][nasty.below(6) as usize];
+        let dtype = [DType::F16, DType::Bf16, DType::F32, DType::F32, DType::F64, DType::I8][nasty.below(6) as usize];
         let side = |nasty: &mut Nasty| match nasty.below(8) {
             0 => 1 + nasty.below(3) as usize,
             7 => 30 + nasty.below(60) as usize,
             _ => 1 + nasty.below(24) as usize,
         };
         let (m, n) = (side(&mut nasty), side(&mut nasty));
-        let k = if nasty.below(20) == 0 {
-            500 + nasty.below(700) as usize
-        } else {
-            side(&mut nasty)
-        };
+        let k = if nasty.below(20) == 0 { 500 + nasty.below(700) as usize } else { side(&mut nasty) };
         let (x, y) = (nasty.below(10), nasty.below(10));
         let (a, b) = if dtype == DType::I8 {
             let s = nasty.next();
-            (
-                Tensor::generate(dtype, m, k, s).unwrap(),
-                Tensor::generate(dtype, k, n, s + 1).unwrap(),
-            )
+            (Tensor::generate(dtype, m, k, s).unwrap(), Tensor::generate(dtype, k, n, s + 1).unwrap())
         } else {
-            let (va, vb) = (
-                nasty.values(x, m * k, k, dtype),
-                nasty.values(y, k * n, n, dtype),
-            );
+            let (va, vb) = (nasty.values(x, m * k, k, dtype), nasty.values(y, k * n, n, dtype));
             (tensor(dtype, m, k, &va), tensor(dtype, k, n, &vb))
         };
         let pool = &pools[nasty.below(pools.len() as u64) as usize];
@@ -307,13 +260,7 @@ fn honest_constant_matrices_with_long_sums_raise_no_alarm() {
     let cancel = Cancel::new();
     for isa in Isa::ALL.into_iter().filter(|isa| isa.is_available()) {
         let pool = Pool::with_isa(2, isa).unwrap();
-        for (k, value) in [
-            (4096, 0.1),
-            (512, 1.0 / 3.0),
-            (9000, 0.7),
-            (384, 1.1),
-            (768, 0.3),
-        ] {
+        for (k, value) in [(4096, 0.1), (512, 1.0 / 3.0), (9000, 0.7), (384, 1.1), (768, 0.3)] {
             let a = tensor(DType::F32, 3, k, &vec![value; 3 * k]);
             let b = tensor(DType::F32, k, 200, &vec![value * 1.3; k * 200]);
             let c = matmul(&a, &b, &pool, &cancel).unwrap();
@@ -359,12 +306,7 @@ fn nan_and_infinities_that_belong_there_pass_and_others_do_not() {
 #[test]
 fn overflow_is_honest_only_where_the_true_value_is_out_of_range() {
     let (pool, cancel) = (Pool::new(1).unwrap(), Cancel::new());
-    for (dtype, large) in [
-        (DType::F32, 1e25),
-        (DType::F16, 300.0),
-        (DType::Bf16, 1e25),
-        (DType::F64, 1e200),
-    ] {
+    for (dtype, large) in [(DType::F32, 1e25), (DType::F16, 300.0), (DType::Bf16, 1e25), (DType::F64, 1e200)] {
         let mut va = vec![1.0; 8 * 16];
         va[2 * 16] = large;
         let mut vb = vec![1.0; 16 * 9];
@@ -377,28 +319,19 @@ fn overflow_is_honest_only_where_the_true_value_is_out_of_range() {
         }
         for (row, col) in [(2, 3), (1, 1), (7, 4)] {
             let lie = changed(&c, row, col, |_| f64::INFINITY);
-            assert!(
-                check(&a, &b, &lie, 1, &pool).is_err(),
-                "{dtype} ({row}, {col})"
-            );
+            assert!(check(&a, &b, &lie, 1, &pool).is_err(), "{dtype} ({row}, {col})");
         }
         let lie = changed(&c, 2, 4, |_| f64::NEG_INFINITY);
-        assert!(
-            check(&a, &b, &lie, 1, &pool).is_err(),
-            "{dtype}: the other infinity"
-        );
+        assert!(check(&a, &b, &lie, 1, &pool).is_err(), "{dtype}: the other infinity");
     }
 }
 
 #[test]
 fn a_lie_beside_an_honest_overflow_is_caught() {
     let (pool, cancel) = (Pool::new(1).unwrap(), Cancel::new());
-    for (dtype, x, y) in [
-        (DType::F16, 50.0, 50.0),
-        (DType::Bf16, 1e19, 1e18),
-        (DType::F32, 1e19, 1e18),
-        (DType::F64, 1e154, 1e153),
-    ] {
+    for (dtype, x, y) in
+        [(DType::F16, 50.0, 50.0), (DType::Bf16, 1e19, 1e18), (DType::F32, 1e19, 1e18), (DType::F64, 1e154, 1e153)]
+    {
         // Column 4 is four times the others: it alone overflows, in every row.
         let column = |i: usize| if i % 9 == 4 { 4.0 * y } else { y };
         let a = tensor(dtype, 8, 16, &[x; 8 * 16]);

@@ -2,30 +2,18 @@
 // A test may stop at the first thing that is not as it should be, in its helpers too.
 #![allow(clippy::unwrap_used)]
 
-use pangea_compute::{
-    DType, Error, ErrorKind, NpyFile, NpyHeader, NpyWriter, Tensor, TensorBuf, csv, json,
-};
+use pangea_compute::{DType, Error, ErrorKind, NpyFile, NpyHeader, NpyWriter, Tensor, TensorBuf, csv, json};
 use proptest::prelude::*;
 use std::path::{Path, PathBuf};
 
 fn golden(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("tests/golden")
-        .join(name)
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)
 }
 
 /// What `tests/golden` holds: (arange(12).reshape(3, 4) − 5) · 0.75, cast to each type by NumPy.
 fn expected(dtype: DType) -> Tensor {
     let value = |i: i32| f64::from(i - 5) * 0.75;
-    let values: Vec<f64> = (0..12)
-        .map(|i| {
-            if dtype.is_float() {
-                value(i)
-            } else {
-                value(i).trunc()
-            }
-        })
-        .collect();
+    let values: Vec<f64> = (0..12).map(|i| if dtype.is_float() { value(i) } else { value(i).trunc() }).collect();
     csv::convert(&Tensor::from_slice(3, 4, &values).unwrap(), dtype).unwrap()
 }
 
@@ -45,18 +33,10 @@ fn files_that_numpy_wrote_are_read() {
     ] {
         let file = NpyFile::open(golden(&format!("{name}.npy"))).unwrap();
         let want = expected(dtype);
-        assert_eq!(
-            (file.dtype(), file.rows(), file.cols()),
-            (dtype, 3, 4),
-            "{name}"
-        );
+        assert_eq!((file.dtype(), file.rows(), file.cols()), (dtype, 3, 4), "{name}");
         assert_eq!(file.whole().unwrap().digest(), want.digest(), "{name}");
         let block = file.block(1..3, 1..2).unwrap();
-        assert_eq!(
-            block.digest(),
-            want.slice(1..3, 1..2).unwrap().digest(),
-            "{name}"
-        );
+        assert_eq!(block.digest(), want.slice(1..3, 1..2).unwrap().digest(), "{name}");
     }
 }
 
@@ -70,16 +50,10 @@ fn files_that_we_write_are_numpys_to_the_byte() {
         // In pieces, one of them from a transposed view.
         let top = t.slice(0..1, 0..4).unwrap();
         let mut turned = TensorBuf::new(dtype, 3, 2).unwrap();
-        turned
-            .write_block(0, 0, &t.slice(1..3, 1..4).unwrap().transposed())
-            .unwrap();
-        writer
-            .write_block(1, 1, &turned.freeze().transposed())
-            .unwrap();
+        turned.write_block(0, 0, &t.slice(1..3, 1..4).unwrap().transposed()).unwrap();
+        writer.write_block(1, 1, &turned.freeze().transposed()).unwrap();
         writer.write_block(0, 0, &top).unwrap();
-        writer
-            .write_block(1, 0, &t.slice(1..3, 0..1).unwrap())
-            .unwrap();
+        writer.write_block(1, 0, &t.slice(1..3, 0..1).unwrap()).unwrap();
         assert!(!path.exists(), "no name before it is whole");
         writer.finish().unwrap();
         let numpy = std::fs::read(golden(&format!("{dtype}.npy"))).unwrap();
@@ -105,11 +79,7 @@ fn a_size_that_no_disk_holds_is_an_error_and_leaves_nothing() {
     let path = folder.path().join("out.npy");
     let error = NpyWriter::create(&path, DType::F64, 1 << 31, 1 << 28).unwrap_err();
     assert_ne!(error.kind(), ErrorKind::Cancelled);
-    assert_eq!(
-        std::fs::read_dir(folder.path()).unwrap().count(),
-        0,
-        "{error}"
-    );
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "{error}");
 }
 
 #[test]
@@ -121,10 +91,7 @@ fn other_than_matrices_are_refused_with_what_to_do() {
     }
     let empty = NpyFile::open(golden("empty.npy")).unwrap();
     assert_eq!(empty.whole().unwrap().shape(), (0, 7));
-    assert!(matches!(
-        NpyFile::open(golden("none.npy")).unwrap_err().kind(),
-        ErrorKind::NotFound
-    ));
+    assert!(matches!(NpyFile::open(golden("none.npy")).unwrap_err().kind(), ErrorKind::NotFound));
 }
 
 #[test]
@@ -154,20 +121,13 @@ fn elements_that_are_not_aligned_in_the_file_are_read() {
         for col in 0..4 {
             for row in 0..3 {
                 let v = t.get(row, col).unwrap();
-                bytes.extend_from_slice(&if order == '<' {
-                    v.to_le_bytes()
-                } else {
-                    v.to_be_bytes()
-                });
+                bytes.extend_from_slice(&if order == '<' { v.to_le_bytes() } else { v.to_be_bytes() });
             }
         }
         std::fs::write(&path, &bytes).unwrap();
         let file = NpyFile::open(&path).unwrap();
         assert_eq!(file.whole().unwrap().digest(), t.digest());
-        assert_eq!(
-            file.block(1..2, 2..4).unwrap().digest(),
-            t.slice(1..2, 2..4).unwrap().digest()
-        );
+        assert_eq!(file.block(1..2, 2..4).unwrap().digest(), t.slice(1..2, 2..4).unwrap().digest());
         assert!(file.block(1..4, 0..1).is_err());
     }
 }
@@ -184,89 +144,32 @@ fn hostile_headers_are_errors_that_say_what() {
     for (dict, what) in [
         ("", "'{'"),
         ("{'descr': '<f4', 'fortran_order': False}", "lacks"),
-        (
-            "{'descr': '<f4', 'fortran_order': False, 'shape': (2, -3)}",
-            "negative",
-        ),
-        (
-            "{'descr': '<f4', 'fortran_order': False, 'shape': (2, 99999999999999999999)}",
-            "too large",
-        ),
-        (
-            "{'descr': '<f4', 'fortran_order': False, 'shape': (4294967296, 4294967296)}",
-            "larger than any file",
-        ),
-        (
-            "{'descr': '<f4', 'fortran_order': False, 'shape': (3)}",
-            "not a tuple",
-        ),
-        (
-            "{'descr': '<f4', 'fortran_order': 0, 'shape': (3, 3)}",
-            "True or False",
-        ),
-        (
-            "{'descr': '|O', 'fortran_order': False, 'shape': (3, 3)}",
-            "never loaded",
-        ),
-        (
-            "{'descr': '<V2', 'fortran_order': False, 'shape': (3, 3)}",
-            "bfloat16",
-        ),
-        (
-            "{'descr': '<c8', 'fortran_order': False, 'shape': (3, 3)}",
-            "complex",
-        ),
-        (
-            "{'descr': [('a', '<f4')], 'fortran_order': False, 'shape': (3, 3)}",
-            "record",
-        ),
-        (
-            "{'descr': '<f4', 'descr': '<f8', 'fortran_order': False, 'shape': (3, 3)}",
-            "twice",
-        ),
-        (
-            "{'descr': '<f4', 'fortran_order': False, 'shape': (3, 3)} + evil()",
-            "goes on",
-        ),
-        (
-            "{'descr': '<f4', 'evil': False, 'shape': (3, 3)}",
-            "not known",
-        ),
+        ("{'descr': '<f4', 'fortran_order': False, 'shape': (2, -3)}", "negative"),
+        ("{'descr': '<f4', 'fortran_order': False, 'shape': (2, 99999999999999999999)}", "too large"),
+        ("{'descr': '<f4', 'fortran_order': False, 'shape': (4294967296, 4294967296)}", "larger than any file"),
+        ("{'descr': '<f4', 'fortran_order': False, 'shape': (3)}", "not a tuple"),
+        ("{'descr': '<f4', 'fortran_order': 0, 'shape': (3, 3)}", "True or False"),
+        ("{'descr': '|O', 'fortran_order': False, 'shape': (3, 3)}", "never loaded"),
+        ("{'descr': '<V2', 'fortran_order': False, 'shape': (3, 3)}", "bfloat16"),
+        ("{'descr': '<c8', 'fortran_order': False, 'shape': (3, 3)}", "complex"),
+        ("{'descr': [('a', '<f4')], 'fortran_order': False, 'shape': (3, 3)}", "record"),
+        ("{'descr': '<f4', 'descr': '<f8', 'fortran_order': False, 'shape': (3, 3)}", "twice"),
+        ("{'descr': '<f4', 'fortran_order': False, 'shape': (3, 3)} + evil()", "goes on"),
+        ("{'descr': '<f4', 'evil': False, 'shape': (3, 3)}", "not known"),
         ("{'descr': '<f4", "does not end"),
-        (
-            "{'descr': '<f\\x34', 'fortran_order': False, 'shape': (3, 3)}",
-            "escapes",
-        ),
+        ("{'descr': '<f\\x34', 'fortran_order': False, 'shape': (3, 3)}", "escapes"),
     ] {
         let error = NpyHeader::parse(&header(dict)).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::InvalidInput);
         assert!(error.to_string().contains(what), "{dict}: {error}");
     }
-    let deep = format!(
-        "{{'descr': '<f4', 'fortran_order': False, 'shape': ({})}}",
-        "1,".repeat(65)
-    );
+    let deep = format!("{{'descr': '<f4', 'fortran_order': False, 'shape': ({})}}", "1,".repeat(65));
     assert!(NpyHeader::parse(&header(&deep)).is_err());
     let mut long = b"\x93NUMPY\x02\x00\xff\xff\xff\xff".to_vec();
     long.resize(100, b' ');
-    assert!(
-        NpyHeader::parse(&long)
-            .unwrap_err()
-            .to_string()
-            .contains("limit")
-    );
-    assert!(
-        NpyHeader::parse(b"\x93NUMPY\x04\x00aaaa")
-            .unwrap_err()
-            .to_string()
-            .contains("version")
-    );
-    assert!(
-        NpyHeader::parse(b"PK\x03\x04 a zip file")
-            .unwrap_err()
-            .to_string()
-            .contains("not a .npy")
-    );
+    assert!(NpyHeader::parse(&long).unwrap_err().to_string().contains("limit"));
+    assert!(NpyHeader::parse(b"\x93NUMPY\x04\x00aaaa").unwrap_err().to_string().contains("version"));
+    assert!(NpyHeader::parse(b"PK\x03\x04 a zip file").unwrap_err().to_string().contains("not a .npy"));
 }
 
 proptest! {
@@ -346,10 +249,7 @@ fn json_that_is_not_a_matrix_is_refused_with_the_place() {
         let error = json::parse(text.as_bytes()).unwrap_err().to_string();
         assert!(error.contains(place), "{text}: {error}");
     }
-    assert_eq!(
-        json::parse(b"{\"data\": [[1, 2]]}").unwrap().shape(),
-        (1, 2)
-    );
+    assert_eq!(json::parse(b"{\"data\": [[1, 2]]}").unwrap().shape(), (1, 2));
     assert_eq!(json::parse(b"[]").unwrap().shape(), (0, 0));
 }
 

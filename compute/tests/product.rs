@@ -4,8 +4,8 @@
 #![allow(clippy::unwrap_used)]
 
 use pangea_compute::{
-    Cancel, DType, Error, ErrorKind, Isa, MAX_K_I8, PackedA, PackedB, Pool, Tensor, TensorBuf,
-    matmul, matmul_into, matmul_packed, matmul_packed_into,
+    Cancel, DType, Error, ErrorKind, Isa, MAX_K_I8, PackedA, PackedB, Pool, Tensor, TensorBuf, matmul, matmul_into,
+    matmul_packed, matmul_packed_into,
 };
 use proptest::prelude::*;
 
@@ -13,21 +13,15 @@ const OPERANDS: [DType; 5] = [DType::F16, DType::Bf16, DType::F32, DType::F64, D
 
 fn pools() -> Vec<Pool> {
     let isas = Isa::ALL.into_iter().filter(|isa| isa.is_available());
-    isas.flat_map(|isa| [1, 2].map(|threads| Pool::with_isa(threads, isa).unwrap()))
-        .collect()
+    isas.flat_map(|isa| [1, 2].map(|threads| Pool::with_isa(threads, isa).unwrap())).collect()
 }
 
 /// A rows × cols tensor seen through one of several layouts.
 fn laid_out(dtype: DType, rows: usize, cols: usize, layout: u8, seed: u64) -> Tensor {
     match layout % 4 {
         0 => Tensor::generate(dtype, rows, cols, seed).unwrap(),
-        1 => Tensor::generate(dtype, cols, rows, seed)
-            .unwrap()
-            .transposed(),
-        2 => Tensor::generate(dtype, rows + 3, cols + 5, seed)
-            .unwrap()
-            .slice(2..rows + 2, 3..cols + 3)
-            .unwrap(),
+        1 => Tensor::generate(dtype, cols, rows, seed).unwrap().transposed(),
+        2 => Tensor::generate(dtype, rows + 3, cols + 5, seed).unwrap().slice(2..rows + 2, 3..cols + 3).unwrap(),
         _ => Tensor::generate(dtype, cols + 2, rows + 7, seed)
             .unwrap()
             .slice(1..cols + 1, 4..rows + 4)
@@ -59,12 +53,7 @@ fn assert_product(a: &Tensor, b: &Tensor, c: &Tensor) {
             }
             let allowed = (k + 2) as f64 * sum * size + last * want.abs() + last * 2f64.powi(-14);
             let got = c.get(i, j).unwrap();
-            assert!(
-                (got - want).abs() <= allowed,
-                "{:?} · {:?} at ({i}, {j}): {got} for {want}",
-                a,
-                b
-            );
+            assert!((got - want).abs() <= allowed, "{:?} · {:?} at ({i}, {j}): {got} for {want}", a, b);
         }
     }
 }
@@ -98,12 +87,7 @@ proptest! {
 fn sizes_beyond_one_pass_and_one_block_give_the_product() {
     let cancel = Cancel::new();
     for pool in pools() {
-        for (m, k, n) in [
-            (1, 4097, 33),
-            (97, 1543, 101),
-            (31, 385, 530),
-            (15, 9000, 2),
-        ] {
+        for (m, k, n) in [(1, 4097, 33), (97, 1543, 101), (31, 385, 530), (15, 9000, 2)] {
             for dtype in OPERANDS {
                 let a = laid_out(dtype, m, k, 0, 3);
                 let b = laid_out(dtype, k, n, 1, 4);
@@ -119,22 +103,11 @@ fn sizes_beyond_one_slab_give_the_product() {
     let cancel = Cancel::new();
     let pool = Pool::new(2).unwrap();
     for dtype in OPERANDS {
-        for (m, k, n) in [
-            (4099, 37, 5),
-            (5, 37, 4100),
-            (2050, 20, 4099),
-            (700, 20_011, 600),
-        ] {
+        for (m, k, n) in [(4099, 37, 5), (5, 37, 4100), (2050, 20, 4099), (700, 20_011, 600)] {
             let a = Tensor::generate(dtype, m, k, 3).unwrap();
             let b = Tensor::generate(dtype, k, n, 4).unwrap();
             let c = matmul(&a, &b, &pool, &cancel).unwrap();
-            for (i, j) in [
-                (0, 0),
-                (m - 1, n - 1),
-                (m / 2, n / 3),
-                (m - 1, 0),
-                (m * 2 / 3, n - 1),
-            ] {
+            for (i, j) in [(0, 0), (m - 1, n - 1), (m / 2, n / 3), (m - 1, 0), (m * 2 / 3, n - 1)] {
                 let a = a.slice(i..i + 1, 0..k).unwrap();
                 let b = b.slice(0..k, j..j + 1).unwrap();
                 assert_product(&a, &b, &c.slice(i..i + 1, j..j + 1).unwrap());
@@ -181,13 +154,8 @@ fn shapes_that_do_not_fit_are_refused_with_both_shapes() {
     let pool = Pool::new(1).unwrap();
     let a = Tensor::generate(DType::F32, 2, 3, 0).unwrap();
     let b = Tensor::generate(DType::F32, 4, 5, 0).unwrap();
-    let error = matmul(&a, &b, &pool, &Cancel::new())
-        .unwrap_err()
-        .to_string();
-    assert!(
-        error.contains("2 x 3") && error.contains("4 x 5"),
-        "{error}"
-    );
+    let error = matmul(&a, &b, &pool, &Cancel::new()).unwrap_err().to_string();
+    assert!(error.contains("2 x 3") && error.contains("4 x 5"), "{error}");
 }
 
 #[test]
@@ -208,12 +176,7 @@ fn an_empty_k_gives_zeros_even_over_old_contents() {
     out.bytes_mut().fill(1);
     matmul_into(&a, &b, &mut out, 1, 2, &pool, &Cancel::new()).unwrap();
     let out = out.freeze();
-    let zeros = out
-        .view::<f32>()
-        .unwrap()
-        .iter()
-        .filter(|v| **v == 0.0)
-        .count();
+    let zeros = out.view::<f32>().unwrap().iter().filter(|v| **v == 0.0).count();
     assert_eq!(zeros, 12);
     assert_eq!(out.get(3, 5), Some(0.0));
 }
@@ -226,16 +189,13 @@ fn a_product_written_into_a_larger_tensor_touches_only_its_block() {
             let a = Tensor::generate(dtype, 37, 50, 1).unwrap();
             let b = Tensor::generate(dtype, 50, 45, 2).unwrap();
             let c = matmul(&a, &b, &pool, &cancel).unwrap();
-            let packed = (
-                PackedA::new(&a, dtype, &pool, &cancel).unwrap(),
-                PackedB::new(&b, dtype, &pool, &cancel).unwrap(),
-            );
+            let packed =
+                (PackedA::new(&a, dtype, &pool, &cancel).unwrap(), PackedB::new(&b, dtype, &pool, &cancel).unwrap());
             for prepacked in [false, true] {
                 let mut out = TensorBuf::new(c.dtype(), 60, 70).unwrap();
                 out.bytes_mut().fill(0x11);
                 if prepacked {
-                    matmul_packed_into(&packed.0, &packed.1, &mut out, 7, 9, &pool, &cancel)
-                        .unwrap();
+                    matmul_packed_into(&packed.0, &packed.1, &mut out, 7, 9, &pool, &cancel).unwrap();
                 } else {
                     matmul_into(&a, &b, &mut out, 7, 9, &pool, &cancel).unwrap();
                 }
@@ -258,19 +218,11 @@ fn nan_and_infinities_flow_through_as_ieee_says() {
         let a = Tensor::from_slice(4, 2, &[inf, 1.0, f32::NAN, 1.0, inf, 0.0, 1.0, 2.0]).unwrap();
         let b = Tensor::from_slice(2, 3, &[1.0, -1.0, 0.0, 2.0, 3.0, inf]).unwrap();
         let c = matmul(&a, &b, &pool, &cancel).unwrap();
-        let want = [
-            [inf, -inf, f32::NAN],
-            [f32::NAN; 3],
-            [inf, -inf, f32::NAN],
-            [5.0, 5.0, inf],
-        ];
+        let want = [[inf, -inf, f32::NAN], [f32::NAN; 3], [inf, -inf, f32::NAN], [5.0, 5.0, inf]];
         for (i, line) in want.iter().enumerate() {
             for (j, want) in line.iter().enumerate() {
                 let got = c.get(i, j).unwrap() as f32;
-                assert!(
-                    got == *want || (got.is_nan() && want.is_nan()),
-                    "({i}, {j}): {got}"
-                );
+                assert!(got == *want || (got.is_nan() && want.is_nan()), "({i}, {j}): {got}");
             }
         }
     }
@@ -282,10 +234,7 @@ fn a_cancelled_product_stops_with_that_error() {
     let a = Tensor::generate(DType::F32, 64, 64, 1).unwrap();
     let cancel = Cancel::new();
     cancel.cancel();
-    assert!(matches!(
-        matmul(&a, &a, &pool, &cancel),
-        Err(Error::Cancelled)
-    ));
+    assert!(matches!(matmul(&a, &a, &pool, &cancel), Err(Error::Cancelled)));
 }
 
 #[test]

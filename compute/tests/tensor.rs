@@ -68,9 +68,7 @@ fn generated_values_are_the_same_on_every_machine() {
     assert_eq!(t.digest().to_string(), GOLDEN_DIGEST);
     for dtype in [DType::F16, DType::Bf16, DType::F32, DType::F64] {
         let t = Tensor::generate(dtype, 100, 100, 1).unwrap();
-        let all: Vec<f64> = (0..10_000)
-            .map(|i| t.get(i / 100, i % 100).unwrap())
-            .collect();
+        let all: Vec<f64> = (0..10_000).map(|i| t.get(i / 100, i % 100).unwrap()).collect();
         assert!(all.iter().all(|v| (-1.0..1.0).contains(v)), "{dtype}");
         let mean = all.iter().sum::<f64>() / 10_000.0;
         assert!(mean.abs() < 0.03, "{dtype}: {mean}");
@@ -84,9 +82,7 @@ const GOLDEN_DIGEST: &str = "664e8b1200baf13755c899b4087f6c90a06371f550120a4abe0
 fn type_and_shape_are_part_of_a_digest() {
     let bytes = [0u8; 16];
     let digest = |dtype, rows, cols| -> Digest {
-        Tensor::from_buffer(dtype, rows, cols, Buffer::copy_of(&bytes).unwrap())
-            .unwrap()
-            .digest()
+        Tensor::from_buffer(dtype, rows, cols, Buffer::copy_of(&bytes).unwrap()).unwrap().digest()
     };
     let all = [
         digest(DType::F32, 2, 2),
@@ -113,21 +109,11 @@ fn ndarray_goes_in_and_out_with_any_strides() {
 
 #[test]
 fn absurd_sizes_are_errors() {
-    for (rows, cols) in [
-        (usize::MAX, 2),
-        (1 << 40, 1 << 40),
-        (isize::MAX as usize, 1),
-        (1 << 60, 1),
-    ] {
+    for (rows, cols) in [(usize::MAX, 2), (1 << 40, 1 << 40), (isize::MAX as usize, 1), (1 << 60, 1)] {
         let error = TensorBuf::new(DType::F64, rows, cols).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Overloaded, "{error}");
     }
-    assert_eq!(
-        TensorBuf::new(DType::F64, usize::MAX, 0)
-            .unwrap()
-            .size_bytes(),
-        0
-    );
+    assert_eq!(TensorBuf::new(DType::F64, usize::MAX, 0).unwrap().size_bytes(), 0);
 }
 
 #[test]

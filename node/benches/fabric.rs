@@ -61,7 +61,10 @@ fn main() {
     let tiny = Tensor::generate(DType::F32, 1, 1, 1).expect("a tensor");
     let trips: Vec<f64> = (0..200).map(|_| product(&two, &tiny, &tiny, Place::Remote).seconds * 1e6).collect();
     println!("1x1 forced remote: {:.0} us median", median(trips));
-    println!("{:>6} {:>10} {:>10} {:>10} {:>8} {:>8}  (GFLOP/s; f32, one thread a node)", "n", "one node", "two cold", "resident", "cold x", "resid. x");
+    println!(
+        "{:>6} {:>10} {:>10} {:>10} {:>8} {:>8}  (GFLOP/s; f32, one thread a node)",
+        "n", "one node", "two cold", "resident", "cold x", "resid. x"
+    );
     for n in sizes {
         let (mut alone, mut cold, mut resident) = (Vec::new(), Vec::new(), Vec::new());
         let runs = if n <= 512 { RUNS * 20 } else { RUNS };
@@ -80,11 +83,21 @@ fn main() {
         let gflops = |seconds: f64| 2.0 * (n as f64).powi(3) / seconds / 1e9;
         println!(
             "{n:>6} {:>10.1} {:>10.1} {:>10.1} {:>8.2} {:>8.2}",
-            gflops(alone), gflops(cold), gflops(resident), alone / cold, alone / resident
+            gflops(alone),
+            gflops(cold),
+            gflops(resident),
+            alone / cold,
+            alone / resident
         );
         for report in last.into_iter().flat_map(|(cold, resident)| [cold, resident]) {
-            println!("       {:?} checks {:.4} s, predicted {:.4} s, sent {} MB, {:?}", report.tasks, report.verification.seconds, report.predicted_seconds, report.bytes_sent >> 20,
-                report.workers.iter().map(|w| (w.tasks, (w.seconds * 1e3) as u64)).collect::<Vec<_>>());
+            println!(
+                "       {:?} checks {:.4} s, predicted {:.4} s, sent {} MB, {:?}",
+                report.tasks,
+                report.verification.seconds,
+                report.predicted_seconds,
+                report.bytes_sent >> 20,
+                report.workers.iter().map(|w| (w.tasks, (w.seconds * 1e3) as u64)).collect::<Vec<_>>()
+            );
         }
     }
 }

@@ -74,9 +74,7 @@ async fn send<S>(stream: &mut S, message: &[u8]) -> Outcome<()>
 where
     S: futures::AsyncRead + futures::AsyncWrite + Unpin,
 {
-    stream
-        .write_all(&(message.len() as u64).to_le_bytes())
-        .await?;
+    stream.write_all(&(message.len() as u64).to_le_bytes()).await?;
     stream.write_all(message).await?;
     stream.flush().await?;
     stream.read_exact(&mut [0]).await?;
@@ -109,18 +107,11 @@ fn median(values: &mut [f64]) -> f64 {
 fn far_node() -> Outcome<(Vec<Multiaddr>, u16)> {
     let (sender, receiver) = std::sync::mpsc::sync_channel(1);
     std::thread::spawn(move || -> Outcome<()> {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         runtime.block_on(async move {
-            let (network, mut events) = start(config(vec![
-                "/ip4/127.0.0.1/tcp/0".parse()?,
-                "/ip4/127.0.0.1/udp/0/quic-v1".parse()?,
-            ]))?;
-            let mut incoming = network
-                .streams()
-                .accept(PROTOCOL)
-                .map_err(|_| "accepted twice")?;
+            let (network, mut events) =
+                start(config(vec!["/ip4/127.0.0.1/tcp/0".parse()?, "/ip4/127.0.0.1/udp/0/quic-v1".parse()?]))?;
+            let mut incoming = network.streams().accept(PROTOCOL).map_err(|_| "accepted twice")?;
             let plain = TcpListener::bind("127.0.0.1:0").await?;
             let port = plain.local_addr()?.port();
             let mut addresses = Vec::new();
@@ -160,22 +151,13 @@ where
 {
     let share = message.len() / streams.len();
     let begin = Instant::now();
-    futures::future::try_join_all(
-        streams
-            .iter_mut()
-            .map(|stream| send(stream, &message[..share])),
-    )
-    .await?;
+    futures::future::try_join_all(streams.iter_mut().map(|stream| send(stream, &message[..share]))).await?;
     Ok((share * streams.len()) as f64 / begin.elapsed().as_secs_f64())
 }
 
 async fn measure() -> Outcome<()> {
-    let number = |name: &str, default: usize| {
-        std::env::var(name)
-            .ok()
-            .and_then(|text| text.parse().ok())
-            .unwrap_or(default)
-    };
+    let number =
+        |name: &str, default: usize| std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default);
     let message = vec![0x5a; number("PANGEA_BENCH_MIB", 256) << 20];
     let runs = number("PANGEA_BENCH_RUNS", 5).max(1);
     let (addresses, plain_port) = far_node()?;
@@ -216,12 +198,7 @@ async fn measure() -> Outcome<()> {
             one.push(bulk(&mut streams[..1], &message).await?);
             two.push(bulk(&mut streams, &message).await?);
         }
-        report(
-            if quic { "quic" } else { "tcp noise yamux" },
-            &mut one,
-            &mut two,
-            rtt,
-        );
+        report(if quic { "quic" } else { "tcp noise yamux" }, &mut one, &mut two, rtt);
         network.shutdown().await;
     }
     Ok(())
@@ -240,13 +217,8 @@ fn main() -> ExitCode {
     if std::env::args().any(|argument| argument == "--test") {
         return ExitCode::SUCCESS;
     }
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build();
-    match runtime
-        .map_err(Failure::from)
-        .and_then(|runtime| runtime.block_on(measure()))
-    {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    match runtime.map_err(Failure::from).and_then(|runtime| runtime.block_on(measure())) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("{error}");

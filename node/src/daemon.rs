@@ -58,7 +58,13 @@ pub fn run(config: NodeConfig) -> Result<()> {
     let waiting = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(internal)?;
     waiting.block_on(async {
         let mut signals = Signals::new().map_err(internal)?;
-        let facts = Facts { pid: std::process::id(), peer: peer.to_string(), listening: Vec::new(), reachable: None, rpc: rpc_addr };
+        let facts = Facts {
+            pid: std::process::id(),
+            peer: peer.to_string(),
+            listening: Vec::new(),
+            reachable: None,
+            rpc: rpc_addr,
+        };
         tokio::select! {
             result = announce(runtime.fabric(), facts, &data_dir) => result?,
             () = signals.next() => {}
@@ -118,11 +124,15 @@ impl DataDir {
     /// Creates the directory where needed and claims it. An ephemeral node shares it with another.
     fn claim(path: &Path, ephemeral: bool) -> Result<DataDir> {
         let unusable = |error: std::io::Error| {
-            let why = format!("the data directory {} cannot be used ({error}); choose another with --data-dir", path.display());
+            let why = format!(
+                "the data directory {} cannot be used ({error}); choose another with --data-dir",
+                path.display()
+            );
             Error::new(ErrorKind::InvalidInput, why)
         };
         std::fs::create_dir_all(path).map_err(unusable)?;
-        let lock = File::options().create(true).truncate(false).write(true).open(path.join("lock")).map_err(unusable)?;
+        let lock =
+            File::options().create(true).truncate(false).write(true).open(path.join("lock")).map_err(unusable)?;
         if rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_ok() {
             return Ok(DataDir { facts: Some(path.join("node.json")), _lock: Some(lock) });
         }
@@ -145,7 +155,8 @@ impl DataDir {
             file.persist(path)?;
             Ok(())
         };
-        write().map_err(|error| Error::new(ErrorKind::Internal, format!("{} cannot be written: {error}", path.display())))
+        write()
+            .map_err(|error| Error::new(ErrorKind::Internal, format!("{} cannot be written: {error}", path.display())))
     }
 }
 

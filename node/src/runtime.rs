@@ -56,7 +56,8 @@ impl Runtime {
                 let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
                     Ok(runtime) => runtime,
                     Err(error) => {
-                        let error = Error::new(ErrorKind::Internal, format!("cannot start the network thread: {error}"));
+                        let error =
+                            Error::new(ErrorKind::Internal, format!("cannot start the network thread: {error}"));
                         let _ = started_sender.send(Err(error));
                         return;
                     }

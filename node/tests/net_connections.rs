@@ -1,10 +1,7 @@
 //! Two nodes, or a node and a stock libp2p peer, over real sockets on loopback: connecting, admission, duplicates, files, leaving.
 //! Every wait is for an event, with a bound that only a failure reaches.
 
-#![allow(
-    clippy::unwrap_used,
-    reason = "a test stops at the first thing that is not as it should be"
-)]
+#![allow(clippy::unwrap_used, reason = "a test stops at the first thing that is not as it should be")]
 
 use std::time::Duration;
 
@@ -12,9 +9,7 @@ use futures::{AsyncReadExt, AsyncWriteExt, StreamExt};
 use libp2p::identity::Keypair;
 use libp2p::multiaddr::Protocol;
 use libp2p::{Multiaddr, PeerId, StreamProtocol};
-use pangea_node::net::{
-    Direction, FoundBy, NetConfig, NetError, NetEvent, Network, PoolKey, Transport, start,
-};
+use pangea_node::net::{Direction, FoundBy, NetConfig, NetError, NetEvent, Network, PoolKey, Transport, start};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::mpsc::Receiver;
 
@@ -63,16 +58,9 @@ impl Node {
 
     async fn address(&mut self, transport: Transport) -> Multiaddr {
         let is_wanted = |address: &Multiaddr| {
-            address.iter().any(|part| matches!(part, Protocol::QuicV1))
-                == (transport == Transport::Quic)
+            address.iter().any(|part| matches!(part, Protocol::QuicV1)) == (transport == Transport::Quic)
         };
-        if let Some(address) = self
-            .network
-            .listen_addresses()
-            .await
-            .into_iter()
-            .find(is_wanted)
-        {
+        if let Some(address) = self.network.listen_addresses().await.into_iter().find(is_wanted) {
             return address;
         }
         self.next(|event| match event {
@@ -84,13 +72,9 @@ impl Node {
 
     async fn up(&mut self) -> (PeerId, Transport, Direction, FoundBy) {
         self.next(|event| match event {
-            NetEvent::PeerUp {
-                peer,
-                transport,
-                direction,
-                found_by,
-                ..
-            } => Some((*peer, *transport, *direction, *found_by)),
+            NetEvent::PeerUp { peer, transport, direction, found_by, .. } => {
+                Some((*peer, *transport, *direction, *found_by))
+            }
             _ => None,
         })
         .await
@@ -137,17 +121,12 @@ fn key(byte: u8) -> Option<PoolKey> {
 
 /// Bytes that show when any of them moves.
 fn pattern(bytes: usize) -> Vec<u8> {
-    (0..bytes as u64)
-        .map(|index| (index.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 56) as u8)
-        .collect()
+    (0..bytes as u64).map(|index| (index.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 56) as u8).collect()
 }
 
 /// Sends `sent` over an echo stream and compares what comes back.
 async fn echo_through(mut control: libp2p_stream::Control, peer: PeerId, sent: Vec<u8>) {
-    let stream = tokio::time::timeout(BOUND, control.open_stream(peer, ECHO))
-        .await
-        .unwrap()
-        .unwrap();
+    let stream = tokio::time::timeout(BOUND, control.open_stream(peer, ECHO)).await.unwrap().unwrap();
     let (mut read, mut write) = stream.split();
     let expected = sent.clone();
     let writing = async move {
@@ -157,46 +136,23 @@ async fn echo_through(mut control: libp2p_stream::Control, peer: PeerId, sent: V
     let reading = async move {
         let mut received = Vec::new();
         read.read_to_end(&mut received).await.unwrap();
-        assert!(
-            received == expected,
-            "{} of {} bytes, or others",
-            received.len(),
-            expected.len()
-        );
+        assert!(received == expected, "{} of {} bytes, or others", received.len(), expected.len());
     };
-    tokio::time::timeout(BOUND, futures::future::join(writing, reading))
-        .await
-        .unwrap();
+    tokio::time::timeout(BOUND, futures::future::join(writing, reading)).await.unwrap();
 }
 
 async fn connects_and_carries(transport: Transport) {
-    let (mut a, mut b) = (
-        Node::start(|c| c.pool_key = key(1)),
-        Node::start(|c| c.pool_key = key(1)),
-    );
+    let (mut a, mut b) = (Node::start(|c| c.pool_key = key(1)), Node::start(|c| c.pool_key = key(1)));
     b.echo();
     let address = b.address(transport).await;
     assert_eq!(a.connect(address.clone()).await.unwrap(), b.id());
-    assert_eq!(
-        a.up().await,
-        (b.id(), transport, Direction::Dialled, FoundBy::Manual)
-    );
-    assert_eq!(
-        b.up().await,
-        (a.id(), transport, Direction::Accepted, FoundBy::Incoming)
-    );
-    assert_eq!(
-        a.connect(address).await.unwrap(),
-        b.id(),
-        "connected already"
-    );
+    assert_eq!(a.up().await, (b.id(), transport, Direction::Dialled, FoundBy::Manual));
+    assert_eq!(b.up().await, (a.id(), transport, Direction::Accepted, FoundBy::Incoming));
+    assert_eq!(a.connect(address).await.unwrap(), b.id(), "connected already");
     let payload = 8 << 20;
     echo_through(a.network.streams(), b.id(), pattern(payload)).await;
     let traffic = a.network.traffic(&b.id());
-    assert!(
-        traffic.sent_bytes >= payload as u64 && traffic.received_bytes >= payload as u64,
-        "{traffic:?}"
-    );
+    assert!(traffic.sent_bytes >= payload as u64 && traffic.received_bytes >= payload as u64, "{traffic:?}");
     let b_id = b.id();
     let rtt = a.next(|event| match event {
         NetEvent::Rtt { peer, rtt } if *peer == b_id => Some(*rtt),
@@ -219,17 +175,11 @@ async fn nodes_connect_and_carry_streams_over_quic() {
 }
 
 /// `dialer_key` dials `acceptor_key`: what each is told.
-async fn refusal(
-    transport: Transport,
-    dialer_key: Option<PoolKey>,
-    acceptor_key: Option<PoolKey>,
-) -> (String, String) {
+async fn refusal(transport: Transport, dialer_key: Option<PoolKey>, acceptor_key: Option<PoolKey>) -> (String, String) {
     let mut acceptor = Node::start(|c| c.pool_key = acceptor_key);
     let mut dialer = Node::start(|c| c.pool_key = dialer_key);
     let address = acceptor.address(transport).await;
-    let Err(NetError::Refused { peer, why }) = dialer.connect(address).await else {
-        panic!("connected")
-    };
+    let Err(NetError::Refused { peer, why }) = dialer.connect(address).await else { panic!("connected") };
     assert_eq!(peer, acceptor.id());
     let (refused, acceptor_why) = acceptor.refused().await;
     assert_eq!(refused, Some(dialer.id()));
@@ -241,10 +191,7 @@ async fn refusal(
         })
         .await;
     assert_eq!(told, why);
-    assert!(
-        acceptor.network.traffic(&dialer.id()).received_bytes == 0,
-        "no connection came of it"
-    );
+    assert!(acceptor.network.traffic(&dialer.id()).received_bytes == 0, "no connection came of it");
     (why, acceptor_why)
 }
 
@@ -255,10 +202,7 @@ async fn other_keys_are_refused_with_the_reason_on_both_sides() {
         assert!(dialer.contains("pool key is another one"), "{dialer}");
         assert_eq!(acceptor, "wrong pool key");
         let (dialer, acceptor) = refusal(transport, None, key(2)).await;
-        assert!(
-            dialer.contains("start this one with --pool-key"),
-            "{dialer}"
-        );
+        assert!(dialer.contains("start this one with --pool-key"), "{dialer}");
         assert_eq!(acceptor, "it has no pool key");
         let (dialer, acceptor) = refusal(transport, key(1), None).await;
         assert!(dialer.contains("it has no pool key"), "{dialer}");
@@ -293,9 +237,7 @@ async fn garbage_and_silence_get_nothing_and_are_hung_up_on() {
     let mut node = Node::start(|c| c.pool_key = key(1));
     let port = tcp_port(&node.address(Transport::Tcp).await);
     for sent in [&b"GET / HTTP/1.1\r\n\r\n"[..], &[0xff; 4096], b""] {
-        let mut socket = tokio::net::TcpStream::connect(("127.0.0.1", port))
-            .await
-            .unwrap();
+        let mut socket = tokio::net::TcpStream::connect(("127.0.0.1", port)).await.unwrap();
         socket.write_all(sent).await.unwrap();
         let mut received = Vec::new();
         let end = tokio::time::timeout(BOUND, socket.read_to_end(&mut received)).await;
@@ -304,19 +246,13 @@ async fn garbage_and_silence_get_nothing_and_are_hung_up_on() {
         assert!(received.len() <= 20, "{received:?}");
     }
     let other = Node::start(|c| c.pool_key = key(1));
-    other
-        .connect(node.address(Transport::Tcp).await)
-        .await
-        .unwrap();
+    other.connect(node.address(Transport::Tcp).await).await.unwrap();
 }
 
 #[tokio::test]
 async fn both_dialling_at_once_keeps_one_connection() {
     for round in 0..12 {
-        let (mut a, mut b) = (
-            Node::start(|c| c.pool_key = key(1)),
-            Node::start(|c| c.pool_key = key(1)),
-        );
+        let (mut a, mut b) = (Node::start(|c| c.pool_key = key(1)), Node::start(|c| c.pool_key = key(1)));
         a.echo();
         b.echo();
         let (transport_a, transport_b) = match round % 3 {
@@ -326,24 +262,14 @@ async fn both_dialling_at_once_keeps_one_connection() {
         };
         let (to_a, to_b) = (a.address(transport_a).await, b.address(transport_b).await);
         let (up_b, up_a) = tokio::join!(a.connect(to_b.clone()), b.connect(to_a.clone()));
-        assert_eq!(
-            (up_b.unwrap(), up_a.unwrap()),
-            (b.id(), a.id()),
-            "round {round}"
-        );
+        assert_eq!((up_b.unwrap(), up_a.unwrap()), (b.id(), a.id()), "round {round}");
         let (at_a, at_b) = (a.up().await, b.up().await);
-        assert_eq!(
-            at_a.1, at_b.1,
-            "round {round}: one connection, seen from both ends"
-        );
+        assert_eq!(at_a.1, at_b.1, "round {round}: one connection, seen from both ends");
         assert_ne!(at_a.2, at_b.2, "round {round}: one end dialled it");
         echo_through(a.network.streams(), b.id(), pattern(100_000)).await;
         echo_through(b.network.streams(), a.id(), pattern(100_000)).await;
         while let Ok(event) = a.events.try_recv() {
-            assert!(
-                !matches!(event, NetEvent::PeerDown { .. } | NetEvent::PeerUp { .. }),
-                "round {round}: {event:?}"
-            );
+            assert!(!matches!(event, NetEvent::PeerDown { .. } | NetEvent::PeerUp { .. }), "round {round}: {event:?}");
         }
     }
 }
@@ -351,11 +277,7 @@ async fn both_dialling_at_once_keeps_one_connection() {
 #[tokio::test]
 async fn a_named_peer_is_found_when_it_starts_later_and_again_when_it_restarts() {
     let identity = Keypair::generate_ed25519();
-    let port = std::net::TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap()
-        .port();
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let address: Multiaddr = format!("/ip4/127.0.0.1/tcp/{port}").parse().unwrap();
     let mut a = Node::start(|c| c.peers = vec![address.clone()]);
     let later = |c: &mut NetConfig| {
@@ -365,10 +287,7 @@ async fn a_named_peer_is_found_when_it_starts_later_and_again_when_it_restarts()
     let b = Node::start(later);
     assert_eq!(a.up().await.0, b.id());
     b.network.shutdown().await;
-    assert_eq!(
-        a.down().await,
-        (b.id(), "it closed the connection".to_owned())
-    );
+    assert_eq!(a.down().await, (b.id(), "it closed the connection".to_owned()));
     let b = Node::start(later);
     assert_eq!(a.up().await.0, b.id());
 }
@@ -382,9 +301,7 @@ async fn a_quarantined_peer_is_cut_off_and_stays_out_until_allowed() {
     a.network.block(b.id(), "it lied").await;
     assert_eq!(a.down().await, (b.id(), "it lied".to_owned()));
     b.down().await;
-    let Err(NetError::Refused { why, .. }) = b.connect(to_a.clone()).await else {
-        panic!("in")
-    };
+    let Err(NetError::Refused { why, .. }) = b.connect(to_a.clone()).await else { panic!("in") };
     assert!(why.contains("quarantined"), "{why}");
     a.network.allow(b.id()).await;
     b.connect(to_a).await.unwrap();
@@ -403,15 +320,8 @@ async fn a_peers_file_is_followed_and_a_broken_one_changes_nothing() {
     assert_eq!(a.next(loaded).await, 0);
     let mut b = Node::start(|_| {});
     let address = b.address(Transport::Tcp).await;
-    std::fs::write(
-        &path,
-        format!(r#"{{"peers": [{{"name": "b", "address": "{address}"}}]}}"#),
-    )
-    .unwrap();
-    assert_eq!(
-        a.up().await,
-        (b.id(), Transport::Tcp, Direction::Dialled, FoundBy::Manual)
-    );
+    std::fs::write(&path, format!(r#"{{"peers": [{{"name": "b", "address": "{address}"}}]}}"#)).unwrap();
+    assert_eq!(a.up().await, (b.id(), Transport::Tcp, Direction::Dialled, FoundBy::Manual));
     std::fs::write(&path, "{\"peers\": [\n  {\"address\": 7}\n]}").unwrap();
     let broken = a
         .next(|event| match event {
@@ -432,18 +342,12 @@ async fn a_taken_port_is_named_with_what_to_do() {
     for transport in [Transport::Tcp, Transport::Quic] {
         let mut taken = a.address(transport).await;
         taken.pop();
-        let Err(error) = Node::try_start(|c| c.listen = vec![taken.clone()]) else {
-            panic!("bound twice")
-        };
-        let NetError::PortInUse { port, .. } = &error else {
-            panic!("{error:?}")
-        };
+        let Err(error) = Node::try_start(|c| c.listen = vec![taken.clone()]) else { panic!("bound twice") };
+        let NetError::PortInUse { port, .. } = &error else { panic!("{error:?}") };
         assert!(taken.to_string().contains(&port.to_string()));
         assert!(error.to_string().contains("--listen"), "{error}");
     }
-    let Err(error) =
-        Node::try_start(|c| c.listen = vec!["/ip4/127.0.0.1/tcp/0/ws".parse().unwrap()])
-    else {
+    let Err(error) = Node::try_start(|c| c.listen = vec!["/ip4/127.0.0.1/tcp/0/ws".parse().unwrap()]) else {
         panic!("listens")
     };
     assert!(matches!(error, NetError::Listen { .. }), "{error:?}");
@@ -451,56 +355,33 @@ async fn a_taken_port_is_named_with_what_to_do() {
 
 #[tokio::test]
 async fn leaving_is_seen_by_every_peer_and_ends_the_handle() {
-    let (mut a, mut b, mut c) = (
-        Node::start(|_| {}),
-        Node::start(|_| {}),
-        Node::start(|_| {}),
-    );
+    let (mut a, mut b, mut c) = (Node::start(|_| {}), Node::start(|_| {}), Node::start(|_| {}));
     b.connect(a.address(Transport::Tcp).await).await.unwrap();
     c.connect(a.address(Transport::Quic).await).await.unwrap();
     a.up().await;
     a.up().await;
-    tokio::time::timeout(BOUND, a.network.shutdown())
-        .await
-        .unwrap();
+    tokio::time::timeout(BOUND, a.network.shutdown()).await.unwrap();
     assert_eq!(b.down().await.0, a.id());
     assert_eq!(c.down().await.0, a.id());
-    assert!(matches!(
-        a.connect(TCP.parse().unwrap()).await,
-        Err(NetError::Stopped)
-    ));
+    assert!(matches!(a.connect(TCP.parse().unwrap()).await, Err(NetError::Stopped)));
 }
 
 #[tokio::test]
 async fn errors_of_connecting_say_what_is_there() {
     let mut a = Node::start(|_| {});
     let own = a.address(Transport::Tcp).await;
-    assert!(matches!(
-        a.connect(own.clone()).await,
-        Err(NetError::OwnAddress(_))
-    ));
+    assert!(matches!(a.connect(own.clone()).await, Err(NetError::OwnAddress(_))));
     let mut unnamed = own.clone();
     unnamed.pop();
     let unnamed_own = a.connect(unnamed.clone()).await;
-    assert!(
-        matches!(unnamed_own, Err(NetError::OwnAddress(_))),
-        "{unnamed_own:?}"
-    );
-    let port = std::net::TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap()
-        .port();
+    assert!(matches!(unnamed_own, Err(NetError::OwnAddress(_))), "{unnamed_own:?}");
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let nobody = format!("/ip4/127.0.0.1/tcp/{port}").parse().unwrap();
-    let Err(NetError::Unreachable { why, .. }) = a.connect(nobody).await else {
-        panic!("somebody")
-    };
+    let Err(NetError::Unreachable { why, .. }) = a.connect(nobody).await else { panic!("somebody") };
     assert!(why.contains("refused"), "{why}");
     let b = Node::start(|_| {});
     let wrong = unnamed.with(Protocol::P2p(PeerId::random()));
-    let Err(NetError::Unreachable { why, .. }) = b.connect(wrong).await else {
-        panic!("anybody")
-    };
+    let Err(NetError::Unreachable { why, .. }) = b.connect(wrong).await else { panic!("anybody") };
     assert!(why.contains(&a.id().to_string()), "{why}");
 }
 
@@ -513,10 +394,7 @@ async fn a_peer_that_stops_without_a_word_is_gone_within_seconds() {
         let (release, released) = std::sync::mpsc::sync_channel::<()>(1);
         let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
         let thread = std::thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build()
-                .unwrap();
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             runtime.block_on(async move {
                 let mut b = Node::start(|c| c.listen.clear());
                 b.connect(address).await.unwrap();
@@ -531,8 +409,7 @@ async fn a_peer_that_stops_without_a_word_is_gone_within_seconds() {
             });
         });
         let (peer, ..) = a.up().await;
-        a.next(|event| matches!(event, NetEvent::Rtt { .. }).then_some(()))
-            .await;
+        a.next(|event| matches!(event, NetEvent::Rtt { .. }).then_some(())).await;
         stop.send(()).unwrap();
         let (gone, why) = a.down().await;
         assert_eq!(gone, peer);

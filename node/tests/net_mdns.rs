@@ -6,10 +6,7 @@
 //!   ip link set pangea-test up multicast on; ip route add 224.0.0.0/4 dev pangea-test; cargo test -p pangea-node --test net_mdns'
 //! ```
 
-#![allow(
-    clippy::unwrap_used,
-    reason = "a test stops at the first thing that is not as it should be"
-)]
+#![allow(clippy::unwrap_used, reason = "a test stops at the first thing that is not as it should be")]
 
 use std::time::Duration;
 
@@ -22,10 +19,7 @@ const BOUND: Duration = Duration::from_secs(30);
 
 fn node() -> (Network, Receiver<NetEvent>) {
     let mut config = NetConfig::new(Keypair::generate_ed25519());
-    config.listen = vec![
-        "/ip4/0.0.0.0/tcp/0".parse().unwrap(),
-        "/ip4/0.0.0.0/udp/0/quic-v1".parse().unwrap(),
-    ];
+    config.listen = vec!["/ip4/0.0.0.0/tcp/0".parse().unwrap(), "/ip4/0.0.0.0/udp/0/quic-v1".parse().unwrap()];
     config.pool_key = Some(PoolKey::from_bytes(&[1; 32]));
     config.mdns = true;
     start(config).unwrap()
@@ -35,24 +29,11 @@ fn node() -> (Network, Receiver<NetEvent>) {
 async fn finds(events: &mut Receiver<NetEvent>, peer: PeerId) {
     let mut discovered = 0;
     loop {
-        match tokio::time::timeout(BOUND, events.recv())
-            .await
-            .unwrap()
-            .unwrap()
-        {
+        match tokio::time::timeout(BOUND, events.recv()).await.unwrap().unwrap() {
             NetEvent::Discovered(found) if found == peer => discovered += 1,
-            NetEvent::PeerUp {
-                peer: up,
-                transport,
-                found_by,
-                ..
-            } => {
+            NetEvent::PeerUp { peer: up, transport, found_by, .. } => {
                 assert_eq!((up, found_by), (peer, FoundBy::Mdns));
-                assert_eq!(
-                    transport.to_string(),
-                    "tcp",
-                    "preferred where both are announced"
-                );
+                assert_eq!(transport.to_string(), "tcp", "preferred where both are announced");
                 assert_eq!(discovered, 1);
                 return;
             }
@@ -63,16 +44,10 @@ async fn finds(events: &mut Receiver<NetEvent>, peer: PeerId) {
 
 #[tokio::test]
 async fn two_nodes_find_each_other_on_the_local_network() {
-    if !addresses::interfaces()
-        .iter()
-        .any(|(name, _)| name == "pangea-test")
-    {
+    if !addresses::interfaces().iter().any(|(name, _)| name == "pangea-test") {
         eprintln!("SKIPPED: no interface `pangea-test` (see this file's head)");
         return;
     }
     let ((a, mut at_a), (b, mut at_b)) = (node(), node());
-    tokio::join!(
-        finds(&mut at_a, b.local_peer_id()),
-        finds(&mut at_b, a.local_peer_id())
-    );
+    tokio::join!(finds(&mut at_a, b.local_peer_id()), finds(&mut at_b, a.local_peer_id()));
 }

@@ -1,10 +1,7 @@
 //! A node beside a peer built from nothing but stock libp2p (Noise, libp2p's own Yamux upgrade, QUIC): both can dial, large data
 //! comes through both ways, and a node with a pool key refuses it.
 
-#![allow(
-    clippy::unwrap_used,
-    reason = "a test stops at the first thing that is not as it should be"
-)]
+#![allow(clippy::unwrap_used, reason = "a test stops at the first thing that is not as it should be")]
 
 use std::time::Duration;
 
@@ -58,10 +55,7 @@ async fn stock(listen: &str) -> Stock {
         })
         .boxed();
     let behaviour = Behaviour {
-        identify: identify::Behaviour::new(identify::Config::new(
-            "/stock/1".into(),
-            keypair.public(),
-        )),
+        identify: identify::Behaviour::new(identify::Config::new("/stock/1".into(), keypair.public())),
         ping: ping::Behaviour::default(),
         streams: libp2p_stream::Behaviour::new(),
     };
@@ -90,21 +84,12 @@ async fn stock(listen: &str) -> Stock {
             }
         }
     });
-    Stock {
-        id,
-        address,
-        streams,
-        dial,
-        connected,
-    }
+    Stock { id, address, streams, dial, connected }
 }
 
 fn node(pool_key: Option<PoolKey>) -> (Network, mpsc::Receiver<NetEvent>) {
     let mut config = NetConfig::new(Keypair::generate_ed25519());
-    config.listen = vec![
-        "/ip4/127.0.0.1/tcp/0".parse().unwrap(),
-        "/ip4/127.0.0.1/udp/0/quic-v1".parse().unwrap(),
-    ];
+    config.listen = vec!["/ip4/127.0.0.1/tcp/0".parse().unwrap(), "/ip4/127.0.0.1/udp/0/quic-v1".parse().unwrap()];
     config.pool_key = pool_key;
     start(config).unwrap()
 }
@@ -113,11 +98,7 @@ fn node(pool_key: Option<PoolKey>) -> (Network, mpsc::Receiver<NetEvent>) {
 async fn address_like(events: &mut mpsc::Receiver<NetEvent>, like: &Multiaddr) -> Multiaddr {
     let quic = |address: &Multiaddr| address.iter().any(|part| matches!(part, Protocol::QuicV1));
     loop {
-        match tokio::time::timeout(BOUND, events.recv())
-            .await
-            .unwrap()
-            .unwrap()
-        {
+        match tokio::time::timeout(BOUND, events.recv()).await.unwrap().unwrap() {
             NetEvent::Listening(address) if quic(&address) == quic(like) => return address,
             _ => {}
         }
@@ -139,13 +120,9 @@ fn echo(mut control: libp2p_stream::Control) {
 
 /// The payload there and back over a stream to `peer`.
 async fn through(mut control: libp2p_stream::Control, peer: PeerId) {
-    let sent: Vec<u8> = (0..PAYLOAD_BYTES as u64)
-        .map(|index| (index.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 56) as u8)
-        .collect();
-    let stream = tokio::time::timeout(BOUND, control.open_stream(peer, ECHO))
-        .await
-        .unwrap()
-        .unwrap();
+    let sent: Vec<u8> =
+        (0..PAYLOAD_BYTES as u64).map(|index| (index.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 56) as u8).collect();
+    let stream = tokio::time::timeout(BOUND, control.open_stream(peer, ECHO)).await.unwrap().unwrap();
     let (mut read, mut write) = stream.split();
     let writing = async {
         write.write_all(&sent).await.unwrap();
@@ -153,16 +130,9 @@ async fn through(mut control: libp2p_stream::Control, peer: PeerId) {
     };
     let mut received = Vec::new();
     let reading = read.read_to_end(&mut received);
-    let (_, read) = tokio::time::timeout(BOUND, futures::future::join(writing, reading))
-        .await
-        .unwrap();
+    let (_, read) = tokio::time::timeout(BOUND, futures::future::join(writing, reading)).await.unwrap();
     read.unwrap();
-    assert!(
-        received == sent,
-        "{} of {} bytes, or others",
-        received.len(),
-        sent.len()
-    );
+    assert!(received == sent, "{} of {} bytes, or others", received.len(), sent.len());
 }
 
 async fn interoperates(listen: &str) {
@@ -172,13 +142,7 @@ async fn interoperates(listen: &str) {
     echo(stock_peer.streams.clone());
     echo(network.streams());
     let own = address_like(&mut events, &stock_peer.address).await;
-    assert_eq!(
-        network
-            .connect(stock_peer.address.clone(), BOUND)
-            .await
-            .unwrap(),
-        stock_peer.id
-    );
+    assert_eq!(network.connect(stock_peer.address.clone(), BOUND).await.unwrap(), stock_peer.id);
     through(network.streams(), stock_peer.id).await;
     through(stock_peer.streams.clone(), network.local_peer_id()).await;
 
@@ -186,9 +150,7 @@ async fn interoperates(listen: &str) {
     let mut other = stock(listen).await;
     echo(other.streams.clone());
     other.dial.send(own).await.unwrap();
-    let connected = tokio::time::timeout(BOUND, other.connected.recv())
-        .await
-        .unwrap();
+    let connected = tokio::time::timeout(BOUND, other.connected.recv()).await.unwrap();
     assert_eq!(connected, Some(network.local_peer_id()));
     through(other.streams.clone(), network.local_peer_id()).await;
     through(network.streams(), other.id).await;
@@ -212,11 +174,7 @@ async fn a_stock_peer_is_refused_by_a_node_with_a_key() {
         let own = address_like(&mut events, &stock_peer.address).await;
         stock_peer.dial.send(own).await.unwrap();
         loop {
-            match tokio::time::timeout(BOUND, events.recv())
-                .await
-                .unwrap()
-                .unwrap()
-            {
+            match tokio::time::timeout(BOUND, events.recv()).await.unwrap().unwrap() {
                 NetEvent::Refused { peer, why } => {
                     assert_eq!(peer, Some(stock_peer.id));
                     assert!(why.contains("admission"), "{why}");
@@ -227,12 +185,6 @@ async fn a_stock_peer_is_refused_by_a_node_with_a_key() {
             }
         }
         let dialled = network.connect(stock_peer.address.clone(), BOUND).await;
-        assert!(
-            matches!(
-                dialled,
-                Err(NetError::Unreachable { .. } | NetError::Refused { .. })
-            ),
-            "{dialled:?}"
-        );
+        assert!(matches!(dialled, Err(NetError::Unreachable { .. } | NetError::Refused { .. })), "{dialled:?}");
     }
 }

@@ -3,9 +3,8 @@
 //! Never sleeps, never opens a socket, never computes a product.
 
 use pangea_node::schedule::{
-    Action, Arithmetic, AttemptId, Event, FailureKind, JobId, JobReport, JobSpec, LeaveReason,
-    Measured, Operand, Place, ProductShape, Progress, Scheduler, Tile, TileGrid, Time, Transfer,
-    Verdict, WorkerEstimate, WorkerId,
+    Action, Arithmetic, AttemptId, Event, FailureKind, JobId, JobReport, JobSpec, LeaveReason, Measured, Operand,
+    Place, ProductShape, Progress, Scheduler, Tile, TileGrid, Time, Transfer, Verdict, WorkerEstimate, WorkerId,
 };
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
@@ -279,14 +278,8 @@ impl World {
     /// What broke: an invariant, or a job that does not end.
     pub fn run(&self) -> Result<Run, String> {
         let mut simulation = Simulation::new(self);
-        simulation.run().map_err(|broken| {
-            format!("seed {}, at {:.6} s: {broken}", self.seed, simulation.now_s)
-        })?;
-        let outcomes = simulation
-            .jobs
-            .into_iter()
-            .filter_map(|job| job.outcome)
-            .collect();
+        simulation.run().map_err(|broken| format!("seed {}, at {:.6} s: {broken}", self.seed, simulation.now_s))?;
+        let outcomes = simulation.jobs.into_iter().filter_map(|job| job.outcome).collect();
         Ok(Run {
             outcomes,
             bytes_sent: simulation.bytes_sent,
@@ -320,8 +313,7 @@ impl World {
             if likely(0.15) {
                 nature.evicts = 0.2;
             }
-            let (slow, hangs, crashes, restarts) =
-                (likely(0.15), likely(0.15), likely(0.25), likely(0.5));
+            let (slow, hangs, crashes, restarts) = (likely(0.15), likely(0.15), likely(0.25), likely(0.5));
             if slow {
                 nature.slow_from_s = chance.scale(0.001, 10.0);
             }
@@ -336,98 +328,45 @@ impl World {
                 }
             }
             let wrong = |chance: &mut Seeded| {
-                if chance.happens(0.5) {
-                    1.0
-                } else {
-                    chance.scale(0.2, 5.0)
-                }
+                if chance.happens(0.5) { 1.0 } else { chance.scale(0.2, 5.0) }
             };
             let memory_bytes = chance.scale(64e6, 64e9) as u64;
             let claim = if local {
                 WorkerEstimate::local([speed * wrong(chance); 4], memory_bytes)
             } else {
                 let bytes_per_s = nature.bytes_per_s * wrong(chance);
-                let mut claim = WorkerEstimate::remote(
-                    [speed * wrong(chance); 4],
-                    bytes_per_s,
-                    nature.rtt_s,
-                    memory_bytes,
-                );
+                let mut claim =
+                    WorkerEstimate::remote([speed * wrong(chance); 4], bytes_per_s, nature.rtt_s, memory_bytes);
                 claim.max_in_flight = 1 + chance.below(16) as usize;
                 claim
             };
-            let joins_at_s = if local || chance.happens(0.7) {
-                0.0
-            } else {
-                chance.scale(0.001, 5.0)
-            };
-            SimulatedWorker {
-                nature,
-                claim,
-                joins_at_s,
-            }
+            let joins_at_s = if local || chance.happens(0.7) { 0.0 } else { chance.scale(0.001, 5.0) };
+            SimulatedWorker { nature, claim, joins_at_s }
         };
         let local = worker(chance, true);
-        let peers = (0..chance.below(6))
-            .map(|_| worker(chance, false))
-            .collect();
+        let peers = (0..chance.below(6)).map(|_| worker(chance, false)).collect();
         let jobs = (0..1 + chance.below(4)).map(|_| {
             let least = if chance.happens(0.2) { 0.6 } else { 500.0 };
             let side = |chance: &mut Seeded| chance.scale(least, 6000.0) as u64;
             let (m, k, n) = (side(chance), side(chance), side(chance));
-            let shape = ProductShape {
-                m,
-                k,
-                n,
-                a_element_bytes: 4,
-                b_element_bytes: 4,
-                c_element_bytes: 4,
-            };
+            let shape = ProductShape { m, k, n, a_element_bytes: 4, b_element_bytes: 4, c_element_bytes: 4 };
             let mut spec = JobSpec::new(shape, Arithmetic::F32);
-            spec.place =
-                [Place::Auto, Place::Auto, Place::Remote, Place::Local][chance.below(4) as usize];
-            spec.redundancy = 1 + if chance.happens(0.2) {
-                chance.below(3) as u32
-            } else {
-                0
-            };
+            spec.place = [Place::Auto, Place::Auto, Place::Remote, Place::Local][chance.below(4) as usize];
+            spec.redundancy = 1 + if chance.happens(0.2) { chance.below(3) as u32 } else { 0 };
             spec.priority = chance.below(3) as i32;
             spec.max_retries = chance.below(5) as u32;
-            let at_s = if chance.happens(0.5) {
-                0.0
-            } else {
-                chance.scale(0.001, 5.0)
-            };
+            let at_s = if chance.happens(0.5) { 0.0 } else { chance.scale(0.001, 5.0) };
             if chance.happens(0.1) {
                 spec.deadline = Some(EPOCH + Time::from_secs_f64(at_s + chance.scale(0.001, 10.0)));
             }
             let cancelled = chance.happens(0.1);
-            let cancelled_at_s = if cancelled {
-                at_s + chance.scale(0.0005, 5.0)
-            } else {
-                f64::INFINITY
-            };
-            SimulatedJob {
-                at_s,
-                spec,
-                cancelled_at_s,
-            }
+            let cancelled_at_s = if cancelled { at_s + chance.scale(0.0005, 5.0) } else { f64::INFINITY };
+            SimulatedJob { at_s, spec, cancelled_at_s }
         });
         let jobs = jobs.collect();
         let tells_progress = chance.happens(0.5);
-        let connecting_s = if chance.happens(0.5) {
-            0.0
-        } else {
-            chance.scale(0.01, 5.0)
-        };
-        Self {
-            seed,
-            local,
-            peers,
-            jobs,
-            tells_progress,
-            connecting_s,
-        }
+        let connecting_s = if chance.happens(0.5) { 0.0 } else { chance.scale(0.01, 5.0) };
+        Self { seed, local, peers, jobs, tells_progress, connecting_s }
     }
 }
 
@@ -436,21 +375,19 @@ const EPOCH: Time = Time::from_secs(1_000_000);
 
 impl Simulation {
     fn new(world: &World) -> Self {
-        let sites = std::iter::once(&world.local)
-            .chain(&world.peers)
-            .map(|is| Site {
-                is: is.clone(),
-                here: false,
-                life: 0,
-                alive: false,
-                has: BTreeSet::new(),
-                send_free_s: 0.0,
-                receive_free_s: 0.0,
-                queue: Vec::new(),
-                computing: None,
-                in_flight: 0,
-                debt_s: 0.0,
-            });
+        let sites = std::iter::once(&world.local).chain(&world.peers).map(|is| Site {
+            is: is.clone(),
+            here: false,
+            life: 0,
+            alive: false,
+            has: BTreeSet::new(),
+            send_free_s: 0.0,
+            receive_free_s: 0.0,
+            queue: Vec::new(),
+            computing: None,
+            in_flight: 0,
+            debt_s: 0.0,
+        });
         let jobs = world.jobs.iter().map(|job| Progressing {
             spec: job.spec.clone(),
             at_s: job.at_s,
@@ -482,10 +419,7 @@ impl Simulation {
             let nature = is.nature;
             simulation.later(is.joins_at_s, Happening::Join(at));
             simulation.later(nature.crashes_at_s.max(is.joins_at_s), Happening::Crash(at));
-            simulation.later(
-                nature.hangs_from_s + nature.detected_after_s,
-                Happening::Detect(at, 0),
-            );
+            simulation.later(nature.hangs_from_s + nature.detected_after_s, Happening::Detect(at, 0));
         }
         for (at, job) in world.jobs.iter().enumerate() {
             simulation.later(job.at_s, Happening::Submit(at));
@@ -521,41 +455,23 @@ impl Simulation {
 
     /// What the job takes on this node, or, if it asks for others, on the slowest of them.
     fn bound_s(&self, job: &Progressing) -> f64 {
-        let speed = |site: &Site| {
-            site.is.nature.flops_per_s
-                / if site.is.nature.slow_from_s.is_finite() {
-                    20.0
-                } else {
-                    1.0
-                }
-        };
+        let speed =
+            |site: &Site| site.is.nature.flops_per_s / if site.is.nature.slow_from_s.is_finite() { 20.0 } else { 1.0 };
         let others = job.spec.place == Place::Remote || job.spec.redundancy > 1;
-        let asked = if others {
-            &self.sites[..]
-        } else {
-            &self.sites[..1]
-        };
+        let asked = if others { &self.sites[..] } else { &self.sites[..1] };
         job.spec.shape.flops() / asked.iter().map(speed).fold(f64::INFINITY, f64::min)
     }
 
     fn later(&mut self, at_s: f64, happening: Happening) {
         if at_s.is_finite() {
             self.order += 1;
-            self.happenings.push(Reverse((
-                EPOCH + Time::from_secs_f64(at_s),
-                self.order,
-                happening,
-            )));
+            self.happenings.push(Reverse((EPOCH + Time::from_secs_f64(at_s), self.order, happening)));
         }
     }
 
     fn tell(&mut self, event: Event) {
         self.events += 1;
-        self.scheduler.handle(
-            event,
-            EPOCH + Time::from_secs_f64(self.now_s),
-            &mut self.actions,
-        );
+        self.scheduler.handle(event, EPOCH + Time::from_secs_f64(self.now_s), &mut self.actions);
     }
 
     fn hangs(&self, at: usize) -> bool {
@@ -564,10 +480,7 @@ impl Simulation {
 
     /// The site of an attempt that still runs, if the site is in the life in which it was started.
     fn site_of(&self, attempt: AttemptId) -> Option<usize> {
-        let flying = self
-            .attempts
-            .get(&attempt)
-            .filter(|flying| flying.stage == Stage::Running)?;
+        let flying = self.attempts.get(&attempt).filter(|flying| flying.stage == Stage::Running)?;
         let at = flying.worker.0 as usize;
         (self.sites[at].life == flying.life && self.sites[at].alive).then_some(at)
     }
@@ -576,20 +489,12 @@ impl Simulation {
         let now_s = self.now_s;
         match happening {
             Happening::Submit(at) => {
-                self.tell(Event::JobSubmitted {
-                    job: JobId(at as u64),
-                    spec: self.jobs[at].spec.clone(),
-                });
+                self.tell(Event::JobSubmitted { job: JobId(at as u64), spec: self.jobs[at].spec.clone() });
             }
-            Happening::CancelJob(at) => self.tell(Event::JobCancelled {
-                job: JobId(at as u64),
-            }),
+            Happening::CancelJob(at) => self.tell(Event::JobCancelled { job: JobId(at as u64) }),
             Happening::NobodyConnects => self.tell(Event::PeersConnecting { count: 0 }),
             Happening::Tick => {
-                if self
-                    .wake_at
-                    .is_some_and(|at| at <= EPOCH + Time::from_secs_f64(now_s))
-                {
+                if self.wake_at.is_some_and(|at| at <= EPOCH + Time::from_secs_f64(now_s)) {
                     self.wake_at = None;
                     self.tell(Event::Tick);
                 }
@@ -621,23 +526,13 @@ impl Simulation {
                 if site.here && (hanging || (site.life == life && !site.alive)) {
                     site.here = false;
                     site.in_flight = 0;
-                    let why = if hanging {
-                        LeaveReason::Silent
-                    } else {
-                        LeaveReason::Lost
-                    };
-                    self.tell(Event::WorkerLeft {
-                        worker: WorkerId(at as u64),
-                        why,
-                    });
+                    let why = if hanging { LeaveReason::Silent } else { LeaveReason::Lost };
+                    self.tell(Event::WorkerLeft { worker: WorkerId(at as u64), why });
                 }
             }
             Happening::Sent(attempt) => {
                 if self.tells_progress && self.site_of(attempt).is_some() {
-                    self.tell(Event::AttemptProgress {
-                        attempt,
-                        progress: Progress::Sent,
-                    });
+                    self.tell(Event::AttemptProgress { attempt, progress: Progress::Sent });
                 }
             }
             Happening::Arrive(attempt) => self.arrive(attempt),
@@ -655,25 +550,16 @@ impl Simulation {
         let half_s = nature.rtt_s / 2.0;
         if at > 0 {
             if self.chance.happens(nature.drops) {
-                return self.later(
-                    self.now_s + half_s,
-                    Happening::Back(attempt, Some(Failed::Broken)),
-                );
+                return self.later(self.now_s + half_s, Happening::Back(attempt, Some(Failed::Broken)));
             }
             if self.chance.happens(nature.overloaded) {
-                return self.later(
-                    self.now_s + half_s,
-                    Happening::Back(attempt, Some(Failed::Full)),
-                );
+                return self.later(self.now_s + half_s, Happening::Back(attempt, Some(Failed::Full)));
             }
             if self.chance.happens(nature.evicts) {
                 let flying = &self.attempts[&attempt];
                 let (job, tile) = (flying.job, flying.tile);
                 self.sites[at].has.remove(&(job, Operand::Band(tile.band)));
-                return self.later(
-                    self.now_s + half_s,
-                    Happening::Back(attempt, Some(Failed::Missing)),
-                );
+                return self.later(self.now_s + half_s, Happening::Back(attempt, Some(Failed::Missing)));
             }
         }
         if self.chance.happens(nature.forgets) {
@@ -694,11 +580,7 @@ impl Simulation {
             let job = &self.jobs[flying.job.0 as usize];
             let flops = job.grid.map_or(0.0, |grid| grid.tile_flops(flying.tile));
             let nature = &self.sites[at].is.nature;
-            let slow = if self.now_s >= nature.slow_from_s {
-                20.0
-            } else {
-                1.0
-            };
+            let slow = if self.now_s >= nature.slow_from_s { 20.0 } else { 1.0 };
             let jitter = 1.0 + nature.jitter * self.chance.unit();
             let compute_s = (nature.overhead_s + flops / nature.flops_per_s) * slow * jitter;
             let debt_s = std::mem::take(&mut self.sites[at].debt_s);
@@ -706,25 +588,15 @@ impl Simulation {
             if let Some(flying) = self.attempts.get_mut(&attempt) {
                 flying.compute_s = compute_s;
             }
-            self.later(
-                self.now_s + compute_s + debt_s,
-                Happening::Computed(attempt),
-            );
+            self.later(self.now_s + compute_s + debt_s, Happening::Computed(attempt));
             if self.tells_progress && at == 0 {
-                self.tell(Event::AttemptProgress {
-                    attempt,
-                    progress: Progress::Computing,
-                });
+                self.tell(Event::AttemptProgress { attempt, progress: Progress::Computing });
             }
         }
     }
 
     fn computed(&mut self, attempt: AttemptId) {
-        let Some(at) = self
-            .sites
-            .iter()
-            .position(|site| site.computing == Some(attempt))
-        else {
+        let Some(at) = self.sites.iter().position(|site| site.computing == Some(attempt)) else {
             return;
         };
         self.sites[at].computing = None;
@@ -751,19 +623,14 @@ impl Simulation {
         };
         self.sites[at].in_flight -= 1;
         if let Some(failed) = failed {
-            let flying = self
-                .attempts
-                .remove(&attempt)
-                .map(|flying| (flying.job, flying.tile));
+            let flying = self.attempts.remove(&attempt).map(|flying| (flying.job, flying.tile));
             let kind = match (failed, flying) {
                 (Failed::Broken, _) => FailureKind::Unavailable,
                 (Failed::Full, _) => FailureKind::Overloaded,
                 (Failed::Missing, None) => FailureKind::NotFound,
                 (Failed::Missing, Some((job, tile))) => {
                     self.sites[at].has.remove(&(job, Operand::Band(tile.band)));
-                    self.sites[at]
-                        .has
-                        .remove(&(job, Operand::Panel(tile.panel)));
+                    self.sites[at].has.remove(&(job, Operand::Panel(tile.panel)));
                     FailureKind::NotFound
                 }
             };
@@ -775,13 +642,8 @@ impl Simulation {
         };
         flying.stage = Stage::Finished;
         flying.lie = at > 0 && self.chance.happens(nature.lies);
-        let bytes = self.jobs[flying.job.0 as usize]
-            .grid
-            .map_or(0, |grid| grid.tile_bytes(flying.tile));
-        let received = Transfer {
-            bytes,
-            seconds: bytes as f64 / nature.bytes_per_s,
-        };
+        let bytes = self.jobs[flying.job.0 as usize].grid.map_or(0, |grid| grid.tile_bytes(flying.tile));
+        let received = Transfer { bytes, seconds: bytes as f64 / nature.bytes_per_s };
         let remote = at > 0;
         let measured = Measured {
             compute_seconds: Some(flying.compute_s),
@@ -792,11 +654,7 @@ impl Simulation {
     }
 
     fn checked(&mut self, attempt: AttemptId) {
-        let Some(flying) = self
-            .attempts
-            .get_mut(&attempt)
-            .filter(|flying| flying.stage == Stage::Finished)
-        else {
+        let Some(flying) = self.attempts.get_mut(&attempt).filter(|flying| flying.stage == Stage::Finished) else {
             return;
         };
         let verdict = if flying.lie {
@@ -806,15 +664,9 @@ impl Simulation {
         } else {
             flying.stage = Stage::Good;
             // Now and then an honest answer differs in its bits.
-            Verdict::Good {
-                answer: u64::from(self.chance.happens(0.05)),
-            }
+            Verdict::Good { answer: u64::from(self.chance.happens(0.05)) }
         };
-        self.tell(Event::AttemptChecked {
-            attempt,
-            verdict,
-            seconds: 0.001,
-        });
+        self.tell(Event::AttemptChecked { attempt, verdict, seconds: 0.001 });
     }
 
     /// Does what the scheduler asks, and looks whether it may ask that.
@@ -823,8 +675,7 @@ impl Simulation {
         while done < self.actions.len() {
             let action = self.actions[done].clone();
             done += 1;
-            self.act_on(&action)
-                .map_err(|broken| format!("{action:?}: {broken}"))?;
+            self.act_on(&action).map_err(|broken| format!("{action:?}: {broken}"))?;
         }
         self.actions.clear();
         Ok(())
@@ -837,19 +688,10 @@ impl Simulation {
                 ensure(job.grid.is_none() && job.outcome.is_none(), "planned twice")?;
                 job.grid = Some(grid);
             }
-            Action::Start {
-                attempt,
-                job,
-                tile,
-                worker,
-                ..
-            } => self.start(attempt, job, tile, worker)?,
+            Action::Start { attempt, job, tile, worker, .. } => self.start(attempt, job, tile, worker)?,
             Action::Cancel { attempt, worker } => {
                 let flying = self.attempts.remove(&attempt).ok_or("no such attempt")?;
-                ensure(
-                    flying.stage == Stage::Running && flying.worker == worker,
-                    "it does not run there",
-                )?;
+                ensure(flying.stage == Stage::Running && flying.worker == worker, "it does not run there")?;
                 let site = &mut self.sites[worker.0 as usize];
                 site.in_flight = site.in_flight.saturating_sub(1);
                 site.queue.retain(|&queued| queued != attempt);
@@ -864,32 +706,17 @@ impl Simulation {
                 let grid = self.jobs[flying.job.0 as usize].grid.ok_or("not planned")?;
                 let tile = flying.tile;
                 let operands = [Operand::Band(tile.band), Operand::Panel(tile.panel)];
-                let bytes: u64 = operands
-                    .map(|operand| grid.operand_bytes(operand))
-                    .iter()
-                    .sum();
+                let bytes: u64 = operands.map(|operand| grid.operand_bytes(operand)).iter().sum();
                 let check_s = (bytes + grid.tile_bytes(tile)) as f64 / CHECK_BYTES_PER_S;
                 self.sites[0].debt_s += check_s;
                 self.later(self.now_s + check_s, Happening::Checked(attempt));
             }
-            Action::Accept {
-                attempt,
-                job,
-                tile,
-                worker,
-                agreeing,
-            } => {
+            Action::Accept { attempt, job, tile, worker, agreeing } => {
                 let flying = self.attempts.remove(&attempt).ok_or("no such attempt")?;
-                ensure(
-                    (flying.job, flying.tile, flying.worker) == (job, tile, worker),
-                    "it is another's",
-                )?;
+                ensure((flying.job, flying.tile, flying.worker) == (job, tile, worker), "it is another's")?;
                 let job = &mut self.jobs[job.0 as usize];
                 let trusted = worker.is_local() && job.spec.redundancy == 1;
-                ensure(
-                    flying.stage == Stage::Good || (trusted && flying.stage == Stage::Finished),
-                    "unchecked",
-                )?;
+                ensure(flying.stage == Stage::Good || (trusted && flying.stage == Stage::Finished), "unchecked")?;
                 ensure(!flying.lie, "a lie is accepted")?;
                 ensure(agreeing >= 1, "nobody agrees")?;
                 ensure(job.accepted.insert(tile), "accepted twice")?;
@@ -898,19 +725,13 @@ impl Simulation {
                 let flying = self.attempts.remove(&attempt).ok_or("no such attempt")?;
                 ensure(flying.stage != Stage::Running, "it still runs")?;
             }
-            Action::Release {
-                worker,
-                job,
-                operand,
-            } => {
+            Action::Release { worker, job, operand } => {
                 let site = &mut self.sites[worker.0 as usize];
                 ensure(site.has.remove(&(job, operand)), "it is not there")?;
                 let needs = |flying: &Flying| {
                     let Tile { band, panel } = flying.tile;
                     let it = operand == Operand::Band(band) || operand == Operand::Panel(panel);
-                    it && flying.job == job
-                        && flying.worker == worker
-                        && flying.stage == Stage::Running
+                    it && flying.job == job && flying.worker == worker && flying.stage == Stage::Running
                 };
                 ensure(!self.attempts.values().any(needs), "it is needed")?;
             }
@@ -923,26 +744,14 @@ impl Simulation {
                 let tiles = self.jobs[job.0 as usize].grid.map(|grid| grid.tiles());
                 let accepted = self.jobs[job.0 as usize].accepted.len() as u32;
                 ensure(tiles == Some(accepted), "tiles are missing")?;
-                ensure(
-                    report.tasks.local + report.tasks.remote == accepted,
-                    "the report does not add up",
-                )?;
+                ensure(report.tasks.local + report.tasks.remote == accepted, "the report does not add up")?;
                 self.end(job, None, report)?;
             }
-            Action::JobFailed {
-                job,
-                kind,
-                ref report,
-                ..
-            } => {
+            Action::JobFailed { job, kind, ref report, .. } => {
                 let is = &self.jobs[job.0 as usize];
-                let overdue = is
-                    .spec
-                    .deadline
-                    .is_some_and(|deadline| deadline <= self.now() + Time::from_micros(2));
+                let overdue = is.spec.deadline.is_some_and(|deadline| deadline <= self.now() + Time::from_micros(2));
                 ensure(
-                    kind == FailureKind::Cancelled
-                        || (kind == FailureKind::DeadlineExceeded && overdue),
+                    kind == FailureKind::Cancelled || (kind == FailureKind::DeadlineExceeded && overdue),
                     "no reason",
                 )?;
                 self.end(job, Some(kind), report)?;
@@ -960,73 +769,34 @@ impl Simulation {
         EPOCH + Time::from_secs_f64(self.now_s)
     }
 
-    fn end(
-        &mut self,
-        id: JobId,
-        failure: Option<FailureKind>,
-        report: &JobReport,
-    ) -> Result<(), String> {
-        ensure(
-            !self.attempts.values().any(|flying| flying.job == id),
-            "attempts are left over",
-        )?;
-        self.sites
-            .iter_mut()
-            .for_each(|site| site.has.retain(|&(job, _)| job != id));
+    fn end(&mut self, id: JobId, failure: Option<FailureKind>, report: &JobReport) -> Result<(), String> {
+        ensure(!self.attempts.values().any(|flying| flying.job == id), "attempts are left over")?;
+        self.sites.iter_mut().for_each(|site| site.has.retain(|&(job, _)| job != id));
         let job = &mut self.jobs[id.0 as usize];
         ensure(job.outcome.is_none(), "it has ended before")?;
         let (seconds, report, grid) = (self.now_s - job.at_s, report.clone(), job.grid);
-        job.outcome = Some(Outcome {
-            failure,
-            seconds,
-            report,
-            grid,
-        });
+        job.outcome = Some(Outcome { failure, seconds, report, grid });
         Ok(())
     }
 
-    fn start(
-        &mut self,
-        attempt: AttemptId,
-        id: JobId,
-        tile: Tile,
-        worker: WorkerId,
-    ) -> Result<(), String> {
+    fn start(&mut self, attempt: AttemptId, id: JobId, tile: Tile, worker: WorkerId) -> Result<(), String> {
         self.started += 1;
         let job = &self.jobs[id.0 as usize];
         let grid = job.grid.ok_or("not planned")?;
         ensure(job.outcome.is_none(), "the job has ended")?;
-        ensure(
-            tile.band < grid.bands() && tile.panel < grid.panels(),
-            "there is no such tile",
-        )?;
+        ensure(tile.band < grid.bands() && tile.panel < grid.panels(), "there is no such tile")?;
         ensure(!job.accepted.contains(&tile), "the tile has been accepted")?;
-        ensure(
-            job.spec.place != Place::Local || worker.is_local(),
-            "the job is to stay here",
-        )?;
+        ensure(job.spec.place != Place::Local || worker.is_local(), "the job is to stay here")?;
         ensure(!self.quarantined.contains(&worker), "it is quarantined")?;
-        let twins: Vec<&Flying> = self
-            .attempts
-            .values()
-            .filter(|other| other.job == id && other.tile == tile)
-            .collect();
-        ensure(
-            !twins.iter().any(|twin| twin.worker == worker),
-            "it has this tile already",
-        )?;
-        let running = twins
-            .iter()
-            .filter(|twin| twin.stage != Stage::Good)
-            .count() as u32;
+        let twins: Vec<&Flying> =
+            self.attempts.values().filter(|other| other.job == id && other.tile == tile).collect();
+        ensure(!twins.iter().any(|twin| twin.worker == worker), "it has this tile already")?;
+        let running = twins.iter().filter(|twin| twin.stage != Stage::Good).count() as u32;
         ensure(running <= job.spec.redundancy, "too many copies")?;
         let at = worker.0 as usize;
         let site = self.sites.get_mut(at).ok_or("no such worker")?;
         ensure(site.here, "the worker is not here")?;
-        ensure(
-            site.in_flight < site.is.claim.max_in_flight,
-            "too many in flight",
-        )?;
+        ensure(site.in_flight < site.is.claim.max_in_flight, "too many in flight")?;
         site.in_flight += 1;
         let mut bytes = 0;
         for operand in [Operand::Band(tile.band), Operand::Panel(tile.panel)] {
@@ -1044,20 +814,8 @@ impl Simulation {
         }
         let life = site.life;
         let (sent, stage) = (Transfer { bytes, seconds }, Stage::Running);
-        let flying = Flying {
-            job: id,
-            tile,
-            worker,
-            stage,
-            life,
-            sent,
-            compute_s: 0.0,
-            lie: false,
-        };
-        ensure(
-            self.attempts.insert(attempt, flying).is_none(),
-            "the attempt is not new",
-        )?;
+        let flying = Flying { job: id, tile, worker, stage, life, sent, compute_s: 0.0, lie: false };
+        ensure(self.attempts.insert(attempt, flying).is_none(), "the attempt is not new")?;
         self.bytes_sent += bytes;
         if at > 0 {
             self.later(sent_s, Happening::Sent(attempt));

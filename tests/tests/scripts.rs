@@ -2,7 +2,6 @@
 //! this machine, free ports, loopback. Each script's exit code, what it says, and that it leaves nothing behind.
 
 #![allow(clippy::unwrap_used, reason = "a test stops at the first thing that is not as it should be")]
-
 #![cfg(unix)]
 
 use std::fs;

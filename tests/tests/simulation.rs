@@ -1,43 +1,24 @@
 //! The scheduler of the binary in virtual time: thousands of seeds of faults, and how long honest worlds take.
 //! Every failure names its seed.
 
-use pangea_node::schedule::{
-    Arithmetic, FailureKind, JobSpec, Operand, Place, ProductShape, WorkerEstimate, WorkerId,
-};
-use pangea_tests::simulation::{
-    Nature, Outcome, Run, Seeded, SimulatedJob, SimulatedWorker, World,
-};
+use pangea_node::schedule::{Arithmetic, FailureKind, JobSpec, Operand, Place, ProductShape, WorkerEstimate, WorkerId};
+use pangea_tests::simulation::{Nature, Outcome, Run, Seeded, SimulatedJob, SimulatedWorker, World};
 
 const GIB: u64 = 1 << 30;
 
 fn f32_product(m: u64, k: u64, n: u64) -> ProductShape {
-    ProductShape {
-        m,
-        k,
-        n,
-        a_element_bytes: 4,
-        b_element_bytes: 4,
-        c_element_bytes: 4,
-    }
+    ProductShape { m, k, n, a_element_bytes: 4, b_element_bytes: 4, c_element_bytes: 4 }
 }
 
 fn local(flops_per_s: f64) -> SimulatedWorker {
     let nature = Nature::honest(flops_per_s, f64::INFINITY, 0.0);
-    SimulatedWorker {
-        nature,
-        claim: WorkerEstimate::local([flops_per_s; 4], 8 * GIB),
-        joins_at_s: 0.0,
-    }
+    SimulatedWorker { nature, claim: WorkerEstimate::local([flops_per_s; 4], 8 * GIB), joins_at_s: 0.0 }
 }
 
 fn peer(flops_per_s: f64, bytes_per_s: f64) -> SimulatedWorker {
     let nature = Nature::honest(flops_per_s, bytes_per_s, 100e-6);
     let claim = WorkerEstimate::remote([flops_per_s; 4], bytes_per_s, 100e-6, 8 * GIB);
-    SimulatedWorker {
-        nature,
-        claim,
-        joins_at_s: 0.0,
-    }
+    SimulatedWorker { nature, claim, joins_at_s: 0.0 }
 }
 
 fn job(shape: ProductShape) -> JobSpec {
@@ -45,20 +26,9 @@ fn job(shape: ProductShape) -> JobSpec {
 }
 
 fn world(here: SimulatedWorker, peers: Vec<SimulatedWorker>, specs: Vec<JobSpec>) -> World {
-    let at = |spec| SimulatedJob {
-        at_s: 0.001,
-        spec,
-        cancelled_at_s: f64::INFINITY,
-    };
+    let at = |spec| SimulatedJob { at_s: 0.001, spec, cancelled_at_s: f64::INFINITY };
     let jobs = specs.into_iter().map(at).collect();
-    World {
-        seed: 1,
-        local: here,
-        peers,
-        jobs,
-        tells_progress: false,
-        connecting_s: 0.0,
-    }
+    World { seed: 1, local: here, peers, jobs, tells_progress: false, connecting_s: 0.0 }
 }
 
 fn run(world: &World) -> Run {
@@ -88,14 +58,8 @@ fn every_job_ends_right_through_faults_of_every_sort() {
                 ("hedged", tasks.hedged),
                 ("wrong", tasks.wrong),
                 ("finished", u32::from(outcome.failure.is_none())),
-                (
-                    "cancelled",
-                    u32::from(outcome.failure == Some(FailureKind::Cancelled)),
-                ),
-                (
-                    "overdue",
-                    u32::from(outcome.failure == Some(FailureKind::DeadlineExceeded)),
-                ),
+                ("cancelled", u32::from(outcome.failure == Some(FailureKind::Cancelled))),
+                ("overdue", u32::from(outcome.failure == Some(FailureKind::DeadlineExceeded))),
             ] {
                 *seen.entry(what).or_default() += u64::from(count);
             }
@@ -103,10 +67,7 @@ fn every_job_ends_right_through_faults_of_every_sort() {
     }
     println!("{seen:?}");
     for (what, count) in seen {
-        assert!(
-            count > seeds / 100,
-            "only {count} times {what}: the worlds are too kind"
-        );
+        assert!(count > seeds / 100, "only {count} times {what}: the worlds are too kind");
     }
 }
 
@@ -131,8 +92,7 @@ fn honest(seed: u64) -> World {
 }
 
 fn alone_s(world: &World) -> f64 {
-    world.local.nature.overhead_s
-        + world.jobs[0].spec.shape.flops() / world.local.nature.flops_per_s
+    world.local.nature.overhead_s + world.jobs[0].spec.shape.flops() / world.local.nature.flops_per_s
 }
 
 /// As if the work could be divided at will and moved for nothing.
@@ -143,9 +103,7 @@ fn ideal_s(world: &World) -> f64 {
 
 /// Every band and every panel of the job is at worker 1 before it begins, cut as a first run of it was.
 fn made_resident(mut world: World) -> World {
-    let Some(grid) = first(&world).grid else {
-        panic!("the job was not cut")
-    };
+    let Some(grid) = first(&world).grid else { panic!("the job was not cut") };
     let spec = &mut world.jobs[0].spec;
     spec.band_rows = Some(grid.band_rows());
     spec.panel_columns = Some(grid.panel_columns());
@@ -174,24 +132,10 @@ fn two_equal_nodes_are_nearly_twice_as_fast_on_a_fast_link() {
 
 #[test]
 fn a_gigabit_link_gets_as_much_as_helps() {
-    for (n, at_most) in [
-        (256, 1.01),
-        (512, 1.01),
-        (1024, 1.03),
-        (2048, 0.95),
-        (4096, 0.70),
-        (8192, 0.60),
-    ] {
-        let world = world(
-            local(100e9),
-            vec![peer(100e9, 110e6)],
-            vec![job(f32_product(n, n, n))],
-        );
+    for (n, at_most) in [(256, 1.01), (512, 1.01), (1024, 1.03), (2048, 0.95), (4096, 0.70), (8192, 0.60)] {
+        let world = world(local(100e9), vec![peer(100e9, 110e6)], vec![job(f32_product(n, n, n))]);
         let (seconds, alone) = (first(&world).seconds, alone_s(&world));
-        assert!(
-            seconds <= at_most * alone,
-            "n = {n}: {seconds} s, alone {alone} s"
-        );
+        assert!(seconds <= at_most * alone, "n = {n}: {seconds} s, alone {alone} s");
     }
 }
 
@@ -200,10 +144,7 @@ fn honest_peers_never_make_a_job_slower_than_alone() {
     for seed in 0..2000 {
         let world = honest(seed);
         let (seconds, alone) = (first(&world).seconds, alone_s(&world));
-        assert!(
-            seconds <= 1.1 * alone + 0.001,
-            "seed {seed}: {seconds} s, alone {alone} s"
-        );
+        assert!(seconds <= 1.1 * alone + 0.001, "seed {seed}: {seconds} s, alone {alone} s");
     }
 }
 
@@ -217,8 +158,7 @@ fn fast_links_come_near_to_the_sum_of_all_workers() {
             peer.nature.bytes_per_s = 5e9;
             peer.nature.rtt_s = rtt_s;
             let flops_per_s = peer.nature.flops_per_s;
-            peer.claim =
-                WorkerEstimate::remote([flops_per_s; Arithmetic::COUNT], 5e9, rtt_s, 8 * GIB);
+            peer.claim = WorkerEstimate::remote([flops_per_s; Arithmetic::COUNT], 5e9, rtt_s, 8 * GIB);
         }
         let shape = world.jobs[0].spec.shape;
         if ideal_s(&world) >= 0.1 && shape.m.min(shape.n).min(shape.k) >= 1000 {
@@ -229,27 +169,16 @@ fn fast_links_come_near_to_the_sum_of_all_workers() {
     }
     ratios.sort_by(f64::total_cmp);
     let median = ratios[ratios.len() / 2];
-    assert!(
-        ratios.len() > 100 && median < 1.15,
-        "median of {}: {median}",
-        ratios.len()
-    );
+    assert!(ratios.len() > 100 && median < 1.15, "median of {}: {median}", ratios.len());
 }
 
 #[test]
 fn every_further_worker_helps() {
     let mut before = f64::INFINITY;
     for peers in [0, 1, 2, 4, 8] {
-        let world = world(
-            local(100e9),
-            vec![peer(100e9, 1.1e9); peers],
-            vec![job(f32_product(8192, 8192, 8192))],
-        );
+        let world = world(local(100e9), vec![peer(100e9, 1.1e9); peers], vec![job(f32_product(8192, 8192, 8192))]);
         let seconds = first(&world).seconds;
-        assert!(
-            seconds < before * 0.95,
-            "{peers} peers: {seconds} s, with fewer {before} s"
-        );
+        assert!(seconds < before * 0.95, "{peers} peers: {seconds} s, with fewer {before} s");
         before = seconds;
     }
 }
@@ -261,17 +190,10 @@ fn peers_that_overstate_their_speed_cost_little() {
             let mut peer = peer(100e9, 1.1e9);
             peer.claim.flops_per_s = [100e9 * factor; Arithmetic::COUNT];
             peer.claim.send_bytes_per_s *= factor;
-            let mut world = world(
-                local(100e9),
-                vec![peer],
-                vec![job(f32_product(4096, 4096, 4096))],
-            );
+            let mut world = world(local(100e9), vec![peer], vec![job(f32_product(4096, 4096, 4096))]);
             world.tells_progress = tells_progress;
             let (seconds, alone) = (first(&world).seconds, alone_s(&world));
-            assert!(
-                seconds <= 0.65 * alone,
-                "claim of {factor}: {seconds} s, alone {alone} s"
-            );
+            assert!(seconds <= 0.65 * alone, "claim of {factor}: {seconds} s, alone {alone} s");
         }
     }
 }
@@ -288,11 +210,7 @@ fn a_straggler_or_a_hanging_peer_does_not_make_it_slower_than_alone() {
         let hanging_world = world(local(100e9), vec![hanging], vec![job(cube)]);
         for world in [slow_world, hanging_world] {
             let (outcome, alone) = (first(&world), alone_s(&world));
-            assert!(
-                outcome.seconds <= 1.05 * alone,
-                "{} s, alone {alone} s",
-                outcome.seconds
-            );
+            assert!(outcome.seconds <= 1.05 * alone, "{} s, alone {alone} s", outcome.seconds);
             assert!(outcome.report.tasks.hedged > 0);
         }
     }
@@ -302,43 +220,20 @@ fn a_straggler_or_a_hanging_peer_does_not_make_it_slower_than_alone() {
 fn a_liar_is_quarantined_and_the_product_is_whole() {
     let mut liar = peer(100e9, 1.1e9);
     liar.nature.lies = 1.0;
-    let world = world(
-        local(100e9),
-        vec![liar, peer(100e9, 1.1e9)],
-        vec![job(f32_product(4096, 4096, 4096))],
-    );
+    let world = world(local(100e9), vec![liar, peer(100e9, 1.1e9)], vec![job(f32_product(4096, 4096, 4096))]);
     let run = run(&world);
-    assert_eq!(
-        run.quarantined.into_iter().collect::<Vec<_>>(),
-        [WorkerId(1)]
-    );
+    assert_eq!(run.quarantined.into_iter().collect::<Vec<_>>(), [WorkerId(1)]);
     let tasks = run.outcomes[0].report.tasks;
-    assert!(
-        tasks.wrong == 1 && tasks.remote > 0 && tasks.retried > 0,
-        "{tasks:?}"
-    );
-    assert!(
-        run.outcomes[0]
-            .report
-            .workers
-            .iter()
-            .all(|share| share.worker != WorkerId(1))
-    );
+    assert!(tasks.wrong == 1 && tasks.remote > 0 && tasks.retried > 0, "{tasks:?}");
+    assert!(run.outcomes[0].report.workers.iter().all(|share| share.worker != WorkerId(1)));
 }
 
 #[test]
 fn a_remote_job_runs_on_peers_only_while_one_can() {
     let mut spec = job(f32_product(1, 1, 1));
     spec.place = Place::Remote;
-    let outcome = first(&world(
-        local(100e9),
-        vec![peer(1e9, 1e6)],
-        vec![spec.clone()],
-    ));
-    assert_eq!(
-        (outcome.report.tasks.remote, outcome.report.tasks.local),
-        (1, 0)
-    );
+    let outcome = first(&world(local(100e9), vec![peer(1e9, 1e6)], vec![spec.clone()]));
+    assert_eq!((outcome.report.tasks.remote, outcome.report.tasks.local), (1, 0));
     spec.shape = f32_product(2048, 2048, 2048);
     let slow_peer = world(local(100e9), vec![peer(10e9, 10e6)], vec![spec.clone()]);
     assert_eq!(first(&slow_peer).report.tasks.local, 0);
@@ -357,22 +252,13 @@ fn a_remote_job_waits_two_seconds_for_connecting_peers_and_then_runs_here() {
     late.connecting_s = 10.0;
     late.peers[0].joins_at_s = 1.5;
     let outcome = first(&late);
-    assert!(
-        outcome.report.tasks.local == 0 && outcome.seconds < 1.6,
-        "{outcome:?}"
-    );
+    assert!(outcome.report.tasks.local == 0 && outcome.seconds < 1.6, "{outcome:?}");
     late.peers[0].joins_at_s = 5.0;
     let outcome = first(&late);
-    assert!(
-        outcome.report.tasks.remote == 0 && (2.0..2.1).contains(&outcome.seconds),
-        "{outcome:?}"
-    );
+    assert!(outcome.report.tasks.remote == 0 && (2.0..2.1).contains(&outcome.seconds), "{outcome:?}");
     late.connecting_s = 0.5;
     let outcome = first(&late);
-    assert!(
-        outcome.report.tasks.remote == 0 && outcome.seconds < 0.6,
-        "{outcome:?}"
-    );
+    assert!(outcome.report.tasks.remote == 0 && outcome.seconds < 0.6, "{outcome:?}");
 }
 
 #[test]
@@ -380,32 +266,16 @@ fn a_local_job_sends_nothing() {
     let mut spec = job(f32_product(4096, 4096, 4096));
     spec.place = Place::Local;
     let run = run(&world(local(10e9), vec![peer(1000e9, 5e9)], vec![spec]));
-    assert_eq!(
-        (run.bytes_sent, run.outcomes[0].report.tasks.remote),
-        (0, 0)
-    );
+    assert_eq!((run.bytes_sent, run.outcomes[0].report.tasks.remote), (0, 0));
 }
 
 #[test]
 fn redundant_answers_come_from_as_many_workers() {
     let mut spec = job(f32_product(2048, 2048, 2048));
     spec.redundancy = 2;
-    let once = first(&world(
-        local(100e9),
-        vec![peer(100e9, 1.1e9); 2],
-        vec![job(spec.shape)],
-    ));
-    let twice = first(&world(
-        local(100e9),
-        vec![peer(100e9, 1.1e9); 2],
-        vec![spec],
-    ));
-    assert!(
-        twice.seconds > 1.5 * once.seconds,
-        "{} s twice, {} s once",
-        twice.seconds,
-        once.seconds
-    );
+    let once = first(&world(local(100e9), vec![peer(100e9, 1.1e9); 2], vec![job(spec.shape)]));
+    let twice = first(&world(local(100e9), vec![peer(100e9, 1.1e9); 2], vec![spec]));
+    assert!(twice.seconds > 1.5 * once.seconds, "{} s twice, {} s once", twice.seconds, once.seconds);
 }
 
 #[test]
@@ -418,39 +288,20 @@ fn a_short_job_passes_a_long_one_and_an_urgent_one_passes_both() {
     world.jobs[1].at_s = 1.0;
     world.jobs[2].at_s = 1.0;
     let outcomes = run(&world).outcomes;
-    let alone: Vec<f64> = world
-        .jobs
-        .iter()
-        .map(|job| job.spec.shape.flops() / 100e9)
-        .collect();
+    let alone: Vec<f64> = world.jobs.iter().map(|job| job.spec.shape.flops() / 100e9).collect();
     // Each waits for the two tiles of the long job that are under way.
-    assert!(
-        outcomes[2].seconds < alone[2] + 0.7,
-        "urgent: {} s",
-        outcomes[2].seconds
-    );
-    assert!(
-        outcomes[1].seconds < alone[1] + alone[2] + 0.7,
-        "short: {} s",
-        outcomes[1].seconds
-    );
+    assert!(outcomes[2].seconds < alone[2] + 0.7, "urgent: {} s", outcomes[2].seconds);
+    assert!(outcomes[1].seconds < alone[1] + alone[2] + 0.7, "short: {} s", outcomes[1].seconds);
     assert!(outcomes[0].seconds < 1.05 * alone.iter().sum::<f64>());
 }
 
 #[test]
 fn predictions_come_near_to_what_happens() {
-    let world = world(
-        local(100e9),
-        vec![peer(50e9, 1.1e9)],
-        vec![job(f32_product(8192, 8192, 8192))],
-    );
+    let world = world(local(100e9), vec![peer(50e9, 1.1e9)], vec![job(f32_product(8192, 8192, 8192))]);
     let run = run(&world);
     let report = &run.outcomes[0].report;
     let ratio = report.actual_seconds / report.predicted_seconds;
     assert!((0.9..1.15).contains(&ratio), "{ratio}");
     let accuracy = run.scheduler.worker(WorkerId(1)).unwrap().accuracy;
-    assert!(
-        accuracy.attempts > 20 && accuracy.relative_error < 0.1,
-        "{accuracy:?}"
-    );
+    assert!(accuracy.attempts > 20 && accuracy.relative_error < 0.1, "{accuracy:?}");
 }

@@ -66,12 +66,7 @@ impl Rounding {
                 max_sum: f64::MAX,
                 max_out: f64::MAX,
             },
-            DType::F16 => Rounding {
-                out: 2f64.powi(-11),
-                tiny_out: 2f64.powi(-24),
-                max_out: 65504.0,
-                ..f32_sums
-            },
+            DType::F16 => Rounding { out: 2f64.powi(-11), tiny_out: 2f64.powi(-24), max_out: 65504.0, ..f32_sums },
             DType::Bf16 => Rounding {
                 out: 2f64.powi(-8),
                 tiny_out: 2f64.powi(-133),

@@ -51,16 +51,8 @@ fn power(e: i32) -> (f64, f64) {
 /// needed.
 fn row_exponent(t: &Tensor, row: usize) -> i32 {
     let Ok(view) = t.view::<f64>() else { return 0 };
-    let largest = view
-        .row(row)
-        .iter()
-        .filter(|v| v.is_finite())
-        .fold(0.0f64, |max, v| max.max(v.abs()));
-    let e = if largest == 0.0 {
-        0
-    } else {
-        largest.log2() as i32
-    };
+    let largest = view.row(row).iter().filter(|v| v.is_finite()).fold(0.0f64, |max, v| max.max(v.abs()));
+    let e = if largest == 0.0 { 0 } else { largest.log2() as i32 };
     if e.abs() > SAFE_EXPONENT { e } else { 0 }
 }
 
@@ -93,20 +85,9 @@ fn times(t: &Tensor, v: &[Lane], reading: Reading<'_>, pool: &Pool) -> Vec<RowSu
         for (piece, row) in out.chunks_mut(PIECE).zip(rows.step_by(PIECE)) {
             let (mut lanes, mut squares) = ([[0.0; VECTORS]; PIECE], [0.0; PIECE]);
             let count = piece.len();
-            thin(
-                pool.isa(),
-                t,
-                row..row + count,
-                v,
-                reading,
-                &mut lanes[..count],
-                &mut squares[..count],
-            );
+            thin(pool.isa(), t, row..row + count, v, reading, &mut lanes[..count], &mut squares[..count]);
             for (i, out) in piece.iter_mut().enumerate() {
-                *out = RowSums {
-                    lanes: lanes[i],
-                    squares: squares[i],
-                };
+                *out = RowSums { lanes: lanes[i], squares: squares[i] };
             }
         }
     });
@@ -125,16 +106,12 @@ impl FloatProbe {
     pub(super) fn new(b: &Tensor, seed: &[u8; 32], pool: &Pool) -> FloatProbe {
         let mut bytes = vec![0u8; b.cols()];
         secret(seed, "signs").fill(&mut bytes);
-        let mut x: Vec<Lane> = bytes
-            .iter()
-            .map(|byte| std::array::from_fn(|r| if byte >> r & 1 == 1 { 1.0 } else { -1.0 }))
-            .collect();
+        let mut x: Vec<Lane> =
+            bytes.iter().map(|byte| std::array::from_fn(|r| if byte >> r & 1 == 1 { 1.0 } else { -1.0 })).collect();
         let mut reading = Reading::default();
         let mut rows = times(b, &x, reading, pool);
         // The largest row decides; where others needed no scaling, 0 is among them.
-        let exponent = exponents(b, &rows)
-            .and_then(|e| e.into_iter().max())
-            .unwrap_or(0);
+        let exponent = exponents(b, &rows).and_then(|e| e.into_iter().max()).unwrap_or(0);
         let scales = (exponent != 0).then(|| vec![power(-exponent); b.rows()]);
         if exponent != 0 {
             reading.scales = scales.as_deref();
@@ -143,11 +120,7 @@ impl FloatProbe {
         let mut bad = Vec::new();
         if rows.iter().any(|r| !r.squares.is_finite()) {
             let mut is_bad = vec![false; b.cols()];
-            for (row, _) in rows
-                .iter()
-                .enumerate()
-                .filter(|(_, r)| !r.squares.is_finite())
-            {
+            for (row, _) in rows.iter().enumerate().filter(|(_, r)| !r.squares.is_finite()) {
                 for (bad, v) in is_bad.iter_mut().zip(row_values(b, row)) {
                     *bad |= !v.is_finite();
                 }
@@ -184,42 +157,22 @@ impl FloatProbe {
     ) -> Result<CheckReport, Mismatch> {
         let (m, k, n) = (a.rows(), a.cols(), b.cols());
         let rounding = Rounding::of(out);
-        let mut judge = Judge {
-            a,
-            b,
-            c,
-            rounding,
-            recomputed: 0,
-        };
+        let mut judge = Judge { a, b, c, rounding, recomputed: 0 };
         let mut rows_sampled_only = 0;
         let serial = self.checks.fetch_add(1, Ordering::Relaxed);
         let mut dice = Dice(secret(&self.seed, &format!("tiles {serial}")));
 
         let mut expected = times(a, &self.bx, Reading::default(), pool);
         let a_exponents = exponents(a, &expected);
-        let a_scales: Option<Vec<(f64, f64)>> = a_exponents
-            .as_ref()
-            .map(|e| e.iter().map(|e| power(-e)).collect());
+        let a_scales: Option<Vec<(f64, f64)>> = a_exponents.as_ref().map(|e| e.iter().map(|e| power(-e)).collect());
         let scaled = a_scales.is_some() || self.exponent != 0;
         let c_exponent = |row: usize| self.exponent + a_exponents.as_ref().map_or(0, |e| e[row]);
-        let c_scales: Option<Vec<(f64, f64)>> =
-            scaled.then(|| (0..m).map(|row| power(-c_exponent(row))).collect());
+        let c_scales: Option<Vec<(f64, f64)>> = scaled.then(|| (0..m).map(|row| power(-c_exponent(row))).collect());
         if a_scales.is_some() {
-            let reading = Reading {
-                finite_only: false,
-                scales: a_scales.as_deref(),
-            };
+            let reading = Reading { finite_only: false, scales: a_scales.as_deref() };
             expected = times(a, &self.bx, reading, pool);
         }
-        let got = times(
-            c,
-            &self.x,
-            Reading {
-                finite_only: !self.bad.is_empty(),
-                scales: c_scales.as_deref(),
-            },
-            pool,
-        );
+        let got = times(c, &self.x, Reading { finite_only: !self.bad.is_empty(), scales: c_scales.as_deref() }, pool);
 
         let relative = DEVIATIONS * bound::relative(k, n, &rounding) * self.norm;
         let root_n = (n as f64).sqrt();
@@ -257,9 +210,7 @@ impl FloatProbe {
                         col: None,
                         residual: residual * unscale.0 * unscale.1,
                         threshold: threshold * unscale.0 * unscale.1,
-                        what: format!(
-                            "row {row} is off by {residual:.3e} where rounding allows {threshold:.3e}"
-                        ),
+                        what: format!("row {row} is off by {residual:.3e} where rounding allows {threshold:.3e}"),
                     });
                 }
             }
@@ -297,9 +248,8 @@ impl FloatProbe {
         a_scale: (f64, f64),
     ) -> Result<Option<RowSums>, Mismatch> {
         let mut values = row_values(judge.c, row);
-        let overflowed: Vec<usize> = (0..values.len())
-            .filter(|j| !values[*j].is_finite() && self.bad.binary_search(j).is_err())
-            .collect();
+        let overflowed: Vec<usize> =
+            (0..values.len()).filter(|j| !values[*j].is_finite() && self.bad.binary_search(j).is_err()).collect();
         if overflowed.len() > MOST_IN_ROW || judge.recomputed > MOST_IN_CHECK {
             for _ in 0..2 {
                 judge.element(row, overflowed[dice.below(overflowed.len())])?;
@@ -314,10 +264,7 @@ impl FloatProbe {
             *value = *value * scale.0 * scale.1;
         }
         let b_scale = power(-self.exponent);
-        let a: Vec<f64> = row_values(judge.a, row)
-            .iter()
-            .map(|a| a * a_scale.0 * a_scale.1)
-            .collect();
+        let a: Vec<f64> = row_values(judge.a, row).iter().map(|a| a * a_scale.0 * a_scale.1).collect();
         for j in overflowed {
             judge.element(row, j)?;
             // Scaled before they are summed, so that this sum does not overflow too.
@@ -376,11 +323,7 @@ impl Judge<'_> {
         self.judge(row, col, &a, &b)
     }
 
-    fn tile(
-        &mut self,
-        rows: std::ops::Range<usize>,
-        cols: std::ops::Range<usize>,
-    ) -> Result<(), Mismatch> {
+    fn tile(&mut self, rows: std::ops::Range<usize>, cols: std::ops::Range<usize>) -> Result<(), Mismatch> {
         let k = self.a.cols();
         let b = self.b.transposed();
         // Rows of B are walked once for all columns of the tile.
@@ -404,14 +347,7 @@ impl Judge<'_> {
     /// Whether C[row, col] can be `a·b`; gives `a·b` in f64.
     fn judge(&mut self, row: usize, col: usize, a: &[f64], b: &[f64]) -> Result<f64, Mismatch> {
         self.recomputed += 1;
-        let Rounding {
-            sum,
-            out,
-            tiny_sum,
-            tiny_out,
-            max_sum,
-            max_out,
-        } = self.rounding;
+        let Rounding { sum, out, tiny_sum, tiny_out, max_sum, max_out } = self.rounding;
         let got = self.c.get(row, col).unwrap_or(f64::NAN);
         let (want, mut magnitude) = dot(a, b);
         let mut operands_finite = true;
@@ -442,8 +378,7 @@ impl Judge<'_> {
             if got.is_nan() {
                 may_overflow && side(1.0) && side(-1.0)
             } else {
-                (may_overflow && side(got.signum()))
-                    || (want.abs() + error >= max_out && want.signum() == got.signum())
+                (may_overflow && side(got.signum())) || (want.abs() + error >= max_out && want.signum() == got.signum())
             }
         };
         if right {
@@ -478,8 +413,5 @@ fn dot(a: &[f64], b: &[f64]) -> (f64, f64) {
             sizes[lane] += product.abs();
         }
     }
-    (
-        sum + sums.iter().sum::<f64>(),
-        size + sizes.iter().sum::<f64>(),
-    )
+    (sum + sums.iter().sum::<f64>(), size + sizes.iter().sum::<f64>())
 }

@@ -27,18 +27,10 @@ impl IntegerProbe {
         let x: Vec<u64> = (0..b.cols()).map(|_| draw()).collect();
         let x = Limbs::new(&x);
         let bx = times(b, &x, pool);
-        IntegerProbe {
-            x,
-            bx: Limbs::new(&bx),
-        }
+        IntegerProbe { x, bx: Limbs::new(&bx) }
     }
 
-    pub(super) fn check(
-        &self,
-        a: &Tensor,
-        c: &Tensor,
-        pool: &Pool,
-    ) -> Result<CheckReport, Mismatch> {
+    pub(super) fn check(&self, a: &Tensor, c: &Tensor, pool: &Pool) -> Result<CheckReport, Mismatch> {
         let expected = times(a, &self.bx, pool);
         let got = times(c, &self.x, pool);
         let wrong = expected.iter().zip(&got).position(|(e, g)| e != g);

@@ -87,26 +87,14 @@ impl ColumnProbe {
         } else {
             Kind::Float(Box::new(float::FloatProbe::new(b, &seed, pool)))
         };
-        Ok(ColumnProbe {
-            out,
-            k: b.rows(),
-            n: b.cols(),
-            b_dtype: b.dtype(),
-            kind,
-        })
+        Ok(ColumnProbe { out, k: b.rows(), n: b.cols(), b_dtype: b.dtype(), kind })
     }
 
     /// Whether `c`, `[m, n]`, is `a·b`: `a` is `[m, k]`, `b` the panel that this probe was made for.
     ///
     /// # Errors
     /// [`Mismatch`]: what is wrong, and where.
-    pub fn check(
-        &self,
-        a: &Tensor,
-        b: &Tensor,
-        c: &Tensor,
-        pool: &Pool,
-    ) -> Result<CheckReport, Mismatch> {
+    pub fn check(&self, a: &Tensor, b: &Tensor, c: &Tensor, pool: &Pool) -> Result<CheckReport, Mismatch> {
         let fits = a.cols() == self.k
             && b.shape() == (self.k, self.n)
             && b.dtype() == self.b_dtype
@@ -175,9 +163,7 @@ fn by_rows<T: Send>(
         work(0..rows, out);
         return;
     }
-    let step = (ELEMENTS_PER_PIECE / cols.max(1))
-        .max(8)
-        .next_multiple_of(8);
+    let step = (ELEMENTS_PER_PIECE / cols.max(1)).max(8).next_multiple_of(8);
     let pieces = Mutex::new((0..rows).step_by(step).zip(out.chunks_mut(step)));
     pool.run(width, &|_| {
         loop {
@@ -190,7 +176,5 @@ fn by_rows<T: Send>(
 
 /// A stream of secret bytes: BLAKE3 keyed with the seed, one stream for every purpose.
 fn secret(seed: &[u8; 32], purpose: &str) -> blake3::OutputReader {
-    blake3::Hasher::new_keyed(seed)
-        .update(purpose.as_bytes())
-        .finalize_xof()
+    blake3::Hasher::new_keyed(seed).update(purpose.as_bytes()).finalize_xof()
 }

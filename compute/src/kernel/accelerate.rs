@@ -74,21 +74,12 @@ pub(crate) fn takes(a: &Tensor, b: &Tensor) -> bool {
 }
 
 /// `c = a · b`, where [`takes`] said so and no length is 0.
-pub(crate) fn multiply(
-    a: &Tensor,
-    b: &Tensor,
-    c: &Target<'_>,
-    pool: &Pool,
-    cancel: &Cancel,
-) -> Result<(), Error> {
+pub(crate) fn multiply(a: &Tensor, b: &Tensor, c: &Target<'_>, pool: &Pool, cancel: &Cancel) -> Result<(), Error> {
     assert!(takes(a, b) && a.cols() == b.rows());
     let c = c.dest(a.rows(), b.cols(), a.dtype());
     let (m, k, n) = (a.rows(), a.cols(), b.cols());
     let Some(ldc) = i32::try_from(c.ld).ok() else {
-        return Err(Error::invalid(
-            "matmul",
-            "the result's rows are too long for CBLAS",
-        ));
+        return Err(Error::invalid("matmul", "the result's rows are too long for CBLAS"));
     };
     let threads = pool.threads();
     let step = m.div_ceil(threads).next_multiple_of(32);
@@ -96,10 +87,7 @@ pub(crate) fn multiply(
         let rows = (thread * step).min(m)..((thread + 1) * step).min(m);
         for k0 in (0..k).step_by(SUM_BLOCK) {
             let depth = k0..(k0 + SUM_BLOCK).min(k);
-            let (Ok(a), Ok(b)) = (
-                a.slice(rows.clone(), depth.clone()),
-                b.slice(depth.clone(), 0..n),
-            ) else {
+            let (Ok(a), Ok(b)) = (a.slice(rows.clone(), depth.clone()), b.slice(depth.clone(), 0..n)) else {
                 return;
             };
             let (Some((trans_a, lda)), Some((trans_b, ldb))) = (layout(&a), layout(&b)) else {

@@ -32,15 +32,7 @@ macro_rules! float_kernel {
             const KUNIT: usize = 1;
             const KC: usize = $kc;
 
-            unsafe fn micro(
-                rows: usize,
-                groups: usize,
-                a: *const $t,
-                b: *const u8,
-                c: *mut $t,
-                ldc: usize,
-                add: bool,
-            ) {
+            unsafe fn micro(rows: usize, groups: usize, a: *const $t, b: *const u8, c: *mut $t, ldc: usize, add: bool) {
                 // SAFETY: passed on from the caller; 1 ≤ rows ≤ 6.
                 unsafe { by_rows!(rows, $f(groups, a, b.cast(), c, ldc, add)) }
             }
@@ -49,14 +41,7 @@ macro_rules! float_kernel {
         /// # Safety
         /// As [`Kernel::micro`], with `rows` = R.
         #[target_feature(enable = "avx2,fma")]
-        unsafe fn $f<const R: usize>(
-            k: usize,
-            a: *const $t,
-            b: *const $t,
-            c: *mut $t,
-            ldc: usize,
-            add: bool,
-        ) {
+        unsafe fn $f<const R: usize>(k: usize, a: *const $t, b: *const $t, c: *mut $t, ldc: usize, add: bool) {
             let mut acc: [[$v; 2]; R] = [[$zero(); 2]; R];
             // SAFETY: k steps of R elements of A and 2 · lanes of B; R rows of C, each 2 · lanes wide, `ldc` apart.
             unsafe {
@@ -79,11 +64,7 @@ macro_rules! float_kernel {
                     let row = c.add(i * ldc);
                     for half in 0..2 {
                         let at = row.add(half * $lanes);
-                        let sum = if add {
-                            $add($load(at), acc[i][half])
-                        } else {
-                            acc[i][half]
-                        };
+                        let sum = if add { $add($load(at), acc[i][half]) } else { acc[i][half] };
                         $store(at, sum);
                     }
                 }
@@ -131,15 +112,7 @@ impl Kernel for I8 {
     const KUNIT: usize = 2;
     const KC: usize = 1024;
 
-    unsafe fn micro(
-        rows: usize,
-        groups: usize,
-        a: *const i16,
-        b: *const u8,
-        c: *mut i32,
-        ldc: usize,
-        add: bool,
-    ) {
+    unsafe fn micro(rows: usize, groups: usize, a: *const i16, b: *const u8, c: *mut i32, ldc: usize, add: bool) {
         // SAFETY: passed on from the caller; 1 ≤ rows ≤ 6.
         unsafe { by_rows!(rows, i8_tile(groups, a, b, c, ldc, add)) }
     }
@@ -148,14 +121,7 @@ impl Kernel for I8 {
 /// # Safety
 /// As [`Kernel::micro`], with `rows` = R.
 #[target_feature(enable = "avx2")]
-unsafe fn i8_tile<const R: usize>(
-    groups: usize,
-    a: *const i16,
-    b: *const u8,
-    c: *mut i32,
-    ldc: usize,
-    add: bool,
-) {
+unsafe fn i8_tile<const R: usize>(groups: usize, a: *const i16, b: *const u8, c: *mut i32, ldc: usize, add: bool) {
     let mut acc: [[__m256i; 2]; R] = [[_mm256_setzero_si256(); 2]; R];
     // SAFETY: `groups` steps of R pairs of A and 16 pairs of B; R rows of C, each 16 wide, `ldc` apart.
     unsafe {
@@ -175,11 +141,7 @@ unsafe fn i8_tile<const R: usize>(
             let row = c.add(i * ldc);
             for half in 0..2 {
                 let at: *mut __m256i = row.add(half * 8).cast();
-                let sum = if add {
-                    _mm256_add_epi32(_mm256_loadu_si256(at), acc[i][half])
-                } else {
-                    acc[i][half]
-                };
+                let sum = if add { _mm256_add_epi32(_mm256_loadu_si256(at), acc[i][half]) } else { acc[i][half] };
                 _mm256_storeu_si256(at, sum);
             }
         }

@@ -40,15 +40,7 @@ macro_rules! float_kernel {
             const KUNIT: usize = 1;
             const KC: usize = $kc;
 
-            unsafe fn micro(
-                rows: usize,
-                groups: usize,
-                a: *const $t,
-                b: *const u8,
-                c: *mut $t,
-                ldc: usize,
-                add: bool,
-            ) {
+            unsafe fn micro(rows: usize, groups: usize, a: *const $t, b: *const u8, c: *mut $t, ldc: usize, add: bool) {
                 // SAFETY: passed on from the caller; 1 ≤ rows ≤ 14.
                 unsafe { by_rows!(rows, $f(groups, a, b.cast(), c, ldc, add)) }
             }
@@ -57,14 +49,7 @@ macro_rules! float_kernel {
         /// # Safety
         /// As [`Kernel::micro`], with `rows` = R.
         #[target_feature(enable = "avx512f")]
-        unsafe fn $f<const R: usize>(
-            k: usize,
-            a: *const $t,
-            b: *const $t,
-            c: *mut $t,
-            ldc: usize,
-            add: bool,
-        ) {
+        unsafe fn $f<const R: usize>(k: usize, a: *const $t, b: *const $t, c: *mut $t, ldc: usize, add: bool) {
             let mut acc: [[$v; 2]; R] = [[$zero(); 2]; R];
             // SAFETY: k steps of R elements of A and 2 · lanes of B; R rows of C, each 2 · lanes wide, `ldc` apart.
             unsafe {
@@ -89,11 +74,7 @@ macro_rules! float_kernel {
                     let row = c.add(i * ldc);
                     for half in 0..2 {
                         let at = row.add(half * $lanes);
-                        let sum = if add {
-                            $add($load(at), acc[i][half])
-                        } else {
-                            acc[i][half]
-                        };
+                        let sum = if add { $add($load(at), acc[i][half]) } else { acc[i][half] };
                         $store(at, sum);
                     }
                 }
@@ -143,15 +124,7 @@ impl Kernel for I8 {
     const A_XOR: u8 = 0x80;
     const HEADER: usize = 32 * 4;
 
-    unsafe fn micro(
-        rows: usize,
-        groups: usize,
-        a: *const i8,
-        b: *const u8,
-        c: *mut i32,
-        ldc: usize,
-        add: bool,
-    ) {
+    unsafe fn micro(rows: usize, groups: usize, a: *const i8, b: *const u8, c: *mut i32, ldc: usize, add: bool) {
         // SAFETY: passed on from the caller; 1 ≤ rows ≤ 14.
         unsafe { by_rows!(rows, i8_tile(groups, a, b, c, ldc, add)) }
     }
@@ -160,20 +133,10 @@ impl Kernel for I8 {
 /// # Safety
 /// As [`Kernel::micro`], with `rows` = R.
 #[target_feature(enable = "avx512f,avx512vnni")]
-unsafe fn i8_tile<const R: usize>(
-    groups: usize,
-    a: *const i8,
-    b: *const u8,
-    c: *mut i32,
-    ldc: usize,
-    add: bool,
-) {
+unsafe fn i8_tile<const R: usize>(groups: usize, a: *const i8, b: *const u8, c: *mut i32, ldc: usize, add: bool) {
     // SAFETY: a header of 32 i32, then `groups` steps of R · 4 bytes of A and 32 · 4 of B; R rows of 32 of C.
     unsafe {
-        let start = [
-            _mm512_loadu_si512(b.cast()),
-            _mm512_loadu_si512(b.add(64).cast()),
-        ];
+        let start = [_mm512_loadu_si512(b.cast()), _mm512_loadu_si512(b.add(64).cast())];
         let mut acc: [[__m512i; 2]; R] = [start; R];
         let (mut a, mut b) = (a, b.add(128));
         for _ in 0..groups {
@@ -191,11 +154,7 @@ unsafe fn i8_tile<const R: usize>(
             let row = c.add(i * ldc);
             for half in 0..2 {
                 let at = row.add(half * 16).cast();
-                let sum = if add {
-                    _mm512_add_epi32(_mm512_loadu_si512(at), acc[i][half])
-                } else {
-                    acc[i][half]
-                };
+                let sum = if add { _mm512_add_epi32(_mm512_loadu_si512(at), acc[i][half]) } else { acc[i][half] };
                 _mm512_storeu_si512(row.add(half * 16).cast(), sum);
             }
         }

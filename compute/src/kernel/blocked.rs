@@ -38,10 +38,7 @@ impl Dest {
     /// (row, col) lies inside, or at its end.
     pub(super) unsafe fn at(self, row: usize, col: usize) -> Dest {
         // SAFETY: the caller's promise.
-        let ptr = unsafe {
-            self.ptr
-                .add((row * self.ld + col) * self.dtype.size_bytes())
-        };
+        let ptr = unsafe { self.ptr.add((row * self.ld + col) * self.dtype.size_bytes()) };
         Dest { ptr, ..self }
     }
 }
@@ -69,11 +66,7 @@ impl<'a> Target<'a> {
         let from = (row0 * ld + col0) * dtype.size_bytes();
         let from = from.min(out.size_bytes());
         Ok(Target {
-            c: Dest {
-                ptr: out.bytes_mut()[from..].as_mut_ptr(),
-                dtype,
-                ld,
-            },
+            c: Dest { ptr: out.bytes_mut()[from..].as_mut_ptr(), dtype, ld },
             rows,
             cols,
             held: std::marker::PhantomData,
@@ -103,22 +96,12 @@ impl Passes {
             assert!(K::KUNIT > 1 || K::KC <= SUM_BLOCK);
             assert!(K::KC.is_multiple_of(K::KUNIT));
         }
-        let kc = k
-            .div_ceil(k.div_ceil(K::KC).max(1))
-            .next_multiple_of(K::KUNIT);
-        Passes {
-            k,
-            kc,
-            unit: K::KUNIT,
-        }
+        let kc = k.div_ceil(k.div_ceil(K::KC).max(1)).next_multiple_of(K::KUNIT);
+        Passes { k, kc, unit: K::KUNIT }
     }
 
     fn count(self) -> usize {
-        if self.k == 0 {
-            0
-        } else {
-            self.k.div_ceil(self.kc)
-        }
+        if self.k == 0 { 0 } else { self.k.div_ceil(self.kc) }
     }
 
     /// First k, length, and length with padding of pass `q`.
@@ -130,10 +113,7 @@ impl Passes {
     /// The part of the passes that covers `count` passes from `first` on.
     fn slab(self, first: usize, count: usize) -> Passes {
         let from = first * self.kc;
-        Passes {
-            k: (count * self.kc).min(self.k - from),
-            ..self
-        }
+        Passes { k: (count * self.kc).min(self.k - from), ..self }
     }
 
     fn padded(self) -> usize {
@@ -210,14 +190,7 @@ fn each(pool: &Pool, width: usize, count: usize, work: &(dyn Fn(usize) + Sync)) 
 }
 
 /// Packs all of `a` ([rows, k]) into `out`.
-fn pack_all_a<K: Kernel>(
-    a: &Tensor,
-    passes: Passes,
-    out: &mut [u8],
-    pool: &Pool,
-    width: usize,
-    cancel: &Cancel,
-) {
+fn pack_all_a<K: Kernel>(a: &Tensor, passes: Passes, out: &mut [u8], pool: &Pool, width: usize, cancel: &Cancel) {
     let rows = a.rows();
     let panels = rows.div_ceil(K::MR);
     let out = Parts(out.as_mut_ptr(), out.len());
@@ -235,14 +208,7 @@ fn pack_all_a<K: Kernel>(
 }
 
 /// Packs all of `b` ([k, cols]) into `out`.
-fn pack_all_b<K: Kernel>(
-    b: &Tensor,
-    passes: Passes,
-    out: &mut [u8],
-    pool: &Pool,
-    width: usize,
-    cancel: &Cancel,
-) {
+fn pack_all_b<K: Kernel>(b: &Tensor, passes: Passes, out: &mut [u8], pool: &Pool, width: usize, cancel: &Cancel) {
     let cols = b.cols();
     let panels = cols.div_ceil(K::NR);
     let out = Parts(out.as_mut_ptr(), out.len());
@@ -282,26 +248,16 @@ impl Slab<'_> {
         let cols_per = (B_BLOCK_BYTES / deep).clamp(1, col_panels);
         let col_blocks = col_panels.div_ceil(cols_per);
         // Enough blocks that the last ones do not leave threads idle for long.
-        let wanted = if width > 1 {
-            (8 * width).div_ceil(col_blocks)
-        } else {
-            1
-        };
-        let row_blocks = row_panels
-            .div_ceil(ROW_PANELS)
-            .max(wanted.min(row_panels.div_ceil(2)));
+        let wanted = if width > 1 { (8 * width).div_ceil(col_blocks) } else { 1 };
+        let row_blocks = row_panels.div_ceil(ROW_PANELS).max(wanted.min(row_panels.div_ceil(2)));
         each(pool, width, row_blocks * col_blocks, &|unit| {
             if cancel.is_cancelled() {
                 return;
             }
             // Neighbouring blocks share B's part.
             let (col, row) = (unit / row_blocks, unit % row_blocks);
-            let part =
-                |i: usize, parts: usize, whole: usize| i * whole / parts..(i + 1) * whole / parts;
-            let (rows, cols) = (
-                part(row, row_blocks, row_panels),
-                part(col, col_blocks, col_panels),
-            );
+            let part = |i: usize, parts: usize, whole: usize| i * whole / parts..(i + 1) * whole / parts;
+            let (rows, cols) = (part(row, row_blocks, row_panels), part(col, col_blocks, col_panels));
             // SAFETY: blocks of C are disjoint; the rest is the caller's promise.
             unsafe { self.block::<K>(rows, cols) }
         });
@@ -323,9 +279,7 @@ impl Slab<'_> {
                     let b = self.b[self.passes.b_panel::<K>(self.n, q, j)].as_ptr();
                     let width = K::NR.min(self.n - j * K::NR);
                     // SAFETY: panel (p, j) begins inside C.
-                    let c = unsafe { self.c.at(p * K::MR, j * K::NR) }
-                        .ptr
-                        .cast::<K::Acc>();
+                    let c = unsafe { self.c.at(p * K::MR, j * K::NR) }.ptr.cast::<K::Acc>();
                     if width == K::NR {
                         // SAFETY: a whole tile of C, `height` rows of NR; panels as packed.
                         unsafe {
@@ -339,8 +293,7 @@ impl Slab<'_> {
                     }
                     for (i, line) in edge.chunks_exact(K::NR).enumerate().take(height) {
                         // SAFETY: row i of this tile, cut to C's width.
-                        let c =
-                            unsafe { std::slice::from_raw_parts_mut(c.add(i * self.c.ld), width) };
+                        let c = unsafe { std::slice::from_raw_parts_mut(c.add(i * self.c.ld), width) };
                         for (c, sum) in c.iter_mut().zip(line) {
                             *c = if add { *c + *sum } else { *sum };
                         }
@@ -392,11 +345,7 @@ pub(crate) fn multiply<K: Kernel>(
                 let target = unsafe { c.at(row, col) };
                 let into = match &mut sums {
                     None => target,
-                    Some(sums) => Dest {
-                        ptr: sums.as_mut_slice().as_mut_ptr(),
-                        dtype: K::Acc::DTYPE,
-                        ld: cols,
-                    },
+                    Some(sums) => Dest { ptr: sums.as_mut_slice().as_mut_ptr(), dtype: K::Acc::DTYPE, ld: cols },
                 };
                 for slab in 0..slabs {
                     let first = slab * slab_passes;
@@ -409,15 +358,8 @@ pub(crate) fn multiply<K: Kernel>(
                         let panel = b.slice(k0..k0 + part.k, col..col + cols)?;
                         pack_all_b::<K>(&panel, part, packed_b, pool, width, cancel);
                     }
-                    let slab = Slab {
-                        a: packed_a,
-                        b: packed_b,
-                        m: rows,
-                        n: cols,
-                        passes: part,
-                        c: into,
-                        add: first > 0,
-                    };
+                    let slab =
+                        Slab { a: packed_a, b: packed_b, m: rows, n: cols, passes: part, c: into, add: first > 0 };
                     // SAFETY: `into` has room for rows × cols sums, exclusively ours; a pool's instruction set, by which K
                     // was chosen, is available.
                     unsafe { slab.compute::<K>(pool, width, cancel) };
@@ -455,8 +397,7 @@ unsafe fn round(sums: &[u8], rows: usize, cols: usize, c: Dest, pool: &Pool, wid
             unsafe {
                 let to = c.at(row, 0).ptr;
                 if c.dtype == DType::F16 {
-                    std::slice::from_raw_parts_mut(to.cast::<half::f16>(), cols)
-                        .convert_from_f32_slice(from);
+                    std::slice::from_raw_parts_mut(to.cast::<half::f16>(), cols).convert_from_f32_slice(from);
                 } else {
                     let to = std::slice::from_raw_parts_mut(to.cast::<u16>(), cols);
                     for (to, from) in to.iter_mut().zip(from) {
@@ -522,21 +463,9 @@ pub(crate) fn multiply_packed<K: Kernel>(
     };
     let into = match &mut sums {
         None => c,
-        Some(sums) => Dest {
-            ptr: sums.as_mut_slice().as_mut_ptr(),
-            dtype: K::Acc::DTYPE,
-            ld: n,
-        },
+        Some(sums) => Dest { ptr: sums.as_mut_slice().as_mut_ptr(), dtype: K::Acc::DTYPE, ld: n },
     };
-    let slab = Slab {
-        a,
-        b,
-        m,
-        n,
-        passes,
-        c: into,
-        add: false,
-    };
+    let slab = Slab { a, b, m, n, passes, c: into, add: false };
     // SAFETY: `into` has room for m × n sums, exclusively ours; a pool's instruction set, by which K was chosen, is
     // available.
     unsafe { slab.compute::<K>(pool, width, cancel) };

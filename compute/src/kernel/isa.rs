@@ -42,11 +42,7 @@ impl Isa {
 
     /// The fastest family that this processor can run.
     pub fn best() -> Isa {
-        Isa::ALL
-            .into_iter()
-            .rev()
-            .find(|isa| isa.is_available())
-            .unwrap_or(Isa::Plain)
+        Isa::ALL.into_iter().rev().find(|isa| isa.is_available()).unwrap_or(Isa::Plain)
     }
 
     /// The name: `plain`, `avx2`, `avx512`.
@@ -66,18 +62,15 @@ impl Isa {
         let Some(word) = std::env::var_os("PANGEA_ISA") else {
             return Ok(Isa::best());
         };
-        Isa::ALL
-            .into_iter()
-            .find(|isa| word == isa.name() && isa.is_available())
-            .ok_or_else(|| {
-                Error::invalid(
-                    "PANGEA_ISA",
-                    format!(
-                        "{} is not an instruction set that this processor has; use plain, avx2 or avx512, or unset it",
-                        word.to_string_lossy()
-                    ),
-                )
-            })
+        Isa::ALL.into_iter().find(|isa| word == isa.name() && isa.is_available()).ok_or_else(|| {
+            Error::invalid(
+                "PANGEA_ISA",
+                format!(
+                    "{} is not an instruction set that this processor has; use plain, avx2 or avx512, or unset it",
+                    word.to_string_lossy()
+                ),
+            )
+        })
     }
 }
 

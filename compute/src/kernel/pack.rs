@@ -88,20 +88,8 @@ fn pack_lines<S: Element, D: Convert<S> + PackElem>(
     out: &mut [D],
     xor: u8,
 ) {
-    let Lines {
-        columns,
-        first,
-        count,
-        width,
-        k0,
-        k,
-        unit,
-    } = lines;
-    let (line_stride, k_stride) = if columns {
-        (strides.1, strides.0)
-    } else {
-        strides
-    };
+    let Lines { columns, first, count, width, k0, k, unit } = lines;
+    let (line_stride, k_stride) = if columns { (strides.1, strides.0) } else { strides };
     if k == 0 || count == 0 {
         out.fill(D::zeroed());
         return;
@@ -126,8 +114,7 @@ fn pack_lines<S: Element, D: Convert<S> + PackElem>(
             if take == 4 {
                 let row = |step: usize| &source[(g * 4 + step) * k_stride..][..count];
                 let (r0, r1, r2, r3) = (row(0), row(1), row(2), row(3));
-                for ((((to, a), b), c), d) in to.chunks_exact_mut(4).zip(r0).zip(r1).zip(r2).zip(r3)
-                {
+                for ((((to, a), b), c), d) in to.chunks_exact_mut(4).zip(r0).zip(r1).zip(r2).zip(r3) {
                     to[0] = D::convert(*a).xor(xor);
                     to[1] = D::convert(*b).xor(xor);
                     to[2] = D::convert(*c).xor(xor);
@@ -173,44 +160,14 @@ fn pack_lines<S: Element, D: Convert<S> + PackElem>(
 }
 
 /// Packs rows `first..first + count` of A, k from `k0` on.
-pub(crate) fn pack_a<K: Kernel>(
-    a: &Tensor,
-    first: usize,
-    count: usize,
-    k0: usize,
-    k: usize,
-    out: &mut [u8],
-) {
-    let lines = Lines {
-        columns: false,
-        first,
-        count,
-        width: count,
-        k0,
-        k,
-        unit: K::KUNIT,
-    };
+pub(crate) fn pack_a<K: Kernel>(a: &Tensor, first: usize, count: usize, k0: usize, k: usize, out: &mut [u8]) {
+    let lines = Lines { columns: false, first, count, width: count, k0, k, unit: K::KUNIT };
     K::Elem::pack(a, lines, bytemuck::cast_slice_mut(out), K::A_XOR);
 }
 
 /// Packs columns `first..first + count` of B, k from `k0` on, with its header.
-pub(crate) fn pack_b<K: Kernel>(
-    b: &Tensor,
-    first: usize,
-    count: usize,
-    k0: usize,
-    k: usize,
-    out: &mut [u8],
-) {
-    let lines = Lines {
-        columns: true,
-        first,
-        count,
-        width: K::NR,
-        k0,
-        k,
-        unit: K::KUNIT,
-    };
+pub(crate) fn pack_b<K: Kernel>(b: &Tensor, first: usize, count: usize, k0: usize, k: usize, out: &mut [u8]) {
+    let lines = Lines { columns: true, first, count, width: K::NR, k0, k, unit: K::KUNIT };
     let (header, body) = out.split_at_mut(K::HEADER);
     let body: &mut [K::Elem] = bytemuck::cast_slice_mut(body);
     K::Elem::pack(b, lines, body, 0);

@@ -17,15 +17,7 @@ macro_rules! plain_float {
             const KUNIT: usize = 1;
             const KC: usize = $kc;
 
-            unsafe fn micro(
-                rows: usize,
-                groups: usize,
-                a: *const $t,
-                b: *const u8,
-                c: *mut $t,
-                ldc: usize,
-                add: bool,
-            ) {
+            unsafe fn micro(rows: usize, groups: usize, a: *const $t, b: *const u8, c: *mut $t, ldc: usize, add: bool) {
                 // SAFETY: the caller's promise: packed panels of `groups` groups, `rows` rows of C.
                 let (a, b) = unsafe {
                     (
@@ -65,16 +57,8 @@ macro_rules! plain_float {
 
 /// a·b + c: fused where that is one instruction, else two roundings (a call per product would be far slower).
 #[inline(always)]
-fn fused<T: Copy + std::ops::Mul<Output = T> + std::ops::Add<Output = T> + MulAdd>(
-    a: T,
-    b: T,
-    c: T,
-) -> T {
-    if cfg!(target_arch = "aarch64") {
-        a.mul_add_to(b, c)
-    } else {
-        a * b + c
-    }
+fn fused<T: Copy + std::ops::Mul<Output = T> + std::ops::Add<Output = T> + MulAdd>(a: T, b: T, c: T) -> T {
+    if cfg!(target_arch = "aarch64") { a.mul_add_to(b, c) } else { a * b + c }
 }
 
 trait MulAdd {
@@ -114,21 +98,10 @@ impl Kernel for I8 {
     const KUNIT: usize = 2;
     const KC: usize = 1024;
 
-    unsafe fn micro(
-        rows: usize,
-        groups: usize,
-        a: *const i16,
-        b: *const u8,
-        c: *mut i32,
-        ldc: usize,
-        add: bool,
-    ) {
+    unsafe fn micro(rows: usize, groups: usize, a: *const i16, b: *const u8, c: *mut i32, ldc: usize, add: bool) {
         // SAFETY: the caller's promise: packed panels of `groups` groups, `rows` rows of C.
         let (a, b) = unsafe {
-            (
-                std::slice::from_raw_parts(a, groups * rows * 2),
-                std::slice::from_raw_parts(b.cast::<i16>(), groups * 16),
-            )
+            (std::slice::from_raw_parts(a, groups * rows * 2), std::slice::from_raw_parts(b.cast::<i16>(), groups * 16))
         };
         let mut acc = [[0i32; 8]; 4];
         for (a, b) in a.chunks_exact(rows * 2).zip(b.chunks_exact(16)) {

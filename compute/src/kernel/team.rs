@@ -47,11 +47,7 @@ impl Team {
     /// Starts `threads − 1` threads; fewer where the system gives no more.
     pub(crate) fn new(threads: usize) -> Team {
         let shared = Arc::new(Shared {
-            slot: Mutex::new(Slot {
-                epoch: 0,
-                job: None,
-                stop: false,
-            }),
+            slot: Mutex::new(Slot { epoch: 0, job: None, stop: false }),
             epoch: AtomicU64::new(0),
             wake: Condvar::new(),
             remaining: AtomicUsize::new(0),
@@ -62,17 +58,10 @@ impl Team {
         let workers = (1..threads)
             .map_while(|index| {
                 let shared = Arc::clone(&shared);
-                std::thread::Builder::new()
-                    .name(format!("pangea-cpu-{index}"))
-                    .spawn(move || work(&shared, index))
-                    .ok()
+                std::thread::Builder::new().name(format!("pangea-cpu-{index}")).spawn(move || work(&shared, index)).ok()
             })
             .collect();
-        Team {
-            shared,
-            workers,
-            turn: Mutex::new(()),
-        }
+        Team { shared, workers, turn: Mutex::new(()) }
     }
 
     pub(crate) fn threads(&self) -> usize {
@@ -112,10 +101,7 @@ impl Team {
             job(0);
         }
         drop(turn);
-        assert!(
-            !shared.panicked.load(Ordering::Relaxed),
-            "a compute thread panicked"
-        );
+        assert!(!shared.panicked.load(Ordering::Relaxed), "a compute thread panicked");
     }
 }
 
@@ -132,11 +118,7 @@ impl Drop for Finish<'_> {
         }
         let mut guard = lock(&self.0.finished);
         while self.0.remaining.load(Ordering::Acquire) != 0 {
-            guard = self
-                .0
-                .all_done
-                .wait(guard)
-                .unwrap_or_else(PoisonError::into_inner);
+            guard = self.0.all_done.wait(guard).unwrap_or_else(PoisonError::into_inner);
         }
     }
 }
@@ -152,10 +134,7 @@ fn work(shared: &Shared, index: usize) {
         let (job, width) = {
             let mut slot = lock(&shared.slot);
             while slot.epoch == seen && !slot.stop {
-                slot = shared
-                    .wake
-                    .wait(slot)
-                    .unwrap_or_else(PoisonError::into_inner);
+                slot = shared.wake.wait(slot).unwrap_or_else(PoisonError::into_inner);
             }
             if slot.stop {
                 return;

@@ -73,12 +73,7 @@ type Fold = fn(&Converted, &[Lane], &mut [Lane; ROWS]);
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-fn pass_avx512<T: Element>(
-    job: &Pass<'_, T>,
-    rows: Range<usize>,
-    sums: &mut [Lane],
-    squares: &mut [f64],
-) {
+fn pass_avx512<T: Element>(job: &Pass<'_, T>, rows: Range<usize>, sums: &mut [Lane], squares: &mut [f64]) {
     job.run(rows, sums, squares, |converted, v, sums| {
         use std::arch::x86_64::*;
         // SAFETY: called only inside this function, whose caller has AVX-512; every access is inside its array.
@@ -90,8 +85,7 @@ fn pass_avx512<T: Element>(
             for (k, v) in v.iter().enumerate().take(DEPTH) {
                 let v = _mm512_loadu_pd(v.as_ptr());
                 for r in 0..ROWS {
-                    acc[r] =
-                        _mm512_fmadd_pd(_mm512_set1_pd(*converted[r].get_unchecked(k)), v, acc[r]);
+                    acc[r] = _mm512_fmadd_pd(_mm512_set1_pd(*converted[r].get_unchecked(k)), v, acc[r]);
                 }
             }
             for (acc, sums) in acc.iter().zip(sums.iter_mut()) {
@@ -103,12 +97,7 @@ fn pass_avx512<T: Element>(
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
-fn pass_avx2<T: Element>(
-    job: &Pass<'_, T>,
-    rows: Range<usize>,
-    sums: &mut [Lane],
-    squares: &mut [f64],
-) {
+fn pass_avx2<T: Element>(job: &Pass<'_, T>, rows: Range<usize>, sums: &mut [Lane], squares: &mut [f64]) {
     job.run(rows, sums, squares, |converted, v, sums| {
         use std::arch::x86_64::*;
         // SAFETY: called only inside this function, whose caller has AVX2; every access is inside its array.
@@ -116,10 +105,7 @@ fn pass_avx2<T: Element>(
             for (rows, sums) in converted.chunks_exact(4).zip(sums.chunks_exact_mut(4)) {
                 let mut acc = [[_mm256_setzero_pd(); 2]; 4];
                 for (acc, sums) in acc.iter_mut().zip(sums.iter()) {
-                    *acc = [
-                        _mm256_loadu_pd(sums.as_ptr()),
-                        _mm256_loadu_pd(sums.as_ptr().add(4)),
-                    ];
+                    *acc = [_mm256_loadu_pd(sums.as_ptr()), _mm256_loadu_pd(sums.as_ptr().add(4))];
                 }
                 for (k, v) in v.iter().enumerate().take(DEPTH) {
                     let v0 = _mm256_loadu_pd(v.as_ptr());
@@ -190,12 +176,7 @@ impl<T: Element> Pass<'_, T> {
         } else {
             for step in 0..k {
                 let from = &self.source[row0 * row_stride + (k0 + step) * col_stride..];
-                for (r, from) in from
-                    .iter()
-                    .step_by(row_stride.max(1))
-                    .enumerate()
-                    .take(rows)
-                {
+                for (r, from) in from.iter().step_by(row_stride.max(1)).enumerate().take(rows) {
                     to[r][step] = from.to_f64();
                 }
             }
@@ -248,9 +229,7 @@ const LIMB_RUN: usize = 1 << 10;
 impl Limbs {
     pub(crate) fn new(x: &[u64]) -> Limbs {
         let limb = |shift: u32, bits: u32| -> Vec<i32> {
-            x.iter()
-                .map(|x| ((x >> shift) & ((1 << bits) - 1)) as i32)
-                .collect()
+            x.iter().map(|x| ((x >> shift) & ((1 << bits) - 1)) as i32).collect()
         };
         // A digit is what is left, cut to 16 bits with its sign; taking it away leaves a multiple of 2¹⁶.
         let mut rest: Vec<i64> = x.iter().map(|x| *x as i64).collect();
@@ -263,10 +242,7 @@ impl Limbs {
                 })
                 .collect()
         };
-        Limbs {
-            digits: [digit(), digit(), digit(), digit()],
-            limbs: [limb(0, 21), limb(21, 20), limb(41, 20)],
-        }
+        Limbs { digits: [digit(), digit(), digit(), digit()], limbs: [limb(0, 21), limb(21, 20), limb(41, 20)] }
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -332,9 +308,7 @@ fn exact<T: Element>(
         };
         let runs = line.chunks(run).zip((0..).step_by(run));
         // At most 2^7 · 2^61 · 2^17 or 2^31 · 2^61 · 2^31: far from i128's end.
-        let total: i128 = runs
-            .map(|(part, from)| dot(isa, part, from..from + part.len()))
-            .sum();
+        let total: i128 = runs.map(|(part, from)| dot(isa, part, from..from + part.len())).sum();
         *sum = total.rem_euclid(i128::from(P61)) as u64;
     }
 }
@@ -380,23 +354,5 @@ macro_rules! dots {
         }
     };
 }
-dots!(
-    digit_dots,
-    digit_dots_avx512,
-    digit_dots_avx2,
-    digit_dots_plain,
-    i8,
-    i16,
-    i32,
-    4
-);
-dots!(
-    limb_dots,
-    limb_dots_avx512,
-    limb_dots_avx2,
-    limb_dots_plain,
-    i32,
-    i32,
-    i64,
-    3
-);
+dots!(digit_dots, digit_dots_avx512, digit_dots_avx2, digit_dots_plain, i8, i16, i32, 4);
+dots!(limb_dots, limb_dots_avx512, limb_dots_avx2, limb_dots_plain, i32, i32, i64, 3);

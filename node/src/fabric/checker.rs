@@ -65,7 +65,9 @@ impl Checker {
 
     /// Queues a check.
     pub(crate) fn submit(&self, check: Check) -> Result<()> {
-        self.queue.try_send(check).map_err(|_| Error::new(ErrorKind::Overloaded, "too many results wait for their check"))
+        self.queue
+            .try_send(check)
+            .map_err(|_| Error::new(ErrorKind::Overloaded, "too many results wait for their check"))
     }
 }
 

@@ -28,11 +28,11 @@ use crate::link::coordinator::{self, Bulk, Link, LinkEvent};
 use crate::link::limits::TASKS_PER_PEER;
 use crate::link::serve::{self, Served};
 use crate::net::{NetEvent, Network};
-use crate::schedule::{
-    Action, Arithmetic, AttemptId, Event, FailureKind, JobSpec, LeaveReason, Measured, Operand, ProductShape, Progress as Step,
-    Scheduler, Tile, TileGrid, Time, Transfer, Verdict, WorkerEstimate, WorkerId,
-};
 use crate::schedule::limits::IN_FLIGHT_MAX;
+use crate::schedule::{
+    Action, Arithmetic, AttemptId, Event, FailureKind, JobSpec, LeaveReason, Measured, Operand, ProductShape,
+    Progress as Step, Scheduler, Tile, TileGrid, Time, Transfer, Verdict, WorkerEstimate, WorkerId,
+};
 use crate::wire::{Advert, PROTOCOL, VERSION};
 use crate::worker::budget::Budget;
 use crate::worker::executor::{Executor, Outcome, PackKey, Side, Speeds, Work};
@@ -213,6 +213,7 @@ impl Driver {
             tasks_done: 0,
             bytes_received: 0,
             bytes_sent: 0,
+            sessions: HashMap::new(),
             draining: false,
         };
         let (listening, addresses) = watch::channel(Vec::new());
@@ -315,14 +316,17 @@ impl Driver {
             }
             Command::Cancel(job) => self.events.push_back(Event::JobCancelled { job: crate::schedule::JobId(job) }),
             Command::Peers(answer) => {
-                let in_flight = |worker| self.attempts.values().filter(|attempt| attempt.worker == worker).count() as u32;
+                let in_flight =
+                    |worker| self.attempts.values().filter(|attempt| attempt.worker == worker).count() as u32;
                 let _ = answer.send(self.peers.statuses(in_flight));
             }
             Command::Status(answer) => {
                 let _ = answer.send(self.status());
             }
             Command::Connect { address, timeout, answer } => self.connect(&address, timeout, answer),
-            Command::ProbeLink { peer, message_bytes, rounds, answer } => self.probe_link(&peer, message_bytes, rounds, answer),
+            Command::ProbeLink { peer, message_bytes, rounds, answer } => {
+                self.probe_link(&peer, message_bytes, rounds, answer)
+            }
             Command::Drain { within, answer } => {
                 self.served.borrow_mut().draining = true;
                 self.draining = Some((Instant::now() + within, answer));
@@ -431,7 +435,9 @@ impl Driver {
             LinkEvent::Started(task) => {
                 self.events.push_back(Event::AttemptProgress { attempt: AttemptId(task), progress: Step::Computing });
             }
-            LinkEvent::Result { task, tensor, compute, receiving } => self.remote_done(peer, AttemptId(task), tensor, compute, receiving),
+            LinkEvent::Result { task, tensor, compute, receiving } => {
+                self.remote_done(peer, AttemptId(task), tensor, compute, receiving)
+            }
             LinkEvent::Failure { task, kind, message } => {
                 tracing::debug!(event = "task_failed", %peer, task, %kind, message);
                 self.events.push_back(Event::AttemptFailed { attempt: AttemptId(task), kind: failure_kind(kind) });
@@ -460,7 +466,8 @@ impl Driver {
     fn on_tick(&mut self) {
         self.count_connecting();
         let now = Instant::now();
-        let (late, waiting): (Vec<_>, Vec<_>) = std::mem::take(&mut self.waiting_for).into_iter().partition(|(_, until, _)| *until <= now);
+        let (late, waiting): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.waiting_for).into_iter().partition(|(_, until, _)| *until <= now);
         self.waiting_for = waiting;
         for (peer, _, answer) in late {
             let why = format!("{peer} is connected but does not answer as a Pangea node");
@@ -561,11 +568,9 @@ impl Driver {
     }
 
     fn planned(&mut self, job: JobId, grid: TileGrid) {
-        let Some(Submitting { request, submitted, progress, outcome, dtype }) = self.submitting.remove(&job) else { return };
-        if grid.tiles() > 1 {
-            self.remember_side(&request.a, Side::Left, grid.band_rows());
-            self.remember_side(&request.b, Side::Right, grid.panel_columns());
-        }
+        let Some(Submitting { request, submitted, progress, outcome, dtype }) = self.submitting.remove(&job) else {
+            return;
+        };
         let data = JobData::new(request.a.clone(), request.b.clone(), dtype, grid);
         match RunningJob::new(data, request, submitted, progress) {
             Ok(mut running) => {
@@ -585,7 +590,15 @@ impl Driver {
         match action {
             Action::Plan { job, grid } => self.planned(job.0, grid),
             Action::Start { attempt, job, tile, worker, hedge } => {
-                tracing::debug!(event = "start", attempt = attempt.0, job = job.0, band = tile.band, panel = tile.panel, worker = worker.0, hedge);
+                tracing::debug!(
+                    event = "start",
+                    attempt = attempt.0,
+                    job = job.0,
+                    band = tile.band,
+                    panel = tile.panel,
+                    worker = worker.0,
+                    hedge
+                );
                 if let Err(error) = self.start(attempt, job.0, tile, worker) {
                     tracing::debug!(event = "start_failed", attempt = attempt.0, %error);
                     self.events.push_back(Event::AttemptFailed { attempt, kind: failure_kind(error.kind()) });
@@ -624,10 +637,15 @@ impl Driver {
         if !worker.is_local() {
             let deadline = running.request.deadline.map(|within| within.saturating_sub(running.submitted.elapsed()));
             let feed = Feed { attempt, job: Rc::clone(&running.data), tile, priority, deadline, cancel, lacking: None };
-            let (_, link) = self.peers.link_of(worker).ok_or_else(|| Error::new(ErrorKind::Unavailable, "the peer is gone"))?;
-            return link.feeder.try_send(feed).map_err(|_| Error::new(ErrorKind::Overloaded, "too many tasks wait for this peer"));
+            let (_, link) =
+                self.peers.link_of(worker).ok_or_else(|| Error::new(ErrorKind::Unavailable, "the peer is gone"))?;
+            return link
+                .feeder
+                .try_send(feed)
+                .map_err(|_| Error::new(ErrorKind::Overloaded, "too many tasks wait for this peer"));
         }
-        let key = |side, index| if running.data.is_one_tile() { PackKey::Once } else { PackKey::Local { job, side, index } };
+        let key =
+            |side, index| if running.data.is_one_tile() { PackKey::Once } else { PackKey::Local { job, side, index } };
         let notices = self.notices.clone();
         let work = Work {
             priority,
@@ -651,7 +669,8 @@ impl Driver {
             Ok(tensor) => {
                 under_way.result = Some(tensor);
                 under_way.compute = outcome.compute;
-                let measured = Measured { compute_seconds: Some(outcome.compute.as_secs_f64()), sent: None, received: None };
+                let measured =
+                    Measured { compute_seconds: Some(outcome.compute.as_secs_f64()), sent: None, received: None };
                 self.events.push_back(Event::AttemptFinished { attempt, measured });
             }
             Err(error) => {
@@ -662,7 +681,14 @@ impl Driver {
         }
     }
 
-    fn remote_done(&mut self, peer: PeerId, attempt: AttemptId, tensor: Tensor, compute: Duration, receiving: Duration) {
+    fn remote_done(
+        &mut self,
+        peer: PeerId,
+        attempt: AttemptId,
+        tensor: Tensor,
+        compute: Duration,
+        receiving: Duration,
+    ) {
         let bytes = tensor.size_bytes() as u64;
         self.counters.bytes_received += bytes;
         let Some(under_way) = self.attempts.get_mut(&attempt) else { return };
@@ -671,7 +697,8 @@ impl Driver {
         if let Some(running) = self.jobs.get_mut(&under_way.job) {
             running.bytes_received += bytes;
         }
-        let sent = self.peers.get_mut(&peer).and_then(|known| known.link.as_mut()).map(|link| std::mem::take(&mut link.sent));
+        let sent =
+            self.peers.get_mut(&peer).and_then(|known| known.link.as_mut()).map(|link| std::mem::take(&mut link.sent));
         let transfer = |(bytes, took): (u64, Duration)| {
             (bytes > 0 && !took.is_zero()).then_some(Transfer { bytes, seconds: took.as_secs_f64() })
         };
@@ -698,7 +725,8 @@ impl Driver {
             return;
         };
         let data = &running.data;
-        let operands = data.operand(Operand::Band(tile.band)).and_then(|a| Ok((a, data.operand(Operand::Panel(tile.panel))?)));
+        let operands =
+            data.operand(Operand::Band(tile.band)).and_then(|a| Ok((a, data.operand(Operand::Panel(tile.panel))?)));
         let notices = self.notices.clone();
         let submitted = operands.and_then(|(a, b)| {
             self.checker.submit(Check {
@@ -808,7 +836,10 @@ impl Driver {
     }
 
     fn release(&mut self, worker: WorkerId, job: JobId, operand: Operand) {
-        let Some(digest) = self.jobs.get(&job).and_then(|running| running.data.digest_cell(operand).get().copied()) else { return };
+        let Some(digest) = self.jobs.get(&job).and_then(|running| running.data.digest_cell(operand).get().copied())
+        else {
+            return;
+        };
         if let Some((_, link)) = self.peers.link_of(worker) {
             // Advice only: the worker drops what is oldest by itself.
             let _ = link.link.release(digest);
@@ -830,7 +861,8 @@ impl Driver {
                 c: under_way.result.clone()?,
             })
         });
-        let why = evidence.as_ref().map_or_else(|| "a result failed its check".to_owned(), |evidence| evidence.why.clone());
+        let why =
+            evidence.as_ref().map_or_else(|| "a result failed its check".to_owned(), |evidence| evidence.why.clone());
         tracing::warn!(event = "quarantined", %peer, why, "Peer {peer} is quarantined: a result of its failed the check ({why})");
         if let Some(known) = self.peers.get_mut(&peer) {
             known.quarantined = Some(why);
@@ -838,7 +870,9 @@ impl Driver {
         if let (Some(evidence), Some(data_dir)) = (evidence, self.settings.data_dir.clone()) {
             tokio::task::spawn_blocking(move || match evidence.keep(&data_dir) {
                 Ok(folder) => tracing::info!(event = "evidence_kept", folder = %folder.display()),
-                Err(error) => tracing::warn!(event = "evidence_lost", %error, "the evidence could not be written: {error}"),
+                Err(error) => {
+                    tracing::warn!(event = "evidence_lost", %error, "the evidence could not be written: {error}")
+                }
             });
         }
     }
@@ -881,8 +915,15 @@ impl Driver {
                 running.method = method;
                 self.deliver(job, &report, product);
             }
-            CheckVerdict::Bad(why) => self.failed(job, FailureKind::VerificationFailed, format!("the whole product failed its check: {why}"), &report),
-            CheckVerdict::Failed(why) => self.failed(job, FailureKind::Internal, format!("the check could not be done: {why}"), &report),
+            CheckVerdict::Bad(why) => self.failed(
+                job,
+                FailureKind::VerificationFailed,
+                format!("the whole product failed its check: {why}"),
+                &report,
+            ),
+            CheckVerdict::Failed(why) => {
+                self.failed(job, FailureKind::Internal, format!("the check could not be done: {why}"), &report)
+            }
         }
     }
 
@@ -891,6 +932,12 @@ impl Driver {
         self.executor.forget(job);
         let seconds = running.submitted.elapsed().as_secs_f64();
         self.counters.jobs_done += 1;
+        if report.tasks.remote > 0 {
+            // Peers hold these bands and panels: the next product with one of them is cut alike.
+            let grid = &running.data.grid;
+            self.remember_side(&running.data.a, Side::Left, grid.band_rows());
+            self.remember_side(&running.data.b, Side::Right, grid.panel_columns());
+        }
         let report = self.report(&running, report, seconds);
         tracing::debug!(event = "job_done", job, seconds, predicted = report.predicted_seconds, mode = report.mode);
         if let Some(outcome) = running.outcome.take() {
@@ -1035,7 +1082,8 @@ impl Driver {
             Ok(stream) => stream,
             Err(why) => {
                 tracing::debug!(event = "open_failed", %peer, why);
-                let (waiting, others) = std::mem::take(&mut self.waiting_for).into_iter().partition(|(of, ..)| *of == peer);
+                let (waiting, others) =
+                    std::mem::take(&mut self.waiting_for).into_iter().partition(|(of, ..)| *of == peer);
                 self.waiting_for = others;
                 let waiting: Vec<_> = waiting;
                 for (_, _, answer) in waiting {
@@ -1058,7 +1106,15 @@ impl Driver {
             let _ = notices.try_send(Notice::FeedFailed { attempt, error });
         });
         if let Some(known) = self.peers.get_mut(&peer) {
-            known.link = Some(OpenLink { generation, link, worker: None, resident, feeder, sent: (0, Duration::ZERO), busy: Duration::ZERO });
+            known.link = Some(OpenLink {
+                generation,
+                link,
+                worker: None,
+                resident,
+                feeder,
+                sent: (0, Duration::ZERO),
+                busy: Duration::ZERO,
+            });
         }
     }
 
@@ -1088,7 +1144,8 @@ impl Driver {
         if works && let Some(estimate) = self.estimate(&peer) {
             self.events.push_back(Event::WorkerJoined { worker, estimate });
         }
-        let (answered, waiting): (Vec<_>, Vec<_>) = std::mem::take(&mut self.waiting_for).into_iter().partition(|(of, ..)| *of == peer);
+        let (answered, waiting): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.waiting_for).into_iter().partition(|(of, ..)| *of == peer);
         self.waiting_for = waiting;
         for (_, _, answer) in answered {
             let _ = answer.send(Ok(peer.to_string()));
@@ -1152,7 +1209,9 @@ impl Driver {
         let address: Multiaddr = match address.parse() {
             Ok(address) => address,
             Err(error) => {
-                let why = format!("'{address}' is no multiaddr ({error}); one looks like /ip4/192.168.1.20/tcp/7777/p2p/12D3...");
+                let why = format!(
+                    "'{address}' is no multiaddr ({error}); one looks like /ip4/192.168.1.20/tcp/7777/p2p/12D3..."
+                );
                 let _ = answer.send(Err(Error::new(ErrorKind::InvalidInput, why)));
                 return;
             }
@@ -1180,9 +1239,14 @@ impl Driver {
 
     fn probe_link(&self, peer: &str, message_bytes: u64, rounds: u32, answer: oneshot::Sender<Result<LinkProbe>>) {
         let found = self.peers.iter().find(|(id, known)| {
-            known.link.is_some() && (id.to_string() == peer || known.name() == peer || (peer.is_empty() && known.state == PeerState::Connected))
+            known.link.is_some()
+                && (id.to_string() == peer
+                    || known.name() == peer
+                    || (peer.is_empty() && known.state == PeerState::Connected))
         });
-        let Some((id, Some(link), transport)) = found.map(|(id, known)| (*id, known.link.as_ref(), known.transport.clone())) else {
+        let Some((id, Some(link), transport)) =
+            found.map(|(id, known)| (*id, known.link.as_ref(), known.transport.clone()))
+        else {
             let why = format!("no connected peer is called '{peer}'; `pangea peers` lists them");
             let _ = answer.send(Err(Error::new(ErrorKind::NotFound, why)));
             return;
@@ -1270,7 +1334,12 @@ async fn measure(link: Rc<Link>, probes: Rc<RefCell<Probes>>, bytes: u64) -> Opt
 }
 
 /// Medians over `rounds`: bytes per second of bulk messages, and the round trip of small ones.
-async fn measure_rounds(link: Rc<Link>, probes: Rc<RefCell<Probes>>, bytes: u64, rounds: u32) -> Option<(f64, Duration)> {
+async fn measure_rounds(
+    link: Rc<Link>,
+    probes: Rc<RefCell<Probes>>,
+    bytes: u64,
+    rounds: u32,
+) -> Option<(f64, Duration)> {
     let rounds = rounds.clamp(1, ROUNDS_MAX);
     let mut rates = Vec::new();
     let mut trips = Vec::new();

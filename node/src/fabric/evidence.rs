@@ -5,8 +5,8 @@
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use pangea_compute::{NpyWriter, Tensor};
 use libp2p::PeerId;
+use pangea_compute::{NpyWriter, Tensor};
 use serde::{Deserialize, Serialize};
 
 /// Folders kept; the oldest go first. A liar is quarantined after one, so many are many liars.

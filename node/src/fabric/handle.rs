@@ -50,7 +50,11 @@ pub(crate) enum Command {
 }
 
 impl Fabric {
-    pub(crate) fn new(commands: mpsc::Sender<Command>, budget: Budget, listening: watch::Receiver<Vec<String>>) -> Fabric {
+    pub(crate) fn new(
+        commands: mpsc::Sender<Command>,
+        budget: Budget,
+        listening: watch::Receiver<Vec<String>>,
+    ) -> Fabric {
         Fabric { commands, budget, listening }
     }
 
@@ -138,7 +142,10 @@ fn judge(request: &JobRequest) -> Result<DType> {
     let (a, b) = (&request.a, &request.b);
     let dtype = pangea_compute::product_dtype(a, b).map_err(crate::compute_error)?;
     if request.redundancy == 0 {
-        return Err(Error::new(ErrorKind::InvalidInput, "redundancy is the number of workers for each task, at least 1"));
+        return Err(Error::new(
+            ErrorKind::InvalidInput,
+            "redundancy is the number of workers for each task, at least 1",
+        ));
     }
     Ok(dtype)
 }

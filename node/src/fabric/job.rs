@@ -4,9 +4,7 @@
 use std::time::Duration;
 
 use pangea_client::Result;
-pub use pangea_client::{
-    JobReport, Place, Progress, Rejection, TaskCounts, Verification, VerifyPolicy, WorkerShare,
-};
+pub use pangea_client::{JobReport, Place, Progress, Rejection, TaskCounts, Verification, VerifyPolicy, WorkerShare};
 use pangea_compute::{DType, Tensor};
 use tokio::sync::{oneshot, watch};
 

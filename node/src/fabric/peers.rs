@@ -141,7 +141,8 @@ impl Peers {
 
     /// Peers that are expected to be there soon.
     pub(crate) fn connecting(&self, now: Instant) -> usize {
-        let soon = |peer: &&Peer| peer.state == PeerState::Connecting && now.duration_since(peer.since) < CONNECTING_FOR;
+        let soon =
+            |peer: &&Peer| peer.state == PeerState::Connecting && now.duration_since(peer.since) < CONNECTING_FOR;
         self.by_id.values().filter(soon).count()
     }
 
@@ -157,7 +158,8 @@ impl Peers {
     }
 
     fn forget_one(&mut self) {
-        let gone = self.by_id.iter().filter(|(_, peer)| peer.state != PeerState::Connected && peer.quarantined.is_none());
+        let gone =
+            self.by_id.iter().filter(|(_, peer)| peer.state != PeerState::Connected && peer.quarantined.is_none());
         if let Some(oldest) = gone.min_by_key(|(_, peer)| peer.since).map(|(id, _)| *id) {
             self.by_id.remove(&oldest);
         }

@@ -28,15 +28,7 @@ pub(crate) struct JobData {
 
 impl JobData {
     pub(crate) fn new(a: Tensor, b: Tensor, dtype: DType, grid: TileGrid) -> JobData {
-        JobData {
-            a,
-            b,
-            dtype,
-            grid,
-            digests: RefCell::default(),
-            probes: RefCell::default(),
-            bytes_sent: Cell::new(0),
-        }
+        JobData { a, b, dtype, grid, digests: RefCell::default(), probes: RefCell::default(), bytes_sent: Cell::new(0) }
     }
 
     /// A band of A or a panel of B, without a copy.

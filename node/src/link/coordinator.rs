@@ -151,7 +151,13 @@ impl Link {
 
 /// Runs a link over `stream` on the current `LocalSet`; events go to `events` with the peer's id and
 /// `generation`, which tells links to the same peer apart. The last event is [`LinkEvent::Closed`].
-pub fn open<S>(stream: S, peer: PeerId, generation: u64, advert: Advert, events: mpsc::Sender<(PeerId, u64, LinkEvent)>) -> Link
+pub fn open<S>(
+    stream: S,
+    peer: PeerId,
+    generation: u64,
+    advert: Advert,
+    events: mpsc::Sender<(PeerId, u64, LinkEvent)>,
+) -> Link
 where
     S: AsyncRead + AsyncWrite + Unpin + 'static,
 {
@@ -214,7 +220,10 @@ impl<R: AsyncRead + Unpin> Reader<R> {
         match advert {
             Message::Advert(advert) if advert.version >= VERSION => self.report.event(LinkEvent::Opened(advert)).await,
             Message::Advert(advert) => {
-                return Err(LinkError::Unexpected(format!("the peer speaks version {}, this node {VERSION}", advert.version)));
+                return Err(LinkError::Unexpected(format!(
+                    "the peer speaks version {}, this node {VERSION}",
+                    advert.version
+                )));
             }
             Message::Goodbye(why) => return Err(LinkError::Goodbye(why)),
             other => return Err(LinkError::Unexpected(format!("`{}` where an advert belongs", other.name()))),

@@ -135,7 +135,9 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
 async fn stalling<T>(work: impl Future<Output = io::Result<T>>) -> Result<T, LinkError> {
     match tokio::time::timeout(FRAME_TIMEOUT, work).await {
         Ok(done) => done.map_err(|error| match error.kind() {
-            io::ErrorKind::UnexpectedEof => LinkError::Io(io::Error::new(error.kind(), "the stream ended inside a frame")),
+            io::ErrorKind::UnexpectedEof => {
+                LinkError::Io(io::Error::new(error.kind(), "the stream ended inside a frame"))
+            }
             _ => LinkError::Io(error),
         }),
         Err(_) => Err(LinkError::Stalled),

@@ -39,6 +39,8 @@ pub struct Served {
     pub bytes_received: u64,
     /// Tensor bytes sent as results.
     pub bytes_sent: u64,
+    /// Streams of each peer that are being served.
+    pub sessions: HashMap<PeerId, u32>,
     /// Set when the node drains: no new tasks.
     pub draining: bool,
 }
@@ -48,6 +50,7 @@ pub async fn serve<S>(stream: S, peer: PeerId, advert: Advert, served: Rc<RefCel
 where
     S: AsyncRead + AsyncWrite + Unpin + 'static,
 {
+    *served.borrow_mut().sessions.entry(peer).or_default() += 1;
     let (replies, outbox) = mpsc::channel(REPLY_QUEUE);
     let (read, write) = stream.split();
     let state = Rc::new(RefCell::new(Session {
@@ -114,7 +117,10 @@ async fn read<R: AsyncRead + Unpin>(
         Ok(first) => match first?.0 {
             Message::Advert(advert) if advert.version >= VERSION => {}
             Message::Advert(advert) => {
-                return Err(LinkError::Unexpected(format!("the peer speaks version {}, this node {VERSION}", advert.version)));
+                return Err(LinkError::Unexpected(format!(
+                    "the peer speaks version {}, this node {VERSION}",
+                    advert.version
+                )));
             }
             other => return Err(LinkError::Unexpected(format!("`{}` where an advert belongs", other.name()))),
         },
@@ -124,7 +130,9 @@ async fn read<R: AsyncRead + Unpin>(
     loop {
         let (message, payload) = frames.receive().await?;
         match message {
-            Message::Operand { digest, shape, offset } => operand(frames, state, digest, shape, offset, payload).await?,
+            Message::Operand { digest, shape, offset } => {
+                operand(frames, state, digest, shape, offset, payload).await?
+            }
             Message::Task(task) => Session::accept(state, task, &replies).await?,
             Message::Cancel(task) => state.borrow_mut().cancel(task),
             Message::Release(digest) => {
@@ -163,7 +171,10 @@ async fn operand<R: AsyncRead + Unpin>(
     let taken = match state.borrow_mut().arriving.get_mut(&digest) {
         Some(arriving) if arriving.buffer.is_some() => {
             if arriving.received != offset {
-                return Err(LinkError::Unexpected(format!("a piece of an operand at {offset}, not {}", arriving.received)));
+                return Err(LinkError::Unexpected(format!(
+                    "a piece of an operand at {offset}, not {}",
+                    arriving.received
+                )));
             }
             arriving.buffer.take()
         }
@@ -392,7 +403,8 @@ impl Session {
     fn start_ready(state: &Rc<RefCell<Session>>) {
         let waiting: Vec<(TaskId, Task)> = {
             let session = state.borrow();
-            let mut waiting: Vec<_> = session.tasks.values().filter(|w| !w.submitted).map(|w| (w.task.id, w.task)).collect();
+            let mut waiting: Vec<_> =
+                session.tasks.values().filter(|w| !w.submitted).map(|w| (w.task.id, w.task)).collect();
             waiting.sort_unstable_by_key(|(id, _)| *id);
             waiting
         };
@@ -441,7 +453,16 @@ impl Session {
         let deadline = waiting.task.deadline;
         let cancel = waiting.cancel.clone();
         let keep_bytes = usize::MAX;
-        let work = Work { priority, a, b, keep_bytes, cancel: cancel.clone(), owner: Some(session.peer), started: Some(started), done };
+        let work = Work {
+            priority,
+            a,
+            b,
+            keep_bytes,
+            cancel: cancel.clone(),
+            owner: Some(session.peer),
+            started: Some(started),
+            done,
+        };
         if let Err(error) = executor.submit(work) {
             // The place went with the work, so this answer goes the ordinary way.
             let _ = session.replies.try_send(Reply::Failure { task: id, error });
@@ -501,8 +522,17 @@ impl Session {
             waiting.cancel.cancel();
         }
         self.tasks.clear();
-        self.arriving.clear();
-        self.served.borrow_mut().store.remove_owner(self.peer);
+        let mut served = self.served.borrow_mut();
+        for (digest, _) in self.arriving.drain() {
+            served.store.remove(self.peer, digest);
+        }
+        // A newer stream of the same peer may be at work already: what is here whole is of use to it.
+        let sessions = served.sessions.entry(self.peer).or_default();
+        *sessions = sessions.saturating_sub(1);
+        if *sessions == 0 {
+            served.sessions.remove(&self.peer);
+            served.store.remove_owner(self.peer);
+        }
     }
 }
 

@@ -8,8 +8,8 @@ use libp2p::multiaddr::Protocol;
 
 /// Beginnings of the names of interfaces that lead to containers and virtual machines of this host, not to other devices.
 const VIRTUAL: [&str; 14] = [
-    "docker", "br-", "veth", "virbr", "cni", "podman", "lxc", "lxd", "flannel", "cali", "vmnet",
-    "vboxnet", "kube", "nerdctl",
+    "docker", "br-", "veth", "virbr", "cni", "podman", "lxc", "lxd", "flannel", "cali", "vmnet", "vboxnet", "kube",
+    "nerdctl",
 ];
 
 /// How well another device can reach an address; the smaller the better.
@@ -30,10 +30,7 @@ fn reach(interface: &str, ip: &IpAddr) -> Reach {
     if ip.is_loopback() {
         return Reach::Loopback;
     }
-    if VIRTUAL
-        .iter()
-        .any(|virtual_name| interface.starts_with(virtual_name))
-    {
+    if VIRTUAL.iter().any(|virtual_name| interface.starts_with(virtual_name)) {
         return Reach::Container;
     }
     match ip {
@@ -49,10 +46,7 @@ fn reach(interface: &str, ip: &IpAddr) -> Reach {
 
 /// `interfaces` (name, address), those that other devices reach most likely first; equals keep their order.
 pub fn by_reach(interfaces: &[(String, IpAddr)]) -> Vec<IpAddr> {
-    let mut ranked: Vec<_> = interfaces
-        .iter()
-        .map(|(name, ip)| (reach(name, ip), *ip))
-        .collect();
+    let mut ranked: Vec<_> = interfaces.iter().map(|(name, ip)| (reach(name, ip), *ip)).collect();
     ranked.sort_by_key(|(reach, _)| *reach);
     ranked.into_iter().map(|(_, ip)| ip).collect()
 }
@@ -67,10 +61,7 @@ pub fn reachable(listening: &[Multiaddr], interfaces: &[(String, IpAddr)]) -> Op
             let ip = ip_of(address);
             let rank = ip.map_or(usize::MAX, |ip| {
                 // An address of no interface that is known is worse than all that are.
-                order
-                    .iter()
-                    .position(|known| *known == ip)
-                    .unwrap_or(order.len() + usize::from(ip.is_loopback()))
+                order.iter().position(|known| *known == ip).unwrap_or(order.len() + usize::from(ip.is_loopback()))
             });
             let quic = address.iter().any(|part| matches!(part, Protocol::Udp(_)));
             (rank, quic)
@@ -90,10 +81,7 @@ pub fn ip_of(address: &Multiaddr) -> Option<IpAddr> {
 /// This host's interfaces that are up: name and address. Empty when the system does not tell.
 pub fn interfaces() -> Vec<(String, IpAddr)> {
     match if_addrs::get_if_addrs() {
-        Ok(interfaces) => interfaces
-            .into_iter()
-            .map(|interface| (interface.name.clone(), interface.ip()))
-            .collect(),
+        Ok(interfaces) => interfaces.into_iter().map(|interface| (interface.name.clone(), interface.ip())).collect(),
         Err(error) => {
             tracing::debug!(event = "interfaces_unknown", %error);
             Vec::new()
@@ -106,10 +94,7 @@ mod tests {
     use super::*;
 
     fn host(pairs: &[(&str, &str)]) -> Vec<(String, IpAddr)> {
-        pairs
-            .iter()
-            .map(|(name, ip)| ((*name).to_owned(), ip.parse().unwrap()))
-            .collect()
+        pairs.iter().map(|(name, ip)| ((*name).to_owned(), ip.parse().unwrap())).collect()
     }
 
     fn best(pairs: &[(&str, &str)]) -> String {
@@ -143,35 +128,18 @@ mod tests {
             ("eth2", "10.0.0.5"),
         ]));
         let order: Vec<_> = order.iter().map(ToString::to_string).collect();
-        assert_eq!(
-            order,
-            [
-                "10.0.0.5",
-                "fd00::1",
-                "100.100.1.1",
-                "203.0.113.9",
-                "2001:db8::1",
-                "169.254.3.4"
-            ]
-        );
+        assert_eq!(order, ["10.0.0.5", "fd00::1", "100.100.1.1", "203.0.113.9", "2001:db8::1", "169.254.3.4"]);
     }
 
     #[test]
     fn a_bridge_before_loopback_and_loopback_when_nothing_else_is_there() {
-        assert_eq!(
-            best(&[("lo", "127.0.0.1"), ("docker0", "172.17.0.1")]),
-            "172.17.0.1"
-        );
+        assert_eq!(best(&[("lo", "127.0.0.1"), ("docker0", "172.17.0.1")]), "172.17.0.1");
         assert_eq!(best(&[("lo", "::1"), ("lo", "127.0.0.1")]), "::1");
     }
 
     #[test]
     fn the_listen_address_shown_is_the_reachable_one_over_tcp() {
-        let interfaces = host(&[
-            ("lo", "127.0.0.1"),
-            ("docker0", "172.17.0.1"),
-            ("eth0", "192.168.1.20"),
-        ]);
+        let interfaces = host(&[("lo", "127.0.0.1"), ("docker0", "172.17.0.1"), ("eth0", "192.168.1.20")]);
         let listening: Vec<Multiaddr> = [
             "/ip4/127.0.0.1/tcp/7777",
             "/ip4/172.17.0.1/tcp/7777",
@@ -180,26 +148,14 @@ mod tests {
         ]
         .map(|text| text.parse().unwrap())
         .to_vec();
-        assert_eq!(
-            reachable(&listening, &interfaces).unwrap().to_string(),
-            "/ip4/192.168.1.20/tcp/7777"
-        );
-        assert_eq!(
-            reachable(&listening[..1], &interfaces).unwrap().to_string(),
-            "/ip4/127.0.0.1/tcp/7777"
-        );
+        assert_eq!(reachable(&listening, &interfaces).unwrap().to_string(), "/ip4/192.168.1.20/tcp/7777");
+        assert_eq!(reachable(&listening[..1], &interfaces).unwrap().to_string(), "/ip4/127.0.0.1/tcp/7777");
         assert_eq!(reachable(&[], &interfaces), None);
         // An address of an interface that came up since is still better than loopback.
         assert_eq!(
-            reachable(
-                &[
-                    "/ip4/127.0.0.1/tcp/1".parse().unwrap(),
-                    "/ip4/10.9.9.9/tcp/1".parse().unwrap()
-                ],
-                &[]
-            )
-            .unwrap()
-            .to_string(),
+            reachable(&["/ip4/127.0.0.1/tcp/1".parse().unwrap(), "/ip4/10.9.9.9/tcp/1".parse().unwrap()], &[])
+                .unwrap()
+                .to_string(),
             "/ip4/10.9.9.9/tcp/1"
         );
     }

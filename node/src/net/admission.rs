@@ -120,17 +120,11 @@ impl Refusal {
             Self::KeyRequired => {
                 "it belongs to a pool and this node has no pool key: start this one with --pool-key FILE"
             }
-            Self::KeylessHere => {
-                "it has no pool key and this node has one: start both with the same --pool-key"
-            }
-            Self::WrongKey => {
-                "its pool key is another one: give both nodes the same --pool-key file"
-            }
+            Self::KeylessHere => "it has no pool key and this node has one: start both with the same --pool-key",
+            Self::WrongKey => "its pool key is another one: give both nodes the same --pool-key file",
             Self::Duplicate => "it is already connected to this node",
             Self::Blocked => "it has quarantined this node",
-            Self::Version => {
-                "it speaks another version of the admission protocol: run the same release on both"
-            }
+            Self::Version => "it speaks another version of the admission protocol: run the same release on both",
             Self::Malformed => "it did not understand this node: run the same release on both",
             Self::Full => "it has as many connections as it takes",
         }
@@ -174,10 +168,7 @@ impl Frame {
     pub fn encode(&self) -> [u8; FRAME_BYTES] {
         let (kind, code, body) = match self {
             Self::Hello { keyed: true, nonce } => (Self::HELLO_KEYED, 0, *nonce),
-            Self::Hello {
-                keyed: false,
-                nonce,
-            } => (Self::HELLO_KEYLESS, 0, *nonce),
+            Self::Hello { keyed: false, nonce } => (Self::HELLO_KEYLESS, 0, *nonce),
             Self::Proof(mac) => (Self::PROOF, 0, *mac),
             Self::Accept(mac) => (Self::ACCEPT, 0, *mac),
             Self::Refuse(refusal) => (Self::REFUSE, refusal.code(), [0; 32]),
@@ -194,9 +185,7 @@ impl Frame {
     /// # Errors
     /// [`FrameError`], by what is wrong first.
     pub fn parse(bytes: &[u8]) -> Result<Self, FrameError> {
-        let bytes: &[u8; FRAME_BYTES] = bytes
-            .try_into()
-            .map_err(|_| FrameError::Length(bytes.len()))?;
+        let bytes: &[u8; FRAME_BYTES] = bytes.try_into().map_err(|_| FrameError::Length(bytes.len()))?;
         if bytes[..4] != MAGIC {
             return Err(FrameError::Magic);
         }
@@ -210,14 +199,8 @@ impl Frame {
             return Err(FrameError::Malformed);
         }
         match kind {
-            Self::HELLO_KEYED => Ok(Self::Hello {
-                keyed: true,
-                nonce: body,
-            }),
-            Self::HELLO_KEYLESS => Ok(Self::Hello {
-                keyed: false,
-                nonce: body,
-            }),
+            Self::HELLO_KEYED => Ok(Self::Hello { keyed: true, nonce: body }),
+            Self::HELLO_KEYLESS => Ok(Self::Hello { keyed: false, nonce: body }),
             Self::PROOF => Ok(Self::Proof(body)),
             Self::ACCEPT => Ok(Self::Accept(body)),
             Self::REFUSE if body == [0; 32] => Refusal::ALL
@@ -247,16 +230,8 @@ struct Transcript {
 
 impl Transcript {
     fn new(pool_key: Option<&PoolKey>, dialer: PeerId, acceptor: PeerId) -> Self {
-        let mac_key = pool_key.map_or_else(
-            || blake3::derive_key(KEYLESS_CONTEXT, &[]),
-            |key| *key.mac_key(),
-        );
-        Self {
-            mac_key,
-            keyed: pool_key.is_some(),
-            dialer,
-            acceptor,
-        }
+        let mac_key = pool_key.map_or_else(|| blake3::derive_key(KEYLESS_CONTEXT, &[]), |key| *key.mac_key());
+        Self { mac_key, keyed: pool_key.is_some(), dialer, acceptor }
     }
 
     /// MAC = BLAKE3(key; domain, role, len‖dialer id, len‖acceptor id, dialer nonce, acceptor nonce).
@@ -301,25 +276,10 @@ pub enum DialerStep {
 impl Dialer {
     /// Starts the exchange over a session in which `local` dialled `remote`, and the frame that opens it.
     /// `nonce`: 32 fresh random bytes.
-    pub fn new(
-        pool_key: Option<&PoolKey>,
-        local: PeerId,
-        remote: PeerId,
-        nonce: [u8; 32],
-    ) -> (Self, Frame) {
+    pub fn new(pool_key: Option<&PoolKey>, local: PeerId, remote: PeerId, nonce: [u8; 32]) -> (Self, Frame) {
         let transcript = Transcript::new(pool_key, local, remote);
-        let hello = Frame::Hello {
-            keyed: transcript.keyed,
-            nonce,
-        };
-        (
-            Self {
-                transcript,
-                nonce,
-                acceptor_nonce: None,
-            },
-            hello,
-        )
+        let hello = Frame::Hello { keyed: transcript.keyed, nonce };
+        (Self { transcript, nonce, acceptor_nonce: None }, hello)
     }
 
     /// The step that `frame` from the acceptor leads to.
@@ -327,28 +287,15 @@ impl Dialer {
         match (self.acceptor_nonce, frame) {
             (_, Frame::Refuse(refusal)) => DialerStep::RefusedByAcceptor(*refusal),
             (None, Frame::Hello { keyed, .. }) if *keyed != self.transcript.keyed => {
-                DialerStep::Refuse(if *keyed {
-                    Refusal::KeylessHere
-                } else {
-                    Refusal::KeyRequired
-                })
+                DialerStep::Refuse(if *keyed { Refusal::KeylessHere } else { Refusal::KeyRequired })
             }
             (None, Frame::Hello { nonce, .. }) => {
                 self.acceptor_nonce = Some(*nonce);
-                DialerStep::Send(Frame::Proof(
-                    *self
-                        .transcript
-                        .mac(Role::Dialer, &self.nonce, nonce)
-                        .as_bytes(),
-                ))
+                DialerStep::Send(Frame::Proof(*self.transcript.mac(Role::Dialer, &self.nonce, nonce).as_bytes()))
             }
             (Some(acceptor_nonce), Frame::Accept(mac)) => {
                 // blake3::Hash compares in constant time.
-                if self
-                    .transcript
-                    .mac(Role::Acceptor, &self.nonce, &acceptor_nonce)
-                    == *mac
-                {
+                if self.transcript.mac(Role::Acceptor, &self.nonce, &acceptor_nonce) == *mac {
                     DialerStep::Admitted
                 } else {
                     DialerStep::Refuse(Refusal::WrongKey)
@@ -380,42 +327,24 @@ pub enum AcceptorStep {
 impl Acceptor {
     /// Starts the exchange over a session in which `remote` dialled `local`. `nonce`: 32 fresh random bytes.
     pub fn new(pool_key: Option<&PoolKey>, local: PeerId, remote: PeerId, nonce: [u8; 32]) -> Self {
-        Self {
-            transcript: Transcript::new(pool_key, remote, local),
-            nonce,
-            dialer_nonce: None,
-        }
+        Self { transcript: Transcript::new(pool_key, remote, local), nonce, dialer_nonce: None }
     }
 
     /// The step that `frame` from the dialer leads to.
     pub fn handle(&mut self, frame: &Frame) -> AcceptorStep {
         match (self.dialer_nonce, frame) {
             (None, Frame::Hello { keyed, .. }) if *keyed != self.transcript.keyed => {
-                AcceptorStep::Refuse(if *keyed {
-                    Refusal::KeylessHere
-                } else {
-                    Refusal::KeyRequired
-                })
+                AcceptorStep::Refuse(if *keyed { Refusal::KeylessHere } else { Refusal::KeyRequired })
             }
             (None, Frame::Hello { nonce, .. }) => {
                 self.dialer_nonce = Some(*nonce);
-                AcceptorStep::Send(Frame::Hello {
-                    keyed: self.transcript.keyed,
-                    nonce: self.nonce,
-                })
+                AcceptorStep::Send(Frame::Hello { keyed: self.transcript.keyed, nonce: self.nonce })
             }
             (Some(dialer_nonce), Frame::Proof(mac)) => {
                 // blake3::Hash compares in constant time.
-                if self
-                    .transcript
-                    .mac(Role::Dialer, &dialer_nonce, &self.nonce)
-                    == *mac
-                {
+                if self.transcript.mac(Role::Dialer, &dialer_nonce, &self.nonce) == *mac {
                     AcceptorStep::Proven(Frame::Accept(
-                        *self
-                            .transcript
-                            .mac(Role::Acceptor, &dialer_nonce, &self.nonce)
-                            .as_bytes(),
+                        *self.transcript.mac(Role::Acceptor, &dialer_nonce, &self.nonce).as_bytes(),
                     ))
                 } else {
                     AcceptorStep::Refuse(Refusal::WrongKey)
@@ -447,10 +376,7 @@ mod tests {
     }
 
     /// How an exchange ends, every frame going through its bytes; and the frames, in hex.
-    fn exchange(
-        dialer_key: Option<&PoolKey>,
-        acceptor_key: Option<&PoolKey>,
-    ) -> (DialerStep, Vec<String>) {
+    fn exchange(dialer_key: Option<&PoolKey>, acceptor_key: Option<&PoolKey>) -> (DialerStep, Vec<String>) {
         let (mut dialer, mut frame) = Dialer::new(dialer_key, peer(1), peer(2), [0xd1; 32]);
         let mut acceptor = Acceptor::new(acceptor_key, peer(2), peer(1), [0xac; 32]);
         let mut log = Vec::new();
@@ -521,8 +447,7 @@ mod tests {
 
     #[test]
     fn only_the_same_key_admits() {
-        let refused =
-            |dialer: Option<&PoolKey>, acceptor: Option<&PoolKey>| exchange(dialer, acceptor).0;
+        let refused = |dialer: Option<&PoolKey>, acceptor: Option<&PoolKey>| exchange(dialer, acceptor).0;
         let by = DialerStep::RefusedByAcceptor;
         assert_eq!(refused(Some(&key(1)), Some(&key(2))), by(Refusal::WrongKey));
         assert_eq!(refused(None, Some(&key(2))), by(Refusal::KeyRequired));
@@ -532,26 +457,14 @@ mod tests {
     #[test]
     fn an_acceptor_that_lies_about_the_key_is_refused_by_the_dialer() {
         let (mut dialer, _) = Dialer::new(Some(&key(1)), peer(1), peer(2), [0; 32]);
-        let keyless = Frame::Hello {
-            keyed: false,
-            nonce: [1; 32],
-        };
-        assert_eq!(
-            dialer.handle(&keyless),
-            DialerStep::Refuse(Refusal::KeyRequired)
-        );
+        let keyless = Frame::Hello { keyed: false, nonce: [1; 32] };
+        assert_eq!(dialer.handle(&keyless), DialerStep::Refuse(Refusal::KeyRequired));
         let (mut dialer, _) = Dialer::new(Some(&key(1)), peer(1), peer(2), [0; 32]);
-        let DialerStep::Send(Frame::Proof(proof)) = dialer.handle(&Frame::Hello {
-            keyed: true,
-            nonce: [1; 32],
-        }) else {
+        let DialerStep::Send(Frame::Proof(proof)) = dialer.handle(&Frame::Hello { keyed: true, nonce: [1; 32] }) else {
             panic!("no proof")
         };
         // Its own proof, reflected.
-        assert_eq!(
-            dialer.handle(&Frame::Accept(proof)),
-            DialerStep::Refuse(Refusal::WrongKey)
-        );
+        assert_eq!(dialer.handle(&Frame::Accept(proof)), DialerStep::Refuse(Refusal::WrongKey));
     }
 
     #[test]
@@ -559,55 +472,34 @@ mod tests {
         // The dialer 1 talks to 3, which passes everything on to 2 over a session of its own.
         let (mut dialer, hello) = Dialer::new(Some(&key(1)), peer(1), peer(3), [4; 32]);
         let mut acceptor = Acceptor::new(Some(&key(1)), peer(2), peer(3), [5; 32]);
-        let AcceptorStep::Send(answer) = acceptor.handle(&hello) else {
-            panic!("no hello")
-        };
-        let DialerStep::Send(proof) = dialer.handle(&answer) else {
-            panic!("no proof")
-        };
-        assert_eq!(
-            acceptor.handle(&proof),
-            AcceptorStep::Refuse(Refusal::WrongKey)
-        );
+        let AcceptorStep::Send(answer) = acceptor.handle(&hello) else { panic!("no hello") };
+        let DialerStep::Send(proof) = dialer.handle(&answer) else { panic!("no proof") };
+        assert_eq!(acceptor.handle(&proof), AcceptorStep::Refuse(Refusal::WrongKey));
     }
 
     #[test]
     fn a_replayed_proof_does_not_admit() {
         let (mut dialer, hello) = Dialer::new(Some(&key(1)), peer(1), peer(2), [4; 32]);
         let mut first = Acceptor::new(Some(&key(1)), peer(2), peer(1), [5; 32]);
-        let AcceptorStep::Send(answer) = first.handle(&hello) else {
-            panic!("no hello")
-        };
-        let DialerStep::Send(proof) = dialer.handle(&answer) else {
-            panic!("no proof")
-        };
+        let AcceptorStep::Send(answer) = first.handle(&hello) else { panic!("no hello") };
+        let DialerStep::Send(proof) = dialer.handle(&answer) else { panic!("no proof") };
         let mut second = Acceptor::new(Some(&key(1)), peer(2), peer(1), [6; 32]);
         second.handle(&hello);
-        assert_eq!(
-            second.handle(&proof),
-            AcceptorStep::Refuse(Refusal::WrongKey)
-        );
+        assert_eq!(second.handle(&proof), AcceptorStep::Refuse(Refusal::WrongKey));
         assert!(matches!(first.handle(&proof), AcceptorStep::Proven(_)));
     }
 
     #[test]
     fn frames_out_of_order_are_refused() {
         let mut acceptor = Acceptor::new(None, peer(2), peer(1), [5; 32]);
-        assert_eq!(
-            acceptor.handle(&Frame::Proof([0; 32])),
-            AcceptorStep::Refuse(Refusal::Malformed)
-        );
+        assert_eq!(acceptor.handle(&Frame::Proof([0; 32])), AcceptorStep::Refuse(Refusal::Malformed));
         let (mut dialer, _) = Dialer::new(None, peer(1), peer(2), [4; 32]);
-        assert_eq!(
-            dialer.handle(&Frame::Accept([0; 32])),
-            DialerStep::Refuse(Refusal::Malformed)
-        );
+        assert_eq!(dialer.handle(&Frame::Accept([0; 32])), DialerStep::Refuse(Refusal::Malformed));
     }
 
     fn any_frame() -> impl Strategy<Value = Frame> {
         prop_oneof![
-            (any::<bool>(), any::<[u8; 32]>())
-                .prop_map(|(keyed, nonce)| Frame::Hello { keyed, nonce }),
+            (any::<bool>(), any::<[u8; 32]>()).prop_map(|(keyed, nonce)| Frame::Hello { keyed, nonce }),
             any::<[u8; 32]>().prop_map(Frame::Proof),
             any::<[u8; 32]>().prop_map(Frame::Accept),
             proptest::sample::select(Refusal::ALL.to_vec()).prop_map(Frame::Refuse),

@@ -106,14 +106,8 @@ pub(super) struct DialPlan {
 
 /// What a connection to `address` is carried by.
 pub(super) fn transport_of(address: &Multiaddr) -> Transport {
-    let quic = address
-        .iter()
-        .any(|part| matches!(part, Protocol::QuicV1 | Protocol::Quic | Protocol::Udp(_)));
-    if quic {
-        Transport::Quic
-    } else {
-        Transport::Tcp
-    }
+    let quic = address.iter().any(|part| matches!(part, Protocol::QuicV1 | Protocol::Quic | Protocol::Udp(_)));
+    if quic { Transport::Quic } else { Transport::Tcp }
 }
 
 /// The peer id at the end of `address`, if it names one.
@@ -126,11 +120,7 @@ pub(super) fn peer_of(address: &Multiaddr) -> Option<PeerId> {
 
 impl DialPlan {
     pub(super) fn new(local: PeerId) -> Self {
-        Self {
-            local,
-            next_id: 0,
-            targets: Vec::new(),
-        }
+        Self { local, next_id: 0, targets: Vec::new() }
     }
 
     fn push(&mut self, source: Source, peer: Option<PeerId>, address: Multiaddr, due: Duration) {
@@ -157,14 +147,10 @@ impl DialPlan {
 
     /// The addresses that the peers file holds now.
     pub(super) fn set_listed(&mut self, addresses: &[Multiaddr], now: Duration) {
-        self.targets.retain(|target| {
-            target.source != Source::File || addresses.contains(&target.addresses[0])
-        });
+        self.targets.retain(|target| target.source != Source::File || addresses.contains(&target.addresses[0]));
         for address in addresses {
-            let known = self
-                .targets
-                .iter()
-                .any(|target| target.source == Source::File && target.addresses[0] == *address);
+            let known =
+                self.targets.iter().any(|target| target.source == Source::File && target.addresses[0] == *address);
             if !known {
                 self.push(Source::File, peer_of(address), address.clone(), now);
             }
@@ -173,30 +159,18 @@ impl DialPlan {
 
     /// mDNS announced `peer` at `address`. Whether the peer is new.
     pub(super) fn discovered(&mut self, peer: PeerId, address: Multiaddr, now: Duration) -> bool {
-        if let Some(target) = self
-            .targets
-            .iter_mut()
-            .find(|target| target.source == Source::Mdns && target.peer == Some(peer))
+        if let Some(target) =
+            self.targets.iter_mut().find(|target| target.source == Source::Mdns && target.peer == Some(peer))
         {
             if !target.addresses.contains(&address) && target.addresses.len() < MAX_ADDRESSES {
                 target.addresses.push(address);
             }
             return false;
         }
-        if self
-            .targets
-            .iter()
-            .filter(|target| target.source == Source::Mdns)
-            .count()
-            >= MAX_DISCOVERED
-        {
+        if self.targets.iter().filter(|target| target.source == Source::Mdns).count() >= MAX_DISCOVERED {
             return false;
         }
-        let due = if self.local.to_bytes() < peer.to_bytes() {
-            now
-        } else {
-            now + YIELD
-        };
+        let due = if self.local.to_bytes() < peer.to_bytes() { now } else { now + YIELD };
         self.push(Source::Mdns, Some(peer), address, due);
         true
     }
@@ -213,52 +187,26 @@ impl DialPlan {
 
     /// Whether mDNS announces `peer`.
     pub(super) fn is_discovered(&self, peer: &PeerId) -> bool {
-        self.targets
-            .iter()
-            .any(|target| target.source == Source::Mdns && target.peer.as_ref() == Some(peer))
+        self.targets.iter().any(|target| target.source == Source::Mdns && target.peer.as_ref() == Some(peer))
     }
 
     /// Everything that is to be dialled now. `skip`: peers that are connected, or not wanted.
     pub(super) fn due(&mut self, now: Duration, skip: impl Fn(&PeerId) -> bool) -> Vec<Dial> {
         let mut dials: Vec<Dial> = Vec::new();
         for target in &mut self.targets {
-            let unwanted = target.own
-                || target.dialling
-                || target.due > now
-                || target.peer.as_ref().is_some_and(&skip);
-            if unwanted
-                || dials
-                    .iter()
-                    .any(|dial| dial.peer.is_some() && dial.peer == target.peer)
-            {
+            let unwanted = target.own || target.dialling || target.due > now || target.peer.as_ref().is_some_and(&skip);
+            if unwanted || dials.iter().any(|dial| dial.peer.is_some() && dial.peer == target.peer) {
                 continue;
             }
-            let wanted = if target.quic_next {
-                Transport::Quic
-            } else {
-                Transport::Tcp
-            };
-            let mut addresses: Vec<_> = target
-                .addresses
-                .iter()
-                .filter(|address| transport_of(address) == wanted)
-                .cloned()
-                .collect();
+            let wanted = if target.quic_next { Transport::Quic } else { Transport::Tcp };
+            let mut addresses: Vec<_> =
+                target.addresses.iter().filter(|address| transport_of(address) == wanted).cloned().collect();
             if addresses.is_empty() {
                 addresses.clone_from(&target.addresses);
             }
             target.dialling = true;
-            let found_by = if target.source == Source::Mdns {
-                FoundBy::Mdns
-            } else {
-                FoundBy::Manual
-            };
-            dials.push(Dial {
-                target: target.id,
-                peer: target.peer,
-                addresses,
-                found_by,
-            });
+            let found_by = if target.source == Source::Mdns { FoundBy::Mdns } else { FoundBy::Manual };
+            dials.push(Dial { target: target.id, peer: target.peer, addresses, found_by });
         }
         dials
     }
@@ -279,10 +227,7 @@ impl DialPlan {
             return;
         };
         target.dialling = false;
-        let mixed = target
-            .addresses
-            .iter()
-            .any(|address| transport_of(address) != transport_of(&target.addresses[0]));
+        let mixed = target.addresses.iter().any(|address| transport_of(address) != transport_of(&target.addresses[0]));
         match failure {
             Failure::Own => target.own = true,
             Failure::Duplicate(peer) => {
@@ -296,8 +241,7 @@ impl DialPlan {
             }
             Failure::Unreachable => {
                 target.quic_next = false;
-                target.due = now
-                    + MAX_BACKOFF.min(FIRST_BACKOFF * 2u32.saturating_pow(target.failures.min(16)));
+                target.due = now + MAX_BACKOFF.min(FIRST_BACKOFF * 2u32.saturating_pow(target.failures.min(16)));
                 target.failures += 1;
             }
         }
@@ -367,17 +311,11 @@ mod tests {
         plan.add_named(address(TCP), Duration::ZERO);
         let dial = plan.due(Duration::ZERO, nobody).remove(0);
         plan.succeeded(dial.target, peer);
-        assert!(
-            plan.due(seconds(100.0), |connected| *connected == peer)
-                .is_empty()
-        );
+        assert!(plan.due(seconds(100.0), |connected| *connected == peer).is_empty());
         plan.lost(peer, seconds(100.0));
         assert!(plan.due(seconds(100.1), nobody).is_empty());
         let again = plan.due(seconds(100.5), nobody);
-        assert_eq!(
-            again[0].peer, None,
-            "the address names nobody: whoever is there now"
-        );
+        assert_eq!(again[0].peer, None, "the address names nobody: whoever is there now");
     }
 
     #[test]
@@ -401,14 +339,8 @@ mod tests {
         let (mut at_a, mut at_b) = (DialPlan::new(a), DialPlan::new(b));
         assert!(at_a.discovered(b, address(TCP), Duration::ZERO));
         assert!(at_b.discovered(a, address(TCP), Duration::ZERO));
-        assert!(
-            !at_b.discovered(a, address(QUIC), Duration::ZERO),
-            "new once only"
-        );
-        assert_eq!(
-            at_a.due(Duration::ZERO, nobody).len() + at_b.due(Duration::ZERO, nobody).len(),
-            1
-        );
+        assert!(!at_b.discovered(a, address(QUIC), Duration::ZERO), "new once only");
+        assert_eq!(at_a.due(Duration::ZERO, nobody).len() + at_b.due(Duration::ZERO, nobody).len(), 1);
         assert_eq!(
             at_a.due(YIELD, nobody).len() + at_b.due(YIELD, nobody).len(),
             1,
@@ -421,16 +353,9 @@ mod tests {
         let mut plan = plan();
         plan.set_listed(&[address(TCP), address(QUIC)], Duration::ZERO);
         assert_eq!(plan.due(Duration::ZERO, nobody).len(), 2);
-        plan.set_listed(
-            &[address(QUIC), address("/ip4/10.0.0.2/tcp/1")],
-            Duration::ZERO,
-        );
+        plan.set_listed(&[address(QUIC), address("/ip4/10.0.0.2/tcp/1")], Duration::ZERO);
         let dials = plan.due(Duration::ZERO, nobody);
-        assert_eq!(
-            dials.len(),
-            1,
-            "what is being dialled already is left alone"
-        );
+        assert_eq!(dials.len(), 1, "what is being dialled already is left alone");
         assert_eq!(dials[0].addresses, [address("/ip4/10.0.0.2/tcp/1")]);
         assert_eq!(plan.targets.len(), 2);
     }

@@ -49,14 +49,9 @@ pub fn load_or_create(path: &Path) -> Result<Keypair, IdentityError> {
         Err(IdentityError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
         result => return result,
     }
-    let failed = |source| IdentityError::Io {
-        path: path.to_owned(),
-        source,
-    };
+    let failed = |source| IdentityError::Io { path: path.to_owned(), source };
     let keypair = Keypair::generate_ed25519();
-    let bytes = keypair
-        .to_protobuf_encoding()
-        .map_err(|error| failed(io::Error::other(error)))?;
+    let bytes = keypair.to_protobuf_encoding().map_err(|error| failed(io::Error::other(error)))?;
     match create(path, &bytes) {
         Ok(()) => Ok(keypair),
         // Another node was quicker: its identity is this folder's.
@@ -67,17 +62,9 @@ pub fn load_or_create(path: &Path) -> Result<Keypair, IdentityError> {
 
 /// Writes the whole file under another name, then links it to its own: never half a key, never over another.
 fn create(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let temporary = path.with_extension(format!(
-        "key.{}.{:08x}",
-        std::process::id(),
-        rand::random::<u32>()
-    ));
+    let temporary = path.with_extension(format!("key.{}.{:08x}", std::process::id(), rand::random::<u32>()));
     let write = || {
-        let mut file = std::fs::OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(MODE)
-            .open(&temporary)?;
+        let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(MODE).open(&temporary)?;
         file.write_all(bytes)?;
         file.sync_all()?;
         std::fs::hard_link(&temporary, path)
@@ -88,14 +75,8 @@ fn create(path: &Path, bytes: &[u8]) -> io::Result<()> {
 }
 
 fn load(path: &Path) -> Result<Keypair, IdentityError> {
-    let failed = |source| IdentityError::Io {
-        path: path.to_owned(),
-        source,
-    };
-    let damaged = |why: String| IdentityError::Damaged {
-        path: path.to_owned(),
-        why,
-    };
+    let failed = |source| IdentityError::Io { path: path.to_owned(), source };
+    let damaged = |why: String| IdentityError::Damaged { path: path.to_owned(), why };
     let metadata = std::fs::metadata(path).map_err(failed)?;
     if metadata.len() > MAX_FILE_BYTES {
         return Err(damaged(format!("{} bytes", metadata.len())));
@@ -105,8 +86,7 @@ fn load(path: &Path) -> Result<Keypair, IdentityError> {
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(MODE)).map_err(failed)?;
     }
     let bytes = std::fs::read(path).map_err(failed)?;
-    let keypair =
-        Keypair::from_protobuf_encoding(&bytes).map_err(|error| damaged(error.to_string()))?;
+    let keypair = Keypair::from_protobuf_encoding(&bytes).map_err(|error| damaged(error.to_string()))?;
     if keypair.key_type() != libp2p::identity::KeyType::Ed25519 {
         return Err(damaged("not an ed25519 key".to_owned()));
     }
@@ -123,15 +103,8 @@ mod tests {
         let path = folder.path().join("node.key");
         let first = load_or_create(&path).unwrap();
         assert_eq!(load_or_create(&path).unwrap().public(), first.public());
-        assert_eq!(
-            std::fs::metadata(&path).unwrap().permissions().mode() & 0o777,
-            MODE
-        );
-        assert_eq!(
-            std::fs::read_dir(folder.path()).unwrap().count(),
-            1,
-            "the temporary file is gone"
-        );
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, MODE);
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "the temporary file is gone");
     }
 
     #[test]
@@ -148,10 +121,7 @@ mod tests {
                     })
                 })
                 .collect();
-            threads
-                .into_iter()
-                .map(|thread| thread.join().unwrap())
-                .collect()
+            threads.into_iter().map(|thread| thread.join().unwrap()).collect()
         });
         assert!(keys.iter().all(|key| *key == keys[0]));
     }
@@ -161,10 +131,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("node.key");
         std::fs::write(&path, b"not a key").unwrap();
-        assert!(matches!(
-            load_or_create(&path),
-            Err(IdentityError::Damaged { .. })
-        ));
+        assert!(matches!(load_or_create(&path), Err(IdentityError::Damaged { .. })));
         assert_eq!(std::fs::read(&path).unwrap(), b"not a key");
     }
 
@@ -175,10 +142,7 @@ mod tests {
         load_or_create(&path).unwrap();
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o644)).unwrap();
         load_or_create(&path).unwrap();
-        assert_eq!(
-            std::fs::metadata(&path).unwrap().permissions().mode() & 0o777,
-            MODE
-        );
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, MODE);
     }
 
     #[test]

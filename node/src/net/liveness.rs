@@ -49,11 +49,7 @@ impl Liveness {
         let heard = now.received_bytes != silence.last.received_bytes;
         let moving = now.sent_bytes.abs_diff(silence.last.sent_bytes) >= MOVING_BYTES;
         silence.last = now;
-        silence.ticks = if heard || moving {
-            0
-        } else {
-            silence.ticks + 1
-        };
+        silence.ticks = if heard || moving { 0 } else { silence.ticks + 1 };
         silence.answers_pings && silence.ticks >= DEAD_AFTER_TICKS
     }
 
@@ -81,10 +77,7 @@ mod tests {
         (0..400).find(|tick| liveness.tick(peer, traffic(*tick)))
     }
 
-    const SILENT: Traffic = Traffic {
-        received_bytes: 100,
-        sent_bytes: 100,
-    };
+    const SILENT: Traffic = Traffic { received_bytes: 100, sent_bytes: 100 };
 
     #[test]
     fn a_silent_peer_is_dead_within_five_seconds() {
@@ -95,44 +88,17 @@ mod tests {
 
     #[test]
     fn a_peer_that_is_heard_once_a_second_lives() {
-        assert_eq!(
-            ticks_until_dead(
-                |tick| Traffic {
-                    received_bytes: tick / 4,
-                    sent_bytes: 0
-                },
-                true
-            ),
-            None
-        );
+        assert_eq!(ticks_until_dead(|tick| Traffic { received_bytes: tick / 4, sent_bytes: 0 }, true), None);
     }
 
     #[test]
     fn a_peer_that_only_takes_bulk_lives() {
-        assert_eq!(
-            ticks_until_dead(
-                |tick| Traffic {
-                    received_bytes: 1,
-                    sent_bytes: tick * (1 << 20)
-                },
-                true
-            ),
-            None
-        );
+        assert_eq!(ticks_until_dead(|tick| Traffic { received_bytes: 1, sent_bytes: tick * (1 << 20) }, true), None);
     }
 
     #[test]
     fn pings_that_leave_are_no_sign_of_life() {
-        assert!(
-            ticks_until_dead(
-                |tick| Traffic {
-                    received_bytes: 1,
-                    sent_bytes: tick * 32
-                },
-                true
-            )
-            .is_some()
-        );
+        assert!(ticks_until_dead(|tick| Traffic { received_bytes: 1, sent_bytes: tick * 32 }, true).is_some());
     }
 
     #[test]

@@ -199,29 +199,12 @@ pub enum NetError {
 
 /// What the handle asks of the swarm's task.
 pub(super) enum Command {
-    Connect {
-        address: Multiaddr,
-        until: tokio::time::Instant,
-        reply: oneshot::Sender<Result<PeerId, NetError>>,
-    },
-    Disconnect {
-        peer: PeerId,
-        why: String,
-        reply: oneshot::Sender<()>,
-    },
-    Block {
-        peer: PeerId,
-        why: String,
-    },
-    Allow {
-        peer: PeerId,
-    },
-    ListenAddresses {
-        reply: oneshot::Sender<Vec<Multiaddr>>,
-    },
-    Shutdown {
-        reply: oneshot::Sender<()>,
-    },
+    Connect { address: Multiaddr, until: tokio::time::Instant, reply: oneshot::Sender<Result<PeerId, NetError>> },
+    Disconnect { peer: PeerId, why: String, reply: oneshot::Sender<()> },
+    Block { peer: PeerId, why: String },
+    Allow { peer: PeerId },
+    ListenAddresses { reply: oneshot::Sender<Vec<Multiaddr>> },
+    Shutdown { reply: oneshot::Sender<()> },
 }
 
 /// The handle on a running network. Clones share it; the network ends with [`Network::shutdown`], or with its last handle.
@@ -260,15 +243,7 @@ pub fn start(config: NetConfig) -> Result<(Network, mpsc::Receiver<NetEvent>), N
     let driver = swarm::Driver::new(config, sessions.clone(), event_sender)?;
     let streams = driver.streams();
     tokio::spawn(driver.run(command_receiver));
-    Ok((
-        Network {
-            local,
-            commands,
-            streams,
-            sessions,
-        },
-        events,
-    ))
+    Ok((Network { local, commands, streams, sessions }, events))
 }
 
 /// A plain bind, let go at once. libp2p's TCP listeners share their ports (SO_REUSEPORT): a second node would silently
@@ -287,10 +262,7 @@ fn check_port_free(address: &Multiaddr) -> Result<(), NetError> {
     };
     bound.map_err(|error| match error.kind() {
         io::ErrorKind::AddrInUse => port_in_use(address, port),
-        _ => NetError::Listen {
-            address: address.clone(),
-            why: error.to_string(),
-        },
+        _ => NetError::Listen { address: address.clone(), why: error.to_string() },
     })
 }
 
@@ -304,11 +276,7 @@ fn port_in_use(address: &Multiaddr, port: u16) -> NetError {
             other => other,
         })
         .collect();
-    NetError::PortInUse {
-        port,
-        address: address.clone(),
-        free,
-    }
+    NetError::PortInUse { port, address: address.clone(), free }
 }
 
 impl Network {
@@ -342,21 +310,14 @@ impl Network {
         let (reply, answer) = oneshot::channel();
         let asked = async {
             self.commands
-                .send(Command::Connect {
-                    address: address.clone(),
-                    until,
-                    reply,
-                })
+                .send(Command::Connect { address: address.clone(), until, reply })
                 .await
                 .map_err(|_| NetError::Stopped)?;
             answer.await.map_err(|_| NetError::Stopped)?
         };
         match tokio::time::timeout_at(until, asked).await {
             Ok(result) => result,
-            Err(_) => Err(NetError::TimedOut {
-                address: address.clone(),
-                seconds: timeout.as_secs(),
-            }),
+            Err(_) => Err(NetError::TimedOut { address: address.clone(), seconds: timeout.as_secs() }),
         }
     }
 
@@ -364,16 +325,7 @@ impl Network {
     /// plan leads to is dialled again, unless it is blocked.
     pub async fn disconnect(&self, peer: PeerId, why: &str) {
         let (reply, done) = oneshot::channel();
-        if self
-            .commands
-            .send(Command::Disconnect {
-                peer,
-                why: why.to_owned(),
-                reply,
-            })
-            .await
-            .is_ok()
-        {
+        if self.commands.send(Command::Disconnect { peer, why: why.to_owned(), reply }).await.is_ok() {
             let _ = done.await;
         }
     }
@@ -381,13 +333,7 @@ impl Network {
     /// Quarantines `peer`: disconnects it and refuses it until [`Network::allow`].
     pub async fn block(&self, peer: PeerId, why: &str) {
         self.sessions.block(peer, why);
-        let _ = self
-            .commands
-            .send(Command::Block {
-                peer,
-                why: why.to_owned(),
-            })
-            .await;
+        let _ = self.commands.send(Command::Block { peer, why: why.to_owned() }).await;
     }
 
     /// Ends the quarantine of `peer`.
@@ -408,12 +354,7 @@ impl Network {
     /// Takes leave of every peer and ends the network. Done when all connections are closed, within about a second.
     pub async fn shutdown(&self) {
         let (reply, done) = oneshot::channel();
-        if self
-            .commands
-            .send(Command::Shutdown { reply })
-            .await
-            .is_ok()
-        {
+        if self.commands.send(Command::Shutdown { reply }).await.is_ok() {
             let _ = done.await;
         }
     }

@@ -43,8 +43,7 @@ fn multiaddr<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Multiaddr, D:
         }
 
         fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Multiaddr, E> {
-            text.parse()
-                .map_err(|error| E::custom(format!("{text:?} is not a multiaddr ({error})")))
+            text.parse().map_err(|error| E::custom(format!("{text:?} is not a multiaddr ({error})")))
         }
     }
     deserializer.deserialize_str(Text)
@@ -76,15 +75,8 @@ pub fn parse(text: &str) -> Result<Vec<ListedPeer>, PeersFileError> {
     let malformed = |error: &serde_json::Error| {
         // serde_json ends its message with the place, which is told apart here.
         let why = error.to_string();
-        let why = why
-            .rsplit_once(" at line ")
-            .map_or(why.as_str(), |(why, _)| why)
-            .to_owned();
-        PeersFileError::Malformed {
-            line: error.line(),
-            column: error.column(),
-            why,
-        }
+        let why = why.rsplit_once(" at line ").map_or(why.as_str(), |(why, _)| why).to_owned();
+        PeersFileError::Malformed { line: error.line(), column: error.column(), why }
     };
     let file: PeersFile = serde_json::from_str(text).map_err(|error| malformed(&error))?;
     if file.peers.len() > MAX_PEERS {
@@ -124,11 +116,7 @@ pub(super) struct Watch {
 
 impl Watch {
     pub(super) fn new(path: PathBuf) -> Self {
-        Self {
-            path,
-            seen: None,
-            missing: false,
-        }
+        Self { path, seen: None, missing: false }
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -184,41 +172,19 @@ mod tests {
     fn names_are_optional_and_addresses_are_parsed() {
         let peers = parse(GOOD).unwrap();
         assert_eq!(peers[0].name.as_deref(), Some("mac2"));
-        assert_eq!(
-            peers[1].address,
-            "/ip4/10.0.0.1/udp/7777/quic-v1".parse().unwrap()
-        );
+        assert_eq!(peers[1].address, "/ip4/10.0.0.1/udp/7777/quic-v1".parse().unwrap());
         assert_eq!(parse(r#"{"peers": []}"#).unwrap(), []);
     }
 
     #[test]
     fn what_is_wrong_is_said_with_line_and_column() {
-        let error = parse("{\n  \"peers\": [\n    {\"address\": \"/ip4/300.1.1.1/tcp/1\"}\n  ]\n}")
-            .unwrap_err();
-        let PeersFileError::Malformed { line: 3, why, .. } = &error else {
-            panic!("{error:?}")
-        };
+        let error = parse("{\n  \"peers\": [\n    {\"address\": \"/ip4/300.1.1.1/tcp/1\"}\n  ]\n}").unwrap_err();
+        let PeersFileError::Malformed { line: 3, why, .. } = &error else { panic!("{error:?}") };
         assert!(why.contains("300.1.1.1"), "{why}");
         let error = parse("{\"peers\": [\n{\"address\": \"/ip4/1.1.1.1/tcp/1\"},\n]}").unwrap_err();
-        assert!(
-            matches!(
-                error,
-                PeersFileError::Malformed {
-                    line: 3,
-                    column: 1,
-                    ..
-                }
-            ),
-            "{error:?}"
-        );
-        assert!(matches!(
-            parse("").unwrap_err(),
-            PeersFileError::Malformed { line: 1, .. }
-        ));
-        assert!(matches!(
-            parse("[]").unwrap_err(),
-            PeersFileError::Malformed { line: 1, .. }
-        ));
+        assert!(matches!(error, PeersFileError::Malformed { line: 3, column: 1, .. }), "{error:?}");
+        assert!(matches!(parse("").unwrap_err(), PeersFileError::Malformed { line: 1, .. }));
+        assert!(matches!(parse("[]").unwrap_err(), PeersFileError::Malformed { line: 1, .. }));
     }
 
     #[tokio::test]
@@ -230,28 +196,19 @@ mod tests {
         std::fs::write(&path, GOOD).unwrap();
         assert!(matches!(watch.look().await, Some(Change::Loaded(peers)) if peers.len() == 2));
         std::fs::remove_file(&path).unwrap();
-        assert!(matches!(
-            watch.look().await,
-            Some(Change::Broken(PeersFileError::Unreadable(_)))
-        ));
+        assert!(matches!(watch.look().await, Some(Change::Broken(PeersFileError::Unreadable(_)))));
         assert_eq!(watch.look().await, None);
         std::fs::write(&path, GOOD).unwrap();
         assert!(matches!(watch.look().await, Some(Change::Loaded(peers)) if peers.len() == 2));
         assert_eq!(watch.look().await, None);
         std::fs::write(&path, "{").unwrap();
-        assert!(matches!(
-            watch.look().await,
-            Some(Change::Broken(PeersFileError::Malformed { .. }))
-        ));
+        assert!(matches!(watch.look().await, Some(Change::Broken(PeersFileError::Malformed { .. }))));
         assert_eq!(watch.look().await, None);
         // The same size, and maybe the same time: another inode.
         let other = folder.path().join("other.json");
         std::fs::write(&other, "}").unwrap();
         std::fs::rename(&other, &path).unwrap();
-        assert!(matches!(
-            watch.look().await,
-            Some(Change::Broken(PeersFileError::Malformed { .. }))
-        ));
+        assert!(matches!(watch.look().await, Some(Change::Broken(PeersFileError::Malformed { .. }))));
         std::fs::write(&path, GOOD).unwrap();
         assert!(matches!(watch.look().await, Some(Change::Loaded(_))));
     }

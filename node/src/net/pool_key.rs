@@ -25,9 +25,7 @@ pub struct PoolKey {
 impl PoolKey {
     /// A pool key from its 32 bytes.
     pub fn from_bytes(bytes: &[u8; 32]) -> Self {
-        Self {
-            mac_key: blake3::derive_key(DERIVE_CONTEXT, bytes),
-        }
+        Self { mac_key: blake3::derive_key(DERIVE_CONTEXT, bytes) }
     }
 
     /// A pool key from the text of its file: 64 hex digits, white space around them allowed.
@@ -42,16 +40,12 @@ impl PoolKey {
         let mut digits = Vec::with_capacity(HEX_DIGITS);
         for (index, character) in trimmed.chars().enumerate() {
             let Some(digit) = character.to_digit(16) else {
-                return Err(PoolKeyProblem::NotHex {
-                    position: index + 1,
-                });
+                return Err(PoolKeyProblem::NotHex { position: index + 1 });
             };
             digits.push(digit as u8);
         }
         if digits.len() != HEX_DIGITS {
-            return Err(PoolKeyProblem::Length {
-                found: digits.len(),
-            });
+            return Err(PoolKeyProblem::Length { found: digits.len() });
         }
         let mut bytes = [0u8; 32];
         for (byte, pair) in bytes.iter_mut().zip(digits.chunks_exact(2)) {
@@ -65,23 +59,14 @@ impl PoolKey {
     /// # Errors
     /// [`PoolKeyError`]: the file cannot be read, or is not 64 hex digits. The caller treats both as bad usage.
     pub fn load(path: &Path) -> Result<Self, PoolKeyError> {
-        let problem = |problem| PoolKeyError {
-            path: path.to_owned(),
-            problem,
-        };
-        let file_bytes = std::fs::metadata(path)
-            .map_err(|e| problem(PoolKeyProblem::Unreadable(e.to_string())))?
-            .len();
+        let problem = |problem| PoolKeyError { path: path.to_owned(), problem };
+        let file_bytes = std::fs::metadata(path).map_err(|e| problem(PoolKeyProblem::Unreadable(e.to_string())))?.len();
         if file_bytes > MAX_FILE_BYTES {
             return Err(problem(PoolKeyProblem::TooLarge { bytes: file_bytes }));
         }
-        let bytes =
-            std::fs::read(path).map_err(|e| problem(PoolKeyProblem::Unreadable(e.to_string())))?;
-        let text = String::from_utf8(bytes).map_err(|e| {
-            problem(PoolKeyProblem::NotHex {
-                position: e.utf8_error().valid_up_to() + 1,
-            })
-        })?;
+        let bytes = std::fs::read(path).map_err(|e| problem(PoolKeyProblem::Unreadable(e.to_string())))?;
+        let text = String::from_utf8(bytes)
+            .map_err(|e| problem(PoolKeyProblem::NotHex { position: e.utf8_error().valid_up_to() + 1 }))?;
         Self::parse(&text).map_err(problem)
     }
 
@@ -151,14 +136,8 @@ mod tests {
     #[test]
     fn what_is_wrong_is_said_exactly() {
         assert_eq!(PoolKey::parse(" \n").unwrap_err(), PoolKeyProblem::Empty);
-        assert_eq!(
-            PoolKey::parse(&"a".repeat(63)).unwrap_err(),
-            PoolKeyProblem::Length { found: 63 }
-        );
-        assert_eq!(
-            PoolKey::parse(&"a".repeat(66)).unwrap_err(),
-            PoolKeyProblem::Length { found: 66 }
-        );
+        assert_eq!(PoolKey::parse(&"a".repeat(63)).unwrap_err(), PoolKeyProblem::Length { found: 63 });
+        assert_eq!(PoolKey::parse(&"a".repeat(66)).unwrap_err(), PoolKeyProblem::Length { found: 66 });
         assert_eq!(
             PoolKey::parse(&format!("{}g{}", "a".repeat(10), "a".repeat(53))).unwrap_err(),
             PoolKeyProblem::NotHex { position: 11 }
@@ -174,32 +153,18 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("pool.key");
         let missing = PoolKey::load(&path).unwrap_err();
-        assert!(
-            matches!(missing.problem, PoolKeyProblem::Unreadable(_)),
-            "{missing}"
-        );
+        assert!(matches!(missing.problem, PoolKeyProblem::Unreadable(_)), "{missing}");
         assert!(missing.to_string().contains("pool.key"), "{missing}");
         std::fs::write(&path, "0123456789abcdef".repeat(4)).unwrap();
-        assert!(
-            PoolKey::load(&path).unwrap() == PoolKey::parse(&"0123456789abcdef".repeat(4)).unwrap()
-        );
+        assert!(PoolKey::load(&path).unwrap() == PoolKey::parse(&"0123456789abcdef".repeat(4)).unwrap());
         std::fs::write(&path, [b'a', 0xff, b'b']).unwrap();
-        assert_eq!(
-            PoolKey::load(&path).unwrap_err().problem,
-            PoolKeyProblem::NotHex { position: 2 }
-        );
+        assert_eq!(PoolKey::load(&path).unwrap_err().problem, PoolKeyProblem::NotHex { position: 2 });
         std::fs::write(&path, vec![b'a'; 4096]).unwrap();
-        assert_eq!(
-            PoolKey::load(&path).unwrap_err().problem,
-            PoolKeyProblem::TooLarge { bytes: 4096 }
-        );
+        assert_eq!(PoolKey::load(&path).unwrap_err().problem, PoolKeyProblem::TooLarge { bytes: 4096 });
     }
 
     #[test]
     fn the_key_is_never_printed() {
-        assert_eq!(
-            format!("{:?}", PoolKey::from_bytes(&[7; 32])),
-            "PoolKey(secret)"
-        );
+        assert_eq!(format!("{:?}", PoolKey::from_bytes(&[7; 32])), "PoolKey(secret)");
     }
 }

@@ -44,8 +44,7 @@ pub(super) struct Meter {
 
 impl Meter {
     pub(super) fn received(&self, bytes: usize) {
-        self.received_bytes
-            .fetch_add(bytes as u64, Ordering::Relaxed);
+        self.received_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 
     pub(super) fn sent(&self, bytes: usize) {
@@ -110,10 +109,7 @@ pub(super) struct Session {
 
 /// Whether, of two connections being admitted at once, the first is kept: TCP before QUIC (2–4 times faster), then
 /// the one that the node with the larger peer id dialled. Both sides come to the same answer.
-fn is_kept(
-    (transport, dialer): (Transport, PeerId),
-    (other_transport, other_dialer): (Transport, PeerId),
-) -> bool {
+fn is_kept((transport, dialer): (Transport, PeerId), (other_transport, other_dialer): (Transport, PeerId)) -> bool {
     match (transport, other_transport) {
         (Transport::Tcp, Transport::Quic) => true,
         (Transport::Quic, Transport::Tcp) => false,
@@ -123,10 +119,7 @@ fn is_kept(
 
 impl Sessions {
     pub(super) fn new(local: PeerId) -> Self {
-        Self {
-            local,
-            table: Arc::default(),
-        }
+        Self { local, table: Arc::default() }
     }
 
     /// Opens the books for a session that this node dialled.
@@ -134,33 +127,20 @@ impl Sessions {
     /// # Errors
     /// [`Refusal::Duplicate`]: the peer is connected already, or this node is just being admitted over another session;
     /// [`Refusal::Blocked`].
-    pub(super) fn dialled(
-        &self,
-        peer: PeerId,
-        transport: Transport,
-        meter: Arc<Meter>,
-    ) -> Result<Session, Refusal> {
+    pub(super) fn dialled(&self, peer: PeerId, transport: Transport, meter: Arc<Meter>) -> Result<Session, Refusal> {
         let mut table = lock(&self.table);
         if table.blocked.contains_key(&peer) {
             return Err(Refusal::Blocked);
         }
         let of_peer = table.by_peer.get(&peer).map_or(&[][..], Vec::as_slice);
-        if of_peer
-            .iter()
-            .any(|entry| entry.admitted || entry.dialled_here)
-        {
+        if of_peer.iter().any(|entry| entry.admitted || entry.dialled_here) {
             return Err(Refusal::Duplicate);
         }
         Ok(self.open(&mut table, peer, transport, true, meter))
     }
 
     /// Opens the books for a session that `peer` dialled.
-    pub(super) fn accepted(
-        &self,
-        peer: PeerId,
-        transport: Transport,
-        meter: Arc<Meter>,
-    ) -> Session {
+    pub(super) fn accepted(&self, peer: PeerId, transport: Transport, meter: Arc<Meter>) -> Session {
         let mut table = lock(&self.table);
         self.open(&mut table, peer, transport, false, meter)
     }
@@ -175,31 +155,15 @@ impl Sessions {
     ) -> Session {
         let number = table.next_number;
         table.next_number += 1;
-        table.by_peer.entry(peer).or_default().push(Entry {
-            number,
-            dialled_here,
-            transport,
-            admitted: false,
-            meter,
-        });
-        Session {
-            sessions: self.clone(),
-            peer,
-            number,
-        }
+        table.by_peer.entry(peer).or_default().push(Entry { number, dialled_here, transport, admitted: false, meter });
+        Session { sessions: self.clone(), peer, number }
     }
 
     /// Bytes exchanged with `peer` over its admitted connections.
     pub(super) fn traffic(&self, peer: &PeerId) -> Traffic {
         let table = lock(&self.table);
         let mut traffic = Traffic::default();
-        for entry in table
-            .by_peer
-            .get(peer)
-            .into_iter()
-            .flatten()
-            .filter(|entry| entry.admitted)
-        {
+        for entry in table.by_peer.get(peer).into_iter().flatten().filter(|entry| entry.admitted) {
             traffic.received_bytes += entry.meter.received_bytes.load(Ordering::Relaxed);
             traffic.sent_bytes += entry.meter.sent_bytes.load(Ordering::Relaxed);
         }
@@ -250,22 +214,11 @@ impl Session {
         let Some(mine) = of_peer.iter().position(|entry| entry.number == self.number) else {
             return Err(Refusal::Malformed);
         };
-        let side = |entry: &Entry| {
-            (
-                entry.transport,
-                if entry.dialled_here { local } else { self.peer },
-            )
-        };
-        let lost = of_peer
-            .iter()
-            .enumerate()
-            .filter(|(index, _)| *index != mine)
-            .any(|(_, other)| {
-                other.admitted
-                    || (!of_peer[mine].dialled_here
-                        && other.dialled_here
-                        && is_kept(side(other), side(&of_peer[mine])))
-            });
+        let side = |entry: &Entry| (entry.transport, if entry.dialled_here { local } else { self.peer });
+        let lost = of_peer.iter().enumerate().filter(|(index, _)| *index != mine).any(|(_, other)| {
+            other.admitted
+                || (!of_peer[mine].dialled_here && other.dialled_here && is_kept(side(other), side(&of_peer[mine])))
+        });
         if lost {
             return Err(Refusal::Duplicate);
         }
@@ -295,11 +248,7 @@ pub(super) struct Guarded<M> {
 
 impl<M> Guarded<M> {
     pub(super) fn new(muxer: M, meter: Arc<Meter>, session: Session) -> Self {
-        Self {
-            muxer,
-            meter,
-            _session: session,
-        }
+        Self { muxer, meter, _session: session }
     }
 }
 
@@ -311,22 +260,12 @@ where
     type Substream = M::Substream;
     type Error = std::io::Error;
 
-    fn poll_inbound(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Result<Self::Substream, Self::Error>> {
-        Pin::new(&mut self.get_mut().muxer)
-            .poll_inbound(cx)
-            .map_err(std::io::Error::other)
+    fn poll_inbound(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<Self::Substream, Self::Error>> {
+        Pin::new(&mut self.get_mut().muxer).poll_inbound(cx).map_err(std::io::Error::other)
     }
 
-    fn poll_outbound(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Result<Self::Substream, Self::Error>> {
-        Pin::new(&mut self.get_mut().muxer)
-            .poll_outbound(cx)
-            .map_err(std::io::Error::other)
+    fn poll_outbound(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<Self::Substream, Self::Error>> {
+        Pin::new(&mut self.get_mut().muxer).poll_outbound(cx).map_err(std::io::Error::other)
     }
 
     fn poll_close(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
@@ -334,22 +273,15 @@ where
         if this.meter.is_cut_off(cx).is_some() {
             return Poll::Ready(Ok(()));
         }
-        Pin::new(&mut this.muxer)
-            .poll_close(cx)
-            .map_err(std::io::Error::other)
+        Pin::new(&mut this.muxer).poll_close(cx).map_err(std::io::Error::other)
     }
 
-    fn poll(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Result<StreamMuxerEvent, Self::Error>> {
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<StreamMuxerEvent, Self::Error>> {
         let this = self.get_mut();
         if let Some(why) = this.meter.is_cut_off(cx) {
             return Poll::Ready(Err(std::io::Error::other(why)));
         }
-        Pin::new(&mut this.muxer)
-            .poll(cx)
-            .map_err(std::io::Error::other)
+        Pin::new(&mut this.muxer).poll(cx).map_err(std::io::Error::other)
     }
 }
 
@@ -359,11 +291,7 @@ mod tests {
 
     fn two_peers() -> (PeerId, PeerId) {
         let (a, b) = (PeerId::random(), PeerId::random());
-        if a.to_bytes() < b.to_bytes() {
-            (a, b)
-        } else {
-            (b, a)
-        }
+        if a.to_bytes() < b.to_bytes() { (a, b) } else { (b, a) }
     }
 
     fn meter() -> Arc<Meter> {
@@ -396,24 +324,11 @@ mod tests {
         let sessions = Sessions::new(small);
         let first = sessions.accepted(large, Transport::Quic, meter());
         first.admit().unwrap();
-        assert_eq!(
-            sessions.accepted(large, Transport::Tcp, meter()).admit(),
-            Err(Refusal::Duplicate)
-        );
-        assert_eq!(
-            sessions
-                .dialled(large, Transport::Tcp, meter())
-                .unwrap_err(),
-            Refusal::Duplicate
-        );
+        assert_eq!(sessions.accepted(large, Transport::Tcp, meter()).admit(), Err(Refusal::Duplicate));
+        assert_eq!(sessions.dialled(large, Transport::Tcp, meter()).unwrap_err(), Refusal::Duplicate);
         drop(first);
         let second = sessions.dialled(large, Transport::Tcp, meter()).unwrap();
-        assert_eq!(
-            sessions
-                .dialled(large, Transport::Tcp, meter())
-                .unwrap_err(),
-            Refusal::Duplicate
-        );
+        assert_eq!(sessions.dialled(large, Transport::Tcp, meter()).unwrap_err(), Refusal::Duplicate);
         second.admit().unwrap();
     }
 
@@ -422,21 +337,10 @@ mod tests {
         let (small, large) = two_peers();
         let sessions = Sessions::new(small);
         sessions.block(large, "lied");
-        assert_eq!(
-            sessions.accepted(large, Transport::Tcp, meter()).admit(),
-            Err(Refusal::Blocked)
-        );
-        assert_eq!(
-            sessions
-                .dialled(large, Transport::Tcp, meter())
-                .unwrap_err(),
-            Refusal::Blocked
-        );
+        assert_eq!(sessions.accepted(large, Transport::Tcp, meter()).admit(), Err(Refusal::Blocked));
+        assert_eq!(sessions.dialled(large, Transport::Tcp, meter()).unwrap_err(), Refusal::Blocked);
         sessions.allow(&large);
-        sessions
-            .accepted(large, Transport::Tcp, meter())
-            .admit()
-            .unwrap();
+        sessions.accepted(large, Transport::Tcp, meter()).admit().unwrap();
     }
 
     #[test]
@@ -449,13 +353,7 @@ mod tests {
         assert_eq!(sessions.traffic(&large), Traffic::default());
         session.admit().unwrap();
         bytes.sent(3);
-        assert_eq!(
-            sessions.traffic(&large),
-            Traffic {
-                received_bytes: 10,
-                sent_bytes: 3
-            }
-        );
+        assert_eq!(sessions.traffic(&large), Traffic { received_bytes: 10, sent_bytes: 3 });
         drop(session);
         assert_eq!(sessions.traffic(&large), Traffic::default());
     }

@@ -31,27 +31,14 @@ impl Socket {
     pub(super) fn new(stream: TcpStream, meter: Arc<Meter>) -> Self {
         // Both are refinements that not every system has; a socket without them works.
         #[cfg(any(target_os = "linux", target_os = "android"))]
-        let _ = rustix::net::sockopt::set_tcp_user_timeout(
-            &stream.0,
-            UNACKNOWLEDGED.as_millis() as u32,
-        );
+        let _ = rustix::net::sockopt::set_tcp_user_timeout(&stream.0, UNACKNOWLEDGED.as_millis() as u32);
         let _ = rustix::net::sockopt::set_socket_keepalive(&stream.0, true);
-        Self {
-            stream,
-            meter,
-            buffer: Vec::new(),
-            start: 0,
-            end: 0,
-        }
+        Self { stream, meter, buffer: Vec::new(), start: 0, end: 0 }
     }
 }
 
 impl AsyncRead for Socket {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut [u8],
-    ) -> Poll<io::Result<usize>> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         if this.start == this.end {
             if this.buffer.is_empty() {
@@ -69,11 +56,7 @@ impl AsyncRead for Socket {
 }
 
 impl AsyncWrite for Socket {
-    fn poll_write(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         let count = ready!(Pin::new(&mut this.stream).poll_write(cx, buf))?;
         this.meter.sent(count);

@@ -12,9 +12,7 @@ use libp2p::core::transport::TransportError;
 use libp2p::multiaddr::Protocol;
 use libp2p::swarm::behaviour::toggle::Toggle;
 use libp2p::swarm::dial_opts::{DialOpts, PeerCondition};
-use libp2p::swarm::{
-    ConnectionError, ConnectionId, DialError, ListenError, NetworkBehaviour, Swarm, SwarmEvent,
-};
+use libp2p::swarm::{ConnectionError, ConnectionId, DialError, ListenError, NetworkBehaviour, Swarm, SwarmEvent};
 use libp2p::{Multiaddr, PeerId, connection_limits, identify, mdns, ping};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, MissedTickBehavior, interval};
@@ -125,11 +123,7 @@ pub(super) struct Driver {
 
 impl Driver {
     /// Sets everything up and binds the listen addresses.
-    pub(super) fn new(
-        config: NetConfig,
-        sessions: Sessions,
-        events: mpsc::Sender<NetEvent>,
-    ) -> Result<Self, NetError> {
+    pub(super) fn new(config: NetConfig, sessions: Sessions, events: mpsc::Sender<NetEvent>) -> Result<Self, NetError> {
         let setup = |error: &dyn StdError| NetError::Setup(error.to_string());
         let local = config.identity.public().to_peer_id();
         let (refused_sender, refused) = mpsc::channel(MAX_REFUSALS);
@@ -142,11 +136,7 @@ impl Driver {
         };
         let transport = transport::build(&door).map_err(|error| setup(&error))?;
         let mdns = if config.mdns {
-            let mdns_config = mdns::Config {
-                ttl: MDNS_TTL,
-                query_interval: MDNS_QUERY_INTERVAL,
-                enable_ipv6: false,
-            };
+            let mdns_config = mdns::Config { ttl: MDNS_TTL, query_interval: MDNS_QUERY_INTERVAL, enable_ipv6: false };
             Some(mdns::tokio::Behaviour::new(mdns_config, local).map_err(|error| setup(&error))?)
         } else {
             None
@@ -160,25 +150,17 @@ impl Driver {
         let agent = concat!("pangea/", env!("CARGO_PKG_VERSION")).to_owned();
         let behaviour = Behaviour {
             limits: connection_limits::Behaviour::new(limits),
-            ping: ping::Behaviour::new(
-                ping::Config::new()
-                    .with_interval(PING_INTERVAL)
-                    .with_timeout(PING_TIMEOUT),
-            ),
+            ping: ping::Behaviour::new(ping::Config::new().with_interval(PING_INTERVAL).with_timeout(PING_TIMEOUT)),
             identify: identify::Behaviour::new(
-                identify::Config::new(IDENTIFY_PROTOCOL.to_owned(), config.identity.public())
-                    .with_agent_version(agent),
+                identify::Config::new(IDENTIFY_PROTOCOL.to_owned(), config.identity.public()).with_agent_version(agent),
             ),
             streams: libp2p_stream::Behaviour::new(),
             mdns: mdns.into(),
         };
-        let swarm_config =
-            libp2p::swarm::Config::with_tokio_executor().with_idle_connection_timeout(IDLE_TIMEOUT);
+        let swarm_config = libp2p::swarm::Config::with_tokio_executor().with_idle_connection_timeout(IDLE_TIMEOUT);
         let mut swarm = Swarm::new(transport, behaviour, local, swarm_config);
         for address in &config.listen {
-            swarm
-                .listen_on(address.clone())
-                .map_err(|error| listen_error(address, &error))?;
+            swarm.listen_on(address.clone()).map_err(|error| listen_error(address, &error))?;
         }
         let mut plan = DialPlan::new(local);
         for address in config.peers {
@@ -216,10 +198,7 @@ impl Driver {
         let mut tick = interval(liveness::TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let (change_sender, mut changes) = mpsc::channel(1);
-        let watching = self
-            .watch
-            .take()
-            .map(|watch| tokio::spawn(watch_peers_file(watch, change_sender)));
+        let watching = self.watch.take().map(|watch| tokio::spawn(watch_peers_file(watch, change_sender)));
         let events = self.events.clone();
         let shutdown = loop {
             // A reader that lags holds up the swarm, not the connections; only round trips are dropped for it.
@@ -282,20 +261,11 @@ impl Driver {
 
     fn on_command(&mut self, command: Command) {
         match command {
-            Command::Connect {
-                address,
-                until,
-                reply,
-            } => self.connect(Caller {
-                address,
-                until,
-                reply,
-            }),
+            Command::Connect { address, until, reply } => self.connect(Caller { address, until, reply }),
             Command::Disconnect { peer, why, reply } => {
                 if self.connected.contains_key(&peer) {
                     self.end(peer, &why);
-                    self.closing
-                        .push((peer, Instant::now() + CLOSE_TIMEOUT, Some(reply)));
+                    self.closing.push((peer, Instant::now() + CLOSE_TIMEOUT, Some(reply)));
                 } else {
                     let _ = reply.send(());
                 }
@@ -313,12 +283,8 @@ impl Driver {
             }
             Command::ListenAddresses { reply } => {
                 let local = *self.swarm.local_peer_id();
-                let _ = reply.send(
-                    self.swarm
-                        .listeners()
-                        .map(|address| address.clone().with(Protocol::P2p(local)))
-                        .collect(),
-                );
+                let _ = reply
+                    .send(self.swarm.listeners().map(|address| address.clone().with(Protocol::P2p(local))).collect());
             }
             Command::Shutdown { .. } => {}
         }
@@ -351,9 +317,7 @@ impl Driver {
                 self.dialling.insert(connection, Dialler::Caller(caller));
             }
             Err(error) => {
-                let _ = caller
-                    .reply
-                    .send(Err(self.connect_error(&caller.address, &error)));
+                let _ = caller.reply.send(Err(self.connect_error(&caller.address, &error)));
             }
         }
     }
@@ -361,16 +325,12 @@ impl Driver {
     fn connect_error(&self, address: &Multiaddr, error: &DialError) -> NetError {
         match handshake_error(error) {
             Some(HandshakeError::Refused { peer, refusal }) => refused_here(*peer, *refusal),
-            Some(HandshakeError::RefusedByPeer { peer, refusal }) => NetError::Refused {
-                peer: *peer,
-                why: refusal.of_this_node().to_owned(),
-            },
+            Some(HandshakeError::RefusedByPeer { peer, refusal }) => {
+                NetError::Refused { peer: *peer, why: refusal.of_this_node().to_owned() }
+            }
             Some(HandshakeError::Own) => NetError::OwnAddress(address.clone()),
             _ if is_own(error) => NetError::OwnAddress(address.clone()),
-            _ => NetError::Unreachable {
-                address: address.clone(),
-                why: dial_error_text(error),
-            },
+            _ => NetError::Unreachable { address: address.clone(), why: dial_error_text(error) },
         }
     }
 
@@ -404,13 +364,7 @@ impl Driver {
         let connection = options.connection_id();
         match self.swarm.dial(options) {
             Ok(()) => {
-                self.dialling.insert(
-                    connection,
-                    Dialler::Plan {
-                        target: dial.target,
-                        found_by: dial.found_by,
-                    },
-                );
+                self.dialling.insert(connection, Dialler::Plan { target: dial.target, found_by: dial.found_by });
             }
             Err(error) => {
                 let now = self.now();
@@ -420,9 +374,8 @@ impl Driver {
     }
 
     fn retry_waiting(&mut self, instant: Instant) {
-        let (ready, waiting) = std::mem::take(&mut self.waiting)
-            .into_iter()
-            .partition(|waiting| waiting.retry <= instant);
+        let (ready, waiting) =
+            std::mem::take(&mut self.waiting).into_iter().partition(|waiting| waiting.retry <= instant);
         self.waiting = waiting;
         for Waiting { caller, .. } in ready {
             if caller.until > instant && !caller.reply.is_closed() {
@@ -437,9 +390,7 @@ impl Driver {
                 let addresses: Vec<_> = peers.into_iter().map(|peer| peer.address).collect();
                 let now = self.now();
                 self.plan.set_listed(&addresses, now);
-                self.tell(NetEvent::PeersFileLoaded {
-                    count: addresses.len(),
-                });
+                self.tell(NetEvent::PeersFileLoaded { count: addresses.len() });
             }
             Change::Broken(error) => {
                 tracing::warn!(event = "peers_file_broken", path = %path.display(), "{} {error}; the peers known so far stay", path.display());
@@ -449,22 +400,13 @@ impl Driver {
     }
 
     fn on_refused(&mut self, refused: &RefusedSession) {
-        let RefusedSession {
-            peer,
-            refusal,
-            by_peer,
-            timed_out,
-        } = *refused;
+        let RefusedSession { peer, refusal, by_peer, timed_out } = *refused;
         let instant = Instant::now();
         if self.told.len() >= MAX_REFUSALS {
-            self.told
-                .retain(|_, told| instant.duration_since(*told) < REFUSAL_REPEAT);
+            self.told.retain(|_, told| instant.duration_since(*told) < REFUSAL_REPEAT);
         }
         let key = (peer, refusal, by_peer);
-        let told_lately = self
-            .told
-            .get(&key)
-            .is_some_and(|told| instant.duration_since(*told) < REFUSAL_REPEAT);
+        let told_lately = self.told.get(&key).is_some_and(|told| instant.duration_since(*told) < REFUSAL_REPEAT);
         if told_lately || self.told.len() >= MAX_REFUSALS {
             return;
         }
@@ -474,16 +416,9 @@ impl Driver {
             tracing::warn!(event = "refused_by_peer", peer = %peer, "Refused by peer {peer} ({why})");
             self.tell(NetEvent::RefusedBy { peer, why });
         } else {
-            let why = if timed_out {
-                "it did not finish the admission in time"
-            } else {
-                refusal.of_the_other()
-            };
+            let why = if timed_out { "it did not finish the admission in time" } else { refusal.of_the_other() };
             tracing::warn!(event = "refused_peer", peer = %peer, "Refused peer {peer} ({why})");
-            self.tell(NetEvent::Refused {
-                peer: Some(peer),
-                why: why.to_owned(),
-            });
+            self.tell(NetEvent::Refused { peer: Some(peer), why: why.to_owned() });
         }
     }
 
@@ -495,63 +430,34 @@ impl Driver {
                 let address = address.with(Protocol::P2p(*self.swarm.local_peer_id()));
                 self.tell(NetEvent::Listening(address));
             }
-            SwarmEvent::ConnectionEstablished {
-                peer_id,
-                connection_id,
-                endpoint,
-                ..
-            } => self.on_established(peer_id, connection_id, &endpoint),
-            SwarmEvent::ConnectionClosed {
-                peer_id,
-                connection_id,
-                cause,
-                ..
-            } => self.on_closed(peer_id, connection_id, cause.as_ref()),
-            SwarmEvent::OutgoingConnectionError {
-                connection_id,
-                error,
-                ..
-            } => self.on_dial_failed(connection_id, &error),
-            SwarmEvent::IncomingConnectionError {
-                send_back_addr,
-                error,
-                ..
-            } => on_incoming_failed(&send_back_addr, &error),
+            SwarmEvent::ConnectionEstablished { peer_id, connection_id, endpoint, .. } => {
+                self.on_established(peer_id, connection_id, &endpoint)
+            }
+            SwarmEvent::ConnectionClosed { peer_id, connection_id, cause, .. } => {
+                self.on_closed(peer_id, connection_id, cause.as_ref())
+            }
+            SwarmEvent::OutgoingConnectionError { connection_id, error, .. } => {
+                self.on_dial_failed(connection_id, &error)
+            }
+            SwarmEvent::IncomingConnectionError { send_back_addr, error, .. } => {
+                on_incoming_failed(&send_back_addr, &error)
+            }
             SwarmEvent::ListenerError { error, .. } => {
                 tracing::warn!(event = "listener_error", %error)
             }
-            SwarmEvent::ListenerClosed {
-                addresses, reason, ..
-            } => {
-                tracing::warn!(
-                    event = "listener_closed",
-                    ?addresses,
-                    ?reason,
-                    "no longer listening on {addresses:?}"
-                );
+            SwarmEvent::ListenerClosed { addresses, reason, .. } => {
+                tracing::warn!(event = "listener_closed", ?addresses, ?reason, "no longer listening on {addresses:?}");
             }
-            SwarmEvent::Behaviour(BehaviourEvent::Ping(ping::Event {
-                peer,
-                result: Ok(rtt),
-                ..
-            })) => {
+            SwarmEvent::Behaviour(BehaviourEvent::Ping(ping::Event { peer, result: Ok(rtt), .. })) => {
                 self.liveness.answered_ping(peer);
                 if self.waiting_events.len() < MAX_WAITING_EVENTS / 2 {
                     self.tell(NetEvent::Rtt { peer, rtt });
                 }
             }
-            SwarmEvent::Behaviour(BehaviourEvent::Ping(ping::Event {
-                peer,
-                result: Err(error),
-                ..
-            })) => {
+            SwarmEvent::Behaviour(BehaviourEvent::Ping(ping::Event { peer, result: Err(error), .. })) => {
                 tracing::debug!(event = "ping_failed", %peer, %error);
             }
-            SwarmEvent::Behaviour(BehaviourEvent::Identify(identify::Event::Received {
-                peer_id,
-                info,
-                ..
-            })) => {
+            SwarmEvent::Behaviour(BehaviourEvent::Identify(identify::Event::Received { peer_id, info, .. })) => {
                 self.on_identified(peer_id, info.listen_addrs);
             }
             SwarmEvent::Behaviour(BehaviourEvent::Mdns(mdns::Event::Discovered(found))) => {
@@ -575,30 +481,16 @@ impl Driver {
     fn dial_due(&mut self) {
         let now = self.now();
         let (connected, sessions) = (&self.connected, &self.sessions);
-        let dials = self.plan.due(now, |peer| {
-            connected.contains_key(peer) || sessions.is_blocked(peer)
-        });
+        let dials = self.plan.due(now, |peer| connected.contains_key(peer) || sessions.is_blocked(peer));
         for dial in dials {
             self.dial(dial);
         }
     }
 
-    fn on_established(
-        &mut self,
-        peer: PeerId,
-        connection: ConnectionId,
-        endpoint: &ConnectedPoint,
-    ) {
-        let mut found_by = if self.plan.is_discovered(&peer) {
-            FoundBy::Mdns
-        } else {
-            FoundBy::Incoming
-        };
+    fn on_established(&mut self, peer: PeerId, connection: ConnectionId, endpoint: &ConnectedPoint) {
+        let mut found_by = if self.plan.is_discovered(&peer) { FoundBy::Mdns } else { FoundBy::Incoming };
         match self.dialling.remove(&connection) {
-            Some(Dialler::Plan {
-                target,
-                found_by: by_plan,
-            }) => {
+            Some(Dialler::Plan { target, found_by: by_plan }) => {
                 found_by = by_plan;
                 self.plan.succeeded(target, peer);
             }
@@ -610,41 +502,24 @@ impl Driver {
         }
         let address = endpoint.get_remote_address().clone();
         let up = !self.connected.contains_key(&peer);
-        let connected = self.connected.entry(peer).or_insert_with(|| Connected {
-            connections: HashSet::new(),
-            addresses: Vec::new(),
-        });
+        let connected = self
+            .connected
+            .entry(peer)
+            .or_insert_with(|| Connected { connections: HashSet::new(), addresses: Vec::new() });
         connected.connections.insert(connection);
         if up {
-            let direction = if endpoint.is_dialer() {
-                Direction::Dialled
-            } else {
-                Direction::Accepted
-            };
+            let direction = if endpoint.is_dialer() { Direction::Dialled } else { Direction::Accepted };
             let transport = transport_of(&address);
-            self.tell(NetEvent::PeerUp {
-                peer,
-                address,
-                transport,
-                direction,
-                found_by,
-            });
+            self.tell(NetEvent::PeerUp { peer, address, transport, direction, found_by });
         }
-        let (ready, waiting) = std::mem::take(&mut self.waiting)
-            .into_iter()
-            .partition(|waiting| waiting.peer == peer);
+        let (ready, waiting) = std::mem::take(&mut self.waiting).into_iter().partition(|waiting| waiting.peer == peer);
         self.waiting = waiting;
         for Waiting { caller, .. } in ready {
             let _ = caller.reply.send(Ok(peer));
         }
     }
 
-    fn on_closed(
-        &mut self,
-        peer: PeerId,
-        connection: ConnectionId,
-        cause: Option<&ConnectionError>,
-    ) {
+    fn on_closed(&mut self, peer: PeerId, connection: ConnectionId, cause: Option<&ConnectionError>) {
         let Some(connected) = self.connected.get_mut(&peer) else {
             return;
         };
@@ -654,10 +529,7 @@ impl Driver {
         }
         self.connected.remove(&peer);
         self.liveness.forget(&peer);
-        let why = self
-            .ending
-            .remove(&peer)
-            .unwrap_or_else(|| closed_text(cause));
+        let why = self.ending.remove(&peer).unwrap_or_else(|| closed_text(cause));
         let now = self.now();
         self.plan.lost(peer, now);
         self.tell(NetEvent::PeerDown { peer, why });
@@ -683,16 +555,10 @@ impl Driver {
                     let _ = caller.reply.send(Ok(peer));
                 }
                 Failure::Duplicate(peer) => {
-                    self.waiting.push(Waiting {
-                        caller,
-                        peer,
-                        retry: Instant::now() + CONNECT_RETRY,
-                    });
+                    self.waiting.push(Waiting { caller, peer, retry: Instant::now() + CONNECT_RETRY });
                 }
                 _ => {
-                    let _ = caller
-                        .reply
-                        .send(Err(self.connect_error(&caller.address, error)));
+                    let _ = caller.reply.send(Err(self.connect_error(&caller.address, error)));
                 }
             },
             None => {}
@@ -709,19 +575,13 @@ impl Driver {
     }
 }
 
-async fn watch_peers_file(
-    mut watch: peers_file::Watch,
-    changes: mpsc::Sender<(std::path::PathBuf, Change)>,
-) {
+async fn watch_peers_file(mut watch: peers_file::Watch, changes: mpsc::Sender<(std::path::PathBuf, Change)>) {
     let mut look = interval(PEERS_FILE_INTERVAL);
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         look.tick().await;
         if let Some(change) = watch.look().await
-            && changes
-                .send((watch.path().to_owned(), change))
-                .await
-                .is_err()
+            && changes.send((watch.path().to_owned(), change)).await.is_err()
         {
             return;
         }
@@ -732,54 +592,35 @@ fn dial_options(peer: Option<PeerId>, addresses: Vec<Multiaddr>) -> DialOpts {
     // A dial from the listening port would make two nodes that dial each other at once meet in one TCP connection
     // of which both are the dialer.
     match peer {
-        Some(peer) => DialOpts::peer_id(peer)
-            .condition(PeerCondition::Always)
-            .addresses(addresses)
-            .allocate_new_port()
-            .build(),
+        Some(peer) => {
+            DialOpts::peer_id(peer).condition(PeerCondition::Always).addresses(addresses).allocate_new_port().build()
+        }
         None => {
-            let address = addresses
-                .into_iter()
-                .next()
-                .unwrap_or_else(Multiaddr::empty);
-            DialOpts::unknown_peer_id()
-                .address(address)
-                .allocate_new_port()
-                .build()
+            let address = addresses.into_iter().next().unwrap_or_else(Multiaddr::empty);
+            DialOpts::unknown_peer_id().address(address).allocate_new_port().build()
         }
     }
 }
 
 fn refused_here(peer: PeerId, refusal: Refusal) -> NetError {
-    NetError::Refused {
-        peer,
-        why: refusal.of_the_other().to_owned(),
-    }
+    NetError::Refused { peer, why: refusal.of_the_other().to_owned() }
 }
 
 fn listen_error(address: &Multiaddr, error: &TransportError<io::Error>) -> NetError {
     let why = match error {
         TransportError::MultiaddrNotSupported(_) => {
-            "not an address that this node can listen on; use /ip4/…/tcp/… or /ip4/…/udp/…/quic-v1"
-                .to_owned()
+            "not an address that this node can listen on; use /ip4/…/tcp/… or /ip4/…/udp/…/quic-v1".to_owned()
         }
         TransportError::Other(error) => error.to_string(),
     };
-    NetError::Listen {
-        address: address.clone(),
-        why,
-    }
+    NetError::Listen { address: address.clone(), why }
 }
 
 /// An error and everything in it, through `io::Error`s, which hide their contents from `source`.
-fn chain<'a>(
-    error: &'a (dyn StdError + 'static),
-) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {
+fn chain<'a>(error: &'a (dyn StdError + 'static)) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {
     std::iter::successors(Some(error), |error: &&'a (dyn StdError + 'static)| {
         let error: &'a (dyn StdError + 'static) = *error;
-        let inner = error
-            .downcast_ref::<io::Error>()
-            .and_then(io::Error::get_ref);
+        let inner = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
         match inner {
             Some(inner) => Some(inner as &(dyn StdError + 'static)),
             None => error.source(),
@@ -792,18 +633,13 @@ fn handshake_error(error: &DialError) -> Option<&HandshakeError> {
         return None;
     };
     let mut found = attempts.iter().filter_map(|(_, error)| match error {
-        TransportError::Other(error) => {
-            chain(error).find_map(|error| error.downcast_ref::<HandshakeError>())
-        }
+        TransportError::Other(error) => chain(error).find_map(|error| error.downcast_ref::<HandshakeError>()),
         TransportError::MultiaddrNotSupported(_) => None,
     });
     // Of several addresses, one where somebody answered says more than one where nobody did.
     let mut best = found.next()?;
     for next in found {
-        if !matches!(
-            best,
-            HandshakeError::Refused { .. } | HandshakeError::RefusedByPeer { .. }
-        ) {
+        if !matches!(best, HandshakeError::Refused { .. } | HandshakeError::RefusedByPeer { .. }) {
             best = next;
         }
     }
@@ -813,18 +649,10 @@ fn handshake_error(error: &DialError) -> Option<&HandshakeError> {
 fn failure_of(error: &DialError) -> Failure {
     match handshake_error(error) {
         Some(
-            HandshakeError::Refused {
-                peer,
-                refusal: Refusal::Duplicate,
-            }
-            | HandshakeError::RefusedByPeer {
-                peer,
-                refusal: Refusal::Duplicate,
-            },
+            HandshakeError::Refused { peer, refusal: Refusal::Duplicate }
+            | HandshakeError::RefusedByPeer { peer, refusal: Refusal::Duplicate },
         ) => Failure::Duplicate(*peer),
-        Some(HandshakeError::Refused { .. } | HandshakeError::RefusedByPeer { .. }) => {
-            Failure::Refused
-        }
+        Some(HandshakeError::Refused { .. } | HandshakeError::RefusedByPeer { .. }) => Failure::Refused,
         Some(HandshakeError::Own) => Failure::Own,
         _ if is_own(error) => Failure::Own,
         _ => Failure::Unreachable,
@@ -833,10 +661,7 @@ fn failure_of(error: &DialError) -> Failure {
 
 /// Whether a dial led to this node. The swarm drops its own listen addresses, and we never dial none.
 fn is_own(error: &DialError) -> bool {
-    matches!(
-        error,
-        DialError::LocalPeerId { .. } | DialError::NoAddresses
-    )
+    matches!(error, DialError::LocalPeerId { .. } | DialError::NoAddresses)
 }
 
 /// A dial's failure in the words of the innermost error of each address.
@@ -847,12 +672,8 @@ fn dial_error_text(error: &DialError) -> String {
     let texts: Vec<String> = attempts
         .iter()
         .map(|(_, error)| match error {
-            TransportError::Other(error) => chain(error)
-                .last()
-                .map_or_else(|| error.to_string(), ToString::to_string),
-            TransportError::MultiaddrNotSupported(_) => {
-                "not an address that this node can dial".to_owned()
-            }
+            TransportError::Other(error) => chain(error).last().map_or_else(|| error.to_string(), ToString::to_string),
+            TransportError::MultiaddrNotSupported(_) => "not an address that this node can dial".to_owned(),
         })
         .collect();
     texts.join("; ")
@@ -868,16 +689,12 @@ fn closed_text(cause: Option<&ConnectionError>) -> String {
         None => "disconnected".to_owned(),
         Some(ConnectionError::KeepAliveTimeout) => "idle".to_owned(),
         Some(ConnectionError::IO(error)) => match error_kind(error) {
-            Some(io::ErrorKind::UnexpectedEof | io::ErrorKind::BrokenPipe) => {
-                "it closed the connection".to_owned()
-            }
+            Some(io::ErrorKind::UnexpectedEof | io::ErrorKind::BrokenPipe) => "it closed the connection".to_owned(),
             Some(io::ErrorKind::ConnectionReset | io::ErrorKind::ConnectionAborted) => {
                 "the connection was reset".to_owned()
             }
             Some(io::ErrorKind::TimedOut) => "the connection timed out".to_owned(),
-            _ => chain(error)
-                .last()
-                .map_or_else(|| error.to_string(), ToString::to_string),
+            _ => chain(error).last().map_or_else(|| error.to_string(), ToString::to_string),
         },
     }
 }

@@ -21,9 +21,7 @@ use multistream_select::{Version, dialer_select_proto, listener_select_proto};
 use thiserror::Error;
 use tokio::sync::mpsc;
 
-use super::admission::{
-    Acceptor, AcceptorStep, Dialer, DialerStep, FRAME_BYTES, Frame, FrameError, MAGIC, Refusal,
-};
+use super::admission::{Acceptor, AcceptorStep, Dialer, DialerStep, FRAME_BYTES, Frame, FrameError, MAGIC, Refusal};
 use super::pool_key::PoolKey;
 use super::session::{Guarded, Meter, Session, Sessions, Transport};
 use super::socket::Socket;
@@ -58,10 +56,7 @@ pub(super) enum HandshakeError {
     RefusedByPeer { peer: PeerId, refusal: Refusal },
     /// Another node answers at the address.
     #[error("the node there is {obtained}, not {expected}")]
-    WrongPeer {
-        expected: Box<PeerId>,
-        obtained: Box<PeerId>,
-    },
+    WrongPeer { expected: Box<PeerId>, obtained: Box<PeerId> },
     /// The address is this node's own.
     #[error("the address is this node's own")]
     Own,
@@ -123,19 +118,15 @@ pub(super) fn build(door: &Door) -> Result<Boxed<(PeerId, StreamMuxerBox)>, nois
 fn by_address(door: &Door) -> Result<Boxed<(PeerId, StreamMuxerBox)>, noise::Error> {
     let noise = noise::Config::new(&door.keypair)?;
     let tcp_door = door.clone();
-    let tcp = tcp::tokio::Transport::new(tcp::Config::new().nodelay(true)).and_then(
-        move |stream, endpoint| async move {
+    let tcp =
+        tcp::tokio::Transport::new(tcp::Config::new().nodelay(true)).and_then(move |stream, endpoint| async move {
             let meter = Arc::new(Meter::default());
             let mut peer = None;
             let socket = Socket::new(stream, Arc::clone(&meter));
             let handshake = tcp_handshake(&tcp_door, noise, socket, &endpoint, meter, &mut peer);
             let result = tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake).await;
-            conclude(
-                &tcp_door,
-                result.unwrap_or(Err(HandshakeError::TimedOut { peer })),
-            )
-        },
-    );
+            conclude(&tcp_door, result.unwrap_or(Err(HandshakeError::TimedOut { peer })))
+        });
 
     let mut quic_config = quic::Config::new(&door.keypair);
     quic_config.max_idle_timeout = QUIC_IDLE_TIMEOUT.as_millis() as u32;
@@ -144,67 +135,35 @@ fn by_address(door: &Door) -> Result<Boxed<(PeerId, StreamMuxerBox)>, noise::Err
     quic_config.max_stream_data = QUIC_WINDOW_BYTES;
     quic_config.max_connection_data = 2 * QUIC_WINDOW_BYTES;
     let quic_door = door.clone();
-    let quic = quic::tokio::Transport::new(quic_config).and_then(
-        move |(peer, connection), endpoint| async move {
-            let result = tokio::time::timeout(
-                HANDSHAKE_TIMEOUT,
-                quic_handshake(&quic_door, connection, peer, &endpoint),
-            )
-            .await;
-            conclude(
-                &quic_door,
-                result.unwrap_or(Err(HandshakeError::TimedOut { peer: Some(peer) })),
-            )
-        },
-    );
+    let quic = quic::tokio::Transport::new(quic_config).and_then(move |(peer, connection), endpoint| async move {
+        let result =
+            tokio::time::timeout(HANDSHAKE_TIMEOUT, quic_handshake(&quic_door, connection, peer, &endpoint)).await;
+        conclude(&quic_door, result.unwrap_or(Err(HandshakeError::TimedOut { peer: Some(peer) })))
+    });
 
-    Ok(tcp
-        .or_transport(quic)
-        .map(|either, _| either.into_inner())
-        .boxed())
+    Ok(tcp.or_transport(quic).map(|either, _| either.into_inner()).boxed())
 }
 
 /// Tells the refusals that the user should hear of.
 fn conclude<T>(door: &Door, result: Result<T, HandshakeError>) -> Result<T, Failed> {
     let told = match &result {
         Err(
-            HandshakeError::Refused {
-                refusal: Refusal::Duplicate,
-                ..
-            }
-            | HandshakeError::RefusedByPeer {
-                refusal: Refusal::Duplicate,
-                ..
-            },
+            HandshakeError::Refused { refusal: Refusal::Duplicate, .. }
+            | HandshakeError::RefusedByPeer { refusal: Refusal::Duplicate, .. },
         ) => None,
         Err(HandshakeError::Refused { peer, refusal }) => Some((*peer, *refusal, false, false)),
-        Err(HandshakeError::RefusedByPeer { peer, refusal }) => {
-            Some((*peer, *refusal, true, false))
-        }
-        Err(HandshakeError::TimedOut { peer: Some(peer) }) => {
-            Some((*peer, Refusal::Malformed, false, true))
-        }
+        Err(HandshakeError::RefusedByPeer { peer, refusal }) => Some((*peer, *refusal, true, false)),
+        Err(HandshakeError::TimedOut { peer: Some(peer) }) => Some((*peer, Refusal::Malformed, false, true)),
         _ => None,
     };
     if let Some((peer, refusal, by_peer, timed_out)) = told {
-        let _ = door.refused.try_send(RefusedSession {
-            peer,
-            refusal,
-            by_peer,
-            timed_out,
-        });
+        let _ = door.refused.try_send(RefusedSession { peer, refusal, by_peer, timed_out });
     }
     result.map_err(Failed)
 }
 
 fn is_dialled_here(endpoint: &ConnectedPoint) -> bool {
-    matches!(
-        endpoint,
-        ConnectedPoint::Dialer {
-            role_override: Endpoint::Dialer,
-            ..
-        }
-    )
+    matches!(endpoint, ConnectedPoint::Dialer { role_override: Endpoint::Dialer, .. })
 }
 
 /// The peer id that the dialled address names, if any.
@@ -216,19 +175,14 @@ fn expected_peer(endpoint: &ConnectedPoint) -> Option<PeerId> {
 }
 
 /// Refuses, before any proof, whoever is not whom this node dialled.
-fn check_identity(
-    door: &Door,
-    endpoint: &ConnectedPoint,
-    obtained: PeerId,
-) -> Result<(), HandshakeError> {
+fn check_identity(door: &Door, endpoint: &ConnectedPoint, obtained: PeerId) -> Result<(), HandshakeError> {
     if obtained == door.local {
         return Err(HandshakeError::Own);
     }
     match expected_peer(endpoint) {
-        Some(expected) if expected != obtained => Err(HandshakeError::WrongPeer {
-            expected: Box::new(expected),
-            obtained: Box::new(obtained),
-        }),
+        Some(expected) if expected != obtained => {
+            Err(HandshakeError::WrongPeer { expected: Box::new(expected), obtained: Box::new(obtained) })
+        }
         _ => Ok(()),
     }
 }
@@ -259,10 +213,7 @@ async fn tcp_handshake(
 
     let stock = protocol == STOCK_NOISE;
     if stock && door.pool_key.is_some() {
-        return Err(HandshakeError::Refused {
-            peer,
-            refusal: Refusal::Malformed,
-        });
+        return Err(HandshakeError::Refused { peer, refusal: Refusal::Malformed });
     }
     let session = if dialled_here {
         let session = open_dialled(door, peer, Transport::Tcp, &meter)?;
@@ -272,9 +223,7 @@ async fn tcp_handshake(
         admit(&session, peer)?;
         session
     } else {
-        let session = door
-            .sessions
-            .accepted(peer, Transport::Tcp, Arc::clone(&meter));
+        let session = door.sessions.accepted(peer, Transport::Tcp, Arc::clone(&meter));
         if stock {
             admit(&session, peer)?;
         } else {
@@ -290,10 +239,7 @@ async fn tcp_handshake(
         let (_, stream) = listener_select_proto(stream, [yamux::PROTOCOL]).await?;
         yamux::Muxer::new(stream, false)
     };
-    Ok((
-        peer,
-        StreamMuxerBox::new(Guarded::new(muxer, meter, session)),
-    ))
+    Ok((peer, StreamMuxerBox::new(Guarded::new(muxer, meter, session))))
 }
 
 fn open_dialled(
@@ -308,9 +254,7 @@ fn open_dialled(
 }
 
 fn admit(session: &Session, peer: PeerId) -> Result<(), HandshakeError> {
-    session
-        .admit()
-        .map_err(|refusal| HandshakeError::Refused { peer, refusal })
+    session.admit().map_err(|refusal| HandshakeError::Refused { peer, refusal })
 }
 
 /// The dialer's side of the exchange over `stream`.
@@ -403,9 +347,7 @@ async fn quic_handshake(
     let meter = Arc::new(Meter::default());
     let (session, first) = if is_dialled_here(endpoint) {
         let session = open_dialled(door, peer, Transport::Quic, &meter)?;
-        let mut stream = poll_fn(|cx| Pin::new(&mut connection).poll_outbound(cx))
-            .await
-            .map_err(io::Error::other)?;
+        let mut stream = poll_fn(|cx| Pin::new(&mut connection).poll_outbound(cx)).await.map_err(io::Error::other)?;
         match dial_admission(door, &mut stream, peer).await {
             // A stock peer drops the stream: it is not a multistream-select one.
             Err(HandshakeError::Io(_)) if door.pool_key.is_none() => {}
@@ -415,12 +357,8 @@ async fn quic_handshake(
         admit(&session, peer)?;
         (session, None)
     } else {
-        let session = door
-            .sessions
-            .accepted(peer, Transport::Quic, Arc::clone(&meter));
-        let mut stream = poll_fn(|cx| Pin::new(&mut connection).poll_inbound(cx))
-            .await
-            .map_err(io::Error::other)?;
+        let session = door.sessions.accepted(peer, Transport::Quic, Arc::clone(&meter));
+        let mut stream = poll_fn(|cx| Pin::new(&mut connection).poll_inbound(cx)).await.map_err(io::Error::other)?;
         let mut start = [0; MAGIC.len()];
         stream.read_exact(&mut start).await?;
         if start == MAGIC || door.pool_key.is_some() {
@@ -430,24 +368,12 @@ async fn quic_handshake(
         } else {
             // A stock peer's first stream: it gets it back as it was.
             admit(&session, peer)?;
-            let stream = QuicStream {
-                stream,
-                replay: start,
-                replayed: 0,
-                meter: Arc::clone(&meter),
-            };
+            let stream = QuicStream { stream, replay: start, replayed: 0, meter: Arc::clone(&meter) };
             (session, Some(stream))
         }
     };
-    let muxer = QuicMuxer {
-        connection,
-        first,
-        meter: Arc::clone(&meter),
-    };
-    Ok((
-        peer,
-        StreamMuxerBox::new(Guarded::new(muxer, meter, session)),
-    ))
+    let muxer = QuicMuxer { connection, first, meter: Arc::clone(&meter) };
+    Ok((peer, StreamMuxerBox::new(Guarded::new(muxer, meter, session))))
 }
 
 /// A QUIC connection that counts bytes, and gives back the stream that admission had looked into.
@@ -459,12 +385,7 @@ struct QuicMuxer {
 
 impl QuicMuxer {
     fn counted(&self, stream: quic::Stream) -> QuicStream {
-        QuicStream {
-            stream,
-            replay: MAGIC,
-            replayed: MAGIC.len(),
-            meter: Arc::clone(&self.meter),
-        }
+        QuicStream { stream, replay: MAGIC, replayed: MAGIC.len(), meter: Arc::clone(&self.meter) }
     }
 }
 
@@ -472,37 +393,24 @@ impl StreamMuxer for QuicMuxer {
     type Substream = QuicStream;
     type Error = quic::Error;
 
-    fn poll_inbound(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Result<QuicStream, quic::Error>> {
+    fn poll_inbound(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<QuicStream, quic::Error>> {
         let this = self.get_mut();
         if let Some(first) = this.first.take() {
             return Poll::Ready(Ok(first));
         }
-        Pin::new(&mut this.connection)
-            .poll_inbound(cx)
-            .map_ok(|stream| this.counted(stream))
+        Pin::new(&mut this.connection).poll_inbound(cx).map_ok(|stream| this.counted(stream))
     }
 
-    fn poll_outbound(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Result<QuicStream, quic::Error>> {
+    fn poll_outbound(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<QuicStream, quic::Error>> {
         let this = self.get_mut();
-        Pin::new(&mut this.connection)
-            .poll_outbound(cx)
-            .map_ok(|stream| this.counted(stream))
+        Pin::new(&mut this.connection).poll_outbound(cx).map_ok(|stream| this.counted(stream))
     }
 
     fn poll_close(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<(), quic::Error>> {
         Pin::new(&mut self.get_mut().connection).poll_close(cx)
     }
 
-    fn poll(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Result<StreamMuxerEvent, quic::Error>> {
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<StreamMuxerEvent, quic::Error>> {
         Pin::new(&mut self.get_mut().connection).poll(cx)
     }
 }
@@ -516,11 +424,7 @@ struct QuicStream {
 }
 
 impl AsyncRead for QuicStream {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut [u8],
-    ) -> Poll<io::Result<usize>> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         let rest = &this.replay[this.replayed..];
         if !rest.is_empty() {
@@ -529,28 +433,20 @@ impl AsyncRead for QuicStream {
             this.replayed += count;
             return Poll::Ready(Ok(count));
         }
-        Pin::new(&mut this.stream)
-            .poll_read(cx, buf)
-            .map_ok(|count| {
-                this.meter.received(count);
-                count
-            })
+        Pin::new(&mut this.stream).poll_read(cx, buf).map_ok(|count| {
+            this.meter.received(count);
+            count
+        })
     }
 }
 
 impl AsyncWrite for QuicStream {
-    fn poll_write(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        Pin::new(&mut this.stream)
-            .poll_write(cx, buf)
-            .map_ok(|count| {
-                this.meter.sent(count);
-                count
-            })
+        Pin::new(&mut this.stream).poll_write(cx, buf).map_ok(|count| {
+            this.meter.sent(count);
+            count
+        })
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -43,22 +43,14 @@ const PIECE_BYTES: usize = 16 << 10;
 struct Pieces<C>(C);
 
 impl<C: AsyncRead + Unpin> AsyncRead for Pieces<C> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut [u8],
-    ) -> Poll<io::Result<usize>> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
         let most = buf.len().min(PIECE_BYTES);
         Pin::new(&mut self.0).poll_read(cx, &mut buf[..most])
     }
 }
 
 impl<C: AsyncWrite + Unpin> AsyncWrite for Pieces<C> {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.0).poll_write(cx, &buf[..buf.len().min(PIECE_BYTES)])
     }
 
@@ -85,11 +77,7 @@ impl<C: AsyncRead + AsyncWrite + Unpin> Muxer<C> {
         config.set_max_num_streams(MAX_STREAMS);
         config.set_max_connection_receive_window(Some(MAX_RECEIVE_WINDOW_BYTES));
         config.set_split_send_size(FRAME_BODY_BYTES);
-        let mode = if dialled_here {
-            Mode::Client
-        } else {
-            Mode::Server
-        };
+        let mode = if dialled_here { Mode::Client } else { Mode::Server };
         Self {
             connection: Connection::new(Pieces(socket), config, mode),
             inbound: VecDeque::new(),
@@ -119,10 +107,7 @@ impl<C: AsyncRead + AsyncWrite + Unpin> StreamMuxer for Muxer<C> {
     type Substream = yamux::Stream;
     type Error = io::Error;
 
-    fn poll_inbound(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<io::Result<Self::Substream>> {
+    fn poll_inbound(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<Self::Substream>> {
         if let Some(stream) = self.inbound.pop_front() {
             return Poll::Ready(Ok(stream));
         }
@@ -133,10 +118,7 @@ impl<C: AsyncRead + AsyncWrite + Unpin> StreamMuxer for Muxer<C> {
         Poll::Pending
     }
 
-    fn poll_outbound(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<io::Result<Self::Substream>> {
+    fn poll_outbound(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<Self::Substream>> {
         self.connection.poll_new_outbound(cx).map_err(into_io)
     }
 
@@ -152,10 +134,7 @@ impl<C: AsyncRead + AsyncWrite + Unpin> StreamMuxer for Muxer<C> {
                 waker.wake();
             }
         } else {
-            tracing::warn!(
-                event = "stream_dropped",
-                "a peer opens streams faster than this node takes them"
-            );
+            tracing::warn!(event = "stream_dropped", "a peer opens streams faster than this node takes them");
         }
         cx.waker().wake_by_ref();
         Poll::Pending

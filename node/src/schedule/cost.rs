@@ -2,8 +2,8 @@
 //! Never decides anything, and never knows what is queued.
 
 use super::limits::{
-    IN_FLIGHT_LOCAL, IN_FLIGHT_MAX, LEARN_BYTES_MIN, LEARN_SECONDS_MIN, LEARN_WEIGHT,
-    LEARN_WEIGHT_FAST, SURPRISE, SURPRISE_MAX,
+    IN_FLIGHT_LOCAL, IN_FLIGHT_MAX, LEARN_BYTES_MIN, LEARN_SECONDS_MIN, LEARN_WEIGHT, LEARN_WEIGHT_FAST, SURPRISE,
+    SURPRISE_MAX,
 };
 
 /// Which of a worker's rates applies to a product.
@@ -61,12 +61,7 @@ impl WorkerEstimate {
     }
 
     /// A peer, with the fixed cost of a task on a warm link.
-    pub fn remote(
-        flops_per_s: [f64; Arithmetic::COUNT],
-        bytes_per_s: f64,
-        rtt_s: f64,
-        memory_bytes: u64,
-    ) -> Self {
+    pub fn remote(flops_per_s: [f64; Arithmetic::COUNT], bytes_per_s: f64, rtt_s: f64, memory_bytes: u64) -> Self {
         Self {
             flops_per_s,
             send_bytes_per_s: bytes_per_s,
@@ -124,9 +119,7 @@ impl CostModel {
     /// What an estimate foretells.
     pub fn new(estimate: &WorkerEstimate) -> Self {
         Self {
-            flop_s: estimate
-                .flops_per_s
-                .map(|rate| Learned::new(1.0 / sane(rate))),
+            flop_s: estimate.flops_per_s.map(|rate| Learned::new(1.0 / sane(rate))),
             send_byte_s: Learned::new(1.0 / sane(estimate.send_bytes_per_s)),
             receive_byte_s: Learned::new(1.0 / sane(estimate.receive_bytes_per_s)),
             rtt_s: sane_seconds(estimate.rtt_s),
@@ -140,10 +133,8 @@ impl CostModel {
         for (learned, rate) in self.flop_s.iter_mut().zip(estimate.flops_per_s) {
             learned.assume(1.0 / sane(rate));
         }
-        self.send_byte_s
-            .assume(1.0 / sane(estimate.send_bytes_per_s));
-        self.receive_byte_s
-            .assume(1.0 / sane(estimate.receive_bytes_per_s));
+        self.send_byte_s.assume(1.0 / sane(estimate.send_bytes_per_s));
+        self.receive_byte_s.assume(1.0 / sane(estimate.receive_bytes_per_s));
         self.rtt_s = sane_seconds(estimate.rtt_s);
         self.overhead_s = sane_seconds(estimate.overhead_s);
     }
@@ -164,17 +155,8 @@ impl CostModel {
     }
 
     /// Seconds of one attempt on an idle worker: transfer of what is missing, compute, return.
-    pub fn predict_s(
-        &self,
-        arithmetic: Arithmetic,
-        flops: f64,
-        missing_bytes: u64,
-        answer_bytes: u64,
-    ) -> f64 {
-        self.rtt_s
-            + self.send_s(missing_bytes)
-            + self.compute_s(arithmetic, flops)
-            + self.receive_s(answer_bytes)
+    pub fn predict_s(&self, arithmetic: Arithmetic, flops: f64, missing_bytes: u64, answer_bytes: u64) -> f64 {
+        self.rtt_s + self.send_s(missing_bytes) + self.compute_s(arithmetic, flops) + self.receive_s(answer_bytes)
     }
 
     /// Additions and multiplications a second, as believed now.
@@ -217,11 +199,7 @@ impl CostModel {
     /// Notes what was foretold for an attempt, and what came.
     pub fn observe_attempt(&mut self, predicted_s: f64, actual_s: f64) {
         let error = (actual_s - predicted_s).abs() / predicted_s.max(1e-6);
-        let weight = if self.accuracy.attempts == 0 {
-            1.0
-        } else {
-            LEARN_WEIGHT
-        };
+        let weight = if self.accuracy.attempts == 0 { 1.0 } else { LEARN_WEIGHT };
         self.accuracy.relative_error += weight * (error - self.accuracy.relative_error);
         self.accuracy.attempts += 1;
         self.accuracy.predicted_s = predicted_s;
@@ -240,11 +218,7 @@ pub(super) struct Learned {
 
 impl Learned {
     pub(super) fn new(value: f64) -> Self {
-        Self {
-            value,
-            observed: false,
-            surprise: 0,
-        }
+        Self { value, observed: false, surprise: 0 }
     }
 
     fn assume(&mut self, value: f64) {
@@ -258,17 +232,9 @@ impl Learned {
             return;
         }
         let ratio = (sample / self.value).clamp(1.0 / SURPRISE_MAX, SURPRISE_MAX);
-        let surprise = if ratio > SURPRISE {
-            1
-        } else {
-            -i8::from(ratio < 1.0 / SURPRISE)
-        };
+        let surprise = if ratio > SURPRISE { 1 } else { -i8::from(ratio < 1.0 / SURPRISE) };
         let change = surprise != 0 && surprise == self.surprise;
-        let weight = if change || !self.observed {
-            LEARN_WEIGHT_FAST
-        } else {
-            LEARN_WEIGHT
-        };
+        let weight = if change || !self.observed { LEARN_WEIGHT_FAST } else { LEARN_WEIGHT };
         self.value *= 1.0 + weight * (ratio - 1.0);
         self.surprise = surprise;
         self.observed = true;
@@ -283,19 +249,11 @@ impl Learned {
 
 /// A rate that divides: adverts come from outside and may say anything.
 fn sane(rate: f64) -> f64 {
-    if rate.is_nan() || rate < 1.0 {
-        1.0
-    } else {
-        rate
-    }
+    if rate.is_nan() || rate < 1.0 { 1.0 } else { rate }
 }
 
 fn sane_seconds(seconds: f64) -> f64 {
-    if seconds.is_finite() {
-        seconds.clamp(0.0, 3600.0)
-    } else {
-        0.0
-    }
+    if seconds.is_finite() { seconds.clamp(0.0, 3600.0) } else { 0.0 }
 }
 
 #[cfg(test)]
@@ -303,12 +261,7 @@ mod tests {
     use super::*;
 
     fn model() -> CostModel {
-        CostModel::new(&WorkerEstimate::remote(
-            [100e9; Arithmetic::COUNT],
-            1e9,
-            1e-4,
-            1 << 30,
-        ))
+        CostModel::new(&WorkerEstimate::remote([100e9; Arithmetic::COUNT], 1e9, 1e-4, 1 << 30))
     }
 
     #[test]
@@ -319,10 +272,7 @@ mod tests {
                 model.observe_compute(Arithmetic::F32, 2e9, 2e9 / (100e9 * factor));
             }
             let ratio = model.flops_per_s(Arithmetic::F32) / (100e9 * factor);
-            assert!(
-                (0.7..1.4).contains(&ratio),
-                "factor {factor}: off by {ratio}"
-            );
+            assert!((0.7..1.4).contains(&ratio), "factor {factor}: off by {ratio}");
         }
     }
 
@@ -338,12 +288,7 @@ mod tests {
     fn an_advert_does_not_overrule_what_was_observed() {
         let mut model = model();
         model.observe_compute(Arithmetic::F32, 2e9, 0.02);
-        model.update(&WorkerEstimate::remote(
-            [1e15; Arithmetic::COUNT],
-            1e9,
-            1e-4,
-            1 << 30,
-        ));
+        model.update(&WorkerEstimate::remote([1e15; Arithmetic::COUNT], 1e9, 1e-4, 1 << 30));
         assert!(model.flops_per_s(Arithmetic::F32) < 101e9);
         assert!(model.flops_per_s(Arithmetic::F64) > 0.9e15);
     }
@@ -362,21 +307,10 @@ mod tests {
         });
         for seconds in [f64::NAN, f64::INFINITY, -1.0, 0.0, 1e300] {
             model.observe_compute(Arithmetic::F32, 1e9, seconds);
-            model.observe_send(Transfer {
-                bytes: 1 << 20,
-                seconds,
-            });
-            model.observe_receive(Transfer {
-                bytes: u64::MAX,
-                seconds,
-            });
+            model.observe_send(Transfer { bytes: 1 << 20, seconds });
+            model.observe_receive(Transfer { bytes: u64::MAX, seconds });
         }
-        for arithmetic in [
-            Arithmetic::F32,
-            Arithmetic::F64,
-            Arithmetic::Half,
-            Arithmetic::Int8,
-        ] {
+        for arithmetic in [Arithmetic::F32, Arithmetic::F64, Arithmetic::Half, Arithmetic::Int8] {
             let seconds = model.predict_s(arithmetic, 1e9, 1 << 20, 1 << 20);
             assert!(seconds.is_finite() && seconds >= 0.0, "{seconds}");
         }

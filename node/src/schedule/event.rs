@@ -1,9 +1,7 @@
 //! What a driver tells the scheduler: jobs, workers coming and going, attempts getting on.
 //! Never carries tensor bytes, addresses or error text.
 
-use super::{
-    Arithmetic, AttemptId, JobId, Operand, ProductShape, Time, Transfer, WorkerEstimate, WorkerId,
-};
+use super::{Arithmetic, AttemptId, JobId, Operand, ProductShape, Time, Transfer, WorkerEstimate, WorkerId};
 
 /// Where a job may run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

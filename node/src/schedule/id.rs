@@ -27,11 +27,7 @@ pub struct AttemptId(pub u64);
 
 impl fmt::Display for WorkerId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.is_local() {
-            f.write_str("local")
-        } else {
-            write!(f, "worker {}", self.0)
-        }
+        if self.is_local() { f.write_str("local") } else { write!(f, "worker {}", self.0) }
     }
 }
 

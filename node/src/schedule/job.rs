@@ -3,10 +3,7 @@
 //! Never knows how fast anybody is.
 
 use super::tile_set::{Indices, TileSet};
-use super::{
-    AttemptId, JobId, JobReport, JobSpec, Operand, TaskCounts, Tile, TileGrid, WorkerId,
-    WorkerShare,
-};
+use super::{AttemptId, JobId, JobReport, JobSpec, Operand, TaskCounts, Tile, TileGrid, WorkerId, WorkerShare};
 use std::collections::BTreeMap;
 use std::ops::Range;
 
@@ -42,18 +39,9 @@ impl TileRecord {
 
     /// The answer that most workers gave (this node's among equals, then the first), and how many.
     pub(super) fn best(&self) -> Option<(Answer, u32)> {
-        let agreeing = |of: &Answer| {
-            self.answers
-                .iter()
-                .filter(|other| other.answer == of.answer)
-                .count() as u32
-        };
+        let agreeing = |of: &Answer| self.answers.iter().filter(|other| other.answer == of.answer).count() as u32;
         let score = |answer: &Answer| (agreeing(answer), answer.worker.is_local());
-        let best = self
-            .answers
-            .iter()
-            .rev()
-            .max_by_key(|answer| score(answer))?;
+        let best = self.answers.iter().rev().max_by_key(|answer| score(answer))?;
         Some((*best, agreeing(best)))
     }
 }
@@ -122,15 +110,10 @@ impl Job {
             band_users: vec![0; bands as usize],
             panel_users: vec![0; panels as usize],
             local: LocalPlace { band: bands.saturating_sub(1), group: 0..0 },
-            tasks: TaskCounts {
-                total: grid.tiles(),
-                ..TaskCounts::default()
-            },
+            tasks: TaskCounts { total: grid.tiles(), ..TaskCounts::default() },
             shares: Vec::new(),
             mean_flops: shape.flops() / tiles,
-            mean_operand_bytes: (a_bytes / f64::from(bands.max(1))
-                + b_bytes / f64::from(panels.max(1)))
-                / 2.0,
+            mean_operand_bytes: (a_bytes / f64::from(bands.max(1)) + b_bytes / f64::from(panels.max(1))) / 2.0,
             mean_answer_bytes: (shape.m * shape.n * shape.c_element_bytes) as f64 / tiles,
             spec,
             grid,
@@ -156,11 +139,7 @@ impl Job {
         let band = held.is_some_and(|held| held.bands.contains(tile.band));
         let panel = held.is_some_and(|held| held.panels.contains(tile.panel));
         let bytes = |has: bool, operand| {
-            if has {
-                0
-            } else {
-                self.grid.operand_bytes(operand)
-            }
+            if has { 0 } else { self.grid.operand_bytes(operand) }
         };
         bytes(band, Operand::Band(tile.band)) + bytes(panel, Operand::Panel(tile.panel))
     }
@@ -191,10 +170,7 @@ impl Job {
             }
             Operand::Panel(panel) if panel < panels => {
                 held.panel_used[panel as usize] = stamp;
-                (
-                    held.panels.insert(panel),
-                    &mut self.panel_users[panel as usize],
-                )
+                (held.panels.insert(panel), &mut self.panel_users[panel as usize])
             }
             _ => return 0,
         };
@@ -216,10 +192,9 @@ impl Job {
             Operand::Band(band) if band < self.grid.bands() => {
                 (held.bands.remove(band), &mut self.band_users[band as usize])
             }
-            Operand::Panel(panel) if panel < self.grid.panels() => (
-                held.panels.remove(panel),
-                &mut self.panel_users[panel as usize],
-            ),
+            Operand::Panel(panel) if panel < self.grid.panels() => {
+                (held.panels.remove(panel), &mut self.panel_users[panel as usize])
+            }
             _ => return 0,
         };
         if !old {
@@ -234,43 +209,22 @@ impl Job {
     /// Forgets everything that a peer held.
     pub(super) fn drop_holder(&mut self, worker: WorkerId) {
         if let Some(held) = self.held.remove(&worker) {
-            held.bands
-                .iter()
-                .for_each(|band| self.band_users[band as usize] -= 1);
-            held.panels
-                .iter()
-                .for_each(|panel| self.panel_users[panel as usize] -= 1);
+            held.bands.iter().for_each(|band| self.band_users[band as usize] -= 1);
+            held.panels.iter().for_each(|panel| self.panel_users[panel as usize] -= 1);
         }
     }
 
     /// The operand that a peer used longest ago, among those that nothing needs now.
-    pub(super) fn coldest(
-        &self,
-        worker: WorkerId,
-        needed: impl Fn(Operand) -> bool,
-    ) -> Option<(u64, Operand)> {
+    pub(super) fn coldest(&self, worker: WorkerId, needed: impl Fn(Operand) -> bool) -> Option<(u64, Operand)> {
         let held = self.held.get(&worker)?;
-        let bands = held
-            .bands
-            .iter()
-            .map(|band| (held.band_used[band as usize], Operand::Band(band)));
-        let panels = held
-            .panels
-            .iter()
-            .map(|panel| (held.panel_used[panel as usize], Operand::Panel(panel)));
-        bands
-            .chain(panels)
-            .filter(|&(_, operand)| !needed(operand))
-            .min()
+        let bands = held.bands.iter().map(|band| (held.band_used[band as usize], Operand::Band(band)));
+        let panels = held.panels.iter().map(|panel| (held.panel_used[panel as usize], Operand::Panel(panel)));
+        bands.chain(panels).filter(|&(_, operand)| !needed(operand)).min()
     }
 
     /// The waiting tile that costs a peer the fewest bytes now and later: one whose operands it has, else one that
     /// extends its block of C where one more operand opens most tiles, else one far from what others hold.
-    pub(super) fn choose_remote(
-        &self,
-        worker: WorkerId,
-        allowed: impl Fn(Tile) -> bool,
-    ) -> Option<Tile> {
+    pub(super) fn choose_remote(&self, worker: WorkerId, allowed: impl Fn(Tile) -> bool) -> Option<Tile> {
         let in_band = |band, panel| Tile { band, panel };
         if let Some(held) = self.held.get(&worker) {
             for band in held.bands.iter() {
@@ -280,48 +234,33 @@ impl Job {
                 }
             }
             let mut best: Option<(f64, Tile)> = None;
-            let mut offer =
-                |opened: u32, users: u32, operand: Operand, tile: &dyn Fn() -> Option<Tile>| {
-                    let bytes = self.grid.operand_bytes(operand).max(1) as f64;
-                    let score = f64::from(opened) / (bytes * f64::from(1 + users));
-                    if opened > 0
-                        && best.is_none_or(|(most, _)| score > most)
-                        && let Some(tile) = tile()
-                    {
-                        best = Some((score, tile));
-                    }
-                };
+            let mut offer = |opened: u32, users: u32, operand: Operand, tile: &dyn Fn() -> Option<Tile>| {
+                let bytes = self.grid.operand_bytes(operand).max(1) as f64;
+                let score = f64::from(opened) / (bytes * f64::from(1 + users));
+                if opened > 0
+                    && best.is_none_or(|(most, _)| score > most)
+                    && let Some(tile) = tile()
+                {
+                    best = Some((score, tile));
+                }
+            };
             for band in (0..self.grid.bands()).filter(|&band| !held.bands.contains(band)) {
                 let waiting = self.pending.of_band(band);
                 let tile = || {
-                    let mut both = waiting
-                        .iter_both(&held.panels)
-                        .map(|panel| Tile { band, panel });
+                    let mut both = waiting.iter_both(&held.panels).map(|panel| Tile { band, panel });
                     both.find(|&tile| allowed(tile))
                 };
                 let users = self.band_users[band as usize];
-                offer(
-                    waiting.count_both(&held.panels),
-                    users,
-                    Operand::Band(band),
-                    &tile,
-                );
+                offer(waiting.count_both(&held.panels), users, Operand::Band(band), &tile);
             }
             for panel in (0..self.grid.panels()).filter(|&panel| !held.panels.contains(panel)) {
                 let waiting = self.pending.of_panel(panel);
                 let tile = || {
-                    let mut both = waiting
-                        .iter_both(&held.bands)
-                        .map(|band| Tile { band, panel });
+                    let mut both = waiting.iter_both(&held.bands).map(|band| Tile { band, panel });
                     both.find(|&tile| allowed(tile))
                 };
                 let users = self.panel_users[panel as usize];
-                offer(
-                    waiting.count_both(&held.bands),
-                    users,
-                    Operand::Panel(panel),
-                    &tile,
-                );
+                offer(waiting.count_both(&held.bands), users, Operand::Panel(panel), &tile);
             }
             if let Some((_, tile)) = best {
                 return Some(tile);
@@ -333,14 +272,8 @@ impl Job {
             if fewest.is_some_and(|(fewest, _)| users >= fewest) {
                 continue;
             }
-            let waiting = self
-                .pending
-                .of_band(band)
-                .iter()
-                .filter(|&panel| allowed(in_band(band, panel)));
-            if let Some(panel) =
-                waiting.min_by_key(|&panel| (self.panel_users[panel as usize], panel))
-            {
+            let waiting = self.pending.of_band(band).iter().filter(|&panel| allowed(in_band(band, panel)));
+            if let Some(panel) = waiting.min_by_key(|&panel| (self.panel_users[panel as usize], panel)) {
                 fewest = Some((users, Tile { band, panel }));
             }
         }
@@ -354,9 +287,7 @@ impl Job {
         if self.pending.is_empty() {
             return None;
         }
-        let free = |tile: Tile| {
-            self.band_users[tile.band as usize] == 0 || self.panel_users[tile.panel as usize] == 0
-        };
+        let free = |tile: Tile| self.band_users[tile.band as usize] == 0 || self.panel_users[tile.panel as usize] == 0;
         let in_group = |band: u32| {
             let mut tiles = self.local.group.clone().rev().map(move |panel| Tile { band, panel });
             tiles.find(|&tile| self.pending.contains(tile) && free(tile) && allowed(tile))

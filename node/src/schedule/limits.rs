@@ -123,7 +123,5 @@ const _: () = assert!(IN_FLIGHT_LOCAL >= 1 && IN_FLIGHT_MAX >= 2);
 const _: () = assert!(LATE_FACTOR > 1.0 && SILENCE_FACTOR > LATE_FACTOR);
 const _: () = assert!(SURPRISE < SURPRISE_MAX);
 const _: () = assert!(CONNECT_WAIT.as_nanos() < SILENCE.as_nanos());
-const _: () =
-    assert!((OVERLOAD_PAUSE.as_millis() << PAUSE_DOUBLINGS_MAX) > OVERLOAD_PAUSE_MAX.as_millis());
-const _: () =
-    assert!((FAILURE_PAUSE.as_millis() << PAUSE_DOUBLINGS_MAX) > FAILURE_PAUSE_MAX.as_millis());
+const _: () = assert!((OVERLOAD_PAUSE.as_millis() << PAUSE_DOUBLINGS_MAX) > OVERLOAD_PAUSE_MAX.as_millis());
+const _: () = assert!((FAILURE_PAUSE.as_millis() << PAUSE_DOUBLINGS_MAX) > FAILURE_PAUSE_MAX.as_millis());

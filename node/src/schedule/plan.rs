@@ -2,8 +2,8 @@
 //! Never decides where a tile runs, and never touches an element.
 
 use super::limits::{
-    CHECK_SHARE, LOCAL_GROUP_BYTES, LOCAL_GROUP_SHARE, OPERAND_BYTES_MAX, TILE_ALIGNMENT, TILE_MEMORY_SHARE, TILE_OVERHEADS_MIN,
-    TILE_SECONDS, TILE_SECONDS_ALONE, TILE_SECONDS_FASTEST_MIN, TILE_SECONDS_MIN, TILE_SIDE_MIN,
+    CHECK_SHARE, LOCAL_GROUP_BYTES, LOCAL_GROUP_SHARE, OPERAND_BYTES_MAX, TILE_ALIGNMENT, TILE_MEMORY_SHARE,
+    TILE_OVERHEADS_MIN, TILE_SECONDS, TILE_SECONDS_ALONE, TILE_SECONDS_FASTEST_MIN, TILE_SECONDS_MIN, TILE_SIDE_MIN,
     TILES_MAX, TILES_PER_WORKER, USEFUL_SHARE, USEFUL_START,
 };
 use super::{Arithmetic, WorkerEstimate};
@@ -64,9 +64,7 @@ pub struct Pace {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum PlanError {
     /// It would take too many tiles to keep each within its bounds.
-    #[error(
-        "the product needs {tiles} tiles, more than {TILES_MAX}; use fewer rows or columns, or allow more memory"
-    )]
+    #[error("the product needs {tiles} tiles, more than {TILES_MAX}; use fewer rows or columns, or allow more memory")]
     TooManyTiles {
         /// How many.
         tiles: u64,
@@ -113,27 +111,15 @@ impl TileGrid {
         let most = Bounds::new(&shape, workers);
         let flops = tile_flops(&shape, arithmetic, workers, here);
         if flops >= shape.flops() && m <= most.rows && n <= most.columns && most.fits(m, n) {
-            return Self::with_sides(
-                shape,
-                band_rows.unwrap_or(m.max(1)),
-                panel_columns.unwrap_or(n.max(1)),
-            );
+            return Self::with_sides(shape, band_rows.unwrap_or(m.max(1)), panel_columns.unwrap_or(n.max(1)));
         }
         // Rows times columns of a tile: twice as wide as high, where the sides of C allow it. Checking and packing
         // a band costs less the wider its tiles are; square ones would need the fewest bytes, by 6 %.
         let area = flops / (2.0 * k.max(1) as f64);
         let height = align((area / 2.0).sqrt());
-        let mut rows = band_rows.unwrap_or_else(|| {
-            if n < 2 * height {
-                align(area / n as f64)
-            } else {
-                height
-            }
-        });
+        let mut rows = band_rows.unwrap_or_else(|| if n < 2 * height { align(area / n as f64) } else { height });
         rows = rows.min(m.max(1));
-        let mut columns = panel_columns
-            .unwrap_or_else(|| align(area / rows as f64))
-            .min(n.max(1));
+        let mut columns = panel_columns.unwrap_or_else(|| align(area / rows as f64)).min(n.max(1));
         if band_rows.is_none() {
             rows = rows.min(most.rows);
         }
@@ -142,11 +128,7 @@ impl TileGrid {
         }
         while !most.fits(rows, columns) {
             let narrower = |side: u64| {
-                if side > TILE_ALIGNMENT {
-                    align_down(side / 2)
-                } else {
-                    (side / 2).max(1)
-                }
+                if side > TILE_ALIGNMENT { align_down(side / 2) } else { (side / 2).max(1) }
             };
             let (old_rows, old_columns) = (rows, columns);
             if panel_columns.is_none() && (columns >= rows || band_rows.is_some()) {
@@ -167,11 +149,7 @@ impl TileGrid {
     ///
     /// # Errors
     /// [`PlanError`] as for [`TileGrid::cut`].
-    pub fn with_sides(
-        shape: ProductShape,
-        band_rows: u64,
-        panel_columns: u64,
-    ) -> Result<Self, PlanError> {
+    pub fn with_sides(shape: ProductShape, band_rows: u64, panel_columns: u64) -> Result<Self, PlanError> {
         shape.check()?;
         if band_rows == 0 || panel_columns == 0 {
             return Err(PlanError::EmptyCut);
@@ -180,17 +158,9 @@ impl TileGrid {
         let tiles = bands.saturating_mul(panels);
         // A grid of no tiles may still have a long side, and indices are 32 bits wide.
         if tiles > TILES_MAX || bands > TILES_MAX || panels > TILES_MAX {
-            return Err(PlanError::TooManyTiles {
-                tiles: tiles.max(bands).max(panels),
-            });
+            return Err(PlanError::TooManyTiles { tiles: tiles.max(bands).max(panels) });
         }
-        Ok(Self {
-            shape,
-            band_rows,
-            panel_columns,
-            bands: bands as u32,
-            panels: panels as u32,
-        })
+        Ok(Self { shape, band_rows, panel_columns, bands: bands as u32, panels: panels as u32 })
     }
 
     /// The product that is cut.
@@ -245,28 +215,19 @@ impl TileGrid {
     /// Bytes of one operand.
     pub fn operand_bytes(&self, operand: Operand) -> u64 {
         match operand {
-            Operand::Band(band) => {
-                length(&self.rows(band)) * self.shape.k * self.shape.a_element_bytes
-            }
-            Operand::Panel(panel) => {
-                length(&self.columns(panel)) * self.shape.k * self.shape.b_element_bytes
-            }
+            Operand::Band(band) => length(&self.rows(band)) * self.shape.k * self.shape.a_element_bytes,
+            Operand::Panel(panel) => length(&self.columns(panel)) * self.shape.k * self.shape.b_element_bytes,
         }
     }
 
     /// Bytes of a tile of C.
     pub fn tile_bytes(&self, tile: Tile) -> u64 {
-        length(&self.rows(tile.band))
-            * length(&self.columns(tile.panel))
-            * self.shape.c_element_bytes
+        length(&self.rows(tile.band)) * length(&self.columns(tile.panel)) * self.shape.c_element_bytes
     }
 
     /// Additions and multiplications of one tile.
     pub fn tile_flops(&self, tile: Tile) -> f64 {
-        let (rows, columns) = (
-            length(&self.rows(tile.band)),
-            length(&self.columns(tile.panel)),
-        );
+        let (rows, columns) = (length(&self.rows(tile.band)), length(&self.columns(tile.panel)));
         2.0 * rows as f64 * columns as f64 * self.shape.k as f64
     }
 }
@@ -278,11 +239,7 @@ impl ProductShape {
         let b = bytes(self.k, self.n, self.b_element_bytes);
         let c = bytes(self.m, self.n, self.c_element_bytes);
         match (a, b, c) {
-            (Some(a), Some(b), Some(c))
-                if a.checked_add(b).and_then(|ab| ab.checked_add(c)).is_some() =>
-            {
-                Ok(())
-            }
+            (Some(a), Some(b), Some(c)) if a.checked_add(b).and_then(|ab| ab.checked_add(c)).is_some() => Ok(()),
             _ => Err(PlanError::TooLarge),
         }
     }
@@ -298,20 +255,12 @@ struct Bounds {
 
 impl Bounds {
     fn new(shape: &ProductShape, workers: &[WorkerEstimate]) -> Self {
-        let memory = workers
-            .iter()
-            .map(|worker| worker.memory_bytes)
-            .min()
-            .unwrap_or(u64::MAX);
+        let memory = workers.iter().map(|worker| worker.memory_bytes).min().unwrap_or(u64::MAX);
         let side = |element: u64| match shape.k.saturating_mul(element) {
             0 => u64::MAX,
             line => {
                 let lines = (OPERAND_BYTES_MAX / line).max(1);
-                if lines >= TILE_ALIGNMENT {
-                    align_down(lines)
-                } else {
-                    lines
-                }
+                if lines >= TILE_ALIGNMENT { align_down(lines) } else { lines }
             }
         };
         Self {
@@ -323,48 +272,31 @@ impl Bounds {
     }
 
     fn fits(&self, rows: u64, columns: u64) -> bool {
-        let ProductShape {
-            k,
-            a_element_bytes,
-            b_element_bytes,
-            c_element_bytes,
-            ..
-        } = self.shape;
+        let ProductShape { k, a_element_bytes, b_element_bytes, c_element_bytes, .. } = self.shape;
         let operands = (rows.saturating_mul(a_element_bytes))
             .saturating_add(columns.saturating_mul(b_element_bytes))
             .saturating_mul(k);
-        operands.saturating_add(rows.saturating_mul(columns).saturating_mul(c_element_bytes))
-            <= self.tile_bytes
+        operands.saturating_add(rows.saturating_mul(columns).saturating_mul(c_element_bytes)) <= self.tile_bytes
     }
 }
 
 /// How much work one tile should be.
-fn tile_flops(
-    shape: &ProductShape,
-    arithmetic: Arithmetic,
-    workers: &[WorkerEstimate],
-    here: Pace,
-) -> f64 {
+fn tile_flops(shape: &ProductShape, arithmetic: Arithmetic, workers: &[WorkerEstimate], here: Pace) -> f64 {
     let rate = |worker: &WorkerEstimate| worker.flops_per_s(arithmetic);
     let fixed_s = |worker: &WorkerEstimate| worker.overhead_s + worker.rtt_s;
     // Whatever becomes of the others, this node may have to do any tile itself.
     let most = TILE_SECONDS_ALONE * here.flops_per_s;
     let fastest = workers.iter().map(rate).fold(0.0, f64::max);
     // Whoever would be done with all of it first, if nobody helped.
-    let operand_bytes = (shape.m * shape.k * shape.a_element_bytes
-        + shape.k * shape.n * shape.b_element_bytes) as f64;
+    let operand_bytes = (shape.m * shape.k * shape.a_element_bytes + shape.k * shape.n * shape.b_element_bytes) as f64;
     let alone = |worker: &WorkerEstimate| {
-        fixed_s(worker)
-            + operand_bytes / worker.send_bytes_per_s.max(1.0)
-            + shape.flops() / rate(worker)
+        fixed_s(worker) + operand_bytes / worker.send_bytes_per_s.max(1.0) + shape.flops() / rate(worker)
     };
     let alone_s = workers.iter().map(alone).fold(f64::INFINITY, f64::min);
     // Finer tiles than it needs cost the first one something, so the others must be of help.
     let useful = |worker: &&WorkerEstimate| {
         let flops = TILE_SECONDS_MIN * rate(worker);
-        let side = (flops / (2.0 * shape.k.max(1) as f64))
-            .sqrt()
-            .max(TILE_SIDE_MIN as f64);
+        let side = (flops / (2.0 * shape.k.max(1) as f64)).sqrt().max(TILE_SIDE_MIN as f64);
         let bytes = side * shape.k as f64 * (shape.a_element_bytes + shape.b_element_bytes) as f64;
         let first_s = fixed_s(worker) + bytes / worker.send_bytes_per_s.max(1.0) + TILE_SECONDS_MIN;
         rate(worker) >= fastest * USEFUL_SHARE && first_s <= alone_s * USEFUL_START
@@ -386,18 +318,12 @@ fn tile_flops(
     let element_bytes = (shape.a_element_bytes + shape.b_element_bytes) as f64;
     let side = element_bytes * here.flops_per_s / here.check_bytes_per_s / (2.0 * CHECK_SHARE);
     let checkable = 2.0 * side * side * shape.k as f64;
-    balanced
-        .min((TILE_SECONDS * slowest).max(checkable))
-        .max(TILE_SECONDS_MIN * slowest)
-        .max(shortest)
-        .min(most)
+    balanced.min((TILE_SECONDS * slowest).max(checkable)).max(TILE_SECONDS_MIN * slowest).max(shortest).min(most)
 }
 
 /// The nearest whole number of kernel blocks, not less than the narrowest tile.
 fn align(side: f64) -> u64 {
-    let blocks = (side / TILE_ALIGNMENT as f64)
-        .round()
-        .min(u64::MAX as f64 / 128.0) as u64;
+    let blocks = (side / TILE_ALIGNMENT as f64).round().min(u64::MAX as f64 / 128.0) as u64;
     (blocks * TILE_ALIGNMENT).max(TILE_SIDE_MIN)
 }
 
@@ -409,10 +335,7 @@ fn align_down(side: u64) -> u64 {
 fn even(total: u64, side: u64) -> u64 {
     let share = total.div_ceil(total.div_ceil(side).max(1)).max(1);
     if side >= TILE_ALIGNMENT {
-        share
-            .next_multiple_of(TILE_ALIGNMENT)
-            .min(side)
-            .min(total.max(1))
+        share.next_multiple_of(TILE_ALIGNMENT).min(side).min(total.max(1))
     } else {
         share.min(side)
     }
@@ -430,32 +353,25 @@ mod tests {
     fn shapes() -> impl Strategy<Value = ProductShape> {
         let side = || prop_oneof![0u64..3, 1u64..300, 1u64..20_000, Just(131_071u64)];
         let element = || prop_oneof![Just(1u64), Just(2), Just(4), Just(8)];
-        (side(), side(), side(), element(), element(), element()).prop_map(|(m, k, n, a, b, c)| {
-            ProductShape {
-                m,
-                k,
-                n,
-                a_element_bytes: a,
-                b_element_bytes: b,
-                c_element_bytes: c,
-            }
+        (side(), side(), side(), element(), element(), element()).prop_map(|(m, k, n, a, b, c)| ProductShape {
+            m,
+            k,
+            n,
+            a_element_bytes: a,
+            b_element_bytes: b,
+            c_element_bytes: c,
         })
     }
 
     fn workers() -> impl Strategy<Value = Vec<WorkerEstimate>> {
-        let worker = (1e8..1e13f64, 1e5..1e10f64, 0.0..0.2f64, 26u32..40).prop_map(
-            |(flops, bytes, rtt, memory)| {
-                WorkerEstimate::remote([flops; Arithmetic::COUNT], bytes, rtt, 1 << memory)
-            },
-        );
+        let worker = (1e8..1e13f64, 1e5..1e10f64, 0.0..0.2f64, 26u32..40).prop_map(|(flops, bytes, rtt, memory)| {
+            WorkerEstimate::remote([flops; Arithmetic::COUNT], bytes, rtt, 1 << memory)
+        });
         prop::collection::vec(worker, 0..9)
     }
 
     fn pace(flops_per_s: f64) -> Pace {
-        Pace {
-            flops_per_s,
-            check_bytes_per_s: 8e9,
-        }
+        Pace { flops_per_s, check_bytes_per_s: 8e9 }
     }
 
     /// Ranges that follow on each other from 0 to the end, none empty.
@@ -515,21 +431,10 @@ mod tests {
 
     #[test]
     fn a_small_product_stays_whole() {
-        let shape = ProductShape {
-            m: 256,
-            k: 256,
-            n: 256,
-            a_element_bytes: 4,
-            b_element_bytes: 4,
-            c_element_bytes: 4,
-        };
+        let shape = ProductShape { m: 256, k: 256, n: 256, a_element_bytes: 4, b_element_bytes: 4, c_element_bytes: 4 };
         let rates = [100e9; Arithmetic::COUNT];
-        let workers = [
-            WorkerEstimate::local(rates, 1 << 33),
-            WorkerEstimate::remote(rates, 1.1e9, 1e-4, 1 << 33),
-        ];
-        let grid =
-            TileGrid::cut(shape, Arithmetic::F32, &workers, pace(100e9), None, None).unwrap();
+        let workers = [WorkerEstimate::local(rates, 1 << 33), WorkerEstimate::remote(rates, 1.1e9, 1e-4, 1 << 33)];
+        let grid = TileGrid::cut(shape, Arithmetic::F32, &workers, pace(100e9), None, None).unwrap();
         assert_eq!(grid.tiles(), 1);
     }
 
@@ -544,33 +449,18 @@ mod tests {
             c_element_bytes: 4,
         };
         let workers = [WorkerEstimate::local([100e9; Arithmetic::COUNT], 4 << 30)];
-        let grid =
-            TileGrid::cut(shape, Arithmetic::F32, &workers, pace(100e9), None, None).unwrap();
+        let grid = TileGrid::cut(shape, Arithmetic::F32, &workers, pace(100e9), None, None).unwrap();
         assert!(grid.operand_bytes(Operand::Band(0)) <= OPERAND_BYTES_MAX);
         assert!(grid.operand_bytes(Operand::Panel(0)) <= OPERAND_BYTES_MAX);
     }
 
     #[test]
     fn what_cannot_be_addressed_or_counted_is_refused() {
-        let shape = ProductShape {
-            m: 1 << 40,
-            k: 1 << 30,
-            n: 1,
-            a_element_bytes: 8,
-            b_element_bytes: 4,
-            c_element_bytes: 4,
-        };
+        let shape =
+            ProductShape { m: 1 << 40, k: 1 << 30, n: 1, a_element_bytes: 8, b_element_bytes: 4, c_element_bytes: 4 };
         assert_eq!(TileGrid::with_sides(shape, 1, 1), Err(PlanError::TooLarge));
-        let shape = ProductShape {
-            m: 1 << 20,
-            k: 1,
-            n: 1 << 20,
-            ..shape
-        };
-        assert_eq!(
-            TileGrid::with_sides(shape, 1, 1),
-            Err(PlanError::TooManyTiles { tiles: 1 << 40 })
-        );
+        let shape = ProductShape { m: 1 << 20, k: 1, n: 1 << 20, ..shape };
+        assert_eq!(TileGrid::with_sides(shape, 1, 1), Err(PlanError::TooManyTiles { tiles: 1 << 40 }));
         assert_eq!(TileGrid::with_sides(shape, 0, 1), Err(PlanError::EmptyCut));
     }
 }

@@ -5,14 +5,14 @@
 use super::cost::Learned;
 use super::job::{Answer, Held, Job};
 use super::limits::{
-    CHECK_BYTES_PER_S, CHECK_SHARE_MAX, CONNECT_WAIT, HEDGE_MARGIN, HEDGES_MAX, JOBS_CONSIDERED,
-    OVERLOADS_LOCAL_MAX, OVERLOADS_MAX, REFUSALS_MAX, STRETCH,
+    CHECK_BYTES_PER_S, CHECK_SHARE_MAX, CONNECT_WAIT, HEDGE_MARGIN, HEDGES_MAX, JOBS_CONSIDERED, OVERLOADS_LOCAL_MAX,
+    OVERLOADS_MAX, REFUSALS_MAX, STRETCH,
 };
 use super::worker::{Flight, Prospect, Worker};
 use super::{
-    Accuracy, Action, Arithmetic, AttemptId, Event, FailureKind, JobId, JobReport, JobSpec,
-    LeaveReason, Measured, Operand, Pace, Place, PlanError, Progress, Tile, TileGrid, Time,
-    Transfer, Verdict, WorkerEstimate, WorkerId, WorkerShare,
+    Accuracy, Action, Arithmetic, AttemptId, Event, FailureKind, JobId, JobReport, JobSpec, LeaveReason, Measured,
+    Operand, Pace, Place, PlanError, Progress, Tile, TileGrid, Time, Transfer, Verdict, WorkerEstimate, WorkerId,
+    WorkerShare,
 };
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -110,9 +110,7 @@ impl Scheduler {
 
     /// Takes in one event, at a time that never goes back, and pushes what is to be done, in order.
     pub fn handle(&mut self, event: Event, now: Time, actions: &mut Vec<Action>) {
-        let now = now
-            .saturating_sub(*self.origin.get_or_insert(now))
-            .as_secs_f64();
+        let now = now.saturating_sub(*self.origin.get_or_insert(now)).as_secs_f64();
         match event {
             Event::JobSubmitted { job, spec } => self.submit(job, spec, now, actions),
             Event::JobCancelled { job } => self.cancel_job(job, now, actions),
@@ -124,23 +122,11 @@ impl Scheduler {
             }
             Event::WorkerLeft { worker, why } => self.leave(worker, why, now, actions),
             Event::PeersConnecting { count } => self.connecting = count,
-            Event::OperandsResident {
-                worker,
-                job,
-                operands,
-            } => {
-                operands
-                    .into_iter()
-                    .for_each(|operand| self.hold(worker, job, operand));
+            Event::OperandsResident { worker, job, operands } => {
+                operands.into_iter().for_each(|operand| self.hold(worker, job, operand));
             }
-            Event::OperandsEvicted {
-                worker,
-                job,
-                operands,
-            } => {
-                operands
-                    .into_iter()
-                    .for_each(|operand| self.drop_operand(worker, job, operand));
+            Event::OperandsEvicted { worker, job, operands } => {
+                operands.into_iter().for_each(|operand| self.drop_operand(worker, job, operand));
             }
             Event::AttemptProgress { attempt, progress } => {
                 self.progress(attempt, progress, now);
@@ -148,23 +134,15 @@ impl Scheduler {
                     return;
                 }
             }
-            Event::AttemptFinished { attempt, measured } => {
-                self.finish(attempt, &measured, now, actions)
-            }
+            Event::AttemptFinished { attempt, measured } => self.finish(attempt, &measured, now, actions),
             Event::AttemptFailed { attempt, kind } => {
-                if self
-                    .attempts
-                    .get(&attempt)
-                    .is_some_and(|attempt| attempt.checking.is_none())
-                {
+                if self.attempts.get(&attempt).is_some_and(|attempt| attempt.checking.is_none()) {
                     self.fail(attempt, kind, now, actions);
                 }
             }
-            Event::AttemptChecked {
-                attempt,
-                verdict,
-                seconds,
-            } => self.checked(attempt, verdict, seconds, now, actions),
+            Event::AttemptChecked { attempt, verdict, seconds } => {
+                self.checked(attempt, verdict, seconds, now, actions)
+            }
             Event::Tick => self.wake_at = None,
         }
         self.expire(now, actions);
@@ -185,19 +163,10 @@ impl Scheduler {
         let estimates: Vec<WorkerEstimate> = workers.map(believed).collect();
         let local = self.workers.get(&WorkerId::LOCAL);
         let here = Pace {
-            flops_per_s: local.map_or(f64::INFINITY, |local| {
-                local.model.flops_per_s(spec.arithmetic)
-            }),
+            flops_per_s: local.map_or(f64::INFINITY, |local| local.model.flops_per_s(spec.arithmetic)),
             check_bytes_per_s: 1.0 / self.check_byte_s.value,
         };
-        TileGrid::cut(
-            spec.shape,
-            spec.arithmetic,
-            &estimates,
-            here,
-            spec.band_rows,
-            spec.panel_columns,
-        )
+        TileGrid::cut(spec.shape, spec.arithmetic, &estimates, here, spec.band_rows, spec.panel_columns)
     }
 
     /// What is believed about a worker; nothing if it is not there.
@@ -216,57 +185,26 @@ impl Scheduler {
 
     /// Jobs that have not ended.
     pub fn jobs(&self) -> impl Iterator<Item = JobId> + '_ {
-        self.jobs
-            .iter()
-            .map(|job| job.id)
-            .chain(self.waiting.iter().map(|waiting| waiting.job))
+        self.jobs.iter().map(|job| job.id).chain(self.waiting.iter().map(|waiting| waiting.job))
     }
 
     fn submit(&mut self, id: JobId, spec: JobSpec, now: f64, actions: &mut Vec<Action>) {
         debug_assert!(self.jobs().all(|job| job != id), "{id} is submitted twice");
         let until = now + CONNECT_WAIT.as_secs_f64();
         if spec.place == Place::Remote && self.connecting > 0 && self.workers.len() == 1 {
-            self.waiting.push(Waiting {
-                job: id,
-                spec,
-                submitted: now,
-                until,
-            });
+            self.waiting.push(Waiting { job: id, spec, submitted: now, until });
         } else {
-            self.admit(
-                Waiting {
-                    job: id,
-                    spec,
-                    submitted: now,
-                    until,
-                },
-                now,
-                actions,
-            );
+            self.admit(Waiting { job: id, spec, submitted: now, until }, now, actions);
         }
     }
 
     fn admit(&mut self, waiting: Waiting, now: f64, actions: &mut Vec<Action>) {
-        let Waiting {
-            job: id,
-            spec,
-            submitted,
-            until,
-        } = waiting;
+        let Waiting { job: id, spec, submitted, until } = waiting;
         let grid = match self.plan(&spec) {
             Ok(grid) => grid,
             Err(error) => {
-                let (kind, why, report) = (
-                    FailureKind::InvalidInput,
-                    error.to_string(),
-                    JobReport::default(),
-                );
-                actions.push(Action::JobFailed {
-                    job: id,
-                    kind,
-                    why,
-                    report,
-                });
+                let (kind, why, report) = (FailureKind::InvalidInput, error.to_string(), JobReport::default());
+                actions.push(Action::JobFailed { job: id, kind, why, report });
                 return;
             }
         };
@@ -275,62 +213,37 @@ impl Scheduler {
         job.spec.redundancy = job.spec.redundancy.max(1);
         job.connect_until = until;
         if job.remaining == 0 {
-            actions.push(Action::JobFinished {
-                job: id,
-                report: job.report(now),
-            });
+            actions.push(Action::JobFinished { job: id, report: job.report(now) });
             return;
         }
         let alone = self.workers.get(&WorkerId::LOCAL);
-        let alone_s = alone.map_or(0.0, |local| {
-            local
-                .model
-                .compute_s(job.spec.arithmetic, grid.shape().flops())
-        });
+        let alone_s = alone.map_or(0.0, |local| local.model.compute_s(job.spec.arithmetic, grid.shape().flops()));
         job.rank = submitted + STRETCH * alone_s;
-        self.workers
-            .values_mut()
-            .for_each(|worker| worker.look_ahead(now));
+        self.workers.values_mut().for_each(|worker| worker.look_ahead(now));
         let all = |_: &Worker| true;
         job.predicted_s = (self.rest_done(&job, job.pending.len(), all) - submitted).max(0.0);
         if !job.predicted_s.is_finite() {
             job.predicted_s = alone_s;
         }
         let resident = std::mem::take(&mut job.spec.resident);
-        let after =
-            |other: &Job| (-other.spec.priority, other.rank) <= (-job.spec.priority, job.rank);
+        let after = |other: &Job| (-other.spec.priority, other.rank) <= (-job.spec.priority, job.rank);
         let at = self.jobs.partition_point(after);
         self.jobs.insert(at, job);
-        resident
-            .into_iter()
-            .for_each(|(worker, operand)| self.hold(worker, id, operand));
+        resident.into_iter().for_each(|(worker, operand)| self.hold(worker, id, operand));
     }
 
     fn cancel_job(&mut self, id: JobId, now: f64, actions: &mut Vec<Action>) {
         let why = "the job was cancelled";
         if let Some(at) = self.waiting.iter().position(|waiting| waiting.job == id) {
             self.waiting.remove(at);
-            let (kind, why, report) =
-                (FailureKind::Cancelled, why.to_owned(), JobReport::default());
-            actions.push(Action::JobFailed {
-                job: id,
-                kind,
-                why,
-                report,
-            });
+            let (kind, why, report) = (FailureKind::Cancelled, why.to_owned(), JobReport::default());
+            actions.push(Action::JobFailed { job: id, kind, why, report });
         } else if self.jobs.iter().any(|job| job.id == id) {
             self.fail_job(id, FailureKind::Cancelled, why.to_owned(), now, actions);
         }
     }
 
-    fn fail_job(
-        &mut self,
-        id: JobId,
-        kind: FailureKind,
-        why: String,
-        now: f64,
-        actions: &mut Vec<Action>,
-    ) {
+    fn fail_job(&mut self, id: JobId, kind: FailureKind, why: String, now: f64, actions: &mut Vec<Action>) {
         let Some(at) = self.jobs.iter().position(|job| job.id == id) else {
             return;
         };
@@ -339,27 +252,14 @@ impl Scheduler {
             for (attempt, _) in record.active {
                 self.drop_attempt(attempt, actions);
             }
-            actions.extend(record.answers.iter().map(|answer| Action::Discard {
-                attempt: answer.attempt,
-            }));
+            actions.extend(record.answers.iter().map(|answer| Action::Discard { attempt: answer.attempt }));
         }
         self.forget_operands(&job);
         let report = job.report(now);
-        actions.push(Action::JobFailed {
-            job: id,
-            kind,
-            why,
-            report,
-        });
+        actions.push(Action::JobFailed { job: id, kind, why, report });
     }
 
-    fn join(
-        &mut self,
-        id: WorkerId,
-        estimate: &WorkerEstimate,
-        now: f64,
-        actions: &mut Vec<Action>,
-    ) {
+    fn join(&mut self, id: WorkerId, estimate: &WorkerEstimate, now: f64, actions: &mut Vec<Action>) {
         if self.quarantined.contains(&id) {
             return;
         }
@@ -384,16 +284,11 @@ impl Scheduler {
             self.jobs.iter_mut().for_each(|job| job.drop_holder(id));
             for flight in worker.flights {
                 self.attempts.remove(&flight.attempt);
-                actions.push(Action::Cancel {
-                    attempt: flight.attempt,
-                    worker: id,
-                });
+                actions.push(Action::Cancel { attempt: flight.attempt, worker: id });
                 if let Some(job) = self.jobs.iter_mut().find(|job| job.id == flight.job) {
                     job.active -= 1;
                     if let Some(record) = job.records.get_mut(&flight.tile) {
-                        record
-                            .active
-                            .retain(|&(attempt, _)| attempt != flight.attempt);
+                        record.active.retain(|&(attempt, _)| attempt != flight.attempt);
                         record.failures += 1;
                     }
                 }
@@ -404,32 +299,17 @@ impl Scheduler {
 
     /// Looks again at every tile that is under way: what it waits for may be gone.
     fn settle_all(&mut self, now: f64, actions: &mut Vec<Action>) {
-        let tiles: Vec<(JobId, Tile)> = (self.jobs.iter())
-            .flat_map(|job| job.records.keys().map(move |&tile| (job.id, tile)))
-            .collect();
-        tiles
-            .into_iter()
-            .for_each(|(job, tile)| self.settle(job, tile, now, actions));
+        let tiles: Vec<(JobId, Tile)> =
+            (self.jobs.iter()).flat_map(|job| job.records.keys().map(move |&tile| (job.id, tile))).collect();
+        tiles.into_iter().for_each(|(job, tile)| self.settle(job, tile, now, actions));
     }
 
-    fn quarantine(
-        &mut self,
-        id: WorkerId,
-        evidence: AttemptId,
-        now: f64,
-        actions: &mut Vec<Action>,
-    ) {
+    fn quarantine(&mut self, id: WorkerId, evidence: AttemptId, now: f64, actions: &mut Vec<Action>) {
         if self.quarantined.insert(id) {
-            actions.push(Action::Quarantine {
-                worker: id,
-                attempt: evidence,
-            });
+            actions.push(Action::Quarantine { worker: id, attempt: evidence });
         }
         // Nothing else that it said counts, checked or not, unless it has been merged.
-        let theirs = self
-            .attempts
-            .iter()
-            .filter(|(_, attempt)| attempt.worker == id && attempt.checking.is_some());
+        let theirs = self.attempts.iter().filter(|(_, attempt)| attempt.worker == id && attempt.checking.is_some());
         let theirs: Vec<AttemptId> = theirs.map(|(&attempt, _)| attempt).collect();
         for attempt in theirs {
             if let Some(gone) = self.drop_attempt(attempt, actions)
@@ -442,15 +322,9 @@ impl Scheduler {
                 }
             }
         }
-        for record in self
-            .jobs
-            .iter_mut()
-            .flat_map(|job| job.records.values_mut())
-        {
+        for record in self.jobs.iter_mut().flat_map(|job| job.records.values_mut()) {
             let gone = record.answers.iter().filter(|answer| answer.worker == id);
-            actions.extend(gone.map(|answer| Action::Discard {
-                attempt: answer.attempt,
-            }));
+            actions.extend(gone.map(|answer| Action::Discard { attempt: answer.attempt }));
             record.answers.retain(|answer| answer.worker != id);
         }
         self.leave(id, LeaveReason::Quarantined, now, actions);
@@ -492,11 +366,7 @@ impl Scheduler {
         if progress == Progress::Sent {
             worker.sent(id, now);
         }
-        if let Some(flight) = worker
-            .flights
-            .iter_mut()
-            .find(|flight| flight.attempt == id)
-        {
+        if let Some(flight) = worker.flights.iter_mut().find(|flight| flight.attempt == id) {
             flight.last_moved = now;
             if progress == Progress::Computing {
                 flight.began = Some((now - worker.model.rtt_s / 2.0).max(flight.started));
@@ -515,22 +385,16 @@ impl Scheduler {
             return;
         };
         let elsewhere = flight.return_s + worker.model.overhead_s;
-        let compute_s = measured
-            .compute_seconds
-            .filter(|seconds| seconds.is_finite() && *seconds >= 0.0);
+        let compute_s = measured.compute_seconds.filter(|seconds| seconds.is_finite() && *seconds >= 0.0);
         let compute_s = compute_s.unwrap_or_else(|| (now - begin - elsewhere).max(0.0));
-        worker
-            .model
-            .observe_compute(flight.arithmetic, flight.flops, compute_s);
+        worker.model.observe_compute(flight.arithmetic, flight.flops, compute_s);
         if let Some(sent) = measured.sent {
             worker.model.observe_send(sent);
         }
         if let Some(received) = measured.received {
             worker.model.observe_receive(received);
         }
-        worker
-            .model
-            .observe_attempt(flight.predicted_done - flight.started, now - flight.started);
+        worker.model.observe_attempt(flight.predicted_done - flight.started, now - flight.started);
         attempt.checking = Some(compute_s);
         let trusted = attempt.worker.is_local();
         let alone = (self.jobs.iter()).any(|job| job.id == flight.job && job.spec.redundancy == 1);
@@ -542,34 +406,20 @@ impl Scheduler {
         }
     }
 
-    fn checked(
-        &mut self,
-        id: AttemptId,
-        verdict: Verdict,
-        seconds: f64,
-        now: f64,
-        actions: &mut Vec<Action>,
-    ) {
-        let Some(attempt) = self
-            .attempts
-            .get(&id)
-            .filter(|attempt| attempt.checking.is_some())
-        else {
+    fn checked(&mut self, id: AttemptId, verdict: Verdict, seconds: f64, now: f64, actions: &mut Vec<Action>) {
+        let Some(attempt) = self.attempts.get(&id).filter(|attempt| attempt.checking.is_some()) else {
             return;
         };
         let (worker, tile) = (attempt.worker, attempt.tile);
         if let Some(job) = self.jobs.iter_mut().find(|job| job.id == attempt.job) {
             let bytes = check_bytes(job, tile);
-            self.check_byte_s
-                .observe_transfer(Transfer { bytes, seconds });
+            self.check_byte_s.observe_transfer(Transfer { bytes, seconds });
             job.tasks.wrong += u32::from(verdict == Verdict::Bad);
         }
         match verdict {
             Verdict::Good { answer } => self.answer(id, answer, now, actions),
             Verdict::Bad if !worker.is_local() => self.quarantine(worker, id, now, actions),
-            Verdict::Bad | Verdict::Inconclusive => {
-                self.fail(id, FailureKind::VerificationFailed, now, actions)
-            }
+            Verdict::Bad | Verdict::Inconclusive => self.fail(id, FailureKind::VerificationFailed, now, actions),
         }
     }
 
@@ -588,12 +438,7 @@ impl Scheduler {
         let record = job.records.entry(attempt.tile).or_default();
         record.active.retain(|&(active, _)| active != id);
         let seconds = attempt.checking.unwrap_or(0.0);
-        record.answers.push(Answer {
-            attempt: id,
-            worker: attempt.worker,
-            answer,
-            seconds,
-        });
+        record.answers.push(Answer { attempt: id, worker: attempt.worker, answer, seconds });
         self.settle(attempt.job, attempt.tile, now, actions);
     }
 
@@ -619,16 +464,8 @@ impl Scheduler {
             given_up = worker.is_given_up();
         }
         if kind == FailureKind::NotFound {
-            self.drop_operand(
-                attempt.worker,
-                attempt.job,
-                Operand::Band(attempt.tile.band),
-            );
-            self.drop_operand(
-                attempt.worker,
-                attempt.job,
-                Operand::Panel(attempt.tile.panel),
-            );
+            self.drop_operand(attempt.worker, attempt.job, Operand::Band(attempt.tile.band));
+            self.drop_operand(attempt.worker, attempt.job, Operand::Panel(attempt.tile.panel));
         }
         let Some(job) = self.jobs.iter_mut().find(|job| job.id == attempt.job) else {
             return;
@@ -640,10 +477,7 @@ impl Scheduler {
         record.overloads += u32::from(overloaded);
         record.failures += u32::from(!overloaded);
         record.local_failures += u32::from(local && !overloaded);
-        if !local
-            && kind != FailureKind::NotFound
-            && (!overloaded || record.overloads > OVERLOADS_MAX)
-        {
+        if !local && kind != FailureKind::NotFound && (!overloaded || record.overloads > OVERLOADS_MAX) {
             record.failed.push(attempt.worker);
         }
         let hopeless = kind == FailureKind::InvalidInput
@@ -652,9 +486,7 @@ impl Scheduler {
         if local && hopeless {
             let why = match kind {
                 FailureKind::InvalidInput => "this node cannot compute the job as asked",
-                FailureKind::Overloaded => {
-                    "this node has no room for the job; try again later or allow more memory"
-                }
+                FailureKind::Overloaded => "this node has no room for the job; try again later or allow more memory",
                 FailureKind::VerificationFailed => "no answer of this node stands up to its check",
                 _ => "this node fails to compute a part of the job",
             };
@@ -676,10 +508,7 @@ impl Scheduler {
             if let Some(worker) = self.workers.get_mut(&attempt.worker) {
                 worker.remove(id);
             }
-            actions.push(Action::Cancel {
-                attempt: id,
-                worker: attempt.worker,
-            });
+            actions.push(Action::Cancel { attempt: id, worker: attempt.worker });
         }
         Some(attempt)
     }
@@ -703,10 +532,7 @@ impl Scheduler {
         } else {
             job.pending.remove(tile);
         }
-        let mut live = self
-            .workers
-            .values()
-            .filter(|worker| worker.id.is_local() || !worker.is_given_up());
+        let mut live = self.workers.values().filter(|worker| worker.id.is_local() || !worker.is_given_up());
         let nobody_left = asked == 0 && !live.any(|worker| self.may_take(at, tile, worker.id, now));
         if let Some((answer, agreeing)) = best
             && (enough || nobody_left)
@@ -715,67 +541,33 @@ impl Scheduler {
         }
     }
 
-    fn accept(
-        &mut self,
-        at: usize,
-        tile: Tile,
-        best: Answer,
-        agreeing: u32,
-        now: f64,
-        actions: &mut Vec<Action>,
-    ) {
+    fn accept(&mut self, at: usize, tile: Tile, best: Answer, agreeing: u32, now: f64, actions: &mut Vec<Action>) {
         let job = &mut self.jobs[at];
         let id = job.id;
         job.pending.remove(tile);
         let record = job.records.remove(&tile).unwrap_or_default();
         job.active -= record.active.len() as u32;
         job.remaining -= 1;
-        let count = if best.worker.is_local() {
-            &mut job.tasks.local
-        } else {
-            &mut job.tasks.remote
-        };
+        let count = if best.worker.is_local() { &mut job.tasks.local } else { &mut job.tasks.remote };
         *count += 1;
-        match job
-            .shares
-            .iter_mut()
-            .find(|share| share.worker == best.worker)
-        {
+        match job.shares.iter_mut().find(|share| share.worker == best.worker) {
             Some(share) => {
                 share.tasks += 1;
                 share.seconds += best.seconds;
             }
-            None => job.shares.push(WorkerShare {
-                worker: best.worker,
-                tasks: 1,
-                seconds: best.seconds,
-            }),
+            None => job.shares.push(WorkerShare { worker: best.worker, tasks: 1, seconds: best.seconds }),
         }
-        actions.push(Action::Accept {
-            attempt: best.attempt,
-            job: id,
-            tile,
-            worker: best.worker,
-            agreeing,
-        });
+        actions.push(Action::Accept { attempt: best.attempt, job: id, tile, worker: best.worker, agreeing });
         for (attempt, _) in record.active {
             self.drop_attempt(attempt, actions);
         }
-        let others = record
-            .answers
-            .iter()
-            .filter(|answer| answer.attempt != best.attempt);
-        actions.extend(others.map(|answer| Action::Discard {
-            attempt: answer.attempt,
-        }));
+        let others = record.answers.iter().filter(|answer| answer.attempt != best.attempt);
+        actions.extend(others.map(|answer| Action::Discard { attempt: answer.attempt }));
         if self.jobs[at].remaining == 0 {
             let mut job = self.jobs.remove(at);
             debug_assert!(job.pending.is_empty() && job.active == 0 && job.records.is_empty());
             self.forget_operands(&job);
-            actions.push(Action::JobFinished {
-                job: id,
-                report: job.report(now),
-            });
+            actions.push(Action::JobFinished { job: id, report: job.report(now) });
         }
     }
 
@@ -785,12 +577,10 @@ impl Scheduler {
         let record = job.records.get(&tile);
         let retries = record.map_or(0, |record| record.failures);
         let fit = |worker: WorkerId| {
-            (worker.is_local() || retries <= job.spec.max_retries)
-                && !record.is_some_and(|record| record.bars(worker))
+            (worker.is_local() || retries <= job.spec.max_retries) && !record.is_some_and(|record| record.bars(worker))
         };
-        let has_it = |peer: WorkerId| {
-            record.is_some_and(|record| record.active.iter().any(|&(_, active)| active == peer))
-        };
+        let has_it =
+            |peer: WorkerId| record.is_some_and(|record| record.active.iter().any(|&(_, active)| active == peer));
         let here = || {
             let mut peers = self.workers.values().filter(|worker| !worker.id.is_local());
             let can = peers.any(|peer| has_it(peer.id) || (fit(peer.id) && !peer.is_failing(now)));
@@ -807,8 +597,7 @@ impl Scheduler {
     /// Whether a job that is to run on peers has some, or waits for some.
     fn has_peers(&self, job: &Job, now: f64) -> bool {
         let mut peers = self.workers.values().filter(|worker| !worker.id.is_local());
-        peers.any(|peer| !peer.is_failing(now))
-            || (self.workers.len() == 1 && self.awaits_peers(job, now))
+        peers.any(|peer| !peer.is_failing(now)) || (self.workers.len() == 1 && self.awaits_peers(job, now))
     }
 
     fn awaits_peers(&self, job: &Job, now: f64) -> bool {
@@ -818,10 +607,7 @@ impl Scheduler {
     /// What time ends: waits for peers, deadlines, silent attempts.
     fn expire(&mut self, now: f64, actions: &mut Vec<Action>) {
         while let Some(at) = self.waiting.iter().position(|waiting| {
-            self.connecting == 0
-                || self.workers.len() > 1
-                || waiting.until <= now
-                || self.overdue(&waiting.spec, now)
+            self.connecting == 0 || self.workers.len() > 1 || waiting.until <= now || self.overdue(&waiting.spec, now)
         }) {
             let waiting = self.waiting.remove(at);
             self.admit(waiting, now, actions);
@@ -831,9 +617,7 @@ impl Scheduler {
             self.fail_job(job.id, FailureKind::DeadlineExceeded, why, now, actions);
         }
         let peers = self.workers.values().filter(|worker| !worker.id.is_local());
-        let silent = peers
-            .flat_map(|peer| &peer.flights)
-            .filter(|flight| flight.silent_at() <= now);
+        let silent = peers.flat_map(|peer| &peer.flights).filter(|flight| flight.silent_at() <= now);
         let silent: Vec<AttemptId> = silent.map(|flight| flight.attempt).collect();
         for attempt in silent {
             if let Some(worker) = self.attempts.get(&attempt).map(|attempt| attempt.worker) {
@@ -844,13 +628,11 @@ impl Scheduler {
     }
 
     fn overdue(&self, spec: &JobSpec, now: f64) -> bool {
-        spec.deadline
-            .is_some_and(|deadline| self.since_origin(deadline) <= now)
+        spec.deadline.is_some_and(|deadline| self.since_origin(deadline) <= now)
     }
 
     fn since_origin(&self, time: Time) -> f64 {
-        time.saturating_sub(self.origin.unwrap_or_default())
-            .as_secs_f64()
+        time.saturating_sub(self.origin.unwrap_or_default()).as_secs_f64()
     }
 
     /// Hands out tiles until no worker wants one.
@@ -865,11 +647,7 @@ impl Scheduler {
         while started {
             started = false;
             for &worker in &workers {
-                if self
-                    .workers
-                    .get(&worker)
-                    .is_some_and(|worker| worker.has_room(now))
-                {
+                if self.workers.get(&worker).is_some_and(|worker| worker.has_room(now)) {
                     started |= self.give_one(worker, &hungry, now, actions);
                 }
             }
@@ -900,20 +678,11 @@ impl Scheduler {
     /// The first jobs that have tiles waiting.
     fn hungry(&self) -> Vec<usize> {
         let jobs = self.jobs.iter().enumerate();
-        jobs.filter(|(_, job)| !job.pending.is_empty())
-            .map(|(at, _)| at)
-            .take(JOBS_CONSIDERED)
-            .collect()
+        jobs.filter(|(_, job)| !job.pending.is_empty()).map(|(at, _)| at).take(JOBS_CONSIDERED).collect()
     }
 
     /// Gives a worker the tile that suits it best, of the first job that gains from it.
-    fn give_one(
-        &mut self,
-        worker: WorkerId,
-        hungry: &[usize],
-        now: f64,
-        actions: &mut Vec<Action>,
-    ) -> bool {
+    fn give_one(&mut self, worker: WorkerId, hungry: &[usize], now: f64, actions: &mut Vec<Action>) -> bool {
         let mut refused = 0;
         for &at in hungry {
             let local = worker.is_local();
@@ -937,32 +706,18 @@ impl Scheduler {
     }
 
     /// Everybody leaves the job to somebody else: whoever would be done first gets a tile of it, once there is room.
-    fn give_somebody(
-        &mut self,
-        at: usize,
-        workers: &[WorkerId],
-        now: f64,
-        actions: &mut Vec<Action>,
-    ) {
+    fn give_somebody(&mut self, at: usize, workers: &[WorkerId], now: f64, actions: &mut Vec<Action>) {
         let mut first: Option<(WorkerId, Candidate)> = None;
         for &worker in workers {
-            if self
-                .workers
-                .get(&worker)
-                .is_some_and(|worker| worker.pause_until <= now)
+            if self.workers.get(&worker).is_some_and(|worker| worker.pause_until <= now)
                 && let Some(candidate) = self.candidate(at, worker, true, now)
-                && first
-                    .as_ref()
-                    .is_none_or(|(_, first)| candidate.done < first.done)
+                && first.as_ref().is_none_or(|(_, first)| candidate.done < first.done)
             {
                 first = Some((worker, candidate));
             }
         }
         if let Some((worker, candidate)) = first
-            && self
-                .workers
-                .get(&worker)
-                .is_some_and(|worker| worker.has_room(now))
+            && self.workers.get(&worker).is_some_and(|worker| worker.has_room(now))
             && self.make_room(at, worker, &candidate, actions)
         {
             self.start(at, worker, &candidate, false, now, actions);
@@ -985,32 +740,19 @@ impl Scheduler {
             let bytes = job.mean_answer_bytes as u64;
             let least = worker.prospect(arithmetic, job.mean_flops, 0, bytes);
             let operand_s = worker.model.send_s(job.mean_operand_bytes as u64);
-            if !id.is_local()
-                && worker.has_enough(now, &least, operand_s * job.missing_share(id).min(1.0))
-            {
+            if !id.is_local() && worker.has_enough(now, &least, operand_s * job.missing_share(id).min(1.0)) {
                 return None;
             }
             if !id.is_local() && place == Place::Auto && !self.is_worth_checking(job) {
                 return None;
             }
-            let others =
-                |other: &Worker| other.id != id && (place == Place::Auto || !other.id.is_local());
-            rest_done = rest_done_with(
-                &mut self.lanes,
-                self.workers.values(),
-                job,
-                job.pending.len(),
-                others,
-            );
+            let others = |other: &Worker| other.id != id && (place == Place::Auto || !other.id.is_local());
+            rest_done = rest_done_with(&mut self.lanes, self.workers.values(), job, job.pending.len(), others);
             let pending_before = |job: &Job| f64::from(job.pending.len()) * job.mean_flops;
             let before: f64 = self.jobs[..at].iter().map(pending_before).sum();
             if before > 0.0 {
                 let rate = self.workers.values().filter(|other| others(other));
-                rest_done += before
-                    / rate
-                        .map(|other| other.model.flops_per_s(arithmetic))
-                        .sum::<f64>()
-                        .max(1.0);
+                rest_done += before / rate.map(|other| other.model.flops_per_s(arithmetic)).sum::<f64>().max(1.0);
             }
             rest_done = rest_done.max(job.expected);
             let plain = job.spec.redundancy == 1 && job.records.len() as u32 <= job.active;
@@ -1025,17 +767,9 @@ impl Scheduler {
         {
             // Not everybody can take this one off the worker's hands.
             let others = |other: &Worker| {
-                other.id != id
-                    && (place == Place::Auto || !other.id.is_local())
-                    && !record.bars(other.id)
+                other.id != id && (place == Place::Auto || !other.id.is_local()) && !record.bars(other.id)
             };
-            rest_done = rest_done_with(
-                &mut self.lanes,
-                self.workers.values(),
-                job,
-                job.pending.len(),
-                others,
-            );
+            rest_done = rest_done_with(&mut self.lanes, self.workers.values(), job, job.pending.len(), others);
         }
         let candidate = self.prospect(at, id, tile)?;
         (force || candidate.done < rest_done).then_some(candidate)
@@ -1056,17 +790,12 @@ impl Scheduler {
         if !id.is_local() {
             let retries = job.spec.max_retries;
             return job.choose_remote(id, |tile| {
-                (job.records.get(&tile))
-                    .is_none_or(|record| !record.bars(id) && record.failures <= retries)
+                (job.records.get(&tile)).is_none_or(|record| !record.bars(id) && record.failures <= retries)
             });
         }
         if job.spec.place == Place::Remote && self.has_peers(job, now) {
             // Only what no peer can have.
-            let mut tiles = job
-                .records
-                .keys()
-                .copied()
-                .filter(|&tile| job.pending.contains(tile));
+            let mut tiles = job.records.keys().copied().filter(|&tile| job.pending.contains(tile));
             return tiles.find(|&tile| self.may_take(at, tile, id, now));
         }
         job.choose_local(|tile| job.records.get(&tile).is_none_or(|record| !record.bars(id)))
@@ -1076,34 +805,15 @@ impl Scheduler {
         let job = &self.jobs[at];
         let worker = self.workers.get(&id)?;
         let missing_bytes = job.missing_bytes(tile, id);
-        let answer_bytes = if id.is_local() {
-            0
-        } else {
-            job.grid.tile_bytes(tile)
-        };
+        let answer_bytes = if id.is_local() { 0 } else { job.grid.tile_bytes(tile) };
         let flops = job.grid.tile_flops(tile);
         let prospect = worker.prospect(job.spec.arithmetic, flops, missing_bytes, answer_bytes);
-        let check_s = if id.is_local() {
-            0.0
-        } else {
-            check_bytes(job, tile) as f64 * self.check_byte_s.value
-        };
-        Some(Candidate {
-            tile,
-            missing_bytes,
-            prospect,
-            done: prospect.done + check_s,
-        })
+        let check_s = if id.is_local() { 0.0 } else { check_bytes(job, tile) as f64 * self.check_byte_s.value };
+        Some(Candidate { tile, missing_bytes, prospect, done: prospect.done + check_s })
     }
 
     /// Sees to it that the operands and the answer fit where they go, by giving up what was used longest ago.
-    fn make_room(
-        &mut self,
-        at: usize,
-        id: WorkerId,
-        candidate: &Candidate,
-        actions: &mut Vec<Action>,
-    ) -> bool {
+    fn make_room(&mut self, at: usize, id: WorkerId, candidate: &Candidate, actions: &mut Vec<Action>) -> bool {
         let Some(worker) = self.workers.get_mut(&id) else {
             return false;
         };
@@ -1115,25 +825,17 @@ impl Scheduler {
             return false;
         }
         let answers = answer_bytes.saturating_mul(worker.flights.len() as u64 + 1);
-        let room = worker
-            .memory_bytes
-            .saturating_sub(answers)
-            .saturating_sub(candidate.missing_bytes);
+        let room = worker.memory_bytes.saturating_sub(answers).saturating_sub(candidate.missing_bytes);
         while worker.resident_bytes > room {
             let chosen = self.jobs[at].id;
             let coldest = self.jobs.iter().filter_map(|job| {
-                let uses = |tile: Tile, operand| {
-                    operand == Operand::Band(tile.band) || operand == Operand::Panel(tile.panel)
-                };
+                let uses =
+                    |tile: Tile, operand| operand == Operand::Band(tile.band) || operand == Operand::Panel(tile.panel);
                 let needed = |operand| {
                     (job.id == chosen && uses(candidate.tile, operand))
-                        || worker
-                            .flights
-                            .iter()
-                            .any(|flight| flight.job == job.id && uses(flight.tile, operand))
+                        || worker.flights.iter().any(|flight| flight.job == job.id && uses(flight.tile, operand))
                 };
-                job.coldest(id, needed)
-                    .map(|(used, operand)| (used, job.id, operand))
+                job.coldest(id, needed).map(|(used, operand)| (used, job.id, operand))
             });
             // An idle worker gets the tile anyway: whether it fits, only the worker can say.
             let Some((_, job, operand)) = coldest.min() else {
@@ -1142,11 +844,7 @@ impl Scheduler {
             if let Some(job) = self.jobs.iter_mut().find(|other| other.id == job) {
                 worker.resident_bytes -= job.drop_operand(id, operand);
             }
-            actions.push(Action::Release {
-                worker: id,
-                job,
-                operand,
-            });
+            actions.push(Action::Release { worker: id, job, operand });
         }
         true
     }
@@ -1165,20 +863,11 @@ impl Scheduler {
             return;
         };
         debug_assert!(worker.has_room(now), "{id} has no room");
-        let Candidate {
-            tile,
-            missing_bytes,
-            prospect,
-            done,
-        } = *candidate;
+        let Candidate { tile, missing_bytes, prospect, done } = *candidate;
         let attempt = AttemptId(self.next_attempt);
         self.next_attempt += 1;
         self.starts += 1;
-        let answer_bytes = if id.is_local() {
-            0
-        } else {
-            job.grid.tile_bytes(tile)
-        };
+        let answer_bytes = if id.is_local() { 0 } else { job.grid.tile_bytes(tile) };
         if !id.is_local() {
             for operand in [Operand::Band(tile.band), Operand::Panel(tile.panel)] {
                 worker.resident_bytes += job.hold(id, operand, self.starts);
@@ -1216,22 +905,8 @@ impl Scheduler {
         if best + record.active.len() as u32 >= job.spec.redundancy {
             job.pending.remove(tile);
         }
-        self.attempts.insert(
-            attempt,
-            Attempt {
-                job: job.id,
-                tile,
-                worker: id,
-                checking: None,
-            },
-        );
-        actions.push(Action::Start {
-            attempt,
-            job: job.id,
-            tile,
-            worker: id,
-            hedge,
-        });
+        self.attempts.insert(attempt, Attempt { job: job.id, tile, worker: id, checking: None });
+        actions.push(Action::Start { attempt, job: job.id, tile, worker: id, hedge });
     }
 
     /// Lets an idle worker copy the task that would be done last, if the copy is done sooner.
@@ -1248,19 +923,11 @@ impl Scheduler {
                 continue;
             }
             let copies = job.spec.redundancy as usize + HEDGES_MAX;
-            let room = |tile: Tile| {
-                job.records
-                    .get(&tile)
-                    .is_some_and(|record| record.active.len() < copies)
-            };
+            let room = |tile: Tile| job.records.get(&tile).is_some_and(|record| record.active.len() < copies);
             let last = (self.workers.values().flat_map(|worker| &worker.flights))
                 .filter(|flight| flight.job == job.id && room(flight.tile))
                 .filter(|flight| self.may_take(at, flight.tile, id, now))
-                .max_by(|x, y| {
-                    x.expected
-                        .total_cmp(&y.expected)
-                        .then(y.attempt.cmp(&x.attempt))
-                });
+                .max_by(|x, y| x.expected.total_cmp(&y.expected).then(y.attempt.cmp(&x.attempt)));
             let Some((tile, expected)) = last.map(|flight| (flight.tile, flight.expected)) else {
                 continue;
             };
@@ -1282,13 +949,7 @@ impl Scheduler {
             Place::Local => worker.id.is_local(),
             Place::Remote => !worker.id.is_local(),
         };
-        rest_done_with(
-            &mut self.lanes,
-            self.workers.values(),
-            job,
-            tiles,
-            |worker| fits(worker) && among(worker),
-        )
+        rest_done_with(&mut self.lanes, self.workers.values(), job, tiles, |worker| fits(worker) && among(worker))
     }
 
     /// Asks for a wake-up when time alone will change something.
@@ -1299,16 +960,10 @@ impl Scheduler {
             at(waiting.until);
         }
         let waits = self.waiting.iter().map(|waiting| &waiting.spec);
-        let deadlines = waits
-            .chain(self.jobs.iter().map(|job| &job.spec))
-            .filter_map(|spec| spec.deadline);
+        let deadlines = waits.chain(self.jobs.iter().map(|job| &job.spec)).filter_map(|spec| spec.deadline);
         deadlines.for_each(|deadline| at(self.since_origin(deadline)));
         let hungry = self.jobs.iter().any(|job| !job.pending.is_empty());
-        for job in self
-            .jobs
-            .iter()
-            .filter(|job| !job.pending.is_empty() && self.awaits_peers(job, now))
-        {
+        for job in self.jobs.iter().filter(|job| !job.pending.is_empty() && self.awaits_peers(job, now)) {
             at(job.connect_until);
         }
         let company = self.workers.len() > 1;
@@ -1320,23 +975,14 @@ impl Scheduler {
                 at(late);
             }
             if !worker.id.is_local() {
-                worker
-                    .flights
-                    .iter()
-                    .for_each(|flight| at(flight.silent_at()));
+                worker.flights.iter().for_each(|flight| at(flight.silent_at()));
             }
         }
-        if next.is_finite()
-            && self
-                .wake_at
-                .is_none_or(|asked| next < asked || asked <= now)
-        {
+        if next.is_finite() && self.wake_at.is_none_or(|asked| next < asked || asked <= now) {
             self.wake_at = Some(next);
             // Rounded up, so that the time has come when the tick does.
             let since_origin = Time::from_secs_f64(next.max(now)) + Time::from_micros(1);
-            actions.push(Action::WakeAt(
-                self.origin.unwrap_or_default() + since_origin,
-            ));
+            actions.push(Action::WakeAt(self.origin.unwrap_or_default() + since_origin));
         }
     }
 }
@@ -1350,11 +996,7 @@ fn rest_done_with<'a>(
     among: impl Fn(&Worker) -> bool,
 ) -> f64 {
     lanes.clear();
-    lanes.extend(
-        workers
-            .filter(|worker| among(worker))
-            .map(|worker| lane(worker, job)),
-    );
+    lanes.extend(workers.filter(|worker| among(worker)).map(|worker| lane(worker, job)));
     if lanes.is_empty() {
         return f64::INFINITY;
     }
@@ -1385,48 +1027,30 @@ fn rest_done_with<'a>(
 fn lane(worker: &Worker, job: &Job) -> Lane {
     let compute_s = worker.model.compute_s(job.spec.arithmetic, job.mean_flops);
     if worker.id.is_local() {
-        return Lane {
-            free: worker.backlog.computed.max(worker.pause_until),
-            tile_s: compute_s.max(1e-9),
-        };
+        return Lane { free: worker.backlog.computed.max(worker.pause_until), tile_s: compute_s.max(1e-9) };
     }
     let lacks = job.missing_share(worker.id);
     let operand_s = worker.model.send_s(job.mean_operand_bytes as u64);
     let return_s = worker.model.receive_s(job.mean_answer_bytes as u64);
     // A worker that has s bands and s panels needs one operand more for each s tiles.
     let side = f64::from(job.pending.len()).sqrt().max(1.0);
-    let tile_s = compute_s
-        .max(return_s)
-        .max(2.0 * lacks * operand_s / side)
-        .max(1e-9);
+    let tile_s = compute_s.max(return_s).max(2.0 * lacks * operand_s / side).max(1e-9);
     let first_s = if lacks == 1.0 { 2.0 * operand_s } else { 0.0 };
-    let free = worker
-        .backlog
-        .computed
-        .max(worker.backlog.sent + first_s)
-        .max(worker.pause_until);
-    Lane {
-        free: free + worker.model.rtt_s + return_s,
-        tile_s,
-    }
+    let free = worker.backlog.computed.max(worker.backlog.sent + first_s).max(worker.pause_until);
+    Lane { free: free + worker.model.rtt_s + return_s, tile_s }
 }
 
 /// What a check goes through: both operands and the answer.
 fn check_bytes(job: &Job, tile: Tile) -> u64 {
-    let operands = job.grid.operand_bytes(Operand::Band(tile.band))
-        + job.grid.operand_bytes(Operand::Panel(tile.panel));
+    let operands =
+        job.grid.operand_bytes(Operand::Band(tile.band)) + job.grid.operand_bytes(Operand::Panel(tile.panel));
     operands + job.grid.tile_bytes(tile)
 }
 
 /// An estimate that says what has been learned.
 fn believed(worker: &Worker) -> WorkerEstimate {
     let model = &worker.model;
-    let rates = [
-        Arithmetic::F32,
-        Arithmetic::F64,
-        Arithmetic::Half,
-        Arithmetic::Int8,
-    ];
+    let rates = [Arithmetic::F32, Arithmetic::F64, Arithmetic::Half, Arithmetic::Int8];
     WorkerEstimate {
         flops_per_s: rates.map(|arithmetic| model.flops_per_s(arithmetic)),
         send_bytes_per_s: model.send_bytes_per_s(),

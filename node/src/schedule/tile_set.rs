@@ -14,10 +14,7 @@ pub(super) struct Indices {
 
 impl Indices {
     pub(super) fn new(bound: u32) -> Self {
-        Self {
-            words: vec![0; (bound as usize).div_ceil(WORD)],
-            len: 0,
-        }
+        Self { words: vec![0; (bound as usize).div_ceil(WORD)], len: 0 }
     }
 
     pub(super) fn len(&self) -> u32 {
@@ -68,11 +65,7 @@ impl Indices {
 
     /// How many are in both.
     pub(super) fn count_both(&self, other: &Indices) -> u32 {
-        self.words
-            .iter()
-            .zip(&other.words)
-            .map(|(x, y)| (x & y).count_ones())
-            .sum()
+        self.words.iter().zip(&other.words).map(|(x, y)| (x & y).count_ones()).sum()
     }
 }
 

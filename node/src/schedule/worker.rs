@@ -2,9 +2,8 @@
 //! Never chooses a tile.
 
 use super::limits::{
-    FAILURE_PAUSE, FAILURE_PAUSE_MAX, FAILURES_MAX, IN_FLIGHT_BYTES_MAX, LATE_FACTOR, LATE_REST,
-    LATE_SLACK, OVERLOAD_PAUSE, OVERLOAD_PAUSE_MAX, PAUSE_DOUBLINGS_MAX, PREFETCH_MARGIN,
-    PREFETCH_TILES, SILENCE, SILENCE_FACTOR,
+    FAILURE_PAUSE, FAILURE_PAUSE_MAX, FAILURES_MAX, IN_FLIGHT_BYTES_MAX, LATE_FACTOR, LATE_REST, LATE_SLACK,
+    OVERLOAD_PAUSE, OVERLOAD_PAUSE_MAX, PAUSE_DOUBLINGS_MAX, PREFETCH_MARGIN, PREFETCH_TILES, SILENCE, SILENCE_FACTOR,
 };
 use super::{Arithmetic, AttemptId, CostModel, JobId, Tile, WorkerEstimate, WorkerId};
 use std::time::Duration;
@@ -39,10 +38,7 @@ pub(super) struct Flight {
 impl Flight {
     /// When it counts as failed, if nothing is heard of it.
     pub(super) fn silent_at(&self) -> f64 {
-        self.due.max(self.last_moved)
-            + SILENCE
-                .as_secs_f64()
-                .max(SILENCE_FACTOR * (self.compute_s + self.return_s))
+        self.due.max(self.last_moved) + SILENCE.as_secs_f64().max(SILENCE_FACTOR * (self.compute_s + self.return_s))
     }
 }
 
@@ -122,11 +118,7 @@ impl Worker {
 
     pub(super) fn has_room(&self, now: f64) -> bool {
         // Whoever failed last time shows with one task that it can again.
-        let most = if self.failures > 0 {
-            1
-        } else {
-            self.max_in_flight
-        };
+        let most = if self.failures > 0 { 1 } else { self.max_in_flight };
         self.flights.len() < most && self.pause_until <= now
     }
 
@@ -136,8 +128,7 @@ impl Worker {
         if self.flights.len() < 2 {
             return false;
         }
-        let enough =
-            PREFETCH_TILES * prospect.compute_s + PREFETCH_MARGIN * operand_s + self.model.rtt_s;
+        let enough = PREFETCH_TILES * prospect.compute_s + PREFETCH_MARGIN * operand_s + self.model.rtt_s;
         self.backlog.computed.max(self.backlog.sent) - now > enough
     }
 
@@ -148,17 +139,11 @@ impl Worker {
 
     /// Foretells the end of everything in flight, and keeps it.
     pub(super) fn look_ahead(&mut self, now: f64) {
-        let mut backlog = Backlog {
-            sent: self.send_free.max(now),
-            computed: self.compute_free,
-            returned: 0.0,
-        };
+        let mut backlog = Backlog { sent: self.send_free.max(now), computed: self.compute_free, returned: 0.0 };
         // A worker that is late with one task is as slow with the next.
         let mut slow = 1.0f64;
         for flight in &mut self.flights {
-            let begin = flight
-                .began
-                .unwrap_or_else(|| backlog.computed.max(flight.arrive));
+            let begin = flight.began.unwrap_or_else(|| backlog.computed.max(flight.arrive));
             let length = flight.compute_s * slow;
             let mut computed = begin + length;
             let mut done = (computed + flight.return_s).max(backlog.returned);
@@ -181,15 +166,9 @@ impl Worker {
     /// When the first flight counts as late, or, if it does, when to look again.
     pub(super) fn late_at(&self, now: f64) -> Option<f64> {
         let flight = self.flights.first()?;
-        let begin = flight
-            .began
-            .unwrap_or_else(|| self.compute_free.max(flight.arrive));
+        let begin = flight.began.unwrap_or_else(|| self.compute_free.max(flight.arrive));
         let late = late_at(begin, flight.compute_s + flight.return_s);
-        Some(if late > now {
-            late
-        } else {
-            now + (LATE_REST * (now - begin)).max(LATE_SLACK)
-        })
+        Some(if late > now { late } else { now + (LATE_REST * (now - begin)).max(LATE_SLACK) })
     }
 
     /// One more tile, behind everything in flight. Counts on [`Worker::look_ahead`] having been called.
@@ -205,35 +184,20 @@ impl Worker {
         let compute_s = self.model.compute_s(arithmetic, flops);
         let computed = self.backlog.computed.max(arrive) + compute_s;
         let return_s = self.model.receive_s(answer_bytes) + self.model.rtt_s / 2.0;
-        let done =
-            (computed + return_s).max(self.backlog.returned + self.model.receive_s(answer_bytes));
-        Prospect {
-            sent,
-            arrive,
-            computed,
-            compute_s,
-            return_s,
-            done,
-        }
+        let done = (computed + return_s).max(self.backlog.returned + self.model.receive_s(answer_bytes));
+        Prospect { sent, arrive, computed, compute_s, return_s, done }
     }
 
     pub(super) fn start(&mut self, flight: Flight, prospect: &Prospect) {
         self.flight_bytes += flight.bytes;
         self.send_free = prospect.sent;
-        self.backlog = Backlog {
-            sent: prospect.sent,
-            computed: prospect.computed,
-            returned: prospect.done,
-        };
+        self.backlog = Backlog { sent: prospect.sent, computed: prospect.computed, returned: prospect.done };
         self.flights.push(flight);
     }
 
     /// Takes an attempt out, whatever became of it.
     pub(super) fn remove(&mut self, attempt: AttemptId) -> Option<Flight> {
-        let at = self
-            .flights
-            .iter()
-            .position(|flight| flight.attempt == attempt)?;
+        let at = self.flights.iter().position(|flight| flight.attempt == attempt)?;
         let flight = self.flights.remove(at);
         self.flight_bytes -= flight.bytes;
         Some(flight)
@@ -241,15 +205,9 @@ impl Worker {
 
     /// Takes out an attempt whose answer has come, and says when it will have begun to compute.
     pub(super) fn finish(&mut self, attempt: AttemptId, now: f64) -> Option<(Flight, f64)> {
-        let at = self
-            .flights
-            .iter()
-            .position(|flight| flight.attempt == attempt)?;
+        let at = self.flights.iter().position(|flight| flight.attempt == attempt)?;
         let flight = self.remove(attempt)?;
-        let begin = flight
-            .began
-            .unwrap_or_else(|| self.compute_free.max(flight.arrive))
-            .min(now);
+        let begin = flight.began.unwrap_or_else(|| self.compute_free.max(flight.arrive)).min(now);
         self.compute_free = (now - flight.return_s).max(self.compute_free).min(now);
         // What was started later has come nearer, or is as much later as this one was.
         let mut free = self.compute_free;
@@ -262,11 +220,7 @@ impl Worker {
 
     /// Everything up to this attempt has been handed to the connection.
     pub(super) fn sent(&mut self, attempt: AttemptId, now: f64) {
-        let Some(at) = self
-            .flights
-            .iter()
-            .position(|flight| flight.attempt == attempt)
-        else {
+        let Some(at) = self.flights.iter().position(|flight| flight.attempt == attempt) else {
             return;
         };
         let late = now - (self.flights[at].arrive - self.model.rtt_s / 2.0);
@@ -274,9 +228,7 @@ impl Worker {
         if at + 1 == self.flights.len() {
             self.send_free = now;
         } else {
-            self.flights[at + 1..]
-                .iter_mut()
-                .for_each(|flight| flight.arrive += late.max(0.0));
+            self.flights[at + 1..].iter_mut().for_each(|flight| flight.arrive += late.max(0.0));
             self.send_free += late.max(0.0);
         }
     }
@@ -295,9 +247,7 @@ impl Worker {
         if self.id.is_local() || (self.failures > 0 && self.pause_until > now) {
             return;
         }
-        self.pause_until = self
-            .pause_until
-            .max(now + pause(FAILURE_PAUSE, self.failures, FAILURE_PAUSE_MAX));
+        self.pause_until = self.pause_until.max(now + pause(FAILURE_PAUSE, self.failures, FAILURE_PAUSE_MAX));
         self.failures += 1;
     }
 
@@ -328,7 +278,5 @@ fn late_at(begin: f64, length: f64) -> f64 {
 }
 
 fn pause(first: Duration, doublings: u32, longest: Duration) -> f64 {
-    (first * (1 << doublings.min(PAUSE_DOUBLINGS_MAX)))
-        .min(longest)
-        .as_secs_f64()
+    (first * (1 << doublings.min(PAUSE_DOUBLINGS_MAX))).min(longest).as_secs_f64()
 }

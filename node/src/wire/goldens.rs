@@ -7,12 +7,16 @@ use pangea_client::ErrorKind;
 use pangea_compute::{DType, Digest};
 use proptest::prelude::*;
 
+use super::WireError;
 use super::frame::{FrameHead, MAX_HEADER_BYTES, MAX_PAYLOAD_BYTES, PREFIX_BYTES};
 use super::message::{Advert, Message, Operation, Shape, Task};
-use super::WireError;
 
 fn hex(bytes: &[u8]) -> String {
-    bytes.chunks(8).map(|word| word.iter().map(|byte| format!("{byte:02x}")).collect::<String>()).collect::<Vec<_>>().join(" ")
+    bytes
+        .chunks(8)
+        .map(|word| word.iter().map(|byte| format!("{byte:02x}")).collect::<String>())
+        .collect::<Vec<_>>()
+        .join(" ")
 }
 
 fn digest(n: u8) -> Digest {

@@ -9,8 +9,8 @@ use pangea_client::ErrorKind;
 use pangea_compute::{DType, Digest};
 use pangea_schema::task_capnp as wire;
 
-use super::frame::{FrameHead, MAX_HEADER_BYTES, PREFIX_BYTES};
 use super::WireError;
+use super::frame::{FrameHead, MAX_HEADER_BYTES, PREFIX_BYTES};
 
 /// The coordinator's number of a task, unique on one stream.
 pub type TaskId = u64;
@@ -510,9 +510,7 @@ fn read_text(what: &str, text: capnp::Result<capnp::text::Reader<'_>>, most: usi
     if text.len() > most {
         return Err(WireError::Header(format!("`{what}` of {} bytes; at most {most} are allowed", text.len())));
     }
-    text.to_str()
-        .map(str::to_owned)
-        .map_err(|_| WireError::Header(format!("`{what}` is not UTF-8")))
+    text.to_str().map(str::to_owned).map_err(|_| WireError::Header(format!("`{what}` is not UTF-8")))
 }
 
 /// Names end up on terminals: control characters from a peer must not.

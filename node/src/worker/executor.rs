@@ -3,8 +3,8 @@
 //!
 //! Bands and panels are packed once and kept while tasks share them.
 
-use std::collections::BinaryHeap;
 use std::cmp::Ordering;
+use std::collections::BinaryHeap;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -180,7 +180,8 @@ impl Executor {
     pub fn backlog_without(&self, owner: PeerId) -> Duration {
         let queue = self.shared.lock();
         let waiting = queue.heap.iter().map(|queued| (queued.work.owner, queued.work.flops()));
-        let flops: f64 = waiting.chain(queue.running).filter(|(of, _)| *of != Some(owner)).map(|(_, flops)| flops).sum();
+        let flops: f64 =
+            waiting.chain(queue.running).filter(|(of, _)| *of != Some(owner)).map(|(_, flops)| flops).sum();
         Duration::try_from_secs_f64(flops / queue.flops_per_s.max(1.0)).unwrap_or(Duration::MAX)
     }
 
@@ -296,7 +297,10 @@ impl Compute {
                 started();
             }
             let begin = Instant::now();
-            let mut result = self.packs.product(&work.a, &work.b, work.keep_bytes, &self.pool, &work.cancel).map_err(crate::compute_error);
+            let mut result = self
+                .packs
+                .product(&work.a, &work.b, work.keep_bytes, &self.pool, &work.cancel)
+                .map_err(crate::compute_error);
             let mut fault = None;
             if let Some(liar) = self.liar.as_mut().filter(|_| work.owner.is_some()) {
                 (result, fault) = liar.twist(result, &work.a.1, &work.b.1, begin.elapsed(), &work.cancel);
@@ -310,7 +314,8 @@ impl Compute {
 
 /// Speeds of each type, a twentieth of a second each.
 fn measure(pool: &Pool) -> Result<Speeds> {
-    let speed = |dtype| pangea_compute::probe::gflops(dtype, pool, 50).map(|gflops| gflops * 1e9).map_err(crate::compute_error);
+    let speed =
+        |dtype| pangea_compute::probe::gflops(dtype, pool, 50).map(|gflops| gflops * 1e9).map_err(crate::compute_error);
     Ok(Speeds {
         f32_flops_per_s: speed(DType::F32)?,
         f64_flops_per_s: speed(DType::F64)?,
@@ -373,7 +378,8 @@ impl Packs {
     fn shrink(&mut self, local: bool, keep_bytes: usize) {
         let of = |key: &PackKey| matches!(key, PackKey::Local { .. }) == local;
         // Packed, they are padded to whole kernel blocks.
-        let limit = keep_bytes.saturating_add(keep_bytes / 8).min(if local { PACKED_LOCAL_BYTES } else { self.peers_bytes });
+        let limit =
+            keep_bytes.saturating_add(keep_bytes / 8).min(if local { PACKED_LOCAL_BYTES } else { self.peers_bytes });
         loop {
             let bands: Vec<usize> = positions(&self.a, of);
             let panels: Vec<usize> = positions(&self.b, of);

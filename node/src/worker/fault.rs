@@ -49,7 +49,8 @@ impl Liar {
             Fault::CorruptOne => (corrupt(&honest, a, b, false), None),
             Fault::CorruptAll => (corrupt(&honest, a, b, true), None),
             Fault::Stale => {
-                let same_shape = |t: &&Tensor| (t.rows(), t.cols(), t.dtype()) == (honest.rows(), honest.cols(), honest.dtype());
+                let same_shape =
+                    |t: &&Tensor| (t.rows(), t.cols(), t.dtype()) == (honest.rows(), honest.cols(), honest.dtype());
                 let answer = self.earlier.iter().find(same_shape).cloned();
                 if answer.is_none() {
                     self.earlier.push(honest.clone());

@@ -69,7 +69,13 @@ impl<Owner: Copy + Eq + Hash> OperandStore<Owner> {
 
     /// Makes room for an operand of `bytes` that `owner` begins to send. What tasks still need, as
     /// `needed` says, stays.
-    pub fn admit(&mut self, owner: Owner, digest: Digest, bytes: u64, needed: impl Fn(&Digest) -> bool) -> Result<Admission> {
+    pub fn admit(
+        &mut self,
+        owner: Owner,
+        digest: Digest,
+        bytes: u64,
+        needed: impl Fn(&Digest) -> bool,
+    ) -> Result<Admission> {
         // Operands of no size take room, too.
         let bytes = bytes.max(ENTRY_BYTES_MIN);
         if self.entries.contains_key(&(owner, digest)) {

@@ -5,8 +5,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use pangea_client::{
-    Error, ErrorKind, JobReport, LinkProbe, NodeStatus, PeerStatus, Progress, Result, TaskCounts,
-    Verification, WorkerShare,
+    Error, ErrorKind, JobReport, LinkProbe, NodeStatus, PeerStatus, Progress, Result, TaskCounts, Verification,
+    WorkerShare,
 };
 use pangea_compute::{DType, Tensor, TensorBuf};
 use pangea_node::api::rpc::{Backend, RunningJob};
@@ -35,9 +35,7 @@ pub(crate) struct Reserved {
 
 impl Drop for Reserved {
     fn drop(&mut self) {
-        self.shared
-            .reserved
-            .send_modify(|reserved| *reserved -= self.bytes);
+        self.shared.reserved.send_modify(|reserved| *reserved -= self.bytes);
     }
 }
 
@@ -76,30 +74,15 @@ impl PlainBackend {
     }
 
     pub(crate) async fn wait_reserved(&self, bytes: u64) {
-        self.shared
-            .reserved
-            .subscribe()
-            .wait_for(|reserved| *reserved == bytes)
-            .await
-            .unwrap();
+        self.shared.reserved.subscribe().wait_for(|reserved| *reserved == bytes).await.unwrap();
     }
 
     pub(crate) async fn wait_submitted(&self, jobs: u32) {
-        self.shared
-            .submitted
-            .subscribe()
-            .wait_for(|count| *count >= jobs)
-            .await
-            .unwrap();
+        self.shared.submitted.subscribe().wait_for(|count| *count >= jobs).await.unwrap();
     }
 
     pub(crate) async fn wait_cancelled(&self, jobs: u32) {
-        self.shared
-            .cancelled
-            .subscribe()
-            .wait_for(|count| *count == jobs)
-            .await
-            .unwrap();
+        self.shared.cancelled.subscribe().wait_for(|count| *count == jobs).await.unwrap();
     }
 
     pub(crate) fn cancelled(&self) -> u32 {
@@ -123,9 +106,7 @@ impl Backend for PlainBackend {
         let mut hold = shared.hold.subscribe();
         *shared.running.lock().unwrap() += 1;
         let done = cancelled.clone();
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .build()
-            .unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         let worker_shared = shared.clone();
         std::thread::spawn(move || {
             let released = runtime.block_on(async {
@@ -135,16 +116,9 @@ impl Backend for PlainBackend {
                 }
             });
             let outcome = if released {
-                progress_sender.send_replace(Progress {
-                    tasks_total: 1,
-                    ..Progress::default()
-                });
+                progress_sender.send_replace(Progress { tasks_total: 1, ..Progress::default() });
                 let outcome = multiply(&request);
-                progress_sender.send_replace(Progress {
-                    tasks_total: 1,
-                    tasks_done: 1,
-                    ..Progress::default()
-                });
+                progress_sender.send_replace(Progress { tasks_total: 1, tasks_done: 1, ..Progress::default() });
                 outcome
             } else {
                 Err(Error::new(ErrorKind::Cancelled, "cancelled"))
@@ -157,11 +131,7 @@ impl Backend for PlainBackend {
             let _ = outcome_sender.send(outcome);
         });
         self.shared.submitted.send_modify(|count| *count += 1);
-        Ok(RunningJob {
-            progress,
-            outcome,
-            cancel: Cancel { shared, cancelled },
-        })
+        Ok(RunningJob { progress, outcome, cancel: Cancel { shared, cancelled } })
     }
 
     fn reserve(&self, bytes: u64) -> Result<Reserved> {
@@ -174,15 +144,9 @@ impl Backend for PlainBackend {
             fits
         });
         if !fits {
-            return Err(Error::new(
-                ErrorKind::Overloaded,
-                format!("no memory for {bytes} bytes"),
-            ));
+            return Err(Error::new(ErrorKind::Overloaded, format!("no memory for {bytes} bytes")));
         }
-        Ok(Reserved {
-            shared: self.shared.clone(),
-            bytes,
-        })
+        Ok(Reserved { shared: self.shared.clone(), bytes })
     }
 
     async fn peers(&self) -> Result<Vec<PeerStatus>> {
@@ -190,10 +154,7 @@ impl Backend for PlainBackend {
             peer: "12D3KooW".into(),
             name: "other".into(),
             state: "connected".into(),
-            addresses: vec![
-                "/ip4/10.0.0.1/tcp/7777".into(),
-                "/ip4/10.0.0.1/udp/7777/quic-v1".into(),
-            ],
+            addresses: vec!["/ip4/10.0.0.1/tcp/7777".into(), "/ip4/10.0.0.1/udp/7777/quic-v1".into()],
             trust: 0.5,
             found_by: "mdns".into(),
             tasks_checked: 7,
@@ -219,16 +180,9 @@ impl Backend for PlainBackend {
 
     async fn probe_link(&self, peer: &str, message_bytes: u64, _: u32) -> Result<LinkProbe> {
         if peer != "12D3KooW" {
-            return Err(Error::new(
-                ErrorKind::NotFound,
-                format!("peer {peer} is not known"),
-            ));
+            return Err(Error::new(ErrorKind::NotFound, format!("peer {peer} is not known")));
         }
-        Ok(LinkProbe {
-            peer: peer.into(),
-            message_bytes,
-            ..LinkProbe::default()
-        })
+        Ok(LinkProbe { peer: peer.into(), message_bytes, ..LinkProbe::default() })
     }
 }
 
@@ -243,10 +197,7 @@ fn elements(tensor: &Tensor) -> Vec<f64> {
         DType::F16 => f64::from(half_to_f32(u16::from_le_bytes(bytes.try_into().unwrap()))),
         other => panic!("{other} is not needed in these tests"),
     };
-    bytes
-        .chunks_exact(tensor.dtype().size_bytes())
-        .map(element)
-        .collect()
+    bytes.chunks_exact(tensor.dtype().size_bytes()).map(element).collect()
 }
 
 /// A finite half as f32.
@@ -284,11 +235,7 @@ fn multiply(request: &JobRequest) -> Result<JobOutcome> {
     }
     let dtype = DType::product(request.a.dtype(), request.b.dtype()).unwrap();
     let mut product = TensorBuf::new(dtype, m, n).unwrap();
-    for (to, value) in product
-        .bytes_mut()
-        .chunks_exact_mut(dtype.size_bytes())
-        .zip(c)
-    {
+    for (to, value) in product.bytes_mut().chunks_exact_mut(dtype.size_bytes()).zip(c) {
         match dtype {
             DType::F32 => to.copy_from_slice(&(value as f32).to_le_bytes()),
             DType::F64 => to.copy_from_slice(&value.to_le_bytes()),
@@ -302,27 +249,11 @@ fn multiply(request: &JobRequest) -> Result<JobOutcome> {
         dtype: dtype.name().into(),
         seconds: 0.25,
         gflops: 2.0,
-        tasks: TaskCounts {
-            total: 1,
-            local: 1,
-            ..TaskCounts::default()
-        },
-        workers: vec![WorkerShare {
-            peer: "self".into(),
-            name: "plain".into(),
-            tasks: 1,
-            seconds: 0.2,
-        }],
-        verification: Verification {
-            method: "none".into(),
-            verdict: "local".into(),
-            ..Verification::default()
-        },
+        tasks: TaskCounts { total: 1, local: 1, ..TaskCounts::default() },
+        workers: vec![WorkerShare { peer: "self".into(), name: "plain".into(), tasks: 1, seconds: 0.2 }],
+        verification: Verification { method: "none".into(), verdict: "local".into(), ..Verification::default() },
         mode: "local".into(),
         ..JobReport::default()
     };
-    Ok(JobOutcome {
-        product: product.freeze(),
-        report,
-    })
+    Ok(JobOutcome { product: product.freeze(), report })
 }

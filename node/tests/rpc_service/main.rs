@@ -1,9 +1,6 @@
 //! The Cap'n Proto service over real sockets, driven by the Rust client, and by raw messages where
 //! a client of ours would not do such a thing.
-#![allow(
-    clippy::unwrap_used,
-    reason = "a test stops at the first thing that is not as it should be"
-)]
+#![allow(clippy::unwrap_used, reason = "a test stops at the first thing that is not as it should be")]
 
 mod backend;
 
@@ -19,8 +16,8 @@ use pangea_client::exception::from_exception;
 use pangea_client::out_of_core::{MatrixDestination, MatrixSource, Plan, Shape, multiply};
 use pangea_client::transport::{CHUNK_BYTES, MAX_MESSAGE_BYTES, network};
 use pangea_client::{
-    Client, DType, Error, ErrorKind, MatmulOptions, Result, Tensor, TensorBytes, TensorDestination,
-    TensorInfo, TensorSource,
+    Client, DType, Error, ErrorKind, MatmulOptions, Result, Tensor, TensorBytes, TensorDestination, TensorInfo,
+    TensorSource,
 };
 use pangea_node::api::rpc::{Limits, Service, bind};
 use pangea_schema::{node_capnp, tensor_capnp};
@@ -54,37 +51,23 @@ impl Node {
     }
 
     async fn client(&self) -> Client {
-        Client::connect(&self.address().to_string(), PATIENCE)
-            .await
-            .unwrap()
+        Client::connect(&self.address().to_string(), PATIENCE).await.unwrap()
     }
 }
 
 fn run(test: impl Future<Output = ()>) {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     LocalSet::new()
-        .block_on(&runtime, async {
-            tokio::time::timeout(PATIENCE, test).await
-        })
+        .block_on(&runtime, async { tokio::time::timeout(PATIENCE, test).await })
         .expect("nothing here takes this long");
 }
 
 fn f32_info(rows: u64, cols: u64) -> TensorInfo {
-    TensorInfo {
-        dtype: DType::F32,
-        rows,
-        cols,
-    }
+    TensorInfo { dtype: DType::F32, rows, cols }
 }
 
 async fn upload_f32(client: &Client, rows: u64, cols: u64, elements: &[f32]) -> Tensor {
-    let bytes: Vec<u8> = elements
-        .iter()
-        .flat_map(|element| element.to_le_bytes())
-        .collect();
+    let bytes: Vec<u8> = elements.iter().flat_map(|element| element.to_le_bytes()).collect();
     let mut source = TensorBytes::new(f32_info(rows, cols), &bytes).unwrap();
     client.upload(&mut source).await.unwrap()
 }
@@ -92,10 +75,7 @@ async fn upload_f32(client: &Client, rows: u64, cols: u64, elements: &[f32]) -> 
 async fn read_f32(tensor: &Tensor) -> Vec<f32> {
     let mut bytes = Vec::new();
     tensor.read_into(&mut bytes).await.unwrap();
-    bytes
-        .chunks_exact(4)
-        .map(|bytes| f32::from_le_bytes(bytes.try_into().unwrap()))
-        .collect()
+    bytes.chunks_exact(4).map(|bytes| f32::from_le_bytes(bytes.try_into().unwrap())).collect()
 }
 
 fn kind<T>(outcome: Result<T>) -> ErrorKind {
@@ -112,14 +92,8 @@ struct Pattern {
 impl Pattern {
     fn new(info: TensorInfo) -> Pattern {
         // Of a length that divides no chunk, so that a chunk in the wrong place shows.
-        let block = (0..1_048_583u32)
-            .map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8)
-            .collect();
-        Pattern {
-            info,
-            block,
-            checked: 0,
-        }
+        let block = (0..1_048_583u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+        Pattern { info, block, checked: 0 }
     }
 
     /// The runs of the pattern that cover `length` bytes from `offset`.
@@ -160,11 +134,7 @@ impl TensorDestination for Pattern {
     fn write(&mut self, chunk: &[u8]) -> Result<()> {
         let mut at = 0;
         for run in self.runs(self.checked, chunk.len()) {
-            assert!(
-                run == &chunk[at..at + run.len()],
-                "wrong bytes near {}",
-                self.checked
-            );
+            assert!(run == &chunk[at..at + run.len()], "wrong bytes near {}", self.checked);
             at += run.len();
         }
         self.checked += chunk.len() as u64;
@@ -258,26 +228,16 @@ fn the_middle_product_of_a_chain_never_leaves_the_node() {
         let (_, middle) = client.matmul(&a, &b, &options);
         let (job, product) = client.matmul(&middle, &c, &options);
         drop(middle);
-        assert_eq!(
-            product.info().await.unwrap(),
-            f32_info(rows, 1),
-            "known before it is computed"
-        );
+        assert_eq!(product.info().await.unwrap(), f32_info(rows, 1), "known before it is computed");
         node.backend.hold_jobs(false);
         let expected = vec![(rows * inner) as f32 * 6.0; rows as usize];
         assert_eq!(read_f32(&product).await, expected);
-        assert_eq!(
-            job.report().await.unwrap().shape,
-            [rows as usize, rows as usize, 1]
-        );
+        assert_eq!(job.report().await.unwrap().shape, [rows as usize, rows as usize, 1]);
 
         let (after, _) = client.counters().await.unwrap();
         let middle_bytes = rows * rows * 4;
         let moved = after.bytes_out - before.bytes_out + after.bytes_in - before.bytes_in;
-        assert!(
-            moved < middle_bytes / 50,
-            "{moved} bytes moved, the middle product has {middle_bytes}"
-        );
+        assert!(moved < middle_bytes / 50, "{moved} bytes moved, the middle product has {middle_bytes}");
         assert!(moved > rows * 4, "the product itself did come back");
     });
 }
@@ -290,39 +250,21 @@ fn all_that_is_said_of_jobs_peers_and_node_arrives() {
         let a = upload_f32(&client, 2, 2, &[1.0, 2.0, 3.0, 4.0]).await;
         let (job, product) = client.matmul(&a, &a, &MatmulOptions::default());
         let mut seen = Vec::new();
-        job.watch(&mut |progress| seen.push(progress))
-            .await
-            .unwrap();
-        assert_eq!(
-            seen.last()
-                .map(|progress| (progress.tasks_done, progress.tasks_total)),
-            Some((1, 1))
-        );
+        job.watch(&mut |progress| seen.push(progress)).await.unwrap();
+        assert_eq!(seen.last().map(|progress| (progress.tasks_done, progress.tasks_total)), Some((1, 1)));
         let report = job.report().await.unwrap();
         assert_eq!((report.shape, report.dtype.as_str()), ([2, 2, 2], "f32"));
         assert_eq!((report.seconds, report.gflops), (0.25, 2.0));
-        assert_eq!(
-            (report.workers[0].peer.as_str(), report.workers[0].tasks),
-            ("self", 1)
-        );
-        assert_eq!(
-            (report.verification.verdict.as_str(), report.mode.as_str()),
-            ("local", "local")
-        );
+        assert_eq!((report.workers[0].peer.as_str(), report.workers[0].tasks), ("self", 1));
+        assert_eq!((report.verification.verdict.as_str(), report.mode.as_str()), ("local", "local"));
         assert_eq!(job.progress().await.unwrap().tasks_done, 1);
         assert_eq!(read_f32(&product).await, [7.0, 10.0, 15.0, 22.0]);
 
         let peers = client.peers().await.unwrap();
-        assert_eq!(
-            (peers[0].name.as_str(), peers[0].addresses.len()),
-            ("other", 2)
-        );
+        assert_eq!((peers[0].name.as_str(), peers[0].addresses.len()), ("other", 2));
         assert_eq!((peers[0].trust, peers[0].tasks_checked), (0.5, 7));
         let status = client.status().await.unwrap();
-        assert_eq!(
-            (status.name.as_str(), status.memory_limit_bytes),
-            ("plain", GIB)
-        );
+        assert_eq!((status.name.as_str(), status.memory_limit_bytes), ("plain", GIB));
         let probe = client.probe_link("12D3KooW", 1000, 3).await.unwrap();
         assert_eq!(probe.message_bytes, 1000);
     });
@@ -333,18 +275,11 @@ fn programs_that_are_not_asynchronous_get_the_same() {
     let node = Node::start(GIB, Limits::default());
     let address = node.address().to_string();
     let client = pangea_client::blocking::Client::connect(&address, PATIENCE).unwrap();
-    let bytes: Vec<u8> = [1f32, 2.0, 3.0, 4.0]
-        .into_iter()
-        .flat_map(f32::to_le_bytes)
-        .collect();
-    let a = client
-        .upload(&mut TensorBytes::new(f32_info(2, 2), &bytes).unwrap())
-        .unwrap();
+    let bytes: Vec<u8> = [1f32, 2.0, 3.0, 4.0].into_iter().flat_map(f32::to_le_bytes).collect();
+    let a = client.upload(&mut TensorBytes::new(f32_info(2, 2), &bytes).unwrap()).unwrap();
     let (job, product) = client.matmul(&a, &a, &MatmulOptions::default());
     let mut done = 0;
-    let report = client
-        .wait(&job, &mut |progress| done = progress.tasks_done)
-        .unwrap();
+    let report = client.wait(&job, &mut |progress| done = progress.tasks_done).unwrap();
     assert_eq!((report.shape, done), ([2, 2, 2], 1));
     let mut out = Vec::new();
     client.read_into(&product, &mut out).unwrap();
@@ -370,38 +305,18 @@ fn every_failure_has_its_kind() {
         assert_eq!(error.kind(), ErrorKind::InvalidInput);
         assert!(error.message().contains("[2, 3]"), "{error}");
         assert_eq!(kind(product.info().await), ErrorKind::InvalidInput);
-        assert_eq!(
-            kind(product.read_into(&mut Vec::new()).await),
-            ErrorKind::InvalidInput
-        );
+        assert_eq!(kind(product.read_into(&mut Vec::new()).await), ErrorKind::InvalidInput);
         let (job, _) = client.matmul(&product, &a, &options);
-        assert_eq!(
-            kind(job.report().await),
-            ErrorKind::InvalidInput,
-            "a failed product as operand"
-        );
+        assert_eq!(kind(job.report().await), ErrorKind::InvalidInput, "a failed product as operand");
 
-        let i32_info = TensorInfo {
-            dtype: DType::I32,
-            rows: 1,
-            cols: 1,
-        };
+        let i32_info = TensorInfo { dtype: DType::I32, rows: 1, cols: 1 };
         let i32_tensor = client.upload(&mut Pattern::new(i32_info)).await.unwrap();
         let (job, _) = client.matmul(&i32_tensor, &i32_tensor, &options);
         assert_eq!(kind(job.report().await), ErrorKind::InvalidInput);
 
-        assert_eq!(
-            kind(client.connect_peer("/ip4/10.0.0.9/tcp/1", None).await),
-            ErrorKind::Unavailable
-        );
-        assert_eq!(
-            kind(client.probe_link("nobody", 1, 1).await),
-            ErrorKind::NotFound
-        );
-        assert_eq!(
-            kind(client.probe_link("12D3KooW", 1 << 40, 1).await),
-            ErrorKind::InvalidInput
-        );
+        assert_eq!(kind(client.connect_peer("/ip4/10.0.0.9/tcp/1", None).await), ErrorKind::Unavailable);
+        assert_eq!(kind(client.probe_link("nobody", 1, 1).await), ErrorKind::NotFound);
+        assert_eq!(kind(client.probe_link("12D3KooW", 1 << 40, 1).await), ErrorKind::InvalidInput);
     });
 }
 
@@ -415,12 +330,7 @@ fn a_tensor_of_another_connection_is_no_operand() {
         let (job, _) = mine.matmul(&a, &foreign, &MatmulOptions::default());
         let error = job.report().await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::InvalidInput);
-        assert!(
-            error
-                .message()
-                .starts_with("B is not a tensor of this connection"),
-            "{error}"
-        );
+        assert!(error.message().starts_with("B is not a tensor of this connection"), "{error}");
     });
 }
 
@@ -464,40 +374,24 @@ async fn raw_node(address: SocketAddr) -> node_capnp::node::Client {
     node
 }
 
-async fn raw_sink(
-    node: &node_capnp::node::Client,
-    bytes: u64,
-) -> tensor_capnp::tensor_sink::Client {
+async fn raw_sink(node: &node_capnp::node::Client, bytes: u64) -> tensor_capnp::tensor_sink::Client {
     let mut request = node.upload_request();
     request.get().set_dtype(tensor_capnp::DType::I8);
     request.get().set_rows(1);
     request.get().set_cols(bytes);
-    request
-        .send()
-        .promise
-        .await
-        .unwrap()
-        .get()
-        .unwrap()
-        .get_sink()
-        .unwrap()
+    request.send().promise.await.unwrap().get().unwrap().get_sink().unwrap()
 }
 
 /// Writes and hears how that went, which a streaming call alone does not tell.
 async fn raw_write(sink: &tensor_capnp::tensor_sink::Client, bytes: usize) -> Result<()> {
     let mut request = sink.write_request();
     request.get().init_chunk(bytes as u32);
-    request
-        .send()
-        .await
-        .map_err(|exception| from_exception(&exception))
+    request.send().await.map_err(|exception| from_exception(&exception))
 }
 
 async fn raw_finish(sink: &tensor_capnp::tensor_sink::Client) -> Result<()> {
     let finished = sink.finish_request().send().promise.await;
-    finished
-        .map(drop)
-        .map_err(|exception| from_exception(&exception))
+    finished.map(drop).map_err(|exception| from_exception(&exception))
 }
 
 #[test]
@@ -552,11 +446,7 @@ fn a_connection_that_breaks_frees_its_memory_and_cancels_its_jobs() {
             assert!(futures::poll!(&mut report).is_pending());
             assert!(futures::poll!(&mut read).is_pending());
             let size = 64 << 20;
-            let mut source = Pattern::new(TensorInfo {
-                dtype: DType::I8,
-                rows: 1,
-                cols: size,
-            });
+            let mut source = Pattern::new(TensorInfo { dtype: DType::I8, rows: 1, cols: size });
             let mut upload = Box::pin(client.upload(&mut source));
             assert!(futures::poll!(&mut upload).is_pending());
             node.backend.wait_reserved(16 + 16 + size).await;
@@ -564,10 +454,7 @@ fn a_connection_that_breaks_frees_its_memory_and_cancels_its_jobs() {
         node.backend.wait_cancelled(1).await;
         node.backend.wait_reserved(0).await;
         let (_, total) = node.client().await.counters().await.unwrap();
-        assert_eq!(
-            (total.connections, total.tensors, total.jobs_running),
-            (1, 0, 0)
-        );
+        assert_eq!((total.connections, total.tensors, total.jobs_running), (1, 0, 0));
     });
 }
 
@@ -630,12 +517,8 @@ fn cancelling_ends_the_job_for_everyone_who_waits() {
         let (after, _) = client.matmul(&product, &a, &MatmulOptions::default());
         node.backend.wait_submitted(1).await;
         let mut bytes = Vec::new();
-        let (report, read, after, cancel) = tokio::join!(
-            job.report(),
-            product.read_into(&mut bytes),
-            after.report(),
-            job.cancel()
-        );
+        let (report, read, after, cancel) =
+            tokio::join!(job.report(), product.read_into(&mut bytes), after.report(), job.cancel());
         cancel.unwrap();
         assert_eq!(kind(report), ErrorKind::Cancelled);
         assert_eq!(kind(read), ErrorKind::Cancelled);
@@ -667,11 +550,7 @@ fn a_client_that_stops_reading_stalls_only_itself() {
         }
     }
     let size = 64 << 20;
-    let info = TensorInfo {
-        dtype: DType::I8,
-        rows: 1,
-        cols: size,
-    };
+    let info = TensorInfo { dtype: DType::I8, rows: 1, cols: size };
     let node = Node::start(GIB, Limits::default());
     let address = node.address().to_string();
     let (started, has_started) = tokio::sync::oneshot::channel();
@@ -679,11 +558,7 @@ fn a_client_that_stops_reading_stalls_only_itself() {
     let slow = std::thread::spawn(move || {
         let client = pangea_client::blocking::Client::connect(&address, PATIENCE).unwrap();
         let tensor = client.upload(&mut Pattern::new(info)).unwrap();
-        let mut stuck = Stuck {
-            started: Some(started),
-            go_on,
-            received: 0,
-        };
+        let mut stuck = Stuck { started: Some(started), go_on, received: 0 };
         client.read_into(&tensor, &mut stuck).unwrap();
         stuck.received
     });
@@ -695,10 +570,7 @@ fn a_client_that_stops_reading_stalls_only_itself() {
         tensor.read_into(&mut Pattern::new(info)).await.unwrap();
         let (mine, total) = client.counters().await.unwrap();
         let sent_to_slow = total.bytes_out - mine.bytes_out;
-        assert!(
-            sent_to_slow < size / 2,
-            "{sent_to_slow} bytes went to a client that takes none"
-        );
+        assert!(sent_to_slow < size / 2, "{sent_to_slow} bytes went to a client that takes none");
     });
     release.send(()).unwrap();
     assert_eq!(slow.join().unwrap(), size);
@@ -753,13 +625,7 @@ fn one_connection_holds_no_more_than_its_limits() {
 #[test]
 fn a_connection_too_many_is_told_so() {
     run(async {
-        let node = Node::start(
-            GIB,
-            Limits {
-                connections: 2,
-                ..Limits::default()
-            },
-        );
+        let node = Node::start(GIB, Limits { connections: 2, ..Limits::default() });
         let (first, second) = (node.client().await, node.client().await);
         let address = node.address().to_string();
         let refused = Client::connect(&address, PATIENCE).await.err().unwrap();
@@ -780,12 +646,7 @@ fn garbage_and_giant_messages_cost_only_their_own_connection() {
         let words = (MAX_MESSAGE_BYTES as u32 / 8 + 1).to_le_bytes();
         let giant = [&[0, 0, 0, 0][..], &words[..]].concat();
         let segments = [&511u32.to_le_bytes()[..], &[1, 0, 0, 0][..]].concat();
-        let inputs: [&[u8]; 4] = [
-            b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n",
-            &[0x5a; 4096],
-            &segments,
-            &giant,
-        ];
+        let inputs: [&[u8]; 4] = [b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n", &[0x5a; 4096], &segments, &giant];
         for input in inputs {
             let mut stream = TcpStream::connect(node.address()).unwrap();
             stream.set_read_timeout(Some(PATIENCE)).unwrap();
@@ -809,9 +670,7 @@ fn requests_are_left_unread_while_answers_are() {
         let node = Node::start(GIB, Limits::default());
         // The same request for the bootstrap capability under ever new numbers.
         let mut stream = TcpStream::connect(node.address()).unwrap();
-        stream
-            .set_write_timeout(Some(Duration::from_secs(2)))
-            .unwrap();
+        stream.set_write_timeout(Some(Duration::from_secs(2))).unwrap();
         let sent = tokio::task::spawn_blocking(move || {
             let mut sent = 0u64;
             for first in (0u32..).step_by(1000) {
@@ -833,10 +692,7 @@ fn requests_are_left_unread_while_answers_are() {
             (sent, stream)
         });
         let (sent, _stream) = sent.await.unwrap();
-        assert!(
-            sent < 64 << 20,
-            "{sent} bytes of requests were taken with no answer read"
-        );
+        assert!(sent < 64 << 20, "{sent} bytes of requests were taken with no answer read");
         node.client().await.status().await.unwrap();
     });
 }
@@ -844,17 +700,10 @@ fn requests_are_left_unread_while_answers_are() {
 #[test]
 fn no_node_where_one_was_expected_is_said_plainly() {
     run(async {
-        let free = bind("127.0.0.1:0")
-            .unwrap()
-            .local_addr()
-            .unwrap()
-            .to_string();
+        let free = bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
         let error = Client::connect(&free, PATIENCE).await.err().unwrap();
         assert_eq!(error.kind(), ErrorKind::Unavailable);
-        assert!(
-            error.message().contains(&free) && error.message().contains("pangea node"),
-            "{error}"
-        );
+        assert!(error.message().contains(&free) && error.message().contains("pangea node"), "{error}");
 
         // Something else listens there and says nothing.
         let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
@@ -871,10 +720,7 @@ fn a_port_in_use_is_named_with_what_to_do() {
     let error = bind(&address.to_string()).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unavailable);
     let text = error.message();
-    assert!(
-        text.contains(&format!("port {}", address.port())) && text.contains("--rpc-addr"),
-        "{text}"
-    );
+    assert!(text.contains(&format!("port {}", address.port())) && text.contains("--rpc-addr"), "{text}");
     assert_eq!(kind(bind("localhost")), ErrorKind::InvalidInput);
 }
 
@@ -907,15 +753,8 @@ fn shutting_down_lets_jobs_end_and_takes_no_new_ones() {
         backend.hold_jobs(false);
         assert_eq!(read.await.unwrap(), [9.0]);
         shutdown.await.unwrap();
-        assert_eq!(
-            kind(client.status().await),
-            ErrorKind::Unavailable,
-            "the connection is gone"
-        );
-        assert_eq!(
-            kind(Client::connect(&address, PATIENCE).await),
-            ErrorKind::Unavailable
-        );
+        assert_eq!(kind(client.status().await), ErrorKind::Unavailable, "the connection is gone");
+        assert_eq!(kind(Client::connect(&address, PATIENCE).await), ErrorKind::Unavailable);
         backend.wait_reserved(0).await;
     });
 }
@@ -928,15 +767,8 @@ struct Lines {
 
 impl Lines {
     fn of(info: TensorInfo, element: impl Fn(u64, u64) -> f32) -> Lines {
-        let row = |row| {
-            (0..info.cols)
-                .flat_map(|col| element(row, col).to_le_bytes())
-                .collect()
-        };
-        Lines {
-            info,
-            rows: (0..info.rows).map(row).collect(),
-        }
+        let row = |row| (0..info.cols).flat_map(|col| element(row, col).to_le_bytes()).collect();
+        Lines { info, rows: (0..info.rows).map(row).collect() }
     }
 }
 
@@ -973,45 +805,23 @@ fn a_product_larger_than_the_nodes_memory_is_had_in_blocks() {
         let mut b = Lines::of(f32_info(k, n), |i, j| (i + j * 7) as f32 % 4.0 - 1.0);
         let mut c = Lines::of(f32_info(m, n), |_, _| f32::NAN);
         let dtype = DType::F32;
-        let plan = Plan::new(
-            Shape {
-                m,
-                k,
-                n,
-                a: dtype,
-                b: dtype,
-                c: dtype,
-            },
-            budget,
-        )
-        .unwrap();
+        let plan = Plan::new(Shape { m, k, n, a: dtype, b: dtype, c: dtype }, budget).unwrap();
         let blocks = plan.bands() * plan.panels();
         assert!(blocks > 4, "{plan:?}");
         let mut progress = Vec::new();
-        let report = multiply(
-            &client,
-            &plan,
-            &MatmulOptions::default(),
-            &mut a,
-            &mut b,
-            &mut c,
-            &mut |now| progress.push((now.blocks_done, now.blocks_total)),
-        )
+        let report = multiply(&client, &plan, &MatmulOptions::default(), &mut a, &mut b, &mut c, &mut |now| {
+            progress.push((now.blocks_done, now.blocks_total))
+        })
         .await
         .unwrap()
         .unwrap();
         let expected = Lines::of(f32_info(m, n), |i, j| {
-            (0..k)
-                .map(|l| ((i * 3 + l) as f32 % 5.0 - 2.0) * ((l + j * 7) as f32 % 4.0 - 1.0))
-                .sum()
+            (0..k).map(|l| ((i * 3 + l) as f32 % 5.0 - 2.0) * ((l + j * 7) as f32 % 4.0 - 1.0)).sum()
         });
         assert!(c.rows == expected.rows);
         assert_eq!(report.shape, [m as usize, k as usize, n as usize]);
         assert_eq!(u64::from(report.tasks.total), blocks);
-        assert_eq!(
-            progress,
-            (0..=blocks).map(|done| (done, blocks)).collect::<Vec<_>>()
-        );
+        assert_eq!(progress, (0..=blocks).map(|done| (done, blocks)).collect::<Vec<_>>());
         let (moved, _) = client.counters().await.unwrap();
         assert!(u128::from(moved.bytes_in) >= plan.upload_bytes());
         assert!(u128::from(moved.bytes_in) < plan.upload_bytes() + u128::from(blocks * 4000));
@@ -1024,11 +834,7 @@ fn a_source_that_fails_leaves_nothing_behind() {
     struct Failing;
     impl TensorSource for Failing {
         fn info(&self) -> TensorInfo {
-            TensorInfo {
-                dtype: DType::I8,
-                rows: 1,
-                cols: 8 << 20,
-            }
+            TensorInfo { dtype: DType::I8, rows: 1, cols: 8 << 20 }
         }
         fn read(&mut self, offset: u64, _: &mut [u8]) -> Result<()> {
             match offset {
@@ -1040,10 +846,7 @@ fn a_source_that_fails_leaves_nothing_behind() {
     run(async {
         let node = Node::start(GIB, Limits::default());
         let client = node.client().await;
-        assert_eq!(
-            kind(client.upload(&mut Failing).await),
-            ErrorKind::InvalidInput
-        );
+        assert_eq!(kind(client.upload(&mut Failing).await), ErrorKind::InvalidInput);
         // After an answer that was asked for later, what came before has been seen.
         client.status().await.unwrap();
         node.backend.wait_reserved(0).await;

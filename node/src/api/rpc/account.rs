@@ -90,9 +90,7 @@ impl<B: Backend> Account<B> {
         let limit = self.limits.tensors_per_connection;
         take(&self.tensors, limit, "tensors; drop some first")?;
         self.totals.tensors.fetch_add(1, Ordering::Relaxed);
-        Ok(Seat {
-            account: Rc::clone(self),
-        })
+        Ok(Seat { account: Rc::clone(self) })
     }
 
     /// Memory for `bytes` of a tensor.
@@ -111,37 +109,21 @@ impl<B: Backend> Account<B> {
         let reservation = self.backend.reserve(bytes)?;
         self.tensor_bytes.set(held + bytes);
         self.totals.tensor_bytes.fetch_add(bytes, Ordering::Relaxed);
-        Ok(Holding {
-            account: Rc::clone(self),
-            bytes,
-            _reservation: reservation,
-        })
+        Ok(Holding { account: Rc::clone(self), bytes, _reservation: reservation })
     }
 
     /// Room for one more job.
     pub(super) fn job(self: &Rc<Self>) -> Result<JobSeat<B>> {
-        take(
-            &self.jobs,
-            self.limits.jobs_per_connection,
-            "jobs; wait for some or cancel them",
-        )?;
+        take(&self.jobs, self.limits.jobs_per_connection, "jobs; wait for some or cancel them")?;
         self.totals.jobs_running.fetch_add(1, Ordering::Relaxed);
-        Ok(JobSeat {
-            account: Rc::clone(self),
-        })
+        Ok(JobSeat { account: Rc::clone(self) })
     }
 
     /// Room for one more call that waits.
     pub(super) fn call(self: &Rc<Self>) -> Result<Call<B>> {
-        take(
-            &self.calls,
-            self.limits.calls_per_connection,
-            "calls; await their answers first",
-        )?;
+        take(&self.calls, self.limits.calls_per_connection, "calls; await their answers first")?;
         self.totals.calls.fetch_add(1, Ordering::Relaxed);
-        Ok(Call {
-            account: Rc::clone(self),
-        })
+        Ok(Call { account: Rc::clone(self) })
     }
 }
 
@@ -181,13 +163,8 @@ pub(super) struct Holding<B: Backend> {
 
 impl<B: Backend> Drop for Holding<B> {
     fn drop(&mut self) {
-        self.account
-            .tensor_bytes
-            .set(self.account.tensor_bytes.get() - self.bytes);
-        self.account
-            .totals
-            .tensor_bytes
-            .fetch_sub(self.bytes, Ordering::Relaxed);
+        self.account.tensor_bytes.set(self.account.tensor_bytes.get() - self.bytes);
+        self.account.totals.tensor_bytes.fetch_sub(self.bytes, Ordering::Relaxed);
     }
 }
 
@@ -199,10 +176,7 @@ pub(super) struct JobSeat<B: Backend> {
 impl<B: Backend> Drop for JobSeat<B> {
     fn drop(&mut self) {
         self.account.jobs.set(self.account.jobs.get() - 1);
-        self.account
-            .totals
-            .jobs_running
-            .fetch_sub(1, Ordering::Relaxed);
+        self.account.totals.jobs_running.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

@@ -36,12 +36,7 @@ pub trait Backend: Clone + Send + 'static {
 
     /// Measures the link to `peer`: `rounds` messages of `message_bytes`, and as many small round
     /// trips.
-    fn probe_link(
-        &self,
-        peer: &str,
-        message_bytes: u64,
-        rounds: u32,
-    ) -> impl Future<Output = Result<LinkProbe>>;
+    fn probe_link(&self, peer: &str, message_bytes: u64, rounds: u32) -> impl Future<Output = Result<LinkProbe>>;
 }
 
 /// A job that the backend has accepted.

@@ -51,12 +51,8 @@ pub(super) fn start<B: Backend>(
     let cancel = CancellationToken::new();
     let guard = Rc::new(cancel.clone().drop_guard());
 
-    let run = Run {
-        backend: backend.clone(),
-        account: account.clone(),
-        tensors: tensors.clone(),
-        progress: progress_sender,
-    };
+    let run =
+        Run { backend: backend.clone(), account: account.clone(), tensors: tensors.clone(), progress: progress_sender };
     let cancelled = cancel.clone();
     tokio::task::spawn_local(async move {
         let outcome = tokio::select! {
@@ -80,20 +76,8 @@ pub(super) fn start<B: Backend>(
         }
     });
 
-    let job = JobObject {
-        account: account.clone(),
-        progress,
-        report,
-        cancel,
-        _job: guard.clone(),
-    };
-    let product = TensorObject {
-        account: account.clone(),
-        info,
-        value,
-        _seat: seat,
-        _job: Some(guard),
-    };
+    let job = JobObject { account: account.clone(), progress, report, cancel, _job: guard.clone() };
+    let product = TensorObject { account: account.clone(), info, value, _seat: seat, _job: Some(guard) };
     Ok((job, product))
 }
 
@@ -114,37 +98,17 @@ struct Prepared<B: Backend> {
 }
 
 impl<B: Backend> Run<B> {
-    async fn product(
-        &self,
-        request: Request,
-        fill_info: Fill<TensorInfo>,
-    ) -> Result<(Held<B>, JobReport)> {
+    async fn product(&self, request: Request, fill_info: Fill<TensorInfo>) -> Result<(Held<B>, JobReport)> {
         let prepared = self.prepare(&request).await;
         fill_info.fill(match &prepared {
             Ok(prepared) => Ok(prepared.info),
             Err(error) => Err(error.clone()),
         });
-        let Prepared {
-            a,
-            b,
-            info: _,
-            holding,
-        } = prepared?;
+        let Prepared { a, b, info: _, holding } = prepared?;
 
         let (a, b) = (a.value.wait().await?, b.value.wait().await?);
-        let MatmulOptions {
-            place,
-            verify,
-            priority,
-            deadline,
-            redundancy,
-            max_retries,
-        } = request.options;
-        let RunningJob {
-            mut progress,
-            mut outcome,
-            cancel: _cancel,
-        } = self.backend.submit(JobRequest {
+        let MatmulOptions { place, verify, priority, deadline, redundancy, max_retries } = request.options;
+        let RunningJob { mut progress, mut outcome, cancel: _cancel } = self.backend.submit(JobRequest {
             a: a.tensor.clone(),
             b: b.tensor.clone(),
             place,
@@ -166,19 +130,9 @@ impl<B: Backend> Run<B> {
             }
         };
         self.progress.send_replace(*progress.borrow());
-        let outcome = outcome.unwrap_or_else(|_| {
-            Err(Error::new(
-                ErrorKind::Unavailable,
-                "the node is shutting down",
-            ))
-        })?;
-        Ok((
-            Held {
-                tensor: outcome.product,
-                _holding: holding,
-            },
-            outcome.report,
-        ))
+        let outcome =
+            outcome.unwrap_or_else(|_| Err(Error::new(ErrorKind::Unavailable, "the node is shutting down")))?;
+        Ok((Held { tensor: outcome.product, _holding: holding }, outcome.report))
     }
 
     /// The operands as soon as their shapes are known, and room for their product.
@@ -187,37 +141,19 @@ impl<B: Backend> Run<B> {
         let b = self.operand("B", &request.b).await?;
         let (a_info, b_info) = (a.info.wait().await?, b.info.wait().await?);
         if a_info.cols != b_info.rows {
-            let TensorInfo {
-                rows: m, cols: k, ..
-            } = a_info;
-            let TensorInfo {
-                rows: l, cols: n, ..
-            } = b_info;
+            let TensorInfo { rows: m, cols: k, .. } = a_info;
+            let TensorInfo { rows: l, cols: n, .. } = b_info;
             return Err(Error::new(
                 ErrorKind::InvalidInput,
-                format!(
-                    "A is [{m}, {k}] and B is [{l}, {n}]: A needs as many columns as B has rows"
-                ),
+                format!("A is [{m}, {k}] and B is [{l}, {n}]: A needs as many columns as B has rows"),
             ));
         }
-        let dtype = pangea_compute::DType::product(
-            compute_dtype(a_info.dtype),
-            compute_dtype(b_info.dtype),
-        )
-        .map_err(|error| Error::new(ErrorKind::InvalidInput, error.to_string()))?;
-        let info = TensorInfo {
-            dtype: client_dtype(dtype),
-            rows: a_info.rows,
-            cols: b_info.cols,
-        };
+        let dtype = pangea_compute::DType::product(compute_dtype(a_info.dtype), compute_dtype(b_info.dtype))
+            .map_err(|error| Error::new(ErrorKind::InvalidInput, error.to_string()))?;
+        let info = TensorInfo { dtype: client_dtype(dtype), rows: a_info.rows, cols: b_info.cols };
         // Before anything says how large it will be: what has no room fails at once.
         let holding = self.account.hold(info.size_bytes()?)?;
-        Ok(Prepared {
-            a,
-            b,
-            info,
-            holding,
-        })
+        Ok(Prepared { a, b, info, holding })
     }
 
     /// The tensor that `capability` stands for, once it is known which that is. An upload or a
@@ -229,16 +165,12 @@ impl<B: Backend> Run<B> {
                 hook = resolved;
             }
             let candidate: tensor::Client = FromClientHook::new(hook.add_ref());
-            let object = self
-                .tensors
-                .borrow()
-                .get_local_server_of_resolved(&candidate);
+            let object = self.tensors.borrow().get_local_server_of_resolved(&candidate);
             if let Some(object) = object {
                 return Ok(TensorObject::clone(&object));
             }
             let Some(resolving) = hook.when_more_resolved() else {
-                let message =
-                    format!("{name} is not a tensor of this connection; upload it here first");
+                let message = format!("{name} is not a tensor of this connection; upload it here first");
                 return Err(Error::new(ErrorKind::InvalidInput, message));
             };
             hook = resolving.await.map_err(|exception| {
@@ -250,29 +182,19 @@ impl<B: Backend> Run<B> {
 }
 
 impl<B: Backend> job::Server for JobObject<B> {
-    async fn progress(
-        self: Rc<Self>,
-        _: job::ProgressParams,
-        mut results: job::ProgressResults,
-    ) -> capnp::Result<()> {
+    async fn progress(self: Rc<Self>, _: job::ProgressParams, mut results: job::ProgressResults) -> capnp::Result<()> {
         let progress = *self.progress.borrow();
         progress.to_wire(results.get().init_progress());
         Ok(())
     }
 
-    async fn watch(
-        self: Rc<Self>,
-        params: job::WatchParams,
-        _: job::WatchResults,
-    ) -> capnp::Result<()> {
+    async fn watch(self: Rc<Self>, params: job::WatchParams, _: job::WatchResults) -> capnp::Result<()> {
         let _call = self.account.call().map_err(|error| to_exception(&error))?;
         let sink = params.get()?.get_sink()?;
         let mut progress = self.progress.clone();
         loop {
             let mut request = sink.update_request();
-            progress
-                .borrow_and_update()
-                .to_wire(request.get().init_progress());
+            progress.borrow_and_update().to_wire(request.get().init_progress());
             request.send().await?;
             // The sender goes with the end of the job.
             if progress.changed().await.is_err() {
@@ -281,26 +203,14 @@ impl<B: Backend> job::Server for JobObject<B> {
         }
     }
 
-    async fn cancel(
-        self: Rc<Self>,
-        _: job::CancelParams,
-        _: job::CancelResults,
-    ) -> capnp::Result<()> {
+    async fn cancel(self: Rc<Self>, _: job::CancelParams, _: job::CancelResults) -> capnp::Result<()> {
         self.cancel.cancel();
         Ok(())
     }
 
-    async fn report(
-        self: Rc<Self>,
-        _: job::ReportParams,
-        mut results: job::ReportResults,
-    ) -> capnp::Result<()> {
+    async fn report(self: Rc<Self>, _: job::ReportParams, mut results: job::ReportResults) -> capnp::Result<()> {
         let _call = self.account.call().map_err(|error| to_exception(&error))?;
-        let report = self
-            .report
-            .wait()
-            .await
-            .map_err(|error| to_exception(&error))?;
+        let report = self.report.wait().await.map_err(|error| to_exception(&error))?;
         report.to_wire(results.get().init_report());
         Ok(())
     }

@@ -27,17 +27,8 @@ pub(super) struct NodeObject<B: Backend> {
 }
 
 impl<B: Backend> NodeObject<B> {
-    pub(super) fn new(
-        backend: B,
-        account: Rc<Account<B>>,
-        draining: CancellationToken,
-    ) -> NodeObject<B> {
-        NodeObject {
-            backend,
-            account,
-            tensors: Rc::new(RefCell::new(Tensors::new())),
-            draining,
-        }
+    pub(super) fn new(backend: B, account: Rc<Account<B>>, draining: CancellationToken) -> NodeObject<B> {
+        NodeObject { backend, account, tensors: Rc::new(RefCell::new(Tensors::new())), draining }
     }
 }
 
@@ -46,20 +37,12 @@ fn exception(error: Error) -> capnp::Error {
 }
 
 impl<B: Backend> node::Server for NodeObject<B> {
-    async fn hello(
-        self: Rc<Self>,
-        _: node::HelloParams,
-        mut results: node::HelloResults,
-    ) -> capnp::Result<()> {
+    async fn hello(self: Rc<Self>, _: node::HelloParams, mut results: node::HelloResults) -> capnp::Result<()> {
         results.get().set_version(env!("CARGO_PKG_VERSION"));
         Ok(())
     }
 
-    async fn upload(
-        self: Rc<Self>,
-        params: node::UploadParams,
-        mut results: node::UploadResults,
-    ) -> capnp::Result<()> {
+    async fn upload(self: Rc<Self>, params: node::UploadParams, mut results: node::UploadResults) -> capnp::Result<()> {
         let params = params.get()?;
         let info = TensorInfo {
             dtype: DType::from_wire(params.get_dtype()?),
@@ -71,11 +54,7 @@ impl<B: Backend> node::Server for NodeObject<B> {
         Ok(())
     }
 
-    async fn matmul(
-        self: Rc<Self>,
-        params: node::MatmulParams,
-        mut results: node::MatmulResults,
-    ) -> capnp::Result<()> {
+    async fn matmul(self: Rc<Self>, params: node::MatmulParams, mut results: node::MatmulResults) -> capnp::Result<()> {
         if self.draining.is_cancelled() {
             let message = "this node is shutting down and takes no more jobs";
             return Err(exception(Error::new(ErrorKind::Unavailable, message)));
@@ -86,8 +65,7 @@ impl<B: Backend> node::Server for NodeObject<B> {
             b: params.get_b()?,
             options: MatmulOptions::from_wire(params.get_options()?)?,
         };
-        let (job, product) =
-            job::start(&self.backend, &self.account, &self.tensors, request).map_err(exception)?;
+        let (job, product) = job::start(&self.backend, &self.account, &self.tensors, request).map_err(exception)?;
         let mut tensors = self.tensors.borrow_mut();
         tensors.gc();
         results.get().set_product(tensors.new_client(product));
@@ -95,11 +73,7 @@ impl<B: Backend> node::Server for NodeObject<B> {
         Ok(())
     }
 
-    async fn peers(
-        self: Rc<Self>,
-        _: node::PeersParams,
-        mut results: node::PeersResults,
-    ) -> capnp::Result<()> {
+    async fn peers(self: Rc<Self>, _: node::PeersParams, mut results: node::PeersResults) -> capnp::Result<()> {
         let _call = self.account.call().map_err(exception)?;
         let peers = self.backend.peers().await.map_err(exception)?;
         let mut wire = results.get().init_peers(peers.len() as u32);
@@ -109,11 +83,7 @@ impl<B: Backend> node::Server for NodeObject<B> {
         Ok(())
     }
 
-    async fn status(
-        self: Rc<Self>,
-        _: node::StatusParams,
-        mut results: node::StatusResults,
-    ) -> capnp::Result<()> {
+    async fn status(self: Rc<Self>, _: node::StatusParams, mut results: node::StatusResults) -> capnp::Result<()> {
         let _call = self.account.call().map_err(exception)?;
         let status = self.backend.status().await.map_err(exception)?;
         status.to_wire(results.get().init_status());
@@ -132,11 +102,7 @@ impl<B: Backend> node::Server for NodeObject<B> {
             milliseconds => Duration::from_millis(milliseconds).min(MAX_CONNECT_TIMEOUT),
         };
         let address = params.get_address()?.to_str()?;
-        let peer = self
-            .backend
-            .connect(address, timeout)
-            .await
-            .map_err(exception)?;
+        let peer = self.backend.connect(address, timeout).await.map_err(exception)?;
         results.get().set_peer(&peer);
         Ok(())
     }
@@ -157,11 +123,7 @@ impl<B: Backend> node::Server for NodeObject<B> {
             return Err(exception(Error::new(ErrorKind::InvalidInput, message)));
         }
         let peer = params.get_peer()?.to_str()?;
-        let probe = self
-            .backend
-            .probe_link(peer, message_bytes, rounds)
-            .await
-            .map_err(exception)?;
+        let probe = self.backend.probe_link(peer, message_bytes, rounds).await.map_err(exception)?;
         probe.to_wire(results.get().init_probe());
         Ok(())
     }
@@ -171,13 +133,8 @@ impl<B: Backend> node::Server for NodeObject<B> {
         _: node::CountersParams,
         mut results: node::CountersResults,
     ) -> capnp::Result<()> {
-        self.account
-            .counters()
-            .to_wire(results.get().init_connection());
-        self.account
-            .totals()
-            .counters()
-            .to_wire(results.get().init_total());
+        self.account.counters().to_wire(results.get().init_connection());
+        self.account.totals().counters().to_wire(results.get().init_total());
         Ok(())
     }
 }

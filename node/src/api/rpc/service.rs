@@ -72,11 +72,8 @@ impl Service {
         };
         let address = listener.local_addr().map_err(failed)?;
         listener.set_nonblocking(true).map_err(failed)?;
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_io()
-            .enable_time()
-            .build()
-            .map_err(failed)?;
+        let runtime =
+            tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build().map_err(failed)?;
         let listener = {
             let _entered = runtime.enter();
             TcpListener::from_std(listener).map_err(failed)?
@@ -88,11 +85,7 @@ impl Service {
                 LocalSet::new().block_on(&runtime, serve(listener, backend, limits, end));
             })
             .map_err(failed)?;
-        Ok(Service {
-            address,
-            ending,
-            thread: Some(thread),
-        })
+        Ok(Service { address, ending, thread: Some(thread) })
     }
 
     /// Where it listens.
@@ -113,8 +106,7 @@ impl Service {
 
 impl Drop for Service {
     fn drop(&mut self) {
-        self.ending
-            .send_if_modified(|ending| ending.replace(Duration::ZERO).is_none());
+        self.ending.send_if_modified(|ending| ending.replace(Duration::ZERO).is_none());
     }
 }
 

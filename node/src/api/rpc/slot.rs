@@ -16,9 +16,7 @@ pub(super) struct Slot<T> {
 
 impl<T> Clone for Slot<T> {
     fn clone(&self) -> Slot<T> {
-        Slot {
-            receiver: self.receiver.clone(),
-        }
+        Slot { receiver: self.receiver.clone() }
     }
 }
 

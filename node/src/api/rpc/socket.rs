@@ -22,16 +22,8 @@ pub(super) fn counted<B: Backend, R, W>(
 ) -> (CountedRead<B, R>, CountedWrite<B, W>) {
     let answers = Rc::new(RefCell::new(Answers::default()));
     (
-        CountedRead {
-            inner: read_half,
-            account: account.clone(),
-            answers: answers.clone(),
-        },
-        CountedWrite {
-            inner: write_half,
-            account,
-            answers,
-        },
+        CountedRead { inner: read_half, account: account.clone(), answers: answers.clone() },
+        CountedWrite { inner: write_half, account, answers },
     )
 }
 
@@ -54,11 +46,7 @@ pub(super) struct CountedRead<B, R> {
 }
 
 impl<B: Backend, R: AsyncRead + Unpin> AsyncRead for CountedRead<B, R> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffer: &mut [u8],
-    ) -> Poll<io::Result<usize>> {
+    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
         let this = &mut *self;
         let mut answers = this.answers.borrow_mut();
         if answers.blocked && answers.read_since > UNANSWERED_BYTES {
@@ -69,13 +57,8 @@ impl<B: Backend, R: AsyncRead + Unpin> AsyncRead for CountedRead<B, R> {
         if let Poll::Ready(Ok(length)) = &outcome {
             let length = *length as u64;
             answers.read_since += length;
-            this.account
-                .bytes_in
-                .set(this.account.bytes_in.get() + length);
-            this.account
-                .totals()
-                .bytes_in
-                .fetch_add(length, Ordering::Relaxed);
+            this.account.bytes_in.set(this.account.bytes_in.get() + length);
+            this.account.totals().bytes_in.fetch_add(length, Ordering::Relaxed);
         }
         outcome
     }
@@ -107,24 +90,15 @@ impl<B, W> CountedWrite<B, W> {
 }
 
 impl<B: Backend, W: AsyncWrite + Unpin> AsyncWrite for CountedWrite<B, W> {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffer: &[u8],
-    ) -> Poll<io::Result<usize>> {
+    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &[u8]) -> Poll<io::Result<usize>> {
         let outcome = Pin::new(&mut self.inner).poll_write(context, buffer);
         match &outcome {
             Poll::Pending => self.blocked(),
             Poll::Ready(written) => {
                 self.moved_on();
                 let length = *written.as_ref().unwrap_or(&0) as u64;
-                self.account
-                    .bytes_out
-                    .set(self.account.bytes_out.get() + length);
-                self.account
-                    .totals()
-                    .bytes_out
-                    .fetch_add(length, Ordering::Relaxed);
+                self.account.bytes_out.set(self.account.bytes_out.get() + length);
+                self.account.totals().bytes_out.fetch_add(length, Ordering::Relaxed);
             }
         }
         outcome

@@ -49,17 +49,9 @@ impl<B: Backend> Clone for TensorObject<B> {
 }
 
 impl<B: Backend> tensor::Server for TensorObject<B> {
-    async fn info(
-        self: Rc<Self>,
-        _: tensor::InfoParams,
-        mut results: tensor::InfoResults,
-    ) -> capnp::Result<()> {
+    async fn info(self: Rc<Self>, _: tensor::InfoParams, mut results: tensor::InfoResults) -> capnp::Result<()> {
         let _call = self.account.call().map_err(|error| to_exception(&error))?;
-        let info = self
-            .info
-            .wait()
-            .await
-            .map_err(|error| to_exception(&error))?;
+        let info = self.info.wait().await.map_err(|error| to_exception(&error))?;
         let mut wire = results.get().init_info();
         wire.set_dtype(info.dtype.to_wire());
         wire.set_rows(info.rows);
@@ -68,35 +60,22 @@ impl<B: Backend> tensor::Server for TensorObject<B> {
         Ok(())
     }
 
-    async fn read(
-        self: Rc<Self>,
-        params: tensor::ReadParams,
-        _: tensor::ReadResults,
-    ) -> capnp::Result<()> {
+    async fn read(self: Rc<Self>, params: tensor::ReadParams, _: tensor::ReadResults) -> capnp::Result<()> {
         let _call = self.account.call().map_err(|error| to_exception(&error))?;
         let params = params.get()?;
-        let (sink, mut offset, length) =
-            (params.get_sink()?, params.get_offset(), params.get_length());
-        let held = self
-            .value
-            .wait()
-            .await
-            .map_err(|error| to_exception(&error))?;
+        let (sink, mut offset, length) = (params.get_sink()?, params.get_offset(), params.get_length());
+        let held = self.value.wait().await.map_err(|error| to_exception(&error))?;
         let size_bytes = held.tensor.size_bytes() as u64;
-        let end = offset
-            .checked_add(length)
-            .filter(|end| *end <= size_bytes)
-            .ok_or_else(|| {
-                to_exception(&Error::new(
-                    ErrorKind::InvalidInput,
-                    format!("cannot read {length} bytes at {offset}: the tensor has {size_bytes}"),
-                ))
-            })?;
+        let end = offset.checked_add(length).filter(|end| *end <= size_bytes).ok_or_else(|| {
+            to_exception(&Error::new(
+                ErrorKind::InvalidInput,
+                format!("cannot read {length} bytes at {offset}: the tensor has {size_bytes}"),
+            ))
+        })?;
         while offset < end {
             let length = (end - offset).min(CHUNK_BYTES as u64);
             let mut request = sink.write_request();
-            held.tensor
-                .read_bytes(offset, request.get().init_chunk(length as u32));
+            held.tensor.read_bytes(offset, request.get().init_chunk(length as u32));
             request.send().await?;
             offset += length;
         }
@@ -135,20 +114,9 @@ impl<B: Backend> SinkObject<B> {
         };
         let rows = usize::try_from(info.rows).map_err(|_| refused())?;
         let cols = usize::try_from(info.cols).map_err(|_| refused())?;
-        let buffer =
-            TensorBuf::new(compute_dtype(info.dtype), rows, cols).map_err(|_| refused())?;
-        let upload = RefCell::new(Some(Upload {
-            info,
-            buffer,
-            filled: 0,
-            holding,
-            seat,
-        }));
-        Ok(SinkObject {
-            account,
-            tensors,
-            upload,
-        })
+        let buffer = TensorBuf::new(compute_dtype(info.dtype), rows, cols).map_err(|_| refused())?;
+        let upload = RefCell::new(Some(Upload { info, buffer, filled: 0, holding, seat }));
+        Ok(SinkObject { account, tensors, upload })
     }
 
     fn take_chunk(&self, chunk: &[u8]) -> Result<()> {
@@ -174,13 +142,7 @@ impl<B: Backend> SinkObject<B> {
     }
 
     fn finish(&self) -> Result<tensor::Client> {
-        let Upload {
-            info,
-            buffer,
-            filled,
-            holding,
-            seat,
-        } = self.upload.borrow_mut().take().ok_or_else(finished)?;
+        let Upload { info, buffer, filled, holding, seat } = self.upload.borrow_mut().take().ok_or_else(finished)?;
         let tensor = buffer.freeze();
         let size_bytes = tensor.size_bytes();
         if filled != size_bytes {
@@ -196,10 +158,7 @@ impl<B: Backend> SinkObject<B> {
         let object = TensorObject {
             account: self.account.clone(),
             info: Slot::full(info),
-            value: Slot::full(Rc::new(Held {
-                tensor,
-                _holding: holding,
-            })),
+            value: Slot::full(Rc::new(Held { tensor, _holding: holding })),
             _seat: Rc::new(seat),
             _job: None,
         };
@@ -210,16 +169,12 @@ impl<B: Backend> SinkObject<B> {
 }
 
 fn finished() -> Error {
-    Error::new(
-        ErrorKind::InvalidInput,
-        "this upload has ended already; start another one",
-    )
+    Error::new(ErrorKind::InvalidInput, "this upload has ended already; start another one")
 }
 
 impl<B: Backend> tensor_sink::Server for SinkObject<B> {
     async fn write(self: Rc<Self>, params: tensor_sink::WriteParams) -> capnp::Result<()> {
-        self.take_chunk(params.get()?.get_chunk()?)
-            .map_err(|error| to_exception(&error))
+        self.take_chunk(params.get()?.get_chunk()?).map_err(|error| to_exception(&error))
     }
 
     async fn finish(
