@@ -2,6 +2,7 @@
 //! which tile suits a worker best.
 //! Never knows how fast anybody is.
 
+use super::help::Kind;
 use super::tile_set::{Indices, TileSet};
 use super::{AttemptId, JobId, JobReport, JobSpec, Operand, TaskCounts, Tile, TileGrid, WorkerId, WorkerShare};
 use std::collections::BTreeMap;
@@ -65,6 +66,8 @@ pub(super) struct Job {
     /// Jobs of one priority run in order of this.
     pub(super) rank: f64,
     pub(super) predicted_s: f64,
+    /// What it counts as when it is learnt what help was worth.
+    pub(super) kind: Option<Kind>,
     pub(super) connect_until: f64,
     /// When the last answer in flight should be there.
     pub(super) expected: f64,
@@ -100,6 +103,7 @@ impl Job {
             submitted,
             rank: submitted,
             predicted_s: 0.0,
+            kind: None,
             connect_until: submitted,
             expected: submitted,
             pending: TileSet::full(bands, panels),

@@ -13,6 +13,7 @@
 mod action;
 mod cost;
 mod event;
+mod help;
 mod id;
 mod job;
 pub mod limits;

@@ -3,6 +3,7 @@
 //! Never reads a clock, never blocks, never sees a byte of a tensor.
 
 use super::cost::Learned;
+use super::help::{Help, Kind};
 use super::job::{Answer, Held, Job};
 use super::limits::{
     CHECK_BYTES_PER_S, CHECK_SHARE_MAX, CONNECT_WAIT, HEDGE_MARGIN, HEDGES_MAX, JOBS_CONSIDERED, OVERLOADS_LOCAL_MAX,
@@ -45,6 +46,8 @@ pub struct Scheduler {
     attempts: BTreeMap<AttemptId, Attempt>,
     next_attempt: u64,
     connecting: usize,
+    /// What help was worth so far.
+    help: Help,
     /// Seconds to check a byte of operands and answer.
     check_byte_s: Learned,
     /// The time of the first event: times inside are seconds since then.
@@ -100,6 +103,7 @@ impl Scheduler {
             attempts: BTreeMap::new(),
             next_attempt: 0,
             connecting: 0,
+            help: Help::default(),
             check_byte_s: Learned::new(1.0 / CHECK_BYTES_PER_S),
             origin: None,
             wake_at: None,
@@ -208,11 +212,11 @@ impl Scheduler {
                 return;
             }
         };
-        actions.push(Action::Plan { job: id, grid });
         let mut job = Job::new(id, spec, grid, submitted);
         job.spec.redundancy = job.spec.redundancy.max(1);
         job.connect_until = until;
         if job.remaining == 0 {
+            actions.push(Action::Plan { job: id, grid });
             actions.push(Action::JobFinished { job: id, report: job.report(now) });
             return;
         }
@@ -220,16 +224,35 @@ impl Scheduler {
         let alone_s = alone.map_or(0.0, |local| local.model.compute_s(job.spec.arithmetic, grid.shape().flops()));
         job.rank = submitted + STRETCH * alone_s;
         self.workers.values_mut().for_each(|worker| worker.look_ahead(now));
+        let resident = std::mem::take(&mut job.spec.resident);
+        job.kind = Some(Kind::of(grid.shape().flops(), !resident.is_empty()));
+        let after = |other: &Job| (-other.spec.priority, other.rank) <= (-job.spec.priority, job.rank);
+        let at = self.jobs.partition_point(after);
+        self.jobs.insert(at, job);
+        resident.into_iter().for_each(|(worker, operand)| self.hold(worker, id, operand));
+        let mut job = self.jobs.remove(at);
         let all = |_: &Worker| true;
         job.predicted_s = (self.rest_done(&job, job.pending.len(), all) - submitted).max(0.0);
         if !job.predicted_s.is_finite() {
             job.predicted_s = alone_s;
         }
-        let resident = std::mem::take(&mut job.spec.resident);
-        let after = |other: &Job| (-other.spec.priority, other.rank) <= (-job.spec.priority, job.rank);
-        let at = self.jobs.partition_point(after);
+        if !self.help_pays(&job, submitted) {
+            self.forget_operands(&job);
+            let spec = JobSpec { place: Place::Local, band_rows: None, panel_columns: None, ..job.spec };
+            self.admit(Waiting { job: id, spec, submitted, until }, now, actions);
+            return;
+        }
+        actions.push(Action::Plan { job: id, grid });
         self.jobs.insert(at, job);
-        resident.into_iter().for_each(|(worker, operand)| self.hold(worker, id, operand));
+    }
+
+    /// Whether peers are to help with a job; not a question where it was said who is to compute it.
+    fn help_pays(&mut self, job: &Job, submitted: f64) -> bool {
+        let open = job.spec.place == Place::Auto && job.spec.redundancy == 1 && self.workers.len() > 1;
+        let Some(kind) = job.kind.filter(|_| open) else { return true };
+        let alone_s =
+            (self.rest_done(job, job.pending.len(), |worker: &Worker| worker.id.is_local()) - submitted).max(0.0);
+        self.help.pays(kind, job.predicted_s, alone_s)
     }
 
     fn cancel_job(&mut self, id: JobId, now: f64, actions: &mut Vec<Action>) {
@@ -567,7 +590,11 @@ impl Scheduler {
             let mut job = self.jobs.remove(at);
             debug_assert!(job.pending.is_empty() && job.active == 0 && job.records.is_empty());
             self.forget_operands(&job);
-            actions.push(Action::JobFinished { job: id, report: job.report(now) });
+            let report = job.report(now);
+            if let Some(kind) = job.kind.filter(|_| report.tasks.remote > 0 && job.spec.place == Place::Auto) {
+                self.help.learn(kind, report.predicted_seconds, report.actual_seconds);
+            }
+            actions.push(Action::JobFinished { job: id, report });
         }
     }
 
