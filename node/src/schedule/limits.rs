@@ -55,11 +55,11 @@ pub const PREFETCH_MARGIN: f64 = 1.5;
 /// Help that is predicted to save less than the rest of this is not asked for: predictions are not that good.
 pub const HELP_SHARE: f64 = 0.88;
 /// Weight of one job in what is known of help for jobs of its kind.
-pub const HELP_LEARN: f64 = 0.5;
-/// How much of that each job that is kept here for it forgets: help is tried again after some twenty.
-pub const HELP_FORGET: f64 = 0.02;
+pub const HELP_LEARN: f64 = 0.3;
+/// How much of that each job that is kept here for it forgets: help is tried again after some ten.
+pub const HELP_FORGET: f64 = 0.05;
 /// One job that went very wrong (a peer died in it) says no more than this.
-pub const HELP_RATIO_MAX: f64 = 3.0;
+pub const HELP_RATIO_MAX: f64 = 2.0;
 
 /// How long a job that is to run on peers waits for those that are connecting (DESIGN §4.1).
 pub const CONNECT_WAIT: Duration = Duration::from_secs(2);

@@ -27,7 +27,7 @@ const LEARN_FROM: Duration = Duration::from_micros(500);
 const PACKED_LOCAL_BYTES: usize = 48 << 20;
 
 /// The same for operands of peers, whose tasks touch a block of bands and panels that grows.
-const PACKED_PEERS_BYTES: usize = 256 << 20;
+const PACKED_PEERS_BYTES: usize = 96 << 20;
 
 /// Packed operands take at most this part of the node's memory.
 const PACKED_SHARE: u64 = 16;
