@@ -1,6 +1,7 @@
 //! Owned memory for tensors: aligned to a cache line, large pieces on huge pages; a little of it is kept for the next.
 //! Running out of memory is an error here, never an abort. It knows nothing of elements.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::Error;
@@ -16,8 +17,13 @@ const MAP_FROM_BYTES: usize = 4 << 20;
 /// pages for each of them anew took a tenth of a distributed product's time.
 const KEPT_SIZES: std::ops::RangeInclusive<usize> = (256 << 10)..=(16 << 20);
 
-/// Bytes kept in all: a few of the largest, too little to matter beside the tensors in use.
-const KEPT_BYTES: usize = 32 << 20;
+/// Bytes kept in all, unless [`keep_dropped`] says otherwise: a few tiles.
+static KEEP_BYTES: AtomicUsize = AtomicUsize::new(4 << 20);
+
+/// Has this process keep at most `bytes` of dropped buffers for the next ones.
+pub fn keep_dropped(bytes: usize) {
+    KEEP_BYTES.store(bytes, Ordering::Relaxed);
+}
 
 /// A kept buffer serves a request that fills at least this share of it.
 const KEPT_FILLED: f64 = 0.75;
@@ -142,7 +148,7 @@ impl Drop for Buffer {
         let mut kept = kept();
         kept.push(memory);
         let mut total: usize = kept.iter().map(Memory::capacity).sum();
-        while total > KEPT_BYTES {
+        while total > KEEP_BYTES.load(Ordering::Relaxed) {
             total -= kept.remove(0).capacity();
         }
     }

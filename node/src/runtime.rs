@@ -15,6 +15,12 @@ use crate::worker::budget::Budget;
 use crate::worker::executor::Executor;
 use crate::worker::fault::Fault;
 
+/// Dropped tensors that are kept for the next take at most this part of a node's memory.
+const KEPT_SHARE: u64 = 32;
+
+/// And at most this much: a band or a panel and a few tiles, within what a job may use beside its operands and result.
+const KEPT_BYTES: usize = 16 << 20;
+
 /// What a node is made of.
 pub struct Parts {
     /// The network; none for a fabric of this process alone.
@@ -47,6 +53,8 @@ type Started = std::result::Result<(Fabric, Option<Network>), Error>;
 impl Runtime {
     /// Starts the threads. When it returns, the libp2p ports are bound.
     pub fn start(parts: Parts) -> Result<Runtime> {
+        let share = usize::try_from(parts.max_memory / KEPT_SHARE).unwrap_or(usize::MAX);
+        pangea_compute::buffer::keep_dropped(share.min(KEPT_BYTES));
         let (executor, speeds) = Executor::start(parts.threads, parts.max_memory, parts.fault)?;
         let (started_sender, started) = std::sync::mpsc::sync_channel::<Started>(1);
         let (stop, stopped) = oneshot::channel();
