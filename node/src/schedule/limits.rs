@@ -9,7 +9,7 @@ pub const TILE_ALIGNMENT: u64 = 64;
 pub const TILE_SIDE_MIN: u64 = 128;
 /// What one tile should take on the slowest useful worker: long against a round trip and a hand-over, short
 /// against the job, so that the last tile of a job costs little.
-pub const TILE_SECONDS: f64 = 0.022;
+pub const TILE_SECONDS: f64 = 0.035;
 /// A tile shorter than this is mostly fixed cost.
 pub const TILE_SECONDS_MIN: f64 = 0.002;
 /// What one tile takes at least on the fastest worker, for the same reason.
@@ -18,9 +18,11 @@ pub const TILE_SECONDS_FASTEST_MIN: f64 = 0.001;
 pub const TILE_OVERHEADS_MIN: f64 = 12.0;
 /// So many tiles for each worker leave the last one at most 1/12 of a share out of balance.
 pub const TILES_PER_WORKER: u64 = 12;
-/// Without peers a job is still cut, so that progress shows, a cancel takes hold and a peer that comes late can
-/// help; this coarsely, so that local speed is not lost.
-pub const TILE_SECONDS_ALONE: f64 = 0.250;
+/// Without peers a job is still cut, so that progress shows and a peer that comes late can help; this coarsely, so
+/// that local speed is not lost (one tile needs no merging).
+pub const TILE_SECONDS_ALONE: f64 = 2.0;
+/// With peers no tile takes this node longer: it may have to do any of them itself.
+pub const TILE_SECONDS_MAX: f64 = 0.250;
 /// A worker below this share of the fastest one does not dictate the size of the tiles.
 pub const USEFUL_SHARE: f64 = 0.08;
 /// Nor does one whose first tile is not back within this share of the time that the job takes on one worker alone.
@@ -127,7 +129,8 @@ pub const CHECK_SHARE_MAX: f64 = 0.5;
 
 const _: () = assert!(CHECK_SHARE < CHECK_SHARE_MAX);
 const _: () = assert!(TILE_SIDE_MIN.is_multiple_of(TILE_ALIGNMENT));
-const _: () = assert!(TILE_SECONDS_MIN < TILE_SECONDS && TILE_SECONDS < TILE_SECONDS_ALONE);
+const _: () = assert!(TILE_SECONDS_MIN < TILE_SECONDS && TILE_SECONDS < TILE_SECONDS_MAX);
+const _: () = assert!(TILE_SECONDS_MAX < TILE_SECONDS_ALONE);
 const _: () = assert!(IN_FLIGHT_LOCAL >= 1 && IN_FLIGHT_MAX >= 2);
 const _: () = assert!(LATE_FACTOR > 1.0 && SILENCE_FACTOR > LATE_FACTOR);
 const _: () = assert!(SURPRISE < SURPRISE_MAX);

@@ -27,10 +27,10 @@ const LEARN_FROM: Duration = Duration::from_micros(500);
 const PACKED_LOCAL_BYTES: usize = 48 << 20;
 
 /// The same for operands of peers, whose tasks touch a block of bands and panels that grows.
-const PACKED_PEERS_BYTES: usize = 96 << 20;
+const PACKED_PEERS_BYTES: usize = 256 << 20;
 
 /// Packed operands take at most this part of the node's memory.
-const PACKED_SHARE: u64 = 16;
+const PACKED_SHARE: u64 = 8;
 
 const _: () = assert!(PACKED_LOCAL_BYTES as u64 >= crate::schedule::limits::LOCAL_GROUP_BYTES);
 
