@@ -18,11 +18,11 @@ pub const TILE_SECONDS_FASTEST_MIN: f64 = 0.001;
 pub const TILE_OVERHEADS_MIN: f64 = 12.0;
 /// So many tiles for each worker leave the last one at most 1/12 of a share out of balance.
 pub const TILES_PER_WORKER: u64 = 12;
-/// Without peers a job is still cut, so that progress shows and a peer that comes late can help; this coarsely, so
-/// that local speed is not lost (one tile needs no merging).
-pub const TILE_SECONDS_ALONE: f64 = 2.0;
-/// With peers no tile takes this node longer: it may have to do any of them itself.
-pub const TILE_SECONDS_MAX: f64 = 0.250;
+/// Without peers a job no longer than this is one tile, which needs no packing ahead and no merging.
+pub const WHOLE_SECONDS: f64 = 1.5;
+/// A longer one is still cut, so that progress shows, urgent jobs pass and a peer that comes late can help. With peers
+/// no tile takes this node longer either: it may have to do any of them itself.
+pub const TILE_SECONDS_ALONE: f64 = 0.250;
 /// A worker below this share of the fastest one does not dictate the size of the tiles.
 pub const USEFUL_SHARE: f64 = 0.08;
 /// Nor does one whose first tile is not back within this share of the time that the job takes on one worker alone.
@@ -129,8 +129,8 @@ pub const CHECK_SHARE_MAX: f64 = 0.5;
 
 const _: () = assert!(CHECK_SHARE < CHECK_SHARE_MAX);
 const _: () = assert!(TILE_SIDE_MIN.is_multiple_of(TILE_ALIGNMENT));
-const _: () = assert!(TILE_SECONDS_MIN < TILE_SECONDS && TILE_SECONDS < TILE_SECONDS_MAX);
-const _: () = assert!(TILE_SECONDS_MAX < TILE_SECONDS_ALONE);
+const _: () = assert!(TILE_SECONDS_MIN < TILE_SECONDS && TILE_SECONDS < TILE_SECONDS_ALONE);
+const _: () = assert!(TILE_SECONDS_ALONE < WHOLE_SECONDS);
 const _: () = assert!(IN_FLIGHT_LOCAL >= 1 && IN_FLIGHT_MAX >= 2);
 const _: () = assert!(LATE_FACTOR > 1.0 && SILENCE_FACTOR > LATE_FACTOR);
 const _: () = assert!(SURPRISE < SURPRISE_MAX);

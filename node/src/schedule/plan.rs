@@ -3,8 +3,8 @@
 
 use super::limits::{
     CHECK_SHARE, LOCAL_GROUP_BYTES, LOCAL_GROUP_SHARE, OPERAND_BYTES_MAX, TILE_ALIGNMENT, TILE_MEMORY_SHARE,
-    TILE_OVERHEADS_MIN, TILE_SECONDS, TILE_SECONDS_ALONE, TILE_SECONDS_FASTEST_MIN, TILE_SECONDS_MAX, TILE_SECONDS_MIN,
-    TILE_SIDE_MIN, TILES_MAX, TILES_PER_WORKER, USEFUL_SHARE, USEFUL_START,
+    TILE_OVERHEADS_MIN, TILE_SECONDS, TILE_SECONDS_ALONE, TILE_SECONDS_FASTEST_MIN, TILE_SECONDS_MIN, TILE_SIDE_MIN,
+    TILES_MAX, TILES_PER_WORKER, USEFUL_SHARE, USEFUL_START, WHOLE_SECONDS,
 };
 use super::{Arithmetic, WorkerEstimate};
 use std::ops::Range;
@@ -285,7 +285,7 @@ fn tile_flops(shape: &ProductShape, arithmetic: Arithmetic, workers: &[WorkerEst
     let rate = |worker: &WorkerEstimate| worker.flops_per_s(arithmetic);
     let fixed_s = |worker: &WorkerEstimate| worker.overhead_s + worker.rtt_s;
     // Whatever becomes of the others, this node may have to do any tile itself.
-    let most = TILE_SECONDS_MAX * here.flops_per_s;
+    let most = TILE_SECONDS_ALONE * here.flops_per_s;
     let fastest = workers.iter().map(rate).fold(0.0, f64::max);
     // Whoever would be done with all of it first, if nobody helped.
     let operand_bytes = (shape.m * shape.k * shape.a_element_bytes + shape.k * shape.n * shape.b_element_bytes) as f64;
@@ -311,7 +311,7 @@ fn tile_flops(shape: &ProductShape, arithmetic: Arithmetic, workers: &[WorkerEst
     }
     // Nobody who is worth it, or nobody but this node: there is no transfer to hide behind another tile.
     if count == 0 || (count == 1 && !linked) {
-        return TILE_SECONDS_ALONE * here.flops_per_s;
+        return if shape.flops() <= WHOLE_SECONDS * here.flops_per_s { shape.flops() } else { most };
     }
     let balanced = shape.flops() / (count * TILES_PER_WORKER) as f64;
     // Checking goes through the sides of a tile, computing through its area.
