@@ -4,7 +4,7 @@
 use std::fmt;
 
 /// Why something failed, in terms a caller can act on. Retries look at this, never at text.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum ErrorKind {
     /// The request itself is wrong: shapes, dtypes, malformed files. Trying again cannot help.
     InvalidInput,

@@ -340,7 +340,7 @@ impl Driver {
             Notice::Checked { attempt, checked } => self.checked(attempt, checked),
             Notice::WholeChecked { job, checked } => self.whole_checked(job, checked),
             Notice::FeedFailed { attempt, error } => {
-                let kind = failure_kind(error.kind());
+                let kind = error.kind();
                 self.events.push_back(Event::AttemptFailed { attempt, kind });
             }
             Notice::StreamOpened { peer, stream } => self.stream_opened(peer, stream),
@@ -440,7 +440,7 @@ impl Driver {
             }
             LinkEvent::Failure { task, kind, message } => {
                 tracing::debug!(event = "task_failed", %peer, task, %kind, message);
-                self.events.push_back(Event::AttemptFailed { attempt: AttemptId(task), kind: failure_kind(kind) });
+                self.events.push_back(Event::AttemptFailed { attempt: AttemptId(task), kind });
             }
             LinkEvent::Missing { task, digests } => self.send_again(peer, AttemptId(task), digests),
             LinkEvent::Evicted(digest) => self.evicted(peer, digest),
@@ -601,7 +601,7 @@ impl Driver {
                 );
                 if let Err(error) = self.start(attempt, job.0, tile, worker) {
                     tracing::debug!(event = "start_failed", attempt = attempt.0, %error);
-                    self.events.push_back(Event::AttemptFailed { attempt, kind: failure_kind(error.kind()) });
+                    self.events.push_back(Event::AttemptFailed { attempt, kind: error.kind() });
                 }
             }
             Action::Cancel { attempt, worker } => {
@@ -676,7 +676,7 @@ impl Driver {
             Err(error) => {
                 tracing::debug!(event = "local_task_failed", attempt = attempt.0, %error);
                 self.attempts.remove(&attempt);
-                self.events.push_back(Event::AttemptFailed { attempt, kind: failure_kind(error.kind()) });
+                self.events.push_back(Event::AttemptFailed { attempt, kind: error.kind() });
             }
         }
     }
@@ -956,7 +956,7 @@ impl Driver {
         tracing::debug!(event = "job_failed", job, ?kind, why, seconds = report.actual_seconds);
         self.counters.jobs_failed += 1;
         if let Some(outcome) = outcome {
-            let _ = outcome.send(Err(Error::new(error_kind(kind), why)));
+            let _ = outcome.send(Err(Error::new(kind, why)));
         }
     }
 
@@ -1371,34 +1371,6 @@ fn arithmetic(a: DType, b: DType) -> Arithmetic {
         (DType::F64, _) | (_, DType::F64) => Arithmetic::F64,
         (DType::F32, _) | (_, DType::F32) => Arithmetic::F32,
         _ => Arithmetic::Half,
-    }
-}
-
-fn failure_kind(kind: ErrorKind) -> FailureKind {
-    match kind {
-        ErrorKind::InvalidInput => FailureKind::InvalidInput,
-        ErrorKind::Unauthorized => FailureKind::Unauthorized,
-        ErrorKind::NotFound => FailureKind::NotFound,
-        ErrorKind::Overloaded => FailureKind::Overloaded,
-        ErrorKind::Unavailable => FailureKind::Unavailable,
-        ErrorKind::DeadlineExceeded => FailureKind::DeadlineExceeded,
-        ErrorKind::Cancelled => FailureKind::Cancelled,
-        ErrorKind::VerificationFailed => FailureKind::VerificationFailed,
-        ErrorKind::Internal => FailureKind::Internal,
-    }
-}
-
-fn error_kind(kind: FailureKind) -> ErrorKind {
-    match kind {
-        FailureKind::InvalidInput => ErrorKind::InvalidInput,
-        FailureKind::Unauthorized => ErrorKind::Unauthorized,
-        FailureKind::NotFound => ErrorKind::NotFound,
-        FailureKind::Overloaded => ErrorKind::Overloaded,
-        FailureKind::Unavailable => ErrorKind::Unavailable,
-        FailureKind::DeadlineExceeded => ErrorKind::DeadlineExceeded,
-        FailureKind::Cancelled => ErrorKind::Cancelled,
-        FailureKind::VerificationFailed => ErrorKind::VerificationFailed,
-        FailureKind::Internal => ErrorKind::Internal,
     }
 }
 

@@ -1,7 +1,9 @@
 //! What a driver tells the scheduler: jobs, workers coming and going, attempts getting on.
 //! Never carries tensor bytes, addresses or error text.
 
-use super::{Arithmetic, AttemptId, JobId, Operand, ProductShape, Time, Transfer, WorkerEstimate, WorkerId};
+use super::{
+    Arithmetic, AttemptId, FailureKind, JobId, Operand, ProductShape, Time, Transfer, WorkerEstimate, WorkerId,
+};
 
 /// Where a job may run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -59,29 +61,6 @@ impl JobSpec {
             resident: Vec::new(),
         }
     }
-}
-
-/// Why something failed: the error kinds of every surface, as far as they reach a scheduler.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum FailureKind {
-    /// The job cannot be computed as asked.
-    InvalidInput,
-    /// The worker refuses this node.
-    Unauthorized,
-    /// The worker no longer has an operand that it was thought to have.
-    NotFound,
-    /// The worker has no room at the moment.
-    Overloaded,
-    /// The stream broke, or nothing came.
-    Unavailable,
-    /// The deadline passed.
-    DeadlineExceeded,
-    /// Somebody cancelled it.
-    Cancelled,
-    /// No trustworthy answer could be had.
-    VerificationFailed,
-    /// Something broke inside.
-    Internal,
 }
 
 /// Why a worker is no longer there.

@@ -24,7 +24,9 @@ mod worker;
 
 pub use action::{Action, JobReport, TaskCounts, WorkerShare};
 pub use cost::{Accuracy, Arithmetic, CostModel, Transfer, WorkerEstimate};
-pub use event::{Event, FailureKind, JobSpec, LeaveReason, Measured, Place, Progress, Verdict};
+pub use pangea_client::ErrorKind as FailureKind;
+
+pub use event::{Event, JobSpec, LeaveReason, Measured, Place, Progress, Verdict};
 pub use id::{AttemptId, JobId, WorkerId};
 pub use plan::{Operand, Pace, PlanError, ProductShape, Tile, TileGrid};
 pub use scheduler::{Scheduler, WorkerReport};
