@@ -2,7 +2,9 @@
 //! type and instruction set. Callers have checked shapes and types; nothing here knows about files or peers.
 #![allow(unsafe_code)]
 
+pub(crate) mod barrier;
 pub(crate) mod blocked;
+pub(crate) mod float;
 pub(crate) mod isa;
 pub(crate) mod pack;
 pub(crate) mod plain;
