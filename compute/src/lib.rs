@@ -17,6 +17,7 @@
 //! | [`npy`], [`mapped`], [`npy_writer`], [`csv`], [`json`] | file formats: pure parsers; mapped `.npy`; blockwise `.npy` writing; text |
 //! | [`gguf`] | model files: metadata, the table of tensors, what a stored block means |
 //! | [`probe`] | how fast is this machine? |
+//! | [`model`] | language models: configuration, weights of a layer range, caches, the forward pass |
 
 #[cfg(target_endian = "big")]
 compile_error!("tensors are kept in little-endian byte order: big-endian machines are not supported");
@@ -30,6 +31,7 @@ pub mod gguf;
 pub mod json;
 mod kernel;
 pub mod mapped;
+pub mod model;
 pub mod npy;
 pub mod npy_writer;
 pub mod pool;

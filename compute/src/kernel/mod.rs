@@ -9,7 +9,9 @@ pub(crate) mod isa;
 pub(crate) mod pack;
 pub(crate) mod plain;
 pub(crate) mod simd;
+pub(crate) mod shared;
 pub(crate) mod team;
+pub(crate) mod transformer;
 pub(crate) mod thin;
 
 #[cfg(target_os = "macos")]
