@@ -15,6 +15,7 @@
 //! | `kernel` | instruction sets, packing, micro-kernels: where `unsafe` lives |
 //! | [`check`] | is this product right? (DESIGN §6) |
 //! | [`npy`], [`mapped`], [`npy_writer`], [`csv`], [`json`] | file formats: pure parsers; mapped `.npy`; blockwise `.npy` writing; text |
+//! | [`gguf`] | model files: metadata, the table of tensors, what a stored block means |
 //! | [`probe`] | how fast is this machine? |
 
 #[cfg(target_endian = "big")]
@@ -25,6 +26,7 @@ pub mod check;
 pub mod csv;
 pub mod dtype;
 pub mod error;
+pub mod gguf;
 pub mod json;
 mod kernel;
 pub mod mapped;
