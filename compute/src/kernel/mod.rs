@@ -6,6 +6,7 @@ pub(crate) mod blocked;
 pub(crate) mod isa;
 pub(crate) mod pack;
 pub(crate) mod plain;
+pub(crate) mod quant;
 pub(crate) mod simd;
 pub(crate) mod team;
 pub(crate) mod thin;
