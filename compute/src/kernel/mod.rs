@@ -8,6 +8,7 @@ pub(crate) mod float;
 pub(crate) mod isa;
 pub(crate) mod pack;
 pub(crate) mod plain;
+pub(crate) mod quant;
 pub(crate) mod simd;
 pub(crate) mod shared;
 pub(crate) mod team;

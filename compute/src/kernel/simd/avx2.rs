@@ -32,6 +32,9 @@ impl Simd for Avx2 {
     type F = (__m256, __m256);
     type I = (__m256i, __m256i);
     type B = (__m256i, __m256i);
+    /// Settled sums of 32 bits; sums of 16 bits, two to a lane.
+    type D = ((__m256i, __m256i), (__m256i, __m256i));
+    const ROWS: usize = 4;
     const I8_BIAS: i32 = 0;
 
     #[inline(always)]
@@ -118,8 +121,10 @@ impl Simd for Avx2 {
         // SAFETY: see above.
         unsafe {
             let bit = _mm256_set1_ps(-0.0);
-            let one = |m, s| _mm256_or_ps(_mm256_andnot_ps(bit, m), _mm256_and_ps(bit, s));
-            (one(magnitude.0, sign.0), one(magnitude.1, sign.1))
+            (
+                _mm256_or_ps(_mm256_andnot_ps(bit, magnitude.0), _mm256_and_ps(bit, sign.0)),
+                _mm256_or_ps(_mm256_andnot_ps(bit, magnitude.1), _mm256_and_ps(bit, sign.1)),
+            )
         }
     }
     #[inline(always)]
@@ -161,8 +166,9 @@ impl Simd for Avx2 {
     unsafe fn scale_exponent(x: Self::F, n: Self::I) -> Self::F {
         // SAFETY: see above.
         unsafe {
-            let one = |x, n| _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(x), _mm256_slli_epi32::<23>(n)));
-            (one(x.0, n.0), one(x.1, n.1))
+            let n = (_mm256_slli_epi32::<23>(n.0), _mm256_slli_epi32::<23>(n.1));
+            let sum = halves!(_mm256_add_epi32, (_mm256_castps_si256(x.0), _mm256_castps_si256(x.1)), n);
+            (_mm256_castsi256_ps(sum.0), _mm256_castsi256_ps(sum.1))
         }
     }
     #[inline(always)]
@@ -259,15 +265,102 @@ impl Simd for Avx2 {
         }
     }
     #[inline(always)]
-    unsafe fn dot_u5(sum: Self::I, w: Self::B, x: Self::B) -> Self::I {
-        // SAFETY: see above. Two products of at most 31 · 128 fit 16 bits.
+    unsafe fn raise_4(x: Self::B) -> Self::B {
+        // SAFETY: see above.
+        unsafe { (_mm256_slli_epi16::<4>(x.0), _mm256_slli_epi16::<4>(x.1)) }
+    }
+    #[inline(always)]
+    unsafe fn lower_1(x: Self::B) -> Self::B {
+        // SAFETY: see above.
+        unsafe { (_mm256_srli_epi16::<1>(x.0), _mm256_srli_epi16::<1>(x.1)) }
+    }
+    #[inline(always)]
+    unsafe fn lower_2(x: Self::B) -> Self::B {
+        // SAFETY: see above.
+        unsafe { (_mm256_srli_epi16::<2>(x.0), _mm256_srli_epi16::<2>(x.1)) }
+    }
+    #[inline(always)]
+    unsafe fn or_masked(x: Self::B, bits: Self::B, mask: u8) -> Self::B {
+        // SAFETY: see above.
         unsafe {
-            let ones = _mm256_set1_epi16(1);
-            (
-                _mm256_add_epi32(sum.0, _mm256_madd_epi16(_mm256_maddubs_epi16(w.0, x.0), ones)),
-                _mm256_add_epi32(sum.1, _mm256_madd_epi16(_mm256_maddubs_epi16(w.1, x.1), ones)),
-            )
+            let mask = _mm256_set1_epi8(mask as i8);
+            (_mm256_or_si256(x.0, _mm256_and_si256(bits.0, mask)), _mm256_or_si256(x.1, _mm256_and_si256(bits.1, mask)))
         }
+    }
+    #[inline(always)]
+    unsafe fn no_dots() -> Self::D {
+        // SAFETY: see above.
+        unsafe {
+            let zero = (_mm256_setzero_si256(), _mm256_setzero_si256());
+            (zero, zero)
+        }
+    }
+    #[inline(always)]
+    unsafe fn add_dots(sum: Self::D, w: Self::B, x: Self::B) -> Self::D {
+        // SAFETY: see above.
+        unsafe {
+            let pairs = halves!(_mm256_maddubs_epi16, w, x);
+            (sum.0, halves!(_mm256_add_epi16, sum.1, pairs))
+        }
+    }
+    #[inline(always)]
+    unsafe fn settle_dots(sum: Self::D) -> Self::D {
+        // SAFETY: see above.
+        unsafe {
+            let zero = _mm256_setzero_si256();
+            (Self::sum_dots(sum), (zero, zero))
+        }
+    }
+    #[inline(always)]
+    unsafe fn sum_dots(sum: Self::D) -> Self::I {
+        // SAFETY: see above.
+        unsafe {
+            let one = _mm256_set1_epi16(1);
+            let pairs = (_mm256_madd_epi16(sum.1.0, one), _mm256_madd_epi16(sum.1.1, one));
+            halves!(_mm256_add_epi32, sum.0, pairs)
+        }
+    }
+    #[inline(always)]
+    unsafe fn max_lanes(x: Self::F) -> f32 {
+        // SAFETY: see above.
+        unsafe {
+            let x = _mm256_max_ps(x.0, x.1);
+            let x = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps::<1>(x));
+            let x = _mm_max_ps(x, _mm_movehl_ps(x, x));
+            _mm_cvtss_f32(_mm_max_ss(x, _mm_movehdup_ps(x)))
+        }
+    }
+    #[inline(always)]
+    unsafe fn sum_lanes(x: Self::I) -> i32 {
+        // SAFETY: see above.
+        unsafe {
+            let x = _mm256_add_epi32(x.0, x.1);
+            let x = _mm_add_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256::<1>(x));
+            let x = _mm_add_epi32(x, _mm_unpackhi_epi64(x, x));
+            _mm_cvtsi128_si32(_mm_add_epi32(x, _mm_shuffle_epi32::<1>(x)))
+        }
+    }
+    #[inline(always)]
+    unsafe fn shift_left<const N: u32>(a: Self::I) -> Self::I {
+        // SAFETY: see above.
+        unsafe {
+            let n = _mm_cvtsi32_si128(N as i32);
+            (_mm256_sll_epi32(a.0, n), _mm256_sll_epi32(a.1, n))
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_bf16(from: *const u16) -> Self::F {
+        // SAFETY: see above.
+        unsafe {
+            let low = _mm256_cvtepu16_epi32(_mm_loadu_si128(from.cast()));
+            let high = _mm256_cvtepu16_epi32(_mm_loadu_si128(from.add(8).cast()));
+            (_mm256_castsi256_ps(_mm256_slli_epi32::<16>(low)), _mm256_castsi256_ps(_mm256_slli_epi32::<16>(high)))
+        }
+    }
+    #[inline(always)]
+    unsafe fn prefetch(at: *const u8) {
+        // SAFETY: see above.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
     }
     #[inline(always)]
     unsafe fn prepare_i8(w: Self::B) -> Self::B {
@@ -279,11 +372,9 @@ impl Simd for Avx2 {
         // would not.
         unsafe {
             let ones = _mm256_set1_epi16(1);
-            let one = |sum, w, x| {
-                let pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w));
-                _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, ones))
-            };
-            (one(sum.0, w.0, x.0), one(sum.1, w.1, x.1))
+            let low = _mm256_maddubs_epi16(_mm256_abs_epi8(w.0), _mm256_sign_epi8(x.0, w.0));
+            let high = _mm256_maddubs_epi16(_mm256_abs_epi8(w.1), _mm256_sign_epi8(x.1, w.1));
+            halves!(_mm256_add_epi32, sum, (_mm256_madd_epi16(low, ones), _mm256_madd_epi16(high, ones)))
         }
     }
 }

@@ -25,6 +25,8 @@ impl Simd for Avx512 {
     type F = __m512;
     type I = __m512i;
     type B = __m512i;
+    type D = __m512i;
+    const ROWS: usize = 8;
     const I8_BIAS: i32 = 128;
 
     #[inline(always)]
@@ -196,9 +198,67 @@ impl Simd for Avx512 {
         unsafe { _mm512_and_si512(_mm512_srli_epi16::<4>(x), _mm512_set1_epi8(15)) }
     }
     #[inline(always)]
-    unsafe fn dot_u5(sum: Self::I, w: Self::B, x: Self::B) -> Self::I {
+    unsafe fn raise_4(x: Self::B) -> Self::B {
+        // SAFETY: see above.
+        unsafe { _mm512_slli_epi16::<4>(x) }
+    }
+    #[inline(always)]
+    unsafe fn lower_1(x: Self::B) -> Self::B {
+        // SAFETY: see above.
+        unsafe { _mm512_srli_epi16::<1>(x) }
+    }
+    #[inline(always)]
+    unsafe fn lower_2(x: Self::B) -> Self::B {
+        // SAFETY: see above.
+        unsafe { _mm512_srli_epi16::<2>(x) }
+    }
+    #[inline(always)]
+    unsafe fn or_masked(x: Self::B, bits: Self::B, mask: u8) -> Self::B {
+        // SAFETY: see above.
+        unsafe { _mm512_or_si512(x, _mm512_and_si512(bits, _mm512_set1_epi8(mask as i8))) }
+    }
+    #[inline(always)]
+    unsafe fn no_dots() -> Self::D {
+        // SAFETY: see above.
+        unsafe { _mm512_setzero_si512() }
+    }
+    #[inline(always)]
+    unsafe fn add_dots(sum: Self::D, w: Self::B, x: Self::B) -> Self::D {
         // SAFETY: see above.
         unsafe { _mm512_dpbusd_epi32(sum, w, x) }
+    }
+    #[inline(always)]
+    unsafe fn settle_dots(sum: Self::D) -> Self::D {
+        sum
+    }
+    #[inline(always)]
+    unsafe fn sum_dots(sum: Self::D) -> Self::I {
+        sum
+    }
+    #[inline(always)]
+    unsafe fn max_lanes(x: Self::F) -> f32 {
+        // SAFETY: see above.
+        unsafe { _mm512_reduce_max_ps(x) }
+    }
+    #[inline(always)]
+    unsafe fn sum_lanes(x: Self::I) -> i32 {
+        // SAFETY: see above.
+        unsafe { _mm512_reduce_add_epi32(x) }
+    }
+    #[inline(always)]
+    unsafe fn shift_left<const N: u32>(a: Self::I) -> Self::I {
+        // SAFETY: see above.
+        unsafe { _mm512_slli_epi32::<N>(a) }
+    }
+    #[inline(always)]
+    unsafe fn load_bf16(from: *const u16) -> Self::F {
+        // SAFETY: see above.
+        unsafe { _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(_mm256_loadu_si256(from.cast())))) }
+    }
+    #[inline(always)]
+    unsafe fn prefetch(at: *const u8) {
+        // SAFETY: see above.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
     }
     #[inline(always)]
     unsafe fn prepare_i8(w: Self::B) -> Self::B {

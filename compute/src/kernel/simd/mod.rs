@@ -27,6 +27,10 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     type I: Copy;
     /// 16 lanes of 4 bytes.
     type B: Copy;
+    /// 16 running sums of unsigned-by-signed products, in whatever width the processor adds them fastest.
+    type D: Copy;
+    /// How many activation rows a register tile takes: as many as leave the sums in registers, at most 8.
+    const ROWS: usize;
     /// What [`Simd::dot_i8`] adds to each lane beside the dot product: this times the sum of the four `x`. (VNNI multiplies
     /// unsigned by signed, so weights are shifted by 128.) The caller takes it off once per block.
     const I8_BIAS: i32;
@@ -99,11 +103,38 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     unsafe fn low_nibbles(x: Self::B) -> Self::B;
     /// The high four bits of every byte.
     unsafe fn high_nibbles(x: Self::B) -> Self::B;
-    /// Per lane `sum + Σ w·x` over its four bytes; `w` unsigned and at most 31, `x` signed and at least −127.
-    unsafe fn dot_u5(sum: Self::I, w: Self::B, x: Self::B) -> Self::I;
+    /// Four zero bits in below each byte's low four, which become its high four; lower ones are unspecified.
+    unsafe fn raise_4(x: Self::B) -> Self::B;
+    /// Every byte shifted down by 1; the top bit is unspecified.
+    unsafe fn lower_1(x: Self::B) -> Self::B;
+    /// Every byte shifted down by 2; the top two bits are unspecified.
+    unsafe fn lower_2(x: Self::B) -> Self::B;
+    /// Byte by byte `x | (bits & mask)`.
+    unsafe fn or_masked(x: Self::B, bits: Self::B, mask: u8) -> Self::B;
+
+    /// No products yet.
+    unsafe fn no_dots() -> Self::D;
+    /// Per lane `sum + Σ w·x` over its four bytes; `w` unsigned, |x| ≤ 127. Between two [`Simd::settle_dots`] at most
+    /// 8 of these with w ≤ 15, 4 with w ≤ 31, 2 with w ≤ 63: that is what 16 bits hold.
+    unsafe fn add_dots(sum: Self::D, w: Self::B, x: Self::B) -> Self::D;
+    /// Makes room for more.
+    unsafe fn settle_dots(sum: Self::D) -> Self::D;
+    /// The sums, exactly.
+    unsafe fn sum_dots(sum: Self::D) -> Self::I;
+
+    /// The largest lane; unspecified where one is NaN.
+    unsafe fn max_lanes(x: Self::F) -> f32;
+    /// The sum of all lanes, wrapping.
+    unsafe fn sum_lanes(x: Self::I) -> i32;
+    /// a · 2ⁿ for 0 ≤ n < 32, the low 32 bits.
+    unsafe fn shift_left<const N: u32>(a: Self::I) -> Self::I;
+    /// Sixteen numbers of bfloat16, widened exactly.
+    unsafe fn load_bf16(from: *const u16) -> Self::F;
+    /// Asks for the cache line of `at`, which may be any address.
+    unsafe fn prefetch(at: *const u8);
     /// Signed weights in the form that [`Simd::dot_i8`] wants.
     unsafe fn prepare_i8(w: Self::B) -> Self::B;
-    /// Per lane `sum + Σ w·x + I8_BIAS·Σ x` over its four bytes; `w` from [`Simd::prepare_i8`], `x` signed and at least −127.
+    /// Per lane `sum + Σ w·x + I8_BIAS·Σ x` over its four bytes; `w` from [`Simd::prepare_i8`], |x| ≤ 127.
     unsafe fn dot_i8(sum: Self::I, w: Self::B, x: Self::B) -> Self::I;
 }
 

@@ -31,6 +31,8 @@ impl Simd for Plain {
     type F = [f32; LANES];
     type I = [i32; LANES];
     type B = [u8; 64];
+    type D = [i32; LANES];
+    const ROWS: usize = 2;
     const I8_BIAS: i32 = 0;
 
     #[inline(always)]
@@ -236,7 +238,30 @@ impl Simd for Plain {
         x.map(|byte| byte >> 4)
     }
     #[inline(always)]
-    unsafe fn dot_u5(mut sum: Self::I, w: Self::B, x: Self::B) -> Self::I {
+    unsafe fn raise_4(x: Self::B) -> Self::B {
+        x.map(|byte| byte << 4)
+    }
+    #[inline(always)]
+    unsafe fn lower_1(x: Self::B) -> Self::B {
+        x.map(|byte| byte >> 1)
+    }
+    #[inline(always)]
+    unsafe fn lower_2(x: Self::B) -> Self::B {
+        x.map(|byte| byte >> 2)
+    }
+    #[inline(always)]
+    unsafe fn or_masked(mut x: Self::B, bits: Self::B, mask: u8) -> Self::B {
+        for i in 0..64 {
+            x[i] |= bits[i] & mask;
+        }
+        x
+    }
+    #[inline(always)]
+    unsafe fn no_dots() -> Self::D {
+        [0; LANES]
+    }
+    #[inline(always)]
+    unsafe fn add_dots(mut sum: Self::D, w: Self::B, x: Self::B) -> Self::D {
         for i in 0..LANES {
             for j in 4 * i..4 * i + 4 {
                 sum[i] += i32::from(w[j]) * i32::from(x[j] as i8);
@@ -244,6 +269,34 @@ impl Simd for Plain {
         }
         sum
     }
+    #[inline(always)]
+    unsafe fn settle_dots(sum: Self::D) -> Self::D {
+        sum
+    }
+    #[inline(always)]
+    unsafe fn sum_dots(sum: Self::D) -> Self::I {
+        sum
+    }
+    #[inline(always)]
+    unsafe fn max_lanes(x: Self::F) -> f32 {
+        x.into_iter().fold(f32::NEG_INFINITY, f32::max)
+    }
+    #[inline(always)]
+    unsafe fn sum_lanes(x: Self::I) -> i32 {
+        x.into_iter().fold(0, i32::wrapping_add)
+    }
+    #[inline(always)]
+    unsafe fn shift_left<const N: u32>(a: Self::I) -> Self::I {
+        a.map(|a| a << N)
+    }
+    #[inline(always)]
+    unsafe fn load_bf16(from: *const u16) -> Self::F {
+        // SAFETY: see above.
+        let bits = unsafe { from.cast::<[u16; LANES]>().read_unaligned() };
+        bits.map(|bits| f32::from_bits(u32::from(bits) << 16))
+    }
+    #[inline(always)]
+    unsafe fn prefetch(_at: *const u8) {}
     #[inline(always)]
     unsafe fn prepare_i8(w: Self::B) -> Self::B {
         w
