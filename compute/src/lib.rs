@@ -16,6 +16,7 @@
 //! | [`check`] | is this product right? (DESIGN §6) |
 //! | [`npy`], [`mapped`], [`npy_writer`], [`csv`], [`json`] | file formats: pure parsers; mapped `.npy`; blockwise `.npy` writing; text |
 //! | [`gguf`] | model files: metadata, the table of tensors, what a stored block means |
+//! | [`tokenizer`] | text to tokens and back |
 //! | [`probe`] | how fast is this machine? |
 //! | [`model`] | language models: configuration, weights of a layer range, caches, the forward pass |
 
@@ -39,6 +40,7 @@ pub mod probe;
 pub mod product;
 pub mod tensor;
 pub mod tensor_buf;
+pub mod tokenizer;
 
 pub use buffer::Buffer;
 pub use check::{CheckReport, ColumnProbe, Mismatch, detection_limit};
