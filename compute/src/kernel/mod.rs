@@ -9,11 +9,11 @@ pub(crate) mod isa;
 pub(crate) mod pack;
 pub(crate) mod plain;
 pub(crate) mod quant;
-pub(crate) mod simd;
 pub(crate) mod shared;
+pub(crate) mod simd;
 pub(crate) mod team;
-pub(crate) mod transformer;
 pub(crate) mod thin;
+pub(crate) mod transformer;
 
 #[cfg(target_os = "macos")]
 pub(crate) mod accelerate;

@@ -185,12 +185,7 @@ struct Item {
 ///
 /// # Errors
 /// [`Error::OutOfMemory`]; [`Error::Invalid`] where activations, logits, keys or values are not finite or do not fit.
-pub(crate) fn run(
-    pool: &Pool,
-    batch: Batch<'_>,
-    workspace: &mut Workspace,
-    results: Results<'_>,
-) -> Result<(), Error> {
+pub(crate) fn run(pool: &Pool, batch: Batch<'_>, workspace: &mut Workspace, results: Results<'_>) -> Result<(), Error> {
     let Batch { shape, rows, spans, wanted, .. } = batch;
     let threads = pool.threads();
     let few = rows <= FEW_ROWS || threads == 1;
@@ -237,7 +232,11 @@ pub(crate) fn run(
             let all = span.rows.len() * group;
             // Few rows: a head at a time, so that all threads have some.
             let tile = if all <= MAX_ROWS && rows < 4 { 1 } else { MAX_ROWS };
-            items.extend((0..all).step_by(tile).map(|from| Item { span: index, kv_head, rows: from..all.min(from + tile) }));
+            items.extend((0..all).step_by(tile).map(|from| Item {
+                span: index,
+                kv_head,
+                rows: from..all.min(from + tile),
+            }));
         }
     }
     let claimed: Vec<AtomicUsize> = batch.layers.iter().map(|_| AtomicUsize::new(0)).collect();
@@ -402,14 +401,7 @@ impl Job<'_> {
         span.position + row - span.rows.start
     }
 
-    unsafe fn layer(
-        &self,
-        worker: Worker<'_>,
-        own: &mut Own,
-        mine: Range<usize>,
-        index: usize,
-        layer: &LayerWeights,
-    ) {
+    unsafe fn layer(&self, worker: Worker<'_>, own: &mut Own, mine: Range<usize>, index: usize, layer: &LayerWeights) {
         let Shape { width, heads, kv_heads, head_width, feed_forward, .. } = self.shape;
         let (query, kv) = (heads * head_width, kv_heads * head_width);
         // SAFETY: as `run` says; each product writes this thread's columns alone.
@@ -435,7 +427,8 @@ impl Job<'_> {
             let [columns] = shares(worker, [&layer.gate]);
             self.product(&layer.gate, columns.clone(), x, &self.gate, feed_forward);
             self.product(&layer.up, columns.clone(), x, &self.up, feed_forward);
-            let columns = (columns.start * quant::TILE).min(feed_forward)..(columns.end * quant::TILE).min(feed_forward);
+            let columns =
+                (columns.start * quant::TILE).min(feed_forward)..(columns.end * quant::TILE).min(feed_forward);
             for row in 0..self.rows {
                 let part = row * feed_forward + columns.start..row * feed_forward + columns.end;
                 gated(self.isa, self.shape.activation, self.gate.part_mut(part.clone()), self.up.part(part));
@@ -528,8 +521,7 @@ impl Job<'_> {
     ) -> Prepared<'s> {
         // SAFETY: nobody writes `from` between the meetings around this; rows are this thread's own.
         unsafe {
-            let quantized =
-                if self.few { &own.quantized[stage as usize] } else { &self.quantized[stage as usize] };
+            let quantized = if self.few { &own.quantized[stage as usize] } else { &self.quantized[stage as usize] };
             for row in mine {
                 quantized.quantize_row(self.isa, from.part(row * width..(row + 1) * width), row);
             }
@@ -541,14 +533,7 @@ impl Job<'_> {
     }
 
     /// Some tiles of a product over all rows.
-    unsafe fn product(
-        &self,
-        w: &Matrix,
-        tiles: Range<usize>,
-        x: Prepared<'_>,
-        out: &Shared<'_, f32>,
-        ld: usize,
-    ) {
+    unsafe fn product(&self, w: &Matrix, tiles: Range<usize>, x: Prepared<'_>, out: &Shared<'_, f32>, ld: usize) {
         // SAFETY: the input is whole and not written; the tiles' columns of `out` are this thread's.
         unsafe {
             let input = if w.takes_floats() {
@@ -627,7 +612,8 @@ impl Job<'_> {
             self.turn(row, layer, x, 1.0);
             self.halve(x, &mut halves);
             let (page, slot) = self.page(row);
-            let block = page.add(self.page_shape.key_offset(index, head) + slot / LANES * LANES * x.len() + slot % LANES);
+            let block =
+                page.add(self.page_shape.key_offset(index, head) + slot / LANES * LANES * x.len() + slot % LANES);
             for (d, half) in halves[..x.len()].iter().enumerate() {
                 block.add(d * LANES).write(*half);
             }

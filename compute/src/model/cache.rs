@@ -199,14 +199,14 @@ impl Cache {
         }
         let bytes = self.shape.bytes();
         for index in self.len / PAGE..end.div_ceil(PAGE) {
-            match self.pages.get_mut(index) {
-                None => self.pages.push(Arc::new(self.budget.take(bytes)?)),
-                Some(page) if Arc::get_mut(page).is_none() => {
-                    let mut own = self.budget.take(bytes)?;
-                    own.bytes_mut().copy_from_slice(page.bytes());
-                    *page = Arc::new(own);
-                }
-                Some(_) => {}
+            let Some(page) = self.pages.get_mut(index) else {
+                self.pages.push(Arc::new(self.budget.take(bytes)?));
+                continue;
+            };
+            if Arc::get_mut(page).is_none() {
+                let mut own = self.budget.take(bytes)?;
+                own.bytes_mut().copy_from_slice(page.bytes());
+                *page = Arc::new(own);
             }
         }
         Ok(())

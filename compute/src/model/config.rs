@@ -108,7 +108,10 @@ impl ModelConfig {
     pub fn from_metadata(metadata: &Metadata, vocabulary: u64) -> Result<ModelConfig, Error> {
         let name = metadata.get_str("general.architecture")?;
         let Some(name) = name else {
-            return Err(Error::invalid("model", "the file does not say which architecture it is (general.architecture)"));
+            return Err(Error::invalid(
+                "model",
+                "the file does not say which architecture it is (general.architecture)",
+            ));
         };
         let architecture = Architecture::from_name(name)?;
         let keys = Keys { metadata, prefix: architecture.name() };
@@ -215,13 +218,14 @@ impl Keys<'_> {
         if architecture != Architecture::Gemma3 {
             return Ok(windows);
         }
-        let Some(window) = self.integer("attention.sliding_window", 0, MAX_CONTEXT)?.filter(|window| *window > 0) else {
+        let Some(window) = self.integer("attention.sliding_window", 0, MAX_CONTEXT)?.filter(|window| *window > 0)
+        else {
             return Ok(windows);
         };
         let key = format!("{}.attention.sliding_window_pattern", self.prefix);
         let windowed: Vec<bool> = match self.metadata.get(&key) {
             None => (0..layers).map(|layer| layer % 6 < 5).collect(),
-            Some(crate::gguf::Value::Array(..)) => match self.metadata.get_bools(&key)? {
+            Some(crate::gguf::Value::Numbers { .. }) => match self.metadata.get_bools(&key)? {
                 Some(pattern) if pattern.len() == layers => pattern,
                 _ => return Err(self.wrong("attention.sliding_window_pattern is not one value a layer")),
             },

@@ -68,7 +68,10 @@ impl Model {
         if part.layers.start > part.layers.end || part.layers.end > config.layers {
             return Err(Error::invalid(
                 "model",
-                format!("layers {} to {} asked for; the model has {}", part.layers.start, part.layers.end, config.layers),
+                format!(
+                    "layers {} to {} asked for; the model has {}",
+                    part.layers.start, part.layers.end, config.layers
+                ),
             ));
         }
         let mut plan = Plan { file: file.gguf(), matrices: Vec::new(), bytes: 0 };
@@ -83,7 +86,8 @@ impl Model {
         let pairs = config.architecture.interleaved_pairs().then_some((config.head_width, config.rope_width));
         let mut planned = Vec::new();
         for layer in part.layers.clone() {
-            let mut matrix = |name: &str, rows, k, pairs| plan.matrix(&format!("blk.{layer}.{name}.weight"), rows, k, pairs);
+            let mut matrix =
+                |name: &str, rows, k, pairs| plan.matrix(&format!("blk.{layer}.{name}.weight"), rows, k, pairs);
             planned.push([
                 matrix("attn_q", query, width, pairs)?,
                 matrix("attn_k", kv, width, pairs)?,
@@ -138,9 +142,7 @@ impl Model {
             });
         }
         let head = match output {
-            Some(index) => {
-                Some(Head { norm: required("output_norm.weight", width)?, output: matrices[index].clone() })
-            }
+            Some(index) => Some(Head { norm: required("output_norm.weight", width)?, output: matrices[index].clone() }),
             None => None,
         };
         let embedding = match embedding {
@@ -151,8 +153,7 @@ impl Model {
         let divisors = vector("rope_freqs.weight", config.rope_width / 2)?;
         let everywhere =
             Frequencies::new(config.rope_width, config.rope_base, config.rope_scaling, divisors.as_deref());
-        let windowed =
-            Frequencies::new(config.rope_width, config.rope_base_windowed, RopeScaling::Linear(1.0), None);
+        let windowed = Frequencies::new(config.rope_width, config.rope_base_windowed, RopeScaling::Linear(1.0), None);
         Ok(Model {
             config,
             part,
@@ -263,7 +264,8 @@ impl<'a> Plan<'a> {
         for planned in &self.matrices {
             rest = rest.split_at_mut(planned.start - at).1;
             at = planned.start;
-            let (all, tile_bytes) = (tiles(planned.rows), packed_bytes(planned.view.ggml_type, 1, planned.k).unwrap_or(0));
+            let (all, tile_bytes) =
+                (tiles(planned.rows), packed_bytes(planned.view.ggml_type, 1, planned.k).unwrap_or(0));
             for (worker, shares) in shares.iter_mut().enumerate() {
                 let tiles = all * worker / pool.threads()..all * (worker + 1) / pool.threads();
                 let (to, beyond) = rest.split_at_mut(tiles.len() * tile_bytes);
@@ -290,10 +292,7 @@ impl<'a> Plan<'a> {
             ));
         }
         let arena = Arc::new(arena);
-        self.matrices
-            .iter()
-            .map(|m| Matrix::new(m.view.ggml_type, m.rows, m.k, Arc::clone(&arena), m.start))
-            .collect()
+        self.matrices.iter().map(|m| Matrix::new(m.view.ggml_type, m.rows, m.k, Arc::clone(&arena), m.start)).collect()
     }
 }
 

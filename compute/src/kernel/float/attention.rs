@@ -33,7 +33,7 @@ const _: () = assert!(CHUNK.is_multiple_of(PAGE) && PAGE.is_multiple_of(LANES));
 /// values `[PAGE][head_width]`.
 #[derive(Clone, Copy)]
 pub(crate) struct KeysValues<'a> {
-    pub(crate) pages: &'a [*const u16],
+    pub(crate) pages: &'a [*mut u16],
     pub(crate) key_offset: usize,
     pub(crate) value_offset: usize,
     pub(crate) head_width: usize,
