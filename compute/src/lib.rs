@@ -15,6 +15,8 @@
 //! | `kernel` | instruction sets, packing, micro-kernels: where `unsafe` lives |
 //! | [`check`] | is this product right? (DESIGN §6) |
 //! | [`npy`], [`mapped`], [`npy_writer`], [`csv`], [`json`] | file formats: pure parsers; mapped `.npy`; blockwise `.npy` writing; text |
+//! | [`gguf`] | model files: metadata, the table of tensors, what a stored block means |
+//! | [`tokenizer`] | text to tokens and back |
 //! | [`probe`] | how fast is this machine? |
 
 #[cfg(target_endian = "big")]
@@ -27,6 +29,7 @@ pub mod csv;
 pub mod draft;
 pub mod dtype;
 pub mod error;
+pub mod gguf;
 pub mod json;
 mod kernel;
 pub mod mapped;
@@ -38,6 +41,7 @@ pub mod product;
 pub mod sample;
 pub mod tensor;
 pub mod tensor_buf;
+pub mod tokenizer;
 
 pub use buffer::Buffer;
 pub use check::{CheckReport, ColumnProbe, Mismatch, detection_limit};
