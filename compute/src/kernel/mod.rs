@@ -4,6 +4,7 @@
 
 pub(crate) mod blocked;
 pub(crate) mod isa;
+pub(crate) mod linear;
 pub(crate) mod pack;
 pub(crate) mod plain;
 pub(crate) mod quant;
