@@ -9,7 +9,11 @@ use crate::Isa;
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod plain;
+#[cfg(test)]
+mod tests;
 
 /// Lanes of every vector: rows of a weight tile, keys of an attention block, partial sums of a reduction.
 pub(crate) const LANES: usize = 16;
@@ -163,6 +167,8 @@ pub(crate) unsafe fn dispatch<T: Body>(isa: Isa, body: T) -> T::Out {
             Isa::Avx512 if crate::kernel::isa::has_vnni() => avx512::enter(body),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 | Isa::Avx2 => avx2::enter(body),
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon => neon::enter(body),
             _ => plain::enter(body),
         }
     }
