@@ -97,6 +97,7 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// The low byte of each lane.
     unsafe fn store_i8(to: *mut i8, x: Self::I);
     /// Writes 16 integers.
+    #[cfg(test)]
     unsafe fn store_i(to: *mut i32, x: Self::I);
 
     /// 64 bytes; aligned to 64 where weights are.

@@ -242,6 +242,7 @@ impl Simd for Neon {
             vst1q_s8(to, vcombine_s8(low, high));
         }
     }
+    #[cfg(test)]
     #[inline(always)]
     unsafe fn store_i(to: *mut i32, x: Self::I) {
         // SAFETY: see above.
