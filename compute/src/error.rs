@@ -61,6 +61,14 @@ pub enum Error {
         /// Where: a byte offset, or line and column.
         place: String,
     },
+    /// A computed number that is no number: whatever follows from it would be garbage.
+    #[error("{operation}: {what}; the model's weights or an earlier stage are broken")]
+    NonFinite {
+        /// Which operation was asked for.
+        operation: &'static str,
+        /// Which number.
+        what: String,
+    },
     /// Memory for a tensor could not be had.
     #[error("out of memory: {bytes} bytes for {what} could not be had; use smaller blocks or free memory")]
     OutOfMemory {
@@ -68,6 +76,12 @@ pub enum Error {
         bytes: u64,
         /// For what.
         what: &'static str,
+    },
+    /// A bound that someone set is reached; the same may work once other work has ended.
+    #[error("{what}")]
+    Busy {
+        /// Which bound, and what to do.
+        what: String,
     },
     /// The disk that is being written to is full.
     #[error("the disk is full: writing {} failed and the partial file was removed; free space or choose another place", path.display())]
@@ -95,9 +109,9 @@ impl Error {
             Error::Shape { .. } | Error::Dtype { .. } | Error::Invalid { .. } | Error::Parse { .. } => {
                 ErrorKind::InvalidInput
             }
-            Error::OutOfMemory { .. } | Error::DiskFull { .. } => ErrorKind::Overloaded,
+            Error::OutOfMemory { .. } | Error::DiskFull { .. } | Error::Busy { .. } => ErrorKind::Overloaded,
             Error::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound => ErrorKind::NotFound,
-            Error::Io { .. } => ErrorKind::Internal,
+            Error::Io { .. } | Error::NonFinite { .. } => ErrorKind::Internal,
             Error::Cancelled => ErrorKind::Cancelled,
         }
     }

@@ -1,0 +1,147 @@
+//! The register tile of quantised weights: 16 output rows times N activation rows over all k. One kernel for every layout,
+//! with the scales' places and the width of a code as parameters. It knows nothing of threads or blocking.
+// Register tiles are read by index: the loops are unrolled whole.
+#![allow(clippy::needless_range_loop)]
+
+use super::super::simd::Simd;
+use super::layout::{BLOCK, Min, Scales, block_bytes};
+use super::quantized::Scale;
+
+/// How far ahead the weights are asked for: the processor's own guesses end with a page, and with few rows to meet, blocks
+/// are used up faster than they arrive.
+const AHEAD_BYTES: usize = 1024;
+
+/// N activation rows of one group.
+#[derive(Clone, Copy)]
+pub(super) struct Rows {
+    pub(super) q: *const i8,
+    pub(super) scale: *const Scale,
+    /// From a block to the next.
+    pub(super) record_bytes: usize,
+}
+
+/// The sums of one tile with codes of `BITS` bits, of which 2 to the `SHIFT` is the zero (none for `SHIFT` = 0).
+///
+/// # Safety
+/// As for [`Simd`]; `w` points to `records` packed records, `x` to as many blocks of N rows.
+#[inline(always)]
+pub(super) unsafe fn tile<S: Simd, C: Scales, const BITS: usize, const SHIFT: u32, const N: usize>(
+    w: *const u8,
+    records: usize,
+    mut x: Rows,
+) -> [S::F; N] {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let mut acc = [S::splat(0.0); N];
+        let mut head = w;
+        for _ in 0..records {
+            let mut block = head.add(C::HEAD);
+            for b in 0..C::BLOCKS {
+                let mut line = 0;
+                while line < block_bytes(BITS) {
+                    S::prefetch(block.wrapping_add(AHEAD_BYTES + line));
+                    line += 64;
+                }
+                let mut sums;
+                if C::HALVES {
+                    // One half after the other, so that the sums of one at a time are in registers.
+                    let (first, second) = C::halves::<S>(head, b);
+                    sums = dots::<S, BITS, N, true, false>(block, x.q);
+                    for i in 0..N {
+                        let zero = S::shift_left::<SHIFT>(S::splat_i((*x.scale.add(i)).first));
+                        sums[i] = S::mul_i(S::sub_i(sums[i], zero), first);
+                    }
+                    let others = dots::<S, BITS, N, false, true>(block, x.q);
+                    for i in 0..N {
+                        let scale = &*x.scale.add(i);
+                        let zero = S::shift_left::<SHIFT>(S::sub_i(S::splat_i(scale.sum), S::splat_i(scale.first)));
+                        sums[i] = S::add_i(sums[i], S::mul_i(S::sub_i(others[i], zero), second));
+                    }
+                } else {
+                    sums = dots::<S, BITS, N, true, true>(block, x.q);
+                    for i in 0..N {
+                        let sum = S::splat_i((*x.scale.add(i)).sum);
+                        if BITS == 8 && S::I8_BIAS != 0 {
+                            debug_assert!(S::I8_BIAS == 128);
+                            sums[i] = S::sub_i(sums[i], S::shift_left::<7>(sum));
+                        } else if SHIFT > 0 {
+                            sums[i] = S::sub_i(sums[i], S::shift_left::<SHIFT>(sum));
+                        }
+                    }
+                }
+                let (d, m) = C::read::<S>(head, b);
+                for i in 0..N {
+                    let scale = &*x.scale.add(i);
+                    acc[i] = S::fma(S::mul(d, S::splat(scale.d)), S::to_f32(sums[i]), acc[i]);
+                    match C::MIN {
+                        Min::None => {}
+                        Min::Added => acc[i] = S::fma(m, S::splat(scale.d_sum), acc[i]),
+                        Min::Subtracted => acc[i] = S::fnma(m, S::splat(scale.d_sum), acc[i]),
+                    }
+                }
+                x.q = x.q.wrapping_byte_add(x.record_bytes);
+                x.scale = x.scale.wrapping_byte_add(x.record_bytes);
+                block = block.add(block_bytes(BITS));
+            }
+            head = head.add(C::HEAD + C::BLOCKS * block_bytes(BITS));
+        }
+        acc
+    }
+}
+
+/// The integer dots of one block with N rows, or of one of its halves alone.
+///
+/// # Safety
+/// As for [`tile`].
+#[inline(always)]
+unsafe fn dots<S: Simd, const BITS: usize, const N: usize, const FIRST: bool, const SECOND: bool>(
+    block: *const u8,
+    q: *const i8,
+) -> [S::I; N] {
+    // SAFETY: the caller's promise: `block_bytes(BITS)` bytes at `block`, `N` times 32 at `q`.
+    unsafe {
+        let mut sums = [S::splat_i(0); N];
+        if BITS == 8 {
+            for j in 0..8 {
+                let w = S::prepare_i8(S::load_b(block.add(64 * j)));
+                for i in 0..N {
+                    sums[i] = S::dot_i8(sums[i], w, S::splat_b(q.add(BLOCK * i + 4 * j)));
+                }
+            }
+            return sums;
+        }
+        let mut dots = [S::no_dots(); N];
+        // The bits above the nibbles: those of j = 0 in bits 0 and 4, moved down for the next j.
+        let mut plane = S::load_b(block.add(if BITS > 4 { 256 } else { 0 }));
+        for j in 0..4 {
+            let nibbles = S::load_b(block.add(64 * j));
+            let (mut low, mut high) = (S::low_nibbles(nibbles), S::high_nibbles(nibbles));
+            if BITS > 4 {
+                if BITS == 6 && j == 2 {
+                    plane = S::load_b(block.add(320));
+                }
+                let mask = if BITS == 5 { 0x10 } else { 0x30 };
+                low = S::or_masked(low, S::raise_4(plane), mask);
+                high = S::or_masked(high, plane, mask);
+                plane = if BITS == 5 { S::lower_1(plane) } else { S::lower_2(plane) };
+            }
+            for i in 0..N {
+                let x = q.add(BLOCK * i + 4 * j);
+                if FIRST {
+                    dots[i] = S::add_dots(dots[i], low, S::splat_b(x));
+                }
+                if SECOND {
+                    dots[i] = S::add_dots(dots[i], high, S::splat_b(x.add(16)));
+                }
+                // As many as fit: 8 of 4 bits, 4 of 5 bits, 2 of 6 bits.
+                if j == 1 && BITS > 4 {
+                    dots[i] = S::settle_dots(dots[i]);
+                }
+            }
+        }
+        for i in 0..N {
+            sums[i] = S::sum_dots(dots[i]);
+        }
+        sums
+    }
+}

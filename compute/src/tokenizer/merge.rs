@@ -1,0 +1,105 @@
+//! Merging neighbours: the best pair of a sequence first, the leftmost of equals, until no pair merges. It never knows
+//! why one pair is better than another.
+//!
+//! A heap holds every pair that was ever adjacent, so n symbols cost n·log n, however they merge.
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+
+/// No token: a symbol that has none, the end of a chain, and the rank of a pair that does not merge.
+pub(super) const NONE: u32 = u32::MAX;
+/// The longest text that is merged as one, in bytes: indices must stay below [`NONE`].
+pub(super) const MAX_TEXT_BYTES: usize = 1 << 30;
+
+/// A part of the text, and the token it is.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Symbol {
+    /// The token, or [`NONE`].
+    pub(super) token: u32,
+    /// Where its text starts; it goes on to where the next symbol's starts.
+    pub(super) start: u32,
+    next: u32,
+    previous: u32,
+    /// How good the pair of this symbol and the next is, and what it becomes; [`NONE`] where it does not merge.
+    rank: u32,
+    merged: u32,
+}
+
+/// The symbols of one word after the other; keeps its memory from word to word.
+#[derive(Default)]
+pub(super) struct Merger {
+    symbols: Vec<Symbol>,
+    /// Rank, then index of the left symbol, in one number: small, because a long word has many.
+    heap: BinaryHeap<Reverse<u64>>,
+}
+
+impl Merger {
+    /// Forgets the last word.
+    pub(super) fn clear(&mut self) {
+        self.symbols.clear();
+        self.heap.clear();
+    }
+
+    /// Adds a symbol behind the others.
+    pub(super) fn push(&mut self, token: u32, start: u32) {
+        let index = self.symbols.len() as u32;
+        if let Some(last) = self.symbols.last_mut() {
+            last.next = index;
+        }
+        let previous = index.wrapping_sub(1);
+        self.symbols.push(Symbol { token, start, next: NONE, previous, rank: NONE, merged: NONE });
+    }
+
+    /// Merges all there is to merge in a text of `end` bytes. `pair` gives the rank, below [`NONE`] and lower being
+    /// better, and the token of two neighbours, whose text goes from `left.start` to the number.
+    pub(super) fn merge(&mut self, end: u32, pair: impl Fn(Symbol, Symbol, u32) -> Option<(u32, u32)>) {
+        for right in 1..self.symbols.len() as u32 {
+            self.consider(right - 1, end, &pair);
+        }
+        while let Some(Reverse(best)) = self.heap.pop() {
+            let (rank, index) = ((best >> 32) as u32, best as u32);
+            let left = self.symbols[index as usize];
+            // A symbol that is gone has no rank; one whose pair is another now has another entry of its own.
+            if left.rank != rank {
+                continue;
+            }
+            let right = self.symbols[left.next as usize];
+            self.symbols[left.next as usize].rank = NONE;
+            let merged = &mut self.symbols[index as usize];
+            merged.token = left.merged;
+            merged.next = right.next;
+            if right.next != NONE {
+                self.symbols[right.next as usize].previous = index;
+            }
+            if left.previous != NONE {
+                self.consider(left.previous, end, &pair);
+            }
+            self.consider(index, end, &pair);
+        }
+    }
+
+    /// Looks at the pair that begins with `index`.
+    fn consider(&mut self, index: u32, end: u32, pair: &impl Fn(Symbol, Symbol, u32) -> Option<(u32, u32)>) {
+        let left = self.symbols[index as usize];
+        let found = self.symbols.get(left.next as usize).and_then(|&right| {
+            let end = self.symbols.get(right.next as usize).map_or(end, |after| after.start);
+            pair(left, right, end)
+        });
+        let (rank, merged) = found.unwrap_or((NONE, NONE));
+        let symbol = &mut self.symbols[index as usize];
+        (symbol.rank, symbol.merged) = (rank, merged);
+        if rank != NONE {
+            self.heap.push(Reverse(u64::from(rank) << 32 | u64::from(index)));
+        }
+    }
+
+    /// What is left, in order.
+    pub(super) fn symbols(&self) -> impl Iterator<Item = Symbol> {
+        let mut next = if self.symbols.is_empty() { NONE } else { 0 };
+        std::iter::from_fn(move || {
+            let symbol = *self.symbols.get(next as usize)?;
+            next = symbol.next;
+            Some(symbol)
+        })
+    }
+}
