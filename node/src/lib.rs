@@ -16,6 +16,7 @@
 //! | [`worker`] | operands kept for peers, the compute queue, memory budget |
 //! | [`schedule`] | plans and placement; pure state machines |
 //! | [`fabric`] | drives all of these for jobs: check, merge, retry |
+//! | [`serve`] | models: one engine each, continuous batching |
 //! | [`config`] | flags, environment and file, resolved once |
 //! | [`runtime`], [`daemon`] | the threads these run on; `pangea node` from start to end |
 //! | [`cli`] | the commands of the binary |
@@ -32,6 +33,7 @@ pub mod link;
 pub mod net;
 pub mod runtime;
 pub mod schedule;
+pub mod serve;
 pub mod wire;
 pub mod worker;
 

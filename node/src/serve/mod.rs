@@ -1,0 +1,5 @@
+//! Serving models from this process.
+//!
+//! * [`batch`]: which sequences are computed when; a pure state machine.
+
+pub mod batch;
