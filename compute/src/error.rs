@@ -69,6 +69,12 @@ pub enum Error {
         /// For what.
         what: &'static str,
     },
+    /// A bound that someone set is reached; the same may work once other work has ended.
+    #[error("{what}")]
+    Busy {
+        /// Which bound, and what to do.
+        what: String,
+    },
     /// The disk that is being written to is full.
     #[error("the disk is full: writing {} failed and the partial file was removed; free space or choose another place", path.display())]
     DiskFull {
@@ -95,7 +101,7 @@ impl Error {
             Error::Shape { .. } | Error::Dtype { .. } | Error::Invalid { .. } | Error::Parse { .. } => {
                 ErrorKind::InvalidInput
             }
-            Error::OutOfMemory { .. } | Error::DiskFull { .. } => ErrorKind::Overloaded,
+            Error::OutOfMemory { .. } | Error::DiskFull { .. } | Error::Busy { .. } => ErrorKind::Overloaded,
             Error::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound => ErrorKind::NotFound,
             Error::Io { .. } => ErrorKind::Internal,
             Error::Cancelled => ErrorKind::Cancelled,

@@ -15,7 +15,10 @@
 //! | `kernel` | instruction sets, packing, micro-kernels: where `unsafe` lives |
 //! | [`check`] | is this product right? (DESIGN §6) |
 //! | [`npy`], [`mapped`], [`npy_writer`], [`csv`], [`json`] | file formats: pure parsers; mapped `.npy`; blockwise `.npy` writing; text |
+//! | [`gguf`] | model files: metadata, the table of tensors, what a stored block means |
+//! | [`tokenizer`] | text to tokens and back |
 //! | [`probe`] | how fast is this machine? |
+//! | [`model`] | language models: configuration, weights of a layer range, caches, the forward pass |
 
 #[cfg(target_endian = "big")]
 compile_error!("tensors are kept in little-endian byte order: big-endian machines are not supported");
@@ -25,9 +28,11 @@ pub mod check;
 pub mod csv;
 pub mod dtype;
 pub mod error;
+pub mod gguf;
 pub mod json;
 mod kernel;
 pub mod mapped;
+pub mod model;
 pub mod npy;
 pub mod npy_writer;
 pub mod pool;
@@ -35,6 +40,7 @@ pub mod probe;
 pub mod product;
 pub mod tensor;
 pub mod tensor_buf;
+pub mod tokenizer;
 
 pub use buffer::Buffer;
 pub use check::{CheckReport, ColumnProbe, Mismatch, detection_limit};

@@ -1,7 +1,7 @@
 //! The compute pool: N threads that products and checks run on, scratch memory they reuse, and cancellation.
 //! It never decides what to compute.
 
-use crate::kernel::team::Team;
+use crate::kernel::team::{Team, Worker};
 use crate::{Buffer, Error, Isa};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -52,6 +52,11 @@ impl Pool {
     /// inside a job.
     pub(crate) fn run(&self, width: usize, job: &(dyn Fn(usize) + Sync)) {
         self.team.run(width, job);
+    }
+
+    /// Calls `job` on every thread at the same time; inside, they may meet. Not from inside a job.
+    pub(crate) fn together(&self, job: &(dyn Fn(Worker<'_>) + Sync)) {
+        self.team.together(job);
     }
 
     /// At least `bytes` of scratch, with whatever was in it; hand it back with [`Pool::give_back`].

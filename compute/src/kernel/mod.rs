@@ -2,12 +2,18 @@
 //! type and instruction set. Callers have checked shapes and types; nothing here knows about files or peers.
 #![allow(unsafe_code)]
 
+pub(crate) mod barrier;
 pub(crate) mod blocked;
+pub(crate) mod float;
 pub(crate) mod isa;
 pub(crate) mod pack;
 pub(crate) mod plain;
+pub(crate) mod quant;
+pub(crate) mod shared;
+pub(crate) mod simd;
 pub(crate) mod team;
 pub(crate) mod thin;
+pub(crate) mod transformer;
 
 #[cfg(target_os = "macos")]
 pub(crate) mod accelerate;

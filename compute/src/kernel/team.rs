@@ -1,10 +1,13 @@
-//! The compute threads: one fork-join at a time, the calling thread among them. Between jobs they spin for a moment,
-//! then sleep. It knows nothing of what is computed; the one `unsafe` lends a borrowed job to the other threads.
+//! The compute threads: one fork-join at a time, the calling thread among them, with a barrier to meet at inside a job.
+//! Between jobs they spin for a moment, then sleep. It knows nothing of what is computed; the one `unsafe` lends a
+//! borrowed job to the other threads.
 #![allow(unsafe_code)]
 
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
+
+use super::barrier::Barrier;
 
 /// How often a thread looks for the next job before it sleeps: some tens of microseconds, the distance between the
 /// phases of one product, far less than a scheduler's time slice.
@@ -28,6 +31,32 @@ struct Shared {
     panicked: AtomicBool,
     finished: Mutex<()>,
     all_done: Condvar,
+    barrier: Barrier,
+}
+
+/// One thread's place in a job that all run together.
+#[derive(Clone, Copy)]
+pub(crate) struct Worker<'a> {
+    /// Which of them, from 0.
+    pub(crate) index: usize,
+    /// How many there are.
+    pub(crate) width: usize,
+    barrier: &'a Barrier,
+}
+
+impl Worker<'_> {
+    /// Waits until every thread of the job is here: what any of them wrote before, all see after.
+    ///
+    /// # Panics
+    /// Where another thread of the job panicked and will not come.
+    pub(crate) fn meet(&self) {
+        self.barrier.wait(self.width);
+    }
+
+    /// This thread's share of `n` things, in contiguous runs whose lengths differ by at most one.
+    pub(crate) fn share(&self, n: usize) -> std::ops::Range<usize> {
+        n * self.index / self.width..n * (self.index + 1) / self.width
+    }
 }
 
 /// `threads` threads, the caller of [`Team::run`] being one.
@@ -54,6 +83,7 @@ impl Team {
             panicked: AtomicBool::new(false),
             finished: Mutex::new(()),
             all_done: Condvar::new(),
+            barrier: Barrier::new(),
         });
         let workers = (1..threads)
             .map_while(|index| {
@@ -66,6 +96,17 @@ impl Team {
 
     pub(crate) fn threads(&self) -> usize {
         self.workers.len() + 1
+    }
+
+    /// Calls `job` on every thread at the same time; they may [`Worker::meet`] as often as all of them do.
+    /// Must not be called from inside a job.
+    ///
+    /// # Panics
+    /// Where a job panicked.
+    pub(crate) fn together(&self, job: &(dyn Fn(Worker<'_>) + Sync)) {
+        let width = self.threads();
+        let barrier = &self.shared.barrier;
+        self.run(width, &|index| job(Worker { index, width, barrier }));
     }
 
     /// Calls `job(i)` once for every i < min(width, threads), each on its own thread, and returns when all are done.
@@ -88,6 +129,7 @@ impl Team {
         // overwritten, except by threads that skip it because they do not take part.
         let lent: Job<'static> = unsafe { std::mem::transmute::<Job<'_>, Job<'static>>(job) };
         shared.panicked.store(false, Ordering::Relaxed);
+        shared.barrier.reset();
         shared.remaining.store(width - 1, Ordering::Relaxed);
         {
             let mut slot = lock(&shared.slot);
@@ -110,6 +152,9 @@ struct Finish<'a>(&'a Shared);
 
 impl Drop for Finish<'_> {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.barrier.break_up();
+        }
         for _ in 0..SPINS {
             if self.0.remaining.load(Ordering::Acquire) == 0 {
                 return;
@@ -150,6 +195,7 @@ fn work(shared: &Shared, index: usize) {
         }
         if std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| job(index))).is_err() {
             shared.panicked.store(true, Ordering::Relaxed);
+            shared.barrier.break_up();
         }
         if shared.remaining.fetch_sub(1, Ordering::AcqRel) == 1 {
             let _guard = lock(&shared.finished);

@@ -1,0 +1,87 @@
+//! Reading a file's bytes one after the other: every read is checked against what is there, every error names the byte.
+//! It never allocates for what was not seen.
+
+use crate::Error;
+
+/// An error of a GGUF file at `offset`.
+pub(super) fn bad(offset: usize, what: impl Into<String>) -> Error {
+    Error::Parse { format: "gguf", what: what.into(), place: format!("at byte {offset}") }
+}
+
+pub(super) struct Cursor<'a> {
+    bytes: &'a [u8],
+    at: usize,
+}
+
+impl<'a> Cursor<'a> {
+    pub(super) fn new(bytes: &'a [u8]) -> Cursor<'a> {
+        Cursor { bytes, at: 0 }
+    }
+
+    /// The offset of the next byte.
+    pub(super) fn offset(&self) -> usize {
+        self.at
+    }
+
+    /// The size of the whole file.
+    pub(super) fn size(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// How many bytes are left.
+    pub(super) fn left(&self) -> usize {
+        self.bytes.len() - self.at
+    }
+
+    pub(super) fn take(&mut self, len: u64, what: &str) -> Result<&'a [u8], Error> {
+        let left = self.left();
+        if len > left as u64 {
+            return Err(bad(
+                self.at,
+                format!(
+                    "{what} should take {len} bytes, but the file ends after {left}: it is truncated or corrupt; fetch it again"
+                ),
+            ));
+        }
+        let taken = &self.bytes[self.at..self.at + len as usize];
+        self.at += len as usize;
+        Ok(taken)
+    }
+
+    fn array<const N: usize>(&mut self, what: &str) -> Result<[u8; N], Error> {
+        let mut out = [0; N];
+        out.copy_from_slice(self.take(N as u64, what)?);
+        Ok(out)
+    }
+
+    pub(super) fn u32(&mut self, what: &str) -> Result<u32, Error> {
+        Ok(u32::from_le_bytes(self.array(what)?))
+    }
+
+    pub(super) fn u64(&mut self, what: &str) -> Result<u64, Error> {
+        Ok(u64::from_le_bytes(self.array(what)?))
+    }
+
+    /// A count of things that take at least `least` bytes each: one that cannot be true is an error.
+    pub(super) fn count(&mut self, count: u64, least: u64, what: &str) -> Result<usize, Error> {
+        let left = self.left() as u64;
+        match count.checked_mul(least) {
+            // It fits a usize: there are at least as many bytes.
+            Some(bytes) if bytes <= left => Ok(count as usize),
+            _ => Err(bad(
+                self.at,
+                format!(
+                    "{count} {what} cannot be in the {left} bytes that are left: the file is truncated or corrupt; fetch it again"
+                ),
+            )),
+        }
+    }
+
+    /// A length of 8 bytes, then that much UTF-8.
+    pub(super) fn string(&mut self, what: &str) -> Result<&'a str, Error> {
+        let len = self.u64(what)?;
+        let start = self.at;
+        let bytes = self.take(len, what)?;
+        std::str::from_utf8(bytes).map_err(|e| bad(start + e.valid_up_to(), format!("{what} is not UTF-8")))
+    }
+}

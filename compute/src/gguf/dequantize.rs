@@ -1,0 +1,147 @@
+//! What a block of each storage type means, written as plainly as it can be: the reference that faster code is held to.
+//! It is never the fast path.
+//!
+//! Source: the block structures of ggml's `ggml-common.h`.
+
+use super::GgmlType;
+use crate::Error;
+use half::{bf16, f16};
+
+/// The elements of `bytes` as f32, in order; products and sums are rounded one by one, never fused.
+///
+/// # Errors
+/// [`Error::Invalid`] where `bytes` are not whole blocks or `out` has another length than they hold.
+pub fn dequantize(ty: GgmlType, bytes: &[u8], out: &mut [f32]) -> Result<(), Error> {
+    let (len, size) = (ty.block_len(), ty.block_bytes());
+    if !bytes.len().is_multiple_of(size) || bytes.len() / size * len != out.len() {
+        return Err(Error::invalid(
+            "dequantize",
+            format!(
+                "{} bytes of {ty} are not the {} elements asked for: a block of {len} takes {size} bytes",
+                bytes.len(),
+                out.len()
+            ),
+        ));
+    }
+    let block = match ty {
+        GgmlType::F32 => |b: &[u8], out: &mut [f32]| out[0] = f32::from_le_bytes([b[0], b[1], b[2], b[3]]),
+        GgmlType::F16 => |b: &[u8], out: &mut [f32]| out[0] = half_at(b, 0),
+        GgmlType::BF16 => |b: &[u8], out: &mut [f32]| out[0] = bf16::from_le_bytes([b[0], b[1]]).to_f32(),
+        GgmlType::Q4_0 => q4_0,
+        GgmlType::Q4_1 => q4_1,
+        GgmlType::Q5_0 => q5_0,
+        GgmlType::Q5_1 => q5_1,
+        GgmlType::Q8_0 => q8_0,
+        GgmlType::Q4K => q4_k,
+        GgmlType::Q5K => q5_k,
+        GgmlType::Q6K => q6_k,
+    };
+    for (bytes, out) in bytes.chunks_exact(size).zip(out.chunks_exact_mut(len)) {
+        block(bytes, out);
+    }
+    Ok(())
+}
+
+fn half_at(bytes: &[u8], at: usize) -> f32 {
+    f16::from_le_bytes([bytes[at], bytes[at + 1]]).to_f32()
+}
+
+/// The 4-bit value of element `j` of 32: the first 16 are the low nibbles.
+fn nibble(qs: &[u8], j: usize) -> u8 {
+    if j < 16 { qs[j] & 15 } else { qs[j - 16] >> 4 }
+}
+
+/// The fifth bit of element `j`, bit `j` of a little-endian u32, in its place.
+fn fifth(qh: &[u8], j: usize) -> u8 {
+    ((qh[j / 8] >> (j % 8)) & 1) << 4
+}
+
+/// d f16, 16 bytes of nibbles.
+fn q4_0(b: &[u8], out: &mut [f32]) {
+    let d = half_at(b, 0);
+    for (j, out) in out.iter_mut().enumerate() {
+        *out = d * (f32::from(nibble(&b[2..], j)) - 8.0);
+    }
+}
+
+/// d f16, m f16, 16 bytes of nibbles.
+fn q4_1(b: &[u8], out: &mut [f32]) {
+    let (d, m) = (half_at(b, 0), half_at(b, 2));
+    for (j, out) in out.iter_mut().enumerate() {
+        *out = d * f32::from(nibble(&b[4..], j)) + m;
+    }
+}
+
+/// d f16, 4 bytes of fifth bits, 16 bytes of nibbles.
+fn q5_0(b: &[u8], out: &mut [f32]) {
+    let d = half_at(b, 0);
+    for (j, out) in out.iter_mut().enumerate() {
+        *out = d * (f32::from(nibble(&b[6..], j) | fifth(&b[2..], j)) - 16.0);
+    }
+}
+
+/// d f16, m f16, 4 bytes of fifth bits, 16 bytes of nibbles.
+fn q5_1(b: &[u8], out: &mut [f32]) {
+    let (d, m) = (half_at(b, 0), half_at(b, 2));
+    for (j, out) in out.iter_mut().enumerate() {
+        *out = d * f32::from(nibble(&b[8..], j) | fifth(&b[4..], j)) + m;
+    }
+}
+
+/// d f16, 32 signed bytes.
+fn q8_0(b: &[u8], out: &mut [f32]) {
+    let d = half_at(b, 0);
+    for (q, out) in b[2..].iter().zip(out) {
+        *out = d * f32::from(*q as i8);
+    }
+}
+
+/// The 6-bit scale and minimum of group `j` of 8: four of each lie in the low bits of bytes 0–7; the other four have
+/// their low nibbles in bytes 8–11 and their upper two bits on top of bytes 0–7.
+fn scale_and_min(s: &[u8], j: usize) -> (f32, f32) {
+    let (scale, min) = if j < 4 {
+        (s[j] & 63, s[j + 4] & 63)
+    } else {
+        ((s[j + 4] & 15) | (s[j - 4] >> 6 << 4), (s[j + 4] >> 4) | (s[j] >> 6 << 4))
+    };
+    (f32::from(scale), f32::from(min))
+}
+
+/// d f16, dmin f16, 12 bytes of scales and minima, 128 bytes of nibbles: 32 bytes for each pair of groups.
+fn q4_k(b: &[u8], out: &mut [f32]) {
+    let (d, dmin) = (half_at(b, 0), half_at(b, 2));
+    for (group, out) in out.chunks_exact_mut(32).enumerate() {
+        let (scale, min) = scale_and_min(&b[4..16], group);
+        let qs = &b[16 + group / 2 * 32..];
+        for (j, out) in out.iter_mut().enumerate() {
+            *out = (d * scale) * f32::from((qs[j] >> (group % 2 * 4)) & 15) - dmin * min;
+        }
+    }
+}
+
+/// d f16, dmin f16, 12 bytes of scales and minima, 32 bytes of fifth bits (bit `group` of byte `j`), 128 of nibbles.
+fn q5_k(b: &[u8], out: &mut [f32]) {
+    let (d, dmin) = (half_at(b, 0), half_at(b, 2));
+    let qh = &b[16..48];
+    for (group, out) in out.chunks_exact_mut(32).enumerate() {
+        let (scale, min) = scale_and_min(&b[4..16], group);
+        let qs = &b[48 + group / 2 * 32..];
+        for (j, out) in out.iter_mut().enumerate() {
+            let q = ((qs[j] >> (group % 2 * 4)) & 15) | (((qh[j] >> group) & 1) << 4);
+            *out = (d * scale) * f32::from(q) - dmin * min;
+        }
+    }
+}
+
+/// 128 bytes of low nibbles, 64 bytes of upper two bits, 16 signed scales, d f16. Halves of 128 elements: quarter `t` of
+/// one has its nibbles in bytes `32·(t mod 2)…` (low ones first) and its upper bits at `2·t`.
+fn q6_k(b: &[u8], out: &mut [f32]) {
+    let d = half_at(b, 208);
+    for (i, out) in out.iter_mut().enumerate() {
+        let (half, quarter, j) = (i / 128, i % 128 / 32, i % 32);
+        let low = (b[half * 64 + quarter % 2 * 32 + j] >> (quarter / 2 * 4)) & 15;
+        let high = (b[128 + half * 32 + j] >> (quarter * 2)) & 3;
+        let scale = b[192 + i / 16] as i8;
+        *out = (d * f32::from(scale)) * (f32::from(low | (high << 4)) - 32.0);
+    }
+}

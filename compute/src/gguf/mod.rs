@@ -1,0 +1,232 @@
+//! GGUF files, versions 2 and 3, little-endian: header, metadata and the table of tensors, all checked when the file is
+//! opened, so that a view of a tensor is only a slice. It never knows what a model is, and never writes.
+//!
+//! Source: the GGUF specification in ggml's `docs/gguf.md`.
+
+mod cursor;
+mod dequantize;
+mod ggml_type;
+mod metadata;
+mod tensor_table;
+
+pub use dequantize::dequantize;
+pub use ggml_type::GgmlType;
+pub use metadata::{Metadata, Strings, Value, ValueType};
+
+use crate::Error;
+use crate::mapped::Mapping;
+use cursor::{Cursor, bad};
+use std::path::Path;
+use tensor_table::{Entry, TensorTable};
+
+const MAGIC: &[u8; 4] = b"GGUF";
+/// The versions that are read. Version 1 had 32-bit lengths and was written for a few days in August 2023.
+const VERSIONS: std::ops::RangeInclusive<u32> = 2..=3;
+
+enum Source {
+    Mapped(Mapping),
+    Owned(Vec<u8>),
+}
+
+impl Source {
+    fn bytes(&self) -> &[u8] {
+        match self {
+            Source::Mapped(mapping) => mapping.bytes(),
+            Source::Owned(bytes) => bytes,
+        }
+    }
+}
+
+/// A GGUF file, mapped or in memory, parsed and checked.
+pub struct Gguf {
+    source: Source,
+    metadata: Metadata,
+    table: TensorTable,
+}
+
+/// One tensor of a file: its description and its bytes, not copied.
+#[derive(Clone, Debug)]
+pub struct TensorView<'a> {
+    /// Its name, such as `blk.0.attn_q.weight`.
+    pub name: &'a str,
+    /// How its elements are stored.
+    pub ggml_type: GgmlType,
+    /// The dimensions in ggml's order: `shape[0]` is contiguous (k), then rows. 1 to 4 of them, none zero.
+    pub shape: Vec<u64>,
+    /// Row after row, each of `shape[0]` elements as whole blocks.
+    pub bytes: &'a [u8],
+}
+
+impl TensorView<'_> {
+    /// The length of a contiguous row, in elements.
+    pub fn row_len(&self) -> usize {
+        self.shape[0] as usize
+    }
+
+    /// How many rows there are: the product of all dimensions but the first.
+    pub fn rows(&self) -> usize {
+        self.shape[1..].iter().product::<u64>() as usize
+    }
+
+    /// How many elements there are. It never overflows: the bytes are there.
+    pub fn elements(&self) -> usize {
+        self.row_len() * self.rows()
+    }
+
+    /// All elements as f32, row after row, by [`dequantize`].
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`].
+    pub fn to_f32(&self) -> Result<Vec<f32>, Error> {
+        let len = self.elements();
+        let mut out = Vec::new();
+        out.try_reserve_exact(len)
+            .map_err(|_| Error::OutOfMemory { bytes: len as u64 * 4, what: "a tensor of the model" })?;
+        out.resize(len, 0.0);
+        dequantize(self.ggml_type, self.bytes, &mut out)?;
+        Ok(out)
+    }
+}
+
+impl Gguf {
+    /// Maps the file and checks all of it but the tensors' elements, of which nothing is read.
+    ///
+    /// The file must not be cut short by others while it is in use: the system ends a process that reads a mapped page
+    /// which is no longer there.
+    ///
+    /// # Errors
+    /// [`Error::Io`]; [`Error::Invalid`] for what is not a regular file; otherwise as [`Gguf::from_bytes`].
+    pub fn open(path: impl AsRef<Path>) -> Result<Gguf, Error> {
+        let path = path.as_ref();
+        let source = match Mapping::open(path, "gguf")? {
+            Some(mapping) => Source::Mapped(mapping),
+            None => Source::Owned(Vec::new()),
+        };
+        Gguf::parse(source).map_err(|e| match e {
+            Error::Parse { format, what, place } => {
+                Error::Parse { format, what, place: format!("{}, {place}", path.display()) }
+            }
+            other => other,
+        })
+    }
+
+    /// The same over bytes in memory.
+    ///
+    /// # Errors
+    /// [`Error::Parse`], with the byte, for whatever is not a whole GGUF file: wrong magic, version or byte order,
+    /// truncation, lengths and offsets that point outside, names and keys that occur twice, overlapping tensors.
+    /// What a file claims is never allocated before it is seen to be there. A tensor of a type that is not supported
+    /// is no error until it is asked for.
+    pub fn from_bytes(bytes: Vec<u8>) -> Result<Gguf, Error> {
+        Gguf::parse(Source::Owned(bytes))
+    }
+
+    fn parse(source: Source) -> Result<Gguf, Error> {
+        let mut cursor = Cursor::new(source.bytes());
+        let (tensors, pairs) = header(&mut cursor)?;
+        let metadata = Metadata::parse(&mut cursor, pairs)?;
+        let table = TensorTable::parse(&mut cursor, tensors, &metadata)?;
+        Ok(Gguf { source, metadata, table })
+    }
+
+    /// The key-value pairs.
+    pub fn metadata(&self) -> &Metadata {
+        &self.metadata
+    }
+
+    /// The tensor of that name; `None` where the file has none.
+    ///
+    /// # Errors
+    /// [`Error::Dtype`] where it is stored in a type that is not supported.
+    pub fn tensor(&self, name: &str) -> Result<Option<TensorView<'_>>, Error> {
+        self.table.find(name).map(|entry| self.view(entry)).transpose()
+    }
+
+    /// The tensor of that name, which must be there.
+    ///
+    /// # Errors
+    /// As [`Gguf::tensor`]; [`Error::Invalid`] where the file has none.
+    pub fn require(&self, name: &str) -> Result<TensorView<'_>, Error> {
+        self.tensor(name)?.ok_or_else(|| {
+            let parts = self.metadata.get_u64("split.count").ok().flatten().unwrap_or(1);
+            Error::invalid(
+                "gguf",
+                if parts > 1 {
+                    format!(
+                        "the file has no tensor {name:?}: it is one of {parts} parts of a split model; \
+                         merge them first with `llama-gguf-split --merge`"
+                    )
+                } else {
+                    format!("the file has no tensor {name:?}: it is incomplete or of another architecture than it says")
+                },
+            )
+        })
+    }
+
+    /// All tensors in the file's order, those of unsupported types as errors.
+    pub fn tensors(&self) -> impl Iterator<Item = Result<TensorView<'_>, Error>> {
+        self.table.entries().iter().map(|entry| self.view(entry))
+    }
+
+    /// The names of all tensors, in the file's order.
+    pub fn tensor_names(&self) -> impl Iterator<Item = &str> {
+        self.table.entries().iter().map(|entry| entry.name.as_str())
+    }
+
+    fn view<'a>(&'a self, entry: &'a Entry) -> Result<TensorView<'a>, Error> {
+        Ok(TensorView {
+            name: &entry.name,
+            ggml_type: GgmlType::supported(entry.type_id, &entry.name)?,
+            shape: entry.shape.clone(),
+            bytes: &self.source.bytes()[entry.bytes.clone()],
+        })
+    }
+
+    /// The size of the whole file.
+    pub fn size_bytes(&self) -> u64 {
+        self.source.bytes().len() as u64
+    }
+
+    /// Tells the system that these bytes, part of a [`TensorView`], will not be read again soon: the mapped pages that
+    /// lie wholly inside stop counting as this process's memory. Reading them again is right, only slower. It does
+    /// nothing for bytes that are not of this file's mapping.
+    pub fn release(&self, bytes: &[u8]) {
+        if let Source::Mapped(mapping) = &self.source {
+            mapping.release(bytes);
+        }
+    }
+}
+
+impl std::fmt::Debug for Gguf {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Gguf({} tensors, {} bytes)", self.table.entries().len(), self.size_bytes())
+    }
+}
+
+/// The counts of tensors and of metadata pairs.
+fn header(cursor: &mut Cursor<'_>) -> Result<(u64, u64), Error> {
+    let magic = cursor.take(4, "the magic number")?;
+    if magic != MAGIC {
+        let hint = match magic {
+            b"ggml" | b"lmgg" | b"ggmf" | b"fmgg" | b"ggjt" | b"tjgg" | b"ggla" | b"algg" => {
+                "a file of a format from before GGUF; convert it, or fetch the model as GGUF"
+            }
+            b"FUGG" => "a GGUF file with its bytes swapped; fetch it again",
+            _ => "not a GGUF file; check that the download is complete and the right file",
+        };
+        return Err(bad(0, format!("it begins with {:?}, not \"GGUF\": {hint}", magic.escape_ascii().to_string())));
+    }
+    let version = cursor.u32("the version")?;
+    if VERSIONS.contains(&version.swap_bytes()) {
+        return Err(bad(4, "big-endian files are not supported; fetch or convert a little-endian one"));
+    }
+    if !VERSIONS.contains(&version) {
+        return Err(bad(
+            4,
+            format!(
+                "GGUF version {version} is not supported, only 2 and 3; convert the model again with a current tool"
+            ),
+        ));
+    }
+    Ok((cursor.u64("the number of tensors")?, cursor.u64("the number of metadata pairs")?))
+}

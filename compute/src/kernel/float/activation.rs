@@ -1,0 +1,104 @@
+//! What a feed-forward layer does between its products, and the soft cap of logits. Element by element: the same bits
+//! however the elements are cut.
+#![allow(unsafe_code)]
+
+use crate::Isa;
+use crate::kernel::float::math;
+use crate::kernel::simd::{Body, LANES, Simd, dispatch};
+
+/// The function on the gate of a gated feed-forward layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Activation {
+    /// x · sigmoid(x).
+    Silu,
+    /// GELU, tanh form.
+    Gelu,
+}
+
+struct Gated<'a> {
+    activation: Activation,
+    gate: &'a mut [f32],
+    up: &'a [f32],
+}
+
+impl Body for Gated<'_> {
+    type Out = ();
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let Gated { activation, gate, up } = self;
+        let (gates, gate_rest) = gate.as_chunks_mut::<LANES>();
+        let (ups, up_rest) = up.as_chunks::<LANES>();
+        // SAFETY: chunks of sixteen.
+        unsafe {
+            let one = |gate: &mut [f32; LANES], up: &[f32; LANES]| {
+                let x = S::load(gate.as_ptr());
+                let y = match activation {
+                    Activation::Silu => math::silu::<S>(x),
+                    Activation::Gelu => math::gelu::<S>(x),
+                };
+                S::store(gate.as_mut_ptr(), S::mul(y, S::load(up.as_ptr())));
+            };
+            for (gate, up) in gates.iter_mut().zip(ups) {
+                one(gate, up);
+            }
+            if !gate_rest.is_empty() {
+                let (mut gate, mut up) = ([0.0; LANES], [0.0; LANES]);
+                gate[..gate_rest.len()].copy_from_slice(gate_rest);
+                up[..up_rest.len()].copy_from_slice(up_rest);
+                one(&mut gate, &up);
+                gate_rest.copy_from_slice(&gate[..gate_rest.len()]);
+            }
+        }
+    }
+}
+
+/// `gate = activation(gate) · up`; both of one length.
+pub(crate) fn gated(isa: Isa, activation: Activation, gate: &mut [f32], up: &[f32]) {
+    assert_eq!(gate.len(), up.len(), "a gate and what it gates differ in length");
+    // SAFETY: the lengths were checked; `isa` is one that a pool was made with.
+    unsafe { dispatch(isa, Gated { activation, gate, up }) }
+}
+
+struct SoftCap<'a>(&'a mut [f32], f32);
+
+impl Body for SoftCap<'_> {
+    type Out = ();
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let (whole, rest) = self.0.as_chunks_mut::<LANES>();
+        // SAFETY: chunks of sixteen.
+        unsafe {
+            for chunk in whole {
+                S::store(chunk.as_mut_ptr(), soft_cap_lanes::<S>(S::load(chunk.as_ptr()), self.1));
+            }
+            if !rest.is_empty() {
+                let mut last = [0.0; LANES];
+                last[..rest.len()].copy_from_slice(rest);
+                S::store(last.as_mut_ptr(), soft_cap_lanes::<S>(S::load(last.as_ptr()), self.1));
+                rest.copy_from_slice(&last[..rest.len()]);
+            }
+        }
+    }
+}
+
+/// cap · tanh(x / cap).
+///
+/// # Safety
+/// As [`Simd`].
+#[inline(always)]
+pub(crate) unsafe fn soft_cap_lanes<S: Simd>(x: S::F, cap: f32) -> S::F {
+    // SAFETY: passed on from the caller.
+    unsafe { S::mul(S::splat(cap), math::tanh::<S>(S::div(x, S::splat(cap)))) }
+}
+
+/// `x = cap · tanh(x / cap)` (Gemma 2 report, §2).
+pub(crate) fn soft_cap(isa: Isa, x: &mut [f32], cap: f32) {
+    // SAFETY: nothing beyond the slice is touched; `isa` is one that a pool was made with.
+    unsafe { dispatch(isa, SoftCap(x, cap)) }
+}
+
+/// Whether no element is NaN or infinite.
+pub(crate) fn all_finite(x: &[f32]) -> bool {
+    // The exponent all ones; a maximum over integers is vectorised where `all` is not.
+    x.iter().fold(0, |most, x| most.max(x.to_bits() & 0x7fff_ffff)) < 0x7f80_0000
+}

@@ -1,0 +1,313 @@
+//! Scaled dot-product attention of a few query rows over the cached keys and values of one head (Vaswani et al. 2017), in
+//! two passes. What a row's result depends on, in which order:
+//!
+//! * a score is one chain of fused multiply-adds over the head's elements, a lane being one key;
+//! * the largest score is exact; e = exp(score − largest); the sum of e runs over sixteen lanes, lane i taking the keys at
+//!   positions ≡ i modulo 16 in order, folded once;
+//! * values are summed in order of position in chains of [`CHUNK`] positions, which begin at multiples of it, and the chains
+//!   are added in order; the result is multiplied by 1 / sum.
+//!
+//! So it depends on the row's own position and on the cache, never on which rows are computed together. A key that a row may
+//! not see has e = 0 exactly: adding it changes no sum, since every value is finite (the cache takes no others) and no
+//! partial sum that counts is −0.
+#![allow(unsafe_code)]
+
+use crate::Isa;
+use crate::kernel::float::{activation::soft_cap_lanes, math};
+use crate::kernel::simd::{Body, LANES, Simd, dispatch, fold};
+
+/// Positions of one page of a cache. Keys of sixteen positions lie together, so it is a multiple of that.
+pub(crate) const PAGE: usize = 32;
+
+/// Values are summed in chains of this many positions; a multiple of [`PAGE`].
+pub(crate) const CHUNK: usize = 256;
+
+/// At most so many rows are computed together.
+pub(crate) const MAX_ROWS: usize = 8;
+
+const _: () = assert!(CHUNK.is_multiple_of(PAGE) && PAGE.is_multiple_of(LANES));
+
+/// The cached keys and values of one key-value head of one layer, in half precision.
+///
+/// In each page, from `key_offset`: keys `[PAGE / 16][head_width][16]`, a lane being a position; from `value_offset`:
+/// values `[PAGE][head_width]`.
+#[derive(Clone, Copy)]
+pub(crate) struct KeysValues<'a> {
+    pub(crate) pages: &'a [*mut u16],
+    pub(crate) key_offset: usize,
+    pub(crate) value_offset: usize,
+    pub(crate) head_width: usize,
+}
+
+/// One row: where its query begins in `queries`, where its result goes in `out`, its position.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Row {
+    pub(crate) query: *const f32,
+    pub(crate) out: *mut f32,
+    pub(crate) position: usize,
+}
+
+// SAFETY: a row is a place, used by whoever holds it under the promises of `attend`.
+unsafe impl Send for Row {}
+
+impl Row {
+    /// No row.
+    pub(crate) const NONE: Row = Row { query: std::ptr::null(), out: std::ptr::null_mut(), position: 0 };
+}
+
+struct Attend<'a> {
+    rows: &'a [Row],
+    cache: KeysValues<'a>,
+    /// A row sees this many positions, its own the last.
+    window: usize,
+    soft_cap: Option<f32>,
+    scores: &'a mut [f32],
+}
+
+/// Floats of scratch that [`attend`] wants for rows up to `position`.
+pub(crate) fn scratch_len(position: usize) -> usize {
+    MAX_ROWS * (position / LANES + 1) * LANES
+}
+
+/// Attention of at most [`MAX_ROWS`] rows. Queries are already scaled.
+///
+/// # Safety
+/// Each row's query and result are `head_width` floats, the results written by nobody else meanwhile; pages for every
+/// position up to the rows' hold written keys and values for all positions that a row sees; `isa` is available;
+/// `scratch` has [`scratch_len`] of the last position.
+pub(crate) unsafe fn attend(
+    isa: Isa,
+    rows: &[Row],
+    cache: KeysValues<'_>,
+    window: usize,
+    soft_cap: Option<f32>,
+    scratch: &mut [f32],
+) {
+    // SAFETY: passed on from the caller.
+    unsafe { dispatch(isa, Attend { rows, cache, window, soft_cap, scores: scratch }) }
+}
+
+/// Calls `$f::<S, ROWS>` for the number of rows known only at run time.
+macro_rules! by_rows {
+    ($self:expr, $rows:expr, $f:ident($($arg:expr),*)) => {
+        match $rows {
+            1 => $self.$f::<S, 1>($($arg),*),
+            2 => $self.$f::<S, 2>($($arg),*),
+            3 => $self.$f::<S, 3>($($arg),*),
+            4 => $self.$f::<S, 4>($($arg),*),
+            5 => $self.$f::<S, 5>($($arg),*),
+            6 => $self.$f::<S, 6>($($arg),*),
+            7 => $self.$f::<S, 7>($($arg),*),
+            _ => $self.$f::<S, 8>($($arg),*),
+        }
+    };
+}
+
+impl Body for Attend<'_> {
+    type Out = ();
+    #[inline(always)]
+    unsafe fn run<S: Simd>(mut self) {
+        // SAFETY: passed on from the caller of `attend`.
+        unsafe { by_rows!(self, self.rows.len(), rows()) }
+    }
+}
+
+impl Attend<'_> {
+    /// The first position that a row at `position` sees.
+    #[inline(always)]
+    fn first(&self, position: usize) -> usize {
+        (position + 1).saturating_sub(self.window)
+    }
+
+    #[inline(always)]
+    unsafe fn rows<S: Simd, const ROWS: usize>(&mut self) {
+        let mut rows = [Row::NONE; ROWS];
+        rows.copy_from_slice(&self.rows[..ROWS]);
+        let last = rows.iter().map(|row| row.position).max().unwrap_or(0);
+        let first = rows.iter().map(|row| self.first(row.position)).min().unwrap_or(0);
+        let blocks = first / LANES..last / LANES + 1;
+        let stride = blocks.len() * LANES;
+        assert!(self.scores.len() >= ROWS * stride, "too little scratch for attention");
+        // SAFETY: passed on from the caller of `attend`; the scratch was checked.
+        unsafe {
+            let largest = self.scores::<S, ROWS>(&rows, blocks.clone(), stride);
+            let mut inverse = [0.0; ROWS];
+            for r in 0..ROWS {
+                let scores = self.scores.as_mut_ptr().add(r * stride);
+                let mut lanes = [0.0f32; LANES];
+                S::store(lanes.as_mut_ptr(), largest[r]);
+                let most = S::splat(lanes.into_iter().fold(f32::NEG_INFINITY, f32::max));
+                let mut sum = S::splat(0.0);
+                for b in 0..blocks.len() {
+                    let at = scores.add(b * LANES);
+                    let e = math::exp::<S>(S::sub(S::load(at), most));
+                    S::store(at, e);
+                    sum = S::add(sum, e);
+                }
+                S::store(lanes.as_mut_ptr(), sum);
+                inverse[r] = 1.0 / fold(lanes);
+            }
+            let width = self.cache.head_width;
+            let mut column = 0;
+            while column < width {
+                // Two vectors of values serve all rows; more for few rows, to keep the multipliers busy.
+                if ROWS <= 4 && column + 4 * LANES <= width {
+                    self.values::<S, ROWS, 4>(&rows, &inverse, column, first..last + 1, stride);
+                    column += 4 * LANES;
+                } else if column + 2 * LANES <= width {
+                    self.values::<S, ROWS, 2>(&rows, &inverse, column, first..last + 1, stride);
+                    column += 2 * LANES;
+                } else {
+                    self.values::<S, ROWS, 1>(&rows, &inverse, column, first..last + 1, stride);
+                    column += LANES;
+                }
+            }
+        }
+    }
+
+    /// Scores of the rows over key blocks, those that a row may not see −∞; gives each row's largest per lane.
+    #[inline(always)]
+    unsafe fn scores<S: Simd, const ROWS: usize>(
+        &mut self,
+        rows: &[Row; ROWS],
+        blocks: std::ops::Range<usize>,
+        stride: usize,
+    ) -> [S::F; ROWS] {
+        let width = self.cache.head_width;
+        let begin = blocks.start;
+        // SAFETY: passed on from the caller.
+        unsafe {
+            let mut largest = [S::splat(f32::NEG_INFINITY); ROWS];
+            let mut block = begin;
+            while block < blocks.end {
+                // Few rows are too few chains to hide a multiplier's latency: two blocks at once.
+                if ROWS <= 4 && block + 2 <= blocks.end {
+                    let keys = [self.keys(block), self.keys(block + 1)];
+                    let mut sums = [[S::splat(0.0); ROWS]; 2];
+                    for d in 0..width {
+                        let (k0, k1) = (S::load_f16(keys[0].add(d * LANES)), S::load_f16(keys[1].add(d * LANES)));
+                        for r in 0..ROWS {
+                            let q = S::splat(*rows[r].query.add(d));
+                            sums[0][r] = S::fma(q, k0, sums[0][r]);
+                            sums[1][r] = S::fma(q, k1, sums[1][r]);
+                        }
+                    }
+                    self.keep::<S, ROWS>(rows, &sums[0], block, begin, stride, &mut largest);
+                    self.keep::<S, ROWS>(rows, &sums[1], block + 1, begin, stride, &mut largest);
+                    block += 2;
+                } else {
+                    let keys = self.keys(block);
+                    let mut sums = [S::splat(0.0); ROWS];
+                    for d in 0..width {
+                        let k = S::load_f16(keys.add(d * LANES));
+                        for r in 0..ROWS {
+                            sums[r] = S::fma(S::splat(*rows[r].query.add(d)), k, sums[r]);
+                        }
+                    }
+                    self.keep::<S, ROWS>(rows, &sums, block, begin, stride, &mut largest);
+                    block += 1;
+                }
+            }
+            largest
+        }
+    }
+
+    /// Caps, masks and stores the scores of one block.
+    #[inline(always)]
+    unsafe fn keep<S: Simd, const ROWS: usize>(
+        &mut self,
+        rows: &[Row; ROWS],
+        sums: &[S::F; ROWS],
+        block: usize,
+        begin: usize,
+        stride: usize,
+        largest: &mut [S::F; ROWS],
+    ) {
+        let from = block * LANES;
+        // SAFETY: passed on from the caller.
+        unsafe {
+            let none = S::splat(f32::NEG_INFINITY);
+            for r in 0..ROWS {
+                let mut score = sums[r];
+                if let Some(cap) = self.soft_cap {
+                    score = soft_cap_lanes::<S>(score, cap);
+                }
+                let seen = (rows[r].position + 1).saturating_sub(from).min(LANES);
+                let unseen = self.first(rows[r].position).saturating_sub(from).min(LANES);
+                if seen < LANES {
+                    score = S::keep_first(score, seen, none);
+                }
+                if unseen > 0 {
+                    score = S::keep_first(none, unseen, score);
+                }
+                largest[r] = S::max(largest[r], score);
+                S::store(self.scores.as_mut_ptr().add(r * stride + (block - begin) * LANES), score);
+            }
+        }
+    }
+
+    /// The rows' results in columns `column` to `column + VECTORS · 16` from the e in the scratch.
+    #[inline(always)]
+    unsafe fn values<S: Simd, const ROWS: usize, const VECTORS: usize>(
+        &self,
+        rows: &[Row; ROWS],
+        inverse: &[f32; ROWS],
+        column: usize,
+        positions: std::ops::Range<usize>,
+        stride: usize,
+    ) {
+        let width = self.cache.head_width;
+        let origin = positions.start / LANES * LANES;
+        let e = self.scores.as_ptr();
+        // SAFETY: passed on from the caller; every position of the range is in a page and written.
+        unsafe {
+            let zero = S::splat(0.0);
+            let mut total = [[zero; VECTORS]; ROWS];
+            let mut at = positions.start;
+            while at < positions.end {
+                let chain_end = positions.end.min((at / CHUNK + 1) * CHUNK);
+                let mut sum = [[zero; VECTORS]; ROWS];
+                while at < chain_end {
+                    let page_end = chain_end.min((at / PAGE + 1) * PAGE);
+                    let mut values =
+                        self.cache.pages[at / PAGE].add(self.cache.value_offset + (at % PAGE) * width + column);
+                    for j in at - origin..page_end - origin {
+                        let mut v = [zero; VECTORS];
+                        for i in 0..VECTORS {
+                            v[i] = S::load_f16(values.add(i * LANES));
+                        }
+                        for r in 0..ROWS {
+                            let e = S::splat(*e.add(r * stride + j));
+                            for i in 0..VECTORS {
+                                sum[r][i] = S::fma(e, v[i], sum[r][i]);
+                            }
+                        }
+                        values = values.add(width);
+                    }
+                    at = page_end;
+                }
+                for r in 0..ROWS {
+                    for i in 0..VECTORS {
+                        total[r][i] = S::add(total[r][i], sum[r][i]);
+                    }
+                }
+            }
+            for r in 0..ROWS {
+                for i in 0..VECTORS {
+                    S::store(rows[r].out.add(column + i * LANES), S::mul(total[r][i], S::splat(inverse[r])));
+                }
+            }
+        }
+    }
+
+    /// Keys of sixteen positions.
+    #[inline(always)]
+    unsafe fn keys(&self, block: usize) -> *const u16 {
+        const PER_PAGE: usize = PAGE / LANES;
+        // SAFETY: the block lies in a page that the caller of `attend` promised.
+        unsafe {
+            self.cache.pages[block / PER_PAGE]
+                .add(self.cache.key_offset + (block % PER_PAGE) * self.cache.head_width * LANES)
+        }
+    }
+}

@@ -1,0 +1,238 @@
+//! Cached keys and values of a session, in pages of [`PAGE`] positions for all layers of a range. Pages are bounded by a
+//! budget, shared by forks until one of them writes, and reused when dropped. It knows where keys and values lie, not what
+//! they mean.
+
+use crate::kernel::float::attention::PAGE;
+use crate::model::{Model, ModelConfig};
+use crate::{Buffer, Error};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// Bounds the memory of all caches that were made with it. Cloning gives the same budget.
+#[derive(Clone)]
+pub struct PageBudget(Arc<Mutex<Pages>>);
+
+struct Pages {
+    max_bytes: u64,
+    used_bytes: u64,
+    /// Dropped pages, for the next; they count as used no more but are not more than `max_bytes` with those that do.
+    spare: Vec<Buffer>,
+}
+
+impl PageBudget {
+    /// A budget of so many bytes.
+    pub fn new(max_bytes: u64) -> PageBudget {
+        PageBudget(Arc::new(Mutex::new(Pages { max_bytes, used_bytes: 0, spare: Vec::new() })))
+    }
+
+    /// Bytes of pages in use.
+    pub fn used_bytes(&self) -> u64 {
+        self.pages().used_bytes
+    }
+
+    /// Bytes of pages that may be in use.
+    pub fn max_bytes(&self) -> u64 {
+        self.pages().max_bytes
+    }
+
+    fn pages(&self) -> MutexGuard<'_, Pages> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn take(&self, bytes: usize) -> Result<Page, Error> {
+        let mut pages = self.pages();
+        if pages.used_bytes + bytes as u64 > pages.max_bytes {
+            return Err(Error::Busy {
+                what: format!(
+                    "the memory for sessions is full ({} of {} bytes in use); end one, or allow more",
+                    pages.used_bytes, pages.max_bytes
+                ),
+            });
+        }
+        let memory = match pages.spare.iter().position(|page| page.len() == bytes) {
+            Some(at) => pages.spare.swap_remove(at),
+            None => Buffer::zeroed(bytes)?,
+        };
+        pages.used_bytes += bytes as u64;
+        Ok(Page { memory: Some(memory), budget: self.clone() })
+    }
+}
+
+impl std::fmt::Debug for PageBudget {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let pages = self.pages();
+        write!(f, "PageBudget({} of {} bytes)", pages.used_bytes, pages.max_bytes)
+    }
+}
+
+struct Page {
+    /// Taken only when dropped.
+    memory: Option<Buffer>,
+    budget: PageBudget,
+}
+
+impl Page {
+    fn bytes(&self) -> &[u8] {
+        self.memory.as_ref().map_or(&[], Buffer::as_slice)
+    }
+
+    fn bytes_mut(&mut self) -> &mut [u8] {
+        self.memory.as_mut().map_or(&mut [], Buffer::as_mut_slice)
+    }
+}
+
+impl Drop for Page {
+    fn drop(&mut self) {
+        if let Some(memory) = self.memory.take() {
+            let mut pages = self.budget.pages();
+            pages.used_bytes -= memory.len() as u64;
+            pages.spare.push(memory);
+        }
+    }
+}
+
+/// Where things lie in a page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct PageShape {
+    pub(crate) layers: usize,
+    pub(crate) kv_heads: usize,
+    pub(crate) head_width: usize,
+}
+
+impl PageShape {
+    pub(crate) fn new(config: &ModelConfig, layers: usize) -> PageShape {
+        PageShape { layers, kv_heads: config.kv_heads, head_width: config.head_width }
+    }
+
+    /// Elements (f16) of one layer's keys, or values.
+    fn layer_len(self) -> usize {
+        self.kv_heads * PAGE * self.head_width
+    }
+
+    /// Bytes of a page.
+    pub(crate) fn bytes(self) -> usize {
+        2 * self.layers * self.layer_len() * 2
+    }
+
+    /// Where the keys of a layer's head begin, in elements.
+    pub(crate) fn key_offset(self, layer: usize, head: usize) -> usize {
+        2 * layer * self.layer_len() + head * PAGE * self.head_width
+    }
+
+    /// Where the values of a layer's head begin, in elements.
+    pub(crate) fn value_offset(self, layer: usize, head: usize) -> usize {
+        self.key_offset(layer, head) + self.layer_len()
+    }
+}
+
+/// Keys and values of one session for the layers of one [`Model`].
+pub struct Cache {
+    shape: PageShape,
+    context: usize,
+    pages: Vec<Arc<Page>>,
+    len: usize,
+    budget: PageBudget,
+}
+
+impl Cache {
+    /// An empty cache for sessions of this model.
+    pub fn new(model: &Model, budget: &PageBudget) -> Cache {
+        Cache {
+            shape: model.page_shape(),
+            context: model.config().context,
+            pages: Vec::new(),
+            len: 0,
+            budget: budget.clone(),
+        }
+    }
+
+    /// How many positions it holds.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether it holds none.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Forgets the positions from `len` on.
+    pub fn truncate(&mut self, len: usize) {
+        self.len = self.len.min(len);
+        self.pages.truncate(self.len.div_ceil(PAGE));
+    }
+
+    /// A second session with the same past. Pages are shared until one of both writes.
+    pub fn fork(&self) -> Cache {
+        Cache {
+            shape: self.shape,
+            context: self.context,
+            pages: self.pages.clone(),
+            len: self.len,
+            budget: self.budget.clone(),
+        }
+    }
+
+    /// The bytes that a session of `positions` takes.
+    pub fn bytes_for(model: &Model, positions: usize) -> u64 {
+        (positions.div_ceil(PAGE) * model.page_shape().bytes()) as u64
+    }
+
+    pub(crate) fn shape(&self) -> PageShape {
+        self.shape
+    }
+
+    /// Has pages for `rows` more positions that nobody else sees; the length stays.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] where the model's context ends before that, [`Error::Busy`] where the budget does,
+    /// [`Error::OutOfMemory`].
+    pub(crate) fn reserve(&mut self, rows: usize) -> Result<(), Error> {
+        let end = self.len + rows;
+        if end > self.context {
+            return Err(Error::Invalid {
+                operation: "context",
+                what: format!(
+                    "{end} positions do not fit the model's context of {}; shorten the prompt or ask for fewer tokens",
+                    self.context
+                ),
+            });
+        }
+        let bytes = self.shape.bytes();
+        for index in self.len / PAGE..end.div_ceil(PAGE) {
+            let Some(page) = self.pages.get_mut(index) else {
+                self.pages.push(Arc::new(self.budget.take(bytes)?));
+                continue;
+            };
+            if Arc::get_mut(page).is_none() {
+                let mut own = self.budget.take(bytes)?;
+                own.bytes_mut().copy_from_slice(page.bytes());
+                *page = Arc::new(own);
+            }
+        }
+        Ok(())
+    }
+
+    /// The start of every page, in order; those of reserved positions may be written through.
+    pub(crate) fn page_starts(&mut self) -> Vec<*mut u16> {
+        let writable = self.len / PAGE;
+        self.pages
+            .iter_mut()
+            .enumerate()
+            .map(|(index, page)| match Arc::get_mut(page) {
+                Some(own) if index >= writable => own.bytes_mut().as_mut_ptr().cast(),
+                _ => page.bytes().as_ptr().cast_mut().cast(),
+            })
+            .collect()
+    }
+
+    /// Counts `rows` reserved positions, now written, as held.
+    pub(crate) fn advance(&mut self, rows: usize) {
+        self.len += rows;
+    }
+}
+
+impl std::fmt::Debug for Cache {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Cache({} positions, {} pages)", self.len, self.pages.len())
+    }
+}

@@ -1,0 +1,265 @@
+//! What a GGUF file says of its model: architecture, sizes, norms, rotary embedding, windows and caps, parsed once into
+//! a type that cannot be wrong. It reads metadata only, no tensors.
+
+use crate::Error;
+use crate::gguf::Metadata;
+use crate::kernel::float::activation::Activation;
+use crate::kernel::float::norm::MAX_HEAD;
+use crate::model::frequencies::{RopeScaling, Yarn};
+
+/// A family of models with the same layers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Architecture {
+    /// Llama 2 and 3, SmolLM2, Mistral.
+    Llama,
+    /// Qwen 2 and 2.5: biases on queries, keys and values.
+    Qwen2,
+    /// Qwen 3: norms on queries and keys.
+    Qwen3,
+    /// Gemma 3: sliding windows, norms after as well as before, scaled embeddings.
+    Gemma3,
+}
+
+impl Architecture {
+    /// All that are supported.
+    pub const ALL: [Architecture; 4] =
+        [Architecture::Llama, Architecture::Qwen2, Architecture::Qwen3, Architecture::Gemma3];
+
+    /// The name in GGUF files, which is also the prefix of the model's keys.
+    pub fn name(self) -> &'static str {
+        match self {
+            Architecture::Llama => "llama",
+            Architecture::Qwen2 => "qwen2",
+            Architecture::Qwen3 => "qwen3",
+            Architecture::Gemma3 => "gemma3",
+        }
+    }
+
+    fn from_name(name: &str) -> Result<Architecture, Error> {
+        Architecture::ALL.into_iter().find(|a| a.name() == name).ok_or_else(|| {
+            let known = Architecture::ALL.map(Architecture::name).join(", ");
+            Error::invalid("model", format!("architecture {name:?} is not supported; these are: {known}"))
+        })
+    }
+
+    /// Whether the file's rotary pairs are (2i, 2i + 1), not (i, i + half).
+    pub(crate) fn interleaved_pairs(self) -> bool {
+        self == Architecture::Llama
+    }
+
+    pub(crate) fn activation(self) -> Activation {
+        match self {
+            Architecture::Gemma3 => Activation::Gelu,
+            _ => Activation::Silu,
+        }
+    }
+}
+
+/// Limits on what a file may claim: far above any model there is, low enough that no product of two overflows.
+const MAX_LAYERS: u64 = 1_024;
+const MAX_WIDTH: u64 = 1 << 20;
+const MAX_VOCABULARY: u64 = 1 << 24;
+const MAX_CONTEXT: u64 = 1 << 22;
+
+/// A model's sizes and settings. Sizes are in elements.
+#[derive(Clone, Debug)]
+pub struct ModelConfig {
+    /// The family.
+    pub architecture: Architecture,
+    /// The model's name for people; the architecture where the file has none.
+    pub name: String,
+    /// How many layers (blocks) there are.
+    pub layers: usize,
+    /// Length of the activations of one position.
+    pub width: usize,
+    /// Query heads.
+    pub heads: usize,
+    /// Key-value heads; they divide the query heads.
+    pub kv_heads: usize,
+    /// Length of one head's vectors.
+    pub head_width: usize,
+    /// Length inside the feed-forward layers.
+    pub feed_forward: usize,
+    /// How many tokens there are.
+    pub vocabulary: usize,
+    /// The most positions of one session.
+    pub context: usize,
+    pub(crate) epsilon: f32,
+    /// Elements of a head that are rotated.
+    pub(crate) rope_width: usize,
+    pub(crate) rope_base: f64,
+    pub(crate) rope_scaling: RopeScaling,
+    /// The base of layers with a window, unscaled.
+    pub(crate) rope_base_windowed: f64,
+    /// Per layer, how many positions a row sees, its own included; `usize::MAX` without a window.
+    pub(crate) windows: Vec<usize>,
+    pub(crate) attention_scale: f32,
+    pub(crate) attention_soft_cap: Option<f32>,
+    pub(crate) logit_soft_cap: Option<f32>,
+    pub(crate) embedding_scale: f32,
+}
+
+impl ModelConfig {
+    /// Reads and checks what a file says.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for an architecture that is not supported, with those that are, for what is missing and for sizes
+    /// that cannot be.
+    pub fn from_metadata(metadata: &Metadata, vocabulary: u64) -> Result<ModelConfig, Error> {
+        let name = metadata.get_str("general.architecture")?;
+        let Some(name) = name else {
+            return Err(Error::invalid(
+                "model",
+                "the file does not say which architecture it is (general.architecture)",
+            ));
+        };
+        let architecture = Architecture::from_name(name)?;
+        let keys = Keys { metadata, prefix: architecture.name() };
+        if keys.integer("expert_count", 0, 1 << 20)?.is_some_and(|experts| experts > 0) {
+            return Err(Error::invalid("model", "mixtures of experts are not supported, only dense models"));
+        }
+        let layers = keys.required("block_count", 1, MAX_LAYERS)?;
+        let width = keys.required("embedding_length", 16, MAX_WIDTH)?;
+        let heads = keys.required("attention.head_count", 1, 1 << 12)?;
+        let kv_heads = keys.integer("attention.head_count_kv", 1, heads as u64)?.unwrap_or(heads);
+        let head_width = keys.integer("attention.key_length", 1, MAX_HEAD as u64)?.unwrap_or(width / heads);
+        let value_width = keys.integer("attention.value_length", 1, MAX_HEAD as u64)?.unwrap_or(head_width);
+        let rope_width = keys.integer("rope.dimension_count", 2, head_width as u64)?.unwrap_or(head_width);
+        if !heads.is_multiple_of(kv_heads) {
+            return Err(keys.wrong(format!("{heads} query heads cannot share {kv_heads} key-value heads")));
+        }
+        if value_width != head_width || !head_width.is_multiple_of(16) || head_width > MAX_HEAD || rope_width % 2 != 0 {
+            return Err(keys.wrong(format!(
+                "heads of {head_width} (keys), {value_width} (values), {rope_width} (rotated) elements are not supported: \
+                 keys and values must be alike and a multiple of 16, at most {MAX_HEAD}"
+            )));
+        }
+        if !(1..=MAX_VOCABULARY).contains(&vocabulary) {
+            return Err(keys.wrong(format!("a vocabulary of {vocabulary} tokens cannot be")));
+        }
+        let context = keys.required("context_length", 1, MAX_CONTEXT)?;
+        let windows = keys.windows(layers, architecture)?;
+        let attention_scale = match (architecture, layers) {
+            // The 27B model divides by the width a head would have had.
+            (Architecture::Gemma3, 62) => 1.0 / ((width / heads) as f32).sqrt(),
+            _ => 1.0 / (head_width as f32).sqrt(),
+        };
+        Ok(ModelConfig {
+            architecture,
+            name: metadata.get_str("general.name")?.unwrap_or(architecture.name()).to_owned(),
+            layers,
+            width,
+            heads,
+            kv_heads,
+            head_width,
+            feed_forward: keys.required("feed_forward_length", 1, MAX_WIDTH)?,
+            vocabulary: vocabulary as usize,
+            context,
+            epsilon: keys.positive("attention.layer_norm_rms_epsilon")?.unwrap_or(1e-5) as f32,
+            rope_width,
+            rope_base: keys.positive("rope.freq_base")?.unwrap_or(10_000.0),
+            rope_scaling: keys.rope_scaling(context)?,
+            rope_base_windowed: keys.positive("rope.freq_base_swa")?.unwrap_or(10_000.0),
+            windows,
+            attention_scale: keys.positive("attention.scale")?.map_or(attention_scale, |scale| scale as f32),
+            attention_soft_cap: keys.positive("attn_logit_softcapping")?.map(|cap| cap as f32),
+            logit_soft_cap: keys.positive("final_logit_softcapping")?.map(|cap| cap as f32),
+            embedding_scale: if architecture == Architecture::Gemma3 { (width as f32).sqrt() } else { 1.0 },
+        })
+    }
+
+    /// Length of all query heads together.
+    pub(crate) fn query_width(&self) -> usize {
+        self.heads * self.head_width
+    }
+
+    /// Length of all key (or value) heads together.
+    pub(crate) fn kv_width(&self) -> usize {
+        self.kv_heads * self.head_width
+    }
+}
+
+/// The keys of one architecture.
+struct Keys<'a> {
+    metadata: &'a Metadata,
+    prefix: &'static str,
+}
+
+impl Keys<'_> {
+    fn wrong(&self, what: impl std::fmt::Display) -> Error {
+        Error::invalid("model", format!("the file's {} metadata is not usable: {what}", self.prefix))
+    }
+
+    fn integer(&self, key: &str, least: u64, most: u64) -> Result<Option<usize>, Error> {
+        let Some(value) = self.metadata.get_u64(&format!("{}.{key}", self.prefix))? else { return Ok(None) };
+        if !(least..=most).contains(&value) {
+            return Err(self.wrong(format!("{key} is {value}, outside {least} to {most}")));
+        }
+        Ok(Some(value as usize))
+    }
+
+    fn required(&self, key: &str, least: u64, most: u64) -> Result<usize, Error> {
+        self.integer(key, least, most)?.ok_or_else(|| self.wrong(format!("{key} is missing")))
+    }
+
+    /// A positive, finite number; zero means "not set", as writers of such files use it.
+    fn positive(&self, key: &str) -> Result<Option<f64>, Error> {
+        match self.metadata.get_f64(&format!("{}.{key}", self.prefix))? {
+            None => Ok(None),
+            Some(0.0) => Ok(None),
+            Some(value) if value.is_finite() && value > 0.0 && value < 1e30 => Ok(Some(value)),
+            Some(value) => Err(self.wrong(format!("{key} is {value}"))),
+        }
+    }
+
+    /// Every sixth layer of Gemma 3 sees everything, the others a window.
+    fn windows(&self, layers: usize, architecture: Architecture) -> Result<Vec<usize>, Error> {
+        let mut windows = vec![usize::MAX; layers];
+        if architecture != Architecture::Gemma3 {
+            return Ok(windows);
+        }
+        let Some(window) = self.integer("attention.sliding_window", 0, MAX_CONTEXT)?.filter(|window| *window > 0)
+        else {
+            return Ok(windows);
+        };
+        let key = format!("{}.attention.sliding_window_pattern", self.prefix);
+        let windowed: Vec<bool> = match self.metadata.get(&key) {
+            None => (0..layers).map(|layer| layer % 6 < 5).collect(),
+            Some(crate::gguf::Value::Numbers { .. }) => match self.metadata.get_bools(&key)? {
+                Some(pattern) if pattern.len() == layers => pattern,
+                _ => return Err(self.wrong("attention.sliding_window_pattern is not one value a layer")),
+            },
+            Some(_) => {
+                let period = self.required("attention.sliding_window_pattern", 1, MAX_LAYERS)?;
+                (0..layers).map(|layer| period > 1 && layer % period < period - 1).collect()
+            }
+        };
+        for (window_of, windowed) in windows.iter_mut().zip(windowed) {
+            if windowed {
+                *window_of = window;
+            }
+        }
+        Ok(windows)
+    }
+
+    fn rope_scaling(&self, context: usize) -> Result<RopeScaling, Error> {
+        let factor = match self.positive("rope.scaling.factor")? {
+            Some(factor) => factor,
+            // The older name.
+            None => self.positive("rope.scale_linear")?.unwrap_or(1.0),
+        };
+        let kind = self.metadata.get_str(&format!("{}.rope.scaling.type", self.prefix))?.unwrap_or("linear");
+        match kind {
+            "none" => Ok(RopeScaling::Linear(1.0)),
+            "linear" => Ok(RopeScaling::Linear(factor)),
+            "yarn" => Ok(RopeScaling::Yarn(Yarn {
+                factor,
+                original_context: self
+                    .integer("rope.scaling.original_context_length", 1, MAX_CONTEXT)?
+                    .unwrap_or(context) as f64,
+                attention_factor: self.positive("rope.scaling.attn_factor")?.unwrap_or(1.0),
+            })),
+            other => Err(self.wrong(format!("rope scaling {other:?} is not supported, only none, linear and yarn"))),
+        }
+    }
+}

@@ -1,0 +1,274 @@
+//! The forward pass: batches of sessions through the layers of a [`Model`]. It checks what comes in, cuts long batches,
+//! and leaves every cache as it was when anything fails.
+
+use crate::kernel::transformer::{self, Batch, Results, Shape, Source, Span};
+use crate::model::cache::Cache;
+use crate::model::{Model, ModelConfig};
+use crate::{Error, Pool};
+
+/// Rows that go through all layers together: their activations stay in a core's cache beside the weights' tiles.
+const PASS_ROWS: usize = 256;
+
+/// Which rows of a step are to give logits.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Logits {
+    /// None: more of the prompt is to come.
+    None,
+    /// The last row: the next token is to be chosen.
+    #[default]
+    Last,
+    /// Every row: drafts are to be verified, or a text scored.
+    All,
+}
+
+/// The next rows of one session.
+#[derive(Debug)]
+pub struct Step<'a> {
+    /// The session's keys and values; the rows come behind what it holds.
+    pub cache: &'a mut Cache,
+    /// How many rows.
+    pub rows: usize,
+    /// Whose logits are wanted; without a head, nobody's.
+    pub logits: Logits,
+}
+
+/// The rows of all steps, one step's after the other's.
+#[derive(Clone, Copy, Debug)]
+pub enum Input<'a> {
+    /// Token ids, for a part with the embedding.
+    Tokens(&'a [u32]),
+    /// Activations `[rows, width]`, for a part without.
+    Activations(&'a [f32]),
+}
+
+/// What a forward pass gives.
+#[derive(Debug, Default)]
+pub struct Output {
+    width: usize,
+    /// `[wanted rows, vocabulary]`
+    logits: Vec<f32>,
+    /// First wanted row of every step, and the end.
+    starts: Vec<usize>,
+    /// `[rows, width]`
+    activations: Vec<f32>,
+}
+
+impl Output {
+    /// The logits of step `step`: `[wanted rows, vocabulary]`, in order; empty where none were wanted.
+    pub fn logits(&self, step: usize) -> &[f32] {
+        &self.logits[self.starts[step] * self.width..self.starts[step + 1] * self.width]
+    }
+
+    /// The same, to be changed by samplers.
+    pub fn logits_mut(&mut self, step: usize) -> &mut [f32] {
+        &mut self.logits[self.starts[step] * self.width..self.starts[step + 1] * self.width]
+    }
+
+    /// The activations of all rows after the last layer, `[rows, width]`; empty for a part with the head.
+    pub fn activations(&self) -> &[f32] {
+        &self.activations
+    }
+}
+
+/// What an observer of a forward pass is shown.
+#[derive(Clone, Copy, Debug)]
+pub struct Observed<'a> {
+    /// The layer, counting from the model's first.
+    pub layer: usize,
+    /// The batch's rows that it covers, the first counted from the batch's first.
+    pub first_row: usize,
+    /// The layer's output: `[rows, width]`.
+    pub activations: &'a [f32],
+}
+
+impl Model {
+    /// Runs the next rows of several sessions through this part of the model.
+    ///
+    /// What comes out for a row depends on its session alone, bit for bit: not on the other steps, on how its session's rows
+    /// were cut into steps, on the pool's threads or instruction set.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for no rows, ids outside the vocabulary, input of another kind or length than the part takes, a
+    /// context that ends, and results that are not finite; [`Error::Busy`] where the caches' budget ends;
+    /// [`Error::OutOfMemory`]. No cache is changed then.
+    pub fn forward(&self, pool: &Pool, steps: &mut [Step<'_>], input: Input<'_>) -> Result<Output, Error> {
+        self.forward_observed(pool, steps, input, None)
+    }
+
+    /// [`Model::forward`] that shows the output of every layer.
+    ///
+    /// # Errors
+    /// As [`Model::forward`].
+    pub fn forward_observed(
+        &self,
+        pool: &Pool,
+        steps: &mut [Step<'_>],
+        input: Input<'_>,
+        observer: Option<&mut dyn FnMut(Observed<'_>)>,
+    ) -> Result<Output, Error> {
+        let before: Vec<usize> = steps.iter().map(|step| step.cache.len()).collect();
+        let result = self.pass(pool, steps, input, observer);
+        if result.is_err() {
+            for (step, len) in steps.iter_mut().zip(before) {
+                step.cache.truncate(len);
+            }
+        }
+        result
+    }
+
+    fn pass(
+        &self,
+        pool: &Pool,
+        steps: &mut [Step<'_>],
+        input: Input<'_>,
+        mut observer: Option<&mut dyn FnMut(Observed<'_>)>,
+    ) -> Result<Output, Error> {
+        let rows: usize = steps.iter().map(|step| step.rows).sum();
+        self.check(steps, input, rows)?;
+        for step in steps.iter_mut() {
+            step.cache.reserve(step.rows)?;
+        }
+        let config = self.config();
+        let mut output = Output { width: config.vocabulary, starts: vec![0], ..Output::default() };
+        let has_head = self.head.is_some();
+        for step in steps.iter() {
+            let wanted = match step.logits {
+                Logits::All if has_head => step.rows,
+                Logits::Last if has_head => 1,
+                _ => 0,
+            };
+            output.starts.push(output.starts[output.starts.len() - 1] + wanted);
+        }
+        zeros(&mut output.logits, output.starts[steps.len()] * config.vocabulary)?;
+        if !has_head {
+            zeros(&mut output.activations, rows * config.width)?;
+        }
+        let mut workspace = self.workspace();
+        let mut trace = Vec::new();
+        let (mut first, mut logits_done) = (0, 0);
+        while first < rows {
+            let end = rows.min(first + PASS_ROWS);
+            // The parts of steps that lie in this pass, and which of its rows are wanted.
+            let (mut spans, mut wanted, mut held) = (Vec::new(), Vec::new(), Vec::new());
+            let mut at = 0;
+            for (index, step) in steps.iter_mut().enumerate() {
+                let (from, to) = (at.max(first), (at + step.rows).min(end));
+                if from < to {
+                    let span = from - first..to - first;
+                    match step.logits {
+                        Logits::All if has_head => wanted.extend(span.clone()),
+                        Logits::Last if has_head && to == at + step.rows => wanted.push(span.end - 1),
+                        _ => {}
+                    }
+                    spans.push(Span { rows: span, position: step.cache.len(), pages: step.cache.page_starts() });
+                    held.push((index, to - from));
+                }
+                at += step.rows;
+            }
+            let count = end - first;
+            let logits_end = logits_done + wanted.len();
+            if observer.is_some() {
+                zeros(&mut trace, self.layers.len() * count * config.width)?;
+            }
+            let batch = Batch {
+                shape: shape(config),
+                page_shape: self.page_shape(),
+                layers: &self.layers,
+                head: self.head.as_ref(),
+                frequencies: [&self.frequencies[0].radians, &self.frequencies[1].radians],
+                magnitudes: [self.frequencies[0].magnitude, self.frequencies[1].magnitude],
+                source: match (input, &self.embedding) {
+                    (Input::Tokens(tokens), Some(embedding)) => Source::Tokens(&tokens[first..end], embedding),
+                    (Input::Tokens(_), None) => Source::Activations(&[]),
+                    (Input::Activations(rows), _) => {
+                        Source::Activations(&rows[first * config.width..end * config.width])
+                    }
+                },
+                spans: &spans,
+                rows: count,
+                wanted: &wanted,
+                trace: observer.is_some().then_some(trace.as_mut_slice()),
+            };
+            let results = Results {
+                logits: &mut output.logits[logits_done * config.vocabulary..logits_end * config.vocabulary],
+                activations: if has_head {
+                    &mut []
+                } else {
+                    &mut output.activations[first * config.width..end * config.width]
+                },
+            };
+            transformer::run(pool, batch, &mut workspace, results)?;
+            for (index, rows) in held {
+                steps[index].cache.advance(rows);
+            }
+            if let Some(observer) = &mut observer {
+                for (layer, activations) in trace.chunks_exact((count * config.width).max(1)).enumerate() {
+                    observer(Observed { layer: self.part().layers.start + layer, first_row: first, activations });
+                }
+            }
+            (first, logits_done) = (end, logits_end);
+        }
+        self.keep_workspace(workspace);
+        Ok(output)
+    }
+
+    fn check(&self, steps: &[Step<'_>], input: Input<'_>, rows: usize) -> Result<(), Error> {
+        let wrong = |what: String| Err(Error::Invalid { operation: "forward", what });
+        if rows == 0 || steps.iter().any(|step| step.rows == 0) {
+            return wrong("there is nothing to compute: a step needs at least one token".to_owned());
+        }
+        if steps.iter().any(|step| step.cache.shape() != self.page_shape()) {
+            return wrong("a session's cache is of another model or of other layers".to_owned());
+        }
+        let config = self.config();
+        match input {
+            Input::Tokens(_) if self.embedding.is_none() => {
+                wrong(format!("layers from {} on take activations, not tokens", self.part().layers.start))
+            }
+            Input::Tokens(tokens) if tokens.len() != rows => {
+                wrong(format!("{} tokens were given for {rows} rows", tokens.len()))
+            }
+            Input::Tokens(tokens) => match tokens.iter().find(|token| **token as usize >= config.vocabulary) {
+                Some(token) => wrong(format!(
+                    "token {token} is not in the vocabulary of {}: ids are 0 to {}",
+                    config.vocabulary,
+                    config.vocabulary - 1
+                )),
+                None => Ok(()),
+            },
+            Input::Activations(_) if self.embedding.is_some() => {
+                wrong("the first layers take tokens, not activations".to_owned())
+            }
+            Input::Activations(values) if values.len() != rows * config.width => {
+                wrong(format!("{} activations were given for {rows} rows of {}", values.len(), config.width))
+            }
+            Input::Activations(_) => Ok(()),
+        }
+    }
+}
+
+/// `len` zeros.
+fn zeros(buffer: &mut Vec<f32>, len: usize) -> Result<(), Error> {
+    buffer.clear();
+    buffer.try_reserve_exact(len).map_err(|_| Error::OutOfMemory { bytes: len as u64 * 4, what: "logits" })?;
+    buffer.resize(len, 0.0);
+    Ok(())
+}
+
+fn shape(config: &ModelConfig) -> Shape {
+    Shape {
+        width: config.width,
+        heads: config.heads,
+        kv_heads: config.kv_heads,
+        head_width: config.head_width,
+        feed_forward: config.feed_forward,
+        vocabulary: config.vocabulary,
+        rope_width: config.rope_width,
+        epsilon: config.epsilon,
+        attention_scale: config.attention_scale,
+        attention_soft_cap: config.attention_soft_cap,
+        logit_soft_cap: config.logit_soft_cap,
+        embedding_scale: config.embedding_scale,
+        activation: config.architecture.activation(),
+    }
+}

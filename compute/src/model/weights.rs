@@ -1,0 +1,354 @@
+//! The weights of a contiguous range of layers, packed for the kernels into one piece of memory in the order in which they
+//! are used. Only the range's tensors are read; what was read of the file is released. It computes nothing.
+
+use crate::gguf::{GgmlType, Gguf, TensorView};
+use crate::kernel::float::activation::all_finite;
+use crate::kernel::quant::{Matrix, TILE, pack, packed_bytes, tiles};
+use crate::kernel::transformer::{Head, LayerWeights, Workspace};
+use crate::model::cache::PageShape;
+use crate::model::frequencies::{Frequencies, RopeScaling};
+use crate::model::{ModelConfig, ModelFile};
+use crate::{Buffer, Error, Pool};
+use std::ops::Range;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// What of a model is loaded: layers `[start, end)` counting from 0, and whether the embedding before the first layer and
+/// the head after the last are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Part {
+    /// The layers.
+    pub layers: Range<usize>,
+    /// Whether token ids come in; else activations.
+    pub embedding: bool,
+    /// Whether logits go out; else activations.
+    pub head: bool,
+}
+
+impl Part {
+    /// All of a model.
+    pub fn whole(config: &ModelConfig) -> Part {
+        Part { layers: 0..config.layers, embedding: true, head: true }
+    }
+
+    /// Layers `layers`, with the embedding where they begin with the first and the head where they end with the last.
+    pub fn of_layers(config: &ModelConfig, layers: Range<usize>) -> Part {
+        Part { embedding: layers.start == 0, head: layers.end == config.layers, layers }
+    }
+}
+
+/// A range of a model's layers, ready to run. It does not change; sessions keep their state in a [`Cache`](super::Cache).
+pub struct Model {
+    config: ModelConfig,
+    part: Part,
+    pub(crate) layers: Vec<LayerWeights>,
+    pub(crate) embedding: Option<Matrix>,
+    pub(crate) head: Option<Head>,
+    /// Of layers that see everything, and of those with a window.
+    pub(crate) frequencies: [Frequencies; 2],
+    memory_bytes: u64,
+    /// Buffers of forward passes that have ended.
+    workspaces: Mutex<Vec<Workspace>>,
+}
+
+/// Workspaces kept: one forward pass runs at a time, another may be waiting.
+const KEPT_WORKSPACES: usize = 2;
+
+/// Packed matrices begin at multiples of this.
+const ALIGN: usize = 64;
+
+impl Model {
+    /// Reads, checks and packs the weights of `part` on all of the pool's threads.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for layers that the model has not, tensors that are missing, of another shape than the metadata
+    /// says or with weights that are not finite; [`Error::Dtype`] for types that are not supported;
+    /// [`Error::OutOfMemory`].
+    pub fn load(file: &ModelFile, part: Part, pool: &Pool) -> Result<Model, Error> {
+        let config = file.config().clone();
+        if part.layers.start > part.layers.end || part.layers.end > config.layers {
+            return Err(Error::invalid(
+                "model",
+                format!(
+                    "layers {} to {} asked for; the model has {}",
+                    part.layers.start, part.layers.end, config.layers
+                ),
+            ));
+        }
+        let mut plan = Plan { file: file.gguf(), matrices: Vec::new(), bytes: 0 };
+        let (embedding, output) = ("token_embd.weight", "output.weight");
+        let tied = file.gguf().tensor(output)?.is_none();
+        let (width, ff) = (config.width, config.feed_forward);
+        let (query, kv) = (config.query_width(), config.kv_width());
+        let embedding = (part.embedding && !(part.head && tied))
+            .then(|| plan.matrix(embedding, config.vocabulary, width, None))
+            .transpose()?;
+        // Weights whose pairs are (2i, 2i + 1) get their rows reordered, so that every rotation is of halves.
+        let pairs = config.architecture.interleaved_pairs().then_some((config.head_width, config.rope_width));
+        let mut planned = Vec::new();
+        for layer in part.layers.clone() {
+            let mut matrix =
+                |name: &str, rows, k, pairs| plan.matrix(&format!("blk.{layer}.{name}.weight"), rows, k, pairs);
+            planned.push([
+                matrix("attn_q", query, width, pairs)?,
+                matrix("attn_k", kv, width, pairs)?,
+                matrix("attn_v", kv, width, None)?,
+                matrix("attn_output", width, query, None)?,
+                matrix("ffn_gate", ff, width, None)?,
+                matrix("ffn_up", ff, width, None)?,
+                matrix("ffn_down", width, ff, None)?,
+            ]);
+        }
+        let output = part
+            .head
+            .then(|| plan.matrix(if tied { "token_embd.weight" } else { output }, config.vocabulary, width, None))
+            .transpose()?;
+        let memory_bytes = plan.bytes as u64;
+        let matrices = plan.pack(pool)?;
+
+        let vector = |name: &str, len: usize| vector(file.gguf(), name, len);
+        let required = |name: &str, len: usize| {
+            vector(name, len)?.ok_or_else(|| Error::invalid("model", format!("the file has no tensor {name:?}")))
+        };
+        let mut layers = Vec::new();
+        for (planned, layer) in planned.into_iter().zip(part.layers.clone()) {
+            let named = |name: &str| format!("blk.{layer}.{name}");
+            let reordered = |bias: Option<Vec<f32>>| match (bias, pairs) {
+                (Some(bias), Some((head, rotated))) => {
+                    Some((0..bias.len()).map(|row| bias[source_row(row, head, rotated)]).collect())
+                }
+                (bias, _) => bias,
+            };
+            let [q, k, v, o, gate, up, down] = planned.map(|index| matrices[index].clone());
+            let window = config.windows[layer];
+            layers.push(LayerWeights {
+                attention_norm: required(&named("attn_norm.weight"), width)?,
+                q_bias: reordered(vector(&named("attn_q.bias"), query)?),
+                k_bias: reordered(vector(&named("attn_k.bias"), kv)?),
+                v_bias: vector(&named("attn_v.bias"), kv)?,
+                o_bias: vector(&named("attn_output.bias"), width)?,
+                q_norm: vector(&named("attn_q_norm.weight"), config.head_width)?,
+                k_norm: vector(&named("attn_k_norm.weight"), config.head_width)?,
+                post_attention_norm: vector(&named("post_attention_norm.weight"), width)?,
+                ffn_norm: required(&named("ffn_norm.weight"), width)?,
+                post_ffn_norm: vector(&named("post_ffw_norm.weight"), width)?,
+                q,
+                k,
+                v,
+                o,
+                gate,
+                up,
+                down,
+                window,
+            });
+        }
+        let head = match output {
+            Some(index) => Some(Head { norm: required("output_norm.weight", width)?, output: matrices[index].clone() }),
+            None => None,
+        };
+        let embedding = match embedding {
+            Some(index) => Some(matrices[index].clone()),
+            None if part.embedding => head.as_ref().map(|head| head.output.clone()),
+            None => None,
+        };
+        let divisors = vector("rope_freqs.weight", config.rope_width / 2)?;
+        let everywhere =
+            Frequencies::new(config.rope_width, config.rope_base, config.rope_scaling, divisors.as_deref());
+        let windowed = Frequencies::new(config.rope_width, config.rope_base_windowed, RopeScaling::Linear(1.0), None);
+        Ok(Model {
+            config,
+            part,
+            layers,
+            embedding,
+            head,
+            frequencies: [everywhere, windowed],
+            memory_bytes,
+            workspaces: Mutex::new(Vec::new()),
+        })
+    }
+
+    /// What the file says of the model.
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// What of it is here.
+    pub fn part(&self) -> &Part {
+        &self.part
+    }
+
+    /// The memory that the weights take.
+    pub fn memory_bytes(&self) -> u64 {
+        self.memory_bytes
+    }
+
+    pub(crate) fn page_shape(&self) -> PageShape {
+        PageShape::new(&self.config, self.part.layers.len())
+    }
+
+    pub(crate) fn workspace(&self) -> Workspace {
+        self.workspaces.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default()
+    }
+
+    pub(crate) fn keep_workspace(&self, workspace: Workspace) {
+        let mut kept = self.workspaces.lock().unwrap_or_else(PoisonError::into_inner);
+        if kept.len() < KEPT_WORKSPACES {
+            kept.push(workspace);
+        }
+    }
+}
+
+impl std::fmt::Debug for Model {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Model({}, layers {:?}, {} bytes)", self.config.name, self.part.layers, self.memory_bytes)
+    }
+}
+
+/// Where row `row` of the packed matrix comes from, rotated pairs (2i, 2i + 1) becoming (i, i + half).
+fn source_row(row: usize, head: usize, rotated: usize) -> usize {
+    let (first, i) = (row / head * head, row % head);
+    match i {
+        i if i >= rotated => first + i,
+        i if i < rotated / 2 => first + 2 * i,
+        i => first + 2 * (i - rotated / 2) + 1,
+    }
+}
+
+/// Matrices that are to be packed one after the other.
+struct Plan<'a> {
+    file: &'a Gguf,
+    matrices: Vec<Planned<'a>>,
+    bytes: usize,
+}
+
+struct Planned<'a> {
+    view: TensorView<'a>,
+    rows: usize,
+    k: usize,
+    start: usize,
+    /// Head width and rotated width where rows are reordered.
+    pairs: Option<(usize, usize)>,
+}
+
+impl<'a> Plan<'a> {
+    /// Takes the tensor in; gives its index.
+    fn matrix(&mut self, name: &str, rows: usize, k: usize, pairs: Option<(usize, usize)>) -> Result<usize, Error> {
+        let view = self.file.require(name)?;
+        if (view.row_len(), view.rows()) != (k, rows) {
+            return Err(Error::invalid(
+                "model",
+                format!("tensor {name:?} is {} x {}, but the metadata says {rows} x {k}", view.rows(), view.row_len()),
+            ));
+        }
+        let end = packed_bytes(view.ggml_type, rows, k)
+            .and_then(|bytes| bytes.checked_next_multiple_of(ALIGN))
+            .and_then(|bytes| bytes.checked_add(self.bytes));
+        let Some(end) = end else {
+            return Err(Error::invalid(
+                "model",
+                format!("tensor {name:?}: rows of {k} are not whole blocks of {}", view.ggml_type.name()),
+            ));
+        };
+        self.matrices.push(Planned { view, rows, k, start: self.bytes, pairs });
+        self.bytes = end;
+        Ok(self.matrices.len() - 1)
+    }
+
+    /// Packs them all.
+    fn pack(self, pool: &Pool) -> Result<Vec<Matrix>, Error> {
+        let mut arena = Buffer::zeroed(self.bytes)?;
+        let bad = Mutex::new(None);
+        // Every thread packs its share of every matrix, the same that it will multiply by: its pages are near it.
+        let mut shares: Vec<Vec<Mutex<Share<'_>>>> = (0..pool.threads()).map(|_| Vec::new()).collect();
+        let mut rest = arena.as_mut_slice();
+        let mut at = 0;
+        for planned in &self.matrices {
+            rest = rest.split_at_mut(planned.start - at).1;
+            at = planned.start;
+            let (all, tile_bytes) =
+                (tiles(planned.rows), packed_bytes(planned.view.ggml_type, 1, planned.k).unwrap_or(0));
+            for (worker, shares) in shares.iter_mut().enumerate() {
+                let tiles = all * worker / pool.threads()..all * (worker + 1) / pool.threads();
+                let (to, beyond) = rest.split_at_mut(tiles.len() * tile_bytes);
+                (rest, at) = (beyond, at + to.len());
+                shares.push(Mutex::new(Share { planned, tiles, to }));
+            }
+        }
+        pool.together(&|worker| {
+            for share in &shares[worker.index] {
+                let share = &mut *share.lock().unwrap_or_else(PoisonError::into_inner);
+                if !share.pack() {
+                    *bad.lock().unwrap_or_else(PoisonError::into_inner) = Some(share.planned.view.name.to_owned());
+                }
+            }
+        });
+        drop(shares);
+        for planned in &self.matrices {
+            self.file.release(planned.view.bytes);
+        }
+        if let Some(name) = bad.into_inner().unwrap_or_else(PoisonError::into_inner) {
+            return Err(Error::invalid(
+                "model",
+                format!("tensor {name:?} holds numbers that are not finite: the file is damaged; fetch it again"),
+            ));
+        }
+        let arena = Arc::new(arena);
+        self.matrices.iter().map(|m| Matrix::new(m.view.ggml_type, m.rows, m.k, Arc::clone(&arena), m.start)).collect()
+    }
+}
+
+/// Some tiles of one matrix, and where they go.
+struct Share<'a> {
+    planned: &'a Planned<'a>,
+    tiles: Range<usize>,
+    to: &'a mut [u8],
+}
+
+impl Share<'_> {
+    /// Packs the tiles; says whether what they hold is finite.
+    fn pack(&mut self) -> bool {
+        let Planned { view, rows, k, pairs, .. } = self.planned;
+        let row_bytes = view.bytes.len() / rows;
+        let mine = (self.tiles.start * TILE).min(*rows)..(self.tiles.end * TILE).min(*rows);
+        match pairs {
+            None => pack(view.ggml_type, *rows, *k, view.bytes, self.tiles.clone(), self.to),
+            Some((head, rotated)) => {
+                let mut reordered = Vec::with_capacity(mine.len() * row_bytes);
+                for row in mine.clone() {
+                    let from = source_row(row, *head, *rotated) * row_bytes;
+                    reordered.extend_from_slice(&view.bytes[from..from + row_bytes]);
+                }
+                pack(view.ggml_type, mine.len(), *k, &reordered, 0..self.tiles.len(), self.to);
+            }
+        }
+        is_finite(view.ggml_type, &view.bytes[mine.start * row_bytes..mine.end * row_bytes])
+    }
+}
+
+/// Whether all elements, or all scales of blocks, are finite.
+fn is_finite(ty: GgmlType, bytes: &[u8]) -> bool {
+    let half = |at: &[u8]| u16::from_le_bytes([at[0], at[1]]) & 0x7c00 != 0x7c00;
+    let mut blocks = bytes.chunks_exact(ty.block_bytes());
+    match ty {
+        GgmlType::F32 => blocks.all(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]) & 0x7f80_0000 != 0x7f80_0000),
+        GgmlType::BF16 => blocks.all(|b| u16::from_le_bytes([b[0], b[1]]) & 0x7f80 != 0x7f80),
+        GgmlType::F16 | GgmlType::Q4_0 | GgmlType::Q5_0 | GgmlType::Q8_0 => blocks.all(half),
+        GgmlType::Q4_1 | GgmlType::Q5_1 | GgmlType::Q4K | GgmlType::Q5K => blocks.all(|b| half(b) && half(&b[2..])),
+        GgmlType::Q6K => blocks.all(|b| half(&b[b.len() - 2..])),
+    }
+}
+
+/// A vector of floats, which is not packed.
+fn vector(file: &Gguf, name: &str, len: usize) -> Result<Option<Vec<f32>>, Error> {
+    let Some(view) = file.tensor(name)? else { return Ok(None) };
+    if view.elements() != len {
+        return Err(Error::invalid(
+            "model",
+            format!("tensor {name:?} has {} elements, but the metadata says {len}", view.elements()),
+        ));
+    }
+    let values = view.to_f32()?;
+    if !all_finite(&values) {
+        return Err(Error::invalid("model", format!("tensor {name:?} holds numbers that are not finite")));
+    }
+    Ok(Some(values))
+}

@@ -1,0 +1,239 @@
+//! Text to tokens and back, as a model's GGUF metadata says. It gives the tokens that llama.cpp gives for the same file;
+//! it never knows about chats, prompts or models' layers.
+//!
+//! | module | owns |
+//! |---|---|
+//! | `vocabulary` | the tokens: texts, kinds, roles |
+//! | `special` | special tokens written out in a text |
+//! | `pretokenize`, `unicode_class` | where a text is cut before byte-level BPE |
+//! | `byte_pair`, `byte_level` | BPE over bytes (`gpt2`) |
+//! | `sentence_piece` | BPE over characters by score (`llama`) |
+//! | `merge` | merging neighbours, best first |
+//! | `detokenize` | text as tokens come in |
+
+mod byte_level;
+mod byte_pair;
+mod detokenize;
+mod merge;
+mod pretokenize;
+mod sentence_piece;
+mod special;
+mod unicode_class;
+mod vocabulary;
+
+pub use detokenize::Detokenizer;
+
+use crate::Error;
+use crate::gguf::Metadata;
+use byte_pair::BytePair;
+use sentence_piece::SentencePiece;
+use special::{Fragment, SpecialTokens};
+use std::borrow::Cow;
+use vocabulary::{TokenKind, Vocabulary, invalid};
+
+enum Algorithm {
+    BytePair(BytePair),
+    SentencePiece(SentencePiece),
+}
+
+/// A model's tokenizer.
+pub struct Tokenizer {
+    vocabulary: Vocabulary,
+    special: SpecialTokens,
+    algorithm: Algorithm,
+    /// The tokens that [`Tokenizer::encode`] puts before and after a text, where it is asked to.
+    before: Option<u32>,
+    after: Option<u32>,
+    /// Whether a text that begins or follows a special token gets a space before it.
+    space_prefix: bool,
+}
+
+impl Tokenizer {
+    /// The tokenizer of a file with this metadata: `tokenizer.ggml.model` `gpt2` with the pre-tokenizers `smollm`,
+    /// `llama-bpe`, `qwen2`, `gpt-2` and `default`, or `llama`.
+    ///
+    /// # Errors
+    /// [`Error::Parse`] for values of another type; [`Error::Invalid`] for models and pre-tokenizers that are not
+    /// supported, and for lists and ids that are missing or do not fit together.
+    pub fn from_gguf(metadata: &Metadata) -> Result<Tokenizer, Error> {
+        let model = metadata
+            .get_str("tokenizer.ggml.model")?
+            .ok_or_else(|| invalid("the file has no tokenizer.ggml.model: it is incomplete; fetch another"))?;
+        let mut vocabulary = Vocabulary::from_gguf(metadata)?;
+        let (algorithm, adds_bos, prefixes) = match model {
+            "gpt2" => {
+                let algorithm = BytePair::from_gguf(metadata, &vocabulary)?;
+                let adds_bos = algorithm.adds_bos();
+                (Algorithm::BytePair(algorithm), adds_bos, false)
+            }
+            "llama" => {
+                // What SentencePiece calls <unk>, <s> and </s>, where the file does not say.
+                let exists = |id: u32| Some(id).filter(|&id| (id as usize) < vocabulary.len());
+                let (unknown, bos, eos) = (exists(0), exists(1), exists(2));
+                vocabulary.unknown = vocabulary.unknown.or(unknown);
+                vocabulary.bos = vocabulary.bos.or(bos);
+                vocabulary.default_eos(eos);
+                (Algorithm::SentencePiece(SentencePiece::from_gguf(metadata, &vocabulary)?), true, true)
+            }
+            other => {
+                return Err(invalid(format!(
+                    "the tokenizer {other:?} is not supported, only gpt2 (byte-level BPE) and llama (SentencePiece): \
+                     use a model with one of these"
+                )));
+            }
+        };
+        let flag = |key: &str, default| {
+            Ok::<_, Error>(metadata.get_bool(&format!("tokenizer.ggml.{key}"))?.unwrap_or(default))
+        };
+        let around = |adds: bool, token: Option<u32>, key: &str| match (adds, token) {
+            (true, None) => Err(invalid(format!("a text should be put beside {key}, but the file does not give it"))),
+            (adds, token) => Ok(token.filter(|_| adds)),
+        };
+        Ok(Tokenizer {
+            before: around(
+                flag("add_bos_token", adds_bos && vocabulary.bos.is_some())?,
+                vocabulary.bos,
+                "bos_token_id",
+            )?,
+            after: around(flag("add_eos_token", false)?, vocabulary.eos, "eos_token_id")?,
+            space_prefix: flag("add_space_prefix", prefixes)? && prefixes,
+            special: SpecialTokens::new(&vocabulary),
+            vocabulary,
+            algorithm,
+        })
+    }
+
+    /// The tokens of `text`.
+    ///
+    /// `add_special` puts the tokens around it that the model wants at the beginning and the end of a sequence.
+    /// `parse_special` takes control tokens such as `<|im_end|>` that are written out in the text for what they say;
+    /// without it they are ordinary characters, as it must be for text from strangers.
+    pub fn encode(&self, text: &str, add_special: bool, parse_special: bool) -> Vec<u32> {
+        // English has about four bytes to a token.
+        let mut out = Vec::with_capacity(text.len() / 4 + 2);
+        out.extend(self.before.filter(|_| add_special));
+        let mut after_special = true;
+        for fragment in self.special.fragments(&self.vocabulary, text, parse_special) {
+            match fragment {
+                Fragment::Token(token) => out.push(token),
+                Fragment::Text(text) => self.encode_plain(text, after_special, &mut out),
+            }
+            after_special = matches!(fragment, Fragment::Token(_));
+        }
+        out.extend(self.after.filter(|_| add_special));
+        out
+    }
+
+    fn encode_plain(&self, mut text: &str, after_special: bool, out: &mut Vec<u32>) {
+        let mut prefix = self.space_prefix && after_special;
+        while !text.is_empty() {
+            let (part, rest) = text.split_at(text.floor_char_boundary(merge::MAX_TEXT_BYTES));
+            match &self.algorithm {
+                Algorithm::BytePair(bpe) => bpe.encode(&self.vocabulary, part, out),
+                Algorithm::SentencePiece(pieces) => pieces.encode(&self.vocabulary, part, prefix, out),
+            }
+            prefix = false;
+            text = rest;
+        }
+    }
+
+    /// The text of a whole sequence; with `special`, control tokens are written out. What is not UTF-8 becomes U+FFFD,
+    /// ids that do not exist become nothing, and a space that [`Tokenizer::encode`] put in front is taken off again.
+    /// For text that continues another, use [`Detokenizer`].
+    pub fn decode(&self, ids: &[u32], special: bool) -> String {
+        let mut bytes = Vec::new();
+        for &id in ids {
+            bytes.extend_from_slice(&self.token_bytes(id, special).unwrap_or_default());
+        }
+        let starts_plain = ids.iter().find(|&&id| Some(id) != self.before).is_some_and(|&id| !self.is_control(id));
+        let text = match bytes.strip_prefix(b" ") {
+            Some(rest) if self.space_prefix && starts_plain => rest,
+            _ => &bytes,
+        };
+        String::from_utf8_lossy(text).into_owned()
+    }
+
+    /// What a token adds to a text, in bytes: not always whole characters. Control tokens are written out if `special`
+    /// says so, and nothing otherwise. `None` for ids that do not exist.
+    pub fn token_bytes(&self, id: u32, special: bool) -> Option<Cow<'_, [u8]>> {
+        let text = self.vocabulary.text(id)?;
+        Some(match self.vocabulary.kind(id) {
+            TokenKind::Control | TokenKind::Unknown if !special => Cow::default(),
+            TokenKind::Control | TokenKind::Unknown | TokenKind::UserDefined => Cow::Borrowed(text.as_bytes()),
+            TokenKind::Unused => Cow::default(),
+            TokenKind::Byte => byte_of(text).map_or(Cow::Borrowed(text.as_bytes()), |byte| Cow::Owned(vec![byte])),
+            TokenKind::Normal => match self.algorithm {
+                Algorithm::BytePair(_) => Cow::Owned(from_byte_level(text)),
+                Algorithm::SentencePiece(_) if text.contains(sentence_piece::SPACE) => {
+                    Cow::Owned(text.replace(sentence_piece::SPACE, " ").into_bytes())
+                }
+                Algorithm::SentencePiece(_) => Cow::Borrowed(text.as_bytes()),
+            },
+        })
+    }
+
+    /// How many tokens there are: ids are below it.
+    pub fn vocabulary(&self) -> usize {
+        self.vocabulary.len()
+    }
+
+    /// The token at the beginning of a sequence.
+    pub fn bos(&self) -> Option<u32> {
+        self.vocabulary.bos
+    }
+
+    /// The token at the end of a sequence.
+    pub fn eos(&self) -> Option<u32> {
+        self.vocabulary.eos
+    }
+
+    /// Whether [`Tokenizer::encode`] with `add_special` begins with [`Tokenizer::bos`].
+    pub fn adds_bos(&self) -> bool {
+        self.before.is_some()
+    }
+
+    /// Whether a model that gives this token is done: the end of a sequence, a turn or a message.
+    pub fn is_end_of_generation(&self, id: u32) -> bool {
+        self.vocabulary.is_end(id)
+    }
+
+    /// Whether this token steers the model and is no text.
+    pub fn is_control(&self, id: u32) -> bool {
+        self.vocabulary.text(id).is_some()
+            && matches!(self.vocabulary.kind(id), TokenKind::Control | TokenKind::Unknown)
+    }
+
+    /// A token as the vocabulary has it: for byte-level ones in that alphabet, with `Ġ` for a space.
+    pub fn token_text(&self, id: u32) -> Option<&str> {
+        self.vocabulary.text(id)
+    }
+
+    /// The token that the vocabulary has under exactly this text.
+    pub fn token_id(&self, text: &str) -> Option<u32> {
+        self.vocabulary.find(text)
+    }
+}
+
+impl std::fmt::Debug for Tokenizer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Tokenizer({} tokens)", self.vocabulary())
+    }
+}
+
+/// The byte that a token like `<0x0A>` stands for.
+fn byte_of(text: &str) -> Option<u8> {
+    let digits = text.strip_prefix("<0x")?.strip_suffix('>')?;
+    u8::from_str_radix(digits, 16).ok().filter(|_| digits.len() == 2)
+}
+
+/// The bytes that a byte-level token's characters stand for; other characters are themselves.
+fn from_byte_level(text: &str) -> Vec<u8> {
+    let mut out = Vec::with_capacity(text.len());
+    for c in text.chars() {
+        match byte_level::byte_of(c) {
+            Some(byte) => out.push(byte),
+            None => out.extend_from_slice(c.encode_utf8(&mut [0; 4]).as_bytes()),
+        }
+    }
+    out
+}

@@ -1,0 +1,129 @@
+//! SentencePiece's BPE: the characters of a text are merged by the scores of what they make; what is no token then is
+//! bytes. It never sees special tokens.
+
+use super::merge::{Merger, NONE};
+use super::vocabulary::{TokenKind, Vocabulary, invalid};
+use crate::Error;
+use crate::gguf::Metadata;
+use std::collections::BTreeSet;
+
+/// Stands for a space in tokens.
+pub(super) const SPACE: char = '▁';
+
+pub(super) struct SentencePiece {
+    /// For each token, lower being better: the score's bits, put in order.
+    ranks: Vec<u32>,
+    /// The token of each byte that is part of no other.
+    bytes: [u32; 256],
+    /// The characters that some token has before a space inside it: a text is cut before a space after any other one,
+    /// since no token can reach over.
+    before_space: BTreeSet<char>,
+}
+
+impl SentencePiece {
+    /// # Errors
+    /// [`Error::Parse`] for what is of another type; [`Error::Invalid`] for scores that are missing, too few or no
+    /// numbers, and where a byte has no token and there is none for what is unknown.
+    pub(super) fn from_gguf(metadata: &Metadata, vocabulary: &Vocabulary) -> Result<SentencePiece, Error> {
+        let scores = metadata
+            .get_f32s("tokenizer.ggml.scores")?
+            .ok_or_else(|| invalid("the file has no tokenizer.ggml.scores: it is incomplete; fetch another"))?;
+        if scores.len() != vocabulary.len() {
+            return Err(invalid(format!(
+                "tokenizer.ggml.scores has {} entries for {} tokens: the file is corrupt",
+                scores.len(),
+                vocabulary.len()
+            )));
+        }
+        if let Some(token) = scores.iter().position(|score| score.is_nan()) {
+            return Err(invalid(format!("the score of token {token} is not a number: the file is corrupt")));
+        }
+        let mut bytes = [NONE; 256];
+        for (byte, token) in bytes.iter_mut().enumerate() {
+            let alone = char::from(byte as u8).to_string();
+            let found = vocabulary.find(&format!("<0x{byte:02X}>"));
+            *token = found
+                .or_else(|| vocabulary.find(&alone).filter(|_| byte < 128))
+                .or(vocabulary.unknown)
+                .ok_or_else(|| {
+                    invalid(format!(
+                        "byte {byte} has no token, and unknown_token_id is not given: the file is incomplete"
+                    ))
+                })?;
+        }
+        let mut before_space = BTreeSet::new();
+        for (_, kind, text) in vocabulary.iter() {
+            if !matches!(kind, TokenKind::Control | TokenKind::Unknown) {
+                let pairs = text.chars().zip(text.chars().skip(1));
+                before_space.extend(pairs.filter(|&(_, after)| after == SPACE).map(|(before, _)| before));
+            }
+        }
+        before_space.insert(SPACE);
+        Ok(SentencePiece { ranks: scores.into_iter().map(rank).collect(), bytes, before_space })
+    }
+
+    /// Adds the tokens of `text` to `out`, with a space before it if `prefix` says so.
+    pub(super) fn encode(&self, vocabulary: &Vocabulary, text: &str, prefix: bool, out: &mut Vec<u32>) {
+        let mut written = String::with_capacity(text.len() + text.len() / 4 + SPACE.len_utf8());
+        if prefix {
+            written.push(SPACE);
+        }
+        written.extend(text.chars().map(|c| if c == ' ' { SPACE } else { c }));
+        let mut merger = Merger::default();
+        let mut part = 0;
+        let mut before = SPACE;
+        for (at, c) in written.char_indices() {
+            if c == SPACE && !self.before_space.contains(&before) {
+                self.encode_part(vocabulary, &written[part..at], &mut merger, out);
+                part = at;
+            }
+            before = c;
+        }
+        self.encode_part(vocabulary, &written[part..], &mut merger, out);
+    }
+
+    fn encode_part(&self, vocabulary: &Vocabulary, text: &str, merger: &mut Merger, out: &mut Vec<u32>) {
+        merger.clear();
+        for (start, c) in text.char_indices() {
+            let character = &text[start..start + c.len_utf8()];
+            merger.push(vocabulary.find_piece(character).unwrap_or(NONE), start as u32);
+        }
+        let end = text.len() as u32;
+        merger.merge(end, |left, _, end| {
+            let token = vocabulary.find_piece(&text[left.start as usize..end as usize])?;
+            Some((self.ranks[token as usize], token))
+        });
+        let mut symbols = merger.symbols().peekable();
+        while let Some(symbol) = symbols.next() {
+            if symbol.token != NONE {
+                out.push(symbol.token);
+                continue;
+            }
+            let end = symbols.peek().map_or(end, |next| next.start);
+            let bytes = &text.as_bytes()[symbol.start as usize..end as usize];
+            out.extend(bytes.iter().map(|&byte| self.bytes[usize::from(byte)]));
+        }
+    }
+}
+
+/// Higher scores become lower ranks; both zeros are one.
+fn rank(score: f32) -> u32 {
+    let bits = (score + 0.0).to_bits();
+    // Negative floats order backwards, and all of them are below the others.
+    let ascending = if bits >> 31 == 1 { !bits } else { bits | 1 << 31 };
+    !ascending
+}
+
+#[cfg(test)]
+mod tests {
+    use super::rank;
+
+    #[test]
+    fn a_higher_score_is_a_better_rank() {
+        let scores = [f32::INFINITY, 3.5, 1e-40, 0.0, -1e-40, -1.0, -1000.0, f32::NEG_INFINITY];
+        for pair in scores.windows(2) {
+            assert!(rank(pair[0]) < rank(pair[1]), "{pair:?}");
+        }
+        assert_eq!(rank(0.0), rank(-0.0));
+    }
+}

@@ -1,0 +1,278 @@
+//! The tokens of a model: their texts, kinds and special roles, checked once when they are read from GGUF metadata.
+//! It never cuts or joins text.
+
+use super::merge::NONE;
+use crate::Error;
+use crate::gguf::{Metadata, Strings};
+use std::hash::{BuildHasher, RandomState};
+
+/// No token of a known model has more than a few hundred bytes; the bound keeps the cost of trying whether a piece of
+/// text is a token small, whatever a file claims.
+const MAX_TOKEN_BYTES: usize = 4096;
+
+/// What a token is for; the ids are those of `tokenizer.ggml.token_type`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum TokenKind {
+    /// A piece of text.
+    Normal,
+    /// Stands for what has no token. Never shown.
+    Unknown,
+    /// Steers the model; parsed out of text only where that is asked for, and not shown.
+    Control,
+    /// A piece of text that is cut out before all else.
+    UserDefined,
+    /// Never seen in training.
+    Unused,
+    /// One byte, written `<0x0A>`.
+    Byte,
+}
+
+impl TokenKind {
+    fn from_id(id: i32) -> Option<TokenKind> {
+        Some(match id {
+            1 => TokenKind::Normal,
+            2 => TokenKind::Unknown,
+            3 => TokenKind::Control,
+            4 => TokenKind::UserDefined,
+            // 0 is "undefined".
+            0 | 5 => TokenKind::Unused,
+            6 => TokenKind::Byte,
+            _ => return None,
+        })
+    }
+}
+
+/// Tokens that end a generation under whatever name a model's family has for it.
+/// Source: the texts that llama.cpp looks for; they are control tokens even where a file says otherwise.
+const END_TEXTS: [&str; 26] = [
+    "<|eot_id|>",
+    "<|im_end|>",
+    "<|end|>",
+    "<|return|>",
+    "<|call|>",
+    "<end_of_turn>",
+    "<|endoftext|>",
+    "</s>",
+    "<|eom_id|>",
+    "<EOT>",
+    "_<EOT>",
+    "[EOT]",
+    "[EOS]",
+    "<|end_of_text|>",
+    "<end_of_utterance>",
+    "<eos>",
+    "<｜end▁of▁sentence｜>",
+    // Where a file of a repository ends, of models that fill in the middle of code.
+    "<|fim_pad|>",
+    "<fim-pad>",
+    "<fim_pad>",
+    "<PAD>",
+    "<|fim_repo|>",
+    "<|repo_name|>",
+    "<fim-repo>",
+    "<reponame>",
+    "<|file_sep|>",
+];
+
+/// Control tokens even where a file says otherwise, of models that fill in the middle of code.
+const CONTROL_TEXTS: [&str; 9] = [
+    "<|fim_prefix|>",
+    "<fim-prefix>",
+    "<fim_prefix>",
+    "<|fim_suffix|>",
+    "<fim-suffix>",
+    "<fim_suffix>",
+    "<|fim_middle|>",
+    "<fim-middle>",
+    "<fim_middle>",
+];
+
+#[derive(Debug)]
+pub(super) struct Vocabulary {
+    texts: Strings,
+    kinds: Vec<TokenKind>,
+    index: TokenIndex,
+    longest: usize,
+    pub(super) bos: Option<u32>,
+    pub(super) eos: Option<u32>,
+    pub(super) unknown: Option<u32>,
+    /// Sorted.
+    ends: Vec<u32>,
+}
+
+impl Vocabulary {
+    /// # Errors
+    /// [`Error::Parse`] for what is of another type; [`Error::Invalid`] for missing lists and lists of other lengths,
+    /// tokens that occur twice or are too long, unknown kinds, and roles given to tokens that do not exist.
+    pub(super) fn from_gguf(metadata: &Metadata) -> Result<Vocabulary, Error> {
+        let texts = metadata
+            .get_strs("tokenizer.ggml.tokens")?
+            .ok_or_else(|| invalid("the file has no tokenizer.ggml.tokens: it is incomplete; fetch another"))?
+            .clone();
+        // The last two numbers mean something else in a chain of symbols.
+        if texts.is_empty() || texts.len() >= NONE as usize - 1 {
+            return Err(invalid(format!("a vocabulary of {} tokens cannot be used", texts.len())));
+        }
+        let longest = texts.iter().map(str::len).max().unwrap_or(0);
+        if longest > MAX_TOKEN_BYTES {
+            return Err(invalid(format!(
+                "a token of {longest} bytes is longer than the {MAX_TOKEN_BYTES} that are supported"
+            )));
+        }
+        let kinds = kinds(metadata, texts.len())?;
+        let index = TokenIndex::new(&texts)?;
+        let mut vocabulary =
+            Vocabulary { texts, kinds, index, longest, bos: None, eos: None, unknown: None, ends: Vec::new() };
+        vocabulary.bos = vocabulary.role(metadata, "bos_token_id")?;
+        vocabulary.eos = vocabulary.role(metadata, "eos_token_id")?;
+        vocabulary.unknown = vocabulary.role(metadata, "unknown_token_id")?;
+        vocabulary.find_ends(metadata)?;
+        Ok(vocabulary)
+    }
+
+    fn role(&self, metadata: &Metadata, role: &str) -> Result<Option<u32>, Error> {
+        match metadata.get_u64(&format!("tokenizer.ggml.{role}"))? {
+            Some(id) if id >= self.len() as u64 => Err(invalid(format!(
+                "tokenizer.ggml.{role} is {id}, but there are only {} tokens: the file is corrupt",
+                self.len()
+            ))),
+            id => Ok(id.map(|id| id as u32)),
+        }
+    }
+
+    /// What ends a sequence where the file does not say.
+    pub(super) fn default_eos(&mut self, eos: Option<u32>) {
+        if self.eos.is_none() {
+            self.eos = eos;
+            self.ends.extend(eos);
+            self.ends.sort_unstable();
+            self.ends.dedup();
+        }
+    }
+
+    fn find_ends(&mut self, metadata: &Metadata) -> Result<(), Error> {
+        let mut ends: Vec<u32> = self.eos.into_iter().collect();
+        for role in ["eot_token_id", "eom_token_id"] {
+            ends.extend(self.role(metadata, role)?);
+        }
+        for text in END_TEXTS {
+            let Some(id) = self.index.find(&self.texts, text) else { continue };
+            // In a vocabulary of web pages `</s>` closes a strikethrough.
+            let markup = text == "</s>" && self.kind(id) == TokenKind::UserDefined && self.eos != Some(id);
+            if !markup {
+                self.kinds[id as usize] = TokenKind::Control;
+                ends.push(id);
+            }
+        }
+        for text in CONTROL_TEXTS {
+            if let Some(id) = self.index.find(&self.texts, text) {
+                self.kinds[id as usize] = TokenKind::Control;
+            }
+        }
+        ends.sort_unstable();
+        ends.dedup();
+        self.ends = ends;
+        Ok(())
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.texts.len()
+    }
+
+    pub(super) fn text(&self, id: u32) -> Option<&str> {
+        self.texts.get(id as usize)
+    }
+
+    /// The kind of a token that exists.
+    pub(super) fn kind(&self, id: u32) -> TokenKind {
+        self.kinds[id as usize]
+    }
+
+    /// The token with exactly this text.
+    pub(super) fn find(&self, text: &str) -> Option<u32> {
+        self.index.find(&self.texts, text)
+    }
+
+    /// As [`Vocabulary::find`], but only tokens that text may become without being asked: no control tokens.
+    pub(super) fn find_piece(&self, text: &str) -> Option<u32> {
+        if text.len() > self.longest {
+            return None;
+        }
+        self.find(text).filter(|&id| !matches!(self.kind(id), TokenKind::Control | TokenKind::Unknown))
+    }
+
+    pub(super) fn is_end(&self, id: u32) -> bool {
+        self.ends.binary_search(&id).is_ok()
+    }
+
+    /// All tokens with their kinds and texts.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (u32, TokenKind, &str)> {
+        self.texts.iter().enumerate().map(|(id, text)| (id as u32, self.kinds[id], text))
+    }
+}
+
+pub(super) fn invalid(what: impl Into<String>) -> Error {
+    Error::invalid("tokenizer", what)
+}
+
+/// The kinds of all tokens: all normal where the file does not say.
+fn kinds(metadata: &Metadata, len: usize) -> Result<Vec<TokenKind>, Error> {
+    let Some(ids) = metadata.get_i32s("tokenizer.ggml.token_type")? else { return Ok(vec![TokenKind::Normal; len]) };
+    if ids.len() != len {
+        return Err(invalid(format!(
+            "tokenizer.ggml.token_type has {} entries for {len} tokens: the file is corrupt",
+            ids.len()
+        )));
+    }
+    ids.iter()
+        .enumerate()
+        .map(|(token, &id)| {
+            TokenKind::from_id(id)
+                .ok_or_else(|| invalid(format!("tokenizer.ggml.token_type of token {token} is {id}, not 0 to 6")))
+        })
+        .collect()
+}
+
+/// From a token's text to its id: an open table of ids. Its hash is keyed at random, so that no file can make it slow.
+#[derive(Debug)]
+struct TokenIndex {
+    /// A power of two of them, at most half used; [`NONE`] where free.
+    slots: Vec<u32>,
+    hash: RandomState,
+}
+
+impl TokenIndex {
+    fn new(texts: &Strings) -> Result<TokenIndex, Error> {
+        let mut index =
+            TokenIndex { slots: vec![NONE; (texts.len() * 2).next_power_of_two()], hash: RandomState::new() };
+        for (id, text) in texts.iter().enumerate() {
+            // An empty token is no part of any text.
+            if text.is_empty() {
+                continue;
+            }
+            let slot = index.slot(texts, text);
+            if index.slots[slot] != NONE {
+                return Err(invalid(format!(
+                    "the tokens {} and {id} are both {text:?}: the file is corrupt",
+                    index.slots[slot]
+                )));
+            }
+            index.slots[slot] = id as u32;
+        }
+        Ok(index)
+    }
+
+    /// Where the text is, or where it would be.
+    fn slot(&self, texts: &Strings, text: &str) -> usize {
+        let mask = self.slots.len() - 1;
+        let mut slot = self.hash.hash_one(text) as usize & mask;
+        while self.slots[slot] != NONE && texts.get(self.slots[slot] as usize) != Some(text) {
+            slot = (slot + 1) & mask;
+        }
+        slot
+    }
+
+    fn find(&self, texts: &Strings, text: &str) -> Option<u32> {
+        Some(self.slots[self.slot(texts, text)]).filter(|&id| id != NONE)
+    }
+}
