@@ -26,6 +26,7 @@ compile_error!("tensors are kept in little-endian byte order: big-endian machine
 pub mod buffer;
 pub mod check;
 pub mod csv;
+pub mod draft;
 pub mod dtype;
 pub mod error;
 pub mod gguf;
@@ -38,6 +39,7 @@ pub mod npy_writer;
 pub mod pool;
 pub mod probe;
 pub mod product;
+pub mod sample;
 pub mod tensor;
 pub mod tensor_buf;
 pub mod tokenizer;
