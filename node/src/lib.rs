@@ -17,6 +17,7 @@
 //! | [`schedule`] | plans and placement; pure state machines |
 //! | [`fabric`] | drives all of these for jobs: check, merge, retry |
 //! | [`serve`] | models: one engine each, continuous batching |
+//! | [`models`] | model files by name |
 //! | [`config`] | flags, environment and file, resolved once |
 //! | [`runtime`], [`daemon`] | the threads these run on; `pangea node` from start to end |
 //! | [`cli`] | the commands of the binary |
@@ -30,6 +31,7 @@ mod copying;
 pub mod daemon;
 pub mod fabric;
 pub mod link;
+pub mod models;
 pub mod net;
 pub mod runtime;
 pub mod schedule;

@@ -29,10 +29,8 @@ pub struct BatchLimits {
     pub prompt_rows: usize,
     /// Rows of prompts in a step that running answers take part in: how much a long prompt may slow them down.
     pub prompt_rows_beside: usize,
-    /// The longest draft of one sequence, in tokens; 0 for none.
+    /// The longest draft, in tokens; 0 for none. Only an answer that runs alone is drafted: a wrong guess costs everyone.
     pub draft: usize,
-    /// Rows of drafts in a step, over all sequences: a wrong draft costs everyone.
-    pub draft_rows: usize,
     /// Tokens of one page of a cache.
     pub page_tokens: usize,
     /// Pages of all caches together.
@@ -445,17 +443,14 @@ impl Batch {
         let answers = self.running.iter().filter(|sequence| sequence.pending() == 1).count();
         let prompts = self.running.len() - answers;
         let mut prompt_rows = if answers > 0 { self.limits.prompt_rows_beside } else { self.limits.prompt_rows };
-        // A step full of prompts is bound by arithmetic: drafts are not free in it.
-        let mut draft_rows = if prompts > 0 { 0 } else { self.limits.draft_rows };
-        let draft = draft_rows.checked_div(answers).unwrap_or(0).min(self.limits.draft);
+        let draft = if self.running.len() == 1 { self.limits.draft } else { 0 };
         let mut sharing = prompts;
         let mut planned = Vec::with_capacity(self.running.len());
         for sequence in &self.running {
             let pending = sequence.pending();
             let mut rows = Rows { sequence: sequence.id, start: sequence.computed, rows: 1, choose: true, draft: 0 };
             if pending == 1 {
-                rows.draft = draft.min(draft_rows);
-                draft_rows -= rows.draft;
+                rows.draft = draft;
             } else {
                 let share = (prompt_rows / sharing.max(1)).max(MIN_PROMPT_ROWS).min(prompt_rows);
                 sharing -= 1;
@@ -520,7 +515,6 @@ mod tests {
             prompt_rows: 256,
             prompt_rows_beside: 64,
             draft: 0,
-            draft_rows: 0,
             page_tokens: 16,
             pages: 1000,
             kept: 4,

@@ -56,7 +56,16 @@ pub enum Prompt {
         messages: Vec<Message>,
         /// Descriptions of tools for the model's template, as OpenAI writes them.
         tools: Option<serde_json::Value>,
+        /// Further variables of the template, such as `enable_thinking`.
+        variables: serde_json::Map<String, serde_json::Value>,
     },
+}
+
+impl Prompt {
+    /// A conversation without tools.
+    pub fn chat(messages: Vec<Message>) -> Prompt {
+        Prompt::Chat { messages, tools: None, variables: serde_json::Map::new() }
+    }
 }
 
 /// What form an answer has.
@@ -150,7 +159,7 @@ pub struct Summary {
     pub prompt_tokens: usize,
     /// Of these, computed by an earlier request.
     pub cached_tokens: usize,
-    /// Tokens of all answers, each one's last included.
+    /// Tokens of all answers, those that end them included.
     pub answer_tokens: usize,
     /// Tokens that were drafted, and of these, those that were right.
     pub drafted_tokens: usize,

@@ -4,7 +4,7 @@ use axum::extract::State;
 use axum::response::Response;
 use pangea_compute::chat::Message;
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::answer::{Answer, Form};
 use super::error::ApiError;
@@ -44,12 +44,13 @@ fn parse(fields: &mut Fields) -> Result<(Generate, Prompt), ApiError> {
         (false, _) => None,
     };
     let tools = tools(fields)?;
+    let variables = fields.optional("chat_template_kwargs")?.unwrap_or_default();
     let said: Vec<Value> = fields.required("messages")?;
     if said.is_empty() || said.len() > MESSAGES {
         return Err(ApiError::field("messages", format!("messages holds {}; it must be 1 to {MESSAGES}", said.len())));
     }
     let messages = said.into_iter().enumerate().map(|(at, said)| message(at, said)).collect::<Result<_, _>>()?;
-    Ok((generate, Prompt::Chat { messages, tools }))
+    Ok((generate, Prompt::Chat { messages, tools, variables }))
 }
 
 /// Tools are shown to the model; whether it calls one is its own to say.
@@ -76,9 +77,10 @@ struct Said {
     #[serde(default)]
     name: Option<String>,
     #[serde(default)]
-    tool_calls: Option<Value>,
-    #[serde(default)]
-    tool_call_id: Option<String>,
+    tool_calls: Option<Vec<Value>>,
+    /// Whatever else templates may look at, such as `tool_call_id`.
+    #[serde(flatten)]
+    extra: Map<String, Value>,
 }
 
 #[derive(Deserialize)]
@@ -113,8 +115,8 @@ fn message(at: usize, said: Value) -> Result<Message, ApiError> {
     };
     let mut message = Message::new(role, content);
     message.name = said.name;
-    message.tool_calls = said.tool_calls;
-    message.tool_call_id = said.tool_call_id;
+    message.tool_calls = said.tool_calls.unwrap_or_default();
+    message.extra = said.extra;
     Ok(message)
 }
 

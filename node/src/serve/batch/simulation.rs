@@ -94,7 +94,7 @@ impl World {
         }
         let prompts = rows.iter().filter(|rows| batch.tokens(rows.sequence).len() - rows.start > 1);
         assert!(prompts.map(|rows| rows.rows).sum::<usize>() <= limits.prompt_rows);
-        assert!(rows.iter().map(|rows| rows.draft).sum::<usize>() <= limits.draft_rows);
+        assert!(rows.iter().all(|drafted| drafted.draft == 0 || rows.len() == 1));
         let mut advances = Vec::new();
         for rows in rows {
             let wanted = &self.wanted[&rows.sequence];
@@ -136,7 +136,6 @@ fn limits(lot: &mut Lot) -> BatchLimits {
         prompt_rows: 16 + lot.next(64),
         prompt_rows_beside: 16,
         draft: lot.next(5),
-        draft_rows: 8,
         page_tokens: 1 + lot.next(32),
         pages: 40 + lot.next(300),
         kept: lot.next(6),
