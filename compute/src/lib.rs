@@ -24,6 +24,7 @@
 compile_error!("tensors are kept in little-endian byte order: big-endian machines are not supported");
 
 pub mod buffer;
+pub mod chat;
 pub mod check;
 pub mod csv;
 pub mod draft;
