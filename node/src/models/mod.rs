@@ -30,6 +30,16 @@ pub fn resolve(folder: &Path, name: &str) -> Result<PathBuf> {
     find(folder, name).ok_or_else(|| Error::new(ErrorKind::NotFound, missing()))
 }
 
+/// The models in `folder`, by name, in the order of their names.
+pub fn installed(folder: &Path) -> Vec<(String, PathBuf)> {
+    let files = std::fs::read_dir(folder).into_iter().flatten().filter_map(|entry| Some(entry.ok()?.path()));
+    let models = files.filter(|path| path.extension().is_some_and(|end| end == EXTENSION) && path.is_file());
+    let mut named: Vec<(String, PathBuf)> =
+        models.filter_map(|path| Some((path.file_stem()?.to_str()?.to_owned(), path))).collect();
+    named.sort();
+    named
+}
+
 /// Whether a model is given as a path: a name has no separators and does not end like a file.
 pub fn is_path(name: &str) -> bool {
     name.contains(std::path::MAIN_SEPARATOR) || Path::new(name).extension().is_some_and(|end| end == EXTENSION)
@@ -54,6 +64,7 @@ mod tests {
         std::fs::write(&file, b"x").unwrap();
         assert_eq!(find(folder.path(), "Small-1B.Q4_0").as_ref(), Some(&file));
         assert_eq!(find(Path::new("/nowhere"), file.to_str().unwrap()).as_ref(), Some(&file));
+        assert_eq!(installed(folder.path()), [("Small-1B.Q4_0".to_owned(), file.clone())]);
         assert_eq!(name_of(file.to_str().unwrap()), "Small-1B.Q4_0");
         assert_eq!(name_of("Small-1B.Q4_0"), "Small-1B.Q4_0");
         for (name, said) in [("other", "no model other in"), ("other.gguf", "file other.gguf is not there"), ("..", "no model ..")] {

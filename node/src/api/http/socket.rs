@@ -88,6 +88,7 @@ impl Drop for Service {
 
 async fn serve(listener: TcpListener, routes: Router, mut end: watch::Receiver<Option<Duration>>) {
     let places = Arc::new(Semaphore::new(CONNECTIONS));
+    let told = end.clone();
     loop {
         tokio::select! {
             biased;
@@ -95,7 +96,7 @@ async fn serve(listener: TcpListener, routes: Router, mut end: watch::Receiver<O
             accepted = listener.accept() => match accepted {
                 Ok((stream, _)) => match Arc::clone(&places).try_acquire_owned() {
                     Ok(place) => {
-                        tokio::spawn(connection(stream, routes.clone(), end.clone(), place));
+                        tokio::spawn(connection(stream, routes.clone(), told.clone(), place));
                     }
                     Err(_) => refuse(&stream),
                 },
@@ -133,9 +134,15 @@ async fn connection(
         .max_buf_size(HEAD_BYTES)
         .serve_connection(TokioIo::new(stream), TowerToHyperService::new(routes));
     let mut connection = std::pin::pin!(connection);
-    let outcome = tokio::select! {
-        outcome = connection.as_mut() => outcome,
-        _ = end.wait_for(Option::is_some) => {
+    // The value that is waited for is locked: nothing may be awaited with it.
+    let told = async { end.wait_for(Option::is_some).await.map(drop) };
+    let ended = tokio::select! {
+        outcome = connection.as_mut() => Some(outcome),
+        _ = told => None,
+    };
+    let outcome = match ended {
+        Some(outcome) => outcome,
+        None => {
             connection.as_mut().graceful_shutdown();
             connection.await
         }
