@@ -38,6 +38,10 @@ pub(super) fn new(fuel: u64) -> Environment<'static> {
     for name in ["batch", "slice", "format", "chain", "zip", "pprint", "sum"] {
         env.remove_filter(name);
     }
+    // To minijinja, nothing is an empty list; to Python it cannot be iterated.
+    env.add_test("iterable", |value: Value| {
+        matches!(value.kind(), ValueKind::Seq | ValueKind::Map | ValueKind::Iterable | ValueKind::String)
+    });
     env.remove_global("debug");
     env.add_function("range", |state: &mut State<'_, '_>, first: isize, stop: Option<isize>, step: Option<isize>| {
         let range = functions::range(first, stop, step)?;
@@ -104,8 +108,7 @@ fn bounded_filters(env: &mut Environment<'static>) {
             given => given,
         };
         let separators: Option<Vec<String>> = options.get("separators")?;
-        // Always so: what is asked for changes nothing.
-        let _: Option<bool> = options.get("ensure_ascii")?;
+        let ascii = options.get::<Option<bool>>("ensure_ascii")?.unwrap_or(false);
         if options.get::<Option<bool>>("sort_keys")?.unwrap_or(false) {
             return Err(refusal("tojson: sort_keys is not supported".to_owned()));
         }
@@ -115,7 +118,7 @@ fn bounded_filters(env: &mut Environment<'static>) {
             Some([item, key]) => Some((item.as_str(), key.as_str())),
             Some(_) => return Err(refusal("tojson: separators are two texts".to_owned())),
         };
-        let text = python::to_json(&value, indent, separators)?;
+        let text = python::to_json(&value, indent, separators, ascii)?;
         charge(state, text.len())?;
         Ok(text)
     });

@@ -91,13 +91,18 @@ fn float_text(number: f64) -> String {
     }
 }
 
-/// `json.dumps(value, ensure_ascii=False, indent=indent, separators=separators)`, as Hugging Face's `tojson` has it.
+/// `json.dumps(value, ensure_ascii=ascii, indent=indent, separators=separators)`, as Hugging Face's `tojson` has it.
 /// `separators`: between items, behind keys. Errors: longer than a text may be, too deep, nothing JSON can hold.
-pub(super) fn to_json(value: &Value, indent: Option<usize>, separators: Option<(&str, &str)>) -> Result<String, Error> {
+pub(super) fn to_json(
+    value: &Value,
+    indent: Option<usize>,
+    separators: Option<(&str, &str)>,
+    ascii: bool,
+) -> Result<String, Error> {
     meter::check_value(value)?;
     let (item, key) = separators.unwrap_or((if indent.is_some() { "," } else { ", " }, ": "));
     let mut out = Limited::new(MAX_TEXT_BYTES);
-    let style = Style { item, key, indent, depth: 0, filled: false };
+    let style = Style { item, key, indent, depth: 0, filled: false, ascii };
     let mut serializer = serde_json::Serializer::with_formatter(&mut out, style);
     serde::Serialize::serialize(value, &mut serializer).map_err(|error| match error.is_io() {
         true => meter::too_much("text in one piece", MAX_TEXT_BYTES),
@@ -113,6 +118,7 @@ struct Style<'a> {
     depth: usize,
     /// The list or map that is being closed has items.
     filled: bool,
+    ascii: bool,
 }
 
 impl Style<'_> {
@@ -149,6 +155,16 @@ impl Style<'_> {
 impl Formatter for Style<'_> {
     fn write_f64<W: ?Sized + io::Write>(&mut self, writer: &mut W, value: f64) -> io::Result<()> {
         writer.write_all(float_text(value).as_bytes())
+    }
+
+    fn write_string_fragment<W: ?Sized + io::Write>(&mut self, writer: &mut W, fragment: &str) -> io::Result<()> {
+        if !self.ascii {
+            return writer.write_all(fragment.as_bytes());
+        }
+        fragment.chars().try_for_each(|c| match c.is_ascii() {
+            true => writer.write_all(&[c as u8]),
+            false => c.encode_utf16(&mut [0; 2]).iter().try_for_each(|unit| write!(writer, "\\u{unit:04x}")),
+        })
     }
 
     fn begin_array<W: ?Sized + io::Write>(&mut self, writer: &mut W) -> io::Result<()> {
