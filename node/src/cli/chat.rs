@@ -100,7 +100,8 @@ async fn speaker(args: &ChatArgs, output: OutputArgs) -> Result<Speaker, Failure
 
 fn models_folder() -> Result<PathBuf, Failure> {
     let home = std::env::var_os("PANGEA_HOME").map(PathBuf::from).or_else(|| Some(host::home()?.join(".pangea")));
-    let home = home.ok_or_else(|| Failure::usage("there is no home folder with models in it; name one with PANGEA_HOME"))?;
+    let home =
+        home.ok_or_else(|| Failure::usage("there is no home folder with models in it; name one with PANGEA_HOME"))?;
     Ok(home.join("models"))
 }
 
@@ -110,7 +111,9 @@ fn the_only_model(folder: &std::path::Path) -> Result<(String, PathBuf), Failure
         (Some(model), 0) => Ok(model),
         (None, _) => {
             let folder = folder.display();
-            Err(Failure::usage(format!("there is no model in {folder} and no node serves one; name a .gguf file with --model")))
+            Err(Failure::usage(format!(
+                "there is no model in {folder} and no node serves one; name a .gguf file with --model"
+            )))
         }
         (Some(last), _) => {
             found.push(last);
@@ -151,7 +154,10 @@ impl Chat {
         let mut editor = DefaultEditor::new().map_err(unusable)?;
         let prompt = if std::io::stdin().is_terminal() { "> " } else { "" };
         let name = self.speaker.model().to_owned();
-        note(&self.output, format!("{name}. /exit or Ctrl-D ends, Ctrl-C stops an answer, /clear forgets what was said."));
+        note(
+            &self.output,
+            format!("{name}. /exit or Ctrl-D ends, Ctrl-C stops an answer, /clear forgets what was said."),
+        );
         loop {
             let line = match editor.readline(prompt) {
                 Ok(line) => line,
@@ -257,12 +263,8 @@ async fn here(
         ..Request::new(Prompt::chat(messages.to_vec()))
     };
     let mut generation = engine.generate(request).await.map_err(|refused| refused.error)?;
-    let mut answer = Answer {
-        place: "local",
-        model: engine.model().name.clone(),
-        verdict: "local".to_owned(),
-        ..Answer::default()
-    };
+    let mut answer =
+        Answer { place: "local", model: engine.model().name.clone(), verdict: "local".to_owned(), ..Answer::default() };
     let mut first = Duration::ZERO;
     while let Some(event) = generation.next().await {
         match event? {

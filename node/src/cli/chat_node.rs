@@ -41,7 +41,8 @@ impl NodeModel {
         let address = address.unwrap_or(DEFAULT_ADDRESS).to_owned();
         let key = std::env::var("PANGEA_API_KEY").ok().filter(|key| !key.is_empty());
         let mut node = NodeModel { address, model: String::new(), key };
-        let listed = tokio::time::timeout(CONNECT_TIMEOUT, node.request(Method::GET, "/v1/models", String::new())).await;
+        let listed =
+            tokio::time::timeout(CONNECT_TIMEOUT, node.request(Method::GET, "/v1/models", String::new())).await;
         let listed = listed.map_err(|_| node.unreachable("it does not answer"))??;
         let listed = node.whole(listed).await?;
         let served: Vec<&str> =
@@ -91,7 +92,8 @@ impl NodeModel {
     async fn whole(&self, response: Response<Incoming>) -> Result<Value, Failure> {
         let status = response.status();
         let body = http_body_util::Limited::new(response.into_body(), MAX_BYTES).collect().await;
-        let bytes = body.map_err(|error| Failure::failed(format!("the answer of {} broke off: {error}", self.address)))?;
+        let bytes =
+            body.map_err(|error| Failure::failed(format!("the answer of {} broke off: {error}", self.address)))?;
         let value: Value = serde_json::from_slice(&bytes.to_bytes()).unwrap_or_default();
         match status.is_success() {
             true => Ok(value),

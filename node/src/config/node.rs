@@ -108,7 +108,9 @@ pub enum ConfigError {
     #[error("the peers file {} does not exist; create it with {{\"peers\": []}}", .0.display())]
     NoPeersFile(PathBuf),
     /// Others could use the HTTP API.
-    #[error("the HTTP API at {0} is open to others: set a key of at least {MIN_API_KEY_CHARS} characters that clients must show, in PANGEA_API_KEY or as api-key in config.toml")]
+    #[error(
+        "the HTTP API at {0} is open to others: set a key of at least {MIN_API_KEY_CHARS} characters that clients must show, in PANGEA_API_KEY or as api-key in config.toml"
+    )]
     NoApiKey(SocketAddr),
     /// A value outside what is possible.
     #[error("{setting} {value} is not possible: {why}")]
@@ -187,7 +189,9 @@ fn api(
         (host, port.unwrap_or(API_PORT)).into()
     });
     let key = key.filter(|key| !key.is_empty());
-    if let Some(key) = key.as_ref().filter(|key| key.len() < MIN_API_KEY_CHARS || !key.chars().all(|c| c.is_ascii_graphic())) {
+    if let Some(key) =
+        key.as_ref().filter(|key| key.len() < MIN_API_KEY_CHARS || !key.chars().all(|c| c.is_ascii_graphic()))
+    {
         return Err(ConfigError::Value {
             setting: "PANGEA_API_KEY",
             value: format!("({} characters)", key.chars().count()),
@@ -329,7 +333,8 @@ mod tests {
         assert_eq!(api(raw.clone()).unwrap().address.to_string(), "127.0.0.1:52415");
         let port = RawNodeConfig { api_port: Some(9), ..raw.clone() };
         assert_eq!(api(port).unwrap().address.to_string(), "127.0.0.1:9");
-        let lan = RawNodeConfig { bind: Some(Bind::Lan), api_key: Some("long enough".replace(' ', "-")), ..raw.clone() };
+        let lan =
+            RawNodeConfig { bind: Some(Bind::Lan), api_key: Some("long enough".replace(' ', "-")), ..raw.clone() };
         let address = api(lan).unwrap().address.ip();
         assert!(address.is_loopback() || host::is_private(address), "{address}");
         assert!(api(RawNodeConfig { no_api: true, ..raw }).is_none());

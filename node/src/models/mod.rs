@@ -25,7 +25,9 @@ pub fn find(folder: &Path, name: &str) -> Option<PathBuf> {
 pub fn resolve(folder: &Path, name: &str) -> Result<PathBuf> {
     let missing = || match is_path(name) {
         true => format!("the model file {name} is not there"),
-        false => format!("there is no model {name} in {}; put its .gguf file there, or give its path", folder.display()),
+        false => {
+            format!("there is no model {name} in {}; put its .gguf file there, or give its path", folder.display())
+        }
     };
     find(folder, name).ok_or_else(|| Error::new(ErrorKind::NotFound, missing()))
 }
@@ -67,7 +69,9 @@ mod tests {
         assert_eq!(installed(folder.path()), [("Small-1B.Q4_0".to_owned(), file.clone())]);
         assert_eq!(name_of(file.to_str().unwrap()), "Small-1B.Q4_0");
         assert_eq!(name_of("Small-1B.Q4_0"), "Small-1B.Q4_0");
-        for (name, said) in [("other", "no model other in"), ("other.gguf", "file other.gguf is not there"), ("..", "no model ..")] {
+        for (name, said) in
+            [("other", "no model other in"), ("other.gguf", "file other.gguf is not there"), ("..", "no model ..")]
+        {
             let error = resolve(folder.path(), name).unwrap_err();
             assert!(error.kind() == ErrorKind::NotFound && error.message().contains(said), "{error}");
         }

@@ -370,7 +370,8 @@ impl Batch {
         // At least one token is computed, so that there are logits.
         let most = newcomer.tokens.len() - 1;
         let shared = |tokens: &[u32]| common_prefix(tokens, &newcomer.tokens).min(most);
-        let running = self.running.iter().map(|other| (shared(&other.tokens[..other.computed]), Reverse(other.id))).max();
+        let running =
+            self.running.iter().map(|other| (shared(&other.tokens[..other.computed]), Reverse(other.id))).max();
         let kept = self.kept.iter().map(|kept| (shared(&kept.tokens), Reverse(kept.id), kept.tokens.len())).max();
         match (running, kept) {
             (Some((tokens, Reverse(from))), _)
@@ -618,10 +619,8 @@ mod tests {
             arrive(&mut batch, id, (0..50).chain([id as u32 + 500; 9]).collect());
         }
         let (actions, _) = ready(&mut batch);
-        let start = |id| Action::Start {
-            sequence: SequenceId(id),
-            source: Source::Fork { from: SequenceId(0), tokens: 50 },
-        };
+        let start =
+            |id| Action::Start { sequence: SequenceId(id), source: Source::Fork { from: SequenceId(0), tokens: 50 } };
         assert_eq!(actions, [start(1), start(2)]);
     }
 
@@ -633,10 +632,8 @@ mod tests {
         assert_eq!(step(&mut batch, 1).len(), 1);
         assert_eq!(step(&mut batch, 1).len(), 1);
         let (actions, rows) = ready(&mut batch);
-        let start = |id| Action::Start {
-            sequence: SequenceId(id),
-            source: Source::Fork { from: SequenceId(0), tokens: 299 },
-        };
+        let start =
+            |id| Action::Start { sequence: SequenceId(id), source: Source::Fork { from: SequenceId(0), tokens: 299 } };
         assert_eq!(actions, [start(1), start(2)]);
         assert!(rows.iter().all(|rows| rows.rows == 1 && rows.choose), "{rows:?}");
     }

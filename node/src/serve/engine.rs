@@ -169,7 +169,8 @@ impl Engine {
             let load = Arc::clone(&load);
             move || serve(&name, &path, settings, metrics, load, &started_sender, taken)
         };
-        let failed = |error: std::io::Error| Error::new(ErrorKind::Internal, format!("cannot start an engine: {error}"));
+        let failed =
+            |error: std::io::Error| Error::new(ErrorKind::Internal, format!("cannot start an engine: {error}"));
         std::thread::Builder::new().name("pangea-engine".into()).spawn(thread).map_err(failed)?;
         let ended = || Error::new(ErrorKind::Internal, "the engine ended while it loaded the model");
         let Started { facts, text } = started.recv().map_err(|_| ended())??;
@@ -265,9 +266,11 @@ impl Generation {
         if self.over {
             return None;
         }
-        let event = self.events.recv().await.unwrap_or_else(|| {
-            Err(Error::new(ErrorKind::Internal, "the engine ended in the middle of an answer"))
-        });
+        let event = self
+            .events
+            .recv()
+            .await
+            .unwrap_or_else(|| Err(Error::new(ErrorKind::Internal, "the engine ended in the middle of an answer")));
         self.over = matches!(event, Err(_) | Ok(Event::Done(_)));
         Some(event)
     }

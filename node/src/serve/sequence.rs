@@ -111,7 +111,13 @@ impl Sequence {
 
     /// Takes the logits of prompt rows `start`, `start + 1`, …: `[rows, vocabulary]`, overwritten. The last row of a prompt
     /// tells of no token of it.
-    pub(super) fn score_prompt(&mut self, text: &ModelText, start: usize, vocabulary: usize, logits: &mut [f32]) -> Result<()> {
+    pub(super) fn score_prompt(
+        &mut self,
+        text: &ModelText,
+        start: usize,
+        vocabulary: usize,
+        logits: &mut [f32],
+    ) -> Result<()> {
         let Some(scored) = &mut self.prompt_logprobs else { return Ok(()) };
         let sampling = Sampling { logprobs: self.sampling.logprobs, ..Sampling::greedy() };
         if start == 0 {

@@ -49,7 +49,9 @@ struct Entry {
 
 enum State {
     /// It is not here; the first request gets it.
-    Absent { why: Option<Error> },
+    Absent {
+        why: Option<Error>,
+    },
     Loading,
     Ready(Engine),
     Failed(Error),
@@ -161,7 +163,8 @@ impl Served {
         }
         let mut state = entry.state.subscribe();
         let settled = tokio::time::timeout(patience, state.wait_for(|state| !matches!(state, State::Loading))).await;
-        let loading = || Error::new(ErrorKind::Unavailable, format!("the model {name} is still loading; try again soon"));
+        let loading =
+            || Error::new(ErrorKind::Unavailable, format!("the model {name} is still loading; try again soon"));
         let state = settled.map_err(|_| loading())?.map_err(|_| loading())?;
         match &*state {
             State::Ready(engine) => Ok(engine.clone()),

@@ -112,8 +112,7 @@ impl Stepper {
         let first = SequenceId(self.state.next_sequence);
         self.state.next_sequence += prepared.choices as u64;
         let reuse = !prepared.prompt_logprobs;
-        let event =
-            BatchEvent::Arrived { first, choices: prepared.choices, prompt: prepared.prompt.clone(), reuse };
+        let event = BatchEvent::Arrived { first, choices: prepared.choices, prompt: prepared.prompt.clone(), reuse };
         for action in self.batch.handle(event, now) {
             if let Action::Refuse { retry_after, .. } = action {
                 self.metrics.refused.inc();
@@ -287,7 +286,8 @@ impl Stepper {
         let mut tokens: Vec<u32> = Vec::new();
         let mut taken = Vec::with_capacity(rows.len());
         for rows in rows {
-            let (Some(sequence), Some(cache)) = (sequences.get_mut(&rows.sequence), caches.remove(&rows.sequence)) else {
+            let (Some(sequence), Some(cache)) = (sequences.get_mut(&rows.sequence), caches.remove(&rows.sequence))
+            else {
                 continue;
             };
             tokens.extend_from_slice(&sequence.tokens[rows.start..][..rows.rows]);
@@ -316,7 +316,9 @@ impl Stepper {
             let id = planned.sequence;
             match self.advance(planned, vocabulary, output.logits_mut(at)) {
                 Ok(advance) => {
-                    if let Some(sequence) = self.state.sequences.get_mut(&id).filter(|_| rows.len() == 1 && planned.rows == 1) {
+                    if let Some(sequence) =
+                        self.state.sequences.get_mut(&id).filter(|_| rows.len() == 1 && planned.rows == 1)
+                    {
                         sequence.observe(advance.computed - planned.start - 1, took);
                     }
                     if advance.ended {

@@ -41,7 +41,8 @@ impl ModelText {
             Prompt::Tokens(tokens) => {
                 let size = self.tokenizer.vocabulary();
                 if let Some(outside) = tokens.iter().find(|&&token| token as usize >= size) {
-                    let message = format!("the prompt holds token {outside}, but this model's tokens are 0 to {}", size - 1);
+                    let message =
+                        format!("the prompt holds token {outside}, but this model's tokens are 0 to {}", size - 1);
                     return Err(Error::new(ErrorKind::InvalidInput, message));
                 }
                 tokens.clone()

@@ -366,7 +366,8 @@ fn chat_logprobs(logprobs: &[TokenLogprob]) -> Value {
     if logprobs.is_empty() {
         return Value::Null;
     }
-    let token = |token: &TokenText, logprob: f32| json!({"token": token.text(), "logprob": logprob, "bytes": token.bytes});
+    let token =
+        |token: &TokenText, logprob: f32| json!({"token": token.text(), "logprob": logprob, "bytes": token.bytes});
     let content: Vec<Value> = logprobs
         .iter()
         .map(|chosen| {

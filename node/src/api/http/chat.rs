@@ -27,7 +27,9 @@ pub(super) async fn completions(State(app): State<App>, body: Body) -> Result<Re
 }
 
 fn parse(fields: &mut Fields) -> Result<(Generate, Prompt), ApiError> {
-    for field in ["functions", "function_call", "audio", "prediction", "web_search_options", "reasoning_effort", "verbosity"] {
+    for field in
+        ["functions", "function_call", "audio", "prediction", "web_search_options", "reasoning_effort", "verbosity"]
+    {
         fields.unsupported(field, &[])?;
     }
     fields.unsupported("modalities", &[json!(["text"])])?;
@@ -105,7 +107,9 @@ fn message(at: usize, said: Value) -> Result<Message, ApiError> {
         // The newer name of the same role.
         "developer" => "system",
         role @ ("system" | "user" | "assistant" | "tool") => role,
-        other => return Err(wrong(format!("the role {other:?} is none of system, developer, user, assistant and tool"))),
+        other => {
+            return Err(wrong(format!("the role {other:?} is none of system, developer, user, assistant and tool")));
+        }
     };
     let content = match said.content {
         Some(Content::Text(text)) => text,
@@ -177,7 +181,8 @@ mod tests {
         ] {
             assert_eq!(parsed(&text).err().as_deref(), Some(field), "{text}");
         }
-        let ignored = format!(r#"{{{user}, "user": "u", "store": true, "metadata": {{}}, "what": 1, "modalities": ["text"]}}"#);
+        let ignored =
+            format!(r#"{{{user}, "user": "u", "store": true, "metadata": {{}}, "what": 1, "modalities": ["text"]}}"#);
         assert!(parsed(&ignored).is_ok());
     }
 

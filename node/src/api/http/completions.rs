@@ -30,8 +30,7 @@ pub(super) async fn completions(State(app): State<App>, body: Body) -> Result<Re
             _ => String::new(),
         })
         .collect();
-    let requests =
-        prompts.into_iter().map(|prompt| Request { prompt, ..generate.request.clone() }).collect();
+    let requests = prompts.into_iter().map(|prompt| Request { prompt, ..generate.request.clone() }).collect();
     let answer = Answer::new(&app, &engine, Form::Completion { echoes }, generate.stream_usage);
     answer.respond(&engine, requests, generate.stream).await
 }
@@ -75,11 +74,18 @@ mod tests {
     #[test]
     fn prompts_are_texts_or_token_ids_one_or_many() {
         for (prompt, count) in [(r#""a""#, 1), ("[1, 2]", 1), (r#"["a", "b"]"#, 2), ("[[1], [2], [3]]", 3)] {
-            let mut fields = Fields::parse(format!(r#"{{"prompt": {prompt}}}"#).as_bytes()).unwrap_or_else(|_| panic!());
+            let mut fields =
+                Fields::parse(format!(r#"{{"prompt": {prompt}}}"#).as_bytes()).unwrap_or_else(|_| panic!());
             let (generate, prompts, echo) = parse(&mut fields).unwrap_or_else(|_| panic!("{prompt}"));
             assert_eq!((prompts.len(), generate.request.max_tokens, echo), (count, Some(MAX_TOKENS), false));
         }
-        for body in [r#"{"prompt": {}}"#, r#"{"prompt": [1, "a"]}"#, "{}", r#"{"prompt": "a", "best_of": 2}"#, r#"{"prompt": [-1]}"#] {
+        for body in [
+            r#"{"prompt": {}}"#,
+            r#"{"prompt": [1, "a"]}"#,
+            "{}",
+            r#"{"prompt": "a", "best_of": 2}"#,
+            r#"{"prompt": [-1]}"#,
+        ] {
             let mut fields = Fields::parse(body.as_bytes()).unwrap_or_else(|_| panic!());
             assert!(parse(&mut fields).is_err(), "{body}");
         }

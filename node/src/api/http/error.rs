@@ -39,7 +39,14 @@ impl ApiError {
             ErrorKind::Internal => StatusCode::INTERNAL_SERVER_ERROR,
         };
         let again = matches!(kind, ErrorKind::Overloaded | ErrorKind::Unavailable);
-        ApiError { status, kind, message: message.into(), param: None, code: None, retry_after: again.then_some(RETRY_AFTER) }
+        ApiError {
+            status,
+            kind,
+            message: message.into(),
+            param: None,
+            code: None,
+            retry_after: again.then_some(RETRY_AFTER),
+        }
     }
 
     /// The request is wrong in this field.

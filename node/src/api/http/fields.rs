@@ -23,7 +23,9 @@ impl Fields {
                 let message = format!("the body is larger than {} MiB", BODY_BYTES >> 20);
                 return Err(ApiError::new(ErrorKind::InvalidInput, message).status(StatusCode::PAYLOAD_TOO_LARGE));
             }
-            Ok(Err(error)) => return Err(ApiError::new(ErrorKind::InvalidInput, format!("the body broke off: {error}"))),
+            Ok(Err(error)) => {
+                return Err(ApiError::new(ErrorKind::InvalidInput, format!("the body broke off: {error}")));
+            }
             Err(_) => {
                 let message = format!("the body did not come within {} s", BODY_TIME.as_secs());
                 return Err(ApiError::new(ErrorKind::InvalidInput, message).status(StatusCode::REQUEST_TIMEOUT));
@@ -62,7 +64,8 @@ impl Fields {
     pub(super) fn unsupported(&mut self, field: &str, harmless: &[Value]) -> Result<(), ApiError> {
         match self.0.remove(field) {
             Some(value) if !harmless.contains(&value) => {
-                Err(ApiError::field(field, format!("{field} is not supported; leave it out")).code("unsupported_parameter"))
+                Err(ApiError::field(field, format!("{field} is not supported; leave it out"))
+                    .code("unsupported_parameter"))
             }
             _ => Ok(()),
         }

@@ -166,7 +166,10 @@ mod tests {
             logprobs: None,
         };
         assert_eq!(generate.request.sampling, sampling);
-        assert_eq!((generate.request.choices, generate.request.stop, generate.request.max_tokens), (2, vec!["x".to_owned()], Some(9)));
+        assert_eq!(
+            (generate.request.choices, generate.request.stop, generate.request.max_tokens),
+            (2, vec!["x".to_owned()], Some(9))
+        );
         assert!(generate.stream && generate.stream_usage && matches!(generate.request.format, Format::JsonObject));
     }
 

@@ -46,7 +46,12 @@ impl Metrics {
         let requests = Family::<RequestLabels, Counter>::default();
         let seconds = Family::<PathLabels, Histogram>::new_with_constructor(|| Histogram::new(SECONDS_BUCKETS));
         registry.register("http_requests", "Answered requests", requests.clone());
-        registry.register_with_unit("http_head", "From a request to the head of its answer", Unit::Seconds, seconds.clone());
+        registry.register_with_unit(
+            "http_head",
+            "From a request to the head of its answer",
+            Unit::Seconds,
+            seconds.clone(),
+        );
         for name in served.names() {
             served.register(name, registry.sub_registry_with_label(("model".into(), name.to_owned().into())));
         }
@@ -63,7 +68,11 @@ impl Collector for Queues {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
         let models = self.0.list();
         for (name, help, value) in [
-            ("sequences_running", "Sequences being computed", (|model| model.running) as fn(&crate::serve::ServedModel) -> usize),
+            (
+                "sequences_running",
+                "Sequences being computed",
+                (|model| model.running) as fn(&crate::serve::ServedModel) -> usize,
+            ),
             ("sequences_waiting", "Sequences in the queue", |model| model.waiting),
         ] {
             let gauge = ConstGauge::new(0i64);

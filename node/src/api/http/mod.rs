@@ -61,13 +61,20 @@ pub struct Node {
 /// # Errors
 /// `Internal` where a thread cannot be had.
 pub fn serve(listener: TcpListener, node: Node) -> Result<Service> {
-    let address = listener
-        .local_addr()
-        .map_err(|error| pangea_client::Error::new(ErrorKind::Internal, format!("the HTTP API has no address: {error}")))?;
+    let address = listener.local_addr().map_err(|error| {
+        pangea_client::Error::new(ErrorKind::Internal, format!("the HTTP API has no address: {error}"))
+    })?;
     let guard = Guard::new(&crate::config::host::name(), node.key.as_deref());
     let metrics = Metrics::new(&node.served);
     let started_s = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-    let app = App(Arc::new(Shared { peer: node.peer, fabric: node.fabric, served: node.served, address, metrics, started_s }));
+    let app = App(Arc::new(Shared {
+        peer: node.peer,
+        fabric: node.fabric,
+        served: node.served,
+        address,
+        metrics,
+        started_s,
+    }));
     Service::spawn(listener, routes(app, guard))
 }
 

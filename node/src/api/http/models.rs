@@ -58,7 +58,8 @@ pub(super) async fn status(State(app): State<App>) -> Result<Json<Value>, ApiErr
     let mut status = serde_json::to_value(status)
         .map_err(|error| ApiError::new(ErrorKind::Internal, format!("the status cannot be written: {error}")))?;
     status["api"] = json!(app.address.to_string());
-    status["models"] = app.served.list().iter().map(|model| json!({"name": model.name, "state": model.state})).collect();
+    status["models"] =
+        app.served.list().iter().map(|model| json!({"name": model.name, "state": model.state})).collect();
     Ok(Json(status))
 }
 

@@ -48,8 +48,7 @@ pub struct Service {
 impl Service {
     /// Serves `routes` on `listener`, on a thread of its own.
     pub(super) fn spawn(listener: StdListener, routes: Router) -> Result<Service> {
-        let failed =
-            |error: io::Error| Error::new(ErrorKind::Internal, format!("cannot start the HTTP API: {error}"));
+        let failed = |error: io::Error| Error::new(ErrorKind::Internal, format!("cannot start the HTTP API: {error}"));
         listener.set_nonblocking(true).map_err(failed)?;
         let runtime =
             tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build().map_err(failed)?;
@@ -155,7 +154,8 @@ async fn connection(
 /// Says that there are too many connections, as far as can be done without waiting.
 fn refuse(stream: &TcpStream) {
     tracing::warn!(open = CONNECTIONS, "http connection refused: too many");
-    const BODY: &str = "HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+    const BODY: &str =
+        "HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
     // Whether it heard is its own affair.
     let _ = stream.try_write(BODY.as_bytes());
 }

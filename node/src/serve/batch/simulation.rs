@@ -185,7 +185,9 @@ fn run(seed: u64) -> (World, Batch) {
                 event = world.act(&batch, &limits, actions, &mut lot);
             }
         }
-        assert!(batch.running() <= limits.running && batch.running() + batch.waiting() <= limits.running + limits.waiting);
+        assert!(
+            batch.running() <= limits.running && batch.running() + batch.waiting() <= limits.running + limits.waiting
+        );
     }
     (world, batch)
 }
