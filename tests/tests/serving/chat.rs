@@ -3,7 +3,7 @@
 use super::*;
 
 fn chat(cluster: &Cluster, arguments: &[&str]) -> pangea_tests::cluster::Output {
-    let common = ["chat", "--temperature", "0", "--max-tokens", "12", "--json"];
+    let common = ["chat", "--max-tokens", "12", "--json"];
     cluster.run(&[&common[..], arguments].concat())
 }
 
