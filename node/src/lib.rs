@@ -16,6 +16,8 @@
 //! | [`worker`] | operands kept for peers, the compute queue, memory budget |
 //! | [`schedule`] | plans and placement; pure state machines |
 //! | [`fabric`] | drives all of these for jobs: check, merge, retry |
+//! | [`serve`] | models: one engine each, continuous batching |
+//! | [`models`] | model files by name |
 //! | [`config`] | flags, environment and file, resolved once |
 //! | [`runtime`], [`daemon`] | the threads these run on; `pangea node` from start to end |
 //! | [`cli`] | the commands of the binary |
@@ -29,9 +31,11 @@ mod copying;
 pub mod daemon;
 pub mod fabric;
 pub mod link;
+pub mod models;
 pub mod net;
 pub mod runtime;
 pub mod schedule;
+pub mod serve;
 pub mod wire;
 pub mod worker;
 

@@ -4,6 +4,7 @@
 //! * [`cluster`]: real `pangea node` processes with their own folders. [`process`]: one process, its lines and its end.
 //! * [`matrix`]: products asked of a node, and what they must be.
 //! * [`forwarder`]: a TCP link that is slow or breaks. [`namespaces`]: hosts of their own on one machine.
+//! * [`http`]: requests and answers as bytes. [`test_model`]: the models that tests use.
 //! * [`stranger`]: a peer that says what it likes. [`skip`]: tests that cannot run here.
 //! * [`parsers`]: what parsers of bytes from outside must hold to. [`simulation`]: the scheduler in virtual time.
 
@@ -12,6 +13,7 @@
 
 pub mod cluster;
 pub mod forwarder;
+pub mod http;
 pub mod matrix;
 pub mod namespaces;
 pub mod parsers;
@@ -19,3 +21,4 @@ pub mod process;
 pub mod simulation;
 pub mod skip;
 pub mod stranger;
+pub mod test_model;

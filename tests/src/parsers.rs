@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use pangea_client::ErrorKind;
 use pangea_compute::chat::calendar::CalendarTime;
-use pangea_compute::chat::{ChatTemplate, Conversation, Message};
+use pangea_compute::chat::{self, ChatTemplate, Conversation};
 use pangea_compute::{DType, Digest, NpyHeader, Tensor, csv as csv_text, json as json_text};
 use pangea_node::net::admission::{Frame, Refusal};
 use pangea_node::net::{PoolKey, peers_file as peers};
@@ -218,7 +218,8 @@ fn pool_key_seeds() -> Vec<Vec<u8>> {
 pub fn chat_template(bytes: &[u8]) {
     let Ok(text) = std::str::from_utf8(bytes) else { return };
     let Ok(template) = ChatTemplate::new(text, "<s>", "</s>") else { return };
-    let messages = [Message::new("system", "Be brief."), Message::new("user", "Hi"), Message::new("assistant", "é")];
+    let said = [("system", "Be brief."), ("user", "Hi"), ("assistant", "é")];
+    let messages = said.map(|(role, text)| chat::Message::new(role, text));
     let conversation = Conversation {
         messages: &messages,
         add_generation_prompt: true,
