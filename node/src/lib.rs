@@ -16,6 +16,7 @@
 //! | [`worker`] | operands kept for peers, the compute queue, memory budget |
 //! | [`schedule`] | plans and placement; pure state machines |
 //! | [`fabric`] | drives all of these for jobs: check, merge, retry |
+//! | [`models`] | models on disk: names, where they come from |
 //! | [`config`] | flags, environment and file, resolved once |
 //! | [`runtime`], [`daemon`] | the threads these run on; `pangea node` from start to end |
 //! | [`cli`] | the commands of the binary |
@@ -29,6 +30,7 @@ mod copying;
 pub mod daemon;
 pub mod fabric;
 pub mod link;
+pub mod models;
 pub mod net;
 pub mod runtime;
 pub mod schedule;

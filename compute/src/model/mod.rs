@@ -10,6 +10,7 @@
 //! | [`cache`] | keys and values of a session, in pages within a budget |
 //! | `frequencies` | rotary frequencies and their scaling |
 //! | [`forward`] | batches of sessions through the layers |
+//! | [`perplexity`](mod@perplexity) | how well a model foretells a text |
 //!
 //! The answer has the same bits for any batch, chunking, number of threads, split and instruction set; [`NUMERICS`] names
 //! the version of these bits.
@@ -19,12 +20,14 @@ pub mod config;
 pub mod file;
 pub mod forward;
 mod frequencies;
+pub mod perplexity;
 mod weights;
 
 pub use cache::{Cache, PageBudget};
 pub use config::{Architecture, ModelConfig};
 pub use file::ModelFile;
 pub use forward::{Input, Logits, Observed, Output, Step};
+pub use perplexity::Perplexity;
 pub use weights::{Model, Part};
 
 /// The version of the bits that the engine computes: it changes whenever any kernel, order of sums or rounding does. Only
