@@ -75,12 +75,7 @@ impl Perplexity {
             progress(index + 1, chunks, sum.mean().exp())?;
         }
         let perplexity = sum.mean().exp();
-        Ok(Perplexity {
-            perplexity,
-            standard_error: sum.standard_error() * perplexity,
-            tokens: sum.count,
-            chunks,
-        })
+        Ok(Perplexity { perplexity, standard_error: sum.standard_error() * perplexity, tokens: sum.count, chunks })
     }
 }
 

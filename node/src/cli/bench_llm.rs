@@ -200,7 +200,11 @@ fn show(lines: &[Line], model: &Description) -> String {
         ("t/s", Align::Right),
     ]);
     for line in lines {
-        let name = format!("{} {}", shortened(&line.model, NAME_CHARS.saturating_sub(line.quantisation.len() + 1)), line.quantisation);
+        let name = format!(
+            "{} {}",
+            shortened(&line.model, NAME_CHARS.saturating_sub(line.quantisation.len() + 1)),
+            line.quantisation
+        );
         table.row([
             name,
             model.size(),

@@ -72,7 +72,9 @@ mod tests {
 
     #[test]
     fn names_aliases_and_files_find_a_model_in_any_case() {
-        for name in ["smollm2", "SmolLM2-135M-Instruct", "SmolLM2-135M-Instruct.Q4_1", "smollm2-135m-instruct.q4_1.GGUF"] {
+        for name in
+            ["smollm2", "SmolLM2-135M-Instruct", "SmolLM2-135M-Instruct.Q4_1", "smollm2-135m-instruct.q4_1.GGUF"]
+        {
             assert_eq!(known(name).map(|known| known.name), Some("smollm2"), "{name}");
         }
         assert_eq!(known("smollm"), None);

@@ -11,7 +11,7 @@ use pangea_client::{Error, ErrorKind, Result};
 use pangea_compute::Cancel;
 use serde::{Deserialize, Serialize};
 use ureq::http::{HeaderMap, Response, StatusCode, header};
-use ureq::tls::{RootCerts, TlsConfig};
+use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig, parse_pem};
 use ureq::{Agent, Body};
 
 use super::fetch::{beside, stop_if};
@@ -23,6 +23,14 @@ const ANSWER: Duration = Duration::from_secs(30);
 
 /// For one answer's body; a longer one is gone on with in the next request, a stalled one ends with this.
 const BODY: Duration = Duration::from_secs(120);
+
+/// Where systems keep the certificates that they trust: Debian, Fedora, SUSE, macOS and Alpine.
+const CERTIFICATES: [&str; 4] = [
+    "/etc/ssl/certs/ca-certificates.crt",
+    "/etc/pki/tls/certs/ca-bundle.crt",
+    "/etc/ssl/ca-bundle.pem",
+    "/etc/ssl/cert.pem",
+];
 
 /// Requests in a row that bring nothing.
 const ATTEMPTS: u32 = 4;
@@ -64,7 +72,7 @@ pub(super) fn fetch(
     cancel: &Cancel,
     progress: Listener<'_>,
 ) -> Result<Option<String>> {
-    let mut download = Download { agent: agent(), address, token, partial, cancel, progress };
+    let mut download = Download { agent: agent(address)?, address, token, partial, cancel, progress };
     let mut failures = 0;
     loop {
         let before = download.size_bytes();
@@ -83,11 +91,14 @@ pub(super) fn fetch(
     }
 }
 
-fn agent() -> Agent {
+fn agent(address: &str) -> Result<Agent> {
+    let certificates = match trusted() {
+        Err(error) if address.starts_with("https://") => return Err(error),
+        certificates => certificates.unwrap_or_default(),
+    };
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let tls = TlsConfig::builder()
-        // What the system trusts: networks with a proxy of their own have put its certificate there.
-        .root_certs(RootCerts::PlatformVerifier)
+        .root_certs(RootCerts::new_with_certs(&certificates))
         .unversioned_rustls_crypto_provider(provider)
         .build();
     let config = Agent::config_builder()
@@ -100,7 +111,26 @@ fn agent() -> Agent {
         .timeout_recv_body(Some(BODY))
         .user_agent(concat!("pangea/", env!("CARGO_PKG_VERSION")))
         .build();
-    config.into()
+    Ok(config.into())
+}
+
+/// The certificates that the system trusts: networks with a proxy of their own have put its certificate there.
+fn trusted() -> Result<Vec<Certificate<'static>>> {
+    let named = std::env::var_os("SSL_CERT_FILE").filter(|file| !file.is_empty()).map(PathBuf::from);
+    let path = named.or_else(|| CERTIFICATES.iter().map(PathBuf::from).find(|path| path.is_file()));
+    let no = |what: String| {
+        let hint = "set SSL_CERT_FILE to a file of certificates that are trusted, in PEM form";
+        Error::new(ErrorKind::Unavailable, format!("nothing can be fetched over https: {what}; {hint}"))
+    };
+    let path =
+        path.ok_or_else(|| no("this system has no file of trusted certificates where one is looked for".to_owned()))?;
+    let pem = std::fs::read(&path).map_err(|error| no(format!("{}: {error}", path.display())))?;
+    let items = parse_pem(&pem).filter_map(|item| match item {
+        Ok(PemItem::Certificate(certificate)) => Some(certificate),
+        // Keys, and what is not understood: fewer are trusted then.
+        _ => None,
+    });
+    Ok(items.collect())
 }
 
 /// Why a request did not bring the whole file.
@@ -170,7 +200,13 @@ impl Download<'_> {
         }
     }
 
-    fn copy(&mut self, body: Body, file: &mut File, start: u64, total: Option<u64>) -> std::result::Result<u64, Broken> {
+    fn copy(
+        &mut self,
+        body: Body,
+        file: &mut File,
+        start: u64,
+        total: Option<u64>,
+    ) -> std::result::Result<u64, Broken> {
         let mut reader = body.into_reader();
         let (mut block, mut done, mut looked) = (vec![0; BLOCK_BYTES], start, start);
         loop {
@@ -196,11 +232,7 @@ impl Download<'_> {
 
     /// Asks for the file from byte `start` on, as far as it is still the one with this tag, wherever it has moved; gives
     /// the answer and the SHA-256 that the host names for it.
-    fn request(
-        &self,
-        start: u64,
-        etag: Option<&str>,
-    ) -> std::result::Result<(Response<Body>, Option<String>), Broken> {
+    fn request(&self, start: u64, etag: Option<&str>) -> std::result::Result<(Response<Body>, Option<String>), Broken> {
         let mut address = self.address.to_owned();
         let mut sha256 = None;
         for _ in 0..=MAX_REDIRECTS {
@@ -220,9 +252,9 @@ impl Download<'_> {
                 return Ok((response, sha256));
             }
             let location = response.headers().get(header::LOCATION).and_then(|value| value.to_str().ok());
-            address = location
-                .and_then(|location| moved(&address, location))
-                .ok_or_else(|| self.refused(ErrorKind::Unavailable, "it sends us to no address that can be followed"))?;
+            address = location.and_then(|location| moved(&address, location)).ok_or_else(|| {
+                self.refused(ErrorKind::Unavailable, "it sends us to no address that can be followed")
+            })?;
         }
         Err(self.refused(ErrorKind::Unavailable, "it sends us from address to address").into())
     }
@@ -258,7 +290,9 @@ impl Download<'_> {
     fn gave_up(&self, why: &str) -> Error {
         let kept = match self.size_bytes() {
             0 => String::new(),
-            bytes => format!("; {} came and are kept, the next attempt goes on from there", super::description::size(bytes)),
+            bytes => {
+                format!("; {} came and are kept, the next attempt goes on from there", super::description::size(bytes))
+            }
         };
         let message = format!(
             "{} cannot be fetched: {why} ({ATTEMPTS} attempts); check the network, and HTTPS_PROXY if there is a proxy{kept}",

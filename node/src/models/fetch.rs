@@ -132,8 +132,7 @@ fn check(partial: &Path, sha256: Option<&str>, cancel: &Cancel, progress: Listen
 }
 
 fn digest(path: &Path, cancel: &Cancel, progress: Listener<'_>) -> Result<String> {
-    let unreadable =
-        |error: std::io::Error| Error::new(ErrorKind::Internal, format!("{}: {error}", path.display()));
+    let unreadable = |error: std::io::Error| Error::new(ErrorKind::Internal, format!("{}: {error}", path.display()));
     let mut file = File::open(path).map_err(unreadable)?;
     let total_bytes = file.metadata().map_err(unreadable)?.len();
     let (mut hash, mut block, mut done_bytes) = (Sha256::new(), vec![0; 1 << 20], 0);

