@@ -212,7 +212,7 @@ start_node() { # name listen-address-or-nothing [peer address]
   local home="$SESSION/home" arguments
   mkdir -p "$home"
   rm -f "$home/node.json"
-  arguments=(node --name "$1" --no-mdns --rpc-addr "$RPC_ADDRESS")
+  arguments=(node --name "$1" --no-mdns --no-api --rpc-addr "$RPC_ADDRESS")
   if [ -n "$2" ]; then
     arguments+=(--listen "$2")
   else

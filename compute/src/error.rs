@@ -61,6 +61,14 @@ pub enum Error {
         /// Where: a byte offset, or line and column.
         place: String,
     },
+    /// A computed number that is no number: whatever follows from it would be garbage.
+    #[error("{operation}: {what}; the model's weights or an earlier stage are broken")]
+    NonFinite {
+        /// Which operation was asked for.
+        operation: &'static str,
+        /// Which number.
+        what: String,
+    },
     /// Memory for a tensor could not be had.
     #[error("out of memory: {bytes} bytes for {what} could not be had; use smaller blocks or free memory")]
     OutOfMemory {
@@ -103,7 +111,7 @@ impl Error {
             }
             Error::OutOfMemory { .. } | Error::DiskFull { .. } | Error::Busy { .. } => ErrorKind::Overloaded,
             Error::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound => ErrorKind::NotFound,
-            Error::Io { .. } => ErrorKind::Internal,
+            Error::Io { .. } | Error::NonFinite { .. } => ErrorKind::Internal,
             Error::Cancelled => ErrorKind::Cancelled,
         }
     }

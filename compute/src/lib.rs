@@ -14,6 +14,8 @@
 //! | [`product`] | `C = A·B`, whole or from operands packed once |
 //! | `kernel` | instruction sets, packing, micro-kernels: where `unsafe` lives |
 //! | [`check`] | is this product right? (DESIGN §6) |
+//! | [`chat`] | chat templates: conversations to prompt text |
+//! | [`sample`], [`draft`] | logits to tokens, grammars, stop strings; guesses of what comes next |
 //! | [`npy`], [`mapped`], [`npy_writer`], [`csv`], [`json`] | file formats: pure parsers; mapped `.npy`; blockwise `.npy` writing; text |
 //! | [`gguf`] | model files: metadata, the table of tensors, what a stored block means |
 //! | [`tokenizer`] | text to tokens and back |
@@ -24,8 +26,10 @@
 compile_error!("tensors are kept in little-endian byte order: big-endian machines are not supported");
 
 pub mod buffer;
+pub mod chat;
 pub mod check;
 pub mod csv;
+pub mod draft;
 pub mod dtype;
 pub mod error;
 pub mod gguf;
@@ -38,6 +42,7 @@ pub mod npy_writer;
 pub mod pool;
 pub mod probe;
 pub mod product;
+pub mod sample;
 pub mod tensor;
 pub mod tensor_buf;
 pub mod tokenizer;

@@ -11,14 +11,19 @@ use pangea_client::{Error, ErrorKind, Result};
 use serde::Serialize;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
+use crate::api::http;
 use crate::api::rpc::{self, Limits, Service};
 use crate::config::NodeConfig;
 use crate::fabric::Fabric;
 use crate::net::{NetConfig, addresses, identity};
 use crate::runtime::{Parts, Runtime};
+use crate::serve::{EngineSettings, Served};
 
 /// How long running jobs may take to end once the node is told to stop; a second signal ends it at once.
 const GRACE: Duration = Duration::from_secs(10);
+
+/// The part of a node's memory that sessions of one model may take.
+const SESSION_SHARE: u64 = 8;
 
 /// Runs a node until SIGINT or SIGTERM, drains it and returns.
 ///
@@ -35,6 +40,10 @@ pub fn run(config: NodeConfig) -> Result<()> {
     };
     let listener = rpc::bind(&config.rpc_addr.to_string())?;
     let rpc_addr = listener.local_addr().map_err(internal)?.to_string();
+    let api_listener = config.api.as_ref().map(|api| http::bind(api.address)).transpose()?;
+    let api_addr = api_listener.as_ref().map(std::net::TcpListener::local_addr).transpose().map_err(internal)?;
+    let sessions = EngineSettings::new(config.threads, config.max_memory / SESSION_SHARE);
+    let served = Served::start(&config.models, &config.data_dir.join("models"), sessions)?;
     let peer = keypair.public().to_peer_id();
     tracing::info!(event = "starting", %peer, "Starting node {peer}");
     let net = NetConfig {
@@ -55,6 +64,11 @@ pub fn run(config: NodeConfig) -> Result<()> {
         fault: config.fault,
     })?;
     let service = Service::spawn(listener, runtime.fabric(), Limits::default())?;
+    let api = api_listener.map(|listener| {
+        let key = config.api.and_then(|api| api.key);
+        http::serve(listener, http::Node { peer: peer.to_string(), fabric: runtime.fabric(), served, key })
+    });
+    let api = api.transpose()?;
     let waiting = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(internal)?;
     waiting.block_on(async {
         let mut signals = Signals::new().map_err(internal)?;
@@ -64,6 +78,7 @@ pub fn run(config: NodeConfig) -> Result<()> {
             listening: Vec::new(),
             reachable: None,
             rpc: rpc_addr,
+            api: api_addr.map(|address| address.to_string()),
         };
         tokio::select! {
             result = announce(runtime.fabric(), facts, &data_dir) => result?,
@@ -72,7 +87,12 @@ pub fn run(config: NodeConfig) -> Result<()> {
         tracing::info!(event = "stopping", "Stopping; what runs may take {} s to end", GRACE.as_secs());
         tokio::select! {
             () = async {
-                service.shutdown(GRACE).await;
+                let api = async {
+                    if let Some(api) = api {
+                        api.shutdown(GRACE).await;
+                    }
+                };
+                tokio::join!(service.shutdown(GRACE), api);
                 runtime.shutdown(GRACE).await;
             } => {}
             () = signals.next() => tracing::warn!(event = "stopped_at_once", "Stopped at once"),
@@ -90,6 +110,8 @@ struct Facts {
     /// Of `listening`, what to give to another device.
     reachable: Option<String>,
     rpc: String,
+    /// Where the HTTP API is, if anywhere.
+    api: Option<String>,
 }
 
 /// Logs each address once `node.json` holds it; never returns but with an error.

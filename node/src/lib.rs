@@ -16,6 +16,7 @@
 //! | [`worker`] | operands kept for peers, the compute queue, memory budget |
 //! | [`schedule`] | plans and placement; pure state machines |
 //! | [`fabric`] | drives all of these for jobs: check, merge, retry |
+//! | [`serve`] | models: one engine each, continuous batching |
 //! | [`models`] | models on disk: names, where they come from |
 //! | [`config`] | flags, environment and file, resolved once |
 //! | [`runtime`], [`daemon`] | the threads these run on; `pangea node` from start to end |
@@ -34,6 +35,7 @@ pub mod models;
 pub mod net;
 pub mod runtime;
 pub mod schedule;
+pub mod serve;
 pub mod wire;
 pub mod worker;
 

@@ -82,6 +82,7 @@ impl Cluster {
             name: name.to_owned(),
             listen: "/ip4/127.0.0.1/tcp/0".to_owned(),
             rpc_addr: "127.0.0.1:0".to_owned(),
+            api_addr: "127.0.0.1:0".to_owned(),
             namespace: None,
             mdns: false,
             arguments: Vec::new(),
@@ -148,6 +149,7 @@ pub struct NodeBuilder {
     name: String,
     listen: String,
     rpc_addr: String,
+    api_addr: String,
     namespace: Option<Namespace>,
     mdns: bool,
     arguments: Vec<String>,
@@ -193,6 +195,12 @@ impl NodeBuilder {
         self
     }
 
+    /// Where its HTTP API listens instead of a free port of loopback.
+    pub fn api_addr(mut self, address: &str) -> NodeBuilder {
+        address.clone_into(&mut self.api_addr);
+        self
+    }
+
     /// Runs it in a namespace, where it finds others by mDNS.
     pub fn in_namespace(mut self, namespace: &Namespace) -> NodeBuilder {
         self.namespace = Some(namespace.clone());
@@ -219,6 +227,8 @@ impl NodeBuilder {
             &self.listen,
             "--rpc-addr",
             &self.rpc_addr,
+            "--api-addr",
+            &self.api_addr,
         ]);
         command.arg("--data-dir").arg(self.data_dir()).args(&self.arguments);
         if !self.mdns {
@@ -243,6 +253,7 @@ impl NodeBuilder {
             peer: fact(&facts["peer"]),
             address: fact(&facts["listening"][0]),
             rpc: fact(&facts["rpc"]),
+            api: fact(&facts["api"]),
             data_dir: self.data_dir(),
             _folder: Rc::clone(&self.folder),
         }
@@ -290,6 +301,8 @@ pub struct Node {
     pub address: String,
     /// Where its service is.
     pub rpc: String,
+    /// Where its HTTP API is.
+    pub api: String,
     /// Its data directory.
     pub data_dir: PathBuf,
     _folder: Rc<Folder>,

@@ -5,9 +5,10 @@
 //! * [`command`]: the binary as one process that ends by itself.
 //! * [`matrix`]: products asked of a node, and what they must be.
 //! * [`forwarder`]: a TCP link that is slow or breaks. [`namespaces`]: hosts of their own on one machine.
+//! * [`http`]: requests and answers as bytes. [`test_model`]: the models that tests use.
 //! * [`stranger`]: a peer that says what it likes. [`skip`]: tests that cannot run here.
-//! * [`test_models`]: the models that are tested with. [`tiny_model`]: a model file of some hundred kilobytes.
-//! * [`file_host`]: a host of one file over HTTP.
+//! * [`tiny_model`]: a model file of some hundred kilobytes.
+//!   [`file_host`]: a host of one file over HTTP.
 //! * [`parsers`]: what parsers of bytes from outside must hold to. [`simulation`]: the scheduler in virtual time.
 
 // A harness stops a test at the first thing that is not as it should be.
@@ -17,6 +18,7 @@ pub mod cluster;
 pub mod command;
 pub mod file_host;
 pub mod forwarder;
+pub mod http;
 pub mod matrix;
 pub mod namespaces;
 pub mod parsers;
@@ -24,5 +26,5 @@ pub mod process;
 pub mod simulation;
 pub mod skip;
 pub mod stranger;
-pub mod test_models;
+pub mod test_model;
 pub mod tiny_model;

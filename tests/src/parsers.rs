@@ -5,6 +5,8 @@
 use std::time::Duration;
 
 use pangea_client::ErrorKind;
+use pangea_compute::chat::calendar::CalendarTime;
+use pangea_compute::chat::{self, ChatTemplate, Conversation};
 use pangea_compute::{DType, Digest, NpyHeader, Tensor, csv as csv_text, json as json_text};
 use pangea_node::net::admission::{Frame, Refusal};
 use pangea_node::net::{PoolKey, peers_file as peers};
@@ -22,13 +24,14 @@ pub struct Target {
 }
 
 /// All of them.
-pub const TARGETS: [Target; 7] = [
+pub const TARGETS: [Target; 8] = [
     Target { name: "task_frame", body: task_frame, seeds: task_frame_seeds },
     Target { name: "admission_frame", body: admission_frame, seeds: admission_frame_seeds },
     Target { name: "npy_header", body: npy_header, seeds: npy_header_seeds },
     Target { name: "csv", body: csv, seeds: csv_seeds },
     Target { name: "json", body: json, seeds: json_seeds },
     Target { name: "peers_file", body: peers_file, seeds: peers_file_seeds },
+    Target { name: "chat_template", body: chat_template, seeds: chat_template_seeds },
     Target { name: "pool_key", body: pool_key, seeds: pool_key_seeds },
 ];
 
@@ -203,4 +206,33 @@ pub fn pool_key(bytes: &[u8]) {
 
 fn pool_key_seeds() -> Vec<Vec<u8>> {
     vec![b"0123456789abcdef".repeat(4), [b"0123456789ABCDEF".repeat(4), b"\n".to_vec()].concat()]
+}
+
+/// A chat template: any text is a prompt or an error, for the same conversation the same one.
+pub fn chat_template(bytes: &[u8]) {
+    let Ok(text) = std::str::from_utf8(bytes) else { return };
+    let Ok(template) = ChatTemplate::new(text, "<s>", "</s>") else { return };
+    let said = [("system", "Be brief."), ("user", "Hi"), ("assistant", "é")];
+    let messages = said.map(|(role, text)| chat::Message::new(role, text));
+    let conversation = Conversation {
+        messages: &messages,
+        add_generation_prompt: true,
+        tools: None,
+        variables: &Default::default(),
+        now: CalendarTime::from_unix_seconds(0),
+    };
+    if let Ok(prompt) = template.render(&conversation) {
+        assert_eq!(template.render(&conversation).expect("it was rendered before"), prompt);
+    }
+}
+
+fn chat_template_seeds() -> Vec<Vec<u8>> {
+    [
+        "{{ bos_token }}{% for m in messages %}{{ '<|' + m['role'] + '|>' ~ m.content | trim }}{% endfor %}",
+        "{%- set ns = namespace(x='') -%}{% for m in messages[1:] %}{% set ns.x = ns.x + m.content %}{% endfor %}{{ ns.x }}",
+        "{% macro f(x) %}{{ x.split(' ')[-1].upper() }}{% endmacro %}{{ f(messages[0].content) }}{{ [1, {'a': none}]|tojson }}",
+        "{% if messages|length > 9 %}{{ raise_exception('no') }}{% elif tools %}{{ strftime_now('%Y') }}{% endif %}",
+    ]
+    .map(|text| text.as_bytes().to_vec())
+    .to_vec()
 }

@@ -10,7 +10,7 @@ use std::process::{Command, Output};
 use pangea_tests::command::{command, json, names_in, pangea, stderr, stdout};
 use pangea_tests::file_host::{Answer, FileHost};
 use pangea_tests::skip::skip;
-use pangea_tests::test_models::{GEMMA3, SMOLLM2, model};
+use pangea_tests::test_model::{GEMMA3, SMOLLM2, file_of};
 use pangea_tests::tiny_model::{CONTEXT, TinyModel};
 use serde_json::Value;
 
@@ -350,7 +350,7 @@ fn perplexity_is_llama_cpps_within_a_percent() {
     let test = "perplexity_is_llama_cpps_within_a_percent";
     // llama-perplexity -m MODEL -f cc0.txt -c 256
     for (file, expected) in [(SMOLLM2, SMOLLM2_CC0), (GEMMA3, GEMMA3_CC0)] {
-        let Some(model) = model(file, test) else { continue };
+        let Some(model) = file_of(file, test) else { continue };
         let folder = tempfile::tempdir().unwrap();
         let found = perplexity(folder.path(), model.to_str().unwrap(), &golden("cc0.txt"), "256", "2");
         let ratio = found["perplexity"].as_f64().unwrap() / expected;

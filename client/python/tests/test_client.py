@@ -32,7 +32,7 @@ def address() -> Iterator[str]:
         rpc = f"127.0.0.1:{probe.getsockname()[1]}"
     with tempfile.TemporaryDirectory() as directory:
         node = subprocess.Popen(
-            [binary, "node", "--ephemeral", "--no-mdns", "--threads", "1", "--rpc-addr", rpc]
+            [binary, "node", "--ephemeral", "--no-mdns", "--no-api", "--threads", "1", "--rpc-addr", rpc]
             + ["--listen", "/ip4/127.0.0.1/tcp/0", "--data-dir", directory],
             stdout=subprocess.DEVNULL,
         )

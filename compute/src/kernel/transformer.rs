@@ -563,6 +563,7 @@ impl Job<'_> {
     }
 
     /// One head of a row of queries, keys or values, with its bias and norm.
+    #[allow(clippy::mut_from_ref)]
     unsafe fn head_of<'s>(
         &'s self,
         rows: &'s Shared<'_, f32>,

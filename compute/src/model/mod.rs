@@ -9,6 +9,7 @@
 //! | `weights` | a range of layers, packed for the kernels |
 //! | [`cache`] | keys and values of a session, in pages within a budget |
 //! | `frequencies` | rotary frequencies and their scaling |
+//! | [`digest`] | one digest for all that a session computed |
 //! | [`forward`] | batches of sessions through the layers |
 //! | [`perplexity`](mod@perplexity) | how well a model foretells a text |
 //!
@@ -17,6 +18,7 @@
 
 pub mod cache;
 pub mod config;
+pub mod digest;
 pub mod file;
 pub mod forward;
 mod frequencies;
@@ -25,6 +27,7 @@ mod weights;
 
 pub use cache::{Cache, PageBudget};
 pub use config::{Architecture, ModelConfig};
+pub use digest::Recorder;
 pub use file::ModelFile;
 pub use forward::{Input, Logits, Observed, Output, Step};
 pub use perplexity::Perplexity;

@@ -226,6 +226,34 @@ mod tests {
         assert_eq!(split(Pretokenizer::Default, "a +12345=é"), ["a", " ", "+", "123", "45", "=", "é"]);
     }
 
+    /// The words that an independent engine finds with the regular expressions themselves.
+    #[test]
+    fn each_kind_cuts_a_large_corpus_as_its_regular_expressions_do() {
+        let corpus = include_str!("../../tests/golden/tokenizer/corpus.json");
+        let corpus: Vec<String> = serde_json::from_str(corpus).expect("a list of texts");
+        let golden: [(&str, &[u8]); 5] = [
+            ("gpt-2", include_bytes!("../../tests/golden/tokenizer/gpt-2.words")),
+            ("smollm", include_bytes!("../../tests/golden/tokenizer/smollm.words")),
+            ("llama-bpe", include_bytes!("../../tests/golden/tokenizer/llama-bpe.words")),
+            ("qwen2", include_bytes!("../../tests/golden/tokenizer/qwen2.words")),
+            ("default", include_bytes!("../../tests/golden/tokenizer/default.words")),
+        ];
+        for (name, mut bytes) in golden {
+            let mut next = || {
+                let len = bytes.iter().position(|&byte| byte < 128).expect("another number") + 1;
+                let (number, rest) = bytes.split_at(len);
+                bytes = rest;
+                number.iter().rev().fold(0, |number, &byte| number << 7 | usize::from(byte & 127))
+            };
+            let pretokenizer = Pretokenizer::named(name).expect("it is supported");
+            for text in &corpus {
+                let expected: Vec<usize> = (0..next()).map(|_| next()).collect();
+                let found: Vec<usize> = split(pretokenizer, text).iter().map(|word| word.len()).collect();
+                assert_eq!(found, expected, "{name}: {text:?}");
+            }
+        }
+    }
+
     #[test]
     fn an_unknown_name_is_an_error_that_says_what_is_known() {
         let error = Pretokenizer::named("tekken").expect_err("not one of them").to_string();

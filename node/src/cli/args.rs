@@ -28,6 +28,7 @@ Examples:
   pangea demo                          see it work, with no set-up
   pangea node                          on every machine; they find each other
   pangea matmul A.npy B.npy -o C.npy   multiply two files on all of them
+  pangea chat 'Why is the sky blue?'   ask a model
   pangea peers                         who is there
 
 Exit codes: 0 done, 1 failed, 2 bad usage or input, 3 the node named with --rpc
@@ -44,6 +45,9 @@ pub enum Command {
     /// Multiply two matrices on the nodes of the pool: C = A · B
     #[command(after_help = MATMUL_EXAMPLES)]
     Matmul(Box<MatmulArgs>),
+    /// Talk to a model
+    #[command(after_help = CHAT_EXAMPLES)]
+    Chat(Box<ChatArgs>),
     /// List the peers of a node
     Peers(QueryArgs),
     /// Show a node: who it is, what it holds and did
@@ -75,6 +79,15 @@ Examples:
 Make a pool key with: openssl rand -hex 32 > pool.key
 Flags win over the environment (PANGEA_HOME, PANGEA_THREADS, …), the
 environment over config.toml.";
+
+const CHAT_EXAMPLES: &str = "\
+Examples:
+  pangea chat 'What is the capital of France?'
+  pangea chat --model SmolLM2-135M-Instruct.Q4_1.gguf
+  pangea chat --system 'Answer in one word.' --temperature 0 'Is water wet?'
+
+A running node is asked (its key from PANGEA_API_KEY); with none, the model runs
+in this process.";
 
 const MATMUL_EXAMPLES: &str = "\
 Files: .npy (float16/32/64, int8; any byte order, row- or column-major), .csv
@@ -245,6 +258,46 @@ pub struct MatmulArgs {
     pub max_memory: Option<ByteSize>,
 
     /// Compute threads of a product without a node [default: all cores]
+    #[arg(long, value_name = "N")]
+    pub threads: Option<usize>,
+
+    /// Form of the result.
+    #[command(flatten)]
+    pub json: JsonArgs,
+}
+
+/// `chat`.
+#[derive(Args, Clone, Debug)]
+pub struct ChatArgs {
+    /// What to ask; without it, lines are read until /exit or Ctrl-D
+    #[arg(value_name = "PROMPT")]
+    pub prompt: Option<String>,
+
+    /// A model: its name, or the path of a .gguf file [default: the node's first, or the only one here]
+    #[arg(short, long, value_name = "MODEL")]
+    pub model: Option<String>,
+
+    /// What the model is told before the conversation
+    #[arg(long, value_name = "TEXT")]
+    pub system: Option<String>,
+
+    /// How freely tokens are chosen; 0 takes the most likely one every time [default: 0.8]
+    #[arg(long, value_name = "T")]
+    pub temperature: Option<f32>,
+
+    /// The most tokens of an answer [default: until it ends]
+    #[arg(long, value_name = "N")]
+    pub max_tokens: Option<usize>,
+
+    /// The same seed gives the same answer [default: another every time]
+    #[arg(long, value_name = "SEED")]
+    pub seed: Option<u64>,
+
+    /// The HTTP API of the node to ask [default: 127.0.0.1:52415]
+    #[arg(long, value_name = "ADDR", env = "PANGEA_API", hide_env_values = true, value_parser = host_and_port)]
+    pub api: Option<String>,
+
+    /// Compute threads without a node [default: all cores]
     #[arg(long, value_name = "N")]
     pub threads: Option<usize>,
 

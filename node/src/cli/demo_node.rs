@@ -67,7 +67,7 @@ impl DemoNode {
         }
         command
             .args(["node", "--listen", "/ip4/127.0.0.1/tcp/0", "--rpc-addr", "127.0.0.1:0", "--no-mdns", "--ephemeral"])
-            .args(["--name", name, "--threads", &threads.to_string()])
+            .args(["--no-api", "--name", name, "--threads", &threads.to_string()])
             .arg("--data-dir")
             .arg(&data_dir)
             .arg("--pool-key")

@@ -1,7 +1,8 @@
 //! The commands of the binary `pangea`.
 //!
 //! * [`args`]: what can be typed. [`failure`]: how a command ends when it does not end well.
-//! * `matmul`, `peers`, `status`, `models`, `perplexity`, `bench_matmul`, `bench_net`, `bench_llm`, `demo`: the commands; `demo_node`: what the demo runs.
+//! * `chat`, with `chat_node` where a node answers; `matmul`, `peers`, `status`, `models`, `perplexity`, `bench_matmul`, `bench_net`, `bench_llm`,
+//!   `demo`: the commands; `demo_node`: what the demo runs.
 //! * `session`, `engine`: the node that a command talks to, or a fabric of this process alone.
 //! * `matrix`, `product_file`, `blocks`: operands, where the product goes, products larger than memory.
 //! * `log`, `progress`, `table`: what a person sees.
@@ -13,6 +14,8 @@ mod bench_llm;
 mod bench_matmul;
 mod bench_net;
 mod blocks;
+mod chat;
+mod chat_node;
 mod demo;
 mod demo_node;
 mod engine;
@@ -69,6 +72,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
     match command {
         Command::Node(_) => Ok(()),
         Command::Matmul(args) => block_on(matmul::run(*args, output)),
+        Command::Chat(args) => chat::run(&args, output),
         Command::Peers(args) => block_on(peers::run(args)),
         Command::Status(args) => block_on(status::run(args)),
         Command::Bench(BenchCommand::Matmul(args)) => block_on(bench_matmul::run(args, output)),

@@ -10,6 +10,7 @@ use serde::Deserialize;
 use thiserror::Error;
 
 use super::log::LogFormat;
+use super::raw::Bind;
 use super::size::ByteSize;
 
 /// What a `config.toml` may say; every key as the flag of that name.
@@ -20,6 +21,18 @@ pub struct ConfigFile {
     pub listen: Option<Vec<Multiaddr>>,
     /// Address of the Cap'n Proto service.
     pub rpc_addr: Option<SocketAddr>,
+    /// Address of the HTTP API.
+    pub api_addr: Option<SocketAddr>,
+    /// Its port alone.
+    pub api_port: Option<u16>,
+    /// Whether there is an HTTP API.
+    pub api: Option<bool>,
+    /// What its clients must show.
+    pub api_key: Option<String>,
+    /// Where it is offered.
+    pub bind: Option<Bind>,
+    /// Models to serve.
+    pub model: Option<Vec<String>>,
     /// Peers to connect to.
     pub peer: Option<Vec<Multiaddr>>,
     /// A `peers.json`.
@@ -131,6 +144,7 @@ mod tests {
     fn every_key_is_the_flag_of_that_name() {
         let file = parse(
             "listen = [\"/ip4/0.0.0.0/tcp/7777\"]\nrpc-addr = \"127.0.0.1:0\"\npeer = [\"/ip4/10.0.0.1/tcp/7777\"]\n\
+             api-port = 1\nbind = \"lan\"\napi-key = \"k\"\nmodel = [\"m\"]\n\
              peers-file = \"p.json\"\nmdns = false\nmax-memory = \"2G\"\nthreads = 3\npool-key = \"/k\"\nephemeral = true\n\
              name = \"mac2\"\nlog-format = \"json\"\n",
         )
@@ -140,6 +154,7 @@ mod tests {
         assert_eq!(file.pool_key, Some(PathBuf::from("/k")));
         assert_eq!(file.log_format, Some(LogFormat::Json));
         assert_eq!(file.mdns, Some(false));
+        assert_eq!((file.api_port, file.bind, file.model), (Some(1), Some(Bind::Lan), Some(vec!["m".to_owned()])));
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! What this host is and has: its name, memory, cores, and the person's folder. It reads, and changes nothing.
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 
 /// The host's name without its domain, `node` where it has none.
@@ -43,7 +44,50 @@ fn control_group_limit_bytes() -> Option<u64> {
         .find_map(|path| std::fs::read_to_string(path).ok()?.trim().parse().ok())
 }
 
+/// This host's address in a private network, IPv4 before IPv6; `None` where it has none.
+pub fn private_address() -> Option<IpAddr> {
+    let mut addresses: Vec<IpAddr> =
+        if_addrs::get_if_addrs().ok()?.iter().map(if_addrs::Interface::ip).filter(|&ip| is_private(ip)).collect();
+    addresses.sort_by_key(IpAddr::is_ipv6);
+    addresses.first().copied()
+}
+
+/// Whether an address is of a private network: 10/8, 172.16/12, 192.168/16, 100.64/10 (shared, as VPNs use it), fc00::/7.
+pub fn is_private(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(ip) => ip.is_private() || (ip.octets()[0] == 100 && ip.octets()[1] & 0xc0 == 64),
+        IpAddr::V6(ip) => ip.is_unique_local(),
+    }
+}
+
 /// The person's home folder.
 pub fn home() -> Option<PathBuf> {
     std::env::var_os("HOME").filter(|home| !home.is_empty()).map(PathBuf::from)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn private_networks_are_those_of_the_documentation_and_no_public_one() {
+        for (address, private) in [
+            ("10.1.2.3", true),
+            ("172.16.0.1", true),
+            ("172.31.255.1", true),
+            ("192.168.7.7", true),
+            ("100.64.0.1", true),
+            ("100.127.255.255", true),
+            ("fd00::1", true),
+            ("100.128.0.1", false),
+            ("172.32.0.1", false),
+            ("8.8.8.8", false),
+            ("127.0.0.1", false),
+            ("169.254.1.1", false),
+            ("2001:db8::1", false),
+            ("fe80::1", false),
+        ] {
+            assert_eq!(is_private(address.parse().unwrap()), private, "{address}");
+        }
+    }
 }

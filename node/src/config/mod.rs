@@ -15,6 +15,6 @@ pub mod raw;
 pub mod size;
 
 pub use log::{LogConfig, LogFormat, LogLevel};
-pub use node::{ConfigError, NodeConfig};
-pub use raw::RawNodeConfig;
+pub use node::{ApiConfig, ConfigError, NodeConfig};
+pub use raw::{Bind, RawNodeConfig};
 pub use size::ByteSize;

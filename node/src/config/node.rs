@@ -11,7 +11,7 @@ use thiserror::Error;
 use super::file::{ConfigFile, ConfigFileError};
 use super::host;
 use super::log::{LogConfig, LogLevel};
-use super::raw::RawNodeConfig;
+use super::raw::{Bind, RawNodeConfig};
 use crate::net::{PoolKey, PoolKeyError};
 use crate::worker::fault::Fault;
 
@@ -20,6 +20,12 @@ const PORT: u16 = 7777;
 
 /// The port of the Cap'n Proto service unless told otherwise.
 const RPC_PORT: u16 = 8080;
+
+/// The port of the HTTP API unless told otherwise.
+const API_PORT: u16 = 52415;
+
+/// A key that is shorter can be guessed.
+const MIN_API_KEY_CHARS: usize = 8;
 
 /// Memory of a host that does not say how much it has.
 const UNKNOWN_MEMORY_BYTES: u64 = 4 << 30;
@@ -40,6 +46,10 @@ pub struct NodeConfig {
     pub listen: Vec<Multiaddr>,
     /// Address of the Cap'n Proto service; port 0 picks a free one.
     pub rpc_addr: SocketAddr,
+    /// The HTTP API, where there is one.
+    pub api: Option<ApiConfig>,
+    /// Models to serve: names or paths.
+    pub models: Vec<String>,
     /// Peers to connect to, and to connect to again whenever they are lost.
     pub peers: Vec<Multiaddr>,
     /// A `peers.json`, watched; one that was not named by the person may not be there yet.
@@ -66,6 +76,22 @@ pub struct NodeConfig {
     pub log: LogConfig,
 }
 
+/// Where the HTTP API is, and for whom.
+#[derive(Clone)]
+pub struct ApiConfig {
+    /// Its address; port 0 picks a free one.
+    pub address: SocketAddr,
+    /// What clients must show; never absent where others than this host reach it.
+    pub key: Option<String>,
+}
+
+impl std::fmt::Debug for ApiConfig {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let key = if self.key.is_some() { "with a key" } else { "without a key" };
+        write!(f, "ApiConfig({}, {key})", self.address)
+    }
+}
+
 /// A configuration that cannot be used. All are bad usage.
 #[derive(Debug, Error)]
 pub enum ConfigError {
@@ -81,6 +107,11 @@ pub enum ConfigError {
     /// The peers file that was named is not there.
     #[error("the peers file {} does not exist; create it with {{\"peers\": []}}", .0.display())]
     NoPeersFile(PathBuf),
+    /// Others could use the HTTP API.
+    #[error(
+        "the HTTP API at {0} is open to others: set a key of at least {MIN_API_KEY_CHARS} characters that clients must show, in PANGEA_API_KEY or as api-key in config.toml"
+    )]
+    NoApiKey(SocketAddr),
     /// A value outside what is possible.
     #[error("{setting} {value} is not possible: {why}")]
     Value {
@@ -112,6 +143,14 @@ impl NodeConfig {
         Ok(NodeConfig {
             listen: listen(raw.listen, file.listen)?,
             rpc_addr: raw.rpc_addr.or(file.rpc_addr).unwrap_or((Ipv4Addr::LOCALHOST, RPC_PORT).into()),
+            api: api(
+                !raw.no_api && file.api.unwrap_or(true),
+                raw.api_addr.or(file.api_addr.filter(|_| raw.api_port.is_none() && raw.bind.is_none())),
+                raw.api_port.or(file.api_port),
+                raw.bind.or(file.bind),
+                raw.api_key.or(file.api_key),
+            )?,
+            models: models(typed_or_file(raw.model, file.model))?,
             peers: typed_or_file(raw.peer, file.peer),
             peers_file: Some(peers_file(raw.peers_file.or(file.peers_file), &data_dir)?),
             mdns: !raw.no_mdns && file.mdns.unwrap_or(true),
@@ -126,6 +165,54 @@ impl NodeConfig {
             data_dir,
         })
     }
+}
+
+/// Where the HTTP API is: at the whole address where one is given, else at a port of loopback or the private address.
+fn api(
+    wanted: bool,
+    address: Option<SocketAddr>,
+    port: Option<u16>,
+    bind: Option<Bind>,
+    key: Option<String>,
+) -> Result<Option<ApiConfig>, ConfigError> {
+    if !wanted {
+        return Ok(None);
+    }
+    let address = address.unwrap_or_else(|| {
+        let host = match bind {
+            Some(Bind::Lan) => host::private_address().unwrap_or(Ipv4Addr::LOCALHOST.into()),
+            Some(Bind::Loopback) | None => Ipv4Addr::LOCALHOST.into(),
+        };
+        (host, port.unwrap_or(API_PORT)).into()
+    });
+    let key = key.filter(|key| !key.is_empty());
+    if let Some(key) =
+        key.as_ref().filter(|key| key.len() < MIN_API_KEY_CHARS || !key.chars().all(|c| c.is_ascii_graphic()))
+    {
+        return Err(ConfigError::Value {
+            setting: "PANGEA_API_KEY",
+            value: format!("({} characters)", key.chars().count()),
+            why: format!("a key has at least {MIN_API_KEY_CHARS} characters, all printable ASCII and no spaces"),
+        });
+    }
+    // `--bind lan` asks for others, whatever address there is today.
+    if key.is_none() && (bind == Some(Bind::Lan) || !address.ip().is_loopback()) {
+        return Err(ConfigError::NoApiKey(address));
+    }
+    Ok(Some(ApiConfig { address, key }))
+}
+
+fn models(names: Vec<String>) -> Result<Vec<String>, ConfigError> {
+    let mut seen = std::collections::BTreeSet::new();
+    for name in &names {
+        let why = match name.trim() {
+            "" => "a model has a name or a path",
+            _ if !seen.insert(name) => "it is named twice",
+            _ => continue,
+        };
+        return Err(ConfigError::Value { setting: "--model", value: format!("{name:?}"), why: why.to_owned() });
+    }
+    Ok(names)
 }
 
 fn typed_or_file<T>(typed: Vec<T>, file: Option<Vec<T>>) -> Vec<T> {
@@ -247,6 +334,21 @@ mod tests {
     }
 
     #[test]
+    fn the_api_is_on_loopback_unless_a_private_address_is_asked_for_with_a_key() {
+        let folder = tempfile::tempdir().unwrap();
+        let api = |raw: RawNodeConfig| NodeConfig::resolve(raw, LogLevel::Info).unwrap().api;
+        let raw = in_folder(folder.path());
+        assert_eq!(api(raw.clone()).unwrap().address.to_string(), "127.0.0.1:52415");
+        let port = RawNodeConfig { api_port: Some(9), ..raw.clone() };
+        assert_eq!(api(port).unwrap().address.to_string(), "127.0.0.1:9");
+        let lan =
+            RawNodeConfig { bind: Some(Bind::Lan), api_key: Some("long enough".replace(' ', "-")), ..raw.clone() };
+        let address = api(lan).unwrap().address.ip();
+        assert!(address.is_loopback() || host::is_private(address), "{address}");
+        assert!(api(RawNodeConfig { no_api: true, ..raw }).is_none());
+    }
+
+    #[test]
     fn what_cannot_be_is_refused_and_nothing_is_created() {
         let folder = tempfile::tempdir().unwrap();
         let home = folder.path().join("home");
@@ -260,6 +362,10 @@ mod tests {
             (RawNodeConfig { threads: Some(0), ..raw.clone() }, "--threads 0"),
             (RawNodeConfig { max_memory: Some(ByteSize(5)), ..raw.clone() }, "--max-memory 5 B"),
             (RawNodeConfig { name: Some("a\nb".into()), ..raw.clone() }, "--name"),
+            (RawNodeConfig { bind: Some(Bind::Lan), ..raw.clone() }, "PANGEA_API_KEY"),
+            (RawNodeConfig { api_addr: Some("0.0.0.0:0".parse().unwrap()), ..raw.clone() }, "PANGEA_API_KEY"),
+            (RawNodeConfig { api_key: Some("short".into()), ..raw.clone() }, "at least 8"),
+            (RawNodeConfig { model: vec!["m".into(), "m".into()], ..raw.clone() }, "--model"),
             (RawNodeConfig { listen: vec!["/ip4/127.0.0.1".parse().unwrap()], ..raw.clone() }, "--listen"),
             (RawNodeConfig { listen: vec!["/ip4/0.0.0.0/udp/1".parse().unwrap()], ..raw.clone() }, "quic-v1"),
         ] {

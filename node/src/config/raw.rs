@@ -12,6 +12,16 @@ use super::log::LogFormat;
 use super::size::ByteSize;
 use crate::worker::fault::Fault;
 
+/// Where the HTTP API is offered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Bind {
+    /// On this host only.
+    Loopback,
+    /// At this host's private address; on loopback where it has none.
+    Lan,
+}
+
 /// Flags of `pangea node`.
 #[derive(Args, Clone, Debug, Default)]
 pub struct RawNodeConfig {
@@ -22,6 +32,26 @@ pub struct RawNodeConfig {
     /// Address of the Cap'n Proto service; port 0 picks a free one [default: 127.0.0.1:8080]
     #[arg(long, value_name = "ADDR", env = "PANGEA_RPC_ADDR", hide_env_values = true, help_heading = "Network")]
     pub rpc_addr: Option<SocketAddr>,
+
+    /// Address of the HTTP API; port 0 picks a free one [default: 127.0.0.1:52415]
+    #[arg(long, value_name = "ADDR", env = "PANGEA_API_ADDR", hide_env_values = true, conflicts_with_all = ["api_port", "bind"], help_heading = "Network")]
+    pub api_addr: Option<SocketAddr>,
+
+    /// Only its port
+    #[arg(long, value_name = "PORT", help_heading = "Network")]
+    pub api_port: Option<u16>,
+
+    /// lan: offer the HTTP API at this host's private address; needs a key in PANGEA_API_KEY or config.toml
+    #[arg(long, value_name = "WHERE", value_enum, hide_possible_values = true, help_heading = "Network")]
+    pub bind: Option<Bind>,
+
+    /// No HTTP API
+    #[arg(long, env = "PANGEA_NO_API", hide_env_values = true, value_parser = FalseyValueParser::new(), conflicts_with_all = ["api_addr", "api_port", "bind"], help_heading = "Network")]
+    pub no_api: bool,
+
+    /// What clients of the HTTP API must show; from the environment only, so that it stands in no list of processes.
+    #[arg(skip = std::env::var("PANGEA_API_KEY").ok())]
+    pub api_key: Option<String>,
 
     /// Peers to connect to, and to connect to again whenever they are lost
     #[arg(long, value_name = "MULTIADDR", num_args = 1.., help_heading = "Network")]
@@ -38,6 +68,10 @@ pub struct RawNodeConfig {
     /// File with 64 hex digits, the same on every node of the pool; strangers are refused
     #[arg(long, value_name = "FILE", env = "PANGEA_POOL_KEY", hide_env_values = true, help_heading = "Network")]
     pub pool_key: Option<PathBuf>,
+
+    /// Models to serve: names, or paths of .gguf files
+    #[arg(long, value_name = "MODEL", num_args = 1.., env = "PANGEA_MODEL", hide_env_values = true, value_delimiter = ',', help_heading = "Work")]
+    pub model: Vec<String>,
 
     /// The most memory for tensors, such as 200M or 4GiB [default: half of this machine's]
     #[arg(long, value_name = "SIZE", env = "PANGEA_MAX_MEMORY", hide_env_values = true, help_heading = "Work")]

@@ -11,6 +11,7 @@ use pangea_compute::Cancel;
 use pangea_compute::model::ModelFile;
 use sha2::{Digest, Sha256};
 
+use super::store::{Found, locate};
 use super::transfer::{CHECKING, Listener, WAITING};
 use super::{Reference, Transfer, disk, download, hugging_face, packages};
 
@@ -19,6 +20,17 @@ const LOCK: &str = ".lock";
 
 /// Between looks at a lock that somebody else holds.
 const LOOK: Duration = Duration::from_millis(200);
+
+/// The file of a model that is here, else one that is fetched now.
+///
+/// # Errors
+/// As [`locate`] and [`fetch`].
+pub fn get(folder: &Path, model: &str, cancel: &Cancel, progress: &mut dyn FnMut(Transfer)) -> Result<PathBuf> {
+    match locate(folder, model)? {
+        Found::Here(path) => Ok(path),
+        Found::Fetchable(reference) => fetch(folder, &reference, cancel, progress),
+    }
+}
 
 /// Fetches a model into `folder`, unless it is there; gives its file. `progress` is told again and again how far it is.
 ///

@@ -18,7 +18,7 @@ pub mod store;
 mod transfer;
 
 pub use description::Description;
-pub use fetch::fetch;
+pub use fetch::{fetch, get};
 pub use reference::{Reference, is_path, name_of};
-pub use store::{Entry, Found, find, list, locate, remove, resolve};
+pub use store::{Entry, Found, find, installed, list, locate, remove, resolve};
 pub use transfer::Transfer;

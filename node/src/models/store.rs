@@ -100,6 +100,11 @@ fn name(folder: &Path, path: &Path, files: &[(PathBuf, u64)]) -> String {
     }
 }
 
+/// The names and files of the models in `folder`, by name; none where it cannot be read.
+pub fn installed(folder: &Path) -> Vec<(String, PathBuf)> {
+    list(folder).unwrap_or_default().into_iter().map(|entry| (entry.name, entry.path)).collect()
+}
+
 /// The file of a model that is here: a path as it is, else what has that name in `folder`.
 pub fn find(folder: &Path, model: &str) -> Option<PathBuf> {
     match locate(folder, model) {

@@ -30,25 +30,34 @@ impl Body for Gated<'_> {
         let (ups, up_rest) = up.as_chunks::<LANES>();
         // SAFETY: chunks of sixteen.
         unsafe {
-            let one = |gate: &mut [f32; LANES], up: &[f32; LANES]| {
-                let x = S::load(gate.as_ptr());
-                let y = match activation {
-                    Activation::Silu => math::silu::<S>(x),
-                    Activation::Gelu => math::gelu::<S>(x),
-                };
-                S::store(gate.as_mut_ptr(), S::mul(y, S::load(up.as_ptr())));
-            };
             for (gate, up) in gates.iter_mut().zip(ups) {
-                one(gate, up);
+                gated_lanes::<S>(activation, gate, up);
             }
             if !gate_rest.is_empty() {
                 let (mut gate, mut up) = ([0.0; LANES], [0.0; LANES]);
                 gate[..gate_rest.len()].copy_from_slice(gate_rest);
                 up[..up_rest.len()].copy_from_slice(up_rest);
-                one(&mut gate, &up);
+                gated_lanes::<S>(activation, &mut gate, &up);
                 gate_rest.copy_from_slice(&gate[..gate_rest.len()]);
             }
         }
+    }
+}
+
+/// One vector of [`gated`]; a closure would not be compiled for the family.
+///
+/// # Safety
+/// As [`Simd`].
+#[inline(always)]
+unsafe fn gated_lanes<S: Simd>(activation: Activation, gate: &mut [f32; LANES], up: &[f32; LANES]) {
+    // SAFETY: sixteen of each.
+    unsafe {
+        let x = S::load(gate.as_ptr());
+        let y = match activation {
+            Activation::Silu => math::silu::<S>(x),
+            Activation::Gelu => math::gelu::<S>(x),
+        };
+        S::store(gate.as_mut_ptr(), S::mul(y, S::load(up.as_ptr())));
     }
 }
 

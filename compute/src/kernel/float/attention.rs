@@ -11,6 +11,8 @@
 //! not see has e = 0 exactly: adding it changes no sum, since every value is finite (the cache takes no others) and no
 //! partial sum that counts is −0.
 #![allow(unsafe_code)]
+// Register tiles are read by index: the loops are unrolled whole.
+#![allow(clippy::needless_range_loop)]
 
 use crate::Isa;
 use crate::kernel::float::{activation::soft_cap_lanes, math};
@@ -308,6 +310,91 @@ impl Attend<'_> {
         unsafe {
             self.cache.pages[block / PER_PAGE]
                 .add(self.cache.key_offset + (block % PER_PAGE) * self.cache.head_width * LANES)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use half::f16;
+    use proptest::prelude::*;
+
+    const WIDTH: usize = 32;
+
+    type Vectors = Vec<[f64; WIDTH]>;
+
+    /// Pages of pseudo-random keys and values, and the same in f64: `[position][WIDTH]` each.
+    fn cache(positions: usize, seed: u32) -> (Vec<Vec<u16>>, Vectors, Vectors) {
+        let mut state = seed;
+        let mut number = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            f16::from_f32((state >> 8) as f32 / (1 << 23) as f32 - 1.0)
+        };
+        let mut pages = vec![vec![0u16; 2 * PAGE * WIDTH]; positions.div_ceil(PAGE)];
+        let (mut keys, mut values) = (vec![[0.0; WIDTH]; positions], vec![[0.0; WIDTH]; positions]);
+        for position in 0..positions {
+            let (page, slot) = (&mut pages[position / PAGE], position % PAGE);
+            for d in 0..WIDTH {
+                let (key, value) = (number(), number());
+                page[slot / LANES * WIDTH * LANES + d * LANES + slot % LANES] = key.to_bits();
+                page[PAGE * WIDTH + slot * WIDTH + d] = value.to_bits();
+                (keys[position][d], values[position][d]) = (key.to_f64(), value.to_f64());
+            }
+        }
+        (pages, keys, values)
+    }
+
+    fn attend_all(isa: Isa, pages: &mut [Vec<u16>], positions: &[usize], window: usize, cap: Option<f32>) -> Vec<f32> {
+        let queries: Vec<f32> = (0..positions.len() * WIDTH).map(|i| ((i * 29) % 13) as f32 / 6.0 - 1.0).collect();
+        let mut out = vec![0.0; queries.len()];
+        let rows: Vec<Row> = positions
+            .iter()
+            .enumerate()
+            .map(|(r, position)| Row {
+                query: queries[r * WIDTH..].as_ptr(),
+                out: out[r * WIDTH..].as_mut_ptr(),
+                position: *position,
+            })
+            .collect();
+        let starts: Vec<*mut u16> = pages.iter_mut().map(|page| page.as_mut_ptr()).collect();
+        let cache = KeysValues { pages: &starts, key_offset: 0, value_offset: PAGE * WIDTH, head_width: WIDTH };
+        let mut scratch = vec![f32::NAN; scratch_len(positions.iter().copied().max().unwrap_or(0))];
+        // SAFETY: all of these are as long as the rows and positions ask for.
+        unsafe { attend(isa, &rows, cache, window, cap, &mut scratch) };
+        out
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(40))]
+        #[test]
+        fn rows_get_the_right_attention_and_the_same_bits_however_they_are_grouped(
+            last in 0usize..700, rows in 1usize..=8, window in prop_oneof![Just(usize::MAX), 1usize..300],
+            cap in prop_oneof![Just(None), Just(Some(5.0f32))], seed: u32,
+        ) {
+            let (mut pages, keys, values) = cache(last + 1, seed);
+            let positions: Vec<usize> = (0..rows).map(|r| last - (r * 3).min(last)).collect();
+            let together = attend_all(Isa::best(), &mut pages, &positions, window, cap);
+            for isa in Isa::ALL.into_iter().filter(|isa| isa.is_available()) {
+                let same = attend_all(isa, &mut pages, &positions, window, cap);
+                prop_assert_eq!(same.iter().map(|x| x.to_bits()).collect::<Vec<_>>(), together.iter().map(|x| x.to_bits()).collect::<Vec<_>>());
+            }
+            for (r, position) in positions.iter().enumerate() {
+                let query: Vec<f64> = (0..WIDTH).map(|d| f64::from((((r * WIDTH + d) * 29) % 13) as f32 / 6.0 - 1.0)).collect();
+                let seen = (position + 1).saturating_sub(window)..position + 1;
+                let scores: Vec<f64> = seen.clone().map(|j| {
+                    let dot: f64 = keys[j].iter().zip(&query).map(|(k, q)| k * q).sum();
+                    cap.map_or(dot, |cap| f64::from(cap) * (dot / f64::from(cap)).tanh())
+                }).collect();
+                let most = scores.iter().copied().fold(f64::MIN, f64::max);
+                let total: f64 = scores.iter().map(|s| (s - most).exp()).sum();
+                for d in 0..WIDTH {
+                    let want: f64 = seen.clone().zip(&scores).map(|(j, s)| (s - most).exp() / total * values[j][d]).sum();
+                    prop_assert!((f64::from(together[r * WIDTH + d]) - want).abs() < 2e-5, "row {} at {}", r, position);
+                }
+            }
+            let alone = attend_all(Isa::best(), &mut pages, &positions[..1], window, cap);
+            prop_assert_eq!(&alone[..], &together[..WIDTH]);
         }
     }
 }

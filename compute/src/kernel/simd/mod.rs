@@ -163,7 +163,7 @@ pub(crate) unsafe fn dispatch<T: Body>(isa: Isa, body: T) -> T::Out {
             Isa::Avx512 if crate::kernel::isa::has_vnni() => avx512::enter(body),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 | Isa::Avx2 => avx2::enter(body),
-            _ => body.run::<plain::Plain>(),
+            _ => plain::enter(body),
         }
     }
 }

@@ -1,12 +1,37 @@
 //! The family in portable Rust: arrays that the compiler may vectorise. It defines what the others must give.
 #![allow(unsafe_code, clippy::needless_range_loop)]
 
-use super::{LANES, Simd};
+use super::{Body, LANES, Simd};
 use half::f16;
 
 /// Portable lanes. Every method is safe apart from its pointers.
 #[derive(Clone, Copy)]
 pub(crate) struct Plain;
+
+/// Runs `body` with this family. A fused multiply-add is a function call where the compiler may not assume the instruction;
+/// where the processor has it, the same code is compiled with it.
+///
+/// # Safety
+/// What the body asks for.
+#[inline]
+pub(super) unsafe fn enter<T: Body>(body: T) -> T::Out {
+    #[cfg(target_arch = "x86_64")]
+    {
+        /// # Safety
+        /// The processor has the instructions; what the body asks for.
+        #[target_feature(enable = "fma")]
+        unsafe fn fused<T: Body>(body: T) -> T::Out {
+            // SAFETY: the caller's promise.
+            unsafe { body.run::<Plain>() }
+        }
+        if is_x86_feature_detected!("fma") {
+            // SAFETY: the caller's promise; just asked.
+            return unsafe { fused(body) };
+        }
+    }
+    // SAFETY: the caller's promise.
+    unsafe { body.run::<Plain>() }
+}
 
 #[inline(always)]
 fn map(a: [f32; LANES], f: impl Fn(f32) -> f32) -> [f32; LANES] {

@@ -1,0 +1,165 @@
+//! Conversations to prompt text: the chat templates that come with models (Jinja, as Hugging Face runs it).
+//! Templates are untrusted programs: their steps, depth, memory and output are bounded. It reads no clock and no files,
+//! and knows nothing of tokens.
+//!
+//! The map:
+//!
+//! | module | owns |
+//! |---|---|
+//! | `environment` | the filters, functions and methods that templates may use |
+//! | `meter` | how much a render has made so far |
+//! | `metering` | puts the meter into a template's own operators |
+//! | `python` | values as Python prints them, JSON as `json.dumps` writes it |
+//! | [`calendar`] | dates for `strftime_now` |
+
+pub mod calendar;
+mod environment;
+mod meter;
+mod metering;
+mod python;
+
+use minijinja::value::Serde;
+use minijinja::{Environment, Value};
+use serde_json::{Map, Value as Json};
+
+use crate::Error;
+use calendar::CalendarTime;
+
+const OPERATION: &str = "chat template";
+/// The longest templates in use have some 30 KB.
+const MAX_SOURCE_BYTES: usize = 256 << 10;
+const NAME: &str = "chat_template";
+
+/// One message of a conversation.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Message {
+    /// `system`, `user`, `assistant`, `tool`, or whatever else the template knows.
+    pub role: String,
+    /// The text.
+    pub content: String,
+    /// The speaker's or the tool's name.
+    pub name: Option<String>,
+    /// Calls the assistant made, as OpenAI writes them: `{id, type, function: {name, arguments}}`. Arguments that are a
+    /// JSON object in a string are given to the template as an object, which is what templates expect.
+    pub tool_calls: Vec<Json>,
+    /// Whatever else the message holds (`tool_call_id`, `reasoning_content`): given to the template by these names.
+    pub extra: Map<String, Json>,
+}
+
+impl Message {
+    /// A message with a role and a text.
+    pub fn new(role: impl Into<String>, content: impl Into<String>) -> Message {
+        Message { role: role.into(), content: content.into(), ..Message::default() }
+    }
+
+    fn to_value(&self) -> Value {
+        let mut fields = self.extra.clone();
+        fields.insert("role".to_owned(), Json::from(self.role.as_str()));
+        fields.insert("content".to_owned(), Json::from(self.content.as_str()));
+        if let Some(name) = &self.name {
+            fields.insert("name".to_owned(), Json::from(name.as_str()));
+        }
+        if !self.tool_calls.is_empty() {
+            fields.insert("tool_calls".to_owned(), self.tool_calls.iter().cloned().map(with_arguments_read).collect());
+        }
+        Value::from(Serde(fields))
+    }
+}
+
+fn with_arguments_read(mut call: Json) -> Json {
+    if let Some(arguments) = call.pointer_mut("/function/arguments")
+        && let Some(text) = arguments.as_str()
+        && let Ok(object @ Json::Object(_)) = serde_json::from_str(text)
+    {
+        *arguments = object;
+    }
+    call
+}
+
+/// What a template is rendered with.
+#[derive(Clone, Debug)]
+pub struct Conversation<'a> {
+    /// The messages so far.
+    pub messages: &'a [Message],
+    /// Ends the prompt with the header of the assistant's answer.
+    pub add_generation_prompt: bool,
+    /// The tools that the model may call, as OpenAI writes them: a list.
+    pub tools: Option<&'a Json>,
+    /// Further variables, such as `enable_thinking`; the names above win.
+    pub variables: &'a Map<String, Json>,
+    /// What `strftime_now` takes for now.
+    pub now: CalendarTime,
+}
+
+/// A compiled chat template.
+#[derive(Debug)]
+pub struct ChatTemplate {
+    environment: Environment<'static>,
+    bos: String,
+    eos: String,
+}
+
+impl ChatTemplate {
+    /// Compiles a template (Jinja with `trim_blocks` and `lstrip_blocks`, as Hugging Face has it). `bos` and `eos` are the
+    /// texts of the tokens that begin and end a sequence; empty where a model has none.
+    ///
+    /// Errors (`InvalidInput`): a syntax error, with its line; more than 256 KiB.
+    pub fn new(source: &str, bos: &str, eos: &str) -> Result<ChatTemplate, Error> {
+        if source.len() > MAX_SOURCE_BYTES {
+            return Err(invalid(format!(
+                "{} bytes are more than the {MAX_SOURCE_BYTES} that are allowed",
+                source.len()
+            )));
+        }
+        let metered = metering::metered(source)?;
+        let mut environment = environment::new(metered.fuel);
+        environment.add_template_owned(NAME, metered.source).map_err(|error| environment::error(&error))?;
+        Ok(ChatTemplate { environment, bos: bos.to_owned(), eos: eos.to_owned() })
+    }
+
+    /// For a model without a template: ChatML where the vocabulary has `<|im_start|>`, Gemma's turns where it has
+    /// `<start_of_turn>`, Llama 3's headers where it has `<|start_header_id|>`, else lines with the speaker's name.
+    pub fn default_for(has_token: impl Fn(&str) -> bool, bos: &str, eos: &str) -> Result<ChatTemplate, Error> {
+        let source = if has_token("<|im_start|>") {
+            include_str!("default/chatml.jinja")
+        } else if has_token("<start_of_turn>") {
+            include_str!("default/gemma.jinja")
+        } else if has_token("<|start_header_id|>") {
+            include_str!("default/llama3.jinja")
+        } else {
+            include_str!("default/plain.jinja")
+        };
+        ChatTemplate::new(source, bos, eos)
+    }
+
+    /// The prompt for a conversation, as text: special tokens are written out, the one that begins a sequence too where the
+    /// template writes it.
+    ///
+    /// Errors (`InvalidInput`): the template refuses the conversation (`raise_exception`), has an error, or takes more
+    /// steps, depth or memory than templates get.
+    pub fn render(&self, conversation: &Conversation<'_>) -> Result<String, Error> {
+        let mut variables: Map<String, Json> = conversation.variables.clone();
+        variables.insert("bos_token".to_owned(), Json::from(self.bos.as_str()));
+        variables.insert("eos_token".to_owned(), Json::from(self.eos.as_str()));
+        variables.insert("add_generation_prompt".to_owned(), Json::from(conversation.add_generation_prompt));
+        // Templates ask `if tools` and `tools is not none` alike.
+        variables.insert("tools".to_owned(), conversation.tools.cloned().unwrap_or(Json::Null));
+        let mut variables: Vec<(String, Value)> =
+            variables.into_iter().map(|(name, value)| (name, Value::from(Serde(value)))).collect();
+        let messages: Vec<Value> = conversation.messages.iter().map(Message::to_value).collect();
+        variables.push(("messages".to_owned(), Value::from(messages)));
+        variables.push((environment::NOW.to_owned(), Value::from_object(conversation.now)));
+        let template = self.environment.get_template(NAME).map_err(|error| environment::error(&error))?;
+        let mut prompt = meter::Limited::new(meter::MAX_PROMPT_BYTES);
+        let rendered = template.render_captured_to(Value::from_pairs(variables), &mut prompt);
+        rendered.map_err(|error| environment::error(&error))?;
+        prompt.into_text().ok_or_else(|| invalid("it wrote text that is not UTF-8".to_owned()))
+    }
+}
+
+fn invalid(what: String) -> Error {
+    Error::invalid(OPERATION, what)
+}
+
+#[cfg(test)]
+mod tests;

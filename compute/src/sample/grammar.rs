@@ -1,0 +1,331 @@
+//! JSON as a constraint on tokens: a [`Grammar`] says which tokens may come next, so that the answer fits a JSON Schema.
+//! The parser is `llguidance`'s (MIT, what llama.cpp and vLLM use); its types stay in this file. Nothing is fetched:
+//! a schema may refer to itself, never to an address.
+
+use std::sync::Arc;
+
+use llguidance::api::{GrammarWithLexer, TopLevelGrammar};
+use llguidance::{Matcher, ParserFactory};
+use serde_json::{Value, json};
+use toktrie::{ApproximateTokEnv, InferenceCapabilities, TokEnv, TokRxInfo, TokTrie};
+
+use super::mask::TokenMask;
+use crate::Error;
+use crate::tokenizer::Tokenizer;
+
+const OPERATION: &str = "grammar";
+/// Longer tokens cannot be drawn under a grammar. (The longest of today's vocabularies is 1,024 spaces; the trie takes
+/// no path longer than that.)
+const MAX_TOKEN_BYTES: usize = 512;
+/// The trie counts the nodes below a node in 22 bits.
+const MAX_TRIE_NODES: usize = (1 << 22) - 1;
+/// And keeps token ids in 24, the highest meaning none.
+const MAX_VOCABULARY: usize = (1 << 24) - 1;
+/// About 2 KB each: a grammar's automaton stays below 40 MB. Schemas in use need some hundreds.
+const MAX_LEXER_STATES: usize = 20_000;
+/// Between JSON's tokens, at most this much whitespace: small models otherwise indent for ever.
+const WHITESPACE: &str = r"[\x20\x0A\x0D\x09]{1,20}";
+
+/// What most of JSON is made of, inside strings: the tokens that match are found once, not per mask, which makes masks
+/// in strings some hundred times faster. (llguidance's own choice of four such sets brings little more.)
+const STRING_TEXT: &str = r#"[^"\\\x00-\x1F\x7F]+"#;
+
+/// The tokens of one model as grammars see them: built once, shared by all requests. Cloning is cheap.
+#[derive(Clone)]
+pub struct GrammarVocabulary {
+    factory: Arc<ParserFactory>,
+    size: usize,
+}
+
+impl GrammarVocabulary {
+    /// Takes some microseconds per token: seconds for the largest vocabularies, so make it when first needed, off the serving thread. Control tokens match no text; those that end a generation end the JSON.
+    ///
+    /// Errors (`InvalidInput`): no token ends a generation; more text than 4 million trie nodes hold.
+    pub fn new(tokenizer: &Tokenizer) -> Result<GrammarVocabulary, Error> {
+        let size = tokenizer.vocabulary();
+        let ids = || (0..size).map(|id| id as u32);
+        let word = |id| match tokenizer.is_control(id) {
+            true => None,
+            false => tokenizer.token_bytes(id, false).map(|bytes| bytes.into_owned()),
+        };
+        let words = ids().map(word).collect();
+        let ends: Vec<u32> = ids().filter(|&id| tokenizer.is_end_of_generation(id)).collect();
+        GrammarVocabulary::from_words(words, &ends)
+    }
+
+    /// `words[id]`: the bytes of a token, `None` for control tokens.
+    pub(crate) fn from_words(words: Vec<Option<Vec<u8>>>, ends: &[u32]) -> Result<GrammarVocabulary, Error> {
+        let size = words.len();
+        if size > MAX_VOCABULARY {
+            return Err(invalid(format!("{size} tokens are more than the {MAX_VOCABULARY} that can be constrained")));
+        }
+        let Some(&end) = ends.first() else {
+            return Err(invalid("no token of this model ends an answer, so that JSON could never be finished".into()));
+        };
+        if let Some(outside) = ends.iter().find(|&&end| end as usize >= size) {
+            return Err(invalid(format!("end token {outside} is none of the {size} tokens")));
+        }
+        let words: Vec<Vec<u8>> = words.into_iter().zip(0_u32..).map(|(word, id)| trie_word(word, id)).collect();
+        let nodes = trie_nodes(&words);
+        if nodes > MAX_TRIE_NODES {
+            return Err(invalid(format!("the vocabulary needs {nodes} trie nodes; {MAX_TRIE_NODES} can be had")));
+        }
+        let trie = TokTrie::from(&TokRxInfo::new(size as u32, end), &words).with_eos_tokens(ends);
+        let environment: TokEnv = Arc::new(ApproximateTokEnv::new(trie));
+        let mut factory = ParserFactory::new(&environment, InferenceCapabilities::default(), &[STRING_TEXT.to_owned()])
+            .map_err(|error| invalid(error.to_string()))?;
+        factory.quiet();
+        let limits = factory.limits_mut();
+        limits.max_lexer_states = MAX_LEXER_STATES;
+        limits.verbose_errors = false;
+        Ok(GrammarVocabulary { factory: Arc::new(factory), size })
+    }
+}
+
+/// Control tokens get a name behind a byte that no text holds; what is too long gets none, and is never allowed.
+fn trie_word(word: Option<Vec<u8>>, id: u32) -> Vec<u8> {
+    match word {
+        None => [&[TokTrie::SPECIAL_TOKEN_MARKER], format!("<{id}>").as_bytes()].concat(),
+        Some(word) if word.len() > MAX_TOKEN_BYTES => Vec::new(),
+        Some(word) if word.first() == Some(&TokTrie::SPECIAL_TOKEN_MARKER) => Vec::new(),
+        Some(word) => word,
+    }
+}
+
+/// One node per distinct prefix.
+fn trie_nodes(words: &[Vec<u8>]) -> usize {
+    let mut sorted: Vec<&[u8]> = words.iter().map(Vec::as_slice).collect();
+    sorted.sort_unstable();
+    let mut previous: &[u8] = &[];
+    let mut nodes = 1;
+    for word in sorted {
+        nodes += word.len() - word.iter().zip(previous).take_while(|(a, b)| a == b).count();
+        previous = word;
+    }
+    nodes
+}
+
+/// A grammar with what it has accepted so far. A clone goes its own way, so that drafts can be tried.
+pub struct Grammar {
+    matcher: Matcher,
+    size: usize,
+}
+
+impl Clone for Grammar {
+    fn clone(&self) -> Grammar {
+        // A deep clone: two threads would otherwise wait for one lexer.
+        Grammar { matcher: self.matcher.deep_clone(), size: self.size }
+    }
+}
+
+impl Grammar {
+    /// One JSON value that fits `schema` (JSON Schema as llguidance supports it; `true` is any value).
+    ///
+    /// Errors (`InvalidInput`): a keyword that is not supported, a schema nothing fits, a reference to an address, too large.
+    pub fn json_schema(vocabulary: &GrammarVocabulary, schema: &Value) -> Result<Grammar, Error> {
+        let mut schema = match schema {
+            Value::Object(_) => schema.clone(),
+            Value::Bool(true) => json!({}),
+            Value::Bool(false) => return Err(invalid("the schema `false` fits nothing".to_owned())),
+            _ => return Err(invalid("a JSON Schema is an object, `true` or `false`".to_owned())),
+        };
+        // Replaces options that came with the schema: they could lift the bound on whitespace.
+        schema["x-guidance"] = json!({"whitespace_flexible": true, "whitespace_pattern": WHITESPACE});
+        let grammar = TopLevelGrammar::from_grammar(GrammarWithLexer::from_json_schema(schema));
+        let mut matcher = Matcher::new(vocabulary.factory.create_parser(grammar));
+        if let Some(error) = matcher.get_error() {
+            return Err(invalid(format!("this JSON Schema cannot be used: {error}")));
+        }
+        // A first mask shows a schema that nothing fits before the model is asked.
+        matcher.compute_mask_or_eos().map_err(|error| invalid(format!("this JSON Schema cannot be used: {error}")))?;
+        Ok(Grammar { matcher, size: vocabulary.size })
+    }
+
+    /// One JSON object, whatever is in it.
+    pub fn json_object(vocabulary: &GrammarVocabulary) -> Result<Grammar, Error> {
+        Grammar::json_schema(vocabulary, &json!({"type": "object"}))
+    }
+
+    /// The tokens that may come next; only those that end a generation once nothing else can.
+    ///
+    /// Errors (`InvalidInput`): the schema needs more work per token than the limits give.
+    pub fn mask(&mut self) -> Result<TokenMask, Error> {
+        let mask = self.matcher.compute_mask_or_eos().map_err(|error| invalid(error.to_string()))?;
+        Ok(TokenMask::from_words(mask.as_slice().to_vec(), self.size))
+    }
+
+    /// The token came. Errors (`InvalidInput`): it was not allowed; the grammar is of no use afterwards.
+    pub fn accept(&mut self, token: u32) -> Result<(), Error> {
+        if token as usize >= self.size {
+            return Err(invalid(format!("token {token} is none of the {} tokens", self.size)));
+        }
+        if self.is_complete() {
+            return Err(invalid(format!("token {token} came after the end of the JSON")));
+        }
+        self.matcher.consume_token(token).map_err(|error| invalid(format!("token {token} does not fit: {error}")))
+    }
+
+    /// How many of these tokens would be accepted, one after the other. Changes nothing.
+    pub fn count_acceptable(&mut self, tokens: &[u32]) -> Result<usize, Error> {
+        let inside = tokens.iter().take_while(|&&token| (token as usize) < self.size).count();
+        self.matcher.validate_tokens(&tokens[..inside]).map_err(|error| invalid(error.to_string()))
+    }
+
+    /// Forgets the last `count` accepted tokens. Errors (`InvalidInput`): more than were accepted.
+    pub fn rollback(&mut self, count: usize) -> Result<(), Error> {
+        self.matcher.rollback(count).map_err(|error| invalid(error.to_string()))
+    }
+
+    /// The JSON is whole and nothing can follow.
+    pub fn is_complete(&self) -> bool {
+        self.matcher.is_stopped()
+    }
+
+    /// The JSON is whole, though more may follow (a number may get another digit).
+    pub fn can_end(&mut self) -> Result<bool, Error> {
+        if self.is_complete() {
+            return Ok(true);
+        }
+        self.matcher.is_accepting().map_err(|error| invalid(error.to_string()))
+    }
+}
+
+fn invalid(what: String) -> Error {
+    Error::invalid(OPERATION, what)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const END: u32 = 256;
+
+    /// Every byte is a token, then an end token, a control token, and some longer tokens.
+    fn vocabulary() -> GrammarVocabulary {
+        let mut words: Vec<Option<Vec<u8>>> = (0..=255).map(|byte| Some(vec![byte])).collect();
+        words.extend([None, None]);
+        words.extend(["{\"", "\":", "true", "name", "  ", "\",\""].map(|word| Some(word.as_bytes().to_vec())));
+        words.push(Some(vec![b' '; 2000]));
+        GrammarVocabulary::from_words(words, &[END]).unwrap()
+    }
+
+    fn feed(grammar: &mut Grammar, text: &str) -> Result<(), Error> {
+        text.bytes().try_for_each(|byte| {
+            let allowed = grammar.mask()?.allows(u32::from(byte));
+            let accepted = grammar.accept(u32::from(byte));
+            assert_eq!(allowed, accepted.is_ok(), "mask and accept disagree about {:?} in {text}", byte as char);
+            accepted
+        })
+    }
+
+    #[test]
+    fn only_text_that_fits_the_schema_is_accepted() {
+        let vocabulary = vocabulary();
+        let schema = json!({
+            "type": "object",
+            "properties": {"name": {"type": "string"}, "age": {"type": "integer", "minimum": 0}},
+            "required": ["name", "age"],
+            "additionalProperties": false,
+        });
+        let fits = |text: &str| {
+            let mut grammar = Grammar::json_schema(&vocabulary, &schema).unwrap();
+            feed(&mut grammar, text).is_ok() && grammar.can_end().unwrap()
+        };
+        assert!(fits(r#"{"name": "Ada", "age": 36}"#));
+        assert!(fits("{\n  \"name\": \"é\",\n  \"age\": 0\n}"));
+        assert!(!fits(r#"{"name": "Ada"}"#), "age is missing");
+        assert!(!fits(r#"{"name": 5"#), "a name is a string");
+        assert!(!fits(r#"{"name": "Ada", "age": -1"#), "below the minimum");
+        assert!(!fits(r#"{"name": "Ada", "x"#), "no such property");
+        assert!(!fits(&format!("{{{}", " ".repeat(21))), "whitespace is bounded");
+    }
+
+    #[test]
+    fn after_the_object_only_the_end_is_left() {
+        let vocabulary = vocabulary();
+        let mut grammar = Grammar::json_object(&vocabulary).unwrap();
+        assert!(!grammar.mask().unwrap().allows(u32::from(b'[')), "an object, not a list");
+        assert!(!grammar.can_end().unwrap());
+        feed(&mut grammar, r#"{"a": [1, {"b": null}]}"#).unwrap();
+        let mask = grammar.mask().unwrap();
+        assert!(mask.allows(END) && mask.count() == 1, "{}", mask.count());
+        if !grammar.is_complete() {
+            grammar.accept(END).unwrap();
+        }
+        assert!(grammar.is_complete());
+        assert!(grammar.accept(u32::from(b'{')).is_err());
+        let mask = grammar.mask().unwrap();
+        assert!(mask.allows(END) && mask.count() == 1);
+    }
+
+    #[test]
+    fn a_clone_goes_its_own_way_and_rollback_returns() {
+        let vocabulary = vocabulary();
+        let mut grammar = Grammar::json_schema(&vocabulary, &json!({"enum": ["yes", "no"]})).unwrap();
+        feed(&mut grammar, "\"").unwrap();
+        let before = grammar.mask().unwrap();
+        let mut other = grammar.clone();
+        feed(&mut other, "no\"").unwrap();
+        assert_eq!(grammar.mask().unwrap(), before);
+        feed(&mut grammar, "ye").unwrap();
+        assert_eq!(grammar.count_acceptable(&[u32::from(b's'), u32::from(b'"'), u32::from(b'"')]).unwrap(), 2);
+        grammar.rollback(2).unwrap();
+        assert_eq!(grammar.mask().unwrap(), before);
+        feed(&mut grammar, "no\"").unwrap();
+        assert!(grammar.can_end().unwrap());
+    }
+
+    #[test]
+    fn schemas_that_cannot_be_are_refused() {
+        let vocabulary = vocabulary();
+        for schema in [
+            json!(false),
+            json!(5),
+            json!({"type": "nonsense"}),
+            json!({"$ref": "https://example.org/schema.json"}),
+            json!({"type": "string", "pattern": "("}),
+            json!({"type": "integer", "minimum": 3, "maximum": 2}),
+        ] {
+            let error = match Grammar::json_schema(&vocabulary, &schema) {
+                Ok(_) => panic!("{schema} is taken"),
+                Err(error) => error,
+            };
+            assert_eq!(error.kind(), crate::ErrorKind::InvalidInput, "{error}");
+        }
+    }
+
+    #[test]
+    fn vocabularies_that_cannot_be_are_refused() {
+        assert!(GrammarVocabulary::from_words(vec![Some(b"a".to_vec())], &[]).is_err());
+        assert!(GrammarVocabulary::from_words(vec![Some(b"a".to_vec())], &[1]).is_err());
+        assert!(GrammarVocabulary::from_words(Vec::new(), &[]).is_err());
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+        /// Whatever is drawn from the masks, what comes out is JSON of the schema.
+        #[test]
+        fn random_walks_end_in_valid_json(picks in prop::collection::vec(any::<prop::sample::Index>(), 200)) {
+            let mut grammar = Grammar::json_schema(&vocabulary(), &json!({
+                "type": "object",
+                "properties": {"a": {"type": "boolean"}, "b": {"type": "array", "items": {"enum": [1, 2]}, "maxItems": 4}},
+                "required": ["a", "b"], "additionalProperties": false
+            })).unwrap();
+            let mut text = Vec::new();
+            for pick in picks {
+                let mask = grammar.mask().unwrap();
+                let allowed: Vec<u32> = (0..=END).filter(|&token| mask.allows(token)).collect();
+                prop_assert!(!allowed.is_empty());
+                let token = allowed[pick.index(allowed.len())];
+                if token == END {
+                    let value: Value = serde_json::from_slice(&text).unwrap();
+                    prop_assert!(value["a"].is_boolean() && value["b"].is_array());
+                    break;
+                }
+                grammar.accept(token).unwrap();
+                text.push(token as u8);
+            }
+        }
+    }
+}

@@ -1,0 +1,215 @@
+//! From logits to a token: [`Sampling`] says how, [`choose`] does it; grammars, masks and stop strings beside it.
+//! Everything is a pure function of the request and the tokens so far, with the same bits on every machine; nothing
+//! here keeps a generator's state, reads a clock or knows about layers.
+//!
+//! The map:
+//!
+//! | module | owns |
+//! |---|---|
+//! | [`grammar`] | JSON Schema as a constraint on tokens |
+//! | [`mask`] | which tokens are allowed |
+//! | [`stop`] | stop strings in streamed text |
+//! | `penalty`, `ranking`, `truncation` | biases and penalties; the best of many; top-k, typical, top-p, min-p |
+//! | `philox`, `math` | counter-based random numbers; exp and ln |
+
+pub mod grammar;
+pub mod mask;
+mod math;
+mod penalty;
+mod philox;
+mod ranking;
+pub mod stop;
+mod truncation;
+
+use crate::Error;
+use mask::TokenMask;
+use ranking::Ranking;
+use truncation::Kept;
+
+const OPERATION: &str = "sampling";
+/// As many alternatives as the OpenAI API gives per token.
+pub const MAX_LOGPROBS: usize = 20;
+
+/// How the next token is chosen. The stages, in the order of llama.cpp's chain: grammar mask, `logit_bias`, repetition,
+/// frequency and presence penalties, `top_k`, `typical_p`, `top_p`, `min_p`, `temperature`, one draw. (vLLM and Hugging
+/// Face apply the temperature before the truncations; at temperature 1 there is no difference.)
+#[derive(Clone, Debug, PartialEq)]
+pub struct Sampling {
+    /// 0 is greedy: the most likely token, the lowest id among equals. Otherwise logits are divided by it. ≤ 100.
+    pub temperature: f32,
+    /// Only this many of the most likely tokens; 0 is off.
+    pub top_k: usize,
+    /// The most likely tokens that together reach this probability, in (0, 1]; 1 is off.
+    pub top_p: f32,
+    /// Tokens at least this fraction as likely as the most likely one, in [0, 1]; 0 is off.
+    pub min_p: f32,
+    /// Locally typical sampling (Meister et al. 2022): the tokens whose surprise is nearest to the entropy, until they
+    /// reach this probability, in (0, 1]; 1 is off.
+    pub typical_p: f32,
+    /// Logits of tokens that have occurred (prompt and answer) are divided by it when positive, multiplied when negative
+    /// (Keskar et al. 2019), in (0, 100]; 1 is off.
+    pub repetition_penalty: f32,
+    /// How many of the last tokens the three penalties look at; `None` is all of them.
+    pub repetition_window: Option<usize>,
+    /// Taken off the logit of every token in the answer so far, as OpenAI defines it, in [-100, 100]; 0 is off.
+    pub presence_penalty: f32,
+    /// Taken off the logit of a token for every time it is in the answer so far, in [-100, 100]; 0 is off.
+    pub frequency_penalty: f32,
+    /// Added to the logits of these tokens: finite numbers.
+    pub logit_bias: Vec<(u32, f32)>,
+    /// The key of the random numbers; the counter is the position of the token.
+    pub seed: u64,
+    /// With `Some(n)`, a [`Choice`] holds its log-probability and those of the `n` most likely tokens; n ≤ [`MAX_LOGPROBS`].
+    pub logprobs: Option<usize>,
+}
+
+impl Default for Sampling {
+    /// What llama.cpp does when told nothing: temperature 0.8, top-k 40, top-p 0.95, min-p 0.05, no penalties.
+    fn default() -> Sampling {
+        Sampling {
+            temperature: 0.8,
+            top_k: 40,
+            top_p: 0.95,
+            min_p: 0.05,
+            typical_p: 1.0,
+            repetition_penalty: 1.0,
+            repetition_window: None,
+            presence_penalty: 0.0,
+            frequency_penalty: 0.0,
+            logit_bias: Vec::new(),
+            seed: 0,
+            logprobs: None,
+        }
+    }
+}
+
+impl Sampling {
+    /// The most likely token every time, no randomness.
+    pub fn greedy() -> Sampling {
+        Sampling { temperature: 0.0, top_k: 0, top_p: 1.0, min_p: 0.0, ..Sampling::default() }
+    }
+
+    /// Errors (`InvalidInput`): a parameter outside its range, or a biased token outside a vocabulary of this size. [`choose`] asks this
+    /// too; a server asks it once, before a request waits in a queue.
+    pub fn check(&self, vocabulary: usize) -> Result<(), Error> {
+        let within = |name: &str, value: f32, ok: bool, range: &str| {
+            if ok { Ok(()) } else { Err(invalid(format!("{name} is {value}; it must be {range}"))) }
+        };
+        let t = self.temperature;
+        within("temperature", t, (0.0..=100.0).contains(&t), "between 0 (greedy) and 100")?;
+        for (name, p) in [("top_p", self.top_p), ("typical_p", self.typical_p)] {
+            within(name, p, p > 0.0 && p <= 1.0, "above 0 and at most 1 (1 turns it off)")?;
+        }
+        within("min_p", self.min_p, (0.0..=1.0).contains(&self.min_p), "between 0 (off) and 1")?;
+        let r = self.repetition_penalty;
+        within("repetition_penalty", r, r > 0.0 && r <= 100.0, "above 0 and at most 100 (1 turns it off)")?;
+        for (name, p) in [("presence_penalty", self.presence_penalty), ("frequency_penalty", self.frequency_penalty)] {
+            within(name, p, (-100.0..=100.0).contains(&p), "between -100 and 100 (0 turns it off)")?;
+        }
+        for &(token, bias) in &self.logit_bias {
+            if token as usize >= vocabulary {
+                return Err(invalid(format!(
+                    "logit_bias names token {token}, but this model's tokens are 0 to {}",
+                    vocabulary.saturating_sub(1)
+                )));
+            }
+            if !bias.is_finite() {
+                return Err(invalid(format!(
+                    "logit_bias for token {token} is {bias}; it must be a finite number (-100 all but forbids a token)"
+                )));
+            }
+        }
+        match self.logprobs {
+            Some(n) if n > MAX_LOGPROBS => {
+                Err(invalid(format!("{n} alternatives are asked for; at most {MAX_LOGPROBS} can be had")))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// The token that was chosen.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Choice {
+    /// Its id.
+    pub token: u32,
+    /// The natural logarithm of its probability: log-softmax of the logits as the model gave them, before mask, bias,
+    /// penalties and temperature. `Some` where [`Sampling::logprobs`] asks for it.
+    pub logprob: Option<f32>,
+    /// The most likely tokens with theirs, best first, lower ids first among equals; empty where not asked for.
+    pub top: Vec<(u32, f32)>,
+}
+
+/// The next token after `prompt` and `generated`.
+///
+/// `logits`: `[vocabulary]`, natural units; overwritten. −∞ forbids a token. `allowed`: tokens outside it are forbidden.
+/// The randomness is Philox4x32-10 keyed by the seed, its counter is `prompt.len() + generated.len()`.
+///
+/// Errors (`InvalidInput`): as [`Sampling::check`]; no logits; a token of `prompt` or `generated` that is none of the
+/// vocabulary; every token forbidden. `Internal`: a logit that is NaN or +∞.
+pub fn choose(
+    sampling: &Sampling,
+    prompt: &[u32],
+    generated: &[u32],
+    logits: &mut [f32],
+    allowed: Option<&TokenMask>,
+) -> Result<Choice, Error> {
+    sampling.check(logits.len())?;
+    refuse_non_finite(logits)?;
+    let raw = sampling.logprobs.map(|count| (logits.to_vec(), count));
+    for &(token, bias) in &sampling.logit_bias {
+        logits[token as usize] += bias;
+    }
+    penalty::apply(sampling, prompt, generated, logits)?;
+    if let Some(mask) = allowed {
+        mask.apply(logits);
+    }
+    let ranking = Ranking::of(logits);
+    let best = ranking.best().filter(|best| best.logit > f32::NEG_INFINITY).ok_or_else(|| {
+        invalid(
+            "every token is forbidden by the grammar, the logit bias or the model; loosen the constraint".to_owned(),
+        )
+    })?;
+    if best.logit == f32::INFINITY {
+        return Err(invalid(format!("logit_bias and penalties make the logit of token {} infinite", best.token)));
+    }
+    let token = if sampling.temperature == 0.0 {
+        best.token
+    } else {
+        let position = prompt.len() as u64 + generated.len() as u64;
+        let kept = Kept::of(sampling, &ranking, best);
+        kept.draw(&ranking, best.logit, sampling.temperature, philox::uniform(sampling.seed, position))
+    };
+    Ok(match raw {
+        None => Choice { token, logprob: None, top: Vec::new() },
+        Some((raw, count)) => with_logprobs(token, &raw, count),
+    })
+}
+
+fn invalid(what: String) -> Error {
+    Error::invalid(OPERATION, what)
+}
+
+fn refuse_non_finite(logits: &[f32]) -> Result<(), Error> {
+    // NaN compares false, so it is counted too; no early exit, so that it vectorises.
+    if logits.iter().fold(true, |good, &logit| good & (logit < f32::INFINITY)) {
+        return Ok(());
+    }
+    let token = logits.iter().position(|&logit| logit.is_nan() || logit == f32::INFINITY).unwrap_or_default();
+    Err(Error::NonFinite { operation: OPERATION, what: format!("the logit of token {token} is {}", logits[token]) })
+}
+
+fn with_logprobs(token: u32, raw: &[f32], count: usize) -> Choice {
+    let ranking = Ranking::of(raw);
+    let max = ranking.best().map_or(0.0, |best| f64::from(best.logit));
+    let log_sum = math::ln(truncation::sum_of_weights(raw, max, 1.0));
+    let logprob = |logit: f32| (f64::from(logit) - max - log_sum) as f32;
+    Choice {
+        token,
+        logprob: Some(logprob(raw[token as usize])),
+        top: ranking.top(count).into_iter().map(|candidate| (candidate.token, logprob(candidate.logit))).collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,401 @@
+//! The engine's bits: the same for every number of threads, instruction set, chunking of prompts, mix of sessions, split into
+//! stages, truncation and replay; and pinned, so that no change of them goes unseen.
+#![allow(clippy::unwrap_used, reason = "a test may stop at the first thing that is not as it should be")]
+
+mod tiny;
+
+use pangea_compute::gguf::GgmlType;
+use pangea_compute::model::{Cache, Input, Logits, Model, ModelFile, Observed, PageBudget, Part, Recorder, Step};
+use pangea_compute::{Isa, Pool};
+use std::collections::HashMap;
+use std::path::PathBuf;
+use tiny::{LAYERS, Random, Tiny, VOCABULARY, WINDOW};
+
+/// A model cut into stages, each with the pool that it runs on.
+struct Stages {
+    stages: Vec<(Model, Pool)>,
+    budget: PageBudget,
+}
+
+impl Stages {
+    /// `cuts` are the layers at which stages after the first begin.
+    fn load(file: &ModelFile, cuts: &[usize], mut pool: impl FnMut(usize) -> Pool) -> Stages {
+        let layers = file.config().layers;
+        let starts: Vec<usize> = [0].into_iter().chain(cuts.iter().copied()).collect();
+        let stages = starts
+            .iter()
+            .enumerate()
+            .map(|(index, start)| {
+                let end = starts.get(index + 1).copied().unwrap_or(layers);
+                let pool = pool(index);
+                let part = Part { layers: *start..end, embedding: index == 0, head: index + 1 == starts.len() };
+                (Model::load(file, part, &pool).unwrap(), pool)
+            })
+            .collect();
+        Stages { stages, budget: PageBudget::new(1 << 30) }
+    }
+
+    fn session(&self) -> Session {
+        Session {
+            caches: self.stages.iter().map(|(model, _)| Cache::new(model, &self.budget)).collect(),
+            recorder: Recorder::new(),
+        }
+    }
+
+    /// The next tokens of several sessions as one batch through all stages; everything is recorded. Gives the logits of each
+    /// session's last row.
+    fn advance(&self, sessions: &mut [(&mut Session, &[u32])]) -> Vec<Vec<f32>> {
+        let tokens: Vec<u32> = sessions.iter().flat_map(|(_, tokens)| tokens.iter().copied()).collect();
+        // Which session and position each row of the batch is.
+        let places: Vec<(usize, usize)> = sessions
+            .iter()
+            .enumerate()
+            .flat_map(|(index, (session, tokens))| {
+                let from = session.caches[0].len();
+                (0..tokens.len()).map(move |row| (index, from + row))
+            })
+            .collect();
+        let mut activations = Vec::new();
+        let mut last = Vec::new();
+        for (stage, (model, pool)) in self.stages.iter().enumerate() {
+            let width = model.config().width;
+            let mut seen: Vec<(usize, usize, Vec<f32>)> = Vec::new();
+            let mut observer = |observed: Observed<'_>| {
+                for (row, x) in observed.activations.chunks_exact(width).enumerate() {
+                    seen.push((observed.first_row + row, observed.layer, x.to_vec()));
+                }
+            };
+            let mut steps: Vec<Step<'_>> = sessions
+                .iter_mut()
+                .map(|(session, tokens)| Step {
+                    cache: &mut session.caches[stage],
+                    rows: tokens.len(),
+                    logits: Logits::All,
+                })
+                .collect();
+            let input = if stage == 0 { Input::Tokens(&tokens) } else { Input::Activations(&activations) };
+            let output = model.forward_observed(pool, &mut steps, input, Some(&mut observer)).unwrap();
+            for (row, layer, x) in seen {
+                let (session, position) = places[row];
+                sessions[session].0.recorder.layer(position, layer, &x);
+            }
+            activations = output.activations().to_vec();
+            if model.part().head {
+                for (index, (session, tokens)) in sessions.iter_mut().enumerate() {
+                    let vocabulary = model.config().vocabulary;
+                    let logits = output.logits(index);
+                    assert_eq!(logits.len(), tokens.len() * vocabulary);
+                    let end = session.caches[0].len();
+                    for (row, logits) in logits.chunks_exact(vocabulary).enumerate() {
+                        session.recorder.logits(end - tokens.len() + row, logits);
+                    }
+                    last.push(logits[logits.len() - vocabulary..].to_vec());
+                }
+            }
+        }
+        last
+    }
+}
+
+struct Session {
+    caches: Vec<Cache>,
+    recorder: Recorder,
+}
+
+impl Session {
+    fn digest(&self) -> String {
+        self.recorder.digest().to_string()
+    }
+
+    fn truncate(&mut self, len: usize) {
+        self.caches.iter_mut().for_each(|cache| cache.truncate(len));
+    }
+}
+
+fn families() -> impl Iterator<Item = Isa> {
+    Isa::ALL.into_iter().filter(|isa| isa.is_available())
+}
+
+fn pool(threads: usize, isa: Isa) -> Pool {
+    Pool::with_isa(threads, isa).unwrap()
+}
+
+/// The whole text in one piece, by one thread of the best family.
+fn reference(file: &ModelFile, tokens: &[u32]) -> String {
+    let stages = Stages::load(file, &[], |_| pool(1, Isa::best()));
+    let mut session = stages.session();
+    stages.advance(&mut [(&mut session, tokens)]);
+    session.digest()
+}
+
+fn text(seed: u64, len: usize) -> Vec<u32> {
+    let mut random = Random(seed);
+    (0..len).map(|_| random.below(VOCABULARY) as u32).collect()
+}
+
+const ARCHITECTURES: [&str; 4] = ["llama", "qwen2", "qwen3", "gemma3"];
+const TYPES: [GgmlType; 11] = [
+    GgmlType::F32,
+    GgmlType::F16,
+    GgmlType::BF16,
+    GgmlType::Q4_0,
+    GgmlType::Q4_1,
+    GgmlType::Q5_0,
+    GgmlType::Q5_1,
+    GgmlType::Q8_0,
+    GgmlType::Q4K,
+    GgmlType::Q5K,
+    GgmlType::Q6K,
+];
+
+fn tiny(architecture: &'static str, weights: GgmlType) -> ModelFile {
+    ModelFile::from_bytes(tiny::gguf(Tiny { architecture, weights, seed: 7 })).unwrap()
+}
+
+#[test]
+fn every_architecture_and_weight_type_keeps_its_pinned_bits_on_every_family_and_thread_count() {
+    let pinned: HashMap<&str, &str> =
+        include_str!("tiny.digests").lines().filter_map(|line| line.split_once(' ')).collect();
+    let tokens = text(1, 2 * WINDOW + 5);
+    let mut found = String::new();
+    for architecture in ARCHITECTURES {
+        for ty in TYPES {
+            let file = tiny(architecture, ty);
+            let name = format!("{architecture}-{}", ty.name());
+            let mut digests = Vec::new();
+            for isa in families() {
+                for threads in 1..=if ty == GgmlType::Q4_1 { 3 } else { 1 } {
+                    let stages = Stages::load(&file, &[], |_| pool(threads, isa));
+                    let mut session = stages.session();
+                    stages.advance(&mut [(&mut session, &tokens)]);
+                    digests.push((isa, threads, session.digest()));
+                }
+            }
+            assert!(digests.iter().all(|(_, _, digest)| *digest == digests[0].2), "{name}: {digests:?}");
+            found += &format!("{name} {}\n", digests[0].2);
+        }
+    }
+    if std::env::var_os("PANGEA_PIN_DIGESTS").is_some() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/exactness/tiny.digests");
+        std::fs::write(path, &found).unwrap();
+        return;
+    }
+    for line in found.lines() {
+        let (name, digest) = line.split_once(' ').unwrap();
+        assert_eq!(
+            pinned.get(name),
+            Some(&digest),
+            "{name}: the bits changed; where that is meant, raise NUMERICS and pin anew with PANGEA_PIN_DIGESTS=1"
+        );
+    }
+}
+
+#[test]
+fn chunks_mixes_splits_truncations_replays_and_families_change_no_bit() {
+    for (case, architecture) in (0..12u64).zip(ARCHITECTURES.into_iter().cycle()) {
+        let mut random = Random(1_000 + case);
+        let ty = TYPES[random.below(TYPES.len())];
+        let file = tiny(architecture, ty);
+        // Cut at random layers, each stage on threads and a family of its own.
+        let mut cuts: Vec<usize> = (1..LAYERS).filter(|_| random.below(2) == 0).collect();
+        cuts.sort_unstable();
+        let available: Vec<Isa> = families().collect();
+        let stages =
+            Stages::load(&file, &cuts, |_| pool(1 + random.below(2), available[random.below(available.len())]));
+        let texts: Vec<Vec<u32>> =
+            (0..1 + random.below(8)).map(|s| text(case * 100 + s as u64, 2 + random.below(2 * WINDOW + 9))).collect();
+        let mut sessions: Vec<Session> = texts.iter().map(|_| stages.session()).collect();
+        // Until every text is through: some of the sessions, each with some of what it has left.
+        while sessions.iter().zip(&texts).any(|(session, text)| session.caches[0].len() < text.len()) {
+            let mut batch = Vec::new();
+            for (session, text) in sessions.iter_mut().zip(&texts) {
+                let held = session.caches[0].len();
+                match random.below(8) {
+                    0 if held > 0 => session.truncate(random.below(held + 1)),
+                    1 => {}
+                    _ if held < text.len() => {
+                        let most = [1, 4, 100][random.below(3)];
+                        let rows = 1 + random.below((text.len() - held).min(most));
+                        batch.push((session, &text[held..held + rows]));
+                    }
+                    _ => {}
+                }
+            }
+            if !batch.is_empty() {
+                stages.advance(&mut batch);
+            }
+        }
+        for (session, text) in sessions.iter().zip(&texts) {
+            assert_eq!(session.digest(), reference(&file, text), "case {case}: {architecture} {}", ty.name());
+        }
+    }
+}
+
+#[test]
+fn forks_go_their_own_ways_and_share_what_came_before() {
+    let file = tiny("gemma3", GgmlType::Q8_0);
+    let stages = Stages::load(&file, &[], |_| pool(2, Isa::best()));
+    let (past, left, right) = (text(1, 40), text(2, 30), text(3, 30));
+    let mut first = stages.session();
+    stages.advance(&mut [(&mut first, &past)]);
+    let mut second =
+        Session { caches: first.caches.iter().map(Cache::fork).collect(), recorder: first.recorder.clone() };
+    let before = stages.budget.used_bytes();
+    stages.advance(&mut [(&mut first, &left), (&mut second, &right)]);
+    // One page is shared still, one was copied, one is new on either side.
+    assert_eq!(stages.budget.used_bytes(), before / 2 * 5);
+    assert_eq!(first.digest(), reference(&file, &[past.clone(), left].concat()));
+    assert_eq!(second.digest(), reference(&file, &[past, right].concat()));
+    drop((first, second));
+    assert_eq!(stages.budget.used_bytes(), 0);
+}
+
+#[test]
+fn what_cannot_be_computed_is_an_error_that_changes_nothing() {
+    let file = tiny("llama", GgmlType::Q4_0);
+    let pool = pool(2, Isa::best());
+    let model = Model::load(&file, Part::whole(file.config()), &pool).unwrap();
+    let budget = PageBudget::new(Cache::bytes_for(&model, 128));
+    let mut cache = Cache::new(&model, &budget);
+    let forward = |cache: &mut Cache, tokens: &[u32]| {
+        let mut steps = [Step { cache, rows: tokens.len(), logits: Logits::Last }];
+        model.forward(&pool, &mut steps, Input::Tokens(tokens)).map(|_| ())
+    };
+    forward(&mut cache, &text(1, 100)).unwrap();
+    let cases: [(&[u32], &str); 4] = [
+        (&[], "nothing to compute"),
+        (&[VOCABULARY as u32], "not in the vocabulary"),
+        (&[1; 600], "context of 512"),
+        (&[1; 60], "memory for sessions is full"),
+    ];
+    for (tokens, why) in cases {
+        let error = forward(&mut cache, tokens).unwrap_err();
+        assert!(error.to_string().contains(why), "{error}");
+        assert_eq!((cache.len(), budget.used_bytes()), (100, budget.max_bytes()), "{why}");
+    }
+    forward(&mut cache, &text(2, 28)).unwrap();
+    let mut steps = [Step { cache: &mut cache, rows: 1, logits: Logits::Last }];
+    assert!(model.forward(&pool, &mut steps, Input::Activations(&[0.0; 256])).is_err());
+
+    let part = Part { layers: 1..3, embedding: false, head: false };
+    let stage = Model::load(&file, part, &pool).unwrap();
+    let mut steps = [Step { cache: &mut cache, rows: 1, logits: Logits::Last }];
+    assert!(stage.forward(&pool, &mut steps, Input::Activations(&[0.0; 256])).is_err(), "a cache of other layers");
+    let budget = PageBudget::new(1 << 20);
+    let mut cache = Cache::new(&stage, &budget);
+    let mut run = |x: &[f32]| {
+        let mut steps = [Step { cache: &mut cache, rows: 1, logits: Logits::None }];
+        stage.forward(&pool, &mut steps, Input::Activations(x)).map(|output| output.activations().to_vec())
+    };
+    assert!(run(&[f32::NAN; 256]).unwrap_err().to_string().contains("not finite"));
+    assert!(run(&[1.0; 255]).is_err());
+    assert_eq!(run(&[1.0; 256]).unwrap().len(), 256);
+}
+
+#[test]
+fn damaged_weights_and_ranges_that_are_not_there_are_refused() {
+    let pool = pool(1, Isa::best());
+    for ty in TYPES {
+        let mut bytes = tiny::gguf(Tiny { architecture: "qwen2", weights: ty, seed: 3 });
+        let file = ModelFile::from_bytes(bytes.clone()).unwrap();
+        let view = file.gguf().require("blk.1.ffn_up.weight").unwrap();
+        let at = bytes.windows(64).position(|window| window == &view.bytes[..64]).unwrap();
+        // Scales of blocks, or elements, become infinite or NaN.
+        let end = at + ty.block_bytes();
+        bytes[at..end].fill(0xff);
+        let damaged = ModelFile::from_bytes(bytes).unwrap();
+        let error = Model::load(&damaged, Part::whole(damaged.config()), &pool).unwrap_err();
+        assert!(error.to_string().contains("blk.1.ffn_up.weight"), "{}: {error}", ty.name());
+        // Layers before and after it are none of its business.
+        Model::load(&damaged, Part { layers: 0..1, embedding: true, head: false }, &pool).unwrap();
+        assert!(Model::load(&file, Part { layers: 2..4, embedding: false, head: true }, &pool).is_err());
+    }
+}
+
+/// A model to be had by fetching, or `None` with a line that says so.
+fn fetched(name: &str) -> Option<ModelFile> {
+    let folder = match std::env::var_os("PANGEA_TEST_MODELS") {
+        Some(folder) => PathBuf::from(folder),
+        None => PathBuf::from(std::env::var_os("HOME")?).join(".cache/pangea/test-models"),
+    };
+    let path = folder.join(name);
+    if !path.exists() {
+        eprintln!("SKIPPED: {} is not there; scripts/setup.sh test fetches it", path.display());
+        return None;
+    }
+    Some(ModelFile::open(path).unwrap())
+}
+
+const MODELS: [(&str, &str); 2] = [
+    ("SmolLM2-135M-Instruct.Q4_1.gguf", include_str!("smollm2.digest")),
+    ("gemma-3-270m-q4_k_m.gguf", include_str!("gemma3.digest")),
+];
+
+const PROMPT: &str = "The quick brown fox jumps over the lazy dog. In 1969, men first walked on the Moon;";
+
+#[test]
+fn the_fetched_models_keep_their_pinned_bits_in_every_mode() {
+    for (name, pinned) in MODELS {
+        let Some(file) = fetched(name) else { continue };
+        let tokens = file.tokenizer().unwrap().encode(PROMPT, true, false);
+        let layers = file.config().layers;
+        let mut digests = Vec::new();
+        for isa in families() {
+            for threads in if isa == Isa::Plain { 2..=2 } else { 1..=2 } {
+                let stages = Stages::load(&file, &[], |_| pool(threads, isa));
+                let mut session = stages.session();
+                stages.advance(&mut [(&mut session, &tokens)]);
+                digests.push(session.digest());
+            }
+        }
+        // A token at a time after the first few, over three stages of different families.
+        let available: Vec<Isa> = families().filter(|isa| *isa != Isa::Plain).collect();
+        let isa = |stage: usize| available.get(stage % available.len().max(1)).copied().unwrap_or(Isa::Plain);
+        let stages = Stages::load(&file, &[1, layers / 2], |stage| pool(1 + stage % 2, isa(stage)));
+        let mut session = stages.session();
+        stages.advance(&mut [(&mut session, &tokens[..5])]);
+        for token in &tokens[5..] {
+            stages.advance(&mut [(&mut session, &[*token])]);
+        }
+        digests.push(session.digest());
+        assert!(digests.iter().all(|digest| *digest == digests[0]), "{name}: {digests:?}");
+        eprintln!("{name}: {}", digests[0]);
+        assert_eq!(
+            digests[0],
+            pinned.trim(),
+            "{name}: the bits changed; where that is meant, raise NUMERICS and pin anew"
+        );
+    }
+}
+
+#[test]
+fn smollm2_knows_the_capital_of_france_far_into_its_context_too() {
+    let Some(file) = fetched(MODELS[0].0) else { return };
+    let tokenizer = file.tokenizer().unwrap();
+    let stages = Stages::load(&file, &[], |_| pool(2, Isa::best()));
+    let (model, pool) = &stages.stages[0];
+    for filling in [0, 4_500] {
+        // Prose that says nothing of France, past 4,096 positions.
+        let prose = "The river ran quietly between the hills, and nobody in the village spoke of the war any more. ";
+        let mut prompt = tokenizer.encode(&prose.repeat(filling / 20 + usize::from(filling > 0)), true, false);
+        prompt.truncate(filling);
+        prompt.extend(tokenizer.encode(
+            "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n",
+            false,
+            true,
+        ));
+        let mut cache = Cache::new(model, &stages.budget);
+        let (mut next, mut answer) = (prompt, Vec::new());
+        while answer.len() < 12 {
+            let rows = next.len();
+            let mut steps = [Step { cache: &mut cache, rows, logits: Logits::Last }];
+            let output = model.forward(pool, &mut steps, Input::Tokens(&next)).unwrap();
+            let logits = output.logits(0);
+            let best = (0..logits.len()).max_by(|a, b| logits[*a].total_cmp(&logits[*b])).unwrap() as u32;
+            answer.push(best);
+            next = vec![best];
+        }
+        let answer = tokenizer.decode(&answer, false);
+        assert!(answer.contains("Paris"), "after {filling} positions: {answer}");
+    }
+}

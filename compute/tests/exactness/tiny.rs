@@ -1,0 +1,224 @@
+//! Small models with pseudo-random weights, written as GGUF files in memory: every architecture and weight type, without
+//! anything to fetch.
+
+use pangea_compute::gguf::GgmlType;
+
+/// What a tiny model is made of.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Tiny {
+    pub(crate) architecture: &'static str,
+    pub(crate) weights: GgmlType,
+    pub(crate) seed: u64,
+}
+
+pub(crate) const LAYERS: usize = 3;
+pub(crate) const WIDTH: usize = 256;
+pub(crate) const VOCABULARY: usize = 300;
+/// Positions that a windowed layer sees: small, so that tests cross it often.
+pub(crate) const WINDOW: usize = 24;
+
+/// SplitMix64 (Steele et al. 2014).
+pub(crate) struct Random(pub(crate) u64);
+
+impl Random {
+    pub(crate) fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// 0 ≤ x < n.
+    pub(crate) fn below(&mut self, n: usize) -> usize {
+        (self.next() % n as u64) as usize
+    }
+
+    fn unit(&mut self) -> f32 {
+        (self.next() >> 40) as f32 / (1 << 23) as f32 - 1.0
+    }
+}
+
+/// The model as a GGUF file.
+pub(crate) fn gguf(tiny: Tiny) -> Vec<u8> {
+    let mut random = Random(tiny.seed);
+    let (heads, kv_heads, head, ff) = (4, 2, 64, 512);
+    let gemma = tiny.architecture == "gemma3";
+    let mut meta = Meta::default();
+    meta.string("general.architecture", tiny.architecture);
+    let key = |name: &str| format!("{}.{name}", tiny.architecture);
+    for (name, value) in [
+        ("block_count", LAYERS),
+        ("context_length", 512),
+        ("embedding_length", WIDTH),
+        ("feed_forward_length", ff),
+        ("attention.head_count", heads),
+        ("attention.head_count_kv", kv_heads),
+        ("attention.key_length", head),
+        ("attention.value_length", head),
+    ] {
+        meta.integer(&key(name), value as u32);
+    }
+    meta.float(&key("attention.layer_norm_rms_epsilon"), 1e-5);
+    meta.float(&key("rope.freq_base"), 10_000.0);
+    if gemma {
+        meta.integer(&key("attention.sliding_window"), WINDOW as u32);
+        meta.integer(&key("attention.sliding_window_pattern"), 2);
+        meta.float(&key("final_logit_softcapping"), 30.0);
+        meta.float(&key("attn_logit_softcapping"), 50.0);
+    }
+    if tiny.architecture == "qwen3" {
+        meta.string(&key("rope.scaling.type"), "yarn");
+        meta.float(&key("rope.scaling.factor"), 4.0);
+        meta.integer(&key("rope.scaling.original_context_length"), 128);
+    }
+
+    let mut tensors = Tensors::default();
+    let matrix = |tensors: &mut Tensors, random: &mut Random, name: &str, rows: usize, k: usize| {
+        let bytes = weights(random, tiny.weights, rows * k);
+        tensors.add(name, &[k, rows], tiny.weights, bytes);
+    };
+    let vector = |tensors: &mut Tensors, random: &mut Random, name: &str, len: usize, around: f32| {
+        let bytes = (0..len).flat_map(|_| (around + 0.1 * random.unit()).to_le_bytes()).collect();
+        tensors.add(name, &[len], GgmlType::F32, bytes);
+    };
+    matrix(&mut tensors, &mut random, "token_embd.weight", VOCABULARY, WIDTH);
+    for layer in 0..LAYERS {
+        let name = |rest: &str| format!("blk.{layer}.{rest}");
+        vector(&mut tensors, &mut random, &name("attn_norm.weight"), WIDTH, 1.0);
+        vector(&mut tensors, &mut random, &name("ffn_norm.weight"), WIDTH, 1.0);
+        matrix(&mut tensors, &mut random, &name("attn_q.weight"), heads * head, WIDTH);
+        matrix(&mut tensors, &mut random, &name("attn_k.weight"), kv_heads * head, WIDTH);
+        matrix(&mut tensors, &mut random, &name("attn_v.weight"), kv_heads * head, WIDTH);
+        matrix(&mut tensors, &mut random, &name("attn_output.weight"), WIDTH, heads * head);
+        matrix(&mut tensors, &mut random, &name("ffn_gate.weight"), ff, WIDTH);
+        matrix(&mut tensors, &mut random, &name("ffn_up.weight"), ff, WIDTH);
+        matrix(&mut tensors, &mut random, &name("ffn_down.weight"), WIDTH, ff);
+        if tiny.architecture == "qwen2" {
+            vector(&mut tensors, &mut random, &name("attn_q.bias"), heads * head, 0.0);
+            vector(&mut tensors, &mut random, &name("attn_k.bias"), kv_heads * head, 0.0);
+            vector(&mut tensors, &mut random, &name("attn_v.bias"), kv_heads * head, 0.0);
+        }
+        if tiny.architecture == "qwen3" || gemma {
+            vector(&mut tensors, &mut random, &name("attn_q_norm.weight"), head, 1.0);
+            vector(&mut tensors, &mut random, &name("attn_k_norm.weight"), head, 1.0);
+        }
+        if gemma {
+            vector(&mut tensors, &mut random, &name("post_attention_norm.weight"), WIDTH, 1.0);
+            vector(&mut tensors, &mut random, &name("post_ffw_norm.weight"), WIDTH, 1.0);
+        }
+    }
+    vector(&mut tensors, &mut random, "output_norm.weight", WIDTH, 1.0);
+    if tiny.architecture == "llama" {
+        matrix(&mut tensors, &mut random, "output.weight", VOCABULARY, WIDTH);
+        vector(&mut tensors, &mut random, "rope_freqs.weight", head / 2, 2.0);
+    }
+    file(meta, tensors)
+}
+
+/// Blocks of random codes with scales that keep activations in bounds.
+fn weights(random: &mut Random, ty: GgmlType, elements: usize) -> Vec<u8> {
+    let half = |x: f32| half::f16::from_f32(x).to_le_bytes();
+    let scale = |random: &mut Random, largest: f32| half((0.6 + 0.3 * random.unit()) * 0.1 / largest);
+    let mut bytes = Vec::new();
+    for _ in 0..elements / ty.block_len() {
+        let start = bytes.len();
+        match ty {
+            GgmlType::F32 => bytes.extend((0.1 * random.unit()).to_le_bytes()),
+            GgmlType::F16 => bytes.extend(half(0.1 * random.unit())),
+            GgmlType::BF16 => bytes.extend(half::bf16::from_f32(0.1 * random.unit()).to_le_bytes()),
+            _ => bytes.resize_with(start + ty.block_bytes(), || random.next() as u8),
+        }
+        let block = &mut bytes[start..];
+        let mut put = |at: usize, x: [u8; 2]| block[at..at + 2].copy_from_slice(&x);
+        match ty {
+            GgmlType::Q4_0 => put(0, scale(random, 8.0)),
+            GgmlType::Q5_0 => put(0, scale(random, 16.0)),
+            GgmlType::Q8_0 => put(0, scale(random, 127.0)),
+            GgmlType::Q4_1 => {
+                put(0, scale(random, 8.0));
+                put(2, half(-0.09 + 0.01 * random.unit()));
+            }
+            GgmlType::Q5_1 => {
+                put(0, scale(random, 16.0));
+                put(2, half(-0.09 + 0.01 * random.unit()));
+            }
+            GgmlType::Q4K => {
+                put(0, scale(random, 8.0 * 32.0));
+                put(2, scale(random, 32.0));
+            }
+            GgmlType::Q5K => {
+                put(0, scale(random, 16.0 * 32.0));
+                put(2, scale(random, 32.0));
+            }
+            GgmlType::Q6K => put(208, scale(random, 32.0 * 64.0)),
+            GgmlType::F32 | GgmlType::F16 | GgmlType::BF16 => {}
+        }
+    }
+    bytes
+}
+
+#[derive(Default)]
+struct Meta {
+    count: u64,
+    bytes: Vec<u8>,
+}
+
+impl Meta {
+    fn key(&mut self, key: &str, ty: u32) {
+        self.count += 1;
+        text(&mut self.bytes, key);
+        self.bytes.extend(ty.to_le_bytes());
+    }
+    fn string(&mut self, key: &str, value: &str) {
+        self.key(key, 8);
+        text(&mut self.bytes, value);
+    }
+    fn integer(&mut self, key: &str, value: u32) {
+        self.key(key, 4);
+        self.bytes.extend(value.to_le_bytes());
+    }
+    fn float(&mut self, key: &str, value: f32) {
+        self.key(key, 6);
+        self.bytes.extend(value.to_le_bytes());
+    }
+}
+
+#[derive(Default)]
+struct Tensors {
+    count: u64,
+    table: Vec<u8>,
+    contents: Vec<u8>,
+}
+
+impl Tensors {
+    fn add(&mut self, name: &str, shape: &[usize], ty: GgmlType, bytes: Vec<u8>) {
+        self.count += 1;
+        text(&mut self.table, name);
+        self.table.extend((shape.len() as u32).to_le_bytes());
+        for dim in shape {
+            self.table.extend((*dim as u64).to_le_bytes());
+        }
+        self.table.extend(ty.id().to_le_bytes());
+        self.table.extend((self.contents.len() as u64).to_le_bytes());
+        self.contents.extend(bytes);
+        self.contents.resize(self.contents.len().next_multiple_of(32), 0);
+    }
+}
+
+fn text(to: &mut Vec<u8>, text: &str) {
+    to.extend((text.len() as u64).to_le_bytes());
+    to.extend(text.as_bytes());
+}
+
+fn file(meta: Meta, tensors: Tensors) -> Vec<u8> {
+    let mut bytes = b"GGUF".to_vec();
+    bytes.extend(3u32.to_le_bytes());
+    bytes.extend(tensors.count.to_le_bytes());
+    bytes.extend(meta.count.to_le_bytes());
+    bytes.extend(meta.bytes);
+    bytes.extend(tensors.table);
+    bytes.resize(bytes.len().next_multiple_of(32), 0);
+    bytes.extend(tensors.contents);
+    bytes
+}

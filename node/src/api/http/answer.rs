@@ -1,0 +1,402 @@
+//! Answers as OpenAI's clients read them: whole, or as server-sent events. It shapes what the engine says and generates
+//! nothing; dropping a response drops the generation behind it.
+
+use std::convert::Infallible;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use axum::Json;
+use axum::body::Body;
+use axum::http::{HeaderValue, header};
+use axum::response::{IntoResponse, Response};
+use futures::StreamExt;
+use futures::stream::{self, BoxStream, SelectAll};
+use serde_json::{Value, json};
+
+use super::App;
+use super::error::ApiError;
+use super::generation::finish_reason;
+use super::limits::STREAM_SILENCE;
+use crate::serve::{Delta, Engine, Event, Finish, Generation, Request, Summary, TokenLogprob, TokenText};
+
+/// Of which endpoint.
+pub(super) enum Form {
+    /// `/v1/chat/completions`.
+    Chat,
+    /// `/v1/completions`; what each prompt's answers begin with.
+    Completion {
+        /// The prompts, where they are to be repeated; empty otherwise.
+        echoes: Vec<String>,
+    },
+}
+
+/// What all pieces of one answer have in common.
+pub(super) struct Answer {
+    form: Form,
+    id: String,
+    created_s: u64,
+    model: String,
+    stream_usage: bool,
+    /// The extra object of DESIGN §4.3.
+    pangea: Value,
+}
+
+/// What the engine says, and of which of the request's prompts.
+type Events = SelectAll<BoxStream<'static, (usize, pangea_client::Result<Event>)>>;
+
+impl Answer {
+    /// Nothing said yet.
+    pub(super) fn new(app: &App, engine: &Engine, form: Form, stream_usage: bool) -> Answer {
+        let prefix = match form {
+            Form::Chat => "chatcmpl",
+            Form::Completion { .. } => "cmpl",
+        };
+        Answer {
+            id: format!("{prefix}-{:032x}", rand::random::<u128>()),
+            created_s: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs(),
+            model: engine.model().name.clone(),
+            stream_usage,
+            pangea: json!({
+                "verdict": "local",
+                "stages": [{"peer": app.peer, "layers": [0, engine.model().layers]}],
+                "failovers": 0,
+                "receipts": [],
+            }),
+            form,
+        }
+    }
+
+    /// Has the requests generated and gives the response: at once with a stream, else when all is there.
+    pub(super) async fn respond(
+        self,
+        engine: &Engine,
+        requests: Vec<Request>,
+        stream: bool,
+    ) -> Result<Response, ApiError> {
+        let choices = requests.first().map_or(1, |request| request.choices);
+        let mut events = Events::new();
+        let prompts = requests.len();
+        for (prompt, request) in requests.into_iter().enumerate() {
+            let generation = engine.generate(request).await.map_err(refused)?;
+            let following = stream::unfold(generation, |mut generation: Generation| async {
+                generation.next().await.map(|event| (event, generation))
+            });
+            events.push(following.map(move |event| (prompt, event)).boxed());
+        }
+        let mut collected = Collected::new(prompts, choices);
+        if stream {
+            return Ok(self.stream(events, collected));
+        }
+        while let Some((prompt, event)) = events.next().await {
+            collected.take(prompt, event?);
+        }
+        Ok(Json(self.whole(collected)).into_response())
+    }
+
+    /// The whole answer.
+    fn whole(&self, collected: Collected) -> Value {
+        let choices: Vec<Value> = (0..collected.choices.len()).map(|index| self.choice(&collected, index)).collect();
+        let object = match self.form {
+            Form::Chat => "chat.completion",
+            Form::Completion { .. } => "text_completion",
+        };
+        let mut answer = self.envelope(object, choices);
+        answer["usage"] = usage(&collected.summary);
+        self.close(&mut answer, &collected.summary);
+        answer
+    }
+
+    fn choice(&self, collected: &Collected, index: usize) -> Value {
+        let choice = &collected.choices[index];
+        match &self.form {
+            Form::Chat => json!({
+                "index": index,
+                "message": {"role": "assistant", "content": choice.text, "refusal": null},
+                "logprobs": chat_logprobs(&choice.logprobs),
+                "finish_reason": finish_reason(choice.finish),
+            }),
+            Form::Completion { echoes } => {
+                let prompt = index / collected.choices_per_prompt;
+                let echo = echoes.get(prompt).map_or("", String::as_str);
+                let echoed = &collected.prompts[prompt];
+                let logprobs: Vec<&TokenLogprob> = echoed.iter().chain(&choice.logprobs).collect();
+                json!({
+                    "index": index,
+                    "text": format!("{echo}{}", choice.text),
+                    "logprobs": completion_logprobs(&logprobs, 0),
+                    "finish_reason": finish_reason(choice.finish),
+                })
+            }
+        }
+    }
+
+    fn envelope(&self, object: &str, choices: Vec<Value>) -> Value {
+        json!({
+            "id": self.id, "object": object, "created": self.created_s, "model": self.model,
+            "system_fingerprint": format!("pangea-numerics-{}", pangea_compute::model::NUMERICS),
+            "choices": choices,
+        })
+    }
+
+    /// What only the last piece has.
+    fn close(&self, piece: &mut Value, summary: &Summary) {
+        piece["pangea"] = self.pangea.clone();
+        piece["timings"] = json!({
+            "queued_s": summary.queued.as_secs_f64(),
+            "prompt_s": summary.prompt.as_secs_f64(),
+            "prompt_tokens_per_s": summary.prompt_tokens_per_s(),
+            "answer_s": summary.answer.as_secs_f64(),
+            "answer_tokens_per_s": summary.answer_tokens_per_s(),
+            "drafted_tokens": summary.drafted_tokens,
+            "accepted_tokens": summary.accepted_tokens,
+        });
+    }
+
+    /// A response of server-sent events.
+    fn stream(self, events: Events, collected: Collected) -> Response {
+        let begun = vec![false; collected.choices.len()];
+        let state = Streaming { answer: self, events, collected, begun, held: None, over: false };
+        let frames = stream::unfold(state, |mut state| async {
+            let frames = state.next().await?;
+            Some((Ok::<_, Infallible>(frames), state))
+        });
+        let mut response = Body::from_stream(frames).into_response();
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream; charset=utf-8"));
+        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+        response
+    }
+
+    /// More of one answer.
+    fn chunk(&self, collected: &Collected, index: usize, delta: &Delta, first: bool) -> Value {
+        let choice = match &self.form {
+            Form::Chat => {
+                let mut said = json!({});
+                if first {
+                    said["role"] = json!("assistant");
+                }
+                if first || !delta.text.is_empty() {
+                    said["content"] = json!(delta.text);
+                }
+                json!({
+                    "index": index, "delta": said, "logprobs": chat_logprobs(&delta.logprobs),
+                    "finish_reason": finish_reason(delta.finish),
+                })
+            }
+            Form::Completion { echoes } => {
+                let prompt = index / collected.choices_per_prompt;
+                let echo = if first { echoes.get(prompt).map_or("", String::as_str) } else { "" };
+                let echoed = if first { &collected.prompts[prompt][..] } else { &[] };
+                let logprobs: Vec<&TokenLogprob> = echoed.iter().chain(&delta.logprobs).collect();
+                json!({
+                    "index": index, "text": format!("{echo}{}", delta.text),
+                    "logprobs": completion_logprobs(&logprobs, collected.choices[index].offset),
+                    "finish_reason": finish_reason(delta.finish),
+                })
+            }
+        };
+        self.piece(vec![choice])
+    }
+
+    fn piece(&self, choices: Vec<Value>) -> Value {
+        let object = match self.form {
+            Form::Chat => "chat.completion.chunk",
+            Form::Completion { .. } => "text_completion",
+        };
+        let mut piece = self.envelope(object, choices);
+        if self.stream_usage {
+            piece["usage"] = Value::Null;
+        }
+        piece
+    }
+}
+
+/// A request that was refused: an answer that will not fit gets the word that clients look for.
+fn refused(error: crate::serve::Refused) -> ApiError {
+    let mut refused = ApiError::from(error.error);
+    if let Some(after) = error.retry_after {
+        refused = refused.retry_after(after);
+    }
+    if error.context_exceeded {
+        refused = refused.code("context_length_exceeded");
+    }
+    refused
+}
+
+/// What came so far, by prompt and choice.
+struct Collected {
+    choices_per_prompt: usize,
+    /// The prompts' own log-probabilities, where they were asked for.
+    prompts: Vec<Vec<TokenLogprob>>,
+    choices: Vec<Choice>,
+    summary: Summary,
+}
+
+#[derive(Clone, Default)]
+struct Choice {
+    text: String,
+    logprobs: Vec<TokenLogprob>,
+    finish: Option<Finish>,
+    /// Characters of the tokens that log-probabilities were given for.
+    offset: usize,
+}
+
+impl Collected {
+    fn new(prompts: usize, choices_per_prompt: usize) -> Collected {
+        Collected {
+            choices_per_prompt,
+            prompts: vec![Vec::new(); prompts],
+            choices: vec![Choice::default(); prompts * choices_per_prompt],
+            summary: Summary::default(),
+        }
+    }
+
+    fn take(&mut self, prompt: usize, event: Event) {
+        match event {
+            Event::Prompt(logprobs) => self.prompts[prompt] = logprobs,
+            Event::Delta(delta) => {
+                let choice = &mut self.choices[prompt * self.choices_per_prompt + delta.choice];
+                choice.text.push_str(&delta.text);
+                choice.logprobs.extend(delta.logprobs);
+                choice.finish = delta.finish;
+            }
+            Event::Done(summary) => self.done(&summary),
+        }
+    }
+
+    fn done(&mut self, summary: &Summary) {
+        let sum = &mut self.summary;
+        sum.prompt_tokens += summary.prompt_tokens;
+        sum.cached_tokens += summary.cached_tokens;
+        sum.answer_tokens += summary.answer_tokens;
+        sum.drafted_tokens += summary.drafted_tokens;
+        sum.accepted_tokens += summary.accepted_tokens;
+        // Prompts run beside each other.
+        sum.queued = sum.queued.max(summary.queued);
+        sum.prompt = sum.prompt.max(summary.prompt);
+        sum.answer = sum.answer.max(summary.answer);
+    }
+}
+
+struct Streaming {
+    answer: Answer,
+    events: Events,
+    collected: Collected,
+    begun: Vec<bool>,
+    /// The last piece of an answer, until it is known whether it is the last of all.
+    held: Option<Value>,
+    over: bool,
+}
+
+impl Streaming {
+    /// The next bytes of the stream; `None` at its end.
+    async fn next(&mut self) -> Option<String> {
+        if self.over {
+            return None;
+        }
+        let mut frames = String::new();
+        while frames.is_empty() {
+            match tokio::time::timeout(STREAM_SILENCE, self.events.next()).await {
+                Err(_) => frames.push_str(": still at it\n\n"),
+                Ok(Some((prompt, Ok(event)))) => self.event(prompt, event, &mut frames),
+                Ok(Some((_, Err(error)))) => {
+                    self.over = true;
+                    frames.push_str(&frame(&ApiError::from(error).body()));
+                }
+                Ok(None) => {
+                    self.over = true;
+                    self.end(&mut frames);
+                }
+            }
+        }
+        Some(frames)
+    }
+
+    fn event(&mut self, prompt: usize, event: Event, frames: &mut String) {
+        let Event::Delta(delta) = event else { return self.collected.take(prompt, event) };
+        let index = prompt * self.collected.choices_per_prompt + delta.choice;
+        let first = !std::mem::replace(&mut self.begun[index], true);
+        let quiet = delta.text.is_empty() && delta.logprobs.is_empty() && delta.finish.is_none();
+        if quiet && !first {
+            return;
+        }
+        let chunk = self.answer.chunk(&self.collected, index, &delta, first);
+        let echoed = if first { self.collected.prompts[prompt].iter().map(width).sum() } else { 0 };
+        self.collected.choices[index].offset += echoed + delta.logprobs.iter().map(width).sum::<usize>();
+        if let Some(held) = self.held.take() {
+            frames.push_str(&frame(&held));
+        }
+        if delta.finish.is_some() {
+            self.held = Some(chunk);
+        } else {
+            frames.push_str(&frame(&chunk));
+        }
+    }
+
+    fn end(&mut self, frames: &mut String) {
+        let summary = self.collected.summary;
+        let mut last = self.held.take();
+        if self.answer.stream_usage {
+            frames.extend(last.take().map(|held| frame(&held)));
+            let mut piece = self.answer.piece(Vec::new());
+            piece["usage"] = usage(&summary);
+            last = Some(piece);
+        }
+        if let Some(mut last) = last {
+            self.answer.close(&mut last, &summary);
+            frames.push_str(&frame(&last));
+        }
+        frames.push_str("data: [DONE]\n\n");
+    }
+}
+
+fn frame(piece: &Value) -> String {
+    format!("data: {piece}\n\n")
+}
+
+fn usage(summary: &Summary) -> Value {
+    json!({
+        "prompt_tokens": summary.prompt_tokens,
+        "completion_tokens": summary.answer_tokens,
+        "total_tokens": summary.prompt_tokens + summary.answer_tokens,
+        "prompt_tokens_details": {"cached_tokens": summary.cached_tokens},
+    })
+}
+
+fn chat_logprobs(logprobs: &[TokenLogprob]) -> Value {
+    if logprobs.is_empty() {
+        return Value::Null;
+    }
+    let token =
+        |token: &TokenText, logprob: f32| json!({"token": token.text(), "logprob": logprob, "bytes": token.bytes});
+    let content: Vec<Value> = logprobs
+        .iter()
+        .map(|chosen| {
+            let mut shown = token(&chosen.token, chosen.logprob.unwrap_or_default());
+            shown["top_logprobs"] = chosen.top.iter().map(|(other, logprob)| token(other, *logprob)).collect();
+            shown
+        })
+        .collect();
+    json!({"content": content, "refusal": null})
+}
+
+/// `offset`: characters before the first of these tokens.
+fn completion_logprobs(logprobs: &[&TokenLogprob], offset: usize) -> Value {
+    if logprobs.is_empty() {
+        return Value::Null;
+    }
+    let offsets = logprobs.iter().scan(offset, |at, logprob| Some(std::mem::replace(at, *at + width(logprob))));
+    let top = |logprob: &&TokenLogprob| match logprob.logprob {
+        None => Value::Null,
+        Some(_) => logprob.top.iter().map(|(token, logprob)| (token.text(), json!(logprob))).collect(),
+    };
+    json!({
+        "tokens": logprobs.iter().map(|logprob| logprob.token.text()).collect::<Vec<_>>(),
+        "token_logprobs": logprobs.iter().map(|logprob| logprob.logprob).collect::<Vec<_>>(),
+        "top_logprobs": logprobs.iter().map(top).collect::<Vec<_>>(),
+        "text_offset": offsets.collect::<Vec<_>>(),
+    })
+}
+
+fn width(logprob: &TokenLogprob) -> usize {
+    logprob.token.text().chars().count()
+}

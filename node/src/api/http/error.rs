@@ -1,0 +1,113 @@
+//! Failures as OpenAI's clients read them: a status and a JSON body with message, type, param and code. The status
+//! follows from the error's kind; messages are written where the failure is found.
+
+use std::time::Duration;
+
+use axum::Json;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use pangea_client::{Error, ErrorKind};
+use serde_json::json;
+
+/// When nothing is known about when to try again.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+
+/// A failure that a client is told.
+#[derive(Clone, Debug)]
+pub(super) struct ApiError {
+    status: StatusCode,
+    kind: ErrorKind,
+    message: String,
+    /// The field of the request that is wrong.
+    param: Option<String>,
+    /// A word that clients compare.
+    code: Option<&'static str>,
+    retry_after: Option<Duration>,
+}
+
+impl ApiError {
+    /// A failure of this kind.
+    pub(super) fn new(kind: ErrorKind, message: impl Into<String>) -> ApiError {
+        let status = match kind {
+            ErrorKind::InvalidInput => StatusCode::BAD_REQUEST,
+            ErrorKind::Unauthorized => StatusCode::UNAUTHORIZED,
+            ErrorKind::NotFound => StatusCode::NOT_FOUND,
+            ErrorKind::Overloaded => StatusCode::TOO_MANY_REQUESTS,
+            ErrorKind::Unavailable | ErrorKind::Cancelled => StatusCode::SERVICE_UNAVAILABLE,
+            ErrorKind::DeadlineExceeded => StatusCode::GATEWAY_TIMEOUT,
+            ErrorKind::VerificationFailed => StatusCode::BAD_GATEWAY,
+            ErrorKind::Internal => StatusCode::INTERNAL_SERVER_ERROR,
+        };
+        let again = matches!(kind, ErrorKind::Overloaded | ErrorKind::Unavailable);
+        ApiError {
+            status,
+            kind,
+            message: message.into(),
+            param: None,
+            code: None,
+            retry_after: again.then_some(RETRY_AFTER),
+        }
+    }
+
+    /// The request is wrong in this field.
+    pub(super) fn field(field: &str, message: impl Into<String>) -> ApiError {
+        ApiError { param: Some(field.to_owned()), ..ApiError::new(ErrorKind::InvalidInput, message) }
+    }
+
+    /// The same with another status.
+    pub(super) fn status(self, status: StatusCode) -> ApiError {
+        ApiError { status, ..self }
+    }
+
+    /// The same with a word that clients compare.
+    pub(super) fn code(self, code: &'static str) -> ApiError {
+        ApiError { code: Some(code), ..self }
+    }
+
+    /// The same about a field of the request.
+    pub(super) fn about(self, field: &str) -> ApiError {
+        ApiError { param: Some(field.to_owned()), ..self }
+    }
+
+    /// The same with when to try again.
+    pub(super) fn retry_after(self, after: Duration) -> ApiError {
+        ApiError { retry_after: Some(after), ..self }
+    }
+
+    /// The body of the answer, which is also what a stream that has begun ends with.
+    pub(super) fn body(&self) -> serde_json::Value {
+        let r#type = match self.kind {
+            ErrorKind::InvalidInput | ErrorKind::NotFound => "invalid_request_error",
+            ErrorKind::Unauthorized => "authentication_error",
+            ErrorKind::Overloaded => "rate_limit_error",
+            ErrorKind::Unavailable | ErrorKind::Cancelled | ErrorKind::DeadlineExceeded => "service_unavailable_error",
+            ErrorKind::VerificationFailed | ErrorKind::Internal => "server_error",
+        };
+        json!({"error": {
+            "message": self.message, "type": r#type, "param": self.param, "code": self.code, "kind": self.kind.name(),
+        }})
+    }
+}
+
+impl From<Error> for ApiError {
+    fn from(error: Error) -> ApiError {
+        ApiError::new(error.kind(), error.message())
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        if self.status.is_server_error() && self.kind == ErrorKind::Internal {
+            tracing::warn!(event = "api_error", message = self.message, "http request failed");
+        }
+        let mut response = (self.status, Json(self.body())).into_response();
+        if let Some(after) = self.retry_after {
+            let seconds = after.as_secs_f64().ceil().max(1.0) as u64;
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        if self.status == StatusCode::UNAUTHORIZED {
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        response
+    }
+}

@@ -1,0 +1,93 @@
+//! The JSON body of a request, read field by field, so that every failure names its field. It knows no endpoint.
+
+use axum::body::Body;
+use axum::http::StatusCode;
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use pangea_client::ErrorKind;
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
+
+use super::error::ApiError;
+use super::limits::{BODY_BYTES, BODY_TIME};
+
+/// What is left to be read of a request's body. A field that is `null` counts as absent.
+pub(super) struct Fields(Map<String, Value>);
+
+impl Fields {
+    /// Reads a body to its end: one JSON object.
+    pub(super) async fn read(body: Body) -> Result<Fields, ApiError> {
+        let read = tokio::time::timeout(BODY_TIME, Limited::new(body, BODY_BYTES).collect()).await;
+        let bytes = match read {
+            Ok(Ok(collected)) => collected.to_bytes(),
+            Ok(Err(error)) if error.is::<LengthLimitError>() => {
+                let message = format!("the body is larger than {} MiB", BODY_BYTES >> 20);
+                return Err(ApiError::new(ErrorKind::InvalidInput, message).status(StatusCode::PAYLOAD_TOO_LARGE));
+            }
+            Ok(Err(error)) => {
+                return Err(ApiError::new(ErrorKind::InvalidInput, format!("the body broke off: {error}")));
+            }
+            Err(_) => {
+                let message = format!("the body did not come within {} s", BODY_TIME.as_secs());
+                return Err(ApiError::new(ErrorKind::InvalidInput, message).status(StatusCode::REQUEST_TIMEOUT));
+            }
+        };
+        Fields::parse(&bytes)
+    }
+
+    /// What a body says.
+    pub(super) fn parse(bytes: &[u8]) -> Result<Fields, ApiError> {
+        match serde_json::from_slice(bytes) {
+            Ok(Value::Object(mut fields)) => {
+                fields.retain(|_, value| !value.is_null());
+                Ok(Fields(fields))
+            }
+            Ok(_) => Err(ApiError::new(ErrorKind::InvalidInput, "the body must be a JSON object")),
+            Err(error) => Err(ApiError::new(ErrorKind::InvalidInput, format!("the body is not JSON: {error}"))),
+        }
+    }
+
+    /// A field that may be absent.
+    pub(super) fn optional<T: DeserializeOwned>(&mut self, field: &str) -> Result<Option<T>, ApiError> {
+        let Some(value) = self.0.remove(field) else { return Ok(None) };
+        match serde_json::from_value(value) {
+            Ok(value) => Ok(Some(value)),
+            Err(error) => Err(ApiError::field(field, format!("{field}: {error}"))),
+        }
+    }
+
+    /// A field that must be there.
+    pub(super) fn required<T: DeserializeOwned>(&mut self, field: &str) -> Result<T, ApiError> {
+        self.optional(field)?.ok_or_else(|| ApiError::field(field, format!("{field} is missing")))
+    }
+
+    /// Refuses a field that changes the answer in a way that cannot be had; `harmless` is what it may say anyway.
+    pub(super) fn unsupported(&mut self, field: &str, harmless: &[Value]) -> Result<(), ApiError> {
+        match self.0.remove(field) {
+            Some(value) if !harmless.contains(&value) => {
+                Err(ApiError::field(field, format!("{field} is not supported; leave it out"))
+                    .code("unsupported_parameter"))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_wrong_is_said_with_its_field() {
+        let mut fields = Fields::parse(br#"{"seed": "x", "n": null, "suffix": "s", "logit_bias": {}}"#).unwrap();
+        let error = fields.optional::<u64>("seed").unwrap_err().body();
+        assert_eq!(error["error"]["param"], "seed");
+        assert_eq!(error["error"]["type"], "invalid_request_error");
+        assert!(fields.optional::<u64>("n").unwrap().is_none());
+        assert_eq!(fields.unsupported("suffix", &[]).unwrap_err().body()["error"]["code"], "unsupported_parameter");
+        assert!(fields.unsupported("logit_bias", &[Value::Object(Map::new())]).is_ok());
+        assert_eq!(fields.required::<String>("model").unwrap_err().body()["error"]["param"], "model");
+        for text in ["", "[1]", "{", "7", "\u{feff}{}"] {
+            assert!(Fields::parse(text.as_bytes()).is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,196 @@
+//! The fields that say how an answer is generated, the same for chats and completions, and what is asked of models that
+//! cannot be had. It parses; nothing runs here.
+
+use std::collections::BTreeMap;
+
+use pangea_compute::sample::{MAX_LOGPROBS, Sampling};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::error::ApiError;
+use super::fields::Fields;
+use crate::serve::{Finish, Format, MAX_CHOICES, Prompt, Request};
+
+/// How an answer is to be generated and sent.
+pub(super) struct Generate {
+    /// The request, its prompt still empty.
+    pub(super) request: Request,
+    /// Piece by piece, as server-sent events.
+    pub(super) stream: bool,
+    /// Whether the last event has the usage.
+    pub(super) stream_usage: bool,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Stop {
+    One(String),
+    Several(Vec<String>),
+}
+
+#[derive(Deserialize)]
+struct StreamOptions {
+    #[serde(default)]
+    include_usage: bool,
+}
+
+/// Reads the fields that both endpoints have.
+pub(super) fn generate(fields: &mut Fields) -> Result<Generate, ApiError> {
+    let defaults = Sampling::default();
+    let sampling = Sampling {
+        temperature: fields.optional("temperature")?.unwrap_or(defaults.temperature),
+        top_k: top_k(fields)?.unwrap_or(defaults.top_k),
+        top_p: fields.optional("top_p")?.unwrap_or(defaults.top_p),
+        min_p: fields.optional("min_p")?.unwrap_or(defaults.min_p),
+        typical_p: fields.optional("typical_p")?.unwrap_or(defaults.typical_p),
+        repetition_penalty: fields.optional("repetition_penalty")?.unwrap_or(defaults.repetition_penalty),
+        repetition_window: defaults.repetition_window,
+        presence_penalty: fields.optional("presence_penalty")?.unwrap_or(defaults.presence_penalty),
+        frequency_penalty: fields.optional("frequency_penalty")?.unwrap_or(defaults.frequency_penalty),
+        logit_bias: logit_bias(fields)?,
+        // Any 64 bits are a seed, as a signed number, too.
+        seed: match fields.optional::<i128>("seed")? {
+            Some(seed) => seed as u64,
+            None => rand::random(),
+        },
+        logprobs: None,
+    };
+    let choices = fields.optional("n")?.unwrap_or(1);
+    if !(1..=MAX_CHOICES).contains(&choices) {
+        return Err(ApiError::field("n", format!("n is {choices}; it must be 1 to {MAX_CHOICES}")));
+    }
+    let stop = match fields.optional("stop")? {
+        Some(Stop::One(stop)) => vec![stop],
+        Some(Stop::Several(stops)) => stops,
+        None => Vec::new(),
+    };
+    let stream = fields.optional("stream")?.unwrap_or(false);
+    let stream_options: Option<StreamOptions> = fields.optional("stream_options")?;
+    if stream_options.is_some() && !stream {
+        return Err(ApiError::field("stream_options", "stream_options is for streams; add \"stream\": true"));
+    }
+    let request = Request {
+        sampling,
+        choices,
+        stop,
+        max_tokens: fields.optional("max_tokens")?,
+        format: format(fields)?,
+        ..Request::new(Prompt::Tokens(Vec::new()))
+    };
+    Ok(Generate { request, stream, stream_usage: stream_options.is_some_and(|options| options.include_usage) })
+}
+
+/// 0 and, as others have it, -1 are off.
+fn top_k(fields: &mut Fields) -> Result<Option<usize>, ApiError> {
+    match fields.optional::<i64>("top_k")? {
+        None => Ok(None),
+        Some(-1) => Ok(Some(0)),
+        Some(k) => match usize::try_from(k) {
+            Ok(k) => Ok(Some(k)),
+            Err(_) => Err(ApiError::field("top_k", format!("top_k is {k}; it must be 0 (off) or more"))),
+        },
+    }
+}
+
+/// A map from token ids, which JSON makes texts, to numbers.
+fn logit_bias(fields: &mut Fields) -> Result<Vec<(u32, f32)>, ApiError> {
+    let bias: Option<BTreeMap<String, f32>> = fields.optional("logit_bias")?;
+    bias.unwrap_or_default()
+        .into_iter()
+        .map(|(token, bias)| match token.parse() {
+            Ok(id) if (-100.0..=100.0).contains(&bias) => Ok((id, bias)),
+            Ok(_) => {
+                let message = format!("logit_bias of token {token} is {bias}; it must be -100 to 100");
+                Err(ApiError::field("logit_bias", message))
+            }
+            Err(_) => Err(ApiError::field("logit_bias", format!("logit_bias: {token:?} is not a token id"))),
+        })
+        .collect()
+}
+
+fn format(fields: &mut Fields) -> Result<Format, ApiError> {
+    let field = "response_format";
+    let Some(format) = fields.optional::<Value>(field)? else { return Ok(Format::Text) };
+    match format["type"].as_str() {
+        Some("text") => Ok(Format::Text),
+        Some("json_object") => Ok(Format::JsonObject),
+        Some("json_schema") => match &format["json_schema"]["schema"] {
+            Value::Null => Err(ApiError::field(field, "response_format.json_schema.schema is missing")),
+            schema => Ok(Format::JsonSchema(schema.clone())),
+        },
+        _ => Err(ApiError::field(field, "response_format.type must be text, json_object or json_schema")),
+    }
+}
+
+/// How many alternatives a field asks for.
+pub(super) fn alternatives(field: &str, count: usize) -> Result<usize, ApiError> {
+    if count > MAX_LOGPROBS {
+        return Err(ApiError::field(field, format!("{field} is {count}; at most {MAX_LOGPROBS} can be had")));
+    }
+    Ok(count)
+}
+
+/// As clients see why an answer ended; null while it has not.
+pub(super) fn finish_reason(finish: Option<Finish>) -> Value {
+    finish.map_or(Value::Null, |finish| json!(finish.name()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(text: &str) -> Result<Generate, String> {
+        let mut fields = Fields::parse(text.as_bytes()).map_err(|error| error.body().to_string())?;
+        generate(&mut fields).map_err(|error| error.body()["error"]["param"].as_str().unwrap_or_default().to_owned())
+    }
+
+    #[test]
+    fn every_sampling_field_reaches_the_sampler() {
+        let text = r#"{"temperature": 0.5, "top_k": 3, "top_p": 0.25, "min_p": 0.125, "typical_p": 0.75, "repetition_penalty": 1.5,
+            "presence_penalty": -1, "frequency_penalty": 2, "logit_bias": {"7": -100}, "seed": -1, "n": 2, "stop": "x",
+            "stream": true, "stream_options": {"include_usage": true}, "max_tokens": 9,
+            "response_format": {"type": "json_object"}}"#;
+        let generate = parsed(text).unwrap_or_else(|field| panic!("{field}"));
+        let sampling = Sampling {
+            temperature: 0.5,
+            top_k: 3,
+            top_p: 0.25,
+            min_p: 0.125,
+            typical_p: 0.75,
+            repetition_penalty: 1.5,
+            repetition_window: None,
+            presence_penalty: -1.0,
+            frequency_penalty: 2.0,
+            logit_bias: vec![(7, -100.0)],
+            seed: u64::MAX,
+            logprobs: None,
+        };
+        assert_eq!(generate.request.sampling, sampling);
+        assert_eq!(
+            (generate.request.choices, generate.request.stop, generate.request.max_tokens),
+            (2, vec!["x".to_owned()], Some(9))
+        );
+        assert!(generate.stream && generate.stream_usage && matches!(generate.request.format, Format::JsonObject));
+    }
+
+    #[test]
+    fn what_cannot_be_is_refused_by_its_field() {
+        for (text, field) in [
+            (r#"{"n": 0}"#, "n"),
+            (r#"{"n": 100}"#, "n"),
+            (r#"{"n": -1}"#, "n"),
+            (r#"{"temperature": "hot"}"#, "temperature"),
+            (r#"{"top_k": -2}"#, "top_k"),
+            (r#"{"stop": 7}"#, "stop"),
+            (r#"{"logit_bias": {"a": 1}}"#, "logit_bias"),
+            (r#"{"logit_bias": {"1": 101}}"#, "logit_bias"),
+            (r#"{"max_tokens": -1}"#, "max_tokens"),
+            (r#"{"stream_options": {}}"#, "stream_options"),
+            (r#"{"response_format": {"type": "xml"}}"#, "response_format"),
+            (r#"{"response_format": {"type": "json_schema"}}"#, "response_format"),
+            (r#"{"seed": 0.5}"#, "seed"),
+        ] {
+            assert_eq!(parsed(text).err().as_deref(), Some(field), "{text}");
+        }
+    }
+}

@@ -1,0 +1,153 @@
+//! The HTTP API: OpenAI's endpoints and a few of our own (DESIGN §4.3), on a thread of its own.
+//!
+//! | file | owns |
+//! |---|---|
+//! | `socket` | the port, connections, draining |
+//! | `guard` | Host, Origin, key |
+//! | `fields`, `generation` | the JSON of requests, read field by field |
+//! | `chat`, `completions` | the two endpoints that generate |
+//! | `answer` | what they send back, whole or as events |
+//! | `models`, `metrics` | what is served, how it stands, what was counted |
+//! | `error`, `limits` | failures as clients read them; bounds |
+//!
+//! It knows no model's insides and computes nothing.
+
+mod answer;
+mod chat;
+mod completions;
+mod error;
+mod fields;
+mod generation;
+mod guard;
+mod limits;
+mod metrics;
+mod models;
+mod socket;
+
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use axum::Router;
+use axum::body::Body;
+use axum::http::{Method, StatusCode, Uri};
+use axum::middleware::{from_fn_with_state, map_response};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use pangea_client::{ErrorKind, Result};
+
+use crate::fabric::Fabric;
+use crate::serve::{Engine, Served};
+use error::ApiError;
+use guard::Guard;
+use metrics::Metrics;
+
+pub use socket::{Service, bind};
+
+/// What the API needs of the node.
+pub struct Node {
+    /// This node's peer id.
+    pub peer: String,
+    /// For its status.
+    pub fabric: Fabric,
+    /// The models.
+    pub served: Served,
+    /// What clients must show, if anything.
+    pub key: Option<String>,
+}
+
+/// Serves the API on `listener`.
+///
+/// # Errors
+/// `Internal` where a thread cannot be had.
+pub fn serve(listener: TcpListener, node: Node) -> Result<Service> {
+    let address = listener.local_addr().map_err(|error| {
+        pangea_client::Error::new(ErrorKind::Internal, format!("the HTTP API has no address: {error}"))
+    })?;
+    let guard = Guard::new(&crate::config::host::name(), node.key.as_deref());
+    let metrics = Metrics::new(&node.served);
+    let started_s = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    let app = App(Arc::new(Shared {
+        peer: node.peer,
+        fabric: node.fabric,
+        served: node.served,
+        address,
+        metrics,
+        started_s,
+    }));
+    Service::spawn(listener, routes(app, guard))
+}
+
+/// What every request can reach.
+#[derive(Clone)]
+struct App(Arc<Shared>);
+
+struct Shared {
+    peer: String,
+    fabric: Fabric,
+    served: Served,
+    address: SocketAddr,
+    metrics: Metrics,
+    started_s: u64,
+}
+
+impl std::ops::Deref for App {
+    type Target = Shared;
+
+    fn deref(&self) -> &Shared {
+        &self.0
+    }
+}
+
+impl App {
+    /// The engine of a model, once it is ready.
+    async fn engine(&self, model: &str) -> std::result::Result<Engine, ApiError> {
+        match self.served.engine(model, limits::READY_TIME).await {
+            Ok(engine) => Ok(engine),
+            Err(error) if error.kind() == ErrorKind::NotFound => Err(self.no_such_model(model)),
+            Err(error) => Err(ApiError::from(error).retry_after(limits::READY_RETRY)),
+        }
+    }
+
+    fn no_such_model(&self, name: &str) -> ApiError {
+        let served: Vec<&str> = self.served.names().collect();
+        let message = match served[..] {
+            [] => format!("the model {name:?} is not served here, nor any other; start the node with --model"),
+            _ => format!("the model {name:?} is not served here; these are: {}", served.join(", ")),
+        };
+        ApiError::new(ErrorKind::NotFound, message).about("model").code("model_not_found")
+    }
+}
+
+fn routes(app: App, guard: Guard) -> Router {
+    Router::new()
+        .route("/v1/chat/completions", post(chat::completions))
+        .route("/v1/completions", post(completions::completions))
+        .route("/v1/models", get(models::list))
+        .route("/v1/models/{*id}", get(models::one))
+        .route("/api/models", get(models::details))
+        .route("/api/status", get(models::status))
+        .route("/healthz", get(models::healthz))
+        .route("/readyz", get(models::readyz))
+        .route("/metrics", get(metrics::show))
+        .fallback(unknown)
+        .method_not_allowed_fallback(wrong_method)
+        .layer(from_fn_with_state(Arc::new(guard), Guard::check))
+        .layer(from_fn_with_state(app.clone(), metrics::count))
+        .layer(map_response(no_sniffing))
+        .with_state(app)
+}
+
+async fn unknown(uri: Uri) -> ApiError {
+    ApiError::new(ErrorKind::NotFound, format!("there is nothing at {}", uri.path())).code("unknown_url")
+}
+
+async fn wrong_method(method: Method, uri: Uri) -> ApiError {
+    let message = format!("{method} cannot be done at {}", uri.path());
+    ApiError::new(ErrorKind::InvalidInput, message).status(StatusCode::METHOD_NOT_ALLOWED)
+}
+
+/// No browser guesses that an answer is a page.
+async fn no_sniffing(response: Response) -> Response {
+    ([("x-content-type-options", "nosniff")], response).into_response()
+}

@@ -1,0 +1,83 @@
+//! What is served and how it stands: `/v1/models`, `/api/models`, `/api/status`, `/healthz`, `/readyz`. It only reports.
+
+use axum::Json;
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use pangea_client::ErrorKind;
+use serde_json::{Value, json};
+
+use super::App;
+use super::error::ApiError;
+use super::limits::READY_RETRY;
+use crate::serve::ServedModel;
+
+/// `/v1/models`: every configured model, from the start.
+pub(super) async fn list(State(app): State<App>) -> Json<Value> {
+    let models: Vec<Value> = app.served.list().iter().map(|model| entry(&app, model)).collect();
+    Json(json!({"object": "list", "data": models}))
+}
+
+/// `/v1/models/{id}`.
+pub(super) async fn one(State(app): State<App>, Path(id): Path<String>) -> Result<Json<Value>, ApiError> {
+    let found = app.served.list().into_iter().find(|model| model.name == id);
+    let Some(model) = found else { return Err(app.no_such_model(&id)) };
+    Ok(Json(entry(&app, &model)))
+}
+
+fn entry(app: &App, model: &ServedModel) -> Value {
+    json!({"id": model.name, "object": "model", "created": app.started_s, "owned_by": "pangea"})
+}
+
+/// `/api/models`: the same with what each is and takes.
+pub(super) async fn details(State(app): State<App>) -> Json<Value> {
+    let models: Vec<Value> = app
+        .served
+        .list()
+        .iter()
+        .map(|model| {
+            let facts = model.facts.as_ref().map(|facts| {
+                json!({
+                    "architecture": facts.architecture, "layers": facts.layers, "context": facts.context,
+                    "vocabulary": facts.vocabulary, "memory_bytes": facts.memory_bytes, "file_bytes": facts.file_bytes,
+                    "session_bytes": facts.session_bytes,
+                })
+            });
+            json!({
+                "name": model.name, "state": model.state, "why": model.why, "running": model.running,
+                "waiting": model.waiting, "model": facts,
+            })
+        })
+        .collect();
+    Json(json!({"models": models}))
+}
+
+/// `/api/status`: this node.
+pub(super) async fn status(State(app): State<App>) -> Result<Json<Value>, ApiError> {
+    let status = app.fabric.status().await?;
+    let mut status = serde_json::to_value(status)
+        .map_err(|error| ApiError::new(ErrorKind::Internal, format!("the status cannot be written: {error}")))?;
+    status["api"] = json!(app.address.to_string());
+    status["models"] =
+        app.served.list().iter().map(|model| json!({"name": model.name, "state": model.state})).collect();
+    Ok(Json(status))
+}
+
+/// `/healthz`: it answers, so it lives.
+pub(super) async fn healthz() -> Json<Value> {
+    Json(json!({"status": "ok"}))
+}
+
+/// `/readyz`: ready once each model that is here has answered a first request.
+pub(super) async fn readyz(State(app): State<App>) -> Response {
+    let models = app.served.list();
+    let ready = app.served.is_ready();
+    let states: Value = models.iter().map(|model| (model.name.clone(), json!(model.state))).collect();
+    let mut response = Json(json!({"ready": ready, "models": states})).into_response();
+    if !ready {
+        *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+        let retry = READY_RETRY.as_secs().into();
+        response.headers_mut().insert(axum::http::header::RETRY_AFTER, retry);
+    }
+    response
+}

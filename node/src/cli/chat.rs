@@ -1,0 +1,289 @@
+//! `pangea chat`: a conversation on the terminal, one answer or many. It asks a running node where there is one, else a
+//! model in this process; how either answers is their own business.
+
+use std::io::{IsTerminal, Write};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use pangea_compute::chat::Message;
+use pangea_compute::sample::Sampling;
+use rustyline::DefaultEditor;
+use rustyline::error::ReadlineError;
+use serde::Serialize;
+
+use super::args::{ChatArgs, OutputArgs};
+use super::chat_node::NodeModel;
+use super::failure::{Exit, Failure};
+use super::session::note;
+use super::{print, print_json};
+use crate::config::{self, host};
+use crate::models;
+use crate::serve::{Engine, EngineSettings, Event, Prompt, Request};
+
+/// The part of this machine's memory that sessions may take in a process of their own.
+const SESSION_SHARE: u64 = 4;
+
+/// Who answers.
+enum Speaker {
+    Node(NodeModel),
+    Here(Engine),
+}
+
+/// What an answer came to.
+#[derive(Clone, Debug, Default, Serialize)]
+pub(super) struct Answer {
+    /// Who: `node` or `local`.
+    pub(super) place: &'static str,
+    pub(super) model: String,
+    pub(super) content: String,
+    pub(super) finish_reason: String,
+    pub(super) prompt_tokens: u64,
+    pub(super) answer_tokens: u64,
+    /// From asking to the first text.
+    pub(super) first_token_s: f64,
+    pub(super) answer_tokens_per_s: f64,
+    pub(super) verdict: String,
+}
+
+/// How answers are to be generated.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Choosing {
+    pub(super) temperature: Option<f32>,
+    pub(super) max_tokens: Option<usize>,
+    pub(super) seed: Option<u64>,
+}
+
+/// Runs the command. It has a runtime of its own: Ctrl-C ends an answer, not the conversation.
+pub(super) fn run(args: &ChatArgs, output: OutputArgs) -> Result<(), Failure> {
+    if args.json.json && args.prompt.is_none() {
+        return Err(Failure::usage("--json is for one answer: give the prompt, too"));
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::failed(format!("cannot start an asynchronous runtime: {error}")))?;
+    let mut chat = Chat {
+        speaker: runtime.block_on(speaker(args, output))?,
+        choosing: Choosing { temperature: args.temperature, max_tokens: args.max_tokens, seed: args.seed },
+        messages: args.system.iter().map(|system| Message::new("system", system.as_str())).collect(),
+        output,
+    };
+    let result = match &args.prompt {
+        Some(prompt) => runtime.block_on(chat.once(prompt, args.json.json)),
+        None => chat.interactive(&runtime),
+    };
+    // What a model in this process still does for nobody must not hold up the end.
+    runtime.shutdown_background();
+    result
+}
+
+/// The node that was named or is there and serves the model; else the model in this process.
+async fn speaker(args: &ChatArgs, output: OutputArgs) -> Result<Speaker, Failure> {
+    let wanted = args.model.as_deref();
+    match NodeModel::find(args.api.as_deref(), wanted.map(models::name_of)).await {
+        Ok(node) => return Ok(Speaker::Node(node)),
+        // Who names a node means that one.
+        Err(failure) if args.api.is_some() => return Err(failure),
+        Err(_) => {}
+    }
+    let folder = models_folder()?;
+    let (name, path) = match wanted {
+        Some(model) => (models::name_of(model).to_owned(), models::resolve(&folder, model)?),
+        None => the_only_model(&folder)?,
+    };
+    note(&output, format!("No node serves {name}: answering in this process."));
+    let threads = config::node::threads(args.threads)?;
+    let memory = config::node::max_memory(None)?;
+    let settings = EngineSettings::new(threads, memory / SESSION_SHARE);
+    Ok(Speaker::Here(Engine::load(&name, &path, settings)?))
+}
+
+fn models_folder() -> Result<PathBuf, Failure> {
+    let home = std::env::var_os("PANGEA_HOME").map(PathBuf::from).or_else(|| Some(host::home()?.join(".pangea")));
+    let home =
+        home.ok_or_else(|| Failure::usage("there is no home folder with models in it; name one with PANGEA_HOME"))?;
+    Ok(home.join("models"))
+}
+
+fn the_only_model(folder: &std::path::Path) -> Result<(String, PathBuf), Failure> {
+    let mut found = models::installed(folder);
+    match (found.pop(), found.len()) {
+        (Some(model), 0) => Ok(model),
+        (None, _) => {
+            let folder = folder.display();
+            Err(Failure::usage(format!(
+                "there is no model in {folder} and no node serves one; fetch one with `pangea models pull smollm2`, or name a .gguf file with --model"
+            )))
+        }
+        (Some(last), _) => {
+            found.push(last);
+            let names: Vec<&str> = found.iter().map(|(name, _)| name.as_str()).collect();
+            Err(Failure::usage(format!("there are several models; choose one with --model: {}", names.join(", "))))
+        }
+    }
+}
+
+struct Chat {
+    speaker: Speaker,
+    choosing: Choosing,
+    messages: Vec<Message>,
+    output: OutputArgs,
+}
+
+impl Chat {
+    /// One answer, or Ctrl-C.
+    async fn once(&mut self, prompt: &str, json: bool) -> Result<(), Failure> {
+        self.messages.push(Message::new("user", prompt));
+        let mut say = |text: &str| if json { Ok(()) } else { print(text) };
+        let answer = tokio::select! {
+            biased;
+            _ = tokio::signal::ctrl_c() => return Err(Failure::new(Exit::Interrupted, "stopped")),
+            answer = self.speaker.answer(&self.messages, self.choosing, &mut say) => answer?,
+        };
+        if json {
+            return print_json(&answer);
+        }
+        print("\n")?;
+        self.closing_line(&answer);
+        Ok(())
+    }
+
+    /// Lines from the terminal, or from whatever standard input is, until it ends.
+    fn interactive(&mut self, runtime: &tokio::runtime::Runtime) -> Result<(), Failure> {
+        let unusable = |error: ReadlineError| Failure::failed(format!("cannot read from the terminal: {error}"));
+        let mut editor = DefaultEditor::new().map_err(unusable)?;
+        let prompt = if std::io::stdin().is_terminal() { "> " } else { "" };
+        let name = self.speaker.model().to_owned();
+        note(
+            &self.output,
+            format!("{name}. /exit or Ctrl-D ends, Ctrl-C stops an answer, /clear forgets what was said."),
+        );
+        loop {
+            let line = match editor.readline(prompt) {
+                Ok(line) => line,
+                Err(ReadlineError::Interrupted) => continue,
+                Err(ReadlineError::Eof) => return Ok(()),
+                Err(error) => return Err(unusable(error)),
+            };
+            match line.trim() {
+                "" => continue,
+                "/exit" | "/quit" => return Ok(()),
+                "/clear" => self.messages.retain(|message| message.role == "system"),
+                said => {
+                    // A line that cannot be recalled later is no reason to stop.
+                    let _ = editor.add_history_entry(said);
+                    self.turn(runtime, said)?;
+                }
+            }
+        }
+    }
+
+    /// A question and its answer; what cannot be answered is said and forgotten.
+    fn turn(&mut self, runtime: &tokio::runtime::Runtime, said: &str) -> Result<(), Failure> {
+        self.messages.push(Message::new("user", said));
+        let mut heard = String::new();
+        let mut say = |text: &str| {
+            heard.push_str(text);
+            print(text)
+        };
+        let outcome = runtime.block_on(async {
+            tokio::select! {
+                biased;
+                _ = tokio::signal::ctrl_c() => None,
+                answer = self.speaker.answer(&self.messages, self.choosing, &mut say) => Some(answer),
+            }
+        });
+        print("\n")?;
+        match outcome {
+            None => {
+                note(&self.output, "(stopped)");
+                self.messages.push(Message::new("assistant", heard));
+            }
+            Some(Ok(answer)) => {
+                self.closing_line(&answer);
+                self.messages.push(Message::new("assistant", answer.content));
+            }
+            Some(Err(failure)) => {
+                note(&self.output, format!("error: {failure}"));
+                self.messages.pop();
+            }
+        }
+        Ok(())
+    }
+
+    fn closing_line(&self, answer: &Answer) {
+        let cut = if answer.finish_reason == "length" { ", cut at its limit" } else { "" };
+        let line = format!(
+            "[{} tokens, {:.0} tokens/s, first after {:.2} s{cut}]",
+            answer.answer_tokens, answer.answer_tokens_per_s, answer.first_token_s
+        );
+        // The answer is on standard output: its last line must be there first.
+        let _ = std::io::stdout().flush();
+        note(&self.output, line);
+    }
+}
+
+impl Speaker {
+    fn model(&self) -> &str {
+        match self {
+            Speaker::Node(node) => &node.model,
+            Speaker::Here(engine) => &engine.model().name,
+        }
+    }
+
+    async fn answer(
+        &self,
+        messages: &[Message],
+        choosing: Choosing,
+        say: &mut dyn FnMut(&str) -> Result<(), Failure>,
+    ) -> Result<Answer, Failure> {
+        match self {
+            Speaker::Node(node) => node.answer(messages, choosing, say).await,
+            Speaker::Here(engine) => here(engine, messages, choosing, say).await,
+        }
+    }
+}
+
+/// An answer of a model in this process.
+async fn here(
+    engine: &Engine,
+    messages: &[Message],
+    choosing: Choosing,
+    say: &mut dyn FnMut(&str) -> Result<(), Failure>,
+) -> Result<Answer, Failure> {
+    let asked = Instant::now();
+    let defaults = Sampling::default();
+    let request = Request {
+        sampling: Sampling {
+            temperature: choosing.temperature.unwrap_or(defaults.temperature),
+            seed: choosing.seed.unwrap_or_else(rand::random),
+            ..defaults
+        },
+        max_tokens: choosing.max_tokens,
+        ..Request::new(Prompt::chat(messages.to_vec()))
+    };
+    let mut generation = engine.generate(request).await.map_err(|refused| refused.error)?;
+    let mut answer =
+        Answer { place: "local", model: engine.model().name.clone(), verdict: "local".to_owned(), ..Answer::default() };
+    let mut first = Duration::ZERO;
+    while let Some(event) = generation.next().await {
+        match event? {
+            Event::Prompt(_) => {}
+            Event::Delta(delta) => {
+                if first.is_zero() {
+                    first = asked.elapsed();
+                }
+                say(&delta.text)?;
+                answer.content.push_str(&delta.text);
+                answer.finish_reason = delta.finish.map_or_else(String::new, |finish| finish.name().to_owned());
+            }
+            Event::Done(summary) => {
+                answer.prompt_tokens = summary.prompt_tokens as u64;
+                answer.answer_tokens = summary.answer_tokens as u64;
+                answer.answer_tokens_per_s = summary.answer_tokens_per_s();
+            }
+        }
+    }
+    answer.first_token_s = first.as_secs_f64();
+    Ok(answer)
+}

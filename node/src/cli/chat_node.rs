@@ -1,0 +1,218 @@
+//! A model of a running node, asked over the node's HTTP API: finding it, and reading its answer as it comes. It is one
+//! client among others and uses nothing that others cannot.
+
+use std::time::{Duration, Instant};
+
+use http_body_util::{BodyExt, Full};
+use hyper::body::{Bytes, Incoming};
+use hyper::client::conn::http1;
+use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HOST};
+use hyper::{Method, Request, Response};
+use hyper_util::rt::TokioIo;
+use pangea_compute::chat::Message;
+use serde_json::{Value, json};
+use tokio::net::TcpStream;
+
+use super::chat::{Answer, Choosing};
+use super::failure::{Exit, Failure};
+
+/// Where a node's HTTP API is unless told otherwise.
+const DEFAULT_ADDRESS: &str = "127.0.0.1:52415";
+
+/// How long a node may take to accept a connection, and to say what it serves.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// The largest answer that is no stream, and the largest single event of one.
+const MAX_BYTES: usize = 8 << 20;
+
+/// A model that a node serves.
+pub(super) struct NodeModel {
+    address: String,
+    pub(super) model: String,
+    key: Option<String>,
+}
+
+impl NodeModel {
+    /// The model of this name, or the first, at the node that was named or the one at the default address.
+    ///
+    /// # Errors
+    /// [`Exit::Unreachable`] where no node answers; bad usage where it does not serve the model.
+    pub(super) async fn find(address: Option<&str>, model: Option<&str>) -> Result<NodeModel, Failure> {
+        let address = address.unwrap_or(DEFAULT_ADDRESS).to_owned();
+        let key = std::env::var("PANGEA_API_KEY").ok().filter(|key| !key.is_empty());
+        let mut node = NodeModel { address, model: String::new(), key };
+        let listed =
+            tokio::time::timeout(CONNECT_TIMEOUT, node.request(Method::GET, "/v1/models", String::new())).await;
+        let listed = listed.map_err(|_| node.unreachable("it does not answer"))??;
+        let listed = node.whole(listed).await?;
+        let served: Vec<&str> =
+            listed["data"].as_array().into_iter().flatten().filter_map(|model| model["id"].as_str()).collect();
+        let chosen = match model {
+            Some(name) => served.iter().find(|served| **served == name),
+            None => served.first(),
+        };
+        match chosen {
+            Some(chosen) => {
+                node.model = (*chosen).to_owned();
+                Ok(node)
+            }
+            None if served.is_empty() => {
+                Err(Failure::usage(format!("the node at {} serves no model; start it with --model", node.address)))
+            }
+            None => Err(Failure::usage(format!("the node at {} serves {}", node.address, served.join(", ")))),
+        }
+    }
+
+    fn unreachable(&self, why: impl std::fmt::Display) -> Failure {
+        Failure::new(Exit::Unreachable, format!("the HTTP API of a node at {} cannot be reached: {why}", self.address))
+    }
+
+    async fn request(&self, method: Method, path: &str, body: String) -> Result<Response<Incoming>, Failure> {
+        let stream = TcpStream::connect(&self.address).await.map_err(|error| self.unreachable(error))?;
+        let handshake = http1::handshake(TokioIo::new(stream)).await;
+        let (mut sender, connection) = handshake.map_err(|error| self.unreachable(error))?;
+        tokio::spawn(async move {
+            // What breaks it shows where the answer is read.
+            let _ = connection.await;
+        });
+        let mut request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header(HOST, &self.address)
+            .header(CONTENT_TYPE, "application/json");
+        if let Some(key) = &self.key {
+            request = request.header(AUTHORIZATION, format!("Bearer {key}"));
+        }
+        let request = request.body(Full::new(Bytes::from(body)));
+        let request = request.map_err(|error| Failure::usage(format!("this cannot be sent: {error}")))?;
+        sender.send_request(request).await.map_err(|error| self.unreachable(error))
+    }
+
+    /// The body of an answer that is no stream.
+    async fn whole(&self, response: Response<Incoming>) -> Result<Value, Failure> {
+        let status = response.status();
+        let body = http_body_util::Limited::new(response.into_body(), MAX_BYTES).collect().await;
+        let bytes =
+            body.map_err(|error| Failure::failed(format!("the answer of {} broke off: {error}", self.address)))?;
+        let value: Value = serde_json::from_slice(&bytes.to_bytes()).unwrap_or_default();
+        match status.is_success() {
+            true => Ok(value),
+            false => Err(failure(&value["error"], &format!("the node at {} answered {status}", self.address))),
+        }
+    }
+
+    /// Asks for an answer and passes it on as it comes.
+    pub(super) async fn answer(
+        &self,
+        messages: &[Message],
+        choosing: Choosing,
+        say: &mut dyn FnMut(&str) -> Result<(), Failure>,
+    ) -> Result<Answer, Failure> {
+        let asked = Instant::now();
+        let messages: Vec<Value> =
+            messages.iter().map(|message| json!({"role": message.role, "content": message.content})).collect();
+        let body = json!({
+            "model": self.model, "messages": messages, "stream": true, "stream_options": {"include_usage": true},
+            "temperature": choosing.temperature, "max_tokens": choosing.max_tokens, "seed": choosing.seed,
+        });
+        let response = self.request(Method::POST, "/v1/chat/completions", body.to_string()).await?;
+        if !response.status().is_success() {
+            return Err(self.whole(response).await.err().unwrap_or_else(|| self.broken_off()));
+        }
+        let mut body = response.into_body();
+        let mut events = Events::default();
+        let mut answer = Answer { place: "node", model: self.model.clone(), ..Answer::default() };
+        let mut first = None;
+        while let Some(frame) = body.frame().await {
+            let Ok(bytes) = frame.map_err(|_| self.broken_off())?.into_data() else { continue };
+            for event in events.take(&bytes)? {
+                if event == "[DONE]" {
+                    answer.first_token_s = first.unwrap_or_default();
+                    return Ok(answer);
+                }
+                let piece: Value = serde_json::from_str(&event)
+                    .map_err(|error| Failure::failed(format!("the node sent what is not JSON: {error}")))?;
+                if !piece["error"].is_null() {
+                    return Err(failure(&piece["error"], "the answer broke off"));
+                }
+                first.get_or_insert_with(|| asked.elapsed().as_secs_f64());
+                take(&piece, &mut answer, say)?;
+            }
+        }
+        Err(self.broken_off())
+    }
+
+    fn broken_off(&self) -> Failure {
+        Failure::failed(format!("the answer of {} broke off", self.address))
+    }
+}
+
+/// What one piece of a stream adds to an answer.
+fn take(piece: &Value, answer: &mut Answer, say: &mut dyn FnMut(&str) -> Result<(), Failure>) -> Result<(), Failure> {
+    let choice = &piece["choices"][0];
+    if let Some(text) = choice["delta"]["content"].as_str() {
+        say(text)?;
+        answer.content.push_str(text);
+    }
+    if let Some(reason) = choice["finish_reason"].as_str() {
+        reason.clone_into(&mut answer.finish_reason);
+    }
+    if let Some(usage) = piece["usage"].as_object() {
+        let count = |name: &str| usage.get(name).and_then(Value::as_u64).unwrap_or_default();
+        answer.prompt_tokens = count("prompt_tokens");
+        answer.answer_tokens = count("completion_tokens");
+        answer.answer_tokens_per_s = piece["timings"]["answer_tokens_per_s"].as_f64().unwrap_or_default();
+        answer.verdict = piece["pangea"]["verdict"].as_str().unwrap_or("unchecked").to_owned();
+    }
+    Ok(())
+}
+
+/// A failure that a node told, by its kind.
+fn failure(error: &Value, otherwise: &str) -> Failure {
+    let message = error["message"].as_str().unwrap_or(otherwise);
+    let kind = error["kind"].as_str().and_then(pangea_client::ErrorKind::from_name);
+    kind.map_or_else(|| Failure::failed(message), |kind| pangea_client::Error::new(kind, message).into())
+}
+
+/// Server-sent events out of bytes, however these are cut.
+#[derive(Default)]
+struct Events {
+    line: Vec<u8>,
+}
+
+impl Events {
+    /// The data of every event that is whole now. Events here have one line of data each.
+    fn take(&mut self, bytes: &[u8]) -> Result<Vec<String>, Failure> {
+        let mut events = Vec::new();
+        for piece in bytes.split_inclusive(|&byte| byte == b'\n') {
+            self.line.extend_from_slice(piece);
+            if self.line.len() > MAX_BYTES {
+                return Err(Failure::failed("the node sent an event without an end"));
+            }
+            if self.line.ends_with(b"\n") {
+                let line = String::from_utf8_lossy(&self.line).trim_end().to_owned();
+                self.line.clear();
+                if let Some(event) = line.strip_prefix("data:") {
+                    events.push(event.trim_start().to_owned());
+                }
+            }
+        }
+        Ok(events)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn events_are_the_same_however_the_bytes_are_cut() {
+        let stream = "data: {\"a\": \"ü\"}\n\n: a comment\n\ndata: 2\r\n\r\ndata:[DONE]\n\n".as_bytes();
+        for cut in 0..stream.len() {
+            let mut events = Events::default();
+            let mut all = events.take(&stream[..cut]).unwrap();
+            all.extend(events.take(&stream[cut..]).unwrap());
+            assert_eq!(all, ["{\"a\": \"ü\"}", "2", "[DONE]"], "cut at {cut}");
+        }
+    }
+}

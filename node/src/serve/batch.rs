@@ -1,0 +1,678 @@
+//! Which sequences are computed in the next step, which wait, whose cache is kept, forked or given up: continuous
+//! batching as a state machine. It handles events and answers with actions; it has no clock, computes nothing and holds
+//! no cache, only token ids and lengths.
+
+use std::cmp::Reverse;
+use std::collections::VecDeque;
+use std::time::Duration;
+
+mod pages;
+#[cfg(test)]
+mod simulation;
+
+use pages::{Kept, KeptCaches, common_prefix};
+
+/// One sequence being generated: one choice of one request. Whoever makes them never uses a number twice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SequenceId(pub u64);
+
+/// What the batch may take, all at least 1.
+#[derive(Clone, Copy, Debug)]
+pub struct BatchLimits {
+    /// Sequences computed at once. More of them share a pass over the weights, and each waits longer for it.
+    pub running: usize,
+    /// Sequences that wait; beyond it they are refused.
+    pub waiting: usize,
+    /// How long a sequence may wait for its first step.
+    pub wait: Duration,
+    /// Rows of one step where only prompts are computed: how long a newcomer waits at most for its turn.
+    pub prompt_rows: usize,
+    /// Rows of prompts in a step that running answers take part in: how much a long prompt may slow them down.
+    pub prompt_rows_beside: usize,
+    /// The longest draft, in tokens; 0 for none. Only an answer that runs alone is drafted: a wrong guess costs everyone.
+    pub draft: usize,
+    /// Tokens of one page of a cache.
+    pub page_tokens: usize,
+    /// Pages of all caches together.
+    pub pages: usize,
+    /// Caches of ended sequences that are kept for what begins as they do.
+    pub kept: usize,
+}
+
+impl BatchLimits {
+    /// The most tokens that one sequence can have, all pages being its own.
+    pub fn longest(&self) -> usize {
+        (self.pages * self.page_tokens).saturating_sub(self.draft)
+    }
+
+    fn pages_of(&self, tokens: usize) -> usize {
+        tokens.div_ceil(self.page_tokens)
+    }
+}
+
+/// What happened.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// A request: sequences `first`, `first + 1`, … of the same prompt.
+    Arrived {
+        /// The number of the first.
+        first: SequenceId,
+        /// How many, at least 1.
+        choices: usize,
+        /// The prompt's token ids, at least one and fewer than [`BatchLimits::longest`].
+        prompt: Vec<u32>,
+        /// Whether its beginning may come from another sequence's cache.
+        reuse: bool,
+    },
+    /// Nobody wants a sequence any more.
+    Cancelled(SequenceId),
+    /// A sequence cannot go on, and what its cache holds is not to be used.
+    Failed(SequenceId),
+    /// The next step may begin.
+    Ready,
+    /// The step that was asked for is done.
+    Stepped(Vec<Advance>),
+    /// The step could not be had for want of memory; every cache is as it was.
+    Exhausted,
+}
+
+/// How far a step brought one sequence.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Advance {
+    /// Which.
+    pub sequence: SequenceId,
+    /// Tokens that its cache holds now.
+    pub computed: usize,
+    /// Tokens that were chosen, in order.
+    pub chosen: Vec<u32>,
+    /// Whether it has ended.
+    pub ended: bool,
+}
+
+/// What is to be done, in this order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// There is no place for a request; try again after that long.
+    Refuse {
+        /// The first of its sequences.
+        first: SequenceId,
+        /// What the queue will need, as far as can be told.
+        retry_after: Duration,
+    },
+    /// A sequence waited too long.
+    Expire(SequenceId),
+    /// A sequence needs more memory than there is.
+    Fail(SequenceId),
+    /// A sequence gets a cache.
+    Start {
+        /// Which.
+        sequence: SequenceId,
+        /// Where from.
+        source: Source,
+    },
+    /// The cache of a sequence, running before or ended, goes.
+    Drop(SequenceId),
+    /// Compute these rows in one pass, then say [`Event::Stepped`].
+    Step(Vec<Rows>),
+}
+
+/// Where the cache of a sequence comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// It is empty.
+    Empty,
+    /// It shares the first tokens of another's.
+    Fork {
+        /// Whose cache, of a running or an ended sequence.
+        from: SequenceId,
+        /// How many tokens.
+        tokens: usize,
+    },
+    /// It is that of an ended sequence, which goes on under another number.
+    Take {
+        /// Whose cache.
+        from: SequenceId,
+        /// How many of its tokens stay.
+        tokens: usize,
+    },
+}
+
+/// The part of one sequence in a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rows {
+    /// Which.
+    pub sequence: SequenceId,
+    /// Tokens that its cache holds: the position of the first row.
+    pub start: usize,
+    /// Tokens to compute.
+    pub rows: usize,
+    /// Whether they are its last ones, so that a token is chosen.
+    pub choose: bool,
+    /// How many drafted tokens may be computed behind them.
+    pub draft: usize,
+}
+
+#[derive(Clone, Debug)]
+struct Sequence {
+    id: SequenceId,
+    /// The prompt and what was chosen.
+    tokens: Vec<u32>,
+    /// Tokens that its cache holds; always fewer than there are.
+    computed: usize,
+    /// It waits until that one has computed the prompt that both have.
+    leader: Option<SequenceId>,
+    reuse: bool,
+    arrived: Duration,
+    started: Option<Duration>,
+}
+
+impl Sequence {
+    fn pending(&self) -> usize {
+        self.tokens.len() - self.computed
+    }
+}
+
+/// The sequences of one model.
+#[derive(Debug)]
+pub struct Batch {
+    limits: BatchLimits,
+    waiting: VecDeque<Sequence>,
+    /// In the order in which they started.
+    running: Vec<Sequence>,
+    kept: KeptCaches,
+    /// How long a sequence runs, averaged over the last ones.
+    run_time: Duration,
+}
+
+/// Of which the average of running times learns a part from each that ends: the last ten or so count.
+const LEARNED_PART: f64 = 0.1;
+
+/// What a client is told to wait at most.
+const MAX_RETRY: Duration = Duration::from_secs(60);
+
+/// A common beginning shorter than this is computed again: forking costs about as much.
+const MIN_SHARED: usize = 8;
+
+/// The fewest rows of a prompt that are worth a place in a step.
+const MIN_PROMPT_ROWS: usize = 16;
+
+impl Batch {
+    /// No sequences yet.
+    pub fn new(limits: BatchLimits) -> Batch {
+        Batch {
+            limits,
+            waiting: VecDeque::new(),
+            running: Vec::new(),
+            kept: KeptCaches::default(),
+            run_time: Duration::from_secs(1),
+        }
+    }
+
+    /// Whether nothing runs or waits.
+    pub fn is_idle(&self) -> bool {
+        self.running.is_empty() && self.waiting.is_empty()
+    }
+
+    /// How many sequences run.
+    pub fn running(&self) -> usize {
+        self.running.len()
+    }
+
+    /// How many wait.
+    pub fn waiting(&self) -> usize {
+        self.waiting.len()
+    }
+
+    /// Prompt and chosen tokens of a sequence that runs; empty for any other.
+    pub fn tokens(&self, sequence: SequenceId) -> &[u32] {
+        self.running.iter().find(|running| running.id == sequence).map_or(&[], |running| &running.tokens)
+    }
+
+    /// Takes in what happened at `now` (since any fixed moment) and says what to do about it.
+    pub fn handle(&mut self, event: Event, now: Duration) -> Vec<Action> {
+        let mut actions = Vec::new();
+        match event {
+            Event::Arrived { first, choices, prompt, reuse } => {
+                self.arrived(first, choices, prompt, reuse, now, &mut actions);
+            }
+            Event::Cancelled(sequence) => self.cancelled(sequence, now, &mut actions),
+            Event::Failed(sequence) => self.failed(sequence, &mut actions),
+            Event::Ready => {
+                self.expire(now, &mut actions);
+                self.start_waiting(now, &mut actions);
+                let rows = self.plan_within_pages(&mut actions);
+                if !rows.is_empty() {
+                    actions.push(Action::Step(rows));
+                }
+            }
+            Event::Stepped(advances) => {
+                for advance in advances {
+                    self.advance(advance, now, &mut actions);
+                }
+            }
+            Event::Exhausted => self.exhausted(&mut actions),
+        }
+        actions
+    }
+
+    fn arrived(
+        &mut self,
+        first: SequenceId,
+        choices: usize,
+        prompt: Vec<u32>,
+        reuse: bool,
+        now: Duration,
+        actions: &mut Vec<Action>,
+    ) {
+        let places = self.limits.running + self.limits.waiting;
+        if self.running.len() + self.waiting.len() + choices > places {
+            actions.push(Action::Refuse { first, retry_after: self.retry_after() });
+            return;
+        }
+        for choice in 0..choices as u64 {
+            self.waiting.push_back(Sequence {
+                id: SequenceId(first.0 + choice),
+                tokens: prompt.clone(),
+                computed: 0,
+                leader: (choice > 0 && reuse).then_some(first),
+                reuse,
+                arrived: now,
+                started: None,
+            });
+        }
+    }
+
+    /// When those that wait now will have started, about.
+    fn retry_after(&self) -> Duration {
+        let turns = (self.waiting.len() + 1) as f64 / self.limits.running as f64;
+        self.run_time.mul_f64(turns).clamp(Duration::from_secs(1), MAX_RETRY)
+    }
+
+    fn cancelled(&mut self, id: SequenceId, now: Duration, actions: &mut Vec<Action>) {
+        self.waiting.retain(|waiting| waiting.id != id);
+        if let Some(at) = self.running.iter().position(|running| running.id == id) {
+            // What was computed serves whoever asks again.
+            let sequence = self.running.remove(at);
+            self.keep(sequence, now, actions);
+        }
+    }
+
+    fn failed(&mut self, id: SequenceId, actions: &mut Vec<Action>) {
+        self.waiting.retain(|waiting| waiting.id != id);
+        if let Some(at) = self.running.iter().position(|running| running.id == id) {
+            self.running.remove(at);
+            actions.push(Action::Drop(id));
+        }
+    }
+
+    fn expire(&mut self, now: Duration, actions: &mut Vec<Action>) {
+        let wait = self.limits.wait;
+        self.waiting.retain(|waiting| {
+            let late = waiting.started.is_none() && now.saturating_sub(waiting.arrived) > wait;
+            if late {
+                actions.push(Action::Expire(waiting.id));
+            }
+            !late
+        });
+    }
+
+    /// Gives caches to those that wait, first come first served, while there is room for them.
+    fn start_waiting(&mut self, now: Duration, actions: &mut Vec<Action>) {
+        let mut at = 0;
+        while at < self.waiting.len() && self.running.len() < self.limits.running {
+            if self.waits_for_its_leader(&self.waiting[at]) {
+                at += 1;
+                continue;
+            }
+            if !self.has_room(&self.waiting[at]) {
+                return;
+            }
+            let Some(mut sequence) = self.waiting.remove(at) else { return };
+            let source = self.source(&sequence);
+            match source {
+                Source::Empty => {}
+                Source::Fork { from, tokens } => {
+                    self.kept.touch(from, now);
+                    sequence.computed = tokens;
+                }
+                Source::Take { from, tokens } => {
+                    self.kept.remove(from);
+                    sequence.computed = tokens;
+                }
+            }
+            sequence.started.get_or_insert(now);
+            actions.push(Action::Start { sequence: sequence.id, source });
+            self.running.push(sequence);
+        }
+    }
+
+    fn waits_for_its_leader(&self, sequence: &Sequence) -> bool {
+        let Some(leader) = sequence.leader else { return false };
+        let waits = self.waiting.iter().any(|waiting| waiting.id == leader);
+        let runs = self.running.iter().find(|running| running.id == leader);
+        waits || runs.is_some_and(|leader| leader.computed + 1 < sequence.tokens.len())
+    }
+
+    /// Whether all tokens of a sequence, and one more page for every one that runs, fit beside the others'.
+    fn has_room(&self, newcomer: &Sequence) -> bool {
+        if self.running.is_empty() {
+            return true;
+        }
+        let whole = |sequence: &Sequence| self.limits.pages_of(sequence.tokens.len() + self.limits.draft) + 1;
+        self.running.iter().map(whole).sum::<usize>() + whole(newcomer) <= self.limits.pages
+    }
+
+    /// The cache with the longest common beginning.
+    fn source(&self, newcomer: &Sequence) -> Source {
+        if !newcomer.reuse {
+            return Source::Empty;
+        }
+        // At least one token is computed, so that there are logits.
+        let most = newcomer.tokens.len() - 1;
+        let shared = |tokens: &[u32]| common_prefix(tokens, &newcomer.tokens).min(most);
+        let running =
+            self.running.iter().map(|other| (shared(&other.tokens[..other.computed]), Reverse(other.id))).max();
+        let kept = self.kept.iter().map(|kept| (shared(&kept.tokens), Reverse(kept.id), kept.tokens.len())).max();
+        match (running, kept) {
+            (Some((tokens, Reverse(from))), _)
+                if tokens >= MIN_SHARED && kept.is_none_or(|(other, ..)| other < tokens) =>
+            {
+                Source::Fork { from, tokens }
+            }
+            (_, Some((tokens, Reverse(from), whole))) if tokens >= MIN_SHARED => {
+                // What is hardly longer than what is shared has been overtaken by its continuation.
+                let spare = self.limits.pages_of(whole) - self.limits.pages_of(tokens);
+                if spare == 0 { Source::Take { from, tokens } } else { Source::Fork { from, tokens } }
+            }
+            _ => Source::Empty,
+        }
+    }
+
+    /// The rows of the next step, once there are pages for all of them.
+    fn plan_within_pages(&mut self, actions: &mut Vec<Action>) -> Vec<Rows> {
+        loop {
+            let mut rows = self.plan();
+            let mut needed = self.pages_after(&rows);
+            while needed + self.kept.pages(&self.limits) > self.limits.pages
+                && let Some(oldest) = self.kept.remove_oldest()
+            {
+                actions.push(Action::Drop(oldest));
+            }
+            if needed > self.limits.pages {
+                rows.iter_mut().for_each(|rows| rows.draft = 0);
+                needed = self.pages_after(&rows);
+            }
+            if needed <= self.limits.pages {
+                return rows;
+            }
+            self.preempt(actions);
+        }
+    }
+
+    /// The last to start gives its cache up, to compute it again when there is room: the same tokens come out.
+    fn preempt(&mut self, actions: &mut Vec<Action>) {
+        let Some(mut sequence) = self.running.pop() else { return };
+        actions.push(Action::Drop(sequence.id));
+        if self.running.is_empty() {
+            // Nothing is left that could give way to it.
+            actions.push(Action::Fail(sequence.id));
+            return;
+        }
+        sequence.computed = 0;
+        self.waiting.push_front(sequence);
+    }
+
+    fn exhausted(&mut self, actions: &mut Vec<Action>) {
+        if self.kept.is_empty() {
+            return self.preempt(actions);
+        }
+        while let Some(oldest) = self.kept.remove_oldest() {
+            actions.push(Action::Drop(oldest));
+        }
+    }
+
+    fn pages_after(&self, rows: &[Rows]) -> usize {
+        let of = |sequence: &Sequence| {
+            let rows = rows.iter().find(|rows| rows.sequence == sequence.id);
+            sequence.computed + rows.map_or(0, |rows| rows.rows + rows.draft)
+        };
+        self.running.iter().map(|sequence| self.limits.pages_of(of(sequence))).sum()
+    }
+
+    /// One row for each answer, and prompts share what is left of the step.
+    fn plan(&self) -> Vec<Rows> {
+        let answers = self.running.iter().filter(|sequence| sequence.pending() == 1).count();
+        let prompts = self.running.len() - answers;
+        let mut prompt_rows = if answers > 0 { self.limits.prompt_rows_beside } else { self.limits.prompt_rows };
+        let draft = if self.running.len() == 1 { self.limits.draft } else { 0 };
+        let mut sharing = prompts;
+        let mut planned = Vec::with_capacity(self.running.len());
+        for sequence in &self.running {
+            let pending = sequence.pending();
+            let mut rows = Rows { sequence: sequence.id, start: sequence.computed, rows: 1, choose: true, draft: 0 };
+            if pending == 1 {
+                rows.draft = draft;
+            } else {
+                let share = (prompt_rows / sharing.max(1)).max(MIN_PROMPT_ROWS).min(prompt_rows);
+                sharing -= 1;
+                rows.rows = pending.min(share);
+                rows.choose = rows.rows == pending;
+                prompt_rows -= rows.rows;
+            }
+            if rows.rows > 0 {
+                planned.push(rows);
+            }
+        }
+        planned
+    }
+
+    fn advance(&mut self, advance: Advance, now: Duration, actions: &mut Vec<Action>) {
+        let Some(at) = self.running.iter().position(|running| running.id == advance.sequence) else { return };
+        let sequence = &mut self.running[at];
+        sequence.tokens.extend(advance.chosen);
+        sequence.computed = advance.computed.min(sequence.tokens.len());
+        if !advance.ended {
+            // A sequence that goes on has a token to compute.
+            sequence.computed = sequence.computed.min(sequence.tokens.len() - 1);
+            return;
+        }
+        let sequence = self.running.remove(at);
+        if let Some(started) = sequence.started {
+            let took = now.saturating_sub(started);
+            self.run_time = self.run_time.mul_f64(1.0 - LEARNED_PART) + took.mul_f64(LEARNED_PART);
+        }
+        self.keep(sequence, now, actions);
+    }
+
+    /// Keeps the cache of a sequence that has ended, in place of those that it continues.
+    fn keep(&mut self, mut sequence: Sequence, now: Duration, actions: &mut Vec<Action>) {
+        sequence.tokens.truncate(sequence.computed);
+        if sequence.tokens.len() < MIN_SHARED || self.limits.kept == 0 {
+            actions.push(Action::Drop(sequence.id));
+            return;
+        }
+        for shorter in self.kept.beginnings_of(&sequence.tokens) {
+            self.kept.remove(shorter);
+            actions.push(Action::Drop(shorter));
+        }
+        self.kept.push(Kept { id: sequence.id, tokens: sequence.tokens, used: now });
+        while self.kept.len() > self.limits.kept
+            && let Some(oldest) = self.kept.remove_oldest()
+        {
+            actions.push(Action::Drop(oldest));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn limits() -> BatchLimits {
+        BatchLimits {
+            running: 4,
+            waiting: 2,
+            wait: Duration::from_secs(10),
+            prompt_rows: 256,
+            prompt_rows_beside: 64,
+            draft: 0,
+            page_tokens: 16,
+            pages: 1000,
+            kept: 4,
+        }
+    }
+
+    fn arrive(batch: &mut Batch, id: u64, prompt: Vec<u32>) -> Vec<Action> {
+        batch.handle(Event::Arrived { first: SequenceId(id), choices: 1, prompt, reuse: true }, Duration::ZERO)
+    }
+
+    fn ready(batch: &mut Batch) -> (Vec<Action>, Vec<Rows>) {
+        let mut actions = batch.handle(Event::Ready, Duration::ZERO);
+        match actions.pop() {
+            Some(Action::Step(rows)) => (actions, rows),
+            other => panic!("no step: {other:?}"),
+        }
+    }
+
+    /// Every row is computed, and whoever chooses a token chooses `token`.
+    fn step(batch: &mut Batch, token: u32) -> Vec<Rows> {
+        let (_, rows) = ready(batch);
+        let advance = |rows: &Rows| Advance {
+            sequence: rows.sequence,
+            computed: rows.start + rows.rows,
+            chosen: if rows.choose { vec![token] } else { Vec::new() },
+            ended: false,
+        };
+        batch.handle(Event::Stepped(rows.iter().map(advance).collect()), Duration::ZERO);
+        rows
+    }
+
+    fn end(batch: &mut Batch, id: u64) -> Vec<Action> {
+        let computed = batch.tokens(SequenceId(id)).len() - 1;
+        let advance = Advance { sequence: SequenceId(id), computed, chosen: Vec::new(), ended: true };
+        batch.handle(Event::Stepped(vec![advance]), Duration::ZERO)
+    }
+
+    #[test]
+    fn a_long_prompt_never_stalls_a_running_answer() {
+        let mut batch = Batch::new(limits());
+        arrive(&mut batch, 0, vec![1; 4]);
+        step(&mut batch, 9);
+        arrive(&mut batch, 1, vec![2; 1000]);
+        let mut steps = 0;
+        while batch.tokens(SequenceId(1)).len() <= 1000 {
+            let rows = step(&mut batch, 9);
+            assert_eq!((rows[0].sequence, rows[0].rows, rows[0].choose), (SequenceId(0), 1, true));
+            assert!(rows[1].rows <= 64);
+            steps += 1;
+        }
+        assert_eq!((steps, batch.tokens(SequenceId(0)).len()), (1000usize.div_ceil(64), 4 + 1 + 16));
+    }
+
+    #[test]
+    fn what_is_beyond_the_queue_is_refused_at_once_with_a_time() {
+        let mut batch = Batch::new(limits());
+        for id in 0..6 {
+            assert_eq!(arrive(&mut batch, id, vec![1]), []);
+        }
+        let refused = arrive(&mut batch, 6, vec![1]);
+        assert!(matches!(refused[..], [Action::Refuse { first: SequenceId(6), .. }]), "{refused:?}");
+        assert_eq!(step(&mut batch, 1).len(), 4);
+        end(&mut batch, 0);
+        assert_eq!(arrive(&mut batch, 7, vec![1]), []);
+    }
+
+    #[test]
+    fn who_waits_too_long_is_told_and_who_runs_is_not() {
+        let mut batch = Batch::new(limits());
+        for id in 0..5 {
+            arrive(&mut batch, id, vec![1]);
+        }
+        step(&mut batch, 1);
+        let actions = batch.handle(Event::Ready, Duration::from_secs(11));
+        assert_eq!(actions[0], Action::Expire(SequenceId(4)));
+        assert_eq!((batch.running(), batch.waiting()), (4, 0));
+    }
+
+    #[test]
+    fn a_conversation_goes_on_from_its_own_cache() {
+        let mut batch = Batch::new(limits());
+        arrive(&mut batch, 0, (0..40).collect());
+        step(&mut batch, 99);
+        step(&mut batch, 98);
+        end(&mut batch, 0);
+        // The same beginning and the answer, then a new question: nothing but the question is computed.
+        arrive(&mut batch, 1, (0..40).chain([99, 7, 7, 7]).collect());
+        let (actions, rows) = ready(&mut batch);
+        let source = Source::Take { from: SequenceId(0), tokens: 41 };
+        assert_eq!(actions, [Action::Start { sequence: SequenceId(1), source }]);
+        assert_eq!((rows[0].start, rows[0].rows), (41, 3));
+    }
+
+    #[test]
+    fn a_shared_beginning_is_forked_and_stays_for_others() {
+        let mut batch = Batch::new(limits());
+        arrive(&mut batch, 0, (0..100).collect());
+        step(&mut batch, 1);
+        end(&mut batch, 0);
+        for id in [1, 2] {
+            arrive(&mut batch, id, (0..50).chain([id as u32 + 500; 9]).collect());
+        }
+        let (actions, _) = ready(&mut batch);
+        let start =
+            |id| Action::Start { sequence: SequenceId(id), source: Source::Fork { from: SequenceId(0), tokens: 50 } };
+        assert_eq!(actions, [start(1), start(2)]);
+    }
+
+    #[test]
+    fn choices_of_one_request_share_its_prompt() {
+        let mut batch = Batch::new(limits());
+        let arrived = Event::Arrived { first: SequenceId(0), choices: 3, prompt: vec![5; 300], reuse: true };
+        batch.handle(arrived, Duration::ZERO);
+        assert_eq!(step(&mut batch, 1).len(), 1);
+        assert_eq!(step(&mut batch, 1).len(), 1);
+        let (actions, rows) = ready(&mut batch);
+        let start =
+            |id| Action::Start { sequence: SequenceId(id), source: Source::Fork { from: SequenceId(0), tokens: 299 } };
+        assert_eq!(actions, [start(1), start(2)]);
+        assert!(rows.iter().all(|rows| rows.rows == 1 && rows.choose), "{rows:?}");
+    }
+
+    #[test]
+    fn kept_caches_give_way_before_a_running_sequence_does() {
+        let mut batch = Batch::new(BatchLimits { pages: 13, ..limits() });
+        arrive(&mut batch, 0, vec![1; 100]);
+        step(&mut batch, 3);
+        end(&mut batch, 0);
+        arrive(&mut batch, 1, vec![2; 100]);
+        let (actions, _) = ready(&mut batch);
+        assert!(actions.contains(&Action::Drop(SequenceId(0))), "{actions:?}");
+        arrive(&mut batch, 2, vec![3; 60]);
+        // The newcomer starts as soon as it fits, and is the one to give way when the other grows.
+        let mut preempted = false;
+        for _ in 0..80 {
+            let (actions, rows) = ready(&mut batch);
+            preempted |= actions.contains(&Action::Drop(SequenceId(2)));
+            assert!(!actions.contains(&Action::Drop(SequenceId(1))));
+            let advance = |rows: &Rows| Advance {
+                sequence: rows.sequence,
+                computed: rows.start + rows.rows,
+                chosen: if rows.choose { vec![4] } else { Vec::new() },
+                ended: false,
+            };
+            batch.handle(Event::Stepped(rows.iter().map(advance).collect()), Duration::ZERO);
+        }
+        assert!(preempted);
+        assert_eq!((batch.running(), batch.waiting()), (1, 1));
+    }
+
+    #[test]
+    fn a_sequence_that_alone_exhausts_memory_fails() {
+        let mut batch = Batch::new(limits());
+        arrive(&mut batch, 0, vec![1; 10]);
+        ready(&mut batch);
+        let actions = batch.handle(Event::Exhausted, Duration::ZERO);
+        assert_eq!(actions, [Action::Drop(SequenceId(0)), Action::Fail(SequenceId(0))]);
+        assert!(batch.is_idle());
+    }
+}

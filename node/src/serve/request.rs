@@ -1,0 +1,190 @@
+//! What is asked of a model and what comes back: requests, the pieces of an answer, how it ended and what it took. Types
+//! only; HTTP and Cap'n Proto have their own and translate.
+
+use std::time::Duration;
+
+use pangea_compute::chat::Message;
+use pangea_compute::sample::Sampling;
+
+/// One request.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// What the answer follows.
+    pub prompt: Prompt,
+    /// How tokens are chosen. Choice `i` of several uses seed + `i`.
+    pub sampling: Sampling,
+    /// The most tokens of one answer; `None`: until the model ends it, or its context does.
+    pub max_tokens: Option<usize>,
+    /// Texts at which an answer ends; they are not part of it.
+    pub stop: Vec<String>,
+    /// How many answers, 1 to [`MAX_CHOICES`].
+    pub choices: usize,
+    /// What form the answer has.
+    pub format: Format,
+    /// Whether the prompt's tokens get log-probabilities, too, if the answer's do.
+    pub prompt_logprobs: bool,
+}
+
+/// The most answers of one request: each takes a place among the running.
+pub const MAX_CHOICES: usize = 8;
+
+impl Request {
+    /// One answer to `prompt`, with the sampling's defaults.
+    pub fn new(prompt: Prompt) -> Request {
+        Request {
+            prompt,
+            sampling: Sampling::default(),
+            max_tokens: None,
+            stop: Vec::new(),
+            choices: 1,
+            format: Format::Text,
+            prompt_logprobs: false,
+        }
+    }
+}
+
+/// What an answer follows.
+#[derive(Clone, Debug)]
+pub enum Prompt {
+    /// A text, to be gone on with.
+    Text(String),
+    /// The same as token ids.
+    Tokens(Vec<u32>),
+    /// A conversation, brought into the model's own form.
+    Chat {
+        /// What was said so far.
+        messages: Vec<Message>,
+        /// Descriptions of tools for the model's template, as OpenAI writes them.
+        tools: Option<serde_json::Value>,
+        /// Further variables of the template, such as `enable_thinking`.
+        variables: serde_json::Map<String, serde_json::Value>,
+    },
+}
+
+impl Prompt {
+    /// A conversation without tools.
+    pub fn chat(messages: Vec<Message>) -> Prompt {
+        Prompt::Chat { messages, tools: None, variables: serde_json::Map::new() }
+    }
+}
+
+/// What form an answer has.
+#[derive(Clone, Debug, Default)]
+pub enum Format {
+    /// Any.
+    #[default]
+    Text,
+    /// A JSON object.
+    JsonObject,
+    /// JSON that fits this schema.
+    JsonSchema(serde_json::Value),
+}
+
+/// What comes of a request, piece by piece.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// The tokens of the prompt with their log-probabilities, where they were asked for; before anything else.
+    Prompt(Vec<TokenLogprob>),
+    /// More of one answer.
+    Delta(Delta),
+    /// All answers have ended.
+    Done(Summary),
+}
+
+/// More of one answer.
+#[derive(Clone, Debug, Default)]
+pub struct Delta {
+    /// Which answer, from 0.
+    pub choice: usize,
+    /// Whole characters only; may be empty while something is held back.
+    pub text: String,
+    /// Tokens that were chosen for it.
+    pub tokens: Vec<u32>,
+    /// One for each token, where they were asked for.
+    pub logprobs: Vec<TokenLogprob>,
+    /// Set in the answer's last piece.
+    pub finish: Option<Finish>,
+}
+
+/// Why an answer ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Finish {
+    /// The model ended it, a stop text came, or the JSON is whole.
+    Stop,
+    /// So many tokens were asked for, or the context is full.
+    Length,
+}
+
+impl Finish {
+    /// As OpenAI names it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Finish::Stop => "stop",
+            Finish::Length => "length",
+        }
+    }
+}
+
+/// A token with its log-probability and those of the most likely ones in its place.
+#[derive(Clone, Debug)]
+pub struct TokenLogprob {
+    /// The token.
+    pub token: TokenText,
+    /// Natural logarithm of its probability; `None` for the first token of a prompt, which follows nothing.
+    pub logprob: Option<f32>,
+    /// The most likely tokens, best first.
+    pub top: Vec<(TokenText, f32)>,
+}
+
+/// A token as its bytes, which need not be whole characters.
+#[derive(Clone, Debug)]
+pub struct TokenText {
+    /// Its id.
+    pub id: u32,
+    /// What it stands for.
+    pub bytes: Vec<u8>,
+}
+
+impl TokenText {
+    /// As text, with U+FFFD for what is none.
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.bytes).into_owned()
+    }
+}
+
+/// What a whole request took.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Summary {
+    /// Tokens of the prompt.
+    pub prompt_tokens: usize,
+    /// Of these, computed by an earlier request.
+    pub cached_tokens: usize,
+    /// Tokens of all answers, those that end them included.
+    pub answer_tokens: usize,
+    /// Tokens that were drafted, and of these, those that were right.
+    pub drafted_tokens: usize,
+    /// Drafted tokens that the model chose, too.
+    pub accepted_tokens: usize,
+    /// From the request's arrival to its first step.
+    pub queued: Duration,
+    /// From then to the first token.
+    pub prompt: Duration,
+    /// From the first token to the last of all answers.
+    pub answer: Duration,
+}
+
+impl Summary {
+    /// Tokens per second of the answer; 0 where there were too few to tell.
+    pub fn answer_tokens_per_s(&self) -> f64 {
+        rate(self.answer_tokens.saturating_sub(1), self.answer)
+    }
+
+    /// Tokens per second of the prompt, those that were computed.
+    pub fn prompt_tokens_per_s(&self) -> f64 {
+        rate(self.prompt_tokens - self.cached_tokens, self.prompt)
+    }
+}
+
+fn rate(tokens: usize, time: Duration) -> f64 {
+    if time.is_zero() { 0.0 } else { tokens as f64 / time.as_secs_f64() }
+}

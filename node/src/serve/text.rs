@@ -1,0 +1,97 @@
+//! The text side of a model: from a request's prompt to token ids, and what an answer must fit. It is shared by all
+//! threads and runs on the caller's, never on the engine's.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use pangea_client::{Error, ErrorKind, Result};
+use pangea_compute::chat::calendar::CalendarTime;
+use pangea_compute::chat::{ChatTemplate, Conversation};
+use pangea_compute::model::ModelFile;
+use pangea_compute::sample::grammar::{Grammar, GrammarVocabulary};
+use pangea_compute::tokenizer::Tokenizer;
+
+use super::request::{Format, Prompt, TokenText};
+use crate::compute_error;
+
+/// A model's tokenizer and chat template.
+pub(super) struct ModelText {
+    pub(super) tokenizer: Tokenizer,
+    template: ChatTemplate,
+    /// Built when a grammar is first asked for: it takes a while.
+    grammars: Mutex<Option<GrammarVocabulary>>,
+}
+
+impl ModelText {
+    /// Those of a file.
+    pub(super) fn of(file: &ModelFile) -> Result<ModelText> {
+        let tokenizer = file.tokenizer().map_err(compute_error)?;
+        let text = |id: Option<u32>| id.and_then(|id| tokenizer.token_text(id)).unwrap_or_default().to_owned();
+        let (bos, eos) = (text(tokenizer.bos()), text(tokenizer.eos()));
+        let template = match file.chat_template() {
+            Some(source) => ChatTemplate::new(source, &bos, &eos),
+            None => ChatTemplate::default_for(|token| tokenizer.token_id(token).is_some(), &bos, &eos),
+        };
+        Ok(ModelText { template: template.map_err(compute_error)?, tokenizer, grammars: Mutex::new(None) })
+    }
+
+    /// The token ids of a prompt, at least one, all of them the model's.
+    pub(super) fn tokens(&self, prompt: &Prompt) -> Result<Vec<u32>> {
+        let tokens = match prompt {
+            Prompt::Tokens(tokens) => {
+                let size = self.tokenizer.vocabulary();
+                if let Some(outside) = tokens.iter().find(|&&token| token as usize >= size) {
+                    let message =
+                        format!("the prompt holds token {outside}, but this model's tokens are 0 to {}", size - 1);
+                    return Err(Error::new(ErrorKind::InvalidInput, message));
+                }
+                tokens.clone()
+            }
+            Prompt::Text(text) => self.tokenizer.encode(text, true, true),
+            Prompt::Chat { messages, tools, variables } => {
+                let seconds = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+                let conversation = Conversation {
+                    messages,
+                    add_generation_prompt: true,
+                    tools: tools.as_ref(),
+                    variables,
+                    now: CalendarTime::from_unix_seconds(seconds as i64),
+                };
+                let text = self.template.render(&conversation).map_err(compute_error)?;
+                // A template that begins the sequence itself has said so.
+                let begun = self.tokenizer.bos().and_then(|bos| self.tokenizer.token_text(bos));
+                let begins = begun.is_some_and(|bos| text.starts_with(bos));
+                self.tokenizer.encode(&text, !begins, true)
+            }
+        };
+        if tokens.is_empty() {
+            return Err(Error::new(ErrorKind::InvalidInput, "the prompt is empty; say something"));
+        }
+        Ok(tokens)
+    }
+
+    /// What the answer must fit; `None` where it is free.
+    pub(super) fn grammar(&self, format: &Format) -> Result<Option<Grammar>> {
+        let grammar = match format {
+            Format::Text => return Ok(None),
+            Format::JsonObject => Grammar::json_object(&self.grammar_vocabulary()?),
+            Format::JsonSchema(schema) => Grammar::json_schema(&self.grammar_vocabulary()?, schema),
+        };
+        grammar.map(Some).map_err(compute_error)
+    }
+
+    fn grammar_vocabulary(&self) -> Result<GrammarVocabulary> {
+        let mut kept = self.grammars.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(vocabulary) = &*kept {
+            return Ok(vocabulary.clone());
+        }
+        let vocabulary = GrammarVocabulary::new(&self.tokenizer).map_err(compute_error)?;
+        Ok(kept.insert(vocabulary).clone())
+    }
+
+    /// A token with what it stands for.
+    pub(super) fn token(&self, id: u32) -> TokenText {
+        let bytes = self.tokenizer.token_bytes(id, true).unwrap_or_default().into_owned();
+        TokenText { id, bytes }
+    }
+}

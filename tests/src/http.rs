@@ -1,0 +1,132 @@
+//! HTTP as bytes on a socket: requests as they are written, answers as they come. A client of the tests' own, so that
+//! nothing is hidden by one that is kind.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+
+use serde_json::Value;
+
+use crate::process::PATIENCE;
+
+/// An answer whose head has been read.
+pub struct Response {
+    /// The status code.
+    pub status: u16,
+    /// Names in lower case.
+    headers: Vec<(String, String)>,
+    reader: BufReader<TcpStream>,
+}
+
+/// Sends a request with these headers and reads the head of the answer.
+///
+/// # Panics
+/// Where the connection cannot be had or breaks.
+pub fn send(address: &str, method: &str, path: &str, headers: &[(&str, &str)], body: &str) -> Response {
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut head = format!("{method} {path} HTTP/1.1\r\nContent-Length: {}\r\n", body.len());
+    if !headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("host")) {
+        head.push_str(&format!("Host: {address}\r\n"));
+    }
+    for (name, value) in headers {
+        head.push_str(&format!("{name}: {value}\r\n"));
+    }
+    // A server that refuses a body need not read it.
+    let _ = stream.write_all(format!("{head}\r\n{body}").as_bytes());
+    let mut reader = BufReader::new(stream);
+    let mut line = || {
+        let mut line = String::new();
+        reader.read_line(&mut line).unwrap();
+        line.trim_end().to_owned()
+    };
+    let status = line();
+    let status = status.split(' ').nth(1).unwrap_or_else(|| panic!("no answer: {status:?}")).parse().unwrap();
+    let mut headers = Vec::new();
+    loop {
+        let line = line();
+        let Some((name, value)) = line.split_once(':') else { break };
+        headers.push((name.to_ascii_lowercase(), value.trim().to_owned()));
+    }
+    Response { status, headers, reader }
+}
+
+/// GET.
+pub fn get(address: &str, path: &str) -> Response {
+    send(address, "GET", path, &[], "")
+}
+
+/// POST of a JSON document.
+pub fn post(address: &str, path: &str, body: &Value) -> Response {
+    send(address, "POST", path, &[("Content-Type", "application/json")], &body.to_string())
+}
+
+impl Response {
+    /// A header by its name in lower case.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
+    }
+
+    /// The rest of the body, whole.
+    pub fn text(mut self) -> String {
+        let mut body = Vec::new();
+        match self.header("content-length").map(|length| length.parse().unwrap()) {
+            Some(length) => {
+                body.resize(length, 0);
+                self.reader.read_exact(&mut body).unwrap();
+            }
+            None => while self.chunk(&mut body) {},
+        }
+        String::from_utf8(body).unwrap()
+    }
+
+    /// The body as JSON.
+    pub fn json(self) -> Value {
+        let status = self.status;
+        let text = self.text();
+        serde_json::from_str(&text).unwrap_or_else(|error| panic!("{status}: {error}: {text}"))
+    }
+
+    /// One chunk of a body in chunks; whether there was one.
+    fn chunk(&mut self, body: &mut Vec<u8>) -> bool {
+        let mut line = String::new();
+        self.reader.read_line(&mut line).unwrap();
+        let length = usize::from_str_radix(line.trim(), 16).unwrap_or_else(|_| panic!("no chunk: {line:?}"));
+        let start = body.len();
+        body.resize(start + length, 0);
+        self.reader.read_exact(&mut body[start..]).unwrap();
+        self.reader.read_line(&mut String::new()).unwrap();
+        length > 0
+    }
+
+    /// The next server-sent event's data; `None` at the end.
+    pub fn event(&mut self, rest: &mut Vec<u8>) -> Option<String> {
+        loop {
+            if let Some(end) = rest.windows(2).position(|pair| pair == b"\n\n") {
+                let event: Vec<u8> = rest.drain(..end + 2).collect();
+                let event = String::from_utf8(event).unwrap();
+                match event.trim_end().strip_prefix("data: ") {
+                    Some(data) => return Some(data.to_owned()),
+                    None => continue,
+                }
+            }
+            if !self.chunk(rest) {
+                return None;
+            }
+        }
+    }
+
+    /// All events of a stream, which must end with `[DONE]`, as JSON.
+    pub fn events(mut self) -> Vec<Value> {
+        assert_eq!(self.header("content-type"), Some("text/event-stream; charset=utf-8"));
+        let mut rest = Vec::new();
+        let mut events = Vec::new();
+        while let Some(event) = self.event(&mut rest) {
+            if event == "[DONE]" {
+                assert!(self.event(&mut rest).is_none(), "more after [DONE]");
+                return events;
+            }
+            events.push(serde_json::from_str(&event).unwrap_or_else(|error| panic!("{error}: {event}")));
+        }
+        panic!("the stream ended without [DONE]: {events:?}");
+    }
+}

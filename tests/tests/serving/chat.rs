@@ -1,0 +1,44 @@
+//! `pangea chat`: from a node or in its own process, the same answer.
+
+use super::*;
+
+fn chat(cluster: &Cluster, arguments: &[&str]) -> pangea_tests::cluster::Output {
+    let common = ["chat", "--temperature", "0", "--max-tokens", "12", "--json"];
+    cluster.run(&[&common[..], arguments].concat())
+}
+
+#[test]
+fn chat_says_the_same_with_a_node_and_without() {
+    let Some(model) = file_of(SMOLLM2, "chat_says_the_same") else { return };
+    let Some(serving) = Serving::start("chat_says_the_same") else { return };
+    let cluster = &serving._cluster;
+    let prompt = "What is the capital of France?";
+    let with = chat(cluster, &["--api", serving.api(), prompt]).json();
+    assert_eq!((&with["place"], &with["verdict"]), (&json!("node"), &json!("local")));
+    assert!(with["content"].as_str().unwrap().contains("Paris"), "{with}");
+    // At the default address there may be a node of somebody else; it has no model of this path's name.
+    let elsewhere = cluster.folder().join("mine.gguf");
+    std::os::unix::fs::symlink(model, &elsewhere).unwrap();
+    let output = chat(cluster, &["--model", elsewhere.to_str().unwrap(), prompt]);
+    let without = output.json();
+    assert_eq!(without["place"], "local");
+    assert_eq!(without["content"], with["content"]);
+    assert!(output.err.contains("in this process"), "{}", output.err);
+}
+
+#[test]
+fn what_chat_cannot_do_is_said_with_the_right_exit_code() {
+    let cluster = Cluster::new();
+    let one = cluster.node("one").start();
+    for (arguments, code, said) in [
+        (vec!["--api", "127.0.0.1:1", "Hello"], 3, "cannot be reached"),
+        (vec!["--api", &one.api, "Hello"], 2, "serves no model"),
+        (vec!["--model", "nowhere.gguf", "Hello"], 2, "nowhere.gguf"),
+        (vec!["--model", "some-name", "Hello"], 2, "some-name"),
+        (vec![], 2, "--json"),
+    ] {
+        let output = chat(&cluster, &arguments);
+        assert_eq!(output.code, Some(code), "{arguments:?}: {output:?}");
+        assert!(output.err.contains(said), "{arguments:?}: {output:?}");
+    }
+}

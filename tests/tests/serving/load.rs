@@ -1,0 +1,128 @@
+//! Many clients at once, clients that go away, too little memory, and a node that is told to stop.
+
+use std::thread;
+
+use super::*;
+
+/// Questions of different lengths, with random choices.
+fn questions() -> Vec<Value> {
+    let long = "The quick brown fox jumps over the lazy dog. ".repeat(30);
+    let texts = ["Tell me a joke.", "What is 2 + 2?", "Write a poem about the sea.", &format!("Shorten this: {long}")];
+    let ask = |(seed, text): (usize, &&str)| {
+        let mut body = question(text, 24);
+        body["temperature"] = json!(0.9);
+        body["seed"] = json!(seed);
+        body
+    };
+    texts.iter().enumerate().map(ask).collect()
+}
+
+/// Asks all of them at the same time.
+fn together(serving: &Serving, bodies: &[Value]) -> Vec<String> {
+    let api = serving.api();
+    thread::scope(|scope| {
+        let asking: Vec<_> =
+            bodies.iter().map(|body| scope.spawn(|| text_of(&ask(api, CHAT, body), 0).to_owned())).collect();
+        asking.into_iter().map(|asking| asking.join().unwrap()).collect()
+    })
+}
+
+#[test]
+fn concurrent_requests_get_the_answers_that_they_get_alone() {
+    let Some(serving) = Serving::start("concurrent_requests_get") else { return };
+    let bodies = questions();
+    let alone: Vec<String> = bodies.iter().map(|body| text_of(&serving.ask(CHAT, body), 0).to_owned()).collect();
+    assert_eq!(together(&serving, &bodies), alone);
+}
+
+#[test]
+fn answers_that_give_way_for_want_of_memory_are_the_same() {
+    // An eighth of this is for sessions: not enough for all four at once.
+    let Some(serving) = Serving::start_with("answers_that_give_way", |node| node.max_memory("96M")) else { return };
+    let Some(roomy) = Serving::start("answers_that_give_way") else { return };
+    let bodies: Vec<Value> = questions()
+        .into_iter()
+        .map(|mut body| {
+            body["max_tokens"] = json!(100);
+            body
+        })
+        .collect();
+    let alone: Vec<String> = bodies.iter().map(|body| text_of(&roomy.ask(CHAT, body), 0).to_owned()).collect();
+    assert_eq!(together(&serving, &bodies), alone);
+    assert!(serving.counter("sequences_preempted") > 0.0, "memory sufficed: the test shows nothing");
+}
+
+#[test]
+fn a_client_that_goes_away_ends_its_work() {
+    let Some(serving) = Serving::start("a_client_that_goes_away") else { return };
+    for stream in [true, false] {
+        let cancelled = serving.counter("requests_cancelled");
+        let mut body = question("Write a very long story.", 8000);
+        body["stream"] = json!(stream);
+        body["logit_bias"] = json!({"2": -100});
+        if stream {
+            let mut response = post(serving.api(), CHAT, &body);
+            assert!(response.event(&mut Vec::new()).is_some());
+            assert_eq!(serving.busy(), 1);
+        } else {
+            // Whole answers have no head before their end: the client leaves while it waits for one.
+            let mut socket = std::net::TcpStream::connect(serving.api()).unwrap();
+            let body = body.to_string();
+            let head =
+                format!("POST {CHAT} HTTP/1.1\r\nHost: {}\r\nContent-Length: {}\r\n\r\n", serving.api(), body.len());
+            std::io::Write::write_all(&mut socket, (head + &body).as_bytes()).unwrap();
+            eventually("the request runs", || serving.busy() == 1);
+        }
+        eventually("nothing runs", || serving.busy() == 0);
+        assert_eq!(serving.counter("requests_cancelled"), cancelled + 1.0);
+    }
+}
+
+#[test]
+fn a_full_queue_refuses_with_a_time_and_takes_requests_again_when_it_has_emptied() {
+    let Some(serving) = Serving::start("a_full_queue_refuses") else { return };
+    let mut body = question("Write a very long story.", 8000);
+    body["n"] = json!(8);
+    body["stream"] = json!(true);
+    body["logit_bias"] = json!({"2": -100});
+    // Eight run and sixty-four wait.
+    let held: Vec<_> = (0..9).map(|_| post(serving.api(), CHAT, &body)).collect();
+    assert!(held.iter().all(|response| response.status == 200));
+    let refused = post(serving.api(), CHAT, &question("Hello", 2));
+    let after: u64 = refused.header("retry-after").unwrap().parse().unwrap();
+    assert_eq!((refused.status, &refused.json()["error"]["type"]), (429, &json!("rate_limit_error")));
+    assert!((1..=60).contains(&after));
+    drop(held);
+    eventually("nothing runs", || serving.busy() == 0);
+    serving.ask(CHAT, &question("Hello", 2));
+}
+
+#[test]
+fn a_request_that_comes_before_the_model_is_ready_waits_for_it() {
+    let Some(model) = file_of(SMOLLM2, "a_request_that_comes_before") else { return };
+    let cluster = Cluster::new();
+    let node = cluster.node("one").with("--model", model.to_str().unwrap()).start();
+    assert_eq!(get(&node.api, "/v1/models").json()["data"][0]["id"], SMOLLM2);
+    assert_eq!(post(&node.api, CHAT, &question("Hello", 2)).status, 200);
+}
+
+#[test]
+fn a_node_told_to_stop_finishes_its_answers_and_takes_no_more() {
+    let Some(serving) = Serving::start("a_node_told_to_stop") else { return };
+    let mut body = question("Count from one to twenty.", 40);
+    let whole = text_of(&serving.ask(CHAT, &body), 0).to_owned();
+    body["stream"] = json!(true);
+    let mut response = post(serving.api(), CHAT, &body);
+    let mut rest = Vec::new();
+    let mut said = String::new();
+    while let Some(event) = response.event(&mut rest) {
+        if said.is_empty() {
+            serving.node.process.signal(rustix::process::Signal::TERM);
+        }
+        if let Ok(event) = serde_json::from_str::<Value>(&event) {
+            said.push_str(event["choices"][0]["delta"]["content"].as_str().unwrap_or_default());
+        }
+    }
+    assert_eq!(said, whole);
+    assert_eq!(serving.node.process.wait().code(), Some(0));
+}

@@ -1,0 +1,117 @@
+//! What is refused, and how that is said: by field, by status, before anything runs.
+
+use super::*;
+
+#[test]
+fn what_is_wrong_with_a_request_is_said_by_field() {
+    let Some(serving) = Serving::start("what_is_wrong_with_a_request") else { return };
+    let with = |field: &str, value: Value| {
+        let mut body = question("Hello", 2);
+        body[field] = value;
+        body
+    };
+    for (body, status, param) in [
+        (with("model", json!("other")), 404, "model"),
+        (with("model", Value::Null), 400, "model"),
+        (with("messages", json!([])), 400, "messages"),
+        (with("messages", json!([{"role": "user", "content": 5}])), 400, "messages[0]"),
+        (with("n", json!(0)), 400, "n"),
+        (with("max_tokens", json!(-1)), 400, "max_tokens"),
+        (with("tool_choice", json!("required")), 400, "tool_choice"),
+        (with("functions", json!([])), 400, "functions"),
+        (with("temperature", json!([])), 400, "temperature"),
+    ] {
+        let (code, error) = serving.refused(CHAT, &body);
+        assert_eq!((code, error["param"].as_str()), (status, Some(param)), "{body}: {error}");
+        assert_eq!(error["type"], "invalid_request_error");
+    }
+    // What the engine finds has no field, but says what it is about.
+    for (body, said) in [
+        (with("temperature", json!(1e9)), "temperature"),
+        (with("top_p", json!(0)), "top_p"),
+        (with("stop", json!("")), "empty"),
+        (with("logit_bias", json!({"49152": 1})), "49152"),
+        (
+            with("response_format", json!({"type": "json_schema", "json_schema": {"schema": {"type": 5}}})),
+            "JSON Schema",
+        ),
+    ] {
+        let (code, error) = serving.refused(CHAT, &body);
+        assert!(code == 400 && error["message"].as_str().unwrap().contains(said), "{body}: {error}");
+    }
+    let tokens = |prompt: Value| json!({"model": SMOLLM2, "prompt": prompt, "max_tokens": 1});
+    for (body, said) in [(tokens(json!([99999999])), "99999999"), (tokens(json!("")), "empty")] {
+        let (code, error) = serving.refused(COMPLETIONS, &body);
+        assert!(code == 400 && error["message"].as_str().unwrap().contains(said), "{body}: {error}");
+    }
+}
+
+#[test]
+fn a_prompt_beyond_the_context_is_refused_with_the_word_that_clients_look_for() {
+    let Some(serving) = Serving::start("a_prompt_beyond_the_context") else { return };
+    let (code, error) = serving.refused(CHAT, &question(&"word ".repeat(9000), 2));
+    assert_eq!((code, error["code"].as_str()), (400, Some("context_length_exceeded")), "{error}");
+}
+
+#[test]
+fn foreign_pages_wrong_methods_and_bodies_are_refused() {
+    let Some(serving) = Serving::start("foreign_pages_wrong_methods") else { return };
+    let body = question("Hello", 1).to_string();
+    let send = |method: &str, headers: &[(&str, &str)], body: &str| {
+        http::send(serving.api(), method, CHAT, headers, body).status
+    };
+    assert_eq!(send("POST", &[("Host", "evil.example")], &body), 403);
+    assert_eq!(send("POST", &[("Origin", "https://evil.example")], &body), 403);
+    assert_eq!(send("GET", &[], ""), 405);
+    assert_eq!(send("POST", &[], "{"), 400);
+    assert_eq!(send("POST", &[], "[]"), 400);
+    assert_eq!(send("POST", &[], &"x".repeat(17 << 20)), 413);
+    assert_eq!(get(serving.api(), "/v1/nothing").status, 404);
+    assert_eq!(send("POST", &[], &body), 200);
+}
+
+#[test]
+fn a_key_opens_the_api_and_health_needs_none() {
+    let Some(model) = file_of(SMOLLM2, "a_key_opens_the_api") else { return };
+    let cluster = Cluster::new();
+    let builder = cluster.node("one").with("--model", model.to_str().unwrap());
+    std::fs::create_dir_all(builder.data_dir()).unwrap();
+    std::fs::write(builder.data_dir().join("config.toml"), "api-key = \"open-sesame\"\n").unwrap();
+    let node = builder.start();
+    let asked = |headers: &[(&str, &str)]| http::send(&node.api, "GET", "/v1/models", headers, "").status;
+    assert_eq!(asked(&[]), 401);
+    assert_eq!(asked(&[("Authorization", "Bearer wrong")]), 401);
+    assert_eq!(asked(&[("Authorization", "Bearer open-sesame")]), 200);
+    assert_eq!(get(&node.api, "/healthz").status, 200);
+}
+
+#[test]
+fn a_taken_port_or_a_broken_model_keeps_the_node_from_starting_and_says_why() {
+    let cluster = Cluster::new();
+    let one = cluster.node("one").start();
+    let broken = cluster.folder().join("broken.gguf");
+    std::fs::write(&broken, b"GGUF and no more").unwrap();
+    for (builder, code, words) in [
+        (cluster.node("two").api_addr(&one.api), 1, vec!["HTTP API", "--api-port"]),
+        (cluster.node("three").with("--model", broken.to_str().unwrap()), 2, vec!["gguf"]),
+        (cluster.node("four").with("--model", "nowhere.gguf"), 2, vec!["nowhere.gguf is not there"]),
+        (cluster.node("five").api_addr("0.0.0.0:0"), 2, vec!["PANGEA_API_KEY"]),
+    ] {
+        let process = builder.launch();
+        let status = process.wait();
+        let said: String = process.lines().into_iter().map(|line| line.text + "\n").collect();
+        assert_eq!(status.code(), Some(code), "{said}");
+        assert!(words.iter().all(|word| said.contains(word)), "{words:?}: {said}");
+    }
+}
+
+#[test]
+fn a_node_without_models_says_so() {
+    let cluster = Cluster::new();
+    let one = cluster.node("one").start();
+    assert_eq!(get(&one.api, "/v1/models").json()["data"], json!([]));
+    assert_eq!(get(&one.api, "/readyz").status, 200);
+    let refused = post(&one.api, CHAT, &question("Hello", 1));
+    let (status, error) = (refused.status, refused.json()["error"].take());
+    assert!(status == 404 && error["message"].as_str().unwrap().contains("--model"), "{error}");
+}
