@@ -16,8 +16,8 @@ use super::metrics::EngineMetrics;
 use super::request::{Event, Prompt, Request};
 use crate::{compute_error, models};
 
-/// The models of a node. Cloning gives the same ones.
-#[derive(Clone, Debug)]
+/// The models of a node; none by default. Cloning gives the same ones.
+#[derive(Clone, Debug, Default)]
 pub struct Served(Arc<Vec<Entry>>);
 
 /// One of them, as it stands.
