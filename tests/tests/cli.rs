@@ -435,6 +435,7 @@ fn the_demo_multiplies_survives_a_kill_and_cleans_up() {
     }
     assert!(result["products"][0]["killed"].is_null());
     assert!(result["products"][1]["killed"].is_string(), "{result}");
+    assert!(result["answer"].is_null(), "there is no model: {result}");
     assert!(names_in(folder.path()).is_empty(), "{:?}", names_in(folder.path()));
     for node in result["nodes"].as_array().unwrap() {
         let pid = node["pid"].as_u64().unwrap();

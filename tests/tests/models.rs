@@ -7,8 +7,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use pangea_client::blocking::Client;
+use pangea_client::{Error, ErrorKind, GenerationRequest, Prompt, Sampling};
 use pangea_tests::command::{command, json, names_in, pangea, stderr, stdout};
 use pangea_tests::file_host::{Answer, FileHost};
+use pangea_tests::process::{PATIENCE, Process, eventually};
 use pangea_tests::skip::skip;
 use pangea_tests::test_model::{GEMMA3, SMOLLM2, file_of};
 use pangea_tests::tiny_model::{CONTEXT, TinyModel};
@@ -343,6 +346,104 @@ fn half_of_every_chunk_is_scored_and_the_rest_of_the_text_is_not() {
     // A model that knows nothing does about as badly as a die with as many sides as there are tokens.
     let value = one["perplexity"].as_f64().unwrap();
     assert!((100.0..1000.0).contains(&value), "{one}");
+}
+
+#[test]
+fn the_demo_asks_a_model_that_is_at_hand() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path();
+    tiny(&path.join(".pangea/models/tiny.gguf"));
+    fs::write(path.join(".pangea/models/broken.gguf"), "GGUF").unwrap();
+    let answer = &json(&pangea(path, &["demo", "--size", "512", "--json"]))["answer"];
+    assert_eq!(answer["model"], "tiny");
+    assert!(answer["tokens"].as_u64().is_some_and(|tokens| tokens > 0) && answer["text"].is_string(), "{answer}");
+}
+
+/// A node of its own that serves `model`, and a program connected to it. `host` is where models are fetched from.
+fn serving(folder: &Path, model: &str, host: &str) -> (Process, Client) {
+    let data_dir = folder.join("node");
+    let mut command = command(folder, &["node", "--ephemeral", "--no-mdns", "--no-api", "--threads", "1"]);
+    command.args(["--listen", "/ip4/127.0.0.1/tcp/0", "--rpc-addr", "127.0.0.1:0", "--model", model, "--data-dir"]);
+    command.arg(&data_dir).env("HF_ENDPOINT", host).env("NO_PROXY", "127.0.0.1");
+    let node = Process::start("node", command, &folder.join("node.log"));
+    node.line("Listening on");
+    let facts: Value = serde_json::from_slice(&fs::read(data_dir.join("node.json")).unwrap()).unwrap();
+    let client = Client::connect(facts["rpc"].as_str().unwrap(), PATIENCE).unwrap();
+    (node, client)
+}
+
+fn text(prompt: &str, max_tokens: u64) -> GenerationRequest {
+    GenerationRequest { max_tokens: Some(max_tokens), ..GenerationRequest::new(Prompt::Text(prompt.to_owned())) }
+}
+
+#[test]
+fn programs_ask_a_model_and_get_its_answer_as_it_comes() {
+    let folder = tempfile::tempdir().unwrap();
+    tiny(&folder.path().join("tiny.gguf"));
+    let (_node, client) = serving(folder.path(), "tiny.gguf", "");
+    let model = client.model("", None).unwrap();
+    let answer = |request: &GenerationRequest| {
+        let mut pieces = Vec::new();
+        let summary = client.generate(&model, request, &mut |piece| {
+            pieces.push(piece);
+            Ok(())
+        });
+        summary.map(|summary| (pieces, summary))
+    };
+    let (pieces, summary) = answer(&text("Hello", 20)).unwrap();
+    let tokens: Vec<u32> = pieces.iter().flat_map(|piece| piece.tokens.clone()).collect();
+    assert_eq!(summary.answer_tokens, tokens.len() as u64);
+    assert_eq!(summary.prompt_tokens, 6);
+    assert!(pieces.len() > 1 && pieces.last().is_some_and(|piece| piece.finish.is_some()), "{pieces:?}");
+    // Chance is in the request alone.
+    let again: Vec<u32> = answer(&text("Hello", 20)).unwrap().0.iter().flat_map(|piece| piece.tokens.clone()).collect();
+    assert_eq!(again, tokens);
+    let mut other = text("Hello", 20);
+    other.sampling = Sampling { seed: 1, ..Sampling::default() };
+    let other: Vec<u32> = answer(&other).unwrap().0.iter().flat_map(|piece| piece.tokens.clone()).collect();
+    assert_ne!(other, tokens);
+
+    // Who stops reading stops the model.
+    let gone = client.generate(&model, &text("Hello", 400), &mut |_| Err(Error::new(ErrorKind::Cancelled, "enough")));
+    assert_eq!(gone.unwrap_err().message(), "enough");
+    eventually("nothing is generated for nobody", || client.models().unwrap()[0].running == 0);
+
+    let facts = client.models().unwrap().remove(0);
+    assert_eq!((facts.name.as_str(), facts.state.as_str(), facts.layers), ("tiny", "ready", 2));
+    assert_eq!(client.model("other", None).err().map(|error| error.kind()), Some(ErrorKind::NotFound));
+    let mut wrong = text("Hello", 20);
+    wrong.sampling.temperature = -1.0;
+    for (request, said) in [
+        (wrong, "temperature"),
+        (text(&"a".repeat(CONTEXT), 1), "shorten"),
+        (GenerationRequest::new(Prompt::Tokens(vec![1_000_000])), "1000000"),
+        (GenerationRequest { json_schema: Some("{".to_owned()), ..text("Hello", 1) }, "no JSON"),
+    ] {
+        let error = answer(&request).unwrap_err();
+        assert!(error.kind() == ErrorKind::InvalidInput && error.message().contains(said), "{said}: {error}");
+    }
+}
+
+#[test]
+fn a_model_that_is_absent_is_fetched_at_its_first_request() {
+    let folder = tempfile::tempdir().unwrap();
+    let bytes = TinyModel::default().gguf();
+    // Nothing the first time: it is asked for four times before that is given up.
+    let mut answers = vec![Answer::Status(503); 4];
+    answers.push(Answer::file(&bytes, "one"));
+    let host = FileHost::start(answers);
+    let (node, client) = serving(folder.path(), REFERENCE, &host.address());
+    assert_eq!(client.models().unwrap()[0].state, "absent");
+    assert!(host.asked().is_empty());
+    let error = client.model("tiny-F32", Some(PATIENCE)).err().unwrap();
+    assert!(error.kind() == ErrorKind::Unavailable && error.message().contains("503"), "{error}");
+    // The next request has better luck.
+    let model = client.model("tiny-F32", Some(PATIENCE)).unwrap();
+    let summary = client.generate(&model, &text("Hello", 5), &mut |_| Ok(())).unwrap();
+    assert!(summary.answer_tokens > 0);
+    assert_eq!(host.asked().len(), 5);
+    assert!(node.count("Model tiny-F32: fetching") > 0);
+    assert_eq!(fs::read(folder.path().join("node/models/hf/owner/repo/tiny-F32.gguf")).unwrap(), bytes);
 }
 
 #[test]

@@ -61,7 +61,8 @@ class _Stream:
 
     async def run(self, node: Any, model: str, asked: dict[str, Any], timeout: float | None) -> Usage:
         milliseconds = 0 if timeout is None else max(1, round(timeout * 1000))
-        loaded = (await node.model(name=model, timeoutMs=milliseconds)).model
+        # pycapnp has a `name` of its own: by position.
+        loaded = (await node.model(model, milliseconds)).model
         generation = (await loaded.generate(request=asked, sink=TokenSink(self._take))).generation
         try:
             return from_wire(Usage, (await generation.summary()).summary)

@@ -10,6 +10,7 @@ import concurrent.futures
 import pathlib
 import socket
 import threading
+import traceback
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
@@ -176,9 +177,22 @@ class Connection:
         try:
             return await call(self._node)
         except capnp.KjException as exception:
-            raise from_exception(exception) from None
+            _forget(exception)
+            error = from_exception(exception)
+        except BaseException as exception:
+            _forget(exception)
+            raise
         finally:
             self._calls.discard(task)
+        raise error
+
+
+def _forget(exception: BaseException | None) -> None:
+    """Empties the frames that an exception has left: whoever catches it may be another thread, and a capability that
+    is dropped on any thread but its own ends the process."""
+    while exception is not None:
+        traceback.clear_frames(exception.__traceback__)
+        exception = exception.__context__
 
 
 async def matmul(
