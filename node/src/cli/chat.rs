@@ -279,11 +279,7 @@ async fn here(
 ) -> Result<Answer, Failure> {
     let asked = Instant::now();
     let request = Request {
-        sampling: Sampling {
-            temperature: choosing.temperature,
-            seed: choosing.seed,
-            ..Sampling::default()
-        },
+        sampling: Sampling { temperature: choosing.temperature, seed: choosing.seed, ..Sampling::default() },
         max_tokens: choosing.max_tokens,
         ..Request::new(Prompt::chat(messages.to_vec()))
     };
