@@ -12,7 +12,7 @@
 //! | [`buffer`], [`tensor`], [`tensor_buf`] | aligned memory; immutable rank-2 tensors; a tensor being written |
 //! | [`pool`] | the compute threads, [`Cancel`] |
 //! | [`product`] | `C = A·B`, whole or from operands packed once |
-//! | `kernel` | instruction sets, packing, micro-kernels: where `unsafe` lives |
+//! | `kernel` | instruction sets, packing, micro-kernels, [`Linear`]: where `unsafe` lives |
 //! | [`check`] | is this product right? (DESIGN §6) |
 //! | [`chat`] | chat templates: conversations to prompt text |
 //! | [`sample`], [`draft`] | logits to tokens, grammars, stop strings; guesses of what comes next |
@@ -52,6 +52,7 @@ pub use check::{CheckReport, ColumnProbe, Mismatch, detection_limit};
 pub use dtype::{DType, Element};
 pub use error::{Error, ErrorKind};
 pub use kernel::isa::Isa;
+pub use kernel::linear::Linear;
 pub use mapped::NpyFile;
 pub use npy::NpyHeader;
 pub use npy_writer::NpyWriter;

@@ -2,6 +2,10 @@
 //! to start from. The entry points of libFuzzer are in `tests/fuzz`; `tests/tests/parsers.rs` runs the same bodies on
 //! seeds and mutations. A body panics where something does not hold, and never opens or sends anything.
 
+mod model_file;
+
+pub use model_file::{gguf, tokenizer};
+
 use std::time::Duration;
 
 use pangea_client::ErrorKind;
@@ -24,7 +28,7 @@ pub struct Target {
 }
 
 /// All of them.
-pub const TARGETS: [Target; 8] = [
+pub const TARGETS: [Target; 10] = [
     Target { name: "task_frame", body: task_frame, seeds: task_frame_seeds },
     Target { name: "admission_frame", body: admission_frame, seeds: admission_frame_seeds },
     Target { name: "npy_header", body: npy_header, seeds: npy_header_seeds },
@@ -33,6 +37,8 @@ pub const TARGETS: [Target; 8] = [
     Target { name: "peers_file", body: peers_file, seeds: peers_file_seeds },
     Target { name: "chat_template", body: chat_template, seeds: chat_template_seeds },
     Target { name: "pool_key", body: pool_key, seeds: pool_key_seeds },
+    Target { name: "gguf", body: gguf, seeds: model_file::gguf_seeds },
+    Target { name: "tokenizer", body: tokenizer, seeds: model_file::tokenizer_seeds },
 ];
 
 /// A frame of `/pangea/task/1`: what is decoded is encoded again to the same message, however odd the bytes were.

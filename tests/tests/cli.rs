@@ -390,6 +390,7 @@ fn help_is_complete_and_fits_80_columns() {
         &["node", "--help"],
         &["demo", "--help"],
         &["matmul", "--help"],
+        &["chat", "--help"],
         &["peers", "--help"],
         &["status", "--help"],
         &["bench", "matmul", "--help"],

@@ -8,6 +8,8 @@ use crate::Error;
 pub enum Isa {
     /// Portable Rust, vectorised by the compiler (SSE2, NEON).
     Plain,
+    /// AArch64 with NEON and dot products (SDOT). Used by the layer engine; tensor products run as [`Isa::Plain`].
+    Neon,
     /// x86-64 with AVX2, FMA and F16C.
     Avx2,
     /// x86-64 with AVX-512 F, BW, DQ and VL; VNNI is used where it is there.
@@ -16,7 +18,7 @@ pub enum Isa {
 
 impl Isa {
     /// Every family, slowest first.
-    pub const ALL: [Isa; 3] = [Isa::Plain, Isa::Avx2, Isa::Avx512];
+    pub const ALL: [Isa; 4] = [Isa::Plain, Isa::Neon, Isa::Avx2, Isa::Avx512];
 
     /// Whether this processor can run it.
     pub fn is_available(self) -> bool {
@@ -26,6 +28,7 @@ impl Isa {
                 is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c");
             match self {
                 Isa::Plain => true,
+                Isa::Neon => false,
                 Isa::Avx2 => avx2,
                 Isa::Avx512 => {
                     avx2 && is_x86_feature_detected!("avx512f")
@@ -35,7 +38,11 @@ impl Isa {
                 }
             }
         }
-        #[cfg(not(target_arch = "x86_64"))]
+        #[cfg(target_arch = "aarch64")]
+        {
+            self == Isa::Plain || self == Isa::Neon && std::arch::is_aarch64_feature_detected!("dotprod")
+        }
+        #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
         {
             self == Isa::Plain
         }
@@ -46,16 +53,17 @@ impl Isa {
         Isa::ALL.into_iter().rev().find(|isa| isa.is_available()).unwrap_or(Isa::Plain)
     }
 
-    /// The name: `plain`, `avx2`, `avx512`.
+    /// The name: `plain`, `neon`, `avx2`, `avx512`.
     pub fn name(self) -> &'static str {
         match self {
             Isa::Plain => "plain",
+            Isa::Neon => "neon",
             Isa::Avx2 => "avx2",
             Isa::Avx512 => "avx512",
         }
     }
 
-    /// What `PANGEA_ISA` asks for (`plain`, `avx2`, `avx512`), the best there is where it is not set.
+    /// What `PANGEA_ISA` asks for (`plain`, `neon`, `avx2`, `avx512`), the best there is where it is not set.
     ///
     /// # Errors
     /// [`Error::Invalid`] for another word, or a family that this processor cannot run.
@@ -67,7 +75,7 @@ impl Isa {
             Error::invalid(
                 "PANGEA_ISA",
                 format!(
-                    "{} is not an instruction set that this processor has; use plain, avx2 or avx512, or unset it",
+                    "{} is not an instruction set that this processor has; use plain, neon, avx2 or avx512, or unset it",
                     word.to_string_lossy()
                 ),
             )

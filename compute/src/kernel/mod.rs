@@ -6,6 +6,7 @@ pub(crate) mod barrier;
 pub(crate) mod blocked;
 pub(crate) mod float;
 pub(crate) mod isa;
+pub(crate) mod linear;
 pub(crate) mod pack;
 pub(crate) mod plain;
 pub(crate) mod quant;

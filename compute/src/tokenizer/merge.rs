@@ -6,11 +6,9 @@
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
-/// No token: a symbol that has none, and the end of a chain.
+/// No token: a symbol that has none, the end of a chain, and the rank of a pair that does not merge.
 pub(super) const NONE: u32 = u32::MAX;
-/// What follows a symbol that was merged into the one before it.
-const GONE: u32 = u32::MAX - 1;
-/// The longest text that is merged as one, in bytes: indices must stay below the two above.
+/// The longest text that is merged as one, in bytes: indices must stay below [`NONE`].
 pub(super) const MAX_TEXT_BYTES: usize = 1 << 30;
 
 /// A part of the text, and the token it is.
@@ -22,16 +20,8 @@ pub(super) struct Symbol {
     pub(super) start: u32,
     next: u32,
     previous: u32,
-}
-
-/// A pair that may merge; smaller ones first.
-#[derive(PartialEq, Eq, PartialOrd, Ord)]
-struct Candidate {
+    /// How good the pair of this symbol and the next is, and what it becomes; [`NONE`] where it does not merge.
     rank: u32,
-    left: u32,
-    right: u32,
-    /// What the two were when the pair was seen: if they are that no more, the pair is gone.
-    tokens: (u32, u32),
     merged: u32,
 }
 
@@ -39,7 +29,8 @@ struct Candidate {
 #[derive(Default)]
 pub(super) struct Merger {
     symbols: Vec<Symbol>,
-    heap: BinaryHeap<Reverse<Candidate>>,
+    /// Rank, then index of the left symbol, in one number: small, because a long word has many.
+    heap: BinaryHeap<Reverse<u64>>,
 }
 
 impl Merger {
@@ -55,49 +46,50 @@ impl Merger {
         if let Some(last) = self.symbols.last_mut() {
             last.next = index;
         }
-        self.symbols.push(Symbol { token, start, next: NONE, previous: index.wrapping_sub(1) });
+        let previous = index.wrapping_sub(1);
+        self.symbols.push(Symbol { token, start, next: NONE, previous, rank: NONE, merged: NONE });
     }
 
-    /// Merges all there is to merge in a text of `end` bytes. `pair` gives the rank, lower being better, and the token of
-    /// two neighbours, which are the text from `left.start` to the `usize`.
+    /// Merges all there is to merge in a text of `end` bytes. `pair` gives the rank, below [`NONE`] and lower being
+    /// better, and the token of two neighbours, whose text goes from `left.start` to the number.
     pub(super) fn merge(&mut self, end: u32, pair: impl Fn(Symbol, Symbol, u32) -> Option<(u32, u32)>) {
-        for left in 1..self.symbols.len() as u32 {
-            self.consider(left - 1, end, &pair);
+        for right in 1..self.symbols.len() as u32 {
+            self.consider(right - 1, end, &pair);
         }
         while let Some(Reverse(best)) = self.heap.pop() {
-            let (left, right) = (self.symbols[best.left as usize], self.symbols[best.right as usize]);
-            if (left.token, right.token) != best.tokens || left.next != best.right {
+            let (rank, index) = ((best >> 32) as u32, best as u32);
+            let left = self.symbols[index as usize];
+            // A symbol that is gone has no rank; one whose pair is another now has another entry of its own.
+            if left.rank != rank {
                 continue;
             }
-            let merged = &mut self.symbols[best.left as usize];
-            merged.token = best.merged;
+            let right = self.symbols[left.next as usize];
+            self.symbols[left.next as usize].rank = NONE;
+            let merged = &mut self.symbols[index as usize];
+            merged.token = left.merged;
             merged.next = right.next;
-            self.symbols[best.right as usize].next = GONE;
             if right.next != NONE {
-                self.symbols[right.next as usize].previous = best.left;
+                self.symbols[right.next as usize].previous = index;
             }
             if left.previous != NONE {
                 self.consider(left.previous, end, &pair);
             }
-            self.consider(best.left, end, &pair);
+            self.consider(index, end, &pair);
         }
     }
 
-    fn consider(&mut self, left_index: u32, end: u32, pair: &impl Fn(Symbol, Symbol, u32) -> Option<(u32, u32)>) {
-        let left = self.symbols[left_index as usize];
-        if left.next == NONE {
-            return;
-        }
-        let right = self.symbols[left.next as usize];
-        let end = self.symbols.get(right.next as usize).map_or(end, |after| after.start);
-        if let Some((rank, merged)) = pair(left, right, end) {
-            self.heap.push(Reverse(Candidate {
-                rank,
-                left: left_index,
-                right: left.next,
-                tokens: (left.token, right.token),
-                merged,
-            }));
+    /// Looks at the pair that begins with `index`.
+    fn consider(&mut self, index: u32, end: u32, pair: &impl Fn(Symbol, Symbol, u32) -> Option<(u32, u32)>) {
+        let left = self.symbols[index as usize];
+        let found = self.symbols.get(left.next as usize).and_then(|&right| {
+            let end = self.symbols.get(right.next as usize).map_or(end, |after| after.start);
+            pair(left, right, end)
+        });
+        let (rank, merged) = found.unwrap_or((NONE, NONE));
+        let symbol = &mut self.symbols[index as usize];
+        (symbol.rank, symbol.merged) = (rank, merged);
+        if rank != NONE {
+            self.heap.push(Reverse(u64::from(rank) << 32 | u64::from(index)));
         }
     }
 

@@ -32,8 +32,8 @@ use std::borrow::Cow;
 use vocabulary::{TokenKind, Vocabulary, invalid};
 
 enum Algorithm {
-    BytePair(BytePair),
-    SentencePiece(SentencePiece),
+    BytePair(Box<BytePair>),
+    SentencePiece(Box<SentencePiece>),
 }
 
 /// A model's tokenizer.
@@ -64,7 +64,7 @@ impl Tokenizer {
             "gpt2" => {
                 let algorithm = BytePair::from_gguf(metadata, &vocabulary)?;
                 let adds_bos = algorithm.adds_bos();
-                (Algorithm::BytePair(algorithm), adds_bos, false)
+                (Algorithm::BytePair(Box::new(algorithm)), adds_bos, false)
             }
             "llama" => {
                 // What SentencePiece calls <unk>, <s> and </s>, where the file does not say.
@@ -73,7 +73,7 @@ impl Tokenizer {
                 vocabulary.unknown = vocabulary.unknown.or(unknown);
                 vocabulary.bos = vocabulary.bos.or(bos);
                 vocabulary.default_eos(eos);
-                (Algorithm::SentencePiece(SentencePiece::from_gguf(metadata, &vocabulary)?), true, true)
+                (Algorithm::SentencePiece(Box::new(SentencePiece::from_gguf(metadata, &vocabulary)?)), true, true)
             }
             other => {
                 return Err(invalid(format!(

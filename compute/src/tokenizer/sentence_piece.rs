@@ -15,6 +15,8 @@ pub(super) struct SentencePiece {
     ranks: Vec<u32>,
     /// The token of each byte that is part of no other.
     bytes: [u32; 256],
+    /// The token of each ASCII character, or [`NONE`].
+    ascii: [u32; 128],
     /// The characters that some token has before a space inside it: a text is cut before a space after any other one,
     /// since no token can reach over.
     before_space: BTreeSet<char>,
@@ -59,7 +61,11 @@ impl SentencePiece {
             }
         }
         before_space.insert(SPACE);
-        Ok(SentencePiece { ranks: scores.into_iter().map(rank).collect(), bytes, before_space })
+        let ascii = std::array::from_fn(|c| {
+            let c = char::from(c as u8);
+            vocabulary.find_piece(c.encode_utf8(&mut [0; 4])).unwrap_or(NONE)
+        });
+        Ok(SentencePiece { ranks: scores.into_iter().map(rank).collect(), bytes, ascii, before_space })
     }
 
     /// Adds the tokens of `text` to `out`, with a space before it if `prefix` says so.
@@ -85,8 +91,11 @@ impl SentencePiece {
     fn encode_part(&self, vocabulary: &Vocabulary, text: &str, merger: &mut Merger, out: &mut Vec<u32>) {
         merger.clear();
         for (start, c) in text.char_indices() {
-            let character = &text[start..start + c.len_utf8()];
-            merger.push(vocabulary.find_piece(character).unwrap_or(NONE), start as u32);
+            let token = match self.ascii.get(c as usize) {
+                Some(&token) => token,
+                None => vocabulary.find_piece(&text[start..start + c.len_utf8()]).unwrap_or(NONE),
+            };
+            merger.push(token, start as u32);
         }
         let end = text.len() as u32;
         merger.merge(end, |left, _, end| {

@@ -2,6 +2,9 @@
 //! It never decides whether control tokens may be parsed: the caller does.
 
 use super::vocabulary::{TokenKind, Vocabulary};
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
+use std::ops::Range;
 
 /// A part of a text.
 pub(super) enum Fragment<'t> {
@@ -11,45 +14,67 @@ pub(super) enum Fragment<'t> {
     Text(&'t str),
 }
 
-/// The texts of all special tokens of a vocabulary, and how to find them quickly.
+/// All special tokens of a vocabulary, so that they are quickly found.
 ///
 /// The longest are found first, anywhere in a text, then shorter ones in what is left, as llama.cpp does it.
 pub(super) struct SpecialTokens {
-    /// All lengths in bytes that occur, the longest first.
-    lengths: Vec<usize>,
-    /// One bit for each pair of bytes with which a special token starts; a token of one byte has all pairs.
+    /// One bit for each pair of bytes with which a special token of two or more starts.
     starts: Vec<u64>,
-    /// Whether a token has one byte: only such a one can be the last byte of a text.
-    single: bool,
+    /// The groups of each such pair, the longest first.
+    buckets: BTreeMap<[u8; 2], Range<usize>>,
+    groups: Vec<Group>,
+    /// By pair, then length, then text.
+    tokens: Vec<u32>,
+    /// Special tokens of one byte.
+    single: BTreeMap<u8, u32>,
+    /// All lengths from 2 on that occur, the longest first.
+    lengths: Vec<usize>,
+}
+
+/// The special tokens that begin with the same pair of bytes and are equally long: a part of all of them.
+struct Group {
+    len: usize,
+    tokens: Range<usize>,
 }
 
 impl SpecialTokens {
     pub(super) fn new(vocabulary: &Vocabulary) -> SpecialTokens {
-        let mut tokens = SpecialTokens { lengths: Vec::new(), starts: vec![0; (1 << 16) / 64], single: false };
-        for (_, kind, text) in vocabulary.iter() {
-            if !is_special(kind, true) {
-                continue;
-            }
-            let seconds = match *text.as_bytes() {
-                [] => continue,
-                [_] => 0..=255,
-                [_, second, ..] => second..=second,
-            };
-            tokens.single |= text.len() == 1;
-            tokens.lengths.push(text.len());
-            for second in seconds {
-                let pair = usize::from(text.as_bytes()[0]) << 8 | usize::from(second);
-                tokens.starts[pair / 64] |= 1 << (pair % 64);
+        let mut single = BTreeMap::new();
+        let mut texts = Vec::new();
+        for (token, _, text) in vocabulary.iter().filter(|&(_, kind, _)| is_special(kind, true)) {
+            match *text.as_bytes() {
+                [] => {}
+                [byte] => drop(single.insert(byte, token)),
+                [first, second, ..] => texts.push(([first, second], Reverse(text.len()), text, token)),
             }
         }
-        tokens.lengths.sort_unstable_by(|a, b| b.cmp(a));
-        tokens.lengths.dedup();
-        tokens
+        texts.sort_unstable();
+        let mut special = SpecialTokens {
+            starts: vec![0; (1 << 16) / 64],
+            buckets: BTreeMap::new(),
+            groups: Vec::new(),
+            tokens: texts.iter().map(|&(.., token)| token).collect(),
+            single,
+            lengths: texts.iter().map(|&(_, Reverse(len), ..)| len).collect(),
+        };
+        special.lengths.sort_unstable_by_key(|&len| Reverse(len));
+        special.lengths.dedup();
+        let mut at = 0;
+        for group in texts.chunk_by(|a, b| (a.0, a.1) == (b.0, b.1)) {
+            let (pair, Reverse(len), ..) = group[0];
+            let index = u16::from_be_bytes(pair) as usize;
+            special.starts[index / 64] |= 1 << (index % 64);
+            let index = special.groups.len();
+            special.buckets.entry(pair).or_insert(index..index).end += 1;
+            special.groups.push(Group { len, tokens: at..at + group.len() });
+            at += group.len();
+        }
+        special
     }
 
     fn may_start(&self, pair: [u8; 2]) -> bool {
-        let pair = usize::from(pair[0]) << 8 | usize::from(pair[1]);
-        self.starts[pair / 64] >> (pair % 64) & 1 == 1
+        let index = u16::from_be_bytes(pair) as usize;
+        self.starts[index / 64] >> (index % 64) & 1 == 1
     }
 
     /// Cuts `text` at its special tokens: user-defined ones, and control tokens too where `control` says so.
@@ -73,28 +98,47 @@ impl SpecialTokens {
     /// Start, length and token of every special token, in order; none overlaps another.
     fn find(&self, vocabulary: &Vocabulary, text: &str, control: bool) -> Vec<(usize, usize, u32)> {
         let bytes = text.as_bytes();
-        let mut starts: Vec<usize> =
-            (1..bytes.len()).filter(|&i| self.may_start([bytes[i - 1], bytes[i]])).map(|i| i - 1).collect();
-        if self.single {
-            starts.extend(bytes.len().checked_sub(1));
+        // Each place where one may start, with the groups that are still to be tried there.
+        let mut starts: Vec<(usize, Range<usize>)> = Vec::new();
+        for (start, pair) in bytes.windows(2).enumerate() {
+            let pair = [pair[0], pair[1]];
+            if self.may_start(pair) {
+                starts.extend(self.buckets.get(&pair).map(|groups| (start, groups.clone())));
+            }
         }
         let mut found = Vec::new();
-        if starts.is_empty() {
+        if starts.is_empty() && self.single.is_empty() {
             return found;
         }
         let mut taken = vec![false; bytes.len()];
         for &len in &self.lengths {
-            for &start in &starts {
-                let end = start + len;
+            for (start, groups) in &mut starts {
+                // Lengths fall: no group before this one will be asked for again.
+                let Some(group) =
+                    self.groups.get(groups.start).filter(|group| groups.start < groups.end && group.len == len)
+                else {
+                    continue;
+                };
+                groups.start += 1;
+                let (start, end) = (*start, *start + len);
                 // What was taken before is at least as long: it cannot lie between the first and the last byte.
                 if end > bytes.len() || taken[start] || taken[end - 1] {
                     continue;
                 }
-                let token = text.get(start..end).and_then(|candidate| vocabulary.find(candidate));
-                if let Some(token) = token.filter(|&token| is_special(vocabulary.kind(token), control)) {
+                let tokens = &self.tokens[group.tokens.clone()];
+                let text_of = |token: &u32| vocabulary.text(*token).unwrap_or_default().as_bytes();
+                let Ok(at) = tokens.binary_search_by(|token| text_of(token).cmp(&bytes[start..end])) else { continue };
+                if is_special(vocabulary.kind(tokens[at]), control) {
                     taken[start..end].fill(true);
-                    found.push((start, len, token));
+                    found.push((start, len, tokens[at]));
                 }
+            }
+        }
+        for (start, byte) in bytes.iter().enumerate().filter(|_| !self.single.is_empty()) {
+            if let Some(&token) = self.single.get(byte).filter(|&&token| is_special(vocabulary.kind(token), control))
+                && !taken[start]
+            {
+                found.push((start, 1, token));
             }
         }
         found.sort_unstable();

@@ -109,8 +109,8 @@ impl Vocabulary {
             .get_strs("tokenizer.ggml.tokens")?
             .ok_or_else(|| invalid("the file has no tokenizer.ggml.tokens: it is incomplete; fetch another"))?
             .clone();
-        // The last two numbers mean something else in a chain of symbols.
-        if texts.is_empty() || texts.len() >= NONE as usize - 1 {
+        // The last number is no token.
+        if texts.is_empty() || texts.len() >= NONE as usize {
             return Err(invalid(format!("a vocabulary of {} tokens cannot be used", texts.len())));
         }
         let longest = texts.iter().map(str::len).max().unwrap_or(0);
@@ -233,46 +233,59 @@ fn kinds(metadata: &Metadata, len: usize) -> Result<Vec<TokenKind>, Error> {
         .collect()
 }
 
-/// From a token's text to its id: an open table of ids. Its hash is keyed at random, so that no file can make it slow.
+/// From a token's text to its id: an open table. Its hash is keyed at random, so that no file can make it slow.
 #[derive(Debug)]
 struct TokenIndex {
-    /// A power of two of them, at most half used; [`NONE`] where free.
-    slots: Vec<u32>,
+    /// A power of two of them, at most half used.
+    slots: Vec<Slot>,
     hash: RandomState,
+}
+
+/// The upper half of a text's hash, which spares most looks at texts, and the token: [`NONE`] where free.
+#[derive(Clone, Copy, Debug)]
+struct Slot {
+    tag: u32,
+    token: u32,
 }
 
 impl TokenIndex {
     fn new(texts: &Strings) -> Result<TokenIndex, Error> {
+        let free = Slot { tag: 0, token: NONE };
         let mut index =
-            TokenIndex { slots: vec![NONE; (texts.len() * 2).next_power_of_two()], hash: RandomState::new() };
+            TokenIndex { slots: vec![free; (texts.len() * 2).next_power_of_two()], hash: RandomState::new() };
         for (id, text) in texts.iter().enumerate() {
             // An empty token is no part of any text.
             if text.is_empty() {
                 continue;
             }
-            let slot = index.slot(texts, text);
-            if index.slots[slot] != NONE {
+            let (slot, tag) = index.slot(texts, text);
+            if index.slots[slot].token != NONE {
                 return Err(invalid(format!(
                     "the tokens {} and {id} are both {text:?}: the file is corrupt",
-                    index.slots[slot]
+                    index.slots[slot].token
                 )));
             }
-            index.slots[slot] = id as u32;
+            index.slots[slot] = Slot { tag, token: id as u32 };
         }
         Ok(index)
     }
 
-    /// Where the text is, or where it would be.
-    fn slot(&self, texts: &Strings, text: &str) -> usize {
+    /// Where the text is, or where it would be with which tag.
+    fn slot(&self, texts: &Strings, text: &str) -> (usize, u32) {
+        let hash = self.hash.hash_one(text);
+        let tag = (hash >> 32) as u32;
         let mask = self.slots.len() - 1;
-        let mut slot = self.hash.hash_one(text) as usize & mask;
-        while self.slots[slot] != NONE && texts.get(self.slots[slot] as usize) != Some(text) {
-            slot = (slot + 1) & mask;
+        let mut at = hash as usize & mask;
+        loop {
+            let slot = self.slots[at];
+            if slot.token == NONE || (slot.tag == tag && texts.get(slot.token as usize) == Some(text)) {
+                return (at, tag);
+            }
+            at = (at + 1) & mask;
         }
-        slot
     }
 
     fn find(&self, texts: &Strings, text: &str) -> Option<u32> {
-        Some(self.slots[self.slot(texts, text)]).filter(|&id| id != NONE)
+        Some(self.slots[self.slot(texts, text).0].token).filter(|&id| id != NONE)
     }
 }

@@ -277,21 +277,21 @@ pub struct ChatArgs {
     #[arg(short, long, value_name = "MODEL")]
     pub model: Option<String>,
 
-    /// What the model is told before the conversation
+    /// What the model is told before the conversation [default: You are a helpful assistant.]
     #[arg(long, value_name = "TEXT")]
     pub system: Option<String>,
 
-    /// How freely tokens are chosen; 0 takes the most likely one every time [default: 0.8]
-    #[arg(long, value_name = "T")]
-    pub temperature: Option<f32>,
+    /// How freely tokens are chosen; 0 takes the most likely one every time
+    #[arg(long, value_name = "T", default_value_t = 0.2)]
+    pub temperature: f32,
 
     /// The most tokens of an answer [default: until it ends]
     #[arg(long, value_name = "N")]
     pub max_tokens: Option<usize>,
 
-    /// The same seed gives the same answer [default: another every time]
-    #[arg(long, value_name = "SEED")]
-    pub seed: Option<u64>,
+    /// The same seed gives the same answer, on every machine
+    #[arg(long, value_name = "SEED", default_value_t = 0)]
+    pub seed: u64,
 
     /// The HTTP API of the node to ask [default: 127.0.0.1:52415]
     #[arg(long, value_name = "ADDR", env = "PANGEA_API", hide_env_values = true, value_parser = host_and_port)]

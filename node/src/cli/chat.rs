@@ -23,6 +23,9 @@ use crate::serve::{Engine, EngineSettings, Event, Prompt, Request};
 /// The part of this machine's memory that sessions may take in a process of their own.
 const SESSION_SHARE: u64 = 4;
 
+/// What a model is told where nothing else is asked for: small ones keep to the language and the question better.
+const SYSTEM: &str = "You are a helpful assistant.";
+
 /// Who answers.
 enum Speaker {
     Node(NodeModel),
@@ -48,9 +51,9 @@ pub(super) struct Answer {
 /// How answers are to be generated.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Choosing {
-    pub(super) temperature: Option<f32>,
+    pub(super) temperature: f32,
     pub(super) max_tokens: Option<usize>,
-    pub(super) seed: Option<u64>,
+    pub(super) seed: u64,
 }
 
 /// Runs the command. It has a runtime of its own: Ctrl-C ends an answer, not the conversation.
@@ -65,7 +68,9 @@ pub(super) fn run(args: &ChatArgs, output: OutputArgs) -> Result<(), Failure> {
     let mut chat = Chat {
         speaker: runtime.block_on(speaker(args, output))?,
         choosing: Choosing { temperature: args.temperature, max_tokens: args.max_tokens, seed: args.seed },
-        messages: args.system.iter().map(|system| Message::new("system", system.as_str())).collect(),
+        messages: vec![Message::new("system", args.system.as_deref().unwrap_or(SYSTEM))],
+        // Some templates know no system messages; who did not ask for one need not hear of it.
+        system_may_go: args.system.is_none(),
         output,
     };
     let result = match &args.prompt {
@@ -127,10 +132,31 @@ struct Chat {
     speaker: Speaker,
     choosing: Choosing,
     messages: Vec<Message>,
+    system_may_go: bool,
     output: OutputArgs,
 }
 
 impl Chat {
+    /// The answer to what was said so far.
+    async fn answer(&mut self, say: &mut dyn FnMut(&str) -> Result<(), Failure>) -> Result<Answer, Failure> {
+        let answered = self.speaker.answer(&self.messages, self.choosing, say).await;
+        match answered {
+            Err(failure) if failure.exit == Exit::Usage && self.system_may_go => {
+                self.system_may_go = false;
+                let system = self.messages.remove(0);
+                let again = self.speaker.answer(&self.messages, self.choosing, say).await;
+                if again.is_err() {
+                    self.messages.insert(0, system);
+                }
+                again
+            }
+            answered => {
+                self.system_may_go &= answered.is_err();
+                answered
+            }
+        }
+    }
+
     /// One answer, or Ctrl-C.
     async fn once(&mut self, prompt: &str, json: bool) -> Result<(), Failure> {
         self.messages.push(Message::new("user", prompt));
@@ -138,7 +164,7 @@ impl Chat {
         let answer = tokio::select! {
             biased;
             _ = tokio::signal::ctrl_c() => return Err(Failure::new(Exit::Interrupted, "stopped")),
-            answer = self.speaker.answer(&self.messages, self.choosing, &mut say) => answer?,
+            answer = self.answer(&mut say) => answer?,
         };
         if json {
             return print_json(&answer);
@@ -190,7 +216,7 @@ impl Chat {
             tokio::select! {
                 biased;
                 _ = tokio::signal::ctrl_c() => None,
-                answer = self.speaker.answer(&self.messages, self.choosing, &mut say) => Some(answer),
+                answer = self.answer(&mut say) => Some(answer),
             }
         });
         print("\n")?;
@@ -252,13 +278,8 @@ async fn here(
     say: &mut dyn FnMut(&str) -> Result<(), Failure>,
 ) -> Result<Answer, Failure> {
     let asked = Instant::now();
-    let defaults = Sampling::default();
     let request = Request {
-        sampling: Sampling {
-            temperature: choosing.temperature.unwrap_or(defaults.temperature),
-            seed: choosing.seed.unwrap_or_else(rand::random),
-            ..defaults
-        },
+        sampling: Sampling { temperature: choosing.temperature, seed: choosing.seed, ..Sampling::default() },
         max_tokens: choosing.max_tokens,
         ..Request::new(Prompt::chat(messages.to_vec()))
     };

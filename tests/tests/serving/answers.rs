@@ -5,7 +5,10 @@ use super::*;
 #[test]
 fn a_chat_answer_has_the_form_that_clients_expect_and_says_who_computed_it() {
     let Some(serving) = Serving::start("a_chat_answer_has_the_form") else { return };
-    let answer = serving.ask(CHAT, &question("What is the capital of France?", 12));
+    let mut body = question("What is the capital of France?", 12);
+    let system = json!({"role": "system", "content": "Answer the question."});
+    body["messages"].as_array_mut().unwrap().insert(0, system);
+    let answer = serving.ask(CHAT, &body);
     assert_eq!((&answer["object"], &answer["model"]), (&json!("chat.completion"), &json!(SMOLLM2)));
     let choice = &answer["choices"][0];
     assert_eq!((&choice["index"], &choice["message"]["role"]), (&json!(0), &json!("assistant")));

@@ -40,10 +40,15 @@ fn answers_that_give_way_for_want_of_memory_are_the_same() {
     // An eighth of this is for sessions: not enough for all four at once.
     let Some(serving) = Serving::start_with("answers_that_give_way", |node| node.max_memory("96M")) else { return };
     let Some(roomy) = Serving::start("answers_that_give_way") else { return };
-    let bodies: Vec<Value> = questions()
-        .into_iter()
-        .map(|mut body| {
-            body["max_tokens"] = json!(100);
+    // Short prompts, so that all begin, and long answers, so that they cannot all go on.
+    let bodies: Vec<Value> = ["a joke", "a story", "a poem", "a recipe"]
+        .iter()
+        .enumerate()
+        .map(|(seed, what)| {
+            let mut body = question(&format!("Write {what}."), 170);
+            body["temperature"] = json!(0.9);
+            body["seed"] = json!(seed);
+            body["logit_bias"] = json!({"2": -100});
             body
         })
         .collect();

@@ -6,7 +6,7 @@ use crate::{Buffer, Error};
 use half::{bf16, f16};
 use std::sync::Arc;
 
-/// A matrix `[rows, k]`, packed by [`pack`](super::pack).
+/// A matrix `[rows, k]`, packed by [`pack`](super::pack()).
 #[derive(Clone, Debug)]
 pub(crate) struct Matrix {
     ty: GgmlType,

@@ -37,4 +37,4 @@ pub(crate) use layout::{TILE, packed_bytes, tiles};
 pub(crate) use matrix::Matrix;
 pub(crate) use pack::pack;
 pub(crate) use product::{Input, Store, product};
-pub(crate) use quantized::{Quantized, quantize_block};
+pub(crate) use quantized::Quantized;

@@ -42,6 +42,8 @@ pub(crate) enum Store {
 /// # Safety
 /// `isa` is available. `out` is writable in the named tiles' columns of the named rows, and nobody else uses those
 /// meanwhile; nobody writes x.
+// What, with what, where to: every one is needed, and callers have them apart.
+#[allow(clippy::too_many_arguments)]
 pub(crate) unsafe fn product(
     isa: Isa,
     w: &Matrix,
@@ -55,7 +57,7 @@ pub(crate) unsafe fn product(
     assert!(tiles.end <= w.tiles(), "tiles {tiles:?} of {}", w.tiles());
     let out = Out { to: out, ld, columns: w.rows(), store };
     let task = Task { w, tiles, rows, out };
-    // SAFETY: the caller's promise, and what `Quantities` and `Floats` check.
+    // SAFETY: the caller's promise, and what `integers` and `floats` check.
     unsafe {
         match (w.ty(), x) {
             (GgmlType::F32, Input::Floats(x)) => floats::<float::F32>(isa, task, x),

@@ -40,7 +40,7 @@ pub(crate) struct Quantized {
     k: usize,
 }
 
-// SAFETY: rows are written through `quantize_row` and `row_blocks` only, whose callers promise that nobody else uses the row.
+// SAFETY: rows are written through `quantize_row` only, whose callers promise that nobody else uses the row.
 unsafe impl Sync for Quantized {}
 
 impl Quantized {
@@ -112,17 +112,16 @@ impl Quantized {
         unsafe { dispatch(isa, Rounding { x, at: &mut at }) }
     }
 
-    /// Where the blocks of row `row` go, for [`quantize_block`]. Writing there is what [`Quantized::quantize_row`] does, and
-    /// needs the same promise.
+    /// Where the blocks of row `row` go.
     #[inline(always)]
-    pub(crate) fn row_blocks(&self, row: usize) -> RowBlocks {
+    fn row_blocks(&self, row: usize) -> RowBlocks {
         let (q, scale) = self.row(row);
         RowBlocks { q: q.cast_mut(), scale: scale.cast_mut(), record_bytes: self.record_bytes() }
     }
 }
 
 /// Where the next block of a row goes.
-pub(crate) struct RowBlocks {
+struct RowBlocks {
     q: *mut i8,
     scale: *mut Scale,
     record_bytes: usize,
@@ -163,7 +162,7 @@ impl Body for Rounding<'_> {
 /// # Safety
 /// As for [`Simd`] and [`Quantized::quantize_row`]; the row has a block left.
 #[inline(always)]
-pub(crate) unsafe fn quantize_block<S: Simd>(a: S::F, b: S::F, at: &mut RowBlocks, check: S::F) -> S::F {
+unsafe fn quantize_block<S: Simd>(a: S::F, b: S::F, at: &mut RowBlocks, check: S::F) -> S::F {
     // SAFETY: the caller's promise.
     unsafe {
         let largest = S::max_lanes(S::max(S::abs(a), S::abs(b)));

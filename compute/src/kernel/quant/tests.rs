@@ -137,7 +137,7 @@ fn blocks(ty: GgmlType, bytes: &[u8]) -> Vec<Block> {
         }
     };
     let codes = values(&neutral);
-    let groups = codes.chunks_exact(32).map(<[f32]>::to_vec).enumerate();
+    let groups = codes.chunks_exact(32).map(<[f32]>::to_vec);
     let one = [1, 1];
     match ty {
         GgmlType::Q4K | GgmlType::Q5K => {
@@ -160,17 +160,17 @@ fn blocks(ty: GgmlType, bytes: &[u8]) -> Vec<Block> {
                 scale: get(0) * scales[32 * g],
                 min: Some(-(get(2) * -mins[32 * g])),
             };
-            groups.map(block).collect()
+            groups.enumerate().map(block).collect()
         }
         GgmlType::Q6K => {
             let weight = |half: usize| i32::from(bytes[192 + half] as i8);
             let block =
                 |(g, codes)| Block { codes, halves: [weight(2 * g), weight(2 * g + 1)], scale: get(208), min: None };
-            groups.map(block).collect()
+            groups.enumerate().map(block).collect()
         }
         _ => {
             let min = (halves_of(ty).len() == 2).then(|| get(2));
-            groups.map(|(_, codes)| Block { codes, halves: one, scale: get(0), min }).collect()
+            groups.map(|codes| Block { codes, halves: one, scale: get(0), min }).collect()
         }
     }
 }
@@ -197,8 +197,8 @@ fn reference(ty: GgmlType, row: &[u8], x: &[f32]) -> f32 {
     for (block, x) in blocks.zip(x.chunks_exact(32)) {
         let (q, d) = quantise(x);
         let mut dot = 0i32;
-        for j in 0..32 {
-            dot += block.halves[j / 16] * block.codes[j] as i32 * q[j];
+        for (j, (code, q)) in block.codes.iter().zip(&q).enumerate() {
+            dot += block.halves[j / 16] * *code as i32 * q;
         }
         acc = (block.scale * d).mul_add(dot as f32, acc);
         if let Some(min) = block.min {
@@ -209,11 +209,15 @@ fn reference(ty: GgmlType, row: &[u8], x: &[f32]) -> f32 {
 }
 
 fn packed(ty: GgmlType, rows: usize, k: usize, src: &[u8]) -> Matrix {
+    packed_over(0xa5, ty, rows, k, src)
+}
+
+/// The matrix packed where every byte was `before`, tile by tile.
+fn packed_over(before: u8, ty: GgmlType, rows: usize, k: usize, src: &[u8]) -> Matrix {
     let bytes = packed_bytes(ty, rows, k).unwrap();
     let start = 64;
     let mut arena = Buffer::zeroed(start + bytes).unwrap();
-    // Whatever was there must not matter.
-    arena.as_mut_slice().fill(0xa5);
+    arena.as_mut_slice().fill(before);
     let mut rest = &mut arena.as_mut_slice()[start..];
     for tile in 0..tiles(rows) {
         let (dst, after) = rest.split_at_mut(bytes / tiles(rows));
@@ -334,6 +338,7 @@ fn a_packed_row_is_the_dequantised_row() {
             let (rows, k) = (21, depth(ty, 4));
             let src = weights(ty, rows, k, kind, &mut Random(seed));
             let w = packed(ty, rows, k, &src);
+            assert!(w.bytes() == packed_over(0x5a, ty, rows, k, &src).bytes(), "{ty}: not every byte is written");
             for (row, bytes) in src.chunks_exact(src.len() / rows).enumerate() {
                 let (mut out, mut expected) = (vec![1.0; k], vec![2.0; k]);
                 w.unpack_row(row, &mut out);

@@ -227,6 +227,7 @@ impl Simd for Avx2 {
             _mm_storeu_si128(to.cast(), _mm_unpacklo_epi64(a, b));
         }
     }
+    #[cfg(test)]
     #[inline(always)]
     unsafe fn store_i(to: *mut i32, x: Self::I) {
         // SAFETY: see above.

@@ -172,6 +172,7 @@ impl Simd for Avx512 {
         // SAFETY: see above.
         unsafe { _mm_storeu_si128(to.cast(), _mm512_cvtepi32_epi8(x)) }
     }
+    #[cfg(test)]
     #[inline(always)]
     unsafe fn store_i(to: *mut i32, x: Self::I) {
         // SAFETY: see above.

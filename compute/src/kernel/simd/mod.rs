@@ -9,7 +9,11 @@ use crate::Isa;
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod plain;
+#[cfg(test)]
+mod tests;
 
 /// Lanes of every vector: rows of a weight tile, keys of an attention block, partial sums of a reduction.
 pub(crate) const LANES: usize = 16;
@@ -93,6 +97,7 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// The low byte of each lane.
     unsafe fn store_i8(to: *mut i8, x: Self::I);
     /// Writes 16 integers.
+    #[cfg(test)]
     unsafe fn store_i(to: *mut i32, x: Self::I);
 
     /// 64 bytes; aligned to 64 where weights are.
@@ -163,6 +168,8 @@ pub(crate) unsafe fn dispatch<T: Body>(isa: Isa, body: T) -> T::Out {
             Isa::Avx512 if crate::kernel::isa::has_vnni() => avx512::enter(body),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 | Isa::Avx2 => avx2::enter(body),
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon => neon::enter(body),
             _ => plain::enter(body),
         }
     }

@@ -234,6 +234,7 @@ impl Simd for Plain {
         // SAFETY: see above.
         unsafe { to.cast::<[i8; LANES]>().write_unaligned(bytes) }
     }
+    #[cfg(test)]
     #[inline(always)]
     unsafe fn store_i(to: *mut i32, x: Self::I) {
         // SAFETY: see above.

@@ -1,0 +1,150 @@
+"""OpenAI's own SDK, unmodified, against a real node with a real model: a node that any program for OpenAI can use."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+
+import pytest
+
+openai = pytest.importorskip("openai", reason="SKIPPED: the openai package is not installed")
+
+MODEL = "SmolLM2-135M-Instruct.Q4_1"
+QUESTION = [{"role": "user", "content": "Count from one to five."}]
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[openai.OpenAI]:
+    binary = os.environ.get("PANGEA_BIN")
+    if not binary:
+        pytest.skip("SKIPPED: PANGEA_BIN (a `pangea` binary) is not set")
+    folder = os.environ.get("PANGEA_TEST_MODELS") or pathlib.Path.home() / ".cache/pangea/test-models"
+    model = pathlib.Path(folder) / f"{MODEL}.gguf"
+    if not model.is_file():
+        pytest.skip(f"SKIPPED: {model} is not there")
+    with tempfile.TemporaryDirectory() as directory:
+        arguments = ["--ephemeral", "--no-mdns", "--listen", "/ip4/127.0.0.1/tcp/0", "--rpc-addr", "127.0.0.1:0"]
+        arguments += ["--api-addr", "127.0.0.1:0", "--data-dir", directory, "--model", str(model)]
+        node = subprocess.Popen([binary, "node", *arguments], stderr=subprocess.PIPE, text=True)
+        try:
+            assert node.stderr
+            said = []
+            for line in node.stderr:
+                said.append(line)
+                if "Listening on" in line:
+                    break
+            else:
+                raise RuntimeError("".join(said))
+            facts = json.loads((pathlib.Path(directory) / "node.json").read_text())
+            # The first request waits until the model is ready.
+            with openai.OpenAI(base_url=f"http://{facts['api']}/v1", api_key="none", max_retries=0) as client:
+                yield client
+        finally:
+            node.terminate()
+            node.communicate(timeout=60)
+
+
+def test_a_plain_answer(client: openai.OpenAI) -> None:
+    answer = client.chat.completions.create(model=MODEL, messages=QUESTION, max_tokens=16, temperature=0)
+    assert answer.choices[0].message.role == "assistant"
+    assert answer.choices[0].message.content
+    assert answer.choices[0].finish_reason in ("stop", "length")
+    assert answer.usage and answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
+    # What is ours passes through untouched.
+    pangea = answer.model_extra["pangea"]
+    assert pangea["verdict"] == "local" and pangea["stages"][0]["layers"] == [0, 30]
+
+
+def test_a_stream_says_what_the_plain_answer_says(client: openai.OpenAI) -> None:
+    asked = {"model": MODEL, "messages": QUESTION, "max_tokens": 16, "temperature": 0}
+    whole = client.chat.completions.create(**asked).choices[0].message.content
+    pieces = list(client.chat.completions.create(**asked, stream=True, stream_options={"include_usage": True}))
+    assert "".join(piece.choices[0].delta.content or "" for piece in pieces if piece.choices) == whole
+    assert pieces[-1].usage and pieces[-1].usage.completion_tokens
+    assert pieces[-1].model_extra["pangea"]["verdict"] == "local"
+
+
+def test_a_stream_that_is_left_is_cancelled(client: openai.OpenAI) -> None:
+    asked = {"model": MODEL, "messages": QUESTION, "max_tokens": 8000, "logit_bias": {"2": -100}}
+    with client.chat.completions.create(**asked, stream=True) as stream:
+        next(iter(stream))
+    address = str(client.base_url).removesuffix("/v1/")
+    deadline = time.monotonic() + 60
+    while True:
+        model = client._client.get(f"{address}/api/models").json()["models"][0]
+        if model["running"] + model["waiting"] == 0:
+            break
+        assert time.monotonic() < deadline, model
+
+
+def test_logprobs(client: openai.OpenAI) -> None:
+    answer = client.chat.completions.create(
+        model=MODEL, messages=QUESTION, max_tokens=4, temperature=0, logprobs=True, top_logprobs=2
+    )
+    logprobs = answer.choices[0].logprobs
+    assert logprobs and logprobs.content
+    assert "".join(token.token for token in logprobs.content) == answer.choices[0].message.content
+    assert all(len(token.top_logprobs) == 2 and token.logprob <= 0 for token in logprobs.content)
+
+
+def test_seeds_choices_and_stops(client: openai.OpenAI) -> None:
+    asked = {"model": MODEL, "messages": QUESTION, "max_tokens": 12, "temperature": 1.2, "seed": 5, "n": 2}
+    texts = [[c.message.content for c in client.chat.completions.create(**asked).choices] for _ in range(2)]
+    assert texts[0] == texts[1] and len(texts[0]) == 2
+    stop = texts[0][0][3:6]
+    cut = client.chat.completions.create(**{**asked, "n": 1, "stop": [stop]}).choices[0]
+    assert stop not in cut.message.content and cut.finish_reason == "stop"
+
+
+def test_a_schema(client: openai.OpenAI) -> None:
+    schema = {"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"], "additionalProperties": False}
+    form = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema, "strict": True}}
+    answer = client.chat.completions.create(model=MODEL, messages=QUESTION, max_tokens=60, response_format=form, seed=1)
+    assert isinstance(json.loads(answer.choices[0].message.content)["ok"], bool)
+
+
+def test_completions(client: openai.OpenAI) -> None:
+    answer = client.completions.create(
+        model=MODEL, prompt="The capital of France is", max_tokens=4, temperature=0, echo=True, logprobs=1
+    )
+    assert answer.choices[0].text.startswith("The capital of France is")
+    logprobs = answer.choices[0].logprobs
+    assert logprobs and "".join(logprobs.tokens) == answer.choices[0].text
+    pieces = client.completions.create(model=MODEL, prompt=[1, 2, 3], max_tokens=4, temperature=0, stream=True)
+    assert list(pieces)[-1].choices[0].finish_reason
+
+
+def test_models(client: openai.OpenAI) -> None:
+    assert [model.id for model in client.models.list()] == [MODEL]
+    assert client.models.retrieve(MODEL).id == MODEL
+
+
+def test_errors_are_those_that_the_sdk_knows(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.NotFoundError) as missing:
+        client.chat.completions.create(model="other", messages=QUESTION)
+    assert missing.value.code == "model_not_found"
+    with pytest.raises(openai.BadRequestError) as wrong:
+        client.chat.completions.create(model=MODEL, messages=QUESTION, n=1000)
+    assert wrong.value.param == "n"
+    with pytest.raises(openai.BadRequestError) as long:
+        client.chat.completions.create(model=MODEL, messages=[{"role": "user", "content": "word " * 9000}])
+    assert long.value.code == "context_length_exceeded"
+
+
+def test_the_asynchronous_client(client: openai.OpenAI) -> None:
+    import asyncio
+
+    async def ask() -> list[str]:
+        async with openai.AsyncOpenAI(base_url=client.base_url, api_key="none", max_retries=0) as both:
+            asked = [
+                both.chat.completions.create(model=MODEL, messages=QUESTION, max_tokens=8, seed=seed) for seed in (1, 1, 2)
+            ]
+            return [answer.choices[0].message.content or "" for answer in await asyncio.gather(*asked)]
+
+    one, again, _ = asyncio.run(ask())
+    assert one == again

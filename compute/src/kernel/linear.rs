@@ -1,0 +1,180 @@
+//! One weight matrix of a GGUF file, packed, and its product with rows of f32 activations: what a linear layer computes,
+//! as one call. A whole model packs its matrices together and fuses what lies between them; this does neither.
+#![allow(unsafe_code)]
+
+use crate::gguf::GgmlType;
+use crate::kernel::quant::{Input, Matrix, Quantized, Store, pack, packed_bytes, product, tiles};
+use crate::{Buffer, Error, Pool};
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Tiles that a thread takes of the packing at a time: some hundred KiB.
+const PACKED_AT_ONCE: usize = 32;
+
+/// A weight matrix `[rows, k]` in its packed form.
+pub struct Linear {
+    matrix: Matrix,
+    /// Room for quantised activations, kept from product to product.
+    quantized: Mutex<Quantized>,
+}
+
+impl Linear {
+    /// Packs the matrix whose GGUF blocks are `bytes`, row by row, on all threads of the pool.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] where `k` is not whole blocks of the type or `bytes` are not `rows` such rows;
+    /// [`Error::OutOfMemory`].
+    pub fn new(pool: &Pool, ty: GgmlType, rows: usize, k: usize, bytes: &[u8]) -> Result<Linear, Error> {
+        let expected = (k / ty.block_len()).checked_mul(ty.block_bytes()).and_then(|row| row.checked_mul(rows));
+        let size = packed_bytes(ty, rows, k).filter(|_| expected == Some(bytes.len())).ok_or_else(|| {
+            Error::invalid(
+                "linear",
+                format!(
+                    "{} bytes of {ty} are not a matrix of {rows} x {k}: a block of {} takes {} bytes",
+                    bytes.len(),
+                    ty.block_len(),
+                    ty.block_bytes()
+                ),
+            )
+        })?;
+        let mut arena = Buffer::zeroed(size)?;
+        if size > 0 {
+            let tile_bytes = size / tiles(rows);
+            let pieces = Mutex::new(arena.as_mut_slice().chunks_mut(tile_bytes * PACKED_AT_ONCE).enumerate());
+            pool.run(pool.threads(), &|_| {
+                loop {
+                    let piece = pieces.lock().unwrap_or_else(PoisonError::into_inner).next();
+                    let Some((piece, dst)) = piece else { return };
+                    let start = piece * PACKED_AT_ONCE;
+                    pack(ty, rows, k, bytes, start..start + dst.len() / tile_bytes, dst);
+                }
+            });
+        }
+        let matrix = Matrix::new(ty, rows, k, Arc::new(arena), 0)?;
+        Ok(Linear { matrix, quantized: Mutex::default() })
+    }
+
+    /// Output features.
+    pub fn rows(&self) -> usize {
+        self.matrix.rows()
+    }
+
+    /// Input features.
+    pub fn k(&self) -> usize {
+        self.matrix.k()
+    }
+
+    /// The packed size.
+    pub fn size_bytes(&self) -> usize {
+        self.matrix.size_bytes()
+    }
+
+    /// `out = x · Wᵀ`; x `[n, k]`, out `[n, rows]`, both row-major. The same bits for any n, thread count and instruction set.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] where lengths do not fit or x has infinite or NaN elements; [`Error::OutOfMemory`].
+    pub fn apply(&self, pool: &Pool, x: &[f32], out: &mut [f32]) -> Result<(), Error> {
+        let (rows, k) = (self.rows(), self.k());
+        let n = x.len().checked_div(k).unwrap_or(0);
+        if x.len() != n * k || n.checked_mul(rows) != Some(out.len()) {
+            return Err(Error::invalid(
+                "linear",
+                format!("{} activations and {} results do not fit a matrix of {rows} x {k}", x.len(), out.len()),
+            ));
+        }
+        let mut quantized = self.quantized.lock().unwrap_or_else(PoisonError::into_inner);
+        let input = if self.matrix.takes_floats() {
+            Input::Floats(x)
+        } else {
+            quantized.reshape(n, k)?;
+            let finite = AtomicBool::new(true);
+            // One thread where waking another would take longer.
+            let width = if n == 1 { 1 } else { pool.threads() };
+            pool.run(width, &|thread| {
+                for row in share(n, thread, width) {
+                    // SAFETY: each row belongs to one thread; a pool's instruction set is available.
+                    if !unsafe { quantized.quantize_row(pool.isa(), &x[row * k..(row + 1) * k], row) } {
+                        finite.store(false, Ordering::Relaxed);
+                    }
+                }
+            });
+            if !finite.into_inner() {
+                return Err(Error::invalid("linear", "the activations have infinite or NaN elements"));
+            }
+            Input::Quantized(&quantized)
+        };
+        let out = Out(out.as_mut_ptr());
+        pool.run(pool.threads(), &|thread| {
+            let tiles = share(self.matrix.tiles(), thread, pool.threads());
+            let out = &out;
+            // SAFETY: out is `[n, rows]`, and each tile's columns belong to one thread.
+            unsafe { product(pool.isa(), &self.matrix, tiles, input, 0..n, out.0, rows, Store::Set) };
+        });
+        Ok(())
+    }
+}
+
+/// The part of `0..n` that is this thread's.
+fn share(n: usize, thread: usize, threads: usize) -> Range<usize> {
+    n * thread / threads..n * (thread + 1) / threads
+}
+
+/// Results that threads write different columns of.
+struct Out(*mut f32);
+
+// SAFETY: see where it is used.
+unsafe impl Sync for Out {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Isa;
+    use crate::gguf::dequantize;
+
+    #[test]
+    fn a_product_is_near_the_exact_one_and_the_same_on_any_pool() {
+        let (rows, k, n) = (531, 512, 3);
+        for ty in GgmlType::SUPPORTED {
+            let mut bytes = vec![0u8; rows * k / ty.block_len() * ty.block_bytes()];
+            for (i, byte) in bytes.iter_mut().enumerate() {
+                // Numbers of moderate size in every type: no exponent comes near its end.
+                *byte = (i * 37 % 61 % 48) as u8;
+            }
+            let x: Vec<f32> = (0..n * k).map(|i| ((i * 29 % 83) as f32 - 41.0) / 41.0).collect();
+            let mut weights = vec![0.0; rows * k];
+            dequantize(ty, &bytes, &mut weights).unwrap();
+            let mut results: Vec<Vec<f32>> = Vec::new();
+            for isa in Isa::ALL.into_iter().filter(|isa| isa.is_available()) {
+                for threads in [1, 3] {
+                    let pool = Pool::with_isa(threads, isa).unwrap();
+                    let linear = Linear::new(&pool, ty, rows, k, &bytes).unwrap();
+                    let mut out = vec![f32::NAN; n * rows];
+                    linear.apply(&pool, &x, &mut out).unwrap();
+                    results.push(out);
+                }
+            }
+            assert!(results.iter().all(|out| out == &results[0]), "{ty}");
+            for (i, out) in results[0].iter().enumerate() {
+                let (x, w) = (&x[i / rows * k..][..k], &weights[i % rows * k..][..k]);
+                let exact: f64 = x.iter().zip(w).map(|(x, w)| f64::from(*x) * f64::from(*w)).sum();
+                let size: f64 = x.iter().zip(w).map(|(x, w)| f64::from((x * w).abs())).sum();
+                assert!((f64::from(*out) - exact).abs() <= size / 100.0, "{ty} {i}: {out}, exactly {exact}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_does_not_fit_is_an_error() {
+        let pool = Pool::new(1).unwrap();
+        assert!(Linear::new(&pool, GgmlType::Q4_0, 1, 33, &[0; 18]).is_err());
+        assert!(Linear::new(&pool, GgmlType::Q4_0, 2, 32, &[0; 18]).is_err());
+        assert!(Linear::new(&pool, GgmlType::F32, usize::MAX, 4, &[0; 16]).is_err());
+        let linear = Linear::new(&pool, GgmlType::Q4_0, 2, 32, &[0; 36]).unwrap();
+        assert!(linear.apply(&pool, &[0.0; 33], &mut [0.0; 2]).is_err());
+        assert!(linear.apply(&pool, &[0.0; 64], &mut [0.0; 2]).is_err());
+        assert!(linear.apply(&pool, &[f32::NAN; 32], &mut [0.0; 2]).is_err());
+        assert!(linear.apply(&pool, &[0.0; 32], &mut [0.0; 2]).is_ok());
+        assert!(linear.apply(&pool, &[], &mut []).is_ok());
+    }
+}
