@@ -14,7 +14,10 @@ from collections.abc import Iterator
 import pangea
 import pytest
 
-PARIS = "What is the capital of France?"
+PARIS = [
+    {"role": "system", "content": "You are a helpful assistant."},
+    {"role": "user", "content": "What is the capital of France?"},
+]
 
 
 @pytest.fixture(scope="module")
@@ -52,14 +55,16 @@ def client() -> Iterator[pangea.Client]:
 
 
 def test_an_answer_comes_in_pieces_and_with_what_it_took(client: pangea.Client) -> None:
-    answer = client.chat([{"role": "user", "content": PARIS}], temperature=0, max_tokens=40)
+    answer = client.chat(PARIS, temperature=0, max_tokens=40)
     pieces = list(answer)
     assert len(pieces) > 1 and "Paris" in "".join(pieces)
     assert answer.text == "".join(pieces) == str(answer)
     assert answer.finish in ("stop", "length")
     assert answer.usage.prompt_tokens > 5 and 1 < answer.usage.answer_tokens <= 40
-    # A text is what the user says; the same greedy request has the same answer.
+    # The same greedy request has the same answer; a text is what the user says.
     assert client.chat(PARIS, temperature=0, max_tokens=40).text == answer.text
+    said = client.chat("Hello!", temperature=0, max_tokens=8).text
+    assert said == client.chat([{"role": "user", "content": "Hello!"}], temperature=0, max_tokens=8).text
 
 
 def test_a_seed_gives_the_same_answer_and_none_a_new_one(client: pangea.Client) -> None:

@@ -6,7 +6,9 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use pangea_client::{Client, GenerationRequest, JobReport, MatmulOptions, Place, Prompt, Sampling, TensorInfo};
+use pangea_client::{
+    Client, ErrorKind, GenerationRequest, JobReport, MatmulOptions, Place, Prompt, Sampling, TensorInfo,
+};
 use pangea_compute::{Buffer, Cancel, DType, Pool, Tensor};
 use serde::Serialize;
 
@@ -27,6 +29,9 @@ const TIMEOUT: Duration = Duration::from_secs(20);
 
 /// What a model is asked: even a small one knows it.
 const QUESTION: &str = "What is the capital of France?";
+
+/// What it is told before.
+const SYSTEM: &str = "You are a helpful assistant.";
 
 /// The longest answer.
 const MAX_ANSWER_TOKENS: u64 = 48;
@@ -193,19 +198,24 @@ async fn ask(client: &Client, story: &Story) -> Result<AnswerLine, Failure> {
     let model = client.model("", None).await?;
     let name = model.status().await?.name;
     let sampling = Sampling { temperature: 0.0, ..Sampling::default() };
-    let messages = vec![("user".to_owned(), QUESTION.to_owned())];
-    let request = GenerationRequest {
-        sampling,
-        max_tokens: Some(MAX_ANSWER_TOKENS),
-        ..GenerationRequest::new(Prompt::Messages(messages))
-    };
+    let mut messages = vec![("system".to_owned(), SYSTEM.to_owned()), ("user".to_owned(), QUESTION.to_owned())];
     let mut text = String::new();
-    let took = model
-        .generate(&request, &mut |piece| {
+    let took = loop {
+        let request = GenerationRequest {
+            sampling: sampling.clone(),
+            max_tokens: Some(MAX_ANSWER_TOKENS),
+            ..GenerationRequest::new(Prompt::Messages(messages.clone()))
+        };
+        let answer = model.generate(&request, &mut |piece| {
             text.push_str(&piece.text);
             Ok(())
-        })
-        .await?;
+        });
+        match answer.await {
+            // Some templates know no system messages.
+            Err(error) if error.kind() == ErrorKind::InvalidInput && messages.len() > 1 => drop(messages.remove(0)),
+            took => break took?,
+        }
+    };
     let text = text.trim().to_owned();
     story.tell(format!("Asked {name} on {}: {QUESTION} It says: {text}", NAMES[0]))?;
     Ok(AnswerLine {
