@@ -133,7 +133,7 @@ fn models_are_listed_found_by_name_and_removed() {
 
     let output = pangea(path, &["models", "rm", "Tiny"]);
     assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
-    assert!(stderr(&output).contains("broken, Tiny-F32"), "{}", stderr(&output));
+    assert!(stderr(&output).contains("did you mean Tiny-F32?"), "{}", stderr(&output));
     assert_eq!(json(&pangea(path, &["models", "rm", "tiny-f32", "--json"]))["size_bytes"], size);
     assert_eq!(names_in(&path.join(".pangea/models")), ["broken.gguf", "next.gguf.partial"]);
     assert_eq!(pangea(path, &["models", "rm", "Tiny-F32"]).status.code(), Some(2));

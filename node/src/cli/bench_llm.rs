@@ -15,8 +15,8 @@ use super::models::file_of;
 use super::progress::Progress;
 use super::table::{Align, Table, shortened};
 use super::{print, print_json};
-use crate::config;
 use crate::models::Description;
+use crate::{config, models};
 
 /// What random tokens depend on: every run reads the same.
 const SEED: u64 = 1;
@@ -90,6 +90,7 @@ pub(super) fn run(args: BenchLlmArgs, output: OutputArgs) -> Result<(), Failure>
         )));
     }
     let description = Description::of(&file);
+    let name = models::name_of(&path.to_string_lossy()).to_owned();
     let tokenizer = file.tokenizer()?;
     let bos = tokenizer.bos().filter(|_| tokenizer.adds_bos());
 
@@ -117,7 +118,7 @@ pub(super) fn run(args: BenchLlmArgs, output: OutputArgs) -> Result<(), Failure>
                     tokens_per_s,
                     stddev,
                     runs: args.runs,
-                    model: description.title.clone(),
+                    model: name.clone(),
                     quantisation: description.quantisation.clone(),
                     isa: pool.isa().name(),
                 });

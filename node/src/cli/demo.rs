@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use pangea_client::{
-    Client, ErrorKind, GenerationRequest, JobReport, MatmulOptions, Place, Prompt, Sampling, TensorInfo,
+    Client, ErrorKind, GenerationRequest, JobReport, MatmulOptions, Piece, Place, Prompt, Sampling, TensorInfo,
 };
 use pangea_compute::{Buffer, Cancel, DType, Pool, Tensor};
 use serde::Serialize;
@@ -206,11 +206,11 @@ async fn ask(client: &Client, story: &Story) -> Result<AnswerLine, Failure> {
             max_tokens: Some(MAX_ANSWER_TOKENS),
             ..GenerationRequest::new(Prompt::Messages(messages.clone()))
         };
-        let answer = model.generate(&request, &mut |piece| {
+        let mut say = |piece: Piece| {
             text.push_str(&piece.text);
             Ok(())
-        });
-        match answer.await {
+        };
+        match model.generate(&request, &mut say).await {
             // Some templates know no system messages.
             Err(error) if error.kind() == ErrorKind::InvalidInput && messages.len() > 1 => drop(messages.remove(0)),
             took => break took?,

@@ -176,7 +176,13 @@ fn no_file(path: &Path) -> Error {
 fn unknown(folder: &Path, model: &str, entries: &[Entry]) -> Error {
     let here: Vec<&str> = entries.iter().map(|entry| entry.name.as_str()).collect();
     let all = here.iter().copied().chain(KNOWN.iter().map(|known| known.name));
-    let nearest = all.map(|name| (distance(&name.to_lowercase(), &model.to_lowercase()), name)).min();
+    let written = model.to_lowercase();
+    let near = |name: &str| match name.to_lowercase() {
+        // The beginning of a name is as good as the name.
+        name if written.len() >= 3 && name.starts_with(&written) => 0,
+        name => distance(&name, &written),
+    };
+    let nearest = all.map(|name| (near(name), name)).min();
     let hint = match nearest {
         Some((distance, name)) if distance * 3 <= model.chars().count() => format!("did you mean {name}?"),
         _ => {
