@@ -12,6 +12,7 @@
 
 using Tensor = import "tensor.capnp";
 using Job = import "job.capnp";
+using Model = import "model.capnp";
 
 interface Node {
   hello @0 () -> (version :Text);
@@ -40,6 +41,14 @@ interface Node {
 
   counters @7 () -> (connection :Counters, total :Counters);
   # What this connection, and all connections since the start, have moved and hold.
+
+  models @8 () -> (models :List(Model.ModelStatus));
+  # The models that this node serves.
+
+  model @9 (name :Text, timeoutMs :UInt64) -> (model :Model.Model);
+  # One of them, once it is loaded; one that is not on the node's disk is fetched first. An empty
+  # name means the only one. NotFound for a model that is not served; Unavailable where it is not
+  # ready in time, and where it cannot be had. A timeout of 0 is the node's own.
 }
 
 struct PeerStatus {

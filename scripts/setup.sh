@@ -3,10 +3,10 @@
 # The menu is read from the `# menu:` lines of the scripts in this folder, this one included:
 #   # menu: NUMBER TITLE [> SUB SUBTITLE] [| ARGUMENTS]
 #
-# menu: 1 Demo: multiply across three nodes on this machine, kill one, finish anyway | demo
+# menu: 1 Demo: multiply across three nodes on this machine, kill one, finish anyway, ask a model | demo
 # menu: 2 Build the binary | build
 # menu: 3 Run all tests | test
-# menu: 4 Benchmark matrix products | bench
+# menu: 4 Benchmark matrix products, and a language model if one is here | bench
 # menu: 5 Fuzz the parsers of bytes from outside, ten seconds each | fuzz 10
 set -euo pipefail
 # shellcheck source=scripts/toolchain.sh
@@ -16,16 +16,21 @@ usage() {
   cat <<'TEXT'
 Usage: scripts/setup.sh [SUBCOMMAND]
 
-  demo            build what is not built, then multiply two matrices across three nodes on this machine
+  demo            build what is not built, fetch a small language model, then multiply two matrices across three
+                  nodes on this machine and ask the model
   test            format, lints, documentation, licences, every test: what CI runs
   build           build the binary, target/release/pangea
-  bench           measure matrix products; options go to 'pangea bench matmul'
+  bench           measure matrix products, options go to 'pangea bench matmul'; without any, and where it is here,
+                  a language model, too
   fuzz [SECONDS]  fuzz each parser of bytes from outside (60)
   help            this text
 
 Without a subcommand: a menu. What is missing is installed; on a terminal, after asking.
 TEXT
 }
+
+# What the demo asks.
+DEMO_MODEL=smollm2
 
 # ---- subcommands -------------------------------------------------------------------------------------------------
 
@@ -36,12 +41,21 @@ build() {
 
 demo() {
   need_pangea
+  "$PANGEA_BIN" models pull "$DEMO_MODEL" >/dev/null \
+    || warn "SKIPPED: the model $DEMO_MODEL could not be fetched; the demo does without, and 'pangea models pull $DEMO_MODEL' tries again"
   exec "$PANGEA_BIN" demo "$@"
 }
 
 bench() {
   need_pangea
-  exec "$PANGEA_BIN" bench matmul "$@"
+  "$PANGEA_BIN" bench matmul "$@"
+  [ $# -eq 0 ] || return 0
+  if "$PANGEA_BIN" models list --json | grep -q "\"name\": \"$DEMO_MODEL\""; then
+    printf '\n'
+    "$PANGEA_BIN" bench llm --model "$DEMO_MODEL"
+  else
+    warn "SKIPPED: bench llm: the model $DEMO_MODEL is not here; 'pangea models pull $DEMO_MODEL' fetches it"
+  fi
 }
 
 fuzz() {
@@ -118,6 +132,25 @@ check_advisories() {
   return $code
 }
 
+# The models that tests run: fetched once, into a folder that outlives the checkout. Tests say which they miss.
+fetch_test_models() {
+  local model file home="$TARGET/test-models" code=0
+  for model in smollm2:SmolLM2-135M-Instruct.Q4_1.gguf gemma3-270m:gemma-3-270m-q4_k_m.gguf; do
+    file=${model#*:} model=${model%%:*}
+    [ -s "$PANGEA_TEST_MODELS/$file" ] && continue
+    if PANGEA_HOME="$home" "$TARGET/release/pangea" models pull "$model" >/dev/null && mkdir -p "$PANGEA_TEST_MODELS"; then
+      # Never half a model under its name, even between two disks.
+      mv "$home/models/$file" "$PANGEA_TEST_MODELS/$file.partial" && mv "$PANGEA_TEST_MODELS/$file.partial" "$PANGEA_TEST_MODELS/$file"
+    else
+      warn "SKIPPED: the model $model cannot be fetched from here; tests that need it say so"
+      code=77
+    fi
+  done
+  rm -rf "$home"
+  [ $code -ne 0 ] || note "The models are in $PANGEA_TEST_MODELS"
+  return $code
+}
+
 build_everything() { cargo build --release --locked --workspace --all-targets; }
 run_rust_tests() { closing_lines '^test result: ' cargo test --release --locked --workspace --no-fail-fast; }
 run_python_tests() {
@@ -144,6 +177,7 @@ run_tests() {
   need_cargo_deny
   mkdir -p "$TARGET"
   : >"$CLOSING"
+  export PANGEA_TEST_MODELS="${PANGEA_TEST_MODELS:-$HOME/.cache/pangea/test-models}"
 
   stage 'Format' check_format
   stage 'Scripts: syntax and shellcheck' check_scripts
@@ -154,6 +188,7 @@ run_tests() {
   stage 'Documentation' check_documentation
   stage 'Build' build_everything
   if [ "$FAILED_STAGES" -eq 0 ] || [ -x "$TARGET/release/pangea" ]; then
+    stage 'Test models' fetch_test_models
     stage 'Rust: unit, property, simulation, processes' run_rust_tests
     stage 'Python' run_python_tests
   fi

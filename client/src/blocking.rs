@@ -8,6 +8,7 @@ use tokio::runtime::Runtime;
 use tokio::task::LocalSet;
 
 use crate::job::{MatmulOptions, Progress};
+use crate::model::{GenerationRequest, GenerationSummary, Model, ModelStatus, Piece};
 use crate::report::JobReport;
 use crate::status::{LinkProbe, NodeStatus, PeerStatus};
 use crate::tensor::{Tensor, TensorDestination, TensorSource};
@@ -70,6 +71,26 @@ impl Client {
     /// See [`Tensor::read_into`].
     pub fn read_into(&self, tensor: &Tensor, destination: &mut dyn TensorDestination) -> Result<()> {
         self.block_on(tensor.read_into(destination)).map(drop)
+    }
+
+    /// See [`crate::Client::models`].
+    pub fn models(&self) -> Result<Vec<ModelStatus>> {
+        self.block_on(self.client.models())
+    }
+
+    /// See [`crate::Client::model`].
+    pub fn model(&self, name: &str, timeout: Option<Duration>) -> Result<Model> {
+        self.block_on(self.client.model(name, timeout))
+    }
+
+    /// See [`Model::generate`].
+    pub fn generate(
+        &self,
+        model: &Model,
+        request: &GenerationRequest,
+        on_piece: &mut dyn FnMut(Piece) -> Result<()>,
+    ) -> Result<GenerationSummary> {
+        self.block_on(model.generate(request, on_piece))
     }
 
     /// See [`crate::Client::peers`].

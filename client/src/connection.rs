@@ -15,6 +15,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::exception::from_exception;
 use crate::job::{Job, MatmulOptions};
+use crate::model::{self, Model, ModelStatus};
 use crate::status::{Counters, LinkProbe, NodeStatus, PeerStatus};
 use crate::tensor::{Tensor, TensorSource};
 use crate::text::string;
@@ -171,6 +172,27 @@ impl Client {
         let response = request.send().promise.await.map_err(error)?;
         let probe = response.get().and_then(|results| results.get_probe()).map_err(error)?;
         LinkProbe::from_wire(probe).map_err(error)
+    }
+
+    /// The models that the node serves.
+    pub async fn models(&self) -> Result<Vec<ModelStatus>> {
+        let response = self.node.models_request().send().promise.await.map_err(error)?;
+        let models = response.get().and_then(|results| results.get_models()).map_err(error)?;
+        models.iter().map(|model| ModelStatus::from_wire(model).map_err(error)).collect()
+    }
+
+    /// One of them, once it is loaded; one that is not on the node's disk is fetched first. An empty name means the only one.
+    /// With no `timeout` the node's own counts.
+    ///
+    /// # Errors
+    /// `NotFound` for a model that is not served; `Unavailable` where it is not ready in time, and where it cannot be had.
+    pub async fn model(&self, name: &str, timeout: Option<Duration>) -> Result<Model> {
+        let mut request = self.node.model_request();
+        request.get().set_name(name);
+        request.get().set_timeout_ms(model::patience(timeout));
+        let response = request.send().promise.await.map_err(error)?;
+        let model = response.get().and_then(|results| results.get_model()).map_err(error)?;
+        Ok(Model::new(model, self.connection.clone()))
     }
 
     /// What this connection, and all of the node's connections, have moved and hold.

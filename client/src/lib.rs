@@ -3,6 +3,7 @@
 //! * [`connection`]: the connection to a node, where everything starts.
 //! * [`tensor`]: tensors held by a node, and how their bytes get there and back.
 //! * [`job`]: products under way: options, progress, cancelling.
+//! * [`model`]: language models of a node, and their answers.
 //! * [`out_of_core`]: products larger than memory, block by block.
 //! * [`blocking`]: all of it for programs that are not asynchronous.
 //! * [`report`], [`status`]: what a node says of a finished job, of itself and of its peers.
@@ -17,6 +18,7 @@ pub mod dtype;
 pub mod error;
 pub mod exception;
 pub mod job;
+pub mod model;
 pub mod out_of_core;
 pub mod report;
 pub mod status;
@@ -28,6 +30,7 @@ pub use connection::{Client, DEFAULT_ADDRESS};
 pub use dtype::DType;
 pub use error::{Error, ErrorKind, Result};
 pub use job::{Job, MatmulOptions, Place, Progress, VerifyPolicy};
+pub use model::{GenerationRequest, GenerationSummary, Model, ModelStatus, Piece, Prompt, Sampling};
 pub use report::{JobReport, Rejection, TaskCounts, Verification, WorkerShare};
 pub use status::{Counters, LinkProbe, NodeStatus, PeerStatus};
 pub use tensor::{Tensor, TensorBytes, TensorDestination, TensorInfo, TensorSource};

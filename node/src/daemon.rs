@@ -63,7 +63,7 @@ pub fn run(config: NodeConfig) -> Result<()> {
         rpc: rpc_addr.clone(),
         fault: config.fault,
     })?;
-    let service = Service::spawn(listener, runtime.fabric(), Limits::default())?;
+    let service = Service::spawn(listener, runtime.fabric(), served.clone(), Limits::default())?;
     let api = api_listener.map(|listener| {
         let key = config.api.and_then(|api| api.key);
         http::serve(listener, http::Node { peer: peer.to_string(), fabric: runtime.fabric(), served, key })

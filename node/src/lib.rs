@@ -17,7 +17,7 @@
 //! | [`schedule`] | plans and placement; pure state machines |
 //! | [`fabric`] | drives all of these for jobs: check, merge, retry |
 //! | [`serve`] | models: one engine each, continuous batching |
-//! | [`models`] | model files by name |
+//! | [`models`] | models on disk: names, where they come from |
 //! | [`config`] | flags, environment and file, resolved once |
 //! | [`runtime`], [`daemon`] | the threads these run on; `pangea node` from start to end |
 //! | [`cli`] | the commands of the binary |

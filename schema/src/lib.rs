@@ -2,6 +2,7 @@
 //!
 //! * [`tensor_capnp`]: tensors and how their bytes travel to and from programs.
 //! * [`job_capnp`]: jobs, their options, progress and reports.
+//! * [`model_capnp`]: language models: requests, answers as they come.
 //! * [`node_capnp`]: the service a node offers to programs, and how errors travel.
 //! * [`task_capnp`]: what nodes say to each other about tasks.
 //!
@@ -20,6 +21,12 @@ pub mod tensor_capnp;
 #[rustfmt::skip]
 #[path = "generated/job_capnp.rs"]
 pub mod job_capnp;
+
+/// Generated from `model.capnp`.
+#[allow(missing_docs, unreachable_pub, clippy::all, clippy::unwrap_used, clippy::unimplemented)]
+#[rustfmt::skip]
+#[path = "generated/model_capnp.rs"]
+pub mod model_capnp;
 
 /// Generated from `node.capnp`.
 #[allow(missing_docs, unreachable_pub, clippy::all, clippy::unwrap_used, clippy::unimplemented)]

@@ -10,6 +10,9 @@ const FOLDER: &str = "PANGEA_TEST_MODELS";
 /// SmolLM2-135M-Instruct, 98 MB, with a chat template.
 pub const SMOLLM2: &str = "SmolLM2-135M-Instruct.Q4_1";
 
+/// Gemma 3 270M, 253 MB, without one.
+pub const GEMMA3: &str = "gemma-3-270m-q4_k_m";
+
 /// The file of a model by its name without `.gguf`; if it is not there, says that `test` is skipped.
 pub fn file_of(model: &str, test: &str) -> Option<PathBuf> {
     let usual = || Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache/pangea/test-models"));
@@ -18,6 +21,6 @@ pub fn file_of(model: &str, test: &str) -> Option<PathBuf> {
     if file.is_file() {
         return Some(file);
     }
-    skip(test, &format!("{} is not there", file.display()));
+    skip(test, &format!("{} is not there; `scripts/setup.sh test` fetches it where it can", file.display()));
     None
 }

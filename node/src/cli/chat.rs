@@ -117,7 +117,7 @@ fn the_only_model(folder: &std::path::Path) -> Result<(String, PathBuf), Failure
         (None, _) => {
             let folder = folder.display();
             Err(Failure::usage(format!(
-                "there is no model in {folder} and no node serves one; name a .gguf file with --model"
+                "there is no model in {folder} and no node serves one; fetch one with `pangea models pull smollm2`, or name a .gguf file with --model"
             )))
         }
         (Some(last), _) => {
@@ -279,11 +279,7 @@ async fn here(
 ) -> Result<Answer, Failure> {
     let asked = Instant::now();
     let request = Request {
-        sampling: Sampling {
-            temperature: choosing.temperature,
-            seed: choosing.seed,
-            ..Sampling::default()
-        },
+        sampling: Sampling { temperature: choosing.temperature, seed: choosing.seed, ..Sampling::default() },
         max_tokens: choosing.max_tokens,
         ..Request::new(Prompt::chat(messages.to_vec()))
     };

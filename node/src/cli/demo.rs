@@ -1,28 +1,40 @@
 //! `pangea demo`: the main job with no set-up, told in short sentences. Real nodes, real products, a real kill; every
-//! number of both products is computed once more here and compared.
+//! number of both products is computed once more here and compared. Where a model is at hand, one of the nodes is asked.
 
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use pangea_client::{Client, JobReport, MatmulOptions, Place, TensorInfo};
+use pangea_client::{
+    Client, ErrorKind, GenerationRequest, JobReport, MatmulOptions, Piece, Place, Prompt, Sampling, TensorInfo,
+};
 use pangea_compute::{Buffer, Cancel, DType, Pool, Tensor};
 use serde::Serialize;
 
-use super::args::{DemoArgs, OutputArgs};
+use super::args::{DemoArgs, OutputArgs, StoreArgs};
 use super::demo_node::DemoNode;
 use super::failure::{Exit, Failure};
 use super::matrix::Operand;
-use super::table::{Align, Table, seconds, short_peer};
+use super::table::{Align, Table, seconds, short_peer, shortened};
 use super::{print, print_json};
 use crate::config::host;
+use crate::models;
 
 /// The nodes' names. The first takes the job; the last is killed.
 const NAMES: [&str; 3] = ["alpha", "beta", "gamma"];
 
 /// How long the nodes may take to find each other.
 const TIMEOUT: Duration = Duration::from_secs(20);
+
+/// What a model is asked: even a small one knows it.
+const QUESTION: &str = "What is the capital of France?";
+
+/// What it is told before.
+const SYSTEM: &str = "You are a helpful assistant.";
+
+/// The longest answer.
+const MAX_ANSWER_TOKENS: u64 = 48;
 
 /// How often a product is made larger because it was done before anyone could be killed.
 const ATTEMPTS: usize = 3;
@@ -32,6 +44,8 @@ const ATTEMPTS: usize = 3;
 struct Outcome {
     nodes: Vec<NodeLine>,
     products: Vec<ProductLine>,
+    /// What a model said, where one is at hand.
+    answer: Option<AnswerLine>,
     /// From the start of the first node to the last check.
     seconds: f64,
 }
@@ -59,6 +73,18 @@ struct ProductLine {
     tolerance: f64,
 }
 
+/// A question to a model.
+#[derive(Serialize)]
+struct AnswerLine {
+    model: String,
+    /// The node that answered.
+    node: String,
+    prompt: &'static str,
+    text: String,
+    tokens: u64,
+    seconds: f64,
+}
+
 /// Says what happens to a person who watches.
 struct Story {
     told: bool,
@@ -84,7 +110,8 @@ pub(super) async fn run(args: DemoArgs, output: OutputArgs) -> Result<(), Failur
     let threads = (host::cores() / NAMES.len()).max(1);
     let pool_key = make_pool_key(folder.path())?;
     story.tell(format!("Starting {} nodes on this machine: {}.", NAMES.len(), NAMES.join(", ")))?;
-    let mut nodes = start_nodes(folder.path(), &pool_key, threads).await?;
+    let model = model_at_hand();
+    let mut nodes = start_nodes(folder.path(), &pool_key, threads, model.as_deref()).await?;
     let client = Client::connect(&nodes[0].rpc, TIMEOUT).await?;
     for node in &nodes[1..] {
         client.connect_peer(&node.address, Some(TIMEOUT)).await?;
@@ -111,10 +138,18 @@ pub(super) async fn run(args: DemoArgs, output: OutputArgs) -> Result<(), Failur
     lines[victim].killed = killed;
     story.tell(after(&second))?;
 
+    let answer = match &model {
+        Some(_) => Some(ask(&client, &story).await?),
+        None => {
+            story.tell("No language model is at hand to be asked: `pangea models pull smollm2` fetches one.")?;
+            None
+        }
+    };
+
     drop(client);
     drop(nodes);
     let total_seconds = story.since.elapsed().as_secs_f64();
-    let outcome = Outcome { nodes: lines, products: vec![first, second], seconds: total_seconds };
+    let outcome = Outcome { nodes: lines, products: vec![first, second], answer, seconds: total_seconds };
     if args.json.json {
         return print_json(&outcome);
     }
@@ -134,9 +169,63 @@ fn make_pool_key(folder: &Path) -> Result<PathBuf, Failure> {
     Ok(path)
 }
 
-/// All at once: each measures itself when it starts.
-async fn start_nodes(folder: &Path, pool_key: &Path, threads: usize) -> Result<Vec<DemoNode>, Failure> {
-    futures::future::try_join_all(NAMES.iter().map(|name| DemoNode::start(name, folder, pool_key, threads))).await
+/// The smallest model on this machine's disk that runs here.
+fn model_at_hand() -> Option<PathBuf> {
+    let folder =
+        super::models::folder(&StoreArgs { data_dir: std::env::var_os("PANGEA_HOME").map(PathBuf::from) }).ok()?;
+    let mut entries = models::list(&folder).unwrap_or_default();
+    entries.sort_by_key(|entry| entry.size_bytes);
+    entries.into_iter().find(|entry| entry.describe().is_ok()).map(|entry| entry.path)
+}
+
+/// All at once: each measures itself when it starts. The first one serves the model.
+async fn start_nodes(
+    folder: &Path,
+    pool_key: &Path,
+    threads: usize,
+    model: Option<&Path>,
+) -> Result<Vec<DemoNode>, Failure> {
+    let start = |name: &'static str| {
+        let model = model.filter(|_| name == NAMES[0]);
+        DemoNode::start(name, folder, pool_key, threads, model)
+    };
+    futures::future::try_join_all(NAMES.into_iter().map(start)).await
+}
+
+/// Has the first node's model answer the question.
+async fn ask(client: &Client, story: &Story) -> Result<AnswerLine, Failure> {
+    let began = Instant::now();
+    let model = client.model("", None).await?;
+    let name = model.status().await?.name;
+    let sampling = Sampling { temperature: 0.0, ..Sampling::default() };
+    let mut messages = vec![("system".to_owned(), SYSTEM.to_owned()), ("user".to_owned(), QUESTION.to_owned())];
+    let mut text = String::new();
+    let took = loop {
+        let request = GenerationRequest {
+            sampling: sampling.clone(),
+            max_tokens: Some(MAX_ANSWER_TOKENS),
+            ..GenerationRequest::new(Prompt::Messages(messages.clone()))
+        };
+        let mut say = |piece: Piece| {
+            text.push_str(&piece.text);
+            Ok(())
+        };
+        match model.generate(&request, &mut say).await {
+            // Some templates know no system messages.
+            Err(error) if error.kind() == ErrorKind::InvalidInput && messages.len() > 1 => drop(messages.remove(0)),
+            took => break took?,
+        }
+    };
+    let text = text.trim().to_owned();
+    story.tell(format!("Asked {name} on {}: {QUESTION} It says: {text}", NAMES[0]))?;
+    Ok(AnswerLine {
+        model: name,
+        node: NAMES[0].to_owned(),
+        prompt: QUESTION,
+        text,
+        tokens: took.answer_tokens,
+        seconds: began.elapsed().as_secs_f64(),
+    })
 }
 
 /// A product in the middle of which a node is killed. The sign for it is the first part that is done, so a product that
@@ -264,6 +353,15 @@ fn show(outcome: &Outcome) -> String {
             parts.join(", "),
             report.tasks.retried.to_string(),
             report.verification.verdict.clone(),
+        ]);
+    }
+    if let Some(answer) = &outcome.answer {
+        table.row([
+            format!("question to {}", shortened(&answer.model, 20)),
+            seconds(answer.seconds),
+            format!("{} {} tokens", answer.node, answer.tokens),
+            "0".to_owned(),
+            "answered".to_owned(),
         ]);
     }
     let mut text = format!("\n{}\n", table.render());

@@ -2,6 +2,7 @@
 //! when it is dropped, however that comes about.
 
 use std::collections::VecDeque;
+use std::ffi::OsStr;
 use std::io::{BufRead, BufReader};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -53,8 +54,14 @@ impl Drop for EndOnDrop {
 }
 
 impl DemoNode {
-    /// Starts a node called `name` that keeps everything below `folder` and lets in who has the pool key.
-    pub(super) async fn start(name: &str, folder: &Path, pool_key: &Path, threads: usize) -> Result<DemoNode, Failure> {
+    /// Starts a node called `name` that keeps everything below `folder`, lets in who has the pool key and serves a model.
+    pub(super) async fn start(
+        name: &str,
+        folder: &Path,
+        pool_key: &Path,
+        threads: usize,
+        model: Option<&Path>,
+    ) -> Result<DemoNode, Failure> {
         let broken = |why: String| Failure::failed(format!("the node {name} did not start: {why}"));
         let binary = std::env::current_exe().map_err(|error| broken(error.to_string()))?;
         let data_dir = folder.join(name);
@@ -72,6 +79,7 @@ impl DemoNode {
             .arg(&data_dir)
             .arg("--pool-key")
             .arg(pool_key)
+            .args(model.into_iter().flat_map(|model| [OsStr::new("--model"), model.as_os_str()]))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())

@@ -1,7 +1,8 @@
 //! The commands of the binary `pangea`.
 //!
 //! * [`args`]: what can be typed. [`failure`]: how a command ends when it does not end well.
-//! * `chat`, with `chat_node` where a node answers; `matmul`, `peers`, `status`, `bench_matmul`, `bench_net`, `demo`: the commands; `demo_node`: what the demo runs.
+//! * `chat`, with `chat_node` where a node answers; `matmul`, `peers`, `status`, `models`, `perplexity`, `bench_matmul`, `bench_net`, `bench_llm`,
+//!   `demo`: the commands; `demo_node`: what the demo runs.
 //! * `session`, `engine`: the node that a command talks to, or a fabric of this process alone.
 //! * `matrix`, `product_file`, `blocks`: operands, where the product goes, products larger than memory.
 //! * `log`, `progress`, `table`: what a person sees.
@@ -9,6 +10,7 @@
 //! Results go to standard output, everything else to standard error. Nothing is computed here.
 
 pub mod args;
+mod bench_llm;
 mod bench_matmul;
 mod bench_net;
 mod blocks;
@@ -21,7 +23,9 @@ pub mod failure;
 mod log;
 mod matmul;
 mod matrix;
+mod models;
 mod peers;
+mod perplexity;
 mod product_file;
 mod progress;
 mod session;
@@ -73,6 +77,9 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Command::Status(args) => block_on(status::run(args)),
         Command::Bench(BenchCommand::Matmul(args)) => block_on(bench_matmul::run(args, output)),
         Command::Bench(BenchCommand::Net(args)) => block_on(bench_net::run(args, output)),
+        Command::Bench(BenchCommand::Llm(args)) => bench_llm::run(args, output),
+        Command::Models(command) => models::run(command, output),
+        Command::Perplexity(args) => perplexity::run(args, output),
         Command::Demo(args) => block_on(demo::run(args, output)),
         Command::Completions { shell } => {
             let mut script = Vec::new();

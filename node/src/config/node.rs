@@ -130,10 +130,7 @@ impl NodeConfig {
     /// # Errors
     /// [`ConfigError`], before anything is created or bound.
     pub fn resolve(raw: RawNodeConfig, level: LogLevel) -> Result<NodeConfig, ConfigError> {
-        let data_dir = match raw.data_dir {
-            Some(folder) => folder,
-            None => host::home().ok_or(ConfigError::NoHome)?.join(".pangea"),
-        };
+        let data_dir = data_dir(raw.data_dir)?;
         let file = match &raw.config {
             Some(path) => ConfigFile::load(path)?,
             None => ConfigFile::load_if_there(&data_dir.join("config.toml"))?,
@@ -245,6 +242,17 @@ fn listen(typed: Vec<Multiaddr>, file: Option<Vec<Multiaddr>>) -> Result<Vec<Mul
         }
     }
     Ok(addresses)
+}
+
+/// The data directory: the named one, else `~/.pangea`.
+///
+/// # Errors
+/// [`ConfigError::NoHome`] where neither is there.
+pub fn data_dir(named: Option<PathBuf>) -> Result<PathBuf, ConfigError> {
+    match named {
+        Some(folder) => Ok(folder),
+        None => Ok(host::home().ok_or(ConfigError::NoHome)?.join(".pangea")),
+    }
 }
 
 /// A file that was named must be there; the default one may come later.

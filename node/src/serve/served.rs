@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pangea_client::{Error, ErrorKind, Result};
+use pangea_compute::Cancel;
 use pangea_compute::model::ModelFile;
 use prometheus_client::registry::Registry;
 use tokio::sync::watch;
@@ -15,8 +16,8 @@ use super::metrics::EngineMetrics;
 use super::request::{Event, Prompt, Request};
 use crate::{compute_error, models};
 
-/// The models of a node. Cloning gives the same ones.
-#[derive(Clone, Debug)]
+/// The models of a node; none by default. Cloning gives the same ones.
+#[derive(Clone, Debug, Default)]
 pub struct Served(Arc<Vec<Entry>>);
 
 /// One of them, as it stands.
@@ -198,7 +199,7 @@ impl Entry {
     /// Gets the file where it is not here, loads it and asks it something.
     fn load(&self) -> State {
         let began = std::time::Instant::now();
-        let path = match models::resolve(&self.folder, &self.model) {
+        let path = match self.file() {
             Ok(path) => path,
             // The next request may have better luck.
             Err(error) => return State::Absent { why: Some(error) },
@@ -213,6 +214,19 @@ impl Entry {
             }
             Err(error) => State::Failed(error),
         }
+    }
+
+    /// The model's file, fetched where it is not here.
+    fn file(&self) -> Result<PathBuf> {
+        let mut told = None;
+        models::get(&self.folder, &self.model, &Cancel::new(), &mut |transfer| {
+            let percent = transfer.done_bytes * 100 / transfer.total_bytes.max(1);
+            // A line for every tenth.
+            if told.replace((transfer.phase, percent / 10)) != Some((transfer.phase, percent / 10)) {
+                let (model, phase) = (&self.name, transfer.phase);
+                tracing::info!(event = "model_transfer", model, phase, percent, "Model {model}: {phase}, {percent} %");
+            }
+        })
     }
 
     fn show(&self) -> ServedModel {

@@ -20,6 +20,7 @@ use pangea_client::{
     TensorSource,
 };
 use pangea_node::api::rpc::{Limits, Service, bind};
+use pangea_node::serve::Served;
 use pangea_schema::{node_capnp, tensor_capnp};
 use tokio::task::LocalSet;
 use tokio_util::compat::{TokioAsyncReadCompatExt, TokioAsyncWriteCompatExt};
@@ -42,7 +43,7 @@ impl Node {
     fn start(memory_limit: u64, limits: Limits) -> Node {
         let backend = PlainBackend::new(memory_limit);
         let listener = bind("127.0.0.1:0").unwrap();
-        let service = Service::spawn(listener, backend.clone(), limits).unwrap();
+        let service = Service::spawn(listener, backend.clone(), Served::default(), limits).unwrap();
         Node { service, backend }
     }
 

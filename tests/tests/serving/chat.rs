@@ -42,3 +42,26 @@ fn what_chat_cannot_do_is_said_with_the_right_exit_code() {
         assert!(output.err.contains(said), "{arguments:?}: {output:?}");
     }
 }
+
+#[test]
+fn a_conversation_remembers_what_was_said_until_it_is_told_to_forget() {
+    let Some(model) = file_of(SMOLLM2, "a_conversation_remembers") else { return };
+    let cluster = Cluster::new();
+    let said = |lines: &str| {
+        let mut command = std::process::Command::new(pangea_tests::cluster::binary());
+        command.args(["chat", "--model", model.to_str().unwrap(), "--max-tokens", "12"]);
+        command.args(["--temperature", "0"]).env("PANGEA_HOME", cluster.folder());
+        command.stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::piped());
+        let mut child = command.stderr(std::process::Stdio::null()).spawn().unwrap();
+        std::io::Write::write_all(&mut child.stdin.take().unwrap(), lines.as_bytes()).unwrap();
+        let output = child.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(0));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let (france, italy) = ("What is the capital of France?\n", "And of Italy?\n");
+    let both = said(&format!("{france}{italy}"));
+    let forgotten = said(&format!("{france}/clear\n{italy}/exit\nnever read\n"));
+    let alone = said(italy);
+    assert!(both.starts_with(&said(france)) && !both.ends_with(&alone), "{both:?}");
+    assert_eq!(forgotten, format!("{}{alone}", said(france)));
+}

@@ -4,6 +4,7 @@
 
 mod answers;
 mod chat;
+mod engine;
 mod load;
 mod refusals;
 

@@ -1,8 +1,9 @@
-"""Use a Pangea node from Python: NumPy arrays in, checked products out.
+"""Use a Pangea node from Python: NumPy arrays in, checked products out; messages in, a model's answer out.
 
 `Client` is where everything starts. Errors are told apart by class, never by text.
 """
 
+from ._chat import Answer
 from ._client import Client
 from ._errors import (
     Cancelled,
@@ -17,15 +18,17 @@ from ._errors import (
     UnsupportedDType,
     VerificationFailed,
 )
-from ._status import Node, Peer
+from ._status import Model, Node, Peer, Usage
 
 __all__ = [
+    "Answer",
     "Cancelled",
     "Client",
     "DeadlineExceeded",
     "Error",
     "Internal",
     "InvalidInput",
+    "Model",
     "Node",
     "NotFound",
     "Overloaded",
@@ -33,5 +36,6 @@ __all__ = [
     "Unauthorized",
     "Unavailable",
     "UnsupportedDType",
+    "Usage",
     "VerificationFailed",
 ]

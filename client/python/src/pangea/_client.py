@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
 import numpy.typing as npt
 
 from ._arrays import Array, operand
+from ._chat import Answer, request
 from ._connection import Connection, matmul
 from ._errors import InvalidInput
-from ._status import Node, Peer, from_wire
+from ._status import Model, Node, Peer, from_wire
 
 _PLACES = ("auto", "local", "remote")
 
@@ -74,6 +75,72 @@ class Client:
         return self._connection.run(
             lambda node: matmul(node, left, right, place, verify, timeout, progress)
         )
+
+    def chat(
+        self,
+        messages: str | Sequence[Mapping[str, str]],
+        *,
+        model: str = "",
+        max_tokens: int | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        repetition_penalty: float | None = None,
+        presence_penalty: float | None = None,
+        frequency_penalty: float | None = None,
+        stop: str | Sequence[str] = (),
+        seed: int | None = None,
+        timeout: float | None = None,
+    ) -> Answer:
+        """Asks a language model; its answer comes piece by piece, or whole with `.text`, and with `.usage`.
+
+        `messages`: mappings with a `role` (`system`, `user`, `assistant`) and a `content`, or a text, which the user
+        says then. `model`: its name, by default the only one of the node. `temperature` 0 is greedy; the same `seed`
+        gives the same answer, without one it is new every time. `timeout`: seconds until the model is ready, which it
+        may have to be fetched for. What is wrong shows when the answer is read.
+        """
+        asked = request(
+            messages,
+            prompt=False,
+            max_tokens=max_tokens,
+            stop=stop,
+            seed=seed,
+            sampling={
+                "temperature": temperature,
+                "topK": top_k,
+                "topP": top_p,
+                "minP": min_p,
+                "repetitionPenalty": repetition_penalty,
+                "presencePenalty": presence_penalty,
+                "frequencyPenalty": frequency_penalty,
+            },
+        )
+        return Answer(self._connection, model, asked, timeout)
+
+    def complete(
+        self,
+        prompt: str,
+        *,
+        model: str = "",
+        max_tokens: int | None = None,
+        temperature: float | None = None,
+        stop: str | Sequence[str] = (),
+        seed: int | None = None,
+        timeout: float | None = None,
+    ) -> Answer:
+        """Has a language model go on with a text; see `chat`."""
+        sampling = {"temperature": temperature}
+        asked = request(prompt, prompt=True, max_tokens=max_tokens, stop=stop, seed=seed, sampling=sampling)
+        return Answer(self._connection, model, asked, timeout)
+
+    def models(self) -> list[Model]:
+        """The language models that the node serves."""
+
+        async def call(node: Any) -> list[Model]:
+            return [from_wire(Model, model) for model in (await node.models()).models]
+
+        return self._connection.run(call)
 
     def peers(self) -> list[Peer]:
         """Every peer the node knows."""

@@ -10,6 +10,7 @@ import concurrent.futures
 import pathlib
 import socket
 import threading
+import traceback
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
@@ -17,7 +18,7 @@ import capnp
 import numpy as np
 
 from ._arrays import Array, numpy_dtype, wire_dtype
-from ._errors import DeadlineExceeded, Error, Internal, Overloaded, Unavailable, from_exception
+from ._errors import Cancelled, DeadlineExceeded, Error, Internal, Overloaded, Unavailable, from_exception
 
 _SCHEMA = pathlib.Path(__file__).parent / "schema"
 # Where Cap'n Proto's own `/capnp/stream.capnp` is found.
@@ -27,6 +28,7 @@ capnp.remove_import_hook()
 _parser = capnp.SchemaParser()
 _tensor_capnp = _parser.load(str(_SCHEMA / "tensor.capnp"), imports=_IMPORTS)
 _job_capnp = _parser.load(str(_SCHEMA / "job.capnp"), imports=_IMPORTS)
+_model_capnp = _parser.load(str(_SCHEMA / "model.capnp"), imports=_IMPORTS)
 _node_capnp = _parser.load(str(_SCHEMA / "node.capnp"), imports=_IMPORTS)
 
 _CHUNK_BYTES: int = _tensor_capnp.chunkBytes
@@ -64,6 +66,16 @@ class _ProgressSink(_job_capnp.ProgressSink.Server):  # type: ignore[name-define
         self._progress(progress.tasksDone, progress.tasksTotal)
 
 
+class TokenSink(_model_capnp.TokenSink.Server):  # type: ignore[name-defined,misc]
+    """Where a node writes an answer to: `take` gets each piece's text, and why it was the last, or nothing."""
+
+    def __init__(self, take: Callable[[str, str], Coroutine[Any, Any, None]]) -> None:
+        self._take = take
+
+    async def append(self, piece: Any, _context: Any, **_: Any) -> None:
+        await self._take(str(piece.text), str(piece.finish))
+
+
 class Connection:
     """One connection, open until `close`."""
 
@@ -85,14 +97,33 @@ class Connection:
 
     def run(self, call: Callable[[Any], Coroutine[Any, Any, _T]]) -> _T:
         """Waits for what `call` makes of the node's capability. Interrupting it cancels the call."""
-        if not self._thread.is_alive():
-            raise Unavailable("this client is closed")
-        future = asyncio.run_coroutine_threadsafe(self._call(call), self._loop)
+        future = self.start(call)
         try:
-            return future.result()
+            return self.result(future)
         except BaseException:
             future.cancel()
             raise
+
+    def start(self, call: Callable[[Any], Coroutine[Any, Any, _T]]) -> concurrent.futures.Future[_T]:
+        """Begins what `call` makes of the node's capability, and waits for nothing."""
+        if not self._thread.is_alive():
+            raise Unavailable("this client is closed")
+        return asyncio.run_coroutine_threadsafe(self._call(call), self._loop)
+
+    def result(self, future: concurrent.futures.Future[_T]) -> _T:
+        """What came of a call."""
+        try:
+            return future.result()
+        except concurrent.futures.CancelledError:
+            raise Cancelled("it was cancelled, or its client closed, before its end") from None
+
+    def soon(self, callback: Callable[[], object]) -> None:
+        """Calls `callback` on the connection's thread; not at all once it is closed."""
+        try:
+            self._loop.call_soon_threadsafe(callback)
+        except RuntimeError:
+            # The loop is closed: nobody there waits any more.
+            pass
 
     def close(self) -> None:
         """Closes the connection; the node frees all it held for it."""
@@ -146,9 +177,22 @@ class Connection:
         try:
             return await call(self._node)
         except capnp.KjException as exception:
-            raise from_exception(exception) from None
+            _forget(exception)
+            error = from_exception(exception)
+        except BaseException as exception:
+            _forget(exception)
+            raise
         finally:
             self._calls.discard(task)
+        raise error
+
+
+def _forget(exception: BaseException | None) -> None:
+    """Empties the frames that an exception has left: whoever catches it may be another thread, and a capability that
+    is dropped on any thread but its own ends the process."""
+    while exception is not None:
+        traceback.clear_frames(exception.__traceback__)
+        exception = exception.__context__
 
 
 async def matmul(

@@ -1,4 +1,4 @@
-"""What a node says of itself and of its peers: plain values. Fields as in `schema/node.capnp`."""
+"""What a node says of itself, its peers and its models: plain values. Fields as in `schema/*.capnp`."""
 
 from __future__ import annotations
 
@@ -53,7 +53,35 @@ class Node:
     bytes_received: int
 
 
-_Value = TypeVar("_Value", Peer, Node)
+@dataclasses.dataclass(frozen=True)
+class Usage:
+    """What an answer took. Fields as in `schema/model.capnp`."""
+
+    prompt_tokens: int
+    cached_tokens: int
+    answer_tokens: int
+    queued_s: float
+    prompt_s: float
+    answer_s: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A model that a node serves. Fields as in `schema/model.capnp`."""
+
+    name: str
+    state: str
+    why: str
+    architecture: str
+    layers: int
+    context: int
+    vocabulary: int
+    memory_bytes: int
+    running: int
+    waiting: int
+
+
+_Value = TypeVar("_Value", Peer, Node, Model, Usage)
 
 
 def from_wire(kind: type[_Value], wire: Any) -> _Value:

@@ -44,6 +44,12 @@ pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// The longest `connect` may try.
 pub(super) const MAX_CONNECT_TIMEOUT: Duration = Duration::from_secs(120);
 
+/// How long `model` waits for one that is loading when the client does not say.
+pub(super) const MODEL_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// The longest it may wait: for a large model that is fetched first.
+pub(super) const MAX_MODEL_TIMEOUT: Duration = Duration::from_secs(3600);
+
 /// How long a client whose job ended while the node stops may be silent before it counts as having fetched what it
 /// wanted: a few round trips on a slow link.
 pub(super) const FETCH_TIME: Duration = Duration::from_millis(500);

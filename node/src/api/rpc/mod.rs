@@ -5,7 +5,7 @@
 //! * [`limits`]: what one client may hold.
 //! * `account`: what one connection holds; counted, reserved, given back.
 //! * `socket`: the bytes of one connection, counted, and held up by a client that does not read.
-//! * `node`, `tensor`, `job`: the capabilities.
+//! * `node`, `tensor`, `job`, `model`: the capabilities.
 //!
 //! Nothing is computed here and nothing waits here for long: a call either copies a chunk, or
 //! awaits the backend. It knows nothing of peers, streams or tasks.
@@ -14,6 +14,7 @@ mod account;
 pub mod backend;
 mod job;
 pub mod limits;
+mod model;
 mod node;
 pub mod service;
 mod slot;

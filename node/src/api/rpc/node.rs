@@ -7,28 +7,57 @@ use std::time::Duration;
 
 use capnp_rpc::new_client;
 use pangea_client::exception::to_exception;
-use pangea_client::{DType, Error, ErrorKind, MatmulOptions, TensorInfo};
+use pangea_client::{DType, Error, ErrorKind, MatmulOptions, Result, TensorInfo};
 use pangea_schema::node_capnp::node;
 use tokio_util::sync::CancellationToken;
 
 use super::account::Account;
 use super::backend::Backend;
 use super::job::{self, Request};
-use super::limits::{CONNECT_TIMEOUT, MAX_CONNECT_TIMEOUT, MAX_PROBE_BYTES, MAX_PROBE_ROUNDS};
+use super::limits::{
+    CONNECT_TIMEOUT, MAX_CONNECT_TIMEOUT, MAX_MODEL_TIMEOUT, MAX_PROBE_BYTES, MAX_PROBE_ROUNDS, MODEL_TIMEOUT,
+};
+use super::model::{self, ModelObject};
 use super::tensor::{SinkObject, Tensors};
+use crate::serve::Served;
 
 /// What the `Node` capability of one connection stands for.
 pub(super) struct NodeObject<B: Backend> {
     backend: B,
     account: Rc<Account<B>>,
     tensors: Rc<RefCell<Tensors<B>>>,
+    served: Served,
     /// No new jobs once it is cancelled.
     draining: CancellationToken,
 }
 
 impl<B: Backend> NodeObject<B> {
-    pub(super) fn new(backend: B, account: Rc<Account<B>>, draining: CancellationToken) -> NodeObject<B> {
-        NodeObject { backend, account, tensors: Rc::new(RefCell::new(Tensors::new())), draining }
+    pub(super) fn new(
+        backend: B,
+        served: Served,
+        account: Rc<Account<B>>,
+        draining: CancellationToken,
+    ) -> NodeObject<B> {
+        NodeObject { backend, account, tensors: Rc::new(RefCell::new(Tensors::new())), served, draining }
+    }
+
+    /// The name that is meant: the given one, or that of the only model.
+    fn named(&self, name: &str) -> Result<String> {
+        if !name.is_empty() {
+            return Ok(name.to_owned());
+        }
+        let names: Vec<&str> = self.served.names().collect();
+        match names[..] {
+            [only] => Ok(only.to_owned()),
+            [] => Err(Error::new(
+                ErrorKind::NotFound,
+                "this node serves no model; start one with `pangea node --model NAME`",
+            )),
+            _ => {
+                let message = format!("this node serves several models; name one of {}", names.join(", "));
+                Err(Error::new(ErrorKind::InvalidInput, message))
+            }
+        }
     }
 }
 
@@ -135,6 +164,28 @@ impl<B: Backend> node::Server for NodeObject<B> {
     ) -> capnp::Result<()> {
         self.account.counters().to_wire(results.get().init_connection());
         self.account.totals().counters().to_wire(results.get().init_total());
+        Ok(())
+    }
+
+    async fn models(self: Rc<Self>, _: node::ModelsParams, mut results: node::ModelsResults) -> capnp::Result<()> {
+        let models = self.served.list();
+        let mut wire = results.get().init_models(models.len() as u32);
+        for (index, served) in models.into_iter().enumerate() {
+            model::status(served).to_wire(wire.reborrow().get(index as u32));
+        }
+        Ok(())
+    }
+
+    async fn model(self: Rc<Self>, params: node::ModelParams, mut results: node::ModelResults) -> capnp::Result<()> {
+        let _call = self.account.call().map_err(exception)?;
+        let params = params.get()?;
+        let name = self.named(params.get_name()?.to_str()?).map_err(exception)?;
+        let patience = match params.get_timeout_ms() {
+            0 => MODEL_TIMEOUT,
+            milliseconds => Duration::from_millis(milliseconds).min(MAX_MODEL_TIMEOUT),
+        };
+        let engine = self.served.engine(&name, patience).await.map_err(exception)?;
+        results.get().set_model(new_client(ModelObject::new(self.account.clone(), engine, self.draining.clone())));
         Ok(())
     }
 }

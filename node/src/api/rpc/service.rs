@@ -27,6 +27,7 @@ use super::backend::Backend;
 use super::limits::{FETCH_TIME, KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, Limits, REFUSAL_TIME, REFUSALS};
 use super::node::NodeObject;
 use super::socket::counted;
+use crate::serve::Served;
 
 /// Takes the port of the service, without answering on it yet. `InvalidInput` for an address
 /// that is none, `Unavailable` for a port that cannot be had.
@@ -64,8 +65,8 @@ pub struct Service {
 }
 
 impl Service {
-    /// Serves `backend` on `listener`, on a thread of its own.
-    pub fn spawn<B: Backend>(listener: StdListener, backend: B, limits: Limits) -> Result<Service> {
+    /// Serves `backend` and the models `served` on `listener`, on a thread of its own.
+    pub fn spawn<B: Backend>(listener: StdListener, backend: B, served: Served, limits: Limits) -> Result<Service> {
         let failed = |error: io::Error| {
             let message = format!("cannot start the Cap'n Proto service: {error}");
             Error::new(ErrorKind::Internal, message)
@@ -82,7 +83,7 @@ impl Service {
         let thread = std::thread::Builder::new()
             .name("pangea-rpc".into())
             .spawn(move || {
-                LocalSet::new().block_on(&runtime, serve(listener, backend, limits, end));
+                LocalSet::new().block_on(&runtime, serve(listener, backend, served, limits, end));
             })
             .map_err(failed)?;
         Ok(Service { address, ending, thread: Some(thread) })
@@ -114,6 +115,7 @@ impl Drop for Service {
 async fn serve<B: Backend>(
     listener: TcpListener,
     backend: B,
+    served: Served,
     limits: Limits,
     mut end: watch::Receiver<Option<Duration>>,
 ) {
@@ -125,7 +127,7 @@ async fn serve<B: Backend>(
             biased;
             _ = end.wait_for(Option::is_some) => break,
             accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => accept(stream, &backend, limits, &totals, &draining, &refusals),
+                Ok((stream, _)) => accept(stream, &backend, &served, limits, &totals, &draining, &refusals),
                 Err(error) => {
                     // Out of descriptors, as a rule: those of others must close first.
                     tracing::warn!(%error, "rpc accept failed");
@@ -158,6 +160,7 @@ async fn serve<B: Backend>(
 fn accept<B: Backend>(
     stream: TcpStream,
     backend: &B,
+    served: &Served,
     limits: Limits,
     totals: &Arc<Totals>,
     draining: &CancellationToken,
@@ -173,7 +176,7 @@ fn accept<B: Backend>(
         return;
     }
     let account = Rc::new(Account::new(backend.clone(), limits, totals.clone()));
-    let object = NodeObject::new(backend.clone(), account.clone(), draining.clone());
+    let object = NodeObject::new(backend.clone(), served.clone(), account.clone(), draining.clone());
     let bootstrap = new_client::<node::Client, _>(object).client;
     let (read_half, write_half) = stream.into_split();
     let (read_half, write_half) = counted(read_half.compat(), write_half.compat_write(), account);

@@ -107,16 +107,17 @@ impl World {
             let mut chosen = Vec::new();
             let mut drafts_left = rows.draft;
             let ended = |tokens: &[u32]| tokens.len() == wanted.prompt.len() + wanted.answer;
-            while rows.choose {
+            let mut choosing = rows.choose;
+            while choosing {
                 let token = follows(wanted.choice, &tokens);
                 chosen.push(token);
                 tokens.push(token);
                 // A draft is right three times in four.
-                if ended(&tokens) || drafts_left == 0 || lot.next(4) == 0 {
-                    break;
+                choosing = !ended(&tokens) && drafts_left > 0 && lot.next(4) > 0;
+                if choosing {
+                    drafts_left -= 1;
+                    cache.push(token);
                 }
-                drafts_left -= 1;
-                cache.push(token);
             }
             let ended = ended(&tokens);
             if ended {

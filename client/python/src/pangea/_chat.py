@@ -1,0 +1,154 @@
+"""Answers of a language model: what is asked, what comes piece by piece, what it took. It owns no connection."""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
+from types import TracebackType
+from typing import Any
+
+from ._connection import Connection, TokenSink
+from ._errors import InvalidInput
+from ._status import Usage, from_wire
+
+# Pieces that a slow reader may be behind; then the node waits.
+_PIECES = 16
+
+
+def request(
+    messages: str | Sequence[Mapping[str, str]],
+    *,
+    prompt: bool,
+    max_tokens: int | None,
+    stop: str | Sequence[str],
+    seed: int | None,
+    sampling: Mapping[str, Any],
+) -> dict[str, Any]:
+    """A `GenerationRequest` as pycapnp takes it; of `sampling`, fields as in the schema, those that are not None."""
+    if isinstance(messages, str):
+        asked: dict[str, Any] = {"text": messages} if prompt else {"messages": [_message("user", messages)]}
+    else:
+        try:
+            asked = {"messages": [_message(message["role"], message["content"]) for message in messages]}
+        except (KeyError, TypeError) as error:
+            raise InvalidInput(f"a message is a mapping with a role and a content ({error!r})") from None
+    if max_tokens is not None and max_tokens < 1:
+        raise InvalidInput(f"an answer of {max_tokens} tokens is none; ask for at least 1")
+    wire = {name: value for name, value in sampling.items() if value is not None}
+    # Any 64 bits are a seed, as a signed number, too.
+    wire["seed"] = secrets.randbits(64) if seed is None else seed % (1 << 64)
+    return {
+        "prompt": asked,
+        "sampling": wire,
+        "maxTokens": max_tokens or 0,
+        "stop": [stop] if isinstance(stop, str) and stop else list(stop),
+    }
+
+
+def _message(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}
+
+
+class _Stream:
+    """What the connection's thread hands over. It knows nothing of the `Answer`, which may be dropped meanwhile."""
+
+    def __init__(self) -> None:
+        self.pieces: queue.Queue[str | None] = queue.Queue()
+        self.room = asyncio.Semaphore(_PIECES)
+        self.finish = ""
+
+    async def run(self, node: Any, model: str, asked: dict[str, Any], timeout: float | None) -> Usage:
+        milliseconds = 0 if timeout is None else max(1, round(timeout * 1000))
+        # pycapnp has a `name` of its own: by position.
+        loaded = (await node.model(model, milliseconds)).model
+        generation = (await loaded.generate(request=asked, sink=TokenSink(self._take))).generation
+        try:
+            return from_wire(Usage, (await generation.summary()).summary)
+        except asyncio.CancelledError:
+            # Dropping it would do; this says so at once, whatever still refers to it.
+            generation.cancel()
+            raise
+
+    async def _take(self, text: str, finish: str) -> None:
+        self.finish = finish or self.finish
+        if text:
+            await self.room.acquire()
+            self.pieces.put(text)
+
+
+class Answer(Iterator[str]):
+    """An answer under way: iterating gives its text piece by piece.
+
+    `text` is all of it: reading waits for the end, as `usage` and `finish` do. Leaving a `with` before the end,
+    and `close`, cancel it; so does dropping it.
+    """
+
+    def __init__(self, connection: Connection, model: str, asked: dict[str, Any], timeout: float | None) -> None:
+        self._connection = connection
+        self._stream = stream = _Stream()
+        self._seen: list[str] = []
+        self._over = False
+        self._future = connection.start(lambda node: stream.run(node, model, asked, timeout))
+        self._future.add_done_callback(lambda _: stream.pieces.put(None))
+
+    def __iter__(self) -> Answer:
+        return self
+
+    def __next__(self) -> str:
+        if not self._over:
+            piece = self._stream.pieces.get()
+            if piece is not None:
+                self._seen.append(piece)
+                self._connection.soon(self._stream.room.release)
+                return piece
+            self._over = True
+        self._result()
+        raise StopIteration
+
+    def _result(self) -> Usage:
+        return self._connection.result(self._future)
+
+    @property
+    def text(self) -> str:
+        """The whole answer."""
+        for _ in self:
+            pass
+        return "".join(self._seen)
+
+    @property
+    def usage(self) -> Usage:
+        """What it took."""
+        for _ in self:
+            pass
+        return self._result()
+
+    @property
+    def finish(self) -> str:
+        """Why it ended: `stop` or `length`."""
+        for _ in self:
+            pass
+        return self._stream.finish
+
+    def __str__(self) -> str:
+        return self.text
+
+    def close(self) -> None:
+        """Cancels what has not come yet."""
+        self._over = True
+        self._future.cancel()
+
+    def __enter__(self) -> Answer:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        self._future.cancel()

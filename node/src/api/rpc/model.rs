@@ -1,0 +1,200 @@
+//! The `Model` and `Generation` capabilities: an engine's answers as messages. It chooses no tokens and loads nothing.
+
+use std::rc::Rc;
+
+use capnp_rpc::new_client;
+use pangea_client::exception::{from_exception, to_exception};
+use pangea_client::{Error, ErrorKind, GenerationRequest, GenerationSummary, ModelStatus, Piece, Prompt, Result};
+use pangea_compute::chat::Message;
+use pangea_compute::sample::Sampling;
+use pangea_schema::model_capnp::{generation, model, token_sink};
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use super::account::{Account, JobSeat};
+use super::backend::Backend;
+use super::slot::{Slot, slot};
+use crate::serve::{self, Engine, Event, Format, Generation, ServedModel};
+
+/// What a `Model` capability stands for.
+pub(super) struct ModelObject<B: Backend> {
+    account: Rc<Account<B>>,
+    engine: Engine,
+    /// No new answers once it is cancelled.
+    draining: CancellationToken,
+}
+
+impl<B: Backend> ModelObject<B> {
+    pub(super) fn new(account: Rc<Account<B>>, engine: Engine, draining: CancellationToken) -> ModelObject<B> {
+        ModelObject { account, engine, draining }
+    }
+}
+
+/// A served model as it travels.
+pub(super) fn status(model: ServedModel) -> ModelStatus {
+    let facts = model.facts.as_ref();
+    ModelStatus {
+        name: model.name,
+        state: model.state.to_owned(),
+        why: model.why.unwrap_or_default(),
+        architecture: facts.map_or_else(String::new, |facts| facts.architecture.to_owned()),
+        layers: facts.map_or(0, |facts| facts.layers as u32),
+        context: facts.map_or(0, |facts| facts.context as u64),
+        vocabulary: facts.map_or(0, |facts| facts.vocabulary as u64),
+        memory_bytes: facts.map_or(0, |facts| facts.memory_bytes),
+        running: model.running as u32,
+        waiting: model.waiting as u32,
+    }
+}
+
+impl<B: Backend> model::Server for ModelObject<B> {
+    async fn generate(
+        self: Rc<Self>,
+        params: model::GenerateParams,
+        mut results: model::GenerateResults,
+    ) -> capnp::Result<()> {
+        if self.draining.is_cancelled() {
+            let message = "this node is shutting down and begins no more answers";
+            return Err(to_exception(&Error::new(ErrorKind::Unavailable, message)));
+        }
+        let params = params.get()?;
+        let asked = GenerationRequest::from_wire(params.get_request()?)?;
+        let sink = params.get_sink()?;
+        let begun = async {
+            let seat = self.account.job()?;
+            let answer = self.engine.generate(request(asked)?).await?;
+            Ok::<_, Error>((seat, answer))
+        };
+        let (seat, answer) = begun.await.map_err(|error| to_exception(&error))?;
+        results.get().set_generation(new_client(GenerationObject::start(self.account.clone(), seat, answer, sink)));
+        Ok(())
+    }
+
+    async fn status(self: Rc<Self>, _: model::StatusParams, mut results: model::StatusResults) -> capnp::Result<()> {
+        let facts = self.engine.model().clone();
+        let (running, waiting) = self.engine.load_now();
+        let served =
+            ServedModel { name: facts.name.clone(), state: "ready", why: None, facts: Some(facts), running, waiting };
+        status(served).to_wire(results.get().init_status());
+        Ok(())
+    }
+}
+
+/// What the engine is asked.
+fn request(asked: GenerationRequest) -> Result<serve::Request> {
+    let format = match asked.json_schema.as_deref().map(serde_json::from_str::<serde_json::Value>) {
+        None => Format::Text,
+        Some(Ok(serde_json::Value::Object(schema))) if schema.is_empty() => Format::JsonObject,
+        Some(Ok(schema)) => Format::JsonSchema(schema),
+        Some(Err(error)) => {
+            return Err(Error::new(ErrorKind::InvalidInput, format!("the JSON Schema is no JSON: {error}")));
+        }
+    };
+    let prompt = match asked.prompt {
+        Prompt::Text(text) => serve::Prompt::Text(text),
+        Prompt::Tokens(tokens) => serve::Prompt::Tokens(tokens),
+        Prompt::Messages(messages) => {
+            serve::Prompt::chat(messages.into_iter().map(|(role, content)| Message::new(role, content)).collect())
+        }
+    };
+    let sampling = asked.sampling;
+    Ok(serve::Request {
+        sampling: Sampling {
+            temperature: sampling.temperature,
+            top_k: sampling.top_k as usize,
+            top_p: sampling.top_p,
+            min_p: sampling.min_p,
+            typical_p: sampling.typical_p,
+            repetition_penalty: sampling.repetition_penalty,
+            repetition_window: sampling.repetition_window.map(|window| window as usize),
+            presence_penalty: sampling.presence_penalty,
+            frequency_penalty: sampling.frequency_penalty,
+            logit_bias: sampling.logit_bias,
+            seed: sampling.seed,
+            logprobs: None,
+        },
+        max_tokens: asked.max_tokens.map(|tokens| usize::try_from(tokens).unwrap_or(usize::MAX)),
+        stop: asked.stop,
+        format,
+        ..serve::Request::new(prompt)
+    })
+}
+
+/// What a `Generation` capability stands for.
+struct GenerationObject<B: Backend> {
+    account: Rc<Account<B>>,
+    summary: Slot<GenerationSummary>,
+    cancel: CancellationToken,
+    /// Cancels the answer with whoever wants it.
+    _wanted: DropGuard,
+}
+
+impl<B: Backend> GenerationObject<B> {
+    fn start(
+        account: Rc<Account<B>>,
+        seat: JobSeat<B>,
+        answer: Generation,
+        sink: token_sink::Client,
+    ) -> GenerationObject<B> {
+        let (fill, summary) = slot();
+        let cancel = CancellationToken::new();
+        let cancelled = cancel.clone();
+        tokio::task::spawn_local(async move {
+            let outcome = tokio::select! {
+                biased;
+                () = cancelled.cancelled() => Err(Error::new(ErrorKind::Cancelled, "the answer was cancelled")),
+                outcome = pass_on(answer, &sink) => outcome,
+            };
+            drop(sink);
+            // The place is free before anyone hears of the end, so that who does can ask again.
+            drop(seat);
+            fill.fill(outcome);
+        });
+        GenerationObject { account, summary, _wanted: cancel.clone().drop_guard(), cancel }
+    }
+}
+
+/// Sends an answer on as it comes, as fast as it is taken.
+async fn pass_on(mut answer: Generation, sink: &token_sink::Client) -> Result<GenerationSummary> {
+    while let Some(event) = answer.next().await {
+        match event? {
+            Event::Prompt(_) => {}
+            Event::Delta(delta) => {
+                let finish = delta.finish.map(|finish| finish.name().to_owned());
+                let piece = Piece { text: delta.text, tokens: delta.tokens, finish };
+                let mut request = sink.append_request();
+                piece.to_wire(request.get().init_piece());
+                request.send().await.map_err(|exception| from_exception(&exception))?;
+            }
+            Event::Done(took) => {
+                // Streaming calls return before they have arrived; this one when all have.
+                return Ok(GenerationSummary {
+                    prompt_tokens: took.prompt_tokens as u64,
+                    cached_tokens: took.cached_tokens as u64,
+                    answer_tokens: took.answer_tokens as u64,
+                    queued_s: took.queued.as_secs_f64(),
+                    prompt_s: took.prompt.as_secs_f64(),
+                    answer_s: took.answer.as_secs_f64(),
+                });
+            }
+        }
+    }
+    Err(Error::new(ErrorKind::Internal, "the answer broke off"))
+}
+
+impl<B: Backend> generation::Server for GenerationObject<B> {
+    async fn summary(
+        self: Rc<Self>,
+        _: generation::SummaryParams,
+        mut results: generation::SummaryResults,
+    ) -> capnp::Result<()> {
+        let _call = self.account.call().map_err(|error| to_exception(&error))?;
+        let summary = self.summary.wait().await.map_err(|error| to_exception(&error))?;
+        summary.to_wire(results.get().init_summary());
+        Ok(())
+    }
+
+    async fn cancel(self: Rc<Self>, _: generation::CancelParams, _: generation::CancelResults) -> capnp::Result<()> {
+        self.cancel.cancel();
+        Ok(())
+    }
+}

@@ -1,0 +1,81 @@
+//! `pangea perplexity`: how well a model foretells a text. It reads the text and shows the figure; the arithmetic is
+//! [`Perplexity`]'s.
+
+use std::path::Path;
+
+use pangea_compute::Pool;
+use pangea_compute::model::{Model, ModelFile, Part, Perplexity};
+use serde::Serialize;
+
+use super::args::{OutputArgs, PerplexityArgs};
+use super::failure::Failure;
+use super::models::file_of;
+use super::progress::Progress;
+use super::session::note;
+use super::{print, print_json};
+use crate::config;
+
+#[derive(Serialize)]
+struct Document {
+    perplexity: f64,
+    /// How many were scored.
+    tokens: usize,
+    standard_error: f64,
+    chunks: usize,
+    context: usize,
+}
+
+pub(super) fn run(args: PerplexityArgs, output: OutputArgs) -> Result<(), Failure> {
+    let threads = config::node::threads(args.threads)?;
+    let text = read(&args.file)?;
+    let path = file_of(&args.store, &args.model)?;
+    let file = ModelFile::open(&path)?;
+    let tokenizer = file.tokenizer()?;
+    let mut tokens = tokenizer.encode(&text, true, false);
+    drop(text);
+    if let Some(chunks) = args.chunks {
+        tokens.truncate((chunks as usize).saturating_mul(args.ctx));
+    }
+    let bos = tokenizer.bos().filter(|_| tokenizer.adds_bos());
+    let pool = Pool::new(threads)?;
+    let model = Model::load(&file, Part::whole(file.config()), &pool)?;
+    let chunks = tokens.len() / args.ctx.max(1);
+    note(&output, format!("{} tokens, {chunks} chunks of {}", tokens.len(), args.ctx));
+    let mut progress = Progress::new(output.quiet);
+    progress.phase("scoring", chunks as u64);
+    let result = Perplexity::measure(&model, &pool, &tokens, bos, args.ctx, &mut |done, _, _| {
+        progress.done(done as u64);
+        Ok(())
+    })?;
+    drop(progress);
+    if args.json.json {
+        return print_json(&Document {
+            perplexity: result.perplexity,
+            tokens: result.tokens,
+            standard_error: result.standard_error,
+            chunks: result.chunks,
+            context: args.ctx,
+        });
+    }
+    print(&format!(
+        "perplexity {:.4} ± {:.4} over {} tokens in {} chunks of {}\n",
+        result.perplexity, result.standard_error, result.tokens, result.chunks, args.ctx
+    ))
+}
+
+/// The text, without the newline at its end, as llama.cpp reads a prompt's file.
+fn read(path: &Path) -> Result<String, Failure> {
+    let wrong = |what: String| Failure::usage(format!("{}: {what}", path.display()));
+    let bytes = std::fs::read(path).map_err(|error| match error.kind() {
+        std::io::ErrorKind::NotFound => wrong("there is no such file".to_owned()),
+        _ => wrong(error.to_string()),
+    })?;
+    let mut text = String::from_utf8(bytes).map_err(|error| {
+        let place = error.utf8_error().valid_up_to();
+        wrong(format!("this is no text in UTF-8 (byte {place}); convert it first"))
+    })?;
+    if text.ends_with('\n') {
+        text.pop();
+    }
+    Ok(text)
+}

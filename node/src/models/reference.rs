@@ -1,0 +1,173 @@
+//! What a person may write for a model: a short name, a path, `hf:OWNER/REPO/FILE.gguf`, an address. Parsing only.
+
+use std::path::{Component, Path, PathBuf};
+
+use pangea_client::{Error, ErrorKind, Result};
+
+use super::catalogue::{self, Known};
+
+/// What model files end with.
+pub const EXTENSION: &str = "gguf";
+
+/// A model as it was written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reference {
+    /// One with a short name.
+    Known(&'static Known),
+    /// A file of a repository on Hugging Face.
+    HuggingFace {
+        /// `OWNER/REPO`.
+        repository: String,
+        /// The file in it, with folders if it is in some.
+        file: String,
+    },
+    /// A file at an address.
+    Address(String),
+    /// A file on this machine.
+    Path(PathBuf),
+    /// Anything else: a file in the store, if there is one of that name.
+    Name(String),
+}
+
+impl Reference {
+    /// What `text` means.
+    ///
+    /// # Errors
+    /// `InvalidInput` for what no model can be: nothing at all, an address that is not https or names no `.gguf` file,
+    /// names that lead out of folders.
+    pub fn parse(text: &str) -> Result<Reference> {
+        let wrong = |what: &str| Err(Error::new(ErrorKind::InvalidInput, format!("{text:?} is no model: {what}")));
+        if text.is_empty() {
+            return wrong("write a name, hf:OWNER/REPO/FILE.gguf, an address or a path");
+        }
+        if let Some(rest) = text.strip_prefix("hf:") {
+            return match rest.splitn(3, '/').collect::<Vec<_>>()[..] {
+                [owner, repository, file] if is_safe(owner) && is_safe(repository) && is_file(file) => {
+                    Ok(Reference::HuggingFace { repository: format!("{owner}/{repository}"), file: file.to_owned() })
+                }
+                _ => wrong("a file on Hugging Face is written hf:OWNER/REPO/FILE.gguf"),
+            };
+        }
+        if let Some((scheme, rest)) = text.split_once("://") {
+            let path = rest.split(['?', '#']).next().unwrap_or_default();
+            return match (scheme, path.split_once('/')) {
+                ("https", Some((host, path))) if !host.is_empty() && path.rsplit('/').next().is_some_and(is_file) => {
+                    Ok(Reference::Address(text.to_owned()))
+                }
+                ("https", _) => wrong("the address must end with the name of a .gguf file"),
+                _ => wrong("only addresses that begin with https:// are fetched"),
+            };
+        }
+        Ok(match catalogue::known(text) {
+            Some(known) if !Path::new(text).is_file() => Reference::Known(known),
+            _ if is_path(text) => Reference::Path(text.into()),
+            _ => Reference::Name(text.to_owned()),
+        })
+    }
+
+    /// Where its file is below the store's folder; `None` for what is never in it.
+    pub fn file(&self) -> Option<PathBuf> {
+        match self {
+            Reference::Known(known) => Some(known.file.into()),
+            // Many repositories have files of one name.
+            Reference::HuggingFace { repository, file } => Some(Path::new("hf").join(repository).join(file)),
+            Reference::Address(address) => {
+                let path = address.split(['?', '#']).next().unwrap_or_default();
+                path.rsplit('/').next().map(PathBuf::from)
+            }
+            Reference::Path(_) | Reference::Name(_) => None,
+        }
+    }
+}
+
+/// Whether a model is given as a path: a name has no separators and does not end like a file.
+pub fn is_path(model: &str) -> bool {
+    let fetched = model.starts_with("hf:") || model.contains("://");
+    !fetched && (model.contains(std::path::MAIN_SEPARATOR) || has_extension(Path::new(model)))
+}
+
+/// What a model is called: its name, or its file's name without the end; the short one where it has one.
+pub fn name_of(model: &str) -> &str {
+    let stem = match model.starts_with("hf:") || model.contains("://") || is_path(model) {
+        true => Path::new(model).file_stem().and_then(|stem| stem.to_str()).unwrap_or(model),
+        false => model,
+    };
+    catalogue::known(stem).map_or(stem, |known| known.name)
+}
+
+pub(super) fn has_extension(path: &Path) -> bool {
+    path.extension().is_some_and(|end| end.eq_ignore_ascii_case(EXTENSION))
+}
+
+/// A name that stays what it is as a part of a path and of an address.
+fn is_safe(name: &str) -> bool {
+    !name.is_empty()
+        && !name.starts_with('.')
+        && name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | '+'))
+}
+
+/// One that ends like a model, in folders or none.
+fn is_file(name: &str) -> bool {
+    let path = Path::new(name);
+    name.split('/').all(is_safe)
+        && path.components().all(|part| matches!(part, Component::Normal(_)))
+        && has_extension(path)
+        && path.file_stem().is_some()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_form_is_told_from_the_others() {
+        let parsed = |text: &str| Reference::parse(text).unwrap();
+        assert!(matches!(parsed("SmolLM2"), Reference::Known(known) if known.name == "smollm2"));
+        assert_eq!(parsed("my-model"), Reference::Name("my-model".into()));
+        for path in ["./my-model", "a/b.gguf", "b.gguf", "/x/y"] {
+            assert_eq!(parsed(path), Reference::Path(path.into()));
+        }
+        let file = parsed("hf:Owner/Repo-GGUF/sub/file-Q8_0.gguf");
+        assert_eq!(file.file(), Some("hf/Owner/Repo-GGUF/sub/file-Q8_0.gguf".into()));
+        let address = parsed("https://example.org/a/b/m.gguf?download=true");
+        assert_eq!(address.file(), Some("m.gguf".into()));
+    }
+
+    #[test]
+    fn what_leads_out_of_a_folder_or_is_no_file_is_refused() {
+        for text in [
+            "",
+            "hf:owner/repo",
+            "hf:owner/repo/file.bin",
+            "hf:../repo/file.gguf",
+            "hf:owner/../file.gguf",
+            "hf:owner/repo/../../file.gguf",
+            "hf:owner/repo/.gguf",
+            "hf:owner/repo//file.gguf",
+            "hf:owner/repo/a b.gguf",
+            "http://example.org/m.gguf",
+            "ftp://example.org/m.gguf",
+            "https://example.org",
+            "https:///m.gguf",
+            "https://example.org/m.zip",
+            "https://example.org/..gguf",
+        ] {
+            let error = Reference::parse(text).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::InvalidInput, "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_model_is_called_by_its_short_name_or_its_files() {
+        for (model, name) in [
+            ("smollm2", "smollm2"),
+            ("/x/SmolLM2-135M-Instruct.Q4_1.gguf", "smollm2"),
+            ("/x/Small-1B.Q4_0.gguf", "Small-1B.Q4_0"),
+            ("Small-1B.Q4_0", "Small-1B.Q4_0"),
+            ("hf:o/r/f.gguf", "f"),
+            ("https://example.org/f.gguf", "f"),
+        ] {
+            assert_eq!(name_of(model), name, "{model}");
+        }
+    }
+}

@@ -1,0 +1,314 @@
+//! The folder that models are in: which file a name means, what is there, removing one. Only whole models have their final
+//! name in it; nothing here writes one.
+
+use std::path::{Path, PathBuf};
+
+use pangea_client::{Error, ErrorKind, Result};
+use pangea_compute::model::ModelFile;
+
+use super::catalogue::KNOWN;
+use super::description::Description;
+use super::reference::{EXTENSION, Reference, has_extension, is_path};
+
+/// Folders in folders that are looked into: `hf/OWNER/REPO` and one more.
+const MAX_DEPTH: usize = 5;
+
+/// Names in an error, so that it stays a sentence.
+const NAMES_SHOWN: usize = 8;
+
+/// A model of the store.
+#[derive(Debug)]
+pub struct Entry {
+    /// What it is called: the shortest name that means it alone.
+    pub name: String,
+    /// Its file.
+    pub path: PathBuf,
+    /// Its file's size.
+    pub size_bytes: u64,
+}
+
+impl Entry {
+    /// What its file says.
+    ///
+    /// # Errors
+    /// Why it is no model that runs here.
+    pub fn describe(&self) -> Result<Description> {
+        Ok(Description::of(&ModelFile::open(&self.path).map_err(crate::compute_error)?))
+    }
+}
+
+/// What a name means.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Found {
+    /// This file.
+    Here(PathBuf),
+    /// A model that is not here and can be fetched.
+    Fetchable(Reference),
+}
+
+/// Every model in `folder`, by name. A folder that is not there is empty.
+///
+/// # Errors
+/// `Internal` where the folder cannot be read.
+pub fn list(folder: &Path) -> Result<Vec<Entry>> {
+    let mut files = Vec::new();
+    collect(folder, MAX_DEPTH, &mut files).map_err(|error| cannot_read(folder, &error))?;
+    let mut entries: Vec<Entry> = files
+        .iter()
+        .map(|(path, size_bytes)| Entry {
+            name: name(folder, path, &files),
+            path: path.clone(),
+            size_bytes: *size_bytes,
+        })
+        .collect();
+    entries.sort_by(|one, other| one.name.cmp(&other.name));
+    Ok(entries)
+}
+
+fn collect(folder: &Path, depth: usize, files: &mut Vec<(PathBuf, u64)>) -> std::io::Result<()> {
+    let entries = match std::fs::read_dir(folder) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        entries => entries?,
+    };
+    for entry in entries {
+        let path = entry?.path();
+        // Whatever begins with a dot is being fetched, or somebody else's.
+        if path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b".")) {
+            continue;
+        }
+        // Links are followed; one that leads nowhere is nothing.
+        let Ok(facts) = std::fs::metadata(&path) else { continue };
+        if facts.is_dir() && depth > 0 {
+            collect(&path, depth - 1, files)?;
+        } else if facts.is_file() && has_extension(&path) {
+            files.push((path, facts.len()));
+        }
+    }
+    Ok(())
+}
+
+/// The short name of a file, else the stem of its name where no other has it, else its path in the folder.
+fn name(folder: &Path, path: &Path, files: &[(PathBuf, u64)]) -> String {
+    let inside = path.strip_prefix(folder).unwrap_or(path);
+    let stem = |path: &Path| path.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
+    if let Some(known) = KNOWN.iter().find(|known| inside == Path::new(known.file)) {
+        return known.name.to_owned();
+    }
+    match files.iter().filter(|(other, _)| stem(other) == stem(path)).count() {
+        1 => stem(path),
+        _ => inside.with_extension("").to_string_lossy().replacen("hf/", "hf:", 1),
+    }
+}
+
+/// The names and files of the models in `folder`, by name; none where it cannot be read.
+pub fn installed(folder: &Path) -> Vec<(String, PathBuf)> {
+    list(folder).unwrap_or_default().into_iter().map(|entry| (entry.name, entry.path)).collect()
+}
+
+/// The file of a model that is here: a path as it is, else what has that name in `folder`.
+pub fn find(folder: &Path, model: &str) -> Option<PathBuf> {
+    match locate(folder, model) {
+        Ok(Found::Here(path)) => Some(path),
+        _ => None,
+    }
+}
+
+/// The file of a model, which must be here.
+///
+/// # Errors
+/// As [`locate`]; `NotFound` for one that would have to be fetched first, with the command that does.
+pub fn resolve(folder: &Path, model: &str) -> Result<PathBuf> {
+    match locate(folder, model)? {
+        Found::Here(path) => Ok(path),
+        Found::Fetchable(_) => Err(Error::new(
+            ErrorKind::NotFound,
+            format!("the model {model} is not on this machine yet; fetch it with: pangea models pull {model}"),
+        )),
+    }
+}
+
+/// What `model` means: a file that is here, or one that can be fetched.
+///
+/// # Errors
+/// `InvalidInput` for what no model can be and for a name that means several, `NotFound` for what is neither here nor
+/// known, with what comes near.
+pub fn locate(folder: &Path, model: &str) -> Result<Found> {
+    let reference = Reference::parse(model)?;
+    match &reference {
+        Reference::Path(path) if path.is_file() => return Ok(Found::Here(path.clone())),
+        Reference::Path(path) if path.components().count() > 1 => return Err(no_file(path)),
+        Reference::Path(_) | Reference::Name(_) => {}
+        fetched => {
+            let file = fetched.file().map(|file| folder.join(file));
+            return Ok(match file.filter(|file| file.is_file()) {
+                Some(file) => Found::Here(file),
+                None => Found::Fetchable(reference),
+            });
+        }
+    }
+    // The name of a file in the folder, as it is or without its end.
+    let entries = list(folder)?;
+    let wanted = model.strip_suffix(&format!(".{EXTENSION}")).unwrap_or(model);
+    let stem = |entry: &Entry| entry.path.file_stem().map(|stem| stem.to_string_lossy().into_owned());
+    let named = |entry: &&Entry| {
+        entry.name.eq_ignore_ascii_case(wanted) || stem(entry).is_some_and(|stem| stem.eq_ignore_ascii_case(wanted))
+    };
+    match entries.iter().filter(named).collect::<Vec<_>>()[..] {
+        [only] => Ok(Found::Here(only.path.clone())),
+        [] if is_path(model) => Err(no_file(Path::new(model))),
+        [] => Err(unknown(folder, model, &entries)),
+        ref several => {
+            // The very name wins over one in another case.
+            if let Some(exact) = several.iter().find(|entry| entry.name == model) {
+                return Ok(Found::Here(exact.path.clone()));
+            }
+            let names: Vec<&str> = several.iter().map(|entry| entry.name.as_str()).collect();
+            Err(Error::new(ErrorKind::InvalidInput, format!("{model} may be any of {}; write which", names.join(", "))))
+        }
+    }
+}
+
+fn no_file(path: &Path) -> Error {
+    let why = if path.is_dir() { "is a folder, not a model" } else { "is not there" };
+    Error::new(ErrorKind::NotFound, format!("the model file {} {why}", path.display()))
+}
+
+fn unknown(folder: &Path, model: &str, entries: &[Entry]) -> Error {
+    let here: Vec<&str> = entries.iter().map(|entry| entry.name.as_str()).collect();
+    let all = here.iter().copied().chain(KNOWN.iter().map(|known| known.name));
+    let written = model.to_lowercase();
+    let near = |name: &str| match name.to_lowercase() {
+        // The beginning of a name is as good as the name.
+        name if written.len() >= 3 && name.starts_with(&written) => 0,
+        name => distance(&name, &written),
+    };
+    let nearest = all.map(|name| (near(name), name)).min();
+    let hint = match nearest {
+        Some((distance, name)) if distance * 3 <= model.chars().count() => format!("did you mean {name}?"),
+        _ => {
+            let shown = match here.len() {
+                0 => "there is none yet".to_owned(),
+                n if n > NAMES_SHOWN => format!("{} and {} more", here[..NAMES_SHOWN].join(", "), n - NAMES_SHOWN),
+                _ => format!("there are {}", here.join(", ")),
+            };
+            let names: Vec<&str> = KNOWN.iter().map(|known| known.name).collect();
+            format!("{shown}; `pangea models pull` fetches {}, hf:OWNER/REPO/FILE.gguf or an address", names.join(", "))
+        }
+    };
+    Error::new(ErrorKind::NotFound, format!("there is no model {model} in {}: {hint}", folder.display()))
+}
+
+/// Changes of a character that make one text the other (Levenshtein).
+fn distance(one: &str, other: &str) -> usize {
+    let other: Vec<char> = other.chars().collect();
+    let mut row: Vec<usize> = (0..=other.len()).collect();
+    for (i, a) in one.chars().enumerate() {
+        let mut diagonal = std::mem::replace(&mut row[0], i + 1);
+        for (j, b) in other.iter().enumerate() {
+            let best = (diagonal + usize::from(a != *b)).min(row[j] + 1).min(row[j + 1] + 1);
+            diagonal = std::mem::replace(&mut row[j + 1], best);
+        }
+    }
+    row[other.len()]
+}
+
+/// Removes a model of `folder`, and folders that are empty without it; gives what it was.
+///
+/// # Errors
+/// As [`resolve`]; `InvalidInput` for a file outside the folder, which is its owner's to remove.
+pub fn remove(folder: &Path, model: &str) -> Result<Entry> {
+    let path = match locate(folder, model)? {
+        Found::Here(path) => path,
+        Found::Fetchable(_) => {
+            let message = format!("the model {model} is not in {}; nothing was removed", folder.display());
+            return Err(Error::new(ErrorKind::NotFound, message));
+        }
+    };
+    let Some(entry) = list(folder)?.into_iter().find(|entry| entry.path == path) else {
+        let message =
+            format!("{} is not in {}: only models that are there are removed", path.display(), folder.display());
+        return Err(Error::new(ErrorKind::InvalidInput, message));
+    };
+    std::fs::remove_file(&entry.path).map_err(|error| {
+        Error::new(ErrorKind::Internal, format!("{} cannot be removed: {error}", entry.path.display()))
+    })?;
+    for parent in entry.path.ancestors().skip(1).take_while(|parent| *parent != folder) {
+        // One that is not empty stays.
+        if std::fs::remove_dir(parent).is_err() {
+            break;
+        }
+    }
+    Ok(entry)
+}
+
+fn cannot_read(folder: &Path, error: &std::io::Error) -> Error {
+    Error::new(ErrorKind::Internal, format!("the folder {} cannot be read: {error}", folder.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn folder_with(files: &[&str]) -> tempfile::TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        for file in files {
+            let path = folder.path().join(file);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, b"x").unwrap();
+        }
+        folder
+    }
+
+    #[test]
+    fn a_model_is_a_path_or_a_file_in_the_folder() {
+        let folder = folder_with(&["Small-1B.Q4_0.gguf", "notes.txt", ".hidden.gguf"]);
+        let (folder, file) = (folder.path(), folder.path().join("Small-1B.Q4_0.gguf"));
+        for name in ["Small-1B.Q4_0", "small-1b.q4_0", "Small-1B.Q4_0.gguf", file.to_str().unwrap()] {
+            assert_eq!(resolve(folder, name).unwrap(), file, "{name}");
+        }
+        for (name, said) in [
+            ("Small-1B.Q4_1", "did you mean Small-1B.Q4_0?"),
+            ("other", "there are Small-1B.Q4_0;"),
+            ("other.gguf", "file other.gguf is not there"),
+            ("hidden", "no model hidden"),
+            ("/nowhere/x.gguf", "file /nowhere/x.gguf is not there"),
+            ("..", "no model .."),
+            ("smollm2", "pangea models pull smollm2"),
+            ("smolm2", "did you mean smollm2?"),
+            ("hf:o/r/f.gguf", "pangea models pull hf:o/r/f.gguf"),
+        ] {
+            let error = resolve(folder, name).unwrap_err();
+            assert!(error.kind() == ErrorKind::NotFound && error.message().contains(said), "{name}: {error}");
+        }
+    }
+
+    #[test]
+    fn two_files_of_one_name_are_told_apart() {
+        let folder = folder_with(&["hf/a/r/model.gguf", "hf/b/r/model.gguf", "SmolLM2-135M-Instruct.Q4_1.gguf"]);
+        let names: Vec<String> = list(folder.path()).unwrap().into_iter().map(|entry| entry.name).collect();
+        assert_eq!(names, ["hf:a/r/model", "hf:b/r/model", "smollm2"]);
+        let error = resolve(folder.path(), "model").unwrap_err();
+        assert!(error.message().contains("hf:a/r/model, hf:b/r/model"), "{error}");
+        assert_eq!(resolve(folder.path(), "hf:b/r/model.gguf").unwrap(), folder.path().join("hf/b/r/model.gguf"));
+    }
+
+    #[test]
+    fn removing_takes_the_file_and_the_folders_that_are_empty_then() {
+        let folder = folder_with(&["hf/a/r/one.gguf", "hf/a/s/two.gguf"]);
+        let outside = folder_with(&["mine.gguf"]);
+        let mine = outside.path().join("mine.gguf");
+        let error = remove(folder.path(), mine.to_str().unwrap()).unwrap_err();
+        assert!(error.kind() == ErrorKind::InvalidInput && mine.is_file(), "{error}");
+        assert_eq!(remove(folder.path(), "one").unwrap().name, "one");
+        assert!(!folder.path().join("hf/a/r").exists() && folder.path().join("hf/a/s/two.gguf").is_file());
+        remove(folder.path(), "hf:a/s/two.gguf").unwrap();
+        assert!(!folder.path().join("hf").exists() && folder.path().exists());
+        assert_eq!(remove(folder.path(), "two").unwrap_err().kind(), ErrorKind::NotFound);
+        assert_eq!(remove(folder.path(), "smollm2").unwrap_err().kind(), ErrorKind::NotFound);
+    }
+
+    #[test]
+    fn a_folder_that_is_not_there_has_no_models() {
+        assert!(list(Path::new("/nowhere/models")).unwrap().is_empty());
+    }
+}

@@ -1,0 +1,171 @@
+//! What the batch promises, one situation at a time; `simulation` has whole loads.
+
+use super::*;
+
+fn limits() -> BatchLimits {
+    BatchLimits {
+        running: 4,
+        waiting: 2,
+        wait: Duration::from_secs(10),
+        prompt_rows: 256,
+        prompt_rows_beside: 64,
+        draft: 0,
+        page_tokens: 16,
+        pages: 1000,
+        kept: 4,
+    }
+}
+
+fn arrive(batch: &mut Batch, id: u64, prompt: Vec<u32>) -> Vec<Action> {
+    batch.handle(Event::Arrived { first: SequenceId(id), choices: 1, prompt, reuse: true }, Duration::ZERO)
+}
+
+fn ready(batch: &mut Batch) -> (Vec<Action>, Vec<Rows>) {
+    let mut actions = batch.handle(Event::Ready, Duration::ZERO);
+    match actions.pop() {
+        Some(Action::Step(rows)) => (actions, rows),
+        other => panic!("no step: {other:?}"),
+    }
+}
+
+/// Every row is computed, and whoever chooses a token chooses `token`.
+fn step(batch: &mut Batch, token: u32) -> Vec<Rows> {
+    let (_, rows) = ready(batch);
+    let advance = |rows: &Rows| Advance {
+        sequence: rows.sequence,
+        computed: rows.start + rows.rows,
+        chosen: if rows.choose { vec![token] } else { Vec::new() },
+        ended: false,
+    };
+    batch.handle(Event::Stepped(rows.iter().map(advance).collect()), Duration::ZERO);
+    rows
+}
+
+fn end(batch: &mut Batch, id: u64) -> Vec<Action> {
+    let computed = batch.tokens(SequenceId(id)).len() - 1;
+    let advance = Advance { sequence: SequenceId(id), computed, chosen: Vec::new(), ended: true };
+    batch.handle(Event::Stepped(vec![advance]), Duration::ZERO)
+}
+
+#[test]
+fn a_long_prompt_never_stalls_a_running_answer() {
+    let mut batch = Batch::new(limits());
+    arrive(&mut batch, 0, vec![1; 4]);
+    step(&mut batch, 9);
+    arrive(&mut batch, 1, vec![2; 1000]);
+    let mut steps = 0;
+    while batch.tokens(SequenceId(1)).len() <= 1000 {
+        let rows = step(&mut batch, 9);
+        assert_eq!((rows[0].sequence, rows[0].rows, rows[0].choose), (SequenceId(0), 1, true));
+        assert!(rows[1].rows <= 64);
+        steps += 1;
+    }
+    assert_eq!((steps, batch.tokens(SequenceId(0)).len()), (1000usize.div_ceil(64), 4 + 1 + 16));
+}
+
+#[test]
+fn what_is_beyond_the_queue_is_refused_at_once_with_a_time() {
+    let mut batch = Batch::new(limits());
+    for id in 0..6 {
+        assert_eq!(arrive(&mut batch, id, vec![1]), []);
+    }
+    let refused = arrive(&mut batch, 6, vec![1]);
+    assert!(matches!(refused[..], [Action::Refuse { first: SequenceId(6), .. }]), "{refused:?}");
+    assert_eq!(step(&mut batch, 1).len(), 4);
+    end(&mut batch, 0);
+    assert_eq!(arrive(&mut batch, 7, vec![1]), []);
+}
+
+#[test]
+fn who_waits_too_long_is_told_and_who_runs_is_not() {
+    let mut batch = Batch::new(limits());
+    for id in 0..5 {
+        arrive(&mut batch, id, vec![1]);
+    }
+    step(&mut batch, 1);
+    let actions = batch.handle(Event::Ready, Duration::from_secs(11));
+    assert_eq!(actions[0], Action::Expire(SequenceId(4)));
+    assert_eq!((batch.running(), batch.waiting()), (4, 0));
+}
+
+#[test]
+fn a_conversation_goes_on_from_its_own_cache() {
+    let mut batch = Batch::new(limits());
+    arrive(&mut batch, 0, (0..40).collect());
+    step(&mut batch, 99);
+    step(&mut batch, 98);
+    end(&mut batch, 0);
+    // The same beginning and the answer, then a new question: nothing but the question is computed.
+    arrive(&mut batch, 1, (0..40).chain([99, 7, 7, 7]).collect());
+    let (actions, rows) = ready(&mut batch);
+    let source = Source::Take { from: SequenceId(0), tokens: 41 };
+    assert_eq!(actions, [Action::Start { sequence: SequenceId(1), source }]);
+    assert_eq!((rows[0].start, rows[0].rows), (41, 3));
+}
+
+#[test]
+fn a_shared_beginning_is_forked_and_stays_for_others() {
+    let mut batch = Batch::new(limits());
+    arrive(&mut batch, 0, (0..100).collect());
+    step(&mut batch, 1);
+    end(&mut batch, 0);
+    for id in [1, 2] {
+        arrive(&mut batch, id, (0..50).chain([id as u32 + 500; 9]).collect());
+    }
+    let (actions, _) = ready(&mut batch);
+    let start =
+        |id| Action::Start { sequence: SequenceId(id), source: Source::Fork { from: SequenceId(0), tokens: 50 } };
+    assert_eq!(actions, [start(1), start(2)]);
+}
+
+#[test]
+fn choices_of_one_request_share_its_prompt() {
+    let mut batch = Batch::new(limits());
+    let arrived = Event::Arrived { first: SequenceId(0), choices: 3, prompt: vec![5; 300], reuse: true };
+    batch.handle(arrived, Duration::ZERO);
+    assert_eq!(step(&mut batch, 1).len(), 1);
+    assert_eq!(step(&mut batch, 1).len(), 1);
+    let (actions, rows) = ready(&mut batch);
+    let start =
+        |id| Action::Start { sequence: SequenceId(id), source: Source::Fork { from: SequenceId(0), tokens: 299 } };
+    assert_eq!(actions, [start(1), start(2)]);
+    assert!(rows.iter().all(|rows| rows.rows == 1 && rows.choose), "{rows:?}");
+}
+
+#[test]
+fn kept_caches_give_way_before_a_running_sequence_does() {
+    let mut batch = Batch::new(BatchLimits { pages: 13, ..limits() });
+    arrive(&mut batch, 0, vec![1; 100]);
+    step(&mut batch, 3);
+    end(&mut batch, 0);
+    arrive(&mut batch, 1, vec![2; 100]);
+    let (actions, _) = ready(&mut batch);
+    assert!(actions.contains(&Action::Drop(SequenceId(0))), "{actions:?}");
+    arrive(&mut batch, 2, vec![3; 60]);
+    // The newcomer starts as soon as it fits, and is the one to give way when the other grows.
+    let mut preempted = false;
+    for _ in 0..80 {
+        let (actions, rows) = ready(&mut batch);
+        preempted |= actions.contains(&Action::Drop(SequenceId(2)));
+        assert!(!actions.contains(&Action::Drop(SequenceId(1))));
+        let advance = |rows: &Rows| Advance {
+            sequence: rows.sequence,
+            computed: rows.start + rows.rows,
+            chosen: if rows.choose { vec![4] } else { Vec::new() },
+            ended: false,
+        };
+        batch.handle(Event::Stepped(rows.iter().map(advance).collect()), Duration::ZERO);
+    }
+    assert!(preempted);
+    assert_eq!((batch.running(), batch.waiting()), (1, 1));
+}
+
+#[test]
+fn a_sequence_that_alone_exhausts_memory_fails() {
+    let mut batch = Batch::new(limits());
+    arrive(&mut batch, 0, vec![1; 10]);
+    ready(&mut batch);
+    let actions = batch.handle(Event::Exhausted, Duration::ZERO);
+    assert_eq!(actions, [Action::Drop(SequenceId(0)), Action::Fail(SequenceId(0))]);
+    assert!(batch.is_idle());
+}

@@ -1,0 +1,60 @@
+//! The binary `pangea` as one process that ends by itself: started as a person would, without any setting of whoever runs
+//! the tests. It judges nothing.
+
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+use serde_json::Value;
+
+use crate::cluster::binary;
+
+/// The binary with these arguments, in `folder`, which is also its home.
+pub fn command(folder: &Path, arguments: &[&str]) -> Command {
+    let mut command = Command::new(binary());
+    for (variable, _) in std::env::vars_os() {
+        if ["PANGEA_", "HF_"].iter().any(|prefix| variable.to_string_lossy().starts_with(prefix)) {
+            command.env_remove(variable);
+        }
+    }
+    command.args(arguments).current_dir(folder).env("HOME", folder).env("COLUMNS", "80").stdin(Stdio::null());
+    command
+}
+
+/// What came of it.
+///
+/// # Panics
+/// Where it cannot be started.
+pub fn pangea(folder: &Path, arguments: &[&str]) -> Output {
+    command(folder, arguments).output().unwrap()
+}
+
+/// What it said on standard error.
+pub fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// What it said on standard output.
+pub fn stdout(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// The one JSON document of a command that did what it was asked.
+///
+/// # Panics
+/// Where it did not, or said anything else.
+pub fn json(output: &Output) -> Value {
+    assert!(output.status.success(), "{}", stderr(output));
+    serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {}", stdout(output)))
+}
+
+/// The names in a folder, sorted.
+///
+/// # Panics
+/// Where it cannot be read.
+pub fn names_in(folder: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(folder).unwrap();
+    let mut names: Vec<String> =
+        entries.map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned()).collect();
+    names.sort();
+    names
+}

@@ -1,0 +1,183 @@
+//! A model file small enough to be made in a test: a Llama of two layers with pseudo-random weights and a tokenizer of
+//! single bytes. It says nothing sensible, but everything that runs a model runs it.
+
+use std::collections::BTreeMap;
+
+/// Where tensors begin, and are aligned to.
+const ALIGNMENT: usize = 32;
+
+const LAYERS: usize = 2;
+const WIDTH: usize = 64;
+const HEADS: usize = 4;
+const FEED_FORWARD: usize = 128;
+
+/// Every byte, and the two that begin and end a text.
+const VOCABULARY: usize = 258;
+
+/// The most positions of a session.
+pub const CONTEXT: usize = 512;
+
+/// What a file says; changed by tests of what is wrong.
+#[derive(Clone, Debug)]
+pub struct TinyModel {
+    /// `llama`, or something that nobody knows.
+    pub architecture: String,
+    /// The name that the file gives its model.
+    pub name: String,
+    /// What the weights depend on.
+    pub seed: u64,
+}
+
+impl Default for TinyModel {
+    fn default() -> TinyModel {
+        TinyModel { architecture: "llama".to_owned(), name: "Tiny".to_owned(), seed: 1 }
+    }
+}
+
+enum Value {
+    U32(u32),
+    F32(f32),
+    Text(String),
+    Texts(Vec<String>),
+    Integers(Vec<i32>),
+    Yes,
+}
+
+impl TinyModel {
+    /// The file.
+    pub fn gguf(&self) -> Vec<u8> {
+        let (metadata, tensors) = (self.metadata(), tensors());
+        let mut out = b"GGUF".to_vec();
+        out.extend(3u32.to_le_bytes());
+        out.extend((tensors.len() as u64).to_le_bytes());
+        out.extend((metadata.len() as u64).to_le_bytes());
+        for (key, value) in &metadata {
+            text(&mut out, key);
+            value.write(&mut out);
+        }
+        let mut offset = 0;
+        for (name, shape) in &tensors {
+            text(&mut out, name);
+            out.extend((shape.len() as u32).to_le_bytes());
+            shape.iter().for_each(|side| out.extend((*side as u64).to_le_bytes()));
+            out.extend(0u32.to_le_bytes()); // F32
+            out.extend((offset as u64).to_le_bytes());
+            offset += (shape.iter().product::<usize>() * 4).next_multiple_of(ALIGNMENT);
+        }
+        let mut state = self.seed;
+        for (name, shape) in &tensors {
+            out.resize(out.len().next_multiple_of(ALIGNMENT), 0);
+            for _ in 0..shape.iter().product() {
+                let weight = if name.contains("norm") { 1.0 } else { random(&mut state) * 0.2 };
+                out.extend(weight.to_le_bytes());
+            }
+        }
+        out.resize(out.len().next_multiple_of(ALIGNMENT), 0);
+        out
+    }
+
+    fn metadata(&self) -> BTreeMap<String, Value> {
+        let of_model = |key: &str| format!("{}.{key}", self.architecture);
+        let mut tokens: Vec<String> = (0..=255).map(|byte| letter(byte).to_string()).collect();
+        tokens.extend(["<begin>".to_owned(), "<end>".to_owned()]);
+        let mut kinds = vec![1; VOCABULARY];
+        kinds[256..].fill(3);
+        [
+            ("general.architecture".to_owned(), Value::Text(self.architecture.clone())),
+            ("general.name".to_owned(), Value::Text(self.name.clone())),
+            (of_model("block_count"), Value::U32(LAYERS as u32)),
+            (of_model("context_length"), Value::U32(CONTEXT as u32)),
+            (of_model("embedding_length"), Value::U32(WIDTH as u32)),
+            (of_model("feed_forward_length"), Value::U32(FEED_FORWARD as u32)),
+            (of_model("attention.head_count"), Value::U32(HEADS as u32)),
+            (of_model("attention.head_count_kv"), Value::U32(HEADS as u32 / 2)),
+            (of_model("attention.layer_norm_rms_epsilon"), Value::F32(1e-5)),
+            ("tokenizer.ggml.model".to_owned(), Value::Text("gpt2".to_owned())),
+            ("tokenizer.ggml.pre".to_owned(), Value::Text("smollm".to_owned())),
+            ("tokenizer.ggml.tokens".to_owned(), Value::Texts(tokens)),
+            ("tokenizer.ggml.token_type".to_owned(), Value::Integers(kinds)),
+            ("tokenizer.ggml.merges".to_owned(), Value::Texts(Vec::new())),
+            ("tokenizer.ggml.bos_token_id".to_owned(), Value::U32(256)),
+            ("tokenizer.ggml.eos_token_id".to_owned(), Value::U32(257)),
+            ("tokenizer.ggml.add_bos_token".to_owned(), Value::Yes),
+        ]
+        .into_iter()
+        .collect()
+    }
+}
+
+fn tensors() -> Vec<(String, Vec<usize>)> {
+    let mut tensors = vec![("token_embd.weight".to_owned(), vec![WIDTH, VOCABULARY])];
+    for layer in 0..LAYERS {
+        for (name, shape) in [
+            ("attn_norm", vec![WIDTH]),
+            ("attn_q", vec![WIDTH, WIDTH]),
+            ("attn_k", vec![WIDTH, WIDTH / 2]),
+            ("attn_v", vec![WIDTH, WIDTH / 2]),
+            ("attn_output", vec![WIDTH, WIDTH]),
+            ("ffn_norm", vec![WIDTH]),
+            ("ffn_gate", vec![WIDTH, FEED_FORWARD]),
+            ("ffn_up", vec![WIDTH, FEED_FORWARD]),
+            ("ffn_down", vec![FEED_FORWARD, WIDTH]),
+        ] {
+            tensors.push((format!("blk.{layer}.{name}.weight"), shape));
+        }
+    }
+    tensors.push(("output_norm.weight".to_owned(), vec![WIDTH]));
+    tensors
+}
+
+impl Value {
+    fn write(&self, out: &mut Vec<u8>) {
+        let (kind, element) = match self {
+            Value::U32(_) => (4u32, None),
+            Value::F32(_) => (6, None),
+            Value::Yes => (7, None),
+            Value::Text(_) => (8, None),
+            Value::Texts(_) => (9, Some(8u32)),
+            Value::Integers(_) => (9, Some(5)),
+        };
+        out.extend(kind.to_le_bytes());
+        out.extend(element.into_iter().flat_map(u32::to_le_bytes));
+        match self {
+            Value::U32(value) => out.extend(value.to_le_bytes()),
+            Value::F32(value) => out.extend(value.to_le_bytes()),
+            Value::Yes => out.push(1),
+            Value::Text(value) => text(out, value),
+            Value::Texts(values) => {
+                out.extend((values.len() as u64).to_le_bytes());
+                values.iter().for_each(|value| text(out, value));
+            }
+            Value::Integers(values) => {
+                out.extend((values.len() as u64).to_le_bytes());
+                values.iter().for_each(|value| out.extend(value.to_le_bytes()));
+            }
+        }
+    }
+}
+
+fn text(out: &mut Vec<u8>, text: &str) {
+    out.extend((text.len() as u64).to_le_bytes());
+    out.extend(text.as_bytes());
+}
+
+/// The character that stands for a byte in byte-level BPE (GPT-2's table).
+fn letter(byte: u8) -> char {
+    let shown = |byte: u8| matches!(byte, b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff);
+    match shown(byte) {
+        true => char::from(byte),
+        false => {
+            let before = (0..byte).filter(|byte| !shown(*byte)).count() as u32;
+            char::from_u32(256 + before).unwrap()
+        }
+    }
+}
+
+/// −1 to 1 (splitmix64).
+fn random(state: &mut u64) -> f32 {
+    *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let mut z = *state;
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    ((z ^ (z >> 31)) >> 40) as f32 / (1 << 23) as f32 - 1.0
+}

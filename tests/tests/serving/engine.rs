@@ -1,0 +1,72 @@
+//! The engine without a node: that drafts, the model's own memory limits and a reader who leaves change no answer.
+
+use pangea_compute::sample::Sampling;
+use pangea_node::serve::{Engine, EngineSettings, Event, Prompt, Request, Summary};
+
+use super::*;
+
+/// Enough for a few long sessions.
+const SESSION_BYTES: u64 = 512 << 20;
+
+fn engine(test: &str, drafts: bool) -> Option<Engine> {
+    let file = file_of(SMOLLM2, test)?;
+    let settings = EngineSettings { drafts, ..EngineSettings::new(2, SESSION_BYTES) };
+    Some(Engine::load("model", &file, settings).unwrap())
+}
+
+fn generate(engine: &Engine, request: Request) -> (String, Vec<u32>, Summary) {
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    runtime.block_on(async {
+        let mut generation = engine.generate(request).await.unwrap();
+        let (mut text, mut tokens) = (String::new(), Vec::new());
+        loop {
+            match generation.next().await.unwrap().unwrap() {
+                Event::Prompt(_) => {}
+                Event::Delta(delta) => {
+                    text.push_str(&delta.text);
+                    tokens.extend(delta.tokens);
+                }
+                Event::Done(summary) => return (text, tokens, summary),
+            }
+        }
+    })
+}
+
+/// A prompt whose continuation repeats what stands in it.
+fn repetitive(sampling: Sampling) -> Request {
+    let text = "one two three four five six seven eight nine ten\n".repeat(6);
+    Request { sampling, max_tokens: Some(120), ..Request::new(Prompt::Text(text)) }
+}
+
+#[test]
+fn drafts_change_when_tokens_come_and_never_which() {
+    let Some(with) = engine("drafts_change_when", true) else { return };
+    let Some(without) = engine("drafts_change_when", false) else { return };
+    let mut accepted = 0;
+    for sampling in [
+        Sampling::greedy(),
+        Sampling { temperature: 0.7, seed: 3, ..Sampling::default() },
+        Sampling { temperature: 1.5, seed: 4, repetition_penalty: 1.1, ..Sampling::default() },
+    ] {
+        let (text, tokens, summary) = generate(&with, repetitive(sampling.clone()));
+        let (plain_text, plain_tokens, plain) = generate(&without, repetitive(sampling));
+        assert_eq!((text, tokens), (plain_text, plain_tokens));
+        assert_eq!(plain.drafted_tokens, 0);
+        assert!(summary.accepted_tokens <= summary.drafted_tokens);
+        accepted += summary.accepted_tokens;
+    }
+    assert!(accepted > 20, "only {accepted} drafted tokens were right: the test shows little");
+}
+
+#[test]
+fn an_answer_ends_where_the_context_does() {
+    let Some(file) = file_of(SMOLLM2, "an_answer_ends_where") else { return };
+    // Room for a hundred tokens or so: what the model could do beyond is of no use.
+    let engine = Engine::load("model", &file, EngineSettings::new(2, 4 << 20)).unwrap();
+    let context = engine.model().context;
+    assert!(context < 8192);
+    let sampling = Sampling { logit_bias: vec![(2, -100.0)], ..Sampling::greedy() };
+    let request = Request { sampling, ..Request::new(Prompt::Text("Once upon a time".to_owned())) };
+    let (_, tokens, summary) = generate(&engine, request);
+    assert_eq!(summary.prompt_tokens + tokens.len(), context);
+}
