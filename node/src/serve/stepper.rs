@@ -111,8 +111,8 @@ impl Stepper {
     fn arrived(&mut self, prepared: Prepared, now: Duration) {
         let first = SequenceId(self.state.next_sequence);
         self.state.next_sequence += prepared.choices as u64;
-        let reuse = !prepared.prompt_logprobs;
-        let event = BatchEvent::Arrived { first, choices: prepared.choices, prompt: prepared.prompt.clone(), reuse };
+        let scored = prepared.prompt_logprobs;
+        let event = BatchEvent::Arrived { first, choices: prepared.choices, prompt: prepared.prompt.clone(), scored };
         for action in self.batch.handle(event, now) {
             if let Action::Refuse { retry_after, .. } = action {
                 self.metrics.refused.inc();
@@ -338,12 +338,12 @@ impl Stepper {
         let mut advance = Advance { sequence: id, computed, chosen: Vec::new(), ended: false };
         let Some(sequence) = sequences.get_mut(&id) else { return Ok(advance) };
         let Some(asked) = requests.get_mut(&sequence.request) else { return Ok(advance) };
+        let mut last = Vec::new();
         let logits = if sequence.wants_all_logits() {
-            // Scoring overwrites the last row, too, which is still needed.
-            let last = logits.len() - vocabulary;
-            let mut scored = logits.to_vec();
-            sequence.score_prompt(&self.text, rows.start, vocabulary, &mut scored)?;
-            &mut logits[last..]
+            // Scoring overwrites the last row, which is still needed.
+            last.extend_from_slice(&logits[logits.len() - vocabulary..]);
+            sequence.score_prompt(&self.text, rows.start, vocabulary, logits)?;
+            &mut last[..]
         } else {
             logits
         };

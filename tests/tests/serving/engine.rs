@@ -3,6 +3,8 @@
 use pangea_compute::sample::Sampling;
 use pangea_node::serve::{Engine, EngineSettings, Event, Prompt, Request, Summary};
 
+use pangea_tests::process::PATIENCE;
+
 use super::*;
 
 /// Enough for a few long sessions.
@@ -15,12 +17,13 @@ fn engine(test: &str, drafts: bool) -> Option<Engine> {
 }
 
 fn generate(engine: &Engine, request: Request) -> (String, Vec<u32>, Summary) {
-    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
     runtime.block_on(async {
         let mut generation = engine.generate(request).await.unwrap();
         let (mut text, mut tokens) = (String::new(), Vec::new());
         loop {
-            match generation.next().await.unwrap().unwrap() {
+            let event = tokio::time::timeout(PATIENCE, generation.next()).await;
+            match event.expect("the engine goes on").unwrap().unwrap() {
                 Event::Prompt(_) => {}
                 Event::Delta(delta) => {
                     text.push_str(&delta.text);
