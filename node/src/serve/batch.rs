@@ -63,8 +63,8 @@ pub enum Event {
         choices: usize,
         /// The prompt's token ids, at least one and fewer than [`BatchLimits::longest`].
         prompt: Vec<u32>,
-        /// Whether its beginning may come from another sequence's cache.
-        reuse: bool,
+        /// Whether every row of the prompt gives logits: then none of it may come from another's cache.
+        scored: bool,
     },
     /// Nobody wants a sequence any more.
     Cancelled(SequenceId),
@@ -163,7 +163,7 @@ struct Sequence {
     computed: usize,
     /// It waits until that one has computed the prompt that both have.
     leader: Option<SequenceId>,
-    reuse: bool,
+    scored: bool,
     arrived: Duration,
     started: Option<Duration>,
 }
@@ -194,6 +194,9 @@ const MAX_RETRY: Duration = Duration::from_secs(60);
 
 /// A common beginning shorter than this is computed again: forking costs about as much.
 const MIN_SHARED: usize = 8;
+
+/// Rows of a prompt that all give logits, each as long as the vocabulary: some tens of megabytes in a step.
+const SCORED_ROWS: usize = 32;
 
 /// The fewest rows of a prompt that are worth a place in a step.
 const MIN_PROMPT_ROWS: usize = 16;
@@ -234,8 +237,8 @@ impl Batch {
     pub fn handle(&mut self, event: Event, now: Duration) -> Vec<Action> {
         let mut actions = Vec::new();
         match event {
-            Event::Arrived { first, choices, prompt, reuse } => {
-                self.arrived(first, choices, prompt, reuse, now, &mut actions);
+            Event::Arrived { first, choices, prompt, scored } => {
+                self.arrived(first, choices, prompt, scored, now, &mut actions);
             }
             Event::Cancelled(sequence) => self.cancelled(sequence, now, &mut actions),
             Event::Failed(sequence) => self.failed(sequence, &mut actions),
@@ -262,7 +265,7 @@ impl Batch {
         first: SequenceId,
         choices: usize,
         prompt: Vec<u32>,
-        reuse: bool,
+        scored: bool,
         now: Duration,
         actions: &mut Vec<Action>,
     ) {
@@ -276,8 +279,8 @@ impl Batch {
                 id: SequenceId(first.0 + choice),
                 tokens: prompt.clone(),
                 computed: 0,
-                leader: (choice > 0 && reuse).then_some(first),
-                reuse,
+                leader: (choice > 0 && !scored).then_some(first),
+                scored,
                 arrived: now,
                 started: None,
             });
@@ -366,7 +369,7 @@ impl Batch {
 
     /// The cache with the longest common beginning.
     fn source(&self, newcomer: &Sequence) -> Source {
-        if !newcomer.reuse {
+        if newcomer.scored {
             return Source::Empty;
         }
         // At least one token is computed, so that there are logits.
@@ -457,7 +460,7 @@ impl Batch {
             } else {
                 let share = (prompt_rows / sharing.max(1)).max(MIN_PROMPT_ROWS).min(prompt_rows);
                 sharing -= 1;
-                rows.rows = pending.min(share);
+                rows.rows = pending.min(if sequence.scored { share.min(SCORED_ROWS) } else { share });
                 rows.choose = rows.rows == pending;
                 prompt_rows -= rows.rows;
             }

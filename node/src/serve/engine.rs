@@ -35,13 +35,31 @@ pub struct EngineSettings {
     /// How long one may wait.
     pub wait: Duration,
     /// Whether tokens are drafted. The answers are the same.
-    pub drafts: bool,
+    pub drafts: Drafts,
+}
+
+/// When tokens are drafted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Drafts {
+    /// Never.
+    Off,
+    /// While it pays, as measured.
+    Paying,
+    /// As if a pass took the same time whatever its rows: as many as can be, and the same in every run.
+    Eager,
 }
 
 impl EngineSettings {
     /// For a node with so many threads and so many bytes for sessions.
     pub fn new(threads: usize, session_bytes: u64) -> EngineSettings {
-        EngineSettings { threads, session_bytes, running: 8, waiting: 64, wait: Duration::from_secs(120), drafts: true }
+        EngineSettings {
+            threads,
+            session_bytes,
+            running: 8,
+            waiting: 64,
+            wait: Duration::from_secs(120),
+            drafts: Drafts::Paying,
+        }
     }
 }
 
@@ -344,7 +362,7 @@ fn build(
         return Err(Error::new(ErrorKind::Overloaded, message));
     }
     let budget = PageBudget::new(settings.session_bytes);
-    Ok((facts, Stepper::new(model, pool, budget, text, metrics, load, Batch::new(limits))))
+    Ok((facts, Stepper::new(model, pool, budget, text, metrics, load, Batch::new(limits), settings.drafts)))
 }
 
 fn limits(model: &Model, settings: EngineSettings) -> BatchLimits {
@@ -357,7 +375,7 @@ fn limits(model: &Model, settings: EngineSettings) -> BatchLimits {
         wait: settings.wait,
         prompt_rows: PROMPT_ROWS,
         prompt_rows_beside: PROMPT_ROWS_BESIDE,
-        draft: if settings.drafts { MAX_DRAFT } else { 0 },
+        draft: if settings.drafts == Drafts::Off { 0 } else { MAX_DRAFT },
         page_tokens,
         pages: usize::try_from(settings.session_bytes / page_bytes.max(1)).unwrap_or(usize::MAX / page_tokens),
         kept: KEPT,

@@ -20,7 +20,7 @@ pub mod served;
 mod stepper;
 mod text;
 
-pub use engine::{Engine, EngineSettings, Generation, ModelFacts, Refused};
+pub use engine::{Drafts, Engine, EngineSettings, Generation, ModelFacts, Refused};
 pub use metrics::SECONDS_BUCKETS;
 pub use request::{Delta, Event, Finish, Format, MAX_CHOICES, Prompt, Request, Summary, TokenLogprob, TokenText};
 pub use served::{Served, ServedModel};

@@ -15,7 +15,7 @@ use pangea_compute::{ErrorKind as ComputeErrorKind, Pool};
 use tokio::sync::{mpsc, oneshot};
 
 use super::batch::{Action, Advance, Batch, Event as BatchEvent, Rows, SequenceId, Source};
-use super::engine::{Load, Refused};
+use super::engine::{Drafts, Load, Refused};
 use super::metrics::EngineMetrics;
 use super::request::{Event, Summary};
 use super::sequence::Sequence;
@@ -59,6 +59,7 @@ pub(super) struct Stepper {
     pub(super) metrics: Arc<EngineMetrics>,
     pub(super) load: Arc<Load>,
     pub(super) batch: Batch,
+    drafts: Drafts,
     state: State,
 }
 
@@ -81,8 +82,9 @@ impl Stepper {
         metrics: Arc<EngineMetrics>,
         load: Arc<Load>,
         batch: Batch,
+        drafts: Drafts,
     ) -> Stepper {
-        Stepper { model, pool, budget, text, metrics, load, batch, state: State::default() }
+        Stepper { model, pool, budget, text, metrics, load, batch, drafts, state: State::default() }
     }
 
     /// Serves until nobody can ask any more and all that was asked has been answered.
@@ -111,8 +113,8 @@ impl Stepper {
     fn arrived(&mut self, prepared: Prepared, now: Duration) {
         let first = SequenceId(self.state.next_sequence);
         self.state.next_sequence += prepared.choices as u64;
-        let reuse = !prepared.prompt_logprobs;
-        let event = BatchEvent::Arrived { first, choices: prepared.choices, prompt: prepared.prompt.clone(), reuse };
+        let scored = prepared.prompt_logprobs;
+        let event = BatchEvent::Arrived { first, choices: prepared.choices, prompt: prepared.prompt.clone(), scored };
         for action in self.batch.handle(event, now) {
             if let Action::Refuse { retry_after, .. } = action {
                 self.metrics.refused.inc();
@@ -309,7 +311,7 @@ impl Stepper {
 
     /// Chooses tokens from what a pass gave and tells the requests.
     fn told(&mut self, rows: &[Rows], mut output: Output, began: Instant, since: Instant) -> Vec<Advance> {
-        let took = began.elapsed().as_secs_f64();
+        let took = if self.drafts == Drafts::Eager { 1.0 } else { began.elapsed().as_secs_f64() };
         let mut advances = Vec::with_capacity(rows.len());
         let vocabulary = self.model.config().vocabulary;
         for (at, planned) in rows.iter().enumerate() {
@@ -338,12 +340,12 @@ impl Stepper {
         let mut advance = Advance { sequence: id, computed, chosen: Vec::new(), ended: false };
         let Some(sequence) = sequences.get_mut(&id) else { return Ok(advance) };
         let Some(asked) = requests.get_mut(&sequence.request) else { return Ok(advance) };
+        let mut last = Vec::new();
         let logits = if sequence.wants_all_logits() {
-            // Scoring overwrites the last row, too, which is still needed.
-            let last = logits.len() - vocabulary;
-            let mut scored = logits.to_vec();
-            sequence.score_prompt(&self.text, rows.start, vocabulary, &mut scored)?;
-            &mut logits[last..]
+            // Scoring overwrites the last row, which is still needed.
+            last.extend_from_slice(&logits[logits.len() - vocabulary..]);
+            sequence.score_prompt(&self.text, rows.start, vocabulary, logits)?;
+            &mut last[..]
         } else {
             logits
         };

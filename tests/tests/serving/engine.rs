@@ -1,26 +1,29 @@
 //! The engine without a node: that drafts, the model's own memory limits and a reader who leaves change no answer.
 
 use pangea_compute::sample::Sampling;
-use pangea_node::serve::{Engine, EngineSettings, Event, Prompt, Request, Summary};
+use pangea_node::serve::{Drafts, Engine, EngineSettings, Event, Prompt, Request, Summary};
+
+use pangea_tests::process::PATIENCE;
 
 use super::*;
 
 /// Enough for a few long sessions.
 const SESSION_BYTES: u64 = 512 << 20;
 
-fn engine(test: &str, drafts: bool) -> Option<Engine> {
+fn engine(test: &str, drafts: Drafts) -> Option<Engine> {
     let file = file_of(SMOLLM2, test)?;
     let settings = EngineSettings { drafts, ..EngineSettings::new(2, SESSION_BYTES) };
     Some(Engine::load("model", &file, settings).unwrap())
 }
 
 fn generate(engine: &Engine, request: Request) -> (String, Vec<u32>, Summary) {
-    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
     runtime.block_on(async {
         let mut generation = engine.generate(request).await.unwrap();
         let (mut text, mut tokens) = (String::new(), Vec::new());
         loop {
-            match generation.next().await.unwrap().unwrap() {
+            let event = tokio::time::timeout(PATIENCE, generation.next()).await;
+            match event.expect("the engine goes on").unwrap().unwrap() {
                 Event::Prompt(_) => {}
                 Event::Delta(delta) => {
                     text.push_str(&delta.text);
@@ -40,8 +43,8 @@ fn repetitive(sampling: Sampling) -> Request {
 
 #[test]
 fn drafts_change_when_tokens_come_and_never_which() {
-    let Some(with) = engine("drafts_change_when", true) else { return };
-    let Some(without) = engine("drafts_change_when", false) else { return };
+    let Some(with) = engine("drafts_change_when", Drafts::Eager) else { return };
+    let Some(without) = engine("drafts_change_when", Drafts::Off) else { return };
     let mut accepted = 0;
     for sampling in [
         Sampling::greedy(),

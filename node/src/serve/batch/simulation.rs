@@ -162,13 +162,17 @@ fn run(seed: u64) -> (World, Batch) {
             let choices = 1 + lot.next(3);
             // Prompts begin alike more often than not.
             let shared = (0..lot.next(90) as u32).map(|at| at % 7);
-            let prompt: Vec<u32> = shared.chain((0..1 + lot.next(30)).map(|_| lot.next(50) as u32)).collect();
+            let mut prompt: Vec<u32> = shared.chain((0..1 + lot.next(30)).map(|_| lot.next(50) as u32)).collect();
+            // And some ask what was asked before.
+            if lot.next(4) == 0 && next > 0 {
+                prompt.clone_from(&world.wanted[&SequenceId(lot.next(next as usize) as u64)].prompt);
+            }
             let answer = 1 + lot.next(60);
             for choice in 0..choices as u64 {
                 let wanted = Wanted { choice, prompt: prompt.clone(), answer };
                 world.wanted.insert(SequenceId(next + choice), wanted);
             }
-            events.push(Event::Arrived { first: SequenceId(next), choices, prompt, reuse: lot.next(10) > 0 });
+            events.push(Event::Arrived { first: SequenceId(next), choices, prompt, scored: lot.next(10) == 0 });
             next += choices as u64;
         }
         if lot.next(25) == 0 && next > 0 {

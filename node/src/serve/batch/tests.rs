@@ -17,7 +17,7 @@ fn limits() -> BatchLimits {
 }
 
 fn arrive(batch: &mut Batch, id: u64, prompt: Vec<u32>) -> Vec<Action> {
-    batch.handle(Event::Arrived { first: SequenceId(id), choices: 1, prompt, reuse: true }, Duration::ZERO)
+    batch.handle(Event::Arrived { first: SequenceId(id), choices: 1, prompt, scored: false }, Duration::ZERO)
 }
 
 fn ready(batch: &mut Batch) -> (Vec<Action>, Vec<Rows>) {
@@ -121,7 +121,7 @@ fn a_shared_beginning_is_forked_and_stays_for_others() {
 #[test]
 fn choices_of_one_request_share_its_prompt() {
     let mut batch = Batch::new(limits());
-    let arrived = Event::Arrived { first: SequenceId(0), choices: 3, prompt: vec![5; 300], reuse: true };
+    let arrived = Event::Arrived { first: SequenceId(0), choices: 3, prompt: vec![5; 300], scored: false };
     batch.handle(arrived, Duration::ZERO);
     assert_eq!(step(&mut batch, 1).len(), 1);
     assert_eq!(step(&mut batch, 1).len(), 1);
