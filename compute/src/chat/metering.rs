@@ -73,7 +73,8 @@ fn without_generation_marks(source: &str) -> String {
     while let Some(start) = rest.find("{%") {
         let (before, tag) = rest.split_at(start);
         text.push_str(before);
-        let Some(end) = tag.find("%}") else {
+        // `{%}` opens a tag that it does not close.
+        let Some(end) = tag[2..].find("%}").map(|at| at + 2) else {
             rest = tag;
             break;
         };

@@ -1,4 +1,4 @@
-//! Cached keys and values of a session, in pages of [`PAGE`] positions for all layers of a range. Pages are bounded by a
+//! Cached keys and values of a session, in pages of [`Cache::PAGE_POSITIONS`] for all layers of a range. Pages are bounded by a
 //! budget, shared by forks until one of them writes, and reused when dropped. It knows where keys and values lie, not what
 //! they mean.
 
@@ -134,6 +134,9 @@ pub struct Cache {
 }
 
 impl Cache {
+    /// Positions of one page: memory is taken for so many at a time.
+    pub const PAGE_POSITIONS: usize = PAGE;
+
     /// An empty cache for sessions of this model.
     pub fn new(model: &Model, budget: &PageBudget) -> Cache {
         Cache {

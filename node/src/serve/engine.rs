@@ -367,8 +367,7 @@ fn build(
 
 fn limits(model: &Model, settings: EngineSettings) -> BatchLimits {
     let page_bytes = Cache::bytes_for(model, 1);
-    // A page holds as many tokens as take no more than one.
-    let page_tokens = (1..).take_while(|&tokens| Cache::bytes_for(model, tokens) == page_bytes).last().unwrap_or(1);
+    let page_tokens = Cache::PAGE_POSITIONS;
     BatchLimits {
         running: settings.running,
         waiting: settings.waiting,
