@@ -1,4 +1,4 @@
-//! Cached keys and values of a session, in pages of [`PAGE`] positions for all layers of a range. Pages are bounded by a
+//! Cached keys and values of a session, in pages of `PAGE` positions for all layers of a range. Pages are bounded by a
 //! budget, shared by forks until one of them writes, and reused when dropped. It knows where keys and values lie, not what
 //! they mean.
 
