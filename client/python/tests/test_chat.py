@@ -117,7 +117,7 @@ def test_several_threads_ask_at_once(client: pangea.Client) -> None:
 def test_models_are_listed_by_name(client: pangea.Client) -> None:
     client.chat("Hi", max_tokens=1).text  # noqa: B018 - it is ready then
     [model] = client.models()
-    assert (model.name, model.state, model.architecture) == ("smollm2", "ready", "llama")
+    assert (model.name, model.state, model.architecture) == ("SmolLM2-135M-Instruct.Q4_1", "ready", "llama")
     assert model.context > 0 and model.memory_bytes > 0
 
 

@@ -5,7 +5,7 @@
 //! | file | owns |
 //! |---|---|
 //! | [`config`] | architectures, and what a file says of its model |
-//! | [`mod@file`] | an opened model file |
+//! | [`file`](mod@file) | an opened model file |
 //! | `weights` | a range of layers, packed for the kernels |
 //! | [`cache`] | keys and values of a session, in pages within a budget |
 //! | `frequencies` | rotary frequencies and their scaling |

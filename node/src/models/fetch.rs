@@ -11,7 +11,7 @@ use pangea_compute::Cancel;
 use pangea_compute::model::ModelFile;
 use sha2::{Digest, Sha256};
 
-use super::store::{Found, locate};
+use super::store::{self, Found, locate};
 use super::transfer::{CHECKING, Listener, WAITING};
 use super::{Reference, Transfer, disk, download, hugging_face, packages};
 
@@ -49,13 +49,22 @@ pub fn fetch(folder: &Path, reference: &Reference, cancel: &Cancel, progress: Li
     if path.is_file() {
         return Ok(path);
     }
-    let parent = path.parent().unwrap_or(folder);
-    std::fs::create_dir_all(parent).map_err(|error| disk::writing(parent, &error))?;
+    std::fs::create_dir_all(folder).map_err(|error| disk::writing(folder, &error))?;
     let _lock = lock(folder, cancel, progress)?;
     if path.is_file() {
         return Ok(path);
     }
-    let partial = beside(&path, "partial");
+    let parent = path.parent().unwrap_or(folder);
+    std::fs::create_dir_all(parent).map_err(|error| disk::writing(parent, &error))?;
+    let fetched = fetch_into(&path, reference, cancel, progress);
+    if fetched.is_err() {
+        store::remove_empty(folder, parent);
+    }
+    fetched.map(|()| path)
+}
+
+fn fetch_into(path: &Path, reference: &Reference, cancel: &Cancel, progress: Listener<'_>) -> Result<()> {
+    let partial = beside(path, "partial");
     let sha256 = match reference {
         Reference::Known(known) => {
             // pip begins from the start again, whatever came.
@@ -77,9 +86,9 @@ pub fn fetch(folder: &Path, reference: &Reference, cancel: &Cancel, progress: Li
         return Err(error);
     }
     File::open(&partial).and_then(|file| file.sync_all()).map_err(|error| disk::writing(&partial, &error))?;
-    std::fs::rename(&partial, &path).map_err(|error| disk::writing(&path, &error))?;
+    std::fs::rename(&partial, path).map_err(|error| disk::writing(path, &error))?;
     forget(&partial);
-    Ok(path)
+    Ok(())
 }
 
 /// `path` with another end behind its name.

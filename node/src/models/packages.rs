@@ -106,10 +106,9 @@ fn download(
         let log = std::fs::read(&said).unwrap_or_default();
         return Err(failed(&format!("failed: {}", last_words(&String::from_utf8_lossy(&log)))));
     }
-    let entries = std::fs::read_dir(work).into_iter().flatten().flatten().map(|entry| entry.path());
+    let mut entries = std::fs::read_dir(work).into_iter().flatten().flatten().map(|entry| entry.path());
     entries
-        .filter(|path| path.extension().is_some_and(|end| end == "whl"))
-        .next()
+        .find(|path| path.extension().is_some_and(|end| end == "whl"))
         .ok_or_else(|| failed("ended well but left no package"))
 }
 

@@ -86,13 +86,13 @@ pub fn is_path(model: &str) -> bool {
     !fetched && (model.contains(std::path::MAIN_SEPARATOR) || has_extension(Path::new(model)))
 }
 
-/// What a model is called: its name, or its file's name without the end; the short one where it has one.
+/// What a model is called: the name that it is asked for by, short where it has a short one, or its file's without the end.
 pub fn name_of(model: &str) -> &str {
-    let stem = match model.starts_with("hf:") || model.contains("://") || is_path(model) {
-        true => Path::new(model).file_stem().and_then(|stem| stem.to_str()).unwrap_or(model),
-        false => model,
-    };
-    catalogue::known(stem).map_or(stem, |known| known.name)
+    if model.starts_with("hf:") || model.contains("://") || is_path(model) {
+        return Path::new(model).file_stem().and_then(|stem| stem.to_str()).unwrap_or(model);
+    }
+    let means = |known: &&Known| known.aliases.iter().chain([&known.name]).any(|name| name.eq_ignore_ascii_case(model));
+    catalogue::KNOWN.iter().find(means).map_or(model, |known| known.name)
 }
 
 pub(super) fn has_extension(path: &Path) -> bool {
@@ -158,10 +158,12 @@ mod tests {
     }
 
     #[test]
-    fn a_model_is_called_by_its_short_name_or_its_files() {
+    fn a_model_is_called_as_it_is_asked_for_or_as_its_file_is() {
         for (model, name) in [
             ("smollm2", "smollm2"),
-            ("/x/SmolLM2-135M-Instruct.Q4_1.gguf", "smollm2"),
+            ("SmolLM2-135M-Instruct", "smollm2"),
+            ("SmolLM2-135M-Instruct.Q4_1", "SmolLM2-135M-Instruct.Q4_1"),
+            ("/x/SmolLM2-135M-Instruct.Q4_1.gguf", "SmolLM2-135M-Instruct.Q4_1"),
             ("/x/Small-1B.Q4_0.gguf", "Small-1B.Q4_0"),
             ("Small-1B.Q4_0", "Small-1B.Q4_0"),
             ("hf:o/r/f.gguf", "f"),

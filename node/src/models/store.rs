@@ -232,13 +232,18 @@ pub fn remove(folder: &Path, model: &str) -> Result<Entry> {
     std::fs::remove_file(&entry.path).map_err(|error| {
         Error::new(ErrorKind::Internal, format!("{} cannot be removed: {error}", entry.path.display()))
     })?;
-    for parent in entry.path.ancestors().skip(1).take_while(|parent| *parent != folder) {
+    remove_empty(folder, entry.path.parent().unwrap_or(folder));
+    Ok(entry)
+}
+
+/// Removes `inner` and the folders that it is in up to `folder`, which stays, as far as they are empty.
+pub(super) fn remove_empty(folder: &Path, inner: &Path) {
+    for inner in inner.ancestors().take_while(|inner| *inner != folder) {
         // One that is not empty stays.
-        if std::fs::remove_dir(parent).is_err() {
+        if std::fs::remove_dir(inner).is_err() {
             break;
         }
     }
-    Ok(entry)
 }
 
 fn cannot_read(folder: &Path, error: &std::io::Error) -> Error {
