@@ -23,7 +23,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Iterator
 
-ROUNDS = 5
+ROUNDS = 3
 STREAMS = 4
 STREAM_TOKENS = 96
 

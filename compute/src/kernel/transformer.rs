@@ -227,11 +227,12 @@ pub(crate) fn run(pool: &Pool, batch: Batch<'_>, workspace: &mut Workspace, resu
     }
 
     let mut items = Vec::new();
+    // Rows of one head share what is read of the cache, so they stay together while that leaves no thread without any.
+    let shared_by = threads.div_ceil((spans.len() * shape.kv_heads).max(1));
     for (index, span) in spans.iter().enumerate() {
         for kv_head in 0..shape.kv_heads {
             let all = span.rows.len() * group;
-            // Few rows: a head at a time, so that all threads have some.
-            let tile = if all <= MAX_ROWS && rows < 4 { 1 } else { MAX_ROWS };
+            let tile = all.div_ceil(shared_by).clamp(1, MAX_ROWS);
             items.extend((0..all).step_by(tile).map(|from| Item {
                 span: index,
                 kv_head,

@@ -185,8 +185,11 @@ impl Attend<'_> {
                 // Few rows are too few chains to hide a multiplier's latency: two blocks at once.
                 if ROWS <= 4 && block + 2 <= blocks.end {
                     let keys = [self.keys(block), self.keys(block + 1)];
+                    // Pages lie apart, so the processor does not foresee the next one.
+                    let ahead = if block + 3 < blocks.end { self.keys(block + 2) } else { keys[0] };
                     let mut sums = [[S::splat(0.0); ROWS]; 2];
                     for d in 0..width {
+                        S::prefetch(ahead.add(2 * d * LANES).cast());
                         let (k0, k1) = (S::load_f16(keys[0].add(d * LANES)), S::load_f16(keys[1].add(d * LANES)));
                         for r in 0..ROWS {
                             let q = S::splat(*rows[r].query.add(d));
@@ -273,7 +276,19 @@ impl Attend<'_> {
                     let page_end = chain_end.min((at / PAGE + 1) * PAGE);
                     let mut values =
                         self.cache.pages[at / PAGE].add(self.cache.value_offset + (at % PAGE) * width + column);
-                    for j in at - origin..page_end - origin {
+                    let ahead = if ROWS <= 4 && page_end < positions.end {
+                        self.cache.pages[page_end / PAGE].add(self.cache.value_offset + column)
+                    } else {
+                        values
+                    };
+                    let skipped = at % PAGE;
+                    for (n, j) in (at - origin..page_end - origin).enumerate() {
+                        if ROWS <= 4 {
+                            S::prefetch(ahead.add((skipped + n) * width).cast());
+                            if VECTORS > 2 {
+                                S::prefetch(ahead.add((skipped + n) * width + 2 * LANES).cast());
+                            }
+                        }
                         let mut v = [zero; VECTORS];
                         for i in 0..VECTORS {
                             v[i] = S::load_f16(values.add(i * LANES));
