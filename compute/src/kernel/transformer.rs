@@ -8,6 +8,7 @@
 
 use super::float::activation::{Activation, all_finite, gated, soft_cap};
 use super::float::attention::{self, KeysValues, MAX_ROWS, PAGE, Row};
+use super::float::environment;
 use super::float::norm::{MAX_HEAD, rms_norm, rms_norm_head};
 use super::float::rope;
 use super::quant::{self, Matrix, Quantized, Store};
@@ -277,10 +278,16 @@ pub(crate) fn run(pool: &Pool, batch: Batch<'_>, workspace: &mut Workspace, resu
         activations: Shared::new(results.activations),
         too_large: AtomicBool::new(false),
         not_finite: AtomicBool::new(false),
+        other_rounding: AtomicBool::new(false),
     };
     // SAFETY: the buffers have the sizes that the batch needs, and the job keeps its threads apart as `Job::run` says.
     pool.together(&|worker| unsafe { job.run(worker) });
     let wrong = |what: &str| Err(Error::Invalid { operation: "forward", what: what.to_owned() });
+    if job.other_rounding.into_inner() {
+        return wrong(
+            "a compute thread does not round to nearest or drops subnormal numbers: a library in this process changed its floating-point mode",
+        );
+    }
     if job.not_finite.into_inner() {
         return wrong("the activations are not finite: the model or its input is damaged");
     }
@@ -334,6 +341,7 @@ struct Job<'a> {
     activations: Shared<'a, f32>,
     too_large: AtomicBool,
     not_finite: AtomicBool,
+    other_rounding: AtomicBool,
 }
 
 /// A product's input, whoever prepared it.
@@ -354,6 +362,9 @@ impl Job<'_> {
     unsafe fn run(&self, worker: Worker<'_>) {
         // SAFETY: as stated above; each place says who has the part.
         unsafe {
+            if !environment::is_standard() {
+                self.other_rounding.store(true, Ordering::Relaxed);
+            }
             let own = &mut self.own.part_mut(worker.index..worker.index + 1)[0];
             // The rows whose residuals this thread keeps.
             let mine = if self.few { 0..self.rows } else { worker.share(self.rows) };
