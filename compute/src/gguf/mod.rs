@@ -187,6 +187,11 @@ impl Gguf {
         self.source.bytes().len() as u64
     }
 
+    /// [`Gguf::release`] for the whole file.
+    pub fn release_all(&self) {
+        self.release(self.source.bytes());
+    }
+
     /// Tells the system that these bytes, part of a [`TensorView`], will not be read again soon: the mapped pages that
     /// lie wholly inside stop counting as this process's memory. Reading them again is right, only slower. It does
     /// nothing for bytes that are not of this file's mapping.

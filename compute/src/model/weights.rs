@@ -276,15 +276,17 @@ impl<'a> Plan<'a> {
         pool.together(&|worker| {
             for share in &shares[worker.index] {
                 let share = &mut *share.lock().unwrap_or_else(PoisonError::into_inner);
-                if !share.pack() {
+                let packed = share.pack();
+                // What is packed need not stay in memory a second time; other threads' last pages come back where needed.
+                self.file.release(share.source());
+                if !packed {
                     *bad.lock().unwrap_or_else(PoisonError::into_inner) = Some(share.planned.view.name.to_owned());
                 }
             }
         });
         drop(shares);
-        for planned in &self.matrices {
-            self.file.release(planned.view.bytes);
-        }
+        // The pages between two threads' shares, and what of the file was read for its metadata.
+        self.file.release_all();
         if let Some(name) = bad.into_inner().unwrap_or_else(PoisonError::into_inner) {
             return Err(Error::invalid(
                 "model",
@@ -304,11 +306,23 @@ struct Share<'a> {
 }
 
 impl Share<'_> {
+    /// The rows of the tiles.
+    fn rows(&self) -> Range<usize> {
+        (self.tiles.start * TILE).min(self.planned.rows)..(self.tiles.end * TILE).min(self.planned.rows)
+    }
+
+    /// The bytes of the rows.
+    fn source(&self) -> &[u8] {
+        let Planned { view, rows, .. } = self.planned;
+        let (row_bytes, mine) = (view.bytes.len() / rows, self.rows());
+        &view.bytes[mine.start * row_bytes..mine.end * row_bytes]
+    }
+
     /// Packs the tiles; says whether what they hold is finite.
     fn pack(&mut self) -> bool {
         let Planned { view, rows, k, pairs, .. } = self.planned;
         let row_bytes = view.bytes.len() / rows;
-        let mine = (self.tiles.start * TILE).min(*rows)..(self.tiles.end * TILE).min(*rows);
+        let mine = self.rows();
         match pairs {
             None => pack(view.ggml_type, *rows, *k, view.bytes, self.tiles.clone(), self.to),
             Some((head, rotated)) => {
@@ -320,7 +334,7 @@ impl Share<'_> {
                 pack(view.ggml_type, mine.len(), *k, &reordered, 0..self.tiles.len(), self.to);
             }
         }
-        is_finite(view.ggml_type, &view.bytes[mine.start * row_bytes..mine.end * row_bytes])
+        is_finite(view.ggml_type, self.source())
     }
 }
 
