@@ -8,6 +8,7 @@
 # menu: 3 Run all tests | test
 # menu: 4 Benchmark matrix products, and a language model if one is here | bench
 # menu: 5 Fuzz the parsers of bytes from outside, ten seconds each | fuzz 10
+# menu: 6 Test the kernels for 64-bit ARM under an emulator | aarch64
 set -euo pipefail
 # shellcheck source=scripts/toolchain.sh
 . "$(dirname "${BASH_SOURCE[0]}")/toolchain.sh"
@@ -23,6 +24,7 @@ Usage: scripts/setup.sh [SUBCOMMAND]
   bench           measure matrix products, options go to 'pangea bench matmul'; without any, and where it is here,
                   a language model, too
   fuzz [SECONDS]  fuzz each parser of bytes from outside (60)
+  aarch64         on x86-64 Linux: the kernels' tests and the pinned digests, built for 64-bit ARM, under qemu
   help            this text
 
 Without a subcommand: a menu. What is missing is installed; on a terminal, after asking.
@@ -78,6 +80,24 @@ fuzz() {
     "$(echo "$build"/*/release/"$target")" "$build/corpus/$target" -max_total_time="$seconds" -max_len=65536 \
       -artifact_prefix="$build/artifacts/$target-" -print_final_stats=1 </dev/null 2>&1 | tail -n 6
   done
+}
+
+# The other processor's bits must be the same; an emulator computes them as the processor would, only slower.
+aarch64() {
+  local triple=aarch64-unknown-linux-gnu
+  [ "$(uname -s)" = Linux ] || { fail "aarch64 needs Linux, for qemu's user mode"; exit 2; }
+  need_build_tools
+  has aarch64-linux-gnu-gcc || install_packages 'A linker for 64-bit ARM' 'gcc-aarch64-linux-gnu libc6-dev-arm64-cross' ''
+  has qemu-aarch64 || install_packages 'An emulator of 64-bit ARM' 'qemu-user' ''
+  rustup target list --installed | grep -qx "$triple" || rustup target add "$triple"
+  cd "$REPOSITORY"
+  export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc CC_aarch64_unknown_linux_gnu=aarch64-linux-gnu-gcc
+  export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER='qemu-aarch64 -L /usr/aarch64-linux-gnu'
+  set -- --release --locked --target "$triple" --target-dir "$TARGET/aarch64" -p pangea-compute
+  heading 'Kernels'
+  cargo test "$@" --lib kernel::
+  heading 'Pinned digests'
+  cargo test "$@" --test exactness every_architecture
 }
 
 # ---- test --------------------------------------------------------------------------------------------------------
@@ -283,7 +303,7 @@ menu() {
 
 case "${1:-}" in
   '') menu ;;
-  build | demo | bench | fuzz) subcommand=$1; shift; "$subcommand" "$@" ;;
+  build | demo | bench | fuzz | aarch64) subcommand=$1; shift; "$subcommand" "$@" ;;
   test) shift; [ $# -eq 0 ] || { fail "test takes no arguments"; exit 2; }; run_tests ;;
   help | -h | --help) usage ;;
   *) fail "there is no subcommand '$1'"; usage >&2; exit 2 ;;

@@ -84,13 +84,7 @@ impl Isa {
 }
 
 /// Whether the AVX-512 family may use VNNI dot products.
+#[cfg(target_arch = "x86_64")]
 pub(crate) fn has_vnni() -> bool {
-    #[cfg(target_arch = "x86_64")]
-    {
-        is_x86_feature_detected!("avx512vnni")
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    {
-        false
-    }
+    is_x86_feature_detected!("avx512vnni")
 }
