@@ -127,9 +127,9 @@ class Connection:
 
     def close(self) -> None:
         """Closes the connection; the node frees all it held for it."""
-        if self._thread.is_alive():
-            self._loop.call_soon_threadsafe(self._closing.set)
-            self._thread.join()
+        # The thread may be at its end already, with its loop closed: where nothing could be connected.
+        self.soon(self._closing.set)
+        self._thread.join()
 
     def _run(self, host: str, port: int, timeout: float) -> None:
         try:
