@@ -50,10 +50,22 @@ impl PageBudget {
         }
         let memory = match pages.spare.iter().position(|page| page.len() == bytes) {
             Some(at) => pages.spare.swap_remove(at),
-            None => Buffer::zeroed(bytes)?,
+            None => {
+                // Spare pages of another size make room.
+                while pages.used_bytes + pages.spare_bytes() + bytes as u64 > pages.max_bytes
+                    && pages.spare.pop().is_some()
+                {}
+                Buffer::zeroed(bytes)?
+            }
         };
         pages.used_bytes += bytes as u64;
         Ok(Page { memory: Some(memory), budget: self.clone() })
+    }
+}
+
+impl Pages {
+    fn spare_bytes(&self) -> u64 {
+        self.spare.iter().map(|page| page.len() as u64).sum()
     }
 }
 
