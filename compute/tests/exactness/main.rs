@@ -2,13 +2,14 @@
 //! stages, truncation and replay; and pinned, so that no change of them goes unseen.
 #![allow(clippy::unwrap_used, reason = "a test may stop at the first thing that is not as it should be")]
 
+#[path = "../model_files/mod.rs"]
+mod model_files;
 mod tiny;
 
 use pangea_compute::gguf::GgmlType;
 use pangea_compute::model::{Cache, Input, Logits, Model, ModelFile, Observed, PageBudget, Part, Recorder, Step};
 use pangea_compute::{Isa, Pool};
 use std::collections::HashMap;
-use std::path::PathBuf;
 use tiny::{LAYERS, Random, Tiny, VOCABULARY, WINDOW};
 
 /// A model cut into stages, each with the pool that it runs on.
@@ -134,19 +135,7 @@ fn text(seed: u64, len: usize) -> Vec<u32> {
 }
 
 const ARCHITECTURES: [&str; 4] = ["llama", "qwen2", "qwen3", "gemma3"];
-const TYPES: [GgmlType; 11] = [
-    GgmlType::F32,
-    GgmlType::F16,
-    GgmlType::BF16,
-    GgmlType::Q4_0,
-    GgmlType::Q4_1,
-    GgmlType::Q5_0,
-    GgmlType::Q5_1,
-    GgmlType::Q8_0,
-    GgmlType::Q4K,
-    GgmlType::Q5K,
-    GgmlType::Q6K,
-];
+const TYPES: [GgmlType; 11] = GgmlType::SUPPORTED;
 
 fn tiny(architecture: &'static str, weights: GgmlType) -> ModelFile {
     ModelFile::from_bytes(tiny::gguf(Tiny { architecture, weights, seed: 7 })).unwrap()
@@ -313,17 +302,8 @@ fn damaged_weights_and_ranges_that_are_not_there_are_refused() {
 }
 
 /// A model to be had by fetching, or `None` with a line that says so.
-fn fetched(name: &str) -> Option<ModelFile> {
-    let folder = match std::env::var_os("PANGEA_TEST_MODELS") {
-        Some(folder) => PathBuf::from(folder),
-        None => PathBuf::from(std::env::var_os("HOME")?).join(".cache/pangea/test-models"),
-    };
-    let path = folder.join(name);
-    if !path.exists() {
-        eprintln!("SKIPPED: {} is not there; scripts/setup.sh test fetches it", path.display());
-        return None;
-    }
-    Some(ModelFile::open(path).unwrap())
+fn fetched(test: &str, name: &str) -> Option<ModelFile> {
+    model_files::find(test, name).map(|path| ModelFile::open(path).unwrap())
 }
 
 const MODELS: [(&str, &str); 2] = [
@@ -336,7 +316,7 @@ const PROMPT: &str = "The quick brown fox jumps over the lazy dog. In 1969, men 
 #[test]
 fn the_fetched_models_keep_their_pinned_bits_in_every_mode() {
     for (name, pinned) in MODELS {
-        let Some(file) = fetched(name) else { continue };
+        let Some(file) = fetched("the_fetched_models_keep_their_pinned_bits_in_every_mode", name) else { continue };
         let tokens = file.tokenizer().unwrap().encode(PROMPT, true, false);
         let layers = file.config().layers;
         let mut digests = Vec::new();
@@ -370,7 +350,8 @@ fn the_fetched_models_keep_their_pinned_bits_in_every_mode() {
 
 #[test]
 fn smollm2_knows_the_capital_of_france_far_into_its_context_too() {
-    let Some(file) = fetched(MODELS[0].0) else { return };
+    let test = "smollm2_knows_the_capital_of_france_far_into_its_context_too";
+    let Some(file) = fetched(test, MODELS[0].0) else { return };
     let tokenizer = file.tokenizer().unwrap();
     let stages = Stages::load(&file, &[], |_| pool(2, Isa::best()));
     let (model, pool) = &stages.stages[0];
