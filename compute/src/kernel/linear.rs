@@ -4,8 +4,8 @@
 
 use crate::gguf::GgmlType;
 use crate::kernel::quant::{Input, Matrix, Quantized, Store, pack, packed_bytes, product, tiles};
+use crate::kernel::shared::Shared;
 use crate::{Buffer, Error, Pool};
-use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -88,43 +88,32 @@ impl Linear {
             Input::Floats(x)
         } else {
             quantized.reshape(n, k)?;
-            let finite = AtomicBool::new(true);
-            // One thread where waking another would take longer.
-            let width = if n == 1 { 1 } else { pool.threads() };
-            pool.run(width, &|thread| {
-                for row in share(n, thread, width) {
+            Input::Quantized(&quantized)
+        };
+        let (finite, out) = (AtomicBool::new(true), Shared::new(out));
+        pool.together(&|worker| {
+            if let Input::Quantized(quantized) = input {
+                for row in worker.share(n) {
                     // SAFETY: each row belongs to one thread; a pool's instruction set is available.
                     if !unsafe { quantized.quantize_row(pool.isa(), &x[row * k..(row + 1) * k], row) } {
                         finite.store(false, Ordering::Relaxed);
                     }
                 }
-            });
-            if !finite.into_inner() {
-                return Err(Error::invalid("linear", "the activations have infinite or NaN elements"));
+                worker.meet();
+                if !finite.load(Ordering::Relaxed) {
+                    return;
+                }
             }
-            Input::Quantized(&quantized)
-        };
-        let out = Out(out.as_mut_ptr());
-        pool.run(pool.threads(), &|thread| {
-            let tiles = share(self.matrix.tiles(), thread, pool.threads());
-            let out = &out;
+            let tiles = worker.share(self.matrix.tiles());
             // SAFETY: out is `[n, rows]`, and each tile's columns belong to one thread.
-            unsafe { product(pool.isa(), &self.matrix, tiles, input, 0..n, out.0, rows, Store::Set) };
+            unsafe { product(pool.isa(), &self.matrix, tiles, input, 0..n, out.start(), rows, Store::Set) };
         });
+        if !finite.into_inner() {
+            return Err(Error::invalid("linear", "the activations have infinite or NaN elements"));
+        }
         Ok(())
     }
 }
-
-/// The part of `0..n` that is this thread's.
-fn share(n: usize, thread: usize, threads: usize) -> Range<usize> {
-    n * thread / threads..n * (thread + 1) / threads
-}
-
-/// Results that threads write different columns of.
-struct Out(*mut f32);
-
-// SAFETY: see where it is used.
-unsafe impl Sync for Out {}
 
 #[cfg(test)]
 mod tests {

@@ -349,7 +349,6 @@ struct Job<'a> {
 struct Prepared<'a> {
     quantized: &'a Quantized,
     floats: *const f32,
-    rows: usize,
 }
 
 impl Job<'_> {
@@ -418,7 +417,7 @@ impl Job<'_> {
         let (query, kv) = (heads * head_width, kv_heads * head_width);
         // SAFETY: as `run` says; each product writes this thread's columns alone.
         unsafe {
-            let x = self.normed_rows(worker, own, mine.clone(), &layer.attention_norm, Stage::Norm);
+            let x = self.normed_rows(worker, own, every(&mine), &layer.attention_norm, Stage::Norm);
             let [q, k, v] = shares(worker, [&layer.q, &layer.k, &layer.v]);
             self.product(&layer.q, q, x, &self.q, query);
             self.product(&layer.k, k, x, &self.k, kv);
@@ -434,13 +433,12 @@ impl Job<'_> {
             worker.meet();
             self.add(own, mine.clone(), layer.o_bias.as_deref(), layer.post_attention_norm.as_deref());
 
-            let x = self.normed_rows(worker, own, mine.clone(), &layer.ffn_norm, Stage::Norm);
+            let x = self.normed_rows(worker, own, every(&mine), &layer.ffn_norm, Stage::Norm);
             // Gate and up have the same rows, so a thread has both of a column and can join them at once.
-            let [columns] = shares(worker, [&layer.gate]);
-            self.product(&layer.gate, columns.clone(), x, &self.gate, feed_forward);
-            self.product(&layer.up, columns.clone(), x, &self.up, feed_forward);
-            let columns =
-                (columns.start * quant::TILE).min(feed_forward)..(columns.end * quant::TILE).min(feed_forward);
+            let [tiles] = shares(worker, [&layer.gate]);
+            self.product(&layer.gate, tiles.clone(), x, &self.gate, feed_forward);
+            self.product(&layer.up, tiles.clone(), x, &self.up, feed_forward);
+            let columns = quant::rows_of(&tiles, feed_forward);
             for row in 0..self.rows {
                 let part = row * feed_forward + columns.start..row * feed_forward + columns.end;
                 gated(self.isa, self.shape.activation, self.gate.part_mut(part.clone()), self.up.part(part));
@@ -487,38 +485,31 @@ impl Job<'_> {
         }
     }
 
-    /// Norms and quantises residuals as the input of the next products.
+    /// Norms and quantises residuals as the input of the next products: of each pair, the row goes to the place.
     unsafe fn normed_rows<'s>(
         &'s self,
         worker: Worker<'_>,
         own: &'s mut Own,
-        mine: Range<usize>,
+        places: impl Iterator<Item = (usize, usize)>,
         norm: &[f32],
         stage: Stage,
     ) -> Prepared<'s> {
         let width = self.shape.width;
-        // SAFETY: rows of this thread's own, in its own buffers or in its rows of the shared ones.
+        let quantized = if self.few { &own.quantized[stage as usize] } else { &self.quantized[stage as usize] };
+        // SAFETY: rows of this thread's own, to its own buffers or to places of the shared ones that are its rows'.
         unsafe {
-            for row in mine {
-                let place = row * width..(row + 1) * width;
-                let (normed, quantized) = if self.few {
-                    (&mut own.input[place.clone()], &own.quantized[stage as usize])
-                } else {
-                    (self.normed.part_mut(place.clone()), &self.quantized[stage as usize])
-                };
-                rms_norm(self.isa, &own.x[place], norm, self.shape.epsilon, normed);
-                quantized.quantize_row(self.isa, normed, row);
+            for (place, row) in places {
+                let to = place * width..(place + 1) * width;
+                let normed = if self.few { &mut own.input[to] } else { self.normed.part_mut(to) };
+                rms_norm(self.isa, &own.x[row * width..(row + 1) * width], norm, self.shape.epsilon, normed);
+                quantized.quantize_row(self.isa, normed, place);
             }
-            if self.few {
-                return Prepared {
-                    quantized: &own.quantized[stage as usize],
-                    floats: own.input.as_ptr(),
-                    rows: self.rows,
-                };
-            }
-            worker.meet();
-            Prepared { quantized: &self.quantized[stage as usize], floats: self.normed.start(), rows: self.rows }
         }
+        if self.few {
+            return Prepared { quantized, floats: own.input.as_ptr() };
+        }
+        worker.meet();
+        Prepared { quantized, floats: self.normed.start() }
     }
 
     /// Quantises rows that products or attention gave.
@@ -540,20 +531,21 @@ impl Job<'_> {
             if !self.few {
                 worker.meet();
             }
-            Prepared { quantized, floats: from.start(), rows: self.rows }
+            Prepared { quantized, floats: from.start() }
         }
     }
 
-    /// Some tiles of a product over all rows.
+    /// Some tiles of a product over all rows of its input.
     unsafe fn product(&self, w: &Matrix, tiles: Range<usize>, x: Prepared<'_>, out: &Shared<'_, f32>, ld: usize) {
+        let rows = x.quantized.rows();
         // SAFETY: the input is whole and not written; the tiles' columns of `out` are this thread's.
         unsafe {
             let input = if w.takes_floats() {
-                quant::Input::Floats(std::slice::from_raw_parts(x.floats, x.rows * w.k()))
+                quant::Input::Floats(std::slice::from_raw_parts(x.floats, rows * w.k()))
             } else {
                 quant::Input::Quantized(x.quantized)
             };
-            quant::product(self.isa, w, tiles, input, 0..x.rows, out.start(), ld, Store::Set);
+            quant::product(self.isa, w, tiles, input, 0..rows, out.start(), ld, Store::Set);
         }
     }
 
@@ -712,35 +704,14 @@ impl Job<'_> {
                 }
                 return;
             };
-            for (n, row) in self.wanted.iter().enumerate().filter(|(_, row)| mine.contains(row)) {
-                let (to, quantized) = if self.few {
-                    (&mut own.input[n * width..(n + 1) * width], &own.quantized[Stage::Head as usize])
-                } else {
-                    (self.normed.part_mut(n * width..(n + 1) * width), &self.quantized[Stage::Head as usize])
-                };
-                rms_norm(self.isa, &own.x[row * width..(row + 1) * width], &head.norm, self.shape.epsilon, to);
-                quantized.quantize_row(self.isa, to, n);
-            }
-            let x = if self.few {
-                Prepared {
-                    quantized: &own.quantized[Stage::Head as usize],
-                    floats: own.input.as_ptr(),
-                    rows: self.wanted.len(),
-                }
-            } else {
-                worker.meet();
-                Prepared {
-                    quantized: &self.quantized[Stage::Head as usize],
-                    floats: self.normed.start(),
-                    rows: self.wanted.len(),
-                }
-            };
+            let wanted = self.wanted.iter().copied().enumerate().filter(|(_, row)| mine.contains(row));
+            let x = self.normed_rows(worker, own, wanted, &head.norm, Stage::Head);
             if self.wanted.is_empty() {
                 return;
             }
             let [tiles] = shares(worker, [&head.output]);
             self.product(&head.output, tiles.clone(), x, &self.logits, vocabulary);
-            let columns = (tiles.start * quant::TILE).min(vocabulary)..(tiles.end * quant::TILE).min(vocabulary);
+            let columns = quant::rows_of(&tiles, vocabulary);
             for n in 0..self.wanted.len() {
                 let logits = self.logits.part_mut(n * vocabulary + columns.start..n * vocabulary + columns.end);
                 if let Some(cap) = self.shape.logit_soft_cap {
@@ -750,6 +721,11 @@ impl Job<'_> {
             }
         }
     }
+}
+
+/// Every row to its own place.
+fn every(rows: &Range<usize>) -> impl Iterator<Item = (usize, usize)> + use<> {
+    rows.clone().map(|row| (row, row))
 }
 
 /// This thread's contiguous share of the tiles of several matrices laid one after the other.

@@ -3,7 +3,7 @@
 
 use crate::gguf::{GgmlType, Gguf, TensorView};
 use crate::kernel::float::activation::all_finite;
-use crate::kernel::quant::{Matrix, TILE, pack, packed_bytes, tiles};
+use crate::kernel::quant::{Matrix, pack, packed_bytes, rows_of, tiles};
 use crate::kernel::transformer::{Head, LayerWeights, Workspace};
 use crate::model::cache::PageShape;
 use crate::model::frequencies::{Frequencies, RopeScaling};
@@ -308,7 +308,7 @@ struct Share<'a> {
 impl Share<'_> {
     /// The rows of the tiles.
     fn rows(&self) -> Range<usize> {
-        (self.tiles.start * TILE).min(self.planned.rows)..(self.tiles.end * TILE).min(self.planned.rows)
+        rows_of(&self.tiles, self.planned.rows)
     }
 
     /// The bytes of the rows.

@@ -14,6 +14,7 @@
 
 use super::super::simd::{LANES, Simd};
 use crate::gguf::GgmlType;
+use std::ops::Range;
 
 /// Output rows of a tile.
 pub(crate) const TILE: usize = LANES;
@@ -23,6 +24,11 @@ pub(super) const BLOCK: usize = 32;
 /// How many tiles a matrix of `rows` rows has.
 pub(crate) fn tiles(rows: usize) -> usize {
     rows.div_ceil(TILE)
+}
+
+/// The rows that some of its tiles hold.
+pub(crate) fn rows_of(tiles: &Range<usize>, rows: usize) -> Range<usize> {
+    (tiles.start * TILE).min(rows)..(tiles.end * TILE).min(rows)
 }
 
 /// The size of a packed matrix: a multiple of 32 bytes, whole tiles one after the other.

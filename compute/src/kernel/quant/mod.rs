@@ -33,7 +33,7 @@ mod quantized;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use layout::{TILE, packed_bytes, tiles};
+pub(crate) use layout::{packed_bytes, rows_of, tiles};
 pub(crate) use matrix::Matrix;
 pub(crate) use pack::pack;
 pub(crate) use product::{Input, Store, product};
