@@ -18,6 +18,8 @@
 //! | [`fabric`] | drives all of these for jobs: check, merge, retry |
 //! | [`serve`] | models: one engine each, continuous batching |
 //! | [`models`] | models on disk: names, where they come from |
+//! | [`pool`] | the nodes of a pool: adverts, the master, the graph of links |
+//! | [`place`] | which node computes which layers |
 //! | [`config`] | flags, environment and file, resolved once |
 //! | [`runtime`], [`daemon`] | the threads these run on; `pangea node` from start to end |
 //! | [`cli`] | the commands of the binary |
@@ -33,6 +35,8 @@ pub mod fabric;
 pub mod link;
 pub mod models;
 pub mod net;
+pub mod place;
+pub mod pool;
 pub mod runtime;
 pub mod schedule;
 pub mod serve;
