@@ -20,6 +20,7 @@
 //! | [`models`] | models on disk: names, where they come from |
 //! | [`pool`] | the nodes of a pool: adverts, the master, the graph of links |
 //! | [`place`] | which node computes which layers |
+//! | [`pipeline`] | one model over several nodes: sessions, stages |
 //! | [`config`] | flags, environment and file, resolved once |
 //! | [`runtime`], [`daemon`] | the threads these run on; `pangea node` from start to end |
 //! | [`cli`] | the commands of the binary |
@@ -35,6 +36,7 @@ pub mod fabric;
 pub mod link;
 pub mod models;
 pub mod net;
+pub mod pipeline;
 pub mod place;
 pub mod pool;
 pub mod runtime;
