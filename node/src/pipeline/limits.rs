@@ -45,5 +45,11 @@ pub const MAX_DRAFTED: usize = 2048;
 /// Tokens with their log-probabilities in one message, those of the answer and of the prompt together.
 pub const MAX_TOKENS_OUT: usize = 256;
 
+/// Most likely tokens beside one.
+pub const MAX_TOP: usize = pangea_compute::sample::MAX_LOGPROBS;
+
+/// The commitments of a whole chain: a kilobyte for each stage, many times what a signature and its claim take.
+pub const MAX_COMMIT_BYTES: usize = MAX_STAGES << 10;
+
 /// Bytes of a peer id: a multihash of a key of at most 42 bytes, or of its SHA-256.
 pub const MAX_PEER_ID_BYTES: usize = 64;

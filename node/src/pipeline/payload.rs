@@ -2,7 +2,7 @@
 //! little-endian, and so is every machine that Pangea runs on). It knows no message and no stream.
 
 /// Bytes whose start is aligned for f32 and u32.
-#[derive(Clone, Default, PartialEq)]
+#[derive(Clone, Default)]
 pub struct Payload {
     /// As many words as hold the bytes; what is behind them is zero.
     words: Vec<f32>,
@@ -26,6 +26,13 @@ impl Payload {
     pub fn from_bytes(bytes: Vec<u8>) -> Payload {
         let mut payload = Payload::zeroed(bytes.len());
         payload.as_mut_bytes().copy_from_slice(&bytes);
+        payload
+    }
+
+    /// These numbers, little-endian.
+    pub fn from_u32(values: &[u32]) -> Payload {
+        let mut payload = Payload::zeroed(size_of_val(values));
+        payload.as_mut_bytes().copy_from_slice(bytemuck::cast_slice(values));
         payload
     }
 
@@ -59,12 +66,25 @@ impl Payload {
         &self.words[..self.len / size_of::<f32>()]
     }
 
+    /// The numbers as u32; a last piece of less than one is left out.
+    pub fn to_u32(&self) -> Vec<u32> {
+        bytemuck::cast_slice(self.as_f32()).to_vec()
+    }
+
     /// The numbers as their owner, without copying.
     pub fn into_f32(mut self) -> Vec<f32> {
         self.words.truncate(self.len / size_of::<f32>());
         self.words
     }
 }
+
+impl PartialEq for Payload {
+    fn eq(&self, other: &Payload) -> bool {
+        self.as_bytes() == other.as_bytes()
+    }
+}
+
+impl Eq for Payload {}
 
 impl std::fmt::Debug for Payload {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

@@ -3,6 +3,11 @@
 //!
 //! Everybody sends on the stream that it opened itself; messages of one sender arrive in order.
 
+mod check;
+mod codec;
+#[cfg(test)]
+mod goldens;
+
 use std::ops::Range;
 
 use libp2p::PeerId;
