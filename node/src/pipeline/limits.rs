@@ -1,6 +1,8 @@
 //! The numbers that both ends of `/pangea/session/1` keep to, derived from one another. A message beyond them is refused
 //! by its sender already. No behaviour here.
 
+use std::time::Duration;
+
 /// The longest header. A frame names every sequence that it moves, an answer's tokens may bring their most likely others,
 /// and a request may bring a JSON Schema: each of these lists below fits, all of one message together.
 pub const MAX_HEADER_BYTES: u32 = 64 << 10;
@@ -53,3 +55,20 @@ pub const MAX_COMMIT_BYTES: usize = MAX_STAGES << 10;
 
 /// Bytes of a peer id: a multihash of a key of at most 42 bytes, or of its SHA-256.
 pub const MAX_PEER_ID_BYTES: usize = 64;
+
+/// Messages that wait for the wire to one peer: what a last stage tells of four steps of the largest batch.
+pub const QUEUE_MESSAGES: usize = 4 * MAX_SEQUENCES;
+
+/// Bytes of payloads that wait for the wire to one peer: activations wait in memory that is nobody's budget.
+pub const QUEUE_BYTES: usize = 4 * MAX_PAYLOAD_BYTES as usize;
+
+/// Until a peer has taken a stream that was opened to it.
+pub const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A stream that breaks is opened again this soon: when a connection was lost, the network has said so by then.
+pub const REOPEN_FIRST: Duration = Duration::from_millis(20);
+
+/// Streams that keep breaking are opened again later and later, up to this.
+pub const REOPEN_LATEST: Duration = Duration::from_secs(2);
+
+const _: () = assert!(QUEUE_BYTES >= MAX_PAYLOAD_BYTES as usize, "every message finds room once the queue is empty");
