@@ -3,8 +3,10 @@
 //! seeds and mutations. A body panics where something does not hold, and never opens or sends anything.
 
 mod model_file;
+mod session;
 
 pub use model_file::{gguf, tokenizer};
+pub use session::session_frame;
 
 use std::time::Duration;
 
@@ -28,8 +30,9 @@ pub struct Target {
 }
 
 /// All of them.
-pub const TARGETS: [Target; 10] = [
+pub const TARGETS: [Target; 11] = [
     Target { name: "task_frame", body: task_frame, seeds: task_frame_seeds },
+    Target { name: "session_frame", body: session_frame, seeds: session::seeds },
     Target { name: "admission_frame", body: admission_frame, seeds: admission_frame_seeds },
     Target { name: "npy_header", body: npy_header, seeds: npy_header_seeds },
     Target { name: "csv", body: csv, seeds: csv_seeds },

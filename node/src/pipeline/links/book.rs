@@ -167,3 +167,166 @@ impl Book {
         true
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// One peer's link under a clock that the test moves.
+    struct One {
+        book: Book,
+        peer: PeerId,
+        now: Instant,
+    }
+
+    impl One {
+        fn new() -> One {
+            One { book: Book::default(), peer: PeerId::random(), now: Instant::now() }
+        }
+
+        fn handle(&mut self, event: Event) -> Vec<Action> {
+            self.book.handle(self.peer, event, self.now)
+        }
+
+        /// The stream that is to be opened, and after which time, the last of the actions.
+        fn opening(actions: &[Action]) -> (StreamId, Duration) {
+            match actions.last() {
+                Some(Action::Open(stream, after)) => (*stream, *after),
+                other => panic!("{other:?} opens nothing"),
+            }
+        }
+
+        /// Connected, both streams open: to the peer, from the peer.
+        fn linked(&mut self) -> (StreamId, StreamId) {
+            let actions = self.handle(Event::Up);
+            let (to, after) = One::opening(&actions);
+            assert_eq!((actions.len(), after), (1, Duration::ZERO));
+            assert_eq!(self.handle(Event::Opened(to)), [Action::Route(to)]);
+            let from = self.book.number();
+            assert_eq!(self.handle(Event::Accepted(from)), []);
+            (to, from)
+        }
+    }
+
+    fn ended(stream: StreamId) -> Event {
+        Event::Ended(stream, "it broke".to_owned())
+    }
+
+    #[test]
+    fn a_link_that_breaks_is_told_once_whichever_stream_ends_first() {
+        for first_to in [true, false] {
+            let mut one = One::new();
+            let (to, from) = one.linked();
+            let (first, second) = if first_to { (to, from) } else { (from, to) };
+            let actions = one.handle(ended(first));
+            let gone = Action::Gone("it broke".to_owned());
+            let (again, _) = One::opening(&actions);
+            assert_eq!(actions, [Action::Drop(from), Action::Drop(to), gone, Action::Open(again, REOPEN_FIRST)]);
+            assert_eq!(one.handle(ended(second)), []);
+            assert_eq!(one.handle(Event::Down("the connection is gone".to_owned())), [Action::Drop(again)]);
+            assert!(one.book.peers.is_empty());
+        }
+    }
+
+    #[test]
+    fn a_peer_that_opens_anew_has_lost_the_old_link() {
+        let mut one = One::new();
+        let (to, from) = one.linked();
+        let new = one.book.number();
+        let actions = one.handle(Event::Accepted(new));
+        assert_eq!(actions[..2], [Action::Drop(from), Action::Drop(to)]);
+        assert!(matches!(actions[2], Action::Gone(_)));
+        let (again, _) = One::opening(&actions);
+        assert_eq!(one.handle(ended(from)), [], "the old one is history");
+        assert_eq!(one.handle(Event::Opened(again)), [Action::Route(again)]);
+        let actions = one.handle(ended(new));
+        assert_eq!(actions[..2], [Action::Drop(new), Action::Drop(again)]);
+    }
+
+    #[test]
+    fn streams_that_keep_ending_are_opened_later_and_later_and_one_that_lasted_soon_again() {
+        let mut one = One::new();
+        let (mut to, _) = One::opening(&one.handle(Event::Up));
+        let mut last = Duration::ZERO;
+        for _ in 0..20 {
+            let actions = one.handle(ended(to));
+            assert_eq!(actions.len(), 1, "what was never open is not gone");
+            let (next, after) = One::opening(&actions);
+            assert!(after >= REOPEN_FIRST && after >= last && after <= REOPEN_LATEST);
+            (to, last) = (next, after);
+        }
+        assert_eq!(last, REOPEN_LATEST);
+        one.handle(Event::Opened(to));
+        one.now += REOPEN_LATEST * 2;
+        assert_eq!(One::opening(&one.handle(ended(to))).1, REOPEN_FIRST);
+    }
+
+    #[test]
+    fn nothing_is_opened_to_a_peer_that_is_not_there() {
+        let mut one = One::new();
+        let from = one.book.number();
+        assert_eq!(one.handle(Event::Accepted(from)), []);
+        assert_eq!(one.handle(ended(from)), [Action::Drop(from), Action::Gone("it broke".to_owned())]);
+        let (to, _) = One::opening(&one.handle(Event::Up));
+        assert_eq!(one.handle(Event::Down("gone".to_owned())), [Action::Drop(to)]);
+        assert_eq!(one.handle(Event::Opened(to)), [Action::Drop(to)], "it was dropped");
+    }
+
+    proptest! {
+        /// Whatever happens in whatever order: a loss is told only of what was there, no stream is left over, and a connected
+        /// peer always has a stream or one that is being opened.
+        #[test]
+        fn every_order_of_events_leaves_a_sound_book(steps in prop::collection::vec((0u8..6, any::<prop::sample::Index>()), 1..200)) {
+            let mut one = One::new();
+            let mut running: Vec<StreamId> = Vec::new();
+            let mut opening: Vec<StreamId> = Vec::new();
+            let (mut up, mut linked) = (false, false);
+            for (step, index) in steps {
+                let event = match step {
+                    0 if !up => Event::Up,
+                    1 if up => Event::Down("down".to_owned()),
+                    2 if !opening.is_empty() => Event::Opened(opening.remove(index.index(opening.len()))),
+                    3 | 4 if !running.is_empty() => ended(running[index.index(running.len())]),
+                    5 => Event::Accepted(one.book.number()),
+                    _ => continue,
+                };
+                match &event {
+                    Event::Up => up = true,
+                    Event::Down(_) => up = false,
+                    Event::Opened(_) => {}
+                    Event::Ended(stream, _) => {
+                        running.retain(|other| other != stream);
+                        opening.retain(|other| other != stream);
+                    }
+                    Event::Accepted(stream) => running.push(*stream),
+                }
+                let accepted = matches!(event, Event::Accepted(_));
+                for action in one.handle(event) {
+                    match action {
+                        Action::Open(stream, _) => {
+                            running.push(stream);
+                            opening.push(stream);
+                        }
+                        Action::Route(stream) => {
+                            prop_assert!(running.contains(&stream));
+                            linked = true;
+                        }
+                        Action::Drop(stream) => {
+                            running.retain(|other| *other != stream);
+                            opening.retain(|other| *other != stream);
+                        }
+                        Action::Gone(_) => {
+                            prop_assert!(linked, "nothing was there");
+                            linked = false;
+                        }
+                    }
+                }
+                linked |= accepted;
+                let to = running.len().checked_sub(usize::from(one.book.peers.get(&one.peer).is_some_and(|link| link.incoming.is_some())));
+                prop_assert_eq!(to, Some(usize::from(up)), "one stream to a peer that is there, none else");
+            }
+        }
+    }
+}
