@@ -4,7 +4,7 @@
 
 mod model_file;
 
-pub use model_file::{gguf, tokenizer};
+pub use model_file::{gguf, manifest, tokenizer};
 
 use std::time::Duration;
 
@@ -12,6 +12,7 @@ use pangea_client::ErrorKind;
 use pangea_compute::chat::calendar::CalendarTime;
 use pangea_compute::chat::{self, ChatTemplate, Conversation};
 use pangea_compute::{DType, Digest, NpyHeader, Tensor, csv as csv_text, json as json_text};
+use pangea_node::blob::BlobMessage;
 use pangea_node::net::admission::{Frame, Refusal};
 use pangea_node::net::{PoolKey, peers_file as peers};
 use pangea_node::wire::{Advert, FrameHead, Header, Message, Operation, PREFIX_BYTES, Shape, Task};
@@ -28,8 +29,10 @@ pub struct Target {
 }
 
 /// All of them.
-pub const TARGETS: [Target; 10] = [
+pub const TARGETS: [Target; 12] = [
     Target { name: "task_frame", body: task_frame, seeds: task_frame_seeds },
+    Target { name: "blob_frame", body: blob_frame, seeds: blob_frame_seeds },
+    Target { name: "manifest", body: manifest, seeds: model_file::manifest_seeds },
     Target { name: "admission_frame", body: admission_frame, seeds: admission_frame_seeds },
     Target { name: "npy_header", body: npy_header, seeds: npy_header_seeds },
     Target { name: "csv", body: csv, seeds: csv_seeds },
@@ -41,23 +44,45 @@ pub const TARGETS: [Target; 10] = [
     Target { name: "tokenizer", body: tokenizer, seeds: model_file::tokenizer_seeds },
 ];
 
-/// A frame of `/pangea/task/1`: what is decoded is encoded again to the same message, however odd the bytes were.
+/// A frame of `/pangea/task/1`.
 pub fn task_frame(bytes: &[u8]) {
+    frame::<Message>(bytes);
+}
+
+/// A frame of `/pangea/blob/1`.
+pub fn blob_frame(bytes: &[u8]) {
+    frame::<BlobMessage>(bytes);
+}
+
+/// A frame of any protocol: what is decoded is encoded again to the same message, however odd the bytes were.
+fn frame<M: Header>(bytes: &[u8]) {
     let Some((prefix, rest)) = bytes.split_first_chunk::<PREFIX_BYTES>() else { return };
-    let Ok(head) = FrameHead::parse(*prefix, Message::LIMITS) else { return };
+    let Ok(head) = FrameHead::parse(*prefix, M::LIMITS) else { return };
     assert_eq!(head.to_bytes(), *prefix, "a prefix has one form");
     let Some(header) = rest.get(..head.header_len()) else { return };
-    let Ok(message) = Message::decode(header, head.payload_len()) else { return };
+    let Ok(message) = M::decode(header, head.payload_len()) else { return };
     let once = encoded(&message, head.payload_len());
-    let again = Message::decode(&once[PREFIX_BYTES..], head.payload_len()).expect("what was encoded is decoded");
+    let again = M::decode(&once[PREFIX_BYTES..], head.payload_len()).expect("what was encoded is decoded");
     // Bytes, not values: a speed that is no number does not equal itself.
     assert_eq!(encoded(&again, head.payload_len()), once);
 }
 
-fn encoded(message: &Message, payload_len: usize) -> Vec<u8> {
+fn encoded<M: Header>(message: &M, payload_len: usize) -> Vec<u8> {
     let mut bytes = Vec::new();
     message.encode(payload_len, &mut bytes).expect("what was decoded can be encoded");
     bytes
+}
+
+fn blob_frame_seeds() -> Vec<Vec<u8>> {
+    let model = Digest::from_bytes([5; 32]);
+    let messages = [
+        (BlobMessage::Manifest(model), 0),
+        (BlobMessage::Have(model), 0),
+        (BlobMessage::Part { model, piece: 3, part: 1 }, 0),
+        (BlobMessage::Chunk { total: 4096, offset: 1024 }, 512),
+        (BlobMessage::Refusal { kind: ErrorKind::NotFound, message: "not here".to_owned() }, 0),
+    ];
+    messages.iter().map(|(message, payload_len)| encoded(message, *payload_len)).collect()
 }
 
 fn task_frame_seeds() -> Vec<Vec<u8>> {

@@ -117,7 +117,11 @@ impl Ensure {
             Ok(name) => transfer.name = Some(name),
             Err(error) => {
                 let shelf = Arc::clone(&self.shelf);
-                blocking(move || Ok(shelf.remove(&model))).await?;
+                blocking(move || {
+                    shelf.remove(&model);
+                    Ok(())
+                })
+                .await?;
                 return Err(error);
             }
         }

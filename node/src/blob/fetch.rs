@@ -275,3 +275,6 @@ impl Holder {
         matches!(self.state, State::Opening | State::Open { .. })
     }
 }
+
+#[cfg(test)]
+mod tests;

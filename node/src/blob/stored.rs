@@ -278,3 +278,82 @@ pub(super) fn reading(path: &Path, error: &std::io::Error) -> Error {
     };
     Error::new(kind, format!("{} cannot be read: {error}", path.display()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use pangea_compute::gguf::Gguf;
+
+    /// A file of one tensor of zeros in two parts, and its manifest.
+    fn file() -> (Vec<u8>, Arc<Manifest>) {
+        let elements = (5u64 << 20) / 4;
+        let table = [&4u64.to_le_bytes()[..], b"lone", &1u32.to_le_bytes(), &elements.to_le_bytes(), &[0; 12]].concat();
+        let mut bytes = [&b"GGUF"[..], &3u32.to_le_bytes(), &1u64.to_le_bytes(), &0u64.to_le_bytes(), &table].concat();
+        bytes.resize(bytes.len().next_multiple_of(32) + (5 << 20), 0);
+        let manifest = Manifest::of(&Gguf::from_bytes(bytes.clone()).unwrap(), 1).unwrap();
+        (bytes, Arc::new(manifest))
+    }
+
+    fn part<'b>(bytes: &'b [u8], manifest: &Manifest, id: PartId) -> &'b [u8] {
+        let range = manifest.pieces()[id.piece as usize].part_range(id.part).unwrap();
+        &bytes[range.start as usize..range.end as usize]
+    }
+
+    const HEADER: PartId = PartId { piece: 0, part: 0 };
+    const LAST: PartId = PartId { piece: 1, part: 1 };
+
+    #[test]
+    fn only_what_is_true_to_its_hash_is_taken_and_it_is_there_in_the_next_run() {
+        let folder = tempfile::tempdir().unwrap();
+        let (bytes, manifest) = file();
+        let model = manifest.digest();
+        let copy = Stored::create(folder.path(), model, Arc::clone(&manifest)).unwrap();
+        let mut wrong = part(&bytes, &manifest, LAST).to_vec();
+        wrong[1] = 1;
+        assert_eq!(copy.write(LAST, &wrong).unwrap_err().kind(), ErrorKind::VerificationFailed);
+        assert!(!copy.parts().contains(LAST));
+        for id in [HEADER, LAST] {
+            copy.write(id, part(&bytes, &manifest, id)).unwrap();
+        }
+        drop(copy);
+        let copy = Stored::open(folder.path(), model).unwrap();
+        assert_eq!(copy.check(&manifest.whole()), [PartId { piece: 1, part: 0 }]);
+        assert_eq!(std::fs::metadata(copy.path()).unwrap().len(), bytes.len() as u64);
+    }
+
+    #[test]
+    fn what_a_record_says_counts_only_as_far_as_it_is_true() {
+        let folder = tempfile::tempdir().unwrap();
+        let (bytes, manifest) = file();
+        let model = manifest.digest();
+        let copy = Stored::create(folder.path(), model, Arc::clone(&manifest)).unwrap();
+        copy.write(HEADER, part(&bytes, &manifest, HEADER)).unwrap();
+        copy.write(LAST, part(&bytes, &manifest, LAST)).unwrap();
+        drop(copy);
+        // Damaged on disk, a line of a part that there is not, and one that a crash cut off.
+        let at = manifest.pieces()[1].part_range(1).unwrap().start;
+        OpenOptions::new().write(true).open(folder.path().join(MODEL)).unwrap().write_all_at(&[9], at).unwrap();
+        let mut record = OpenOptions::new().append(true).open(folder.path().join(RECORD)).unwrap();
+        record.write_all(&[0xff; RECORD_BYTES + 3]).unwrap();
+        let copy = Stored::open(folder.path(), model).unwrap();
+        assert_eq!(copy.check(&manifest.whole()).len(), 2);
+        // It is whole again once it was written again, and the record's lines are lines.
+        copy.write(LAST, part(&bytes, &manifest, LAST)).unwrap();
+        copy.write(PartId { piece: 1, part: 0 }, part(&bytes, &manifest, PartId { piece: 1, part: 0 })).unwrap();
+        drop(copy);
+        let copy = Stored::open(folder.path(), model).unwrap();
+        assert!(copy.check(&manifest.whole()).is_empty() && copy.parts().is_full());
+        assert_eq!(std::fs::read(copy.path()).unwrap(), bytes);
+    }
+
+    #[test]
+    fn a_folder_of_another_model_is_no_copy_of_this_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let (_, manifest) = file();
+        Stored::create(folder.path(), manifest.digest(), Arc::clone(&manifest)).unwrap();
+        let other = Digest::from_bytes([1; 32]);
+        assert_eq!(Stored::open(folder.path(), other).unwrap_err().kind(), ErrorKind::InvalidInput);
+        std::fs::write(folder.path().join(MANIFEST), b"no manifest").unwrap();
+        assert!(Stored::open(folder.path(), manifest.digest()).is_err());
+    }
+}
