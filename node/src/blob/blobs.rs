@@ -115,11 +115,13 @@ impl Blobs {
         })?;
         loop {
             tokio::select! {
-                answer = &mut answered => return answer.unwrap_or_else(|_| Err(gone())),
+                // First: the end is told, too, before it is given.
+                biased;
                 Ok(()) = told.changed() => {
                     let (done, total) = *told.borrow_and_update();
                     progress(done, total);
                 }
+                answer = &mut answered => return answer.unwrap_or_else(|_| Err(gone())),
             }
         }
     }
