@@ -18,6 +18,7 @@ use crate::fabric::Fabric;
 use crate::net::{NetConfig, addresses, identity};
 use crate::runtime::{Parts, Runtime};
 use crate::serve::{EngineSettings, Served};
+use crate::storage::State;
 
 /// How long running jobs may take to end once the node is told to stop; a second signal ends it at once.
 const GRACE: Duration = Duration::from_secs(10);
@@ -38,6 +39,7 @@ pub fn run(config: NodeConfig) -> Result<()> {
         identity::load_or_create(&config.data_dir.join("node.key"))
             .map_err(|error| Error::new(ErrorKind::InvalidInput, error.to_string()))?
     };
+    let state = if config.ephemeral { None } else { Some(State::open(&config.data_dir)?) };
     let listener = rpc::bind(&config.rpc_addr.to_string())?;
     let rpc_addr = listener.local_addr().map_err(internal)?.to_string();
     let api_listener = config.api.as_ref().map(|api| http::bind(api.address)).transpose()?;
@@ -60,6 +62,9 @@ pub fn run(config: NodeConfig) -> Result<()> {
         threads: config.threads,
         max_memory: config.max_memory,
         data_dir: Some(config.data_dir),
+        works: config.works,
+        force_master: config.force_master,
+        state,
         rpc: rpc_addr.clone(),
         fault: config.fault,
     })?;

@@ -2,7 +2,7 @@
 //! the scheduler says; every decision about placement is the scheduler's.
 
 use std::cell::RefCell;
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -150,6 +150,7 @@ pub struct Driver {
     connecting: usize,
     wake_at: Option<Time>,
     listening: watch::Sender<Vec<String>>,
+    link_speeds: watch::Sender<BTreeMap<PeerId, f64>>,
     rpc: String,
     counters: Counters,
     draining: Option<(Instant, oneshot::Sender<()>)>,
@@ -217,7 +218,8 @@ impl Driver {
             draining: false,
         };
         let (listening, addresses) = watch::channel(Vec::new());
-        let fabric = Fabric::new(command_sender, settings.budget.clone(), addresses);
+        let (link_speeds, speeds_known) = watch::channel(BTreeMap::new());
+        let fabric = Fabric::new(command_sender, settings.budget.clone(), addresses, speeds_known);
         let checker = Checker::start((settings.threads / 4).max(1))?;
         let mut peers = Peers::default();
         for (accused, why) in settings.data_dir.iter().flat_map(|folder| evidence::accused(folder)) {
@@ -247,6 +249,7 @@ impl Driver {
             connecting: 0,
             wake_at: None,
             listening,
+            link_speeds,
             rpc,
             counters: Counters::default(),
             draining: None,
@@ -349,6 +352,9 @@ impl Driver {
                     && known.link.as_ref().is_some_and(|link| link.generation == generation)
                 {
                     known.bytes_per_s = bytes_per_s;
+                    self.link_speeds.send_modify(|speeds| {
+                        speeds.insert(peer, bytes_per_s);
+                    });
                     self.update_worker(peer);
                 }
             }
@@ -392,11 +398,12 @@ impl Driver {
                     known.addresses = addresses.iter().map(Multiaddr::to_string).collect();
                 }
             }
-            NetEvent::PeerDown { peer, why } => {
+            NetEvent::PeerDown { peer, why, .. } => {
                 self.close_link(peer, LeaveReason::Lost);
                 let known = self.peers.entry(peer, now);
                 known.enter(PeerState::Gone, now);
                 known.gone.clone_from(&why);
+                self.link_speeds.send_if_modified(|speeds| speeds.remove(&peer).is_some());
                 tracing::info!(event = "peer_gone", %peer, "Peer {peer} is gone ({why})");
             }
             NetEvent::Rtt { peer, rtt } => {
@@ -410,6 +417,7 @@ impl Driver {
             }
             NetEvent::Refused { .. }
             | NetEvent::RefusedBy { .. }
+            | NetEvent::Gossip(_)
             | NetEvent::PeersFileBroken { .. }
             | NetEvent::PeersFileLoaded { .. } => {}
         }

@@ -1,8 +1,10 @@
 //! The handle by which the rest of a node asks the fabric for things: cheap to clone, usable from
 //! any thread. It only sends commands; the driver on the network thread does the work.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+use libp2p::PeerId;
 use pangea_client::{Error, ErrorKind, Result};
 use pangea_compute::DType;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -17,6 +19,7 @@ pub struct Fabric {
     commands: mpsc::Sender<Command>,
     budget: Budget,
     listening: watch::Receiver<Vec<String>>,
+    link_speeds: watch::Receiver<BTreeMap<PeerId, f64>>,
 }
 
 /// What the driver is asked to do.
@@ -54,8 +57,9 @@ impl Fabric {
         commands: mpsc::Sender<Command>,
         budget: Budget,
         listening: watch::Receiver<Vec<String>>,
+        link_speeds: watch::Receiver<BTreeMap<PeerId, f64>>,
     ) -> Fabric {
-        Fabric { commands, budget, listening }
+        Fabric { commands, budget, listening, link_speeds }
     }
 
     /// Accepts a job, or refuses it at once where shapes or dtypes do not fit. Never waits. Memory for the
@@ -105,6 +109,11 @@ impl Fabric {
     /// The libp2p addresses that this node listens on so far, each with its `/p2p/` part; grows.
     pub fn listening(&self) -> watch::Receiver<Vec<String>> {
         self.listening.clone()
+    }
+
+    /// What the links to connected peers carry, in bytes per second, as far as it was measured.
+    pub fn link_speeds(&self) -> watch::Receiver<BTreeMap<PeerId, f64>> {
+        self.link_speeds.clone()
     }
 
     /// A share of the memory for tensors, or `Overloaded`.
