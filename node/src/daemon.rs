@@ -12,7 +12,7 @@ use serde::Serialize;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::api::http;
-use crate::api::rpc::{self, Limits, Service};
+use crate::api::rpc::{self, Limits, RunningNode, Service};
 use crate::config::NodeConfig;
 use crate::fabric::Fabric;
 use crate::net::{NetConfig, addresses, identity};
@@ -68,10 +68,14 @@ pub fn run(config: NodeConfig) -> Result<()> {
         rpc: rpc_addr.clone(),
         fault: config.fault,
     })?;
-    let service = Service::spawn(listener, runtime.fabric(), served.clone(), Limits::default())?;
+    let behind = RunningNode { fabric: runtime.fabric(), pool: runtime.pool() };
+    let service = Service::spawn(listener, behind, served.clone(), Limits::default())?;
     let api = api_listener.map(|listener| {
         let key = config.api.and_then(|api| api.key);
-        http::serve(listener, http::Node { peer: peer.to_string(), fabric: runtime.fabric(), served, key })
+        http::serve(
+            listener,
+            http::Node { peer: peer.to_string(), fabric: runtime.fabric(), pool: runtime.pool(), served, key },
+        )
     });
     let api = api.transpose()?;
     let waiting = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(internal)?;

@@ -45,6 +45,11 @@ pub(crate) enum Command {
         rounds: u32,
         answer: oneshot::Sender<Result<LinkProbe>>,
     },
+    CheckPeer {
+        peer: String,
+        timeout: Duration,
+        answer: oneshot::Sender<Result<Duration>>,
+    },
     /// Take no more work; answered once all that runs has ended or `within` has passed.
     Drain {
         within: Duration,
@@ -99,6 +104,14 @@ impl Fabric {
     /// Measures the link to `peer`: `rounds` messages of `message_bytes`, and as many small round trips.
     pub async fn probe_link(&self, peer: &str, message_bytes: u64, rounds: u32) -> Result<LinkProbe> {
         self.ask(|answer| Command::ProbeLink { peer: peer.to_owned(), message_bytes, rounds, answer }).await?
+    }
+
+    /// One round trip to a connected peer (by peer id or name) and back over the stream that is open.
+    ///
+    /// # Errors
+    /// `NotFound` where no such peer is connected, `DeadlineExceeded` where it does not answer within `timeout`.
+    pub async fn check_peer(&self, peer: &str, timeout: Duration) -> Result<Duration> {
+        self.ask(|answer| Command::CheckPeer { peer: peer.to_owned(), timeout, answer }).await?
     }
 
     /// Takes no more work; returns once all that runs has ended, or after `within`.

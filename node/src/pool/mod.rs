@@ -8,7 +8,7 @@
 //! * [`standing`]: what a node says of itself; [`codec`]: the same as bytes.
 //! * [`roster`], [`election`]: pure state machines.
 //! * [`memory`]: what outlives the process.
-//! * [`view`], [`handle`]: what the rest of the node sees.
+//! * [`view`], [`handle`]: what the rest of the node sees; [`topology`]: the same as a graph for people.
 //! * [`driver`]: the task that feeds these.
 //!
 //! What follows from a view (placements, routes) is not decided here.
@@ -24,6 +24,7 @@ pub mod roster;
 #[cfg(test)]
 mod simulation;
 pub mod standing;
+pub mod topology;
 pub mod view;
 
 pub use driver::{Driver, Settings};
