@@ -91,11 +91,14 @@ fn show(peers: &[Shown]) -> String {
         let name = if peer.name.is_empty() { short_peer(&peer.peer) } else { peer.name.clone() };
         text.push_str(&format!("\n  {name} is {}: {}\n", peer.state, peer.why));
     }
+    if peers.iter().any(|peer| peer.check.is_some()) {
+        text.push('\n');
+    }
     for Shown { status: peer, check } in peers {
         let name = if peer.name.is_empty() { short_peer(&peer.peer) } else { peer.name.clone() };
         match check {
-            Some(Check::RoundTripUs(us)) => text.push_str(&format!("\n  {name} answered in {}\n", seconds(us / 1e6))),
-            Some(Check::Error(why)) => text.push_str(&format!("\n  {name} did not answer: {why}\n")),
+            Some(Check::RoundTripUs(us)) => text.push_str(&format!("  {name} answered in {}\n", seconds(us / 1e6))),
+            Some(Check::Error(why)) => text.push_str(&format!("  {name} did not answer: {why}\n")),
             None => {}
         }
     }

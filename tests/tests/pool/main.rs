@@ -4,5 +4,6 @@
 
 mod election;
 mod persistence;
+mod soak;
 mod topology;
 mod tunnels;
