@@ -31,6 +31,9 @@ const MOST_PATIENCE: u32 = 2;
 /// Uptimes that differ by less count as equal: they were measured, and travelled.
 const SAME_UPTIME: Duration = Duration::from_secs(2);
 
+/// Counters further above all that is known are no outcome of elections: who names one is not heard, lest it use them up.
+const LEAP: u64 = 1 << 32;
+
 /// What a node says that matters here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Voice {
@@ -168,8 +171,11 @@ impl Election {
         let mut grace = GRACE_SILENT;
         match event {
             Event::Heard(peer, voice) if peer != self.local => {
-                self.counter = self.counter.max(voice.counter).max(voice.term.map_or(0, |term| term.counter));
-                self.others.insert(peer, Other { voice, heard: now });
+                let counter = voice.counter.max(voice.term.map_or(0, |term| term.counter));
+                if counter <= self.counter.saturating_add(LEAP) {
+                    self.counter = self.counter.max(counter);
+                    self.others.insert(peer, Other { voice, heard: now });
+                }
             }
             Event::Gone { peer, silent } => {
                 self.others.remove(&peer);
@@ -287,4 +293,19 @@ impl Election {
 
 fn rank_of(peer: PeerId, other: &Other, now: Duration) -> Rank {
     Rank { force_master: other.voice.force_master, uptime: other.uptime(now), peer }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_that_names_an_impossible_term_is_not_heard() {
+        let (local, liar) = (PeerId::random(), PeerId::random());
+        let mut election = Election::new(local, true, false, None);
+        let term = Term { counter: u64::MAX - 1, master: liar };
+        let voice = Voice { works: true, force_master: true, uptime: LISTEN, term: Some(term), counter: u64::MAX };
+        assert_eq!(election.handle(Event::Heard(liar, voice), Duration::ZERO), None);
+        assert_eq!(election.handle(Event::Tick, LISTEN), Some(Changed(Some(Term { counter: 1, master: local }))));
+    }
 }
