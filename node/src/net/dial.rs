@@ -234,7 +234,7 @@ impl DialPlan {
             return;
         }
         let mut usable: Vec<Multiaddr> = Vec::new();
-        for address in addresses.iter().filter_map(|address| dialable(address)) {
+        for address in addresses.iter().filter_map(dialable) {
             // Where another host listens at the same loopback address, this one would reach itself.
             if !own.contains(&address) && !usable.contains(&address) && usable.len() < MAX_ADDRESSES {
                 usable.push(address);
@@ -483,5 +483,52 @@ mod tests {
             plan.discovered(PeerId::random(), address(TCP), Duration::ZERO);
         }
         assert_eq!(plan.targets.len(), MAX_DISCOVERED);
+    }
+
+    #[test]
+    fn what_a_node_says_of_itself_is_dialled_ever_more_rarely_and_then_forgotten() {
+        let (mut plan, peer) = (plan(), PeerId::random());
+        plan.heard_of(peer, &[address(TCP)], &[], Duration::ZERO);
+        let (mut now, mut dials) = (Duration::ZERO, 0);
+        while now < seconds(7200.0) {
+            now += Duration::from_millis(250);
+            // It says the same again and again.
+            if dials < HEARD_FAILURES {
+                plan.heard_of(peer, &[address(TCP)], &[], now);
+            }
+            for dial in plan.due(now, nobody) {
+                assert_eq!((dial.found_by, dial.peer), (FoundBy::Gossip, Some(peer)));
+                plan.failed(dial.target, Failure::Unreachable, now);
+                dials += 1;
+            }
+        }
+        assert_eq!(dials, HEARD_FAILURES);
+        assert_eq!(plan.found(&peer), None, "forgotten");
+    }
+
+    #[test]
+    fn addresses_that_lead_nowhere_or_back_are_not_dialled() {
+        let (mut plan, peer) = (plan(), PeerId::random());
+        let said =
+            ["/ip4/127.0.0.1/tcp/7777", "/ip4/0.0.0.0/tcp/7777", "/ip4/10.0.0.1/tcp/0", "/ip4/10.0.0.1", "/unix/x"];
+        plan.heard_of(peer, &said.map(address), &[address("/ip4/127.0.0.1/tcp/7777")], Duration::ZERO);
+        assert!(plan.due(seconds(9.0), nobody).is_empty());
+        let named = address(&format!("{TCP}/p2p/{peer}"));
+        plan.heard_of(peer, &[address("/ip4/127.0.0.1/tcp/9"), named], &[], seconds(9.0));
+        let dial = plan.due(seconds(10.0), nobody).remove(0);
+        assert_eq!(dial.addresses, [address("/ip4/127.0.0.1/tcp/9"), address(TCP)]);
+        plan.failed(dial.target, Failure::Own, seconds(10.0));
+        assert_eq!(plan.due(seconds(12.0), nobody).len(), 1, "one of several led back here: the others may not");
+        plan.heard_of(plan.local, &[address(TCP)], &[], seconds(12.0));
+        assert_eq!(plan.targets.len(), 1);
+    }
+
+    #[test]
+    fn a_peer_that_is_being_dialled_is_not_dialled_for_what_it_says_too() {
+        let (mut plan, peer) = (plan(), PeerId::random());
+        plan.discovered(peer, address(TCP), Duration::ZERO);
+        assert_eq!(plan.due(seconds(1.0), nobody).len(), 1);
+        plan.heard_of(peer, &[address(QUIC)], &[], seconds(1.0));
+        assert!(plan.due(seconds(5.0), nobody).is_empty());
     }
 }

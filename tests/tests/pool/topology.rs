@@ -26,9 +26,9 @@ fn the_topology_is_the_same_on_every_surface() {
     sees(one, 2, 2);
     let json = cluster.run(&["topology", "--json", "--rpc", &one.rpc]).json();
     let keys = |value: &serde_json::Value| value.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
-    assert_eq!(keys(&json), ["links", "nodes"]);
-    assert_eq!(keys(&json["nodes"][0]), ["device", "gflops", "master", "memory_bytes", "models", "name", "peer"]);
-    assert_eq!(keys(&json["links"][0]), ["bytes_per_s", "found_by", "from", "rtt_ms", "to", "transport"]);
+    assert_eq!(keys(&json), ["nodes", "links"]);
+    assert_eq!(keys(&json["nodes"][0]), ["peer", "name", "master", "models", "device", "memory_bytes", "gflops"]);
+    assert_eq!(keys(&json["links"][0]), ["from", "to", "rtt_ms", "bytes_per_s", "transport", "found_by"]);
     assert_eq!(json["nodes"][0]["peer"], *one.peer);
     assert_eq!(json["nodes"][1]["name"], "two");
     assert_eq!(json["nodes"].as_array().unwrap().iter().filter(|node| node["master"] == true).count(), 1);

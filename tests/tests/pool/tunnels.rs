@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use pangea_tests::cluster::{Cluster, Node, NodeBuilder, output};
+use pangea_tests::cluster::{Cluster, Node, output};
 use pangea_tests::forwarder::{Forwarder, Quality};
 use pangea_tests::namespaces::{Namespace, Namespaces};
 use pangea_tests::process::{Process, eventually};
@@ -18,15 +18,10 @@ fn connected(one: &Node, two: &Node) {
     two.process.line(&format!("Connected to peer {}", one.peer));
 }
 
-fn write_peers(builder: &NodeBuilder, address: &str) {
-    std::fs::create_dir_all(builder.data_dir()).unwrap();
+fn write_peers(data_dir: &Path, address: &str) {
+    std::fs::create_dir_all(data_dir).unwrap();
     let text = format!("{{\"peers\": [{{\"name\": \"other\", \"address\": \"{address}\"}}]}}");
-    std::fs::write(builder.data_dir().join("peers.json"), text).unwrap();
-}
-
-/// A free port of loopback, a moment ago.
-fn free_port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    std::fs::write(data_dir.join("peers.json"), text).unwrap();
 }
 
 /// Waits until `topology` has been told anew a few times: its round trips change with every standing.
@@ -43,15 +38,11 @@ fn standings_pass(mut topology: impl FnMut() -> serde_json::Value) {
 #[test]
 fn two_nodes_behind_two_forwarders_are_one_pool_over_one_connection() {
     let cluster = Cluster::new();
-    let ports = [free_port(), free_port()];
-    let forwarders = ports.map(|port| Forwarder::start(port, Quality::default()));
+    let (one, two) = (cluster.node("one").start(), cluster.node("two").start());
+    let forwarders = [&one, &two].map(|node| Forwarder::start(node.port(), Quality::default()));
     // Each knows the other by its end of a tunnel alone.
-    let start = |name: &str, own: usize, other: usize| {
-        let builder = cluster.node(name).listen(&format!("/ip4/127.0.0.1/tcp/{}", ports[own]));
-        write_peers(&builder, &forwarders[other].address());
-        builder.start()
-    };
-    let (one, two) = (start("one", 0, 1), start("two", 1, 0));
+    write_peers(&one.data_dir, &forwarders[1].address());
+    write_peers(&two.data_dir, &forwarders[0].address());
     connected(&one, &two);
     one.process.line("elected master");
     two.process.line("elected master");
@@ -201,7 +192,7 @@ fn through_ssh(test: &str, forwards: &[&str]) {
     let node = |name: &str, host, port: u16| {
         let builder = cluster.node(name).in_namespace(host).flag("--no-mdns");
         let builder = builder.listen("/ip4/127.0.0.1/tcp/7777");
-        write_peers(&builder, &format!("/ip4/127.0.0.1/tcp/{port}"));
+        write_peers(&builder.data_dir(), &format!("/ip4/127.0.0.1/tcp/{port}"));
         builder
     };
     let words: Vec<String> = forwards
