@@ -11,10 +11,10 @@ use super::{print, print_json};
 use crate::config::ByteSize;
 
 /// Characters of a name in the tables: what leaves the rest of 80 columns.
-const NAME_CHARS: usize = 14;
+const NAME_CHARS: usize = 12;
 
 /// Characters of a node's models.
-const MODELS_CHARS: usize = 16;
+const MODELS_CHARS: usize = 13;
 
 pub(super) async fn run(args: QueryArgs) -> Result<(), Failure> {
     let topology = args.rpc.node().await?.topology().await?;
@@ -109,6 +109,6 @@ mod tests {
         let links = vec![link(&nodes[0], &nodes[1]), link(&nodes[1], &nodes[0])];
         let text = show(&Topology { nodes, links });
         assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
-        assert!(text.contains("master") && text.contains("a-rather-long…") && text.contains("152 µs"), "{text}");
+        assert!(text.contains("master") && text.contains("a-rather-lo…") && text.contains("152 µs"), "{text}");
     }
 }
