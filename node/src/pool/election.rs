@@ -135,8 +135,6 @@ pub struct Election {
     open: Duration,
     /// Rival masters that this node has outbid; a second time it gives in, so that two who disagree on their rank come to an end.
     outbid: BTreeSet<PeerId>,
-    /// Since when others live under a higher term whose master is not to be heard.
-    fenced: Option<Duration>,
 }
 
 impl Election {
@@ -152,7 +150,6 @@ impl Election {
             counter: remembered.map_or(0, |term| term.counter),
             open: LISTEN,
             outbid: BTreeSet::new(),
-            fenced: None,
         }
     }
 
@@ -216,22 +213,10 @@ impl Election {
             }
             return;
         }
-        // Whoever has lived under a higher term follows no lower one.
-        let above = |other: &&Other| match other.voice.term {
-            None => other.voice.counter > term.counter,
-            Some(_) => false,
-        };
-        let elsewhere = |other: &&Other| other.voice.term.is_some_and(|under| under > term);
-        if self.others.values().find(above).is_some() {
+        // Whoever has lived under a higher term, and is under none now, follows no lower one.
+        let above = |other: &Other| other.voice.term.is_none() && other.voice.counter > term.counter;
+        if self.others.values().any(above) {
             self.claim();
-        } else if self.others.values().find(elsewhere).is_some() {
-            // Their master is about to be heard, or else it is gone.
-            let since = *self.fenced.get_or_insert(now);
-            if now >= since + PATIENCE * MOST_PATIENCE {
-                self.claim();
-            }
-        } else {
-            self.fenced = None;
         }
     }
 
@@ -287,7 +272,6 @@ impl Election {
         self.term = Some(term);
         self.floor = self.floor.max(self.term);
         self.counter = self.counter.max(term.counter);
-        self.fenced = None;
     }
 }
 
@@ -307,5 +291,25 @@ mod tests {
         let voice = Voice { works: true, force_master: true, uptime: LISTEN, term: Some(term), counter: u64::MAX };
         assert_eq!(election.handle(Event::Heard(liar, voice), Duration::ZERO), None);
         assert_eq!(election.handle(Event::Tick, LISTEN), Some(Changed(Some(Term { counter: 1, master: local }))));
+    }
+
+    #[test]
+    fn of_two_masters_who_each_take_themselves_for_the_better_one_gives_in() {
+        let (local, rival) = (PeerId::random(), PeerId::random());
+        let mut election = Election::new(local, true, false, None);
+        let now = Duration::from_secs(60);
+        election.handle(Event::Tick, now);
+        // A second after its start, by its own account, whenever it is heard.
+        let claims = |counter| Voice {
+            works: true,
+            force_master: false,
+            uptime: Duration::from_secs(1),
+            term: Some(Term { counter, master: rival }),
+            counter,
+        };
+        let outbid = election.handle(Event::Heard(rival, claims(5)), now);
+        assert_eq!(outbid, Some(Changed(Some(Term { counter: 6, master: local }))));
+        let given_in = election.handle(Event::Heard(rival, claims(7)), now);
+        assert_eq!(given_in, Some(Changed(Some(Term { counter: 7, master: rival }))));
     }
 }
