@@ -128,10 +128,10 @@ impl Keeper {
         }
     }
 
-    /// What is to be done now.
-    pub(super) fn wishes(&mut self, view: &View, now: Instant) -> Vec<Wish> {
+    /// What is to be done now; `placements` as the master says, where its words are here.
+    pub(super) fn wishes(&mut self, view: &View, placements: Option<Vec<Placement>>, now: Instant) -> Vec<Wish> {
         let mut wishes = Vec::new();
-        if let Some(placements) = survey::placements(view).filter(|_| view.own.works) {
+        if let Some(placements) = placements.filter(|_| view.own.works) {
             let wanted = wanted(&placements, view.local);
             self.mark(&wanted, now);
             self.give_up(&placements, now, &mut wishes);

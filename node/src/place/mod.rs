@@ -35,3 +35,5 @@ pub use ruler::Note;
 
 #[cfg(test)]
 mod plan_tests;
+#[cfg(test)]
+mod simulation;

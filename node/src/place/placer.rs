@@ -10,6 +10,7 @@ use pangea_compute::Digest;
 use super::Placement;
 use super::keeper::{Keeper, StageOrder, StageReport, Wish};
 use super::ruler::{Note, Ruler};
+use super::survey;
 use crate::pool::{StageStanding, View};
 
 /// What happens.
@@ -84,7 +85,9 @@ impl Placer {
         let (placements, notes) = self.ruler.decide(&self.view, now);
         let mut actions: Vec<Action> = notes.into_iter().map(Action::Note).collect();
         actions.extend(placements.map(Action::SayPlacements));
-        actions.extend(self.keeper.wishes(&self.view, now).into_iter().map(|wish| match wish {
+        // A master obeys itself at once; what it says of itself comes back a moment later.
+        let placements = self.ruler.in_force().or_else(|| survey::placements(&self.view));
+        actions.extend(self.keeper.wishes(&self.view, placements, now).into_iter().map(|wish| match wish {
             Wish::Say(stages) => Action::SayStages(stages),
             Wish::Load(order) => Action::Load(order),
             Wish::Cancel(model, layers) => Action::Cancel { model, layers },

@@ -22,6 +22,9 @@ use crate::pool::{StageState, Standing, Term, View};
 /// How many times better a plan must be than what works. Measurements vary by less.
 const GAIN: f64 = 1.25;
 
+/// The same under `--split`, where a node more is to be used even beside many.
+const SPLIT_GAIN: f64 = 1.1;
+
 /// For how long. Nodes come and go in less when they start.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -127,8 +130,8 @@ impl Ruler {
     /// The placements that are in force, if they changed, and what people should hear.
     pub(super) fn decide(&mut self, view: &View, now: Instant) -> (Option<Vec<Placement>>, Vec<Note>) {
         let mut notes = Vec::new();
-        self.see_epochs(view);
         self.see_models(view, now);
+        self.see_epochs(view);
         match view.term.filter(|term| term.master == view.local) {
             Some(term) => {
                 if self.term.replace(term) != Some(term) {
@@ -150,6 +153,11 @@ impl Ruler {
         let changed = say != self.said;
         self.said.clone_from(&say);
         (changed.then_some(say), notes)
+    }
+
+    /// What this node has decided, where it is the master.
+    pub(super) fn in_force(&self) -> Option<Vec<Placement>> {
+        self.term.map(|_| self.said.clone())
     }
 
     fn see_epochs(&mut self, view: &View) {
@@ -250,7 +258,8 @@ impl Ruler {
         };
         (ruling.refused, ruling.better_since) = (None, None);
         let epoch = self.epochs.entry(digest).or_default();
-        *epoch += 1;
+        // A master that restarts may have decided what it has not heard of again: a later run's epochs are higher.
+        *epoch = (*epoch + 1).max(view.own.incarnation.min(MAX_EPOCH));
         let placement =
             Placement { model: digest, name: ruling.needs.name.clone(), epoch: *epoch, term, stages: plan.stages };
         ruling.forming = Some(Running::new(placement.clone(), view, now));
@@ -385,8 +394,8 @@ impl Ruling {
             let there = best.stages.iter().any(|stage| stage.peer == *peer);
             !there || current.iter().any(|stage| stage.peer == *peer && stage.layers == *layers)
         };
-        let forced = !self.needs.pins.iter().all(pinned)
-            || (self.needs.split && current.len() == 1 && best.stages.len() > 1);
+        let forced =
+            !self.needs.pins.iter().all(pinned) || (self.needs.split && current.len() == 1 && best.stages.len() > 1);
         if forced {
             return (Some(best), true);
         }
@@ -402,11 +411,10 @@ impl Ruling {
         else {
             return (None, false);
         };
-        let gain = match self.needs.split {
-            true => is.pace_s / best.prediction.pace_s,
-            false => is.step_s / best.prediction.step_s,
+        let better = match self.needs.split {
+            true => is.pace_s >= best.prediction.pace_s * SPLIT_GAIN,
+            false => is.step_s >= best.prediction.step_s * GAIN,
         };
-        let better = best.stages != *current && gain >= GAIN;
         let long = self.better_since.is_some_and(|since| now.saturating_duration_since(since) >= PATIENCE);
         ((better && long).then_some(best), better)
     }

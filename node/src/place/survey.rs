@@ -104,9 +104,10 @@ fn is_sound(placement: &Placement) -> bool {
 pub fn stage_state<'a>(view: &'a View, placement: &Placement, stage: usize) -> Option<&'a StageState> {
     let placed = placement.stages.get(stage)?;
     let standing = view.standing(&placed.peer).filter(|standing| standing.works)?;
-    let of = standing.stages.iter().find(|of| {
-        of.model == placement.model && of.layers == placed.layers && of.epoch >= placement.epoch
-    })?;
+    let of = standing
+        .stages
+        .iter()
+        .find(|of| of.model == placement.model && of.layers == placed.layers && of.epoch >= placement.epoch)?;
     Some(&of.state)
 }
 
