@@ -19,6 +19,7 @@ use crate::model::{self, Model, ModelStatus};
 use crate::status::{Counters, LinkProbe, NodeStatus, PeerStatus};
 use crate::tensor::{Tensor, TensorSource};
 use crate::text::string;
+use crate::topology::Topology;
 use crate::transport::{CHUNK_BYTES, network};
 use crate::{Error, ErrorKind, Result};
 
@@ -172,6 +173,27 @@ impl Client {
         let response = request.send().promise.await.map_err(error)?;
         let probe = response.get().and_then(|results| results.get_probe()).map_err(error)?;
         LinkProbe::from_wire(probe).map_err(error)
+    }
+
+    /// The pool as the node sees it.
+    pub async fn topology(&self) -> Result<Topology> {
+        let response = self.node.topology_request().send().promise.await.map_err(error)?;
+        let topology = response.get().and_then(|results| results.get_topology()).map_err(error)?;
+        Topology::from_wire(topology).map_err(error)
+    }
+
+    /// Has the node ask a connected peer (by peer id or name) for a sign of life, over the connection that is there; the round
+    /// trip. With no `timeout` the node's own counts.
+    ///
+    /// # Errors
+    /// `NotFound` where no such peer is connected; `DeadlineExceeded` where it does not answer in time.
+    pub async fn check_peer(&self, peer: &str, timeout: Option<Duration>) -> Result<Duration> {
+        let mut request = self.node.check_peer_request();
+        request.get().set_peer(peer);
+        request.get().set_timeout_ms(timeout.map_or(0, milliseconds));
+        let response = request.send().promise.await.map_err(error)?;
+        let round_trip_us = response.get().map_err(error)?.get_round_trip_us();
+        Ok(Duration::try_from_secs_f64(round_trip_us / 1e6).unwrap_or_default())
     }
 
     /// The models that the node serves.

@@ -6,7 +6,7 @@
 //! * [`model`]: language models of a node, and their answers.
 //! * [`out_of_core`]: products larger than memory, block by block.
 //! * [`blocking`]: all of it for programs that are not asynchronous.
-//! * [`report`], [`status`]: what a node says of a finished job, of itself and of its peers.
+//! * [`report`], [`status`], [`topology`]: what a node says of a finished job, of itself and its peers, of its pool.
 //! * [`error`]: the error kinds, the same on every surface; [`exception`]: how they travel.
 //! * [`transport`]: the connection's limits, the same at both ends.
 //!
@@ -24,6 +24,7 @@ pub mod report;
 pub mod status;
 pub mod tensor;
 mod text;
+pub mod topology;
 pub mod transport;
 
 pub use connection::{Client, DEFAULT_ADDRESS};
@@ -34,3 +35,4 @@ pub use model::{GenerationRequest, GenerationSummary, Model, ModelStatus, Piece,
 pub use report::{JobReport, Rejection, TaskCounts, Verification, WorkerShare};
 pub use status::{Counters, LinkProbe, NodeStatus, PeerStatus};
 pub use tensor::{Tensor, TensorBytes, TensorDestination, TensorInfo, TensorSource};
+pub use topology::{Topology, TopologyLink, TopologyNode};

@@ -12,12 +12,13 @@ use serde::Serialize;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::api::http;
-use crate::api::rpc::{self, Limits, Service};
+use crate::api::rpc::{self, Limits, RunningNode, Service};
 use crate::config::NodeConfig;
 use crate::fabric::Fabric;
 use crate::net::{NetConfig, addresses, identity};
 use crate::runtime::{Parts, Runtime};
 use crate::serve::{EngineSettings, Served};
+use crate::storage::State;
 
 /// How long running jobs may take to end once the node is told to stop; a second signal ends it at once.
 const GRACE: Duration = Duration::from_secs(10);
@@ -38,6 +39,7 @@ pub fn run(config: NodeConfig) -> Result<()> {
         identity::load_or_create(&config.data_dir.join("node.key"))
             .map_err(|error| Error::new(ErrorKind::InvalidInput, error.to_string()))?
     };
+    let state = if config.ephemeral { None } else { Some(State::open(&config.data_dir)?) };
     let listener = rpc::bind(&config.rpc_addr.to_string())?;
     let rpc_addr = listener.local_addr().map_err(internal)?.to_string();
     let api_listener = config.api.as_ref().map(|api| http::bind(api.address)).transpose()?;
@@ -60,13 +62,20 @@ pub fn run(config: NodeConfig) -> Result<()> {
         threads: config.threads,
         max_memory: config.max_memory,
         data_dir: Some(config.data_dir),
+        works: config.works,
+        force_master: config.force_master,
+        state,
         rpc: rpc_addr.clone(),
         fault: config.fault,
     })?;
-    let service = Service::spawn(listener, runtime.fabric(), served.clone(), Limits::default())?;
+    let behind = RunningNode { fabric: runtime.fabric(), pool: runtime.pool() };
+    let service = Service::spawn(listener, behind, served.clone(), Limits::default())?;
     let api = api_listener.map(|listener| {
         let key = config.api.and_then(|api| api.key);
-        http::serve(listener, http::Node { peer: peer.to_string(), fabric: runtime.fabric(), served, key })
+        http::serve(
+            listener,
+            http::Node { peer: peer.to_string(), fabric: runtime.fabric(), pool: runtime.pool(), served, key },
+        )
     });
     let api = api.transpose()?;
     let waiting = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(internal)?;

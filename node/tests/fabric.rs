@@ -27,6 +27,9 @@ fn node(name: &str, threads: usize, fault: Option<Fault>) -> Node {
         threads,
         max_memory: 1 << 30,
         data_dir: None,
+        works: true,
+        force_master: false,
+        state: None,
         rpc: String::new(),
         fault,
     };

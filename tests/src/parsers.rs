@@ -8,12 +8,18 @@ pub use model_file::{gguf, tokenizer};
 
 use std::time::Duration;
 
+use libp2p::PeerId;
+use libp2p::multihash::Multihash;
 use pangea_client::ErrorKind;
 use pangea_compute::chat::calendar::CalendarTime;
 use pangea_compute::chat::{self, ChatTemplate, Conversation};
 use pangea_compute::{DType, Digest, NpyHeader, Tensor, csv as csv_text, json as json_text};
 use pangea_node::net::admission::{Frame, Refusal};
 use pangea_node::net::{PoolKey, peers_file as peers};
+use pangea_node::place::{PlacedStage, Placement};
+use pangea_node::pool::{
+    LayerSpeed, LinkStanding, ModelSize, ModelStanding, StageStanding, StageState, Standing, Term, codec,
+};
 use pangea_node::wire::{Advert, FrameHead, Message, Operation, PREFIX_BYTES, Shape, Task};
 
 /// One parser.
@@ -28,7 +34,8 @@ pub struct Target {
 }
 
 /// All of them.
-pub const TARGETS: [Target; 10] = [
+pub const TARGETS: [Target; 11] = [
+    Target { name: "standing", body: standing, seeds: standing_seeds },
     Target { name: "task_frame", body: task_frame, seeds: task_frame_seeds },
     Target { name: "admission_frame", body: admission_frame, seeds: admission_frame_seeds },
     Target { name: "npy_header", body: npy_header, seeds: npy_header_seeds },
@@ -99,6 +106,82 @@ fn task_frame_seeds() -> Vec<Vec<u8>> {
         (Message::Started(7), 0),
     ];
     messages.iter().map(|(message, payload_len)| encoded(message, *payload_len)).collect()
+}
+
+/// What a node says of itself to its pool: what is decoded is encoded again to the same, however odd the bytes were.
+pub fn standing(bytes: &[u8]) {
+    let Ok(standing) = codec::decode(bytes) else { return };
+    let once = codec::encode(&standing).expect("what was decoded can be encoded");
+    let again = codec::decode(&once).expect("what was encoded is decoded");
+    assert_eq!(again, standing);
+}
+
+fn standing_seeds() -> Vec<Vec<u8>> {
+    let peer = |byte: u8| {
+        let key = [&[8, 1, 0x12, 32][..], &[byte; 32]].concat();
+        PeerId::from_multihash(Multihash::wrap(0, &key).expect("a short key")).expect("a peer id")
+    };
+    let term = Term { counter: 3, master: peer(1) };
+    let model = Digest::from_bytes([7; 32]);
+    let stage = |state| StageStanding { model, layers: 0..4, epoch: 2, state, session_bytes: 1 << 20 };
+    let new = Standing {
+        peer: peer(1),
+        incarnation: 1_700_000_000_000,
+        sequence: 1,
+        name: "blue".to_owned(),
+        term: None,
+        counter: 0,
+        force_master: false,
+        uptime: Duration::from_secs(5),
+        works: true,
+        numerics: 1,
+        addresses: vec!["/ip4/10.0.0.1/tcp/7777".parse().expect("an address")],
+        device: "cpu".to_owned(),
+        threads: 2,
+        memory_bytes: 1 << 30,
+        f32_flops_per_s: 1e11,
+        speed: None,
+        links: Vec::new(),
+        models: Vec::new(),
+        stages: Vec::new(),
+        placements: Vec::new(),
+    };
+    let full = Standing {
+        term: Some(term),
+        counter: 4,
+        speed: Some(LayerSpeed { weight_bytes_per_s: 1e10, macs_per_s: 1e11 }),
+        links: vec![LinkStanding {
+            to: peer(2),
+            rtt: Duration::from_micros(100),
+            bytes_per_s: 1e9,
+            transport: "tcp".to_owned(),
+            found_by: "mdns".to_owned(),
+        }],
+        models: vec![ModelStanding {
+            digest: model,
+            name: "m".to_owned(),
+            served: true,
+            whole: false,
+            split: false,
+            pinned: Some(0..4),
+            size: ModelSize { layers: 4, ..ModelSize::default() },
+        }],
+        stages: vec![
+            stage(StageState::Fetching { done: 1, total: 2 }),
+            stage(StageState::Loading),
+            stage(StageState::Ready),
+            stage(StageState::Failed("why".to_owned())),
+        ],
+        placements: vec![Placement {
+            model,
+            name: "m".to_owned(),
+            epoch: 2,
+            term,
+            stages: vec![PlacedStage { peer: peer(1), layers: 0..4 }],
+        }],
+        ..new.clone()
+    };
+    [new, full].iter().map(|standing| codec::encode(standing).expect("a small standing")).collect()
 }
 
 /// A frame of `/pangea/admission/1`: every frame has exactly one form.

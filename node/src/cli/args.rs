@@ -49,7 +49,9 @@ pub enum Command {
     #[command(after_help = CHAT_EXAMPLES)]
     Chat(Box<ChatArgs>),
     /// List the peers of a node
-    Peers(QueryArgs),
+    Peers(PeersArgs),
+    /// Show the pool: its nodes, the master, and the connections between them
+    Topology(QueryArgs),
     /// Show a node: who it is, what it holds and did
     Status(QueryArgs),
     /// Models on this machine's disk
@@ -163,7 +165,23 @@ pub struct RpcArgs {
     pub rpc: Option<String>,
 }
 
-/// `peers` and `status`.
+/// `peers`.
+#[derive(Args, Clone, Debug)]
+pub struct PeersArgs {
+    /// Which node, and the form of the result.
+    #[command(flatten)]
+    pub query: QueryArgs,
+
+    /// Ask every connected peer for a sign of life, over the connection that is there
+    #[arg(long)]
+    pub check: bool,
+
+    /// How long each peer may take to answer
+    #[arg(long, value_name = "SECONDS", default_value_t = 5.0, requires = "check")]
+    pub timeout: f64,
+}
+
+/// `status` and `topology`.
 #[derive(Args, Clone, Debug)]
 pub struct QueryArgs {
     /// Which node.

@@ -31,6 +31,8 @@ pub struct ConfigFile {
     pub api_key: Option<String>,
     /// Where it is offered.
     pub bind: Option<Bind>,
+    /// Whether to be the master of the pool.
+    pub force_master: Option<bool>,
     /// Models to serve.
     pub model: Option<Vec<String>>,
     /// Peers to connect to.

@@ -70,6 +70,8 @@ pub struct NodeConfig {
     pub threads: usize,
     /// Whether it takes tasks from peers.
     pub works: bool,
+    /// Whether it is to be the master of its pool.
+    pub force_master: bool,
     /// How this worker lies or fails, for tests.
     pub fault: Option<Fault>,
     /// What is logged, and how.
@@ -160,6 +162,7 @@ impl NodeConfig {
             max_memory: max_memory(raw.max_memory.or(file.max_memory).map(|size| size.0))?,
             threads: threads(raw.threads.or(file.threads))?,
             works: true,
+            force_master: raw.force_master || file.force_master.unwrap_or(false),
             fault: raw.fault,
             log,
             data_dir,

@@ -69,6 +69,10 @@ pub struct RawNodeConfig {
     #[arg(long, value_name = "FILE", env = "PANGEA_POOL_KEY", hide_env_values = true, help_heading = "Network")]
     pub pool_key: Option<PathBuf>,
 
+    /// Be the master of the pool: the node that places models
+    #[arg(short = 'm', long, env = "PANGEA_FORCE_MASTER", hide_env_values = true, value_parser = FalseyValueParser::new(), help_heading = "Work")]
+    pub force_master: bool,
+
     /// Models to serve: names, or paths of .gguf files
     #[arg(long, value_name = "MODEL", num_args = 1.., env = "PANGEA_MODEL", hide_env_values = true, value_delimiter = ',', help_heading = "Work")]
     pub model: Vec<String>,

@@ -45,9 +45,7 @@ impl View {
 
     /// The connection between two nodes, as `from` says or else as `to` does.
     pub fn link(&self, from: &PeerId, to: &PeerId) -> Option<&LinkStanding> {
-        let side = |one: &PeerId, other: &PeerId| {
-            self.standing(one)?.links.iter().find(|link| link.to == *other)
-        };
+        let side = |one: &PeerId, other: &PeerId| self.standing(one)?.links.iter().find(|link| link.to == *other);
         side(from, to).or_else(|| side(to, from))
     }
 }

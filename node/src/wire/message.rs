@@ -4,7 +4,8 @@
 
 use std::time::Duration;
 
-use capnp::message::{Builder, HeapAllocator, ReaderOptions};
+use capnp::message::{Builder, HeapAllocator, Reader, ReaderOptions};
+use capnp::serialize::BufferSegments;
 use pangea_client::ErrorKind;
 use pangea_compute::{DType, Digest};
 use pangea_schema::task_capnp as wire;
@@ -224,17 +225,9 @@ impl Message {
 
     /// Reads the header of a frame whose payload has `payload_len` bytes.
     pub fn decode(header: &[u8], payload_len: usize) -> Result<Message, WireError> {
-        let mut words = capnp::Word::allocate_zeroed_vec(header.len().div_ceil(8));
-        capnp::Word::words_to_bytes_mut(&mut words)[..header.len()].copy_from_slice(header);
-        let mut bytes = &capnp::Word::words_to_bytes(&words)[..header.len()];
-        let mut options = ReaderOptions::new();
-        // A header that refers to its own words over and over must not cost more than a full one.
-        options.traversal_limit_in_words(Some(MAX_HEADER_BYTES as usize)).nesting_limit(8);
-        let reader = capnp::serialize::read_message_from_flat_slice(&mut bytes, options).map_err(header_error)?;
-        if !bytes.is_empty() {
-            return Err(WireError::Header(format!("{} bytes behind the message", bytes.len())));
-        }
-        let message = Message::read(reader.get_root().map_err(header_error)?)?;
+        let message = read_flat(header, MAX_HEADER_BYTES as usize, |reader| {
+            Message::read(reader.get_root().map_err(header_error)?)
+        })?;
         message.check_payload(payload_len)?;
         Ok(message)
     }
@@ -505,7 +498,11 @@ fn kind_from_wire(kind: wire::ErrorKind) -> ErrorKind {
     }
 }
 
-fn read_text(what: &str, text: capnp::Result<capnp::text::Reader<'_>>, most: usize) -> Result<String, WireError> {
+pub(crate) fn read_text(
+    what: &str,
+    text: capnp::Result<capnp::text::Reader<'_>>,
+    most: usize,
+) -> Result<String, WireError> {
     let text = text.map_err(header_error)?;
     if text.len() > most {
         return Err(WireError::Header(format!("`{what}` of {} bytes; at most {most} are allowed", text.len())));
@@ -514,19 +511,38 @@ fn read_text(what: &str, text: capnp::Result<capnp::text::Reader<'_>>, most: usi
 }
 
 /// Names end up on terminals: control characters from a peer must not.
-fn printable(text: String) -> String {
+pub(crate) fn printable(text: String) -> String {
     if text.chars().any(char::is_control) { text.chars().filter(|c| !c.is_control()).collect() } else { text }
 }
 
 /// The longest prefix of at most `most` bytes that ends on a character's border.
-fn truncated(text: &str, most: usize) -> &str {
+pub(crate) fn truncated(text: &str, most: usize) -> &str {
     &text[..text.floor_char_boundary(most)]
 }
 
-fn header_error(error: capnp::Error) -> WireError {
+pub(crate) fn header_error(error: capnp::Error) -> WireError {
     WireError::Header(error.to_string())
 }
 
 fn unknown_variant(what: &str, number: u16) -> WireError {
     WireError::Header(format!("unknown {what} number {number}"))
+}
+
+/// Reads the one message that `bytes` are. One that refers to its own words over and over must not cost more than
+/// `words` visits.
+pub(crate) fn read_flat<T>(
+    bytes: &[u8],
+    words: usize,
+    read: impl FnOnce(&Reader<BufferSegments<&[u8]>>) -> Result<T, WireError>,
+) -> Result<T, WireError> {
+    let mut aligned = capnp::Word::allocate_zeroed_vec(bytes.len().div_ceil(8));
+    capnp::Word::words_to_bytes_mut(&mut aligned)[..bytes.len()].copy_from_slice(bytes);
+    let mut rest = &capnp::Word::words_to_bytes(&aligned)[..bytes.len()];
+    let mut options = ReaderOptions::new();
+    options.traversal_limit_in_words(Some(words)).nesting_limit(8);
+    let reader = capnp::serialize::read_message_from_flat_slice(&mut rest, options).map_err(header_error)?;
+    if !rest.is_empty() {
+        return Err(WireError::Header(format!("{} bytes behind the message", rest.len())));
+    }
+    read(&reader)
 }

@@ -8,6 +8,7 @@
 //! | `chat`, `completions` | the two endpoints that generate |
 //! | `answer` | what they send back, whole or as events |
 //! | `models`, `metrics` | what is served, how it stands, what was counted |
+//! | `pool` | peers and topology |
 //! | `error`, `limits` | failures as clients read them; bounds |
 //!
 //! It knows no model's insides and computes nothing.
@@ -22,6 +23,7 @@ mod guard;
 mod limits;
 mod metrics;
 mod models;
+mod pool;
 mod socket;
 
 use std::net::{SocketAddr, TcpListener};
@@ -37,6 +39,7 @@ use axum::routing::{get, post};
 use pangea_client::{ErrorKind, Result};
 
 use crate::fabric::Fabric;
+use crate::pool::Pool;
 use crate::serve::{Engine, Served};
 use error::ApiError;
 use guard::Guard;
@@ -50,6 +53,8 @@ pub struct Node {
     pub peer: String,
     /// For its status.
     pub fabric: Fabric,
+    /// For its topology; none without a network.
+    pub pool: Option<Pool>,
     /// The models.
     pub served: Served,
     /// What clients must show, if anything.
@@ -70,6 +75,7 @@ pub fn serve(listener: TcpListener, node: Node) -> Result<Service> {
     let app = App(Arc::new(Shared {
         peer: node.peer,
         fabric: node.fabric,
+        pool: node.pool,
         served: node.served,
         address,
         metrics,
@@ -85,6 +91,7 @@ struct App(Arc<Shared>);
 struct Shared {
     peer: String,
     fabric: Fabric,
+    pool: Option<Pool>,
     served: Served,
     address: SocketAddr,
     metrics: Metrics,
@@ -127,6 +134,8 @@ fn routes(app: App, guard: Guard) -> Router {
         .route("/v1/models/{*id}", get(models::one))
         .route("/api/models", get(models::details))
         .route("/api/status", get(models::status))
+        .route("/api/peers", get(pool::peers))
+        .route("/api/topology", get(pool::topology))
         .route("/healthz", get(models::healthz))
         .route("/readyz", get(models::readyz))
         .route("/metrics", get(metrics::show))
