@@ -13,6 +13,7 @@
 using Tensor = import "tensor.capnp";
 using Job = import "job.capnp";
 using Model = import "model.capnp";
+using Plan = import "plan.capnp";
 
 interface Node {
   hello @0 () -> (version :Text);
@@ -57,6 +58,10 @@ interface Node {
   # One round trip to a connected peer (by peer id or name) and back, over the connection that is
   # there; microseconds. DeadlineExceeded where it does not answer in time. A timeout of 0 is the
   # node's own.
+
+  planModel @12 (model :Text) -> (plan :Plan.ModelPlan);
+  # Where the layers of a model would be placed on the pool as this node sees it, and where they are.
+  # An empty name means the only model that the pool serves. NotFound for one that nobody serves.
 }
 
 struct Topology {

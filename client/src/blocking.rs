@@ -9,6 +9,7 @@ use tokio::task::LocalSet;
 
 use crate::job::{MatmulOptions, Progress};
 use crate::model::{GenerationRequest, GenerationSummary, Model, ModelStatus, Piece};
+use crate::plan::ModelPlan;
 use crate::report::JobReport;
 use crate::status::{LinkProbe, NodeStatus, PeerStatus};
 use crate::tensor::{Tensor, TensorDestination, TensorSource};
@@ -107,6 +108,11 @@ impl Client {
     /// See [`crate::Client::topology`].
     pub fn topology(&self) -> Result<Topology> {
         self.block_on(self.client.topology())
+    }
+
+    /// See [`crate::Client::plan_model`].
+    pub fn plan_model(&self, model: &str) -> Result<ModelPlan> {
+        self.block_on(self.client.plan_model(model))
     }
 
     /// See [`crate::Client::check_peer`].

@@ -16,6 +16,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use crate::exception::from_exception;
 use crate::job::{Job, MatmulOptions};
 use crate::model::{self, Model, ModelStatus};
+use crate::plan::ModelPlan;
 use crate::status::{Counters, LinkProbe, NodeStatus, PeerStatus};
 use crate::tensor::{Tensor, TensorSource};
 use crate::text::string;
@@ -180,6 +181,19 @@ impl Client {
         let response = self.node.topology_request().send().promise.await.map_err(error)?;
         let topology = response.get().and_then(|results| results.get_topology()).map_err(error)?;
         Topology::from_wire(topology).map_err(error)
+    }
+
+    /// Where the layers of a model would be placed on the pool as the node sees it, and where they are. An empty name means the
+    /// only model that the pool serves.
+    ///
+    /// # Errors
+    /// `NotFound` for a model that no node of the pool serves; `InvalidInput` where the name is empty and there are several.
+    pub async fn plan_model(&self, model: &str) -> Result<ModelPlan> {
+        let mut request = self.node.plan_model_request();
+        request.get().set_model(model);
+        let response = request.send().promise.await.map_err(error)?;
+        let plan = response.get().and_then(|results| results.get_plan()).map_err(error)?;
+        ModelPlan::from_wire(plan).map_err(error)
     }
 
     /// Has the node ask a connected peer (by peer id or name) for a sign of life, over the connection that is there; the round

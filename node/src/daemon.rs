@@ -16,6 +16,7 @@ use crate::api::rpc::{self, Limits, RunningNode, Service};
 use crate::config::NodeConfig;
 use crate::fabric::Fabric;
 use crate::net::{NetConfig, addresses, identity};
+use crate::place;
 use crate::runtime::{Parts, Runtime};
 use crate::serve::{EngineSettings, Served};
 use crate::storage::State;
@@ -68,6 +69,9 @@ pub fn run(config: NodeConfig) -> Result<()> {
         rpc: rpc_addr.clone(),
         fault: config.fault,
     })?;
+    if let Some(pool) = runtime.pool().filter(|_| config.works) {
+        place::measure_speed(pool, config.threads);
+    }
     let behind = RunningNode { fabric: runtime.fabric(), pool: runtime.pool() };
     let service = Service::spawn(listener, behind, served.clone(), Limits::default())?;
     let api = api_listener.map(|listener| {

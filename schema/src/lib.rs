@@ -5,6 +5,7 @@
 //! * [`model_capnp`]: language models: requests, answers as they come.
 //! * [`node_capnp`]: the service a node offers to programs, and how errors travel.
 //! * [`task_capnp`]: what nodes say to each other about tasks.
+//! * [`plan_capnp`]: where the layers of a model would be, and are.
 //! * [`pool_capnp`]: what a node says of itself to its pool.
 //!
 //! The Rust under `generated/` is committed, so that building needs no Cap'n Proto compiler;
@@ -40,6 +41,12 @@ pub mod node_capnp;
 #[rustfmt::skip]
 #[path = "generated/task_capnp.rs"]
 pub mod task_capnp;
+
+/// Generated from `plan.capnp`.
+#[allow(missing_docs, unreachable_pub, clippy::all, clippy::unwrap_used, clippy::unimplemented)]
+#[rustfmt::skip]
+#[path = "generated/plan_capnp.rs"]
+pub mod plan_capnp;
 
 /// Generated from `pool.capnp`.
 #[allow(missing_docs, unreachable_pub, clippy::all, clippy::unwrap_used, clippy::unimplemented)]

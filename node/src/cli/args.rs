@@ -54,7 +54,7 @@ pub enum Command {
     Topology(QueryArgs),
     /// Show a node: who it is, what it holds and did
     Status(QueryArgs),
-    /// Models on this machine's disk
+    /// Models on this machine's disk, and where the pool places them
     #[command(subcommand)]
     Models(ModelsCommand),
     /// Measure products, links and models
@@ -77,6 +77,8 @@ Examples:
   pangea node --pool-key ~/pool.key --max-memory 4GiB
   pangea node --peer /ip4/192.168.1.20/tcp/7777
   pangea node --listen /ip4/0.0.0.0/tcp/0 --rpc-addr 127.0.0.1:0 --ephemeral
+  pangea node --model smollm2 --split      the other nodes: pangea node
+  pangea node --model smollm2 --layers 0-14
 
 Make a pool key with: openssl rand -hex 32 > pool.key
 Flags win over the environment (PANGEA_HOME, PANGEA_THREADS, …), the
@@ -113,6 +115,15 @@ Examples:
   pangea models pull smollm2
   pangea models pull hf:Qwen/Qwen3-0.6B-GGUF/Qwen3-0.6B-Q8_0.gguf
   pangea models pull https://example.org/model.gguf";
+
+const PLAN_EXAMPLES: &str = "\
+Tokens per second are foretold from each node's measured speed and its links.
+Layers are shown as --layers takes them: the first and the last, from 0. With
+--json their ranges are [first, end).
+
+Examples:
+  pangea models plan
+  pangea models plan SmolLM2-135M-Instruct.Q4_1.gguf --rpc mac2.local:8080";
 
 const BENCH_LLM_EXAMPLES: &str = "\
 The tests are llama-bench's: ppN reads a prompt of N random tokens, tgN
@@ -470,6 +481,9 @@ pub enum ModelsCommand {
     Pull(ModelArgs),
     /// Remove a model from this machine's disk
     Rm(ModelArgs),
+    /// Show where a running node's pool would place a model, and why
+    #[command(after_help = PLAN_EXAMPLES)]
+    Plan(ModelsPlanArgs),
 }
 
 /// `models list`.
@@ -478,6 +492,20 @@ pub struct ModelsListArgs {
     /// Where models are.
     #[command(flatten)]
     pub store: StoreArgs,
+    /// Form of the result.
+    #[command(flatten)]
+    pub json: JsonArgs,
+}
+
+/// `models plan`.
+#[derive(Args, Clone, Debug)]
+pub struct ModelsPlanArgs {
+    /// The model, as requests name it [default: the only one that the pool serves]
+    #[arg(value_name = "MODEL")]
+    pub model: Option<String>,
+    /// Which node.
+    #[command(flatten)]
+    pub rpc: RpcArgs,
     /// Form of the result.
     #[command(flatten)]
     pub json: JsonArgs,

@@ -1,7 +1,7 @@
 //! The commands of the binary `pangea`.
 //!
 //! * [`args`]: what can be typed. [`failure`]: how a command ends when it does not end well.
-//! * `chat`, with `chat_node` where a node answers; `matmul`, `peers`, `status`, `topology`, `models`, `perplexity`, `bench_matmul`, `bench_net`, `bench_llm`,
+//! * `chat`, with `chat_node` where a node answers; `matmul`, `peers`, `status`, `topology`, `models`, `models_plan`, `perplexity`, `bench_matmul`, `bench_net`, `bench_llm`,
 //!   `demo`: the commands; `demo_node`: what the demo runs.
 //! * `session`, `engine`: the node that a command talks to, or a fabric of this process alone.
 //! * `matrix`, `product_file`, `blocks`: operands, where the product goes, products larger than memory.
@@ -24,6 +24,7 @@ mod log;
 mod matmul;
 mod matrix;
 mod models;
+mod models_plan;
 mod peers;
 mod perplexity;
 mod product_file;

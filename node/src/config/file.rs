@@ -9,6 +9,7 @@ use libp2p::Multiaddr;
 use serde::Deserialize;
 use thiserror::Error;
 
+use super::layer_range::LayerRange;
 use super::log::LogFormat;
 use super::raw::Bind;
 use super::size::ByteSize;
@@ -35,6 +36,10 @@ pub struct ConfigFile {
     pub force_master: Option<bool>,
     /// Models to serve.
     pub model: Option<Vec<String>>,
+    /// Whether these are to be split over nodes.
+    pub split: Option<bool>,
+    /// Layers that this node is to have.
+    pub layers: Option<LayerRange>,
     /// Peers to connect to.
     pub peer: Option<Vec<Multiaddr>>,
     /// A `peers.json`.

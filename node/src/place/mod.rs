@@ -10,27 +10,32 @@
 //!                        └─ Keeper (which stages this node holds) ──► fetch, load, unload
 //! ```
 //!
-//! * [`placer`]: the state machine of a node's part; [`survey`]: what it reads off a view.
+//! * [`placer`]: the state machine of a node's part; [`survey`]: what it reads off a view; [`driver`]: the task that feeds it.
+//! * [`preview()`]: where a model would be and is, for people.
 
 mod chains;
 mod cost;
+pub mod driver;
 mod keeper;
 mod no_plan;
 pub mod offer;
 pub mod placement;
 pub mod placer;
 mod plan;
+mod preview;
 mod ruler;
 mod shares;
 pub mod survey;
 
 pub use cost::Prediction;
+pub use driver::{Driver, Sessions, StageLoader, measure_speed};
 pub use keeper::{StageOrder, StageReport};
 pub use no_plan::{NoPlan, shown};
 pub use offer::{Link, ModelNeeds, NodeOffer};
 pub use placement::{PlacedStage, Placement};
 pub use placer::{Action, Event, Placer};
 pub use plan::{Alternative, Plan, plan, predict};
+pub use preview::preview;
 pub use ruler::Note;
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use pangea_client::{
-    Error, ErrorKind, JobReport, LinkProbe, NodeStatus, PeerStatus, Progress, Result, TaskCounts, Topology,
+    Error, ErrorKind, JobReport, LinkProbe, ModelPlan, NodeStatus, PeerStatus, Progress, Result, TaskCounts, Topology,
     Verification, WorkerShare,
 };
 use pangea_compute::{DType, Tensor, TensorBuf};
@@ -180,6 +180,10 @@ impl Backend for PlainBackend {
 
     fn topology(&self) -> Topology {
         Topology::default()
+    }
+
+    fn plan_model(&self, model: &str) -> Result<ModelPlan> {
+        Err(Error::new(ErrorKind::NotFound, format!("no node of the pool serves {model}")))
     }
 
     async fn check_peer(&self, peer: &str, _: Duration) -> Result<Duration> {

@@ -1,13 +1,15 @@
 //! What the Cap'n Proto service asks of the rest of the node. No behaviour.
 
 use std::future::Future;
+use std::sync::Arc;
 use std::time::Duration;
 
-use pangea_client::{LinkProbe, NodeStatus, PeerStatus, Progress, Result, Topology};
+use pangea_client::{Error, ErrorKind, LinkProbe, ModelPlan, NodeStatus, PeerStatus, Progress, Result, Topology};
 use tokio::sync::{oneshot, watch};
 
 use crate::fabric::Fabric;
 use crate::fabric::job::{CancelOnDrop, JobOutcome, JobRequest};
+use crate::place;
 use crate::pool::{Pool, topology};
 use crate::worker::budget::Reservation;
 
@@ -41,6 +43,9 @@ pub trait Backend: Clone + Send + 'static {
 
     /// The pool as this node sees it.
     fn topology(&self) -> Topology;
+
+    /// Where a model would be placed, and where it is.
+    fn plan_model(&self, model: &str) -> Result<ModelPlan>;
 
     /// One round trip to a connected peer over the connection that is there.
     fn check_peer(&self, peer: &str, timeout: Duration) -> impl Future<Output = Result<Duration>>;
@@ -96,6 +101,12 @@ impl Backend for RunningNode {
 
     fn topology(&self) -> Topology {
         self.pool.as_ref().map(|pool| topology::of(&pool.view().borrow())).unwrap_or_default()
+    }
+
+    fn plan_model(&self, model: &str) -> Result<ModelPlan> {
+        let no_pool = || Error::new(ErrorKind::Unavailable, "this node is in no pool");
+        let view = Arc::clone(&self.pool.as_ref().ok_or_else(no_pool)?.view().borrow());
+        place::preview(&view, model)
     }
 
     async fn check_peer(&self, peer: &str, timeout: Duration) -> Result<Duration> {

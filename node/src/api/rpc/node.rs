@@ -168,6 +168,18 @@ impl<B: Backend> node::Server for NodeObject<B> {
         Ok(())
     }
 
+    async fn plan_model(
+        self: Rc<Self>,
+        params: node::PlanModelParams,
+        mut results: node::PlanModelResults,
+    ) -> capnp::Result<()> {
+        let _call = self.account.call().map_err(exception)?;
+        let model = params.get()?.get_model()?.to_str()?;
+        let plan = self.backend.plan_model(model).map_err(exception)?;
+        plan.to_wire(results.get().init_plan());
+        Ok(())
+    }
+
     async fn check_peer(
         self: Rc<Self>,
         params: node::CheckPeerParams,
