@@ -23,7 +23,7 @@ const LINGER: Duration = Duration::from_secs(2);
 const ORPHANED: Duration = Duration::from_secs(30);
 
 /// How long sessions of an earlier placement may keep out a stage that needs their memory.
-const YIELD: Duration = Duration::from_secs(60);
+const YIELD: Duration = Duration::from_secs(5);
 
 /// Progress is told this often at most.
 const PROGRESS: Duration = Duration::from_millis(250);
@@ -187,9 +187,9 @@ impl Keeper {
     /// Orders what is not here yet, as far as memory goes.
     fn take_on(&mut self, view: &View, wanted: &BTreeMap<Key, Wanted>, now: Instant, wishes: &mut Vec<Wish>) {
         self.waiting.retain(|key, _| wanted.contains_key(key));
-        for (key, wanted) in wanted {
+        for (key, stage_wanted) in wanted {
             let again = match self.stages.get(key) {
-                Some(stage) => matches!(stage.state, StageState::Failed(_)) && stage.ordered < wanted.epoch,
+                Some(stage) => matches!(stage.state, StageState::Failed(_)) && stage.ordered < stage_wanted.epoch,
                 None => true,
             };
             if !again {
@@ -204,8 +204,8 @@ impl Keeper {
             let held = self.stages.values().map(Stage::bytes).fold(0, u64::saturating_add);
             let left = memory.saturating_sub(held);
             let mut stage = Stage {
-                ordered: wanted.epoch,
-                epoch: wanted.epoch,
+                ordered: stage_wanted.epoch,
+                epoch: stage_wanted.epoch,
                 state: StageState::Fetching { done: 0, total: weight_bytes },
                 weight_bytes,
                 session_bytes: 0,
@@ -214,13 +214,17 @@ impl Keeper {
             };
             match left.checked_sub(weight_bytes).filter(|left| *left >= least) {
                 Some(left) => {
-                    stage.session_bytes = least.max((memory / SESSION_SHARE).min(left / 2));
+                    // What else is to come has its part of the rest.
+                    let others = wanted.keys().filter(|other| *other != key && !self.stages.contains_key(other));
+                    let others = others.map(|other| least_bytes(view, other)).fold(0, u64::saturating_add);
+                    let spare = left.saturating_sub(others) / 2;
+                    stage.session_bytes = least.max((memory / SESSION_SHARE).min(spare));
                     wishes.push(Wish::Load(StageOrder {
                         model: key.0,
                         name: needs.name.clone(),
                         layers,
-                        last: wanted.last,
-                        epoch: wanted.epoch,
+                        last: stage_wanted.last,
+                        epoch: stage_wanted.epoch,
                         session_bytes: stage.session_bytes,
                         holders: holders(view, &needs),
                     }));
@@ -259,6 +263,11 @@ impl Keeper {
         (self.said, self.said_at) = (stages.clone(), Some(now));
         wishes.push(Wish::Say(stages));
     }
+}
+
+/// What a stage takes at least.
+fn least_bytes(view: &View, key: &Key) -> u64 {
+    survey::model(view, &key.0).map_or(0, |needs| needs.stage_bytes(&(key.1..key.2)))
 }
 
 /// Whether nothing but bytes on their way has changed.

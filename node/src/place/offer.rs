@@ -54,10 +54,10 @@ pub struct Link {
 }
 
 /// Sessions that a stage holds at least.
-const SESSIONS: u64 = 4;
+const SESSIONS: u64 = 3;
 
 /// Positions of each, where the model has as many: a conversation of some length.
-const SESSION_POSITIONS: u32 = 4096;
+const SESSION_POSITIONS: u32 = 2048;
 
 impl ModelNeeds {
     /// Bytes of keys and values that one layer needs at least.

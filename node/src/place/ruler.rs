@@ -230,7 +230,7 @@ impl Ruler {
     }
 
     fn rule(&mut self, digest: Digest, term: Term, view: &View, now: Instant) -> Option<Note> {
-        let reserved = self.reserved(&digest);
+        let reserved = self.reserved(&digest, view);
         let ruling = self.models.get_mut(&digest)?;
         ruling.check(view, now);
         if !ruling.is_due(now) {
@@ -257,6 +257,10 @@ impl Ruler {
             }
         };
         (ruling.refused, ruling.better_since) = (None, None);
+        if !ruling.fits_beside(&plan, &offers, view) {
+            // Asked for by flags: what answers makes room first.
+            ruling.serving = None;
+        }
         let epoch = self.epochs.entry(digest).or_default();
         // A master that restarts may have decided what it has not heard of again: a later run's epochs are higher.
         *epoch = (*epoch + 1).max(view.own.incarnation.min(MAX_EPOCH));
@@ -267,21 +271,26 @@ impl Ruler {
     }
 
     /// What the placements of all other models take on each node.
-    fn reserved(&self, digest: &Digest) -> BTreeMap<PeerId, u64> {
+    fn reserved(&self, digest: &Digest, view: &View) -> BTreeMap<PeerId, u64> {
         let mut reserved = BTreeMap::new();
         for ruling in self.models.values().filter(|ruling| ruling.needs.digest != *digest) {
             for placement in ruling.in_force() {
-                reserve(&mut reserved, &ruling.needs, placement);
+                reserve(&mut reserved, &ruling.needs, placement, view);
             }
         }
         reserved
     }
 }
 
-fn reserve(reserved: &mut BTreeMap<PeerId, u64>, needs: &ModelNeeds, placement: &Placement) {
+/// Adds what the stages of a placement take on their nodes: what they need, or what their sessions were given.
+fn reserve(reserved: &mut BTreeMap<PeerId, u64>, needs: &ModelNeeds, placement: &Placement, view: &View) {
     for stage in &placement.stages {
+        let said = view.standing(&stage.peer).and_then(|standing| {
+            standing.stages.iter().find(|said| said.model == placement.model && said.layers == stage.layers)
+        });
+        let session_bytes = needs.session_bytes(&stage.layers).max(said.map_or(0, |said| said.session_bytes));
         let bytes: &mut u64 = reserved.entry(stage.peer).or_default();
-        *bytes = bytes.saturating_add(needs.stage_bytes(&stage.layers));
+        *bytes = bytes.saturating_add(needs.weight_bytes(&stage.layers)).saturating_add(session_bytes);
     }
 }
 
@@ -376,6 +385,29 @@ impl Ruling {
         offers
     }
 
+    /// What nodes have left beside the stages that answer.
+    fn beside(&self, offers: &[NodeOffer], view: &View) -> Vec<NodeOffer> {
+        let mut taken = BTreeMap::new();
+        if let Some(serving) = &self.serving {
+            reserve(&mut taken, &self.needs, &serving.placement, view);
+        }
+        let mut offers = offers.to_vec();
+        for offer in &mut offers {
+            offer.memory_bytes = offer.memory_bytes.saturating_sub(taken.get(&offer.peer).copied().unwrap_or(0));
+        }
+        offers
+    }
+
+    /// Whether the new stages and those that answer fit at once; a stage that stays as it is takes nothing.
+    fn fits_beside(&self, plan: &Plan, offers: &[NodeOffer], view: &View) -> bool {
+        let beside = self.beside(offers, view);
+        let stays = |stage| self.serving.as_ref().is_some_and(|serving| serving.placement.stages.contains(stage));
+        plan.stages.iter().all(|stage| {
+            let takes = self.needs.stage_bytes(&stage.layers);
+            stays(stage) || beside.iter().any(|offer| offer.peer == stage.peer && offer.memory_bytes >= takes)
+        })
+    }
+
     /// The plan that is to replace what works, if one is now; and whether it is better, if only for a moment yet.
     fn is_worth_it(
         &self,
@@ -400,14 +432,8 @@ impl Ruling {
             return (Some(best), true);
         }
         // The new stages are to fit beside the old ones, which answer meanwhile.
-        let mut beside = BTreeMap::new();
-        reserve(&mut beside, &self.needs, &serving.placement);
-        let mut offers_beside = offers.to_vec();
-        for offer in &mut offers_beside {
-            offer.memory_bytes = offer.memory_bytes.saturating_sub(beside.get(&offer.peer).copied().unwrap_or(0));
-        }
-        let (Ok(best), Some(is)) =
-            (plan(&self.needs, &offers_beside, links), predict(&self.needs, offers, links, current))
+        let beside = self.beside(offers, view);
+        let (Ok(best), Some(is)) = (plan(&self.needs, &beside, links), predict(&self.needs, offers, links, current))
         else {
             return (None, false);
         };
