@@ -443,3 +443,27 @@ fn a_dead_stage_is_replaced_within_a_second_and_a_returned_node_is_used_again() 
         }
     }
 }
+
+#[test]
+fn a_preview_shows_what_would_be_and_what_is() {
+    let mut world = World::new(3);
+    world.fails = false;
+    for _ in 0..300 {
+        world.elect(0);
+        world.step(0);
+    }
+    let view = view_of(&world.nodes[0].standing, &world.nodes[0].heard);
+    for placement in world.placements() {
+        let plan = preview(&view, &placement.name).unwrap();
+        let current = plan.current.unwrap();
+        assert_eq!((plan.ready, plan.epoch), (true, placement.epoch));
+        let layers = |stage: &PlacedStage| (stage.peer.to_string(), [stage.layers.start, stage.layers.end]);
+        let shown = current.stages.iter().map(|stage| (stage.peer.clone(), stage.layers));
+        assert!(shown.eq(placement.stages.iter().map(layers)));
+        assert!(current.decode_tokens_per_s > 0.0 && plan.best.unwrap().prompt_tokens_per_s > 0.0);
+        assert!(!plan.reason.is_empty());
+    }
+    assert_eq!(preview(&view, "nobody").unwrap_err().kind(), pangea_client::ErrorKind::NotFound);
+    let several = world.placements().len() > 1;
+    assert_eq!(preview(&view, "").is_err(), several);
+}
