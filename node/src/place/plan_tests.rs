@@ -208,7 +208,7 @@ impl Pool {
         let (a, b) = (at(from).min(at(to)), at(from).max(at(to)));
         let rtt = self.rtt_us[(a * 7 + b) % self.rtt_us.len()];
         // Some pairs are not connected.
-        (a != b && rtt % 11 > 0).then(|| Link { rtt: Duration::from_micros(rtt), bytes_per_s: 1e8 })
+        (a != b && !rtt.is_multiple_of(11)).then(|| Link { rtt: Duration::from_micros(rtt), bytes_per_s: 1e8 })
     }
 
     fn plan(&self) -> Result<Plan, NoPlan> {
