@@ -20,6 +20,7 @@
 //! | [`models`] | models on disk: names, where they come from |
 //! | [`pool`] | the nodes of a pool: adverts, the master, the graph of links |
 //! | [`place`] | which node computes which layers |
+//! | [`trust`] | signed claims, receipts, what is looked at again |
 //! | [`config`] | flags, environment and file, resolved once |
 //! | [`runtime`], [`daemon`] | the threads these run on; `pangea node` from start to end |
 //! | [`cli`] | the commands of the binary |
@@ -40,6 +41,7 @@ pub mod pool;
 pub mod runtime;
 pub mod schedule;
 pub mod serve;
+pub mod trust;
 pub mod wire;
 pub mod worker;
 

@@ -13,6 +13,7 @@ use super::host;
 use super::log::{LogConfig, LogLevel};
 use super::raw::{Bind, RawNodeConfig};
 use crate::net::{PoolKey, PoolKeyError};
+use crate::trust::AuditPolicy;
 use crate::worker::fault::Fault;
 
 /// The port of TCP and QUIC unless told otherwise.
@@ -68,6 +69,8 @@ pub struct NodeConfig {
     pub max_memory: u64,
     /// Compute threads, at least 1.
     pub threads: usize,
+    /// Which of the sessions that it coordinates are audited.
+    pub audit: AuditPolicy,
     /// Whether it takes tasks from peers.
     pub works: bool,
     /// How this worker lies or fails, for tests.
@@ -159,6 +162,7 @@ impl NodeConfig {
             name: name(raw.name.or(file.name))?,
             max_memory: max_memory(raw.max_memory.or(file.max_memory).map(|size| size.0))?,
             threads: threads(raw.threads.or(file.threads))?,
+            audit: audit(raw.audit.or(file.audit))?,
             works: true,
             fault: raw.fault,
             log,
@@ -309,6 +313,15 @@ pub fn threads(asked: Option<usize>) -> Result<usize, ConfigError> {
     Ok(threads)
 }
 
+fn audit(asked: Option<f64>) -> Result<AuditPolicy, ConfigError> {
+    let Some(share) = asked else { return Ok(AuditPolicy::default()) };
+    AuditPolicy::new(share).map_err(|error| ConfigError::Value {
+        setting: "--audit",
+        value: share.to_string(),
+        why: error.message().to_owned(),
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -360,6 +373,7 @@ mod tests {
             (RawNodeConfig { peers_file: missing.clone(), ..raw.clone() }, "does not exist"),
             (RawNodeConfig { config: missing, ..raw.clone() }, "cannot be read"),
             (RawNodeConfig { threads: Some(0), ..raw.clone() }, "--threads 0"),
+            (RawNodeConfig { audit: Some(1.5), ..raw.clone() }, "--audit 1.5"),
             (RawNodeConfig { max_memory: Some(ByteSize(5)), ..raw.clone() }, "--max-memory 5 B"),
             (RawNodeConfig { name: Some("a\nb".into()), ..raw.clone() }, "--name"),
             (RawNodeConfig { bind: Some(Bind::Lan), ..raw.clone() }, "PANGEA_API_KEY"),

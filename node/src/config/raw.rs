@@ -81,6 +81,10 @@ pub struct RawNodeConfig {
     #[arg(long, value_name = "N", env = "PANGEA_THREADS", hide_env_values = true, help_heading = "Work")]
     pub threads: Option<usize>,
 
+    /// The share of sessions whose computation is checked by another node, 0 to 1 [default: 0.05]
+    #[arg(long, value_name = "SHARE", env = "PANGEA_AUDIT", hide_env_values = true, help_heading = "Work")]
+    pub audit: Option<f64>,
+
     /// Use a new identity that is written nowhere
     #[arg(long, env = "PANGEA_EPHEMERAL_KEY", hide_env_values = true, value_parser = FalseyValueParser::new(), help_heading = "Identity and files")]
     pub ephemeral: bool,
