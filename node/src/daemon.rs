@@ -18,6 +18,7 @@ use crate::fabric::Fabric;
 use crate::net::{NetConfig, addresses, identity};
 use crate::runtime::{Parts, Runtime};
 use crate::serve::{EngineSettings, Served};
+use crate::trust::ReceiptStore;
 
 /// How long running jobs may take to end once the node is told to stop; a second signal ends it at once.
 const GRACE: Duration = Duration::from_secs(10);
@@ -44,6 +45,7 @@ pub fn run(config: NodeConfig) -> Result<()> {
     let api_addr = api_listener.as_ref().map(std::net::TcpListener::local_addr).transpose().map_err(internal)?;
     let sessions = EngineSettings::new(config.threads, config.max_memory / SESSION_SHARE);
     let served = Served::start(&config.models, &config.data_dir.join("models"), sessions)?;
+    let receipts = ReceiptStore::new(&config.data_dir);
     let peer = keypair.public().to_peer_id();
     tracing::info!(event = "starting", %peer, "Starting node {peer}");
     let net = NetConfig {
@@ -66,7 +68,8 @@ pub fn run(config: NodeConfig) -> Result<()> {
     let service = Service::spawn(listener, runtime.fabric(), served.clone(), Limits::default())?;
     let api = api_listener.map(|listener| {
         let key = config.api.and_then(|api| api.key);
-        http::serve(listener, http::Node { peer: peer.to_string(), fabric: runtime.fabric(), served, key })
+        let peer = peer.to_string();
+        http::serve(listener, http::Node { peer, fabric: runtime.fabric(), served, receipts, key })
     });
     let api = api.transpose()?;
     let waiting = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(internal)?;

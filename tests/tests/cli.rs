@@ -400,6 +400,10 @@ fn help_is_complete_and_fits_80_columns() {
         &["models", "list", "--help"],
         &["models", "pull", "--help"],
         &["models", "rm", "--help"],
+        &["receipts", "--help"],
+        &["receipts", "list", "--help"],
+        &["receipts", "show", "--help"],
+        &["receipts", "verify", "--help"],
         &["perplexity", "--help"],
         &["completions", "--help"],
     ] {

@@ -55,6 +55,9 @@ pub enum Command {
     /// Models on this machine's disk
     #[command(subcommand)]
     Models(ModelsCommand),
+    /// What is kept of answers, and checking it
+    #[command(subcommand)]
+    Receipts(ReceiptsCommand),
     /// Measure products, links and models
     #[command(subcommand)]
     Bench(BenchCommand),
@@ -111,6 +114,16 @@ Examples:
   pangea models pull smollm2
   pangea models pull hf:Qwen/Qwen3-0.6B-GGUF/Qwen3-0.6B-Q8_0.gguf
   pangea models pull https://example.org/model.gguf";
+
+const VERIFY_EXAMPLES: &str = "\
+Every signature is checked, the answer is computed again from the model's file,
+and what each stage signed is compared with that. No node is asked.
+
+Examples:
+  pangea receipts verify 3f9a01c27b6e
+  pangea receipts verify receipt.json --model SmolLM2-135M-Instruct.Q4_1.gguf
+
+Exit codes: 0 all of it holds, 4 something does not";
 
 const BENCH_LLM_EXAMPLES: &str = "\
 The tests are llama-bench's: ppN reads a prompt of N random tokens, tgN
@@ -483,6 +496,74 @@ pub struct ModelArgs {
 #[derive(Args, Clone, Debug, Default)]
 pub struct StoreArgs {
     /// Models are in the folder `models` of this one [default: ~/.pangea]
+    #[arg(long, value_name = "DIR", env = "PANGEA_HOME", hide_env_values = true)]
+    pub data_dir: Option<PathBuf>,
+}
+
+/// `receipts`.
+#[derive(Subcommand, Debug)]
+pub enum ReceiptsCommand {
+    /// List the receipts of this machine's answers, latest first
+    List(ReceiptsListArgs),
+    /// Show a receipt: who computed what, and who looked at it again
+    Show(ReceiptsShowArgs),
+    /// Check a receipt without any node: signatures, every stage, every token
+    #[command(after_help = VERIFY_EXAMPLES)]
+    Verify(ReceiptsVerifyArgs),
+}
+
+/// `receipts list`.
+#[derive(Args, Clone, Debug)]
+pub struct ReceiptsListArgs {
+    /// How many
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 20)]
+    pub limit: usize,
+    /// Where receipts are.
+    #[command(flatten)]
+    pub folder: DataDirArgs,
+    /// Form of the result.
+    #[command(flatten)]
+    pub json: JsonArgs,
+}
+
+/// `receipts show`.
+#[derive(Args, Clone, Debug)]
+pub struct ReceiptsShowArgs {
+    /// A receipt's id, or its beginning
+    #[arg(value_name = "ID")]
+    pub id: String,
+    /// Where receipts are.
+    #[command(flatten)]
+    pub folder: DataDirArgs,
+    /// Form of the result.
+    #[command(flatten)]
+    pub json: JsonArgs,
+}
+
+/// `receipts verify`.
+#[derive(Args, Clone, Debug)]
+pub struct ReceiptsVerifyArgs {
+    /// A receipt's id, or its beginning, or a file that holds one
+    #[arg(value_name = "ID|FILE")]
+    pub receipt: String,
+    /// The model: its name, or a .gguf file [default: what the receipt names]
+    #[arg(short, long, value_name = "NAME|PATH")]
+    pub model: Option<String>,
+    /// Compute threads [default: all cores]
+    #[arg(short, long, value_name = "N")]
+    pub threads: Option<usize>,
+    /// Where receipts and models are.
+    #[command(flatten)]
+    pub folder: DataDirArgs,
+    /// Form of the result.
+    #[command(flatten)]
+    pub json: JsonArgs,
+}
+
+/// Where a node keeps what it has.
+#[derive(Args, Clone, Debug, Default)]
+pub struct DataDirArgs {
+    /// The node's data directory [default: ~/.pangea]
     #[arg(long, value_name = "DIR", env = "PANGEA_HOME", hide_env_values = true)]
     pub data_dir: Option<PathBuf>,
 }

@@ -217,12 +217,12 @@ impl Segment {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+pub(crate) mod tests {
     use super::*;
     use pangea_compute::sample::Sampling;
 
     /// A receipt of nothing in particular.
-    pub(in crate::trust) fn receipt() -> Receipt {
+    pub(crate) fn receipt() -> Receipt {
         Receipt {
             version: VERSION,
             id: "0123456789ab".to_owned(),

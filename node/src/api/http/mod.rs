@@ -8,6 +8,7 @@
 //! | `chat`, `completions` | the two endpoints that generate |
 //! | `answer` | what they send back, whole or as events |
 //! | `models`, `metrics` | what is served, how it stands, what was counted |
+//! | `receipts` | what is kept of answers |
 //! | `error`, `limits` | failures as clients read them; bounds |
 //!
 //! It knows no model's insides and computes nothing.
@@ -22,6 +23,7 @@ mod guard;
 mod limits;
 mod metrics;
 mod models;
+mod receipts;
 mod socket;
 
 use std::net::{SocketAddr, TcpListener};
@@ -38,6 +40,7 @@ use pangea_client::{ErrorKind, Result};
 
 use crate::fabric::Fabric;
 use crate::serve::{Engine, Served};
+use crate::trust::ReceiptStore;
 use error::ApiError;
 use guard::Guard;
 use metrics::Metrics;
@@ -52,6 +55,8 @@ pub struct Node {
     pub fabric: Fabric,
     /// The models.
     pub served: Served,
+    /// What is kept of answers.
+    pub receipts: ReceiptStore,
     /// What clients must show, if anything.
     pub key: Option<String>,
 }
@@ -71,6 +76,7 @@ pub fn serve(listener: TcpListener, node: Node) -> Result<Service> {
         peer: node.peer,
         fabric: node.fabric,
         served: node.served,
+        receipts: node.receipts,
         address,
         metrics,
         started_s,
@@ -86,6 +92,7 @@ struct Shared {
     peer: String,
     fabric: Fabric,
     served: Served,
+    receipts: ReceiptStore,
     address: SocketAddr,
     metrics: Metrics,
     started_s: u64,
@@ -127,6 +134,8 @@ fn routes(app: App, guard: Guard) -> Router {
         .route("/v1/models/{*id}", get(models::one))
         .route("/api/models", get(models::details))
         .route("/api/status", get(models::status))
+        .route("/api/receipts", get(receipts::list))
+        .route("/api/receipts/{id}", get(receipts::one))
         .route("/healthz", get(models::healthz))
         .route("/readyz", get(models::readyz))
         .route("/metrics", get(metrics::show))
