@@ -18,6 +18,7 @@
 //! | [`fabric`] | drives all of these for jobs: check, merge, retry |
 //! | [`serve`] | models: one engine each, continuous batching |
 //! | [`models`] | models on disk: names, where they come from |
+//! | [`blob`] | pieces of model files: kept, offered to peers, fetched by need |
 //! | [`pool`] | the nodes of a pool: adverts, the master, the graph of links |
 //! | [`place`] | which node computes which layers |
 //! | [`trust`] | signed claims, receipts, what is looked at again |
@@ -28,6 +29,7 @@
 //! Never knows the kernels' insides.
 
 pub mod api;
+pub mod blob;
 pub mod cli;
 pub mod config;
 mod copying;

@@ -5,6 +5,7 @@
 //! * [`model_capnp`]: language models: requests, answers as they come.
 //! * [`node_capnp`]: the service a node offers to programs, and how errors travel.
 //! * [`task_capnp`]: what nodes say to each other about tasks.
+//! * [`blob_capnp`]: what nodes say to each other about pieces of model files.
 //!
 //! The Rust under `generated/` is committed, so that building needs no Cap'n Proto compiler;
 //! a test compares it with the schemas, and `PANGEA_REGENERATE=1 cargo test -p pangea-schema`
@@ -39,3 +40,9 @@ pub mod node_capnp;
 #[rustfmt::skip]
 #[path = "generated/task_capnp.rs"]
 pub mod task_capnp;
+
+/// Generated from `blob.capnp`.
+#[allow(missing_docs, unreachable_pub, clippy::all, clippy::unwrap_used, clippy::unimplemented)]
+#[rustfmt::skip]
+#[path = "generated/blob_capnp.rs"]
+pub mod blob_capnp;

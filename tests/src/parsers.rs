@@ -14,7 +14,7 @@ use pangea_compute::chat::{self, ChatTemplate, Conversation};
 use pangea_compute::{DType, Digest, NpyHeader, Tensor, csv as csv_text, json as json_text};
 use pangea_node::net::admission::{Frame, Refusal};
 use pangea_node::net::{PoolKey, peers_file as peers};
-use pangea_node::wire::{Advert, FrameHead, Message, Operation, PREFIX_BYTES, Shape, Task};
+use pangea_node::wire::{Advert, FrameHead, Header, Message, Operation, PREFIX_BYTES, Shape, Task};
 
 /// One parser.
 #[derive(Clone, Copy)]
@@ -44,7 +44,7 @@ pub const TARGETS: [Target; 10] = [
 /// A frame of `/pangea/task/1`: what is decoded is encoded again to the same message, however odd the bytes were.
 pub fn task_frame(bytes: &[u8]) {
     let Some((prefix, rest)) = bytes.split_first_chunk::<PREFIX_BYTES>() else { return };
-    let Ok(head) = FrameHead::parse(*prefix) else { return };
+    let Ok(head) = FrameHead::parse(*prefix, Message::LIMITS) else { return };
     assert_eq!(head.to_bytes(), *prefix, "a prefix has one form");
     let Some(header) = rest.get(..head.header_len()) else { return };
     let Ok(message) = Message::decode(header, head.payload_len()) else { return };
