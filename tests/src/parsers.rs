@@ -3,8 +3,10 @@
 //! seeds and mutations. A body panics where something does not hold, and never opens or sends anything.
 
 mod model_file;
+mod trust;
 
 pub use model_file::{gguf, tokenizer};
+pub use trust::{commit_chain, receipt};
 
 use std::time::Duration;
 
@@ -28,7 +30,7 @@ pub struct Target {
 }
 
 /// All of them.
-pub const TARGETS: [Target; 10] = [
+pub const TARGETS: [Target; 12] = [
     Target { name: "task_frame", body: task_frame, seeds: task_frame_seeds },
     Target { name: "admission_frame", body: admission_frame, seeds: admission_frame_seeds },
     Target { name: "npy_header", body: npy_header, seeds: npy_header_seeds },
@@ -38,6 +40,8 @@ pub const TARGETS: [Target; 10] = [
     Target { name: "chat_template", body: chat_template, seeds: chat_template_seeds },
     Target { name: "pool_key", body: pool_key, seeds: pool_key_seeds },
     Target { name: "gguf", body: gguf, seeds: model_file::gguf_seeds },
+    Target { name: "commit_chain", body: commit_chain, seeds: trust::commit_chain_seeds },
+    Target { name: "receipt", body: receipt, seeds: trust::receipt_seeds },
     Target { name: "tokenizer", body: tokenizer, seeds: model_file::tokenizer_seeds },
 ];
 

@@ -6,20 +6,18 @@ use std::path::{Path, PathBuf};
 use pangea_client::ErrorKind;
 use pangea_compute::chat::calendar::CalendarTime;
 use pangea_compute::commit::Pace;
-use pangea_compute::model::ModelFile;
+use pangea_compute::model::{Manifest, ModelFile};
 use pangea_compute::{Cancel, Pool};
 
-use super::args::{
-    DataDirArgs, OutputArgs, ReceiptsCommand, ReceiptsListArgs, ReceiptsShowArgs, ReceiptsVerifyArgs,
-};
+use super::args::{DataDirArgs, OutputArgs, ReceiptsCommand, ReceiptsListArgs, ReceiptsShowArgs, ReceiptsVerifyArgs};
 use super::failure::{Exit, Failure};
 use super::progress::Progress;
 use super::session::note;
 use super::table::{Align, Table, facts, short_peer, shortened};
 use super::{print, print_json};
 use crate::config;
+use crate::models;
 use crate::trust::{OutputCheck, Receipt, ReceiptStore, StageCheck, Verification, store, verify};
-use crate::{compute_error, models};
 
 /// Characters of a model's name, so that the table fits into 80 columns.
 const MODEL_CHARS: usize = 20;
@@ -89,8 +87,12 @@ fn show(args: &ReceiptsShowArgs) -> Result<(), Failure> {
     for (index, segment) in receipt.segments.iter().enumerate() {
         text.push_str(&format!("\n  From token {} on", segment.chosen_from + 1));
         text.push_str(&segment.ended.as_ref().map_or(":\n".to_owned(), |why| format!(" ({why}):\n")));
-        let mut table =
-            Table::new([("layers", Align::Left), ("peer", Align::Left), ("signed", Align::Left), ("audit", Align::Left)]);
+        let mut table = Table::new([
+            ("layers", Align::Left),
+            ("peer", Align::Left),
+            ("signed", Align::Left),
+            ("audit", Align::Left),
+        ]);
         for (stage, of) in segment.stages.iter().enumerate() {
             let audits = receipt.audits.iter().filter(|audit| (audit.segment, audit.stage) == (index, stage));
             let audits: Vec<String> = audits
@@ -115,13 +117,13 @@ fn check(args: &ReceiptsVerifyArgs, output: OutputArgs) -> Result<(), Failure> {
     let path = model_of(&data_dir.join("models"), &receipt, args.model.as_deref())?;
     let file = ModelFile::open(&path)?;
     note(&output, format!("Computing {} tokens again with {}.", receipt.tokens().len(), path.display()));
+    let digest = Manifest::of(file.gguf(), threads)?.digest();
     let pool = Pool::new(threads)?;
     let mut progress = Progress::new(output.quiet);
     progress.phase("replaying", receipt.tokens().len() as u64);
     let cancel = Cancel::new();
-    let mut pace =
-        Pace { chunk_rows: CHUNK_ROWS, cancel: &cancel, between: &mut |rows| progress.done(rows as u64) };
-    let found = verify(&receipt, &file, digest_of(&file, threads)?, &pool, &mut pace)?;
+    let mut pace = Pace { chunk_rows: CHUNK_ROWS, cancel: &cancel, between: &mut |rows| progress.done(rows as u64) };
+    let found = verify(&receipt, &file, digest, &pool, &mut pace)?;
     drop(progress);
     if args.json.json {
         print_json(&found)?;
