@@ -147,7 +147,10 @@ fn the_bytes_of_a_chain_stay_as_they_are() {
     assert_eq!(bytes.len(), 5 + 3 * (Claim::BYTES + 2 * Signature::BYTES + 1));
     assert_eq!(&bytes[..5], b"pgc1\x03");
     // Ed25519 signatures of the same bytes by the same key are the same.
-    assert_eq!(blake3::hash(&bytes).to_hex().as_str(), "fe333951a652643b47732b815e7a6dd73614981eb74b864e5edc6afc83a79caa");
+    assert_eq!(
+        blake3::hash(&bytes).to_hex().as_str(),
+        "fe333951a652643b47732b815e7a6dd73614981eb74b864e5edc6afc83a79caa"
+    );
     assert_eq!(CommitChain::decode(&bytes).unwrap(), chain);
     assert_eq!(CommitChain::decode(&CommitChain::new().encode()).unwrap(), CommitChain::new());
 }
