@@ -367,11 +367,12 @@ fn a_replay_stops_when_told_to_and_refuses_what_cannot_be() {
     assert_eq!(passes, [0, 8, 16]);
 
     let cancel = Cancel::new();
-    let refused = |layers: &[Range<u32>], transcript: Transcript<'_>| {
-        let error = replay(&model, &pool, layers, transcript, &mut at_once(&cancel)).unwrap_err();
+    let refused = |layers: &[(u32, u32)], transcript: Transcript<'_>| {
+        let layers: Vec<Range<u32>> = layers.iter().map(|(start, end)| *start..*end).collect();
+        let error = replay(&model, &pool, &layers, transcript, &mut at_once(&cancel)).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::InvalidInput, "{error}");
     };
-    for layers in [&[0..2][..], &[0..1, 2..3], &[1..3], &[0..1, 1..4], &[]] {
+    for layers in [&[(0, 2)][..], &[(0, 1), (2, 3)], &[(1, 3)], &[(0, 1), (1, 4)], &[]] {
         refused(layers, transcript);
     }
     for wrong in [
@@ -383,7 +384,7 @@ fn a_replay_stops_when_told_to_and_refuses_what_cannot_be() {
         Transcript { chosen_from: 18, ..transcript },
         Transcript { tokens: &[VOCABULARY as u32; 40], ..transcript },
     ] {
-        refused(&[0..3], wrong);
+        refused(&[(0, 3)], wrong);
     }
     let last = Model::load(&file, Part::of_layers(file.config(), 1..3), &pool).unwrap();
     let row = [0.5; WIDTH];
