@@ -75,8 +75,8 @@ pub enum GridVerdict {
 
 /// The deviation that honest engines can have after `layers` layers, as a share of the row's RMS.
 ///
-/// Every product adds what rounding its input to 8 bits costs (0.68 % of its RMS), independently, to a stream whose RMS is at least that of what it adds; so after n
-/// products the error is at most √n of one. Both engines may round: √2 of that.
+/// Every product adds what rounding its input to 8 bits costs (0.68 % of its RMS), independently, to a stream whose RMS is
+/// at least that of what it adds; so after n products the error is at most √n of one. Both engines may round: √2 of that.
 pub fn deviation(layers: usize) -> f64 {
     PRODUCT_ERROR * (2.0 * PRODUCTS_PER_LAYER * layers.max(1) as f64).sqrt()
 }

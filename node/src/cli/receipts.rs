@@ -1,5 +1,5 @@
 //! `pangea receipts list`, `show` and `verify`: what is kept of answers, read from the disk, as tables or JSON. What holds of
-//! a receipt is [`crate::trust::verify`]'s to say; no node is asked.
+//! a receipt is [`crate::trust::verify()`]'s to say; no node is asked.
 
 use std::path::{Path, PathBuf};
 

@@ -1,5 +1,5 @@
 //! Which sessions are looked at again: a share of them, by chance that nobody can foresee when signing. It computes nothing
-//! again itself; that is [`pangea_compute::commit::replay`].
+//! again itself; that is [`replay`](mod@pangea_compute::commit::replay).
 
 use pangea_client::{Error, ErrorKind, Result};
 use rand::TryRng;

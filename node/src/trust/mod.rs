@@ -8,7 +8,7 @@
 //!
 //! * [`signature`]: a peer's signature, and the peer.
 //! * [`chain`]: the signed claims of one session, and what must hold between them; as bytes from peers.
-//! * [`receipt`](mod@receipt): what is kept of an answer, as JSON. [`rules`]: by which its tokens were chosen. [`hex`]:
+//! * [`receipt`](mod@receipt): what is kept of an answer, as JSON. [`rules`]: by which its tokens were chosen. `hex`:
 //!   bytes in it. [`store`]: the folder of receipts.
 //! * [`verify`](mod@verify): a receipt held against its signatures and its model's file.
 //! * [`audit`]: which sessions are looked at again.

@@ -1,5 +1,5 @@
 //! What is kept of an answer: everything that checking it offline takes, as one JSON document with stable names (fields are
-//! only added). Plain values; what they must be is [`verify`](super::verify)'s.
+//! only added). Plain values; what they must be is [`verify`](mod@super::verify)'s.
 //!
 //! ```json
 //! {
