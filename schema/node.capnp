@@ -13,6 +13,7 @@
 using Tensor = import "tensor.capnp";
 using Job = import "job.capnp";
 using Model = import "model.capnp";
+using Plan = import "plan.capnp";
 
 interface Node {
   hello @0 () -> (version :Text);
@@ -49,6 +50,53 @@ interface Node {
   # One of them, once it is loaded; one that is not on the node's disk is fetched first. An empty
   # name means the only one. NotFound for a model that is not served; Unavailable where it is not
   # ready in time, and where it cannot be had. A timeout of 0 is the node's own.
+
+  topology @10 () -> (topology :Topology);
+  # The pool as this node sees it: every node that is there, and the connections between them.
+
+  checkPeer @11 (peer :Text, timeoutMs :UInt64) -> (roundTripUs :Float64);
+  # One round trip to a connected peer (by peer id or name) and back, over the connection that is
+  # there; microseconds. DeadlineExceeded where it does not answer in time. A timeout of 0 is the
+  # node's own.
+
+  planModel @12 (model :Text) -> (plan :Plan.ModelPlan);
+  # Where the layers of a model would be placed on the pool as this node sees it, and where they are.
+  # An empty name means the only model that the pool serves. NotFound for one that nobody serves.
+}
+
+struct Topology {
+  nodes @0 :List(TopologyNode);
+  # The node that was asked first.
+  links @1 :List(TopologyLink);
+  # One each way for every connection.
+}
+
+struct TopologyNode {
+  peer @0 :Text;
+  name @1 :Text;
+  master @2 :Bool;
+  models @3 :List(Text);
+  # Names of those that it serves.
+  device @4 :Text;
+  # What it computes with.
+  memoryBytes @5 :UInt64;
+  # That it gives.
+  gflops @6 :Float64;
+  # Measured f32 speed.
+}
+
+struct TopologyLink {
+  from @0 :Text;
+  to @1 :Text;
+  # Peer ids.
+  rttMs @2 :Float64;
+  # Milliseconds; 0 while unknown.
+  bytesPerS @3 :Float64;
+  # In this direction; 0 while unknown.
+  transport @4 :Text;
+  # `tcp` or `quic`.
+  foundBy @5 :Text;
+  # How `from` found `to`: `mdns`, `manual`, `gossip`; `incoming` where it was found by it.
 }
 
 struct PeerStatus {
@@ -65,7 +113,7 @@ struct PeerStatus {
   transport @7 :Text;
   # `tcp` or `quic`.
   foundBy @8 :Text;
-  # `mdns`, `manual` or `incoming`.
+  # `mdns`, `manual`, `gossip` or `incoming`.
   rttMs @9 :Float64;
   # Milliseconds; 0 while unknown.
   bytesPerS @10 :Float64;

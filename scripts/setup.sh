@@ -9,6 +9,7 @@
 # menu: 4 Benchmark matrix products, and a language model if one is here | bench
 # menu: 5 Fuzz the parsers of bytes from outside, ten seconds each | fuzz 10
 # menu: 6 Test the kernels for 64-bit ARM under an emulator | aarch64
+# menu: 7 Soak: two nodes for half an hour keep connections, ports and memory flat | soak
 set -euo pipefail
 # shellcheck source=scripts/toolchain.sh
 . "$(dirname "${BASH_SOURCE[0]}")/toolchain.sh"
@@ -24,6 +25,7 @@ Usage: scripts/setup.sh [SUBCOMMAND]
   bench           measure matrix products, options go to 'pangea bench matmul'; without any, and where it is here,
                   a language model, too
   fuzz [SECONDS]  fuzz each parser of bytes from outside (60)
+  soak [MINUTES]  two nodes on this machine: connections, ports and memory must stay flat (30)
   aarch64         on x86-64 Linux: the kernels' tests and the pinned digests, built for 64-bit ARM, under qemu
   help            this text
 
@@ -80,6 +82,16 @@ fuzz() {
     "$(echo "$build"/*/release/"$target")" "$build/corpus/$target" -max_total_time="$seconds" -max_len=65536 \
       -artifact_prefix="$build/artifacts/$target-" -print_final_stats=1 </dev/null 2>&1 | tail -n 6
   done
+}
+
+# What it prints is the table of the test.
+soak() {
+  local minutes=${1:-30}
+  case "$minutes" in '' | *[!0-9]*) fail "soak takes a number of minutes, not '$minutes'"; exit 2 ;; esac
+  need_pangea
+  cd "$REPOSITORY"
+  PANGEA_SOAK_MINUTES=$minutes PANGEA_BIN="$PANGEA_BIN" cargo test --release --locked --workspace --test pool -- \
+    --ignored --exact --nocapture soak::connections_ports_and_memory_stay_flat
 }
 
 # The other processor's bits must be the same; an emulator computes them as the processor would, only slower.
@@ -303,7 +315,7 @@ menu() {
 
 case "${1:-}" in
   '') menu ;;
-  build | demo | bench | fuzz | aarch64) subcommand=$1; shift; "$subcommand" "$@" ;;
+  build | demo | bench | fuzz | soak | aarch64) subcommand=$1; shift; "$subcommand" "$@" ;;
   test) shift; [ $# -eq 0 ] || { fail "test takes no arguments"; exit 2; }; run_tests ;;
   help | -h | --help) usage ;;
   *) fail "there is no subcommand '$1'"; usage >&2; exit 2 ;;

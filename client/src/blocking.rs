@@ -9,9 +9,11 @@ use tokio::task::LocalSet;
 
 use crate::job::{MatmulOptions, Progress};
 use crate::model::{GenerationRequest, GenerationSummary, Model, ModelStatus, Piece};
+use crate::plan::ModelPlan;
 use crate::report::JobReport;
 use crate::status::{LinkProbe, NodeStatus, PeerStatus};
 use crate::tensor::{Tensor, TensorDestination, TensorSource};
+use crate::topology::Topology;
 use crate::{Error, ErrorKind, Job, Result};
 
 /// A connection to a node. Tensors and jobs that come from it are used through it.
@@ -101,6 +103,21 @@ impl Client {
     /// See [`crate::Client::status`].
     pub fn status(&self) -> Result<NodeStatus> {
         self.block_on(self.client.status())
+    }
+
+    /// See [`crate::Client::topology`].
+    pub fn topology(&self) -> Result<Topology> {
+        self.block_on(self.client.topology())
+    }
+
+    /// See [`crate::Client::plan_model`].
+    pub fn plan_model(&self, model: &str) -> Result<ModelPlan> {
+        self.block_on(self.client.plan_model(model))
+    }
+
+    /// See [`crate::Client::check_peer`].
+    pub fn check_peer(&self, peer: &str, timeout: Option<Duration>) -> Result<Duration> {
+        self.block_on(self.client.check_peer(peer, timeout))
     }
 
     /// See [`crate::Client::connect_peer`].

@@ -16,9 +16,11 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use crate::exception::from_exception;
 use crate::job::{Job, MatmulOptions};
 use crate::model::{self, Model, ModelStatus};
+use crate::plan::ModelPlan;
 use crate::status::{Counters, LinkProbe, NodeStatus, PeerStatus};
 use crate::tensor::{Tensor, TensorSource};
 use crate::text::string;
+use crate::topology::Topology;
 use crate::transport::{CHUNK_BYTES, network};
 use crate::{Error, ErrorKind, Result};
 
@@ -172,6 +174,40 @@ impl Client {
         let response = request.send().promise.await.map_err(error)?;
         let probe = response.get().and_then(|results| results.get_probe()).map_err(error)?;
         LinkProbe::from_wire(probe).map_err(error)
+    }
+
+    /// The pool as the node sees it.
+    pub async fn topology(&self) -> Result<Topology> {
+        let response = self.node.topology_request().send().promise.await.map_err(error)?;
+        let topology = response.get().and_then(|results| results.get_topology()).map_err(error)?;
+        Topology::from_wire(topology).map_err(error)
+    }
+
+    /// Where the layers of a model would be placed on the pool as the node sees it, and where they are. An empty name means the
+    /// only model that the pool serves.
+    ///
+    /// # Errors
+    /// `NotFound` for a model that no node of the pool serves; `InvalidInput` where the name is empty and there are several.
+    pub async fn plan_model(&self, model: &str) -> Result<ModelPlan> {
+        let mut request = self.node.plan_model_request();
+        request.get().set_model(model);
+        let response = request.send().promise.await.map_err(error)?;
+        let plan = response.get().and_then(|results| results.get_plan()).map_err(error)?;
+        ModelPlan::from_wire(plan).map_err(error)
+    }
+
+    /// Has the node ask a connected peer (by peer id or name) for a sign of life, over the connection that is there; the round
+    /// trip. With no `timeout` the node's own counts.
+    ///
+    /// # Errors
+    /// `NotFound` where no such peer is connected; `DeadlineExceeded` where it does not answer in time.
+    pub async fn check_peer(&self, peer: &str, timeout: Option<Duration>) -> Result<Duration> {
+        let mut request = self.node.check_peer_request();
+        request.get().set_peer(peer);
+        request.get().set_timeout_ms(timeout.map_or(0, milliseconds));
+        let response = request.send().promise.await.map_err(error)?;
+        let round_trip_us = response.get().map_err(error)?.get_round_trip_us();
+        Ok(Duration::try_from_secs_f64(round_trip_us / 1e6).unwrap_or_default())
     }
 
     /// The models that the node serves.

@@ -6,7 +6,8 @@
 //! * [`model`]: language models of a node, and their answers.
 //! * [`out_of_core`]: products larger than memory, block by block.
 //! * [`blocking`]: all of it for programs that are not asynchronous.
-//! * [`report`], [`status`]: what a node says of a finished job, of itself and of its peers.
+//! * [`plan`]: where the layers of a model would be, and are.
+//! * [`report`], [`status`], [`topology`]: what a node says of a finished job, of itself and its peers, of its pool.
 //! * [`error`]: the error kinds, the same on every surface; [`exception`]: how they travel.
 //! * [`transport`]: the connection's limits, the same at both ends.
 //!
@@ -20,10 +21,12 @@ pub mod exception;
 pub mod job;
 pub mod model;
 pub mod out_of_core;
+pub mod plan;
 pub mod report;
 pub mod status;
 pub mod tensor;
 mod text;
+pub mod topology;
 pub mod transport;
 
 pub use connection::{Client, DEFAULT_ADDRESS};
@@ -31,6 +34,8 @@ pub use dtype::DType;
 pub use error::{Error, ErrorKind, Result};
 pub use job::{Job, MatmulOptions, Place, Progress, VerifyPolicy};
 pub use model::{GenerationRequest, GenerationSummary, Model, ModelStatus, Piece, Prompt, Sampling};
+pub use plan::{ModelPlan, PlannedChain, PlannedStage};
 pub use report::{JobReport, Rejection, TaskCounts, Verification, WorkerShare};
 pub use status::{Counters, LinkProbe, NodeStatus, PeerStatus};
 pub use tensor::{Tensor, TensorBytes, TensorDestination, TensorInfo, TensorSource};
+pub use topology::{Topology, TopologyLink, TopologyNode};

@@ -25,7 +25,7 @@ pub struct PeerStatus {
     pub why: String,
     /// `tcp` or `quic`.
     pub transport: String,
-    /// `mdns`, `manual` or `incoming`.
+    /// `mdns`, `manual`, `gossip` or `incoming`.
     pub found_by: String,
     /// Round trip time in milliseconds; 0 while unknown.
     pub rtt_ms: f64,

@@ -14,6 +14,7 @@
 //! | [`product`] | `C = A·B`, whole or from operands packed once |
 //! | `kernel` | instruction sets, packing, micro-kernels, [`Linear`]: where `unsafe` lives |
 //! | [`check`] | is this product right? (DESIGN §6) |
+//! | [`commit`] | what a stage of a model answers for, and its replay (DESIGN §6) |
 //! | [`chat`] | chat templates: conversations to prompt text |
 //! | [`sample`], [`draft`] | logits to tokens, grammars, stop strings; guesses of what comes next |
 //! | [`npy`], [`mapped`], [`npy_writer`], [`csv`], [`json`] | file formats: pure parsers; mapped `.npy`; blockwise `.npy` writing; text |
@@ -28,6 +29,7 @@ compile_error!("tensors are kept in little-endian byte order: big-endian machine
 pub mod buffer;
 pub mod chat;
 pub mod check;
+pub mod commit;
 pub mod csv;
 pub mod draft;
 pub mod dtype;

@@ -1,7 +1,8 @@
-//! How fast is this machine at products? A short measurement for the cost model.
+//! How fast is this machine at products, and at the layers of language models? Short measurements for the cost models.
 //! It is the one place here that reads a clock, and it judges nothing.
 
-use crate::{Cancel, DType, Error, Pool, Tensor, matmul};
+use crate::gguf::GgmlType;
+use crate::{Cancel, DType, Error, Linear, Pool, Tensor, matmul};
 use std::time::{Duration, Instant};
 
 /// The side of the matrices measured: large enough to reach full speed, small enough for a few milliseconds.
@@ -28,4 +29,78 @@ pub fn gflops(dtype: DType, pool: &Pool, budget_ms: u64) -> Result<f64, Error> {
         }
     }
     Ok(2.0 * (SIDE as f64).powi(3) / best.as_secs_f64().max(1e-9) / 1e9)
+}
+
+/// What the layers of a model are measured with: a common type, 5 bits a weight.
+const LAYER_TYPE: GgmlType = GgmlType::Q4_1;
+
+/// `[rows, k]` of the matrix that is read for one token: 30 MiB packed, so that it comes from memory.
+const DECODED: (usize, usize) = (8192, 6144);
+
+/// `[rows, k]` of the matrix that meets a prompt: small, so that slow machines are done in time.
+const PROMPTED: (usize, usize) = (1024, 2048);
+
+/// Rows of that prompt.
+const PROMPT_ROWS: usize = 64;
+
+/// How fast a machine computes the layers of language models.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct LayerRates {
+    /// Decoding: bytes of packed weights per second.
+    pub weight_bytes_per_s: f64,
+    /// Reading a prompt: multiply-accumulates per second.
+    pub macs_per_s: f64,
+}
+
+/// How fast this pool computes layers: the best runs within about `budget_ms` milliseconds, half of them for each kind; two
+/// runs of each at least.
+///
+/// # Errors
+/// [`Error::OutOfMemory`].
+pub fn layers(pool: &Pool, budget_ms: u64) -> Result<LayerRates, Error> {
+    let budget = Duration::from_millis(budget_ms) / 2;
+    let (decoding, weight_bytes) = best_of(pool, DECODED, 1, budget)?;
+    let (prompt, _) = best_of(pool, PROMPTED, PROMPT_ROWS, budget)?;
+    let macs = (PROMPTED.0 * PROMPTED.1 * PROMPT_ROWS) as f64;
+    Ok(LayerRates { weight_bytes_per_s: weight_bytes as f64 / decoding, macs_per_s: macs / prompt })
+}
+
+/// Seconds of the fastest product of a matrix with `n` rows of activations, and the matrix's packed bytes.
+fn best_of(pool: &Pool, (rows, k): (usize, usize), n: usize, budget: Duration) -> Result<(f64, usize), Error> {
+    // Scale and offset are small numbers, the codes any bits.
+    let mut block = [0x5a_u8; 20];
+    block[..4].copy_from_slice(&[0, 0x14, 0, 0x94]);
+    assert_eq!(block.len(), LAYER_TYPE.block_bytes(), "a block of {LAYER_TYPE}");
+    let weights = block.repeat(rows * k / LAYER_TYPE.block_len());
+    let linear = Linear::new(pool, LAYER_TYPE, rows, k, &weights)?;
+    drop(weights);
+    let x: Vec<f32> = (0..n * k).map(|i| (i % 17) as f32 - 8.0).collect();
+    let mut out = vec![0.0; n * rows];
+    let start = Instant::now();
+    let mut best = Duration::MAX;
+    for run in 0.. {
+        let begin = Instant::now();
+        linear.apply(pool, &x, &mut out)?;
+        best = best.min(begin.elapsed());
+        if run > 0 && start.elapsed() >= budget {
+            break;
+        }
+    }
+    Ok((best.as_secs_f64().max(1e-9), linear.size_bytes()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn layers_have_a_speed_on_any_number_of_threads() {
+        for threads in [1, 2] {
+            let rates = layers(&Pool::new(threads).unwrap(), 10).unwrap();
+            // Any machine reads more than a megabyte and computes more than a million a second.
+            assert!(rates.weight_bytes_per_s > 1e6 && rates.weight_bytes_per_s.is_finite(), "{rates:?}");
+            assert!(rates.macs_per_s > 1e6 && rates.macs_per_s.is_finite(), "{rates:?}");
+            println!("{threads} threads: {rates:?}");
+        }
+    }
 }

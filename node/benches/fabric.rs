@@ -23,6 +23,11 @@ fn node(name: &str) -> (Runtime, String) {
         // Little enough that operands of earlier runs make room for new ones, as in a node that has been up for a while.
         max_memory: 1 << 30,
         data_dir: None,
+        works: true,
+        force_master: false,
+        state: None,
+        pipeline: None,
+        pinned: None,
         rpc: String::new(),
         fault: None,
     };

@@ -12,12 +12,16 @@ use serde::Serialize;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::api::http;
-use crate::api::rpc::{self, Limits, Service};
+use crate::api::rpc::{self, Limits, RunningNode, Service};
 use crate::config::NodeConfig;
 use crate::fabric::Fabric;
 use crate::net::{NetConfig, addresses, identity};
+use crate::pipeline::Pipeline;
+use crate::place;
 use crate::runtime::{Parts, Runtime};
 use crate::serve::{EngineSettings, Served};
+use crate::storage::State;
+use crate::trust::{Auditor, AuditorParts, ReceiptStore};
 
 /// How long running jobs may take to end once the node is told to stop; a second signal ends it at once.
 const GRACE: Duration = Duration::from_secs(10);
@@ -38,13 +42,19 @@ pub fn run(config: NodeConfig) -> Result<()> {
         identity::load_or_create(&config.data_dir.join("node.key"))
             .map_err(|error| Error::new(ErrorKind::InvalidInput, error.to_string()))?
     };
+    let state = if config.ephemeral { None } else { Some(State::open(&config.data_dir)?) };
     let listener = rpc::bind(&config.rpc_addr.to_string())?;
     let rpc_addr = listener.local_addr().map_err(internal)?.to_string();
     let api_listener = config.api.as_ref().map(|api| http::bind(api.address)).transpose()?;
     let api_addr = api_listener.as_ref().map(std::net::TcpListener::local_addr).transpose().map_err(internal)?;
     let sessions = EngineSettings::new(config.threads, config.max_memory / SESSION_SHARE);
-    let served = Served::start(&config.models, &config.data_dir.join("models"), sessions)?;
+    let receipts = ReceiptStore::new(&config.data_dir);
     let peer = keypair.public().to_peer_id();
+    let pipeline = Pipeline::new(keypair.clone());
+    if let Some(fault) = config.fault {
+        pipeline.set_fault(fault);
+    }
+    let served = Served::new(&config.models, &config.data_dir.join("models"))?;
     tracing::info!(event = "starting", %peer, "Starting node {peer}");
     let net = NetConfig {
         listen: config.listen,
@@ -54,19 +64,45 @@ pub fn run(config: NodeConfig) -> Result<()> {
         peers_file: config.peers_file,
         ..NetConfig::new(keypair)
     };
+    let folder = config.data_dir.clone();
     let runtime = Runtime::start(Parts {
         net: Some(net),
         name: config.name,
         threads: config.threads,
         max_memory: config.max_memory,
         data_dir: Some(config.data_dir),
+        works: config.works,
+        force_master: config.force_master,
+        state,
+        pipeline: Some((pipeline, sessions.limits())),
+        pinned: config.layers.clone(),
         rpc: rpc_addr.clone(),
         fault: config.fault,
     })?;
-    let service = Service::spawn(listener, runtime.fabric(), served.clone(), Limits::default())?;
+    let mut watching = None;
+    if let Some(loader) = runtime.loader() {
+        watching = Some(loader.view());
+        let auditor = Auditor::start(AuditorParts {
+            policy: config.audit,
+            store: receipts.clone(),
+            data_dir: folder,
+            blobs: loader.blobs().clone(),
+            pipeline: loader.pipeline().clone(),
+            fabric: runtime.fabric(),
+            threads: config.threads,
+        })?;
+        served.join(loader, auditor, sessions, config.split, config.layers)?;
+    }
+    let seen = served.clone();
+    if let Some(pool) = runtime.pool().filter(|_| config.works) {
+        place::measure_speed(pool, config.threads);
+    }
+    let behind = RunningNode { fabric: runtime.fabric(), pool: runtime.pool() };
+    let service = Service::spawn(listener, behind, served.clone(), Limits::default())?;
     let api = api_listener.map(|listener| {
         let key = config.api.and_then(|api| api.key);
-        http::serve(listener, http::Node { peer: peer.to_string(), fabric: runtime.fabric(), served, key })
+        let (fabric, pool) = (runtime.fabric(), runtime.pool());
+        http::serve(listener, http::Node { fabric, pool, served, receipts, key })
     });
     let api = api.transpose()?;
     let waiting = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(internal)?;
@@ -80,8 +116,15 @@ pub fn run(config: NodeConfig) -> Result<()> {
             rpc: rpc_addr,
             api: api_addr.map(|address| address.to_string()),
         };
+        let following = async {
+            match watching {
+                Some(view) => seen.follow(view).await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
             result = announce(runtime.fabric(), facts, &data_dir) => result?,
+            () = following => {}
             () = signals.next() => {}
         }
         tracing::info!(event = "stopping", "Stopping; what runs may take {} s to end", GRACE.as_secs());

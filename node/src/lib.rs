@@ -18,8 +18,12 @@
 //! | [`fabric`] | drives all of these for jobs: check, merge, retry |
 //! | [`serve`] | models: one engine each, continuous batching |
 //! | [`models`] | models on disk: names, where they come from |
+//! | [`blob`] | pieces of model files: kept, offered to peers, fetched by need |
 //! | [`pool`] | the nodes of a pool: adverts, the master, the graph of links |
 //! | [`place`] | which node computes which layers |
+//! | [`pipeline`] | one model over several nodes: sessions, stages |
+//! | [`trust`] | signed claims, receipts, what is looked at again |
+//! | [`storage`] | `state.redb`: what outlives the process |
 //! | [`config`] | flags, environment and file, resolved once |
 //! | [`runtime`], [`daemon`] | the threads these run on; `pangea node` from start to end |
 //! | [`cli`] | the commands of the binary |
@@ -27,6 +31,7 @@
 //! Never knows the kernels' insides.
 
 pub mod api;
+pub mod blob;
 pub mod cli;
 pub mod config;
 mod copying;
@@ -35,11 +40,14 @@ pub mod fabric;
 pub mod link;
 pub mod models;
 pub mod net;
+pub mod pipeline;
 pub mod place;
 pub mod pool;
 pub mod runtime;
 pub mod schedule;
 pub mod serve;
+pub mod storage;
+pub mod trust;
 pub mod wire;
 pub mod worker;
 

@@ -1,18 +1,27 @@
-//! Puts the rooms of a node together on their threads: the network thread (swarm, streams, fabric),
+//! Puts the rooms of a node together on their threads: the network thread (swarm, streams, fabric, pool),
 //! the executor and the checker. It starts and ends them and decides nothing.
 
+use std::ops::Range;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use pangea_client::{Error, ErrorKind, Result};
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::LocalSet;
 
+use crate::blob;
 use crate::fabric::{Driver, Fabric, Settings};
-use crate::net::{self, NetConfig, NetError, Network};
+use crate::net::{self, GossipConfig, NetConfig, NetError, NetEvent, Network};
+use crate::pipeline::links::{self, LinksDriver};
+use crate::pipeline::{ChainLimits, Loader, Pipeline};
+use crate::place;
+use crate::pool::memory::Memory;
+use crate::pool::{self, Pool, Standing};
+use crate::storage::State;
 use crate::worker::budget::Budget;
-use crate::worker::executor::Executor;
+use crate::worker::executor::{Executor, Speeds};
 use crate::worker::fault::Fault;
 
 /// Dropped tensors that are kept for the next take at most this part of a node's memory.
@@ -20,6 +29,9 @@ const KEPT_SHARE: u64 = 32;
 
 /// And at most this much: a band or a panel and a few tiles, within what a job may use beside its operands and result.
 const KEPT_BYTES: usize = 16 << 20;
+
+/// Network events on their way to one of those who follow them: each takes one in microseconds, the network holds more.
+const FANNED_OUT: usize = 64;
 
 /// What a node is made of.
 pub struct Parts {
@@ -33,6 +45,16 @@ pub struct Parts {
     pub max_memory: u64,
     /// Where evidence is kept.
     pub data_dir: Option<PathBuf>,
+    /// Whether it computes for others; a lite client does not.
+    pub works: bool,
+    /// Whether it is to be the master.
+    pub force_master: bool,
+    /// What outlives the process; none for an ephemeral node.
+    pub state: Option<State>,
+    /// The stages and sessions of this node, which get their links here, and what a chain of stages takes in.
+    pub pipeline: Option<(Pipeline, ChainLimits)>,
+    /// Layers that it is to have of models that others serve.
+    pub pinned: Option<Range<u32>>,
     /// Address of the Cap'n Proto service, for the status.
     pub rpc: String,
     /// How it lies or fails, for tests.
@@ -43,12 +65,14 @@ pub struct Parts {
 pub struct Runtime {
     fabric: Fabric,
     network: Option<Network>,
+    pool: Option<Pool>,
+    loader: Option<Loader>,
     thread: Option<JoinHandle<()>>,
     stop: Option<oneshot::Sender<()>>,
 }
 
 /// What the network thread hands back once it runs.
-type Started = std::result::Result<(Fabric, Option<Network>), Error>;
+type Started = std::result::Result<(Fabric, Option<Network>, Option<Pool>, Option<Loader>), Error>;
 
 impl Runtime {
     /// Starts the threads. When it returns, the libp2p ports are bound.
@@ -74,13 +98,23 @@ impl Runtime {
             })
             .map_err(|error| Error::new(ErrorKind::Internal, format!("cannot start the network thread: {error}")))?;
         let ended = || Error::new(ErrorKind::Internal, "the network thread ended while it started");
-        let (fabric, network) = started.recv().map_err(|_| ended())??;
-        Ok(Runtime { fabric, network, thread: Some(thread), stop: Some(stop) })
+        let (fabric, network, pool, loader) = started.recv().map_err(|_| ended())??;
+        Ok(Runtime { fabric, network, pool, loader, thread: Some(thread), stop: Some(stop) })
     }
 
     /// The fabric of this node.
     pub fn fabric(&self) -> Fabric {
         self.fabric.clone()
+    }
+
+    /// The pool that this node is in; none without a network.
+    pub fn pool(&self) -> Option<Pool> {
+        self.pool.clone()
+    }
+
+    /// The layers of models that this node holds; none without a network.
+    pub fn loader(&self) -> Option<Loader> {
+        self.loader.clone()
     }
 
     /// Takes no more work, lets what runs end within `grace`, says goodbye to every peer and ends the threads.
@@ -100,14 +134,30 @@ impl Runtime {
 async fn run(
     parts: Parts,
     executor: Executor,
-    speeds: crate::worker::executor::Speeds,
+    speeds: Speeds,
     started: std::sync::mpsc::SyncSender<Started>,
     stopped: oneshot::Receiver<()>,
 ) {
     match build(parts, executor, speeds) {
-        Ok((driver, inlets, fabric, network)) => {
-            let _ = started.send(Ok((fabric, network)));
+        Ok(Built { driver, inlets, fabric, pooled, staged, fan_out }) => {
+            let (network, pool, pooling) = match pooled {
+                Some((network, pool, driver)) => (Some(network), Some(pool), Some(driver)),
+                None => (None, None, None),
+            };
+            let loader = staged.as_ref().map(|staged| staged.loader.clone());
+            let _ = started.send(Ok((fabric, network, pool, loader)));
             drop(started);
+            if let Some(Staged { loader, links, placing, sessions }) = staged {
+                tokio::task::spawn_local(links.run());
+                tokio::task::spawn_local(placing.run());
+                tokio::task::spawn_local(loader.run(sessions));
+            }
+            if let Some(pooling) = pooling {
+                tokio::task::spawn_local(pooling.run());
+            }
+            if let Some(fan_out) = fan_out {
+                tokio::task::spawn_local(fan_out.run());
+            }
             tokio::select! {
                 () = driver.run(inlets) => {}
                 _ = stopped => {}
@@ -119,28 +169,120 @@ async fn run(
     }
 }
 
-type Built = (Driver, crate::fabric::driver::Inlets, Fabric, Option<Network>);
+/// What runs on the network thread, and the handles on it.
+struct Built {
+    driver: Driver,
+    inlets: crate::fabric::driver::Inlets,
+    fabric: Fabric,
+    pooled: Option<(Network, Pool, pool::Driver)>,
+    staged: Option<Staged>,
+    fan_out: Option<FanOut>,
+}
 
-fn build(parts: Parts, executor: Executor, speeds: crate::worker::executor::Speeds) -> Result<Built> {
+/// What computes layers of models together with other nodes.
+struct Staged {
+    loader: Loader,
+    links: LinksDriver,
+    placing: place::Driver,
+    sessions: place::Sessions,
+}
+
+/// Hands what happens on the network to all who follow it.
+struct FanOut {
+    events: mpsc::Receiver<NetEvent>,
+    fabric: mpsc::Sender<NetEvent>,
+    pool: mpsc::Sender<NetEvent>,
+    links: Option<mpsc::Sender<NetEvent>>,
+}
+
+impl FanOut {
+    async fn run(mut self) {
+        while let Some(event) = self.events.recv().await {
+            if !matches!(event, NetEvent::Gossip(_)) {
+                // Either one is gone only when the node ends.
+                let _ = self.fabric.send(event.clone()).await;
+            }
+            if let (Some(links), NetEvent::PeerUp { .. } | NetEvent::PeerDown { .. }) = (&self.links, &event) {
+                let _ = links.send(event.clone()).await;
+            }
+            let _ = self.pool.send(event).await;
+        }
+    }
+}
+
+fn build(parts: Parts, executor: Executor, speeds: Speeds) -> Result<Built> {
     let pool_key = parts.net.as_ref().is_some_and(|net| net.pool_key.is_some());
     let peer = match &parts.net {
         Some(net) => net.identity.public().to_peer_id(),
         None => net::identity::ephemeral().public().to_peer_id(),
     };
-    let network = parts.net.map(net::start).transpose().map_err(|error| net_start_error(&error))?;
+    let memory = Memory::new(parts.state);
+    let remembered = memory.term()?;
+    let own = Standing {
+        peer,
+        incarnation: memory.next_incarnation()?,
+        sequence: 0,
+        name: parts.name.clone(),
+        term: None,
+        counter: 0,
+        force_master: parts.force_master,
+        uptime: Duration::ZERO,
+        works: parts.works,
+        numerics: pangea_compute::model::NUMERICS,
+        addresses: Vec::new(),
+        device: format!("cpu/{}", executor.isa()),
+        threads: u16::try_from(parts.threads).unwrap_or(u16::MAX),
+        memory_bytes: parts.max_memory,
+        f32_flops_per_s: speeds.f32_flops_per_s,
+        speed: None,
+        links: Vec::new(),
+        models: Vec::new(),
+        stages: Vec::new(),
+        placements: Vec::new(),
+    };
+    let gossip = GossipConfig { topic: pool::codec::TOPIC, max_bytes: pool::codec::MAX_STANDING_BYTES };
+    let network = parts
+        .net
+        .map(|config| net::start(NetConfig { gossip: Some(gossip), ..config }))
+        .transpose()
+        .map_err(|error| net_start_error(&error))?;
+    let folder = parts.data_dir.clone();
     let settings = Settings {
         peer,
         name: parts.name,
         threads: parts.threads,
         budget: Budget::new(parts.max_memory),
-        works: true,
+        works: parts.works,
         data_dir: parts.data_dir,
         pool_key,
         speeds,
     };
-    let handle = network.as_ref().map(|(network, _)| network.clone());
-    let (driver, inlets, fabric) = Driver::new(settings, executor, network, parts.rpc)?;
-    Ok((driver, inlets, fabric, handle))
+    let Some((network, events)) = network else {
+        let (driver, inlets, fabric) = Driver::new(settings, executor, None, parts.rpc)?;
+        return Ok(Built { driver, inlets, fabric, pooled: None, staged: None, fan_out: None });
+    };
+    let (fabric_sender, fabric_events) = mpsc::channel(FANNED_OUT);
+    let (pool_sender, pool_events) = mpsc::channel(FANNED_OUT);
+    let (links_sender, links_events) = mpsc::channel(FANNED_OUT);
+    let links = parts.pipeline.is_some().then_some(links_sender);
+    let fan_out = FanOut { events, fabric: fabric_sender, pool: pool_sender, links };
+    let (driver, inlets, fabric) = Driver::new(settings, executor, Some((network.clone(), fabric_events)), parts.rpc)?;
+    let settings = pool::Settings { own, memory, remembered, link_speeds: fabric.link_speeds() };
+    let (pooling, pool) = pool::Driver::new(settings, network.clone(), pool_events);
+    let staged = match (parts.pipeline, folder) {
+        (Some((pipeline, limits)), Some(folder)) => {
+            let blobs = blob::start(&folder.join("blobs"), parts.threads, Some(&network))?;
+            let (links, driver) = links::links(network.clone(), links_events, Arc::new(pipeline.clone()));
+            pipeline.attach(links);
+            let loader = Loader::new(pipeline.clone(), blobs, pool.clone(), parts.threads, limits);
+            let hurried = loader.clone();
+            pipeline.on_unknown(move || hurried.hurry());
+            let (placing, sessions) = place::Driver::new(pool.clone(), Arc::new(loader.clone()), parts.pinned);
+            Some(Staged { loader, links: driver, placing, sessions })
+        }
+        _ => None,
+    };
+    Ok(Built { driver, inlets, fabric, pooled: Some((network, pool, pooling)), staged, fan_out: Some(fan_out) })
 }
 
 fn net_start_error(error: &NetError) -> Error {

@@ -27,6 +27,11 @@ fn node(name: &str, threads: usize, fault: Option<Fault>) -> Node {
         threads,
         max_memory: 1 << 30,
         data_dir: None,
+        works: true,
+        force_master: false,
+        state: None,
+        pipeline: None,
+        pinned: None,
         rpc: String::new(),
         fault,
     };

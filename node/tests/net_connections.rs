@@ -82,7 +82,7 @@ impl Node {
 
     async fn down(&mut self) -> (PeerId, String) {
         self.next(|event| match event {
-            NetEvent::PeerDown { peer, why } => Some((*peer, why.clone())),
+            NetEvent::PeerDown { peer, why, .. } => Some((*peer, why.clone())),
             _ => None,
         })
         .await

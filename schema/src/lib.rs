@@ -5,6 +5,10 @@
 //! * [`model_capnp`]: language models: requests, answers as they come.
 //! * [`node_capnp`]: the service a node offers to programs, and how errors travel.
 //! * [`task_capnp`]: what nodes say to each other about tasks.
+//! * [`session_capnp`]: what the stages of a model say to each other.
+//! * [`blob_capnp`]: what nodes say to each other about pieces of model files.
+//! * [`plan_capnp`]: where the layers of a model would be, and are.
+//! * [`pool_capnp`]: what a node says of itself to its pool.
 //!
 //! The Rust under `generated/` is committed, so that building needs no Cap'n Proto compiler;
 //! a test compares it with the schemas, and `PANGEA_REGENERATE=1 cargo test -p pangea-schema`
@@ -39,3 +43,27 @@ pub mod node_capnp;
 #[rustfmt::skip]
 #[path = "generated/task_capnp.rs"]
 pub mod task_capnp;
+
+/// Generated from `session.capnp`.
+#[allow(missing_docs, unreachable_pub, clippy::all, clippy::unwrap_used, clippy::unimplemented)]
+#[rustfmt::skip]
+#[path = "generated/session_capnp.rs"]
+pub mod session_capnp;
+
+/// Generated from `blob.capnp`.
+#[allow(missing_docs, unreachable_pub, clippy::all, clippy::unwrap_used, clippy::unimplemented)]
+#[rustfmt::skip]
+#[path = "generated/blob_capnp.rs"]
+pub mod blob_capnp;
+
+/// Generated from `plan.capnp`.
+#[allow(missing_docs, unreachable_pub, clippy::all, clippy::unwrap_used, clippy::unimplemented)]
+#[rustfmt::skip]
+#[path = "generated/plan_capnp.rs"]
+pub mod plan_capnp;
+
+/// Generated from `pool.capnp`.
+#[allow(missing_docs, unreachable_pub, clippy::all, clippy::unwrap_used, clippy::unimplemented)]
+#[rustfmt::skip]
+#[path = "generated/pool_capnp.rs"]
+pub mod pool_capnp;

@@ -1,6 +1,7 @@
 //! Real `pangea` processes: each node with free ports and a folder of its own, their logs kept where a test fails.
 //! It drives them as people and programs do: flags, files, signals, the service, log lines.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::rc::Rc;
@@ -12,6 +13,7 @@ use rustix::process::Signal;
 
 use crate::namespaces::Namespace;
 use crate::process::{PATIENCE, Process, eventually};
+use crate::sockets::{Connection, connections};
 
 /// The binary under test, where it is not beside the test's own.
 pub const BINARY: &str = "PANGEA_BIN";
@@ -68,6 +70,23 @@ impl Cluster {
     fn with(turn: Turn) -> Cluster {
         let path = tempfile::Builder::new().prefix("pangea-test-").tempdir().unwrap().keep();
         Cluster { folder: Rc::new(Folder { path }), _turn: turn }
+    }
+
+    /// An accepting node and `others`, all named to the first at their start and connected when this returns.
+    pub fn pool(&self, names: &[&str]) -> Vec<Node> {
+        let mut nodes: Vec<Node> = Vec::new();
+        for name in names {
+            let builder = self.node(name);
+            let node = match nodes.first() {
+                Some(first) => builder.with("--peer", &first.address).start(),
+                None => builder.start(),
+            };
+            if let Some(first) = nodes.first() {
+                node.process.line(&format!("Connected to peer {}", first.peer));
+            }
+            nodes.push(node);
+        }
+        nodes
     }
 
     /// A folder for this test's files.
@@ -347,6 +366,12 @@ impl Node {
             let status = client.status().unwrap();
             status.jobs_running == 0 && status.memory_used_bytes == 0
         });
+    }
+
+    /// Its connections to peers.
+    pub fn connections(&self) -> BTreeSet<Connection> {
+        let service = |address: &str| address.rsplit(':').next().unwrap().parse().unwrap();
+        connections(self.process.pid(), &[service(&self.rpc), service(&self.api)])
     }
 
     /// Its port for peers.

@@ -6,6 +6,7 @@
 //! * [`matrix`]: products asked of a node, and what they must be.
 //! * [`forwarder`]: a TCP link that is slow or breaks. [`namespaces`]: hosts of their own on one machine.
 //! * [`http`]: requests and answers as bytes. [`test_model`]: the models that tests use.
+//! * [`sockets`]: which connections a process has.
 //! * [`stranger`]: a peer that says what it likes. [`skip`]: tests that cannot run here.
 //! * [`tiny_model`]: a model file of some hundred kilobytes.
 //!   [`file_host`]: a host of one file over HTTP.
@@ -25,6 +26,7 @@ pub mod parsers;
 pub mod process;
 pub mod simulation;
 pub mod skip;
+pub mod sockets;
 pub mod stranger;
 pub mod test_model;
 pub mod tiny_model;

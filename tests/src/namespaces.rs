@@ -48,6 +48,14 @@ impl Namespaces {
         &self.hosts
     }
 
+    /// These hosts reach the others, and not each other.
+    pub fn isolate(&self, hosts: &[usize]) {
+        for host in hosts {
+            let port = format!("port{}", host + 1);
+            ip(&["-n", &self.switch, "link", "set", &port, "type", "bridge_slave", "isolated", "on"]).unwrap();
+        }
+    }
+
     /// Pulls a host's plug, or puts it back.
     pub fn set_plugged(&self, host: usize, plugged: bool) {
         let state = if plugged { "up" } else { "down" };

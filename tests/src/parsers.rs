@@ -3,18 +3,29 @@
 //! seeds and mutations. A body panics where something does not hold, and never opens or sends anything.
 
 mod model_file;
+mod session;
+mod trust;
 
-pub use model_file::{gguf, tokenizer};
+pub use model_file::{gguf, manifest, tokenizer};
+pub use session::session_frame;
+pub use trust::{commit_chain, receipt};
 
 use std::time::Duration;
 
+use libp2p::PeerId;
+use libp2p::multihash::Multihash;
 use pangea_client::ErrorKind;
 use pangea_compute::chat::calendar::CalendarTime;
 use pangea_compute::chat::{self, ChatTemplate, Conversation};
 use pangea_compute::{DType, Digest, NpyHeader, Tensor, csv as csv_text, json as json_text};
+use pangea_node::blob::BlobMessage;
 use pangea_node::net::admission::{Frame, Refusal};
 use pangea_node::net::{PoolKey, peers_file as peers};
-use pangea_node::wire::{Advert, FrameHead, Message, Operation, PREFIX_BYTES, Shape, Task};
+use pangea_node::place::{PlacedStage, Placement};
+use pangea_node::pool::{
+    LayerSpeed, LinkStanding, ModelSize, ModelStanding, StageStanding, StageState, Standing, Term, codec,
+};
+use pangea_node::wire::{Advert, FrameHead, Header, Message, Operation, PREFIX_BYTES, Shape, Task};
 
 /// One parser.
 #[derive(Clone, Copy)]
@@ -28,8 +39,12 @@ pub struct Target {
 }
 
 /// All of them.
-pub const TARGETS: [Target; 10] = [
+pub const TARGETS: [Target; 16] = [
+    Target { name: "standing", body: standing, seeds: standing_seeds },
     Target { name: "task_frame", body: task_frame, seeds: task_frame_seeds },
+    Target { name: "session_frame", body: session_frame, seeds: session::seeds },
+    Target { name: "blob_frame", body: blob_frame, seeds: blob_frame_seeds },
+    Target { name: "manifest", body: manifest, seeds: model_file::manifest_seeds },
     Target { name: "admission_frame", body: admission_frame, seeds: admission_frame_seeds },
     Target { name: "npy_header", body: npy_header, seeds: npy_header_seeds },
     Target { name: "csv", body: csv, seeds: csv_seeds },
@@ -38,26 +53,50 @@ pub const TARGETS: [Target; 10] = [
     Target { name: "chat_template", body: chat_template, seeds: chat_template_seeds },
     Target { name: "pool_key", body: pool_key, seeds: pool_key_seeds },
     Target { name: "gguf", body: gguf, seeds: model_file::gguf_seeds },
+    Target { name: "commit_chain", body: commit_chain, seeds: trust::commit_chain_seeds },
+    Target { name: "receipt", body: receipt, seeds: trust::receipt_seeds },
     Target { name: "tokenizer", body: tokenizer, seeds: model_file::tokenizer_seeds },
 ];
 
-/// A frame of `/pangea/task/1`: what is decoded is encoded again to the same message, however odd the bytes were.
+/// A frame of `/pangea/task/1`.
 pub fn task_frame(bytes: &[u8]) {
+    frame::<Message>(bytes);
+}
+
+/// A frame of `/pangea/blob/1`.
+pub fn blob_frame(bytes: &[u8]) {
+    frame::<BlobMessage>(bytes);
+}
+
+/// A frame of any protocol: what is decoded is encoded again to the same message, however odd the bytes were.
+fn frame<M: Header>(bytes: &[u8]) {
     let Some((prefix, rest)) = bytes.split_first_chunk::<PREFIX_BYTES>() else { return };
-    let Ok(head) = FrameHead::parse(*prefix) else { return };
+    let Ok(head) = FrameHead::parse(*prefix, M::LIMITS) else { return };
     assert_eq!(head.to_bytes(), *prefix, "a prefix has one form");
     let Some(header) = rest.get(..head.header_len()) else { return };
-    let Ok(message) = Message::decode(header, head.payload_len()) else { return };
+    let Ok(message) = M::decode(header, head.payload_len()) else { return };
     let once = encoded(&message, head.payload_len());
-    let again = Message::decode(&once[PREFIX_BYTES..], head.payload_len()).expect("what was encoded is decoded");
+    let again = M::decode(&once[PREFIX_BYTES..], head.payload_len()).expect("what was encoded is decoded");
     // Bytes, not values: a speed that is no number does not equal itself.
     assert_eq!(encoded(&again, head.payload_len()), once);
 }
 
-fn encoded(message: &Message, payload_len: usize) -> Vec<u8> {
+fn encoded<M: Header>(message: &M, payload_len: usize) -> Vec<u8> {
     let mut bytes = Vec::new();
     message.encode(payload_len, &mut bytes).expect("what was decoded can be encoded");
     bytes
+}
+
+fn blob_frame_seeds() -> Vec<Vec<u8>> {
+    let model = Digest::from_bytes([5; 32]);
+    let messages = [
+        (BlobMessage::Manifest(model), 0),
+        (BlobMessage::Have(model), 0),
+        (BlobMessage::Part { model, piece: 3, part: 1 }, 0),
+        (BlobMessage::Chunk { total: 4096, offset: 1024 }, 512),
+        (BlobMessage::Refusal { kind: ErrorKind::NotFound, message: "not here".to_owned() }, 0),
+    ];
+    messages.iter().map(|(message, payload_len)| encoded(message, *payload_len)).collect()
 }
 
 fn task_frame_seeds() -> Vec<Vec<u8>> {
@@ -99,6 +138,82 @@ fn task_frame_seeds() -> Vec<Vec<u8>> {
         (Message::Started(7), 0),
     ];
     messages.iter().map(|(message, payload_len)| encoded(message, *payload_len)).collect()
+}
+
+/// What a node says of itself to its pool: what is decoded is encoded again to the same, however odd the bytes were.
+pub fn standing(bytes: &[u8]) {
+    let Ok(standing) = codec::decode(bytes) else { return };
+    let once = codec::encode(&standing).expect("what was decoded can be encoded");
+    let again = codec::decode(&once).expect("what was encoded is decoded");
+    assert_eq!(again, standing);
+}
+
+fn standing_seeds() -> Vec<Vec<u8>> {
+    let peer = |byte: u8| {
+        let key = [&[8, 1, 0x12, 32][..], &[byte; 32]].concat();
+        PeerId::from_multihash(Multihash::wrap(0, &key).expect("a short key")).expect("a peer id")
+    };
+    let term = Term { counter: 3, master: peer(1) };
+    let model = Digest::from_bytes([7; 32]);
+    let stage = |state| StageStanding { model, layers: 0..4, epoch: 2, state, session_bytes: 1 << 20 };
+    let new = Standing {
+        peer: peer(1),
+        incarnation: 1_700_000_000_000,
+        sequence: 1,
+        name: "blue".to_owned(),
+        term: None,
+        counter: 0,
+        force_master: false,
+        uptime: Duration::from_secs(5),
+        works: true,
+        numerics: 1,
+        addresses: vec!["/ip4/10.0.0.1/tcp/7777".parse().expect("an address")],
+        device: "cpu".to_owned(),
+        threads: 2,
+        memory_bytes: 1 << 30,
+        f32_flops_per_s: 1e11,
+        speed: None,
+        links: Vec::new(),
+        models: Vec::new(),
+        stages: Vec::new(),
+        placements: Vec::new(),
+    };
+    let full = Standing {
+        term: Some(term),
+        counter: 4,
+        speed: Some(LayerSpeed { weight_bytes_per_s: 1e10, macs_per_s: 1e11 }),
+        links: vec![LinkStanding {
+            to: peer(2),
+            rtt: Duration::from_micros(100),
+            bytes_per_s: 1e9,
+            transport: "tcp".to_owned(),
+            found_by: "mdns".to_owned(),
+        }],
+        models: vec![ModelStanding {
+            digest: model,
+            name: "m".to_owned(),
+            served: true,
+            whole: false,
+            split: false,
+            pinned: Some(0..4),
+            size: ModelSize { layers: 4, ..ModelSize::default() },
+        }],
+        stages: vec![
+            stage(StageState::Fetching { done: 1, total: 2 }),
+            stage(StageState::Loading),
+            stage(StageState::Ready),
+            stage(StageState::Failed("why".to_owned())),
+        ],
+        placements: vec![Placement {
+            model,
+            name: "m".to_owned(),
+            epoch: 2,
+            term,
+            stages: vec![PlacedStage { peer: peer(1), layers: 0..4 }],
+        }],
+        ..new.clone()
+    };
+    [new, full].iter().map(|standing| codec::encode(standing).expect("a small standing")).collect()
 }
 
 /// A frame of `/pangea/admission/1`: every frame has exactly one form.

@@ -5,7 +5,7 @@ use futures::{AsyncReadExt, AsyncWriteExt};
 use libp2p::{PeerId, StreamProtocol};
 use pangea_node::link::framed::FrameReader;
 use pangea_node::net::{NetConfig, Network, identity};
-use pangea_node::wire::{Advert, Message, PROTOCOL, VERSION};
+use pangea_node::wire::{Advert, Header, Message, PROTOCOL, VERSION};
 use tokio::runtime::Runtime;
 
 use crate::process::PATIENCE;

@@ -301,6 +301,7 @@ fn a_node_that_was_named_and_is_not_there_is_exit_code_3() {
     let folder = tempfile::tempdir().unwrap();
     for arguments in [
         &["peers", "--json"][..],
+        &["topology", "--json"],
         &["status"],
         &["matmul", "--size", "4", "--generate"],
         &["bench", "matmul", "--size", "4"],
@@ -392,6 +393,7 @@ fn help_is_complete_and_fits_80_columns() {
         &["matmul", "--help"],
         &["chat", "--help"],
         &["peers", "--help"],
+        &["topology", "--help"],
         &["status", "--help"],
         &["bench", "matmul", "--help"],
         &["bench", "net", "--help"],
@@ -400,6 +402,10 @@ fn help_is_complete_and_fits_80_columns() {
         &["models", "list", "--help"],
         &["models", "pull", "--help"],
         &["models", "rm", "--help"],
+        &["receipts", "--help"],
+        &["receipts", "list", "--help"],
+        &["receipts", "show", "--help"],
+        &["receipts", "verify", "--help"],
         &["perplexity", "--help"],
         &["completions", "--help"],
     ] {

@@ -57,7 +57,7 @@ impl CalendarTime {
 
     /// As `strftime` with this format in the C locale; a `-` after the percent sign leaves padding out. Errors: the
     /// first directive that is not known.
-    pub(super) fn format(self, format: &str) -> Result<String, String> {
+    pub fn format(self, format: &str) -> Result<String, String> {
         let mut text = String::with_capacity(format.len() + 16);
         let mut chars = format.chars();
         while let Some(c) = chars.next() {

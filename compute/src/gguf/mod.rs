@@ -182,6 +182,16 @@ impl Gguf {
         })
     }
 
+    /// The whole file.
+    pub fn as_bytes(&self) -> &[u8] {
+        self.source.bytes()
+    }
+
+    /// Where in the file a tensor of it is.
+    pub fn range_of(&self, tensor: &TensorView<'_>) -> std::ops::Range<u64> {
+        self.table.find(tensor.name).map_or(0..0, |entry| entry.bytes.start as u64..entry.bytes.end as u64)
+    }
+
     /// The size of the whole file.
     pub fn size_bytes(&self) -> u64 {
         self.source.bytes().len() as u64

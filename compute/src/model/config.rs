@@ -168,6 +168,11 @@ impl ModelConfig {
         })
     }
 
+    /// Bytes of keys and values of one position in one layer of a [`Cache`](super::Cache).
+    pub fn position_bytes(&self) -> u64 {
+        2 * (self.kv_width() * size_of::<half::f16>()) as u64
+    }
+
     /// Length of all query heads together.
     pub(crate) fn query_width(&self) -> usize {
         self.heads * self.head_width

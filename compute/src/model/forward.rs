@@ -68,6 +68,11 @@ impl Output {
     pub fn activations(&self) -> &[f32] {
         &self.activations
     }
+
+    /// The same, to be sent on without a copy.
+    pub fn into_activations(self) -> Vec<f32> {
+        self.activations
+    }
 }
 
 /// What an observer of a forward pass is shown.

@@ -6,6 +6,7 @@
 //! |---|---|
 //! | [`config`] | architectures, and what a file says of its model |
 //! | [`file`](mod@file) | an opened model file |
+//! | [`manifest`] | the pieces of a model file and their hashes |
 //! | `weights` | a range of layers, packed for the kernels |
 //! | [`cache`] | keys and values of a session, in pages within a budget |
 //! | `frequencies` | rotary frequencies and their scaling |
@@ -22,6 +23,7 @@ pub mod digest;
 pub mod file;
 pub mod forward;
 mod frequencies;
+pub mod manifest;
 pub mod perplexity;
 mod weights;
 
@@ -30,6 +32,7 @@ pub use config::{Architecture, ModelConfig};
 pub use digest::Recorder;
 pub use file::ModelFile;
 pub use forward::{Input, Logits, Observed, Output, Step};
+pub use manifest::{Manifest, Piece, Wanted};
 pub use perplexity::Perplexity;
 pub use weights::{Model, Part};
 

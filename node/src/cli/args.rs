@@ -49,12 +49,17 @@ pub enum Command {
     #[command(after_help = CHAT_EXAMPLES)]
     Chat(Box<ChatArgs>),
     /// List the peers of a node
-    Peers(QueryArgs),
+    Peers(PeersArgs),
+    /// Show the pool: its nodes, the master, and the connections between them
+    Topology(QueryArgs),
     /// Show a node: who it is, what it holds and did
     Status(QueryArgs),
-    /// Models on this machine's disk
+    /// Models on this machine's disk, and where the pool places them
     #[command(subcommand)]
     Models(ModelsCommand),
+    /// What is kept of answers, and checking it
+    #[command(subcommand)]
+    Receipts(ReceiptsCommand),
     /// Measure products, links and models
     #[command(subcommand)]
     Bench(BenchCommand),
@@ -75,6 +80,8 @@ Examples:
   pangea node --pool-key ~/pool.key --max-memory 4GiB
   pangea node --peer /ip4/192.168.1.20/tcp/7777
   pangea node --listen /ip4/0.0.0.0/tcp/0 --rpc-addr 127.0.0.1:0 --ephemeral
+  pangea node --model smollm2 --split      the other nodes: pangea node
+  pangea node --model smollm2 --layers 0-14
 
 Make a pool key with: openssl rand -hex 32 > pool.key
 Flags win over the environment (PANGEA_HOME, PANGEA_THREADS, …), the
@@ -111,6 +118,24 @@ Examples:
   pangea models pull smollm2
   pangea models pull hf:Qwen/Qwen3-0.6B-GGUF/Qwen3-0.6B-Q8_0.gguf
   pangea models pull https://example.org/model.gguf";
+
+const VERIFY_EXAMPLES: &str = "\
+Every signature is checked, the answer is computed again from the model's file,
+and what each stage signed is compared with that. No node is asked.
+
+Examples:
+  pangea receipts verify 3f9a01c27b6e
+  pangea receipts verify receipt.json --model SmolLM2-135M-Instruct.Q4_1.gguf
+
+Exit codes: 0 all of it holds, 4 something does not";
+const PLAN_EXAMPLES: &str = "\
+Tokens per second are foretold from each node's measured speed and its links.
+Layers are shown as --layers takes them: the first and the last, from 0. With
+--json their ranges are [first, end).
+
+Examples:
+  pangea models plan
+  pangea models plan SmolLM2-135M-Instruct.Q4_1.gguf --rpc mac2.local:8080";
 
 const BENCH_LLM_EXAMPLES: &str = "\
 The tests are llama-bench's: ppN reads a prompt of N random tokens, tgN
@@ -163,7 +188,23 @@ pub struct RpcArgs {
     pub rpc: Option<String>,
 }
 
-/// `peers` and `status`.
+/// `peers`.
+#[derive(Args, Clone, Debug)]
+pub struct PeersArgs {
+    /// Which node, and the form of the result.
+    #[command(flatten)]
+    pub query: QueryArgs,
+
+    /// Ask every connected peer for a sign of life, over the connection that is there
+    #[arg(long)]
+    pub check: bool,
+
+    /// How long each peer may take to answer
+    #[arg(long, value_name = "SECONDS", default_value_t = 5.0, requires = "check")]
+    pub timeout: f64,
+}
+
+/// `status` and `topology`.
 #[derive(Args, Clone, Debug)]
 pub struct QueryArgs {
     /// Which node.
@@ -452,6 +493,9 @@ pub enum ModelsCommand {
     Pull(ModelArgs),
     /// Remove a model from this machine's disk
     Rm(ModelArgs),
+    /// Show where a running node's pool would place a model, and why
+    #[command(after_help = PLAN_EXAMPLES)]
+    Plan(ModelsPlanArgs),
 }
 
 /// `models list`.
@@ -460,6 +504,20 @@ pub struct ModelsListArgs {
     /// Where models are.
     #[command(flatten)]
     pub store: StoreArgs,
+    /// Form of the result.
+    #[command(flatten)]
+    pub json: JsonArgs,
+}
+
+/// `models plan`.
+#[derive(Args, Clone, Debug)]
+pub struct ModelsPlanArgs {
+    /// The model, as requests name it [default: the only one that the pool serves]
+    #[arg(value_name = "MODEL")]
+    pub model: Option<String>,
+    /// Which node.
+    #[command(flatten)]
+    pub rpc: RpcArgs,
     /// Form of the result.
     #[command(flatten)]
     pub json: JsonArgs,
@@ -483,6 +541,74 @@ pub struct ModelArgs {
 #[derive(Args, Clone, Debug, Default)]
 pub struct StoreArgs {
     /// Models are in the folder `models` of this one [default: ~/.pangea]
+    #[arg(long, value_name = "DIR", env = "PANGEA_HOME", hide_env_values = true)]
+    pub data_dir: Option<PathBuf>,
+}
+
+/// `receipts`.
+#[derive(Subcommand, Debug)]
+pub enum ReceiptsCommand {
+    /// List the receipts of this machine's answers, latest first
+    List(ReceiptsListArgs),
+    /// Show a receipt: who computed what, and who looked at it again
+    Show(ReceiptsShowArgs),
+    /// Check a receipt without any node: signatures, every stage, every token
+    #[command(after_help = VERIFY_EXAMPLES)]
+    Verify(ReceiptsVerifyArgs),
+}
+
+/// `receipts list`.
+#[derive(Args, Clone, Debug)]
+pub struct ReceiptsListArgs {
+    /// How many
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 20)]
+    pub limit: usize,
+    /// Where receipts are.
+    #[command(flatten)]
+    pub folder: DataDirArgs,
+    /// Form of the result.
+    #[command(flatten)]
+    pub json: JsonArgs,
+}
+
+/// `receipts show`.
+#[derive(Args, Clone, Debug)]
+pub struct ReceiptsShowArgs {
+    /// A receipt's id, or its beginning
+    #[arg(value_name = "ID")]
+    pub id: String,
+    /// Where receipts are.
+    #[command(flatten)]
+    pub folder: DataDirArgs,
+    /// Form of the result.
+    #[command(flatten)]
+    pub json: JsonArgs,
+}
+
+/// `receipts verify`.
+#[derive(Args, Clone, Debug)]
+pub struct ReceiptsVerifyArgs {
+    /// A receipt's id, or its beginning, or a file that holds one
+    #[arg(value_name = "ID|FILE")]
+    pub receipt: String,
+    /// The model: its name, or a .gguf file [default: what the receipt names]
+    #[arg(short, long, value_name = "NAME|PATH")]
+    pub model: Option<String>,
+    /// Compute threads [default: all cores]
+    #[arg(short, long, value_name = "N")]
+    pub threads: Option<usize>,
+    /// Where receipts and models are.
+    #[command(flatten)]
+    pub folder: DataDirArgs,
+    /// Form of the result.
+    #[command(flatten)]
+    pub json: JsonArgs,
+}
+
+/// Where a node keeps what it has.
+#[derive(Args, Clone, Debug, Default)]
+pub struct DataDirArgs {
+    /// The node's data directory [default: ~/.pangea]
     #[arg(long, value_name = "DIR", env = "PANGEA_HOME", hide_env_values = true)]
     pub data_dir: Option<PathBuf>,
 }

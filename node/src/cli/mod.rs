@@ -1,7 +1,8 @@
 //! The commands of the binary `pangea`.
 //!
 //! * [`args`]: what can be typed. [`failure`]: how a command ends when it does not end well.
-//! * `chat`, with `chat_node` where a node answers; `matmul`, `peers`, `status`, `models`, `perplexity`, `bench_matmul`, `bench_net`, `bench_llm`,
+//! * `chat`, with `chat_node` where a node answers; `matmul`, `peers`, `status`, `topology`, `models`, `models_plan`, `receipts`,
+//!   `perplexity`, `bench_matmul`, `bench_net`, `bench_llm`,
 //!   `demo`: the commands; `demo_node`: what the demo runs.
 //! * `session`, `engine`: the node that a command talks to, or a fabric of this process alone.
 //! * `matrix`, `product_file`, `blocks`: operands, where the product goes, products larger than memory.
@@ -24,13 +25,16 @@ mod log;
 mod matmul;
 mod matrix;
 mod models;
+mod models_plan;
 mod peers;
 mod perplexity;
 mod product_file;
 mod progress;
+mod receipts;
 mod session;
 mod status;
 mod table;
+mod topology;
 
 use std::future::Future;
 use std::process::ExitCode;
@@ -74,11 +78,13 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Command::Matmul(args) => block_on(matmul::run(*args, output)),
         Command::Chat(args) => chat::run(&args, output),
         Command::Peers(args) => block_on(peers::run(args)),
+        Command::Topology(args) => block_on(topology::run(args)),
         Command::Status(args) => block_on(status::run(args)),
         Command::Bench(BenchCommand::Matmul(args)) => block_on(bench_matmul::run(args, output)),
         Command::Bench(BenchCommand::Net(args)) => block_on(bench_net::run(args, output)),
         Command::Bench(BenchCommand::Llm(args)) => bench_llm::run(args, output),
         Command::Models(command) => models::run(command, output),
+        Command::Receipts(command) => receipts::run(command, output),
         Command::Perplexity(args) => perplexity::run(args, output),
         Command::Demo(args) => block_on(demo::run(args, output)),
         Command::Completions { shell } => {

@@ -1,5 +1,5 @@
 //! `pangea models list`, `pull` and `rm`: the models on this machine's disk. It shows what [`crate::models`] knows and
-//! does; no node is asked.
+//! does; no node is asked. (`plan`, which asks one, is `models_plan`'s.)
 
 use std::path::{Path, PathBuf};
 
@@ -11,7 +11,7 @@ use super::failure::Failure;
 use super::progress::Progress;
 use super::session::note;
 use super::table::{Align, Table, shortened};
-use super::{print, print_json};
+use super::{block_on, models_plan, print, print_json};
 use crate::config;
 use crate::models::catalogue::KNOWN;
 use crate::models::{self, Description, Entry, Found, Reference};
@@ -69,6 +69,7 @@ pub(super) fn run(command: ModelsCommand, output: OutputArgs) -> Result<(), Fail
         ModelsCommand::List(args) => list(&args),
         ModelsCommand::Pull(args) => pull(&args, output),
         ModelsCommand::Rm(args) => remove(&args),
+        ModelsCommand::Plan(args) => block_on(models_plan::run(args)),
     }
 }
 

@@ -1,8 +1,11 @@
 //! `pangea peers`: who a node knows, as a table or JSON. It asks and shows.
 
-use pangea_client::PeerStatus;
+use std::time::Duration;
 
-use super::args::QueryArgs;
+use pangea_client::{Client, PeerStatus};
+use serde::Serialize;
+
+use super::args::PeersArgs;
 use super::failure::Failure;
 use super::table::{Align, Table, seconds, short_peer, shortened, three_digits};
 use super::{print, print_json};
@@ -11,15 +14,52 @@ use crate::config::ByteSize;
 /// Characters of a name in the table: what leaves the rest of 80 columns.
 const NAME_CHARS: usize = 14;
 
-pub(super) async fn run(args: QueryArgs) -> Result<(), Failure> {
-    let peers = args.rpc.node().await?.peers().await?;
-    if args.json.json {
+/// What a peer answered.
+#[derive(Serialize)]
+#[serde(rename_all = "snake_case")]
+enum Check {
+    /// How long it took, in microseconds.
+    RoundTripUs(f64),
+    /// Why there was no answer.
+    Error(String),
+}
+
+/// A peer as `--json` shows it.
+#[derive(Serialize)]
+struct Shown {
+    #[serde(flatten)]
+    status: PeerStatus,
+    /// With `--check`, for a connected peer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    check: Option<Check>,
+}
+
+pub(super) async fn run(args: PeersArgs) -> Result<(), Failure> {
+    let timeout = Duration::try_from_secs_f64(args.timeout)
+        .ok()
+        .filter(|timeout| !timeout.is_zero())
+        .ok_or_else(|| Failure::usage(format!("--timeout {} is no time to wait", args.timeout)))?;
+    let client = args.query.rpc.node().await?;
+    let mut peers = Vec::new();
+    for status in client.peers().await? {
+        let wanted = args.check && status.state == "connected";
+        let check = if wanted { Some(check(&client, &status.peer, timeout).await) } else { None };
+        peers.push(Shown { status, check });
+    }
+    if args.query.json.json {
         return print_json(&peers);
     }
     print(&show(&peers))
 }
 
-fn show(peers: &[PeerStatus]) -> String {
+async fn check(client: &Client, peer: &str, timeout: Duration) -> Check {
+    match client.check_peer(peer, Some(timeout)).await {
+        Ok(round_trip) => Check::RoundTripUs(round_trip.as_secs_f64() * 1e6),
+        Err(error) => Check::Error(error.to_string()),
+    }
+}
+
+fn show(peers: &[Shown]) -> String {
     if peers.is_empty() {
         return "No peers yet. Start `pangea node` on another machine of this network, or connect with\n\
                 `pangea node --peer MULTIADDR`.\n"
@@ -34,7 +74,7 @@ fn show(peers: &[PeerStatus]) -> String {
         ("link", Align::Right),
         ("GFLOP/s", Align::Right),
     ]);
-    for peer in peers {
+    for Shown { status: peer, .. } in peers {
         let known = |value: f64, text: String| if value > 0.0 { text } else { "-".to_owned() };
         table.row([
             short_peer(&peer.peer),
@@ -47,9 +87,20 @@ fn show(peers: &[PeerStatus]) -> String {
         ]);
     }
     let mut text = table.render();
-    for peer in peers.iter().filter(|peer| !peer.why.is_empty()) {
+    for Shown { status: peer, .. } in peers.iter().filter(|peer| !peer.status.why.is_empty()) {
         let name = if peer.name.is_empty() { short_peer(&peer.peer) } else { peer.name.clone() };
         text.push_str(&format!("\n  {name} is {}: {}\n", peer.state, peer.why));
+    }
+    if peers.iter().any(|peer| peer.check.is_some()) {
+        text.push('\n');
+    }
+    for Shown { status: peer, check } in peers {
+        let name = if peer.name.is_empty() { short_peer(&peer.peer) } else { peer.name.clone() };
+        match check {
+            Some(Check::RoundTripUs(us)) => text.push_str(&format!("  {name} answered in {}\n", seconds(us / 1e6))),
+            Some(Check::Error(why)) => text.push_str(&format!("  {name} did not answer: {why}\n")),
+            None => {}
+        }
     }
     text
 }

@@ -52,6 +52,11 @@ pub(super) async fn local_fabric(threads: usize, max_memory: u64) -> Result<Runt
         threads,
         max_memory,
         data_dir: None,
+        works: true,
+        force_master: false,
+        state: None,
+        pipeline: None,
+        pinned: None,
         rpc: String::new(),
         fault: None,
     };

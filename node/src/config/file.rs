@@ -9,6 +9,7 @@ use libp2p::Multiaddr;
 use serde::Deserialize;
 use thiserror::Error;
 
+use super::layer_range::LayerRange;
 use super::log::LogFormat;
 use super::raw::Bind;
 use super::size::ByteSize;
@@ -31,8 +32,14 @@ pub struct ConfigFile {
     pub api_key: Option<String>,
     /// Where it is offered.
     pub bind: Option<Bind>,
+    /// Whether to be the master of the pool.
+    pub force_master: Option<bool>,
     /// Models to serve.
     pub model: Option<Vec<String>>,
+    /// Whether these are to be split over nodes.
+    pub split: Option<bool>,
+    /// Layers that this node is to have.
+    pub layers: Option<LayerRange>,
     /// Peers to connect to.
     pub peer: Option<Vec<Multiaddr>>,
     /// A `peers.json`.
@@ -43,6 +50,8 @@ pub struct ConfigFile {
     pub max_memory: Option<ByteSize>,
     /// Compute threads.
     pub threads: Option<usize>,
+    /// The share of sessions that are audited.
+    pub audit: Option<f64>,
     /// The pool key file.
     pub pool_key: Option<PathBuf>,
     /// Whether the identity is new on every start.
@@ -146,7 +155,7 @@ mod tests {
             "listen = [\"/ip4/0.0.0.0/tcp/7777\"]\nrpc-addr = \"127.0.0.1:0\"\npeer = [\"/ip4/10.0.0.1/tcp/7777\"]\n\
              api-port = 1\nbind = \"lan\"\napi-key = \"k\"\nmodel = [\"m\"]\n\
              peers-file = \"p.json\"\nmdns = false\nmax-memory = \"2G\"\nthreads = 3\npool-key = \"/k\"\nephemeral = true\n\
-             name = \"mac2\"\nlog-format = \"json\"\n",
+             audit = 0.5\nname = \"mac2\"\nlog-format = \"json\"\n",
         )
         .unwrap();
         assert_eq!(file.max_memory, Some(ByteSize(2 << 30)));
@@ -154,6 +163,7 @@ mod tests {
         assert_eq!(file.pool_key, Some(PathBuf::from("/k")));
         assert_eq!(file.log_format, Some(LogFormat::Json));
         assert_eq!(file.mdns, Some(false));
+        assert_eq!(file.audit, Some(0.5));
         assert_eq!((file.api_port, file.bind, file.model), (Some(1), Some(Bind::Lan), Some(vec!["m".to_owned()])));
     }
 

@@ -2,6 +2,7 @@
 //! key read. After this nothing is checked again. It creates and binds nothing.
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use libp2p::Multiaddr;
@@ -10,9 +11,11 @@ use thiserror::Error;
 
 use super::file::{ConfigFile, ConfigFileError};
 use super::host;
+use super::layer_range::LayerRange;
 use super::log::{LogConfig, LogLevel};
 use super::raw::{Bind, RawNodeConfig};
 use crate::net::{PoolKey, PoolKeyError};
+use crate::trust::AuditPolicy;
 use crate::worker::fault::Fault;
 
 /// The port of TCP and QUIC unless told otherwise.
@@ -50,6 +53,11 @@ pub struct NodeConfig {
     pub api: Option<ApiConfig>,
     /// Models to serve: names or paths.
     pub models: Vec<String>,
+    /// Whether these are to be split over nodes even where one alone would be faster for a single stream.
+    pub split: bool,
+    /// Layers, the end exclusive, that this node is to have and no others: of its models, or of every model of the pool where
+    /// it serves none.
+    pub layers: Option<Range<u32>>,
     /// Peers to connect to, and to connect to again whenever they are lost.
     pub peers: Vec<Multiaddr>,
     /// A `peers.json`, watched; one that was not named by the person may not be there yet.
@@ -68,8 +76,12 @@ pub struct NodeConfig {
     pub max_memory: u64,
     /// Compute threads, at least 1.
     pub threads: usize,
+    /// Which of the sessions that it coordinates are audited.
+    pub audit: AuditPolicy,
     /// Whether it takes tasks from peers.
     pub works: bool,
+    /// Whether it is to be the master of its pool.
+    pub force_master: bool,
     /// How this worker lies or fails, for tests.
     pub fault: Option<Fault>,
     /// What is logged, and how.
@@ -140,6 +152,16 @@ impl NodeConfig {
             None => None,
         };
         let log = LogConfig { level, format: raw.log_format.or(file.log_format).unwrap_or_default() };
+        let models = models(typed_or_file(raw.model, file.model))?;
+        let split = raw.split || file.split.unwrap_or(false);
+        if split && models.is_empty() {
+            return Err(ConfigError::Value {
+                setting: "--split",
+                value: "without --model".to_owned(),
+                why: "say it at the node that serves the model, with --model NAME; others need no flag to take part"
+                    .to_owned(),
+            });
+        }
         Ok(NodeConfig {
             listen: listen(raw.listen, file.listen)?,
             rpc_addr: raw.rpc_addr.or(file.rpc_addr).unwrap_or((Ipv4Addr::LOCALHOST, RPC_PORT).into()),
@@ -150,7 +172,9 @@ impl NodeConfig {
                 raw.bind.or(file.bind),
                 raw.api_key.or(file.api_key),
             )?,
-            models: models(typed_or_file(raw.model, file.model))?,
+            models,
+            split,
+            layers: raw.layers.or(file.layers).map(LayerRange::range),
             peers: typed_or_file(raw.peer, file.peer),
             peers_file: Some(peers_file(raw.peers_file.or(file.peers_file), &data_dir)?),
             mdns: !raw.no_mdns && file.mdns.unwrap_or(true),
@@ -159,7 +183,9 @@ impl NodeConfig {
             name: name(raw.name.or(file.name))?,
             max_memory: max_memory(raw.max_memory.or(file.max_memory).map(|size| size.0))?,
             threads: threads(raw.threads.or(file.threads))?,
+            audit: audit(raw.audit.or(file.audit))?,
             works: true,
+            force_master: raw.force_master || file.force_master.unwrap_or(false),
             fault: raw.fault,
             log,
             data_dir,
@@ -309,6 +335,15 @@ pub fn threads(asked: Option<usize>) -> Result<usize, ConfigError> {
     Ok(threads)
 }
 
+fn audit(asked: Option<f64>) -> Result<AuditPolicy, ConfigError> {
+    let Some(share) = asked else { return Ok(AuditPolicy::default()) };
+    AuditPolicy::new(share).map_err(|error| ConfigError::Value {
+        setting: "--audit",
+        value: share.to_string(),
+        why: error.message().to_owned(),
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -360,12 +395,14 @@ mod tests {
             (RawNodeConfig { peers_file: missing.clone(), ..raw.clone() }, "does not exist"),
             (RawNodeConfig { config: missing, ..raw.clone() }, "cannot be read"),
             (RawNodeConfig { threads: Some(0), ..raw.clone() }, "--threads 0"),
+            (RawNodeConfig { audit: Some(1.5), ..raw.clone() }, "--audit 1.5"),
             (RawNodeConfig { max_memory: Some(ByteSize(5)), ..raw.clone() }, "--max-memory 5 B"),
             (RawNodeConfig { name: Some("a\nb".into()), ..raw.clone() }, "--name"),
             (RawNodeConfig { bind: Some(Bind::Lan), ..raw.clone() }, "PANGEA_API_KEY"),
             (RawNodeConfig { api_addr: Some("0.0.0.0:0".parse().unwrap()), ..raw.clone() }, "PANGEA_API_KEY"),
             (RawNodeConfig { api_key: Some("short".into()), ..raw.clone() }, "at least 8"),
             (RawNodeConfig { model: vec!["m".into(), "m".into()], ..raw.clone() }, "--model"),
+            (RawNodeConfig { split: true, ..raw.clone() }, "--split without --model"),
             (RawNodeConfig { listen: vec!["/ip4/127.0.0.1".parse().unwrap()], ..raw.clone() }, "--listen"),
             (RawNodeConfig { listen: vec!["/ip4/0.0.0.0/udp/1".parse().unwrap()], ..raw.clone() }, "quic-v1"),
         ] {

@@ -8,6 +8,7 @@ use clap::Args;
 use clap::builder::FalseyValueParser;
 use libp2p::Multiaddr;
 
+use super::layer_range::LayerRange;
 use super::log::LogFormat;
 use super::size::ByteSize;
 use crate::worker::fault::Fault;
@@ -69,9 +70,21 @@ pub struct RawNodeConfig {
     #[arg(long, value_name = "FILE", env = "PANGEA_POOL_KEY", hide_env_values = true, help_heading = "Network")]
     pub pool_key: Option<PathBuf>,
 
+    /// Be the master of the pool: the node that places models
+    #[arg(short = 'm', long, env = "PANGEA_FORCE_MASTER", hide_env_values = true, value_parser = FalseyValueParser::new(), help_heading = "Work")]
+    pub force_master: bool,
+
     /// Models to serve: names, or paths of .gguf files
     #[arg(long, value_name = "MODEL", num_args = 1.., env = "PANGEA_MODEL", hide_env_values = true, value_delimiter = ',', help_heading = "Work")]
     pub model: Vec<String>,
+
+    /// Split these models over all nodes that make them faster for many at once, even where one node alone would be faster for one
+    #[arg(long, env = "PANGEA_SPLIT", hide_env_values = true, value_parser = FalseyValueParser::new(), help_heading = "Work")]
+    pub split: bool,
+
+    /// Layers that this node computes and no others, first and last counting from 0, such as 0-14: of the models of --model, else of every model of the pool that has them
+    #[arg(long, value_name = "A-B", env = "PANGEA_LAYERS", hide_env_values = true, help_heading = "Work")]
+    pub layers: Option<LayerRange>,
 
     /// The most memory for tensors, such as 200M or 4GiB [default: half of this machine's]
     #[arg(long, value_name = "SIZE", env = "PANGEA_MAX_MEMORY", hide_env_values = true, help_heading = "Work")]
@@ -80,6 +93,10 @@ pub struct RawNodeConfig {
     /// Compute threads [default: all cores]
     #[arg(long, value_name = "N", env = "PANGEA_THREADS", hide_env_values = true, help_heading = "Work")]
     pub threads: Option<usize>,
+
+    /// The share of sessions whose computation is checked by another node, 0 to 1 [default: 0.05]
+    #[arg(long, value_name = "SHARE", env = "PANGEA_AUDIT", hide_env_values = true, help_heading = "Work")]
+    pub audit: Option<f64>,
 
     /// Use a new identity that is written nowhere
     #[arg(long, env = "PANGEA_EPHEMERAL_KEY", hide_env_values = true, value_parser = FalseyValueParser::new(), help_heading = "Identity and files")]

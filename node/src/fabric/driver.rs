@@ -2,7 +2,7 @@
 //! the scheduler says; every decision about placement is the scheduler's.
 
 use std::cell::RefCell;
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -21,7 +21,7 @@ use super::job::{
     JobId, JobOutcome, JobReport, JobRequest, Place, Progress, Rejection, TaskCounts, Verification, VerifyPolicy,
     WorkerShare,
 };
-use super::peers::{OpenLink, PeerState, Peers};
+use super::peers::{OpenLink, Peer, PeerState, Peers};
 use super::running::{JobData, RunningJob};
 use super::status::{LinkProbe, NodeStatus};
 use crate::link::coordinator::{self, Bulk, Link, LinkEvent};
@@ -62,6 +62,12 @@ const SERVED_STREAMS_PER_PEER: usize = 2;
 
 /// Rounds of a measurement that one request may ask for.
 const ROUNDS_MAX: u32 = 1000;
+
+/// Bytes of a small round trip.
+const SMALL_BYTES: u64 = 16;
+
+/// Until a probe is given up: the largest over a slow link.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Small round trips are cheap and noisy: at least so many.
 const SMALL_ROUNDS_MIN: u32 = 51;
@@ -150,6 +156,7 @@ pub struct Driver {
     connecting: usize,
     wake_at: Option<Time>,
     listening: watch::Sender<Vec<String>>,
+    link_speeds: watch::Sender<BTreeMap<PeerId, f64>>,
     rpc: String,
     counters: Counters,
     draining: Option<(Instant, oneshot::Sender<()>)>,
@@ -217,7 +224,8 @@ impl Driver {
             draining: false,
         };
         let (listening, addresses) = watch::channel(Vec::new());
-        let fabric = Fabric::new(command_sender, settings.budget.clone(), addresses);
+        let (link_speeds, speeds_known) = watch::channel(BTreeMap::new());
+        let fabric = Fabric::new(command_sender, settings.budget.clone(), addresses, speeds_known);
         let checker = Checker::start((settings.threads / 4).max(1))?;
         let mut peers = Peers::default();
         for (accused, why) in settings.data_dir.iter().flat_map(|folder| evidence::accused(folder)) {
@@ -247,6 +255,7 @@ impl Driver {
             connecting: 0,
             wake_at: None,
             listening,
+            link_speeds,
             rpc,
             counters: Counters::default(),
             draining: None,
@@ -327,6 +336,8 @@ impl Driver {
             Command::ProbeLink { peer, message_bytes, rounds, answer } => {
                 self.probe_link(&peer, message_bytes, rounds, answer)
             }
+            Command::CheckPeer { peer, timeout, answer } => self.check_peer(&peer, timeout, answer),
+            Command::Quarantine { peer, why } => self.keep_out(peer, why),
             Command::Drain { within, answer } => {
                 self.served.borrow_mut().draining = true;
                 self.draining = Some((Instant::now() + within, answer));
@@ -349,6 +360,9 @@ impl Driver {
                     && known.link.as_ref().is_some_and(|link| link.generation == generation)
                 {
                     known.bytes_per_s = bytes_per_s;
+                    self.link_speeds.send_modify(|speeds| {
+                        speeds.insert(peer, bytes_per_s);
+                    });
                     self.update_worker(peer);
                 }
             }
@@ -392,11 +406,12 @@ impl Driver {
                     known.addresses = addresses.iter().map(Multiaddr::to_string).collect();
                 }
             }
-            NetEvent::PeerDown { peer, why } => {
+            NetEvent::PeerDown { peer, why, .. } => {
                 self.close_link(peer, LeaveReason::Lost);
                 let known = self.peers.entry(peer, now);
                 known.enter(PeerState::Gone, now);
                 known.gone.clone_from(&why);
+                self.link_speeds.send_if_modified(|speeds| speeds.remove(&peer).is_some());
                 tracing::info!(event = "peer_gone", %peer, "Peer {peer} is gone ({why})");
             }
             NetEvent::Rtt { peer, rtt } => {
@@ -410,6 +425,7 @@ impl Driver {
             }
             NetEvent::Refused { .. }
             | NetEvent::RefusedBy { .. }
+            | NetEvent::Gossip(_)
             | NetEvent::PeersFileBroken { .. }
             | NetEvent::PeersFileLoaded { .. } => {}
         }
@@ -877,6 +893,15 @@ impl Driver {
         }
     }
 
+    /// A peer that was found to lie elsewhere than in tasks.
+    fn keep_out(&mut self, peer: PeerId, why: String) {
+        tracing::warn!(event = "quarantined", %peer, why, "Peer {peer} is quarantined: {why}");
+        self.peers.entry(peer, Instant::now()).quarantined = Some(why.clone());
+        if let Some(network) = self.network.clone() {
+            tokio::task::spawn_local(async move { network.block(peer, &format!("quarantined: {why}")).await });
+        }
+    }
+
     fn finished(&mut self, job: JobId, report: crate::schedule::JobReport) {
         let Some(running) = self.jobs.get_mut(&job) else { return };
         let Some(product) = running.product() else {
@@ -1237,21 +1262,48 @@ impl Driver {
         }
     }
 
-    fn probe_link(&self, peer: &str, message_bytes: u64, rounds: u32, answer: oneshot::Sender<Result<LinkProbe>>) {
+    /// The open link to a peer by its id or name; where `peer` is empty, to any that is connected.
+    fn link_to(&self, peer: &str) -> Result<(PeerId, &Peer, Rc<Link>)> {
         let found = self.peers.iter().find(|(id, known)| {
             known.link.is_some()
                 && (id.to_string() == peer
                     || known.name() == peer
                     || (peer.is_empty() && known.state == PeerState::Connected))
         });
-        let Some((id, Some(link), transport)) =
-            found.map(|(id, known)| (*id, known.link.as_ref(), known.transport.clone()))
-        else {
+        let open = found.and_then(|(id, known)| Some((*id, known, Rc::clone(&known.link.as_ref()?.link))));
+        open.ok_or_else(|| {
             let why = format!("no connected peer is called '{peer}'; `pangea peers` lists them");
-            let _ = answer.send(Err(Error::new(ErrorKind::NotFound, why)));
-            return;
+            Error::new(ErrorKind::NotFound, why)
+        })
+    }
+
+    fn check_peer(&self, peer: &str, timeout: Duration, answer: oneshot::Sender<Result<Duration>>) {
+        let (id, link) = match self.link_to(peer) {
+            Ok((id, known, link)) => (format!("{} ({id})", known.name()), link),
+            Err(error) => {
+                let _ = answer.send(Err(error));
+                return;
+            }
         };
-        let (link, probes) = (Rc::clone(&link.link), Rc::clone(&self.probes));
+        let probes = Rc::clone(&self.probes);
+        tokio::task::spawn_local(async move {
+            let round_trip = probe_within(&link, &probes, SMALL_BYTES, timeout).await;
+            let _ = answer.send(round_trip.ok_or_else(|| {
+                let why = format!("{id} did not answer within {} ms", timeout.as_millis());
+                Error::new(ErrorKind::DeadlineExceeded, why)
+            }));
+        });
+    }
+
+    fn probe_link(&self, peer: &str, message_bytes: u64, rounds: u32, answer: oneshot::Sender<Result<LinkProbe>>) {
+        let (id, transport, link) = match self.link_to(peer) {
+            Ok((id, known, link)) => (id, known.transport.clone(), link),
+            Err(error) => {
+                let _ = answer.send(Err(error));
+                return;
+            }
+        };
+        let probes = Rc::clone(&self.probes);
         tokio::task::spawn_local(async move {
             let measured = measure_rounds(link, probes, message_bytes, rounds).await;
             let _ = answer.send(match measured {
@@ -1311,6 +1363,10 @@ async fn next_event(events: &mut Option<mpsc::Receiver<NetEvent>>) -> Option<Net
 
 /// Sends `bytes` and waits until all arrived: the time from the first byte to the answer, less nothing.
 async fn probe(link: &Link, probes: &RefCell<Probes>, bytes: u64) -> Option<Duration> {
+    probe_within(link, probes, bytes, PROBE_TIMEOUT).await
+}
+
+async fn probe_within(link: &Link, probes: &RefCell<Probes>, bytes: u64, timeout: Duration) -> Option<Duration> {
     let (answer, answered) = oneshot::channel();
     let nonce = {
         let mut probes = probes.borrow_mut();
@@ -1321,14 +1377,16 @@ async fn probe(link: &Link, probes: &RefCell<Probes>, bytes: u64) -> Option<Dura
     };
     let begin = Instant::now();
     link.send(Bulk::Probe { nonce, bytes }).ok()?;
-    let end = answered.await.ok()?;
-    Some(end.duration_since(begin))
+    let end = tokio::time::timeout(timeout, answered).await;
+    // Of a peer that went away, nothing is left to wait for.
+    probes.borrow_mut().waiting.remove(&nonce);
+    Some(end.ok()?.ok()?.duration_since(begin))
 }
 
 /// The time that `bytes` take beyond a round trip.
 async fn measure(link: Rc<Link>, probes: Rc<RefCell<Probes>>, bytes: u64) -> Option<(Duration, u64)> {
-    probe(&link, &probes, 16).await?;
-    let round_trip = probe(&link, &probes, 16).await?;
+    probe(&link, &probes, SMALL_BYTES).await?;
+    let round_trip = probe(&link, &probes, SMALL_BYTES).await?;
     let took = probe(&link, &probes, bytes).await?;
     Some((took.saturating_sub(round_trip).max(took / 8), bytes))
 }
@@ -1348,7 +1406,7 @@ async fn measure_rounds(
         rates.push(bytes as f64 / probe(&link, &probes, bytes).await?.as_secs_f64().max(1e-9));
     }
     for _ in 0..rounds.max(SMALL_ROUNDS_MIN) {
-        trips.push(probe(&link, &probes, 16).await?);
+        trips.push(probe(&link, &probes, SMALL_BYTES).await?);
     }
     rates.sort_by(f64::total_cmp);
     trips.sort();

@@ -1,4 +1,4 @@
-//! What is kept when a result fails its check: the operands, the result and who sent it, so that
+//! What is kept when a result fails its check, or a stage its audit: everything that shows it and who it was, so that
 //! anyone can re-check the accusation. One folder each, `evidence/<seconds>-<peer>-<attempt>`. It is also what keeps a
 //! peer quarantined when the node starts again: whoever removes the folder forgives.
 
@@ -8,6 +8,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use libp2p::PeerId;
 use pangea_compute::{NpyWriter, Tensor};
 use serde::{Deserialize, Serialize};
+
+use crate::trust::Receipt;
 
 /// Folders kept; the oldest go first. A liar is quarantined after one, so many are many liars.
 const FOLDERS_MAX: usize = 32;
@@ -70,6 +72,84 @@ impl Evidence {
     }
 }
 
+/// A stage whose signed output is not what its layers give: `evidence/<seconds>-<peer>-<receipt>.<segment>.<stage>`, with the
+/// whole receipt beside it. `pangea receipts verify …/receipt.json` is the check that anyone can make.
+pub struct FailedAudit<'e> {
+    /// The answer's receipt, with the stage's signed claim.
+    pub receipt: &'e Receipt,
+    /// Which segment, from 0.
+    pub segment: usize,
+    /// Which of its stages, from 0.
+    pub stage: usize,
+    /// The first position that differs, where it is known.
+    pub position: Option<u64>,
+}
+
+#[derive(Serialize)]
+struct AuditRecord<'e> {
+    peer: &'e str,
+    unix_seconds: u64,
+    why: String,
+    claim: &'static str,
+    receipt: &'e str,
+    segment: usize,
+    stage: usize,
+    layers: [u32; 2],
+    position: Option<u64>,
+}
+
+impl FailedAudit<'_> {
+    /// The peer that signed, and a sentence that says what; `None` where the receipt holds no such claim, which accuses
+    /// nobody.
+    pub fn accusation(&self) -> Option<(PeerId, String)> {
+        let segment = self.receipt.segments.get(self.segment)?;
+        let signed = segment.claims.get(self.stage)?;
+        let (claim, at) = (&signed.claim, self.position.map(|position| format!(" at position {position}")));
+        let why = format!(
+            "it signed an output of layers {} to {} of {} that they do not give{} (receipt {})",
+            claim.layers.start,
+            claim.layers.end.saturating_sub(1),
+            self.receipt.model.name,
+            at.unwrap_or_default(),
+            self.receipt.id
+        );
+        signed.is_signed().then(|| (signed.peer(), why))
+    }
+
+    /// Writes it below `data_dir`; returns the folder. Blocks.
+    ///
+    /// # Errors
+    /// `InvalidInput` where the receipt holds no such claim; what the disk says.
+    pub fn keep(&self, data_dir: &Path) -> std::io::Result<PathBuf> {
+        let Some((peer, why)) = self.accusation() else {
+            return Err(std::io::Error::new(std::io::ErrorKind::InvalidInput, "nobody signed what is accused"));
+        };
+        let root = data_dir.join("evidence");
+        std::fs::create_dir_all(&root)?;
+        make_room(&root)?;
+        let unix_seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        let (id, peer) = (&self.receipt.id, peer.to_string());
+        let folder = root.join(format!("{unix_seconds}-{peer}-{id}.{}.{}", self.segment, self.stage));
+        std::fs::create_dir_all(&folder)?;
+        let layers = &self.receipt.segments[self.segment].claims[self.stage].claim.layers;
+        let record = AuditRecord {
+            peer: &peer,
+            unix_seconds,
+            why,
+            claim: "receipt.json holds a claim whose output is what the model gives for its input",
+            receipt: id,
+            segment: self.segment,
+            stage: self.stage,
+            layers: [layers.start, layers.end],
+            position: self.position,
+        };
+        let json = self.receipt.to_json().map_err(std::io::Error::other)?;
+        std::fs::write(folder.join("receipt.json"), json)?;
+        std::fs::write(folder.join("evidence.json"), serde_json::to_vec_pretty(&record)?)?;
+        Ok(folder)
+    }
+}
+
 /// The peers that evidence below `data_dir` speaks against, and why. What cannot be read accuses nobody.
 pub(crate) fn accused(data_dir: &Path) -> Vec<(PeerId, String)> {
     #[derive(Deserialize)]
@@ -97,4 +177,49 @@ fn make_room(root: &Path) -> std::io::Result<()> {
     folders.sort();
     let excess = (folders.len() + 1).saturating_sub(FOLDERS_MAX);
     folders.iter().take(excess).try_for_each(std::fs::remove_dir_all)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::trust::Signed;
+    use crate::trust::receipt::tests::receipt;
+    use libp2p::identity::Keypair;
+    use pangea_compute::Digest;
+    use pangea_compute::commit::Claim;
+
+    #[test]
+    fn a_failed_audit_keeps_the_liar_accused_and_says_how_to_check_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let liar = Keypair::generate_ed25519();
+        let claim = Claim {
+            session: [8; 16],
+            epoch: 3,
+            model: Digest::from_bytes([7; 32]),
+            numerics: 1,
+            layers: 0..2,
+            positions: 2,
+            chosen_from: 1,
+            predecessor: [0; 32],
+            sampling: Digest::from_bytes([0; 32]),
+            output: [0; 32],
+        };
+        let mut receipt = receipt();
+        receipt.segments[0].claims = vec![Signed::new(claim.clone(), &liar).unwrap()];
+        let audit = FailedAudit { receipt: &receipt, segment: 0, stage: 0, position: Some(1) };
+        let kept = audit.keep(folder.path()).unwrap();
+        assert_eq!(crate::trust::store::read(&kept.join("receipt.json")).unwrap(), receipt);
+        let accused = accused(folder.path());
+        assert_eq!(accused.len(), 1);
+        assert_eq!(accused[0].0, liar.public().to_peer_id());
+        assert!(accused[0].1.contains("layers 0 to 1 of tiny") && accused[0].1.contains("position 1"), "{accused:?}");
+
+        // Nobody is accused of what is not signed.
+        let other = Claim { epoch: 4, ..claim };
+        receipt.segments[0].claims[0].claim = other;
+        let forged = FailedAudit { receipt: &receipt, segment: 0, stage: 0, position: None };
+        assert!(forged.keep(folder.path()).is_err());
+        assert!(FailedAudit { stage: 1, ..forged }.keep(folder.path()).is_err());
+        assert_eq!(std::fs::read_dir(folder.path().join("evidence")).unwrap().count(), 1);
+    }
 }

@@ -1,8 +1,10 @@
 //! The handle by which the rest of a node asks the fabric for things: cheap to clone, usable from
 //! any thread. It only sends commands; the driver on the network thread does the work.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+use libp2p::PeerId;
 use pangea_client::{Error, ErrorKind, Result};
 use pangea_compute::DType;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -17,6 +19,7 @@ pub struct Fabric {
     commands: mpsc::Sender<Command>,
     budget: Budget,
     listening: watch::Receiver<Vec<String>>,
+    link_speeds: watch::Receiver<BTreeMap<PeerId, f64>>,
 }
 
 /// What the driver is asked to do.
@@ -42,6 +45,16 @@ pub(crate) enum Command {
         rounds: u32,
         answer: oneshot::Sender<Result<LinkProbe>>,
     },
+    CheckPeer {
+        peer: String,
+        timeout: Duration,
+        answer: oneshot::Sender<Result<Duration>>,
+    },
+    /// Nothing more is asked of a peer, nor taken from it.
+    Quarantine {
+        peer: PeerId,
+        why: String,
+    },
     /// Take no more work; answered once all that runs has ended or `within` has passed.
     Drain {
         within: Duration,
@@ -54,8 +67,9 @@ impl Fabric {
         commands: mpsc::Sender<Command>,
         budget: Budget,
         listening: watch::Receiver<Vec<String>>,
+        link_speeds: watch::Receiver<BTreeMap<PeerId, f64>>,
     ) -> Fabric {
-        Fabric { commands, budget, listening }
+        Fabric { commands, budget, listening, link_speeds }
     }
 
     /// Accepts a job, or refuses it at once where shapes or dtypes do not fit. Never waits. Memory for the
@@ -97,6 +111,20 @@ impl Fabric {
         self.ask(|answer| Command::ProbeLink { peer: peer.to_owned(), message_bytes, rounds, answer }).await?
     }
 
+    /// One round trip to a connected peer (by peer id or name) and back over the stream that is open.
+    ///
+    /// # Errors
+    /// `NotFound` where no such peer is connected, `DeadlineExceeded` where it does not answer within `timeout`.
+    pub async fn check_peer(&self, peer: &str, timeout: Duration) -> Result<Duration> {
+        self.ask(|answer| Command::CheckPeer { peer: peer.to_owned(), timeout, answer }).await?
+    }
+
+    /// Keeps a peer out that was found to lie; the evidence is the caller's to keep.
+    pub fn quarantine(&self, peer: PeerId, why: &str) {
+        // A queue that is full now or a node that ends: the evidence speaks at the next start.
+        let _ = self.send(Command::Quarantine { peer, why: why.to_owned() });
+    }
+
     /// Takes no more work; returns once all that runs has ended, or after `within`.
     pub async fn drain(&self, within: Duration) -> Result<()> {
         self.ask(|answer| Command::Drain { within, answer }).await
@@ -105,6 +133,11 @@ impl Fabric {
     /// The libp2p addresses that this node listens on so far, each with its `/p2p/` part; grows.
     pub fn listening(&self) -> watch::Receiver<Vec<String>> {
         self.listening.clone()
+    }
+
+    /// What the links to connected peers carry, in bytes per second, as far as it was measured.
+    pub fn link_speeds(&self) -> watch::Receiver<BTreeMap<PeerId, f64>> {
+        self.link_speeds.clone()
     }
 
     /// A share of the memory for tensors, or `Overloaded`.

@@ -15,13 +15,13 @@
 //! * `feeder`: per peer, gets operands ready and sent in the scheduler's order.
 //! * `checker`: the thread that verifies results.
 //! * `peers`: what is known about each peer.
-//! * `evidence`: what is kept of a failed check.
+//! * [`evidence`]: what is kept of a failed check or audit.
 //!
 //! It never computes products and never parses bytes from peers.
 
 mod checker;
 pub mod driver;
-mod evidence;
+pub mod evidence;
 mod feeder;
 pub mod handle;
 pub mod job;

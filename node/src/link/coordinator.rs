@@ -16,7 +16,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use super::framed::{FrameReader, FrameWriter, LinkError};
 use super::limits::{ADVERT_TIMEOUT, AHEAD_BYTES, BULK_QUEUE, CHUNK_BYTES, CONTROL_QUEUE};
-use crate::wire::{Advert, Message, Shape, Task, TaskId, VERSION};
+use crate::wire::{Advert, Header, Message, Shape, Task, TaskId, VERSION};
 
 /// What is sent in order, one after another.
 #[derive(Debug)]

@@ -2,11 +2,12 @@
 //! between the stream and the caller's memory.
 
 use std::io;
+use std::marker::PhantomData;
 
 use futures::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use super::limits::FRAME_TIMEOUT;
-use crate::wire::{FrameHead, Message, PREFIX_BYTES, WireError};
+use crate::wire::{FrameHead, Header, Message, PREFIX_BYTES, WireError};
 
 /// Payloads up to this size are sent in one piece with their header; larger ones are worth a write
 /// of their own rather than a copy.
@@ -38,21 +39,22 @@ pub enum LinkError {
     Goodbye(String),
 }
 
-/// The sending half.
+/// The sending half of a protocol whose messages are `M`.
 #[derive(Debug)]
-pub struct FrameWriter<W> {
+pub struct FrameWriter<W, M = Message> {
     stream: W,
     head: Vec<u8>,
+    messages: PhantomData<fn(&M)>,
 }
 
-impl<W: AsyncWrite + Unpin> FrameWriter<W> {
+impl<W: AsyncWrite + Unpin, M: Header> FrameWriter<W, M> {
     /// Frames on `stream`.
-    pub fn new(stream: W) -> FrameWriter<W> {
-        FrameWriter { stream, head: Vec::new() }
+    pub fn new(stream: W) -> FrameWriter<W, M> {
+        FrameWriter { stream, head: Vec::new(), messages: PhantomData }
     }
 
     /// Sends `message` with `payload` behind it. It may stay in buffers until [`FrameWriter::flush`].
-    pub async fn send(&mut self, message: &Message, payload: &[u8]) -> Result<(), LinkError> {
+    pub async fn send(&mut self, message: &M, payload: &[u8]) -> Result<(), LinkError> {
         self.head.clear();
         message.encode(payload.len(), &mut self.head)?;
         let together = payload.len() <= COALESCE_BYTES;
@@ -75,7 +77,7 @@ impl<W: AsyncWrite + Unpin> FrameWriter<W> {
     }
 
     /// Sends half a frame and ends: what a cut line looks like. For `--fault drop` only.
-    pub async fn cut(&mut self, message: &Message, payload: &[u8]) -> Result<(), LinkError> {
+    pub async fn cut(&mut self, message: &M, payload: &[u8]) -> Result<(), LinkError> {
         self.head.clear();
         message.encode(payload.len(), &mut self.head)?;
         self.head.extend_from_slice(&payload[..payload.len() / 2]);
@@ -85,32 +87,33 @@ impl<W: AsyncWrite + Unpin> FrameWriter<W> {
     }
 }
 
-/// The receiving half.
+/// The receiving half of a protocol whose messages are `M`.
 #[derive(Debug)]
-pub struct FrameReader<R> {
+pub struct FrameReader<R, M = Message> {
     stream: R,
     header: Vec<u8>,
+    messages: PhantomData<fn() -> M>,
 }
 
-impl<R: AsyncRead + Unpin> FrameReader<R> {
+impl<R: AsyncRead + Unpin, M: Header> FrameReader<R, M> {
     /// Frames on `stream`.
-    pub fn new(stream: R) -> FrameReader<R> {
-        FrameReader { stream, header: Vec::new() }
+    pub fn new(stream: R) -> FrameReader<R, M> {
+        FrameReader { stream, header: Vec::new(), messages: PhantomData }
     }
 
     /// The next message and the length of its payload, which the caller must then read or skip.
     /// Waits for it as long as it takes.
-    pub async fn receive(&mut self) -> Result<(Message, usize), LinkError> {
+    pub async fn receive(&mut self) -> Result<(M, usize), LinkError> {
         let mut prefix = [0; PREFIX_BYTES];
         // Waiting for a frame to begin is no stall; only a frame that has begun must go on.
         match self.stream.read(&mut prefix[..1]).await? {
             0 => return Err(LinkError::Closed),
             _ => stalling(self.stream.read_exact(&mut prefix[1..])).await?,
         }
-        let head = FrameHead::parse(prefix)?;
+        let head = FrameHead::parse(prefix, M::LIMITS)?;
         self.header.resize(head.header_len(), 0);
         stalling(self.stream.read_exact(&mut self.header)).await?;
-        let message = Message::decode(&self.header, head.payload_len())?;
+        let message = M::decode(&self.header, head.payload_len())?;
         Ok((message, head.payload_len()))
     }
 

@@ -16,7 +16,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::framed::{FrameReader, FrameWriter, LinkError};
 use super::limits::{ADVERT_TIMEOUT, CHUNK_BYTES, REPLY_QUEUE, TASKS_PER_PEER};
-use crate::wire::{Advert, Message, Operation, Shape, Task, TaskId, VERSION};
+use crate::wire::{Advert, Header, Message, Operation, Shape, Task, TaskId, VERSION};
 use crate::worker::executor::{Executor, Outcome, PackKey, Work};
 use crate::worker::fault::Fault;
 use crate::worker::store::{Admission, OperandStore};

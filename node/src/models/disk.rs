@@ -13,7 +13,7 @@ const SPARE_BYTES: u64 = 64 << 20;
 ///
 /// # Errors
 /// `Overloaded` where they do not. A disk that does not say what it has is taken to have room.
-pub(super) fn need(folder: &Path, bytes: u64) -> Result<()> {
+pub(crate) fn need(folder: &Path, bytes: u64) -> Result<()> {
     let Ok(facts) = rustix::fs::statvfs(folder) else { return Ok(()) };
     let free = facts.f_bavail.saturating_mul(facts.f_frsize);
     if free >= bytes.saturating_add(SPARE_BYTES) {
@@ -31,7 +31,7 @@ pub(super) fn need(folder: &Path, bytes: u64) -> Result<()> {
 }
 
 /// What failed while writing to `path`.
-pub(super) fn writing(path: &Path, error: &std::io::Error) -> Error {
+pub(crate) fn writing(path: &Path, error: &std::io::Error) -> Error {
     use std::io::ErrorKind::{QuotaExceeded, StorageFull};
     let kind = match error.kind() {
         StorageFull | QuotaExceeded => ErrorKind::Overloaded,

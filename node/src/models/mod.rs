@@ -8,7 +8,7 @@
 
 pub mod catalogue;
 pub mod description;
-mod disk;
+pub(crate) mod disk;
 mod download;
 pub mod fetch;
 mod hugging_face;

@@ -1,5 +1,6 @@
 //! Whom to dial, where and when: a pure plan with no clock and no sockets. Time is a `Duration` since an epoch of the
-//! caller's. It keeps dialling what a person named (again after every loss, at growing intervals) and what mDNS announces.
+//! caller's. It keeps dialling what a person named (again after every loss, at growing intervals), what mDNS announces, and
+//! for a while what nodes of the pool say of themselves.
 
 use std::time::Duration;
 
@@ -26,6 +27,16 @@ const MAX_DISCOVERED: usize = 512;
 /// Addresses kept for one of them.
 const MAX_ADDRESSES: usize = 16;
 
+/// Peers heard of by gossip that are kept: as many as a large pool has.
+const MAX_HEARD: usize = 512;
+
+/// The longest wait between two dials to what a peer heard of by gossip says: its addresses may be none of this network's, as
+/// behind a tunnel.
+const HEARD_BACKOFF: Duration = Duration::from_secs(60);
+
+/// Dials in vain after which such a peer is forgotten: half an hour's.
+const HEARD_FAILURES: u32 = 36;
+
 /// How a peer was found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum FoundBy {
@@ -33,6 +44,8 @@ pub enum FoundBy {
     Mdns,
     /// Named by a person: `--peer`, `peers.json`, or a command.
     Manual,
+    /// A node of the pool that is connected to other nodes of it.
+    Gossip,
     /// It came by itself.
     Incoming,
 }
@@ -42,6 +55,7 @@ impl std::fmt::Display for FoundBy {
         f.write_str(match self {
             Self::Mdns => "mdns",
             Self::Manual => "manual",
+            Self::Gossip => "gossip",
             Self::Incoming => "incoming",
         })
     }
@@ -53,6 +67,17 @@ enum Source {
     Flag,
     File,
     Mdns,
+    Gossip,
+}
+
+impl Source {
+    fn found_by(self) -> FoundBy {
+        match self {
+            Self::Flag | Self::File => FoundBy::Manual,
+            Self::Mdns => FoundBy::Mdns,
+            Self::Gossip => FoundBy::Gossip,
+        }
+    }
 }
 
 /// Names a target between a dial and its outcome.
@@ -116,6 +141,24 @@ pub(super) fn peer_of(address: &Multiaddr) -> Option<PeerId> {
         Some(Protocol::P2p(peer)) => Some(peer),
         _ => None,
     }
+}
+
+/// `address` as it can be dialled, without its peer id: TCP or QUIC at an address of somebody's.
+fn dialable(address: &Multiaddr) -> Option<Multiaddr> {
+    let address: Multiaddr = address.iter().filter(|part| !matches!(part, Protocol::P2p(_))).collect();
+    let mut parts = address.iter();
+    let named = match parts.next()? {
+        Protocol::Ip4(ip) => !ip.is_unspecified(),
+        Protocol::Ip6(ip) => !ip.is_unspecified(),
+        Protocol::Dns(_) | Protocol::Dns4(_) | Protocol::Dns6(_) => true,
+        _ => false,
+    };
+    let carried = match parts.next()? {
+        Protocol::Tcp(port) => port != 0,
+        Protocol::Udp(port) => port != 0 && parts.next() == Some(Protocol::QuicV1),
+        _ => false,
+    };
+    (named && carried && parts.next().is_none()).then_some(address)
 }
 
 impl DialPlan {
@@ -185,17 +228,64 @@ impl DialPlan {
         self.targets.retain(|target| !target.addresses.is_empty());
     }
 
+    /// A node of the pool says that it listens at `addresses`; `own` are this node's. New ones replace the old.
+    pub(super) fn heard_of(&mut self, peer: PeerId, addresses: &[Multiaddr], own: &[Multiaddr], now: Duration) {
+        if peer == self.local {
+            return;
+        }
+        let mut usable: Vec<Multiaddr> = Vec::new();
+        for address in addresses.iter().filter_map(dialable) {
+            // Where another host listens at the same loopback address, this one would reach itself.
+            if !own.contains(&address) && !usable.contains(&address) && usable.len() < MAX_ADDRESSES {
+                usable.push(address);
+            }
+        }
+        let known = |target: &Target| target.source == Source::Gossip && target.peer == Some(peer);
+        if let Some(target) = self.targets.iter_mut().find(|target| known(target)) {
+            if usable.is_empty() {
+                self.targets.retain(|target| !known(target));
+            } else if target.addresses != usable {
+                target.addresses = usable;
+                target.quic_next = false;
+                target.failures = 0;
+                target.due = target.due.min(now + YIELD);
+            }
+            return;
+        }
+        let Some((first, rest)) = usable.split_first() else { return };
+        if self.targets.iter().filter(|target| target.source == Source::Gossip).count() >= MAX_HEARD {
+            return;
+        }
+        let due = if self.local.to_bytes() < peer.to_bytes() { now } else { now + YIELD };
+        self.push(Source::Gossip, Some(peer), first.clone(), due);
+        if let Some(target) = self.targets.last_mut() {
+            target.addresses.extend_from_slice(rest);
+        }
+    }
+
+    /// How `peer` was found, if it was announced or heard of.
+    pub(super) fn found(&self, peer: &PeerId) -> Option<FoundBy> {
+        let by =
+            |source| self.targets.iter().any(|target| target.source == source && target.peer.as_ref() == Some(peer));
+        [Source::Mdns, Source::Gossip].into_iter().find(|source| by(*source)).map(Source::found_by)
+    }
+
     /// Whether mDNS announces `peer`.
-    pub(super) fn is_discovered(&self, peer: &PeerId) -> bool {
-        self.targets.iter().any(|target| target.source == Source::Mdns && target.peer.as_ref() == Some(peer))
+    #[cfg(test)]
+    fn is_discovered(&self, peer: &PeerId) -> bool {
+        self.found(peer) == Some(FoundBy::Mdns)
     }
 
     /// Everything that is to be dialled now. `skip`: peers that are connected, or not wanted.
     pub(super) fn due(&mut self, now: Duration, skip: impl Fn(&PeerId) -> bool) -> Vec<Dial> {
         let mut dials: Vec<Dial> = Vec::new();
+        let dialling: Vec<PeerId> =
+            self.targets.iter().filter(|target| target.dialling).filter_map(|target| target.peer).collect();
         for target in &mut self.targets {
             let unwanted = target.own || target.dialling || target.due > now || target.peer.as_ref().is_some_and(&skip);
-            if unwanted || dials.iter().any(|dial| dial.peer.is_some() && dial.peer == target.peer) {
+            // What was heard of is left to a dial to the same peer that is under way.
+            let heard = target.source == Source::Gossip && target.peer.is_some_and(|peer| dialling.contains(&peer));
+            if unwanted || heard || dials.iter().any(|dial| dial.peer.is_some() && dial.peer == target.peer) {
                 continue;
             }
             let wanted = if target.quic_next { Transport::Quic } else { Transport::Tcp };
@@ -205,8 +295,7 @@ impl DialPlan {
                 addresses.clone_from(&target.addresses);
             }
             target.dialling = true;
-            let found_by = if target.source == Source::Mdns { FoundBy::Mdns } else { FoundBy::Manual };
-            dials.push(Dial { target: target.id, peer: target.peer, addresses, found_by });
+            dials.push(Dial { target: target.id, peer: target.peer, addresses, found_by: target.source.found_by() });
         }
         dials
     }
@@ -228,8 +317,11 @@ impl DialPlan {
         };
         target.dialling = false;
         let mixed = target.addresses.iter().any(|address| transport_of(address) != transport_of(&target.addresses[0]));
+        let heard = target.source == Source::Gossip;
+        let longest = if heard { HEARD_BACKOFF } else { MAX_BACKOFF };
         match failure {
-            Failure::Own => target.own = true,
+            // One of several addresses that a peer says led back here: the others may not.
+            Failure::Own if !heard => target.own = true,
             Failure::Duplicate(peer) => {
                 target.peer = Some(peer);
                 target.due = now + FIRST_BACKOFF;
@@ -239,10 +331,13 @@ impl DialPlan {
                 target.quic_next = true;
                 target.due = now;
             }
-            Failure::Unreachable => {
+            Failure::Unreachable | Failure::Own => {
                 target.quic_next = false;
-                target.due = now + MAX_BACKOFF.min(FIRST_BACKOFF * 2u32.saturating_pow(target.failures.min(16)));
+                target.due = now + longest.min(FIRST_BACKOFF * 2u32.saturating_pow(target.failures.min(16)));
                 target.failures += 1;
+                if heard && target.failures >= HEARD_FAILURES {
+                    self.targets.retain(|target| target.id != id);
+                }
             }
         }
     }
@@ -255,7 +350,7 @@ impl DialPlan {
                 // Whatever took it down is given a moment.
                 target.due = now + FIRST_BACKOFF;
                 // An address without a peer id may lead to another node next time.
-                if peer_of(&target.addresses[0]).is_none() && target.source != Source::Mdns {
+                if peer_of(&target.addresses[0]).is_none() && matches!(target.source, Source::Flag | Source::File) {
                     target.peer = None;
                 }
             }
@@ -388,5 +483,52 @@ mod tests {
             plan.discovered(PeerId::random(), address(TCP), Duration::ZERO);
         }
         assert_eq!(plan.targets.len(), MAX_DISCOVERED);
+    }
+
+    #[test]
+    fn what_a_node_says_of_itself_is_dialled_ever_more_rarely_and_then_forgotten() {
+        let (mut plan, peer) = (plan(), PeerId::random());
+        plan.heard_of(peer, &[address(TCP)], &[], Duration::ZERO);
+        let (mut now, mut dials) = (Duration::ZERO, 0);
+        while now < seconds(7200.0) {
+            now += Duration::from_millis(250);
+            // It says the same again and again.
+            if dials < HEARD_FAILURES {
+                plan.heard_of(peer, &[address(TCP)], &[], now);
+            }
+            for dial in plan.due(now, nobody) {
+                assert_eq!((dial.found_by, dial.peer), (FoundBy::Gossip, Some(peer)));
+                plan.failed(dial.target, Failure::Unreachable, now);
+                dials += 1;
+            }
+        }
+        assert_eq!(dials, HEARD_FAILURES);
+        assert_eq!(plan.found(&peer), None, "forgotten");
+    }
+
+    #[test]
+    fn addresses_that_lead_nowhere_or_back_are_not_dialled() {
+        let (mut plan, peer) = (plan(), PeerId::random());
+        let said =
+            ["/ip4/127.0.0.1/tcp/7777", "/ip4/0.0.0.0/tcp/7777", "/ip4/10.0.0.1/tcp/0", "/ip4/10.0.0.1", "/unix/x"];
+        plan.heard_of(peer, &said.map(address), &[address("/ip4/127.0.0.1/tcp/7777")], Duration::ZERO);
+        assert!(plan.due(seconds(9.0), nobody).is_empty());
+        let named = address(&format!("{TCP}/p2p/{peer}"));
+        plan.heard_of(peer, &[address("/ip4/127.0.0.1/tcp/9"), named], &[], seconds(9.0));
+        let dial = plan.due(seconds(10.0), nobody).remove(0);
+        assert_eq!(dial.addresses, [address("/ip4/127.0.0.1/tcp/9"), address(TCP)]);
+        plan.failed(dial.target, Failure::Own, seconds(10.0));
+        assert_eq!(plan.due(seconds(12.0), nobody).len(), 1, "one of several led back here: the others may not");
+        plan.heard_of(plan.local, &[address(TCP)], &[], seconds(12.0));
+        assert_eq!(plan.targets.len(), 1);
+    }
+
+    #[test]
+    fn a_peer_that_is_being_dialled_is_not_dialled_for_what_it_says_too() {
+        let (mut plan, peer) = (plan(), PeerId::random());
+        plan.discovered(peer, address(TCP), Duration::ZERO);
+        assert_eq!(plan.due(seconds(1.0), nobody).len(), 1);
+        plan.heard_of(peer, &[address(QUIC)], &[], seconds(1.0));
+        assert!(plan.due(seconds(5.0), nobody).is_empty());
     }
 }

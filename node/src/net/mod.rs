@@ -8,12 +8,14 @@
 //! | `transport`, `socket`, `yamux` | TCP and QUIC up to an admitted connection with streams |
 //! | `admission`, `pool_key` | the proof of the pool key: codec, both sides, the secret |
 //! | `session` | which of two connections to a peer lives; bytes per peer |
+//! | `gossip` | the topic that nodes gossip on: limits and wiring of libp2p's gossipsub |
 //! | `dial`, `liveness` | pure: whom to dial when; who is dead |
 //! | `identity`, `peers_file`, `addresses` | `node.key`, `peers.json`, the address to show a person |
 
 pub mod addresses;
 pub mod admission;
 mod dial;
+mod gossip;
 pub mod identity;
 mod liveness;
 mod network;
@@ -26,6 +28,8 @@ mod transport;
 mod yamux;
 
 pub use dial::FoundBy;
-pub use network::{Direction, NetConfig, NetError, NetEvent, Network, start};
+pub use network::{
+    Direction, Gossip, GossipConfig, GossipTicket, NetConfig, NetError, NetEvent, Network, Verdict, start,
+};
 pub use pool_key::{PoolKey, PoolKeyError, PoolKeyProblem};
 pub use session::{Traffic, Transport};

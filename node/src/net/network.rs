@@ -6,6 +6,7 @@ use std::net::{IpAddr, TcpListener, UdpSocket};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use libp2p::gossipsub::MessageId;
 use libp2p::identity::Keypair;
 use libp2p::multiaddr::Protocol;
 use libp2p::{Multiaddr, PeerId};
@@ -41,6 +42,8 @@ pub struct NetConfig {
     pub peers_file: Option<PathBuf>,
     /// Connected peers at most.
     pub max_peers: u32,
+    /// The topic that nodes gossip on; none for no gossip.
+    pub gossip: Option<GossipConfig>,
 }
 
 impl NetConfig {
@@ -57,6 +60,7 @@ impl NetConfig {
             peers: Vec::new(),
             peers_file: None,
             max_peers: Self::MAX_PEERS,
+            gossip: None,
         }
     }
 }
@@ -68,6 +72,44 @@ pub enum Direction {
     Dialled,
     /// The peer dialled.
     Accepted,
+}
+
+/// A message on the gossip topic, its signature checked.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Gossip {
+    /// Who wrote and signed it.
+    pub source: PeerId,
+    /// What it says.
+    pub bytes: Vec<u8>,
+    /// Names it when it is judged.
+    pub ticket: GossipTicket,
+}
+
+/// Names a gossip message until it is judged.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GossipTicket {
+    pub(super) id: MessageId,
+    pub(super) relayed_by: PeerId,
+}
+
+/// What becomes of a gossip message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// Passed on to others.
+    Accept,
+    /// Not passed on: no news.
+    Ignore,
+    /// Not passed on: nobody who keeps to the protocol would have.
+    Reject,
+}
+
+/// The gossip topic of a network.
+#[derive(Debug, Clone)]
+pub struct GossipConfig {
+    /// Its name.
+    pub topic: &'static str,
+    /// Bytes of a message at most.
+    pub max_bytes: usize,
 }
 
 /// What happens on the network.
@@ -103,7 +145,11 @@ pub enum NetEvent {
         peer: PeerId,
         /// Why, for `Peer <peer id> is gone (<why>)`.
         why: String,
+        /// Whether it was found dead after seconds of silence, rather than that the connection ended.
+        silent: bool,
     },
+    /// A node of the pool, connected or not, said something on the gossip topic. Waits for its [`Network::judge`].
+    Gossip(Gossip),
     /// A peer answered a ping; about one a second.
     Rtt {
         /// Who.
@@ -203,6 +249,9 @@ pub(super) enum Command {
     Disconnect { peer: PeerId, why: String, reply: oneshot::Sender<()> },
     Block { peer: PeerId, why: String },
     Allow { peer: PeerId },
+    Publish { bytes: Vec<u8> },
+    Judge { ticket: GossipTicket, verdict: Verdict },
+    Heard { peer: PeerId, addresses: Vec<Multiaddr> },
     ListenAddresses { reply: oneshot::Sender<Vec<Multiaddr>> },
     Shutdown { reply: oneshot::Sender<()> },
 }
@@ -340,6 +389,21 @@ impl Network {
     pub async fn allow(&self, peer: PeerId) {
         self.sessions.allow(&peer);
         let _ = self.commands.send(Command::Allow { peer }).await;
+    }
+
+    /// Says `bytes` to everyone on the gossip topic. Nobody may be there to hear it.
+    pub async fn publish(&self, bytes: Vec<u8>) {
+        let _ = self.commands.send(Command::Publish { bytes }).await;
+    }
+
+    /// What becomes of a gossip message; each is to be judged once, soon.
+    pub async fn judge(&self, ticket: GossipTicket, verdict: Verdict) {
+        let _ = self.commands.send(Command::Judge { ticket, verdict }).await;
+    }
+
+    /// `peer` was heard of through others, and says that it listens at `addresses`: they are dialled while it is not connected.
+    pub async fn heard_of(&self, peer: PeerId, addresses: Vec<Multiaddr>) {
+        let _ = self.commands.send(Command::Heard { peer, addresses }).await;
     }
 
     /// Where the node listens, each address ending in `/p2p/<its id>`.

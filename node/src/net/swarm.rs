@@ -13,14 +13,15 @@ use libp2p::multiaddr::Protocol;
 use libp2p::swarm::behaviour::toggle::Toggle;
 use libp2p::swarm::dial_opts::{DialOpts, PeerCondition};
 use libp2p::swarm::{ConnectionError, ConnectionId, DialError, ListenError, NetworkBehaviour, Swarm, SwarmEvent};
-use libp2p::{Multiaddr, PeerId, connection_limits, identify, mdns, ping};
+use libp2p::{Multiaddr, PeerId, connection_limits, gossipsub, identify, mdns, ping};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::admission::Refusal;
 use super::dial::{Dial, DialPlan, Failure, FoundBy, TargetId, peer_of, transport_of};
+use super::gossip;
 use super::liveness::{self, Liveness};
-use super::network::{Command, Direction, NetConfig, NetError, NetEvent};
+use super::network::{Command, Direction, Gossip, GossipTicket, NetConfig, NetError, NetEvent, Verdict};
 use super::peers_file::{self, Change};
 use super::session::Sessions;
 use super::transport::{self, Door, HandshakeError, RefusedSession};
@@ -71,6 +72,7 @@ struct Behaviour {
     ping: ping::Behaviour,
     identify: identify::Behaviour,
     streams: libp2p_stream::Behaviour,
+    gossip: Toggle<gossipsub::Behaviour>,
     mdns: Toggle<mdns::tokio::Behaviour>,
 }
 
@@ -100,6 +102,13 @@ struct Connected {
     addresses: Vec<Multiaddr>,
 }
 
+/// Why this node ends its connections to a peer.
+struct Ending {
+    why: String,
+    /// Because nothing was heard of it.
+    silent: bool,
+}
+
 /// Everything the task has.
 pub(super) struct Driver {
     swarm: Swarm<Behaviour>,
@@ -113,8 +122,9 @@ pub(super) struct Driver {
     waiting: Vec<Waiting>,
     connected: HashMap<PeerId, Connected>,
     liveness: Liveness,
+    topic: Option<gossipsub::IdentTopic>,
     /// Why this node is ending its connections to a peer.
-    ending: HashMap<PeerId, String>,
+    ending: HashMap<PeerId, Ending>,
     /// Disconnects and their latest end.
     closing: Vec<(PeerId, Instant, Option<oneshot::Sender<()>>)>,
     watch: Option<peers_file::Watch>,
@@ -148,6 +158,13 @@ impl Driver {
             .with_max_established_incoming(Some(config.max_peers))
             .with_max_established_per_peer(Some(MAX_PER_PEER));
         let agent = concat!("pangea/", env!("CARGO_PKG_VERSION")).to_owned();
+        let (gossip, topic) = match &config.gossip {
+            Some(gossip) => {
+                let (behaviour, topic) = gossip::behaviour(gossip, &config.identity).map_err(NetError::Setup)?;
+                (Some(behaviour), Some(topic))
+            }
+            None => (None, None),
+        };
         let behaviour = Behaviour {
             limits: connection_limits::Behaviour::new(limits),
             ping: ping::Behaviour::new(ping::Config::new().with_interval(PING_INTERVAL).with_timeout(PING_TIMEOUT)),
@@ -155,6 +172,7 @@ impl Driver {
                 identify::Config::new(IDENTIFY_PROTOCOL.to_owned(), config.identity.public()).with_agent_version(agent),
             ),
             streams: libp2p_stream::Behaviour::new(),
+            gossip: gossip.into(),
             mdns: mdns.into(),
         };
         let swarm_config = libp2p::swarm::Config::with_tokio_executor().with_idle_connection_timeout(IDLE_TIMEOUT);
@@ -178,6 +196,7 @@ impl Driver {
             waiting: Vec::new(),
             connected: HashMap::new(),
             liveness: Liveness::default(),
+            topic,
             ending: HashMap::new(),
             closing: Vec::new(),
             watch: config.peers_file.map(peers_file::Watch::new),
@@ -271,7 +290,7 @@ impl Driver {
                 }
             }
             Command::Block { peer, why } => {
-                self.ending.entry(peer).or_insert(why);
+                self.ending.entry(peer).or_insert(Ending { why, silent: false });
                 self.sessions.cut_off(&peer, "quarantined");
                 if !self.connected.contains_key(&peer) {
                     self.ending.remove(&peer);
@@ -280,6 +299,13 @@ impl Driver {
             Command::Allow { peer } => {
                 let now = self.now();
                 self.plan.lost(peer, now);
+            }
+            Command::Publish { bytes } => self.publish(bytes),
+            Command::Judge { ticket, verdict } => self.judge(&ticket, verdict),
+            Command::Heard { peer, addresses } => {
+                let own: Vec<Multiaddr> = self.swarm.listeners().cloned().collect();
+                let now = self.now();
+                self.plan.heard_of(peer, &addresses, &own, now);
             }
             Command::ListenAddresses { reply } => {
                 let local = *self.swarm.local_peer_id();
@@ -291,8 +317,37 @@ impl Driver {
     }
 
     fn end(&mut self, peer: PeerId, why: &str) {
-        self.ending.entry(peer).or_insert_with(|| why.to_owned());
+        self.ending.entry(peer).or_insert_with(|| Ending { why: why.to_owned(), silent: false });
         let _ = self.swarm.disconnect_peer_id(peer);
+    }
+
+    fn publish(&mut self, bytes: Vec<u8>) {
+        if let (Some(topic), Some(gossip)) = (&self.topic, self.swarm.behaviour_mut().gossip.as_mut())
+            && let Err(error) = gossip.publish(topic.hash(), bytes)
+        {
+            // Nobody there to hear it is the usual case; the next one follows within a second.
+            tracing::trace!(event = "not_published", %error);
+        }
+    }
+
+    fn judge(&mut self, ticket: &GossipTicket, verdict: Verdict) {
+        if let Some(gossip) = self.swarm.behaviour_mut().gossip.as_mut() {
+            gossip.report_message_validation_result(&ticket.id, &ticket.relayed_by, gossip::acceptance(verdict));
+        }
+    }
+
+    fn on_gossip(&mut self, relayed_by: PeerId, id: gossipsub::MessageId, message: gossipsub::Message) {
+        let ticket = GossipTicket { id, relayed_by };
+        let Some(source) = message.source.filter(|source| !self.sessions.is_blocked(source)) else {
+            self.judge(&ticket, Verdict::Ignore);
+            return;
+        };
+        // A reader that lags gets the next one.
+        if self.waiting_events.len() < MAX_WAITING_EVENTS / 2 {
+            self.tell(NetEvent::Gossip(Gossip { source, bytes: message.data, ticket }));
+        } else {
+            self.judge(&ticket, Verdict::Ignore);
+        }
     }
 
     fn connect(&mut self, caller: Caller) {
@@ -346,7 +401,7 @@ impl Driver {
         for peer in dead {
             let silent = self.liveness.silent_for(&peer).unwrap_or_default();
             let why = format!("silent for {:.0} s", silent.as_secs_f64());
-            self.ending.entry(peer).or_insert_with(|| why.clone());
+            self.ending.entry(peer).or_insert_with(|| Ending { why: why.clone(), silent: true });
             self.sessions.cut_off(&peer, &why);
         }
         let instant = Instant::now();
@@ -460,6 +515,11 @@ impl Driver {
             SwarmEvent::Behaviour(BehaviourEvent::Identify(identify::Event::Received { peer_id, info, .. })) => {
                 self.on_identified(peer_id, info.listen_addrs);
             }
+            SwarmEvent::Behaviour(BehaviourEvent::Gossip(gossipsub::Event::Message {
+                propagation_source,
+                message_id,
+                message,
+            })) => self.on_gossip(propagation_source, message_id, message),
             SwarmEvent::Behaviour(BehaviourEvent::Mdns(mdns::Event::Discovered(found))) => {
                 let now = self.now();
                 for (peer, address) in found {
@@ -488,7 +548,7 @@ impl Driver {
     }
 
     fn on_established(&mut self, peer: PeerId, connection: ConnectionId, endpoint: &ConnectedPoint) {
-        let mut found_by = if self.plan.is_discovered(&peer) { FoundBy::Mdns } else { FoundBy::Incoming };
+        let mut found_by = self.plan.found(&peer).unwrap_or(FoundBy::Incoming);
         match self.dialling.remove(&connection) {
             Some(Dialler::Plan { target, found_by: by_plan }) => {
                 found_by = by_plan;
@@ -529,10 +589,11 @@ impl Driver {
         }
         self.connected.remove(&peer);
         self.liveness.forget(&peer);
-        let why = self.ending.remove(&peer).unwrap_or_else(|| closed_text(cause));
+        let Ending { why, silent } =
+            self.ending.remove(&peer).unwrap_or_else(|| Ending { why: closed_text(cause), silent: false });
         let now = self.now();
         self.plan.lost(peer, now);
-        self.tell(NetEvent::PeerDown { peer, why });
+        self.tell(NetEvent::PeerDown { peer, why, silent });
         for (closing, _, reply) in &mut self.closing {
             if *closing == peer
                 && let Some(reply) = reply.take()

@@ -29,8 +29,10 @@ pub struct Standing {
     pub sequence: u64,
     /// Name for people.
     pub name: String,
-    /// The highest term that the node knows of.
+    /// The term that it lives under: its master is there. Whoever names itself claims to be the master.
     pub term: Option<Term>,
+    /// The highest counter of any term that the node knows of, those of the past included.
+    pub counter: u64,
     /// Whether it was started to be the master.
     pub force_master: bool,
     /// How long it has been up.

@@ -11,13 +11,14 @@ pub const SECONDS_BUCKETS: [f64; 13] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5
 
 /// What one engine counts.
 #[derive(Debug)]
-pub(super) struct EngineMetrics {
-    pub(super) requests: Counter,
-    pub(super) refused: Counter,
-    pub(super) cancelled: Counter,
-    pub(super) failed: Counter,
-    pub(super) preempted: Counter,
-    pub(super) steps: Counter,
+pub struct EngineMetrics {
+    pub(crate) requests: Counter,
+    pub(crate) refused: Counter,
+    pub(crate) cancelled: Counter,
+    pub(crate) failed: Counter,
+    pub(crate) failovers: Counter,
+    pub(crate) preempted: Counter,
+    pub(crate) steps: Counter,
     prompt_tokens: Counter,
     cached_tokens: Counter,
     answer_tokens: Counter,
@@ -35,6 +36,7 @@ impl Default for EngineMetrics {
             refused: Counter::default(),
             cancelled: Counter::default(),
             failed: Counter::default(),
+            failovers: Counter::default(),
             preempted: Counter::default(),
             steps: Counter::default(),
             prompt_tokens: Counter::default(),
@@ -51,7 +53,7 @@ impl Default for EngineMetrics {
 
 impl EngineMetrics {
     /// Counts a request that was answered in full.
-    pub(super) fn answered(&self, summary: &Summary) {
+    pub(crate) fn answered(&self, summary: &Summary) {
         let count = |counter: &Counter, tokens: usize| counter.inc_by(tokens as u64);
         count(&self.prompt_tokens, summary.prompt_tokens);
         count(&self.cached_tokens, summary.cached_tokens);
@@ -64,12 +66,13 @@ impl EngineMetrics {
     }
 
     /// Makes all of it readable.
-    pub(super) fn register(&self, registry: &mut Registry) {
+    pub(crate) fn register(&self, registry: &mut Registry) {
         for (name, help, counter) in [
             ("requests", "Requests taken in", &self.requests),
             ("requests_refused", "Requests refused because the queue was full", &self.refused),
             ("requests_cancelled", "Requests whose client went away", &self.cancelled),
             ("requests_failed", "Requests that failed", &self.failed),
+            ("failovers", "Answers that went on elsewhere after a stage was lost", &self.failovers),
             ("sequences_preempted", "Sequences that gave their memory up and were computed again", &self.preempted),
             ("steps", "Passes through the model", &self.steps),
             ("prompt_tokens", "Tokens of prompts", &self.prompt_tokens),

@@ -1,26 +1,33 @@
-//! Serving models from this process.
+//! Serving models from this node, whoever computes them.
 //!
 //! ```text
-//!  api, cli ──► Served (names) ──► Engine ──► thread: stepper ◄─► batch (pure: which rows next)
-//!                                    └ text (tokens, templates)  └─► sequence (logits to text) └─► pangea-compute
+//!  api, cli ──► Served (names) ──► Engine ──► Generation (a request) ──► pipeline (sessions at stages)
+//!                                    └ text (tokens, templates)  └─► session (pure: what a message means), answer (text)
 //! ```
 //!
-//! * [`served`]: the models of a node by name, loaded and probed. [`engine`]: the handle of one that is loaded.
-//! * [`batch`]: which sequences are computed when; a pure state machine. `stepper`: the thread that does what it says.
-//! * `sequence`: one answer under way. `text`: prompts to tokens. [`request`]: what is asked and answered. `metrics`: counters.
+//! * [`served`]: the models of a node by name, loaded and probed. [`engine`]: the handle of one that can be asked.
+//! * `generation`: a request under way. `session`: one of its answers, opened anew when a stage is lost. `answer`: its text.
+//! * [`route`]: which chains of stages a model has; `pooled`: those that the pool placed. `text`: prompts to tokens. [`request`]: what is asked and answered.
+//!   `metrics`: counters.
 //!
-//! It knows nothing of HTTP, peers or commands.
+//! It knows nothing of HTTP or commands, and of peers only that they have names.
 
-pub mod batch;
+mod answer;
 pub mod engine;
+mod generation;
 mod metrics;
+mod pooled;
 pub mod request;
-mod sequence;
+pub mod route;
 pub mod served;
-mod stepper;
+mod session;
 mod text;
 
-pub use engine::{Drafts, Engine, EngineSettings, Generation, ModelFacts, Refused};
+pub use crate::pipeline::Drafts;
+pub use engine::{Engine, EngineSettings, ModelFacts, Refused};
+pub use generation::Generation;
+pub(crate) use metrics::EngineMetrics;
 pub use metrics::SECONDS_BUCKETS;
 pub use request::{Delta, Event, Finish, Format, MAX_CHOICES, Prompt, Request, Summary, TokenLogprob, TokenText};
 pub use served::{Served, ServedModel};
+pub use text::ModelText;

@@ -6,6 +6,9 @@ use std::time::Duration;
 use pangea_compute::chat::Message;
 use pangea_compute::sample::Sampling;
 
+use crate::pipeline::wire::StageAt;
+use crate::trust::Verdict;
+
 /// One request.
 #[derive(Clone, Debug)]
 pub struct Request {
@@ -153,7 +156,7 @@ impl TokenText {
 }
 
 /// What a whole request took.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Summary {
     /// Tokens of the prompt.
     pub prompt_tokens: usize,
@@ -171,6 +174,14 @@ pub struct Summary {
     pub prompt: Duration,
     /// From the first token to the last of all answers.
     pub answer: Duration,
+    /// Who computed which layers, in the end.
+    pub stages: Vec<StageAt>,
+    /// How often an answer had to go on elsewhere.
+    pub failovers: usize,
+    /// How far it can be trusted.
+    pub verdict: Verdict,
+    /// Ids of the receipts that are kept of it.
+    pub receipts: Vec<String>,
 }
 
 impl Summary {

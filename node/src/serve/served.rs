@@ -1,24 +1,53 @@
-//! The models that a node serves, by name: which there are, how each stands, and its engine once that has answered a
-//! first request. Loading happens on threads of its own; nothing waits for it but requests for that model.
+//! The models that can be asked for at this node, by name: those it was told to serve and those that its pool has, how each
+//! stands, and its engine once that has answered a first request. Loading happens on threads of its own; nothing waits for
+//! it but requests for that model.
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
 
 use pangea_client::{Error, ErrorKind, Result};
-use pangea_compute::Cancel;
 use pangea_compute::model::ModelFile;
+use pangea_compute::{Cancel, Digest};
 use prometheus_client::registry::Registry;
 use tokio::sync::watch;
 
 use super::engine::{Engine, EngineSettings, ModelFacts};
 use super::metrics::EngineMetrics;
+use super::pooled::{Pooled, WholeFile};
 use super::request::{Event, Prompt, Request};
+use super::text::ModelText;
+use crate::blob::Wanted;
+use crate::pipeline::Loader;
+use crate::pool::{ModelSize, ModelStanding, View};
+use crate::trust::Auditor;
 use crate::{compute_error, models};
 
 /// The models of a node; none by default. Cloning gives the same ones.
 #[derive(Clone, Debug, Default)]
-pub struct Served(Arc<Vec<Entry>>);
+pub struct Served(Arc<Inner>);
+
+#[derive(Debug, Default)]
+struct Inner {
+    entries: RwLock<Vec<Arc<Entry>>>,
+    /// What is needed to compute with others, from the moment the node has a pool.
+    node: OnceLock<Node>,
+}
+
+struct Node {
+    loader: Loader,
+    auditor: Auditor,
+    settings: EngineSettings,
+    split: bool,
+    pinned: Option<Range<u32>>,
+}
+
+impl std::fmt::Debug for Node {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.loader.fmt(f)
+    }
+}
 
 /// One of them, as it stands.
 #[derive(Clone, Debug)]
@@ -40,12 +69,17 @@ pub struct ServedModel {
 #[derive(Debug)]
 struct Entry {
     name: String,
-    /// A name in the folder of models, or a path.
-    model: String,
-    folder: PathBuf,
-    settings: EngineSettings,
+    source: Source,
     metrics: Arc<EngineMetrics>,
     state: watch::Sender<State>,
+}
+
+#[derive(Debug)]
+enum Source {
+    /// A name in the folder of models, or a path.
+    File { model: String, folder: PathBuf },
+    /// Another node serves it.
+    Pool(Digest),
 }
 
 enum State {
@@ -76,12 +110,12 @@ impl State {
 }
 
 impl Served {
-    /// Begins to load those of `models` (names in `folder`, or paths) that are here.
+    /// Those of `models` (names in `folder`, or paths); what is here is loaded once the node [joins](Served::join) its pool.
     ///
     /// # Errors
     /// `InvalidInput` for a path that leads to no file or to no model, and for two models of one name.
-    pub fn start(models: &[String], folder: &Path, settings: EngineSettings) -> Result<Served> {
-        let mut entries: Vec<Entry> = Vec::with_capacity(models.len());
+    pub fn new(models: &[String], folder: &Path) -> Result<Served> {
+        let mut entries: Vec<Arc<Entry>> = Vec::with_capacity(models.len());
         for model in models {
             let name = models::name_of(model);
             if entries.iter().any(|other| other.name == name) {
@@ -101,42 +135,84 @@ impl Served {
                 }
                 None => State::Absent { why: None },
             };
-            entries.push(Entry {
-                name: name.to_owned(),
-                model: model.clone(),
-                folder: folder.to_owned(),
-                settings,
-                metrics: Arc::new(EngineMetrics::default()),
-                state: watch::Sender::new(state),
-            });
+            let source = Source::File { model: model.clone(), folder: folder.to_owned() };
+            entries.push(Arc::new(Entry::new(name, source, state)));
         }
-        let served = Served(Arc::new(entries));
-        for at in 0..served.0.len() {
-            if matches!(*served.0[at].state.borrow(), State::Loading) {
-                served.load(at)?;
+        Ok(Served(Arc::new(Inner { entries: RwLock::new(entries), node: OnceLock::new() })))
+    }
+
+    /// Loads what is here, and offers what the pool has.
+    ///
+    /// # Errors
+    /// `Internal` where the system has no thread.
+    pub fn join(
+        &self,
+        loader: Loader,
+        auditor: Auditor,
+        settings: EngineSettings,
+        split: bool,
+        pinned: Option<Range<u32>>,
+    ) -> Result<()> {
+        // A node joins one pool, once.
+        let _ = self.0.node.set(Node { loader, auditor, settings, split, pinned });
+        for entry in self.entries() {
+            if matches!(*entry.state.borrow(), State::Loading) {
+                self.load(&entry)?;
             }
         }
-        Ok(served)
+        Ok(())
+    }
+
+    /// Follows what the pool serves, for as long as that changes.
+    pub async fn follow(self, mut view: watch::Receiver<Arc<View>>) {
+        loop {
+            let now = Arc::clone(&view.borrow_and_update());
+            self.see(&now);
+            if view.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Adds the models that other nodes serve, and forgets those that nobody serves any more.
+    fn see(&self, view: &View) {
+        let served: Vec<&ModelStanding> =
+            view.nodes.values().flat_map(|node| &node.models).filter(|model| model.served).collect();
+        let mut entries = self.0.entries.write().unwrap_or_else(PoisonError::into_inner);
+        entries.retain(|entry| match &entry.source {
+            Source::File { .. } => true,
+            Source::Pool(digest) => served.iter().any(|model| model.digest == *digest),
+        });
+        for model in served {
+            if !entries.iter().any(|entry| entry.name == model.name) {
+                let entry = Entry::new(&model.name, Source::Pool(model.digest), State::Absent { why: None });
+                entries.push(Arc::new(entry));
+            }
+        }
+    }
+
+    fn entries(&self) -> Vec<Arc<Entry>> {
+        self.0.entries.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Their names.
-    pub fn names(&self) -> impl Iterator<Item = &str> {
-        self.0.iter().map(|entry| entry.name.as_str())
+    pub fn names(&self) -> Vec<String> {
+        self.entries().iter().map(|entry| entry.name.clone()).collect()
     }
 
     /// All of them, as they stand.
     pub fn list(&self) -> Vec<ServedModel> {
-        self.0.iter().map(Entry::show).collect()
+        self.entries().iter().map(|entry| entry.show()).collect()
     }
 
     /// Whether every model that is here has answered a request.
     pub fn is_ready(&self) -> bool {
-        self.0.iter().all(|entry| matches!(*entry.state.borrow(), State::Ready(_) | State::Absent { .. }))
+        self.entries().iter().all(|entry| matches!(*entry.state.borrow(), State::Ready(_) | State::Absent { .. }))
     }
 
     /// Makes what a model's engine counts readable.
     pub fn register(&self, name: &str, registry: &mut Registry) {
-        for entry in self.0.iter().filter(|entry| entry.name == name) {
+        for entry in self.entries().iter().filter(|entry| entry.name == name) {
             entry.metrics.register(registry);
         }
     }
@@ -147,11 +223,9 @@ impl Served {
     /// `NotFound` for a model that is not served, `Unavailable` where it is not ready within `patience`, and whatever kept it
     /// from being loaded.
     pub async fn engine(&self, name: &str, patience: Duration) -> Result<Engine> {
-        let found = self.0.iter().position(|entry| entry.name == name);
-        let Some(at) = found else {
+        let Some(entry) = self.entries().into_iter().find(|entry| entry.name == name) else {
             return Err(Error::new(ErrorKind::NotFound, format!("the model {name} is not served here")));
         };
-        let entry = &self.0[at];
         let wanted = entry.state.send_if_modified(|state| {
             let absent = matches!(state, State::Absent { .. });
             if absent {
@@ -160,7 +234,7 @@ impl Served {
             absent
         });
         if wanted {
-            self.load(at)?;
+            self.load(&entry)?;
         }
         let mut state = entry.state.subscribe();
         let settled = tokio::time::timeout(patience, state.wait_for(|state| !matches!(state, State::Loading))).await;
@@ -177,11 +251,14 @@ impl Served {
     }
 
     /// Loads one, whose state says so already, on a thread of its own.
-    fn load(&self, at: usize) -> Result<()> {
-        let served = self.clone();
+    fn load(&self, entry: &Arc<Entry>) -> Result<()> {
+        let (served, loaded) = (self.clone(), Arc::clone(entry));
         let thread = std::thread::Builder::new().name("pangea-load".into()).spawn(move || {
-            let entry = &served.0[at];
-            let state = entry.load();
+            let entry = loaded;
+            let state = match served.0.node.get() {
+                Some(node) => entry.load(node),
+                None => State::Absent { why: None },
+            };
             if let State::Failed(error) | State::Absent { why: Some(error) } = &state {
                 tracing::error!(event = "model_failed", model = entry.name, %error, "Model {} is not served", entry.name);
             }
@@ -189,23 +266,32 @@ impl Served {
         });
         thread.map(drop).map_err(|error| {
             let error = Error::new(ErrorKind::Internal, format!("cannot start a thread to load a model: {error}"));
-            self.0[at].state.send_replace(State::Failed(error.clone()));
+            entry.state.send_replace(State::Failed(error.clone()));
             error
         })
     }
 }
 
 impl Entry {
-    /// Gets the file where it is not here, loads it and asks it something.
-    fn load(&self) -> State {
+    fn new(name: &str, source: Source, state: State) -> Entry {
+        Entry { name: name.to_owned(), source, metrics: Arc::default(), state: watch::Sender::new(state) }
+    }
+
+    /// Gets what is needed of the file, loads it and asks it something.
+    fn load(&self, node: &Node) -> State {
         let began = std::time::Instant::now();
-        let path = match self.file() {
-            Ok(path) => path,
-            // The next request may have better luck.
-            Err(error) => return State::Absent { why: Some(error) },
+        let engine = match &self.source {
+            Source::File { model, folder } => match self.file(model, folder) {
+                Ok(path) => self.here(node, &path),
+                // The next request may have better luck.
+                Err(error) => return State::Absent { why: Some(error) },
+            },
+            Source::Pool(digest) => match self.there(node, *digest) {
+                Ok(engine) => return State::Ready(engine),
+                Err(error) => return State::Absent { why: Some(error) },
+            },
         };
-        let loaded = Engine::load_counting(&self.name, &path, self.settings, Arc::clone(&self.metrics));
-        match loaded.and_then(|engine| probe(&engine).map(|()| engine)) {
+        match engine.and_then(|engine| probe(&engine).map(|()| engine)) {
             Ok(engine) => {
                 let millis = began.elapsed().as_millis() as u64;
                 let bytes = engine.model().memory_bytes;
@@ -216,10 +302,91 @@ impl Entry {
         }
     }
 
+    /// A model whose file is here: the pool is told of it, and unless it is to be split it is loaded.
+    fn here(&self, node: &Node, path: &Path) -> Result<Engine> {
+        let about = |error: Error| {
+            Error::new(error.kind(), format!("the model {} cannot be loaded: {}", self.name, error.message()))
+        };
+        let (loader, session_bytes) = (&node.loader, node.settings.session_bytes);
+        let offered = loader.blobs().offer(path)?;
+        let file = ModelFile::open(path).map_err(compute_error).map_err(about)?;
+        let size = ModelSize::of(&offered.manifest, file.config());
+        let alone = !node.split && node.pinned.is_none();
+        if alone {
+            loader.load_whole(offered.digest, path, session_bytes, Arc::clone(&self.metrics)).map_err(about)?;
+        }
+        let standing = ModelStanding {
+            digest: offered.digest,
+            name: self.name.clone(),
+            served: true,
+            whole: true,
+            split: node.split,
+            pinned: node.pinned.clone(),
+            size,
+        };
+        loader.pool().say(|own| {
+            own.models.retain(|known| known.digest != standing.digest);
+            own.models.push(standing);
+        });
+        let whole = WholeFile { path: path.to_owned(), session_bytes, metrics: Arc::clone(&self.metrics) };
+        self.engine(node, &file, offered.digest, Some(whole), !alone)
+    }
+
+    /// A model that other nodes compute: its header is enough to talk to them.
+    fn there(&self, node: &Node, digest: Digest) -> Result<Engine> {
+        let failed = |error: std::io::Error| Error::new(ErrorKind::Internal, format!("cannot fetch a model: {error}"));
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
+        let loader = &node.loader;
+        let view = Arc::clone(&loader.view().borrow());
+        let has = |node: &&Arc<crate::pool::Standing>| node.models.iter().any(|model| model.digest == digest);
+        let holders = view.nodes.values().filter(has).map(|node| node.peer).collect();
+        let cancel = Cancel::new();
+        let mut progress = |_, _| {};
+        let header = loader.blobs().ensure(digest, Wanted::header(), holders, &mut progress, &cancel);
+        let path = runtime.block_on(header)?;
+        let file = ModelFile::open(&path).map_err(compute_error)?;
+        self.engine(node, &file, digest, None, true)
+    }
+
+    fn engine(
+        &self,
+        node: &Node,
+        file: &ModelFile,
+        digest: Digest,
+        whole: Option<WholeFile>,
+        split: bool,
+    ) -> Result<Engine> {
+        let config = file.config();
+        let text = Arc::new(ModelText::of(file)?);
+        let (loader, settings) = (&node.loader, node.settings);
+        let longest = settings.session_bytes / (config.position_bytes() * config.layers as u64).max(1);
+        let facts = ModelFacts {
+            name: self.name.clone(),
+            path: file.path().to_owned(),
+            architecture: config.architecture.name(),
+            layers: config.layers,
+            context: config.context.min(usize::try_from(longest).unwrap_or(usize::MAX)),
+            vocabulary: config.vocabulary,
+            memory_bytes: loader.memory_bytes(digest),
+            file_bytes: file.gguf().size_bytes(),
+            session_bytes: settings.session_bytes,
+        };
+        if facts.context < 2 {
+            let message = format!(
+                "the model {} cannot be loaded: {} bytes for sessions do not hold a single one; allow more",
+                self.name, settings.session_bytes
+            );
+            return Err(Error::new(ErrorKind::Overloaded, message));
+        }
+        let routes = Arc::new(Pooled::new(loader.clone(), digest, config.layers as u32, whole, split));
+        let pipeline = loader.pipeline().clone();
+        Ok(Engine::pooled(facts, text, Arc::clone(&self.metrics), pipeline, routes, node.auditor.clone()))
+    }
+
     /// The model's file, fetched where it is not here.
-    fn file(&self) -> Result<PathBuf> {
+    fn file(&self, model: &str, folder: &Path) -> Result<PathBuf> {
         let mut told = None;
-        models::get(&self.folder, &self.model, &Cancel::new(), &mut |transfer| {
+        models::get(folder, model, &Cancel::new(), &mut |transfer| {
             let percent = transfer.done_bytes * 100 / transfer.total_bytes.max(1);
             // A line for every tenth.
             if told.replace((transfer.phase, percent / 10)) != Some((transfer.phase, percent / 10)) {
@@ -246,7 +413,7 @@ impl Entry {
 /// A short request, answered from one end to the other.
 fn probe(engine: &Engine) -> Result<()> {
     let failed = |error: std::io::Error| Error::new(ErrorKind::Internal, format!("cannot probe the model: {error}"));
-    let runtime = tokio::runtime::Builder::new_current_thread().build().map_err(failed)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
     runtime.block_on(async {
         let request = Request { max_tokens: Some(2), ..Request::new(Prompt::Text("Hello".to_owned())) };
         let mut generation = engine.generate(request).await?;

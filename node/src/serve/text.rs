@@ -1,5 +1,5 @@
 //! The text side of a model: from a request's prompt to token ids, and what an answer must fit. It is shared by all
-//! threads and runs on the caller's, never on the engine's.
+//! threads.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -11,12 +11,13 @@ use pangea_compute::model::ModelFile;
 use pangea_compute::sample::grammar::{Grammar, GrammarVocabulary};
 use pangea_compute::tokenizer::Tokenizer;
 
-use super::request::{Format, Prompt, TokenText};
+use super::request::{Prompt, TokenText};
 use crate::compute_error;
+use crate::pipeline::wire::SessionFormat;
 
 /// A model's tokenizer and chat template.
-pub(super) struct ModelText {
-    pub(super) tokenizer: Tokenizer,
+pub struct ModelText {
+    pub(crate) tokenizer: Tokenizer,
     template: ChatTemplate,
     /// Built when a grammar is first asked for: it takes a while.
     grammars: Mutex<Option<GrammarVocabulary>>,
@@ -24,7 +25,7 @@ pub(super) struct ModelText {
 
 impl ModelText {
     /// Those of a file.
-    pub(super) fn of(file: &ModelFile) -> Result<ModelText> {
+    pub(crate) fn of(file: &ModelFile) -> Result<ModelText> {
         let tokenizer = file.tokenizer().map_err(compute_error)?;
         let text = |id: Option<u32>| id.and_then(|id| tokenizer.token_text(id)).unwrap_or_default().to_owned();
         let (bos, eos) = (text(tokenizer.bos()), text(tokenizer.eos()));
@@ -36,7 +37,7 @@ impl ModelText {
     }
 
     /// The token ids of a prompt, at least one, all of them the model's.
-    pub(super) fn tokens(&self, prompt: &Prompt) -> Result<Vec<u32>> {
+    pub(crate) fn tokens(&self, prompt: &Prompt) -> Result<Vec<u32>> {
         let tokens = match prompt {
             Prompt::Tokens(tokens) => {
                 let size = self.tokenizer.vocabulary();
@@ -71,11 +72,16 @@ impl ModelText {
     }
 
     /// What the answer must fit; `None` where it is free.
-    pub(super) fn grammar(&self, format: &Format) -> Result<Option<Grammar>> {
+    pub(crate) fn grammar(&self, format: &SessionFormat) -> Result<Option<Grammar>> {
         let grammar = match format {
-            Format::Text => return Ok(None),
-            Format::JsonObject => Grammar::json_object(&self.grammar_vocabulary()?),
-            Format::JsonSchema(schema) => Grammar::json_schema(&self.grammar_vocabulary()?, schema),
+            SessionFormat::Text => return Ok(None),
+            SessionFormat::JsonObject => Grammar::json_object(&self.grammar_vocabulary()?),
+            SessionFormat::JsonSchema(schema) => {
+                let schema = serde_json::from_str(schema).map_err(|error| {
+                    Error::new(ErrorKind::InvalidInput, format!("the JSON Schema is no JSON: {error}"))
+                })?;
+                Grammar::json_schema(&self.grammar_vocabulary()?, &schema)
+            }
         };
         grammar.map(Some).map_err(compute_error)
     }
@@ -90,7 +96,7 @@ impl ModelText {
     }
 
     /// A token with what it stands for.
-    pub(super) fn token(&self, id: u32) -> TokenText {
+    pub(crate) fn token(&self, id: u32) -> TokenText {
         let bytes = self.tokenizer.token_bytes(id, true).unwrap_or_default().into_owned();
         TokenText { id, bytes }
     }

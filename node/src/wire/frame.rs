@@ -5,12 +5,14 @@ use super::WireError;
 /// Length of a frame's prefix.
 pub const PREFIX_BYTES: usize = 8;
 
-/// The longest header: the longest message (a failure with its text) is under 2 KiB.
-pub const MAX_HEADER_BYTES: u32 = 4096;
-
-/// The longest payload. Large enough that the cost per frame vanishes, small enough that a cancel
-/// waits behind at most one of them: about a millisecond at 1 GB/s.
-pub const MAX_PAYLOAD_BYTES: u32 = 1 << 20;
+/// How long the two parts of a protocol's frames may be, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FrameLimits {
+    /// The longest header.
+    pub header_bytes: u32,
+    /// The longest payload.
+    pub payload_bytes: u32,
+}
 
 /// Lengths of a frame's two parts, both within their limits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,20 +23,20 @@ pub struct FrameHead {
 
 impl FrameHead {
     /// The head of a frame with parts of these lengths, in bytes.
-    pub fn new(header: u32, payload: u32) -> Result<FrameHead, WireError> {
-        if header == 0 || header > MAX_HEADER_BYTES || !header.is_multiple_of(8) {
-            return Err(WireError::HeaderLength(header));
+    pub fn new(header: u32, payload: u32, limits: FrameLimits) -> Result<FrameHead, WireError> {
+        if header == 0 || header > limits.header_bytes || !header.is_multiple_of(8) {
+            return Err(WireError::HeaderLength { bytes: header, most: limits.header_bytes });
         }
-        if payload > MAX_PAYLOAD_BYTES {
-            return Err(WireError::PayloadLength(payload));
+        if payload > limits.payload_bytes {
+            return Err(WireError::PayloadLength { bytes: payload, most: limits.payload_bytes });
         }
         Ok(FrameHead { header, payload })
     }
 
     /// Reads a prefix.
-    pub fn parse(prefix: [u8; PREFIX_BYTES]) -> Result<FrameHead, WireError> {
+    pub fn parse(prefix: [u8; PREFIX_BYTES], limits: FrameLimits) -> Result<FrameHead, WireError> {
         let [a, b, c, d, e, f, g, h] = prefix;
-        FrameHead::new(u32::from_le_bytes([a, b, c, d]), u32::from_le_bytes([e, f, g, h]))
+        FrameHead::new(u32::from_le_bytes([a, b, c, d]), u32::from_le_bytes([e, f, g, h]), limits)
     }
 
     /// The prefix as sent.

@@ -7,9 +7,9 @@ use pangea_client::ErrorKind;
 use pangea_compute::{DType, Digest};
 use proptest::prelude::*;
 
-use super::WireError;
-use super::frame::{FrameHead, MAX_HEADER_BYTES, MAX_PAYLOAD_BYTES, PREFIX_BYTES};
-use super::message::{Advert, Message, Operation, Shape, Task};
+use super::frame::{FrameHead, PREFIX_BYTES};
+use super::message::{Advert, MAX_HEADER_BYTES, MAX_PAYLOAD_BYTES, Message, Operation, Shape, Task};
+use super::{Header, WireError};
 
 fn hex(bytes: &[u8]) -> String {
     bytes
@@ -85,7 +85,7 @@ fn the_bytes_of_every_message_are_pinned() {
 fn every_message_comes_back_as_it_was() {
     for (message, payload) in one_of_each() {
         let bytes = encoded(&message, payload);
-        let head = FrameHead::parse(bytes[..PREFIX_BYTES].try_into().unwrap()).unwrap();
+        let head = FrameHead::parse(bytes[..PREFIX_BYTES].try_into().unwrap(), Message::LIMITS).unwrap();
         assert_eq!((head.header_len(), head.payload_len()), (bytes.len() - PREFIX_BYTES, payload));
         assert_eq!(Message::decode(&bytes[PREFIX_BYTES..], payload).unwrap(), message);
     }
@@ -114,11 +114,14 @@ fn disturbed_bytes_never_panic_and_never_become_an_impossible_message() {
 
 #[test]
 fn lengths_beyond_the_limits_are_refused_before_anything_is_read() {
-    for (header, payload) in [(0, 0), (4, 0), (MAX_HEADER_BYTES + 8, 0), (u32::MAX, 0)] {
-        assert_eq!(FrameHead::new(header, payload).unwrap_err(), WireError::HeaderLength(header));
+    let head = |header, payload| FrameHead::new(header, payload, Message::LIMITS);
+    for header in [0, 4, MAX_HEADER_BYTES + 8, u32::MAX] {
+        let refused = WireError::HeaderLength { bytes: header, most: MAX_HEADER_BYTES };
+        assert_eq!(head(header, 0).unwrap_err(), refused);
     }
-    assert_eq!(FrameHead::new(8, MAX_PAYLOAD_BYTES + 1).unwrap_err(), WireError::PayloadLength(MAX_PAYLOAD_BYTES + 1));
-    assert!(FrameHead::new(MAX_HEADER_BYTES, MAX_PAYLOAD_BYTES).is_ok());
+    let refused = WireError::PayloadLength { bytes: MAX_PAYLOAD_BYTES + 1, most: MAX_PAYLOAD_BYTES };
+    assert_eq!(head(8, MAX_PAYLOAD_BYTES + 1).unwrap_err(), refused);
+    assert!(head(MAX_HEADER_BYTES, MAX_PAYLOAD_BYTES).is_ok());
 }
 
 #[test]

@@ -4,16 +4,26 @@
 
 use std::time::Duration;
 
-use capnp::message::{Builder, HeapAllocator, ReaderOptions};
 use pangea_client::ErrorKind;
 use pangea_compute::{DType, Digest};
 use pangea_schema::task_capnp as wire;
 
-use super::WireError;
-use super::frame::{FrameHead, MAX_HEADER_BYTES, PREFIX_BYTES};
+use super::field::{
+    header_error, kind_from_wire, kind_to_wire, printable, read_digest, read_text, truncated, unknown_variant,
+    write_digest,
+};
+use super::frame::FrameLimits;
+use super::{Header, WireError};
 
 /// The coordinator's number of a task, unique on one stream.
 pub type TaskId = u64;
+
+/// The longest header: the longest message (a failure with its text) is under 2 KiB.
+pub const MAX_HEADER_BYTES: u32 = 4096;
+
+/// The longest payload. Large enough that the cost per frame vanishes, small enough that a cancel
+/// waits behind at most one of them: about a millisecond at 1 GB/s.
+pub const MAX_PAYLOAD_BYTES: u32 = 1 << 20;
 
 /// The largest tensor a message may speak of; beyond any device's memory, yet far from overflow.
 const MAX_TENSOR_BYTES: u64 = 1 << 42;
@@ -186,9 +196,10 @@ pub enum Message {
     Started(TaskId),
 }
 
-impl Message {
-    /// Its name in logs.
-    pub fn name(&self) -> &'static str {
+impl Header for Message {
+    const LIMITS: FrameLimits = FrameLimits { header_bytes: MAX_HEADER_BYTES, payload_bytes: MAX_PAYLOAD_BYTES };
+
+    fn name(&self) -> &'static str {
         match self {
             Message::Advert(_) => "advert",
             Message::Operand { .. } => "operand",
@@ -207,64 +218,40 @@ impl Message {
         }
     }
 
-    /// Appends the prefix and the header of a frame with this message and a payload of
-    /// `payload_len` bytes; the payload itself is the caller's to send behind it.
-    pub fn encode(&self, payload_len: usize, out: &mut Vec<u8>) -> Result<(), WireError> {
-        let mut builder = Builder::new(HeapAllocator::new().first_segment_words(64));
-        self.write(builder.init_root());
-        let start = out.len();
-        out.extend_from_slice(&[0; PREFIX_BYTES]);
-        capnp::serialize::write_message(&mut *out, &builder).map_err(header_error)?;
-        let header_len = u32::try_from(out.len() - start - PREFIX_BYTES).unwrap_or(u32::MAX);
-        let payload_len = u32::try_from(payload_len).unwrap_or(u32::MAX);
-        let prefix = FrameHead::new(header_len, payload_len)?.to_bytes();
-        out[start..start + PREFIX_BYTES].copy_from_slice(&prefix);
-        Ok(())
+    fn write(&self, to: capnp::any_pointer::Builder<'_>) {
+        self.write_to(to.init_as());
     }
 
-    /// Reads the header of a frame whose payload has `payload_len` bytes.
-    pub fn decode(header: &[u8], payload_len: usize) -> Result<Message, WireError> {
-        let mut words = capnp::Word::allocate_zeroed_vec(header.len().div_ceil(8));
-        capnp::Word::words_to_bytes_mut(&mut words)[..header.len()].copy_from_slice(header);
-        let mut bytes = &capnp::Word::words_to_bytes(&words)[..header.len()];
-        let mut options = ReaderOptions::new();
-        // A header that refers to its own words over and over must not cost more than a full one.
-        options.traversal_limit_in_words(Some(MAX_HEADER_BYTES as usize)).nesting_limit(8);
-        let reader = capnp::serialize::read_message_from_flat_slice(&mut bytes, options).map_err(header_error)?;
-        if !bytes.is_empty() {
-            return Err(WireError::Header(format!("{} bytes behind the message", bytes.len())));
-        }
-        let message = Message::read(reader.get_root().map_err(header_error)?)?;
-        message.check_payload(payload_len)?;
-        Ok(message)
+    fn read(from: capnp::any_pointer::Reader<'_>) -> Result<Message, WireError> {
+        Message::read_from(from.get_as().map_err(header_error)?)
     }
 
     /// A payload goes only with the messages that have one, and lies within its tensor.
     fn check_payload(&self, payload_len: usize) -> Result<(), WireError> {
-        let refuse = |why: String| {
-            let payload = u32::try_from(payload_len).unwrap_or(u32::MAX);
-            Err(WireError::Payload { message: self.name(), payload, why })
-        };
         match self {
             Message::Operand { shape, offset, .. } | Message::Result { shape, offset, .. } => {
                 let end = offset.checked_add(payload_len as u64);
                 let total = shape.size_bytes();
                 if end.is_none_or(|end| end > total) {
-                    return refuse(format!(": offset {offset} in a tensor of {total} bytes"));
+                    return self.refuse_payload(payload_len, format!(": offset {offset} in a tensor of {total} bytes"));
                 }
                 if payload_len == 0 && total != 0 {
-                    return refuse(": an empty piece".to_owned());
+                    return self.refuse_payload(payload_len, ": an empty piece".to_owned());
                 }
                 Ok(())
             }
-            Message::Probe { total, .. } if payload_len as u64 > *total => refuse(format!(": {total} in all")),
+            Message::Probe { total, .. } if payload_len as u64 > *total => {
+                self.refuse_payload(payload_len, format!(": {total} in all"))
+            }
             Message::Probe { .. } => Ok(()),
-            _ if payload_len != 0 => refuse(String::new()),
+            _ if payload_len != 0 => self.refuse_payload(payload_len, String::new()),
             _ => Ok(()),
         }
     }
+}
 
-    fn write(&self, mut to: wire::task_message::Builder<'_>) {
+impl Message {
+    fn write_to(&self, mut to: wire::task_message::Builder<'_>) {
         match self {
             Message::Advert(advert) => write_advert(advert, to.init_advert()),
             Message::Operand { digest, shape, offset } => {
@@ -311,7 +298,7 @@ impl Message {
         }
     }
 
-    fn read(from: wire::task_message::Reader<'_>) -> Result<Message, WireError> {
+    fn read_from(from: wire::task_message::Reader<'_>) -> Result<Message, WireError> {
         use wire::task_message::Which;
         Ok(match from.which().map_err(|unknown| unknown_variant("message", unknown.0))? {
             Which::Advert(advert) => Message::Advert(read_advert(advert.map_err(header_error)?)?),
@@ -432,26 +419,6 @@ fn read_task(from: wire::task::Reader<'_>) -> Result<Task, WireError> {
     Ok(Task { id: from.get_id(), priority: from.get_priority(), deadline, operation })
 }
 
-fn write_digest(digest: &Digest, mut to: wire::digest::Builder<'_>) {
-    let word = |i: usize| {
-        let mut bytes = [0; 8];
-        bytes.copy_from_slice(&digest.as_bytes()[i * 8..i * 8 + 8]);
-        u64::from_le_bytes(bytes)
-    };
-    to.set_w0(word(0));
-    to.set_w1(word(1));
-    to.set_w2(word(2));
-    to.set_w3(word(3));
-}
-
-fn read_digest(from: wire::digest::Reader<'_>) -> Digest {
-    let mut bytes = [0; 32];
-    for (i, word) in [from.get_w0(), from.get_w1(), from.get_w2(), from.get_w3()].into_iter().enumerate() {
-        bytes[i * 8..i * 8 + 8].copy_from_slice(&word.to_le_bytes());
-    }
-    Digest::from_bytes(bytes)
-}
-
 fn write_shape(shape: &Shape, mut to: wire::shape::Builder<'_>) {
     to.set_dtype(match shape.dtype {
         DType::F16 => wire::DType::F16,
@@ -475,58 +442,4 @@ fn read_shape(from: wire::shape::Reader<'_>) -> Result<Shape, WireError> {
         wire::DType::I32 => DType::I32,
     };
     Shape::new(dtype, from.get_rows(), from.get_cols())
-}
-
-fn kind_to_wire(kind: ErrorKind) -> wire::ErrorKind {
-    match kind {
-        ErrorKind::InvalidInput => wire::ErrorKind::InvalidInput,
-        ErrorKind::Unauthorized => wire::ErrorKind::Unauthorized,
-        ErrorKind::NotFound => wire::ErrorKind::NotFound,
-        ErrorKind::Overloaded => wire::ErrorKind::Overloaded,
-        ErrorKind::Unavailable => wire::ErrorKind::Unavailable,
-        ErrorKind::DeadlineExceeded => wire::ErrorKind::DeadlineExceeded,
-        ErrorKind::Cancelled => wire::ErrorKind::Cancelled,
-        ErrorKind::VerificationFailed => wire::ErrorKind::VerificationFailed,
-        ErrorKind::Internal => wire::ErrorKind::Internal,
-    }
-}
-
-fn kind_from_wire(kind: wire::ErrorKind) -> ErrorKind {
-    match kind {
-        wire::ErrorKind::InvalidInput => ErrorKind::InvalidInput,
-        wire::ErrorKind::Unauthorized => ErrorKind::Unauthorized,
-        wire::ErrorKind::NotFound => ErrorKind::NotFound,
-        wire::ErrorKind::Overloaded => ErrorKind::Overloaded,
-        wire::ErrorKind::Unavailable => ErrorKind::Unavailable,
-        wire::ErrorKind::DeadlineExceeded => ErrorKind::DeadlineExceeded,
-        wire::ErrorKind::Cancelled => ErrorKind::Cancelled,
-        wire::ErrorKind::VerificationFailed => ErrorKind::VerificationFailed,
-        wire::ErrorKind::Internal => ErrorKind::Internal,
-    }
-}
-
-fn read_text(what: &str, text: capnp::Result<capnp::text::Reader<'_>>, most: usize) -> Result<String, WireError> {
-    let text = text.map_err(header_error)?;
-    if text.len() > most {
-        return Err(WireError::Header(format!("`{what}` of {} bytes; at most {most} are allowed", text.len())));
-    }
-    text.to_str().map(str::to_owned).map_err(|_| WireError::Header(format!("`{what}` is not UTF-8")))
-}
-
-/// Names end up on terminals: control characters from a peer must not.
-fn printable(text: String) -> String {
-    if text.chars().any(char::is_control) { text.chars().filter(|c| !c.is_control()).collect() } else { text }
-}
-
-/// The longest prefix of at most `most` bytes that ends on a character's border.
-fn truncated(text: &str, most: usize) -> &str {
-    &text[..text.floor_char_boundary(most)]
-}
-
-fn header_error(error: capnp::Error) -> WireError {
-    WireError::Header(error.to_string())
-}
-
-fn unknown_variant(what: &str, number: u16) -> WireError {
-    WireError::Header(format!("unknown {what} number {number}"))
 }

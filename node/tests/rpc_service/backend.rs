@@ -5,8 +5,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use pangea_client::{
-    Error, ErrorKind, JobReport, LinkProbe, NodeStatus, PeerStatus, Progress, Result, TaskCounts, Verification,
-    WorkerShare,
+    Error, ErrorKind, JobReport, LinkProbe, ModelPlan, NodeStatus, PeerStatus, Progress, Result, TaskCounts, Topology,
+    Verification, WorkerShare,
 };
 use pangea_compute::{DType, Tensor, TensorBuf};
 use pangea_node::api::rpc::{Backend, RunningJob};
@@ -176,6 +176,18 @@ impl Backend for PlainBackend {
     async fn connect(&self, address: &str, timeout: Duration) -> Result<String> {
         let message = format!("no answer from {address} within {} s", timeout.as_secs());
         Err(Error::new(ErrorKind::Unavailable, message))
+    }
+
+    fn topology(&self) -> Topology {
+        Topology::default()
+    }
+
+    fn plan_model(&self, model: &str) -> Result<ModelPlan> {
+        Err(Error::new(ErrorKind::NotFound, format!("no node of the pool serves {model}")))
+    }
+
+    async fn check_peer(&self, peer: &str, _: Duration) -> Result<Duration> {
+        Err(Error::new(ErrorKind::NotFound, format!("no connected peer is called '{peer}'")))
     }
 
     async fn probe_link(&self, peer: &str, message_bytes: u64, _: u32) -> Result<LinkProbe> {

@@ -2,6 +2,7 @@
 //! It never holds a real model.
 
 use pangea_compute::gguf::Gguf;
+use pangea_compute::model::Manifest;
 use pangea_compute::tokenizer::{Detokenizer, Tokenizer};
 
 /// A GGUF file: every tensor that is found lies inside, has as many elements as its shape says, and can be read.
@@ -18,6 +19,29 @@ pub fn gguf(bytes: &[u8]) {
         assert!(tensor.bytes.len() <= bytes.len());
         assert_eq!(tensor.to_f32().expect("it is there").len() as u64, elements);
     }
+}
+
+/// A manifest: it has one form, its pieces lie in its file, and everything is selected for the whole of it.
+pub fn manifest(bytes: &[u8]) {
+    let Ok(manifest) = Manifest::from_bytes(bytes) else { return };
+    assert_eq!(manifest.to_bytes(), bytes);
+    let mut end = 0;
+    for piece in manifest.pieces() {
+        for part in 0..piece.parts().len() as u32 {
+            let range = piece.part_range(part).expect("it has a hash");
+            assert!(range.start >= end && range.end > range.start && range.end <= manifest.size_bytes());
+            end = range.end;
+        }
+        assert_eq!(end, piece.offset() + piece.len_bytes());
+    }
+    assert!(manifest.select(&manifest.whole()).len() <= manifest.pieces().len());
+    let _ = (manifest.layer_bytes(), manifest.embedding_bytes(), manifest.head_bytes());
+}
+
+pub(super) fn manifest_seeds() -> Vec<Vec<u8>> {
+    let of =
+        |gguf: Vec<u8>| Manifest::of(&Gguf::from_bytes(gguf).expect("a seed"), 1).expect("a small file").to_bytes();
+    gguf_seeds().into_iter().map(of).collect()
 }
 
 /// A tokenizer in a GGUF file's metadata, and any text: tokens are of the vocabulary, and come back as the same text

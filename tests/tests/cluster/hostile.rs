@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
 
 use pangea_compute::{DType, Tensor};
-use pangea_node::wire::{MAX_HEADER_BYTES, MAX_PAYLOAD_BYTES, Message, Operation, Shape, Task};
+use pangea_node::wire::{Header, MAX_HEADER_BYTES, MAX_PAYLOAD_BYTES, Message, Operation, Shape, Task};
 use pangea_tests::cluster::{Cluster, Star};
 use pangea_tests::matrix::{assert_product, multiply, operands, remote};
 use pangea_tests::process::{PATIENCE, eventually};

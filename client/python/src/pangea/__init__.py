@@ -18,7 +18,7 @@ from ._errors import (
     UnsupportedDType,
     VerificationFailed,
 )
-from ._status import Model, Node, Peer, Usage
+from ._status import Model, Node, Peer, Topology, TopologyLink, TopologyNode, Usage
 
 __all__ = [
     "Answer",
@@ -33,6 +33,9 @@ __all__ = [
     "NotFound",
     "Overloaded",
     "Peer",
+    "Topology",
+    "TopologyLink",
+    "TopologyNode",
     "Unauthorized",
     "Unavailable",
     "UnsupportedDType",

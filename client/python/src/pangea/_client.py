@@ -12,7 +12,7 @@ from ._arrays import Array, operand
 from ._chat import Answer, request
 from ._connection import Connection, matmul
 from ._errors import InvalidInput
-from ._status import Model, Node, Peer, from_wire
+from ._status import Model, Node, Peer, Topology, TopologyLink, TopologyNode, from_wire
 
 _PLACES = ("auto", "local", "remote")
 
@@ -155,6 +155,25 @@ class Client:
 
         async def call(node: Any) -> Node:
             return from_wire(Node, (await node.status()).status)
+
+        return self._connection.run(call)
+
+    def topology(self) -> Topology:
+        """The pool as the node sees it."""
+
+        async def call(node: Any) -> Topology:
+            wire = (await node.topology()).topology
+            nodes = [from_wire(TopologyNode, one) for one in wire.nodes]
+            return Topology(nodes=nodes, links=[from_wire(TopologyLink, one) for one in wire.links])
+
+        return self._connection.run(call)
+
+    def check(self, peer: str, *, timeout: float | None = None) -> float:
+        """Has the node ask a connected peer for a sign of life; the round trip in seconds."""
+        milliseconds = 0 if timeout is None else max(1, round(timeout * 1000))
+
+        async def call(node: Any) -> float:
+            return float((await node.checkPeer(peer=peer, timeoutMs=milliseconds)).roundTripUs) / 1e6
 
         return self._connection.run(call)
 

@@ -54,6 +54,39 @@ class Node:
 
 
 @dataclasses.dataclass(frozen=True)
+class TopologyNode:
+    """A node of the pool."""
+
+    peer: str
+    name: str
+    master: bool
+    models: list[str]
+    device: str
+    memory_bytes: int
+    gflops: float
+
+
+@dataclasses.dataclass(frozen=True)
+class TopologyLink:
+    """A connection of the pool in one direction."""
+
+    from_: str
+    to: str
+    rtt_ms: float
+    bytes_per_s: float
+    transport: str
+    found_by: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Topology:
+    """The pool as a node sees it: every node that is there, each connection once in each direction."""
+
+    nodes: list[TopologyNode]
+    links: list[TopologyLink]
+
+
+@dataclasses.dataclass(frozen=True)
 class Usage:
     """What an answer took. Fields as in `schema/model.capnp`."""
 
@@ -88,7 +121,7 @@ def from_wire(kind: type[_Value], wire: Any) -> _Value:
     """A value from the struct that travelled, whose fields are named alike in camel case."""
     values: dict[str, Any] = {}
     for field in dataclasses.fields(kind):
-        name = re.sub(r"_(\w)", lambda match: match.group(1).upper(), field.name)
+        name = re.sub(r"_(\w)", lambda match: match.group(1).upper(), field.name.rstrip("_"))
         value = getattr(wire, name)
         values[field.name] = list(value) if field.type == "list[str]" else value
     return kind(**values)

@@ -12,7 +12,6 @@ use futures::StreamExt;
 use futures::stream::{self, BoxStream, SelectAll};
 use serde_json::{Value, json};
 
-use super::App;
 use super::error::ApiError;
 use super::generation::finish_reason;
 use super::limits::STREAM_SILENCE;
@@ -36,8 +35,6 @@ pub(super) struct Answer {
     created_s: u64,
     model: String,
     stream_usage: bool,
-    /// The extra object of DESIGN §4.3.
-    pangea: Value,
 }
 
 /// What the engine says, and of which of the request's prompts.
@@ -45,7 +42,7 @@ type Events = SelectAll<BoxStream<'static, (usize, pangea_client::Result<Event>)
 
 impl Answer {
     /// Nothing said yet.
-    pub(super) fn new(app: &App, engine: &Engine, form: Form, stream_usage: bool) -> Answer {
+    pub(super) fn new(engine: &Engine, form: Form, stream_usage: bool) -> Answer {
         let prefix = match form {
             Form::Chat => "chatcmpl",
             Form::Completion { .. } => "cmpl",
@@ -55,12 +52,6 @@ impl Answer {
             created_s: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs(),
             model: engine.model().name.clone(),
             stream_usage,
-            pangea: json!({
-                "verdict": "local",
-                "stages": [{"peer": app.peer, "layers": [0, engine.model().layers]}],
-                "failovers": 0,
-                "receipts": [],
-            }),
             form,
         }
     }
@@ -139,7 +130,7 @@ impl Answer {
 
     /// What only the last piece has.
     fn close(&self, piece: &mut Value, summary: &Summary) {
-        piece["pangea"] = self.pangea.clone();
+        piece["pangea"] = pangea(summary);
         piece["timings"] = json!({
             "queued_s": summary.queued.as_secs_f64(),
             "prompt_s": summary.prompt.as_secs_f64(),
@@ -274,6 +265,10 @@ impl Collected {
         sum.queued = sum.queued.max(summary.queued);
         sum.prompt = sum.prompt.max(summary.prompt);
         sum.answer = sum.answer.max(summary.answer);
+        sum.verdict = sum.verdict.max(summary.verdict);
+        sum.failovers += summary.failovers;
+        sum.receipts.extend_from_slice(&summary.receipts);
+        sum.stages.clone_from(&summary.stages);
     }
 }
 
@@ -333,7 +328,7 @@ impl Streaming {
     }
 
     fn end(&mut self, frames: &mut String) {
-        let summary = self.collected.summary;
+        let summary = self.collected.summary.clone();
         let mut last = self.held.take();
         if self.answer.stream_usage {
             frames.extend(last.take().map(|held| frame(&held)));
@@ -351,6 +346,21 @@ impl Streaming {
 
 fn frame(piece: &Value) -> String {
     format!("data: {piece}\n\n")
+}
+
+/// The extra object of DESIGN §4.3.
+fn pangea(summary: &Summary) -> Value {
+    let stages: Vec<Value> = summary
+        .stages
+        .iter()
+        .map(|stage| json!({"peer": stage.peer.to_string(), "layers": [stage.layers.start, stage.layers.end]}))
+        .collect();
+    json!({
+        "verdict": summary.verdict.name(),
+        "stages": stages,
+        "failovers": summary.failovers,
+        "receipts": summary.receipts,
+    })
 }
 
 fn usage(summary: &Summary) -> Value {

@@ -22,7 +22,7 @@ pub(super) async fn completions(State(app): State<App>, body: Body) -> Result<Re
     let engine = app.engine(&model).await?;
     let mut request = generate.request;
     request.prompt = prompt;
-    let answer = Answer::new(&app, &engine, Form::Chat, generate.stream_usage);
+    let answer = Answer::new(&engine, Form::Chat, generate.stream_usage);
     answer.respond(&engine, vec![request], generate.stream).await
 }
 

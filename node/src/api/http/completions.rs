@@ -31,7 +31,7 @@ pub(super) async fn completions(State(app): State<App>, body: Body) -> Result<Re
         })
         .collect();
     let requests = prompts.into_iter().map(|prompt| Request { prompt, ..generate.request.clone() }).collect();
-    let answer = Answer::new(&app, &engine, Form::Completion { echoes }, generate.stream_usage);
+    let answer = Answer::new(&engine, Form::Completion { echoes }, generate.stream_usage);
     answer.respond(&engine, requests, generate.stream).await
 }
 

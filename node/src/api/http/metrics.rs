@@ -53,7 +53,7 @@ impl Metrics {
             seconds.clone(),
         );
         for name in served.names() {
-            served.register(name, registry.sub_registry_with_label(("model".into(), name.to_owned().into())));
+            served.register(&name, registry.sub_registry_with_label(("model".into(), name.clone().into())));
         }
         registry.register_collector(Box::new(Queues(served.clone())));
         Metrics { registry, requests, seconds }

@@ -8,6 +8,8 @@
 //! | `chat`, `completions` | the two endpoints that generate |
 //! | `answer` | what they send back, whole or as events |
 //! | `models`, `metrics` | what is served, how it stands, what was counted |
+//! | `receipts` | what is kept of answers |
+//! | `pool` | peers and topology |
 //! | `error`, `limits` | failures as clients read them; bounds |
 //!
 //! It knows no model's insides and computes nothing.
@@ -22,6 +24,8 @@ mod guard;
 mod limits;
 mod metrics;
 mod models;
+mod pool;
+mod receipts;
 mod socket;
 
 use std::net::{SocketAddr, TcpListener};
@@ -37,7 +41,9 @@ use axum::routing::{get, post};
 use pangea_client::{ErrorKind, Result};
 
 use crate::fabric::Fabric;
+use crate::pool::Pool;
 use crate::serve::{Engine, Served};
+use crate::trust::ReceiptStore;
 use error::ApiError;
 use guard::Guard;
 use metrics::Metrics;
@@ -46,12 +52,14 @@ pub use socket::{Service, bind};
 
 /// What the API needs of the node.
 pub struct Node {
-    /// This node's peer id.
-    pub peer: String,
     /// For its status.
     pub fabric: Fabric,
+    /// For its topology; none without a network.
+    pub pool: Option<Pool>,
     /// The models.
     pub served: Served,
+    /// What is kept of answers.
+    pub receipts: ReceiptStore,
     /// What clients must show, if anything.
     pub key: Option<String>,
 }
@@ -68,9 +76,10 @@ pub fn serve(listener: TcpListener, node: Node) -> Result<Service> {
     let metrics = Metrics::new(&node.served);
     let started_s = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     let app = App(Arc::new(Shared {
-        peer: node.peer,
         fabric: node.fabric,
+        pool: node.pool,
         served: node.served,
+        receipts: node.receipts,
         address,
         metrics,
         started_s,
@@ -83,9 +92,10 @@ pub fn serve(listener: TcpListener, node: Node) -> Result<Service> {
 struct App(Arc<Shared>);
 
 struct Shared {
-    peer: String,
     fabric: Fabric,
+    pool: Option<Pool>,
     served: Served,
+    receipts: ReceiptStore,
     address: SocketAddr,
     metrics: Metrics,
     started_s: u64,
@@ -110,7 +120,7 @@ impl App {
     }
 
     fn no_such_model(&self, name: &str) -> ApiError {
-        let served: Vec<&str> = self.served.names().collect();
+        let served = self.served.names();
         let message = match served[..] {
             [] => format!("the model {name:?} is not served here, nor any other; start the node with --model"),
             _ => format!("the model {name:?} is not served here; these are: {}", served.join(", ")),
@@ -127,6 +137,10 @@ fn routes(app: App, guard: Guard) -> Router {
         .route("/v1/models/{*id}", get(models::one))
         .route("/api/models", get(models::details))
         .route("/api/status", get(models::status))
+        .route("/api/receipts", get(receipts::list))
+        .route("/api/receipts/{id}", get(receipts::one))
+        .route("/api/peers", get(pool::peers))
+        .route("/api/topology", get(pool::topology))
         .route("/healthz", get(models::healthz))
         .route("/readyz", get(models::readyz))
         .route("/metrics", get(metrics::show))

@@ -1,13 +1,16 @@
 //! What the Cap'n Proto service asks of the rest of the node. No behaviour.
 
 use std::future::Future;
+use std::sync::Arc;
 use std::time::Duration;
 
-use pangea_client::{LinkProbe, NodeStatus, PeerStatus, Progress, Result};
+use pangea_client::{Error, ErrorKind, LinkProbe, ModelPlan, NodeStatus, PeerStatus, Progress, Result, Topology};
 use tokio::sync::{oneshot, watch};
 
 use crate::fabric::Fabric;
 use crate::fabric::job::{CancelOnDrop, JobOutcome, JobRequest};
+use crate::place;
+use crate::pool::{Pool, topology};
 use crate::worker::budget::Reservation;
 
 /// The node behind the service. Cheap to clone; its calls hand work over and never do it.
@@ -37,6 +40,24 @@ pub trait Backend: Clone + Send + 'static {
     /// Measures the link to `peer`: `rounds` messages of `message_bytes`, and as many small round
     /// trips.
     fn probe_link(&self, peer: &str, message_bytes: u64, rounds: u32) -> impl Future<Output = Result<LinkProbe>>;
+
+    /// The pool as this node sees it.
+    fn topology(&self) -> Topology;
+
+    /// Where a model would be placed, and where it is.
+    fn plan_model(&self, model: &str) -> Result<ModelPlan>;
+
+    /// One round trip to a connected peer over the connection that is there.
+    fn check_peer(&self, peer: &str, timeout: Duration) -> impl Future<Output = Result<Duration>>;
+}
+
+/// A running node: its fabric, and the pool that it is in.
+#[derive(Clone)]
+pub struct RunningNode {
+    /// What computes.
+    pub fabric: Fabric,
+    /// None without a network.
+    pub pool: Option<Pool>,
 }
 
 /// A job that the backend has accepted.
@@ -49,32 +70,46 @@ pub struct RunningJob<C> {
     pub cancel: C,
 }
 
-impl Backend for Fabric {
+impl Backend for RunningNode {
     type Reservation = Reservation;
     type CancelOnDrop = CancelOnDrop;
 
     fn submit(&self, request: JobRequest) -> Result<RunningJob<CancelOnDrop>> {
-        let job = Fabric::submit(self, request)?;
+        let job = self.fabric.submit(request)?;
         Ok(RunningJob { progress: job.progress, outcome: job.outcome, cancel: job.cancel })
     }
 
     fn reserve(&self, bytes: u64) -> Result<Reservation> {
-        Fabric::reserve(self, bytes)
+        self.fabric.reserve(bytes)
     }
 
     async fn peers(&self) -> Result<Vec<PeerStatus>> {
-        Fabric::peers(self).await
+        self.fabric.peers().await
     }
 
     async fn status(&self) -> Result<NodeStatus> {
-        Fabric::status(self).await
+        self.fabric.status().await
     }
 
     async fn connect(&self, address: &str, timeout: Duration) -> Result<String> {
-        Fabric::connect(self, address, timeout).await
+        self.fabric.connect(address, timeout).await
     }
 
     async fn probe_link(&self, peer: &str, message_bytes: u64, rounds: u32) -> Result<LinkProbe> {
-        Fabric::probe_link(self, peer, message_bytes, rounds).await
+        self.fabric.probe_link(peer, message_bytes, rounds).await
+    }
+
+    fn topology(&self) -> Topology {
+        self.pool.as_ref().map(|pool| topology::of(&pool.view().borrow())).unwrap_or_default()
+    }
+
+    fn plan_model(&self, model: &str) -> Result<ModelPlan> {
+        let no_pool = || Error::new(ErrorKind::Unavailable, "this node is in no pool");
+        let view = Arc::clone(&self.pool.as_ref().ok_or_else(no_pool)?.view().borrow());
+        place::preview(&view, model)
+    }
+
+    async fn check_peer(&self, peer: &str, timeout: Duration) -> Result<Duration> {
+        self.fabric.check_peer(peer, timeout).await
     }
 }

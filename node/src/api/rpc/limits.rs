@@ -38,6 +38,9 @@ pub(super) const REFUSALS: usize = 16;
 /// How long a connection that is refused may take to hear it.
 pub(super) const REFUSAL_TIME: Duration = Duration::from_secs(2);
 
+/// How long a peer may take to answer a check: what is silent for so long is dead.
+pub(super) const CHECK_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// How long `connect` tries when the client does not say.
 pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 

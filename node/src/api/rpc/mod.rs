@@ -21,6 +21,6 @@ mod slot;
 mod socket;
 mod tensor;
 
-pub use backend::{Backend, RunningJob};
+pub use backend::{Backend, RunningJob, RunningNode};
 pub use limits::Limits;
 pub use service::{Service, bind};

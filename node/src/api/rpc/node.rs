@@ -15,7 +15,8 @@ use super::account::Account;
 use super::backend::Backend;
 use super::job::{self, Request};
 use super::limits::{
-    CONNECT_TIMEOUT, MAX_CONNECT_TIMEOUT, MAX_MODEL_TIMEOUT, MAX_PROBE_BYTES, MAX_PROBE_ROUNDS, MODEL_TIMEOUT,
+    CHECK_TIMEOUT, CONNECT_TIMEOUT, MAX_CONNECT_TIMEOUT, MAX_MODEL_TIMEOUT, MAX_PROBE_BYTES, MAX_PROBE_ROUNDS,
+    MODEL_TIMEOUT,
 };
 use super::model::{self, ModelObject};
 use super::tensor::{SinkObject, Tensors};
@@ -46,9 +47,9 @@ impl<B: Backend> NodeObject<B> {
         if !name.is_empty() {
             return Ok(name.to_owned());
         }
-        let names: Vec<&str> = self.served.names().collect();
-        match names[..] {
-            [only] => Ok(only.to_owned()),
+        let names = self.served.names();
+        match &names[..] {
+            [only] => Ok(only.clone()),
             [] => Err(Error::new(
                 ErrorKind::NotFound,
                 "this node serves no model; start one with `pangea node --model NAME`",
@@ -154,6 +155,44 @@ impl<B: Backend> node::Server for NodeObject<B> {
         let peer = params.get_peer()?.to_str()?;
         let probe = self.backend.probe_link(peer, message_bytes, rounds).await.map_err(exception)?;
         probe.to_wire(results.get().init_probe());
+        Ok(())
+    }
+
+    async fn topology(
+        self: Rc<Self>,
+        _: node::TopologyParams,
+        mut results: node::TopologyResults,
+    ) -> capnp::Result<()> {
+        let _call = self.account.call().map_err(exception)?;
+        self.backend.topology().to_wire(results.get().init_topology());
+        Ok(())
+    }
+
+    async fn plan_model(
+        self: Rc<Self>,
+        params: node::PlanModelParams,
+        mut results: node::PlanModelResults,
+    ) -> capnp::Result<()> {
+        let _call = self.account.call().map_err(exception)?;
+        let model = params.get()?.get_model()?.to_str()?;
+        let plan = self.backend.plan_model(model).map_err(exception)?;
+        plan.to_wire(results.get().init_plan());
+        Ok(())
+    }
+
+    async fn check_peer(
+        self: Rc<Self>,
+        params: node::CheckPeerParams,
+        mut results: node::CheckPeerResults,
+    ) -> capnp::Result<()> {
+        let _call = self.account.call().map_err(exception)?;
+        let params = params.get()?;
+        let timeout = match params.get_timeout_ms() {
+            0 => CHECK_TIMEOUT,
+            milliseconds => Duration::from_millis(milliseconds).min(MAX_CONNECT_TIMEOUT),
+        };
+        let round_trip = self.backend.check_peer(params.get_peer()?.to_str()?, timeout).await.map_err(exception)?;
+        results.get().set_round_trip_us(round_trip.as_secs_f64() * 1e6);
         Ok(())
     }
 

@@ -39,6 +39,8 @@ pub struct BatchLimits {
     pub pages: usize,
     /// Caches of ended sequences that are kept for what begins as they do.
     pub kept: usize,
+    /// Steps that are under way at once, one in each stage: answers are spread over so many.
+    pub groups: usize,
 }
 
 impl BatchLimits {
@@ -72,10 +74,10 @@ pub enum Event {
     Failed(SequenceId),
     /// The next step may begin.
     Ready,
-    /// The step that was asked for is done.
+    /// Steps that were asked for are done for these sequences; others of the same step may still be under way.
     Stepped(Vec<Advance>),
-    /// The step could not be had for want of memory; every cache is as it was.
-    Exhausted,
+    /// The step of these sequences could not be had for want of memory; every cache is as it was.
+    Exhausted(Vec<SequenceId>),
 }
 
 /// How far a step brought one sequence.
@@ -161,6 +163,8 @@ struct Sequence {
     tokens: Vec<u32>,
     /// Tokens that its cache holds; always fewer than there are.
     computed: usize,
+    /// Rows of it, drafted ones included, in a step that is under way: it takes part in no other until that is done.
+    under_way: usize,
     /// It waits until that one has computed the prompt that both have.
     leader: Option<SequenceId>,
     scored: bool,
@@ -171,6 +175,11 @@ struct Sequence {
 impl Sequence {
     fn pending(&self) -> usize {
         self.tokens.len() - self.computed
+    }
+
+    /// Whether it only needs its last token computed: it is answering.
+    fn answers(&self) -> bool {
+        self.pending() == 1
     }
 }
 
@@ -228,6 +237,11 @@ impl Batch {
         self.waiting.len()
     }
 
+    /// Whether a step that is under way computes a sequence.
+    pub fn is_under_way(&self, sequence: SequenceId) -> bool {
+        self.running.iter().any(|running| running.id == sequence && running.under_way > 0)
+    }
+
     /// Prompt and chosen tokens of a sequence that runs; empty for any other.
     pub fn tokens(&self, sequence: SequenceId) -> &[u32] {
         self.running.iter().find(|running| running.id == sequence).map_or(&[], |running| &running.tokens)
@@ -247,6 +261,11 @@ impl Batch {
                 self.start_waiting(now, &mut actions);
                 let rows = self.plan_within_pages(&mut actions);
                 if !rows.is_empty() {
+                    for planned in &rows {
+                        if let Some(running) = self.running.iter_mut().find(|running| running.id == planned.sequence) {
+                            running.under_way = planned.rows + planned.draft;
+                        }
+                    }
                     actions.push(Action::Step(rows));
                 }
             }
@@ -255,7 +274,13 @@ impl Batch {
                     self.advance(advance, now, &mut actions);
                 }
             }
-            Event::Exhausted => self.exhausted(&mut actions),
+            Event::Exhausted(step) => {
+                self.running
+                    .iter_mut()
+                    .filter(|running| step.contains(&running.id))
+                    .for_each(|running| running.under_way = 0);
+                self.exhausted(&mut actions);
+            }
         }
         actions
     }
@@ -279,6 +304,7 @@ impl Batch {
                 id: SequenceId(first.0 + choice),
                 tokens: prompt.clone(),
                 computed: 0,
+                under_way: 0,
                 leader: (choice > 0 && !scored).then_some(first),
                 scored,
                 arrived: now,
@@ -296,9 +322,14 @@ impl Batch {
     fn cancelled(&mut self, id: SequenceId, now: Duration, actions: &mut Vec<Action>) {
         self.waiting.retain(|waiting| waiting.id != id);
         if let Some(at) = self.running.iter().position(|running| running.id == id) {
-            // What was computed serves whoever asks again.
             let sequence = self.running.remove(at);
-            self.keep(sequence, now, actions);
+            if sequence.under_way > 0 {
+                // Its cache grows still, by rows that nobody would count.
+                actions.push(Action::Drop(sequence.id));
+            } else {
+                // What was computed serves whoever asks again.
+                self.keep(sequence, now, actions);
+            }
         }
     }
 
@@ -410,26 +441,33 @@ impl Batch {
             if needed <= self.limits.pages {
                 return rows;
             }
-            self.preempt(actions);
+            if !self.preempt(actions) {
+                // Memory comes back when a step that is under way is done.
+                return Vec::new();
+            }
         }
     }
 
-    /// The last to start gives its cache up, to compute it again when there is room: the same tokens come out.
-    fn preempt(&mut self, actions: &mut Vec<Action>) {
-        let Some(mut sequence) = self.running.pop() else { return };
+    /// The last to start, of those that no step under way computes, gives its cache up, to compute it again when there is
+    /// room: the same tokens come out. Whether there was one.
+    fn preempt(&mut self, actions: &mut Vec<Action>) -> bool {
+        let Some(last) = self.running.iter().rposition(|running| running.under_way == 0) else { return false };
+        let mut sequence = self.running.remove(last);
         actions.push(Action::Drop(sequence.id));
         if self.running.is_empty() {
             // Nothing is left that could give way to it.
             actions.push(Action::Fail(sequence.id));
-            return;
+            return true;
         }
         sequence.computed = 0;
         self.waiting.push_front(sequence);
+        true
     }
 
     fn exhausted(&mut self, actions: &mut Vec<Action>) {
         if self.kept.is_empty() {
-            return self.preempt(actions);
+            self.preempt(actions);
+            return;
         }
         while let Some(oldest) = self.kept.remove_oldest() {
             actions.push(Action::Drop(oldest));
@@ -439,23 +477,27 @@ impl Batch {
     fn pages_after(&self, rows: &[Rows]) -> usize {
         let of = |sequence: &Sequence| {
             let rows = rows.iter().find(|rows| rows.sequence == sequence.id);
-            sequence.computed + rows.map_or(0, |rows| rows.rows + rows.draft)
+            sequence.computed + sequence.under_way + rows.map_or(0, |rows| rows.rows + rows.draft)
         };
         self.running.iter().map(|sequence| self.limits.pages_of(of(sequence))).sum()
     }
 
-    /// One row for each answer, and prompts share what is left of the step.
+    /// One row for each answer of a group, and prompts share what is left of the step.
     fn plan(&self) -> Vec<Rows> {
-        let answers = self.running.iter().filter(|sequence| sequence.pending() == 1).count();
-        let prompts = self.running.len() - answers;
+        let answers = self.running.iter().filter(|sequence| sequence.answers()).count();
+        let mut sharing = self.running.iter().filter(|sequence| !sequence.answers() && sequence.under_way == 0).count();
+        let mut group = answers.div_ceil(self.limits.groups);
         let mut prompt_rows = if answers > 0 { self.limits.prompt_rows_beside } else { self.limits.prompt_rows };
         let draft = if self.running.len() == 1 { self.limits.draft } else { 0 };
-        let mut sharing = prompts;
         let mut planned = Vec::with_capacity(self.running.len());
-        for sequence in &self.running {
+        for sequence in self.running.iter().filter(|sequence| sequence.under_way == 0) {
             let pending = sequence.pending();
             let mut rows = Rows { sequence: sequence.id, start: sequence.computed, rows: 1, choose: true, draft: 0 };
-            if pending == 1 {
+            if sequence.answers() {
+                if group == 0 {
+                    continue;
+                }
+                group -= 1;
                 rows.draft = draft;
             } else {
                 let share = (prompt_rows / sharing.max(1)).max(MIN_PROMPT_ROWS).min(prompt_rows);
@@ -474,6 +516,7 @@ impl Batch {
     fn advance(&mut self, advance: Advance, now: Duration, actions: &mut Vec<Action>) {
         let Some(at) = self.running.iter().position(|running| running.id == advance.sequence) else { return };
         let sequence = &mut self.running[at];
+        sequence.under_way = 0;
         sequence.tokens.extend(advance.chosen);
         sequence.computed = advance.computed.min(sequence.tokens.len());
         if !advance.ended {

@@ -13,6 +13,7 @@ fn limits() -> BatchLimits {
         page_tokens: 16,
         pages: 1000,
         kept: 4,
+        groups: 1,
     }
 }
 
@@ -31,6 +32,11 @@ fn ready(batch: &mut Batch) -> (Vec<Action>, Vec<Rows>) {
 /// Every row is computed, and whoever chooses a token chooses `token`.
 fn step(batch: &mut Batch, token: u32) -> Vec<Rows> {
     let (_, rows) = ready(batch);
+    stepped(batch, &rows, token);
+    rows
+}
+
+fn stepped(batch: &mut Batch, rows: &[Rows], token: u32) {
     let advance = |rows: &Rows| Advance {
         sequence: rows.sequence,
         computed: rows.start + rows.rows,
@@ -38,7 +44,6 @@ fn step(batch: &mut Batch, token: u32) -> Vec<Rows> {
         ended: false,
     };
     batch.handle(Event::Stepped(rows.iter().map(advance).collect()), Duration::ZERO);
-    rows
 }
 
 fn end(batch: &mut Batch, id: u64) -> Vec<Action> {
@@ -139,8 +144,9 @@ fn kept_caches_give_way_before_a_running_sequence_does() {
     step(&mut batch, 3);
     end(&mut batch, 0);
     arrive(&mut batch, 1, vec![2; 100]);
-    let (actions, _) = ready(&mut batch);
+    let (actions, rows) = ready(&mut batch);
     assert!(actions.contains(&Action::Drop(SequenceId(0))), "{actions:?}");
+    stepped(&mut batch, &rows, 4);
     arrive(&mut batch, 2, vec![3; 60]);
     // The newcomer starts as soon as it fits, and is the one to give way when the other grows.
     let mut preempted = false;
@@ -148,13 +154,7 @@ fn kept_caches_give_way_before_a_running_sequence_does() {
         let (actions, rows) = ready(&mut batch);
         preempted |= actions.contains(&Action::Drop(SequenceId(2)));
         assert!(!actions.contains(&Action::Drop(SequenceId(1))));
-        let advance = |rows: &Rows| Advance {
-            sequence: rows.sequence,
-            computed: rows.start + rows.rows,
-            chosen: if rows.choose { vec![4] } else { Vec::new() },
-            ended: false,
-        };
-        batch.handle(Event::Stepped(rows.iter().map(advance).collect()), Duration::ZERO);
+        stepped(&mut batch, &rows, 4);
     }
     assert!(preempted);
     assert_eq!((batch.running(), batch.waiting()), (1, 1));
@@ -165,7 +165,54 @@ fn a_sequence_that_alone_exhausts_memory_fails() {
     let mut batch = Batch::new(limits());
     arrive(&mut batch, 0, vec![1; 10]);
     ready(&mut batch);
-    let actions = batch.handle(Event::Exhausted, Duration::ZERO);
+    let actions = batch.handle(Event::Exhausted(vec![SequenceId(0)]), Duration::ZERO);
     assert_eq!(actions, [Action::Drop(SequenceId(0)), Action::Fail(SequenceId(0))]);
     assert!(batch.is_idle());
+}
+
+#[test]
+fn answers_are_spread_over_as_many_steps_as_there_are_stages() {
+    let mut batch = Batch::new(BatchLimits { groups: 2, ..limits() });
+    for id in 0..4 {
+        arrive(&mut batch, id, vec![1]);
+    }
+    let (_, first) = ready(&mut batch);
+    let (_, second) = ready(&mut batch);
+    let ids = |rows: &[Rows]| rows.iter().map(|rows| rows.sequence.0).collect::<Vec<_>>();
+    assert_eq!((ids(&first), ids(&second)), (vec![0, 1], vec![2, 3]));
+    assert_eq!(batch.handle(Event::Ready, Duration::ZERO), [], "whoever is under way waits");
+    let advance = |rows: &Rows| Advance { sequence: rows.sequence, computed: 1, chosen: vec![7], ended: false };
+    batch.handle(Event::Stepped(first.iter().map(advance).collect()), Duration::ZERO);
+    assert_eq!(ids(&ready(&mut batch).1), [0, 1]);
+}
+
+#[test]
+fn the_next_piece_of_a_prompt_need_not_wait_for_the_last_stage() {
+    let mut batch = Batch::new(BatchLimits { groups: 2, ..limits() });
+    arrive(&mut batch, 0, vec![1; 600]);
+    let mut starts = Vec::new();
+    loop {
+        let (_, rows) = ready(&mut batch);
+        starts.push(rows[0].start);
+        if rows[0].choose {
+            break;
+        }
+        let computed = rows[0].start + rows[0].rows;
+        let advance = Advance { sequence: SequenceId(0), computed, chosen: Vec::new(), ended: false };
+        batch.handle(Event::Stepped(vec![advance]), Duration::ZERO);
+    }
+    assert_eq!(starts, [0, 256, 512]);
+    assert_eq!(batch.handle(Event::Ready, Duration::ZERO), [], "the token behind it is not known yet");
+}
+
+#[test]
+fn whoever_is_cancelled_in_the_middle_of_a_step_is_not_kept() {
+    let mut batch = Batch::new(BatchLimits { groups: 2, ..limits() });
+    arrive(&mut batch, 0, vec![1; 20]);
+    ready(&mut batch);
+    assert_eq!(
+        batch.handle(Event::Cancelled(SequenceId(0)), Duration::ZERO),
+        [Action::Drop(SequenceId(0))],
+        "its cache grows by rows that nobody counts"
+    );
 }

@@ -1,7 +1,7 @@
 //! The batch in a world without a model: a sequence's next token is a hash of those before it, and a cache is the list of
 //! its tokens. Seeds drive arrivals, cancels, drafts and exhaustion; every answer must be what it is alone.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
 
 use proptest::prelude::*;
 
@@ -39,6 +39,8 @@ struct World {
     answers: HashMap<SequenceId, Vec<u32>>,
     refused: HashSet<SequenceId>,
     gone: HashSet<SequenceId>,
+    /// Tokens chosen by the last stage, on their way to the first.
+    under_way: VecDeque<Vec<Advance>>,
     steps: usize,
     computed_rows: usize,
 }
@@ -90,7 +92,7 @@ impl World {
     fn step(&mut self, batch: &Batch, limits: &BatchLimits, rows: &[Rows], lot: &mut Lot) -> Event {
         self.steps += 1;
         if lot.next(40) == 0 {
-            return Event::Exhausted;
+            return Event::Exhausted(rows.iter().map(|rows| rows.sequence).collect());
         }
         let prompts = rows.iter().filter(|rows| batch.tokens(rows.sequence).len() - rows.start > 1);
         assert!(prompts.map(|rows| rows.rows).sum::<usize>() <= limits.prompt_rows);
@@ -125,7 +127,14 @@ impl World {
             }
             advances.push(Advance { sequence: rows.sequence, computed: cache.len(), chosen, ended });
         }
-        Event::Stepped(advances)
+        if limits.groups == 1 {
+            return Event::Stepped(advances);
+        }
+        // The first stage knows at once how far prompts are, and only later what was chosen.
+        let chose = |advance: &Advance| rows.iter().any(|rows| rows.sequence == advance.sequence && rows.choose);
+        let (chose, known): (Vec<_>, Vec<_>) = advances.into_iter().partition(chose);
+        self.under_way.push_back(chose);
+        Event::Stepped(known)
     }
 }
 
@@ -140,6 +149,7 @@ fn limits(lot: &mut Lot) -> BatchLimits {
         page_tokens: 1 + lot.next(32),
         pages: 40 + lot.next(300),
         kept: lot.next(6),
+        groups: 1 + lot.next(3),
     }
 }
 
@@ -182,7 +192,15 @@ fn run(seed: u64) -> (World, Batch) {
                 events.push(if lot.next(2) == 0 { Event::Cancelled(sequence) } else { Event::Failed(sequence) });
             }
         }
-        events.push(Event::Ready);
+        let full = world.under_way.len() > limits.groups;
+        if (full || lot.next(2) == 0)
+            && let Some(advances) = world.under_way.pop_front()
+        {
+            events.push(Event::Stepped(advances));
+        }
+        if !full {
+            events.push(Event::Ready);
+        }
         for event in events {
             let mut event = Some(event);
             while let Some(happened) = event.take() {

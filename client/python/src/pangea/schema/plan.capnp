@@ -1,0 +1,1 @@
+../../../../../schema/plan.capnp

@@ -1,0 +1,154 @@
+//! What a stage says it did in a session, as the bytes that it signs. Parsing and writing only; whether a claim is true is
+//! the replay's to say.
+
+use crate::tensor::Digest;
+use std::ops::Range;
+
+/// What every claim begins with: the profile and its version.
+const TAG: &[u8; 21] = b"pangea exact/1 claim\0";
+
+/// One stage's account of one session.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Claim {
+    /// The session.
+    pub session: [u8; 16],
+    /// The placement that the stage belongs to.
+    pub epoch: u64,
+    /// The model.
+    pub model: Digest,
+    /// The version of the engine's bits ([`NUMERICS`](crate::model::NUMERICS)).
+    pub numerics: u32,
+    /// The stage's layers, counting from 0.
+    pub layers: Range<u32>,
+    /// Rows 0 to `positions` (exclusive) were computed.
+    pub positions: u64,
+    /// The first position whose following token the last stage chose; `positions` where it chose none.
+    pub chosen_from: u64,
+    /// Root over what the stage received.
+    pub predecessor: [u8; 32],
+    /// Digest of the [`Terms`](super::Terms) by which tokens were chosen.
+    pub sampling: Digest,
+    /// Root over what the stage gave.
+    pub output: [u8; 32],
+}
+
+impl Claim {
+    /// Length of [`Claim::to_bytes`].
+    pub const BYTES: usize = TAG.len() + 16 + 8 + 32 + 4 + 4 + 4 + 8 + 8 + 32 + 32 + 32;
+
+    /// The one form of this claim as bytes: the tag `"pangea exact/1 claim\0"`, then the fields in their order, numbers
+    /// little-endian, the layers as two u32.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(Claim::BYTES);
+        bytes.extend(TAG);
+        bytes.extend(self.session);
+        bytes.extend(self.epoch.to_le_bytes());
+        bytes.extend(self.model.as_bytes());
+        bytes.extend(self.numerics.to_le_bytes());
+        bytes.extend(self.layers.start.to_le_bytes());
+        bytes.extend(self.layers.end.to_le_bytes());
+        bytes.extend(self.positions.to_le_bytes());
+        bytes.extend(self.chosen_from.to_le_bytes());
+        bytes.extend(self.predecessor);
+        bytes.extend(self.sampling.as_bytes());
+        bytes.extend(self.output);
+        bytes
+    }
+
+    /// The claim that these bytes are; `None` for anything that [`Claim::to_bytes`] does not give for a claim of at least
+    /// one layer that chose no token before its first position.
+    pub fn parse(bytes: &[u8]) -> Option<Claim> {
+        let mut rest = bytes;
+        if take::<{ TAG.len() }>(&mut rest)? != *TAG {
+            return None;
+        }
+        let claim = Claim {
+            session: take(&mut rest)?,
+            epoch: u64::from_le_bytes(take(&mut rest)?),
+            model: Digest(take(&mut rest)?),
+            numerics: u32::from_le_bytes(take(&mut rest)?),
+            layers: u32::from_le_bytes(take(&mut rest)?)..u32::from_le_bytes(take(&mut rest)?),
+            positions: u64::from_le_bytes(take(&mut rest)?),
+            chosen_from: u64::from_le_bytes(take(&mut rest)?),
+            predecessor: take(&mut rest)?,
+            sampling: Digest(take(&mut rest)?),
+            output: take(&mut rest)?,
+        };
+        let possible = !claim.layers.is_empty() && claim.chosen_from <= claim.positions;
+        (rest.is_empty() && possible).then_some(claim)
+    }
+
+    /// BLAKE3 of [`Claim::to_bytes`].
+    pub fn digest(&self) -> Digest {
+        Digest(*blake3::hash(&self.to_bytes()).as_bytes())
+    }
+}
+
+fn take<const N: usize>(rest: &mut &[u8]) -> Option<[u8; N]> {
+    let (first, others) = rest.split_first_chunk()?;
+    *rest = others;
+    Some(*first)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn claim() -> Claim {
+        Claim {
+            session: [1; 16],
+            epoch: 2,
+            model: Digest([3; 32]),
+            numerics: 4,
+            layers: 5..6,
+            positions: 8,
+            chosen_from: 7,
+            predecessor: [9; 32],
+            sampling: Digest([10; 32]),
+            output: [11; 32],
+        }
+    }
+
+    #[test]
+    fn the_bytes_stay_as_they_are() {
+        let bytes = claim().to_bytes();
+        assert_eq!(bytes.len(), Claim::BYTES);
+        let mut by_hand = b"pangea exact/1 claim\0".to_vec();
+        by_hand.extend([1; 16]);
+        by_hand.extend([2, 0, 0, 0, 0, 0, 0, 0]);
+        by_hand.extend([3; 32]);
+        by_hand.extend([4, 0, 0, 0, 5, 0, 0, 0, 6, 0, 0, 0]);
+        by_hand.extend([8, 0, 0, 0, 0, 0, 0, 0, 7, 0, 0, 0, 0, 0, 0, 0]);
+        by_hand.extend([9; 32]);
+        by_hand.extend([10; 32]);
+        by_hand.extend([11; 32]);
+        assert_eq!(bytes, by_hand);
+        assert_eq!(claim().digest().0, *blake3::hash(&by_hand).as_bytes());
+        assert_eq!(Claim::parse(&bytes), Some(claim()));
+    }
+
+    #[test]
+    fn what_no_claim_can_be_is_refused() {
+        let bytes = claim().to_bytes();
+        assert_eq!(Claim::parse(&bytes[..bytes.len() - 1]), None);
+        assert_eq!(Claim::parse(&[&bytes[..], &[0]].concat()), None);
+        assert_eq!(Claim::parse(&Claim { layers: 5..5, ..claim() }.to_bytes()), None);
+        assert_eq!(Claim::parse(&Claim { chosen_from: 9, ..claim() }.to_bytes()), None);
+        let mut other = bytes;
+        other[14] = b'2';
+        assert_eq!(Claim::parse(&other), None, "another version");
+    }
+
+    proptest! {
+        #[test]
+        fn every_bit_of_a_claim_counts(bit in 0..Claim::BYTES * 8) {
+            let mut bytes = claim().to_bytes();
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            if let Some(other) = Claim::parse(&bytes) {
+                prop_assert_eq!(other.to_bytes(), bytes);
+                prop_assert_ne!(other.digest(), claim().digest());
+            }
+        }
+    }
+}

@@ -1,0 +1,411 @@
+//! What a model file consists of: its header and its tensors, each with the hashes of its parts, so that a node can fetch
+//! what it needs of one from nodes that it does not trust. The digest of a manifest names the model. Pure: it reads a file
+//! that is open and never fetches, writes or loads anything.
+
+use crate::gguf::Gguf;
+use crate::{Digest, Error};
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+/// Pieces are hashed, sent and taken in parts of this size, the last one shorter: what is lost of a cut transfer, and how
+/// much of a lie is received before it shows.
+pub const PART_BYTES: u64 = 4 << 20;
+
+/// The longest manifest in bytes: a model of a terabyte with thousands of tensors.
+pub const MAX_MANIFEST_BYTES: usize = 16 << 20;
+
+/// The largest file that a manifest speaks of; beyond any model there is, yet far from overflow.
+const MAX_FILE_BYTES: u64 = 1 << 44;
+
+/// The longest name of a tensor; ggml's own limit is 64.
+const MAX_NAME_BYTES: usize = 256;
+
+/// Begins every manifest; the last byte is the version of the format.
+const MAGIC: [u8; 8] = *b"pangeaM\x01";
+
+const HASH_BYTES: usize = 32;
+
+/// Length of a name, offset and length of a piece, one hash: the least that a piece takes.
+const LEAST_PIECE_BYTES: usize = 2 + 8 + 8 + HASH_BYTES;
+
+/// One piece of a model file: the header, or a tensor.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Piece {
+    name: String,
+    offset: u64,
+    len: u64,
+    parts: Vec<Digest>,
+}
+
+impl Piece {
+    /// The tensor's name; empty for the header.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Where it begins in the file.
+    pub fn offset(&self) -> u64 {
+        self.offset
+    }
+
+    /// Its length in bytes, never zero.
+    pub fn len_bytes(&self) -> u64 {
+        self.len
+    }
+
+    /// The BLAKE3 hashes of its parts, in order; all parts but the last are of [`PART_BYTES`].
+    pub fn parts(&self) -> &[Digest] {
+        &self.parts
+    }
+
+    /// Where part `part` lies in the file; `None` where there is no such part.
+    pub fn part_range(&self, part: u32) -> Option<Range<u64>> {
+        self.parts.get(part as usize)?;
+        let start = u64::from(part) * PART_BYTES;
+        Some(self.offset + start..self.offset + self.len.min(start + PART_BYTES))
+    }
+
+    /// Whether `bytes` are part `part`.
+    pub fn is_part(&self, part: u32, bytes: &[u8]) -> bool {
+        self.parts.get(part as usize).is_some_and(|digest| blake3::hash(bytes).as_bytes() == digest.as_bytes())
+    }
+}
+
+/// What a node needs of a model. With no layers, embedding and head it is the header alone, which holds the tokenizer, and
+/// the few tensors that belong to no layer.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Wanted {
+    /// The layers, from 0, the end exclusive.
+    pub layers: Range<u32>,
+    /// Whether token ids come in.
+    pub embedding: bool,
+    /// Whether logits go out.
+    pub head: bool,
+}
+
+impl Wanted {
+    /// The header: configuration, tokenizer, chat template.
+    pub fn header() -> Wanted {
+        Wanted::default()
+    }
+
+    /// Everything that [`Model::load`](super::Model::load) reads for `part`.
+    pub fn of_part(part: &super::Part) -> Wanted {
+        let layer = |layer: usize| u32::try_from(layer).unwrap_or(u32::MAX);
+        Wanted { layers: layer(part.layers.start)..layer(part.layers.end), embedding: part.embedding, head: part.head }
+    }
+}
+
+/// What a tensor is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Purpose {
+    Layer(u32),
+    Embedding,
+    Head,
+    /// Small and of no layer, or not known: every node needs it.
+    Everywhere,
+}
+
+impl Purpose {
+    fn of(name: &str) -> Purpose {
+        let layer = name.strip_prefix("blk.").and_then(|rest| rest.split_once('.')).map(|(layer, _)| layer.parse());
+        match (layer, name) {
+            (Some(Ok(layer)), _) => Purpose::Layer(layer),
+            (_, "token_embd.weight") => Purpose::Embedding,
+            (_, "output.weight" | "output_norm.weight") => Purpose::Head,
+            _ => Purpose::Everywhere,
+        }
+    }
+}
+
+/// The pieces of a model file. A value that exists is consistent: the header comes first, pieces ascend and share no byte,
+/// and lie in the file. Bytes between them (padding) belong to no piece.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Manifest {
+    size_bytes: u64,
+    pieces: Vec<Piece>,
+}
+
+impl Manifest {
+    /// Hashes all of a file on so many threads.
+    ///
+    /// # Errors
+    /// [`Error::Dtype`] for a tensor of a type that is not supported; [`Error::Invalid`] for a file that is larger, or
+    /// has longer names, than a manifest speaks of.
+    pub fn of(file: &Gguf, threads: usize) -> Result<Manifest, Error> {
+        let mut places = Vec::new();
+        for tensor in file.tensors() {
+            let tensor = tensor?;
+            places.push((file.range_of(&tensor), tensor.name.to_owned()));
+        }
+        places.sort_unstable_by_key(|(range, _)| range.start);
+        let header = places.first().map_or(file.size_bytes(), |(range, _)| range.start);
+        let places = std::iter::once((0..header, String::new())).chain(places);
+        let mut pieces: Vec<Piece> = places
+            .map(|(range, name)| {
+                let len = range.end - range.start;
+                let parts = vec![Digest::from_bytes([0; HASH_BYTES]); len.div_ceil(PART_BYTES) as usize];
+                Piece { name, offset: range.start, len, parts }
+            })
+            .collect();
+        hash(file, &mut pieces, threads);
+        file.release_all();
+        let manifest = Manifest { size_bytes: file.size_bytes(), pieces };
+        manifest.check().map_err(|what| Error::invalid("manifest", what))?;
+        match manifest.to_bytes().len() {
+            len if len > MAX_MANIFEST_BYTES => Err(Error::invalid(
+                "manifest",
+                format!("{len} bytes for one model; at most {MAX_MANIFEST_BYTES} are allowed"),
+            )),
+            _ => Ok(manifest),
+        }
+    }
+
+    /// Size of the whole file in bytes.
+    pub fn size_bytes(&self) -> u64 {
+        self.size_bytes
+    }
+
+    /// The pieces, by where they are in the file; the first is the header.
+    pub fn pieces(&self) -> &[Piece] {
+        &self.pieces
+    }
+
+    /// The model's name among nodes: BLAKE3 of [`Manifest::to_bytes`].
+    pub fn digest(&self) -> Digest {
+        Digest::from_bytes(*blake3::hash(&self.to_bytes()).as_bytes())
+    }
+
+    /// Its one form in bytes: `pangeaM` and the version 1; file size (u64), number of pieces (u32); per piece length of the
+    /// name (u16), name, offset (u64), length (u64), the hashes of its parts. Little-endian.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let mut out = MAGIC.to_vec();
+        out.extend(self.size_bytes.to_le_bytes());
+        out.extend((self.pieces.len() as u32).to_le_bytes());
+        for piece in &self.pieces {
+            out.extend((piece.name.len() as u16).to_le_bytes());
+            out.extend(piece.name.as_bytes());
+            out.extend(piece.offset.to_le_bytes());
+            out.extend(piece.len.to_le_bytes());
+            piece.parts.iter().for_each(|digest| out.extend(digest.as_bytes()));
+        }
+        out
+    }
+
+    /// Reads what [`Manifest::to_bytes`] gives, from whomever it comes: what is claimed costs nothing before it is there.
+    ///
+    /// # Errors
+    /// [`Error::Parse`] for anything that is not the one form of a consistent manifest.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Manifest, Error> {
+        let mut reader = Reader { bytes, at: 0 };
+        if bytes.len() > MAX_MANIFEST_BYTES {
+            return Err(reader.bad(format!("{} bytes; at most {MAX_MANIFEST_BYTES} are allowed", bytes.len())));
+        }
+        if reader.array::<8>()? != MAGIC {
+            return Err(Reader { bytes, at: 0 }.bad("it is no manifest, or of a newer version"));
+        }
+        let size_bytes = reader.u64()?;
+        let count = u32::from_le_bytes(reader.array()?) as usize;
+        if count > reader.left() / LEAST_PIECE_BYTES {
+            return Err(reader.bad(format!("{count} pieces cannot be in what is left")));
+        }
+        let mut pieces = Vec::with_capacity(count);
+        for _ in 0..count {
+            pieces.push(reader.piece()?);
+        }
+        if reader.left() != 0 {
+            return Err(reader.bad(format!("{} bytes behind the last piece", reader.left())));
+        }
+        let manifest = Manifest { size_bytes, pieces };
+        manifest.check().map_err(|what| reader.bad(what))?;
+        Ok(manifest)
+    }
+
+    /// What must hold of any manifest.
+    fn check(&self) -> Result<(), String> {
+        if self.size_bytes > MAX_FILE_BYTES {
+            return Err(format!("a file of {} bytes; at most {MAX_FILE_BYTES} are allowed", self.size_bytes));
+        }
+        if !self.pieces.first().is_some_and(|header| header.name.is_empty() && header.offset == 0) {
+            return Err("the first piece is not the file's header".to_owned());
+        }
+        let mut end = 0;
+        let mut names = std::collections::HashSet::new();
+        for piece in &self.pieces {
+            let name = &piece.name;
+            if name.len() > MAX_NAME_BYTES || name.chars().any(char::is_control) {
+                return Err(format!("a name of {} bytes, or with control characters", name.len()));
+            }
+            if !names.insert(name) {
+                return Err(format!("a second piece named {name:?}"));
+            }
+            if piece.offset < end || piece.len == 0 {
+                return Err(format!("the piece {name:?} is empty or overlaps the one before it"));
+            }
+            end = match piece.offset.checked_add(piece.len) {
+                Some(end) if end <= self.size_bytes => end,
+                _ => return Err(format!("the piece {name:?} ends behind the file")),
+            };
+        }
+        Ok(())
+    }
+
+    /// Whether the file says the same of its tensors. A header that is true to its hash can still be of another file than
+    /// the tensors beside it.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] with what differs; [`Error::Dtype`] for types that are not supported.
+    pub fn check_file(&self, file: &Gguf) -> Result<(), Error> {
+        let wrong = |what: String| Err(Error::invalid("manifest", what));
+        if file.size_bytes() != self.size_bytes {
+            return wrong(format!("the file has {} bytes, not {}", file.size_bytes(), self.size_bytes));
+        }
+        let pieces: BTreeMap<&str, &Piece> = self.pieces.iter().map(|piece| (piece.name(), piece)).collect();
+        let mut tensors = 0;
+        for tensor in file.tensors() {
+            let tensor = tensor?;
+            let range = file.range_of(&tensor);
+            tensors += 1;
+            match pieces.get(tensor.name) {
+                Some(piece) if piece.offset == range.start && piece.offset + piece.len == range.end => {}
+                _ => return wrong(format!("the tensor {:?} is not where the manifest says", tensor.name)),
+            }
+        }
+        match tensors + 1 == self.pieces.len() {
+            true => Ok(()),
+            false => wrong(format!("the file has {tensors} tensors, the manifest {}", self.pieces.len() - 1)),
+        }
+    }
+
+    /// The pieces that a node needs for `wanted`, by index, ascending: the header and what belongs to no layer always.
+    pub fn select(&self, wanted: &Wanted) -> Vec<usize> {
+        let tied = self.is_tied();
+        let selected = |piece: &Piece| match Purpose::of(&piece.name) {
+            Purpose::Layer(layer) => wanted.layers.contains(&layer),
+            Purpose::Embedding => wanted.embedding || (wanted.head && tied),
+            Purpose::Head => wanted.head,
+            Purpose::Everywhere => true,
+        };
+        (0..self.pieces.len()).filter(|&index| selected(&self.pieces[index])).collect()
+    }
+
+    /// Everything.
+    pub fn whole(&self) -> Wanted {
+        Wanted { layers: 0..self.layers(), embedding: true, head: true }
+    }
+
+    /// How many layers there are.
+    pub fn layers(&self) -> u32 {
+        let layer = |piece: &Piece| match Purpose::of(&piece.name) {
+            Purpose::Layer(layer) => Some(layer.saturating_add(1)),
+            _ => None,
+        };
+        self.pieces.iter().filter_map(layer).max().unwrap_or(0)
+    }
+
+    /// Bytes of the largest layer.
+    pub fn layer_bytes(&self) -> u64 {
+        let mut layers: BTreeMap<u32, u64> = BTreeMap::new();
+        for piece in &self.pieces {
+            if let Purpose::Layer(layer) = Purpose::of(&piece.name) {
+                *layers.entry(layer).or_default() += piece.len;
+            }
+        }
+        layers.into_values().max().unwrap_or(0)
+    }
+
+    /// Bytes of the embedding, unless the head is the same tensor: then 0.
+    pub fn embedding_bytes(&self) -> u64 {
+        if self.is_tied() { 0 } else { self.bytes_of(Purpose::Embedding) }
+    }
+
+    /// Bytes of the head.
+    pub fn head_bytes(&self) -> u64 {
+        self.bytes_of(Purpose::Head) + if self.is_tied() { self.bytes_of(Purpose::Embedding) } else { 0 }
+    }
+
+    fn bytes_of(&self, purpose: Purpose) -> u64 {
+        self.pieces.iter().filter(|piece| Purpose::of(&piece.name) == purpose).map(Piece::len_bytes).sum()
+    }
+
+    /// Whether the head is the embedding.
+    fn is_tied(&self) -> bool {
+        !self.pieces.iter().any(|piece| piece.name == "output.weight")
+    }
+}
+
+/// Fills in the hashes of all parts.
+fn hash(file: &Gguf, pieces: &mut [Piece], threads: usize) {
+    let bytes = file.as_bytes();
+    let parts: Vec<Mutex<(&[u8], &mut Digest)>> = pieces
+        .iter_mut()
+        .flat_map(|piece| {
+            let piece_bytes = &bytes[piece.offset as usize..(piece.offset + piece.len) as usize];
+            piece_bytes.chunks(PART_BYTES as usize).zip(&mut piece.parts).map(Mutex::new)
+        })
+        .collect();
+    let next = AtomicUsize::new(0);
+    let work = || {
+        while let Some(part) = parts.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let mut part = part.lock().unwrap_or_else(PoisonError::into_inner);
+            *part.1 = Digest::from_bytes(*blake3::hash(part.0).as_bytes());
+            file.release(part.0);
+        }
+    };
+    std::thread::scope(|scope| {
+        for _ in 1..threads.max(1) {
+            scope.spawn(work);
+        }
+        work();
+    });
+}
+
+/// A manifest being read.
+struct Reader<'a> {
+    bytes: &'a [u8],
+    at: usize,
+}
+
+impl<'a> Reader<'a> {
+    fn bad(&self, what: impl Into<String>) -> Error {
+        Error::Parse { format: "manifest", what: what.into(), place: format!("at byte {}", self.at) }
+    }
+
+    fn left(&self) -> usize {
+        self.bytes.len() - self.at
+    }
+
+    fn take(&mut self, len: usize) -> Result<&'a [u8], Error> {
+        if len > self.left() {
+            return Err(self.bad(format!("it ends {} bytes early", len - self.left())));
+        }
+        let taken = &self.bytes[self.at..self.at + len];
+        self.at += len;
+        Ok(taken)
+    }
+
+    fn array<const N: usize>(&mut self) -> Result<[u8; N], Error> {
+        let mut out = [0; N];
+        out.copy_from_slice(self.take(N)?);
+        Ok(out)
+    }
+
+    fn u64(&mut self) -> Result<u64, Error> {
+        Ok(u64::from_le_bytes(self.array()?))
+    }
+
+    fn piece(&mut self) -> Result<Piece, Error> {
+        let len = u16::from_le_bytes(self.array()?) as usize;
+        let name = std::str::from_utf8(self.take(len)?).map_err(|_| self.bad("a name is not UTF-8"))?.to_owned();
+        let (offset, len) = (self.u64()?, self.u64()?);
+        let parts = len.div_ceil(PART_BYTES);
+        if parts > (self.left() / HASH_BYTES) as u64 {
+            return Err(self.bad(format!("{parts} hashes of the piece {name:?} cannot be in what is left")));
+        }
+        let hashes = self.take(parts as usize * HASH_BYTES)?;
+        let parts = hashes.as_chunks::<HASH_BYTES>().0.iter().map(|hash| Digest::from_bytes(*hash)).collect();
+        Ok(Piece { name, offset, len, parts })
+    }
+}

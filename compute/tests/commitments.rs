@@ -1,0 +1,407 @@
+//! `exact/1` on small models: honest sessions always have the roots of their replay, whatever they ran on; a lie in any one
+//! bit of what any stage gives never does, and the replay says which stage and position it was.
+#![allow(clippy::unwrap_used, reason = "a test may stop at the first thing that is not as it should be")]
+
+#[path = "exactness/tiny.rs"]
+#[allow(dead_code, reason = "the other tests' own")]
+mod tiny;
+
+use pangea_compute::commit::merkle::{chosen_leaf, nothing_leaf, row_leaf, token_leaf};
+use pangea_compute::commit::{Difference, Given, Leaf, Pace, Replay, Transcript, merkle_root, replay, replay_part};
+use pangea_compute::gguf::GgmlType;
+use pangea_compute::model::{Cache, Input, Logits, Model, ModelFile, PageBudget, Part, Step};
+use pangea_compute::sample::{Choice, Sampling, choose};
+use pangea_compute::{Cancel, ErrorKind, Isa, Pool};
+use std::ops::Range;
+use tiny::{LAYERS, Random, Tiny, VOCABULARY, WIDTH};
+
+const ARCHITECTURES: [&str; 4] = ["llama", "qwen2", "qwen3", "gemma3"];
+
+fn tiny(architecture: &'static str, weights: GgmlType, seed: u64) -> ModelFile {
+    ModelFile::from_bytes(tiny::gguf(Tiny { architecture, weights, seed })).unwrap()
+}
+
+fn whole(file: &ModelFile, pool: &Pool) -> Model {
+    Model::load(file, Part::whole(file.config()), pool).unwrap()
+}
+
+fn available() -> Vec<Isa> {
+    Isa::ALL.into_iter().filter(|isa| isa.is_available()).collect()
+}
+
+fn random_pool(random: &mut Random) -> Pool {
+    let isas = available();
+    Pool::with_isa(1 + random.below(3), isas[random.below(isas.len())]).unwrap()
+}
+
+fn at_once(cancel: &Cancel) -> Pace<'_> {
+    Pace { chunk_rows: 256, cancel, between: Box::leak(Box::new(|_| {})) }
+}
+
+/// A single bit turned over in what a stage gives at a position.
+#[derive(Clone, Copy, Debug)]
+struct Lie {
+    stage: usize,
+    position: usize,
+    /// Taken modulo the number of bits that are given there.
+    bit: usize,
+}
+
+/// A model cut into stages, each on a pool of its own.
+struct Line {
+    stages: Vec<(Model, Pool)>,
+}
+
+/// What came of a session.
+struct Session {
+    tokens: Vec<u32>,
+    prompt_len: usize,
+    chosen_from: usize,
+    positions: usize,
+    /// Of what each stage received and gave.
+    received: Vec<Vec<Leaf>>,
+    given: Vec<Vec<Leaf>>,
+    /// Whether the lie was told before the session ended.
+    lied: bool,
+}
+
+impl Line {
+    fn load(file: &ModelFile, cuts: &[u32], mut pool: impl FnMut() -> Pool) -> Line {
+        let stages = ranges(cuts)
+            .into_iter()
+            .map(|layers| {
+                let pool = pool();
+                let part = Part::of_layers(file.config(), layers.start as usize..layers.end as usize);
+                (Model::load(file, part, &pool).unwrap(), pool)
+            })
+            .collect();
+        Line { stages }
+    }
+
+    /// Goes through `tokens` in chunks of `chunk()`, then chooses until there are `positions` rows. An error is that of the
+    /// stage that found what it received to be impossible.
+    fn run(
+        &self,
+        mut tokens: Vec<u32>,
+        prompt_len: usize,
+        positions: usize,
+        sampling: &Sampling,
+        mut chunk: impl FnMut() -> usize,
+        lie: Option<Lie>,
+    ) -> Result<Session, pangea_compute::Error> {
+        let budget = PageBudget::new(1 << 30);
+        let mut caches: Vec<Cache> = self.stages.iter().map(|(model, _)| Cache::new(model, &budget)).collect();
+        let chosen_from = tokens.len() - 1;
+        let count = self.stages.len();
+        let (mut received, mut given) = (vec![Vec::new(); count], vec![Vec::new(); count]);
+        let (mut done, mut lied) = (0, false);
+        while done < positions {
+            let rows = done..(done + chunk()).min(tokens.len()).min(positions);
+            received[0].extend(rows.clone().map(|row| token_leaf(row as u64, tokens[row])));
+            let mut activations: Vec<f32> = Vec::new();
+            for (stage, (model, pool)) in self.stages.iter().enumerate() {
+                if stage > 0 {
+                    let leaves = activations.chunks_exact(WIDTH).zip(rows.start as u64..);
+                    received[stage].extend(leaves.map(|(row, position)| row_leaf(position, row)));
+                }
+                let input =
+                    if stage == 0 { Input::Tokens(&tokens[rows.clone()]) } else { Input::Activations(&activations) };
+                let logits = if rows.end > chosen_from { Logits::Last } else { Logits::None };
+                let step = Step { cache: &mut caches[stage], rows: rows.len(), logits };
+                let mut output = model.forward(pool, &mut [step], input)?;
+                let lie = lie.filter(|lie| lie.stage == stage && rows.contains(&lie.position));
+                if stage + 1 < count {
+                    activations = output.activations().to_vec();
+                    if let Some(lie) = lie {
+                        let (element, bit) = (lie.bit / 32 % WIDTH, lie.bit % 32);
+                        let value = &mut activations[(lie.position - rows.start) * WIDTH + element];
+                        *value = f32::from_bits(value.to_bits() ^ 1 << bit);
+                        lied = true;
+                    }
+                    let leaves = activations.chunks_exact(WIDTH).zip(rows.start as u64..);
+                    given[stage].extend(leaves.map(|(row, position)| row_leaf(position, row)));
+                    continue;
+                }
+                for row in rows.clone() {
+                    if row < chosen_from {
+                        given[stage].push(nothing_leaf(row as u64));
+                        continue;
+                    }
+                    let (prompt, answer) = tokens.split_at(prompt_len);
+                    let mut choice = choose(sampling, prompt, answer, output.logits_mut(0), None)?;
+                    if let Some(lie) = lie.filter(|lie| lie.position == row) {
+                        twist(&mut choice, lie.bit);
+                        lied = true;
+                    }
+                    given[stage].push(chosen_leaf(row as u64, &choice));
+                    tokens.push(choice.token);
+                }
+            }
+            done = rows.end;
+        }
+        Ok(Session { tokens, prompt_len, chosen_from, positions, received, given, lied })
+    }
+}
+
+/// One bit of a choice.
+fn twist(choice: &mut Choice, bit: usize) {
+    let mut values: Vec<&mut u32> = vec![&mut choice.token];
+    let mut floats: Vec<&mut f32> = Vec::new();
+    floats.extend(choice.logprob.as_mut());
+    for (token, logprob) in &mut choice.top {
+        values.push(token);
+        floats.push(logprob);
+    }
+    let at = bit / 32 % (values.len() + floats.len());
+    match at.checked_sub(values.len()) {
+        None => *values[at] ^= 1 << (bit % 32),
+        Some(at) => *floats[at] = f32::from_bits(floats[at].to_bits() ^ 1 << (bit % 32)),
+    }
+}
+
+fn ranges(cuts: &[u32]) -> Vec<Range<u32>> {
+    let starts: Vec<u32> = [0].into_iter().chain(cuts.iter().copied()).collect();
+    let ends = starts[1..].iter().copied().chain([LAYERS as u32]);
+    starts.iter().copied().zip(ends).map(|(start, end)| start..end).collect()
+}
+
+fn random_cuts(random: &mut Random) -> Vec<u32> {
+    (1..LAYERS as u32).filter(|_| random.below(3) > 0).collect()
+}
+
+fn random_sampling(random: &mut Random) -> Sampling {
+    let seed = random.next();
+    match random.below(3) {
+        0 => Sampling::greedy(),
+        1 => Sampling { seed, temperature: 1.5, repetition_penalty: 1.2, ..Sampling::default() },
+        _ => Sampling { seed, presence_penalty: 0.5, logprobs: Some(random.below(4)), ..Sampling::default() },
+    }
+}
+
+fn text(random: &mut Random, len: usize) -> Vec<u32> {
+    (0..len).map(|_| random.below(VOCABULARY) as u32).collect()
+}
+
+impl Session {
+    fn transcript<'a>(&'a self, sampling: &'a Sampling) -> Transcript<'a> {
+        Transcript {
+            tokens: &self.tokens,
+            prompt_len: self.prompt_len,
+            positions: self.positions,
+            chosen_from: self.chosen_from,
+            sampling,
+            grammar: None,
+        }
+    }
+
+    fn opened(&self) -> Vec<Given<'_>> {
+        self.given.iter().map(|leaves| Given { root: merkle_root(leaves), leaves: Some(leaves) }).collect()
+    }
+}
+
+/// Ten thousand honest rows: no root ever differs from that of the replay.
+#[test]
+fn honest_sessions_have_the_roots_of_their_replay_on_any_mix_of_machines() {
+    let (mut rows, mut case) = (0, 0u64);
+    while rows < 10_000 {
+        let mut random = Random(5_000 + case);
+        let weights = GgmlType::SUPPORTED[random.below(GgmlType::SUPPORTED.len())];
+        let file = tiny(ARCHITECTURES[case as usize % 4], weights, case);
+        let cuts = random_cuts(&mut random);
+        let line = Line::load(&file, &cuts, || random_pool(&mut random));
+        let sampling = random_sampling(&mut random);
+        let prompt_len = 1 + random.below(90);
+        // After a failover a session begins with some of its answer.
+        let length = prompt_len + random.below(30);
+        let tokens = text(&mut random, length);
+        let positions = length + random.below(100);
+        let most = [1, 7, 200][random.below(3)];
+        let session = line.run(tokens, prompt_len, positions, &sampling, || 1 + random.below(most), None).unwrap();
+        let pool = random_pool(&mut random);
+        let cancel = Cancel::new();
+        let mut pace = Pace { chunk_rows: 1 + random.below(300), ..at_once(&cancel) };
+        let again =
+            replay(&whole(&file, &pool), &pool, &ranges(&cuts), session.transcript(&sampling), &mut pace).unwrap();
+        assert_eq!(again.first_difference(&session.opened()), None, "case {case}");
+        assert_eq!(again.given, session.given, "case {case}");
+        for (stage, received) in session.received.iter().enumerate() {
+            assert_eq!(again.predecessor(stage), merkle_root(received), "case {case}");
+        }
+        let own = |wrong: &(usize, u32)| wrong.0 >= session.chosen_from;
+        assert_eq!(again.first_wrong_token(&session.tokens).filter(own), None, "case {case}");
+        rows += positions;
+        case += 1;
+    }
+}
+
+/// A thousand lies of one bit: none goes unseen, and the replay names the stage and the position.
+#[test]
+fn no_lie_in_any_bit_of_any_stage_goes_unseen() {
+    let (mut told, mut case, mut impossible) = (0, 0u64, 0);
+    while told < 1000 {
+        let mut random = Random(9_000 + case);
+        let weights = [GgmlType::Q4_1, GgmlType::Q8_0, GgmlType::Q4K][random.below(3)];
+        let file = tiny(ARCHITECTURES[case as usize % 4], weights, case);
+        let cuts = random_cuts(&mut random);
+        let line = Line::load(&file, &cuts, || Pool::with_isa(1, Isa::best()).unwrap());
+        let pool = Pool::with_isa(1, Isa::best()).unwrap();
+        let model = whole(&file, &pool);
+        let sampling = random_sampling(&mut random);
+        let length = 1 + random.below(8);
+        let prompt = text(&mut random, length);
+        let positions = prompt.len() + 8;
+        for _ in 0..25 {
+            let stage = random.below(line.stages.len());
+            // The last stage gives nothing before the prompt's last position.
+            let first = if stage + 1 == line.stages.len() { prompt.len() - 1 } else { 0 };
+            let lie = Lie { stage, position: first + random.below(positions - first), bit: random.below(1 << 20) };
+            let session = match line.run(prompt.clone(), prompt.len(), positions, &sampling, || 64, Some(lie)) {
+                Ok(session) => session,
+                // Not finite, or no token at all: seen at once.
+                Err(_) => {
+                    impossible += 1;
+                    continue;
+                }
+            };
+            assert!(session.lied);
+            // A token that is none cannot have been followed by others.
+            if session.tokens.iter().any(|token| *token as usize >= VOCABULARY) {
+                impossible += 1;
+                continue;
+            }
+            let cancel = Cancel::new();
+            let again =
+                replay(&model, &pool, &ranges(&cuts), session.transcript(&sampling), &mut at_once(&cancel)).unwrap();
+            let expected = Difference { stage: lie.stage, position: Some(lie.position) };
+            assert_eq!(again.first_difference(&session.opened()), Some(expected), "case {case}: {lie:?}");
+            // The roots alone say which stage; what it received was right.
+            let closed: Vec<Given<'_>> = session.opened().iter().map(|g| Given { leaves: None, ..*g }).collect();
+            assert_eq!(again.first_difference(&closed), Some(Difference { position: None, ..expected }));
+            assert_eq!(again.predecessor(stage), merkle_root(&session.received[stage]));
+            told += 1;
+        }
+        case += 1;
+    }
+    // Ids beyond the vocabulary, for the most part.
+    assert!(impossible < told, "{impossible} ended early");
+}
+
+#[test]
+fn a_stage_alone_is_replayed_from_what_it_received() {
+    for (case, architecture) in (0u64..).zip(ARCHITECTURES) {
+        let mut random = Random(case);
+        let file = tiny(architecture, GgmlType::Q5_0, case);
+        let cuts = [1, 2];
+        let line = Line::load(&file, &cuts, || random_pool(&mut random));
+        let sampling = Sampling { logprobs: Some(2), ..Sampling::default() };
+        let session = line.run(text(&mut Random(case), 20), 15, 60, &sampling, || 9, None).unwrap();
+        let cancel = Cancel::new();
+        let mut input: Vec<f32> = Vec::new();
+        for (stage, layers) in ranges(&cuts).into_iter().enumerate() {
+            let pool = Pool::new(2).unwrap();
+            let part = Part::of_layers(file.config(), layers.start as usize..layers.end as usize);
+            let model = Model::load(&file, part, &pool).unwrap();
+            let tokens = &session.tokens[..session.positions];
+            let received = if stage == 0 { Input::Tokens(tokens) } else { Input::Activations(&input) };
+            let transcript = model.part().head.then(|| session.transcript(&sampling));
+            let mut pace = Pace { chunk_rows: 17, ..at_once(&cancel) };
+            let again = replay_part(&model, &pool, received, transcript, &mut pace).unwrap();
+            assert_eq!(again.received, session.received[stage], "{architecture} {stage}");
+            assert_eq!(again.given[0], session.given[stage], "{architecture} {stage}");
+            // What the next one receives.
+            let budget = PageBudget::new(1 << 30);
+            let mut cache = Cache::new(&model, &budget);
+            let step = Step { cache: &mut cache, rows: session.positions, logits: Logits::None };
+            let output = model.forward(&pool, &mut [step], received).unwrap();
+            input = output.activations().to_vec();
+        }
+        assert!(session.tokens.len() > session.positions);
+    }
+}
+
+#[test]
+fn tokens_that_nobody_answers_for_are_chosen_anew_too() {
+    let file = tiny("llama", GgmlType::Q8_0, 1);
+    let pool = Pool::new(1).unwrap();
+    let line = Line::load(&file, &[2], || Pool::new(1).unwrap());
+    let sampling = Sampling::greedy();
+    let first = line.run(text(&mut Random(3), 10), 10, 20, &sampling, || 64, None).unwrap();
+    // Another line goes on from position 15, where the one before had put in a token of its own.
+    let mut begun = first.tokens[..16].to_vec();
+    begun[12] = (begun[12] + 1) % VOCABULARY as u32;
+    let second = line.run(begun, 10, 20, &sampling, || 64, None).unwrap();
+    let cancel = Cancel::new();
+    let again = replay(&whole(&file, &pool), &pool, &ranges(&[2]), second.transcript(&sampling), &mut at_once(&cancel))
+        .unwrap();
+    assert_eq!(again.first_difference(&second.opened()), None, "its own part is right");
+    assert_eq!(again.first_wrong_token(&second.tokens), Some((11, first.tokens[12])));
+    assert_eq!(again.choices.len(), 11);
+}
+
+#[test]
+fn a_replay_stops_when_told_to_and_refuses_what_cannot_be() {
+    let file = tiny("llama", GgmlType::Q8_0, 1);
+    let pool = Pool::new(1).unwrap();
+    let model = whole(&file, &pool);
+    let tokens = text(&mut Random(3), 40);
+    let sampling = Sampling::greedy();
+    let transcript = Transcript {
+        tokens: &tokens,
+        prompt_len: 20,
+        positions: 39,
+        chosen_from: 19,
+        sampling: &sampling,
+        grammar: None,
+    };
+    let cancel = Cancel::new();
+    let mut passes = Vec::new();
+    let mut stop = |done| {
+        passes.push(done);
+        if done >= 16 {
+            cancel.cancel();
+        }
+    };
+    let mut pace = Pace { chunk_rows: 8, cancel: &cancel, between: &mut stop };
+    let error = replay(&model, &pool, &[0..1, 1..3], transcript, &mut pace).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Cancelled);
+    assert_eq!(passes, [0, 8, 16]);
+
+    let cancel = Cancel::new();
+    let refused = |layers: &[(u32, u32)], transcript: Transcript<'_>| {
+        let layers: Vec<Range<u32>> = layers.iter().map(|(start, end)| *start..*end).collect();
+        let error = replay(&model, &pool, &layers, transcript, &mut at_once(&cancel)).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidInput, "{error}");
+    };
+    for layers in [&[(0, 2)][..], &[(0, 1), (2, 3)], &[(1, 3)], &[(0, 1), (1, 4)], &[]] {
+        refused(layers, transcript);
+    }
+    for wrong in [
+        Transcript { positions: 0, ..transcript },
+        Transcript { positions: 41, ..transcript },
+        Transcript { prompt_len: 0, ..transcript },
+        Transcript { prompt_len: 41, ..transcript },
+        Transcript { chosen_from: 40, ..transcript },
+        Transcript { chosen_from: 18, ..transcript },
+        Transcript { tokens: &[VOCABULARY as u32; 40], ..transcript },
+    ] {
+        refused(&[(0, 3)], wrong);
+    }
+    let last = Model::load(&file, Part::of_layers(file.config(), 1..3), &pool).unwrap();
+    let row = [0.5; WIDTH];
+    assert!(replay_part(&last, &pool, Input::Activations(&row), None, &mut at_once(&cancel)).is_err());
+}
+
+#[test]
+fn leaves_that_do_not_make_the_root_are_not_believed() {
+    let leaves: Vec<Leaf> = (0..4).map(|position| token_leaf(position, 1)).collect();
+    let replay = Replay { received: leaves.clone(), given: vec![leaves.clone()], choices: Vec::new() };
+    let mut others = leaves.clone();
+    others[2] = token_leaf(2, 9);
+    let root = merkle_root(&others);
+    let difference = |leaves| replay.first_difference(&[Given { root, leaves }]);
+    assert_eq!(difference(Some(&others[..])), Some(Difference { stage: 0, position: Some(2) }));
+    assert_eq!(difference(Some(&leaves[..])), Some(Difference { stage: 0, position: None }));
+    let short = &leaves[..3];
+    let cut = Given { root: merkle_root(short), leaves: Some(short) };
+    assert_eq!(replay.first_difference(&[cut]), Some(Difference { stage: 0, position: Some(3) }));
+}

@@ -1,0 +1,184 @@
+//! How long a message takes from one stage to the next on loopback: from the call that sends it to the call of the other
+//! node's inbox, and until the other node's stage thread runs. Two nodes, each with a network thread and a stage thread, as
+//! the binary has them; messages go there and back, after a pause in which a stage would compute.
+//!
+//! `cargo bench -p pangea-node --bench session_hop`; `PANGEA_BENCH_RUNS` (1000), `PANGEA_BENCH_PAUSE_US` (0),
+//! `PANGEA_BENCH_AWAKE` (0): 1 keeps the network threads awake between messages.
+
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::time::{Duration, Instant};
+
+use libp2p::identity::Keypair;
+use libp2p::{Multiaddr, PeerId};
+use pangea_compute::Digest;
+use pangea_node::net::{NetConfig, NetEvent, PoolKey, start};
+use pangea_node::pipeline::links::{Inbox, Links, Payload, links};
+use pangea_node::pipeline::wire::{Frame, FrameRows, Message};
+use tokio::sync::mpsc;
+use tokio::task::LocalSet;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+type Failure = Box<dyn std::error::Error + Send + Sync>;
+type Outcome<T> = Result<T, Failure>;
+
+const WARM_UP: usize = 100;
+
+/// Elements of a row of SmolLM2-135M.
+const WIDTH: usize = 576;
+
+/// Hands what arrives to a stage thread, with the time at which it arrived.
+struct Stage(SyncSender<(Instant, Message, Payload)>);
+
+impl Inbox for Stage {
+    fn message(&self, _: PeerId, message: Message, payload: Payload) {
+        // A stage that is gone needs nothing.
+        let _ = self.0.try_send((Instant::now(), message, payload));
+    }
+
+    fn peer_gone(&self, peer: PeerId, why: &str) {
+        eprintln!("{peer} is gone: {why}");
+    }
+}
+
+/// A node: its network on a thread of its own, its stage on the caller's.
+struct Node {
+    peer: PeerId,
+    addresses: Receiver<Multiaddr>,
+    links: Links,
+    arrived: Receiver<(Instant, Message, Payload)>,
+}
+
+fn node(dial: Option<Multiaddr>) -> Outcome<Node> {
+    let (ready_sender, ready) = sync_channel(1);
+    let (address_sender, addresses) = sync_channel(2);
+    let (stage, arrived) = sync_channel(64);
+    std::thread::spawn(move || -> Outcome<()> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        LocalSet::new().block_on(&runtime, async move {
+            let mut config = NetConfig::new(Keypair::generate_ed25519());
+            config.pool_key = Some(PoolKey::from_bytes(&[7; 32]));
+            match dial {
+                Some(address) => config.peers = vec![address],
+                None => config.listen = vec!["/ip4/127.0.0.1/tcp/0".parse()?, "/ip4/127.0.0.1/udp/0/quic-v1".parse()?],
+            }
+            let (network, mut events) = start(config)?;
+            let (forward, net_events) = mpsc::channel(64);
+            let (handle, driver) = links(network.clone(), net_events, Arc::new(Stage(stage)));
+            ready_sender.send((network.local_peer_id(), handle))?;
+            tokio::task::spawn_local(driver.run());
+            while let Some(event) = events.recv().await {
+                if let NetEvent::Listening(address) = &event {
+                    address_sender.send(address.clone())?;
+                }
+                forward.send(event).await?;
+            }
+            Ok(())
+        })
+    });
+    let (peer, links) = ready.recv()?;
+    Ok(Node { peer, addresses, links, arrived })
+}
+
+/// A frame that begins a step of so many rows.
+fn frame(front: PeerId, rows: usize) -> Message {
+    let rows = (0..rows).map(|sequence| FrameRows {
+        sequence: sequence as u64,
+        start: 100,
+        rows: 1,
+        choose: true,
+        all_logits: false,
+        draft: vec![],
+    });
+    let model = Digest::from_bytes([7; 32]);
+    Message::Frame(Frame { epoch: 1, model, number: 1, front, drops: vec![], starts: vec![], rows: rows.collect() })
+}
+
+/// Computes nothing for a while, as a stage would compute something.
+fn pause(time: Duration) {
+    let begin = Instant::now();
+    while begin.elapsed() < time {
+        std::hint::spin_loop();
+    }
+}
+
+fn measure() -> Outcome<()> {
+    let number =
+        |name: &str, default: usize| std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default);
+    let runs = number("PANGEA_BENCH_RUNS", 1000).max(1);
+    let computing = Duration::from_micros(number("PANGEA_BENCH_PAUSE_US", 0) as u64);
+    let awake = Duration::from_millis(if number("PANGEA_BENCH_AWAKE", 0) == 0 { 0 } else { 5 });
+    for transport in ["tcp", "udp"] {
+        let far = node(None)?;
+        let address = loop {
+            let address = far.addresses.recv()?;
+            if address.to_string().contains(transport) {
+                break address;
+            }
+        };
+        let near = node(Some(address))?;
+        while !(near.links.connected(&far.peer) && far.links.connected(&near.peer)) {
+            std::thread::yield_now();
+        }
+        let back = near.peer;
+        let (far_links, far_arrived) = (far.links, far.arrived);
+        let (time_sender, times) = sync_channel(1);
+        std::thread::spawn(move || -> Outcome<()> {
+            loop {
+                let (arrived, message, payload) = far_arrived.recv()?;
+                time_sender.send((arrived, Instant::now()))?;
+                pause(computing);
+                far_links.keep_awake(awake);
+                far_links.send(back, message, payload)?;
+            }
+        });
+        for rows in [1, 8, 64] {
+            let payload = Payload::from_f32(vec![0.5; rows * WIDTH]);
+            let (mut inbox, mut stage) = (Vec::with_capacity(runs), Vec::with_capacity(runs));
+            for run in 0..WARM_UP + runs {
+                pause(computing);
+                let message = frame(near.peer, rows);
+                let payload = payload.clone();
+                near.links.keep_awake(awake);
+                let begin = Instant::now();
+                near.links.send(far.peer, message, payload)?;
+                near.arrived.recv()?;
+                let (arrived, woken) = times.recv()?;
+                if run >= WARM_UP {
+                    inbox.push((arrived - begin).as_secs_f64() * 1e6);
+                    stage.push((woken - begin).as_secs_f64() * 1e6);
+                }
+            }
+            println!(
+                "{transport} {:7} bytes: send to inbox {}, to the stage thread {}",
+                rows * WIDTH * 4,
+                spread(&mut inbox),
+                spread(&mut stage)
+            );
+        }
+    }
+    Ok(())
+}
+
+/// The median and the ninth decile.
+fn spread(values: &mut [f64]) -> String {
+    values.sort_by(f64::total_cmp);
+    format!("{:.0} us (p90 {:.0})", values[values.len() / 2], values[values.len() * 9 / 10])
+}
+
+fn main() -> ExitCode {
+    // `cargo test --benches` passes this: there is nothing to test here.
+    if std::env::args().any(|argument| argument == "--test") {
+        return ExitCode::SUCCESS;
+    }
+    match measure() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,449 @@
+//! Drives fetches on the network thread: sockets here, disk and hashes on threads of their own, decisions in `fetch`. One
+//! fetch of a model runs at a time; others of it wait and find what it brought.
+
+use std::cell::RefCell;
+use std::collections::{HashMap, HashSet};
+use std::path::PathBuf;
+use std::rc::{Rc, Weak};
+use std::sync::Arc;
+use std::time::Instant;
+
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
+use libp2p::PeerId;
+use pangea_client::{Error, ErrorKind, Result};
+use pangea_compute::gguf::Gguf;
+use pangea_compute::model::{Manifest, Wanted};
+use pangea_compute::{Cancel, Digest};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio::task::{AbortHandle, JoinSet, spawn_blocking, spawn_local};
+
+use super::fetch::{Action, Event, Fetch, HolderId, Outcome};
+use super::holder::{self, Heard};
+use super::limits::{ASKED_AHEAD, EVENTS, FETCHES, HOLDERS, LIARS, TICK, UNWRITTEN};
+use super::parts::{PartId, part_bytes, parts_of};
+use super::shelf::Shelf;
+use super::stored::Stored;
+use crate::net::Network;
+
+/// What the handle asks for.
+pub(super) struct Request {
+    pub(super) model: Digest,
+    pub(super) wanted: Wanted,
+    pub(super) holders: Vec<PeerId>,
+    pub(super) cancel: Cancel,
+    /// Bytes that are here, and bytes in all.
+    pub(super) so_far: watch::Sender<(u64, u64)>,
+    pub(super) answer: oneshot::Sender<Result<PathBuf>>,
+}
+
+/// What all fetches share.
+pub(super) struct Ensure {
+    shelf: Arc<Shelf>,
+    network: Option<Network>,
+    /// Who has sent wrong bytes.
+    liars: RefCell<HashSet<PeerId>>,
+    under_way: RefCell<HashMap<Digest, Weak<tokio::sync::Mutex<()>>>>,
+    places: Semaphore,
+}
+
+impl Ensure {
+    /// Serves `requests` on the current `LocalSet` until they end.
+    pub(super) fn start(shelf: Arc<Shelf>, network: Option<Network>, mut requests: mpsc::Receiver<Request>) {
+        let ensure = Rc::new(Ensure {
+            shelf,
+            network,
+            liars: RefCell::default(),
+            under_way: RefCell::default(),
+            places: Semaphore::new(FETCHES),
+        });
+        spawn_local(async move {
+            while let Some(request) = requests.recv().await {
+                let ensure = Rc::clone(&ensure);
+                spawn_local(async move {
+                    let Request { model, wanted, holders, cancel, so_far, mut answer } = request;
+                    let result = tokio::select! {
+                        result = ensure.run(model, wanted, holders, &so_far) => result,
+                        () = unwanted(&cancel, &mut answer) => {
+                            Err(Error::new(ErrorKind::Cancelled, "fetching the model was cancelled"))
+                        }
+                    };
+                    // Who no longer waits wants no answer.
+                    let _ = answer.send(result);
+                });
+            }
+        });
+    }
+
+    async fn run(
+        &self,
+        model: Digest,
+        wanted: Wanted,
+        holders: Vec<PeerId>,
+        so_far: &watch::Sender<(u64, u64)>,
+    ) -> Result<PathBuf> {
+        let turn = self.turn(model);
+        let _turn = turn.lock().await;
+        let _place = self.places.acquire().await;
+        let shelf = Arc::clone(&self.shelf);
+        let stored = match blocking(move || Ok(shelf.current(&model))).await? {
+            Some(stored) => stored,
+            None => {
+                let manifest = Arc::new(self.manifest(model, &holders).await?);
+                let shelf = Arc::clone(&self.shelf);
+                blocking(move || shelf.create(model, manifest)).await?
+            }
+        };
+        stored.mark_used();
+        let (stored, missing) = self.missing(stored, &wanted).await?;
+        let total: u64 = parts_of(stored.manifest(), &wanted).map(|id| part_bytes(stored.manifest(), id)).sum();
+        let left: u64 = missing.iter().map(|id| part_bytes(stored.manifest(), *id)).sum();
+        so_far.send_replace((total - left, total));
+        if missing.is_empty() {
+            return Ok(stored.path().to_owned());
+        }
+        let shelf = Arc::clone(&self.shelf);
+        blocking(move || shelf.make_room(left)).await?;
+        // The header by itself first: it must agree with the manifest before the rest is worth fetching.
+        let (header, rest): (Vec<PartId>, Vec<PartId>) = missing.into_iter().partition(|id| id.piece == 0);
+        let fetched_header = !header.is_empty();
+        let mut transfer =
+            Transfer { stored: &stored, what: what(&wanted), name: None, done: total - left, total, so_far };
+        if fetched_header {
+            self.fetch(header, &holders, &mut transfer).await?;
+        }
+        let file = Arc::clone(&stored);
+        match blocking(move || judge(&file)).await {
+            Ok(name) => transfer.name = Some(name),
+            Err(error) => {
+                let shelf = Arc::clone(&self.shelf);
+                blocking(move || {
+                    shelf.remove(&model);
+                    Ok(())
+                })
+                .await?;
+                return Err(error);
+            }
+        }
+        if !rest.is_empty() {
+            self.fetch(rest, &holders, &mut transfer).await?;
+        }
+        Ok(stored.path().to_owned())
+    }
+
+    /// What is missing of `wanted`. A file of the user's that is damaged is replaced by a copy.
+    async fn missing(&self, stored: Arc<Stored>, wanted: &Wanted) -> Result<(Arc<Stored>, Vec<PartId>)> {
+        let check = |stored: Arc<Stored>| {
+            let wanted = wanted.clone();
+            blocking(move || {
+                let missing = stored.check(&wanted);
+                Ok((stored, missing))
+            })
+        };
+        let (stored, missing) = check(stored).await?;
+        if missing.is_empty() || !stored.is_users() {
+            return Ok((stored, missing));
+        }
+        let (shelf, manifest) = (Arc::clone(&self.shelf), Arc::clone(stored.manifest()));
+        let model = stored.digest();
+        let copy = blocking(move || shelf.create(model, manifest)).await?;
+        copy.mark_used();
+        check(copy).await
+    }
+
+    /// One fetch of a model at a time.
+    fn turn(&self, model: Digest) -> Rc<tokio::sync::Mutex<()>> {
+        let mut under_way = self.under_way.borrow_mut();
+        under_way.retain(|_, turn| turn.strong_count() > 0);
+        if let Some(turn) = under_way.get(&model).and_then(Weak::upgrade) {
+            return turn;
+        }
+        let turn = Rc::default();
+        under_way.insert(model, Rc::downgrade(&turn));
+        turn
+    }
+
+    /// The holders that may be asked.
+    fn honest(&self, holders: &[PeerId]) -> Result<(&Network, Vec<PeerId>)> {
+        let none = |why: &str| Err(Error::new(ErrorKind::Unavailable, format!("the model cannot be fetched: {why}")));
+        let Some(network) = &self.network else { return none("this node has no network") };
+        let liars = self.liars.borrow();
+        let mut seen = HashSet::new();
+        let is_fit = |peer: &PeerId| !liars.contains(peer) && *peer != network.local_peer_id();
+        let honest: Vec<PeerId> = holders.iter().copied().filter(|peer| is_fit(peer) && seen.insert(*peer)).collect();
+        match honest.is_empty() {
+            true if holders.is_empty() => none("no peer is known to have it"),
+            true => none("the peers that have it sent wrong bytes before"),
+            false => Ok((network, honest)),
+        }
+    }
+
+    fn lied(&self, peer: PeerId, model: Digest, why: &str) {
+        let mut liars = self.liars.borrow_mut();
+        if liars.len() < LIARS {
+            liars.insert(peer);
+        }
+        tracing::warn!(
+            event = "blob_lie", %peer, %model, why,
+            "Peer {peer} sent wrong bytes of model {model} ({why}); it is not asked again"
+        );
+    }
+
+    /// The model's manifest, from the first who gives the true one.
+    async fn manifest(&self, model: Digest, holders: &[PeerId]) -> Result<Manifest> {
+        let (network, holders) = self.honest(holders)?;
+        let ask = |peer: PeerId| async move {
+            let asked = async { holder::manifest(holder::open(network, peer).await?, model).await };
+            (peer, asked.await)
+        };
+        let mut to_ask = holders.into_iter();
+        let mut asked: FuturesUnordered<_> = to_ask.by_ref().take(HOLDERS).map(ask).collect();
+        let mut errors = Vec::new();
+        while let Some((peer, answer)) = asked.next().await {
+            match answer {
+                Ok(manifest) => return Ok(manifest),
+                Err(error) => {
+                    if error.kind() == ErrorKind::VerificationFailed {
+                        self.lied(peer, model, error.message());
+                    }
+                    errors.push((peer, error));
+                }
+            }
+            asked.extend(to_ask.next().map(ask));
+        }
+        let all = |kind: ErrorKind| errors.iter().all(|(_, error)| error.kind() == kind);
+        let kind = [ErrorKind::NotFound, ErrorKind::VerificationFailed].into_iter().find(|kind| all(*kind));
+        let reasons: Vec<String> = errors.iter().map(|(peer, error)| format!("{peer}: {}", error.message())).collect();
+        let what = format!("no peer could say what the model {model} consists of ({})", reasons.join("; "));
+        Err(Error::new(kind.unwrap_or(ErrorKind::Unavailable), what))
+    }
+
+    /// Fetches `parts`.
+    async fn fetch(&self, parts: Vec<PartId>, holders: &[PeerId], transfer: &mut Transfer<'_>) -> Result<()> {
+        let (network, holders) = self.honest(holders)?;
+        let mut left: HashSet<PartId> = parts.iter().copied().collect();
+        let names = holders.iter().map(PeerId::to_string).collect();
+        let mut fetch = Fetch::new(parts, names, Instant::now());
+        let (events, mut happened) = mpsc::channel(EVENTS);
+        let shared = Rc::new(Shared {
+            stored: Arc::clone(transfer.stored),
+            unwritten: Arc::new(Semaphore::new(UNWRITTEN)),
+            buffers: RefCell::default(),
+            events,
+        });
+        let mut streams =
+            Streams { network, shared, holders: &holders, open: HashMap::new(), tasks: JoinSet::new(), opened: 0 };
+        let mut clock = tokio::time::interval(TICK);
+        clock.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut actions = Vec::new();
+        loop {
+            let event = tokio::select! {
+                Some((opened, event)) = happened.recv() => match event {
+                    // Only what came counts, once its stream was given up.
+                    Event::Good { .. } | Event::Bad { .. } | Event::Failed(_) => event,
+                    event if streams.is_open(opened) => event,
+                    _ => continue,
+                },
+                _ = clock.tick() => Event::Tick,
+            };
+            match &event {
+                Event::Good { part, .. } if left.remove(part) => transfer.came(*part),
+                Event::Bad { holder, why } => self.lied(holders[*holder], transfer.stored.digest(), why),
+                _ => {}
+            }
+            let outcome = fetch.handle(event, Instant::now(), &mut actions);
+            for action in actions.drain(..) {
+                streams.act(action);
+            }
+            match outcome {
+                Outcome::Going => {}
+                Outcome::Done => return Ok(()),
+                Outcome::Failed(error) => return Err(error),
+            }
+        }
+    }
+}
+
+/// Returns once nobody waits any more.
+async fn unwanted(cancel: &Cancel, answer: &mut oneshot::Sender<Result<PathBuf>>) {
+    let cancelled = async {
+        let mut clock = tokio::time::interval(TICK);
+        while !cancel.is_cancelled() {
+            clock.tick().await;
+        }
+    };
+    tokio::select! {
+        () = cancelled => {}
+        () = answer.closed() => {}
+    }
+}
+
+/// Whether a file whose header is here is the one that its manifest says; its model's name.
+fn judge(stored: &Stored) -> Result<String> {
+    let judged = Gguf::open(stored.path()).and_then(|file| {
+        stored.manifest().check_file(&file)?;
+        Ok(file.metadata().get_str("general.name")?.unwrap_or("without a name").to_owned())
+    });
+    judged.map_err(|error| {
+        let what = format!("what was fetched of the model {} is no model file: {error}", stored.digest());
+        Error::new(ErrorKind::VerificationFailed, what)
+    })
+}
+
+/// What is fetched, for people.
+fn what(wanted: &Wanted) -> String {
+    match &wanted.layers {
+        layers if layers.is_empty() && !wanted.embedding && !wanted.head => "the header".to_owned(),
+        layers if layers.is_empty() => "embedding and head".to_owned(),
+        layers => format!("layers {}-{}", layers.start, layers.end - 1),
+    }
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    let failed = |_| Error::new(ErrorKind::Internal, "work on a model file ended unexpectedly");
+    spawn_blocking(work).await.map_err(failed)?
+}
+
+/// How far a fetch is, and who is told.
+struct Transfer<'a> {
+    stored: &'a Arc<Stored>,
+    what: String,
+    /// Known once the header is here.
+    name: Option<String>,
+    done: u64,
+    total: u64,
+    so_far: &'a watch::Sender<(u64, u64)>,
+}
+
+impl Transfer<'_> {
+    fn came(&mut self, part: PartId) {
+        let tenth = |done: u64| done * 10 / self.total.max(1);
+        let before = tenth(self.done);
+        self.done += part_bytes(self.stored.manifest(), part);
+        self.so_far.send_replace((self.done, self.total));
+        if let Some(name) = self.name.as_ref().filter(|_| tenth(self.done) > before) {
+            let (model, what, percent) = (self.stored.digest(), &self.what, self.done * 100 / self.total.max(1));
+            tracing::info!(
+                event = "model_fetch", %model, bytes = self.done, percent,
+                "Model {name}: fetching {what}, {percent} %"
+            );
+        }
+    }
+}
+
+/// One opening of a stream to a holder.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Opened {
+    holder: HolderId,
+    /// Tells it from earlier ones.
+    number: u64,
+}
+
+/// What the conversations of one fetch share.
+struct Shared {
+    stored: Arc<Stored>,
+    unwritten: Arc<Semaphore>,
+    /// Memory of parts that are written.
+    buffers: RefCell<Vec<Vec<u8>>>,
+    events: mpsc::Sender<(Opened, Event)>,
+}
+
+/// The streams of one fetch. They end with it.
+struct Streams<'a> {
+    network: &'a Network,
+    shared: Rc<Shared>,
+    holders: &'a [PeerId],
+    open: HashMap<HolderId, (Opened, mpsc::Sender<PartId>, AbortHandle)>,
+    tasks: JoinSet<()>,
+    opened: u64,
+}
+
+impl Streams<'_> {
+    fn is_open(&self, opened: Opened) -> bool {
+        self.open.get(&opened.holder).is_some_and(|(current, ..)| *current == opened)
+    }
+
+    fn act(&mut self, action: Action) {
+        // What has ended is of no interest: it has said so.
+        while self.tasks.try_join_next().is_some() {}
+        match action {
+            Action::Open(holder) => {
+                self.opened += 1;
+                let opened = Opened { holder, number: self.opened };
+                let (ask, asks) = mpsc::channel(ASKED_AHEAD);
+                let (network, peer, shared) = (self.network.clone(), self.holders[holder], Rc::clone(&self.shared));
+                let task = self.tasks.spawn_local(converse(network, peer, shared, opened, asks));
+                self.open.insert(holder, (opened, ask, task));
+            }
+            Action::Ask(holder, part) => {
+                if let Some((_, ask, _)) = self.open.get(&holder) {
+                    // There is room for all that is asked ahead; a conversation that has ended says so itself.
+                    let _ = ask.try_send(part);
+                }
+            }
+            Action::Close(holder) => {
+                if let Some((_, _, task)) = self.open.remove(&holder) {
+                    task.abort();
+                }
+            }
+        }
+    }
+}
+
+/// One stream, from its opening to its end, as events.
+async fn converse(network: Network, peer: PeerId, shared: Rc<Shared>, opened: Opened, asks: mpsc::Receiver<PartId>) {
+    let holder = opened.holder;
+    let tell = async |event| drop(shared.events.send((opened, event)).await);
+    // Ends when nothing of what came is being written any more.
+    let (writing, mut written) = mpsc::channel::<()>(1);
+    let result = match holder::open(&network, peer).await {
+        Err(error) => Err(error),
+        Ok(stream) => {
+            let buffer = || shared.buffers.borrow_mut().pop().unwrap_or_default();
+            let (manifest, model) = (Arc::clone(shared.stored.manifest()), shared.stored.digest());
+            holder::converse(stream, model, &manifest, asks, buffer, async |heard| match heard {
+                Heard::Has(has) => tell(Event::Opened { holder, has }).await,
+                Heard::Lacks(part) => tell(Event::Lacks { holder, part }).await,
+                Heard::Bytes(part, bytes) => {
+                    let Ok(room) = Arc::clone(&shared.unwritten).acquire_owned().await else { return };
+                    let (shared, writing) = (Rc::clone(&shared), writing.clone());
+                    spawn_local(async move {
+                        let event = write(&shared, holder, part, bytes).await;
+                        drop((room, writing));
+                        let _ = shared.events.send((opened, event)).await;
+                    });
+                }
+            })
+            .await
+        }
+    };
+    drop(writing);
+    let _ = written.recv().await;
+    match result {
+        Ok(()) => {}
+        Err(error) if error.kind() == ErrorKind::VerificationFailed => {
+            tell(Event::Bad { holder, why: error.message().to_owned() }).await;
+        }
+        Err(error) => tell(Event::Lost { holder, error }).await,
+    }
+}
+
+/// Checks and writes a part.
+async fn write(shared: &Shared, holder: HolderId, part: PartId, bytes: Vec<u8>) -> Event {
+    let stored = Arc::clone(&shared.stored);
+    let written = spawn_blocking(move || (stored.write(part, &bytes), bytes));
+    let result = match written.await {
+        Ok((result, bytes)) => {
+            shared.buffers.borrow_mut().push(bytes);
+            result
+        }
+        Err(_) => Err(Error::new(ErrorKind::Internal, "writing a part of a model ended unexpectedly")),
+    };
+    match result {
+        Ok(()) => Event::Good { holder, part },
+        Err(error) if error.kind() == ErrorKind::VerificationFailed => {
+            Event::Bad { holder, why: error.message().to_owned() }
+        }
+        Err(error) => Event::Failed(error),
+    }
+}

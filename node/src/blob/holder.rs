@@ -1,0 +1,194 @@
+//! This node's end of a stream to one peer that holds parts of a model: asks, and receives answers in the order of the
+//! questions. It believes nothing: bytes are handed on with what they were asked as.
+
+use std::collections::VecDeque;
+
+use futures::{AsyncRead, AsyncReadExt, AsyncWrite};
+use libp2p::{PeerId, Stream, StreamProtocol};
+use pangea_client::{Error, ErrorKind, Result};
+use pangea_compute::Digest;
+use pangea_compute::model::Manifest;
+use pangea_compute::model::manifest::MAX_MANIFEST_BYTES;
+use tokio::sync::mpsc;
+
+use super::PROTOCOL;
+use super::limits::{ANSWER_TIMEOUT, OPEN_TIMEOUT};
+use super::message::BlobMessage;
+use super::parts::{PartId, PartSet};
+use crate::link::framed::{FrameReader, FrameWriter, LinkError};
+use crate::net::Network;
+use crate::wire::Header;
+
+/// The longest set of parts: the manifest has a hash of 32 bytes for every bit.
+const MAX_SET_BYTES: usize = MAX_MANIFEST_BYTES / 32 / 8 + 1;
+
+/// Opens a stream to `peer`.
+pub(super) async fn open(network: &Network, peer: PeerId) -> Result<Stream> {
+    let mut streams = network.streams();
+    let opening = streams.open_stream(peer, StreamProtocol::new(PROTOCOL));
+    match tokio::time::timeout(OPEN_TIMEOUT, opening).await {
+        Ok(Ok(stream)) => Ok(stream),
+        Ok(Err(error)) => Err(Error::new(ErrorKind::Unavailable, format!("it gives no stream: {error}"))),
+        Err(_) => Err(Error::new(ErrorKind::Unavailable, format!("no stream within {} s", OPEN_TIMEOUT.as_secs()))),
+    }
+}
+
+/// The manifest of `model`, true to its digest.
+///
+/// # Errors
+/// `VerificationFailed` for one that is not; what the peer refuses with; `Unavailable`.
+pub(super) async fn manifest<S: AsyncRead + AsyncWrite + Unpin>(stream: S, model: Digest) -> Result<Manifest> {
+    let (read, write) = stream.split();
+    let (mut questions, mut answers) = (Questions(FrameWriter::new(write)), Answers(FrameReader::new(read)));
+    questions.ask(&BlobMessage::Manifest(model)).await?;
+    let mut bytes = Vec::new();
+    answers.next(MAX_MANIFEST_BYTES, None, &mut bytes).await?;
+    let wrong = |why: String| Error::new(ErrorKind::VerificationFailed, why);
+    if blake3::hash(&bytes).as_bytes() != model.as_bytes() {
+        return Err(wrong("its manifest has another digest than the model".to_owned()));
+    }
+    Manifest::from_bytes(&bytes).map_err(|error| wrong(error.to_string()))
+}
+
+/// What a conversation gives.
+pub(super) enum Heard {
+    /// The parts that the peer has.
+    Has(PartSet),
+    /// The bytes that came for a part.
+    Bytes(PartId, Vec<u8>),
+    /// The peer does not have the part.
+    Lacks(PartId),
+}
+
+/// Asks what the peer has and then for the parts that `asks` gives, until that ends. Memory for parts comes from
+/// `buffer`; `heard` takes what came, as fast as it likes.
+///
+/// # Errors
+/// Why it ended early. `VerificationFailed` where the peer does not speak the protocol.
+pub(super) async fn converse<S, H>(
+    stream: S,
+    model: Digest,
+    manifest: &Manifest,
+    mut asks: mpsc::Receiver<PartId>,
+    mut buffer: impl FnMut() -> Vec<u8>,
+    mut heard: H,
+) -> Result<()>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+    H: AsyncFnMut(Heard),
+{
+    let (read, write) = stream.split();
+    let (mut questions, mut answers) = (Questions(FrameWriter::new(write)), Answers(FrameReader::new(read)));
+    questions.ask(&BlobMessage::Have(model)).await?;
+    let mut set = Vec::new();
+    answers.next(MAX_SET_BYTES, None, &mut set).await?;
+    let Some(has) = PartSet::from_bytes(manifest, &set) else {
+        return Err(Error::new(ErrorKind::VerificationFailed, "its set of parts is none of this model"));
+    };
+    heard(Heard::Has(has)).await;
+    // Filled and emptied here alone: at most what the fetch asks ahead.
+    let asked = std::cell::RefCell::new(VecDeque::new());
+    let waiting = tokio::sync::Notify::new();
+    let asking = async {
+        while let Some(part) = asks.recv().await {
+            asked.borrow_mut().push_back(part);
+            waiting.notify_one();
+            questions.ask(&BlobMessage::Part { model, piece: part.piece, part: part.part }).await?;
+        }
+        Ok(())
+    };
+    let hearing = async {
+        loop {
+            let Some(part) = asked.borrow().front().copied() else {
+                tokio::select! {
+                    // First: what answers a question comes after it was asked.
+                    biased;
+                    () = waiting.notified() => continue,
+                    // Nothing was asked: all that can come is the end.
+                    error = answers.unasked() => return Err(error),
+                }
+            };
+            let mut bytes = buffer();
+            let len = super::parts::part_bytes(manifest, part) as usize;
+            let came = match answers.next(len, Some(len), &mut bytes).await {
+                Ok(()) => Heard::Bytes(part, bytes),
+                Err(error) if error.kind() == ErrorKind::NotFound => Heard::Lacks(part),
+                Err(error) => return Err(error),
+            };
+            asked.borrow_mut().pop_front();
+            heard(came).await;
+        }
+    };
+    tokio::select! {
+        ended = asking => ended,
+        ended = hearing => ended,
+    }
+}
+
+/// The asking half.
+struct Questions<W>(FrameWriter<W, BlobMessage>);
+
+impl<W: AsyncWrite + Unpin> Questions<W> {
+    async fn ask(&mut self, question: &BlobMessage) -> Result<()> {
+        self.0.send(question, &[]).await.map_err(broken)?;
+        self.0.flush().await.map_err(broken)
+    }
+}
+
+/// The answering half.
+struct Answers<R>(FrameReader<R, BlobMessage>);
+
+impl<R: AsyncRead + Unpin> Answers<R> {
+    /// Receives one answer of at most `most` bytes, or exactly `exactly`. Memory is taken as bytes come.
+    async fn next(&mut self, most: usize, exactly: Option<usize>, to: &mut Vec<u8>) -> Result<()> {
+        let mut at = 0;
+        loop {
+            let received = tokio::time::timeout(ANSWER_TIMEOUT, self.0.receive()).await;
+            let (message, len) = match received {
+                Ok(received) => received.map_err(broken)?,
+                Err(_) => {
+                    let what = format!("no answer within {} s", ANSWER_TIMEOUT.as_secs());
+                    return Err(Error::new(ErrorKind::Unavailable, what));
+                }
+            };
+            let total = match message {
+                BlobMessage::Chunk { total, offset } if offset == at as u64 => total as usize,
+                BlobMessage::Refusal { kind, message } if at == 0 => return Err(Error::new(kind, message)),
+                other => return Err(violation(format!("`{}` where bytes {at} belong", other.name()))),
+            };
+            if total > most || exactly.is_some_and(|exactly| total != exactly) {
+                return Err(violation(format!("an answer of {total} bytes")));
+            }
+            if to.len() < at + len {
+                to.resize(at + len, 0);
+            }
+            self.0.payload(&mut to[at..at + len]).await.map_err(broken)?;
+            at += len;
+            if at == total {
+                to.truncate(at);
+                return Ok(());
+            }
+        }
+    }
+
+    /// Waits for what must not come.
+    async fn unasked(&mut self) -> Error {
+        match self.0.receive().await {
+            Ok((BlobMessage::Refusal { kind, message }, _)) => Error::new(kind, message),
+            Ok((message, _)) => violation(format!("`{}` without a question", message.name())),
+            Err(error) => broken(error),
+        }
+    }
+}
+
+fn violation(what: String) -> Error {
+    broken(LinkError::Unexpected(what))
+}
+
+fn broken(error: LinkError) -> Error {
+    let kind = match error {
+        LinkError::Wire(_) | LinkError::Unexpected(_) => ErrorKind::VerificationFailed,
+        _ => ErrorKind::Unavailable,
+    };
+    Error::new(kind, error.to_string())
+}

@@ -1,0 +1,90 @@
+//! The manifests of whole model files, kept beside so that a file is hashed once: by its path, size and time of change.
+//! A file is as it was hashed only as long as these stay; whoever reads parts of it checks them anyway.
+
+use std::fs::Metadata;
+use std::io::Write;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use pangea_client::{Error, ErrorKind, Result};
+use pangea_compute::Digest;
+use pangea_compute::gguf::Gguf;
+use pangea_compute::model::Manifest;
+use pangea_compute::model::manifest::MAX_MANIFEST_BYTES;
+
+use super::stored::{bounded_read, reading};
+
+/// Size, seconds and nanoseconds of the last change: `u64`, `i64`, `i64`, little-endian.
+const STAMP_BYTES: usize = 24;
+
+/// Behind the manifest: BLAKE3 of everything before.
+const HASH_BYTES: usize = 32;
+
+/// A folder of manifests.
+#[derive(Debug)]
+pub(super) struct Index {
+    folder: PathBuf,
+    threads: usize,
+}
+
+impl Index {
+    /// Keeps them in `folder`, hashes on so many threads.
+    pub(super) fn new(folder: PathBuf, threads: usize) -> Index {
+        Index { folder, threads }
+    }
+
+    /// The manifest of a file, and its digest; hashes the file where it is not known as it is.
+    ///
+    /// # Errors
+    /// Those of opening it; `InvalidInput` where it changes meanwhile.
+    pub(super) fn manifest_of(&self, path: &Path) -> Result<(Digest, Manifest)> {
+        let path = path.canonicalize().map_err(|error| reading(path, &error))?;
+        let before = stamp(&path)?;
+        let name = blake3::hash(path.as_os_str().as_encoded_bytes()).to_hex();
+        let kept = self.folder.join(name.as_str());
+        if let Some(manifest) = read_kept(&kept, &before) {
+            return Ok((manifest.digest(), manifest));
+        }
+        let file = Gguf::open(&path).map_err(crate::compute_error)?;
+        let manifest = Manifest::of(&file, self.threads).map_err(crate::compute_error)?;
+        if stamp(&path)? != before {
+            let what = format!("{} changed while it was read; try again once it is whole", path.display());
+            return Err(Error::new(ErrorKind::InvalidInput, what));
+        }
+        if let Err(error) = self.keep(&kept, &before, &manifest) {
+            tracing::warn!(event = "manifest_not_kept", file = %kept.display(), %error);
+        }
+        Ok((manifest.digest(), manifest))
+    }
+
+    fn keep(&self, kept: &Path, stamp: &[u8; STAMP_BYTES], manifest: &Manifest) -> std::io::Result<()> {
+        let mut bytes = stamp.to_vec();
+        bytes.extend(manifest.to_bytes());
+        bytes.extend(blake3::hash(&bytes).as_bytes());
+        std::fs::create_dir_all(&self.folder)?;
+        let mut file = tempfile::NamedTempFile::new_in(&self.folder)?;
+        file.write_all(&bytes)?;
+        file.persist(kept)?;
+        Ok(())
+    }
+}
+
+/// What was kept, if it is of the file as it is and whole.
+fn read_kept(kept: &Path, stamp: &[u8; STAMP_BYTES]) -> Option<Manifest> {
+    let bytes = bounded_read(kept, (STAMP_BYTES + MAX_MANIFEST_BYTES + HASH_BYTES) as u64).ok()?;
+    let (content, hash) = bytes.split_last_chunk::<HASH_BYTES>()?;
+    let (kept_stamp, manifest) = content.split_first_chunk::<STAMP_BYTES>()?;
+    if kept_stamp != stamp || blake3::hash(content).as_bytes() != hash {
+        return None;
+    }
+    Manifest::from_bytes(manifest).ok()
+}
+
+fn stamp(path: &Path) -> Result<[u8; STAMP_BYTES]> {
+    let facts: Metadata = std::fs::metadata(path).map_err(|error| reading(path, &error))?;
+    let mut stamp = [0; STAMP_BYTES];
+    stamp[..8].copy_from_slice(&facts.len().to_le_bytes());
+    stamp[8..16].copy_from_slice(&facts.mtime().to_le_bytes());
+    stamp[16..].copy_from_slice(&facts.mtime_nsec().to_le_bytes());
+    Ok(stamp)
+}

@@ -1,0 +1,65 @@
+//! The numbers of `/pangea/blob/1`, derived from one another.
+
+use std::time::Duration;
+
+use pangea_compute::model::manifest::PART_BYTES;
+
+/// Payload of one frame. Frames are what the deadline on progress is for: on a link of 100 kB/s that four streams share,
+/// one takes ten seconds.
+pub const CHUNK_BYTES: usize = 256 << 10;
+
+/// Questions that wait for their answer on one stream: parts for a second at 12 MB/s, and enough that neither disk nor
+/// round trip leaves a fast link idle.
+pub const ASKED_AHEAD: usize = 4;
+
+/// Questions of one stream that a node keeps; whoever asks more is not read on before answers are taken.
+pub const QUESTIONS: usize = 2 * ASKED_AHEAD;
+
+/// Streams that a node answers on at once for one peer: one for each model that is fetched, with room for a new one while
+/// the end of the old one has not been seen.
+pub const STREAMS_PER_PEER: usize = 4;
+
+/// Streams that a node answers on at once. Each holds two parts, one read ahead of the other being sent.
+pub const STREAMS: usize = 16;
+
+/// The memory that answering takes at most.
+pub const ANSWER_BYTES: u64 = STREAMS as u64 * 2 * PART_BYTES;
+
+/// Parts that a fetch has received and that wait to be checked and written; receiving waits for them.
+pub const UNWRITTEN: usize = 4;
+
+/// Until a stream is open.
+pub const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// From a question, when nothing is waiting before it, to the beginning of its answer: a cold disk's time and more.
+pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// A holder that failed is tried again after this, then after twice as long, and so on.
+pub const RETRY_FIRST: Duration = Duration::from_millis(500);
+
+/// Failures of one holder in a row, without a good part between them, after which it is given up.
+pub const FAILURES: u32 = 4;
+
+/// A part that has been on its way for so long may be asked of an idle holder too.
+pub const SLOW: Duration = Duration::from_secs(3);
+
+/// How often a fetch looks at the clock: for retries, for slow holders, and whether anybody still wants it.
+pub const TICK: Duration = Duration::from_millis(100);
+
+/// Events of one fetch that wait for it: each conversation waits for room.
+pub const EVENTS: usize = 2 * HOLDERS * ASKED_AHEAD;
+
+/// Fetches that wait for the network thread. Whoever finds it full is told `Overloaded`.
+pub const REQUESTS: usize = 64;
+
+/// Peers remembered for wrong bytes; far more than a pool has before somebody looks.
+pub const LIARS: usize = 1024;
+
+/// Holders of one fetch that are asked at once: more than a link of this node can take in from.
+pub const HOLDERS: usize = 8;
+
+/// Fetches that are under way at once, all models together.
+pub const FETCHES: usize = 8;
+
+const _: () = assert!(ANSWER_BYTES <= 128 << 20, "answering stays a small part of any device's memory");
+const _: () = assert!((CHUNK_BYTES as u64) < PART_BYTES);

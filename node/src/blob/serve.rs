@@ -1,0 +1,204 @@
+//! Answers peers' questions about the model files of this node. Disks are read and hashes checked on threads of their own;
+//! one answer is prepared while the one before it is sent.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use futures::{AsyncRead, AsyncReadExt, AsyncWrite, StreamExt};
+use libp2p::{PeerId, StreamProtocol};
+use pangea_client::{Error, ErrorKind, Result};
+use pangea_compute::Digest;
+use tokio::sync::mpsc;
+
+use super::PROTOCOL;
+use super::limits::{CHUNK_BYTES, QUESTIONS, STREAMS, STREAMS_PER_PEER};
+use super::message::BlobMessage;
+use super::parts::PartId;
+use super::shelf::Shelf;
+use super::stored::Stored;
+use crate::link::framed::{FrameReader, FrameWriter, LinkError};
+use crate::net::Network;
+
+/// Streams being answered, by peer.
+type Streams = Rc<RefCell<HashMap<PeerId, usize>>>;
+
+/// Answers the streams that peers open, on the current `LocalSet`, until the network ends.
+///
+/// # Errors
+/// `Internal` where the protocol is answered already.
+pub(super) fn accept(network: &Network, shelf: Arc<Shelf>) -> Result<()> {
+    let mut incoming = network
+        .streams()
+        .accept(StreamProtocol::new(PROTOCOL))
+        .map_err(|error| Error::new(ErrorKind::Internal, format!("{PROTOCOL}: {error}")))?;
+    let streams = Streams::default();
+    tokio::task::spawn_local(async move {
+        // Streams that arrive while nobody waits are dropped, so nothing else happens in this loop.
+        while let Some((peer, stream)) = incoming.next().await {
+            let place = Place::take(&streams, peer);
+            let shelf = Arc::clone(&shelf);
+            tokio::task::spawn_local(async move {
+                let why = match &place {
+                    Some(_) => serve(stream, shelf).await,
+                    None => refuse(stream).await,
+                };
+                tracing::debug!(event = "blob_stream_ended", %peer, %why);
+                drop(place);
+            });
+        }
+    });
+    Ok(())
+}
+
+/// One of the streams that are answered at once.
+struct Place {
+    streams: Streams,
+    peer: PeerId,
+}
+
+impl Place {
+    fn take(streams: &Streams, peer: PeerId) -> Option<Place> {
+        let mut taken = streams.borrow_mut();
+        if taken.values().sum::<usize>() >= STREAMS || taken.get(&peer).is_some_and(|of| *of >= STREAMS_PER_PEER) {
+            return None;
+        }
+        *taken.entry(peer).or_default() += 1;
+        Some(Place { streams: Rc::clone(streams), peer })
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut streams = self.streams.borrow_mut();
+        if let Some(taken) = streams.get_mut(&self.peer) {
+            *taken -= 1;
+            if *taken == 0 {
+                streams.remove(&self.peer);
+            }
+        }
+    }
+}
+
+/// Tells the peer that there is no place for its stream.
+async fn refuse<S: AsyncRead + AsyncWrite + Unpin>(stream: S) -> LinkError {
+    let (_read, write) = stream.split();
+    let mut frames: FrameWriter<_, BlobMessage> = FrameWriter::new(write);
+    let refusal = BlobMessage::Refusal {
+        kind: ErrorKind::Overloaded,
+        message: "this node sends to as many peers as it can; ask later".to_owned(),
+    };
+    let sent = async {
+        frames.send(&refusal, &[]).await?;
+        frames.flush().await
+    };
+    sent.await.err().unwrap_or(LinkError::Closed)
+}
+
+async fn serve<S: AsyncRead + AsyncWrite + Unpin>(stream: S, shelf: Arc<Shelf>) -> LinkError {
+    let (read, write) = stream.split();
+    let (asked, questions) = mpsc::channel(QUESTIONS);
+    tokio::select! {
+        why = read_questions(FrameReader::new(read), asked) => why,
+        why = answer(FrameWriter::new(write), questions, shelf) => why,
+    }
+}
+
+async fn read_questions<R: AsyncRead + Unpin>(
+    mut frames: FrameReader<R, BlobMessage>,
+    asked: mpsc::Sender<BlobMessage>,
+) -> LinkError {
+    loop {
+        match frames.receive().await {
+            Ok((question, _)) => {
+                if asked.send(question).await.is_err() {
+                    return LinkError::Closed;
+                }
+            }
+            Err(why) => return why,
+        }
+    }
+}
+
+/// What a question gets.
+type Answer = std::result::Result<Vec<u8>, Error>;
+
+async fn answer<W: AsyncWrite + Unpin>(
+    mut frames: FrameWriter<W, BlobMessage>,
+    mut questions: mpsc::Receiver<BlobMessage>,
+    shelf: Arc<Shelf>,
+) -> LinkError {
+    let mut ready: Option<Answer> = None;
+    // The two parts of memory that a stream has.
+    let mut buffer = Vec::new();
+    loop {
+        let next = async {
+            match questions.recv().await {
+                Some(question) => Some(prepare(question, &shelf, std::mem::take(&mut buffer)).await),
+                None => None,
+            }
+        };
+        let (sent, next) = match ready.take() {
+            None => (Ok(None), next.await),
+            Some(answer) => futures::future::join(send(&mut frames, answer), next).await,
+        };
+        match (sent, next) {
+            (Err(why), _) | (_, Some(Err(why))) => return why,
+            (Ok(_), None) => return LinkError::Closed,
+            (Ok(spare), Some(Ok(answer))) => {
+                buffer = spare.unwrap_or_default();
+                ready = Some(answer);
+            }
+        }
+    }
+}
+
+/// Sends an answer; gives its memory back.
+async fn send<W: AsyncWrite + Unpin>(
+    frames: &mut FrameWriter<W, BlobMessage>,
+    answer: Answer,
+) -> std::result::Result<Option<Vec<u8>>, LinkError> {
+    let spare = match answer {
+        Ok(bytes) => {
+            let total = bytes.len() as u64;
+            for (chunk, at) in bytes.chunks(CHUNK_BYTES).zip((0u64..).step_by(CHUNK_BYTES)) {
+                frames.send(&BlobMessage::Chunk { total, offset: at }, chunk).await?;
+            }
+            Some(bytes)
+        }
+        Err(error) => {
+            let refusal = BlobMessage::Refusal { kind: error.kind(), message: error.message().to_owned() };
+            frames.send(&refusal, &[]).await?;
+            None
+        }
+    };
+    frames.flush().await?;
+    Ok(spare)
+}
+
+async fn prepare(question: BlobMessage, shelf: &Shelf, buffer: Vec<u8>) -> std::result::Result<Answer, LinkError> {
+    match question {
+        BlobMessage::Manifest(model) => Ok(find(shelf, &model).map(|stored| stored.manifest().to_bytes())),
+        BlobMessage::Have(model) => Ok(find(shelf, &model).map(|stored| stored.parts().as_bytes().to_vec())),
+        BlobMessage::Part { model, piece, part } => {
+            let stored = match find(shelf, &model) {
+                Ok(stored) => stored,
+                Err(error) => return Ok(Err(error)),
+            };
+            let read = tokio::task::spawn_blocking(move || {
+                let mut buffer = buffer;
+                stored.read(PartId { piece, part }, &mut buffer).map(|()| buffer)
+            });
+            Ok(read.await.unwrap_or_else(|_| Err(Error::new(ErrorKind::Internal, "reading it failed"))))
+        }
+        other => {
+            Err(LinkError::Unexpected(format!("`{}` where a question belongs", crate::wire::Header::name(&other))))
+        }
+    }
+}
+
+fn find(shelf: &Shelf, model: &Digest) -> Result<Arc<Stored>> {
+    let unknown = || Error::new(ErrorKind::NotFound, format!("nothing of the model {model} is here"));
+    shelf.get(model).ok_or_else(unknown)
+}

@@ -1,0 +1,226 @@
+//! The model files of this node, whole and in part, by digest: what is offered to peers and found by this node. It moves no
+//! bytes; of its copies it drops those that nobody has needed for longest, when room is needed.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use pangea_client::Result;
+use pangea_compute::Digest;
+use pangea_compute::model::Manifest;
+
+use super::stored::Stored;
+use crate::models::disk;
+
+/// All of them.
+#[derive(Debug)]
+pub(super) struct Shelf {
+    folder: PathBuf,
+    stored: Mutex<HashMap<Digest, Arc<Stored>>>,
+}
+
+impl Shelf {
+    /// The copies in `folder`; what is no copy there is left alone.
+    pub(super) fn open(folder: PathBuf) -> Shelf {
+        let mut stored = HashMap::new();
+        for entry in std::fs::read_dir(&folder).into_iter().flatten().flatten() {
+            let Some(digest) = entry.file_name().to_str().and_then(digest_of) else { continue };
+            match Stored::open(&entry.path(), digest) {
+                Ok(copy) => drop(stored.insert(digest, Arc::new(copy))),
+                Err(error) => tracing::warn!(event = "copy_ignored", folder = %entry.path().display(), %error),
+            }
+        }
+        Shelf { folder, stored: Mutex::new(stored) }
+    }
+
+    fn stored(&self) -> MutexGuard<'_, HashMap<Digest, Arc<Stored>>> {
+        self.stored.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The file of a model.
+    pub(super) fn get(&self, model: &Digest) -> Option<Arc<Stored>> {
+        self.stored().get(model).cloned()
+    }
+
+    /// All files.
+    pub(super) fn all(&self) -> Vec<Arc<Stored>> {
+        self.stored().values().cloned().collect()
+    }
+
+    /// Takes a file in; a whole one is used in place of a copy, which goes unless this run has used it.
+    pub(super) fn insert(&self, file: Arc<Stored>) {
+        let model = file.digest();
+        let is_users = file.is_users();
+        let before = self.stored().insert(model, file);
+        if is_users && before.is_some_and(|before| before.idle_since().is_some()) {
+            self.remove_folder(&model);
+        }
+    }
+
+    /// The file of a model that is still there; one that the user took away is forgotten.
+    pub(super) fn current(&self, model: &Digest) -> Option<Arc<Stored>> {
+        let found = self.get(model)?;
+        if found.is_there() {
+            return Some(found);
+        }
+        self.stored().remove(model);
+        if !found.is_users() {
+            return None;
+        }
+        let copy = Arc::new(Stored::open(&self.copy_folder(model), *model).ok()?);
+        self.insert(Arc::clone(&copy));
+        Some(copy)
+    }
+
+    /// A new copy, with nothing in it.
+    pub(super) fn create(&self, model: Digest, manifest: Arc<Manifest>) -> Result<Arc<Stored>> {
+        let copy = Arc::new(Stored::create(&self.copy_folder(&model), model, manifest)?);
+        self.insert(Arc::clone(&copy));
+        Ok(copy)
+    }
+
+    /// Forgets a copy and removes it.
+    pub(super) fn remove(&self, model: &Digest) {
+        self.stored().remove(model);
+        self.remove_folder(model);
+    }
+
+    fn remove_folder(&self, model: &Digest) {
+        let folder = self.copy_folder(model);
+        if let Err(error) = std::fs::remove_dir_all(&folder) {
+            tracing::warn!(event = "copy_not_removed", folder = %folder.display(), %error);
+        }
+    }
+
+    fn copy_folder(&self, model: &Digest) -> PathBuf {
+        self.folder.join(model.to_string())
+    }
+
+    /// Makes sure that `bytes` more fit on the disk; drops copies that this run has not needed, the longest unneeded first.
+    ///
+    /// # Errors
+    /// `Overloaded` where they do not fit even so.
+    pub(super) fn make_room(&self, bytes: u64) -> Result<()> {
+        let folder = if self.folder.is_dir() { &self.folder } else { self.folder.parent().unwrap_or(Path::new(".")) };
+        self.make_room_where(bytes, |bytes| disk::need(folder, bytes))
+    }
+
+    /// The same on any disk: `need` says whether so many bytes fit now.
+    fn make_room_where(&self, bytes: u64, need: impl Fn(u64) -> Result<()>) -> Result<()> {
+        let mut idle: Vec<_> = self.all().into_iter().filter_map(|copy| Some((copy.idle_since()?, copy))).collect();
+        idle.sort_unstable_by_key(|(since, _)| std::cmp::Reverse(*since));
+        let idle_bytes: u64 = idle.iter().map(|(_, copy)| copy.parts().bytes(copy.manifest())).sum();
+        let mut idle: Vec<Digest> = idle.into_iter().map(|(_, copy)| copy.digest()).collect();
+        // Nothing goes where all of it would not be enough.
+        need(bytes.saturating_sub(idle_bytes))?;
+        loop {
+            match (need(bytes), idle.pop()) {
+                (Ok(()), _) => return Ok(()),
+                (Err(_), Some(model)) => {
+                    tracing::info!(event = "copy_dropped", %model, "Removing the unused copy of model {model} for room");
+                    self.remove(&model);
+                }
+                (Err(error), None) => return Err(error),
+            }
+        }
+    }
+}
+
+/// The digest that a folder's name is.
+fn digest_of(name: &str) -> Option<Digest> {
+    if name.len() != 64 || name.bytes().any(|byte| !matches!(byte, b'0'..=b'9' | b'a'..=b'f')) {
+        return None;
+    }
+    let mut bytes = [0; 32];
+    for (byte, at) in bytes.iter_mut().zip((0..64).step_by(2)) {
+        *byte = u8::from_str_radix(&name[at..at + 2], 16).ok()?;
+    }
+    Some(Digest::from_bytes(bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, SystemTime};
+
+    use pangea_client::{Error, ErrorKind};
+    use pangea_compute::gguf::Gguf;
+
+    use super::*;
+    use crate::blob::parts::{PartId, PartSet};
+
+    /// A file of no tensors and its manifest; other padding is another model.
+    fn model(padding: usize) -> (Vec<u8>, Arc<Manifest>) {
+        let mut bytes = [&b"GGUF"[..], &3u32.to_le_bytes(), &[0; 16]].concat();
+        bytes.resize(1000 + padding, 0);
+        let manifest = Manifest::of(&Gguf::from_bytes(bytes.clone()).unwrap(), 1).unwrap();
+        (bytes, Arc::new(manifest))
+    }
+
+    /// Whole copies, the last ones needed first.
+    fn shelf(folder: &Path, copies: usize) -> (Shelf, Vec<Digest>) {
+        let shelf = Shelf::open(folder.to_owned());
+        let models = (0..copies)
+            .map(|index| {
+                let (bytes, manifest) = model(index);
+                let digest = manifest.digest();
+                let copy = shelf.create(digest, manifest).unwrap();
+                copy.write(PartId { piece: 0, part: 0 }, &bytes).unwrap();
+                let needed = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000 - index as u64);
+                let record = std::fs::File::options().append(true).open(shelf.copy_folder(&digest).join("have"));
+                record.unwrap().set_modified(needed).unwrap();
+                digest
+            })
+            .collect();
+        (Shelf::open(shelf.folder), models)
+    }
+
+    #[test]
+    fn the_longest_unneeded_copies_go_until_there_is_room_and_those_in_use_stay() {
+        let folder = tempfile::tempdir().unwrap();
+        let (shelf, models) = shelf(folder.path(), 4);
+        shelf.get(&models[3]).unwrap().mark_used();
+        let room = |bytes: u64| {
+            let taken: u64 = shelf.all().iter().map(|copy| copy.parts().bytes(copy.manifest())).sum();
+            match bytes + taken <= 5000 {
+                true => Ok(()),
+                false => Err(Error::new(ErrorKind::Overloaded, "full")),
+            }
+        };
+        shelf.make_room_where(500, room).unwrap();
+        assert_eq!(shelf.all().len(), 4);
+        shelf.make_room_where(1500, room).unwrap();
+        assert!(shelf.get(&models[2]).is_none() && shelf.all().len() == 3);
+        assert!(!shelf.copy_folder(&models[2]).exists());
+        assert!(shelf.make_room_where(4500, room).is_err(), "the one in use would have to go");
+        assert_eq!(shelf.all().len(), 3, "nothing goes in vain");
+        shelf.make_room_where(3500, room).unwrap();
+        assert_eq!(shelf.all().iter().map(|copy| copy.digest()).collect::<Vec<_>>(), [models[3]]);
+    }
+
+    #[test]
+    fn a_whole_file_takes_the_place_of_an_unused_copy() {
+        let folder = tempfile::tempdir().unwrap();
+        let (shelf, models) = shelf(&folder.path().join("blobs"), 1);
+        let (bytes, manifest) = model(0);
+        let path = folder.path().join("whole.gguf");
+        std::fs::write(&path, bytes).unwrap();
+        shelf.insert(Arc::new(Stored::whole(&path, models[0], manifest).unwrap()));
+        assert!(!shelf.copy_folder(&models[0]).exists());
+        assert_eq!(shelf.current(&models[0]).unwrap().path(), path);
+        std::fs::remove_file(&path).unwrap();
+        assert!(shelf.current(&models[0]).is_none());
+    }
+
+    #[test]
+    fn what_is_no_copy_is_left_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let (_, models) = shelf(folder.path(), 1);
+        let (cut, odd) = (folder.path().join("a".repeat(64)), folder.path().join("manifests"));
+        std::fs::create_dir(&cut).unwrap();
+        std::fs::create_dir(&odd).unwrap();
+        let shelf = Shelf::open(folder.path().to_owned());
+        assert_eq!(shelf.all().iter().map(|copy| copy.digest()).collect::<Vec<_>>(), models);
+        assert_eq!(shelf.get(&models[0]).unwrap().parts(), PartSet::full(&model(0).1));
+        assert!(cut.exists() && odd.exists());
+    }
+}

@@ -1,0 +1,359 @@
+//! A model file on this node's disk, whole or in part, and which of its parts are there. A partial copy is a sparse file of
+//! the full size with its parts at their true places, so that whatever reads model files reads it unchanged.
+//!
+//! Nothing counts before it was true to its hash: a part is written, then recorded; what a record of an earlier run says
+//! is checked again before it is used.
+
+use std::fs::{File, OpenOptions};
+use std::io::Write;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::SystemTime;
+
+use pangea_client::{Error, ErrorKind, Result};
+use pangea_compute::Digest;
+use pangea_compute::model::manifest::MAX_MANIFEST_BYTES;
+use pangea_compute::model::{Manifest, Wanted};
+
+use super::parts::{PartId, PartSet, parts_of};
+use crate::models::disk;
+
+const MODEL: &str = "model.gguf";
+const MANIFEST: &str = "manifest";
+const RECORD: &str = "have";
+
+/// A line of the record: piece and part, `u32` little-endian each.
+const RECORD_BYTES: usize = 8;
+
+/// One model file.
+#[derive(Debug)]
+pub(super) struct Stored {
+    digest: Digest,
+    manifest: Arc<Manifest>,
+    path: PathBuf,
+    file: File,
+    /// Where the parts of a copy are recorded; none for a whole file of the user's.
+    record: Option<File>,
+    present: Mutex<Present>,
+    /// Whether this run has asked for it: then it stays.
+    used: AtomicBool,
+}
+
+#[derive(Debug)]
+struct Present {
+    /// Parts that are there.
+    parts: PartSet,
+    /// Those of them that this run has seen to be true.
+    checked: PartSet,
+}
+
+impl Stored {
+    /// A whole file that was just hashed.
+    pub(super) fn whole(path: &Path, digest: Digest, manifest: Arc<Manifest>) -> Result<Stored> {
+        let file = File::open(path).map_err(|error| reading(path, &error))?;
+        let full = PartSet::full(&manifest);
+        let present = Mutex::new(Present { parts: full.clone(), checked: full });
+        let used = AtomicBool::new(true);
+        Ok(Stored { digest, manifest, path: path.to_owned(), file, record: None, present, used })
+    }
+
+    /// A new copy in `folder`, with nothing in it; what was there is replaced.
+    pub(super) fn create(folder: &Path, digest: Digest, manifest: Arc<Manifest>) -> Result<Stored> {
+        let create = || -> std::io::Result<()> {
+            if folder.exists() {
+                std::fs::remove_dir_all(folder)?;
+            }
+            std::fs::create_dir_all(folder)?;
+            File::create(folder.join(MODEL))?.set_len(manifest.size_bytes())?;
+            File::create(folder.join(RECORD))?;
+            // Last: a folder without a whole manifest is no copy.
+            let mut file = tempfile::NamedTempFile::new_in(folder)?;
+            file.write_all(&manifest.to_bytes())?;
+            file.persist(folder.join(MANIFEST))?;
+            Ok(())
+        };
+        create().map_err(|error| disk::writing(folder, &error))?;
+        Stored::open(folder, digest)
+    }
+
+    /// The copy in `folder`, with what its record says.
+    ///
+    /// # Errors
+    /// `NotFound` where there is none, `InvalidInput` where what is there is none of this model.
+    pub(super) fn open(folder: &Path, digest: Digest) -> Result<Stored> {
+        let path = folder.join(MODEL);
+        let manifest = bounded_read(&folder.join(MANIFEST), MAX_MANIFEST_BYTES as u64)?;
+        let manifest = Manifest::from_bytes(&manifest).map_err(crate::compute_error)?;
+        let file = OpenOptions::new().read(true).write(true).open(&path).map_err(|error| reading(&path, &error))?;
+        let len = file.metadata().map_err(|error| reading(&path, &error))?.len();
+        if manifest.digest() != digest || len != manifest.size_bytes() {
+            let what = format!("{} is no copy of the model {digest}", folder.display());
+            return Err(Error::new(ErrorKind::InvalidInput, what));
+        }
+        let mut parts = PartSet::empty(&manifest);
+        let record = folder.join(RECORD);
+        // Each part once, and some twice after a crash: longer is no record.
+        let lines = bounded_read(&record, MAX_MANIFEST_BYTES as u64)?;
+        for line in lines.as_chunks::<RECORD_BYTES>().0 {
+            let [a, b, c, d, e, f, g, h] = *line;
+            parts.insert(PartId { piece: u32::from_le_bytes([a, b, c, d]), part: u32::from_le_bytes([e, f, g, h]) });
+        }
+        let record = open_record(&record, lines.len())?;
+        let checked = PartSet::empty(&manifest);
+        Ok(Stored {
+            digest,
+            manifest: Arc::new(manifest),
+            path,
+            file,
+            record: Some(record),
+            present: Mutex::new(Present { parts, checked }),
+            used: AtomicBool::new(false),
+        })
+    }
+
+    /// The model's digest.
+    pub(super) fn digest(&self) -> Digest {
+        self.digest
+    }
+
+    /// What the file consists of.
+    pub(super) fn manifest(&self) -> &Arc<Manifest> {
+        &self.manifest
+    }
+
+    /// The file.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The parts that are there.
+    pub(super) fn parts(&self) -> PartSet {
+        self.present().parts.clone()
+    }
+
+    /// Whether it is a file of the user's, not a copy of this node's.
+    pub(super) fn is_users(&self) -> bool {
+        self.record.is_none()
+    }
+
+    /// Whether the file is still where it was, as long as it was.
+    pub(super) fn is_there(&self) -> bool {
+        std::fs::metadata(&self.path).is_ok_and(|facts| facts.len() == self.manifest.size_bytes())
+    }
+
+    /// From now on this run needs it. Its record's time says when that was last.
+    pub(super) fn mark_used(&self) {
+        self.used.store(true, Ordering::Relaxed);
+        if let Some(record) = &self.record {
+            // Only the order in which copies are dropped depends on it.
+            let _ = record.set_modified(SystemTime::now());
+        }
+    }
+
+    /// When it was needed last; `None` where this run needs it, or it is no copy.
+    pub(super) fn idle_since(&self) -> Option<SystemTime> {
+        let record = self.record.as_ref().filter(|_| !self.used.load(Ordering::Relaxed))?;
+        record.metadata().and_then(|facts| facts.modified()).ok()
+    }
+
+    fn present(&self) -> MutexGuard<'_, Present> {
+        self.present.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Reads a part into `to`, and sees that it is true. One that is not, is there no more.
+    ///
+    /// # Errors
+    /// `NotFound` for a part that is not there.
+    pub(super) fn read(&self, id: PartId, to: &mut Vec<u8>) -> Result<()> {
+        let missing = |why: &str| {
+            let what = format!("part {} of piece {} of the model {} {why}", id.part, id.piece, self.digest);
+            Error::new(ErrorKind::NotFound, what)
+        };
+        let piece = self.manifest.pieces().get(id.piece as usize);
+        let Some((piece, range)) = piece.and_then(|piece| Some((piece, piece.part_range(id.part)?))) else {
+            return Err(missing("is none"));
+        };
+        if !self.present().parts.contains(id) {
+            return Err(missing("is not here"));
+        }
+        to.resize((range.end - range.start) as usize, 0);
+        let read = self.file.read_exact_at(to, range.start);
+        if read.is_ok() && piece.is_part(id.part, to) {
+            self.present().checked.insert(id);
+            return Ok(());
+        }
+        let mut present = self.present();
+        present.parts.remove(id);
+        present.checked.remove(id);
+        tracing::warn!(
+            event = "part_damaged",
+            model = %self.digest,
+            file = %self.path.display(),
+            piece = piece.name(),
+            "{} changed or is damaged; it is not used any more where it did",
+            self.path.display()
+        );
+        Err(missing("is not here any more: the file changed"))
+    }
+
+    /// Takes in a part of a copy: what is not true to its hash is not written.
+    ///
+    /// # Errors
+    /// `VerificationFailed` for other bytes than the part's, `Overloaded` for a full disk.
+    pub(super) fn write(&self, id: PartId, bytes: &[u8]) -> Result<()> {
+        let piece = self.manifest.pieces().get(id.piece as usize);
+        let range = piece.and_then(|piece| piece.part_range(id.part));
+        let (Some(piece), Some(range), Some(record)) = (piece, range, &self.record) else {
+            return Err(Error::new(ErrorKind::InvalidInput, format!("no part {} of piece {}", id.part, id.piece)));
+        };
+        if !piece.is_part(id.part, bytes) {
+            let name = if piece.name().is_empty() { "the header" } else { piece.name() };
+            let what = format!("part {} of {name} of the model {} is not what its hash says", id.part, self.digest);
+            return Err(Error::new(ErrorKind::VerificationFailed, what));
+        }
+        if self.present().checked.contains(id) {
+            return Ok(());
+        }
+        self.file.write_all_at(bytes, range.start).map_err(|error| disk::writing(&self.path, &error))?;
+        let mut line = [0; RECORD_BYTES];
+        line[..4].copy_from_slice(&id.piece.to_le_bytes());
+        line[4..].copy_from_slice(&id.part.to_le_bytes());
+        // One write at the end of the file: lines of several threads do not mix.
+        (&mut &*record).write_all(&line).map_err(|error| disk::writing(&self.path, &error))?;
+        let mut present = self.present();
+        present.parts.insert(id);
+        present.checked.insert(id);
+        Ok(())
+    }
+
+    /// Reads what an earlier run recorded of `wanted` and forgets what is not true. Gives what is missing then.
+    pub(super) fn check(&self, wanted: &Wanted) -> Vec<PartId> {
+        let mut buffer = Vec::new();
+        parts_of(&self.manifest, wanted)
+            .filter(|id| {
+                let (recorded, checked) = {
+                    let present = self.present();
+                    (present.parts.contains(*id), present.checked.contains(*id))
+                };
+                !(checked || recorded && self.read(*id, &mut buffer).is_ok())
+            })
+            .collect()
+    }
+}
+
+/// The record, to be appended to. A line that a crash cut off goes.
+fn open_record(path: &Path, len: usize) -> Result<File> {
+    let open = || -> std::io::Result<File> {
+        let whole = len / RECORD_BYTES * RECORD_BYTES;
+        if whole < len {
+            OpenOptions::new().write(true).open(path)?.set_len(whole as u64)?;
+        }
+        OpenOptions::new().append(true).open(path)
+    };
+    open().map_err(|error| disk::writing(path, &error))
+}
+
+/// A whole file, unless it is longer than `most` bytes.
+pub(super) fn bounded_read(path: &Path, most: u64) -> Result<Vec<u8>> {
+    use std::io::Read;
+    let read = || -> std::io::Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        File::open(path)?.take(most + 1).read_to_end(&mut bytes)?;
+        Ok(bytes)
+    };
+    let bytes = read().map_err(|error| reading(path, &error))?;
+    if bytes.len() as u64 > most {
+        return Err(Error::new(ErrorKind::InvalidInput, format!("{} is too long for what it is", path.display())));
+    }
+    Ok(bytes)
+}
+
+/// What failed while reading `path`.
+pub(super) fn reading(path: &Path, error: &std::io::Error) -> Error {
+    let kind = match error.kind() {
+        std::io::ErrorKind::NotFound => ErrorKind::NotFound,
+        _ => ErrorKind::Internal,
+    };
+    Error::new(kind, format!("{} cannot be read: {error}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use pangea_compute::gguf::Gguf;
+
+    /// A file of one tensor of zeros in two parts, and its manifest.
+    fn file() -> (Vec<u8>, Arc<Manifest>) {
+        let elements = (5u64 << 20) / 4;
+        let table = [&4u64.to_le_bytes()[..], b"lone", &1u32.to_le_bytes(), &elements.to_le_bytes(), &[0; 12]].concat();
+        let mut bytes = [&b"GGUF"[..], &3u32.to_le_bytes(), &1u64.to_le_bytes(), &0u64.to_le_bytes(), &table].concat();
+        bytes.resize(bytes.len().next_multiple_of(32) + (5 << 20), 0);
+        let manifest = Manifest::of(&Gguf::from_bytes(bytes.clone()).unwrap(), 1).unwrap();
+        (bytes, Arc::new(manifest))
+    }
+
+    fn part<'b>(bytes: &'b [u8], manifest: &Manifest, id: PartId) -> &'b [u8] {
+        let range = manifest.pieces()[id.piece as usize].part_range(id.part).unwrap();
+        &bytes[range.start as usize..range.end as usize]
+    }
+
+    const HEADER: PartId = PartId { piece: 0, part: 0 };
+    const LAST: PartId = PartId { piece: 1, part: 1 };
+
+    #[test]
+    fn only_what_is_true_to_its_hash_is_taken_and_it_is_there_in_the_next_run() {
+        let folder = tempfile::tempdir().unwrap();
+        let (bytes, manifest) = file();
+        let model = manifest.digest();
+        let copy = Stored::create(folder.path(), model, Arc::clone(&manifest)).unwrap();
+        let mut wrong = part(&bytes, &manifest, LAST).to_vec();
+        wrong[1] = 1;
+        assert_eq!(copy.write(LAST, &wrong).unwrap_err().kind(), ErrorKind::VerificationFailed);
+        assert!(!copy.parts().contains(LAST));
+        for id in [HEADER, LAST] {
+            copy.write(id, part(&bytes, &manifest, id)).unwrap();
+        }
+        drop(copy);
+        let copy = Stored::open(folder.path(), model).unwrap();
+        assert_eq!(copy.check(&manifest.whole()), [PartId { piece: 1, part: 0 }]);
+        assert_eq!(std::fs::metadata(copy.path()).unwrap().len(), bytes.len() as u64);
+    }
+
+    #[test]
+    fn what_a_record_says_counts_only_as_far_as_it_is_true() {
+        let folder = tempfile::tempdir().unwrap();
+        let (bytes, manifest) = file();
+        let model = manifest.digest();
+        let copy = Stored::create(folder.path(), model, Arc::clone(&manifest)).unwrap();
+        copy.write(HEADER, part(&bytes, &manifest, HEADER)).unwrap();
+        copy.write(LAST, part(&bytes, &manifest, LAST)).unwrap();
+        drop(copy);
+        // Damaged on disk, a line of a part that there is not, and one that a crash cut off.
+        let at = manifest.pieces()[1].part_range(1).unwrap().start;
+        OpenOptions::new().write(true).open(folder.path().join(MODEL)).unwrap().write_all_at(&[9], at).unwrap();
+        let mut record = OpenOptions::new().append(true).open(folder.path().join(RECORD)).unwrap();
+        record.write_all(&[0xff; RECORD_BYTES + 3]).unwrap();
+        let copy = Stored::open(folder.path(), model).unwrap();
+        assert_eq!(copy.check(&manifest.whole()).len(), 2);
+        // It is whole again once it was written again, and the record's lines are lines.
+        copy.write(LAST, part(&bytes, &manifest, LAST)).unwrap();
+        copy.write(PartId { piece: 1, part: 0 }, part(&bytes, &manifest, PartId { piece: 1, part: 0 })).unwrap();
+        drop(copy);
+        let copy = Stored::open(folder.path(), model).unwrap();
+        assert!(copy.check(&manifest.whole()).is_empty() && copy.parts().is_full());
+        assert_eq!(std::fs::read(copy.path()).unwrap(), bytes);
+    }
+
+    #[test]
+    fn a_folder_of_another_model_is_no_copy_of_this_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let (_, manifest) = file();
+        Stored::create(folder.path(), manifest.digest(), Arc::clone(&manifest)).unwrap();
+        let other = Digest::from_bytes([1; 32]);
+        assert_eq!(Stored::open(folder.path(), other).unwrap_err().kind(), ErrorKind::InvalidInput);
+        std::fs::write(folder.path().join(MANIFEST), b"no manifest").unwrap();
+        assert!(Stored::open(folder.path(), manifest.digest()).is_err());
+    }
+}

@@ -1,0 +1,120 @@
+//! `pangea models plan`: where a running node's pool would place a model, why, and how fast that would be. It asks and shows.
+
+use pangea_client::{ModelPlan, PlannedChain};
+
+use super::args::ModelsPlanArgs;
+use super::failure::Failure;
+use super::table::{Align, Table, short_peer, shortened, three_digits};
+use super::{print, print_json};
+use crate::config::ByteSize;
+use crate::place::shown;
+
+/// Characters of a chain in the table: what leaves the rest of 80 columns.
+const CHAIN_CHARS: usize = 44;
+
+pub(super) async fn run(args: ModelsPlanArgs) -> Result<(), Failure> {
+    let plan = args.rpc.node().await?.plan_model(args.model.as_deref().unwrap_or_default()).await?;
+    if args.json.json {
+        return print_json(&plan);
+    }
+    print(&show(&plan))
+}
+
+fn show(plan: &ModelPlan) -> String {
+    let mut text = format!(
+        "{}: {} layers, {} of weights and {} for sessions\n\n",
+        plan.model,
+        plan.layers,
+        ByteSize(plan.weight_bytes),
+        ByteSize(plan.session_bytes)
+    );
+    let Some(best) = &plan.best else {
+        text.push_str(&format!("No plan: {}.\n", plan.reason));
+        return text + &current(plan);
+    };
+    text.push_str(&format!("Plan: {}.\n\n", plan.reason));
+    let mut table = Table::new([
+        ("", Align::Left),
+        ("layers", Align::Left),
+        ("decode tok/s", Align::Right),
+        ("prompt tok/s", Align::Right),
+    ]);
+    let chains = std::iter::once(("best", best)).chain(plan.alternatives.iter().map(|other| ("or", other)));
+    for (title, chain) in chains {
+        table.row([
+            title.to_owned(),
+            shortened(&stages(chain), CHAIN_CHARS),
+            three_digits(chain.decode_tokens_per_s),
+            three_digits(chain.prompt_tokens_per_s),
+        ]);
+    }
+    text.push_str(&table.render());
+    text.push_str("\nForetold from measured speeds and links, for one stream and a long prompt.\n");
+    text + &current(plan)
+}
+
+/// What is decided already.
+fn current(plan: &ModelPlan) -> String {
+    match &plan.current {
+        Some(current) => {
+            let state = if plan.ready { "ready" } else { "not ready yet" };
+            format!("Now: {}; {state} (epoch {}).\n", stages(current), plan.epoch)
+        }
+        None => "Now: placed nowhere.\n".to_owned(),
+    }
+}
+
+fn stages(chain: &PlannedChain) -> String {
+    let stage = |stage: &pangea_client::PlannedStage| {
+        let name = if stage.name.is_empty() { short_peer(&stage.peer) } else { stage.name.clone() };
+        format!("{name} {}", shown(&(stage.layers[0]..stage.layers[1])))
+    };
+    chain.stages.iter().map(stage).collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use pangea_client::PlannedStage;
+
+    #[test]
+    fn a_plan_is_shown_with_its_reason_its_alternatives_and_what_is_there() {
+        let chain = |names: &[(&str, [u32; 2])], speed| PlannedChain {
+            stages: names
+                .iter()
+                .map(|(name, layers)| PlannedStage {
+                    peer: "12D3KooWabcdefgh".to_owned(),
+                    name: (*name).to_owned(),
+                    layers: *layers,
+                })
+                .collect(),
+            decode_tokens_per_s: speed,
+            prompt_tokens_per_s: 10.0 * speed,
+        };
+        let mut plan = ModelPlan {
+            model: "smol".to_owned(),
+            layers: 30,
+            weight_bytes: 92 << 20,
+            session_bytes: 45 << 20,
+            best: Some(chain(&[("alpha", [0, 30])], 290.0)),
+            reason: "alpha is the only node".to_owned(),
+            alternatives: vec![chain(&[("alpha", [0, 20]), ("", [20, 30])], 201.5)],
+            current: None,
+            epoch: 0,
+            ready: false,
+        };
+        let text = show(&plan);
+        for part in
+            ["smol: 30 layers, 92.0 MiB", "alpha 0-29", "290", "alpha 0-19, …abcdefgh 20-29", "Now: placed nowhere"]
+        {
+            assert!(text.contains(part), "{text}");
+        }
+        assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
+        (plan.best, plan.current, plan.epoch) = (None, Some(chain(&[("beta", [0, 30])], 1.0)), 7);
+        plan.reason = "1.00 GiB is missing".to_owned();
+        let text = show(&plan);
+        assert!(
+            text.contains("No plan: 1.00 GiB is missing.") && text.contains("Now: beta 0-29; not ready yet (epoch 7)")
+        );
+    }
+}

@@ -1,0 +1,380 @@
+//! The stages of this node and the sessions that it coordinates, and who gets which message: what goes to this node itself
+//! never touches the network. It decides nothing.
+
+use std::collections::HashMap;
+use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+
+use libp2p::PeerId;
+use libp2p::identity::Keypair;
+use pangea_client::{Error, ErrorKind, Result};
+use pangea_compute::model::{Model, PageBudget};
+use pangea_compute::{Digest, Pool};
+use tokio::sync::mpsc;
+
+use super::batch::BatchLimits;
+use super::links::{Inbox, Links};
+use super::payload::Payload;
+use super::stage::{Drafts, Stage, StageEvent};
+use super::wire::{Message, SessionId, StageAt};
+use crate::serve::{EngineMetrics, ModelText};
+use crate::worker::fault::Fault;
+
+/// Messages that wait for a stage: a few frames, and a burst of requests and of their ends.
+const STAGE_EVENTS: usize = 1024;
+
+/// Which placement of which model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ChainId {
+    /// The model.
+    pub model: Digest,
+    /// The placement; 0 for a model that this node computes alone.
+    pub epoch: u64,
+}
+
+/// What a stage is made of.
+pub struct StageSetup {
+    /// Of which chain.
+    pub chain: ChainId,
+    /// All of its stages.
+    pub stages: Vec<StageAt>,
+    /// Which of them this is.
+    pub index: usize,
+    /// Its layers; stages of several chains may share them.
+    pub model: Arc<Model>,
+    /// Its compute threads.
+    pub pool: Pool,
+    /// Memory for keys and values.
+    pub budget: PageBudget,
+    /// On the first stage, what is computed at once.
+    pub limits: Option<BatchLimits>,
+    /// On the first stage, whether tokens are drafted.
+    pub drafts: Drafts,
+    /// On the last stage, the text side of the model.
+    pub text: Option<Arc<ModelText>>,
+    /// What it counts.
+    pub metrics: Arc<EngineMetrics>,
+}
+
+/// What a coordinator is told of one of its sessions.
+#[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "a peer that is gone is rare")]
+pub enum SessionEvent {
+    /// A message of a stage.
+    Message {
+        /// Who says so.
+        from: PeerId,
+        /// What.
+        message: Message,
+        /// And the bytes behind it.
+        payload: Payload,
+    },
+    /// A peer cannot be reached any more; whether the session needs it, its coordinator knows.
+    PeerGone {
+        /// Who.
+        peer: PeerId,
+        /// Why.
+        why: String,
+    },
+}
+
+/// Called when a message comes for a chain that is not known here.
+type OnUnknown = Box<dyn Fn() + Send + Sync>;
+
+/// The stages and sessions of a node; clones are the same.
+#[derive(Clone)]
+pub struct Pipeline(Arc<Inner>);
+
+struct Inner {
+    local: PeerId,
+    /// Signs what stages here did.
+    keypair: Keypair,
+    fault: OnceLock<Fault>,
+    links: OnceLock<Links>,
+    stages: Mutex<HashMap<ChainId, StageHandle>>,
+    sessions: Mutex<HashMap<SessionId, mpsc::Sender<SessionEvent>>>,
+    on_unknown: OnceLock<OnUnknown>,
+}
+
+struct StageHandle {
+    events: SyncSender<StageEvent>,
+    model: Arc<Model>,
+    load: StageLoad,
+    broken: bool,
+}
+
+/// How busy a stage is.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct StageLoad {
+    /// Sequences that run, where they are scheduled here.
+    pub(super) running: usize,
+    /// Sequences that wait, where they are scheduled here.
+    pub(super) waiting: usize,
+    /// Sessions that it takes part in.
+    pub(super) sessions: usize,
+}
+
+impl Pipeline {
+    /// Of a node with this key pair, which has no links yet.
+    pub fn new(keypair: Keypair) -> Pipeline {
+        Pipeline(Arc::new(Inner {
+            local: keypair.public().to_peer_id(),
+            keypair,
+            fault: OnceLock::new(),
+            links: OnceLock::new(),
+            stages: Mutex::default(),
+            sessions: Mutex::default(),
+            on_unknown: OnceLock::new(),
+        }))
+    }
+
+    /// From now on other nodes can be reached. Only the first links count.
+    pub fn attach(&self, links: Links) {
+        let _ = self.0.links.set(links);
+    }
+
+    /// Who may start a chain that a message is for. Only the first counts.
+    pub fn on_unknown(&self, call: impl Fn() + Send + Sync + 'static) {
+        let _ = self.0.on_unknown.set(Box::new(call));
+    }
+
+    /// This node.
+    pub fn local(&self) -> PeerId {
+        self.0.local
+    }
+
+    /// What stages and coordinators here sign with.
+    pub fn keypair(&self) -> &Keypair {
+        &self.0.keypair
+    }
+
+    /// From now on stages here lie or fail, for tests.
+    pub fn set_fault(&self, fault: Fault) {
+        let _ = self.0.fault.set(fault);
+    }
+
+    pub(super) fn fault(&self) -> Option<Fault> {
+        self.0.fault.get().copied()
+    }
+
+    /// Whether a peer can be sent to; this node always.
+    pub fn reaches(&self, peer: &PeerId) -> bool {
+        *peer == self.0.local || self.0.links.get().is_some_and(|links| links.connected(peer))
+    }
+
+    /// Starts the thread of a stage; one of the same chain that is there already is replaced.
+    ///
+    /// # Errors
+    /// `Internal` where the system has no thread.
+    pub fn start(&self, setup: StageSetup) -> Result<()> {
+        let chain = setup.chain;
+        let model = Arc::clone(&setup.model);
+        let (events, inbox) = sync_channel(STAGE_EVENTS);
+        let stage = Stage::new(setup, self.clone());
+        std::thread::Builder::new().name("pangea-stage".into()).spawn(move || stage.run(inbox)).map_err(|error| {
+            Error::new(ErrorKind::Internal, format!("cannot start a thread for a model's layers: {error}"))
+        })?;
+        let handle = StageHandle { events, model, load: StageLoad::default(), broken: false };
+        let replaced = self.stages().insert(chain, handle);
+        if let Some(replaced) = replaced {
+            let _ = replaced.events.try_send(StageEvent::End);
+        }
+        Ok(())
+    }
+
+    /// Ends a stage; sessions that it is part of go on elsewhere, or fail.
+    pub fn end(&self, chain: ChainId) {
+        if let Some(stage) = self.stages().remove(&chain) {
+            // A full queue ends with its sender, which goes here.
+            let _ = stage.events.try_send(StageEvent::End);
+        }
+    }
+
+    /// Whether this node has a stage of the chain.
+    pub fn has(&self, chain: ChainId) -> bool {
+        self.stages().contains_key(&chain)
+    }
+
+    /// Sequences that run and that wait on a chain whose first stage is here; zero elsewhere.
+    pub fn load(&self, chain: ChainId) -> (usize, usize) {
+        self.stages().get(&chain).map_or((0, 0), |stage| (stage.load.running, stage.load.waiting))
+    }
+
+    /// How many sessions a stage takes part in.
+    pub fn sessions_in(&self, chain: ChainId) -> usize {
+        self.stages().get(&chain).map_or(0, |stage| stage.load.sessions)
+    }
+
+    /// Whether any stage here has a session under way.
+    pub fn is_busy(&self) -> bool {
+        self.stages().values().any(|stage| stage.load.sessions > 0)
+    }
+
+    /// Whether the stage of a chain computes with these very layers.
+    pub fn uses(&self, chain: ChainId, model: &Arc<Model>) -> bool {
+        self.stages().get(&chain).is_some_and(|stage| Arc::ptr_eq(&stage.model, model))
+    }
+
+    /// Whether a chain cannot go on.
+    pub fn is_broken(&self, chain: ChainId) -> bool {
+        self.stages().get(&chain).is_some_and(|stage| stage.broken)
+    }
+
+    pub(super) fn set_load(&self, chain: ChainId, load: StageLoad) {
+        if let Some(stage) = self.stages().get_mut(&chain) {
+            stage.load = load;
+        }
+    }
+
+    /// Hears of a session from now on, until [`Pipeline::forget`].
+    pub fn hear(&self, session: SessionId, events: mpsc::Sender<SessionEvent>) {
+        self.sessions().insert(session, events);
+    }
+
+    /// Hears no more of a session.
+    pub fn forget(&self, session: &SessionId) {
+        self.sessions().remove(session);
+    }
+
+    /// Sends a message; to this node itself, too.
+    ///
+    /// # Errors
+    /// `Unavailable` where there is no connection, `Overloaded` where too much waits for it.
+    pub fn send(&self, to: PeerId, message: Message, payload: Payload) -> Result<()> {
+        if to == self.0.local {
+            self.deliver(to, message, payload);
+            return Ok(());
+        }
+        match self.0.links.get() {
+            Some(links) => links.send(to, message, payload),
+            None => Err(Error::new(ErrorKind::Unavailable, format!("this node has no connection to {to}"))),
+        }
+    }
+
+    /// The same to a stage, even where a coordinator of the session is on that node, too.
+    pub(super) fn send_to_stage(&self, to: PeerId, chain: ChainId, message: Message) {
+        if to == self.0.local {
+            self.to_stage(chain, to, message, Payload::empty());
+        }
+        // Elsewhere the host gives such a message to both.
+    }
+
+    pub(super) fn broken(&self, chain: ChainId, why: &str) {
+        tracing::warn!(event = "chain_broken", model = %chain.model, epoch = chain.epoch, why, "A chain of stages broke: {why}");
+        if let Some(stage) = self.stages().get_mut(&chain) {
+            stage.broken = true;
+        }
+    }
+
+    fn deliver(&self, from: PeerId, message: Message, payload: Payload) {
+        match &message {
+            Message::Open(open) => {
+                let chain = ChainId { model: open.model, epoch: open.epoch };
+                let (session, sequence) = (open.session, open.sequence);
+                if !self.to_stage(chain, from, message, payload) && sequence.is_none() {
+                    let refused = Message::Refused {
+                        session,
+                        kind: ErrorKind::Unavailable,
+                        message: "this node has no such layers, or no more room for requests".to_owned(),
+                        retry_after_ms: Some(1000),
+                    };
+                    let _ = self.send(from, refused, Payload::empty());
+                }
+            }
+            Message::Frame(frame) => {
+                let chain = ChainId { model: frame.model, epoch: frame.epoch };
+                self.to_stage(chain, from, message, payload);
+            }
+            Message::Stepped(stepped) => {
+                let chain = ChainId { model: stepped.model, epoch: stepped.epoch };
+                self.to_stage(chain, from, message, payload);
+            }
+            Message::Accepted { session } | Message::Refused { session, .. } | Message::AuditInput { session, .. } => {
+                let session = *session;
+                self.to_coordinator(session, from, message, payload);
+            }
+            Message::Tokens(tokens) => {
+                let session = tokens.session;
+                self.to_coordinator(session, from, message, payload);
+            }
+            Message::Failed { session, .. } => {
+                let session = *session;
+                self.to_stages_with(from, &message, &payload);
+                self.to_coordinator(session, from, message, payload);
+            }
+            Message::Commit { session, .. } => {
+                let session = *session;
+                self.to_stages_with(from, &message, &payload);
+                self.to_coordinator(session, from, message, payload);
+            }
+            Message::Close { .. } | Message::AuditRequest { .. } => self.to_stages_with(from, &message, &payload),
+        }
+    }
+
+    /// Whether the stage took it.
+    fn to_stage(&self, chain: ChainId, from: PeerId, message: Message, payload: Payload) -> bool {
+        let mut events = self.stages().get(&chain).map(|stage| stage.events.clone());
+        if events.is_none()
+            && let Some(call) = self.0.on_unknown.get()
+        {
+            call();
+            events = self.stages().get(&chain).map(|stage| stage.events.clone());
+        }
+        let Some(events) = events else { return false };
+        match events.try_send(StageEvent::Message { from, message, payload }) {
+            Ok(()) => true,
+            Err(TrySendError::Full(_)) => {
+                tracing::warn!(event = "stage_overrun", %from, "a stage has more messages waiting than it takes");
+                false
+            }
+            Err(TrySendError::Disconnected(_)) => false,
+        }
+    }
+
+    /// To every stage whose chain the sender may have a say in: which one knows the session.
+    fn to_stages_with(&self, from: PeerId, message: &Message, payload: &Payload) {
+        let stages: Vec<_> = self.stages().values().map(|stage| stage.events.clone()).collect();
+        for events in stages {
+            let event = StageEvent::Message { from, message: message.clone(), payload: payload.clone() };
+            let _ = events.try_send(event);
+        }
+    }
+
+    fn to_coordinator(&self, session: SessionId, from: PeerId, message: Message, payload: Payload) {
+        let Some(events) = self.sessions().get(&session).cloned() else { return };
+        if events.try_send(SessionEvent::Message { from, message, payload }).is_err() {
+            tracing::debug!(event = "session_overrun", %session, "a session's messages are not wanted any more");
+        }
+    }
+
+    fn stages(&self) -> MutexGuard<'_, HashMap<ChainId, StageHandle>> {
+        self.0.stages.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn sessions(&self) -> MutexGuard<'_, HashMap<SessionId, mpsc::Sender<SessionEvent>>> {
+        self.0.sessions.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl std::fmt::Debug for Pipeline {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Pipeline of {}", self.0.local)
+    }
+}
+
+impl Inbox for Pipeline {
+    fn message(&self, from: PeerId, message: Message, payload: Payload) {
+        self.deliver(from, message, payload);
+    }
+
+    fn peer_gone(&self, peer: PeerId, why: &str) {
+        let stages: Vec<_> = self.stages().values().map(|stage| stage.events.clone()).collect();
+        for events in stages {
+            let _ = events.try_send(StageEvent::PeerGone { peer, why: why.to_owned() });
+        }
+        let sessions: Vec<_> = self.sessions().values().cloned().collect();
+        for events in sessions {
+            let _ = events.try_send(SessionEvent::PeerGone { peer, why: why.to_owned() });
+        }
+    }
+}

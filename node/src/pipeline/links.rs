@@ -1,0 +1,287 @@
+//! Links to peers on `/pangea/session/1`: a handle that sends from any thread, and the driver on the network thread that
+//! keeps the streams. It knows who is there and that messages arrive in order, and not what they are for.
+//!
+//! A link is the stream that this node opened to a peer, on which it sends, and the one that the peer opened, on which it
+//! receives. They live and end together (`book`), so that who is told that a peer is gone knows that nothing of before
+//! will still arrive.
+
+mod book;
+mod stream;
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::{Duration, Instant};
+
+use futures::StreamExt;
+use libp2p::{PeerId, Stream, StreamProtocol};
+use pangea_client::{Error, ErrorKind};
+use tokio::sync::{Notify, mpsc};
+use tokio::task::AbortHandle;
+
+use super::limits::{AWAKE_MOST, QUEUE_BYTES, QUEUE_MESSAGES};
+pub use super::payload::Payload;
+use super::wire::{Message, PROTOCOL};
+use crate::net::{NetEvent, Network};
+use crate::wire::Header;
+use book::{Action, Book, Event, StreamId};
+
+/// Where what arrives goes. Called on the network thread (for what a node sends to itself: on the sender's), and must return
+/// at once.
+pub trait Inbox: Send + Sync + 'static {
+    /// A message arrived; those of one sender in the order in which they were sent.
+    fn message(&self, from: PeerId, message: Message, payload: Payload);
+
+    /// The link to a peer broke, once for every time: messages from it and to it may be lost. None of before will arrive.
+    fn peer_gone(&self, peer: PeerId, why: &str);
+}
+
+/// Sends messages to peers. Clones share it; it never waits.
+#[derive(Clone)]
+pub struct Links {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    local: PeerId,
+    inbox: Arc<dyn Inbox>,
+    routes: RwLock<HashMap<PeerId, Route>>,
+    awake: Awake,
+}
+
+/// Until when the network thread does not sleep.
+struct Awake {
+    /// Zero of the clock.
+    began: Instant,
+    /// In nanoseconds of it.
+    until: AtomicU64,
+    /// There is a new one, after the old one has passed.
+    begins: Notify,
+}
+
+impl Awake {
+    fn now(&self) -> u64 {
+        self.began.elapsed().as_nanos() as u64
+    }
+
+    /// On the network thread.
+    async fn stay(&self) {
+        loop {
+            self.begins.notified().await;
+            while self.now() < self.until.load(Ordering::Relaxed) {
+                // The runtime looks for what has come without waiting for it, as long as there is a task that yields.
+                tokio::task::yield_now().await;
+            }
+        }
+    }
+}
+
+/// The way into the queue of an open stream.
+#[derive(Clone)]
+struct Route {
+    queue: mpsc::Sender<Queued>,
+    /// Bytes of payloads in the queue.
+    bytes: Arc<AtomicUsize>,
+}
+
+/// A message on its way to the wire.
+struct Queued {
+    message: Message,
+    payload: Payload,
+}
+
+impl Links {
+    /// Sends `message` with `payload` behind it (the tokens of an opening are its payload; give none). It is queued when
+    /// this returns; if it cannot arrive, [`Inbox::peer_gone`] follows. To this node itself it is delivered before this returns.
+    ///
+    /// # Errors
+    /// `InvalidInput` when the message is not well formed, `Unavailable` when there is no link to the peer, `Overloaded`
+    /// when its queue is full.
+    pub fn send(&self, to: PeerId, message: Message, payload: Payload) -> Result<(), Error> {
+        let payload = message.outgoing(payload);
+        message.check_sendable(payload.len()).map_err(|error| {
+            Error::new(
+                ErrorKind::InvalidInput,
+                format!("a `{}` message that no stage would take: {error}", message.name()),
+            )
+        })?;
+        if to == self.shared.local {
+            let (message, payload) = message.incoming(payload);
+            self.shared.inbox.message(to, message, payload);
+            return Ok(());
+        }
+        let unavailable = || Error::new(ErrorKind::Unavailable, format!("there is no session stream to {to}"));
+        let route = self.shared.route(&to).ok_or_else(unavailable)?;
+        let len = payload.len();
+        let before = route.bytes.fetch_add(len, Ordering::Relaxed);
+        let sent = if before != 0 && before + len > QUEUE_BYTES {
+            Err(overloaded(&to))
+        } else {
+            route.queue.try_send(Queued { message, payload }).map_err(|error| match error {
+                mpsc::error::TrySendError::Full(_) => overloaded(&to),
+                mpsc::error::TrySendError::Closed(_) => unavailable(),
+            })
+        };
+        if sent.is_err() {
+            route.bytes.fetch_sub(len, Ordering::Relaxed);
+        }
+        sent
+    }
+
+    /// Keeps the network thread from sleeping for `time` from now, at most [`AWAKE_MOST`]: what comes or is to be sent meanwhile
+    /// does not wait for a thread to wake up, and a core is busy meanwhile. For a stage that waits for its next frame where
+    /// there are more cores than compute threads.
+    pub fn keep_awake(&self, time: Duration) {
+        if time.is_zero() {
+            return;
+        }
+        let awake = &self.shared.awake;
+        let now = awake.now();
+        let until = now.saturating_add(time.min(AWAKE_MOST).as_nanos() as u64);
+        if awake.until.fetch_max(until, Ordering::Relaxed) <= now {
+            awake.begins.notify_one();
+        }
+    }
+
+    /// Whether messages to `peer` can be sent: a stream to it is open. To this node itself they always can.
+    pub fn connected(&self, peer: &PeerId) -> bool {
+        *peer == self.shared.local || self.shared.route(peer).is_some()
+    }
+}
+
+fn overloaded(to: &PeerId) -> Error {
+    Error::new(ErrorKind::Overloaded, format!("too much waits to be sent to {to} already; try again soon"))
+}
+
+impl Shared {
+    fn route(&self, peer: &PeerId) -> Option<Route> {
+        self.routes.read().unwrap_or_else(PoisonError::into_inner).get(peer).cloned()
+    }
+
+    fn change(&self, change: impl FnOnce(&mut HashMap<PeerId, Route>)) {
+        change(&mut self.routes.write().unwrap_or_else(PoisonError::into_inner));
+    }
+}
+
+/// The links of `network`, which no other links may use. Call it before the first connection, and run the driver.
+pub fn links(network: Network, net_events: mpsc::Receiver<NetEvent>, inbox: Arc<dyn Inbox>) -> (Links, LinksDriver) {
+    let local = network.local_peer_id();
+    let awake = Awake { began: Instant::now(), until: AtomicU64::new(0), begins: Notify::new() };
+    let shared = Arc::new(Shared { local, inbox, routes: RwLock::default(), awake });
+    let incoming = network.streams().accept(StreamProtocol::new(PROTOCOL));
+    if incoming.is_err() {
+        tracing::error!(event = "links_twice", "the session protocol of this network is taken: its links stay closed");
+    }
+    let core = Core { shared: Arc::clone(&shared), network, book: Book::default(), running: HashMap::new() };
+    (Links { shared }, LinksDriver { core: Rc::new(RefCell::new(core)), net_events, incoming: incoming.ok() })
+}
+
+/// Opens, accepts, reads and writes the streams, on the `LocalSet` of the network thread.
+pub struct LinksDriver {
+    core: Rc<RefCell<Core>>,
+    net_events: mpsc::Receiver<NetEvent>,
+    incoming: Option<libp2p_stream::IncomingStreams>,
+}
+
+struct Core {
+    shared: Arc<Shared>,
+    network: Network,
+    book: Book,
+    running: HashMap<StreamId, Running>,
+}
+
+/// A stream and what drives it.
+struct Running {
+    task: AbortHandle,
+    /// Of one that this node opened.
+    route: Option<Route>,
+}
+
+impl LinksDriver {
+    /// Runs until the network ends. On a `LocalSet`.
+    pub async fn run(self) {
+        let LinksDriver { core, mut net_events, incoming } = self;
+        let Some(mut incoming) = incoming else { return };
+        let shared = Arc::clone(&core.borrow().shared);
+        let mut awake = std::pin::pin!(shared.awake.stay());
+        loop {
+            // Nothing here waits for anything else: a stream that comes while nobody is in `next` is lost.
+            tokio::select! {
+                Some((peer, stream)) = incoming.next() => accept(&core, peer, stream),
+                event = net_events.recv() => match event {
+                    Some(NetEvent::PeerUp { peer, .. }) => handle(&core, peer, Event::Up),
+                    Some(NetEvent::PeerDown { peer, why, .. }) => handle(&core, peer, Event::Down(why)),
+                    Some(_) => {}
+                    None => return,
+                },
+                never = &mut awake => never,
+            }
+        }
+    }
+}
+
+/// Reads the stream that a peer opened.
+fn accept(core: &Rc<RefCell<Core>>, peer: PeerId, stream: Stream) {
+    let id = core.borrow_mut().book.number();
+    handle(core, peer, Event::Accepted(id));
+    let inbox = Arc::clone(&core.borrow().shared.inbox);
+    let reading = Rc::clone(core);
+    let task = tokio::task::spawn_local(async move {
+        let why = stream::read_all(stream, peer, &*inbox).await;
+        handle(&reading, peer, Event::Ended(id, why.to_string()));
+    });
+    core.borrow_mut().running.insert(id, Running { task: task.abort_handle(), route: None });
+}
+
+/// Opens a stream to a peer and writes what is queued for it.
+fn open(core: &Rc<RefCell<Core>>, peer: PeerId, id: StreamId, after: Duration) {
+    let mut control = core.borrow().network.streams();
+    let (queue, mut queued) = mpsc::channel(QUEUE_MESSAGES);
+    let bytes = Arc::new(AtomicUsize::new(0));
+    let route = Route { queue, bytes: Arc::clone(&bytes) };
+    let writing = Rc::clone(core);
+    let task = tokio::task::spawn_local(async move {
+        tokio::time::sleep(after).await;
+        let why = match stream::open(&mut control, peer).await {
+            Err(why) => why,
+            Ok(stream) => {
+                handle(&writing, peer, Event::Opened(id));
+                stream::write_all(stream, &mut queued, &bytes).await
+            }
+        };
+        handle(&writing, peer, Event::Ended(id, why.to_string()));
+    });
+    core.borrow_mut().running.insert(id, Running { task: task.abort_handle(), route: Some(route) });
+}
+
+/// Does what follows from an event.
+fn handle(core: &Rc<RefCell<Core>>, peer: PeerId, event: Event) {
+    tracing::debug!(event = "session_link", %peer, what = ?event);
+    if let Event::Ended(id, _) = &event {
+        core.borrow_mut().running.remove(id);
+    }
+    let actions = core.borrow_mut().book.handle(peer, event, Instant::now());
+    for action in actions {
+        match action {
+            Action::Open(id, after) => open(core, peer, id, after),
+            Action::Route(id) => {
+                let core = core.borrow();
+                if let Some(route) = core.running.get(&id).and_then(|running| running.route.clone()) {
+                    core.shared.change(|routes| drop(routes.insert(peer, route)));
+                }
+            }
+            Action::Drop(id) => {
+                if let Some(running) = core.borrow_mut().running.remove(&id) {
+                    running.task.abort();
+                }
+            }
+            Action::Gone(why) => {
+                let shared = Arc::clone(&core.borrow().shared);
+                shared.change(|routes| drop(routes.remove(&peer)));
+                shared.inbox.peer_gone(peer, &why);
+            }
+        }
+    }
+}

@@ -1,0 +1,106 @@
+//! One stream of a link, either way: the only code that touches it. It hands on what arrives and writes what is queued; what
+//! follows when it ends is `book`'s.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use futures::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use libp2p::{PeerId, Stream, StreamProtocol};
+use libp2p_stream::Control;
+use tokio::sync::mpsc;
+
+use super::{Inbox, Queued};
+use crate::link::framed::{FrameReader, FrameWriter, LinkError};
+use crate::pipeline::limits::OPEN_TIMEOUT;
+use crate::pipeline::payload::Payload;
+use crate::pipeline::wire::{Message, PROTOCOL};
+
+/// What the accepting side says when it has taken a stream, and all that it says: one that nobody takes is not open.
+const TAKEN: [u8; 1] = [1];
+
+/// Opens a stream to a connected peer; done when the peer has taken it.
+pub(super) async fn open(control: &mut Control, peer: PeerId) -> Result<Stream, LinkError> {
+    let opening = async {
+        let mut stream =
+            control.open_stream(peer, StreamProtocol::new(PROTOCOL)).await.map_err(std::io::Error::other)?;
+        let mut said = [0];
+        stream.read_exact(&mut said).await?;
+        if said != TAKEN {
+            return Err(LinkError::Unexpected("a stream was taken with other words".to_owned()));
+        }
+        Ok(stream)
+    };
+    let late = || LinkError::Unexpected(format!("no stream within {} s", OPEN_TIMEOUT.as_secs()));
+    tokio::time::timeout(OPEN_TIMEOUT, opening).await.unwrap_or_else(|_| Err(late()))
+}
+
+/// Writes what is queued until the stream ends; returns why.
+pub(super) async fn write_all<S: AsyncRead + AsyncWrite + Unpin>(
+    stream: S,
+    queue: &mut mpsc::Receiver<Queued>,
+    bytes: &AtomicUsize,
+) -> LinkError {
+    match write(stream, queue, bytes).await {
+        Ok(()) => LinkError::Closed,
+        Err(why) => why,
+    }
+}
+
+async fn write<S: AsyncRead + AsyncWrite + Unpin>(
+    stream: S,
+    queue: &mut mpsc::Receiver<Queued>,
+    bytes: &AtomicUsize,
+) -> Result<(), LinkError> {
+    let (mut read, write) = stream.split();
+    let mut frames = FrameWriter::<_, Message>::new(write);
+    let mut said = [0];
+    // The other side says nothing more; that it closes is seen at once, not with the next message.
+    let mut closing = read.read(&mut said);
+    loop {
+        let next = tokio::select! {
+            biased;
+            next = queue.recv() => next,
+            read = &mut closing => return match read? {
+                0 => Err(LinkError::Closed),
+                _ => Err(LinkError::Unexpected("words on a stream that this side sends on".to_owned())),
+            },
+        };
+        let Some(Queued { message, payload }) = next else { return Ok(()) };
+        frames.send(&message, payload.as_bytes()).await?;
+        bytes.fetch_sub(payload.len(), Ordering::Relaxed);
+        if queue.is_empty() {
+            frames.flush().await?;
+        }
+    }
+}
+
+/// Takes the stream and hands on what arrives until it ends; returns why.
+pub(super) async fn read_all<S: AsyncRead + AsyncWrite + Unpin>(
+    stream: S,
+    peer: PeerId,
+    inbox: &dyn Inbox,
+) -> LinkError {
+    match read(stream, peer, inbox).await {
+        Ok(never) => match never {},
+        Err(why) => why,
+    }
+}
+
+async fn read<S: AsyncRead + AsyncWrite + Unpin>(
+    mut stream: S,
+    peer: PeerId,
+    inbox: &dyn Inbox,
+) -> Result<std::convert::Infallible, LinkError> {
+    stream.write_all(&TAKEN).await?;
+    stream.flush().await?;
+    let mut frames = FrameReader::<_, Message>::new(stream);
+    loop {
+        let (message, len) = frames.receive().await?;
+        // At most one payload for each peer, of a length that was judged; its memory is touched as it arrives.
+        let mut payload = Payload::zeroed(len);
+        if len != 0 {
+            frames.payload(payload.as_mut_bytes()).await?;
+        }
+        let (message, payload) = message.incoming(payload);
+        inbox.message(peer, message, payload);
+    }
+}

@@ -1,0 +1,507 @@
+//! The layers that this node holds, and the chains that they are part of: fetched and packed as the placer orders, shared by
+//! the chains of one placement after another, given up when nobody needs them. It decides no placement.
+
+use std::collections::HashMap;
+use std::ops::Range;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use libp2p::PeerId;
+use pangea_client::{Error, ErrorKind, Result};
+use pangea_compute::draft::MAX_DRAFT;
+use pangea_compute::model::{Cache, Model, ModelFile, PageBudget, Part};
+use pangea_compute::{Cancel, Digest, Pool as ComputePool};
+use tokio::sync::{mpsc, watch};
+
+use super::batch::BatchLimits;
+use super::host::{ChainId, Pipeline, StageSetup};
+use super::stage::Drafts;
+use super::wire::StageAt;
+use crate::blob::{Blobs, Wanted};
+use crate::compute_error;
+use crate::place::{Placement, Sessions, StageLoader, StageOrder, StageReport, survey};
+use crate::pool::{ModelStanding, Pool, StageState, View};
+use crate::serve::{EngineMetrics, ModelText};
+
+/// Rows of prompts in a step without answers: a quarter of a second at most on a slow machine.
+const PROMPT_ROWS: usize = 256;
+
+/// Rows of prompts beside running answers: these slow down while a prompt is read, and do not stand still.
+const PROMPT_ROWS_BESIDE: usize = 128;
+
+/// The same where a chain has several stages: a prompt goes through in pieces, so that all of them work at once. Smaller
+/// ones would fill the stages sooner, and use each one's arithmetic less well.
+const PROMPT_ROWS_SPLIT: usize = 64;
+
+/// Caches of ended sequences that are kept: conversations that may go on. Pages bound them further.
+const KEPT: usize = 64;
+
+/// How much a chain takes in, whatever its memory.
+#[derive(Clone, Copy, Debug)]
+pub struct ChainLimits {
+    /// Answers generated at once in one stage.
+    pub running: usize,
+    /// Answers that wait beside those; more are refused.
+    pub waiting: usize,
+    /// How long one may wait.
+    pub wait: Duration,
+}
+
+impl ChainLimits {
+    /// The front's limits for layers with this much memory for sessions, in a chain of so many stages.
+    pub fn batch(self, model: &Model, session_bytes: u64, stages: usize, drafts: Drafts) -> BatchLimits {
+        let page_tokens = Cache::PAGE_POSITIONS;
+        let page_bytes = Cache::bytes_for(model, 1).max(1);
+        let several = stages > 1;
+        BatchLimits {
+            running: self.running * stages,
+            waiting: self.waiting,
+            wait: self.wait,
+            prompt_rows: if several { PROMPT_ROWS_SPLIT } else { PROMPT_ROWS },
+            prompt_rows_beside: if several { PROMPT_ROWS_SPLIT } else { PROMPT_ROWS_BESIDE },
+            draft: if drafts == Drafts::Off { 0 } else { MAX_DRAFT },
+            page_tokens,
+            pages: usize::try_from(session_bytes / page_bytes).unwrap_or(usize::MAX / page_tokens),
+            kept: KEPT,
+            groups: stages,
+        }
+    }
+}
+
+/// Layers in memory.
+#[derive(Clone)]
+pub struct Loaded {
+    /// The layers.
+    pub model: Arc<Model>,
+    /// Memory for their sessions.
+    pub budget: PageBudget,
+    /// The text side, where tokens are chosen here.
+    pub text: Option<Arc<ModelText>>,
+    /// What is counted.
+    pub metrics: Arc<EngineMetrics>,
+}
+
+/// Model, first layer, end.
+type Key = (Digest, u32, u32);
+
+/// The layers and chains of a node; clones are the same.
+#[derive(Clone)]
+pub struct Loader(Arc<Inner>);
+
+struct Inner {
+    pipeline: Pipeline,
+    blobs: Blobs,
+    pool: Pool,
+    threads: usize,
+    limits: ChainLimits,
+    drafts: Drafts,
+    loaded: Mutex<HashMap<Key, Loaded>>,
+    /// Orders under way.
+    loading: Mutex<HashMap<Key, Cancel>>,
+    /// Chains that a placement made, and since when none names them.
+    chains: Mutex<HashMap<ChainId, Option<Instant>>>,
+    changed: watch::Sender<u64>,
+}
+
+/// How long a chain is kept after its placement was replaced: sessions stay where they are.
+const LINGER: Duration = Duration::from_secs(600);
+
+/// A fetch that finds nobody is tried again so often, after such a time.
+const FETCH_RETRIES: u32 = 4;
+const FETCH_RETRY: Duration = Duration::from_millis(300);
+
+impl std::fmt::Debug for Loader {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Loader of {}", self.0.pipeline.local())
+    }
+}
+
+impl Loader {
+    /// Nothing loaded yet.
+    pub fn new(pipeline: Pipeline, blobs: Blobs, pool: Pool, threads: usize, limits: ChainLimits) -> Loader {
+        Loader(Arc::new(Inner {
+            pipeline,
+            blobs,
+            pool,
+            threads,
+            limits,
+            drafts: Drafts::Paying,
+            loaded: Mutex::default(),
+            loading: Mutex::default(),
+            chains: Mutex::default(),
+            changed: watch::Sender::new(0),
+        }))
+    }
+
+    /// Changes whenever layers or chains come or go here.
+    pub fn changed(&self) -> watch::Receiver<u64> {
+        self.0.changed.subscribe()
+    }
+
+    /// Loads all layers of a model from its whole file and starts the chain of this node alone. Blocks; at once when they are
+    /// here.
+    ///
+    /// # Errors
+    /// Those of reading and packing them, and where not a single session fits.
+    pub fn load_whole(
+        &self,
+        model: Digest,
+        path: &Path,
+        session_bytes: u64,
+        metrics: Arc<EngineMetrics>,
+    ) -> Result<ChainId> {
+        let chain = ChainId { model, epoch: 0 };
+        if self.0.pipeline.has(chain) {
+            return Ok(chain);
+        }
+        let file = ModelFile::open(path).map_err(compute_error)?;
+        let layers = 0..file.config().layers as u32;
+        let loaded = self.pack(model, &file, layers.start..layers.end, session_bytes, metrics)?;
+        let stages = vec![StageAt { peer: self.0.pipeline.local(), layers }];
+        self.start(chain, stages, 0, &loaded, session_bytes)?;
+        Ok(chain)
+    }
+
+    /// The layers, packed now unless they are here.
+    fn pack(
+        &self,
+        model: Digest,
+        file: &ModelFile,
+        layers: Range<u32>,
+        session_bytes: u64,
+        metrics: Arc<EngineMetrics>,
+    ) -> Result<Loaded> {
+        let key = (model, layers.start, layers.end);
+        if let Some(loaded) = self.loaded().get(&key) {
+            return Ok(loaded.clone());
+        }
+        let part = Part::of_layers(file.config(), layers.start as usize..layers.end as usize);
+        let pool = ComputePool::new(self.0.threads).map_err(compute_error)?;
+        let head = part.head;
+        // Tokenizer and weights have nothing to do with each other: both at once start sooner.
+        let (text, packed) = std::thread::scope(|scope| {
+            let text = scope.spawn(|| head.then(|| ModelText::of(file)).transpose());
+            (text.join(), Model::load(file, part, &pool))
+        });
+        let broken = |_| Error::new(ErrorKind::Internal, "the model's tokenizer could not be read");
+        let loaded = Loaded {
+            model: Arc::new(packed.map_err(compute_error)?),
+            budget: PageBudget::new(session_bytes),
+            text: text.map_err(broken)??.map(Arc::new),
+            metrics,
+        };
+        self.loaded().insert(key, loaded.clone());
+        Ok(loaded)
+    }
+
+    /// Starts this node's stage of a chain. `session_bytes`: as many of its own layers' as every stage has room for.
+    fn start(
+        &self,
+        chain: ChainId,
+        stages: Vec<StageAt>,
+        index: usize,
+        loaded: &Loaded,
+        session_bytes: u64,
+    ) -> Result<()> {
+        let inner = &self.0;
+        let count = stages.len();
+        let first = index == 0;
+        inner.pipeline.start(StageSetup {
+            chain,
+            index,
+            limits: first.then(|| inner.limits.batch(&loaded.model, session_bytes, count, inner.drafts)),
+            drafts: inner.drafts,
+            text: (index + 1 == count).then(|| loaded.text.clone()).flatten(),
+            model: Arc::clone(&loaded.model),
+            pool: ComputePool::new(inner.threads).map_err(compute_error)?,
+            budget: loaded.budget.clone(),
+            metrics: Arc::clone(&loaded.metrics),
+            stages,
+        })?;
+        inner.changed.send_modify(|version| *version += 1);
+        Ok(())
+    }
+
+    fn load(&self, order: &StageOrder, cancel: &Cancel, report: &(dyn Fn(StageState) + Sync)) -> Result<()> {
+        let wanted = Wanted { layers: order.layers.clone(), embedding: order.layers.start == 0, head: order.last };
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(|error| Error::new(ErrorKind::Internal, format!("cannot fetch layers: {error}")))?;
+        let began = Instant::now();
+        let (name, layers) = (&order.name, &order.layers);
+        let path = runtime.block_on(async {
+            let mut attempt = 0;
+            loop {
+                let mut progress = |done, total| report(StageState::Fetching { done, total });
+                let holders = order.holders.clone();
+                let fetched = self.0.blobs.ensure(order.model, wanted.clone(), holders, &mut progress, cancel).await;
+                match fetched {
+                    // Connections of nodes that have just met may be replaced.
+                    Err(error) if error.kind() == ErrorKind::Unavailable && attempt < FETCH_RETRIES => {
+                        attempt += 1;
+                        tokio::time::sleep(FETCH_RETRY).await;
+                    }
+                    fetched => return fetched,
+                }
+            }
+        })?;
+        report(StageState::Loading);
+        let file = ModelFile::open(&path).map_err(compute_error)?;
+        self.pack(order.model, &file, layers.clone(), order.session_bytes, Arc::default())?;
+        self.say(order.model, name);
+        let (first, last, millis) = (layers.start, layers.end - 1, began.elapsed().as_millis() as u64);
+        tracing::info!(
+            event = "layers_ready",
+            model = name,
+            first,
+            last,
+            millis,
+            "Model {name}: layers {first}-{last} are ready"
+        );
+        self.0.changed.send_modify(|version| *version += 1);
+        Ok(())
+    }
+
+    /// Tells the pool what is here of a model that others serve.
+    fn say(&self, model: Digest, name: &str) {
+        let view = self.view();
+        let size = {
+            let view = view.borrow();
+            let mut known = view.everyone().flat_map(|standing| &standing.models);
+            known.find(|known| known.digest == model).map(|known| known.size)
+        };
+        let (Some(size), Some(here)) = (size, self.0.blobs.have(&model)) else { return };
+        let standing = ModelStanding {
+            digest: model,
+            name: name.to_owned(),
+            served: false,
+            whole: here.is_whole(),
+            split: false,
+            pinned: None,
+            size,
+        };
+        self.0.pool.say(|own| match own.models.iter_mut().find(|known| known.digest == model) {
+            Some(known) => known.whole |= standing.whole,
+            None => own.models.push(standing),
+        });
+    }
+
+    fn is_whole(&self, key: &Key) -> bool {
+        self.loaded().get(key).is_some_and(|loaded| loaded.model.part().layers.len() == loaded.model.config().layers)
+    }
+
+    /// How many sessions the chains of these layers have.
+    pub fn sessions(&self, model: Digest, layers: &Range<u32>) -> usize {
+        let Some(loaded) = self.loaded().get(&(model, layers.start, layers.end)).cloned() else { return 0 };
+        let chains: Vec<ChainId> = self.chains().keys().copied().filter(|chain| chain.model == model).collect();
+        chains
+            .into_iter()
+            .filter(|chain| self.0.pipeline.uses(*chain, &loaded.model))
+            .map(|chain| self.0.pipeline.sessions_in(chain))
+            .sum()
+    }
+
+    /// Starts this node's stages of the placements that are ready, and ends those of placements long replaced.
+    pub fn follow(&self, view: &View) {
+        let Some(placements) = survey::placements(view) else { return };
+        for placement in &placements {
+            if let Err(error) = self.join(view, placement) {
+                tracing::warn!(event = "stage_not_started", %error, "a stage could not be started");
+            }
+        }
+        let named = |chain: &ChainId| {
+            placements.iter().any(|placement| placement.model == chain.model && placement.epoch == chain.epoch)
+        };
+        let now = Instant::now();
+        let mut ended = Vec::new();
+        self.chains().retain(|chain, unnamed| {
+            if named(chain) {
+                *unnamed = None;
+                return true;
+            }
+            let since = *unnamed.get_or_insert(now);
+            let idle = self.0.pipeline.sessions_in(*chain) == 0 && now.duration_since(since) > Duration::from_secs(2);
+            let over = idle || now.duration_since(since) > LINGER;
+            if over {
+                ended.push(*chain);
+            }
+            !over
+        });
+        for chain in ended {
+            self.0.pipeline.end(chain);
+        }
+    }
+
+    /// Starts this node's stage of a placement, once its layers are here.
+    fn join(&self, view: &View, placement: &Placement) -> Result<()> {
+        let local = self.0.pipeline.local();
+        let chain = ChainId { model: placement.model, epoch: placement.epoch };
+        let Some(index) = placement.stages.iter().position(|stage| stage.peer == local) else { return Ok(()) };
+        if self.0.pipeline.has(chain) || self.chains().contains_key(&chain) {
+            return Ok(());
+        }
+        let layers = &placement.stages[index].layers;
+        let Some(loaded) = self.loaded().get(&(placement.model, layers.start, layers.end)).cloned() else {
+            return Ok(());
+        };
+        // The front admits what the stage with the least room holds; it must have heard of all.
+        let room = (0..placement.stages.len()).map(|at| positions(view, placement, at)).min().flatten();
+        if index == 0 && room.is_none() {
+            return Ok(());
+        }
+        let own = (layers.end - layers.start) as u64 * loaded.model.config().position_bytes();
+        let session_bytes = room.unwrap_or(0).saturating_mul(own).min(loaded.budget.max_bytes());
+        let stages =
+            placement.stages.iter().map(|stage| StageAt { peer: stage.peer, layers: stage.layers.clone() }).collect();
+        self.start(chain, stages, index, &loaded, session_bytes)?;
+        self.chains().insert(chain, None);
+        Ok(())
+    }
+
+    /// Follows what is known of the pool, for as long as that changes.
+    pub async fn run(self, sessions: Sessions) {
+        let mut view = self.view();
+        let mut told = HashMap::new();
+        loop {
+            let now = Arc::clone(&view.borrow_and_update());
+            self.follow(&now);
+            self.0.changed.send_modify(|version| *version += 1);
+            let held: Vec<Key> = self.loaded().keys().copied().collect();
+            for key in held {
+                let (model, layers) = (key.0, key.1..key.2);
+                let open = self.sessions(model, &layers);
+                if told.insert(key, open) != Some(open) {
+                    sessions.changed_in_task(model, layers, open).await;
+                }
+            }
+            if view.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Starts what a message asks for before this node has got round to it.
+    pub fn hurry(&self) {
+        let view = Arc::clone(&self.view().borrow());
+        self.follow(&view);
+    }
+
+    /// Memory of all of a model's layers that are here, in bytes.
+    pub fn memory_bytes(&self, model: Digest) -> u64 {
+        self.loaded().iter().filter(|(key, _)| key.0 == model).map(|(_, loaded)| loaded.model.memory_bytes()).sum()
+    }
+
+    /// This node's pipeline.
+    pub fn pipeline(&self) -> &Pipeline {
+        &self.0.pipeline
+    }
+
+    /// This node's pool.
+    pub fn pool(&self) -> &Pool {
+        &self.0.pool
+    }
+
+    /// This node's pieces of model files.
+    pub fn blobs(&self) -> &Blobs {
+        &self.0.blobs
+    }
+
+    /// What is known of the pool.
+    pub fn view(&self) -> watch::Receiver<Arc<View>> {
+        self.0.pool.view()
+    }
+
+    /// Whether a peer is this node.
+    pub fn is_local(&self, peer: &PeerId) -> bool {
+        *peer == self.0.pipeline.local()
+    }
+
+    fn loaded(&self) -> MutexGuard<'_, HashMap<Key, Loaded>> {
+        self.0.loaded.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn loading(&self) -> MutexGuard<'_, HashMap<Key, Cancel>> {
+        self.0.loading.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn chains(&self) -> MutexGuard<'_, HashMap<ChainId, Option<Instant>>> {
+        self.0.chains.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl StageLoader for Loader {
+    fn fetch_and_load(&self, order: StageOrder, reports: mpsc::Sender<StageReport>) {
+        let cancel = Cancel::new();
+        let key = (order.model, order.layers.start, order.layers.end);
+        self.loading().insert(key, cancel.clone());
+        let loader = self.clone();
+        let report = {
+            let (model, layers, epoch) = (order.model, order.layers.clone(), order.epoch);
+            move |state| {
+                let report = StageReport { model, layers: layers.clone(), epoch, state };
+                if matches!(report.state, StageState::Fetching { .. }) {
+                    // The next one says more.
+                    let _ = reports.try_send(report);
+                } else {
+                    // The placer reads on; without it there is nobody to tell.
+                    let _ = reports.blocking_send(report);
+                }
+            }
+        };
+        let failed = report.clone();
+        let thread = std::thread::Builder::new().name("pangea-load".into()).spawn(move || {
+            let state = match loader.load(&order, &cancel, &report) {
+                Ok(()) => StageState::Ready,
+                Err(error) => StageState::Failed(error.message().to_owned()),
+            };
+            if let StageState::Failed(why) = &state {
+                tracing::warn!(
+                    event = "stage_failed",
+                    model = order.name,
+                    why,
+                    "Model {}: layers {}-{} cannot be had here: {why}",
+                    order.name,
+                    order.layers.start,
+                    order.layers.end - 1
+                );
+            }
+            loader.loading().remove(&key);
+            report(state);
+        });
+        if let Err(error) = thread {
+            failed(StageState::Failed(format!("cannot start a thread to load layers: {error}")));
+        }
+    }
+
+    fn unload(&self, model: Digest, layers: Range<u32>) {
+        let key = (model, layers.start, layers.end);
+        if let Some(cancel) = self.loading().remove(&key) {
+            cancel.cancel();
+        }
+        // The chain of this node alone has them, too, and stays.
+        if self.0.pipeline.has(ChainId { model, epoch: 0 }) && self.is_whole(&key) {
+            return;
+        }
+        if let Some(loaded) = self.loaded().remove(&key) {
+            let chains: Vec<ChainId> = self.chains().keys().copied().filter(|chain| chain.model == model).collect();
+            for chain in chains {
+                if self.0.pipeline.uses(chain, &loaded.model) {
+                    self.0.pipeline.end(chain);
+                    self.chains().remove(&chain);
+                }
+            }
+        }
+    }
+}
+
+/// Positions that a stage has room for; `None` until it has said so.
+fn positions(view: &View, placement: &Placement, at: usize) -> Option<u64> {
+    let stage = &placement.stages[at];
+    let standing = view.standing(&stage.peer)?;
+    let said = standing.stages.iter().find(|said| said.model == placement.model && said.layers == stage.layers)?;
+    let model = view.everyone().flat_map(|standing| &standing.models).find(|model| model.digest == placement.model)?;
+    let bytes = u64::from(stage.layers.end - stage.layers.start) * u64::from(model.size.position_bytes);
+    Some(said.session_bytes / bytes.max(1))
+}

@@ -1,0 +1,250 @@
+//! On the last stage: from logits to tokens, for every session. It computes no logits, makes no text and knows nothing of
+//! other stages.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use libp2p::PeerId;
+use pangea_client::Result;
+use pangea_compute::commit::Leaf;
+use pangea_compute::commit::merkle::{chosen_leaf, nothing_leaf};
+use pangea_compute::sample::grammar::Grammar;
+use pangea_compute::sample::mask::TokenMask;
+use pangea_compute::sample::{Choice, Sampling, choose};
+
+use super::wire::{EndReason, Open, SessionId, TokenOut, Tokens};
+use crate::compute_error;
+use crate::serve::ModelText;
+
+/// The sessions whose tokens are chosen here.
+pub(super) struct Tail {
+    text: Arc<ModelText>,
+    choosers: HashMap<SessionId, Chooser>,
+}
+
+/// One answer.
+pub(super) struct Chooser {
+    pub(super) coordinator: PeerId,
+    session: SessionId,
+    /// The prompt and what was chosen.
+    pub(super) tokens: Vec<u32>,
+    /// The log-probabilities of those that were chosen here, where they were asked for.
+    chosen: Vec<TokenOut>,
+    prompt_len: usize,
+    /// How many there were when the session was opened.
+    opened_with: usize,
+    most: usize,
+    sampling: Sampling,
+    grammar: Option<Grammar>,
+    /// How many of the prompt's tokens have been scored, where that was asked for.
+    scored: Option<usize>,
+    told_cached: bool,
+    ended: bool,
+}
+
+/// What a frame brought an answer.
+pub(super) struct Chosen {
+    pub(super) coordinator: PeerId,
+    /// For the coordinator.
+    pub(super) tokens: Tokens,
+    /// The tokens alone, for the first stage.
+    pub(super) ids: Vec<u32>,
+    /// Drafted tokens that were right: as many more positions of the cache hold.
+    pub(super) accepted: usize,
+    pub(super) ended: bool,
+}
+
+impl Tail {
+    pub(super) fn new(text: Arc<ModelText>) -> Tail {
+        Tail { text, choosers: HashMap::new() }
+    }
+
+    /// Makes ready to answer; a grammar catches up with what was chosen before.
+    ///
+    /// # Errors
+    /// `InvalidInput` for a schema that is none, and for tokens that it does not allow.
+    pub(super) fn open(&mut self, open: &Open) -> Result<()> {
+        let prompt_len = open.prompt_len as usize;
+        for choice in 0..open.choices {
+            let mut grammar = self.text.grammar(&open.format)?;
+            if let Some(grammar) = &mut grammar {
+                for &token in &open.tokens[prompt_len..] {
+                    grammar.accept(token).map_err(compute_error)?;
+                }
+            }
+            let chooser = Chooser {
+                coordinator: open.coordinator,
+                session: open.session.choice(choice),
+                tokens: open.tokens.clone(),
+                chosen: Vec::new(),
+                prompt_len,
+                opened_with: open.tokens.len(),
+                most: open.most as usize,
+                sampling: Sampling {
+                    seed: open.sampling.seed.wrapping_add(u64::from(choice)),
+                    ..open.sampling.clone()
+                },
+                grammar,
+                scored: (open.prompt_logprobs && choice == 0 && open.tokens.len() == prompt_len).then_some(0),
+                told_cached: false,
+                ended: false,
+            };
+            self.choosers.insert(chooser.session, chooser);
+        }
+        Ok(())
+    }
+
+    pub(super) fn get(&self, session: &SessionId) -> Option<&Chooser> {
+        self.choosers.get(session)
+    }
+
+    pub(super) fn get_mut(&mut self, session: &SessionId) -> Option<&mut Chooser> {
+        self.choosers.get_mut(session)
+    }
+
+    pub(super) fn close(&mut self, session: &SessionId) -> Option<Chooser> {
+        self.choosers.remove(session)
+    }
+
+    pub(super) fn clear(&mut self) {
+        self.choosers.clear();
+    }
+}
+
+impl Chooser {
+    /// Takes the logits of prompt rows `start`, `start + 1`, …: `[rows, vocabulary]`, overwritten. The last row of a prompt
+    /// tells of no token of it.
+    pub(super) fn score_prompt(
+        &mut self,
+        start: usize,
+        vocabulary: usize,
+        logits: &mut [f32],
+    ) -> Result<Vec<TokenOut>> {
+        let Some(scored) = &mut self.scored else { return Ok(Vec::new()) };
+        let sampling = Sampling { logprobs: self.sampling.logprobs, ..Sampling::greedy() };
+        let mut out = Vec::new();
+        if *scored == 0 {
+            out.push(TokenOut { token: self.tokens[0], logprob: None, top: Vec::new() });
+            *scored = 1;
+        }
+        for (row, position) in logits.chunks_exact_mut(vocabulary).zip(start + 1..self.prompt_len) {
+            // Told already, before the sequence gave its memory up and began again.
+            if position < *scored {
+                continue;
+            }
+            let mut only = TokenMask::none(vocabulary);
+            only.allow(self.tokens[position]);
+            let choice = choose(&sampling, &[], &[], row, Some(&only)).map_err(compute_error)?;
+            out.push(token_out(choice));
+            *scored = position + 1;
+        }
+        Ok(out)
+    }
+
+    /// The leaves of what was chosen to follow the first `positions`; `None` where fewer are known.
+    pub(super) fn leaves(&self, positions: usize) -> Option<Vec<Leaf>> {
+        let from = self.opened_with - 1;
+        let leaf = |position: usize| match position.checked_sub(from) {
+            None => Some(nothing_leaf(position as u64)),
+            Some(at) => {
+                let out = self.chosen.get(at)?;
+                let choice = Choice { token: out.token, logprob: out.logprob, top: out.top.clone() };
+                Some(chosen_leaf(position as u64, &choice))
+            }
+        };
+        (0..positions).map(leaf).collect()
+    }
+
+    /// Another token in the place of the last, for tests.
+    pub(super) fn replace_last(&mut self, token: u32) {
+        if let (Some(last), Some(out)) = (self.tokens.last_mut(), self.chosen.last_mut()) {
+            (*last, out.token) = (token, token);
+        }
+    }
+
+    /// Whether the logits of every row are wanted.
+    pub(super) fn scores(&self) -> bool {
+        self.scored.is_some_and(|scored| scored < self.prompt_len)
+    }
+
+    /// Takes the logits behind the last token and behind each drafted one: `[1 + drafted, vocabulary]`, overwritten. Each
+    /// token is chosen as if there had been no draft; the logits behind a wrong guess are not looked at.
+    pub(super) fn take(
+        &mut self,
+        text: &ModelText,
+        draft: &[u32],
+        reused: usize,
+        vocabulary: usize,
+        logits: &mut [f32],
+    ) -> Result<Chosen> {
+        let mut taken = Chosen {
+            coordinator: self.coordinator,
+            tokens: Tokens {
+                session: self.session,
+                position: self.tokens.len() as u32,
+                drafted: draft.len() as u32,
+                cached: if std::mem::replace(&mut self.told_cached, true) { 0 } else { reused as u32 },
+                ..Tokens::default()
+            },
+            ids: Vec::new(),
+            accepted: 0,
+            ended: self.ended,
+        };
+        if self.ended {
+            return Ok(taken);
+        }
+        if self.tokens.len() - self.prompt_len >= self.most {
+            self.ended = true;
+            (taken.ended, taken.tokens.ended) = (true, Some(EndReason::Length));
+            return Ok(taken);
+        }
+        for (at, row) in logits.chunks_exact_mut(vocabulary).enumerate() {
+            let allowed = self.grammar.as_mut().map(Grammar::mask).transpose().map_err(compute_error)?;
+            let (prompt, chosen) = self.tokens.split_at(self.prompt_len);
+            let choice = choose(&self.sampling, prompt, chosen, row, allowed.as_ref()).map_err(compute_error)?;
+            let token = choice.token;
+            self.tokens.push(token);
+            taken.ids.push(token);
+            let out = token_out(choice);
+            self.chosen.push(out.clone());
+            taken.tokens.tokens.push(out);
+            taken.tokens.ended = self.end_after(text, token)?;
+            if taken.tokens.ended.is_some() {
+                self.ended = true;
+                taken.ended = true;
+                break;
+            }
+            if draft.get(at) != Some(&token) {
+                break;
+            }
+            taken.accepted += 1;
+        }
+        taken.tokens.accepted = taken.accepted as u32;
+        Ok(taken)
+    }
+
+    /// Whether this token was the last.
+    fn end_after(&mut self, text: &ModelText, token: u32) -> Result<Option<EndReason>> {
+        if text.tokenizer.is_end_of_generation(token) {
+            return Ok(Some(EndReason::Stop));
+        }
+        if let Some(grammar) = &mut self.grammar {
+            grammar.accept(token).map_err(compute_error)?;
+            if grammar.is_complete() {
+                return Ok(Some(EndReason::GrammarComplete));
+            }
+        }
+        Ok((self.tokens.len() - self.prompt_len >= self.most).then_some(EndReason::Length))
+    }
+}
+
+impl Tail {
+    /// The text side of the model, which tells what ends an answer.
+    pub(super) fn text(&self) -> Arc<ModelText> {
+        Arc::clone(&self.text)
+    }
+}
+
+fn token_out(choice: Choice) -> TokenOut {
+    TokenOut { token: choice.token, logprob: choice.logprob, top: choice.top }
+}

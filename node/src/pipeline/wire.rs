@@ -1,0 +1,310 @@
+//! The messages of `/pangea/session/1`: typed here, Cap'n Proto on the wire (`codec`). What exists is bounded and well
+//! formed; what a session, a sequence or a frame is for, the stages know.
+//!
+//! Everybody sends on the stream that it opened itself; messages of one sender arrive in order.
+
+mod check;
+mod codec;
+#[cfg(test)]
+mod goldens;
+
+use std::ops::Range;
+
+use libp2p::PeerId;
+use pangea_client::ErrorKind;
+use pangea_compute::Digest;
+use pangea_compute::sample::Sampling;
+
+/// The protocol, versioned in its name.
+pub const PROTOCOL: &str = "/pangea/session/1";
+
+/// A session: one answer under way. Random, the coordinator's.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, PartialOrd, Ord, Default)]
+pub struct SessionId(pub [u8; 16]);
+
+impl SessionId {
+    /// The session of another answer to the same prompt: the id, as a little-endian number, plus `index`.
+    pub fn choice(self, index: u16) -> SessionId {
+        SessionId(u128::from_le_bytes(self.0).wrapping_add(u128::from(index)).to_le_bytes())
+    }
+}
+
+impl std::fmt::Display for SessionId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+/// A stage of a session's route.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StageAt {
+    /// The node.
+    pub peer: PeerId,
+    /// Its layers, from 0, the end exclusive; never empty.
+    pub layers: Range<u32>,
+}
+
+/// One message.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Message {
+    /// Coordinator to front; also front to … to last along the chain when the session starts (then `sequence` is set).
+    Open(Box<Open>),
+    /// Front to coordinator: taken into the queue.
+    Accepted {
+        /// The session.
+        session: SessionId,
+    },
+    /// Front to coordinator: not taken.
+    Refused {
+        /// The session.
+        session: SessionId,
+        /// Why, for programs.
+        kind: ErrorKind,
+        /// Why, for people.
+        message: String,
+        /// When to try again, if that may help.
+        retry_after_ms: Option<u32>,
+    },
+    /// Coordinator to front: nobody wants it any more, or it is complete.
+    Close {
+        /// The session.
+        session: SessionId,
+        /// The stages are to sign what they did of so many positions.
+        commit: Option<u32>,
+    },
+    /// Stage to next stage, in order: what is to be done next. Payload: activations, f32 little-endian, `[rows, width]`.
+    Frame(Frame),
+    /// Last to front: a frame is done.
+    Stepped(Stepped),
+    /// Last to coordinator: tokens of an answer.
+    Tokens(Tokens),
+    /// Any stage to coordinator (and to front): a session cannot go on here.
+    Failed {
+        /// The session.
+        session: SessionId,
+        /// Why, for programs.
+        kind: ErrorKind,
+        /// Why, for people.
+        message: String,
+    },
+    /// Along the chain and at last to the coordinator: commitments. Payload: the chain's bytes, opaque here.
+    Commit {
+        /// The session.
+        session: SessionId,
+        /// So many positions, from the first.
+        positions: u32,
+    },
+    /// Stage to whoever audits: kept inputs of a session. Payload: f32 little-endian, `[rows, width]`.
+    AuditInput {
+        /// The session.
+        session: SessionId,
+        /// Position of the first row.
+        first: u64,
+        /// Rows; none where they are no longer kept.
+        rows: u32,
+    },
+    /// The request for them.
+    AuditRequest {
+        /// The session.
+        session: SessionId,
+        /// The model.
+        model: Digest,
+        /// The stage's layers; never empty.
+        layers: Range<u32>,
+        /// Position of the first row.
+        first: u64,
+        /// Rows.
+        rows: u32,
+    },
+}
+
+/// A request for one or more answers to a prompt, at the stages that will give them.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Open {
+    /// The session of the first answer; the others' follow it ([`SessionId::choice`]).
+    pub session: SessionId,
+    /// Who wants it.
+    pub coordinator: PeerId,
+    /// The model.
+    pub model: Digest,
+    /// The placement that it was routed by.
+    pub epoch: u64,
+    /// Version of the bits.
+    pub numerics: u32,
+    /// The route: contiguous layers from the first, at least one stage.
+    pub stages: Vec<StageAt>,
+    /// How many answers, at least one.
+    pub choices: u16,
+    /// The front's number of the first answer's sequence, set along the chain.
+    pub sequence: Option<u64>,
+    /// How many of `tokens` are the prompt.
+    pub prompt_len: u32,
+    /// Tokens that may be chosen, counted from `prompt_len`.
+    pub most: u32,
+    /// How tokens are chosen.
+    pub sampling: Sampling,
+    /// What form the answer has.
+    pub format: SessionFormat,
+    /// Whether log-probabilities of the prompt are wanted.
+    pub prompt_logprobs: bool,
+    /// The prompt and what was chosen so far. They travel as the payload, u32 little-endian.
+    pub tokens: Vec<u32>,
+}
+
+/// What form an answer has.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum SessionFormat {
+    /// Any.
+    #[default]
+    Text,
+    /// A JSON object.
+    JsonObject,
+    /// JSON that fits this JSON Schema.
+    JsonSchema(String),
+}
+
+/// What a chain of stages is to do next.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Frame {
+    /// The placement.
+    pub epoch: u64,
+    /// The model.
+    pub model: Digest,
+    /// Grows by one on a chain.
+    pub number: u64,
+    /// The first stage, whose numbers these are.
+    pub front: PeerId,
+    /// Sequences to forget, before anything else.
+    pub drops: Vec<u64>,
+    /// Sequences that begin, in order.
+    pub starts: Vec<Start>,
+    /// What to compute, in the order of the payload's rows.
+    pub rows: Vec<FrameRows>,
+}
+
+impl Frame {
+    /// Rows of the payload.
+    pub fn rows(&self) -> usize {
+        self.rows.iter().map(|rows| rows.rows as usize).sum()
+    }
+}
+
+/// A sequence that begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Start {
+    /// The front's number of it.
+    pub sequence: u64,
+    /// The session that it computes.
+    pub session: SessionId,
+    /// Where its keys and values come from.
+    pub source: StartSource,
+}
+
+/// Where the keys and values of a new sequence come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StartSource {
+    /// There are none yet.
+    Empty,
+    /// Those of another sequence's first positions, which stays.
+    Fork {
+        /// The other.
+        from: u64,
+        /// How many positions.
+        tokens: u32,
+    },
+    /// Those of another sequence's first positions, which ends with it.
+    Take {
+        /// The other.
+        from: u64,
+        /// How many positions.
+        tokens: u32,
+    },
+}
+
+/// Rows of one sequence in a frame.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FrameRows {
+    /// The sequence.
+    pub sequence: u64,
+    /// Position of the first row; a cache that is longer is cut to it.
+    pub start: u32,
+    /// How many; at least one.
+    pub rows: u32,
+    /// Whether a token is chosen after the last row.
+    pub choose: bool,
+    /// Whether the logits of every row are wanted.
+    pub all_logits: bool,
+    /// The drafted tokens among the rows: they are the last ones.
+    pub draft: Vec<u32>,
+}
+
+/// A frame is done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stepped {
+    /// The placement.
+    pub epoch: u64,
+    /// The model.
+    pub model: Digest,
+    /// The frame's number.
+    pub number: u64,
+    /// What became of each sequence.
+    pub advances: Vec<SteppedSequence>,
+}
+
+/// What became of a sequence in a frame.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SteppedSequence {
+    /// The sequence.
+    pub sequence: u64,
+    /// Positions whose keys and values hold.
+    pub computed: u32,
+    /// Tokens that were chosen.
+    pub chosen: Vec<u32>,
+    /// Whether the answer is complete.
+    pub ended: bool,
+    /// Whether it cannot go on.
+    pub failed: bool,
+}
+
+/// Tokens of an answer.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Tokens {
+    /// The session.
+    pub session: SessionId,
+    /// Position of the first token, counted from the session's first token.
+    pub position: u32,
+    /// The tokens.
+    pub tokens: Vec<TokenOut>,
+    /// Why the answer ends here, if it does.
+    pub ended: Option<EndReason>,
+    /// The prompt's tokens with their log-probabilities where they were asked for, in order, in pieces.
+    pub prompt: Vec<TokenOut>,
+    /// Tokens that were drafted for these.
+    pub drafted: u32,
+    /// How many of them were right.
+    pub accepted: u32,
+    /// Positions at the session's beginning that an earlier session had computed.
+    pub cached: u32,
+}
+
+/// A token with its log-probability, where it was asked for.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct TokenOut {
+    /// The token.
+    pub token: u32,
+    /// The natural logarithm of its probability.
+    pub logprob: Option<f32>,
+    /// The most likely tokens with theirs, best first.
+    pub top: Vec<(u32, f32)>,
+}
+
+/// Why an answer ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EndReason {
+    /// The model ended it.
+    Stop,
+    /// It has as many tokens as it may.
+    Length,
+    /// The grammar allows no further token.
+    GrammarComplete,
+}

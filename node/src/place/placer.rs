@@ -1,0 +1,98 @@
+//! A node's whole part in placement: what it decides where it is the master, and which stages it holds. Pure: what happens
+//! comes in with the time, and what is to be done goes out.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Instant;
+
+use pangea_compute::Digest;
+
+use super::Placement;
+use super::keeper::{Keeper, StageOrder, StageReport, Wish};
+use super::ruler::{Note, Ruler};
+use super::survey;
+use crate::pool::{StageStanding, View};
+
+/// What happens.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// Something in the pool has changed.
+    View(Arc<View>),
+    /// A stage gets on, or has ended.
+    Stage(StageReport),
+    /// How many sessions a stage has now.
+    Sessions {
+        /// The model's digest.
+        model: Digest,
+        /// The layers.
+        layers: Range<u32>,
+        /// How many.
+        open: usize,
+    },
+    /// Some time has passed.
+    Tick,
+}
+
+/// What is to be done.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Action {
+    /// These are the placements that this node has decided on; before, others were.
+    SayPlacements(Vec<Placement>),
+    /// This is how the stages of this node are.
+    SayStages(Vec<StageStanding>),
+    /// A stage is to be fetched and loaded.
+    Load(StageOrder),
+    /// A stage that is being fetched or loaded is not needed any more.
+    Cancel {
+        /// The model's digest.
+        model: Digest,
+        /// The layers.
+        layers: Range<u32>,
+    },
+    /// A stage that was ready is not needed any more.
+    Unload {
+        /// The model's digest.
+        model: Digest,
+        /// The layers.
+        layers: Range<u32>,
+    },
+    /// People should hear of this.
+    Note(Note),
+}
+
+/// The state machine.
+#[derive(Debug)]
+pub struct Placer {
+    view: Arc<View>,
+    ruler: Ruler,
+    keeper: Keeper,
+}
+
+impl Placer {
+    /// A node that holds nothing yet and sees this.
+    pub fn new(view: Arc<View>) -> Placer {
+        Placer { view, ruler: Ruler::default(), keeper: Keeper::default() }
+    }
+
+    /// Takes in what happened; what is to be done, in this order.
+    pub fn handle(&mut self, event: Event, now: Instant) -> Vec<Action> {
+        match event {
+            Event::View(view) => self.view = view,
+            Event::Stage(report) => self.keeper.report(report),
+            Event::Sessions { model, layers, open } => self.keeper.sessions(model, &layers, open),
+            Event::Tick => {}
+        }
+        let (placements, notes) = self.ruler.decide(&self.view, now);
+        let mut actions: Vec<Action> = notes.into_iter().map(Action::Note).collect();
+        actions.extend(placements.map(Action::SayPlacements));
+        // A master obeys itself at once; what it says of itself comes back a moment later.
+        let placements = self.ruler.in_force().or_else(|| survey::placements(&self.view));
+        actions.extend(self.keeper.wishes(&self.view, placements, now).into_iter().map(|wish| match wish {
+            Wish::Say(stages) => Action::SayStages(stages),
+            Wish::Load(order) => Action::Load(order),
+            Wish::Cancel(model, layers) => Action::Cancel { model, layers },
+            Wish::Unload(model, layers) => Action::Unload { model, layers },
+        }));
+        actions
+    }
+}

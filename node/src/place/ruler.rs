@@ -1,0 +1,499 @@
+//! What the master decides: one placement that answers for each model that is served, and one that forms beside it where
+//! that is better. A state machine; on a node that is not the master it remembers, so that it can go on where another ended.
+//!
+//! * A placement with a stage that is gone, failed or cut off gives way at once.
+//! * One that works gives way only to what has been foretold as [`GAIN`] times as good for [`PATIENCE`], where the new stages
+//!   fit beside the old ones; or because flags ask for something else.
+//! * The old one stays in force until every stage of the new one is ready.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use libp2p::PeerId;
+use pangea_compute::Digest;
+
+use super::Placement;
+use super::cost::Prediction;
+use super::offer::{ModelNeeds, NodeOffer};
+use super::plan::{Plan, plan, predict};
+use super::survey;
+use crate::pool::{StageState, Standing, Term, View};
+
+/// How many times better a plan must be than what works. Measurements vary by less.
+const GAIN: f64 = 1.25;
+
+/// The same under `--split`, where a node more is to be used even beside many.
+const SPLIT_GAIN: f64 = 1.1;
+
+/// For how long. Nodes come and go in less when they start.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Between two looks for something better.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// Between two plans where none worked; a stage that fails makes one due at once.
+const AGAIN: Duration = Duration::from_millis(200);
+
+/// A node that could not load its stage of a model gets none of it for so long, and twice as long after every other time.
+const SHUN: Duration = Duration::from_secs(30);
+
+/// But not longer.
+const SHUN_MOST: Duration = Duration::from_secs(600);
+
+/// A node that says nothing of its stage in this time has not heard, or does not obey.
+const HEED: Duration = Duration::from_secs(10);
+
+/// Weights that do not come on in this time do not come.
+const FETCH_STALL: Duration = Duration::from_secs(60);
+
+/// Packing the largest stage takes less.
+const LOAD_STALL: Duration = Duration::from_secs(600);
+
+/// A model whose last serving node left is still answered for so long: answers go on, and nodes restart.
+const ORPHANED: Duration = Duration::from_secs(120);
+
+/// Epochs from here on are nobody's: so that no word from outside can use them all up.
+const MAX_EPOCH: u64 = u64::MAX / 2;
+
+/// What people should hear of a decision.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Note {
+    /// A new placement.
+    Placed {
+        /// It.
+        placement: Placement,
+        /// Why, a clause.
+        reason: String,
+        /// What is foretold.
+        prediction: Prediction,
+    },
+    /// A model has no placement.
+    Refused {
+        /// Its name.
+        name: String,
+        /// Why, and what to do.
+        why: String,
+    },
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Ruler {
+    /// The term under which this node decides.
+    term: Option<Term>,
+    models: BTreeMap<Digest, Ruling>,
+    /// The highest epoch of each model that anyone named.
+    epochs: BTreeMap<Digest, u64>,
+    said: Vec<Placement>,
+}
+
+/// One model.
+#[derive(Debug)]
+struct Ruling {
+    needs: ModelNeeds,
+    served_at: Instant,
+    /// What answers.
+    serving: Option<Running>,
+    /// What is to.
+    forming: Option<Running>,
+    planned_at: Option<Instant>,
+    better_since: Option<Instant>,
+    refused: Option<String>,
+    shunned: BTreeMap<PeerId, Shunned>,
+}
+
+/// A placement and how it gets on.
+#[derive(Clone, Debug)]
+struct Running {
+    placement: Placement,
+    /// The run of each stage's node.
+    incarnations: Vec<u64>,
+    /// How each stage was last, and since when.
+    progress: Vec<(Option<StageState>, Instant)>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Shunned {
+    until: Instant,
+    times: u32,
+    incarnation: u64,
+}
+
+/// How a placement is that has not been given up.
+enum Health {
+    Ready,
+    Forming,
+    /// It will not do any more; these of its nodes are to blame.
+    Broken(Vec<PeerId>),
+}
+
+impl Ruler {
+    /// The placements that are in force, if they changed, and what people should hear.
+    pub(super) fn decide(&mut self, view: &View, now: Instant) -> (Option<Vec<Placement>>, Vec<Note>) {
+        let mut notes = Vec::new();
+        self.see_models(view, now);
+        self.see_epochs(view);
+        match view.term.filter(|term| term.master == view.local) {
+            Some(term) => {
+                if self.term.replace(term) != Some(term) {
+                    self.take_over(view, term, now);
+                }
+                for digest in self.models.keys().copied().collect::<Vec<_>>() {
+                    notes.extend(self.rule(digest, term, view, now));
+                }
+            }
+            None => {
+                self.term = None;
+                self.follow(view, now);
+            }
+        }
+        let say: Vec<Placement> = match self.term {
+            Some(_) => self.models.values().flat_map(Ruling::in_force).cloned().collect(),
+            None => Vec::new(),
+        };
+        let changed = say != self.said;
+        self.said.clone_from(&say);
+        (changed.then_some(say), notes)
+    }
+
+    /// What this node has decided, where it is the master.
+    pub(super) fn in_force(&self) -> Option<Vec<Placement>> {
+        self.term.map(|_| self.said.clone())
+    }
+
+    fn see_epochs(&mut self, view: &View) {
+        let placed = |standing: &Standing| -> Vec<(Digest, u64)> {
+            let placements = standing.placements.iter().map(|placement| (placement.model, placement.epoch));
+            placements.chain(standing.stages.iter().map(|stage| (stage.model, stage.epoch))).collect()
+        };
+        for (model, epoch) in view.everyone().flat_map(|standing| placed(standing)) {
+            if epoch < MAX_EPOCH && (self.models.contains_key(&model) || self.epochs.contains_key(&model)) {
+                let highest = self.epochs.entry(model).or_default();
+                *highest = epoch.max(*highest);
+            }
+        }
+    }
+
+    /// Which models there are, and what is asked for each.
+    fn see_models(&mut self, view: &View, now: Instant) {
+        for (digest, needs) in survey::models(view) {
+            self.epochs.entry(digest).or_default();
+            let ruling = self.models.entry(digest).or_insert_with(|| Ruling::new(needs.clone(), now));
+            (ruling.needs, ruling.served_at) = (needs, now);
+        }
+        self.models.retain(|_, ruling| {
+            if ruling.served_at != now {
+                ruling.needs.served_by.clear();
+            }
+            now.saturating_duration_since(ruling.served_at) < ORPHANED
+        });
+    }
+
+    /// Remembers what the master decides.
+    fn follow(&mut self, view: &View, now: Instant) {
+        let Some(placements) = survey::placements(view) else { return };
+        for ruling in self.models.values_mut() {
+            let mut of: Vec<&Placement> =
+                placements.iter().filter(|placement| placement.model == ruling.needs.digest).collect();
+            if of.is_empty() {
+                // A new master says nothing for a moment; should it end then, what was before counts.
+                continue;
+            }
+            of.sort_by_key(|placement| std::cmp::Reverse(placement.epoch));
+            let ready = of.iter().position(|placement| survey::is_ready(view, placement));
+            let running = |placement: &Placement| Running::new(placement.clone(), view, now);
+            ruling.serving = ready.map(|at| running(of[at]));
+            ruling.forming = of.first().filter(|_| ready != Some(0)).map(|newest| running(newest));
+            (ruling.better_since, ruling.refused) = (None, None);
+        }
+    }
+
+    /// Goes on with what the last master decided, under this node's own term.
+    fn take_over(&mut self, view: &View, term: Term, now: Instant) {
+        for ruling in self.models.values_mut() {
+            let highest = self.epochs.entry(ruling.needs.digest).or_default();
+            let renumbered = ruling.serving.as_ref().is_some_and(|serving| ambiguous(view, &serving.placement));
+            if renumbered || ruling.forming.as_ref().is_some_and(|forming| ambiguous(view, &forming.placement)) {
+                // Another master gave the same number to other stages. What answers does so under a new one, once its
+                // stages have heard of that; what was forming is planned anew.
+                ruling.forming = ruling.serving.take().filter(|_| renumbered);
+                if let Some(forming) = &mut ruling.forming {
+                    *highest += 1;
+                    forming.placement.epoch = *highest;
+                }
+            }
+            for running in [&mut ruling.serving, &mut ruling.forming].into_iter().flatten() {
+                *highest = running.placement.epoch.max(*highest);
+                let placement = Placement { term, ..running.placement.clone() };
+                *running = Running::new(placement, view, now);
+            }
+        }
+    }
+
+    fn rule(&mut self, digest: Digest, term: Term, view: &View, now: Instant) -> Option<Note> {
+        let reserved = self.reserved(&digest, view);
+        let ruling = self.models.get_mut(&digest)?;
+        ruling.check(view, now);
+        if !ruling.is_due(now) {
+            return None;
+        }
+        ruling.planned_at = Some(now);
+        let offers = ruling.offers(view, &reserved, now);
+        let links = |from: &PeerId, to: &PeerId| survey::link(view, from, to);
+        let best = plan(&ruling.needs, &offers, links);
+        let plan = match (best, &ruling.serving) {
+            (Ok(plan), Some(serving)) => {
+                let changed = ruling.is_worth_it(plan, serving, &offers, view, now);
+                ruling.better_since = if changed.1 { ruling.better_since.or(Some(now)) } else { None };
+                changed.0?
+            }
+            (Ok(plan), None) => plan,
+            (Err(no_plan), serving) => {
+                let known = ruling.refused.as_ref() == Some(&no_plan.why);
+                if known || serving.is_some() {
+                    return None;
+                }
+                ruling.refused = Some(no_plan.why.clone());
+                return Some(Note::Refused { name: ruling.needs.name.clone(), why: no_plan.why });
+            }
+        };
+        (ruling.refused, ruling.better_since) = (None, None);
+        if !ruling.fits_beside(&plan, &offers, view) {
+            // Asked for by flags: what answers makes room first.
+            ruling.serving = None;
+        }
+        let epoch = self.epochs.entry(digest).or_default();
+        // A master that restarts may have decided what it has not heard of again: a later run's epochs are higher.
+        *epoch = (*epoch + 1).max(view.own.incarnation.min(MAX_EPOCH));
+        let placement =
+            Placement { model: digest, name: ruling.needs.name.clone(), epoch: *epoch, term, stages: plan.stages };
+        ruling.forming = Some(Running::new(placement.clone(), view, now));
+        Some(Note::Placed { placement, reason: plan.reason, prediction: plan.prediction })
+    }
+
+    /// What the placements of all other models take on each node.
+    fn reserved(&self, digest: &Digest, view: &View) -> BTreeMap<PeerId, u64> {
+        let mut reserved = BTreeMap::new();
+        for ruling in self.models.values().filter(|ruling| ruling.needs.digest != *digest) {
+            for placement in ruling.in_force() {
+                reserve(&mut reserved, &ruling.needs, placement, view);
+            }
+        }
+        reserved
+    }
+}
+
+/// Adds what the stages of a placement take on their nodes: what they need, or what their sessions were given.
+fn reserve(reserved: &mut BTreeMap<PeerId, u64>, needs: &ModelNeeds, placement: &Placement, view: &View) {
+    for stage in &placement.stages {
+        let said = view.standing(&stage.peer).and_then(|standing| {
+            standing.stages.iter().find(|said| said.model == placement.model && said.layers == stage.layers)
+        });
+        let session_bytes = needs.session_bytes(&stage.layers).max(said.map_or(0, |said| said.session_bytes));
+        let bytes: &mut u64 = reserved.entry(stage.peer).or_default();
+        *bytes = bytes.saturating_add(needs.weight_bytes(&stage.layers)).saturating_add(session_bytes);
+    }
+}
+
+/// Whether someone uses the placement's epoch for other stages, or a later one.
+fn ambiguous(view: &View, placement: &Placement) -> bool {
+    view.everyone().any(|standing| {
+        let placements = standing.placements.iter().filter(|other| other.model == placement.model);
+        let mut epochs = placements.filter(|other| other.stages != placement.stages).map(|other| other.epoch);
+        let stages = standing.stages.iter().filter(|stage| stage.model == placement.model);
+        let placed = |stage: &crate::pool::StageStanding| {
+            let here = placement.stages.iter().filter(|placed| placed.peer == standing.peer);
+            here.clone().any(|placed| placed.layers == stage.layers)
+        };
+        let mut others = stages.filter(|stage| !placed(stage)).map(|stage| stage.epoch);
+        let taken = |epoch: u64| epoch >= placement.epoch && epoch < MAX_EPOCH;
+        epochs.any(taken) || others.any(taken)
+    })
+}
+
+impl Ruling {
+    fn new(needs: ModelNeeds, now: Instant) -> Ruling {
+        Ruling {
+            needs,
+            served_at: now,
+            serving: None,
+            forming: None,
+            planned_at: None,
+            better_since: None,
+            refused: None,
+            shunned: BTreeMap::new(),
+        }
+    }
+
+    fn in_force(&self) -> impl Iterator<Item = &Placement> {
+        [&self.serving, &self.forming].into_iter().flatten().map(|running| &running.placement)
+    }
+
+    /// Gives up what does not work and goes over to what is ready.
+    fn check(&mut self, view: &View, now: Instant) {
+        if let Some(forming) = &mut self.forming {
+            match forming.health(view, now, false) {
+                Health::Ready => (self.serving, self.planned_at) = (self.forming.take(), Some(now)),
+                Health::Forming => {}
+                Health::Broken(blamed) => {
+                    (self.forming, self.planned_at) = (None, None);
+                    for peer in blamed {
+                        self.shun(peer, view, now);
+                    }
+                }
+            }
+        }
+        if let Some(serving) = &mut self.serving
+            && let Health::Broken(blamed) = serving.health(view, now, true)
+        {
+            (self.serving, self.planned_at) = (None, None);
+            for peer in blamed {
+                self.shun(peer, view, now);
+            }
+        }
+    }
+
+    fn shun(&mut self, peer: PeerId, view: &View, now: Instant) {
+        let Some(standing) = view.standing(&peer) else { return };
+        let known = self.shunned.get(&peer).filter(|known| known.incarnation == standing.incarnation);
+        let times = known.map_or(0, |known| known.times.saturating_add(1));
+        let time = SHUN.saturating_mul(1 << times.min(16)).min(SHUN_MOST);
+        let shunned = Shunned { until: now + time, times, incarnation: standing.incarnation };
+        self.shunned.insert(peer, shunned);
+    }
+
+    fn is_due(&self, now: Instant) -> bool {
+        let every = match (&self.serving, &self.forming) {
+            (_, Some(_)) => return false,
+            (Some(_), None) => LOOK,
+            (None, None) => AGAIN,
+        };
+        self.planned_at.is_none_or(|at| now.saturating_duration_since(at) >= every)
+    }
+
+    /// What nodes have left for this model.
+    fn offers(&self, view: &View, reserved: &BTreeMap<PeerId, u64>, now: Instant) -> Vec<NodeOffer> {
+        let mut offers = survey::offers(view);
+        offers.retain(|offer| {
+            let incarnation = view.standing(&offer.peer).map(|standing| standing.incarnation);
+            let shunned = self.shunned.get(&offer.peer);
+            shunned.is_none_or(|shunned| shunned.until <= now || Some(shunned.incarnation) != incarnation)
+        });
+        for offer in &mut offers {
+            let taken = reserved.get(&offer.peer).copied().unwrap_or(0);
+            offer.memory_bytes = offer.memory_bytes.saturating_sub(taken);
+        }
+        offers
+    }
+
+    /// What nodes have left beside the stages that answer.
+    fn beside(&self, offers: &[NodeOffer], view: &View) -> Vec<NodeOffer> {
+        let mut taken = BTreeMap::new();
+        if let Some(serving) = &self.serving {
+            reserve(&mut taken, &self.needs, &serving.placement, view);
+        }
+        let mut offers = offers.to_vec();
+        for offer in &mut offers {
+            offer.memory_bytes = offer.memory_bytes.saturating_sub(taken.get(&offer.peer).copied().unwrap_or(0));
+        }
+        offers
+    }
+
+    /// Whether the new stages and those that answer fit at once; a stage that stays as it is takes nothing.
+    fn fits_beside(&self, plan: &Plan, offers: &[NodeOffer], view: &View) -> bool {
+        let beside = self.beside(offers, view);
+        let stays = |stage| self.serving.as_ref().is_some_and(|serving| serving.placement.stages.contains(stage));
+        plan.stages.iter().all(|stage| {
+            let takes = self.needs.stage_bytes(&stage.layers);
+            stays(stage) || beside.iter().any(|offer| offer.peer == stage.peer && offer.memory_bytes >= takes)
+        })
+    }
+
+    /// The plan that is to replace what works, if one is now; and whether it is better, if only for a moment yet.
+    fn is_worth_it(
+        &self,
+        best: Plan,
+        serving: &Running,
+        offers: &[NodeOffer],
+        view: &View,
+        now: Instant,
+    ) -> (Option<Plan>, bool) {
+        let current = &serving.placement.stages;
+        if best.stages == *current {
+            return (None, false);
+        }
+        let links = |from: &PeerId, to: &PeerId| survey::link(view, from, to);
+        let pinned = |(peer, layers): &(PeerId, std::ops::Range<u32>)| {
+            let there = best.stages.iter().any(|stage| stage.peer == *peer);
+            !there || current.iter().any(|stage| stage.peer == *peer && stage.layers == *layers)
+        };
+        let forced =
+            !self.needs.pins.iter().all(pinned) || (self.needs.split && current.len() == 1 && best.stages.len() > 1);
+        if forced {
+            return (Some(best), true);
+        }
+        // The new stages are to fit beside the old ones, which answer meanwhile.
+        let beside = self.beside(offers, view);
+        let (Ok(best), Some(is)) = (plan(&self.needs, &beside, links), predict(&self.needs, offers, links, current))
+        else {
+            return (None, false);
+        };
+        let better = match self.needs.split {
+            true => is.pace_s >= best.prediction.pace_s * SPLIT_GAIN,
+            false => is.step_s >= best.prediction.step_s * GAIN,
+        };
+        let long = self.better_since.is_some_and(|since| now.saturating_duration_since(since) >= PATIENCE);
+        ((better && long).then_some(best), better)
+    }
+}
+
+impl Running {
+    fn new(placement: Placement, view: &View, now: Instant) -> Running {
+        let incarnation = |peer| view.standing(peer).map_or(0, |standing| standing.incarnation);
+        Running {
+            incarnations: placement.stages.iter().map(|stage| incarnation(&stage.peer)).collect(),
+            progress: vec![(None, now); placement.stages.len()],
+            placement,
+        }
+    }
+
+    /// How it is; `answering`: whether all its stages have been ready.
+    fn health(&mut self, view: &View, now: Instant, answering: bool) -> Health {
+        let mut blamed = Vec::new();
+        let mut broken = !survey::is_linked(view, &self.placement);
+        let mut ready = true;
+        for (at, stage) in self.placement.stages.iter().enumerate() {
+            let standing = view.standing(&stage.peer).filter(|standing| standing.works);
+            if standing.map(|standing| standing.incarnation) != Some(self.incarnations[at]) {
+                broken = true;
+                continue;
+            }
+            let state = survey::stage_state(view, &self.placement, at);
+            ready &= state == Some(&StageState::Ready);
+            if matches!(state, Some(StageState::Failed(_))) {
+                (broken, ready) = (true, false);
+                blamed.push(stage.peer);
+            } else if answering && state != Some(&StageState::Ready) {
+                broken = true;
+            }
+            let (before, since) = &mut self.progress[at];
+            if before.as_ref() != state {
+                (*before, *since) = (state.cloned(), now);
+            }
+            let most = match state {
+                None => HEED,
+                Some(StageState::Fetching { .. }) => FETCH_STALL,
+                Some(StageState::Loading) => LOAD_STALL,
+                Some(StageState::Ready | StageState::Failed(_)) => continue,
+            };
+            if now.saturating_duration_since(*since) >= most {
+                broken = true;
+                blamed.push(stage.peer);
+            }
+        }
+        match (broken, ready) {
+            (true, _) => Health::Broken(blamed),
+            (false, true) => Health::Ready,
+            (false, false) => Health::Forming,
+        }
+    }
+}

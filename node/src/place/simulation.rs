@@ -1,0 +1,469 @@
+//! Placers in a world without a network: seeds drive joins, deaths, partitions, failed loads, elections and late adverts. In
+//! no seed do nodes obey two masters at once, give more memory than they have, or keep changing their minds once it is quiet.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use libp2p::PeerId;
+use pangea_compute::Digest;
+
+use super::plan_tests::peer;
+use super::*;
+use crate::pool::{
+    LayerSpeed, LinkStanding, ModelSize, ModelStanding, StageStanding, StageState, Standing, Term, View,
+};
+
+/// A generator of the tests' own: the same numbers everywhere.
+struct Lot(u64);
+
+impl Lot {
+    fn next(&mut self, below: usize) -> usize {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((z ^ (z >> 31)) % below as u64) as usize
+    }
+
+    fn ms(&mut self, below: usize) -> Duration {
+        Duration::from_millis(self.next(below) as u64)
+    }
+}
+
+const STEP: Duration = Duration::from_millis(100);
+
+struct Node {
+    standing: Standing,
+    alive: bool,
+    side: usize,
+    placer: Placer,
+    /// What it has heard of others.
+    heard: BTreeMap<PeerId, Arc<Standing>>,
+    /// Loads under way: when they end, and how.
+    loads: Vec<(Instant, StageReport)>,
+    /// Stages that are loaded or being loaded: bytes and sessions.
+    held: BTreeMap<(Digest, u32, u32), (u64, usize)>,
+}
+
+struct World {
+    lot: Lot,
+    began: Instant,
+    now: Instant,
+    nodes: Vec<Node>,
+    /// What each master said under each term: (term, model, epoch) → stages.
+    said: BTreeMap<(Term, Digest, u64), Vec<PlacedStage>>,
+    fails: bool,
+    /// Time of a step.
+    pace: Duration,
+}
+
+fn digest(number: u8) -> Digest {
+    Digest([number; 32])
+}
+
+fn size() -> ModelSize {
+    ModelSize {
+        layers: 24,
+        width: 512,
+        context: 1024,
+        layer_bytes: 10 << 20,
+        embedding_bytes: 0,
+        head_bytes: 20 << 20,
+        position_bytes: 256,
+    }
+}
+
+impl World {
+    fn new(seed: u64) -> World {
+        let mut lot = Lot(seed);
+        let now = Instant::now();
+        let count = 2 + lot.next(4);
+        let split = lot.next(2) == 0;
+        // Ample, or so little that it takes several.
+        let memory = if lot.next(3) > 0 { 2000 } else { 260 };
+        let nodes = (0..count).map(|at| {
+            let served = |number: u8| ModelStanding {
+                digest: digest(number),
+                name: format!("model{number}"),
+                served: true,
+                whole: true,
+                split,
+                pinned: None,
+                size: size(),
+            };
+            let mut models = vec![];
+            if at == 0 || lot.next(2) == 0 {
+                models.push(served(1));
+            }
+            if at == 1 && memory == 2000 {
+                models.push(served(2));
+            }
+            let speed = 1e9 * (1 + lot.next(4)) as f64;
+            let standing = Standing {
+                peer: peer(at as u8 + 1),
+                incarnation: 1000,
+                sequence: 0,
+                name: format!("node{at}"),
+                term: None,
+                counter: 0,
+                force_master: false,
+                uptime: Duration::ZERO,
+                works: true,
+                numerics: 1,
+                addresses: Vec::new(),
+                device: String::new(),
+                threads: 1,
+                memory_bytes: memory << 20,
+                f32_flops_per_s: 1e9,
+                speed: Some(LayerSpeed { weight_bytes_per_s: speed, macs_per_s: speed }),
+                links: Vec::new(),
+                models,
+                stages: Vec::new(),
+                placements: Vec::new(),
+            };
+            let view = view_of(&standing, &BTreeMap::new());
+            let placer = Placer::new(Arc::new(view));
+            let (heard, loads, held) = Default::default();
+            Node { standing, alive: true, side: 0, placer, heard, loads, held }
+        });
+        World { nodes: nodes.collect(), lot, began: now, now, said: BTreeMap::new(), fails: true, pace: STEP }
+    }
+
+    /// A master for each side that is led by nobody it can reach, or now and then another.
+    fn elect(&mut self, often: usize) {
+        for side in 0..2 {
+            let members: Vec<usize> =
+                (0..self.nodes.len()).filter(|at| self.nodes[*at].alive && self.nodes[*at].side == side).collect();
+            let Some(first) = members.first() else { continue };
+            let terms = members.iter().filter_map(|at| self.nodes[*at].standing.term);
+            let highest = terms.max();
+            let led = highest.is_some_and(|term| members.iter().any(|at| self.nodes[*at].standing.peer == term.master));
+            // As terms are persisted, no two masters of a counter and a name are different.
+            let masters: BTreeSet<PeerId> =
+                members.iter().filter_map(|at| Some(self.nodes[*at].standing.term?.master)).collect();
+            if !led || (masters.len() > 1 && self.lot.next(20) == 0) || (often > 0 && self.lot.next(often) == 0) {
+                let master = if often > 0 { members[self.lot.next(members.len())] } else { *first };
+                let counter = self.nodes.iter().filter_map(|node| node.standing.term).map(|term| term.counter).max();
+                let term = Term { counter: counter.unwrap_or(0) + 1, master: self.nodes[master].standing.peer };
+                self.nodes[master].standing.term = Some(term);
+            }
+        }
+    }
+
+    fn load(&mut self, at: usize, order: StageOrder) {
+        let fails = self.fails && self.lot.next(12) == 0;
+        let node = &mut self.nodes[at];
+        let view = view_of(&node.standing, &node.heard);
+        let placements = survey::placements(&view).expect("only what a master said is obeyed");
+        assert!(
+            placements.iter().any(|placement| {
+                placement.epoch == order.epoch
+                    && placement.model == order.model
+                    && Some(placement.term) == view.term
+                    && placement
+                        .stages
+                        .iter()
+                        .any(|stage| stage.peer == node.standing.peer && stage.layers == order.layers)
+            }),
+            "an order that no placement of the highest term asks for"
+        );
+        let needs = survey::model(&view, &order.model).expect("sizes are known");
+        assert!(order.session_bytes >= needs.session_bytes(&order.layers));
+        let bytes = needs.weight_bytes(&order.layers) + order.session_bytes;
+        let key = (order.model, order.layers.start, order.layers.end);
+        assert!(node.held.insert(key, (bytes, 0)).is_none(), "loaded twice");
+        let held: u64 = node.held.values().map(|(bytes, _)| bytes).sum();
+        assert!(held <= node.standing.memory_bytes, "{held} bytes");
+        let took = self.lot.ms(3000) + STEP;
+        let report =
+            |state| StageReport { model: order.model, layers: order.layers.clone(), epoch: order.epoch, state };
+        node.loads.push((self.now + took / 3, report(StageState::Fetching { done: 5, total: 9 })));
+        node.loads.push((self.now + took / 2, report(StageState::Loading)));
+        let end = if fails { StageState::Failed("no".to_owned()) } else { StageState::Ready };
+        node.loads.push((self.now + took, report(end)));
+    }
+
+    fn act(&mut self, at: usize, actions: Vec<Action>) {
+        for action in actions {
+            match action {
+                Action::SayPlacements(placements) => {
+                    let node = &mut self.nodes[at];
+                    for placement in &placements {
+                        assert_eq!(Some(placement.term), node.standing.term, "said under one's own term");
+                        assert_eq!(placement.term.master, node.standing.peer);
+                        let key = (placement.term, placement.model, placement.epoch);
+                        let known = self.said.entry(key).or_insert_with(|| placement.stages.clone());
+                        assert_eq!(*known, placement.stages, "two placements of one epoch");
+                    }
+                    for number in 1..=2 {
+                        let of = placements.iter().filter(|placement| placement.model == digest(number));
+                        assert!(of.count() <= 2, "one that answers and one that forms");
+                    }
+                    node.standing.placements = placements;
+                }
+                Action::SayStages(stages) => {
+                    for stage in &stages {
+                        if let StageState::Failed(why) = &stage.state {
+                            assert_eq!(why, "no", "ordered where there is no room");
+                        }
+                    }
+                    self.nodes[at].standing.stages = stages;
+                }
+                Action::Load(order) => self.load(at, order),
+                Action::Cancel { model, layers } | Action::Unload { model, layers } => self.unload(at, model, layers),
+                Action::Note(_) => {}
+            }
+        }
+    }
+
+    fn unload(&mut self, at: usize, model: Digest, layers: Range<u32>) {
+        let node = &mut self.nodes[at];
+        let held = node.held.remove(&(model, layers.start, layers.end));
+        let ample = node.standing.memory_bytes == 2000 << 20;
+        assert!(held.is_some_and(|(_, sessions)| sessions == 0 || !ample), "sessions are left to end");
+        node.loads.retain(|(_, report)| (report.model, &report.layers) != (model, &layers));
+    }
+
+    fn tell(&mut self, at: usize, event: Event) {
+        let actions = self.nodes[at].placer.handle(event, self.now);
+        self.act(at, actions);
+    }
+
+    /// One step: adverts arrive or do not, loads get on, sessions come and go.
+    fn step(&mut self, late: usize) {
+        self.now += self.pace;
+        let said: Vec<(Arc<Standing>, bool, usize)> =
+            self.nodes.iter().map(|node| (Arc::new(node.standing.clone()), node.alive, node.side)).collect();
+        for at in 0..self.nodes.len() {
+            if !self.nodes[at].alive {
+                continue;
+            }
+            for (other, (standing, alive, side)) in said.iter().enumerate().filter(|(other, _)| *other != at) {
+                let reaches = *alive && *side == self.nodes[at].side;
+                if late > 0 && self.lot.next(late) > 0 {
+                    continue;
+                }
+                let node = &mut self.nodes[at];
+                let peer = said[other].0.peer;
+                if reaches {
+                    node.heard.insert(peer, Arc::clone(standing));
+                    node.standing.term = node.standing.term.max(standing.term);
+                } else {
+                    node.heard.remove(&peer);
+                }
+            }
+            let node = &mut self.nodes[at];
+            node.standing.links = node.heard.keys().map(|to| link_to(*to)).collect();
+            let view = Arc::new(view_of(&node.standing, &node.heard));
+            self.tell(at, Event::View(view));
+            let due: Vec<StageReport> = {
+                let (now, loads) = (self.now, &mut self.nodes[at].loads);
+                let due = loads.iter().filter(|(when, _)| *when <= now).map(|(_, report)| report.clone()).collect();
+                loads.retain(|(when, _)| *when > now);
+                due
+            };
+            for report in due {
+                if let StageState::Failed(_) = report.state {
+                    self.nodes[at].held.remove(&(report.model, report.layers.start, report.layers.end));
+                }
+                self.tell(at, Event::Stage(report));
+            }
+            self.converse(at);
+        }
+    }
+
+    fn converse(&mut self, at: usize) {
+        let ready: Vec<StageStanding> = self.nodes[at].standing.stages.clone();
+        for stage in ready.into_iter().filter(|stage| stage.state == StageState::Ready) {
+            if self.lot.next(10) == 0 {
+                let open = self.lot.next(3);
+                let key = (stage.model, stage.layers.start, stage.layers.end);
+                if let Some(held) = self.nodes[at].held.get_mut(&key) {
+                    held.1 = open;
+                    self.tell(at, Event::Sessions { model: stage.model, layers: stage.layers, open });
+                }
+            }
+        }
+    }
+
+    fn disturb(&mut self) {
+        let at = self.lot.next(self.nodes.len());
+        let others_alive = self.nodes.iter().enumerate().any(|(other, node)| other != at && node.alive);
+        match self.lot.next(4) {
+            0 if others_alive => self.nodes[at].alive = false,
+            1 => self.revive(at),
+            2 => self.nodes[at].side = self.lot.next(2),
+            _ => {}
+        }
+    }
+
+    fn revive(&mut self, at: usize) {
+        let node = &mut self.nodes[at];
+        if node.alive {
+            return;
+        }
+        node.alive = true;
+        node.standing.incarnation = 1000 + self.now.duration_since(self.began).as_millis() as u64;
+        (node.standing.stages, node.standing.placements, node.standing.links) = Default::default();
+        node.heard.clear();
+        node.loads.clear();
+        node.held.clear();
+        node.placer = Placer::new(Arc::new(view_of(&node.standing, &node.heard)));
+    }
+
+    fn heal(&mut self) {
+        self.fails = false;
+        for at in 0..self.nodes.len() {
+            self.revive(at);
+            self.nodes[at].side = 0;
+        }
+    }
+
+    /// The placements in force, of the one master.
+    fn placements(&self) -> Vec<Placement> {
+        let node = &self.nodes[0];
+        survey::placements(&view_of(&node.standing, &node.heard)).expect("there is a master")
+    }
+
+    fn is_settled(&self) -> bool {
+        let placements = self.placements();
+        let view = view_of(&self.nodes[0].standing, &self.nodes[0].heard);
+        let models = survey::models(&view);
+        placements.len() == models.len()
+            && placements.iter().all(|placement| survey::is_ready(&view, placement))
+            && models.keys().all(|model| placements.iter().any(|placement| placement.model == *model))
+    }
+}
+
+fn link_to(to: PeerId) -> LinkStanding {
+    let rtt = Duration::from_micros(400);
+    LinkStanding { to, rtt, bytes_per_s: 1e8, transport: "tcp".to_owned(), found_by: "mdns".to_owned() }
+}
+
+fn view_of(standing: &Standing, heard: &BTreeMap<PeerId, Arc<Standing>>) -> View {
+    View {
+        local: standing.peer,
+        own: Arc::new(standing.clone()),
+        term: standing.term,
+        nodes: heard.clone(),
+        connected: heard.keys().copied().collect(),
+    }
+}
+
+/// Twenty seconds of disorder, then quiet: how long until every model is placed and ready, and what was changed after that.
+fn run(seed: u64) {
+    let mut world = World::new(seed);
+    for _ in 0..200 {
+        if world.lot.next(12) == 0 {
+            world.disturb();
+        }
+        world.elect(100);
+        world.step(4);
+    }
+    world.heal();
+    // A node that failed is left out for half a minute, a whole one the second time, and so on.
+    let mut steps = 0;
+    while steps < 100 || !world.is_settled() {
+        world.elect(0);
+        world.step(3);
+        steps += 1;
+        assert!(steps < 6000, "seed {seed}: not placed: {:?}", world.placements());
+    }
+    // Nodes that were left out come back, and whatever was better is taken.
+    world.pace = STEP * 5;
+    for _ in 0..160 {
+        world.step(2);
+    }
+    let before = world.placements();
+    assert!(world.is_settled(), "seed {seed}");
+    for _ in 0..120 {
+        // Measurements vary.
+        let at = world.lot.next(world.nodes.len());
+        let factor = 0.95 + world.lot.next(10) as f64 / 100.0;
+        let speed = world.nodes[at].standing.speed;
+        if let Some(speed) = &mut world.nodes[at].standing.speed {
+            speed.weight_bytes_per_s *= factor;
+        }
+        world.step(2);
+        world.nodes[at].standing.speed = speed;
+    }
+    assert_eq!(world.placements(), before, "seed {seed}: a change of mind");
+}
+
+#[test]
+fn every_disorder_ends_in_one_ready_placement_under_one_master_and_stays() {
+    let seeds = std::env::var("PANGEA_SEEDS").ok().and_then(|seeds| seeds.parse().ok()).unwrap_or(100);
+    for seed in 0..seeds {
+        run(seed);
+    }
+}
+
+#[test]
+fn a_dead_stage_is_replaced_within_a_second_and_a_returned_node_is_used_again() {
+    for seed in 0..40 {
+        let mut world = World::new(seed);
+        world.fails = false;
+        for node in &mut world.nodes {
+            node.standing.memory_bytes = 2000 << 20;
+            for model in &mut node.standing.models {
+                model.split = true;
+            }
+            node.standing.speed = Some(LayerSpeed { weight_bytes_per_s: 1e9, macs_per_s: 1e9 });
+        }
+        let settle = |world: &mut World| {
+            for _ in 0..300 {
+                world.elect(0);
+                world.step(0);
+            }
+            assert!(world.is_settled());
+        };
+        settle(&mut world);
+        let stages = |world: &World| world.placements().iter().map(|placement| placement.stages.len()).min();
+        let count = world.nodes.len();
+        assert_eq!(stages(&world), Some(count), "all take part");
+        // Not the master, and not the one that alone serves the second model.
+        if count > 2 {
+            let epochs = world.placements().iter().map(|placement| placement.epoch).max();
+            world.nodes[count - 1].alive = false;
+            for _ in 0..10 {
+                world.step(0);
+            }
+            let gone = world.nodes[count - 1].standing.peer;
+            for placement in world.placements() {
+                assert!(placement.stages.iter().all(|stage| stage.peer != gone));
+                assert!(Some(placement.epoch) > epochs.map(|epoch| epoch.min(placement.epoch - 1)));
+            }
+            settle(&mut world);
+            assert_eq!(stages(&world), Some(count - 1));
+            world.revive(count - 1);
+            settle(&mut world);
+            assert_eq!(stages(&world), Some(count), "it is used again");
+        }
+    }
+}
+
+#[test]
+fn a_preview_shows_what_would_be_and_what_is() {
+    let mut world = World::new(3);
+    world.fails = false;
+    for _ in 0..300 {
+        world.elect(0);
+        world.step(0);
+    }
+    let view = view_of(&world.nodes[0].standing, &world.nodes[0].heard);
+    for placement in world.placements() {
+        let plan = preview(&view, &placement.name).unwrap();
+        let current = plan.current.unwrap();
+        assert_eq!((plan.ready, plan.epoch), (true, placement.epoch));
+        let layers = |stage: &PlacedStage| (stage.peer.to_string(), [stage.layers.start, stage.layers.end]);
+        let shown = current.stages.iter().map(|stage| (stage.peer.clone(), stage.layers));
+        assert!(shown.eq(placement.stages.iter().map(layers)));
+        assert!(current.decode_tokens_per_s > 0.0 && plan.best.unwrap().prompt_tokens_per_s > 0.0);
+        assert!(!plan.reason.is_empty());
+    }
+    assert_eq!(preview(&view, "nobody").unwrap_err().kind(), pangea_client::ErrorKind::NotFound);
+    let several = world.placements().len() > 1;
+    assert_eq!(preview(&view, "").is_err(), several);
+}

@@ -1,0 +1,125 @@
+//! What a view of the pool says about models and nodes, as plans take it. It judges whose word counts for what, and plans
+//! nothing.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use libp2p::PeerId;
+use pangea_compute::Digest;
+
+use super::Placement;
+use super::offer::{Link, ModelNeeds, NodeOffer};
+use crate::pool::{ModelStanding, StageState, Standing, View};
+
+/// Stages of one placement at most: more are nobody's honest decision.
+const MAX_STAGES: usize = 64;
+
+/// The models that some node serves, by digest.
+pub fn models(view: &View) -> BTreeMap<Digest, ModelNeeds> {
+    let mut said: BTreeMap<Digest, Vec<(&Standing, &ModelStanding)>> = BTreeMap::new();
+    for standing in view.everyone() {
+        for model in &standing.models {
+            said.entry(model.digest).or_default().push((standing, model));
+        }
+    }
+    said.into_iter().filter_map(|(digest, said)| Some((digest, needs(digest, said)?))).collect()
+}
+
+/// What is known of a model, whoever serves it.
+pub(super) fn model(view: &View, digest: &Digest) -> Option<ModelNeeds> {
+    let all = view.everyone().flat_map(|standing| standing.models.iter().map(move |model| (&**standing, model)));
+    let said: Vec<_> = all.filter(|(_, model)| model.digest == *digest).collect();
+    let mut needs = needs(*digest, said.clone());
+    if needs.is_none() {
+        let mut said = said;
+        said.sort_by_key(|(standing, model)| (!model.whole, standing.peer));
+        let (standing, model) = said.first()?;
+        let served = ModelStanding { served: true, ..(*model).clone() };
+        needs = self::needs(*digest, vec![(*standing, &served)]);
+    }
+    needs
+}
+
+fn needs(digest: Digest, mut said: Vec<(&Standing, &ModelStanding)>) -> Option<ModelNeeds> {
+    // Whoever serves a whole file knows best what it takes.
+    said.sort_by_key(|(standing, model)| (!model.served, !model.whole, standing.peer));
+    let (_, first) = said.first().filter(|(_, model)| model.served)?;
+    let of = |counts: &dyn Fn(&ModelStanding) -> bool| -> BTreeSet<PeerId> {
+        said.iter().filter(|(_, model)| counts(model)).map(|(standing, _)| standing.peer).collect()
+    };
+    let pins = said.iter().filter(|(standing, _)| standing.works);
+    let mut pins: Vec<_> = pins.filter_map(|(standing, model)| Some((standing.peer, model.pinned.clone()?))).collect();
+    pins.sort_by_key(|(peer, _)| *peer);
+    Some(ModelNeeds {
+        digest,
+        name: first.name.clone(),
+        size: first.size,
+        split: said.iter().any(|(_, model)| model.served && model.split),
+        pins,
+        served_by: of(&|model| model.served),
+        files: of(&|model| model.whole),
+    })
+}
+
+/// The nodes that compute for others and know how fast they are; all their memory is theirs to give.
+pub fn offers(view: &View) -> Vec<NodeOffer> {
+    let offer = |standing: &Standing| {
+        Some(NodeOffer {
+            peer: standing.peer,
+            name: standing.name.clone(),
+            memory_bytes: standing.memory_bytes,
+            speed: standing.speed?,
+            numerics: standing.numerics,
+        })
+    };
+    view.everyone().filter(|standing| standing.works).filter_map(|standing| offer(standing)).collect()
+}
+
+/// The connection between two nodes, as either of them says.
+pub fn link(view: &View, from: &PeerId, to: &PeerId) -> Option<Link> {
+    let link = view.link(from, to)?;
+    Some(Link { rtt: link.rtt, bytes_per_s: link.bytes_per_s })
+}
+
+/// What the master has decided, where its words are here: nothing of an older term, and nothing that is no placement.
+pub fn placements(view: &View) -> Option<Vec<Placement>> {
+    let term = view.term?;
+    let master = view.standing(&term.master).filter(|standing| standing.term == Some(term))?;
+    let sound = |placement: &&Placement| placement.term == term && is_sound(placement);
+    Some(master.placements.iter().filter(sound).cloned().collect())
+}
+
+/// Whether the stages are contiguous and on nodes of their own.
+fn is_sound(placement: &Placement) -> bool {
+    let mut peers = BTreeSet::new();
+    let mut layer = 0;
+    let follows = placement.stages.iter().all(|stage| {
+        let follows = stage.layers.start == layer && stage.layers.end > layer && peers.insert(stage.peer);
+        layer = stage.layers.end;
+        follows
+    });
+    follows && !placement.stages.is_empty() && placement.stages.len() <= MAX_STAGES
+}
+
+/// How a node says it is with a stage of a placement.
+pub fn stage_state<'a>(view: &'a View, placement: &Placement, stage: usize) -> Option<&'a StageState> {
+    let placed = placement.stages.get(stage)?;
+    let standing = view.standing(&placed.peer).filter(|standing| standing.works)?;
+    let of = standing
+        .stages
+        .iter()
+        .find(|of| of.model == placement.model && of.layers == placed.layers && of.epoch >= placement.epoch)?;
+    Some(&of.state)
+}
+
+/// Whether activations and tokens can travel along the stages and back to the first.
+pub fn is_linked(view: &View, placement: &Placement) -> bool {
+    let peers: Vec<&PeerId> = placement.stages.iter().map(|stage| &stage.peer).collect();
+    let around = peers.iter().zip(peers.iter().cycle().skip(1));
+    peers.len() == 1 || around.take(peers.len()).all(|(from, to)| view.link(from, to).is_some())
+}
+
+/// Whether every stage is ready and the stages are connected: sessions can be opened.
+pub fn is_ready(view: &View, placement: &Placement) -> bool {
+    let ready = |stage| stage_state(view, placement, stage) == Some(&StageState::Ready);
+    (0..placement.stages.len()).all(ready) && is_linked(view, placement)
+}

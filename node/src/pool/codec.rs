@@ -1,0 +1,365 @@
+//! Standings as bytes: one Cap'n Proto message (`schema/pool.capnp`) on the pool's gossip topic. Sans-I/O. Decoding is where
+//! bytes from a peer are judged: a [`Standing`] that comes out is within every limit, and says nothing about whether it is true.
+
+use std::ops::Range;
+use std::time::Duration;
+
+use capnp::message::{Builder, HeapAllocator};
+use libp2p::{Multiaddr, PeerId};
+use pangea_compute::Digest;
+use pangea_schema::pool_capnp as wire;
+
+use super::standing::{LayerSpeed, LinkStanding, ModelSize, ModelStanding, StageStanding, StageState, Standing, Term};
+use crate::place::{PlacedStage, Placement};
+use crate::wire::WireError;
+use crate::wire::field::{header_error, printable, read_flat, read_text, truncated};
+
+/// The gossip topic that these bytes travel on, versioned in its name.
+pub const TOPIC: &str = "/pangea/pool/1";
+
+/// Version inside a message.
+const VERSION: u16 = 1;
+
+/// The longest standing: a node with 512 links (80 bytes each) and a few dozen models is under 64 KiB; each is forwarded by
+/// every node once a second.
+pub const MAX_STANDING_BYTES: usize = 128 << 10;
+
+/// Beyond any number of elections, and far from overflow.
+pub const MAX_COUNTER: u64 = 1 << 62;
+
+const MAX_NAME_BYTES: usize = 64;
+const MAX_MODEL_NAME_BYTES: usize = 128;
+const MAX_LABEL_BYTES: usize = 16;
+const MAX_WHY_BYTES: usize = 256;
+const MAX_ADDRESS_BYTES: usize = 256;
+const MAX_ADDRESSES: usize = 16;
+const MAX_LINKS: usize = 512;
+const MAX_MODELS: usize = 64;
+const MAX_STAGES: usize = 64;
+const MAX_PLACEMENTS: usize = 64;
+const MAX_PLACED_STAGES: usize = 256;
+
+type Read<T> = Result<T, WireError>;
+
+/// The bytes of `standing`. Lists and texts beyond their limits lose their ends.
+///
+/// # Errors
+/// [`WireError`] where it is longer than [`MAX_STANDING_BYTES`] all the same.
+pub fn encode(standing: &Standing) -> Result<Vec<u8>, WireError> {
+    let mut builder = Builder::new(HeapAllocator::new().first_segment_words(512));
+    write(standing, builder.init_root());
+    let bytes = capnp::serialize::write_message_to_words(&builder);
+    if bytes.len() > MAX_STANDING_BYTES {
+        return Err(too_long(bytes.len()));
+    }
+    Ok(bytes)
+}
+
+/// The standing that `bytes` are.
+///
+/// # Errors
+/// [`WireError`] for anything that is not one, within the limits.
+pub fn decode(bytes: &[u8]) -> Result<Standing, WireError> {
+    if bytes.len() > MAX_STANDING_BYTES {
+        return Err(too_long(bytes.len()));
+    }
+    read_flat(bytes, MAX_STANDING_BYTES / 8, |reader| read(reader.get_root().map_err(header_error)?))
+}
+
+fn too_long(bytes: usize) -> WireError {
+    WireError::Header(format!("a standing of {bytes} bytes; at most {MAX_STANDING_BYTES} are allowed"))
+}
+
+// Writing.
+
+fn write(standing: &Standing, mut to: wire::standing::Builder<'_>) {
+    to.set_version(VERSION);
+    to.set_peer(&standing.peer.to_bytes());
+    to.set_incarnation(standing.incarnation);
+    to.set_sequence(standing.sequence);
+    to.set_name(truncated(&standing.name, MAX_NAME_BYTES));
+    if let Some(term) = &standing.term {
+        write_term(term, to.reborrow().init_term());
+    }
+    to.set_counter(standing.counter.min(MAX_COUNTER - 1));
+    to.set_force_master(standing.force_master);
+    to.set_uptime_ms(u64::try_from(standing.uptime.as_millis()).unwrap_or(u64::MAX));
+    to.set_works(standing.works);
+    to.set_numerics(standing.numerics);
+    let addresses: Vec<Vec<u8>> = standing.addresses.iter().map(Multiaddr::to_vec).collect();
+    let fitting: Vec<&Vec<u8>> =
+        addresses.iter().filter(|address| address.len() <= MAX_ADDRESS_BYTES).take(MAX_ADDRESSES).collect();
+    let mut list = to.reborrow().init_addresses(fitting.len() as u32);
+    for (i, address) in fitting.into_iter().enumerate() {
+        list.set(i as u32, address);
+    }
+    to.set_device(truncated(&standing.device, MAX_NAME_BYTES));
+    to.set_threads(standing.threads);
+    to.set_memory_bytes(standing.memory_bytes);
+    to.set_f32_flops_per_s(standing.f32_flops_per_s);
+    if let Some(speed) = &standing.speed {
+        let mut to = to.reborrow().init_speed();
+        to.set_weight_bytes_per_s(speed.weight_bytes_per_s);
+        to.set_macs_per_s(speed.macs_per_s);
+    }
+    let links = head(&standing.links, MAX_LINKS);
+    let mut list = to.reborrow().init_links(links.len() as u32);
+    for (i, link) in links.iter().enumerate() {
+        write_link(link, list.reborrow().get(i as u32));
+    }
+    let models = head(&standing.models, MAX_MODELS);
+    let mut list = to.reborrow().init_models(models.len() as u32);
+    for (i, model) in models.iter().enumerate() {
+        write_model(model, list.reborrow().get(i as u32));
+    }
+    let stages = head(&standing.stages, MAX_STAGES);
+    let mut list = to.reborrow().init_stages(stages.len() as u32);
+    for (i, stage) in stages.iter().enumerate() {
+        write_stage(stage, list.reborrow().get(i as u32));
+    }
+    let placements = head(&standing.placements, MAX_PLACEMENTS);
+    let mut list = to.init_placements(placements.len() as u32);
+    for (i, placement) in placements.iter().enumerate() {
+        write_placement(placement, list.reborrow().get(i as u32));
+    }
+}
+
+fn head<T>(list: &[T], most: usize) -> &[T] {
+    &list[..list.len().min(most)]
+}
+
+fn write_term(term: &Term, mut to: wire::term::Builder<'_>) {
+    to.set_counter(term.counter.min(MAX_COUNTER - 1));
+    to.set_master(&term.master.to_bytes());
+}
+
+fn write_link(link: &LinkStanding, mut to: wire::link::Builder<'_>) {
+    to.set_to(&link.to.to_bytes());
+    to.set_rtt_nanos(u64::try_from(link.rtt.as_nanos()).unwrap_or(u64::MAX));
+    to.set_bytes_per_s(link.bytes_per_s);
+    to.set_transport(truncated(&link.transport, MAX_LABEL_BYTES));
+    to.set_found_by(truncated(&link.found_by, MAX_LABEL_BYTES));
+}
+
+fn write_layers(layers: &Range<u32>, mut to: wire::layers::Builder<'_>) {
+    to.set_first(layers.start);
+    to.set_end(layers.end);
+}
+
+fn write_model(model: &ModelStanding, mut to: wire::model::Builder<'_>) {
+    to.set_digest(model.digest.as_bytes());
+    to.set_name(truncated(&model.name, MAX_MODEL_NAME_BYTES));
+    to.set_served(model.served);
+    to.set_whole(model.whole);
+    to.set_split(model.split);
+    if let Some(pinned) = &model.pinned {
+        write_layers(pinned, to.reborrow().init_pinned());
+    }
+    let (size, mut to) = (&model.size, to.init_size());
+    to.set_layers(size.layers);
+    to.set_width(size.width);
+    to.set_context(size.context);
+    to.set_layer_bytes(size.layer_bytes);
+    to.set_embedding_bytes(size.embedding_bytes);
+    to.set_head_bytes(size.head_bytes);
+    to.set_position_bytes(size.position_bytes);
+}
+
+fn write_stage(stage: &StageStanding, mut to: wire::stage::Builder<'_>) {
+    to.set_model(stage.model.as_bytes());
+    write_layers(&stage.layers, to.reborrow().init_layers());
+    to.set_epoch(stage.epoch);
+    to.set_session_bytes(stage.session_bytes);
+    let mut state = to.init_state();
+    match &stage.state {
+        StageState::Loading => state.set_loading(()),
+        StageState::Ready => state.set_ready(()),
+        StageState::Fetching { done, total } => {
+            let mut fetching = state.init_fetching();
+            fetching.set_done(*done);
+            fetching.set_total(*total);
+        }
+        StageState::Failed(why) => state.set_failed(truncated(why, MAX_WHY_BYTES)),
+    }
+}
+
+fn write_placement(placement: &Placement, mut to: wire::placement::Builder<'_>) {
+    to.set_model(placement.model.as_bytes());
+    to.set_name(truncated(&placement.name, MAX_MODEL_NAME_BYTES));
+    to.set_epoch(placement.epoch);
+    write_term(&placement.term, to.reborrow().init_term());
+    let mut list = to.init_stages(placement.stages.len() as u32);
+    for (i, stage) in placement.stages.iter().enumerate() {
+        let mut to = list.reborrow().get(i as u32);
+        to.set_peer(&stage.peer.to_bytes());
+        write_layers(&stage.layers, to.init_layers());
+    }
+}
+
+// Reading.
+
+fn read(from: wire::standing::Reader<'_>) -> Read<Standing> {
+    if from.get_version() == 0 {
+        return Err(malformed("a standing without a version"));
+    }
+    let term = if from.has_term() { Some(read_term(from.get_term().map_err(header_error)?)?) } else { None };
+    let speed = if from.has_speed() {
+        let speed = from.get_speed().map_err(header_error)?;
+        Some(LayerSpeed {
+            weight_bytes_per_s: rate(speed.get_weight_bytes_per_s())?,
+            macs_per_s: rate(speed.get_macs_per_s())?,
+        })
+    } else {
+        None
+    };
+    let addresses = from.get_addresses().map_err(header_error)?;
+    let links = from.get_links().map_err(header_error)?;
+    let models = from.get_models().map_err(header_error)?;
+    let stages = from.get_stages().map_err(header_error)?;
+    let placements = from.get_placements().map_err(header_error)?;
+    limited("addresses", addresses.len(), MAX_ADDRESSES)?;
+    limited("links", links.len(), MAX_LINKS)?;
+    limited("models", models.len(), MAX_MODELS)?;
+    limited("stages", stages.len(), MAX_STAGES)?;
+    limited("placements", placements.len(), MAX_PLACEMENTS)?;
+    Ok(Standing {
+        peer: read_peer(from.get_peer())?,
+        incarnation: from.get_incarnation(),
+        sequence: from.get_sequence(),
+        name: printable(read_text("name", from.get_name(), MAX_NAME_BYTES)?),
+        term,
+        counter: read_counter(from.get_counter())?,
+        force_master: from.get_force_master(),
+        uptime: Duration::from_millis(from.get_uptime_ms()),
+        works: from.get_works(),
+        numerics: from.get_numerics(),
+        addresses: addresses.iter().map(read_address).collect::<Read<_>>()?,
+        device: printable(read_text("device", from.get_device(), MAX_NAME_BYTES)?),
+        threads: from.get_threads(),
+        memory_bytes: from.get_memory_bytes(),
+        f32_flops_per_s: rate(from.get_f32_flops_per_s())?,
+        speed,
+        links: links.iter().map(read_link).collect::<Read<_>>()?,
+        models: models.iter().map(read_model).collect::<Read<_>>()?,
+        stages: stages.iter().map(read_stage).collect::<Read<_>>()?,
+        placements: placements.iter().map(read_placement).collect::<Read<_>>()?,
+    })
+}
+
+fn limited(what: &str, count: u32, most: usize) -> Read<()> {
+    if count as usize > most {
+        return Err(WireError::Header(format!("{count} {what} in one standing; at most {most} are allowed")));
+    }
+    Ok(())
+}
+
+fn malformed(why: &str) -> WireError {
+    WireError::Header(why.to_owned())
+}
+
+fn read_peer(bytes: capnp::Result<capnp::data::Reader<'_>>) -> Read<PeerId> {
+    PeerId::from_bytes(bytes.map_err(header_error)?).map_err(|_| malformed("not a peer id"))
+}
+
+fn read_digest(bytes: capnp::Result<capnp::data::Reader<'_>>) -> Read<Digest> {
+    let bytes = bytes.map_err(header_error)?;
+    bytes.try_into().map(Digest::from_bytes).map_err(|_| malformed("a digest has 32 bytes"))
+}
+
+fn read_address(bytes: capnp::Result<capnp::data::Reader<'_>>) -> Read<Multiaddr> {
+    let bytes = bytes.map_err(header_error)?;
+    if bytes.len() > MAX_ADDRESS_BYTES {
+        return Err(malformed("an address that is too long"));
+    }
+    Multiaddr::try_from(bytes.to_vec()).map_err(|_| malformed("not an address"))
+}
+
+fn read_counter(counter: u64) -> Read<u64> {
+    if counter < MAX_COUNTER { Ok(counter) } else { Err(malformed("a term beyond every election")) }
+}
+
+fn rate(per_s: f64) -> Read<f64> {
+    if per_s.is_finite() && per_s >= 0.0 { Ok(per_s) } else { Err(malformed("a speed that is none")) }
+}
+
+fn read_term(from: wire::term::Reader<'_>) -> Read<Term> {
+    Ok(Term { counter: read_counter(from.get_counter())?, master: read_peer(from.get_master())? })
+}
+
+fn read_layers(from: capnp::Result<wire::layers::Reader<'_>>) -> Read<Range<u32>> {
+    let from = from.map_err(header_error)?;
+    let layers = from.get_first()..from.get_end();
+    if layers.is_empty() { Err(malformed("a range of no layers")) } else { Ok(layers) }
+}
+
+fn read_link(from: wire::link::Reader<'_>) -> Read<LinkStanding> {
+    Ok(LinkStanding {
+        to: read_peer(from.get_to())?,
+        rtt: Duration::from_nanos(from.get_rtt_nanos()),
+        bytes_per_s: rate(from.get_bytes_per_s())?,
+        transport: printable(read_text("transport", from.get_transport(), MAX_LABEL_BYTES)?),
+        found_by: printable(read_text("foundBy", from.get_found_by(), MAX_LABEL_BYTES)?),
+    })
+}
+
+fn read_model(from: wire::model::Reader<'_>) -> Read<ModelStanding> {
+    let size = from.get_size().map_err(header_error)?;
+    Ok(ModelStanding {
+        digest: read_digest(from.get_digest())?,
+        name: printable(read_text("name", from.get_name(), MAX_MODEL_NAME_BYTES)?),
+        served: from.get_served(),
+        whole: from.get_whole(),
+        split: from.get_split(),
+        pinned: if from.has_pinned() { Some(read_layers(from.get_pinned())?) } else { None },
+        size: ModelSize {
+            layers: size.get_layers(),
+            width: size.get_width(),
+            context: size.get_context(),
+            layer_bytes: size.get_layer_bytes(),
+            embedding_bytes: size.get_embedding_bytes(),
+            head_bytes: size.get_head_bytes(),
+            position_bytes: size.get_position_bytes(),
+        },
+    })
+}
+
+fn read_stage(from: wire::stage::Reader<'_>) -> Read<StageStanding> {
+    use wire::stage::state::Which;
+    let state = match from
+        .get_state()
+        .which()
+        .map_err(|unknown| WireError::Header(format!("unknown state {} of a stage", unknown.0)))?
+    {
+        Which::Loading(()) => StageState::Loading,
+        Which::Ready(()) => StageState::Ready,
+        Which::Fetching(fetching) => StageState::Fetching { done: fetching.get_done(), total: fetching.get_total() },
+        Which::Failed(why) => StageState::Failed(printable(read_text("failed", why, MAX_WHY_BYTES)?)),
+    };
+    Ok(StageStanding {
+        model: read_digest(from.get_model())?,
+        layers: read_layers(from.get_layers())?,
+        epoch: from.get_epoch(),
+        state,
+        session_bytes: from.get_session_bytes(),
+    })
+}
+
+fn read_placement(from: wire::placement::Reader<'_>) -> Read<Placement> {
+    let stages = from.get_stages().map_err(header_error)?;
+    limited("stages of a placement", stages.len(), MAX_PLACED_STAGES)?;
+    let stages = stages
+        .iter()
+        .map(|stage| Ok(PlacedStage { peer: read_peer(stage.get_peer())?, layers: read_layers(stage.get_layers())? }))
+        .collect::<Read<Vec<_>>>()?;
+    let contiguous = stages.windows(2).all(|pair| pair[0].layers.end == pair[1].layers.start);
+    if !contiguous || stages.first().is_none_or(|first| first.layers.start != 0) {
+        return Err(malformed("a placement whose stages do not follow each other from layer 0"));
+    }
+    Ok(Placement {
+        model: read_digest(from.get_model())?,
+        name: printable(read_text("name", from.get_name(), MAX_MODEL_NAME_BYTES)?),
+        epoch: from.get_epoch(),
+        term: read_term(from.get_term().map_err(header_error)?)?,
+        stages,
+    })
+}

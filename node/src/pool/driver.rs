@@ -1,0 +1,274 @@
+//! The one task that feeds the pool's state machines with what the network and the clock say, and does what they decide:
+//! tells the pool how this node stands, keeps the view, remembers terms. Who is there is the roster's, who is the master the
+//! election's to decide.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use libp2p::{Multiaddr, PeerId};
+use tokio::sync::{Notify, mpsc, watch};
+use tokio::time::{Instant, MissedTickBehavior};
+
+use super::codec;
+use super::election::{Changed, Election, Event, Voice};
+use super::handle::Pool;
+use super::memory::Memory;
+use super::roster::{Heard, Roster};
+use super::standing::{LinkStanding, Standing, Term};
+use super::view::View;
+use crate::net::{Gossip, NetEvent, Network, Verdict};
+
+/// Between two looks at the clock: a part of the shortest wait of an election.
+const TICK: Duration = Duration::from_millis(100);
+
+/// A node says how it stands at least this often.
+const REPEAT: Duration = Duration::from_secs(1);
+
+/// And not more often than this, however much changes.
+const COALESCE: Duration = Duration::from_millis(50);
+
+/// What a node is when its part in the pool begins.
+pub struct Settings {
+    /// What it says of itself at first: its name, device, speed and the like.
+    pub own: Standing,
+    /// What it remembers.
+    pub memory: Memory,
+    /// The term of its last run.
+    pub remembered: Option<Term>,
+    /// What its links carry, as it is measured.
+    pub link_speeds: watch::Receiver<BTreeMap<PeerId, f64>>,
+}
+
+/// A connection of this node.
+struct Link {
+    rtt: Option<Duration>,
+    transport: String,
+    found_by: String,
+}
+
+/// The driver. [`Driver::run`] it on the network thread.
+pub struct Driver {
+    network: Network,
+    events: mpsc::Receiver<NetEvent>,
+    own: Arc<Mutex<Standing>>,
+    said: Arc<Notify>,
+    view: watch::Sender<Arc<View>>,
+    memory: Memory,
+    link_speeds: watch::Receiver<BTreeMap<PeerId, f64>>,
+    roster: Roster,
+    election: Election,
+    links: BTreeMap<PeerId, Link>,
+    listening: Vec<Multiaddr>,
+    sequence: u64,
+    /// The master that was last told of.
+    told: Option<PeerId>,
+    /// Something changed that the pool is to know.
+    fresh: bool,
+    /// Something changed that the view is to show.
+    changed: bool,
+    published: Option<Instant>,
+    started: Instant,
+}
+
+impl Driver {
+    /// A node's part in the pool over `network`, whose events come by `events`.
+    pub fn new(settings: Settings, network: Network, events: mpsc::Receiver<NetEvent>) -> (Driver, Pool) {
+        let local = settings.own.peer;
+        let election = Election::new(local, settings.own.works, settings.own.force_master, settings.remembered);
+        let view = View {
+            local,
+            own: Arc::new(settings.own.clone()),
+            term: None,
+            nodes: BTreeMap::new(),
+            connected: Default::default(),
+        };
+        let (view, viewed) = watch::channel(Arc::new(view));
+        let (own, said) = (Arc::new(Mutex::new(settings.own)), Arc::new(Notify::new()));
+        let pool = Pool { local, own: Arc::clone(&own), said: Arc::clone(&said), view: viewed };
+        let driver = Driver {
+            network,
+            events,
+            own,
+            said,
+            view,
+            memory: settings.memory,
+            link_speeds: settings.link_speeds,
+            roster: Roster::new(local),
+            election,
+            links: BTreeMap::new(),
+            listening: Vec::new(),
+            sequence: 0,
+            told: None,
+            fresh: true,
+            changed: true,
+            published: None,
+            started: Instant::now(),
+        };
+        (driver, pool)
+    }
+
+    /// Runs until the network ends.
+    pub async fn run(mut self) {
+        let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            let due = self.published.map_or(self.started, |last| last + if self.fresh { COALESCE } else { REPEAT });
+            tokio::select! {
+                biased;
+                event = self.events.recv() => match event {
+                    Some(event) => self.on_net_event(event).await,
+                    None => return,
+                },
+                () = self.said.notified() => self.fresh = true,
+                _ = tick.tick() => self.on_tick().await,
+                () = tokio::time::sleep_until(due) => self.publish().await,
+            }
+            if std::mem::take(&mut self.changed) || self.fresh {
+                self.show();
+            }
+        }
+    }
+
+    fn now(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    async fn on_net_event(&mut self, event: NetEvent) {
+        match event {
+            NetEvent::Gossip(gossip) => self.on_gossip(gossip).await,
+            NetEvent::Listening(address) => {
+                self.listening.push(address);
+                self.fresh = true;
+            }
+            NetEvent::PeerUp { peer, transport, found_by, .. } => {
+                let link = Link { rtt: None, transport: transport.to_string(), found_by: found_by.to_string() };
+                self.links.insert(peer, link);
+                self.roster.connected(peer);
+                self.fresh = true;
+            }
+            NetEvent::PeerDown { peer, silent, .. } => {
+                self.links.remove(&peer);
+                self.fresh = true;
+                if self.roster.disconnected(peer, self.now()) {
+                    self.elect(Event::Gone { peer, silent }).await;
+                }
+            }
+            NetEvent::Rtt { peer, rtt } => {
+                if let Some(link) = self.links.get_mut(&peer) {
+                    // The least of a few: a busy moment is no property of the link.
+                    link.rtt = Some(link.rtt.map_or(rtt, |before| rtt.min(before.mul_f64(1.05))));
+                }
+            }
+            _ => {}
+        }
+    }
+
+    async fn on_gossip(&mut self, gossip: Gossip) {
+        let Gossip { source, bytes, ticket } = gossip;
+        let standing = match codec::decode(&bytes) {
+            Ok(standing) if standing.peer == source => standing,
+            Ok(_) => return self.refuse(source, "it speaks for another", &ticket).await,
+            Err(error) => return self.refuse(source, &error.to_string(), &ticket).await,
+        };
+        let (voice, addresses) = (Voice::of(&standing), standing.addresses.clone());
+        let heard = self.roster.heard(standing, self.now());
+        let verdict = if heard == Heard::Old { Verdict::Ignore } else { Verdict::Accept };
+        self.network.judge(ticket, verdict).await;
+        if heard == Heard::Old {
+            return;
+        }
+        if !self.roster.is_connected(&source) {
+            self.network.heard_of(source, addresses).await;
+        }
+        self.changed = true;
+        // Whoever has just come is told at once.
+        self.fresh |= heard == Heard::Joined;
+        self.elect(Event::Heard(source, voice)).await;
+    }
+
+    async fn refuse(&self, source: PeerId, why: &str, ticket: &crate::net::GossipTicket) {
+        tracing::debug!(event = "gossip_refused", peer = %source, why);
+        self.network.judge(ticket.clone(), Verdict::Reject).await;
+    }
+
+    async fn on_tick(&mut self) {
+        for peer in self.roster.silent(self.now()) {
+            self.changed = true;
+            self.elect(Event::Gone { peer, silent: true }).await;
+        }
+        self.elect(Event::Tick).await;
+    }
+
+    /// Lets the election decide; a term is on disk before anyone is told of it.
+    async fn elect(&mut self, event: Event) {
+        let now = self.now();
+        let Some(Changed(term)) = self.election.handle(event, now) else { return };
+        self.fresh = true;
+        let Some(term) = term else {
+            tracing::debug!(event = "no_master", "no master is known");
+            return;
+        };
+        let memory = self.memory.clone();
+        if let Ok(Err(error)) = tokio::task::spawn_blocking(move || memory.keep_term(&term)).await {
+            tracing::warn!(event = "term_not_kept", %error, "the term of the master could not be kept: {error}");
+        }
+        if self.told.replace(term.master) != Some(term.master) {
+            if term.master == self.network.local_peer_id() {
+                tracing::info!(event = "elected", term = term.counter, "Node elected master");
+            } else {
+                let (master, counter) = (term.master, term.counter);
+                tracing::info!(event = "elected", peer = %master, term = counter, "Node {master} elected master");
+            }
+        }
+    }
+
+    fn own(&self) -> MutexGuard<'_, Standing> {
+        self.own.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Brings what this node says of itself up to date.
+    fn refresh(&self) -> Standing {
+        let speeds = self.link_speeds.borrow();
+        let link = |(peer, link): (&PeerId, &Link)| LinkStanding {
+            to: *peer,
+            rtt: link.rtt.unwrap_or_default(),
+            bytes_per_s: speeds.get(peer).copied().unwrap_or_default(),
+            transport: link.transport.clone(),
+            found_by: link.found_by.clone(),
+        };
+        let mut own = self.own();
+        own.peer = self.network.local_peer_id();
+        own.sequence = self.sequence;
+        own.term = self.election.term();
+        own.counter = self.election.counter();
+        own.uptime = self.started.elapsed();
+        own.addresses.clone_from(&self.listening);
+        own.links = self.links.iter().map(link).collect();
+        own.clone()
+    }
+
+    async fn publish(&mut self) {
+        self.sequence += 1;
+        self.fresh = false;
+        self.changed = true;
+        self.published = Some(Instant::now());
+        match codec::encode(&self.refresh()) {
+            Ok(bytes) => self.network.publish(bytes).await,
+            Err(error) => {
+                tracing::warn!(event = "standing_too_long", %error, "this node cannot say how it stands: {error}")
+            }
+        }
+    }
+
+    fn show(&self) {
+        let view = View {
+            local: self.network.local_peer_id(),
+            own: Arc::new(self.refresh()),
+            term: self.election.term(),
+            nodes: self.roster.standings().map(|standing| (standing.peer, Arc::clone(standing))).collect(),
+            connected: self.roster.connections().clone(),
+        };
+        self.view.send_replace(Arc::new(view));
+    }
+}

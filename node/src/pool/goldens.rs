@@ -1,0 +1,161 @@
+//! The bytes of a standing, pinned: a change here is a change of the protocol. Then the same bytes disturbed, and limits.
+
+use std::time::Duration;
+
+use libp2p::PeerId;
+use pangea_compute::Digest;
+
+use super::codec::{MAX_STANDING_BYTES, decode, encode};
+use super::standing::{LayerSpeed, LinkStanding, ModelSize, ModelStanding, StageStanding, StageState, Standing, Term};
+use crate::place::{PlacedStage, Placement};
+
+/// What an ordinary new node says of itself.
+pub(super) fn standing_of(peer: PeerId) -> Standing {
+    Standing {
+        peer,
+        incarnation: 1_700_000_000_000,
+        sequence: 1,
+        name: "blue".to_owned(),
+        term: None,
+        counter: 0,
+        force_master: false,
+        uptime: Duration::from_millis(1500),
+        works: true,
+        numerics: 1,
+        addresses: vec!["/ip4/192.168.1.20/tcp/7777".parse().unwrap()],
+        device: "cpu/avx512".to_owned(),
+        threads: 8,
+        memory_bytes: 8 << 30,
+        f32_flops_per_s: 2e11,
+        speed: None,
+        links: Vec::new(),
+        models: Vec::new(),
+        stages: Vec::new(),
+        placements: Vec::new(),
+    }
+}
+
+/// The same peers every time.
+fn peer(n: u8) -> PeerId {
+    let multihash = libp2p::multihash::Multihash::wrap(0, &[n; 36]).unwrap();
+    PeerId::from_multihash(multihash).unwrap()
+}
+
+/// One of everything.
+fn full() -> Standing {
+    let term = Term { counter: 5, master: peer(1) };
+    let model = Digest::from_bytes([7; 32]);
+    let size = ModelSize {
+        layers: 30,
+        width: 576,
+        context: 8192,
+        layer_bytes: 3 << 20,
+        embedding_bytes: 0,
+        head_bytes: 30 << 20,
+        position_bytes: 1536,
+    };
+    let stage = |state| StageStanding { model, layers: 0..15, epoch: 3, state, session_bytes: 1 << 30 };
+    Standing {
+        term: Some(term),
+        counter: 6,
+        force_master: true,
+        speed: Some(LayerSpeed { weight_bytes_per_s: 2e10, macs_per_s: 1e11 }),
+        links: vec![LinkStanding {
+            to: peer(2),
+            rtt: Duration::from_micros(150),
+            bytes_per_s: 1e9,
+            transport: "tcp".to_owned(),
+            found_by: "gossip".to_owned(),
+        }],
+        models: vec![ModelStanding {
+            digest: model,
+            name: "smollm2".to_owned(),
+            served: true,
+            whole: true,
+            split: true,
+            pinned: Some(0..15),
+            size,
+        }],
+        stages: vec![
+            stage(StageState::Fetching { done: 1, total: 2 }),
+            stage(StageState::Loading),
+            stage(StageState::Ready),
+            stage(StageState::Failed("no room".to_owned())),
+        ],
+        placements: vec![Placement {
+            model,
+            name: "smollm2".to_owned(),
+            epoch: 3,
+            term,
+            stages: vec![PlacedStage { peer: peer(1), layers: 0..15 }, PlacedStage { peer: peer(2), layers: 15..30 }],
+        }],
+        ..standing_of(peer(1))
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    let word = |word: &[u8]| word.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    bytes.chunks(32).map(|line| line.chunks(8).map(word).collect::<Vec<_>>().join(" ") + "\n").collect()
+}
+
+#[test]
+fn the_bytes_of_a_standing_are_pinned() {
+    let text = format!("new\n{}full\n{}", hex(&encode(&standing_of(peer(1))).unwrap()), hex(&encode(&full()).unwrap()));
+    assert_eq!(text, include_str!("goldens.txt"), "the protocol's bytes changed:\n{text}");
+}
+
+#[test]
+fn a_standing_comes_back_as_it_was() {
+    for standing in [standing_of(peer(1)), full()] {
+        assert_eq!(decode(&encode(&standing).unwrap()).unwrap(), standing);
+    }
+}
+
+#[test]
+fn disturbed_bytes_never_panic_and_never_make_an_impossible_standing() {
+    let bytes = encode(&full()).unwrap();
+    for at in 0..bytes.len() {
+        for bit in 0..8 {
+            let mut disturbed = bytes.clone();
+            disturbed[at] ^= 1 << bit;
+            if let Ok(standing) = decode(&disturbed) {
+                assert!(standing.stages.iter().all(|stage| !stage.layers.is_empty()));
+                assert!(standing.f32_flops_per_s.is_finite());
+            }
+        }
+    }
+    for cut in 0..bytes.len() {
+        assert!(decode(&bytes[..cut]).is_err(), "cut at {cut}");
+    }
+}
+
+#[test]
+fn what_is_beyond_the_limits_is_refused() {
+    let refused = |standing: &Standing| {
+        let bytes = encode(standing).unwrap();
+        assert!(decode(&bytes).is_err());
+    };
+    refused(&Standing { f32_flops_per_s: f64::NAN, ..full() });
+    refused(&Standing { speed: Some(LayerSpeed { weight_bytes_per_s: -1.0, macs_per_s: 0.0 }), ..full() });
+    let mut gap = full();
+    gap.placements[0].stages[1].layers = 16..30;
+    refused(&gap);
+    let mut nobody = full();
+    nobody.placements[0].stages.clear();
+    refused(&nobody);
+    let mut empty = full();
+    empty.stages[0].layers = 3..3;
+    refused(&empty);
+    assert!(decode(&vec![0; MAX_STANDING_BYTES + 8]).is_err());
+    assert!(decode(&[]).is_err());
+}
+
+#[test]
+fn what_is_too_much_to_say_loses_its_end() {
+    let mut long = full();
+    long.name = "ü".repeat(50);
+    long.addresses = (1..=40).map(|port| format!("/ip4/10.0.0.1/tcp/{port}").parse().unwrap()).collect();
+    long.links = std::iter::repeat_n(long.links[0].clone(), 600).collect();
+    let read = decode(&encode(&long).unwrap()).unwrap();
+    assert_eq!((read.name.chars().count(), read.addresses.len(), read.links.len()), (32, 16, 512));
+}

@@ -1,0 +1,117 @@
+//! What a node remembers of its pool over restarts: the highest term that it lived under, so that no term goes back, and when
+//! its last run began, so that a clock set back does not make its adverts old. An ephemeral node remembers nothing.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use libp2p::PeerId;
+use pangea_client::Result;
+use redb::{ReadableDatabase, TableDefinition};
+
+use super::standing::Term;
+use crate::storage::{State, storage_error};
+
+/// Keys and values of the pool.
+const TABLE: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("pool");
+
+/// Counter (8 bytes, little-endian), then the master's peer id.
+const TERM: &str = "term";
+
+/// Milliseconds since 1970 (8 bytes, little-endian).
+const INCARNATION: &str = "incarnation";
+
+/// A node's memory of its pool; forgetful without a [`State`].
+#[derive(Clone)]
+pub struct Memory {
+    state: Option<State>,
+}
+
+impl Memory {
+    /// Kept in `state`, or nowhere.
+    pub fn new(state: Option<State>) -> Memory {
+        Memory { state }
+    }
+
+    /// The term that was kept.
+    ///
+    /// # Errors
+    /// `Internal` where it cannot be read.
+    pub fn term(&self) -> Result<Option<Term>> {
+        let bytes = self.read(TERM)?;
+        Ok(bytes.as_deref().and_then(|bytes| {
+            let (counter, master) = bytes.split_first_chunk()?;
+            Some(Term { counter: u64::from_le_bytes(*counter), master: PeerId::from_bytes(master).ok()? })
+        }))
+    }
+
+    /// Keeps `term`: on disk when this returns.
+    ///
+    /// # Errors
+    /// `Internal` where it cannot be written.
+    pub fn keep_term(&self, term: &Term) -> Result<()> {
+        let mut bytes = term.counter.to_le_bytes().to_vec();
+        bytes.extend_from_slice(&term.master.to_bytes());
+        self.write(TERM, &bytes)
+    }
+
+    /// The number of the run that begins now, above those of all earlier ones.
+    ///
+    /// # Errors
+    /// `Internal` where it cannot be kept.
+    pub fn next_incarnation(&self) -> Result<u64> {
+        let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let now = u64::try_from(since_1970.as_millis()).unwrap_or(u64::MAX);
+        let last = self.read(INCARNATION)?.and_then(|bytes| Some(u64::from_le_bytes(bytes.try_into().ok()?)));
+        let incarnation = now.max(last.map_or(0, |last| last.saturating_add(1)));
+        self.write(INCARNATION, &incarnation.to_le_bytes())?;
+        Ok(incarnation)
+    }
+
+    fn read(&self, key: &str) -> Result<Option<Vec<u8>>> {
+        let Some(state) = &self.state else { return Ok(None) };
+        let transaction = state.database().begin_read().map_err(storage_error)?;
+        let table = match transaction.open_table(TABLE) {
+            Ok(table) => table,
+            Err(redb::TableError::TableDoesNotExist(_)) => return Ok(None),
+            Err(error) => return Err(storage_error(error)),
+        };
+        let value = redb::ReadableTable::get(&table, key).map_err(storage_error)?;
+        Ok(value.map(|value| value.value().to_vec()))
+    }
+
+    fn write(&self, key: &str, value: &[u8]) -> Result<()> {
+        let Some(state) = &self.state else { return Ok(()) };
+        let transaction = state.database().begin_write().map_err(storage_error)?;
+        transaction.open_table(TABLE).map_err(storage_error)?.insert(key, value).map_err(storage_error)?;
+        transaction.commit().map_err(storage_error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_term_outlives_the_process_and_runs_are_numbered_upwards() {
+        let folder = tempfile::tempdir().unwrap();
+        let term = Term { counter: 7, master: PeerId::random() };
+        let first = {
+            let memory = Memory::new(Some(State::open(folder.path()).unwrap()));
+            assert_eq!(memory.term().unwrap(), None);
+            memory.keep_term(&term).unwrap();
+            memory.next_incarnation().unwrap()
+        };
+        let memory = Memory::new(Some(State::open(folder.path()).unwrap()));
+        assert_eq!(memory.term().unwrap(), Some(term));
+        // A clock far ahead in the last run.
+        memory.write(INCARNATION, &(first + 1_000_000_000).to_le_bytes()).unwrap();
+        assert_eq!(memory.next_incarnation().unwrap(), first + 1_000_000_001);
+    }
+
+    #[test]
+    fn an_ephemeral_node_remembers_nothing() {
+        let memory = Memory::new(None);
+        memory.keep_term(&Term { counter: 7, master: PeerId::random() }).unwrap();
+        assert_eq!(memory.term().unwrap(), None);
+        assert!(memory.next_incarnation().unwrap() > 0);
+    }
+}

@@ -1,0 +1,94 @@
+//! The graph of a pool as a view of it shows: nodes, and every connection once in each direction. A pure function.
+
+use std::collections::BTreeSet;
+
+use pangea_client::{Topology, TopologyLink, TopologyNode};
+
+use super::standing::Standing;
+use super::view::View;
+
+/// The graph that `view` shows. A connection that only one end has told of yet is there in both directions.
+pub fn of(view: &View) -> Topology {
+    let nodes = view.everyone().map(|standing| node(standing, view)).collect();
+    let mut pairs = BTreeSet::new();
+    for from in view.everyone() {
+        for link in from.links.iter().filter(|link| view.standing(&link.to).is_some()) {
+            pairs.insert((from.peer, link.to));
+            pairs.insert((link.to, from.peer));
+        }
+    }
+    let link = |(from, to)| {
+        let told = view.standing(&from)?.links.iter().find(|link| link.to == to);
+        let link = view.link(&from, &to)?;
+        Some(TopologyLink {
+            from: from.to_string(),
+            to: to.to_string(),
+            rtt_ms: link.rtt.as_secs_f64() * 1e3,
+            bytes_per_s: told.map_or(0.0, |told| told.bytes_per_s),
+            transport: link.transport.clone(),
+            found_by: told.map_or("incoming", |told| &told.found_by).to_owned(),
+        })
+    };
+    Topology { nodes, links: pairs.into_iter().filter_map(link).collect() }
+}
+
+fn node(standing: &Standing, view: &View) -> TopologyNode {
+    TopologyNode {
+        peer: standing.peer.to_string(),
+        name: standing.name.clone(),
+        master: view.master() == Some(standing.peer),
+        models: standing.models.iter().filter(|model| model.served).map(|model| model.name.clone()).collect(),
+        device: standing.device.clone(),
+        memory_bytes: standing.memory_bytes,
+        gflops: standing.f32_flops_per_s / 1e9,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use libp2p::PeerId;
+
+    use super::*;
+    use crate::pool::goldens::standing_of;
+    use crate::pool::{LinkStanding, Term};
+
+    fn link(to: PeerId, found_by: &str) -> LinkStanding {
+        LinkStanding {
+            to,
+            rtt: Duration::from_micros(250),
+            bytes_per_s: 1e9,
+            transport: "tcp".to_owned(),
+            found_by: found_by.to_owned(),
+        }
+    }
+
+    #[test]
+    fn every_connection_is_there_in_both_directions_and_leads_to_nodes_that_are_there() {
+        let [one, two, gone] = [(); 3].map(|()| PeerId::random());
+        let own = Standing { links: vec![link(two, "manual"), link(gone, "mdns")], ..standing_of(one) };
+        let view = View {
+            local: one,
+            own: Arc::new(own),
+            term: Some(Term { counter: 1, master: two }),
+            nodes: BTreeMap::from([(two, Arc::new(standing_of(two)))]),
+            connected: BTreeSet::from([two]),
+        };
+        let topology = of(&view);
+        assert_eq!(topology.nodes.iter().map(|node| node.master).collect::<Vec<_>>(), [false, true]);
+        let found: BTreeSet<_> = topology
+            .links
+            .iter()
+            .map(|link| (link.from.clone(), link.to.clone(), link.rtt_ms, link.found_by.clone()))
+            .map(|(from, to, rtt, found)| (from, to, (rtt * 1e3) as u64, found))
+            .collect();
+        let expected = BTreeSet::from([
+            (one.to_string(), two.to_string(), 250, "manual".to_owned()),
+            (two.to_string(), one.to_string(), 250, "incoming".to_owned()),
+        ]);
+        assert_eq!(found, expected);
+    }
+}

@@ -1,0 +1,77 @@
+//! The text of one answer while its tokens arrive: whole characters, stop texts, log-probabilities. It chooses nothing and
+//! does not care where the tokens come from.
+
+use pangea_client::Result;
+use pangea_compute::sample::stop::StopMatcher;
+use pangea_compute::tokenizer::Detokenizer;
+
+use super::request::{Delta, Finish, TokenLogprob};
+use super::text::ModelText;
+use crate::compute_error;
+use crate::pipeline::wire::{EndReason, TokenOut};
+
+/// An answer's text.
+pub(super) struct Answer {
+    choice: usize,
+    stops: StopMatcher,
+    detokenizer: Detokenizer,
+    logprobs: bool,
+}
+
+impl Answer {
+    /// Nothing said yet. `choice`: which of a request's answers.
+    pub(super) fn new(choice: usize, stops: StopMatcher, logprobs: bool) -> Answer {
+        Answer { choice, stops, detokenizer: Detokenizer::new(), logprobs }
+    }
+
+    /// What tokens say; `ended`: why nothing follows them.
+    pub(super) fn say(&mut self, text: &ModelText, tokens: &[TokenOut], ended: Option<EndReason>) -> Result<Delta> {
+        let mut delta = Delta { choice: self.choice, ..Delta::default() };
+        for out in tokens {
+            if text.tokenizer.is_end_of_generation(out.token) {
+                break;
+            }
+            delta.tokens.push(out.token);
+            if self.logprobs {
+                delta.logprobs.push(with_text(text, out));
+            }
+            let emitted = self.stops.push(&self.detokenizer.push(&text.tokenizer, out.token));
+            delta.text.push_str(&emitted.text);
+            if emitted.stopped {
+                delta.finish = Some(Finish::Stop);
+                return Ok(delta);
+            }
+        }
+        if let Some(reason) = ended {
+            delta.finish = Some(match reason {
+                EndReason::Length => Finish::Length,
+                EndReason::Stop | EndReason::GrammarComplete => Finish::Stop,
+            });
+            self.close(&mut delta)?;
+        }
+        Ok(delta)
+    }
+
+    /// What was held back, now that nothing follows.
+    fn close(&mut self, delta: &mut Delta) -> Result<()> {
+        let emitted = self.stops.push(&self.detokenizer.finish());
+        delta.text.push_str(&emitted.text);
+        if emitted.stopped {
+            delta.finish = Some(Finish::Stop);
+            return Ok(());
+        }
+        let none: [&str; 0] = [];
+        let stops = std::mem::replace(&mut self.stops, StopMatcher::new(&none).map_err(compute_error)?);
+        delta.text.push_str(&stops.finish());
+        Ok(())
+    }
+}
+
+/// A token with its log-probabilities as people read them.
+pub(super) fn with_text(text: &ModelText, out: &TokenOut) -> TokenLogprob {
+    TokenLogprob {
+        token: text.token(out.token),
+        logprob: out.logprob,
+        top: out.top.iter().map(|&(token, logprob)| (text.token(token), logprob)).collect(),
+    }
+}

@@ -1,0 +1,104 @@
+//! The chains that a model has in the pool: the newest placement whose stages are ready and can be reached, or this node alone.
+//! It places nothing.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use libp2p::PeerId;
+use pangea_compute::Digest;
+use tokio::sync::watch;
+
+use super::metrics::EngineMetrics;
+use super::route::{Route, Routes};
+use crate::pipeline::ChainId;
+use crate::pipeline::loader::Loader;
+use crate::pipeline::wire::StageAt;
+use crate::place::survey;
+
+/// How a model can be computed here alone.
+#[derive(Clone, Debug)]
+pub(super) struct WholeFile {
+    pub(super) path: PathBuf,
+    pub(super) session_bytes: u64,
+    pub(super) metrics: Arc<EngineMetrics>,
+}
+
+/// The chains of one model.
+pub(super) struct Pooled {
+    loader: Loader,
+    model: Digest,
+    layers: u32,
+    whole: Option<WholeFile>,
+    /// Whether this node alone is a last resort, not a choice.
+    split: bool,
+    loading: Arc<AtomicBool>,
+}
+
+impl Pooled {
+    /// Those of a model.
+    pub(super) fn new(loader: Loader, model: Digest, layers: u32, whole: Option<WholeFile>, split: bool) -> Pooled {
+        Pooled { loader, model, layers, whole, split, loading: Arc::default() }
+    }
+
+    fn placed(&self, without: &[PeerId]) -> Option<Route> {
+        let view = Arc::clone(&self.loader.view().borrow());
+        let mut placements = survey::placements(&view)?;
+        placements.retain(|placement| {
+            placement.model == self.model
+                && survey::is_ready(&view, placement)
+                && placement
+                    .stages
+                    .iter()
+                    .all(|stage| !without.contains(&stage.peer) && self.loader.pipeline().reaches(&stage.peer))
+        });
+        let newest = placements.into_iter().max_by_key(|placement| placement.epoch)?;
+        // Alone here, whoever decided it: one chain serves both.
+        let alone = ChainId { model: self.model, epoch: 0 };
+        if newest.stages.len() == 1 && self.loader.is_local(&newest.stages[0].peer) && self.loader.pipeline().has(alone)
+        {
+            return self.alone(without);
+        }
+        self.loader.hurry();
+        let chain = ChainId { model: newest.model, epoch: newest.epoch };
+        let stages = newest.stages.into_iter().map(|stage| StageAt { peer: stage.peer, layers: stage.layers });
+        Some(Route { chain, stages: stages.collect(), kept: None })
+    }
+
+    fn alone(&self, without: &[PeerId]) -> Option<Route> {
+        let chain = ChainId { model: self.model, epoch: 0 };
+        let local = self.loader.pipeline().local();
+        let here = self.loader.pipeline().has(chain) && !without.contains(&local);
+        here.then(|| Route { chain, stages: vec![StageAt { peer: local, layers: 0..self.layers }], kept: None })
+    }
+}
+
+impl Routes for Pooled {
+    fn best(&self, without: &[PeerId]) -> Option<Route> {
+        // Whoever lost a stage takes what is here; a first request of a model that is to be split waits for that.
+        let alone = |pooled: &Pooled| (!pooled.split || !without.is_empty()).then(|| pooled.alone(without)).flatten();
+        self.placed(without).or_else(|| alone(self))
+    }
+
+    fn changed(&self) -> watch::Receiver<u64> {
+        self.loader.changed()
+    }
+
+    fn wish_local(&self) {
+        let Some(whole) = self.whole.clone() else { return };
+        if self.loading.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        let (loader, model, loading) = (self.loader.clone(), self.model, Arc::clone(&self.loading));
+        let load = move || {
+            if let Err(error) = loader.load_whole(model, &whole.path, whole.session_bytes, whole.metrics) {
+                tracing::warn!(event = "fallback_failed", %error, "this node cannot take over alone: {error}");
+            }
+            loading.store(false, Ordering::Relaxed);
+        };
+        // Without a thread the next tick asks again.
+        if std::thread::Builder::new().name("pangea-load".into()).spawn(load).is_err() {
+            self.loading.store(false, Ordering::Relaxed);
+        }
+    }
+}

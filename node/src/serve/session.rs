@@ -1,0 +1,265 @@
+//! One answer as its coordinator sees it: which tokens are known, what a message of its stages means, and when it must be
+//! opened anew elsewhere. A pure state machine; it sends nothing and makes no text.
+
+use std::time::Duration;
+
+use libp2p::PeerId;
+use pangea_client::{Error, ErrorKind};
+
+use crate::pipeline::wire::{EndReason, Message, SessionId, TokenOut};
+
+/// A stage that says nothing for so long, though tokens came before, hangs: many times what a token takes on a slow
+/// device, and less than people wait.
+const STALLED: Duration = Duration::from_secs(10);
+
+/// The same before the first token: prompts are long, and others come first.
+const STALLED_PROMPT: Duration = Duration::from_secs(120);
+
+/// How long a session may be without a route: weights may have to travel to another node first.
+const ROUTELESS: Duration = Duration::from_secs(60);
+
+/// How long stages may take to sign: a signature takes a tenth of a millisecond, and nobody waits long for an answer that is
+/// there already.
+const SIGNING: Duration = Duration::from_secs(3);
+
+/// Opened anew so often, something else is wrong.
+const MAX_FAILOVERS: u32 = 16;
+
+/// An answer under way.
+#[derive(Debug)]
+pub(super) struct Session {
+    /// Which of the request's answers.
+    pub(super) choice: usize,
+    /// The prompt and what was chosen.
+    pub(super) tokens: Vec<u32>,
+    pub(super) prompt_len: usize,
+    /// Its log-probabilities so far, where they are wanted.
+    told_of_prompt: usize,
+    pub(super) state: State,
+    pub(super) failovers: u32,
+    /// Nodes that failed it.
+    pub(super) avoided: Vec<PeerId>,
+    since: Duration,
+    heard: bool,
+}
+
+/// Where a session stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum State {
+    /// It needs a route.
+    Routeless,
+    /// Its first stage has been asked.
+    Opening { id: SessionId, stages: Vec<PeerId> },
+    /// It is being answered.
+    Running { id: SessionId, stages: Vec<PeerId> },
+    /// It is complete, and its stages are to sign what they did.
+    Signing { id: SessionId, stages: Vec<PeerId> },
+    /// Nothing follows.
+    Over,
+}
+
+/// What follows from what happened.
+#[derive(Debug)]
+pub(super) enum Outcome {
+    /// Nothing.
+    Nothing,
+    /// The first stage has taken it.
+    Accepted,
+    /// Its stages have signed, or will not.
+    Signed { signed: bool },
+    /// The first stage has not, and was not to blame.
+    Refused { error: Error, retry_after: Option<Duration> },
+    /// More of the answer.
+    Said(Said),
+    /// It needs another route; the session that was is to be closed.
+    Lost { closed: SessionId, why: String },
+    /// It cannot go on.
+    Failed(Error),
+}
+
+/// Tokens that were not known before.
+#[derive(Debug, Default)]
+pub(super) struct Said {
+    pub(super) tokens: Vec<TokenOut>,
+    pub(super) prompt: Vec<TokenOut>,
+    pub(super) ended: Option<EndReason>,
+    pub(super) drafted: usize,
+    pub(super) accepted: usize,
+    pub(super) cached: usize,
+}
+
+impl Session {
+    pub(super) fn new(choice: usize, prompt: Vec<u32>, now: Duration) -> Session {
+        Session {
+            choice,
+            prompt_len: prompt.len(),
+            tokens: prompt,
+            told_of_prompt: 0,
+            state: State::Routeless,
+            failovers: 0,
+            avoided: Vec::new(),
+            since: now,
+            heard: false,
+        }
+    }
+
+    /// The session's number at its stages, while it has one.
+    pub(super) fn id(&self) -> Option<SessionId> {
+        match &self.state {
+            State::Opening { id, .. } | State::Running { id, .. } | State::Signing { id, .. } => Some(*id),
+            State::Routeless | State::Over => None,
+        }
+    }
+
+    fn stages(&self) -> &[PeerId] {
+        match &self.state {
+            State::Opening { stages, .. } | State::Running { stages, .. } | State::Signing { stages, .. } => stages,
+            State::Routeless | State::Over => &[],
+        }
+    }
+
+    /// It was opened at these stages.
+    pub(super) fn opened(&mut self, id: SessionId, stages: Vec<PeerId>, now: Duration) {
+        self.state = State::Opening { id, stages };
+        (self.since, self.heard) = (now, false);
+    }
+
+    /// Its stages were asked to sign.
+    pub(super) fn signing(&mut self, now: Duration) {
+        if let State::Opening { id, stages } | State::Running { id, stages } = &self.state {
+            self.state = State::Signing { id: *id, stages: stages.clone() };
+            self.since = now;
+        }
+    }
+
+    /// Nothing follows any more.
+    pub(super) fn over(&mut self) {
+        self.state = State::Over;
+    }
+
+    /// A message of a stage.
+    pub(super) fn handle(&mut self, from: PeerId, message: Message, local: PeerId, now: Duration) -> Outcome {
+        if self.id().is_none() || !self.stages().contains(&from) {
+            return Outcome::Nothing;
+        }
+        if matches!(self.state, State::Signing { .. }) {
+            return match message {
+                Message::Commit { .. } => self.signed(true),
+                _ => Outcome::Nothing,
+            };
+        }
+        match message {
+            Message::Accepted { .. } => {
+                if let State::Opening { id, stages } = &self.state {
+                    self.state = State::Running { id: *id, stages: stages.clone() };
+                    self.since = now;
+                    return Outcome::Accepted;
+                }
+                Outcome::Nothing
+            }
+            Message::Refused { kind: ErrorKind::Unavailable | ErrorKind::Internal, message, .. }
+                if self.stages() != [local] =>
+            {
+                self.lost(Some(from), &message, now)
+            }
+            Message::Refused { kind, message, retry_after_ms, .. } => Outcome::Refused {
+                error: Error::new(kind, message),
+                retry_after: retry_after_ms.map(|millis| Duration::from_millis(u64::from(millis))),
+            },
+            Message::Tokens(tokens) => {
+                let known = self.tokens.len();
+                let first = tokens.position as usize;
+                if first > known {
+                    return self.lost(None, "tokens of the answer were lost", now);
+                }
+                let fresh: Vec<TokenOut> = tokens.tokens.into_iter().skip(known - first).collect();
+                self.tokens.extend(fresh.iter().map(|out| out.token));
+                // A session that was opened anew scores no prompt, so that these come once and in order.
+                self.told_of_prompt += tokens.prompt.len();
+                (self.since, self.heard) = (now, true);
+                let stale = fresh.is_empty() && first < known;
+                Outcome::Said(Said {
+                    tokens: fresh,
+                    prompt: tokens.prompt,
+                    ended: tokens.ended.filter(|_| !stale),
+                    drafted: tokens.drafted as usize,
+                    accepted: tokens.accepted as usize,
+                    cached: tokens.cached as usize,
+                })
+            }
+            Message::Failed { kind, message, .. } => {
+                let again = matches!(
+                    kind,
+                    ErrorKind::Unavailable
+                        | ErrorKind::Internal
+                        | ErrorKind::DeadlineExceeded
+                        | ErrorKind::VerificationFailed
+                );
+                if again && self.stages() != [local] {
+                    return self.lost(None, &message, now);
+                }
+                Outcome::Failed(Error::new(kind, message))
+            }
+            _ => Outcome::Nothing,
+        }
+    }
+
+    /// A peer cannot be reached any more.
+    pub(super) fn peer_gone(&mut self, peer: PeerId, why: &str, now: Duration) -> Outcome {
+        if !self.stages().contains(&peer) {
+            return Outcome::Nothing;
+        }
+        if matches!(self.state, State::Signing { .. }) {
+            return self.signed(false);
+        }
+        self.lost(Some(peer), why, now)
+    }
+
+    /// Time went by.
+    pub(super) fn tick(&mut self, local: PeerId, now: Duration) -> Outcome {
+        let quiet = now.saturating_sub(self.since);
+        match &self.state {
+            State::Over => Outcome::Nothing,
+            State::Routeless if quiet > ROUTELESS => Outcome::Failed(Error::new(
+                ErrorKind::Unavailable,
+                "no node is left that can hold the model's layers; start another, or give one more memory",
+            )),
+            State::Routeless => Outcome::Nothing,
+            State::Signing { .. } if quiet > SIGNING => self.signed(false),
+            State::Signing { .. } => Outcome::Nothing,
+            State::Opening { stages, .. } | State::Running { stages, .. } if *stages == [local] => Outcome::Nothing,
+            State::Opening { .. } if quiet > STALLED => self.stalled(local, now),
+            State::Running { .. } if quiet > if self.heard { STALLED } else { STALLED_PROMPT } => {
+                self.stalled(local, now)
+            }
+            State::Opening { .. } | State::Running { .. } => Outcome::Nothing,
+        }
+    }
+
+    fn signed(&mut self, signed: bool) -> Outcome {
+        self.state = State::Over;
+        Outcome::Signed { signed }
+    }
+
+    fn stalled(&mut self, local: PeerId, now: Duration) -> Outcome {
+        // Nobody can tell which of them hangs.
+        let others: Vec<PeerId> = self.stages().iter().copied().filter(|peer| *peer != local).collect();
+        let outcome = self.lost(None, "its stages have been silent for too long", now);
+        self.avoided.extend(others);
+        outcome
+    }
+
+    fn lost(&mut self, by: Option<PeerId>, why: &str, now: Duration) -> Outcome {
+        let Some(closed) = self.id() else { return Outcome::Nothing };
+        self.avoided.extend(by);
+        self.failovers += 1;
+        if self.failovers > MAX_FAILOVERS {
+            self.state = State::Over;
+            let why = format!("the answer was begun anew {MAX_FAILOVERS} times; the last time {why}");
+            return Outcome::Failed(Error::new(ErrorKind::Unavailable, why));
+        }
+        self.state = State::Routeless;
+        self.since = now;
+        Outcome::Lost { closed, why: why.to_owned() }
+    }
+}

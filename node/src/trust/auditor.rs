@@ -1,0 +1,206 @@
+//! Looks at signed answers again, when the node has nothing better to do: computes them from the model file, keeps the
+//! outcome with the receipt, and accuses whoever signed something else. Which answers is drawn after they were signed.
+
+use std::path::PathBuf;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use libp2p::PeerId;
+use pangea_client::{Error, ErrorKind, Result};
+use pangea_compute::commit::Pace;
+use pangea_compute::model::ModelFile;
+use pangea_compute::{Cancel, Digest, Pool};
+use tokio::sync::oneshot;
+
+use super::audit::AuditPolicy;
+use super::receipt::{Audit, Receipt, Verdict};
+use super::store::ReceiptStore;
+use super::verify::{OutputCheck, verify};
+use crate::blob::Blobs;
+use crate::compute_error;
+use crate::fabric::Fabric;
+use crate::fabric::evidence::FailedAudit;
+use crate::pipeline::Pipeline;
+
+/// Receipts that wait to be looked at: where more are signed than an idle node can check, the share is what it manages.
+const WAITING: usize = 256;
+
+/// Rows that are computed between two looks at whether the node is idle: a few hundredths of a second.
+const CHUNK_ROWS: usize = 64;
+
+/// How often a busy node is looked at again.
+const BUSY: Duration = Duration::from_millis(50);
+
+/// What an audit works with; clones are the same.
+#[derive(Clone)]
+pub struct Auditor(Arc<Inner>);
+
+struct Inner {
+    policy: AuditPolicy,
+    store: ReceiptStore,
+    jobs: SyncSender<Job>,
+}
+
+struct Job {
+    receipt: Receipt,
+    urgent: bool,
+    done: oneshot::Sender<Result<Receipt>>,
+}
+
+/// What the auditor's thread needs of the node.
+pub struct AuditorParts {
+    /// The share of sessions.
+    pub policy: AuditPolicy,
+    /// Where receipts are kept.
+    pub store: ReceiptStore,
+    /// Evidence is kept below it.
+    pub data_dir: PathBuf,
+    /// Where model files come from.
+    pub blobs: Blobs,
+    /// Tells whether the node is idle.
+    pub pipeline: Pipeline,
+    /// Hears of liars.
+    pub fabric: Fabric,
+    /// Compute threads.
+    pub threads: usize,
+}
+
+impl Auditor {
+    /// Starts its thread.
+    ///
+    /// # Errors
+    /// `Internal` where the system has none.
+    pub fn start(parts: AuditorParts) -> Result<Auditor> {
+        let (jobs, queue) = sync_channel(WAITING);
+        let inner = Inner { policy: parts.policy, store: parts.store.clone(), jobs };
+        let failed = |error| Error::new(ErrorKind::Internal, format!("cannot start the auditor's thread: {error}"));
+        std::thread::Builder::new().name("pangea-audit".into()).spawn(move || run(&parts, &queue)).map_err(failed)?;
+        Ok(Auditor(Arc::new(inner)))
+    }
+
+    /// Whether every answer is held back until it is audited.
+    pub fn audits_all(&self) -> bool {
+        self.0.policy.is_all()
+    }
+
+    /// The share of sessions, to be drawn once their stages have signed.
+    pub fn policy(&self) -> AuditPolicy {
+        self.0.policy
+    }
+
+    /// Keeps a receipt. Blocks for a write.
+    pub fn keep(&self, receipt: &Receipt) {
+        if let Err(error) = self.0.store.put(receipt) {
+            tracing::warn!(event = "receipt_lost", receipt = receipt.id, %error, "A receipt could not be kept: {error}");
+        }
+    }
+
+    /// Has a receipt looked at; the same receipt comes back with what was found. `Overloaded` where too many wait.
+    pub fn audit(&self, receipt: Receipt) -> oneshot::Receiver<Result<Receipt>> {
+        let (done, result) = oneshot::channel();
+        let job = Job { receipt, urgent: self.audits_all(), done };
+        if let Err(error) = self.0.jobs.try_send(job) {
+            let (std::sync::mpsc::TrySendError::Full(job) | std::sync::mpsc::TrySendError::Disconnected(job)) = error;
+            let why = "more answers wait for their audit than this node manages";
+            // Whoever asked may not wait for it.
+            let _ = job.done.send(Err(Error::new(ErrorKind::Overloaded, why)));
+        }
+        result
+    }
+}
+
+fn run(parts: &AuditorParts, queue: &Receiver<Job>) {
+    let pool = OnceLock::new();
+    while let Ok(Job { receipt, urgent, done }) = queue.recv() {
+        let id = receipt.id.clone();
+        let audited = look_again(parts, &pool, receipt, urgent);
+        match &audited {
+            Ok(receipt) => {
+                if let Err(error) = parts.store.put(receipt) {
+                    tracing::warn!(event = "receipt_lost", receipt = id, %error, "A receipt could not be kept: {error}");
+                }
+            }
+            Err(error) => {
+                tracing::warn!(event = "audit_failed", receipt = id, %error, "An audit could not be made: {error}");
+            }
+        }
+        // Whoever asked may not wait for it.
+        let _ = done.send(audited);
+    }
+}
+
+/// Computes an answer again and says of every stage on another node whether its part holds.
+fn look_again(parts: &AuditorParts, pool: &OnceLock<Pool>, mut receipt: Receipt, urgent: bool) -> Result<Receipt> {
+    let digest = receipt.model.digest;
+    let path = file(parts, digest, &receipt)?;
+    let file = ModelFile::open(&path).map_err(compute_error)?;
+    let pool = match pool.get() {
+        Some(pool) => pool,
+        None => {
+            let made = Pool::new(parts.threads).map_err(compute_error)?;
+            pool.get_or_init(|| made)
+        }
+    };
+    let cancel = Cancel::new();
+    let mut wait = |_| {
+        while !urgent && parts.pipeline.is_busy() {
+            std::thread::sleep(BUSY);
+        }
+    };
+    wait(0);
+    let mut pace = Pace { chunk_rows: CHUNK_ROWS, cancel: &cancel, between: &mut wait };
+    let found = verify(&receipt, &file, digest, pool, &mut pace)?;
+    let local = parts.pipeline.local().to_string();
+    let unix_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64);
+    for (segment, checked) in found.segments.iter().enumerate() {
+        for (stage, check) in checked.stages.iter().enumerate() {
+            let claimed = receipt.segments.get(segment).is_some_and(|segment| !segment.claims.is_empty());
+            if !claimed || check.peer == local || check.output == OutputCheck::FollowsWrong {
+                continue;
+            }
+            let position = match check.output {
+                OutputCheck::Wrong { position } => position.map(|position| position as u64),
+                _ => None,
+            };
+            receipt.audits.push(Audit { segment, stage, by: local.clone(), holds: check.holds(), position, unix_ms });
+        }
+    }
+    if found.holds && receipt.is_audited() {
+        receipt.verdict = Verdict::Audited;
+    }
+    for (segment, checked) in found.segments.iter().enumerate() {
+        for (stage, check) in checked.stages.iter().enumerate().filter(|(_, check)| check.is_lie()) {
+            let OutputCheck::Wrong { position } = check.output else { continue };
+            let position = position.map(|position| position as u64);
+            accuse(parts, &FailedAudit { receipt: &receipt, segment, stage, position });
+        }
+    }
+    Ok(receipt)
+}
+
+/// The whole model file; an auditor without it fetches it from whoever computed.
+fn file(parts: &AuditorParts, digest: Digest, receipt: &Receipt) -> Result<PathBuf> {
+    if let Some(here) = parts.blobs.have(&digest).filter(crate::blob::Here::is_whole) {
+        return Ok(here.path);
+    }
+    let wanted = match parts.blobs.have(&digest) {
+        Some(here) => here.manifest.whole(),
+        None => return Err(Error::new(ErrorKind::NotFound, "nothing of the model's file is here")),
+    };
+    let stages = receipt.segments.iter().flat_map(|segment| &segment.stages);
+    let holders: Vec<PeerId> = stages.filter_map(|stage| stage.peer.parse().ok()).collect();
+    let failed = |error: std::io::Error| Error::new(ErrorKind::Internal, format!("cannot fetch a model: {error}"));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
+    let (cancel, mut progress) = (Cancel::new(), |_, _| {});
+    runtime.block_on(parts.blobs.ensure(digest, wanted, holders, &mut progress, &cancel))
+}
+
+fn accuse(parts: &AuditorParts, failed: &FailedAudit<'_>) {
+    let Some((peer, why)) = failed.accusation() else { return };
+    match failed.keep(&parts.data_dir) {
+        Ok(folder) => tracing::info!(event = "evidence_kept", folder = %folder.display()),
+        Err(error) => tracing::warn!(event = "evidence_lost", %error, "the evidence could not be written: {error}"),
+    }
+    parts.fabric.quarantine(peer, &why);
+}

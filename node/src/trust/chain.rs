@@ -1,0 +1,344 @@
+//! The signed claims of one session, in the order of its stages: what travels from stage to stage when a session ends, and
+//! what must hold between them. Bytes from peers are parsed here; nothing is computed again and nothing is sent.
+
+use std::ops::Range;
+
+use libp2p::PeerId;
+use libp2p::identity::Keypair;
+use pangea_client::{Error, ErrorKind, Result};
+use pangea_compute::Digest;
+use pangea_compute::commit::Claim;
+use serde::{Deserialize, Serialize};
+use thiserror::Error as ThisError;
+
+use super::{Signature, hex};
+
+/// What the bytes of a chain begin with: the format and its version.
+const MAGIC: [u8; 4] = *b"pgc1";
+
+/// Stages of one session at most: layers of the deepest models, one each.
+pub const STAGES_MAX: usize = 128;
+
+/// The most bytes of a chain.
+pub const CHAIN_BYTES_MAX: usize = MAGIC.len() + 1 + STAGES_MAX * LINK_BYTES_MAX;
+
+const LINK_BYTES_MAX: usize = Claim::BYTES + 2 * Signature::BYTES + 1;
+
+/// What a receiver signs, before the digest of the claim.
+const RECEIVED: &[u8] = b"pangea exact/1 received\0";
+
+/// One stage's claim with its signature and that of whoever received what it gave.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Signed {
+    /// What the stage says.
+    pub claim: Claim,
+    /// Its signature over the claim's bytes.
+    pub signature: Signature,
+    /// The receiver's: the next stage's, or the coordinator's for the last.
+    pub received: Option<Signature>,
+}
+
+impl Signed {
+    /// A claim, signed.
+    ///
+    /// # Errors
+    /// As [`Signature::make`].
+    pub fn new(claim: Claim, keypair: &Keypair) -> Result<Signed> {
+        let signature = Signature::make(keypair, &claim.to_bytes())?;
+        Ok(Signed { claim, signature, received: None })
+    }
+
+    /// Who made the claim.
+    pub fn peer(&self) -> PeerId {
+        self.signature.peer()
+    }
+
+    /// Says that what was received is what this claim says was given.
+    ///
+    /// # Errors
+    /// As [`Signature::make`].
+    pub fn countersign(&mut self, keypair: &Keypair) -> Result<()> {
+        self.received = Some(Signature::make(keypair, &received_bytes(&self.claim))?);
+        Ok(())
+    }
+
+    /// Whether the stage signed this claim.
+    pub fn is_signed(&self) -> bool {
+        self.signature.holds(&self.claim.to_bytes())
+    }
+
+    /// Who received what it says, where that one signed for it.
+    pub fn receiver(&self) -> Option<PeerId> {
+        let received = self.received.as_ref()?;
+        received.holds(&received_bytes(&self.claim)).then(|| received.peer())
+    }
+}
+
+fn received_bytes(claim: &Claim) -> Vec<u8> {
+    [RECEIVED, claim.digest().as_bytes()].concat()
+}
+
+/// What a coordinator knows of a session when its chain arrives.
+#[derive(Clone, Debug)]
+pub struct Expected<'a> {
+    /// The session.
+    pub session: [u8; 16],
+    /// The placement's version.
+    pub epoch: u64,
+    /// The model.
+    pub model: Digest,
+    /// The version of the engine's bits.
+    pub numerics: u32,
+    /// Who computed what, in order.
+    pub stages: &'a [(PeerId, Range<u32>)],
+    /// Rows that the stages were asked to compute.
+    pub positions: u64,
+    /// The first position whose following token the last stage chose.
+    pub chosen_from: u64,
+    /// Digest of the rules of the choice: [`terms_digest`](super::terms_digest).
+    pub sampling: Digest,
+    /// Root over the tokens that were sent to the first stage.
+    pub input: [u8; 32],
+    /// Root over what came from the last.
+    pub output: [u8; 32],
+}
+
+/// What does not hold. It accuses nobody before others: who signed what is in the chain.
+#[derive(Clone, Debug, PartialEq, Eq, ThisError)]
+#[error("peer {peer}: {why}")]
+pub struct ChainFault {
+    /// Whose claim it is.
+    pub peer: PeerId,
+    /// What is wrong with it.
+    pub why: String,
+}
+
+impl From<ChainFault> for Error {
+    fn from(fault: ChainFault) -> Error {
+        Error::new(ErrorKind::VerificationFailed, fault.to_string())
+    }
+}
+
+/// The claims of a session's stages, first stage first.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CommitChain {
+    /// One for every stage that the chain has passed.
+    pub links: Vec<Signed>,
+}
+
+impl CommitChain {
+    /// A chain on its way to the first stage.
+    pub fn new() -> CommitChain {
+        CommitChain::default()
+    }
+
+    /// What a stage does with the chain: checks that the stage before it claims to have given what was received here,
+    /// countersigns that, and adds its own `claim`.
+    ///
+    /// # Errors
+    /// `VerificationFailed` with the [`ChainFault`]'s text where the one before claims something else or did not sign;
+    /// `Internal` as [`Signature::make`]. The chain is unchanged then and not to be passed on.
+    pub fn pass(&mut self, claim: Claim, keypair: &Keypair) -> Result<()> {
+        let signed = Signed::new(claim, keypair)?;
+        if let Some(before) = self.links.last_mut() {
+            follows(before, &signed.claim).map_err(|why| ChainFault {
+                peer: before.peer(),
+                why: format!("{why}; this stage cannot sign for it"),
+            })?;
+            before.countersign(keypair)?;
+        }
+        self.links.push(signed);
+        Ok(())
+    }
+
+    /// What the coordinator does with the chain: [`CommitChain::check`], then countersigns the last claim.
+    ///
+    /// # Errors
+    /// `VerificationFailed` with the [`ChainFault`]'s text; `Internal` as [`Signature::make`].
+    pub fn close(&mut self, expected: &Expected<'_>, keypair: &Keypair) -> Result<()> {
+        self.check(expected)?;
+        match self.links.last_mut() {
+            Some(last) => last.countersign(keypair),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether every stage signed what was expected of it, and each one received what the one before gave.
+    ///
+    /// # Errors
+    /// The first [`ChainFault`].
+    pub fn check(&self, expected: &Expected<'_>) -> std::result::Result<(), ChainFault> {
+        for (index, (peer, layers)) in expected.stages.iter().enumerate() {
+            let fault = |why: &str| Err(ChainFault { peer: *peer, why: why.to_owned() });
+            let Some(signed) = self.links.get(index) else { return fault("did not sign what it did") };
+            let claim = &signed.claim;
+            let same = (claim.session, claim.epoch, claim.model, claim.numerics, claim.positions, claim.chosen_from)
+                == (
+                    expected.session,
+                    expected.epoch,
+                    expected.model,
+                    expected.numerics,
+                    expected.positions,
+                    expected.chosen_from,
+                );
+            let input = if index == 0 { expected.input } else { self.links[index - 1].claim.output };
+            let last = index + 1 == expected.stages.len();
+            let next = expected.stages.get(index + 1).map(|(next, _)| *next);
+            if signed.peer() != *peer || !signed.is_signed() {
+                return fault("its claim has not its signature");
+            } else if !same || claim.layers != *layers {
+                return fault("it claims to have done something else than was asked of it");
+            } else if claim.sampling != expected.sampling {
+                return fault("it chose by other rules than were asked for");
+            } else if claim.predecessor != input {
+                return fault("it claims to have received something else than it was sent");
+            } else if last && claim.output != expected.output {
+                return fault("it claims to have given other tokens than came from it");
+            } else if next.is_some() && signed.receiver() != next {
+                return fault("the next stage did not sign for what it received");
+            }
+        }
+        match self.links.get(expected.stages.len()) {
+            None => Ok(()),
+            Some(beyond) => Err(ChainFault { peer: beyond.peer(), why: "it is no stage of this session".to_owned() }),
+        }
+    }
+
+    /// The chain as bytes: `"pgc1"`, the number of links (u8), and for each the claim's bytes, key and signature, a byte 0,
+    /// or a byte 1 and the receiver's key and signature.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(MAGIC.len() + 1 + self.links.len() * LINK_BYTES_MAX);
+        bytes.extend(MAGIC);
+        bytes.push(self.links.len().min(STAGES_MAX) as u8);
+        for signed in self.links.iter().take(STAGES_MAX) {
+            bytes.extend(signed.claim.to_bytes());
+            bytes.extend(signed.signature.to_bytes());
+            match &signed.received {
+                None => bytes.push(0),
+                Some(received) => {
+                    bytes.push(1);
+                    bytes.extend(received.to_bytes());
+                }
+            }
+        }
+        bytes
+    }
+
+    /// The chain that these bytes are; every chain has one form.
+    ///
+    /// # Errors
+    /// `InvalidInput` for anything else.
+    pub fn decode(bytes: &[u8]) -> Result<CommitChain> {
+        parse(bytes).ok_or_else(|| Error::new(ErrorKind::InvalidInput, "these bytes are no chain of commitments"))
+    }
+}
+
+fn parse(bytes: &[u8]) -> Option<CommitChain> {
+    let (magic, rest) = bytes.split_first_chunk()?;
+    let (count, mut rest) = rest.split_first()?;
+    if *magic != MAGIC || usize::from(*count) > STAGES_MAX {
+        return None;
+    }
+    let mut links = Vec::new();
+    for _ in 0..*count {
+        let (claim, after) = rest.split_first_chunk::<{ Claim::BYTES }>()?;
+        let (signature, after) = after.split_first_chunk()?;
+        let (flag, mut after) = after.split_first()?;
+        let received = match flag {
+            0 => None,
+            1 => {
+                let (received, beyond) = after.split_first_chunk()?;
+                after = beyond;
+                Some(Signature::parse(received)?)
+            }
+            _ => return None,
+        };
+        links.push(Signed { claim: Claim::parse(claim)?, signature: Signature::parse(signature)?, received });
+        rest = after;
+    }
+    rest.is_empty().then_some(CommitChain { links })
+}
+
+/// Why `next` cannot come after `before` in a chain.
+fn follows(before: &Signed, next: &Claim) -> std::result::Result<(), &'static str> {
+    let claim = &before.claim;
+    let terms = |claim: &Claim| {
+        (claim.session, claim.epoch, claim.model, claim.numerics, claim.positions, claim.chosen_from, claim.sampling)
+    };
+    if !before.is_signed() {
+        return Err("its claim has not its signature");
+    }
+    if terms(claim) != terms(next) || claim.layers.end != next.layers.start {
+        return Err("it claims to have done something else than belongs before this stage's part");
+    }
+    if claim.output != next.predecessor {
+        return Err("it claims to have given something else than arrived here");
+    }
+    Ok(())
+}
+
+/// As JSON has it.
+#[derive(Serialize, Deserialize)]
+struct Record {
+    #[serde(with = "hex")]
+    session: [u8; 16],
+    epoch: u64,
+    #[serde(with = "hex::digest")]
+    model: Digest,
+    numerics: u32,
+    layers: [u32; 2],
+    positions: u64,
+    chosen_from: u64,
+    #[serde(with = "hex")]
+    predecessor: [u8; 32],
+    #[serde(with = "hex::digest")]
+    sampling: Digest,
+    #[serde(with = "hex")]
+    output: [u8; 32],
+    signed: Signature,
+    received: Option<Signature>,
+}
+
+impl Serialize for Signed {
+    fn serialize<S: serde::Serializer>(&self, to: S) -> std::result::Result<S::Ok, S::Error> {
+        let claim = &self.claim;
+        Record {
+            session: claim.session,
+            epoch: claim.epoch,
+            model: claim.model,
+            numerics: claim.numerics,
+            layers: [claim.layers.start, claim.layers.end],
+            positions: claim.positions,
+            chosen_from: claim.chosen_from,
+            predecessor: claim.predecessor,
+            sampling: claim.sampling,
+            output: claim.output,
+            signed: self.signature.clone(),
+            received: self.received.clone(),
+        }
+        .serialize(to)
+    }
+}
+
+impl<'de> Deserialize<'de> for Signed {
+    fn deserialize<D: serde::Deserializer<'de>>(from: D) -> std::result::Result<Signed, D::Error> {
+        let record = Record::deserialize(from)?;
+        let claim = Claim {
+            session: record.session,
+            epoch: record.epoch,
+            model: record.model,
+            numerics: record.numerics,
+            layers: record.layers[0]..record.layers[1],
+            positions: record.positions,
+            chosen_from: record.chosen_from,
+            predecessor: record.predecessor,
+            sampling: record.sampling,
+            output: record.output,
+        };
+        Ok(Signed { claim, signature: record.signed, received: record.received })
+    }
+}
+
+#[cfg(test)]
+#[path = "chain_tests.rs"]
+mod tests;

@@ -1,0 +1,183 @@
+//! Chains of honest and other stages, and the bytes of one, pinned.
+
+use super::*;
+use proptest::prelude::*;
+
+fn keypair(n: u8) -> Keypair {
+    Keypair::ed25519_from_bytes([n; 32]).unwrap()
+}
+
+fn peer(n: u8) -> PeerId {
+    keypair(n).public().to_peer_id()
+}
+
+const ROOTS: [[u8; 32]; 4] = [[10; 32], [11; 32], [12; 32], [13; 32]];
+
+/// The claim of stage `index` of three.
+fn claim(index: usize) -> Claim {
+    Claim {
+        session: [1; 16],
+        epoch: 2,
+        model: Digest::from_bytes([3; 32]),
+        numerics: 1,
+        layers: 4 * index as u32..4 * index as u32 + 4,
+        positions: 20,
+        chosen_from: 9,
+        predecessor: ROOTS[index],
+        sampling: Digest::from_bytes([5; 32]),
+        output: ROOTS[index + 1],
+    }
+}
+
+fn stages() -> Vec<(PeerId, Range<u32>)> {
+    (0..3).map(|index| (peer(index as u8 + 1), claim(index).layers)).collect()
+}
+
+fn expected(stages: &[(PeerId, Range<u32>)]) -> Expected<'_> {
+    let claim = claim(0);
+    Expected {
+        session: claim.session,
+        epoch: claim.epoch,
+        model: claim.model,
+        numerics: claim.numerics,
+        stages,
+        positions: claim.positions,
+        chosen_from: claim.chosen_from,
+        sampling: claim.sampling,
+        input: ROOTS[0],
+        output: ROOTS[3],
+    }
+}
+
+/// As it arrives at the coordinator.
+fn honest() -> CommitChain {
+    let mut chain = CommitChain::new();
+    for index in 0..3 {
+        chain.pass(claim(index), &keypair(index as u8 + 1)).unwrap();
+    }
+    chain
+}
+
+#[test]
+fn an_honest_chain_is_taken_and_countersigned_by_all() {
+    let mut chain = honest();
+    let stages = stages();
+    assert_eq!(chain.links.iter().map(Signed::receiver).collect::<Vec<_>>(), [Some(peer(2)), Some(peer(3)), None]);
+    chain.close(&expected(&stages), &keypair(9)).unwrap();
+    assert_eq!(chain.links[2].receiver(), Some(peer(9)));
+    chain.check(&expected(&stages)).unwrap();
+    let json = serde_json::to_string(&chain.links).unwrap();
+    assert_eq!(serde_json::from_str::<Vec<Signed>>(&json).unwrap(), chain.links);
+}
+
+#[test]
+fn a_stage_does_not_sign_for_what_it_did_not_receive() {
+    let first = Signed::new(claim(0), &keypair(1)).unwrap();
+    let forged = Signed { signature: Signature::make(&keypair(1), b"something").unwrap(), ..first.clone() };
+    let other = |change: fn(&mut Claim)| {
+        let mut claim = claim(1);
+        change(&mut claim);
+        claim
+    };
+    for (before, mine, why) in [
+        (&first, other(|claim| claim.predecessor[0] ^= 1), "than arrived here"),
+        (&first, other(|claim| claim.positions += 1), "something else"),
+        (&first, other(|claim| claim.layers.start += 1), "something else"),
+        (&first, other(|claim| claim.session[3] ^= 1), "something else"),
+        (&forged, claim(1), "not its signature"),
+    ] {
+        let mut chain = CommitChain { links: vec![before.clone()] };
+        let error = chain.pass(mine, &keypair(2)).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::VerificationFailed);
+        assert!(error.message().contains(why) && error.message().contains(&peer(1).to_string()), "{error}");
+        assert_eq!(chain.links, std::slice::from_ref(before), "nothing is signed");
+    }
+}
+
+#[test]
+fn every_claim_that_is_not_as_asked_is_found_with_its_peer() {
+    let stages = stages();
+    let check = |chain: &CommitChain| chain.check(&expected(&stages));
+    let resigned = |index: usize, change: fn(&mut Claim)| {
+        let mut chain = honest();
+        let received = chain.links[index].received.clone();
+        let mut claim = claim(index);
+        change(&mut claim);
+        chain.links[index] = Signed::new(claim, &keypair(index as u8 + 1)).unwrap();
+        if received.is_some() {
+            chain.links[index].countersign(&keypair(index as u8 + 2)).unwrap();
+        }
+        chain
+    };
+    for (chain, at, why) in [
+        (resigned(0, |claim| claim.epoch += 1), 1, "something else than was asked"),
+        (resigned(1, |claim| claim.positions -= 1), 2, "something else than was asked"),
+        (resigned(1, |claim| claim.layers.end += 1), 2, "something else than was asked"),
+        (resigned(2, |claim| claim.sampling = Digest::from_bytes([0; 32])), 3, "by other rules"),
+        (resigned(0, |claim| claim.predecessor[0] ^= 1), 1, "than it was sent"),
+        (resigned(0, |claim| claim.output[0] ^= 1), 2, "than it was sent"),
+        (resigned(2, |claim| claim.output[0] ^= 1), 3, "other tokens"),
+    ] {
+        let fault = check(&chain).unwrap_err();
+        assert_eq!(fault.peer, peer(at), "{fault}");
+        assert!(fault.why.contains(why), "{fault}");
+    }
+    let mut short = honest();
+    short.links.pop();
+    assert_eq!(check(&short).unwrap_err(), ChainFault { peer: peer(3), why: "did not sign what it did".to_owned() });
+    let mut long = honest();
+    long.links.push(long.links[2].clone());
+    assert!(check(&long).unwrap_err().why.contains("no stage"));
+    let mut unsigned = honest();
+    unsigned.links[1].received = None;
+    assert_eq!(check(&unsigned).unwrap_err().peer, peer(2));
+    let mut other = honest();
+    other.links[1].countersign(&keypair(7)).unwrap();
+    assert_eq!(check(&other).unwrap_err().peer, peer(2), "not the next stage's");
+    let mut swapped = honest();
+    swapped.links[1] = Signed::new(claim(1), &keypair(7)).unwrap();
+    assert_eq!(check(&swapped).unwrap_err().peer, peer(2), "a stranger's");
+}
+
+#[test]
+fn the_bytes_of_a_chain_stay_as_they_are() {
+    let mut chain = honest();
+    chain.close(&expected(&stages()), &keypair(9)).unwrap();
+    let bytes = chain.encode();
+    assert_eq!(bytes.len(), 5 + 3 * (Claim::BYTES + 2 * Signature::BYTES + 1));
+    assert_eq!(&bytes[..5], b"pgc1\x03");
+    // Ed25519 signatures of the same bytes by the same key are the same.
+    assert_eq!(
+        blake3::hash(&bytes).to_hex().as_str(),
+        "fe333951a652643b47732b815e7a6dd73614981eb74b864e5edc6afc83a79caa"
+    );
+    assert_eq!(CommitChain::decode(&bytes).unwrap(), chain);
+    assert_eq!(CommitChain::decode(&CommitChain::new().encode()).unwrap(), CommitChain::new());
+}
+
+#[test]
+fn bytes_that_are_no_chain_are_refused() {
+    let bytes = honest().encode();
+    for wrong in [&[][..], b"pgc1", b"pgc2\0", b"pgc1\x81", b"pgc1\x01", &bytes[..bytes.len() - 1]] {
+        assert_eq!(CommitChain::decode(wrong).unwrap_err().kind(), ErrorKind::InvalidInput);
+    }
+    assert!(CommitChain::decode(&[&bytes[..], &[0]].concat()).is_err());
+    let mut flag = bytes.clone();
+    flag[5 + Claim::BYTES + Signature::BYTES] = 2;
+    assert!(CommitChain::decode(&flag).is_err());
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+    /// No bit of a chain can be turned over unseen.
+    #[test]
+    fn every_bit_counts(bit in any::<prop::sample::Index>()) {
+        let mut bytes = honest().encode();
+        let bit = bit.index(bytes.len() * 8);
+        bytes[bit / 8] ^= 1 << (bit % 8);
+        if let Ok(chain) = CommitChain::decode(&bytes) {
+            prop_assert_eq!(chain.encode(), bytes);
+            prop_assert!(chain.check(&expected(&stages())).is_err());
+        }
+    }
+}

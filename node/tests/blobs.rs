@@ -1,0 +1,443 @@
+//! Pieces of model files between whole nodes in one process, over real sockets on loopback: only what is needed travels,
+//! a cut costs nothing twice, and wrong bytes are found. The files are made here.
+
+#![allow(clippy::unwrap_used, reason = "a test stops at the first thing that is not as it should be")]
+
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, mpsc};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use futures::{AsyncReadExt, StreamExt};
+use libp2p::{PeerId, StreamProtocol};
+use pangea_client::{Error, ErrorKind};
+use pangea_compute::gguf::Gguf;
+use pangea_compute::model::{Manifest, Wanted};
+use pangea_compute::{Cancel, Digest};
+use pangea_node::blob::{self, BlobMessage, Blobs, PROTOCOL};
+use pangea_node::link::framed::{FrameReader, FrameWriter};
+use pangea_node::net::{NetConfig, Network, identity};
+use tokio::sync::oneshot;
+use tokio::task::LocalSet;
+
+/// The longest any of these may take before it counts as hung.
+const HUNG: Duration = Duration::from_secs(60);
+
+const LAYERS: u32 = 4;
+
+/// A GGUF file with tensors of several parts and of a few bytes, every byte telling its place.
+fn model(seed: u64) -> Vec<u8> {
+    let mut tensors = vec![("token_embd.weight".to_owned(), 9u64 << 20)];
+    for layer in 0..LAYERS {
+        tensors.push((format!("blk.{layer}.attn_q.weight"), 5 << 20));
+        tensors.push((format!("blk.{layer}.attn_norm.weight"), 256));
+        tensors.push((format!("blk.{layer}.ffn_up.weight"), 3 << 20));
+    }
+    tensors.push(("output_norm.weight".to_owned(), 256));
+    tensors.push(("output.weight".to_owned(), 9 << 20));
+    let text = |out: &mut Vec<u8>, text: &str| {
+        out.extend((text.len() as u64).to_le_bytes());
+        out.extend(text.as_bytes());
+    };
+    let mut out =
+        [&b"GGUF"[..], &3u32.to_le_bytes(), &(tensors.len() as u64).to_le_bytes(), &1u64.to_le_bytes()].concat();
+    text(&mut out, "general.name");
+    out.extend(8u32.to_le_bytes());
+    text(&mut out, "Made");
+    let mut offset = 0u64;
+    for (name, bytes) in &tensors {
+        text(&mut out, name);
+        out.extend(1u32.to_le_bytes());
+        out.extend((bytes / 4).to_le_bytes());
+        out.extend(0u32.to_le_bytes());
+        out.extend(offset.to_le_bytes());
+        offset += bytes;
+    }
+    out.resize(out.len().next_multiple_of(32), 0);
+    let data = (0..offset / 8).flat_map(|word| (word.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ seed).to_le_bytes());
+    out.extend(data);
+    out
+}
+
+fn layers(layers: Range<u32>) -> Wanted {
+    Wanted { layers, embedding: false, head: false }
+}
+
+/// What runs on a node's network thread beside the blobs.
+type Beside = Box<dyn FnOnce(&Network) + Send>;
+
+struct Node {
+    blobs: Blobs,
+    network: Network,
+    folder: PathBuf,
+    stop: Option<oneshot::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Node {
+    fn start(folder: &Path) -> Node {
+        Node::start_with(folder, true, Box::new(|_| {}))
+    }
+
+    /// A node that answers as `beside` has it.
+    fn start_with(folder: &Path, answers: bool, beside: Beside) -> Node {
+        let (started, handles) = mpsc::sync_channel(1);
+        let (stop, stopped) = oneshot::channel::<()>();
+        let blobs_folder = folder.join("blobs");
+        let thread = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            LocalSet::new().block_on(&runtime, async move {
+                let mut config = NetConfig::new(identity::ephemeral());
+                config.listen = vec!["/ip4/127.0.0.1/tcp/0".parse().unwrap()];
+                let (network, mut events) = pangea_node::net::start(config).unwrap();
+                let blobs = blob::start(&blobs_folder, 2, answers.then_some(&network)).unwrap();
+                beside(&network);
+                tokio::task::spawn_local(async move { while events.recv().await.is_some() {} });
+                started.send((blobs, network.clone())).unwrap();
+                let _ = stopped.await;
+                network.shutdown().await;
+            });
+        });
+        let (blobs, network) = handles.recv().unwrap();
+        Node { blobs, network, folder: folder.to_owned(), stop: Some(stop), thread: Some(thread) }
+    }
+
+    fn id(&self) -> PeerId {
+        self.network.local_peer_id()
+    }
+
+    fn connect(&self, other: &Node) {
+        block_on(async {
+            let address = loop {
+                if let Some(address) = other.network.listen_addresses().await.into_iter().next() {
+                    break address;
+                }
+                tokio::task::yield_now().await;
+            };
+            self.network.connect(address, HUNG).await.unwrap();
+        });
+    }
+
+    /// Offers a file with these bytes.
+    fn offer(&self, bytes: &[u8]) -> Digest {
+        let path = self.folder.join("offered.gguf");
+        std::fs::write(&path, bytes).unwrap();
+        self.blobs.offer(&path).unwrap().digest
+    }
+
+    fn ensure(&self, model: Digest, wanted: &Wanted, holders: &[PeerId]) -> Result<PathBuf, Error> {
+        self.ensure_until(model, wanted, holders, |_, _| false)
+    }
+
+    /// Ends early where `enough` says so of bytes done and in all.
+    fn ensure_until(
+        &self,
+        model: Digest,
+        wanted: &Wanted,
+        holders: &[PeerId],
+        mut enough: impl FnMut(u64, u64) -> bool + Send,
+    ) -> Result<PathBuf, Error> {
+        let cancel = Cancel::new();
+        let mut progress = |done, total| {
+            if enough(done, total) {
+                cancel.cancel();
+            }
+        };
+        block_on(self.blobs.ensure(model, wanted.clone(), holders.to_vec(), &mut progress, &cancel))
+    }
+
+    /// Bytes received from a peer so far, all streams together.
+    fn received(&self, from: &Node) -> u64 {
+        self.network.traffic(&from.id()).received_bytes
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        self.stop.take();
+        if let Some(thread) = self.thread.take() {
+            thread.join().unwrap();
+        }
+    }
+}
+
+fn block_on<T>(work: impl Future<Output = T>) -> T {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async { tokio::time::timeout(HUNG, work).await.expect("hung") })
+}
+
+/// Folders for nodes.
+fn folders<const N: usize>() -> (tempfile::TempDir, [PathBuf; N]) {
+    let folder = tempfile::tempdir().unwrap();
+    let paths = std::array::from_fn(|node| folder.path().join(format!("node{node}")));
+    paths.iter().for_each(|path| std::fs::create_dir_all(path).unwrap());
+    (folder, paths)
+}
+
+/// That the file has the wanted pieces of the model, and zeros elsewhere where it has nothing else.
+fn assert_holds(file: &Path, bytes: &[u8], wanted: &Wanted, nothing_else: bool) {
+    let manifest = Manifest::of(&Gguf::from_bytes(bytes.to_vec()).unwrap(), 2).unwrap();
+    let selected = manifest.select(wanted);
+    let copy = std::fs::read(file).unwrap();
+    assert_eq!(copy.len(), bytes.len());
+    for (index, piece) in manifest.pieces().iter().enumerate() {
+        let range = piece.offset() as usize..(piece.offset() + piece.len_bytes()) as usize;
+        if selected.contains(&index) {
+            assert!(copy[range.clone()] == bytes[range], "{}", piece.name());
+        } else if nothing_else {
+            assert!(copy[range].iter().all(|byte| *byte == 0), "{} was not asked for", piece.name());
+        }
+    }
+}
+
+/// What frames, Noise, ping and identify add to bytes that are counted.
+fn overhead(bytes: u64) -> u64 {
+    bytes / 50 + (256 << 10)
+}
+
+#[test]
+fn a_stage_fetches_its_layers_and_no_more() {
+    let (_folder, [one, other]) = folders();
+    let (holder, node) = (Node::start(&one), Node::start(&other));
+    node.connect(&holder);
+    let bytes = model(1);
+    let digest = holder.offer(&bytes);
+    let wanted = layers(1..3);
+    let mut told = Vec::new();
+    let file = node
+        .ensure_until(digest, &wanted, &[holder.id()], |done, total| {
+            told.push((done, total));
+            false
+        })
+        .unwrap();
+    assert_holds(&file, &bytes, &wanted, true);
+    let here = node.blobs.have(&digest).unwrap();
+    let (done, total) = here.bytes_of(&wanted);
+    assert_eq!(done, total);
+    assert!(here.holds(&wanted) && !here.holds(&layers(0..1)) && !here.is_whole());
+    assert_eq!(told.last(), Some(&(total, total)));
+    let received = node.received(&holder);
+    assert!(received >= total && received <= total + overhead(total), "{received} for {total}");
+    // Once more costs nothing; one more layer costs that layer; the rest makes it whole.
+    node.ensure(digest, &wanted, &[holder.id()]).unwrap();
+    assert!(node.received(&holder) - received < 64 << 10);
+    node.ensure(digest, &here.manifest.whole(), &[holder.id()]).unwrap();
+    assert!(node.blobs.have(&digest).unwrap().is_whole());
+    assert_eq!(std::fs::read(&file).unwrap(), bytes);
+    let received = node.received(&holder);
+    assert!(received <= bytes.len() as u64 + overhead(bytes.len() as u64), "{received} for {}", bytes.len());
+}
+
+#[test]
+fn the_header_comes_alone_and_a_whole_file_is_used_as_it_is() {
+    let (_folder, [one, other]) = folders();
+    let (holder, node) = (Node::start(&one), Node::start(&other));
+    node.connect(&holder);
+    let bytes = model(2);
+    let digest = holder.offer(&bytes);
+    let file = node.ensure(digest, &Wanted::header(), &[holder.id()]).unwrap();
+    assert_eq!(Gguf::open(&file).unwrap().metadata().get_str("general.name").unwrap(), Some("Made"));
+    assert!(node.received(&holder) < 256 << 10, "{}", node.received(&holder));
+    let offered = node.offer(&bytes);
+    assert_eq!(offered, digest);
+    let file = node.ensure(digest, &layers(0..LAYERS), &[]).unwrap();
+    assert_eq!(file, other.join("offered.gguf"));
+    // Taken away, it is the copy again.
+    std::fs::remove_file(&file).unwrap();
+    let file = node.ensure(digest, &layers(0..1), &[holder.id()]).unwrap();
+    assert_holds(&file, &bytes, &layers(0..1), true);
+}
+
+#[test]
+fn a_cut_transfer_goes_on_where_it_was_in_the_next_run() {
+    let (_folder, [one, other]) = folders();
+    let holder = Node::start(&one);
+    let bytes = model(3);
+    let digest = holder.offer(&bytes);
+    let node = Node::start(&other);
+    node.connect(&holder);
+    let whole =
+        node.ensure(digest, &Wanted::header(), &[holder.id()]).map(|_| node.blobs.have(&digest).unwrap()).unwrap();
+    let whole = whole.manifest.whole();
+    let error = node.ensure_until(digest, &whole, &[holder.id()], |done, total| done * 2 > total).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Cancelled);
+    drop(node);
+    let node = Node::start(&other);
+    let (here, total) = node.blobs.have(&digest).unwrap().bytes_of(&whole);
+    assert!(here * 2 > total && here < total, "{here} of {total}");
+    node.connect(&holder);
+    let file = node.ensure(digest, &whole, &[holder.id()]).unwrap();
+    assert_eq!(std::fs::read(&file).unwrap(), bytes);
+    let received = node.received(&holder);
+    assert!(received <= total - here + overhead(total), "{received} for {}", total - here);
+}
+
+#[test]
+fn a_node_with_a_part_gives_that_part_and_several_share_the_rest() {
+    let (_folder, [one, two, three]) = folders();
+    let (whole, partial, node) = (Node::start(&one), Node::start(&two), Node::start(&three));
+    partial.connect(&whole);
+    node.connect(&whole);
+    node.connect(&partial);
+    let bytes = model(4);
+    let digest = whole.offer(&bytes);
+    partial.ensure(digest, &layers(0..2), &[whole.id()]).unwrap();
+    node.ensure(digest, &layers(0..1), &[partial.id()]).unwrap();
+    assert!(node.received(&whole) < 64 << 10, "what {} has is not had from another", partial.id());
+    let error = node.ensure(digest, &layers(0..3), &[partial.id()]).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NotFound, "{error}");
+    let file = node.ensure(digest, &layers(0..LAYERS), &[partial.id(), whole.id()]).unwrap();
+    assert_holds(&file, &bytes, &layers(0..LAYERS), true);
+}
+
+#[test]
+fn a_holder_that_goes_in_the_middle_is_replaced() {
+    let (_folder, [one, two, three]) = folders();
+    let (first, second, node) = (Node::start(&one), Node::start(&two), Node::start(&three));
+    node.connect(&first);
+    node.connect(&second);
+    let bytes = model(5);
+    let digest = first.offer(&bytes);
+    assert_eq!(second.offer(&bytes), digest);
+    let holders = [first.id(), second.id()];
+    let mut first = Some(first);
+    let wanted = layers(0..LAYERS);
+    let file = node
+        .ensure_until(digest, &wanted, &holders, |done, total| {
+            if done * 3 > total {
+                first.take();
+            }
+            false
+        })
+        .unwrap();
+    assert!(first.is_none());
+    assert_holds(&file, &bytes, &wanted, true);
+}
+
+#[test]
+fn what_nobody_has_is_not_found_and_nobody_to_ask_is_unavailable() {
+    let (_folder, [one, other]) = folders();
+    let (holder, node) = (Node::start(&one), Node::start(&other));
+    node.connect(&holder);
+    let unknown = Digest::from_bytes([7; 32]);
+    assert_eq!(node.ensure(unknown, &Wanted::header(), &[holder.id()]).unwrap_err().kind(), ErrorKind::NotFound);
+    assert_eq!(node.ensure(unknown, &Wanted::header(), &[]).unwrap_err().kind(), ErrorKind::Unavailable);
+    assert!(node.blobs.have(&unknown).is_none() && node.blobs.list().is_empty());
+}
+
+/// Answers what an honest holder would, but with one bit of every part from the second piece on flipped. Counts its streams.
+fn lying(bytes: Vec<u8>) -> (Beside, Arc<AtomicUsize>) {
+    let streams = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&streams);
+    let beside: Beside = Box::new(move |network| {
+        let manifest = Manifest::of(&Gguf::from_bytes(bytes.clone()).unwrap(), 2).unwrap();
+        let mut incoming = network.streams().accept(StreamProtocol::new(PROTOCOL)).unwrap();
+        tokio::task::spawn_local(async move {
+            while let Some((_, stream)) = incoming.next().await {
+                counted.fetch_add(1, Ordering::Relaxed);
+                let (bytes, manifest) = (bytes.clone(), manifest.clone());
+                tokio::task::spawn_local(async move {
+                    let (read, write) = stream.split();
+                    let (mut questions, mut answers) = (FrameReader::new(read), FrameWriter::new(write));
+                    while let Ok((question, _)) = questions.receive().await {
+                        let answer = match question {
+                            BlobMessage::Manifest(_) => manifest.to_bytes(),
+                            BlobMessage::Have(_) => blob::parts::PartSet::full(&manifest).as_bytes().to_vec(),
+                            BlobMessage::Part { piece, part, .. } => {
+                                let range = manifest.pieces()[piece as usize].part_range(part).unwrap();
+                                let mut bytes = bytes[range.start as usize..range.end as usize].to_vec();
+                                bytes[100] ^= u8::from(piece > 0) << 3;
+                                bytes
+                            }
+                            other => panic!("{other:?}"),
+                        };
+                        let total = answer.len() as u64;
+                        for (index, chunk) in answer.chunks(blob::limits::CHUNK_BYTES).enumerate() {
+                            let offset = (index * blob::limits::CHUNK_BYTES) as u64;
+                            if answers.send(&BlobMessage::Chunk { total, offset }, chunk).await.is_err() {
+                                return;
+                            }
+                        }
+                        let _ = answers.flush().await;
+                    }
+                });
+            }
+        });
+    });
+    (beside, streams)
+}
+
+#[test]
+fn a_holder_of_wrong_bytes_is_found_named_and_not_asked_again_while_another_helps() {
+    let (_folder, [one, two, three]) = folders();
+    let bytes = model(6);
+    let (beside, streams) = lying(bytes.clone());
+    let (honest, liar) = (Node::start(&one), Node::start_with(&two, false, beside));
+    let node = Node::start(&three);
+    node.connect(&honest);
+    node.connect(&liar);
+    let digest = honest.offer(&bytes);
+    let error = node.ensure(digest, &layers(0..2), &[liar.id()]).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::VerificationFailed);
+    assert!(error.message().contains(&liar.id().to_string()), "{error}");
+    let (here, _) = node.blobs.have(&digest).unwrap().bytes_of(&layers(0..2));
+    assert!(here < 64 << 10, "nothing but the header counts");
+    let asked = streams.load(Ordering::Relaxed);
+    let file = node.ensure(digest, &layers(0..2), &[liar.id(), honest.id()]).unwrap();
+    assert_holds(&file, &bytes, &layers(0..2), true);
+    assert_eq!(streams.load(Ordering::Relaxed), asked, "it was asked again");
+}
+
+#[test]
+fn wrong_bytes_in_the_middle_of_a_transfer_cost_no_result() {
+    let (_folder, [one, two, three]) = folders();
+    let bytes = model(7);
+    let (beside, _) = lying(bytes.clone());
+    let (honest, liar) = (Node::start(&one), Node::start_with(&two, false, beside));
+    let node = Node::start(&three);
+    node.connect(&honest);
+    node.connect(&liar);
+    let digest = honest.offer(&bytes);
+    let file = node.ensure(digest, &layers(0..LAYERS), &[liar.id(), honest.id()]).unwrap();
+    assert_holds(&file, &bytes, &layers(0..LAYERS), true);
+}
+
+#[test]
+fn a_file_that_changed_is_not_passed_on_and_its_owner_is_no_liar() {
+    let (_folder, [one, other]) = folders();
+    let (holder, node) = (Node::start(&one), Node::start(&other));
+    node.connect(&holder);
+    let bytes = model(8);
+    let digest = holder.offer(&bytes);
+    let mut changed = bytes.clone();
+    let end = changed.len();
+    changed[end - (9 << 20) - 512..].fill(1);
+    std::fs::write(one.join("offered.gguf"), &changed).unwrap();
+    let file = node.ensure(digest, &layers(0..1), &[holder.id()]).unwrap();
+    assert_holds(&file, &bytes, &layers(0..1), true);
+    let head = Wanted { head: true, ..Wanted::header() };
+    assert_eq!(node.ensure(digest, &head, &[holder.id()]).unwrap_err().kind(), ErrorKind::NotFound);
+    node.ensure(digest, &layers(1..2), &[holder.id()]).unwrap();
+}
+
+#[test]
+fn a_file_is_hashed_again_only_when_it_changed() {
+    let (_folder, [one]) = folders();
+    let node = Node::start(&one);
+    let first = node.offer(&model(9));
+    let index = one.join("blobs/manifests");
+    let kept = || std::fs::read_dir(&index).unwrap().map(|entry| entry.unwrap().path()).collect::<Vec<_>>();
+    assert_eq!(kept().len(), 1);
+    // What is kept is believed only whole.
+    let path = one.join("offered.gguf");
+    let mut damaged = std::fs::read(&kept()[0]).unwrap();
+    damaged[40] ^= 1;
+    std::fs::write(&kept()[0], &damaged).unwrap();
+    assert_eq!(node.blobs.offer(&path).unwrap().digest, first);
+    assert_ne!(std::fs::read(&kept()[0]).unwrap(), damaged);
+    // Another file at the same place is another model.
+    assert_ne!(node.offer(&model(10)), first);
+    assert_eq!(kept().len(), 1);
+}

@@ -1,0 +1,93 @@
+//! The graph of a pool on every surface, and how its nodes found each other.
+
+use pangea_client::ErrorKind;
+use pangea_tests::cluster::{Cluster, Node};
+use pangea_tests::http;
+use pangea_tests::process::eventually;
+use std::time::Duration;
+
+/// Waits until `node` sees `links` connections (two for each) whose round trips are known.
+fn sees(node: &Node, nodes: usize, links: usize) -> pangea_client::Topology {
+    let mut topology = pangea_client::Topology::default();
+    eventually("the whole pool is seen", || {
+        topology = node.client().topology().unwrap();
+        let known = topology.links.iter().all(|link| link.rtt_ms > 0.0 && link.bytes_per_s > 0.0);
+        topology.nodes.len() == nodes && topology.links.len() == links && known
+    });
+    topology
+}
+
+#[test]
+fn the_topology_is_the_same_on_every_surface() {
+    let cluster = Cluster::new();
+    let nodes = cluster.pool(&["one", "two"]);
+    let (one, two) = (&nodes[0], &nodes[1]);
+    one.process.line("elected master");
+    sees(one, 2, 2);
+    let json = cluster.run(&["topology", "--json", "--rpc", &one.rpc]).json();
+    let keys = |value: &serde_json::Value| value.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
+    assert_eq!(keys(&json), ["nodes", "links"]);
+    assert_eq!(keys(&json["nodes"][0]), ["peer", "name", "master", "models", "device", "memory_bytes", "gflops"]);
+    assert_eq!(keys(&json["links"][0]), ["from", "to", "rtt_ms", "bytes_per_s", "transport", "found_by"]);
+    assert_eq!(json["nodes"][0]["peer"], *one.peer);
+    assert_eq!(json["nodes"][1]["name"], "two");
+    assert_eq!(json["nodes"].as_array().unwrap().iter().filter(|node| node["master"] == true).count(), 1);
+    let found: Vec<(&str, &str)> = json["links"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|link| (link["from"].as_str().unwrap(), link["found_by"].as_str().unwrap()))
+        .collect();
+    assert!(found.contains(&(&one.peer, "incoming")) && found.contains(&(&two.peer, "manual")), "{found:?}");
+    let over_http: serde_json::Value = http::get(&one.api, "/api/topology").json();
+    assert_eq!(keys(&over_http), keys(&json));
+    assert_eq!(over_http["nodes"], json["nodes"]);
+    let peers = http::get(&one.api, "/api/peers").json();
+    assert_eq!(peers[0]["peer"], *two.peer);
+    let table = cluster.run(&["topology", "--rpc", &one.rpc]);
+    assert!(table.out.contains("master") && table.out.lines().all(|line| line.chars().count() <= 80), "{}", table.out);
+}
+
+#[test]
+fn nodes_that_know_only_a_third_connect_to_each_other() {
+    let cluster = Cluster::new();
+    let nodes = cluster.pool(&["hub", "two", "three"]);
+    let (two, three) = (&nodes[1], &nodes[2]);
+    two.process.line(&format!("Connected to peer {}", three.peer));
+    three.process.line(&format!("Connected to peer {}", two.peer));
+    assert_eq!(two.status_of(three).found_by, "gossip");
+    assert_eq!(three.status_of(two).found_by, "gossip");
+    // The hub may go: the two stay connected.
+    nodes[0].kill9();
+    let topology = sees(two, 2, 2);
+    assert!(topology.links.iter().all(|link| link.found_by == "gossip"), "{topology:?}");
+    assert_eq!(two.process.count("is gone"), 1);
+}
+
+#[test]
+fn a_node_that_dies_leaves_the_topology_of_nodes_that_were_not_connected_to_it() {
+    let cluster = Cluster::new();
+    let nodes = cluster.pool(&["hub", "two", "three"]);
+    sees(&nodes[1], 3, 6);
+    nodes[2].kill9();
+    sees(&nodes[1], 2, 2);
+    sees(&nodes[0], 2, 2);
+}
+
+#[test]
+fn a_peer_that_does_not_answer_a_check_is_named() {
+    let cluster = Cluster::new();
+    let nodes = cluster.pool(&["one", "two"]);
+    let (one, two) = (&nodes[0], &nodes[1]);
+    one.process.line(&format!("Connected to peer {}", two.peer));
+    let checked = cluster.run(&["peers", "--check", "--json", "--rpc", &one.rpc]).json();
+    assert!(checked[0]["check"]["round_trip_us"].as_f64().unwrap() > 0.0, "{checked}");
+    two.stop();
+    let error = one.client().check_peer(&two.peer, Some(Duration::from_millis(200))).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::DeadlineExceeded);
+    assert!(error.to_string().contains(&two.peer) && error.to_string().contains("200 ms"), "{error}");
+    let checked = cluster.run(&["peers", "--check", "--timeout", "0.2", "--rpc", &one.rpc]);
+    assert!(checked.out.contains("two did not answer") || checked.out.contains("gone"), "{}", checked.out);
+    let error = one.client().check_peer("nobody", None).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NotFound);
+}

@@ -1,0 +1,416 @@
+//! Receipts of real sessions on a small model: `pangea receipts` lists, shows and verifies them without any node, finds every
+//! change to one and every lie of a stage, and a node's HTTP API hands them out.
+#![allow(clippy::unwrap_used)]
+
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use libp2p::identity::Keypair;
+use pangea_compute::commit::merkle::{chosen_leaf, nothing_leaf, row_leaf, token_leaves};
+use pangea_compute::commit::{Claim, Leaf, merkle_root};
+use pangea_compute::model::{Cache, Input, Logits, Manifest, Model, ModelFile, NUMERICS, PageBudget, Part, Step};
+use pangea_compute::sample::{Choice, Sampling, choose};
+use pangea_compute::{Digest, Pool};
+use pangea_node::trust::{
+    Audit, CommitChain, Expected, Receipt, ReceiptForm, ReceiptModel, ReceiptStage, ReceiptStore, Segment, Verdict,
+    terms_digest,
+};
+use pangea_tests::cluster::Cluster;
+use pangea_tests::command::{json, pangea, stderr, stdout};
+use pangea_tests::http::get;
+use pangea_tests::tiny_model::TinyModel;
+use serde_json::{Value, json};
+
+const LAYERS: [Range<u32>; 2] = [0..1, 1..2];
+
+/// What a stage gives instead of what it should: which one, at which position.
+type Lie = Option<(usize, usize)>;
+
+/// A data directory with a model in it.
+struct Home {
+    folder: tempfile::TempDir,
+    file: ModelFile,
+    digest: Digest,
+    stages: [Keypair; 2],
+    coordinator: Keypair,
+}
+
+/// A request, and how its answer was chosen.
+#[derive(Clone)]
+struct Asked {
+    prompt: Vec<u32>,
+    answer: usize,
+    sampling: Sampling,
+    form: ReceiptForm,
+}
+
+impl Default for Asked {
+    fn default() -> Asked {
+        let sampling = Sampling { seed: 7, logprobs: Some(2), repetition_penalty: 1.1, ..Sampling::default() };
+        Asked {
+            prompt: b"Tell me".iter().map(|byte| u32::from(*byte)).collect(),
+            answer: 20,
+            sampling,
+            form: ReceiptForm::Text,
+        }
+    }
+}
+
+impl Home {
+    fn new() -> Home {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::create_dir(folder.path().join("models")).unwrap();
+        let path = folder.path().join("models/tiny.gguf");
+        std::fs::write(&path, TinyModel::default().gguf()).unwrap();
+        let file = ModelFile::open(path).unwrap();
+        let digest = Manifest::of(file.gguf(), 1).unwrap().digest();
+        let keypair = Keypair::generate_ed25519;
+        Home { folder, file, digest, stages: [keypair(), keypair()], coordinator: keypair() }
+    }
+
+    fn path(&self) -> &Path {
+        self.folder.path()
+    }
+
+    fn peer(&self, stage: usize) -> String {
+        self.stages[stage].public().to_peer_id().to_string()
+    }
+
+    /// Goes on from `tokens`, prompt and answer so far, over both stages until the answer is whole.
+    fn segment(&self, asked: &Asked, tokens: &mut Vec<u32>, lie: Lie) -> Segment {
+        let pool = Pool::new(1).unwrap();
+        let models = LAYERS.map(|layers| {
+            let part = Part::of_layers(self.file.config(), layers.start as usize..layers.end as usize);
+            Model::load(&self.file, part, &pool).unwrap()
+        });
+        let budget = PageBudget::new(1 << 26);
+        let mut caches = [Cache::new(&models[0], &budget), Cache::new(&models[1], &budget)];
+        let mut grammar = asked.form.grammar(&self.file).unwrap();
+        let chosen_from = tokens.len() - 1;
+        let positions = asked.prompt.len() + asked.answer - 1;
+        let (mut rows, mut chosen): (Vec<Leaf>, Vec<Leaf>) = (Vec::new(), Vec::new());
+        while caches[0].len() < positions {
+            let next = caches[0].len()..tokens.len();
+            let width = self.file.config().width;
+            let step = Step { cache: &mut caches[0], rows: next.len(), logits: Logits::None };
+            let output = models[0].forward(&pool, &mut [step], Input::Tokens(&tokens[next.clone()])).unwrap();
+            let mut activations = output.activations().to_vec();
+            if let Some((0, position)) = lie.filter(|(_, position)| next.contains(position)) {
+                pangea_node::worker::fault::twist_row(&mut activations[(position - next.start) * width..][..width], 3);
+            }
+            rows.extend(activations.chunks_exact(width).zip(next.start as u64..).map(|(row, at)| row_leaf(at, row)));
+            let step = Step { cache: &mut caches[1], rows: next.len(), logits: Logits::Last };
+            let mut output = models[1].forward(&pool, &mut [step], Input::Activations(&activations)).unwrap();
+            chosen.extend((next.start..next.end - 1).map(|position| nothing_leaf(position as u64)));
+            let allowed = grammar.as_mut().map(|grammar| grammar.mask().unwrap());
+            let (prompt, answer) = tokens.split_at(asked.prompt.len());
+            let mut choice: Choice =
+                choose(&asked.sampling, prompt, answer, output.logits_mut(0), allowed.as_ref()).unwrap();
+            if lie == Some((1, next.end - 1)) {
+                choice.token = pangea_node::worker::fault::twist_token(choice.token, 256, 5);
+            }
+            chosen.push(chosen_leaf(next.end as u64 - 1, &choice));
+            tokens.push(choice.token);
+            if let Some(grammar) = &mut grammar {
+                grammar.accept(choice.token).unwrap();
+            }
+        }
+        let claim = |stage: usize, predecessor, output| Claim {
+            session: [9; 16],
+            epoch: 4,
+            model: self.digest,
+            numerics: NUMERICS,
+            layers: LAYERS[stage].clone(),
+            positions: positions as u64,
+            chosen_from: chosen_from as u64,
+            predecessor,
+            sampling: terms_digest(asked.prompt.len() as u64, &asked.sampling, &asked.form),
+            output,
+        };
+        let [input, between, end] =
+            [merkle_root(&token_leaves(&tokens[..positions])), merkle_root(&rows), merkle_root(&chosen)];
+        let mut chain = CommitChain::new();
+        chain.pass(claim(0, input, between), &self.stages[0]).unwrap();
+        let bytes = chain.encode();
+        let mut chain = CommitChain::decode(&bytes).unwrap();
+        chain.pass(claim(1, between, end), &self.stages[1]).unwrap();
+        let stages: Vec<_> =
+            (0..2).map(|stage| (self.stages[stage].public().to_peer_id(), LAYERS[stage].clone())).collect();
+        let expected = Expected {
+            session: [9; 16],
+            epoch: 4,
+            model: self.digest,
+            numerics: NUMERICS,
+            stages: &stages,
+            positions: positions as u64,
+            chosen_from: chosen_from as u64,
+            sampling: terms_digest(asked.prompt.len() as u64, &asked.sampling, &asked.form),
+            input,
+            output: end,
+        };
+        chain.close(&expected, &self.coordinator).unwrap();
+        Segment {
+            session: [9; 16],
+            epoch: 4,
+            chosen_from: chosen_from as u64,
+            stages: (0..2)
+                .map(|stage| ReceiptStage { peer: self.peer(stage), layers: [LAYERS[stage].start, LAYERS[stage].end] })
+                .collect(),
+            claims: chain.links,
+            ended: None,
+        }
+    }
+
+    fn receipt(&self, asked: &Asked, lie: Lie) -> Receipt {
+        let mut tokens = asked.prompt.clone();
+        let segment = self.segment(asked, &mut tokens, lie);
+        self.receipt_of(asked, &tokens, vec![segment])
+    }
+
+    fn receipt_of(&self, asked: &Asked, tokens: &[u32], segments: Vec<Segment>) -> Receipt {
+        Receipt {
+            version: 1,
+            id: Receipt::new_id(),
+            request: "chatcmpl-7".to_owned(),
+            unix_ms: 1_790_000_000_000,
+            coordinator: self.coordinator.public().to_peer_id().to_string(),
+            model: ReceiptModel { name: "tiny".to_owned(), digest: self.digest, file: "tiny.gguf".to_owned() },
+            numerics: NUMERICS,
+            prompt_tokens: asked.prompt.clone(),
+            answer_tokens: tokens[asked.prompt.len()..].to_vec(),
+            sampling: (&asked.sampling).into(),
+            form: asked.form.clone(),
+            segments,
+            verdict: Verdict::Unchecked,
+            audits: Vec::new(),
+        }
+    }
+
+    fn written(&self, name: &str, receipt: &Value) -> PathBuf {
+        let path = self.path().join(name);
+        std::fs::write(&path, receipt.to_string()).unwrap();
+        path
+    }
+
+    /// The result of verifying, and the exit code.
+    fn verify(&self, receipt: &str) -> (Value, Option<i32>) {
+        let data_dir = self.path().to_str().unwrap();
+        let output = pangea(self.path(), &["receipts", "verify", receipt, "--data-dir", data_dir, "--json"]);
+        let result = serde_json::from_slice(&output.stdout).unwrap_or_else(|_| json!({"error": stderr(&output)}));
+        (result, output.status.code())
+    }
+}
+
+fn as_json(receipt: &Receipt) -> Value {
+    serde_json::from_slice(&receipt.to_json().unwrap()).unwrap()
+}
+
+#[test]
+fn an_honest_receipt_is_listed_shown_and_holds() {
+    let home = Home::new();
+    let mut receipt = home.receipt(&Asked::default(), None);
+    receipt.audits =
+        vec![Audit { segment: 0, stage: 1, by: home.peer(0), holds: true, position: None, unix_ms: 1_790_000_000_100 }];
+    ReceiptStore::new(home.path()).put(&receipt).unwrap();
+    let data_dir = home.path().to_str().unwrap();
+    let run = |arguments: &[&str]| pangea(home.path(), &[arguments, &["--data-dir", data_dir]].concat());
+    let listed = json(&run(&["receipts", "list", "--json"]));
+    assert_eq!(listed[0]["id"], receipt.id.as_str());
+    assert_eq!((&listed[0]["answer_tokens"], &listed[0]["verdict"]), (&json!(20), &json!("unchecked")));
+    let shown = json(&run(&["receipts", "show", &receipt.id[..6], "--json"]));
+    assert_eq!(shown, as_json(&receipt));
+    let (found, code) = home.verify(&receipt.id);
+    assert_eq!((code, &found["holds"]), (Some(0), &json!(true)), "{found}");
+    assert_eq!(found["tokens"]["checked"], 20);
+    assert_eq!(found["segments"][0]["stages"][1]["output"]["is"], "right");
+
+    for arguments in
+        [&["receipts", "list"][..], &["receipts", "show", &receipt.id], &["receipts", "verify", &receipt.id]]
+    {
+        let output = run(arguments);
+        assert!(output.status.success(), "{}", stderr(&output));
+        let text = stdout(&output);
+        assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
+        assert!(text.contains("tiny") || text.contains("holds"), "{text}");
+    }
+}
+
+#[test]
+fn a_lie_of_any_stage_is_found_and_it_is_named() {
+    let home = Home::new();
+    let prompt = Asked::default().prompt.len();
+    for (stage, position) in [(0, 0), (0, prompt + 3), (1, prompt - 1), (1, prompt + 11)] {
+        let receipt = home.receipt(&Asked::default(), Some((stage, position)));
+        ReceiptStore::new(home.path()).put(&receipt).unwrap();
+        let (found, code) = home.verify(&receipt.id);
+        assert_eq!(code, Some(4), "{found}");
+        assert_eq!(found["holds"], false);
+        let stages = &found["segments"][0]["stages"];
+        assert_eq!(stages[stage]["output"]["is"], "wrong", "{found}");
+        match stage {
+            0 => assert_ne!(stages[1]["output"]["is"], "wrong", "it only followed: {found}"),
+            _ => {
+                assert_eq!(stages[0]["output"]["is"], "right");
+                assert_eq!(stages[1]["output"]["position"], position);
+                assert_eq!(found["tokens"]["wrong_at"], position + 1);
+            }
+        }
+        // What was signed is in order: the lie is in the numbers alone.
+        for check in ["signed", "received", "asked", "linked"] {
+            assert!((0..2).all(|stage| stages[stage][check] == true), "{found}");
+        }
+        let data_dir = home.path().to_str().unwrap();
+        let output = pangea(home.path(), &["receipts", "verify", &receipt.id, "--data-dir", data_dir]);
+        assert_eq!(output.status.code(), Some(4));
+        assert!(stdout(&output).contains(&home.peer(stage)), "{}", stdout(&output));
+    }
+}
+
+#[test]
+fn nothing_that_was_computed_or_signed_can_be_changed_unseen() {
+    let home = Home::new();
+    let honest = as_json(&home.receipt(&Asked::default(), None));
+    let flipped = |text: &Value| {
+        let text = text.as_str().unwrap();
+        let other = if text.starts_with('0') { "1" } else { "0" };
+        json!(format!("{other}{}", &text[1..]))
+    };
+    let pointers = [
+        "/prompt_tokens/0",
+        "/answer_tokens/0",
+        "/answer_tokens/19",
+        "/sampling/seed",
+        "/sampling/top_k",
+        "/sampling/logprobs",
+        "/coordinator",
+        "/segments/0/session",
+        "/segments/0/epoch",
+        "/segments/0/chosen_from",
+        "/segments/0/stages/0/peer",
+        "/segments/0/claims/0/output",
+        "/segments/0/claims/1/predecessor",
+        "/segments/0/claims/1/sampling",
+        "/segments/0/claims/0/positions",
+        "/segments/0/claims/0/signed/signature",
+        "/segments/0/claims/0/received/signature",
+        "/segments/0/claims/1/received/signature",
+        "/segments/0/claims/0/signed/peer",
+    ];
+    for pointer in pointers {
+        let mut changed = honest.clone();
+        let field = changed.pointer_mut(pointer).unwrap();
+        *field = match &*field {
+            Value::String(text) if text.starts_with("12D3") => {
+                json!(Keypair::generate_ed25519().public().to_peer_id().to_string())
+            }
+            text @ Value::String(_) => flipped(text),
+            number => json!(number.as_u64().unwrap() + 1),
+        };
+        let path = home.written("changed.json", &changed);
+        let (found, code) = home.verify(path.to_str().unwrap());
+        assert!(matches!(code, Some(4) | Some(2)) && found["holds"] != true, "{pointer}: {code:?} {found}");
+    }
+    let mut cut = honest.clone();
+    cut["segments"][0]["claims"] = json!([]);
+    let path = home.written("cut.json", &cut);
+    assert_eq!(home.verify(path.to_str().unwrap()).1, Some(4));
+    let mut empty = honest;
+    empty["form"] = json!({"type": "json_object"});
+    let path = home.written("form.json", &empty);
+    assert_eq!(home.verify(path.to_str().unwrap()).1, Some(4));
+}
+
+#[test]
+fn an_answer_held_to_a_schema_is_replayed_with_its_grammar() {
+    let home = Home::new();
+    let schema = json!({"type": "object", "properties": {"a": {"type": "string"}}, "required": ["a"]});
+    let asked = Asked { form: ReceiptForm::JsonSchema { schema: schema.to_string() }, ..Asked::default() };
+    let receipt = home.receipt(&asked, None);
+    let text: Vec<u8> = receipt.answer_tokens.iter().map(|token| *token as u8).collect();
+    assert!(text.starts_with(b"{"), "{text:?}");
+    ReceiptStore::new(home.path()).put(&receipt).unwrap();
+    let (found, code) = home.verify(&receipt.id);
+    assert_eq!((code, &found["holds"]), (Some(0), &json!(true)), "{found}");
+    // A token that the grammar does not allow.
+    let mut other = receipt;
+    other.answer_tokens[0] = u32::from(b'[');
+    let path = home.written("other.json", &as_json(&other));
+    let (found, code) = home.verify(path.to_str().unwrap());
+    assert_eq!((code, &found["tokens"]["wrong_at"]), (Some(4), &json!(asked.prompt.len())), "{found}");
+}
+
+#[test]
+fn after_a_failover_both_parts_are_checked() {
+    let home = Home::new();
+    let asked = Asked::default();
+    let whole = home.receipt(&asked, None);
+    let prompt = asked.prompt.len();
+    // Eight tokens came from stages that died without signing.
+    let mut tokens = [&asked.prompt[..], &whole.answer_tokens[..8]].concat();
+    let died = Segment { claims: Vec::new(), ended: Some("peer 12D3 is gone".to_owned()), ..whole.segments[0].clone() };
+    let went_on = home.segment(&asked, &mut tokens, None);
+    assert_eq!(went_on.chosen_from as usize, prompt + 7);
+    let receipt = home.receipt_of(&asked, &tokens, vec![died.clone(), went_on]);
+    assert_eq!(receipt.answer_tokens, whole.answer_tokens);
+    let path = home.written("whole.json", &as_json(&receipt));
+    let (found, code) = home.verify(path.to_str().unwrap());
+    assert_eq!((code, &found["holds"]), (Some(0), &json!(true)), "{found}");
+
+    // The dead ones had lied in their third token: nobody signed for it, and it is found all the same.
+    let mut tokens = [&asked.prompt[..], &whole.answer_tokens[..8]].concat();
+    tokens[prompt + 2] ^= 1;
+    let went_on = home.segment(&asked, &mut tokens, None);
+    let receipt = home.receipt_of(&asked, &tokens, vec![died, went_on]);
+    let path = home.written("half.json", &as_json(&receipt));
+    let (found, code) = home.verify(path.to_str().unwrap());
+    assert_eq!((code, &found["tokens"]["wrong_at"]), (Some(4), &json!(prompt + 2)), "{found}");
+    assert_eq!(found["segments"][1]["stages"][1]["output"]["is"], "right", "{found}");
+}
+
+#[test]
+fn what_cannot_be_verified_is_said_and_is_no_accusation() {
+    let home = Home::new();
+    let receipt = home.receipt(&Asked::default(), None);
+    let data_dir = home.path().to_str().unwrap();
+    let path = home.written("receipt.json", &as_json(&receipt));
+    let path = path.to_str().unwrap();
+    let run = |arguments: &[&str]| {
+        pangea(home.path(), &[&["receipts", "verify"], arguments, &["--data-dir", data_dir]].concat())
+    };
+    let other = home.path().join("other.gguf");
+    std::fs::write(&other, TinyModel { seed: 2, ..TinyModel::default() }.gguf()).unwrap();
+    std::fs::write(home.path().join("broken.json"), "{").unwrap();
+    for (arguments, said) in [
+        (&[path, "--model", other.to_str().unwrap()][..], "another model"),
+        (&[path, "--model", "nothing"], "no model nothing"),
+        (&["0123"], "no receipt"),
+        (&["none.json"], "cannot be read"),
+        (&["broken.json"], "no receipt"),
+    ] {
+        let output = run(arguments);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {}", stderr(&output));
+        assert!(stderr(&output).contains(said), "{arguments:?}: {}", stderr(&output));
+    }
+    std::fs::rename(home.path().join("models/tiny.gguf"), home.path().join("moved.gguf")).unwrap();
+    let output = run(&[path]);
+    assert!(output.status.code() == Some(2) && stderr(&output).contains("--model"), "{}", stderr(&output));
+    let moved = home.path().join("moved.gguf");
+    assert!(run(&[path, "--model", moved.to_str().unwrap()]).status.success());
+}
+
+#[test]
+fn a_node_hands_its_receipts_out() {
+    let home = Home::new();
+    let receipt = home.receipt(&Asked::default(), None);
+    let cluster = Cluster::new();
+    let node = cluster.node("one").start();
+    assert_eq!(get(&node.api, "/api/receipts").json(), json!({"receipts": []}));
+    ReceiptStore::new(&node.data_dir).put(&receipt).unwrap();
+    let listed = get(&node.api, "/api/receipts").json();
+    assert_eq!(listed["receipts"][0]["id"], receipt.id.as_str());
+    let one = get(&node.api, &format!("/api/receipts/{}", receipt.id)).json();
+    assert_eq!(one, as_json(&receipt));
+    let none = get(&node.api, "/api/receipts/ffffffffffff");
+    assert_eq!(none.status, 404);
+    assert_eq!(none.json()["error"]["kind"], "NotFound");
+}
