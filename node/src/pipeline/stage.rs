@@ -542,6 +542,15 @@ impl Stage {
 
     /// What was computed goes to the next stage, or the news of it to the first.
     fn hand_on(&mut self, number: u64, passed: Passed) {
+        self.send_on(number, passed);
+        if self.stages.len() > 1 {
+            // The thread that writes to the network was woken on this core, where it would wait until this one, with the next
+            // frame, has used up its time slice: milliseconds in which the other stages stand still.
+            std::thread::yield_now();
+        }
+    }
+
+    fn send_on(&mut self, number: u64, passed: Passed) {
         self.metrics.steps.inc();
         if self.is_last() {
             if self.front.is_some() {

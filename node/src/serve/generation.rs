@@ -433,7 +433,7 @@ impl Generation {
             self.summary.verdict = self.summary.verdict.max(receipt.verdict);
             let Some(auditor) = &self.engine.auditor else { continue };
             self.summary.receipts.push(receipt.id.clone());
-            auditor.keep(&receipt);
+            auditor.keep(receipt.clone());
             let claims = receipt.segments.last().map(|segment| segment.claims.clone()).unwrap_or_default();
             if auditor.policy().choose(&CommitChain { links: claims }) {
                 let result = auditor.audit(receipt);

@@ -263,3 +263,144 @@ impl Session {
         Outcome::Lost { closed, why: why.to_owned() }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::pipeline::wire::Tokens;
+
+    const ID: SessionId = SessionId([1; 16]);
+
+    fn peers() -> [PeerId; 3] {
+        [PeerId::random(), PeerId::random(), PeerId::random()]
+    }
+
+    fn running(stages: &[PeerId]) -> Session {
+        let mut session = Session::new(0, vec![1, 2, 3], Duration::ZERO);
+        session.opened(ID, stages.to_vec(), Duration::ZERO);
+        let accepted = session.handle(stages[0], Message::Accepted { session: ID }, stages[0], Duration::ZERO);
+        assert!(matches!(accepted, Outcome::Accepted));
+        session
+    }
+
+    fn tokens(position: usize, ids: impl IntoIterator<Item = u32>) -> Message {
+        let tokens = ids.into_iter().map(|token| TokenOut { token, ..TokenOut::default() }).collect();
+        Message::Tokens(Tokens { session: ID, position: position as u32, tokens, ..Tokens::default() })
+    }
+
+    fn said(outcome: Outcome) -> Vec<u32> {
+        match outcome {
+            Outcome::Said(said) => said.tokens.iter().map(|out| out.token).collect(),
+            other => panic!("nothing was said: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn what_is_known_already_is_not_said_again() {
+        let [local, other, _] = peers();
+        let mut session = running(&[local, other]);
+        assert_eq!(said(session.handle(other, tokens(3, [10, 11]), local, Duration::ZERO)), [10, 11]);
+        assert_eq!(said(session.handle(other, tokens(4, [11, 12]), local, Duration::ZERO)), [12]);
+        assert_eq!(said(session.handle(other, tokens(3, [10, 11]), local, Duration::ZERO)), []);
+        assert_eq!(session.tokens, [1, 2, 3, 10, 11, 12]);
+    }
+
+    #[test]
+    fn a_gap_means_that_tokens_were_lost_and_the_session_moves() {
+        let [local, other, _] = peers();
+        let mut session = running(&[local, other]);
+        let outcome = session.handle(other, tokens(4, [11]), local, Duration::ZERO);
+        assert!(matches!(outcome, Outcome::Lost { closed: ID, .. }), "{outcome:?}");
+        assert_eq!(session.state, State::Routeless);
+    }
+
+    #[test]
+    fn a_stage_that_is_gone_is_avoided_and_a_stranger_that_is_gone_is_nothing() {
+        let [local, other, stranger] = peers();
+        let mut session = running(&[local, other]);
+        assert!(matches!(session.peer_gone(stranger, "it left", Duration::ZERO), Outcome::Nothing));
+        assert!(matches!(session.peer_gone(other, "it left", Duration::ZERO), Outcome::Lost { .. }));
+        assert_eq!((session.avoided.as_slice(), session.failovers), (&[other][..], 1));
+    }
+
+    #[test]
+    fn nobody_outside_its_stages_can_put_words_into_an_answer() {
+        let [local, other, stranger] = peers();
+        let mut session = running(&[local, other]);
+        assert!(matches!(session.handle(stranger, tokens(3, [10]), local, Duration::ZERO), Outcome::Nothing));
+        assert_eq!(session.tokens.len(), 3);
+    }
+
+    #[test]
+    fn silent_stages_are_given_up_and_this_node_alone_never_is() {
+        let [local, other, _] = peers();
+        let mut session = running(&[local, other]);
+        session.handle(other, tokens(3, [10]), local, Duration::ZERO);
+        assert!(matches!(session.tick(local, STALLED), Outcome::Nothing));
+        assert!(matches!(session.tick(local, STALLED + Duration::from_secs(1)), Outcome::Lost { .. }));
+        assert_eq!(session.avoided, [other]);
+        let mut alone = running(&[local]);
+        assert!(matches!(alone.tick(local, Duration::from_secs(10_000)), Outcome::Nothing));
+    }
+
+    #[test]
+    fn without_a_route_it_fails_in_the_end_and_keeps_what_was_said() {
+        let [local, other, _] = peers();
+        let mut session = running(&[local, other]);
+        session.handle(other, tokens(3, [10]), local, Duration::ZERO);
+        session.peer_gone(other, "it left", Duration::ZERO);
+        assert!(matches!(session.tick(local, ROUTELESS), Outcome::Nothing));
+        let outcome = session.tick(local, ROUTELESS + Duration::from_secs(1));
+        assert!(matches!(&outcome, Outcome::Failed(error) if error.kind() == ErrorKind::Unavailable), "{outcome:?}");
+        assert_eq!(session.tokens, [1, 2, 3, 10]);
+    }
+
+    #[test]
+    fn a_complete_answer_waits_for_signatures_and_for_nothing_else() {
+        let [local, other, _] = peers();
+        let mut session = running(&[local, other]);
+        session.signing(Duration::ZERO);
+        assert!(matches!(session.handle(other, tokens(3, [10]), local, Duration::ZERO), Outcome::Nothing));
+        let mut lost = Session::new(0, vec![1], Duration::ZERO);
+        lost.opened(ID, vec![local, other], Duration::ZERO);
+        lost.signing(Duration::ZERO);
+        assert!(matches!(lost.peer_gone(other, "it left", Duration::ZERO), Outcome::Signed { signed: false }));
+        let commit = Message::Commit { session: ID, positions: 3 };
+        assert!(matches!(session.handle(other, commit, local, Duration::ZERO), Outcome::Signed { signed: true }));
+        assert_eq!(session.state, State::Over);
+    }
+
+    proptest! {
+        /// Messages in pieces, repeated, from one route and then from another: the answer is the same.
+        #[test]
+        fn however_tokens_come_the_answer_is_the_same(
+            cuts in proptest::collection::vec((0usize..40, 1usize..6), 1..60),
+            moves_at in 0usize..60,
+        ) {
+            let answer: Vec<u32> = (100..140).collect();
+            let [local, one, other] = peers();
+            let mut session = running(&[local, one]);
+            let (mut from, mut heard) = (one, Vec::new());
+            for (at, (back, len)) in cuts.into_iter().enumerate() {
+                if at == moves_at {
+                    let lost = session.peer_gone(one, "it left", Duration::ZERO);
+                    prop_assert!(matches!(lost, Outcome::Lost { .. }), "{:?}", lost);
+                    session.opened(ID, vec![local, other], Duration::ZERO);
+                    session.handle(local, Message::Accepted { session: ID }, local, Duration::ZERO);
+                    from = other;
+                }
+                let known = session.tokens.len() - 3;
+                let first = known.saturating_sub(back);
+                let end = (first + len).min(answer.len());
+                if first < end {
+                    let piece = answer[first..end].iter().copied();
+                    heard.extend(said(session.handle(from, tokens(3 + first, piece), local, Duration::ZERO)));
+                }
+            }
+            prop_assert_eq!(&session.tokens[3..], &heard[..]);
+            prop_assert!(answer.starts_with(&heard));
+        }
+    }
+}

@@ -38,7 +38,7 @@ pub struct Auditor(Arc<Inner>);
 
 struct Inner {
     policy: AuditPolicy,
-    store: ReceiptStore,
+    receipts: SyncSender<Receipt>,
     jobs: SyncSender<Job>,
 }
 
@@ -73,9 +73,19 @@ impl Auditor {
     /// `Internal` where the system has none.
     pub fn start(parts: AuditorParts) -> Result<Auditor> {
         let (jobs, queue) = sync_channel(WAITING);
-        let inner = Inner { policy: parts.policy, store: parts.store.clone(), jobs };
+        let (receipts, kept) = sync_channel(WAITING);
+        let inner = Inner { policy: parts.policy, receipts: receipts.clone(), jobs };
         let failed = |error| Error::new(ErrorKind::Internal, format!("cannot start the auditor's thread: {error}"));
-        std::thread::Builder::new().name("pangea-audit".into()).spawn(move || run(&parts, &queue)).map_err(failed)?;
+        let store = parts.store.clone();
+        // A write waits for the disk; answers and audits do not.
+        std::thread::Builder::new()
+            .name("pangea-receipts".into())
+            .spawn(move || kept.iter().for_each(|receipt| put(&store, &receipt)))
+            .map_err(failed)?;
+        std::thread::Builder::new()
+            .name("pangea-audit".into())
+            .spawn(move || run(&parts, &queue, &receipts))
+            .map_err(failed)?;
         Ok(Auditor(Arc::new(inner)))
     }
 
@@ -89,10 +99,11 @@ impl Auditor {
         self.0.policy
     }
 
-    /// Keeps a receipt. Blocks for a write.
-    pub fn keep(&self, receipt: &Receipt) {
-        if let Err(error) = self.0.store.put(receipt) {
-            tracing::warn!(event = "receipt_lost", receipt = receipt.id, %error, "A receipt could not be kept: {error}");
+    /// Keeps a receipt, in a moment.
+    pub fn keep(&self, receipt: Receipt) {
+        let id = receipt.id.clone();
+        if self.0.receipts.try_send(receipt).is_err() {
+            tracing::warn!(event = "receipt_lost", receipt = id, "A receipt could not be kept: the disk is too slow");
         }
     }
 
@@ -110,17 +121,20 @@ impl Auditor {
     }
 }
 
-fn run(parts: &AuditorParts, queue: &Receiver<Job>) {
+fn put(store: &ReceiptStore, receipt: &Receipt) {
+    if let Err(error) = store.put(receipt) {
+        tracing::warn!(event = "receipt_lost", receipt = receipt.id, %error, "A receipt could not be kept: {error}");
+    }
+}
+
+fn run(parts: &AuditorParts, queue: &Receiver<Job>, receipts: &SyncSender<Receipt>) {
     let pool = OnceLock::new();
     while let Ok(Job { receipt, urgent, done }) = queue.recv() {
         let id = receipt.id.clone();
         let audited = look_again(parts, &pool, receipt, urgent);
         match &audited {
-            Ok(receipt) => {
-                if let Err(error) = parts.store.put(receipt) {
-                    tracing::warn!(event = "receipt_lost", receipt = id, %error, "A receipt could not be kept: {error}");
-                }
-            }
+            // Behind the receipt as it was before; that thread ends after this one.
+            Ok(receipt) => drop(receipts.send(receipt.clone())),
             Err(error) => {
                 tracing::warn!(event = "audit_failed", receipt = id, %error, "An audit could not be made: {error}");
             }
