@@ -303,7 +303,7 @@ mod tests {
         let mut session = running(&[local, other]);
         assert_eq!(said(session.handle(other, tokens(3, [10, 11]), local, Duration::ZERO)), [10, 11]);
         assert_eq!(said(session.handle(other, tokens(4, [11, 12]), local, Duration::ZERO)), [12]);
-        assert_eq!(said(session.handle(other, tokens(3, [10, 11]), local, Duration::ZERO)), []);
+        assert!(said(session.handle(other, tokens(3, [10, 11]), local, Duration::ZERO)).is_empty());
         assert_eq!(session.tokens, [1, 2, 3, 10, 11, 12]);
     }
 

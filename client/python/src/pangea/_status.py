@@ -114,7 +114,7 @@ class Model:
     waiting: int
 
 
-_Value = TypeVar("_Value", Peer, Node, Model, Usage)
+_Value = TypeVar("_Value", Peer, Node, Model, TopologyNode, TopologyLink, Usage)
 
 
 def from_wire(kind: type[_Value], wire: Any) -> _Value:
