@@ -1,0 +1,54 @@
+//! Nothing happens: an answer is the same whoever is asked and whoever computes it, and its receipt says so.
+
+use super::*;
+
+#[test]
+fn an_answer_is_that_of_a_node_alone_whoever_is_asked_and_its_receipt_holds() {
+    let Some(stage) = Stage::set("an_answer_is_that_of_a_node_alone_whoever_is_asked_and_its_receipt_holds") else {
+        return;
+    };
+    let mut sampled = question("Tell me about the sea.", 40);
+    sampled["temperature"] = json!(0.8);
+    sampled["seed"] = json!(11);
+    let questions = [question("What is the capital of France?", 24), sampled];
+    let alone = stage.alone(&questions);
+    assert_ne!(alone[0], alone[1]);
+
+    let one = stage.splitting("one").start();
+    let two = stage.cluster.node("two").with("--peer", &one.address).start();
+    let three = stage.cluster.node("three").with("--peer", &one.address).with("--audit", "1").start();
+    let nodes = [&one, &two, &three];
+    computed_by(&one, &nodes);
+    for node in nodes {
+        // A node that knows of the model only by hearsay hears of it about a second after the others.
+        eventually("the model is known here", || get(&node.api, "/v1/models").text().contains(SMOLLM2));
+        for (question, text) in questions.iter().zip(&alone) {
+            let answer = ask(node, question);
+            assert_eq!(&text_of(&answer), text, "{answer}");
+            assert_eq!(stages(&answer["pangea"]).len(), 3, "{answer}");
+            assert_eq!(answer["pangea"]["failovers"], 0, "{answer}");
+            let verdict = if node.peer == three.peer { "audited" } else { "unchecked" };
+            assert_eq!(answer["pangea"]["verdict"], verdict, "{answer}");
+            stage.verify_all(node, &answer["pangea"]);
+        }
+        let (text, pangea) = Streamed::ask(node, &questions[0]).finish();
+        assert_eq!(text, alone[0]);
+        assert_eq!(stages(&pangea).len(), 3);
+    }
+    a_changed_receipt_does_not_hold(&stage, &one, &questions[0]);
+}
+
+/// One token of the answer exchanged for another.
+fn a_changed_receipt_does_not_hold(stage: &Stage, node: &Node, question: &Value) {
+    let answer = ask(node, question);
+    let id = answer["pangea"]["receipts"][0].as_str().unwrap();
+    stage.verify_all(node, &answer["pangea"]);
+    let text = std::fs::read_to_string(file_of_receipt(node, id).unwrap()).unwrap();
+    let mut receipt: Value = serde_json::from_str(&text).unwrap();
+    let token = receipt["answer_tokens"][3].as_u64().unwrap();
+    receipt["answer_tokens"][3] = json!(token + 1);
+    let changed = stage.cluster.folder().join("changed.json");
+    std::fs::write(&changed, receipt.to_string()).unwrap();
+    let output = stage.verify(node, changed.to_str().unwrap());
+    assert_eq!(output.code, Some(4), "{output:?}");
+}

@@ -1,0 +1,41 @@
+//! Stages that compute something else than they sign for: with every answer audited, no lie reaches who asked.
+
+use super::*;
+
+#[test]
+fn an_audited_answer_is_honest_and_whoever_lied_is_shut_out() {
+    let Some(stage) = Stage::set("an_audited_answer_is_honest_and_whoever_lied_is_shut_out") else { return };
+    let question = question(LONG, 60);
+    let honest = stage.alone(std::slice::from_ref(&question)).remove(0);
+
+    let one = stage.splitting("one").with("--audit", "1").start();
+    let liar = |name: &str, layers: &str, fault: &str| {
+        stage.cluster.node(name).with("--peer", &one.address).with("--layers", layers).fault(fault).start()
+    };
+    // One in the middle and one at the end.
+    let liars = [liar("two", "12-21", "corrupt-stage"), liar("three", "22-29", "corrupt-token")];
+    eventually("both are given layers", || {
+        liars.iter().all(|liar| liar.process.count("are ready") > 0) && one.process.count("are ready") > 0
+    });
+    eventually("both liars are shut out", || {
+        let answer = ask(&one, &question);
+        assert_eq!(text_of(&answer), honest, "{answer}");
+        liars.iter().all(|liar| one.status_of(liar).quarantined)
+    });
+    for liar in &liars {
+        let evidence = std::fs::read_dir(one.data_dir.join("evidence")).unwrap();
+        let folder = evidence.map(|folder| folder.unwrap().path()).find(|folder| {
+            let name = folder.file_name().unwrap().to_str().unwrap();
+            name.contains(&liar.peer)
+        });
+        let file = folder.unwrap_or_else(|| panic!("no evidence against {}", liar.peer)).join("evidence.json");
+        let said: Value = serde_json::from_str(&std::fs::read_to_string(file).unwrap()).unwrap();
+        assert!(said.to_string().contains(&liar.peer), "{said}");
+    }
+    // Whom it knows as liars it asks no more.
+    let answer = ask(&one, &question);
+    assert_eq!(text_of(&answer), honest);
+    assert_eq!(answer["pangea"]["failovers"], 0, "{answer}");
+    let peers = stages(&answer["pangea"]);
+    assert!(liars.iter().all(|liar| !peers.contains(&liar.peer)), "{answer}");
+}
