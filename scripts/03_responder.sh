@@ -18,22 +18,8 @@ TEXT
   session_options
 }
 
-# What an address must look like; whether it leads anywhere is for the node to find out.
-valid_address() {
-  printf '%s\n' "$1" | grep -Eq '^/(ip4/[0-9]{1,3}(\.[0-9]{1,3}){3}|ip6/[0-9A-Fa-f:.]+|dns[46]?/[A-Za-z0-9._-]+)/(tcp/[0-9]{1,5}|udp/[0-9]{1,5}/quic-v1)/p2p/[1-9A-HJ-NP-Za-km-z]{20,}$'
-}
-
 parse_options "$@"
-[ ${#OPERANDS[@]} -le 1 ] || usage_error "one address is enough: unexpected argument '${OPERANDS[1]}'"
-[ ${#OPERANDS[@]} -eq 0 ] || PEER_ADDRESS=${OPERANDS[0]}
-if [ -z "$PEER_ADDRESS" ] && [ -t 0 ]; then
-  printf "Address that the initiator shows (/ip4/…/tcp/…/p2p/…): "
-  IFS= read -r PEER_ADDRESS || true
-fi
-PEER_ADDRESS=$(printf '%s' "$PEER_ADDRESS" | tr -d '[:space:]')
-[ -n "$PEER_ADDRESS" ] || usage_error 'the address of the initiator is missing: give it as an argument, with --peer or in PANGEA_PEER'
-valid_address "$PEER_ADDRESS" \
-  || usage_error "'$PEER_ADDRESS' is no address of a node. It looks like /ip4/192.168.1.20/tcp/7777/p2p/12D3KooW…; copy the whole line that the initiator shows"
+take_peer_address
 
 begin_session
 echo "$PEER_ADDRESS" >"$SESSION/address"

@@ -1,6 +1,6 @@
 # shellcheck shell=bash disable=SC2034
 # One side of the compute test across two devices: its session folder, its node, its tests, its table.
-# Sourced by 03_initiator.sh and 03_responder.sh. All computing, checking and connecting is the binary's.
+# Sourced by 03_initiator.sh and 03_responder.sh, and by llm_test_session.sh. All computing, checking and connecting is the binary's.
 #
 # The two sides take turns, so that neither disturbs the other's figures and neither leaves while it is needed:
 #
@@ -22,6 +22,10 @@ STOP_TIMEOUT_S=15  # from SIGTERM to the node's end: it drains first
 POLL_S=0.1         # between looks at the log: far below what a person notices
 
 ROLE=''
+TITLE='Compute test'
+CLOSING='' # what the table ends with, instead of where tasks ran
+NODE_FLAGS=(--no-api)
+MODEL="${PANGEA_MODEL:-}"
 PEER_ADDRESS="${PANGEA_PEER:-}"
 SIZE="${PANGEA_SIZE:-1024}"
 TIMEOUT_S="${PANGEA_TIMEOUT:-60}"
@@ -86,7 +90,7 @@ parse_options() {
         ;;
     esac
     case "$1" in
-      --size | --timeout | --tests-timeout | --port | --listen | --rpc-addr | --pool-key | --peer)
+      --size | --timeout | --tests-timeout | --port | --listen | --rpc-addr | --pool-key | --peer | --model)
         [ $# -ge 2 ] || usage_error "$1 needs a value"
         case "$1" in
           --size) SIZE=$2 ;;
@@ -96,8 +100,12 @@ parse_options() {
           --listen) LISTEN=$2 ;;
           --rpc-addr) RPC_ADDRESS=$2 ;;
           --pool-key) POOL_KEY=$2 ;;
+          --model)
+            [ "$ROLE" = llm-initiator ] || usage_error 'unknown option --model: it is for llm_initiator.sh'
+            MODEL=$2
+            ;;
           --peer)
-            [ "$ROLE" = responder ] || usage_error "unknown option --peer: the initiator is the one that is called"
+            [ "${ROLE#llm-}" = responder ] || usage_error "unknown option --peer: the initiator is the one that is called"
             PEER_ADDRESS=$2
             ;;
         esac
@@ -115,6 +123,25 @@ parse_options() {
   whole_number --port "$PORT"
   [ "$PORT" -le 65535 ] || usage_error "--port is at most 65535, not $PORT"
   [ -z "$POOL_KEY" ] || [ -r "$POOL_KEY" ] || usage_error "the pool key file '$POOL_KEY' cannot be read"
+}
+
+# What an address must look like; whether it leads anywhere is for the node to find out.
+valid_address() {
+  printf '%s\n' "$1" | grep -Eq '^/(ip4/[0-9]{1,3}(\.[0-9]{1,3}){3}|ip6/[0-9A-Fa-f:.]+|dns[46]?/[A-Za-z0-9._-]+)/(tcp/[0-9]{1,5}|udp/[0-9]{1,5}/quic-v1)/p2p/[1-9A-HJ-NP-Za-km-z]{20,}$'
+}
+
+# Takes PEER_ADDRESS from the operands, or asks for it on a terminal.
+take_peer_address() {
+  [ ${#OPERANDS[@]} -le 1 ] || usage_error "one address is enough: unexpected argument '${OPERANDS[1]}'"
+  [ ${#OPERANDS[@]} -eq 0 ] || PEER_ADDRESS=${OPERANDS[0]}
+  if [ -z "$PEER_ADDRESS" ] && [ -t 0 ]; then
+    printf "Address that the initiator shows (/ip4/…/tcp/…/p2p/…): "
+    IFS= read -r PEER_ADDRESS || true
+  fi
+  PEER_ADDRESS=$(printf '%s' "$PEER_ADDRESS" | tr -d '[:space:]')
+  [ -n "$PEER_ADDRESS" ] || usage_error 'the address of the initiator is missing: give it as an argument, with --peer or in PANGEA_PEER'
+  valid_address "$PEER_ADDRESS" \
+    || usage_error "'$PEER_ADDRESS' is no address of a node. It looks like /ip4/192.168.1.20/tcp/7777/p2p/12D3KooW…; copy the whole line that the initiator shows"
 }
 
 # ---- the session folder ------------------------------------------------------------------------------------------
@@ -212,7 +239,7 @@ start_node() { # name listen-address-or-nothing [peer address]
   local home="$SESSION/home" arguments
   mkdir -p "$home"
   rm -f "$home/node.json"
-  arguments=(node --name "$1" --no-mdns --no-api --rpc-addr "$RPC_ADDRESS")
+  arguments=(node --name "$1" --no-mdns "${NODE_FLAGS[@]}" --rpc-addr "$RPC_ADDRESS")
   if [ -n "$2" ]; then
     arguments+=(--listen "$2")
   else
@@ -233,6 +260,15 @@ stop_node() {
   local pid=$NODE_PID
   NODE_PID=''
   end_process "$pid"
+  rm -f "$SESSION/node.pid"
+}
+
+# SIGKILL: what a power cut is to the others.
+kill_node() {
+  local pid=$NODE_PID
+  NODE_PID=''
+  kill -KILL "$pid" 2>/dev/null || true
+  wait "$pid" 2>/dev/null || true
   rm -f "$SESSION/node.pid"
 }
 
@@ -374,9 +410,9 @@ run_fallback_test() {
 }
 
 report() {
-  heading "Compute test, $ROLE"
+  heading "$TITLE, $ROLE"
   printf '%s' "$TABLE"
-  printf '\n%s tasks ran REMOTELY\n' "$REMOTE_TASKS"
+  printf '\n%s\n' "${CLOSING:-$REMOTE_TASKS tasks ran REMOTELY}"
   if [ "$FAILED" -gt 0 ]; then
     printf '%s%s of the tests FAILED%s\n' "$RED" "$FAILED" "$PLAIN"
     exit 1

@@ -1,4 +1,4 @@
-//! The two scripts of the compute test and `setup.sh`, run as a person runs them, but without a terminal: two homes on
+//! The two scripts of the compute test, the two of the language model test, and `setup.sh`, run as a person runs them, but without a terminal: two homes on
 //! this machine, free ports, loopback. Each script's exit code, what it says, and that it leaves nothing behind.
 
 #![allow(clippy::unwrap_used, reason = "a test stops at the first thing that is not as it should be")]
@@ -17,6 +17,7 @@ use std::time::Duration;
 use pangea_tests::cluster::binary;
 use pangea_tests::namespaces::Namespaces;
 use pangea_tests::skip::skip;
+use pangea_tests::test_model::{SMOLLM2, file_of};
 
 /// Longest wait for one line of a script: a limit for a hang, never part of what is tested.
 const PATIENCE: Duration = Duration::from_secs(180);
@@ -47,8 +48,8 @@ impl Side {
             Some((hosts, host)) => hosts.hosts()[*host].command(bash),
         };
         command.arg(repository().join("scripts").join(script)).args(arguments);
-        for variable in ["PANGEA_HOME", "PANGEA_PEER", "PANGEA_PORT", "PANGEA_LISTEN", "PANGEA_KEEP", "PANGEA_POOL_KEY"]
-        {
+        let settings = ["PEER", "PORT", "LISTEN", "KEEP", "POOL_KEY", "MODEL"].map(|name| format!("PANGEA_{name}"));
+        for variable in settings.iter().map(String::as_str).chain(["PANGEA_HOME"]) {
             command.env_remove(variable);
         }
         command.env("HOME", self.home.path()).env("PANGEA_BIN", &self.binary).env("PANGEA_SIZE", "192");
@@ -128,7 +129,7 @@ impl Running {
     }
 
     fn address(&mut self) -> String {
-        self.wait_for(|line| line.split_once("03_responder.sh ").map(|(_, address)| address.trim().to_owned()))
+        self.wait_for(|line| line.split_once("_responder.sh ").map(|(_, address)| address.trim().to_owned()))
     }
 
     fn signal(&self, signal: &str) {
@@ -177,6 +178,34 @@ fn two_sides_test_each_other_and_leave_nothing_behind() {
                 "{test} is not in {side}'s:\n{said}"
             );
         }
+    }
+    first.assert_nothing_left();
+    second.assert_nothing_left();
+}
+
+#[test]
+fn two_sides_answer_together_and_one_of_them_dies_meanwhile() {
+    let Some(model) = file_of(SMOLLM2, "two_sides_answer_together_and_one_of_them_dies_meanwhile") else { return };
+    let (first, second) = (Side::new(), Side::new());
+    let model = ["--model", model.to_str().unwrap()];
+    let mut initiator = first.start("llm_initiator.sh", &[&LOOPBACK[..], &model].concat());
+    let address = initiator.address();
+    let responder = second.start("llm_responder.sh", &[&address, LOOPBACK[0], LOOPBACK[1]]);
+
+    let sides = [("initiator", initiator.finish()), ("responder", responder.finish())];
+    for (side, (code, said, errors)) in &sides {
+        assert_eq!(*code, Some(0), "{side} said:\n{said}\n{errors}\nall:\n{sides:#?}");
+        assert!(said.contains("All tests passed"), "{said}");
+        for test in ["is a peer", "one master", "both nodes compute", "makes sense"] {
+            assert!(
+                said.lines().any(|line| line.contains(test) && line.contains("passed")),
+                "{test} is not in {side}'s:\n{said}"
+            );
+        }
+    }
+    let (_, said, _) = &sides[0].1;
+    for test in ["receipt holds", "goes on", "moved while", "connected again", "computes answers again"] {
+        assert!(said.lines().any(|line| line.contains(test) && line.contains("passed")), "{test} is not in:\n{said}");
     }
     first.assert_nothing_left();
     second.assert_nothing_left();
@@ -297,7 +326,7 @@ fn a_taken_port_is_named_with_what_to_do() {
 fn what_cannot_be_an_address_or_an_option_is_bad_usage() {
     let side = Side::new();
     let good = ADDRESS_OF_NOBODY;
-    let wrong: [(&str, &[&str]); 9] = [
+    let wrong: [(&str, &[&str]); 12] = [
         ("03_responder.sh", &[]),
         ("03_responder.sh", &["192.168.1.20:7777"]),
         ("03_responder.sh", &["/ip4/192.168.1.20/tcp/7777"]),
@@ -306,6 +335,9 @@ fn what_cannot_be_an_address_or_an_option_is_bad_usage() {
         ("03_responder.sh", &[good, "--size", "0"]),
         ("03_initiator.sh", &["--port", "70000"]),
         ("03_initiator.sh", &["--no-such-option"]),
+        ("03_initiator.sh", &["--model", "any"]),
+        ("llm_responder.sh", &[]),
+        ("llm_initiator.sh", &["--peer", good]),
         ("setup.sh", &["no-such-subcommand"]),
     ];
     for (script, arguments) in wrong {
@@ -324,6 +356,9 @@ fn the_menu_is_what_the_scripts_headers_say() {
     let at =
         entries.iter().position(|line| *line == "18  Distributed Compute Test").unwrap_or_else(|| panic!("{said}"));
     assert!(entries[at + 1].starts_with("3a  Initiator") && entries[at + 2].starts_with("3b  Responder"), "{said}");
+    let at = entries.iter().position(|line| *line == "19  Distributed Language Model Test");
+    let at = at.unwrap_or_else(|| panic!("{said}"));
+    assert!(entries[at + 1].starts_with("4a  Initiator") && entries[at + 2].starts_with("4b  Responder"), "{said}");
     let help = side.run("setup.sh", &["help"]);
     assert!(help.status.success() && String::from_utf8_lossy(&help.stdout).contains("Usage:"));
 }

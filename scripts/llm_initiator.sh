@@ -1,0 +1,96 @@
+#!/usr/bin/env bash
+# menu: 19 Distributed Language Model Test > 4a Initiator: has the model, shows the address for the other device
+#
+# First device of the language model test: serves a model with its layers spread, waits for the responder, runs the tests.
+set -euo pipefail
+. "$(dirname "${BASH_SOURCE[0]}")/llm_test_session.sh"
+ROLE=llm-initiator
+PORT=${PORT:-7777}
+
+usage() {
+  cat <<'TEXT'
+Usage: scripts/llm_initiator.sh [options]
+
+First device of the language model test. Shows an address and waits for the other device to run
+scripts/llm_responder.sh with it; then both compute answers together, also while one of them dies.
+
+Options (the environment variable does the same):
+  --model MODEL       a .gguf file, or what `pangea models pull` fetches (smollm2; PANGEA_MODEL)
+TEXT
+  llm_options
+}
+
+parse_options "$@"
+[ ${#OPERANDS[@]} -eq 0 ] || usage_error "unexpected argument '${OPERANDS[0]}'"
+
+begin_session
+# The node has a data directory of its own, without models: it is told the file.
+if [ ! -f "$MODEL" ]; then
+  named=${MODEL:-smollm2}
+  MODEL=$("$PANGEA_BIN" models pull "$named" --json | json_value path)
+  [ -n "$MODEL" ] || die "there is no model $named: name a .gguf file with --model"
+fi
+
+heading 'The same questions to this device alone'
+chat "$SESSION/short-alone.txt" "$SHORT" 24 --model "$MODEL" || die "the model could not be asked: see $SESSION/commands.log"
+chat "$SESSION/long-alone.txt" "$LONG" "$LONG_TOKENS" --model "$MODEL" || die "the model could not be asked"
+
+heading 'Starting the node of the initiator'
+NODE_FLAGS=(--api-addr 127.0.0.1:0 --model "$MODEL" --split)
+start_node "$ASKER" "$LISTEN"
+leads_outside() {
+  ADDRESS=$(json_value reachable <"$SESSION/home/node.json")
+  case "$ADDRESS" in '' | /ip4/127.* | /ip6/::1/*) return 1 ;; esac
+}
+wait_for 'an address that another device reaches' 1 leads_outside || true
+[ -n "$ADDRESS" ] || die "the node did not say where it can be reached ($SESSION/home/node.json)"
+cat <<TEXT
+Run this on the other device:
+
+    ./scripts/llm_responder.sh $BOLD$ADDRESS$PLAIN
+
+Waiting for it to connect, $TIMEOUT_S s at most.
+TEXT
+wait_for 'the responder' "$TIMEOUT_S" connected_as "$HELPER" \
+  || die "no responder connected within $TIMEOUT_S s. Is $ADDRESS reachable from the other device (same network, port open in the firewall)? Do both have the same pool key, or none?"
+note "Connected to $OTHER."
+
+run_connection_tests "$HELPER"
+run_answer_tests
+check 'it is the answer of this device alone' '' "both are kept in $SESSION" \
+  cmp -s "$SESSION/short.txt" "$SESSION/short-alone.txt"
+receipt_holds() {
+  "$PANGEA_BIN" receipts verify "$RECEIPT" --data-dir "$SESSION/home" --model "$MODEL" >>"$SESSION/commands.log" 2>&1
+}
+check 'its receipt holds' "$RECEIPT" "pangea receipts verify $RECEIPT says why" receipt_holds
+
+wait_for 'the questions of the responder' "$TESTS_TIMEOUT_S" sign_came \
+  || die "the responder did not finish its questions within $TESTS_TIMEOUT_S s (--tests-timeout)"
+
+heading 'The other node dies in the middle of an answer'
+begun() { [ -s "$SESSION/long.txt" ]; }
+chat "$SESSION/long.txt" "$LONG" "$LONG_TOKENS" &
+COMMAND_PID=$!
+answering=$COMMAND_PID
+wait_for 'the answer to begin' "$TIMEOUT_S" begun || die 'no answer began'
+send_sign || die "the responder takes no product: $DETAIL"
+code=0
+wait "$answering" || code=$?
+COMMAND_PID=''
+check 'the answer goes on' '' "'pangea chat' ended with exit code $code: see $SESSION/commands.log" [ "$code" -eq 0 ]
+check 'it is the answer of this device alone' "$(wc -w <"$SESSION/long.txt" | tr -d ' ') words" \
+  "both are kept in $SESSION" cmp -s "$SESSION/long.txt" "$SESSION/long-alone.txt"
+moved() { logged 'An answer goes on elsewhere'; }
+check 'it was moved while it was under way' '' 'it was over before the other node died' moved
+died() { logged "Peer $OTHER is gone"; }
+check 'the loss was noticed' '' 'nothing in the log' wait_for 'the loss' "$TIMEOUT_S" died
+
+heading 'The other node comes back'
+check 'it is connected again' "$OTHER" "not within $TIMEOUT_S s" wait_for 'the responder' "$TIMEOUT_S" connected_as "$HELPER"
+check 'it computes answers again' '' "no receipt names it within $TIMEOUT_S s" \
+  wait_for 'an answer of both nodes' "$TIMEOUT_S" asked_with_others "$SESSION/again.txt" "$SHORT" 24
+
+# Leaving tells the responder that it is needed no more.
+stop_node
+CLOSING='Answers were computed by both devices together'
+report

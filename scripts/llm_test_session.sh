@@ -1,0 +1,105 @@
+# shellcheck shell=bash disable=SC2034,SC2153
+# One side of the language model test across two devices: questions, receipts, and how the two sides take turns.
+# Sourced by llm_initiator.sh and llm_responder.sh. All computing, checking and connecting is the binary's.
+#
+#   responder                               initiator
+#   connects, asks through its own node     asks through its own node
+#   sends a product: it has asked           waits for that
+#   waits for a product                     has a long answer begun, then sends a product
+#   kills its node, starts it again         the answer goes on; the node is used again
+#   sees the initiator go                   leaves
+
+# shellcheck source=scripts/compute_test_session.sh
+. "$(dirname "${BASH_SOURCE[0]}")/compute_test_session.sh"
+
+TITLE='Language model test'
+ASKER='llm-test-initiator'
+HELPER='llm-test-responder'
+SHORT='What is the capital of France?'
+SHORT_ANSWER='Paris'
+LONG='Write a long story about a lighthouse keeper and the sea.'
+LONG_TOKENS=600     # some seconds of text: time enough for the other node to be killed in the middle
+RECEIPT_TIMEOUT_S=5 # receipts are written after the answer
+
+RECEIPT=''
+
+llm_options() {
+  cat <<'TEXT'
+  --timeout S         seconds to wait for the other device (60; PANGEA_TIMEOUT)
+  --tests-timeout S   seconds to let the other device run its tests (900; PANGEA_TESTS_TIMEOUT)
+  --port P            TCP and UDP port to listen on, 0 for a free one (initiator 7777, responder 0; PANGEA_PORT)
+  --listen MULTIADDR  one address to listen on instead (PANGEA_LISTEN)
+  --rpc-addr ADDR     where the node takes commands (127.0.0.1:0, a free port; PANGEA_RPC_ADDR)
+  --pool-key FILE     key of the pool, the same on both devices: 64 hex digits (PANGEA_POOL_KEY)
+  --keep              keep the session folder with its logs (PANGEA_KEEP=1)
+  --help              this text
+
+PANGEA_BIN names a `pangea` to use instead of building one. The session folder is ~/.pangea/compute_test/
+(PANGEA_HOME replaces ~/.pangea); it goes away at the end, except after a failure.
+Exit codes: 0 all tests passed, 1 a test failed or the other device did not come, 2 bad usage.
+TEXT
+}
+
+# Greedy, so that there is one right answer. Of this session's node, unless another place is said.
+chat() { # file question max-tokens options...
+  local file=$1 question=$2 tokens=$3
+  shift 3
+  [ $# -gt 0 ] || set -- --api "$(json_value api <"$SESSION/home/node.json")"
+  printf '$ pangea chat %s\n' "$*" >>"$SESSION/commands.log"
+  "$PANGEA_BIN" chat "$@" --temperature 0 --max-tokens "$tokens" "$question" >"$file" 2>>"$SESSION/commands.log"
+}
+
+newest_receipt() {
+  "$PANGEA_BIN" receipts list -n 1 --json --data-dir "$SESSION/home" 2>>"$SESSION/commands.log" | json_value id
+}
+
+another_receipt() {
+  local newest
+  newest=$(newest_receipt)
+  [ -n "$newest" ] && [ "$newest" != "$RECEIPT" ] && RECEIPT=$newest
+}
+
+# Asks, and takes the receipt of the answer; only answers in which several nodes had a part leave one.
+asked_with_others() { # file question max-tokens
+  chat "$@" && wait_for 'a receipt' "$RECEIPT_TIMEOUT_S" another_receipt && receipt_names "$OTHER"
+}
+
+receipt_names() { # peer
+  "$PANGEA_BIN" receipts show "$RECEIPT" --json --data-dir "$SESSION/home" >"$SESSION/receipt.json" \
+    2>>"$SESSION/commands.log" && grep -q -- "$1" "$SESSION/receipt.json"
+}
+
+# A product that the other node computes: a sign to its script.
+send_sign() {
+  product --size 64 --generate --place remote && [ "$REMOTE" -gt 0 ]
+}
+
+sign_came() {
+  [ "$(pangea status --json | json_value tasks_served)" -gt 0 ]
+}
+
+one_master() {
+  [ "$(pangea topology --json | grep -c '"master": true')" -eq 1 ]
+}
+
+check() { # name detail-if-passed detail-if-failed condition...
+  local name=$1 passed=$2 failed=$3
+  shift 3
+  if "$@"; then record passed "$name" "$passed"; else record FAILED "$name" "$failed"; fi
+}
+
+# Test 1 of either side: connected, one master.
+run_connection_tests() { # name of the peer
+  heading 'Connection'
+  test_connected "$1"
+  check 'there is one master' '' "'pangea topology' shows none, or two" wait_for 'a master' "$TIMEOUT_S" one_master
+}
+
+# Test 2 of either side: both nodes compute an answer, and it makes sense.
+run_answer_tests() {
+  heading 'Answers'
+  check 'both nodes compute an answer' "$SHORT" "no answer with a receipt that names $OTHER within $TIMEOUT_S s" \
+    wait_for 'an answer of both nodes' "$TIMEOUT_S" asked_with_others "$SESSION/short.txt" "$SHORT" 24
+  check 'the answer makes sense' "$(head -n 1 "$SESSION/short.txt")" "$(head -n 1 "$SESSION/short.txt")" \
+    grep -q "$SHORT_ANSWER" "$SESSION/short.txt"
+}
