@@ -295,6 +295,7 @@ pub(crate) mod tests {
         };
         let mut receipt = receipt();
         receipt.segments[0].claims = vec![Signed::new(claim, &keypair).unwrap()];
+        receipt.segments[0].ended = None;
         let audit = Audit { segment: 0, stage: 0, by: "b".to_owned(), holds: true, position: None, unix_ms: 1 };
         let audited = |audits: &[&Audit]| {
             Receipt { audits: audits.iter().map(|audit| (*audit).clone()).collect(), ..receipt.clone() }.is_audited()
