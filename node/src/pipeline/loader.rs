@@ -97,6 +97,8 @@ struct Inner {
     limits: ChainLimits,
     drafts: Drafts,
     loaded: Mutex<HashMap<Key, Loaded>>,
+    /// What is counted, by model; for the models that this node serves, where others look.
+    metrics: Mutex<HashMap<Digest, Arc<EngineMetrics>>>,
     /// Orders under way.
     loading: Mutex<HashMap<Key, Cancel>>,
     /// Chains that a placement made, and since when none names them.
@@ -128,6 +130,7 @@ impl Loader {
             limits,
             drafts: Drafts::Paying,
             loaded: Mutex::default(),
+            metrics: Mutex::default(),
             loading: Mutex::default(),
             chains: Mutex::default(),
             changed: watch::Sender::new(0),
@@ -137,6 +140,16 @@ impl Loader {
     /// Changes whenever layers or chains come or go here.
     pub fn changed(&self) -> watch::Receiver<u64> {
         self.0.changed.subscribe()
+    }
+
+    /// Counts what a model's layers do here where others look, from now on.
+    pub fn count(&self, model: Digest, metrics: Arc<EngineMetrics>) {
+        self.0.metrics.lock().unwrap_or_else(PoisonError::into_inner).insert(model, metrics);
+    }
+
+    fn metrics(&self, model: Digest) -> Arc<EngineMetrics> {
+        let mut metrics = self.0.metrics.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(metrics.entry(model).or_default())
     }
 
     /// Loads all layers of a model from its whole file and starts the chain of this node alone. Blocks; at once when they are
@@ -249,7 +262,7 @@ impl Loader {
         })?;
         report(StageState::Loading);
         let file = ModelFile::open(&path).map_err(compute_error)?;
-        self.pack(order.model, &file, layers.clone(), order.session_bytes, Arc::default())?;
+        self.pack(order.model, &file, layers.clone(), order.session_bytes, self.metrics(order.model))?;
         self.say(order.model, name);
         let (first, last, millis) = (layers.start, layers.end - 1, began.elapsed().as_millis() as u64);
         tracing::info!(

@@ -254,6 +254,7 @@ fn prepare(shared: &Shared, request: Request, arrived: Instant) -> std::result::
     // What is wrong with a schema is said before anybody has to wait for it.
     shared.text.grammar(&format)?;
     Ok(Prepared {
+        id: request.id,
         choices: request.choices,
         most: request.max_tokens.unwrap_or(usize::MAX).min(context - prompt.len()),
         format,

@@ -33,6 +33,7 @@ const TICK: Duration = Duration::from_millis(250);
 
 /// A request whose prompt is tokens and about which everything has been checked.
 pub(super) struct Prepared {
+    pub(super) id: String,
     pub(super) prompt: Vec<u32>,
     pub(super) choices: usize,
     pub(super) most: usize,
@@ -472,7 +473,7 @@ impl Generation {
         Some(Receipt {
             version: receipt::VERSION,
             id: Receipt::new_id(),
-            request: String::new(),
+            request: self.asked.id.clone(),
             unix_ms,
             coordinator: local.to_string(),
             model: ReceiptModel {

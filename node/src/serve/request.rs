@@ -12,6 +12,8 @@ use crate::trust::Verdict;
 /// One request.
 #[derive(Clone, Debug)]
 pub struct Request {
+    /// What its answer is called, where it is called anything; receipts name it.
+    pub id: String,
     /// What the answer follows.
     pub prompt: Prompt,
     /// How tokens are chosen. Choice `i` of several uses seed + `i`.
@@ -35,6 +37,7 @@ impl Request {
     /// One answer to `prompt`, with the sampling's defaults.
     pub fn new(prompt: Prompt) -> Request {
         Request {
+            id: String::new(),
             prompt,
             sampling: Sampling::default(),
             max_tokens: None,

@@ -311,6 +311,7 @@ impl Entry {
         let offered = loader.blobs().offer(path)?;
         let file = ModelFile::open(path).map_err(compute_error).map_err(about)?;
         let size = ModelSize::of(&offered.manifest, file.config());
+        loader.count(offered.digest, Arc::clone(&self.metrics));
         let alone = !node.split && node.pinned.is_none();
         if alone {
             loader.load_whole(offered.digest, path, session_bytes, Arc::clone(&self.metrics)).map_err(about)?;

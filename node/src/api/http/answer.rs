@@ -67,6 +67,7 @@ impl Answer {
         let mut events = Events::new();
         let prompts = requests.len();
         for (prompt, request) in requests.into_iter().enumerate() {
+            let request = Request { id: self.id.clone(), ..request };
             let generation = engine.generate(request).await.map_err(refused)?;
             let following = stream::unfold(generation, |mut generation: Generation| async {
                 generation.next().await.map(|event| (event, generation))
