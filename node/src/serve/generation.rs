@@ -77,6 +77,9 @@ pub struct Generation {
 /// Messages beside those with tokens, for every session: how it was taken, how it ended, peers that are gone.
 const OTHER_EVENTS: usize = 64;
 
+/// A model that is to be split is placed within this, or this node takes it alone.
+const PLACED_WITHIN: Duration = Duration::from_secs(15);
+
 /// An answer that fails its audit so often is nobody's to give.
 const MAX_RECOMPUTED: usize = 8;
 
@@ -297,8 +300,10 @@ impl Generation {
         // At first all of a request's answers go together: they share its prompt.
         let fresh = self.sessions.iter().all(|session| session.failovers == 0 && session.state == State::Routeless);
         if fresh {
-            if let Some(route) = self.engine.routes.best(&[]) {
-                self.open(0, self.sessions.len(), &route);
+            match self.engine.routes.best(&[]) {
+                Some(route) => self.open(0, self.sessions.len(), &route),
+                None if self.asked.arrived.elapsed() > PLACED_WITHIN => self.engine.routes.wish_local(),
+                None => {}
             }
             return;
         }

@@ -30,15 +30,13 @@ pub(super) struct Pooled {
     model: Digest,
     layers: u32,
     whole: Option<WholeFile>,
-    /// Whether this node alone is a last resort, not a choice.
-    split: bool,
     loading: Arc<AtomicBool>,
 }
 
 impl Pooled {
     /// Those of a model.
-    pub(super) fn new(loader: Loader, model: Digest, layers: u32, whole: Option<WholeFile>, split: bool) -> Pooled {
-        Pooled { loader, model, layers, whole, split, loading: Arc::default() }
+    pub(super) fn new(loader: Loader, model: Digest, layers: u32, whole: Option<WholeFile>) -> Pooled {
+        Pooled { loader, model, layers, whole, loading: Arc::default() }
     }
 
     fn placed(&self, without: &[PeerId]) -> Option<Route> {
@@ -75,9 +73,8 @@ impl Pooled {
 
 impl Routes for Pooled {
     fn best(&self, without: &[PeerId]) -> Option<Route> {
-        // Whoever lost a stage takes what is here; a first request of a model that is to be split waits for that.
-        let alone = |pooled: &Pooled| (!pooled.split || !without.is_empty()).then(|| pooled.alone(without)).flatten();
-        self.placed(without).or_else(|| alone(self))
+        // A model that is to be split is here as a whole only once somebody had to wish for it.
+        self.placed(without).or_else(|| self.alone(without))
     }
 
     fn changed(&self) -> watch::Receiver<u64> {

@@ -330,7 +330,7 @@ impl Entry {
             own.models.push(standing);
         });
         let whole = WholeFile { path: path.to_owned(), session_bytes, metrics: Arc::clone(&self.metrics) };
-        self.engine(node, &file, offered.digest, Some(whole), !alone)
+        self.engine(node, &file, offered.digest, Some(whole))
     }
 
     /// A model that other nodes compute: its header is enough to talk to them.
@@ -346,17 +346,10 @@ impl Entry {
         let header = loader.blobs().ensure(digest, Wanted::header(), holders, &mut progress, &cancel);
         let path = runtime.block_on(header)?;
         let file = ModelFile::open(&path).map_err(compute_error)?;
-        self.engine(node, &file, digest, None, true)
+        self.engine(node, &file, digest, None)
     }
 
-    fn engine(
-        &self,
-        node: &Node,
-        file: &ModelFile,
-        digest: Digest,
-        whole: Option<WholeFile>,
-        split: bool,
-    ) -> Result<Engine> {
+    fn engine(&self, node: &Node, file: &ModelFile, digest: Digest, whole: Option<WholeFile>) -> Result<Engine> {
         let config = file.config();
         let text = Arc::new(ModelText::of(file)?);
         let (loader, settings) = (&node.loader, node.settings);
@@ -379,7 +372,7 @@ impl Entry {
             );
             return Err(Error::new(ErrorKind::Overloaded, message));
         }
-        let routes = Arc::new(Pooled::new(loader.clone(), digest, config.layers as u32, whole, split));
+        let routes = Arc::new(Pooled::new(loader.clone(), digest, config.layers as u32, whole));
         let pipeline = loader.pipeline().clone();
         Ok(Engine::pooled(facts, text, Arc::clone(&self.metrics), pipeline, routes, node.auditor.clone()))
     }
