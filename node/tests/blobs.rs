@@ -5,6 +5,7 @@
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
@@ -252,16 +253,19 @@ fn the_header_comes_alone_and_a_whole_file_is_used_as_it_is() {
 
 #[test]
 fn a_cut_transfer_goes_on_where_it_was_in_the_next_run() {
-    let (_folder, [one, other]) = folders();
-    let holder = Node::start(&one);
+    // Of the file's 24 parts, none longer than 4 MiB: more than half of its bytes and not all of them.
+    const GIVEN: usize = 18;
+    let (_folder, [one, two, other]) = folders();
     let bytes = model(3);
+    let (holder, silent) = (Node::start(&one), Node::start_with(&two, false, falling_silent(bytes.clone(), GIVEN)));
     let digest = holder.offer(&bytes);
     let node = Node::start(&other);
+    node.connect(&silent);
     node.connect(&holder);
     let whole =
         node.ensure(digest, &Wanted::header(), &[holder.id()]).map(|_| node.blobs.have(&digest).unwrap()).unwrap();
     let whole = whole.manifest.whole();
-    let error = node.ensure_until(digest, &whole, &[holder.id()], |done, total| done * 2 > total).unwrap_err();
+    let error = node.ensure_until(digest, &whole, &[silent.id()], |done, total| done * 2 > total).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Cancelled);
     drop(node);
     let node = Node::start(&other);
@@ -329,13 +333,32 @@ fn what_nobody_has_is_not_found_and_nobody_to_ask_is_unavailable() {
 
 /// Answers what an honest holder would, but with one bit of every part from the second piece on flipped. Counts its streams.
 fn lying(bytes: Vec<u8>) -> (Beside, Arc<AtomicUsize>) {
+    holder(bytes, |piece, bytes| {
+        bytes[100] ^= u8::from(piece > 0) << 3;
+        true
+    })
+}
+
+/// Answers what an honest holder would for so many parts, and then no more.
+fn falling_silent(bytes: Vec<u8>, parts: usize) -> Beside {
+    let left = AtomicUsize::new(parts);
+    let gives = move |_, _: &mut [u8]| {
+        left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok()
+    };
+    holder(bytes, gives).0
+}
+
+/// Answers with what `gives` makes of each part of a piece, as long as it says so. Counts its streams.
+fn holder(bytes: Vec<u8>, gives: impl Fn(u32, &mut [u8]) -> bool + Send + 'static) -> (Beside, Arc<AtomicUsize>) {
     let streams = Arc::new(AtomicUsize::new(0));
     let counted = Arc::clone(&streams);
     let beside: Beside = Box::new(move |network| {
         let manifest = Manifest::of(&Gguf::from_bytes(bytes.clone()).unwrap(), 2).unwrap();
         let mut incoming = network.streams().accept(StreamProtocol::new(PROTOCOL)).unwrap();
+        let gives = Rc::new(gives);
         tokio::task::spawn_local(async move {
             while let Some((_, stream)) = incoming.next().await {
+                let gives = Rc::clone(&gives);
                 counted.fetch_add(1, Ordering::Relaxed);
                 let (bytes, manifest) = (bytes.clone(), manifest.clone());
                 tokio::task::spawn_local(async move {
@@ -348,7 +371,9 @@ fn lying(bytes: Vec<u8>) -> (Beside, Arc<AtomicUsize>) {
                             BlobMessage::Part { piece, part, .. } => {
                                 let range = manifest.pieces()[piece as usize].part_range(part).unwrap();
                                 let mut bytes = bytes[range.start as usize..range.end as usize].to_vec();
-                                bytes[100] ^= u8::from(piece > 0) << 3;
+                                if !gives(piece, &mut bytes) {
+                                    return std::future::pending().await;
+                                }
                                 bytes
                             }
                             other => panic!("{other:?}"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import pathlib
 import socket
@@ -10,9 +11,12 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
 
 import pangea
 import pytest
+from pangea._chat import _Stream
 
 PARIS = [
     {"role": "system", "content": "You are a helpful assistant."},
@@ -65,6 +69,37 @@ def test_an_answer_comes_in_pieces_and_with_what_it_took(client: pangea.Client) 
     assert client.chat(PARIS, temperature=0, max_tokens=40).text == answer.text
     said = client.chat("Hello!", temperature=0, max_tokens=8).text
     assert said == client.chat([{"role": "user", "content": "Hello!"}], temperature=0, max_tokens=8).text
+
+
+class _Hasty:
+    """A node that tells an answer's end before anyone has handled its pieces."""
+
+    pieces = ("The", " capital", " is Paris.")
+
+    async def model(self, _name: str, _milliseconds: int) -> SimpleNamespace:
+        return SimpleNamespace(model=self)
+
+    async def generate(self, request: dict[str, Any], sink: Any) -> SimpleNamespace:
+        self.sink = sink
+        return SimpleNamespace(generation=self)
+
+    async def summary(self) -> SimpleNamespace:
+        self.late = asyncio.ensure_future(self._append())
+        took = {"promptTokens": 4, "cachedTokens": 0, "answerTokens": 3, "queuedS": 0.0, "promptS": 0.1, "answerS": 0.1}
+        return SimpleNamespace(summary=SimpleNamespace(**took))
+
+    async def _append(self) -> None:
+        for text in self.pieces:
+            await asyncio.sleep(0)
+            await self.sink.append(SimpleNamespace(text=text, finish=""), None)
+        await self.sink.append(SimpleNamespace(text="", finish="stop"), None)
+
+
+def test_an_answer_is_whole_though_its_end_is_told_before_its_pieces_are_handled() -> None:
+    stream = _Stream()
+    usage = asyncio.run(stream.run(_Hasty(), "m", {}, None))
+    assert tuple(stream.pieces.queue) == _Hasty.pieces
+    assert stream.finish == "stop" and usage.answer_tokens == 3
 
 
 def test_a_seed_gives_the_same_answer_and_none_a_new_one(client: pangea.Client) -> None:

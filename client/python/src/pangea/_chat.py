@@ -58,6 +58,7 @@ class _Stream:
         self.pieces: queue.Queue[str | None] = queue.Queue()
         self.room = asyncio.Semaphore(_PIECES)
         self.finish = ""
+        self._complete = asyncio.Event()
 
     async def run(self, node: Any, model: str, asked: dict[str, Any], timeout: float | None) -> Usage:
         milliseconds = 0 if timeout is None else max(1, round(timeout * 1000))
@@ -65,7 +66,10 @@ class _Stream:
         loaded = (await node.model(model, milliseconds)).model
         generation = (await loaded.generate(request=asked, sink=TokenSink(self._take))).generation
         try:
-            return from_wire(Usage, (await generation.summary()).summary)
+            usage = from_wire(Usage, (await generation.summary()).summary)
+            # Pieces that arrived before it may not have been handled yet; the last one says why the answer ended.
+            await self._complete.wait()
+            return usage
         except asyncio.CancelledError:
             # Dropping it would do; this says so at once, whatever still refers to it.
             generation.cancel()
@@ -76,6 +80,8 @@ class _Stream:
         if text:
             await self.room.acquire()
             self.pieces.put(text)
+        if finish:
+            self._complete.set()
 
 
 class Answer(Iterator[str]):
