@@ -241,12 +241,28 @@ impl Pipeline {
     /// # Errors
     /// `Unavailable` where there is no connection, `Overloaded` where too much waits for it.
     pub fn send(&self, to: PeerId, message: Message, payload: Payload) -> Result<()> {
-        if to == self.0.local {
-            self.deliver(to, message, payload);
-            return Ok(());
-        }
         match self.0.links.get() {
+            _ if to == self.0.local => {
+                self.deliver(to, message, payload);
+                Ok(())
+            }
             Some(links) => links.send(to, message, payload),
+            None => Err(Error::new(ErrorKind::Unavailable, format!("this node has no connection to {to}"))),
+        }
+    }
+
+    /// Sends several messages without payload, in this order and at once.
+    ///
+    /// # Errors
+    /// Those of [`Pipeline::send`]; then none is sent.
+    pub(super) fn send_all(&self, to: PeerId, messages: Vec<Message>) -> Result<()> {
+        let messages = messages.into_iter().map(|message| (message, Payload::empty()));
+        match self.0.links.get() {
+            _ if to == self.0.local => {
+                messages.for_each(|(message, payload)| self.deliver(to, message, payload));
+                Ok(())
+            }
+            Some(links) => links.send_all(to, messages.collect()),
             None => Err(Error::new(ErrorKind::Unavailable, format!("this node has no connection to {to}"))),
         }
     }

@@ -81,7 +81,7 @@ impl Awake {
 /// The way into the queue of an open stream.
 #[derive(Clone)]
 struct Route {
-    queue: mpsc::Sender<Queued>,
+    queue: mpsc::Sender<Vec<Queued>>,
     /// Bytes of payloads in the queue.
     bytes: Arc<AtomicUsize>,
 }
@@ -100,26 +100,40 @@ impl Links {
     /// `InvalidInput` when the message is not well formed, `Unavailable` when there is no link to the peer, `Overloaded`
     /// when its queue is full.
     pub fn send(&self, to: PeerId, message: Message, payload: Payload) -> Result<(), Error> {
-        let payload = message.outgoing(payload);
-        message.check_sendable(payload.len()).map_err(|error| {
-            Error::new(
-                ErrorKind::InvalidInput,
-                format!("a `{}` message that no stage would take: {error}", message.name()),
-            )
-        })?;
+        self.send_all(to, vec![(message, payload)])
+    }
+
+    /// Sends several in this order, all or none: the network thread wakes up once for them, and they share packets.
+    ///
+    /// # Errors
+    /// Those of [`Links::send`], for whichever is at fault.
+    pub fn send_all(&self, to: PeerId, messages: Vec<(Message, Payload)>) -> Result<(), Error> {
+        let mut queued = Vec::with_capacity(messages.len());
+        for (message, payload) in messages {
+            let payload = message.outgoing(payload);
+            message.check_sendable(payload.len()).map_err(|error| {
+                Error::new(
+                    ErrorKind::InvalidInput,
+                    format!("a `{}` message that no stage would take: {error}", message.name()),
+                )
+            })?;
+            queued.push(Queued { message, payload });
+        }
         if to == self.shared.local {
-            let (message, payload) = message.incoming(payload);
-            self.shared.inbox.message(to, message, payload);
+            for Queued { message, payload } in queued {
+                let (message, payload) = message.incoming(payload);
+                self.shared.inbox.message(to, message, payload);
+            }
             return Ok(());
         }
         let unavailable = || Error::new(ErrorKind::Unavailable, format!("there is no session stream to {to}"));
         let route = self.shared.route(&to).ok_or_else(unavailable)?;
-        let len = payload.len();
+        let len = queued.iter().map(|queued| queued.payload.len()).sum();
         let before = route.bytes.fetch_add(len, Ordering::Relaxed);
         let sent = if before != 0 && before + len > QUEUE_BYTES {
             Err(overloaded(&to))
         } else {
-            route.queue.try_send(Queued { message, payload }).map_err(|error| match error {
+            route.queue.try_send(queued).map_err(|error| match error {
                 mpsc::error::TrySendError::Full(_) => overloaded(&to),
                 mpsc::error::TrySendError::Closed(_) => unavailable(),
             })

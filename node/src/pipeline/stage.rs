@@ -540,31 +540,11 @@ impl Stage {
         rows.rows > 0 && end <= context && rows.draft.len() < rows.rows as usize
     }
 
-    /// What was computed goes to the next stage, or the news of it to the first.
+    /// What was computed goes to the next stage, or the news of it to the first and the tokens to the coordinators.
     fn hand_on(&mut self, number: u64, passed: Passed) {
-        self.send_on(number, passed);
-        if self.stages.len() > 1 {
-            // The thread that writes to the network was woken on this core, where it would wait until this one, with the next
-            // frame, has used up its time slice: milliseconds in which the other stages stand still.
-            std::thread::yield_now();
-        }
-    }
-
-    fn send_on(&mut self, number: u64, passed: Passed) {
         self.metrics.steps.inc();
         if self.is_last() {
-            if self.front.is_some() {
-                self.stepped(number, passed.advances);
-            } else {
-                let stepped =
-                    Stepped { epoch: self.chain.epoch, model: self.chain.model, number, advances: passed.advances };
-                // The first stage waits for this to begin the next token.
-                self.send(self.peer(0), Message::Stepped(stepped), Payload::empty());
-            }
-            for (coordinator, tokens) in passed.tokens {
-                self.send(coordinator, Message::Tokens(tokens), Payload::empty());
-            }
-            return;
+            return self.tell(number, passed);
         }
         let (mut drops, mut starts) = (Vec::new(), Vec::new());
         for change in std::mem::take(&mut self.untold) {
@@ -583,6 +563,30 @@ impl Stage {
             rows: passed.rows,
         };
         self.send(self.peer(self.index + 1), Message::Frame(frame), Payload::from_f32(passed.activations));
+    }
+
+    /// On the last stage.
+    fn tell(&mut self, number: u64, passed: Passed) {
+        let mut news: Vec<(PeerId, Vec<Message>)> = Vec::new();
+        let mut add = |to: PeerId, message: Message| match news.iter_mut().find(|(peer, _)| *peer == to) {
+            Some((_, messages)) => messages.push(message),
+            None => news.push((to, vec![message])),
+        };
+        if self.front.is_some() {
+            self.stepped(number, passed.advances);
+        } else {
+            // The first stage waits for this to begin the next token.
+            let (epoch, model) = (self.chain.epoch, self.chain.model);
+            add(self.peer(0), Message::Stepped(Stepped { epoch, model, number, advances: passed.advances }));
+        }
+        for (coordinator, tokens) in passed.tokens {
+            add(coordinator, Message::Tokens(tokens));
+        }
+        for (to, messages) in news {
+            if let Err(error) = self.pipeline.send_all(to, messages) {
+                tracing::debug!(event = "session_message_lost", %to, %error);
+            }
+        }
     }
 
     /// A frame is done, on the first stage.

@@ -36,7 +36,7 @@ pub(super) async fn open(control: &mut Control, peer: PeerId) -> Result<Stream, 
 /// Writes what is queued until the stream ends; returns why.
 pub(super) async fn write_all<S: AsyncRead + AsyncWrite + Unpin>(
     stream: S,
-    queue: &mut mpsc::Receiver<Queued>,
+    queue: &mut mpsc::Receiver<Vec<Queued>>,
     bytes: &AtomicUsize,
 ) -> LinkError {
     match write(stream, queue, bytes).await {
@@ -47,7 +47,7 @@ pub(super) async fn write_all<S: AsyncRead + AsyncWrite + Unpin>(
 
 async fn write<S: AsyncRead + AsyncWrite + Unpin>(
     stream: S,
-    queue: &mut mpsc::Receiver<Queued>,
+    queue: &mut mpsc::Receiver<Vec<Queued>>,
     bytes: &AtomicUsize,
 ) -> Result<(), LinkError> {
     let (mut read, write) = stream.split();
@@ -64,9 +64,11 @@ async fn write<S: AsyncRead + AsyncWrite + Unpin>(
                 _ => Err(LinkError::Unexpected("words on a stream that this side sends on".to_owned())),
             },
         };
-        let Some(Queued { message, payload }) = next else { return Ok(()) };
-        frames.send(&message, payload.as_bytes()).await?;
-        bytes.fetch_sub(payload.len(), Ordering::Relaxed);
+        let Some(messages) = next else { return Ok(()) };
+        for Queued { message, payload } in messages {
+            frames.send(&message, payload.as_bytes()).await?;
+            bytes.fetch_sub(payload.len(), Ordering::Relaxed);
+        }
         if queue.is_empty() {
             frames.flush().await?;
         }
