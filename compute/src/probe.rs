@@ -34,9 +34,9 @@ pub fn gflops(dtype: DType, pool: &Pool, budget_ms: u64) -> Result<f64, Error> {
 /// What the layers of a model are measured with: a common type, 5 bits a weight.
 const LAYER_TYPE: GgmlType = GgmlType::Q4_1;
 
-/// `[rows, k]` of the matrix that is read for one token: 8 MiB packed, more than a core's own cache holds, and little
+/// `[rows, k]` of the matrix that is read for one token: 4 MiB packed, more than a core's own cache holds, and little
 /// beside what a node needs anyway.
-const DECODED: (usize, usize) = (2048, 6144);
+const DECODED: (usize, usize) = (2048, 3072);
 
 /// `[rows, k]` of the matrix that meets a prompt: small, so that slow machines are done in time.
 const PROMPTED: (usize, usize) = (1024, 2048);
