@@ -7,22 +7,20 @@
 mod tiny;
 
 use pangea_compute::commit::merkle::{chosen_leaf, nothing_leaf, row_leaf, token_leaf};
-use pangea_compute::commit::{Difference, Given, Leaf, Pace, Replay, Transcript, merkle_root, replay, replay_part};
+use pangea_compute::commit::{Difference, Given, Leaf, Pace, Replay, Source, Transcript, merkle_root, replay};
 use pangea_compute::gguf::GgmlType;
 use pangea_compute::model::{Cache, Input, Logits, Model, ModelFile, PageBudget, Part, Step};
 use pangea_compute::sample::{Choice, Sampling, choose};
-use pangea_compute::{Cancel, ErrorKind, Isa, Pool};
+use pangea_compute::{Cancel, Error, ErrorKind, Isa, Pool};
+use std::collections::HashMap;
 use std::ops::Range;
+use std::sync::Arc;
 use tiny::{LAYERS, Random, Tiny, VOCABULARY, WIDTH};
 
 const ARCHITECTURES: [&str; 4] = ["llama", "qwen2", "qwen3", "gemma3"];
 
 fn tiny(architecture: &'static str, weights: GgmlType, seed: u64) -> ModelFile {
     ModelFile::from_bytes(tiny::gguf(Tiny { architecture, weights, seed })).unwrap()
-}
-
-fn whole(file: &ModelFile, pool: &Pool) -> Model {
-    Model::load(file, Part::whole(file.config()), pool).unwrap()
 }
 
 fn available() -> Vec<Isa> {
@@ -199,6 +197,40 @@ impl Session {
     }
 }
 
+/// The parts of a model, each loaded when it is first needed, `at_once` layers at most.
+struct Parts<'a> {
+    file: &'a ModelFile,
+    pool: Pool,
+    at_once: usize,
+    loaded: HashMap<Range<usize>, Arc<Model>>,
+}
+
+impl Parts<'_> {
+    fn of(file: &ModelFile, pool: Pool, at_once: usize) -> Parts<'_> {
+        Parts { file, pool, at_once, loaded: HashMap::new() }
+    }
+
+    fn replay(
+        &mut self,
+        layers: &[Range<u32>],
+        transcript: Transcript<'_>,
+        pace: &mut Pace<'_>,
+    ) -> Result<Replay, Error> {
+        let Parts { file, pool, at_once, loaded } = self;
+        let mut load = |part: Part| {
+            assert!(part.layers.len() <= *at_once);
+            if let Some(model) = loaded.get(&part.layers) {
+                return Ok(Arc::clone(model));
+            }
+            let model = Arc::new(Model::load(file, part.clone(), pool)?);
+            loaded.insert(part.layers, Arc::clone(&model));
+            Ok(model)
+        };
+        let mut source = Source { config: file.config(), at_once: *at_once, load: &mut load };
+        replay(&mut source, pool, layers, transcript, pace)
+    }
+}
+
 /// Ten thousand honest rows: no root ever differs from that of the replay.
 #[test]
 fn honest_sessions_have_the_roots_of_their_replay_on_any_mix_of_machines() {
@@ -217,11 +249,10 @@ fn honest_sessions_have_the_roots_of_their_replay_on_any_mix_of_machines() {
         let positions = length + random.below(100);
         let most = [1, 7, 200][random.below(3)];
         let session = line.run(tokens, prompt_len, positions, &sampling, || 1 + random.below(most), None).unwrap();
-        let pool = random_pool(&mut random);
+        let mut parts = Parts::of(&file, random_pool(&mut random), 1 + random.below(LAYERS));
         let cancel = Cancel::new();
         let mut pace = Pace { chunk_rows: 1 + random.below(300), ..at_once(&cancel) };
-        let again =
-            replay(&whole(&file, &pool), &pool, &ranges(&cuts), session.transcript(&sampling), &mut pace).unwrap();
+        let again = parts.replay(&ranges(&cuts), session.transcript(&sampling), &mut pace).unwrap();
         assert_eq!(again.first_difference(&session.opened()), None, "case {case}");
         assert_eq!(again.given, session.given, "case {case}");
         for (stage, received) in session.received.iter().enumerate() {
@@ -244,8 +275,7 @@ fn no_lie_in_any_bit_of_any_stage_goes_unseen() {
         let file = tiny(ARCHITECTURES[case as usize % 4], weights, case);
         let cuts = random_cuts(&mut random);
         let line = Line::load(&file, &cuts, || Pool::with_isa(1, Isa::best()).unwrap());
-        let pool = Pool::with_isa(1, Isa::best()).unwrap();
-        let model = whole(&file, &pool);
+        let mut parts = Parts::of(&file, Pool::with_isa(1, Isa::best()).unwrap(), LAYERS);
         let sampling = random_sampling(&mut random);
         let length = 1 + random.below(8);
         let prompt = text(&mut random, length);
@@ -270,8 +300,8 @@ fn no_lie_in_any_bit_of_any_stage_goes_unseen() {
                 continue;
             }
             let cancel = Cancel::new();
-            let again =
-                replay(&model, &pool, &ranges(&cuts), session.transcript(&sampling), &mut at_once(&cancel)).unwrap();
+            let transcript = session.transcript(&sampling);
+            let again = parts.replay(&ranges(&cuts), transcript, &mut at_once(&cancel)).unwrap();
             let expected = Difference { stage: lie.stage, position: Some(lie.position) };
             assert_eq!(again.first_difference(&session.opened()), Some(expected), "case {case}: {lie:?}");
             // The roots alone say which stage; what it received was right.
@@ -287,42 +317,9 @@ fn no_lie_in_any_bit_of_any_stage_goes_unseen() {
 }
 
 #[test]
-fn a_stage_alone_is_replayed_from_what_it_received() {
-    for (case, architecture) in (0u64..).zip(ARCHITECTURES) {
-        let mut random = Random(case);
-        let file = tiny(architecture, GgmlType::Q5_0, case);
-        let cuts = [1, 2];
-        let line = Line::load(&file, &cuts, || random_pool(&mut random));
-        let sampling = Sampling { logprobs: Some(2), ..Sampling::default() };
-        let session = line.run(text(&mut Random(case), 20), 15, 60, &sampling, || 9, None).unwrap();
-        let cancel = Cancel::new();
-        let mut input: Vec<f32> = Vec::new();
-        for (stage, layers) in ranges(&cuts).into_iter().enumerate() {
-            let pool = Pool::new(2).unwrap();
-            let part = Part::of_layers(file.config(), layers.start as usize..layers.end as usize);
-            let model = Model::load(&file, part, &pool).unwrap();
-            let tokens = &session.tokens[..session.positions];
-            let received = if stage == 0 { Input::Tokens(tokens) } else { Input::Activations(&input) };
-            let transcript = model.part().head.then(|| session.transcript(&sampling));
-            let mut pace = Pace { chunk_rows: 17, ..at_once(&cancel) };
-            let again = replay_part(&model, &pool, received, transcript, &mut pace).unwrap();
-            assert_eq!(again.received, session.received[stage], "{architecture} {stage}");
-            assert_eq!(again.given[0], session.given[stage], "{architecture} {stage}");
-            // What the next one receives.
-            let budget = PageBudget::new(1 << 30);
-            let mut cache = Cache::new(&model, &budget);
-            let step = Step { cache: &mut cache, rows: session.positions, logits: Logits::None };
-            let output = model.forward(&pool, &mut [step], received).unwrap();
-            input = output.activations().to_vec();
-        }
-        assert!(session.tokens.len() > session.positions);
-    }
-}
-
-#[test]
 fn tokens_that_nobody_answers_for_are_chosen_anew_too() {
     let file = tiny("llama", GgmlType::Q8_0, 1);
-    let pool = Pool::new(1).unwrap();
+    let mut parts = Parts::of(&file, Pool::new(1).unwrap(), LAYERS);
     let line = Line::load(&file, &[2], || Pool::new(1).unwrap());
     let sampling = Sampling::greedy();
     let first = line.run(text(&mut Random(3), 10), 10, 20, &sampling, || 64, None).unwrap();
@@ -331,8 +328,7 @@ fn tokens_that_nobody_answers_for_are_chosen_anew_too() {
     begun[12] = (begun[12] + 1) % VOCABULARY as u32;
     let second = line.run(begun, 10, 20, &sampling, || 64, None).unwrap();
     let cancel = Cancel::new();
-    let again = replay(&whole(&file, &pool), &pool, &ranges(&[2]), second.transcript(&sampling), &mut at_once(&cancel))
-        .unwrap();
+    let again = parts.replay(&ranges(&[2]), second.transcript(&sampling), &mut at_once(&cancel)).unwrap();
     assert_eq!(again.first_difference(&second.opened()), None, "its own part is right");
     assert_eq!(again.first_wrong_token(&second.tokens), Some((11, first.tokens[12])));
     assert_eq!(again.choices.len(), 11);
@@ -341,8 +337,7 @@ fn tokens_that_nobody_answers_for_are_chosen_anew_too() {
 #[test]
 fn a_replay_stops_when_told_to_and_refuses_what_cannot_be() {
     let file = tiny("llama", GgmlType::Q8_0, 1);
-    let pool = Pool::new(1).unwrap();
-    let model = whole(&file, &pool);
+    let mut parts = Parts::of(&file, Pool::new(1).unwrap(), LAYERS);
     let tokens = text(&mut Random(3), 40);
     let sampling = Sampling::greedy();
     let transcript = Transcript {
@@ -362,14 +357,15 @@ fn a_replay_stops_when_told_to_and_refuses_what_cannot_be() {
         }
     };
     let mut pace = Pace { chunk_rows: 8, cancel: &cancel, between: &mut stop };
-    let error = replay(&model, &pool, &[0..1, 1..3], transcript, &mut pace).unwrap_err();
+    let error = parts.replay(&[0..1, 1..3], transcript, &mut pace).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Cancelled);
-    assert_eq!(passes, [0, 8, 16]);
+    // One of three layers, then the other two.
+    assert_eq!(passes, [0, 2, 5, 8, 10, 13, 18]);
 
     let cancel = Cancel::new();
-    let refused = |layers: &[(u32, u32)], transcript: Transcript<'_>| {
+    let mut refused = |layers: &[(u32, u32)], transcript: Transcript<'_>| {
         let layers: Vec<Range<u32>> = layers.iter().map(|(start, end)| *start..*end).collect();
-        let error = replay(&model, &pool, &layers, transcript, &mut at_once(&cancel)).unwrap_err();
+        let error = parts.replay(&layers, transcript, &mut at_once(&cancel)).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::InvalidInput, "{error}");
     };
     for layers in [&[(0, 2)][..], &[(0, 1), (2, 3)], &[(1, 3)], &[(0, 1), (1, 4)], &[]] {
@@ -386,9 +382,6 @@ fn a_replay_stops_when_told_to_and_refuses_what_cannot_be() {
     ] {
         refused(&[(0, 3)], wrong);
     }
-    let last = Model::load(&file, Part::of_layers(file.config(), 1..3), &pool).unwrap();
-    let row = [0.5; WIDTH];
-    assert!(replay_part(&last, &pool, Input::Activations(&row), None, &mut at_once(&cancel)).is_err());
 }
 
 #[test]

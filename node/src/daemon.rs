@@ -29,6 +29,9 @@ const GRACE: Duration = Duration::from_secs(10);
 /// The part of a node's memory that sessions of one model may take.
 const SESSION_SHARE: u64 = 8;
 
+/// The part of it that weights may take while an answer is audited.
+const AUDIT_SHARE: u64 = 8;
+
 /// Runs a node until SIGINT or SIGTERM, drains it and returns.
 ///
 /// # Errors
@@ -90,6 +93,7 @@ pub fn run(config: NodeConfig) -> Result<()> {
             pipeline: loader.pipeline().clone(),
             fabric: runtime.fabric(),
             threads: config.threads,
+            room: config.max_memory / AUDIT_SHARE,
         })?;
         served.join(loader, auditor, sessions, config.split, config.layers)?;
     }

@@ -28,5 +28,5 @@ pub mod terms;
 
 pub use claim::Claim;
 pub use merkle::{Leaf, leaf, merkle_root};
-pub use replay::{Difference, Given, Pace, Replay, Transcript, replay, replay_part};
+pub use replay::{Difference, Given, Pace, Replay, Source, Transcript, replay};
 pub use terms::{Form, Terms};

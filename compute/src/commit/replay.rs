@@ -1,20 +1,19 @@
-//! A session once more, as one prefill: the leaves that every stage should have had, and the tokens that the last should
-//! have chosen. It works in chunks, stops when told to and lets others at the pool in between. It never sees a signature.
+//! A session once more, as one prefill of each part of the model: the leaves that every stage should have had, and the
+//! tokens that the last should have chosen. It works in chunks, stops when told to and lets others at the pool in between.
+//! It never sees a signature.
 
 use super::merkle::{Leaf, chosen_leaf, merkle_root, nothing_leaf, row_leaf, token_leaves};
-use crate::model::{Cache, Input, Logits, Model, Observed, PageBudget, Step};
+use crate::model::{Cache, Input, Logits, Model, ModelConfig, Output, PageBudget, Part, Step};
 use crate::sample::grammar::Grammar;
 use crate::sample::{Choice, Sampling, choose};
 use crate::{Cancel, Error, Pool};
 use std::ops::Range;
+use std::sync::Arc;
 
 const OPERATION: &str = "replay";
 
 /// Logits held at a time, in elements (16 MiB).
 const HELD_LOGITS: usize = 4 << 20;
-
-/// Outputs of layers held at a time, in elements (64 MiB): an observed pass keeps them for all its rows.
-const HELD_ACTIVATIONS: usize = 16 << 20;
 
 /// What was said in a session, and by which rules.
 #[derive(Clone, Copy)]
@@ -39,7 +38,7 @@ pub struct Pace<'a> {
     pub chunk_rows: usize,
     /// Stops it before the next pass.
     pub cancel: &'a Cancel,
-    /// Told before every pass how many rows are done; may wait there until the pool is idle.
+    /// Told before every pass how much is done, in rows through the whole model; may wait there until the pool is idle.
     pub between: &'a mut dyn FnMut(usize),
 }
 
@@ -109,103 +108,67 @@ impl Replay {
     }
 }
 
-/// Replays a session with the whole `model`: what stages with these `layers` (contiguous, the first from 0, the last to
-/// the end) should have given. Every token of the answer is chosen anew, those before `chosen_from` too: a stage that came
-/// in after another had failed answers for none of them, but they can be wrong all the same.
+/// Where a replay gets a model's layers from: a model need not be in memory as a whole, nor be anywhere as a whole.
+pub struct Source<'a> {
+    /// Of the model.
+    pub config: &'a ModelConfig,
+    /// Layers of one part at most, at least 1.
+    pub at_once: usize,
+    /// Loads a part. Parts come in order, each once.
+    pub load: &'a mut dyn FnMut(Part) -> Result<Arc<Model>, Error>,
+}
+
+/// Replays a session from its tokens, part of the model by part: what stages with these `layers` (contiguous, the first from
+/// 0, the last to the end) should have given. Every token of the answer is chosen anew, those before `chosen_from` too: a
+/// stage that came in after another had failed answers for none of them, but they can be wrong all the same.
 ///
 /// # Errors
-/// [`Error::Invalid`] for a model that is not whole, layers that are not its, tokens that it has not, or a transcript that
-/// cannot be; [`Error::Cancelled`]; what [`Model::forward`] and [`choose`] give.
+/// [`Error::Invalid`] for layers that are not the model's, tokens that it has not, or a transcript that cannot be;
+/// [`Error::Cancelled`]; what loading, [`Model::forward`] and [`choose`] give.
 pub fn replay(
-    model: &Model,
+    source: &mut Source<'_>,
     pool: &Pool,
     layers: &[Range<u32>],
     transcript: Transcript<'_>,
     pace: &mut Pace<'_>,
 ) -> Result<Replay, Error> {
-    let whole = model.part().embedding && model.part().head && model.part().layers == (0..model.config().layers);
+    let config = source.config;
     let ends = [0].into_iter().chain(layers.iter().map(|layers| layers.end));
     let contiguous = layers.iter().zip(ends).all(|(layers, end)| layers.start == end && !layers.is_empty());
-    if !whole || !contiguous || layers.last().is_none_or(|last| last.end as usize != model.config().layers) {
+    if !contiguous || layers.last().is_none_or(|last| last.end as usize != config.layers) {
         return Err(Error::invalid(
             OPERATION,
-            format!("layers {layers:?} are not the {} of this whole model, in order", model.config().layers),
+            format!("layers {layers:?} are not the {} of this model, in order", config.layers),
         ));
     }
     check(&transcript, transcript.positions)?;
     let tokens = &transcript.tokens[..transcript.positions];
-    let mut replay = Replay {
-        received: token_leaves(tokens),
-        given: layers.iter().map(|_| Vec::with_capacity(tokens.len())).collect(),
-        choices: Vec::new(),
-    };
     let mut chooser = Chooser::new(transcript, transcript.prompt_len - 1);
-    let mut session = Session::new(model, pool, tokens.len());
-    while let Some(rows) = session.next(&chooser, pace, layers.len() > 1)? {
-        let Replay { given, .. } = &mut replay;
-        let mut observer = |observed: Observed<'_>| {
-            let stage = layers.iter().position(|layers| layers.end as usize == observed.layer + 1);
-            // What the last one gives are tokens.
-            if let Some(stage) = stage.filter(|stage| stage + 1 < layers.len()) {
-                let first = (rows.start + observed.first_row) as u64;
-                let rows = observed.activations.chunks_exact(model.config().width);
-                given[stage].extend(rows.zip(first..).map(|(row, position)| row_leaf(position, row)));
+    let mut given = Vec::with_capacity(layers.len());
+    let mut activations = Vec::new();
+    for stage in layers {
+        let mut chosen = Vec::new();
+        for start in (stage.start as usize..stage.end as usize).step_by(source.at_once.max(1)) {
+            let end = (start + source.at_once.max(1)).min(stage.end as usize);
+            let model = (source.load)(Part::of_layers(config, start..end))?;
+            let input = if start == 0 { Input::Tokens(tokens) } else { Input::Activations(&activations) };
+            let mut pass = Pass { model: &model, pool, positions: tokens.len(), input };
+            if model.part().head {
+                chosen = pass.choose(&mut chooser, pace)?;
+            } else {
+                activations = pass.activations(pace)?;
             }
-        };
-        let observer: Option<&mut dyn FnMut(Observed<'_>)> = if layers.len() > 1 { Some(&mut observer) } else { None };
-        let mut output = session.forward(Input::Tokens(&tokens[rows.clone()]), &rows, &chooser, observer)?;
-        if let Some(last) = replay.given.last_mut() {
-            chooser.take(rows, output.logits_mut(0), model.config().vocabulary, last)?;
         }
+        // What the last one gives are tokens.
+        given.push(match stage.end as usize == config.layers {
+            true => chosen,
+            false => {
+                let rows = activations.chunks_exact(config.width).zip(0..);
+                rows.map(|(row, position)| row_leaf(position, row)).collect()
+            }
+        });
     }
-    replay.choices = chooser.choices;
-    Ok(replay)
-}
-
-/// Replays one stage alone, from what it received at rows 0, 1, …: `input` as its `model` takes it. A stage with the head
-/// needs the transcript and chooses from `chosen_from` on.
-///
-/// # Errors
-/// As [`replay`].
-pub fn replay_part(
-    model: &Model,
-    pool: &Pool,
-    input: Input<'_>,
-    transcript: Option<Transcript<'_>>,
-    pace: &mut Pace<'_>,
-) -> Result<Replay, Error> {
-    let width = model.config().width;
-    let (positions, received): (usize, Vec<Leaf>) = match input {
-        Input::Tokens(tokens) => (tokens.len(), token_leaves(tokens)),
-        Input::Activations(rows) => {
-            let leaves = rows.chunks_exact(width).zip(0..).map(|(row, position)| row_leaf(position, row));
-            (rows.len() / width, leaves.collect())
-        }
-    };
-    let mut chooser = match (transcript, model.part().head) {
-        (Some(transcript), true) => {
-            check(&transcript, positions)?;
-            Chooser::new(transcript, transcript.chosen_from)
-        }
-        (None, true) => return Err(Error::invalid(OPERATION, "a stage that chooses tokens needs the transcript")),
-        (_, false) => Chooser::none(positions),
-    };
-    let mut given = Vec::with_capacity(positions);
-    let mut session = Session::new(model, pool, positions);
-    while let Some(rows) = session.next(&chooser, pace, false)? {
-        let input = match input {
-            Input::Tokens(tokens) => Input::Tokens(&tokens[rows.clone()]),
-            Input::Activations(values) => Input::Activations(&values[rows.start * width..rows.end * width]),
-        };
-        let mut output = session.forward(input, &rows, &chooser, None)?;
-        if model.part().head {
-            chooser.take(rows, output.logits_mut(0), model.config().vocabulary, &mut given)?;
-        } else {
-            let outputs = output.activations().chunks_exact(width);
-            given.extend(outputs.zip(rows.start as u64..).map(|(row, position)| row_leaf(position, row)));
-        }
-    }
-    Ok(Replay { received, given: vec![given], choices: chooser.choices })
+    Ok(Replay { received: token_leaves(tokens), given, choices: chooser.choices })
 }
 
 fn check(transcript: &Transcript<'_>, positions: usize) -> Result<(), Error> {
@@ -228,57 +191,76 @@ fn check(transcript: &Transcript<'_>, positions: usize) -> Result<(), Error> {
     Ok(())
 }
 
-/// Where the replay stands in the model.
-struct Session<'a> {
+/// All of a session's rows through one part of the model.
+struct Pass<'a> {
     model: &'a Model,
     pool: &'a Pool,
-    cache: Cache,
     positions: usize,
+    input: Input<'a>,
 }
 
-impl<'a> Session<'a> {
-    fn new(model: &'a Model, pool: &'a Pool, positions: usize) -> Session<'a> {
-        let budget = PageBudget::new(Cache::bytes_for(model, positions));
-        Session { model, pool, cache: Cache::new(model, &budget), positions }
+impl Pass<'_> {
+    /// What a part without the head gives, `[positions, width]`.
+    fn activations(&mut self, pace: &mut Pace<'_>) -> Result<Vec<f32>, Error> {
+        let mut given = Vec::with_capacity(self.positions * self.model.config().width);
+        let most = pace.chunk_rows.max(1);
+        self.rows(
+            pace,
+            |start| (start + most, Logits::None),
+            |_, output| {
+                given.extend_from_slice(output.activations());
+                Ok(())
+            },
+        )?;
+        Ok(given)
     }
 
-    /// The next rows: as many as the memory for their outputs and the pace allow, all with a choice or none.
-    fn next(&self, chooser: &Chooser<'_>, pace: &mut Pace<'_>, observed: bool) -> Result<Option<Range<usize>>, Error> {
-        let start = self.cache.len();
-        if start == self.positions {
-            return Ok(None);
-        }
-        (pace.between)(start);
-        pace.cancel.check()?;
-        let config = self.model.config();
-        let mut most = pace.chunk_rows;
-        if observed {
-            most = most.min(HELD_ACTIVATIONS / (config.layers * config.width).max(1));
-        }
-        let end = if start < chooser.from {
-            chooser.from.min(start + most.max(1))
-        } else {
-            start + most.min(HELD_LOGITS / config.vocabulary.max(1)).max(1)
+    /// What the last part gives: a leaf for every row.
+    fn choose(&mut self, chooser: &mut Chooser<'_>, pace: &mut Pace<'_>) -> Result<Vec<Leaf>, Error> {
+        let mut leaves = Vec::with_capacity(self.positions);
+        let vocabulary = self.model.config().vocabulary;
+        let (from, most) = (chooser.from, pace.chunk_rows.max(1));
+        let next = |start: usize| match start < from {
+            true => (from.min(start + most), Logits::None),
+            false => (start + most.min(HELD_LOGITS / vocabulary.max(1)).max(1), Logits::All),
         };
-        Ok(Some(start..end.min(self.positions)))
+        self.rows(pace, next, |rows, output| chooser.take(rows, output.logits_mut(0), vocabulary, &mut leaves))?;
+        Ok(leaves)
     }
 
-    fn forward(
+    /// Computes rows up to where `next` says, and hands each pass on.
+    fn rows(
         &mut self,
-        input: Input<'_>,
-        rows: &Range<usize>,
-        chooser: &Chooser<'_>,
-        observer: Option<&mut dyn FnMut(Observed<'_>)>,
-    ) -> Result<crate::model::Output, Error> {
-        let logits = if rows.start < chooser.from { Logits::None } else { Logits::All };
-        let step = Step { cache: &mut self.cache, rows: rows.len(), logits };
-        self.model.forward_observed(self.pool, &mut [step], input, observer)
+        pace: &mut Pace<'_>,
+        next: impl Fn(usize) -> (usize, Logits),
+        mut take: impl FnMut(Range<usize>, &mut Output) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        let budget = PageBudget::new(Cache::bytes_for(self.model, self.positions));
+        let mut cache = Cache::new(self.model, &budget);
+        let width = self.model.config().width;
+        let mut start = 0;
+        while start < self.positions {
+            let Part { layers, .. } = self.model.part();
+            (pace.between)((layers.start * self.positions + layers.len() * start) / self.model.config().layers);
+            pace.cancel.check()?;
+            let (end, logits) = next(start);
+            let rows = start..end.min(self.positions);
+            let input = match self.input {
+                Input::Tokens(tokens) => Input::Tokens(&tokens[rows.clone()]),
+                Input::Activations(values) => Input::Activations(&values[rows.start * width..rows.end * width]),
+            };
+            let step = Step { cache: &mut cache, rows: rows.len(), logits };
+            let mut output = self.model.forward(self.pool, &mut [step], input)?;
+            start = rows.end;
+            take(rows, &mut output)?;
+        }
+        Ok(())
     }
 }
 
 /// The last stage's choices.
 struct Chooser<'a> {
-    transcript: Option<Transcript<'a>>,
+    transcript: Transcript<'a>,
     grammar: Option<Grammar>,
     /// Tokens of the answer that the grammar has accepted.
     accepted: usize,
@@ -289,18 +271,7 @@ struct Chooser<'a> {
 
 impl<'a> Chooser<'a> {
     fn new(transcript: Transcript<'a>, from: usize) -> Chooser<'a> {
-        Chooser {
-            grammar: transcript.grammar.cloned(),
-            transcript: Some(transcript),
-            accepted: 0,
-            from,
-            choices: Vec::new(),
-        }
-    }
-
-    /// One that never chooses.
-    fn none(positions: usize) -> Chooser<'a> {
-        Chooser { transcript: None, grammar: None, accepted: 0, from: positions, choices: Vec::new() }
+        Chooser { grammar: transcript.grammar.cloned(), transcript, accepted: 0, from, choices: Vec::new() }
     }
 
     /// Takes the logits of `rows` where they are wanted: `[rows, vocabulary]`, overwritten. Adds every row's leaf.
@@ -317,7 +288,7 @@ impl<'a> Chooser<'a> {
         }
         for (row, position) in logits.chunks_exact_mut(vocabulary).zip(rows) {
             let choice = self.choose(position, row)?;
-            let own = self.transcript.is_some_and(|transcript| position >= transcript.chosen_from);
+            let own = position >= self.transcript.chosen_from;
             leaves.push(match &choice {
                 Some(choice) if own => chosen_leaf(position as u64, choice),
                 _ => nothing_leaf(position as u64),
@@ -329,7 +300,7 @@ impl<'a> Chooser<'a> {
 
     /// What follows `position`; `None` behind a token that the grammar does not allow, which has been found wrong then.
     fn choose(&mut self, position: usize, logits: &mut [f32]) -> Result<Option<Choice>, Error> {
-        let Some(transcript) = self.transcript else { return Ok(None) };
+        let transcript = self.transcript;
         let (prompt, answer) = transcript.tokens.split_at(transcript.prompt_len);
         let so_far = &answer[..position + 1 - transcript.prompt_len];
         let mut allowed = None;

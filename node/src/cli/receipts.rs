@@ -17,13 +17,16 @@ use super::table::{Align, Table, facts, short_peer, shortened};
 use super::{print, print_json};
 use crate::config;
 use crate::models;
-use crate::trust::{OutputCheck, Receipt, ReceiptStore, StageCheck, Verification, store, verify};
+use crate::trust::{OutputCheck, Receipt, ReceiptStore, StageCheck, Verification, Weights, store, verify};
 
 /// Characters of a model's name, so that the table fits into 80 columns.
 const MODEL_CHARS: usize = 20;
 
 /// Rows of one pass: with all of them to itself, more bring nothing.
 const CHUNK_ROWS: usize = 256;
+
+/// The part of this machine's memory that weights may take.
+const MEMORY_SHARE: u64 = 2;
 
 pub(super) fn run(command: ReceiptsCommand, output: OutputArgs) -> Result<(), Failure> {
     match command {
@@ -117,13 +120,15 @@ fn check(args: &ReceiptsVerifyArgs, output: OutputArgs) -> Result<(), Failure> {
     let path = model_of(&data_dir.join("models"), &receipt, args.model.as_deref())?;
     let file = ModelFile::open(&path)?;
     note(&output, format!("Computing {} tokens again with {}.", receipt.tokens().len(), path.display()));
-    let digest = Manifest::of(file.gguf(), threads)?.digest();
+    let manifest = Manifest::of(file.gguf(), threads)?;
     let pool = Pool::new(threads)?;
     let mut progress = Progress::new(output.quiet);
     progress.phase("replaying", receipt.tokens().len() as u64);
     let cancel = Cancel::new();
     let mut pace = Pace { chunk_rows: CHUNK_ROWS, cancel: &cancel, between: &mut |rows| progress.done(rows as u64) };
-    let found = verify(&receipt, &file, digest, &pool, &mut pace)?;
+    let room = config::host::memory_bytes().map_or(u64::MAX, |installed| installed / MEMORY_SHARE);
+    let mut weights = Weights { file: &file, manifest: &manifest, room, fetch: &mut |_| Ok(()) };
+    let found = verify(&receipt, &mut weights, &pool, &mut pace)?;
     drop(progress);
     if args.json.json {
         print_json(&found)?;

@@ -9,14 +9,14 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use libp2p::PeerId;
 use pangea_client::{Error, ErrorKind, Result};
 use pangea_compute::commit::Pace;
-use pangea_compute::model::ModelFile;
+use pangea_compute::model::{ModelFile, Part, Wanted};
 use pangea_compute::{Cancel, Digest, Pool};
 use tokio::sync::oneshot;
 
 use super::audit::AuditPolicy;
 use super::receipt::{Audit, Receipt, Verdict};
 use super::store::ReceiptStore;
-use super::verify::{OutputCheck, verify};
+use super::verify::{OutputCheck, Weights, verify};
 use crate::blob::Blobs;
 use crate::compute_error;
 use crate::fabric::Fabric;
@@ -64,6 +64,8 @@ pub struct AuditorParts {
     pub fabric: Fabric,
     /// Compute threads.
     pub threads: usize,
+    /// Bytes of weights that an audit may have in memory.
+    pub room: u64,
 }
 
 impl Auditor {
@@ -146,9 +148,11 @@ fn run(parts: &AuditorParts, queue: &Receiver<Job>, receipts: &SyncSender<Receip
 
 /// Computes an answer again and says of every stage on another node whether its part holds.
 fn look_again(parts: &AuditorParts, pool: &OnceLock<Pool>, mut receipt: Receipt, urgent: bool) -> Result<Receipt> {
-    let digest = receipt.model.digest;
-    let path = file(parts, digest, &receipt)?;
+    let mut fetches = Fetches::of(parts, &receipt)?;
+    let path = fetches.get(Wanted::header())?;
     let file = ModelFile::open(&path).map_err(compute_error)?;
+    let unknown = || Error::new(ErrorKind::NotFound, "nothing of the model's file is here");
+    let manifest = parts.blobs.have(&receipt.model.digest).ok_or_else(unknown)?.manifest;
     let pool = match pool.get() {
         Some(pool) => pool,
         None => {
@@ -164,7 +168,12 @@ fn look_again(parts: &AuditorParts, pool: &OnceLock<Pool>, mut receipt: Receipt,
     };
     wait(0);
     let mut pace = Pace { chunk_rows: CHUNK_ROWS, cancel: &cancel, between: &mut wait };
-    let found = verify(&receipt, &file, digest, pool, &mut pace)?;
+    let mut fetch = |part: &Part| {
+        let layers = part.layers.start as u32..part.layers.end as u32;
+        fetches.get(Wanted { layers, embedding: part.embedding, head: part.head }).map(drop)
+    };
+    let mut weights = Weights { file: &file, manifest: &manifest, room: parts.room, fetch: &mut fetch };
+    let found = verify(&receipt, &mut weights, pool, &mut pace)?;
     let local = parts.pipeline.local().to_string();
     let unix_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64);
     for (segment, checked) in found.segments.iter().enumerate() {
@@ -193,21 +202,32 @@ fn look_again(parts: &AuditorParts, pool: &OnceLock<Pool>, mut receipt: Receipt,
     Ok(receipt)
 }
 
-/// The whole model file; an auditor without it fetches it from whoever computed.
-fn file(parts: &AuditorParts, digest: Digest, receipt: &Receipt) -> Result<PathBuf> {
-    if let Some(here) = parts.blobs.have(&digest).filter(crate::blob::Here::is_whole) {
-        return Ok(here.path);
+/// Gets parts of a model's file from whoever computed an answer.
+struct Fetches<'a> {
+    blobs: &'a Blobs,
+    digest: Digest,
+    holders: Vec<PeerId>,
+    runtime: tokio::runtime::Runtime,
+}
+
+impl Fetches<'_> {
+    fn of<'a>(parts: &'a AuditorParts, receipt: &Receipt) -> Result<Fetches<'a>> {
+        let failed = |error: std::io::Error| Error::new(ErrorKind::Internal, format!("cannot fetch a model: {error}"));
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
+        let stages = receipt.segments.iter().flat_map(|segment| &segment.stages);
+        let holders = stages.filter_map(|stage| stage.peer.parse().ok()).collect();
+        Ok(Fetches { blobs: &parts.blobs, digest: receipt.model.digest, holders, runtime })
     }
-    let wanted = match parts.blobs.have(&digest) {
-        Some(here) => here.manifest.whole(),
-        None => return Err(Error::new(ErrorKind::NotFound, "nothing of the model's file is here")),
-    };
-    let stages = receipt.segments.iter().flat_map(|segment| &segment.stages);
-    let holders: Vec<PeerId> = stages.filter_map(|stage| stage.peer.parse().ok()).collect();
-    let failed = |error: std::io::Error| Error::new(ErrorKind::Internal, format!("cannot fetch a model: {error}"));
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
-    let (cancel, mut progress) = (Cancel::new(), |_, _| {});
-    runtime.block_on(parts.blobs.ensure(digest, wanted, holders, &mut progress, &cancel))
+
+    /// The file, which has what is wanted then.
+    fn get(&mut self, wanted: Wanted) -> Result<PathBuf> {
+        if let Some(here) = self.blobs.have(&self.digest).filter(crate::blob::Here::is_whole) {
+            return Ok(here.path);
+        }
+        let (cancel, mut progress) = (Cancel::new(), |_, _| {});
+        let fetched = self.blobs.ensure(self.digest, wanted, self.holders.clone(), &mut progress, &cancel);
+        self.runtime.block_on(fetched)
+    }
 }
 
 fn accuse(parts: &AuditorParts, failed: &FailedAudit<'_>) {

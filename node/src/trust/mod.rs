@@ -32,4 +32,4 @@ pub use receipt::{Audit, Receipt, ReceiptModel, ReceiptStage, Segment, Verdict};
 pub use rules::{ReceiptForm, ReceiptSampling, terms_digest};
 pub use signature::Signature;
 pub use store::{ReceiptStore, Summary};
-pub use verify::{OutputCheck, SegmentCheck, StageCheck, TokenCheck, Verification, verify};
+pub use verify::{OutputCheck, SegmentCheck, StageCheck, TokenCheck, Verification, Weights, verify};

@@ -1,11 +1,14 @@
 //! A receipt held against what was signed and what its model gives: every signature, every link, every root and every token.
-//! It needs the model's whole file and no network; it says what holds and blames nobody.
+//! It needs the model's layers one part after the other, and no network; it says what holds and blames nobody.
+
+use std::ops::Range;
+use std::sync::Arc;
 
 use libp2p::PeerId;
 use pangea_client::{Error, ErrorKind, Result};
 use pangea_compute::commit::merkle::token_leaves;
-use pangea_compute::commit::{Claim, Pace, Replay, Transcript, merkle_root, replay};
-use pangea_compute::model::{Model, ModelFile, NUMERICS, Part};
+use pangea_compute::commit::{Claim, Pace, Replay, Source, Transcript, merkle_root, replay};
+use pangea_compute::model::{Manifest, Model, ModelFile, NUMERICS, Part};
 use pangea_compute::sample::Sampling;
 use pangea_compute::{Digest, Pool};
 use serde::Serialize;
@@ -98,19 +101,72 @@ impl StageCheck {
     }
 }
 
-/// Checks `receipt` against `file`, whose digest is `digest`: signatures and links first, then one prefill for each segment.
+/// The model that a receipt is held against.
+pub struct Weights<'a> {
+    /// Its file, of which at least the header is there.
+    pub file: &'a ModelFile,
+    /// What the file consists of.
+    pub manifest: &'a Manifest,
+    /// Bytes of weights that may be in memory; one layer always may.
+    pub room: u64,
+    /// Gets what the file lacks of a part that is about to be loaded.
+    pub fetch: &'a mut dyn FnMut(&Part) -> Result<()>,
+}
+
+/// Parts of a model that are loaded, while there is room for them.
+struct Loaded<'a, 'w> {
+    weights: &'a mut Weights<'w>,
+    pool: &'a Pool,
+    parts: Vec<Arc<Model>>,
+    /// What fetching failed with, which the replay cannot hand on.
+    failed: Option<Error>,
+}
+
+impl Loaded<'_, '_> {
+    fn get(&mut self, part: Part) -> std::result::Result<Arc<Model>, pangea_compute::Error> {
+        if let Some(model) = self.parts.iter().find(|model| *model.part() == part) {
+            return Ok(Arc::clone(model));
+        }
+        if let Err(error) = (self.weights.fetch)(&part) {
+            self.failed = Some(error);
+            return Err(pangea_compute::Error::Cancelled);
+        }
+        let bytes = |part: &Part| part_bytes(self.weights.manifest, part);
+        let loaded: u64 = self.parts.iter().map(|model| bytes(model.part())).sum();
+        if loaded.saturating_add(bytes(&part)) > self.weights.room {
+            self.parts.clear();
+        }
+        let model = Arc::new(Model::load(self.weights.file, part, self.pool)?);
+        self.parts.push(Arc::clone(&model));
+        Ok(model)
+    }
+
+    fn replay(&mut self, layers: &[Range<u32>], transcript: Transcript<'_>, pace: &mut Pace<'_>) -> Result<Replay> {
+        let (config, pool) = (self.weights.file.config(), self.pool);
+        let at_once = usize::try_from(self.weights.room / self.weights.manifest.layer_bytes().max(1));
+        let at_once = at_once.unwrap_or(usize::MAX).clamp(1, config.layers);
+        let mut load = |part| self.get(part);
+        let mut source = Source { config, at_once, load: &mut load };
+        let replayed = replay(&mut source, pool, layers, transcript, pace);
+        replayed.map_err(|error| self.failed.take().unwrap_or_else(|| compute_error(error)))
+    }
+}
+
+/// Bytes of the weights of a part, about.
+fn part_bytes(manifest: &Manifest, part: &Part) -> u64 {
+    let embedding = if part.embedding { manifest.embedding_bytes() } else { 0 };
+    let head = if part.head { manifest.head_bytes() } else { 0 };
+    manifest.layer_bytes().saturating_mul(part.layers.len() as u64).saturating_add(embedding).saturating_add(head)
+}
+
+/// Checks `receipt` against its model: signatures and links first, then one prefill for each segment.
 ///
 /// # Errors
 /// `InvalidInput` for a file of another model, another version of the numerics, or a receipt of something that cannot be
-/// computed; `Cancelled` as the pace says; what loading and computing give. A lie is no error but in the result.
-pub fn verify(
-    receipt: &Receipt,
-    file: &ModelFile,
-    digest: Digest,
-    pool: &Pool,
-    pace: &mut Pace<'_>,
-) -> Result<Verification> {
+/// computed; `Cancelled` as the pace says; what fetching, loading and computing give. A lie is no error but in the result.
+pub fn verify(receipt: &Receipt, weights: &mut Weights<'_>, pool: &Pool, pace: &mut Pace<'_>) -> Result<Verification> {
     let wrong = |why: String| Err(Error::new(ErrorKind::InvalidInput, why));
+    let (file, digest) = (weights.file, weights.manifest.digest());
     if receipt.model.digest != digest {
         return wrong(format!(
             "{} is another model than {} of the receipt (digest {digest}, not {}); name the right file with --model",
@@ -132,7 +188,7 @@ pub fn verify(
     let sampling = Sampling::from(&receipt.sampling);
     sampling.check(file.config().vocabulary).map_err(compute_error)?;
     let grammar = receipt.form.grammar(file)?;
-    let model = Model::load(file, Part::whole(file.config()), pool).map_err(compute_error)?;
+    let mut loaded = Loaded { weights, pool, parts: Vec::new(), failed: None };
     let transcript = Transcript {
         tokens: &tokens,
         prompt_len: receipt.prompt_tokens.len(),
@@ -140,9 +196,6 @@ pub fn verify(
         chosen_from: receipt.prompt_tokens.len() - 1,
         sampling: &sampling,
         grammar: grammar.as_ref(),
-    };
-    let mut run = |layers: &[std::ops::Range<u32>], transcript| {
-        replay(&model, pool, layers, transcript, pace).map_err(compute_error)
     };
     let rules = terms_digest(receipt.prompt_tokens.len() as u64, &sampling, &receipt.form);
     let mut choices = Vec::new();
@@ -159,7 +212,7 @@ pub fn verify(
                 ));
             }
             let layers: Vec<_> = segment.stages.iter().map(|stage| stage.layers[0]..stage.layers[1]).collect();
-            let replayed = run(&layers, Transcript { positions, chosen_from, ..transcript })?;
+            let replayed = loaded.replay(&layers, Transcript { positions, chosen_from, ..transcript }, pace)?;
             if replayed.choices.len() > choices.len() {
                 choices.clone_from(&replayed.choices);
             }
@@ -169,7 +222,7 @@ pub fn verify(
     }
     if choices.len() < receipt.answer_tokens.len() {
         let layers = file.config().layers as u32;
-        choices = run(std::slice::from_ref(&(0..layers)), transcript)?.choices;
+        choices = loaded.replay(std::slice::from_ref(&(0..layers)), transcript, pace)?.choices;
     }
     let checked = choices.iter().filter(|(position, _)| position + 1 < tokens.len()).count();
     let replayed = Replay { received: Vec::new(), given: Vec::new(), choices };
