@@ -175,21 +175,6 @@ struct Commit {
   positions @1 :UInt32;        # from the first
 }
 
-struct AuditInput {
-  # Payload: what a stage was given, Float32 [rows, width].
-  session @0 :SessionId;
-  first @1 :UInt64;            # position of the first row
-  rows @2 :UInt32;
-}
-
-struct AuditRequest {
-  session @0 :SessionId;
-  model @1 :Task.Digest;
-  layers @2 :LayerRange;
-  first @3 :UInt64;
-  rows @4 :UInt32;
-}
-
 struct SessionMessage {
   union {
     unset @0 :Void;            # malformed
@@ -202,7 +187,5 @@ struct SessionMessage {
     tokens @7 :Tokens;         # last to coordinator
     failed @8 :Failed;         # stage to coordinator and front
     commit @9 :Commit;         # along the chain, at last to the coordinator; payload
-    auditInput @10 :AuditInput;      # stage to who asked; payload
-    auditRequest @11 :AuditRequest;  # to a stage
   }
 }

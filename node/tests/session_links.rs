@@ -8,12 +8,14 @@ use std::time::Duration;
 
 use futures::{AsyncReadExt, AsyncWriteExt, StreamExt};
 use libp2p::identity::Keypair;
+use libp2p::multihash::Multihash;
 use libp2p::{Multiaddr, PeerId, Stream, StreamProtocol};
 use pangea_client::ErrorKind;
+use pangea_compute::Digest;
 use pangea_node::net::{NetConfig, NetEvent, Network, start};
 use pangea_node::pipeline::limits::{MAX_HEADER_BYTES, QUEUE_BYTES, QUEUE_MESSAGES};
 use pangea_node::pipeline::links::{Inbox, Links, Payload, links};
-use pangea_node::pipeline::wire::{Message, PROTOCOL, SessionId};
+use pangea_node::pipeline::wire::{Frame, FrameRows, Message, PROTOCOL, SessionId};
 use tokio::sync::mpsc;
 use tokio::task::LocalSet;
 
@@ -129,8 +131,17 @@ fn session(n: u64) -> SessionId {
 
 /// The `n`th message of a series, with a payload that follows from it.
 fn numbered(n: u64, floats: usize) -> (Message, Payload) {
-    let rows = floats as u32;
-    (Message::AuditInput { session: session(n), first: 0, rows }, Payload::from_f32(vec![n as f32; floats]))
+    let row = FrameRows { sequence: 1, start: 0, rows: 1, choose: false, all_logits: false, draft: Vec::new() };
+    let frame = Frame {
+        epoch: 1,
+        model: Digest::from_bytes([7; 32]),
+        number: n,
+        front: PeerId::from_multihash(Multihash::wrap(0, &[7; 36]).unwrap()).unwrap(),
+        drops: Vec::new(),
+        starts: Vec::new(),
+        rows: if floats == 0 { Vec::new() } else { vec![row] },
+    };
+    (Message::Frame(frame), Payload::from_f32(vec![n as f32; floats]))
 }
 
 fn accepted(n: u64) -> Message {
@@ -252,7 +263,7 @@ async fn a_message_that_no_stage_would_take_is_refused_where_it_is_sent() {
         let (a, mut b) = (Node::start().await, Node::start().await);
         connect(&a, &b).await;
         let (message, _) = numbered(1, 3);
-        let refused = a.links.send(b.id(), message, Payload::from_f32(vec![0.0; 4])).unwrap_err();
+        let refused = a.links.send(b.id(), message, Payload::empty()).unwrap_err();
         assert_eq!(refused.kind(), ErrorKind::InvalidInput);
         let refused = a.links.send(a.id(), opening(a.id(), vec![]), Payload::empty()).unwrap_err();
         assert_eq!(refused.kind(), ErrorKind::InvalidInput);

@@ -20,8 +20,6 @@ pub(super) struct Rows {
     pub(super) received: Vec<Leaf>,
     /// Of activations that went out; empty on the last stage.
     pub(super) given: Vec<Leaf>,
-    /// The activations that came in, `[positions, width]`, for whoever checks this stage; empty on the first stage.
-    pub(super) inputs: Vec<f32>,
 }
 
 impl History {
@@ -30,9 +28,8 @@ impl History {
     }
 
     /// Another sequence with the same first positions.
-    pub(super) fn fork(&self, positions: usize, width: usize) -> History {
-        let mut fork =
-            History { cache: self.cache.fork(), rows: self.rows.prefix(positions, width), reused: positions };
+    pub(super) fn fork(&self, positions: usize) -> History {
+        let mut fork = History { cache: self.cache.fork(), rows: self.rows.prefix(positions), reused: positions };
         fork.cache.truncate(positions);
         fork
     }
@@ -40,7 +37,6 @@ impl History {
     /// Takes in the activations that came for the positions from `start` on, `[positions, width]`.
     pub(super) fn receive(&mut self, start: usize, width: usize, values: &[f32]) {
         self.rows.received.extend(leaves(start, width, values));
-        self.rows.inputs.extend_from_slice(values);
     }
 
     /// The same of activations that went out.
@@ -49,11 +45,10 @@ impl History {
     }
 
     /// Forgets the positions from `positions` on.
-    pub(super) fn truncate(&mut self, positions: usize, width: usize) {
+    pub(super) fn truncate(&mut self, positions: usize) {
         self.cache.truncate(positions);
         self.rows.received.truncate(positions);
         self.rows.given.truncate(positions);
-        self.rows.inputs.truncate(positions * width);
     }
 }
 
@@ -63,12 +58,8 @@ fn leaves(start: usize, width: usize, values: &[f32]) -> impl Iterator<Item = Le
 
 impl Rows {
     /// Those of the first `positions`.
-    pub(super) fn prefix(&self, positions: usize, width: usize) -> Rows {
+    pub(super) fn prefix(&self, positions: usize) -> Rows {
         let first = |leaves: &[Leaf]| leaves[..positions.min(leaves.len())].to_vec();
-        Rows {
-            received: first(&self.received),
-            given: first(&self.given),
-            inputs: self.inputs[..(positions * width).min(self.inputs.len())].to_vec(),
-        }
+        Rows { received: first(&self.received), given: first(&self.given) }
     }
 }

@@ -305,7 +305,7 @@ impl Pipeline {
                 let chain = ChainId { model: stepped.model, epoch: stepped.epoch };
                 self.to_stage(chain, from, message, payload);
             }
-            Message::Accepted { session } | Message::Refused { session, .. } | Message::AuditInput { session, .. } => {
+            Message::Accepted { session } | Message::Refused { session, .. } => {
                 let session = *session;
                 self.to_coordinator(session, from, message, payload);
             }
@@ -323,7 +323,7 @@ impl Pipeline {
                 self.to_stages_with(from, &message, &payload);
                 self.to_coordinator(session, from, message, payload);
             }
-            Message::Close { .. } | Message::AuditRequest { .. } => self.to_stages_with(from, &message, &payload),
+            Message::Close { .. } => self.to_stages_with(from, &message, &payload),
         }
     }
 

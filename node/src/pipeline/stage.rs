@@ -637,18 +637,17 @@ impl Stage {
     }
 
     fn start(&mut self, start: Start) {
-        let width = self.model.config().width;
         let history = match start.source {
             StartSource::Empty => None,
             StartSource::Fork { from, tokens } => {
-                self.histories.get(&from).map(|history| history.fork(tokens as usize, width))
+                self.histories.get(&from).map(|history| history.fork(tokens as usize))
             }
             StartSource::Take { from, tokens } => self.histories.remove(&from).map(|mut history| {
                 if self.sequences.contains_key(&from) {
                     let rows = history.rows.clone();
                     self.keep_rows(from, rows);
                 }
-                history.truncate(tokens as usize, width);
+                history.truncate(tokens as usize);
                 history.reused = tokens as usize;
                 history
             }),
@@ -716,7 +715,7 @@ impl Stage {
                 .histories
                 .remove(&rows.sequence)
                 .unwrap_or_else(|| History::empty(Cache::new(&self.model, &self.budget)));
-            history.truncate(rows.start as usize, width);
+            history.truncate(rows.start as usize);
             let chooser = self.sequences.get(&rows.sequence).and_then(|session| self.tail.as_ref()?.get(session));
             let logits = match chooser {
                 Some(chooser) if chooser.scores() || !rows.draft.is_empty() => Logits::All,
@@ -847,7 +846,7 @@ impl Stage {
         }
         let computed = start + rows.rows as usize - rows.draft.len() + chosen.accepted;
         if let Some(history) = self.histories.get_mut(&rows.sequence) {
-            history.truncate(computed, self.model.config().width);
+            history.truncate(computed);
         }
         told.push((chosen.coordinator, chosen.tokens));
         Ok(Some(SteppedSequence {

@@ -94,28 +94,6 @@ pub enum Message {
         /// So many positions, from the first.
         positions: u32,
     },
-    /// Stage to whoever audits: kept inputs of a session. Payload: f32 little-endian, `[rows, width]`.
-    AuditInput {
-        /// The session.
-        session: SessionId,
-        /// Position of the first row.
-        first: u64,
-        /// Rows; none where they are no longer kept.
-        rows: u32,
-    },
-    /// The request for them.
-    AuditRequest {
-        /// The session.
-        session: SessionId,
-        /// The model.
-        model: Digest,
-        /// The stage's layers; never empty.
-        layers: Range<u32>,
-        /// Position of the first row.
-        first: u64,
-        /// Rows.
-        rows: u32,
-    },
 }
 
 /// A request for one or more answers to a prompt, at the stages that will give them.

@@ -631,8 +631,7 @@ fn session_of(message: &Message) -> Option<SessionId> {
         Message::Accepted { session }
         | Message::Refused { session, .. }
         | Message::Failed { session, .. }
-        | Message::Commit { session, .. }
-        | Message::AuditInput { session, .. } => Some(*session),
+        | Message::Commit { session, .. } => Some(*session),
         Message::Tokens(tokens) => Some(tokens.session),
         _ => None,
     }

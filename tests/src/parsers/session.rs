@@ -98,12 +98,10 @@ pub(super) fn seeds() -> Vec<Vec<u8>> {
         }),
         Message::Failed { session, kind: ErrorKind::Unavailable, message: "a stage is gone".to_owned() },
         Message::Commit { session, positions: 2 },
-        Message::AuditInput { session, first: 0, rows: 2 },
-        Message::AuditRequest { session, model, layers: 4..30, first: 0, rows: 2 },
     ];
     let payload_len = |message: &Message| match message {
         Message::Open(open) => open.tokens.len() * 4,
-        Message::Frame(_) | Message::AuditInput { .. } => 2 * 16 * 4,
+        Message::Frame(_) => 2 * 16 * 4,
         Message::Commit { .. } => 100,
         _ => 0,
     };

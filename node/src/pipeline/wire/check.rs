@@ -50,11 +50,6 @@ impl Message {
             Message::Frame(frame) => check_frame(frame),
             Message::Stepped(stepped) => check_stepped(stepped),
             Message::Tokens(tokens) => check_tokens(tokens),
-            Message::AuditInput { first, rows, .. } => check_positions(*first, *rows),
-            Message::AuditRequest { layers, first, rows, .. } => {
-                check_layers(layers)?;
-                check_positions(*first, *rows)
-            }
             Message::Accepted { .. }
             | Message::Refused { .. }
             | Message::Close { .. }
@@ -77,7 +72,6 @@ impl Message {
                     .then(|| format!(": a prompt of {} tokens, at most {} more", open.prompt_len, open.most))
             }
             Message::Frame(frame) => rows_problem(frame.rows(), payload_len),
-            Message::AuditInput { rows, .. } => rows_problem(*rows as usize, payload_len),
             Message::Commit { .. } => {
                 (payload_len > MAX_COMMIT_BYTES).then(|| format!(": at most {MAX_COMMIT_BYTES} are allowed"))
             }
@@ -86,8 +80,7 @@ impl Message {
             | Message::Close { .. }
             | Message::Stepped(_)
             | Message::Tokens(_)
-            | Message::Failed { .. }
-            | Message::AuditRequest { .. } => (payload_len != 0).then(String::new),
+            | Message::Failed { .. } => (payload_len != 0).then(String::new),
         }
     }
 }

@@ -38,8 +38,6 @@ impl Header for Message {
             Message::Tokens(_) => "tokens",
             Message::Failed { .. } => "failed",
             Message::Commit { .. } => "commit",
-            Message::AuditInput { .. } => "audit input",
-            Message::AuditRequest { .. } => "audit request",
         }
     }
 
@@ -96,20 +94,6 @@ fn write_message(message: &Message, to: wire::session_message::Builder<'_>) {
             write_session(*session, commit.reborrow().init_session());
             commit.set_positions(*positions);
         }
-        Message::AuditInput { session, first, rows } => {
-            let mut input = to.init_audit_input();
-            write_session(*session, input.reborrow().init_session());
-            input.set_first(*first);
-            input.set_rows(*rows);
-        }
-        Message::AuditRequest { session, model, layers, first, rows } => {
-            let mut request = to.init_audit_request();
-            write_session(*session, request.reborrow().init_session());
-            write_digest(model, request.reborrow().init_model());
-            write_layers(layers, request.reborrow().init_layers());
-            request.set_first(*first);
-            request.set_rows(*rows);
-        }
     }
 }
 
@@ -155,24 +139,6 @@ fn read_message(from: wire::session_message::Reader<'_>) -> Read<Message> {
         Which::Commit(commit) => {
             let commit = commit.map_err(header_error)?;
             Message::Commit { session: read_session(commit.get_session())?, positions: commit.get_positions() }
-        }
-        Which::AuditInput(input) => {
-            let input = input.map_err(header_error)?;
-            Message::AuditInput {
-                session: read_session(input.get_session())?,
-                first: input.get_first(),
-                rows: input.get_rows(),
-            }
-        }
-        Which::AuditRequest(request) => {
-            let request = request.map_err(header_error)?;
-            Message::AuditRequest {
-                session: read_session(request.get_session())?,
-                model: read_model(request.get_model())?,
-                layers: read_layers(request.get_layers())?,
-                first: request.get_first(),
-                rows: request.get_rows(),
-            }
         }
     })
 }

@@ -122,8 +122,6 @@ fn one_of_each() -> Vec<(Message, usize)> {
         (Message::Tokens(ending), 0),
         (failed("a stage is gone"), 0),
         (Message::Commit { session: session(2), positions: 1000 }, 200),
-        (Message::AuditInput { session: session(2), first: 16, rows: 2 }, 2 * 576 * 4),
-        (Message::AuditRequest { session: session(2), model: model(), layers: 12..30, first: 0, rows: 42 }, 0),
     ]
 }
 
@@ -311,11 +309,6 @@ fn what_is_beyond_a_limit_or_does_not_fit_together_is_refused_by_both_sides() {
     refuse(Message::Stepped(Stepped { advances: vec![chosen.clone(), chosen], ..stepped() }), 0);
     refuse(Message::Commit { session: session(1), positions: 0 }, MAX_COMMIT_BYTES + 1);
     refuse(Message::Accepted { session: session(1) }, 4);
-    refuse(Message::AuditInput { session: session(1), first: u64::MAX, rows: 1 }, 4);
-    let request = |layers, rows| Message::AuditRequest { session: session(1), model: model(), layers, first: 0, rows };
-    #[expect(clippy::reversed_empty_ranges, reason = "that is what is refused")]
-    refuse(request(3..2, 1), 0);
-    refuse(request(0..2, MAX_POSITIONS + 1), 0);
 }
 
 #[test]
