@@ -34,6 +34,10 @@ const UNKNOWN_RTT_S: f64 = 2e-3;
 /// A link whose speed is not known yet: half of what gigabit Ethernet carries.
 const UNKNOWN_BYTES_PER_S: f64 = 6e7;
 
+/// Nodes whose measured speeds differ by less than this factor count as equal: measured while a machine does something else,
+/// too, equal ones differ by as much, and uneven stages of equal nodes cost more than even ones of slightly uneven nodes.
+const EQUAL: f64 = 1.25;
+
 /// Nodes, by peer id, with all that counts for one model.
 pub(super) struct Costs<'a> {
     pub(super) needs: &'a ModelNeeds,
@@ -97,7 +101,9 @@ impl<'a> Costs<'a> {
         nodes.dedup_by_key(|node| node.peer);
         let size = &needs.size;
         let macs = |bytes: u64| bytes as f64 * 8.0 / WEIGHT_BITS;
-        let of = |seconds: &dyn Fn(&NodeOffer) -> f64| nodes.iter().map(|node| seconds(node)).collect();
+        let reads = evened(nodes.iter().map(|node| node.speed.weight_bytes_per_s).collect());
+        let computes = evened(nodes.iter().map(|node| node.speed.macs_per_s).collect());
+        let chunk_macs = macs(size.layer_bytes.max(1)) * f64::from(CHUNK_POSITIONS);
         let hop = |from: &NodeOffer, to: &NodeOffer| {
             let link = links(&from.peer, &to.peer).filter(|_| from.numerics == to.numerics)?;
             let rtt = if link.rtt.is_zero() { UNKNOWN_RTT_S } else { link.rtt.as_secs_f64() };
@@ -109,11 +115,9 @@ impl<'a> Costs<'a> {
             Some(Hop { step_s: token_s + position_s, chunk_s, token_s })
         };
         Costs {
-            layer_s: of(&|node| size.layer_bytes.max(1) as f64 / node.speed.weight_bytes_per_s),
-            head_s: of(&|node| size.head_bytes as f64 / node.speed.weight_bytes_per_s),
-            chunk_layer_s: of(&|node| {
-                macs(size.layer_bytes.max(1)) * f64::from(CHUNK_POSITIONS) / node.speed.macs_per_s
-            }),
+            layer_s: reads.iter().map(|speed| size.layer_bytes.max(1) as f64 / speed).collect(),
+            head_s: reads.iter().map(|speed| size.head_bytes as f64 / speed).collect(),
+            chunk_layer_s: computes.iter().map(|speed| chunk_macs / speed).collect(),
             hops: nodes.iter().map(|from| nodes.iter().map(|to| hop(from, to)).collect()).collect(),
             needs,
             nodes,
@@ -196,5 +200,36 @@ impl<'a> Costs<'a> {
                 range
             })
             .collect()
+    }
+}
+
+/// Speeds with those that are about equal made equal: from the fastest on, each takes with it whoever is hardly slower, at
+/// the mean of all of them.
+fn evened(speeds: Vec<f64>) -> Vec<f64> {
+    let mut order: Vec<usize> = (0..speeds.len()).collect();
+    order.sort_by(|a, b| speeds[*b].total_cmp(&speeds[*a]));
+    let mut even = speeds.clone();
+    let mut left = &order[..];
+    while let Some(fastest) = left.first() {
+        let equal = left.iter().take_while(|node| speeds[**node] * EQUAL > speeds[*fastest]).count().max(1);
+        let (group, rest) = left.split_at(equal);
+        let mean = group.iter().map(|node| speeds[*node]).sum::<f64>() / equal as f64;
+        group.iter().for_each(|node| even[*node] = mean);
+        left = rest;
+    }
+    even
+}
+
+#[cfg(test)]
+mod tests {
+    use super::evened;
+
+    #[test]
+    fn speeds_that_differ_by_chance_count_as_equal_and_others_do_not() {
+        assert_eq!(evened(vec![10.0, 9.0, 8.5, 4.0]), [27.5 / 3.0, 27.5 / 3.0, 27.5 / 3.0, 4.0]);
+        assert_eq!(evened(vec![5.0, 10.0]), [5.0, 10.0]);
+        assert_eq!(evened(vec![7.9, 10.0]), [7.9, 10.0]);
+        assert_eq!(evened(vec![3.0]), [3.0]);
+        assert!(evened(Vec::new()).is_empty());
     }
 }
