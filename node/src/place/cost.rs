@@ -44,6 +44,8 @@ pub(super) struct Costs<'a> {
     pub(super) nodes: Vec<&'a NodeOffer>,
     /// Seconds for a token through one layer, of each node.
     layer_s: Vec<f64>,
+    /// The same where nodes that are about equal are made equal, for sharing layers out.
+    even_layer_s: Vec<f64>,
     /// Seconds for the head.
     head_s: Vec<f64>,
     /// Seconds for a chunk through one layer.
@@ -101,9 +103,8 @@ impl<'a> Costs<'a> {
         nodes.dedup_by_key(|node| node.peer);
         let size = &needs.size;
         let macs = |bytes: u64| bytes as f64 * 8.0 / WEIGHT_BITS;
-        let reads = evened(nodes.iter().map(|node| node.speed.weight_bytes_per_s).collect());
-        let computes = evened(nodes.iter().map(|node| node.speed.macs_per_s).collect());
-        let chunk_macs = macs(size.layer_bytes.max(1)) * f64::from(CHUNK_POSITIONS);
+        let of = |seconds: &dyn Fn(&NodeOffer) -> f64| nodes.iter().map(|node| seconds(node)).collect();
+        let even = evened(nodes.iter().map(|node| node.speed.weight_bytes_per_s).collect());
         let hop = |from: &NodeOffer, to: &NodeOffer| {
             let link = links(&from.peer, &to.peer).filter(|_| from.numerics == to.numerics)?;
             let rtt = if link.rtt.is_zero() { UNKNOWN_RTT_S } else { link.rtt.as_secs_f64() };
@@ -115,9 +116,12 @@ impl<'a> Costs<'a> {
             Some(Hop { step_s: token_s + position_s, chunk_s, token_s })
         };
         Costs {
-            layer_s: reads.iter().map(|speed| size.layer_bytes.max(1) as f64 / speed).collect(),
-            head_s: reads.iter().map(|speed| size.head_bytes as f64 / speed).collect(),
-            chunk_layer_s: computes.iter().map(|speed| chunk_macs / speed).collect(),
+            layer_s: of(&|node| size.layer_bytes.max(1) as f64 / node.speed.weight_bytes_per_s),
+            even_layer_s: even.iter().map(|speed| size.layer_bytes.max(1) as f64 / speed).collect(),
+            head_s: of(&|node| size.head_bytes as f64 / node.speed.weight_bytes_per_s),
+            chunk_layer_s: of(&|node| {
+                macs(size.layer_bytes.max(1)) * f64::from(CHUNK_POSITIONS) / node.speed.macs_per_s
+            }),
             hops: nodes.iter().map(|from| nodes.iter().map(|to| hop(from, to)).collect()).collect(),
             needs,
             nodes,
@@ -132,6 +136,11 @@ impl<'a> Costs<'a> {
     /// Seconds for a token through one layer of `node`.
     pub(super) fn layer_s(&self, node: usize) -> f64 {
         self.layer_s[node]
+    }
+
+    /// The same, of nodes that are about equal the same.
+    pub(super) fn even_layer_s(&self, node: usize) -> f64 {
+        self.even_layer_s[node]
     }
 
     /// Seconds for a token through the head on `node`, where it is the last stage.

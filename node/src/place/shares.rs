@@ -64,7 +64,8 @@ impl<'a> Chain<'a> {
     /// What a stage takes where layers are shared out evenly, in seconds.
     fn share_s(&self, at: usize, count: u32) -> f64 {
         let node = self.nodes[at];
-        f64::from(count) * self.costs.layer_s(node) + HEAD_PART * self.costs.head_s(node, at + 1 == self.nodes.len())
+        f64::from(count) * self.costs.even_layer_s(node)
+            + HEAD_PART * self.costs.head_s(node, at + 1 == self.nodes.len())
     }
 
     /// The slowest stage, in seconds.
