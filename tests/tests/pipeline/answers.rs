@@ -35,7 +35,17 @@ fn an_answer_is_that_of_a_node_alone_whoever_is_asked_and_its_receipt_holds() {
         assert_eq!(text, alone[0]);
         assert_eq!(stages(&pangea).len(), 3);
     }
+    chat_says_who_computed_what(&stage, &three);
     a_changed_receipt_does_not_hold(&stage, &one, &questions[0]);
+}
+
+/// The same facts on the terminal.
+fn chat_says_who_computed_what(stage: &Stage, node: &Node) {
+    let chat = ["chat", "--api", &node.api, "--max-tokens", "8", "--json", "What is the capital of France?"];
+    let answer = stage.cluster.run(&chat).json();
+    assert_eq!(stages(&answer).len(), 3, "{answer}");
+    assert_eq!((&answer["verdict"], &answer["failovers"]), (&json!("audited"), &json!(0)), "{answer}");
+    stage.verify_all(node, &answer);
 }
 
 /// One token of the answer exchanged for another.
