@@ -147,7 +147,8 @@ impl Loader {
         self.0.metrics.lock().unwrap_or_else(PoisonError::into_inner).insert(model, metrics);
     }
 
-    fn metrics(&self, model: Digest) -> Arc<EngineMetrics> {
+    /// What is counted of a model here.
+    pub fn metrics(&self, model: Digest) -> Arc<EngineMetrics> {
         let mut metrics = self.0.metrics.lock().unwrap_or_else(PoisonError::into_inner);
         Arc::clone(metrics.entry(model).or_default())
     }
