@@ -15,7 +15,7 @@ use super::progress::Progress;
 use super::session::note;
 use super::table::{Align, Table, facts, short_peer, shortened};
 use super::{print, print_json};
-use crate::config;
+use crate::config::{self, LayerRange};
 use crate::models;
 use crate::trust::{OutputCheck, Receipt, ReceiptStore, StageCheck, Verification, store, verify};
 
@@ -102,7 +102,12 @@ fn show(args: &ReceiptsShowArgs) -> Result<(), Failure> {
                 })
                 .collect();
             let audits = if audits.is_empty() { "none".to_owned() } else { shortened(&audits.join("; "), 36) };
-            table.row([layers(of.layers), short_peer(&of.peer), yes(stage < segment.claims.len()), audits]);
+            table.row([
+                LayerRange::from(of.layers).to_string(),
+                short_peer(&of.peer),
+                yes(stage < segment.claims.len()),
+                audits,
+            ]);
         }
         text.push_str(&table.render());
     }
@@ -173,7 +178,7 @@ fn report(receipt: &Receipt, found: &Verification) -> String {
         ]);
         for stage in &segment.stages {
             table.row([
-                layers(stage.layers),
+                LayerRange::from(stage.layers).to_string(),
                 short_peer(&stage.peer),
                 yes(stage.signed),
                 yes(stage.asked),
@@ -219,11 +224,6 @@ fn output_of(stage: &StageCheck) -> String {
 
 fn yes(is: bool) -> String {
     if is { "yes" } else { "NO" }.to_owned()
-}
-
-/// As `--layers` takes them: first and last.
-fn layers([start, end]: [u32; 2]) -> String {
-    format!("{start}-{}", end.saturating_sub(1))
 }
 
 fn time(unix_ms: u64) -> String {

@@ -356,8 +356,8 @@ impl Entry {
         let holders = view.nodes.values().filter(has).map(|node| node.peer).collect();
         let cancel = Cancel::new();
         let mut progress = |_, _| {};
-        let header = loader.blobs().ensure(digest, Wanted::header(), holders, &mut progress, &cancel);
-        let path = runtime.block_on(header)?;
+        let blobs = loader.blobs().called(&self.name);
+        let path = runtime.block_on(blobs.ensure(digest, Wanted::header(), holders, &mut progress, &cancel))?;
         let file = ModelFile::open(&path).map_err(compute_error)?;
         self.engine(node, &file, digest, None)
     }

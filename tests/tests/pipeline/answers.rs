@@ -19,6 +19,10 @@ fn an_answer_is_that_of_a_node_alone_whoever_is_asked_and_its_receipt_holds() {
     let three = stage.cluster.node("three").with("--peer", &one.address).with("--audit", "1").start();
     let nodes = [&one, &two, &three];
     computed_by(&one, &nodes);
+    for node in [&two, &three] {
+        // By the name that requests give, and not by what the file calls itself.
+        assert!(node.process.count(&format!("Model {SMOLLM2}: fetching layers ")) > 0);
+    }
     for node in nodes {
         // A node that knows of the model only by hearsay hears of it about a second after the others.
         eventually("the model is known here", || get(&node.api, "/v1/models").text().contains(SMOLLM2));
@@ -36,6 +40,8 @@ fn an_answer_is_that_of_a_node_alone_whoever_is_asked_and_its_receipt_holds() {
         assert_eq!(stages(&pangea).len(), 3);
     }
     chat_says_who_computed_what(&stage, &three);
+    // That audits have fetched the rest of the file changes nothing about the name.
+    assert_eq!(three.process.count("fetching"), three.process.count(&format!("Model {SMOLLM2}: fetching")));
     a_changed_receipt_does_not_hold(&stage, &one, &questions[0]);
 }
 
