@@ -39,10 +39,22 @@ fn an_answer_is_that_of_a_node_alone_whoever_is_asked_and_its_receipt_holds() {
         assert_eq!(text, alone[0]);
         assert_eq!(stages(&pangea).len(), 3);
     }
+    every_receipt_is_of_a_request(&stage, &one);
     chat_says_who_computed_what(&stage, &three);
     // That audits have fetched the rest of the file changes nothing about the name.
     assert_eq!(three.process.count("fetching"), three.process.count(&format!("Model {SMOLLM2}: fetching")));
     a_changed_receipt_does_not_hold(&stage, &one, &questions[0]);
+}
+
+/// A node asks its model something itself when it starts: that is nobody's answer.
+fn every_receipt_is_of_a_request(stage: &Stage, node: &Node) {
+    node.process.line("Serving model");
+    let listed =
+        stage.cluster.run(&["receipts", "list", "--json", "--data-dir", node.data_dir.to_str().unwrap()]).json();
+    assert!(!listed.as_array().unwrap().is_empty());
+    for receipt in listed.as_array().unwrap() {
+        assert!(receipt["request"].as_str().unwrap().starts_with("chatcmpl-"), "{receipt}");
+    }
 }
 
 /// The same facts on the terminal.
