@@ -125,4 +125,19 @@ struct Summary {
   # Seconds from then to the first token.
   answerS @5 :Float64;
   # Seconds from the first token to the last.
+  verdict @6 :Text = "unchecked";
+  # How far it can be trusted: `local`, `verified`, `audited`, `tolerance-checked` or `unchecked`.
+  stages @7 :List(AnswerStage);
+  # Who computed which layers, in the end.
+  failovers @8 :UInt64;
+  # How often it had to go on elsewhere.
+  receipts @9 :List(Text);
+  # Ids of the receipts that the node keeps of it.
+}
+
+struct AnswerStage {
+  peer @0 :Text;
+  first @1 :UInt32;
+  end @2 :UInt32;
+  # Its layers, counting from 0; the end is exclusive.
 }

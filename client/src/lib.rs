@@ -33,7 +33,7 @@ pub use connection::{Client, DEFAULT_ADDRESS};
 pub use dtype::DType;
 pub use error::{Error, ErrorKind, Result};
 pub use job::{Job, MatmulOptions, Place, Progress, VerifyPolicy};
-pub use model::{GenerationRequest, GenerationSummary, Model, ModelStatus, Piece, Prompt, Sampling};
+pub use model::{AnswerStage, GenerationRequest, GenerationSummary, Model, ModelStatus, Piece, Prompt, Sampling};
 pub use plan::{ModelPlan, PlannedChain, PlannedStage};
 pub use report::{JobReport, Rejection, TaskCounts, Verification, WorkerShare};
 pub use status::{Counters, LinkProbe, NodeStatus, PeerStatus};

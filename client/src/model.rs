@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use capnp_rpc::new_client;
 use pangea_schema::model_capnp::{self, generation, generation_request, model, model_status, summary, token_sink};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
 use crate::connection::Connection;
@@ -278,8 +278,8 @@ impl Piece {
     }
 }
 
-/// What an answer took.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+/// What an answer took, and who had a part in it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct GenerationSummary {
     /// Tokens of the prompt.
     pub prompt_tokens: u64,
@@ -293,29 +293,66 @@ pub struct GenerationSummary {
     pub prompt_s: f64,
     /// Seconds from the first token to the last.
     pub answer_s: f64,
+    /// How far it can be trusted: `local`, `verified`, `audited`, `tolerance-checked` or `unchecked`.
+    pub verdict: String,
+    /// Who computed which layers, in the end.
+    pub stages: Vec<AnswerStage>,
+    /// How often it had to go on elsewhere.
+    pub failovers: u64,
+    /// Ids of the receipts that the node keeps of it.
+    pub receipts: Vec<String>,
+}
+
+/// A node's part in an answer.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AnswerStage {
+    /// Peer id.
+    pub peer: String,
+    /// Its layers, `[first, end)`, counting from 0.
+    pub layers: [u32; 2],
 }
 
 impl GenerationSummary {
     /// What travelled.
-    pub fn from_wire(wire: summary::Reader<'_>) -> GenerationSummary {
-        GenerationSummary {
+    pub fn from_wire(wire: summary::Reader<'_>) -> capnp::Result<GenerationSummary> {
+        let stages = wire.get_stages()?.iter().map(|stage| {
+            Ok(AnswerStage { peer: string(stage.get_peer()?)?, layers: [stage.get_first(), stage.get_end()] })
+        });
+        Ok(GenerationSummary {
             prompt_tokens: wire.get_prompt_tokens(),
             cached_tokens: wire.get_cached_tokens(),
             answer_tokens: wire.get_answer_tokens(),
             queued_s: wire.get_queued_s(),
             prompt_s: wire.get_prompt_s(),
             answer_s: wire.get_answer_s(),
-        }
+            verdict: string(wire.get_verdict()?)?,
+            stages: stages.collect::<capnp::Result<_>>()?,
+            failovers: wire.get_failovers(),
+            receipts: strings(wire.get_receipts()?)?,
+        })
     }
 
     /// What travels.
-    pub fn to_wire(self, mut wire: summary::Builder<'_>) {
+    pub fn to_wire(&self, mut wire: summary::Builder<'_>) {
         wire.set_prompt_tokens(self.prompt_tokens);
         wire.set_cached_tokens(self.cached_tokens);
         wire.set_answer_tokens(self.answer_tokens);
         wire.set_queued_s(self.queued_s);
         wire.set_prompt_s(self.prompt_s);
         wire.set_answer_s(self.answer_s);
+        wire.set_verdict(&self.verdict);
+        wire.set_failovers(self.failovers);
+        let mut stages = wire.reborrow().init_stages(self.stages.len() as u32);
+        for (at, stage) in self.stages.iter().enumerate() {
+            let mut to = stages.reborrow().get(at as u32);
+            to.set_peer(&stage.peer);
+            to.set_first(stage.layers[0]);
+            to.set_end(stage.layers[1]);
+        }
+        let mut receipts = wire.init_receipts(self.receipts.len() as u32);
+        for (at, receipt) in self.receipts.iter().enumerate() {
+            receipts.set(at as u32, receipt);
+        }
     }
 }
 
@@ -363,8 +400,8 @@ impl Model {
                         on_piece(piece)?;
                     }
                     let outcome = outcome.map_err(error)?;
-                    let summary = outcome.get().and_then(|results| results.get_summary()).map_err(error)?;
-                    return Ok(GenerationSummary::from_wire(summary));
+                    let summary = outcome.get().and_then(|results| results.get_summary());
+                    return summary.and_then(GenerationSummary::from_wire).map_err(error);
                 }
             }
         }
@@ -430,6 +467,34 @@ mod tests {
             let read = GenerationRequest::from_wire(message.get_root_as_reader().unwrap()).unwrap();
             assert_eq!(read, request);
         }
+    }
+
+    #[test]
+    fn who_computed_an_answer_arrives_as_it_was_sent() {
+        let summary = GenerationSummary {
+            prompt_tokens: 7,
+            answer_tokens: 3,
+            answer_s: 0.5,
+            verdict: "audited".to_owned(),
+            stages: vec![
+                AnswerStage { peer: "one".to_owned(), layers: [0, 16] },
+                AnswerStage { peer: "other".to_owned(), layers: [16, 30] },
+            ],
+            failovers: 2,
+            receipts: vec!["0123456789abcdef".to_owned()],
+            ..GenerationSummary::default()
+        };
+        let mut message = capnp::message::Builder::new_default();
+        summary.to_wire(message.init_root());
+        assert_eq!(GenerationSummary::from_wire(message.get_root_as_reader().unwrap()).unwrap(), summary);
+    }
+
+    #[test]
+    fn an_answer_of_a_node_that_says_nothing_of_it_is_unchecked() {
+        let mut message = capnp::message::Builder::new_default();
+        message.init_root::<summary::Builder<'_>>();
+        let read = GenerationSummary::from_wire(message.get_root_as_reader().unwrap()).unwrap();
+        assert_eq!(read, GenerationSummary { verdict: "unchecked".to_owned(), ..GenerationSummary::default() });
     }
 
     #[test]

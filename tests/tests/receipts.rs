@@ -355,6 +355,13 @@ fn after_a_failover_both_parts_are_checked() {
     let path = home.written("whole.json", &as_json(&receipt));
     let (found, code) = home.verify(path.to_str().unwrap());
     assert_eq!((code, &found["holds"]), (Some(0), &json!(true)), "{found}");
+    // Tokens are counted as the answer has them.
+    ReceiptStore::new(home.path()).put(&receipt).unwrap();
+    let data_dir = home.path().to_str().unwrap();
+    let shown = stdout(&pangea(home.path(), &["receipts", "show", &receipt.id, "--data-dir", data_dir]));
+    let (first, second) = shown.split_once("It ended early: peer 12D3 is gone.").unwrap();
+    assert!(first.contains("From token 1 of the answer on:"), "{shown}");
+    assert!(second.contains("From token 9 of the answer on:"), "{shown}");
 
     // The dead ones had lied in their third token: nobody signed for it, and it is found all the same.
     let mut tokens = [&asked.prompt[..], &whole.answer_tokens[..8]].concat();
@@ -383,8 +390,8 @@ fn what_cannot_be_verified_is_said_and_is_no_accusation() {
     for (arguments, said) in [
         (&[path, "--model", other.to_str().unwrap()][..], "another model"),
         (&[path, "--model", "nothing"], "no model nothing"),
-        (&["0123"], "no receipt"),
-        (&["none.json"], "cannot be read"),
+        (&["0123"], "no receipts in"),
+        (&["none.json"], "none.json is not there"),
         (&["broken.json"], "no receipt"),
     ] {
         let output = run(arguments);
@@ -394,6 +401,12 @@ fn what_cannot_be_verified_is_said_and_is_no_accusation() {
     std::fs::rename(home.path().join("models/tiny.gguf"), home.path().join("moved.gguf")).unwrap();
     let output = run(&[path]);
     assert!(output.status.code() == Some(2) && stderr(&output).contains("--model"), "{}", stderr(&output));
+    ReceiptStore::new(home.path()).put(&receipt).unwrap();
+    for command in ["show", "verify"] {
+        let output = pangea(home.path(), &["receipts", command, "0123", "--data-dir", data_dir]);
+        let list = format!("see `pangea receipts list --data-dir {data_dir}`");
+        assert!(output.status.code() == Some(2) && stderr(&output).contains(&list), "{}", stderr(&output));
+    }
     let moved = home.path().join("moved.gguf");
     assert!(run(&[path, "--model", moved.to_str().unwrap()]).status.success());
 }

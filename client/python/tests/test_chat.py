@@ -65,6 +65,10 @@ def test_an_answer_comes_in_pieces_and_with_what_it_took(client: pangea.Client) 
     assert answer.text == "".join(pieces) == str(answer)
     assert answer.finish in ("stop", "length")
     assert answer.usage.prompt_tokens > 5 and 1 < answer.usage.answer_tokens <= 40
+    # The one node that there is computed all of it.
+    [stage] = answer.usage.stages
+    assert stage == pangea.AnswerStage(client.status().peer, (0, 30))
+    assert (answer.usage.verdict, answer.usage.failovers, answer.usage.receipts) == ("local", 0, [])
     # The same greedy request has the same answer; a text is what the user says.
     assert client.chat(PARIS, temperature=0, max_tokens=40).text == answer.text
     said = client.chat("Hello!", temperature=0, max_tokens=8).text
@@ -86,7 +90,9 @@ class _Hasty:
     async def summary(self) -> SimpleNamespace:
         self.late = asyncio.ensure_future(self._append())
         took = {"promptTokens": 4, "cachedTokens": 0, "answerTokens": 3, "queuedS": 0.0, "promptS": 0.1, "answerS": 0.1}
-        return SimpleNamespace(summary=SimpleNamespace(**took))
+        stages = [SimpleNamespace(peer="one", first=0, end=16), SimpleNamespace(peer="other", first=16, end=30)]
+        about = {"verdict": "audited", "stages": stages, "failovers": 1, "receipts": ["0123456789abcdef"]}
+        return SimpleNamespace(summary=SimpleNamespace(**took, **about))
 
     async def _append(self) -> None:
         for text in self.pieces:
@@ -100,6 +106,9 @@ def test_an_answer_is_whole_though_its_end_is_told_before_its_pieces_are_handled
     usage = asyncio.run(stream.run(_Hasty(), "m", {}, None))
     assert tuple(stream.pieces.queue) == _Hasty.pieces
     assert stream.finish == "stop" and usage.answer_tokens == 3
+    # Who had a part in it comes with what it took.
+    assert usage.stages == [pangea.AnswerStage("one", (0, 16)), pangea.AnswerStage("other", (16, 30))]
+    assert (usage.verdict, usage.failovers, usage.receipts) == ("audited", 1, ["0123456789abcdef"])
 
 
 def test_a_seed_gives_the_same_answer_and_none_a_new_one(client: pangea.Client) -> None:

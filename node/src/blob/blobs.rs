@@ -28,6 +28,8 @@ pub struct Blobs {
     shelf: Arc<Shelf>,
     index: Arc<Index>,
     requests: mpsc::Sender<Request>,
+    /// What the model is called that is fetched through this handle.
+    name: Option<Arc<str>>,
 }
 
 /// A whole file that peers can have.
@@ -70,7 +72,7 @@ pub fn start(folder: &Path, threads: usize, network: Option<&Network>) -> Result
     let (requests, queue) = mpsc::channel(REQUESTS);
     Ensure::start(Arc::clone(&shelf), network.cloned(), queue);
     let index = Arc::new(Index::new(folder.join(MANIFESTS), threads));
-    Ok(Blobs { shelf, index, requests })
+    Ok(Blobs { shelf, index, requests, name: None })
 }
 
 impl Blobs {
@@ -85,6 +87,12 @@ impl Blobs {
         self.shelf.insert(Arc::new(Stored::whole(path, digest, Arc::clone(&manifest))?));
         tracing::debug!(event = "model_offered", model = %digest, file = %path.display());
         Ok(Arc::new(Offered { digest, manifest, path: path.to_owned() }))
+    }
+
+    /// The same, for a model that requests call `name`: whoever fetches more of it later, that is what people read meanwhile,
+    /// and not what its file says.
+    pub fn called(&self, name: &str) -> Blobs {
+        Blobs { name: Some(name.into()), ..self.clone() }
     }
 
     /// Makes sure that what is `wanted` of a model is here and true to its digest: fetches what is missing from `holders`,
@@ -106,7 +114,8 @@ impl Blobs {
         let gone = || Error::new(ErrorKind::Unavailable, "this node is shutting down");
         let (so_far, mut told) = watch::channel((0, 0));
         let (answer, mut answered) = oneshot::channel();
-        let request = Request { model, wanted, holders, cancel: cancel.clone(), so_far, answer };
+        let name = self.name.clone();
+        let request = Request { model, wanted, name, holders, cancel: cancel.clone(), so_far, answer };
         self.requests.try_send(request).map_err(|error| match error {
             mpsc::error::TrySendError::Full(_) => {
                 Error::new(ErrorKind::Overloaded, "too many models are being fetched; try again")

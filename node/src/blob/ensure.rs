@@ -24,12 +24,15 @@ use super::limits::{ASKED_AHEAD, EVENTS, FETCHES, HOLDERS, LIARS, TICK, UNWRITTE
 use super::parts::{PartId, part_bytes, parts_of};
 use super::shelf::Shelf;
 use super::stored::Stored;
+use crate::config::LayerRange;
 use crate::net::Network;
 
 /// What the handle asks for.
 pub(super) struct Request {
     pub(super) model: Digest,
     pub(super) wanted: Wanted,
+    /// What the model is called, where that is known.
+    pub(super) name: Option<Arc<str>>,
     pub(super) holders: Vec<PeerId>,
     pub(super) cancel: Cancel,
     /// Bytes that are here, and bytes in all.
@@ -61,9 +64,9 @@ impl Ensure {
             while let Some(request) = requests.recv().await {
                 let ensure = Rc::clone(&ensure);
                 spawn_local(async move {
-                    let Request { model, wanted, holders, cancel, so_far, mut answer } = request;
+                    let Request { model, wanted, name, holders, cancel, so_far, mut answer } = request;
                     let result = tokio::select! {
-                        result = ensure.run(model, wanted, holders, &so_far) => result,
+                        result = ensure.run(model, wanted, name, holders, &so_far) => result,
                         () = unwanted(&cancel, &mut answer) => {
                             Err(Error::new(ErrorKind::Cancelled, "fetching the model was cancelled"))
                         }
@@ -79,6 +82,7 @@ impl Ensure {
         &self,
         model: Digest,
         wanted: Wanted,
+        name: Option<Arc<str>>,
         holders: Vec<PeerId>,
         so_far: &watch::Sender<(u64, u64)>,
     ) -> Result<PathBuf> {
@@ -96,6 +100,9 @@ impl Ensure {
         };
         stored.mark_used();
         let (stored, missing) = self.missing(stored, &wanted).await?;
+        if let Some(name) = name {
+            stored.call(name);
+        }
         let total: u64 = parts_of(stored.manifest(), &wanted).map(|id| part_bytes(stored.manifest(), id)).sum();
         let left: u64 = missing.iter().map(|id| part_bytes(stored.manifest(), *id)).sum();
         so_far.send_replace((total - left, total));
@@ -114,7 +121,7 @@ impl Ensure {
         }
         let file = Arc::clone(&stored);
         match blocking(move || judge(&file)).await {
-            Ok(name) => transfer.name = Some(name),
+            Ok(own) => transfer.name = Some(stored.name().cloned().unwrap_or_else(|| own.into())),
             Err(error) => {
                 let shelf = Arc::clone(&self.shelf);
                 blocking(move || {
@@ -278,7 +285,7 @@ async fn unwanted(cancel: &Cancel, answer: &mut oneshot::Sender<Result<PathBuf>>
     }
 }
 
-/// Whether a file whose header is here is the one that its manifest says; its model's name.
+/// Whether a file whose header is here is the one that its manifest says; what it calls its model.
 fn judge(stored: &Stored) -> Result<String> {
     let judged = Gguf::open(stored.path()).and_then(|file| {
         stored.manifest().check_file(&file)?;
@@ -295,7 +302,7 @@ fn what(wanted: &Wanted) -> String {
     match &wanted.layers {
         layers if layers.is_empty() && !wanted.embedding && !wanted.head => "the header".to_owned(),
         layers if layers.is_empty() => "embedding and head".to_owned(),
-        layers => format!("layers {}-{}", layers.start, layers.end - 1),
+        layers => format!("layers {}", LayerRange::from(layers)),
     }
 }
 
@@ -308,8 +315,8 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + '
 struct Transfer<'a> {
     stored: &'a Arc<Stored>,
     what: String,
-    /// Known once the header is here.
-    name: Option<String>,
+    /// Set once the header is here: what the model is served as, or else what its file calls it.
+    name: Option<Arc<str>>,
     done: u64,
     total: u64,
     so_far: &'a watch::Sender<(u64, u64)>,

@@ -9,7 +9,7 @@ use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::SystemTime;
 
 use pangea_client::{Error, ErrorKind, Result};
@@ -39,6 +39,8 @@ pub(super) struct Stored {
     present: Mutex<Present>,
     /// Whether this run has asked for it: then it stays.
     used: AtomicBool,
+    /// What requests call the model, once somebody here has said it.
+    name: OnceLock<Arc<str>>,
 }
 
 #[derive(Debug)]
@@ -56,7 +58,8 @@ impl Stored {
         let full = PartSet::full(&manifest);
         let present = Mutex::new(Present { parts: full.clone(), checked: full });
         let used = AtomicBool::new(true);
-        Ok(Stored { digest, manifest, path: path.to_owned(), file, record: None, present, used })
+        let (path, name) = (path.to_owned(), OnceLock::new());
+        Ok(Stored { digest, manifest, path, file, record: None, present, used, name })
     }
 
     /// A new copy in `folder`, with nothing in it; what was there is replaced.
@@ -110,6 +113,7 @@ impl Stored {
             record: Some(record),
             present: Mutex::new(Present { parts, checked }),
             used: AtomicBool::new(false),
+            name: OnceLock::new(),
         })
     }
 
@@ -121,6 +125,16 @@ impl Stored {
     /// What the file consists of.
     pub(super) fn manifest(&self) -> &Arc<Manifest> {
         &self.manifest
+    }
+
+    /// Says what requests call the model; the first name stays.
+    pub(super) fn call(&self, name: Arc<str>) {
+        self.name.get_or_init(|| name);
+    }
+
+    /// What requests call the model, where that is known.
+    pub(super) fn name(&self) -> Option<&Arc<str>> {
+        self.name.get()
     }
 
     /// The file.

@@ -561,8 +561,8 @@ pub enum ReceiptsCommand {
 #[derive(Args, Clone, Debug)]
 pub struct ReceiptsListArgs {
     /// How many
-    #[arg(short = 'n', long, value_name = "N", default_value_t = 20)]
-    pub limit: usize,
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..))]
+    pub limit: u32,
     /// Where receipts are.
     #[command(flatten)]
     pub folder: DataDirArgs,

@@ -5,6 +5,7 @@ use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use pangea_client::AnswerStage;
 use pangea_compute::chat::Message;
 use pangea_compute::sample::Sampling;
 use rustyline::DefaultEditor;
@@ -46,6 +47,12 @@ pub(super) struct Answer {
     pub(super) first_token_s: f64,
     pub(super) answer_tokens_per_s: f64,
     pub(super) verdict: String,
+    /// Who computed which layers; empty where it was this process.
+    pub(super) stages: Vec<AnswerStage>,
+    /// How often it had to go on elsewhere.
+    pub(super) failovers: u64,
+    /// Ids of the receipts that the node keeps of it.
+    pub(super) receipts: Vec<String>,
 }
 
 /// How answers are to be generated.

@@ -9,7 +9,9 @@ use hyper::client::conn::http1;
 use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HOST};
 use hyper::{Method, Request, Response};
 use hyper_util::rt::TokioIo;
+use pangea_client::AnswerStage;
 use pangea_compute::chat::Message;
+use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
 
@@ -162,9 +164,30 @@ fn take(piece: &Value, answer: &mut Answer, say: &mut dyn FnMut(&str) -> Result<
         answer.prompt_tokens = count("prompt_tokens");
         answer.answer_tokens = count("completion_tokens");
         answer.answer_tokens_per_s = piece["timings"]["answer_tokens_per_s"].as_f64().unwrap_or_default();
-        answer.verdict = piece["pangea"]["verdict"].as_str().unwrap_or("unchecked").to_owned();
+        let about = Option::<About>::deserialize(&piece["pangea"])
+            .map_err(|error| Failure::failed(format!("what the node says of its answer cannot be read: {error}")))?;
+        let about = about.unwrap_or_default();
+        (answer.verdict, answer.stages) = (about.verdict, about.stages);
+        (answer.failovers, answer.receipts) = (about.failovers, about.receipts);
     }
     Ok(())
+}
+
+/// The `pangea` object of an answer. What is missing in it was not said.
+#[derive(Deserialize)]
+#[serde(default)]
+struct About {
+    verdict: String,
+    stages: Vec<AnswerStage>,
+    failovers: u64,
+    receipts: Vec<String>,
+}
+
+impl Default for About {
+    fn default() -> About {
+        let verdict = "unchecked".to_owned();
+        About { verdict, stages: Vec::new(), failovers: 0, receipts: Vec::new() }
+    }
 }
 
 /// A failure that a node told, by its kind.
@@ -204,6 +227,36 @@ impl Events {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// The last piece of a stream, with what `pangea` is.
+    fn last(pangea: Value) -> Result<Answer, Failure> {
+        let mut answer = Answer::default();
+        let usage = json!({"prompt_tokens": 5, "completion_tokens": 3});
+        let piece = json!({"choices": [], "usage": usage, "timings": {"answer_tokens_per_s": 2.5}, "pangea": pangea});
+        take(&piece, &mut answer, &mut |_| Ok(())).map(|()| answer)
+    }
+
+    #[test]
+    fn an_answer_says_who_computed_it_in_the_words_of_the_node() {
+        let said = json!({
+            "verdict": "audited", "failovers": 1, "receipts": ["0123456789abcdef"],
+            "stages": [{"peer": "one", "layers": [0, 16]}, {"peer": "other", "layers": [16, 30]}],
+        });
+        let shown = serde_json::to_value(last(said.clone()).unwrap()).unwrap();
+        for field in ["verdict", "failovers", "receipts", "stages"] {
+            assert_eq!(shown[field], said[field], "{field}");
+        }
+        assert_eq!(shown["answer_tokens"], 3);
+    }
+
+    #[test]
+    fn an_answer_of_which_nothing_is_said_is_unchecked() {
+        for said in [Value::Null, json!({}), json!({"of a later version": 1})] {
+            let answer = last(said).unwrap();
+            assert_eq!((answer.verdict.as_str(), answer.stages.len(), answer.failovers), ("unchecked", 0, 0));
+        }
+        assert!(last(json!({"stages": 7})).is_err());
+    }
 
     #[test]
     fn events_are_the_same_however_the_bytes_are_cut() {

@@ -6,8 +6,7 @@ use super::args::ModelsPlanArgs;
 use super::failure::Failure;
 use super::table::{Align, Table, short_peer, shortened, three_digits};
 use super::{print, print_json};
-use crate::config::ByteSize;
-use crate::place::shown;
+use crate::config::{ByteSize, LayerRange};
 
 /// Characters of a chain in the table: what leaves the rest of 80 columns.
 const CHAIN_CHARS: usize = 44;
@@ -67,7 +66,7 @@ fn current(plan: &ModelPlan) -> String {
 fn stages(chain: &PlannedChain) -> String {
     let stage = |stage: &pangea_client::PlannedStage| {
         let name = if stage.name.is_empty() { short_peer(&stage.peer) } else { stage.name.clone() };
-        format!("{name} {}", shown(&(stage.layers[0]..stage.layers[1])))
+        format!("{name} {}", LayerRange::from(stage.layers))
     };
     chain.stages.iter().map(stage).collect::<Vec<_>>().join(", ")
 }

@@ -15,12 +15,12 @@ use super::progress::Progress;
 use super::session::note;
 use super::table::{Align, Table, facts, short_peer, shortened};
 use super::{print, print_json};
-use crate::config;
-use crate::models;
+use crate::config::{self, LayerRange};
+use crate::models::{self, Found};
 use crate::trust::{OutputCheck, Receipt, ReceiptStore, StageCheck, Verification, Weights, store, verify};
 
-/// Characters of a model's name, so that the table fits into 80 columns.
-const MODEL_CHARS: usize = 20;
+/// Characters of a list's columns for model and verdict together: with the others, 80.
+const MODEL_AND_VERDICT_CHARS: usize = 36;
 
 /// Rows of one pass: with all of them to itself, more bring nothing.
 const CHUNK_ROWS: usize = 256;
@@ -42,13 +42,13 @@ fn data_dir(args: &DataDirArgs) -> Result<PathBuf, Failure> {
 
 fn list(args: &ReceiptsListArgs) -> Result<(), Failure> {
     let store = ReceiptStore::new(&data_dir(&args.folder)?);
-    let receipts = store.list(args.limit)?;
+    let receipts = store.list(args.limit as usize)?;
     if args.json.json {
         return print_json(&receipts);
     }
     if receipts.is_empty() {
         return print(&format!(
-            "No receipts in {}.\nEvery answer that other nodes had a part in leaves one with the node that was asked.\n",
+            "No receipts in {}.\nAnswers that other nodes had a part in leave one with the node that was asked.\n",
             store.folder().display()
         ));
     }
@@ -59,11 +59,13 @@ fn list(args: &ReceiptsListArgs) -> Result<(), Failure> {
         ("tokens", Align::Right),
         ("verdict", Align::Left),
     ]);
+    let verdicts = receipts.iter().map(|receipt| receipt.verdict.name().len()).chain(["verdict".len()]);
+    let model_chars = MODEL_AND_VERDICT_CHARS - verdicts.max().unwrap_or_default();
     for receipt in &receipts {
         table.row([
             receipt.id.clone(),
             time(receipt.unix_ms),
-            shortened(&receipt.model, MODEL_CHARS),
+            shortened(&receipt.model, model_chars),
             receipt.answer_tokens.to_string(),
             receipt.verdict.name().to_owned(),
         ]);
@@ -72,14 +74,16 @@ fn list(args: &ReceiptsListArgs) -> Result<(), Failure> {
 }
 
 fn show(args: &ReceiptsShowArgs) -> Result<(), Failure> {
-    let receipt = ReceiptStore::new(&data_dir(&args.folder)?).get(&args.id)?;
+    let receipt = kept(&args.folder, &args.id)?;
     if args.json.json {
         return print_json(&receipt);
     }
     let tokens = format!("{} after {} of the prompt", receipt.answer_tokens.len(), receipt.prompt_tokens.len());
-    let mut text = facts(&[
-        ("receipt", receipt.id.clone()),
-        ("request", shortened(&receipt.request, 60)),
+    // Only the HTTP API gives requests a name.
+    let request = Some(("request", shortened(&receipt.request, 60))).filter(|(_, request)| !request.is_empty());
+    let mut known = vec![("receipt", receipt.id.clone())];
+    known.extend(request);
+    known.extend([
         ("when", format!("{} UTC", time(receipt.unix_ms))),
         ("asked", receipt.coordinator.clone()),
         ("model", shortened(&receipt.model.name, 60)),
@@ -87,9 +91,11 @@ fn show(args: &ReceiptsShowArgs) -> Result<(), Failure> {
         ("tokens", tokens),
         ("verdict", receipt.verdict.name().to_owned()),
     ]);
+    let mut text = facts(&known);
     for (index, segment) in receipt.segments.iter().enumerate() {
-        text.push_str(&format!("\n  From token {} on", segment.chosen_from + 1));
-        text.push_str(&segment.ended.as_ref().map_or(":\n".to_owned(), |why| format!(" ({why}):\n")));
+        // The token that follows a position is chosen there.
+        let first = segment.chosen_from.saturating_add(2).saturating_sub(receipt.prompt_tokens.len() as u64);
+        text.push_str(&format!("\n  From token {first} of the answer on:\n"));
         let mut table = Table::new([
             ("layers", Align::Left),
             ("peer", Align::Left),
@@ -105,22 +111,31 @@ fn show(args: &ReceiptsShowArgs) -> Result<(), Failure> {
                 })
                 .collect();
             let audits = if audits.is_empty() { "none".to_owned() } else { shortened(&audits.join("; "), 36) };
-            table.row([layers(of.layers), short_peer(&of.peer), yes(stage < segment.claims.len()), audits]);
+            table.row([
+                LayerRange::from(of.layers).to_string(),
+                short_peer(&of.peer),
+                yes(stage < segment.claims.len()),
+                audits,
+            ]);
         }
         text.push_str(&table.render());
+        text.push_str(&ended(segment.ended.as_deref()));
     }
-    text.push_str(&format!("\nCheck it with `pangea receipts verify {}`.\n", receipt.id));
+    text.push_str(&format!("\nCheck it with:\n  pangea receipts verify {}{}\n", receipt.id, there(&args.folder)));
     print(&text)
 }
 
 fn check(args: &ReceiptsVerifyArgs, output: OutputArgs) -> Result<(), Failure> {
     let threads = config::node::threads(args.threads)?;
     let data_dir = data_dir(&args.folder)?;
-    let receipt = find(&data_dir, &args.receipt)?;
-    let path = model_of(&data_dir.join("models"), &receipt, args.model.as_deref())?;
+    let receipt = find(&args.folder, &args.receipt)?;
+    let path = model_of(&data_dir.join("models"), &receipt, args)?;
     let file = ModelFile::open(&path)?;
-    note(&output, format!("Computing {} tokens again with {}.", receipt.tokens().len(), path.display()));
     let manifest = Manifest::of(file.gguf(), threads)?;
+    // Another model computes nothing.
+    if manifest.digest() == receipt.model.digest {
+        note(&output, format!("Computing {} tokens again with {}.", receipt.tokens().len(), path.display()));
+    }
     let pool = Pool::new(threads)?;
     let mut progress = Progress::new(output.quiet);
     progress.phase("replaying", receipt.tokens().len() as u64);
@@ -141,26 +156,55 @@ fn check(args: &ReceiptsVerifyArgs, output: OutputArgs) -> Result<(), Failure> {
     }
 }
 
-/// The receipt in a file, or that of an id.
-fn find(data_dir: &Path, receipt: &str) -> Result<Receipt, Failure> {
-    let path = Path::new(receipt);
-    if path.is_file() || receipt.contains(std::path::MAIN_SEPARATOR) || receipt.ends_with(".json") {
-        return Ok(store::read(path)?);
+/// The receipt of an id that is kept in a data directory.
+fn kept(folder: &DataDirArgs, id: &str) -> Result<Receipt, Failure> {
+    let store = ReceiptStore::new(&data_dir(folder)?);
+    match store.get(id) {
+        Err(error) if error.kind() == ErrorKind::NotFound => Err(Failure::usage(match store.list(1)?.is_empty() {
+            true => format!(
+                "there are no receipts in {}; those of another node are found with its --data-dir",
+                store.folder().display()
+            ),
+            false => format!("there is no receipt {id:?}; see `pangea receipts list{}`", there(folder)),
+        })),
+        found => Ok(found?),
     }
-    Ok(ReceiptStore::new(data_dir).get(receipt)?)
+}
+
+/// The receipt in a file, or that of an id.
+fn find(folder: &DataDirArgs, receipt: &str) -> Result<Receipt, Failure> {
+    let path = Path::new(receipt);
+    match path.is_file() {
+        true => Ok(store::read(path)?),
+        false if receipt.contains(std::path::MAIN_SEPARATOR) || receipt.ends_with(".json") => {
+            let why = if path.is_dir() { "is a folder, not a receipt" } else { "is not there" };
+            Err(Failure::usage(format!("the receipt file {receipt} {why}")))
+        }
+        false => kept(folder, receipt),
+    }
+}
+
+/// What a command has to add that is to look where this one did.
+fn there(folder: &DataDirArgs) -> String {
+    folder.data_dir.as_ref().map_or_else(String::new, |folder| format!(" --data-dir {}", folder.display()))
 }
 
 /// The model that was named, else the one of the receipt's name, else of its file's.
-fn model_of(folder: &Path, receipt: &Receipt, named: Option<&str>) -> Result<PathBuf, Failure> {
-    if let Some(named) = named {
+fn model_of(folder: &Path, receipt: &Receipt, args: &ReceiptsVerifyArgs) -> Result<PathBuf, Failure> {
+    if let Some(named) = &args.model {
         return Ok(models::resolve(folder, named)?);
     }
-    match models::resolve(folder, &receipt.model.name) {
-        Err(error) if error.kind() == ErrorKind::NotFound => {
-            let by_file = models::resolve(folder, &receipt.model.file);
-            by_file.map_err(|_| Failure::from(error).about("the receipt's model (name another file with --model)"))
-        }
-        found => Ok(found?),
+    let name = &receipt.model.name;
+    match models::locate(folder, name) {
+        Ok(Found::Here(path)) => Ok(path),
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(error.into()),
+        elsewhere => models::resolve(folder, &receipt.model.file).map_err(|_| {
+            let fetch = match elsewhere {
+                Ok(_) => format!(", or fetch it: pangea models pull {name}{}", there(&args.folder)),
+                Err(_) => String::new(),
+            };
+            Failure::usage(format!("{name}, the receipt's model, is not here; name its file with --model{fetch}"))
+        }),
     }
 }
 
@@ -178,7 +222,7 @@ fn report(receipt: &Receipt, found: &Verification) -> String {
         ]);
         for stage in &segment.stages {
             table.row([
-                layers(stage.layers),
+                LayerRange::from(stage.layers).to_string(),
                 short_peer(&stage.peer),
                 yes(stage.signed),
                 yes(stage.asked),
@@ -188,7 +232,7 @@ fn report(receipt: &Receipt, found: &Verification) -> String {
             ]);
         }
         text.push_str(&table.render());
-        text.push_str(&segment.ended.as_ref().map_or(String::new(), |why| format!("  It ended early: {why}.\n")));
+        text.push_str(&ended(segment.ended.as_deref()));
         for liar in segment.stages.iter().filter(|stage| stage.is_lie()) {
             text.push_str(&format!("  {} signed what its layers do not give.\n", liar.peer));
         }
@@ -212,6 +256,11 @@ fn report(receipt: &Receipt, found: &Verification) -> String {
     text
 }
 
+/// Why stages computed no more of an answer.
+fn ended(why: Option<&str>) -> String {
+    why.map_or_else(String::new, |why| format!("  It ended early: {why}.\n"))
+}
+
 fn output_of(stage: &StageCheck) -> String {
     match stage.output {
         OutputCheck::Right => "right".to_owned(),
@@ -224,11 +273,6 @@ fn output_of(stage: &StageCheck) -> String {
 
 fn yes(is: bool) -> String {
     if is { "yes" } else { "NO" }.to_owned()
-}
-
-/// As `--layers` takes them: first and last.
-fn layers([start, end]: [u32; 2]) -> String {
-    format!("{start}-{}", end.saturating_sub(1))
 }
 
 fn time(unix_ms: u64) -> String {

@@ -1,5 +1,5 @@
-//! Layers as people write them: `0-14`, `15`. The first and the last are named, counting from 0, and both are meant. Parsing,
-//! nothing else.
+//! Layers as people write and read them: `0-14`, `15`. The first and the last are named, counting from 0, and both are meant.
+//! The one place where they are parsed and shown.
 
 use std::fmt;
 use std::ops::Range;
@@ -32,6 +32,20 @@ impl LayerRange {
     }
 }
 
+impl From<&Range<u32>> for LayerRange {
+    /// Of no layers at all, the one where they would begin.
+    fn from(layers: &Range<u32>) -> LayerRange {
+        LayerRange { first: layers.start, last: layers.end.saturating_sub(1).max(layers.start) }
+    }
+}
+
+impl From<[u32; 2]> for LayerRange {
+    /// As JSON has them: first and end.
+    fn from([first, end]: [u32; 2]) -> LayerRange {
+        LayerRange::from(&(first..end))
+    }
+}
+
 impl FromStr for LayerRange {
     type Err = NotLayers;
 
@@ -51,7 +65,10 @@ impl FromStr for LayerRange {
 
 impl fmt::Display for LayerRange {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}-{}", self.first, self.last)
+        match self.last > self.first {
+            true => write!(f, "{}-{}", self.first, self.last),
+            false => write!(f, "{}", self.first),
+        }
     }
 }
 
@@ -71,6 +88,18 @@ mod tests {
         assert_eq!(range("0-14"), 0..15);
         assert_eq!(range(" 15 - 29 "), 15..30);
         assert_eq!(range("7"), 7..8);
+    }
+
+    #[test]
+    fn a_single_layer_is_shown_as_one_number() {
+        let shown = |layers: Range<u32>| LayerRange::from(&layers).to_string();
+        assert_eq!(shown(0..15), "0-14");
+        assert_eq!(shown(29..30), "29");
+        assert_eq!(shown(3..3), "3");
+        assert_eq!(LayerRange::from([16, 30]).to_string(), "16-29");
+        for text in ["0-14", "29"] {
+            assert_eq!(text.parse::<LayerRange>().unwrap().to_string(), text);
+        }
     }
 
     #[test]

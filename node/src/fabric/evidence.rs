@@ -9,6 +9,7 @@ use libp2p::PeerId;
 use pangea_compute::{NpyWriter, Tensor};
 use serde::{Deserialize, Serialize};
 
+use crate::config::LayerRange;
 use crate::trust::Receipt;
 
 /// Folders kept; the oldest go first. A liar is quarantined after one, so many are many liars.
@@ -106,9 +107,8 @@ impl FailedAudit<'_> {
         let signed = segment.claims.get(self.stage)?;
         let (claim, at) = (&signed.claim, self.position.map(|position| format!(" at position {position}")));
         let why = format!(
-            "it signed an output of layers {} to {} of {} that they do not give{} (receipt {})",
-            claim.layers.start,
-            claim.layers.end.saturating_sub(1),
+            "it signed an output of layers {} of {} that they do not give{} (receipt {})",
+            LayerRange::from(&claim.layers),
             self.receipt.model.name,
             at.unwrap_or_default(),
             self.receipt.id
@@ -212,7 +212,7 @@ mod tests {
         let accused = accused(folder.path());
         assert_eq!(accused.len(), 1);
         assert_eq!(accused[0].0, liar.public().to_peer_id());
-        assert!(accused[0].1.contains("layers 0 to 1 of tiny") && accused[0].1.contains("position 1"), "{accused:?}");
+        assert!(accused[0].1.contains("layers 0-1 of tiny") && accused[0].1.contains("position 1"), "{accused:?}");
 
         // Nobody is accused of what is not signed.
         let other = Claim { epoch: 4, ..claim };

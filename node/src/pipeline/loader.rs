@@ -20,6 +20,7 @@ use super::stage::Drafts;
 use super::wire::StageAt;
 use crate::blob::{Blobs, Wanted};
 use crate::compute_error;
+use crate::config::LayerRange;
 use crate::place::{Placement, Sessions, StageLoader, StageOrder, StageReport, survey};
 use crate::pool::{ModelStanding, Pool, StageState, View};
 use crate::serve::{EngineMetrics, ModelText};
@@ -147,7 +148,8 @@ impl Loader {
         self.0.metrics.lock().unwrap_or_else(PoisonError::into_inner).insert(model, metrics);
     }
 
-    fn metrics(&self, model: Digest) -> Arc<EngineMetrics> {
+    /// What is counted of a model here.
+    pub fn metrics(&self, model: Digest) -> Arc<EngineMetrics> {
         let mut metrics = self.0.metrics.lock().unwrap_or_else(PoisonError::into_inner);
         Arc::clone(metrics.entry(model).or_default())
     }
@@ -244,12 +246,13 @@ impl Loader {
             .map_err(|error| Error::new(ErrorKind::Internal, format!("cannot fetch layers: {error}")))?;
         let began = Instant::now();
         let (name, layers) = (&order.name, &order.layers);
+        let blobs = self.0.blobs.called(name);
         let path = runtime.block_on(async {
             let mut attempt = 0;
             loop {
                 let mut progress = |done, total| report(StageState::Fetching { done, total });
                 let holders = order.holders.clone();
-                let fetched = self.0.blobs.ensure(order.model, wanted.clone(), holders, &mut progress, cancel).await;
+                let fetched = blobs.ensure(order.model, wanted.clone(), holders, &mut progress, cancel).await;
                 match fetched {
                     // Connections of nodes that have just met may be replaced.
                     Err(error) if error.kind() == ErrorKind::Unavailable && attempt < FETCH_RETRIES => {
@@ -264,14 +267,14 @@ impl Loader {
         let file = ModelFile::open(&path).map_err(compute_error)?;
         self.pack(order.model, &file, layers.clone(), order.session_bytes, self.metrics(order.model))?;
         self.say(order.model, name);
-        let (first, last, millis) = (layers.start, layers.end - 1, began.elapsed().as_millis() as u64);
+        let (range, millis) = (LayerRange::from(layers), began.elapsed().as_millis() as u64);
         tracing::info!(
             event = "layers_ready",
             model = name,
-            first,
-            last,
+            first = range.first,
+            last = range.last,
             millis,
-            "Model {name}: layers {first}-{last} are ready"
+            "Model {name}: layers {range} are ready"
         );
         self.0.changed.send_modify(|version| *version += 1);
         Ok(())
@@ -470,14 +473,12 @@ impl StageLoader for Loader {
                 Err(error) => StageState::Failed(error.message().to_owned()),
             };
             if let StageState::Failed(why) = &state {
+                let (model, range) = (&order.name, LayerRange::from(&order.layers));
                 tracing::warn!(
                     event = "stage_failed",
-                    model = order.name,
+                    model,
                     why,
-                    "Model {}: layers {}-{} cannot be had here: {why}",
-                    order.name,
-                    order.layers.start,
-                    order.layers.end - 1
+                    "Model {model}: layers {range} cannot be had here: {why}"
                 );
             }
             loader.loading().remove(&key);

@@ -12,7 +12,8 @@ use tokio::time::MissedTickBehavior;
 use super::keeper::{StageOrder, StageReport};
 use super::placer::{Action, Event, Placer};
 use super::ruler::Note;
-use super::{no_plan, survey};
+use super::survey;
+use crate::config::LayerRange;
 use crate::pool::{LayerSpeed, ModelStanding, Pool, View};
 
 /// Between two looks at the clock: a part of the shortest wait of a placer.
@@ -113,7 +114,7 @@ impl Driver {
             Action::SayPlacements(placements) => self.pool.say(|own| own.placements = placements),
             Action::SayStages(stages) => self.pool.say(|own| own.stages = stages),
             Action::Load(order) => {
-                let layers = no_plan::shown(&order.layers);
+                let layers = LayerRange::from(&order.layers).to_string();
                 tracing::info!(
                     event = "stage_ordered",
                     model = order.name,
@@ -136,7 +137,7 @@ impl Driver {
                 let name = |peer| view.standing(peer).map_or_else(|| peer.to_string(), |node| node.name.clone());
                 let stages = placement.stages.iter();
                 let stages: Vec<String> = stages
-                    .map(|stage| format!("{} has layers {}", name(&stage.peer), no_plan::shown(&stage.layers)))
+                    .map(|stage| format!("{} has layers {}", name(&stage.peer), LayerRange::from(&stage.layers)))
                     .collect();
                 let (stages, model) = (stages.join(", "), placement.name);
                 let tokens_per_s = prediction.decode_tokens_per_s().round();

@@ -30,7 +30,7 @@ pub mod survey;
 pub use cost::Prediction;
 pub use driver::{Driver, Sessions, StageLoader, measure_speed};
 pub use keeper::{StageOrder, StageReport};
-pub use no_plan::{NoPlan, shown};
+pub use no_plan::NoPlan;
 pub use offer::{Link, ModelNeeds, NodeOffer};
 pub use placement::{PlacedStage, Placement};
 pub use placer::{Action, Event, Placer};

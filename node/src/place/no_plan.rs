@@ -6,7 +6,7 @@ use thiserror::Error;
 
 use super::cost::Costs;
 use super::offer::ModelNeeds;
-use crate::config::ByteSize;
+use crate::config::{ByteSize, LayerRange};
 
 /// Names that a sentence lists; the rest are counted.
 const NAMES: usize = 6;
@@ -41,9 +41,9 @@ pub(super) fn pin_outside(costs: &Costs<'_>, node: usize, range: &Range<u32>) ->
     let why = format!(
         "{} is to have layers {}, and {} has layers {}; start it with other --layers",
         costs.nodes[node].name,
-        shown(range),
+        LayerRange::from(range),
         costs.needs.name,
-        shown(&(0..costs.needs.size.layers))
+        LayerRange::from([0, costs.needs.size.layers])
     );
     NoPlan { why }
 }
@@ -54,7 +54,7 @@ pub(super) fn pin_too_large(costs: &Costs<'_>, node: usize, range: &Range<u32>) 
     let why = format!(
         "{} is to have layers {} of {}, which take {}, and it has {} left for it; start it with fewer --layers or a larger --max-memory",
         offer.name,
-        shown(range),
+        LayerRange::from(range),
         costs.needs.name,
         ByteSize(costs.needs.stage_bytes(range)),
         ByteSize(offer.memory_bytes)
@@ -109,12 +109,4 @@ pub(super) fn memory(costs: &Costs<'_>, pins: &[Option<Range<u32>>]) -> NoPlan {
         ),
     };
     NoPlan { why }
-}
-
-/// Layers as `--layers` takes them: the first and the last.
-pub fn shown(layers: &Range<u32>) -> String {
-    match layers.end.checked_sub(1) {
-        Some(last) if last > layers.start => format!("{}-{last}", layers.start),
-        _ => layers.start.to_string(),
-    }
 }

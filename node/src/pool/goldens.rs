@@ -10,7 +10,7 @@ use super::standing::{LayerSpeed, LinkStanding, ModelSize, ModelStanding, StageS
 use crate::place::{PlacedStage, Placement};
 
 /// What an ordinary new node says of itself.
-pub(super) fn standing_of(peer: PeerId) -> Standing {
+pub(crate) fn standing_of(peer: PeerId) -> Standing {
     Standing {
         peer,
         incarnation: 1_700_000_000_000,

@@ -28,6 +28,8 @@ pub mod topology;
 pub mod view;
 
 pub use driver::{Driver, Settings};
+#[cfg(test)]
+pub(crate) use goldens::standing_of;
 pub use handle::Pool;
 pub use standing::{LayerSpeed, LinkStanding, ModelSize, ModelStanding, StageStanding, StageState, Standing, Term};
 pub use view::View;

@@ -260,6 +260,7 @@ fn prepare(shared: &Shared, request: Request, arrived: Instant) -> std::result::
         format,
         stops: StopMatcher::new(&request.stop).map_err(compute_error)?,
         prompt_logprobs: request.prompt_logprobs && request.sampling.logprobs.is_some(),
+        receipt: request.receipt,
         sampling: request.sampling,
         arrived,
         prompt,

@@ -41,6 +41,7 @@ pub(super) struct Prepared {
     pub(super) format: SessionFormat,
     pub(super) stops: StopMatcher,
     pub(super) prompt_logprobs: bool,
+    pub(super) receipt: bool,
     pub(super) arrived: Instant,
 }
 
@@ -330,7 +331,8 @@ impl Generation {
             self.sessions[at].opened(id, peers.clone(), now);
             self.used[at] = Some(route.clone());
             self.summary.used(&route.stages);
-            self.held |= !route.is_local(local) && self.engine.auditor.as_ref().is_some_and(Auditor::audits_all);
+            let audits_all = self.engine.auditor.as_ref().is_some_and(Auditor::audits_all);
+            self.held |= audits_all && self.asked.receipt && !route.is_local(local);
             let stage = |stage: &StageAt| ReceiptStage {
                 peer: stage.peer.to_string(),
                 layers: [stage.layers.start, stage.layers.end],
@@ -405,8 +407,8 @@ impl Generation {
 
     /// An answer is complete. Stages on other nodes sign what they did.
     fn finished(&mut self, at: usize) {
-        // What others had no part in needs no signature.
-        let signs = !self.is_alone(at);
+        // What others had no part in needs no signature, nor does what leaves no receipt.
+        let signs = self.asked.receipt && !self.is_alone(at);
         match (self.sessions[at].id(), &self.used[at]) {
             (Some(session), Some(route)) if signs => {
                 let positions = u32::try_from(self.sessions[at].tokens.len() - 1).unwrap_or(u32::MAX);
@@ -437,7 +439,7 @@ impl Generation {
         for at in 0..self.sessions.len() {
             let Some(receipt) = self.receipt(at) else { continue };
             self.summary.verdict = self.summary.verdict.max(receipt.verdict);
-            let Some(auditor) = &self.engine.auditor else { continue };
+            let Some(auditor) = self.engine.auditor.as_ref().filter(|_| self.asked.receipt) else { continue };
             self.summary.receipts.push(receipt.id.clone());
             auditor.keep(receipt.clone());
             let claims = receipt.segments.last().map(|segment| segment.claims.clone()).unwrap_or_default();

@@ -28,6 +28,8 @@ pub struct Request {
     pub format: Format,
     /// Whether the prompt's tokens get log-probabilities, too, if the answer's do.
     pub prompt_logprobs: bool,
+    /// Whether a receipt is kept of it where other nodes have a part in it. Without one nothing is signed or audited.
+    pub receipt: bool,
 }
 
 /// The most answers of one request: each takes a place among the running.
@@ -45,6 +47,7 @@ impl Request {
             choices: 1,
             format: Format::Text,
             prompt_logprobs: false,
+            receipt: true,
         }
     }
 }

@@ -10,11 +10,11 @@ use std::time::Duration;
 use pangea_client::{Error, ErrorKind, Result};
 use pangea_compute::model::ModelFile;
 use pangea_compute::{Cancel, Digest};
-use prometheus_client::registry::Registry;
+use prometheus_client::encoding::DescriptorEncoder;
 use tokio::sync::watch;
 
 use super::engine::{Engine, EngineSettings, ModelFacts};
-use super::metrics::EngineMetrics;
+use super::metrics::{self, EngineMetrics};
 use super::pooled::{Pooled, WholeFile};
 use super::request::{Event, Prompt, Request};
 use super::text::ModelText;
@@ -185,7 +185,13 @@ impl Served {
         });
         for model in served {
             if !entries.iter().any(|entry| entry.name == model.name) {
-                let entry = Entry::new(&model.name, Source::Pool(model.digest), State::Absent { why: None });
+                let mut entry = Entry::new(&model.name, Source::Pool(model.digest), State::Absent { why: None });
+                // With what this node's own stage of it counts, and on from there if the model goes and comes back; but
+                // what is counted under another name already is not counted twice.
+                let stage = self.0.node.get().map(|node| node.loader.metrics(model.digest));
+                if let Some(metrics) = stage.filter(|stage| !entries.iter().any(|other| other.counts(stage))) {
+                    entry.metrics = metrics;
+                }
                 entries.push(Arc::new(entry));
             }
         }
@@ -210,11 +216,14 @@ impl Served {
         self.entries().iter().all(|entry| matches!(*entry.state.borrow(), State::Ready(_) | State::Absent { .. }))
     }
 
-    /// Makes what a model's engine counts readable.
-    pub fn register(&self, name: &str, registry: &mut Registry) {
-        for entry in self.entries().iter().filter(|entry| entry.name == name) {
-            entry.metrics.register(registry);
-        }
+    /// Writes what the engines of the models that are served now count.
+    ///
+    /// # Errors
+    /// Those of `encoder`.
+    pub fn encode_metrics(&self, encoder: &mut DescriptorEncoder<'_>) -> std::fmt::Result {
+        let models: Vec<_> =
+            self.entries().iter().map(|entry| (entry.name.clone(), Arc::clone(&entry.metrics))).collect();
+        metrics::encode(&models, encoder)
     }
 
     /// The engine of a model, once it is ready; gets and loads what is absent.
@@ -275,6 +284,10 @@ impl Served {
 impl Entry {
     fn new(name: &str, source: Source, state: State) -> Entry {
         Entry { name: name.to_owned(), source, metrics: Arc::default(), state: watch::Sender::new(state) }
+    }
+
+    fn counts(&self, metrics: &Arc<EngineMetrics>) -> bool {
+        Arc::ptr_eq(&self.metrics, metrics)
     }
 
     /// Gets what is needed of the file, loads it and asks it something.
@@ -343,8 +356,8 @@ impl Entry {
         let holders = view.nodes.values().filter(has).map(|node| node.peer).collect();
         let cancel = Cancel::new();
         let mut progress = |_, _| {};
-        let header = loader.blobs().ensure(digest, Wanted::header(), holders, &mut progress, &cancel);
-        let path = runtime.block_on(header)?;
+        let blobs = loader.blobs().called(&self.name);
+        let path = runtime.block_on(blobs.ensure(digest, Wanted::header(), holders, &mut progress, &cancel))?;
         let file = ModelFile::open(&path).map_err(compute_error)?;
         self.engine(node, &file, digest, None)
     }
@@ -404,12 +417,13 @@ impl Entry {
     }
 }
 
-/// A short request, answered from one end to the other.
+/// A short request, answered from one end to the other. Nobody asked for it: it leaves nothing behind.
 fn probe(engine: &Engine) -> Result<()> {
     let failed = |error: std::io::Error| Error::new(ErrorKind::Internal, format!("cannot probe the model: {error}"));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
     runtime.block_on(async {
-        let request = Request { max_tokens: Some(2), ..Request::new(Prompt::Text("Hello".to_owned())) };
+        let hello = Request::new(Prompt::Text("Hello".to_owned()));
+        let request = Request { max_tokens: Some(2), receipt: false, ..hello };
         let mut generation = engine.generate(request).await?;
         while let Some(event) = generation.next().await {
             if let Event::Done(_) = event? {

@@ -19,6 +19,10 @@ fn an_answer_is_that_of_a_node_alone_whoever_is_asked_and_its_receipt_holds() {
     let three = stage.cluster.node("three").with("--peer", &one.address).with("--audit", "1").start();
     let nodes = [&one, &two, &three];
     computed_by(&one, &nodes);
+    for node in [&two, &three] {
+        // By the name that requests give, and not by what the file calls itself.
+        assert!(node.process.count(&format!("Model {SMOLLM2}: fetching layers ")) > 0);
+    }
     for node in nodes {
         // A node that knows of the model only by hearsay hears of it about a second after the others.
         eventually("the model is known here", || get(&node.api, "/v1/models").text().contains(SMOLLM2));
@@ -35,7 +39,31 @@ fn an_answer_is_that_of_a_node_alone_whoever_is_asked_and_its_receipt_holds() {
         assert_eq!(text, alone[0]);
         assert_eq!(stages(&pangea).len(), 3);
     }
+    every_receipt_is_of_a_request(&stage, &one);
+    chat_says_who_computed_what(&stage, &three);
+    // That audits have fetched the rest of the file changes nothing about the name.
+    assert_eq!(three.process.count("fetching"), three.process.count(&format!("Model {SMOLLM2}: fetching")));
     a_changed_receipt_does_not_hold(&stage, &one, &questions[0]);
+}
+
+/// A node asks its model something itself when it starts: that is nobody's answer.
+fn every_receipt_is_of_a_request(stage: &Stage, node: &Node) {
+    node.process.line("Serving model");
+    let listed =
+        stage.cluster.run(&["receipts", "list", "--json", "--data-dir", node.data_dir.to_str().unwrap()]).json();
+    assert!(!listed.as_array().unwrap().is_empty());
+    for receipt in listed.as_array().unwrap() {
+        assert!(receipt["request"].as_str().unwrap().starts_with("chatcmpl-"), "{receipt}");
+    }
+}
+
+/// The same facts on the terminal.
+fn chat_says_who_computed_what(stage: &Stage, node: &Node) {
+    let chat = ["chat", "--api", &node.api, "--max-tokens", "8", "--json", "What is the capital of France?"];
+    let answer = stage.cluster.run(&chat).json();
+    assert_eq!(stages(&answer).len(), 3, "{answer}");
+    assert_eq!((&answer["verdict"], &answer["failovers"]), (&json!("audited"), &json!(0)), "{answer}");
+    stage.verify_all(node, &answer);
 }
 
 /// One token of the answer exchanged for another.

@@ -16,12 +16,18 @@ fn chat_says_the_same_with_a_node_and_without() {
     let with = chat(cluster, &["--api", serving.api(), prompt]).json();
     assert_eq!((&with["place"], &with["verdict"]), (&json!("node"), &json!("local")));
     assert!(with["content"].as_str().unwrap().contains("Paris"), "{with}");
+    assert_eq!(with["stages"], json!([{"peer": serving.node.peer, "layers": [0, 30]}]));
+    assert_eq!((&with["failovers"], &with["receipts"]), (&json!(0), &json!([])));
     // At the default address there may be a node of somebody else; it has no model of this path's name.
     let elsewhere = cluster.folder().join("mine.gguf");
     std::os::unix::fs::symlink(model, &elsewhere).unwrap();
     let output = chat(cluster, &["--model", elsewhere.to_str().unwrap(), prompt]);
     let without = output.json();
     assert_eq!(without["place"], "local");
+    assert_eq!(
+        (&without["verdict"], &without["stages"], &without["failovers"]),
+        (&json!("local"), &json!([]), &json!(0))
+    );
     assert_eq!(without["content"], with["content"]);
     assert!(output.err.contains("in this process"), "{}", output.err);
 }

@@ -18,10 +18,11 @@ from ._errors import (
     UnsupportedDType,
     VerificationFailed,
 )
-from ._status import Model, Node, Peer, Topology, TopologyLink, TopologyNode, Usage
+from ._status import AnswerStage, Model, Node, Peer, Topology, TopologyLink, TopologyNode, Usage
 
 __all__ = [
     "Answer",
+    "AnswerStage",
     "Cancelled",
     "Client",
     "DeadlineExceeded",

@@ -87,8 +87,16 @@ class Topology:
 
 
 @dataclasses.dataclass(frozen=True)
+class AnswerStage:
+    """A node's part in an answer: its layers, from the first to before the second, counting from 0."""
+
+    peer: str
+    layers: tuple[int, int]
+
+
+@dataclasses.dataclass(frozen=True)
 class Usage:
-    """What an answer took. Fields as in `schema/model.capnp`."""
+    """What an answer took, and who had a part in it. Fields as in `schema/model.capnp`."""
 
     prompt_tokens: int
     cached_tokens: int
@@ -96,6 +104,10 @@ class Usage:
     queued_s: float
     prompt_s: float
     answer_s: float
+    verdict: str
+    stages: list[AnswerStage]
+    failovers: int
+    receipts: list[str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,5 +135,9 @@ def from_wire(kind: type[_Value], wire: Any) -> _Value:
     for field in dataclasses.fields(kind):
         name = re.sub(r"_(\w)", lambda match: match.group(1).upper(), field.name.rstrip("_"))
         value = getattr(wire, name)
-        values[field.name] = list(value) if field.type == "list[str]" else value
+        if field.type == "list[str]":
+            value = list(value)
+        elif field.type == "list[AnswerStage]":
+            value = [AnswerStage(stage.peer, (stage.first, stage.end)) for stage in value]
+        values[field.name] = value
     return kind(**values)

@@ -52,11 +52,20 @@ impl Metrics {
             Unit::Seconds,
             seconds.clone(),
         );
-        for name in served.names() {
-            served.register(&name, registry.sub_registry_with_label(("model".into(), name.clone().into())));
-        }
+        // Models come and go: what there is of them is asked for each time.
+        registry.register_collector(Box::new(Engines(served.clone())));
         registry.register_collector(Box::new(Queues(served.clone())));
         Metrics { registry, requests, seconds }
+    }
+}
+
+/// What the engines count.
+#[derive(Debug)]
+struct Engines(Served);
+
+impl Collector for Engines {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        self.0.encode_metrics(&mut encoder)
     }
 }
 
@@ -105,4 +114,56 @@ pub(super) async fn count(State(app): State<App>, request: Request, next: Next) 
     app.metrics.seconds.get_or_create(&PathLabels { path: path.clone() }).observe(since.elapsed().as_secs_f64());
     app.metrics.requests.get_or_create(&RequestLabels { path, status: response.status().as_u16() }).inc();
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+    use std::sync::Arc;
+
+    use libp2p::PeerId;
+    use pangea_compute::Digest;
+    use tokio::sync::watch;
+
+    use super::*;
+    use crate::pool::{ModelSize, ModelStanding, View, standing_of};
+
+    /// A node whose one peer serves models of these names.
+    fn view(names: &[&str]) -> Arc<View> {
+        let mut other = standing_of(PeerId::random());
+        let model = |(number, name): (usize, &&str)| ModelStanding {
+            digest: Digest::from_bytes([number as u8; 32]),
+            name: (*name).to_owned(),
+            served: true,
+            whole: true,
+            split: false,
+            pinned: None,
+            size: ModelSize::default(),
+        };
+        other.models = names.iter().enumerate().map(model).collect();
+        let own = Arc::new(standing_of(PeerId::random()));
+        let nodes = BTreeMap::from([(other.peer, Arc::new(other))]);
+        Arc::new(View { local: own.peer, own, term: None, nodes, connected: BTreeSet::new() })
+    }
+
+    #[tokio::test]
+    async fn models_that_come_after_the_start_are_counted() {
+        let served = Served::default();
+        let metrics = Metrics::new(&served);
+        for (names, gone) in [(&["first"][..], "second"), (&["first", "second"], "third"), (&["second"], "first")] {
+            let (_, pool) = watch::channel(view(names));
+            served.clone().follow(pool).await;
+            let mut text = String::new();
+            prometheus_client::encoding::text::encode(&mut text, &metrics.registry).unwrap();
+            let count = |line: &str| text.lines().filter(|other| *other == line).count();
+            for name in names {
+                for sample in ["steps_total", "failovers_total", "request_total_seconds_count"] {
+                    assert_eq!(count(&format!("pangea_{sample}{{model=\"{name}\"}} 0")), 1, "{text}");
+                }
+            }
+            // Whoever reads this takes a second description of the same thing for an error.
+            assert_eq!(count("# TYPE pangea_steps counter"), 1, "{text}");
+            assert!(!text.contains(&format!("model=\"{gone}\"")), "{text}");
+        }
+    }
 }

@@ -4,7 +4,9 @@ use std::rc::Rc;
 
 use capnp_rpc::new_client;
 use pangea_client::exception::{from_exception, to_exception};
-use pangea_client::{Error, ErrorKind, GenerationRequest, GenerationSummary, ModelStatus, Piece, Prompt, Result};
+use pangea_client::{
+    AnswerStage, Error, ErrorKind, GenerationRequest, GenerationSummary, ModelStatus, Piece, Prompt, Result,
+};
 use pangea_compute::chat::Message;
 use pangea_compute::sample::Sampling;
 use pangea_schema::model_capnp::{generation, model, token_sink};
@@ -167,18 +169,30 @@ async fn pass_on(mut answer: Generation, sink: &token_sink::Client) -> Result<Ge
             }
             Event::Done(took) => {
                 // Streaming calls return before they have arrived; this one when all have.
-                return Ok(GenerationSummary {
-                    prompt_tokens: took.prompt_tokens as u64,
-                    cached_tokens: took.cached_tokens as u64,
-                    answer_tokens: took.answer_tokens as u64,
-                    queued_s: took.queued.as_secs_f64(),
-                    prompt_s: took.prompt.as_secs_f64(),
-                    answer_s: took.answer.as_secs_f64(),
-                });
+                return Ok(summary(took));
             }
         }
     }
     Err(Error::new(ErrorKind::Internal, "the answer broke off"))
+}
+
+/// What an answer took, as it travels.
+fn summary(took: serve::Summary) -> GenerationSummary {
+    let stages = took.stages.into_iter();
+    GenerationSummary {
+        prompt_tokens: took.prompt_tokens as u64,
+        cached_tokens: took.cached_tokens as u64,
+        answer_tokens: took.answer_tokens as u64,
+        queued_s: took.queued.as_secs_f64(),
+        prompt_s: took.prompt.as_secs_f64(),
+        answer_s: took.answer.as_secs_f64(),
+        verdict: took.verdict.name().to_owned(),
+        stages: stages
+            .map(|stage| AnswerStage { peer: stage.peer.to_string(), layers: [stage.layers.start, stage.layers.end] })
+            .collect(),
+        failovers: took.failovers as u64,
+        receipts: took.receipts,
+    }
 }
 
 impl<B: Backend> generation::Server for GenerationObject<B> {
