@@ -61,6 +61,7 @@ struct Stage {
     }
     failed @8 :Text;           # why, at most 256 bytes
   }
+  brokenEpoch @9 :UInt64;      # the newest placement whose chain of stages broke here, the layers themselves being fine; 0: none
 }
 
 struct PlacedStage {

@@ -155,7 +155,7 @@ fn standing_seeds() -> Vec<Vec<u8>> {
     };
     let term = Term { counter: 3, master: peer(1) };
     let model = Digest::from_bytes([7; 32]);
-    let stage = |state| StageStanding { model, layers: 0..4, epoch: 2, state, session_bytes: 1 << 20 };
+    let stage = |state| StageStanding { model, layers: 0..4, epoch: 2, state, session_bytes: 1 << 20, broken: Some(1) };
     let new = Standing {
         peer: peer(1),
         incarnation: 1_700_000_000_000,

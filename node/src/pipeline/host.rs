@@ -10,7 +10,7 @@ use libp2p::identity::Keypair;
 use pangea_client::{Error, ErrorKind, Result};
 use pangea_compute::model::{Model, PageBudget};
 use pangea_compute::{Digest, Pool};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use super::batch::BatchLimits;
 use super::links::{Inbox, Links};
@@ -94,11 +94,15 @@ struct Inner {
     stages: Mutex<HashMap<ChainId, StageHandle>>,
     sessions: Mutex<HashMap<SessionId, mpsc::Sender<SessionEvent>>>,
     on_unknown: OnceLock<OnUnknown>,
+    /// Counts chains that broke.
+    breaks: watch::Sender<u64>,
 }
 
 struct StageHandle {
     events: SyncSender<StageEvent>,
     model: Arc<Model>,
+    /// The peers of all stages.
+    peers: Vec<PeerId>,
     load: StageLoad,
     broken: bool,
 }
@@ -125,6 +129,7 @@ impl Pipeline {
             stages: Mutex::default(),
             sessions: Mutex::default(),
             on_unknown: OnceLock::new(),
+            breaks: watch::Sender::new(0),
         }))
     }
 
@@ -169,12 +174,13 @@ impl Pipeline {
     pub fn start(&self, setup: StageSetup) -> Result<()> {
         let chain = setup.chain;
         let model = Arc::clone(&setup.model);
+        let peers = setup.stages.iter().map(|stage| stage.peer).collect();
         let (events, inbox) = sync_channel(STAGE_EVENTS);
         let stage = Stage::new(setup, self.clone());
         std::thread::Builder::new().name("pangea-stage".into()).spawn(move || stage.run(inbox)).map_err(|error| {
             Error::new(ErrorKind::Internal, format!("cannot start a thread for a model's layers: {error}"))
         })?;
-        let handle = StageHandle { events, model, load: StageLoad::default(), broken: false };
+        let handle = StageHandle { events, model, peers, load: StageLoad::default(), broken: false };
         let replaced = self.stages().insert(chain, handle);
         if let Some(replaced) = replaced {
             let _ = replaced.events.try_send(StageEvent::End);
@@ -218,6 +224,16 @@ impl Pipeline {
     /// Whether a chain cannot go on.
     pub fn is_broken(&self, chain: ChainId) -> bool {
         self.stages().get(&chain).is_some_and(|stage| stage.broken)
+    }
+
+    /// The nodes of a chain that has a stage here.
+    pub fn peers(&self, chain: ChainId) -> Vec<PeerId> {
+        self.stages().get(&chain).map_or_else(Vec::new, |stage| stage.peers.clone())
+    }
+
+    /// Changes whenever a chain breaks here.
+    pub fn breaks(&self) -> watch::Receiver<u64> {
+        self.0.breaks.subscribe()
     }
 
     pub(super) fn set_load(&self, chain: ChainId, load: StageLoad) {
@@ -280,6 +296,7 @@ impl Pipeline {
         if let Some(stage) = self.stages().get_mut(&chain) {
             stage.broken = true;
         }
+        self.0.breaks.send_modify(|breaks| *breaks += 1);
     }
 
     fn deliver(&self, from: PeerId, message: Message, payload: Payload) {

@@ -316,6 +316,15 @@ impl Loader {
             .sum()
     }
 
+    /// The newest chain of these layers that broke here and is still known.
+    fn broken(&self, model: Digest, layers: &Range<u32>) -> Option<u64> {
+        let loaded = self.loaded().get(&(model, layers.start, layers.end)).cloned()?;
+        let chains: Vec<ChainId> = self.chains().keys().copied().filter(|chain| chain.model == model).collect();
+        let pipeline = &self.0.pipeline;
+        let broken = |chain: &ChainId| pipeline.is_broken(*chain) && pipeline.uses(*chain, &loaded.model);
+        chains.into_iter().filter(broken).map(|chain| chain.epoch).max()
+    }
+
     /// Starts this node's stages of the placements that are ready, and ends those of placements long replaced.
     pub fn follow(&self, view: &View) {
         let Some(placements) = survey::placements(view) else { return };
@@ -336,7 +345,9 @@ impl Loader {
             }
             let since = *unnamed.get_or_insert(now);
             let idle = self.0.pipeline.sessions_in(*chain) == 0 && now.duration_since(since) > Duration::from_secs(2);
-            let over = idle || now.duration_since(since) > LINGER;
+            // What another stage gave up is of no use here.
+            let broken = self.0.pipeline.is_broken(*chain) || is_broken(view, chain, &self.0.pipeline.peers(*chain));
+            let over = idle || broken || now.duration_since(since) > LINGER;
             if over {
                 ended.push(*chain);
             }
@@ -361,7 +372,9 @@ impl Loader {
         };
         // The front admits what the stage with the least room holds; it must have heard of all.
         let room = (0..placement.stages.len()).map(|at| positions(view, placement, at)).min().flatten();
-        if index == 0 && room.is_none() {
+        // And it must be able to send: a chain that begins without its links is broken at once.
+        let linked = placement.stages.iter().all(|stage| self.0.pipeline.reaches(&stage.peer));
+        if index == 0 && (room.is_none() || !linked) {
             return Ok(());
         }
         let own = (layers.end - layers.start) as u64 * loaded.model.config().position_bytes();
@@ -376,8 +389,10 @@ impl Loader {
     /// Follows what is known of the pool, for as long as that changes.
     pub async fn run(self, sessions: Sessions) {
         let mut view = self.view();
-        let mut told = HashMap::new();
+        let mut breaks = self.0.pipeline.breaks();
+        let (mut told, mut told_broken) = (HashMap::new(), HashMap::new());
         loop {
+            breaks.mark_unchanged();
             let now = Arc::clone(&view.borrow_and_update());
             self.follow(&now);
             self.0.changed.send_modify(|version| *version += 1);
@@ -386,11 +401,20 @@ impl Loader {
                 let (model, layers) = (key.0, key.1..key.2);
                 let open = self.sessions(model, &layers);
                 if told.insert(key, open) != Some(open) {
-                    sessions.changed_in_task(model, layers, open).await;
+                    sessions.changed_in_task(model, layers.clone(), open).await;
+                }
+                if let Some(epoch) = self.broken(model, &layers)
+                    && told_broken.insert(key, epoch) != Some(epoch)
+                {
+                    sessions.broke_in_task(model, layers, epoch).await;
                 }
             }
-            if view.changed().await.is_err() {
-                return;
+            tokio::select! {
+                changed = view.changed() => if changed.is_err() {
+                    return;
+                },
+                // The pipeline outlives this task.
+                _ = breaks.changed() => {}
             }
         }
     }
@@ -507,6 +531,13 @@ impl StageLoader for Loader {
             }
         }
     }
+}
+
+/// Whether one of a chain's nodes says that it broke at its stage.
+fn is_broken(view: &View, chain: &ChainId, peers: &[PeerId]) -> bool {
+    let stages = peers.iter().filter_map(|peer| view.standing(peer)).flat_map(|standing| &standing.stages);
+    let mut broken = stages.filter(|stage| stage.model == chain.model).filter_map(|stage| stage.broken);
+    broken.any(|epoch| epoch == chain.epoch)
 }
 
 /// Positions that a stage has room for; `None` until it has said so.

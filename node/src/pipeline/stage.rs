@@ -183,6 +183,13 @@ impl Stage {
         }
     }
 
+    /// Sends what the next stage must have: a chain in which that is lost does not go on.
+    fn pass_on(&mut self, to: PeerId, message: Message, payload: Payload) {
+        if let Err(error) = self.pipeline.send(to, message, payload) {
+            self.break_off(format!("stage {to} cannot be sent to: {error}"));
+        }
+    }
+
     // What happens.
 
     /// Whether to go on.
@@ -310,9 +317,9 @@ impl Stage {
             self.sequences.insert(sequence, session);
         }
         if !self.is_last() {
-            self.send(self.peer(self.index + 1), Message::Open(Box::new(open)), Payload::empty());
+            self.pass_on(self.peer(self.index + 1), Message::Open(Box::new(open)), Payload::empty());
         }
-        true
+        self.broken.is_none()
     }
 
     /// Tells the coordinator and the first stage that a session cannot go on, and forgets it.
@@ -562,7 +569,7 @@ impl Stage {
             starts,
             rows: passed.rows,
         };
-        self.send(self.peer(self.index + 1), Message::Frame(frame), Payload::from_f32(passed.activations));
+        self.pass_on(self.peer(self.index + 1), Message::Frame(frame), Payload::from_f32(passed.activations));
     }
 
     /// On the last stage.
@@ -585,6 +592,10 @@ impl Stage {
         for (to, messages) in news {
             if let Err(error) = self.pipeline.send_all(to, messages) {
                 tracing::debug!(event = "session_message_lost", %to, %error);
+                // The first stage waits for what is in there.
+                if to == self.peer(0) {
+                    self.break_off(format!("stage {to} cannot be told of a frame: {error}"));
+                }
             }
         }
     }

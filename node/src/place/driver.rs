@@ -34,7 +34,7 @@ pub trait StageLoader: Send + Sync {
     fn unload(&self, model: Digest, layers: Range<u32>);
 }
 
-/// Which stages have how many sessions: [`Sessions::changed`] is called wherever that changes.
+/// What becomes of the sessions of this node's stages: [`Sessions::changed`] is called wherever there are more or fewer.
 #[derive(Clone, Debug)]
 pub struct Sessions {
     events: mpsc::Sender<Event>,
@@ -50,6 +50,11 @@ impl Sessions {
     /// The same within an asynchronous task.
     pub async fn changed_in_task(&self, model: Digest, layers: Range<u32>, open: usize) {
         let _ = self.events.send(Event::Sessions { model, layers, open }).await;
+    }
+
+    /// The chain of this placement broke and takes no sessions any more, though the stage's layers are fine.
+    pub async fn broke_in_task(&self, model: Digest, layers: Range<u32>, epoch: u64) {
+        let _ = self.events.send(Event::Broke { model, layers, epoch }).await;
     }
 }
 

@@ -13,6 +13,7 @@
 //! * [`placer`]: the state machine of a node's part; [`survey`]: what it reads off a view; [`driver`]: the task that feeds it.
 //! * [`preview()`]: where a model would be and is, for people.
 
+mod blame;
 mod chains;
 mod cost;
 pub mod driver;
@@ -24,6 +25,7 @@ pub mod placer;
 mod plan;
 mod preview;
 mod ruler;
+mod running;
 mod shares;
 pub mod survey;
 

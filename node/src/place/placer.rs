@@ -29,6 +29,15 @@ pub enum Event {
         /// How many.
         open: usize,
     },
+    /// The chain of a placement broke here, though this stage's layers are fine.
+    Broke {
+        /// The model's digest.
+        model: Digest,
+        /// The layers.
+        layers: Range<u32>,
+        /// The placement.
+        epoch: u64,
+    },
     /// Some time has passed.
     Tick,
 }
@@ -80,6 +89,7 @@ impl Placer {
             Event::View(view) => self.view = view,
             Event::Stage(report) => self.keeper.report(report),
             Event::Sessions { model, layers, open } => self.keeper.sessions(model, &layers, open),
+            Event::Broke { model, layers, epoch } => self.keeper.broke(model, &layers, epoch),
             Event::Tick => {}
         }
         let (placements, notes) = self.ruler.decide(&self.view, now);

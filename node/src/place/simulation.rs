@@ -1,4 +1,5 @@
-//! Placers in a world without a network: seeds drive joins, deaths, partitions, failed loads, elections and late adverts. In
+//! Placers in a world without a network: seeds drive joins, deaths, partitions, failed loads, chains that break, elections and
+//! late adverts. In
 //! no seed do nodes obey two masters at once, give more memory than they have, or keep changing their minds once it is quiet.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -288,13 +289,22 @@ impl World {
         }
     }
 
+    /// The chains that a node's stages of a model are part of break there.
+    fn part(&mut self, at: usize, model: Digest) {
+        let stages = self.nodes[at].standing.stages.clone();
+        for stage in stages.into_iter().filter(|stage| stage.model == model && stage.state == StageState::Ready) {
+            self.tell(at, Event::Broke { model, layers: stage.layers, epoch: stage.epoch });
+        }
+    }
+
     fn disturb(&mut self) {
         let at = self.lot.next(self.nodes.len());
         let others_alive = self.nodes.iter().enumerate().any(|(other, node)| other != at && node.alive);
-        match self.lot.next(4) {
+        match self.lot.next(5) {
             0 if others_alive => self.nodes[at].alive = false,
             1 => self.revive(at),
             2 => self.nodes[at].side = self.lot.next(2),
+            3 if self.nodes[at].alive => self.part(at, digest(1)),
             _ => {}
         }
     }
@@ -311,6 +321,15 @@ impl World {
         node.loads.clear();
         node.held.clear();
         node.placer = Placer::new(Arc::new(view_of(&node.standing, &node.heard)));
+    }
+
+    /// Half a minute without disturbance.
+    fn settle(&mut self) {
+        for _ in 0..300 {
+            self.elect(0);
+            self.step(0);
+        }
+        assert!(self.is_settled());
     }
 
     fn heal(&mut self) {
@@ -376,6 +395,12 @@ fn run(seed: u64) {
     for _ in 0..160 {
         world.step(2);
     }
+    // The longest that anyone is left out.
+    world.pace = STEP * 50;
+    for _ in 0..150 {
+        world.step(0);
+    }
+    world.pace = STEP * 5;
     let before = world.placements();
     assert!(world.is_settled(), "seed {seed}");
     for _ in 0..120 {
@@ -403,23 +428,7 @@ fn every_disorder_ends_in_one_ready_placement_under_one_master_and_stays() {
 #[test]
 fn a_dead_stage_is_replaced_within_a_second_and_a_returned_node_is_used_again() {
     for seed in 0..40 {
-        let mut world = World::new(seed);
-        world.fails = false;
-        for node in &mut world.nodes {
-            node.standing.memory_bytes = 2000 << 20;
-            for model in &mut node.standing.models {
-                model.split = true;
-            }
-            node.standing.speed = Some(LayerSpeed { weight_bytes_per_s: 1e9, macs_per_s: 1e9 });
-        }
-        let settle = |world: &mut World| {
-            for _ in 0..300 {
-                world.elect(0);
-                world.step(0);
-            }
-            assert!(world.is_settled());
-        };
-        settle(&mut world);
+        let mut world = split_world(seed);
         let stages = |world: &World| world.placements().iter().map(|placement| placement.stages.len()).min();
         let count = world.nodes.len();
         assert_eq!(stages(&world), Some(count), "all take part");
@@ -435,12 +444,97 @@ fn a_dead_stage_is_replaced_within_a_second_and_a_returned_node_is_used_again() 
                 assert!(placement.stages.iter().all(|stage| stage.peer != gone));
                 assert!(Some(placement.epoch) > epochs.map(|epoch| epoch.min(placement.epoch - 1)));
             }
-            settle(&mut world);
+            world.settle();
             assert_eq!(stages(&world), Some(count - 1));
             world.revive(count - 1);
-            settle(&mut world);
+            world.settle();
             assert_eq!(stages(&world), Some(count), "it is used again");
         }
+    }
+}
+
+/// A world of equal nodes with ample memory that share every model, settled.
+fn split_world(seed: u64) -> World {
+    let mut world = World::new(seed);
+    world.fails = false;
+    for node in &mut world.nodes {
+        node.standing.memory_bytes = 2000 << 20;
+        for model in &mut node.standing.models {
+            model.split = true;
+        }
+        node.standing.speed = Some(LayerSpeed { weight_bytes_per_s: 1e9, macs_per_s: 1e9 });
+    }
+    world.settle();
+    world
+}
+
+#[test]
+fn a_chain_that_broke_among_living_nodes_is_placed_anew_on_the_same_ones() {
+    for seed in 0..40 {
+        let mut world = split_world(seed);
+        let placement = |world: &World| {
+            let of = world.placements().into_iter().filter(|placement| placement.model == digest(1));
+            of.max_by_key(|placement| placement.epoch).unwrap()
+        };
+        let mut before = placement(&world);
+        let mut took = Vec::new();
+        for _ in 0..6 {
+            for at in 0..world.nodes.len() {
+                world.part(at, digest(1));
+            }
+            let mut steps = 0;
+            while placement(&world).epoch == before.epoch || !world.is_settled() {
+                world.step(0);
+                steps += 1;
+                assert!(steps < 100, "seed {seed}: not placed anew");
+            }
+            let anew = placement(&world);
+            // Nobody is to blame: nobody is left out, and nothing is loaded again.
+            assert_eq!((anew.stages.clone(), anew.epoch), (before.stages, before.epoch + 1));
+            took.push(steps);
+            before = anew;
+        }
+        assert!(took[0] <= 6, "seed {seed}: the first time within half a second: {took:?}");
+        assert!(took[5] > 4 * took[0], "seed {seed}: one that always breaks is not placed all the time: {took:?}");
+    }
+}
+
+#[test]
+fn nodes_between_which_chains_go_on_breaking_are_done_without_where_that_can_be() {
+    for seed in 0..40 {
+        let mut world = split_world(seed);
+        if world.nodes.len() < 4 {
+            continue;
+        }
+        // The others must be enough: one of the two has to serve nothing.
+        let culprits = [world.nodes.len() - 2, world.nodes.len() - 1];
+        let peers = culprits.map(|at| world.nodes[at].standing.peer);
+        let uses = |world: &World| {
+            let placements = world.placements();
+            let of = placements
+                .iter()
+                .filter(|placement| placement.model == digest(1))
+                .max_by_key(|placement| placement.epoch);
+            of.unwrap().stages.iter().filter(|stage| peers.contains(&stage.peer)).count()
+        };
+        assert_eq!(uses(&world), 2);
+        for _ in 0..3 {
+            for at in culprits {
+                world.part(at, digest(1));
+            }
+            for _ in 0..30 {
+                world.step(0);
+            }
+        }
+        for _ in 0..30 {
+            world.step(0);
+        }
+        assert!(world.is_settled(), "seed {seed}");
+        assert_eq!(uses(&world), 0, "seed {seed}");
+        for _ in 0..600 {
+            world.step(0);
+        }
+        assert_eq!(uses(&world), 2, "seed {seed}: not for ever");
     }
 }
 

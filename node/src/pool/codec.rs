@@ -170,6 +170,7 @@ fn write_stage(stage: &StageStanding, mut to: wire::stage::Builder<'_>) {
     write_layers(&stage.layers, to.reborrow().init_layers());
     to.set_epoch(stage.epoch);
     to.set_session_bytes(stage.session_bytes);
+    to.set_broken_epoch(stage.broken.unwrap_or(0));
     let mut state = to.init_state();
     match &stage.state {
         StageState::Loading => state.set_loading(()),
@@ -341,6 +342,7 @@ fn read_stage(from: wire::stage::Reader<'_>) -> Read<StageStanding> {
         epoch: from.get_epoch(),
         state,
         session_bytes: from.get_session_bytes(),
+        broken: Some(from.get_broken_epoch()).filter(|epoch| *epoch > 0),
     })
 }
 

@@ -54,7 +54,8 @@ fn full() -> Standing {
         head_bytes: 30 << 20,
         position_bytes: 1536,
     };
-    let stage = |state| StageStanding { model, layers: 0..15, epoch: 3, state, session_bytes: 1 << 30 };
+    let stage =
+        |state| StageStanding { model, layers: 0..15, epoch: 3, state, session_bytes: 1 << 30, broken: Some(2) };
     Standing {
         term: Some(term),
         counter: 6,
@@ -102,6 +103,21 @@ fn hex(bytes: &[u8]) -> String {
 fn the_bytes_of_a_standing_are_pinned() {
     let text = format!("new\n{}full\n{}", hex(&encode(&standing_of(peer(1))).unwrap()), hex(&encode(&full()).unwrap()));
     assert_eq!(text, include_str!("goldens.txt"), "the protocol's bytes changed:\n{text}");
+}
+
+/// Nodes of before fields were added are in the same pools.
+#[test]
+fn the_bytes_of_earlier_nodes_are_read_as_they_were_meant() {
+    let bytes_of = |name: &str| -> Vec<u8> {
+        let text = include_str!("goldens_earlier.txt");
+        let (_, text) = text.split_once(&format!("{name}\n")).unwrap();
+        let digits = text.split("full").next().unwrap().split_whitespace().collect::<String>();
+        (0..digits.len()).step_by(2).map(|at| u8::from_str_radix(&digits[at..at + 2], 16).unwrap()).collect()
+    };
+    assert_eq!(decode(&bytes_of("new")).unwrap(), standing_of(peer(1)));
+    let mut earlier = full();
+    earlier.stages.iter_mut().for_each(|stage| stage.broken = None);
+    assert_eq!(decode(&bytes_of("full")).unwrap(), earlier);
 }
 
 #[test]

@@ -138,6 +138,8 @@ pub struct StageStanding {
     pub state: StageState,
     /// Memory for its sessions, in bytes.
     pub session_bytes: u64,
+    /// The newest placement whose chain broke here, though the layers are fine: another stage was lost, or did not fit.
+    pub broken: Option<u64>,
 }
 
 /// How far a stage is.

@@ -18,7 +18,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::answer::{Answer, with_text};
 use super::engine::{Refused, Shared};
 use super::request::{Event, Summary, TokenLogprob};
-use super::route::Route;
+use super::route::{Route, Without};
 use super::session::{Outcome, Said, Session, State};
 use crate::pipeline::SessionEvent;
 use crate::pipeline::payload::Payload;
@@ -300,18 +300,19 @@ impl Generation {
         // At first all of a request's answers go together: they share its prompt.
         let fresh = self.sessions.iter().all(|session| session.failovers == 0 && session.state == State::Routeless);
         if fresh {
-            match self.engine.routes.best(&[]) {
+            match self.engine.routes.best(&Without::default()) {
                 Some(route) => self.open(0, self.sessions.len(), &route),
                 None if self.asked.arrived.elapsed() > PLACED_WITHIN => self.engine.routes.wish_local(),
                 None => {}
             }
             return;
         }
+        let now = self.asked.arrived.elapsed();
         for at in 0..self.sessions.len() {
             if self.sessions[at].state != State::Routeless {
                 continue;
             }
-            match self.engine.routes.best(&self.sessions[at].avoided) {
+            match self.engine.routes.best(&self.sessions[at].without(now)) {
                 Some(route) => self.open(at, 1, &route),
                 None => self.engine.routes.wish_local(),
             }
@@ -327,7 +328,7 @@ impl Generation {
         for index in 0..count {
             let (at, id) = (first + index, id.choice(index as u16));
             self.engine.pipeline.hear(id, self.sender.clone());
-            self.sessions[at].opened(id, peers.clone(), now);
+            self.sessions[at].opened(id, route.chain.epoch, peers.clone(), now);
             self.used[at] = Some(route.clone());
             self.summary.used(&route.stages);
             self.held |= !route.is_local(local) && self.engine.auditor.as_ref().is_some_and(Auditor::audits_all);

@@ -6,6 +6,7 @@ use std::time::Duration;
 use libp2p::PeerId;
 use pangea_client::{Error, ErrorKind};
 
+use super::route::Without;
 use crate::pipeline::wire::{EndReason, Message, SessionId, TokenOut};
 
 /// A stage that says nothing for so long, though tokens came before, hangs: many times what a token takes on a slow
@@ -22,6 +23,9 @@ const ROUTELESS: Duration = Duration::from_secs(60);
 /// there already.
 const SIGNING: Duration = Duration::from_secs(3);
 
+/// A chain that was lost is not asked again for so long: by then it is known whether it is of any use, or has been placed anew.
+const LOST: Duration = Duration::from_secs(1);
+
 /// Opened anew so often, something else is wrong.
 const MAX_FAILOVERS: u32 = 16;
 
@@ -37,8 +41,12 @@ pub(super) struct Session {
     told_of_prompt: usize,
     pub(super) state: State,
     pub(super) failovers: u32,
-    /// Nodes that failed it.
+    /// Nodes that hung, or lied.
     pub(super) avoided: Vec<PeerId>,
+    /// The placement whose chain it is at.
+    epoch: u64,
+    /// Placements whose chains it lost, and until when it does without them.
+    lost: Vec<(u64, Duration)>,
     since: Duration,
     heard: bool,
 }
@@ -98,6 +106,8 @@ impl Session {
             state: State::Routeless,
             failovers: 0,
             avoided: Vec::new(),
+            epoch: 0,
+            lost: Vec::new(),
             since: now,
             heard: false,
         }
@@ -118,9 +128,16 @@ impl Session {
         }
     }
 
-    /// It was opened at these stages.
-    pub(super) fn opened(&mut self, id: SessionId, stages: Vec<PeerId>, now: Duration) {
+    /// What its next route is to do without.
+    pub(super) fn without(&self, now: Duration) -> Without {
+        let lost = self.lost.iter().filter(|(_, until)| *until > now);
+        Without { peers: self.avoided.clone(), epochs: lost.map(|(epoch, _)| *epoch).collect() }
+    }
+
+    /// It was opened at these stages, those of a placement.
+    pub(super) fn opened(&mut self, id: SessionId, epoch: u64, stages: Vec<PeerId>, now: Duration) {
         self.state = State::Opening { id, stages };
+        self.epoch = epoch;
         (self.since, self.heard) = (now, false);
     }
 
@@ -160,7 +177,7 @@ impl Session {
             Message::Refused { kind: ErrorKind::Unavailable | ErrorKind::Internal, message, .. }
                 if self.stages() != [local] =>
             {
-                self.lost(Some(from), &message, now)
+                self.lost_chain(&message, now)
             }
             Message::Refused { kind, message, retry_after_ms, .. } => Outcome::Refused {
                 error: Error::new(kind, message),
@@ -170,7 +187,7 @@ impl Session {
                 let known = self.tokens.len();
                 let first = tokens.position as usize;
                 if first > known {
-                    return self.lost(None, "tokens of the answer were lost", now);
+                    return self.lost("tokens of the answer were lost", now);
                 }
                 let fresh: Vec<TokenOut> = tokens.tokens.into_iter().skip(known - first).collect();
                 self.tokens.extend(fresh.iter().map(|out| out.token));
@@ -196,7 +213,11 @@ impl Session {
                         | ErrorKind::VerificationFailed
                 );
                 if again && self.stages() != [local] {
-                    return self.lost(None, &message, now);
+                    // A chain of which a stage is gone takes nothing more.
+                    return match kind {
+                        ErrorKind::Unavailable => self.lost_chain(&message, now),
+                        _ => self.lost(&message, now),
+                    };
                 }
                 Outcome::Failed(Error::new(kind, message))
             }
@@ -212,7 +233,7 @@ impl Session {
         if matches!(self.state, State::Signing { .. }) {
             return self.signed(false);
         }
-        self.lost(Some(peer), why, now)
+        self.lost_chain(why, now)
     }
 
     /// Time went by.
@@ -244,14 +265,20 @@ impl Session {
     fn stalled(&mut self, local: PeerId, now: Duration) -> Outcome {
         // Nobody can tell which of them hangs.
         let others: Vec<PeerId> = self.stages().iter().copied().filter(|peer| *peer != local).collect();
-        let outcome = self.lost(None, "its stages have been silent for too long", now);
+        let outcome = self.lost_chain("its stages have been silent for too long", now);
         self.avoided.extend(others);
         outcome
     }
 
-    fn lost(&mut self, by: Option<PeerId>, why: &str, now: Duration) -> Outcome {
+    /// Its chain is of no use, for now at least. Its nodes may be: a chain that broke is placed anew, on the same ones perhaps.
+    fn lost_chain(&mut self, why: &str, now: Duration) -> Outcome {
+        self.lost.retain(|(epoch, until)| *epoch != self.epoch && *until > now);
+        self.lost.push((self.epoch, now + LOST));
+        self.lost(why, now)
+    }
+
+    fn lost(&mut self, why: &str, now: Duration) -> Outcome {
         let Some(closed) = self.id() else { return Outcome::Nothing };
-        self.avoided.extend(by);
         self.failovers += 1;
         if self.failovers > MAX_FAILOVERS {
             self.state = State::Over;
@@ -272,6 +299,7 @@ mod tests {
     use crate::pipeline::wire::Tokens;
 
     const ID: SessionId = SessionId([1; 16]);
+    const EPOCH: u64 = 7;
 
     fn peers() -> [PeerId; 3] {
         [PeerId::random(), PeerId::random(), PeerId::random()]
@@ -279,7 +307,7 @@ mod tests {
 
     fn running(stages: &[PeerId]) -> Session {
         let mut session = Session::new(0, vec![1, 2, 3], Duration::ZERO);
-        session.opened(ID, stages.to_vec(), Duration::ZERO);
+        session.opened(ID, EPOCH, stages.to_vec(), Duration::ZERO);
         let accepted = session.handle(stages[0], Message::Accepted { session: ID }, stages[0], Duration::ZERO);
         assert!(matches!(accepted, Outcome::Accepted));
         session
@@ -317,12 +345,34 @@ mod tests {
     }
 
     #[test]
-    fn a_stage_that_is_gone_is_avoided_and_a_stranger_that_is_gone_is_nothing() {
+    fn the_chain_of_a_stage_that_is_gone_is_done_without_for_a_while_and_its_nodes_are_not() {
         let [local, other, stranger] = peers();
         let mut session = running(&[local, other]);
         assert!(matches!(session.peer_gone(stranger, "it left", Duration::ZERO), Outcome::Nothing));
         assert!(matches!(session.peer_gone(other, "it left", Duration::ZERO), Outcome::Lost { .. }));
-        assert_eq!((session.avoided.as_slice(), session.failovers), (&[other][..], 1));
+        assert_eq!(session.failovers, 1);
+        let without = session.without(Duration::ZERO);
+        assert_eq!((without.peers.len(), without.epochs), (0, vec![EPOCH]));
+        assert!(session.without(LOST).epochs.is_empty());
+    }
+
+    #[test]
+    fn a_chain_that_refuses_because_it_broke_is_not_asked_again_at_once() {
+        let [local, other, _] = peers();
+        let refused = || Message::Refused {
+            session: ID,
+            kind: ErrorKind::Unavailable,
+            message: "a stage is gone".to_owned(),
+            retry_after_ms: None,
+        };
+        let mut session = Session::new(0, vec![1], Duration::ZERO);
+        for epoch in [EPOCH, EPOCH + 1] {
+            session.opened(ID, epoch, vec![local, other], Duration::ZERO);
+            assert!(matches!(session.handle(local, refused(), local, Duration::ZERO), Outcome::Lost { .. }));
+        }
+        let without = session.without(Duration::ZERO);
+        // The very same nodes may be asked under another placement.
+        assert_eq!((without.peers.len(), without.epochs), (0, vec![EPOCH, EPOCH + 1]));
     }
 
     #[test]
@@ -364,7 +414,7 @@ mod tests {
         session.signing(Duration::ZERO);
         assert!(matches!(session.handle(other, tokens(3, [10]), local, Duration::ZERO), Outcome::Nothing));
         let mut lost = Session::new(0, vec![1], Duration::ZERO);
-        lost.opened(ID, vec![local, other], Duration::ZERO);
+        lost.opened(ID, EPOCH, vec![local, other], Duration::ZERO);
         lost.signing(Duration::ZERO);
         assert!(matches!(lost.peer_gone(other, "it left", Duration::ZERO), Outcome::Signed { signed: false }));
         let commit = Message::Commit { session: ID, positions: 3 };
@@ -387,7 +437,7 @@ mod tests {
                 if at == moves_at {
                     let lost = session.peer_gone(one, "it left", Duration::ZERO);
                     prop_assert!(matches!(lost, Outcome::Lost { .. }), "{:?}", lost);
-                    session.opened(ID, vec![local, other], Duration::ZERO);
+                    session.opened(ID, EPOCH, vec![local, other], Duration::ZERO);
                     session.handle(local, Message::Accepted { session: ID }, local, Duration::ZERO);
                     from = other;
                 }
