@@ -20,6 +20,7 @@ pub mod driver;
 mod keeper;
 mod no_plan;
 pub mod offer;
+mod patience;
 pub mod placement;
 pub mod placer;
 mod plan;

@@ -3,7 +3,7 @@
 //!
 //! * A placement with a stage that is gone, failed or cut off gives way at once; one whose chain broke for no such reason, after
 //!   a moment, and nobody is blamed for that unless it goes on.
-//! * One that works gives way only to what has been foretold as [`GAIN`] times as good for [`PATIENCE`], where the new stages
+//! * One that works gives way only to what has been foretold as [`GAIN`] times as good for some time, where the new stages
 //!   fit beside the old ones; or because flags ask for something else.
 //! * The old one stays in force until every stage of the new one is ready.
 
@@ -17,6 +17,7 @@ use super::Placement;
 use super::blame::{Blame, Fault};
 use super::cost::Prediction;
 use super::offer::{ModelNeeds, NodeOffer};
+use super::patience::Patience;
 use super::plan::{Plan, plan, predict};
 use super::running::{Health, Running};
 use super::survey;
@@ -27,9 +28,6 @@ const GAIN: f64 = 1.25;
 
 /// The same under `--split`, where a node more is to be used even beside many.
 const SPLIT_GAIN: f64 = 1.1;
-
-/// For how long. Nodes come and go in less when they start.
-const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Between two looks for something better.
 const LOOK: Duration = Duration::from_secs(1);
@@ -77,6 +75,14 @@ pub enum Note {
     },
 }
 
+/// What a plan is worth beside what works.
+enum Worth {
+    Nothing,
+    /// It is to replace that once it has been better for some time.
+    InTime(Plan),
+    Now(Plan),
+}
+
 #[derive(Debug, Default)]
 pub(super) struct Ruler {
     /// The term under which this node decides.
@@ -97,7 +103,7 @@ struct Ruling {
     /// What is to.
     forming: Option<Running>,
     planned_at: Option<Instant>,
-    better_since: Option<Instant>,
+    patience: Patience,
     refused: Option<String>,
     blame: Blame,
     /// How often in a row the chain broke though all nodes were there.
@@ -181,7 +187,8 @@ impl Ruler {
             let running = |placement: &Placement| Running::new(placement.clone(), view, now);
             ruling.serving = ready.map(|at| running(of[at]));
             ruling.forming = of.first().filter(|_| ready != Some(0)).map(|newest| running(newest));
-            (ruling.better_since, ruling.refused) = (None, None);
+            ruling.patience.none();
+            ruling.refused = None;
         }
     }
 
@@ -224,11 +231,20 @@ impl Ruler {
             best = plan(&ruling.needs, &offers, links);
         }
         let plan = match (best, &ruling.serving) {
-            (Ok(plan), Some(serving)) => {
-                let changed = ruling.is_worth_it(plan, serving, &offers, view, now);
-                ruling.better_since = if changed.1 { ruling.better_since.or(Some(now)) } else { None };
-                changed.0?
-            }
+            (Ok(plan), Some(serving)) => match ruling.is_worth_it(plan, serving, &offers, view) {
+                Worth::Now(plan) => plan,
+                Worth::InTime(plan) => {
+                    let newcomers = serving.newcomers(&plan.stages, view);
+                    if !ruling.patience.is_over(newcomers, ruling.needs.split, now) {
+                        return None;
+                    }
+                    plan
+                }
+                Worth::Nothing => {
+                    ruling.patience.none();
+                    return None;
+                }
+            },
             (Ok(plan), None) => plan,
             (Err(no_plan), serving) => {
                 let known = ruling.refused.as_ref() == Some(&no_plan.why);
@@ -239,7 +255,8 @@ impl Ruler {
                 return Some(Note::Refused { name: ruling.needs.name.clone(), why: no_plan.why });
             }
         };
-        (ruling.refused, ruling.better_since) = (None, None);
+        ruling.refused = None;
+        ruling.patience.none();
         if !ruling.fits_beside(&plan, &offers, view) {
             // Asked for by flags: what answers makes room first.
             ruling.serving = None;
@@ -301,7 +318,7 @@ impl Ruling {
             serving: None,
             forming: None,
             planned_at: None,
-            better_since: None,
+            patience: Patience::default(),
             refused: None,
             blame: Blame::default(),
             breaks: 0,
@@ -330,7 +347,10 @@ impl Ruling {
     fn kept(&mut self, running: Running, health: Health, view: &View, now: Instant) -> Option<Running> {
         match health {
             Health::Ready | Health::Forming => return Some(running),
-            Health::Broken { blamed } => {
+            Health::Broken { blamed, gone } => {
+                for peer in gone {
+                    self.patience.lost(peer, now);
+                }
                 for peer in blamed {
                     self.blame.shun(peer, Fault::Its, view, now);
                 }
@@ -396,18 +416,11 @@ impl Ruling {
         })
     }
 
-    /// The plan that is to replace what works, if one is now; and whether it is better, if only for a moment yet.
-    fn is_worth_it(
-        &self,
-        best: Plan,
-        serving: &Running,
-        offers: &[NodeOffer],
-        view: &View,
-        now: Instant,
-    ) -> (Option<Plan>, bool) {
+    /// What the best plan is worth beside what works.
+    fn is_worth_it(&self, best: Plan, serving: &Running, offers: &[NodeOffer], view: &View) -> Worth {
         let current = &serving.placement.stages;
         if best.stages == *current {
-            return (None, false);
+            return Worth::Nothing;
         }
         let links = |from: &PeerId, to: &PeerId| survey::link(view, from, to);
         let pinned = |(peer, layers): &(PeerId, std::ops::Range<u32>)| {
@@ -417,19 +430,18 @@ impl Ruling {
         let forced =
             !self.needs.pins.iter().all(pinned) || (self.needs.split && current.len() == 1 && best.stages.len() > 1);
         if forced {
-            return (Some(best), true);
+            return Worth::Now(best);
         }
         // The new stages are to fit beside the old ones, which answer meanwhile.
         let beside = self.beside(offers, view);
         let (Ok(best), Some(is)) = (plan(&self.needs, &beside, links), predict(&self.needs, offers, links, current))
         else {
-            return (None, false);
+            return Worth::Nothing;
         };
         let better = match self.needs.split {
             true => is.pace_s >= best.prediction.pace_s * SPLIT_GAIN,
             false => is.step_s >= best.prediction.step_s * GAIN,
         };
-        let long = self.better_since.is_some_and(|since| now.saturating_duration_since(since) >= PATIENCE);
-        ((better && long).then_some(best), better)
+        if better { Worth::InTime(best) } else { Worth::Nothing }
     }
 }

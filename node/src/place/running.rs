@@ -1,12 +1,13 @@
 //! A placement that is in force, and how it gets on as its nodes say: forming, ready, parted, or of no use any more. It judges
 //! one placement and makes none.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use libp2p::PeerId;
 
-use super::Placement;
 use super::survey;
+use super::{PlacedStage, Placement};
 use crate::pool::{StageState, View};
 
 /// A node that says nothing of its stage in this time has not heard, or does not obey.
@@ -40,6 +41,8 @@ pub(super) enum Health {
     Broken {
         /// Nodes that are to blame.
         blamed: Vec<PeerId>,
+        /// Nodes that are not there any more, or begun anew.
+        gone: Vec<PeerId>,
     },
     /// Every node is there and as it should be, and the chain broke all the same, for so long now: these say so, and which of
     /// them or of the connections between them is to blame nobody can tell.
@@ -61,15 +64,23 @@ impl Running {
         }
     }
 
+    /// Those of a plan's nodes that have no part in this, with their runs.
+    pub(super) fn newcomers(&self, stages: &[PlacedStage], view: &View) -> BTreeMap<PeerId, u64> {
+        let has = |peer: &PeerId| self.placement.stages.iter().any(|stage| stage.peer == *peer);
+        let new = stages.iter().map(|stage| stage.peer).filter(|peer| !has(peer));
+        new.filter_map(|peer| Some((peer, view.standing(&peer)?.incarnation))).collect()
+    }
+
     /// How it is; `answering`: whether all its stages have been ready.
     pub(super) fn health(&mut self, view: &View, now: Instant, answering: bool) -> Health {
-        let mut blamed = Vec::new();
+        let (mut blamed, mut gone) = (Vec::new(), Vec::new());
         let mut broken = !survey::is_linked(view, &self.placement);
         let mut ready = true;
         for (at, stage) in self.placement.stages.iter().enumerate() {
             let standing = view.standing(&stage.peer).filter(|standing| standing.works);
             if standing.map(|standing| standing.incarnation) != Some(self.incarnations[at]) {
                 broken = true;
+                gone.push(stage.peer);
                 continue;
             }
             let state = survey::stage_state(view, &self.placement, at);
@@ -96,7 +107,7 @@ impl Running {
             }
         }
         if broken {
-            return Health::Broken { blamed };
+            return Health::Broken { blamed, gone };
         }
         let by = survey::broken_at(view, &self.placement);
         if !by.is_empty() {

@@ -447,6 +447,13 @@ fn a_dead_stage_is_replaced_within_a_second_and_a_returned_node_is_used_again() 
             world.settle();
             assert_eq!(stages(&world), Some(count - 1));
             world.revive(count - 1);
+            let mut steps = 0;
+            while world.placements().iter().all(|placement| placement.stages.len() < count) {
+                world.step(0);
+                steps += 1;
+                assert!(steps < 50, "seed {seed}: it is used again soon, if it stays");
+            }
+            assert!(steps > 25, "seed {seed}: not as soon as it is there");
             world.settle();
             assert_eq!(stages(&world), Some(count), "it is used again");
         }
@@ -535,6 +542,47 @@ fn nodes_between_which_chains_go_on_breaking_are_done_without_where_that_can_be(
             world.step(0);
         }
         assert_eq!(uses(&world), 2, "seed {seed}: not for ever");
+    }
+}
+
+#[test]
+fn nodes_that_join_one_after_another_make_few_placements_and_one_that_comes_and_goes_makes_no_more() {
+    for seed in 0..40 {
+        let mut world = split_world(seed);
+        let count = world.nodes.len();
+        if count < 4 {
+            continue;
+        }
+        let epoch = |world: &World| world.placements().iter().map(|placement| placement.epoch).max().unwrap_or(0);
+        for at in 2..count {
+            world.nodes[at].alive = false;
+        }
+        world.settle();
+        let before = epoch(&world);
+        for at in 2..count {
+            world.revive(at);
+            for _ in 0..20 {
+                world.step(0);
+            }
+        }
+        world.settle();
+        assert_eq!(epoch(&world), before + 1, "seed {seed}: one for all that joined");
+        // Dies, and comes back for four seconds, again and again.
+        let before = epoch(&world);
+        for _ in 0..10 {
+            world.nodes[count - 1].alive = false;
+            for _ in 0..20 {
+                world.step(0);
+            }
+            world.revive(count - 1);
+            for _ in 0..40 {
+                world.step(0);
+            }
+        }
+        assert!(epoch(&world) <= before + 4, "seed {seed}: {} placements", epoch(&world) - before);
+        world.settle();
+        let stages = world.placements().iter().map(|placement| placement.stages.len()).min();
+        assert_eq!(stages, Some(count), "seed {seed}: it is used once it stays");
     }
 }
 
