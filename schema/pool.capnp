@@ -77,6 +77,11 @@ struct Placement {
   stages @4 :List(PlacedStage); # 1 to 256, contiguous from layer 0
 }
 
+struct Refusal {
+  model @0 :Data;              # digest
+  why @1 :Text;                # for people, at most 1024 bytes
+}
+
 struct Standing {
   version @0 :UInt16;          # of this message: 1
   peer @1 :Data;               # who says this: the signed source of the message
@@ -99,4 +104,5 @@ struct Standing {
   models @18 :List(Model);     # at most 64
   stages @19 :List(Stage);     # at most 64
   placements @20 :List(Placement); # at most 64
+  refusals @21 :List(Refusal); # of a master: models that no nodes that are there can hold; at most 64
 }

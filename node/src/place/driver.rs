@@ -116,6 +116,7 @@ impl Driver {
     fn act(&self, action: Action) {
         match action {
             Action::SayPlacements(placements) => self.pool.say(|own| own.placements = placements),
+            Action::SayRefusals(refusals) => self.pool.say(|own| own.refusals = refusals),
             Action::SayStages(stages) => self.pool.say(|own| own.stages = stages),
             Action::Load(order) => {
                 let layers = no_plan::shown(&order.layers);

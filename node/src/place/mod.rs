@@ -35,7 +35,7 @@ pub use driver::{Driver, Sessions, StageLoader, measure_speed};
 pub use keeper::{StageOrder, StageReport};
 pub use no_plan::{NoPlan, shown};
 pub use offer::{Link, ModelNeeds, NodeOffer};
-pub use placement::{PlacedStage, Placement};
+pub use placement::{PlacedStage, Placement, Refusal};
 pub use placer::{Action, Event, Placer};
 pub use plan::{Alternative, Plan, plan, predict};
 pub use preview::preview;

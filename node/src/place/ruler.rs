@@ -13,7 +13,6 @@ use std::time::{Duration, Instant};
 use libp2p::PeerId;
 use pangea_compute::Digest;
 
-use super::Placement;
 use super::blame::{Blame, Fault};
 use super::cost::Prediction;
 use super::offer::{ModelNeeds, NodeOffer};
@@ -21,6 +20,7 @@ use super::patience::Patience;
 use super::plan::{Plan, plan, predict};
 use super::running::{Health, Running};
 use super::survey;
+use super::{Placement, Refusal};
 use crate::pool::{Standing, Term, View};
 
 /// How many times better a plan must be than what works. Measurements vary by less.
@@ -75,6 +75,24 @@ pub enum Note {
     },
 }
 
+/// What is to be said, where it changed.
+pub(super) struct Decided {
+    /// The placements that are in force.
+    pub(super) placements: Option<Vec<Placement>>,
+    /// The models that cannot be placed.
+    pub(super) refusals: Option<Vec<Refusal>>,
+    /// What people should hear.
+    pub(super) notes: Vec<Note>,
+}
+
+/// Why there is no plan.
+#[derive(Debug)]
+struct Refused {
+    why: String,
+    /// Whether all nodes that are there do not suffice, those included that are left out for now.
+    for_good: bool,
+}
+
 /// What a plan is worth beside what works.
 enum Worth {
     Nothing,
@@ -91,6 +109,7 @@ pub(super) struct Ruler {
     /// The highest epoch of each model that anyone named.
     epochs: BTreeMap<Digest, u64>,
     said: Vec<Placement>,
+    refused: Vec<Refusal>,
 }
 
 /// One model.
@@ -104,15 +123,15 @@ struct Ruling {
     forming: Option<Running>,
     planned_at: Option<Instant>,
     patience: Patience,
-    refused: Option<String>,
+    refused: Option<Refused>,
     blame: Blame,
     /// How often in a row the chain broke though all nodes were there.
     breaks: u32,
 }
 
 impl Ruler {
-    /// The placements that are in force, if they changed, and what people should hear.
-    pub(super) fn decide(&mut self, view: &View, now: Instant) -> (Option<Vec<Placement>>, Vec<Note>) {
+    /// What is to be said.
+    pub(super) fn decide(&mut self, view: &View, now: Instant) -> Decided {
         let mut notes = Vec::new();
         self.see_models(view, now);
         self.see_epochs(view);
@@ -134,9 +153,14 @@ impl Ruler {
             Some(_) => self.models.values().flat_map(Ruling::in_force).cloned().collect(),
             None => Vec::new(),
         };
-        let changed = say != self.said;
+        let refused: Vec<Refusal> = match self.term {
+            Some(_) => self.models.values().filter_map(Ruling::refusal).collect(),
+            None => Vec::new(),
+        };
+        let (changed, changed_refusals) = (say != self.said, refused != self.refused);
         self.said.clone_from(&say);
-        (changed.then_some(say), notes)
+        self.refused.clone_from(&refused);
+        Decided { placements: changed.then_some(say), refusals: changed_refusals.then_some(refused), notes }
     }
 
     /// What this node has decided, where it is the master.
@@ -247,12 +271,15 @@ impl Ruler {
             },
             (Ok(plan), None) => plan,
             (Err(no_plan), serving) => {
-                let known = ruling.refused.as_ref() == Some(&no_plan.why);
-                if known || serving.is_some() {
+                if serving.is_some() {
                     return None;
                 }
-                ruling.refused = Some(no_plan.why.clone());
-                return Some(Note::Refused { name: ruling.needs.name.clone(), why: no_plan.why });
+                // Who is left out now comes back.
+                let for_good = plan(&ruling.needs, &all, links).is_err();
+                let refused = Refused { why: no_plan.why, for_good };
+                let known = ruling.refused.as_ref().is_some_and(|known| known.why == refused.why);
+                let why = ruling.refused.insert(refused).why.clone();
+                return (!known).then(|| Note::Refused { name: ruling.needs.name.clone(), why });
             }
         };
         ruling.refused = None;
@@ -323,6 +350,12 @@ impl Ruling {
             blame: Blame::default(),
             breaks: 0,
         }
+    }
+
+    /// That no nodes that are there can hold it, if so.
+    fn refusal(&self) -> Option<Refusal> {
+        let refused = self.refused.as_ref().filter(|refused| refused.for_good && self.in_force().next().is_none())?;
+        Some(Refusal { model: self.needs.digest, why: refused.why.clone() })
     }
 
     fn in_force(&self) -> impl Iterator<Item = &Placement> {

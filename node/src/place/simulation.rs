@@ -123,6 +123,7 @@ impl World {
                 models,
                 stages: Vec::new(),
                 placements: Vec::new(),
+                refusals: Vec::new(),
             };
             let view = view_of(&standing, &BTreeMap::new());
             let placer = Placer::new(Arc::new(view));
@@ -203,6 +204,13 @@ impl World {
                         assert!(of.count() <= 2, "one that answers and one that forms");
                     }
                     node.standing.placements = placements;
+                }
+                Action::SayRefusals(refusals) => {
+                    let of = |refusal: &Refusal| {
+                        self.nodes[at].standing.placements.iter().any(|placement| placement.model == refusal.model)
+                    };
+                    assert!(!refusals.iter().any(of), "refused and placed");
+                    self.nodes[at].standing.refusals = refusals;
                 }
                 Action::SayStages(stages) => {
                     for stage in &stages {
@@ -317,6 +325,7 @@ impl World {
         node.alive = true;
         node.standing.incarnation = 1000 + self.now.duration_since(self.began).as_millis() as u64;
         (node.standing.stages, node.standing.placements, node.standing.links) = Default::default();
+        node.standing.refusals.clear();
         node.heard.clear();
         node.loads.clear();
         node.held.clear();
@@ -457,6 +466,42 @@ fn a_dead_stage_is_replaced_within_a_second_and_a_returned_node_is_used_again() 
             world.settle();
             assert_eq!(stages(&world), Some(count), "it is used again");
         }
+    }
+}
+
+#[test]
+fn a_model_that_those_left_cannot_hold_is_refused_for_all_to_hear_until_another_comes() {
+    for seed in 0..40 {
+        let mut world = split_world(seed);
+        let count = world.nodes.len();
+        for node in &mut world.nodes {
+            node.standing.memory_bytes = 300 << 20;
+            node.standing.models.retain(|model| model.digest == digest(1));
+            // Two of them suffice, one does not.
+            for model in &mut node.standing.models {
+                model.size.layer_bytes = 20 << 20;
+            }
+        }
+        world.settle();
+        for at in 1..count {
+            world.nodes[at].alive = false;
+        }
+        for _ in 0..10 {
+            world.elect(0);
+            world.step(0);
+        }
+        let refusal = |world: &World| {
+            let node = &world.nodes[0];
+            survey::refusal(&view_of(&node.standing, &node.heard), &digest(1))
+        };
+        assert!(refusal(&world).is_some_and(|why| why.contains("missing")), "seed {seed}: {:?}", refusal(&world));
+        assert!(world.placements().is_empty());
+        world.revive(1);
+        for _ in 0..10 {
+            world.elect(0);
+            world.step(0);
+        }
+        assert_eq!((refusal(&world), world.placements().len()), (None, 1), "seed {seed}");
     }
 }
 

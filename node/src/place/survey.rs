@@ -88,6 +88,15 @@ pub fn placements(view: &View) -> Option<Vec<Placement>> {
     Some(master.placements.iter().filter(sound).cloned().collect())
 }
 
+/// Why the master cannot place a model on the nodes that are there, where it has said so and its words are here.
+pub fn refusal(view: &View, model: &Digest) -> Option<String> {
+    let term = view.term?;
+    let master = view.standing(&term.master).filter(|standing| standing.term == Some(term))?;
+    let placed = master.placements.iter().any(|placement| placement.model == *model);
+    let refusal = master.refusals.iter().find(|refusal| refusal.model == *model && !placed)?;
+    Some(refusal.why.clone())
+}
+
 /// Whether the stages are contiguous and on nodes of their own.
 fn is_sound(placement: &Placement) -> bool {
     let mut peers = BTreeSet::new();

@@ -7,7 +7,7 @@ use pangea_compute::Digest;
 
 use super::codec::{MAX_STANDING_BYTES, decode, encode};
 use super::standing::{LayerSpeed, LinkStanding, ModelSize, ModelStanding, StageStanding, StageState, Standing, Term};
-use crate::place::{PlacedStage, Placement};
+use crate::place::{PlacedStage, Placement, Refusal};
 
 /// What an ordinary new node says of itself.
 pub(super) fn standing_of(peer: PeerId) -> Standing {
@@ -32,6 +32,7 @@ pub(super) fn standing_of(peer: PeerId) -> Standing {
         models: Vec::new(),
         stages: Vec::new(),
         placements: Vec::new(),
+        refusals: Vec::new(),
     }
 }
 
@@ -90,6 +91,7 @@ fn full() -> Standing {
             term,
             stages: vec![PlacedStage { peer: peer(1), layers: 0..15 }, PlacedStage { peer: peer(2), layers: 15..30 }],
         }],
+        refusals: vec![Refusal { model, why: "no room".to_owned() }],
         ..standing_of(peer(1))
     }
 }
@@ -116,6 +118,7 @@ fn the_bytes_of_earlier_nodes_are_read_as_they_were_meant() {
     };
     assert_eq!(decode(&bytes_of("new")).unwrap(), standing_of(peer(1)));
     let mut earlier = full();
+    earlier.refusals.clear();
     earlier.stages.iter_mut().for_each(|stage| stage.broken = None);
     assert_eq!(decode(&bytes_of("full")).unwrap(), earlier);
 }

@@ -183,7 +183,9 @@ impl Generation {
                 None
             }
             () = tokio::time::sleep(TICK), if watched => {
+                let hopeless = if routeless { self.engine.routes.hopeless() } else { None };
                 for at in 0..self.sessions.len() {
+                    self.sessions[at].hopeless(hopeless.clone(), self.asked.arrived.elapsed());
                     let outcome = self.sessions[at].tick(local, self.asked.arrived.elapsed());
                     self.follow(at, outcome);
                 }

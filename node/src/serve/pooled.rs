@@ -65,6 +65,15 @@ impl Pooled {
         Some(Route { chain, stages: stages.collect(), kept: None })
     }
 
+    /// The whole model, where this node's memory holds it.
+    fn fits_here(&self) -> Option<&WholeFile> {
+        let view = self.loader.view();
+        let view = view.borrow();
+        let needs = survey::models(&view).remove(&self.model)?;
+        let fits = needs.stage_bytes(&(0..needs.size.layers)) <= view.own.memory_bytes;
+        self.whole.as_ref().filter(|_| fits)
+    }
+
     fn alone(&self, without: &Without) -> Option<Route> {
         let chain = ChainId { model: self.model, epoch: 0 };
         let local = self.loader.pipeline().local();
@@ -83,8 +92,14 @@ impl Routes for Pooled {
         self.loader.changed()
     }
 
+    fn hopeless(&self) -> Option<String> {
+        let view = self.loader.view();
+        let why = survey::refusal(&view.borrow(), &self.model)?;
+        self.fits_here().is_none().then_some(why)
+    }
+
     fn wish_local(&self) {
-        let Some(whole) = self.whole.clone() else { return };
+        let Some(whole) = self.fits_here().cloned() else { return };
         if self.loading.swap(true, Ordering::Relaxed) {
             return;
         }

@@ -63,6 +63,9 @@ pub trait Routes: Send + Sync {
     /// Changes whenever there may be another.
     fn changed(&self) -> watch::Receiver<u64>;
 
+    /// Why there is no route and none will be while the pool is as it is, where that is certain.
+    fn hopeless(&self) -> Option<String>;
+
     /// Somebody waits, and would take a chain on this node alone if it can have one.
     fn wish_local(&self);
 }
@@ -87,6 +90,10 @@ impl Routes for Alone {
 
     fn changed(&self) -> watch::Receiver<u64> {
         self.changed.subscribe()
+    }
+
+    fn hopeless(&self) -> Option<String> {
+        None
     }
 
     fn wish_local(&self) {}

@@ -19,6 +19,12 @@ const STALLED_PROMPT: Duration = Duration::from_secs(120);
 /// How long a session may be without a route: weights may have to travel to another node first.
 const ROUTELESS: Duration = Duration::from_secs(60);
 
+/// The same where the master says that the nodes that are there cannot hold the layers: one that was lost may be back at once.
+const HOPELESS: Duration = Duration::from_secs(5);
+
+/// And for a session that never had a route: pools take a while to start.
+const HOPELESS_AT_FIRST: Duration = Duration::from_secs(15);
+
 /// How long stages may take to sign: a signature takes a tenth of a millisecond, and nobody waits long for an answer that is
 /// there already.
 const SIGNING: Duration = Duration::from_secs(3);
@@ -47,6 +53,8 @@ pub(super) struct Session {
     epoch: u64,
     /// Placements whose chains it lost, and until when it does without them.
     lost: Vec<(u64, Duration)>,
+    /// Since when it is certain that there is no route, and why.
+    hopeless: Option<(Duration, String)>,
     since: Duration,
     heard: bool,
 }
@@ -108,6 +116,7 @@ impl Session {
             avoided: Vec::new(),
             epoch: 0,
             lost: Vec::new(),
+            hopeless: None,
             since: now,
             heard: false,
         }
@@ -136,6 +145,7 @@ impl Session {
 
     /// It was opened at these stages, those of a placement.
     pub(super) fn opened(&mut self, id: SessionId, epoch: u64, stages: Vec<PeerId>, now: Duration) {
+        self.hopeless = None;
         self.state = State::Opening { id, stages };
         self.epoch = epoch;
         (self.since, self.heard) = (now, false);
@@ -236,15 +246,29 @@ impl Session {
         self.lost_chain(why, now)
     }
 
+    /// Why there will be no route for it while the pool is as it is, where that is certain.
+    pub(super) fn hopeless(&mut self, why: Option<String>, now: Duration) {
+        self.hopeless = why.map(|why| match self.hopeless.take() {
+            Some((since, _)) => (since, why),
+            None => (now, why),
+        });
+    }
+
+    fn is_hopeless(&self, now: Duration) -> bool {
+        let grace = if self.failovers > 0 { HOPELESS } else { HOPELESS_AT_FIRST };
+        self.hopeless.as_ref().is_some_and(|(since, _)| now.saturating_sub(*since) > grace)
+    }
+
     /// Time went by.
     pub(super) fn tick(&mut self, local: PeerId, now: Duration) -> Outcome {
         let quiet = now.saturating_sub(self.since);
         match &self.state {
             State::Over => Outcome::Nothing,
-            State::Routeless if quiet > ROUTELESS => Outcome::Failed(Error::new(
-                ErrorKind::Unavailable,
-                "no node is left that can hold the model's layers; start another, or give one more memory",
-            )),
+            State::Routeless if quiet > ROUTELESS => Outcome::Failed(no_node_left()),
+            State::Routeless if self.is_hopeless(now) => {
+                let why = self.hopeless.as_ref().map_or("", |(_, why)| why);
+                Outcome::Failed(Error::new(ErrorKind::Unavailable, format!("{}: {why}", no_node_left().message())))
+            }
             State::Routeless => Outcome::Nothing,
             State::Signing { .. } if quiet > SIGNING => self.signed(false),
             State::Signing { .. } => Outcome::Nothing,
@@ -289,6 +313,11 @@ impl Session {
         self.since = now;
         Outcome::Lost { closed, why: why.to_owned() }
     }
+}
+
+fn no_node_left() -> Error {
+    let why = "no node is left that can hold the model's layers; start another, or give one more memory";
+    Error::new(ErrorKind::Unavailable, why)
 }
 
 #[cfg(test)]
@@ -405,6 +434,33 @@ mod tests {
         let outcome = session.tick(local, ROUTELESS + Duration::from_secs(1));
         assert!(matches!(&outcome, Outcome::Failed(error) if error.kind() == ErrorKind::Unavailable), "{outcome:?}");
         assert_eq!(session.tokens, [1, 2, 3, 10]);
+    }
+
+    #[test]
+    fn where_nobody_can_hold_the_layers_it_fails_soon_and_says_why() {
+        let [local, other, _] = peers();
+        let why = || Some("12 MiB are missing".to_owned());
+        let mut session = running(&[local, other]);
+        session.handle(other, tokens(3, [10]), local, Duration::ZERO);
+        session.peer_gone(other, "it left", Duration::ZERO);
+        session.hopeless(why(), Duration::ZERO);
+        assert!(matches!(session.tick(local, HOPELESS), Outcome::Nothing));
+        // Hope, for a moment.
+        session.hopeless(None, HOPELESS);
+        session.hopeless(why(), HOPELESS);
+        assert!(matches!(session.tick(local, HOPELESS * 2), Outcome::Nothing));
+        let outcome = session.tick(local, HOPELESS * 2 + Duration::from_millis(1));
+        assert!(
+            matches!(&outcome, Outcome::Failed(error) if error.kind() == ErrorKind::Unavailable
+                && error.message().contains("no node is left") && error.message().contains("12 MiB")),
+            "{outcome:?}"
+        );
+        assert_eq!(session.tokens, [1, 2, 3, 10]);
+        // A pool that has only just begun gets more time.
+        let mut first = Session::new(0, vec![1], Duration::ZERO);
+        first.hopeless(why(), Duration::ZERO);
+        assert!(matches!(first.tick(local, HOPELESS_AT_FIRST), Outcome::Nothing));
+        assert!(matches!(first.tick(local, HOPELESS_AT_FIRST + Duration::from_millis(1)), Outcome::Failed(_)));
     }
 
     #[test]
