@@ -8,9 +8,12 @@ use libp2p::PeerId;
 /// Long enough in any case. Nodes come and go in less when they start.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Under `--split`, all nodes were asked for: long enough for those that have been there for so long without another joining
-/// them, unless they come and go.
+/// Under `--split`, all nodes were asked for: long enough for those that came and have been there for so long without another
+/// joining them, unless they come and go.
 const SPLIT_PATIENCE: Duration = Duration::from_secs(3);
+
+/// Who has been there for longer was not used for a reason: that this is better now may be a matter of measurement.
+const NEW: Duration = Duration::from_secs(30);
 
 /// A node that was lost so often,
 const LOSSES: u32 = 2;
@@ -33,9 +36,19 @@ struct InSight {
 pub(super) struct Patience {
     in_sight: Option<InSight>,
     losses: BTreeMap<PeerId, (u32, Instant)>,
+    /// The nodes that are there, their runs, and since when.
+    there: BTreeMap<PeerId, (u64, Instant)>,
 }
 
 impl Patience {
+    /// These nodes are there, with their runs.
+    pub(super) fn see(&mut self, nodes: impl Iterator<Item = (PeerId, u64)>, now: Instant) {
+        let before = std::mem::take(&mut self.there);
+        let since =
+            |peer: &PeerId, run: u64| before.get(peer).filter(|(known, _)| *known == run).map(|(_, since)| *since);
+        self.there = nodes.map(|(peer, run)| (peer, (run, since(&peer, run).unwrap_or(now)))).collect();
+    }
+
     /// Nothing better is in sight.
     pub(super) fn none(&mut self) {
         self.in_sight = None;
@@ -54,7 +67,10 @@ impl Patience {
             let lost = self.losses.get(peer).filter(|(_, last)| now.saturating_duration_since(*last) < REMEMBERED);
             lost.is_some_and(|(times, _)| *times >= LOSSES)
         };
-        let steady = split && !newcomers.is_empty() && !newcomers.keys().any(comes_and_goes);
+        let is_new =
+            |peer: &PeerId| self.there.get(peer).is_some_and(|(_, since)| now.saturating_duration_since(*since) < NEW);
+        let fit = |peer: &PeerId| is_new(peer) && !comes_and_goes(peer);
+        let steady = split && !newcomers.is_empty() && newcomers.keys().all(fit);
         let seen =
             self.in_sight.get_or_insert_with(|| InSight { since: now, newcomers: newcomers.clone(), same_since: now });
         if seen.newcomers != newcomers {
@@ -79,6 +95,7 @@ mod tests {
         let began = Instant::now();
         let at = |seconds| began + Duration::from_secs(seconds);
         let mut patience = Patience::default();
+        patience.see(nodes(&[1, 2, 3, 4]).into_iter(), began);
         assert!(!patience.is_over(nodes(&[1]), true, at(0)));
         assert!(!patience.is_over(nodes(&[1, 2]), true, at(2)));
         // Begun anew: another run.
@@ -98,6 +115,7 @@ mod tests {
         let mut patience = Patience::default();
         for split in [false, true] {
             patience.none();
+            patience.see(nodes(&[1]).into_iter(), began);
             for second in 0..10 {
                 assert!(!patience.is_over(nodes(&[1]), split, at(second)), "{split} {second}");
                 if split && second == 2 {
@@ -108,8 +126,13 @@ mod tests {
             }
             assert!(patience.is_over(nodes(&[1]), split, at(10)));
         }
+        // Long since forgotten; but who has been there all the time is in no hurry either, and who comes anew is.
         patience.none();
         assert!(!patience.is_over(nodes(&[1]), true, at(1000)));
-        assert!(patience.is_over(nodes(&[1]), true, at(1003)), "it was steady for long enough since");
+        assert!(!patience.is_over(nodes(&[1]), true, at(1003)));
+        patience.none();
+        patience.see([(peer(1), 2)].into_iter(), at(2000));
+        assert!(!patience.is_over(nodes(&[1]), true, at(2000)));
+        assert!(patience.is_over(nodes(&[1]), true, at(2003)));
     }
 }

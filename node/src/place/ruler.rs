@@ -364,6 +364,7 @@ impl Ruling {
 
     /// Gives up what does not work and goes over to what is ready.
     fn check(&mut self, view: &View, now: Instant) {
+        self.patience.see(view.everyone().map(|standing| (standing.peer, standing.incarnation)), now);
         if let Some(mut forming) = self.forming.take() {
             match forming.health(view, now, false) {
                 Health::Ready => (self.serving, self.planned_at) = (Some(forming), Some(now)),
