@@ -2,6 +2,7 @@
 //! never touches the network. It decides nothing.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
@@ -90,6 +91,8 @@ struct Inner {
     /// Signs what stages here did.
     keypair: Keypair,
     fault: OnceLock<Fault>,
+    /// Whether a fault that there is once has been.
+    faulted: AtomicBool,
     links: OnceLock<Links>,
     stages: Mutex<HashMap<ChainId, StageHandle>>,
     sessions: Mutex<HashMap<SessionId, mpsc::Sender<SessionEvent>>>,
@@ -125,6 +128,7 @@ impl Pipeline {
             local: keypair.public().to_peer_id(),
             keypair,
             fault: OnceLock::new(),
+            faulted: AtomicBool::new(false),
             links: OnceLock::new(),
             stages: Mutex::default(),
             sessions: Mutex::default(),
@@ -160,6 +164,11 @@ impl Pipeline {
 
     pub(super) fn fault(&self) -> Option<Fault> {
         self.0.fault.get().copied()
+    }
+
+    /// Whether this fault is to be, now and never again.
+    pub(super) fn fault_once(&self, fault: Fault) -> bool {
+        self.fault() == Some(fault) && !self.0.faulted.swap(true, Ordering::Relaxed)
     }
 
     /// Whether a peer can be sent to; this node always.
@@ -224,6 +233,15 @@ impl Pipeline {
     /// Whether a chain cannot go on.
     pub fn is_broken(&self, chain: ChainId) -> bool {
         self.stages().get(&chain).is_some_and(|stage| stage.broken)
+    }
+
+    /// A chain broke at the stage of another node, so that it is of no use here either.
+    pub fn break_off(&self, chain: ChainId, peer: PeerId) {
+        let why = "its stage says that the chain broke".to_owned();
+        if let Some(stage) = self.stages().get(&chain).filter(|stage| !stage.broken) {
+            // A full queue is tried again with the next view.
+            let _ = stage.events.try_send(StageEvent::PeerGone { peer, why });
+        }
     }
 
     /// The nodes of a chain that has a stage here.

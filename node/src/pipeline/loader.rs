@@ -336,6 +336,14 @@ impl Loader {
         let named = |chain: &ChainId| {
             placements.iter().any(|placement| placement.model == chain.model && placement.epoch == chain.epoch)
         };
+        let pipeline = &self.0.pipeline;
+        let chains: Vec<ChainId> = self.chains().keys().copied().collect();
+        for chain in chains.into_iter().filter(|chain| !pipeline.is_broken(*chain)) {
+            // Of what broke between others nobody else may tell this node.
+            if let Some(peer) = broken_at(view, &chain, &pipeline.peers(chain)) {
+                pipeline.break_off(chain, peer);
+            }
+        }
         let now = Instant::now();
         let mut ended = Vec::new();
         self.chains().retain(|chain, unnamed| {
@@ -345,9 +353,9 @@ impl Loader {
             }
             let since = *unnamed.get_or_insert(now);
             let idle = self.0.pipeline.sessions_in(*chain) == 0 && now.duration_since(since) > Duration::from_secs(2);
-            // What another stage gave up is of no use here.
-            let broken = self.0.pipeline.is_broken(*chain) || is_broken(view, chain, &self.0.pipeline.peers(*chain));
-            let over = idle || broken || now.duration_since(since) > LINGER;
+            // A broken one is known by its placement until there is another.
+            let replaced = placements.iter().any(|placement| placement.model == chain.model);
+            let over = idle || (replaced && pipeline.is_broken(*chain)) || now.duration_since(since) > LINGER;
             if over {
                 ended.push(*chain);
             }
@@ -533,11 +541,14 @@ impl StageLoader for Loader {
     }
 }
 
-/// Whether one of a chain's nodes says that it broke at its stage.
-fn is_broken(view: &View, chain: &ChainId, peers: &[PeerId]) -> bool {
-    let stages = peers.iter().filter_map(|peer| view.standing(peer)).flat_map(|standing| &standing.stages);
-    let mut broken = stages.filter(|stage| stage.model == chain.model).filter_map(|stage| stage.broken);
-    broken.any(|epoch| epoch == chain.epoch)
+/// Which of a chain's other nodes says that it broke at its stage.
+fn broken_at(view: &View, chain: &ChainId, peers: &[PeerId]) -> Option<PeerId> {
+    let says = |peer: &&PeerId| {
+        view.nodes.get(peer).is_some_and(|standing| {
+            standing.stages.iter().any(|stage| stage.model == chain.model && stage.broken == Some(chain.epoch))
+        })
+    };
+    peers.iter().find(says).copied()
 }
 
 /// Positions that a stage has room for; `None` until it has said so.

@@ -49,6 +49,9 @@ const LIE_EVERY: u64 = 8;
 /// A stage that is to hang does so after so many frames.
 const HANGS_AFTER: u64 = 12;
 
+/// One that is to be full is so at one frame of so many.
+const FULL_EVERY: u64 = 40;
+
 /// What a stage is told.
 #[expect(clippy::large_enum_variant, reason = "all but messages are rare")]
 pub(super) enum StageEvent {
@@ -457,7 +460,9 @@ impl Stage {
             return;
         }
         let error = Error::new(ErrorKind::Unavailable, why.clone());
-        let open = self.front.as_ref().map(Front::open_sessions).unwrap_or_default();
+        // Behind the first stage, too: that one may not know, and has nothing to wait for any more.
+        let joined = || self.sessions.iter().map(|(session, joined)| (*session, joined.coordinator)).collect();
+        let open = self.front.as_ref().map_or_else(joined, Front::open_sessions);
         for (session, coordinator) in open {
             let failed = Message::Failed { session, kind: error.kind(), message: error.message().to_owned() };
             self.send(coordinator, failed, Payload::empty());
@@ -560,10 +565,11 @@ impl Stage {
                 Change::Start(start) => starts.push(start),
             }
         }
+        let misfit = number > HANGS_AFTER && self.pipeline.fault_once(Fault::Misfit);
         let frame = Frame {
             epoch: self.chain.epoch,
             model: self.chain.model,
-            number,
+            number: number + u64::from(misfit),
             front: self.peer(0),
             drops,
             starts,
@@ -679,7 +685,11 @@ impl Stage {
     fn pass(&mut self, rows: &[FrameRows], input: Input<'_>, gives_way: bool) -> Result<Passed> {
         let mut passed = Passed::default();
         let began = std::time::Instant::now();
-        let result = self.forward(rows, input);
+        let result = if self.is_full_on_purpose() {
+            Err(pangea_compute::Error::OutOfMemory { bytes: 0, what: "keys and values, by a fault on purpose" })
+        } else {
+            self.forward(rows, input)
+        };
         self.fail_on_purpose(began);
         match result {
             Ok(output) => self.take(rows, output, &mut passed),
@@ -803,6 +813,12 @@ impl Stage {
     /// Whether it is time for a lie of this kind, for tests: once in a while.
     fn lies(&self, fault: Fault) -> bool {
         self.pipeline.fault() == Some(fault) && self.stages.len() > 1 && rand::random::<u64>().is_multiple_of(LIE_EVERY)
+    }
+
+    /// Whether it is to have no memory now, for tests.
+    fn is_full_on_purpose(&self) -> bool {
+        let now = self.number % FULL_EVERY == HANGS_AFTER;
+        now && self.index > 0 && self.pipeline.fault() == Some(Fault::Full)
     }
 
     /// Fails as it is told to, for tests.

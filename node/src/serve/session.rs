@@ -32,6 +32,16 @@ const SIGNING: Duration = Duration::from_secs(3);
 /// A chain that was lost is not asked again for so long: by then it is known whether it is of any use, or has been placed anew.
 const LOST: Duration = Duration::from_secs(1);
 
+/// A stage without memory for a session that has begun is asked again after this, and after twice as long every other time in
+/// a row: answers end, and what they held is free.
+const WAIT: Duration = Duration::from_millis(500);
+
+/// But not after longer.
+const WAIT_MOST: Duration = Duration::from_secs(8);
+
+/// So often in a row.
+const MAX_WAITS: u32 = 8;
+
 /// Opened anew so often, something else is wrong.
 const MAX_FAILOVERS: u32 = 16;
 
@@ -53,6 +63,12 @@ pub(super) struct Session {
     epoch: u64,
     /// Placements whose chains it lost, and until when it does without them.
     lost: Vec<(u64, Duration)>,
+    /// Whether anything has been said of the request, so that it cannot be refused any more.
+    pub(super) begun: bool,
+    /// How often in a row a stage had no room for it.
+    waits: u32,
+    /// Before this it is not opened anew.
+    waits_until: Duration,
     /// Since when it is certain that there is no route, and why.
     hopeless: Option<(Duration, String)>,
     since: Duration,
@@ -116,6 +132,9 @@ impl Session {
             avoided: Vec::new(),
             epoch: 0,
             lost: Vec::new(),
+            begun: false,
+            waits: 0,
+            waits_until: Duration::ZERO,
             hopeless: None,
             since: now,
             heard: false,
@@ -135,6 +154,11 @@ impl Session {
             State::Opening { stages, .. } | State::Running { stages, .. } | State::Signing { stages, .. } => stages,
             State::Routeless | State::Over => &[],
         }
+    }
+
+    /// Whether it may be opened now.
+    pub(super) fn wants_route(&self, now: Duration) -> bool {
+        self.state == State::Routeless && self.waits_until <= now
     }
 
     /// What its next route is to do without.
@@ -189,6 +213,9 @@ impl Session {
             {
                 self.lost_chain(&message, now)
             }
+            Message::Refused { kind: ErrorKind::Overloaded, message, retry_after_ms, .. } if self.begun => {
+                self.wait(Duration::from_millis(u64::from(retry_after_ms.unwrap_or(0))), &message, now)
+            }
             Message::Refused { kind, message, retry_after_ms, .. } => Outcome::Refused {
                 error: Error::new(kind, message),
                 retry_after: retry_after_ms.map(|millis| Duration::from_millis(u64::from(millis))),
@@ -204,6 +231,9 @@ impl Session {
                 // A session that was opened anew scores no prompt, so that these come once and in order.
                 self.told_of_prompt += tokens.prompt.len();
                 (self.since, self.heard) = (now, true);
+                if !fresh.is_empty() {
+                    self.waits = 0;
+                }
                 let stale = fresh.is_empty() && first < known;
                 Outcome::Said(Said {
                     tokens: fresh,
@@ -213,6 +243,9 @@ impl Session {
                     accepted: tokens.accepted as usize,
                     cached: tokens.cached as usize,
                 })
+            }
+            Message::Failed { kind: ErrorKind::Overloaded, message, .. } if self.begun && self.stages() != [local] => {
+                self.wait(Duration::ZERO, &message, now)
             }
             Message::Failed { kind, message, .. } => {
                 let again = matches!(
@@ -292,6 +325,18 @@ impl Session {
         let outcome = self.lost_chain("its stages have been silent for too long", now);
         self.avoided.extend(others);
         outcome
+    }
+
+    /// There was no room for it; what it has is kept, and there may be soon.
+    fn wait(&mut self, least: Duration, why: &str, now: Duration) -> Outcome {
+        self.waits += 1;
+        if self.waits > MAX_WAITS {
+            self.state = State::Over;
+            return Outcome::Failed(Error::new(ErrorKind::Overloaded, why));
+        }
+        let wait = WAIT.saturating_mul(1 << (self.waits - 1).min(16)).max(least).min(WAIT_MOST);
+        self.waits_until = now + wait;
+        self.lost(why, now)
     }
 
     /// Its chain is of no use, for now at least. Its nodes may be: a chain that broke is placed anew, on the same ones perhaps.
@@ -433,6 +478,49 @@ mod tests {
         assert!(matches!(session.tick(local, ROUTELESS), Outcome::Nothing));
         let outcome = session.tick(local, ROUTELESS + Duration::from_secs(1));
         assert!(matches!(&outcome, Outcome::Failed(error) if error.kind() == ErrorKind::Unavailable), "{outcome:?}");
+        assert_eq!(session.tokens, [1, 2, 3, 10]);
+    }
+
+    #[test]
+    fn without_memory_a_request_is_refused_before_its_first_word_and_waits_after_it() {
+        let [local, other, _] = peers();
+        let full = || Message::Failed { session: ID, kind: ErrorKind::Overloaded, message: "no memory".to_owned() };
+        let mut first = running(&[local, other]);
+        let outcome = first.handle(other, full(), local, Duration::ZERO);
+        assert!(matches!(&outcome, Outcome::Failed(error) if error.kind() == ErrorKind::Overloaded), "{outcome:?}");
+        // Alone, nobody else's answers give memory back that this one could wait for.
+        let mut alone = running(&[local]);
+        alone.begun = true;
+        assert!(matches!(alone.handle(local, full(), local, Duration::ZERO), Outcome::Failed(_)));
+
+        let mut session = running(&[local, other]);
+        session.handle(other, tokens(3, [10]), local, Duration::ZERO);
+        session.begun = true;
+        assert!(matches!(session.handle(other, full(), local, Duration::ZERO), Outcome::Lost { closed: ID, .. }));
+        assert!(!session.wants_route(WAIT - Duration::from_millis(1)));
+        assert!(session.wants_route(WAIT));
+        // The chain is as good as before.
+        let without = session.without(Duration::ZERO);
+        assert!(without.peers.is_empty() && without.epochs.is_empty());
+        session.opened(ID, EPOCH, vec![local, other], WAIT);
+        let refused = Message::Refused {
+            session: ID,
+            kind: ErrorKind::Overloaded,
+            message: "full".to_owned(),
+            retry_after_ms: Some(3000),
+        };
+        assert!(matches!(session.handle(local, refused, local, WAIT), Outcome::Lost { .. }));
+        assert!(!session.wants_route(WAIT + Duration::from_millis(2999)) && session.wants_route(WAIT * 7));
+        let mut now = WAIT * 7;
+        for _ in 2..MAX_WAITS {
+            session.opened(ID, EPOCH, vec![local, other], now);
+            assert!(matches!(session.handle(other, full(), local, now), Outcome::Lost { .. }));
+            now += WAIT_MOST;
+            assert!(session.wants_route(now));
+        }
+        session.opened(ID, EPOCH, vec![local, other], now);
+        let outcome = session.handle(other, full(), local, now);
+        assert!(matches!(&outcome, Outcome::Failed(error) if error.kind() == ErrorKind::Overloaded), "{outcome:?}");
         assert_eq!(session.tokens, [1, 2, 3, 10]);
     }
 
