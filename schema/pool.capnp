@@ -61,6 +61,7 @@ struct Stage {
     }
     failed @8 :Text;           # why, at most 256 bytes
   }
+  brokenEpoch @9 :UInt64;      # the newest placement whose chain of stages broke here, the layers themselves being fine; 0: none
 }
 
 struct PlacedStage {
@@ -74,6 +75,11 @@ struct Placement {
   epoch @2 :UInt64;
   term @3 :Term;
   stages @4 :List(PlacedStage); # 1 to 256, contiguous from layer 0
+}
+
+struct Refusal {
+  model @0 :Data;              # digest
+  why @1 :Text;                # for people, at most 1024 bytes
 }
 
 struct Standing {
@@ -98,4 +104,5 @@ struct Standing {
   models @18 :List(Model);     # at most 64
   stages @19 :List(Stage);     # at most 64
   placements @20 :List(Placement); # at most 64
+  refusals @21 :List(Refusal); # of a master: models that no nodes that are there can hold; at most 64
 }

@@ -239,6 +239,7 @@ fn build(parts: Parts, executor: Executor, speeds: Speeds) -> Result<Built> {
         models: Vec::new(),
         stages: Vec::new(),
         placements: Vec::new(),
+        refusals: Vec::new(),
     };
     let gossip = GossipConfig { topic: pool::codec::TOPIC, max_bytes: pool::codec::MAX_STANDING_BYTES };
     let network = parts

@@ -21,7 +21,7 @@ use pangea_compute::{DType, Digest, NpyHeader, Tensor, csv as csv_text, json as 
 use pangea_node::blob::BlobMessage;
 use pangea_node::net::admission::{Frame, Refusal};
 use pangea_node::net::{PoolKey, peers_file as peers};
-use pangea_node::place::{PlacedStage, Placement};
+use pangea_node::place::{self, PlacedStage, Placement};
 use pangea_node::pool::{
     LayerSpeed, LinkStanding, ModelSize, ModelStanding, StageStanding, StageState, Standing, Term, codec,
 };
@@ -155,7 +155,7 @@ fn standing_seeds() -> Vec<Vec<u8>> {
     };
     let term = Term { counter: 3, master: peer(1) };
     let model = Digest::from_bytes([7; 32]);
-    let stage = |state| StageStanding { model, layers: 0..4, epoch: 2, state, session_bytes: 1 << 20 };
+    let stage = |state| StageStanding { model, layers: 0..4, epoch: 2, state, session_bytes: 1 << 20, broken: Some(1) };
     let new = Standing {
         peer: peer(1),
         incarnation: 1_700_000_000_000,
@@ -177,6 +177,7 @@ fn standing_seeds() -> Vec<Vec<u8>> {
         models: Vec::new(),
         stages: Vec::new(),
         placements: Vec::new(),
+        refusals: Vec::new(),
     };
     let full = Standing {
         term: Some(term),
@@ -211,6 +212,7 @@ fn standing_seeds() -> Vec<Vec<u8>> {
             term,
             stages: vec![PlacedStage { peer: peer(1), layers: 0..4 }],
         }],
+        refusals: vec![place::Refusal { model, why: "no room".to_owned() }],
         ..new.clone()
     };
     [new, full].iter().map(|standing| codec::encode(standing).expect("a small standing")).collect()

@@ -2,6 +2,7 @@
 //! never touches the network. It decides nothing.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
@@ -10,7 +11,7 @@ use libp2p::identity::Keypair;
 use pangea_client::{Error, ErrorKind, Result};
 use pangea_compute::model::{Model, PageBudget};
 use pangea_compute::{Digest, Pool};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use super::batch::BatchLimits;
 use super::links::{Inbox, Links};
@@ -90,15 +91,21 @@ struct Inner {
     /// Signs what stages here did.
     keypair: Keypair,
     fault: OnceLock<Fault>,
+    /// Whether a fault that there is once has been.
+    faulted: AtomicBool,
     links: OnceLock<Links>,
     stages: Mutex<HashMap<ChainId, StageHandle>>,
     sessions: Mutex<HashMap<SessionId, mpsc::Sender<SessionEvent>>>,
     on_unknown: OnceLock<OnUnknown>,
+    /// Counts chains that broke.
+    breaks: watch::Sender<u64>,
 }
 
 struct StageHandle {
     events: SyncSender<StageEvent>,
     model: Arc<Model>,
+    /// The peers of all stages.
+    peers: Vec<PeerId>,
     load: StageLoad,
     broken: bool,
 }
@@ -121,10 +128,12 @@ impl Pipeline {
             local: keypair.public().to_peer_id(),
             keypair,
             fault: OnceLock::new(),
+            faulted: AtomicBool::new(false),
             links: OnceLock::new(),
             stages: Mutex::default(),
             sessions: Mutex::default(),
             on_unknown: OnceLock::new(),
+            breaks: watch::Sender::new(0),
         }))
     }
 
@@ -157,6 +166,11 @@ impl Pipeline {
         self.0.fault.get().copied()
     }
 
+    /// Whether this fault is to be, now and never again.
+    pub(super) fn fault_once(&self, fault: Fault) -> bool {
+        self.fault() == Some(fault) && !self.0.faulted.swap(true, Ordering::Relaxed)
+    }
+
     /// Whether a peer can be sent to; this node always.
     pub fn reaches(&self, peer: &PeerId) -> bool {
         *peer == self.0.local || self.0.links.get().is_some_and(|links| links.connected(peer))
@@ -169,12 +183,13 @@ impl Pipeline {
     pub fn start(&self, setup: StageSetup) -> Result<()> {
         let chain = setup.chain;
         let model = Arc::clone(&setup.model);
+        let peers = setup.stages.iter().map(|stage| stage.peer).collect();
         let (events, inbox) = sync_channel(STAGE_EVENTS);
         let stage = Stage::new(setup, self.clone());
         std::thread::Builder::new().name("pangea-stage".into()).spawn(move || stage.run(inbox)).map_err(|error| {
             Error::new(ErrorKind::Internal, format!("cannot start a thread for a model's layers: {error}"))
         })?;
-        let handle = StageHandle { events, model, load: StageLoad::default(), broken: false };
+        let handle = StageHandle { events, model, peers, load: StageLoad::default(), broken: false };
         let replaced = self.stages().insert(chain, handle);
         if let Some(replaced) = replaced {
             let _ = replaced.events.try_send(StageEvent::End);
@@ -218,6 +233,25 @@ impl Pipeline {
     /// Whether a chain cannot go on.
     pub fn is_broken(&self, chain: ChainId) -> bool {
         self.stages().get(&chain).is_some_and(|stage| stage.broken)
+    }
+
+    /// A chain broke at the stage of another node, so that it is of no use here either.
+    pub fn break_off(&self, chain: ChainId, peer: PeerId) {
+        let why = "its stage says that the chain broke".to_owned();
+        if let Some(stage) = self.stages().get(&chain).filter(|stage| !stage.broken) {
+            // A full queue is tried again with the next view.
+            let _ = stage.events.try_send(StageEvent::PeerGone { peer, why });
+        }
+    }
+
+    /// The nodes of a chain that has a stage here.
+    pub fn peers(&self, chain: ChainId) -> Vec<PeerId> {
+        self.stages().get(&chain).map_or_else(Vec::new, |stage| stage.peers.clone())
+    }
+
+    /// Changes whenever a chain breaks here.
+    pub fn breaks(&self) -> watch::Receiver<u64> {
+        self.0.breaks.subscribe()
     }
 
     pub(super) fn set_load(&self, chain: ChainId, load: StageLoad) {
@@ -280,6 +314,7 @@ impl Pipeline {
         if let Some(stage) = self.stages().get_mut(&chain) {
             stage.broken = true;
         }
+        self.0.breaks.send_modify(|breaks| *breaks += 1);
     }
 
     fn deliver(&self, from: PeerId, message: Message, payload: Payload) {

@@ -319,6 +319,15 @@ impl Loader {
             .sum()
     }
 
+    /// The newest chain of these layers that broke here and is still known.
+    fn broken(&self, model: Digest, layers: &Range<u32>) -> Option<u64> {
+        let loaded = self.loaded().get(&(model, layers.start, layers.end)).cloned()?;
+        let chains: Vec<ChainId> = self.chains().keys().copied().filter(|chain| chain.model == model).collect();
+        let pipeline = &self.0.pipeline;
+        let broken = |chain: &ChainId| pipeline.is_broken(*chain) && pipeline.uses(*chain, &loaded.model);
+        chains.into_iter().filter(broken).map(|chain| chain.epoch).max()
+    }
+
     /// Starts this node's stages of the placements that are ready, and ends those of placements long replaced.
     pub fn follow(&self, view: &View) {
         let Some(placements) = survey::placements(view) else { return };
@@ -330,6 +339,14 @@ impl Loader {
         let named = |chain: &ChainId| {
             placements.iter().any(|placement| placement.model == chain.model && placement.epoch == chain.epoch)
         };
+        let pipeline = &self.0.pipeline;
+        let chains: Vec<ChainId> = self.chains().keys().copied().collect();
+        for chain in chains.into_iter().filter(|chain| !pipeline.is_broken(*chain)) {
+            // Of what broke between others nobody else may tell this node.
+            if let Some(peer) = broken_at(view, &chain, &pipeline.peers(chain)) {
+                pipeline.break_off(chain, peer);
+            }
+        }
         let now = Instant::now();
         let mut ended = Vec::new();
         self.chains().retain(|chain, unnamed| {
@@ -339,7 +356,9 @@ impl Loader {
             }
             let since = *unnamed.get_or_insert(now);
             let idle = self.0.pipeline.sessions_in(*chain) == 0 && now.duration_since(since) > Duration::from_secs(2);
-            let over = idle || now.duration_since(since) > LINGER;
+            // A broken one is known by its placement until there is another.
+            let replaced = placements.iter().any(|placement| placement.model == chain.model);
+            let over = idle || (replaced && pipeline.is_broken(*chain)) || now.duration_since(since) > LINGER;
             if over {
                 ended.push(*chain);
             }
@@ -364,7 +383,9 @@ impl Loader {
         };
         // The front admits what the stage with the least room holds; it must have heard of all.
         let room = (0..placement.stages.len()).map(|at| positions(view, placement, at)).min().flatten();
-        if index == 0 && room.is_none() {
+        // And it must be able to send: a chain that begins without its links is broken at once.
+        let linked = placement.stages.iter().all(|stage| self.0.pipeline.reaches(&stage.peer));
+        if index == 0 && (room.is_none() || !linked) {
             return Ok(());
         }
         let own = (layers.end - layers.start) as u64 * loaded.model.config().position_bytes();
@@ -379,8 +400,10 @@ impl Loader {
     /// Follows what is known of the pool, for as long as that changes.
     pub async fn run(self, sessions: Sessions) {
         let mut view = self.view();
-        let mut told = HashMap::new();
+        let mut breaks = self.0.pipeline.breaks();
+        let (mut told, mut told_broken) = (HashMap::new(), HashMap::new());
         loop {
+            breaks.mark_unchanged();
             let now = Arc::clone(&view.borrow_and_update());
             self.follow(&now);
             self.0.changed.send_modify(|version| *version += 1);
@@ -389,11 +412,20 @@ impl Loader {
                 let (model, layers) = (key.0, key.1..key.2);
                 let open = self.sessions(model, &layers);
                 if told.insert(key, open) != Some(open) {
-                    sessions.changed_in_task(model, layers, open).await;
+                    sessions.changed_in_task(model, layers.clone(), open).await;
+                }
+                if let Some(epoch) = self.broken(model, &layers)
+                    && told_broken.insert(key, epoch) != Some(epoch)
+                {
+                    sessions.broke_in_task(model, layers, epoch).await;
                 }
             }
-            if view.changed().await.is_err() {
-                return;
+            tokio::select! {
+                changed = view.changed() => if changed.is_err() {
+                    return;
+                },
+                // The pipeline outlives this task.
+                _ = breaks.changed() => {}
             }
         }
     }
@@ -508,6 +540,16 @@ impl StageLoader for Loader {
             }
         }
     }
+}
+
+/// Which of a chain's other nodes says that it broke at its stage.
+fn broken_at(view: &View, chain: &ChainId, peers: &[PeerId]) -> Option<PeerId> {
+    let says = |peer: &&PeerId| {
+        view.nodes.get(peer).is_some_and(|standing| {
+            standing.stages.iter().any(|stage| stage.model == chain.model && stage.broken == Some(chain.epoch))
+        })
+    };
+    peers.iter().find(says).copied()
 }
 
 /// Positions that a stage has room for; `None` until it has said so.

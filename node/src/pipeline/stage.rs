@@ -49,6 +49,9 @@ const LIE_EVERY: u64 = 8;
 /// A stage that is to hang does so after so many frames.
 const HANGS_AFTER: u64 = 12;
 
+/// One that is to be full is so at one frame of so many.
+const FULL_EVERY: u64 = 40;
+
 /// What a stage is told.
 #[expect(clippy::large_enum_variant, reason = "all but messages are rare")]
 pub(super) enum StageEvent {
@@ -183,6 +186,13 @@ impl Stage {
         }
     }
 
+    /// Sends what the next stage must have: a chain in which that is lost does not go on.
+    fn pass_on(&mut self, to: PeerId, message: Message, payload: Payload) {
+        if let Err(error) = self.pipeline.send(to, message, payload) {
+            self.break_off(format!("stage {to} cannot be sent to: {error}"));
+        }
+    }
+
     // What happens.
 
     /// Whether to go on.
@@ -310,9 +320,9 @@ impl Stage {
             self.sequences.insert(sequence, session);
         }
         if !self.is_last() {
-            self.send(self.peer(self.index + 1), Message::Open(Box::new(open)), Payload::empty());
+            self.pass_on(self.peer(self.index + 1), Message::Open(Box::new(open)), Payload::empty());
         }
-        true
+        self.broken.is_none()
     }
 
     /// Tells the coordinator and the first stage that a session cannot go on, and forgets it.
@@ -450,7 +460,9 @@ impl Stage {
             return;
         }
         let error = Error::new(ErrorKind::Unavailable, why.clone());
-        let open = self.front.as_ref().map(Front::open_sessions).unwrap_or_default();
+        // Behind the first stage, too: that one may not know, and has nothing to wait for any more.
+        let joined = || self.sessions.iter().map(|(session, joined)| (*session, joined.coordinator)).collect();
+        let open = self.front.as_ref().map_or_else(joined, Front::open_sessions);
         for (session, coordinator) in open {
             let failed = Message::Failed { session, kind: error.kind(), message: error.message().to_owned() };
             self.send(coordinator, failed, Payload::empty());
@@ -553,16 +565,17 @@ impl Stage {
                 Change::Start(start) => starts.push(start),
             }
         }
+        let misfit = number > HANGS_AFTER && self.pipeline.fault_once(Fault::Misfit);
         let frame = Frame {
             epoch: self.chain.epoch,
             model: self.chain.model,
-            number,
+            number: number + u64::from(misfit),
             front: self.peer(0),
             drops,
             starts,
             rows: passed.rows,
         };
-        self.send(self.peer(self.index + 1), Message::Frame(frame), Payload::from_f32(passed.activations));
+        self.pass_on(self.peer(self.index + 1), Message::Frame(frame), Payload::from_f32(passed.activations));
     }
 
     /// On the last stage.
@@ -585,6 +598,10 @@ impl Stage {
         for (to, messages) in news {
             if let Err(error) = self.pipeline.send_all(to, messages) {
                 tracing::debug!(event = "session_message_lost", %to, %error);
+                // The first stage waits for what is in there.
+                if to == self.peer(0) {
+                    self.break_off(format!("stage {to} cannot be told of a frame: {error}"));
+                }
             }
         }
     }
@@ -667,7 +684,11 @@ impl Stage {
     fn pass(&mut self, rows: &[FrameRows], input: Input<'_>, gives_way: bool) -> Result<Passed> {
         let mut passed = Passed::default();
         let began = std::time::Instant::now();
-        let result = self.forward(rows, input);
+        let result = if self.is_full_on_purpose() {
+            Err(pangea_compute::Error::OutOfMemory { bytes: 0, what: "keys and values, by a fault on purpose" })
+        } else {
+            self.forward(rows, input)
+        };
         self.fail_on_purpose(began);
         match result {
             Ok(output) => self.take(rows, output, &mut passed),
@@ -791,6 +812,12 @@ impl Stage {
     /// Whether it is time for a lie of this kind, for tests: once in a while.
     fn lies(&self, fault: Fault) -> bool {
         self.pipeline.fault() == Some(fault) && self.stages.len() > 1 && rand::random::<u64>().is_multiple_of(LIE_EVERY)
+    }
+
+    /// Whether it is to have no memory now, for tests.
+    fn is_full_on_purpose(&self) -> bool {
+        let now = self.number % FULL_EVERY == HANGS_AFTER;
+        now && self.index > 0 && self.pipeline.fault() == Some(Fault::Full)
     }
 
     /// Fails as it is told to, for tests.

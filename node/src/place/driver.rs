@@ -35,7 +35,7 @@ pub trait StageLoader: Send + Sync {
     fn unload(&self, model: Digest, layers: Range<u32>);
 }
 
-/// Which stages have how many sessions: [`Sessions::changed`] is called wherever that changes.
+/// What becomes of the sessions of this node's stages: [`Sessions::changed`] is called wherever there are more or fewer.
 #[derive(Clone, Debug)]
 pub struct Sessions {
     events: mpsc::Sender<Event>,
@@ -51,6 +51,11 @@ impl Sessions {
     /// The same within an asynchronous task.
     pub async fn changed_in_task(&self, model: Digest, layers: Range<u32>, open: usize) {
         let _ = self.events.send(Event::Sessions { model, layers, open }).await;
+    }
+
+    /// The chain of this placement broke and takes no sessions any more, though the stage's layers are fine.
+    pub async fn broke_in_task(&self, model: Digest, layers: Range<u32>, epoch: u64) {
+        let _ = self.events.send(Event::Broke { model, layers, epoch }).await;
     }
 }
 
@@ -112,6 +117,7 @@ impl Driver {
     fn act(&self, action: Action) {
         match action {
             Action::SayPlacements(placements) => self.pool.say(|own| own.placements = placements),
+            Action::SayRefusals(refusals) => self.pool.say(|own| own.refusals = refusals),
             Action::SayStages(stages) => self.pool.say(|own| own.stages = stages),
             Action::Load(order) => {
                 let layers = LayerRange::from(&order.layers).to_string();

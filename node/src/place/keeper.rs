@@ -85,6 +85,8 @@ struct Stage {
     weight_bytes: u64,
     session_bytes: u64,
     sessions: usize,
+    /// The newest placement whose chain broke here.
+    broken: Option<u64>,
     unwanted_since: Option<Instant>,
 }
 
@@ -125,6 +127,13 @@ impl Keeper {
     pub(super) fn sessions(&mut self, model: Digest, layers: &Range<u32>, open: usize) {
         if let Some(stage) = self.stages.get_mut(&(model, layers.start, layers.end)) {
             stage.sessions = open;
+        }
+    }
+
+    /// Takes in that the chain of a placement broke though this stage's layers are fine.
+    pub(super) fn broke(&mut self, model: Digest, layers: &Range<u32>, epoch: u64) {
+        if let Some(stage) = self.stages.get_mut(&(model, layers.start, layers.end)) {
+            stage.broken = stage.broken.max(Some(epoch));
         }
     }
 
@@ -210,6 +219,7 @@ impl Keeper {
                 weight_bytes,
                 session_bytes: 0,
                 sessions: 0,
+                broken: None,
                 unwanted_since: None,
             };
             match left.checked_sub(weight_bytes).filter(|left| *left >= least) {
@@ -254,6 +264,7 @@ impl Keeper {
                 epoch: stage.epoch,
                 state: stage.state.clone(),
                 session_bytes: stage.session_bytes,
+                broken: stage.broken,
             })
             .collect();
         let recently = self.said_at.is_some_and(|at| now.saturating_duration_since(at) < PROGRESS);
@@ -277,8 +288,8 @@ fn only_progress(before: &[StageStanding], now: &[StageStanding]) -> bool {
         && before.iter().zip(now).all(|(before, now)| {
             let same_state = before.state == now.state || (fetching(&before.state) && fetching(&now.state));
             same_state
-                && (before.model, &before.layers, before.epoch, before.session_bytes)
-                    == (now.model, &now.layers, now.epoch, now.session_bytes)
+                && (before.model, &before.layers, before.epoch, before.session_bytes, before.broken)
+                    == (now.model, &now.layers, now.epoch, now.session_bytes, now.broken)
         })
 }
 

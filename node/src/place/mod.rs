@@ -13,17 +13,20 @@
 //! * [`placer`]: the state machine of a node's part; [`survey`]: what it reads off a view; [`driver`]: the task that feeds it.
 //! * [`preview()`]: where a model would be and is, for people.
 
+mod blame;
 mod chains;
 mod cost;
 pub mod driver;
 mod keeper;
 mod no_plan;
 pub mod offer;
+mod patience;
 pub mod placement;
 pub mod placer;
 mod plan;
 mod preview;
 mod ruler;
+mod running;
 mod shares;
 pub mod survey;
 
@@ -32,7 +35,7 @@ pub use driver::{Driver, Sessions, StageLoader, measure_speed};
 pub use keeper::{StageOrder, StageReport};
 pub use no_plan::NoPlan;
 pub use offer::{Link, ModelNeeds, NodeOffer};
-pub use placement::{PlacedStage, Placement};
+pub use placement::{PlacedStage, Placement, Refusal};
 pub use placer::{Action, Event, Placer};
 pub use plan::{Alternative, Plan, plan, predict};
 pub use preview::preview;

@@ -23,6 +23,15 @@ pub struct Placement {
     pub stages: Vec<PlacedStage>,
 }
 
+/// A model that no nodes that are there can hold.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// The model's digest.
+    pub model: Digest,
+    /// A sentence for people: what is missing, and what to do.
+    pub why: String,
+}
+
 /// A node's range of layers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PlacedStage {

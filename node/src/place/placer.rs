@@ -7,10 +7,10 @@ use std::time::Instant;
 
 use pangea_compute::Digest;
 
-use super::Placement;
 use super::keeper::{Keeper, StageOrder, StageReport, Wish};
 use super::ruler::{Note, Ruler};
 use super::survey;
+use super::{Placement, Refusal};
 use crate::pool::{StageStanding, View};
 
 /// What happens.
@@ -29,6 +29,15 @@ pub enum Event {
         /// How many.
         open: usize,
     },
+    /// The chain of a placement broke here, though this stage's layers are fine.
+    Broke {
+        /// The model's digest.
+        model: Digest,
+        /// The layers.
+        layers: Range<u32>,
+        /// The placement.
+        epoch: u64,
+    },
     /// Some time has passed.
     Tick,
 }
@@ -38,6 +47,8 @@ pub enum Event {
 pub enum Action {
     /// These are the placements that this node has decided on; before, others were.
     SayPlacements(Vec<Placement>),
+    /// These are the models that this node could not place; before, others were.
+    SayRefusals(Vec<Refusal>),
     /// This is how the stages of this node are.
     SayStages(Vec<StageStanding>),
     /// A stage is to be fetched and loaded.
@@ -80,11 +91,13 @@ impl Placer {
             Event::View(view) => self.view = view,
             Event::Stage(report) => self.keeper.report(report),
             Event::Sessions { model, layers, open } => self.keeper.sessions(model, &layers, open),
+            Event::Broke { model, layers, epoch } => self.keeper.broke(model, &layers, epoch),
             Event::Tick => {}
         }
-        let (placements, notes) = self.ruler.decide(&self.view, now);
-        let mut actions: Vec<Action> = notes.into_iter().map(Action::Note).collect();
-        actions.extend(placements.map(Action::SayPlacements));
+        let decided = self.ruler.decide(&self.view, now);
+        let mut actions: Vec<Action> = decided.notes.into_iter().map(Action::Note).collect();
+        actions.extend(decided.placements.map(Action::SayPlacements));
+        actions.extend(decided.refusals.map(Action::SayRefusals));
         // A master obeys itself at once; what it says of itself comes back a moment later.
         let placements = self.ruler.in_force().or_else(|| survey::placements(&self.view));
         actions.extend(self.keeper.wishes(&self.view, placements, now).into_iter().map(|wish| match wish {

@@ -1,8 +1,9 @@
 //! What the master decides: one placement that answers for each model that is served, and one that forms beside it where
 //! that is better. A state machine; on a node that is not the master it remembers, so that it can go on where another ended.
 //!
-//! * A placement with a stage that is gone, failed or cut off gives way at once.
-//! * One that works gives way only to what has been foretold as [`GAIN`] times as good for [`PATIENCE`], where the new stages
+//! * A placement with a stage that is gone, failed or cut off gives way at once; one whose chain broke for no such reason, after
+//!   a moment, and nobody is blamed for that unless it goes on.
+//! * One that works gives way only to what has been foretold as [`GAIN`] times as good for some time, where the new stages
 //!   fit beside the old ones; or because flags ask for something else.
 //! * The old one stays in force until every stage of the new one is ready.
 
@@ -12,12 +13,15 @@ use std::time::{Duration, Instant};
 use libp2p::PeerId;
 use pangea_compute::Digest;
 
-use super::Placement;
+use super::blame::{Blame, Fault};
 use super::cost::Prediction;
 use super::offer::{ModelNeeds, NodeOffer};
+use super::patience::Patience;
 use super::plan::{Plan, plan, predict};
+use super::running::{Health, Running};
 use super::survey;
-use crate::pool::{StageState, Standing, Term, View};
+use super::{Placement, Refusal};
+use crate::pool::{Standing, Term, View};
 
 /// How many times better a plan must be than what works. Measurements vary by less.
 const GAIN: f64 = 1.25;
@@ -25,29 +29,24 @@ const GAIN: f64 = 1.25;
 /// The same under `--split`, where a node more is to be used even beside many.
 const SPLIT_GAIN: f64 = 1.1;
 
-/// For how long. Nodes come and go in less when they start.
-const PATIENCE: Duration = Duration::from_secs(10);
-
 /// Between two looks for something better.
 const LOOK: Duration = Duration::from_secs(1);
 
 /// Between two plans where none worked; a stage that fails makes one due at once.
 const AGAIN: Duration = Duration::from_millis(200);
 
-/// A node that could not load its stage of a model gets none of it for so long, and twice as long after every other time.
-const SHUN: Duration = Duration::from_secs(30);
+/// A chain that broke though all its nodes are there is placed anew after this: by then a node that is gone is known to be,
+/// which is another matter. After twice as long every other time.
+const MEND: Duration = Duration::from_millis(200);
 
 /// But not longer.
-const SHUN_MOST: Duration = Duration::from_secs(600);
+const MEND_MOST: Duration = Duration::from_secs(10);
 
-/// A node that says nothing of its stage in this time has not heard, or does not obey.
-const HEED: Duration = Duration::from_secs(10);
+/// A placement that lasted so long did not break for the reason of the one before.
+const STEADY: Duration = Duration::from_secs(60);
 
-/// Weights that do not come on in this time do not come.
-const FETCH_STALL: Duration = Duration::from_secs(60);
-
-/// Packing the largest stage takes less.
-const LOAD_STALL: Duration = Duration::from_secs(600);
+/// Where it breaks so often in a row, those that say so are done without.
+const BREAKS: u32 = 3;
 
 /// A model whose last serving node left is still answered for so long: answers go on, and nodes restart.
 const ORPHANED: Duration = Duration::from_secs(120);
@@ -76,6 +75,32 @@ pub enum Note {
     },
 }
 
+/// What is to be said, where it changed.
+pub(super) struct Decided {
+    /// The placements that are in force.
+    pub(super) placements: Option<Vec<Placement>>,
+    /// The models that cannot be placed.
+    pub(super) refusals: Option<Vec<Refusal>>,
+    /// What people should hear.
+    pub(super) notes: Vec<Note>,
+}
+
+/// Why there is no plan.
+#[derive(Debug)]
+struct Refused {
+    why: String,
+    /// Whether all nodes that are there do not suffice, those included that are left out for now.
+    for_good: bool,
+}
+
+/// What a plan is worth beside what works.
+enum Worth {
+    Nothing,
+    /// It is to replace that once it has been better for some time.
+    InTime(Plan),
+    Now(Plan),
+}
+
 #[derive(Debug, Default)]
 pub(super) struct Ruler {
     /// The term under which this node decides.
@@ -84,6 +109,7 @@ pub(super) struct Ruler {
     /// The highest epoch of each model that anyone named.
     epochs: BTreeMap<Digest, u64>,
     said: Vec<Placement>,
+    refused: Vec<Refusal>,
 }
 
 /// One model.
@@ -96,39 +122,16 @@ struct Ruling {
     /// What is to.
     forming: Option<Running>,
     planned_at: Option<Instant>,
-    better_since: Option<Instant>,
-    refused: Option<String>,
-    shunned: BTreeMap<PeerId, Shunned>,
-}
-
-/// A placement and how it gets on.
-#[derive(Clone, Debug)]
-struct Running {
-    placement: Placement,
-    /// The run of each stage's node.
-    incarnations: Vec<u64>,
-    /// How each stage was last, and since when.
-    progress: Vec<(Option<StageState>, Instant)>,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Shunned {
-    until: Instant,
-    times: u32,
-    incarnation: u64,
-}
-
-/// How a placement is that has not been given up.
-enum Health {
-    Ready,
-    Forming,
-    /// It will not do any more; these of its nodes are to blame.
-    Broken(Vec<PeerId>),
+    patience: Patience,
+    refused: Option<Refused>,
+    blame: Blame,
+    /// How often in a row the chain broke though all nodes were there.
+    breaks: u32,
 }
 
 impl Ruler {
-    /// The placements that are in force, if they changed, and what people should hear.
-    pub(super) fn decide(&mut self, view: &View, now: Instant) -> (Option<Vec<Placement>>, Vec<Note>) {
+    /// What is to be said.
+    pub(super) fn decide(&mut self, view: &View, now: Instant) -> Decided {
         let mut notes = Vec::new();
         self.see_models(view, now);
         self.see_epochs(view);
@@ -150,9 +153,14 @@ impl Ruler {
             Some(_) => self.models.values().flat_map(Ruling::in_force).cloned().collect(),
             None => Vec::new(),
         };
-        let changed = say != self.said;
+        let refused: Vec<Refusal> = match self.term {
+            Some(_) => self.models.values().filter_map(Ruling::refusal).collect(),
+            None => Vec::new(),
+        };
+        let (changed, changed_refusals) = (say != self.said, refused != self.refused);
         self.said.clone_from(&say);
-        (changed.then_some(say), notes)
+        self.refused.clone_from(&refused);
+        Decided { placements: changed.then_some(say), refusals: changed_refusals.then_some(refused), notes }
     }
 
     /// What this node has decided, where it is the master.
@@ -203,7 +211,8 @@ impl Ruler {
             let running = |placement: &Placement| Running::new(placement.clone(), view, now);
             ruling.serving = ready.map(|at| running(of[at]));
             ruling.forming = of.first().filter(|_| ready != Some(0)).map(|newest| running(newest));
-            (ruling.better_since, ruling.refused) = (None, None);
+            ruling.patience.none();
+            ruling.refused = None;
         }
     }
 
@@ -237,26 +246,44 @@ impl Ruler {
             return None;
         }
         ruling.planned_at = Some(now);
-        let offers = ruling.offers(view, &reserved, now);
         let links = |from: &PeerId, to: &PeerId| survey::link(view, from, to);
-        let best = plan(&ruling.needs, &offers, links);
+        let all = Ruling::offers(view, &reserved);
+        let mut offers = ruling.blame.spared(&all, true, view, now);
+        let mut best = plan(&ruling.needs, &offers, links);
+        if best.is_err() {
+            offers = ruling.blame.spared(&all, false, view, now);
+            best = plan(&ruling.needs, &offers, links);
+        }
         let plan = match (best, &ruling.serving) {
-            (Ok(plan), Some(serving)) => {
-                let changed = ruling.is_worth_it(plan, serving, &offers, view, now);
-                ruling.better_since = if changed.1 { ruling.better_since.or(Some(now)) } else { None };
-                changed.0?
-            }
-            (Ok(plan), None) => plan,
-            (Err(no_plan), serving) => {
-                let known = ruling.refused.as_ref() == Some(&no_plan.why);
-                if known || serving.is_some() {
+            (Ok(plan), Some(serving)) => match ruling.is_worth_it(plan, serving, &offers, view) {
+                Worth::Now(plan) => plan,
+                Worth::InTime(plan) => {
+                    let newcomers = serving.newcomers(&plan.stages, view);
+                    if !ruling.patience.is_over(newcomers, ruling.needs.split, now) {
+                        return None;
+                    }
+                    plan
+                }
+                Worth::Nothing => {
+                    ruling.patience.none();
                     return None;
                 }
-                ruling.refused = Some(no_plan.why.clone());
-                return Some(Note::Refused { name: ruling.needs.name.clone(), why: no_plan.why });
+            },
+            (Ok(plan), None) => plan,
+            (Err(no_plan), serving) => {
+                if serving.is_some() {
+                    return None;
+                }
+                // Who is left out now comes back.
+                let for_good = plan(&ruling.needs, &all, links).is_err();
+                let refused = Refused { why: no_plan.why, for_good };
+                let known = ruling.refused.as_ref().is_some_and(|known| known.why == refused.why);
+                let why = ruling.refused.insert(refused).why.clone();
+                return (!known).then(|| Note::Refused { name: ruling.needs.name.clone(), why });
             }
         };
-        (ruling.refused, ruling.better_since) = (None, None);
+        ruling.refused = None;
+        ruling.patience.none();
         if !ruling.fits_beside(&plan, &offers, view) {
             // Asked for by flags: what answers makes room first.
             ruling.serving = None;
@@ -318,10 +345,17 @@ impl Ruling {
             serving: None,
             forming: None,
             planned_at: None,
-            better_since: None,
+            patience: Patience::default(),
             refused: None,
-            shunned: BTreeMap::new(),
+            blame: Blame::default(),
+            breaks: 0,
         }
+    }
+
+    /// That no nodes that are there can hold it, if so.
+    fn refusal(&self) -> Option<Refusal> {
+        let refused = self.refused.as_ref().filter(|refused| refused.for_good && self.in_force().next().is_none())?;
+        Some(Refusal { model: self.needs.digest, why: refused.why.clone() })
     }
 
     fn in_force(&self) -> impl Iterator<Item = &Placement> {
@@ -330,35 +364,48 @@ impl Ruling {
 
     /// Gives up what does not work and goes over to what is ready.
     fn check(&mut self, view: &View, now: Instant) {
-        if let Some(forming) = &mut self.forming {
+        self.patience.see(view.everyone().map(|standing| (standing.peer, standing.incarnation)), now);
+        if let Some(mut forming) = self.forming.take() {
             match forming.health(view, now, false) {
-                Health::Ready => (self.serving, self.planned_at) = (self.forming.take(), Some(now)),
-                Health::Forming => {}
-                Health::Broken(blamed) => {
-                    (self.forming, self.planned_at) = (None, None);
-                    for peer in blamed {
-                        self.shun(peer, view, now);
+                Health::Ready => (self.serving, self.planned_at) = (Some(forming), Some(now)),
+                health => self.forming = self.kept(forming, health, view, now),
+            }
+        }
+        if let Some(mut serving) = self.serving.take() {
+            let health = serving.health(view, now, true);
+            self.serving = self.kept(serving, health, view, now);
+        }
+    }
+
+    /// A placement that is not given up for how it is.
+    fn kept(&mut self, running: Running, health: Health, view: &View, now: Instant) -> Option<Running> {
+        match health {
+            Health::Ready | Health::Forming => return Some(running),
+            Health::Broken { blamed, gone } => {
+                for peer in gone {
+                    self.patience.lost(peer, now);
+                }
+                for peer in blamed {
+                    self.blame.shun(peer, Fault::Its, view, now);
+                }
+            }
+            Health::Parted { since, by } => {
+                let steady = now.saturating_duration_since(running.made) >= STEADY;
+                let before = if steady { 0 } else { self.breaks };
+                let mend = MEND.saturating_mul(1 << before.min(16)).min(MEND_MOST);
+                if now.saturating_duration_since(since) < mend {
+                    return Some(running);
+                }
+                self.breaks = before + 1;
+                if self.breaks >= BREAKS {
+                    for peer in by {
+                        self.blame.shun(peer, Fault::Perhaps, view, now);
                     }
                 }
             }
         }
-        if let Some(serving) = &mut self.serving
-            && let Health::Broken(blamed) = serving.health(view, now, true)
-        {
-            (self.serving, self.planned_at) = (None, None);
-            for peer in blamed {
-                self.shun(peer, view, now);
-            }
-        }
-    }
-
-    fn shun(&mut self, peer: PeerId, view: &View, now: Instant) {
-        let Some(standing) = view.standing(&peer) else { return };
-        let known = self.shunned.get(&peer).filter(|known| known.incarnation == standing.incarnation);
-        let times = known.map_or(0, |known| known.times.saturating_add(1));
-        let time = SHUN.saturating_mul(1 << times.min(16)).min(SHUN_MOST);
-        let shunned = Shunned { until: now + time, times, incarnation: standing.incarnation };
-        self.shunned.insert(peer, shunned);
+        self.planned_at = None;
+        None
     }
 
     fn is_due(&self, now: Instant) -> bool {
@@ -371,13 +418,8 @@ impl Ruling {
     }
 
     /// What nodes have left for this model.
-    fn offers(&self, view: &View, reserved: &BTreeMap<PeerId, u64>, now: Instant) -> Vec<NodeOffer> {
+    fn offers(view: &View, reserved: &BTreeMap<PeerId, u64>) -> Vec<NodeOffer> {
         let mut offers = survey::offers(view);
-        offers.retain(|offer| {
-            let incarnation = view.standing(&offer.peer).map(|standing| standing.incarnation);
-            let shunned = self.shunned.get(&offer.peer);
-            shunned.is_none_or(|shunned| shunned.until <= now || Some(shunned.incarnation) != incarnation)
-        });
         for offer in &mut offers {
             let taken = reserved.get(&offer.peer).copied().unwrap_or(0);
             offer.memory_bytes = offer.memory_bytes.saturating_sub(taken);
@@ -408,18 +450,11 @@ impl Ruling {
         })
     }
 
-    /// The plan that is to replace what works, if one is now; and whether it is better, if only for a moment yet.
-    fn is_worth_it(
-        &self,
-        best: Plan,
-        serving: &Running,
-        offers: &[NodeOffer],
-        view: &View,
-        now: Instant,
-    ) -> (Option<Plan>, bool) {
+    /// What the best plan is worth beside what works.
+    fn is_worth_it(&self, best: Plan, serving: &Running, offers: &[NodeOffer], view: &View) -> Worth {
         let current = &serving.placement.stages;
         if best.stages == *current {
-            return (None, false);
+            return Worth::Nothing;
         }
         let links = |from: &PeerId, to: &PeerId| survey::link(view, from, to);
         let pinned = |(peer, layers): &(PeerId, std::ops::Range<u32>)| {
@@ -429,71 +464,18 @@ impl Ruling {
         let forced =
             !self.needs.pins.iter().all(pinned) || (self.needs.split && current.len() == 1 && best.stages.len() > 1);
         if forced {
-            return (Some(best), true);
+            return Worth::Now(best);
         }
         // The new stages are to fit beside the old ones, which answer meanwhile.
         let beside = self.beside(offers, view);
         let (Ok(best), Some(is)) = (plan(&self.needs, &beside, links), predict(&self.needs, offers, links, current))
         else {
-            return (None, false);
+            return Worth::Nothing;
         };
         let better = match self.needs.split {
             true => is.pace_s >= best.prediction.pace_s * SPLIT_GAIN,
             false => is.step_s >= best.prediction.step_s * GAIN,
         };
-        let long = self.better_since.is_some_and(|since| now.saturating_duration_since(since) >= PATIENCE);
-        ((better && long).then_some(best), better)
-    }
-}
-
-impl Running {
-    fn new(placement: Placement, view: &View, now: Instant) -> Running {
-        let incarnation = |peer| view.standing(peer).map_or(0, |standing| standing.incarnation);
-        Running {
-            incarnations: placement.stages.iter().map(|stage| incarnation(&stage.peer)).collect(),
-            progress: vec![(None, now); placement.stages.len()],
-            placement,
-        }
-    }
-
-    /// How it is; `answering`: whether all its stages have been ready.
-    fn health(&mut self, view: &View, now: Instant, answering: bool) -> Health {
-        let mut blamed = Vec::new();
-        let mut broken = !survey::is_linked(view, &self.placement);
-        let mut ready = true;
-        for (at, stage) in self.placement.stages.iter().enumerate() {
-            let standing = view.standing(&stage.peer).filter(|standing| standing.works);
-            if standing.map(|standing| standing.incarnation) != Some(self.incarnations[at]) {
-                broken = true;
-                continue;
-            }
-            let state = survey::stage_state(view, &self.placement, at);
-            ready &= state == Some(&StageState::Ready);
-            if matches!(state, Some(StageState::Failed(_))) {
-                (broken, ready) = (true, false);
-                blamed.push(stage.peer);
-            } else if answering && state != Some(&StageState::Ready) {
-                broken = true;
-            }
-            let (before, since) = &mut self.progress[at];
-            if before.as_ref() != state {
-                (*before, *since) = (state.cloned(), now);
-            }
-            let most = match state {
-                None => HEED,
-                Some(StageState::Fetching { .. }) => FETCH_STALL,
-                Some(StageState::Loading) => LOAD_STALL,
-                Some(StageState::Ready | StageState::Failed(_)) => continue,
-            };
-            if now.saturating_duration_since(*since) >= most {
-                broken = true;
-                blamed.push(stage.peer);
-            }
-        }
-        match (broken, ready) {
-            (true, _) => Health::Broken(blamed),
-            (false, true) => Health::Ready,
-            (false, false) => Health::Forming,
-        }
+        if better { Worth::InTime(best) } else { Worth::Nothing }
     }
 }

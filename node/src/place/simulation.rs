@@ -1,4 +1,5 @@
-//! Placers in a world without a network: seeds drive joins, deaths, partitions, failed loads, elections and late adverts. In
+//! Placers in a world without a network: seeds drive joins, deaths, partitions, failed loads, chains that break, elections and
+//! late adverts. In
 //! no seed do nodes obey two masters at once, give more memory than they have, or keep changing their minds once it is quiet.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -122,6 +123,7 @@ impl World {
                 models,
                 stages: Vec::new(),
                 placements: Vec::new(),
+                refusals: Vec::new(),
             };
             let view = view_of(&standing, &BTreeMap::new());
             let placer = Placer::new(Arc::new(view));
@@ -202,6 +204,13 @@ impl World {
                         assert!(of.count() <= 2, "one that answers and one that forms");
                     }
                     node.standing.placements = placements;
+                }
+                Action::SayRefusals(refusals) => {
+                    let of = |refusal: &Refusal| {
+                        self.nodes[at].standing.placements.iter().any(|placement| placement.model == refusal.model)
+                    };
+                    assert!(!refusals.iter().any(of), "refused and placed");
+                    self.nodes[at].standing.refusals = refusals;
                 }
                 Action::SayStages(stages) => {
                     for stage in &stages {
@@ -288,13 +297,22 @@ impl World {
         }
     }
 
+    /// The chains that a node's stages of a model are part of break there.
+    fn part(&mut self, at: usize, model: Digest) {
+        let stages = self.nodes[at].standing.stages.clone();
+        for stage in stages.into_iter().filter(|stage| stage.model == model && stage.state == StageState::Ready) {
+            self.tell(at, Event::Broke { model, layers: stage.layers, epoch: stage.epoch });
+        }
+    }
+
     fn disturb(&mut self) {
         let at = self.lot.next(self.nodes.len());
         let others_alive = self.nodes.iter().enumerate().any(|(other, node)| other != at && node.alive);
-        match self.lot.next(4) {
+        match self.lot.next(5) {
             0 if others_alive => self.nodes[at].alive = false,
             1 => self.revive(at),
             2 => self.nodes[at].side = self.lot.next(2),
+            3 if self.nodes[at].alive => self.part(at, digest(1)),
             _ => {}
         }
     }
@@ -307,10 +325,20 @@ impl World {
         node.alive = true;
         node.standing.incarnation = 1000 + self.now.duration_since(self.began).as_millis() as u64;
         (node.standing.stages, node.standing.placements, node.standing.links) = Default::default();
+        node.standing.refusals.clear();
         node.heard.clear();
         node.loads.clear();
         node.held.clear();
         node.placer = Placer::new(Arc::new(view_of(&node.standing, &node.heard)));
+    }
+
+    /// Half a minute without disturbance.
+    fn settle(&mut self) {
+        for _ in 0..300 {
+            self.elect(0);
+            self.step(0);
+        }
+        assert!(self.is_settled());
     }
 
     fn heal(&mut self) {
@@ -376,6 +404,12 @@ fn run(seed: u64) {
     for _ in 0..160 {
         world.step(2);
     }
+    // The longest that anyone is left out.
+    world.pace = STEP * 50;
+    for _ in 0..150 {
+        world.step(0);
+    }
+    world.pace = STEP * 5;
     let before = world.placements();
     assert!(world.is_settled(), "seed {seed}");
     for _ in 0..120 {
@@ -403,23 +437,7 @@ fn every_disorder_ends_in_one_ready_placement_under_one_master_and_stays() {
 #[test]
 fn a_dead_stage_is_replaced_within_a_second_and_a_returned_node_is_used_again() {
     for seed in 0..40 {
-        let mut world = World::new(seed);
-        world.fails = false;
-        for node in &mut world.nodes {
-            node.standing.memory_bytes = 2000 << 20;
-            for model in &mut node.standing.models {
-                model.split = true;
-            }
-            node.standing.speed = Some(LayerSpeed { weight_bytes_per_s: 1e9, macs_per_s: 1e9 });
-        }
-        let settle = |world: &mut World| {
-            for _ in 0..300 {
-                world.elect(0);
-                world.step(0);
-            }
-            assert!(world.is_settled());
-        };
-        settle(&mut world);
+        let mut world = split_world(seed);
         let stages = |world: &World| world.placements().iter().map(|placement| placement.stages.len()).min();
         let count = world.nodes.len();
         assert_eq!(stages(&world), Some(count), "all take part");
@@ -435,12 +453,182 @@ fn a_dead_stage_is_replaced_within_a_second_and_a_returned_node_is_used_again() 
                 assert!(placement.stages.iter().all(|stage| stage.peer != gone));
                 assert!(Some(placement.epoch) > epochs.map(|epoch| epoch.min(placement.epoch - 1)));
             }
-            settle(&mut world);
+            world.settle();
             assert_eq!(stages(&world), Some(count - 1));
             world.revive(count - 1);
-            settle(&mut world);
+            let mut steps = 0;
+            while world.placements().iter().all(|placement| placement.stages.len() < count) {
+                world.step(0);
+                steps += 1;
+                assert!(steps < 50, "seed {seed}: it is used again soon, if it stays");
+            }
+            assert!(steps > 25, "seed {seed}: not as soon as it is there");
+            world.settle();
             assert_eq!(stages(&world), Some(count), "it is used again");
         }
+    }
+}
+
+#[test]
+fn a_model_that_those_left_cannot_hold_is_refused_for_all_to_hear_until_another_comes() {
+    for seed in 0..40 {
+        let mut world = World::new(seed);
+        world.fails = false;
+        let count = world.nodes.len();
+        for node in &mut world.nodes {
+            node.standing.memory_bytes = 300 << 20;
+            node.standing.models.retain(|model| model.digest == digest(1));
+            // Two of them suffice, one does not.
+            for model in &mut node.standing.models {
+                model.size.layer_bytes = 20 << 20;
+            }
+        }
+        world.settle();
+        for at in 1..count {
+            world.nodes[at].alive = false;
+        }
+        for _ in 0..10 {
+            world.elect(0);
+            world.step(0);
+        }
+        let refusal = |world: &World| {
+            let node = &world.nodes[0];
+            survey::refusal(&view_of(&node.standing, &node.heard), &digest(1))
+        };
+        assert!(refusal(&world).is_some_and(|why| why.contains("missing")), "seed {seed}: {:?}", refusal(&world));
+        assert!(world.placements().is_empty());
+        world.revive(1);
+        for _ in 0..10 {
+            world.elect(0);
+            world.step(0);
+        }
+        assert_eq!((refusal(&world), world.placements().len()), (None, 1), "seed {seed}");
+    }
+}
+
+/// A world of equal nodes with ample memory that share every model, settled.
+fn split_world(seed: u64) -> World {
+    let mut world = World::new(seed);
+    world.fails = false;
+    for node in &mut world.nodes {
+        node.standing.memory_bytes = 2000 << 20;
+        for model in &mut node.standing.models {
+            model.split = true;
+        }
+        node.standing.speed = Some(LayerSpeed { weight_bytes_per_s: 1e9, macs_per_s: 1e9 });
+    }
+    world.settle();
+    world
+}
+
+#[test]
+fn a_chain_that_broke_among_living_nodes_is_placed_anew_on_the_same_ones() {
+    for seed in 0..40 {
+        let mut world = split_world(seed);
+        let placement = |world: &World| {
+            let of = world.placements().into_iter().filter(|placement| placement.model == digest(1));
+            of.max_by_key(|placement| placement.epoch).unwrap()
+        };
+        let mut before = placement(&world);
+        let mut took = Vec::new();
+        for _ in 0..6 {
+            for at in 0..world.nodes.len() {
+                world.part(at, digest(1));
+            }
+            let mut steps = 0;
+            while placement(&world).epoch == before.epoch || !world.is_settled() {
+                world.step(0);
+                steps += 1;
+                assert!(steps < 100, "seed {seed}: not placed anew");
+            }
+            let anew = placement(&world);
+            // Nobody is to blame: nobody is left out, and nothing is loaded again.
+            assert_eq!((anew.stages.clone(), anew.epoch), (before.stages, before.epoch + 1));
+            took.push(steps);
+            before = anew;
+        }
+        assert!(took[0] <= 6, "seed {seed}: the first time within half a second: {took:?}");
+        assert!(took[5] > 4 * took[0], "seed {seed}: one that always breaks is not placed all the time: {took:?}");
+    }
+}
+
+#[test]
+fn nodes_between_which_chains_go_on_breaking_are_done_without_where_that_can_be() {
+    for seed in 0..40 {
+        let mut world = split_world(seed);
+        if world.nodes.len() < 4 {
+            continue;
+        }
+        // The others must be enough: one of the two has to serve nothing.
+        let culprits = [world.nodes.len() - 2, world.nodes.len() - 1];
+        let peers = culprits.map(|at| world.nodes[at].standing.peer);
+        let uses = |world: &World| {
+            let placements = world.placements();
+            let of = placements
+                .iter()
+                .filter(|placement| placement.model == digest(1))
+                .max_by_key(|placement| placement.epoch);
+            of.unwrap().stages.iter().filter(|stage| peers.contains(&stage.peer)).count()
+        };
+        assert_eq!(uses(&world), 2);
+        for _ in 0..3 {
+            for at in culprits {
+                world.part(at, digest(1));
+            }
+            for _ in 0..30 {
+                world.step(0);
+            }
+        }
+        for _ in 0..30 {
+            world.step(0);
+        }
+        assert!(world.is_settled(), "seed {seed}");
+        assert_eq!(uses(&world), 0, "seed {seed}");
+        for _ in 0..600 {
+            world.step(0);
+        }
+        assert_eq!(uses(&world), 2, "seed {seed}: not for ever");
+    }
+}
+
+#[test]
+fn nodes_that_join_one_after_another_make_few_placements_and_one_that_comes_and_goes_makes_no_more() {
+    for seed in 0..40 {
+        let mut world = split_world(seed);
+        let count = world.nodes.len();
+        if count < 4 {
+            continue;
+        }
+        let epoch = |world: &World| world.placements().iter().map(|placement| placement.epoch).max().unwrap_or(0);
+        for at in 2..count {
+            world.nodes[at].alive = false;
+        }
+        world.settle();
+        let before = epoch(&world);
+        for at in 2..count {
+            world.revive(at);
+            for _ in 0..20 {
+                world.step(0);
+            }
+        }
+        world.settle();
+        assert_eq!(epoch(&world), before + 1, "seed {seed}: one for all that joined");
+        // Dies, and comes back for four seconds, again and again.
+        let before = epoch(&world);
+        for _ in 0..10 {
+            world.nodes[count - 1].alive = false;
+            for _ in 0..20 {
+                world.step(0);
+            }
+            world.revive(count - 1);
+            for _ in 0..40 {
+                world.step(0);
+            }
+        }
+        assert!(epoch(&world) <= before + 4, "seed {seed}: {} placements", epoch(&world) - before);
+        world.settle();
+        let stages = world.placements().iter().map(|placement| placement.stages.len()).min();
+        assert_eq!(stages, Some(count), "seed {seed}: it is used once it stays");
     }
 }
 

@@ -6,9 +6,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use libp2p::PeerId;
 use pangea_compute::Digest;
 
-use super::Placement;
 use super::offer::{Link, ModelNeeds, NodeOffer};
-use crate::pool::{ModelStanding, StageState, Standing, View};
+use super::{PlacedStage, Placement};
+use crate::pool::{ModelStanding, StageStanding, StageState, Standing, View};
 
 /// Stages of one placement at most: more are nobody's honest decision.
 const MAX_STAGES: usize = 64;
@@ -88,6 +88,15 @@ pub fn placements(view: &View) -> Option<Vec<Placement>> {
     Some(master.placements.iter().filter(sound).cloned().collect())
 }
 
+/// Why the master cannot place a model on the nodes that are there, where it has said so and its words are here.
+pub fn refusal(view: &View, model: &Digest) -> Option<String> {
+    let term = view.term?;
+    let master = view.standing(&term.master).filter(|standing| standing.term == Some(term))?;
+    let placed = master.placements.iter().any(|placement| placement.model == *model);
+    let refusal = master.refusals.iter().find(|refusal| refusal.model == *model && !placed)?;
+    Some(refusal.why.clone())
+}
+
 /// Whether the stages are contiguous and on nodes of their own.
 fn is_sound(placement: &Placement) -> bool {
     let mut peers = BTreeSet::new();
@@ -111,6 +120,19 @@ pub fn stage_state<'a>(view: &'a View, placement: &Placement, stage: usize) -> O
     Some(&of.state)
 }
 
+/// The nodes that say that the placement's chain broke there, though their layers are fine: they miss another stage.
+pub fn broken_at(view: &View, placement: &Placement) -> Vec<PeerId> {
+    let says = |placed: &PlacedStage| {
+        view.standing(&placed.peer).is_some_and(|standing| {
+            let of = |stage: &&StageStanding| stage.model == placement.model && stage.layers == placed.layers;
+            let broken = standing.stages.iter().find(of).and_then(|stage| stage.broken);
+            // What broke a later one broke this one, too, if it was not replaced for that very reason.
+            broken.is_some_and(|broken| broken >= placement.epoch)
+        })
+    };
+    placement.stages.iter().filter(|placed| says(placed)).map(|placed| placed.peer).collect()
+}
+
 /// Whether activations and tokens can travel along the stages and back to the first.
 pub fn is_linked(view: &View, placement: &Placement) -> bool {
     let peers: Vec<&PeerId> = placement.stages.iter().map(|stage| &stage.peer).collect();
@@ -121,5 +143,5 @@ pub fn is_linked(view: &View, placement: &Placement) -> bool {
 /// Whether every stage is ready and the stages are connected: sessions can be opened.
 pub fn is_ready(view: &View, placement: &Placement) -> bool {
     let ready = |stage| stage_state(view, placement, stage) == Some(&StageState::Ready);
-    (0..placement.stages.len()).all(ready) && is_linked(view, placement)
+    (0..placement.stages.len()).all(ready) && is_linked(view, placement) && broken_at(view, placement).is_empty()
 }

@@ -10,7 +10,7 @@ use pangea_compute::Digest;
 use pangea_schema::pool_capnp as wire;
 
 use super::standing::{LayerSpeed, LinkStanding, ModelSize, ModelStanding, StageStanding, StageState, Standing, Term};
-use crate::place::{PlacedStage, Placement};
+use crate::place::{PlacedStage, Placement, Refusal};
 use crate::wire::WireError;
 use crate::wire::field::{header_error, printable, read_flat, read_text, truncated};
 
@@ -38,6 +38,8 @@ const MAX_MODELS: usize = 64;
 const MAX_STAGES: usize = 64;
 const MAX_PLACEMENTS: usize = 64;
 const MAX_PLACED_STAGES: usize = 256;
+const MAX_REFUSALS: usize = 64;
+const MAX_REFUSAL_BYTES: usize = 1024;
 
 type Read<T> = Result<T, WireError>;
 
@@ -118,9 +120,16 @@ fn write(standing: &Standing, mut to: wire::standing::Builder<'_>) {
         write_stage(stage, list.reborrow().get(i as u32));
     }
     let placements = head(&standing.placements, MAX_PLACEMENTS);
-    let mut list = to.init_placements(placements.len() as u32);
+    let mut list = to.reborrow().init_placements(placements.len() as u32);
     for (i, placement) in placements.iter().enumerate() {
         write_placement(placement, list.reborrow().get(i as u32));
+    }
+    let refusals = head(&standing.refusals, MAX_REFUSALS);
+    let mut list = to.init_refusals(refusals.len() as u32);
+    for (i, refusal) in refusals.iter().enumerate() {
+        let mut to = list.reborrow().get(i as u32);
+        to.set_model(refusal.model.as_bytes());
+        to.set_why(truncated(&refusal.why, MAX_REFUSAL_BYTES));
     }
 }
 
@@ -170,6 +179,7 @@ fn write_stage(stage: &StageStanding, mut to: wire::stage::Builder<'_>) {
     write_layers(&stage.layers, to.reborrow().init_layers());
     to.set_epoch(stage.epoch);
     to.set_session_bytes(stage.session_bytes);
+    to.set_broken_epoch(stage.broken.unwrap_or(0));
     let mut state = to.init_state();
     match &stage.state {
         StageState::Loading => state.set_loading(()),
@@ -217,11 +227,13 @@ fn read(from: wire::standing::Reader<'_>) -> Read<Standing> {
     let models = from.get_models().map_err(header_error)?;
     let stages = from.get_stages().map_err(header_error)?;
     let placements = from.get_placements().map_err(header_error)?;
+    let refusals = from.get_refusals().map_err(header_error)?;
     limited("addresses", addresses.len(), MAX_ADDRESSES)?;
     limited("links", links.len(), MAX_LINKS)?;
     limited("models", models.len(), MAX_MODELS)?;
     limited("stages", stages.len(), MAX_STAGES)?;
     limited("placements", placements.len(), MAX_PLACEMENTS)?;
+    limited("refusals", refusals.len(), MAX_REFUSALS)?;
     Ok(Standing {
         peer: read_peer(from.get_peer())?,
         incarnation: from.get_incarnation(),
@@ -243,6 +255,7 @@ fn read(from: wire::standing::Reader<'_>) -> Read<Standing> {
         models: models.iter().map(read_model).collect::<Read<_>>()?,
         stages: stages.iter().map(read_stage).collect::<Read<_>>()?,
         placements: placements.iter().map(read_placement).collect::<Read<_>>()?,
+        refusals: refusals.iter().map(read_refusal).collect::<Read<_>>()?,
     })
 }
 
@@ -341,7 +354,13 @@ fn read_stage(from: wire::stage::Reader<'_>) -> Read<StageStanding> {
         epoch: from.get_epoch(),
         state,
         session_bytes: from.get_session_bytes(),
+        broken: Some(from.get_broken_epoch()).filter(|epoch| *epoch > 0),
     })
+}
+
+fn read_refusal(from: wire::refusal::Reader<'_>) -> Read<Refusal> {
+    let why = printable(read_text("refusal", from.get_why(), MAX_REFUSAL_BYTES)?);
+    Ok(Refusal { model: read_digest(from.get_model())?, why })
 }
 
 fn read_placement(from: wire::placement::Reader<'_>) -> Read<Placement> {

@@ -7,7 +7,7 @@ use pangea_compute::Digest;
 
 use super::codec::{MAX_STANDING_BYTES, decode, encode};
 use super::standing::{LayerSpeed, LinkStanding, ModelSize, ModelStanding, StageStanding, StageState, Standing, Term};
-use crate::place::{PlacedStage, Placement};
+use crate::place::{PlacedStage, Placement, Refusal};
 
 /// What an ordinary new node says of itself.
 pub(crate) fn standing_of(peer: PeerId) -> Standing {
@@ -32,6 +32,7 @@ pub(crate) fn standing_of(peer: PeerId) -> Standing {
         models: Vec::new(),
         stages: Vec::new(),
         placements: Vec::new(),
+        refusals: Vec::new(),
     }
 }
 
@@ -54,7 +55,8 @@ fn full() -> Standing {
         head_bytes: 30 << 20,
         position_bytes: 1536,
     };
-    let stage = |state| StageStanding { model, layers: 0..15, epoch: 3, state, session_bytes: 1 << 30 };
+    let stage =
+        |state| StageStanding { model, layers: 0..15, epoch: 3, state, session_bytes: 1 << 30, broken: Some(2) };
     Standing {
         term: Some(term),
         counter: 6,
@@ -89,6 +91,7 @@ fn full() -> Standing {
             term,
             stages: vec![PlacedStage { peer: peer(1), layers: 0..15 }, PlacedStage { peer: peer(2), layers: 15..30 }],
         }],
+        refusals: vec![Refusal { model, why: "no room".to_owned() }],
         ..standing_of(peer(1))
     }
 }
@@ -102,6 +105,22 @@ fn hex(bytes: &[u8]) -> String {
 fn the_bytes_of_a_standing_are_pinned() {
     let text = format!("new\n{}full\n{}", hex(&encode(&standing_of(peer(1))).unwrap()), hex(&encode(&full()).unwrap()));
     assert_eq!(text, include_str!("goldens.txt"), "the protocol's bytes changed:\n{text}");
+}
+
+/// Nodes of before fields were added are in the same pools.
+#[test]
+fn the_bytes_of_earlier_nodes_are_read_as_they_were_meant() {
+    let bytes_of = |name: &str| -> Vec<u8> {
+        let text = include_str!("goldens_earlier.txt");
+        let (_, text) = text.split_once(&format!("{name}\n")).unwrap();
+        let digits = text.split("full").next().unwrap().split_whitespace().collect::<String>();
+        (0..digits.len()).step_by(2).map(|at| u8::from_str_radix(&digits[at..at + 2], 16).unwrap()).collect()
+    };
+    assert_eq!(decode(&bytes_of("new")).unwrap(), standing_of(peer(1)));
+    let mut earlier = full();
+    earlier.refusals.clear();
+    earlier.stages.iter_mut().for_each(|stage| stage.broken = None);
+    assert_eq!(decode(&bytes_of("full")).unwrap(), earlier);
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::time::Duration;
 use libp2p::{Multiaddr, PeerId};
 use pangea_compute::Digest;
 
-use crate::place::Placement;
+use crate::place::{Placement, Refusal};
 
 /// The version of a mastership: the higher one fences the lower.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -61,6 +61,8 @@ pub struct Standing {
     pub stages: Vec<StageStanding>,
     /// What it has decided as the master.
     pub placements: Vec<Placement>,
+    /// What it could not place as the master, and why.
+    pub refusals: Vec<Refusal>,
 }
 
 /// How fast a node computes layers with all its threads.
@@ -138,6 +140,8 @@ pub struct StageStanding {
     pub state: StageState,
     /// Memory for its sessions, in bytes.
     pub session_bytes: u64,
+    /// The newest placement whose chain broke here, though the layers are fine: another stage was lost, or did not fit.
+    pub broken: Option<u64>,
 }
 
 /// How far a stage is.

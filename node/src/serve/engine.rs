@@ -14,7 +14,7 @@ use pangea_compute::{Digest, Pool};
 use super::generation::{Generation, Prepared};
 use super::metrics::EngineMetrics;
 use super::request::{Format, MAX_CHOICES, Request};
-use super::route::{Alone, KeptChain, Route, Routes};
+use super::route::{Alone, KeptChain, Route, Routes, Without};
 use super::text::ModelText;
 use crate::compute_error;
 use crate::pipeline::wire::{SessionFormat, StageAt};
@@ -206,7 +206,7 @@ impl Engine {
 
     /// Sequences that run and that wait, about now, where this node schedules them.
     pub fn load_now(&self) -> (usize, usize) {
-        let route = self.shared.routes.best(&[]);
+        let route = self.shared.routes.best(&Without::default());
         route.map_or((0, 0), |route| self.shared.pipeline.load(route.chain))
     }
 

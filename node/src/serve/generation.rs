@@ -18,7 +18,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::answer::{Answer, with_text};
 use super::engine::{Refused, Shared};
 use super::request::{Event, Summary, TokenLogprob};
-use super::route::Route;
+use super::route::{Route, Without};
 use super::session::{Outcome, Said, Session, State};
 use crate::pipeline::SessionEvent;
 use crate::pipeline::payload::Payload;
@@ -81,6 +81,10 @@ const OTHER_EVENTS: usize = 64;
 /// A model that is to be split is placed within this, or this node takes it alone.
 const PLACED_WITHIN: Duration = Duration::from_secs(15);
 
+/// What other nodes have a part in is not called begun before its first word, or this: until then it may be refused, and its
+/// reader told when to come again.
+const FIRST_WORD: Duration = Duration::from_secs(2);
+
 /// An answer that fails its audit so often is nobody's to give.
 const MAX_RECOMPUTED: usize = 8;
 
@@ -119,7 +123,7 @@ impl Generation {
             sender,
         };
         generation.route();
-        while generation.sessions.iter().any(|session| !matches!(session.state, State::Running { .. } | State::Over)) {
+        while generation.may_be_refused() {
             if let Some(refused) = generation.turn().await {
                 generation.over = true;
                 return Err(refused);
@@ -132,6 +136,18 @@ impl Generation {
         }
         generation.engine.metrics.requests.inc();
         Ok(generation)
+    }
+
+    /// Whether it is not known yet that this will be answered: not all of it is taken in, or other nodes have a part in it and
+    /// one of them may still find that it has no memory for it.
+    fn may_be_refused(&self) -> bool {
+        let taken =
+            |session: &Session| matches!(session.state, State::Running { .. } | State::Signing { .. } | State::Over);
+        let local = self.engine.pipeline.local();
+        let alone = self.used.iter().flatten().all(|route| route.is_local(local));
+        let awaited =
+            !alone && self.first_token.is_none() && self.started.is_some_and(|started| started.elapsed() < FIRST_WORD);
+        awaited || !self.sessions.iter().all(taken)
     }
 
     /// What comes next; `None` after [`Event::Done`] or a failure.
@@ -184,7 +200,9 @@ impl Generation {
                 None
             }
             () = tokio::time::sleep(TICK), if watched => {
+                let hopeless = if routeless { self.engine.routes.hopeless() } else { None };
                 for at in 0..self.sessions.len() {
+                    self.sessions[at].hopeless(hopeless.clone(), self.asked.arrived.elapsed());
                     let outcome = self.sessions[at].tick(local, self.asked.arrived.elapsed());
                     self.follow(at, outcome);
                 }
@@ -301,18 +319,19 @@ impl Generation {
         // At first all of a request's answers go together: they share its prompt.
         let fresh = self.sessions.iter().all(|session| session.failovers == 0 && session.state == State::Routeless);
         if fresh {
-            match self.engine.routes.best(&[]) {
+            match self.engine.routes.best(&Without::default()) {
                 Some(route) => self.open(0, self.sessions.len(), &route),
                 None if self.asked.arrived.elapsed() > PLACED_WITHIN => self.engine.routes.wish_local(),
                 None => {}
             }
             return;
         }
+        let now = self.asked.arrived.elapsed();
         for at in 0..self.sessions.len() {
-            if self.sessions[at].state != State::Routeless {
+            if !self.sessions[at].wants_route(now) {
                 continue;
             }
-            match self.engine.routes.best(&self.sessions[at].avoided) {
+            match self.engine.routes.best(&self.sessions[at].without(now)) {
                 Some(route) => self.open(at, 1, &route),
                 None => self.engine.routes.wish_local(),
             }
@@ -328,7 +347,7 @@ impl Generation {
         for index in 0..count {
             let (at, id) = (first + index, id.choice(index as u16));
             self.engine.pipeline.hear(id, self.sender.clone());
-            self.sessions[at].opened(id, peers.clone(), now);
+            self.sessions[at].opened(id, route.chain.epoch, peers.clone(), now);
             self.used[at] = Some(route.clone());
             self.summary.used(&route.stages);
             let audits_all = self.engine.auditor.as_ref().is_some_and(Auditor::audits_all);
@@ -392,6 +411,7 @@ impl Generation {
             return;
         }
         self.first_token.get_or_insert_with(Instant::now);
+        self.sessions.iter_mut().for_each(|session| session.begun = true);
         self.given[at].tokens.extend_from_slice(&said.tokens);
         match self.answers[at].say(text, &said.tokens, said.ended) {
             Ok(delta) => {
@@ -546,6 +566,8 @@ impl Generation {
         for at in 0..self.sessions.len() {
             let mut session = Session::new(at, self.asked.prompt.clone(), self.asked.arrived.elapsed());
             session.failovers = 1;
+            // Its reader has been told to wait.
+            session.begun = true;
             session.avoided.clone_from(&self.sessions[at].avoided);
             session.avoided.extend_from_slice(without);
             self.sessions[at] = session;

@@ -5,12 +5,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use libp2p::PeerId;
 use pangea_compute::Digest;
 use tokio::sync::watch;
 
 use super::metrics::EngineMetrics;
-use super::route::{Route, Routes};
+use super::route::{Route, Routes, Without};
 use crate::pipeline::ChainId;
 use crate::pipeline::loader::Loader;
 use crate::pipeline::wire::StageAt;
@@ -39,7 +38,7 @@ impl Pooled {
         Pooled { loader, model, layers, whole, loading: Arc::default() }
     }
 
-    fn placed(&self, without: &[PeerId]) -> Option<Route> {
+    fn placed(&self, without: &Without) -> Option<Route> {
         let view = Arc::clone(&self.loader.view().borrow());
         let mut placements = survey::placements(&view)?;
         placements.retain(|placement| {
@@ -48,7 +47,10 @@ impl Pooled {
                 && placement
                     .stages
                     .iter()
-                    .all(|stage| !without.contains(&stage.peer) && self.loader.pipeline().reaches(&stage.peer))
+                    .all(|stage| !without.peers.contains(&stage.peer) && self.loader.pipeline().reaches(&stage.peer))
+                && !without.epochs.contains(&placement.epoch)
+                // What broke here is not yet known to be broken elsewhere.
+                && !self.loader.pipeline().is_broken(ChainId { model: self.model, epoch: placement.epoch })
         });
         let newest = placements.into_iter().max_by_key(|placement| placement.epoch)?;
         // Alone here, whoever decided it: one chain serves both.
@@ -63,16 +65,25 @@ impl Pooled {
         Some(Route { chain, stages: stages.collect(), kept: None })
     }
 
-    fn alone(&self, without: &[PeerId]) -> Option<Route> {
+    /// The whole model, where this node's memory holds it.
+    fn fits_here(&self) -> Option<&WholeFile> {
+        let view = self.loader.view();
+        let view = view.borrow();
+        let needs = survey::models(&view).remove(&self.model)?;
+        let fits = needs.stage_bytes(&(0..needs.size.layers)) <= view.own.memory_bytes;
+        self.whole.as_ref().filter(|_| fits)
+    }
+
+    fn alone(&self, without: &Without) -> Option<Route> {
         let chain = ChainId { model: self.model, epoch: 0 };
         let local = self.loader.pipeline().local();
-        let here = self.loader.pipeline().has(chain) && !without.contains(&local);
+        let here = self.loader.pipeline().has(chain) && !without.peers.contains(&local);
         here.then(|| Route { chain, stages: vec![StageAt { peer: local, layers: 0..self.layers }], kept: None })
     }
 }
 
 impl Routes for Pooled {
-    fn best(&self, without: &[PeerId]) -> Option<Route> {
+    fn best(&self, without: &Without) -> Option<Route> {
         // A model that is to be split is here as a whole only once somebody had to wish for it.
         self.placed(without).or_else(|| self.alone(without))
     }
@@ -81,8 +92,14 @@ impl Routes for Pooled {
         self.loader.changed()
     }
 
+    fn hopeless(&self) -> Option<String> {
+        let view = self.loader.view();
+        let why = survey::refusal(&view.borrow(), &self.model)?;
+        self.fits_here().is_none().then_some(why)
+    }
+
     fn wish_local(&self) {
-        let Some(whole) = self.whole.clone() else { return };
+        let Some(whole) = self.fits_here().cloned() else { return };
         if self.loading.swap(true, Ordering::Relaxed) {
             return;
         }

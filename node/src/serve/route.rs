@@ -46,13 +46,25 @@ impl Drop for KeptChain {
     }
 }
 
+/// What a route is to do without.
+#[derive(Clone, Debug, Default)]
+pub struct Without {
+    /// Nodes that failed.
+    pub peers: Vec<PeerId>,
+    /// Placements whose chains did, though their nodes may be as good as any.
+    pub epochs: Vec<u64>,
+}
+
 /// Which chains a model has.
 pub trait Routes: Send + Sync {
-    /// The best one now without these nodes.
-    fn best(&self, without: &[PeerId]) -> Option<Route>;
+    /// The best one now without these.
+    fn best(&self, without: &Without) -> Option<Route>;
 
     /// Changes whenever there may be another.
     fn changed(&self) -> watch::Receiver<u64>;
+
+    /// Why there is no route and none will be while the pool is as it is, where that is certain.
+    fn hopeless(&self) -> Option<String>;
 
     /// Somebody waits, and would take a chain on this node alone if it can have one.
     fn wish_local(&self);
@@ -72,12 +84,16 @@ impl Alone {
 }
 
 impl Routes for Alone {
-    fn best(&self, without: &[PeerId]) -> Option<Route> {
-        (!without.iter().any(|peer| self.route.uses(peer))).then(|| self.route.clone())
+    fn best(&self, without: &Without) -> Option<Route> {
+        (!without.peers.iter().any(|peer| self.route.uses(peer))).then(|| self.route.clone())
     }
 
     fn changed(&self) -> watch::Receiver<u64> {
         self.changed.subscribe()
+    }
+
+    fn hopeless(&self) -> Option<String> {
+        None
     }
 
     fn wish_local(&self) {}

@@ -6,6 +6,7 @@ use std::time::Duration;
 use libp2p::PeerId;
 use pangea_client::{Error, ErrorKind};
 
+use super::route::Without;
 use crate::pipeline::wire::{EndReason, Message, SessionId, TokenOut};
 
 /// A stage that says nothing for so long, though tokens came before, hangs: many times what a token takes on a slow
@@ -18,9 +19,28 @@ const STALLED_PROMPT: Duration = Duration::from_secs(120);
 /// How long a session may be without a route: weights may have to travel to another node first.
 const ROUTELESS: Duration = Duration::from_secs(60);
 
+/// The same where the master says that the nodes that are there cannot hold the layers: one that was lost may be back at once.
+const HOPELESS: Duration = Duration::from_secs(5);
+
+/// And for a session that never had a route: pools take a while to start.
+const HOPELESS_AT_FIRST: Duration = Duration::from_secs(15);
+
 /// How long stages may take to sign: a signature takes a tenth of a millisecond, and nobody waits long for an answer that is
 /// there already.
 const SIGNING: Duration = Duration::from_secs(3);
+
+/// A chain that was lost is not asked again for so long: by then it is known whether it is of any use, or has been placed anew.
+const LOST: Duration = Duration::from_secs(1);
+
+/// A stage without memory for a session that has begun is asked again after this, and after twice as long every other time in
+/// a row: answers end, and what they held is free.
+const WAIT: Duration = Duration::from_millis(500);
+
+/// But not after longer.
+const WAIT_MOST: Duration = Duration::from_secs(8);
+
+/// So often in a row.
+const MAX_WAITS: u32 = 8;
 
 /// Opened anew so often, something else is wrong.
 const MAX_FAILOVERS: u32 = 16;
@@ -37,8 +57,20 @@ pub(super) struct Session {
     told_of_prompt: usize,
     pub(super) state: State,
     pub(super) failovers: u32,
-    /// Nodes that failed it.
+    /// Nodes that hung, or lied.
     pub(super) avoided: Vec<PeerId>,
+    /// The placement whose chain it is at.
+    epoch: u64,
+    /// Placements whose chains it lost, and until when it does without them.
+    lost: Vec<(u64, Duration)>,
+    /// Whether anything has been said of the request, so that it cannot be refused any more.
+    pub(super) begun: bool,
+    /// How often in a row a stage had no room for it.
+    waits: u32,
+    /// Before this it is not opened anew.
+    waits_until: Duration,
+    /// Since when it is certain that there is no route, and why.
+    hopeless: Option<(Duration, String)>,
     since: Duration,
     heard: bool,
 }
@@ -98,6 +130,12 @@ impl Session {
             state: State::Routeless,
             failovers: 0,
             avoided: Vec::new(),
+            epoch: 0,
+            lost: Vec::new(),
+            begun: false,
+            waits: 0,
+            waits_until: Duration::ZERO,
+            hopeless: None,
             since: now,
             heard: false,
         }
@@ -118,9 +156,22 @@ impl Session {
         }
     }
 
-    /// It was opened at these stages.
-    pub(super) fn opened(&mut self, id: SessionId, stages: Vec<PeerId>, now: Duration) {
+    /// Whether it may be opened now.
+    pub(super) fn wants_route(&self, now: Duration) -> bool {
+        self.state == State::Routeless && self.waits_until <= now
+    }
+
+    /// What its next route is to do without.
+    pub(super) fn without(&self, now: Duration) -> Without {
+        let lost = self.lost.iter().filter(|(_, until)| *until > now);
+        Without { peers: self.avoided.clone(), epochs: lost.map(|(epoch, _)| *epoch).collect() }
+    }
+
+    /// It was opened at these stages, those of a placement.
+    pub(super) fn opened(&mut self, id: SessionId, epoch: u64, stages: Vec<PeerId>, now: Duration) {
+        self.hopeless = None;
         self.state = State::Opening { id, stages };
+        self.epoch = epoch;
         (self.since, self.heard) = (now, false);
     }
 
@@ -160,7 +211,10 @@ impl Session {
             Message::Refused { kind: ErrorKind::Unavailable | ErrorKind::Internal, message, .. }
                 if self.stages() != [local] =>
             {
-                self.lost(Some(from), &message, now)
+                self.lost_chain(&message, now)
+            }
+            Message::Refused { kind: ErrorKind::Overloaded, message, retry_after_ms, .. } if self.begun => {
+                self.wait(Duration::from_millis(u64::from(retry_after_ms.unwrap_or(0))), &message, now)
             }
             Message::Refused { kind, message, retry_after_ms, .. } => Outcome::Refused {
                 error: Error::new(kind, message),
@@ -170,13 +224,16 @@ impl Session {
                 let known = self.tokens.len();
                 let first = tokens.position as usize;
                 if first > known {
-                    return self.lost(None, "tokens of the answer were lost", now);
+                    return self.lost("tokens of the answer were lost", now);
                 }
                 let fresh: Vec<TokenOut> = tokens.tokens.into_iter().skip(known - first).collect();
                 self.tokens.extend(fresh.iter().map(|out| out.token));
                 // A session that was opened anew scores no prompt, so that these come once and in order.
                 self.told_of_prompt += tokens.prompt.len();
                 (self.since, self.heard) = (now, true);
+                if !fresh.is_empty() {
+                    self.waits = 0;
+                }
                 let stale = fresh.is_empty() && first < known;
                 Outcome::Said(Said {
                     tokens: fresh,
@@ -187,6 +244,9 @@ impl Session {
                     cached: tokens.cached as usize,
                 })
             }
+            Message::Failed { kind: ErrorKind::Overloaded, message, .. } if self.begun && self.stages() != [local] => {
+                self.wait(Duration::ZERO, &message, now)
+            }
             Message::Failed { kind, message, .. } => {
                 let again = matches!(
                     kind,
@@ -196,7 +256,11 @@ impl Session {
                         | ErrorKind::VerificationFailed
                 );
                 if again && self.stages() != [local] {
-                    return self.lost(None, &message, now);
+                    // A chain of which a stage is gone takes nothing more.
+                    return match kind {
+                        ErrorKind::Unavailable => self.lost_chain(&message, now),
+                        _ => self.lost(&message, now),
+                    };
                 }
                 Outcome::Failed(Error::new(kind, message))
             }
@@ -212,7 +276,20 @@ impl Session {
         if matches!(self.state, State::Signing { .. }) {
             return self.signed(false);
         }
-        self.lost(Some(peer), why, now)
+        self.lost_chain(why, now)
+    }
+
+    /// Why there will be no route for it while the pool is as it is, where that is certain.
+    pub(super) fn hopeless(&mut self, why: Option<String>, now: Duration) {
+        self.hopeless = why.map(|why| match self.hopeless.take() {
+            Some((since, _)) => (since, why),
+            None => (now, why),
+        });
+    }
+
+    fn is_hopeless(&self, now: Duration) -> bool {
+        let grace = if self.failovers > 0 { HOPELESS } else { HOPELESS_AT_FIRST };
+        self.hopeless.as_ref().is_some_and(|(since, _)| now.saturating_sub(*since) > grace)
     }
 
     /// Time went by.
@@ -220,10 +297,11 @@ impl Session {
         let quiet = now.saturating_sub(self.since);
         match &self.state {
             State::Over => Outcome::Nothing,
-            State::Routeless if quiet > ROUTELESS => Outcome::Failed(Error::new(
-                ErrorKind::Unavailable,
-                "no node is left that can hold the model's layers; start another, or give one more memory",
-            )),
+            State::Routeless if quiet > ROUTELESS => Outcome::Failed(no_node_left()),
+            State::Routeless if self.is_hopeless(now) => {
+                let why = self.hopeless.as_ref().map_or("", |(_, why)| why);
+                Outcome::Failed(Error::new(ErrorKind::Unavailable, format!("{}: {why}", no_node_left().message())))
+            }
             State::Routeless => Outcome::Nothing,
             State::Signing { .. } if quiet > SIGNING => self.signed(false),
             State::Signing { .. } => Outcome::Nothing,
@@ -244,14 +322,32 @@ impl Session {
     fn stalled(&mut self, local: PeerId, now: Duration) -> Outcome {
         // Nobody can tell which of them hangs.
         let others: Vec<PeerId> = self.stages().iter().copied().filter(|peer| *peer != local).collect();
-        let outcome = self.lost(None, "its stages have been silent for too long", now);
+        let outcome = self.lost_chain("its stages have been silent for too long", now);
         self.avoided.extend(others);
         outcome
     }
 
-    fn lost(&mut self, by: Option<PeerId>, why: &str, now: Duration) -> Outcome {
+    /// There was no room for it; what it has is kept, and there may be soon.
+    fn wait(&mut self, least: Duration, why: &str, now: Duration) -> Outcome {
+        self.waits += 1;
+        if self.waits > MAX_WAITS {
+            self.state = State::Over;
+            return Outcome::Failed(Error::new(ErrorKind::Overloaded, why));
+        }
+        let wait = WAIT.saturating_mul(1 << (self.waits - 1).min(16)).max(least).min(WAIT_MOST);
+        self.waits_until = now + wait;
+        self.lost(why, now)
+    }
+
+    /// Its chain is of no use, for now at least. Its nodes may be: a chain that broke is placed anew, on the same ones perhaps.
+    fn lost_chain(&mut self, why: &str, now: Duration) -> Outcome {
+        self.lost.retain(|(epoch, until)| *epoch != self.epoch && *until > now);
+        self.lost.push((self.epoch, now + LOST));
+        self.lost(why, now)
+    }
+
+    fn lost(&mut self, why: &str, now: Duration) -> Outcome {
         let Some(closed) = self.id() else { return Outcome::Nothing };
-        self.avoided.extend(by);
         self.failovers += 1;
         if self.failovers > MAX_FAILOVERS {
             self.state = State::Over;
@@ -264,6 +360,11 @@ impl Session {
     }
 }
 
+fn no_node_left() -> Error {
+    let why = "no node is left that can hold the model's layers; start another, or give one more memory";
+    Error::new(ErrorKind::Unavailable, why)
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -272,6 +373,7 @@ mod tests {
     use crate::pipeline::wire::Tokens;
 
     const ID: SessionId = SessionId([1; 16]);
+    const EPOCH: u64 = 7;
 
     fn peers() -> [PeerId; 3] {
         [PeerId::random(), PeerId::random(), PeerId::random()]
@@ -279,7 +381,7 @@ mod tests {
 
     fn running(stages: &[PeerId]) -> Session {
         let mut session = Session::new(0, vec![1, 2, 3], Duration::ZERO);
-        session.opened(ID, stages.to_vec(), Duration::ZERO);
+        session.opened(ID, EPOCH, stages.to_vec(), Duration::ZERO);
         let accepted = session.handle(stages[0], Message::Accepted { session: ID }, stages[0], Duration::ZERO);
         assert!(matches!(accepted, Outcome::Accepted));
         session
@@ -317,12 +419,34 @@ mod tests {
     }
 
     #[test]
-    fn a_stage_that_is_gone_is_avoided_and_a_stranger_that_is_gone_is_nothing() {
+    fn the_chain_of_a_stage_that_is_gone_is_done_without_for_a_while_and_its_nodes_are_not() {
         let [local, other, stranger] = peers();
         let mut session = running(&[local, other]);
         assert!(matches!(session.peer_gone(stranger, "it left", Duration::ZERO), Outcome::Nothing));
         assert!(matches!(session.peer_gone(other, "it left", Duration::ZERO), Outcome::Lost { .. }));
-        assert_eq!((session.avoided.as_slice(), session.failovers), (&[other][..], 1));
+        assert_eq!(session.failovers, 1);
+        let without = session.without(Duration::ZERO);
+        assert_eq!((without.peers.len(), without.epochs), (0, vec![EPOCH]));
+        assert!(session.without(LOST).epochs.is_empty());
+    }
+
+    #[test]
+    fn a_chain_that_refuses_because_it_broke_is_not_asked_again_at_once() {
+        let [local, other, _] = peers();
+        let refused = || Message::Refused {
+            session: ID,
+            kind: ErrorKind::Unavailable,
+            message: "a stage is gone".to_owned(),
+            retry_after_ms: None,
+        };
+        let mut session = Session::new(0, vec![1], Duration::ZERO);
+        for epoch in [EPOCH, EPOCH + 1] {
+            session.opened(ID, epoch, vec![local, other], Duration::ZERO);
+            assert!(matches!(session.handle(local, refused(), local, Duration::ZERO), Outcome::Lost { .. }));
+        }
+        let without = session.without(Duration::ZERO);
+        // The very same nodes may be asked under another placement.
+        assert_eq!((without.peers.len(), without.epochs), (0, vec![EPOCH, EPOCH + 1]));
     }
 
     #[test]
@@ -358,13 +482,83 @@ mod tests {
     }
 
     #[test]
+    fn without_memory_a_request_is_refused_before_its_first_word_and_waits_after_it() {
+        let [local, other, _] = peers();
+        let full = || Message::Failed { session: ID, kind: ErrorKind::Overloaded, message: "no memory".to_owned() };
+        let mut first = running(&[local, other]);
+        let outcome = first.handle(other, full(), local, Duration::ZERO);
+        assert!(matches!(&outcome, Outcome::Failed(error) if error.kind() == ErrorKind::Overloaded), "{outcome:?}");
+        // Alone, nobody else's answers give memory back that this one could wait for.
+        let mut alone = running(&[local]);
+        alone.begun = true;
+        assert!(matches!(alone.handle(local, full(), local, Duration::ZERO), Outcome::Failed(_)));
+
+        let mut session = running(&[local, other]);
+        session.handle(other, tokens(3, [10]), local, Duration::ZERO);
+        session.begun = true;
+        assert!(matches!(session.handle(other, full(), local, Duration::ZERO), Outcome::Lost { closed: ID, .. }));
+        assert!(!session.wants_route(WAIT - Duration::from_millis(1)));
+        assert!(session.wants_route(WAIT));
+        // The chain is as good as before.
+        let without = session.without(Duration::ZERO);
+        assert!(without.peers.is_empty() && without.epochs.is_empty());
+        session.opened(ID, EPOCH, vec![local, other], WAIT);
+        let refused = Message::Refused {
+            session: ID,
+            kind: ErrorKind::Overloaded,
+            message: "full".to_owned(),
+            retry_after_ms: Some(3000),
+        };
+        assert!(matches!(session.handle(local, refused, local, WAIT), Outcome::Lost { .. }));
+        assert!(!session.wants_route(WAIT + Duration::from_millis(2999)) && session.wants_route(WAIT * 7));
+        let mut now = WAIT * 7;
+        for _ in 2..MAX_WAITS {
+            session.opened(ID, EPOCH, vec![local, other], now);
+            assert!(matches!(session.handle(other, full(), local, now), Outcome::Lost { .. }));
+            now += WAIT_MOST;
+            assert!(session.wants_route(now));
+        }
+        session.opened(ID, EPOCH, vec![local, other], now);
+        let outcome = session.handle(other, full(), local, now);
+        assert!(matches!(&outcome, Outcome::Failed(error) if error.kind() == ErrorKind::Overloaded), "{outcome:?}");
+        assert_eq!(session.tokens, [1, 2, 3, 10]);
+    }
+
+    #[test]
+    fn where_nobody_can_hold_the_layers_it_fails_soon_and_says_why() {
+        let [local, other, _] = peers();
+        let why = || Some("12 MiB are missing".to_owned());
+        let mut session = running(&[local, other]);
+        session.handle(other, tokens(3, [10]), local, Duration::ZERO);
+        session.peer_gone(other, "it left", Duration::ZERO);
+        session.hopeless(why(), Duration::ZERO);
+        assert!(matches!(session.tick(local, HOPELESS), Outcome::Nothing));
+        // Hope, for a moment.
+        session.hopeless(None, HOPELESS);
+        session.hopeless(why(), HOPELESS);
+        assert!(matches!(session.tick(local, HOPELESS * 2), Outcome::Nothing));
+        let outcome = session.tick(local, HOPELESS * 2 + Duration::from_millis(1));
+        assert!(
+            matches!(&outcome, Outcome::Failed(error) if error.kind() == ErrorKind::Unavailable
+                && error.message().contains("no node is left") && error.message().contains("12 MiB")),
+            "{outcome:?}"
+        );
+        assert_eq!(session.tokens, [1, 2, 3, 10]);
+        // A pool that has only just begun gets more time.
+        let mut first = Session::new(0, vec![1], Duration::ZERO);
+        first.hopeless(why(), Duration::ZERO);
+        assert!(matches!(first.tick(local, HOPELESS_AT_FIRST), Outcome::Nothing));
+        assert!(matches!(first.tick(local, HOPELESS_AT_FIRST + Duration::from_millis(1)), Outcome::Failed(_)));
+    }
+
+    #[test]
     fn a_complete_answer_waits_for_signatures_and_for_nothing_else() {
         let [local, other, _] = peers();
         let mut session = running(&[local, other]);
         session.signing(Duration::ZERO);
         assert!(matches!(session.handle(other, tokens(3, [10]), local, Duration::ZERO), Outcome::Nothing));
         let mut lost = Session::new(0, vec![1], Duration::ZERO);
-        lost.opened(ID, vec![local, other], Duration::ZERO);
+        lost.opened(ID, EPOCH, vec![local, other], Duration::ZERO);
         lost.signing(Duration::ZERO);
         assert!(matches!(lost.peer_gone(other, "it left", Duration::ZERO), Outcome::Signed { signed: false }));
         let commit = Message::Commit { session: ID, positions: 3 };
@@ -387,7 +581,7 @@ mod tests {
                 if at == moves_at {
                     let lost = session.peer_gone(one, "it left", Duration::ZERO);
                     prop_assert!(matches!(lost, Outcome::Lost { .. }), "{:?}", lost);
-                    session.opened(ID, vec![local, other], Duration::ZERO);
+                    session.opened(ID, EPOCH, vec![local, other], Duration::ZERO);
                     session.handle(local, Message::Accepted { session: ID }, local, Duration::ZERO);
                     from = other;
                 }

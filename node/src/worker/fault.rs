@@ -25,6 +25,10 @@ pub enum Fault {
     CorruptStage,
     /// As a last stage: another token than was chosen, somewhere in a session.
     CorruptToken,
+    /// As a stage before the last: one frame, once, that does not fit those before it.
+    Misfit,
+    /// As a stage behind the first: now and then no memory for a session's keys and values.
+    Full,
 }
 
 /// Bits of an f32 that can be turned over without making a finite number infinite: the fraction's and the sign.
@@ -88,8 +92,8 @@ impl Liar {
                 (Ok(answer.unwrap_or(honest)), None)
             }
             Fault::Hang | Fault::Drop => (Ok(honest), Some(self.fault)),
-            // Those are lies of stages.
-            Fault::CorruptStage | Fault::CorruptToken => (Ok(honest), None),
+            // Those are for stages.
+            Fault::CorruptStage | Fault::CorruptToken | Fault::Misfit | Fault::Full => (Ok(honest), None),
             Fault::Slow => {
                 let end = std::time::Instant::now() + took * 19;
                 while std::time::Instant::now() < end && !cancel.is_cancelled() {

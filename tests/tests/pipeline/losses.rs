@@ -42,6 +42,100 @@ fn an_answer_survives_the_death_and_the_silence_of_its_stages() {
     assert_eq!(pangea["failovers"], 0, "{pangea}");
 }
 
+#[test]
+fn a_chain_that_breaks_while_all_its_nodes_live_is_placed_anew_on_them() {
+    let Some(stage) = Stage::set("a_chain_that_breaks_while_all_its_nodes_live_is_placed_anew_on_them") else { return };
+    let question = question(LONG, 120);
+    let undisturbed = stage.alone(std::slice::from_ref(&question)).remove(0);
+    // Neither holds all of it: there is nobody else to go to.
+    let one = stage.splitting("one").with("--layers", "0-14").max_memory("160M").fault("misfit").start();
+    let two =
+        stage.cluster.node("two").with("--peer", &one.address).with("--layers", "15-29").max_memory("160M").start();
+    computed_by(&one, &[&one, &two]);
+    let before = [&one, &two].map(|node| node.process.count("Loading layers"));
+    // Sooner or later a frame does not fit.
+    let mut broke = 0;
+    while broke == 0 {
+        let (text, pangea) = Streamed::ask(&one, &question).finish();
+        assert_eq!(text, undisturbed, "{pangea}");
+        broke = pangea["failovers"].as_u64().unwrap();
+    }
+    two.process.line("A chain of stages broke");
+    let (text, pangea) = Streamed::ask(&two, &question).finish();
+    assert_eq!((text.as_str(), &pangea["failovers"]), (undisturbed.as_str(), &json!(0)));
+    computed_by(&one, &[&one, &two]);
+    let after = [&one, &two].map(|node| node.process.count("Loading layers"));
+    assert_eq!(before, after, "the layers were there");
+}
+
+#[test]
+fn with_nobody_left_for_the_layers_an_answer_ends_with_an_error_that_says_so() {
+    let Some(stage) = Stage::set("with_nobody_left_for_the_layers_an_answer_ends_with_an_error_that_says_so") else {
+        return;
+    };
+    let one = stage.splitting("one").max_memory("160M").flag("--force-master").start();
+    let two = stage.cluster.node("two").with("--peer", &one.address).max_memory("160M").start();
+    computed_by(&one, &[&one, &two]);
+    let question = question(LONG, 300);
+    let (undisturbed, _) = Streamed::ask(&one, &question).finish();
+    let mut answer = Streamed::ask(&one, &question);
+    answer.has_begun();
+    two.kill9();
+    let error = loop {
+        match answer.try_next() {
+            Ok(true) => {}
+            Ok(false) => panic!("it was over before anything happened: {}", answer.text),
+            Err(error) => break error,
+        }
+    };
+    let message = error["error"]["message"].as_str().unwrap();
+    // What is only known after a minute does not say what is missing.
+    assert!(message.contains("no node is left") && message.contains("missing"), "{error}");
+    assert!(undisturbed.starts_with(&answer.text) && answer.text.split_whitespace().count() >= 3, "{:?}", answer.text);
+}
+
+#[test]
+fn a_later_stage_without_memory_refuses_who_has_heard_nothing_and_delays_who_has() {
+    let Some(stage) = Stage::set("a_later_stage_without_memory_refuses_who_has_heard_nothing_and_delays_who_has")
+    else {
+        return;
+    };
+    let long = question(LONG, 120);
+    let undisturbed = stage.alone(std::slice::from_ref(&long)).remove(0);
+    let one = stage.splitting("one").with("--layers", "0-14").start();
+    let two = stage.cluster.node("two").with("--peer", &one.address).with("--layers", "15-29").fault("full").start();
+    eventually("both are given layers", || [&one, &two].iter().all(|node| node.process.count("are ready") > 0));
+    // One frame of forty meets it.
+    eventually("a request is refused", || {
+        let refused = post(&one.api, CHAT, &question("Hello", 1));
+        let again = refused.header("retry-after").map(|after| after.parse::<u32>().unwrap());
+        match refused.status {
+            429 => {
+                assert!(again.is_some(), "when to try again");
+                true
+            }
+            status => {
+                assert_eq!(status, 200);
+                false
+            }
+        }
+    });
+    eventually("an answer goes on", || {
+        let response = post(
+            &one.api,
+            CHAT,
+            &json!({"stream": true, "model": long["model"], "messages": long["messages"],
+            "max_tokens": long["max_tokens"], "temperature": 0}),
+        );
+        if response.status == 429 {
+            return false;
+        }
+        let (text, pangea) = Streamed::of(response).finish();
+        assert_eq!(text, undisturbed, "{pangea}");
+        pangea["failovers"].as_u64().unwrap() >= 1
+    });
+}
+
 /// A disturbed answer is the undisturbed one, and says what happened; its receipt holds.
 fn goes_on(stage: &Stage, asked: &Node, answer: Streamed, undisturbed: &str) {
     let (text, pangea) = answer.finish();

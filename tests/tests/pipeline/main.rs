@@ -154,24 +154,38 @@ impl Streamed {
         body["stream"] = json!(true);
         let response = post(&node.api, CHAT, &body);
         assert_eq!(response.status, 200, "{body}");
+        Streamed::of(response)
+    }
+
+    fn of(response: Response) -> Streamed {
         Streamed { response, rest: Vec::new(), text: String::new(), pangea: Value::Null }
     }
 
     /// Reads one event; whether there was one before the end.
     fn next(&mut self) -> bool {
+        match self.try_next() {
+            Ok(more) => more,
+            Err(error) => panic!("after {:?}: {error}", self.text),
+        }
+    }
+
+    /// The same, or the error that ends it.
+    fn try_next(&mut self) -> Result<bool, Value> {
         let event = self.response.event(&mut self.rest).expect("it ends with [DONE]");
         if event == "[DONE]" {
-            return false;
+            return Ok(false);
         }
         let event: Value = serde_json::from_str(&event).unwrap();
-        assert!(event.get("error").is_none(), "after {:?}: {event}", self.text);
+        if event.get("error").is_some() {
+            return Err(event);
+        }
         if let Some(text) = event["choices"][0]["delta"]["content"].as_str() {
             self.text.push_str(text);
         }
         if !event["pangea"].is_null() {
             self.pangea = event["pangea"].clone();
         }
-        true
+        Ok(true)
     }
 
     /// Reads until some words have arrived.
