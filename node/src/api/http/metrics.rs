@@ -131,8 +131,8 @@ mod tests {
     /// A node whose one peer serves models of these names.
     fn view(names: &[&str]) -> Arc<View> {
         let mut other = standing_of(PeerId::random());
-        let model = |(number, name): (usize, &&str)| ModelStanding {
-            digest: Digest::from_bytes([number as u8; 32]),
+        let model = |name: &&str| ModelStanding {
+            digest: Digest::from_bytes(*blake3::hash(name.as_bytes()).as_bytes()),
             name: (*name).to_owned(),
             served: true,
             whole: true,
@@ -140,7 +140,7 @@ mod tests {
             pinned: None,
             size: ModelSize::default(),
         };
-        other.models = names.iter().enumerate().map(model).collect();
+        other.models = names.iter().map(model).collect();
         let own = Arc::new(standing_of(PeerId::random()));
         let nodes = BTreeMap::from([(other.peer, Arc::new(other))]);
         Arc::new(View { local: own.peer, own, term: None, nodes, connected: BTreeSet::new() })
