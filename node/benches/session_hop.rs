@@ -2,8 +2,7 @@
 //! node's inbox, and until the other node's stage thread runs. Two nodes, each with a network thread and a stage thread, as
 //! the binary has them; messages go there and back, after a pause in which a stage would compute.
 //!
-//! `cargo bench -p pangea-node --bench session_hop`; `PANGEA_BENCH_RUNS` (1000), `PANGEA_BENCH_PAUSE_US` (0),
-//! `PANGEA_BENCH_AWAKE` (0): 1 keeps the network threads awake between messages.
+//! `cargo bench -p pangea-node --bench session_hop`; `PANGEA_BENCH_RUNS` (1000), `PANGEA_BENCH_PAUSE_US` (0).
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -110,7 +109,6 @@ fn measure() -> Outcome<()> {
         |name: &str, default: usize| std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default);
     let runs = number("PANGEA_BENCH_RUNS", 1000).max(1);
     let computing = Duration::from_micros(number("PANGEA_BENCH_PAUSE_US", 0) as u64);
-    let awake = Duration::from_millis(if number("PANGEA_BENCH_AWAKE", 0) == 0 { 0 } else { 5 });
     for transport in ["tcp", "udp"] {
         let far = node(None)?;
         let address = loop {
@@ -131,7 +129,6 @@ fn measure() -> Outcome<()> {
                 let (arrived, message, payload) = far_arrived.recv()?;
                 time_sender.send((arrived, Instant::now()))?;
                 pause(computing);
-                far_links.keep_awake(awake);
                 far_links.send(back, message, payload)?;
             }
         });
@@ -142,7 +139,6 @@ fn measure() -> Outcome<()> {
                 pause(computing);
                 let message = frame(near.peer, rows);
                 let payload = payload.clone();
-                near.links.keep_awake(awake);
                 let begin = Instant::now();
                 near.links.send(far.peer, message, payload)?;
                 near.arrived.recv()?;

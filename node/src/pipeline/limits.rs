@@ -62,9 +62,6 @@ pub const QUEUE_MESSAGES: usize = 4 * MAX_SEQUENCES;
 /// Bytes of payloads that wait for the wire to one peer: activations wait in memory that is nobody's budget.
 pub const QUEUE_BYTES: usize = 4 * MAX_PAYLOAD_BYTES as usize;
 
-/// The network thread is kept awake at most so long at a time: what waits for a frame for longer can wait for a thread, too.
-pub const AWAKE_MOST: Duration = Duration::from_millis(20);
-
 /// Until a peer has taken a stream that was opened to it.
 pub const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
 

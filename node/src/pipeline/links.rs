@@ -11,17 +11,17 @@ mod stream;
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::rc::Rc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use futures::StreamExt;
 use libp2p::{PeerId, Stream, StreamProtocol};
 use pangea_client::{Error, ErrorKind};
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 
-use super::limits::{AWAKE_MOST, QUEUE_BYTES, QUEUE_MESSAGES};
+use super::limits::{QUEUE_BYTES, QUEUE_MESSAGES};
 pub use super::payload::Payload;
 use super::wire::{Message, PROTOCOL};
 use crate::net::{NetEvent, Network};
@@ -48,34 +48,6 @@ struct Shared {
     local: PeerId,
     inbox: Arc<dyn Inbox>,
     routes: RwLock<HashMap<PeerId, Route>>,
-    awake: Awake,
-}
-
-/// Until when the network thread does not sleep.
-struct Awake {
-    /// Zero of the clock.
-    began: Instant,
-    /// In nanoseconds of it.
-    until: AtomicU64,
-    /// There is a new one, after the old one has passed.
-    begins: Notify,
-}
-
-impl Awake {
-    fn now(&self) -> u64 {
-        self.began.elapsed().as_nanos() as u64
-    }
-
-    /// On the network thread.
-    async fn stay(&self) {
-        loop {
-            self.begins.notified().await;
-            while self.now() < self.until.load(Ordering::Relaxed) {
-                // The runtime looks for what has come without waiting for it, as long as there is a task that yields.
-                tokio::task::yield_now().await;
-            }
-        }
-    }
 }
 
 /// The way into the queue of an open stream.
@@ -144,21 +116,6 @@ impl Links {
         sent
     }
 
-    /// Keeps the network thread from sleeping for `time` from now, at most [`AWAKE_MOST`]: what comes or is to be sent meanwhile
-    /// does not wait for a thread to wake up, and a core is busy meanwhile. For a stage that waits for its next frame where
-    /// there are more cores than compute threads.
-    pub fn keep_awake(&self, time: Duration) {
-        if time.is_zero() {
-            return;
-        }
-        let awake = &self.shared.awake;
-        let now = awake.now();
-        let until = now.saturating_add(time.min(AWAKE_MOST).as_nanos() as u64);
-        if awake.until.fetch_max(until, Ordering::Relaxed) <= now {
-            awake.begins.notify_one();
-        }
-    }
-
     /// Whether messages to `peer` can be sent: a stream to it is open. To this node itself they always can.
     pub fn connected(&self, peer: &PeerId) -> bool {
         *peer == self.shared.local || self.shared.route(peer).is_some()
@@ -182,8 +139,7 @@ impl Shared {
 /// The links of `network`, which no other links may use. Call it before the first connection, and run the driver.
 pub fn links(network: Network, net_events: mpsc::Receiver<NetEvent>, inbox: Arc<dyn Inbox>) -> (Links, LinksDriver) {
     let local = network.local_peer_id();
-    let awake = Awake { began: Instant::now(), until: AtomicU64::new(0), begins: Notify::new() };
-    let shared = Arc::new(Shared { local, inbox, routes: RwLock::default(), awake });
+    let shared = Arc::new(Shared { local, inbox, routes: RwLock::default() });
     let incoming = network.streams().accept(StreamProtocol::new(PROTOCOL));
     if incoming.is_err() {
         tracing::error!(event = "links_twice", "the session protocol of this network is taken: its links stay closed");
@@ -218,8 +174,6 @@ impl LinksDriver {
     pub async fn run(self) {
         let LinksDriver { core, mut net_events, incoming } = self;
         let Some(mut incoming) = incoming else { return };
-        let shared = Arc::clone(&core.borrow().shared);
-        let mut awake = std::pin::pin!(shared.awake.stay());
         loop {
             // Nothing here waits for anything else: a stream that comes while nobody is in `next` is lost.
             tokio::select! {
@@ -230,7 +184,6 @@ impl LinksDriver {
                     Some(_) => {}
                     None => return,
                 },
-                never = &mut awake => never,
             }
         }
     }

@@ -4,8 +4,8 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvTimeoutError};
-use std::time::Duration;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
+use std::time::{Duration, Instant};
 
 use libp2p::PeerId;
 use pangea_client::{Error, ErrorKind, Result};
@@ -25,6 +25,7 @@ use super::wire::{
     Tokens,
 };
 use crate::compute_error;
+use crate::config::host::cores;
 use crate::serve::EngineMetrics;
 use crate::trust::CommitChain;
 use crate::worker::fault::{Fault, twist_row, twist_token};
@@ -42,6 +43,9 @@ pub enum Drafts {
 
 /// While somebody waits for a place, how often is looked whether they have waited too long.
 const WAITING_TICK: Duration = Duration::from_secs(1);
+
+/// A frame that comes within this is looked for without sleeping.
+const WATCHED: Duration = Duration::from_millis(6);
 
 /// A lying stage lies in one frame of so many.
 const LIE_EVERY: u64 = 8;
@@ -100,6 +104,8 @@ pub(super) struct Stage {
     closing: Vec<(SessionId, u32)>,
     /// Why nothing goes on here any more.
     broken: Option<String>,
+    /// How long the last event was waited for.
+    waited: Duration,
 }
 
 /// What a pass brought.
@@ -134,6 +140,7 @@ impl Stage {
             untold: Vec::new(),
             closing: Vec::new(),
             broken: None,
+            waited: Duration::MAX,
         }
     }
 
@@ -141,16 +148,10 @@ impl Stage {
     pub(super) fn run(mut self, inbox: Receiver<StageEvent>) {
         loop {
             if !self.step() {
-                let waits = self.front.as_ref().is_some_and(|front| !front.is_idle());
-                let event = if waits {
-                    match inbox.recv_timeout(WAITING_TICK) {
-                        Ok(event) => event,
-                        Err(RecvTimeoutError::Timeout) => continue,
-                        Err(RecvTimeoutError::Disconnected) => return,
-                    }
-                } else {
-                    let Ok(event) = inbox.recv() else { return };
-                    event
+                let event = match self.next(&inbox) {
+                    Ok(event) => event,
+                    Err(RecvTimeoutError::Timeout) => continue,
+                    Err(RecvTimeoutError::Disconnected) => return,
                 };
                 if !self.handle(event) {
                     return;
@@ -163,6 +164,40 @@ impl Stage {
             }
             self.tell_load();
         }
+    }
+
+    /// Waits for an event; not for long while somebody waits for a place.
+    fn next(&mut self, inbox: &Receiver<StageEvent>) -> std::result::Result<StageEvent, RecvTimeoutError> {
+        let began = Instant::now();
+        let event =
+            self.watch(inbox, began).unwrap_or_else(|| match self.front.as_ref().is_some_and(|f| !f.is_idle()) {
+                true => inbox.recv_timeout(WAITING_TICK),
+                false => inbox.recv().map_err(RecvTimeoutError::from),
+            });
+        self.waited = began.elapsed();
+        event
+    }
+
+    /// Looks for the next frame without sleeping, where it is expected soon: a core that sleeps takes longer to wake up than a
+    /// frame takes to travel. Only for a session that has the chain to itself, of which every stage but one waits at any
+    /// time, and where no compute thread needs the core.
+    fn watch(
+        &self,
+        inbox: &Receiver<StageEvent>,
+        began: Instant,
+    ) -> Option<std::result::Result<StageEvent, RecvTimeoutError>> {
+        let expected = self.stages.len() > 1 && self.sessions.len() == 1 && self.waited < WATCHED;
+        if !expected || cores() <= self.pool.threads() {
+            return None;
+        }
+        while began.elapsed() < WATCHED {
+            match inbox.try_recv() {
+                Ok(event) => return Some(Ok(event)),
+                Err(TryRecvError::Disconnected) => return Some(Err(RecvTimeoutError::Disconnected)),
+                Err(TryRecvError::Empty) => std::thread::yield_now(),
+            }
+        }
+        None
     }
 
     fn tell_load(&self) {
@@ -683,7 +718,7 @@ impl Stage {
     /// On the first stage (`gives_way`), that there is not enough memory; every cache is as it was.
     fn pass(&mut self, rows: &[FrameRows], input: Input<'_>, gives_way: bool) -> Result<Passed> {
         let mut passed = Passed::default();
-        let began = std::time::Instant::now();
+        let began = Instant::now();
         let result = if self.is_full_on_purpose() {
             Err(pangea_compute::Error::OutOfMemory { bytes: 0, what: "keys and values, by a fault on purpose" })
         } else {
@@ -821,7 +856,7 @@ impl Stage {
     }
 
     /// Fails as it is told to, for tests.
-    fn fail_on_purpose(&self, began: std::time::Instant) {
+    fn fail_on_purpose(&self, began: Instant) {
         match self.pipeline.fault() {
             Some(Fault::Hang) if self.stages.len() > 1 && self.number > HANGS_AFTER => loop {
                 std::thread::park();
