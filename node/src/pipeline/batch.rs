@@ -227,6 +227,16 @@ impl Batch {
         self.running.is_empty() && self.waiting.is_empty()
     }
 
+    /// Whether all that there is to do are answers: no prompt is computed, none waits.
+    pub fn only_answers(&self) -> bool {
+        self.waiting.is_empty() && self.running.iter().all(Sequence::answers)
+    }
+
+    /// From the next step on answers go in so many groups, at least 1.
+    pub fn set_groups(&mut self, groups: usize) {
+        self.limits.groups = groups.max(1);
+    }
+
     /// How many sequences run.
     pub fn running(&self) -> usize {
         self.running.len()

@@ -9,6 +9,7 @@ use pangea_client::{Error, ErrorKind};
 use pangea_compute::draft::Drafter;
 
 use super::batch::{Action, Advance, Batch, BatchLimits, Event, Rows, SequenceId, Source};
+use super::grouping::Grouping;
 use super::stage::Drafts;
 use super::wire::{FrameRows, Open, SessionId, Start, StartSource, SteppedSequence};
 
@@ -22,7 +23,7 @@ pub(super) struct Front {
     next_sequence: u64,
     /// Frames that the last stage has not told of, oldest first.
     under_way: VecDeque<UnderWay>,
-    most_under_way: usize,
+    grouping: Grouping,
     drafts: Drafts,
     since: Instant,
 }
@@ -74,8 +75,7 @@ pub(super) struct FailedSession {
 impl Front {
     pub(super) fn new(limits: BatchLimits, drafts: Drafts) -> Front {
         Front {
-            // One frame in each stage, and one on its way; a chain of one stage computes one at a time.
-            most_under_way: if limits.groups > 1 { limits.groups + 1 } else { 1 },
+            grouping: Grouping::new(limits.groups),
             batch: Batch::new(limits),
             members: HashMap::new(),
             sequences: HashMap::new(),
@@ -99,7 +99,14 @@ impl Front {
 
     /// Whether another frame may be planned.
     pub(super) fn has_room(&self) -> bool {
-        self.under_way.len() < self.most_under_way
+        // One frame in each stage, and one on its way; where all go together, and in a chain of one stage, one at a time.
+        let groups = self.groups();
+        self.under_way.len() < if groups > 1 { groups + 1 } else { 1 }
+    }
+
+    /// In how many groups answers go now: beside prompts, always as many as there are stages.
+    fn groups(&self) -> usize {
+        if self.batch.only_answers() { self.grouping.groups() } else { self.grouping.stages() }
     }
 
     /// Takes a request in; the number of its first sequence, or when to try again.
@@ -181,6 +188,7 @@ impl Front {
     /// What to compute next. `number`: of the frame, if it has rows.
     pub(super) fn plan(&mut self, number: u64) -> Planned {
         let mut planned = Planned::default();
+        self.batch.set_groups(self.groups());
         let actions = self.batch.handle(Event::Ready, self.since.elapsed());
         self.follow(actions, number, &mut planned);
         planned
@@ -271,6 +279,8 @@ impl Front {
         let of = self.under_way.iter().position(|frame| frame.number == number);
         let frame = of.and_then(|at| self.under_way.remove(at));
         let mut advances = Vec::with_capacity(stepped.len());
+        let tokens = stepped.iter().map(|one| one.chosen.len()).sum();
+        self.grouping.stepped(self.batch.running(), !self.batch.only_answers(), tokens, self.since.elapsed());
         for one in stepped {
             let id = SequenceId(one.sequence);
             let Some(member) = self.members.get_mut(&id) else { continue };

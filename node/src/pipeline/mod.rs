@@ -13,6 +13,7 @@
 //! | `stage` | the thread of one stage: its layers, its compute threads and every cache |
 //! | `front` | on the first stage: which rows are computed next |
 //! | [`batch`] | how that is decided: continuous batching, pure |
+//! | `grouping` | in how many groups answers go through the stages, as measured |
 //! | `tail` | on the last stage: from logits to tokens |
 //! | `history` | what a stage has of one sequence |
 //! | [`wire`], [`payload`], [`limits`] | the messages of `/pangea/session/1`, their raw bytes, their bounds |
@@ -23,6 +24,7 @@
 
 pub mod batch;
 mod front;
+mod grouping;
 mod history;
 pub mod host;
 pub mod limits;
