@@ -40,7 +40,8 @@ fn a_remote_product_of_every_type_is_that_of_one_node_alone() {
 fn a_large_product_is_shared_between_the_nodes() {
     let cluster = Cluster::new();
     let star = cluster.star(vec![cluster.node("worker"), cluster.node("other")]);
-    let (a, b) = operands(DType::F64, 1536, 1536, 1536);
+    // Large enough that even a worker that was measured while others took its cores has time for a task.
+    let (a, b) = operands(DType::F64, 2560, 2560, 2560);
     let product = multiply(&star.one.client(), &a, &b, &remote()).unwrap();
     assert_product(&a, &b, &product.c);
     let report = product.report;
