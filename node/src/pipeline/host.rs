@@ -275,28 +275,20 @@ impl Pipeline {
     /// # Errors
     /// `Unavailable` where there is no connection, `Overloaded` where too much waits for it.
     pub fn send(&self, to: PeerId, message: Message, payload: Payload) -> Result<()> {
-        match self.0.links.get() {
-            _ if to == self.0.local => {
-                self.deliver(to, message, payload);
-                Ok(())
-            }
-            Some(links) => links.send(to, message, payload),
-            None => Err(Error::new(ErrorKind::Unavailable, format!("this node has no connection to {to}"))),
-        }
+        self.send_all(to, vec![(message, payload)])
     }
 
-    /// Sends several messages without payload, in this order and at once.
+    /// Sends several messages, in this order and at once.
     ///
     /// # Errors
     /// Those of [`Pipeline::send`]; then none is sent.
-    pub(super) fn send_all(&self, to: PeerId, messages: Vec<Message>) -> Result<()> {
-        let messages = messages.into_iter().map(|message| (message, Payload::empty()));
+    pub(super) fn send_all(&self, to: PeerId, messages: Vec<(Message, Payload)>) -> Result<()> {
+        if to == self.0.local {
+            messages.into_iter().for_each(|(message, payload)| self.deliver(to, message, payload));
+            return Ok(());
+        }
         match self.0.links.get() {
-            _ if to == self.0.local => {
-                messages.for_each(|(message, payload)| self.deliver(to, message, payload));
-                Ok(())
-            }
-            Some(links) => links.send_all(to, messages.collect()),
+            Some(links) => links.send_all(to, messages),
             None => Err(Error::new(ErrorKind::Unavailable, format!("this node has no connection to {to}"))),
         }
     }

@@ -106,6 +106,8 @@ pub(super) struct Stage {
     broken: Option<String>,
     /// How long the last event was waited for.
     waited: Duration,
+    /// Whether there are more cores than compute threads.
+    has_spare_core: bool,
 }
 
 /// What a pass brought.
@@ -121,6 +123,7 @@ struct Passed {
 
 impl Stage {
     pub(super) fn new(setup: StageSetup, pipeline: Pipeline) -> Stage {
+        let has_spare_core = cores() > setup.pool.threads();
         Stage {
             chain: setup.chain,
             index: setup.index,
@@ -141,6 +144,7 @@ impl Stage {
             closing: Vec::new(),
             broken: None,
             waited: Duration::MAX,
+            has_spare_core,
         }
     }
 
@@ -187,7 +191,7 @@ impl Stage {
         began: Instant,
     ) -> Option<std::result::Result<StageEvent, RecvTimeoutError>> {
         let expected = self.stages.len() > 1 && self.sessions.len() == 1 && self.waited < WATCHED;
-        if !expected || cores() <= self.pool.threads() {
+        if !expected || !self.has_spare_core {
             return None;
         }
         while began.elapsed() < WATCHED {
@@ -615,10 +619,10 @@ impl Stage {
 
     /// On the last stage.
     fn tell(&mut self, number: u64, passed: Passed) {
-        let mut news: Vec<(PeerId, Vec<Message>)> = Vec::new();
+        let mut news: Vec<(PeerId, Vec<(Message, Payload)>)> = Vec::new();
         let mut add = |to: PeerId, message: Message| match news.iter_mut().find(|(peer, _)| *peer == to) {
-            Some((_, messages)) => messages.push(message),
-            None => news.push((to, vec![message])),
+            Some((_, messages)) => messages.push((message, Payload::empty())),
+            None => news.push((to, vec![(message, Payload::empty())])),
         };
         if self.front.is_some() {
             self.stepped(number, passed.advances);

@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use pangea_client::AnswerStage;
 use pangea_compute::chat::Message;
 use pangea_compute::sample::Sampling;
 
@@ -191,6 +192,14 @@ pub struct Summary {
 }
 
 impl Summary {
+    /// Who computed which layers, as programs are told.
+    pub fn answer_stages(&self) -> Vec<AnswerStage> {
+        let stages = self.stages.iter();
+        stages
+            .map(|stage| AnswerStage { peer: stage.peer.to_string(), layers: [stage.layers.start, stage.layers.end] })
+            .collect()
+    }
+
     /// Tokens per second of the answer; 0 where there were too few to tell.
     pub fn answer_tokens_per_s(&self) -> f64 {
         rate(self.answer_tokens.saturating_sub(1), self.answer)

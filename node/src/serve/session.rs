@@ -53,8 +53,6 @@ pub(super) struct Session {
     /// The prompt and what was chosen.
     pub(super) tokens: Vec<u32>,
     pub(super) prompt_len: usize,
-    /// Its log-probabilities so far, where they are wanted.
-    told_of_prompt: usize,
     pub(super) state: State,
     pub(super) failovers: u32,
     /// Nodes that hung, or lied.
@@ -126,7 +124,6 @@ impl Session {
             choice,
             prompt_len: prompt.len(),
             tokens: prompt,
-            told_of_prompt: 0,
             state: State::Routeless,
             failovers: 0,
             avoided: Vec::new(),
@@ -228,8 +225,6 @@ impl Session {
                 }
                 let fresh: Vec<TokenOut> = tokens.tokens.into_iter().skip(known - first).collect();
                 self.tokens.extend(fresh.iter().map(|out| out.token));
-                // A session that was opened anew scores no prompt, so that these come once and in order.
-                self.told_of_prompt += tokens.prompt.len();
                 (self.since, self.heard) = (now, true);
                 if !fresh.is_empty() {
                     self.waits = 0;

@@ -168,10 +168,7 @@ fn look_again(parts: &AuditorParts, pool: &OnceLock<Pool>, mut receipt: Receipt,
     };
     wait(0);
     let mut pace = Pace { chunk_rows: CHUNK_ROWS, cancel: &cancel, between: &mut wait };
-    let mut fetch = |part: &Part| {
-        let layers = part.layers.start as u32..part.layers.end as u32;
-        fetches.get(Wanted { layers, embedding: part.embedding, head: part.head }).map(drop)
-    };
+    let mut fetch = |part: &Part| fetches.get(Wanted::of_part(part)).map(drop);
     let mut weights = Weights { file: &file, manifest: &manifest, room: parts.room, fetch: &mut fetch };
     let found = verify(&receipt, &mut weights, pool, &mut pace)?;
     let local = parts.pipeline.local().to_string();

@@ -8,7 +8,7 @@ use libp2p::PeerId;
 use pangea_client::{Error, ErrorKind, Result};
 use pangea_compute::commit::merkle::token_leaves;
 use pangea_compute::commit::{Claim, Pace, Replay, Source, Transcript, merkle_root, replay};
-use pangea_compute::model::{Manifest, Model, ModelFile, NUMERICS, Part};
+use pangea_compute::model::{Manifest, Model, ModelFile, NUMERICS, Part, Wanted};
 use pangea_compute::sample::Sampling;
 use pangea_compute::{Digest, Pool};
 use serde::Serialize;
@@ -152,11 +152,9 @@ impl Loaded<'_, '_> {
     }
 }
 
-/// Bytes of the weights of a part, about.
+/// Bytes of a part in the file; packed it takes about as many.
 fn part_bytes(manifest: &Manifest, part: &Part) -> u64 {
-    let embedding = if part.embedding { manifest.embedding_bytes() } else { 0 };
-    let head = if part.head { manifest.head_bytes() } else { 0 };
-    manifest.layer_bytes().saturating_mul(part.layers.len() as u64).saturating_add(embedding).saturating_add(head)
+    manifest.select(&Wanted::of_part(part)).into_iter().map(|piece| manifest.pieces()[piece].len_bytes()).sum()
 }
 
 /// Checks `receipt` against its model: signatures and links first, then one prefill for each segment.

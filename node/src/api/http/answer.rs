@@ -351,14 +351,9 @@ fn frame(piece: &Value) -> String {
 
 /// The extra object of DESIGN §4.3.
 fn pangea(summary: &Summary) -> Value {
-    let stages: Vec<Value> = summary
-        .stages
-        .iter()
-        .map(|stage| json!({"peer": stage.peer.to_string(), "layers": [stage.layers.start, stage.layers.end]}))
-        .collect();
     json!({
         "verdict": summary.verdict.name(),
-        "stages": stages,
+        "stages": summary.answer_stages(),
         "failovers": summary.failovers,
         "receipts": summary.receipts,
     })

@@ -4,9 +4,7 @@ use std::rc::Rc;
 
 use capnp_rpc::new_client;
 use pangea_client::exception::{from_exception, to_exception};
-use pangea_client::{
-    AnswerStage, Error, ErrorKind, GenerationRequest, GenerationSummary, ModelStatus, Piece, Prompt, Result,
-};
+use pangea_client::{Error, ErrorKind, GenerationRequest, GenerationSummary, ModelStatus, Piece, Prompt, Result};
 use pangea_compute::chat::Message;
 use pangea_compute::sample::Sampling;
 use pangea_schema::model_capnp::{generation, model, token_sink};
@@ -178,7 +176,6 @@ async fn pass_on(mut answer: Generation, sink: &token_sink::Client) -> Result<Ge
 
 /// What an answer took, as it travels.
 fn summary(took: serve::Summary) -> GenerationSummary {
-    let stages = took.stages.into_iter();
     GenerationSummary {
         prompt_tokens: took.prompt_tokens as u64,
         cached_tokens: took.cached_tokens as u64,
@@ -187,9 +184,7 @@ fn summary(took: serve::Summary) -> GenerationSummary {
         prompt_s: took.prompt.as_secs_f64(),
         answer_s: took.answer.as_secs_f64(),
         verdict: took.verdict.name().to_owned(),
-        stages: stages
-            .map(|stage| AnswerStage { peer: stage.peer.to_string(), layers: [stage.layers.start, stage.layers.end] })
-            .collect(),
+        stages: took.answer_stages(),
         failovers: took.failovers as u64,
         receipts: took.receipts,
     }
