@@ -69,13 +69,23 @@ pub enum Error {
         /// Which number.
         what: String,
     },
-    /// Memory for a tensor could not be had.
-    #[error("out of memory: {bytes} bytes for {what} could not be had; use smaller blocks or free memory")]
+    /// The system refused an allocation.
+    #[error("out of memory: cannot allocate {bytes} bytes for {what}; use smaller blocks or free memory")]
     OutOfMemory {
-        /// How much was asked for.
+        /// Size of the allocation.
         bytes: u64,
-        /// For what.
+        /// What the memory was for.
         what: &'static str,
+    },
+    /// A tensor with more bytes than the address space holds; refused by arithmetic, before any allocation.
+    #[error("{rows} x {cols} elements of {dtype} take more bytes than this machine can address; use smaller blocks")]
+    TooLarge {
+        /// The name of the element type.
+        dtype: &'static str,
+        /// The number of rows.
+        rows: usize,
+        /// The number of columns.
+        cols: usize,
     },
     /// A bound that someone set is reached; the same may work once other work has ended.
     #[error("{what}")]
@@ -109,7 +119,9 @@ impl Error {
             Error::Shape { .. } | Error::Dtype { .. } | Error::Invalid { .. } | Error::Parse { .. } => {
                 ErrorKind::InvalidInput
             }
-            Error::OutOfMemory { .. } | Error::DiskFull { .. } | Error::Busy { .. } => ErrorKind::Overloaded,
+            Error::OutOfMemory { .. } | Error::TooLarge { .. } | Error::DiskFull { .. } | Error::Busy { .. } => {
+                ErrorKind::Overloaded
+            }
             Error::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound => ErrorKind::NotFound,
             Error::Io { .. } | Error::NonFinite { .. } => ErrorKind::Internal,
             Error::Cancelled => ErrorKind::Cancelled,

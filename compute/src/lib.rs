@@ -59,6 +59,9 @@ pub use mapped::NpyFile;
 pub use npy::NpyHeader;
 pub use npy_writer::NpyWriter;
 pub use pool::{Cancel, Pool};
-pub use product::{MAX_K_I8, PackedA, PackedB, matmul, matmul_into, matmul_packed, matmul_packed_into, product_dtype};
+pub use product::{
+    MAX_K_I8, PackedA, PackedB, ProductBytes, matmul, matmul_into, matmul_packed, matmul_packed_into, product_bytes,
+    product_dtype,
+};
 pub use tensor::{Digest, Tensor};
 pub use tensor_buf::TensorBuf;

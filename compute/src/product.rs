@@ -3,6 +3,7 @@
 
 use crate::kernel::blocked::{Passes, Target};
 use crate::kernel::for_kernel;
+use crate::tensor::checked_bytes;
 use crate::{Buffer, Cancel, DType, Error, Isa, Pool, Tensor, TensorBuf};
 use std::sync::Arc;
 
@@ -10,7 +11,40 @@ use std::sync::Arc;
 pub const MAX_K_I8: usize = 131_071;
 const _: () = assert!(128 * 128 * MAX_K_I8 as u64 <= i32::MAX as u64);
 
-/// The output type of `a·b`, where the operands fit.
+/// Sizes of the three matrices of a product, computed from shapes and types alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ProductBytes {
+    /// Bytes of A.
+    pub a: u64,
+    /// Bytes of B.
+    pub b: u64,
+    /// Bytes of the result C.
+    pub c: u64,
+}
+
+impl ProductBytes {
+    /// Bytes of A, B and C together.
+    pub fn total(self) -> u64 {
+        self.a.saturating_add(self.b).saturating_add(self.c)
+    }
+}
+
+/// The sizes of A, B and C for shapes `[rows, columns]`, so that a product that does not fit a memory limit can be
+/// refused before anything is allocated.
+///
+/// # Errors
+/// [`Error::Shape`] and [`Error::Dtype`] as for [`matmul`]; [`Error::TooLarge`] for a matrix beyond the address space.
+pub fn product_bytes(
+    a: (usize, usize),
+    b: (usize, usize),
+    a_dtype: DType,
+    b_dtype: DType,
+) -> Result<ProductBytes, Error> {
+    let out = check_operands(a, b, a_dtype, b_dtype)?;
+    let bytes = |dtype, rows, cols| checked_bytes(dtype, rows, cols).map(|bytes| bytes as u64);
+    Ok(ProductBytes { a: bytes(a_dtype, a.0, a.1)?, b: bytes(b_dtype, b.0, b.1)?, c: bytes(out, a.0, b.1)? })
+}
+
 /// The element type of `a · b`, without computing it.
 ///
 /// # Errors

@@ -64,12 +64,15 @@ impl Storage {
     }
 }
 
-/// The size of a tensor in bytes, or an error where no address space could hold it.
+/// The size of a tensor in bytes.
+///
+/// # Errors
+/// [`Error::TooLarge`] where the address space cannot hold that size.
 pub(crate) fn checked_bytes(dtype: DType, rows: usize, cols: usize) -> Result<usize, Error> {
     rows.checked_mul(cols)
         .and_then(|n| n.checked_mul(dtype.size_bytes()))
         .filter(|&bytes| bytes <= isize::MAX as usize)
-        .ok_or(Error::OutOfMemory { bytes: u64::MAX, what: "a tensor larger than the address space" })
+        .ok_or(Error::TooLarge { dtype: dtype.name(), rows, cols })
 }
 
 impl Tensor {

@@ -18,7 +18,7 @@ impl TensorBuf {
     /// A tensor of zeros to write into.
     ///
     /// # Errors
-    /// [`Error::OutOfMemory`], also for sizes beyond the address space.
+    /// [`Error::OutOfMemory`]; [`Error::TooLarge`].
     pub fn new(dtype: DType, rows: usize, cols: usize) -> Result<TensorBuf, Error> {
         let bytes = checked_bytes(dtype, rows, cols)?;
         Ok(TensorBuf { dtype, rows, cols, buffer: Buffer::zeroed(bytes)? })
@@ -27,7 +27,7 @@ impl TensorBuf {
     /// A tensor of whatever, for who writes every element before anybody reads one: no time goes into zeros.
     ///
     /// # Errors
-    /// [`Error::OutOfMemory`], also for sizes beyond the address space.
+    /// [`Error::OutOfMemory`]; [`Error::TooLarge`].
     pub fn unspecified(dtype: DType, rows: usize, cols: usize) -> Result<TensorBuf, Error> {
         let buffer = Buffer::unspecified(checked_bytes(dtype, rows, cols)?)?;
         Ok(TensorBuf { dtype, rows, cols, buffer })

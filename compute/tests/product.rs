@@ -4,8 +4,8 @@
 #![allow(clippy::unwrap_used)]
 
 use pangea_compute::{
-    Cancel, DType, Error, ErrorKind, Isa, MAX_K_I8, PackedA, PackedB, Pool, Tensor, TensorBuf, matmul, matmul_into,
-    matmul_packed, matmul_packed_into,
+    Cancel, DType, Error, ErrorKind, Isa, MAX_K_I8, PackedA, PackedB, Pool, ProductBytes, Tensor, TensorBuf, matmul,
+    matmul_into, matmul_packed, matmul_packed_into, product_bytes,
 };
 use proptest::prelude::*;
 
@@ -281,4 +281,25 @@ fn several_threads_may_use_one_pool() {
             });
         }
     });
+}
+
+#[test]
+fn sizes_of_a_product_are_known_before_anything_is_allocated() {
+    let side = 10_000_000;
+    let bytes = product_bytes((side, side), (side, side), DType::F32, DType::F32).unwrap();
+    assert_eq!((bytes.a, bytes.c, bytes.total()), (400_000_000_000_000, 400_000_000_000_000, 1_200_000_000_000_000));
+    // A long, thin product: its operands are small, its result is not.
+    let thin = product_bytes((100_000, 1), (1, 100_000), DType::I8, DType::I8).unwrap();
+    assert_eq!(thin, ProductBytes { a: 100_000, b: 100_000, c: 40_000_000_000 });
+    let huge = product_bytes((1 << 40, 1), (1, 1 << 40), DType::F64, DType::F64).unwrap_err();
+    assert_eq!(huge.kind(), ErrorKind::Overloaded);
+    assert_eq!(
+        huge.to_string(),
+        "1099511627776 x 1099511627776 elements of f64 take more bytes than this machine can address; use smaller blocks"
+    );
+    assert_eq!(
+        product_bytes((2, 3), (2, 3), DType::F32, DType::F32).unwrap_err().kind(),
+        ErrorKind::InvalidInput,
+        "shapes are checked first"
+    );
 }

@@ -304,7 +304,7 @@ pub(super) fn wire_dtype(dtype: DType) -> pangea_client::DType {
 fn input_failure(path: &Path, error: pangea_compute::Error) -> Failure {
     match &error {
         pangea_compute::Error::Io { source, .. } => unreadable(path, source),
-        pangea_compute::Error::OutOfMemory { .. } => error.into(),
+        pangea_compute::Error::OutOfMemory { .. } | pangea_compute::Error::TooLarge { .. } => error.into(),
         _ => {
             let text = error.to_string();
             let shown = path.display().to_string();
