@@ -3,13 +3,14 @@
 
 use std::time::Instant;
 
+use clap::Args;
 use pangea_compute::Pool;
 use pangea_compute::model::{Cache, Input, Logits, Model, ModelFile, PageBudget, Part, Step};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use serde::Serialize;
 
-use super::args::{BenchLlmArgs, OutputArgs};
+use super::args::{JsonArgs, OutputArgs, StoreArgs};
 use super::failure::Failure;
 use super::models::file_of;
 use super::progress::Progress;
@@ -17,6 +18,52 @@ use super::table::{Align, Table, shortened};
 use super::{print, print_json};
 use crate::models::Description;
 use crate::{config, models};
+
+const EXAMPLES: &str = "\
+The tests are llama-bench's: ppN reads a prompt of N random tokens, tgN
+generates N, each alone in its context or @ dN behind N others. The figure is
+the mean of the runs, after one to warm up.
+
+Examples:
+  pangea bench llm --model smollm2 --threads 1,2
+  pangea bench llm --model model.gguf -p 0 -n 64 -d 32,512 --json";
+
+/// A language model: tokens per second, with no node
+#[derive(Args, Clone, Debug)]
+#[command(after_help = EXAMPLES)]
+pub(super) struct BenchLlmArgs {
+    /// The model: its name, as `pangea models list` shows it, or a .gguf file
+    #[arg(short, long, value_name = "NAME|PATH")]
+    model: String,
+
+    /// Compute threads [default: all cores]
+    #[arg(short, long, value_name = "N", value_delimiter = ',')]
+    threads: Vec<usize>,
+
+    /// Lengths of the prompts that are read; 0: none
+    #[arg(short, long, value_name = "N", value_delimiter = ',', default_values_t = [128])]
+    prompt: Vec<usize>,
+
+    /// Lengths of the answers that are generated; 0: none
+    #[arg(short = 'n', long, value_name = "N", value_delimiter = ',', default_values_t = [64])]
+    generate: Vec<usize>,
+
+    /// Tokens that are there before
+    #[arg(short, long, value_name = "N", value_delimiter = ',', default_values_t = [0])]
+    depth: Vec<usize>,
+
+    /// Runs of each; the mean counts
+    #[arg(short, long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    runs: u32,
+
+    /// Where models are.
+    #[command(flatten)]
+    store: StoreArgs,
+
+    /// Form of the result.
+    #[command(flatten)]
+    json: JsonArgs,
+}
 
 /// What random tokens depend on: every run reads the same.
 const SEED: u64 = 1;

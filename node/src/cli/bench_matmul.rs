@@ -1,10 +1,12 @@
 //! `pangea bench matmul`: products of several sizes, each with fresh operands (cold: peers must be sent them) and with the
 //! same again (resident: peers have them). It measures what reports say and computes nothing itself.
 
+use clap::Args;
 use pangea_client::{JobReport, MatmulOptions};
+use pangea_compute::DType;
 use serde::Serialize;
 
-use super::args::{BenchMatmulArgs, OutputArgs};
+use super::args::{JsonArgs, OutputArgs, PlaceArg, RpcArgs, dtype};
 use super::engine::{Engine, Held};
 use super::failure::Failure;
 use super::matmul::place;
@@ -14,6 +16,38 @@ use super::session::{local_fabric, note};
 use super::table::{Align, Table, seconds, three_digits};
 use super::{print, print_json};
 use crate::config;
+
+/// Products of several sizes, with fresh operands and with the same again
+#[derive(Args, Clone, Debug)]
+pub(super) struct BenchMatmulArgs {
+    /// Sides of the square matrices
+    #[arg(long, value_name = "N", value_delimiter = ',', default_values_t = [256, 1024, 2048, 4096], value_parser = side)]
+    size: Vec<usize>,
+
+    /// Element type: f16, bf16, f32, f64 or i8
+    #[arg(long, value_name = "DTYPE", value_parser = dtype, default_value = "f32")]
+    dtype: DType,
+
+    /// Runs of each; the median counts
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    runs: u32,
+
+    /// Where it may be computed: auto (where it is done soonest), local, remote (on peers while one can, else here)
+    #[arg(long, value_enum, default_value_t, hide_possible_values = true)]
+    place: PlaceArg,
+
+    /// Compute threads of products without a node [default: all cores]
+    #[arg(long, value_name = "N")]
+    threads: Option<usize>,
+
+    /// Which node.
+    #[command(flatten)]
+    rpc: RpcArgs,
+
+    /// Form of the result.
+    #[command(flatten)]
+    json: JsonArgs,
+}
 
 /// One line of the result: the median run.
 #[derive(Serialize)]
@@ -136,4 +170,11 @@ fn show(lines: &[Line]) -> String {
         ]);
     }
     table.render()
+}
+
+fn side(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(side @ 1..=65536) => Ok(side),
+        _ => Err("use 1 to 65536".to_owned()),
+    }
 }

@@ -5,16 +5,41 @@ use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::time::Instant;
 
+use clap::Args;
 use libp2p::Multiaddr;
 use pangea_client::{Client, LinkProbe};
 use serde::Serialize;
 
-use super::args::{BenchNetArgs, OutputArgs};
+use super::args::{JsonArgs, OutputArgs, RpcArgs};
 use super::failure::Failure;
 use super::progress::Progress;
 use super::table::{Align, Table, seconds, short_peer};
 use super::{print, print_json};
 use crate::config::ByteSize;
+
+/// The link to a peer, beside plain TCP on this machine
+#[derive(Args, Clone, Debug)]
+pub(super) struct BenchNetArgs {
+    /// The peer: a peer id, its end, or a name as `pangea peers` shows it, or a multiaddr to connect to
+    #[arg(value_name = "PEER")]
+    peer: String,
+
+    /// Bytes of one bulk message
+    #[arg(long, value_name = "SIZE", default_value = "64M")]
+    bytes: ByteSize,
+
+    /// Messages; the median counts
+    #[arg(long, value_name = "N", default_value_t = 9, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    rounds: u32,
+
+    /// Which node.
+    #[command(flatten)]
+    rpc: RpcArgs,
+
+    /// Form of the result.
+    #[command(flatten)]
+    json: JsonArgs,
+}
 
 /// What `--json` shows.
 #[derive(Serialize)]

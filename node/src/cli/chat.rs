@@ -5,6 +5,7 @@ use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use clap::Args;
 use pangea_client::AnswerStage;
 use pangea_compute::chat::Message;
 use pangea_compute::sample::Sampling;
@@ -12,7 +13,7 @@ use rustyline::DefaultEditor;
 use rustyline::error::ReadlineError;
 use serde::Serialize;
 
-use super::args::{ChatArgs, OutputArgs};
+use super::args::{JsonArgs, OutputArgs, host_and_port};
 use super::chat_node::NodeModel;
 use super::failure::{Exit, Failure};
 use super::session::note;
@@ -20,6 +21,56 @@ use super::{print, print_json};
 use crate::config::{self, host};
 use crate::models;
 use crate::serve::{Engine, EngineSettings, Event, Prompt, Request};
+
+const EXAMPLES: &str = "\
+Examples:
+  pangea chat 'What is the capital of France?'
+  pangea chat --model SmolLM2-135M-Instruct.Q4_1.gguf
+  pangea chat --system 'Answer in one word.' --temperature 0 'Is water wet?'
+
+A running node is asked (its key from PANGEA_API_KEY); with none, the model runs
+in this process.";
+
+/// Talk to a model
+#[derive(Args, Clone, Debug)]
+#[command(after_help = EXAMPLES)]
+pub(super) struct ChatArgs {
+    /// What to ask; without it, lines are read until /exit or Ctrl-D
+    #[arg(value_name = "PROMPT")]
+    prompt: Option<String>,
+
+    /// A model: its name, or the path of a .gguf file [default: the node's first, or the only one here]
+    #[arg(short, long, value_name = "MODEL")]
+    model: Option<String>,
+
+    /// What the model is told before the conversation [default: You are a helpful assistant.]
+    #[arg(long, value_name = "TEXT")]
+    system: Option<String>,
+
+    /// How freely tokens are chosen; 0 takes the most likely one every time
+    #[arg(long, value_name = "T", default_value_t = 0.2)]
+    temperature: f32,
+
+    /// The most tokens of an answer [default: until it ends]
+    #[arg(long, value_name = "N")]
+    max_tokens: Option<usize>,
+
+    /// The same seed gives the same answer, on every machine
+    #[arg(long, value_name = "SEED", default_value_t = 0)]
+    seed: u64,
+
+    /// The HTTP API of the node to ask [default: 127.0.0.1:52415]
+    #[arg(long, value_name = "ADDR", env = "PANGEA_API", hide_env_values = true, value_parser = host_and_port)]
+    api: Option<String>,
+
+    /// Compute threads without a node [default: all cores]
+    #[arg(long, value_name = "N")]
+    threads: Option<usize>,
+
+    /// Form of the result.
+    #[command(flatten)]
+    json: JsonArgs,
+}
 
 /// The part of this machine's memory that sessions may take in a process of their own.
 const SESSION_SHARE: u64 = 4;

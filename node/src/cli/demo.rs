@@ -6,13 +6,14 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use clap::Args;
 use pangea_client::{
     Client, ErrorKind, GenerationRequest, JobReport, MatmulOptions, Piece, Place, Prompt, Sampling, TensorInfo,
 };
 use pangea_compute::{Buffer, Cancel, DType, Pool, Tensor};
 use serde::Serialize;
 
-use super::args::{DemoArgs, OutputArgs, StoreArgs};
+use super::args::{JsonArgs, OutputArgs, StoreArgs};
 use super::demo_node::DemoNode;
 use super::failure::{Exit, Failure};
 use super::matrix::Operand;
@@ -20,6 +21,18 @@ use super::table::{Align, Table, seconds, short_peer, shortened};
 use super::{print, print_json};
 use crate::config::host;
 use crate::models;
+
+/// See the main job done: nodes, products across them, one killed
+#[derive(Args, Clone, Copy, Debug)]
+pub(super) struct DemoArgs {
+    /// Side of the square matrices
+    #[arg(long, value_name = "N", default_value_t = 2048, value_parser = clap::value_parser!(u64).range(512..=16384))]
+    size: u64,
+
+    /// Form of the result.
+    #[command(flatten)]
+    json: JsonArgs,
+}
 
 /// The nodes' names. The first takes the job; the last is killed.
 const NAMES: [&str; 3] = ["alpha", "beta", "gamma"];

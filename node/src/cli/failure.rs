@@ -10,7 +10,7 @@ use crate::config::ConfigError;
 
 /// The exit codes of every command; 0 is done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Exit {
+pub(super) enum Exit {
     /// It failed.
     Failed = 1,
     /// Bad usage or input.
@@ -25,36 +25,36 @@ pub enum Exit {
 
 /// Why a command failed.
 #[derive(Clone, Debug)]
-pub struct Failure {
+pub(super) struct Failure {
     /// The exit code.
-    pub exit: Exit,
+    pub(super) exit: Exit,
     /// A sentence: what is wrong, and what to do.
-    pub message: String,
+    pub(super) message: String,
 }
 
 impl Failure {
     /// A failure with this exit code.
-    pub fn new(exit: Exit, message: impl Into<String>) -> Failure {
+    pub(super) fn new(exit: Exit, message: impl Into<String>) -> Failure {
         Failure { exit, message: message.into() }
     }
 
     /// Bad usage or input.
-    pub fn usage(message: impl Into<String>) -> Failure {
+    pub(super) fn usage(message: impl Into<String>) -> Failure {
         Failure::new(Exit::Usage, message)
     }
 
     /// Anything that went wrong while working.
-    pub fn failed(message: impl Into<String>) -> Failure {
+    pub(super) fn failed(message: impl Into<String>) -> Failure {
         Failure::new(Exit::Failed, message)
     }
 
     /// Stopped by the person; they know why.
-    pub fn interrupted() -> Failure {
+    pub(super) fn interrupted() -> Failure {
         Failure::new(Exit::Interrupted, "stopped; the work was cancelled on every node and nothing was left behind")
     }
 
     /// The same, with what it is about in front.
-    pub fn about(self, what: impl fmt::Display) -> Failure {
+    pub(super) fn about(self, what: impl fmt::Display) -> Failure {
         Failure { exit: self.exit, message: format!("{what}: {}", self.message) }
     }
 }

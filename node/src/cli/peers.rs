@@ -2,14 +2,31 @@
 
 use std::time::Duration;
 
+use clap::Args;
 use pangea_client::{Client, PeerStatus};
 use serde::Serialize;
 
-use super::args::PeersArgs;
+use super::args::QueryArgs;
 use super::failure::Failure;
 use super::table::{Align, Table, seconds, short_peer, shortened, three_digits};
 use super::{print, print_json};
 use crate::config::ByteSize;
+
+/// List the peers of a node
+#[derive(Args, Clone, Debug)]
+pub(super) struct PeersArgs {
+    /// Which node, and the form of the result.
+    #[command(flatten)]
+    query: QueryArgs,
+
+    /// Ask every connected peer for a sign of life, over the connection that is there
+    #[arg(long)]
+    check: bool,
+
+    /// How long each peer may take to answer
+    #[arg(long, value_name = "SECONDS", default_value_t = 5.0, requires = "check")]
+    timeout: f64,
+}
 
 /// Characters of a name in the table: what leaves the rest of 80 columns.
 const NAME_CHARS: usize = 14;

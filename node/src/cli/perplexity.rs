@@ -1,19 +1,61 @@
 //! `pangea perplexity`: how well a model foretells a text. It reads the text and shows the figure; the arithmetic is
 //! [`Perplexity`]'s.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use clap::Args;
 use pangea_compute::Pool;
 use pangea_compute::model::{Model, ModelFile, Part, Perplexity};
 use serde::Serialize;
 
-use super::args::{OutputArgs, PerplexityArgs};
+use super::args::{JsonArgs, OutputArgs, StoreArgs};
 use super::failure::Failure;
 use super::models::file_of;
 use super::progress::Progress;
 use super::session::note;
 use super::{print, print_json};
 use crate::config;
+
+const EXAMPLES: &str = "\
+As llama.cpp's llama-perplexity defines it: chunks of --ctx tokens, each on its
+own, the second half of each scored.
+
+Examples:
+  pangea perplexity smollm2 book.txt
+  pangea perplexity model.gguf book.txt --ctx 512 --json";
+
+/// Measure how well a model foretells a text
+#[derive(Args, Clone, Debug)]
+#[command(after_help = EXAMPLES)]
+pub(super) struct PerplexityArgs {
+    /// The model: its name, as `pangea models list` shows it, or a .gguf file
+    #[arg(value_name = "MODEL")]
+    model: String,
+
+    /// The text, in UTF-8
+    #[arg(value_name = "FILE")]
+    file: PathBuf,
+
+    /// Tokens of one chunk
+    #[arg(short, long, value_name = "N", default_value_t = 512)]
+    ctx: usize,
+
+    /// Chunks that are scored [default: all there are]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(2..))]
+    chunks: Option<u32>,
+
+    /// Compute threads [default: all cores]
+    #[arg(short, long, value_name = "N")]
+    threads: Option<usize>,
+
+    /// Where models are.
+    #[command(flatten)]
+    store: StoreArgs,
+
+    /// Form of the result.
+    #[command(flatten)]
+    json: JsonArgs,
+}
 
 #[derive(Serialize)]
 struct Document {

@@ -3,13 +3,14 @@
 
 use std::path::{Path, PathBuf};
 
+use clap::{Args, Subcommand};
 use pangea_client::ErrorKind;
 use pangea_compute::chat::calendar::CalendarTime;
 use pangea_compute::commit::Pace;
 use pangea_compute::model::{Manifest, ModelFile};
 use pangea_compute::{Cancel, Pool};
 
-use super::args::{DataDirArgs, OutputArgs, ReceiptsCommand, ReceiptsListArgs, ReceiptsShowArgs, ReceiptsVerifyArgs};
+use super::args::{DataDirArgs, JsonArgs, OutputArgs};
 use super::failure::{Exit, Failure};
 use super::progress::Progress;
 use super::session::note;
@@ -18,6 +19,76 @@ use super::{print, print_json};
 use crate::config::{self, LayerRange};
 use crate::models::{self, Found};
 use crate::trust::{OutputCheck, Receipt, ReceiptStore, StageCheck, Verification, Weights, store, verify};
+
+const VERIFY_EXAMPLES: &str = "\
+Every signature is checked, the answer is computed again from the model's file,
+and what each stage signed is compared with that. No node is asked.
+
+Examples:
+  pangea receipts verify 3f9a01c27b6e
+  pangea receipts verify receipt.json --model SmolLM2-135M-Instruct.Q4_1.gguf
+
+Exit codes: 0 all of it holds, 4 something does not";
+
+/// What is kept of answers, and checking it
+#[derive(Subcommand, Debug)]
+pub(super) enum ReceiptsCommand {
+    /// List the receipts of this machine's answers, latest first
+    List(ReceiptsListArgs),
+    /// Show a receipt: who computed what, and who looked at it again
+    Show(ReceiptsShowArgs),
+    /// Check a receipt without any node: signatures, every stage, every token
+    #[command(after_help = VERIFY_EXAMPLES)]
+    Verify(ReceiptsVerifyArgs),
+}
+
+/// `receipts list`.
+#[derive(Args, Clone, Debug)]
+pub(super) struct ReceiptsListArgs {
+    /// How many
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..))]
+    limit: u32,
+    /// Where receipts are.
+    #[command(flatten)]
+    folder: DataDirArgs,
+    /// Form of the result.
+    #[command(flatten)]
+    json: JsonArgs,
+}
+
+/// `receipts show`.
+#[derive(Args, Clone, Debug)]
+pub(super) struct ReceiptsShowArgs {
+    /// A receipt's id, or its beginning
+    #[arg(value_name = "ID")]
+    id: String,
+    /// Where receipts are.
+    #[command(flatten)]
+    folder: DataDirArgs,
+    /// Form of the result.
+    #[command(flatten)]
+    json: JsonArgs,
+}
+
+/// `receipts verify`.
+#[derive(Args, Clone, Debug)]
+pub(super) struct ReceiptsVerifyArgs {
+    /// A receipt's id, or its beginning, or a file that holds one
+    #[arg(value_name = "ID|FILE")]
+    receipt: String,
+    /// The model: its name, or a .gguf file [default: what the receipt names]
+    #[arg(short, long, value_name = "NAME|PATH")]
+    model: Option<String>,
+    /// Compute threads [default: all cores]
+    #[arg(short, long, value_name = "N")]
+    threads: Option<usize>,
+    /// Where receipts and models are.
+    #[command(flatten)]
+    folder: DataDirArgs,
+    /// Form of the result.
+    #[command(flatten)]
+    json: JsonArgs,
+}
 
 /// Characters of a list's columns for model and verdict together: with the others, 80.
 const MODEL_AND_VERDICT_CHARS: usize = 36;

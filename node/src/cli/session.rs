@@ -14,7 +14,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 impl RpcArgs {
     /// The address to talk to.
-    pub fn address(&self) -> &str {
+    pub(super) fn address(&self) -> &str {
         self.rpc.as_deref().unwrap_or(DEFAULT_ADDRESS)
     }
 
@@ -22,7 +22,7 @@ impl RpcArgs {
     ///
     /// # Errors
     /// [`Exit::Unreachable`] where none answers.
-    pub async fn node(&self) -> Result<Client, Failure> {
+    pub(super) async fn node(&self) -> Result<Client, Failure> {
         Client::connect(self.address(), CONNECT_TIMEOUT).await.map_err(|error| match error.kind() {
             ErrorKind::Unavailable => Failure::new(Exit::Unreachable, error.message()),
             _ => error.into(),
@@ -33,7 +33,7 @@ impl RpcArgs {
     ///
     /// # Errors
     /// As [`RpcArgs::node`] where one was named.
-    pub async fn node_if_there(&self) -> Result<Option<Client>, Failure> {
+    pub(super) async fn node_if_there(&self) -> Result<Option<Client>, Failure> {
         match self.node().await {
             Err(failure) if failure.exit == Exit::Unreachable && self.rpc.is_none() => Ok(None),
             result => result.map(Some),

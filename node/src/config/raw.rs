@@ -23,8 +23,22 @@ pub enum Bind {
     Lan,
 }
 
-/// Flags of `pangea node`.
+const EXAMPLES: &str = "\
+Examples:
+  pangea node
+  pangea node --pool-key ~/pool.key --max-memory 4GiB
+  pangea node --peer /ip4/192.168.1.20/tcp/7777
+  pangea node --listen /ip4/0.0.0.0/tcp/0 --rpc-addr 127.0.0.1:0 --ephemeral
+  pangea node --model smollm2 --split      the other nodes: pangea node
+  pangea node --model smollm2 --layers 0-14
+
+Make a pool key with: openssl rand -hex 32 > pool.key
+Flags win over the environment (PANGEA_HOME, PANGEA_THREADS, …), the
+environment over config.toml.";
+
+/// Run a node until it is stopped
 #[derive(Args, Clone, Debug, Default)]
+#[command(after_help = EXAMPLES)]
 pub struct RawNodeConfig {
     /// libp2p addresses to listen on; port 0 picks a free one [default: TCP and QUIC on port 7777]
     #[arg(long, value_name = "MULTIADDR", num_args = 1.., help_heading = "Network")]
