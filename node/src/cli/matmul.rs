@@ -6,15 +6,15 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 use libp2p::Multiaddr;
+use pangea_client::out_of_core::{self, Plan, Shape, Side};
 use pangea_client::{ErrorKind, JobReport, MatmulOptions, Place, VerifyPolicy};
 use pangea_compute::{DType, MAX_K_I8};
 use serde::Serialize;
 
 use super::args::{JsonArgs, OutputArgs, PlaceArg, RpcArgs, dtype, duration};
-use super::blocks::{Blocks, Extent, Stays};
-use super::engine::{Engine, Held};
+use super::engine::Engine;
 use super::failure::Failure;
-use super::matrix::Operand;
+use super::matrix::{Operand, wire_dtype};
 use super::product_file::ProductFile;
 use super::progress::Progress;
 use super::session::{local_fabric, note};
@@ -137,7 +137,7 @@ struct Outcome {
     /// The file written, if any.
     output: Option<PathBuf>,
     /// Products of blocks it was put together from; 1 where all fits into memory.
-    blocks: usize,
+    blocks: u64,
     /// From reading the operands to the product being written.
     total_seconds: f64,
 }
@@ -147,7 +147,7 @@ struct Product {
     a: Operand,
     b: Operand,
     dtype: DType,
-    extent: Extent,
+    shape: Shape,
 }
 
 pub(super) async fn run(args: MatmulArgs, output: OutputArgs) -> Result<(), Failure> {
@@ -157,7 +157,7 @@ pub(super) async fn run(args: MatmulArgs, output: OutputArgs) -> Result<(), Fail
     let product = operands(&args).await?;
     let inputs: Vec<&Path> = [&args.a, &args.b].into_iter().flatten().map(PathBuf::as_path).collect();
     let mut file = match &args.output {
-        Some(path) => Some(ProductFile::create(path, product.dtype, product.extent.m, product.extent.n, &inputs)?),
+        Some(path) => Some(ProductFile::create(path, product.dtype, product.a.rows(), product.b.cols(), &inputs)?),
         None => None,
     };
     let engine = engine(&args, output).await?;
@@ -165,13 +165,12 @@ pub(super) async fn run(args: MatmulArgs, output: OutputArgs) -> Result<(), Fail
     let free = engine.free_bytes().await?;
     let free = args.max_memory.map_or(free, |cap| cap.0.min(free)) as f64;
     let options = options(&args);
-    let whole = product.extent.size_bytes() as f64 <= free * WHOLE_SHARE || product.extent.is_empty();
+    let whole = product.shape.size_bytes() as f64 <= free * WHOLE_SHARE || product.shape.is_empty();
     let (report, blocks) = if whole {
         (multiply_whole(&engine, &product, &options, file.as_mut(), &mut progress).await?, 1)
     } else {
-        let blocks = blocks(&product, blocks_budget(free), file.as_ref())?;
-        let count = blocks.count(&product.extent);
-        (multiply_blocks(&engine, &product, blocks, &options, file.as_mut(), &mut progress).await?, count)
+        let plan = plan(&product, blocks_budget(free), file.as_ref())?;
+        (multiply_blocks(&engine, &product, &plan, &options, file.as_mut(), &mut progress).await?, plan.count())
     };
     let written = match file {
         Some(file) => {
@@ -228,12 +227,12 @@ fn fit(a: Operand, b: Operand) -> Result<Product, Failure> {
              use --dtype f64"
         )));
     }
-    let element_bytes = [a.dtype(), b.dtype(), dtype].map(DType::size_bytes);
-    let extent = Extent { m, k, n, element_bytes };
-    if extent.size_bytes() > i64::MAX as u64 {
+    let [a_type, b_type, c_type] = [a.dtype(), b.dtype(), dtype].map(wire_dtype);
+    let shape = Shape { m: m as u64, k: k as u64, n: n as u64, a: a_type, b: b_type, c: c_type };
+    if shape.size_bytes() > i64::MAX as u64 {
         return Err(Failure::usage(format!("A is {m} x {k} and B is {k} x {n}: no machine holds these")));
     }
-    Ok(Product { a, b, dtype, extent })
+    Ok(Product { a, b, dtype, shape })
 }
 
 /// The node, or a fabric of this process where none was named and none is there.
@@ -312,9 +311,9 @@ async fn multiply_whole(
         })
         .await?;
     if let Some(file) = file {
-        let bytes = (product.extent.m * product.extent.n * product.dtype.size_bytes()) as u64;
+        let bytes = (a.rows() * b.cols() * product.dtype.size_bytes()) as u64;
         progress.phase("writing", bytes);
-        held.write_to(file, product.dtype, (0, 0), product.extent.n, &mut |bytes| progress.done(bytes)).await?;
+        held.write_to(file, product.dtype, (0, 0), b.cols(), &mut |bytes| progress.done(bytes)).await?;
     }
     Ok(report)
 }
@@ -325,14 +324,14 @@ fn blocks_budget(free: f64) -> f64 {
 }
 
 /// How a product that does not fit into `budget` bytes is cut.
-fn blocks(product: &Product, budget: f64, file: Option<&ProductFile>) -> Result<Blocks, Failure> {
-    let size = ByteSize(product.extent.size_bytes());
+fn plan(product: &Product, budget: f64, file: Option<&ProductFile>) -> Result<Plan, Failure> {
+    let size = ByteSize(product.shape.size_bytes());
     if file.is_some_and(|file| !file.takes_blocks()) {
         return Err(Failure::usage(format!(
             "operands and product take {size}, more than the memory for tensors; such a product is written as .npy"
         )));
     }
-    product.extent.blocks(budget as u64).ok_or_else(|| {
+    Plan::new(product.shape, budget as u64).map_err(|_| {
         Failure::usage(format!(
             "operands and product take {size}, and not even single rows and columns fit into {}; \
              raise --max-memory",
@@ -341,131 +340,38 @@ fn blocks(product: &Product, budget: f64, file: Option<&ProductFile>) -> Result<
     })
 }
 
-/// One job for every pair of blocks. The next operands arrive while a product is computed and written.
+/// One job for every block of the product.
 async fn multiply_blocks(
     engine: &Engine,
     product: &Product,
-    blocks: Blocks,
+    plan: &Plan,
     options: &MatmulOptions,
     mut file: Option<&mut ProductFile>,
     progress: &mut Progress,
 ) -> Result<JobReport, Failure> {
-    let products = blocks.products(&product.extent);
-    let deadline = options.deadline.map(|deadline| Instant::now() + deadline);
-    progress.phase("multiplying", products.len() as u64);
-    let mut merged: Option<JobReport> = None;
-    let mut stays: Option<(usize, Held)> = None;
-    let mut next: Option<Held> = None;
-    for (index, (rows, cols)) in products.iter().enumerate() {
-        let (stay_from, pass) = of(blocks.stays, rows, cols);
-        if stays.as_ref().is_none_or(|(from, _)| *from != stay_from.start) {
-            // The old block goes before the new one comes: both do not fit.
-            drop(stays.take());
-            stays = Some((stay_from.start, put(engine, product, blocks.stays, stay_from).await?));
-        }
-        let passing = match next.take() {
-            Some(held) => held,
-            None => put(engine, product, other(blocks.stays), pass).await?,
-        };
-        let Some((_, staying)) = &stays else { continue };
-        let (a, b) = match blocks.stays {
-            Stays::A => (staying, &passing),
-            Stays::B => (&passing, staying),
-        };
-        let mut options = options.clone();
-        options.deadline =
-            deadline.map(|at| at.saturating_duration_since(Instant::now()).max(Duration::from_millis(1)));
-        let running = engine.start(a, b, &options)?;
-        let finish = async {
-            let (held, report) = running.finish(&mut |_| {}).await?;
-            if let Some(file) = file.as_deref_mut() {
-                held.write_to(file, product.dtype, (rows.start, cols.start), cols.len(), &mut |_| {}).await?;
+    progress.phase("multiplying", plan.count());
+    let Product { a, b, .. } = product;
+    let report = out_of_core::multiply_blocks(
+        plan,
+        options,
+        async |side, lines| {
+            let lines = lines.start as usize..lines.end as usize;
+            match side {
+                Side::A => engine.put(a, lines, 0..a.cols(), &mut |_| {}).await,
+                Side::B => engine.put(b, 0..b.rows(), lines, &mut |_| {}).await,
             }
-            Ok::<_, Failure>(report)
-        };
-        let fetch = async {
-            match products.get(index + 1).map(|(rows, cols)| of(blocks.stays, rows, cols)) {
-                // The block that passes by next, unless the one that stays must change first.
-                Some((from, pass)) if from.start == stay_from.start => {
-                    put(engine, product, other(blocks.stays), pass).await.map(Some)
-                }
-                _ => Ok(None),
-            }
-        };
-        let (report, fetched) = futures::try_join!(finish, fetch)?;
-        next = fetched;
-        merged = Some(match merged {
-            Some(so_far) => merge(so_far, report),
-            None => report,
-        });
-        progress.done(index as u64 + 1);
-    }
-    let Extent { m, k, n, .. } = product.extent;
-    let mut report = merged.ok_or_else(|| Failure::failed("the product was cut into no blocks"))?;
-    report.shape = [m, k, n];
-    report.gflops = 2.0 * m as f64 * k as f64 * n as f64 / report.seconds.max(1e-9) / 1e9;
-    Ok(report)
-}
-
-type Lines = std::ops::Range<usize>;
-
-/// Of the rows of A and the columns of B, those that stay and those that pass by.
-fn of<'a>(stays: Stays, rows: &'a Lines, cols: &'a Lines) -> (&'a Lines, &'a Lines) {
-    match stays {
-        Stays::A => (rows, cols),
-        Stays::B => (cols, rows),
-    }
-}
-
-fn other(stays: Stays) -> Stays {
-    match stays {
-        Stays::A => Stays::B,
-        Stays::B => Stays::A,
-    }
-}
-
-/// Brings a row band of A or a column panel of B to the engine.
-async fn put(engine: &Engine, product: &Product, which: Stays, lines: &Lines) -> Result<Held, Failure> {
-    let k = product.extent.k;
-    match which {
-        Stays::A => engine.put(&product.a, lines.clone(), 0..k, &mut |_| {}).await,
-        Stays::B => engine.put(&product.b, 0..k, lines.clone(), &mut |_| {}).await,
-    }
-}
-
-/// Two blocks' reports as one: sums, and the weaker of two verdicts.
-fn merge(mut one: JobReport, other: JobReport) -> JobReport {
-    /// From weak to strong, as DESIGN §6 orders them.
-    const VERDICTS: [&str; 5] = ["unchecked", "tolerance-checked", "audited", "verified", "local"];
-    let rank = |verdict: &str| VERDICTS.iter().position(|known| *known == verdict).unwrap_or(0);
-    one.seconds += other.seconds;
-    one.predicted_seconds += other.predicted_seconds;
-    one.tasks.total += other.tasks.total;
-    one.tasks.remote += other.tasks.remote;
-    one.tasks.local += other.tasks.local;
-    one.tasks.retried += other.tasks.retried;
-    one.tasks.hedged += other.tasks.hedged;
-    one.bytes_sent += other.bytes_sent;
-    one.bytes_received += other.bytes_received;
-    for share in other.workers {
-        match one.workers.iter_mut().find(|known| known.peer == share.peer) {
-            Some(known) => {
-                known.tasks += share.tasks;
-                known.seconds += share.seconds;
-            }
-            None => one.workers.push(share),
-        }
-    }
-    if rank(&other.verification.verdict) < rank(&one.verification.verdict) {
-        one.verification.verdict = other.verification.verdict;
-        one.verification.method = other.verification.method;
-    }
-    one.verification.seconds += other.verification.seconds;
-    one.verification.rejected.extend(other.verification.rejected);
-    if one.mode != other.mode {
-        one.mode = "mixed".to_owned();
-    }
-    one
+        },
+        async |a, b, options| engine.start(a, b, &options)?.finish(&mut |_| {}).await,
+        async |held, block| {
+            let Some(file) = file.as_deref_mut() else { return Ok(()) };
+            let at = (block.rows.start as usize, block.cols.start as usize);
+            let cols = (block.cols.end - block.cols.start) as usize;
+            held.write_to(file, product.dtype, at, cols, &mut |_| {}).await
+        },
+        &mut |now| progress.done(now.blocks_done),
+    )
+    .await?;
+    report.ok_or_else(|| Failure::failed("the product was cut into no blocks"))
 }
 
 /// `1 task`, `2 tasks`.
@@ -473,7 +379,7 @@ fn counted(count: u32, what: &str) -> String {
     format!("{count} {what}{}", if count == 1 { "" } else { "s" })
 }
 
-fn show(report: &JobReport, written: Option<(PathBuf, u64)>, blocks: usize, total_seconds: f64) -> String {
+fn show(report: &JobReport, written: Option<(PathBuf, u64)>, blocks: u64, total_seconds: f64) -> String {
     let [m, k, n] = report.shape;
     let mut text = format!("C [{m}, {n}] {} = A [{m}, {k}] · B [{k}, {n}]\n", report.dtype);
     let tasks = &report.tasks;

@@ -6,7 +6,7 @@
 //!   `perplexity`, `bench_matmul`, `bench_net`, `bench_llm`,
 //!   `demo`: the commands; `demo_node`: what the demo runs.
 //! * `session`, `engine`: the node that a command talks to, or a fabric of this process alone.
-//! * `matrix`, `product_file`, `blocks`: operands, where the product goes, products larger than memory.
+//! * `matrix`, `product_file`: operands, where the product goes.
 //! * `log`, `progress`, `table`: what a person sees.
 //!
 //! Results go to standard output, everything else to standard error. Nothing is computed here.
@@ -15,7 +15,6 @@ mod args;
 mod bench_llm;
 mod bench_matmul;
 mod bench_net;
-mod blocks;
 mod chat;
 mod chat_node;
 mod demo;

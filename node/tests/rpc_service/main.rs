@@ -807,7 +807,7 @@ fn a_product_larger_than_the_nodes_memory_is_had_in_blocks() {
         let mut c = Lines::of(f32_info(m, n), |_, _| f32::NAN);
         let dtype = DType::F32;
         let plan = Plan::new(Shape { m, k, n, a: dtype, b: dtype, c: dtype }, budget).unwrap();
-        let blocks = plan.bands() * plan.panels();
+        let blocks = plan.count();
         assert!(blocks > 4, "{plan:?}");
         let mut progress = Vec::new();
         let report = multiply(&client, &plan, &MatmulOptions::default(), &mut a, &mut b, &mut c, &mut |now| {
