@@ -12,7 +12,7 @@ use serde::Serialize;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::api::http;
-use crate::api::rpc::{self, Limits, RunningNode, Service};
+use crate::api::rpc::{self, Limits, RunningNode};
 use crate::config::NodeConfig;
 use crate::fabric::Fabric;
 use crate::net::{NetConfig, addresses, identity};
@@ -102,7 +102,7 @@ pub fn run(config: NodeConfig) -> Result<()> {
         place::measure_speed(pool, config.threads);
     }
     let behind = RunningNode { fabric: runtime.fabric(), pool: runtime.pool() };
-    let service = Service::spawn(listener, behind, served.clone(), Limits::default())?;
+    let service = rpc::serve(listener, behind, served.clone(), Limits::default())?;
     let api = api_listener.map(|listener| {
         let key = config.api.and_then(|api| api.key);
         let (fabric, pool) = (runtime.fabric(), runtime.pool());

@@ -19,7 +19,8 @@ use pangea_client::{
     Client, DType, Error, ErrorKind, MatmulOptions, Result, Tensor, TensorBytes, TensorDestination, TensorInfo,
     TensorSource,
 };
-use pangea_node::api::rpc::{Limits, Service, bind};
+use pangea_node::api::Service;
+use pangea_node::api::rpc::{Limits, bind, serve};
 use pangea_node::serve::Served;
 use pangea_schema::{node_capnp, tensor_capnp};
 use tokio::task::LocalSet;
@@ -43,7 +44,7 @@ impl Node {
     fn start(memory_limit: u64, limits: Limits) -> Node {
         let backend = PlainBackend::new(memory_limit);
         let listener = bind("127.0.0.1:0").unwrap();
-        let service = Service::spawn(listener, backend.clone(), Served::default(), limits).unwrap();
+        let service = serve(listener, backend.clone(), Served::default(), limits).unwrap();
         Node { service, backend }
     }
 

@@ -2,7 +2,7 @@
 //!
 //! | file | owns |
 //! |---|---|
-//! | `socket` | the port, connections, draining |
+//! | `connections` | the port, connections from accepting to draining |
 //! | `guard` | Host, Origin, key |
 //! | `fields`, `generation` | the JSON of requests, read field by field |
 //! | `chat`, `completions` | the two endpoints that generate |
@@ -17,6 +17,7 @@
 mod answer;
 mod chat;
 mod completions;
+mod connections;
 mod error;
 mod fields;
 mod generation;
@@ -26,7 +27,6 @@ mod metrics;
 mod models;
 mod pool;
 mod receipts;
-mod socket;
 
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
@@ -40,15 +40,17 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use pangea_client::{ErrorKind, Result};
 
+use crate::api::service::Service;
 use crate::fabric::Fabric;
 use crate::pool::Pool;
 use crate::serve::{Engine, Served};
 use crate::trust::ReceiptStore;
+use connections::Connections;
 use error::ApiError;
 use guard::Guard;
 use metrics::Metrics;
 
-pub use socket::{Service, bind};
+pub use connections::bind;
 
 /// What the API needs of the node.
 pub struct Node {
@@ -84,7 +86,8 @@ pub fn serve(listener: TcpListener, node: Node) -> Result<Service> {
         metrics,
         started_s,
     }));
-    Service::spawn(listener, routes(app, guard))
+    let routes = routes(app, guard);
+    Service::spawn(connections::DESCRIPTION, listener, move || Connections::new(routes))
 }
 
 /// What every request can reach.

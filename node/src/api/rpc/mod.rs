@@ -1,7 +1,7 @@
 //! The Cap'n Proto service of a node (`schema/node.capnp`), on a thread of its own.
 //!
 //! * [`backend`]: what the service asks of the rest of the node.
-//! * [`service`]: the listening socket, the thread, the connections, draining.
+//! * `connections`: from the accepted socket to the last job.
 //! * [`limits`]: what one client may hold.
 //! * `account`: what one connection holds; counted, reserved, given back.
 //! * `socket`: the bytes of one connection, counted, and held up by a client that does not read.
@@ -12,15 +12,15 @@
 
 mod account;
 pub mod backend;
+mod connections;
 mod job;
 pub mod limits;
 mod model;
 mod node;
-pub mod service;
 mod slot;
 mod socket;
 mod tensor;
 
 pub use backend::{Backend, RunningJob, RunningNode};
+pub use connections::{bind, serve};
 pub use limits::Limits;
-pub use service::{Service, bind};
