@@ -4,24 +4,30 @@
 //! someone else computed is checked ([`ColumnProbe`]), and how matrices are read from and written to files. It never
 //! knows about sockets, async, peers or HTTP.
 //!
-//! The map:
+//! The map, from the bottom up. A module uses modules of lower layers only (`tests/layers.rs` checks it):
 //!
-//! | module | owns |
-//! |---|---|
-//! | [`dtype`] | element types, the output type of a product |
-//! | [`buffer`], [`tensor`], [`tensor_buf`] | aligned memory; immutable rank-2 tensors; a tensor being written |
-//! | [`pool`] | the compute threads, [`Cancel`] |
-//! | [`product`] | `C = A·B`, whole or from operands packed once |
-//! | `kernel` | instruction sets, packing, micro-kernels, [`Linear`]: where `unsafe` lives |
-//! | [`check`] | is this product right? (DESIGN §6) |
-//! | [`commit`] | what a stage of a model answers for, and its replay (DESIGN §6) |
-//! | [`chat`] | chat templates: conversations to prompt text |
-//! | [`sample`], [`draft`] | logits to tokens, grammars, stop strings; guesses of what comes next |
-//! | [`npy`], [`mapped`], [`npy_writer`], [`csv`], [`json`] | file formats: pure parsers; mapped `.npy`; blockwise `.npy` writing; text |
-//! | [`gguf`] | model files: metadata, the table of tensors, what a stored block means |
-//! | [`tokenizer`] | text to tokens and back |
-//! | [`probe`] | how fast is this machine? |
-//! | [`model`] | language models: configuration, weights of a layer range, caches, the forward pass |
+//! | layer | module | owns |
+//! |---|---|---|
+//! | 0 | [`error`] | the error type, its kinds |
+//! | 1 | [`dtype`] | element types, the output type of a product |
+//! | 1 | `isa` | [`Isa`]: the instruction sets of this processor |
+//! | 1 | [`buffer`] | aligned memory |
+//! | 1 | `mapping` | files mapped into memory |
+//! | 1 | [`chat`] | chat templates: conversations to prompt text |
+//! | 1 | [`draft`] | guesses of the next tokens from the text so far |
+//! | 2 | [`tensor`] | immutable rank-2 tensors; a tensor being written |
+//! | 2 | [`pool`] | the compute threads, [`Cancel`] |
+//! | 2 | [`gguf`] | model files: metadata, the table of tensors, what a stored block means |
+//! | 3 | `kernel` | packing, micro-kernels, [`Linear`], a transformer's layers: where `unsafe` lives |
+//! | 3 | [`npy`], [`csv`] | matrices in files: NumPy's format, comma-separated text |
+//! | 3 | [`tokenizer`] | text to tokens and back |
+//! | 4 | [`product`] | `C = A·B`, whole or from operands packed once |
+//! | 4 | [`check`] | is this product right? (DESIGN §6) |
+//! | 4 | [`json`] | matrices as JSON text |
+//! | 4 | [`sample`] | logits to tokens, grammars, stop strings |
+//! | 4 | [`model`] | language models: configuration, weights of a layer range, caches, the forward pass |
+//! | 5 | [`commit`] | what a stage of a model commits to, and its replay (DESIGN §6) |
+//! | 5 | [`probe`] | measured speed of this machine |
 
 #[cfg(target_endian = "big")]
 compile_error!("tensors are kept in little-endian byte order: big-endian machines are not supported");
@@ -35,33 +41,29 @@ pub mod draft;
 pub mod dtype;
 pub mod error;
 pub mod gguf;
+mod isa;
 pub mod json;
 mod kernel;
-pub mod mapped;
+mod mapping;
 pub mod model;
 pub mod npy;
-pub mod npy_writer;
 pub mod pool;
 pub mod probe;
 pub mod product;
 pub mod sample;
 pub mod tensor;
-pub mod tensor_buf;
 pub mod tokenizer;
 
 pub use buffer::Buffer;
 pub use check::{CheckReport, ColumnProbe, Mismatch, detection_limit};
 pub use dtype::{DType, Element};
 pub use error::{Error, ErrorKind};
-pub use kernel::isa::Isa;
+pub use isa::Isa;
 pub use kernel::linear::Linear;
-pub use mapped::NpyFile;
-pub use npy::NpyHeader;
-pub use npy_writer::NpyWriter;
+pub use npy::{NpyFile, NpyHeader, NpyWriter};
 pub use pool::{Cancel, Pool};
 pub use product::{
     MAX_K_I8, PackedA, PackedB, ProductBytes, matmul, matmul_into, matmul_packed, matmul_packed_into, product_bytes,
     product_dtype,
 };
-pub use tensor::{Digest, Tensor};
-pub use tensor_buf::TensorBuf;
+pub use tensor::{Digest, Tensor, TensorBuf};

@@ -14,7 +14,7 @@ pub use ggml_type::GgmlType;
 pub use metadata::{Metadata, Strings, Value, ValueType};
 
 use crate::Error;
-use crate::mapped::Mapping;
+use crate::mapping::Mapping;
 use cursor::{Cursor, bad};
 use std::path::Path;
 use tensor_table::{Entry, TensorTable};

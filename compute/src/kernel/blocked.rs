@@ -4,8 +4,7 @@
 
 use super::pack::{pack_a, pack_b};
 use super::{Kernel, SUM_BLOCK};
-use crate::pool::Cancel;
-use crate::{DType, Element, Error, Pool, Tensor, TensorBuf};
+use crate::{Cancel, DType, Element, Error, Pool, Tensor, TensorBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Packed A and B together stay below this: most of a last-level cache, and small beside the operands themselves.

@@ -2,17 +2,15 @@
 //! type and instruction set. Callers have checked shapes and types; nothing here knows about files or peers.
 #![allow(unsafe_code)]
 
-pub(crate) mod barrier;
 pub(crate) mod blocked;
 pub(crate) mod float;
-pub(crate) mod isa;
 pub(crate) mod linear;
 pub(crate) mod pack;
+pub(crate) mod page;
 pub(crate) mod plain;
 pub(crate) mod quant;
 pub(crate) mod shared;
 pub(crate) mod simd;
-pub(crate) mod team;
 pub(crate) mod thin;
 pub(crate) mod transformer;
 
@@ -83,7 +81,7 @@ macro_rules! for_kernel {
             (Compute::F64, $crate::Isa::Avx2) => with!(avx2::F64),
             (Compute::F64, _) => with!(plain::F64),
             #[cfg(target_arch = "x86_64")]
-            (Compute::I8, $crate::Isa::Avx512) if isa::has_vnni() => with!(avx512::I8),
+            (Compute::I8, $crate::Isa::Avx512) if $crate::isa::has_vnni() => with!(avx512::I8),
             #[cfg(target_arch = "x86_64")]
             (Compute::I8, $crate::Isa::Avx2 | $crate::Isa::Avx512) => with!(avx2::I8),
             (Compute::I8, _) => with!(plain::I8),

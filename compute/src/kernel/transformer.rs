@@ -7,15 +7,15 @@
 #![allow(unsafe_code)]
 
 use super::float::activation::{Activation, all_finite, gated, soft_cap};
-use super::float::attention::{self, KeysValues, MAX_ROWS, PAGE, Row};
+use super::float::attention::{self, KeysValues, MAX_ROWS, Row};
 use super::float::environment;
 use super::float::norm::{MAX_HEAD, rms_norm, rms_norm_head};
 use super::float::rope;
+use super::page::{PAGE_POSITIONS, PageShape};
 use super::quant::{self, Matrix, Quantized, Store};
 use super::shared::Shared;
 use super::simd::{Body, LANES, Simd, dispatch};
-use super::team::Worker;
-use crate::model::cache::PageShape;
+use crate::pool::Worker;
 use crate::{Error, Isa, Pool};
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -638,7 +638,7 @@ impl Job<'_> {
     /// The page of a row's position, and its place there.
     fn page(&self, row: usize) -> (*mut u16, usize) {
         let position = self.position(row);
-        (self.spans[self.row_span[row]].pages[position / PAGE], position % PAGE)
+        (self.spans[self.row_span[row]].pages[position / PAGE_POSITIONS], position % PAGE_POSITIONS)
     }
 
     /// Rounds to half precision; notes what does not fit.
@@ -675,7 +675,7 @@ impl Job<'_> {
                 pages: &span.pages,
                 key_offset: self.page_shape.key_offset(index, item.kv_head),
                 value_offset: self.page_shape.value_offset(index, item.kv_head),
-                head_width,
+                head_dim: head_width,
             };
             let rows = &rows[..item.rows.len()];
             // SAFETY: as above; keys and values of all these positions were written before the last meeting.

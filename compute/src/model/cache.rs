@@ -2,8 +2,8 @@
 //! budget, shared by forks until one of them writes, and reused when dropped. It knows where keys and values lie, not what
 //! they mean.
 
-use crate::kernel::float::attention::PAGE;
-use crate::model::{Model, ModelConfig};
+use crate::kernel::page::{PAGE_POSITIONS, PageShape};
+use crate::model::Model;
 use crate::{Buffer, Error};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -102,40 +102,6 @@ impl Drop for Page {
     }
 }
 
-/// Where things lie in a page.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct PageShape {
-    pub(crate) layers: usize,
-    pub(crate) kv_heads: usize,
-    pub(crate) head_width: usize,
-}
-
-impl PageShape {
-    pub(crate) fn new(config: &ModelConfig, layers: usize) -> PageShape {
-        PageShape { layers, kv_heads: config.kv_heads, head_width: config.head_width }
-    }
-
-    /// Elements (f16) of one layer's keys, or values.
-    fn layer_len(self) -> usize {
-        self.kv_heads * PAGE * self.head_width
-    }
-
-    /// Bytes of a page.
-    pub(crate) fn bytes(self) -> usize {
-        2 * self.layers * self.layer_len() * 2
-    }
-
-    /// Where the keys of a layer's head begin, in elements.
-    pub(crate) fn key_offset(self, layer: usize, head: usize) -> usize {
-        2 * layer * self.layer_len() + head * PAGE * self.head_width
-    }
-
-    /// Where the values of a layer's head begin, in elements.
-    pub(crate) fn value_offset(self, layer: usize, head: usize) -> usize {
-        self.key_offset(layer, head) + self.layer_len()
-    }
-}
-
 /// Keys and values of one session for the layers of one [`Model`].
 pub struct Cache {
     shape: PageShape,
@@ -147,7 +113,7 @@ pub struct Cache {
 
 impl Cache {
     /// Positions of one page: memory is taken for so many at a time.
-    pub const PAGE_POSITIONS: usize = PAGE;
+    pub const PAGE_POSITIONS: usize = PAGE_POSITIONS;
 
     /// An empty cache for sessions of this model.
     pub fn new(model: &Model, budget: &PageBudget) -> Cache {
@@ -173,7 +139,7 @@ impl Cache {
     /// Forgets the positions from `len` on.
     pub fn truncate(&mut self, len: usize) {
         self.len = self.len.min(len);
-        self.pages.truncate(self.len.div_ceil(PAGE));
+        self.pages.truncate(self.len.div_ceil(PAGE_POSITIONS));
     }
 
     /// A second session with the same past. Pages are shared until one of both writes.
@@ -189,7 +155,7 @@ impl Cache {
 
     /// The bytes that a session of `positions` takes.
     pub fn bytes_for(model: &Model, positions: usize) -> u64 {
-        (positions.div_ceil(PAGE) * model.page_shape().bytes()) as u64
+        (positions.div_ceil(PAGE_POSITIONS) * model.page_shape().bytes()) as u64
     }
 
     pub(crate) fn shape(&self) -> PageShape {
@@ -213,7 +179,7 @@ impl Cache {
             });
         }
         let bytes = self.shape.bytes();
-        for index in self.len / PAGE..end.div_ceil(PAGE) {
+        for index in self.len / PAGE_POSITIONS..end.div_ceil(PAGE_POSITIONS) {
             let Some(page) = self.pages.get_mut(index) else {
                 self.pages.push(Arc::new(self.budget.take(bytes)?));
                 continue;
@@ -229,7 +195,7 @@ impl Cache {
 
     /// The start of every page, in order; those of reserved positions may be written through.
     pub(crate) fn page_starts(&mut self) -> Vec<*mut u16> {
-        let writable = self.len / PAGE;
+        let writable = self.len / PAGE_POSITIONS;
         self.pages
             .iter_mut()
             .enumerate()

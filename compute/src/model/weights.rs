@@ -3,9 +3,9 @@
 
 use crate::gguf::{GgmlType, Gguf, TensorView};
 use crate::kernel::float::activation::all_finite;
+use crate::kernel::page::PageShape;
 use crate::kernel::quant::{Matrix, pack, packed_bytes, rows_of, tiles};
 use crate::kernel::transformer::{Head, LayerWeights, Workspace};
-use crate::model::cache::PageShape;
 use crate::model::frequencies::{Frequencies, RopeScaling};
 use crate::model::{ModelConfig, ModelFile};
 use crate::{Buffer, Error, Pool};
@@ -182,7 +182,7 @@ impl Model {
     }
 
     pub(crate) fn page_shape(&self) -> PageShape {
-        PageShape::new(&self.config, self.part.layers.len())
+        PageShape { layers: self.part.layers.len(), kv_heads: self.config.kv_heads, head_dim: self.config.head_width }
     }
 
     pub(crate) fn workspace(&self) -> Workspace {

@@ -16,29 +16,25 @@
 
 use crate::Isa;
 use crate::kernel::float::{activation::soft_cap_lanes, math};
+use crate::kernel::page::PAGE_POSITIONS;
 use crate::kernel::simd::{Body, LANES, Simd, dispatch, fold};
 
-/// Positions of one page of a cache. Keys of sixteen positions lie together, so it is a multiple of that.
-pub(crate) const PAGE: usize = 32;
-
-/// Values are summed in chains of this many positions; a multiple of [`PAGE`].
+/// Values are summed in chains of this many positions; a multiple of [`PAGE_POSITIONS`].
 pub(crate) const CHUNK: usize = 256;
 
 /// At most so many rows are computed together.
 pub(crate) const MAX_ROWS: usize = 8;
 
-const _: () = assert!(CHUNK.is_multiple_of(PAGE) && PAGE.is_multiple_of(LANES));
+const _: () = assert!(CHUNK.is_multiple_of(PAGE_POSITIONS));
 
-/// The cached keys and values of one key-value head of one layer, in half precision.
-///
-/// In each page, from `key_offset`: keys `[PAGE / 16][head_width][16]`, a lane being a position; from `value_offset`:
-/// values `[PAGE][head_width]`.
+/// The cached keys and values of one key-value head of one layer, where [`PageShape`](crate::kernel::page::PageShape)
+/// puts them: in each page the keys from `key_offset` on, the values from `value_offset` on.
 #[derive(Clone, Copy)]
 pub(crate) struct KeysValues<'a> {
     pub(crate) pages: &'a [*mut u16],
     pub(crate) key_offset: usize,
     pub(crate) value_offset: usize,
-    pub(crate) head_width: usize,
+    pub(crate) head_dim: usize,
 }
 
 /// One row: where its query begins in `queries`, where its result goes in `out`, its position.
@@ -74,7 +70,7 @@ pub(crate) fn scratch_len(position: usize) -> usize {
 /// Attention of at most [`MAX_ROWS`] rows. Queries are already scaled.
 ///
 /// # Safety
-/// Each row's query and result are `head_width` floats, the results written by nobody else meanwhile; pages for every
+/// Each row's query and result are `head_dim` floats, the results written by nobody else meanwhile; pages for every
 /// position up to the rows' hold written keys and values for all positions that a row sees; `isa` is available;
 /// `scratch` has [`scratch_len`] of the last position.
 pub(crate) unsafe fn attend(
@@ -149,7 +145,7 @@ impl Attend<'_> {
                 S::store(lanes.as_mut_ptr(), sum);
                 inverse[r] = 1.0 / fold(lanes);
             }
-            let width = self.cache.head_width;
+            let width = self.cache.head_dim;
             let mut column = 0;
             while column < width {
                 // Two vectors of values serve all rows; more for few rows, to keep the multipliers busy.
@@ -175,7 +171,7 @@ impl Attend<'_> {
         blocks: std::ops::Range<usize>,
         stride: usize,
     ) -> [S::F; ROWS] {
-        let width = self.cache.head_width;
+        let width = self.cache.head_dim;
         let begin = blocks.start;
         // SAFETY: passed on from the caller.
         unsafe {
@@ -261,7 +257,7 @@ impl Attend<'_> {
         positions: std::ops::Range<usize>,
         stride: usize,
     ) {
-        let width = self.cache.head_width;
+        let width = self.cache.head_dim;
         let origin = positions.start / LANES * LANES;
         let e = self.scores.as_ptr();
         // SAFETY: passed on from the caller; every position of the range is in a page and written.
@@ -273,15 +269,15 @@ impl Attend<'_> {
                 let chain_end = positions.end.min((at / CHUNK + 1) * CHUNK);
                 let mut sum = [[zero; VECTORS]; ROWS];
                 while at < chain_end {
-                    let page_end = chain_end.min((at / PAGE + 1) * PAGE);
-                    let mut values =
-                        self.cache.pages[at / PAGE].add(self.cache.value_offset + (at % PAGE) * width + column);
+                    let page_end = chain_end.min((at / PAGE_POSITIONS + 1) * PAGE_POSITIONS);
+                    let mut values = self.cache.pages[at / PAGE_POSITIONS]
+                        .add(self.cache.value_offset + (at % PAGE_POSITIONS) * width + column);
                     let ahead = if ROWS <= 4 && page_end < positions.end {
-                        self.cache.pages[page_end / PAGE].add(self.cache.value_offset + column)
+                        self.cache.pages[page_end / PAGE_POSITIONS].add(self.cache.value_offset + column)
                     } else {
                         values
                     };
-                    let skipped = at % PAGE;
+                    let skipped = at % PAGE_POSITIONS;
                     for (n, j) in (at - origin..page_end - origin).enumerate() {
                         if ROWS <= 4 {
                             S::prefetch(ahead.add((skipped + n) * width).cast());
@@ -320,11 +316,11 @@ impl Attend<'_> {
     /// Keys of sixteen positions.
     #[inline(always)]
     unsafe fn keys(&self, block: usize) -> *const u16 {
-        const PER_PAGE: usize = PAGE / LANES;
+        const PER_PAGE: usize = PAGE_POSITIONS / LANES;
         // SAFETY: the block lies in a page that the caller of `attend` promised.
         unsafe {
             self.cache.pages[block / PER_PAGE]
-                .add(self.cache.key_offset + (block % PER_PAGE) * self.cache.head_width * LANES)
+                .add(self.cache.key_offset + (block % PER_PAGE) * self.cache.head_dim * LANES)
         }
     }
 }
@@ -346,14 +342,14 @@ mod tests {
             state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
             f16::from_f32((state >> 8) as f32 / (1 << 23) as f32 - 1.0)
         };
-        let mut pages = vec![vec![0u16; 2 * PAGE * WIDTH]; positions.div_ceil(PAGE)];
+        let mut pages = vec![vec![0u16; 2 * PAGE_POSITIONS * WIDTH]; positions.div_ceil(PAGE_POSITIONS)];
         let (mut keys, mut values) = (vec![[0.0; WIDTH]; positions], vec![[0.0; WIDTH]; positions]);
         for position in 0..positions {
-            let (page, slot) = (&mut pages[position / PAGE], position % PAGE);
+            let (page, slot) = (&mut pages[position / PAGE_POSITIONS], position % PAGE_POSITIONS);
             for d in 0..WIDTH {
                 let (key, value) = (number(), number());
                 page[slot / LANES * WIDTH * LANES + d * LANES + slot % LANES] = key.to_bits();
-                page[PAGE * WIDTH + slot * WIDTH + d] = value.to_bits();
+                page[PAGE_POSITIONS * WIDTH + slot * WIDTH + d] = value.to_bits();
                 (keys[position][d], values[position][d]) = (key.to_f64(), value.to_f64());
             }
         }
@@ -373,7 +369,7 @@ mod tests {
             })
             .collect();
         let starts: Vec<*mut u16> = pages.iter_mut().map(|page| page.as_mut_ptr()).collect();
-        let cache = KeysValues { pages: &starts, key_offset: 0, value_offset: PAGE * WIDTH, head_width: WIDTH };
+        let cache = KeysValues { pages: &starts, key_offset: 0, value_offset: PAGE_POSITIONS * WIDTH, head_dim: WIDTH };
         let mut scratch = vec![f32::NAN; scratch_len(positions.iter().copied().max().unwrap_or(0))];
         // SAFETY: all of these are as long as the rows and positions ask for.
         unsafe { attend(isa, &rows, cache, window, cap, &mut scratch) };

@@ -165,7 +165,7 @@ pub(crate) unsafe fn dispatch<T: Body>(isa: Isa, body: T) -> T::Out {
     unsafe {
         match isa {
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 if crate::kernel::isa::has_vnni() => avx512::enter(body),
+            Isa::Avx512 if crate::isa::has_vnni() => avx512::enter(body),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 | Isa::Avx2 => avx2::enter(body),
             #[cfg(target_arch = "aarch64")]

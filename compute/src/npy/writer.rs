@@ -1,7 +1,7 @@
 //! Writing a `.npy` file block by block, under a temporary name until it is whole.
 //! A file that was not finished leaves nothing behind.
 
-use crate::npy::NpyHeader;
+use super::header::NpyHeader;
 use crate::{DType, Error, Tensor};
 use std::io::{Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};

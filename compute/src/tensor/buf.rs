@@ -1,9 +1,9 @@
 //! A tensor that is still being written, block by block or as raw bytes; then frozen into a [`Tensor`].
 //! It never shares its memory before that.
 
+use super::{Tensor, checked_bytes, copy_rows};
 use crate::dtype::for_dtype;
-use crate::tensor::{checked_bytes, copy_rows};
-use crate::{Buffer, DType, Element, Error, Tensor};
+use crate::{Buffer, DType, Element, Error};
 
 /// Memory for a row-major tensor of `rows` × `cols`, zero until written.
 #[derive(Debug)]

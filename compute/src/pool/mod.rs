@@ -1,10 +1,15 @@
 //! The compute pool: N threads that products and checks run on, scratch memory they reuse, and cancellation.
 //! It never decides what to compute.
 
-use crate::kernel::team::{Team, Worker};
+mod barrier;
+mod team;
+
+pub(crate) use team::Worker;
+
 use crate::{Buffer, Error, Isa};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use team::Team;
 
 /// Scratch buffers kept for reuse: packing needs two at a time, a probe a third.
 const KEPT_BUFFERS: usize = 3;

@@ -4,7 +4,7 @@
 use crate::{DType, Error};
 
 /// The longest header taken: far more than two dimensions need, far less than would hurt.
-pub const MAX_HEADER_BYTES: usize = 64 << 10;
+pub(super) const MAX_HEADER_BYTES: usize = 64 << 10;
 /// The most dimensions a header may name (NumPy's own limit).
 const MAX_DIMS: usize = 64;
 const MAGIC: &[u8; 6] = b"\x93NUMPY";

@@ -1,0 +1,78 @@
+//! Mapped files: read-only views of a file's bytes, and pages given back to the system. The one file that maps memory; it
+//! never writes and does not know what the bytes mean.
+#![allow(unsafe_code)]
+
+use crate::Error;
+use std::fs::File;
+use std::path::Path;
+use std::sync::Arc;
+
+/// A mapped file from some byte on.
+#[derive(Clone)]
+pub(crate) struct Mapping {
+    map: Arc<memmap2::Mmap>,
+    from: usize,
+}
+
+impl Mapping {
+    /// All of the file at `path`; `None` where it is empty: an empty range cannot be mapped. As for
+    /// [`NpyFile::open`](crate::NpyFile::open), nobody may cut the file short while it is in use.
+    ///
+    /// # Errors
+    /// [`Error::Io`]; [`Error::Invalid`] for what is not a regular file.
+    pub(crate) fn open(path: &Path, format: &'static str) -> Result<Option<Mapping>, Error> {
+        let io = |e| Error::io(path, e);
+        let file = File::open(path).map_err(io)?;
+        let metadata = file.metadata().map_err(io)?;
+        if !metadata.is_file() {
+            return Err(Error::invalid(format, format!("{} is not a regular file", path.display())));
+        }
+        if metadata.len() == 0 {
+            return Ok(None);
+        }
+        Mapping::of(&file, 0).map(Some).map_err(io)
+    }
+
+    /// All of `file` from byte `from` on, which exists.
+    pub(crate) fn of(file: &File, from: usize) -> std::io::Result<Mapping> {
+        // SAFETY: the mapping is private and read-only, and lives as long as everything over it. That nobody truncates
+        // the file meanwhile is the documented condition of the functions that open files.
+        let map = unsafe { memmap2::MmapOptions::new().map_copy_read_only(file) }?;
+        Ok(Mapping { map: Arc::new(map), from })
+    }
+
+    pub(crate) fn bytes(&self) -> &[u8] {
+        &self.map[self.from..]
+    }
+
+    /// Gives the pages that lie wholly inside `bytes`, a part of this mapping, back to the system; what reads them
+    /// again gets them from the file again. Does nothing for other bytes, or where the system has no such call.
+    pub(crate) fn release(&self, bytes: &[u8]) {
+        #[cfg(unix)]
+        {
+            let Some(begin) = (bytes.as_ptr() as usize).checked_sub(self.map.as_ptr() as usize) else { return };
+            let end = begin + bytes.len();
+            if end > self.map.len() {
+                return;
+            }
+            let begin = begin.next_multiple_of(RELEASED_PAGE_BYTES);
+            let end = end / RELEASED_PAGE_BYTES * RELEASED_PAGE_BYTES;
+            if begin >= end {
+                return;
+            }
+            // SAFETY: the mapping is read-only and backed by its file, so a page that is dropped comes back with the
+            // same bytes; nothing was ever written to it. The range lies inside the mapping, as just checked.
+            let released =
+                unsafe { self.map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, begin, end - begin) };
+            // It is advice: where it is not taken, the memory stays in use and nothing else changes.
+            drop(released);
+        }
+        #[cfg(not(unix))]
+        let _ = bytes;
+    }
+}
+
+/// No page of a supported system is larger (Apple's are 16 KiB, some ARM kernels' 64 KiB): what is released is a whole
+/// number of them. A mapping begins at a page.
+#[cfg(unix)]
+const RELEASED_PAGE_BYTES: usize = 64 << 10;
