@@ -89,6 +89,12 @@ impl Sampling {
         Sampling { temperature: 0.0, top_k: 0, top_p: 1.0, min_p: 0.0, ..Sampling::default() }
     }
 
+    /// The same for the answer number `choice` of a request: every answer draws with a seed of its own, the first with the
+    /// request's.
+    pub fn of_choice(&self, choice: u16) -> Sampling {
+        Sampling { seed: self.seed.wrapping_add(u64::from(choice)), ..self.clone() }
+    }
+
     /// Errors (`InvalidInput`): a parameter outside its range, or a biased token outside a vocabulary of this size. [`choose`] asks this
     /// too; a server asks it once, before a request waits in a queue.
     pub fn check(&self, vocabulary: usize) -> Result<(), Error> {

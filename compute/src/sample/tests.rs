@@ -19,6 +19,15 @@ fn histogram(sampling: &Sampling, logits: &[f32], draws: usize) -> Vec<usize> {
     counts
 }
 
+#[test]
+fn every_choice_of_a_request_draws_with_a_seed_of_its_own() {
+    let asked = Sampling { seed: u64::MAX - 1, logit_bias: vec![(3, 0.5)], ..everything() };
+    assert_eq!(asked.of_choice(0), asked);
+    let seeds: Vec<u64> = (0..4).map(|choice| asked.of_choice(choice).seed).collect();
+    assert_eq!(seeds, [u64::MAX - 1, u64::MAX, 0, 1]);
+    assert_eq!(asked.of_choice(2).logit_bias, asked.logit_bias);
+}
+
 fn drawn(sampling: &Sampling, logits: &[f32]) -> Vec<u32> {
     let counts = histogram(sampling, logits, 3000);
     (0..logits.len() as u32).filter(|&token| counts[token as usize] > 0).collect()

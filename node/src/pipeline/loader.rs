@@ -23,7 +23,7 @@ use crate::compute_error;
 use crate::config::LayerRange;
 use crate::place::{Placement, Sessions, StageLoader, StageOrder, StageReport, survey};
 use crate::pool::{ModelStanding, Pool, StageState, View};
-use crate::serve::{EngineMetrics, ModelText};
+use crate::serve::{EngineMetrics, LoadedPart, ModelText};
 
 /// Rows of prompts in a step without answers: a quarter of a second at most on a slow machine.
 const PROMPT_ROWS: usize = 256;
@@ -193,17 +193,11 @@ impl Loader {
         }
         let part = Part::of_layers(file.config(), layers.start as usize..layers.end as usize);
         let pool = ComputePool::new(self.0.threads).map_err(compute_error)?;
-        let head = part.head;
-        // Tokenizer and weights have nothing to do with each other: both at once start sooner.
-        let (text, packed) = std::thread::scope(|scope| {
-            let text = scope.spawn(|| head.then(|| ModelText::of(file)).transpose());
-            (text.join(), Model::load(file, part, &pool))
-        });
-        let broken = |_| Error::new(ErrorKind::Internal, "the model's tokenizer could not be read");
+        let LoadedPart { model: packed, text } = LoadedPart::load(file, part, &pool)?;
         let loaded = Loaded {
-            model: Arc::new(packed.map_err(compute_error)?),
+            model: Arc::new(packed),
             budget: PageBudget::new(session_bytes),
-            text: text.map_err(broken)??.map(Arc::new),
+            text: text.map(Arc::new),
             metrics,
         };
         self.loaded().insert(key, loaded.clone());

@@ -12,7 +12,6 @@ use pangea_client::{Error, ErrorKind, Result};
 use pangea_compute::commit::merkle::token_leaves;
 use pangea_compute::commit::{Claim, Form, Leaf, Terms, merkle_root};
 use pangea_compute::model::{Cache, Input, Logits, Model, NUMERICS, Output, PageBudget, Step};
-use pangea_compute::sample::Sampling;
 use pangea_compute::{Digest, ErrorKind as ComputeErrorKind, Pool};
 
 use super::front::{Change, FailedSession, Front, Planned};
@@ -340,8 +339,7 @@ impl Stage {
         }
         for choice in 0..open.choices {
             let (session, sequence) = (open.session.choice(choice), first + u64::from(choice));
-            let sampling =
-                Sampling { seed: open.sampling.seed.wrapping_add(u64::from(choice)), ..open.sampling.clone() };
+            let sampling = open.sampling.of_choice(choice);
             let form = match &open.format {
                 SessionFormat::Text => Form::Free,
                 SessionFormat::JsonObject => Form::JsonObject,

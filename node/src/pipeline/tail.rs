@@ -80,10 +80,7 @@ impl Tail {
                 prompt_len,
                 opened_with: open.tokens.len(),
                 most: open.most as usize,
-                sampling: Sampling {
-                    seed: open.sampling.seed.wrapping_add(u64::from(choice)),
-                    ..open.sampling.clone()
-                },
+                sampling: open.sampling.of_choice(choice),
                 grammar,
                 scored: (open.prompt_logprobs && choice == 0 && open.tokens.len() == prompt_len).then_some(0),
                 told_cached: false,

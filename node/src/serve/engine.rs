@@ -7,11 +7,12 @@ use std::time::{Duration, Instant};
 
 use libp2p::identity::Keypair;
 use pangea_client::{Error, ErrorKind, Result};
-use pangea_compute::model::{Model, ModelFile, PageBudget, Part};
+use pangea_compute::model::{ModelFile, PageBudget, Part};
 use pangea_compute::sample::stop::StopMatcher;
 use pangea_compute::{Digest, Pool};
 
 use super::generation::{Generation, Prepared};
+use super::load::LoadedPart;
 use super::metrics::EngineMetrics;
 use super::request::{Format, MAX_CHOICES, Request};
 use super::route::{Alone, KeptChain, Route, Routes, Without};
@@ -129,24 +130,13 @@ impl Engine {
     pub fn load(name: &str, path: &Path, settings: EngineSettings) -> Result<Engine> {
         let pipeline = Pipeline::new(Keypair::generate_ed25519());
         let metrics = Arc::<EngineMetrics>::default();
-        let about = |error: pangea_compute::Error| {
-            let error = compute_error(error);
-            Error::new(error.kind(), format!("the model {name} cannot be loaded: {}", error.message()))
-        };
-        let file = ModelFile::open(path).map_err(about)?;
-        // Tokenizer and weights have nothing to do with each other: both at once start sooner.
-        let (text, loaded) = std::thread::scope(|scope| {
-            let text = scope.spawn(|| ModelText::of(&file));
-            let loaded = Pool::new(settings.threads).and_then(|pool| {
-                let model = Model::load(&file, Part::whole(file.config()), &pool)?;
-                Ok((pool, model))
-            });
-            (text.join(), loaded)
-        });
-        let broken =
-            |_| Error::new(ErrorKind::Internal, format!("the tokenizer of the model {name} could not be read"));
-        let text = Arc::new(text.map_err(broken)??);
-        let (pool, model) = loaded.map_err(about)?;
+        let about =
+            |error: Error| Error::new(error.kind(), format!("the model {name} cannot be loaded: {}", error.message()));
+        let open = || Ok::<_, pangea_compute::Error>((ModelFile::open(path)?, Pool::new(settings.threads)?));
+        let (file, pool) = open().map_err(compute_error).map_err(about)?;
+        let LoadedPart { model, text } = LoadedPart::load(&file, Part::whole(file.config()), &pool).map_err(about)?;
+        let no_text = || Error::new(ErrorKind::Internal, "a whole model was loaded without its tokenizer");
+        let text = Arc::new(text.ok_or_else(no_text).map_err(about)?);
         let limits = settings.limits().batch(&model, settings.session_bytes, 1, settings.drafts);
         let config = model.config();
         let facts = ModelFacts {

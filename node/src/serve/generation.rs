@@ -251,7 +251,7 @@ impl Generation {
             return;
         };
         let positions = tokens.len() - 1;
-        let sampling = self.asked.sampling_of(self.sessions[at].choice);
+        let sampling = self.asked.sampling.of_choice(self.sessions[at].choice as u16);
         let form = receipt_form(&self.asked.format);
         let chosen_from = segment.chosen_from as usize;
         let expected = Expected {
@@ -377,7 +377,7 @@ impl Generation {
             sequence: None,
             prompt_len: session.prompt_len as u32,
             most: u32::try_from(self.asked.most).unwrap_or(u32::MAX),
-            sampling: self.asked.sampling_of(session.choice),
+            sampling: self.asked.sampling.of_choice(session.choice as u16),
             format: self.asked.format.clone(),
             prompt_logprobs: self.asked.prompt_logprobs && session.failovers == 0,
             tokens: session.tokens.clone(),
@@ -516,7 +516,7 @@ impl Generation {
             numerics: NUMERICS,
             prompt_tokens: prompt.to_vec(),
             answer_tokens: answer.to_vec(),
-            sampling: (&self.asked.sampling_of(session.choice)).into(),
+            sampling: (&self.asked.sampling.of_choice(session.choice as u16)).into(),
             form: receipt_form(&self.asked.format),
             segments: self.segments[at].clone(),
             verdict: Verdict::Unchecked,
@@ -623,13 +623,6 @@ impl Given {
             .map(nothing_leaf)
             .chain(own.iter().zip(chosen_from as u64..).map(|(out, at)| chosen_leaf(at, &choice(out))))
             .collect()
-    }
-}
-
-impl Prepared {
-    /// How the tokens of one of the answers are chosen.
-    fn sampling_of(&self, choice: usize) -> Sampling {
-        Sampling { seed: self.sampling.seed.wrapping_add(choice as u64), ..self.sampling.clone() }
     }
 }
 

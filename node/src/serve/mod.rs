@@ -7,7 +7,7 @@
 //!
 //! * [`served`]: the models of a node by name, loaded and probed. [`engine`]: the handle of one that can be asked.
 //! * `generation`: a request under way. `session`: one of its answers, opened anew when a stage is lost. `answer`: its text.
-//! * [`route`]: which chains of stages a model has; `pooled`: those that the pool placed. `text`: prompts to tokens. [`request`]: what is asked and answered.
+//! * [`route`]: which chains of stages a model has; `pooled`: those that the pool placed. `text`: prompts to tokens. `load`: model files into memory. [`request`]: what is asked and answered.
 //!   `metrics`: counters.
 //!
 //! It knows nothing of HTTP or commands, and of peers only that they have names.
@@ -15,6 +15,7 @@
 mod answer;
 pub mod engine;
 mod generation;
+mod load;
 mod metrics;
 mod pooled;
 pub mod request;
@@ -26,6 +27,7 @@ mod text;
 pub use crate::pipeline::Drafts;
 pub use engine::{Engine, EngineSettings, ModelFacts, Refused};
 pub use generation::Generation;
+pub(crate) use load::LoadedPart;
 pub(crate) use metrics::EngineMetrics;
 pub use metrics::SECONDS_BUCKETS;
 pub use request::{Delta, Event, Finish, Format, MAX_CHOICES, Prompt, Request, Summary, TokenLogprob, TokenText};
