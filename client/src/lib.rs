@@ -9,6 +9,7 @@
 //! * [`plan`]: where the layers of a model would be, and are.
 //! * [`report`], [`status`], [`topology`]: what a node says of a finished job, of itself and its peers, of its pool.
 //! * [`error`]: the error kinds, the same on every surface; [`exception`]: how they travel.
+//! * [`sse`]: server-sent events, for programs that stream answers over a node's HTTP API.
 //! * [`transport`]: the connection's limits, the same at both ends.
 //!
 //! It knows the Cap'n Proto service and nothing of libp2p or kernels.
@@ -23,6 +24,7 @@ pub mod model;
 pub mod out_of_core;
 pub mod plan;
 pub mod report;
+pub mod sse;
 pub mod status;
 pub mod tensor;
 mod text;

@@ -1,12 +1,17 @@
 //! HTTP as bytes on a socket: requests as they are written, answers as they come. A client of the tests' own, so that
 //! nothing is hidden by one that is kind.
 
+use std::collections::VecDeque;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 
+use pangea_client::sse::EventReader;
 use serde_json::Value;
 
 use crate::process::PATIENCE;
+
+/// The largest event of any test: a long answer's logprobs fit.
+const MAX_EVENT_BYTES: usize = 8 << 20;
 
 /// An answer whose head has been read.
 pub struct Response {
@@ -15,6 +20,9 @@ pub struct Response {
     /// Names in lower case.
     headers: Vec<(String, String)>,
     reader: BufReader<TcpStream>,
+    event_reader: EventReader,
+    /// Events that have arrived and not been asked for.
+    events: VecDeque<String>,
 }
 
 /// Sends a request with these headers and reads the head of the answer.
@@ -47,7 +55,7 @@ pub fn send(address: &str, method: &str, path: &str, headers: &[(&str, &str)], b
         let Some((name, value)) = line.split_once(':') else { break };
         headers.push((name.to_ascii_lowercase(), value.trim().to_owned()));
     }
-    Response { status, headers, reader }
+    Response { status, headers, reader, event_reader: EventReader::new(MAX_EVENT_BYTES), events: VecDeque::new() }
 }
 
 /// GET.
@@ -99,30 +107,24 @@ impl Response {
     }
 
     /// The next server-sent event's data; `None` at the end.
-    pub fn event(&mut self, rest: &mut Vec<u8>) -> Option<String> {
-        loop {
-            if let Some(end) = rest.windows(2).position(|pair| pair == b"\n\n") {
-                let event: Vec<u8> = rest.drain(..end + 2).collect();
-                let event = String::from_utf8(event).unwrap();
-                match event.trim_end().strip_prefix("data: ") {
-                    Some(data) => return Some(data.to_owned()),
-                    None => continue,
-                }
-            }
-            if !self.chunk(rest) {
+    pub fn event(&mut self) -> Option<String> {
+        while self.events.is_empty() {
+            let mut bytes = Vec::new();
+            if !self.chunk(&mut bytes) {
                 return None;
             }
+            self.events.extend(self.event_reader.read(&bytes).unwrap());
         }
+        self.events.pop_front()
     }
 
     /// All events of a stream, which must end with `[DONE]`, as JSON.
     pub fn events(mut self) -> Vec<Value> {
         assert_eq!(self.header("content-type"), Some("text/event-stream; charset=utf-8"));
-        let mut rest = Vec::new();
         let mut events = Vec::new();
-        while let Some(event) = self.event(&mut rest) {
+        while let Some(event) = self.event() {
             if event == "[DONE]" {
-                assert!(self.event(&mut rest).is_none(), "more after [DONE]");
+                assert!(self.event().is_none(), "more after [DONE]");
                 return events;
             }
             events.push(serde_json::from_str(&event).unwrap_or_else(|error| panic!("{error}: {event}")));

@@ -10,6 +10,7 @@ use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HOST};
 use hyper::{Method, Request, Response};
 use hyper_util::rt::TokioIo;
 use pangea_client::AnswerStage;
+use pangea_client::sse::EventReader;
 use pangea_compute::chat::Message;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -122,12 +123,12 @@ impl NodeModel {
             return Err(self.whole(response).await.err().unwrap_or_else(|| self.broken_off()));
         }
         let mut body = response.into_body();
-        let mut events = Events::default();
+        let mut events = EventReader::new(MAX_BYTES);
         let mut answer = Answer { place: "node", model: self.model.clone(), ..Answer::default() };
         let mut first = None;
         while let Some(frame) = body.frame().await {
             let Ok(bytes) = frame.map_err(|_| self.broken_off())?.into_data() else { continue };
-            for event in events.take(&bytes)? {
+            for event in events.read(&bytes)? {
                 if event == "[DONE]" {
                     answer.first_token_s = first.unwrap_or_default();
                     return Ok(answer);
@@ -197,33 +198,6 @@ fn failure(error: &Value, otherwise: &str) -> Failure {
     kind.map_or_else(|| Failure::failed(message), |kind| pangea_client::Error::new(kind, message).into())
 }
 
-/// Server-sent events out of bytes, however these are cut.
-#[derive(Default)]
-struct Events {
-    line: Vec<u8>,
-}
-
-impl Events {
-    /// The data of every event that is whole now. Events here have one line of data each.
-    fn take(&mut self, bytes: &[u8]) -> Result<Vec<String>, Failure> {
-        let mut events = Vec::new();
-        for piece in bytes.split_inclusive(|&byte| byte == b'\n') {
-            self.line.extend_from_slice(piece);
-            if self.line.len() > MAX_BYTES {
-                return Err(Failure::failed("the node sent an event without an end"));
-            }
-            if self.line.ends_with(b"\n") {
-                let line = String::from_utf8_lossy(&self.line).trim_end().to_owned();
-                self.line.clear();
-                if let Some(event) = line.strip_prefix("data:") {
-                    events.push(event.trim_start().to_owned());
-                }
-            }
-        }
-        Ok(events)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -256,16 +230,5 @@ mod tests {
             assert_eq!((answer.verdict.as_str(), answer.stages.len(), answer.failovers), ("unchecked", 0, 0));
         }
         assert!(last(json!({"stages": 7})).is_err());
-    }
-
-    #[test]
-    fn events_are_the_same_however_the_bytes_are_cut() {
-        let stream = "data: {\"a\": \"ü\"}\n\n: a comment\n\ndata: 2\r\n\r\ndata:[DONE]\n\n".as_bytes();
-        for cut in 0..stream.len() {
-            let mut events = Events::default();
-            let mut all = events.take(&stream[..cut]).unwrap();
-            all.extend(events.take(&stream[cut..]).unwrap());
-            assert_eq!(all, ["{\"a\": \"ü\"}", "2", "[DONE]"], "cut at {cut}");
-        }
     }
 }

@@ -143,7 +143,6 @@ fn computed_by(asked: &Node, nodes: &[&Node]) {
 /// An answer that is read while it comes.
 struct Streamed {
     response: Response,
-    rest: Vec<u8>,
     text: String,
     pangea: Value,
 }
@@ -158,7 +157,7 @@ impl Streamed {
     }
 
     fn of(response: Response) -> Streamed {
-        Streamed { response, rest: Vec::new(), text: String::new(), pangea: Value::Null }
+        Streamed { response, text: String::new(), pangea: Value::Null }
     }
 
     /// Reads one event; whether there was one before the end.
@@ -171,7 +170,7 @@ impl Streamed {
 
     /// The same, or the error that ends it.
     fn try_next(&mut self) -> Result<bool, Value> {
-        let event = self.response.event(&mut self.rest).expect("it ends with [DONE]");
+        let event = self.response.event().expect("it ends with [DONE]");
         if event == "[DONE]" {
             return Ok(false);
         }

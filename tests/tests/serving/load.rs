@@ -67,7 +67,7 @@ fn a_client_that_goes_away_ends_its_work() {
         body["logit_bias"] = json!({"2": -100});
         if stream {
             let mut response = post(serving.api(), CHAT, &body);
-            assert!(response.event(&mut Vec::new()).is_some());
+            assert!(response.event().is_some());
             assert_eq!(serving.busy(), 1);
         } else {
             // Whole answers have no head before their end: the client leaves while it waits for one.
@@ -118,9 +118,8 @@ fn a_node_told_to_stop_finishes_its_answers_and_takes_no_more() {
     let whole = text_of(&serving.ask(CHAT, &body), 0).to_owned();
     body["stream"] = json!(true);
     let mut response = post(serving.api(), CHAT, &body);
-    let mut rest = Vec::new();
     let mut said = String::new();
-    while let Some(event) = response.event(&mut rest) {
+    while let Some(event) = response.event() {
         if said.is_empty() {
             serving.node.process.signal(rustix::process::Signal::TERM);
         }
