@@ -15,7 +15,8 @@ use crate::api::http;
 use crate::api::rpc::{self, Limits, RunningNode};
 use crate::config::NodeConfig;
 use crate::fabric::Fabric;
-use crate::net::{NetConfig, addresses, identity};
+use crate::net::identity as keys;
+use crate::net::{NetConfig, addresses};
 use crate::pipeline::Pipeline;
 use crate::place;
 use crate::runtime::{Parts, Runtime};
@@ -38,73 +39,74 @@ const AUDIT_SHARE: u64 = 8;
 /// `InvalidInput` where the data directory or an address cannot be used as asked, `Unavailable` where a
 /// port is taken.
 pub fn run(config: NodeConfig) -> Result<()> {
-    let data_dir = DataDir::claim(&config.data_dir, config.ephemeral)?;
-    let keypair = if config.ephemeral {
-        identity::ephemeral()
+    let NodeConfig { network, service, work, identity, .. } = config;
+    let data_dir = DataDir::claim(&identity.data_dir, identity.ephemeral)?;
+    let keypair = if identity.ephemeral {
+        keys::ephemeral()
     } else {
-        identity::load_or_create(&config.data_dir.join("node.key"))
+        keys::load_or_create(&identity.data_dir.join("node.key"))
             .map_err(|error| Error::new(ErrorKind::InvalidInput, error.to_string()))?
     };
-    let state = if config.ephemeral { None } else { Some(State::open(&config.data_dir)?) };
-    let listener = rpc::bind(&config.rpc_addr.to_string())?;
+    let state = if identity.ephemeral { None } else { Some(State::open(&identity.data_dir)?) };
+    let listener = rpc::bind(&service.rpc_addr.to_string())?;
     let rpc_addr = listener.local_addr().map_err(internal)?.to_string();
-    let api_listener = config.api.as_ref().map(|api| http::bind(api.address)).transpose()?;
+    let api_listener = service.api.as_ref().map(|api| http::bind(api.address)).transpose()?;
     let api_addr = api_listener.as_ref().map(std::net::TcpListener::local_addr).transpose().map_err(internal)?;
-    let sessions = EngineSettings::new(config.threads, config.max_memory / SESSION_SHARE);
-    let receipts = ReceiptStore::new(&config.data_dir);
+    let sessions = EngineSettings::new(work.threads, work.max_memory / SESSION_SHARE);
+    let receipts = ReceiptStore::new(&identity.data_dir);
     let peer = keypair.public().to_peer_id();
     let pipeline = Pipeline::new(keypair.clone());
-    if let Some(fault) = config.fault {
+    if let Some(fault) = work.fault {
         pipeline.set_fault(fault);
     }
-    let served = Served::new(&config.models, &config.data_dir.join("models"))?;
+    let served = Served::new(&work.models, &identity.data_dir.join("models"))?;
     tracing::info!(event = "starting", %peer, "Starting node {peer}");
     let net = NetConfig {
-        listen: config.listen,
-        pool_key: config.pool_key,
-        mdns: config.mdns,
-        peers: config.peers,
-        peers_file: config.peers_file,
+        listen: network.listen,
+        pool_key: network.pool_key,
+        mdns: network.mdns,
+        peers: network.peers,
+        peers_file: Some(network.peers_file),
         ..NetConfig::new(keypair)
     };
-    let folder = config.data_dir.clone();
+    let folder = identity.data_dir.clone();
     let runtime = Runtime::start(Parts {
         net: Some(net),
-        name: config.name,
-        threads: config.threads,
-        max_memory: config.max_memory,
-        data_dir: Some(config.data_dir),
-        works: config.works,
-        force_master: config.force_master,
+        name: identity.name,
+        threads: work.threads,
+        max_memory: work.max_memory,
+        data_dir: Some(identity.data_dir),
+        works: work.works,
+        force_master: work.force_master,
         state,
         pipeline: Some((pipeline, sessions.limits())),
-        pinned: config.layers.clone(),
+        pinned: work.layers.clone(),
         rpc: rpc_addr.clone(),
-        fault: config.fault,
+        fault: work.fault,
     })?;
     let mut watching = None;
     if let Some(loader) = runtime.loader() {
         watching = Some(loader.view());
         let auditor = Auditor::start(AuditorParts {
-            policy: config.audit,
+            policy: work.audit,
             store: receipts.clone(),
             data_dir: folder,
             blobs: loader.blobs().clone(),
             pipeline: loader.pipeline().clone(),
             fabric: runtime.fabric(),
-            threads: config.threads,
-            room: config.max_memory / AUDIT_SHARE,
+            threads: work.threads,
+            room: work.max_memory / AUDIT_SHARE,
         })?;
-        served.join(loader, auditor, sessions, config.split, config.layers)?;
+        served.join(loader, auditor, sessions, work.split, work.layers)?;
     }
     let seen = served.clone();
-    if let Some(pool) = runtime.pool().filter(|_| config.works) {
-        place::measure_speed(pool, config.threads);
+    if let Some(pool) = runtime.pool().filter(|_| work.works) {
+        place::measure_speed(pool, work.threads);
     }
     let behind = RunningNode { fabric: runtime.fabric(), pool: runtime.pool() };
-    let service = rpc::serve(listener, behind, served.clone(), Limits::default())?;
+    let programs = rpc::serve(listener, behind, served.clone(), Limits::default())?;
     let api = api_listener.map(|listener| {
-        let key = config.api.and_then(|api| api.key);
+        let key = service.api.and_then(|api| api.key);
         let (fabric, pool) = (runtime.fabric(), runtime.pool());
         http::serve(listener, http::Node { fabric, pool, served, receipts, key })
     });
@@ -139,7 +141,7 @@ pub fn run(config: NodeConfig) -> Result<()> {
                         api.shutdown(GRACE).await;
                     }
                 };
-                tokio::join!(service.shutdown(GRACE), api);
+                tokio::join!(programs.shutdown(GRACE), api);
                 runtime.shutdown(GRACE).await;
             } => {}
             () = signals.next() => tracing::warn!(event = "stopped_at_once", "Stopped at once"),

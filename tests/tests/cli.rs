@@ -330,7 +330,7 @@ fn bad_usage_is_exit_code_2() {
         &["matmul", "--size", "4", "--deadline", "soon"],
         &["matmul", "--size", "4", "--redundancy", "0"],
         &["matmul", "--size", "4", "--rpc", "nonsense"],
-        &["matmul", "--size", "4", "--peer", "192.168.1.20:7777"],
+        &["matmul", "--size", "4", "--peer", "192.168.1.20"],
         &["matmul", "--size", "4", "--max-memory", "lots"],
         &["matmul", "--size", "4", "-v", "-q"],
         &["node", "--listen", "/ip4/127.0.0.1"],

@@ -37,7 +37,7 @@ pub(super) struct BenchLlmArgs {
     model: String,
 
     /// Compute threads [default: all cores]
-    #[arg(short, long, value_name = "N", value_delimiter = ',')]
+    #[arg(short, long, value_name = "N", value_delimiter = ',', value_parser = config::thread_count)]
     threads: Vec<usize>,
 
     /// Lengths of the prompts that are read; 0: none
@@ -117,8 +117,8 @@ impl Test {
 
 pub(super) fn run(args: BenchLlmArgs, output: OutputArgs) -> Result<(), Failure> {
     let threads = match args.threads.is_empty() {
-        true => vec![config::node::threads(None)?],
-        false => args.threads.iter().map(|n| config::node::threads(Some(*n))).collect::<Result<_, _>>()?,
+        true => vec![config::threads(None)],
+        false => args.threads.clone(),
     };
     let prompts = args.prompt.iter().map(|n| Test::Prompt(*n));
     let tests: Vec<Test> =

@@ -37,7 +37,7 @@ pub(super) struct BenchMatmulArgs {
     place: PlaceArg,
 
     /// Compute threads of products without a node [default: all cores]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = config::thread_count)]
     threads: Option<usize>,
 
     /// Which node.
@@ -76,8 +76,8 @@ pub(super) async fn run(args: BenchMatmulArgs, output: OutputArgs) -> Result<(),
         Some(client) => Engine::Node(client),
         None => {
             note(&output, format!("No node runs at {}: multiplying in this process.", args.rpc.address()));
-            let threads = config::node::threads(args.threads)?;
-            Engine::Here(Box::new(local_fabric(threads, config::node::max_memory(None)?).await?))
+            let threads = config::threads(args.threads);
+            Engine::Here(Box::new(local_fabric(threads, config::max_memory(None)).await?))
         }
     };
     let mut progress = Progress::new(output.quiet);

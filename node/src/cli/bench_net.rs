@@ -6,7 +6,6 @@ use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::time::Instant;
 
 use clap::Args;
-use libp2p::Multiaddr;
 use pangea_client::{Client, LinkProbe};
 use serde::Serialize;
 
@@ -16,11 +15,12 @@ use super::progress::Progress;
 use super::table::{Align, Table, seconds, short_peer};
 use super::{print, print_json};
 use crate::config::ByteSize;
+use crate::net::peer_address;
 
 /// The link to a peer, beside plain TCP on this machine
 #[derive(Args, Clone, Debug)]
 pub(super) struct BenchNetArgs {
-    /// The peer: a peer id, its end, or a name as `pangea peers` shows it, or a multiaddr to connect to
+    /// The peer: a peer id, its end, or a name as `pangea peers` shows it; or an address to connect to, a multiaddr or HOST:PORT
     #[arg(value_name = "PEER")]
     peer: String,
 
@@ -88,11 +88,13 @@ pub(super) async fn run(args: BenchNetArgs, output: OutputArgs) -> Result<(), Fa
 
 /// The peer that was meant, and its name.
 async fn find(client: &Client, text: &str) -> Result<(String, String), Failure> {
-    let address = text.starts_with('/').then(|| text.parse::<Multiaddr>());
-    let wanted = match address {
-        Some(Ok(_)) => client.connect_peer(text, None).await?,
-        Some(Err(error)) => return Err(Failure::usage(format!("{text} is not a multiaddr: {error}"))),
-        None => text.to_owned(),
+    // Peer ids have no colon and names of nodes hardly ever: what has one, or a slash in front, is an address.
+    let wanted = match text.starts_with('/') || text.contains(':') {
+        true => {
+            let address = peer_address::parse(text).map_err(|error| Failure::usage(error.to_string()))?;
+            client.connect_peer(&address.to_string(), None).await?
+        }
+        false => text.to_owned(),
     };
     let peers = client.peers().await?;
     let end = wanted.trim_start_matches('…');

@@ -64,7 +64,7 @@ pub(super) struct ChatArgs {
     api: Option<String>,
 
     /// Compute threads without a node [default: all cores]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = config::thread_count)]
     threads: Option<usize>,
 
     /// Form of the result.
@@ -155,8 +155,8 @@ async fn speaker(args: &ChatArgs, output: OutputArgs) -> Result<Speaker, Failure
         None => the_only_model(&folder)?,
     };
     note(&output, format!("No node serves {name}: answering in this process."));
-    let threads = config::node::threads(args.threads)?;
-    let memory = config::node::max_memory(None)?;
+    let threads = config::threads(args.threads);
+    let memory = config::max_memory(None);
     let settings = EngineSettings::new(threads, memory / SESSION_SHARE);
     Ok(Speaker::Here(Engine::load(&name, &path, settings)?))
 }

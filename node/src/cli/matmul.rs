@@ -21,6 +21,7 @@ use super::session::{local_fabric, note};
 use super::table::{Align, Table, facts, seconds, short_peer, shortened, three_digits};
 use super::{print, print_json};
 use crate::config::{self, ByteSize};
+use crate::net::peer_address;
 
 const EXAMPLES: &str = "\
 Files: .npy (float16/32/64, int8; any byte order, row- or column-major), .csv
@@ -80,8 +81,8 @@ pub(super) struct MatmulArgs {
     #[arg(long, value_enum, default_value_t, hide_possible_values = true)]
     place: PlaceArg,
 
-    /// Connect the node to this peer first; may be repeated
-    #[arg(long, value_name = "MULTIADDR")]
+    /// Connect the node to this peer first, a multiaddr or HOST:PORT; may be repeated
+    #[arg(long, value_name = "ADDR", value_parser = peer_address::parse)]
     peer: Vec<Multiaddr>,
 
     /// Products of higher priority go first, -128 to 127
@@ -105,11 +106,11 @@ pub(super) struct MatmulArgs {
     rpc: RpcArgs,
 
     /// The most memory for tensors [default: what the node has, or half of this machine's]
-    #[arg(long, value_name = "SIZE")]
+    #[arg(long, value_name = "SIZE", value_parser = config::memory_limit)]
     max_memory: Option<ByteSize>,
 
     /// Compute threads of a product without a node [default: all cores]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = config::thread_count)]
     threads: Option<usize>,
 
     /// Form of the result.
@@ -240,8 +241,8 @@ async fn engine(args: &MatmulArgs, output: OutputArgs) -> Result<Engine, Failure
     if let Some(client) = args.rpc.node_if_there().await? {
         return Ok(Engine::Node(client));
     }
-    let threads = config::node::threads(args.threads)?;
-    let max_memory = config::node::max_memory(args.max_memory.map(|size| size.0))?;
+    let threads = config::threads(args.threads);
+    let max_memory = config::max_memory(args.max_memory);
     note(&output, format!("No node runs at {}: multiplying in this process.", args.rpc.address()));
     Ok(Engine::Here(Box::new(local_fabric(threads, max_memory).await?)))
 }

@@ -39,7 +39,7 @@ mod topology;
 use std::future::Future;
 use std::process::ExitCode;
 
-use clap::{CommandFactory, Parser, Subcommand};
+use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
 use tokio::task::LocalSet;
 
 use crate::config::{LogConfig, LogFormat, LogLevel, NodeConfig, RawNodeConfig};
@@ -112,8 +112,7 @@ Examples:
 /// Runs the command that was typed and gives the exit code.
 pub fn main() -> ExitCode {
     crate::copying::make_fast();
-    let cli = Cli::parse();
-    match run(cli) {
+    match run(&Cli::command().get_matches()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             eprintln!("error: {failure}");
@@ -122,14 +121,15 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn run(cli: Cli) -> Result<(), Failure> {
+fn run(typed: &ArgMatches) -> Result<(), Failure> {
+    let cli = Cli::from_arg_matches(typed).map_err(|error| Failure::usage(error.to_string()))?;
     let output = cli.output;
     let level = LogLevel::from_flags(output.quiet, output.verbose);
     let Some(command) = cli.command else {
         return print(&Cli::command().render_help().to_string());
     };
-    if let Command::Node(raw) = command {
-        let config = NodeConfig::resolve(*raw, level)?;
+    if let Some(node) = typed.subcommand_matches("node") {
+        let config = NodeConfig::resolve(node, level)?;
         log::start(config.log);
         return Ok(crate::daemon::run(config)?);
     }

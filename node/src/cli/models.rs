@@ -104,7 +104,7 @@ impl From<Description> for Facts {
 
 /// Where models are.
 pub(super) fn folder(args: &StoreArgs) -> Result<PathBuf, Failure> {
-    Ok(config::node::data_dir(args.data_dir.clone())?.join("models"))
+    Ok(config::data_dir(args.data_dir.clone())?.join("models"))
 }
 
 /// The file of a model that is here.

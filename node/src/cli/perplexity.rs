@@ -45,7 +45,7 @@ pub(super) struct PerplexityArgs {
     chunks: Option<u32>,
 
     /// Compute threads [default: all cores]
-    #[arg(short, long, value_name = "N")]
+    #[arg(short, long, value_name = "N", value_parser = config::thread_count)]
     threads: Option<usize>,
 
     /// Where models are.
@@ -68,7 +68,7 @@ struct Document {
 }
 
 pub(super) fn run(args: PerplexityArgs, output: OutputArgs) -> Result<(), Failure> {
-    let threads = config::node::threads(args.threads)?;
+    let threads = config::threads(args.threads);
     let text = read(&args.file)?;
     let path = file_of(&args.store, &args.model)?;
     let file = ModelFile::open(&path)?;

@@ -80,7 +80,7 @@ pub(super) struct ReceiptsVerifyArgs {
     #[arg(short, long, value_name = "NAME|PATH")]
     model: Option<String>,
     /// Compute threads [default: all cores]
-    #[arg(short, long, value_name = "N")]
+    #[arg(short, long, value_name = "N", value_parser = config::thread_count)]
     threads: Option<usize>,
     /// Where receipts and models are.
     #[command(flatten)]
@@ -108,7 +108,7 @@ pub(super) fn run(command: ReceiptsCommand, output: OutputArgs) -> Result<(), Fa
 }
 
 fn data_dir(args: &DataDirArgs) -> Result<PathBuf, Failure> {
-    Ok(config::node::data_dir(args.data_dir.clone())?)
+    Ok(config::data_dir(args.data_dir.clone())?)
 }
 
 fn list(args: &ReceiptsListArgs) -> Result<(), Failure> {
@@ -197,7 +197,7 @@ fn show(args: &ReceiptsShowArgs) -> Result<(), Failure> {
 }
 
 fn check(args: &ReceiptsVerifyArgs, output: OutputArgs) -> Result<(), Failure> {
-    let threads = config::node::threads(args.threads)?;
+    let threads = config::threads(args.threads);
     let data_dir = data_dir(&args.folder)?;
     let receipt = find(&args.folder, &args.receipt)?;
     let path = model_of(&data_dir.join("models"), &receipt, args)?;

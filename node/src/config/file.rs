@@ -1,65 +1,51 @@
-//! `config.toml`: the same settings as the flags of `pangea node`, by the same names. Parsing only; a key that is not
-//! known is an error, because a setting that is silently ignored is worse than none.
+//! `config.toml`: the flags of `pangea node` by their names, one key each. The file is read as arguments, so that a key takes
+//! exactly what its flag takes; what no flag takes is refused with its line and column. It fills in no defaults.
 
+use std::ffi::{OsStr, OsString};
 use std::io;
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use libp2p::Multiaddr;
-use serde::Deserialize;
+use clap::builder::ValueHint;
+use clap::error::{ContextKind, ContextValue};
+use clap::{Arg, ArgAction, Command};
 use thiserror::Error;
+use toml::de::{DeTable, DeValue};
 
-use super::layer_range::LayerRange;
-use super::log::LogFormat;
-use super::raw::Bind;
-use super::size::ByteSize;
+use super::raw::with_value;
 
-/// What a `config.toml` may say; every key as the flag of that name.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+/// Flags that say which file is read, and so cannot be in it.
+const NOT_IN_FILE: [&str; 2] = ["config", "data-dir"];
+
+/// A `config.toml`, its values not judged yet.
+#[derive(Clone, Debug, Default)]
 pub struct ConfigFile {
-    /// Addresses to listen on.
-    pub listen: Option<Vec<Multiaddr>>,
-    /// Address of the Cap'n Proto service.
-    pub rpc_addr: Option<SocketAddr>,
-    /// Address of the HTTP API.
-    pub api_addr: Option<SocketAddr>,
-    /// Its port alone.
-    pub api_port: Option<u16>,
-    /// Whether there is an HTTP API.
-    pub api: Option<bool>,
-    /// What its clients must show.
-    pub api_key: Option<String>,
-    /// Where it is offered.
-    pub bind: Option<Bind>,
-    /// Whether to be the master of the pool.
-    pub force_master: Option<bool>,
-    /// Models to serve.
-    pub model: Option<Vec<String>>,
-    /// Whether these are to be split over nodes.
-    pub split: Option<bool>,
-    /// Layers that this node is to have.
-    pub layers: Option<LayerRange>,
-    /// Peers to connect to.
-    pub peer: Option<Vec<Multiaddr>>,
-    /// A `peers.json`.
-    pub peers_file: Option<PathBuf>,
-    /// Whether to look for peers with mDNS.
-    pub mdns: Option<bool>,
-    /// Memory for tensors.
-    pub max_memory: Option<ByteSize>,
-    /// Compute threads.
-    pub threads: Option<usize>,
-    /// The share of sessions that are audited.
-    pub audit: Option<f64>,
-    /// The pool key file.
-    pub pool_key: Option<PathBuf>,
-    /// Whether the identity is new on every start.
-    pub ephemeral: Option<bool>,
-    /// The node's name.
-    pub name: Option<String>,
-    /// Form of log lines.
-    pub log_format: Option<LogFormat>,
+    path: PathBuf,
+    settings: Vec<Setting>,
+}
+
+/// A key and what it is set to.
+#[derive(Clone, Debug)]
+struct Setting {
+    key: String,
+    /// Of the key.
+    place: Place,
+    value: Value,
+    /// Of the value.
+    value_place: Place,
+}
+
+/// Line and column, both from 1; columns are characters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Place {
+    line: usize,
+    column: usize,
+}
+
+#[derive(Clone, Debug)]
+enum Value {
+    Switch(bool),
+    One(String),
+    List(Vec<(String, Place)>),
 }
 
 /// A `config.toml` that cannot be used.
@@ -73,7 +59,7 @@ pub enum ConfigFileError {
         /// The system's answer.
         source: io::Error,
     },
-    /// It says something that is not known or not possible.
+    /// Something in it is unknown or not possible.
     #[error("{}:{line}:{column}: {why}", path.display())]
     Malformed {
         /// The file.
@@ -85,29 +71,61 @@ pub enum ConfigFileError {
         /// What is wrong there.
         why: String,
     },
+    /// What it says does not go with what was typed.
+    #[error("the configuration {} does not go with the flags: {why}", path.display())]
+    Unusable {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        why: String,
+    },
 }
 
 impl ConfigFile {
     /// What `text` says; `path` is for messages, and relative paths inside are relative to its folder.
     ///
     /// # Errors
-    /// [`ConfigFileError::Malformed`] with line and column.
+    /// [`ConfigFileError::Malformed`] for what is not TOML, or no value that a flag could have.
     pub fn parse(text: &str, path: &Path) -> Result<ConfigFile, ConfigFileError> {
-        let mut file: ConfigFile = toml::from_str(text).map_err(|error| {
-            let (line, column) = place(text, error.span().map_or(0, |span| span.start));
-            ConfigFileError::Malformed {
-                path: path.to_owned(),
-                line,
-                column,
-                why: error.message().trim_end().replace('\n', "; "),
-            }
+        let malformed = |at: usize, why: String| {
+            let Place { line, column } = place(text, at);
+            ConfigFileError::Malformed { path: path.to_owned(), line, column, why }
+        };
+        let table = DeTable::parse(text).map_err(|error| {
+            let why = error.message().trim_end().replace('\n', "; ");
+            malformed(error.span().map_or(0, |span| span.start), why)
         })?;
-        if let Some(folder) = path.parent() {
-            for inside in [&mut file.peers_file, &mut file.pool_key].into_iter().flatten() {
-                *inside = folder.join(&inside);
-            }
+        let mut settings = Vec::new();
+        for (key, value) in table.into_inner() {
+            let at = value.span().start;
+            let parsed = match value.into_inner() {
+                DeValue::Boolean(on) => Value::Switch(on),
+                DeValue::Array(items) => {
+                    let items = items.into_iter().map(|item| {
+                        let at = item.span().start;
+                        let one = single(item.into_inner());
+                        one.map(|text_of| (text_of, place(text, at)))
+                            .ok_or_else(|| malformed(at, format!("{}: a list holds texts or numbers", key.get_ref())))
+                    });
+                    Value::List(items.collect::<Result<_, _>>()?)
+                }
+                other => match single(other) {
+                    Some(one) => Value::One(one),
+                    None => {
+                        let why = format!("{}: use a text, a number, true, false or a list", key.get_ref());
+                        return Err(malformed(at, why));
+                    }
+                },
+            };
+            settings.push(Setting {
+                place: place(text, key.span().start),
+                key: key.into_inner().into_owned(),
+                value: parsed,
+                value_place: place(text, at),
+            });
         }
-        Ok(file)
+        settings.sort_by_key(|setting| (setting.place.line, setting.place.column));
+        Ok(ConfigFile { path: path.to_owned(), settings })
     }
 
     /// The configuration in `path`.
@@ -132,54 +150,241 @@ impl ConfigFile {
             result => result,
         }
     }
+
+    /// The file itself.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// `file:line:column` of what the flag of this name is set to here.
+    pub fn place_of(&self, flag: &str) -> Option<String> {
+        let setting = self.settings.iter().find(|setting| setting.key == flag)?;
+        let Place { line, column } = setting.value_place;
+        Some(format!("{}:{line}:{column}", self.path.display()))
+    }
+
+    /// What the file says, as arguments of `flags`. A key gives way to its flag, and to flags that exclude it, where these
+    /// are `given` (by the id of a flag).
+    ///
+    /// # Errors
+    /// [`ConfigFileError::Malformed`] for keys that are no flag, for values that their flag does not take and for keys that
+    /// exclude each other.
+    pub fn arguments(&self, flags: &Command, given: &dyn Fn(&str) -> bool) -> Result<Vec<OsString>, ConfigFileError> {
+        let mut arguments = Vec::new();
+        let mut used: Vec<(&Setting, &Arg)> = Vec::new();
+        for setting in &self.settings {
+            let flag = self.flag(flags, setting)?;
+            let one = self.argument(flags, setting, flag)?;
+            if given(flag.get_id().as_str()) || excluded_by(flags, flag).any(given) {
+                continue;
+            }
+            if one.is_empty() {
+                continue;
+            }
+            if let Some((other, _)) = used
+                .iter()
+                .find(|(_, other)| excluded_by(flags, flag).any(|excluded| excluded == other.get_id().as_str()))
+            {
+                let why = format!("{} and {} exclude each other; remove one of them", other.key, setting.key);
+                return Err(self.malformed(setting.place, why));
+            }
+            used.push((setting, flag));
+            arguments.extend(one);
+        }
+        Ok(arguments)
+    }
+
+    fn malformed(&self, Place { line, column }: Place, why: String) -> ConfigFileError {
+        ConfigFileError::Malformed { path: self.path.clone(), line, column, why }
+    }
+
+    /// The flag that a key names.
+    fn flag<'a>(&self, flags: &'a Command, setting: &Setting) -> Result<&'a Arg, ConfigFileError> {
+        let key = setting.key.as_str();
+        if NOT_IN_FILE.contains(&key) {
+            let why = format!("{key} says where this file is; set it with --{key} or in the environment");
+            return Err(self.malformed(setting.place, why));
+        }
+        let named = |name: &str| flags.get_arguments().find(|flag| flag.get_long() == Some(name));
+        if let Some(flag) = named(key) {
+            return Ok(flag);
+        }
+        let negated = format!("no-{key}");
+        let meant = if named(&negated).is_some() { Some(negated) } else { nearest(flags, key) };
+        let hint = meant.map_or_else(|| "see pangea node --help".to_owned(), |meant| format!("did you mean {meant}?"));
+        Err(self.malformed(setting.place, format!("no setting is called {key}; {hint}")))
+    }
+
+    /// What a key is set to, as arguments of its flag: each accepted by the flag, alone.
+    fn argument(&self, flags: &Command, setting: &Setting, flag: &Arg) -> Result<Vec<OsString>, ConfigFileError> {
+        let key = setting.key.as_str();
+        let wrong = |place, why: String| Err(self.malformed(place, format!("{key}: {why}")));
+        let values = match (&setting.value, flag.get_action()) {
+            (Value::Switch(on), ArgAction::SetTrue) => {
+                return Ok(on.then(|| format!("--{key}").into()).into_iter().collect());
+            }
+            (_, ArgAction::SetTrue) => return wrong(setting.value_place, "use true or false".to_owned()),
+            (Value::Switch(on), _) => vec![(on.to_string(), setting.value_place)],
+            (Value::One(one), _) => vec![(one.clone(), setting.value_place)],
+            (Value::List(list), ArgAction::Append) => list.clone(),
+            (Value::List(_), _) => return wrong(setting.value_place, "use one value, not a list".to_owned()),
+        };
+        let folder = self.path.parent().filter(|_| flag.get_value_hint() == ValueHint::AnyPath);
+        let mut arguments = Vec::new();
+        for (value, place) in values {
+            let value = folder.map_or_else(|| value.clone().into(), |folder| folder.join(&value).into_os_string());
+            let argument = with_value(key, &value);
+            if let Err(error) = flags.clone().try_get_matches_from([&argument]) {
+                return wrong(place, reason(&error));
+            }
+            arguments.push(argument);
+        }
+        Ok(arguments)
+    }
 }
 
-/// Line and column, both from 1, of byte `at`.
-fn place(text: &str, at: usize) -> (usize, usize) {
+/// The ids of the flags that a flag excludes or is excluded by.
+fn excluded_by<'a>(flags: &'a Command, flag: &'a Arg) -> impl Iterator<Item = &'a str> {
+    let own = flags.get_arg_conflicts_with(flag).into_iter();
+    let others = flags.get_arguments().filter(move |other| {
+        flags.get_arg_conflicts_with(other).iter().any(|excluded| excluded.get_id() == flag.get_id())
+    });
+    own.chain(others).map(|flag| flag.get_id().as_str())
+}
+
+/// The flag that is spelled most like `key`.
+fn nearest(flags: &Command, key: &str) -> Option<String> {
+    let typed = with_value(key, OsStr::new(""));
+    let error = flags.clone().try_get_matches_from([typed]).err()?;
+    match error.get(ContextKind::SuggestedArg)? {
+        ContextValue::String(meant) => Some(meant.trim_start_matches("--").to_owned()),
+        _ => None,
+    }
+}
+
+/// Why a flag does not take a value, without the flag.
+fn reason(error: &clap::Error) -> String {
+    if let Some(source) = std::error::Error::source(error) {
+        return source.to_string();
+    }
+    match error.get(ContextKind::ValidValue) {
+        Some(ContextValue::Strings(values)) => format!("use {}", values.join(" or ")),
+        _ => error.kind().to_string(),
+    }
+}
+
+/// A text or a number as the text that would be typed.
+fn single(value: DeValue<'_>) -> Option<String> {
+    match value {
+        DeValue::String(text) => Some(text.into_owned()),
+        DeValue::Integer(number) if number.radix() == 10 => Some(number.as_str().to_owned()),
+        DeValue::Integer(number) => Some(i64::from_str_radix(number.as_str(), number.radix()).ok()?.to_string()),
+        DeValue::Float(number) => Some(number.as_str().to_owned()),
+        DeValue::Boolean(_) | DeValue::Datetime(_) | DeValue::Array(_) | DeValue::Table(_) => None,
+    }
+}
+
+/// Where byte `at` is.
+fn place(text: &str, at: usize) -> Place {
     let before = text.get(..at).unwrap_or(text);
     let start = before.rfind('\n').map_or(0, |newline| newline + 1);
-    (before.matches('\n').count() + 1, before[start..].chars().count() + 1)
+    Place { line: before.matches('\n').count() + 1, column: before[start..].chars().count() + 1 }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::raw::flags;
 
-    fn parse(text: &str) -> Result<ConfigFile, String> {
-        ConfigFile::parse(text, Path::new("/etc/pangea/config.toml")).map_err(|error| error.to_string())
+    /// What the file comes to, in arguments; or what is wrong with it.
+    fn arguments(text: &str) -> Result<Vec<String>, String> {
+        let file = ConfigFile::parse(text, Path::new("/etc/pangea/config.toml")).map_err(|error| error.to_string())?;
+        let arguments = file.arguments(&flags(), &|_| false).map_err(|error| error.to_string())?;
+        Ok(arguments.into_iter().map(|argument| argument.into_string().unwrap()).collect())
     }
 
     #[test]
-    fn every_key_is_the_flag_of_that_name() {
-        let file = parse(
-            "listen = [\"/ip4/0.0.0.0/tcp/7777\"]\nrpc-addr = \"127.0.0.1:0\"\npeer = [\"/ip4/10.0.0.1/tcp/7777\"]\n\
-             api-port = 1\nbind = \"lan\"\napi-key = \"k\"\nmodel = [\"m\"]\n\
-             peers-file = \"p.json\"\nmdns = false\nmax-memory = \"2G\"\nthreads = 3\npool-key = \"/k\"\nephemeral = true\n\
-             audit = 0.5\nname = \"mac2\"\nlog-format = \"json\"\n",
-        )
-        .unwrap();
-        assert_eq!(file.max_memory, Some(ByteSize(2 << 30)));
-        assert_eq!(file.peers_file, Some(PathBuf::from("/etc/pangea/p.json")));
-        assert_eq!(file.pool_key, Some(PathBuf::from("/k")));
-        assert_eq!(file.log_format, Some(LogFormat::Json));
-        assert_eq!(file.mdns, Some(false));
-        assert_eq!(file.audit, Some(0.5));
-        assert_eq!((file.api_port, file.bind, file.model), (Some(1), Some(Bind::Lan), Some(vec!["m".to_owned()])));
-    }
-
-    #[test]
-    fn what_is_wrong_is_said_with_its_place() {
-        for (text, start) in [
-            ("threads = 2\nthreds = 3\n", "/etc/pangea/config.toml:2:1: unknown field `threds`"),
-            ("name = \"é\"\nmax-memory = \"lots\"\n", "/etc/pangea/config.toml:2:14: 'lots' is not a size"),
-            ("listen = [\"/ip4/nowhere\"]\n", "/etc/pangea/config.toml:1:"),
-            ("rpc-addr = \"localhost\"", "/etc/pangea/config.toml:1:12: "),
-            ("threads = -1", "/etc/pangea/config.toml:1:11: "),
-            ("threads = ", "/etc/pangea/config.toml:1:1"),
-            ("threads = 1\nthreads = 2", "/etc/pangea/config.toml:2:1: "),
-        ] {
-            let error = parse(text).unwrap_err();
-            assert!(error.starts_with(start), "{text}: {error}");
+    fn every_flag_is_a_key_of_its_name() {
+        for flag in flags().get_arguments() {
+            let key = flag.get_long().unwrap();
+            if NOT_IN_FILE.contains(&key) {
+                assert!(arguments(&format!("{key} = \"x\"")).unwrap_err().contains("says where this file is"), "{key}");
+                continue;
+            }
+            let value = match key {
+                "listen" | "peer" => "[\"127.0.0.1:7777\", \"/ip4/127.0.0.1/tcp/1\"]",
+                "rpc-addr" | "api-addr" => "\"127.0.0.1:0\"",
+                "api-port" | "threads" => "3",
+                "audit" => "0.5",
+                "bind" => "\"lan\"",
+                "layers" => "\"0-14\"",
+                "max-memory" => "\"2G\"",
+                "log-format" => "\"json\"",
+                "fault" => "\"hang\"",
+                _ if matches!(flag.get_action(), ArgAction::SetTrue) => "true",
+                _ => "\"some\"",
+            };
+            assert!(!arguments(&format!("{key} = {value}\n")).unwrap().is_empty(), "{key}");
         }
+    }
+
+    #[test]
+    fn lists_and_single_values_are_both_taken_where_a_flag_may_be_repeated() {
+        assert_eq!(arguments("model = \"m\"").unwrap(), ["--model=m"]);
+        assert_eq!(arguments("model = [\"m\", \"n\"]").unwrap(), ["--model=m", "--model=n"]);
+        assert_eq!(arguments("no-mdns = true\nsplit = false").unwrap(), ["--no-mdns"]);
+        assert_eq!(arguments("max-memory = 1_073_741_824").unwrap(), ["--max-memory=1073741824"]);
+        assert_eq!(arguments("threads = 0x10").unwrap(), ["--threads=16"]);
+    }
+
+    #[test]
+    fn paths_are_relative_to_the_files_folder() {
+        assert_eq!(arguments("peers-file = \"p.json\"").unwrap(), ["--peers-file=/etc/pangea/p.json"]);
+        assert_eq!(arguments("pool-key = \"/k\"").unwrap(), ["--pool-key=/k"]);
+        assert_eq!(arguments("name = \"p.json\"").unwrap(), ["--name=p.json"]);
+    }
+
+    #[test]
+    fn what_is_wrong_is_said_with_its_place_in_plain_words() {
+        for (text, expected) in [
+            ("threads = 2\nthreds = 3\n", "2:1: no setting is called threds; did you mean threads?"),
+            ("mdns = false\n", "1:1: no setting is called mdns; did you mean no-mdns?"),
+            ("zzz = 1", "1:1: no setting is called zzz; see pangea node --help"),
+            ("name = \"é\"\nmax-memory = \"lots\"\n", "2:14: max-memory: 'lots' is not a size"),
+            ("max-memory = 5", "1:14: max-memory: products need at least 16.0 MiB"),
+            ("listen = [\"127.0.0.1:1\", \"/ip4/nowhere\"]\n", "1:26: listen: '/ip4/nowhere' is not an address"),
+            ("rpc-addr = \"localhost\"", "1:12: rpc-addr: use ADDRESS:PORT"),
+            ("threads = -1", "1:11: threads: use a whole number from 1 to 4096"),
+            ("threads = 0", "1:11: threads: use a whole number from 1 to 4096"),
+            ("threads = 2.5", "1:11: threads: use a whole number"),
+            ("threads = [1]", "1:11: threads: use one value, not a list"),
+            ("audit = 7", "1:9: audit: --audit must be between 0"),
+            ("audit = true", "1:9: audit: use a number"),
+            ("no-mdns = \"yes\"", "1:11: no-mdns: use true or false"),
+            ("log-format = \"xml\"", "1:14: log-format: use text or json"),
+            ("model = [[\"m\"]]", "1:10: model: a list holds texts or numbers"),
+            ("[model]\nname = 1", "1:1: model: use a text, a number, true, false or a list"),
+            ("api-port = 1\napi-addr = \"127.0.0.1:2\"", "2:1: api-port and api-addr exclude each other"),
+            ("threads = ", "1:1"),
+            ("threads = 1\nthreads = 2", "2:1: "),
+        ] {
+            let error = arguments(text).unwrap_err();
+            let expected = format!("/etc/pangea/config.toml:{expected}");
+            assert!(error.starts_with(&expected), "{text}: {error}");
+            for word in ["usize", "u16", "sequence", "expected a", "invalid type", "digit found"] {
+                assert!(!error.contains(word), "{text}: {error}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_key_gives_way_to_its_flag_and_to_flags_that_exclude_it() {
+        let file = ConfigFile::parse("api-addr = \"127.0.0.1:2\"\nthreads = 3", Path::new("/c")).unwrap();
+        let left = |given: &'static str| file.arguments(&flags(), &|id| id == given).unwrap();
+        assert_eq!(left("threads"), ["--api-addr=127.0.0.1:2"]);
+        assert_eq!(left("api_port"), ["--threads=3"]);
+        assert_eq!(left("no_api"), ["--threads=3"]);
+        let wrong = ConfigFile::parse("threads = 0", Path::new("/c")).unwrap();
+        assert!(wrong.arguments(&flags(), &|_| true).is_err(), "a mistake is told though a flag hides it");
     }
 }

@@ -1,7 +1,6 @@
 //! How much a command says on standard error, and in what form. The subscriber that does it is set up in `cli::log`.
 
 use clap::ValueEnum;
-use serde::Deserialize;
 
 /// How much is said.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -30,8 +29,7 @@ impl LogLevel {
 }
 
 /// The form of a log line.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, ValueEnum)]
-#[serde(rename_all = "lowercase")]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum LogFormat {
     /// For people.
     #[default]

@@ -27,7 +27,7 @@ use super::status::{LinkProbe, NodeStatus};
 use crate::link::coordinator::{self, Bulk, Link, LinkEvent};
 use crate::link::limits::TASKS_PER_PEER;
 use crate::link::serve::{self, Served};
-use crate::net::{NetEvent, Network};
+use crate::net::{NetEvent, Network, peer_address};
 use crate::schedule::limits::IN_FLIGHT_MAX;
 use crate::schedule::{
     Action, Arithmetic, AttemptId, Event, FailureKind, JobSpec, LeaveReason, Measured, Operand, ProductShape,
@@ -1231,13 +1231,10 @@ impl Driver {
             let _ = answer.send(Err(Error::new(ErrorKind::Unavailable, "this node has no network")));
             return;
         };
-        let address: Multiaddr = match address.parse() {
+        let address = match peer_address::parse(address) {
             Ok(address) => address,
             Err(error) => {
-                let why = format!(
-                    "'{address}' is no multiaddr ({error}); one looks like /ip4/192.168.1.20/tcp/7777/p2p/12D3..."
-                );
-                let _ = answer.send(Err(Error::new(ErrorKind::InvalidInput, why)));
+                let _ = answer.send(Err(Error::new(ErrorKind::InvalidInput, error.to_string())));
                 return;
             }
         };

@@ -11,6 +11,7 @@
 //! | `gossip` | the topic that nodes gossip on: limits and wiring of libp2p's gossipsub |
 //! | `dial`, `liveness` | pure: whom to dial when; who is dead |
 //! | `identity`, `peers_file`, `addresses` | `node.key`, `peers.json`, the address to show a person |
+//! | `peer_address` | addresses of nodes as people write them |
 
 pub mod addresses;
 pub mod admission;
@@ -19,6 +20,7 @@ mod gossip;
 pub mod identity;
 mod liveness;
 mod network;
+pub mod peer_address;
 pub mod peers_file;
 mod pool_key;
 mod session;

@@ -39,11 +39,11 @@ fn multiaddr<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Multiaddr, D:
         type Value = Multiaddr;
 
         fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            f.write_str("a multiaddr such as \"/ip4/192.168.1.20/tcp/7777/p2p/12D3…\"")
+            f.write_str("an address such as \"/ip4/192.168.1.20/tcp/7777/p2p/12D3…\"")
         }
 
         fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Multiaddr, E> {
-            text.parse().map_err(|error| E::custom(format!("{text:?} is not a multiaddr ({error})")))
+            super::peer_address::parse(text).map_err(E::custom)
         }
     }
     deserializer.deserialize_str(Text)

@@ -1,0 +1,104 @@
+//! Flags of `pangea node` on who it is and where its files are.
+
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use clap::builder::FalseyValueParser;
+
+use super::host;
+use super::log::LogFormat;
+use super::node::ConfigError;
+
+/// Most characters of a name: it goes into tables and adverts.
+const MAX_NAME_CHARS: usize = 64;
+
+/// As typed, or written in `config.toml`.
+#[derive(Args, Clone, Debug, Default)]
+#[command(next_help_heading = "Identity and files")]
+pub struct IdentityFlags {
+    /// Use a new identity that is written nowhere
+    #[arg(long, env = "PANGEA_EPHEMERAL_KEY", hide_env_values = true, value_parser = FalseyValueParser::new())]
+    pub ephemeral: bool,
+
+    /// The node's name, for people [default: this host's]
+    #[arg(long, env = "PANGEA_NAME", hide_env_values = true, value_parser = name)]
+    pub name: Option<String>,
+
+    /// Where the identity, peers.json and config.toml are [default: ~/.pangea]
+    #[arg(long, value_name = "DIR", env = "PANGEA_HOME", hide_env_values = true)]
+    pub data_dir: Option<PathBuf>,
+
+    /// Settings, by the flags' names [default: config.toml in the data directory]
+    #[arg(long, value_name = "FILE", env = "PANGEA_CONFIG", hide_env_values = true)]
+    pub config: Option<PathBuf>,
+
+    /// Form of the log on standard error: text or json [default: text]
+    #[arg(
+        long,
+        value_name = "FORMAT",
+        value_enum,
+        hide_possible_values = true,
+        env = "PANGEA_LOG_FORMAT",
+        hide_env_values = true
+    )]
+    pub log_format: Option<LogFormat>,
+}
+
+/// Who a node is, and where its files are.
+#[derive(Clone, Debug)]
+pub struct IdentityConfig {
+    /// Whether the identity is new and written nowhere.
+    pub ephemeral: bool,
+    /// The node's name, for people.
+    pub name: String,
+    /// Where `node.key` and the rest are; may not exist yet.
+    pub data_dir: PathBuf,
+}
+
+impl IdentityFlags {
+    /// The defaults filled in.
+    pub(super) fn resolve(self, data_dir: &Path) -> IdentityConfig {
+        // A host's name can be longer than a node's.
+        let name = self.name.unwrap_or_else(|| host::name().chars().take(MAX_NAME_CHARS).collect());
+        IdentityConfig { ephemeral: self.ephemeral, name, data_dir: data_dir.to_owned() }
+    }
+}
+
+/// The data directory: the named one, else `~/.pangea`.
+///
+/// # Errors
+/// [`ConfigError::NoHome`] where neither is there.
+pub fn data_dir(named: Option<PathBuf>) -> Result<PathBuf, ConfigError> {
+    match named {
+        Some(folder) => Ok(folder),
+        None => Ok(host::home().ok_or(ConfigError::NoHome)?.join(".pangea")),
+    }
+}
+
+fn name(text: &str) -> Result<String, String> {
+    let name = text.trim();
+    if name.is_empty() || name.chars().count() > MAX_NAME_CHARS || name.chars().any(char::is_control) {
+        return Err(format!("a name has 1 to {MAX_NAME_CHARS} printable characters"));
+    }
+    Ok(name.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::config::node::tests::{refusal, resolve};
+
+    #[test]
+    fn a_name_is_short_and_printable() {
+        assert_eq!(resolve(&["--name", " mac2 "], "").identity.name, "mac2");
+        assert!(!resolve(&[], "").identity.name.is_empty());
+        for text in ["", "a\nb", &"x".repeat(65)] {
+            assert!(refusal(&["--name", text], "").contains("1 to 64 printable characters"), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn an_identity_is_kept_unless_asked_otherwise() {
+        assert!(!resolve(&[], "").identity.ephemeral);
+        assert!(resolve(&["--ephemeral"], "").identity.ephemeral);
+    }
+}

@@ -1,0 +1,159 @@
+//! Flags of `pangea node` on what programs reach it by: the Cap'n Proto service and the HTTP API.
+
+use std::net::{Ipv4Addr, SocketAddr};
+
+use clap::Args;
+use clap::builder::FalseyValueParser;
+
+use super::host;
+use super::node::ConfigError;
+
+/// Port of the Cap'n Proto service unless `--rpc-addr` names another.
+const RPC_PORT: u16 = 8080;
+
+/// Port of the HTTP API unless a flag names another.
+const API_PORT: u16 = 52415;
+
+/// Shortest API key; a shorter one can be guessed.
+const MIN_API_KEY_CHARS: usize = 8;
+
+/// Where the HTTP API is offered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Bind {
+    /// On this host only.
+    Loopback,
+    /// At this host's private address; on loopback where there is none.
+    Lan,
+}
+
+/// As typed, or written in `config.toml`.
+#[derive(Args, Clone, Debug, Default)]
+#[command(next_help_heading = "Programs")]
+pub struct ServiceFlags {
+    /// Address of the Cap'n Proto service; port 0 picks a free one [default: 127.0.0.1:8080]
+    #[arg(long, value_name = "ADDR", env = "PANGEA_RPC_ADDR", hide_env_values = true, value_parser = socket_address)]
+    pub rpc_addr: Option<SocketAddr>,
+
+    /// Address of the HTTP API; port 0 picks a free one [default: 127.0.0.1:52415]
+    #[arg(long, value_name = "ADDR", env = "PANGEA_API_ADDR", hide_env_values = true, value_parser = socket_address, conflicts_with_all = ["api_port", "bind"])]
+    pub api_addr: Option<SocketAddr>,
+
+    /// Port of the HTTP API alone
+    #[arg(long, value_name = "PORT", value_parser = port)]
+    pub api_port: Option<u16>,
+
+    /// lan: offer the HTTP API at this host's private address; needs a key in PANGEA_API_KEY or config.toml
+    #[arg(long, value_name = "WHERE", value_enum, hide_possible_values = true)]
+    pub bind: Option<Bind>,
+
+    /// No HTTP API
+    #[arg(long, env = "PANGEA_NO_API", hide_env_values = true, value_parser = FalseyValueParser::new(), conflicts_with_all = ["api_addr", "api_port", "bind"])]
+    pub no_api: bool,
+
+    /// What clients of the HTTP API must show. Typed, it would stand in every list of processes.
+    #[arg(long, hide = true, env = "PANGEA_API_KEY", hide_env_values = true)]
+    pub api_key: Option<String>,
+}
+
+/// Where programs reach a node.
+#[derive(Clone, Debug)]
+pub struct ServiceConfig {
+    /// Address of the Cap'n Proto service; port 0 picks a free one.
+    pub rpc_addr: SocketAddr,
+    /// The HTTP API; `None` with `--no-api`.
+    pub api: Option<ApiConfig>,
+}
+
+/// Where the HTTP API is, and for whom.
+#[derive(Clone)]
+pub struct ApiConfig {
+    /// Its address; port 0 picks a free one.
+    pub address: SocketAddr,
+    /// What clients must show; never absent where others than this host reach the API.
+    pub key: Option<String>,
+}
+
+impl std::fmt::Debug for ApiConfig {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let key = if self.key.is_some() { "with a key" } else { "without a key" };
+        write!(f, "ApiConfig({}, {key})", self.address)
+    }
+}
+
+impl ServiceFlags {
+    /// The defaults filled in.
+    pub(super) fn resolve(self) -> Result<ServiceConfig, ConfigError> {
+        let rpc_addr = self.rpc_addr.unwrap_or((Ipv4Addr::LOCALHOST, RPC_PORT).into());
+        let api = if self.no_api { None } else { Some(self.api()?) };
+        Ok(ServiceConfig { rpc_addr, api })
+    }
+
+    /// The HTTP API: at the whole address where one is given, else at a port of loopback or the private address.
+    fn api(self) -> Result<ApiConfig, ConfigError> {
+        let address = self.api_addr.unwrap_or_else(|| {
+            let host = match self.bind {
+                Some(Bind::Lan) => host::private_address().unwrap_or(Ipv4Addr::LOCALHOST.into()),
+                Some(Bind::Loopback) | None => Ipv4Addr::LOCALHOST.into(),
+            };
+            (host, self.api_port.unwrap_or(API_PORT)).into()
+        });
+        let key = self.api_key.filter(|key| !key.is_empty());
+        if key.as_ref().is_some_and(|key| key.len() < MIN_API_KEY_CHARS || !key.chars().all(|c| c.is_ascii_graphic())) {
+            return Err(ConfigError::ApiKey { min_chars: MIN_API_KEY_CHARS });
+        }
+        // `--bind lan` asks for others, whatever address there is today.
+        if key.is_none() && (self.bind == Some(Bind::Lan) || !address.ip().is_loopback()) {
+            return Err(ConfigError::NoApiKey { address, min_chars: MIN_API_KEY_CHARS });
+        }
+        Ok(ApiConfig { address, key })
+    }
+}
+
+fn socket_address(text: &str) -> Result<SocketAddr, String> {
+    text.parse()
+        .map_err(|_| "use ADDRESS:PORT, such as 127.0.0.1:8080 or [::1]:8080; names are not looked up".to_owned())
+}
+
+fn port(text: &str) -> Result<u16, String> {
+    text.parse().map_err(|_| "a port is a number from 0 to 65535; 0 picks a free one".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::node::tests::{refusal, resolve};
+
+    #[test]
+    fn the_api_is_at_its_port_of_loopback_or_of_the_private_network() {
+        let api = |flags: &[&str]| resolve(flags, "").service.api;
+        assert_eq!(api(&[]).unwrap().address.to_string(), "127.0.0.1:52415");
+        assert_eq!(api(&["--api-port", "9"]).unwrap().address.to_string(), "127.0.0.1:9");
+        assert_eq!(api(&["--api-addr", "[::1]:9"]).unwrap().address.to_string(), "[::1]:9");
+        let lan = resolve(&["--bind", "lan"], "api-key = \"long-enough\"").service.api.unwrap().address.ip();
+        assert!(lan.is_loopback() || host::is_private(lan), "{lan}");
+        assert!(api(&["--no-api"]).is_none());
+        for (flags, why) in [
+            (["--api-port", "99999"], "0 to 65535"),
+            (["--api-addr", "localhost"], "ADDRESS:PORT"),
+            (["--rpc-addr", "here"], "ADDRESS:PORT"),
+        ] {
+            assert!(refusal(&flags, "").contains(why), "{flags:?}");
+        }
+    }
+
+    #[test]
+    fn an_api_that_others_reach_has_a_key() {
+        for flags in [["--bind", "lan"], ["--api-addr", "0.0.0.0:0"]] {
+            assert!(refusal(&flags, "").contains("PANGEA_API_KEY"), "{flags:?}");
+            assert!(resolve(&flags, "api-key = \"open-sesame\"").service.api.unwrap().key.is_some());
+        }
+        let short = refusal(&[], "api-key = \"a-short\"");
+        assert!(short.contains("at least 8") && !short.contains("a-short"), "{short}");
+    }
+
+    #[test]
+    fn a_key_is_not_typed_where_every_list_of_processes_shows_it() {
+        let why = refusal(&["--api-key", "open-sesame"], "");
+        assert!(why.contains("PANGEA_API_KEY") && !why.contains("sesame"), "{why}");
+    }
+}

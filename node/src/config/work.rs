@@ -1,0 +1,201 @@
+//! Flags of `pangea node` on its work: models and layers, memory and threads, checks, its role in the pool. The limits of
+//! memory and threads hold for the commands that compute in their own process, too.
+
+use std::ops::Range;
+
+use clap::Args;
+use clap::builder::FalseyValueParser;
+
+use super::host;
+use super::node::ConfigError;
+use super::{ByteSize, LayerRange};
+use crate::trust::AuditPolicy;
+use crate::worker::fault::Fault;
+
+/// Memory of a host that does not say how much it has.
+const UNKNOWN_MEMORY_BYTES: u64 = 4 << 30;
+
+/// Smallest memory limit: a few tiles of a small product.
+const MIN_MEMORY_BYTES: u64 = 16 << 20;
+
+/// Most threads that can be asked for: more than any machine has cores, so that a larger number is a typing error.
+const MAX_THREADS: usize = 4096;
+
+/// As typed, or written in `config.toml`.
+#[derive(Args, Clone, Debug, Default)]
+#[command(next_help_heading = "Work")]
+pub struct WorkFlags {
+    /// Models to serve: names, or paths of .gguf files
+    #[arg(short, long, value_name = "MODEL", num_args = 1.., env = "PANGEA_MODEL", hide_env_values = true, value_delimiter = ',')]
+    pub model: Vec<String>,
+
+    /// Split these models over all nodes that make them faster for many at once, even where one node alone would be faster for one
+    #[arg(long, env = "PANGEA_SPLIT", hide_env_values = true, value_parser = FalseyValueParser::new())]
+    pub split: bool,
+
+    /// Layers that this node computes and no others, first and last counting from 0, such as 0-14: of the models of --model, else of every model of the pool that has them
+    #[arg(long, value_name = "A-B", env = "PANGEA_LAYERS", hide_env_values = true)]
+    pub layers: Option<LayerRange>,
+
+    /// Memory limit for tensors, such as 200M or 4GiB [default: half of what this machine or its control group has]
+    #[arg(long, value_name = "SIZE", env = "PANGEA_MAX_MEMORY", hide_env_values = true, value_parser = memory_limit)]
+    pub max_memory: Option<ByteSize>,
+
+    /// Compute threads [default: all cores]
+    #[arg(long, value_name = "N", env = "PANGEA_THREADS", hide_env_values = true, value_parser = thread_count)]
+    pub threads: Option<usize>,
+
+    /// Share of sessions whose computation another node checks, 0 to 1 [default: 0.05]
+    #[arg(long, value_name = "SHARE", env = "PANGEA_AUDIT", hide_env_values = true, value_parser = audit_share)]
+    pub audit: Option<AuditPolicy>,
+
+    /// Be the master of the pool: the node that places models
+    #[arg(long, env = "PANGEA_FORCE_MASTER", hide_env_values = true, value_parser = FalseyValueParser::new())]
+    pub force_master: bool,
+
+    /// Makes this worker lie or fail, for tests
+    #[arg(long, value_enum, hide = true)]
+    pub fault: Option<Fault>,
+}
+
+/// What a node works on, and with what.
+#[derive(Clone, Debug)]
+pub struct WorkConfig {
+    /// Models to serve: names or paths.
+    pub models: Vec<String>,
+    /// Whether these are split over nodes even where one alone would be faster for a single stream.
+    pub split: bool,
+    /// Layers, the end exclusive, that this node computes and no others: of its models, or of every model of the pool where
+    /// it serves none.
+    pub layers: Option<Range<u32>>,
+    /// Memory limit for tensors, in bytes.
+    pub max_memory: u64,
+    /// Compute threads, at least 1.
+    pub threads: usize,
+    /// Which of the sessions that this node coordinates are audited.
+    pub audit: AuditPolicy,
+    /// Whether it takes tasks from peers.
+    pub works: bool,
+    /// Whether it claims the mastership of its pool.
+    pub force_master: bool,
+    /// How this worker lies or fails, for tests.
+    pub fault: Option<Fault>,
+}
+
+impl WorkFlags {
+    /// The defaults filled in.
+    pub(super) fn resolve(self) -> Result<WorkConfig, ConfigError> {
+        let mut seen = std::collections::BTreeSet::new();
+        for name in &self.model {
+            let why = match name.trim() {
+                "" => "a model has a name or a path",
+                _ if !seen.insert(name) => "it is named twice",
+                _ => continue,
+            };
+            return Err(ConfigError::Value { flag: "model", value: format!("{name:?}"), why: why.to_owned() });
+        }
+        if self.split && self.model.is_empty() {
+            return Err(ConfigError::SplitWithoutModel);
+        }
+        Ok(WorkConfig {
+            models: self.model,
+            split: self.split,
+            layers: self.layers.map(LayerRange::range),
+            max_memory: max_memory(self.max_memory),
+            threads: threads(self.threads),
+            audit: self.audit.unwrap_or_default(),
+            works: true,
+            force_master: self.force_master,
+            fault: self.fault,
+        })
+    }
+}
+
+/// The memory for tensors in bytes: what was asked for, else half of what this process may use.
+pub fn max_memory(asked: Option<ByteSize>) -> u64 {
+    match asked {
+        Some(size) => size.0,
+        None => (host::memory_bytes().unwrap_or(UNKNOWN_MEMORY_BYTES) / 2).max(MIN_MEMORY_BYTES),
+    }
+}
+
+/// The compute threads: what was asked for, else every core.
+pub fn threads(asked: Option<usize>) -> usize {
+    asked.unwrap_or_else(host::cores).clamp(1, MAX_THREADS)
+}
+
+/// The value of `--max-memory`.
+///
+/// # Errors
+/// A sentence for what is no size, or too little to work with.
+pub fn memory_limit(text: &str) -> Result<ByteSize, String> {
+    let size: ByteSize = text.parse().map_err(|error: super::size::NotASize| error.to_string())?;
+    if size.0 < MIN_MEMORY_BYTES {
+        return Err(format!("products need at least {}", ByteSize(MIN_MEMORY_BYTES)));
+    }
+    Ok(size)
+}
+
+/// The value of `--threads`.
+///
+/// # Errors
+/// A sentence for what is no possible number of threads.
+pub fn thread_count(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(threads @ 1..=MAX_THREADS) => Ok(threads),
+        _ => Err(format!("use a whole number from 1 to {MAX_THREADS}; this machine has {} cores", host::cores())),
+    }
+}
+
+fn audit_share(text: &str) -> Result<AuditPolicy, String> {
+    let share = text.parse().map_err(|_| "use a number from 0 (no session) to 1 (every session)".to_owned())?;
+    AuditPolicy::new(share).map_err(|_| "--audit must be between 0 (no session) and 1 (every session)".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::node::tests::{refusal, resolve};
+
+    #[test]
+    fn models_are_named_once_with_the_short_flag_as_well() {
+        assert_eq!(resolve(&["-m", "a", "b", "--model", "c,d"], "").work.models, ["a", "b", "c", "d"]);
+        assert!(refusal(&["-m", "a", "-m", "a"], "").contains("--model \"a\""));
+        assert!(refusal(&["--split"], "").contains("--split needs --model"));
+        assert!(resolve(&["--split", "-m", "a"], "").work.split);
+    }
+
+    #[test]
+    fn layers_are_the_first_and_the_last() {
+        assert_eq!(resolve(&["--layers", "0-14"], "").work.layers, Some(0..15));
+        assert!(refusal(&["--layers", "14-0"], "").contains("such as 0-14"));
+    }
+
+    #[test]
+    fn limits_are_checked_where_they_are_typed() {
+        let work = resolve(&["--threads", "3", "--max-memory", "64M", "--audit", "1"], "").work;
+        assert_eq!((work.threads, work.max_memory, work.audit.is_all()), (3, 64 << 20, true));
+        for (flag, value, why) in [
+            ("--threads", "0", "1 to 4096"),
+            ("--threads", "many", "whole number"),
+            ("--max-memory", "5", "at least 16.0 MiB"),
+            ("--max-memory", "lots", "not a size"),
+            ("--audit", "1.5", "between 0"),
+            ("--audit", "often", "0 (no session)"),
+        ] {
+            assert!(refusal(&[flag, value], "").contains(why), "{flag} {value}: {}", refusal(&[flag, value], ""));
+        }
+    }
+
+    #[test]
+    fn mastership_is_claimed_with_the_long_flag_alone() {
+        assert!(resolve(&["--force-master"], "").work.force_master);
+        assert!(!resolve(&["-m", "a"], "").work.force_master);
+    }
+
+    #[test]
+    fn the_default_memory_is_half_of_what_this_process_may_use() {
+        let available = host::memory_bytes().unwrap_or(UNKNOWN_MEMORY_BYTES);
+        assert_eq!(max_memory(None), (available / 2).max(MIN_MEMORY_BYTES));
+    }
+}
