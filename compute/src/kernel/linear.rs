@@ -99,7 +99,7 @@ impl Linear {
                         finite.store(false, Ordering::Relaxed);
                     }
                 }
-                worker.meet();
+                worker.barrier();
                 if !finite.load(Ordering::Relaxed) {
                     return;
                 }

@@ -4,7 +4,7 @@
 use crate::Error;
 use crate::gguf::Metadata;
 use crate::kernel::float::activation::Activation;
-use crate::kernel::float::norm::MAX_HEAD;
+use crate::kernel::float::norm::MAX_HEAD_DIM;
 use crate::model::frequencies::{RopeScaling, Yarn};
 
 /// A family of models with the same layers.
@@ -122,16 +122,20 @@ impl ModelConfig {
         let width = keys.required("embedding_length", 16, MAX_WIDTH)?;
         let heads = keys.required("attention.head_count", 1, 1 << 12)?;
         let kv_heads = keys.integer("attention.head_count_kv", 1, heads as u64)?.unwrap_or(heads);
-        let head_width = keys.integer("attention.key_length", 1, MAX_HEAD as u64)?.unwrap_or(width / heads);
-        let value_width = keys.integer("attention.value_length", 1, MAX_HEAD as u64)?.unwrap_or(head_width);
+        let head_width = keys.integer("attention.key_length", 1, MAX_HEAD_DIM as u64)?.unwrap_or(width / heads);
+        let value_width = keys.integer("attention.value_length", 1, MAX_HEAD_DIM as u64)?.unwrap_or(head_width);
         let rope_width = keys.integer("rope.dimension_count", 2, head_width as u64)?.unwrap_or(head_width);
         if !heads.is_multiple_of(kv_heads) {
             return Err(keys.wrong(format!("{heads} query heads cannot share {kv_heads} key-value heads")));
         }
-        if value_width != head_width || !head_width.is_multiple_of(16) || head_width > MAX_HEAD || rope_width % 2 != 0 {
+        if value_width != head_width
+            || !head_width.is_multiple_of(16)
+            || head_width > MAX_HEAD_DIM
+            || rope_width % 2 != 0
+        {
             return Err(keys.wrong(format!(
                 "heads of {head_width} (keys), {value_width} (values), {rope_width} (rotated) elements are not supported: \
-                 keys and values must be alike and a multiple of 16, at most {MAX_HEAD}"
+                 keys and values must be alike and a multiple of 16, at most {MAX_HEAD_DIM}"
             )));
         }
         if !(1..=MAX_VOCABULARY).contains(&vocabulary) {

@@ -1,7 +1,7 @@
 //! The forward pass: batches of sessions through the layers of a [`Model`]. It checks what comes in, cuts long batches,
 //! and leaves every cache as it was when anything fails.
 
-use crate::kernel::transformer::{self, Batch, Results, Shape, Source, Span};
+use crate::kernel::transformer::{self, Batch, ModelShape, Results, RowSource, SequenceChunk};
 use crate::model::cache::Cache;
 use crate::model::{Model, ModelConfig};
 use crate::{Error, Pool};
@@ -154,24 +154,28 @@ impl Model {
         while first < rows {
             let end = rows.min(first + PASS_ROWS);
             // The parts of steps that lie in this pass, and which of its rows are wanted.
-            let (mut spans, mut wanted, mut held) = (Vec::new(), Vec::new(), Vec::new());
+            let (mut chunks, mut logit_rows, mut held) = (Vec::new(), Vec::new(), Vec::new());
             let mut at = 0;
             for (index, step) in steps.iter_mut().enumerate() {
                 let (from, to) = (at.max(first), (at + step.rows).min(end));
                 if from < to {
-                    let span = from - first..to - first;
+                    let range = from - first..to - first;
                     match step.logits {
-                        Logits::All if has_head => wanted.extend(span.clone()),
-                        Logits::Last if has_head && to == at + step.rows => wanted.push(span.end - 1),
+                        Logits::All if has_head => logit_rows.extend(range.clone()),
+                        Logits::Last if has_head && to == at + step.rows => logit_rows.push(range.end - 1),
                         _ => {}
                     }
-                    spans.push(Span { rows: span, position: step.cache.len(), pages: step.cache.page_starts() });
+                    chunks.push(SequenceChunk {
+                        rows: range,
+                        position: step.cache.len(),
+                        pages: step.cache.page_starts(),
+                    });
                     held.push((index, to - from));
                 }
                 at += step.rows;
             }
             let count = end - first;
-            let logits_end = logits_done + wanted.len();
+            let logits_end = logits_done + logit_rows.len();
             if observer.is_some() {
                 zeros(&mut trace, self.layers.len() * count * config.width)?;
             }
@@ -183,15 +187,15 @@ impl Model {
                 frequencies: [&self.frequencies[0].radians, &self.frequencies[1].radians],
                 magnitudes: [self.frequencies[0].magnitude, self.frequencies[1].magnitude],
                 source: match (input, &self.embedding) {
-                    (Input::Tokens(tokens), Some(embedding)) => Source::Tokens(&tokens[first..end], embedding),
-                    (Input::Tokens(_), None) => Source::Activations(&[]),
+                    (Input::Tokens(tokens), Some(embedding)) => RowSource::Tokens(&tokens[first..end], embedding),
+                    (Input::Tokens(_), None) => RowSource::Activations(&[]),
                     (Input::Activations(rows), _) => {
-                        Source::Activations(&rows[first * config.width..end * config.width])
+                        RowSource::Activations(&rows[first * config.width..end * config.width])
                     }
                 },
-                spans: &spans,
+                chunks: &chunks,
                 rows: count,
-                wanted: &wanted,
+                logit_rows: &logit_rows,
                 trace: observer.is_some().then_some(trace.as_mut_slice()),
             };
             let results = Results {
@@ -260,15 +264,15 @@ fn zeros(buffer: &mut Vec<f32>, len: usize) -> Result<(), Error> {
     Ok(())
 }
 
-fn shape(config: &ModelConfig) -> Shape {
-    Shape {
-        width: config.width,
+fn shape(config: &ModelConfig) -> ModelShape {
+    ModelShape {
+        hidden_size: config.width,
         heads: config.heads,
         kv_heads: config.kv_heads,
-        head_width: config.head_width,
-        feed_forward: config.feed_forward,
+        head_dim: config.head_width,
+        intermediate_size: config.feed_forward,
         vocabulary: config.vocabulary,
-        rope_width: config.rope_width,
+        rope_dim: config.rope_width,
         epsilon: config.epsilon,
         attention_scale: config.attention_scale,
         attention_soft_cap: config.attention_soft_cap,

@@ -119,7 +119,7 @@ impl Model {
                 (bias, _) => bias,
             };
             let [q, k, v, o, gate, up, down] = planned.map(|index| matrices[index].clone());
-            let window = config.windows[layer];
+            let sliding_window = config.windows[layer];
             layers.push(LayerWeights {
                 attention_norm: required(&named("attn_norm.weight"), width)?,
                 q_bias: reordered(vector(&named("attn_q.bias"), query)?),
@@ -138,7 +138,7 @@ impl Model {
                 gate,
                 up,
                 down,
-                window,
+                sliding_window,
             });
         }
         let head = match output {

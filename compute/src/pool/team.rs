@@ -49,7 +49,7 @@ impl Worker<'_> {
     ///
     /// # Panics
     /// Where another thread of the job panicked and will not come.
-    pub(crate) fn meet(&self) {
+    pub(crate) fn barrier(&self) {
         self.barrier.wait(self.width);
     }
 
@@ -98,7 +98,7 @@ impl Team {
         self.workers.len() + 1
     }
 
-    /// Calls `job` on every thread at the same time; they may [`Worker::meet`] as often as all of them do.
+    /// Calls `job` on every thread at the same time; they may [`Worker::barrier`] as often as all of them do.
     /// Must not be called from inside a job.
     ///
     /// # Panics

@@ -66,7 +66,7 @@ impl Body for RmsNormInPlace<'_> {
     unsafe fn run<S: Simd>(self) {
         // SAFETY: a row read before it is written element by element may be both; the copy is as long as the row.
         unsafe {
-            let mut copy = [0.0; MAX_HEAD];
+            let mut copy = [0.0; MAX_HEAD_DIM];
             let copy = &mut copy[..self.x.len()];
             copy.copy_from_slice(self.x);
             RmsNorm { x: copy, weight: self.weight, epsilon: self.epsilon, out: self.x }.run::<S>();
@@ -75,11 +75,11 @@ impl Body for RmsNormInPlace<'_> {
 }
 
 /// The widest attention head that is supported.
-pub(crate) const MAX_HEAD: usize = 512;
+pub(crate) const MAX_HEAD_DIM: usize = 512;
 
-/// [`rms_norm`] of one head's vector, at most [`MAX_HEAD`] long, in its place.
+/// [`rms_norm`] of one head's vector, at most [`MAX_HEAD_DIM`] long, in its place.
 pub(crate) fn rms_norm_head(isa: Isa, x: &mut [f32], weight: &[f32], epsilon: f32) {
-    assert!(x.len() == weight.len() && x.len() <= MAX_HEAD, "a head's norm has another length");
+    assert!(x.len() == weight.len() && x.len() <= MAX_HEAD_DIM, "a head's norm has another length");
     // SAFETY: the lengths were checked; `isa` is one that a pool was made with.
     unsafe { dispatch(isa, RmsNormInPlace { x, weight, epsilon }) }
 }

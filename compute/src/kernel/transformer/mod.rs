@@ -1,0 +1,214 @@
+//! A transformer's layers over a batch of rows, computed by all threads of a pool together. In each phase a thread computes
+//! its own share of rows, of output features or of attention; a barrier ends the phase. A row's result depends on that row
+//! and its session alone. Files, sessions' owners and text are unknown here.
+//!
+//! Few rows (decoding): every thread keeps the residuals and norms of all rows, which costs less than one more barrier.
+//! Many rows (a prompt): every thread keeps those of its own rows.
+//!
+//! | file | owns |
+//! |---|---|
+//! | here | a layer's weights, what a batch consists of, running one |
+//! | `pass` | the phases of one batch, as each thread runs them |
+//! | `attend` | the phases on keys and values: rotation, the cache, attention |
+//! | `workspace` | buffers, kept from batch to batch |
+
+mod attend;
+mod pass;
+mod workspace;
+
+pub(crate) use workspace::Workspace;
+
+use super::float::activation::Activation;
+use super::page::PageShape;
+use super::quant::Matrix;
+use super::shared::Shared;
+use crate::{Error, Pool};
+use pass::Pass;
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, AtomicUsize};
+
+/// Up to this many rows, every thread computes the norms of all rows.
+const REPLICATED_ROWS: usize = 2;
+
+/// One layer. Lengths: hidden size h, query heads q, key-value heads kv, intermediate size f.
+pub(crate) struct LayerWeights {
+    /// `[h]`
+    pub(crate) attention_norm: Vec<f32>,
+    /// `[q, h]`
+    pub(crate) q: Matrix,
+    /// `[kv, h]`
+    pub(crate) k: Matrix,
+    /// `[kv, h]`
+    pub(crate) v: Matrix,
+    /// `[h, q]`
+    pub(crate) o: Matrix,
+    pub(crate) q_bias: Option<Vec<f32>>,
+    pub(crate) k_bias: Option<Vec<f32>>,
+    pub(crate) v_bias: Option<Vec<f32>>,
+    pub(crate) o_bias: Option<Vec<f32>>,
+    /// `[head_dim]`, on each query head.
+    pub(crate) q_norm: Option<Vec<f32>>,
+    /// `[head_dim]`, on each key head.
+    pub(crate) k_norm: Option<Vec<f32>>,
+    /// `[h]`, on what attention adds to the residual.
+    pub(crate) post_attention_norm: Option<Vec<f32>>,
+    /// `[h]`
+    pub(crate) ffn_norm: Vec<f32>,
+    /// `[f, h]`
+    pub(crate) gate: Matrix,
+    /// `[f, h]`
+    pub(crate) up: Matrix,
+    /// `[h, f]`
+    pub(crate) down: Matrix,
+    /// `[h]`, on what the feed-forward block adds to the residual.
+    pub(crate) post_ffn_norm: Option<Vec<f32>>,
+    /// Positions that a row attends to, its own included; `usize::MAX` without a sliding window.
+    pub(crate) sliding_window: usize,
+}
+
+/// What comes after the last layer.
+pub(crate) struct Head {
+    /// `[h]`
+    pub(crate) norm: Vec<f32>,
+    /// `[vocabulary, h]`
+    pub(crate) output: Matrix,
+}
+
+/// A model's sizes and settings, as far as kernels need them.
+#[derive(Clone, Copy)]
+pub(crate) struct ModelShape {
+    pub(crate) hidden_size: usize,
+    pub(crate) heads: usize,
+    pub(crate) kv_heads: usize,
+    pub(crate) head_dim: usize,
+    pub(crate) intermediate_size: usize,
+    pub(crate) vocabulary: usize,
+    /// Elements of a head that are rotated.
+    pub(crate) rope_dim: usize,
+    pub(crate) epsilon: f32,
+    pub(crate) attention_scale: f32,
+    pub(crate) attention_soft_cap: Option<f32>,
+    pub(crate) logit_soft_cap: Option<f32>,
+    pub(crate) embedding_scale: f32,
+    pub(crate) activation: Activation,
+}
+
+impl ModelShape {
+    /// Length of all query heads together.
+    fn query_len(&self) -> usize {
+        self.heads * self.head_dim
+    }
+
+    /// Length of all key (or value) heads together.
+    fn kv_len(&self) -> usize {
+        self.kv_heads * self.head_dim
+    }
+}
+
+/// Where a batch's rows come from.
+#[derive(Clone, Copy)]
+pub(crate) enum RowSource<'a> {
+    /// One token id per row, all within the embedding `[vocabulary, h]`.
+    Tokens(&'a [u32], &'a Matrix),
+    /// Activations `[rows, h]`.
+    Activations(&'a [f32]),
+}
+
+/// Consecutive positions of one session.
+pub(crate) struct SequenceChunk {
+    /// The rows of the batch that hold these positions.
+    pub(crate) rows: Range<usize>,
+    /// The position of the first row.
+    pub(crate) position: usize,
+    /// The start of every page of the session's cache, with room for these rows.
+    pub(crate) pages: Vec<*mut u16>,
+}
+
+impl SequenceChunk {
+    /// The last position, for a chunk with rows.
+    fn last_position(&self) -> usize {
+        self.position + self.rows.len() - 1
+    }
+}
+
+// SAFETY: pages are written through by the batch's threads, each its own rows, while the cache is borrowed.
+unsafe impl Sync for SequenceChunk {}
+
+/// The rows that go through the layers together.
+pub(crate) struct Batch<'a> {
+    pub(crate) shape: ModelShape,
+    pub(crate) page_shape: PageShape,
+    pub(crate) layers: &'a [LayerWeights],
+    pub(crate) head: Option<&'a Head>,
+    /// Of layers without a sliding window, and of those with one.
+    pub(crate) frequencies: [&'a [f64]; 2],
+    pub(crate) magnitudes: [f64; 2],
+    pub(crate) source: RowSource<'a>,
+    pub(crate) chunks: &'a [SequenceChunk],
+    /// The number of rows of all chunks.
+    pub(crate) rows: usize,
+    /// The rows whose logits are wanted, in order.
+    pub(crate) logit_rows: &'a [usize],
+    /// `[layers, rows, h]`: the residual after each layer, for an observer.
+    pub(crate) trace: Option<&'a mut [f32]>,
+}
+
+/// Where a batch's results go.
+pub(crate) struct Results<'a> {
+    /// `[logit_rows, vocabulary]` with a head.
+    pub(crate) logits: &'a mut [f32],
+    /// `[rows, h]` without a head.
+    pub(crate) activations: &'a mut [f32],
+}
+
+/// Runs the batch. `results` has room for all that the batch gives.
+///
+/// # Errors
+/// [`Error::OutOfMemory`]; [`Error::Invalid`] where activations, logits, keys or values are not finite or do not fit.
+pub(crate) fn run(pool: &Pool, batch: Batch<'_>, workspace: &mut Workspace, results: Results<'_>) -> Result<(), Error> {
+    let replicated = batch.rows <= REPLICATED_ROWS || pool.threads() == 1;
+    workspace.reserve(&batch, pool.threads(), replicated)?;
+    let tasks = attend::tasks(batch.chunks, batch.shape, pool.threads());
+    let claimed: Vec<AtomicUsize> = batch.layers.iter().map(|_| AtomicUsize::new(0)).collect();
+    let row_chunk: Vec<usize> =
+        batch.chunks.iter().enumerate().flat_map(|(index, chunk)| chunk.rows.clone().map(move |_| index)).collect();
+    let Workspace { threads, normed, quantized, q, k, v, attended, gate, up, delta, cos, sin } = workspace;
+    let pass = Pass {
+        isa: pool.isa(),
+        replicated,
+        shape: batch.shape,
+        page_shape: batch.page_shape,
+        layers: batch.layers,
+        head: batch.head,
+        frequencies: batch.frequencies,
+        magnitudes: batch.magnitudes,
+        source: batch.source,
+        chunks: batch.chunks,
+        row_chunk: &row_chunk,
+        rows: batch.rows,
+        logit_rows: batch.logit_rows,
+        tasks: &tasks,
+        claimed: &claimed,
+        threads: Shared::new(threads),
+        normed: Shared::new(normed),
+        quantized,
+        q: Shared::new(q),
+        k: Shared::new(k),
+        v: Shared::new(v),
+        attended: Shared::new(attended),
+        gate: Shared::new(gate),
+        up: Shared::new(up),
+        delta: Shared::new(delta),
+        cos: Shared::new(cos),
+        sin: Shared::new(sin),
+        trace: batch.trace.map(Shared::new),
+        logits: Shared::new(results.logits),
+        activations: Shared::new(results.activations),
+        too_large: AtomicBool::new(false),
+        not_finite: AtomicBool::new(false),
+        other_rounding: AtomicBool::new(false),
+    };
+    // SAFETY: the buffers have the sizes that the batch needs; the pass keeps its threads apart as `Pass::run` says.
+    pool.together(&|worker| unsafe { pass.run(worker) });
+    pass.into_result()
+}

@@ -1,0 +1,345 @@
+//! The phases of one batch, as each thread of the pool runs them: embedding, products, norms, activations, logits. What
+//! concerns keys and values is in `attend`.
+#![allow(unsafe_code)]
+
+use super::attend::AttentionTask;
+use super::workspace::{INPUTS, ProductInput, ThreadState};
+use super::{Head, LayerWeights, ModelShape, RowSource, SequenceChunk};
+use crate::kernel::float::activation::{all_finite, gated, soft_cap};
+use crate::kernel::float::norm::rms_norm;
+use crate::kernel::float::{environment, rope};
+use crate::kernel::page::PageShape;
+use crate::kernel::quant::{self, Matrix, Quantized, Store};
+use crate::kernel::shared::Shared;
+use crate::pool::Worker;
+use crate::{Error, Isa};
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+/// One batch on its way through the layers, shared by all threads.
+pub(super) struct Pass<'a> {
+    pub(super) isa: Isa,
+    /// Whether every thread keeps the residuals of all rows, not of its own alone.
+    pub(super) replicated: bool,
+    pub(super) shape: ModelShape,
+    pub(super) page_shape: PageShape,
+    pub(super) layers: &'a [LayerWeights],
+    pub(super) head: Option<&'a Head>,
+    pub(super) frequencies: [&'a [f64]; 2],
+    pub(super) magnitudes: [f64; 2],
+    pub(super) source: RowSource<'a>,
+    pub(super) chunks: &'a [SequenceChunk],
+    /// `[rows]`: the chunk of each row.
+    pub(super) row_chunk: &'a [usize],
+    pub(super) rows: usize,
+    pub(super) logit_rows: &'a [usize],
+    pub(super) tasks: &'a [AttentionTask],
+    /// `[layers]`: tasks of each layer that threads have claimed.
+    pub(super) claimed: &'a [AtomicUsize],
+    pub(super) threads: Shared<'a, ThreadState>,
+    pub(super) normed: Shared<'a, f32>,
+    pub(super) quantized: &'a [Quantized; INPUTS],
+    pub(super) q: Shared<'a, f32>,
+    pub(super) k: Shared<'a, f32>,
+    pub(super) v: Shared<'a, f32>,
+    pub(super) attended: Shared<'a, f32>,
+    pub(super) gate: Shared<'a, f32>,
+    pub(super) up: Shared<'a, f32>,
+    pub(super) delta: Shared<'a, f32>,
+    pub(super) cos: Shared<'a, f32>,
+    pub(super) sin: Shared<'a, f32>,
+    pub(super) trace: Option<Shared<'a, f32>>,
+    pub(super) logits: Shared<'a, f32>,
+    pub(super) activations: Shared<'a, f32>,
+    pub(super) too_large: AtomicBool,
+    pub(super) not_finite: AtomicBool,
+    pub(super) other_rounding: AtomicBool,
+}
+
+/// A product's input: rows quantised, and the floats that they were made from.
+#[derive(Clone, Copy)]
+struct PreparedInput<'a> {
+    quantized: &'a Quantized,
+    floats: *const f32,
+}
+
+impl Pass<'_> {
+    /// One thread's share of the whole pass.
+    ///
+    /// # Safety
+    /// All threads of a pool run this at the same time. Between two barriers every part of shared memory has one writer or
+    /// only readers: rows belong to the thread that [`Worker::share`] gives them to, columns of products likewise,
+    /// attention tasks to the thread that claims them.
+    pub(super) unsafe fn run(&self, worker: Worker<'_>) {
+        // SAFETY: as stated above; each use says which thread owns the part.
+        unsafe {
+            if !environment::is_standard() {
+                self.other_rounding.store(true, Ordering::Relaxed);
+            }
+            let state = &mut self.threads.part_mut(worker.index..worker.index + 1)[0];
+            // The rows whose residuals this thread keeps.
+            let own_rows = if self.replicated { 0..self.rows } else { worker.share(self.rows) };
+            self.embed(state, own_rows.clone());
+            self.angles(worker.share(self.rows));
+            for (index, layer) in self.layers.iter().enumerate() {
+                self.layer(worker, state, own_rows.clone(), index, layer);
+            }
+            self.finish(worker, state, own_rows);
+        }
+    }
+
+    /// The error of a finished pass, if there is one.
+    pub(super) fn into_result(self) -> Result<(), Error> {
+        let wrong = |what: &str| Err(Error::Invalid { operation: "forward", what: what.to_owned() });
+        if self.other_rounding.into_inner() {
+            return wrong(
+                "a compute thread does not round to nearest or drops subnormal numbers: a library in this process changed its floating-point mode",
+            );
+        }
+        if self.not_finite.into_inner() {
+            return wrong("the activations are not finite: the model or its input is damaged");
+        }
+        if self.too_large.into_inner() {
+            return wrong("keys or values exceed half precision: this model cannot run with a half-precision cache");
+        }
+        Ok(())
+    }
+
+    /// The residuals of this thread's rows.
+    unsafe fn embed(&self, state: &mut ThreadState, own_rows: Range<usize>) {
+        let hidden = self.shape.hidden_size;
+        for row in own_rows {
+            let x = &mut state.x[row * hidden..(row + 1) * hidden];
+            match self.source {
+                RowSource::Tokens(tokens, embedding) => {
+                    embedding.unpack_row(tokens[row] as usize, x);
+                    if self.shape.embedding_scale != 1.0 {
+                        x.iter_mut().for_each(|x| *x *= self.shape.embedding_scale);
+                    }
+                }
+                RowSource::Activations(rows) => x.copy_from_slice(&rows[row * hidden..(row + 1) * hidden]),
+            }
+        }
+    }
+
+    /// Cosines and sines for these rows' positions, without and with a sliding window.
+    unsafe fn angles(&self, rows: Range<usize>) {
+        let pairs = self.shape.rope_dim / 2;
+        for row in rows {
+            let position = self.position(row);
+            for kind in 0..2 {
+                let at = (kind * self.rows + row) * pairs;
+                // SAFETY: this thread's rows; read after a barrier.
+                let (cos, sin) = unsafe { (self.cos.part_mut(at..at + pairs), self.sin.part_mut(at..at + pairs)) };
+                rope::angles(position, self.frequencies[kind], self.magnitudes[kind], cos, sin);
+            }
+        }
+    }
+
+    /// The position of a row in its session.
+    pub(super) fn position(&self, row: usize) -> usize {
+        let chunk = &self.chunks[self.row_chunk[row]];
+        chunk.position + row - chunk.rows.start
+    }
+
+    /// One layer: attention, then the feed-forward block.
+    unsafe fn layer(
+        &self,
+        worker: Worker<'_>,
+        state: &mut ThreadState,
+        own_rows: Range<usize>,
+        index: usize,
+        layer: &LayerWeights,
+    ) {
+        let ModelShape { hidden_size: hidden, intermediate_size: intermediate, .. } = self.shape;
+        let (query, kv) = (self.shape.query_len(), self.shape.kv_len());
+        // SAFETY: as `run` says; each product writes this thread's columns alone.
+        unsafe {
+            let x = self.normed_rows(worker, state, in_place(&own_rows), &layer.attention_norm, ProductInput::Norm);
+            let [q, k, v] = shares(worker, [&layer.q, &layer.k, &layer.v]);
+            self.product(&layer.q, q, x, &self.q, query);
+            self.product(&layer.k, k, x, &self.k, kv);
+            self.product(&layer.v, v, x, &self.v, kv);
+            worker.barrier();
+            self.rope_and_cache(worker, index, layer);
+            worker.barrier();
+            self.attend(state, index, layer);
+            worker.barrier();
+            let x = self.plain_rows(worker, state, own_rows.clone(), &self.attended, query, ProductInput::Attended);
+            let [o] = shares(worker, [&layer.o]);
+            self.product(&layer.o, o, x, &self.delta, hidden);
+            worker.barrier();
+            self.add(state, own_rows.clone(), layer.o_bias.as_deref(), layer.post_attention_norm.as_deref());
+
+            let x = self.normed_rows(worker, state, in_place(&own_rows), &layer.ffn_norm, ProductInput::Norm);
+            // Gate and up have the same rows, so one thread computes both values of a column and combines them.
+            let [tiles] = shares(worker, [&layer.gate]);
+            self.product(&layer.gate, tiles.clone(), x, &self.gate, intermediate);
+            self.product(&layer.up, tiles.clone(), x, &self.up, intermediate);
+            let columns = quant::rows_of(&tiles, intermediate);
+            for row in 0..self.rows {
+                let part = row * intermediate + columns.start..row * intermediate + columns.end;
+                gated(self.isa, self.shape.activation, self.gate.part_mut(part.clone()), self.up.part(part));
+            }
+            worker.barrier();
+            let x = self.plain_rows(worker, state, own_rows.clone(), &self.gate, intermediate, ProductInput::Gated);
+            let [down] = shares(worker, [&layer.down]);
+            self.product(&layer.down, down, x, &self.delta, hidden);
+            worker.barrier();
+            self.add(state, own_rows.clone(), None, layer.post_ffn_norm.as_deref());
+            if let Some(trace) = &self.trace {
+                // Replicated residuals are the same on every thread; one thread writes them.
+                if !self.replicated || worker.index == 0 {
+                    let from = (index * self.rows + own_rows.start) * hidden;
+                    trace
+                        .part_mut(from..from + own_rows.len() * hidden)
+                        .copy_from_slice(&state.x[own_rows.start * hidden..own_rows.end * hidden]);
+                }
+            }
+        }
+    }
+
+    /// Adds a product's results, with bias and norm, to this thread's residuals.
+    unsafe fn add(&self, state: &mut ThreadState, own_rows: Range<usize>, bias: Option<&[f32]>, norm: Option<&[f32]>) {
+        let hidden = self.shape.hidden_size;
+        let mut copy = Vec::new();
+        for row in own_rows {
+            // SAFETY: the products that wrote these rows are done; the next product begins after a barrier.
+            let mut delta = unsafe { self.delta.part(row * hidden..(row + 1) * hidden) };
+            let x = &mut state.x[row * hidden..(row + 1) * hidden];
+            if bias.is_some() || norm.is_some() {
+                copy.clear();
+                copy.extend_from_slice(delta);
+                if let Some(bias) = bias {
+                    copy.iter_mut().zip(bias).for_each(|(x, b)| *x += b);
+                }
+                if let Some(norm) = norm {
+                    let row = copy.clone();
+                    rms_norm(self.isa, &row, norm, self.shape.epsilon, &mut copy);
+                }
+                delta = &copy;
+            }
+            x.iter_mut().zip(delta).for_each(|(x, delta)| *x += delta);
+        }
+    }
+
+    /// Normalises and quantises residuals as the input of the next products. `places`: (place in the input, row).
+    unsafe fn normed_rows<'s>(
+        &'s self,
+        worker: Worker<'_>,
+        state: &'s mut ThreadState,
+        places: impl Iterator<Item = (usize, usize)>,
+        norm: &[f32],
+        input: ProductInput,
+    ) -> PreparedInput<'s> {
+        let hidden = self.shape.hidden_size;
+        let quantized =
+            if self.replicated { &state.quantized[input as usize] } else { &self.quantized[input as usize] };
+        // SAFETY: this thread's rows go to its own buffers, or to places of shared ones that belong to these rows.
+        unsafe {
+            for (place, row) in places {
+                let to = place * hidden..(place + 1) * hidden;
+                let normed = if self.replicated { &mut state.input[to] } else { self.normed.part_mut(to) };
+                rms_norm(self.isa, &state.x[row * hidden..(row + 1) * hidden], norm, self.shape.epsilon, normed);
+                quantized.quantize_row(self.isa, normed, place);
+            }
+        }
+        if self.replicated {
+            return PreparedInput { quantized, floats: state.input.as_ptr() };
+        }
+        worker.barrier();
+        PreparedInput { quantized, floats: self.normed.start() }
+    }
+
+    /// Quantises rows that products or attention computed, as the input of the next products.
+    unsafe fn plain_rows<'s>(
+        &'s self,
+        worker: Worker<'_>,
+        state: &'s ThreadState,
+        own_rows: Range<usize>,
+        from: &Shared<'_, f32>,
+        len: usize,
+        input: ProductInput,
+    ) -> PreparedInput<'s> {
+        // SAFETY: `from` is only read between the barriers around this; the rows are this thread's.
+        unsafe {
+            let quantized =
+                if self.replicated { &state.quantized[input as usize] } else { &self.quantized[input as usize] };
+            for row in own_rows {
+                quantized.quantize_row(self.isa, from.part(row * len..(row + 1) * len), row);
+            }
+            if !self.replicated {
+                worker.barrier();
+            }
+            PreparedInput { quantized, floats: from.start() }
+        }
+    }
+
+    /// Computes some tiles of a product for all rows of its input.
+    unsafe fn product(&self, w: &Matrix, tiles: Range<usize>, x: PreparedInput<'_>, out: &Shared<'_, f32>, ld: usize) {
+        let rows = x.quantized.rows();
+        // SAFETY: the input is complete and only read; the tiles' columns of `out` are this thread's.
+        unsafe {
+            let input = if w.takes_floats() {
+                quant::Input::Floats(std::slice::from_raw_parts(x.floats, rows * w.k()))
+            } else {
+                quant::Input::Quantized(x.quantized)
+            };
+            quant::product(self.isa, w, tiles, input, 0..rows, out.start(), ld, Store::Set);
+        }
+    }
+
+    /// Logits of the requested rows, or, without a head, the activations of all rows.
+    unsafe fn finish(&self, worker: Worker<'_>, state: &mut ThreadState, own_rows: Range<usize>) {
+        let ModelShape { hidden_size: hidden, vocabulary, .. } = self.shape;
+        let check = |finite: bool| {
+            if !finite {
+                self.not_finite.store(true, Ordering::Relaxed);
+            }
+        };
+        check(all_finite(&state.x[own_rows.start * hidden..own_rows.end * hidden]));
+        // SAFETY: as `run` says.
+        unsafe {
+            let Some(head) = self.head else {
+                if !self.replicated || worker.index == 0 {
+                    self.activations
+                        .part_mut(own_rows.start * hidden..own_rows.end * hidden)
+                        .copy_from_slice(&state.x[own_rows.start * hidden..own_rows.end * hidden]);
+                }
+                return;
+            };
+            let places = self.logit_rows.iter().copied().enumerate().filter(|(_, row)| own_rows.contains(row));
+            let x = self.normed_rows(worker, state, places, &head.norm, ProductInput::Head);
+            if self.logit_rows.is_empty() {
+                return;
+            }
+            let [tiles] = shares(worker, [&head.output]);
+            self.product(&head.output, tiles.clone(), x, &self.logits, vocabulary);
+            let columns = quant::rows_of(&tiles, vocabulary);
+            for n in 0..self.logit_rows.len() {
+                let logits = self.logits.part_mut(n * vocabulary + columns.start..n * vocabulary + columns.end);
+                if let Some(cap) = self.shape.logit_soft_cap {
+                    soft_cap(self.isa, logits, cap);
+                }
+                check(all_finite(logits));
+            }
+        }
+    }
+}
+
+/// Each row in its own place.
+fn in_place(rows: &Range<usize>) -> impl Iterator<Item = (usize, usize)> + use<> {
+    rows.clone().map(|row| (row, row))
+}
+
+/// This thread's contiguous share of the tiles of several matrices laid one after the other.
+fn shares<const N: usize>(worker: Worker<'_>, matrices: [&Matrix; N]) -> [Range<usize>; N] {
+    let all = worker.share(matrices.iter().map(|w| w.tiles()).sum());
+    let mut before = 0;
+    matrices.map(|w| {
+        let within = |at: usize| at.saturating_sub(before).min(w.tiles());
+        let share = within(all.start)..within(all.end);
+        before += w.tiles();
+        share
+    })
+}

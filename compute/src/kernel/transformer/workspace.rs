@@ -1,0 +1,114 @@
+//! The buffers of forward passes, kept from one pass to the next. They only grow; what they hold is the pass's business.
+
+use super::Batch;
+use crate::Error;
+use crate::kernel::float::attention;
+use crate::kernel::quant::Quantized;
+
+/// The inputs of products, by the place of their quantised rows in a `[Quantized; INPUTS]`.
+#[derive(Clone, Copy)]
+pub(super) enum ProductInput {
+    Norm = 0,
+    Attended = 1,
+    Gated = 2,
+    Head = 3,
+}
+
+/// The number of [`ProductInput`]s.
+pub(super) const INPUTS: usize = 4;
+
+/// What one thread keeps for itself.
+#[derive(Default)]
+pub(super) struct ThreadState {
+    /// `[rows, h]`: residuals.
+    pub(super) x: Vec<f32>,
+    /// `[rows, longest input]`: a product's input, where the thread prepares all of it.
+    pub(super) input: Vec<f32>,
+    pub(super) quantized: [Quantized; INPUTS],
+    /// Scratch of attention.
+    pub(super) scores: Vec<f32>,
+}
+
+/// Buffers of a forward pass.
+#[derive(Default)]
+pub(crate) struct Workspace {
+    pub(super) threads: Vec<ThreadState>,
+    /// `[rows, h]`: normed rows, where threads share them.
+    pub(super) normed: Vec<f32>,
+    pub(super) quantized: [Quantized; INPUTS],
+    /// `[rows, q]`
+    pub(super) q: Vec<f32>,
+    /// `[rows, kv]`
+    pub(super) k: Vec<f32>,
+    /// `[rows, kv]`
+    pub(super) v: Vec<f32>,
+    /// `[rows, q]`
+    pub(super) attended: Vec<f32>,
+    /// `[rows, f]`
+    pub(super) gate: Vec<f32>,
+    /// `[rows, f]`
+    pub(super) up: Vec<f32>,
+    /// `[rows, h]`: what is to be added to the residual.
+    pub(super) delta: Vec<f32>,
+    /// `[2, rows, rotated / 2]`
+    pub(super) cos: Vec<f32>,
+    /// `[2, rows, rotated / 2]`
+    pub(super) sin: Vec<f32>,
+}
+
+impl Workspace {
+    /// Makes room for a batch. With `replicated` every thread prepares the inputs of all rows.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`].
+    pub(super) fn reserve(&mut self, batch: &Batch<'_>, threads: usize, replicated: bool) -> Result<(), Error> {
+        let (shape, rows) = (batch.shape, batch.rows);
+        let (hidden, intermediate) = (shape.hidden_size, shape.intermediate_size);
+        let (query, kv) = (shape.query_len(), shape.kv_len());
+        let last = batch.chunks.iter().map(|chunk| chunk.last_position()).max().unwrap_or(0);
+        // Rows and length of each product's input, in the order of `ProductInput`.
+        let inputs = [(rows, hidden), (rows, query), (rows, intermediate), (batch.logit_rows.len(), hidden)];
+        self.threads.resize_with(threads, ThreadState::default);
+        for state in &mut self.threads {
+            grow(&mut state.x, rows * hidden)?;
+            grow(&mut state.scores, attention::scratch_len(last))?;
+            if replicated {
+                grow(&mut state.input, rows * hidden.max(query).max(intermediate))?;
+                reshape(&mut state.quantized, inputs)?;
+            }
+        }
+        if !replicated {
+            grow(&mut self.normed, rows * hidden)?;
+            reshape(&mut self.quantized, inputs)?;
+        }
+        for (buffer, len) in [
+            (&mut self.q, rows * query),
+            (&mut self.k, rows * kv),
+            (&mut self.v, rows * kv),
+            (&mut self.attended, rows * query),
+            (&mut self.gate, rows * intermediate),
+            (&mut self.up, rows * intermediate),
+            (&mut self.delta, rows * hidden),
+            (&mut self.cos, rows * shape.rope_dim),
+            (&mut self.sin, rows * shape.rope_dim),
+        ] {
+            grow(buffer, len)?;
+        }
+        Ok(())
+    }
+}
+
+fn reshape(quantized: &mut [Quantized; INPUTS], inputs: [(usize, usize); INPUTS]) -> Result<(), Error> {
+    quantized.iter_mut().zip(inputs).try_for_each(|(quantized, (rows, k))| quantized.reshape(rows, k))
+}
+
+/// Makes the buffer at least `len` elements long.
+fn grow(buffer: &mut Vec<f32>, len: usize) -> Result<(), Error> {
+    if buffer.len() < len {
+        buffer
+            .try_reserve_exact(len - buffer.len())
+            .map_err(|_| Error::OutOfMemory { bytes: len as u64 * 4, what: "activations" })?;
+        buffer.resize(len, 0.0);
+    }
+    Ok(())
+}
