@@ -9,7 +9,7 @@ mod tiny;
 use pangea_compute::commit::merkle::{chosen_leaf, nothing_leaf, row_leaf, token_leaf};
 use pangea_compute::commit::{Difference, Given, Leaf, Pace, Replay, Source, Transcript, merkle_root, replay};
 use pangea_compute::gguf::GgmlType;
-use pangea_compute::model::{Cache, Input, Logits, Model, ModelFile, PageBudget, Part, Step};
+use pangea_compute::model::{Cache, Input, Logits, Model, ModelFile, ModelPart, PageBudget, Step};
 use pangea_compute::sample::{Choice, Sampling, choose};
 use pangea_compute::{Cancel, Error, ErrorKind, Isa, Pool};
 use std::collections::HashMap;
@@ -69,7 +69,7 @@ impl Line {
             .into_iter()
             .map(|layers| {
                 let pool = pool();
-                let part = Part::of_layers(file.config(), layers.start as usize..layers.end as usize);
+                let part = ModelPart::of_layers(file.config(), layers.start as usize..layers.end as usize);
                 (Model::load(file, part, &pool).unwrap(), pool)
             })
             .collect();
@@ -217,7 +217,7 @@ impl Parts<'_> {
         pace: &mut Pace<'_>,
     ) -> Result<Replay, Error> {
         let Parts { file, pool, at_once, loaded } = self;
-        let mut load = |part: Part| {
+        let mut load = |part: ModelPart| {
             assert!(part.layers.len() <= *at_once);
             if let Some(model) = loaded.get(&part.layers) {
                 return Ok(Arc::clone(model));

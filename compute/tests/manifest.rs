@@ -7,7 +7,7 @@ mod tiny;
 
 use pangea_compute::gguf::{GgmlType, Gguf};
 use pangea_compute::model::manifest::{MAX_MANIFEST_BYTES, PART_BYTES};
-use pangea_compute::model::{Manifest, Model, ModelFile, Part, Wanted};
+use pangea_compute::model::{Manifest, Model, ModelFile, ModelPart, Wanted};
 use pangea_compute::{Error, Pool};
 use proptest::prelude::*;
 use tiny::{LAYERS, Tiny};
@@ -138,7 +138,7 @@ fn a_range_of_layers_reads_what_is_selected_for_it_and_nothing_else() {
         assert_eq!(manifest.layers() as usize, LAYERS);
         let parts = [(0..LAYERS, true, true), (0..1, true, false), (1..2, false, false), (1..LAYERS, false, true)];
         for (layers, embedding, head) in parts {
-            let part = Part { layers, embedding, head };
+            let part = ModelPart { layers, embedding, head };
             let wanted = Wanted::of_part(&part);
             let selected = manifest.select(&wanted);
             // What was not selected is what no float may be: reading any of it is an error.

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use libp2p::identity::Keypair;
 use pangea_compute::commit::merkle::{chosen_leaf, nothing_leaf, row_leaf, token_leaves};
 use pangea_compute::commit::{Claim, Leaf, merkle_root};
-use pangea_compute::model::{Cache, Input, Logits, Manifest, Model, ModelFile, NUMERICS, PageBudget, Part, Step};
+use pangea_compute::model::{Cache, Input, Logits, Manifest, Model, ModelFile, ModelPart, NUMERICS, PageBudget, Step};
 use pangea_compute::sample::{Choice, Sampling, choose};
 use pangea_compute::{Digest, Pool};
 use pangea_node::trust::{
@@ -80,7 +80,7 @@ impl Home {
     fn segment(&self, asked: &Asked, tokens: &mut Vec<u32>, lie: Lie) -> Segment {
         let pool = Pool::new(1).unwrap();
         let models = LAYERS.map(|layers| {
-            let part = Part::of_layers(self.file.config(), layers.start as usize..layers.end as usize);
+            let part = ModelPart::of_layers(self.file.config(), layers.start as usize..layers.end as usize);
             Model::load(&self.file, part, &pool).unwrap()
         });
         let budget = PageBudget::new(1 << 26);
@@ -91,7 +91,7 @@ impl Home {
         let (mut rows, mut chosen): (Vec<Leaf>, Vec<Leaf>) = (Vec::new(), Vec::new());
         while caches[0].len() < positions {
             let next = caches[0].len()..tokens.len();
-            let width = self.file.config().width;
+            let width = self.file.config().hidden_size;
             let step = Step { cache: &mut caches[0], rows: next.len(), logits: Logits::None };
             let output = models[0].forward(&pool, &mut [step], Input::Tokens(&tokens[next.clone()])).unwrap();
             let mut activations = output.activations().to_vec();

@@ -4,7 +4,7 @@
 use super::bound::{self, DEVIATIONS, Rounding};
 use super::{CheckReport, Mismatch, by_rows, secret};
 use crate::dtype::for_dtype;
-use crate::kernel::thin::{Lane, Reading, VECTORS, thin};
+use crate::kernel::skinny::{Lane, Reading, VECTORS, skinny};
 use crate::{DType, Element, Pool, Tensor};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -85,7 +85,7 @@ fn times(t: &Tensor, v: &[Lane], reading: Reading<'_>, pool: &Pool) -> Vec<RowSu
         for (piece, row) in out.chunks_mut(PIECE).zip(rows.step_by(PIECE)) {
             let (mut lanes, mut squares) = ([[0.0; VECTORS]; PIECE], [0.0; PIECE]);
             let count = piece.len();
-            thin(pool.isa(), t, row..row + count, v, reading, &mut lanes[..count], &mut squares[..count]);
+            skinny(pool.isa(), t, row..row + count, v, reading, &mut lanes[..count], &mut squares[..count]);
             for (i, out) in piece.iter_mut().enumerate() {
                 *out = RowSums { lanes: lanes[i], squares: squares[i] };
             }

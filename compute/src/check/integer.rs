@@ -2,7 +2,7 @@
 //! product passes with probability 1 / (2⁶¹ − 1).
 
 use super::{CheckReport, Mismatch, by_rows, secret};
-use crate::kernel::thin::{Limbs, P61, thin_exact};
+use crate::kernel::skinny::{Limbs, P61, skinny_exact};
 use crate::{Pool, Tensor};
 
 pub(super) struct IntegerProbe {
@@ -62,7 +62,7 @@ impl IntegerProbe {
 fn times(t: &Tensor, x: &Limbs, pool: &Pool) -> Vec<u64> {
     let mut out = vec![0; t.rows()];
     by_rows(pool, t.rows(), t.cols(), &mut out, &|rows, out| {
-        thin_exact(pool.isa(), t, rows, x, out);
+        skinny_exact(pool.isa(), t, rows, x, out);
     });
     out
 }

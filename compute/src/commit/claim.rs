@@ -26,7 +26,7 @@ pub struct Claim {
     pub chosen_from: u64,
     /// Root over what the stage received.
     pub predecessor: [u8; 32],
-    /// Digest of the [`Terms`](super::Terms) by which tokens were chosen.
+    /// Digest of the [`SamplingTerms`](super::SamplingTerms) by which tokens were chosen.
     pub sampling: Digest,
     /// Root over what the stage gave.
     pub output: [u8; 32],

@@ -24,9 +24,9 @@ pub mod claim;
 pub mod grid;
 pub mod merkle;
 pub mod replay;
-pub mod terms;
+pub mod sampling_terms;
 
 pub use claim::Claim;
 pub use merkle::{Leaf, leaf, merkle_root};
 pub use replay::{Difference, Given, Pace, Replay, Source, Transcript, replay};
-pub use terms::{Form, Terms};
+pub use sampling_terms::{Form, SamplingTerms};

@@ -3,7 +3,7 @@
 //! It never sees a signature.
 
 use super::merkle::{Leaf, chosen_leaf, merkle_root, nothing_leaf, row_leaf, token_leaves};
-use crate::model::{Cache, Input, Logits, Model, ModelConfig, Output, PageBudget, Part, Step};
+use crate::model::{Cache, Input, Logits, Model, ModelConfig, ModelPart, Output, PageBudget, Step};
 use crate::sample::grammar::Grammar;
 use crate::sample::{Choice, Sampling, choose};
 use crate::{Cancel, Error, Pool};
@@ -115,7 +115,7 @@ pub struct Source<'a> {
     /// Layers of one part at most, at least 1.
     pub at_once: usize,
     /// Loads a part. Parts come in order, each once.
-    pub load: &'a mut dyn FnMut(Part) -> Result<Arc<Model>, Error>,
+    pub load: &'a mut dyn FnMut(ModelPart) -> Result<Arc<Model>, Error>,
 }
 
 /// Replays a session from its tokens, part of the model by part: what stages with these `layers` (contiguous, the first from
@@ -150,7 +150,7 @@ pub fn replay(
         let mut chosen = Vec::new();
         for start in (stage.start as usize..stage.end as usize).step_by(source.at_once.max(1)) {
             let end = (start + source.at_once.max(1)).min(stage.end as usize);
-            let model = (source.load)(Part::of_layers(config, start..end))?;
+            let model = (source.load)(ModelPart::of_layers(config, start..end))?;
             let input = if start == 0 { Input::Tokens(tokens) } else { Input::Activations(&activations) };
             let mut pass = Pass { model: &model, pool, positions: tokens.len(), input };
             if model.part().head {
@@ -163,7 +163,7 @@ pub fn replay(
         given.push(match stage.end as usize == config.layers {
             true => chosen,
             false => {
-                let rows = activations.chunks_exact(config.width).zip(0..);
+                let rows = activations.chunks_exact(config.hidden_size).zip(0..);
                 rows.map(|(row, position)| row_leaf(position, row)).collect()
             }
         });
@@ -202,7 +202,7 @@ struct Pass<'a> {
 impl Pass<'_> {
     /// What a part without the head gives, `[positions, width]`.
     fn activations(&mut self, pace: &mut Pace<'_>) -> Result<Vec<f32>, Error> {
-        let mut given = Vec::with_capacity(self.positions * self.model.config().width);
+        let mut given = Vec::with_capacity(self.positions * self.model.config().hidden_size);
         let most = pace.chunk_rows.max(1);
         self.rows(
             pace,
@@ -237,10 +237,10 @@ impl Pass<'_> {
     ) -> Result<(), Error> {
         let budget = PageBudget::new(Cache::bytes_for(self.model, self.positions));
         let mut cache = Cache::new(self.model, &budget);
-        let width = self.model.config().width;
+        let width = self.model.config().hidden_size;
         let mut start = 0;
         while start < self.positions {
-            let Part { layers, .. } = self.model.part();
+            let ModelPart { layers, .. } = self.model.part();
             (pace.between)((layers.start * self.positions + layers.len() * start) / self.model.config().layers);
             pace.cancel.check()?;
             let (end, logits) = next(start);

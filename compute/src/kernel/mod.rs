@@ -11,7 +11,7 @@ pub(crate) mod plain;
 pub(crate) mod quant;
 pub(crate) mod shared;
 pub(crate) mod simd;
-pub(crate) mod thin;
+pub(crate) mod skinny;
 pub(crate) mod transformer;
 
 #[cfg(target_os = "macos")]

@@ -57,7 +57,7 @@ impl Architecture {
 
 /// Limits on what a file may claim: far above any model there is, low enough that no product of two overflows.
 const MAX_LAYERS: u64 = 1_024;
-const MAX_WIDTH: u64 = 1 << 20;
+const MAX_HIDDEN_SIZE: u64 = 1 << 20;
 const MAX_VOCABULARY: u64 = 1 << 24;
 const MAX_CONTEXT: u64 = 1 << 22;
 
@@ -71,28 +71,28 @@ pub struct ModelConfig {
     /// How many layers (blocks) there are.
     pub layers: usize,
     /// Length of the activations of one position.
-    pub width: usize,
+    pub hidden_size: usize,
     /// Query heads.
     pub heads: usize,
     /// Key-value heads; they divide the query heads.
     pub kv_heads: usize,
     /// Length of one head's vectors.
-    pub head_width: usize,
+    pub head_dim: usize,
     /// Length inside the feed-forward layers.
-    pub feed_forward: usize,
+    pub intermediate_size: usize,
     /// How many tokens there are.
     pub vocabulary: usize,
     /// The most positions of one session.
     pub context: usize,
     pub(crate) epsilon: f32,
     /// Elements of a head that are rotated.
-    pub(crate) rope_width: usize,
+    pub(crate) rope_dim: usize,
     pub(crate) rope_base: f64,
     pub(crate) rope_scaling: RopeScaling,
     /// The base of layers with a window, unscaled.
-    pub(crate) rope_base_windowed: f64,
+    pub(crate) rope_base_sliding: f64,
     /// Per layer, how many positions a row sees, its own included; `usize::MAX` without a window.
-    pub(crate) windows: Vec<usize>,
+    pub(crate) sliding_window: Vec<usize>,
     pub(crate) attention_scale: f32,
     pub(crate) attention_soft_cap: Option<f32>,
     pub(crate) logit_soft_cap: Option<f32>,
@@ -119,22 +119,18 @@ impl ModelConfig {
             return Err(Error::invalid("model", "mixtures of experts are not supported, only dense models"));
         }
         let layers = keys.required("block_count", 1, MAX_LAYERS)?;
-        let width = keys.required("embedding_length", 16, MAX_WIDTH)?;
+        let hidden_size = keys.required("embedding_length", 16, MAX_HIDDEN_SIZE)?;
         let heads = keys.required("attention.head_count", 1, 1 << 12)?;
         let kv_heads = keys.integer("attention.head_count_kv", 1, heads as u64)?.unwrap_or(heads);
-        let head_width = keys.integer("attention.key_length", 1, MAX_HEAD_DIM as u64)?.unwrap_or(width / heads);
-        let value_width = keys.integer("attention.value_length", 1, MAX_HEAD_DIM as u64)?.unwrap_or(head_width);
-        let rope_width = keys.integer("rope.dimension_count", 2, head_width as u64)?.unwrap_or(head_width);
+        let head_dim = keys.integer("attention.key_length", 1, MAX_HEAD_DIM as u64)?.unwrap_or(hidden_size / heads);
+        let value_dim = keys.integer("attention.value_length", 1, MAX_HEAD_DIM as u64)?.unwrap_or(head_dim);
+        let rope_dim = keys.integer("rope.dimension_count", 2, head_dim as u64)?.unwrap_or(head_dim);
         if !heads.is_multiple_of(kv_heads) {
             return Err(keys.wrong(format!("{heads} query heads cannot share {kv_heads} key-value heads")));
         }
-        if value_width != head_width
-            || !head_width.is_multiple_of(16)
-            || head_width > MAX_HEAD_DIM
-            || rope_width % 2 != 0
-        {
+        if value_dim != head_dim || !head_dim.is_multiple_of(16) || head_dim > MAX_HEAD_DIM || rope_dim % 2 != 0 {
             return Err(keys.wrong(format!(
-                "heads of {head_width} (keys), {value_width} (values), {rope_width} (rotated) elements are not supported: \
+                "heads of {head_dim} (keys), {value_dim} (values), {rope_dim} (rotated) elements are not supported: \
                  keys and values must be alike and a multiple of 16, at most {MAX_HEAD_DIM}"
             )));
         }
@@ -142,49 +138,49 @@ impl ModelConfig {
             return Err(keys.wrong(format!("a vocabulary of {vocabulary} tokens cannot be")));
         }
         let context = keys.required("context_length", 1, MAX_CONTEXT)?;
-        let windows = keys.windows(layers, architecture)?;
+        let sliding_window = keys.sliding_windows(layers, architecture)?;
         let attention_scale = match (architecture, layers) {
             // The 27B model divides by the width a head would have had.
-            (Architecture::Gemma3, 62) => 1.0 / ((width / heads) as f32).sqrt(),
-            _ => 1.0 / (head_width as f32).sqrt(),
+            (Architecture::Gemma3, 62) => 1.0 / ((hidden_size / heads) as f32).sqrt(),
+            _ => 1.0 / (head_dim as f32).sqrt(),
         };
         Ok(ModelConfig {
             architecture,
             name: metadata.get_str("general.name")?.unwrap_or(architecture.name()).to_owned(),
             layers,
-            width,
+            hidden_size,
             heads,
             kv_heads,
-            head_width,
-            feed_forward: keys.required("feed_forward_length", 1, MAX_WIDTH)?,
+            head_dim,
+            intermediate_size: keys.required("feed_forward_length", 1, MAX_HIDDEN_SIZE)?,
             vocabulary: vocabulary as usize,
             context,
             epsilon: keys.positive("attention.layer_norm_rms_epsilon")?.unwrap_or(1e-5) as f32,
-            rope_width,
+            rope_dim,
             rope_base: keys.positive("rope.freq_base")?.unwrap_or(10_000.0),
             rope_scaling: keys.rope_scaling(context)?,
-            rope_base_windowed: keys.positive("rope.freq_base_swa")?.unwrap_or(10_000.0),
-            windows,
+            rope_base_sliding: keys.positive("rope.freq_base_swa")?.unwrap_or(10_000.0),
+            sliding_window,
             attention_scale: keys.positive("attention.scale")?.map_or(attention_scale, |scale| scale as f32),
             attention_soft_cap: keys.positive("attn_logit_softcapping")?.map(|cap| cap as f32),
             logit_soft_cap: keys.positive("final_logit_softcapping")?.map(|cap| cap as f32),
-            embedding_scale: if architecture == Architecture::Gemma3 { (width as f32).sqrt() } else { 1.0 },
+            embedding_scale: if architecture == Architecture::Gemma3 { (hidden_size as f32).sqrt() } else { 1.0 },
         })
     }
 
     /// Bytes of keys and values of one position in one layer of a [`Cache`](super::Cache).
     pub fn position_bytes(&self) -> u64 {
-        2 * (self.kv_width() * size_of::<half::f16>()) as u64
+        2 * (self.kv_len() * size_of::<half::f16>()) as u64
     }
 
     /// Length of all query heads together.
-    pub(crate) fn query_width(&self) -> usize {
-        self.heads * self.head_width
+    pub(crate) fn query_len(&self) -> usize {
+        self.heads * self.head_dim
     }
 
     /// Length of all key (or value) heads together.
-    pub(crate) fn kv_width(&self) -> usize {
-        self.kv_heads * self.head_width
+    pub(crate) fn kv_len(&self) -> usize {
+        self.kv_heads * self.head_dim
     }
 }
 
@@ -222,7 +218,7 @@ impl Keys<'_> {
     }
 
     /// Every sixth layer of Gemma 3 sees everything, the others a window.
-    fn windows(&self, layers: usize, architecture: Architecture) -> Result<Vec<usize>, Error> {
+    fn sliding_windows(&self, layers: usize, architecture: Architecture) -> Result<Vec<usize>, Error> {
         let mut windows = vec![usize::MAX; layers];
         if architecture != Architecture::Gemma3 {
             return Ok(windows);

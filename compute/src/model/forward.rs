@@ -146,7 +146,7 @@ impl Model {
         }
         zeros(&mut output.logits, output.starts[steps.len()] * config.vocabulary)?;
         if !has_head {
-            zeros(&mut output.activations, rows * config.width)?;
+            zeros(&mut output.activations, rows * config.hidden_size)?;
         }
         let mut workspace = self.workspace();
         let mut trace = Vec::new();
@@ -177,7 +177,7 @@ impl Model {
             let count = end - first;
             let logits_end = logits_done + logit_rows.len();
             if observer.is_some() {
-                zeros(&mut trace, self.layers.len() * count * config.width)?;
+                zeros(&mut trace, self.layers.len() * count * config.hidden_size)?;
             }
             let batch = Batch {
                 shape: shape(config),
@@ -190,7 +190,7 @@ impl Model {
                     (Input::Tokens(tokens), Some(embedding)) => RowSource::Tokens(&tokens[first..end], embedding),
                     (Input::Tokens(_), None) => RowSource::Activations(&[]),
                     (Input::Activations(rows), _) => {
-                        RowSource::Activations(&rows[first * config.width..end * config.width])
+                        RowSource::Activations(&rows[first * config.hidden_size..end * config.hidden_size])
                     }
                 },
                 chunks: &chunks,
@@ -203,7 +203,7 @@ impl Model {
                 activations: if has_head {
                     &mut []
                 } else {
-                    &mut output.activations[first * config.width..end * config.width]
+                    &mut output.activations[first * config.hidden_size..end * config.hidden_size]
                 },
             };
             transformer::run(pool, batch, &mut workspace, results)?;
@@ -211,7 +211,7 @@ impl Model {
                 steps[index].cache.advance(rows);
             }
             if let Some(observer) = &mut observer {
-                for (layer, activations) in trace.chunks_exact((count * config.width).max(1)).enumerate() {
+                for (layer, activations) in trace.chunks_exact((count * config.hidden_size).max(1)).enumerate() {
                     observer(Observed { layer: self.part().layers.start + layer, first_row: first, activations });
                 }
             }
@@ -248,8 +248,8 @@ impl Model {
             Input::Activations(_) if self.embedding.is_some() => {
                 wrong("the first layers take tokens, not activations".to_owned())
             }
-            Input::Activations(values) if values.len() != rows * config.width => {
-                wrong(format!("{} activations were given for {rows} rows of {}", values.len(), config.width))
+            Input::Activations(values) if values.len() != rows * config.hidden_size => {
+                wrong(format!("{} activations were given for {rows} rows of {}", values.len(), config.hidden_size))
             }
             Input::Activations(_) => Ok(()),
         }
@@ -266,13 +266,13 @@ fn zeros(buffer: &mut Vec<f32>, len: usize) -> Result<(), Error> {
 
 fn shape(config: &ModelConfig) -> ModelShape {
     ModelShape {
-        hidden_size: config.width,
+        hidden_size: config.hidden_size,
         heads: config.heads,
         kv_heads: config.kv_heads,
-        head_dim: config.head_width,
-        intermediate_size: config.feed_forward,
+        head_dim: config.head_dim,
+        intermediate_size: config.intermediate_size,
         vocabulary: config.vocabulary,
-        rope_dim: config.rope_width,
+        rope_dim: config.rope_dim,
         epsilon: config.epsilon,
         attention_scale: config.attention_scale,
         attention_soft_cap: config.attention_soft_cap,

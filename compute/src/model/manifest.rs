@@ -92,7 +92,7 @@ impl Wanted {
     }
 
     /// Everything that [`Model::load`](super::Model::load) reads for `part`.
-    pub fn of_part(part: &super::Part) -> Wanted {
+    pub fn of_part(part: &super::ModelPart) -> Wanted {
         let layer = |layer: usize| u32::try_from(layer).unwrap_or(u32::MAX);
         Wanted { layers: layer(part.layers.start)..layer(part.layers.end), embedding: part.embedding, head: part.head }
     }

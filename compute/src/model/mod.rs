@@ -34,7 +34,7 @@ pub use file::ModelFile;
 pub use forward::{Input, Logits, Observed, Output, Step};
 pub use manifest::{Manifest, Piece, Wanted};
 pub use perplexity::Perplexity;
-pub use weights::{Model, Part};
+pub use weights::{Model, ModelPart};
 
 /// The version of the bits that the engine computes: it changes whenever any kernel, order of sums or rounding does. Only
 /// nodes of one version compare what they computed.

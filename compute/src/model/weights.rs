@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 /// What of a model is loaded: layers `[start, end)` counting from 0, and whether the embedding before the first layer and
 /// the head after the last are.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Part {
+pub struct ModelPart {
     /// The layers.
     pub layers: Range<usize>,
     /// Whether token ids come in; else activations.
@@ -24,22 +24,22 @@ pub struct Part {
     pub head: bool,
 }
 
-impl Part {
+impl ModelPart {
     /// All of a model.
-    pub fn whole(config: &ModelConfig) -> Part {
-        Part { layers: 0..config.layers, embedding: true, head: true }
+    pub fn whole(config: &ModelConfig) -> ModelPart {
+        ModelPart { layers: 0..config.layers, embedding: true, head: true }
     }
 
     /// Layers `layers`, with the embedding where they begin with the first and the head where they end with the last.
-    pub fn of_layers(config: &ModelConfig, layers: Range<usize>) -> Part {
-        Part { embedding: layers.start == 0, head: layers.end == config.layers, layers }
+    pub fn of_layers(config: &ModelConfig, layers: Range<usize>) -> ModelPart {
+        ModelPart { embedding: layers.start == 0, head: layers.end == config.layers, layers }
     }
 }
 
 /// A range of a model's layers, ready to run. It does not change; sessions keep their state in a [`Cache`](super::Cache).
 pub struct Model {
     config: ModelConfig,
-    part: Part,
+    part: ModelPart,
     pub(crate) layers: Vec<LayerWeights>,
     pub(crate) embedding: Option<Matrix>,
     pub(crate) head: Option<Head>,
@@ -63,7 +63,7 @@ impl Model {
     /// [`Error::Invalid`] for layers that the model has not, tensors that are missing, of another shape than the metadata
     /// says or with weights that are not finite; [`Error::Dtype`] for types that are not supported;
     /// [`Error::OutOfMemory`].
-    pub fn load(file: &ModelFile, part: Part, pool: &Pool) -> Result<Model, Error> {
+    pub fn load(file: &ModelFile, part: ModelPart, pool: &Pool) -> Result<Model, Error> {
         let config = file.config().clone();
         if part.layers.start > part.layers.end || part.layers.end > config.layers {
             return Err(Error::invalid(
@@ -77,13 +77,13 @@ impl Model {
         let mut plan = Plan { file: file.gguf(), matrices: Vec::new(), bytes: 0 };
         let (embedding, output) = ("token_embd.weight", "output.weight");
         let tied = file.gguf().tensor(output)?.is_none();
-        let (width, ff) = (config.width, config.feed_forward);
-        let (query, kv) = (config.query_width(), config.kv_width());
+        let (width, ff) = (config.hidden_size, config.intermediate_size);
+        let (query, kv) = (config.query_len(), config.kv_len());
         let embedding = (part.embedding && !(part.head && tied))
             .then(|| plan.matrix(embedding, config.vocabulary, width, None))
             .transpose()?;
         // Weights whose pairs are (2i, 2i + 1) get their rows reordered, so that every rotation is of halves.
-        let pairs = config.architecture.interleaved_pairs().then_some((config.head_width, config.rope_width));
+        let pairs = config.architecture.interleaved_pairs().then_some((config.head_dim, config.rope_dim));
         let mut planned = Vec::new();
         for layer in part.layers.clone() {
             let mut matrix =
@@ -119,15 +119,15 @@ impl Model {
                 (bias, _) => bias,
             };
             let [q, k, v, o, gate, up, down] = planned.map(|index| matrices[index].clone());
-            let sliding_window = config.windows[layer];
+            let sliding_window = config.sliding_window[layer];
             layers.push(LayerWeights {
                 attention_norm: required(&named("attn_norm.weight"), width)?,
                 q_bias: reordered(vector(&named("attn_q.bias"), query)?),
                 k_bias: reordered(vector(&named("attn_k.bias"), kv)?),
                 v_bias: vector(&named("attn_v.bias"), kv)?,
                 o_bias: vector(&named("attn_output.bias"), width)?,
-                q_norm: vector(&named("attn_q_norm.weight"), config.head_width)?,
-                k_norm: vector(&named("attn_k_norm.weight"), config.head_width)?,
+                q_norm: vector(&named("attn_q_norm.weight"), config.head_dim)?,
+                k_norm: vector(&named("attn_k_norm.weight"), config.head_dim)?,
                 post_attention_norm: vector(&named("post_attention_norm.weight"), width)?,
                 ffn_norm: required(&named("ffn_norm.weight"), width)?,
                 post_ffn_norm: vector(&named("post_ffw_norm.weight"), width)?,
@@ -150,10 +150,9 @@ impl Model {
             None if part.embedding => head.as_ref().map(|head| head.output.clone()),
             None => None,
         };
-        let divisors = vector("rope_freqs.weight", config.rope_width / 2)?;
-        let everywhere =
-            Frequencies::new(config.rope_width, config.rope_base, config.rope_scaling, divisors.as_deref());
-        let windowed = Frequencies::new(config.rope_width, config.rope_base_windowed, RopeScaling::Linear(1.0), None);
+        let divisors = vector("rope_freqs.weight", config.rope_dim / 2)?;
+        let everywhere = Frequencies::new(config.rope_dim, config.rope_base, config.rope_scaling, divisors.as_deref());
+        let windowed = Frequencies::new(config.rope_dim, config.rope_base_sliding, RopeScaling::Linear(1.0), None);
         Ok(Model {
             config,
             part,
@@ -172,7 +171,7 @@ impl Model {
     }
 
     /// What of it is here.
-    pub fn part(&self) -> &Part {
+    pub fn part(&self) -> &ModelPart {
         &self.part
     }
 
@@ -182,7 +181,7 @@ impl Model {
     }
 
     pub(crate) fn page_shape(&self) -> PageShape {
-        PageShape { layers: self.part.layers.len(), kv_heads: self.config.kv_heads, head_dim: self.config.head_width }
+        PageShape { layers: self.part.layers.len(), kv_heads: self.config.kv_heads, head_dim: self.config.head_dim }
     }
 
     pub(crate) fn workspace(&self) -> Workspace {

@@ -7,7 +7,7 @@ mod model_files;
 mod tiny;
 
 use pangea_compute::gguf::GgmlType;
-use pangea_compute::model::{Cache, Input, Logits, Model, ModelFile, Observed, PageBudget, Part, Recorder, Step};
+use pangea_compute::model::{Cache, Input, Logits, Model, ModelFile, ModelPart, Observed, PageBudget, Recorder, Step};
 use pangea_compute::{Isa, Pool};
 use std::collections::HashMap;
 use tiny::{LAYERS, Random, Tiny, VOCABULARY, WINDOW};
@@ -29,7 +29,7 @@ impl Stages {
             .map(|(index, start)| {
                 let end = starts.get(index + 1).copied().unwrap_or(layers);
                 let pool = pool(index);
-                let part = Part { layers: *start..end, embedding: index == 0, head: index + 1 == starts.len() };
+                let part = ModelPart { layers: *start..end, embedding: index == 0, head: index + 1 == starts.len() };
                 (Model::load(file, part, &pool).unwrap(), pool)
             })
             .collect();
@@ -59,7 +59,7 @@ impl Stages {
         let mut activations = Vec::new();
         let mut last = Vec::new();
         for (stage, (model, pool)) in self.stages.iter().enumerate() {
-            let width = model.config().width;
+            let width = model.config().hidden_size;
             let mut seen: Vec<(usize, usize, Vec<f32>)> = Vec::new();
             let mut observer = |observed: Observed<'_>| {
                 for (row, x) in observed.activations.chunks_exact(width).enumerate() {
@@ -243,7 +243,7 @@ fn forks_go_their_own_ways_and_share_what_came_before() {
 fn what_cannot_be_computed_is_an_error_that_changes_nothing() {
     let file = tiny("llama", GgmlType::Q4_0);
     let pool = pool(2, Isa::best());
-    let model = Model::load(&file, Part::whole(file.config()), &pool).unwrap();
+    let model = Model::load(&file, ModelPart::whole(file.config()), &pool).unwrap();
     let budget = PageBudget::new(Cache::bytes_for(&model, 128));
     let mut cache = Cache::new(&model, &budget);
     let forward = |cache: &mut Cache, tokens: &[u32]| {
@@ -266,7 +266,7 @@ fn what_cannot_be_computed_is_an_error_that_changes_nothing() {
     let mut steps = [Step { cache: &mut cache, rows: 1, logits: Logits::Last }];
     assert!(model.forward(&pool, &mut steps, Input::Activations(&[0.0; 256])).is_err());
 
-    let part = Part { layers: 1..3, embedding: false, head: false };
+    let part = ModelPart { layers: 1..3, embedding: false, head: false };
     let stage = Model::load(&file, part, &pool).unwrap();
     let mut steps = [Step { cache: &mut cache, rows: 1, logits: Logits::Last }];
     assert!(stage.forward(&pool, &mut steps, Input::Activations(&[0.0; 256])).is_err(), "a cache of other layers");
@@ -293,11 +293,11 @@ fn damaged_weights_and_ranges_that_are_not_there_are_refused() {
         let end = at + ty.block_bytes();
         bytes[at..end].fill(0xff);
         let damaged = ModelFile::from_bytes(bytes).unwrap();
-        let error = Model::load(&damaged, Part::whole(damaged.config()), &pool).unwrap_err();
+        let error = Model::load(&damaged, ModelPart::whole(damaged.config()), &pool).unwrap_err();
         assert!(error.to_string().contains("blk.1.ffn_up.weight"), "{}: {error}", ty.name());
         // Layers before and after it are none of its business.
-        Model::load(&damaged, Part { layers: 0..1, embedding: true, head: false }, &pool).unwrap();
-        assert!(Model::load(&file, Part { layers: 2..4, embedding: false, head: true }, &pool).is_err());
+        Model::load(&damaged, ModelPart { layers: 0..1, embedding: true, head: false }, &pool).unwrap();
+        assert!(Model::load(&file, ModelPart { layers: 2..4, embedding: false, head: true }, &pool).is_err());
     }
 }
 

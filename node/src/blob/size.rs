@@ -10,7 +10,7 @@ impl ModelSize {
         let limited = |size: u64| u32::try_from(size).unwrap_or(u32::MAX);
         ModelSize {
             layers: limited(config.layers as u64),
-            width: limited(config.width as u64),
+            width: limited(config.hidden_size as u64),
             context: limited(config.context as u64),
             layer_bytes: manifest.layer_bytes(),
             embedding_bytes: manifest.embedding_bytes(),

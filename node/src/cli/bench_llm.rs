@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use clap::Args;
 use pangea_compute::Pool;
-use pangea_compute::model::{Cache, Input, Logits, Model, ModelFile, PageBudget, Part, Step};
+use pangea_compute::model::{Cache, Input, Logits, Model, ModelFile, ModelPart, PageBudget, Step};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use serde::Serialize;
@@ -147,7 +147,7 @@ pub(super) fn run(args: BenchLlmArgs, output: OutputArgs) -> Result<(), Failure>
     let mut lines = Vec::new();
     for &threads in &threads {
         let pool = Pool::new(threads)?;
-        let model = Model::load(&file, Part::whole(file.config()), &pool)?;
+        let model = Model::load(&file, ModelPart::whole(file.config()), &pool)?;
         let budget = PageBudget::new(Cache::bytes_for(&model, longest + deepest));
         let mut bench = Bench {
             pool: &pool,

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use pangea_compute::Pool;
-use pangea_compute::model::{Model, ModelFile, Part, Perplexity};
+use pangea_compute::model::{Model, ModelFile, ModelPart, Perplexity};
 use serde::Serialize;
 
 use super::args::{JsonArgs, OutputArgs, StoreArgs};
@@ -80,7 +80,7 @@ pub(super) fn run(args: PerplexityArgs, output: OutputArgs) -> Result<(), Failur
     }
     let bos = tokenizer.bos().filter(|_| tokenizer.adds_bos());
     let pool = Pool::new(threads)?;
-    let model = Model::load(&file, Part::whole(file.config()), &pool)?;
+    let model = Model::load(&file, ModelPart::whole(file.config()), &pool)?;
     let chunks = tokens.len() / args.ctx.max(1);
     note(&output, format!("{} tokens, {chunks} chunks of {}", tokens.len(), args.ctx));
     let mut progress = Progress::new(output.quiet);

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use libp2p::PeerId;
 use pangea_client::{Error, ErrorKind, Result};
 use pangea_compute::draft::MAX_DRAFT;
-use pangea_compute::model::{Cache, Model, ModelFile, PageBudget, Part};
+use pangea_compute::model::{Cache, Model, ModelFile, ModelPart, PageBudget};
 use pangea_compute::{Cancel, Digest, Pool as ComputePool};
 use tokio::sync::{mpsc, watch};
 
@@ -191,7 +191,7 @@ impl Loader {
         if let Some(loaded) = self.loaded().get(&key) {
             return Ok(loaded.clone());
         }
-        let part = Part::of_layers(file.config(), layers.start as usize..layers.end as usize);
+        let part = ModelPart::of_layers(file.config(), layers.start as usize..layers.end as usize);
         let pool = ComputePool::new(self.0.threads).map_err(compute_error)?;
         let LoadedPart { model: packed, text } = LoadedPart::load(file, part, &pool)?;
         let loaded = Loaded {

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use libp2p::PeerId;
 use pangea_client::{Error, ErrorKind, Result};
 use pangea_compute::commit::merkle::token_leaves;
-use pangea_compute::commit::{Claim, Form, Leaf, Terms, merkle_root};
+use pangea_compute::commit::{Claim, Form, Leaf, SamplingTerms, merkle_root};
 use pangea_compute::model::{Cache, Input, Logits, Model, NUMERICS, Output, PageBudget, Step};
 use pangea_compute::{Digest, ErrorKind as ComputeErrorKind, Pool};
 
@@ -345,7 +345,7 @@ impl Stage {
                 SessionFormat::JsonObject => Form::JsonObject,
                 SessionFormat::JsonSchema(schema) => Form::JsonSchema(schema),
             };
-            let terms = Terms { prompt_len: u64::from(open.prompt_len), sampling: &sampling, form };
+            let terms = SamplingTerms { prompt_len: u64::from(open.prompt_len), sampling: &sampling, form };
             let joined = Joined {
                 sequence,
                 coordinator: open.coordinator,
@@ -565,7 +565,7 @@ impl Stage {
         if self.broken.is_some() {
             return;
         }
-        let width = self.model.config().width;
+        let width = self.model.config().hidden_size;
         let known = frame.rows.iter().all(|rows| self.fits(rows)) || frame.rows.is_empty();
         if payload.as_f32().len() != frame.rows() * width || frame.number != self.number || !known {
             return self.break_off(format!("stage {} sent a frame that does not fit", frame.front));
@@ -738,7 +738,7 @@ impl Stage {
             }
             Err(_) => {
                 // One of them is at fault, and the others must not suffer for it.
-                let width = self.model.config().width;
+                let width = self.model.config().hidden_size;
                 let mut at = 0;
                 for rows in rows {
                     let end = at + rows.rows as usize;
@@ -766,7 +766,7 @@ impl Stage {
     }
 
     fn forward(&mut self, rows: &[FrameRows], input: Input<'_>) -> std::result::Result<Output, pangea_compute::Error> {
-        let width = self.model.config().width;
+        let width = self.model.config().hidden_size;
         let mut taken = Vec::with_capacity(rows.len());
         for rows in rows {
             let mut history = self
@@ -816,7 +816,7 @@ impl Stage {
 
     /// Hands out what a pass gave: activations to be sent on, or tokens to the coordinators.
     fn take(&mut self, rows: &[FrameRows], mut output: Output, passed: &mut Passed) {
-        let width = self.model.config().width;
+        let width = self.model.config().hidden_size;
         if self.tail.is_none() {
             passed.rows.extend_from_slice(rows);
             let mut activations = output.into_activations();

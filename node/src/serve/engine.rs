@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use libp2p::identity::Keypair;
 use pangea_client::{Error, ErrorKind, Result};
-use pangea_compute::model::{ModelFile, PageBudget, Part};
+use pangea_compute::model::{ModelFile, ModelPart, PageBudget};
 use pangea_compute::sample::stop::StopMatcher;
 use pangea_compute::{Digest, Pool};
 
@@ -134,7 +134,8 @@ impl Engine {
             |error: Error| Error::new(error.kind(), format!("the model {name} cannot be loaded: {}", error.message()));
         let open = || Ok::<_, pangea_compute::Error>((ModelFile::open(path)?, Pool::new(settings.threads)?));
         let (file, pool) = open().map_err(compute_error).map_err(about)?;
-        let LoadedPart { model, text } = LoadedPart::load(&file, Part::whole(file.config()), &pool).map_err(about)?;
+        let LoadedPart { model, text } =
+            LoadedPart::load(&file, ModelPart::whole(file.config()), &pool).map_err(about)?;
         let no_text = || Error::new(ErrorKind::Internal, "a whole model was loaded without its tokenizer");
         let text = Arc::new(text.ok_or_else(no_text).map_err(about)?);
         let limits = settings.limits().batch(&model, settings.session_bytes, 1, settings.drafts);

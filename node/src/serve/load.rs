@@ -3,7 +3,7 @@
 
 use pangea_client::{Error, ErrorKind, Result};
 use pangea_compute::Pool;
-use pangea_compute::model::{Model, ModelFile, Part};
+use pangea_compute::model::{Model, ModelFile, ModelPart};
 
 use super::ModelText;
 use crate::compute_error;
@@ -21,7 +21,7 @@ impl LoadedPart {
     ///
     /// # Errors
     /// `InvalidInput` for a file that no engine here runs, `Overloaded` where memory does not suffice.
-    pub(crate) fn load(file: &ModelFile, part: Part, pool: &Pool) -> Result<LoadedPart> {
+    pub(crate) fn load(file: &ModelFile, part: ModelPart, pool: &Pool) -> Result<LoadedPart> {
         let has_head = part.head;
         // Tokenizer and weights have nothing to do with each other: both at once start sooner.
         let (text, model) = std::thread::scope(|scope| {

@@ -3,7 +3,7 @@
 
 use pangea_client::Result;
 use pangea_compute::Digest;
-use pangea_compute::commit::{Form, Terms};
+use pangea_compute::commit::{Form, SamplingTerms};
 use pangea_compute::model::ModelFile;
 use pangea_compute::sample::Sampling;
 use pangea_compute::sample::grammar::{Grammar, GrammarVocabulary};
@@ -127,7 +127,7 @@ impl ReceiptForm {
 
 /// The digest that every stage puts into its claim.
 pub fn terms_digest(prompt_len: u64, sampling: &Sampling, form: &ReceiptForm) -> Digest {
-    Terms { prompt_len, sampling, form: form.form() }.digest()
+    SamplingTerms { prompt_len, sampling, form: form.form() }.digest()
 }
 
 #[cfg(test)]

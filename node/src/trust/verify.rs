@@ -8,7 +8,7 @@ use libp2p::PeerId;
 use pangea_client::{Error, ErrorKind, Result};
 use pangea_compute::commit::merkle::token_leaves;
 use pangea_compute::commit::{Claim, Pace, Replay, Source, Transcript, merkle_root, replay};
-use pangea_compute::model::{Manifest, Model, ModelFile, NUMERICS, Part, Wanted};
+use pangea_compute::model::{Manifest, Model, ModelFile, ModelPart, NUMERICS, Wanted};
 use pangea_compute::sample::Sampling;
 use pangea_compute::{Digest, Pool};
 use serde::Serialize;
@@ -110,7 +110,7 @@ pub struct Weights<'a> {
     /// Bytes of weights that may be in memory; one layer always may.
     pub room: u64,
     /// Gets what the file lacks of a part that is about to be loaded.
-    pub fetch: &'a mut dyn FnMut(&Part) -> Result<()>,
+    pub fetch: &'a mut dyn FnMut(&ModelPart) -> Result<()>,
 }
 
 /// Parts of a model that are loaded, while there is room for them.
@@ -123,7 +123,7 @@ struct Loaded<'a, 'w> {
 }
 
 impl Loaded<'_, '_> {
-    fn get(&mut self, part: Part) -> std::result::Result<Arc<Model>, pangea_compute::Error> {
+    fn get(&mut self, part: ModelPart) -> std::result::Result<Arc<Model>, pangea_compute::Error> {
         if let Some(model) = self.parts.iter().find(|model| *model.part() == part) {
             return Ok(Arc::clone(model));
         }
@@ -131,7 +131,7 @@ impl Loaded<'_, '_> {
             self.failed = Some(error);
             return Err(pangea_compute::Error::Cancelled);
         }
-        let bytes = |part: &Part| part_bytes(self.weights.manifest, part);
+        let bytes = |part: &ModelPart| part_bytes(self.weights.manifest, part);
         let loaded: u64 = self.parts.iter().map(|model| bytes(model.part())).sum();
         if loaded.saturating_add(bytes(&part)) > self.weights.room {
             self.parts.clear();
@@ -153,7 +153,7 @@ impl Loaded<'_, '_> {
 }
 
 /// Bytes of a part in the file; packed it takes about as many.
-fn part_bytes(manifest: &Manifest, part: &Part) -> u64 {
+fn part_bytes(manifest: &Manifest, part: &ModelPart) -> u64 {
     manifest.select(&Wanted::of_part(part)).into_iter().map(|piece| manifest.pieces()[piece].len_bytes()).sum()
 }
 

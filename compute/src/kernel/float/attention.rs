@@ -236,10 +236,10 @@ impl Attend<'_> {
                 let seen = (rows[r].position + 1).saturating_sub(from).min(LANES);
                 let unseen = self.first(rows[r].position).saturating_sub(from).min(LANES);
                 if seen < LANES {
-                    score = S::keep_first(score, seen, none);
+                    score = S::mask_prefix(score, seen, none);
                 }
                 if unseen > 0 {
-                    score = S::keep_first(none, unseen, score);
+                    score = S::mask_prefix(none, unseen, score);
                 }
                 largest[r] = S::max(largest[r], score);
                 S::store(self.scores.as_mut_ptr().add(r * stride + (block - begin) * LANES), score);

@@ -121,9 +121,9 @@ unsafe fn dots<S: Simd, const BITS: usize, const N: usize, const FIRST: bool, co
                     plane = S::load_b(block.add(320));
                 }
                 let mask = if BITS == 5 { 0x10 } else { 0x30 };
-                low = S::or_masked(low, S::raise_4(plane), mask);
+                low = S::or_masked(low, S::shift_left_4(plane), mask);
                 high = S::or_masked(high, plane, mask);
-                plane = if BITS == 5 { S::lower_1(plane) } else { S::lower_2(plane) };
+                plane = if BITS == 5 { S::shift_right_1(plane) } else { S::shift_right_2(plane) };
             }
             for i in 0..N {
                 let x = q.add(BLOCK * i + 4 * j);

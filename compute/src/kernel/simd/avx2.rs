@@ -150,7 +150,7 @@ impl Simd for Avx2 {
         }
     }
     #[inline(always)]
-    unsafe fn keep_first(x: Self::F, n: usize, other: Self::F) -> Self::F {
+    unsafe fn mask_prefix(x: Self::F, n: usize, other: Self::F) -> Self::F {
         // SAFETY: see above.
         unsafe {
             let n = _mm256_set1_epi32(n as i32);
@@ -266,17 +266,17 @@ impl Simd for Avx2 {
         }
     }
     #[inline(always)]
-    unsafe fn raise_4(x: Self::B) -> Self::B {
+    unsafe fn shift_left_4(x: Self::B) -> Self::B {
         // SAFETY: see above.
         unsafe { (_mm256_slli_epi16::<4>(x.0), _mm256_slli_epi16::<4>(x.1)) }
     }
     #[inline(always)]
-    unsafe fn lower_1(x: Self::B) -> Self::B {
+    unsafe fn shift_right_1(x: Self::B) -> Self::B {
         // SAFETY: see above.
         unsafe { (_mm256_srli_epi16::<1>(x.0), _mm256_srli_epi16::<1>(x.1)) }
     }
     #[inline(always)]
-    unsafe fn lower_2(x: Self::B) -> Self::B {
+    unsafe fn shift_right_2(x: Self::B) -> Self::B {
         // SAFETY: see above.
         unsafe { (_mm256_srli_epi16::<2>(x.0), _mm256_srli_epi16::<2>(x.1)) }
     }

@@ -123,7 +123,7 @@ impl Simd for Avx512 {
         unsafe { _mm512_mask_blend_ps(_mm512_cmp_ps_mask::<_CMP_LT_OQ>(a, b), no, yes) }
     }
     #[inline(always)]
-    unsafe fn keep_first(x: Self::F, n: usize, other: Self::F) -> Self::F {
+    unsafe fn mask_prefix(x: Self::F, n: usize, other: Self::F) -> Self::F {
         // SAFETY: see above.
         unsafe { _mm512_mask_blend_ps(((1u32 << n) - 1) as u16, other, x) }
     }
@@ -199,17 +199,17 @@ impl Simd for Avx512 {
         unsafe { _mm512_and_si512(_mm512_srli_epi16::<4>(x), _mm512_set1_epi8(15)) }
     }
     #[inline(always)]
-    unsafe fn raise_4(x: Self::B) -> Self::B {
+    unsafe fn shift_left_4(x: Self::B) -> Self::B {
         // SAFETY: see above.
         unsafe { _mm512_slli_epi16::<4>(x) }
     }
     #[inline(always)]
-    unsafe fn lower_1(x: Self::B) -> Self::B {
+    unsafe fn shift_right_1(x: Self::B) -> Self::B {
         // SAFETY: see above.
         unsafe { _mm512_srli_epi16::<1>(x) }
     }
     #[inline(always)]
-    unsafe fn lower_2(x: Self::B) -> Self::B {
+    unsafe fn shift_right_2(x: Self::B) -> Self::B {
         // SAFETY: see above.
         unsafe { _mm512_srli_epi16::<2>(x) }
     }

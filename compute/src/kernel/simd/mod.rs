@@ -76,7 +76,7 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// Lane by lane `a < b ? yes : no`; `no` where either is NaN.
     unsafe fn select_lt(a: Self::F, b: Self::F, yes: Self::F, no: Self::F) -> Self::F;
     /// The first `n` lanes of `x`, the others `other`. `n` ≤ 16.
-    unsafe fn keep_first(x: Self::F, n: usize, other: Self::F) -> Self::F;
+    unsafe fn mask_prefix(x: Self::F, n: usize, other: Self::F) -> Self::F;
     /// x · 2ⁿ by adding n to the exponent: |x| and the result are normal numbers, or garbage.
     unsafe fn scale_exponent(x: Self::F, n: Self::I) -> Self::F;
 
@@ -109,11 +109,11 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// The high four bits of every byte.
     unsafe fn high_nibbles(x: Self::B) -> Self::B;
     /// Four zero bits in below each byte's low four, which become its high four; lower ones are unspecified.
-    unsafe fn raise_4(x: Self::B) -> Self::B;
+    unsafe fn shift_left_4(x: Self::B) -> Self::B;
     /// Every byte shifted down by 1; the top bit is unspecified.
-    unsafe fn lower_1(x: Self::B) -> Self::B;
+    unsafe fn shift_right_1(x: Self::B) -> Self::B;
     /// Every byte shifted down by 2; the top two bits are unspecified.
-    unsafe fn lower_2(x: Self::B) -> Self::B;
+    unsafe fn shift_right_2(x: Self::B) -> Self::B;
     /// Byte by byte `x | (bits & mask)`.
     unsafe fn or_masked(x: Self::B, bits: Self::B, mask: u8) -> Self::B;
 

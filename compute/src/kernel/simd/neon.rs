@@ -173,7 +173,7 @@ impl Simd for Neon {
         unsafe { quarters!(Q => vbslq_f32(vcltq_f32(a[Q], b[Q]), yes[Q], no[Q])) }
     }
     #[inline(always)]
-    unsafe fn keep_first(x: Self::F, n: usize, other: Self::F) -> Self::F {
+    unsafe fn mask_prefix(x: Self::F, n: usize, other: Self::F) -> Self::F {
         // SAFETY: see above.
         unsafe {
             const INDEX: [i32; 16] = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15];
@@ -271,17 +271,17 @@ impl Simd for Neon {
         unsafe { quarters!(Q => vshrq_n_u8::<4>(x[Q])) }
     }
     #[inline(always)]
-    unsafe fn raise_4(x: Self::B) -> Self::B {
+    unsafe fn shift_left_4(x: Self::B) -> Self::B {
         // SAFETY: see above.
         unsafe { quarters!(Q => vshlq_n_u8::<4>(x[Q])) }
     }
     #[inline(always)]
-    unsafe fn lower_1(x: Self::B) -> Self::B {
+    unsafe fn shift_right_1(x: Self::B) -> Self::B {
         // SAFETY: see above.
         unsafe { quarters!(Q => vshrq_n_u8::<1>(x[Q])) }
     }
     #[inline(always)]
-    unsafe fn lower_2(x: Self::B) -> Self::B {
+    unsafe fn shift_right_2(x: Self::B) -> Self::B {
         // SAFETY: see above.
         unsafe { quarters!(Q => vshrq_n_u8::<2>(x[Q])) }
     }

@@ -164,7 +164,7 @@ impl Simd for Plain {
         out
     }
     #[inline(always)]
-    unsafe fn keep_first(x: Self::F, n: usize, other: Self::F) -> Self::F {
+    unsafe fn mask_prefix(x: Self::F, n: usize, other: Self::F) -> Self::F {
         let mut out = other;
         for i in 0..LANES {
             if i < n {
@@ -264,15 +264,15 @@ impl Simd for Plain {
         x.map(|byte| byte >> 4)
     }
     #[inline(always)]
-    unsafe fn raise_4(x: Self::B) -> Self::B {
+    unsafe fn shift_left_4(x: Self::B) -> Self::B {
         x.map(|byte| byte << 4)
     }
     #[inline(always)]
-    unsafe fn lower_1(x: Self::B) -> Self::B {
+    unsafe fn shift_right_1(x: Self::B) -> Self::B {
         x.map(|byte| byte >> 1)
     }
     #[inline(always)]
-    unsafe fn lower_2(x: Self::B) -> Self::B {
+    unsafe fn shift_right_2(x: Self::B) -> Self::B {
         x.map(|byte| byte >> 2)
     }
     #[inline(always)]

@@ -54,7 +54,7 @@ impl Body for All<'_> {
             float("copysign", S::copysign(a, b));
             float("round", S::round(near));
             float("select_lt", S::select_lt(a, b, c, e));
-            float("keep_first", S::keep_first(a, lanes.n, b));
+            float("mask_prefix", S::mask_prefix(a, lanes.n, b));
             float("scale_exponent", S::scale_exponent(magnitude, small));
             float("to_f32", S::to_f32(i));
             float("load_f16", S::load_f16(lanes.halves.as_ptr()));
@@ -82,9 +82,9 @@ impl Body for All<'_> {
             let (low, high) = (S::low_nibbles(w), S::high_nibbles(w));
             integer("dots of 4 bits", S::sum_dots(S::add_dots(S::add_dots(S::no_dots(), low, x), high, first)));
             let wide = [
-                S::or_masked(low, S::raise_4(plane), 0x30),
-                S::or_masked(high, S::raise_4(S::lower_1(plane)), 0x10),
-                S::or_masked(low, S::lower_2(plane), 0x30),
+                S::or_masked(low, S::shift_left_4(plane), 0x30),
+                S::or_masked(high, S::shift_left_4(S::shift_right_1(plane)), 0x10),
+                S::or_masked(low, S::shift_right_2(plane), 0x30),
             ];
             let mut sum = S::no_dots();
             for w in wide {

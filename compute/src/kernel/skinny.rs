@@ -28,7 +28,7 @@ pub(crate) struct Reading<'a> {
 }
 
 /// For every row of `rows`: `sums = t[row, :] · v` and `squares = Σ t[row, :]²`, in f64. `v`: `[t.cols()]` lanes.
-pub(crate) fn thin(
+pub(crate) fn skinny(
     isa: Isa,
     t: &Tensor,
     rows: Range<usize>,
@@ -256,7 +256,7 @@ impl Limbs {
 }
 
 /// For every row of `rows` of an i8 or i32 tensor: `t[row, :] · x` in the field.
-pub(crate) fn thin_exact(isa: Isa, t: &Tensor, rows: Range<usize>, x: &Limbs, sums: &mut [u64]) {
+pub(crate) fn skinny_exact(isa: Isa, t: &Tensor, rows: Range<usize>, x: &Limbs, sums: &mut [u64]) {
     assert!(x.len() == t.cols() && rows.end <= t.rows() && sums.len() == rows.len());
     sums.fill(0);
     if t.is_empty() {

@@ -19,7 +19,7 @@ pub enum Form<'a> {
 
 /// The rules of one session's choices.
 #[derive(Clone, Copy, Debug)]
-pub struct Terms<'a> {
+pub struct SamplingTerms<'a> {
     /// Tokens of the prompt: penalties tell them from those of the answer.
     pub prompt_len: u64,
     /// How tokens are chosen.
@@ -28,7 +28,7 @@ pub struct Terms<'a> {
     pub form: Form<'a>,
 }
 
-impl Terms<'_> {
+impl SamplingTerms<'_> {
     /// BLAKE3 of the tag `"pangea exact/1 terms\0"` and: prompt length (u64), temperature, top-p, min-p, typical-p,
     /// repetition, presence and frequency penalty (f32 each), top-k and seed (u64), repetition window and log-probabilities
     /// (each a byte 0, or a byte 1 and a u64), the number of biases (u64) and each one's token (u32) and value (f32), the form
@@ -77,13 +77,13 @@ mod tests {
     #[test]
     fn every_rule_changes_the_digest() {
         let base = Sampling::default();
-        let free = |sampling: &Sampling| Terms { prompt_len: 3, sampling, form: Form::Free }.digest();
+        let free = |sampling: &Sampling| SamplingTerms { prompt_len: 3, sampling, form: Form::Free }.digest();
         let mut digests = vec![
             free(&base),
-            Terms { prompt_len: 4, sampling: &base, form: Form::Free }.digest(),
-            Terms { prompt_len: 3, sampling: &base, form: Form::JsonObject }.digest(),
-            Terms { prompt_len: 3, sampling: &base, form: Form::JsonSchema("{}") }.digest(),
-            Terms { prompt_len: 3, sampling: &base, form: Form::JsonSchema("{ }") }.digest(),
+            SamplingTerms { prompt_len: 4, sampling: &base, form: Form::Free }.digest(),
+            SamplingTerms { prompt_len: 3, sampling: &base, form: Form::JsonObject }.digest(),
+            SamplingTerms { prompt_len: 3, sampling: &base, form: Form::JsonSchema("{}") }.digest(),
+            SamplingTerms { prompt_len: 3, sampling: &base, form: Form::JsonSchema("{ }") }.digest(),
         ];
         for other in [
             Sampling { temperature: 1.0, ..base.clone() },
