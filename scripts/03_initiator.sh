@@ -24,25 +24,7 @@ parse_options "$@"
 begin_session
 heading 'Starting the node of the initiator'
 start_node "$TESTING" "$LISTEN"
-
-# The node learns its addresses one interface after the other: loopback is shown only when nothing better came.
-leads_outside() {
-  ADDRESS=$(json_value reachable <"$SESSION/home/node.json")
-  case "$ADDRESS" in '' | /ip4/127.* | /ip6/::1/*) return 1 ;; esac
-}
-wait_for 'an address that another device reaches' 1 leads_outside || true
-[ -n "$ADDRESS" ] || die "the node did not say where it can be reached ($SESSION/home/node.json)"
-echo "$ADDRESS" >"$SESSION/address"
-
-cat <<TEXT
-Run this on the other device:
-
-    ./scripts/03_responder.sh $BOLD$ADDRESS$PLAIN
-
-Waiting for it to connect, $TIMEOUT_S s at most.
-TEXT
-wait_for 'the responder' "$TIMEOUT_S" connected_as "$TESTING" \
-  || die "no responder connected within $TIMEOUT_S s. Is $ADDRESS reachable from the other device (same network, port open in the firewall)? Do both have the same pool key, or none?"
+wait_for_responder 03_responder.sh "$TESTING"
 note "Connected to $OTHER. It runs its tests first; this node computes for it."
 
 wait_for 'the tests of the responder' "$TESTS_TIMEOUT_S" gone \

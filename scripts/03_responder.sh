@@ -22,13 +22,9 @@ parse_options "$@"
 take_peer_address
 
 begin_session
-echo "$PEER_ADDRESS" >"$SESSION/address"
 heading 'Starting the node of the responder'
 start_node "$TESTING" "$LISTEN" "$PEER_ADDRESS"
-note "Connecting to $PEER_ADDRESS, $TIMEOUT_S s at most."
-wait_for 'the initiator' "$TIMEOUT_S" connected_as "$TESTING" \
-  || die "no connection to $PEER_ADDRESS within $TIMEOUT_S s. Is the initiator still waiting, is that its address on this network, is its port open in the firewall? Do both have the same pool key, or none?"
-note "Connected to $OTHER."
+wait_for_initiator "$TESTING"
 run_tests "$TESTING"
 
 # Leaving and coming back under the other name hands the turn to the initiator.

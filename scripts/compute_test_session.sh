@@ -57,6 +57,13 @@ session_options() {
   cat <<'TEXT'
 Options (the environment variable does the same):
   --size N            rows and columns of the matrices (1024; PANGEA_SIZE)
+TEXT
+  shared_options
+}
+
+# The options of every session script, as its help shows them.
+shared_options() {
+  cat <<'TEXT'
   --timeout S         seconds to wait for the other device (60; PANGEA_TIMEOUT)
   --tests-timeout S   seconds to let the other device run its tests (900; PANGEA_TESTS_TIMEOUT)
   --port P            TCP and UDP port to listen on, 0 for a free one (initiator 7777, responder 0; PANGEA_PORT)
@@ -327,6 +334,37 @@ connected_as() {
 }
 
 gone() { logged "Peer $OTHER is gone"; }
+
+# The node learns its addresses one interface after the other: loopback is shown only when nothing better came.
+reachable_from_outside() {
+  ADDRESS=$(json_value reachable <"$SESSION/home/node.json")
+  case "$ADDRESS" in '' | /ip4/127.* | /ip6/::1/*) return 1 ;; esac
+}
+
+# Shows this node's address for the other device to connect to, and waits until it has.
+wait_for_responder() { # script-of-the-responder name-of-its-node
+  wait_for 'an address that another device reaches' 1 reachable_from_outside || true
+  [ -n "$ADDRESS" ] || die "the node did not say where it can be reached ($SESSION/home/node.json)"
+  echo "$ADDRESS" >"$SESSION/address"
+  cat <<TEXT
+Run this on the other device:
+
+    ./scripts/$1 $BOLD$ADDRESS$PLAIN
+
+Waiting for it to connect, $TIMEOUT_S s at most.
+TEXT
+  wait_for 'the responder' "$TIMEOUT_S" connected_as "$2" \
+    || die "no responder connected within $TIMEOUT_S s. Is $ADDRESS reachable from the other device (same network, port open in the firewall)? Do both have the same pool key, or none?"
+}
+
+# Waits until this node is connected to the address that the initiator showed.
+wait_for_initiator() { # name-of-its-node
+  echo "$PEER_ADDRESS" >"$SESSION/address"
+  note "Connecting to $PEER_ADDRESS, $TIMEOUT_S s at most."
+  wait_for 'the initiator' "$TIMEOUT_S" connected_as "$1" \
+    || die "no connection to $PEER_ADDRESS within $TIMEOUT_S s. Is the initiator still waiting, is that its address on this network, is its port open in the firewall? Do both have the same pool key, or none?"
+  note "Connected to $OTHER."
+}
 
 # ---- the tests ---------------------------------------------------------------------------------------------------
 

@@ -17,7 +17,7 @@ scripts/llm_responder.sh with it; then both compute answers together, also while
 Options (the environment variable does the same):
   --model MODEL       a .gguf file, or what `pangea models pull` fetches (smollm2; PANGEA_MODEL)
 TEXT
-  llm_options
+  shared_options
 }
 
 parse_options "$@"
@@ -38,21 +38,7 @@ chat "$SESSION/long-alone.txt" "$LONG" "$LONG_TOKENS" --model "$MODEL" || die "t
 heading 'Starting the node of the initiator'
 NODE_FLAGS=(--api-addr 127.0.0.1:0 --model "$MODEL" --split)
 start_node "$ASKER" "$LISTEN"
-leads_outside() {
-  ADDRESS=$(json_value reachable <"$SESSION/home/node.json")
-  case "$ADDRESS" in '' | /ip4/127.* | /ip6/::1/*) return 1 ;; esac
-}
-wait_for 'an address that another device reaches' 1 leads_outside || true
-[ -n "$ADDRESS" ] || die "the node did not say where it can be reached ($SESSION/home/node.json)"
-cat <<TEXT
-Run this on the other device:
-
-    ./scripts/llm_responder.sh $BOLD$ADDRESS$PLAIN
-
-Waiting for it to connect, $TIMEOUT_S s at most.
-TEXT
-wait_for 'the responder' "$TIMEOUT_S" connected_as "$HELPER" \
-  || die "no responder connected within $TIMEOUT_S s. Is $ADDRESS reachable from the other device (same network, port open in the firewall)? Do both have the same pool key, or none?"
+wait_for_responder llm_responder.sh "$HELPER"
 note "Connected to $OTHER."
 
 run_connection_tests "$HELPER"

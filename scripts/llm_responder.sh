@@ -16,7 +16,7 @@ shows on the other device; it may also be given with --peer or PANGEA_PEER, and 
 
 Options (the environment variable does the same):
 TEXT
-  llm_options
+  shared_options
 }
 
 parse_options "$@"
@@ -26,10 +26,7 @@ begin_session
 heading 'Starting the node of the responder'
 NODE_FLAGS=(--api-addr 127.0.0.1:0)
 start_node "$HELPER" "$LISTEN" "$PEER_ADDRESS"
-note "Connecting to $PEER_ADDRESS, $TIMEOUT_S s at most."
-wait_for 'the initiator' "$TIMEOUT_S" connected_as "$ASKER" \
-  || die "no connection to $PEER_ADDRESS within $TIMEOUT_S s. Is the initiator still waiting, is that its address on this network, is its port open in the firewall? Do both have the same pool key, or none?"
-note "Connected to $OTHER."
+wait_for_initiator "$ASKER"
 
 run_connection_tests "$ASKER"
 run_answer_tests

@@ -23,23 +23,6 @@ RECEIPT_TIMEOUT_S=5 # receipts are written after the answer
 
 RECEIPT=''
 
-llm_options() {
-  cat <<'TEXT'
-  --timeout S         seconds to wait for the other device (60; PANGEA_TIMEOUT)
-  --tests-timeout S   seconds to let the other device run its tests (900; PANGEA_TESTS_TIMEOUT)
-  --port P            TCP and UDP port to listen on, 0 for a free one (initiator 7777, responder 0; PANGEA_PORT)
-  --listen MULTIADDR  one address to listen on instead (PANGEA_LISTEN)
-  --rpc-addr ADDR     where the node takes commands (127.0.0.1:0, a free port; PANGEA_RPC_ADDR)
-  --pool-key FILE     key of the pool, the same on both devices: 64 hex digits (PANGEA_POOL_KEY)
-  --keep              keep the session folder with its logs (PANGEA_KEEP=1)
-  --help              this text
-
-PANGEA_BIN names a `pangea` to use instead of building one. The session folder is ~/.pangea/compute_test/
-(PANGEA_HOME replaces ~/.pangea); it goes away at the end, except after a failure.
-Exit codes: 0 all tests passed, 1 a test failed or the other device did not come, 2 bad usage.
-TEXT
-}
-
 # Greedy, so that there is one right answer. Of this session's node, unless another place is said.
 chat() { # file question max-tokens options...
   local file=$1 question=$2 tokens=$3
