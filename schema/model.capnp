@@ -1,83 +1,82 @@
 @0x9d7f40c9c93d990c;
-# Language models as programs see them: which a node serves, what is asked of one, and its answer
-# as it comes.
+# Language models as programs see them: status, requests and streamed answers.
 #
 # Evolution: fields, methods and enumerants are only added, at the end, with defaults that mean
 # "as before". Nothing is renumbered, retyped or removed.
 
 interface Model {
-  # A model that is loaded. Dropping it unloads nothing.
+  # A loaded model. Dropping the capability does not unload the model.
 
   generate @0 (request :GenerationRequest, sink :TokenSink) -> (generation :Generation);
-  # Begins an answer and sends it to `sink`, piece by piece, never more than the sink takes.
-  # InvalidInput for what is wrong with the request, Overloaded where the model's queue is full.
+  # Starts an answer and streams it to `sink`, with flow control.
+  # InvalidInput for a request that cannot be answered, Overloaded where the model's queue is full.
 
   status @1 () -> (status :ModelStatus);
 }
 
 interface TokenSink {
-  # Where an answer goes.
+  # The receiver of a streamed answer.
 
   append @0 (piece :Piece) -> stream;
 }
 
 interface Generation {
-  # An answer under way. Dropping it cancels it.
+  # A running generation. Dropping the capability cancels the generation.
 
   summary @0 () -> (summary :Summary);
-  # Waits until the sink has taken the last piece; fails as the answer failed.
+  # Waits until the sink has taken the last piece; fails as the generation failed.
 
   cancel @1 () -> ();
-  # Ends it. Whoever waits for the summary gets Cancelled.
+  # Ends the generation. Calls that wait for the summary fail with Cancelled.
 }
 
 struct ModelStatus {
   name @0 :Text;
-  # What requests call it.
+  # Name of the model in requests.
   state @1 :Text;
-  # `absent` (fetched at its first request), `loading`, `ready` or `failed`.
+  # `absent` (to be fetched at the first request), `loading`, `ready` or `failed`.
   why @2 :Text;
-  # Why it failed, or is still absent; else empty.
+  # Why the model failed or is still absent; otherwise empty.
   architecture @3 :Text;
-  # As GGUF names it. This and what follows is known of ready models only.
+  # Architecture as GGUF names it. This field and those that follow are set for ready models only.
   layers @4 :UInt32;
   context @5 :UInt64;
-  # The most tokens of prompt and answer together.
+  # Largest number of tokens of prompt and answer together.
   vocabulary @6 :UInt64;
   memoryBytes @7 :UInt64;
-  # Of the weights.
+  # Bytes of the weights in memory.
   running @8 :UInt32;
-  # Answers being generated.
+  # Generations that are running.
   waiting @9 :UInt32;
-  # Answers that wait for their turn.
+  # Generations that wait in the queue.
 }
 
 struct Message {
   role @0 :Text;
-  # `system`, `user`, `assistant`, or what else the model's template knows.
+  # `system`, `user`, `assistant`, or another role of the model's template.
   content @1 :Text;
 }
 
 struct GenerationRequest {
   prompt :union {
     text @0 :Text;
-    # A text, to be gone on with.
+    # A text to continue.
     messages @1 :List(Message);
-    # A conversation, brought into the model's own form.
+    # A conversation, formatted with the model's chat template.
     tokens @2 :List(UInt32);
-    # Token ids, as they are.
+    # Token ids, used as they are.
   }
   sampling @3 :Sampling;
   maxTokens @4 :UInt64;
-  # The most tokens of the answer; 0: until the model ends it, or its context does.
+  # Largest number of tokens of the answer; 0: until the model ends the answer or the context is full.
   stop @5 :List(Text);
-  # Texts at which the answer ends; they are not part of it.
+  # Stop strings: the answer ends before the first of them.
   jsonSchema @6 :Text;
-  # A JSON Schema that the answer fits, `{}` for any object; empty: any text.
+  # JSON Schema of the answer, `{}` for any object; empty: any text.
 }
 
 struct Sampling {
-  # How tokens are chosen. The same request gives the same answer.
+  # How tokens are chosen. Equal requests give equal answers.
 
   temperature @0 :Float32 = 0.8;
   # 0 is greedy.
@@ -92,7 +91,7 @@ struct Sampling {
   repetitionPenalty @5 :Float32 = 1;
   # 1 is off.
   repetitionWindow @6 :UInt32;
-  # How many of the last tokens the penalties look at; 0: all.
+  # Number of last tokens that the penalties apply to; 0: all.
   presencePenalty @7 :Float32;
   frequencyPenalty @8 :Float32;
   logitBias @9 :List(TokenBias);
@@ -102,42 +101,42 @@ struct Sampling {
 struct TokenBias {
   token @0 :UInt32;
   bias @1 :Float32;
-  # Added to the token's logit.
+  # Addend of the token's logit.
 }
 
 struct Piece {
   text @0 :Text;
-  # Whole characters; may be empty while something is held back.
+  # Whole characters; empty while the start of a character or of a stop string is held back.
   tokens @1 :List(UInt32);
-  # Those chosen for it.
+  # Token ids of this piece.
   finish @2 :Text;
-  # In the last piece `stop` or `length`, before it empty.
+  # `stop` or `length` in the last piece; empty in all others.
 }
 
 struct Summary {
   promptTokens @0 :UInt64;
   cachedTokens @1 :UInt64;
-  # Of these, computed by an earlier request.
+  # Prompt tokens whose keys and values an earlier request had computed.
   answerTokens @2 :UInt64;
   queuedS @3 :Float64;
-  # Seconds until the first step.
+  # Seconds from arrival to the first step.
   promptS @4 :Float64;
-  # Seconds from then to the first token.
+  # Seconds from the first step to the first token.
   answerS @5 :Float64;
   # Seconds from the first token to the last.
   verdict @6 :Text = "unchecked";
-  # How far it can be trusted: `local`, `verified`, `audited`, `tolerance-checked` or `unchecked`.
+  # Verdict of the answer: `local`, `verified`, `audited`, `tolerance-checked` or `unchecked`.
   stages @7 :List(AnswerStage);
-  # Who computed which layers, in the end.
+  # Nodes and their layers at the end of the answer.
   failovers @8 :UInt64;
-  # How often it had to go on elsewhere.
+  # Failovers during the answer.
   receipts @9 :List(Text);
-  # Ids of the receipts that the node keeps of it.
+  # Ids of the receipts that the node keeps for the answer.
 }
 
 struct AnswerStage {
   peer @0 :Text;
   first @1 :UInt32;
   end @2 :UInt32;
-  # Its layers, counting from 0; the end is exclusive.
+  # Layers of the stage, from 0; `end` is exclusive.
 }

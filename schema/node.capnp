@@ -1,10 +1,10 @@
 @0x98c2039d1970f110;
-# The service that a node offers to programs; `Node` is what a connection starts with.
+# The service that a node offers to programs; `Node` is the bootstrap capability of a connection.
 #
 # Errors: every failure is an exception whose text is `Kind: sentence`, Kind being one of
 # InvalidInput, Unauthorized, NotFound, Overloaded, Unavailable, DeadlineExceeded, Cancelled,
-# VerificationFailed, Internal. A program decides by the kind alone. RPC libraries may put
-# words of their own before the kind (such as `remote exception: `).
+# VerificationFailed, Internal. Programs decide by the kind alone. RPC libraries may put
+# a prefix before the kind (such as `remote exception: `).
 #
 # Evolution: fields, methods and enumerants are only added, at the end, with defaults that mean
 # "as before". Nothing is renumbered, retyped or removed. A method that a node does not have
@@ -17,58 +17,59 @@ using Plan = import "plan.capnp";
 
 interface Node {
   hello @0 () -> (version :Text);
-  # Version of the binary. Never waits: tells a node from something else that listens here.
+  # Version of the binary. Never waits: distinguishes a node from another program at this port.
 
   upload @1 (dtype :Tensor.DType, rows :UInt64, cols :UInt64) -> (sink :Tensor.TensorSink);
-  # Reserves memory for a tensor [rows, cols] and offers to be sent its bytes. Overloaded where
-  # the memory is not to be had.
+  # Reserves memory for a tensor [rows, cols] and returns the sink for its bytes. Overloaded where
+  # the memory does not suffice.
 
   matmul @2 (a :Tensor.Tensor, b :Tensor.Tensor, options :Job.MatmulOptions)
       -> (job :Job.Job, product :Tensor.Tensor);
   # C[m, n] = A[m, k] · B[k, n]. Returns at once, before the operands have arrived or been
-  # computed: `a` and `b` may be promises, and products of other jobs. Both must be of this
-  # connection. What is wrong with them shows in `job` and `product`.
+  # computed: `a` and `b` may be promises and products of other jobs. Both must belong to this
+  # connection. Errors of the operands are returned by `job` and `product`.
 
   peers @3 () -> (peers :List(PeerStatus));
   status @4 () -> (status :NodeStatus);
 
   connect @5 (address :Text, timeoutMs :UInt64) -> (peer :Text);
-  # Connects to a multiaddr; the peer id once both sides have admitted each other.
-  # A timeout of 0 is the node's own.
+  # Connects to a multiaddr and returns the peer id once both sides have admitted each other.
+  # With a timeout of 0 the node's default applies.
 
   probeLink @6 (peer :Text, messageBytes :UInt64, rounds :UInt32) -> (probe :LinkProbe);
   # Measures the link to a peer with `rounds` messages of `messageBytes` and as many small
   # round trips.
 
   counters @7 () -> (connection :Counters, total :Counters);
-  # What this connection, and all connections since the start, have moved and hold.
+  # Counters of this connection, and of all connections since the node started.
 
   models @8 () -> (models :List(Model.ModelStatus));
   # The models that this node serves.
 
   model @9 (name :Text, timeoutMs :UInt64) -> (model :Model.Model);
-  # One of them, once it is loaded; one that is not on the node's disk is fetched first. An empty
-  # name means the only one. NotFound for a model that is not served; Unavailable where it is not
-  # ready in time, and where it cannot be had. A timeout of 0 is the node's own.
+  # A served model, once it is loaded; a model that is not on the node's disk is fetched first. An
+  # empty name means the only model. NotFound for a model that is not served; Unavailable where the
+  # model is not ready in time or cannot be fetched. With a timeout of 0 the node's default applies.
 
   topology @10 () -> (topology :Topology);
-  # The pool as this node sees it: every node that is there, and the connections between them.
+  # The pool as this node sees it: its live nodes, and the connections between them.
 
   checkPeer @11 (peer :Text, timeoutMs :UInt64) -> (roundTripUs :Float64);
-  # One round trip to a connected peer (by peer id or name) and back, over the connection that is
-  # there; microseconds. DeadlineExceeded where it does not answer in time. A timeout of 0 is the
-  # node's own.
+  # One round trip to a connected peer (by peer id or name) over the existing connection, in
+  # microseconds. DeadlineExceeded where the peer does not answer in time. With a timeout of 0 the
+  # node's default applies.
 
   planModel @12 (model :Text) -> (plan :Plan.ModelPlan);
-  # Where the layers of a model would be placed on the pool as this node sees it, and where they are.
-  # An empty name means the only model that the pool serves. NotFound for one that nobody serves.
+  # Where the layers of a model would be placed on the pool as this node sees it, and where they are
+  # placed. An empty name means the only model that the pool serves. NotFound for a model that no
+  # node serves.
 }
 
 struct Topology {
   nodes @0 :List(TopologyNode);
-  # The node that was asked first.
+  # The answering node comes first.
   links @1 :List(TopologyLink);
-  # One each way for every connection.
+  # Two for every connection, one in each direction.
 }
 
 struct TopologyNode {
@@ -76,11 +77,11 @@ struct TopologyNode {
   name @1 :Text;
   master @2 :Bool;
   models @3 :List(Text);
-  # Names of those that it serves.
+  # Names of the models that the node serves.
   device @4 :Text;
-  # What it computes with.
+  # What the node computes with.
   memoryBytes @5 :UInt64;
-  # That it gives.
+  # Memory that the node offers, in bytes.
   gflops @6 :Float64;
   # Measured f32 speed.
 }
@@ -96,7 +97,7 @@ struct TopologyLink {
   transport @4 :Text;
   # `tcp` or `quic`.
   foundBy @5 :Text;
-  # How `from` found `to`: `mdns`, `manual`, `gossip`; `incoming` where it was found by it.
+  # How `from` found `to`: `mdns`, `manual`, `gossip`; `incoming` where `to` connected to `from`.
 }
 
 struct PeerStatus {
@@ -106,10 +107,10 @@ struct PeerStatus {
   # `connecting`, `connected`, `quarantined` or `gone`.
   addresses @3 :List(Text);
   trust @4 :Float64;
-  # 0 to 1, from checked work only.
+  # Trust from 0 to 1, from checked work only.
   quarantined @5 :Bool;
   why @6 :Text;
-  # Why it is quarantined or gone.
+  # Why the peer is quarantined or gone.
   transport @7 :Text;
   # `tcp` or `quic`.
   foundBy @8 :Text;
@@ -117,13 +118,13 @@ struct PeerStatus {
   rttMs @9 :Float64;
   # Milliseconds; 0 while unknown.
   bytesPerS @10 :Float64;
-  # Towards the peer; 0 while unknown.
+  # Speed of the link towards the peer; 0 while unknown.
   gflops @11 :Float64;
   # Measured f32 speed.
   threads @12 :UInt32;
   tasksInFlight @13 :UInt32;
   tasksChecked @14 :UInt64;
-  # Tasks of its that passed their check.
+  # The peer's tasks whose result passed its check.
 }
 
 struct NodeStatus {
@@ -146,15 +147,15 @@ struct NodeStatus {
   memoryUsedBytes @10 :UInt64;
   memoryLimitBytes @11 :UInt64;
   peers @12 :UInt32;
-  # Connected ones.
+  # Connected peers.
   jobsRunning @13 :UInt32;
   jobsDone @14 :UInt64;
   jobsFailed @15 :UInt64;
   tasksServed @16 :UInt64;
-  # Done for peers.
+  # Tasks computed for peers.
   bytesSent @17 :UInt64;
   bytesReceived @18 :UInt64;
-  # Tensor bytes to and from peers.
+  # Tensor bytes sent to and received from peers.
 }
 
 struct LinkProbe {
@@ -162,9 +163,9 @@ struct LinkProbe {
   transport @1 :Text;
   messageBytes @2 :UInt64;
   bytesPerS @3 :Float64;
-  # Median, towards the peer.
+  # Median speed towards the peer.
   roundTripUs @4 :Float64;
-  # Median of a 16-byte message, in microseconds.
+  # Median round trip of a 16-byte message, in microseconds.
 }
 
 struct Counters {
@@ -173,10 +174,10 @@ struct Counters {
   bytesOut @1 :UInt64;
   # Bytes written to the socket, framing included.
   connections @2 :UInt32;
-  # Open now.
+  # Open connections.
   tensors @3 :UInt32;
-  # Held now, uploads under way and products not yet there included.
+  # Tensors held, including running uploads and products that are not yet computed.
   tensorBytes @4 :UInt64;
-  # Memory reserved for those.
+  # Memory reserved for these tensors.
   jobsRunning @5 :UInt32;
 }

@@ -1,45 +1,45 @@
 @0xd1b7c35e8a904f26;
-# Where the layers of a model would be, and where they are.
+# Where the layers of a model would be placed now, and where they are placed.
 #
 # Evolution: fields, methods and enumerants are only added, at the end, with defaults that mean
 # "as before". Nothing is renumbered, retyped or removed.
 
 struct ModelPlan {
   model @0 :Text;
-  # The name that requests give.
+  # Name of the model in requests.
   layers @1 :UInt32;
-  # How many it has.
+  # Number of layers.
   weightBytes @2 :UInt64;
-  # All its weights.
+  # Bytes of all weights.
   sessionBytes @3 :UInt64;
-  # What its sessions take at least.
+  # Smallest number of bytes for sessions.
   best @4 :Chain;
-  # What a master would decide now; no stages where it fits nowhere.
+  # The chain that a master would choose now; no stages where the model does not fit.
   reason @5 :Text;
-  # Why this one; where there is none, what is missing.
+  # Why `best` was chosen, or what is missing where there is none.
   alternatives @6 :List(Chain);
-  # The best of other kinds, the fastest first.
+  # The best chains of other kinds, the fastest first.
   current @7 :Chain;
-  # What the master has decided; no stages where it has decided nothing.
+  # The chain of the master's placement; no stages where there is no placement.
   epoch @8 :UInt64;
-  # Of the current one.
+  # Epoch of `current`.
   ready @9 :Bool;
-  # Whether all its stages are.
+  # Whether all stages of `current` are ready.
 }
 
 struct Chain {
   stages @0 :List(Stage);
   decodeTokensPerS @1 :Float64;
-  # Foretold tokens of a single stream per second; 0 where they cannot be.
+  # Predicted tokens per second of a single stream; 0 where there is no prediction.
   promptTokensPerS @2 :Float64;
-  # Foretold tokens of a long prompt per second.
+  # Predicted tokens per second of a long prompt.
 }
 
 struct Stage {
   peer @0 :Text;
   name @1 :Text;
-  # For people.
+  # Name that the node gives itself.
   first @2 :UInt32;
   end @3 :UInt32;
-  # Its layers, counting from 0; the end is exclusive.
+  # Layers of the stage, from 0; `end` is exclusive.
 }

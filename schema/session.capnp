@@ -1,7 +1,7 @@
 @0xd2a1f0b7c5e84936;
-# What the nodes that compute one model together say on `/pangea/session/1` streams. A node sends on the stream that it
-# opened and receives on those that it accepted. Every message is the header of one frame; a frame's payload (numbers,
-# little-endian) follows the header raw and is never part of this message.
+# Messages of the protocol `/pangea/session/1`, between the stages of a chain and the coordinator. A node sends on the
+# streams that it opened and receives on those that it accepted. Every message is the header of one frame; a frame's
+# payload (numbers, little-endian) follows the header raw and is never part of this message.
 
 using Task = import "task.capnp";
 
@@ -48,8 +48,8 @@ struct Sampling {
 }
 
 struct Open {
-  # Payload: prompt and what was chosen so far, UInt32 each.
-  session @0 :SessionId;       # of the first answer; the others' follow, counted as one little-endian number
+  # Payload: tokens of the prompt and tokens chosen so far, UInt32 each.
+  session @0 :SessionId;       # of the first choice; the others' follow, counted as one little-endian number
   coordinator @1 :Data;        # peer id
   model @2 :Task.Digest;
   epoch @3 :UInt64;
@@ -57,11 +57,11 @@ struct Open {
   stages @5 :List(Stage);      # at most 64; contiguous from layer 0
   choices @6 :UInt16;
   sequence :union {
-    none @7 :Void;             # coordinator to front
-    first @8 :UInt64;          # along the chain: the front's number of the first answer's sequence
+    none @7 :Void;             # coordinator to first stage
+    first @8 :UInt64;          # along the chain: the first stage's number of the first choice's sequence
   }
   promptLen @9 :UInt32;
-  most @10 :UInt32;            # tokens chosen at most, counted from promptLen
+  most @10 :UInt32;            # largest number of chosen tokens, counted from promptLen
   sampling @11 :Sampling;
   format :union {
     text @12 :Void;
@@ -83,8 +83,8 @@ struct Refused {
 
 struct Close {
   session @0 :SessionId;
-  commit @1 :Bool;             # the stages are to sign what they did
-  positions @2 :UInt32;        # of so many positions, if so
+  commit @1 :Bool;             # whether the stages must sign what they computed
+  positions @2 :UInt32;        # number of positions to sign, where `commit` is set
 }
 
 struct Start {
@@ -92,8 +92,8 @@ struct Start {
   session @1 :SessionId;
   source :union {
     empty @2 :Void;
-    fork @3 :Void;             # of the first `tokens` positions of `from`, which stays
-    take @4 :Void;             # which ends with it
+    fork @3 :Void;             # copies the first `tokens` positions of `from`, which remains
+    take @4 :Void;             # takes over the positions of `from`, which ends
   }
   from @5 :UInt64;
   tokens @6 :UInt32;
@@ -101,19 +101,19 @@ struct Start {
 
 struct FrameRows {
   sequence @0 :UInt64;
-  start @1 :UInt32;            # position of the first row; a cache that is longer is cut to it
+  start @1 :UInt32;            # position of the first row; a longer cache is truncated to this position
   rows @2 :UInt32;
   choose @3 :Bool;
   allLogits @4 :Bool;
-  draft @5 :List(UInt32);      # the drafted tokens among the rows, the last ones
+  draft @5 :List(UInt32);      # drafted tokens, which are the last of the rows
 }
 
 struct Frame {
   # Payload: activations, Float32 [rows, width].
   epoch @0 :UInt64;
   model @1 :Task.Digest;
-  number @2 :UInt64;           # grows by one on a chain
-  front @3 :Data;              # peer id
+  number @2 :UInt64;           # increases by one with every frame of a chain
+  front @3 :Data;              # peer id of the first stage
   drops @4 :List(UInt64);      # at most 1024
   starts @5 :List(Start);      # at most 256
   rows @6 :List(FrameRows);    # at most 256
@@ -160,7 +160,7 @@ struct Tokens {
   prompt @5 :List(TokenOut);
   drafted @6 :UInt32;
   accepted @7 :UInt32;
-  cached @8 :UInt32;           # positions at the beginning that an earlier session had computed
+  cached @8 :UInt32;           # leading positions that an earlier session had computed
 }
 
 struct Failed {
@@ -172,20 +172,20 @@ struct Failed {
 struct Commit {
   # Payload: commitments.
   session @0 :SessionId;
-  positions @1 :UInt32;        # from the first
+  positions @1 :UInt32;        # number of positions, from the first
 }
 
 struct SessionMessage {
   union {
     unset @0 :Void;            # malformed
-    open @1 :Open;             # coordinator to front, and along the chain; payload
-    accepted @2 :SessionId;    # front to coordinator
-    refused @3 :Refused;       # front to coordinator
-    close @4 :Close;           # coordinator to front
+    open @1 :Open;             # coordinator to first stage, and along the chain; payload
+    accepted @2 :SessionId;    # first stage to coordinator
+    refused @3 :Refused;       # first stage to coordinator
+    close @4 :Close;           # coordinator to first stage
     frame @5 :Frame;           # stage to next stage; payload
-    stepped @6 :Stepped;       # last to front
-    tokens @7 :Tokens;         # last to coordinator
-    failed @8 :Failed;         # stage to coordinator and front
-    commit @9 :Commit;         # along the chain, at last to the coordinator; payload
+    stepped @6 :Stepped;       # last stage to first stage
+    tokens @7 :Tokens;         # last stage to coordinator
+    failed @8 :Failed;         # stage to coordinator and first stage
+    commit @9 :Commit;         # along the chain, from the last stage to the coordinator; payload
   }
 }

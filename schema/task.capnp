@@ -1,6 +1,6 @@
 @0xb6c1a6e5f0d94e21;
-# What two nodes say on a `/pangea/task/1` stream. The node that opened the stream is the coordinator,
-# the other the worker. Every message is the header of one frame; a frame's payload (tensor bytes,
+# Messages of the protocol `/pangea/task/1`. The node that opened the stream is the coordinator,
+# the other node is the worker. Every message is the header of one frame; a frame's payload (tensor bytes,
 # row-major, little-endian) follows the header raw and is never part of this message.
 
 enum DType {
@@ -47,22 +47,22 @@ struct Advert {
   f32FlopsPerS @4 :Float64;
   f64FlopsPerS @5 :Float64;
   i8FlopsPerS @6 :Float64;
-  storeBytes @7 :UInt64;       # of operands it keeps for this peer
-  tasksMax @8 :UInt16;         # in flight at once from this peer
+  storeBytes @7 :UInt64;       # bytes of operands that the worker keeps for this peer
+  tasksMax @8 :UInt16;         # tasks in flight at once from this peer
   isa @9 :Text;                # instruction set of its kernels; at most 16 bytes
-  works @10 :Bool;             # whether it takes tasks at all
+  works @10 :Bool;             # whether the node takes tasks at all
 }
 
 struct OperandChunk {
   digest @0 :Digest;
   shape @1 :Shape;             # of the whole operand
-  offset @2 :UInt64;           # bytes; the payload belongs there
+  offset @2 :UInt64;           # bytes from the start of the operand to this payload
 }
 
 struct Task {
-  id @0 :UInt64;               # the coordinator's number, unique on this stream
-  priority @1 :Int8;           # higher first
-  deadlineMs @2 :UInt32;       # from now; 0: none
+  id @0 :UInt64;               # chosen by the coordinator, unique on this stream
+  priority @1 :Int8;           # tasks of higher priority start first
+  deadlineMs @2 :UInt32;       # milliseconds from receipt; 0: no deadline
   operation :union {
     unset @3 :Void;            # malformed: every task names its operation
     matmul :group {            # C[m, n] = A[m, k] · B[k, n]
@@ -76,7 +76,7 @@ struct ResultChunk {
   task @0 :UInt64;
   shape @1 :Shape;             # of the whole result
   offset @2 :UInt64;           # bytes
-  computeNanos @3 :UInt64;     # of the whole task, without waiting
+  computeNanos @3 :UInt64;     # compute time of the whole task, without waiting
 }
 
 struct Failure {
@@ -86,7 +86,7 @@ struct Failure {
 }
 
 struct Missing {
-  # The worker does not hold these operands of a task (any more): send them again.
+  # Operands of a task that the worker does not hold, or no longer holds: to be sent again.
   task @0 :UInt64;
   digests @1 :List(Digest);    # at most 2
 }
@@ -107,15 +107,15 @@ struct TaskMessage {
     operand @1 :OperandChunk;  # coordinator to worker, payload
     task @2 :Task;             # coordinator to worker
     cancel @3 :UInt64;         # coordinator to worker: task
-    release @4 :Digest;        # coordinator to worker: not needed by any job of mine
+    release @4 :Digest;        # coordinator to worker: no job of the coordinator needs this operand
     result @5 :ResultChunk;    # worker to coordinator, payload
     failure @6 :Failure;       # worker to coordinator
     missing @7 :Missing;       # worker to coordinator
-    evicted @8 :Digest;        # worker to coordinator: no longer held
+    evicted @8 :Digest;        # worker to coordinator: operand no longer held
     load @9 :Load;             # worker to coordinator
     probe @10 :Probe;          # coordinator to worker, payload
     probed @11 :UInt64;        # worker to coordinator: nonce
-    goodbye @12 :Text;         # either way: why this side goes, at most 256 bytes
-    started @13 :UInt64;       # worker to coordinator: task left the queue and computes
+    goodbye @12 :Text;         # either way: why this side closes the stream, at most 256 bytes
+    started @13 :UInt64;       # worker to coordinator: the task left the queue and is being computed
   }
 }

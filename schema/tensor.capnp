@@ -1,13 +1,13 @@
 @0x99adb754ed11234b;
-# Tensors as programs see them: what they are, and how their bytes go to and from a node.
+# Tensors as programs see them, and how their bytes are sent to and read from a node.
 # Bytes of a tensor are always row-major and little-endian, without padding between rows.
 #
 # Evolution: fields, methods and enumerants are only added, at the end, with defaults that mean
 # "as before". Nothing is renumbered, retyped or removed.
 
 const chunkBytes :UInt32 = 1048576;
-# Bytes of one chunk of a bulk transfer. A receiver accepts any chunk of at most twice this; a
-# message that is much larger costs the connection.
+# Bytes of one chunk of a bulk transfer. A receiver accepts chunks of at most twice this size; a
+# much larger message closes the connection.
 
 enum DType {
   f16 @0;
@@ -27,21 +27,20 @@ struct TensorInfo {
 }
 
 interface Tensor {
-  # A tensor held by a node. Dropping the capability frees it. A product that is still being
-  # computed is a Tensor, too.
+  # A tensor held by a node. Dropping the capability frees the tensor. A product that is still
+  # being computed is a Tensor, too.
 
   info @0 () -> (info :TensorInfo);
-  # Known as soon as the shapes of what it is computed from are.
+  # Returns as soon as the shapes of the operands are known.
 
   read @1 (sink :ByteSink, offset :UInt64, length :UInt64) -> ();
-  # Writes `length` bytes from byte `offset` to `sink`, in order, in chunks, never more than a
-  # window ahead of what the sink has taken. Returns when all are sent: the last chunks have
-  # arrived then, but the sink may still be busy with them. Waits for a product that is not
-  # there yet.
+  # Writes `length` bytes from byte `offset` to `sink`, in order, in chunks, at most a
+  # window ahead of what the sink has taken. Waits until a product is computed. Returns when all
+  # bytes are sent: the last chunks have arrived then, but the sink may still be processing them.
 }
 
 interface TensorSink {
-  # An upload under way. Dropping it before `finish` frees what was sent.
+  # A running upload. Dropping the capability before `finish` frees the bytes sent so far.
 
   write @0 (chunk :Data) -> stream;
   # The next bytes of the tensor.
@@ -51,7 +50,7 @@ interface TensorSink {
 }
 
 interface ByteSink {
-  # What a reader offers to be written to.
+  # The receiver of the bytes of a read.
 
   write @0 (chunk :Data) -> stream;
   # The next bytes.
