@@ -1,5 +1,5 @@
-//! The client for programs that are not asynchronous: the same calls, each waiting for its
-//! answer on this thread. Nothing runs between calls.
+//! The client for programs that are not asynchronous: the same calls, each blocking this thread until its
+//! answer arrives. Nothing runs between calls.
 
 use std::future::Future;
 use std::time::Duration;
@@ -16,9 +16,9 @@ use crate::tensor::{Tensor, TensorDestination, TensorSource};
 use crate::topology::Topology;
 use crate::{Error, ErrorKind, Job, Result};
 
-/// A connection to a node. Tensors and jobs that come from it are used through it.
+/// A connection to a node. Its tensors and jobs are used through this value.
 pub struct Client {
-    // Dropped in this order: the connection closes before what drives it goes away.
+    // Dropped in this order: the connection closes before the task set and the runtime that drive it.
     client: crate::Client,
     tasks: LocalSet,
     runtime: Runtime,
@@ -36,12 +36,12 @@ impl Client {
         Ok(Client { client, tasks, runtime })
     }
 
-    /// The asynchronous client beneath, for use within [`Client::block_on`].
+    /// The underlying asynchronous client, for use within [`Client::block_on`].
     pub fn inner(&self) -> &crate::Client {
         &self.client
     }
 
-    /// Waits for anything that the asynchronous client offers.
+    /// Blocks until a future of the asynchronous client is done.
     pub fn block_on<F: Future>(&self, future: F) -> F::Output {
         self.tasks.block_on(&self.runtime, future)
     }
@@ -53,11 +53,11 @@ impl Client {
 
     /// See [`crate::Client::matmul`]. The request leaves with the next call that waits.
     pub fn matmul(&self, a: &Tensor, b: &Tensor, options: &MatmulOptions) -> (Job, Tensor) {
-        // Sending needs no waiting, but the pieces it starts need the task set.
+        // Sending does not wait, but spawns tasks, which needs the task set.
         self.block_on(async { self.client.matmul(a, b, options) })
     }
 
-    /// Waits for `job`, passing on its progress, and says how the product was had.
+    /// Waits for `job`, passes its progress to the callback and returns its report.
     pub fn wait(&self, job: &Job, on_progress: &mut dyn FnMut(Progress)) -> Result<JobReport> {
         self.block_on(async {
             job.watch(on_progress).await?;

@@ -1,5 +1,5 @@
-//! One connection to a node: everything that is asked of a node starts here. Asynchronous and
-//! bound to its thread; [`crate::blocking`] wraps it for programs that are neither.
+//! One connection to a node: every call starts here. Asynchronous and bound to its thread; [`crate::blocking`] wraps the
+//! connection for programs that are not asynchronous.
 
 use std::future::Future;
 use std::rc::Rc;
@@ -24,20 +24,20 @@ use crate::topology::Topology;
 use crate::transport::{CHUNK_BYTES, network};
 use crate::{Error, ErrorKind, Result};
 
-/// Where a node listens for programs unless told otherwise.
+/// Default address of a node's Cap'n Proto service.
 pub const DEFAULT_ADDRESS: &str = "127.0.0.1:8080";
 
-/// A connection to a node. Clones share it; it closes, and the node frees all it held for it,
-/// when the last clone and the last tensor and job that came from it are dropped.
+/// A connection to a node, shared by all clones. When the last clone and the last tensor, job and model of the connection
+/// are dropped, the connection closes and the node frees everything that it held for this client.
 ///
-/// Everything here must run inside a [`tokio::task::LocalSet`].
+/// All calls must run inside a [`tokio::task::LocalSet`].
 #[derive(Clone)]
 pub struct Client {
     node: node_capnp::node::Client,
     connection: Rc<Connection>,
 }
 
-/// Ends the connection, and what goes on over it, when dropped.
+/// Closes the connection, and cancels its calls, when dropped.
 pub(crate) struct Connection {
     closed: CancellationToken,
     _close: DropGuard,
@@ -47,12 +47,12 @@ impl Connection {
     fn over(rpc_system: RpcSystem<Side>) -> Connection {
         let closed = CancellationToken::new();
         let connection = Connection { closed: closed.clone(), _close: closed.drop_guard() };
-        // How the connection ended reaches whoever waits for an answer.
+        // Waiting calls fail with the error that the connection ended with.
         connection.spawn(async { drop(rpc_system.await) });
         connection
     }
 
-    /// Does `work` for as long as the connection is wanted.
+    /// Runs `work` until it ends or the connection closes.
     fn spawn(&self, work: impl Future<Output = ()> + 'static) {
         let closed = self.closed.clone();
         tokio::task::spawn_local(async move { closed.run_until_cancelled(work).await });
@@ -60,8 +60,10 @@ impl Connection {
 }
 
 impl Client {
-    /// Connects to the node at `address` (`host:port`) and hears from it, within `timeout`.
-    /// `Unavailable` where no node answers there.
+    /// Connects to the node at `address` (`host:port`) and waits for its first answer, at most `timeout`.
+    ///
+    /// # Errors
+    /// `Unavailable` where no node answers; `Overloaded` where the node has too many connections.
     pub async fn connect(address: &str, timeout: Duration) -> Result<Client> {
         tokio::time::timeout(timeout, Client::handshake(address)).await.unwrap_or_else(|_| {
             let seconds = timeout.as_secs_f64();
@@ -72,7 +74,7 @@ impl Client {
     async fn handshake(address: &str) -> Result<Client> {
         let stream =
             TcpStream::connect(address).await.map_err(|error| unreachable_node(address, &error.to_string()))?;
-        // Without it small calls wait for the acknowledgement of the one before.
+        // With Nagle's algorithm a small call would wait for the acknowledgement of the previous one.
         stream.set_nodelay(true).map_err(|error| unreachable_node(address, &error.to_string()))?;
         let (read_half, write_half) = stream.into_split();
         let network = network(read_half.compat(), write_half.compat_write(), Side::Client);
@@ -87,8 +89,10 @@ impl Client {
         Ok(client)
     }
 
-    /// Sends a tensor to the node, chunk by chunk as `source` gives it.
-    /// `Overloaded` where the node has no memory for it.
+    /// Sends a tensor to the node, in chunks that `source` fills.
+    ///
+    /// # Errors
+    /// `Overloaded` where the node has no memory for the tensor, and the error of `source`.
     pub async fn upload(&self, source: &mut dyn TensorSource) -> Result<Tensor> {
         let info = source.info();
         let mut request = self.node.upload_request();
@@ -112,9 +116,9 @@ impl Client {
         Ok(Tensor::new(tensor, self.connection.clone()))
     }
 
-    /// Asks for `C[m, n] = A[m, k] · B[k, n]` and returns at once; both operands may be products
-    /// that are still being computed. The job ends when both the [`Job`] and the product are
-    /// dropped. What is wrong with the operands shows in either.
+    /// Starts `C[m, n] = A[m, k] · B[k, n]` and returns at once; both operands may be products
+    /// that are still being computed. The job is cancelled when both the [`Job`] and the product are
+    /// dropped. Errors of the operands are returned by both.
     pub fn matmul(&self, a: &Tensor, b: &Tensor, options: &MatmulOptions) -> (Job, Tensor) {
         let mut request = self.node.matmul_request();
         request.get().set_a(a.capability());
@@ -122,14 +126,13 @@ impl Client {
         options.to_wire(request.get().init_options());
         let RemotePromise { promise, pipeline } = request.send();
         let (job, product) = (pipeline.get_job(), pipeline.get_product());
-        // Until they stand for themselves, job and product are pieces of one answer, and the node
-        // keeps both for as long as either is wanted. That ends only if someone waits for it, and
-        // has begun to before it happens.
+        // Until their promises resolve, job and product are parts of one answer, and the node keeps both for as long as
+        // either is referenced. They resolve only if something waits for the resolution, and has started to wait before.
         let resolutions = [job.as_client_hook().when_more_resolved(), product.as_client_hook().when_more_resolved()];
         self.connection.spawn(async move {
             let _answer = promise.await;
             for resolution in resolutions.into_iter().flatten() {
-                // A failure is seen by whoever uses them.
+                // A failure is returned by every call on them.
                 let _ = resolution.await;
             }
             drop(pipeline);
@@ -139,22 +142,22 @@ impl Client {
         (job, product)
     }
 
-    /// Every peer the node knows.
+    /// Status of every peer that the node knows.
     pub async fn peers(&self) -> Result<Vec<PeerStatus>> {
         let response = self.node.peers_request().send().promise.await.map_err(error)?;
         let peers = response.get().and_then(|results| results.get_peers()).map_err(error)?;
         peers.iter().map(|peer| PeerStatus::from_wire(peer).map_err(error)).collect()
     }
 
-    /// The node itself.
+    /// Status of the node.
     pub async fn status(&self) -> Result<NodeStatus> {
         let response = self.node.status_request().send().promise.await.map_err(error)?;
         let status = response.get().and_then(|results| results.get_status()).map_err(error)?;
         NodeStatus::from_wire(status).map_err(error)
     }
 
-    /// Has the node connect to the peer at `address` (a multiaddr); the peer id once both have
-    /// admitted each other. With no `timeout` the node's own counts.
+    /// Makes the node connect to the peer at `address` (a multiaddr) and returns the peer id once both have
+    /// admitted each other. Without `timeout` the node's default applies.
     pub async fn connect_peer(&self, address: &str, timeout: Option<Duration>) -> Result<String> {
         let mut request = self.node.connect_request();
         request.get().set_address(address);
@@ -164,7 +167,7 @@ impl Client {
         Ok(peer)
     }
 
-    /// Has the node measure its link to `peer` with `rounds` messages of `message_bytes` and as
+    /// Makes the node measure its link to `peer` with `rounds` messages of `message_bytes` and as
     /// many small round trips.
     pub async fn probe_link(&self, peer: &str, message_bytes: u64, rounds: u32) -> Result<LinkProbe> {
         let mut request = self.node.probe_link_request();
@@ -183,8 +186,8 @@ impl Client {
         Topology::from_wire(topology).map_err(error)
     }
 
-    /// Where the layers of a model would be placed on the pool as the node sees it, and where they are. An empty name means the
-    /// only model that the pool serves.
+    /// Where the layers of a model would be placed on the pool as the node sees it, and where they are placed. An empty name
+    /// means the only model that the pool serves.
     ///
     /// # Errors
     /// `NotFound` for a model that no node of the pool serves; `InvalidInput` where the name is empty and there are several.
@@ -196,11 +199,11 @@ impl Client {
         ModelPlan::from_wire(plan).map_err(error)
     }
 
-    /// Has the node ask a connected peer (by peer id or name) for a sign of life, over the connection that is there; the round
-    /// trip. With no `timeout` the node's own counts.
+    /// Makes the node check a connected peer (by peer id or name) over the existing connection, and returns the round trip.
+    /// Without `timeout` the node's default applies.
     ///
     /// # Errors
-    /// `NotFound` where no such peer is connected; `DeadlineExceeded` where it does not answer in time.
+    /// `NotFound` where no such peer is connected; `DeadlineExceeded` where the peer does not answer in time.
     pub async fn check_peer(&self, peer: &str, timeout: Option<Duration>) -> Result<Duration> {
         let mut request = self.node.check_peer_request();
         request.get().set_peer(peer);
@@ -210,28 +213,28 @@ impl Client {
         Ok(Duration::try_from_secs_f64(round_trip_us / 1e6).unwrap_or_default())
     }
 
-    /// The models that the node serves.
+    /// Status of every model that the node serves.
     pub async fn models(&self) -> Result<Vec<ModelStatus>> {
         let response = self.node.models_request().send().promise.await.map_err(error)?;
         let models = response.get().and_then(|results| results.get_models()).map_err(error)?;
         models.iter().map(|model| ModelStatus::from_wire(model).map_err(error)).collect()
     }
 
-    /// One of them, once it is loaded; one that is not on the node's disk is fetched first. An empty name means the only one.
-    /// With no `timeout` the node's own counts.
+    /// A served model, once it is loaded; a model that is not on the node's disk is fetched first. An empty name means the
+    /// only model. Without `timeout` the node's default applies.
     ///
     /// # Errors
-    /// `NotFound` for a model that is not served; `Unavailable` where it is not ready in time, and where it cannot be had.
+    /// `NotFound` for a model that is not served; `Unavailable` where the model is not ready in time or cannot be fetched.
     pub async fn model(&self, name: &str, timeout: Option<Duration>) -> Result<Model> {
         let mut request = self.node.model_request();
         request.get().set_name(name);
-        request.get().set_timeout_ms(model::patience(timeout));
+        request.get().set_timeout_ms(model::timeout_ms(timeout));
         let response = request.send().promise.await.map_err(error)?;
         let model = response.get().and_then(|results| results.get_model()).map_err(error)?;
         Ok(Model::new(model, self.connection.clone()))
     }
 
-    /// What this connection, and all of the node's connections, have moved and hold.
+    /// Counters of this connection, and of all connections since the node started.
     pub async fn counters(&self) -> Result<(Counters, Counters)> {
         let response = self.node.counters_request().send().promise.await.map_err(error)?;
         let counters = response.get().and_then(|results| {
@@ -241,7 +244,7 @@ impl Client {
     }
 }
 
-/// A duration on the wire, where 0 means none: never rounded down to that.
+/// A duration in milliseconds on the wire, where 0 means none: at least 1.
 pub(crate) fn milliseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX).max(1)
 }

@@ -58,7 +58,7 @@ impl DType {
         }
     }
 
-    /// What travels.
+    /// The wire form.
     pub fn to_wire(self) -> tensor_capnp::DType {
         match self {
             DType::F16 => tensor_capnp::DType::F16,
@@ -70,7 +70,7 @@ impl DType {
         }
     }
 
-    /// The dtype that travelled.
+    /// The dtype of a wire form.
     pub fn from_wire(wire: tensor_capnp::DType) -> DType {
         match wire {
             tensor_capnp::DType::F16 => DType::F16,

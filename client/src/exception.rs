@@ -1,9 +1,9 @@
-//! How an error travels over Cap'n Proto: an exception whose text is `Kind: sentence`, as
-//! `schema/node.capnp` states. The only place on either side that writes or reads that text.
+//! The wire form of an error in Cap'n Proto: an exception whose text is `Kind: sentence`, as
+//! `schema/node.capnp` states. Only this file writes and reads that text, on both sides.
 
 use crate::{Error, ErrorKind};
 
-/// What RPC libraries put before the text of an exception that came from the other side.
+/// Prefix that RPC libraries put before the text of an exception of the other side.
 const REMOTE_PREFIX: &str = "remote exception: ";
 
 /// The exception that carries `error`.
@@ -15,7 +15,7 @@ pub fn to_exception(error: &Error) -> capnp::Error {
     }
 }
 
-/// The error that an exception carries. One that carries none (the connection broke, the other
+/// The error that an exception carries. An exception without one (the connection broke, the other
 /// side is older or not a node) gets the nearest kind.
 pub fn from_exception(exception: &capnp::Error) -> Error {
     let mut text = exception.extra.as_str();
@@ -28,7 +28,7 @@ pub fn from_exception(exception: &capnp::Error) -> Error {
         return Error::new(kind, message);
     }
     match exception.kind {
-        // A node that ended leaves the one or the other, as its last message was read whole or not.
+        // A node that ended causes either text, depending on whether its last message was read completely.
         capnp::ErrorKind::Disconnected | capnp::ErrorKind::PrematureEndOfFile => {
             Error::new(ErrorKind::Unavailable, format!("the connection to the node was lost ({text})"))
         }

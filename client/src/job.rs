@@ -1,4 +1,4 @@
-//! Products under way on a node: how they are asked for, watched, cancelled and accounted for.
+//! Products that a node computes: options, progress, cancelling, report.
 
 use std::pin::pin;
 use std::rc::Rc;
@@ -17,12 +17,12 @@ use crate::{Error, ErrorKind, Result};
 /// Where the tasks of a job may run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Place {
-    /// Wherever the cost model says it finishes soonest.
+    /// On the nodes where the cost model predicts the earliest end.
     #[default]
     Auto,
     /// On the accepting node only.
     Local,
-    /// Never on the accepting node while an admitted peer can; there rather than fail.
+    /// On peers; on the accepting node only where no admitted peer can compute.
     Remote,
 }
 
@@ -47,24 +47,24 @@ pub enum VerifyPolicy {
     /// Every tile from a peer is checked as DESIGN §6 says.
     #[default]
     Standard,
-    /// As `Standard`, and the whole product is checked once more at the end, local tiles included.
+    /// As `Standard`, and the whole product is checked again at the end, local tiles included.
     Full,
 }
 
-/// How a product is to be had.
+/// How a product is computed and checked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MatmulOptions {
-    /// Where its tasks may run.
+    /// Where the tasks may run.
     pub place: Place,
-    /// How its results are checked.
+    /// How results are checked.
     pub verify: VerifyPolicy,
-    /// Higher goes first; 0 is ordinary.
+    /// Tasks of higher priority start first; 0 is ordinary.
     pub priority: i8,
-    /// Time from the operands being there after which the job fails with `DeadlineExceeded`.
+    /// Time from the arrival of the operands after which the job fails with `DeadlineExceeded`.
     pub deadline: Option<Duration>,
-    /// How many different workers compute each task; 1 is ordinary.
+    /// Different workers that compute each task; 1 is ordinary.
     pub redundancy: u8,
-    /// How often a task may be tried again after failures before the accepting node takes it.
+    /// Retries of a failed task before the accepting node computes it.
     pub max_retries: u8,
 }
 
@@ -82,7 +82,7 @@ impl Default for MatmulOptions {
 }
 
 impl MatmulOptions {
-    /// What travelled.
+    /// Reads the wire form.
     pub fn from_wire(wire: matmul_options::Reader<'_>) -> capnp::Result<MatmulOptions> {
         Ok(MatmulOptions {
             place: match wire.get_place()? {
@@ -104,7 +104,7 @@ impl MatmulOptions {
         })
     }
 
-    /// What travels.
+    /// Writes the wire form.
     pub fn to_wire(&self, mut wire: matmul_options::Builder<'_>) {
         wire.set_place(match self.place {
             Place::Auto => job_capnp::Place::Auto,
@@ -122,12 +122,12 @@ impl MatmulOptions {
     }
 }
 
-/// How far a job is.
+/// Progress of a job.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Progress {
     /// Tasks whose results are accepted and merged.
     pub tasks_done: u32,
-    /// Tasks in all; 0 until the job is planned.
+    /// All tasks of the job; 0 until the job is planned.
     pub tasks_total: u32,
     /// Tensor bytes sent to peers for this job.
     pub bytes_sent: u64,
@@ -136,7 +136,7 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// What travelled.
+    /// Reads the wire form.
     pub fn from_wire(wire: progress::Reader<'_>) -> Progress {
         Progress {
             tasks_done: wire.get_tasks_done(),
@@ -146,7 +146,7 @@ impl Progress {
         }
     }
 
-    /// What travels.
+    /// Writes the wire form.
     pub fn to_wire(self, mut wire: progress::Builder<'_>) {
         wire.set_tasks_done(self.tasks_done);
         wire.set_tasks_total(self.tasks_total);
@@ -155,11 +155,11 @@ impl Progress {
     }
 }
 
-/// A product under way. It is cancelled once this and the product's tensor are dropped.
+/// A running product. The job is cancelled once this value and the product's tensor are both dropped.
 #[derive(Clone)]
 pub struct Job {
     capability: job::Client,
-    /// Open for as long as this is wanted.
+    /// Keeps the connection open for the life of this value.
     _connection: Rc<Connection>,
 }
 
@@ -168,7 +168,7 @@ impl Job {
         Job { capability, _connection: connection }
     }
 
-    /// How far it is.
+    /// The latest progress.
     pub async fn progress(&self) -> Result<Progress> {
         let response = self.capability.progress_request().send().promise.await;
         let response = response.map_err(|exception| from_exception(&exception))?;
@@ -176,9 +176,9 @@ impl Job {
         Ok(Progress::from_wire(progress.map_err(|exception| from_exception(&exception))?))
     }
 
-    /// Passes its progress to `on_progress` as it changes, until it has ended, well or not.
+    /// Passes progress to `on_progress` as it changes, until the job has succeeded or failed.
     pub async fn watch(&self, on_progress: &mut dyn FnMut(Progress)) -> Result<()> {
-        // The latest progress is all that matters: one, and the node waits with the next.
+        // One place: only the latest progress matters, and the node waits before it sends the next.
         let (updates, mut arrived) = mpsc::channel(1);
         let mut request = self.capability.watch_request();
         request.get().set_sink(new_client(Sink { updates }));
@@ -188,8 +188,8 @@ impl Job {
                 biased;
                 Some(progress) = arrived.recv() => on_progress(progress),
                 outcome = &mut call => {
-                    // All have arrived, but the last may not have been handed over yet; the node
-                    // lets go of the sink, so that this ends.
+                    // All updates have arrived, but the last may still be in the queue. The node has dropped
+                    // the sink, so the queue ends.
                     while let Some(progress) = arrived.recv().await {
                         on_progress(progress);
                     }
@@ -200,13 +200,13 @@ impl Job {
         }
     }
 
-    /// Ends the work on every node. Whoever waits for the job or its product gets `Cancelled`.
+    /// Ends the work on every node. Calls that wait for the job or its product fail with `Cancelled`.
     pub async fn cancel(&self) -> Result<()> {
         let response = self.capability.cancel_request().send().promise.await;
         response.map(drop).map_err(|exception| from_exception(&exception))
     }
 
-    /// Waits for its end and says how the product was had; fails as the job failed.
+    /// Waits for the end of the job and returns its report; fails as the job failed.
     pub async fn report(&self) -> Result<JobReport> {
         let response = self.capability.report_request().send().promise.await;
         let response = response.map_err(|exception| from_exception(&exception))?;
@@ -215,7 +215,7 @@ impl Job {
     }
 }
 
-/// Takes the updates that the node sends.
+/// The receiver of the node's progress updates.
 struct Sink {
     updates: mpsc::Sender<Progress>,
 }

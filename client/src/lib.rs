@@ -1,18 +1,18 @@
-//! What other programs embed to use a Pangea node.
+//! The client library that programs embed to use a Pangea node.
 //!
-//! * [`connection`]: the connection to a node, where everything starts.
-//! * [`tensor`]: tensors held by a node, and how their bytes get there and back.
-//! * [`job`]: products under way: options, progress, cancelling.
-//! * [`model`]: language models of a node, and their answers.
+//! * [`connection`]: the connection to a node, where every call starts.
+//! * [`tensor`]: tensors held by a node, and the transfer of their bytes.
+//! * [`job`]: products that a node computes: options, progress, cancelling.
+//! * [`model`]: language models of a node: requests and streamed answers.
 //! * [`out_of_core`]: products larger than memory, block by block.
-//! * [`blocking`]: all of it for programs that are not asynchronous.
-//! * [`plan`]: where the layers of a model would be, and are.
-//! * [`report`], [`status`], [`topology`]: what a node says of a finished job, of itself and its peers, of its pool.
-//! * [`error`]: the error kinds, the same on every surface; [`exception`]: how they travel.
+//! * [`blocking`]: the same calls for programs that are not asynchronous.
+//! * [`plan`]: where the layers of a model would be placed, and are placed.
+//! * [`report`], [`status`], [`topology`]: a finished job; a node and its peers; the pool.
+//! * [`error`]: the error kinds, the same on every surface; [`exception`]: their wire form.
 //! * [`sse`]: server-sent events, for programs that stream answers over a node's HTTP API.
-//! * [`transport`]: the connection's limits, the same at both ends.
+//! * [`transport`]: the limits of a connection, the same at both ends.
 //!
-//! It knows the Cap'n Proto service and nothing of libp2p or kernels.
+//! The crate knows a node's interfaces for programs and nothing of libp2p or kernels.
 
 pub mod blocking;
 pub mod connection;

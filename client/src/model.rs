@@ -1,4 +1,4 @@
-//! Language models of a node: what is asked of one, its answer piece by piece, cancelling.
+//! Language models of a node: requests, streamed answers, cancelling.
 
 use std::pin::pin;
 use std::rc::Rc;
@@ -14,36 +14,36 @@ use crate::exception::from_exception;
 use crate::text::{string, strings};
 use crate::{Error, ErrorKind, Result};
 
-/// Pieces that a slow reader may be behind; then the node waits.
+/// Pieces that may wait for a slow reader before the node waits, too.
 const PIECES: usize = 16;
 
 /// A model that a node serves.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct ModelStatus {
-    /// What requests call it.
+    /// Name of the model in requests.
     pub name: String,
-    /// `absent` (fetched at its first request), `loading`, `ready` or `failed`.
+    /// `absent` (to be fetched at the first request), `loading`, `ready` or `failed`.
     pub state: String,
-    /// Why it failed, or is still absent; else empty.
+    /// Why the model failed or is still absent; otherwise empty.
     pub why: String,
-    /// As GGUF names it. This and what follows is known of ready models only.
+    /// Architecture as GGUF names it. This field and those that follow are set for ready models only.
     pub architecture: String,
-    /// How many layers it has.
+    /// Number of layers.
     pub layers: u32,
-    /// The most tokens of prompt and answer together.
+    /// Largest number of tokens of prompt and answer together.
     pub context: u64,
-    /// How many tokens there are.
+    /// Number of tokens of the vocabulary.
     pub vocabulary: u64,
-    /// Of the weights.
+    /// Bytes of the weights in memory.
     pub memory_bytes: u64,
-    /// Answers being generated.
+    /// Generations that are running.
     pub running: u32,
-    /// Answers that wait for their turn.
+    /// Generations that wait in the queue.
     pub waiting: u32,
 }
 
 impl ModelStatus {
-    /// What travelled.
+    /// Reads the wire form.
     pub fn from_wire(wire: model_status::Reader<'_>) -> capnp::Result<ModelStatus> {
         Ok(ModelStatus {
             name: string(wire.get_name()?)?,
@@ -59,7 +59,7 @@ impl ModelStatus {
         })
     }
 
-    /// What travels.
+    /// Writes the wire form.
     pub fn to_wire(&self, mut wire: model_status::Builder<'_>) {
         wire.set_name(&self.name);
         wire.set_state(&self.state);
@@ -74,18 +74,18 @@ impl ModelStatus {
     }
 }
 
-/// What an answer follows.
+/// The prompt of an answer.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Prompt {
-    /// A text, to be gone on with.
+    /// A text to continue.
     Text(String),
-    /// A conversation: roles (`system`, `user`, `assistant`) and what was said.
+    /// A conversation: roles (`system`, `user`, `assistant`) and texts.
     Messages(Vec<(String, String)>),
-    /// Token ids, as they are.
+    /// Token ids, used as they are.
     Tokens(Vec<u32>),
 }
 
-/// How tokens are chosen. The same request gives the same answer.
+/// How tokens are chosen. Equal requests give equal answers.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Sampling {
     /// 0 is greedy.
@@ -100,15 +100,15 @@ pub struct Sampling {
     pub typical_p: f32,
     /// 1 is off.
     pub repetition_penalty: f32,
-    /// How many of the last tokens the penalties look at; `None`: all.
+    /// Number of last tokens that the penalties apply to; `None`: all.
     pub repetition_window: Option<u32>,
     /// 0 is off.
     pub presence_penalty: f32,
     /// 0 is off.
     pub frequency_penalty: f32,
-    /// Added to the logits of these tokens.
+    /// Tokens and the addends of their logits.
     pub logit_bias: Vec<(u32, f32)>,
-    /// What chance depends on.
+    /// Key of the random numbers.
     pub seed: u64,
 }
 
@@ -167,18 +167,18 @@ impl Sampling {
     }
 }
 
-/// What is asked of a model.
+/// A request to a model.
 #[derive(Clone, Debug, PartialEq)]
 pub struct GenerationRequest {
-    /// What the answer follows.
+    /// The prompt.
     pub prompt: Prompt,
     /// How tokens are chosen.
     pub sampling: Sampling,
-    /// The most tokens of the answer; `None`: until the model ends it, or its context does.
+    /// Largest number of tokens of the answer; `None`: until the model ends the answer or the context is full.
     pub max_tokens: Option<u64>,
-    /// Texts at which the answer ends; they are not part of it.
+    /// Stop strings: the answer ends before the first of them.
     pub stop: Vec<String>,
-    /// A JSON Schema that the answer fits, `{}` for any object.
+    /// JSON Schema of the answer, `{}` for any object.
     pub json_schema: Option<String>,
 }
 
@@ -194,7 +194,7 @@ impl GenerationRequest {
         }
     }
 
-    /// What travelled.
+    /// Reads the wire form.
     pub fn from_wire(wire: generation_request::Reader<'_>) -> capnp::Result<GenerationRequest> {
         use generation_request::prompt::Which;
         let prompt = match wire.get_prompt().which()? {
@@ -216,7 +216,7 @@ impl GenerationRequest {
         })
     }
 
-    /// What travels.
+    /// Writes the wire form.
     pub fn to_wire(&self, mut wire: generation_request::Builder<'_>) {
         wire.set_max_tokens(self.max_tokens.unwrap_or(0));
         wire.set_json_schema(self.json_schema.as_deref().unwrap_or_default());
@@ -246,19 +246,19 @@ impl GenerationRequest {
     }
 }
 
-/// More of an answer.
+/// The next piece of an answer.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Piece {
-    /// Whole characters; may be empty while something is held back.
+    /// Whole characters; empty while the start of a character or of a stop string is held back.
     pub text: String,
-    /// Tokens that were chosen for it.
+    /// Token ids of this piece.
     pub tokens: Vec<u32>,
-    /// In the last piece `stop` or `length`.
+    /// `stop` or `length` in the last piece; `None` in all others.
     pub finish: Option<String>,
 }
 
 impl Piece {
-    /// What travelled.
+    /// Reads the wire form.
     pub fn from_wire(wire: model_capnp::piece::Reader<'_>) -> capnp::Result<Piece> {
         Ok(Piece {
             text: string(wire.get_text()?)?,
@@ -267,7 +267,7 @@ impl Piece {
         })
     }
 
-    /// What travels.
+    /// Writes the wire form.
     pub fn to_wire(&self, mut wire: model_capnp::piece::Builder<'_>) {
         wire.set_text(&self.text);
         wire.set_finish(self.finish.as_deref().unwrap_or_default());
@@ -278,28 +278,28 @@ impl Piece {
     }
 }
 
-/// What an answer took, and who had a part in it.
+/// Counts and times of an answer, its verdict, and the nodes that computed it.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct GenerationSummary {
     /// Tokens of the prompt.
     pub prompt_tokens: u64,
-    /// Of these, computed by an earlier request.
+    /// Prompt tokens whose keys and values an earlier request had computed.
     pub cached_tokens: u64,
     /// Tokens of the answer.
     pub answer_tokens: u64,
-    /// Seconds until the first step.
+    /// Seconds from arrival to the first step.
     pub queued_s: f64,
-    /// Seconds from then to the first token.
+    /// Seconds from the first step to the first token.
     pub prompt_s: f64,
     /// Seconds from the first token to the last.
     pub answer_s: f64,
-    /// How far it can be trusted: `local`, `verified`, `audited`, `tolerance-checked` or `unchecked`.
+    /// Verdict of the answer: `local`, `verified`, `audited`, `tolerance-checked` or `unchecked`.
     pub verdict: String,
-    /// Who computed which layers, in the end.
+    /// Nodes and their layers at the end of the answer.
     pub stages: Vec<AnswerStage>,
-    /// How often it had to go on elsewhere.
+    /// Failovers during the answer.
     pub failovers: u64,
-    /// Ids of the receipts that the node keeps of it.
+    /// Ids of the receipts that the node keeps for the answer.
     pub receipts: Vec<String>,
 }
 
@@ -308,12 +308,12 @@ pub struct GenerationSummary {
 pub struct AnswerStage {
     /// Peer id.
     pub peer: String,
-    /// Its layers, `[first, end)`, counting from 0.
+    /// Layers of the stage, `[first, end)`, from 0.
     pub layers: [u32; 2],
 }
 
 impl GenerationSummary {
-    /// What travelled.
+    /// Reads the wire form.
     pub fn from_wire(wire: summary::Reader<'_>) -> capnp::Result<GenerationSummary> {
         let stages = wire.get_stages()?.iter().map(|stage| {
             Ok(AnswerStage { peer: string(stage.get_peer()?)?, layers: [stage.get_first(), stage.get_end()] })
@@ -332,7 +332,7 @@ impl GenerationSummary {
         })
     }
 
-    /// What travels.
+    /// Writes the wire form.
     pub fn to_wire(&self, mut wire: summary::Builder<'_>) {
         wire.set_prompt_tokens(self.prompt_tokens);
         wire.set_cached_tokens(self.cached_tokens);
@@ -356,11 +356,11 @@ impl GenerationSummary {
     }
 }
 
-/// A model of a node, loaded. Dropping it unloads nothing.
+/// A loaded model of a node. Dropping this value does not unload the model.
 #[derive(Clone)]
 pub struct Model {
     capability: model::Client,
-    /// Open for as long as this is wanted.
+    /// Keeps the connection open for the life of this value.
     _connection: Rc<Connection>,
 }
 
@@ -369,12 +369,12 @@ impl Model {
         Model { capability, _connection: connection }
     }
 
-    /// Asks for an answer and passes it on piece by piece; what it took, once it has ended. Dropping the future, and an
-    /// error from `on_piece`, cancel it.
+    /// Generates an answer, passes its pieces to `on_piece` and returns its summary. Dropping the future, or an error from
+    /// `on_piece`, cancels the generation.
     ///
     /// # Errors
-    /// `InvalidInput` for what is wrong with the request, `Overloaded` where the model's queue is full; as the answer fails,
-    /// and what `on_piece` gives.
+    /// `InvalidInput` for a request that cannot be answered, `Overloaded` where the model's queue is full, the error that
+    /// the generation fails with, and the error of `on_piece`.
     pub async fn generate(
         &self,
         asked: &GenerationRequest,
@@ -385,7 +385,7 @@ impl Model {
         asked.to_wire(request.get().init_request());
         request.get().set_sink(new_client(Sink { pieces }));
         let response = request.send().promise.await.map_err(error)?;
-        // The answer ends with the last who holds this.
+        // Dropping the last clone of this capability cancels the generation.
         let generation: generation::Client =
             response.get().and_then(|results| results.get_generation()).map_err(error)?;
         drop(response);
@@ -407,15 +407,15 @@ impl Model {
         }
     }
 
-    /// How it stands.
+    /// State and load of the model.
     pub async fn status(&self) -> Result<ModelStatus> {
         let response = self.capability.status_request().send().promise.await.map_err(error)?;
         response.get().and_then(|results| ModelStatus::from_wire(results.get_status()?)).map_err(error)
     }
 }
 
-/// How long to wait for a model, as it travels: 0 is the node's own patience.
-pub(crate) fn patience(timeout: Option<Duration>) -> u64 {
+/// How long to wait for a model, in milliseconds on the wire: 0 is the node's default.
+pub(crate) fn timeout_ms(timeout: Option<Duration>) -> u64 {
     timeout.map_or(0, crate::connection::milliseconds)
 }
 

@@ -1,59 +1,59 @@
-//! Where the layers of a model would be and where they are, as a node foretells it, with how it travels. Plain values.
+//! Where a node would place the layers of a model, where they are placed, and the wire form of both. Plain values.
 
 use pangea_schema::plan_capnp::{chain, model_plan};
 use serde::Serialize;
 
 use crate::text::string;
 
-/// What a node says of the placement of a model.
+/// The placement of a model as a node sees and predicts it.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct ModelPlan {
-    /// The name that requests give.
+    /// Name of the model in requests.
     pub model: String,
-    /// How many layers it has.
+    /// Number of layers.
     pub layers: u32,
-    /// Bytes of all its weights.
+    /// Bytes of all weights.
     pub weight_bytes: u64,
-    /// Bytes that its sessions take at least.
+    /// Smallest number of bytes for sessions.
     pub session_bytes: u64,
-    /// What a master would decide now; `None` where the model fits nowhere.
+    /// The chain that a master would choose now; `None` where the model does not fit.
     pub best: Option<PlannedChain>,
-    /// Why this one; where there is none, what is missing.
+    /// Why `best` was chosen, or what is missing where there is none.
     pub reason: String,
-    /// The best of other kinds, the fastest first.
+    /// The best chains of other kinds, the fastest first.
     pub alternatives: Vec<PlannedChain>,
-    /// What the master has decided.
+    /// The chain of the master's placement.
     pub current: Option<PlannedChain>,
-    /// The current one's epoch; 0 where there is none.
+    /// Epoch of `current`; 0 where there is no placement.
     pub epoch: u64,
-    /// Whether all stages of the current one are ready.
+    /// Whether all stages of `current` are ready.
     pub ready: bool,
 }
 
 /// Nodes that compute a model's layers, in the order in which activations travel.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct PlannedChain {
-    /// Who computes what.
+    /// The stages, in order of their layers.
     pub stages: Vec<PlannedStage>,
-    /// Foretold tokens of a single stream per second; 0 where they cannot be.
+    /// Predicted tokens per second of a single stream; 0 where there is no prediction.
     pub decode_tokens_per_s: f64,
-    /// Foretold tokens of a long prompt per second.
+    /// Predicted tokens per second of a long prompt.
     pub prompt_tokens_per_s: f64,
 }
 
 /// A node's range of layers.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct PlannedStage {
-    /// Its peer id.
+    /// Peer id of the node.
     pub peer: String,
-    /// Its name for people.
+    /// Name that the node gives itself.
     pub name: String,
-    /// Its layers, `[first, end)`, counting from 0.
+    /// Layers of the stage, `[first, end)`, from 0.
     pub layers: [u32; 2],
 }
 
 impl ModelPlan {
-    /// What travelled.
+    /// Reads the wire form.
     pub fn from_wire(wire: model_plan::Reader<'_>) -> capnp::Result<ModelPlan> {
         Ok(ModelPlan {
             model: string(wire.get_model()?)?,
@@ -73,7 +73,7 @@ impl ModelPlan {
         })
     }
 
-    /// What travels.
+    /// Writes the wire form.
     pub fn to_wire(&self, mut wire: model_plan::Builder<'_>) {
         wire.set_model(&self.model);
         wire.set_layers(self.layers);
@@ -96,7 +96,7 @@ impl ModelPlan {
 }
 
 impl PlannedChain {
-    /// What travelled; `None` for no stages.
+    /// Reads the wire form; `None` for no stages.
     fn from_wire(wire: chain::Reader<'_>) -> capnp::Result<Option<PlannedChain>> {
         let stages = wire.get_stages()?.iter().map(|stage| {
             Ok(PlannedStage {

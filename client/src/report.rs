@@ -1,90 +1,89 @@
-//! How a finished job was had: what `pangea matmul --json` shows, with how it travels.
-//! Plain values.
+//! The report of a finished job: what `pangea matmul --json` shows, and its wire form. Plain values.
 
 use pangea_schema::job_capnp::{job_report, rejection, task_counts, verification, worker_share};
 use serde::Serialize;
 
 use crate::text::string;
 
-/// How a finished job was had.
+/// The report of a finished job.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct JobReport {
     /// `[m, k, n]`.
     pub shape: [usize; 3],
     /// Dtype of the product.
     pub dtype: String,
-    /// From the operands being at the accepting node to the whole, checked product being there.
+    /// Seconds from the operands being at the accepting node to the whole, checked product being there.
     pub seconds: f64,
     /// `2·m·k·n / seconds`, in 10⁹.
     pub gflops: f64,
     /// Counts of tasks.
     pub tasks: TaskCounts,
-    /// Who computed what was accepted.
+    /// The workers whose results were accepted.
     pub workers: Vec<WorkerShare>,
     /// Tensor bytes sent to peers.
     pub bytes_sent: u64,
     /// Tensor bytes received from peers.
     pub bytes_received: u64,
-    /// What checked the product and what that gives.
+    /// The checks of the product and their verdict.
     pub verification: Verification,
     /// `local`, `remote` or `mixed`.
     pub mode: String,
-    /// Time that the plan predicted, for comparison with `seconds`.
+    /// The plan's prediction of `seconds`.
     pub predicted_seconds: f64,
 }
 
 /// Counts of a job's tasks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct TaskCounts {
-    /// Tasks the job was cut into.
+    /// Tasks of the job.
     pub total: u32,
-    /// Accepted from peers.
+    /// Tasks whose accepted result came from a peer.
     pub remote: u32,
-    /// Computed here.
+    /// Tasks that the accepting node computed.
     pub local: u32,
-    /// Started again after a failure or a failed check.
+    /// Attempts after a failure or a failed check.
     pub retried: u32,
-    /// Started a second time because the first was late.
+    /// Second attempts because the first was late.
     pub hedged: u32,
 }
 
 /// One worker's part in a job.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct WorkerShare {
-    /// Peer id; the accepting node's own for local tasks.
+    /// Peer id of the worker; the accepting node's own id for local tasks.
     pub peer: String,
-    /// Name the peer gives itself.
+    /// Name that the worker gives itself.
     pub name: String,
-    /// Accepted tasks.
+    /// Tasks whose result was accepted.
     pub tasks: u32,
-    /// Compute time of those tasks, as the worker reports it.
+    /// Compute time of those tasks in seconds, as the worker reports it.
     pub seconds: f64,
 }
 
 /// How a product was checked.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Verification {
-    /// Method, such as `freivalds-f64+tiles`; `none` where all is local and no check was asked for.
+    /// Method, such as `freivalds-f64+tiles`; `none` where all tasks were local and no check was requested.
     pub method: String,
-    /// `local`, `verified`, `tolerance-checked` or `unchecked`: that of the weakest part.
+    /// Verdict of the weakest part: `local`, `verified`, `tolerance-checked` or `unchecked`.
     pub verdict: String,
-    /// Peers whose results failed a check in this job, and why.
+    /// Results that failed a check in this job.
     pub rejected: Vec<Rejection>,
-    /// Time the checks took on the accepting node.
+    /// Seconds that the checks took on the accepting node.
     pub seconds: f64,
 }
 
 /// A result that failed its check.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Rejection {
-    /// The peer that sent it.
+    /// The peer that sent the result.
     pub peer: String,
-    /// What did not fit, with the figures.
+    /// What differed, with the figures.
     pub why: String,
 }
 
 impl JobReport {
-    /// What travelled.
+    /// Reads the wire form.
     pub fn from_wire(wire: job_report::Reader<'_>) -> capnp::Result<JobReport> {
         Ok(JobReport {
             shape: [wire.get_m() as usize, wire.get_k() as usize, wire.get_n() as usize],
@@ -101,7 +100,7 @@ impl JobReport {
         })
     }
 
-    /// What travels.
+    /// Writes the wire form.
     pub fn to_wire(&self, mut wire: job_report::Builder<'_>) {
         let [m, k, n] = self.shape;
         wire.set_m(m as u64);
@@ -122,8 +121,8 @@ impl JobReport {
         wire.set_predicted_seconds(self.predicted_seconds);
     }
 
-    /// Takes in the report of another block of the same product: counts, times and bytes add
-    /// up, the verdict becomes that of the weaker, `shape` stays.
+    /// Adds the report of another block of the same product: counts, times and bytes add up, the weaker
+    /// verdict remains, `shape` stays.
     pub fn absorb(&mut self, block: &JobReport) {
         self.seconds += block.seconds;
         self.predicted_seconds += block.predicted_seconds;
@@ -157,7 +156,7 @@ const VERDICTS: [&str; 5] = ["local", "verified", "audited", "tolerance-checked"
 
 impl Verification {
     fn absorb(&mut self, block: &Verification) {
-        // A verdict this program does not know counts as the weakest.
+        // An unknown verdict counts as the weakest.
         let weakness = |verdict: &str| VERDICTS.iter().position(|known| *known == verdict).unwrap_or(VERDICTS.len());
         if weakness(&block.verdict) > weakness(&self.verdict) {
             self.verdict.clone_from(&block.verdict);

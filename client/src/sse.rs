@@ -65,9 +65,9 @@ mod tests {
 
     #[test]
     fn events_are_the_same_however_the_bytes_are_cut() {
-        let stream =
-            "data: {\"a\": \"ü\"}\n\n: a comment\n\nevent: named\r\ndata: 2\r\ndata:  3\r\n\r\ndata:[DONE]\n\ndata: cut off\n"
-                .as_bytes();
+        let stream = "data: {\"a\": \"ü\"}\n\n: a comment\n\nevent: named\r\ndata: 2\r\ndata:  3\r\n\r\n\
+                      data:[DONE]\n\ndata: cut off\n"
+            .as_bytes();
         for cut in 0..stream.len() {
             let mut events = EventReader::new(100);
             let mut all = events.read(&stream[..cut]).unwrap();

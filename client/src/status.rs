@@ -1,5 +1,4 @@
-//! What a node says of itself, of its peers and of its service, with how it travels.
-//! Plain values.
+//! The status of a node, of its peers, links and service, and their wire forms. Plain values.
 
 use pangea_schema::node_capnp::{counters, link_probe, node_status, peer_status};
 use serde::Serialize;
@@ -9,19 +8,19 @@ use crate::text::{string, strings};
 /// One peer as this node sees it.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct PeerStatus {
-    /// Its peer id.
+    /// Peer id of the peer.
     pub peer: String,
-    /// The name it gives itself.
+    /// Name that the peer gives itself.
     pub name: String,
     /// `connecting`, `connected`, `quarantined` or `gone`.
     pub state: String,
-    /// Addresses it is reached at.
+    /// Addresses of the peer.
     pub addresses: Vec<String>,
-    /// 0 to 1, from checked work only.
+    /// Trust from 0 to 1, from checked work only.
     pub trust: f64,
-    /// Whether it gets no more work because a result of its failed a check.
+    /// Whether the peer gets no more work because one of its results failed a check.
     pub quarantined: bool,
-    /// Why it is quarantined or gone; empty otherwise.
+    /// Why the peer is quarantined or gone; otherwise empty.
     pub why: String,
     /// `tcp` or `quic`.
     pub transport: String,
@@ -31,26 +30,26 @@ pub struct PeerStatus {
     pub rtt_ms: f64,
     /// Measured bytes per second towards the peer; 0 while unknown.
     pub bytes_per_s: f64,
-    /// Its measured f32 speed in GFLOP/s.
+    /// Measured f32 speed of the peer in GFLOP/s.
     pub gflops: f64,
-    /// Compute threads it gives.
+    /// Compute threads that the peer offers.
     pub threads: u32,
-    /// Tasks it does for this node now.
+    /// Tasks that the peer computes for this node now.
     pub tasks_in_flight: u32,
-    /// Tasks of its that passed their check.
+    /// The peer's tasks whose result passed its check.
     pub tasks_checked: u64,
 }
 
-/// This node.
+/// The status of a node.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct NodeStatus {
-    /// Its peer id.
+    /// Peer id of the node.
     pub peer: String,
-    /// Its name.
+    /// Name that the node gives itself.
     pub name: String,
     /// Version of the binary.
     pub version: String,
-    /// Seconds since it started.
+    /// Seconds since the node started.
     pub uptime_s: f64,
     /// libp2p addresses with `/p2p/`.
     pub listening: Vec<String>,
@@ -62,11 +61,11 @@ pub struct NodeStatus {
     pub threads: u32,
     /// Measured f32 speed in GFLOP/s.
     pub gflops: f64,
-    /// Instruction set the kernels use.
+    /// Instruction set of the kernels.
     pub isa: String,
     /// Bytes of tensors held now: uploads, results and operands kept for peers.
     pub memory_used_bytes: u64,
-    /// The most it may hold.
+    /// Limit of those bytes.
     pub memory_limit_bytes: u64,
     /// Connected peers.
     pub peers: u32,
@@ -84,10 +83,10 @@ pub struct NodeStatus {
     pub bytes_received: u64,
 }
 
-/// What a measurement of the link to one peer gave.
+/// The measured link to one peer.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct LinkProbe {
-    /// The peer.
+    /// Peer id of the peer.
     pub peer: String,
     /// `tcp` or `quic`.
     pub transport: String,
@@ -99,7 +98,7 @@ pub struct LinkProbe {
     pub round_trip_us: f64,
 }
 
-/// What the Cap'n Proto service has moved and holds, for one connection or for all.
+/// Bytes moved and objects held by the Cap'n Proto service, for one connection or for all.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Counters {
     /// Bytes read from the socket, framing included.
@@ -108,16 +107,16 @@ pub struct Counters {
     pub bytes_out: u64,
     /// Connections open now.
     pub connections: u32,
-    /// Tensors held now, uploads under way and products not yet there included.
+    /// Tensors held now, including running uploads and products that are not yet computed.
     pub tensors: u32,
-    /// Memory reserved for those.
+    /// Bytes reserved for these tensors.
     pub tensor_bytes: u64,
     /// Jobs running now.
     pub jobs_running: u32,
 }
 
 impl PeerStatus {
-    /// What travelled.
+    /// Reads the wire form.
     pub fn from_wire(wire: peer_status::Reader<'_>) -> capnp::Result<PeerStatus> {
         Ok(PeerStatus {
             peer: string(wire.get_peer()?)?,
@@ -138,7 +137,7 @@ impl PeerStatus {
         })
     }
 
-    /// What travels.
+    /// Writes the wire form.
     pub fn to_wire(&self, mut wire: peer_status::Builder<'_>) {
         wire.set_peer(&self.peer);
         wire.set_name(&self.name);
@@ -162,7 +161,7 @@ impl PeerStatus {
 }
 
 impl NodeStatus {
-    /// What travelled.
+    /// Reads the wire form.
     pub fn from_wire(wire: node_status::Reader<'_>) -> capnp::Result<NodeStatus> {
         Ok(NodeStatus {
             peer: string(wire.get_peer()?)?,
@@ -187,7 +186,7 @@ impl NodeStatus {
         })
     }
 
-    /// What travels.
+    /// Writes the wire form.
     pub fn to_wire(&self, mut wire: node_status::Builder<'_>) {
         wire.set_peer(&self.peer);
         wire.set_name(&self.name);
@@ -215,7 +214,7 @@ impl NodeStatus {
 }
 
 impl LinkProbe {
-    /// What travelled.
+    /// Reads the wire form.
     pub fn from_wire(wire: link_probe::Reader<'_>) -> capnp::Result<LinkProbe> {
         Ok(LinkProbe {
             peer: string(wire.get_peer()?)?,
@@ -226,7 +225,7 @@ impl LinkProbe {
         })
     }
 
-    /// What travels.
+    /// Writes the wire form.
     pub fn to_wire(&self, mut wire: link_probe::Builder<'_>) {
         wire.set_peer(&self.peer);
         wire.set_transport(&self.transport);
@@ -237,7 +236,7 @@ impl LinkProbe {
 }
 
 impl Counters {
-    /// What travelled.
+    /// Reads the wire form.
     pub fn from_wire(wire: counters::Reader<'_>) -> capnp::Result<Counters> {
         Ok(Counters {
             bytes_in: wire.get_bytes_in(),
@@ -249,7 +248,7 @@ impl Counters {
         })
     }
 
-    /// What travels.
+    /// Writes the wire form.
     pub fn to_wire(&self, mut wire: counters::Builder<'_>) {
         wire.set_bytes_in(self.bytes_in);
         wire.set_bytes_out(self.bytes_out);

@@ -1,5 +1,5 @@
-//! Tensors held by a node, and how their bytes get there and back. Bytes are row-major and
-//! little-endian; they are never converted here.
+//! Tensors held by a node, and the transfer of their bytes in both directions. Bytes are row-major and
+//! little-endian; nothing here converts them.
 
 use std::pin::pin;
 use std::rc::Rc;
@@ -27,7 +27,7 @@ pub struct TensorInfo {
 }
 
 impl TensorInfo {
-    /// Bytes of all its elements; `InvalidInput` where that is more than a number holds.
+    /// Bytes of all elements; `InvalidInput` where the number overflows 64 bits.
     pub fn size_bytes(&self) -> Result<u64> {
         let elements = self.rows.checked_mul(self.cols);
         elements.and_then(|elements| elements.checked_mul(self.dtype.size_bytes())).ok_or_else(|| {
@@ -37,9 +37,9 @@ impl TensorInfo {
     }
 }
 
-/// Where the bytes of an upload come from.
+/// The source of an upload's bytes.
 pub trait TensorSource {
-    /// What is uploaded.
+    /// Dtype and shape of the upload.
     fn info(&self) -> TensorInfo;
 
     /// Fills `chunk` with the tensor's bytes from byte `offset`. Called in order, each byte once;
@@ -47,12 +47,12 @@ pub trait TensorSource {
     fn read(&mut self, offset: u64, chunk: &mut [u8]) -> Result<()>;
 }
 
-/// Where the bytes of a download go.
+/// The receiver of a download's bytes.
 pub trait TensorDestination {
-    /// Told once, before the first byte.
+    /// Called once, before the first byte.
     fn begin(&mut self, info: &TensorInfo) -> Result<()>;
 
-    /// Takes the next bytes, in order. The node sends no more than a window ahead of it.
+    /// Takes the next bytes, in order. The node sends at most a window ahead of this call.
     fn write(&mut self, chunk: &[u8]) -> Result<()>;
 }
 
@@ -63,7 +63,7 @@ pub struct TensorBytes<'a> {
 }
 
 impl<'a> TensorBytes<'a> {
-    /// `bytes` as a tensor; `InvalidInput` where their number does not fit `info`.
+    /// `bytes` as a tensor; `InvalidInput` where their number does not match `info`.
     pub fn new(info: TensorInfo, bytes: &'a [u8]) -> Result<TensorBytes<'a>> {
         let expected = info.size_bytes()?;
         if bytes.len() as u64 != expected {
@@ -107,12 +107,12 @@ impl TensorDestination for Vec<u8> {
     }
 }
 
-/// A tensor held by a node: an upload, or a product that may still be under way. The node frees
-/// it when the last clone is dropped.
+/// A tensor held by a node: an upload, or a product that may still be computed. The node frees
+/// the tensor when the last clone is dropped.
 #[derive(Clone)]
 pub struct Tensor {
     capability: tensor::Client,
-    /// Open for as long as this is wanted.
+    /// Keeps the connection open for the life of this value.
     _connection: Rc<Connection>,
 }
 
@@ -125,7 +125,7 @@ impl Tensor {
         self.capability.clone()
     }
 
-    /// Dtype and shape; for a product known before it is computed. Fails as the job failed.
+    /// Dtype and shape; known for a product before it is computed. Fails as the job failed.
     pub async fn info(&self) -> Result<TensorInfo> {
         let response = self.capability.info_request().send().promise.await;
         let response = response.map_err(|exception| from_exception(&exception))?;
@@ -148,7 +148,7 @@ impl Tensor {
     /// Waits for the tensor and passes `length` of its bytes from byte `offset` to `take`, in
     /// order.
     pub async fn read_range(&self, offset: u64, length: u64, take: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
-        // As many as the node sends before it waits; then nobody waits for the queue.
+        // As many chunks as the node sends before it waits: neither side waits for this queue.
         let (chunks, mut arrived) = mpsc::channel(WINDOW_BYTES / CHUNK_BYTES + 2);
         let mut request = self.capability.read_request();
         request.get().set_sink(new_client(Sink { chunks }));
@@ -160,7 +160,7 @@ impl Tensor {
             let bytes = chunk.params.get().and_then(|params| params.get_chunk());
             let bytes = bytes.map_err(|exception| from_exception(&exception))?;
             take(bytes)?;
-            // Whoever sent it is gone only if the call has failed, which is seen there.
+            // The sender is gone only if the call has failed, which `call` reports.
             let _ = chunk.taken.send(());
             Ok(bytes.len() as u64)
         };
@@ -174,7 +174,7 @@ impl Tensor {
                 }
             }
         }
-        // All have arrived, but the last may not have been handed over yet.
+        // All chunks have arrived, but the last of them may still be in the queue.
         while received < length
             && let Some(chunk) = arrived.recv().await
         {
@@ -190,14 +190,14 @@ impl Tensor {
     }
 }
 
-/// One chunk on its way from the node's call to whoever reads.
+/// One chunk on its way from the node's call to the reader.
 struct Chunk {
     params: byte_sink::WriteParams,
     taken: oneshot::Sender<()>,
 }
 
-/// Offers the node somewhere to write to; a call returns, and so asks for more, when its chunk
-/// has been taken.
+/// The receiver that the node writes to. A call returns, and so allows the next one, once its chunk has
+/// been taken.
 struct Sink {
     chunks: mpsc::Sender<Chunk>,
 }

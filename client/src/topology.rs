@@ -1,4 +1,4 @@
-//! The pool as a node sees it, a graph of nodes and connections, with how it travels. Plain values.
+//! The pool as a node sees it, a graph of nodes and connections, and its wire form. Plain values.
 
 use pangea_schema::node_capnp::topology;
 use serde::Serialize;
@@ -8,26 +8,26 @@ use crate::text::{string, strings};
 /// Nodes and the connections between them.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Topology {
-    /// Every node that is there; the one that was asked first.
+    /// The live nodes; the answering node comes first.
     pub nodes: Vec<TopologyNode>,
-    /// One each way for every connection.
+    /// Two for every connection, one in each direction.
     pub links: Vec<TopologyLink>,
 }
 
 /// A node of the pool.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct TopologyNode {
-    /// Its peer id.
+    /// Peer id of the node.
     pub peer: String,
-    /// Its name for people.
+    /// Name that the node gives itself.
     pub name: String,
-    /// Whether it is the master.
+    /// Whether the node is the master.
     pub master: bool,
-    /// Names of the models that it serves.
+    /// Names of the models that the node serves.
     pub models: Vec<String>,
-    /// What it computes with.
+    /// What the node computes with.
     pub device: String,
-    /// Memory that it gives, in bytes.
+    /// Memory that the node offers, in bytes.
     pub memory_bytes: u64,
     /// Measured f32 speed in GFLOP/s.
     pub gflops: f64,
@@ -36,9 +36,9 @@ pub struct TopologyNode {
 /// A connection in one direction.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct TopologyLink {
-    /// Peer id of one end.
+    /// Peer id of the sending end.
     pub from: String,
-    /// Peer id of the other.
+    /// Peer id of the receiving end.
     pub to: String,
     /// Round trip time in milliseconds; 0 while unknown.
     pub rtt_ms: f64,
@@ -46,12 +46,12 @@ pub struct TopologyLink {
     pub bytes_per_s: f64,
     /// `tcp` or `quic`.
     pub transport: String,
-    /// How `from` found `to`: `mdns`, `manual`, `gossip`; `incoming` where it was found by it.
+    /// How `from` found `to`: `mdns`, `manual`, `gossip`; `incoming` where `to` connected to `from`.
     pub found_by: String,
 }
 
 impl Topology {
-    /// What travelled.
+    /// Reads the wire form.
     pub fn from_wire(wire: topology::Reader<'_>) -> capnp::Result<Topology> {
         let node = |wire: pangea_schema::node_capnp::topology_node::Reader<'_>| -> capnp::Result<TopologyNode> {
             Ok(TopologyNode {
@@ -80,7 +80,7 @@ impl Topology {
         })
     }
 
-    /// What travels.
+    /// Writes the wire form.
     pub fn to_wire(&self, mut wire: topology::Builder<'_>) {
         let mut nodes = wire.reborrow().init_nodes(self.nodes.len() as u32);
         for (index, node) in self.nodes.iter().enumerate() {
