@@ -8,7 +8,7 @@
 //! * [`blocking`]: the same calls for programs that are not asynchronous.
 //! * [`plan`]: where the layers of a model would be placed, and are placed.
 //! * [`report`], [`status`], [`topology`]: a finished job; a node and its peers; the pool.
-//! * [`error`]: the error kinds, the same on every surface; [`exception`]: their wire form.
+//! * [`exception`]: the wire form of the error kinds, which are the same on every surface.
 //! * [`sse`]: server-sent events, for programs that stream answers over a node's HTTP API.
 //! * [`transport`]: the limits of a connection, the same at both ends.
 //!
@@ -17,7 +17,6 @@
 pub mod blocking;
 pub mod connection;
 pub mod dtype;
-pub mod error;
 pub mod exception;
 pub mod job;
 pub mod model;
@@ -33,9 +32,9 @@ pub mod transport;
 
 pub use connection::{Client, DEFAULT_ADDRESS};
 pub use dtype::DType;
-pub use error::{Error, ErrorKind, Result};
 pub use job::{Job, MatmulOptions, Place, Progress, VerifyPolicy};
 pub use model::{AnswerStage, GenerationRequest, GenerationSummary, Model, ModelStatus, Piece, Prompt, Sampling};
+pub use pangea_units::{Error, ErrorKind, Result};
 pub use plan::{ModelPlan, PlannedChain, PlannedStage};
 pub use report::{JobReport, Rejection, TaskCounts, Verification, WorkerShare};
 pub use status::{Counters, LinkProbe, NodeStatus, PeerStatus};

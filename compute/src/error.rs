@@ -1,22 +1,9 @@
-//! The one error type of this crate, and the kinds that callers act on.
+//! The one error type of this crate; callers act on its [`ErrorKind`].
 //! Messages are sentences for people: the operation, the shapes, and what to do. It never prints or logs.
 
 use std::path::{Path, PathBuf};
 
-/// What a caller can do about an [`Error`]; the kinds of DESIGN §4.5 that can arise here.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum ErrorKind {
-    /// The request itself is wrong; the same request will fail again anywhere.
-    InvalidInput,
-    /// A named file is not there.
-    NotFound,
-    /// Not enough memory or disk here; it may work elsewhere or later.
-    Overloaded,
-    /// Someone asked for the work to stop.
-    Cancelled,
-    /// Reading or writing failed, or an invariant broke.
-    Internal,
-}
+use pangea_units::ErrorKind;
 
 /// Everything that can go wrong in this crate.
 #[derive(Debug, thiserror::Error)]

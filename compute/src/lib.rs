@@ -57,13 +57,14 @@ pub mod tokenizer;
 pub use buffer::Buffer;
 pub use check::{CheckReport, ColumnProbe, Mismatch, detection_limit};
 pub use dtype::{DType, Element};
-pub use error::{Error, ErrorKind};
+pub use error::Error;
 pub use isa::Isa;
 pub use kernel::linear::Linear;
 pub use npy::{NpyFile, NpyHeader, NpyWriter};
+pub use pangea_units::{Digest, ErrorKind};
 pub use pool::{Cancel, Pool};
 pub use product::{
     MAX_K_I8, PackedA, PackedB, ProductBytes, matmul, matmul_into, matmul_packed, matmul_packed_into, product_bytes,
     product_dtype,
 };
-pub use tensor::{Digest, Tensor, TensorBuf};
+pub use tensor::{Tensor, TensorBuf};

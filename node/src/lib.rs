@@ -51,16 +51,9 @@ pub mod trust;
 pub mod wire;
 pub mod worker;
 
-use pangea_client::{Error, ErrorKind};
+use pangea_units::Error;
 
 /// An error of the compute crate as the one error of every surface.
 pub(crate) fn compute_error(error: pangea_compute::Error) -> Error {
-    let kind = match error.kind() {
-        pangea_compute::ErrorKind::InvalidInput => ErrorKind::InvalidInput,
-        pangea_compute::ErrorKind::NotFound => ErrorKind::NotFound,
-        pangea_compute::ErrorKind::Overloaded => ErrorKind::Overloaded,
-        pangea_compute::ErrorKind::Cancelled => ErrorKind::Cancelled,
-        pangea_compute::ErrorKind::Internal => ErrorKind::Internal,
-    };
-    Error::new(kind, error.to_string())
+    Error::new(error.kind(), error.to_string())
 }

@@ -1,7 +1,7 @@
 //! What a stage says it did in a session, as the bytes that it signs. Parsing and writing only; whether a claim is true is
 //! the replay's to say.
 
-use crate::tensor::Digest;
+use pangea_units::Digest;
 use std::ops::Range;
 
 /// What every claim begins with: the profile and its version.

@@ -2,8 +2,8 @@
 //! mismatch. A grid has edges, and values near one flip between engines as a matter of course: a mismatch alone accuses
 //! nobody.
 
-use crate::tensor::Digest;
 use half::f16;
+use pangea_units::Digest;
 use sha2::{Digest as _, Sha256};
 
 /// Cells per unit.

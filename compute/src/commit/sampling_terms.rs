@@ -2,7 +2,7 @@
 //! that chose by other rules than were asked for can be told. It chooses nothing.
 
 use crate::sample::Sampling;
-use crate::tensor::Digest;
+use pangea_units::Digest;
 
 const TAG: &[u8] = b"pangea exact/1 terms\0";
 

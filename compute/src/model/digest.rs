@@ -2,7 +2,7 @@
 //! the same however the rows were batched, chunked or split over stages. It computes nothing but hashes.
 
 use crate::model::NUMERICS;
-use crate::tensor::Digest;
+use pangea_units::Digest;
 use std::collections::BTreeMap;
 
 /// Where an output stands: position, then layer, the logits behind all layers.

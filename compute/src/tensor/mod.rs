@@ -6,6 +6,8 @@ mod generate;
 
 pub use buf::TensorBuf;
 
+use pangea_units::Digest;
+
 use crate::dtype::for_dtype;
 use crate::mapping::Mapping;
 use crate::{Buffer, DType, Element, Error};
@@ -489,33 +491,5 @@ fn check_ranges(shape: (usize, usize), rows: &Range<usize>, cols: &Range<usize>)
 impl std::fmt::Debug for Tensor {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Tensor({} {} x {})", self.dtype, self.rows, self.cols)
-    }
-}
-
-/// A content address: the BLAKE3 hash of what a tensor is. Displays as 64 hex digits.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Digest(pub [u8; 32]);
-
-impl Digest {
-    /// The digest of these 32 bytes.
-    pub fn from_bytes(bytes: [u8; 32]) -> Digest {
-        Digest(bytes)
-    }
-
-    /// The 32 bytes.
-    pub fn as_bytes(&self) -> &[u8; 32] {
-        &self.0
-    }
-}
-
-impl std::fmt::Display for Digest {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
-    }
-}
-
-impl std::fmt::Debug for Digest {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Digest({self})")
     }
 }

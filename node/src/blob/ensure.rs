@@ -24,8 +24,8 @@ use super::limits::{ASKED_AHEAD, EVENTS, FETCHES, HOLDERS, LIARS, TICK, UNWRITTE
 use super::parts::{PartId, part_bytes, parts_of};
 use super::shelf::Shelf;
 use super::stored::Stored;
-use crate::config::LayerRange;
 use crate::net::Network;
+use pangea_units::LayerRange;
 
 /// What the handle asks for.
 pub(super) struct Request {

@@ -14,8 +14,8 @@ use super::failure::Failure;
 use super::progress::Progress;
 use super::table::{Align, Table, seconds, short_peer};
 use super::{print, print_json};
-use crate::config::ByteSize;
 use crate::net::peer_address;
+use pangea_units::ByteSize;
 
 /// The link to a peer, beside plain TCP on this machine
 #[derive(Args, Clone, Debug)]

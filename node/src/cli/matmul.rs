@@ -20,8 +20,9 @@ use super::progress::Progress;
 use super::session::{local_fabric, note};
 use super::table::{Align, Table, facts, seconds, short_peer, shortened, three_digits};
 use super::{print, print_json};
-use crate::config::{self, ByteSize};
+use crate::config;
 use crate::net::peer_address;
+use pangea_units::ByteSize;
 
 const EXAMPLES: &str = "\
 Files: .npy (float16/32/64, int8; any byte order, row- or column-major), .csv

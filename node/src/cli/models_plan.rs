@@ -7,7 +7,7 @@ use super::args::{JsonArgs, RpcArgs};
 use super::failure::Failure;
 use super::table::{Align, Table, short_peer, shortened, three_digits};
 use super::{print, print_json};
-use crate::config::{ByteSize, LayerRange};
+use pangea_units::{ByteSize, LayerRange};
 
 const EXAMPLES: &str = "\
 Tokens per second are foretold from each node's measured speed and its links.

@@ -10,7 +10,7 @@ use super::args::QueryArgs;
 use super::failure::Failure;
 use super::table::{Align, Table, seconds, short_peer, shortened, three_digits};
 use super::{print, print_json};
-use crate::config::ByteSize;
+use pangea_units::ByteSize;
 
 /// List the peers of a node
 #[derive(Args, Clone, Debug)]

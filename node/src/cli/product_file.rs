@@ -10,7 +10,7 @@ use pangea_compute::{Buffer, DType, NpyWriter, Tensor, TensorBuf};
 
 use super::failure::Failure;
 use super::matrix::Format;
-use crate::config::ByteSize;
+use pangea_units::ByteSize;
 
 /// Bytes of a product turned into text at a time.
 const TEXT_PIECE_BYTES: usize = 1 << 20;

@@ -16,9 +16,10 @@ use super::progress::Progress;
 use super::session::note;
 use super::table::{Align, Table, facts, short_peer, shortened};
 use super::{print, print_json};
-use crate::config::{self, LayerRange};
+use crate::config;
 use crate::models::{self, Found};
 use crate::trust::{OutputCheck, Receipt, ReceiptStore, StageCheck, Verification, Weights, store, verify};
+use pangea_units::LayerRange;
 
 const VERIFY_EXAMPLES: &str = "\
 Every signature is checked, the answer is computed again from the model's file,

@@ -6,7 +6,7 @@ use super::args::QueryArgs;
 use super::failure::Failure;
 use super::table::{facts, seconds, three_digits};
 use super::{print, print_json};
-use crate::config::ByteSize;
+use pangea_units::ByteSize;
 
 pub(super) async fn run(args: QueryArgs) -> Result<(), Failure> {
     let status = args.rpc.node().await?.status().await?;

@@ -8,7 +8,7 @@ use super::args::QueryArgs;
 use super::failure::Failure;
 use super::table::{Align, Table, seconds, short_peer, shortened, three_digits};
 use super::{print, print_json};
-use crate::config::ByteSize;
+use pangea_units::ByteSize;
 
 /// Characters of a name in the tables: what leaves the rest of 80 columns.
 const NAME_CHARS: usize = 12;

@@ -4,27 +4,23 @@
 //!   test stand together in one of them, and nowhere else: help, `config.toml` and errors follow.
 //! * [`raw`]: all flags as typed, set in the environment or written in [`mod@file`]; everything optional.
 //! * [`node`]: [`NodeConfig`], what runs; nothing optional but what truly is.
-//! * [`mod@log`], [`size`], [`layer_range`], [`host`]: verbosity; sizes in bytes; ranges of layers; what this host has.
+//! * [`mod@log`], [`host`]: verbosity; what this host has.
 //!
 //! Flags win over the environment, the environment over the file. Nothing here creates or binds anything.
 
 pub mod file;
 pub mod host;
 pub mod identity;
-pub mod layer_range;
 pub mod log;
 pub mod network;
 pub mod node;
 pub mod raw;
 pub mod service;
-pub mod size;
 pub mod work;
 
 pub use identity::data_dir;
-pub use layer_range::LayerRange;
 pub use log::{LogConfig, LogFormat, LogLevel};
 pub use node::{ConfigError, NodeConfig};
 pub use raw::RawNodeConfig;
 pub use service::ApiConfig;
-pub use size::ByteSize;
 pub use work::{max_memory, memory_limit, thread_count, threads};

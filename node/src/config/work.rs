@@ -8,9 +8,9 @@ use clap::builder::FalseyValueParser;
 
 use super::host;
 use super::node::ConfigError;
-use super::{ByteSize, LayerRange};
 use crate::trust::AuditPolicy;
 use crate::worker::fault::Fault;
+use pangea_units::{ByteSize, LayerRange, NotASize};
 
 /// Memory of a host that does not say how much it has.
 const UNKNOWN_MEMORY_BYTES: u64 = 4 << 30;
@@ -129,7 +129,7 @@ pub fn threads(asked: Option<usize>) -> usize {
 /// # Errors
 /// A sentence for what is no size, or too little to work with.
 pub fn memory_limit(text: &str) -> Result<ByteSize, String> {
-    let size: ByteSize = text.parse().map_err(|error: super::size::NotASize| error.to_string())?;
+    let size: ByteSize = text.parse().map_err(|error: NotASize| error.to_string())?;
     if size.0 < MIN_MEMORY_BYTES {
         return Err(format!("products need at least {}", ByteSize(MIN_MEMORY_BYTES)));
     }

@@ -9,8 +9,8 @@ use libp2p::PeerId;
 use pangea_compute::{NpyWriter, Tensor};
 use serde::{Deserialize, Serialize};
 
-use crate::config::LayerRange;
 use crate::trust::Receipt;
+use pangea_units::LayerRange;
 
 /// Folders kept; the oldest go first. A liar is quarantined after one, so many are many liars.
 const FOLDERS_MAX: usize = 32;

@@ -20,10 +20,10 @@ use super::stage::Drafts;
 use super::wire::StageAt;
 use crate::blob::{Blobs, Wanted};
 use crate::compute_error;
-use crate::config::LayerRange;
 use crate::place::{Placement, Sessions, StageLoader, StageOrder, StageReport, survey};
 use crate::pool::{ModelStanding, Pool, StageState, View};
 use crate::serve::{EngineMetrics, LoadedPart, ModelText};
+use pangea_units::LayerRange;
 
 /// Rows of prompts in a step without answers: a quarter of a second at most on a slow machine.
 const PROMPT_ROWS: usize = 256;

@@ -13,8 +13,8 @@ use super::keeper::{StageOrder, StageReport};
 use super::placer::{Action, Event, Placer};
 use super::ruler::Note;
 use super::survey;
-use crate::config::LayerRange;
 use crate::pool::{LayerSpeed, ModelStanding, Pool, View};
+use pangea_units::LayerRange;
 
 /// Between two looks at the clock: a part of the shortest wait of a placer.
 const TICK: Duration = Duration::from_millis(100);

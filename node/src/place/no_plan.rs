@@ -6,7 +6,7 @@ use thiserror::Error;
 
 use super::cost::Costs;
 use super::offer::ModelNeeds;
-use crate::config::{ByteSize, LayerRange};
+use pangea_units::{ByteSize, LayerRange};
 
 /// Names that a sentence lists; the rest are counted.
 const NAMES: usize = 6;

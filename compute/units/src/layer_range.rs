@@ -8,8 +8,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Deserializer};
 use thiserror::Error;
 
-/// More layers than any model has; beyond it is a typing error.
-const MAX_LAYERS: u32 = 1024;
+use crate::limits::MAX_LAYERS;
 
 /// Layers `first` to `last`, both included.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

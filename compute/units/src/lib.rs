@@ -1,0 +1,20 @@
+//! The quantities and kinds that every crate of Pangea speaks of. Plain values: nothing here does I/O, computes or decides.
+//!
+//! | module | owns |
+//! |---|---|
+//! | [`digest`] | [`Digest`], a content address |
+//! | [`byte_size`] | [`ByteSize`], a number of bytes as people write it: `200M`, `4GiB` |
+//! | [`layer_range`] | [`LayerRange`], layers as people write them: `0-14` |
+//! | [`error`] | [`ErrorKind`], the error kinds of every surface, and [`Error`], which carries one |
+//! | [`limits`] | limits that several crates keep to |
+
+pub mod byte_size;
+pub mod digest;
+pub mod error;
+pub mod layer_range;
+pub mod limits;
+
+pub use byte_size::{ByteSize, NotASize};
+pub use digest::Digest;
+pub use error::{Error, ErrorKind, Result};
+pub use layer_range::{LayerRange, NotLayers};
