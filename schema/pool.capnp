@@ -82,7 +82,7 @@ struct Refusal {
   why @1 :Text;                # for people, at most 1024 bytes
 }
 
-struct Standing {
+struct Advert {
   version @0 :UInt16;          # of this message: 1
   peer @1 :Data;               # the author, who signed the message
   incarnation @2 :UInt64;      # start of the node, in milliseconds since 1970

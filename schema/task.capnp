@@ -38,7 +38,7 @@ struct Shape {
   cols @2 :UInt64;
 }
 
-struct Advert {
+struct TaskHello {
   # What a node says of itself; the first message each way.
   version @0 :UInt16;          # of this protocol: 1
   name @1 :Text;               # at most 64 bytes
@@ -103,7 +103,7 @@ struct Probe {
 
 struct TaskMessage {
   union {
-    advert @0 :Advert;         # both ways, first
+    hello @0 :TaskHello;        # both ways, first
     operand @1 :OperandChunk;  # coordinator to worker, payload
     task @2 :Task;             # coordinator to worker
     cancel @3 :UInt64;         # coordinator to worker: task

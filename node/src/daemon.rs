@@ -18,7 +18,7 @@ use crate::fabric::Fabric;
 use crate::net::identity as keys;
 use crate::net::{NetConfig, addresses};
 use crate::pipeline::Pipeline;
-use crate::place;
+use crate::placement;
 use crate::runtime::{Parts, Runtime};
 use crate::serve::{EngineSettings, Served};
 use crate::storage::State;
@@ -101,7 +101,7 @@ pub fn run(config: NodeConfig) -> Result<()> {
     }
     let seen = served.clone();
     if let Some(pool) = runtime.pool().filter(|_| work.works) {
-        place::measure_speed(pool, work.threads);
+        placement::measure_speed(pool, work.threads);
     }
     let behind = RunningNode { fabric: runtime.fabric(), pool: runtime.pool() };
     let programs = rpc::serve(listener, behind, served.clone(), Limits::default())?;

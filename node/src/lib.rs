@@ -14,18 +14,18 @@
 //! | [`wire`] | the task protocol as bytes; sans-I/O |
 //! | [`link`] | task streams, both ends |
 //! | [`worker`] | operands kept for peers, the compute queue, memory budget |
-//! | [`schedule`] | plans and placement; pure state machines |
 //! | [`fabric`] | drives all of these for jobs: check, merge, retry |
 //! | [`serve`] | models: one engine each, continuous batching |
 //! | [`models`] | models on disk: names, where they come from |
 //! | [`blob`] | pieces of model files: kept, offered to peers, fetched by need |
 //! | [`pool`] | the nodes of a pool: adverts, the master, the graph of links |
-//! | [`place`] | which node computes which layers |
+//! | [`placement`] | the driver of what decides which node computes which layers |
 //! | [`pipeline`] | one model over several nodes: sessions, stages |
 //! | [`trust`] | signed claims, receipts, what is looked at again |
 //! | [`storage`] | `state.redb`: what outlives the process |
 //! | [`config`] | flags, environment and file, resolved once |
 //! | [`runtime`], [`daemon`] | the threads these run on; `pangea node` from start to end |
+//! | [`clock`] | the one clock that decisions are made by |
 //! | [`cli`] | the commands of the binary |
 //!
 //! Never knows the kernels' insides.
@@ -33,6 +33,7 @@
 pub mod api;
 pub mod blob;
 pub mod cli;
+pub mod clock;
 pub mod config;
 mod copying;
 pub mod daemon;
@@ -41,10 +42,9 @@ pub mod link;
 pub mod models;
 pub mod net;
 pub mod pipeline;
-pub mod place;
+pub mod placement;
 pub mod pool;
 pub mod runtime;
-pub mod schedule;
 pub mod serve;
 pub mod storage;
 pub mod trust;

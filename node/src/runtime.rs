@@ -16,9 +16,9 @@ use crate::fabric::{Driver, Fabric, Settings};
 use crate::net::{self, GossipConfig, NetConfig, NetError, NetEvent, Network};
 use crate::pipeline::links::{self, LinksDriver};
 use crate::pipeline::{ChainLimits, Loader, Pipeline};
-use crate::place;
+use crate::placement;
 use crate::pool::memory::Memory;
-use crate::pool::{self, Pool, Standing};
+use crate::pool::{self, Advert, Pool};
 use crate::storage::State;
 use crate::worker::budget::Budget;
 use crate::worker::executor::{Executor, Speeds};
@@ -183,8 +183,8 @@ struct Built {
 struct Staged {
     loader: Loader,
     links: LinksDriver,
-    placing: place::Driver,
-    sessions: place::Sessions,
+    placing: placement::Driver,
+    sessions: placement::Sessions,
 }
 
 /// Hands what happens on the network to all who follow it.
@@ -218,7 +218,7 @@ fn build(parts: Parts, executor: Executor, speeds: Speeds) -> Result<Built> {
     };
     let memory = Memory::new(parts.state);
     let remembered = memory.term()?;
-    let own = Standing {
+    let own = Advert {
         peer,
         incarnation: memory.next_incarnation()?,
         sequence: 0,
@@ -241,7 +241,7 @@ fn build(parts: Parts, executor: Executor, speeds: Speeds) -> Result<Built> {
         placements: Vec::new(),
         refusals: Vec::new(),
     };
-    let gossip = GossipConfig { topic: pool::codec::TOPIC, max_bytes: pool::codec::MAX_STANDING_BYTES };
+    let gossip = GossipConfig { topic: pool::codec::TOPIC, max_bytes: pool::codec::MAX_ADVERT_BYTES };
     let network = parts
         .net
         .map(|config| net::start(NetConfig { gossip: Some(gossip), ..config }))
@@ -278,7 +278,7 @@ fn build(parts: Parts, executor: Executor, speeds: Speeds) -> Result<Built> {
             let loader = Loader::new(pipeline.clone(), blobs, pool.clone(), parts.threads, limits);
             let hurried = loader.clone();
             pipeline.on_unknown(move || hurried.hurry());
-            let (placing, sessions) = place::Driver::new(pool.clone(), Arc::new(loader.clone()), parts.pinned);
+            let (placing, sessions) = placement::Driver::new(pool.clone(), Arc::new(loader.clone()), parts.pinned);
             Some(Staged { loader, links: driver, placing, sessions })
         }
         _ => None,

@@ -367,7 +367,9 @@ fn holder(bytes: Vec<u8>, gives: impl Fn(u32, &mut [u8]) -> bool + Send + 'stati
                     while let Ok((question, _)) = questions.receive().await {
                         let answer = match question {
                             BlobMessage::Manifest(_) => manifest.to_bytes(),
-                            BlobMessage::Have(_) => blob::parts::PartSet::full(&manifest).as_bytes().to_vec(),
+                            BlobMessage::Have(_) => {
+                                blob::parts::PartSet::full(blob::parts::part_counts(&manifest)).as_bytes().to_vec()
+                            }
                             BlobMessage::Part { piece, part, .. } => {
                                 let range = manifest.pieces()[piece as usize].part_range(part).unwrap();
                                 let mut bytes = bytes[range.start as usize..range.end as usize].to_vec();

@@ -18,14 +18,12 @@ use pangea_client::ErrorKind;
 use pangea_compute::chat::calendar::CalendarTime;
 use pangea_compute::chat::{self, ChatTemplate, Conversation};
 use pangea_compute::{DType, Digest, NpyHeader, Tensor, csv as csv_text, json as json_text};
+use pangea_control::placement::{PlacedStage, Placement, PlacementRefusal};
 use pangea_node::blob::BlobMessage;
 use pangea_node::net::admission::{Frame, Refusal};
 use pangea_node::net::{PoolKey, peers_file as peers};
-use pangea_node::place::{self, PlacedStage, Placement};
-use pangea_node::pool::{
-    LayerSpeed, LinkStanding, ModelSize, ModelStanding, StageStanding, StageState, Standing, Term, codec,
-};
-use pangea_node::wire::{Advert, FrameHead, Header, Message, Operation, PREFIX_BYTES, Shape, Task};
+use pangea_node::pool::{Advert, LayerSpeed, LinkAdvert, ModelAdvert, ModelSize, StageAdvert, StageState, Term, codec};
+use pangea_node::wire::{FrameHead, Header, Message, Operation, PREFIX_BYTES, Shape, Task, TaskHello};
 
 /// One parser.
 #[derive(Clone, Copy)]
@@ -40,7 +38,7 @@ pub struct Target {
 
 /// All of them.
 pub const TARGETS: [Target; 16] = [
-    Target { name: "standing", body: standing, seeds: standing_seeds },
+    Target { name: "advert", body: advert, seeds: advert_seeds },
     Target { name: "task_frame", body: task_frame, seeds: task_frame_seeds },
     Target { name: "session_frame", body: session_frame, seeds: session::seeds },
     Target { name: "blob_frame", body: blob_frame, seeds: blob_frame_seeds },
@@ -102,7 +100,7 @@ fn blob_frame_seeds() -> Vec<Vec<u8>> {
 fn task_frame_seeds() -> Vec<Vec<u8>> {
     let digest = |byte| Digest::from_bytes([byte; 32]);
     let shape = Shape::new(DType::F32, 16, 8).expect("a small shape");
-    let advert = Advert {
+    let advert = TaskHello {
         version: 1,
         name: "mac2".to_owned(),
         software: "pangea 0.1.0".to_owned(),
@@ -122,7 +120,7 @@ fn task_frame_seeds() -> Vec<Vec<u8>> {
         operation: Operation::MatMul { a: digest(1), b: digest(2) },
     };
     let messages = [
-        (Message::Advert(advert), 0),
+        (Message::Hello(advert), 0),
         (Message::Operand { digest: digest(3), shape, offset: 0 }, 512),
         (Message::Task(task), 0),
         (Message::Cancel(7), 0),
@@ -141,22 +139,22 @@ fn task_frame_seeds() -> Vec<Vec<u8>> {
 }
 
 /// What a node says of itself to its pool: what is decoded is encoded again to the same, however odd the bytes were.
-pub fn standing(bytes: &[u8]) {
-    let Ok(standing) = codec::decode(bytes) else { return };
-    let once = codec::encode(&standing).expect("what was decoded can be encoded");
+pub fn advert(bytes: &[u8]) {
+    let Ok(advert) = codec::decode(bytes) else { return };
+    let once = codec::encode(&advert).expect("what was decoded can be encoded");
     let again = codec::decode(&once).expect("what was encoded is decoded");
-    assert_eq!(again, standing);
+    assert_eq!(again, advert);
 }
 
-fn standing_seeds() -> Vec<Vec<u8>> {
+fn advert_seeds() -> Vec<Vec<u8>> {
     let peer = |byte: u8| {
         let key = [&[8, 1, 0x12, 32][..], &[byte; 32]].concat();
         PeerId::from_multihash(Multihash::wrap(0, &key).expect("a short key")).expect("a peer id")
     };
     let term = Term { counter: 3, master: peer(1) };
     let model = Digest::from_bytes([7; 32]);
-    let stage = |state| StageStanding { model, layers: 0..4, epoch: 2, state, session_bytes: 1 << 20, broken: Some(1) };
-    let new = Standing {
+    let stage = |state| StageAdvert { model, layers: 0..4, epoch: 2, state, session_bytes: 1 << 20, broken: Some(1) };
+    let new = Advert {
         peer: peer(1),
         incarnation: 1_700_000_000_000,
         sequence: 1,
@@ -179,18 +177,18 @@ fn standing_seeds() -> Vec<Vec<u8>> {
         placements: Vec::new(),
         refusals: Vec::new(),
     };
-    let full = Standing {
+    let full = Advert {
         term: Some(term),
         counter: 4,
         speed: Some(LayerSpeed { weight_bytes_per_s: 1e10, macs_per_s: 1e11 }),
-        links: vec![LinkStanding {
+        links: vec![LinkAdvert {
             to: peer(2),
             rtt: Duration::from_micros(100),
             bytes_per_s: 1e9,
             transport: "tcp".to_owned(),
             found_by: "mdns".to_owned(),
         }],
-        models: vec![ModelStanding {
+        models: vec![ModelAdvert {
             digest: model,
             name: "m".to_owned(),
             served: true,
@@ -212,10 +210,10 @@ fn standing_seeds() -> Vec<Vec<u8>> {
             term,
             stages: vec![PlacedStage { peer: peer(1), layers: 0..4 }],
         }],
-        refusals: vec![place::Refusal { model, why: "no room".to_owned() }],
+        refusals: vec![PlacementRefusal { model, why: "no room".to_owned() }],
         ..new.clone()
     };
-    [new, full].iter().map(|standing| codec::encode(standing).expect("a small standing")).collect()
+    [new, full].iter().map(|advert| codec::encode(advert).expect("a small advert")).collect()
 }
 
 /// A frame of `/pangea/admission/1`: every frame has exactly one form.

@@ -2,7 +2,7 @@
 //! lies, evictions and overload. Reports what breaks an invariant; every run follows from its seed.
 //! Never sleeps, never opens a socket, never computes a product.
 
-use pangea_node::schedule::{
+use pangea_control::schedule::{
     Action, Arithmetic, AttemptId, Event, FailureKind, JobId, JobReport, JobSpec, LeaveReason, Measured, Operand,
     Place, ProductShape, Progress, Scheduler, Tile, TileGrid, Time, Transfer, Verdict, WorkerEstimate, WorkerId,
 };

@@ -5,7 +5,7 @@ use futures::{AsyncReadExt, AsyncWriteExt};
 use libp2p::{PeerId, StreamProtocol};
 use pangea_node::link::framed::FrameReader;
 use pangea_node::net::{NetConfig, Network, identity};
-use pangea_node::wire::{Advert, Header, Message, PROTOCOL, VERSION};
+use pangea_node::wire::{Header, Message, PROTOCOL, TaskHello, VERSION};
 use tokio::runtime::Runtime;
 
 use crate::process::PATIENCE;
@@ -107,8 +107,8 @@ impl RawStream<'_> {
 }
 
 /// What an honest node says of itself first.
-pub fn advert() -> Advert {
-    Advert {
+pub fn advert() -> TaskHello {
+    TaskHello {
         version: VERSION,
         name: "stranger".to_owned(),
         software: "a test".to_owned(),

@@ -1,7 +1,9 @@
 //! The scheduler of the binary in virtual time: thousands of seeds of faults, and how long honest worlds take.
 //! Every failure names its seed.
 
-use pangea_node::schedule::{Arithmetic, FailureKind, JobSpec, Operand, Place, ProductShape, WorkerEstimate, WorkerId};
+use pangea_control::schedule::{
+    Arithmetic, FailureKind, JobSpec, Operand, Place, ProductShape, WorkerEstimate, WorkerId,
+};
 use pangea_tests::simulation::{Nature, Outcome, Run, Seeded, SimulatedJob, SimulatedWorker, World};
 
 const GIB: u64 = 1 << 30;

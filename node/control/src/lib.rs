@@ -1,1 +1,26 @@
-//! x
+//! Every decision of a Pangea node, as state machines: events and the time go in, actions come out.
+//!
+//! Nothing here owns a socket, a file, a thread, a clock or randomness: the manifest lists no crate that has any, and the
+//! drivers in `pangea-node` bring all of it. So the binary and the simulated world run the very same types.
+//!
+//! | room | decides |
+//! |---|---|
+//! | [`schedule`] | how a product is cut into tasks, and which worker gets which task when |
+//! | [`placement`] | which node computes which layers of which model |
+//! | [`session`] | which rows of which sequence a chain computes next; which streams make the link to a peer |
+//! | [`pool`] | which nodes are there, and which of them is the master |
+//! | [`net`] | whom to dial when; which peers are dead |
+//! | [`blob`] | which part of a model file is asked of which provider |
+//! | [`time`] | the one type of a moment |
+
+pub mod blob;
+pub mod net;
+pub mod placement;
+pub mod pool;
+pub mod schedule;
+pub mod session;
+#[cfg(test)]
+mod test_peers;
+pub mod time;
+
+pub use time::Time;

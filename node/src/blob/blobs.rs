@@ -13,7 +13,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::ensure::{Ensure, Request};
 use super::index::Index;
 use super::limits::REQUESTS;
-use super::parts::{PartSet, part_bytes, parts_of};
+use super::parts::{PartSet, holds, part_bytes, parts_of};
 use super::serve;
 use super::shelf::Shelf;
 use super::stored::Stored;
@@ -163,7 +163,7 @@ impl Here {
 
     /// Whether all that is `wanted` is.
     pub fn holds(&self, wanted: &Wanted) -> bool {
-        self.parts.holds(&self.manifest, wanted)
+        holds(&self.parts, &self.manifest, wanted)
     }
 
     /// Bytes of `wanted` that are here, and bytes of it in all.

@@ -6,7 +6,6 @@ use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
-use std::time::Instant;
 
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
@@ -18,13 +17,14 @@ use pangea_compute::{Cancel, Digest};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::task::{AbortHandle, JoinSet, spawn_blocking, spawn_local};
 
-use super::fetch::{Action, Event, Fetch, HolderId, Outcome};
 use super::holder::{self, Heard};
 use super::limits::{ASKED_AHEAD, EVENTS, FETCHES, HOLDERS, LIARS, TICK, UNWRITTEN};
 use super::parts::{PartId, part_bytes, parts_of};
 use super::shelf::Shelf;
 use super::stored::Stored;
+use crate::clock;
 use crate::net::Network;
+use pangea_control::blob::fetch::{Action, Event, Fetch, HolderId, Outcome};
 use pangea_units::LayerRange;
 
 /// What the handle asks for.
@@ -230,7 +230,7 @@ impl Ensure {
         let (network, holders) = self.honest(holders)?;
         let mut left: HashSet<PartId> = parts.iter().copied().collect();
         let names = holders.iter().map(PeerId::to_string).collect();
-        let mut fetch = Fetch::new(parts, names, Instant::now());
+        let mut fetch = Fetch::new(parts, names, clock::now());
         let (events, mut happened) = mpsc::channel(EVENTS);
         let shared = Rc::new(Shared {
             stored: Arc::clone(transfer.stored),
@@ -258,7 +258,7 @@ impl Ensure {
                 Event::Bad { holder, why } => self.lied(holders[*holder], transfer.stored.digest(), why),
                 _ => {}
             }
-            let outcome = fetch.handle(event, Instant::now(), &mut actions);
+            let outcome = fetch.handle(event, clock::now(), &mut actions);
             for action in actions.drain(..) {
                 streams.act(action);
             }

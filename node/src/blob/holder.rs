@@ -14,7 +14,7 @@ use tokio::sync::mpsc;
 use super::PROTOCOL;
 use super::limits::{ANSWER_TIMEOUT, OPEN_TIMEOUT};
 use super::message::BlobMessage;
-use super::parts::{PartId, PartSet};
+use super::parts::{PartId, PartSet, part_counts};
 use crate::link::framed::{FrameReader, FrameWriter, LinkError};
 use crate::net::Network;
 use crate::wire::Header;
@@ -82,7 +82,7 @@ where
     questions.ask(&BlobMessage::Have(model)).await?;
     let mut set = Vec::new();
     answers.next(MAX_SET_BYTES, None, &mut set).await?;
-    let Some(has) = PartSet::from_bytes(manifest, &set) else {
+    let Some(has) = PartSet::from_bytes(part_counts(manifest), &set) else {
         return Err(Error::new(ErrorKind::VerificationFailed, "its set of parts is none of this model"));
     };
     heard(Heard::Has(has)).await;

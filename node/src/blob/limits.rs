@@ -3,14 +3,11 @@
 use std::time::Duration;
 
 use pangea_compute::model::manifest::PART_BYTES;
+pub use pangea_control::blob::limits::{ASKED_AHEAD, HOLDERS};
 
 /// Payload of one frame. Frames are what the deadline on progress is for: on a link of 100 kB/s that four streams share,
 /// one takes ten seconds.
 pub const CHUNK_BYTES: usize = 256 << 10;
-
-/// Questions that wait for their answer on one stream: parts for a second at 12 MB/s, and enough that neither disk nor
-/// round trip leaves a fast link idle.
-pub const ASKED_AHEAD: usize = 4;
 
 /// Questions of one stream that a node keeps; whoever asks more is not read on before answers are taken.
 pub const QUESTIONS: usize = 2 * ASKED_AHEAD;
@@ -34,15 +31,6 @@ pub const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
 /// From a question, when nothing is waiting before it, to the beginning of its answer: a cold disk's time and more.
 pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// A holder that failed is tried again after this, then after twice as long, and so on.
-pub const RETRY_FIRST: Duration = Duration::from_millis(500);
-
-/// Failures of one holder in a row, without a good part between them, after which it is given up.
-pub const FAILURES: u32 = 4;
-
-/// A part that has been on its way for so long may be asked of an idle holder too.
-pub const SLOW: Duration = Duration::from_secs(3);
-
 /// How often a fetch looks at the clock: for retries, for slow holders, and whether anybody still wants it.
 pub const TICK: Duration = Duration::from_millis(100);
 
@@ -54,9 +42,6 @@ pub const REQUESTS: usize = 64;
 
 /// Peers remembered for wrong bytes; far more than a pool has before somebody looks.
 pub const LIARS: usize = 1024;
-
-/// Holders of one fetch that are asked at once: more than a link of this node can take in from.
-pub const HOLDERS: usize = 8;
 
 /// Fetches that are under way at once, all models together.
 pub const FETCHES: usize = 8;

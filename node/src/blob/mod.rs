@@ -14,14 +14,13 @@
 //! * [`blobs`]: the handle. [`limits`]: the numbers. [`message`]: the protocol. [`parts`]: sets of parts.
 //! * `stored`, `shelf`, `index`: files on disk, partial copies in `blobs/<digest>/`, manifests of whole files in
 //!   `blobs/manifests/`.
-//! * `ensure`, `fetch`, `holder`: fetching. `serve`: answering.
+//! * `ensure`, `holder`: fetching; which part is asked of whom is decided by [`pangea_control::blob`]. `serve`: answering.
 //!
 //! A partial copy stays for the next run. When a fetch needs room, copies that this run has not used go, the longest unused
 //! first. Public weights are the one thing that any peer of the pool may have (DESIGN §1).
 
 pub mod blobs;
 mod ensure;
-mod fetch;
 #[cfg(test)]
 mod goldens;
 mod holder;
@@ -37,6 +36,7 @@ mod stored;
 pub use blobs::{Blobs, Here, Offered, start};
 pub use message::BlobMessage;
 pub use pangea_compute::model::Wanted;
+pub use size::model_size;
 
 /// The protocol, versioned in its name.
 pub const PROTOCOL: &str = "/pangea/blob/1";

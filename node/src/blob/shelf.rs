@@ -9,6 +9,7 @@ use pangea_client::Result;
 use pangea_compute::Digest;
 use pangea_compute::model::Manifest;
 
+use super::parts::set_bytes;
 use super::stored::Stored;
 use crate::models::disk;
 
@@ -109,7 +110,7 @@ impl Shelf {
     fn make_room_where(&self, bytes: u64, need: impl Fn(u64) -> Result<()>) -> Result<()> {
         let mut idle: Vec<_> = self.all().into_iter().filter_map(|copy| Some((copy.idle_since()?, copy))).collect();
         idle.sort_unstable_by_key(|(since, _)| std::cmp::Reverse(*since));
-        let idle_bytes: u64 = idle.iter().map(|(_, copy)| copy.parts().bytes(copy.manifest())).sum();
+        let idle_bytes: u64 = idle.iter().map(|(_, copy)| set_bytes(&copy.parts(), copy.manifest())).sum();
         let mut idle: Vec<Digest> = idle.into_iter().map(|(_, copy)| copy.digest()).collect();
         // Nothing goes where all of it would not be enough.
         need(bytes.saturating_sub(idle_bytes))?;
@@ -146,7 +147,7 @@ mod tests {
     use pangea_compute::gguf::Gguf;
 
     use super::*;
-    use crate::blob::parts::{PartId, PartSet};
+    use crate::blob::parts::{PartId, PartSet, part_counts};
 
     /// A file of no tensors and its manifest; other padding is another model.
     fn model(padding: usize) -> (Vec<u8>, Arc<Manifest>) {
@@ -180,7 +181,7 @@ mod tests {
         let (shelf, models) = shelf(folder.path(), 4);
         shelf.get(&models[3]).unwrap().mark_used();
         let room = |bytes: u64| {
-            let taken: u64 = shelf.all().iter().map(|copy| copy.parts().bytes(copy.manifest())).sum();
+            let taken: u64 = shelf.all().iter().map(|copy| set_bytes(&copy.parts(), copy.manifest())).sum();
             match bytes + taken <= 5000 {
                 true => Ok(()),
                 false => Err(Error::new(ErrorKind::Overloaded, "full")),
@@ -220,7 +221,7 @@ mod tests {
         std::fs::create_dir(&odd).unwrap();
         let shelf = Shelf::open(folder.path().to_owned());
         assert_eq!(shelf.all().iter().map(|copy| copy.digest()).collect::<Vec<_>>(), models);
-        assert_eq!(shelf.get(&models[0]).unwrap().parts(), PartSet::full(&model(0).1));
+        assert_eq!(shelf.get(&models[0]).unwrap().parts(), PartSet::full(part_counts(&model(0).1)));
         assert!(cut.exists() && odd.exists());
     }
 }

@@ -1,21 +1,18 @@
 //! What a model file says about what its model takes: the sizes that placement reckons with.
 
 use pangea_compute::model::{Manifest, ModelConfig};
+use pangea_control::pool::ModelSize;
 
-use crate::pool::standing::ModelSize;
-
-impl ModelSize {
-    /// The sizes of the model in a file. Weights are packed without growing: their memory is what they take in the file.
-    pub fn of(manifest: &Manifest, config: &ModelConfig) -> ModelSize {
-        let limited = |size: u64| u32::try_from(size).unwrap_or(u32::MAX);
-        ModelSize {
-            layers: limited(config.layers as u64),
-            width: limited(config.hidden_size as u64),
-            context: limited(config.context as u64),
-            layer_bytes: manifest.layer_bytes(),
-            embedding_bytes: manifest.embedding_bytes(),
-            head_bytes: manifest.head_bytes(),
-            position_bytes: limited(config.position_bytes()),
-        }
+/// The sizes of the model in a file. Weights are packed without growing: they take as many bytes in memory as in the file.
+pub fn model_size(manifest: &Manifest, config: &ModelConfig) -> ModelSize {
+    let limited = |size: u64| u32::try_from(size).unwrap_or(u32::MAX);
+    ModelSize {
+        layers: limited(config.layers as u64),
+        hidden_size: limited(config.hidden_size as u64),
+        context: limited(config.context as u64),
+        layer_bytes: manifest.layer_bytes(),
+        embedding_bytes: manifest.embedding_bytes(),
+        head_bytes: manifest.head_bytes(),
+        position_bytes: limited(config.position_bytes()),
     }
 }

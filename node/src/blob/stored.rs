@@ -17,7 +17,7 @@ use pangea_compute::Digest;
 use pangea_compute::model::manifest::MAX_MANIFEST_BYTES;
 use pangea_compute::model::{Manifest, Wanted};
 
-use super::parts::{PartId, PartSet, parts_of};
+use super::parts::{PartId, PartSet, part_counts, parts_of};
 use crate::models::disk;
 
 const MODEL: &str = "model.gguf";
@@ -55,7 +55,7 @@ impl Stored {
     /// A whole file that was just hashed.
     pub(super) fn whole(path: &Path, digest: Digest, manifest: Arc<Manifest>) -> Result<Stored> {
         let file = File::open(path).map_err(|error| reading(path, &error))?;
-        let full = PartSet::full(&manifest);
+        let full = PartSet::full(part_counts(&manifest));
         let present = Mutex::new(Present { parts: full.clone(), checked: full });
         let used = AtomicBool::new(true);
         let (path, name) = (path.to_owned(), OnceLock::new());
@@ -95,7 +95,7 @@ impl Stored {
             let what = format!("{} is no copy of the model {digest}", folder.display());
             return Err(Error::new(ErrorKind::InvalidInput, what));
         }
-        let mut parts = PartSet::empty(&manifest);
+        let mut parts = PartSet::empty(part_counts(&manifest));
         let record = folder.join(RECORD);
         // Each part once, and some twice after a crash: longer is no record.
         let lines = bounded_read(&record, MAX_MANIFEST_BYTES as u64)?;
@@ -104,7 +104,7 @@ impl Stored {
             parts.insert(PartId { piece: u32::from_le_bytes([a, b, c, d]), part: u32::from_le_bytes([e, f, g, h]) });
         }
         let record = open_record(&record, lines.len())?;
-        let checked = PartSet::empty(&manifest);
+        let checked = PartSet::empty(part_counts(&manifest));
         Ok(Stored {
             digest,
             manifest: Arc::new(manifest),

@@ -28,15 +28,15 @@ use crate::link::coordinator::{self, Bulk, Link, LinkEvent};
 use crate::link::limits::TASKS_PER_PEER;
 use crate::link::serve::{self, Served};
 use crate::net::{NetEvent, Network, peer_address};
-use crate::schedule::limits::IN_FLIGHT_MAX;
-use crate::schedule::{
-    Action, Arithmetic, AttemptId, Event, FailureKind, JobSpec, LeaveReason, Measured, Operand, ProductShape,
-    Progress as Step, Scheduler, Tile, TileGrid, Time, Transfer, Verdict, WorkerEstimate, WorkerId,
-};
-use crate::wire::{Advert, PROTOCOL, VERSION};
+use crate::wire::{PROTOCOL, TaskHello, VERSION};
 use crate::worker::budget::Budget;
 use crate::worker::executor::{Executor, Outcome, PackKey, Side, Speeds, Work};
 use crate::worker::store::OperandStore;
+use pangea_control::schedule::limits::IN_FLIGHT_MAX;
+use pangea_control::schedule::{
+    Action, Arithmetic, AttemptId, Event, FailureKind, JobSpec, LeaveReason, Measured, Operand, ProductShape,
+    Progress as Step, Scheduler, Tile, TileGrid, Time, Transfer, Verdict, WorkerEstimate, WorkerId,
+};
 
 /// Link events that may wait: a burst of small messages from every peer.
 const LINK_EVENTS: usize = 1024;
@@ -140,7 +140,7 @@ pub struct Driver {
     /// Accepted and told to the scheduler, not yet planned.
     submitting: HashMap<JobId, Submitting>,
     /// Their products are whole and being checked once more.
-    finishing: HashMap<JobId, (crate::schedule::JobReport, Tensor)>,
+    finishing: HashMap<JobId, (pangea_control::schedule::JobReport, Tensor)>,
     attempts: HashMap<AttemptId, Attempt>,
     served: Rc<RefCell<Served>>,
     served_streams: HashMap<PeerId, usize>,
@@ -323,7 +323,9 @@ impl Driver {
                 }
                 self.submit(job, request, submitted, progress, outcome);
             }
-            Command::Cancel(job) => self.events.push_back(Event::JobCancelled { job: crate::schedule::JobId(job) }),
+            Command::Cancel(job) => {
+                self.events.push_back(Event::JobCancelled { job: pangea_control::schedule::JobId(job) })
+            }
             Command::Peers(answer) => {
                 let in_flight =
                     |worker| self.attempts.values().filter(|attempt| attempt.worker == worker).count() as u32;
@@ -518,7 +520,7 @@ impl Driver {
         };
         let spec = self.spec(&request, dtype);
         self.submitting.insert(job, Submitting { request, submitted, progress, outcome, dtype });
-        self.events.push_back(Event::JobSubmitted { job: crate::schedule::JobId(job), spec });
+        self.events.push_back(Event::JobSubmitted { job: pangea_control::schedule::JobId(job), spec });
     }
 
     /// What the scheduler is told of a job, with what peers hold of its operands already.
@@ -534,9 +536,9 @@ impl Driver {
         };
         let mut spec = JobSpec::new(shape, arithmetic(a.dtype(), b.dtype()));
         spec.place = match request.place {
-            Place::Auto => crate::schedule::Place::Auto,
-            Place::Local => crate::schedule::Place::Local,
-            Place::Remote => crate::schedule::Place::Remote,
+            Place::Auto => pangea_control::schedule::Place::Auto,
+            Place::Local => pangea_control::schedule::Place::Local,
+            Place::Remote => pangea_control::schedule::Place::Remote,
         };
         spec.redundancy = u32::from(request.redundancy);
         spec.priority = i32::from(request.priority);
@@ -597,7 +599,7 @@ impl Driver {
             Err(error) => {
                 self.counters.jobs_failed += 1;
                 let _ = outcome.send(Err(error));
-                self.events.push_back(Event::JobCancelled { job: crate::schedule::JobId(job) });
+                self.events.push_back(Event::JobCancelled { job: pangea_control::schedule::JobId(job) });
             }
         }
     }
@@ -846,7 +848,11 @@ impl Driver {
         for (job, running) in &self.jobs {
             let operands = running.data.operands_of(&digest);
             if !operands.is_empty() {
-                self.events.push_back(Event::OperandsEvicted { worker, job: crate::schedule::JobId(*job), operands });
+                self.events.push_back(Event::OperandsEvicted {
+                    worker,
+                    job: pangea_control::schedule::JobId(*job),
+                    operands,
+                });
             }
         }
     }
@@ -902,7 +908,7 @@ impl Driver {
         }
     }
 
-    fn finished(&mut self, job: JobId, report: crate::schedule::JobReport) {
+    fn finished(&mut self, job: JobId, report: pangea_control::schedule::JobReport) {
         let Some(running) = self.jobs.get_mut(&job) else { return };
         let Some(product) = running.product() else {
             self.failed(job, FailureKind::Internal, "the product is not whole".to_owned(), &report);
@@ -952,7 +958,7 @@ impl Driver {
         }
     }
 
-    fn deliver(&mut self, job: JobId, report: &crate::schedule::JobReport, product: Tensor) {
+    fn deliver(&mut self, job: JobId, report: &pangea_control::schedule::JobReport, product: Tensor) {
         let Some(mut running) = self.jobs.remove(&job) else { return };
         self.executor.forget(job);
         let seconds = running.submitted.elapsed().as_secs_f64();
@@ -970,7 +976,7 @@ impl Driver {
         }
     }
 
-    fn failed(&mut self, job: JobId, kind: FailureKind, why: String, report: &crate::schedule::JobReport) {
+    fn failed(&mut self, job: JobId, kind: FailureKind, why: String, report: &pangea_control::schedule::JobReport) {
         self.finishing.remove(&job);
         self.executor.forget(job);
         let outcome = match (self.submitting.remove(&job), self.jobs.remove(&job)) {
@@ -985,7 +991,7 @@ impl Driver {
         }
     }
 
-    fn report(&self, running: &RunningJob, report: &crate::schedule::JobReport, seconds: f64) -> JobReport {
+    fn report(&self, running: &RunningJob, report: &pangea_control::schedule::JobReport, seconds: f64) -> JobReport {
         let (a, b) = (&running.request.a, &running.request.b);
         let shape = [a.rows(), a.cols(), b.cols()];
         let flops = 2.0 * shape.iter().map(|side| *side as f64).product::<f64>();
@@ -1026,7 +1032,7 @@ impl Driver {
         }
     }
 
-    fn share(&self, share: &crate::schedule::WorkerShare) -> WorkerShare {
+    fn share(&self, share: &pangea_control::schedule::WorkerShare) -> WorkerShare {
         let (peer, name) = if share.worker.is_local() {
             (self.settings.peer.to_string(), self.settings.name.clone())
         } else {
@@ -1143,7 +1149,7 @@ impl Driver {
         }
     }
 
-    fn link_opened(&mut self, peer: PeerId, advert: Advert) {
+    fn link_opened(&mut self, peer: PeerId, advert: TaskHello) {
         let now = Instant::now();
         let worker = WorkerId(self.next_worker);
         self.next_worker += 1;
@@ -1209,9 +1215,9 @@ impl Driver {
         Some(estimate)
     }
 
-    fn advert(&self) -> Advert {
+    fn advert(&self) -> TaskHello {
         let speeds = &self.settings.speeds;
-        Advert {
+        TaskHello {
             version: VERSION,
             name: self.settings.name.clone(),
             software: concat!("pangea ", env!("CARGO_PKG_VERSION")).to_owned(),

@@ -12,8 +12,8 @@ use tokio::sync::mpsc;
 
 use super::running::JobData;
 use crate::link::coordinator::{Bulk, Link};
-use crate::schedule::{AttemptId, Operand, Tile};
 use crate::wire::{Operation, Shape, Task};
+use pangea_control::schedule::{AttemptId, Operand, Tile};
 
 /// Starts that may wait for one peer; the scheduler keeps far fewer in flight.
 const QUEUE: usize = 1024;

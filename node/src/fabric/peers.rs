@@ -11,8 +11,8 @@ use tokio::sync::mpsc;
 use super::feeder::{Feed, Resident};
 use super::status::PeerStatus;
 use crate::link::coordinator::Link;
-use crate::schedule::WorkerId;
-use crate::wire::Advert;
+use crate::wire::TaskHello;
+use pangea_control::schedule::WorkerId;
 
 /// Peers remembered, those that are gone included. The longest gone are forgotten first.
 const PEERS_MAX: usize = 1024;
@@ -40,7 +40,7 @@ pub(crate) struct Peer {
     pub(crate) found_by: String,
     pub(crate) rtt: Option<Duration>,
     pub(crate) bytes_per_s: f64,
-    pub(crate) advert: Option<Advert>,
+    pub(crate) advert: Option<TaskHello>,
     pub(crate) link: Option<OpenLink>,
     /// Why it gets no more work.
     pub(crate) quarantined: Option<String>,

@@ -12,7 +12,7 @@ use tokio::sync::{OnceCell, oneshot, watch};
 
 use super::checker::PanelProbe;
 use super::job::{JobOutcome, JobRequest, Progress, Rejection};
-use crate::schedule::{Operand, Tile, TileGrid};
+use pangea_control::schedule::{Operand, Tile, TileGrid};
 
 /// The operands of a job and what is known of them; shared with the feeders.
 pub(crate) struct JobData {

@@ -15,8 +15,8 @@ use pangea_compute::{Digest, Tensor, TensorBuf};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use super::framed::{FrameReader, FrameWriter, LinkError};
-use super::limits::{ADVERT_TIMEOUT, AHEAD_BYTES, BULK_QUEUE, CHUNK_BYTES, CONTROL_QUEUE};
-use crate::wire::{Advert, Header, Message, Shape, Task, TaskId, VERSION};
+use super::limits::{AHEAD_BYTES, BULK_QUEUE, CHUNK_BYTES, CONTROL_QUEUE, HELLO_TIMEOUT};
+use crate::wire::{Header, Message, Shape, Task, TaskHello, TaskId, VERSION};
 
 /// What is sent in order, one after another.
 #[derive(Debug)]
@@ -45,7 +45,7 @@ pub enum Bulk {
 #[derive(Debug)]
 pub enum LinkEvent {
     /// Both sides have said who they are.
-    Opened(Advert),
+    Opened(TaskHello),
     /// An operand left: its bytes, and the time that took.
     Sent {
         /// Payload bytes.
@@ -155,7 +155,7 @@ pub fn open<S>(
     stream: S,
     peer: PeerId,
     generation: u64,
-    advert: Advert,
+    advert: TaskHello,
     events: mpsc::Sender<(PeerId, u64, LinkEvent)>,
 ) -> Link
 where
@@ -213,13 +213,13 @@ impl<R: AsyncRead + Unpin> Reader<R> {
     }
 
     async fn read(&mut self) -> Result<std::convert::Infallible, LinkError> {
-        let advert = match tokio::time::timeout(ADVERT_TIMEOUT, self.frames.receive()).await {
+        let advert = match tokio::time::timeout(HELLO_TIMEOUT, self.frames.receive()).await {
             Ok(received) => received?.0,
             Err(_) => return Err(LinkError::Stalled),
         };
         match advert {
-            Message::Advert(advert) if advert.version >= VERSION => self.report.event(LinkEvent::Opened(advert)).await,
-            Message::Advert(advert) => {
+            Message::Hello(advert) if advert.version >= VERSION => self.report.event(LinkEvent::Opened(advert)).await,
+            Message::Hello(advert) => {
                 return Err(LinkError::Unexpected(format!(
                     "the peer speaks version {}, this node {VERSION}",
                     advert.version
@@ -319,15 +319,15 @@ struct Writer<W> {
 }
 
 impl<W: AsyncWrite + Unpin> Writer<W> {
-    async fn run(mut self, advert: Advert) -> LinkError {
+    async fn run(mut self, advert: TaskHello) -> LinkError {
         match self.write(advert).await {
             Ok(()) => LinkError::Closed,
             Err(why) => why,
         }
     }
 
-    async fn write(&mut self, advert: Advert) -> Result<(), LinkError> {
-        self.frames.send(&Message::Advert(advert), &[]).await?;
+    async fn write(&mut self, advert: TaskHello) -> Result<(), LinkError> {
+        self.frames.send(&Message::Hello(advert), &[]).await?;
         self.frames.flush().await?;
         loop {
             tokio::select! {

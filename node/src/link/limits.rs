@@ -28,7 +28,7 @@ pub const AHEAD_BYTES: usize = 16 << 20;
 pub const FRAME_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Until the other side has said who it is.
-pub const ADVERT_TIMEOUT: Duration = Duration::from_secs(10);
+pub const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 
 const _: () = assert!(AHEAD_BYTES.is_multiple_of(CHUNK_BYTES));
 const _: () = assert!(REPLY_QUEUE >= 2 * TASKS_PER_PEER, "every accepted task has its place reserved");

@@ -15,8 +15,8 @@ use pangea_compute::{Cancel, Digest, Tensor, TensorBuf};
 use tokio::sync::{mpsc, oneshot};
 
 use super::framed::{FrameReader, FrameWriter, LinkError};
-use super::limits::{ADVERT_TIMEOUT, CHUNK_BYTES, REPLY_QUEUE, TASKS_PER_PEER};
-use crate::wire::{Advert, Header, Message, Operation, Shape, Task, TaskId, VERSION};
+use super::limits::{CHUNK_BYTES, HELLO_TIMEOUT, REPLY_QUEUE, TASKS_PER_PEER};
+use crate::wire::{Header, Message, Operation, Shape, Task, TaskHello, TaskId, VERSION};
 use crate::worker::executor::{Executor, Outcome, PackKey, Work};
 use crate::worker::fault::Fault;
 use crate::worker::store::{Admission, OperandStore};
@@ -46,7 +46,7 @@ pub struct Served {
 }
 
 /// Serves `stream` from `peer` until it ends; returns why. Runs on the current `LocalSet`.
-pub async fn serve<S>(stream: S, peer: PeerId, advert: Advert, served: Rc<RefCell<Served>>) -> LinkError
+pub async fn serve<S>(stream: S, peer: PeerId, advert: TaskHello, served: Rc<RefCell<Served>>) -> LinkError
 where
     S: AsyncRead + AsyncWrite + Unpin + 'static,
 {
@@ -113,10 +113,10 @@ async fn read<R: AsyncRead + Unpin>(
     frames: &mut FrameReader<R>,
     state: &Rc<RefCell<Session>>,
 ) -> Result<std::convert::Infallible, LinkError> {
-    match tokio::time::timeout(ADVERT_TIMEOUT, frames.receive()).await {
+    match tokio::time::timeout(HELLO_TIMEOUT, frames.receive()).await {
         Ok(first) => match first?.0 {
-            Message::Advert(advert) if advert.version >= VERSION => {}
-            Message::Advert(advert) => {
+            Message::Hello(advert) if advert.version >= VERSION => {}
+            Message::Hello(advert) => {
                 return Err(LinkError::Unexpected(format!(
                     "the peer speaks version {}, this node {VERSION}",
                     advert.version
@@ -223,7 +223,7 @@ async fn hash(state: Rc<RefCell<Session>>, digest: Digest, tensor: Tensor) {
 async fn write_all<W: AsyncWrite + Unpin>(
     mut frames: FrameWriter<W>,
     mut outbox: mpsc::Receiver<Reply>,
-    advert: Advert,
+    advert: TaskHello,
     peer: PeerId,
     served: &Rc<RefCell<Served>>,
 ) -> LinkError {
@@ -236,11 +236,11 @@ async fn write_all<W: AsyncWrite + Unpin>(
 async fn write<W: AsyncWrite + Unpin>(
     frames: &mut FrameWriter<W>,
     outbox: &mut mpsc::Receiver<Reply>,
-    advert: Advert,
+    advert: TaskHello,
     peer: PeerId,
     served: &Rc<RefCell<Served>>,
 ) -> Result<(), LinkError> {
-    frames.send(&Message::Advert(advert), &[]).await?;
+    frames.send(&Message::Hello(advert), &[]).await?;
     frames.flush().await?;
     let mut load = Load { peer, told: Duration::ZERO, tick: tokio::time::interval(LOAD_EVERY) };
     loop {

@@ -15,10 +15,8 @@
 
 pub mod addresses;
 pub mod admission;
-mod dial;
 mod gossip;
 pub mod identity;
-mod liveness;
 mod network;
 pub mod peer_address;
 pub mod peers_file;
@@ -29,9 +27,8 @@ mod swarm;
 mod transport;
 mod yamux;
 
-pub use dial::FoundBy;
 pub use network::{
     Direction, Gossip, GossipConfig, GossipTicket, NetConfig, NetError, NetEvent, Network, Verdict, start,
 };
+pub use pangea_control::net::{FoundBy, Traffic, Transport};
 pub use pool_key::{PoolKey, PoolKeyError, PoolKeyProblem};
-pub use session::{Traffic, Transport};

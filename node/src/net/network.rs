@@ -13,11 +13,11 @@ use libp2p::{Multiaddr, PeerId};
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot};
 
-use super::dial::FoundBy;
 use super::peers_file::PeersFileError;
 use super::pool_key::PoolKey;
-use super::session::{Sessions, Traffic, Transport};
+use super::session::Sessions;
 use super::swarm;
+use super::{FoundBy, Traffic, Transport};
 
 /// Events that wait for the reader: a burst of every peer of a large pool coming up at once.
 const EVENTS: usize = 1024;

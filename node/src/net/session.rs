@@ -3,7 +3,6 @@
 //! and can cut a connection off. It never reads or writes a socket.
 
 use std::collections::HashMap;
-use std::fmt;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -12,26 +11,9 @@ use std::task::{Context, Poll};
 use futures::task::AtomicWaker;
 use libp2p::PeerId;
 use libp2p::core::muxing::{StreamMuxer, StreamMuxerEvent};
+use pangea_control::net::{Traffic, Transport};
 
 use super::admission::Refusal;
-
-/// What carries a connection.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Transport {
-    /// TCP, Noise, Yamux.
-    Tcp,
-    /// QUIC version 1.
-    Quic,
-}
-
-impl fmt::Display for Transport {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Tcp => "tcp",
-            Self::Quic => "quic",
-        })
-    }
-}
 
 /// Bytes of one connection, and the switch that cuts it off.
 #[derive(Debug, Default)]
@@ -64,15 +46,6 @@ impl Meter {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Bytes exchanged with a peer over its connections of now.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Traffic {
-    /// Bytes that came, encryption included (QUIC: without).
-    pub received_bytes: u64,
-    /// Bytes that went, encryption included (QUIC: without).
-    pub sent_bytes: u64,
 }
 
 #[derive(Debug)]

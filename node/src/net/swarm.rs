@@ -18,13 +18,13 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::admission::Refusal;
-use super::dial::{Dial, DialPlan, Failure, FoundBy, TargetId, peer_of, transport_of};
 use super::gossip;
-use super::liveness::{self, Liveness};
 use super::network::{Command, Direction, Gossip, GossipTicket, NetConfig, NetError, NetEvent, Verdict};
 use super::peers_file::{self, Change};
 use super::session::Sessions;
 use super::transport::{self, Door, HandshakeError, RefusedSession};
+use pangea_control::net::dial::{Dial, DialPlan, Failure, FoundBy, TargetId, peer_of, transport_of};
+use pangea_control::net::liveness::{self, Liveness};
 
 /// What `identify` says of this software.
 const IDENTIFY_PROTOCOL: &str = "/pangea/1";

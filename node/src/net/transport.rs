@@ -21,9 +21,10 @@ use multistream_select::{Version, dialer_select_proto, listener_select_proto};
 use thiserror::Error;
 use tokio::sync::mpsc;
 
+use super::Transport;
 use super::admission::{Acceptor, AcceptorStep, Dialer, DialerStep, FRAME_BYTES, Frame, FrameError, MAGIC, Refusal};
 use super::pool_key::PoolKey;
-use super::session::{Guarded, Meter, Session, Sessions, Transport};
+use super::session::{Guarded, Meter, Session, Sessions};
 use super::socket::Socket;
 use super::yamux;
 

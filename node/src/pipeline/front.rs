@@ -8,10 +8,10 @@ use libp2p::PeerId;
 use pangea_client::{Error, ErrorKind};
 use pangea_compute::draft::Drafter;
 
-use super::batch::{Action, Advance, Batch, BatchLimits, Event, Rows, SequenceId, Source};
-use super::grouping::Grouping;
 use super::stage::Drafts;
 use super::wire::{FrameRows, Open, SessionId, Start, StartSource, SteppedSequence};
+use pangea_control::session::batch::{Action, Advance, Batch, BatchLimits, Event, Rows, SequenceId, Source};
+use pangea_control::session::grouping::Grouping;
 
 /// The scheduler of a chain.
 pub(super) struct Front {

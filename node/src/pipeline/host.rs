@@ -13,13 +13,13 @@ use pangea_compute::model::{Model, PageBudget};
 use pangea_compute::{Digest, Pool};
 use tokio::sync::{mpsc, watch};
 
-use super::batch::BatchLimits;
 use super::links::{Inbox, Links};
 use super::payload::Payload;
 use super::stage::{Drafts, Stage, StageEvent};
 use super::wire::{Message, SessionId, StageAt};
 use crate::serve::{EngineMetrics, ModelText};
 use crate::worker::fault::Fault;
+use pangea_control::session::batch::BatchLimits;
 
 /// Messages that wait for a stage: a few frames, and a burst of requests and of their ends.
 const STAGE_EVENTS: usize = 1024;

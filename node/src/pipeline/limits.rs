@@ -65,10 +65,4 @@ pub const QUEUE_BYTES: usize = 4 * MAX_PAYLOAD_BYTES as usize;
 /// Until a peer has taken a stream that was opened to it.
 pub const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A stream that breaks is opened again this soon: when a connection was lost, the network has said so by then.
-pub const REOPEN_FIRST: Duration = Duration::from_millis(20);
-
-/// Streams that keep breaking are opened again later and later, up to this.
-pub const REOPEN_LATEST: Duration = Duration::from_secs(2);
-
 const _: () = assert!(QUEUE_BYTES >= MAX_PAYLOAD_BYTES as usize, "every message finds room once the queue is empty");

@@ -2,10 +2,9 @@
 //! keeps the streams. It knows who is there and that messages arrive in order, and not what they are for.
 //!
 //! A link is the stream that this node opened to a peer, on which it sends, and the one that the peer opened, on which it
-//! receives. They live and end together (`book`), so that who is told that a peer is gone knows that nothing of before
+//! receives. They live and end together (`link_states`), so that who is told that a peer is gone knows that nothing of before
 //! will still arrive.
 
-mod book;
 mod stream;
 
 use std::cell::RefCell;
@@ -13,7 +12,7 @@ use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures::StreamExt;
 use libp2p::{PeerId, Stream, StreamProtocol};
@@ -24,9 +23,10 @@ use tokio::task::AbortHandle;
 use super::limits::{QUEUE_BYTES, QUEUE_MESSAGES};
 pub use super::payload::Payload;
 use super::wire::{Message, PROTOCOL};
+use crate::clock;
 use crate::net::{NetEvent, Network};
 use crate::wire::Header;
-use book::{Action, Book, Event, StreamId};
+use pangea_control::session::link_state::{Action, Event, LinkStates, StreamId};
 
 /// Where what arrives goes. Called on the network thread (for what a node sends to itself: on the sender's), and must return
 /// at once.
@@ -144,7 +144,8 @@ pub fn links(network: Network, net_events: mpsc::Receiver<NetEvent>, inbox: Arc<
     if incoming.is_err() {
         tracing::error!(event = "links_twice", "the session protocol of this network is taken: its links stay closed");
     }
-    let core = Core { shared: Arc::clone(&shared), network, book: Book::default(), running: HashMap::new() };
+    let core =
+        Core { shared: Arc::clone(&shared), network, link_states: LinkStates::default(), running: HashMap::new() };
     (Links { shared }, LinksDriver { core: Rc::new(RefCell::new(core)), net_events, incoming: incoming.ok() })
 }
 
@@ -158,7 +159,7 @@ pub struct LinksDriver {
 struct Core {
     shared: Arc<Shared>,
     network: Network,
-    book: Book,
+    link_states: LinkStates,
     running: HashMap<StreamId, Running>,
 }
 
@@ -191,7 +192,7 @@ impl LinksDriver {
 
 /// Reads the stream that a peer opened.
 fn accept(core: &Rc<RefCell<Core>>, peer: PeerId, stream: Stream) {
-    let id = core.borrow_mut().book.number();
+    let id = core.borrow_mut().link_states.number();
     handle(core, peer, Event::Accepted(id));
     let inbox = Arc::clone(&core.borrow().shared.inbox);
     let reading = Rc::clone(core);
@@ -229,7 +230,7 @@ fn handle(core: &Rc<RefCell<Core>>, peer: PeerId, event: Event) {
     if let Event::Ended(id, _) = &event {
         core.borrow_mut().running.remove(id);
     }
-    let actions = core.borrow_mut().book.handle(peer, event, Instant::now());
+    let actions = core.borrow_mut().link_states.handle(peer, event, clock::now());
     for action in actions {
         match action {
             Action::Open(id, after) => open(core, peer, id, after),

@@ -14,15 +14,16 @@ use pangea_compute::model::{Cache, Model, ModelFile, ModelPart, PageBudget};
 use pangea_compute::{Cancel, Digest, Pool as ComputePool};
 use tokio::sync::{mpsc, watch};
 
-use super::batch::BatchLimits;
 use super::host::{ChainId, Pipeline, StageSetup};
 use super::stage::Drafts;
 use super::wire::StageAt;
 use crate::blob::{Blobs, Wanted};
 use crate::compute_error;
-use crate::place::{Placement, Sessions, StageLoader, StageOrder, StageReport, survey};
-use crate::pool::{ModelStanding, Pool, StageState, View};
+use crate::placement::{Sessions, StageLoader};
+use crate::pool::{ModelAdvert, Pool, StageState, View};
 use crate::serve::{EngineMetrics, LoadedPart, ModelText};
+use pangea_control::placement::{Placement, StageOrder, StageReport, pool_facts};
+use pangea_control::session::batch::BatchLimits;
 use pangea_units::LayerRange;
 
 /// Rows of prompts in a step without answers: a quarter of a second at most on a slow machine.
@@ -279,11 +280,11 @@ impl Loader {
         let view = self.view();
         let size = {
             let view = view.borrow();
-            let mut known = view.everyone().flat_map(|standing| &standing.models);
+            let mut known = view.everyone().flat_map(|advert| &advert.models);
             known.find(|known| known.digest == model).map(|known| known.size)
         };
         let (Some(size), Some(here)) = (size, self.0.blobs.have(&model)) else { return };
-        let standing = ModelStanding {
+        let advert = ModelAdvert {
             digest: model,
             name: name.to_owned(),
             served: false,
@@ -293,8 +294,8 @@ impl Loader {
             size,
         };
         self.0.pool.say(|own| match own.models.iter_mut().find(|known| known.digest == model) {
-            Some(known) => known.whole |= standing.whole,
-            None => own.models.push(standing),
+            Some(known) => known.whole |= advert.whole,
+            None => own.models.push(advert),
         });
     }
 
@@ -324,7 +325,7 @@ impl Loader {
 
     /// Starts this node's stages of the placements that are ready, and ends those of placements long replaced.
     pub fn follow(&self, view: &View) {
-        let Some(placements) = survey::placements(view) else { return };
+        let Some(placements) = pool_facts::placements(view) else { return };
         for placement in &placements {
             if let Err(error) = self.join(view, placement) {
                 tracing::warn!(event = "stage_not_started", %error, "a stage could not be started");
@@ -539,8 +540,8 @@ impl StageLoader for Loader {
 /// Which of a chain's other nodes says that it broke at its stage.
 fn broken_at(view: &View, chain: &ChainId, peers: &[PeerId]) -> Option<PeerId> {
     let says = |peer: &&PeerId| {
-        view.nodes.get(peer).is_some_and(|standing| {
-            standing.stages.iter().any(|stage| stage.model == chain.model && stage.broken == Some(chain.epoch))
+        view.nodes.get(peer).is_some_and(|advert| {
+            advert.stages.iter().any(|stage| stage.model == chain.model && stage.broken == Some(chain.epoch))
         })
     };
     peers.iter().find(says).copied()
@@ -549,9 +550,9 @@ fn broken_at(view: &View, chain: &ChainId, peers: &[PeerId]) -> Option<PeerId> {
 /// Positions that a stage has room for; `None` until it has said so.
 fn positions(view: &View, placement: &Placement, at: usize) -> Option<u64> {
     let stage = &placement.stages[at];
-    let standing = view.standing(&stage.peer)?;
-    let said = standing.stages.iter().find(|said| said.model == placement.model && said.layers == stage.layers)?;
-    let model = view.everyone().flat_map(|standing| &standing.models).find(|model| model.digest == placement.model)?;
+    let advert = view.advert(&stage.peer)?;
+    let said = advert.stages.iter().find(|said| said.model == placement.model && said.layers == stage.layers)?;
+    let model = view.everyone().flat_map(|advert| &advert.models).find(|model| model.digest == placement.model)?;
     let bytes = u64::from(stage.layers.end - stage.layers.start) * u64::from(model.size.position_bytes);
     Some(said.session_bytes / bytes.max(1))
 }

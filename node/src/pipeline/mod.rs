@@ -22,9 +22,7 @@
 //! A model that is whole on one node is a chain of one stage; nothing else is different. It knows tokens and activations,
 //! no text, no HTTP.
 
-pub mod batch;
 mod front;
-mod grouping;
 mod history;
 pub mod host;
 pub mod limits;

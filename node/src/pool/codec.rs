@@ -1,5 +1,5 @@
-//! Standings as bytes: one Cap'n Proto message (`schema/pool.capnp`) on the pool's gossip topic. Sans-I/O. Decoding is where
-//! bytes from a peer are judged: a [`Standing`] that comes out is within every limit, and says nothing about whether it is true.
+//! Adverts as bytes: one Cap'n Proto message (`schema/pool.capnp`) on the pool's gossip topic. Sans-I/O. Decoding is where
+//! bytes from a peer are judged: a [`Advert`] that comes out is within every limit, and says nothing about whether it is true.
 
 use std::ops::Range;
 use std::time::Duration;
@@ -9,10 +9,10 @@ use libp2p::{Multiaddr, PeerId};
 use pangea_compute::Digest;
 use pangea_schema::pool_capnp as wire;
 
-use super::standing::{LayerSpeed, LinkStanding, ModelSize, ModelStanding, StageStanding, StageState, Standing, Term};
-use crate::place::{PlacedStage, Placement, Refusal};
+use super::{Advert, LayerSpeed, LinkAdvert, ModelAdvert, ModelSize, StageAdvert, StageState, Term};
 use crate::wire::WireError;
 use crate::wire::field::{header_error, printable, read_flat, read_text, truncated};
+use pangea_control::placement::{PlacedStage, Placement, PlacementRefusal};
 
 /// The gossip topic that these bytes travel on, versioned in its name.
 pub const TOPIC: &str = "/pangea/pool/1";
@@ -20,9 +20,9 @@ pub const TOPIC: &str = "/pangea/pool/1";
 /// Version inside a message.
 const VERSION: u16 = 1;
 
-/// The longest standing: a node with 512 links (80 bytes each) and a few dozen models is under 64 KiB; each is forwarded by
+/// The longest advert: a node with 512 links (80 bytes each) and a few dozen models is under 64 KiB; each is forwarded by
 /// every node once a second.
-pub const MAX_STANDING_BYTES: usize = 128 << 10;
+pub const MAX_ADVERT_BYTES: usize = 128 << 10;
 
 /// Beyond any number of elections, and far from overflow.
 pub const MAX_COUNTER: u64 = 1 << 62;
@@ -43,88 +43,88 @@ const MAX_REFUSAL_BYTES: usize = 1024;
 
 type Read<T> = Result<T, WireError>;
 
-/// The bytes of `standing`. Lists and texts beyond their limits lose their ends.
+/// The bytes of `advert`. Lists and texts beyond their limits lose their ends.
 ///
 /// # Errors
-/// [`WireError`] where it is longer than [`MAX_STANDING_BYTES`] all the same.
-pub fn encode(standing: &Standing) -> Result<Vec<u8>, WireError> {
+/// [`WireError`] where it is longer than [`MAX_ADVERT_BYTES`] all the same.
+pub fn encode(advert: &Advert) -> Result<Vec<u8>, WireError> {
     let mut builder = Builder::new(HeapAllocator::new().first_segment_words(512));
-    write(standing, builder.init_root());
+    write(advert, builder.init_root());
     let bytes = capnp::serialize::write_message_to_words(&builder);
-    if bytes.len() > MAX_STANDING_BYTES {
+    if bytes.len() > MAX_ADVERT_BYTES {
         return Err(too_long(bytes.len()));
     }
     Ok(bytes)
 }
 
-/// The standing that `bytes` are.
+/// The advert that `bytes` are.
 ///
 /// # Errors
 /// [`WireError`] for anything that is not one, within the limits.
-pub fn decode(bytes: &[u8]) -> Result<Standing, WireError> {
-    if bytes.len() > MAX_STANDING_BYTES {
+pub fn decode(bytes: &[u8]) -> Result<Advert, WireError> {
+    if bytes.len() > MAX_ADVERT_BYTES {
         return Err(too_long(bytes.len()));
     }
-    read_flat(bytes, MAX_STANDING_BYTES / 8, |reader| read(reader.get_root().map_err(header_error)?))
+    read_flat(bytes, MAX_ADVERT_BYTES / 8, |reader| read(reader.get_root().map_err(header_error)?))
 }
 
 fn too_long(bytes: usize) -> WireError {
-    WireError::Header(format!("a standing of {bytes} bytes; at most {MAX_STANDING_BYTES} are allowed"))
+    WireError::Header(format!("a advert of {bytes} bytes; at most {MAX_ADVERT_BYTES} are allowed"))
 }
 
 // Writing.
 
-fn write(standing: &Standing, mut to: wire::standing::Builder<'_>) {
+fn write(advert: &Advert, mut to: wire::advert::Builder<'_>) {
     to.set_version(VERSION);
-    to.set_peer(&standing.peer.to_bytes());
-    to.set_incarnation(standing.incarnation);
-    to.set_sequence(standing.sequence);
-    to.set_name(truncated(&standing.name, MAX_NAME_BYTES));
-    if let Some(term) = &standing.term {
+    to.set_peer(&advert.peer.to_bytes());
+    to.set_incarnation(advert.incarnation);
+    to.set_sequence(advert.sequence);
+    to.set_name(truncated(&advert.name, MAX_NAME_BYTES));
+    if let Some(term) = &advert.term {
         write_term(term, to.reborrow().init_term());
     }
-    to.set_counter(standing.counter.min(MAX_COUNTER - 1));
-    to.set_force_master(standing.force_master);
-    to.set_uptime_ms(u64::try_from(standing.uptime.as_millis()).unwrap_or(u64::MAX));
-    to.set_works(standing.works);
-    to.set_numerics(standing.numerics);
-    let addresses: Vec<Vec<u8>> = standing.addresses.iter().map(Multiaddr::to_vec).collect();
+    to.set_counter(advert.counter.min(MAX_COUNTER - 1));
+    to.set_force_master(advert.force_master);
+    to.set_uptime_ms(u64::try_from(advert.uptime.as_millis()).unwrap_or(u64::MAX));
+    to.set_works(advert.works);
+    to.set_numerics(advert.numerics);
+    let addresses: Vec<Vec<u8>> = advert.addresses.iter().map(Multiaddr::to_vec).collect();
     let fitting: Vec<&Vec<u8>> =
         addresses.iter().filter(|address| address.len() <= MAX_ADDRESS_BYTES).take(MAX_ADDRESSES).collect();
     let mut list = to.reborrow().init_addresses(fitting.len() as u32);
     for (i, address) in fitting.into_iter().enumerate() {
         list.set(i as u32, address);
     }
-    to.set_device(truncated(&standing.device, MAX_NAME_BYTES));
-    to.set_threads(standing.threads);
-    to.set_memory_bytes(standing.memory_bytes);
-    to.set_f32_flops_per_s(standing.f32_flops_per_s);
-    if let Some(speed) = &standing.speed {
+    to.set_device(truncated(&advert.device, MAX_NAME_BYTES));
+    to.set_threads(advert.threads);
+    to.set_memory_bytes(advert.memory_bytes);
+    to.set_f32_flops_per_s(advert.f32_flops_per_s);
+    if let Some(speed) = &advert.speed {
         let mut to = to.reborrow().init_speed();
         to.set_weight_bytes_per_s(speed.weight_bytes_per_s);
         to.set_macs_per_s(speed.macs_per_s);
     }
-    let links = head(&standing.links, MAX_LINKS);
+    let links = head(&advert.links, MAX_LINKS);
     let mut list = to.reborrow().init_links(links.len() as u32);
     for (i, link) in links.iter().enumerate() {
         write_link(link, list.reborrow().get(i as u32));
     }
-    let models = head(&standing.models, MAX_MODELS);
+    let models = head(&advert.models, MAX_MODELS);
     let mut list = to.reborrow().init_models(models.len() as u32);
     for (i, model) in models.iter().enumerate() {
         write_model(model, list.reborrow().get(i as u32));
     }
-    let stages = head(&standing.stages, MAX_STAGES);
+    let stages = head(&advert.stages, MAX_STAGES);
     let mut list = to.reborrow().init_stages(stages.len() as u32);
     for (i, stage) in stages.iter().enumerate() {
         write_stage(stage, list.reborrow().get(i as u32));
     }
-    let placements = head(&standing.placements, MAX_PLACEMENTS);
+    let placements = head(&advert.placements, MAX_PLACEMENTS);
     let mut list = to.reborrow().init_placements(placements.len() as u32);
     for (i, placement) in placements.iter().enumerate() {
         write_placement(placement, list.reborrow().get(i as u32));
     }
-    let refusals = head(&standing.refusals, MAX_REFUSALS);
+    let refusals = head(&advert.refusals, MAX_REFUSALS);
     let mut list = to.init_refusals(refusals.len() as u32);
     for (i, refusal) in refusals.iter().enumerate() {
         let mut to = list.reborrow().get(i as u32);
@@ -142,7 +142,7 @@ fn write_term(term: &Term, mut to: wire::term::Builder<'_>) {
     to.set_master(&term.master.to_bytes());
 }
 
-fn write_link(link: &LinkStanding, mut to: wire::link::Builder<'_>) {
+fn write_link(link: &LinkAdvert, mut to: wire::link::Builder<'_>) {
     to.set_to(&link.to.to_bytes());
     to.set_rtt_nanos(u64::try_from(link.rtt.as_nanos()).unwrap_or(u64::MAX));
     to.set_bytes_per_s(link.bytes_per_s);
@@ -155,7 +155,7 @@ fn write_layers(layers: &Range<u32>, mut to: wire::layers::Builder<'_>) {
     to.set_end(layers.end);
 }
 
-fn write_model(model: &ModelStanding, mut to: wire::model::Builder<'_>) {
+fn write_model(model: &ModelAdvert, mut to: wire::model::Builder<'_>) {
     to.set_digest(model.digest.as_bytes());
     to.set_name(truncated(&model.name, MAX_MODEL_NAME_BYTES));
     to.set_served(model.served);
@@ -166,7 +166,7 @@ fn write_model(model: &ModelStanding, mut to: wire::model::Builder<'_>) {
     }
     let (size, mut to) = (&model.size, to.init_size());
     to.set_layers(size.layers);
-    to.set_width(size.width);
+    to.set_width(size.hidden_size);
     to.set_context(size.context);
     to.set_layer_bytes(size.layer_bytes);
     to.set_embedding_bytes(size.embedding_bytes);
@@ -174,7 +174,7 @@ fn write_model(model: &ModelStanding, mut to: wire::model::Builder<'_>) {
     to.set_position_bytes(size.position_bytes);
 }
 
-fn write_stage(stage: &StageStanding, mut to: wire::stage::Builder<'_>) {
+fn write_stage(stage: &StageAdvert, mut to: wire::stage::Builder<'_>) {
     to.set_model(stage.model.as_bytes());
     write_layers(&stage.layers, to.reborrow().init_layers());
     to.set_epoch(stage.epoch);
@@ -208,9 +208,9 @@ fn write_placement(placement: &Placement, mut to: wire::placement::Builder<'_>) 
 
 // Reading.
 
-fn read(from: wire::standing::Reader<'_>) -> Read<Standing> {
+fn read(from: wire::advert::Reader<'_>) -> Read<Advert> {
     if from.get_version() == 0 {
-        return Err(malformed("a standing without a version"));
+        return Err(malformed("a advert without a version"));
     }
     let term = if from.has_term() { Some(read_term(from.get_term().map_err(header_error)?)?) } else { None };
     let speed = if from.has_speed() {
@@ -234,7 +234,7 @@ fn read(from: wire::standing::Reader<'_>) -> Read<Standing> {
     limited("stages", stages.len(), MAX_STAGES)?;
     limited("placements", placements.len(), MAX_PLACEMENTS)?;
     limited("refusals", refusals.len(), MAX_REFUSALS)?;
-    Ok(Standing {
+    Ok(Advert {
         peer: read_peer(from.get_peer())?,
         incarnation: from.get_incarnation(),
         sequence: from.get_sequence(),
@@ -261,7 +261,7 @@ fn read(from: wire::standing::Reader<'_>) -> Read<Standing> {
 
 fn limited(what: &str, count: u32, most: usize) -> Read<()> {
     if count as usize > most {
-        return Err(WireError::Header(format!("{count} {what} in one standing; at most {most} are allowed")));
+        return Err(WireError::Header(format!("{count} {what} in one advert; at most {most} are allowed")));
     }
     Ok(())
 }
@@ -305,8 +305,8 @@ fn read_layers(from: capnp::Result<wire::layers::Reader<'_>>) -> Read<Range<u32>
     if layers.is_empty() { Err(malformed("a range of no layers")) } else { Ok(layers) }
 }
 
-fn read_link(from: wire::link::Reader<'_>) -> Read<LinkStanding> {
-    Ok(LinkStanding {
+fn read_link(from: wire::link::Reader<'_>) -> Read<LinkAdvert> {
+    Ok(LinkAdvert {
         to: read_peer(from.get_to())?,
         rtt: Duration::from_nanos(from.get_rtt_nanos()),
         bytes_per_s: rate(from.get_bytes_per_s())?,
@@ -315,9 +315,9 @@ fn read_link(from: wire::link::Reader<'_>) -> Read<LinkStanding> {
     })
 }
 
-fn read_model(from: wire::model::Reader<'_>) -> Read<ModelStanding> {
+fn read_model(from: wire::model::Reader<'_>) -> Read<ModelAdvert> {
     let size = from.get_size().map_err(header_error)?;
-    Ok(ModelStanding {
+    Ok(ModelAdvert {
         digest: read_digest(from.get_digest())?,
         name: printable(read_text("name", from.get_name(), MAX_MODEL_NAME_BYTES)?),
         served: from.get_served(),
@@ -326,7 +326,7 @@ fn read_model(from: wire::model::Reader<'_>) -> Read<ModelStanding> {
         pinned: if from.has_pinned() { Some(read_layers(from.get_pinned())?) } else { None },
         size: ModelSize {
             layers: size.get_layers(),
-            width: size.get_width(),
+            hidden_size: size.get_width(),
             context: size.get_context(),
             layer_bytes: size.get_layer_bytes(),
             embedding_bytes: size.get_embedding_bytes(),
@@ -336,7 +336,7 @@ fn read_model(from: wire::model::Reader<'_>) -> Read<ModelStanding> {
     })
 }
 
-fn read_stage(from: wire::stage::Reader<'_>) -> Read<StageStanding> {
+fn read_stage(from: wire::stage::Reader<'_>) -> Read<StageAdvert> {
     use wire::stage::state::Which;
     let state = match from
         .get_state()
@@ -348,7 +348,7 @@ fn read_stage(from: wire::stage::Reader<'_>) -> Read<StageStanding> {
         Which::Fetching(fetching) => StageState::Fetching { done: fetching.get_done(), total: fetching.get_total() },
         Which::Failed(why) => StageState::Failed(printable(read_text("failed", why, MAX_WHY_BYTES)?)),
     };
-    Ok(StageStanding {
+    Ok(StageAdvert {
         model: read_digest(from.get_model())?,
         layers: read_layers(from.get_layers())?,
         epoch: from.get_epoch(),
@@ -358,9 +358,9 @@ fn read_stage(from: wire::stage::Reader<'_>) -> Read<StageStanding> {
     })
 }
 
-fn read_refusal(from: wire::refusal::Reader<'_>) -> Read<Refusal> {
+fn read_refusal(from: wire::refusal::Reader<'_>) -> Read<PlacementRefusal> {
     let why = printable(read_text("refusal", from.get_why(), MAX_REFUSAL_BYTES)?);
-    Ok(Refusal { model: read_digest(from.get_model())?, why })
+    Ok(PlacementRefusal { model: read_digest(from.get_model())?, why })
 }
 
 fn read_placement(from: wire::placement::Reader<'_>) -> Read<Placement> {

@@ -11,13 +11,12 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior};
 
 use super::codec;
-use super::election::{Changed, Election, Event, Voice};
 use super::handle::Pool;
 use super::memory::Memory;
-use super::roster::{Heard, Roster};
-use super::standing::{LinkStanding, Standing, Term};
-use super::view::View;
+use super::{Advert, LinkAdvert, Term, View};
 use crate::net::{Gossip, NetEvent, Network, Verdict};
+use pangea_control::pool::election::{Changed, Election, Event, Voice};
+use pangea_control::pool::roster::{Heard, Roster};
 
 /// Between two looks at the clock: a part of the shortest wait of an election.
 const TICK: Duration = Duration::from_millis(100);
@@ -31,7 +30,7 @@ const COALESCE: Duration = Duration::from_millis(50);
 /// What a node is when its part in the pool begins.
 pub struct Settings {
     /// What it says of itself at first: its name, device, speed and the like.
-    pub own: Standing,
+    pub own: Advert,
     /// What it remembers.
     pub memory: Memory,
     /// The term of its last run.
@@ -51,7 +50,7 @@ struct Link {
 pub struct Driver {
     network: Network,
     events: mpsc::Receiver<NetEvent>,
-    own: Arc<Mutex<Standing>>,
+    own: Arc<Mutex<Advert>>,
     said: Arc<Notify>,
     view: watch::Sender<Arc<View>>,
     memory: Memory,
@@ -166,13 +165,13 @@ impl Driver {
 
     async fn on_gossip(&mut self, gossip: Gossip) {
         let Gossip { source, bytes, ticket } = gossip;
-        let standing = match codec::decode(&bytes) {
-            Ok(standing) if standing.peer == source => standing,
+        let advert = match codec::decode(&bytes) {
+            Ok(advert) if advert.peer == source => advert,
             Ok(_) => return self.refuse(source, "it speaks for another", &ticket).await,
             Err(error) => return self.refuse(source, &error.to_string(), &ticket).await,
         };
-        let (voice, addresses) = (Voice::of(&standing), standing.addresses.clone());
-        let heard = self.roster.heard(standing, self.now());
+        let (voice, addresses) = (Voice::of(&advert), advert.addresses.clone());
+        let heard = self.roster.heard(advert, self.now());
         let verdict = if heard == Heard::Old { Verdict::Ignore } else { Verdict::Accept };
         self.network.judge(ticket, verdict).await;
         if heard == Heard::Old {
@@ -223,14 +222,14 @@ impl Driver {
         }
     }
 
-    fn own(&self) -> MutexGuard<'_, Standing> {
+    fn own(&self) -> MutexGuard<'_, Advert> {
         self.own.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Brings what this node says of itself up to date.
-    fn refresh(&self) -> Standing {
+    fn refresh(&self) -> Advert {
         let speeds = self.link_speeds.borrow();
-        let link = |(peer, link): (&PeerId, &Link)| LinkStanding {
+        let link = |(peer, link): (&PeerId, &Link)| LinkAdvert {
             to: *peer,
             rtt: link.rtt.unwrap_or_default(),
             bytes_per_s: speeds.get(peer).copied().unwrap_or_default(),
@@ -256,7 +255,7 @@ impl Driver {
         match codec::encode(&self.refresh()) {
             Ok(bytes) => self.network.publish(bytes).await,
             Err(error) => {
-                tracing::warn!(event = "standing_too_long", %error, "this node cannot say how it stands: {error}")
+                tracing::warn!(event = "advert_too_long", %error, "cannot publish this node's advert: {error}")
             }
         }
     }
@@ -266,7 +265,7 @@ impl Driver {
             local: self.network.local_peer_id(),
             own: Arc::new(self.refresh()),
             term: self.election.term(),
-            nodes: self.roster.standings().map(|standing| (standing.peer, Arc::clone(standing))).collect(),
+            nodes: self.roster.adverts().map(|advert| (advert.peer, Arc::clone(advert))).collect(),
             connected: self.roster.connections().clone(),
         };
         self.view.send_replace(Arc::new(view));

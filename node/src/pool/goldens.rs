@@ -1,17 +1,17 @@
-//! The bytes of a standing, pinned: a change here is a change of the protocol. Then the same bytes disturbed, and limits.
+//! The bytes of a advert, pinned: a change here is a change of the protocol. Then the same bytes disturbed, and limits.
 
 use std::time::Duration;
 
 use libp2p::PeerId;
 use pangea_compute::Digest;
 
-use super::codec::{MAX_STANDING_BYTES, decode, encode};
-use super::standing::{LayerSpeed, LinkStanding, ModelSize, ModelStanding, StageStanding, StageState, Standing, Term};
-use crate::place::{PlacedStage, Placement, Refusal};
+use super::codec::{MAX_ADVERT_BYTES, decode, encode};
+use super::{Advert, LayerSpeed, LinkAdvert, ModelAdvert, ModelSize, StageAdvert, StageState, Term};
+use pangea_control::placement::{PlacedStage, Placement, PlacementRefusal};
 
 /// What an ordinary new node says of itself.
-pub(crate) fn standing_of(peer: PeerId) -> Standing {
-    Standing {
+pub(crate) fn advert_of(peer: PeerId) -> Advert {
+    Advert {
         peer,
         incarnation: 1_700_000_000_000,
         sequence: 1,
@@ -43,33 +43,32 @@ fn peer(n: u8) -> PeerId {
 }
 
 /// One of everything.
-fn full() -> Standing {
+fn full() -> Advert {
     let term = Term { counter: 5, master: peer(1) };
     let model = Digest::from_bytes([7; 32]);
     let size = ModelSize {
         layers: 30,
-        width: 576,
+        hidden_size: 576,
         context: 8192,
         layer_bytes: 3 << 20,
         embedding_bytes: 0,
         head_bytes: 30 << 20,
         position_bytes: 1536,
     };
-    let stage =
-        |state| StageStanding { model, layers: 0..15, epoch: 3, state, session_bytes: 1 << 30, broken: Some(2) };
-    Standing {
+    let stage = |state| StageAdvert { model, layers: 0..15, epoch: 3, state, session_bytes: 1 << 30, broken: Some(2) };
+    Advert {
         term: Some(term),
         counter: 6,
         force_master: true,
         speed: Some(LayerSpeed { weight_bytes_per_s: 2e10, macs_per_s: 1e11 }),
-        links: vec![LinkStanding {
+        links: vec![LinkAdvert {
             to: peer(2),
             rtt: Duration::from_micros(150),
             bytes_per_s: 1e9,
             transport: "tcp".to_owned(),
             found_by: "gossip".to_owned(),
         }],
-        models: vec![ModelStanding {
+        models: vec![ModelAdvert {
             digest: model,
             name: "smollm2".to_owned(),
             served: true,
@@ -91,8 +90,8 @@ fn full() -> Standing {
             term,
             stages: vec![PlacedStage { peer: peer(1), layers: 0..15 }, PlacedStage { peer: peer(2), layers: 15..30 }],
         }],
-        refusals: vec![Refusal { model, why: "no room".to_owned() }],
-        ..standing_of(peer(1))
+        refusals: vec![PlacementRefusal { model, why: "no room".to_owned() }],
+        ..advert_of(peer(1))
     }
 }
 
@@ -102,8 +101,8 @@ fn hex(bytes: &[u8]) -> String {
 }
 
 #[test]
-fn the_bytes_of_a_standing_are_pinned() {
-    let text = format!("new\n{}full\n{}", hex(&encode(&standing_of(peer(1))).unwrap()), hex(&encode(&full()).unwrap()));
+fn the_bytes_of_an_advert_are_pinned() {
+    let text = format!("new\n{}full\n{}", hex(&encode(&advert_of(peer(1))).unwrap()), hex(&encode(&full()).unwrap()));
     assert_eq!(text, include_str!("goldens.txt"), "the protocol's bytes changed:\n{text}");
 }
 
@@ -116,7 +115,7 @@ fn the_bytes_of_earlier_nodes_are_read_as_they_were_meant() {
         let digits = text.split("full").next().unwrap().split_whitespace().collect::<String>();
         (0..digits.len()).step_by(2).map(|at| u8::from_str_radix(&digits[at..at + 2], 16).unwrap()).collect()
     };
-    assert_eq!(decode(&bytes_of("new")).unwrap(), standing_of(peer(1)));
+    assert_eq!(decode(&bytes_of("new")).unwrap(), advert_of(peer(1)));
     let mut earlier = full();
     earlier.refusals.clear();
     earlier.stages.iter_mut().for_each(|stage| stage.broken = None);
@@ -124,22 +123,22 @@ fn the_bytes_of_earlier_nodes_are_read_as_they_were_meant() {
 }
 
 #[test]
-fn a_standing_comes_back_as_it_was() {
-    for standing in [standing_of(peer(1)), full()] {
-        assert_eq!(decode(&encode(&standing).unwrap()).unwrap(), standing);
+fn an_advert_comes_back_as_it_was() {
+    for advert in [advert_of(peer(1)), full()] {
+        assert_eq!(decode(&encode(&advert).unwrap()).unwrap(), advert);
     }
 }
 
 #[test]
-fn disturbed_bytes_never_panic_and_never_make_an_impossible_standing() {
+fn disturbed_bytes_never_panic_and_never_make_an_impossible_advert() {
     let bytes = encode(&full()).unwrap();
     for at in 0..bytes.len() {
         for bit in 0..8 {
             let mut disturbed = bytes.clone();
             disturbed[at] ^= 1 << bit;
-            if let Ok(standing) = decode(&disturbed) {
-                assert!(standing.stages.iter().all(|stage| !stage.layers.is_empty()));
-                assert!(standing.f32_flops_per_s.is_finite());
+            if let Ok(advert) = decode(&disturbed) {
+                assert!(advert.stages.iter().all(|stage| !stage.layers.is_empty()));
+                assert!(advert.f32_flops_per_s.is_finite());
             }
         }
     }
@@ -150,12 +149,12 @@ fn disturbed_bytes_never_panic_and_never_make_an_impossible_standing() {
 
 #[test]
 fn what_is_beyond_the_limits_is_refused() {
-    let refused = |standing: &Standing| {
-        let bytes = encode(standing).unwrap();
+    let refused = |advert: &Advert| {
+        let bytes = encode(advert).unwrap();
         assert!(decode(&bytes).is_err());
     };
-    refused(&Standing { f32_flops_per_s: f64::NAN, ..full() });
-    refused(&Standing { speed: Some(LayerSpeed { weight_bytes_per_s: -1.0, macs_per_s: 0.0 }), ..full() });
+    refused(&Advert { f32_flops_per_s: f64::NAN, ..full() });
+    refused(&Advert { speed: Some(LayerSpeed { weight_bytes_per_s: -1.0, macs_per_s: 0.0 }), ..full() });
     let mut gap = full();
     gap.placements[0].stages[1].layers = 16..30;
     refused(&gap);
@@ -165,7 +164,7 @@ fn what_is_beyond_the_limits_is_refused() {
     let mut empty = full();
     empty.stages[0].layers = 3..3;
     refused(&empty);
-    assert!(decode(&vec![0; MAX_STANDING_BYTES + 8]).is_err());
+    assert!(decode(&vec![0; MAX_ADVERT_BYTES + 8]).is_err());
     assert!(decode(&[]).is_err());
 }
 

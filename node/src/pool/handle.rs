@@ -6,14 +6,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use libp2p::PeerId;
 use tokio::sync::{Notify, watch};
 
-use super::standing::Standing;
-use super::view::View;
+use super::Advert;
+use super::View;
 
 /// The pool as this node sees it.
 #[derive(Clone)]
 pub struct Pool {
     pub(super) local: PeerId,
-    pub(super) own: Arc<Mutex<Standing>>,
+    pub(super) own: Arc<Mutex<Advert>>,
     pub(super) said: Arc<Notify>,
     pub(super) view: watch::Receiver<Arc<View>>,
 }
@@ -31,7 +31,7 @@ impl Pool {
 
     /// Changes what this node says of itself; it is told to the pool within a moment, several changes at once. What the pool
     /// itself keeps (who and where the node is, its links, its term) is not a caller's to change: it is written over.
-    pub fn say(&self, change: impl FnOnce(&mut Standing)) {
+    pub fn say(&self, change: impl FnOnce(&mut Advert)) {
         change(&mut self.own.lock().unwrap_or_else(PoisonError::into_inner));
         self.said.notify_one();
     }

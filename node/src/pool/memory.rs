@@ -7,7 +7,7 @@ use libp2p::PeerId;
 use pangea_client::Result;
 use redb::{ReadableDatabase, TableDefinition};
 
-use super::standing::Term;
+use super::Term;
 use crate::storage::{State, storage_error};
 
 /// Keys and values of the pool.

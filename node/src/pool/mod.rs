@@ -2,34 +2,28 @@
 //!
 //! ```text
 //!  gossip, peers up and down ──► Driver ──► Roster (who is there) ──► Election (who is the master)
-//!  Pool::say ──► own Standing ──► gossip                    └──► View ──► Pool::view
+//!  Pool::say ──► own Advert ──► gossip                    └──► View ──► Pool::view
 //! ```
 //!
-//! * [`standing`]: what a node says of itself; [`codec`]: the same as bytes.
-//! * [`roster`], [`election`]: pure state machines.
+//! * [`codec`]: adverts as bytes. Who is there and who is the master is decided by [`pangea_control::pool`].
 //! * [`memory`]: what outlives the process.
-//! * [`view`], [`handle`]: what the rest of the node sees; [`topology`]: the same as a graph for people.
+//! * [`handle`]: what the rest of the node sees; [`topology`]: the same as a graph for people.
 //! * [`driver`]: the task that feeds these.
 //!
 //! What follows from a view (placements, routes) is not decided here.
 
 pub mod codec;
 pub mod driver;
-pub mod election;
 #[cfg(test)]
 mod goldens;
 pub mod handle;
 pub mod memory;
-pub mod roster;
-#[cfg(test)]
-mod simulation;
-pub mod standing;
 pub mod topology;
-pub mod view;
 
 pub use driver::{Driver, Settings};
 #[cfg(test)]
-pub(crate) use goldens::standing_of;
+pub(crate) use goldens::advert_of;
 pub use handle::Pool;
-pub use standing::{LayerSpeed, LinkStanding, ModelSize, ModelStanding, StageStanding, StageState, Standing, Term};
-pub use view::View;
+pub use pangea_control::pool::{
+    Advert, LayerSpeed, LinkAdvert, ModelAdvert, ModelSize, StageAdvert, StageState, Term, View,
+};

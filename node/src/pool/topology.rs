@@ -4,21 +4,21 @@ use std::collections::BTreeSet;
 
 use pangea_client::{Topology, TopologyLink, TopologyNode};
 
-use super::standing::Standing;
-use super::view::View;
+use super::Advert;
+use super::View;
 
 /// The graph that `view` shows. A connection that only one end has told of yet is there in both directions.
 pub fn of(view: &View) -> Topology {
-    let nodes = view.everyone().map(|standing| node(standing, view)).collect();
+    let nodes = view.everyone().map(|advert| node(advert, view)).collect();
     let mut pairs = BTreeSet::new();
     for from in view.everyone() {
-        for link in from.links.iter().filter(|link| view.standing(&link.to).is_some()) {
+        for link in from.links.iter().filter(|link| view.advert(&link.to).is_some()) {
             pairs.insert((from.peer, link.to));
             pairs.insert((link.to, from.peer));
         }
     }
     let link = |(from, to)| {
-        let told = view.standing(&from)?.links.iter().find(|link| link.to == to);
+        let told = view.advert(&from)?.links.iter().find(|link| link.to == to);
         let link = view.link(&from, &to)?;
         Some(TopologyLink {
             from: from.to_string(),
@@ -32,15 +32,15 @@ pub fn of(view: &View) -> Topology {
     Topology { nodes, links: pairs.into_iter().filter_map(link).collect() }
 }
 
-fn node(standing: &Standing, view: &View) -> TopologyNode {
+fn node(advert: &Advert, view: &View) -> TopologyNode {
     TopologyNode {
-        peer: standing.peer.to_string(),
-        name: standing.name.clone(),
-        master: view.master() == Some(standing.peer),
-        models: standing.models.iter().filter(|model| model.served).map(|model| model.name.clone()).collect(),
-        device: standing.device.clone(),
-        memory_bytes: standing.memory_bytes,
-        gflops: standing.f32_flops_per_s / 1e9,
+        peer: advert.peer.to_string(),
+        name: advert.name.clone(),
+        master: view.master() == Some(advert.peer),
+        models: advert.models.iter().filter(|model| model.served).map(|model| model.name.clone()).collect(),
+        device: advert.device.clone(),
+        memory_bytes: advert.memory_bytes,
+        gflops: advert.f32_flops_per_s / 1e9,
     }
 }
 
@@ -53,11 +53,11 @@ mod tests {
     use libp2p::PeerId;
 
     use super::*;
-    use crate::pool::goldens::standing_of;
-    use crate::pool::{LinkStanding, Term};
+    use crate::pool::goldens::advert_of;
+    use crate::pool::{LinkAdvert, Term};
 
-    fn link(to: PeerId, found_by: &str) -> LinkStanding {
-        LinkStanding {
+    fn link(to: PeerId, found_by: &str) -> LinkAdvert {
+        LinkAdvert {
             to,
             rtt: Duration::from_micros(250),
             bytes_per_s: 1e9,
@@ -69,12 +69,12 @@ mod tests {
     #[test]
     fn every_connection_is_there_in_both_directions_and_leads_to_nodes_that_are_there() {
         let [one, two, gone] = [(); 3].map(|()| PeerId::random());
-        let own = Standing { links: vec![link(two, "manual"), link(gone, "mdns")], ..standing_of(one) };
+        let own = Advert { links: vec![link(two, "manual"), link(gone, "mdns")], ..advert_of(one) };
         let view = View {
             local: one,
             own: Arc::new(own),
             term: Some(Term { counter: 1, master: two }),
-            nodes: BTreeMap::from([(two, Arc::new(standing_of(two)))]),
+            nodes: BTreeMap::from([(two, Arc::new(advert_of(two)))]),
             connected: BTreeSet::from([two]),
         };
         let topology = of(&view);

@@ -13,7 +13,7 @@ use super::route::{Route, Routes, Without};
 use crate::pipeline::ChainId;
 use crate::pipeline::loader::Loader;
 use crate::pipeline::wire::StageAt;
-use crate::place::survey;
+use pangea_control::placement::pool_facts;
 
 /// How a model can be computed here alone.
 #[derive(Clone, Debug)]
@@ -40,10 +40,10 @@ impl Pooled {
 
     fn placed(&self, without: &Without) -> Option<Route> {
         let view = Arc::clone(&self.loader.view().borrow());
-        let mut placements = survey::placements(&view)?;
+        let mut placements = pool_facts::placements(&view)?;
         placements.retain(|placement| {
             placement.model == self.model
-                && survey::is_ready(&view, placement)
+                && pool_facts::is_ready(&view, placement)
                 && placement
                     .stages
                     .iter()
@@ -69,7 +69,7 @@ impl Pooled {
     fn fits_here(&self) -> Option<&WholeFile> {
         let view = self.loader.view();
         let view = view.borrow();
-        let needs = survey::models(&view).remove(&self.model)?;
+        let needs = pool_facts::models(&view).remove(&self.model)?;
         let fits = needs.stage_bytes(&(0..needs.size.layers)) <= view.own.memory_bytes;
         self.whole.as_ref().filter(|_| fits)
     }
@@ -94,7 +94,7 @@ impl Routes for Pooled {
 
     fn hopeless(&self) -> Option<String> {
         let view = self.loader.view();
-        let why = survey::refusal(&view.borrow(), &self.model)?;
+        let why = pool_facts::refusal(&view.borrow(), &self.model)?;
         self.fits_here().is_none().then_some(why)
     }
 

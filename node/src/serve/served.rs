@@ -18,9 +18,9 @@ use super::metrics::{self, EngineMetrics};
 use super::pooled::{Pooled, WholeFile};
 use super::request::{Event, Prompt, Request};
 use super::text::ModelText;
-use crate::blob::Wanted;
+use crate::blob::{self, Wanted};
 use crate::pipeline::Loader;
-use crate::pool::{ModelSize, ModelStanding, View};
+use crate::pool::{ModelAdvert, View};
 use crate::trust::Auditor;
 use crate::{compute_error, models};
 
@@ -176,7 +176,7 @@ impl Served {
 
     /// Adds the models that other nodes serve, and forgets those that nobody serves any more.
     fn see(&self, view: &View) {
-        let served: Vec<&ModelStanding> =
+        let served: Vec<&ModelAdvert> =
             view.nodes.values().flat_map(|node| &node.models).filter(|model| model.served).collect();
         let mut entries = self.0.entries.write().unwrap_or_else(PoisonError::into_inner);
         entries.retain(|entry| match &entry.source {
@@ -323,13 +323,13 @@ impl Entry {
         let (loader, session_bytes) = (&node.loader, node.settings.session_bytes);
         let offered = loader.blobs().offer(path)?;
         let file = ModelFile::open(path).map_err(compute_error).map_err(about)?;
-        let size = ModelSize::of(&offered.manifest, file.config());
+        let size = blob::model_size(&offered.manifest, file.config());
         loader.count(offered.digest, Arc::clone(&self.metrics));
         let alone = !node.split && node.pinned.is_none();
         if alone {
             loader.load_whole(offered.digest, path, session_bytes, Arc::clone(&self.metrics)).map_err(about)?;
         }
-        let standing = ModelStanding {
+        let advert = ModelAdvert {
             digest: offered.digest,
             name: self.name.clone(),
             served: true,
@@ -339,8 +339,8 @@ impl Entry {
             size,
         };
         loader.pool().say(|own| {
-            own.models.retain(|known| known.digest != standing.digest);
-            own.models.push(standing);
+            own.models.retain(|known| known.digest != advert.digest);
+            own.models.push(advert);
         });
         let whole = WholeFile { path: path.to_owned(), session_bytes, metrics: Arc::clone(&self.metrics) };
         self.engine(node, &file, offered.digest, Some(whole))
@@ -352,7 +352,7 @@ impl Entry {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
         let loader = &node.loader;
         let view = Arc::clone(&loader.view().borrow());
-        let has = |node: &&Arc<crate::pool::Standing>| node.models.iter().any(|model| model.digest == digest);
+        let has = |node: &&Arc<crate::pool::Advert>| node.models.iter().any(|model| model.digest == digest);
         let holders = view.nodes.values().filter(has).map(|node| node.peer).collect();
         let cancel = Cancel::new();
         let mut progress = |_, _| {};

@@ -8,7 +8,7 @@ use pangea_compute::{DType, Digest};
 use proptest::prelude::*;
 
 use super::frame::{FrameHead, PREFIX_BYTES};
-use super::message::{Advert, MAX_HEADER_BYTES, MAX_PAYLOAD_BYTES, Message, Operation, Shape, Task};
+use super::message::{MAX_HEADER_BYTES, MAX_PAYLOAD_BYTES, Message, Operation, Shape, Task, TaskHello};
 use super::{Header, WireError};
 
 fn hex(bytes: &[u8]) -> String {
@@ -29,8 +29,8 @@ fn shape() -> Shape {
     Shape::new(DType::F32, 512, 300).unwrap()
 }
 
-fn advert() -> Advert {
-    Advert {
+fn hello() -> TaskHello {
+    TaskHello {
         version: 1,
         name: "blue".to_owned(),
         software: "pangea 0.1.0".to_owned(),
@@ -49,7 +49,7 @@ fn advert() -> Advert {
 fn one_of_each() -> Vec<(Message, usize)> {
     let operation = Operation::MatMul { a: digest(0xaa), b: digest(0xbb) };
     vec![
-        (Message::Advert(advert()), 0),
+        (Message::Hello(hello()), 0),
         (Message::Operand { digest: digest(0xaa), shape: shape(), offset: 1 << 16 }, 1 << 16),
         (Message::Task(Task { id: 7, priority: -1, deadline: Some(Duration::from_millis(2500)), operation }), 0),
         (Message::Cancel(7), 0),
@@ -142,16 +142,16 @@ fn a_payload_stays_inside_its_tensor_and_goes_with_no_other_message() {
 
 #[test]
 fn names_lose_their_control_characters_and_long_ones_their_end() {
-    let odd = Advert { name: format!("a\u{1b}[2J{}", "ü".repeat(60)), ..advert() };
-    let bytes = encoded(&Message::Advert(odd), 0);
-    let Message::Advert(read) = Message::decode(&bytes[PREFIX_BYTES..], 0).unwrap() else { panic!("an advert") };
+    let odd = TaskHello { name: format!("a\u{1b}[2J{}", "ü".repeat(60)), ..hello() };
+    let bytes = encoded(&Message::Hello(odd), 0);
+    let Message::Hello(read) = Message::decode(&bytes[PREFIX_BYTES..], 0).unwrap() else { panic!("a hello") };
     assert!(read.name.starts_with("a[2Jü") && read.name.len() <= 64 && !read.name.contains('\u{1b}'));
 }
 
 #[test]
 fn speeds_that_are_no_numbers_are_refused() {
     for speed in [f64::NAN, f64::INFINITY, -1.0] {
-        let bytes = encoded(&Message::Advert(Advert { f32_flops_per_s: speed, ..advert() }), 0);
+        let bytes = encoded(&Message::Hello(TaskHello { f32_flops_per_s: speed, ..hello() }), 0);
         assert!(Message::decode(&bytes[PREFIX_BYTES..], 0).is_err());
     }
 }

@@ -75,7 +75,7 @@ impl Shape {
 
 /// What a node says of itself when a stream opens.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Advert {
+pub struct TaskHello {
     /// Version of the protocol.
     pub version: u16,
     /// Name for people.
@@ -129,7 +129,7 @@ pub struct Task {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Message {
     /// The first message each way.
-    Advert(Advert),
+    Hello(TaskHello),
     /// A piece of an operand; the payload belongs at `offset`.
     Operand {
         /// Content address of the whole operand.
@@ -201,7 +201,7 @@ impl Header for Message {
 
     fn name(&self) -> &'static str {
         match self {
-            Message::Advert(_) => "advert",
+            Message::Hello(_) => "hello",
             Message::Operand { .. } => "operand",
             Message::Task(_) => "task",
             Message::Cancel(_) => "cancel",
@@ -253,7 +253,7 @@ impl Header for Message {
 impl Message {
     fn write_to(&self, mut to: wire::task_message::Builder<'_>) {
         match self {
-            Message::Advert(advert) => write_advert(advert, to.init_advert()),
+            Message::Hello(hello) => write_hello(hello, to.init_hello()),
             Message::Operand { digest, shape, offset } => {
                 let mut operand = to.init_operand();
                 write_digest(digest, operand.reborrow().init_digest());
@@ -301,7 +301,7 @@ impl Message {
     fn read_from(from: wire::task_message::Reader<'_>) -> Result<Message, WireError> {
         use wire::task_message::Which;
         Ok(match from.which().map_err(|unknown| unknown_variant("message", unknown.0))? {
-            Which::Advert(advert) => Message::Advert(read_advert(advert.map_err(header_error)?)?),
+            Which::Hello(hello) => Message::Hello(read_hello(hello.map_err(header_error)?)?),
             Which::Operand(operand) => {
                 let operand = operand.map_err(header_error)?;
                 Message::Operand {
@@ -351,29 +351,29 @@ impl Message {
     }
 }
 
-fn write_advert(advert: &Advert, mut to: wire::advert::Builder<'_>) {
-    to.set_version(advert.version);
-    to.set_name(truncated(&advert.name, MAX_NAME_BYTES));
-    to.set_software(truncated(&advert.software, MAX_NAME_BYTES));
-    to.set_threads(advert.threads);
-    to.set_f32_flops_per_s(advert.f32_flops_per_s);
-    to.set_f64_flops_per_s(advert.f64_flops_per_s);
-    to.set_i8_flops_per_s(advert.i8_flops_per_s);
-    to.set_store_bytes(advert.store_bytes);
-    to.set_tasks_max(advert.tasks_max);
-    to.set_isa(truncated(&advert.isa, MAX_ISA_BYTES));
-    to.set_works(advert.works);
+fn write_hello(hello: &TaskHello, mut to: wire::task_hello::Builder<'_>) {
+    to.set_version(hello.version);
+    to.set_name(truncated(&hello.name, MAX_NAME_BYTES));
+    to.set_software(truncated(&hello.software, MAX_NAME_BYTES));
+    to.set_threads(hello.threads);
+    to.set_f32_flops_per_s(hello.f32_flops_per_s);
+    to.set_f64_flops_per_s(hello.f64_flops_per_s);
+    to.set_i8_flops_per_s(hello.i8_flops_per_s);
+    to.set_store_bytes(hello.store_bytes);
+    to.set_tasks_max(hello.tasks_max);
+    to.set_isa(truncated(&hello.isa, MAX_ISA_BYTES));
+    to.set_works(hello.works);
 }
 
-fn read_advert(from: wire::advert::Reader<'_>) -> Result<Advert, WireError> {
+fn read_hello(from: wire::task_hello::Reader<'_>) -> Result<TaskHello, WireError> {
     let speed = |what: &str, flops_per_s: f64| {
         if flops_per_s.is_finite() && flops_per_s >= 0.0 {
             Ok(flops_per_s)
         } else {
-            Err(WireError::Header(format!("an advert with {what} of {flops_per_s} FLOP/s")))
+            Err(WireError::Header(format!("a hello with {what} of {flops_per_s} FLOP/s")))
         }
     };
-    Ok(Advert {
+    Ok(TaskHello {
         version: from.get_version(),
         name: printable(read_text("name", from.get_name(), MAX_NAME_BYTES)?),
         software: printable(read_text("software", from.get_software(), MAX_NAME_BYTES)?),

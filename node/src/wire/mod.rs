@@ -19,7 +19,7 @@ pub mod message;
 
 pub use frame::{FrameHead, FrameLimits, PREFIX_BYTES};
 pub use header::Header;
-pub use message::{Advert, MAX_HEADER_BYTES, MAX_PAYLOAD_BYTES, Message, Operation, Shape, Task, TaskId};
+pub use message::{MAX_HEADER_BYTES, MAX_PAYLOAD_BYTES, Message, Operation, Shape, Task, TaskHello, TaskId};
 
 /// The protocol of tasks, versioned in its name.
 pub const PROTOCOL: &str = "/pangea/task/1";

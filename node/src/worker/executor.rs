@@ -32,7 +32,7 @@ const PACKED_PEERS_BYTES: usize = 256 << 20;
 /// Packed operands take at most this part of the node's memory.
 const PACKED_SHARE: u64 = 8;
 
-const _: () = assert!(PACKED_LOCAL_BYTES as u64 >= crate::schedule::limits::LOCAL_GROUP_BYTES);
+const _: () = assert!(PACKED_LOCAL_BYTES as u64 >= pangea_control::schedule::limits::LOCAL_GROUP_BYTES);
 
 /// What identifies a packed operand: equal keys mean equal contents.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

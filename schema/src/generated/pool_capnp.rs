@@ -3583,7 +3583,7 @@ pub mod refusal {
     }
 }
 
-pub mod standing {
+pub mod advert {
     #[derive(Copy, Clone)]
     pub struct Owned(());
     impl ::capnp::introspect::Introspect for Owned { fn introspect() -> ::capnp::introspect::Type { ::capnp::introspect::TypeVariant::Struct(::capnp::introspect::RawBrandedStructSchema { generic: &_private::RAW_SCHEMA, field_types: _private::get_field_types, annotation_types: _private::get_annotation_types, type_id: ::core::any::TypeId::of::<Owned>() }).into() } }
@@ -4113,20 +4113,20 @@ pub mod standing {
     mod _private {
         pub(crate) static ENCODED_NODE: [::capnp::Word; 381] = [
             ::capnp::word(0, 0, 0, 0, 5, 0, 6, 0),
-            ::capnp::word(137, 115, 227, 1, 137, 133, 135, 158),
+            ::capnp::word(44, 198, 215, 93, 36, 86, 159, 228),
             ::capnp::word(11, 0, 0, 0, 1, 0, 8, 0),
             ::capnp::word(64, 232, 107, 23, 210, 169, 245, 195),
             ::capnp::word(11, 0, 7, 0, 0, 0, 0, 0),
             ::capnp::word(0, 0, 0, 0, 0, 0, 0, 0),
-            ::capnp::word(21, 0, 0, 0, 162, 0, 0, 0),
+            ::capnp::word(21, 0, 0, 0, 146, 0, 0, 0),
             ::capnp::word(29, 0, 0, 0, 7, 0, 0, 0),
             ::capnp::word(0, 0, 0, 0, 0, 0, 0, 0),
             ::capnp::word(25, 0, 0, 0, 215, 4, 0, 0),
             ::capnp::word(0, 0, 0, 0, 0, 0, 0, 0),
             ::capnp::word(0, 0, 0, 0, 0, 0, 0, 0),
             ::capnp::word(112, 111, 111, 108, 46, 99, 97, 112),
-            ::capnp::word(110, 112, 58, 83, 116, 97, 110, 100),
-            ::capnp::word(105, 110, 103, 0, 0, 0, 0, 0),
+            ::capnp::word(110, 112, 58, 65, 100, 118, 101, 114),
+            ::capnp::word(116, 0, 0, 0, 0, 0, 0, 0),
             ::capnp::word(0, 0, 0, 0, 1, 0, 1, 0),
             ::capnp::word(88, 0, 0, 0, 3, 0, 4, 0),
             ::capnp::word(0, 0, 0, 0, 0, 0, 0, 0),
@@ -4534,6 +4534,6 @@ pub mod standing {
         pub(crate) static NONUNION_MEMBERS : &[u16] = &[0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17,18,19,20,21];
         pub(crate) static MEMBERS_BY_DISCRIMINANT : &[u16] = &[];
         pub(crate) static MEMBERS_BY_NAME : &[u16] = &[11,6,12,15,7,2,17,14,18,4,10,1,20,21,3,16,19,5,13,8,0,9];
-        pub(crate) const TYPE_ID: u64 = 0x9e87_8589_01e3_7389;
+        pub(crate) const TYPE_ID: u64 = 0xe49f_5624_5dd7_c62c;
     }
 }

@@ -740,7 +740,7 @@ pub mod shape {
     }
 }
 
-pub mod advert {
+pub mod task_hello {
     #[derive(Copy, Clone)]
     pub struct Owned(());
     impl ::capnp::introspect::Introspect for Owned { fn introspect() -> ::capnp::introspect::Type { ::capnp::introspect::TypeVariant::Struct(::capnp::introspect::RawBrandedStructSchema { generic: &_private::RAW_SCHEMA, field_types: _private::get_field_types, annotation_types: _private::get_annotation_types, type_id: ::core::any::TypeId::of::<Owned>() }).into() } }
@@ -1036,20 +1036,20 @@ pub mod advert {
     mod _private {
         pub(crate) static ENCODED_NODE: [::capnp::Word; 188] = [
             ::capnp::word(0, 0, 0, 0, 5, 0, 6, 0),
-            ::capnp::word(81, 200, 254, 79, 157, 40, 76, 197),
+            ::capnp::word(184, 240, 227, 190, 80, 164, 17, 169),
             ::capnp::word(11, 0, 0, 0, 1, 0, 5, 0),
             ::capnp::word(33, 78, 217, 240, 229, 166, 193, 182),
             ::capnp::word(3, 0, 7, 0, 0, 0, 0, 0),
             ::capnp::word(0, 0, 0, 0, 0, 0, 0, 0),
-            ::capnp::word(21, 0, 0, 0, 146, 0, 0, 0),
+            ::capnp::word(21, 0, 0, 0, 170, 0, 0, 0),
             ::capnp::word(29, 0, 0, 0, 7, 0, 0, 0),
             ::capnp::word(0, 0, 0, 0, 0, 0, 0, 0),
             ::capnp::word(25, 0, 0, 0, 111, 2, 0, 0),
             ::capnp::word(0, 0, 0, 0, 0, 0, 0, 0),
             ::capnp::word(0, 0, 0, 0, 0, 0, 0, 0),
             ::capnp::word(116, 97, 115, 107, 46, 99, 97, 112),
-            ::capnp::word(110, 112, 58, 65, 100, 118, 101, 114),
-            ::capnp::word(116, 0, 0, 0, 0, 0, 0, 0),
+            ::capnp::word(110, 112, 58, 84, 97, 115, 107, 72),
+            ::capnp::word(101, 108, 108, 111, 0, 0, 0, 0),
             ::capnp::word(0, 0, 0, 0, 1, 0, 1, 0),
             ::capnp::word(44, 0, 0, 0, 3, 0, 4, 0),
             ::capnp::word(0, 0, 0, 0, 0, 0, 0, 0),
@@ -1253,7 +1253,7 @@ pub mod advert {
         pub(crate) static NONUNION_MEMBERS : &[u16] = &[0,1,2,3,4,5,6,7,8,9,10];
         pub(crate) static MEMBERS_BY_DISCRIMINANT : &[u16] = &[];
         pub(crate) static MEMBERS_BY_NAME : &[u16] = &[4,5,6,9,1,2,7,8,3,0,10];
-        pub(crate) const TYPE_ID: u64 = 0xc54c_289d_4ffe_c851;
+        pub(crate) const TYPE_ID: u64 = 0xa911_a450_bee3_f0b8;
     }
 }
 
@@ -3559,7 +3559,7 @@ pub mod probe {
 }
 
 pub mod task_message {
-    pub use self::Which::{Advert,Operand,Task,Cancel,Release,Result,Failure,Missing,Evicted,Load,Probe,Probed,Goodbye,Started};
+    pub use self::Which::{Hello,Operand,Task,Cancel,Release,Result,Failure,Missing,Evicted,Load,Probe,Probed,Goodbye,Started};
 
     #[derive(Copy, Clone)]
     pub struct Owned(());
@@ -3622,7 +3622,7 @@ pub mod task_message {
             self.reader.total_size()
         }
         #[inline]
-        pub fn has_advert(&self) -> bool {
+        pub fn has_hello(&self) -> bool {
             if self.reader.get_data_field::<u16>(0) != 0 { return false; }
             !self.reader.get_pointer_field(0).is_null()
         }
@@ -3680,7 +3680,7 @@ pub mod task_message {
         pub fn which(self) -> ::core::result::Result<WhichReader<'a,>, ::capnp::NotInSchema> {
             match self.reader.get_data_field::<u16>(0) {
                 0 => {
-                    ::core::result::Result::Ok(Advert(
+                    ::core::result::Result::Ok(Hello(
                         ::capnp::traits::FromPointerReader::get_from_pointer(&self.reader.get_pointer_field(0), ::core::option::Option::None)
                     ))
                 }
@@ -3807,17 +3807,17 @@ pub mod task_message {
             self.builder.as_reader().total_size()
         }
         #[inline]
-        pub fn set_advert(&mut self, value: crate::task_capnp::advert::Reader<'_>) -> ::capnp::Result<()> {
+        pub fn set_hello(&mut self, value: crate::task_capnp::task_hello::Reader<'_>) -> ::capnp::Result<()> {
             self.builder.set_data_field::<u16>(0, 0);
             ::capnp::traits::SetterInput::set_pointer_builder(self.builder.reborrow().get_pointer_field(0), value, false)
         }
         #[inline]
-        pub fn init_advert(self, ) -> crate::task_capnp::advert::Builder<'a> {
+        pub fn init_hello(self, ) -> crate::task_capnp::task_hello::Builder<'a> {
             self.builder.set_data_field::<u16>(0, 0);
             ::capnp::traits::FromPointerBuilder::init_pointer(self.builder.get_pointer_field(0), 0)
         }
         #[inline]
-        pub fn has_advert(&self) -> bool {
+        pub fn has_hello(&self) -> bool {
             if self.builder.get_data_field::<u16>(0) != 0 { return false; }
             !self.builder.is_pointer_field_null(0)
         }
@@ -3990,7 +3990,7 @@ pub mod task_message {
         pub fn which(self) -> ::core::result::Result<WhichBuilder<'a,>, ::capnp::NotInSchema> {
             match self.builder.get_data_field::<u16>(0) {
                 0 => {
-                    ::core::result::Result::Ok(Advert(
+                    ::core::result::Result::Ok(Hello(
                         ::capnp::traits::FromPointerBuilder::get_from_pointer(self.builder.get_pointer_field(0), ::core::option::Option::None)
                     ))
                 }
@@ -4094,7 +4094,7 @@ pub mod task_message {
             ::capnp::word(0, 0, 255, 255, 0, 0, 0, 0),
             ::capnp::word(0, 0, 1, 0, 0, 0, 0, 0),
             ::capnp::word(0, 0, 0, 0, 0, 0, 0, 0),
-            ::capnp::word(121, 1, 0, 0, 58, 0, 0, 0),
+            ::capnp::word(121, 1, 0, 0, 50, 0, 0, 0),
             ::capnp::word(0, 0, 0, 0, 0, 0, 0, 0),
             ::capnp::word(116, 1, 0, 0, 3, 0, 1, 0),
             ::capnp::word(128, 1, 0, 0, 2, 0, 1, 0),
@@ -4189,9 +4189,9 @@ pub mod task_message {
             ::capnp::word(0, 0, 0, 0, 0, 0, 0, 0),
             ::capnp::word(168, 1, 0, 0, 3, 0, 1, 0),
             ::capnp::word(180, 1, 0, 0, 2, 0, 1, 0),
-            ::capnp::word(97, 100, 118, 101, 114, 116, 0, 0),
+            ::capnp::word(104, 101, 108, 108, 111, 0, 0, 0),
             ::capnp::word(16, 0, 0, 0, 0, 0, 0, 0),
-            ::capnp::word(81, 200, 254, 79, 157, 40, 76, 197),
+            ::capnp::word(184, 240, 227, 190, 80, 164, 17, 169),
             ::capnp::word(0, 0, 0, 0, 0, 0, 0, 0),
             ::capnp::word(0, 0, 0, 0, 0, 0, 0, 0),
             ::capnp::word(16, 0, 0, 0, 0, 0, 0, 0),
@@ -4304,7 +4304,7 @@ pub mod task_message {
         ];
         pub(crate) fn get_field_types(index: u16) -> ::capnp::introspect::Type {
             match index {
-                0 => <crate::task_capnp::advert::Owned as ::capnp::introspect::Introspect>::introspect(),
+                0 => <crate::task_capnp::task_hello::Owned as ::capnp::introspect::Introspect>::introspect(),
                 1 => <crate::task_capnp::operand_chunk::Owned as ::capnp::introspect::Introspect>::introspect(),
                 2 => <crate::task_capnp::task::Owned as ::capnp::introspect::Introspect>::introspect(),
                 3 => <u64 as ::capnp::introspect::Introspect>::introspect(),
@@ -4333,11 +4333,11 @@ pub mod task_message {
         );
         pub(crate) static NONUNION_MEMBERS : &[u16] = &[];
         pub(crate) static MEMBERS_BY_DISCRIMINANT : &[u16] = &[0,1,2,3,4,5,6,7,8,9,10,11,12,13];
-        pub(crate) static MEMBERS_BY_NAME : &[u16] = &[0,3,8,6,12,9,7,1,10,11,4,5,13,2];
+        pub(crate) static MEMBERS_BY_NAME : &[u16] = &[3,8,6,12,0,9,7,1,10,11,4,5,13,2];
         pub(crate) const TYPE_ID: u64 = 0xa90c_73ef_3f60_a3db;
     }
     pub enum Which<A0,A1,A2,A3,A4,A5,A6,A7,A8,A9,A10> {
-        Advert(A0),
+        Hello(A0),
         Operand(A1),
         Task(A2),
         Cancel(u64),
@@ -4352,6 +4352,6 @@ pub mod task_message {
         Goodbye(A10),
         Started(u64),
     }
-    pub type WhichReader<'a,> = Which<::capnp::Result<crate::task_capnp::advert::Reader<'a>>,::capnp::Result<crate::task_capnp::operand_chunk::Reader<'a>>,::capnp::Result<crate::task_capnp::task::Reader<'a>>,::capnp::Result<crate::task_capnp::digest::Reader<'a>>,::capnp::Result<crate::task_capnp::result_chunk::Reader<'a>>,::capnp::Result<crate::task_capnp::failure::Reader<'a>>,::capnp::Result<crate::task_capnp::missing::Reader<'a>>,::capnp::Result<crate::task_capnp::digest::Reader<'a>>,::capnp::Result<crate::task_capnp::load::Reader<'a>>,::capnp::Result<crate::task_capnp::probe::Reader<'a>>,::capnp::Result<::capnp::text::Reader<'a>>>;
-    pub type WhichBuilder<'a,> = Which<::capnp::Result<crate::task_capnp::advert::Builder<'a>>,::capnp::Result<crate::task_capnp::operand_chunk::Builder<'a>>,::capnp::Result<crate::task_capnp::task::Builder<'a>>,::capnp::Result<crate::task_capnp::digest::Builder<'a>>,::capnp::Result<crate::task_capnp::result_chunk::Builder<'a>>,::capnp::Result<crate::task_capnp::failure::Builder<'a>>,::capnp::Result<crate::task_capnp::missing::Builder<'a>>,::capnp::Result<crate::task_capnp::digest::Builder<'a>>,::capnp::Result<crate::task_capnp::load::Builder<'a>>,::capnp::Result<crate::task_capnp::probe::Builder<'a>>,::capnp::Result<::capnp::text::Builder<'a>>>;
+    pub type WhichReader<'a,> = Which<::capnp::Result<crate::task_capnp::task_hello::Reader<'a>>,::capnp::Result<crate::task_capnp::operand_chunk::Reader<'a>>,::capnp::Result<crate::task_capnp::task::Reader<'a>>,::capnp::Result<crate::task_capnp::digest::Reader<'a>>,::capnp::Result<crate::task_capnp::result_chunk::Reader<'a>>,::capnp::Result<crate::task_capnp::failure::Reader<'a>>,::capnp::Result<crate::task_capnp::missing::Reader<'a>>,::capnp::Result<crate::task_capnp::digest::Reader<'a>>,::capnp::Result<crate::task_capnp::load::Reader<'a>>,::capnp::Result<crate::task_capnp::probe::Reader<'a>>,::capnp::Result<::capnp::text::Reader<'a>>>;
+    pub type WhichBuilder<'a,> = Which<::capnp::Result<crate::task_capnp::task_hello::Builder<'a>>,::capnp::Result<crate::task_capnp::operand_chunk::Builder<'a>>,::capnp::Result<crate::task_capnp::task::Builder<'a>>,::capnp::Result<crate::task_capnp::digest::Builder<'a>>,::capnp::Result<crate::task_capnp::result_chunk::Builder<'a>>,::capnp::Result<crate::task_capnp::failure::Builder<'a>>,::capnp::Result<crate::task_capnp::missing::Builder<'a>>,::capnp::Result<crate::task_capnp::digest::Builder<'a>>,::capnp::Result<crate::task_capnp::load::Builder<'a>>,::capnp::Result<crate::task_capnp::probe::Builder<'a>>,::capnp::Result<::capnp::text::Builder<'a>>>;
 }

@@ -73,7 +73,7 @@ fn frames_that_are_none_end_the_stream_and_nothing_else() {
     let stranger = Stranger::connect(&star.workers[0].address);
     let prefix = |header: u32, payload: u32| [header.to_le_bytes(), payload.to_le_bytes()].concat();
     let mut advert_bytes = Vec::new();
-    Message::Advert(advert()).encode(0, &mut advert_bytes).unwrap();
+    Message::Hello(advert()).encode(0, &mut advert_bytes).unwrap();
     let mut truncated = advert_bytes.clone();
     truncated.extend(prefix(16, 0));
     truncated.extend([0xee; 16]);
@@ -105,7 +105,7 @@ fn a_peer_of_another_protocol_version_is_not_worked_for() {
     let star = cluster.star(vec![cluster.node("worker")]);
     let stranger = Stranger::connect(&star.workers[0].address);
     let mut stream = stranger.stream();
-    stream.send_message(&Message::Advert(pangea_node::wire::Advert { version: 0, ..advert() }), &[]);
+    stream.send_message(&Message::Hello(pangea_node::wire::TaskHello { version: 0, ..advert() }), &[]);
     stream.is_ended();
     let mut stream = stranger.stream();
     stream.send_message(&Message::Cancel(7), &[]);
@@ -141,7 +141,7 @@ fn well_formed_messages_at_the_wrong_place_end_the_stream() {
     ];
     for messages in lies {
         let mut stream = stranger.stream();
-        stream.send_message(&Message::Advert(advert()), &[]);
+        stream.send_message(&Message::Hello(advert()), &[]);
         for (message, payload) in messages {
             stream.send_message(&message, &vec![0; payload]);
         }
@@ -161,7 +161,7 @@ fn memory_claimed_by_a_stranger_is_bounded_by_what_the_node_gives_to_one_peer() 
     let before = worker.process.peak_memory_bytes();
     let stranger = Stranger::connect(&worker.address);
     let mut stream = stranger.stream();
-    stream.send_message(&Message::Advert(advert()), &[]);
+    stream.send_message(&Message::Hello(advert()), &[]);
     for number in 0..200u8 {
         let digest = pangea_compute::Digest::from_bytes([number; 32]);
         // The first byte of 4 TiB, of 1 GiB, and of 1 MiB: nothing more ever comes.
@@ -185,7 +185,7 @@ fn an_operand_that_is_not_what_its_digest_says_is_not_computed_with() {
     let worker = &star.workers[0];
     let stranger = Stranger::connect(&worker.address);
     let mut stream = stranger.stream();
-    stream.send_message(&Message::Advert(advert()), &[]);
+    stream.send_message(&Message::Hello(advert()), &[]);
     let digest = pangea_compute::Digest::from_bytes([1; 32]);
     let shape = Shape::new(DType::I8, 8, 8).unwrap();
     stream.send_message(&Message::Operand { digest, shape, offset: 0 }, &[7; 64]);
@@ -207,7 +207,7 @@ fn a_digest_reveals_nothing_of_what_another_peer_sent() {
     multiply(&star.one.client(), &a, &b, &remote()).unwrap();
     let stranger = Stranger::connect(&star.workers[0].address);
     let mut stream = stranger.stream();
-    stream.send_message(&Message::Advert(advert()), &[]);
+    stream.send_message(&Message::Hello(advert()), &[]);
     let operation = Operation::MatMul { a: a.digest(), b: b.digest() };
     stream.send_message(&Message::Task(Task { id: 9, priority: 0, deadline: None, operation }), &[]);
     let missing = stream.next_message(|message| matches!(message, Message::Missing { task: 9, .. }));

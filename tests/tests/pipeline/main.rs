@@ -20,7 +20,7 @@ const CHAT: &str = "/v1/chat/completions";
 const LAYERS: u64 = 30;
 
 /// Asks for an answer of a few hundred tokens.
-const LONG: &str = "Write a long story about a lighthouse keeper and the sea.";
+const LONG: &str = "Write a long story about a lighthouse stage_manager and the sea.";
 
 /// A cluster, and the model that its nodes are to serve.
 struct Stage {

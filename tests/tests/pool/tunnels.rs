@@ -10,8 +10,8 @@ use pangea_tests::namespaces::{Namespace, Namespaces};
 use pangea_tests::process::{Process, eventually};
 use pangea_tests::skip::{skip, unless_root};
 
-/// Standings that a node says while a test looks on: so many seconds, in which nothing may be disturbed.
-const STANDINGS: usize = 6;
+/// Adverts that a node says while a test looks on: so many seconds, in which nothing may be disturbed.
+const ADVERTS: usize = 6;
 
 fn connected(one: &Node, two: &Node) {
     one.process.line(&format!("Connected to peer {}", two.peer));
@@ -24,14 +24,14 @@ fn write_peers(data_dir: &Path, address: &str) {
     std::fs::write(data_dir.join("peers.json"), text).unwrap();
 }
 
-/// Waits until `topology` has been told anew a few times: its round trips change with every standing.
-fn standings_pass(mut topology: impl FnMut() -> serde_json::Value) {
+/// Waits until `topology` has been told anew a few times: its round trips change with every advert.
+fn adverts_pass(mut topology: impl FnMut() -> serde_json::Value) {
     let (mut last, mut changes) = (topology()["links"].clone(), 0);
-    eventually("standings keep coming", || {
+    eventually("adverts keep coming", || {
         let now = topology()["links"].clone();
         changes += usize::from(now != last);
         last = now;
-        changes >= STANDINGS
+        changes >= ADVERTS
     });
 }
 
@@ -52,7 +52,7 @@ fn two_nodes_behind_two_forwarders_are_one_pool_over_one_connection() {
         assert_eq!(one.client().topology().unwrap().links.len(), 2);
         one.client().check_peer(&two.peer, None).unwrap();
     }
-    standings_pass(|| serde_json::to_value(two.client().topology().unwrap()).unwrap());
+    adverts_pass(|| serde_json::to_value(two.client().topology().unwrap()).unwrap());
     assert_eq!([one.connections(), two.connections()], before);
     for node in [&one, &two] {
         assert_eq!((node.process.count("Connected to peer"), node.process.count("is gone")), (1, 0));
@@ -107,7 +107,7 @@ fn nodes_that_reach_each_other_through_a_third_only_are_one_pool() {
             && master(&views[0]).len() == 1
     });
     let before = [hub.connections(), two.connections(), three.connections()];
-    standings_pass(|| json_in(&cluster, host(1), &two, &["topology"]));
+    adverts_pass(|| json_in(&cluster, host(1), &two, &["topology"]));
     assert_eq!([hub.connections(), two.connections(), three.connections()], before);
     let view = json_in(&cluster, host(1), &two, &["topology"]);
     assert_eq!(view["links"].as_array().unwrap().len(), 4, "the two are not connected: {view}");
@@ -208,7 +208,7 @@ fn through_ssh(test: &str, forwards: &[&str]) {
     one.process.line("elected master");
     let before = [one.connections(), two.connections()];
     assert_eq!(before.each_ref().map(|connections| connections.len()), [1, 1], "{before:?}");
-    standings_pass(|| json_in(&cluster, here, &one, &["topology"]));
+    adverts_pass(|| json_in(&cluster, here, &one, &["topology"]));
     for _ in 0..10 {
         let checked = json_in(&cluster, there, &two, &["peers", "--check"]);
         assert!(checked[0]["check"]["round_trip_us"].as_f64() > Some(0.0), "{checked}");

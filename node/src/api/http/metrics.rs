@@ -126,12 +126,12 @@ mod tests {
     use tokio::sync::watch;
 
     use super::*;
-    use crate::pool::{ModelSize, ModelStanding, View, standing_of};
+    use crate::pool::{ModelAdvert, ModelSize, View, advert_of};
 
     /// A node whose one peer serves models of these names.
     fn view(names: &[&str]) -> Arc<View> {
-        let mut other = standing_of(PeerId::random());
-        let model = |name: &&str| ModelStanding {
+        let mut other = advert_of(PeerId::random());
+        let model = |name: &&str| ModelAdvert {
             digest: Digest::from_bytes(*blake3::hash(name.as_bytes()).as_bytes()),
             name: (*name).to_owned(),
             served: true,
@@ -141,7 +141,7 @@ mod tests {
             size: ModelSize::default(),
         };
         other.models = names.iter().map(model).collect();
-        let own = Arc::new(standing_of(PeerId::random()));
+        let own = Arc::new(advert_of(PeerId::random()));
         let nodes = BTreeMap::from([(other.peer, Arc::new(other))]);
         Arc::new(View { local: own.peer, own, term: None, nodes, connected: BTreeSet::new() })
     }

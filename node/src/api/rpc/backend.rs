@@ -9,7 +9,7 @@ use tokio::sync::{oneshot, watch};
 
 use crate::fabric::Fabric;
 use crate::fabric::job::{CancelOnDrop, JobOutcome, JobRequest};
-use crate::place;
+use crate::placement;
 use crate::pool::{Pool, topology};
 use crate::worker::budget::Reservation;
 
@@ -106,7 +106,7 @@ impl Backend for RunningNode {
     fn plan_model(&self, model: &str) -> Result<ModelPlan> {
         let no_pool = || Error::new(ErrorKind::Unavailable, "this node is in no pool");
         let view = Arc::clone(&self.pool.as_ref().ok_or_else(no_pool)?.view().borrow());
-        place::preview(&view, model)
+        pangea_control::placement::preview(&view, model).map(placement::plan_report)
     }
 
     async fn check_peer(&self, peer: &str, timeout: Duration) -> Result<Duration> {

@@ -1,0 +1,220 @@
+//! Fetches in virtual time, with holders that deliver, break off, lie or lack.
+
+use super::*;
+
+const PARTS: u32 = 20;
+
+/// A model of `PARTS` pieces of one part each, behind its header.
+fn part_counts() -> [u32; PARTS as usize + 1] {
+    [1; PARTS as usize + 1]
+}
+
+fn part(piece: u32) -> PartId {
+    PartId { piece, part: 0 }
+}
+
+struct World {
+    fetch: Fetch,
+    now: Time,
+    /// What is to be done and was not taken yet.
+    actions: Vec<Action>,
+}
+
+impl World {
+    fn new(holders: usize) -> World {
+        let parts = (1..=PARTS).map(part).collect();
+        let names = (0..holders).map(|holder| format!("peer{holder}")).collect();
+        let now = Time::from_secs(1000);
+        World { fetch: Fetch::new(parts, names, now), now, actions: Vec::new() }
+    }
+
+    fn handle(&mut self, event: Event) -> Outcome {
+        self.fetch.handle(event, self.now, &mut self.actions)
+    }
+
+    fn open(&mut self, holder: HolderId, has: impl Iterator<Item = u32>) -> Outcome {
+        let mut set = PartSet::empty(part_counts());
+        has.for_each(|piece| set.insert(part(piece)));
+        self.handle(Event::Opened { holder, has: set })
+    }
+
+    /// What a holder was asked for since this was last looked at.
+    fn asked(&mut self, holder: HolderId) -> Vec<PartId> {
+        let mut asked = Vec::new();
+        self.actions.retain(|action| match action {
+            Action::Ask(of, part) if *of == holder => {
+                asked.push(*part);
+                false
+            }
+            _ => true,
+        });
+        asked
+    }
+
+    fn lost(&mut self, holder: HolderId) -> Outcome {
+        self.handle(Event::Lost { holder, error: Error::new(ErrorKind::Unavailable, "gone") })
+    }
+}
+
+fn done(outcome: &Outcome) -> bool {
+    matches!(outcome, Outcome::Done)
+}
+
+#[test]
+fn several_holders_share_the_work_and_each_part_is_asked_once() {
+    let mut world = World::new(2);
+    world.handle(Event::Tick);
+    assert_eq!(std::mem::take(&mut world.actions), [Action::Open(0), Action::Open(1)]);
+    world.open(0, 1..=PARTS);
+    world.open(1, 1..=PARTS);
+    let mut seen = Vec::new();
+    let mut by = [0, 0];
+    loop {
+        let mut outcome = None;
+        for holder in [0, 1] {
+            for part in world.asked(holder) {
+                seen.push(part);
+                by[holder] += 1;
+                outcome = Some(world.handle(Event::Good { holder, part }));
+            }
+        }
+        if done(&outcome.expect("somebody was asked for something")) {
+            break;
+        }
+    }
+    seen.sort_unstable();
+    assert_eq!(seen, (1..=PARTS).map(part).collect::<Vec<_>>());
+    assert!(by[0] > 4 && by[1] > 4, "{by:?}");
+}
+
+#[test]
+fn what_one_breaks_off_with_is_had_from_another_and_it_is_tried_again_later() {
+    let mut world = World::new(2);
+    world.handle(Event::Tick);
+    world.open(0, 1..=PARTS);
+    let broken_off = world.asked(0);
+    assert_eq!(broken_off.len(), ASKED_AHEAD);
+    world.open(1, 1..=PARTS);
+    for part in world.asked(1) {
+        world.handle(Event::Good { holder: 1, part });
+    }
+    world.lost(0);
+    let mut all = Vec::new();
+    loop {
+        let asked = world.asked(1);
+        all.extend(asked.iter().copied());
+        let outcomes: Vec<Outcome> =
+            asked.into_iter().map(|part| world.handle(Event::Good { holder: 1, part })).collect();
+        if outcomes.iter().any(done) {
+            break;
+        }
+        if all.len() == 2 * ASKED_AHEAD {
+            world.now += RETRY_FIRST;
+            world.handle(Event::Tick);
+            assert!(world.actions.contains(&Action::Open(0)));
+        }
+    }
+    assert!(broken_off.iter().all(|part| all.contains(part)));
+}
+
+#[test]
+fn a_liar_is_closed_named_and_never_opened_again() {
+    let mut world = World::new(1);
+    world.handle(Event::Tick);
+    world.open(0, 1..=PARTS);
+    let outcome = world.handle(Event::Bad { holder: 0, why: "no".to_owned() });
+    let Outcome::Failed(error) = outcome else { panic!("{outcome:?}") };
+    assert!(error.kind() == ErrorKind::VerificationFailed && error.message().contains("peer0"), "{error}");
+    assert!(world.actions.contains(&Action::Close(0)));
+    world.actions.clear();
+    world.now += Duration::from_secs(3600);
+    world.handle(Event::Tick);
+    assert!(world.actions.is_empty());
+}
+
+#[test]
+fn parts_are_asked_only_of_who_has_them_and_what_nobody_has_is_not_found() {
+    let mut world = World::new(2);
+    world.handle(Event::Tick);
+    world.actions.clear();
+    world.open(0, 1..=2);
+    world.open(1, 3..PARTS);
+    assert_eq!(world.asked(0), [part(1), part(2)]);
+    assert_eq!(world.asked(1).len(), ASKED_AHEAD);
+    for piece in 1..=2 {
+        world.handle(Event::Good { holder: 0, part: part(piece) });
+    }
+    assert!(world.asked(0).is_empty() && world.actions.is_empty(), "{:?}", world.actions);
+    for piece in 3..PARTS {
+        world.handle(Event::Good { holder: 1, part: part(piece) });
+    }
+    // The last part: both are asked again, later and later, what they have; then that is that.
+    for round in 0..FAILURES {
+        assert!(world.actions.contains(&Action::Close(0)) && world.actions.contains(&Action::Close(1)), "{round}");
+        world.actions.clear();
+        world.now += Duration::from_secs(60);
+        world.handle(Event::Tick);
+        for holder in [0, 1] {
+            if let Outcome::Failed(error) = world.open(holder, 1..PARTS) {
+                assert_eq!((error.kind(), holder, round), (ErrorKind::NotFound, 1, FAILURES - 2));
+                return;
+            }
+        }
+    }
+    panic!("it went on");
+}
+
+#[test]
+fn a_part_that_a_holder_lacks_after_all_is_had_from_another() {
+    let mut world = World::new(2);
+    world.handle(Event::Tick);
+    world.open(0, 1..=PARTS);
+    let first = world.asked(0)[0];
+    world.handle(Event::Lacks { holder: 0, part: first });
+    assert!(!world.asked(0).contains(&first));
+    world.open(1, 1..=PARTS);
+    assert_eq!(world.asked(1)[0], first);
+}
+
+#[test]
+fn an_idle_holder_gets_what_another_is_slow_with() {
+    let mut world = World::new(2);
+    world.handle(Event::Tick);
+    world.open(0, 1..=PARTS);
+    world.open(1, 5..=PARTS);
+    loop {
+        let asked = world.asked(1);
+        if asked.is_empty() {
+            break;
+        }
+        asked.into_iter().for_each(|part| drop(world.handle(Event::Good { holder: 1, part })));
+    }
+    world.fetch.holders[1].state = State::Open { has: PartSet::full(part_counts()), asked: VecDeque::new() };
+    world.handle(Event::Tick);
+    assert!(world.asked(1).is_empty(), "not before it is slow");
+    world.now += SLOW;
+    world.handle(Event::Tick);
+    let twice = world.asked(1);
+    assert_eq!(twice.len(), 1);
+    world.handle(Event::Good { holder: 1, part: twice[0] });
+    // The slow one's own comes too late and changes nothing.
+    assert!(!done(&world.handle(Event::Good { holder: 0, part: twice[0] })));
+}
+
+#[test]
+fn a_holder_that_never_answers_is_given_up() {
+    let mut world = World::new(1);
+    world.handle(Event::Tick);
+    for failure in 1..=FAILURES {
+        let outcome = world.lost(0);
+        match outcome {
+            Outcome::Failed(error) => {
+                assert_eq!((failure, error.kind()), (FAILURES, ErrorKind::Unavailable));
+                return;
+            }
+            _ => assert!(failure < FAILURES),
+        }
+        world.now += Duration::from_secs(60);
+        world.handle(Event::Tick);
+    }
+}

@@ -1,0 +1,30 @@
+//! What is known of a connection to a peer: what carries it, and the bytes that it moved.
+
+use std::fmt;
+
+/// What carries a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Transport {
+    /// TCP, Noise, Yamux.
+    Tcp,
+    /// QUIC version 1.
+    Quic,
+}
+
+impl fmt::Display for Transport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Tcp => "tcp",
+            Self::Quic => "quic",
+        })
+    }
+}
+
+/// Bytes exchanged with a peer over its connections of now.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// Bytes that came, encryption included (QUIC: without).
+    pub received_bytes: u64,
+    /// Bytes that went, encryption included (QUIC: without).
+    pub sent_bytes: u64,
+}

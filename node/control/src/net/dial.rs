@@ -1,0 +1,540 @@
+//! Whom to dial, where and when: a pure plan with no clock and no sockets. Time is a `Duration` since an epoch of the
+//! caller's. It keeps dialling what a person named (again after every loss, at growing intervals), what mDNS announces, and
+//! for a while what nodes of the pool say of themselves.
+
+use std::time::Duration;
+
+use libp2p_identity::PeerId;
+use multiaddr::Multiaddr;
+use multiaddr::Protocol;
+
+use super::connection::Transport;
+
+/// First wait after a failure; each further failure doubles it.
+const FIRST_BACKOFF: Duration = Duration::from_millis(500);
+
+/// The longest wait: a peer that comes back is found within this.
+const MAX_BACKOFF: Duration = Duration::from_secs(8);
+
+/// The wait after a refusal: a key does not change by itself.
+const REFUSED_BACKOFF: Duration = Duration::from_secs(30);
+
+/// How long the node with the larger id lets the other dial first, after both heard of each other by mDNS.
+const YIELD: Duration = Duration::from_millis(750);
+
+/// Peers heard of by mDNS that are kept: a LAN may be large or hostile.
+const MAX_DISCOVERED: usize = 512;
+
+/// Addresses kept for one of them.
+const MAX_ADDRESSES: usize = 16;
+
+/// Peers heard of by gossip that are kept: as many as a large pool has.
+const MAX_HEARD: usize = 512;
+
+/// The longest wait between two dials to what a peer heard of by gossip says: its addresses may be none of this network's, as
+/// behind a tunnel.
+const HEARD_BACKOFF: Duration = Duration::from_secs(60);
+
+/// Dials in vain after which such a peer is forgotten: half an hour's.
+const HEARD_FAILURES: u32 = 36;
+
+/// How a peer was found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum FoundBy {
+    /// Announced on the local network.
+    Mdns,
+    /// Named by a person: `--peer`, `peers.json`, or a command.
+    Manual,
+    /// A node of the pool that is connected to other nodes of it.
+    Gossip,
+    /// It came by itself.
+    Incoming,
+}
+
+impl std::fmt::Display for FoundBy {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Mdns => "mdns",
+            Self::Manual => "manual",
+            Self::Gossip => "gossip",
+            Self::Incoming => "incoming",
+        })
+    }
+}
+
+/// Where a target came from; a file's targets go when the file drops them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Source {
+    Flag,
+    File,
+    Mdns,
+    Gossip,
+}
+
+impl Source {
+    fn found_by(self) -> FoundBy {
+        match self {
+            Self::Flag | Self::File => FoundBy::Manual,
+            Self::Mdns => FoundBy::Mdns,
+            Self::Gossip => FoundBy::Gossip,
+        }
+    }
+}
+
+/// Names a target between a dial and its outcome.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct TargetId(u64);
+
+/// One dial to make: all of `addresses` at once, one transport.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Dial {
+    /// What is dialled; [`DialPlan::failed`] names it.
+    pub target: TargetId,
+    /// Who must answer, where that is known.
+    pub peer: Option<PeerId>,
+    /// Where to try, all at once.
+    pub addresses: Vec<Multiaddr>,
+    /// How the target became known.
+    pub found_by: FoundBy,
+}
+
+/// How a dial failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Failure {
+    /// Nobody there, or it broke.
+    Unreachable,
+    /// One side refused the other.
+    Refused,
+    /// The two were connected, or connecting, already.
+    Duplicate(PeerId),
+    /// The address is this node's own: never again.
+    Own,
+}
+
+#[derive(Debug)]
+struct Target {
+    id: TargetId,
+    source: Source,
+    /// Known from the address, from mDNS, or from a connection made.
+    peer: Option<PeerId>,
+    addresses: Vec<Multiaddr>,
+    /// QUIC's turn: TCP failed just now.
+    quic_next: bool,
+    failures: u32,
+    due: Duration,
+    dialling: bool,
+    own: bool,
+}
+
+/// The plan.
+#[derive(Debug)]
+pub struct DialPlan {
+    local: PeerId,
+    next_id: u64,
+    targets: Vec<Target>,
+}
+
+/// What a connection to `address` is carried by.
+pub fn transport_of(address: &Multiaddr) -> Transport {
+    let quic = address.iter().any(|part| matches!(part, Protocol::QuicV1 | Protocol::Quic | Protocol::Udp(_)));
+    if quic { Transport::Quic } else { Transport::Tcp }
+}
+
+/// The peer id at the end of `address`, if it names one.
+pub fn peer_of(address: &Multiaddr) -> Option<PeerId> {
+    match address.iter().last() {
+        Some(Protocol::P2p(peer)) => Some(peer),
+        _ => None,
+    }
+}
+
+/// `address` as it can be dialled, without its peer id: TCP or QUIC at an address of somebody's.
+fn dialable(address: &Multiaddr) -> Option<Multiaddr> {
+    let address: Multiaddr = address.iter().filter(|part| !matches!(part, Protocol::P2p(_))).collect();
+    let mut parts = address.iter();
+    let named = match parts.next()? {
+        Protocol::Ip4(ip) => !ip.is_unspecified(),
+        Protocol::Ip6(ip) => !ip.is_unspecified(),
+        Protocol::Dns(_) | Protocol::Dns4(_) | Protocol::Dns6(_) => true,
+        _ => false,
+    };
+    let carried = match parts.next()? {
+        Protocol::Tcp(port) => port != 0,
+        Protocol::Udp(port) => port != 0 && parts.next() == Some(Protocol::QuicV1),
+        _ => false,
+    };
+    (named && carried && parts.next().is_none()).then_some(address)
+}
+
+impl DialPlan {
+    /// A plan of the node `local` that knows nobody.
+    pub fn new(local: PeerId) -> Self {
+        Self { local, next_id: 0, targets: Vec::new() }
+    }
+
+    fn push(&mut self, source: Source, peer: Option<PeerId>, address: Multiaddr, due: Duration) {
+        let own = peer == Some(self.local);
+        let id = TargetId(self.next_id);
+        self.next_id += 1;
+        self.targets.push(Target {
+            id,
+            source,
+            peer,
+            addresses: vec![address],
+            quic_next: false,
+            failures: 0,
+            due,
+            dialling: false,
+            own,
+        });
+    }
+
+    /// An address named with `--peer`.
+    pub fn add_named(&mut self, address: Multiaddr, now: Duration) {
+        self.push(Source::Flag, peer_of(&address), address, now);
+    }
+
+    /// The addresses that the peers file holds now.
+    pub fn set_listed(&mut self, addresses: &[Multiaddr], now: Duration) {
+        self.targets.retain(|target| target.source != Source::File || addresses.contains(&target.addresses[0]));
+        for address in addresses {
+            let known =
+                self.targets.iter().any(|target| target.source == Source::File && target.addresses[0] == *address);
+            if !known {
+                self.push(Source::File, peer_of(address), address.clone(), now);
+            }
+        }
+    }
+
+    /// mDNS announced `peer` at `address`. Whether the peer is new.
+    pub fn discovered(&mut self, peer: PeerId, address: Multiaddr, now: Duration) -> bool {
+        if let Some(target) =
+            self.targets.iter_mut().find(|target| target.source == Source::Mdns && target.peer == Some(peer))
+        {
+            if !target.addresses.contains(&address) && target.addresses.len() < MAX_ADDRESSES {
+                target.addresses.push(address);
+            }
+            return false;
+        }
+        if self.targets.iter().filter(|target| target.source == Source::Mdns).count() >= MAX_DISCOVERED {
+            return false;
+        }
+        let due = if self.local.to_bytes() < peer.to_bytes() { now } else { now + YIELD };
+        self.push(Source::Mdns, Some(peer), address, due);
+        true
+    }
+
+    /// An announcement ran out.
+    pub fn expired(&mut self, peer: PeerId, address: &Multiaddr) {
+        for target in &mut self.targets {
+            if target.source == Source::Mdns && target.peer == Some(peer) {
+                target.addresses.retain(|known| known != address);
+            }
+        }
+        self.targets.retain(|target| !target.addresses.is_empty());
+    }
+
+    /// A node of the pool says that it listens at `addresses`; `own` are this node's. New ones replace the old.
+    pub fn heard_of(&mut self, peer: PeerId, addresses: &[Multiaddr], own: &[Multiaddr], now: Duration) {
+        if peer == self.local {
+            return;
+        }
+        let mut usable: Vec<Multiaddr> = Vec::new();
+        for address in addresses.iter().filter_map(dialable) {
+            // Where another host listens at the same loopback address, this one would reach itself.
+            if !own.contains(&address) && !usable.contains(&address) && usable.len() < MAX_ADDRESSES {
+                usable.push(address);
+            }
+        }
+        let known = |target: &Target| target.source == Source::Gossip && target.peer == Some(peer);
+        if let Some(target) = self.targets.iter_mut().find(|target| known(target)) {
+            if usable.is_empty() {
+                self.targets.retain(|target| !known(target));
+            } else if target.addresses != usable {
+                target.addresses = usable;
+                target.quic_next = false;
+                target.failures = 0;
+                target.due = target.due.min(now + YIELD);
+            }
+            return;
+        }
+        let Some((first, rest)) = usable.split_first() else { return };
+        if self.targets.iter().filter(|target| target.source == Source::Gossip).count() >= MAX_HEARD {
+            return;
+        }
+        let due = if self.local.to_bytes() < peer.to_bytes() { now } else { now + YIELD };
+        self.push(Source::Gossip, Some(peer), first.clone(), due);
+        if let Some(target) = self.targets.last_mut() {
+            target.addresses.extend_from_slice(rest);
+        }
+    }
+
+    /// How `peer` was found, if it was announced or heard of.
+    pub fn found(&self, peer: &PeerId) -> Option<FoundBy> {
+        let by =
+            |source| self.targets.iter().any(|target| target.source == source && target.peer.as_ref() == Some(peer));
+        [Source::Mdns, Source::Gossip].into_iter().find(|source| by(*source)).map(Source::found_by)
+    }
+
+    /// Whether mDNS announces `peer`.
+    #[cfg(test)]
+    fn is_discovered(&self, peer: &PeerId) -> bool {
+        self.found(peer) == Some(FoundBy::Mdns)
+    }
+
+    /// Everything that is to be dialled now. `skip`: peers that are connected, or not wanted.
+    pub fn due(&mut self, now: Duration, skip: impl Fn(&PeerId) -> bool) -> Vec<Dial> {
+        let mut dials: Vec<Dial> = Vec::new();
+        let dialling: Vec<PeerId> =
+            self.targets.iter().filter(|target| target.dialling).filter_map(|target| target.peer).collect();
+        for target in &mut self.targets {
+            let unwanted = target.own || target.dialling || target.due > now || target.peer.as_ref().is_some_and(&skip);
+            // What was heard of is left to a dial to the same peer that is under way.
+            let heard = target.source == Source::Gossip && target.peer.is_some_and(|peer| dialling.contains(&peer));
+            if unwanted || heard || dials.iter().any(|dial| dial.peer.is_some() && dial.peer == target.peer) {
+                continue;
+            }
+            let wanted = if target.quic_next { Transport::Quic } else { Transport::Tcp };
+            let mut addresses: Vec<_> =
+                target.addresses.iter().filter(|address| transport_of(address) == wanted).cloned().collect();
+            if addresses.is_empty() {
+                addresses.clone_from(&target.addresses);
+            }
+            target.dialling = true;
+            dials.push(Dial { target: target.id, peer: target.peer, addresses, found_by: target.source.found_by() });
+        }
+        dials
+    }
+
+    /// A dial led to `peer`.
+    pub fn succeeded(&mut self, id: TargetId, peer: PeerId) {
+        if let Some(target) = self.targets.iter_mut().find(|target| target.id == id) {
+            target.dialling = false;
+            target.quic_next = false;
+            target.failures = 0;
+            target.peer = Some(peer);
+        }
+    }
+
+    /// A dial failed.
+    pub fn failed(&mut self, id: TargetId, failure: Failure, now: Duration) {
+        let Some(target) = self.targets.iter_mut().find(|target| target.id == id) else {
+            return;
+        };
+        target.dialling = false;
+        let mixed = target.addresses.iter().any(|address| transport_of(address) != transport_of(&target.addresses[0]));
+        let heard = target.source == Source::Gossip;
+        let longest = if heard { HEARD_BACKOFF } else { MAX_BACKOFF };
+        match failure {
+            // One of several addresses that a peer says led back here: the others may not.
+            Failure::Own if !heard => target.own = true,
+            Failure::Duplicate(peer) => {
+                target.peer = Some(peer);
+                target.due = now + FIRST_BACKOFF;
+            }
+            Failure::Refused => target.due = now + REFUSED_BACKOFF,
+            Failure::Unreachable if mixed && !target.quic_next => {
+                target.quic_next = true;
+                target.due = now;
+            }
+            Failure::Unreachable | Failure::Own => {
+                target.quic_next = false;
+                target.due = now + longest.min(FIRST_BACKOFF * 2u32.saturating_pow(target.failures.min(16)));
+                target.failures += 1;
+                if heard && target.failures >= HEARD_FAILURES {
+                    self.targets.retain(|target| target.id != id);
+                }
+            }
+        }
+    }
+
+    /// The last connection to `peer` is gone: what leads to it is dialled anew.
+    pub fn lost(&mut self, peer: PeerId, now: Duration) {
+        for target in &mut self.targets {
+            if target.peer == Some(peer) {
+                target.failures = 0;
+                // Whatever took it down is given a moment.
+                target.due = now + FIRST_BACKOFF;
+                // An address without a peer id may lead to another node next time.
+                if peer_of(&target.addresses[0]).is_none() && matches!(target.source, Source::Flag | Source::File) {
+                    target.peer = None;
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TCP: &str = "/ip4/10.0.0.1/tcp/7777";
+    const QUIC: &str = "/ip4/10.0.0.1/udp/7777/quic-v1";
+
+    fn plan() -> DialPlan {
+        DialPlan::new(crate::test_peers::fresh_peer())
+    }
+
+    fn address(text: &str) -> Multiaddr {
+        text.parse().unwrap()
+    }
+
+    fn seconds(seconds: f64) -> Duration {
+        Duration::from_secs_f64(seconds)
+    }
+
+    fn nobody(_: &PeerId) -> bool {
+        false
+    }
+
+    #[test]
+    fn a_named_address_is_dialled_at_growing_intervals_until_it_answers() {
+        let mut plan = plan();
+        plan.add_named(address(TCP), Duration::ZERO);
+        let (mut now, mut waits) = (Duration::ZERO, Vec::new());
+        for _ in 0..8 {
+            let dials = plan.due(now, nobody);
+            assert_eq!(dials.len(), 1);
+            assert!(plan.due(now, nobody).is_empty(), "one dial at a time");
+            plan.failed(dials[0].target, Failure::Unreachable, now);
+            let start = now;
+            while plan.targets[0].due > now {
+                now += Duration::from_millis(100);
+            }
+            waits.push((now - start).as_millis());
+        }
+        assert_eq!(waits, [500, 1000, 2000, 4000, 8000, 8000, 8000, 8000]);
+    }
+
+    #[test]
+    fn a_lost_peer_is_dialled_again_soon_and_a_connected_one_is_not() {
+        let (mut plan, peer) = (plan(), crate::test_peers::fresh_peer());
+        plan.add_named(address(TCP), Duration::ZERO);
+        let dial = plan.due(Duration::ZERO, nobody).remove(0);
+        plan.succeeded(dial.target, peer);
+        assert!(plan.due(seconds(100.0), |connected| *connected == peer).is_empty());
+        plan.lost(peer, seconds(100.0));
+        assert!(plan.due(seconds(100.1), nobody).is_empty());
+        let again = plan.due(seconds(100.5), nobody);
+        assert_eq!(again[0].peer, None, "the address names nobody: whoever is there now");
+    }
+
+    #[test]
+    fn tcp_is_tried_first_and_quic_right_after_it_fails() {
+        let (mut plan, peer) = (plan(), crate::test_peers::fresh_peer());
+        plan.discovered(peer, address(QUIC), Duration::ZERO);
+        plan.discovered(peer, address(TCP), Duration::ZERO);
+        let dial = plan.due(seconds(1.0), nobody).remove(0);
+        assert_eq!(dial.addresses, [address(TCP)]);
+        plan.failed(dial.target, Failure::Unreachable, seconds(1.0));
+        let dial = plan.due(seconds(1.0), nobody).remove(0);
+        assert_eq!(dial.addresses, [address(QUIC)]);
+        plan.failed(dial.target, Failure::Unreachable, seconds(1.0));
+        assert!(plan.due(seconds(1.0), nobody).is_empty());
+        assert_eq!(plan.due(seconds(2.0), nobody)[0].addresses, [address(TCP)]);
+    }
+
+    #[test]
+    fn of_two_that_discover_each_other_one_dials_first() {
+        let (a, b) = (crate::test_peers::fresh_peer(), crate::test_peers::fresh_peer());
+        let (mut at_a, mut at_b) = (DialPlan::new(a), DialPlan::new(b));
+        assert!(at_a.discovered(b, address(TCP), Duration::ZERO));
+        assert!(at_b.discovered(a, address(TCP), Duration::ZERO));
+        assert!(!at_b.discovered(a, address(QUIC), Duration::ZERO), "new once only");
+        assert_eq!(at_a.due(Duration::ZERO, nobody).len() + at_b.due(Duration::ZERO, nobody).len(), 1);
+        assert_eq!(
+            at_a.due(YIELD, nobody).len() + at_b.due(YIELD, nobody).len(),
+            1,
+            "the other one, if nothing came of it"
+        );
+    }
+
+    #[test]
+    fn a_list_that_changes_adds_and_drops_targets() {
+        let mut plan = plan();
+        plan.set_listed(&[address(TCP), address(QUIC)], Duration::ZERO);
+        assert_eq!(plan.due(Duration::ZERO, nobody).len(), 2);
+        plan.set_listed(&[address(QUIC), address("/ip4/10.0.0.2/tcp/1")], Duration::ZERO);
+        let dials = plan.due(Duration::ZERO, nobody);
+        assert_eq!(dials.len(), 1, "what is being dialled already is left alone");
+        assert_eq!(dials[0].addresses, [address("/ip4/10.0.0.2/tcp/1")]);
+        assert_eq!(plan.targets.len(), 2);
+    }
+
+    #[test]
+    fn the_own_address_is_dialled_never_again() {
+        let mut plan = plan();
+        let own = plan.local;
+        plan.add_named(address(&format!("{TCP}/p2p/{own}")), Duration::ZERO);
+        assert!(plan.due(seconds(1.0), nobody).is_empty());
+        plan.add_named(address(TCP), Duration::ZERO);
+        let dial = plan.due(seconds(1.0), nobody).remove(0);
+        plan.failed(dial.target, Failure::Own, seconds(1.0));
+        assert!(plan.due(seconds(1e6), nobody).is_empty());
+    }
+
+    #[test]
+    fn expired_announcements_are_forgotten_and_may_come_anew() {
+        let (mut plan, peer) = (plan(), crate::test_peers::fresh_peer());
+        assert!(plan.discovered(peer, address(TCP), Duration::ZERO));
+        plan.expired(peer, &address(TCP));
+        assert!(!plan.is_discovered(&peer));
+        assert!(plan.due(seconds(9.0), nobody).is_empty());
+    }
+
+    #[test]
+    fn strangers_on_the_network_cannot_fill_the_plan() {
+        let mut plan = plan();
+        for _ in 0..MAX_DISCOVERED + 10 {
+            plan.discovered(crate::test_peers::fresh_peer(), address(TCP), Duration::ZERO);
+        }
+        assert_eq!(plan.targets.len(), MAX_DISCOVERED);
+    }
+
+    #[test]
+    fn what_a_node_says_of_itself_is_dialled_ever_more_rarely_and_then_forgotten() {
+        let (mut plan, peer) = (plan(), crate::test_peers::fresh_peer());
+        plan.heard_of(peer, &[address(TCP)], &[], Duration::ZERO);
+        let (mut now, mut dials) = (Duration::ZERO, 0);
+        while now < seconds(7200.0) {
+            now += Duration::from_millis(250);
+            // It says the same again and again.
+            if dials < HEARD_FAILURES {
+                plan.heard_of(peer, &[address(TCP)], &[], now);
+            }
+            for dial in plan.due(now, nobody) {
+                assert_eq!((dial.found_by, dial.peer), (FoundBy::Gossip, Some(peer)));
+                plan.failed(dial.target, Failure::Unreachable, now);
+                dials += 1;
+            }
+        }
+        assert_eq!(dials, HEARD_FAILURES);
+        assert_eq!(plan.found(&peer), None, "forgotten");
+    }
+
+    #[test]
+    fn addresses_that_lead_nowhere_or_back_are_not_dialled() {
+        let (mut plan, peer) = (plan(), crate::test_peers::fresh_peer());
+        let said =
+            ["/ip4/127.0.0.1/tcp/7777", "/ip4/0.0.0.0/tcp/7777", "/ip4/10.0.0.1/tcp/0", "/ip4/10.0.0.1", "/unix/x"];
+        plan.heard_of(peer, &said.map(address), &[address("/ip4/127.0.0.1/tcp/7777")], Duration::ZERO);
+        assert!(plan.due(seconds(9.0), nobody).is_empty());
+        let named = address(&format!("{TCP}/p2p/{peer}"));
+        plan.heard_of(peer, &[address("/ip4/127.0.0.1/tcp/9"), named], &[], seconds(9.0));
+        let dial = plan.due(seconds(10.0), nobody).remove(0);
+        assert_eq!(dial.addresses, [address("/ip4/127.0.0.1/tcp/9"), address(TCP)]);
+        plan.failed(dial.target, Failure::Own, seconds(10.0));
+        assert_eq!(plan.due(seconds(12.0), nobody).len(), 1, "one of several led back here: the others may not");
+        plan.heard_of(plan.local, &[address(TCP)], &[], seconds(12.0));
+        assert_eq!(plan.targets.len(), 1);
+    }
+
+    #[test]
+    fn a_peer_that_is_being_dialled_is_not_dialled_for_what_it_says_too() {
+        let (mut plan, peer) = (plan(), crate::test_peers::fresh_peer());
+        plan.discovered(peer, address(TCP), Duration::ZERO);
+        assert_eq!(plan.due(seconds(1.0), nobody).len(), 1);
+        plan.heard_of(peer, &[address(QUIC)], &[], seconds(1.0));
+        assert!(plan.due(seconds(5.0), nobody).is_empty());
+    }
+}

@@ -1,0 +1,244 @@
+//! What a chain of nodes would take for a token and for a prompt, foretold from measured speeds and links. It weighs chains
+//! and chooses none.
+//!
+//! * **Decoding** one stream reads every weight once a token: the stages' times add up, and every hop adds its latency,
+//!   the way back to the first stage included.
+//! * **Many streams** go in as many groups as there are stages, so that all compute at once: the slowest stage sets the pace,
+//!   or the round trip of a group where links are slow.
+//! * **A prompt** travels in chunks: its first passes all stages and links, the rest follow at the pace of the slowest.
+
+use std::ops::Range;
+
+use libp2p_identity::PeerId;
+
+use super::offer::{Link, ModelNeeds, NodeOffer};
+
+/// Positions of the prompt that predictions are for.
+const PROMPT_POSITIONS: u32 = 1024;
+
+/// Positions of a chunk of it.
+const CHUNK_POSITIONS: u32 = 128;
+
+/// Bits of a weight: what the common 4-bit types take with their scales. Only the absolute speed of prompts hangs on it.
+const WEIGHT_BITS: f64 = 5.0;
+
+/// Bytes of an element of activations.
+const ELEMENT_BYTES: f64 = 4.0;
+
+/// What a hop takes beside its link: framing, encryption, waking the next stage.
+const HOP_S: f64 = 40e-6;
+
+/// A link whose round trip is not known yet: that of a wireless network.
+const UNKNOWN_RTT_S: f64 = 2e-3;
+
+/// A link whose speed is not known yet: half of what gigabit Ethernet carries.
+const UNKNOWN_BYTES_PER_S: f64 = 6e7;
+
+/// Nodes whose measured speeds differ by less than this factor count as equal: measured while a machine does something else,
+/// too, equal ones differ by as much, and uneven stages of equal nodes cost more than even ones of slightly uneven nodes.
+const EQUAL: f64 = 1.25;
+
+/// Nodes, by peer id, with all that counts for one model.
+pub(super) struct Costs<'a> {
+    pub(super) needs: &'a ModelNeeds,
+    pub(super) nodes: Vec<&'a NodeOffer>,
+    /// Seconds for a token through one layer, of each node.
+    layer_s: Vec<f64>,
+    /// The same where nodes that are about equal are made equal, for sharing layers out.
+    even_layer_s: Vec<f64>,
+    /// Seconds for the head.
+    head_s: Vec<f64>,
+    /// Seconds for a chunk through one layer.
+    chunk_layer_s: Vec<f64>,
+    /// `[from][to]`: seconds for one position's activations; none where two are not connected or compute other bits.
+    hops: Vec<Vec<Option<Hop>>>,
+}
+
+#[derive(Clone, Copy)]
+struct Hop {
+    /// Seconds for the activations of one position.
+    step_s: f64,
+    /// Seconds for those of a chunk.
+    chunk_s: f64,
+    /// Seconds for a token's id.
+    token_s: f64,
+}
+
+/// What is foretold of a chain.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Prediction {
+    /// Seconds from a token to the next of the same stream.
+    pub step_s: f64,
+    /// Seconds from a group of streams to the next, with as many groups as stages.
+    pub pace_s: f64,
+    /// Seconds until a prompt of 1024 tokens is read.
+    pub prompt_s: f64,
+}
+
+impl Prediction {
+    /// Tokens of a single stream per second.
+    pub fn decode_tokens_per_s(&self) -> f64 {
+        1.0 / self.step_s
+    }
+
+    /// Tokens of a long prompt per second.
+    pub fn prompt_tokens_per_s(&self) -> f64 {
+        f64::from(PROMPT_POSITIONS) / self.prompt_s
+    }
+}
+
+impl<'a> Costs<'a> {
+    /// Costs of `needs` on those of `nodes` whose figures make sense, in the order of their peer ids.
+    pub(super) fn new(
+        needs: &'a ModelNeeds,
+        nodes: &'a [NodeOffer],
+        links: &dyn Fn(&PeerId, &PeerId) -> Option<Link>,
+    ) -> Costs<'a> {
+        let sensible = |speed: f64| speed.is_finite() && speed >= 1.0;
+        let mut nodes: Vec<&NodeOffer> = nodes
+            .iter()
+            .filter(|node| sensible(node.speed.weight_bytes_per_s) && sensible(node.speed.macs_per_s))
+            .collect();
+        nodes.sort_by_key(|node| node.peer);
+        nodes.dedup_by_key(|node| node.peer);
+        let size = &needs.size;
+        let macs = |bytes: u64| bytes as f64 * 8.0 / WEIGHT_BITS;
+        let of = |seconds: &dyn Fn(&NodeOffer) -> f64| nodes.iter().map(|node| seconds(node)).collect();
+        let even = evened(nodes.iter().map(|node| node.speed.weight_bytes_per_s).collect());
+        let hop = |from: &NodeOffer, to: &NodeOffer| {
+            let link = links(&from.peer, &to.peer).filter(|_| from.numerics == to.numerics)?;
+            let rtt = if link.rtt.is_zero() { UNKNOWN_RTT_S } else { link.rtt.as_secs_f64() };
+            let known = link.bytes_per_s.is_finite() && link.bytes_per_s >= 1.0;
+            let bytes_per_s = if known { link.bytes_per_s } else { UNKNOWN_BYTES_PER_S };
+            let position_s = f64::from(size.hidden_size) * ELEMENT_BYTES / bytes_per_s;
+            let token_s = rtt / 2.0 + HOP_S;
+            let chunk_s = position_s * f64::from(CHUNK_POSITIONS);
+            Some(Hop { step_s: token_s + position_s, chunk_s, token_s })
+        };
+        Costs {
+            layer_s: of(&|node| size.layer_bytes.max(1) as f64 / node.speed.weight_bytes_per_s),
+            even_layer_s: even.iter().map(|speed| size.layer_bytes.max(1) as f64 / speed).collect(),
+            head_s: of(&|node| size.head_bytes as f64 / node.speed.weight_bytes_per_s),
+            chunk_layer_s: of(&|node| {
+                macs(size.layer_bytes.max(1)) * f64::from(CHUNK_POSITIONS) / node.speed.macs_per_s
+            }),
+            hops: nodes.iter().map(|from| nodes.iter().map(|to| hop(from, to)).collect()).collect(),
+            needs,
+            nodes,
+        }
+    }
+
+    /// How many nodes there are.
+    pub(super) fn len(&self) -> usize {
+        self.nodes.len()
+    }
+
+    /// Seconds for a token through one layer of `node`.
+    pub(super) fn layer_s(&self, node: usize) -> f64 {
+        self.layer_s[node]
+    }
+
+    /// The same, of nodes that are about equal the same.
+    pub(super) fn even_layer_s(&self, node: usize) -> f64 {
+        self.even_layer_s[node]
+    }
+
+    /// Seconds for a token through the head on `node`, where it is the last stage.
+    pub(super) fn head_s(&self, node: usize, last: bool) -> f64 {
+        if last { self.head_s[node] } else { 0.0 }
+    }
+
+    /// Seconds for activations from one node to another; none where they do not go.
+    pub(super) fn step_hop_s(&self, from: usize, to: usize) -> Option<f64> {
+        self.hops[from][to].map(|hop| hop.step_s)
+    }
+
+    /// Seconds for a token back to the first stage; none where the two are not connected.
+    pub(super) fn return_s(&self, last: usize, first: usize) -> Option<f64> {
+        if last == first { Some(0.0) } else { self.hops[last][first].map(|hop| hop.token_s) }
+    }
+
+    /// Seconds of all hops of a chain, the way back included; none where it is broken.
+    pub(super) fn hops_s(&self, chain: &[usize]) -> Option<f64> {
+        let back = self.return_s(*chain.last()?, *chain.first()?)?;
+        chain.windows(2).try_fold(back, |sum, pair| Some(sum + self.step_hop_s(pair[0], pair[1])?))
+    }
+
+    /// The most layers that fit into `node`'s memory, at this end of the chain.
+    pub(super) fn capacity(&self, node: usize, first: bool, last: bool) -> u32 {
+        let layers = self.needs.size.layers;
+        let ends = self.needs.ends_bytes(first, last);
+        let Some(left) = self.nodes[node].memory_bytes.checked_sub(ends) else { return 0 };
+        let each = self.needs.size.layer_bytes.saturating_add(self.needs.session_layer_bytes());
+        left.checked_div(each).map_or(layers, |fit| u32::try_from(fit).unwrap_or(u32::MAX).min(layers))
+    }
+
+    /// What is foretold of `chain` with so many layers on each node; none where its nodes are not connected.
+    pub(super) fn predict(&self, chain: &[usize], counts: &[u32]) -> Option<Prediction> {
+        let hops_s = self.hops_s(chain)?;
+        let (mut sum_s, mut slowest_s) = (0.0, 0.0_f64);
+        let (mut chunk_sum_s, mut chunk_slowest_s) = (0.0, 0.0_f64);
+        for (at, (&node, &count)) in chain.iter().zip(counts).enumerate() {
+            let last = at + 1 == chain.len();
+            let stage_s = f64::from(count) * self.layer_s[node] + self.head_s(node, last);
+            let chunk_s = f64::from(count) * self.chunk_layer_s[node];
+            let hop = if last { None } else { self.hops[node][chain[at + 1]] };
+            let link_s = hop.map_or(0.0, |hop| hop.chunk_s);
+            sum_s += stage_s;
+            slowest_s = slowest_s.max(stage_s);
+            chunk_sum_s += chunk_s + link_s + hop.map_or(0.0, |hop| hop.token_s);
+            chunk_slowest_s = chunk_slowest_s.max(chunk_s).max(link_s);
+        }
+        let step_s = sum_s + hops_s;
+        let chunks = f64::from(PROMPT_POSITIONS / CHUNK_POSITIONS);
+        Some(Prediction {
+            step_s,
+            pace_s: slowest_s.max(step_s / chain.len() as f64),
+            prompt_s: chunk_sum_s + (chunks - 1.0) * chunk_slowest_s,
+        })
+    }
+
+    /// The ranges that these counts give.
+    pub(super) fn ranges(counts: &[u32]) -> Vec<Range<u32>> {
+        let mut start = 0;
+        counts
+            .iter()
+            .map(|count| {
+                let range = start..start + count;
+                start = range.end;
+                range
+            })
+            .collect()
+    }
+}
+
+/// Speeds with those that are about equal made equal: from the fastest on, each takes with it whoever is hardly slower, at
+/// the mean of all of them.
+fn evened(speeds: Vec<f64>) -> Vec<f64> {
+    let mut order: Vec<usize> = (0..speeds.len()).collect();
+    order.sort_by(|a, b| speeds[*b].total_cmp(&speeds[*a]));
+    let mut even = speeds.clone();
+    let mut left = &order[..];
+    while let Some(fastest) = left.first() {
+        let equal = left.iter().take_while(|node| speeds[**node] * EQUAL > speeds[*fastest]).count().max(1);
+        let (group, rest) = left.split_at(equal);
+        let mean = group.iter().map(|node| speeds[*node]).sum::<f64>() / equal as f64;
+        group.iter().for_each(|node| even[*node] = mean);
+        left = rest;
+    }
+    even
+}
+
+#[cfg(test)]
+mod tests {
+    use super::evened;
+
+    #[test]
+    fn speeds_that_differ_by_chance_count_as_equal_and_others_do_not() {
+        assert_eq!(evened(vec![10.0, 9.0, 8.5, 4.0]), [27.5 / 3.0, 27.5 / 3.0, 27.5 / 3.0, 4.0]);
+        assert_eq!(evened(vec![5.0, 10.0]), [5.0, 10.0]);
+        assert_eq!(evened(vec![7.9, 10.0]), [7.9, 10.0]);
+        assert_eq!(evened(vec![3.0]), [3.0]);
+        assert!(evened(Vec::new()).is_empty());
+    }
+}

@@ -1,0 +1,42 @@
+//! Where the layers of a model are: what the master decides and every node reads. A plain value; how it comes about is
+//! the planner's.
+
+use std::ops::Range;
+
+use libp2p_identity::PeerId;
+use pangea_units::Digest;
+
+use crate::pool::Term;
+
+/// The stages of one model, in the order in which activations travel.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Placement {
+    /// The model's digest.
+    pub model: Digest,
+    /// The name that requests give.
+    pub name: String,
+    /// Version of this model's placement; grows with every one.
+    pub epoch: u64,
+    /// The term of the master that decided: an older term's placement is not obeyed.
+    pub term: Term,
+    /// Who computes what; contiguous, from the first layer to the last.
+    pub stages: Vec<PlacedStage>,
+}
+
+/// A model that no nodes that are there can hold.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PlacementRefusal {
+    /// The model's digest.
+    pub model: Digest,
+    /// A sentence for people: what is missing, and what to do.
+    pub why: String,
+}
+
+/// A node's range of layers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PlacedStage {
+    /// The node.
+    pub peer: PeerId,
+    /// Its layers, from 0, the end exclusive. The first stage has the embedding, the last the head.
+    pub layers: Range<u32>,
+}

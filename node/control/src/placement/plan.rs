@@ -1,0 +1,252 @@
+//! Which nodes compute which layers of a model: the fastest chain that fits, foretold from what they say of themselves. Pure:
+//! the same nodes and links, in any order, give the same plan. When a running placement gives way to it is the placer's.
+//!
+//! * What counts is **a single stream's decoding**, which people feel. Splitting cannot better it where the fastest node holds
+//!   the model alone, so that node gets it all. Where it does not, it gets as much as it holds, and others the rest.
+//! * Plans within [`SAME`] of the fastest are as good: of these, the one with the fewest stages, then one whose first stage
+//!   serves the model, then one to which the least has to travel, then the one whose slowest stage is the fastest.
+//! * **`--split`** asks for many streams at once instead: all nodes that make the slowest stage faster share the layers by
+//!   their speed. With no other node there, one computes alone rather than nobody.
+//! * **Pinned layers** are obeyed, or the plan is refused with the node's name.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+use libp2p_identity::PeerId;
+
+use super::PlacedStage;
+use super::chains::chains;
+use super::cost::{Costs, Prediction};
+use super::no_plan::{self, NoPlan};
+use super::offer::{Link, ModelNeeds, NodeOffer};
+use super::shares::Chain;
+
+/// Predictions that differ by less are the same: a short measurement knows no more.
+const SAME: f64 = 1.1;
+
+/// Paces that differ by less are the same: shares are whole layers, and links are measured with noise.
+const SAME_PACE: f64 = 1.03;
+
+/// More layers than any model has: what claims more is not planned for.
+const MAX_LAYERS: u32 = 1024;
+
+/// Nodes that are looked at, pinned and serving ones and then the fastest first.
+const MAX_NODES: usize = 64;
+
+/// Plans that are told of beside the one chosen.
+const ALTERNATIVES: usize = 8;
+
+/// What is best to do, and why.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Plan {
+    /// Who computes what.
+    pub stages: Vec<PlacedStage>,
+    /// What is foretold.
+    pub prediction: Prediction,
+    /// Why this one: a clause for people.
+    pub reason: String,
+    /// The best of other kinds, the fastest first.
+    pub alternatives: Vec<Alternative>,
+}
+
+/// A plan that was not chosen.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Alternative {
+    /// Who would compute what.
+    pub stages: Vec<PlacedStage>,
+    /// What is foretold.
+    pub prediction: Prediction,
+}
+
+/// A chain with its layers shared out.
+#[derive(Clone, Debug)]
+struct Candidate {
+    chain: Vec<usize>,
+    counts: Vec<u32>,
+    prediction: Prediction,
+}
+
+/// The best placement of a model on `nodes`; `links` says how two are connected.
+///
+/// # Errors
+/// [`NoPlan`] where it fits nowhere or cannot be as it is asked for: what is missing, in words.
+pub fn plan(
+    needs: &ModelNeeds,
+    nodes: &[NodeOffer],
+    links: impl Fn(&PeerId, &PeerId) -> Option<Link>,
+) -> Result<Plan, NoPlan> {
+    if !(1..=MAX_LAYERS).contains(&needs.size.layers) {
+        return Err(no_plan::layers(needs, MAX_LAYERS));
+    }
+    let nodes = looked_at(needs, nodes);
+    let costs = Costs::new(needs, &nodes, &links);
+    let pins = pins(&costs)?;
+    let chains: Vec<Vec<usize>> = chains(&costs, &pins);
+    let fitting: Vec<(&Vec<usize>, Chain<'_>)> =
+        chains.iter().filter_map(|nodes| Some((nodes, Chain::new(&costs, nodes, &pins)?))).collect();
+    let several = fitting.iter().any(|(nodes, _)| nodes.len() > 1);
+    let spread = needs.split && several;
+    let share = |chain: &Chain<'_>| if spread { chain.even() } else { chain.fastest() };
+    let candidates: Vec<Candidate> =
+        fitting.iter().filter_map(|(nodes, chain)| Candidate::new(&costs, nodes, share(chain))).collect();
+    let kept = candidates.iter().filter(|candidate| !spread || candidate.chain.len() > 1);
+    let best = if spread { steadiest(&costs, kept.collect()) } else { fastest(&costs, &pins, kept.collect()) };
+    let Some(best) = best else { return Err(no_plan::memory(&costs, &pins)) };
+    Ok(Plan {
+        reason: reason(&costs, &pins, &best, &candidates),
+        alternatives: alternatives(&costs, &best, &candidates),
+        stages: best.stages(&costs),
+        prediction: best.prediction,
+    })
+}
+
+/// What is foretold of `stages` as they are; none where a node is not there any more, or not connected.
+pub fn predict(
+    needs: &ModelNeeds,
+    nodes: &[NodeOffer],
+    links: impl Fn(&PeerId, &PeerId) -> Option<Link>,
+    stages: &[PlacedStage],
+) -> Option<Prediction> {
+    let of = |stage: &PlacedStage| nodes.iter().find(|node| node.peer == stage.peer).cloned();
+    let nodes: Vec<NodeOffer> = stages.iter().map(of).collect::<Option<_>>()?;
+    let costs = Costs::new(needs, &nodes, &links);
+    let at: BTreeMap<PeerId, usize> = costs.nodes.iter().enumerate().map(|(at, node)| (node.peer, at)).collect();
+    let chain: Vec<usize> = stages.iter().map(|stage| at.get(&stage.peer).copied()).collect::<Option<_>>()?;
+    let counts: Vec<u32> = stages.iter().map(|stage| stage.layers.end.saturating_sub(stage.layers.start)).collect();
+    costs.predict(&chain, &counts)
+}
+
+fn looked_at(needs: &ModelNeeds, nodes: &[NodeOffer]) -> Vec<NodeOffer> {
+    let mut nodes = nodes.to_vec();
+    let pinned = |peer: &PeerId| needs.pins.iter().any(|(pinned, _)| pinned == peer);
+    nodes.sort_by(|a, b| {
+        let first = |node: &NodeOffer| (!pinned(&node.peer), !needs.served_by.contains(&node.peer));
+        first(a)
+            .cmp(&first(b))
+            .then(b.speed.weight_bytes_per_s.total_cmp(&a.speed.weight_bytes_per_s))
+            .then(a.peer.cmp(&b.peer))
+    });
+    nodes.truncate(MAX_NODES);
+    nodes
+}
+
+/// The pin of each node that is there, checked.
+fn pins(costs: &Costs<'_>) -> Result<Vec<Option<Range<u32>>>, NoPlan> {
+    let mut pins: Vec<Option<Range<u32>>> = vec![None; costs.len()];
+    for (peer, range) in &costs.needs.pins {
+        let Some(node) = costs.nodes.iter().position(|node| node.peer == *peer) else { continue };
+        if range.is_empty() || range.end > costs.needs.size.layers {
+            return Err(no_plan::pin_outside(costs, node, range));
+        }
+        let mut others = pins.iter().enumerate().filter_map(|(node, pin)| Some((node, pin.as_ref()?)));
+        if let Some((other, _)) = others.find(|(_, pin)| pin.start < range.end && range.start < pin.end) {
+            return Err(no_plan::pins_overlap(costs, node.min(other), node.max(other)));
+        }
+        let (first, last) = (range.start == 0, range.end == costs.needs.size.layers);
+        if costs.capacity(node, first, last) < range.end - range.start {
+            return Err(no_plan::pin_too_large(costs, node, range));
+        }
+        pins[node] = Some(range.clone());
+    }
+    Ok(pins)
+}
+
+impl Candidate {
+    fn new(costs: &Costs<'_>, chain: &[usize], counts: Vec<u32>) -> Option<Candidate> {
+        Some(Candidate { prediction: costs.predict(chain, &counts)?, chain: chain.to_vec(), counts })
+    }
+
+    fn stages(&self, costs: &Costs<'_>) -> Vec<PlacedStage> {
+        let ranges = Costs::ranges(&self.counts).into_iter();
+        self.chain
+            .iter()
+            .zip(ranges)
+            .map(|(node, layers)| PlacedStage { peer: costs.nodes[*node].peer, layers })
+            .collect()
+    }
+
+    /// 0 where requests arrive at the first stage.
+    fn away(&self, costs: &Costs<'_>) -> usize {
+        let first = self.chain.first().map(|node| costs.nodes[*node].peer);
+        usize::from(!first.is_some_and(|peer| costs.needs.served_by.contains(&peer)))
+    }
+
+    /// Nodes to which weights have to travel.
+    fn fetching(&self, costs: &Costs<'_>) -> usize {
+        self.chain.iter().filter(|node| !costs.needs.files.contains(&costs.nodes[**node].peer)).count()
+    }
+}
+
+/// The best for a single stream, its layers shared out more evenly where that costs it next to nothing.
+fn fastest(costs: &Costs<'_>, pins: &[Option<Range<u32>>], candidates: Vec<&Candidate>) -> Option<Candidate> {
+    let least_s = candidates.iter().map(|candidate| candidate.prediction.step_s).fold(f64::INFINITY, f64::min);
+    let limit_s = least_s * SAME;
+    let good = candidates.into_iter().filter(|candidate| candidate.prediction.step_s <= limit_s);
+    let good: Vec<&Candidate> = good.collect();
+    let stages = good.iter().map(|candidate| candidate.chain.len()).min()?;
+    let evened = good.into_iter().filter(|candidate| candidate.chain.len() == stages).filter_map(|candidate| {
+        let chain = Chain::new(costs, &candidate.chain, pins)?;
+        let counts = chain.even_within(limit_s - costs.hops_s(&candidate.chain)?);
+        Candidate::new(costs, &candidate.chain, counts)
+    });
+    evened.min_by(|a, b| {
+        let whole = |c: &Candidate| (c.away(costs), c.fetching(costs));
+        whole(a)
+            .cmp(&whole(b))
+            .then(a.prediction.pace_s.total_cmp(&b.prediction.pace_s))
+            .then(a.prediction.step_s.total_cmp(&b.prediction.step_s))
+            .then(a.chain.cmp(&b.chain))
+    })
+}
+
+/// The best for many streams.
+fn steadiest(costs: &Costs<'_>, candidates: Vec<&Candidate>) -> Option<Candidate> {
+    let least_s = candidates.iter().map(|candidate| candidate.prediction.pace_s).fold(f64::INFINITY, f64::min);
+    let good = candidates.into_iter().filter(|candidate| candidate.prediction.pace_s <= least_s * SAME_PACE);
+    let best = good.min_by(|a, b| {
+        a.away(costs)
+            .cmp(&b.away(costs))
+            .then(a.prediction.pace_s.total_cmp(&b.prediction.pace_s))
+            .then(a.prediction.step_s.total_cmp(&b.prediction.step_s))
+            .then(a.chain.cmp(&b.chain))
+    });
+    best.cloned()
+}
+
+fn reason(costs: &Costs<'_>, pins: &[Option<Range<u32>>], best: &Candidate, candidates: &[Candidate]) -> String {
+    let name = |node: usize| costs.nodes[node].name.clone();
+    let pinned: Vec<String> = (0..costs.len()).filter(|node| pins[*node].is_some()).map(name).collect();
+    let alone = candidates.iter().filter(|candidate| candidate.chain.len() == 1);
+    let alone = alone.min_by(|a, b| a.prediction.step_s.total_cmp(&b.prediction.step_s));
+    match (best.chain.as_slice(), alone) {
+        _ if !pinned.is_empty() => format!("the layers of {} are fixed with --layers", pinned.join(" and ")),
+        ([node], _) if costs.needs.split => {
+            format!("--split asks for more nodes, and only {} can take part", name(*node))
+        }
+        ([node], _) if costs.len() == 1 => format!("{} is the only node", name(*node)),
+        ([node], _) => format!("{} holds all of it, and no split would be faster for a single stream", name(*node)),
+        _ if costs.needs.split => "--split asks for it".to_owned(),
+        (_, Some(alone)) => {
+            let times = alone.prediction.step_s / best.prediction.step_s;
+            format!("{times:.1} times as fast as {} alone, the fastest node that holds all of it", name(alone.chain[0]))
+        }
+        (_, None) => "no node holds all of it".to_owned(),
+    }
+}
+
+/// The fastest alone on each node, and the fastest of every number of stages, but for what was chosen.
+fn alternatives(costs: &Costs<'_>, best: &Candidate, candidates: &[Candidate]) -> Vec<Alternative> {
+    let mut kinds: BTreeMap<(usize, usize), &Candidate> = BTreeMap::new();
+    for candidate in candidates.iter().filter(|candidate| candidate.chain != best.chain) {
+        let stages = candidate.chain.len();
+        let kind = (stages, if stages == 1 { candidate.chain[0] } else { 0 });
+        let faster = |known: &&Candidate| candidate.prediction.step_s < known.prediction.step_s;
+        if kinds.get(&kind).is_none_or(faster) {
+            kinds.insert(kind, candidate);
+        }
+    }
+    let mut others: Vec<&Candidate> = kinds.into_values().collect();
+    others.sort_by(|a, b| a.prediction.step_s.total_cmp(&b.prediction.step_s));
+    let told = others.into_iter().take(ALTERNATIVES);
+    told.map(|other| Alternative { stages: other.stages(costs), prediction: other.prediction }).collect()
+}

@@ -1,0 +1,147 @@
+//! What a view of the pool says about models and nodes, as plans take it. It judges whose word counts for what, and plans
+//! nothing.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use libp2p_identity::PeerId;
+use pangea_units::Digest;
+
+use super::offer::{Link, ModelNeeds, NodeOffer};
+use super::{PlacedStage, Placement};
+use crate::pool::{Advert, ModelAdvert, StageAdvert, StageState, View};
+
+/// Stages of one placement at most: more are nobody's honest decision.
+const MAX_STAGES: usize = 64;
+
+/// The models that some node serves, by digest.
+pub fn models(view: &View) -> BTreeMap<Digest, ModelNeeds> {
+    let mut said: BTreeMap<Digest, Vec<(&Advert, &ModelAdvert)>> = BTreeMap::new();
+    for advert in view.everyone() {
+        for model in &advert.models {
+            said.entry(model.digest).or_default().push((advert, model));
+        }
+    }
+    said.into_iter().filter_map(|(digest, said)| Some((digest, needs(digest, said)?))).collect()
+}
+
+/// What is known of a model, whoever serves it.
+pub(super) fn model(view: &View, digest: &Digest) -> Option<ModelNeeds> {
+    let all = view.everyone().flat_map(|advert| advert.models.iter().map(move |model| (&**advert, model)));
+    let said: Vec<_> = all.filter(|(_, model)| model.digest == *digest).collect();
+    let mut needs = needs(*digest, said.clone());
+    if needs.is_none() {
+        let mut said = said;
+        said.sort_by_key(|(advert, model)| (!model.whole, advert.peer));
+        let (advert, model) = said.first()?;
+        let served = ModelAdvert { served: true, ..(*model).clone() };
+        needs = self::needs(*digest, vec![(*advert, &served)]);
+    }
+    needs
+}
+
+fn needs(digest: Digest, mut said: Vec<(&Advert, &ModelAdvert)>) -> Option<ModelNeeds> {
+    // Whoever serves a whole file knows best what it takes.
+    said.sort_by_key(|(advert, model)| (!model.served, !model.whole, advert.peer));
+    let (_, first) = said.first().filter(|(_, model)| model.served)?;
+    let of = |counts: &dyn Fn(&ModelAdvert) -> bool| -> BTreeSet<PeerId> {
+        said.iter().filter(|(_, model)| counts(model)).map(|(advert, _)| advert.peer).collect()
+    };
+    let pins = said.iter().filter(|(advert, _)| advert.works);
+    let mut pins: Vec<_> = pins.filter_map(|(advert, model)| Some((advert.peer, model.pinned.clone()?))).collect();
+    pins.sort_by_key(|(peer, _)| *peer);
+    Some(ModelNeeds {
+        digest,
+        name: first.name.clone(),
+        size: first.size,
+        split: said.iter().any(|(_, model)| model.served && model.split),
+        pins,
+        served_by: of(&|model| model.served),
+        files: of(&|model| model.whole),
+    })
+}
+
+/// The nodes that compute for others and know how fast they are; all their memory is theirs to give.
+pub fn offers(view: &View) -> Vec<NodeOffer> {
+    let offer = |advert: &Advert| {
+        Some(NodeOffer {
+            peer: advert.peer,
+            name: advert.name.clone(),
+            memory_bytes: advert.memory_bytes,
+            speed: advert.speed?,
+            numerics: advert.numerics,
+        })
+    };
+    view.everyone().filter(|advert| advert.works).filter_map(|advert| offer(advert)).collect()
+}
+
+/// The connection between two nodes, as either of them says.
+pub fn link(view: &View, from: &PeerId, to: &PeerId) -> Option<Link> {
+    let link = view.link(from, to)?;
+    Some(Link { rtt: link.rtt, bytes_per_s: link.bytes_per_s })
+}
+
+/// What the master has decided, where its words are here: nothing of an older term, and nothing that is no placement.
+pub fn placements(view: &View) -> Option<Vec<Placement>> {
+    let term = view.term?;
+    let master = view.advert(&term.master).filter(|advert| advert.term == Some(term))?;
+    let sound = |placement: &&Placement| placement.term == term && is_sound(placement);
+    Some(master.placements.iter().filter(sound).cloned().collect())
+}
+
+/// Why the master cannot place a model on the nodes that are there, where it has said so and its words are here.
+pub fn refusal(view: &View, model: &Digest) -> Option<String> {
+    let term = view.term?;
+    let master = view.advert(&term.master).filter(|advert| advert.term == Some(term))?;
+    let placed = master.placements.iter().any(|placement| placement.model == *model);
+    let refusal = master.refusals.iter().find(|refusal| refusal.model == *model && !placed)?;
+    Some(refusal.why.clone())
+}
+
+/// Whether the stages are contiguous and on nodes of their own.
+fn is_sound(placement: &Placement) -> bool {
+    let mut peers = BTreeSet::new();
+    let mut layer = 0;
+    let follows = placement.stages.iter().all(|stage| {
+        let follows = stage.layers.start == layer && stage.layers.end > layer && peers.insert(stage.peer);
+        layer = stage.layers.end;
+        follows
+    });
+    follows && !placement.stages.is_empty() && placement.stages.len() <= MAX_STAGES
+}
+
+/// How a node says it is with a stage of a placement.
+pub fn stage_state<'a>(view: &'a View, placement: &Placement, stage: usize) -> Option<&'a StageState> {
+    let placed = placement.stages.get(stage)?;
+    let advert = view.advert(&placed.peer).filter(|advert| advert.works)?;
+    let of = advert
+        .stages
+        .iter()
+        .find(|of| of.model == placement.model && of.layers == placed.layers && of.epoch >= placement.epoch)?;
+    Some(&of.state)
+}
+
+/// The nodes that say that the placement's chain broke there, though their layers are fine: they miss another stage.
+pub fn broken_at(view: &View, placement: &Placement) -> Vec<PeerId> {
+    let says = |placed: &PlacedStage| {
+        view.advert(&placed.peer).is_some_and(|advert| {
+            let of = |stage: &&StageAdvert| stage.model == placement.model && stage.layers == placed.layers;
+            let broken = advert.stages.iter().find(of).and_then(|stage| stage.broken);
+            // What broke a later one broke this one, too, if it was not replaced for that very reason.
+            broken.is_some_and(|broken| broken >= placement.epoch)
+        })
+    };
+    placement.stages.iter().filter(|placed| says(placed)).map(|placed| placed.peer).collect()
+}
+
+/// Whether activations and tokens can travel along the stages and back to the first.
+pub fn is_linked(view: &View, placement: &Placement) -> bool {
+    let peers: Vec<&PeerId> = placement.stages.iter().map(|stage| &stage.peer).collect();
+    let around = peers.iter().zip(peers.iter().cycle().skip(1));
+    peers.len() == 1 || around.take(peers.len()).all(|(from, to)| view.link(from, to).is_some())
+}
+
+/// Whether every stage is ready and the stages are connected: sessions can be opened.
+pub fn is_ready(view: &View, placement: &Placement) -> bool {
+    let ready = |stage| stage_state(view, placement, stage) == Some(&StageState::Ready);
+    (0..placement.stages.len()).all(ready) && is_linked(view, placement) && broken_at(view, placement).is_empty()
+}

@@ -1,0 +1,321 @@
+//! The stages that this node holds: which to fetch and load, which to keep for sessions that began earlier, which to give up,
+//! all as the master of the highest term says. A state machine; it loads nothing itself.
+//!
+//! A stage is one range of layers of a model. A newer placement that gives this node the same range changes its epoch and
+//! nothing else. A stage that no placement names any more stays until its last session has ended.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::time::Duration;
+
+use crate::Time;
+
+use libp2p_identity::PeerId;
+use pangea_units::Digest;
+
+use super::Placement;
+use super::offer::ModelNeeds;
+use super::pool_facts;
+use crate::pool::{StageAdvert, StageState, View};
+
+/// How long a stage is kept after a newer placement left it out: whoever has not heard of that yet still comes here.
+const LINGER: Duration = Duration::from_secs(2);
+
+/// How long a stage is kept when the master names its model no more: a new master may take some time to.
+const ORPHANED: Duration = Duration::from_secs(30);
+
+/// How long sessions of an earlier placement may keep out a stage that needs their memory.
+const YIELD: Duration = Duration::from_secs(5);
+
+/// Progress is told this often at most.
+const PROGRESS: Duration = Duration::from_millis(250);
+
+/// The part of a node's memory that the sessions of one stage get where there is room.
+const SESSION_SHARE: u64 = 8;
+
+/// A stage to be fetched and loaded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StageOrder {
+    /// The model's digest.
+    pub model: Digest,
+    /// Its name.
+    pub name: String,
+    /// The layers; at layer 0 the embedding is with them, at the last the head.
+    pub layers: Range<u32>,
+    /// Whether the head is with them.
+    pub last: bool,
+    /// The placement for which it is ordered.
+    pub epoch: u64,
+    /// Memory for its sessions, in bytes.
+    pub session_bytes: u64,
+    /// Nodes that have the file, those with all of it first.
+    pub holders: Vec<PeerId>,
+}
+
+/// How far the loading of an order is; later, if a stage that was ready has ended.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StageReport {
+    /// The model's digest.
+    pub model: Digest,
+    /// The layers.
+    pub layers: Range<u32>,
+    /// The epoch of the order.
+    pub epoch: u64,
+    /// How far it is.
+    pub state: StageState,
+}
+
+/// What a stage_manager wants done.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Wish {
+    Say(Vec<StageAdvert>),
+    Load(StageOrder),
+    Cancel(Digest, Range<u32>),
+    Unload(Digest, Range<u32>),
+}
+
+/// Model, first layer, end.
+type Key = (Digest, u32, u32);
+
+#[derive(Debug)]
+struct Stage {
+    /// The epoch of the order: later reports of earlier orders are nothing.
+    ordered: u64,
+    /// The newest placement that names it.
+    epoch: u64,
+    state: StageState,
+    weight_bytes: u64,
+    session_bytes: u64,
+    sessions: usize,
+    /// The newest placement whose chain broke here.
+    broken: Option<u64>,
+    unwanted_since: Option<Time>,
+}
+
+impl Stage {
+    fn bytes(&self) -> u64 {
+        match self.state {
+            StageState::Failed(_) => 0,
+            _ => self.weight_bytes.saturating_add(self.session_bytes),
+        }
+    }
+}
+
+/// A stage that a placement gives this node.
+struct Wanted {
+    epoch: u64,
+    last: bool,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct StageManager {
+    stages: BTreeMap<Key, Stage>,
+    /// Orders that wait for memory, since when.
+    waiting: BTreeMap<Key, Time>,
+    said: Vec<StageAdvert>,
+    said_at: Option<Time>,
+}
+
+impl StageManager {
+    /// Takes in how far a stage is.
+    pub(super) fn report(&mut self, report: StageReport) {
+        let key = (report.model, report.layers.start, report.layers.end);
+        if let Some(stage) = self.stages.get_mut(&key).filter(|stage| stage.ordered == report.epoch) {
+            stage.state = report.state;
+        }
+    }
+
+    /// Takes in how many sessions a stage has.
+    pub(super) fn sessions(&mut self, model: Digest, layers: &Range<u32>, open: usize) {
+        if let Some(stage) = self.stages.get_mut(&(model, layers.start, layers.end)) {
+            stage.sessions = open;
+        }
+    }
+
+    /// Takes in that the chain of a placement broke though this stage's layers are fine.
+    pub(super) fn broke(&mut self, model: Digest, layers: &Range<u32>, epoch: u64) {
+        if let Some(stage) = self.stages.get_mut(&(model, layers.start, layers.end)) {
+            stage.broken = stage.broken.max(Some(epoch));
+        }
+    }
+
+    /// What is to be done now; `placements` as the master says, where its words are here.
+    pub(super) fn wishes(&mut self, view: &View, placements: Option<Vec<Placement>>, now: Time) -> Vec<Wish> {
+        let mut wishes = Vec::new();
+        if let Some(placements) = placements.filter(|_| view.own.works) {
+            let wanted = wanted(&placements, view.local);
+            self.mark(&wanted, now);
+            self.give_up(&placements, now, &mut wishes);
+            self.take_on(view, &wanted, now, &mut wishes);
+        }
+        self.say(now, &mut wishes);
+        wishes
+    }
+
+    fn mark(&mut self, wanted: &BTreeMap<Key, Wanted>, now: Time) {
+        for (key, stage) in &mut self.stages {
+            match wanted.get(key) {
+                Some(wanted) => {
+                    stage.unwanted_since = None;
+                    let failed = matches!(stage.state, StageState::Failed(_));
+                    // A failed one is ordered anew by a newer epoch, and says until then what went wrong.
+                    if !failed {
+                        stage.epoch = stage.epoch.max(wanted.epoch);
+                    }
+                }
+                None => {
+                    stage.unwanted_since.get_or_insert(now);
+                }
+            }
+        }
+    }
+
+    /// Ends what no placement names any more, unless sessions hold it.
+    fn give_up(&mut self, placements: &[Placement], now: Time, wishes: &mut Vec<Wish>) {
+        let needed = self.waiting.values().min().copied();
+        self.stages.retain(|(model, start, end), stage| {
+            let Some(since) = stage.unwanted_since else { return true };
+            let gone_for = now.since(since);
+            let replaced = placements.iter().any(|placement| placement.model == *model);
+            let grace = match (replaced, needed) {
+                (true, Some(_)) => Duration::ZERO,
+                (true, None) => LINGER,
+                (false, _) => ORPHANED,
+            };
+            let yields = needed.is_some_and(|since| now.since(since) >= YIELD);
+            let layers = *start..*end;
+            match stage.state {
+                _ if gone_for < grace => return true,
+                StageState::Ready if stage.sessions > 0 && !yields => return true,
+                StageState::Ready => wishes.push(Wish::Unload(*model, layers)),
+                StageState::Fetching { .. } | StageState::Loading => wishes.push(Wish::Cancel(*model, layers)),
+                StageState::Failed(_) => {}
+            }
+            false
+        });
+    }
+
+    /// Orders what is not here yet, as far as memory goes.
+    fn take_on(&mut self, view: &View, wanted: &BTreeMap<Key, Wanted>, now: Time, wishes: &mut Vec<Wish>) {
+        self.waiting.retain(|key, _| wanted.contains_key(key));
+        for (key, stage_wanted) in wanted {
+            let again = match self.stages.get(key) {
+                Some(stage) => matches!(stage.state, StageState::Failed(_)) && stage.ordered < stage_wanted.epoch,
+                None => true,
+            };
+            if !again {
+                continue;
+            }
+            // Sizes are heard of a moment later where only the placement came.
+            let Some(needs) = pool_facts::model(view, &key.0) else { continue };
+            let layers = key.1..key.2;
+            let memory = view.own.memory_bytes;
+            let weight_bytes = needs.weight_bytes(&layers);
+            let least = needs.session_bytes(&layers);
+            let held = self.stages.values().map(Stage::bytes).fold(0, u64::saturating_add);
+            let left = memory.saturating_sub(held);
+            let mut stage = Stage {
+                ordered: stage_wanted.epoch,
+                epoch: stage_wanted.epoch,
+                state: StageState::Fetching { done: 0, total: weight_bytes },
+                weight_bytes,
+                session_bytes: 0,
+                sessions: 0,
+                broken: None,
+                unwanted_since: None,
+            };
+            match left.checked_sub(weight_bytes).filter(|left| *left >= least) {
+                Some(left) => {
+                    // What else is to come has its part of the rest.
+                    let others = wanted.keys().filter(|other| *other != key && !self.stages.contains_key(other));
+                    let others = others.map(|other| least_bytes(view, other)).fold(0, u64::saturating_add);
+                    let spare = left.saturating_sub(others) / 2;
+                    stage.session_bytes = least.max((memory / SESSION_SHARE).min(spare));
+                    wishes.push(Wish::Load(StageOrder {
+                        model: key.0,
+                        name: needs.name.clone(),
+                        layers,
+                        last: stage_wanted.last,
+                        epoch: stage_wanted.epoch,
+                        session_bytes: stage.session_bytes,
+                        holders: holders(view, &needs),
+                    }));
+                }
+                None if self.stages.values().any(|stage| stage.unwanted_since.is_some()) => {
+                    self.waiting.entry(*key).or_insert(now);
+                    continue;
+                }
+                None => {
+                    let takes = weight_bytes.saturating_add(least);
+                    stage.state = StageState::Failed(format!("it takes {takes} bytes, and {left} are left"));
+                }
+            }
+            self.waiting.remove(key);
+            self.stages.insert(*key, stage);
+        }
+    }
+
+    /// Tells how the stages are, where that has changed.
+    fn say(&mut self, now: Time, wishes: &mut Vec<Wish>) {
+        let stages: Vec<StageAdvert> = self
+            .stages
+            .iter()
+            .map(|((model, start, end), stage)| StageAdvert {
+                model: *model,
+                layers: *start..*end,
+                epoch: stage.epoch,
+                state: stage.state.clone(),
+                session_bytes: stage.session_bytes,
+                broken: stage.broken,
+            })
+            .collect();
+        let recently = self.said_at.is_some_and(|at| now.since(at) < PROGRESS);
+        if stages == self.said || (recently && only_progress(&self.said, &stages)) {
+            return;
+        }
+        (self.said, self.said_at) = (stages.clone(), Some(now));
+        wishes.push(Wish::Say(stages));
+    }
+}
+
+/// What a stage takes at least.
+fn least_bytes(view: &View, key: &Key) -> u64 {
+    pool_facts::model(view, &key.0).map_or(0, |needs| needs.stage_bytes(&(key.1..key.2)))
+}
+
+/// Whether nothing but bytes on their way has changed.
+fn only_progress(before: &[StageAdvert], now: &[StageAdvert]) -> bool {
+    let fetching = |state: &StageState| matches!(state, StageState::Fetching { .. });
+    before.len() == now.len()
+        && before.iter().zip(now).all(|(before, now)| {
+            let same_state = before.state == now.state || (fetching(&before.state) && fetching(&now.state));
+            same_state
+                && (before.model, &before.layers, before.epoch, before.session_bytes, before.broken)
+                    == (now.model, &now.layers, now.epoch, now.session_bytes, now.broken)
+        })
+}
+
+fn wanted(placements: &[Placement], local: PeerId) -> BTreeMap<Key, Wanted> {
+    let mut wanted: BTreeMap<Key, Wanted> = BTreeMap::new();
+    for placement in placements {
+        for (at, stage) in placement.stages.iter().enumerate().filter(|(_, stage)| stage.peer == local) {
+            let last = at + 1 == placement.stages.len();
+            let key = (placement.model, stage.layers.start, stage.layers.end);
+            let known = wanted.entry(key).or_insert(Wanted { epoch: placement.epoch, last });
+            known.epoch = known.epoch.max(placement.epoch);
+        }
+    }
+    wanted
+}
+
+/// Who has pieces of the file, those with all of it first.
+fn holders(view: &View, needs: &ModelNeeds) -> Vec<PeerId> {
+    let mut holders: Vec<(bool, PeerId)> = view
+        .everyone()
+        .flat_map(|advert| advert.models.iter().map(move |model| (advert.peer, model)))
+        .filter(|(_, model)| model.digest == needs.digest)
+        .map(|(peer, model)| (!model.whole, peer))
+        .collect();
+    holders.sort_unstable();
+    holders.into_iter().map(|(_, peer)| peer).collect()
+}

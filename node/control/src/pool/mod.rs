@@ -1,0 +1,23 @@
+//! The nodes of a pool, seen from one of them: who is there, how they are connected, who is the master.
+//!
+//! * [`advert`]: what a node says of itself.
+//! * [`roster`]: which nodes are there; [`election`]: which of them is the master.
+//! * [`view`]: the pool at one moment, as the rest of the node reads it.
+//!
+//! What follows from a view (placements, routes) is decided elsewhere.
+
+pub mod advert;
+pub mod election;
+pub mod roster;
+#[cfg(test)]
+mod simulation;
+pub mod view;
+
+pub use advert::{Advert, LayerSpeed, LinkAdvert, ModelAdvert, ModelSize, StageAdvert, StageState, Term};
+pub use view::View;
+
+/// What an ordinary new node says of itself.
+#[cfg(test)]
+pub(crate) fn advert_of(peer: libp2p_identity::PeerId) -> Advert {
+    Advert { incarnation: 1_700_000_000_000, sequence: 1, memory_bytes: 8 << 30, ..Advert::new(peer) }
+}

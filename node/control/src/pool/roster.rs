@@ -1,0 +1,241 @@
+//! Who is in the pool: a pure state machine over the adverts that gossip brings and the connections that come and go.
+//! No clock and no sockets. It decides whether a advert is news, and when a node counts as gone.
+//!
+//! A node is there while it is connected, or while its adverts keep coming through others. One whose connection broke
+//! stays out until it speaks up itself: copies that were under way when it died must not bring it back.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use libp2p_identity::PeerId;
+
+use super::advert::Advert;
+
+/// A node that is heard through others only is gone after this much silence: several adverts.
+pub const SILENT: Duration = Duration::from_millis(4000);
+
+/// How long copies from before a broken connection may be under way: they are relayed within milliseconds.
+const HOLD: Duration = Duration::from_millis(300);
+
+/// Nodes of one pool that are followed: far more than a node connects to. Those beyond are not heard.
+const MAX_NODES: usize = 1024;
+
+/// Nodes that are gone and remembered, so that their old adverts are known to be old.
+const MAX_GONE: usize = 4096;
+
+/// What a advert turned out to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Heard {
+    /// The first of a node that was not there.
+    Joined,
+    /// Newer than what was known.
+    Newer,
+    /// A copy, or from before something that is known; not to be passed on.
+    Old,
+}
+
+/// Which advert of a node is the latest.
+type Edition = (u64, u64);
+
+#[derive(Debug)]
+struct Member {
+    advert: Arc<Advert>,
+    heard: Duration,
+}
+
+#[derive(Debug)]
+struct Gone {
+    edition: Edition,
+    /// Of this run, nothing counts until then.
+    until: Duration,
+    since: Duration,
+}
+
+/// The nodes of the pool but this one. Times are since an epoch of the caller's.
+#[derive(Debug)]
+pub struct Roster {
+    local: PeerId,
+    members: BTreeMap<PeerId, Member>,
+    connected: BTreeSet<PeerId>,
+    gone: BTreeMap<PeerId, Gone>,
+}
+
+impl Roster {
+    /// Nobody is there but `local`, which is never in it.
+    pub fn new(local: PeerId) -> Roster {
+        Roster { local, members: BTreeMap::new(), connected: BTreeSet::new(), gone: BTreeMap::new() }
+    }
+
+    /// A node said `advert`.
+    pub fn heard(&mut self, advert: Advert, now: Duration) -> Heard {
+        let (peer, edition) = (advert.peer, (advert.incarnation, advert.sequence));
+        if peer == self.local {
+            return Heard::Old;
+        }
+        if let Some(member) = self.members.get_mut(&peer) {
+            if edition <= (member.advert.incarnation, member.advert.sequence) {
+                return Heard::Old;
+            }
+            *member = Member { advert: Arc::new(advert), heard: now };
+            return Heard::Newer;
+        }
+        if let Some(gone) = self.gone.get_mut(&peer) {
+            let known = gone.edition;
+            if edition <= known {
+                return Heard::Old;
+            }
+            if edition.0 == known.0 && now < gone.until && !self.connected.contains(&peer) {
+                gone.edition = edition;
+                return Heard::Old;
+            }
+        }
+        if self.members.len() >= MAX_NODES {
+            return Heard::Old;
+        }
+        self.gone.remove(&peer);
+        self.members.insert(peer, Member { advert: Arc::new(advert), heard: now });
+        Heard::Joined
+    }
+
+    /// A connection to `peer` is there.
+    pub fn connected(&mut self, peer: PeerId) {
+        self.connected.insert(peer);
+    }
+
+    /// The last connection to `peer` is gone. Whether it was a node of the pool until now.
+    pub fn disconnected(&mut self, peer: PeerId, now: Duration) -> bool {
+        self.connected.remove(&peer);
+        self.lose(peer, now)
+    }
+
+    /// Nodes that have not been heard for too long: they are gone from now on.
+    pub fn silent(&mut self, now: Duration) -> Vec<PeerId> {
+        let silent = |(peer, member): (&PeerId, &Member)| {
+            let away = !self.connected.contains(peer) && now.saturating_sub(member.heard) >= SILENT;
+            away.then_some(*peer)
+        };
+        let silent: Vec<PeerId> = self.members.iter().filter_map(silent).collect();
+        for peer in &silent {
+            self.lose(*peer, now);
+        }
+        silent
+    }
+
+    fn lose(&mut self, peer: PeerId, now: Duration) -> bool {
+        let Some(member) = self.members.remove(&peer) else { return false };
+        if self.gone.len() >= MAX_GONE
+            && let Some(oldest) = self.gone.iter().min_by_key(|(_, gone)| gone.since).map(|(peer, _)| *peer)
+        {
+            self.gone.remove(&oldest);
+        }
+        let edition = (member.advert.incarnation, member.advert.sequence);
+        self.gone.insert(peer, Gone { edition, until: now + HOLD, since: now });
+        true
+    }
+
+    /// Whether `peer` is there.
+    pub fn contains(&self, peer: &PeerId) -> bool {
+        self.members.contains_key(peer)
+    }
+
+    /// Whether there is a connection to `peer`.
+    pub fn is_connected(&self, peer: &PeerId) -> bool {
+        self.connected.contains(peer)
+    }
+
+    /// The connected peers.
+    pub fn connections(&self) -> &BTreeSet<PeerId> {
+        &self.connected
+    }
+
+    /// The adverts of all that are there.
+    pub fn adverts(&self) -> impl Iterator<Item = &Arc<Advert>> {
+        self.members.values().map(|member| &member.advert)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pool::advert_of;
+
+    fn ms(ms: u64) -> Duration {
+        Duration::from_millis(ms)
+    }
+
+    struct Case {
+        roster: Roster,
+        peer: PeerId,
+    }
+
+    impl Case {
+        fn new() -> Case {
+            Case { roster: Roster::new(crate::test_peers::fresh_peer()), peer: crate::test_peers::fresh_peer() }
+        }
+
+        fn hear(&mut self, incarnation: u64, sequence: u64, at: u64) -> Heard {
+            let advert = Advert { incarnation, sequence, ..advert_of(self.peer) };
+            self.roster.heard(advert, ms(at))
+        }
+    }
+
+    #[test]
+    fn copies_and_old_adverts_are_no_news() {
+        let mut case = Case::new();
+        assert_eq!(case.hear(5, 1, 0), Heard::Joined);
+        assert_eq!(case.hear(5, 2, 0), Heard::Newer);
+        assert_eq!(case.hear(5, 2, 0), Heard::Old);
+        assert_eq!(case.hear(5, 1, 0), Heard::Old);
+        assert_eq!(case.hear(4, 9, 0), Heard::Old, "an earlier run");
+        assert_eq!(case.hear(6, 1, 0), Heard::Newer, "a later run");
+        let own = Advert { peer: case.roster.local, ..advert_of(case.peer) };
+        assert_eq!(case.roster.heard(own, ms(0)), Heard::Old);
+    }
+
+    #[test]
+    fn what_was_under_way_when_a_node_died_does_not_bring_it_back() {
+        let mut case = Case::new();
+        case.roster.connected(case.peer);
+        case.hear(5, 7, 0);
+        assert!(case.roster.disconnected(case.peer, ms(1000)));
+        assert!(!case.roster.contains(&case.peer));
+        assert_eq!(case.hear(5, 7, 1001), Heard::Old, "a copy");
+        assert_eq!(case.hear(5, 8, 1200), Heard::Old, "sent before it died, relayed late");
+        assert_eq!(case.hear(5, 8, 9000), Heard::Old, "the same, much later");
+        assert_eq!(case.hear(5, 9, 9000), Heard::Joined, "it speaks: only the connection had broken");
+    }
+
+    #[test]
+    fn a_node_that_restarts_or_reconnects_is_back_at_once() {
+        let mut case = Case::new();
+        case.hear(5, 7, 0);
+        case.roster.disconnected(case.peer, ms(1000));
+        assert_eq!(case.hear(6, 1, 1001), Heard::Joined);
+        case.roster.disconnected(case.peer, ms(2000));
+        case.roster.connected(case.peer);
+        assert_eq!(case.hear(6, 2, 2001), Heard::Joined);
+    }
+
+    #[test]
+    fn a_node_heard_through_others_is_gone_when_it_falls_silent() {
+        let mut case = Case::new();
+        case.hear(5, 1, 0);
+        assert!(case.roster.silent(ms(3999)).is_empty());
+        assert_eq!(case.roster.silent(ms(4000)), [case.peer]);
+        assert!(case.roster.silent(ms(5000)).is_empty(), "once");
+        case.roster.connected(case.peer);
+        assert_eq!(case.hear(5, 2, 5000), Heard::Joined);
+        assert!(case.roster.silent(ms(60_000)).is_empty(), "of a connected one, the network says when it is dead");
+    }
+
+    #[test]
+    fn strangers_without_end_are_not_followed() {
+        let mut case = Case::new();
+        for _ in 0..MAX_NODES + 10 {
+            case.peer = crate::test_peers::fresh_peer();
+            case.hear(1, 1, 0);
+        }
+        assert_eq!(case.roster.adverts().count(), MAX_NODES);
+    }
+}

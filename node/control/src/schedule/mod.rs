@@ -1,0 +1,35 @@
+//! Planning and scheduling of products: what is cut how, and which worker gets what when.
+//!
+//! Pure state machines: events and the time go in, actions come out. Nothing here owns a socket, a
+//! clock, randomness or tensor bytes; a driver feeds it, and the simulator runs the very same type.
+//!
+//! ```text
+//!  JobSpec ─► plan (TileGrid) ─┐
+//!                              ▼
+//!  Event ─► Scheduler ─► job (which tiles wait) × worker (what is in flight) × cost (when it would be done)
+//!                  └─► Action: Start, Check, Accept, Cancel, …
+//! ```
+
+mod action;
+mod cost;
+mod event;
+mod help;
+mod id;
+mod job;
+pub mod limits;
+mod plan;
+mod scheduler;
+mod tile_set;
+mod worker;
+
+pub use action::{Action, JobReport, TaskCounts, WorkerShare};
+pub use cost::{Accuracy, Arithmetic, CostModel, Transfer, WorkerEstimate};
+pub use pangea_units::ErrorKind as FailureKind;
+
+pub use event::{Event, JobSpec, LeaveReason, Measured, Place, Progress, Verdict};
+pub use id::{AttemptId, JobId, WorkerId};
+pub use plan::{Operand, Pace, PlanError, ProductShape, Tile, TileGrid};
+pub use scheduler::{Scheduler, WorkerReport};
+
+/// A moment, as the time since an epoch of the driver's choice. Never goes back.
+pub type Time = std::time::Duration;

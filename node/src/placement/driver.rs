@@ -1,0 +1,213 @@
+//! The task that feeds a placer with what the pool, the loader and the clock say, and does what it decides. What a stage is
+//! once it is loaded is the loader's; who decides what, the placer's.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
+
+use pangea_compute::Digest;
+use tokio::sync::mpsc;
+use tokio::time::MissedTickBehavior;
+
+use crate::clock;
+use crate::pool::{LayerSpeed, ModelAdvert, Pool, View};
+use pangea_control::placement::{Action, Event, Note, Placer, StageOrder, StageReport, pool_facts};
+use pangea_units::LayerRange;
+
+/// Between two looks at the clock: a part of the shortest wait of a placer.
+const TICK: Duration = Duration::from_millis(100);
+
+/// Reports of stages on their way: a few for each stage, and there are a handful.
+const REPORTS: usize = 64;
+
+/// How long the speed of layers is measured, in milliseconds.
+const PROBE_MS: u64 = 60;
+
+/// What fetches, loads and ends stages. Its methods return at once.
+pub trait StageLoader: Send + Sync {
+    /// Fetches and loads a stage on threads of its own, and reports how far it is: `Fetching` as bytes arrive, `Loading`,
+    /// then `Ready` or `Failed`; `Failed` also later, where a stage that was ready ends by itself.
+    fn fetch_and_load(&self, order: StageOrder, reports: mpsc::Sender<StageReport>);
+
+    /// Ends a stage; also one that is still being fetched or loaded. One that is not there is no error.
+    fn unload(&self, model: Digest, layers: Range<u32>);
+}
+
+/// What becomes of the sessions of this node's stages: [`Sessions::changed`] is called wherever there are more or fewer.
+#[derive(Clone, Debug)]
+pub struct Sessions {
+    events: mpsc::Sender<Event>,
+}
+
+impl Sessions {
+    /// The stage has `open` sessions now. Waits while many such changes are on their way; any thread.
+    pub fn changed(&self, model: Digest, layers: Range<u32>, open: usize) {
+        // The placer ends with the node.
+        let _ = self.events.blocking_send(Event::Sessions { model, layers, open });
+    }
+
+    /// The same within an asynchronous task.
+    pub async fn changed_in_task(&self, model: Digest, layers: Range<u32>, open: usize) {
+        let _ = self.events.send(Event::Sessions { model, layers, open }).await;
+    }
+
+    /// The chain of this placement broke and takes no sessions any more, though the stage's layers are fine.
+    pub async fn broke_in_task(&self, model: Digest, layers: Range<u32>, epoch: u64) {
+        let _ = self.events.send(Event::Broke { model, layers, epoch }).await;
+    }
+}
+
+/// A node's part in placement, under way. [`Driver::run`] it on the network thread.
+pub struct Driver {
+    pool: Pool,
+    loader: Arc<dyn StageLoader>,
+    /// Layers that this node is to have of every model that it does not serve itself.
+    pinned: Option<Range<u32>>,
+    placer: Placer,
+    events: mpsc::Receiver<Event>,
+    reports: mpsc::Receiver<StageReport>,
+    report: mpsc::Sender<StageReport>,
+}
+
+impl Driver {
+    /// A part in `pool` that loads with `loader`. `pinned`: what `--layers` says on a node without `--model`.
+    pub fn new(pool: Pool, loader: Arc<dyn StageLoader>, pinned: Option<Range<u32>>) -> (Driver, Sessions) {
+        let view = Arc::clone(&pool.view().borrow());
+        let (report, reports) = mpsc::channel(REPORTS);
+        let (sender, events) = mpsc::channel(REPORTS);
+        let driver = Driver { placer: Placer::new(view), pool, loader, pinned, events, reports, report };
+        (driver, Sessions { events: sender })
+    }
+
+    /// Runs until the pool ends.
+    pub async fn run(mut self) {
+        let mut view = self.pool.view();
+        let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut told = true;
+        loop {
+            let event = tokio::select! {
+                changed = view.changed() => match changed {
+                    Ok(()) => {
+                        let view = Arc::clone(&view.borrow_and_update());
+                        self.say_pins(&view);
+                        Event::View(view)
+                    }
+                    Err(_) => return,
+                },
+                Some(report) = self.reports.recv() => Event::Stage(report),
+                event = self.events.recv(), if told => match event {
+                    Some(event) => event,
+                    // Whoever could tell of sessions is gone; stages are not.
+                    None => {
+                        told = false;
+                        continue;
+                    }
+                },
+                _ = tick.tick() => Event::Tick,
+            };
+            for action in self.placer.handle(event, clock::now()) {
+                self.act(action);
+            }
+        }
+    }
+
+    fn act(&self, action: Action) {
+        match action {
+            Action::SayPlacements(placements) => self.pool.say(|own| own.placements = placements),
+            Action::SayRefusals(refusals) => self.pool.say(|own| own.refusals = refusals),
+            Action::SayStages(stages) => self.pool.say(|own| own.stages = stages),
+            Action::Load(order) => {
+                let layers = LayerRange::from(&order.layers).to_string();
+                tracing::info!(
+                    event = "stage_ordered",
+                    model = order.name,
+                    layers,
+                    epoch = order.epoch,
+                    "Loading layers {layers} of {}",
+                    order.name
+                );
+                self.loader.fetch_and_load(order, self.report.clone());
+            }
+            Action::Cancel { model, layers } | Action::Unload { model, layers } => self.loader.unload(model, layers),
+            Action::Note(note) => self.log(note),
+        }
+    }
+
+    fn log(&self, note: Note) {
+        match note {
+            Note::Placed { placement, reason, prediction } => {
+                let view = Arc::clone(&self.pool.view().borrow());
+                let name = |peer| view.advert(peer).map_or_else(|| peer.to_string(), |node| node.name.clone());
+                let stages = placement.stages.iter();
+                let stages: Vec<String> = stages
+                    .map(|stage| format!("{} has layers {}", name(&stage.peer), LayerRange::from(&stage.layers)))
+                    .collect();
+                let (stages, model) = (stages.join(", "), placement.name);
+                let tokens_per_s = prediction.decode_tokens_per_s().round();
+                tracing::info!(
+                    event = "placed",
+                    model,
+                    epoch = placement.epoch,
+                    tokens_per_s,
+                    "Placed {model}: {stages} ({reason})"
+                );
+            }
+            Note::Refused { name, why } => {
+                tracing::warn!(event = "not_placed", model = name, "{name} cannot be placed: {why}");
+            }
+        }
+    }
+
+    /// `--layers` on a node without `--model` is said of each model that the pool serves and that has these layers.
+    fn say_pins(&self, view: &View) {
+        let Some(pinned) = &self.pinned else { return };
+        let of_own = |digest| view.own.models.iter().find(|model| model.digest == digest);
+        let unsaid: Vec<ModelAdvert> = pool_facts::models(view)
+            .into_values()
+            .filter(|needs| pinned.end <= needs.size.layers)
+            .filter(|needs| of_own(needs.digest).is_none_or(|own| own.pinned.as_ref() != Some(pinned)))
+            .map(|needs| ModelAdvert {
+                digest: needs.digest,
+                name: needs.name,
+                served: false,
+                whole: false,
+                split: false,
+                pinned: Some(pinned.clone()),
+                size: needs.size,
+            })
+            .collect();
+        if unsaid.is_empty() {
+            return;
+        }
+        self.pool.say(|own| {
+            for model in unsaid {
+                match own.models.iter_mut().find(|known| known.digest == model.digest) {
+                    Some(known) => known.pinned = model.pinned,
+                    None => own.models.push(model),
+                }
+            }
+        });
+    }
+}
+
+/// Measures how fast this node computes layers with `threads` threads, on a thread of its own, and tells the pool.
+pub fn measure_speed(pool: Pool, threads: usize) {
+    let measure = move || {
+        let measured =
+            pangea_compute::Pool::new(threads).and_then(|threads| pangea_compute::probe::layers(&threads, PROBE_MS));
+        match measured {
+            Ok(rates) => {
+                let speed = LayerSpeed { weight_bytes_per_s: rates.weight_bytes_per_s, macs_per_s: rates.macs_per_s };
+                tracing::debug!(event = "measured", ?speed, "layers measured");
+                pool.say(|own| own.speed = Some(speed));
+            }
+            Err(error) => {
+                tracing::warn!(event = "not_measured", %error, "This node takes no part in models: its speed could not be measured ({error})");
+            }
+        }
+    };
+    if let Err(error) = std::thread::Builder::new().name("pangea-probe".to_owned()).spawn(measure) {
+        tracing::warn!(event = "not_measured", %error, "This node takes no part in models: no thread to measure its speed on ({error})");
+    }
+}

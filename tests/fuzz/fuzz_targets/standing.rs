@@ -1,5 +1,0 @@
-//! libFuzzer's entry to `parsers::standing`, which owns what must hold.
-
-#![no_main]
-
-libfuzzer_sys::fuzz_target!(|bytes: &[u8]| pangea_tests::parsers::standing(bytes));
