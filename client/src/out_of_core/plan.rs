@@ -61,9 +61,12 @@ impl Side {
     }
 }
 
-/// What a block costs beside its own bytes, in bytes moved: planning, starting and checking a job take a few milliseconds,
-/// in which a link of 1 GB/s moves this much. Without it the passing pieces would get as thin as a single line.
+/// What starting a block costs, in bytes moved: planning, starting and checking a job take a few milliseconds, in which a
+/// link of 1 GB/s moves this much. Without it the passing pieces would get as thin as a single line.
 const BLOCK_COST_BYTES: u128 = 4 << 20;
+
+/// Every job packs its operands for the kernels, the resident one, too: that takes about this fraction of moving them.
+const PACKING_COST_DIVISOR: u128 = 4;
 
 /// How a product is cut: bands of whole rows of A by panels of whole columns of B. A piece of one operand is resident
 /// while the pieces of the other pass by.
@@ -175,24 +178,31 @@ impl Plan {
     /// The most bytes held at a time where the blocks are computed: the resident piece, the passing piece and the next one on
     /// its way, the block being computed and the block being stored.
     pub fn peak_bytes(&self) -> u128 {
-        let Shape { k, a, b, c, .. } = self.shape;
-        let bytes =
-            |rows: u64, cols: u64, dtype: DType| u128::from(rows) * u128::from(cols) * u128::from(dtype.size_bytes());
-        let (band, panel) = (bytes(self.band_rows, k, a), bytes(k, self.panel_cols, b));
-        let (resident, passing) = match self.resident {
+        let (resident, passing) = self.piece_bytes();
+        let block = u128::from(self.band_rows) * u128::from(self.panel_cols) * u128::from(self.shape.c.size_bytes());
+        resident + 2 * passing + 2 * block
+    }
+
+    /// Bytes of a resident and of a passing piece.
+    fn piece_bytes(&self) -> (u128, u128) {
+        let Shape { k, a, b, .. } = self.shape;
+        let bytes = |lines: u64, dtype: DType| u128::from(lines) * u128::from(k) * u128::from(dtype.size_bytes());
+        let (band, panel) = (bytes(self.band_rows, a), bytes(self.panel_cols, b));
+        match self.resident {
             Side::A => (band, panel),
             Side::B => (panel, band),
-        };
-        resident + 2 * passing + 2 * bytes(self.band_rows, self.panel_cols, c)
+        }
     }
 
     /// What plans are compared by: bytes moved, those of the resident operand twice because nothing is multiplied while they
-    /// are, and [`BLOCK_COST_BYTES`] a block.
+    /// are, and what the blocks cost beside them.
     fn cost(&self) -> u128 {
         let Shape { m, k, n, a, b, .. } = self.shape;
         let (lines, dtype) = if self.resident == Side::A { (m, a) } else { (n, b) };
         let unhidden_bytes = u128::from(lines) * u128::from(k) * u128::from(dtype.size_bytes());
-        self.upload_bytes() + unhidden_bytes + u128::from(self.count()) * BLOCK_COST_BYTES
+        let (resident, passing) = self.piece_bytes();
+        let block_cost = BLOCK_COST_BYTES + (resident + passing) / PACKING_COST_DIVISOR;
+        self.upload_bytes() + unhidden_bytes + u128::from(self.count()) * block_cost
     }
 
     /// Operand bytes that are brought to where the blocks are computed, in all.
