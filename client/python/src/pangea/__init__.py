@@ -1,6 +1,6 @@
 """Use a Pangea node from Python: NumPy arrays in, checked products out; messages in, a model's answer out.
 
-`Client` is where everything starts. Errors are told apart by class, never by text.
+`Client` is the entry point. Programs distinguish errors by class, never by text.
 """
 
 from ._chat import Answer

@@ -1,4 +1,4 @@
-"""NumPy arrays as the bytes of tensors, and what cannot be one. It never talks to a node."""
+"""NumPy arrays as the bytes of tensors, and errors for arrays that cannot be tensors. Never talks to a node."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _OPERANDS = ("float16", "float32", "float64", "int8")
 
 
 def operand(name: str, array: npt.ArrayLike) -> Array:
-    """`array` as a row-major, little-endian matrix; copied only where it is not one already."""
+    """`array` as a row-major, little-endian matrix; copied only where its layout differs."""
     matrix = np.asarray(array)
     if matrix.dtype.name not in _OPERANDS:
         raise UnsupportedDType(
@@ -35,12 +35,12 @@ def operand(name: str, array: npt.ArrayLike) -> Array:
 
 
 def wire_dtype(matrix: Array) -> str:
-    """The node's name for the dtype of an operand."""
+    """Name of an operand's dtype on the wire."""
     return _NAMES[matrix.dtype.name]
 
 
 def numpy_dtype(wire: str) -> np.dtype[Any]:
-    """The dtype of a result by the node's name."""
+    """NumPy dtype of a result, by its name on the wire."""
     for name, known in _NAMES.items():
         if known == wire:
             return np.dtype(name).newbyteorder("<")

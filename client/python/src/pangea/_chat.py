@@ -1,4 +1,4 @@
-"""Answers of a language model: what is asked, what comes piece by piece, what it took. It owns no connection."""
+"""Answers of a language model: requests, streamed pieces, usage. Owns no connection."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ._connection import Connection, TokenSink
 from ._errors import InvalidInput
 from ._status import Usage, from_wire
 
-# Pieces that a slow reader may be behind; then the node waits.
+# Pieces that may wait for a slow reader before the node waits, too.
 _PIECES = 16
 
 
@@ -26,7 +26,7 @@ def request(
     seed: int | None,
     sampling: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """A `GenerationRequest` as pycapnp takes it; of `sampling`, fields as in the schema, those that are not None."""
+    """A `GenerationRequest` as pycapnp takes it; `sampling` has the schema's field names, None for defaults."""
     if isinstance(messages, str):
         asked: dict[str, Any] = {"text": messages} if prompt else {"messages": [_message("user", messages)]}
     else:
@@ -35,9 +35,9 @@ def request(
         except (KeyError, TypeError) as error:
             raise InvalidInput(f"a message is a mapping with a role and a content ({error!r})") from None
     if max_tokens is not None and max_tokens < 1:
-        raise InvalidInput(f"an answer of {max_tokens} tokens is none; ask for at least 1")
+        raise InvalidInput(f"max_tokens is {max_tokens}; it must be at least 1")
     wire = {name: value for name, value in sampling.items() if value is not None}
-    # Any 64 bits are a seed, as a signed number, too.
+    # Any 64 bits are a seed; a signed number is allowed, too.
     wire["seed"] = secrets.randbits(64) if seed is None else seed % (1 << 64)
     return {
         "prompt": asked,
@@ -52,7 +52,7 @@ def _message(role: str, content: str) -> dict[str, str]:
 
 
 class _Stream:
-    """What the connection's thread hands over. It knows nothing of the `Answer`, which may be dropped meanwhile."""
+    """Pieces on their way from the connection's thread. Holds no reference to the `Answer`, which may be dropped."""
 
     def __init__(self) -> None:
         self.pieces: queue.Queue[str | None] = queue.Queue()
@@ -62,16 +62,16 @@ class _Stream:
 
     async def run(self, node: Any, model: str, asked: dict[str, Any], timeout: float | None) -> Usage:
         milliseconds = 0 if timeout is None else max(1, round(timeout * 1000))
-        # pycapnp has a `name` of its own: by position.
+        # pycapnp has its own parameter `name`, so the model's name is passed by position.
         loaded = (await node.model(model, milliseconds)).model
         generation = (await loaded.generate(request=asked, sink=TokenSink(self._take))).generation
         try:
             usage = from_wire(Usage, (await generation.summary()).summary)
-            # Pieces that arrived before it may not have been handled yet; the last one says why the answer ended.
+            # Earlier pieces may still be in the queue; the last of them tells why the answer ended.
             await self._complete.wait()
             return usage
         except asyncio.CancelledError:
-            # Dropping it would do; this says so at once, whatever still refers to it.
+            # Cancels at once; dropping the capability would wait until nothing refers to it.
             generation.cancel()
             raise
 
@@ -85,10 +85,10 @@ class _Stream:
 
 
 class Answer(Iterator[str]):
-    """An answer under way: iterating gives its text piece by piece.
+    """A running answer: iterating yields its text piece by piece.
 
-    `text` is all of it: reading waits for the end, as `usage` and `finish` do. Leaving a `with` before the end,
-    and `close`, cancel it; so does dropping it.
+    `text`, `usage` and `finish` wait for the end of the answer. Leaving a `with` block before the end, `close` and
+    dropping the answer cancel the generation.
     """
 
     def __init__(self, connection: Connection, model: str, asked: dict[str, Any], timeout: float | None) -> None:
@@ -125,14 +125,14 @@ class Answer(Iterator[str]):
 
     @property
     def usage(self) -> Usage:
-        """What it took."""
+        """Counts and times of the answer, its verdict, and the nodes that computed it."""
         for _ in self:
             pass
         return self._result()
 
     @property
     def finish(self) -> str:
-        """Why it ended: `stop` or `length`."""
+        """Why the answer ended: `stop` or `length`."""
         for _ in self:
             pass
         return self._stream.finish
@@ -141,7 +141,7 @@ class Answer(Iterator[str]):
         return self.text
 
     def close(self) -> None:
-        """Cancels what has not come yet."""
+        """Cancels the rest of the answer."""
         self._over = True
         self._future.cancel()
 

@@ -1,4 +1,4 @@
-"""`Client`: what users see. Synchronous; it owns no protocol and no asyncio of its own."""
+"""`Client`, the interface of the package. Synchronous; owns no protocol and no event loop."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ _PLACES = ("auto", "local", "remote")
 class Client:
     """A connection to a Pangea node, by default to the one on this machine.
 
-    Raises `Unavailable` where no node answers within `timeout` seconds. To be closed, best by `with`.
+    Raises `Unavailable` where no node answers within `timeout` seconds. Close the client after use, best with `with`.
     """
 
     def __init__(self, addr: str = "127.0.0.1:8080", *, timeout: float = 10.0) -> None:
         host, separator, port = addr.rpartition(":")
         if not separator or not port.isdecimal() or not 0 < int(port) < 65536:
-            raise InvalidInput(f"{addr!r} is not an address of a node; give HOST:PORT, such as 127.0.0.1:8080")
+            raise InvalidInput(f"{addr!r} is not the address of a node; give HOST:PORT, such as 127.0.0.1:8080")
         self._connection = Connection(host.strip("[]"), int(port), timeout)
 
     def __enter__(self) -> Client:
@@ -41,7 +41,7 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Closes the connection; the node cancels and frees all it held for it."""
+        """Closes the connection; the node cancels this client's jobs and frees its tensors."""
         self._connection.close()
 
     def matmul(
@@ -56,17 +56,17 @@ class Client:
     ) -> Array:
         """The checked product `[m, n]` of `a [m, k]` and `b [k, n]`.
 
-        `float16`, `float32`, `float64` as NumPy has it; `int8` gives exact `int32`. Any strides and byte order.
+        `float16`, `float32` and `float64` keep their dtype; `int8` gives exact `int32`. Any strides and byte order.
 
-        `place`: `auto` (where it finishes soonest), `local` (on the node) or `remote` (on its peers while one
-        can). `verify`: check the whole product once more at the end. `timeout`: seconds in all, then
-        `DeadlineExceeded`. `progress(done, total)`: called with counts of tasks, on the client's own thread.
+        `place`: `auto` (where the product is predicted to finish soonest), `local` (on the node) or `remote` (on
+        peers while one can compute). `verify`: check the whole product again at the end. `timeout`: seconds
+        until `DeadlineExceeded`. `progress(done, total)`: called with counts of tasks, on the client's thread.
         Ctrl-C cancels the work on every node.
         """
         if place not in _PLACES:
             raise InvalidInput(f"place {place!r} does not exist; use one of {', '.join(_PLACES)}")
         if timeout is not None and not timeout > 0:
-            raise InvalidInput(f"a timeout of {timeout} s leaves no time")
+            raise InvalidInput(f"timeout is {timeout} s; it must be positive")
         left, right = operand("a", a), operand("b", b)
         if left.shape[1] != right.shape[0]:
             raise InvalidInput(
@@ -93,12 +93,12 @@ class Client:
         seed: int | None = None,
         timeout: float | None = None,
     ) -> Answer:
-        """Asks a language model; its answer comes piece by piece, or whole with `.text`, and with `.usage`.
+        """Asks a language model and returns the running answer; see `Answer`.
 
-        `messages`: mappings with a `role` (`system`, `user`, `assistant`) and a `content`, or a text, which the user
-        says then. `model`: its name, by default the only one of the node. `temperature` 0 is greedy; the same `seed`
-        gives the same answer, without one it is new every time. `timeout`: seconds until the model is ready, which it
-        may have to be fetched for. What is wrong shows when the answer is read.
+        `messages`: mappings with a `role` (`system`, `user`, `assistant`) and a `content`, or one text of the user.
+        `model`: name of the model; by default the only model of the node. `temperature` 0 is greedy. Equal requests
+        with equal `seed` give equal answers; without `seed` a random one is used. `timeout`: seconds until the model
+        is ready, including fetching it. Errors are raised when the answer is read.
         """
         asked = request(
             messages,
@@ -129,7 +129,7 @@ class Client:
         seed: int | None = None,
         timeout: float | None = None,
     ) -> Answer:
-        """Has a language model go on with a text; see `chat`."""
+        """Continues a text with a language model; see `chat`."""
         sampling = {"temperature": temperature}
         asked = request(prompt, prompt=True, max_tokens=max_tokens, stop=stop, seed=seed, sampling=sampling)
         return Answer(self._connection, model, asked, timeout)
@@ -143,7 +143,7 @@ class Client:
         return self._connection.run(call)
 
     def peers(self) -> list[Peer]:
-        """Every peer the node knows."""
+        """Status of every peer that the node knows."""
 
         async def call(node: Any) -> list[Peer]:
             return [from_wire(Peer, peer) for peer in (await node.peers()).peers]
@@ -151,7 +151,7 @@ class Client:
         return self._connection.run(call)
 
     def status(self) -> Node:
-        """The node itself."""
+        """Status of the node."""
 
         async def call(node: Any) -> Node:
             return from_wire(Node, (await node.status()).status)
@@ -169,7 +169,7 @@ class Client:
         return self._connection.run(call)
 
     def check(self, peer: str, *, timeout: float | None = None) -> float:
-        """Has the node ask a connected peer for a sign of life; the round trip in seconds."""
+        """Makes the node check a connected peer (by peer id or name); returns the round trip in seconds."""
         milliseconds = 0 if timeout is None else max(1, round(timeout * 1000))
 
         async def call(node: Any) -> float:
@@ -178,7 +178,7 @@ class Client:
         return self._connection.run(call)
 
     def connect(self, multiaddr: str, *, timeout: float | None = None) -> str:
-        """Has the node connect to a peer; its peer id once both have admitted each other."""
+        """Makes the node connect to a peer; returns the peer id once both have admitted each other."""
         milliseconds = 0 if timeout is None else max(1, round(timeout * 1000))
 
         async def call(node: Any) -> str:

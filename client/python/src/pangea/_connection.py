@@ -1,6 +1,6 @@
 """The connection to a node: an asyncio loop on a thread of its own, and the calls as coroutines on it.
 
-Nothing here is seen by users; `Client` hands coroutines over and waits for them.
+Internal: `Client` passes coroutines to the thread and waits for their results.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ._arrays import Array, numpy_dtype, wire_dtype
 from ._errors import Cancelled, DeadlineExceeded, Error, Internal, Overloaded, Unavailable, from_exception
 
 _SCHEMA = pathlib.Path(__file__).parent / "schema"
-# Where Cap'n Proto's own `/capnp/stream.capnp` is found.
+# Import path of Cap'n Proto's own `/capnp/stream.capnp`.
 _IMPORTS = [str(pathlib.Path(capnp.__file__).parent.parent)]
 
 capnp.remove_import_hook()
@@ -39,7 +39,7 @@ _T = TypeVar("_T")
 
 
 class _Sink(_tensor_capnp.ByteSink.Server):  # type: ignore[name-defined,misc]
-    """Where a node writes a tensor's bytes to."""
+    """The receiver of a tensor's bytes."""
 
     def __init__(self, target: memoryview) -> None:
         self._target = target
@@ -57,7 +57,7 @@ class _Sink(_tensor_capnp.ByteSink.Server):  # type: ignore[name-defined,misc]
 
 
 class _ProgressSink(_job_capnp.ProgressSink.Server):  # type: ignore[name-defined,misc]
-    """Where a node tells a job's progress to."""
+    """The receiver of a job's progress."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
@@ -67,7 +67,7 @@ class _ProgressSink(_job_capnp.ProgressSink.Server):  # type: ignore[name-define
 
 
 class TokenSink(_model_capnp.TokenSink.Server):  # type: ignore[name-defined,misc]
-    """Where a node writes an answer to: `take` gets each piece's text, and why it was the last, or nothing."""
+    """The receiver of an answer: `take` gets the text of each piece, and the finish reason, empty but for the last."""
 
     def __init__(self, take: Callable[[str, str], Coroutine[Any, Any, None]]) -> None:
         self._take = take
@@ -77,7 +77,7 @@ class TokenSink(_model_capnp.TokenSink.Server):  # type: ignore[name-defined,mis
 
 
 class Connection:
-    """One connection, open until `close`."""
+    """One connection to a node, open until `close`."""
 
     def __init__(self, host: str, port: int, timeout: float) -> None:
         self._where = f"{host}:{port}"
@@ -96,7 +96,7 @@ class Connection:
             raise
 
     def run(self, call: Callable[[Any], Coroutine[Any, Any, _T]]) -> _T:
-        """Waits for what `call` makes of the node's capability. Interrupting it cancels the call."""
+        """Runs `call` with the node's capability and waits for its result. An interrupt cancels the call."""
         future = self.start(call)
         try:
             return self.result(future)
@@ -105,29 +105,29 @@ class Connection:
             raise
 
     def start(self, call: Callable[[Any], Coroutine[Any, Any, _T]]) -> concurrent.futures.Future[_T]:
-        """Begins what `call` makes of the node's capability, and waits for nothing."""
+        """Starts `call` with the node's capability and returns at once."""
         if not self._thread.is_alive():
             raise Unavailable("this client is closed")
         return asyncio.run_coroutine_threadsafe(self._call(call), self._loop)
 
     def result(self, future: concurrent.futures.Future[_T]) -> _T:
-        """What came of a call."""
+        """The result of a call; waits for it."""
         try:
             return future.result()
         except concurrent.futures.CancelledError:
-            raise Cancelled("it was cancelled, or its client closed, before its end") from None
+            raise Cancelled("the call was cancelled, or its client was closed, before its end") from None
 
     def soon(self, callback: Callable[[], object]) -> None:
-        """Calls `callback` on the connection's thread; not at all once it is closed."""
+        """Calls `callback` on the connection's thread, unless the connection is closed."""
         try:
             self._loop.call_soon_threadsafe(callback)
         except RuntimeError:
-            # The loop is closed: nobody there waits any more.
+            # The loop is closed: nothing waits for the callback.
             pass
 
     def close(self) -> None:
-        """Closes the connection; the node frees all it held for it."""
-        # The thread may be at its end already, with its loop closed: where nothing could be connected.
+        """Closes the connection; the node frees everything it held for this client."""
+        # Where connecting failed, the thread may have ended and closed its loop already.
         self.soon(self._closing.set)
         self._thread.join()
 
@@ -188,8 +188,8 @@ class Connection:
 
 
 def _forget(exception: BaseException | None) -> None:
-    """Empties the frames that an exception has left: whoever catches it may be another thread, and a capability that
-    is dropped on any thread but its own ends the process."""
+    """Clears the frames of an exception: another thread may catch it, and dropping a capability on a thread other than
+    its own ends the process."""
     while exception is not None:
         traceback.clear_frames(exception.__traceback__)
         exception = exception.__context__
@@ -204,7 +204,7 @@ async def matmul(
     timeout: float | None,
     progress: Progress | None,
 ) -> Array:
-    """The product of two matrices. Cancelling it cancels the job."""
+    """The product of two matrices. Cancelling the coroutine cancels the job."""
     options: dict[str, Any] = {"place": place, "verify": "full" if verify else "standard"}
     if timeout is not None:
         options["deadlineMs"] = max(1, round(timeout * 1000))
@@ -218,7 +218,7 @@ async def matmul(
                     await job.watch(sink=_ProgressSink(progress))
                 return await _read(product)
             except asyncio.CancelledError:
-                # Dropping both would do; this says so at once, whatever still refers to them.
+                # Cancels at once; dropping both capabilities would wait until nothing refers to them.
                 job.cancel()
                 raise
     except TimeoutError as error:

@@ -1,6 +1,6 @@
-"""The error kinds of a node as exceptions, and the one place that reads them from messages.
+"""The error kinds of a node as exceptions, and the only code that reads them from messages.
 
-An error travels as `Kind: sentence` (see `schema/node.capnp`).
+The wire form of an error is `Kind: sentence` (see `schema/node.capnp`).
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import capnp
 
 
 class Error(Exception):
-    """Anything that a node, or the way to it, refuses or fails at. `kind` is what the node calls it."""
+    """Any failure of a node or of the connection to it. `kind` is the name of the error kind."""
 
     kind = "Internal"
 
@@ -21,7 +21,7 @@ class InvalidInput(Error, ValueError):
 
 
 class UnsupportedDType(InvalidInput, TypeError):
-    """The elements are of a type that cannot be multiplied here."""
+    """The elements have a dtype that Pangea does not multiply."""
 
 
 class Unauthorized(Error, PermissionError):
@@ -31,7 +31,7 @@ class Unauthorized(Error, PermissionError):
 
 
 class NotFound(Error, LookupError):
-    """What was named does not exist."""
+    """The named object does not exist."""
 
     kind = "NotFound"
 
@@ -43,13 +43,13 @@ class Overloaded(Error):
 
 
 class Unavailable(Error, ConnectionError):
-    """Whoever was asked cannot be reached or is gone."""
+    """The node or peer cannot be reached or is gone."""
 
     kind = "Unavailable"
 
 
 class DeadlineExceeded(Error, TimeoutError):
-    """The time given was not enough."""
+    """The deadline passed."""
 
     kind = "DeadlineExceeded"
 
@@ -61,7 +61,7 @@ class Cancelled(Error):
 
 
 class VerificationFailed(Error):
-    """No trustworthy result could be had."""
+    """No trustworthy result could be computed."""
 
     kind = "VerificationFailed"
 
@@ -91,7 +91,7 @@ _REMOTE_PREFIX = "remote exception: "
 
 
 def from_exception(exception: capnp.KjException) -> Error:
-    """The error that an exception of the RPC system carries; the nearest kind where it carries none."""
+    """The error that an exception of the RPC system carries; the nearest kind for an exception without one."""
     text = str(exception.description)
     while text.startswith(_REMOTE_PREFIX):
         text = text[len(_REMOTE_PREFIX) :]

@@ -1,4 +1,4 @@
-"""What a node says of itself, its peers and its models: plain values. Fields as in `schema/*.capnp`."""
+"""The status of a node, its peers and its models: plain values. Fields as in `schema/*.capnp`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 @dataclasses.dataclass(frozen=True)
 class Peer:
-    """One peer as the node sees it."""
+    """Status of one peer as the node sees it."""
 
     peer: str
     name: str
@@ -30,7 +30,7 @@ class Peer:
 
 @dataclasses.dataclass(frozen=True)
 class Node:
-    """The node itself."""
+    """Status of a node."""
 
     peer: str
     name: str
@@ -80,7 +80,7 @@ class TopologyLink:
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-    """The pool as a node sees it: every node that is there, each connection once in each direction."""
+    """The pool as a node sees it: its live nodes, and each connection once in each direction."""
 
     nodes: list[TopologyNode]
     links: list[TopologyLink]
@@ -88,7 +88,7 @@ class Topology:
 
 @dataclasses.dataclass(frozen=True)
 class AnswerStage:
-    """A node's part in an answer: its layers, from the first to before the second, counting from 0."""
+    """A stage of an answer: `layers` is the half-open range [first, end), from 0."""
 
     peer: str
     layers: tuple[int, int]
@@ -96,7 +96,7 @@ class AnswerStage:
 
 @dataclasses.dataclass(frozen=True)
 class Usage:
-    """What an answer took, and who had a part in it. Fields as in `schema/model.capnp`."""
+    """Counts and times of an answer, its verdict and its stages. Fields as in `schema/model.capnp`."""
 
     prompt_tokens: int
     cached_tokens: int
@@ -130,7 +130,7 @@ _Value = TypeVar("_Value", Peer, Node, Model, TopologyNode, TopologyLink, Usage)
 
 
 def from_wire(kind: type[_Value], wire: Any) -> _Value:
-    """A value from the struct that travelled, whose fields are named alike in camel case."""
+    """A value from its wire struct, whose fields have the same names in camel case."""
     values: dict[str, Any] = {}
     for field in dataclasses.fields(kind):
         name = re.sub(r"_(\w)", lambda match: match.group(1).upper(), field.name.rstrip("_"))
