@@ -1,5 +1,5 @@
-//! Real `pangea` processes: each node with free ports and a folder of its own, their logs kept where a test fails.
-//! It drives them as people and programs do: flags, files, signals, the service, log lines.
+//! Real `pangea` processes, each node with free ports and its own folder; the logs of a failed test are kept.
+//! Tests drive the nodes as people and programs do: flags, files, signals, the service, log lines.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -15,29 +15,29 @@ use crate::namespaces::Namespace;
 use crate::process::{PATIENCE, Process, eventually};
 use crate::sockets::{Connection, connections};
 
-/// The binary under test, where it is not beside the test's own.
+/// Environment variable that names the binary under test; by default the `pangea` next to the test's binary.
 pub const BINARY: &str = "PANGEA_BIN";
 
-/// Set to anything, it makes every node say more.
+/// Environment variable that makes every node verbose, with any value.
 pub const VERBOSE: &str = "PANGEA_TESTS_VERBOSE";
 
-/// Tests that compare times run alone.
+/// Tests that compare times hold this lock exclusively; all others share it.
 static MACHINE: RwLock<()> = RwLock::new(());
 
 /// Nodes of one test.
 pub struct Cluster {
     folder: Rc<Folder>,
-    /// A part of this machine, or all of it.
+    /// The shared or exclusive lock of the machine.
     _turn: Turn,
 }
 
-/// Held, never looked at.
+/// A lock held for its lifetime; the value is never read.
 enum Turn {
     Shared { _guard: RwLockReadGuard<'static, ()> },
     Alone { _guard: RwLockWriteGuard<'static, ()> },
 }
 
-/// The folder of a test: removed when it has passed.
+/// The folder of a test, removed when the test has passed.
 struct Folder {
     path: PathBuf,
 }
@@ -53,15 +53,15 @@ impl Drop for Folder {
 }
 
 impl Cluster {
-    /// Nodes beside those of other tests.
+    /// A cluster that runs beside those of other tests.
     #[allow(clippy::new_without_default)]
     pub fn new() -> Cluster {
-        // A test that failed with the machine to itself leaves nothing behind.
+        // A poisoned lock protects no data: a failed test leaves nothing behind.
         let guard = MACHINE.read().unwrap_or_else(|poisoned| poisoned.into_inner());
         Cluster::with(Turn::Shared { _guard: guard })
     }
 
-    /// Nodes that have the machine to themselves, for a test that compares times.
+    /// A cluster with the machine to itself, for a test that compares times.
     pub fn alone() -> Cluster {
         let guard = MACHINE.write().unwrap_or_else(|poisoned| poisoned.into_inner());
         Cluster::with(Turn::Alone { _guard: guard })
@@ -72,7 +72,8 @@ impl Cluster {
         Cluster { folder: Rc::new(Folder { path }), _turn: turn }
     }
 
-    /// An accepting node and `others`, all named to the first at their start and connected when this returns.
+    /// Nodes of these names. All but the first are started with `--peer` and the first's address, and are connected to it on
+    /// return.
     pub fn pool(&self, names: &[&str]) -> Vec<Node> {
         let mut nodes: Vec<Node> = Vec::new();
         for name in names {
@@ -94,7 +95,7 @@ impl Cluster {
         &self.folder.path
     }
 
-    /// A node to be started. Its name is that of its folder and its log, too.
+    /// A node to be started. Its folder and its log have the node's name.
     pub fn node(&self, name: &str) -> NodeBuilder {
         NodeBuilder {
             folder: Rc::clone(&self.folder),
@@ -108,19 +109,19 @@ impl Cluster {
         }
     }
 
-    /// A pool key as a file.
+    /// A file with a pool key.
     pub fn pool_key(&self, name: &str, byte: u8) -> PathBuf {
         let path = self.folder.path.join(name);
         std::fs::write(&path, format!("{byte:02x}").repeat(32)).unwrap();
         path
     }
 
-    /// Starts a command of the binary and leaves it running.
+    /// Starts a command of the binary without waiting for its end.
     pub fn start(&self, arguments: &[&str]) -> Process {
         self.start_in(None, arguments)
     }
 
-    /// The same in a namespace.
+    /// Starts a command of the binary in a namespace, without waiting for its end.
     pub fn start_in(&self, namespace: Option<&Namespace>, arguments: &[&str]) -> Process {
         let mut command = command(namespace);
         command.args(arguments).env("PANGEA_HOME", self.folder.path.join("home")).current_dir(&self.folder.path);
@@ -133,10 +134,10 @@ impl Cluster {
     }
 }
 
-/// How a command ended and what it said.
+/// Exit code and output of a command.
 #[derive(Debug)]
 pub struct Output {
-    /// Its exit code; `None` where a signal ended it.
+    /// Exit code; `None` where a signal ended the process.
     pub code: Option<i32>,
     /// Standard output.
     pub out: String,
@@ -145,17 +146,17 @@ pub struct Output {
 }
 
 impl Output {
-    /// Its standard output, which must be one JSON document and nothing else.
+    /// The JSON document on standard output.
     ///
     /// # Panics
-    /// Where it did not end well or wrote something else.
+    /// Where the command failed, or wrote anything but one JSON document.
     pub fn json(&self) -> serde_json::Value {
         assert_eq!(self.code, Some(0), "{self:?}");
         serde_json::from_str(&self.out).unwrap_or_else(|error| panic!("{error}: {self:?}"))
     }
 }
 
-/// Waits for the end of a process.
+/// Waits for the end of a process and returns its exit code and output.
 pub fn output(process: &Process) -> Output {
     let status = process.wait();
     let said = |out| process.lines().into_iter().filter(|line| line.out == out).map(|line| line.text + "\n").collect();
@@ -187,40 +188,40 @@ impl NodeBuilder {
         self
     }
 
-    /// How it lies or fails.
+    /// Sets `--fault`: how the node lies or fails.
     pub fn fault(self, fault: &str) -> NodeBuilder {
         self.with("--fault", fault)
     }
 
-    /// The pool's key.
+    /// Sets `--pool-key`.
     pub fn pool_key(self, file: &Path) -> NodeBuilder {
         self.with("--pool-key", file.to_str().unwrap())
     }
 
-    /// The most memory for tensors, as the flag takes it.
+    /// Sets `--max-memory`.
     pub fn max_memory(self, size: &str) -> NodeBuilder {
         self.with("--max-memory", size)
     }
 
-    /// Where it listens for peers instead of a free port of loopback.
+    /// Sets the listening address for peers; by default a free port of loopback.
     pub fn listen(mut self, address: &str) -> NodeBuilder {
         address.clone_into(&mut self.listen);
         self
     }
 
-    /// Where its service listens instead of a free port of loopback.
+    /// Sets the address of the Cap'n Proto service; by default a free port of loopback.
     pub fn rpc_addr(mut self, address: &str) -> NodeBuilder {
         address.clone_into(&mut self.rpc_addr);
         self
     }
 
-    /// Where its HTTP API listens instead of a free port of loopback.
+    /// Sets the address of the HTTP API; by default a free port of loopback.
     pub fn api_addr(mut self, address: &str) -> NodeBuilder {
         address.clone_into(&mut self.api_addr);
         self
     }
 
-    /// Runs it in a namespace, where it finds others by mDNS.
+    /// Runs the node in a namespace, where it finds others by mDNS.
     pub fn in_namespace(mut self, namespace: &Namespace) -> NodeBuilder {
         self.namespace = Some(namespace.clone());
         "/ip4/0.0.0.0/tcp/0".clone_into(&mut self.listen);
@@ -228,12 +229,12 @@ impl NodeBuilder {
         self
     }
 
-    /// Its data directory.
+    /// Data directory of the node.
     pub fn data_dir(&self) -> PathBuf {
         self.folder.path.join(&self.name)
     }
 
-    /// Starts it and leaves it to the caller whether it lives.
+    /// Starts the node without waiting until it listens.
     pub fn launch(&self) -> Process {
         let mut command = command(self.namespace.as_ref());
         command.args([
@@ -259,7 +260,7 @@ impl NodeBuilder {
         Process::start(&self.name, command, &self.folder.path.join(format!("{}.log", self.name)))
     }
 
-    /// Starts it and waits until it listens.
+    /// Starts the node and waits until it listens.
     pub fn start(&self) -> Node {
         let process = self.launch();
         process.line("Listening on ");
@@ -279,7 +280,7 @@ impl NodeBuilder {
     }
 }
 
-/// The binary, in a namespace or not, without this environment's own settings for nodes.
+/// A command of the binary, in a namespace or not, without the settings for nodes of this process's environment.
 fn command(namespace: Option<&Namespace>) -> Command {
     let mut command = match namespace {
         Some(namespace) => namespace.command(&binary()),
@@ -291,10 +292,10 @@ fn command(namespace: Option<&Namespace>) -> Command {
     command
 }
 
-/// The binary that is tested.
+/// The binary under test.
 ///
 /// # Panics
-/// Where there is none.
+/// Where the binary does not exist.
 pub fn binary() -> PathBuf {
     let path = std::env::var_os(BINARY).map(PathBuf::from).unwrap_or_else(|| {
         // Tests are in target/PROFILE/deps, the binary is in target/PROFILE.
@@ -314,52 +315,52 @@ pub fn binary() -> PathBuf {
 pub struct Node {
     /// The process.
     pub process: Process,
-    /// Its peer id.
+    /// Peer id of the node.
     pub peer: String,
-    /// Where it listens, with its peer id.
+    /// Listening address, with the peer id.
     pub address: String,
-    /// Where its service is.
+    /// Address of the Cap'n Proto service.
     pub rpc: String,
-    /// Where its HTTP API is.
+    /// Address of the HTTP API.
     pub api: String,
-    /// Its data directory.
+    /// Data directory of the node.
     pub data_dir: PathBuf,
     _folder: Rc<Folder>,
 }
 
 impl Node {
-    /// A connection to its service.
+    /// A new connection to the node's service.
     pub fn client(&self) -> Client {
         Client::connect(&self.rpc, PATIENCE).unwrap()
     }
 
-    /// Connects it to another; both have logged it when this returns.
+    /// Connects the node to another; both have logged the connection on return.
     pub fn connect(&self, other: &Node) {
         self.connect_by(other, &other.address);
     }
 
-    /// Connects it to another at an address that leads there.
+    /// Connects the node to another through `address`.
     pub fn connect_by(&self, other: &Node, address: &str) {
         assert_eq!(self.client().connect_peer(address, Some(PATIENCE)).unwrap(), other.peer);
         self.process.line(&format!("Connected to peer {}", other.peer));
         other.process.line(&format!("Connected to peer {}", self.peer));
     }
 
-    /// What it says of itself.
+    /// Status of the node.
     pub fn status(&self) -> NodeStatus {
         self.client().status().unwrap()
     }
 
-    /// What it says of a peer.
+    /// Status of a peer as the node sees it.
     ///
     /// # Panics
-    /// Where it does not know it.
+    /// Where the node does not know the peer.
     pub fn status_of(&self, peer: &Node) -> PeerStatus {
         let peers = self.client().peers().unwrap();
         peers.into_iter().find(|status| status.peer == peer.peer).unwrap()
     }
 
-    /// Waits until no job runs here and no tensor is held.
+    /// Waits until the node runs no job and holds no tensor.
     pub fn is_idle_again(&self) {
         let client = self.client();
         eventually("no job and no tensor is left", || {
@@ -368,13 +369,13 @@ impl Node {
         });
     }
 
-    /// Its connections to peers.
+    /// The node's TCP connections to peers.
     pub fn connections(&self) -> BTreeSet<Connection> {
         let service = |address: &str| address.rsplit(':').next().unwrap().parse().unwrap();
         connections(self.process.pid(), &[service(&self.rpc), service(&self.api)])
     }
 
-    /// Its port for peers.
+    /// The node's port for peers.
     pub fn port(&self) -> u16 {
         self.address.split('/').nth(4).unwrap().parse().unwrap()
     }
@@ -384,7 +385,7 @@ impl Node {
         self.process.signal(Signal::KILL);
     }
 
-    /// SIGSTOP: its connections stay open, and nothing answers.
+    /// SIGSTOP: the connections stay open, and the node answers nothing.
     pub fn stop(&self) {
         self.process.signal(Signal::STOP);
     }
@@ -394,7 +395,7 @@ impl Node {
         self.process.signal(Signal::CONT);
     }
 
-    /// SIGTERM; its exit code once it has ended.
+    /// SIGTERM; returns the exit code once the node has ended.
     pub fn terminate(&self) -> Option<i32> {
         self.process.signal(Signal::TERM);
         self.process.wait().code()
@@ -405,12 +406,12 @@ impl Node {
 pub struct Star {
     /// The accepting node.
     pub one: Node,
-    /// The others.
+    /// The workers.
     pub workers: Vec<Node>,
 }
 
 impl Cluster {
-    /// An accepting node, connected to workers as described.
+    /// An accepting node named `one`, and `workers` connected to it.
     pub fn star(&self, workers: Vec<NodeBuilder>) -> Star {
         let one = self.node("one").start();
         let workers: Vec<Node> = workers.iter().map(NodeBuilder::start).collect();

@@ -1,5 +1,5 @@
-//! The binary `pangea` as one process that ends by itself: started as a person would, without any setting of whoever runs
-//! the tests. It judges nothing.
+//! The binary `pangea` as one process that ends by itself: started as a person would, without settings of the environment
+//! that runs the tests. Judges nothing.
 
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use crate::cluster::binary;
 
-/// The binary with these arguments, in `folder`, which is also its home.
+/// A command of the binary with these arguments, in `folder`, which is also the home directory.
 pub fn command(folder: &Path, arguments: &[&str]) -> Command {
     let mut command = Command::new(binary());
     for (variable, _) in std::env::vars_os() {
@@ -20,28 +20,28 @@ pub fn command(folder: &Path, arguments: &[&str]) -> Command {
     command
 }
 
-/// What came of it.
+/// Runs such a command to its end.
 ///
 /// # Panics
-/// Where it cannot be started.
+/// Where the process cannot be started.
 pub fn pangea(folder: &Path, arguments: &[&str]) -> Output {
     command(folder, arguments).output().unwrap()
 }
 
-/// What it said on standard error.
+/// Standard error of a command.
 pub fn stderr(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
-/// What it said on standard output.
+/// Standard output of a command.
 pub fn stdout(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-/// The one JSON document of a command that did what it was asked.
+/// The JSON document on standard output.
 ///
 /// # Panics
-/// Where it did not, or said anything else.
+/// Where the command failed, or wrote anything but one JSON document.
 pub fn json(output: &Output) -> Value {
     assert!(output.status.success(), "{}", stderr(output));
     serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {}", stdout(output)))
@@ -50,7 +50,7 @@ pub fn json(output: &Output) -> Value {
 /// The names in a folder, sorted.
 ///
 /// # Panics
-/// Where it cannot be read.
+/// Where the folder cannot be read.
 pub fn names_in(folder: &Path) -> Vec<String> {
     let entries = std::fs::read_dir(folder).unwrap();
     let mut names: Vec<String> =

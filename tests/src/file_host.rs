@@ -1,5 +1,5 @@
-//! A host of one file over HTTP/1.1 that breaks off, redirects and refuses as a test wants, and remembers what it was
-//! asked. Plain sockets; every answer closes its connection.
+//! A host of one file over HTTP/1.1 that breaks off, redirects and refuses as a test says, and records its requests.
+//! Plain sockets; every answer closes its connection.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -10,11 +10,11 @@ use std::thread::JoinHandle;
 /// How one request is answered.
 #[derive(Clone, Debug)]
 pub enum Answer {
-    /// With the file, or the part that was asked for if the tag fits.
+    /// With the file, or the requested range where the entity tag matches.
     File {
         /// The whole file.
         bytes: Arc<Vec<u8>>,
-        /// Its strong tag, without quotes.
+        /// The strong entity tag, without quotes.
         etag: String,
         /// Further headers.
         headers: Vec<(String, String)>,
@@ -28,12 +28,12 @@ pub enum Answer {
 }
 
 impl Answer {
-    /// A file without anything special.
+    /// An ordinary file.
     pub fn file(bytes: &[u8], etag: &str) -> Answer {
         Answer::File { bytes: Arc::new(bytes.to_vec()), etag: etag.to_owned(), headers: Vec::new(), broken_after: None }
     }
 
-    /// The same with a further header.
+    /// Adds a header.
     pub fn with(mut self, name: &str, value: &str) -> Answer {
         if let Answer::File { headers, .. } = &mut self {
             headers.push((name.to_owned(), value.to_owned()));
@@ -41,7 +41,7 @@ impl Answer {
         self
     }
 
-    /// The same, broken off after so many bytes.
+    /// Breaks the connection after `bytes` of the body.
     pub fn broken_after(mut self, bytes: usize) -> Answer {
         if let Answer::File { broken_after, .. } = &mut self {
             *broken_after = Some(bytes);
@@ -50,10 +50,10 @@ impl Answer {
     }
 }
 
-/// A request that came: its first line, and its headers with names in lower case.
+/// A received request: its first line, and its headers with names in lower case.
 #[derive(Clone, Debug)]
 pub struct Asked {
-    /// Such as `/owner/repo/resolve/main/file.gguf`.
+    /// Path, such as `/owner/repo/resolve/main/file.gguf`.
     pub path: String,
     headers: Vec<(String, String)>,
 }
@@ -65,7 +65,7 @@ impl Asked {
     }
 }
 
-/// The host; it ends when it is dropped.
+/// The host, which ends when dropped.
 pub struct FileHost {
     address: SocketAddr,
     asked: Arc<Mutex<Vec<Asked>>>,
@@ -74,10 +74,10 @@ pub struct FileHost {
 }
 
 impl FileHost {
-    /// A host that gives `answers` one after the other, the last one for ever.
+    /// A host that gives `answers` in order, and repeats the last one.
     ///
     /// # Panics
-    /// Where no port can be had, or without answers.
+    /// Where no port can be bound, or without answers.
     pub fn start(answers: Vec<Answer>) -> FileHost {
         assert!(!answers.is_empty());
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -90,7 +90,7 @@ impl FileHost {
                     if ending.load(Ordering::Relaxed) {
                         return;
                     }
-                    // Somebody who goes away in the middle is no concern of the host's.
+                    // A client that closes early is not the host's failure.
                     let _ = stream.and_then(|stream| serve(stream, &answers[count.min(answers.len() - 1)], &asked));
                 }
             }
@@ -98,12 +98,12 @@ impl FileHost {
         FileHost { address, asked, ending, thread: Some(thread) }
     }
 
-    /// Its address, without a slash at the end.
+    /// Base URL, without a slash at the end.
     pub fn address(&self) -> String {
         format!("http://{}", self.address)
     }
 
-    /// Everything that was asked so far.
+    /// All requests so far.
     ///
     /// # Panics
     /// Where answering panicked.
@@ -115,7 +115,7 @@ impl FileHost {
 impl Drop for FileHost {
     fn drop(&mut self) {
         self.ending.store(true, Ordering::Relaxed);
-        // Wakes the thread that waits for a connection.
+        // A connection wakes the accepting thread, which then ends.
         let _ = TcpStream::connect(self.address);
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();

@@ -1,4 +1,4 @@
-//! A TCP link between two nodes that delays, narrows and cuts what goes through it. It never looks at the bytes.
+//! A TCP link between two nodes with delay, limited bandwidth and cuts. Never looks at the bytes.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -8,20 +8,20 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// Bytes that are read at once.
+/// Bytes of one read.
 const PIECE_BYTES: usize = 16 << 10;
 
-/// Pieces under way in each direction: 4 MiB on the line are more than any delay here fills.
+/// Pieces in flight in each direction: 4 MiB are more than any delay here fills.
 const PIECES: usize = 256;
 
-/// What the link does.
+/// Properties of a link.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Quality {
-    /// Time from one end to the other.
+    /// One-way delay.
     pub delay: Duration,
-    /// Width of each direction of each connection; 0 is as wide as it gets.
+    /// Bandwidth of each direction of each connection, in bytes per second; 0 is unlimited.
     pub bytes_per_s: u64,
-    /// All connections are cut, for good, once so many bytes have gone through; 0 is never.
+    /// Bytes after which all connections are cut permanently; 0 is never.
     pub cut_after_bytes: u64,
 }
 
@@ -65,22 +65,22 @@ impl Forwarder {
         Forwarder { local, shared, acceptor: Some(acceptor) }
     }
 
-    /// Where a node dials to get through it.
+    /// Address of the link, which a node dials instead of the target.
     pub fn address(&self) -> String {
         format!("/ip4/127.0.0.1/tcp/{}", self.local.port())
     }
 
-    /// Bytes that went through, both ways.
+    /// Bytes forwarded in both directions.
     pub fn forwarded_bytes(&self) -> u64 {
         self.shared.forwarded.load(Ordering::SeqCst)
     }
 
-    /// Whether it was cut.
+    /// Whether the link was cut.
     pub fn is_cut(&self) -> bool {
         self.shared.cut.load(Ordering::SeqCst)
     }
 
-    /// Cuts every connection, for good.
+    /// Cuts every connection, and accepts no more.
     pub fn cut(&self) {
         self.shared.cut();
     }
@@ -89,7 +89,7 @@ impl Forwarder {
 impl Drop for Forwarder {
     fn drop(&mut self) {
         self.cut();
-        // Wakes the acceptor up, which then sees that it is over.
+        // A connection wakes the acceptor, which then ends.
         let _ = TcpStream::connect(self.local);
         if let Some(acceptor) = self.acceptor.take() {
             let _ = acceptor.join();
@@ -97,7 +97,7 @@ impl Drop for Forwarder {
     }
 }
 
-/// What is on the line: bytes, and when they are at the far end.
+/// Bytes in flight, and when they arrive.
 type Piece = (Instant, Vec<u8>);
 
 impl Shared {
@@ -124,7 +124,7 @@ impl Shared {
             if rate > 0 {
                 free_at = due + Duration::from_secs_f64(bytes.len() as f64 / rate as f64);
             }
-            // This is what a slow line is.
+            // The delay itself: not a wait for another event.
             std::thread::sleep(due.saturating_duration_since(Instant::now()));
             if to.write_all(&bytes).is_err() {
                 break;

@@ -1,5 +1,5 @@
-//! HTTP as bytes on a socket: requests as they are written, answers as they come. A client of the tests' own, so that
-//! nothing is hidden by one that is kind.
+//! HTTP/1.1 over plain sockets, for requests and answers of the tests. A separate client from the binary's, so that
+//! nothing that a lenient client tolerates stays hidden.
 
 use std::collections::VecDeque;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -17,18 +17,18 @@ const MAX_EVENT_BYTES: usize = 8 << 20;
 pub struct Response {
     /// The status code.
     pub status: u16,
-    /// Names in lower case.
+    /// Names are in lower case.
     headers: Vec<(String, String)>,
     reader: BufReader<TcpStream>,
     event_reader: EventReader,
-    /// Events that have arrived and not been asked for.
+    /// Events that have arrived and are not read yet.
     events: VecDeque<String>,
 }
 
 /// Sends a request with these headers and reads the head of the answer.
 ///
 /// # Panics
-/// Where the connection cannot be had or breaks.
+/// Where connecting fails or the connection breaks.
 pub fn send(address: &str, method: &str, path: &str, headers: &[(&str, &str)], body: &str) -> Response {
     let mut stream = TcpStream::connect(address).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();

@@ -1,18 +1,18 @@
-//! What needs several processes or hosts, or a world in virtual time: shared by the tests in `tests/tests`.
-//! Never reaches into private functions of the crates it tests.
+//! Harness of the tests in `tests/tests`, which need several processes or hosts, or a world in virtual time.
+//! Uses only the public interfaces of the crates under test.
 //!
-//! * [`cluster`]: real `pangea node` processes with their own folders. [`process`]: one process, its lines and its end.
+//! * [`cluster`]: real `pangea node` processes with their own folders. [`process`]: one process, its output and its end.
 //! * [`command`]: the binary as one process that ends by itself.
-//! * [`matrix`]: products asked of a node, and what they must be.
-//! * [`forwarder`]: a TCP link that is slow or breaks. [`namespaces`]: hosts of their own on one machine.
+//! * [`matrix`]: products of a node against a reference.
+//! * [`forwarder`]: a TCP link that is slow or breaks. [`namespaces`]: several hosts on one machine.
 //! * [`http`]: requests and answers as bytes. [`test_model`]: the models that tests use.
-//! * [`sockets`]: which connections a process has.
-//! * [`stranger`]: a peer that says what it likes. [`skip`]: tests that cannot run here.
+//! * [`sockets`]: the TCP connections of a process.
+//! * [`stranger`]: an admitted peer that sends arbitrary bytes. [`skip`]: tests that cannot run here.
 //! * [`tiny_model`]: a model file of some hundred kilobytes.
 //!   [`file_host`]: a host of one file over HTTP.
-//! * [`parsers`]: what parsers of bytes from outside must hold to. [`simulation`]: the scheduler in virtual time.
+//! * [`parsers`]: properties of the parsers of bytes from outside. [`simulation`]: the scheduler in virtual time.
 
-// A harness stops a test at the first thing that is not as it should be.
+// A harness ends a test at the first failure.
 #![allow(clippy::unwrap_used)]
 
 pub mod cluster;

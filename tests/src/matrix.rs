@@ -1,14 +1,14 @@
-//! Products asked of a node over its service, and what they must be. The reference is computed in this process.
+//! Products of a node over its service, checked against a reference that this process computes.
 
 use pangea_client::blocking::Client;
 use pangea_client::{JobReport, MatmulOptions, Place, Progress, Result, TensorBytes, TensorInfo};
 use pangea_compute::{Buffer, Cancel, DType, Pool, Tensor, matmul};
 
-/// A product and how it was had.
+/// A product and its report.
 pub struct Product {
     /// The product.
     pub c: Tensor,
-    /// The node's account.
+    /// The node's report.
     pub report: JobReport,
 }
 
@@ -27,7 +27,7 @@ pub fn multiply(client: &Client, a: &Tensor, b: &Tensor, options: &MatmulOptions
     multiply_watching(client, a, b, options, &mut |_| {})
 }
 
-/// The same, with each step of its progress.
+/// Uploads, multiplies and reads back, passing each progress to `on_progress`.
 pub fn multiply_watching(
     client: &Client,
     a: &Tensor,
@@ -59,16 +59,16 @@ fn tensor(info: &TensorInfo, bytes: &[u8]) -> Tensor {
     Tensor::from_buffer(dtype, info.rows as usize, info.cols as usize, Buffer::copy_of(bytes).unwrap()).unwrap()
 }
 
-/// The product as one thread of this process computes it.
+/// The reference product, computed by one thread of this process.
 pub fn reference(a: &Tensor, b: &Tensor) -> Tensor {
     matmul(a, b, &Pool::new(1).unwrap(), &Cancel::new()).unwrap()
 }
 
-/// That `c` is the product of `a` and `b`: to the bit for integers; for floats within what rounding explains of
-/// operands in [−1, 1), which is hundreds of times less than the smallest lie that `--fault` tells.
+/// Checks that `c` is the product of `a` and `b`: bit for bit for integers; for floats within the rounding error of
+/// operands in [−1, 1), which is hundreds of times less than the smallest lie of `--fault`.
 ///
 /// # Panics
-/// Where it is not.
+/// Where `c` is not the product.
 pub fn assert_product(a: &Tensor, b: &Tensor, c: &Tensor) {
     let right = reference(a, b);
     assert_eq!((c.dtype(), c.shape()), (right.dtype(), right.shape()));

@@ -1,5 +1,5 @@
-//! Hosts of their own on one machine: network namespaces joined by a switch, made with `ip` from iproute2 as root.
-//! They carry the process id in their names and are removed when dropped; nothing of the machine's own network changes.
+//! Several hosts on one machine: network namespaces joined by a switch, created with `ip` from iproute2 as root.
+//! The namespaces have the process id in their names and are removed when dropped; the machine's own network is unchanged.
 
 use std::path::Path;
 use std::process::Command;
@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 #[derive(Clone, Debug)]
 pub struct Namespace {
     name: String,
-    /// Its address on the switch.
+    /// Address of the host on the switch.
     pub address: String,
 }
 
@@ -20,7 +20,10 @@ pub struct Namespaces {
 }
 
 impl Namespaces {
-    /// `count` hosts on one switch; why not, where this machine does not allow it.
+    /// `count` hosts on one switch.
+    ///
+    /// # Errors
+    /// Why this machine does not allow namespaces.
     pub fn new(count: usize) -> Result<Namespaces, String> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let prefix = format!("pgt{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
@@ -48,7 +51,7 @@ impl Namespaces {
         &self.hosts
     }
 
-    /// These hosts reach the others, and not each other.
+    /// Isolates these hosts from each other; they still reach all others.
     pub fn isolate(&self, hosts: &[usize]) {
         for host in hosts {
             let port = format!("port{}", host + 1);
@@ -56,7 +59,7 @@ impl Namespaces {
         }
     }
 
-    /// Pulls a host's plug, or puts it back.
+    /// Disconnects a host from the switch, or connects it again.
     pub fn set_plugged(&self, host: usize, plugged: bool) {
         let state = if plugged { "up" } else { "down" };
         ip(&["-n", &self.switch, "link", "set", &format!("port{}", host + 1), state]).unwrap();

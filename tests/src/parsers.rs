@@ -1,6 +1,6 @@
-//! What must hold for every parser of bytes from outside, whatever the bytes: the bodies of the fuzz targets, with seeds
-//! to start from. The entry points of libFuzzer are in `tests/fuzz`; `tests/tests/parsers.rs` runs the same bodies on
-//! seeds and mutations. A body panics where something does not hold, and never opens or sends anything.
+//! Properties of every parser of bytes from outside, for any bytes: the bodies of the fuzz targets and their seeds. The
+//! entry points of libFuzzer are in `tests/fuzz`; `tests/tests/parsers.rs` runs the same bodies on seeds and mutations.
+//! A body panics where a property does not hold, and never opens or sends anything.
 
 mod model_file;
 mod session;
@@ -28,15 +28,15 @@ use pangea_node::wire::{FrameHead, Header, Message, Operation, PREFIX_BYTES, Sha
 /// One parser.
 #[derive(Clone, Copy)]
 pub struct Target {
-    /// Its name, that of the libFuzzer target too.
+    /// Name of the parser and of its libFuzzer target.
     pub name: &'static str,
-    /// Panics where something does not hold for these bytes.
+    /// Panics where a property does not hold for these bytes.
     pub body: fn(&[u8]),
-    /// Inputs that the parser takes.
+    /// Inputs that the parser accepts.
     pub seeds: fn() -> Vec<Vec<u8>>,
 }
 
-/// All of them.
+/// All parsers.
 pub const TARGETS: [Target; 16] = [
     Target { name: "advert", body: advert, seeds: advert_seeds },
     Target { name: "task_frame", body: task_frame, seeds: task_frame_seeds },
@@ -66,7 +66,7 @@ pub fn blob_frame(bytes: &[u8]) {
     frame::<BlobMessage>(bytes);
 }
 
-/// A frame of any protocol: what is decoded is encoded again to the same message, however odd the bytes were.
+/// A frame of any protocol: a decoded message, encoded again, decodes to the same message, for any bytes.
 fn frame<M: Header>(bytes: &[u8]) {
     let Some((prefix, rest)) = bytes.split_first_chunk::<PREFIX_BYTES>() else { return };
     let Ok(head) = FrameHead::parse(*prefix, M::LIMITS) else { return };
@@ -75,7 +75,7 @@ fn frame<M: Header>(bytes: &[u8]) {
     let Ok(message) = M::decode(header, head.payload_len()) else { return };
     let once = encoded(&message, head.payload_len());
     let again = M::decode(&once[PREFIX_BYTES..], head.payload_len()).expect("what was encoded is decoded");
-    // Bytes, not values: a speed that is no number does not equal itself.
+    // Compares bytes, not values: a speed that is NaN does not equal itself.
     assert_eq!(encoded(&again, head.payload_len()), once);
 }
 
@@ -138,7 +138,7 @@ fn task_frame_seeds() -> Vec<Vec<u8>> {
     messages.iter().map(|(message, payload_len)| encoded(message, *payload_len)).collect()
 }
 
-/// What a node says of itself to its pool: what is decoded is encoded again to the same, however odd the bytes were.
+/// A node's advert to its pool: a decoded advert, encoded again, decodes to the same advert, for any bytes.
 pub fn advert(bytes: &[u8]) {
     let Ok(advert) = codec::decode(bytes) else { return };
     let once = codec::encode(&advert).expect("what was decoded can be encoded");
@@ -234,7 +234,7 @@ fn admission_frame_seeds() -> Vec<Vec<u8>> {
     frames.iter().map(|frame| frame.encode().to_vec()).collect()
 }
 
-/// The header of a `.npy` file: what it says survives being written again, and its sizes never overflow.
+/// The header of a `.npy` file: a header that is read can be written and read again, and its sizes never overflow.
 pub fn npy_header(bytes: &[u8]) {
     let Ok((header, start)) = NpyHeader::parse(bytes) else { return };
     assert!(start <= bytes.len() as u64, "the elements begin behind the header");
@@ -262,7 +262,7 @@ fn npy_header_seeds() -> Vec<Vec<u8>> {
     .collect()
 }
 
-/// A matrix as CSV: what is read can be written and read again, same shape, same numbers.
+/// A matrix as CSV: a matrix that is read can be written and read again, with the same shape and numbers.
 pub fn csv(bytes: &[u8]) {
     if let Ok(tensor) = csv_text::parse(bytes) {
         let again = csv_text::parse(csv_text::write(&tensor).as_bytes()).expect("what was written is read");
@@ -329,7 +329,7 @@ fn pool_key_seeds() -> Vec<Vec<u8>> {
     vec![b"0123456789abcdef".repeat(4), [b"0123456789ABCDEF".repeat(4), b"\n".to_vec()].concat()]
 }
 
-/// A chat template: any text is a prompt or an error, for the same conversation the same one.
+/// A chat template: any text gives a prompt or an error, the same one for the same conversation.
 pub fn chat_template(bytes: &[u8]) {
     let Ok(text) = std::str::from_utf8(bytes) else { return };
     let Ok(template) = ChatTemplate::new(text, "<s>", "</s>") else { return };

@@ -1,5 +1,5 @@
-//! One child process: its lines as they come, with their times, and its end. It is killed when dropped.
-//! It knows nothing of nodes; see `cluster`.
+//! One child process: its output lines with their arrival times, and its end. The process is killed when dropped.
+//! Knows nothing of nodes; see `cluster`.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -11,21 +11,21 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
 
-/// How long anything may take before a test counts it as never happening. No test depends on less.
+/// Time after which a test counts an expected event as missing. No test depends on a shorter time.
 pub const PATIENCE: Duration = Duration::from_secs(90);
 
-/// Something a process wrote.
+/// A line that a process wrote.
 #[derive(Clone, Debug)]
 pub struct Line {
-    /// When it arrived.
+    /// Arrival time.
     pub at: Instant,
-    /// Without its end.
+    /// Text, without the line feed.
     pub text: String,
-    /// Whether it came from standard output; else from standard error.
+    /// Whether the line is from standard output; otherwise from standard error.
     pub out: bool,
 }
 
-/// A process under way, or ended.
+/// A running or ended process.
 pub struct Process {
     name: String,
     pid: Pid,
@@ -41,7 +41,7 @@ struct Shared {
 #[derive(Default)]
 struct State {
     lines: Vec<Line>,
-    /// Once it has been reaped; before that its pid is its own.
+    /// Exit status, set once the process is reaped; before that no other process can get its pid.
     ended: Option<ExitStatus>,
     pipes_open: usize,
 }
@@ -53,10 +53,10 @@ impl Shared {
 }
 
 impl Process {
-    /// Starts `command`; all it says goes to the file `log`, too.
+    /// Starts `command` and copies its output to the file `log`.
     ///
     /// # Panics
-    /// Where it cannot be started.
+    /// Where the process cannot be started.
     pub fn start(name: &str, mut command: Command, log: &Path) -> Process {
         let mut child = command
             .stdin(Stdio::null())
@@ -76,12 +76,12 @@ impl Process {
         Process { name: name.to_owned(), pid, shared, threads }
     }
 
-    /// Its process id.
+    /// Process id.
     pub fn pid(&self) -> u32 {
         self.pid.as_raw_nonzero().get() as u32
     }
 
-    /// Sends it a signal; nothing where it has ended.
+    /// Sends a signal; does nothing where the process has ended.
     pub fn signal(&self, signal: Signal) {
         let state = self.shared.lock();
         if state.ended.is_none() {
@@ -89,25 +89,25 @@ impl Process {
         }
     }
 
-    /// Everything it said so far.
+    /// All lines so far.
     pub fn lines(&self) -> Vec<Line> {
         self.shared.lock().lines.clone()
     }
 
-    /// How often it said something with `text` in it so far.
+    /// Number of lines with `text` so far.
     pub fn count(&self, text: &str) -> usize {
         self.shared.lock().lines.iter().filter(|line| line.text.contains(text)).count()
     }
 
-    /// Waits for a line with `text` in it, whenever it came.
+    /// Waits for a line with `text`; a line that arrived earlier counts.
     ///
     /// # Panics
-    /// Where it ends without one, or after [`PATIENCE`].
+    /// Where the process ends without such a line, or after [`PATIENCE`].
     pub fn line(&self, text: &str) -> Line {
         self.nth_line(text, 1)
     }
 
-    /// Waits for the `n`-th line with `text` in it.
+    /// Waits for the `n`-th line with `text`.
     ///
     /// # Panics
     /// As [`Process::line`].
@@ -130,12 +130,12 @@ impl Process {
         }
     }
 
-    /// Whether it has ended.
+    /// Whether the process has ended.
     pub fn has_ended(&self) -> bool {
         self.shared.lock().ended.is_some()
     }
 
-    /// Waits for its end and for all it said.
+    /// Waits for the end of the process and of its output.
     ///
     /// # Panics
     /// After [`PATIENCE`].
@@ -155,13 +155,12 @@ impl Process {
         }
     }
 
-    /// The most memory it has had resident, in bytes (`VmHWM`); `None` once it has ended, and where the system does
-    /// not say.
+    /// Peak resident memory in bytes (`VmHWM`); `None` once the process has ended, and where the system does not tell.
     pub fn peak_memory_bytes(&self) -> Option<u64> {
         self.status_bytes("VmHWM:")
     }
 
-    /// The memory it has resident now, in bytes (`VmRSS`); `None` as above.
+    /// Resident memory in bytes (`VmRSS`); `None` once the process has ended, and where the system does not tell.
     pub fn memory_bytes(&self) -> Option<u64> {
         self.status_bytes("VmRSS:")
     }
@@ -173,12 +172,12 @@ impl Process {
         Some(kib << 10)
     }
 
-    /// The same while it runs, until it ends: the last that was seen.
+    /// The last peak of resident memory that was seen before the process ended, in bytes; waits for the end.
     pub fn peak_memory_until_end(&self) -> u64 {
         let mut peak = 0;
         while !self.has_ended() {
             peak = self.peak_memory_bytes().unwrap_or(0).max(peak);
-            // The counter never falls: only a peak in the very last moment can be missed.
+            // The counter never falls: only a peak in the last moment can be missed.
             std::thread::sleep(Duration::from_millis(2));
         }
         peak
@@ -189,7 +188,7 @@ impl Drop for Process {
     fn drop(&mut self) {
         self.signal(Signal::KILL);
         for thread in self.threads.drain(..) {
-            // A reader that panicked has said so.
+            // The panic of a reader has been printed.
             let _ = thread.join();
         }
     }
@@ -214,7 +213,7 @@ fn read(pipe: impl Read + Send + 'static, out: bool, mut log: File, shared: Arc<
 
 fn reap(mut child: Child, pid: Pid, shared: Arc<Shared>) -> JoinHandle<()> {
     std::thread::spawn(move || {
-        // Not reaped here: until its end is noted below, nobody else can get its pid.
+        // Not reaped yet: until the exit status is stored below, no other process can get this pid.
         while waitid(WaitId::Pid(pid), WaitIdOptions::EXITED | WaitIdOptions::NOWAIT)
             .is_err_and(|error| error == rustix::io::Errno::INTR)
         {}
@@ -225,7 +224,7 @@ fn reap(mut child: Child, pid: Pid, shared: Arc<Shared>) -> JoinHandle<()> {
     })
 }
 
-/// Asks again and again until `condition` holds: for what nobody tells when it changes.
+/// Polls until `condition` holds: for state that has no notification.
 ///
 /// # Panics
 /// After [`PATIENCE`].

@@ -1,23 +1,23 @@
-//! TCP connections of a process as the system lists them (`/proc`): what tells one connection from another.
+//! TCP connections of a process as `/proc` lists them.
 
 use std::collections::BTreeSet;
 
 /// An established connection: the ports at its two ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Connection {
-    /// At the process.
+    /// Port at the process.
     pub local: u16,
-    /// At the other end.
+    /// Port at the other end.
     pub remote: u16,
 }
 
-/// The number of the state in `/proc/net/tcp`.
+/// Number of the state "established" in `/proc/net/tcp`.
 const ESTABLISHED: &str = "01";
 
-/// Connections of process `pid` but those at its `services` (ports it listens on for programs).
+/// Connections of process `pid`, without those at its `services` (ports for programs).
 ///
 /// # Panics
-/// Where the system does not say.
+/// Where `/proc` cannot be read.
 pub fn connections(pid: u32, services: &[u16]) -> BTreeSet<Connection> {
     let sockets: BTreeSet<String> = std::fs::read_dir(format!("/proc/{pid}/fd"))
         .unwrap()

@@ -1,5 +1,5 @@
-//! A peer that is admitted like any other and then says what it likes: raw bytes on `/pangea/task/1`.
-//! Its transport and its frames are the node's own; only what it says is not.
+//! A peer that is admitted like any other and then sends arbitrary bytes on `/pangea/task/1`.
+//! Transport and frames are those of a node; only the content is not.
 
 use futures::{AsyncReadExt, AsyncWriteExt};
 use libp2p::{PeerId, StreamProtocol};
@@ -36,7 +36,7 @@ impl Stranger {
         Stranger { runtime, network, node }
     }
 
-    /// Its peer id.
+    /// Peer id of the stranger.
     pub fn peer(&self) -> String {
         self.network.local_peer_id().to_string()
     }
@@ -56,7 +56,7 @@ impl Stranger {
 }
 
 impl RawStream<'_> {
-    /// Sends bytes as they are; a node that has closed the stream already is fine.
+    /// Sends raw bytes; ignores that the node has closed the stream.
     pub fn send(&mut self, bytes: &[u8]) {
         let stream = &mut self.stream;
         self.stranger.wait(async {
@@ -66,7 +66,7 @@ impl RawStream<'_> {
         });
     }
 
-    /// Sends a message as the protocol has it.
+    /// Sends a well-formed message.
     pub fn send_message(&mut self, message: &Message, payload: &[u8]) {
         let mut bytes = Vec::new();
         message.encode(payload.len(), &mut bytes).unwrap();
@@ -74,10 +74,10 @@ impl RawStream<'_> {
         self.send(&bytes);
     }
 
-    /// Reads until the node ends the stream; the number of bytes that came before.
+    /// Reads until the node ends the stream; returns the number of bytes before the end.
     ///
     /// # Panics
-    /// Where it never does.
+    /// Where the stream does not end in time.
     pub fn is_ended(&mut self) -> usize {
         let stream = &mut self.stream;
         self.stranger.wait(async {
@@ -88,10 +88,10 @@ impl RawStream<'_> {
         })
     }
 
-    /// Reads messages until one is as wanted; their payloads are skipped.
+    /// Reads messages, skipping payloads, until `wanted` accepts one.
     ///
     /// # Panics
-    /// Where the stream ends before.
+    /// Where the stream ends before such a message.
     pub fn next_message(&mut self, wanted: impl Fn(&Message) -> bool) -> Message {
         let mut frames = FrameReader::new(&mut self.stream);
         self.stranger.wait(async {
@@ -106,7 +106,7 @@ impl RawStream<'_> {
     }
 }
 
-/// What an honest node says of itself first.
+/// The first message of an honest node.
 pub fn advert() -> TaskHello {
     TaskHello {
         version: VERSION,

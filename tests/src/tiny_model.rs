@@ -1,9 +1,9 @@
 //! A model file small enough to be made in a test: a Llama of two layers with pseudo-random weights and a tokenizer of
-//! single bytes. It says nothing sensible, but everything that runs a model runs it.
+//! single bytes. Its answers make no sense, but everything that runs a model runs it.
 
 use std::collections::BTreeMap;
 
-/// Where tensors begin, and are aligned to.
+/// Alignment of tensors in bytes.
 const ALIGNMENT: usize = 32;
 
 const LAYERS: usize = 2;
@@ -11,20 +11,20 @@ const WIDTH: usize = 64;
 const HEADS: usize = 4;
 const FEED_FORWARD: usize = 128;
 
-/// Every byte, and the two that begin and end a text.
+/// Tokens: every byte, and the two that begin and end a text.
 const VOCABULARY: usize = 258;
 
-/// The most positions of a session.
+/// Largest number of positions of a session.
 pub const CONTEXT: usize = 512;
 
-/// What a file says; changed by tests of what is wrong.
+/// The contents of a file; tests of errors change them.
 #[derive(Clone, Debug)]
 pub struct TinyModel {
-    /// `llama`, or something that nobody knows.
+    /// Architecture: `llama`, or an unknown one.
     pub architecture: String,
-    /// The name that the file gives its model.
+    /// Name of the model in the file.
     pub name: String,
-    /// What the weights depend on.
+    /// Seed of the weights.
     pub seed: u64,
 }
 
@@ -44,7 +44,7 @@ enum Value {
 }
 
 impl TinyModel {
-    /// The file.
+    /// The bytes of the file.
     pub fn gguf(&self) -> Vec<u8> {
         let (metadata, tensors) = (self.metadata(), tensors());
         let mut out = b"GGUF".to_vec();

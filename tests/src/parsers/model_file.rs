@@ -1,5 +1,5 @@
-//! What must hold for model files: GGUF and the tokenizers in their metadata, with small valid files to start from.
-//! It never holds a real model.
+//! Properties of model files: GGUF and the tokenizers in their metadata, with small valid files as seeds.
+//! Never holds a real model.
 
 use pangea_compute::gguf::Gguf;
 use pangea_compute::model::Manifest;

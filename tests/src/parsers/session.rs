@@ -1,4 +1,4 @@
-//! What must hold for every frame of `/pangea/session/1`, whatever its bytes, with frames of every kind to start from.
+//! Properties of every frame of `/pangea/session/1`, for any bytes, with frames of every kind as seeds.
 
 use libp2p::PeerId;
 use pangea_client::ErrorKind;
@@ -11,7 +11,7 @@ use pangea_node::pipeline::wire::{
 };
 use pangea_node::wire::{FrameHead, Header, PREFIX_BYTES};
 
-/// What is decoded could have been sent, and is the same message when it is; rows and tokens fit what is behind them.
+/// A decoded message can be encoded, and decodes to the same message; rows and tokens match the payload.
 pub fn session_frame(bytes: &[u8]) {
     let Some((prefix, rest)) = bytes.split_first_chunk::<PREFIX_BYTES>() else { return };
     let Ok(head) = FrameHead::parse(*prefix, Message::LIMITS) else { return };

@@ -1,4 +1,4 @@
-//! What must hold for chains of commitments and receipts, whatever the bytes.
+//! Properties of chains of commitments and of receipts, for any bytes.
 
 use libp2p::identity::Keypair;
 use pangea_compute::Digest;
@@ -40,7 +40,7 @@ fn chain(stages: u8) -> CommitChain {
     chain
 }
 
-/// A receipt's JSON: what is read can be written and read again, and is the same.
+/// A receipt's JSON: a receipt that is read can be written and read again, unchanged.
 pub fn receipt(bytes: &[u8]) {
     if let Ok(receipt) = Receipt::parse(bytes) {
         let written = receipt.to_json().expect("JSON holds only finite numbers");
