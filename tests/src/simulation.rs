@@ -2,6 +2,8 @@
 //! lies, evictions and overload. Reports what breaks an invariant; every run follows from its seed.
 //! Never sleeps, never opens a socket, never computes a product.
 
+use std::time::Duration;
+
 use pangea_control::schedule::{
     Action, Arithmetic, AttemptId, Event, FailureKind, JobId, JobReport, JobSpec, LeaveReason, Measured, Operand,
     Place, ProductShape, Progress, Scheduler, Tile, TileGrid, Time, Transfer, Verdict, WorkerEstimate, WorkerId,
@@ -357,7 +359,7 @@ impl World {
             spec.max_retries = chance.below(5) as u32;
             let at_s = if chance.happens(0.5) { 0.0 } else { chance.scale(0.001, 5.0) };
             if chance.happens(0.1) {
-                spec.deadline = Some(EPOCH + Time::from_secs_f64(at_s + chance.scale(0.001, 10.0)));
+                spec.deadline = Some(EPOCH + Duration::from_secs_f64(at_s + chance.scale(0.001, 10.0)));
             }
             let cancelled = chance.happens(0.1);
             let cancelled_at_s = if cancelled { at_s + chance.scale(0.0005, 5.0) } else { f64::INFINITY };
@@ -438,7 +440,7 @@ impl Simulation {
             let Some(Reverse((time, _, happening))) = self.happenings.pop() else {
                 return Err("a job waits and nothing will happen".into());
             };
-            self.now_s = (time - EPOCH).as_secs_f64();
+            self.now_s = time.since(EPOCH).as_secs_f64();
             self.happen(happening);
             self.act()?;
             let bound_s: f64 = self.jobs.iter().map(|job| self.bound_s(job)).sum();
@@ -465,13 +467,13 @@ impl Simulation {
     fn later(&mut self, at_s: f64, happening: Happening) {
         if at_s.is_finite() {
             self.order += 1;
-            self.happenings.push(Reverse((EPOCH + Time::from_secs_f64(at_s), self.order, happening)));
+            self.happenings.push(Reverse((EPOCH + Duration::from_secs_f64(at_s), self.order, happening)));
         }
     }
 
     fn tell(&mut self, event: Event) {
         self.events += 1;
-        self.scheduler.handle(event, EPOCH + Time::from_secs_f64(self.now_s), &mut self.actions);
+        self.scheduler.handle(event, EPOCH + Duration::from_secs_f64(self.now_s), &mut self.actions);
     }
 
     fn hangs(&self, at: usize) -> bool {
@@ -494,7 +496,7 @@ impl Simulation {
             Happening::CancelJob(at) => self.tell(Event::JobCancelled { job: JobId(at as u64) }),
             Happening::NobodyConnects => self.tell(Event::PeersConnecting { count: 0 }),
             Happening::Tick => {
-                if self.wake_at.is_some_and(|at| at <= EPOCH + Time::from_secs_f64(now_s)) {
+                if self.wake_at.is_some_and(|at| at <= EPOCH + Duration::from_secs_f64(now_s)) {
                     self.wake_at = None;
                     self.tell(Event::Tick);
                 }
@@ -749,7 +751,8 @@ impl Simulation {
             }
             Action::JobFailed { job, kind, ref report, .. } => {
                 let is = &self.jobs[job.0 as usize];
-                let overdue = is.spec.deadline.is_some_and(|deadline| deadline <= self.now() + Time::from_micros(2));
+                let overdue =
+                    is.spec.deadline.is_some_and(|deadline| deadline <= self.now() + Duration::from_micros(2));
                 ensure(
                     kind == FailureKind::Cancelled || (kind == FailureKind::DeadlineExceeded && overdue),
                     "no reason",
@@ -759,14 +762,14 @@ impl Simulation {
             Action::WakeAt(time) => {
                 ensure(time >= self.now(), "it is in the past")?;
                 self.wake_at = Some(time);
-                self.later((time - EPOCH).as_secs_f64(), Happening::Tick);
+                self.later(time.since(EPOCH).as_secs_f64(), Happening::Tick);
             }
         }
         Ok(())
     }
 
     fn now(&self) -> Time {
-        EPOCH + Time::from_secs_f64(self.now_s)
+        EPOCH + Duration::from_secs_f64(self.now_s)
     }
 
     fn end(&mut self, id: JobId, failure: Option<FailureKind>, report: &JobReport) -> Result<(), String> {

@@ -272,7 +272,7 @@ impl Driver {
         self.accept_streams();
         let mut tick = tokio::time::interval(CONNECTING_TICK);
         loop {
-            let wake = self.wake_at.map(|at| tokio::time::Instant::from_std(self.started + at));
+            let wake = self.wake_at.map(|at| tokio::time::Instant::from_std(self.started + at.elapsed()));
             tokio::select! {
                 biased;
                 Some(notice) = inlets.notices.recv() => self.on_notice(notice),
@@ -292,11 +292,15 @@ impl Driver {
         }
     }
 
+    fn now(&self) -> Time {
+        Time::since_epoch(self.started.elapsed())
+    }
+
     /// Lets the scheduler decide on all that happened and does what it says, until nothing is left.
     fn decide(&mut self) {
         let mut actions = Vec::new();
         while let Some(event) = self.events.pop_front() {
-            self.scheduler.handle(event, self.started.elapsed(), &mut actions);
+            self.scheduler.handle(event, self.now(), &mut actions);
             for action in actions.drain(..) {
                 self.perform(action);
             }
@@ -543,7 +547,7 @@ impl Driver {
         spec.redundancy = u32::from(request.redundancy);
         spec.priority = i32::from(request.priority);
         spec.max_retries = u32::from(request.max_retries);
-        spec.deadline = request.deadline.map(|within| self.started.elapsed() + within);
+        spec.deadline = request.deadline.map(|within| self.now() + within);
         spec.band_rows = self.side_of(a, Side::Left);
         spec.panel_columns = self.side_of(b, Side::Right);
         if spec.band_rows.is_some() || spec.panel_columns.is_some() {

@@ -10,6 +10,7 @@ use pangea_compute::draft::Drafter;
 
 use super::stage::Drafts;
 use super::wire::{FrameRows, Open, SessionId, Start, StartSource, SteppedSequence};
+use pangea_control::Time;
 use pangea_control::session::batch::{Action, Advance, Batch, BatchLimits, Event, Rows, SequenceId, Source};
 use pangea_control::session::grouping::Grouping;
 
@@ -115,7 +116,7 @@ impl Front {
         let scored = open.prompt_logprobs && open.tokens.len() == open.prompt_len as usize;
         let choices = usize::from(open.choices);
         let event = Event::Arrived { first, choices, prompt: open.tokens.clone(), scored };
-        for action in self.batch.handle(event, self.since.elapsed()) {
+        for action in self.batch.handle(event, Time::since_epoch(self.since.elapsed())) {
             if let Action::Refuse { retry_after, .. } = action {
                 return Err(retry_after);
             }
@@ -153,7 +154,7 @@ impl Front {
         let Some(sequence) = self.sequences.remove(session) else { return Vec::new() };
         let Some(member) = self.members.remove(&sequence) else { return Vec::new() };
         self.ended.insert(*session, member.tokens);
-        let actions = self.batch.handle(Event::Cancelled(sequence), self.since.elapsed());
+        let actions = self.batch.handle(Event::Cancelled(sequence), Time::since_epoch(self.since.elapsed()));
         actions.iter().filter_map(change).collect()
     }
 
@@ -166,7 +167,7 @@ impl Front {
     pub(super) fn failed(&mut self, session: &SessionId) -> Vec<Change> {
         let Some(sequence) = self.sequences.remove(session) else { return Vec::new() };
         self.members.remove(&sequence);
-        let actions = self.batch.handle(Event::Failed(sequence), self.since.elapsed());
+        let actions = self.batch.handle(Event::Failed(sequence), Time::since_epoch(self.since.elapsed()));
         actions.iter().filter_map(change).collect()
     }
 
@@ -189,7 +190,7 @@ impl Front {
     pub(super) fn plan(&mut self, number: u64) -> Planned {
         let mut planned = Planned::default();
         self.batch.set_groups(self.groups());
-        let actions = self.batch.handle(Event::Ready, self.since.elapsed());
+        let actions = self.batch.handle(Event::Ready, Time::since_epoch(self.since.elapsed()));
         self.follow(actions, number, &mut planned);
         planned
     }
@@ -199,7 +200,7 @@ impl Front {
         self.under_way.pop_back();
         let step = rows.iter().map(|rows| SequenceId(rows.sequence)).collect();
         let mut planned = Planned::default();
-        let actions = self.batch.handle(Event::Exhausted(step), self.since.elapsed());
+        let actions = self.batch.handle(Event::Exhausted(step), Time::since_epoch(self.since.elapsed()));
         self.follow(actions, 0, &mut planned);
         planned
     }
@@ -270,7 +271,7 @@ impl Front {
         let advances: Vec<Advance> = rows.iter().filter(|rows| !rows.choose).map(advance).collect();
         if !advances.is_empty() {
             // Nobody ends here, so that there is nothing to do.
-            let _ = self.batch.handle(Event::Stepped(advances), self.since.elapsed());
+            let _ = self.batch.handle(Event::Stepped(advances), Time::since_epoch(self.since.elapsed()));
         }
     }
 
@@ -280,7 +281,12 @@ impl Front {
         let frame = of.and_then(|at| self.under_way.remove(at));
         let mut advances = Vec::with_capacity(stepped.len());
         let tokens = stepped.iter().map(|one| one.chosen.len()).sum();
-        self.grouping.stepped(self.batch.running(), !self.batch.only_answers(), tokens, self.since.elapsed());
+        self.grouping.stepped(
+            self.batch.running(),
+            !self.batch.only_answers(),
+            tokens,
+            Time::since_epoch(self.since.elapsed()),
+        );
         for one in stepped {
             let id = SequenceId(one.sequence);
             let Some(member) = self.members.get_mut(&id) else { continue };
@@ -307,7 +313,7 @@ impl Front {
                 ended: one.ended,
             });
         }
-        let actions = self.batch.handle(Event::Stepped(advances), self.since.elapsed());
+        let actions = self.batch.handle(Event::Stepped(advances), Time::since_epoch(self.since.elapsed()));
         actions.iter().filter_map(change).collect()
     }
 }

@@ -15,6 +15,7 @@ use super::handle::Pool;
 use super::memory::Memory;
 use super::{Advert, LinkAdvert, Term, View};
 use crate::net::{Gossip, NetEvent, Network, Verdict};
+use pangea_control::Time;
 use pangea_control::pool::election::{Changed, Election, Event, Voice};
 use pangea_control::pool::roster::{Heard, Roster};
 
@@ -129,8 +130,8 @@ impl Driver {
         }
     }
 
-    fn now(&self) -> Duration {
-        self.started.elapsed()
+    fn now(&self) -> Time {
+        Time::since_epoch(self.started.elapsed())
     }
 
     async fn on_net_event(&mut self, event: NetEvent) {

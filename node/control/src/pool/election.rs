@@ -12,6 +12,7 @@ use std::time::Duration;
 use libp2p_identity::PeerId;
 
 use super::advert::{Advert, Term};
+use crate::Time;
 
 /// A node that starts hears who is there before it elects itself.
 pub const LISTEN: Duration = Duration::from_secs(3);
@@ -85,12 +86,12 @@ pub struct Changed(pub Option<Term>);
 #[derive(Clone, Copy, Debug)]
 struct Other {
     voice: Voice,
-    heard: Duration,
+    heard: Time,
 }
 
 impl Other {
-    fn uptime(&self, now: Duration) -> Duration {
-        self.voice.uptime.saturating_add(now.saturating_sub(self.heard))
+    fn uptime(&self, now: Time) -> Duration {
+        self.voice.uptime.saturating_add(now.since(self.heard))
     }
 
     /// The term that it claims to be the master of.
@@ -132,7 +133,7 @@ pub struct Election {
     floor: Option<Term>,
     counter: u64,
     /// With no master: from when on this node may stand.
-    open: Duration,
+    open: Time,
     /// Rival masters that this node has outbid; a second time it gives in, so that two who disagree on their rank come to an end.
     outbid: BTreeSet<PeerId>,
 }
@@ -148,7 +149,7 @@ impl Election {
             term: None,
             floor: remembered,
             counter: remembered.map_or(0, |term| term.counter),
-            open: LISTEN,
+            open: Time::ZERO + LISTEN,
             outbid: BTreeSet::new(),
         }
     }
@@ -164,7 +165,7 @@ impl Election {
     }
 
     /// Takes in `event`, decides.
-    pub fn handle(&mut self, event: Event, now: Duration) -> Option<Changed> {
+    pub fn handle(&mut self, event: Event, now: Time) -> Option<Changed> {
         let mut grace = GRACE_SILENT;
         match event {
             Event::Heard(peer, voice) if peer != self.local => {
@@ -193,7 +194,7 @@ impl Election {
     }
 
     /// The term is over when its master is gone, or claims it no longer.
-    fn drop_vacated(&mut self, grace: Duration, now: Duration) {
+    fn drop_vacated(&mut self, grace: Duration, now: Time) {
         let Some(term) = self.term.filter(|term| term.master != self.local) else { return };
         let claim = self.others.get(&term.master).and_then(|other| other.claim(term.master));
         if claim.is_none_or(|claim| claim < term) {
@@ -202,7 +203,7 @@ impl Election {
         }
     }
 
-    fn as_master(&mut self, term: Term, now: Duration) {
+    fn as_master(&mut self, term: Term, now: Time) {
         if let Some((rival, other)) = self.highest_claim().filter(|(_, claim)| *claim > term) {
             let outranks =
                 self.others.get(&rival).is_some_and(|other| self.rank(now).outranks(&rank_of(rival, other, now)));
@@ -220,7 +221,7 @@ impl Election {
         }
     }
 
-    fn as_follower(&mut self, term: Term, now: Duration) {
+    fn as_follower(&mut self, term: Term, now: Time) {
         if let Some((_, claim)) = self.highest_claim().filter(|(_, claim)| *claim > term) {
             self.enter(claim);
             return;
@@ -231,7 +232,7 @@ impl Election {
         }
     }
 
-    fn with_none(&mut self, now: Duration) {
+    fn with_none(&mut self, now: Time) {
         let claim = self.highest_claim();
         if let Some((_, claim)) = claim.filter(|(_, claim)| Some(*claim) >= self.floor) {
             self.enter(claim);
@@ -260,8 +261,8 @@ impl Election {
         claims.max_by_key(|(_, claim)| *claim)
     }
 
-    fn rank(&self, now: Duration) -> Rank {
-        Rank { force_master: self.force_master, uptime: now, peer: self.local }
+    fn rank(&self, now: Time) -> Rank {
+        Rank { force_master: self.force_master, uptime: now.elapsed(), peer: self.local }
     }
 
     fn claim(&mut self) {
@@ -275,7 +276,7 @@ impl Election {
     }
 }
 
-fn rank_of(peer: PeerId, other: &Other, now: Duration) -> Rank {
+fn rank_of(peer: PeerId, other: &Other, now: Time) -> Rank {
     Rank { force_master: other.voice.force_master, uptime: other.uptime(now), peer }
 }
 
@@ -289,15 +290,18 @@ mod tests {
         let mut election = Election::new(local, true, false, None);
         let term = Term { counter: u64::MAX - 1, master: liar };
         let voice = Voice { works: true, force_master: true, uptime: LISTEN, term: Some(term), counter: u64::MAX };
-        assert_eq!(election.handle(Event::Heard(liar, voice), Duration::ZERO), None);
-        assert_eq!(election.handle(Event::Tick, LISTEN), Some(Changed(Some(Term { counter: 1, master: local }))));
+        assert_eq!(election.handle(Event::Heard(liar, voice), Time::ZERO), None);
+        assert_eq!(
+            election.handle(Event::Tick, Time::ZERO + LISTEN),
+            Some(Changed(Some(Term { counter: 1, master: local })))
+        );
     }
 
     #[test]
     fn of_two_masters_who_each_take_themselves_for_the_better_one_gives_in() {
         let (local, rival) = (crate::test_peers::fresh_peer(), crate::test_peers::fresh_peer());
         let mut election = Election::new(local, true, false, None);
-        let now = Duration::from_secs(60);
+        let now = Time::from_secs(60);
         election.handle(Event::Tick, now);
         // A second after its start, by its own account, whenever it is heard.
         let claims = |counter| Voice {

@@ -11,6 +11,7 @@ use std::time::Duration;
 use libp2p_identity::PeerId;
 
 use super::advert::Advert;
+use crate::Time;
 
 /// A node that is heard through others only is gone after this much silence: several adverts.
 pub const SILENT: Duration = Duration::from_millis(4000);
@@ -41,15 +42,15 @@ type Edition = (u64, u64);
 #[derive(Debug)]
 struct Member {
     advert: Arc<Advert>,
-    heard: Duration,
+    heard: Time,
 }
 
 #[derive(Debug)]
 struct Gone {
     edition: Edition,
     /// Of this run, nothing counts until then.
-    until: Duration,
-    since: Duration,
+    until: Time,
+    since: Time,
 }
 
 /// The nodes of the pool but this one. Times are since an epoch of the caller's.
@@ -68,7 +69,7 @@ impl Roster {
     }
 
     /// A node said `advert`.
-    pub fn heard(&mut self, advert: Advert, now: Duration) -> Heard {
+    pub fn heard(&mut self, advert: Advert, now: Time) -> Heard {
         let (peer, edition) = (advert.peer, (advert.incarnation, advert.sequence));
         if peer == self.local {
             return Heard::Old;
@@ -104,15 +105,15 @@ impl Roster {
     }
 
     /// The last connection to `peer` is gone. Whether it was a node of the pool until now.
-    pub fn disconnected(&mut self, peer: PeerId, now: Duration) -> bool {
+    pub fn disconnected(&mut self, peer: PeerId, now: Time) -> bool {
         self.connected.remove(&peer);
         self.lose(peer, now)
     }
 
     /// Nodes that have not been heard for too long: they are gone from now on.
-    pub fn silent(&mut self, now: Duration) -> Vec<PeerId> {
+    pub fn silent(&mut self, now: Time) -> Vec<PeerId> {
         let silent = |(peer, member): (&PeerId, &Member)| {
-            let away = !self.connected.contains(peer) && now.saturating_sub(member.heard) >= SILENT;
+            let away = !self.connected.contains(peer) && now.since(member.heard) >= SILENT;
             away.then_some(*peer)
         };
         let silent: Vec<PeerId> = self.members.iter().filter_map(silent).collect();
@@ -122,7 +123,7 @@ impl Roster {
         silent
     }
 
-    fn lose(&mut self, peer: PeerId, now: Duration) -> bool {
+    fn lose(&mut self, peer: PeerId, now: Time) -> bool {
         let Some(member) = self.members.remove(&peer) else { return false };
         if self.gone.len() >= MAX_GONE
             && let Some(oldest) = self.gone.iter().min_by_key(|(_, gone)| gone.since).map(|(peer, _)| *peer)
@@ -160,8 +161,8 @@ mod tests {
     use super::*;
     use crate::pool::advert_of;
 
-    fn ms(ms: u64) -> Duration {
-        Duration::from_millis(ms)
+    fn ms(ms: u64) -> Time {
+        Time::from_millis(ms)
     }
 
     struct Case {

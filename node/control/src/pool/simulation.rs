@@ -11,6 +11,7 @@ use super::advert::{Advert, Term};
 use super::advert_of;
 use super::election::{Changed, Election, Event, Voice};
 use super::roster::{Heard, Roster};
+use crate::Time;
 
 /// One master within this of the last disturbance.
 const QUIET: u64 = 5_000;
@@ -247,7 +248,7 @@ impl Pool {
         let now = self.now;
         let node = &mut self.nodes[index];
         let run = node.run.as_mut().unwrap();
-        let since_start = Duration::from_millis(now - run.started);
+        let since_start = Time::from_millis(now - run.started);
         if let Some(Changed(term)) = run.election.handle(event, since_start) {
             run.fresh = true;
             if let Some(term) = term {
@@ -269,7 +270,7 @@ impl Pool {
             return;
         }
         let peers: Vec<PeerId> = self.nodes.iter().map(|node| node.peer).collect();
-        let since_start = Duration::from_millis(self.now - self.nodes[at].run.as_ref().unwrap().started);
+        let since_start = Time::from_millis(self.now - self.nodes[at].run.as_ref().unwrap().started);
         let run = self.nodes[at].run.as_mut().unwrap();
         match happens {
             Happens::Tick(_) => {

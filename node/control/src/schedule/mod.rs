@@ -22,6 +22,7 @@ mod scheduler;
 mod tile_set;
 mod worker;
 
+pub use crate::Time;
 pub use action::{Action, JobReport, TaskCounts, WorkerShare};
 pub use cost::{Accuracy, Arithmetic, CostModel, Transfer, WorkerEstimate};
 pub use pangea_units::ErrorKind as FailureKind;
@@ -30,6 +31,3 @@ pub use event::{Event, JobSpec, LeaveReason, Measured, Place, Progress, Verdict}
 pub use id::{AttemptId, JobId, WorkerId};
 pub use plan::{Operand, Pace, PlanError, ProductShape, Tile, TileGrid};
 pub use scheduler::{Scheduler, WorkerReport};
-
-/// A moment, as the time since an epoch of the driver's choice. Never goes back.
-pub type Time = std::time::Duration;

@@ -16,6 +16,7 @@ use super::{
     WorkerShare,
 };
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 /// What is believed about one worker.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -114,7 +115,7 @@ impl Scheduler {
 
     /// Takes in one event, at a time that never goes back, and pushes what is to be done, in order.
     pub fn handle(&mut self, event: Event, now: Time, actions: &mut Vec<Action>) {
-        let now = now.saturating_sub(*self.origin.get_or_insert(now)).as_secs_f64();
+        let now = now.since(*self.origin.get_or_insert(now)).as_secs_f64();
         match event {
             Event::JobSubmitted { job, spec } => self.submit(job, spec, now, actions),
             Event::JobCancelled { job } => self.cancel_job(job, now, actions),
@@ -659,7 +660,7 @@ impl Scheduler {
     }
 
     fn since_origin(&self, time: Time) -> f64 {
-        time.saturating_sub(self.origin.unwrap_or_default()).as_secs_f64()
+        time.since(self.origin.unwrap_or_default()).as_secs_f64()
     }
 
     /// Hands out tiles until no worker wants one.
@@ -1008,7 +1009,7 @@ impl Scheduler {
         if next.is_finite() && self.wake_at.is_none_or(|asked| next < asked || asked <= now) {
             self.wake_at = Some(next);
             // Rounded up, so that the time has come when the tick does.
-            let since_origin = Time::from_secs_f64(next.max(now)) + Time::from_micros(1);
+            let since_origin = Duration::from_secs_f64(next.max(now)) + Duration::from_micros(1);
             actions.push(Action::WakeAt(self.origin.unwrap_or_default() + since_origin));
         }
     }

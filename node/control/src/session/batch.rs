@@ -6,6 +6,8 @@ use std::cmp::Reverse;
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use crate::Time;
+
 mod pages;
 #[cfg(test)]
 mod simulation;
@@ -168,8 +170,8 @@ struct Sequence {
     /// It waits until that one has computed the prompt that both have.
     leader: Option<SequenceId>,
     scored: bool,
-    arrived: Duration,
-    started: Option<Duration>,
+    arrived: Time,
+    started: Option<Time>,
 }
 
 impl Sequence {
@@ -258,7 +260,7 @@ impl Batch {
     }
 
     /// Takes in what happened at `now` (since any fixed moment) and says what to do about it.
-    pub fn handle(&mut self, event: Event, now: Duration) -> Vec<Action> {
+    pub fn handle(&mut self, event: Event, now: Time) -> Vec<Action> {
         let mut actions = Vec::new();
         match event {
             Event::Arrived { first, choices, prompt, scored } => {
@@ -301,7 +303,7 @@ impl Batch {
         choices: usize,
         prompt: Vec<u32>,
         scored: bool,
-        now: Duration,
+        now: Time,
         actions: &mut Vec<Action>,
     ) {
         let places = self.limits.running + self.limits.waiting;
@@ -329,7 +331,7 @@ impl Batch {
         self.run_time.mul_f64(turns).clamp(Duration::from_secs(1), MAX_RETRY)
     }
 
-    fn cancelled(&mut self, id: SequenceId, now: Duration, actions: &mut Vec<Action>) {
+    fn cancelled(&mut self, id: SequenceId, now: Time, actions: &mut Vec<Action>) {
         self.waiting.retain(|waiting| waiting.id != id);
         if let Some(at) = self.running.iter().position(|running| running.id == id) {
             let sequence = self.running.remove(at);
@@ -351,10 +353,10 @@ impl Batch {
         }
     }
 
-    fn expire(&mut self, now: Duration, actions: &mut Vec<Action>) {
+    fn expire(&mut self, now: Time, actions: &mut Vec<Action>) {
         let wait = self.limits.wait;
         self.waiting.retain(|waiting| {
-            let late = waiting.started.is_none() && now.saturating_sub(waiting.arrived) > wait;
+            let late = waiting.started.is_none() && now.since(waiting.arrived) > wait;
             if late {
                 actions.push(Action::Expire(waiting.id));
             }
@@ -363,7 +365,7 @@ impl Batch {
     }
 
     /// Gives caches to those that wait, first come first served, while there is room for them.
-    fn start_waiting(&mut self, now: Duration, actions: &mut Vec<Action>) {
+    fn start_waiting(&mut self, now: Time, actions: &mut Vec<Action>) {
         let mut at = 0;
         while at < self.waiting.len() && self.running.len() < self.limits.running {
             if self.waits_for_its_leader(&self.waiting[at]) {
@@ -523,7 +525,7 @@ impl Batch {
         planned
     }
 
-    fn advance(&mut self, advance: Advance, now: Duration, actions: &mut Vec<Action>) {
+    fn advance(&mut self, advance: Advance, now: Time, actions: &mut Vec<Action>) {
         let Some(at) = self.running.iter().position(|running| running.id == advance.sequence) else { return };
         let sequence = &mut self.running[at];
         sequence.under_way = 0;
@@ -536,14 +538,14 @@ impl Batch {
         }
         let sequence = self.running.remove(at);
         if let Some(started) = sequence.started {
-            let took = now.saturating_sub(started);
+            let took = now.since(started);
             self.run_time = self.run_time.mul_f64(1.0 - LEARNED_PART) + took.mul_f64(LEARNED_PART);
         }
         self.keep(sequence, now, actions);
     }
 
     /// Keeps the cache of a sequence that has ended, in place of those that it continues.
-    fn keep(&mut self, mut sequence: Sequence, now: Duration, actions: &mut Vec<Action>) {
+    fn keep(&mut self, mut sequence: Sequence, now: Time, actions: &mut Vec<Action>) {
         sequence.tokens.truncate(sequence.computed);
         if sequence.tokens.len() < MIN_SHARED || self.limits.kept == 0 {
             actions.push(Action::Drop(sequence.id));

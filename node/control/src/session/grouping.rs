@@ -2,7 +2,7 @@
 //! together, where reading the weights once for all of them is worth more. Which it is, is measured. A state machine; it plans
 //! no rows and reads no clock.
 
-use std::time::Duration;
+use crate::Time;
 
 /// Answers for each stage from which on groups are not questioned: a pass over few rows takes hardly longer than one over a
 /// single row, which is reading weights; from here on it takes as much longer as it has more rows.
@@ -35,7 +35,7 @@ pub struct Grouping {
     measured: [Option<f64>; 2],
     /// Frames that are not counted yet: those that were under way when the way changed.
     skipped: usize,
-    since: Duration,
+    since: Time,
     frames: usize,
     tokens: usize,
     /// Frames since both ways were measured.
@@ -51,7 +51,7 @@ impl Grouping {
             way: Way::Groups,
             measured: [None; 2],
             skipped: 0,
-            since: Duration::ZERO,
+            since: Time::ZERO,
             frames: 0,
             tokens: 0,
             settled: 0,
@@ -73,7 +73,7 @@ impl Grouping {
 
     /// A frame is done, `now` since any fixed moment: it chose `tokens`; `answers` are under way, and perhaps prompts beside
     /// them, which are no time of theirs.
-    pub fn stepped(&mut self, answers: usize, prompts: bool, tokens: usize, now: Duration) {
+    pub fn stepped(&mut self, answers: usize, prompts: bool, tokens: usize, now: Time) {
         if self.stages < 2 || answers < 2 || answers >= MANY * self.stages {
             self.way = Way::Groups;
             self.answers = answers;
@@ -99,13 +99,13 @@ impl Grouping {
         if self.frames < FRAMES || self.tokens == 0 {
             return;
         }
-        let seconds = now.saturating_sub(self.since).as_secs_f64() / self.tokens as f64;
+        let seconds = now.since(self.since).as_secs_f64() / self.tokens as f64;
         self.measured[self.way as usize] = Some(seconds);
         self.settled += self.frames;
         self.choose(now);
     }
 
-    fn choose(&mut self, now: Duration) {
+    fn choose(&mut self, now: Time) {
         let other = match self.way {
             Way::Groups => Way::Together,
             Way::Together => Way::Groups,
@@ -123,25 +123,27 @@ impl Grouping {
         }
     }
 
-    fn go(&mut self, way: Way, now: Duration) {
+    fn go(&mut self, way: Way, now: Time) {
         self.way = way;
         self.begin(now);
     }
 
     /// A new measurement.
-    fn begin(&mut self, now: Duration) {
+    fn begin(&mut self, now: Time) {
         (self.skipped, self.since, self.frames, self.tokens) = (self.stages + 1, now, 0, 0);
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     /// The groups in which frames went, where a frame takes so many milliseconds in groups and together.
     fn ways(answers: usize, in_groups_ms: f64, together_ms: f64, frames: usize) -> Vec<usize> {
         let mut grouping = Grouping::new(2);
-        let mut now = Duration::ZERO;
+        let mut now = Time::ZERO;
         let mut ways = Vec::new();
         for _ in 0..frames {
             let groups = grouping.groups();
@@ -181,11 +183,11 @@ mod tests {
     fn other_answers_and_prompts_begin_a_measurement_anew() {
         let mut grouping = Grouping::new(2);
         for at in 0..1000_u32 {
-            grouping.stepped(4 + at as usize / 20 % 2, false, 2, Duration::from_millis(at.into()));
+            grouping.stepped(4 + at as usize / 20 % 2, false, 2, Time::from_millis(at.into()));
             assert_eq!(grouping.groups(), 2, "nothing is measured in so few frames");
         }
         for at in 1000..2000_u32 {
-            grouping.stepped(4, at % 10 == 0, 2, Duration::from_millis(at.into()));
+            grouping.stepped(4, at % 10 == 0, 2, Time::from_millis(at.into()));
             assert_eq!(grouping.groups(), 2);
         }
     }

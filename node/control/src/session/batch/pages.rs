@@ -1,7 +1,7 @@
 //! The caches of sequences that have ended, kept for requests that begin alike: which there are, how large, and which is
 //! the oldest. It holds their token ids, not the caches.
 
-use std::time::Duration;
+use crate::Time;
 
 use super::{BatchLimits, SequenceId};
 
@@ -12,7 +12,7 @@ pub(super) struct Kept {
     /// The tokens that the cache holds.
     pub(super) tokens: Vec<u32>,
     /// When it last served.
-    pub(super) used: Duration,
+    pub(super) used: Time,
 }
 
 /// All of them, the least recently used first where moments are equal.
@@ -42,7 +42,7 @@ impl KeptCaches {
         self.kept.retain(|kept| kept.id != id);
     }
 
-    pub(super) fn touch(&mut self, id: SequenceId, now: Duration) {
+    pub(super) fn touch(&mut self, id: SequenceId, now: Time) {
         self.kept.iter_mut().filter(|kept| kept.id == id).for_each(|kept| kept.used = now);
     }
 

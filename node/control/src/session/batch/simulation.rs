@@ -160,7 +160,7 @@ fn run(seed: u64) -> (World, Batch) {
     limits.pages = limits.pages.max(200usize.div_ceil(limits.page_tokens));
     let mut batch = Batch::new(limits);
     let mut world = World::default();
-    let (mut next, mut arriving, mut now) = (0, 30 + lot.next(40), Duration::ZERO);
+    let (mut next, mut arriving, mut now) = (0, 30 + lot.next(40), Time::ZERO);
     let mut patience = 100_000;
     while arriving > 0 || !batch.is_idle() {
         patience -= 1;

@@ -18,11 +18,11 @@ fn limits() -> BatchLimits {
 }
 
 fn arrive(batch: &mut Batch, id: u64, prompt: Vec<u32>) -> Vec<Action> {
-    batch.handle(Event::Arrived { first: SequenceId(id), choices: 1, prompt, scored: false }, Duration::ZERO)
+    batch.handle(Event::Arrived { first: SequenceId(id), choices: 1, prompt, scored: false }, Time::ZERO)
 }
 
 fn ready(batch: &mut Batch) -> (Vec<Action>, Vec<Rows>) {
-    let mut actions = batch.handle(Event::Ready, Duration::ZERO);
+    let mut actions = batch.handle(Event::Ready, Time::ZERO);
     match actions.pop() {
         Some(Action::Step(rows)) => (actions, rows),
         other => panic!("no step: {other:?}"),
@@ -43,13 +43,13 @@ fn stepped(batch: &mut Batch, rows: &[Rows], token: u32) {
         chosen: if rows.choose { vec![token] } else { Vec::new() },
         ended: false,
     };
-    batch.handle(Event::Stepped(rows.iter().map(advance).collect()), Duration::ZERO);
+    batch.handle(Event::Stepped(rows.iter().map(advance).collect()), Time::ZERO);
 }
 
 fn end(batch: &mut Batch, id: u64) -> Vec<Action> {
     let computed = batch.tokens(SequenceId(id)).len() - 1;
     let advance = Advance { sequence: SequenceId(id), computed, chosen: Vec::new(), ended: true };
-    batch.handle(Event::Stepped(vec![advance]), Duration::ZERO)
+    batch.handle(Event::Stepped(vec![advance]), Time::ZERO)
 }
 
 #[test]
@@ -88,7 +88,7 @@ fn who_waits_too_long_is_told_and_who_runs_is_not() {
         arrive(&mut batch, id, vec![1]);
     }
     step(&mut batch, 1);
-    let actions = batch.handle(Event::Ready, Duration::from_secs(11));
+    let actions = batch.handle(Event::Ready, Time::from_secs(11));
     assert_eq!(actions[0], Action::Expire(SequenceId(4)));
     assert_eq!((batch.running(), batch.waiting()), (4, 0));
 }
@@ -127,7 +127,7 @@ fn a_shared_beginning_is_forked_and_stays_for_others() {
 fn choices_of_one_request_share_its_prompt() {
     let mut batch = Batch::new(limits());
     let arrived = Event::Arrived { first: SequenceId(0), choices: 3, prompt: vec![5; 300], scored: false };
-    batch.handle(arrived, Duration::ZERO);
+    batch.handle(arrived, Time::ZERO);
     assert_eq!(step(&mut batch, 1).len(), 1);
     assert_eq!(step(&mut batch, 1).len(), 1);
     let (actions, rows) = ready(&mut batch);
@@ -165,7 +165,7 @@ fn a_sequence_that_alone_exhausts_memory_fails() {
     let mut batch = Batch::new(limits());
     arrive(&mut batch, 0, vec![1; 10]);
     ready(&mut batch);
-    let actions = batch.handle(Event::Exhausted(vec![SequenceId(0)]), Duration::ZERO);
+    let actions = batch.handle(Event::Exhausted(vec![SequenceId(0)]), Time::ZERO);
     assert_eq!(actions, [Action::Drop(SequenceId(0)), Action::Fail(SequenceId(0))]);
     assert!(batch.is_idle());
 }
@@ -180,9 +180,9 @@ fn answers_are_spread_over_as_many_steps_as_there_are_stages() {
     let (_, second) = ready(&mut batch);
     let ids = |rows: &[Rows]| rows.iter().map(|rows| rows.sequence.0).collect::<Vec<_>>();
     assert_eq!((ids(&first), ids(&second)), (vec![0, 1], vec![2, 3]));
-    assert_eq!(batch.handle(Event::Ready, Duration::ZERO), [], "whoever is under way waits");
+    assert_eq!(batch.handle(Event::Ready, Time::ZERO), [], "whoever is under way waits");
     let advance = |rows: &Rows| Advance { sequence: rows.sequence, computed: 1, chosen: vec![7], ended: false };
-    batch.handle(Event::Stepped(first.iter().map(advance).collect()), Duration::ZERO);
+    batch.handle(Event::Stepped(first.iter().map(advance).collect()), Time::ZERO);
     assert_eq!(ids(&ready(&mut batch).1), [0, 1]);
 }
 
@@ -199,10 +199,10 @@ fn the_next_piece_of_a_prompt_need_not_wait_for_the_last_stage() {
         }
         let computed = rows[0].start + rows[0].rows;
         let advance = Advance { sequence: SequenceId(0), computed, chosen: Vec::new(), ended: false };
-        batch.handle(Event::Stepped(vec![advance]), Duration::ZERO);
+        batch.handle(Event::Stepped(vec![advance]), Time::ZERO);
     }
     assert_eq!(starts, [0, 256, 512]);
-    assert_eq!(batch.handle(Event::Ready, Duration::ZERO), [], "the token behind it is not known yet");
+    assert_eq!(batch.handle(Event::Ready, Time::ZERO), [], "the token behind it is not known yet");
 }
 
 #[test]
@@ -211,7 +211,7 @@ fn whoever_is_cancelled_in_the_middle_of_a_step_is_not_kept() {
     arrive(&mut batch, 0, vec![1; 20]);
     ready(&mut batch);
     assert_eq!(
-        batch.handle(Event::Cancelled(SequenceId(0)), Duration::ZERO),
+        batch.handle(Event::Cancelled(SequenceId(0)), Time::ZERO),
         [Action::Drop(SequenceId(0))],
         "its cache grows by rows that nobody counts"
     );
