@@ -50,8 +50,9 @@ impl RawNodeConfig {
     /// [`ConfigFileError::Malformed`] for what no flag takes, with its place in the file.
     pub fn with_file(typed: &ArgMatches, file: &ConfigFile) -> Result<RawNodeConfig, ConfigFileError> {
         let flags = flags();
-        let mut arguments = retyped(&flags, typed);
-        arguments.extend(file.arguments(&flags, &|id| given(typed, id))?);
+        // What was typed comes last: of two flags that override each other the last one counts.
+        let mut arguments = file.arguments(&flags, &|id| given(typed, id))?;
+        arguments.extend(retyped(&flags, typed));
         let all = flags.try_get_matches_from(arguments);
         // Everything in it was accepted once already, together or alone.
         let raw = all.and_then(|all| RawNodeConfig::from_arg_matches(&all));
