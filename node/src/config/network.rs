@@ -35,8 +35,12 @@ pub struct NetworkFlags {
     pub no_mdns: bool,
 
     /// File with 64 hex digits, the same on every node of the pool; strangers are refused
-    #[arg(long, value_name = "FILE", env = "PANGEA_POOL_KEY", hide_env_values = true)]
+    #[arg(long, value_name = "FILE", env = "PANGEA_POOL_KEY", hide_env_values = true, overrides_with = "open")]
     pub pool_key: Option<PathBuf>,
+
+    /// Let anyone on the network join: use no pool key, whatever PANGEA_POOL_KEY or config.toml says
+    #[arg(long, overrides_with = "pool_key")]
+    pub open: bool,
 }
 
 /// What a node's network runs with.
@@ -63,7 +67,7 @@ impl NetworkFlags {
             Some(path) => return Err(ConfigError::NoPeersFile(path)),
             None => data_dir.join("peers.json"),
         };
-        let pool_key = self.pool_key.as_deref().map(PoolKey::load).transpose()?;
+        let pool_key = self.pool_key.filter(|_| !self.open).as_deref().map(PoolKey::load).transpose()?;
         Ok(NetworkConfig { listen, peers: self.peer, peers_file, mdns: !self.no_mdns, pool_key })
     }
 }
@@ -125,6 +129,21 @@ mod tests {
         assert!(refusal(&["--peers-file", "/nowhere/p.json"], "").contains("does not exist"));
         assert!(refusal(&["--pool-key", "/nowhere/k"], "").contains("64 hex digits"));
         assert!(resolve(&[], "").network.peers_file.ends_with("peers.json"));
+    }
+
+    #[test]
+    fn an_open_node_uses_no_pool_key() {
+        let key = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(key.path(), "0123456789abcdef".repeat(4)).unwrap();
+        let path = key.path().to_str().unwrap();
+        let file = format!("pool-key = {path:?}");
+        let guarded = |flags: &[&str], file: &str| resolve(flags, file).network.pool_key.is_some();
+        assert!(guarded(&[], &file));
+        assert!(!guarded(&["--open"], &file));
+        assert!(!guarded(&["--open"], "pool-key = \"none.key\""), "a key that is not used is not read");
+        assert!(guarded(&["--pool-key", path], "open = true"));
+        assert!(guarded(&["--open", "--pool-key", path], ""), "the last one counts");
+        assert!(!guarded(&["--pool-key", path, "--open"], ""));
     }
 
     #[test]
