@@ -9,6 +9,7 @@ use std::process::{Command, Stdio};
 
 use pangea_tests::cluster::binary;
 use pangea_tests::command::{command, json, names_in, pangea, stderr, stdout};
+use pangea_tests::process::Process;
 
 /// An address where nothing listens: port 1 needs privileges and nobody uses it.
 const NOBODY: &str = "127.0.0.1:1";
@@ -255,6 +256,44 @@ fn a_product_larger_than_memory_is_the_same_as_one_that_fits() {
         assert_eq!(got.len(), expected.len());
         let most = got.iter().zip(&expected).map(|(got, expected)| (got - expected).abs()).fold(0.0, f64::max);
         assert!(most < 1e-7, "{a}, {memory}: {most}");
+    }
+}
+
+#[test]
+fn a_product_that_no_memory_holds_is_refused_by_arithmetic() {
+    let folder = tempfile::tempdir().unwrap();
+    for (arguments, said) in [
+        ("--size 10000000", "need 1091 TiB"),
+        ("--size 1000000 --max-memory 500M", "need 10.9 TiB; 500 MiB free"),
+        ("--shape 3000000x1000000x3000000 --dtype i8 -o c.npy", "c.npy|on disk"),
+        ("--size 70000 -o c.csv --max-memory 1G", "need 54.8 GiB; 1.00 GiB free"),
+        ("--size 9223372036854775807", "no machine has"),
+    ] {
+        // Whatever is allocated beyond this fails, and the process with it.
+        let script = format!("ulimit -v 6291456; exec \"$0\" matmul {arguments}");
+        let mut shell = Command::new("bash");
+        shell.args(["-c", &script]).arg(binary()).current_dir(folder.path()).env("HOME", folder.path());
+        let output = shell.output().unwrap();
+        let told = stderr(&output);
+        assert!(matches!(output.status.code(), Some(1 | 2)), "{arguments}: {:?} {told}", output.status);
+        assert!(said.split('|').any(|said| told.contains(said)), "{arguments}: {told}");
+        assert!(names_in(folder.path()).is_empty(), "{arguments}: {:?}", names_in(folder.path()));
+    }
+}
+
+#[test]
+fn a_product_in_this_process_keeps_the_memory_limit() {
+    let folder = tempfile::tempdir().unwrap();
+    // What the process has without any product: its code, threads, the measurement of its speed.
+    let peak = |arguments: &[&str]| {
+        let log = folder.path().join("log");
+        let process = Process::start("matmul", command(folder.path(), arguments), &log);
+        process.peak_memory_until_end()
+    };
+    let bare = peak(&["matmul", "--size", "4", "--max-memory", "256M"]);
+    for size in ["6000", "12000"] {
+        let with = peak(&["matmul", "--size", size, "--dtype", "f16", "--max-memory", "256M"]);
+        assert!(with <= bare + (256 << 20), "{size}: {} MiB beside {} MiB", with >> 20, bare >> 20);
     }
 }
 

@@ -4,6 +4,7 @@
 use clap::Args;
 use pangea_client::{JobReport, MatmulOptions};
 use pangea_compute::DType;
+use pangea_units::ByteSize;
 use serde::Serialize;
 
 use super::args::{JsonArgs, OutputArgs, PlaceArg, RpcArgs, dtype};
@@ -80,6 +81,10 @@ pub(super) async fn run(args: BenchMatmulArgs, output: OutputArgs) -> Result<(),
             Engine::Here(Box::new(local_fabric(threads, config::max_memory(None)).await?))
         }
     };
+    let free_bytes = engine.free_bytes().await?;
+    for &size in &args.size {
+        check_fits(size, args.dtype, free_bytes)?;
+    }
     let mut progress = Progress::new(output.quiet);
     let total = u64::from(args.runs) * 2 * args.size.len() as u64;
     progress.phase("measuring", total);
@@ -113,6 +118,21 @@ pub(super) async fn run(args: BenchMatmulArgs, output: OutputArgs) -> Result<(),
         return print_json(&lines);
     }
     print(&show(&lines))
+}
+
+/// Refuses a size of which operands and product do not fit, before anything is allocated.
+fn check_fits(size: usize, dtype: DType, free_bytes: u64) -> Result<(), Failure> {
+    let product = DType::product(dtype, dtype)?;
+    let element_bytes = 2 * dtype.size_bytes() as u64 + product.size_bytes() as u64;
+    let needed = (size as u64).saturating_mul(size as u64).saturating_mul(element_bytes);
+    if needed <= free_bytes {
+        return Ok(());
+    }
+    Err(Failure::usage(format!(
+        "--size {size}: operands and product need {}; {} free for tensors",
+        ByteSize(needed),
+        ByteSize(free_bytes)
+    )))
 }
 
 async fn fresh(engine: &Engine, args: &BenchMatmulArgs, size: usize, seed: u64) -> Result<(Held, Held), Failure> {
@@ -176,5 +196,18 @@ fn side(text: &str) -> Result<usize, String> {
     match text.parse() {
         Ok(side @ 1..=65536) => Ok(side),
         _ => Err("use 1 to 65536".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_size_that_does_not_fit_is_refused_with_what_it_needs() {
+        assert!(check_fits(4096, DType::F32, 3 << 26).is_ok());
+        let failure = check_fits(4096, DType::F32, (3 << 26) - 1).unwrap_err();
+        assert!(failure.message.contains("need 192 MiB; 192 MiB free"), "{failure}");
+        assert!(check_fits(65536, DType::F64, 16 << 30).unwrap_err().message.contains("need 96.0 GiB; 16.0 GiB free"));
     }
 }

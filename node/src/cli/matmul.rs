@@ -15,7 +15,7 @@ use super::args::{JsonArgs, OutputArgs, PlaceArg, RpcArgs, dtype, duration};
 use super::engine::Engine;
 use super::failure::Failure;
 use super::matrix::{Operand, wire_dtype};
-use super::product_file::ProductFile;
+use super::product_file::{Destination, ProductFile};
 use super::progress::Progress;
 use super::session::{local_fabric, note};
 use super::table::{Align, Table, facts, seconds, short_peer, shortened, three_digits};
@@ -122,7 +122,7 @@ pub(super) struct MatmulArgs {
 /// How long a node may take to connect to a peer named with `--peer`.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Largest share of the free memory that operands and product may take whole.
+/// Largest share of a node's free memory that operands and product may take whole.
 const WHOLE_SHARE: f64 = 0.9;
 
 /// Bytes beside the blocks that a fabric holds while it multiplies: operands packed for the kernels and their successors.
@@ -130,6 +130,10 @@ const BESIDE_BLOCKS_BYTES: f64 = (96 << 20) as f64;
 
 /// Shares of the free memory that blocks may take: at most, less what is beside them, and at least.
 const BLOCKS_SHARES: (f64, f64) = (0.85, 0.25);
+
+/// Most blocks that a product is cut into. Each is a job of some milliseconds at least: more would take hours before any of
+/// the computing, and hardly be meant.
+const MAX_BLOCKS: u64 = 1 << 20;
 
 /// What `--json` shows.
 #[derive(Serialize)]
@@ -158,21 +162,22 @@ pub(super) async fn run(args: MatmulArgs, output: OutputArgs) -> Result<(), Fail
     progress.phase("reading", 0);
     let product = operands(&args).await?;
     let inputs: Vec<&Path> = [&args.a, &args.b].into_iter().flatten().map(PathBuf::as_path).collect();
-    let mut file = match &args.output {
-        Some(path) => Some(ProductFile::create(path, product.dtype, product.a.rows(), product.b.cols(), &inputs)?),
+    let destination = match &args.output {
+        Some(path) => Some(Destination::check(path, product.dtype, product.a.rows(), product.b.cols(), &inputs)?),
         None => None,
     };
     let engine = engine(&args, output).await?;
-    connect_peers(&engine, &args, output).await?;
     let free = engine.free_bytes().await?;
-    let free = args.max_memory.map_or(free, |cap| cap.0.min(free)) as f64;
+    let free = args.max_memory.map_or(free, |cap| cap.0.min(free));
+    let method = method(&product, free, matches!(engine, Engine::Here(_)), destination.as_ref())?;
+    let mut file = destination.map(Destination::create).transpose()?;
+    connect_peers(&engine, &args, output).await?;
     let options = options(&args);
-    let whole = product.shape.size_bytes() as f64 <= free * WHOLE_SHARE || product.shape.is_empty();
-    let (report, blocks) = if whole {
-        (multiply_whole(&engine, &product, &options, file.as_mut(), &mut progress).await?, 1)
-    } else {
-        let plan = plan(&product, blocks_budget(free), file.as_ref())?;
-        (multiply_blocks(&engine, &product, &plan, &options, file.as_mut(), &mut progress).await?, plan.count())
+    let (report, blocks) = match method {
+        Method::Whole => (multiply_whole(&engine, &product, &options, file.as_mut(), &mut progress).await?, 1),
+        Method::Blocks(plan) => {
+            (multiply_blocks(&engine, &product, &plan, &options, file.as_mut(), &mut progress).await?, plan.count())
+        }
     };
     let written = match file {
         Some(file) => {
@@ -232,7 +237,10 @@ fn fit(a: Operand, b: Operand) -> Result<Product, Failure> {
     let [a_type, b_type, c_type] = [a.dtype(), b.dtype(), dtype].map(wire_dtype);
     let shape = Shape { m: m as u64, k: k as u64, n: n as u64, a: a_type, b: b_type, c: c_type };
     if shape.size_bytes() > i64::MAX as u64 {
-        return Err(Failure::usage(format!("A is {m} x {k} and B is {k} x {n}: no machine holds these")));
+        return Err(Failure::usage(format!(
+            "A is {m} x {k} and B is {k} x {n}: operands and product need more than {}, which no machine has",
+            ByteSize(i64::MAX as u64)
+        )));
     }
     Ok(Product { a, b, dtype, shape })
 }
@@ -320,26 +328,50 @@ async fn multiply_whole(
     Ok(report)
 }
 
-/// Bytes that blocks may take of `free`.
-fn blocks_budget(free: f64) -> f64 {
-    (free * BLOCKS_SHARES.0 - BESIDE_BLOCKS_BYTES).max(free * BLOCKS_SHARES.1)
+/// How a product is computed.
+#[derive(Debug)]
+enum Method {
+    /// Operands and product are in memory at once.
+    Whole,
+    /// Block by block.
+    Blocks(Plan),
 }
 
-/// How a product that does not fit into `budget` bytes is cut.
-fn plan(product: &Product, budget: f64, file: Option<&ProductFile>) -> Result<Plan, Failure> {
-    let size = ByteSize(product.shape.size_bytes());
-    if file.is_some_and(|file| !file.takes_blocks()) {
+/// How a product is computed where `free_bytes` are free for tensors. Arithmetic alone: nothing is allocated before it is
+/// known to fit. `here`: in this process, where what lies beside operands and product counts, too.
+fn method(
+    product: &Product,
+    free_bytes: u64,
+    here: bool,
+    destination: Option<&Destination>,
+) -> Result<Method, Failure> {
+    let Shape { m, n, c, .. } = product.shape;
+    let needed = product.shape.size_bytes();
+    let free = free_bytes as f64;
+    let budget = (free * BLOCKS_SHARES.0 - BESIDE_BLOCKS_BYTES).max(free * BLOCKS_SHARES.1);
+    let gathered = match destination {
+        // Text is written at the end, out of a product that is held once more.
+        Some(destination) if here && !destination.takes_blocks() => m.saturating_mul(n).saturating_mul(c.size_bytes()),
+        _ => 0,
+    };
+    let whole_budget = if here { budget } else { free * WHOLE_SHARE };
+    if needed.saturating_add(gathered) as f64 <= whole_budget || product.shape.is_empty() {
+        return Ok(Method::Whole);
+    }
+    let sizes = format!("operands and product need {}; {} free for tensors", ByteSize(needed), ByteSize(free_bytes));
+    if destination.is_some_and(|destination| !destination.takes_blocks()) {
+        return Err(Failure::usage(format!("{sizes}: such a product is written as .npy")));
+    }
+    let plan = Plan::new(product.shape, budget as u64)
+        .map_err(|_| Failure::usage(format!("{sizes}: not even single rows and columns fit; raise --max-memory")))?;
+    if plan.count() > MAX_BLOCKS {
         return Err(Failure::usage(format!(
-            "operands and product take {size}, more than the memory for tensors; such a product is written as .npy"
+            "{sizes}: in blocks that fit, the product is {} jobs, and at most {MAX_BLOCKS} are done; \
+             use smaller matrices or raise --max-memory",
+            plan.count()
         )));
     }
-    Plan::new(product.shape, budget as u64).map_err(|_| {
-        Failure::usage(format!(
-            "operands and product take {size}, and not even single rows and columns fit into {}; \
-             raise --max-memory",
-            ByteSize(budget as u64)
-        ))
-    })
+    Ok(Method::Blocks(plan))
 }
 
 /// One job for every block of the product.
@@ -452,6 +484,41 @@ fn shape(text: &str) -> Result<[usize; 3], String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cli::failure::Exit;
+
+    fn generated(side: usize) -> Product {
+        let operand = || Operand::generated(side, side, DType::F32, 1);
+        fit(operand(), operand()).unwrap()
+    }
+
+    #[test]
+    fn a_product_that_no_memory_can_hold_is_refused_by_arithmetic_with_the_sizes() {
+        let gib = 1u64 << 30;
+        assert!(matches!(method(&generated(1000), gib, false, None), Ok(Method::Whole)));
+        assert!(matches!(method(&generated(40_000), gib, false, None), Ok(Method::Blocks(_))));
+        for (side, free, sizes) in [
+            (1_000_000, 500 << 20, "need 10.9 TiB; 500 MiB free"),
+            (10_000_000, 12 * gib, "need 1091 TiB; 12.0 GiB free"),
+            (10_000_000, 1 << 20, "not even single rows"),
+        ] {
+            let failure = method(&generated(side), free, false, None).unwrap_err();
+            assert!(failure.exit == Exit::Usage && failure.message.contains(sizes), "{side}: {failure}");
+        }
+        let operand = || Operand::generated(1 << 40, 1 << 40, DType::F32, 1);
+        let failure = fit(operand(), operand()).err().unwrap();
+        assert!(failure.message.contains("8388608 TiB"), "{failure}");
+    }
+
+    #[test]
+    fn in_this_process_what_lies_beside_the_product_counts_too() {
+        let product = generated(6000);
+        assert!(matches!(method(&product, 500 << 20, false, None), Ok(Method::Whole)));
+        assert!(matches!(method(&product, 500 << 20, true, None), Ok(Method::Blocks(_))));
+        assert!(matches!(method(&product, 1 << 30, true, None), Ok(Method::Whole)));
+        let text = Destination::check(Path::new("c.csv"), DType::F32, 6000, 6000, &[]).unwrap();
+        assert!(matches!(method(&product, 2 << 30, true, Some(&text)), Ok(Method::Whole)));
+        assert!(method(&product, 640 << 20, true, Some(&text)).unwrap_err().message.contains("written as .npy"));
+    }
 
     #[test]
     fn shapes_are_read_as_people_write_them() {

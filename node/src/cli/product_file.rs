@@ -34,15 +34,24 @@ enum Target {
     },
 }
 
-impl ProductFile {
-    /// Makes ready to write a `[rows, cols]` product to `path`, which may be none of `inputs`.
-    pub(super) fn create(
+/// Where a product can be written; nothing is there yet.
+pub(super) struct Destination {
+    path: PathBuf,
+    format: Format,
+    dtype: DType,
+    rows: usize,
+    cols: usize,
+}
+
+impl Destination {
+    /// `path`, for a `[rows, cols]` product, where that can be written there; it may be none of `inputs`.
+    pub(super) fn check(
         path: &Path,
         dtype: DType,
         rows: usize,
         cols: usize,
         inputs: &[&Path],
-    ) -> Result<ProductFile, Failure> {
+    ) -> Result<Destination, Failure> {
         let format = Format::of(path)?;
         let shown = path.display();
         if path.is_dir() {
@@ -69,25 +78,33 @@ impl ProductFile {
         if format == Format::Npy {
             needs_room(folder, rows as u64 * cols as u64 * dtype.size_bytes() as u64)?;
         }
-        let target = match format {
-            Format::Npy => Target::Npy(NpyWriter::create(path, dtype, rows, cols).map_err(|error| match error {
-                pangea_compute::Error::Io { source, .. } => unwritable(path, &source),
-                other => other.into(),
-            })?),
-            Format::Csv | Format::Json => Target::Text {
-                file: temporary(path).map_err(|error| unwritable(path, &error))?,
-                format,
-                product: TensorBuf::new(dtype, rows, cols)?,
-            },
-        };
-        Ok(ProductFile { path: path.to_owned(), target })
+        Ok(Destination { path: path.to_owned(), format, dtype, rows, cols })
     }
 
     /// Whether a product larger than memory can go there.
     pub(super) fn takes_blocks(&self) -> bool {
-        matches!(self.target, Target::Npy(_))
+        self.format == Format::Npy
     }
 
+    /// Makes the file, under a temporary name. Text takes memory for the whole product here.
+    pub(super) fn create(self) -> Result<ProductFile, Failure> {
+        let Destination { path, format, dtype, rows, cols } = self;
+        let target = match format {
+            Format::Npy => Target::Npy(NpyWriter::create(&path, dtype, rows, cols).map_err(|error| match error {
+                pangea_compute::Error::Io { source, .. } => unwritable(&path, &source),
+                other => other.into(),
+            })?),
+            Format::Csv | Format::Json => Target::Text {
+                file: temporary(&path).map_err(|error| unwritable(&path, &error))?,
+                format,
+                product: TensorBuf::new(dtype, rows, cols)?,
+            },
+        };
+        Ok(ProductFile { path, target })
+    }
+}
+
+impl ProductFile {
     /// Writes a block whose first element is at (`row0`, `col0`).
     pub(super) fn write_block(&mut self, row0: usize, col0: usize, block: &Tensor) -> Result<(), Failure> {
         match &mut self.target {
@@ -231,10 +248,10 @@ fn needs_room(folder: &Path, bytes: u64) -> Result<(), Failure> {
     // Pretended file systems have no blocks at all.
     if free < bytes && disk.f_blocks > 0 {
         return Err(Failure::failed(format!(
-            "the product takes {} and the disk of {} has {} free; free space or choose another place",
+            "the product needs {} on disk; {} free in {}: free space or choose another place",
             ByteSize(bytes),
-            folder.display(),
-            ByteSize(free)
+            ByteSize(free),
+            folder.display()
         )));
     }
     Ok(())

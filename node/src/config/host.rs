@@ -3,6 +3,8 @@
 use std::net::IpAddr;
 use std::path::PathBuf;
 
+use super::control_group;
+
 /// The host's name without its domain, `node` where it has none.
 pub fn name() -> String {
     let uname = rustix::system::uname();
@@ -18,7 +20,8 @@ pub fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
 
-/// Memory of this host in bytes, or what a control group leaves of it. `None` where the system does not say.
+/// Memory that this process may use, in bytes: the host's, or the limit of its control groups. `None` where the system does
+/// not say.
 pub fn memory_bytes() -> Option<u64> {
     let installed = installed_memory_bytes()?;
     Some(control_group_limit_bytes().map_or(installed, |limit| limit.min(installed)))
@@ -37,11 +40,11 @@ fn installed_memory_bytes() -> Option<u64> {
     String::from_utf8(output.stdout).ok()?.trim().parse().ok()
 }
 
-/// The limit of the control group that a container runs in (version 2, then version 1).
+/// The memory limit of the control groups that this process is in.
 fn control_group_limit_bytes() -> Option<u64> {
-    ["/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"]
-        .iter()
-        .find_map(|path| std::fs::read_to_string(path).ok()?.trim().parse().ok())
+    let read = |path: &std::path::Path| std::fs::read_to_string(path).ok();
+    let (group, mounts) = (read("/proc/self/cgroup".as_ref())?, read("/proc/self/mountinfo".as_ref())?);
+    control_group::memory_limit_bytes(&group, &mounts, read)
 }
 
 /// This host's address in a private network, IPv4 before IPv6; `None` where it has none.

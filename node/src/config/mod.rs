@@ -4,10 +4,11 @@
 //!   test stand together in one of them, and nowhere else: help, `config.toml` and errors follow.
 //! * [`raw`]: all flags as typed, set in the environment or written in [`mod@file`]; everything optional.
 //! * [`node`]: [`NodeConfig`], what runs; nothing optional but what truly is.
-//! * [`mod@log`], [`host`]: verbosity; what this host has.
+//! * [`mod@log`], [`host`], [`control_group`]: verbosity; what this host has, and what its control groups leave of that.
 //!
 //! Flags win over the environment, the environment over the file. Nothing here creates or binds anything.
 
+pub mod control_group;
 pub mod file;
 pub mod host;
 pub mod identity;
