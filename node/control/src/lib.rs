@@ -9,7 +9,7 @@
 //! | [`placement`] | which node computes which layers of which model |
 //! | [`session`] | which rows of which sequence a chain computes next; which streams make the link to a peer |
 //! | [`pool`] | which nodes are there, and which of them is the master |
-//! | [`net`] | whom to dial when; which peers are dead |
+//! | [`net`] | whom to dial when; who is admitted; which of two connections lives; which peers are dead |
 //! | [`blob`] | which part of a model file is asked of which provider |
 //! | [`time`] | the one type of a moment |
 

@@ -1,29 +1,31 @@
 //! The network below streams: transports, admission, the swarm, who is dialled and who is alive. What travels on the
-//! streams is `link`'s and `wire`'s; nothing here knows a task.
+//! streams is `link`'s and `wire`'s; nothing here knows a task. Whom to dial when, who is admitted, which of two connections
+//! lives and who is dead is decided in `pangea_control::net`.
 //!
 //! | file | owns |
 //! |---|---|
 //! | `network` | the handle and the events: all that the rest of the node sees |
-//! | `swarm` | the one task that drives everything |
+//! | `swarm`, `swarm_behaviour` | the one task that drives everything; what of libp2p it drives, with its limits |
+//! | `failures` | how dials and connections failed, for programs and for people |
 //! | `transport`, `socket`, `yamux` | TCP and QUIC up to an admitted connection with streams |
-//! | `admission`, `pool_key` | the proof of the pool key: codec, both sides, the secret |
-//! | `session` | which of two connections to a peer lives; bytes per peer |
+//! | `pool_key` | the secret that admission proves |
+//! | `peer_connections` | the connections that live: their bytes, and how each is cut off |
 //! | `gossip` | the topic that nodes gossip on: limits and wiring of libp2p's gossipsub |
-//! | `dial`, `liveness` | pure: whom to dial when; who is dead |
 //! | `identity`, `peers_file`, `addresses` | `node.key`, `peers.json`, the address to show a person |
 //! | `peer_address` | addresses of nodes as people write them |
 
 pub mod addresses;
-pub mod admission;
+mod failures;
 mod gossip;
 pub mod identity;
 mod network;
 pub mod peer_address;
+mod peer_connections;
 pub mod peers_file;
 mod pool_key;
-mod session;
 mod socket;
 mod swarm;
+mod swarm_behaviour;
 mod transport;
 mod yamux;
 

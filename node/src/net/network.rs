@@ -13,9 +13,9 @@ use libp2p::{Multiaddr, PeerId};
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot};
 
+use super::peer_connections::PeerConnections;
 use super::peers_file::PeersFileError;
 use super::pool_key::PoolKey;
-use super::session::Sessions;
 use super::swarm;
 use super::{FoundBy, Traffic, Transport};
 
@@ -262,7 +262,7 @@ pub struct Network {
     pub(super) local: PeerId,
     pub(super) commands: mpsc::Sender<Command>,
     pub(super) streams: libp2p_stream::Control,
-    pub(super) sessions: Sessions,
+    pub(super) connections: PeerConnections,
 }
 
 /// Binds the listen addresses and starts the swarm on the current tokio runtime (a current-thread one serves it best).
@@ -288,11 +288,11 @@ pub fn start(config: NetConfig) -> Result<(Network, mpsc::Receiver<NetEvent>), N
     }
     let (event_sender, events) = mpsc::channel(EVENTS);
     let (commands, command_receiver) = mpsc::channel(COMMANDS);
-    let sessions = Sessions::new(local);
-    let driver = swarm::Driver::new(config, sessions.clone(), event_sender)?;
+    let connections = PeerConnections::new(local);
+    let driver = swarm::Driver::new(config, connections.clone(), event_sender)?;
     let streams = driver.streams();
     tokio::spawn(driver.run(command_receiver));
-    Ok((Network { local, commands, streams, sessions }, events))
+    Ok((Network { local, commands, streams, connections }, events))
 }
 
 /// A plain bind, let go at once. libp2p's TCP listeners share their ports (SO_REUSEPORT): a second node would silently
@@ -347,7 +347,7 @@ impl Network {
 
     /// Bytes exchanged with `peer` over the connection of now, since it was made. Cheap. Zero when not connected.
     pub fn traffic(&self, peer: &PeerId) -> Traffic {
-        self.sessions.traffic(peer)
+        self.connections.traffic(peer)
     }
 
     /// Connects to the node at `address` once, whatever the dialling plan does. At once when it is connected.
@@ -381,13 +381,13 @@ impl Network {
 
     /// Quarantines `peer`: disconnects it and refuses it until [`Network::allow`].
     pub async fn block(&self, peer: PeerId, why: &str) {
-        self.sessions.block(peer, why);
+        self.connections.block(peer);
         let _ = self.commands.send(Command::Block { peer, why: why.to_owned() }).await;
     }
 
     /// Ends the quarantine of `peer`.
     pub async fn allow(&self, peer: PeerId) {
-        self.sessions.allow(&peer);
+        self.connections.allow(&peer);
         let _ = self.commands.send(Command::Allow { peer }).await;
     }
 

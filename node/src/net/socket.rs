@@ -10,7 +10,7 @@ use std::time::Duration;
 use futures::{AsyncRead, AsyncWrite};
 use libp2p::tcp::tokio::TcpStream;
 
-use super::session::Meter;
+use super::peer_connections::Meter;
 
 /// Bytes asked from the kernel at once: two Noise messages. Larger did not measure faster, and every connection has one.
 const READ_BUFFER_BYTES: usize = 128 << 10;

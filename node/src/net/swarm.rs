@@ -1,52 +1,30 @@
 //! The swarm's task: drives libp2p, carries out the handle's commands and the dialling plan, and turns what happens into events.
-//! It decides little: whom to dial is `dial`'s, who is dead is `liveness`', who comes in is `admission`'s and `session`'s.
+//! It decides little: whom to dial is `dial`'s, who is dead is `liveness`', who comes in is `admission`'s and `connection_table`'s.
 
 use std::collections::{HashMap, HashSet, VecDeque};
-use std::error::Error as StdError;
-use std::io;
 use std::time::Duration;
 
 use futures::StreamExt;
 use libp2p::core::ConnectedPoint;
-use libp2p::core::transport::TransportError;
 use libp2p::multiaddr::Protocol;
-use libp2p::swarm::behaviour::toggle::Toggle;
 use libp2p::swarm::dial_opts::{DialOpts, PeerCondition};
-use libp2p::swarm::{ConnectionError, ConnectionId, DialError, ListenError, NetworkBehaviour, Swarm, SwarmEvent};
-use libp2p::{Multiaddr, PeerId, connection_limits, gossipsub, identify, mdns, ping};
+use libp2p::swarm::{ConnectionError, ConnectionId, DialError, ListenError, Swarm, SwarmEvent};
+use libp2p::{Multiaddr, PeerId, gossipsub, identify, mdns, ping};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
-use super::admission::Refusal;
+use super::failures::{closed_text, connect_error, dial_error_text, failure_of, listen_error, refused_here};
 use super::gossip;
 use super::network::{Command, Direction, Gossip, GossipTicket, NetConfig, NetError, NetEvent, Verdict};
+use super::peer_connections::PeerConnections;
 use super::peers_file::{self, Change};
-use super::session::Sessions;
-use super::transport::{self, Door, HandshakeError, RefusedSession};
+use super::swarm_behaviour::{self, Behaviour, BehaviourEvent};
+use super::transport::{self, Door, RefusedConnection};
+use crate::clock;
+use pangea_control::net::admission::Refusal;
 use pangea_control::net::dial::{Dial, DialPlan, Failure, FoundBy, TargetId, peer_of, transport_of};
 use pangea_control::net::liveness::{self, Liveness};
-
-/// What `identify` says of this software.
-const IDENTIFY_PROTOCOL: &str = "/pangea/1";
-
-/// Between two pings on a connection: gives the RTT, and keeps every living peer heard from (see `liveness`).
-const PING_INTERVAL: Duration = Duration::from_secs(1);
-
-/// A ping's wait for its answer: long, because a link full of bulk delays it; `liveness` finds the dead.
-const PING_TIMEOUT: Duration = Duration::from_secs(20);
-
-/// Connections persist until one side ends them.
-const IDLE_TIMEOUT: Duration = Duration::from_secs(365 * 24 * 3600);
-
-/// mDNS: a question this often, announcements good for a few of them.
-const MDNS_QUERY_INTERVAL: Duration = Duration::from_secs(5);
-const MDNS_TTL: Duration = Duration::from_secs(30);
-
-/// Sockets in handshakes at most, each way: more strangers than this wait in the kernel's queue.
-const MAX_PENDING: u32 = 64;
-
-/// Connections to one peer: one, and the one that a stock libp2p peer may open beside it.
-const MAX_PER_PEER: u32 = 2;
+use pangea_control::net::refusal_log::{self, RefusalLog};
 
 /// Between two looks at the peers file.
 const PEERS_FILE_INTERVAL: Duration = Duration::from_secs(1);
@@ -54,27 +32,11 @@ const PEERS_FILE_INTERVAL: Duration = Duration::from_secs(1);
 /// How long connections have to close in order.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Between two attempts of one `connect` whose session lost to another one that then ended.
+/// Between two attempts of one `connect` whose connection lost to another one that then ended.
 const CONNECT_RETRY: Duration = Duration::from_millis(100);
-
-/// The same refusal is told again after this.
-const REFUSAL_REPEAT: Duration = Duration::from_secs(60);
-
-/// Refusals remembered for that, and waiting to be told: strangers are free to be many.
-const MAX_REFUSALS: usize = 256;
 
 /// Events that wait because the reader lags; beyond, the swarm waits.
 const MAX_WAITING_EVENTS: usize = 256;
-
-#[derive(NetworkBehaviour)]
-struct Behaviour {
-    limits: connection_limits::Behaviour,
-    ping: ping::Behaviour,
-    identify: identify::Behaviour,
-    streams: libp2p_stream::Behaviour,
-    gossip: Toggle<gossipsub::Behaviour>,
-    mdns: Toggle<mdns::tokio::Behaviour>,
-}
 
 /// Who wanted a dial.
 enum Dialler {
@@ -89,7 +51,7 @@ struct Caller {
     reply: oneshot::Sender<Result<PeerId, NetError>>,
 }
 
-/// A `connect` whose session was a duplicate of another with `peer`: it waits for that one.
+/// A `connect` whose connection was a duplicate of another with `peer`: it waits for that one.
 struct Waiting {
     caller: Caller,
     peer: PeerId,
@@ -112,11 +74,11 @@ struct Ending {
 /// Everything the task has.
 pub(super) struct Driver {
     swarm: Swarm<Behaviour>,
-    sessions: Sessions,
+    connections: PeerConnections,
     events: mpsc::Sender<NetEvent>,
     waiting_events: VecDeque<NetEvent>,
-    refused: mpsc::Receiver<RefusedSession>,
-    told: HashMap<(PeerId, Refusal, bool), Instant>,
+    refused: mpsc::Receiver<RefusedConnection>,
+    refusals: RefusalLog,
     plan: DialPlan,
     dialling: HashMap<ConnectionId, Dialler>,
     waiting: Vec<Waiting>,
@@ -128,69 +90,43 @@ pub(super) struct Driver {
     /// Disconnects and their latest end.
     closing: Vec<(PeerId, Instant, Option<oneshot::Sender<()>>)>,
     watch: Option<peers_file::Watch>,
-    epoch: Instant,
 }
 
 impl Driver {
     /// Sets everything up and binds the listen addresses.
-    pub(super) fn new(config: NetConfig, sessions: Sessions, events: mpsc::Sender<NetEvent>) -> Result<Self, NetError> {
-        let setup = |error: &dyn StdError| NetError::Setup(error.to_string());
+    pub(super) fn new(
+        config: NetConfig,
+        connections: PeerConnections,
+        events: mpsc::Sender<NetEvent>,
+    ) -> Result<Self, NetError> {
         let local = config.identity.public().to_peer_id();
-        let (refused_sender, refused) = mpsc::channel(MAX_REFUSALS);
+        let (refused_sender, refused) = mpsc::channel(refusal_log::MAX_REMEMBERED);
         let door = Door {
             keypair: config.identity.clone(),
             local,
             pool_key: config.pool_key.clone(),
-            sessions: sessions.clone(),
+            connections: connections.clone(),
             refused: refused_sender,
         };
-        let transport = transport::build(&door).map_err(|error| setup(&error))?;
-        let mdns = if config.mdns {
-            let mdns_config = mdns::Config { ttl: MDNS_TTL, query_interval: MDNS_QUERY_INTERVAL, enable_ipv6: false };
-            Some(mdns::tokio::Behaviour::new(mdns_config, local).map_err(|error| setup(&error))?)
-        } else {
-            None
-        };
-        let limits = connection_limits::ConnectionLimits::default()
-            .with_max_pending_incoming(Some(MAX_PENDING))
-            .with_max_pending_outgoing(Some(MAX_PENDING))
-            .with_max_established(Some(config.max_peers.saturating_add(MAX_PENDING)))
-            .with_max_established_incoming(Some(config.max_peers))
-            .with_max_established_per_peer(Some(MAX_PER_PEER));
-        let agent = concat!("pangea/", env!("CARGO_PKG_VERSION")).to_owned();
-        let (gossip, topic) = match &config.gossip {
-            Some(gossip) => {
-                let (behaviour, topic) = gossip::behaviour(gossip, &config.identity).map_err(NetError::Setup)?;
-                (Some(behaviour), Some(topic))
-            }
-            None => (None, None),
-        };
-        let behaviour = Behaviour {
-            limits: connection_limits::Behaviour::new(limits),
-            ping: ping::Behaviour::new(ping::Config::new().with_interval(PING_INTERVAL).with_timeout(PING_TIMEOUT)),
-            identify: identify::Behaviour::new(
-                identify::Config::new(IDENTIFY_PROTOCOL.to_owned(), config.identity.public()).with_agent_version(agent),
-            ),
-            streams: libp2p_stream::Behaviour::new(),
-            gossip: gossip.into(),
-            mdns: mdns.into(),
-        };
-        let swarm_config = libp2p::swarm::Config::with_tokio_executor().with_idle_connection_timeout(IDLE_TIMEOUT);
+        let transport = transport::build(&door).map_err(|error| NetError::Setup(error.to_string()))?;
+        let (behaviour, topic) = swarm_behaviour::build(&config)?;
+        let swarm_config =
+            libp2p::swarm::Config::with_tokio_executor().with_idle_connection_timeout(swarm_behaviour::IDLE_TIMEOUT);
         let mut swarm = Swarm::new(transport, behaviour, local, swarm_config);
         for address in &config.listen {
             swarm.listen_on(address.clone()).map_err(|error| listen_error(address, &error))?;
         }
         let mut plan = DialPlan::new(local);
         for address in config.peers {
-            plan.add_named(address, Duration::ZERO);
+            plan.add_named(address, clock::now());
         }
         Ok(Self {
             swarm,
-            sessions,
+            connections,
             events,
             waiting_events: VecDeque::new(),
             refused,
-            told: HashMap::new(),
+            refusals: RefusalLog::default(),
             plan,
             dialling: HashMap::new(),
             waiting: Vec::new(),
@@ -200,16 +136,11 @@ impl Driver {
             ending: HashMap::new(),
             closing: Vec::new(),
             watch: config.peers_file.map(peers_file::Watch::new),
-            epoch: Instant::now(),
         })
     }
 
     pub(super) fn streams(&self) -> libp2p_stream::Control {
         self.swarm.behaviour().streams.new_control()
-    }
-
-    fn now(&self) -> Duration {
-        self.epoch.elapsed()
     }
 
     /// Runs until shut down, or until nobody holds the handle any more.
@@ -251,7 +182,7 @@ impl Driver {
 
     /// Closes every connection in order, or at once when that takes too long.
     async fn take_leave(&mut self) {
-        self.sessions.drain();
+        self.connections.drain();
         let peers: Vec<_> = self.connected.keys().copied().collect();
         for peer in &peers {
             self.end(*peer, "this node is shutting down");
@@ -264,7 +195,7 @@ impl Driver {
         };
         if tokio::time::timeout(CLOSE_TIMEOUT, orderly).await.is_err() {
             for peer in &peers {
-                self.sessions.cut_off(peer, "this node is shutting down");
+                self.connections.cut_off(peer, "this node is shutting down");
             }
         }
         for event in std::mem::take(&mut self.waiting_events) {
@@ -291,21 +222,19 @@ impl Driver {
             }
             Command::Block { peer, why } => {
                 self.ending.entry(peer).or_insert(Ending { why, silent: false });
-                self.sessions.cut_off(&peer, "quarantined");
+                self.connections.cut_off(&peer, "quarantined");
                 if !self.connected.contains_key(&peer) {
                     self.ending.remove(&peer);
                 }
             }
             Command::Allow { peer } => {
-                let now = self.now();
-                self.plan.lost(peer, now);
+                self.plan.lost(peer, clock::now());
             }
             Command::Publish { bytes } => self.publish(bytes),
             Command::Judge { ticket, verdict } => self.judge(&ticket, verdict),
             Command::Heard { peer, addresses } => {
                 let own: Vec<Multiaddr> = self.swarm.listeners().cloned().collect();
-                let now = self.now();
-                self.plan.heard_of(peer, &addresses, &own, now);
+                self.plan.heard_of(peer, &addresses, &own, clock::now());
             }
             Command::ListenAddresses { reply } => {
                 let local = *self.swarm.local_peer_id();
@@ -338,7 +267,7 @@ impl Driver {
 
     fn on_gossip(&mut self, relayed_by: PeerId, id: gossipsub::MessageId, message: gossipsub::Message) {
         let ticket = GossipTicket { id, relayed_by };
-        let Some(source) = message.source.filter(|source| !self.sessions.is_blocked(source)) else {
+        let Some(source) = message.source.filter(|source| !self.connections.is_blocked(source)) else {
             self.judge(&ticket, Verdict::Ignore);
             return;
         };
@@ -356,7 +285,7 @@ impl Driver {
                 let _ = caller.reply.send(Err(NetError::OwnAddress(caller.address)));
                 return;
             }
-            if self.sessions.is_blocked(&peer) {
+            if self.connections.is_blocked(&peer) {
                 let _ = caller.reply.send(Err(refused_here(peer, Refusal::Blocked)));
                 return;
             }
@@ -372,20 +301,8 @@ impl Driver {
                 self.dialling.insert(connection, Dialler::Caller(caller));
             }
             Err(error) => {
-                let _ = caller.reply.send(Err(self.connect_error(&caller.address, &error)));
+                let _ = caller.reply.send(Err(connect_error(&caller.address, &error)));
             }
-        }
-    }
-
-    fn connect_error(&self, address: &Multiaddr, error: &DialError) -> NetError {
-        match handshake_error(error) {
-            Some(HandshakeError::Refused { peer, refusal }) => refused_here(*peer, *refusal),
-            Some(HandshakeError::RefusedByPeer { peer, refusal }) => {
-                NetError::Refused { peer: *peer, why: refusal.of_this_node().to_owned() }
-            }
-            Some(HandshakeError::Own) => NetError::OwnAddress(address.clone()),
-            _ if is_own(error) => NetError::OwnAddress(address.clone()),
-            _ => NetError::Unreachable { address: address.clone(), why: dial_error_text(error) },
         }
     }
 
@@ -395,19 +312,19 @@ impl Driver {
         let dead: Vec<PeerId> = self
             .connected
             .keys()
-            .filter(|peer| self.liveness.tick(**peer, self.sessions.traffic(peer)))
+            .filter(|peer| self.liveness.tick(**peer, self.connections.traffic(peer)))
             .copied()
             .collect();
         for peer in dead {
             let silent = self.liveness.silent_for(&peer).unwrap_or_default();
             let why = format!("silent for {:.0} s", silent.as_secs_f64());
             self.ending.entry(peer).or_insert_with(|| Ending { why: why.clone(), silent: true });
-            self.sessions.cut_off(&peer, &why);
+            self.connections.cut_off(&peer, &why);
         }
         let instant = Instant::now();
         for (peer, latest, _) in &self.closing {
             if *latest <= instant {
-                self.sessions.cut_off(peer, "it did not close in time");
+                self.connections.cut_off(peer, "it did not close in time");
             }
         }
         self.dial_due();
@@ -422,8 +339,7 @@ impl Driver {
                 self.dialling.insert(connection, Dialler::Plan { target: dial.target, found_by: dial.found_by });
             }
             Err(error) => {
-                let now = self.now();
-                self.plan.failed(dial.target, failure_of(&error), now);
+                self.plan.failed(dial.target, failure_of(&error), clock::now());
             }
         }
     }
@@ -443,8 +359,7 @@ impl Driver {
         match change {
             Change::Loaded(peers) => {
                 let addresses: Vec<_> = peers.into_iter().map(|peer| peer.address).collect();
-                let now = self.now();
-                self.plan.set_listed(&addresses, now);
+                self.plan.set_listed(&addresses, clock::now());
                 self.tell(NetEvent::PeersFileLoaded { count: addresses.len() });
             }
             Change::Broken(error) => {
@@ -454,18 +369,11 @@ impl Driver {
         }
     }
 
-    fn on_refused(&mut self, refused: &RefusedSession) {
-        let RefusedSession { peer, refusal, by_peer, timed_out } = *refused;
-        let instant = Instant::now();
-        if self.told.len() >= MAX_REFUSALS {
-            self.told.retain(|_, told| instant.duration_since(*told) < REFUSAL_REPEAT);
-        }
-        let key = (peer, refusal, by_peer);
-        let told_lately = self.told.get(&key).is_some_and(|told| instant.duration_since(*told) < REFUSAL_REPEAT);
-        if told_lately || self.told.len() >= MAX_REFUSALS {
+    fn on_refused(&mut self, refused: &RefusedConnection) {
+        let RefusedConnection { peer, refusal, by_peer, timed_out } = *refused;
+        if !self.refusals.is_news(peer, refusal, by_peer, clock::now()) {
             return;
         }
-        self.told.insert(key, instant);
         if by_peer {
             let why = refusal.of_this_node().to_owned();
             tracing::warn!(event = "refused_by_peer", peer = %peer, "Refused by peer {peer} ({why})");
@@ -521,9 +429,8 @@ impl Driver {
                 message,
             })) => self.on_gossip(propagation_source, message_id, message),
             SwarmEvent::Behaviour(BehaviourEvent::Mdns(mdns::Event::Discovered(found))) => {
-                let now = self.now();
                 for (peer, address) in found {
-                    if self.plan.discovered(peer, address, now) {
+                    if self.plan.discovered(peer, address, clock::now()) {
                         self.tell(NetEvent::Discovered(peer));
                     }
                 }
@@ -539,9 +446,8 @@ impl Driver {
     }
 
     fn dial_due(&mut self) {
-        let now = self.now();
-        let (connected, sessions) = (&self.connected, &self.sessions);
-        let dials = self.plan.due(now, |peer| connected.contains_key(peer) || sessions.is_blocked(peer));
+        let (connected, connections) = (&self.connected, &self.connections);
+        let dials = self.plan.due(clock::now(), |peer| connected.contains_key(peer) || connections.is_blocked(peer));
         for dial in dials {
             self.dial(dial);
         }
@@ -591,8 +497,7 @@ impl Driver {
         self.liveness.forget(&peer);
         let Ending { why, silent } =
             self.ending.remove(&peer).unwrap_or_else(|| Ending { why: closed_text(cause), silent: false });
-        let now = self.now();
-        self.plan.lost(peer, now);
+        self.plan.lost(peer, clock::now());
         self.tell(NetEvent::PeerDown { peer, why, silent });
         for (closing, _, reply) in &mut self.closing {
             if *closing == peer
@@ -608,8 +513,7 @@ impl Driver {
         tracing::debug!(event = "dial_failed", error = %dial_error_text(error));
         match self.dialling.remove(&connection) {
             Some(Dialler::Plan { target, .. }) => {
-                let now = self.now();
-                self.plan.failed(target, failure_of(error), now);
+                self.plan.failed(target, failure_of(error), clock::now());
             }
             Some(Dialler::Caller(caller)) => match failure_of(error) {
                 Failure::Duplicate(peer) if self.connected.contains_key(&peer) => {
@@ -619,7 +523,7 @@ impl Driver {
                     self.waiting.push(Waiting { caller, peer, retry: Instant::now() + CONNECT_RETRY });
                 }
                 _ => {
-                    let _ = caller.reply.send(Err(self.connect_error(&caller.address, error)));
+                    let _ = caller.reply.send(Err(connect_error(&caller.address, error)));
                 }
             },
             None => {}
@@ -663,108 +567,7 @@ fn dial_options(peer: Option<PeerId>, addresses: Vec<Multiaddr>) -> DialOpts {
     }
 }
 
-fn refused_here(peer: PeerId, refusal: Refusal) -> NetError {
-    NetError::Refused { peer, why: refusal.of_the_other().to_owned() }
-}
-
-fn listen_error(address: &Multiaddr, error: &TransportError<io::Error>) -> NetError {
-    let why = match error {
-        TransportError::MultiaddrNotSupported(_) => {
-            "not an address that this node can listen on; use /ip4/…/tcp/… or /ip4/…/udp/…/quic-v1".to_owned()
-        }
-        TransportError::Other(error) => error.to_string(),
-    };
-    NetError::Listen { address: address.clone(), why }
-}
-
-/// An error and everything in it, through `io::Error`s, which hide their contents from `source`.
-fn chain<'a>(error: &'a (dyn StdError + 'static)) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {
-    std::iter::successors(Some(error), |error: &&'a (dyn StdError + 'static)| {
-        let error: &'a (dyn StdError + 'static) = *error;
-        let inner = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
-        match inner {
-            Some(inner) => Some(inner as &(dyn StdError + 'static)),
-            None => error.source(),
-        }
-    })
-}
-
-fn handshake_error(error: &DialError) -> Option<&HandshakeError> {
-    let DialError::Transport(attempts) = error else {
-        return None;
-    };
-    let mut found = attempts.iter().filter_map(|(_, error)| match error {
-        TransportError::Other(error) => chain(error).find_map(|error| error.downcast_ref::<HandshakeError>()),
-        TransportError::MultiaddrNotSupported(_) => None,
-    });
-    // Of several addresses, one where somebody answered says more than one where nobody did.
-    let mut best = found.next()?;
-    for next in found {
-        if !matches!(best, HandshakeError::Refused { .. } | HandshakeError::RefusedByPeer { .. }) {
-            best = next;
-        }
-    }
-    Some(best)
-}
-
-fn failure_of(error: &DialError) -> Failure {
-    match handshake_error(error) {
-        Some(
-            HandshakeError::Refused { peer, refusal: Refusal::Duplicate }
-            | HandshakeError::RefusedByPeer { peer, refusal: Refusal::Duplicate },
-        ) => Failure::Duplicate(*peer),
-        Some(HandshakeError::Refused { .. } | HandshakeError::RefusedByPeer { .. }) => Failure::Refused,
-        Some(HandshakeError::Own) => Failure::Own,
-        _ if is_own(error) => Failure::Own,
-        _ => Failure::Unreachable,
-    }
-}
-
-/// Whether a dial led to this node. The swarm drops its own listen addresses, and we never dial none.
-fn is_own(error: &DialError) -> bool {
-    matches!(error, DialError::LocalPeerId { .. } | DialError::NoAddresses)
-}
-
-/// A dial's failure in the words of the innermost error of each address.
-fn dial_error_text(error: &DialError) -> String {
-    let DialError::Transport(attempts) = error else {
-        return error.to_string();
-    };
-    let texts: Vec<String> = attempts
-        .iter()
-        .map(|(_, error)| match error {
-            TransportError::Other(error) => chain(error).last().map_or_else(|| error.to_string(), ToString::to_string),
-            TransportError::MultiaddrNotSupported(_) => "not an address that this node can dial".to_owned(),
-        })
-        .collect();
-    texts.join("; ")
-}
-
 fn on_incoming_failed(address: &Multiaddr, error: &ListenError) {
     // Refusals are told where they are decided; the rest are sockets that came to nothing.
     tracing::debug!(event = "incoming_failed", %address, %error);
-}
-
-fn closed_text(cause: Option<&ConnectionError>) -> String {
-    match cause {
-        None => "disconnected".to_owned(),
-        Some(ConnectionError::KeepAliveTimeout) => "idle".to_owned(),
-        Some(ConnectionError::IO(error)) => match error_kind(error) {
-            Some(io::ErrorKind::UnexpectedEof | io::ErrorKind::BrokenPipe) => "it closed the connection".to_owned(),
-            Some(io::ErrorKind::ConnectionReset | io::ErrorKind::ConnectionAborted) => {
-                "the connection was reset".to_owned()
-            }
-            Some(io::ErrorKind::TimedOut) => "the connection timed out".to_owned(),
-            _ => chain(error).last().map_or_else(|| error.to_string(), ToString::to_string),
-        },
-    }
-}
-
-/// The innermost kind that says something.
-fn error_kind(error: &io::Error) -> Option<io::ErrorKind> {
-    chain(error)
-        .filter_map(|error| error.downcast_ref::<io::Error>())
-        .map(io::Error::kind)
-        .filter(|kind| *kind != io::ErrorKind::Other)
-        .last()
 }

@@ -1,6 +1,6 @@
 //! The transports: TCP (Noise, admission, Yamux) and QUIC (admission on its first stream), each ending in a connection
-//! that the swarm may see. It runs the admission frames over sockets; what they mean is `admission`'s, which session
-//! is kept is `session`'s.
+//! that the swarm may see. It runs the admission frames over sockets; what they mean is `admission`'s, which
+//! connection is kept is `connection_table`'s.
 
 use std::future::poll_fn;
 use std::io;
@@ -22,11 +22,13 @@ use thiserror::Error;
 use tokio::sync::mpsc;
 
 use super::Transport;
-use super::admission::{Acceptor, AcceptorStep, Dialer, DialerStep, FRAME_BYTES, Frame, FrameError, MAGIC, Refusal};
+use super::peer_connections::{Guarded, Meter, PeerConnection, PeerConnections};
 use super::pool_key::PoolKey;
-use super::session::{Guarded, Meter, Session, Sessions};
 use super::socket::Socket;
 use super::yamux;
+use pangea_control::net::admission::{
+    Acceptor, AcceptorStep, Dialer, DialerStep, FRAME_BYTES, Frame, FrameError, MAGIC, Refusal,
+};
 
 /// Noise, then admission: what two nodes of this release speak on TCP.
 const ADMITTED_NOISE: &str = "/pangea/noise/1";
@@ -46,7 +48,7 @@ const QUIC_IDLE_TIMEOUT: Duration = Duration::from_secs(10);
 /// QUIC's windows: 16 MiB fills 10 Gbit/s at 13 ms.
 const QUIC_WINDOW_BYTES: u32 = 16 << 20;
 
-/// Why a session did not become a connection.
+/// Why a connection was not admitted.
 #[derive(Debug, Error)]
 pub(super) enum HandshakeError {
     /// This node refused the peer.
@@ -80,9 +82,9 @@ pub(super) enum HandshakeError {
 #[error("{0}")]
 pub(super) struct Failed(#[source] HandshakeError);
 
-/// A session that was refused, for whoever tells the user.
+/// A connection that was refused, for whoever tells the user.
 #[derive(Debug)]
-pub(super) struct RefusedSession {
+pub(super) struct RefusedConnection {
     pub(super) peer: PeerId,
     pub(super) refusal: Refusal,
     /// Whether the peer refused this node, not this node the peer.
@@ -97,9 +99,9 @@ pub(super) struct Door {
     pub(super) keypair: Keypair,
     pub(super) local: PeerId,
     pub(super) pool_key: Option<PoolKey>,
-    pub(super) sessions: Sessions,
+    pub(super) connections: PeerConnections,
     /// Bounded by its creator; refusals that do not fit are not told.
-    pub(super) refused: mpsc::Sender<RefusedSession>,
+    pub(super) refused: mpsc::Sender<RefusedConnection>,
 }
 
 /// TCP and QUIC, names resolved, ending in admitted connections.
@@ -158,7 +160,7 @@ fn conclude<T>(door: &Door, result: Result<T, HandshakeError>) -> Result<T, Fail
         _ => None,
     };
     if let Some((peer, refusal, by_peer, timed_out)) = told {
-        let _ = door.refused.try_send(RefusedSession { peer, refusal, by_peer, timed_out });
+        let _ = door.refused.try_send(RefusedConnection { peer, refusal, by_peer, timed_out });
     }
     result.map_err(Failed)
 }
@@ -216,21 +218,21 @@ async fn tcp_handshake(
     if stock && door.pool_key.is_some() {
         return Err(HandshakeError::Refused { peer, refusal: Refusal::Malformed });
     }
-    let session = if dialled_here {
-        let session = open_dialled(door, peer, Transport::Tcp, &meter)?;
+    let connection = if dialled_here {
+        let connection = open_dialled(door, peer, Transport::Tcp, &meter)?;
         if !stock {
             dial_admission(door, &mut stream, peer).await?;
         }
-        admit(&session, peer)?;
-        session
+        admit(&connection, peer)?;
+        connection
     } else {
-        let session = door.sessions.accepted(peer, Transport::Tcp, Arc::clone(&meter));
+        let connection = door.connections.accepted(peer, Transport::Tcp, Arc::clone(&meter));
         if stock {
-            admit(&session, peer)?;
+            admit(&connection, peer)?;
         } else {
-            accept_admission(door, &mut stream, peer, &session, None).await?;
+            accept_admission(door, &mut stream, peer, &connection, None).await?;
         }
-        session
+        connection
     };
 
     let muxer = if dialled_here {
@@ -240,7 +242,7 @@ async fn tcp_handshake(
         let (_, stream) = listener_select_proto(stream, [yamux::PROTOCOL]).await?;
         yamux::Muxer::new(stream, false)
     };
-    Ok((peer, StreamMuxerBox::new(Guarded::new(muxer, meter, session))))
+    Ok((peer, StreamMuxerBox::new(Guarded::new(muxer, meter, connection))))
 }
 
 fn open_dialled(
@@ -248,14 +250,14 @@ fn open_dialled(
     peer: PeerId,
     transport: Transport,
     meter: &Arc<Meter>,
-) -> Result<Session, HandshakeError> {
-    door.sessions
+) -> Result<PeerConnection, HandshakeError> {
+    door.connections
         .dialled(peer, transport, Arc::clone(meter))
         .map_err(|refusal| HandshakeError::Refused { peer, refusal })
 }
 
-fn admit(session: &Session, peer: PeerId) -> Result<(), HandshakeError> {
-    session.admit().map_err(|refusal| HandshakeError::Refused { peer, refusal })
+fn admit(connection: &PeerConnection, peer: PeerId) -> Result<(), HandshakeError> {
+    connection.admit().map_err(|refusal| HandshakeError::Refused { peer, refusal })
 }
 
 /// The dialer's side of the exchange over `stream`.
@@ -264,7 +266,8 @@ async fn dial_admission<S: AsyncRead + AsyncWrite + Unpin>(
     stream: &mut S,
     peer: PeerId,
 ) -> Result<(), HandshakeError> {
-    let (mut dialer, hello) = Dialer::new(door.pool_key.as_ref(), door.local, peer, rand::random());
+    let (mut dialer, hello) =
+        Dialer::new(door.pool_key.as_ref().map(PoolKey::mac_key), door.local, peer, rand::random());
     send(stream, &hello).await?;
     loop {
         let mut bytes = [0; FRAME_BYTES];
@@ -286,10 +289,10 @@ async fn accept_admission<S: AsyncRead + AsyncWrite + Unpin>(
     door: &Door,
     stream: &mut S,
     peer: PeerId,
-    session: &Session,
+    connection: &PeerConnection,
     start: Option<[u8; MAGIC.len()]>,
 ) -> Result<(), HandshakeError> {
-    let mut acceptor = Acceptor::new(door.pool_key.as_ref(), door.local, peer, rand::random());
+    let mut acceptor = Acceptor::new(door.pool_key.as_ref().map(PoolKey::mac_key), door.local, peer, rand::random());
     let mut already_read = start.map_or(0, |start| start.len());
     let mut bytes = [0; FRAME_BYTES];
     bytes[..already_read].copy_from_slice(start.as_ref().map_or(&[], |start| start.as_slice()));
@@ -310,7 +313,7 @@ async fn accept_admission<S: AsyncRead + AsyncWrite + Unpin>(
         match step {
             AcceptorStep::Send(frame) => send(stream, &frame).await?,
             AcceptorStep::Refuse(refusal) => break refusal,
-            AcceptorStep::Proven(accept) => match session.admit() {
+            AcceptorStep::Proven(accept) => match connection.admit() {
                 Ok(()) => return Ok(send(stream, &accept).await?),
                 Err(refusal) => break refusal,
             },
@@ -340,41 +343,41 @@ async fn refuse<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S, refusal: Refu
 
 async fn quic_handshake(
     door: &Door,
-    mut connection: quic::Connection,
+    mut carrier: quic::Connection,
     peer: PeerId,
     endpoint: &ConnectedPoint,
 ) -> Result<(PeerId, StreamMuxerBox), HandshakeError> {
     check_identity(door, endpoint, peer)?;
     let meter = Arc::new(Meter::default());
-    let (session, first) = if is_dialled_here(endpoint) {
-        let session = open_dialled(door, peer, Transport::Quic, &meter)?;
-        let mut stream = poll_fn(|cx| Pin::new(&mut connection).poll_outbound(cx)).await.map_err(io::Error::other)?;
+    let (connection, first) = if is_dialled_here(endpoint) {
+        let connection = open_dialled(door, peer, Transport::Quic, &meter)?;
+        let mut stream = poll_fn(|cx| Pin::new(&mut carrier).poll_outbound(cx)).await.map_err(io::Error::other)?;
         match dial_admission(door, &mut stream, peer).await {
             // A stock peer drops the stream: it is not a multistream-select one.
             Err(HandshakeError::Io(_)) if door.pool_key.is_none() => {}
             result => result?,
         }
         let _ = stream.close().await;
-        admit(&session, peer)?;
-        (session, None)
+        admit(&connection, peer)?;
+        (connection, None)
     } else {
-        let session = door.sessions.accepted(peer, Transport::Quic, Arc::clone(&meter));
-        let mut stream = poll_fn(|cx| Pin::new(&mut connection).poll_inbound(cx)).await.map_err(io::Error::other)?;
+        let connection = door.connections.accepted(peer, Transport::Quic, Arc::clone(&meter));
+        let mut stream = poll_fn(|cx| Pin::new(&mut carrier).poll_inbound(cx)).await.map_err(io::Error::other)?;
         let mut start = [0; MAGIC.len()];
         stream.read_exact(&mut start).await?;
         if start == MAGIC || door.pool_key.is_some() {
-            accept_admission(door, &mut stream, peer, &session, Some(start)).await?;
+            accept_admission(door, &mut stream, peer, &connection, Some(start)).await?;
             let _ = stream.close().await;
-            (session, None)
+            (connection, None)
         } else {
             // A stock peer's first stream: it gets it back as it was.
-            admit(&session, peer)?;
+            admit(&connection, peer)?;
             let stream = QuicStream { stream, replay: start, replayed: 0, meter: Arc::clone(&meter) };
-            (session, Some(stream))
+            (connection, Some(stream))
         }
     };
-    let muxer = QuicMuxer { connection, first, meter: Arc::clone(&meter) };
-    Ok((peer, StreamMuxerBox::new(Guarded::new(muxer, meter, session))))
+    let muxer = QuicMuxer { connection: carrier, first, meter: Arc::clone(&meter) };
+    Ok((peer, StreamMuxerBox::new(Guarded::new(muxer, meter, connection))))
 }
 
 /// A QUIC connection that counts bytes, and gives back the stream that admission had looked into.

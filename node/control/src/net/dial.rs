@@ -1,6 +1,5 @@
-//! Whom to dial, where and when: a pure plan with no clock and no sockets. Time is a `Duration` since an epoch of the
-//! caller's. It keeps dialling what a person named (again after every loss, at growing intervals), what mDNS announces, and
-//! for a while what nodes of the pool say of themselves.
+//! Whom to dial, where and when: a pure plan with no clock and no sockets. It keeps dialling what a person named (again after
+//! every loss, at growing intervals), what mDNS announces, and for a while what nodes of the pool say of themselves.
 
 use std::time::Duration;
 
@@ -9,6 +8,7 @@ use multiaddr::Multiaddr;
 use multiaddr::Protocol;
 
 use super::connection::Transport;
+use crate::Time;
 
 /// First wait after a failure; each further failure doubles it.
 const FIRST_BACKOFF: Duration = Duration::from_millis(500);
@@ -121,7 +121,7 @@ struct Target {
     /// QUIC's turn: TCP failed just now.
     quic_next: bool,
     failures: u32,
-    due: Duration,
+    due: Time,
     dialling: bool,
     own: bool,
 }
@@ -172,7 +172,7 @@ impl DialPlan {
         Self { local, next_id: 0, targets: Vec::new() }
     }
 
-    fn push(&mut self, source: Source, peer: Option<PeerId>, address: Multiaddr, due: Duration) {
+    fn push(&mut self, source: Source, peer: Option<PeerId>, address: Multiaddr, due: Time) {
         let own = peer == Some(self.local);
         let id = TargetId(self.next_id);
         self.next_id += 1;
@@ -190,12 +190,12 @@ impl DialPlan {
     }
 
     /// An address named with `--peer`.
-    pub fn add_named(&mut self, address: Multiaddr, now: Duration) {
+    pub fn add_named(&mut self, address: Multiaddr, now: Time) {
         self.push(Source::Flag, peer_of(&address), address, now);
     }
 
     /// The addresses that the peers file holds now.
-    pub fn set_listed(&mut self, addresses: &[Multiaddr], now: Duration) {
+    pub fn set_listed(&mut self, addresses: &[Multiaddr], now: Time) {
         self.targets.retain(|target| target.source != Source::File || addresses.contains(&target.addresses[0]));
         for address in addresses {
             let known =
@@ -207,7 +207,7 @@ impl DialPlan {
     }
 
     /// mDNS announced `peer` at `address`. Whether the peer is new.
-    pub fn discovered(&mut self, peer: PeerId, address: Multiaddr, now: Duration) -> bool {
+    pub fn discovered(&mut self, peer: PeerId, address: Multiaddr, now: Time) -> bool {
         if let Some(target) =
             self.targets.iter_mut().find(|target| target.source == Source::Mdns && target.peer == Some(peer))
         {
@@ -235,7 +235,7 @@ impl DialPlan {
     }
 
     /// A node of the pool says that it listens at `addresses`; `own` are this node's. New ones replace the old.
-    pub fn heard_of(&mut self, peer: PeerId, addresses: &[Multiaddr], own: &[Multiaddr], now: Duration) {
+    pub fn heard_of(&mut self, peer: PeerId, addresses: &[Multiaddr], own: &[Multiaddr], now: Time) {
         if peer == self.local {
             return;
         }
@@ -283,7 +283,7 @@ impl DialPlan {
     }
 
     /// Everything that is to be dialled now. `skip`: peers that are connected, or not wanted.
-    pub fn due(&mut self, now: Duration, skip: impl Fn(&PeerId) -> bool) -> Vec<Dial> {
+    pub fn due(&mut self, now: Time, skip: impl Fn(&PeerId) -> bool) -> Vec<Dial> {
         let mut dials: Vec<Dial> = Vec::new();
         let dialling: Vec<PeerId> =
             self.targets.iter().filter(|target| target.dialling).filter_map(|target| target.peer).collect();
@@ -317,7 +317,7 @@ impl DialPlan {
     }
 
     /// A dial failed.
-    pub fn failed(&mut self, id: TargetId, failure: Failure, now: Duration) {
+    pub fn failed(&mut self, id: TargetId, failure: Failure, now: Time) {
         let Some(target) = self.targets.iter_mut().find(|target| target.id == id) else {
             return;
         };
@@ -348,8 +348,8 @@ impl DialPlan {
         }
     }
 
-    /// The last connection to `peer` is gone: what leads to it is dialled anew.
-    pub fn lost(&mut self, peer: PeerId, now: Duration) {
+    /// The last connection to `peer` is gone: what leads to it is dialled again.
+    pub fn lost(&mut self, peer: PeerId, now: Time) {
         for target in &mut self.targets {
             if target.peer == Some(peer) {
                 target.failures = 0;
@@ -379,8 +379,8 @@ mod tests {
         text.parse().unwrap()
     }
 
-    fn seconds(seconds: f64) -> Duration {
-        Duration::from_secs_f64(seconds)
+    fn seconds(seconds: f64) -> Time {
+        Time::ZERO + Duration::from_secs_f64(seconds)
     }
 
     fn nobody(_: &PeerId) -> bool {
@@ -390,8 +390,8 @@ mod tests {
     #[test]
     fn a_named_address_is_dialled_at_growing_intervals_until_it_answers() {
         let mut plan = plan();
-        plan.add_named(address(TCP), Duration::ZERO);
-        let (mut now, mut waits) = (Duration::ZERO, Vec::new());
+        plan.add_named(address(TCP), Time::ZERO);
+        let (mut now, mut waits) = (Time::ZERO, Vec::new());
         for _ in 0..8 {
             let dials = plan.due(now, nobody);
             assert_eq!(dials.len(), 1);
@@ -401,7 +401,7 @@ mod tests {
             while plan.targets[0].due > now {
                 now += Duration::from_millis(100);
             }
-            waits.push((now - start).as_millis());
+            waits.push(now.since(start).as_millis());
         }
         assert_eq!(waits, [500, 1000, 2000, 4000, 8000, 8000, 8000, 8000]);
     }
@@ -409,8 +409,8 @@ mod tests {
     #[test]
     fn a_lost_peer_is_dialled_again_soon_and_a_connected_one_is_not() {
         let (mut plan, peer) = (plan(), crate::test_peers::fresh_peer());
-        plan.add_named(address(TCP), Duration::ZERO);
-        let dial = plan.due(Duration::ZERO, nobody).remove(0);
+        plan.add_named(address(TCP), Time::ZERO);
+        let dial = plan.due(Time::ZERO, nobody).remove(0);
         plan.succeeded(dial.target, peer);
         assert!(plan.due(seconds(100.0), |connected| *connected == peer).is_empty());
         plan.lost(peer, seconds(100.0));
@@ -422,8 +422,8 @@ mod tests {
     #[test]
     fn tcp_is_tried_first_and_quic_right_after_it_fails() {
         let (mut plan, peer) = (plan(), crate::test_peers::fresh_peer());
-        plan.discovered(peer, address(QUIC), Duration::ZERO);
-        plan.discovered(peer, address(TCP), Duration::ZERO);
+        plan.discovered(peer, address(QUIC), Time::ZERO);
+        plan.discovered(peer, address(TCP), Time::ZERO);
         let dial = plan.due(seconds(1.0), nobody).remove(0);
         assert_eq!(dial.addresses, [address(TCP)]);
         plan.failed(dial.target, Failure::Unreachable, seconds(1.0));
@@ -438,12 +438,12 @@ mod tests {
     fn of_two_that_discover_each_other_one_dials_first() {
         let (a, b) = (crate::test_peers::fresh_peer(), crate::test_peers::fresh_peer());
         let (mut at_a, mut at_b) = (DialPlan::new(a), DialPlan::new(b));
-        assert!(at_a.discovered(b, address(TCP), Duration::ZERO));
-        assert!(at_b.discovered(a, address(TCP), Duration::ZERO));
-        assert!(!at_b.discovered(a, address(QUIC), Duration::ZERO), "new once only");
-        assert_eq!(at_a.due(Duration::ZERO, nobody).len() + at_b.due(Duration::ZERO, nobody).len(), 1);
+        assert!(at_a.discovered(b, address(TCP), Time::ZERO));
+        assert!(at_b.discovered(a, address(TCP), Time::ZERO));
+        assert!(!at_b.discovered(a, address(QUIC), Time::ZERO), "new once only");
+        assert_eq!(at_a.due(Time::ZERO, nobody).len() + at_b.due(Time::ZERO, nobody).len(), 1);
         assert_eq!(
-            at_a.due(YIELD, nobody).len() + at_b.due(YIELD, nobody).len(),
+            at_a.due(Time::ZERO + YIELD, nobody).len() + at_b.due(Time::ZERO + YIELD, nobody).len(),
             1,
             "the other one, if nothing came of it"
         );
@@ -452,10 +452,10 @@ mod tests {
     #[test]
     fn a_list_that_changes_adds_and_drops_targets() {
         let mut plan = plan();
-        plan.set_listed(&[address(TCP), address(QUIC)], Duration::ZERO);
-        assert_eq!(plan.due(Duration::ZERO, nobody).len(), 2);
-        plan.set_listed(&[address(QUIC), address("/ip4/10.0.0.2/tcp/1")], Duration::ZERO);
-        let dials = plan.due(Duration::ZERO, nobody);
+        plan.set_listed(&[address(TCP), address(QUIC)], Time::ZERO);
+        assert_eq!(plan.due(Time::ZERO, nobody).len(), 2);
+        plan.set_listed(&[address(QUIC), address("/ip4/10.0.0.2/tcp/1")], Time::ZERO);
+        let dials = plan.due(Time::ZERO, nobody);
         assert_eq!(dials.len(), 1, "what is being dialled already is left alone");
         assert_eq!(dials[0].addresses, [address("/ip4/10.0.0.2/tcp/1")]);
         assert_eq!(plan.targets.len(), 2);
@@ -465,18 +465,18 @@ mod tests {
     fn the_own_address_is_dialled_never_again() {
         let mut plan = plan();
         let own = plan.local;
-        plan.add_named(address(&format!("{TCP}/p2p/{own}")), Duration::ZERO);
+        plan.add_named(address(&format!("{TCP}/p2p/{own}")), Time::ZERO);
         assert!(plan.due(seconds(1.0), nobody).is_empty());
-        plan.add_named(address(TCP), Duration::ZERO);
+        plan.add_named(address(TCP), Time::ZERO);
         let dial = plan.due(seconds(1.0), nobody).remove(0);
         plan.failed(dial.target, Failure::Own, seconds(1.0));
         assert!(plan.due(seconds(1e6), nobody).is_empty());
     }
 
     #[test]
-    fn expired_announcements_are_forgotten_and_may_come_anew() {
+    fn expired_announcements_are_forgotten_and_may_come_again() {
         let (mut plan, peer) = (plan(), crate::test_peers::fresh_peer());
-        assert!(plan.discovered(peer, address(TCP), Duration::ZERO));
+        assert!(plan.discovered(peer, address(TCP), Time::ZERO));
         plan.expired(peer, &address(TCP));
         assert!(!plan.is_discovered(&peer));
         assert!(plan.due(seconds(9.0), nobody).is_empty());
@@ -486,7 +486,7 @@ mod tests {
     fn strangers_on_the_network_cannot_fill_the_plan() {
         let mut plan = plan();
         for _ in 0..MAX_DISCOVERED + 10 {
-            plan.discovered(crate::test_peers::fresh_peer(), address(TCP), Duration::ZERO);
+            plan.discovered(crate::test_peers::fresh_peer(), address(TCP), Time::ZERO);
         }
         assert_eq!(plan.targets.len(), MAX_DISCOVERED);
     }
@@ -494,8 +494,8 @@ mod tests {
     #[test]
     fn what_a_node_says_of_itself_is_dialled_ever_more_rarely_and_then_forgotten() {
         let (mut plan, peer) = (plan(), crate::test_peers::fresh_peer());
-        plan.heard_of(peer, &[address(TCP)], &[], Duration::ZERO);
-        let (mut now, mut dials) = (Duration::ZERO, 0);
+        plan.heard_of(peer, &[address(TCP)], &[], Time::ZERO);
+        let (mut now, mut dials) = (Time::ZERO, 0);
         while now < seconds(7200.0) {
             now += Duration::from_millis(250);
             // It says the same again and again.
@@ -517,7 +517,7 @@ mod tests {
         let (mut plan, peer) = (plan(), crate::test_peers::fresh_peer());
         let said =
             ["/ip4/127.0.0.1/tcp/7777", "/ip4/0.0.0.0/tcp/7777", "/ip4/10.0.0.1/tcp/0", "/ip4/10.0.0.1", "/unix/x"];
-        plan.heard_of(peer, &said.map(address), &[address("/ip4/127.0.0.1/tcp/7777")], Duration::ZERO);
+        plan.heard_of(peer, &said.map(address), &[address("/ip4/127.0.0.1/tcp/7777")], Time::ZERO);
         assert!(plan.due(seconds(9.0), nobody).is_empty());
         let named = address(&format!("{TCP}/p2p/{peer}"));
         plan.heard_of(peer, &[address("/ip4/127.0.0.1/tcp/9"), named], &[], seconds(9.0));
@@ -532,7 +532,7 @@ mod tests {
     #[test]
     fn a_peer_that_is_being_dialled_is_not_dialled_for_what_it_says_too() {
         let (mut plan, peer) = (plan(), crate::test_peers::fresh_peer());
-        plan.discovered(peer, address(TCP), Duration::ZERO);
+        plan.discovered(peer, address(TCP), Time::ZERO);
         assert_eq!(plan.due(seconds(1.0), nobody).len(), 1);
         plan.heard_of(peer, &[address(QUIC)], &[], seconds(1.0));
         assert!(plan.due(seconds(5.0), nobody).is_empty());

@@ -1,9 +1,14 @@
-//! The decisions below streams: whom to dial when ([`dial`]), and which peers are dead ([`liveness`]). [`connection`] is what
-//! both look at.
+//! The decisions below streams: whom to dial when ([`dial`]), who proves that it may connect ([`admission`]), which of two
+//! connections lives ([`connection_table`]), which peers are dead ([`liveness`]), and which
+//! refusals people hear of ([`refusal_log`]). [`connection`] is what all of them look
+//! at.
 
+pub mod admission;
 pub mod connection;
+pub mod connection_table;
 pub mod dial;
 pub mod liveness;
+pub mod refusal_log;
 
 pub use connection::{Traffic, Transport};
 pub use dial::FoundBy;

@@ -15,10 +15,11 @@
 //! reflected. A stranger learns from the acceptor that it is refused, and nothing that depends on the key.
 //! Nodes without a pool key run the same exchange with a public key and say so in their `Hello`.
 
-use libp2p::PeerId;
+use libp2p_identity::PeerId;
 use thiserror::Error;
 
-use super::pool_key::PoolKey;
+/// A key derived from the pool key's file, with which admission MACs are made.
+pub type MacKey = [u8; 32];
 
 /// Every frame has this size, so that nothing has to be buffered or bounded.
 pub const FRAME_BYTES: usize = 40;
@@ -55,7 +56,7 @@ pub enum Frame {
 }
 
 /// Why a node refuses another.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Refusal {
     /// This node has a pool key, the other has none.
     KeyRequired,
@@ -222,16 +223,16 @@ enum Role {
 
 /// What both sides put under their MACs.
 struct Transcript {
-    mac_key: [u8; 32],
+    mac_key: MacKey,
     keyed: bool,
     dialer: PeerId,
     acceptor: PeerId,
 }
 
 impl Transcript {
-    fn new(pool_key: Option<&PoolKey>, dialer: PeerId, acceptor: PeerId) -> Self {
-        let mac_key = pool_key.map_or_else(|| blake3::derive_key(KEYLESS_CONTEXT, &[]), |key| *key.mac_key());
-        Self { mac_key, keyed: pool_key.is_some(), dialer, acceptor }
+    fn new(pool_mac_key: Option<&MacKey>, dialer: PeerId, acceptor: PeerId) -> Self {
+        let mac_key = pool_mac_key.map_or_else(|| blake3::derive_key(KEYLESS_CONTEXT, &[]), |key| *key);
+        Self { mac_key, keyed: pool_mac_key.is_some(), dialer, acceptor }
     }
 
     /// MAC = BLAKE3(key; domain, role, len‖dialer id, len‖acceptor id, dialer nonce, acceptor nonce).
@@ -276,8 +277,8 @@ pub enum DialerStep {
 impl Dialer {
     /// Starts the exchange over a session in which `local` dialled `remote`, and the frame that opens it.
     /// `nonce`: 32 fresh random bytes.
-    pub fn new(pool_key: Option<&PoolKey>, local: PeerId, remote: PeerId, nonce: [u8; 32]) -> (Self, Frame) {
-        let transcript = Transcript::new(pool_key, local, remote);
+    pub fn new(mac_key: Option<&MacKey>, local: PeerId, remote: PeerId, nonce: [u8; 32]) -> (Self, Frame) {
+        let transcript = Transcript::new(mac_key, local, remote);
         let hello = Frame::Hello { keyed: transcript.keyed, nonce };
         (Self { transcript, nonce, acceptor_nonce: None }, hello)
     }
@@ -326,8 +327,8 @@ pub enum AcceptorStep {
 
 impl Acceptor {
     /// Starts the exchange over a session in which `remote` dialled `local`. `nonce`: 32 fresh random bytes.
-    pub fn new(pool_key: Option<&PoolKey>, local: PeerId, remote: PeerId, nonce: [u8; 32]) -> Self {
-        Self { transcript: Transcript::new(pool_key, remote, local), nonce, dialer_nonce: None }
+    pub fn new(mac_key: Option<&MacKey>, local: PeerId, remote: PeerId, nonce: [u8; 32]) -> Self {
+        Self { transcript: Transcript::new(mac_key, remote, local), nonce, dialer_nonce: None }
     }
 
     /// The step that `frame` from the dialer leads to.
@@ -363,12 +364,13 @@ mod tests {
 
     /// The peer id of an ed25519 key whose secret is 32 times `byte`.
     fn peer(byte: u8) -> PeerId {
-        let keypair = libp2p::identity::Keypair::ed25519_from_bytes([byte; 32]).unwrap();
+        let keypair = libp2p_identity::Keypair::ed25519_from_bytes([byte; 32]).unwrap();
         keypair.public().to_peer_id()
     }
 
-    fn key(byte: u8) -> PoolKey {
-        PoolKey::from_bytes(&[byte; 32])
+    /// The key that a pool key file of 32 times `byte` gives.
+    fn key(byte: u8) -> MacKey {
+        blake3::derive_key("pangea 2026-11 admission/1 pool key", &[byte; 32])
     }
 
     fn hex(bytes: &[u8]) -> String {
@@ -376,7 +378,7 @@ mod tests {
     }
 
     /// How an exchange ends, every frame going through its bytes; and the frames, in hex.
-    fn exchange(dialer_key: Option<&PoolKey>, acceptor_key: Option<&PoolKey>) -> (DialerStep, Vec<String>) {
+    fn exchange(dialer_key: Option<&MacKey>, acceptor_key: Option<&MacKey>) -> (DialerStep, Vec<String>) {
         let (mut dialer, mut frame) = Dialer::new(dialer_key, peer(1), peer(2), [0xd1; 32]);
         let mut acceptor = Acceptor::new(acceptor_key, peer(2), peer(1), [0xac; 32]);
         let mut log = Vec::new();
@@ -447,7 +449,7 @@ mod tests {
 
     #[test]
     fn only_the_same_key_admits() {
-        let refused = |dialer: Option<&PoolKey>, acceptor: Option<&PoolKey>| exchange(dialer, acceptor).0;
+        let refused = |dialer: Option<&MacKey>, acceptor: Option<&MacKey>| exchange(dialer, acceptor).0;
         let by = DialerStep::RefusedByAcceptor;
         assert_eq!(refused(Some(&key(1)), Some(&key(2))), by(Refusal::WrongKey));
         assert_eq!(refused(None, Some(&key(2))), by(Refusal::KeyRequired));

@@ -1,0 +1,222 @@
+//! The connections of a node while they live: each one's bytes, and the switch that cuts it off. Which of two connections to
+//! the same peer lives, and who is blocked, `pangea_control::net::connection_table` decides. It never reads or writes a socket.
+
+use std::collections::HashMap;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
+
+use futures::task::AtomicWaker;
+use libp2p::PeerId;
+use libp2p::core::muxing::{StreamMuxer, StreamMuxerEvent};
+use pangea_control::net::admission::Refusal;
+use pangea_control::net::connection_table::{ConnectionNumber, ConnectionTable};
+use pangea_control::net::{Traffic, Transport};
+
+/// Bytes of one connection, and the switch that cuts it off.
+#[derive(Debug, Default)]
+pub(super) struct Meter {
+    received_bytes: AtomicU64,
+    sent_bytes: AtomicU64,
+    cut: Mutex<Option<String>>,
+    waker: AtomicWaker,
+}
+
+impl Meter {
+    pub(super) fn received(&self, bytes: usize) {
+        self.received_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    pub(super) fn sent(&self, bytes: usize) {
+        self.sent_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    fn cut_off(&self, why: &str) {
+        lock(&self.cut).get_or_insert_with(|| why.to_owned());
+        self.waker.wake();
+    }
+
+    fn is_cut_off(&self, cx: &Context<'_>) -> Option<String> {
+        self.waker.register(cx.waker());
+        lock(&self.cut).clone()
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[derive(Debug)]
+struct Table {
+    decisions: ConnectionTable,
+    /// One for each connection in `decisions`.
+    meters: HashMap<ConnectionNumber, Arc<Meter>>,
+}
+
+/// All connections of a node. Clones share them.
+#[derive(Debug, Clone)]
+pub(super) struct PeerConnections {
+    table: Arc<Mutex<Table>>,
+}
+
+/// One connection; dropping it takes it out of the table.
+#[derive(Debug)]
+pub(super) struct PeerConnection {
+    connections: PeerConnections,
+    peer: PeerId,
+    number: ConnectionNumber,
+}
+
+impl PeerConnections {
+    pub(super) fn new(local: PeerId) -> Self {
+        let table = Table { decisions: ConnectionTable::new(local), meters: HashMap::new() };
+        Self { table: Arc::new(Mutex::new(table)) }
+    }
+
+    /// Enters a connection that this node dialled.
+    ///
+    /// # Errors
+    /// Those of [`ConnectionTable::dialled`].
+    pub(super) fn dialled(
+        &self,
+        peer: PeerId,
+        transport: Transport,
+        meter: Arc<Meter>,
+    ) -> Result<PeerConnection, Refusal> {
+        let mut table = lock(&self.table);
+        let number = table.decisions.dialled(peer, transport)?;
+        table.meters.insert(number, meter);
+        Ok(PeerConnection { connections: self.clone(), peer, number })
+    }
+
+    /// Enters a connection that `peer` dialled.
+    pub(super) fn accepted(&self, peer: PeerId, transport: Transport, meter: Arc<Meter>) -> PeerConnection {
+        let mut table = lock(&self.table);
+        let number = table.decisions.accepted(peer, transport);
+        table.meters.insert(number, meter);
+        PeerConnection { connections: self.clone(), peer, number }
+    }
+
+    /// Bytes exchanged with `peer` over its admitted connections.
+    pub(super) fn traffic(&self, peer: &PeerId) -> Traffic {
+        let table = lock(&self.table);
+        let mut traffic = Traffic::default();
+        for meter in table.decisions.admitted(peer).filter_map(|number| table.meters.get(&number)) {
+            traffic.received_bytes += meter.received_bytes.load(Ordering::Relaxed);
+            traffic.sent_bytes += meter.sent_bytes.load(Ordering::Relaxed);
+        }
+        traffic
+    }
+
+    /// Ends every connection to `peer` at once, without a word to it.
+    pub(super) fn cut_off(&self, peer: &PeerId, why: &str) {
+        let table = lock(&self.table);
+        for meter in table.decisions.connections(peer).filter_map(|number| table.meters.get(&number)) {
+            meter.cut_off(why);
+        }
+    }
+
+    pub(super) fn block(&self, peer: PeerId) {
+        lock(&self.table).decisions.block(peer);
+    }
+
+    pub(super) fn allow(&self, peer: &PeerId) {
+        lock(&self.table).decisions.allow(peer);
+    }
+
+    pub(super) fn is_blocked(&self, peer: &PeerId) -> bool {
+        lock(&self.table).decisions.is_blocked(peer)
+    }
+
+    /// From now on nobody is admitted.
+    pub(super) fn drain(&self) {
+        lock(&self.table).decisions.drain();
+    }
+}
+
+impl PeerConnection {
+    /// Decides about a connection whose peer has proved that it may connect: the side that accepted it asks this before it
+    /// says so.
+    ///
+    /// # Errors
+    /// Those of [`ConnectionTable::admit`].
+    pub(super) fn admit(&self) -> Result<(), Refusal> {
+        lock(&self.connections.table).decisions.admit(self.peer, self.number)
+    }
+}
+
+impl Drop for PeerConnection {
+    fn drop(&mut self) {
+        let mut table = lock(&self.connections.table);
+        table.decisions.ended(self.peer, self.number);
+        table.meters.remove(&self.number);
+    }
+}
+
+/// A muxer that keeps its connection in the table while it lives, and ends when that is cut off.
+pub(super) struct Guarded<M> {
+    muxer: M,
+    meter: Arc<Meter>,
+    _connection: PeerConnection,
+}
+
+impl<M> Guarded<M> {
+    pub(super) fn new(muxer: M, meter: Arc<Meter>, connection: PeerConnection) -> Self {
+        Self { muxer, meter, _connection: connection }
+    }
+}
+
+impl<M> StreamMuxer for Guarded<M>
+where
+    M: StreamMuxer + Unpin,
+    M::Error: Send + Sync + 'static,
+{
+    type Substream = M::Substream;
+    type Error = std::io::Error;
+
+    fn poll_inbound(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<Self::Substream, Self::Error>> {
+        Pin::new(&mut self.get_mut().muxer).poll_inbound(cx).map_err(std::io::Error::other)
+    }
+
+    fn poll_outbound(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<Self::Substream, Self::Error>> {
+        Pin::new(&mut self.get_mut().muxer).poll_outbound(cx).map_err(std::io::Error::other)
+    }
+
+    fn poll_close(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        let this = self.get_mut();
+        if this.meter.is_cut_off(cx).is_some() {
+            return Poll::Ready(Ok(()));
+        }
+        Pin::new(&mut this.muxer).poll_close(cx).map_err(std::io::Error::other)
+    }
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<StreamMuxerEvent, Self::Error>> {
+        let this = self.get_mut();
+        if let Some(why) = this.meter.is_cut_off(cx) {
+            return Poll::Ready(Err(std::io::Error::other(why)));
+        }
+        Pin::new(&mut this.muxer).poll(cx).map_err(std::io::Error::other)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn traffic_is_that_of_the_admitted_connections() {
+        let (local, peer) = (PeerId::random(), PeerId::random());
+        let connections = PeerConnections::new(local);
+        let bytes: Arc<Meter> = Arc::default();
+        bytes.received(10);
+        let connection = connections.accepted(peer, Transport::Tcp, Arc::clone(&bytes));
+        assert_eq!(connections.traffic(&peer), Traffic::default());
+        connection.admit().unwrap();
+        bytes.sent(3);
+        assert_eq!(connections.traffic(&peer), Traffic { received_bytes: 10, sent_bytes: 3 });
+        drop(connection);
+        assert_eq!(connections.traffic(&peer), Traffic::default());
+        assert!(lock(&connections.table).meters.is_empty());
+    }
+}

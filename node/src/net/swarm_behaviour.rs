@@ -1,0 +1,84 @@
+//! What of libp2p the swarm runs, and the limits it runs with: connections, pings, identify, streams, gossip, mDNS. Nothing
+//! here happens: `swarm` drives it.
+
+use std::error::Error as StdError;
+use std::time::Duration;
+
+use libp2p::swarm::NetworkBehaviour;
+use libp2p::swarm::behaviour::toggle::Toggle;
+use libp2p::{connection_limits, gossipsub, identify, mdns, ping};
+
+use super::gossip;
+use super::network::{NetConfig, NetError};
+
+/// What `identify` says of this software.
+const IDENTIFY_PROTOCOL: &str = "/pangea/1";
+
+/// Between two pings on a connection: gives the RTT, and keeps every living peer heard from (see `liveness`).
+const PING_INTERVAL: Duration = Duration::from_secs(1);
+
+/// A ping's wait for its answer: long, because a link full of bulk delays it; `liveness` finds the dead.
+const PING_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// Connections persist until one side ends them.
+pub(super) const IDLE_TIMEOUT: Duration = Duration::from_secs(365 * 24 * 3600);
+
+/// mDNS: a question this often, announcements good for a few of them.
+const MDNS_QUERY_INTERVAL: Duration = Duration::from_secs(5);
+const MDNS_TTL: Duration = Duration::from_secs(30);
+
+/// Sockets in handshakes at most, each way: more strangers than this wait in the kernel's queue.
+const MAX_PENDING: u32 = 64;
+
+/// Connections to one peer: one, and the one that a stock libp2p peer may open beside it.
+const MAX_PER_PEER: u32 = 2;
+
+#[derive(NetworkBehaviour)]
+pub(super) struct Behaviour {
+    limits: connection_limits::Behaviour,
+    ping: ping::Behaviour,
+    identify: identify::Behaviour,
+    pub(super) streams: libp2p_stream::Behaviour,
+    pub(super) gossip: Toggle<gossipsub::Behaviour>,
+    mdns: Toggle<mdns::tokio::Behaviour>,
+}
+
+/// The behaviour that `config` asks for, and the gossip topic that it is subscribed to.
+///
+/// # Errors
+/// [`NetError::Setup`].
+pub(super) fn build(config: &NetConfig) -> Result<(Behaviour, Option<gossipsub::IdentTopic>), NetError> {
+    let setup = |error: &dyn StdError| NetError::Setup(error.to_string());
+    let local = config.identity.public().to_peer_id();
+    let mdns = if config.mdns {
+        let mdns_config = mdns::Config { ttl: MDNS_TTL, query_interval: MDNS_QUERY_INTERVAL, enable_ipv6: false };
+        Some(mdns::tokio::Behaviour::new(mdns_config, local).map_err(|error| setup(&error))?)
+    } else {
+        None
+    };
+    let limits = connection_limits::ConnectionLimits::default()
+        .with_max_pending_incoming(Some(MAX_PENDING))
+        .with_max_pending_outgoing(Some(MAX_PENDING))
+        .with_max_established(Some(config.max_peers.saturating_add(MAX_PENDING)))
+        .with_max_established_incoming(Some(config.max_peers))
+        .with_max_established_per_peer(Some(MAX_PER_PEER));
+    let agent = concat!("pangea/", env!("CARGO_PKG_VERSION")).to_owned();
+    let (gossip, topic) = match &config.gossip {
+        Some(gossip) => {
+            let (behaviour, topic) = gossip::behaviour(gossip, &config.identity).map_err(NetError::Setup)?;
+            (Some(behaviour), Some(topic))
+        }
+        None => (None, None),
+    };
+    let behaviour = Behaviour {
+        limits: connection_limits::Behaviour::new(limits),
+        ping: ping::Behaviour::new(ping::Config::new().with_interval(PING_INTERVAL).with_timeout(PING_TIMEOUT)),
+        identify: identify::Behaviour::new(
+            identify::Config::new(IDENTIFY_PROTOCOL.to_owned(), config.identity.public()).with_agent_version(agent),
+        ),
+        streams: libp2p_stream::Behaviour::new(),
+        gossip: gossip.into(),
+        mdns: mdns.into(),
+    };
+    Ok((behaviour, topic))
+}
