@@ -9,29 +9,20 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use libp2p::PeerId;
 use libp2p::identity::Keypair;
 use pangea_client::{Error, ErrorKind, Result};
+use pangea_compute::Pool;
 use pangea_compute::model::{Model, PageBudget};
-use pangea_compute::{Digest, Pool};
 use tokio::sync::{mpsc, watch};
 
 use super::links::{Inbox, Links};
 use super::payload::Payload;
 use super::stage::{Drafts, Stage, StageEvent};
-use super::wire::{Message, SessionId, StageAt};
+use super::wire::{ChainId, Message, SessionId, StageAt};
 use crate::serve::{EngineMetrics, ModelText};
 use crate::worker::fault::Fault;
 use pangea_control::session::batch::BatchLimits;
 
 /// Messages that wait for a stage: a few frames, and a burst of requests and of their ends.
 const STAGE_EVENTS: usize = 1024;
-
-/// Which placement of which model.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct ChainId {
-    /// The model.
-    pub model: Digest,
-    /// The placement; 0 for a model that this node computes alone.
-    pub epoch: u64,
-}
 
 /// What a stage is made of.
 pub struct StageSetup {

@@ -14,9 +14,9 @@ use pangea_compute::model::{Cache, Model, ModelFile, ModelPart, PageBudget};
 use pangea_compute::{Cancel, Digest, Pool as ComputePool};
 use tokio::sync::{mpsc, watch};
 
-use super::host::{ChainId, Pipeline, StageSetup};
+use super::host::{Pipeline, StageSetup};
 use super::stage::Drafts;
-use super::wire::StageAt;
+use super::wire::{ChainId, StageAt};
 use crate::blob::{Blobs, Wanted};
 use crate::compute_error;
 use crate::placement::{Sessions, StageLoader};

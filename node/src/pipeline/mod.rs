@@ -33,6 +33,7 @@ mod stage;
 mod tail;
 pub mod wire;
 
-pub use host::{ChainId, Pipeline, SessionEvent, StageSetup};
+pub use host::{Pipeline, SessionEvent, StageSetup};
 pub use loader::{ChainLimits, Loader};
+pub use pangea_control::session::ChainId;
 pub use stage::Drafts;

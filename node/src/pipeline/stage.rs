@@ -16,12 +16,12 @@ use pangea_compute::{Digest, ErrorKind as ComputeErrorKind, Pool};
 
 use super::front::{Change, FailedSession, Front, Planned};
 use super::history::{History, Rows};
-use super::host::{ChainId, Pipeline, StageLoad, StageSetup};
+use super::host::{Pipeline, StageLoad, StageSetup};
 use super::payload::Payload;
 use super::tail::Tail;
 use super::wire::{
-    Frame, FrameRows, Message, Open, SessionFormat, SessionId, StageAt, Start, StartSource, Stepped, SteppedSequence,
-    Tokens,
+    ChainId, Frame, FrameRows, Message, Open, SessionFormat, SessionId, StageAt, Start, StartSource, Stepped,
+    SteppedSequence, Tokens,
 };
 use crate::compute_error;
 use crate::config::host::cores;

@@ -8,41 +8,16 @@ mod codec;
 #[cfg(test)]
 mod goldens;
 
-use std::ops::Range;
-
 use libp2p::PeerId;
 use pangea_client::ErrorKind;
 use pangea_compute::Digest;
 use pangea_compute::sample::Sampling;
+pub use pangea_control::session::{
+    ChainId, EndReason, FrameRows, SessionId, StageAt, Start, StartSource, SteppedSequence, TokenOut,
+};
 
 /// The protocol, versioned in its name.
 pub const PROTOCOL: &str = "/pangea/session/1";
-
-/// A session: one answer under way. Random, the coordinator's.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, PartialOrd, Ord, Default)]
-pub struct SessionId(pub [u8; 16]);
-
-impl SessionId {
-    /// The session of another answer to the same prompt: the id, as a little-endian number, plus `index`.
-    pub fn choice(self, index: u16) -> SessionId {
-        SessionId(u128::from_le_bytes(self.0).wrapping_add(u128::from(index)).to_le_bytes())
-    }
-}
-
-impl std::fmt::Display for SessionId {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
-    }
-}
-
-/// A stage of a session's route.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct StageAt {
-    /// The node.
-    pub peer: PeerId,
-    /// Its layers, from 0, the end exclusive; never empty.
-    pub layers: Range<u32>,
-}
 
 /// One message.
 #[derive(Clone, Debug, PartialEq)]
@@ -167,55 +142,6 @@ impl Frame {
     }
 }
 
-/// A sequence that begins.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Start {
-    /// The front's number of it.
-    pub sequence: u64,
-    /// The session that it computes.
-    pub session: SessionId,
-    /// Where its keys and values come from.
-    pub source: StartSource,
-}
-
-/// Where the keys and values of a new sequence come from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum StartSource {
-    /// There are none yet.
-    Empty,
-    /// Those of another sequence's first positions, which stays.
-    Fork {
-        /// The other.
-        from: u64,
-        /// How many positions.
-        tokens: u32,
-    },
-    /// Those of another sequence's first positions, which ends with it.
-    Take {
-        /// The other.
-        from: u64,
-        /// How many positions.
-        tokens: u32,
-    },
-}
-
-/// Rows of one sequence in a frame.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct FrameRows {
-    /// The sequence.
-    pub sequence: u64,
-    /// Position of the first row; a cache that is longer is cut to it.
-    pub start: u32,
-    /// How many; at least one.
-    pub rows: u32,
-    /// Whether a token is chosen after the last row.
-    pub choose: bool,
-    /// Whether the logits of every row are wanted.
-    pub all_logits: bool,
-    /// The drafted tokens among the rows: they are the last ones.
-    pub draft: Vec<u32>,
-}
-
 /// A frame is done.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Stepped {
@@ -227,21 +153,6 @@ pub struct Stepped {
     pub number: u64,
     /// What became of each sequence.
     pub advances: Vec<SteppedSequence>,
-}
-
-/// What became of a sequence in a frame.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SteppedSequence {
-    /// The sequence.
-    pub sequence: u64,
-    /// Positions whose keys and values hold.
-    pub computed: u32,
-    /// Tokens that were chosen.
-    pub chosen: Vec<u32>,
-    /// Whether the answer is complete.
-    pub ended: bool,
-    /// Whether it cannot go on.
-    pub failed: bool,
 }
 
 /// Tokens of an answer.
@@ -263,26 +174,4 @@ pub struct Tokens {
     pub accepted: u32,
     /// Positions at the session's beginning that an earlier session had computed.
     pub cached: u32,
-}
-
-/// A token with its log-probability, where it was asked for.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct TokenOut {
-    /// The token.
-    pub token: u32,
-    /// The natural logarithm of its probability.
-    pub logprob: Option<f32>,
-    /// The most likely tokens with theirs, best first.
-    pub top: Vec<(u32, f32)>,
-}
-
-/// Why an answer ends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum EndReason {
-    /// The model ended it.
-    Stop,
-    /// It has as many tokens as it may.
-    Length,
-    /// The grammar allows no further token.
-    GrammarComplete,
 }

@@ -5,5 +5,12 @@
 //! * [`link_state`]: which streams make the link to a peer.
 
 pub mod batch;
+mod frame;
 pub mod grouping;
+mod id;
 pub mod link_state;
+mod token;
+
+pub use frame::{FrameRows, Start, StartSource, SteppedSequence};
+pub use id::{ChainId, SessionId, StageAt};
+pub use token::{EndReason, TokenOut};
