@@ -34,7 +34,7 @@ const PACKED_SHARE: u64 = 8;
 
 const _: () = assert!(PACKED_LOCAL_BYTES as u64 >= pangea_control::schedule::limits::LOCAL_GROUP_BYTES);
 
-/// What identifies a packed operand: equal keys mean equal contents.
+/// What identifies an operand: equal keys mean equal contents.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PackKey {
     /// Band or panel `index` of a job of this node.
@@ -325,9 +325,18 @@ fn measure(pool: &Pool) -> Result<Speeds> {
 
 /// Packed bands and panels, the most recently used last.
 struct Packs {
-    a: Vec<(PackKey, Arc<PackedA>)>,
-    b: Vec<(PackKey, Arc<PackedB>)>,
+    a: Vec<Kept<PackedA>>,
+    b: Vec<Kept<PackedB>>,
     peers_bytes: usize,
+}
+
+/// One packed operand. The layout depends on the product's arithmetic, so an operand packed for an f32 product does not serve
+/// an f64 product.
+struct Kept<T> {
+    key: PackKey,
+    /// Element type of the other operand, which decides the arithmetic together with the operand's own type.
+    other: DType,
+    packed: Arc<T>,
 }
 
 impl Packs {
@@ -347,21 +356,22 @@ impl Packs {
         if a.0 == PackKey::Once && b.0 == PackKey::Once {
             return pangea_compute::matmul(&a.1, &b.1, pool, cancel);
         }
-        let packed_a = match take(&mut self.a, &a.0) {
+        let (dtype_a, dtype_b) = (a.1.dtype(), b.1.dtype());
+        let packed_a = match take(&mut self.a, &a.0, dtype_b) {
             Some(packed) => packed,
-            None => Arc::new(PackedA::new(&a.1, b.1.dtype(), pool, cancel)?),
+            None => Arc::new(PackedA::new(&a.1, dtype_b, pool, cancel)?),
         };
-        let packed_b = match take(&mut self.b, &b.0) {
+        let packed_b = match take(&mut self.b, &b.0, dtype_a) {
             Some(packed) => packed,
-            None => Arc::new(PackedB::new(&b.1, a.1.dtype(), pool, cancel)?),
+            None => Arc::new(PackedB::new(&b.1, dtype_a, pool, cancel)?),
         };
         let product = pangea_compute::matmul_packed(&packed_a, &packed_b, pool, cancel);
         if cancel.is_cancelled() {
             // Its job may have ended, and nobody would say so again.
             return product;
         }
-        keep(&mut self.a, a.0, packed_a);
-        keep(&mut self.b, b.0, packed_b);
+        keep(&mut self.a, Kept { key: a.0, other: dtype_b, packed: packed_a });
+        keep(&mut self.b, Kept { key: b.0, other: dtype_a, packed: packed_b });
         self.shrink(matches!(a.0, PackKey::Local { .. }), keep_bytes);
         product
     }
@@ -369,8 +379,8 @@ impl Packs {
     /// Drops what belongs to `jobs`.
     fn forget(&mut self, jobs: &[u64]) {
         let stays = |key: &PackKey| !matches!(key, PackKey::Local { job, .. } if jobs.contains(job));
-        self.a.retain(|(key, _)| stays(key));
-        self.b.retain(|(key, _)| stays(key));
+        self.a.retain(|kept| stays(&kept.key));
+        self.b.retain(|kept| stays(&kept.key));
     }
 
     /// Drops what is over: bands of this node's jobs at once, each having met its group of panels; then panels
@@ -383,8 +393,8 @@ impl Packs {
         loop {
             let bands: Vec<usize> = positions(&self.a, of);
             let panels: Vec<usize> = positions(&self.b, of);
-            let size_a: usize = bands.iter().map(|at| self.a[*at].1.size_bytes()).sum();
-            let size_b: usize = panels.iter().map(|at| self.b[*at].1.size_bytes()).sum();
+            let size_a: usize = bands.iter().map(|at| self.a[*at].packed.size_bytes()).sum();
+            let size_b: usize = panels.iter().map(|at| self.b[*at].packed.size_bytes()).sum();
             if size_a + size_b <= limit {
                 return;
             }
@@ -399,17 +409,41 @@ impl Packs {
     }
 }
 
-fn positions<T>(kept: &[(PackKey, Arc<T>)], of: impl Fn(&PackKey) -> bool) -> Vec<usize> {
-    kept.iter().enumerate().filter(|(_, (key, _))| of(key)).map(|(at, _)| at).collect()
+fn positions<T>(kept: &[Kept<T>], of: impl Fn(&PackKey) -> bool) -> Vec<usize> {
+    kept.iter().enumerate().filter(|(_, kept)| of(&kept.key)).map(|(at, _)| at).collect()
 }
 
-fn take<T>(kept: &mut Vec<(PackKey, Arc<T>)>, key: &PackKey) -> Option<Arc<T>> {
-    let at = kept.iter().position(|(of, _)| of == key)?;
-    Some(kept.remove(at).1)
+fn take<T>(kept: &mut Vec<Kept<T>>, key: &PackKey, other: DType) -> Option<Arc<T>> {
+    let at = kept.iter().position(|of| of.key == *key && of.other == other)?;
+    Some(kept.remove(at).packed)
 }
 
-fn keep<T>(kept: &mut Vec<(PackKey, Arc<T>)>, key: PackKey, packed: Arc<T>) {
-    if key != PackKey::Once {
-        kept.push((key, packed));
+fn keep<T>(kept: &mut Vec<Kept<T>>, packed: Kept<T>) {
+    if packed.key != PackKey::Once {
+        kept.push(packed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_operand_packed_for_one_arithmetic_is_packed_again_for_another() {
+        let pool = Pool::new(1).unwrap();
+        let mut packs = Packs::new(1 << 30);
+        let a = Tensor::generate(DType::F32, 40, 30, 1).unwrap();
+        let key_a = PackKey::Operand(a.digest());
+        for dtype in [DType::F32, DType::F64, DType::F32] {
+            let b = Tensor::generate(dtype, 30, 50, 2).unwrap();
+            let b = (PackKey::Operand(b.digest()), b);
+            let product = packs.product(&(key_a, a.clone()), &b, usize::MAX, &pool, &Cancel::new()).unwrap();
+            let alone = pangea_compute::matmul(&a, &b.1, &pool, &Cancel::new()).unwrap();
+            assert_eq!(product.dtype(), alone.dtype());
+            for at in [(0, 0), (39, 49)] {
+                let difference = product.get(at.0, at.1).unwrap() - alone.get(at.0, at.1).unwrap();
+                assert!(difference.abs() < 1e-4, "{dtype} at {at:?}: {difference}");
+            }
+        }
     }
 }

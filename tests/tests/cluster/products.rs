@@ -70,6 +70,21 @@ fn what_a_peer_holds_is_not_sent_again() {
 }
 
 #[test]
+fn one_operand_serves_products_of_different_types_on_one_worker() {
+    let cluster = Cluster::new();
+    let star = cluster.star(vec![cluster.node("worker")]);
+    let client = star.one.client();
+    let a = Tensor::generate(DType::F32, 200, 300, 1).unwrap();
+    for dtype in [DType::F32, DType::F64, DType::F32] {
+        let b = Tensor::generate(dtype, 300, 220, 2).unwrap();
+        let product = multiply(&client, &a, &b, &remote()).unwrap();
+        assert_product(&a, &b, &product.c);
+        let tasks = product.report.tasks;
+        assert_eq!((tasks.local, tasks.retried), (0, 0), "{dtype}: {:?}", product.report);
+    }
+}
+
+#[test]
 fn a_product_of_products_never_leaves_the_pool() {
     let cluster = Cluster::new();
     let star = cluster.star(vec![cluster.node("worker")]);
