@@ -11,9 +11,11 @@
 //! | [`pool`] | which nodes are there, and which of them is the master |
 //! | [`net`] | whom to dial when; who is admitted; which of two connections lives; which peers are dead |
 //! | [`blob`] | which part of a model file is asked of which provider |
+//! | [`devices`] | who holds which part of a node's memory |
 //! | [`time`] | the one type of a moment |
 
 pub mod blob;
+pub mod devices;
 pub mod net;
 pub mod placement;
 pub mod pool;

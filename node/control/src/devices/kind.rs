@@ -1,0 +1,118 @@
+//! What memory is leased for, and how much of it each purpose may have.
+
+/// The part of a node's memory that stays free for its own work, whatever else it holds: one sixteenth.
+const OWN_WORK_SHARE: u64 = 16;
+
+/// The part of a node's memory that operands of peers may take together: one half.
+const OPERANDS_SHARE: u64 = 2;
+
+/// The part of a node's memory that results for peers may take together: one quarter, so that operands and results leave a
+/// quarter to the node itself.
+const RESULTS_SHARE: u64 = 4;
+
+/// The part of a node's memory that packed operands may take: one eighth.
+const PACKS_SHARE: u64 = 8;
+
+/// The part of a node's memory that weights may take while an answer is audited: one eighth.
+const AUDITS_SHARE: u64 = 8;
+
+/// Purpose of a lease.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Kind {
+    /// Operands and results of this node's own products.
+    Tensors,
+    /// Operands that peers sent.
+    Operands,
+    /// Results of products for peers, leased before they are computed.
+    Results,
+    /// Operands packed for the kernels, kept for the next task.
+    Packs,
+    /// Packed weights of models.
+    Weights,
+    /// Keys and values of sessions.
+    Sessions,
+    /// Weights that an audit loads.
+    Audits,
+    /// Buffers of downloads.
+    Downloads,
+}
+
+impl Kind {
+    /// Every kind, in the order in which people are shown them.
+    pub const ALL: [Kind; 8] = [
+        Kind::Tensors,
+        Kind::Operands,
+        Kind::Results,
+        Kind::Packs,
+        Kind::Weights,
+        Kind::Sessions,
+        Kind::Audits,
+        Kind::Downloads,
+    ];
+
+    /// The name for people and for JSON.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Kind::Tensors => "tensors",
+            Kind::Operands => "operands",
+            Kind::Results => "results",
+            Kind::Packs => "packs",
+            Kind::Weights => "weights",
+            Kind::Sessions => "sessions",
+            Kind::Audits => "audits",
+            Kind::Downloads => "downloads",
+        }
+    }
+
+    /// Whether this kind may use the part that [`own_work_bytes`] keeps free.
+    pub const fn is_own_work(self) -> bool {
+        matches!(self, Kind::Tensors | Kind::Audits | Kind::Downloads)
+    }
+
+    /// The most bytes that leases of this kind may take together, of a memory of `limit` bytes.
+    pub fn most_bytes(self, limit: u64) -> u64 {
+        match self {
+            Kind::Tensors | Kind::Downloads => limit,
+            Kind::Operands => limit / OPERANDS_SHARE,
+            Kind::Results => limit / RESULTS_SHARE,
+            Kind::Packs => limit / PACKS_SHARE,
+            Kind::Audits => limit / AUDITS_SHARE,
+            Kind::Weights | Kind::Sessions => models_bytes(limit),
+        }
+    }
+
+    pub(super) const fn index(self) -> usize {
+        self as usize
+    }
+}
+
+/// Bytes of a memory of `limit` bytes that only this node's own work may use.
+pub const fn own_work_bytes(limit: u64) -> u64 {
+    limit / OWN_WORK_SHARE
+}
+
+/// Bytes of a memory of `limit` bytes that weights and sessions of models may take together: what placement may give a node.
+pub const fn models_bytes(limit: u64) -> u64 {
+    limit - own_work_bytes(limit)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_kind_has_its_own_account() {
+        for (at, kind) in Kind::ALL.into_iter().enumerate() {
+            assert_eq!(kind.index(), at);
+        }
+    }
+
+    #[test]
+    fn what_peers_may_take_leaves_room_for_this_nodes_own_work() {
+        for limit in [0, 1, 15, 16, 100 << 20, 1 << 40] {
+            let peers =
+                Kind::Operands.most_bytes(limit) + Kind::Results.most_bytes(limit) + Kind::Packs.most_bytes(limit);
+            assert!(peers + own_work_bytes(limit) <= limit, "{limit}");
+        }
+    }
+}
