@@ -12,10 +12,9 @@ use std::time::{Duration, Instant};
 use libp2p::identity::Keypair;
 use libp2p::{Multiaddr, PeerId};
 use pangea_compute::Digest;
-use pangea_node::net::{NetConfig, NetEvent, PoolKey, start};
+use pangea_node::net::{Followers, Interest, NetConfig, NetEvent, PoolKey, start};
 use pangea_node::pipeline::links::{Inbox, Links, Payload, links};
 use pangea_node::pipeline::wire::{Frame, FrameRows, Message};
-use tokio::sync::mpsc;
 use tokio::task::LocalSet;
 
 #[global_allocator]
@@ -64,16 +63,18 @@ fn node(dial: Option<Multiaddr>) -> Outcome<Node> {
                 Some(address) => config.peers = vec![address],
                 None => config.listen = vec!["/ip4/127.0.0.1/tcp/0".parse()?, "/ip4/127.0.0.1/udp/0/quic-v1".parse()?],
             }
-            let (network, mut events) = start(config)?;
-            let (forward, net_events) = mpsc::channel(64);
+            let (network, events) = start(config)?;
+            let mut followers = Followers::new(events);
+            let net_events = followers.follow(Interest::Connections);
+            let mut all = followers.follow(Interest::All);
             let (handle, driver) = links(network.clone(), net_events, Arc::new(Stage(stage)));
             ready_sender.send((network.local_peer_id(), handle))?;
             tokio::task::spawn_local(driver.run());
-            while let Some(event) = events.recv().await {
-                if let NetEvent::Listening(address) = &event {
-                    address_sender.send(address.clone())?;
+            tokio::task::spawn_local(followers.run(Some(network)));
+            while let Some(event) = all.recv().await {
+                if let NetEvent::Listening(address) = event {
+                    address_sender.send(address)?;
                 }
-                forward.send(event).await?;
             }
             Ok(())
         })

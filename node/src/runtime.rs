@@ -8,12 +8,12 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use pangea_client::{Error, ErrorKind, Result};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::oneshot;
 use tokio::task::LocalSet;
 
 use crate::blob;
 use crate::fabric::{Driver, Fabric, Settings};
-use crate::net::{self, GossipConfig, NetConfig, NetError, NetEvent, Network};
+use crate::net::{self, Followers, GossipConfig, Interest, NetConfig, NetError, Network};
 use crate::pipeline::links::{self, LinksDriver};
 use crate::pipeline::{ChainLimits, Loader, Pipeline};
 use crate::placement;
@@ -29,9 +29,6 @@ const KEPT_SHARE: u64 = 32;
 
 /// And at most this much: a band or a panel and a few tiles, within what a job may use beside its operands and result.
 const KEPT_BYTES: usize = 16 << 20;
-
-/// Network events on their way to one of those who follow them: each takes one in microseconds, the network holds more.
-const FANNED_OUT: usize = 64;
 
 /// What a node is made of.
 pub struct Parts {
@@ -139,13 +136,13 @@ async fn run(
     stopped: oneshot::Receiver<()>,
 ) {
     match build(parts, executor, speeds) {
-        Ok(Built { driver, inlets, fabric, pooled, staged, fan_out }) => {
+        Ok(Built { driver, inlets, fabric, pooled, staged, followers }) => {
             let (network, pool, pooling) = match pooled {
                 Some((network, pool, driver)) => (Some(network), Some(pool), Some(driver)),
                 None => (None, None, None),
             };
             let loader = staged.as_ref().map(|staged| staged.loader.clone());
-            let _ = started.send(Ok((fabric, network, pool, loader)));
+            let _ = started.send(Ok((fabric, network.clone(), pool, loader)));
             drop(started);
             if let Some(Staged { loader, links, placing, sessions }) = staged {
                 tokio::task::spawn_local(links.run());
@@ -155,8 +152,8 @@ async fn run(
             if let Some(pooling) = pooling {
                 tokio::task::spawn_local(pooling.run());
             }
-            if let Some(fan_out) = fan_out {
-                tokio::task::spawn_local(fan_out.run());
+            if let Some(followers) = followers {
+                tokio::task::spawn_local(followers.run(network));
             }
             tokio::select! {
                 () = driver.run(inlets) => {}
@@ -176,7 +173,7 @@ struct Built {
     fabric: Fabric,
     pooled: Option<(Network, Pool, pool::Driver)>,
     staged: Option<Staged>,
-    fan_out: Option<FanOut>,
+    followers: Option<Followers>,
 }
 
 /// What computes layers of models together with other nodes.
@@ -185,29 +182,6 @@ struct Staged {
     links: LinksDriver,
     placing: placement::Driver,
     sessions: placement::Sessions,
-}
-
-/// Hands what happens on the network to all who follow it.
-struct FanOut {
-    events: mpsc::Receiver<NetEvent>,
-    fabric: mpsc::Sender<NetEvent>,
-    pool: mpsc::Sender<NetEvent>,
-    links: Option<mpsc::Sender<NetEvent>>,
-}
-
-impl FanOut {
-    async fn run(mut self) {
-        while let Some(event) = self.events.recv().await {
-            if !matches!(event, NetEvent::Gossip(_)) {
-                // Either one is gone only when the node ends.
-                let _ = self.fabric.send(event.clone()).await;
-            }
-            if let (Some(links), NetEvent::PeerUp { .. } | NetEvent::PeerDown { .. }) = (&self.links, &event) {
-                let _ = links.send(event.clone()).await;
-            }
-            let _ = self.pool.send(event).await;
-        }
-    }
 }
 
 fn build(parts: Parts, executor: Executor, speeds: Speeds) -> Result<Built> {
@@ -260,20 +234,18 @@ fn build(parts: Parts, executor: Executor, speeds: Speeds) -> Result<Built> {
     };
     let Some((network, events)) = network else {
         let (driver, inlets, fabric) = Driver::new(settings, executor, None, parts.rpc)?;
-        return Ok(Built { driver, inlets, fabric, pooled: None, staged: None, fan_out: None });
+        return Ok(Built { driver, inlets, fabric, pooled: None, staged: None, followers: None });
     };
-    let (fabric_sender, fabric_events) = mpsc::channel(FANNED_OUT);
-    let (pool_sender, pool_events) = mpsc::channel(FANNED_OUT);
-    let (links_sender, links_events) = mpsc::channel(FANNED_OUT);
-    let links = parts.pipeline.is_some().then_some(links_sender);
-    let fan_out = FanOut { events, fabric: fabric_sender, pool: pool_sender, links };
-    let (driver, inlets, fabric) = Driver::new(settings, executor, Some((network.clone(), fabric_events)), parts.rpc)?;
+    let mut followers = Followers::new(events);
+    let for_fabric = followers.follow(Interest::NoGossip);
+    let (driver, inlets, fabric) = Driver::new(settings, executor, Some((network.clone(), for_fabric)), parts.rpc)?;
     let settings = pool::Settings { own, memory, remembered, link_speeds: fabric.link_speeds() };
-    let (pooling, pool) = pool::Driver::new(settings, network.clone(), pool_events);
+    let (pooling, pool) = pool::Driver::new(settings, network.clone(), followers.follow(Interest::All));
     let staged = match (parts.pipeline, folder) {
         (Some((pipeline, limits)), Some(folder)) => {
             let blobs = blob::start(&folder.join("blobs"), parts.threads, Some(&network))?;
-            let (links, driver) = links::links(network.clone(), links_events, Arc::new(pipeline.clone()));
+            let (links, driver) =
+                links::links(network.clone(), followers.follow(Interest::Connections), Arc::new(pipeline.clone()));
             pipeline.attach(links);
             let loader = Loader::new(pipeline.clone(), blobs, pool.clone(), parts.threads, limits);
             let hurried = loader.clone();
@@ -283,7 +255,7 @@ fn build(parts: Parts, executor: Executor, speeds: Speeds) -> Result<Built> {
         }
         _ => None,
     };
-    Ok(Built { driver, inlets, fabric, pooled: Some((network, pool, pooling)), staged, fan_out: Some(fan_out) })
+    Ok(Built { driver, inlets, fabric, pooled: Some((network, pool, pooling)), staged, followers: Some(followers) })
 }
 
 fn net_start_error(error: &NetError) -> Error {

@@ -12,7 +12,7 @@ use libp2p::multihash::Multihash;
 use libp2p::{Multiaddr, PeerId, Stream, StreamProtocol};
 use pangea_client::ErrorKind;
 use pangea_compute::Digest;
-use pangea_node::net::{NetConfig, NetEvent, Network, start};
+use pangea_node::net::{Followers, Interest, NetConfig, NetEvent, Network, start};
 use pangea_node::pipeline::limits::{MAX_HEADER_BYTES, QUEUE_BYTES, QUEUE_MESSAGES};
 use pangea_node::pipeline::links::{Inbox, Links, Payload, links};
 use pangea_node::pipeline::wire::{Frame, FrameRows, Message, PROTOCOL, SessionId};
@@ -61,18 +61,13 @@ impl Node {
     }
 
     async fn listening(address: &str) -> Node {
-        let (network, mut events, address) = network(address).await;
-        let (forward, net_events) = mpsc::channel(64);
+        let (network, events, address) = network(address).await;
+        let mut followers = Followers::new(events);
+        let net_events = followers.follow(Interest::Connections);
         let (sender, arrivals) = mpsc::channel(ARRIVALS);
         let (links, driver) = links(network.clone(), net_events, Arc::new(Arrivals(sender)));
         tokio::task::spawn_local(driver.run());
-        tokio::task::spawn_local(async move {
-            while let Some(event) = events.recv().await {
-                if forward.send(event).await.is_err() {
-                    return;
-                }
-            }
-        });
+        tokio::task::spawn_local(followers.run(Some(network.clone())));
         Node { network, links, arrivals, address }
     }
 

@@ -27,7 +27,7 @@ use super::status::{LinkProbe, NodeStatus};
 use crate::link::coordinator::{self, Bulk, Link, LinkEvent};
 use crate::link::limits::TASKS_PER_PEER;
 use crate::link::serve::{self, Served};
-use crate::net::{NetEvent, Network, peer_address};
+use crate::net::{Follower, NetEvent, Network, peer_address};
 use crate::wire::{PROTOCOL, TaskHello, VERSION};
 use crate::worker::budget::Budget;
 use crate::worker::executor::{Executor, Outcome, PackKey, Side, Speeds, Work};
@@ -193,7 +193,7 @@ pub struct Inlets {
     commands: mpsc::Receiver<Command>,
     notices: mpsc::Receiver<Notice>,
     link_events: mpsc::Receiver<(PeerId, u64, LinkEvent)>,
-    net_events: Option<mpsc::Receiver<NetEvent>>,
+    net_events: Option<Follower>,
 }
 
 impl Driver {
@@ -201,7 +201,7 @@ impl Driver {
     pub fn new(
         settings: Settings,
         executor: Executor,
-        network: Option<(Network, mpsc::Receiver<NetEvent>)>,
+        network: Option<(Network, Follower)>,
         rpc: String,
     ) -> Result<(Driver, Inlets, Fabric)> {
         let (command_sender, commands) = mpsc::channel(super::COMMANDS);
@@ -1361,7 +1361,7 @@ impl Driver {
     }
 }
 
-async fn next_event(events: &mut Option<mpsc::Receiver<NetEvent>>) -> Option<NetEvent> {
+async fn next_event(events: &mut Option<Follower>) -> Option<NetEvent> {
     match events {
         Some(events) => events.recv().await,
         None => None,

@@ -5,6 +5,7 @@
 //! | file | owns |
 //! |---|---|
 //! | `network` | the handle and the events: all that the rest of the node sees |
+//! | `followers` | who hears of the events, each at its own pace |
 //! | `swarm`, `swarm_behaviour` | the one task that drives everything; what of libp2p it drives, with its limits |
 //! | `failures` | how dials and connections failed, for programs and for people |
 //! | `transport`, `socket`, `yamux` | TCP and QUIC up to an admitted connection with streams |
@@ -16,6 +17,7 @@
 
 pub mod addresses;
 mod failures;
+mod followers;
 mod gossip;
 pub mod identity;
 mod network;
@@ -29,6 +31,7 @@ mod swarm_behaviour;
 mod transport;
 mod yamux;
 
+pub use followers::{Follower, Followers, Interest};
 pub use network::{
     Direction, Gossip, GossipConfig, GossipTicket, NetConfig, NetError, NetEvent, Network, Verdict, start,
 };

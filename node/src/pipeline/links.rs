@@ -24,7 +24,7 @@ use super::limits::{QUEUE_BYTES, QUEUE_MESSAGES};
 pub use super::payload::Payload;
 use super::wire::{Message, PROTOCOL};
 use crate::clock;
-use crate::net::{NetEvent, Network};
+use crate::net::{Follower, NetEvent, Network};
 use crate::wire::Header;
 use pangea_control::session::link_state::{Action, Event, LinkStates, StreamId};
 
@@ -137,7 +137,7 @@ impl Shared {
 }
 
 /// The links of `network`, which no other links may use. Call it before the first connection, and run the driver.
-pub fn links(network: Network, net_events: mpsc::Receiver<NetEvent>, inbox: Arc<dyn Inbox>) -> (Links, LinksDriver) {
+pub fn links(network: Network, net_events: Follower, inbox: Arc<dyn Inbox>) -> (Links, LinksDriver) {
     let local = network.local_peer_id();
     let shared = Arc::new(Shared { local, inbox, routes: RwLock::default() });
     let incoming = network.streams().accept(StreamProtocol::new(PROTOCOL));
@@ -152,7 +152,7 @@ pub fn links(network: Network, net_events: mpsc::Receiver<NetEvent>, inbox: Arc<
 /// Opens, accepts, reads and writes the streams, on the `LocalSet` of the network thread.
 pub struct LinksDriver {
     core: Rc<RefCell<Core>>,
-    net_events: mpsc::Receiver<NetEvent>,
+    net_events: Follower,
     incoming: Option<libp2p_stream::IncomingStreams>,
 }
 

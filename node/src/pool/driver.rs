@@ -7,17 +7,21 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use libp2p::{Multiaddr, PeerId};
-use tokio::sync::{Notify, mpsc, watch};
+use pangea_client::{Error, ErrorKind};
+use tokio::sync::{Notify, watch};
+use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior};
 
 use super::codec;
 use super::handle::Pool;
 use super::memory::Memory;
 use super::{Advert, LinkAdvert, Term, View};
-use crate::net::{Gossip, NetEvent, Network, Verdict};
+use crate::clock;
+use crate::net::{Follower, Gossip, NetEvent, Network, Verdict};
 use pangea_control::Time;
 use pangea_control::pool::election::{Changed, Election, Event, Voice};
 use pangea_control::pool::roster::{Heard, Roster};
+use pangea_control::pool::term_keeper::{Action, TermKeeper};
 
 /// Between two looks at the clock: a part of the shortest wait of an election.
 const TICK: Duration = Duration::from_millis(100);
@@ -50,7 +54,7 @@ struct Link {
 /// The driver. [`Driver::run`] it on the network thread.
 pub struct Driver {
     network: Network,
-    events: mpsc::Receiver<NetEvent>,
+    events: Follower,
     own: Arc<Mutex<Advert>>,
     said: Arc<Notify>,
     view: watch::Sender<Arc<View>>,
@@ -58,6 +62,9 @@ pub struct Driver {
     link_speeds: watch::Receiver<BTreeMap<PeerId, f64>>,
     roster: Roster,
     election: Election,
+    terms: TermKeeper,
+    /// The disk is taking a term.
+    storing: Option<(Term, JoinHandle<pangea_client::Result<()>>)>,
     links: BTreeMap<PeerId, Link>,
     listening: Vec<Multiaddr>,
     sequence: u64,
@@ -73,7 +80,7 @@ pub struct Driver {
 
 impl Driver {
     /// A node's part in the pool over `network`, whose events come by `events`.
-    pub fn new(settings: Settings, network: Network, events: mpsc::Receiver<NetEvent>) -> (Driver, Pool) {
+    pub fn new(settings: Settings, network: Network, events: Follower) -> (Driver, Pool) {
         let local = settings.own.peer;
         let election = Election::new(local, settings.own.works, settings.own.force_master, settings.remembered);
         let view = View {
@@ -96,6 +103,8 @@ impl Driver {
             link_speeds: settings.link_speeds,
             roster: Roster::new(local),
             election,
+            terms: TermKeeper::default(),
+            storing: None,
             links: BTreeMap::new(),
             listening: Vec::new(),
             sequence: 0,
@@ -121,7 +130,8 @@ impl Driver {
                     None => return,
                 },
                 () = self.said.notified() => self.fresh = true,
-                _ = tick.tick() => self.on_tick().await,
+                (term, stored) = store_ended(&mut self.storing) => self.on_stored(term, stored),
+                _ = tick.tick() => self.on_tick(),
                 () = tokio::time::sleep_until(due) => self.publish().await,
             }
             if std::mem::take(&mut self.changed) || self.fresh {
@@ -151,7 +161,7 @@ impl Driver {
                 self.links.remove(&peer);
                 self.fresh = true;
                 if self.roster.disconnected(peer, self.now()) {
-                    self.elect(Event::Gone { peer, silent }).await;
+                    self.elect(Event::Gone { peer, silent });
                 }
             }
             NetEvent::Rtt { peer, rtt } => {
@@ -184,7 +194,7 @@ impl Driver {
         self.changed = true;
         // Whoever has just come is told at once.
         self.fresh |= heard == Heard::Joined;
-        self.elect(Event::Heard(source, voice)).await;
+        self.elect(Event::Heard(source, voice));
     }
 
     async fn refuse(&self, source: PeerId, why: &str, ticket: &crate::net::GossipTicket) {
@@ -192,27 +202,55 @@ impl Driver {
         self.network.judge(ticket.clone(), Verdict::Reject).await;
     }
 
-    async fn on_tick(&mut self) {
+    fn on_tick(&mut self) {
         for peer in self.roster.silent(self.now()) {
             self.changed = true;
-            self.elect(Event::Gone { peer, silent: true }).await;
+            self.elect(Event::Gone { peer, silent: true });
         }
-        self.elect(Event::Tick).await;
+        self.elect(Event::Tick);
+        let actions = self.terms.tick(clock::now());
+        self.act(actions);
     }
 
     /// Lets the election decide; a term is on disk before anyone is told of it.
-    async fn elect(&mut self, event: Event) {
+    fn elect(&mut self, event: Event) {
         let now = self.now();
-        let Some(Changed(term)) = self.election.handle(event, now) else { return };
+        if let Some(Changed(term)) = self.election.handle(event, now) {
+            let actions = self.terms.decided(term);
+            self.act(actions);
+        }
+    }
+
+    fn on_stored(&mut self, term: Term, stored: pangea_client::Result<()>) {
+        if let Err(error) = &stored {
+            tracing::warn!(
+                event = "term_not_stored", %error, term = term.counter,
+                "cannot store the term of the master, so it is not told: {error}"
+            );
+        }
+        let actions = self.terms.stored(term, stored.is_ok(), clock::now());
+        self.act(actions);
+    }
+
+    fn act(&mut self, actions: Vec<Action>) {
+        for action in actions {
+            match action {
+                Action::Store(term) => {
+                    let memory = self.memory.clone();
+                    // The disk may take seconds; what happens on the network is followed meanwhile.
+                    self.storing = Some((term, tokio::task::spawn_blocking(move || memory.keep_term(&term))));
+                }
+                Action::Tell(term) => self.tell(term),
+            }
+        }
+    }
+
+    fn tell(&mut self, term: Option<Term>) {
         self.fresh = true;
         let Some(term) = term else {
             tracing::debug!(event = "no_master", "no master is known");
             return;
         };
-        let memory = self.memory.clone();
-        if let Ok(Err(error)) = tokio::task::spawn_blocking(move || memory.keep_term(&term)).await {
-            tracing::warn!(event = "term_not_kept", %error, "the term of the master could not be kept: {error}");
-        }
         if self.told.replace(term.master) != Some(term.master) {
             if term.master == self.network.local_peer_id() {
                 tracing::info!(event = "elected", term = term.counter, "Node elected master");
@@ -240,8 +278,8 @@ impl Driver {
         let mut own = self.own();
         own.peer = self.network.local_peer_id();
         own.sequence = self.sequence;
-        own.term = self.election.term();
-        own.counter = self.election.counter();
+        own.term = self.terms.told();
+        own.counter = self.terms.counter(self.election.counter());
         own.uptime = self.started.elapsed();
         own.addresses.clone_from(&self.listening);
         own.links = self.links.iter().map(link).collect();
@@ -265,10 +303,81 @@ impl Driver {
         let view = View {
             local: self.network.local_peer_id(),
             own: Arc::new(self.refresh()),
-            term: self.election.term(),
+            term: self.terms.told(),
             nodes: self.roster.adverts().map(|advert| (advert.peer, Arc::clone(advert))).collect(),
             connected: self.roster.connections().clone(),
         };
         self.view.send_replace(Arc::new(view));
+    }
+}
+
+/// The term that the disk was given, and what became of it; never where none was.
+async fn store_ended(
+    storing: &mut Option<(Term, JoinHandle<pangea_client::Result<()>>)>,
+) -> (Term, pangea_client::Result<()>) {
+    let Some((term, store)) = storing else { return std::future::pending().await };
+    let ended = |error| Err(Error::new(ErrorKind::Internal, format!("storing a term ended unexpectedly: {error}")));
+    let stored = store.await.unwrap_or_else(ended);
+    let term = *term;
+    *storing = None;
+    (term, stored)
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::mpsc;
+    use tokio::task::LocalSet;
+
+    use super::*;
+    use crate::net::{Direction, Followers, FoundBy, Interest, NetConfig, Transport, start};
+    use crate::storage::State;
+
+    /// Longer than an election with nobody there takes, by far.
+    const PATIENCE: Duration = Duration::from_secs(60);
+
+    #[test]
+    fn a_disk_that_hangs_delays_no_news_of_peers_and_only_the_telling_of_the_term() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = State::open(folder.path()).unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        LocalSet::new().block_on(&runtime, async {
+            let (network, _swarm_events) = start(NetConfig::new(crate::net::identity::ephemeral())).unwrap();
+            let (events, receiver) = mpsc::channel(8);
+            let mut followers = Followers::new(receiver);
+            let own = Advert { works: true, ..Advert::new(network.local_peer_id()) };
+            let settings = Settings {
+                own,
+                memory: Memory::new(Some(state.clone())),
+                remembered: None,
+                link_speeds: watch::channel(BTreeMap::new()).1,
+            };
+            let (driver, pool) = Driver::new(settings, network.clone(), followers.follow(Interest::All));
+            let driving = tokio::task::spawn_local(driver.run());
+            tokio::task::spawn_local(followers.run(Some(network)));
+            // The database has one writer at a time: whatever the driver stores waits for this one.
+            let hung = state.database().begin_write().unwrap();
+            let mut view = pool.view();
+            let before = Instant::now();
+            let mut peers = 0;
+            // Peers come one after another, until long after the node has elected itself.
+            while before.elapsed() < pangea_control::pool::election::LISTEN * 2 {
+                let peer = PeerId::random();
+                let (address, transport) = (Multiaddr::empty(), Transport::Tcp);
+                let (direction, found_by) = (Direction::Dialled, FoundBy::Manual);
+                events.send(NetEvent::PeerUp { peer, address, transport, direction, found_by }).await.unwrap();
+                let seen = tokio::time::timeout(PATIENCE, view.wait_for(|view| view.connected.contains(&peer)));
+                assert_eq!(seen.await.expect("the disk holds up the news").unwrap().term, None, "not on disk");
+                events.send(NetEvent::PeerDown { peer, why: String::new(), silent: false }).await.unwrap();
+                let seen = tokio::time::timeout(PATIENCE, view.wait_for(|view| !view.connected.contains(&peer)));
+                seen.await.expect("the disk holds up the news").unwrap();
+                peers += 1;
+            }
+            assert!(peers > 10, "{peers}");
+            drop(hung);
+            let elected = tokio::time::timeout(PATIENCE, view.wait_for(|view| view.term.is_some()));
+            assert!(elected.await.expect("the term is told once it is stored").unwrap().is_master());
+            drop(events);
+            driving.await.unwrap();
+        });
     }
 }

@@ -4,6 +4,7 @@
 //! at.
 
 pub mod admission;
+pub mod backlog;
 pub mod connection;
 pub mod connection_table;
 pub mod dial;

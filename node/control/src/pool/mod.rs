@@ -1,7 +1,7 @@
 //! The nodes of a pool, seen from one of them: who is there, how they are connected, who is the master.
 //!
 //! * [`advert`]: what a node says of itself.
-//! * [`roster`]: which nodes are there; [`election`]: which of them is the master.
+//! * [`roster`]: which nodes are there; [`election`]: which of them is the master; [`term_keeper`]: when its term is told.
 //! * [`view`]: the pool at one moment, as the rest of the node reads it.
 //!
 //! What follows from a view (placements, routes) is decided elsewhere.
@@ -11,6 +11,7 @@ pub mod election;
 pub mod roster;
 #[cfg(test)]
 mod simulation;
+pub mod term_keeper;
 pub mod view;
 
 pub use advert::{Advert, LayerSpeed, LinkAdvert, ModelAdvert, ModelSize, StageAdvert, StageState, Term};

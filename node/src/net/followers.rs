@@ -1,0 +1,179 @@
+//! Who follows what happens on the network, each at its own pace: a slow follower delays neither the swarm nor another
+//! follower. What a follower that lags finds is decided by `pangea_control::net::backlog`.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use pangea_control::net::backlog::{Backlog, Kind, Topic};
+use tokio::sync::{Notify, mpsc};
+
+use super::network::{NetEvent, Network, Verdict};
+
+/// Which events a follower hears of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Interest {
+    /// All.
+    All,
+    /// All but gossip.
+    NoGossip,
+    /// Which peers are connected.
+    Connections,
+}
+
+impl Interest {
+    fn covers(self, event: &NetEvent) -> bool {
+        match self {
+            Interest::All => true,
+            Interest::NoGossip => !matches!(event, NetEvent::Gossip(_)),
+            Interest::Connections => matches!(event, NetEvent::PeerUp { .. } | NetEvent::PeerDown { .. }),
+        }
+    }
+}
+
+/// What happens on the network, as one follower hears of it.
+#[derive(Debug)]
+pub struct Follower(Arc<Shared>);
+
+#[derive(Debug, Default)]
+struct Shared {
+    state: Mutex<State>,
+    /// Something waits, or nothing will come any more.
+    changed: Notify,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    backlog: Backlog<NetEvent>,
+    ended: bool,
+    /// The follower reads no more.
+    gone: bool,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Follower {
+    /// The next event; `None` once the network has ended and all was heard. Cancelling it loses nothing.
+    pub async fn recv(&mut self) -> Option<NetEvent> {
+        loop {
+            {
+                let mut state = self.0.lock();
+                if let Some(event) = state.backlog.pop() {
+                    return Some(event);
+                }
+                if state.ended {
+                    return None;
+                }
+            }
+            self.0.changed.notified().await;
+        }
+    }
+}
+
+impl Drop for Follower {
+    fn drop(&mut self) {
+        let mut state = self.0.lock();
+        state.gone = true;
+        state.backlog = Backlog::default();
+    }
+}
+
+/// Hands what happens on the network to all who follow it.
+pub struct Followers {
+    events: mpsc::Receiver<NetEvent>,
+    followers: Vec<(Interest, Arc<Shared>)>,
+}
+
+impl Followers {
+    /// Nobody follows `events` yet.
+    pub fn new(events: mpsc::Receiver<NetEvent>) -> Followers {
+        Followers { events, followers: Vec::new() }
+    }
+
+    /// One more follower, which hears of everything from now on that `interest` covers.
+    pub fn follow(&mut self, interest: Interest) -> Follower {
+        let shared = Arc::<Shared>::default();
+        self.followers.push((interest, Arc::clone(&shared)));
+        Follower(shared)
+    }
+
+    /// Hands on until the network ends. Gossip that a follower has no room for is judged here, as no news.
+    pub async fn run(mut self, network: Option<Network>) {
+        while let Some(event) = self.events.recv().await {
+            for unheard in self.hand_on(&event) {
+                if let (NetEvent::Gossip(gossip), Some(network)) = (unheard, &network) {
+                    network.judge(gossip.ticket, Verdict::Ignore).await;
+                }
+            }
+        }
+    }
+
+    /// Gives each follower its copy; returns those that had no room.
+    fn hand_on(&self, event: &NetEvent) -> Vec<NetEvent> {
+        let mut unheard = Vec::new();
+        for (_, follower) in self.followers.iter().filter(|(interest, _)| interest.covers(event)) {
+            let mut state = follower.lock();
+            if !state.gone {
+                unheard.extend(state.backlog.push(kind(event), event.clone()));
+                follower.changed.notify_one();
+            }
+        }
+        unheard
+    }
+}
+
+impl Drop for Followers {
+    fn drop(&mut self) {
+        for (_, follower) in &self.followers {
+            follower.lock().ended = true;
+            follower.changed.notify_one();
+        }
+    }
+}
+
+fn kind(event: &NetEvent) -> Kind {
+    match event {
+        NetEvent::PeerUp { peer, .. } => Kind::Up(*peer),
+        NetEvent::PeerDown { peer, .. } => Kind::Down(*peer),
+        NetEvent::Rtt { peer, .. } => Kind::Latest(*peer, Topic::Rtt),
+        NetEvent::PeerAddressesChanged { peer, .. } => Kind::Latest(*peer, Topic::Addresses),
+        // A host listens at a few addresses, and says so at its start.
+        NetEvent::Listening(_)
+        | NetEvent::Discovered(_)
+        | NetEvent::Gossip(_)
+        | NetEvent::Refused { .. }
+        | NetEvent::RefusedBy { .. }
+        | NetEvent::PeersFileBroken { .. }
+        | NetEvent::PeersFileLoaded { .. } => Kind::Passing,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use libp2p::PeerId;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_follower_that_never_reads_delays_no_news_to_another() {
+        let (sender, events) = mpsc::channel(8);
+        let mut followers = Followers::new(events);
+        let _stuck = followers.follow(Interest::All);
+        let mut reader = followers.follow(Interest::NoGossip);
+        let handing_on = tokio::spawn(followers.run(None));
+        let gone = PeerId::random();
+        for _ in 0..10_000 {
+            sender.send(NetEvent::Rtt { peer: PeerId::random(), rtt: Duration::ZERO }).await.unwrap();
+            assert!(matches!(reader.recv().await, Some(NetEvent::Rtt { .. })));
+        }
+        sender.send(NetEvent::PeerDown { peer: gone, why: "gone".to_owned(), silent: false }).await.unwrap();
+        assert!(matches!(reader.recv().await, Some(NetEvent::PeerDown { peer, .. }) if peer == gone));
+        drop(sender);
+        handing_on.await.unwrap();
+        assert_eq!(reader.recv().await, None);
+    }
+}
