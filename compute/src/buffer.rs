@@ -1,34 +1,34 @@
-//! Owned memory for tensors: aligned to a cache line, large pieces on huge pages; a little of it is kept for the next.
-//! Running out of memory is an error here, never an abort. It knows nothing of elements.
+//! Owned memory for tensors: aligned to a cache line, large buffers on huge pages; some dropped buffers are kept for reuse.
+//! Running out of memory is an error, never an abort. A buffer is bytes and knows no element type.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::Error;
 
-/// Every buffer begins on a cache line, which is also one AVX-512 register.
+/// Alignment of every buffer: a cache line, which is also the size of an AVX-512 register.
 pub const ALIGN_BYTES: usize = 64;
 
-/// From here on memory comes straight from the system, on huge pages where it has them: fewer page faults than an
-/// allocator's 4 KiB pages, and it goes back to the system when dropped. Below, the allocator's reuse is faster.
+/// Buffers of at least this size are mapped from the system, on huge pages where available: fewer page faults than with an
+/// allocator's 4 KiB pages, and dropped memory returns to the system. For smaller ones the allocator's reuse is faster.
 const MAP_FROM_BYTES: usize = 4 << 20;
 
-/// Dropped buffers of these sizes are kept for [`Buffer::unspecified`]: tiles, bands and panels. Having the system clear
-/// pages for each of them anew took a tenth of a distributed product's time.
+/// Sizes of dropped buffers that are kept for [`Buffer::unspecified`]: tiles, bands and panels. Fresh pages, cleared by the
+/// system, took a tenth of a distributed product's time.
 const KEPT_SIZES: std::ops::RangeInclusive<usize> = (256 << 10)..=(16 << 20);
 
-/// Bytes kept in all, unless [`keep_dropped`] says otherwise: a few tiles.
+/// Bytes of dropped buffers that are kept, until [`keep_dropped`] is called: a few tiles.
 static KEEP_BYTES: AtomicUsize = AtomicUsize::new(4 << 20);
 
-/// Has this process keep at most `bytes` of dropped buffers for the next ones.
+/// Sets how many bytes of dropped buffers this process keeps for reuse.
 pub fn keep_dropped(bytes: usize) {
     KEEP_BYTES.store(bytes, Ordering::Relaxed);
 }
 
-/// A kept buffer serves a request that fills at least this share of it.
+/// A kept buffer is reused for a request that fills at least this share of it.
 const KEPT_FILLED: f64 = 0.75;
 
-/// The kept buffers, the longest kept first.
+/// The kept buffers, oldest first.
 static KEPT: Mutex<Vec<Memory>> = Mutex::new(Vec::new());
 
 /// `len` bytes of owned memory, aligned to [`ALIGN_BYTES`].
@@ -53,7 +53,7 @@ impl Buffer {
     /// [`Error::OutOfMemory`].
     pub fn zeroed(len: usize) -> Result<Buffer, Error> {
         let out_of_memory = || Error::OutOfMemory { bytes: len as u64, what: "a tensor" };
-        // The system's own limit is half the address space; ask for less than that or do not ask.
+        // No allocation can exceed half the address space.
         if len > isize::MAX as usize - ALIGN_BYTES {
             return Err(out_of_memory());
         }
@@ -73,8 +73,8 @@ impl Buffer {
         Ok(Buffer { memory: Memory::Heap { bytes, start }, len })
     }
 
-    /// `len` bytes of whatever, for who writes all of them before anybody reads: a buffer dropped before, where there is
-    /// one of about this size.
+    /// `len` bytes of unspecified content, for callers that write every byte before any is read. Reuses a dropped buffer of
+    /// about this size, if one is kept.
     ///
     /// # Errors
     /// [`Error::OutOfMemory`].
@@ -126,7 +126,7 @@ impl Buffer {
 }
 
 impl Memory {
-    /// The longest buffer it can be.
+    /// Bytes of the longest buffer that fits.
     fn capacity(&self) -> usize {
         match self {
             Memory::Heap { bytes, start } => bytes.len() - start,

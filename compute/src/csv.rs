@@ -1,5 +1,5 @@
-//! Matrices as comma-separated text: one row a line, numbers only. Pure over bytes.
-//! It never guesses: a header line, ragged rows or words are errors with line and column.
+//! Matrices as comma-separated text: one row per line, numbers only. Pure over bytes. Header lines, ragged rows and
+//! words are errors with line and column, never guessed at.
 
 use crate::{DType, Error, Tensor, TensorBuf};
 use std::fmt::Write;
@@ -8,11 +8,11 @@ fn bad(what: impl Into<String>, line: usize, column: usize) -> Error {
     Error::Parse { format: "csv", what: what.into(), place: format!("line {line}, column {column}") }
 }
 
-/// The matrix in `text`, as f64: `[lines, fields]`. Fields are separated by commas; spaces around them and empty lines
-/// at the end do not count. `nan`, `inf` and `-inf` are numbers.
+/// The matrix in `text`, as f64: `[lines, fields]`. Fields are separated by commas; spaces around fields and empty
+/// lines at the end are ignored. `nan`, `inf` and `-inf` are numbers.
 ///
 /// # Errors
-/// [`Error::Parse`] with line and column (both from 1; columns count fields).
+/// [`Error::Parse`] with line and column, both from 1; a column is a field.
 pub fn parse(text: &[u8]) -> Result<Tensor, Error> {
     let text = text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(text);
     let mut values: Vec<f64> = Vec::new();
@@ -70,7 +70,7 @@ pub fn write(t: &Tensor) -> String {
     out
 }
 
-/// The shortest text that gives the element back.
+/// The shortest text that parses back to the element.
 pub(crate) fn write_number(out: &mut String, t: &Tensor, row: usize, col: usize) {
     let value = t.get(row, col).unwrap_or(f64::NAN);
     // Writing to a String cannot fail.
@@ -92,7 +92,7 @@ fn spelled(value: f64) -> &'static str {
     }
 }
 
-/// `t` with its elements converted to `dtype`, to nearest; for text, whose numbers have no type.
+/// `t` with its elements converted to `dtype`, rounded to nearest; for text, whose numbers have no type.
 ///
 /// # Errors
 /// [`Error::Invalid`] where an integer type cannot hold a value exactly; [`Error::OutOfMemory`].

@@ -1,63 +1,64 @@
-//! Drafts by prompt lookup: guesses the next tokens from an earlier place where the same tokens stood.
-//! A guess costs rows in a forward pass, and only what the model itself says is kept: drafts change when a text comes,
-//! never which. No clock: the caller reports what passes cost. Source: Saxena, "Prompt lookup decoding" (2023).
+//! Drafts by prompt lookup: the next tokens are guessed from an earlier place in the text where the same tokens stood.
+//! A guess costs rows in a forward pass, and only tokens that the model itself chooses are kept, so drafts change the
+//! time of an answer, never its text. The caller reports the cost of passes; no clock is read. Source: Saxena, "Prompt
+//! lookup decoding" (2023).
 
-/// How many last tokens are looked up, longest first: the longer the match, the likelier the guess.
+/// Lengths of the n-grams that are looked up, longest first: the longer the match, the likelier the guess.
 const NGRAMS: [usize; 3] = [5, 3, 2];
-/// Places remembered per n-gram length; newer ones replace older ones. 64 KiB each.
+/// Places remembered per n-gram length, 64 KiB each; newer places replace older ones.
 const SLOTS: usize = 1 << 14;
-/// No draft is longer: rows of one pass beyond this cost more than they bring on the processors measured.
+/// Tokens of a draft, at most: on the processors measured, further rows of a pass cost more than they gain.
 pub const MAX_DRAFT: usize = 15;
-/// A draft must promise at least this much more than going without, or none is made.
+/// Predicted speed-up, at least, for which a draft is made.
 const LEAST_GAIN: f64 = 1.05;
-/// The weight of a new observation of whether guesses are right: about the last 20 count.
+/// Weight of a new observation of a guess: an average over about 20.
 const GUESS_WEIGHT: f64 = 0.05;
-/// The weight of a new observation of time: about the last 8 passes count.
+/// Weight of a new observation of time: an average over about 8 passes.
 const TIME_WEIGHT: f64 = 0.125;
-/// What one more row is taken to cost, in passes of one row, until it has been measured.
+/// Assumed cost of one more row, in passes of one row, until it is measured.
 const ASSUMED_ROW_COST: f64 = 0.2;
-/// After a loss no draft is made for this many tokens; doubled with every loss that follows.
+/// Tokens without drafts after a loss; doubled with every loss that follows.
 const FIRST_PAUSE: u64 = 32;
 const LONGEST_PAUSE: u64 = 4096;
-/// After so many drafted passes one goes without, so that what a single row costs stays known.
+/// Drafted passes after which one pass goes without a draft, so that the cost of a single row stays known.
 const REFRESH: u32 = 64;
-/// With every pass of one row the measured cost of rows moves this much towards [`ASSUMED_ROW_COST`]: what was
-/// measured on a busy machine is tried again some hundred tokens later.
+/// Share by which the measured cost of rows moves towards [`ASSUMED_ROW_COST`] with every pass of one row, so that a
+/// cost measured on a busy machine is tried again some hundred tokens later.
 const FORGETTING: f64 = 1.0 / 512.0;
-/// Passes over which a win or a loss is established.
+/// Passes over which gain or loss is judged.
 const TRIAL: u32 = 8;
 
-/// Drafts for one session. Memory: 192 KiB, whatever the length of the text. Time: constant per token.
+/// Drafts for one session. Takes 192 KiB whatever the length of the text, and constant time per token.
 #[derive(Clone, Debug)]
 pub struct Drafter {
     /// `[n-gram length][slot]`: one past the last token of an n-gram's latest occurrence; 0 is none.
     places: Vec<Vec<u32>>,
-    /// Tokens whose n-grams are in `places`: all those that end before this place.
+    /// Length of the text whose n-grams are in `places`.
     indexed: usize,
-    /// The last tokens that were indexed, to notice another text.
+    /// The last tokens of that text, to notice a change of text.
     tail: Vec<u32>,
-    /// How likely the next guess is right, per n-gram length; watched whether drafts are made or not.
+    /// Probability that the next guess is right, per n-gram length; measured whether drafts are made or not.
     hit_rate: [f64; NGRAMS.len()],
     draft: Vec<u32>,
     cost: Cost,
-    /// The text is not drafted for before it has this length.
+    /// Length of the text before which no draft is made.
     paused_until: u64,
     pause: u64,
     trial: Trial,
 }
 
-/// What passes cost, in seconds.
+/// The measured cost of passes, in seconds.
 #[derive(Clone, Debug, Default)]
 struct Cost {
     /// A pass of one row.
     single: Option<f64>,
-    /// What one more row adds, as a fraction of `single`.
+    /// The cost of one more row, as a fraction of `single`.
     row: Option<f64>,
     /// Drafted passes since `single` was measured.
     drafted: u32,
 }
 
-/// What drafting has brought since it was last judged.
+/// Gain of drafting since the last judgement.
 #[derive(Clone, Debug, Default)]
 struct Trial {
     passes: u32,
@@ -87,9 +88,10 @@ impl Drafter {
         }
     }
 
-    /// Guesses what follows `text` (prompt and answer so far): at most `limit` and [`MAX_DRAFT`] tokens, empty where none
-    /// promises to pay; never before a first pass of one row was observed. The guess is what followed the latest earlier occurrence of the last tokens; where that runs
-    /// into the end of the text it goes on with the guess itself. Another text than before starts the index anew.
+    /// Guesses the continuation of `text` (prompt and answer so far): at most `limit` and [`MAX_DRAFT`] tokens. Empty
+    /// where no draft is predicted to gain time, and before a first pass of one row was observed. The guess continues
+    /// the latest earlier occurrence of the last tokens; beyond the end of the text it repeats itself. A changed text
+    /// resets the index.
     pub fn propose(&mut self, text: &[u32], limit: usize) -> &[u32] {
         self.draft.clear();
         self.index(text);
@@ -100,15 +102,16 @@ impl Drafter {
         let Some((source, place)) = self.lookup(text, text.len()) else { return &self.draft };
         let length = self.best_length(self.hit_rate[source]).min(limit);
         for at in place..place + length {
-            // Past the end of the text the guess repeats with the period that it has found.
+            // Past the end of the text the guess repeats with the period of the match.
             let token = text.get(at).copied().unwrap_or_else(|| self.draft[at - text.len()]);
             self.draft.push(token);
         }
         &self.draft
     }
 
-    /// What a pass of this session cost: `rows` it verified (1 without a draft, else 1 + the draft's tokens), how many
-    /// draft tokens were `accepted`, and its `seconds`. Report passes without drafts too: they are the comparison.
+    /// Reports the cost of a pass of this session: `rows` it verified (1 without a draft, else 1 + the draft's tokens),
+    /// the draft tokens that were `accepted`, and its `seconds`. Passes without drafts must be reported too, for
+    /// comparison.
     pub fn observe(&mut self, rows: usize, accepted: usize, seconds: f64) {
         if rows == 0 || !(seconds.is_finite() && seconds > 0.0) {
             return;
@@ -140,7 +143,7 @@ impl Drafter {
         }
     }
 
-    /// The length with the most tokens per second, 0 if none beats going without by [`LEAST_GAIN`].
+    /// The length with the most tokens per second; 0 if no draft gains more than [`LEAST_GAIN`].
     fn best_length(&self, hit_rate: f64) -> usize {
         let row = self.cost.row.unwrap_or(ASSUMED_ROW_COST);
         let (mut best, mut best_gain) = (0, LEAST_GAIN);
@@ -156,9 +159,9 @@ impl Drafter {
         best
     }
 
-    /// Brings the index up to `text`. An n-gram goes in once a token follows it: only then is there something to guess.
+    /// Extends the index to `text`. An n-gram is indexed once a token follows it, because only then can it predict one.
     fn index(&mut self, text: &[u32]) {
-        // Places are 32 bits; behind that nothing is looked up.
+        // Places are 32 bits; later tokens are not looked up.
         let text = &text[..text.len().min(u32::MAX as usize)];
         let known = self.indexed.checked_sub(self.tail.len()).and_then(|from| text.get(from..self.indexed));
         if known != Some(&self.tail[..]) {
@@ -166,7 +169,7 @@ impl Drafter {
             self.indexed = 0;
             self.paused_until = 0;
         }
-        // What is there at the first look is a prompt: how it repeats itself says little about the answer.
+        // The first text is a prompt: how it repeats itself says little about the answer.
         let watch = self.indexed > 0;
         for end in self.indexed.max(1)..text.len() {
             if watch && let Some((source, place)) = self.lookup(text, end) {
@@ -184,7 +187,7 @@ impl Drafter {
         self.tail.extend_from_slice(&text[text.len().saturating_sub(NGRAMS[0])..]);
     }
 
-    /// Where the longest n-gram that ends at `end` stood before: which length, and the place behind it.
+    /// The latest occurrence of the longest n-gram that ends at `end`: its length's index, and the place after it.
     fn lookup(&self, text: &[u32], end: usize) -> Option<(usize, usize)> {
         NGRAMS.iter().enumerate().find_map(|(source, &n)| {
             let ngram = text.get(end.checked_sub(n)?..end)?;
@@ -200,7 +203,7 @@ fn smooth(old: Option<f64>, new: f64, weight: f64) -> f64 {
     old.map_or(new, |old| old + weight * (new - old))
 }
 
-/// FNV-1a over whole tokens, its high bits: good enough for a table that checks what it finds.
+/// FNV-1a over whole tokens, high bits; collisions are found by comparing tokens.
 fn slot(ngram: &[u32]) -> usize {
     let hash = ngram
         .iter()
@@ -213,7 +216,8 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// Runs a session whose true continuation is `text`: returns (seconds, seconds without drafts, drafted passes in the last half).
+    /// Runs a session whose true continuation is `text`: returns (seconds, seconds without drafts, drafted passes in
+    /// the last half).
     fn run(text: &[u32], prompt: usize, row_cost: f64) -> (f64, f64, usize) {
         let mut drafter = Drafter::new();
         let (mut at, mut seconds, mut late) = (prompt, 0.0, 0);
@@ -273,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn another_text_starts_anew() {
+    fn another_text_resets_the_index() {
         let mut drafter = measured();
         let text: Vec<u32> = [1, 2, 3, 4, 5, 6, 7, 8].repeat(4);
         assert_eq!(drafter.propose(&text, 3), &[1, 2, 3]);

@@ -1,5 +1,4 @@
-//! Element types: their sizes, names, and what type a product of two of them has.
-//! It never touches memory; tensors are in [`crate::tensor`].
+//! Element types: sizes, names, and the type of a product of two of them. Tensors are in [`crate::tensor`].
 
 use crate::Error;
 use half::{bf16, f16};
@@ -17,7 +16,7 @@ pub enum DType {
     F64,
     /// Signed 8-bit integer.
     I8,
-    /// Signed 32-bit integer: only what a product of two `i8` tensors gives, never an operand.
+    /// Signed 32-bit integer: the product of two `i8` tensors, never an operand of a product.
     I32,
 }
 
@@ -86,7 +85,7 @@ impl DType {
     ///
     /// Floats follow NumPy's promotion, with sums in f32 for the 16-bit types and one rounding at the end:
     /// `f16·f16 → f16`, `bf16·bf16 → bf16`, `f16·bf16 → f32`, anything with `f32 → f32`, anything with `f64 → f64`.
-    /// `i8` beside a float counts as that float (every i8 is exact in f16 and bf16). `i8·i8 → i32`, exactly.
+    /// `i8` with a float is converted to that float type (every i8 is exact in f16 and bf16). `i8·i8 → i32`, exactly.
     ///
     /// # Errors
     /// [`Error::Dtype`] where an operand is `i32`.
@@ -97,7 +96,7 @@ impl DType {
                 return Err(Error::Dtype {
                     operation: "matmul",
                     dtype: I32.name().to_string(),
-                    hint: "i32 is what a product of i8 matrices gives and cannot be multiplied again; convert to f64 (exact) or i8",
+                    hint: "a product of i8 matrices is i32 and cannot be multiplied again; convert it to f64 (exact) or i8",
                 });
             }
             (F64, _) | (_, F64) => F64,
@@ -125,7 +124,7 @@ pub trait Element: bytemuck::Pod + Send + Sync + PartialEq + std::fmt::Debug + s
     const DTYPE: DType;
     /// The value as f64, exactly.
     fn to_f64(self) -> f64;
-    /// Little-endian bytes from big-endian ones.
+    /// The value with its bytes in reverse order.
     fn swap_bytes(self) -> Self;
 }
 
@@ -162,7 +161,7 @@ pub(crate) fn f16_to_f32(v: f16) -> f32 {
     let shifted = (h & 0x7fff) << 13;
     let exponent = shifted & EXPONENT;
     let normal = shifted + ((127 - 15) << 23);
-    // Inf and NaN: the exponent goes on to 255.
+    // Inf and NaN: the exponent becomes 255.
     let special = normal + ((128 - 16) << 23);
     // Subnormals: 2^-14 + mantissa, less 2^-14, in floating point.
     let subnormal = (f32::from_bits(normal + (1 << 23)) - f32::from_bits(113 << 23)).to_bits();

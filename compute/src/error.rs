@@ -1,17 +1,17 @@
-//! The one error type of this crate; callers act on its [`ErrorKind`].
-//! Messages are sentences for people: the operation, the shapes, and what to do. It never prints or logs.
+//! The error type of this crate; callers act on its [`ErrorKind`]. A message is a sentence for people: the operation, the
+//! shapes, and what to do. Errors are returned, never printed or logged.
 
 use std::path::{Path, PathBuf};
 
 use pangea_units::ErrorKind;
 
-/// Everything that can go wrong in this crate.
+/// An error of this crate.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The shapes of two operands do not fit.
     #[error("{operation}: shapes do not fit: A is {} x {} and B is {} x {}: {hint}", a.0, a.1, b.0, b.1)]
     Shape {
-        /// Which operation was asked for.
+        /// The operation that failed.
         operation: &'static str,
         /// Rows and columns of the left operand.
         a: (usize, usize),
@@ -20,25 +20,25 @@ pub enum Error {
         /// What must hold.
         hint: &'static str,
     },
-    /// An element type that this operation does not take.
+    /// An element type that the operation does not support.
     #[error("{operation}: dtype {dtype} is not supported: {hint}")]
     Dtype {
-        /// Which operation was asked for.
+        /// The operation that failed.
         operation: &'static str,
         /// The type's name.
         dtype: String,
         /// What to use instead.
         hint: &'static str,
     },
-    /// A value outside what is allowed.
+    /// An argument outside its allowed range.
     #[error("{operation}: {what}")]
     Invalid {
-        /// Which operation was asked for.
+        /// The operation that failed.
         operation: &'static str,
         /// What is wrong and what to do.
         what: String,
     },
-    /// A file or text that does not hold what it should.
+    /// A file or text that is not in the format it should be.
     #[error("{format}: {what} ({place})")]
     Parse {
         /// The format being read: `npy`, `csv`, `json`.
@@ -48,12 +48,12 @@ pub enum Error {
         /// Where: a byte offset, or line and column.
         place: String,
     },
-    /// A computed number that is no number: whatever follows from it would be garbage.
+    /// A computed value that is NaN or infinite, from which nothing can be computed.
     #[error("{operation}: {what}; the model's weights or an earlier stage are broken")]
     NonFinite {
-        /// Which operation was asked for.
+        /// The operation that failed.
         operation: &'static str,
-        /// Which number.
+        /// The value.
         what: String,
     },
     /// The system refused an allocation.
@@ -74,16 +74,16 @@ pub enum Error {
         /// The number of columns.
         cols: usize,
     },
-    /// A bound that someone set is reached; the same may work once other work has ended.
+    /// A configured limit is reached; the request may succeed once other work has ended.
     #[error("{what}")]
     Busy {
-        /// Which bound, and what to do.
+        /// The limit, and what to do.
         what: String,
     },
-    /// The disk that is being written to is full.
+    /// The disk is full.
     #[error("the disk is full: writing {} failed and the partial file was removed; free space or choose another place", path.display())]
     DiskFull {
-        /// The file that was to be written.
+        /// The file being written.
         path: PathBuf,
     },
     /// Reading or writing a file failed.
@@ -91,7 +91,7 @@ pub enum Error {
     Io {
         /// The file.
         path: PathBuf,
-        /// What the operating system said.
+        /// The operating system's error.
         source: std::io::Error,
     },
     /// The work was cancelled.

@@ -1,9 +1,9 @@
-//! Which instruction sets this processor has, and which of them the kernels use.
-//! Read once at start, never inside a kernel.
+//! Instruction sets: those this processor has, and the one that the kernels use. Read when a pool starts, never inside
+//! a kernel.
 
 use crate::Error;
 
-/// A family of kernels.
+/// A family of kernels, written for one instruction set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Isa {
     /// Portable Rust, vectorised by the compiler (SSE2, NEON).
@@ -12,7 +12,7 @@ pub enum Isa {
     Neon,
     /// x86-64 with AVX2, FMA and F16C.
     Avx2,
-    /// x86-64 with AVX-512 F, BW, DQ and VL; VNNI is used where it is there.
+    /// x86-64 with AVX-512 F, BW, DQ and VL; VNNI is used where the processor has it.
     Avx512,
 }
 
@@ -63,7 +63,8 @@ impl Isa {
         }
     }
 
-    /// What `PANGEA_ISA` asks for (`plain`, `neon`, `avx2`, `avx512`), the best there is where it is not set.
+    /// The instruction set that `PANGEA_ISA` names (`plain`, `neon`, `avx2`, `avx512`), or the fastest one where the
+    /// variable is not set.
     ///
     /// # Errors
     /// [`Error::Invalid`] for another word, or a family that this processor cannot run.

@@ -1,13 +1,13 @@
-//! Matrices as JSON: a list of rows, each a list of numbers. Pure over bytes.
-//! It never takes strings for numbers.
+//! Matrices as JSON: a list of rows, each a list of numbers. Pure over bytes. Strings are never read as numbers.
 
 use crate::csv::write_number;
 use crate::{Error, Tensor};
 
-/// The matrix in `text`, as f64. Also taken: an object with the rows under `data`. Numbers only; `null` is refused.
+/// The matrix in `text`, as f64: a list of rows, or an object with the rows under `data`. Elements are numbers; `null`
+/// is refused.
 ///
 /// # Errors
-/// [`Error::Parse`] with line and column for what is not JSON, with row and column for what is not a matrix.
+/// [`Error::Parse`] with line and column for invalid JSON, with row and column for JSON that is not a matrix.
 pub fn parse(text: &[u8]) -> Result<Tensor, Error> {
     let bad = |what: String, place: String| Error::Parse { format: "json", what, place };
     let value: serde_json::Value = serde_json::from_slice(text)

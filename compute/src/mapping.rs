@@ -1,5 +1,5 @@
-//! Mapped files: read-only views of a file's bytes, and pages given back to the system. The one file that maps memory; it
-//! never writes and does not know what the bytes mean.
+//! Mapped files: read-only views of a file's bytes, and pages given back to the system. Memory is mapped here and
+//! nowhere else; what the bytes mean is the caller's.
 #![allow(unsafe_code)]
 
 use crate::Error;
@@ -7,7 +7,7 @@ use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
 
-/// A mapped file from some byte on.
+/// A mapped file, from some byte on.
 #[derive(Clone)]
 pub(crate) struct Mapping {
     map: Arc<memmap2::Mmap>,
@@ -15,8 +15,8 @@ pub(crate) struct Mapping {
 }
 
 impl Mapping {
-    /// All of the file at `path`; `None` where it is empty: an empty range cannot be mapped. As for
-    /// [`NpyFile::open`](crate::NpyFile::open), nobody may cut the file short while it is in use.
+    /// All of the file at `path`; `None` where the file is empty, since an empty range cannot be mapped. As for
+    /// [`NpyFile::open`](crate::NpyFile::open), the file must not be truncated while it is in use.
     ///
     /// # Errors
     /// [`Error::Io`]; [`Error::Invalid`] for what is not a regular file.
@@ -33,10 +33,10 @@ impl Mapping {
         Mapping::of(&file, 0).map(Some).map_err(io)
     }
 
-    /// All of `file` from byte `from` on, which exists.
+    /// All of `file` from byte `from` on, which must exist.
     pub(crate) fn of(file: &File, from: usize) -> std::io::Result<Mapping> {
-        // SAFETY: the mapping is private and read-only, and lives as long as everything over it. That nobody truncates
-        // the file meanwhile is the documented condition of the functions that open files.
+        // SAFETY: the mapping is private and read-only, and lives as long as everything over it. That the file is not
+        // truncated meanwhile is the documented condition of the functions that open files.
         let map = unsafe { memmap2::MmapOptions::new().map_copy_read_only(file) }?;
         Ok(Mapping { map: Arc::new(map), from })
     }
@@ -45,8 +45,8 @@ impl Mapping {
         &self.map[self.from..]
     }
 
-    /// Gives the pages that lie wholly inside `bytes`, a part of this mapping, back to the system; what reads them
-    /// again gets them from the file again. Does nothing for other bytes, or where the system has no such call.
+    /// Gives the pages that lie wholly inside `bytes`, a part of this mapping, back to the system. A later read loads
+    /// them from the file again. Does nothing for other bytes, or where the system has no such call.
     pub(crate) fn release(&self, bytes: &[u8]) {
         #[cfg(unix)]
         {
@@ -64,7 +64,7 @@ impl Mapping {
             // same bytes; nothing was ever written to it. The range lies inside the mapping, as just checked.
             let released =
                 unsafe { self.map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, begin, end - begin) };
-            // It is advice: where it is not taken, the memory stays in use and nothing else changes.
+            // The call is advice: where the system ignores it, the memory stays in use.
             drop(released);
         }
         #[cfg(not(unix))]
@@ -72,7 +72,7 @@ impl Mapping {
     }
 }
 
-/// No page of a supported system is larger (Apple's are 16 KiB, some ARM kernels' 64 KiB): what is released is a whole
-/// number of them. A mapping begins at a page.
+/// Granularity of released ranges. No page of a supported system is larger: Apple's are 16 KiB, some ARM kernels' 64
+/// KiB.
 #[cfg(unix)]
 const RELEASED_PAGE_BYTES: usize = 64 << 10;

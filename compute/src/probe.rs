@@ -1,15 +1,15 @@
-//! How fast is this machine at products, and at the layers of language models? Short measurements for the cost models.
-//! It is the one place here that reads a clock, and it judges nothing.
+//! Measures this machine: products, and the layers of language models. The results feed the cost models; this module
+//! alone reads a clock.
 
 use crate::gguf::GgmlType;
 use crate::{Cancel, DType, Error, Linear, Pool, Tensor, matmul};
 use std::time::{Duration, Instant};
 
-/// The side of the matrices measured: large enough to reach full speed, small enough for a few milliseconds.
+/// Side of the measured matrices: large enough for full speed, small enough for a few milliseconds.
 const SIDE: usize = 768;
 
-/// Multiply-adds per second, counted as two operations each, in units of 10⁹, of products of two `dtype` matrices on
-/// this pool. The best run within about `budget_ms` milliseconds; one run at least.
+/// Speed of products of two `dtype` matrices on this pool, in GFLOP/s (a multiply-add counts as two operations). The
+/// best run within about `budget_ms` milliseconds, of at least one.
 ///
 /// # Errors
 /// [`Error::Dtype`] for i32; [`Error::OutOfMemory`].
@@ -31,30 +31,30 @@ pub fn gflops(dtype: DType, pool: &Pool, budget_ms: u64) -> Result<f64, Error> {
     Ok(2.0 * (SIDE as f64).powi(3) / best.as_secs_f64().max(1e-9) / 1e9)
 }
 
-/// What the layers of a model are measured with: a common type, 5 bits a weight.
+/// Weight type that layers are measured with: a common one, 5 bits a weight.
 const LAYER_TYPE: GgmlType = GgmlType::Q4_1;
 
-/// `[rows, k]` of the matrix that is read for one token: 4 MiB packed, more than a core's own cache holds, and little
-/// beside what a node needs anyway.
+/// `[rows, k]` of the matrix for decoding: 4 MiB packed, more than a core's own cache holds, and little beside a node's
+/// other memory.
 const DECODED: (usize, usize) = (2048, 3072);
 
-/// `[rows, k]` of the matrix that meets a prompt: small, so that slow machines are done in time.
+/// `[rows, k]` of the matrix for prompts: small, so that slow machines finish in time.
 const PROMPTED: (usize, usize) = (1024, 2048);
 
-/// Rows of that prompt.
+/// Rows of the measured prompt.
 const PROMPT_ROWS: usize = 64;
 
-/// How fast a machine computes the layers of language models.
+/// Measured speed of a machine on the layers of language models.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct LayerRates {
     /// Decoding: bytes of packed weights per second.
     pub weight_bytes_per_s: f64,
-    /// Reading a prompt: multiply-accumulates per second.
+    /// Prompt processing: multiply-accumulates per second.
     pub macs_per_s: f64,
 }
 
-/// How fast this pool computes layers: the best runs within about `budget_ms` milliseconds, half of them for each kind; two
-/// runs of each at least.
+/// Measures this pool on layers: the best runs within about `budget_ms` milliseconds, half of them for each kind, at
+/// least two runs of each.
 ///
 /// # Errors
 /// [`Error::OutOfMemory`].
@@ -68,7 +68,7 @@ pub fn layers(pool: &Pool, budget_ms: u64) -> Result<LayerRates, Error> {
 
 /// Seconds of the fastest product of a matrix with `n` rows of activations, and the matrix's packed bytes.
 fn best_of(pool: &Pool, (rows, k): (usize, usize), n: usize, budget: Duration) -> Result<(f64, usize), Error> {
-    // Scale and offset are small numbers, the codes any bits.
+    // Scale and offset are small numbers; the codes can be any bits.
     let mut block = [0x5a_u8; 20];
     block[..4].copy_from_slice(&[0, 0x14, 0, 0x94]);
     assert_eq!(block.len(), LAYER_TYPE.block_bytes(), "a block of {LAYER_TYPE}");

@@ -1,5 +1,5 @@
-//! `C = A·B`: checks shapes and types, chooses the kernel, and keeps operands packed for reuse over many tiles.
-//! It never checks results ([`crate::check`] does) and never decides where work is done.
+//! `C = A·B`: checks shapes and types, chooses the kernel, and keeps operands packed for reuse over many tiles. Results
+//! are checked in [`crate::check`]; where a product is computed is the node's decision.
 
 use crate::kernel::blocked::{Passes, Target};
 use crate::kernel::for_kernel;
@@ -48,7 +48,7 @@ pub fn product_bytes(
 /// The element type of `a · b`, without computing it.
 ///
 /// # Errors
-/// As [`matmul`]: shapes that do not fit, types that do not go together, an i8 product too long to be exact.
+/// As [`matmul`]: shapes or types that do not fit, an i8 product too long to be exact.
 pub fn product_dtype(a: &Tensor, b: &Tensor) -> Result<DType, Error> {
     check_operands(a.shape(), b.shape(), a.dtype(), b.dtype())
 }
@@ -74,8 +74,8 @@ fn check_operands((m, ka): (usize, usize), (kb, n): (usize, usize), a: DType, b:
     Ok(out)
 }
 
-/// The product `C[m, n] = A[m, k] · B[k, n]`, row-major, of type [`DType::product`]. Views and any strides are taken
-/// as they are. k = 0 gives zeros; NaN and infinities flow through as IEEE 754 says.
+/// The product `C[m, n] = A[m, k] · B[k, n]`, row-major, of type [`DType::product`]. Operands may be views with any
+/// strides. k = 0 gives zeros; NaN and infinities propagate as in IEEE 754.
 ///
 /// # Errors
 /// [`Error::Shape`], [`Error::Dtype`], [`Error::OutOfMemory`], [`Error::Cancelled`].
@@ -86,8 +86,8 @@ pub fn matmul(a: &Tensor, b: &Tensor, pool: &Pool, cancel: &Cancel) -> Result<Te
     Ok(c.freeze())
 }
 
-/// As [`matmul`], written straight to (`row0`, `col0`) of a larger tensor of the product's type. After an error that
-/// block holds anything.
+/// As [`matmul`], written directly to (`row0`, `col0`) of a larger tensor of the product's type. After an error the
+/// content of that block is unspecified.
 ///
 /// # Errors
 /// As [`matmul`]; [`Error::Invalid`] where the block does not lie inside `out`.
@@ -114,7 +114,7 @@ pub fn matmul_into(
     })
 }
 
-/// Where a product of `rows` × `cols` goes in `out`; zeros are written, and `None` given, where there is nothing to sum.
+/// The block of `out` that a product of `rows` × `cols` is written to. Where k is 0, writes zeros and returns `None`.
 fn target(
     out: &mut TensorBuf,
     dtype: DType,
@@ -169,7 +169,7 @@ pub struct PackedA(Packed);
 pub struct PackedB(Packed);
 
 impl PackedA {
-    /// Packs `a` for products with operands of type `b_dtype`, on pools like this one.
+    /// Packs `a` for products with operands of type `b_dtype`, on pools with this pool's instruction set.
     ///
     /// # Errors
     /// As [`matmul`].
@@ -189,7 +189,7 @@ impl PackedA {
 }
 
 impl PackedB {
-    /// Packs `b` for products with operands of type `a_dtype`, on pools like this one.
+    /// Packs `b` for products with operands of type `a_dtype`, on pools with this pool's instruction set.
     ///
     /// # Errors
     /// As [`matmul`].
@@ -208,7 +208,7 @@ impl PackedB {
     }
 }
 
-/// As [`matmul`], from packed operands. The same bits as [`matmul`] for integers; for floats within rounding.
+/// As [`matmul`], from packed operands. The same bits as [`matmul`] for integers; for floats equal within rounding.
 ///
 /// # Errors
 /// As [`matmul`]; [`Error::Invalid`] where the two were packed for different types or instruction sets.

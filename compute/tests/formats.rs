@@ -153,9 +153,9 @@ fn hostile_headers_are_errors_that_say_what() {
         ("{'descr': '<V2', 'fortran_order': False, 'shape': (3, 3)}", "bfloat16"),
         ("{'descr': '<c8', 'fortran_order': False, 'shape': (3, 3)}", "complex"),
         ("{'descr': [('a', '<f4')], 'fortran_order': False, 'shape': (3, 3)}", "record"),
-        ("{'descr': '<f4', 'descr': '<f8', 'fortran_order': False, 'shape': (3, 3)}", "twice"),
-        ("{'descr': '<f4', 'fortran_order': False, 'shape': (3, 3)} + evil()", "goes on"),
-        ("{'descr': '<f4', 'evil': False, 'shape': (3, 3)}", "not known"),
+        ("{'descr': '<f4', 'descr': '<f8', 'fortran_order': False, 'shape': (3, 3)}", "duplicate"),
+        ("{'descr': '<f4', 'fortran_order': False, 'shape': (3, 3)} + evil()", "after its dict"),
+        ("{'descr': '<f4', 'evil': False, 'shape': (3, 3)}", "unknown key"),
         ("{'descr': '<f4", "does not end"),
         ("{'descr': '<f\\x34', 'fortran_order': False, 'shape': (3, 3)}", "escapes"),
     ] {

@@ -206,8 +206,8 @@ fn claims_are_checked_before_they_are_believed() {
         (File::new().entry("t", &[0], 0, 0), "dimension of zero"),
         (File::new().entry("t", &[], 0, 0), "0 dimensions"),
         (File::new().entry("t", &[1; 5], 0, 0), "5 dimensions"),
-        (File::new().entry("t", &[33], 8, 0), "no whole number of Q8_0 blocks"),
-        (File::new().tensor("u", &[64], 24, &[0; 64]).entry("t", &[1], 24, 8), "no multiple"),
+        (File::new().entry("t", &[33], 8, 0), "not a whole number of Q8_0 blocks"),
+        (File::new().tensor("u", &[64], 24, &[0; 64]).entry("t", &[1], 24, 8), "not a multiple"),
         (File::new().tensor("u", &[64], 24, &[0; 64]).entry("t", &[1], 24, 32), "overlap"),
         (File::new().tensor("t", &[1], 24, &[0]).tensor("t", &[1], 24, &[0]), "second tensor"),
     ];

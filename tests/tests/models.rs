@@ -69,7 +69,7 @@ fn what_is_no_model_is_refused_with_a_sentence() {
         ("header.gguf", "header.gguf|truncated|end"),
         ("empty.gguf", "empty"),
         ("page.gguf", "not a GGUF file"),
-        ("mamba.gguf", "\"mamba\" is not supported; these are: llama, qwen2, qwen3, gemma3"),
+        ("mamba.gguf", "\"mamba\" is not supported; supported: llama, qwen2, qwen3, gemma3"),
         ("huge.gguf", "gguf"),
         ("folder.gguf", "is a folder"),
         ("missing.gguf", "is not there"),
@@ -88,7 +88,7 @@ fn what_is_no_model_is_refused_with_a_sentence() {
     for (arguments, said) in [
         (&["perplexity", "good.gguf", "missing.txt"][..], "there is no such file"),
         (&["perplexity", "good.gguf", "latin.txt"], "UTF-8 (byte 1)"),
-        (&["perplexity", "good.gguf", "little.txt", "-q"], "at least 1024 tokens are needed"),
+        (&["perplexity", "good.gguf", "little.txt", "-q"], "a text of at least 1024 tokens"),
         (&["perplexity", "good.gguf", "text.txt", "--ctx", &far, "-q"], "use 4 to 512"),
         (&["perplexity", "good.gguf", "text.txt", "--ctx", "0", "-q"], "use 4 to 512"),
         (&["bench", "llm", "-m", "good.gguf", "-p", &far], "do not fit the model's context of 512"),

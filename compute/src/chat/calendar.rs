@@ -1,12 +1,12 @@
-//! A date and time of day, and how Python's `strftime` writes it.
-//! It reads no clock and knows no time zones: the caller says what time it is.
+//! A date and time of day, formatted like Python's `strftime`. No clock is read and no time zone is known: the caller
+//! gives the time.
 
 use std::fmt::Write;
 use std::sync::Arc;
 
 use minijinja::value::Object;
 
-/// A moment in the proleptic Gregorian calendar, in whatever zone its maker chose.
+/// A moment in the proleptic Gregorian calendar, in the caller's time zone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CalendarTime {
     /// Days since 1970-01-01.
@@ -35,8 +35,8 @@ const DAY_SECONDS: i64 = 86_400;
 const LAST_DAY: i64 = 2_932_896;
 
 impl CalendarTime {
-    /// From seconds since 1970-01-01 00:00, counted in the zone that is meant (UTC's, or with its offset added); held
-    /// between the years 1 and 9999.
+    /// From seconds since 1970-01-01 00:00 in the caller's time zone (Unix time plus the zone's offset); clamped to the
+    /// years 1 to 9999.
     pub fn from_unix_seconds(seconds: i64) -> CalendarTime {
         let days = seconds.div_euclid(DAY_SECONDS).clamp(-719_162, LAST_DAY);
         CalendarTime { days, seconds: seconds.rem_euclid(DAY_SECONDS) as u32 }
@@ -55,8 +55,8 @@ impl CalendarTime {
         (year_of_era + era * 400 + i64::from(month <= 2), month as usize, day)
     }
 
-    /// As `strftime` with this format in the C locale; a `-` after the percent sign leaves padding out. Errors: the
-    /// first directive that is not known.
+    /// As `strftime` with this format in the C locale; a `-` after the percent sign turns padding off. Errors: the
+    /// first unknown directive.
     pub fn format(self, format: &str) -> Result<String, String> {
         let mut text = String::with_capacity(format.len() + 16);
         let mut chars = format.chars();
@@ -103,9 +103,9 @@ impl CalendarTime {
             'T' => text.push_str(&self.format("%H:%M:%S")?),
             'D' => text.push_str(&self.format("%m/%d/%y")?),
             '%' => text.push('%'),
-            // Naive times have no zone in Python either.
+            // Naive times have no zone in Python either, so nothing is written.
             'Z' | 'z' => {}
-            _ => return Err(format!("the date format has %{directive}, which is not known")),
+            _ => return Err(format!("the date format has the unknown directive %{directive}")),
         }
         Ok(())
     }
@@ -117,7 +117,7 @@ fn first_day(year: i64) -> i64 {
     before * 365 + before / 4 - before / 100 + before / 400 - 719_162
 }
 
-/// So that a render can carry it.
+/// An object, so that a render can carry the time.
 impl Object for CalendarTime {
     fn repr(self: &Arc<Self>) -> minijinja::value::ObjectRepr {
         minijinja::value::ObjectRepr::Plain

@@ -1,5 +1,5 @@
-//! What templates may use: the filters, tests, functions and Python methods that Hugging Face's templates do.
-//! Those that could make much of little are bounded here; each of the others is counted by what it returns.
+//! The environment of templates: the filters, tests, functions and Python methods that Hugging Face's templates use.
+//! Those with results far larger than their arguments are bounded here; all others count their results.
 
 use minijinja::value::{Kwargs, Rest, ValueKind, ValueOrKwargs};
 use minijinja::{
@@ -11,12 +11,12 @@ use super::calendar::CalendarTime;
 use super::meter::{self, MAX_TEXT_BYTES, charge, charge_value, refusal, too_much};
 use super::python;
 
-/// The context's name for what `strftime_now` takes for now: no identifier, so that no template can set it.
+/// The variable that holds the time for `strftime_now`: not an identifier, so that no template can set it.
 pub(super) const NOW: &str = "now?";
-/// The filter that `metering` puts behind operators.
+/// The filter that `metering` inserts after operators.
 pub(super) const METER: &str = "metered";
-/// Macros that call themselves, and lists in lists, as deep as tool schemas are. At 500, minijinja's own limit, a
-/// thread with 2 MiB of stack may overflow it.
+/// Depth of recursive macros and of nested lists, at most: enough for tool schemas. At minijinja's own limit, 500, a
+/// thread with 2 MiB of stack may overflow.
 const RECURSION_LIMIT: usize = 200;
 
 pub(super) fn new(fuel: u64) -> Environment<'static> {
@@ -34,11 +34,12 @@ pub(super) fn new(fuel: u64) -> Environment<'static> {
     });
     counted_filters(&mut env);
     bounded_filters(&mut env);
-    // These either make much of little or print for people; no chat template was seen to use them.
+    // These filters have results far larger than their arguments, or print for people; no chat template in use has
+    // them.
     for name in ["batch", "slice", "format", "chain", "zip", "pprint", "sum"] {
         env.remove_filter(name);
     }
-    // To minijinja, nothing is an empty list; to Python it cannot be iterated.
+    // minijinja treats `none` as an empty list; in Python it cannot be iterated.
     env.add_test("iterable", |value: Value| {
         matches!(value.kind(), ValueKind::Seq | ValueKind::Map | ValueKind::Iterable | ValueKind::String)
     });
@@ -49,7 +50,7 @@ pub(super) fn new(fuel: u64) -> Environment<'static> {
         Ok::<Value, Error>(range)
     });
     env.add_function("raise_exception", |message: String| -> Result<Value, Error> {
-        Err(refusal(format!("it refuses this conversation: {message}")))
+        Err(refusal(format!("the template refuses this conversation: {message}")))
     });
     env.add_function("strftime_now", |state: &mut State<'_, '_>, format: &str| {
         let now = state.lookup(NOW);
@@ -62,7 +63,7 @@ pub(super) fn new(fuel: u64) -> Environment<'static> {
     env
 }
 
-/// minijinja's own, each with its result counted.
+/// minijinja's own filters, with their results counted.
 fn counted_filters(env: &mut Environment<'static>) {
     let counted = |filter: Value| {
         move |state: &mut State<'_, '_>, args: Rest<ValueOrKwargs>| {
@@ -85,14 +86,14 @@ fn counted_filters(env: &mut Environment<'static>) {
     }
     env.add_filter(METER, |state: &mut State<'_, '_>, value: Value| {
         if meter::is_namespace(&value) {
-            return Err(refusal("it puts a namespace into another".to_owned()));
+            return Err(refusal("the template puts a namespace into another".to_owned()));
         }
         charge_value(state, &value)?;
         Ok(value)
     });
 }
 
-/// Those whose result can be far longer than what they are given.
+/// Filters whose result can be far longer than their arguments.
 fn bounded_filters(env: &mut Environment<'static>) {
     env.add_filter("string", |state: &mut State<'_, '_>, value: Value| {
         if value.as_str().is_some() {
@@ -116,7 +117,7 @@ fn bounded_filters(env: &mut Environment<'static>) {
         let separators = match separators.as_deref() {
             None => None,
             Some([item, key]) => Some((item.as_str(), key.as_str())),
-            Some(_) => return Err(refusal("tojson: separators are two texts".to_owned())),
+            Some(_) => return Err(refusal("tojson: separators must be two strings".to_owned())),
         };
         let text = python::to_json(&value, indent, separators, ascii)?;
         charge(state, text.len())?;
@@ -151,11 +152,11 @@ fn method(state: &mut State<'_, '_>, value: &Value, name: &str, args: &[Value]) 
         }
         (Some(whole), "replace") => match (text(0), text(1)) {
             (Some(from), Some(to)) => {
-                // A negative count is none.
+                // A negative count means all occurrences.
                 let count = args.get(2).and_then(Value::as_usize).unwrap_or(usize::MAX);
                 Value::from(replace(state, whole, from, to, count)?)
             }
-            _ => return Err(refusal("replace takes two texts".to_owned())),
+            _ => return Err(refusal("replace takes two strings".to_owned())),
         },
         (Some(whole), "removeprefix") => {
             Value::from(text(0).and_then(|part| whole.strip_prefix(part)).unwrap_or(whole))
@@ -164,7 +165,7 @@ fn method(state: &mut State<'_, '_>, value: &Value, name: &str, args: &[Value]) 
             Value::from(text(0).and_then(|part| whole.strip_suffix(part)).unwrap_or(whole))
         }
         (Some(pattern), "format") => {
-            // Widths are the only way to make much of little here.
+            // Only widths can make the result far longer than the arguments.
             let wide =
                 pattern.split(|c: char| !c.is_ascii_digit()).any(|digits| digits.len() > 4) || pattern.contains(":{");
             let arguments: usize = args.iter().map(|arg| arg.as_str().map_or(0, str::len)).sum();
@@ -184,7 +185,7 @@ fn fits(bytes: usize) -> Result<(), Error> {
 }
 
 fn replace(state: &mut State<'_, '_>, text: &str, from: &str, to: &str, count: usize) -> Result<String, Error> {
-    // Looking costs time too, whatever is found.
+    // Searching costs time too, whether or not it finds anything.
     charge(state, text.len())?;
     let places = text.matches(from).take(count).count();
     fits(places.saturating_mul(to.len()).saturating_add(text.len()))?;
@@ -213,20 +214,18 @@ fn join(state: &mut State<'_, '_>, values: &Value, separator: &str, attribute: O
     Ok(made)
 }
 
-/// A template's error as ours: what went wrong and in which line.
+/// A template's error as an error of this crate: the reason and the line.
 pub(super) fn error(error: &Error) -> crate::Error {
     let line = error.line().map(|line| format!(" (line {line} of the template)")).unwrap_or_default();
     let what = match error.kind() {
-        ErrorKind::OutOfFuel => {
-            "it takes more steps than templates get; a broken template loops without end".to_owned()
-        }
+        ErrorKind::OutOfFuel => "the template takes more steps than the limit; it may loop without end".to_owned(),
         ErrorKind::WriteFailure => {
-            format!("it writes more than {} bytes; a broken template grows without bound", meter::MAX_PROMPT_BYTES)
+            format!("the template writes more than {} bytes; it may grow without bound", meter::MAX_PROMPT_BYTES)
         }
-        // The text is what this crate or the template itself says.
+        // The text comes from this crate or from the template itself.
         ErrorKind::InvalidOperation => match root(error).detail() {
             Some(detail) if detail.contains("recursion limit") => {
-                format!("it calls itself more than {RECURSION_LIMIT} levels deep")
+                format!("the template calls itself more than {RECURSION_LIMIT} levels deep")
             }
             Some(detail) => detail.to_owned(),
             None => error.to_string(),
@@ -239,7 +238,7 @@ pub(super) fn error(error: &Error) -> crate::Error {
     super::invalid(format!("{what}{line}"))
 }
 
-/// The innermost of the template errors.
+/// The innermost template error.
 fn root(error: &Error) -> &Error {
     let mut innermost = error;
     while let Some(source) = std::error::Error::source(innermost).and_then(|source| source.downcast_ref::<Error>()) {

@@ -1,35 +1,35 @@
-//! How much one render has made so far, and the limits.
-//! What is counted are bytes of text and nodes of lists and maps; steps and depth are minijinja's to count.
+//! Counts the memory that one render takes, against limits: bytes of text, nodes of lists and maps. Steps and depth are
+//! counted by minijinja.
 
 use std::io;
 
 use minijinja::value::ValueKind;
 use minijinja::{Error, ErrorKind, State, Value};
 
-/// No model's context holds more text.
+/// Bytes of a prompt, at most: more than any model's context holds.
 pub(super) const MAX_PROMPT_BYTES: usize = 16 << 20;
-/// The longest text one operation may make.
+/// Bytes of one operation's text, at most.
 pub(super) const MAX_TEXT_BYTES: usize = 8 << 20;
-/// The most nodes one list or map may have: a conversation of thousands of messages has some ten thousand.
+/// Nodes of one list or map, at most: a conversation of thousands of messages has some ten thousand.
 const MAX_NODES: usize = 200_000;
-/// As deep as `serde_json` reads.
+/// Depth of lists and maps, at most: as deep as `serde_json` parses.
 const MAX_DEPTH: usize = 128;
-/// Bytes and nodes that one render may make altogether, temporary ones too.
+/// Bytes and nodes of one render in total, at most, temporary values included.
 const MAX_TOTAL: usize = 128 << 20;
 
-/// What a render has made, in bytes and nodes.
+/// Bytes and nodes that a render may still take.
 struct Meter {
     left: usize,
 }
 
-/// Counts `amount`. Errors: the render has made too much.
+/// Counts `amount`. Errors: the render's total is exceeded.
 pub(super) fn charge(state: &mut State<'_, '_>, amount: usize) -> Result<(), Error> {
     let meter = state.get_or_insert_extension_with(|| Meter { left: MAX_TOTAL });
     meter.left = meter.left.checked_sub(amount).ok_or_else(|| too_much("text and lists", MAX_TOTAL))?;
     Ok(())
 }
 
-/// Counts what an operation made. Errors: it is too large, too deep, or holds itself.
+/// Counts an operation's result. Errors: the result is too large, too deep, or contains itself.
 pub(super) fn charge_value(state: &mut State<'_, '_>, value: &Value) -> Result<(), Error> {
     let size = match value.as_str() {
         Some(text) if text.len() > MAX_TEXT_BYTES => return Err(too_much("text in one piece", MAX_TEXT_BYTES)),
@@ -43,7 +43,7 @@ pub(super) fn charge_value(state: &mut State<'_, '_>, value: &Value) -> Result<(
     charge(state, size)
 }
 
-/// Errors as [`charge_value`], for values that nothing is made of.
+/// Errors as [`charge_value`], for values that are not counted.
 pub(super) fn check_value(value: &Value) -> Result<(), Error> {
     count_nodes(value, 0, &mut 0)
 }
@@ -55,15 +55,15 @@ fn count_nodes(value: &Value, depth: usize, nodes: &mut usize) -> Result<(), Err
         return Err(too_much("list items", MAX_NODES));
     }
     if depth > MAX_DEPTH {
-        return Err(refusal(format!("it nests lists and maps more than {MAX_DEPTH} deep")));
+        return Err(refusal(format!("the template nests lists and maps more than {MAX_DEPTH} deep")));
     }
-    // Only these can be changed after they were made, so only they can come to hold themselves.
+    // Only namespaces can change after they are made, so only they can come to contain themselves.
     if depth > 0 && is_namespace(value) {
-        return Err(refusal("it puts a namespace into a list, a map or another namespace".to_owned()));
+        return Err(refusal("the template puts a namespace into a list, a map or another namespace".to_owned()));
     }
     match value.kind() {
         ValueKind::Seq | ValueKind::Iterable => {
-            // Asked first: counting items of a range one by one would take its time.
+            // Checked first: counting the items of a range one by one would take time.
             if value.len().is_some_and(|len| len > MAX_NODES) {
                 return Err(too_much("list items", MAX_NODES));
             }
@@ -81,7 +81,7 @@ fn count_nodes(value: &Value, depth: usize, nodes: &mut usize) -> Result<(), Err
     Ok(())
 }
 
-/// minijinja does not export the type.
+/// The name of minijinja's type, which is not exported.
 pub(super) fn is_namespace(value: &Value) -> bool {
     value.as_object().is_some_and(|object| object.type_name().ends_with("::Namespace"))
 }
@@ -91,10 +91,10 @@ pub(super) fn refusal(what: String) -> Error {
 }
 
 pub(super) fn too_much(what: &str, limit: usize) -> Error {
-    refusal(format!("it makes more {what} than templates get ({limit}); a broken template grows without bound"))
+    refusal(format!("the template makes more {what} than the limit of {limit}; it may grow without bound"))
 }
 
-/// Bytes up to a limit; writing more is an error.
+/// A writer with a limit; writing more bytes is an error.
 pub(super) struct Limited {
     bytes: Vec<u8>,
     limit: usize,
@@ -105,7 +105,7 @@ impl Limited {
         Limited { bytes: Vec::new(), limit }
     }
 
-    /// `None` where it is not UTF-8.
+    /// The text; `None` where it is not UTF-8.
     pub(super) fn into_text(self) -> Option<String> {
         String::from_utf8(self.bytes).ok()
     }

@@ -1,6 +1,7 @@
-//! Puts the meter into a template's source: `a + b` becomes `((a + b)|metered)`, so that no text or list grows unseen.
-//! minijinja counts steps, but a text that is doubled in each of sixty steps fills any memory; its own operators cannot
-//! be replaced, only what they return can be looked at. The template's meaning and its line numbers stay.
+//! Inserts the meter into a template's source: `a + b` becomes `((a + b)|metered)`, so that every text and list is
+//! counted. minijinja counts steps, but a text that doubles in each of sixty steps fills any memory; minijinja's
+//! operators cannot be replaced, only their results can be inspected. The template's meaning and line numbers do not
+//! change.
 
 use minijinja::machinery::ast::{BinOp, BinOpKind, CallArg, Expr, Stmt};
 use minijinja::machinery::{Span, Token, parse, tokenize};
@@ -10,28 +11,29 @@ use super::environment::METER;
 use super::{NAME, environment, invalid};
 use crate::Error;
 
-/// Steps that a render may take. A message takes some hundred.
+/// Steps of a render, at most. A message takes some hundred.
 const MAX_STEPS: u64 = 1_000_000;
-/// Literal text that a render may write: it is the one thing that is made without an operator, so that steps are what
+/// Bytes of literal text that a render may write. Literal text is made without an operator, so the number of steps
 /// bounds it.
 const MAX_LITERAL_BYTES: u64 = 256 << 20;
 
-/// Tokens in one tag. `a + b + …` and `x.y.z…` nest as deep as they are long, and minijinja follows them down the stack.
+/// Tokens in one tag, at most. `a + b + …` and `x.y.z…` nest as deep as they are long, and minijinja recurses into
+/// them.
 const MAX_TAG_TOKENS: usize = 1_000;
-/// `elif`s in a template: each is a block in the one before it, which minijinja does not count.
+/// `elif`s in a template, at most: each is a block inside the one before, which minijinja does not count.
 const MAX_BRANCHES: usize = 200;
 
-/// A template that can be run.
+/// A template that can be rendered.
 pub(super) struct Metered {
     pub(super) source: String,
-    /// Steps it may take.
+    /// Steps of a render, at most.
     pub(super) fuel: u64,
 }
 
-/// Errors (`InvalidInput`): it cannot be parsed.
+/// Errors (`InvalidInput`): the template cannot be parsed.
 pub(super) fn metered(source: &str) -> Result<Metered, Error> {
     let source = &without_generation_marks(source);
-    // minijinja counts places in 32 bits and columns in 16; the length is bounded by the caller.
+    // minijinja counts offsets in 32 bits and columns in 16; the caller bounds the length.
     let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
     let syntax = syntax.map_err(|error| environment::error(&error))?;
     refuse_depth(source, syntax.clone())?;
@@ -45,8 +47,8 @@ pub(super) fn metered(source: &str) -> Result<Metered, Error> {
     Ok(Metered { source: places.apply(), fuel })
 }
 
-/// Refuses what would overflow the stack, before anything recursive sees it. (Blocks and parentheses in one another
-/// minijinja counts itself.) What cannot be tokenised is the parser's to refuse.
+/// Refuses templates that would overflow the stack, before any recursion. (Nested blocks and parentheses are counted by
+/// minijinja.) Errors of tokenising are left to the parser.
 fn refuse_depth(source: &str, syntax: SyntaxConfig) -> Result<(), Error> {
     let (mut tokens, mut branches) = (0, 0);
     for (token, span) in tokenize(source, false, syntax).map_while(Result::ok) {
@@ -60,20 +62,20 @@ fn refuse_depth(source: &str, syntax: SyntaxConfig) -> Result<(), Error> {
             return Err(invalid(format!("the tag in line {line} nests too deep: more than {MAX_TAG_TOKENS} tokens")));
         }
         if branches > MAX_BRANCHES {
-            return Err(invalid(format!("line {line} nests too deep: it is elif number {branches}")));
+            return Err(invalid(format!("line {line} nests too deep: more than {MAX_BRANCHES} elif branches")));
         }
     }
     Ok(())
 }
 
-/// `{% generation %}` marks the assistant's part for training; rendered, it is a block that does nothing.
+/// `{% generation %}` marks the assistant's part for training; in a render the block does nothing.
 fn without_generation_marks(source: &str) -> String {
     let mut text = String::with_capacity(source.len());
     let mut rest = source;
     while let Some(start) = rest.find("{%") {
         let (before, tag) = rest.split_at(start);
         text.push_str(before);
-        // `{%}` opens a tag that it does not close.
+        // `{%}` opens a tag without closing it.
         let Some(end) = tag[2..].find("%}").map(|at| at + 2) else {
             rest = tag;
             break;
@@ -89,7 +91,7 @@ fn without_generation_marks(source: &str) -> String {
             Some(replaced) => {
                 text.push_str("{%");
                 text.extend(inside.chars().next().filter(|c| stays(*c)));
-                // Line numbers stay, too.
+                // Line numbers must not change.
                 text.extend(inside.chars().filter(|c| *c == '\n'));
                 text.push_str(&format!(" {replaced} "));
                 text.extend(inside.chars().next_back().filter(|c| stays(*c)));
@@ -103,25 +105,25 @@ fn without_generation_marks(source: &str) -> String {
     text
 }
 
-/// Where something is put into the source.
+/// The places of insertions into the source.
 struct Places<'s> {
     source: &'s str,
-    /// (offset, closes, text): at one offset, what closes comes first, the inner before the outer (the order they are
-    /// put in here).
+    /// (offset, closes, text). At one offset, closing insertions come first, the inner before the outer, which is the
+    /// order in which they are added.
     insertions: Vec<(usize, bool, &'static str)>,
     longest_literal: usize,
     failed: Option<String>,
 }
 
-/// Behind an operator's result: `(a + b)|metered`.
+/// After an operator's result: `(a + b)|metered`.
 const CLOSE_OPERATOR: &str = ")|metered";
-/// Behind what may be followed by `.name` or `[index]`: `([1, 2]|metered)`.
+/// After an expression that `.name` or `[index]` may follow: `([1, 2]|metered)`.
 const CLOSE_PRIMARY: &str = "|metered)";
 const _: () = assert!(METER.len() + ")|".len() == CLOSE_OPERATOR.len());
-/// Of a chain `a + b + c + …` every so many-th sum is looked at: parentheses nest, and minijinja reads 150 levels.
+/// In a chain `a + b + c + …` only every n-th sum is metered, because parentheses nest and minijinja parses 150 levels.
 const CHAIN: usize = 8;
 
-/// The place of an expression. In `a.b[c]`, minijinja lets the place of `[c]` begin at `.b`; here it begins at `a`.
+/// The span of an expression. In `a.b[c]`, minijinja's span of `[c]` begins at `.b`; here it begins at `a`.
 fn whole(expression: &Expr<'_>) -> Span {
     let inner = match expression {
         Expr::GetAttr(get) => &get.expr,
@@ -131,7 +133,7 @@ fn whole(expression: &Expr<'_>) -> Span {
         _ => return expression.span(),
     };
     let mut span = expression.span();
-    // In `(a.b).c` the place of `.c` begins at the parenthesis, before that of `a.b`.
+    // In `(a.b).c` the span of `.c` begins at the parenthesis, before the span of `a.b`.
     span.start_offset = span.start_offset.min(whole(inner).start_offset);
     span
 }
@@ -153,7 +155,7 @@ impl Places<'_> {
     fn wrap(&mut self, span: Span, close: &'static str) {
         let (start, end) = (span.start_offset as usize, span.end_offset as usize);
         if start >= end || !self.source.is_char_boundary(start) || !self.source.is_char_boundary(end) {
-            self.failed = Some(format!("line {} cannot be read", span.start_line));
+            self.failed = Some(format!("line {} cannot be parsed", span.start_line));
             return;
         }
         self.insertions.push((start, false, "("));
@@ -186,7 +188,7 @@ impl Places<'_> {
             }
             Stmt::Set(set) => {
                 self.expression(&set.expr);
-                // A namespace must not come to hold itself: see the meter.
+                // A namespace must not come to contain itself: see `meter`.
                 if !matches!(set.target, Expr::Var(_)) {
                     self.leaves(&set.expr);
                 }
@@ -214,7 +216,7 @@ impl Places<'_> {
                 self.arguments(&action.call.args);
             }
             Stmt::Continue(_) | Stmt::Break(_) => {}
-            // There is one template; what would pull in others is of no use.
+            // There is only one template, so statements that load others are refused.
             _ => self.failed = Some("blocks, includes and imports are not supported in chat templates".to_owned()),
         }
     }
@@ -272,7 +274,7 @@ impl Places<'_> {
         }
     }
 
-    /// `depth`: how many operators of the same chain are above this one.
+    /// `depth`: the number of operators of the same chain above this one.
     fn binary(&mut self, binary: &BinOp<'_>, span: Span, depth: usize) {
         let sums = matches!(binary.op, BinOpKind::Add | BinOpKind::Concat);
         match &binary.left {
@@ -281,7 +283,8 @@ impl Places<'_> {
         }
         self.expression(&binary.right);
         if matches!(binary.op, BinOpKind::Mul) {
-            // Constants are folded when a template is compiled, before any meter runs: this one is none any more.
+            // Constants are folded when a template is compiled, before any meter runs; a metered operand is no longer
+            // constant.
             for side in [&binary.left, &binary.right].into_iter().filter(|side| matches!(side, Expr::Const(_))) {
                 self.wrap(whole(side), CLOSE_PRIMARY);
             }
@@ -291,7 +294,7 @@ impl Places<'_> {
         }
     }
 
-    /// Wraps what an expression may hand through unchanged.
+    /// Meters an expression that may return a value unchanged.
     fn leaves(&mut self, expression: &Expr<'_>) {
         match expression {
             Expr::Var(_) | Expr::GetAttr(_) | Expr::GetItem(_) | Expr::Call(_) => {

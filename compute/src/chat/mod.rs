@@ -1,14 +1,14 @@
-//! Conversations to prompt text: the chat templates that come with models (Jinja, as Hugging Face runs it).
-//! Templates are untrusted programs: their steps, depth, memory and output are bounded. It reads no clock and no files,
-//! and knows nothing of tokens.
+//! Conversations to prompt text: the chat templates that come with models (Jinja, as Hugging Face runs it). Templates
+//! are untrusted programs: their steps, depth, memory and output are bounded. No clock or file is read; tokens are the
+//! tokenizer's.
 //!
 //! The map:
 //!
 //! | module | owns |
 //! |---|---|
 //! | `environment` | the filters, functions and methods that templates may use |
-//! | `meter` | how much a render has made so far |
-//! | `metering` | puts the meter into a template's own operators |
+//! | `meter` | the memory that a render has taken so far |
+//! | `metering` | adds the meter to a template's own operators |
 //! | `python` | values as Python prints them, JSON as `json.dumps` writes it |
 //! | [`calendar`] | dates for `strftime_now` |
 
@@ -26,23 +26,23 @@ use crate::Error;
 use calendar::CalendarTime;
 
 const OPERATION: &str = "chat template";
-/// The longest templates in use have some 30 KB.
+/// Bytes of a template, at most. The longest in use have some 30 KB.
 const MAX_SOURCE_BYTES: usize = 256 << 10;
 const NAME: &str = "chat_template";
 
 /// One message of a conversation.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Message {
-    /// `system`, `user`, `assistant`, `tool`, or whatever else the template knows.
+    /// `system`, `user`, `assistant`, `tool`, or any other role that the template knows.
     pub role: String,
     /// The text.
     pub content: String,
     /// The speaker's or the tool's name.
     pub name: Option<String>,
-    /// Calls the assistant made, as OpenAI writes them: `{id, type, function: {name, arguments}}`. Arguments that are a
+    /// Calls that the assistant made, in OpenAI's form: `{id, type, function: {name, arguments}}`. Arguments that are a
     /// JSON object in a string are given to the template as an object, which is what templates expect.
     pub tool_calls: Vec<Json>,
-    /// Whatever else the message holds (`tool_call_id`, `reasoning_content`): given to the template by these names.
+    /// Other fields of the message (`tool_call_id`, `reasoning_content`), given to the template under these names.
     pub extra: Map<String, Json>,
 }
 
@@ -76,18 +76,18 @@ fn with_arguments_read(mut call: Json) -> Json {
     call
 }
 
-/// What a template is rendered with.
+/// The variables of a render.
 #[derive(Clone, Debug)]
 pub struct Conversation<'a> {
     /// The messages so far.
     pub messages: &'a [Message],
-    /// Ends the prompt with the header of the assistant's answer.
+    /// Whether the prompt ends with the header of the assistant's answer.
     pub add_generation_prompt: bool,
-    /// The tools that the model may call, as OpenAI writes them: a list.
+    /// The tools that the model may call, in OpenAI's form: a list.
     pub tools: Option<&'a Json>,
-    /// Further variables, such as `enable_thinking`; the names above win.
+    /// Further variables, such as `enable_thinking`; the fields above take precedence.
     pub variables: &'a Map<String, Json>,
-    /// What `strftime_now` takes for now.
+    /// The current time, for `strftime_now`.
     pub now: CalendarTime,
 }
 
@@ -100,14 +100,14 @@ pub struct ChatTemplate {
 }
 
 impl ChatTemplate {
-    /// Compiles a template (Jinja with `trim_blocks` and `lstrip_blocks`, as Hugging Face has it). `bos` and `eos` are the
+    /// Compiles a template (Jinja with `trim_blocks` and `lstrip_blocks`, as in Hugging Face). `bos` and `eos` are the
     /// texts of the tokens that begin and end a sequence; empty where a model has none.
     ///
     /// Errors (`InvalidInput`): a syntax error, with its line; more than 256 KiB.
     pub fn new(source: &str, bos: &str, eos: &str) -> Result<ChatTemplate, Error> {
         if source.len() > MAX_SOURCE_BYTES {
             return Err(invalid(format!(
-                "{} bytes are more than the {MAX_SOURCE_BYTES} that are allowed",
+                "the template has {} bytes; at most {MAX_SOURCE_BYTES} are allowed",
                 source.len()
             )));
         }
@@ -117,8 +117,9 @@ impl ChatTemplate {
         Ok(ChatTemplate { environment, bos: bos.to_owned(), eos: eos.to_owned() })
     }
 
-    /// For a model without a template: ChatML where the vocabulary has `<|im_start|>`, Gemma's turns where it has
-    /// `<start_of_turn>`, Llama 3's headers where it has `<|start_header_id|>`, else lines with the speaker's name.
+    /// The default template for a model without one: ChatML where the vocabulary has `<|im_start|>`, Gemma's turns
+    /// where it has `<start_of_turn>`, Llama 3's headers where it has `<|start_header_id|>`, else lines with the
+    /// speaker's name.
     pub fn default_for(has_token: impl Fn(&str) -> bool, bos: &str, eos: &str) -> Result<ChatTemplate, Error> {
         let source = if has_token("<|im_start|>") {
             include_str!("default/chatml.jinja")
@@ -132,17 +133,17 @@ impl ChatTemplate {
         ChatTemplate::new(source, bos, eos)
     }
 
-    /// The prompt for a conversation, as text: special tokens are written out, the one that begins a sequence too where the
-    /// template writes it.
+    /// The prompt of a conversation as text. Special tokens are written out, including the token that begins a sequence
+    /// if the template writes it.
     ///
-    /// Errors (`InvalidInput`): the template refuses the conversation (`raise_exception`), has an error, or takes more
-    /// steps, depth or memory than templates get.
+    /// Errors (`InvalidInput`): the template refuses the conversation (`raise_exception`), has an error, or exceeds the
+    /// limits on steps, depth or memory.
     pub fn render(&self, conversation: &Conversation<'_>) -> Result<String, Error> {
         let mut variables: Map<String, Json> = conversation.variables.clone();
         variables.insert("bos_token".to_owned(), Json::from(self.bos.as_str()));
         variables.insert("eos_token".to_owned(), Json::from(self.eos.as_str()));
         variables.insert("add_generation_prompt".to_owned(), Json::from(conversation.add_generation_prompt));
-        // Templates ask `if tools` and `tools is not none` alike.
+        // Templates test both `if tools` and `tools is not none`.
         variables.insert("tools".to_owned(), conversation.tools.cloned().unwrap_or(Json::Null));
         let mut variables: Vec<(String, Value)> =
             variables.into_iter().map(|(name, value)| (name, Value::from(Serde(value)))).collect();
@@ -153,7 +154,7 @@ impl ChatTemplate {
         let mut prompt = meter::Limited::new(meter::MAX_PROMPT_BYTES);
         let rendered = template.render_captured_to(Value::from_pairs(variables), &mut prompt);
         rendered.map_err(|error| environment::error(&error))?;
-        prompt.into_text().ok_or_else(|| invalid("it wrote text that is not UTF-8".to_owned()))
+        prompt.into_text().ok_or_else(|| invalid("the template wrote text that is not UTF-8".to_owned()))
     }
 }
 

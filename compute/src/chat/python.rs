@@ -1,5 +1,4 @@
-//! Values as Python prints them and JSON as `json.dumps` writes it: what templates were written against.
-//! Every text it makes is bounded.
+//! Values as Python prints them and JSON as `json.dumps` writes it, which templates expect. Every text is bounded.
 
 use std::fmt::{self, Write};
 use std::io;
@@ -10,7 +9,7 @@ use serde_json::ser::Formatter;
 
 use super::meter::{self, Limited, MAX_TEXT_BYTES};
 
-/// `str(value)`. Errors: longer than a text may be, too deep.
+/// `str(value)`. Errors: longer than the limit on texts, or too deep.
 pub(super) fn to_text(value: &Value) -> Result<String, Error> {
     if let Some(text) = value.as_str() {
         return Ok(text.to_owned());
@@ -58,7 +57,7 @@ fn write_repr(out: &mut Limited, value: &Value) -> fmt::Result {
     }
 }
 
-/// Single quotes, unless the text has some and no double ones.
+/// In single quotes, unless the text has single and no double quotes.
 fn write_quoted(out: &mut Limited, text: &str) -> fmt::Result {
     let quote = if text.contains('\'') && !text.contains('"') { '"' } else { '\'' };
     out.write_char(quote)?;
@@ -76,7 +75,7 @@ fn write_quoted(out: &mut Limited, text: &str) -> fmt::Result {
     out.write_char(quote)
 }
 
-/// `repr` of a float: as Rust's shortest form, but the exponent has a sign and two digits.
+/// `repr` of a float: Rust's shortest form, with a sign and at least two digits in the exponent.
 fn float_text(number: f64) -> String {
     if number.is_nan() {
         return "nan".to_owned();
@@ -91,8 +90,9 @@ fn float_text(number: f64) -> String {
     }
 }
 
-/// `json.dumps(value, ensure_ascii=ascii, indent=indent, separators=separators)`, as Hugging Face's `tojson` has it.
-/// `separators`: between items, behind keys. Errors: longer than a text may be, too deep, nothing JSON can hold.
+/// `json.dumps(value, ensure_ascii=ascii, indent=indent, separators=separators)`, as Hugging Face's `tojson` calls it.
+/// `separators`: between items, after keys. Errors: longer than the limit on texts, too deep, or not representable in
+/// JSON.
 pub(super) fn to_json(
     value: &Value,
     indent: Option<usize>,
@@ -116,7 +116,7 @@ struct Style<'a> {
     key: &'a str,
     indent: Option<usize>,
     depth: usize,
-    /// The list or map that is being closed has items.
+    /// Whether the list or map that is being closed has items.
     filled: bool,
     ascii: bool,
 }

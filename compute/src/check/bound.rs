@@ -1,27 +1,27 @@
-//! How far an honest float product may be off, and therefore the smallest lie that is certain to be caught. Pure
+//! The largest rounding error of an honest float product, and the smallest lie that is certain to be found. Pure
 //! arithmetic on lengths and norms.
 //!
 //! # Derivation
 //!
-//! Row i of the residual is `r = Σ_j x_j e_ij`, where `e_ij` is the rounding error of `c_ij` and the `x_j = ±1` are
-//! secret, hence independent of the errors, however those depend on each other. By Hoeffding's inequality
+//! Row i of the residual is `r = Σ_j x_j e_ij`, where `e_ij` is the rounding error of `c_ij`. The `x_j = ±1` are
+//! secret, hence independent of the errors, even where errors depend on each other. By Hoeffding's inequality
 //!
 //! > `P(|r| > T·‖e_i‖₂) ≤ 2·exp(−T²/2)`,
 //!
-//! which for `T = 8` is 2.6·10⁻¹⁴ for each row and vector ([`false_alarm`]). This needs no assumption on rounding.
+//! which for `T = 8` is 2.6·10⁻¹⁴ per row and vector ([`false_alarm`]), without any assumption on rounding.
 //!
-//! What remains is a bound on `‖e_i‖₂`. Every kernel of this crate sums in chains of at most
-//! B = 512 products (`kernel::SUM_BLOCK`), then adds the chains: a term takes part in at most `s(k) = min(k, B) + ⌈k/B⌉`
-//! additions, each with a relative error of at most u on a partial sum, which by Cauchy–Schwarz is at most
-//! `‖a_i‖‖b_j‖`. The worst case, `|e_ij| ≤ s(k)·u·‖a_i‖‖b_j‖`, would hide large lies. Rounding errors that are
-//! independent with mean zero add up to `√s(k)` (Higham and Mary 2019). Real ones are not quite independent: when a
-//! constant is added again and again, the error has the same sign as long as the sum stays in one binade. Over a chain
-//! that can reach a third of the worst case: `s(k)/3 ≤ 172` for long k. We take
+//! It remains to bound `‖e_i‖₂`. Every kernel of this crate sums in chains of at most B = 512 products
+//! (`kernel::SUM_BLOCK`), then adds the chains: a term takes part in at most `s(k) = min(k, B) + ⌈k/B⌉` additions, each
+//! with a relative error of at most u on a partial sum, which by Cauchy–Schwarz is at most `‖a_i‖‖b_j‖`. The worst
+//! case, `|e_ij| ≤ s(k)·u·‖a_i‖‖b_j‖`, would hide large lies. Independent rounding errors with mean zero add up to
+//! `√s(k)` (Higham and Mary 2019). Real ones are not quite independent: when a constant is added repeatedly, the error
+//! keeps its sign as long as the sum stays in one binade. Over a chain that can reach a third of the worst case:
+//! `s(k)/3 ≤ 172` for long k. The bound is therefore
 //!
 //! > `c(k) = min(7·√s(k), s(k)) + 2`,  `‖e_i‖₂ ≤ c(k)·u·‖a_i‖₂·‖B‖_F`,
 //!
-//! seven standard deviations of the independent model, at least 160 for long k: it covers even that constant drift to
-//! within 7 %, and is the worst case itself for k ≤ 48. The 2 covers kernels whose products are rounded by themselves.
+//! seven standard deviations of the independent model, at least 160 for long k. It covers that constant drift to within
+//! 7 %, and for k ≤ 48 is the worst case itself. The 2 covers kernels whose products are rounded separately.
 //!
 //! The check's own f64 arithmetic adds `(c(k) + 2·c(n))·2⁻⁵³·‖a_i‖‖B‖_F`; a 16-bit result adds its one rounding,
 //! `u_out·‖c_i‖₂`; results near zero add the spacing of subnormal numbers.
@@ -29,15 +29,15 @@
 use crate::DType;
 use crate::kernel::SUM_BLOCK;
 
-/// T: how many times `‖e_i‖₂` a residual may be.
+/// T: the multiple of `‖e_i‖₂` that a residual may reach.
 pub const DEVIATIONS: f64 = 8.0;
 
-/// What a product of some output type is summed in and rounded to.
+/// The types that a product is summed in and rounded to.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Rounding {
     /// Unit roundoff of the sums.
     pub(crate) sum: f64,
-    /// Unit roundoff of one last rounding; 0 where the sums are the result.
+    /// Unit roundoff of a last rounding; 0 where the sums are the result.
     pub(crate) out: f64,
     /// The smallest positive number of the sums, and of the result.
     pub(crate) tiny_sum: f64,
@@ -78,7 +78,7 @@ impl Rounding {
     }
 }
 
-/// s(k): how many additions a term can take part in.
+/// s(k): additions that a term takes part in, at most.
 fn chain(k: usize) -> f64 {
     (k.min(SUM_BLOCK) + k.div_ceil(SUM_BLOCK)) as f64
 }
@@ -89,32 +89,33 @@ pub(crate) fn growth(k: usize) -> f64 {
     (7.0 * s.sqrt()).min(s) + 2.0
 }
 
-/// The growth that can never be exceeded: for single elements, where there is room for it.
+/// The growth that no sum of k products exceeds; used for single elements, where a wide bound is acceptable.
 pub(crate) fn worst_growth(k: usize) -> f64 {
     chain(k) + 2.0
 }
 
-/// The part of a row's threshold that is proportional to `‖a_i‖₂·‖B‖_F`, without T.
+/// The factor of `‖a_i‖₂·‖B‖_F` in a row's threshold, without T.
 pub(crate) fn relative(k: usize, n: usize, rounding: &Rounding) -> f64 {
     let own = (growth(k) + 2.0 * growth(n)) * 2f64.powi(-53);
     growth(k) * rounding.sum + own
 }
 
-/// The probability, at most, that an honest product with `rows` rows is refused, checked with `vectors` vectors.
+/// Upper bound of the probability that an honest product with `rows` rows is refused when checked with `vectors`
+/// vectors.
 pub fn false_alarm(rows: usize, vectors: usize) -> f64 {
     2.0 * (-DEVIATIONS * DEVIATIONS / 2.0).exp() * rows as f64 * vectors as f64
 }
 
-/// The published limit: a product that is right but for one element, which is off by this much times its row's norm
-/// `‖a_i‖₂` times the root-mean-square column norm `‖B‖_F/√n` of the panel, is certain to be refused. Zero for
-/// integers, where every error counts; infinite where nothing is promised: a lie hides in the rounding of a 16-bit
-/// result that is much larger than the sums it came from suggest.
+/// The published detection limit: a product in which one element is wrong by this much times its row's norm `‖a_i‖₂`
+/// times the root-mean-square column norm `‖B‖_F/√n` of the panel is certain to be refused. Zero for integers, where
+/// every error counts. Infinite where nothing is certain: a lie hides in the rounding of a 16-bit result that is much
+/// larger than its sums.
 ///
-/// For `f16` and `bf16` results the limit is for matrices whose entries have mean zero, where `‖c_i‖₂ ≈ ‖a_i‖₂·‖B‖_F/√k`;
-/// with entries of one sign the last rounding, up to `u_out·‖c_i‖₂`, hides up to √k times more.
+/// For `f16` and `bf16` results the limit holds for matrices whose entries have mean zero, where `‖c_i‖₂ ≈
+/// ‖a_i‖₂·‖B‖_F/√k`. With entries of one sign the last rounding, up to `u_out·‖c_i‖₂`, hides up to √k times more.
 ///
-/// An element off by `d` shifts every residual of its row by exactly `±d`, and an honest residual is at most τ, so
-/// `d > 2τ` is certain.
+/// An element that is wrong by `d` shifts every residual of its row by exactly `±d`, and an honest residual is at most
+/// τ, so `d > 2τ` is certain to be found.
 pub fn detection_limit(k: usize, n_panel: usize, out: DType) -> f64 {
     if !out.is_float() {
         return 0.0;

@@ -1,5 +1,5 @@
 //! Float products, checked within rounding: eight secret ±1 vectors in f64 against the bound of [`super::bound`], and a
-//! few random 4 × 4 tiles recomputed. NaN, infinities and overflow are judged by class.
+//! few random 4 × 4 tiles computed again. NaN, infinities and overflow are judged by class.
 
 use super::bound::{self, DEVIATIONS, Rounding};
 use super::{CheckReport, Mismatch, by_rows, secret};
@@ -10,13 +10,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 /// The side of a recomputed tile.
 const TILE: usize = 4;
-/// The most tiles recomputed; fewer for small results, so that they cost about a hundredth of the product.
+/// Tiles computed again, at most; fewer for small results, so that tiles cost about a hundredth of the product.
 const MOST_TILES: usize = 4;
 const ELEMENTS_PER_TILE: usize = 1 << 18;
-/// Elements recomputed because they are not finite, at most in one row and in one check.
+/// Elements computed again because they are not finite, at most, per row and per check.
 const MOST_IN_ROW: usize = 16;
 const MOST_IN_CHECK: usize = 512;
-/// f64 operands beyond 2^±100 are scaled, so that no square or product of norms leaves the range.
+/// f64 operands beyond 2^±100 are scaled, so that squares and products of norms stay in range.
 const SAFE_EXPONENT: i32 = 100;
 
 pub(super) struct FloatProbe {
@@ -30,7 +30,7 @@ pub(super) struct FloatProbe {
     exponent: i32,
     /// Columns of B with NaN or infinities, in order.
     bad: Vec<usize>,
-    /// Which rows of each check were sampled differs from check to check.
+    /// A counter, so that each check samples other rows.
     checks: AtomicU64,
 }
 
@@ -41,13 +41,13 @@ struct RowSums {
     squares: f64,
 }
 
-/// 2^e as two factors that stay in range. Beyond 2^±2000 nothing of an f64 product is left to scale.
+/// 2^e as two factors that stay in range. Beyond 2^±2000 an f64 product has no digits left to scale.
 fn power(e: i32) -> (f64, f64) {
     let half = (e / 2).clamp(-1000, 1000);
     (2f64.powi(half), 2f64.powi((e - e / 2).clamp(-1000, 1000)))
 }
 
-/// The exponent of the largest finite magnitude in an f64 tensor's row; 0 for other types and where scaling is not
+/// The exponent of the largest finite magnitude in an f64 tensor's row; 0 for other types and where no scaling is
 /// needed.
 fn row_exponent(t: &Tensor, row: usize) -> i32 {
     let Ok(view) = t.view::<f64>() else { return 0 };
@@ -56,7 +56,7 @@ fn row_exponent(t: &Tensor, row: usize) -> i32 {
     if e.abs() > SAFE_EXPONENT { e } else { 0 }
 }
 
-/// Every row's [`row_exponent`], looked for only where the rows' `squares` are unusual; `None` where all are 0.
+/// The [`row_exponent`] of every row, computed only where the rows' `squares` are extreme; `None` where all are 0.
 fn exponents(t: &Tensor, rows: &[RowSums]) -> Option<Vec<i32>> {
     if t.dtype() != DType::F64 {
         return None;
@@ -110,7 +110,7 @@ impl FloatProbe {
             bytes.iter().map(|byte| std::array::from_fn(|r| if byte >> r & 1 == 1 { 1.0 } else { -1.0 })).collect();
         let mut reading = Reading::default();
         let mut rows = times(b, &x, reading, pool);
-        // The largest row decides; where others needed no scaling, 0 is among them.
+        // The row with the largest exponent decides; rows that need no scaling count as 0.
         let exponent = exponents(b, &rows).and_then(|e| e.into_iter().max()).unwrap_or(0);
         let scales = (exponent != 0).then(|| vec![power(-exponent); b.rows()]);
         if exponent != 0 {
@@ -180,7 +180,7 @@ impl FloatProbe {
         for row in 0..m {
             let (want, mut have) = (expected[row], got[row]);
             if !want.squares.is_finite() {
-                // NaN or an infinity in this row of A: no linear check can speak for it.
+                // NaN or an infinity in this row of A: the linear check does not apply.
                 rows_sampled_only += 1;
                 judge.sample(row, &mut dice, 2)?;
                 continue;
@@ -201,7 +201,7 @@ impl FloatProbe {
                 + tiny * scale.0 * scale.1;
             for (want, have) in want.lanes.iter().zip(&have.lanes) {
                 let residual = (have - want).abs();
-                // A NaN residual is not within anything.
+                // A NaN residual exceeds any threshold.
                 let within = residual <= threshold;
                 if !within {
                     let unscale = power(c_exponent(row));
@@ -210,7 +210,7 @@ impl FloatProbe {
                         col: None,
                         residual: residual * unscale.0 * unscale.1,
                         threshold: threshold * unscale.0 * unscale.1,
-                        what: format!("row {row} is off by {residual:.3e} where rounding allows {threshold:.3e}"),
+                        what: format!("row {row} has a residual of {residual:.3e}; rounding allows {threshold:.3e}"),
                     });
                 }
             }
@@ -237,8 +237,8 @@ impl FloatProbe {
         })
     }
 
-    /// A row of C that holds NaN or infinities although its row of A does not: they are judged one by one, and what
-    /// they should be takes their place in the row's sums. `None` where there are too many.
+    /// For a row of C that holds NaN or infinities although its row of A does not: judges those elements one by one,
+    /// and puts the correct values in the row's sums. `None` where there are too many.
     fn overflowed(
         &self,
         row: usize,
@@ -267,7 +267,7 @@ impl FloatProbe {
         let a: Vec<f64> = row_values(judge.a, row).iter().map(|a| a * a_scale.0 * a_scale.1).collect();
         for j in overflowed {
             judge.element(row, j)?;
-            // Scaled before they are summed, so that this sum does not overflow too.
+            // Scaled before summing, so that this sum does not overflow too.
             let mut b = row_values(&judge.b.transposed(), j);
             b.iter_mut().for_each(|b| *b = *b * b_scale.0 * b_scale.1);
             values[j] = dot(&a, &b).0;
@@ -283,7 +283,7 @@ impl FloatProbe {
     }
 }
 
-/// Secret choices.
+/// A stream of secret random choices.
 struct Dice(blake3::OutputReader);
 
 impl Dice {
@@ -295,7 +295,7 @@ impl Dice {
     }
 }
 
-/// Recomputes single elements in f64 and judges them.
+/// Computes single elements again in f64 and judges them.
 struct Judge<'a> {
     a: &'a Tensor,
     b: &'a Tensor,
@@ -307,7 +307,7 @@ struct Judge<'a> {
 impl Judge<'_> {
     /// Judges `count` random elements of a row.
     fn sample(&mut self, row: usize, dice: &mut Dice, count: usize) -> Result<(), Mismatch> {
-        // Rows beyond the budget go by: what a lie could gain there is a NaN instead of an infinity.
+        // Rows beyond the budget are not sampled: a lie there could only replace an infinity by NaN.
         if self.recomputed > MOST_IN_CHECK || self.b.cols() == 0 {
             return Ok(());
         }
@@ -326,7 +326,7 @@ impl Judge<'_> {
     fn tile(&mut self, rows: std::ops::Range<usize>, cols: std::ops::Range<usize>) -> Result<(), Mismatch> {
         let k = self.a.cols();
         let b = self.b.transposed();
-        // Rows of B are walked once for all columns of the tile.
+        // Rows of B are read once for all columns of the tile.
         let mut columns = vec![Vec::with_capacity(k); cols.len()];
         for_dtype!(b.dtype(), T => if let Ok(view) = b.view::<T>() {
             for step in 0..k {
@@ -344,7 +344,7 @@ impl Judge<'_> {
         Ok(())
     }
 
-    /// Whether C[row, col] can be `a·b`; gives `a·b` in f64.
+    /// Whether C[row, col] can be `a·b`; returns `a·b` in f64.
     fn judge(&mut self, row: usize, col: usize, a: &[f64], b: &[f64]) -> Result<f64, Mismatch> {
         self.recomputed += 1;
         let Rounding { sum, out, tiny_sum, tiny_out, max_sum, max_out } = self.rounding;
@@ -357,7 +357,7 @@ impl Judge<'_> {
             let finite = a.iter().zip(b).map(|(a, b)| a.is_finite() && b.is_finite());
             magnitude = terms.zip(finite).filter(|(_, f)| *f).map(|(t, _)| t).sum();
         }
-        // Sums can overflow on the way, whatever they come to: then an infinity or a NaN is honest.
+        // Partial sums can overflow even where the total does not: then an infinity or a NaN is honest.
         let may_overflow = magnitude >= max_sum * 0.999;
         let k = a.len();
         // Σ|a||b| bounds every partial sum, and never under- or overflows where the sum does not.
@@ -370,7 +370,7 @@ impl Judge<'_> {
         } else if !operands_finite {
             may_overflow || (want.is_nan() && got.is_nan()) || (want.is_infinite() && want == got)
         } else {
-            // An infinity needs terms of its sign that reach the end of the range, a NaN needs both.
+            // An infinity needs terms of its sign that reach the end of the range; a NaN needs terms of both signs.
             let side = |sign: f64| {
                 let terms = a.iter().zip(b).map(|(a, b)| a * b * sign);
                 terms.filter(|term| *term > 0.0).sum::<f64>() >= max_sum * 0.999
@@ -390,7 +390,7 @@ impl Judge<'_> {
             residual: (got - want).abs(),
             threshold: error,
             what: format!(
-                "element ({row}, {col}) is {got:e}, recomputed it is {want:e}, and rounding allows {error:.3e}"
+                "element ({row}, {col}) is {got:e}, not {want:e}; rounding allows a difference of {error:.3e}"
             ),
         })
     }

@@ -1,5 +1,5 @@
-//! Exact products, checked exactly: Freivalds over the field of 2⁶¹ − 1 elements with one secret random vector. A wrong
-//! product passes with probability 1 / (2⁶¹ − 1).
+//! Integer products, checked exactly: Freivalds over the field of 2⁶¹ − 1 elements with one secret random vector. A
+//! wrong product passes with probability 1 / (2⁶¹ − 1).
 
 use super::{CheckReport, Mismatch, by_rows, secret};
 use crate::kernel::skinny::{Limbs, P61, skinny_exact};
@@ -19,7 +19,7 @@ impl IntegerProbe {
             let mut bytes = [0; 8];
             stream.fill(&mut bytes);
             let value = u64::from_le_bytes(bytes) & P61;
-            // All 61 bits set is p itself: draw again, so that every element is equally likely.
+            // All 61 bits set is p itself; drawing again makes every element equally likely.
             if value != P61 {
                 return value;
             }

@@ -1,8 +1,9 @@
-//! Is `C = A·B` right? Freivalds' check (1977): with a secret vector x, compare `C·x` with `A·(B·x)`, which costs a
-//! pass over each matrix instead of a product. It never repairs anything and never decides whom to trust.
+//! Checks of products. Freivalds' check (1977): with a secret vector x, compare `C·x` with `A·(B·x)`, which costs a
+//! pass over each matrix instead of a product. Wrong results are reported, never repaired; trust is the node's
+//! decision.
 //!
-//! The map: [`ColumnProbe`] here; the rounding bound and its derivation in [`bound`]; floats and integers in files of
-//! their own.
+//! [`ColumnProbe`] is here; the rounding bound and its derivation are in [`bound`]; `float` and `integer` check the two
+//! kinds of product.
 
 pub mod bound;
 mod float;
@@ -12,36 +13,36 @@ pub use bound::detection_limit;
 
 use crate::{DType, Error, Pool, Tensor};
 
-/// What was done and found right.
+/// A check that found no error.
 #[derive(Clone, Debug, PartialEq)]
 pub struct CheckReport {
     /// `freivalds-mod-p61` (exact) or `freivalds-f64+tiles` (within rounding).
     pub method: &'static str,
-    /// How many secret vectors were used.
+    /// The number of secret vectors.
     pub vectors: usize,
-    /// How many elements were recomputed directly.
+    /// The number of elements computed again.
     pub elements_recomputed: usize,
-    /// Rows that only sampled elements speak for: a non-finite operand row, or more overflow than was recomputed.
+    /// Rows that were only sampled: rows with a non-finite operand, or with more overflow than is computed again.
     pub rows_sampled_only: usize,
-    /// The probability, at most, that an honest product of this shape is refused.
+    /// Upper bound of the probability that an honest product of this shape is refused.
     pub false_alarm: f64,
     /// The smallest one-element error that is certain to be caught: see [`detection_limit`]. Zero where exact.
     pub detection_limit: f64,
 }
 
-/// What is wrong with a product. Displays as a sentence.
+/// A wrong product, and where it is wrong. Displays as a sentence.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[error("the product is wrong: {what}")]
 pub struct Mismatch {
     /// The first row found wrong.
     pub row: usize,
-    /// The column, where one element was recomputed.
+    /// The column, where a single element was computed again.
     pub col: Option<usize>,
-    /// How far off it is, in units of C (for integers: the difference in the field).
+    /// The difference, in units of C (for integers: in the field).
     pub residual: f64,
-    /// How far off it may be.
+    /// The largest difference that would be accepted.
     pub threshold: f64,
-    /// What was seen, for people.
+    /// The finding, for people.
     pub what: String,
 }
 
@@ -90,10 +91,10 @@ impl ColumnProbe {
         Ok(ColumnProbe { out, k: b.rows(), n: b.cols(), b_dtype: b.dtype(), kind })
     }
 
-    /// Whether `c`, `[m, n]`, is `a·b`: `a` is `[m, k]`, `b` the panel that this probe was made for.
+    /// Checks that `c`, `[m, n]`, is `a·b`: `a` is `[m, k]`, `b` is the panel that this probe was made for.
     ///
     /// # Errors
-    /// [`Mismatch`]: what is wrong, and where.
+    /// [`Mismatch`] with the first wrong row.
     pub fn check(&self, a: &Tensor, b: &Tensor, c: &Tensor, pool: &Pool) -> Result<CheckReport, Mismatch> {
         let fits = a.cols() == self.k
             && b.shape() == (self.k, self.n)
@@ -144,7 +145,7 @@ impl std::fmt::Debug for ColumnProbe {
     }
 }
 
-/// Calls `work(rows, out)` for every piece of `out` (`per_row` items for each of `rows` rows) on the pool's threads.
+/// Calls `work(rows, out)` for every piece of `out` (one item for each of `rows` rows) on the pool's threads.
 fn by_rows<T: Send>(
     pool: &Pool,
     rows: usize,
@@ -154,7 +155,7 @@ fn by_rows<T: Send>(
 ) {
     use std::sync::{Mutex, PoisonError};
     debug_assert_eq!(out.len(), rows);
-    // Threads are woken for some 100 µs of work each, and take pieces of about 50 µs.
+    // A thread is woken for some 100 µs of work, and takes pieces of about 50 µs.
     const ELEMENTS_PER_THREAD: usize = 300_000;
     const ELEMENTS_PER_PIECE: usize = 150_000;
     let elements = rows.saturating_mul(cols);

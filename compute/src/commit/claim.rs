@@ -1,13 +1,13 @@
-//! What a stage says it did in a session, as the bytes that it signs. Parsing and writing only; whether a claim is true is
-//! the replay's to say.
+//! A stage's claim about its work in a session, as the bytes that the stage signs. Only parsed and written here; the
+//! replay shows whether a claim is true.
 
 use pangea_units::Digest;
 use std::ops::Range;
 
-/// What every claim begins with: the profile and its version.
+/// The first bytes of every claim: the profile and its version.
 const TAG: &[u8; 21] = b"pangea exact/1 claim\0";
 
-/// One stage's account of one session.
+/// One stage's claim about one session.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Claim {
     /// The session.
@@ -22,13 +22,13 @@ pub struct Claim {
     pub layers: Range<u32>,
     /// Rows 0 to `positions` (exclusive) were computed.
     pub positions: u64,
-    /// The first position whose following token the last stage chose; `positions` where it chose none.
+    /// The first position whose next token the last stage chose; `positions` where it chose none.
     pub chosen_from: u64,
-    /// Root over what the stage received.
+    /// Root over the stage's input.
     pub predecessor: [u8; 32],
-    /// Digest of the [`SamplingTerms`](super::SamplingTerms) by which tokens were chosen.
+    /// Digest of the [`SamplingTerms`](super::SamplingTerms) under which tokens were chosen.
     pub sampling: Digest,
-    /// Root over what the stage gave.
+    /// Root over the stage's output.
     pub output: [u8; 32],
 }
 
@@ -36,7 +36,7 @@ impl Claim {
     /// Length of [`Claim::to_bytes`].
     pub const BYTES: usize = TAG.len() + 16 + 8 + 32 + 4 + 4 + 4 + 8 + 8 + 32 + 32 + 32;
 
-    /// The one form of this claim as bytes: the tag `"pangea exact/1 claim\0"`, then the fields in their order, numbers
+    /// The canonical bytes of this claim: the tag `"pangea exact/1 claim\0"`, then the fields in their order, numbers
     /// little-endian, the layers as two u32.
     pub fn to_bytes(&self) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(Claim::BYTES);
@@ -55,8 +55,8 @@ impl Claim {
         bytes
     }
 
-    /// The claim that these bytes are; `None` for anything that [`Claim::to_bytes`] does not give for a claim of at least
-    /// one layer that chose no token before its first position.
+    /// Parses a claim. `None` for bytes that are not canonical, for a claim without layers, and for one whose first
+    /// choice lies after its positions.
     pub fn parse(bytes: &[u8]) -> Option<Claim> {
         let mut rest = bytes;
         if take::<{ TAG.len() }>(&mut rest)? != *TAG {

@@ -1,6 +1,5 @@
-//! `canonical-grid/1`: one hash for activations that two engines computed with different bits, and what to make of a
-//! mismatch. A grid has edges, and values near one flip between engines as a matter of course: a mismatch alone accuses
-//! nobody.
+//! `canonical-grid/1`: one hash for activations that two engines computed with different bits, and the comparison after
+//! a mismatch. Values near the edge of a grid cell differ between honest engines, so a mismatch alone is no evidence.
 
 use half::f16;
 use pangea_units::Digest;
@@ -9,34 +8,35 @@ use sha2::{Digest as _, Sha256};
 /// Cells per unit.
 const STEPS: f32 = 64.0;
 
-/// Values beyond are taken for this.
+/// Magnitudes above this are clamped to it.
 const LIMIT: f32 = 100.0;
 
 /// Products in one layer (q, k, v, attention's output, gate, up, down).
 const PRODUCTS_PER_LAYER: f64 = 7.0;
 
-/// What rounding a product's input to 8 bits in blocks of 32 costs, as a share of its RMS: the largest of 32 normal values is
-/// 2.1 times their deviation on average and rarely above 3, a step is that over 127, and the error of rounding is uniform over
-/// one step: 3 / 127 / √12. It is the coarsest that engines in use do to activations (ggml's Q8_0).
+/// Error of rounding a product's input to 8 bits in blocks of 32, as a share of the input's RMS: the largest of 32
+/// normal values is 2.1 times their deviation on average and rarely above 3, a step is that over 127, and the error of
+/// rounding is uniform over one step: 3 / 127 / √12. This is the coarsest rounding of activations among engines in use
+/// (ggml's Q8_0).
 const PRODUCT_ERROR: f64 = 3.0 / 127.0 / 3.464;
 
-/// Deviations of a single element from its bound that still pass: beyond six, two in 10⁹ honest elements.
+/// Deviations by which a single element may differ: two in 10⁹ honest elements exceed six.
 const ELEMENT_DEVIATIONS: f64 = 6.0;
 
-/// The same for the RMS of a whole row, which strays far less than its elements.
+/// Deviations by which the RMS of a whole row may differ; it varies far less than single elements.
 const ROW_DEVIATIONS: f64 = 2.0;
 
-/// Opened values may have passed through f16 on either side.
+/// Relative error of values that either side may have cast to f16.
 const CAST_ERROR: f64 = 1.0 / 1024.0;
 
-/// A value's cell, as f16: cast (NaN → 0, ±∞ → ±100), `round(x · 64) / 64` half to even, clamped to ±100. A negative zero
-/// stays one, as it does in NumPy.
+/// A value's cell, as f16: cast (NaN → 0, ±∞ → ±100), `round(x · 64) / 64` half to even, clamped to ±100. A negative
+/// zero stays negative, as in NumPy.
 pub fn cell(value: f32) -> f16 {
     let cast = f16::from_f32(value);
     if cast.is_nan() {
         return f16::ZERO;
     }
-    // Exact: a power of two, and an integer below 2^11 or one that f16 holds already.
+    // Exact: a power of two, and an integer below 2^11 or one that f16 represents.
     let rounded = (f32::from(cast) * STEPS).round_ties_even() / STEPS;
     f16::from_f32(rounded.clamp(-LIMIT, LIMIT))
 }
@@ -50,43 +50,45 @@ pub fn digest(values: &[f32]) -> Digest {
     Digest(hasher.finalize().into())
 }
 
-/// What comparing a row of two engines shows.
+/// The result of comparing one row of two engines.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum GridVerdict {
     /// Every cell is the same.
     Same,
-    /// Cells differ, values do not more than engines do.
+    /// Cells differ, but values differ no more than those of honest engines.
     Close {
-        /// Cells that differ.
+        /// The number of cells that differ.
         cells: usize,
-        /// The RMS of the difference as a share of that of the row.
+        /// RMS of the difference as a share of the row's RMS.
         difference: f64,
     },
-    /// More than engines differ: somebody computed something else.
+    /// Values differ more than those of honest engines: one side computed something else.
     Different {
-        /// The element furthest beyond what is allowed to it, or the first that only one side has.
+        /// The element furthest beyond its bound, or the first that only one side has.
         index: usize,
-        /// The RMS of the difference as a share of that of the row.
+        /// RMS of the difference as a share of the row's RMS.
         difference: f64,
-        /// The share that is allowed.
+        /// The largest share that is accepted.
         allowed: f64,
     },
 }
 
-/// The deviation that honest engines can have after `layers` layers, as a share of the row's RMS.
+/// Deviation between honest engines after `layers` layers, as a share of the row's RMS.
 ///
-/// Every product adds what rounding its input to 8 bits costs (0.68 % of its RMS), independently, to a stream whose RMS is
-/// at least that of what it adds; so after n products the error is at most √n of one. Both engines may round: √2 of that.
+/// Every product adds the error of rounding its input to 8 bits (0.68 % of the input's RMS), independently, to a stream
+/// whose RMS is at least that of the addend; so after n products the error is at most √n of one. Both engines may
+/// round: √2 of that.
 pub fn deviation(layers: usize) -> f64 {
     PRODUCT_ERROR * (2.0 * PRODUCTS_PER_LAYER * layers.max(1) as f64).sqrt()
 }
 
-/// Compares one row (`[width]`) that this node computed with the same one as another engine opened it, `layers` layers after
-/// the last value that both had in common. Nobody is to be blamed for less than [`GridVerdict::Different`].
+/// Compares one row (`[hidden_size]`) that this node computed with the same row as another engine opened it, `layers`
+/// layers after the last value that both had in common. Only [`GridVerdict::Different`] is evidence against the other
+/// engine.
 ///
-/// An element may be off by six deviations of the row's RMS and the error of two casts to f16; the whole row's difference may
-/// have an RMS of two deviations. What is smaller is not found: that is why the verdict is `tolerance-checked` at best. The
-/// scale is that of `ours` alone, so that no lie widens its own tolerance.
+/// An element may differ by six deviations of the row's RMS and the error of two casts to f16; the whole row's
+/// difference may have an RMS of two deviations. Smaller lies are not found: that is why the verdict is
+/// `tolerance-checked` at best. The scale is that of `ours` alone, so that no lie widens its own tolerance.
 pub fn compare(ours: &[f32], theirs: &[f32], layers: usize) -> GridVerdict {
     let deviation = deviation(layers);
     let allowed = ROW_DEVIATIONS * deviation;
@@ -104,7 +106,7 @@ pub fn compare(ours: &[f32], theirs: &[f32], layers: usize) -> GridVerdict {
         let off = (f64::from(*a) - f64::from(*b)).abs();
         squares += off * off;
         let bound = ELEMENT_DEVIATIONS * deviation * scale + CAST_ERROR * f64::from(*a).abs();
-        // No number is no less than any bound.
+        // NaN and infinities exceed any bound.
         let excess = if off.is_finite() { off / bound.max(f64::MIN_POSITIVE) } else { f64::INFINITY };
         if excess > worst.0 {
             worst = (excess, index);
@@ -173,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn flipped_cells_accuse_nobody_and_lies_are_found() {
+    fn flipped_cells_are_no_evidence_and_lies_are_found() {
         let ours = normal(1, 2048);
         assert_eq!(compare(&ours, &ours, 4), GridVerdict::Same);
         // As far off as rounding to 8 bits makes two engines after four layers.

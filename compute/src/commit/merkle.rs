@@ -1,4 +1,4 @@
-//! Hashes of single positions and the root over them, as the module's page defines them. It knows nothing of stages.
+//! Hashes of single positions and the root over them, as the docs of [`commit`](super) define them.
 
 use crate::sample::Choice;
 
@@ -9,26 +9,26 @@ const LEAF: &[u8] = b"pangea exact/1 leaf\0";
 const NODE: &[u8] = b"pangea exact/1 node\0";
 const EMPTY: &[u8] = b"pangea exact/1 empty\0";
 
-/// The leaf of what was received or given at `position`.
+/// The leaf of the bytes at `position`.
 pub fn leaf(position: u64, bytes: &[u8]) -> Leaf {
     let mut hasher = blake3::Hasher::new();
     hasher.update(LEAF).update(&position.to_le_bytes()).update(bytes);
     *hasher.finalize().as_bytes()
 }
 
-/// The leaf of a row of activations: `[width]`, f32.
+/// The leaf of a row of activations: `[hidden_size]`, f32.
 pub fn row_leaf(position: u64, row: &[f32]) -> Leaf {
-    // Memory is little-endian on every machine that this crate is built for.
+    // Memory is little-endian on every supported machine.
     leaf(position, bytemuck::cast_slice(row))
 }
 
-/// The leaf of a token that the first stage received.
+/// The leaf of a token in the first stage's input.
 pub fn token_leaf(position: u64, token: u32) -> Leaf {
     leaf(position, &token.to_le_bytes())
 }
 
-/// The leaf of the token that the last stage chose to follow `position`: its id (u32); where log-probabilities were asked
-/// for, its own (f32), then id (u32) and log-probability (f32) of every alternative in the order given.
+/// The leaf of the token that the last stage chose to follow `position`: its id (u32); with log-probabilities, its own
+/// (f32), then id (u32) and log-probability (f32) of every alternative in the order given.
 pub fn chosen_leaf(position: u64, choice: &Choice) -> Leaf {
     let mut bytes = Vec::with_capacity(8 + 8 * choice.top.len());
     bytes.extend(choice.token.to_le_bytes());
@@ -42,12 +42,12 @@ pub fn chosen_leaf(position: u64, choice: &Choice) -> Leaf {
     leaf(position, &bytes)
 }
 
-/// The leaf of a position at which the last stage chose nothing.
+/// The leaf of a position at which the last stage chose no token.
 pub fn nothing_leaf(position: u64) -> Leaf {
     leaf(position, &[])
 }
 
-/// The leaves of tokens that the first stage received, from position 0 on.
+/// The leaves of the first stage's input tokens, from position 0 on.
 pub fn token_leaves(tokens: &[u32]) -> Vec<Leaf> {
     tokens.iter().zip(0..).map(|(token, position)| token_leaf(position, *token)).collect()
 }

@@ -1,17 +1,17 @@
-//! What a stage answers for, and how it is checked (DESIGN §6): hashes of what it received and gave, the claim over them
-//! that it signs, and the replay that shows whether the claim is true. Bytes and numbers only: signatures, peers and
-//! receipts are the node's.
+//! Commitments of stages, and how they are checked (DESIGN §6): hashes of a stage's input and output, the claim over
+//! them that the stage signs, and the replay that shows whether the claim is true. Bytes and numbers only: signatures,
+//! peers and receipts are the node's.
 //!
 //! | module | owns |
 //! |---|---|
 //! | [`merkle`] | `exact/1`: leaves of single positions, the root over them |
-//! | [`claim`] | `exact/1`: what a stage says it did in a session |
-//! | [`terms`] | what the choice of tokens depends on, besides the model |
-//! | [`replay`](mod@replay) | the same session again, as one prefill; the first difference |
-//! | [`grid`] | `canonical-grid/1`: activations of engines that do not have the same bits |
+//! | [`claim`] | `exact/1`: a stage's claim about its work in a session |
+//! | `sampling_terms` | the rules under which tokens are chosen, as a digest |
+//! | [`replay`](mod@replay) | a session computed again, as one prefill; the first difference |
+//! | [`grid`] | `canonical-grid/1`: activations of engines whose bits differ |
 //!
-//! `exact/1`, so that anyone can redo it. Numbers are little-endian, ‖ joins bytes, every hash is BLAKE3 and begins with
-//! a tag that ends with a zero byte:
+//! The definition of `exact/1`, for independent implementations. Numbers are little-endian, ‖ joins bytes, every hash
+//! is BLAKE3 and begins with a tag that ends with a zero byte:
 //!
 //! * leaf of position p (u64): `H("pangea exact/1 leaf\0" ‖ p ‖ bytes)`.
 //! * root: neighbouring leaves are joined by `H("pangea exact/1 node\0" ‖ left ‖ right)`, and so on upwards; one without a

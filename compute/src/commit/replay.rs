@@ -1,6 +1,6 @@
-//! A session once more, as one prefill of each part of the model: the leaves that every stage should have had, and the
-//! tokens that the last should have chosen. It works in chunks, stops when told to and lets others at the pool in between.
-//! It never sees a signature.
+//! A session computed again, as one prefill of each part of the model: the leaves that every stage should have had, and
+//! the tokens that the last stage should have chosen. A replay works in chunks, can be cancelled, and lets other work
+//! use the pool between chunks. Signatures are the node's.
 
 use super::merkle::{Leaf, chosen_leaf, merkle_root, nothing_leaf, row_leaf, token_leaves};
 use crate::model::{Cache, Input, Logits, Model, ModelConfig, ModelPart, Output, PageBudget, Step};
@@ -15,64 +15,66 @@ const OPERATION: &str = "replay";
 /// Logits held at a time, in elements (16 MiB).
 const HELD_LOGITS: usize = 4 << 20;
 
-/// What was said in a session, and by which rules.
+/// What a session's stages claim to have done, and under which rules.
 #[derive(Clone, Copy)]
 pub struct Transcript<'a> {
-    /// Prompt and answer. One more than there are positions, or as many where the last position's choice is not known.
+    /// Prompt and answer: one token more than there are positions, or as many where the last position's choice is
+    /// unknown.
     pub tokens: &'a [u32],
-    /// How many of them are the prompt, at least 1.
+    /// The number of prompt tokens, at least 1.
     pub prompt_len: usize,
-    /// Rows that were computed.
+    /// The number of rows that were computed.
     pub positions: usize,
-    /// The first position whose following token the last stage chose.
+    /// The first position whose next token the last stage chose.
     pub chosen_from: usize,
     /// How tokens are chosen.
     pub sampling: &'a Sampling,
-    /// What masks them; nothing accepted yet.
+    /// The grammar that masks tokens, with nothing accepted yet.
     pub grammar: Option<&'a Grammar>,
 }
 
-/// How fast a replay goes, and what stops it.
+/// Chunks, cancellation and progress of a replay.
 pub struct Pace<'a> {
-    /// Rows of one pass at most: between passes others get at the pool.
+    /// Rows of one pass, at most: between passes other work can use the pool.
     pub chunk_rows: usize,
-    /// Stops it before the next pass.
+    /// Cancels the replay before its next pass.
     pub cancel: &'a Cancel,
-    /// Told before every pass how much is done, in rows through the whole model; may wait there until the pool is idle.
+    /// Called before every pass with the rows done, counted as rows through the whole model; may block until the pool
+    /// is idle.
     pub between: &'a mut dyn FnMut(usize),
 }
 
-/// What a session's stages should have received and given.
+/// The input and output that a session's stages should have had.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Replay {
-    /// What the first of these stages received.
+    /// Leaves of the first stage's input.
     pub received: Vec<Leaf>,
-    /// What each gave.
+    /// Leaves of each stage's output.
     pub given: Vec<Vec<Leaf>>,
-    /// What follows each position that was looked at, in order; empty without the head.
+    /// The choice at each position that was computed, in order; empty without the head.
     pub choices: Vec<(usize, Choice)>,
 }
 
-/// What one stage says it gave.
+/// A stage's claimed output.
 #[derive(Clone, Copy, Debug)]
 pub struct Given<'a> {
-    /// The root that it signed.
+    /// The signed root.
     pub root: [u8; 32],
-    /// What the root is over, where the stage opened it.
+    /// The leaves under the root, where the stage opened them.
     pub leaves: Option<&'a [Leaf]>,
 }
 
-/// Where what was given first differs from what should have been.
+/// The first difference between claimed and correct output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Difference {
-    /// Which of the stages, from 0. Those after it worked with what it gave, so nothing is said of them.
+    /// The stage, from 0. Later stages worked with this stage's output, so nothing is known about them.
     pub stage: usize,
-    /// The first position; `None` where the stage did not open its root.
+    /// The first position that differs; `None` where the stage did not open its root.
     pub position: Option<usize>,
 }
 
 impl Replay {
-    /// The root over what stage `stage` should have received.
+    /// The root over the correct input of stage `stage`.
     pub fn predecessor(&self, stage: usize) -> [u8; 32] {
         merkle_root(match stage.checked_sub(1) {
             None => &self.received,
@@ -80,16 +82,16 @@ impl Replay {
         })
     }
 
-    /// The root over what stage `stage` should have given.
+    /// The root over the correct output of stage `stage`.
     pub fn output(&self, stage: usize) -> [u8; 32] {
         merkle_root(&self.given[stage])
     }
 
-    /// The first stage whose root is another, and the first position where what it opened differs.
+    /// The first stage whose root differs, and the first position where its opened leaves differ.
     pub fn first_difference(&self, given: &[Given<'_>]) -> Option<Difference> {
         let differs = |(stage, theirs): (usize, &Given<'_>)| (self.output(stage) != theirs.root).then_some(stage);
         let stage = given.iter().take(self.given.len()).enumerate().find_map(differs)?;
-        // Leaves that do not make the root say nothing of what was signed.
+        // Leaves that do not give the signed root are no evidence.
         let opened = given[stage].leaves.filter(|leaves| merkle_root(leaves) == given[stage].root);
         let position = opened.and_then(|theirs| {
             let ours = &self.given[stage];
@@ -99,7 +101,7 @@ impl Replay {
         Some(Difference { stage, position })
     }
 
-    /// The first position at which not the token of the transcript follows, and the one that should.
+    /// The first position whose next token is not the transcript's, and the correct choice.
     pub fn first_wrong_token(&self, tokens: &[u32]) -> Option<(usize, u32)> {
         let wrong = |(position, choice): &&(usize, Choice)| {
             tokens.get(position + 1).is_some_and(|token| *token != choice.token)
@@ -108,23 +110,23 @@ impl Replay {
     }
 }
 
-/// Where a replay gets a model's layers from: a model need not be in memory as a whole, nor be anywhere as a whole.
+/// Where a replay gets a model's layers: neither memory nor disk needs to hold the whole model at once.
 pub struct Source<'a> {
-    /// Of the model.
+    /// The model's configuration.
     pub config: &'a ModelConfig,
-    /// Layers of one part at most, at least 1.
+    /// Layers of one part, at most; at least 1.
     pub at_once: usize,
-    /// Loads a part. Parts come in order, each once.
+    /// Loads a part. Parts are loaded in order, each once.
     pub load: &'a mut dyn FnMut(ModelPart) -> Result<Arc<Model>, Error>,
 }
 
-/// Replays a session from its tokens, part of the model by part: what stages with these `layers` (contiguous, the first from
-/// 0, the last to the end) should have given. Every token of the answer is chosen anew, those before `chosen_from` too: a
-/// stage that came in after another had failed answers for none of them, but they can be wrong all the same.
+/// Replays a session from its tokens, one part of the model after the other, for stages with these `layers`
+/// (contiguous, the first from 0, the last to the end). Every token of the answer is chosen again, those before
+/// `chosen_from` too: a stage that replaced a failed one does not claim them, but they can be wrong all the same.
 ///
 /// # Errors
-/// [`Error::Invalid`] for layers that are not the model's, tokens that it has not, or a transcript that cannot be;
-/// [`Error::Cancelled`]; what loading, [`Model::forward`] and [`choose`] give.
+/// [`Error::Invalid`] for layers that do not cover the model in order, tokens outside its vocabulary, or an impossible
+/// transcript; [`Error::Cancelled`]; errors of loading, [`Model::forward`] and [`choose`].
 pub fn replay(
     source: &mut Source<'_>,
     pool: &Pool,
@@ -138,7 +140,7 @@ pub fn replay(
     if !contiguous || layers.last().is_none_or(|last| last.end as usize != config.layers) {
         return Err(Error::invalid(
             OPERATION,
-            format!("layers {layers:?} are not the {} of this model, in order", config.layers),
+            format!("layers {layers:?} do not cover the {} layers of this model in order", config.layers),
         ));
     }
     check(&transcript, transcript.positions)?;
@@ -159,7 +161,7 @@ pub fn replay(
                 activations = pass.activations(pace)?;
             }
         }
-        // What the last one gives are tokens.
+        // The last part's output is tokens.
         given.push(match stage.end as usize == config.layers {
             true => chosen,
             false => {
@@ -183,7 +185,7 @@ fn check(transcript: &Transcript<'_>, positions: usize) -> Result<(), Error> {
         return Err(Error::invalid(
             OPERATION,
             format!(
-                "{positions} positions with {} tokens, {prompt_len} of them the prompt, chosen from {chosen_from} on: no session is like that",
+                "impossible transcript: {positions} positions, {} tokens, {prompt_len} of them the prompt, choices from position {chosen_from} on",
                 tokens.len()
             ),
         ));
@@ -191,7 +193,7 @@ fn check(transcript: &Transcript<'_>, positions: usize) -> Result<(), Error> {
     Ok(())
 }
 
-/// All of a session's rows through one part of the model.
+/// One part of the model, over all rows of a session.
 struct Pass<'a> {
     model: &'a Model,
     pool: &'a Pool,
@@ -200,7 +202,7 @@ struct Pass<'a> {
 }
 
 impl Pass<'_> {
-    /// What a part without the head gives, `[positions, width]`.
+    /// The output of a part without the head: `[positions, hidden_size]`.
     fn activations(&mut self, pace: &mut Pace<'_>) -> Result<Vec<f32>, Error> {
         let mut given = Vec::with_capacity(self.positions * self.model.config().hidden_size);
         let most = pace.chunk_rows.max(1);
@@ -215,7 +217,7 @@ impl Pass<'_> {
         Ok(given)
     }
 
-    /// What the last part gives: a leaf for every row.
+    /// The output of the last part: a leaf for every row.
     fn choose(&mut self, chooser: &mut Chooser<'_>, pace: &mut Pace<'_>) -> Result<Vec<Leaf>, Error> {
         let mut leaves = Vec::with_capacity(self.positions);
         let vocabulary = self.model.config().vocabulary;
@@ -228,7 +230,7 @@ impl Pass<'_> {
         Ok(leaves)
     }
 
-    /// Computes rows up to where `next` says, and hands each pass on.
+    /// Computes rows in passes up to where `next` says, and gives each pass's output to a callback.
     fn rows(
         &mut self,
         pace: &mut Pace<'_>,
@@ -264,7 +266,7 @@ struct Chooser<'a> {
     grammar: Option<Grammar>,
     /// Tokens of the answer that the grammar has accepted.
     accepted: usize,
-    /// The first position at which a choice is made.
+    /// The first position at which a token is chosen.
     from: usize,
     choices: Vec<(usize, Choice)>,
 }
@@ -274,7 +276,7 @@ impl<'a> Chooser<'a> {
         Chooser { grammar: transcript.grammar.cloned(), transcript, accepted: 0, from, choices: Vec::new() }
     }
 
-    /// Takes the logits of `rows` where they are wanted: `[rows, vocabulary]`, overwritten. Adds every row's leaf.
+    /// Takes the logits of `rows`, where requested: `[rows, vocabulary]`, overwritten. Adds every row's leaf.
     fn take(
         &mut self,
         rows: Range<usize>,
@@ -298,7 +300,7 @@ impl<'a> Chooser<'a> {
         Ok(())
     }
 
-    /// What follows `position`; `None` behind a token that the grammar does not allow, which has been found wrong then.
+    /// The choice after `position`; `None` after a token that the grammar does not allow, which was reported as wrong.
     fn choose(&mut self, position: usize, logits: &mut [f32]) -> Result<Option<Choice>, Error> {
         let transcript = self.transcript;
         let (prompt, answer) = transcript.tokens.split_at(transcript.prompt_len);

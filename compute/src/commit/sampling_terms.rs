@@ -1,38 +1,38 @@
-//! What the choice of an answer's tokens depends on besides the model and the tokens: one digest for it, so that a stage
-//! that chose by other rules than were asked for can be told. It chooses nothing.
+//! The rules under which an answer's tokens are chosen, besides the model and the tokens. One digest of them shows
+//! whether a stage used the rules that were asked for.
 
 use crate::sample::Sampling;
 use pangea_units::Digest;
 
 const TAG: &[u8] = b"pangea exact/1 terms\0";
 
-/// What form an answer was to have, as the grammar that masked its tokens.
+/// The form of an answer: the grammar that masks its tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Form<'a> {
-    /// Any.
+    /// Any text.
     Free,
     /// A JSON object.
     JsonObject,
-    /// JSON that fits this schema: its text as it was received, which every stage and receipt hands on unchanged.
+    /// JSON that fits this schema. The schema's text stays as it was received, through every stage and receipt.
     JsonSchema(&'a str),
 }
 
 /// The rules of one session's choices.
 #[derive(Clone, Copy, Debug)]
 pub struct SamplingTerms<'a> {
-    /// Tokens of the prompt: penalties tell them from those of the answer.
+    /// The number of prompt tokens: penalties distinguish prompt and answer.
     pub prompt_len: u64,
     /// How tokens are chosen.
     pub sampling: &'a Sampling,
-    /// What masks them.
+    /// The grammar that masks tokens.
     pub form: Form<'a>,
 }
 
 impl SamplingTerms<'_> {
     /// BLAKE3 of the tag `"pangea exact/1 terms\0"` and: prompt length (u64), temperature, top-p, min-p, typical-p,
-    /// repetition, presence and frequency penalty (f32 each), top-k and seed (u64), repetition window and log-probabilities
-    /// (each a byte 0, or a byte 1 and a u64), the number of biases (u64) and each one's token (u32) and value (f32), the form
-    /// (a byte: 0 free, 1 object, 2 schema, then its text).
+    /// repetition, presence and frequency penalty (f32 each), top-k and seed (u64), repetition window and
+    /// log-probabilities (each a byte 0, or a byte 1 and a u64), the number of biases (u64) and each one's token (u32)
+    /// and value (f32), the form (a byte: 0 free, 1 object, 2 schema, then its text).
     pub fn digest(&self) -> Digest {
         let sampling = self.sampling;
         let mut hasher = blake3::Hasher::new();

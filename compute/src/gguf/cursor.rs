@@ -1,5 +1,5 @@
-//! Reading a file's bytes one after the other: every read is checked against what is there, every error names the byte.
-//! It never allocates for what was not seen.
+//! Reads a file's bytes in order: every read is checked against the file's size, every error names the byte. Nothing is
+//! allocated for bytes that have not been seen.
 
 use crate::Error;
 
@@ -28,7 +28,7 @@ impl<'a> Cursor<'a> {
         self.bytes.len()
     }
 
-    /// How many bytes are left.
+    /// The number of bytes left.
     pub(super) fn left(&self) -> usize {
         self.bytes.len() - self.at
     }
@@ -39,7 +39,7 @@ impl<'a> Cursor<'a> {
             return Err(bad(
                 self.at,
                 format!(
-                    "{what} should take {len} bytes, but the file ends after {left}: it is truncated or corrupt; fetch it again"
+                    "{what} should take {len} bytes, but the file ends after {left}: the file is truncated or corrupt; fetch it again"
                 ),
             ));
         }
@@ -62,22 +62,22 @@ impl<'a> Cursor<'a> {
         Ok(u64::from_le_bytes(self.array(what)?))
     }
 
-    /// A count of things that take at least `least` bytes each: one that cannot be true is an error.
+    /// A count of items that take at least `least` bytes each; an impossible count is an error.
     pub(super) fn count(&mut self, count: u64, least: u64, what: &str) -> Result<usize, Error> {
         let left = self.left() as u64;
         match count.checked_mul(least) {
-            // It fits a usize: there are at least as many bytes.
+            // The count fits a usize: there are at least as many bytes.
             Some(bytes) if bytes <= left => Ok(count as usize),
             _ => Err(bad(
                 self.at,
                 format!(
-                    "{count} {what} cannot be in the {left} bytes that are left: the file is truncated or corrupt; fetch it again"
+                    "{count} {what} do not fit in the {left} remaining bytes: the file is truncated or corrupt; fetch it again"
                 ),
             )),
         }
     }
 
-    /// A length of 8 bytes, then that much UTF-8.
+    /// A string: a length of 8 bytes, then UTF-8.
     pub(super) fn string(&mut self, what: &str) -> Result<&'a str, Error> {
         let len = self.u64(what)?;
         let start = self.at;

@@ -1,5 +1,4 @@
-//! What a block of each storage type means, written as plainly as it can be: the reference that faster code is held to.
-//! It is never the fast path.
+//! The meaning of a block of each storage type, written as plainly as possible: the reference for faster code.
 //!
 //! Source: the block structures of ggml's `ggml-common.h`.
 
@@ -7,10 +6,10 @@ use super::GgmlType;
 use crate::Error;
 use half::{bf16, f16};
 
-/// The elements of `bytes` as f32, in order; products and sums are rounded one by one, never fused.
+/// The elements of `bytes` as f32, in order; products and sums are rounded separately, never fused.
 ///
 /// # Errors
-/// [`Error::Invalid`] where `bytes` are not whole blocks or `out` has another length than they hold.
+/// [`Error::Invalid`] where `bytes` is not whole blocks or `out` does not have the blocks' length.
 pub fn dequantize(ty: GgmlType, bytes: &[u8], out: &mut [f32]) -> Result<(), Error> {
     let (len, size) = (ty.block_len(), ty.block_bytes());
     if !bytes.len().is_multiple_of(size) || bytes.len() / size * len != out.len() {
@@ -51,7 +50,7 @@ fn nibble(qs: &[u8], j: usize) -> u8 {
     if j < 16 { qs[j] & 15 } else { qs[j - 16] >> 4 }
 }
 
-/// The fifth bit of element `j`, bit `j` of a little-endian u32, in its place.
+/// The fifth bit of element `j`, bit `j` of a little-endian u32, shifted to bit 4.
 fn fifth(qh: &[u8], j: usize) -> u8 {
     ((qh[j / 8] >> (j % 8)) & 1) << 4
 }

@@ -1,5 +1,4 @@
-//! How tensors are stored: the types that are read, with their blocks, and the names of all others, for errors.
-//! It never looks inside a block.
+//! Storage types of tensors: the supported types with their blocks, and the names of all others, for errors.
 //!
 //! Source: `enum ggml_type` and the type traits of ggml.
 
@@ -33,7 +32,7 @@ pub enum GgmlType {
     Q6K,
 }
 
-/// Every type that a file may name: id, name, elements and bytes of a block. Zeros: ids that ggml has withdrawn.
+/// Every type that a file may name: id, name, elements and bytes of a block. Zeros for ids that ggml has withdrawn.
 const ALL: [(u32, &str, u64, u64); 43] = [
     (0, "F32", 1, 4),
     (1, "F16", 1, 2),
@@ -118,7 +117,7 @@ impl GgmlType {
         GgmlType::SUPPORTED.into_iter().find(|ty| ty.id() == id)
     }
 
-    /// The type of that id for the tensor `name`, or an error that says what is supported.
+    /// The type of that id for the tensor `name`. The error names the supported types.
     pub(super) fn supported(id: u32, name: &str) -> Result<GgmlType, Error> {
         GgmlType::from_id(id).ok_or_else(|| Error::Dtype {
             operation: "gguf",
@@ -127,17 +126,17 @@ impl GgmlType {
         })
     }
 
-    /// The name as people write it, such as `Q4_K`.
+    /// The name that people use, such as `Q4_K`.
     pub fn name(self) -> &'static str {
         ALL[self.id() as usize].1
     }
 
-    /// How many elements a block has.
+    /// Elements of a block.
     pub fn block_len(self) -> usize {
         ALL[self.id() as usize].2 as usize
     }
 
-    /// How many bytes a block takes.
+    /// Bytes of a block.
     pub fn block_bytes(self) -> usize {
         ALL[self.id() as usize].3 as usize
     }
@@ -154,7 +153,7 @@ pub(super) fn type_name(id: u32) -> String {
     ALL.get(id as usize).map_or_else(|| format!("number {id}, unknown here,"), |known| known.1.to_owned())
 }
 
-/// Elements and bytes of a block, where the type is known and still exists.
+/// Elements and bytes of a block, for types that are known and not withdrawn.
 pub(super) fn block_of(id: u32) -> Option<(u64, u64)> {
     ALL.get(id as usize).filter(|known| known.2 > 0).map(|known| (known.2, known.3))
 }

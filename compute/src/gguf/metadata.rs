@@ -1,11 +1,11 @@
-//! The key-value pairs of a file, each asked for by name and type. Arrays are kept as the file has them.
-//! It never knows which keys a model needs.
+//! The key-value pairs of a file, looked up by name and type. Arrays are kept in the file's form. Which keys a model
+//! needs is the model's.
 
 use super::cursor::{Cursor, bad};
 use crate::Error;
 use std::collections::BTreeMap;
 
-/// A key's length, an empty key, the type and one byte: the least that a pair takes.
+/// Bytes of a pair, at least: a key's length, an empty key, the type and one byte.
 const LEAST_PAIR_BYTES: u64 = 8 + 4 + 1;
 
 /// The type of a value or of an array's elements.
@@ -40,7 +40,7 @@ pub enum ValueType {
 }
 
 impl ValueType {
-    /// In the order of their ids.
+    /// In the order of the types' ids.
     const ALL: [ValueType; 13] = [
         ValueType::U8,
         ValueType::I8,
@@ -81,17 +81,17 @@ impl ValueType {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Strings {
     text: String,
-    /// Where each ends.
+    /// The end of each string.
     ends: Vec<usize>,
 }
 
 impl Strings {
-    /// How many there are.
+    /// The number of strings.
     pub fn len(&self) -> usize {
         self.ends.len()
     }
 
-    /// Whether there are none.
+    /// Whether there are no strings.
     pub fn is_empty(&self) -> bool {
         self.ends.is_empty()
     }
@@ -103,7 +103,7 @@ impl Strings {
         Some(&self.text[start..end])
     }
 
-    /// All of them in order.
+    /// All strings in order.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = &str> {
         (0..self.len()).map(|index| self.get(index).unwrap_or_default())
     }
@@ -123,7 +123,7 @@ impl<S: AsRef<str>> FromIterator<S> for Strings {
 /// A value.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Value {
-    /// Any integer type.
+    /// Any integer type, widened.
     Integer(i128),
     /// Either float type; an f32 is widened.
     Float(f64),
@@ -133,11 +133,11 @@ pub enum Value {
     String(String),
     /// A list of strings.
     Strings(Strings),
-    /// A list of numbers or bools, as the file has them.
+    /// A list of numbers or bools, in the file's form.
     Numbers {
-        /// The type of each.
+        /// The type of each element.
         element: ValueType,
-        /// Little-endian, one after the other.
+        /// The elements, little-endian.
         bytes: Vec<u8>,
     },
 }
@@ -174,7 +174,10 @@ impl Value {
             return Ok(Value::Strings(strings));
         }
         let Some(size) = element.size_bytes() else {
-            return Err(bad(at, format!("{key:?} is an array of arrays, which no GGUF file has: it is corrupt")));
+            return Err(bad(
+                at,
+                format!("{key:?} is an array of arrays, which GGUF does not allow: the file is corrupt"),
+            ));
         };
         let count = cursor.count(count, size as u64, "elements of an array")?;
         Ok(Value::Numbers { element, bytes: cursor.take((count * size) as u64, "an array")?.to_vec() })
@@ -199,7 +202,7 @@ impl Value {
         }
     }
 
-    /// What it is, for errors.
+    /// A description for errors.
     fn describe(&self) -> String {
         match self {
             Value::Integer(value) => format!("the integer {value}"),
@@ -255,7 +258,7 @@ impl Metadata {
         self.pairs.iter().map(|(key, value)| (key.as_str(), value))
     }
 
-    /// Asks for `key` as what `read` makes of it, or says that it should have been `expected`.
+    /// Looks up `key` and converts it with `read`; an error names the `expected` type.
     fn typed<'a, T>(
         &'a self,
         key: &str,
@@ -265,7 +268,7 @@ impl Metadata {
         let Some(value) = self.get(key) else { return Ok(None) };
         read(value).map(Some).ok_or_else(|| Error::Parse {
             format: "gguf",
-            what: format!("it is {} where {expected} should be: fetch or convert the model again", value.describe()),
+            what: format!("the value is {}, not {expected}: fetch or convert the model again", value.describe()),
             place: format!("metadata {key}"),
         })
     }
@@ -273,7 +276,7 @@ impl Metadata {
     /// A string.
     ///
     /// # Errors
-    /// Here and below: [`Error::Parse`] where the value is of another type.
+    /// [`Error::Parse`] where the value is of another type; the same for the methods below.
     pub fn get_str(&self, key: &str) -> Result<Option<&str>, Error> {
         self.typed(key, "a string", |value| match value {
             Value::String(string) => Some(string.as_str()),
@@ -286,13 +289,13 @@ impl Metadata {
     /// # Errors
     /// As [`Metadata::get_str`].
     pub fn get_u64(&self, key: &str) -> Result<Option<u64>, Error> {
-        self.typed(key, "an integer, not negative,", |value| match value {
+        self.typed(key, "a non-negative integer", |value| match value {
             Value::Integer(integer) => u64::try_from(*integer).ok(),
             _ => None,
         })
     }
 
-    /// A number; integers are taken too.
+    /// A number; integers are accepted too.
     ///
     /// # Errors
     /// As [`Metadata::get_str`].
@@ -364,7 +367,7 @@ impl Metadata {
 }
 
 impl<K: Into<String>> FromIterator<(K, Value)> for Metadata {
-    /// Metadata that came from elsewhere than a file; the last value of a key counts.
+    /// Metadata from another source than a file; the last value of a key counts.
     fn from_iter<I: IntoIterator<Item = (K, Value)>>(pairs: I) -> Metadata {
         Metadata { pairs: pairs.into_iter().map(|(key, value)| (key.into(), value)).collect() }
     }

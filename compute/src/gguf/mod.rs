@@ -1,5 +1,5 @@
-//! GGUF files, versions 2 and 3, little-endian: header, metadata and the table of tensors, all checked when the file is
-//! opened, so that a view of a tensor is only a slice. It never knows what a model is, and never writes.
+//! GGUF files, versions 2 and 3, little-endian: header, metadata and the table of tensors are checked when a file is
+//! opened, so that a view of a tensor is only a slice. Files are never written; models are in [`crate::model`].
 //!
 //! Source: the GGUF specification in ggml's `docs/gguf.md`.
 
@@ -20,7 +20,7 @@ use std::path::Path;
 use tensor_table::{Entry, TensorTable};
 
 const MAGIC: &[u8; 4] = b"GGUF";
-/// The versions that are read. Version 1 had 32-bit lengths and was written for a few days in August 2023.
+/// Supported versions. Version 1 had 32-bit lengths and was written for a few days in August 2023.
 const VERSIONS: std::ops::RangeInclusive<u32> = 2..=3;
 
 enum Source {
@@ -49,9 +49,9 @@ pub struct Gguf {
 pub struct TensorView<'a> {
     /// Its name, such as `blk.0.attn_q.weight`.
     pub name: &'a str,
-    /// How its elements are stored.
+    /// The storage type of its elements.
     pub ggml_type: GgmlType,
-    /// The dimensions in ggml's order: `shape[0]` is contiguous (k), then rows. 1 to 4 of them, none zero.
+    /// The dimensions in ggml's order: `shape[0]` is contiguous (k), then rows. 1 to 4 dimensions, none zero.
     pub shape: Vec<u64>,
     /// Row after row, each of `shape[0]` elements as whole blocks.
     pub bytes: &'a [u8],
@@ -63,17 +63,17 @@ impl TensorView<'_> {
         self.shape[0] as usize
     }
 
-    /// How many rows there are: the product of all dimensions but the first.
+    /// The number of rows: the product of all dimensions but the first.
     pub fn rows(&self) -> usize {
         self.shape[1..].iter().product::<u64>() as usize
     }
 
-    /// How many elements there are. It never overflows: the bytes are there.
+    /// The number of elements. It does not overflow, because the file holds all of them.
     pub fn elements(&self) -> usize {
         self.row_len() * self.rows()
     }
 
-    /// All elements as f32, row after row, by [`dequantize`].
+    /// All elements as f32, row after row, by [`dequantize()`].
     ///
     /// # Errors
     /// [`Error::OutOfMemory`].
@@ -89,10 +89,10 @@ impl TensorView<'_> {
 }
 
 impl Gguf {
-    /// Maps the file and checks all of it but the tensors' elements, of which nothing is read.
+    /// Maps the file and checks everything but the tensors' elements, which are not read.
     ///
-    /// The file must not be cut short by others while it is in use: the system ends a process that reads a mapped page
-    /// which is no longer there.
+    /// The file must not be truncated while it is in use: the system kills a process that reads a mapped page beyond
+    /// the file's end.
     ///
     /// # Errors
     /// [`Error::Io`]; [`Error::Invalid`] for what is not a regular file; otherwise as [`Gguf::from_bytes`].
@@ -110,13 +110,13 @@ impl Gguf {
         })
     }
 
-    /// The same over bytes in memory.
+    /// Parses a GGUF file in memory, with the same checks.
     ///
     /// # Errors
-    /// [`Error::Parse`], with the byte, for whatever is not a whole GGUF file: wrong magic, version or byte order,
-    /// truncation, lengths and offsets that point outside, names and keys that occur twice, overlapping tensors.
-    /// What a file claims is never allocated before it is seen to be there. A tensor of a type that is not supported
-    /// is no error until it is asked for.
+    /// [`Error::Parse`], with the byte, for anything but a complete GGUF file: wrong magic, version or byte order,
+    /// truncation, lengths and offsets outside the file, duplicate names and keys, overlapping tensors. Nothing is
+    /// allocated for a length before its bytes are known to be there. A tensor of an unsupported type is an error only
+    /// when it is used.
     pub fn from_bytes(bytes: Vec<u8>) -> Result<Gguf, Error> {
         Gguf::parse(Source::Owned(bytes))
     }
@@ -137,12 +137,12 @@ impl Gguf {
     /// The tensor of that name; `None` where the file has none.
     ///
     /// # Errors
-    /// [`Error::Dtype`] where it is stored in a type that is not supported.
+    /// [`Error::Dtype`] where its type is not supported.
     pub fn tensor(&self, name: &str) -> Result<Option<TensorView<'_>>, Error> {
         self.table.find(name).map(|entry| self.view(entry)).transpose()
     }
 
-    /// The tensor of that name, which must be there.
+    /// The tensor of that name, which must exist.
     ///
     /// # Errors
     /// As [`Gguf::tensor`]; [`Error::Invalid`] where the file has none.
@@ -153,11 +153,11 @@ impl Gguf {
                 "gguf",
                 if parts > 1 {
                     format!(
-                        "the file has no tensor {name:?}: it is one of {parts} parts of a split model; \
+                        "the file has no tensor {name:?}: the file is one of {parts} parts of a split model; \
                          merge them first with `llama-gguf-split --merge`"
                     )
                 } else {
-                    format!("the file has no tensor {name:?}: it is incomplete or of another architecture than it says")
+                    format!("the file has no tensor {name:?}: the file is incomplete or names the wrong architecture")
                 },
             )
         })
@@ -187,7 +187,7 @@ impl Gguf {
         self.source.bytes()
     }
 
-    /// Where in the file a tensor of it is.
+    /// The bytes of a tensor in the file.
     pub fn range_of(&self, tensor: &TensorView<'_>) -> std::ops::Range<u64> {
         self.table.find(tensor.name).map_or(0..0, |entry| entry.bytes.start as u64..entry.bytes.end as u64)
     }
@@ -202,9 +202,9 @@ impl Gguf {
         self.release(self.source.bytes());
     }
 
-    /// Tells the system that these bytes, part of a [`TensorView`], will not be read again soon: the mapped pages that
-    /// lie wholly inside stop counting as this process's memory. Reading them again is right, only slower. It does
-    /// nothing for bytes that are not of this file's mapping.
+    /// Tells the system that these bytes, part of a [`TensorView`], will not be read again soon: mapped pages that lie
+    /// wholly inside stop counting as this process's memory. Reading them again is correct, only slower. Does nothing
+    /// for bytes outside this file's mapping.
     pub fn release(&self, bytes: &[u8]) {
         if let Source::Mapped(mapping) = &self.source {
             mapping.release(bytes);
@@ -229,7 +229,10 @@ fn header(cursor: &mut Cursor<'_>) -> Result<(u64, u64), Error> {
             b"FUGG" => "a GGUF file with its bytes swapped; fetch it again",
             _ => "not a GGUF file; check that the download is complete and the right file",
         };
-        return Err(bad(0, format!("it begins with {:?}, not \"GGUF\": {hint}", magic.escape_ascii().to_string())));
+        return Err(bad(
+            0,
+            format!("the file begins with {:?}, not \"GGUF\": {hint}", magic.escape_ascii().to_string()),
+        ));
     }
     let version = cursor.u32("the version")?;
     if VERSIONS.contains(&version.swap_bytes()) {

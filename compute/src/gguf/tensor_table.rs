@@ -1,5 +1,5 @@
-//! The table of tensors: names, shapes, types, and where in the file the bytes are, all inside it and none twice.
-//! It never looks at the bytes themselves.
+//! The table of tensors: names, shapes, types, and the place of each tensor's bytes in the file; all bytes lie inside
+//! the file and none belong to two tensors.
 
 use super::cursor::{Cursor, bad};
 use super::ggml_type::{block_of, type_name};
@@ -10,16 +10,16 @@ use std::ops::Range;
 
 /// ggml's `GGML_MAX_DIMS`.
 const MAX_DIMENSIONS: u32 = 4;
-/// A name's length, number of dimensions, one dimension, type and offset: the least that an entry takes.
+/// Bytes of an entry, at least: a name's length, number of dimensions, one dimension, type and offset.
 const LEAST_ENTRY_BYTES: u64 = 8 + 4 + 8 + 4 + 8;
-/// Where `general.alignment` is not given.
+/// Alignment where `general.alignment` is missing.
 const DEFAULT_ALIGNMENT: u64 = 32;
 
 pub(super) struct Entry {
     pub(super) name: String,
     pub(super) shape: Vec<u64>,
     pub(super) type_id: u32,
-    /// In the file. Empty where the size of a block is not known.
+    /// The bytes in the file; empty where the size of a block is unknown.
     pub(super) bytes: Range<usize>,
 }
 
@@ -33,7 +33,7 @@ impl TensorTable {
         let alignment = alignment(metadata)?;
         let count = cursor.count(count, LEAST_ENTRY_BYTES, "tensors")?;
         let mut table = TensorTable { entries: Vec::with_capacity(count), by_name: HashMap::with_capacity(count) };
-        // Where each entry stands, and its offset into the data: they can be placed once the table's end is known.
+        // Where each entry is, and its offset into the data: tensors are placed once the table's end is known.
         let mut found = Vec::with_capacity(count);
         for _ in 0..count {
             let at = cursor.offset();
@@ -60,7 +60,7 @@ impl TensorTable {
         self.by_name.get(name).map(|&index| &self.entries[index])
     }
 
-    /// Tensors that share bytes would let a small file claim any amount of memory.
+    /// Overlapping tensors would let a small file claim any amount of memory.
     fn refuse_overlaps(&self) -> Result<(), Error> {
         let mut sorted: Vec<&Entry> = self.entries.iter().filter(|entry| !entry.bytes.is_empty()).collect();
         sorted.sort_unstable_by_key(|entry| entry.bytes.start);
@@ -110,7 +110,7 @@ fn entry(cursor: &mut Cursor<'_>) -> Result<(Entry, u64), Error> {
     Ok((Entry { name, shape, type_id, bytes: 0..0 }, offset))
 }
 
-/// Where in the file the tensor's bytes are.
+/// The place of a tensor's bytes in the file.
 fn place(
     entry: &Entry,
     at: usize,
@@ -124,7 +124,7 @@ fn place(
         return Err(bad(
             at,
             format!(
-                "tensor {name:?} is at offset {offset}, no multiple of the alignment {alignment}: the file is corrupt"
+                "tensor {name:?} is at offset {offset}, not a multiple of the alignment {alignment}: the file is corrupt"
             ),
         ));
     }
@@ -136,13 +136,13 @@ fn place(
                 return Err(bad(
                     at,
                     format!(
-                        "tensor {name:?} has rows of {} elements, no whole number of {} blocks of {block_len}: the file is corrupt",
+                        "tensor {name:?} has rows of {} elements, not a whole number of {} blocks of {block_len}: the file is corrupt",
                         entry.shape[0],
                         type_name(entry.type_id)
                     ),
                 ));
             }
-            // The elements are counted too: their number must fit as well as that of the bytes.
+            // The number of elements must not overflow either.
             let elements = entry.shape.iter().try_fold(1u64, |product, &dimension| product.checked_mul(dimension));
             elements.and_then(|elements| (elements / block_len).checked_mul(block_bytes))
         }
@@ -153,7 +153,7 @@ fn place(
             at,
             format!(
                 "tensor {name:?} of {:?} {} at data offset {offset} reaches past the file's {size} bytes: \
-                 it is truncated or corrupt; fetch it again",
+                 the file is truncated or corrupt; fetch it again",
                 entry.shape,
                 type_name(entry.type_id)
             ),

@@ -1,5 +1,6 @@
-//! f32 and f64 products on macOS through Apple's Accelerate, which alone reaches the matrix units: the one place that
-//! calls CBLAS. Rows of C are shared out to the pool's threads; k is cut so that sums stay as short as everywhere else.
+//! f32 and f64 products on macOS through Apple's Accelerate, which alone reaches the matrix units. CBLAS is called here
+//! and nowhere else. Threads of the pool share the rows of C; k is cut so that sums are as short as in the other
+//! kernels.
 #![allow(unsafe_code)]
 
 // Links the framework.
@@ -48,7 +49,7 @@ unsafe extern "C" {
     );
 }
 
-/// How CBLAS sees a tensor: transposed or not, and its leading dimension. `None` where it cannot.
+/// A tensor's layout for CBLAS: transposed or not, and the leading dimension. `None` for other layouts.
 fn layout(t: &Tensor) -> Option<(i32, i32)> {
     let (row_stride, col_stride) = t.strides();
     let leading = |stride: usize, least: usize| i32::try_from(stride.max(least).max(1)).ok();
@@ -61,7 +62,8 @@ fn layout(t: &Tensor) -> Option<(i32, i32)> {
     None
 }
 
-/// Whether this product goes to Accelerate: both f32 or both f64, in a layout and of lengths that CBLAS takes.
+/// Whether Accelerate computes this product: both operands f32 or both f64, in layouts and of lengths that CBLAS
+/// supports.
 pub(crate) fn takes(a: &Tensor, b: &Tensor) -> bool {
     let short = |n: usize| i32::try_from(n).is_ok();
     a.dtype() == b.dtype()
@@ -73,7 +75,7 @@ pub(crate) fn takes(a: &Tensor, b: &Tensor) -> bool {
         && layout(b).is_some()
 }
 
-/// `c = a · b`, where [`takes`] said so and no length is 0.
+/// `c = a · b` for operands that [`takes`] accepts, no length being 0.
 pub(crate) fn multiply(a: &Tensor, b: &Tensor, c: &Target<'_>, pool: &Pool, cancel: &Cancel) -> Result<(), Error> {
     assert!(takes(a, b) && a.cols() == b.rows());
     let c = c.dest(a.rows(), b.cols(), a.dtype());

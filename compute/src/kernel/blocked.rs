@@ -1,5 +1,6 @@
-//! The loop nest around the micro-kernels: cut into slabs that fit in shared cache, pack them, hand blocks of C to the
-//! threads. Its callers hold shapes and types that fit; it allocates only scratch, and stops soon after a cancel.
+//! The loop nest around the micro-kernels: cuts a product into slabs that fit in shared cache, packs them, and hands
+//! blocks of C to the threads. Callers have checked shapes and types. Only scratch memory is allocated; a cancelled
+//! product stops soon.
 #![allow(unsafe_code)]
 
 use super::pack::{pack_a, pack_b};
@@ -7,17 +8,17 @@ use super::{Kernel, SUM_BLOCK};
 use crate::{Cancel, DType, Element, Error, Pool, Tensor, TensorBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// Packed A and B together stay below this: most of a last-level cache, and small beside the operands themselves.
+/// Packed A and B together stay below this size: most of a last-level cache, and small beside the operands themselves.
 const SLAB_BYTES: usize = 32 << 20;
-/// The most rows and columns of C in one slab, so that a slab is deep in k rather than flat.
+/// Rows and columns of C in one slab, at most, so that a slab is deep in k rather than flat.
 const SLAB_LINES: usize = 4096;
-/// The most rows where C is 16 bits wide and a slab needs an f32 copy of its part of C.
+/// Rows of a slab, at most, where C is 16 bits wide and the slab needs an f32 copy of its part of C.
 const SLAB_ROWS_HALF: usize = 2048;
-/// The part of B that one thread works through stays in half of a 1 MiB L2.
+/// Bytes of B that one thread works through: half of a 1 MiB L2 cache.
 const B_BLOCK_BYTES: usize = 512 << 10;
-/// Row panels of C per block: reuse of B's part against balance between threads.
+/// Row panels of C per block: a balance between reuse of B's part and even work for threads.
 const ROW_PANELS: usize = 12;
-/// A thread is woken for at least this many multiply-adds: about 100 µs of work, against a wake-up of some 10 µs.
+/// Multiply-adds per thread, at least: about 100 µs of work, against a wake-up of some 10 µs.
 const MACS_PER_THREAD: f64 = 4e6;
 
 /// Where a block of C goes: row-major memory of `dtype` elements, rows `ld` elements apart.
@@ -27,14 +28,14 @@ pub(crate) struct Dest {
     pub(crate) dtype: DType,
     pub(crate) ld: usize,
 }
-// SAFETY: threads write disjoint blocks; whoever makes a `Dest` holds the memory exclusively while it is used.
+// SAFETY: threads write disjoint blocks; the maker of a `Dest` holds the memory exclusively while the `Dest` is used.
 unsafe impl Send for Dest {}
 // SAFETY: as above.
 unsafe impl Sync for Dest {}
 
 impl Dest {
     /// # Safety
-    /// (row, col) lies inside, or at its end.
+    /// (row, col) lies inside the memory, or at its end.
     pub(super) unsafe fn at(self, row: usize, col: usize) -> Dest {
         // SAFETY: the caller's promise.
         let ptr = unsafe { self.ptr.add((row * self.ld + col) * self.dtype.size_bytes()) };
@@ -42,7 +43,7 @@ impl Dest {
     }
 }
 
-/// A block of a tensor being written that a product goes to: checked, and held exclusively.
+/// A block of a tensor being written that receives a product: checked, and held exclusively.
 pub(crate) struct Target<'a> {
     c: Dest,
     rows: usize,
@@ -80,7 +81,7 @@ impl<'a> Target<'a> {
     }
 }
 
-/// How k is cut: every pass is `kc` long but the last. The same for both operands of a product.
+/// How k is cut into passes: every pass but the last has length `kc`. Both operands of a product are cut alike.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Passes {
     k: usize,
@@ -148,7 +149,7 @@ impl Passes {
     }
 }
 
-/// How many threads a product of this size is worth.
+/// The number of threads that a product of this size uses.
 fn width(pool: &Pool, m: usize, n: usize, k: usize) -> usize {
     let macs = m as f64 * n as f64 * k.max(1) as f64;
     pool.threads().min((macs / MACS_PER_THREAD) as usize).max(1)
@@ -170,7 +171,7 @@ impl Parts {
     }
 }
 
-/// Runs `work(i)` for every i < count on `width` threads, in order, a few at a time.
+/// Runs `work(i)` for every i < count on `width` threads, in increasing order, `width` at a time.
 fn each(pool: &Pool, width: usize, count: usize, work: &(dyn Fn(usize) + Sync)) {
     if width <= 1 {
         (0..count).for_each(work);
@@ -224,7 +225,7 @@ fn pack_all_b<K: Kernel>(b: &Tensor, passes: Passes, out: &mut [u8], pool: &Pool
     });
 }
 
-/// One product's packed operands and where it goes.
+/// One slab of a product: packed operands, and the destination.
 struct Slab<'a> {
     a: &'a [u8],
     b: &'a [u8],
@@ -232,13 +233,13 @@ struct Slab<'a> {
     n: usize,
     passes: Passes,
     c: Dest,
-    /// Whether to add to what C holds.
+    /// Whether sums are added to the content of C.
     add: bool,
 }
 
 impl Slab<'_> {
     /// # Safety
-    /// `c` is writable memory for `m` × `n` of the kernel's sums, exclusively ours; the operands were packed by `K`
+    /// `c` is writable memory for `m` × `n` of the kernel's sums, exclusively held; the operands were packed by `K`
     /// with `passes`; the processor has K's instruction set.
     unsafe fn compute<K: Kernel>(&self, pool: &Pool, width: usize, cancel: &Cancel) {
         let row_panels = self.m.div_ceil(K::MR);
@@ -246,7 +247,7 @@ impl Slab<'_> {
         let deep = K::NR * self.passes.kc * size_of::<K::Elem>() + K::HEADER;
         let cols_per = (B_BLOCK_BYTES / deep).clamp(1, col_panels);
         let col_blocks = col_panels.div_ceil(cols_per);
-        // Enough blocks that the last ones do not leave threads idle for long.
+        // Enough blocks that no thread idles for long at the end.
         let wanted = if width > 1 { (8 * width).div_ceil(col_blocks) } else { 1 };
         let row_blocks = row_panels.div_ceil(ROW_PANELS).max(wanted.min(row_panels.div_ceil(2)));
         each(pool, width, row_blocks * col_blocks, &|unit| {
@@ -383,7 +384,7 @@ pub(crate) fn multiply<K: Kernel>(
 /// Rounds f32 `sums` ([rows, cols]) once to the 16-bit type of `c`.
 ///
 /// # Safety
-/// `c` is writable memory for rows × cols, exclusively ours.
+/// `c` is writable memory for rows × cols, exclusively held.
 unsafe fn round(sums: &[u8], rows: usize, cols: usize, c: Dest, pool: &Pool, width: usize) {
     use half::slice::HalfFloatSliceExt;
     let sums: &[f32] = bytemuck::cast_slice(sums);
@@ -417,7 +418,7 @@ fn bf16_bits(v: f32) -> u16 {
     (if v.is_nan() { nan } else { rounded }) as u16
 }
 
-/// All of one operand, packed.
+/// One whole operand, packed.
 pub(crate) fn pack_whole<K: Kernel>(
     t: &Tensor,
     is_a: bool,

@@ -1,5 +1,5 @@
-//! One weight matrix of a GGUF file, packed, and its product with rows of f32 activations: what a linear layer computes,
-//! as one call. A whole model packs its matrices together and fuses what lies between them; this does neither.
+//! One weight matrix of a GGUF file, packed, and its product with rows of f32 activations: a linear layer as one call.
+//! A model does not use this: it packs its matrices together and fuses the steps between them.
 #![allow(unsafe_code)]
 
 use crate::gguf::GgmlType;
@@ -9,13 +9,13 @@ use crate::{Buffer, Error, Pool};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// Tiles that a thread takes of the packing at a time: some hundred KiB.
+/// Tiles that a thread packs at a time: some hundred KiB.
 const PACKED_AT_ONCE: usize = 32;
 
 /// A weight matrix `[rows, k]` in its packed form.
 pub struct Linear {
     matrix: Matrix,
-    /// Room for quantised activations, kept from product to product.
+    /// Memory for quantised activations, kept from product to product.
     quantized: Mutex<Quantized>,
 }
 
@@ -23,7 +23,7 @@ impl Linear {
     /// Packs the matrix whose GGUF blocks are `bytes`, row by row, on all threads of the pool.
     ///
     /// # Errors
-    /// [`Error::Invalid`] where `k` is not whole blocks of the type or `bytes` are not `rows` such rows;
+    /// [`Error::Invalid`] where `k` is not whole blocks of the type or `bytes` is not `rows` such rows;
     /// [`Error::OutOfMemory`].
     pub fn new(pool: &Pool, ty: GgmlType, rows: usize, k: usize, bytes: &[u8]) -> Result<Linear, Error> {
         let expected = (k / ty.block_len()).checked_mul(ty.block_bytes()).and_then(|row| row.checked_mul(rows));
@@ -65,12 +65,13 @@ impl Linear {
         self.matrix.k()
     }
 
-    /// The packed size.
+    /// The packed size in bytes.
     pub fn size_bytes(&self) -> usize {
         self.matrix.size_bytes()
     }
 
-    /// `out = x · Wᵀ`; x `[n, k]`, out `[n, rows]`, both row-major. The same bits for any n, thread count and instruction set.
+    /// `out = x · Wᵀ`; x `[n, k]`, out `[n, rows]`, both row-major. The same bits for any n, thread count and
+    /// instruction set.
     ///
     /// # Errors
     /// [`Error::Invalid`] where lengths do not fit or x has infinite or NaN elements; [`Error::OutOfMemory`].

@@ -1,5 +1,18 @@
-//! The products' insides: a packed, blocked loop nest (Goto, van de Geijn 2008; BLIS) around one micro-kernel per
-//! type and instruction set. Callers have checked shapes and types; nothing here knows about files or peers.
+//! What computes: a packed, blocked loop nest for products (Goto, van de Geijn 2008; BLIS) around one micro-kernel per
+//! type and instruction set, and the layers of transformers. Callers have checked shapes and types; files and peers are
+//! unknown here.
+//!
+//! | module | owns |
+//! |---|---|
+//! | `blocked`, `pack` | products of matrices: blocking, packed operands |
+//! | `plain`, `avx2`, `avx512`, `accelerate` | micro-kernels of those products, per instruction set; Apple's BLAS |
+//! | `skinny` | a matrix times a few vectors: what the checks compute |
+//! | `simd` | sixteen lanes with the same bits on every processor |
+//! | `quant`, `float` | over `simd`: products of packed weights; norms, rotation, attention, activations |
+//! | `linear` | one packed weight matrix by itself |
+//! | `page` | where a cache's pages hold keys and values |
+//! | `transformer` | the layers of a model over a batch of rows |
+//! | `shared` | memory that threads fill together |
 #![allow(unsafe_code)]
 
 pub(crate) mod blocked;
@@ -21,25 +34,25 @@ pub(crate) mod avx2;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod avx512;
 
-/// The longest run of products that is summed in one chain before it is added to the rest, in every float kernel.
-/// The checks' rounding bound ([`crate::check`]) rests on it.
+/// Length of the longest chain of products that any float kernel sums before adding it to the rest. The checks'
+/// rounding bound ([`crate::check`]) depends on this.
 pub(crate) const SUM_BLOCK: usize = 512;
 
 /// One micro-kernel: `C[rows, NR] (+)= A[rows, k] · B[k, NR]` from packed operands.
 ///
-/// Packed A: `[group][row][KUNIT]`, `rows` rows. Packed B: `HEADER` bytes, then `[group][NR][KUNIT]`. A group is
-/// KUNIT consecutive k; the last one is filled with zeros.
+/// Packed A: `[group][row][KUNIT]`, `rows` rows. Packed B: `HEADER` bytes, then `[group][NR][KUNIT]`. A group is KUNIT
+/// consecutive k; the last group is padded with zeros.
 pub(crate) trait Kernel: Send + Sync + 'static {
-    /// What operands are packed as.
+    /// Element type of packed operands.
     type Elem: pack::PackElem;
-    /// What is summed in and written.
+    /// Type of sums and results.
     type Acc: crate::Element + std::ops::Add<Output = Self::Acc>;
     const MR: usize;
     const NR: usize;
     const KUNIT: usize;
     /// The longest chain of k in one pass: an A micro-panel of this length stays in L1.
     const KC: usize;
-    /// A's bits are xored with this when packed (VNNI wants unsigned bytes: +128).
+    /// Bits of A are xored with this when packed (VNNI takes unsigned bytes: +128).
     const A_XOR: u8 = 0;
     /// Bytes before a B panel: NR i32 values that the accumulators start from (VNNI: −128 · column sum).
     const HEADER: usize = 0;
@@ -90,7 +103,7 @@ macro_rules! for_kernel {
 }
 pub(crate) use for_kernel;
 
-/// What a product is summed in.
+/// The type that a product is summed in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Compute {
     F32,
@@ -100,7 +113,7 @@ pub(crate) enum Compute {
 }
 
 impl Compute {
-    /// How a product with this output type is summed.
+    /// The type of sums for a product with this output type.
     pub(crate) fn of(out: crate::DType) -> Compute {
         match out {
             crate::DType::F64 => Compute::F64,

@@ -1,12 +1,12 @@
-//! Packing: one panel of an operand, of any strides and element type, becomes what a micro-kernel reads in order.
-//! It converts on the way; it never sums, except the column sums that VNNI needs.
+//! Packing: one panel of an operand, of any strides and element type, becomes a sequence that a micro-kernel reads in
+//! order. Elements are converted on the way; only VNNI's column sums are computed here.
 
 use super::Kernel;
 use crate::dtype::{bf16_to_f32, f16_to_f32};
 use crate::{DType, Element, Tensor};
 use half::{bf16, f16};
 
-/// What operands are packed as; knows which tensor types it can be made from.
+/// An element type of packed operands, and the tensor types that convert to it.
 pub(crate) trait PackElem: bytemuck::Pod + Send + Sync {
     /// Packs a panel of `t`; see [`Lines`].
     fn pack(t: &Tensor, lines: Lines, out: &mut [Self], xor: u8);
@@ -64,19 +64,19 @@ pack_elem!(f64, 0.0, |v, _| v, |_| 0; F16 f16, Bf16 bf16, F32 f32, F64 f64, I8 i
 pack_elem!(i8, 0, |v: i8, bits: u8| v ^ bits as i8, i32::from; I8 i8);
 pack_elem!(i16, 0, |v, _| v, i32::from; I8 i8);
 
-/// Which part of a tensor becomes a panel. A line is a row of A or a column of B; k runs along it.
+/// The part of a tensor that becomes a panel. A line is a row of A or a column of B; k runs along the line.
 #[derive(Clone, Copy)]
 pub(crate) struct Lines {
     /// Whether lines are the tensor's columns (B) rather than its rows (A).
     pub(crate) columns: bool,
     pub(crate) first: usize,
-    /// How many lines there are.
+    /// The number of lines.
     pub(crate) count: usize,
-    /// How many lines the panel has room for; the rest are zeros.
+    /// Lines that the panel has room for; lines beyond `count` are zeros.
     pub(crate) width: usize,
     pub(crate) k0: usize,
     pub(crate) k: usize,
-    /// Consecutive k that lie together.
+    /// Consecutive k that are stored together.
     pub(crate) unit: usize,
 }
 
@@ -100,7 +100,7 @@ fn pack_lines<S: Element, D: Convert<S> + PackElem>(
         out.fill(D::zeroed());
     }
     if line_stride == 1 && unit == 1 {
-        // One step of k is `count` neighbours on both sides.
+        // One step of k is `count` adjacent elements on both sides.
         for (step, to) in out.chunks_exact_mut(group).take(k).enumerate() {
             let from = &source[step * k_stride..][..count];
             for (to, from) in to[..count].iter_mut().zip(from) {

@@ -1,5 +1,5 @@
-//! Micro-kernels in portable Rust: fixed-size arrays that the compiler keeps in registers and vectorises.
-//! Right everywhere, fast where there are 32 vector registers (NEON).
+//! Micro-kernels in portable Rust: fixed-size arrays that the compiler keeps in registers and vectorises. Correct
+//! everywhere, fast with 32 vector registers (NEON).
 #![allow(unsafe_code)]
 // Register tiles are read by index: the loops are unrolled whole.
 #![allow(clippy::needless_range_loop)]
@@ -55,7 +55,7 @@ macro_rules! plain_float {
     };
 }
 
-/// a·b + c: fused where that is one instruction, else two roundings (a call per product would be far slower).
+/// a·b + c: fused where that is one instruction, else rounded twice (a function call per product would be far slower).
 #[inline(always)]
 fn fused<T: Copy + std::ops::Mul<Output = T> + std::ops::Add<Output = T> + MulAdd>(a: T, b: T, c: T) -> T {
     if cfg!(target_arch = "aarch64") { a.mul_add_to(b, c) } else { a * b + c }

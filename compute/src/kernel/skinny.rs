@@ -1,5 +1,5 @@
-//! A matrix times a few vectors, in one pass over the matrix: what the checks are made of. Floats in f64 against eight
-//! vectors at once, integers exactly against one vector of 61-bit numbers in limbs. It decides nothing.
+//! A matrix times a few vectors, in one pass over the matrix: the products that checks need. Floats in f64 against
+//! eight vectors at once, integers exactly against one vector of 61-bit numbers in limbs.
 #![allow(unsafe_code)]
 // Register tiles are read by index: the loops are unrolled whole.
 #![allow(clippy::needless_range_loop)]
@@ -8,22 +8,22 @@ use crate::dtype::for_dtype;
 use crate::{Element, Isa, Tensor};
 use std::ops::Range;
 
-/// How many vectors a float pass takes: one AVX-512 register of f64.
+/// Vectors of a float pass: one AVX-512 register of f64.
 pub(crate) const VECTORS: usize = 8;
-/// One row's sums.
+/// One row's sums, one per vector.
 pub(crate) type Lane = [f64; VECTORS];
 
-/// Rows taken together, so that a vector's element is loaded once for all.
+/// Rows computed together, so that a vector's element is loaded once for all of them.
 const ROWS: usize = 8;
 /// Elements of a row converted at a time: two buffers of this depth stay in L1.
 const DEPTH: usize = 128;
 
-/// How elements become f64 on the way.
+/// How elements are converted to f64.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Reading<'a> {
-    /// NaN and infinities count as zero.
+    /// Read NaN and infinities as zero.
     pub(crate) finite_only: bool,
-    /// Every row's power-of-two factor, as two factors so that neither leaves the range; from row 0 on.
+    /// Power-of-two factor of every row, from row 0 on; two factors each, so that neither leaves the range of f64.
     pub(crate) scales: Option<&'a [(f64, f64)]>,
 }
 
@@ -164,7 +164,7 @@ impl<T: Element> Pass<'_, T> {
                 for (to, from) in to.iter_mut().zip(from) {
                     *to = from.to_f64();
                 }
-                // Pieces are too short for the processor to see where the next one begins.
+                // Chunks are too short for the processor's own prefetching of the next one.
                 #[cfg(target_arch = "x86_64")]
                 for line in (0..k * size_of::<T>()).step_by(64) {
                     use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
@@ -214,7 +214,7 @@ fn sum_of_squares(line: &[f64]) -> f64 {
 /// The Mersenne prime 2⁶¹ − 1: the field of the exact checks.
 pub(crate) const P61: u64 = (1 << 61) - 1;
 
-/// A vector over the field, cut into parts that products can be summed with in one machine word.
+/// A vector over the field, cut into limbs so that sums of products fit one machine word.
 pub(crate) struct Limbs {
     /// Four signed digits to the base 2¹⁶, for i8: sums of [`DIGIT_RUN`] products fit in i32.
     digits: [Vec<i16>; 4],
@@ -231,7 +231,7 @@ impl Limbs {
         let limb = |shift: u32, bits: u32| -> Vec<i32> {
             x.iter().map(|x| ((x >> shift) & ((1 << bits) - 1)) as i32).collect()
         };
-        // A digit is what is left, cut to 16 bits with its sign; taking it away leaves a multiple of 2¹⁶.
+        // A digit is the remainder cut to 16 signed bits; subtracting the digit leaves a multiple of 2¹⁶.
         let mut rest: Vec<i64> = x.iter().map(|x| *x as i64).collect();
         let mut digit = || -> Vec<i16> {
             rest.iter_mut()
@@ -281,10 +281,10 @@ pub(crate) fn skinny_exact(isa: Isa, t: &Tensor, rows: Range<usize>, x: &Limbs, 
     }
 }
 
-/// One run of a line times the same run of the vector.
+/// Computes one run of a line times the same run of the vector.
 type Run<'a, T> = &'a dyn Fn(Isa, &[T], Range<usize>) -> i128;
 
-/// Rows, strides and runs around `dot`, which multiplies one run of a line with the same run of the vector.
+/// Iterates rows, strides and runs around `dot`, which multiplies one run of a line with the same run of the vector.
 fn exact<T: Element>(
     isa: Isa,
     source: &[T],
@@ -307,14 +307,14 @@ fn exact<T: Element>(
             &gathered
         };
         let runs = line.chunks(run).zip((0..).step_by(run));
-        // At most 2^7 · 2^61 · 2^17 or 2^31 · 2^61 · 2^31: far from i128's end.
+        // At most 2^7 · 2^61 · 2^17 or 2^31 · 2^61 · 2^31: well within i128.
         let total: i128 = runs.map(|(part, from)| dot(isa, part, from..from + part.len())).sum();
         *sum = total.rem_euclid(i128::from(P61)) as u64;
     }
 }
 
-/// Defines `$name(isa, line, parts)`: Σ line · part for every part, in `$sum`, which the caller knows it fits in.
-/// Written so that the compiler finds `vpmaddwd` and `vpmuldq`.
+/// Defines `$name(isa, line, parts)`: Σ line · part for every part, in `$sum`. The caller guarantees that sums fit. The
+/// compiler turns these loops into `vpmaddwd` and `vpmuldq`.
 macro_rules! dots {
     ($name:ident, $avx512:ident, $avx2:ident, $plain:ident, $t:ty, $part:ty, $sum:ty, $l:expr) => {
         fn $name(isa: Isa, line: &[$t], parts: &[&[$part]; $l]) -> [$sum; $l] {

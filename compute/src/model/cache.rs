@@ -1,25 +1,25 @@
-//! Cached keys and values of a session, in pages of [`Cache::PAGE_POSITIONS`] for all layers of a range. Pages are bounded by a
-//! budget, shared by forks until one of them writes, and reused when dropped. It knows where keys and values lie, not what
-//! they mean.
+//! Cached keys and values of a session, in pages of [`Cache::PAGE_POSITIONS`] positions for all layers of a model's
+//! part. A budget bounds the pages; forks share pages until one of them writes; dropped pages are reused. The layout of
+//! a page is the kernels' (`kernel::page`).
 
 use crate::kernel::page::{PAGE_POSITIONS, PageShape};
 use crate::model::Model;
 use crate::{Buffer, Error};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// Bounds the memory of all caches that were made with it. Cloning gives the same budget.
+/// Bounds the memory of all caches that were made with it. A clone is the same budget.
 #[derive(Clone)]
 pub struct PageBudget(Arc<Mutex<Pages>>);
 
 struct Pages {
     max_bytes: u64,
     used_bytes: u64,
-    /// Dropped pages, for the next; they count as used no more but are not more than `max_bytes` with those that do.
+    /// Dropped pages, kept for reuse. They do not count as used; together with used pages they stay within `max_bytes`.
     spare: Vec<Buffer>,
 }
 
 impl PageBudget {
-    /// A budget of so many bytes.
+    /// A budget of `max_bytes`.
     pub fn new(max_bytes: u64) -> PageBudget {
         PageBudget(Arc::new(Mutex::new(Pages { max_bytes, used_bytes: 0, spare: Vec::new() })))
     }
@@ -43,7 +43,7 @@ impl PageBudget {
         if pages.used_bytes + bytes as u64 > pages.max_bytes {
             return Err(Error::Busy {
                 what: format!(
-                    "the memory for sessions is full ({} of {} bytes in use); end one, or allow more",
+                    "session memory is full: a page needs {bytes} bytes; {} of {} bytes are in use; end a session or raise the limit",
                     pages.used_bytes, pages.max_bytes
                 ),
             });
@@ -51,7 +51,7 @@ impl PageBudget {
         let memory = match pages.spare.iter().position(|page| page.len() == bytes) {
             Some(at) => pages.spare.swap_remove(at),
             None => {
-                // Spare pages of another size make room.
+                // Spare pages of another size are freed.
                 while pages.used_bytes + pages.spare_bytes() + bytes as u64 > pages.max_bytes
                     && pages.spare.pop().is_some()
                 {}
@@ -77,7 +77,7 @@ impl std::fmt::Debug for PageBudget {
 }
 
 struct Page {
-    /// Taken only when dropped.
+    /// `None` only while the page is dropped.
     memory: Option<Buffer>,
     budget: PageBudget,
 }
@@ -112,7 +112,7 @@ pub struct Cache {
 }
 
 impl Cache {
-    /// Positions of one page: memory is taken for so many at a time.
+    /// Positions of one page: the granularity in which memory is taken.
     pub const PAGE_POSITIONS: usize = PAGE_POSITIONS;
 
     /// An empty cache for sessions of this model.
@@ -126,23 +126,23 @@ impl Cache {
         }
     }
 
-    /// How many positions it holds.
+    /// The number of positions held.
     pub fn len(&self) -> usize {
         self.len
     }
 
-    /// Whether it holds none.
+    /// Whether no positions are held.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// Forgets the positions from `len` on.
+    /// Drops the positions from `len` on.
     pub fn truncate(&mut self, len: usize) {
         self.len = self.len.min(len);
         self.pages.truncate(self.len.div_ceil(PAGE_POSITIONS));
     }
 
-    /// A second session with the same past. Pages are shared until one of both writes.
+    /// A second session with the same positions. Pages are shared until one of the two writes.
     pub fn fork(&self) -> Cache {
         Cache {
             shape: self.shape,
@@ -153,7 +153,7 @@ impl Cache {
         }
     }
 
-    /// The bytes that a session of `positions` takes.
+    /// Bytes of a session of `positions` positions.
     pub fn bytes_for(model: &Model, positions: usize) -> u64 {
         (positions.div_ceil(PAGE_POSITIONS) * model.page_shape().bytes()) as u64
     }
@@ -162,10 +162,11 @@ impl Cache {
         self.shape
     }
 
-    /// Has pages for `rows` more positions that nobody else sees; the length stays.
+    /// Makes room for `rows` more positions in pages that are not shared; the length does not change.
     ///
     /// # Errors
-    /// [`Error::Invalid`] where the model's context ends before that, [`Error::Busy`] where the budget does,
+    /// [`Error::Invalid`] where the positions exceed the model's context, [`Error::Busy`] where pages exceed the
+    /// budget,
     /// [`Error::OutOfMemory`].
     pub(crate) fn reserve(&mut self, rows: usize) -> Result<(), Error> {
         let end = self.len + rows;
@@ -193,7 +194,7 @@ impl Cache {
         Ok(())
     }
 
-    /// The start of every page, in order; those of reserved positions may be written through.
+    /// The start of every page, in order; pages with reserved positions may be written through these pointers.
     pub(crate) fn page_starts(&mut self) -> Vec<*mut u16> {
         let writable = self.len / PAGE_POSITIONS;
         self.pages
@@ -206,7 +207,7 @@ impl Cache {
             .collect()
     }
 
-    /// Counts `rows` reserved positions, now written, as held.
+    /// Adds `rows` reserved positions, now written, to the length.
     pub(crate) fn advance(&mut self, rows: usize) {
         self.len += rows;
     }

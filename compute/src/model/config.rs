@@ -1,11 +1,12 @@
-//! What a GGUF file says of its model: architecture, sizes, norms, rotary embedding, windows and caps, parsed once into
-//! a type that cannot be wrong. It reads metadata only, no tensors.
+//! A model's configuration as its GGUF file states it: architecture, sizes, norms, rotary embedding, sliding windows
+//! and caps, parsed once into a type that cannot be wrong. Only metadata is read, no tensors.
 
 use crate::Error;
 use crate::gguf::Metadata;
 use crate::kernel::float::activation::Activation;
 use crate::kernel::float::norm::MAX_HEAD_DIM;
 use crate::model::frequencies::{RopeScaling, Yarn};
+use pangea_units::limits::MAX_LAYERS;
 
 /// A family of models with the same layers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,7 +22,7 @@ pub enum Architecture {
 }
 
 impl Architecture {
-    /// All that are supported.
+    /// All supported architectures.
     pub const ALL: [Architecture; 4] =
         [Architecture::Llama, Architecture::Qwen2, Architecture::Qwen3, Architecture::Gemma3];
 
@@ -38,7 +39,7 @@ impl Architecture {
     fn from_name(name: &str) -> Result<Architecture, Error> {
         Architecture::ALL.into_iter().find(|a| a.name() == name).ok_or_else(|| {
             let known = Architecture::ALL.map(Architecture::name).join(", ");
-            Error::invalid("model", format!("architecture {name:?} is not supported; these are: {known}"))
+            Error::invalid("model", format!("architecture {name:?} is not supported; supported: {known}"))
         })
     }
 
@@ -55,8 +56,7 @@ impl Architecture {
     }
 }
 
-/// Limits on what a file may claim: far above any model there is, low enough that no product of two overflows.
-const MAX_LAYERS: u64 = 1_024;
+/// Limits on the sizes that a file may state: far above any known model, low enough that no product of two overflows.
 const MAX_HIDDEN_SIZE: u64 = 1 << 20;
 const MAX_VOCABULARY: u64 = 1 << 24;
 const MAX_CONTEXT: u64 = 1 << 22;
@@ -64,34 +64,34 @@ const MAX_CONTEXT: u64 = 1 << 22;
 /// A model's sizes and settings. Sizes are in elements.
 #[derive(Clone, Debug)]
 pub struct ModelConfig {
-    /// The family.
+    /// The architecture.
     pub architecture: Architecture,
-    /// The model's name for people; the architecture where the file has none.
+    /// The model's name for people; the architecture's name where the file has none.
     pub name: String,
-    /// How many layers (blocks) there are.
+    /// The number of layers (blocks).
     pub layers: usize,
-    /// Length of the activations of one position.
+    /// Elements of the activations of one position.
     pub hidden_size: usize,
     /// Query heads.
     pub heads: usize,
-    /// Key-value heads; they divide the query heads.
+    /// Key-value heads; the number of query heads is a multiple.
     pub kv_heads: usize,
-    /// Length of one head's vectors.
+    /// Elements of one head's vectors.
     pub head_dim: usize,
-    /// Length inside the feed-forward layers.
+    /// Elements inside the feed-forward blocks.
     pub intermediate_size: usize,
-    /// How many tokens there are.
+    /// The number of tokens.
     pub vocabulary: usize,
-    /// The most positions of one session.
+    /// Positions of one session, at most.
     pub context: usize,
     pub(crate) epsilon: f32,
     /// Elements of a head that are rotated.
     pub(crate) rope_dim: usize,
     pub(crate) rope_base: f64,
     pub(crate) rope_scaling: RopeScaling,
-    /// The base of layers with a window, unscaled.
+    /// RoPE base of layers with a sliding window, unscaled.
     pub(crate) rope_base_sliding: f64,
-    /// Per layer, how many positions a row sees, its own included; `usize::MAX` without a window.
+    /// Per layer, the positions that a row attends to, its own included; `usize::MAX` without a sliding window.
     pub(crate) sliding_window: Vec<usize>,
     pub(crate) attention_scale: f32,
     pub(crate) attention_soft_cap: Option<f32>,
@@ -100,25 +100,25 @@ pub struct ModelConfig {
 }
 
 impl ModelConfig {
-    /// Reads and checks what a file says.
+    /// Reads and checks the metadata.
     ///
     /// # Errors
-    /// [`Error::Invalid`] for an architecture that is not supported, with those that are, for what is missing and for sizes
-    /// that cannot be.
+    /// [`Error::Invalid`] for an unsupported architecture (the message names the supported ones), for missing keys and
+    /// for impossible sizes.
     pub fn from_metadata(metadata: &Metadata, vocabulary: u64) -> Result<ModelConfig, Error> {
         let name = metadata.get_str("general.architecture")?;
         let Some(name) = name else {
             return Err(Error::invalid(
                 "model",
-                "the file does not say which architecture it is (general.architecture)",
+                "the file does not name its architecture (general.architecture is missing)",
             ));
         };
         let architecture = Architecture::from_name(name)?;
         let keys = Keys { metadata, prefix: architecture.name() };
         if keys.integer("expert_count", 0, 1 << 20)?.is_some_and(|experts| experts > 0) {
-            return Err(Error::invalid("model", "mixtures of experts are not supported, only dense models"));
+            return Err(Error::invalid("model", "mixture-of-experts models are not supported; use a dense model"));
         }
-        let layers = keys.required("block_count", 1, MAX_LAYERS)?;
+        let layers = keys.required("block_count", 1, MAX_LAYERS.into())?;
         let hidden_size = keys.required("embedding_length", 16, MAX_HIDDEN_SIZE)?;
         let heads = keys.required("attention.head_count", 1, 1 << 12)?;
         let kv_heads = keys.integer("attention.head_count_kv", 1, heads as u64)?.unwrap_or(heads);
@@ -135,12 +135,12 @@ impl ModelConfig {
             )));
         }
         if !(1..=MAX_VOCABULARY).contains(&vocabulary) {
-            return Err(keys.wrong(format!("a vocabulary of {vocabulary} tokens cannot be")));
+            return Err(keys.wrong(format!("a vocabulary of {vocabulary} tokens is not supported")));
         }
         let context = keys.required("context_length", 1, MAX_CONTEXT)?;
         let sliding_window = keys.sliding_windows(layers, architecture)?;
         let attention_scale = match (architecture, layers) {
-            // The 27B model divides by the width a head would have had.
+            // The 27B model scales by `hidden_size / heads`, which is not its `head_dim`.
             (Architecture::Gemma3, 62) => 1.0 / ((hidden_size / heads) as f32).sqrt(),
             _ => 1.0 / (head_dim as f32).sqrt(),
         };
@@ -184,7 +184,7 @@ impl ModelConfig {
     }
 }
 
-/// The keys of one architecture.
+/// The metadata keys of one architecture.
 struct Keys<'a> {
     metadata: &'a Metadata,
     prefix: &'static str,
@@ -207,7 +207,7 @@ impl Keys<'_> {
         self.integer(key, least, most)?.ok_or_else(|| self.wrong(format!("{key} is missing")))
     }
 
-    /// A positive, finite number; zero means "not set", as writers of such files use it.
+    /// A positive, finite number; zero means "not set", as writers of these files use it.
     fn positive(&self, key: &str) -> Result<Option<f64>, Error> {
         match self.metadata.get_f64(&format!("{}.{key}", self.prefix))? {
             None => Ok(None),
@@ -217,7 +217,7 @@ impl Keys<'_> {
         }
     }
 
-    /// Every sixth layer of Gemma 3 sees everything, the others a window.
+    /// Sliding windows of Gemma 3: every sixth layer attends to all positions, unless the file gives another pattern.
     fn sliding_windows(&self, layers: usize, architecture: Architecture) -> Result<Vec<usize>, Error> {
         let mut windows = vec![usize::MAX; layers];
         if architecture != Architecture::Gemma3 {
@@ -232,10 +232,10 @@ impl Keys<'_> {
             None => (0..layers).map(|layer| layer % 6 < 5).collect(),
             Some(crate::gguf::Value::Numbers { .. }) => match self.metadata.get_bools(&key)? {
                 Some(pattern) if pattern.len() == layers => pattern,
-                _ => return Err(self.wrong("attention.sliding_window_pattern is not one value a layer")),
+                _ => return Err(self.wrong("attention.sliding_window_pattern does not have one value per layer")),
             },
             Some(_) => {
-                let period = self.required("attention.sliding_window_pattern", 1, MAX_LAYERS)?;
+                let period = self.required("attention.sliding_window_pattern", 1, MAX_LAYERS.into())?;
                 (0..layers).map(|layer| period > 1 && layer % period < period - 1).collect()
             }
         };
@@ -250,7 +250,7 @@ impl Keys<'_> {
     fn rope_scaling(&self, context: usize) -> Result<RopeScaling, Error> {
         let factor = match self.positive("rope.scaling.factor")? {
             Some(factor) => factor,
-            // The older name.
+            // The older name of the key.
             None => self.positive("rope.scale_linear")?.unwrap_or(1.0),
         };
         let kind = self.metadata.get_str(&format!("{}.rope.scaling.type", self.prefix))?.unwrap_or("linear");
@@ -264,7 +264,7 @@ impl Keys<'_> {
                     .unwrap_or(context) as f64,
                 attention_factor: self.positive("rope.scaling.attn_factor")?.unwrap_or(1.0),
             })),
-            other => Err(self.wrong(format!("rope scaling {other:?} is not supported, only none, linear and yarn"))),
+            other => Err(self.wrong(format!("rope scaling {other:?} is not supported; supported: none, linear, yarn"))),
         }
     }
 }

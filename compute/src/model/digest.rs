@@ -1,11 +1,11 @@
-//! One digest for all that a forward pass computed: every layer's output and the logits, position by position, so that it is
-//! the same however the rows were batched, chunked or split over stages. It computes nothing but hashes.
+//! One digest of all that a forward pass computed: every layer's output and the logits, position by position. The
+//! digest does not depend on how rows were batched, chunked or split over stages.
 
 use crate::model::NUMERICS;
 use pangea_units::Digest;
 use std::collections::BTreeMap;
 
-/// Where an output stands: position, then layer, the logits behind all layers.
+/// Position, then layer; `usize::MAX` for the logits.
 type Place = (usize, usize);
 
 /// Collects the outputs of one session.
@@ -13,22 +13,22 @@ type Place = (usize, usize);
 pub struct Recorder(BTreeMap<Place, [u8; 32]>);
 
 impl Recorder {
-    /// Nothing recorded.
+    /// A recorder without outputs.
     pub fn new() -> Recorder {
         Recorder::default()
     }
 
-    /// Takes in the output of a layer for one position: `[width]`.
+    /// Records the output of a layer for one position: `[hidden_size]`.
     pub fn layer(&mut self, position: usize, layer: usize, activations: &[f32]) {
         self.0.insert((position, layer), hash(activations));
     }
 
-    /// Takes in the logits of one position: `[vocabulary]`.
+    /// Records the logits of one position: `[vocabulary]`.
     pub fn logits(&mut self, position: usize, logits: &[f32]) {
         self.0.insert((position, usize::MAX), hash(logits));
     }
 
-    /// The digest of all that was taken in, and of the version of the numerics.
+    /// The digest of all recorded outputs and of the numerics version.
     pub fn digest(&self) -> Digest {
         let mut hasher = blake3::Hasher::new();
         hasher.update(&NUMERICS.to_le_bytes());

@@ -1,4 +1,5 @@
-//! A model file on disk: its GGUF, what it says of the model, its tokenizer and chat template. It loads no weights.
+//! A model file on disk: its GGUF, the model's configuration, tokenizer and chat template. Weights are loaded
+//! elsewhere.
 
 use crate::Error;
 use crate::gguf::Gguf;
@@ -6,7 +7,7 @@ use crate::model::ModelConfig;
 use crate::tokenizer::Tokenizer;
 use std::path::{Path, PathBuf};
 
-/// An opened model file; the tensors are mapped, not read.
+/// An opened model file; its tensors are mapped, not read.
 #[derive(Debug)]
 pub struct ModelFile {
     path: PathBuf,
@@ -24,7 +25,7 @@ impl ModelFile {
         ModelFile::new(path.to_owned(), Gguf::open(path)?)
     }
 
-    /// The same for a file in memory.
+    /// Opens and checks a GGUF file in memory.
     ///
     /// # Errors
     /// As [`Gguf::from_bytes`] and [`ModelConfig::from_metadata`].
@@ -33,7 +34,7 @@ impl ModelFile {
     }
 
     fn new(path: PathBuf, gguf: Gguf) -> Result<ModelFile, Error> {
-        // The embedding's rows are the vocabulary; what the metadata says beside is not needed.
+        // The vocabulary's size is the number of embedding rows; the metadata's own count is not used.
         let vocabulary = match gguf.tensor("token_embd.weight")? {
             Some(embedding) => embedding.rows() as u64,
             None => 0,
@@ -42,22 +43,22 @@ impl ModelFile {
         Ok(ModelFile { path, gguf, config })
     }
 
-    /// Where it is.
+    /// The file's path.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// What it says of the model.
+    /// The model's configuration.
     pub fn config(&self) -> &ModelConfig {
         &self.config
     }
 
-    /// The file itself.
+    /// The parsed file.
     pub fn gguf(&self) -> &Gguf {
         &self.gguf
     }
 
-    /// Its tokenizer.
+    /// The model's tokenizer.
     ///
     /// # Errors
     /// As [`Tokenizer::from_gguf`].
@@ -65,7 +66,7 @@ impl ModelFile {
         Tokenizer::from_gguf(self.gguf.metadata())
     }
 
-    /// Its chat template (Jinja), where it has one.
+    /// The model's chat template (Jinja), if the file has one.
     pub fn chat_template(&self) -> Option<&str> {
         self.gguf.metadata().get_str("tokenizer.chat_template").ok().flatten()
     }

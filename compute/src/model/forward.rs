@@ -1,5 +1,5 @@
-//! The forward pass: batches of sessions through the layers of a [`Model`]. It checks what comes in, cuts long batches,
-//! and leaves every cache as it was when anything fails.
+//! The forward pass: batches of sessions through the layers of a [`Model`]. Input is checked, long batches are cut, and
+//! every cache is as before when anything fails.
 
 use crate::kernel::transformer::{self, Batch, ModelShape, Results, RowSource, SequenceChunk};
 use crate::model::cache::Cache;
@@ -9,98 +9,98 @@ use crate::{Error, Pool};
 /// Rows that go through all layers together: their activations stay in a core's cache beside the weights' tiles.
 const PASS_ROWS: usize = 256;
 
-/// Which rows of a step are to give logits.
+/// The rows of a step whose logits are computed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Logits {
-    /// None: more of the prompt is to come.
+    /// None: more of the prompt follows.
     None,
     /// The last row: the next token is to be chosen.
     #[default]
     Last,
-    /// Every row: drafts are to be verified, or a text scored.
+    /// Every row: drafts are to be verified, or a text is scored.
     All,
 }
 
 /// The next rows of one session.
 #[derive(Debug)]
 pub struct Step<'a> {
-    /// The session's keys and values; the rows come behind what it holds.
+    /// The session's keys and values; the rows follow the positions that it holds.
     pub cache: &'a mut Cache,
-    /// How many rows.
+    /// The number of rows.
     pub rows: usize,
-    /// Whose logits are wanted; without a head, nobody's.
+    /// The rows whose logits are computed; none for a part without a head.
     pub logits: Logits,
 }
 
-/// The rows of all steps, one step's after the other's.
+/// The rows of all steps, one step after the other.
 #[derive(Clone, Copy, Debug)]
 pub enum Input<'a> {
     /// Token ids, for a part with the embedding.
     Tokens(&'a [u32]),
-    /// Activations `[rows, width]`, for a part without.
+    /// Activations `[rows, hidden_size]`, for a part without the embedding.
     Activations(&'a [f32]),
 }
 
-/// What a forward pass gives.
+/// The results of a forward pass.
 #[derive(Debug, Default)]
 pub struct Output {
     width: usize,
-    /// `[wanted rows, vocabulary]`
+    /// `[logit rows, vocabulary]`
     logits: Vec<f32>,
-    /// First wanted row of every step, and the end.
+    /// First logit row of every step, and the end.
     starts: Vec<usize>,
-    /// `[rows, width]`
+    /// `[rows, hidden_size]`
     activations: Vec<f32>,
 }
 
 impl Output {
-    /// The logits of step `step`: `[wanted rows, vocabulary]`, in order; empty where none were wanted.
+    /// The logits of step `step`: `[logit rows, vocabulary]`, in order; empty where none were requested.
     pub fn logits(&self, step: usize) -> &[f32] {
         &self.logits[self.starts[step] * self.width..self.starts[step + 1] * self.width]
     }
 
-    /// The same, to be changed by samplers.
+    /// The logits of step `step`, for samplers to change.
     pub fn logits_mut(&mut self, step: usize) -> &mut [f32] {
         &mut self.logits[self.starts[step] * self.width..self.starts[step + 1] * self.width]
     }
 
-    /// The activations of all rows after the last layer, `[rows, width]`; empty for a part with the head.
+    /// The activations of all rows after the last layer, `[rows, hidden_size]`; empty for a part with the head.
     pub fn activations(&self) -> &[f32] {
         &self.activations
     }
 
-    /// The same, to be sent on without a copy.
+    /// The activations of all rows, without a copy.
     pub fn into_activations(self) -> Vec<f32> {
         self.activations
     }
 }
 
-/// What an observer of a forward pass is shown.
+/// A layer's output, as an observer of a forward pass sees it.
 #[derive(Clone, Copy, Debug)]
 pub struct Observed<'a> {
-    /// The layer, counting from the model's first.
+    /// The layer, counted from the model's first.
     pub layer: usize,
-    /// The batch's rows that it covers, the first counted from the batch's first.
+    /// The first row of this output, counted from the batch's first row.
     pub first_row: usize,
-    /// The layer's output: `[rows, width]`.
+    /// The layer's output: `[rows, hidden_size]`.
     pub activations: &'a [f32],
 }
 
 impl Model {
     /// Runs the next rows of several sessions through this part of the model.
     ///
-    /// What comes out for a row depends on its session alone, bit for bit: not on the other steps, on how its session's rows
-    /// were cut into steps, on the pool's threads or instruction set.
+    /// A row's result depends on its session alone, bit for bit: not on the other steps, on how the session's rows were
+    /// cut into steps, or on the pool's threads or instruction set.
     ///
     /// # Errors
-    /// [`Error::Invalid`] for no rows, ids outside the vocabulary, input of another kind or length than the part takes, a
-    /// context that ends, and results that are not finite; [`Error::Busy`] where the caches' budget ends;
-    /// [`Error::OutOfMemory`]. No cache is changed then.
+    /// [`Error::Invalid`] for no rows, ids outside the vocabulary, input of another kind or length than the part takes,
+    /// positions beyond the context, and results that are not finite; [`Error::Busy`] where the caches' budget is
+    /// exhausted; [`Error::OutOfMemory`]. After an error every cache is as before.
     pub fn forward(&self, pool: &Pool, steps: &mut [Step<'_>], input: Input<'_>) -> Result<Output, Error> {
         self.forward_observed(pool, steps, input, None)
     }
 
-    /// [`Model::forward`] that shows the output of every layer.
+    /// [`Model::forward`] with an observer that sees the output of every layer.
     ///
     /// # Errors
     /// As [`Model::forward`].
@@ -153,7 +153,7 @@ impl Model {
         let (mut first, mut logits_done) = (0, 0);
         while first < rows {
             let end = rows.min(first + PASS_ROWS);
-            // The parts of steps that lie in this pass, and which of its rows are wanted.
+            // The chunks of steps that lie in this pass, and its rows whose logits are requested.
             let (mut chunks, mut logit_rows, mut held) = (Vec::new(), Vec::new(), Vec::new());
             let mut at = 0;
             for (index, step) in steps.iter_mut().enumerate() {
@@ -224,10 +224,10 @@ impl Model {
     fn check(&self, steps: &[Step<'_>], input: Input<'_>, rows: usize) -> Result<(), Error> {
         let wrong = |what: String| Err(Error::Invalid { operation: "forward", what });
         if rows == 0 || steps.iter().any(|step| step.rows == 0) {
-            return wrong("there is nothing to compute: a step needs at least one token".to_owned());
+            return wrong("a step needs at least one token".to_owned());
         }
         if steps.iter().any(|step| step.cache.shape() != self.page_shape()) {
-            return wrong("a session's cache is of another model or of other layers".to_owned());
+            return wrong("a session's cache belongs to another model or to other layers".to_owned());
         }
         let config = self.config();
         match input {

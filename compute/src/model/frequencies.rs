@@ -1,9 +1,9 @@
 //! Rotary frequencies of a model's layers: base, linear and YaRN scaling, per-pair factors (Llama 3.1). Computed in f64
-//! from our own elementary functions, so they are the same everywhere. It knows nothing of positions.
+//! from this crate's own elementary functions, so they are the same on every machine.
 
 use crate::kernel::float::rope::{ln, power};
 
-/// How frequencies are stretched for contexts longer than a model was first trained for.
+/// Scaling of frequencies for contexts longer than those that a model was first trained with.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum RopeScaling {
     /// All frequencies divided by this.
@@ -20,7 +20,7 @@ pub(crate) struct Yarn {
     pub(crate) attention_factor: f64,
 }
 
-/// The frequencies of one kind of layer: radians a position, and a factor on cosines and sines.
+/// The frequencies of one kind of layer: radians per position, and a factor for cosines and sines.
 #[derive(Clone, Debug)]
 pub(crate) struct Frequencies {
     pub(crate) radians: Vec<f64>,
@@ -28,23 +28,24 @@ pub(crate) struct Frequencies {
 }
 
 impl Frequencies {
-    /// For pairs (i, i + width / 2) of `width` rotated elements. `divisors` (width / 2) are the model's own per-pair factors.
-    pub(crate) fn new(width: usize, base: f64, scaling: RopeScaling, divisors: Option<&[f32]>) -> Frequencies {
-        let pairs = width / 2;
+    /// Frequencies of the pairs (i, i + dim / 2) of `dim` rotated elements. `divisors` (dim / 2) are the model's own
+    /// per-pair factors.
+    pub(crate) fn new(dim: usize, base: f64, scaling: RopeScaling, divisors: Option<&[f32]>) -> Frequencies {
+        let pairs = dim / 2;
         let plain = |i: usize| {
-            power(base, -(2.0 * i as f64) / width as f64) / divisors.map_or(1.0, |divisors| f64::from(divisors[i]))
+            power(base, -(2.0 * i as f64) / dim as f64) / divisors.map_or(1.0, |divisors| f64::from(divisors[i]))
         };
         match scaling {
             RopeScaling::Linear(factor) => {
                 Frequencies { radians: (0..pairs).map(|i| plain(i) / factor).collect(), magnitude: 1.0 }
             }
             RopeScaling::Yarn(yarn) => {
-                // The pair that turns so many times over the original context.
+                // The pair that makes this many rotations over the original context.
                 let pair_of = |rotations: f64| {
-                    width as f64 * ln(yarn.original_context / (rotations * std::f64::consts::TAU)) / (2.0 * ln(base))
+                    dim as f64 * ln(yarn.original_context / (rotations * std::f64::consts::TAU)) / (2.0 * ln(base))
                 };
                 let low = pair_of(32.0).floor().max(0.0);
-                let high = pair_of(1.0).ceil().min(width as f64 - 1.0);
+                let high = pair_of(1.0).ceil().min(dim as f64 - 1.0);
                 let radians = (0..pairs)
                     .map(|i| {
                         let ramp = ((i as f64 - low) / (high - low).max(0.001)).clamp(0.0, 1.0);

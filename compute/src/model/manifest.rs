@@ -1,6 +1,6 @@
-//! What a model file consists of: its header and its tensors, each with the hashes of its parts, so that a node can fetch
-//! what it needs of one from nodes that it does not trust. The digest of a manifest names the model. Pure: it reads a file
-//! that is open and never fetches, writes or loads anything.
+//! The manifest of a model file: its header and tensors as pieces, each with the hashes of its parts, so that a node
+//! can fetch the pieces it needs from nodes that it does not trust. The digest of a manifest names the model. Pure: an
+//! open file is read; nothing is fetched, written or loaded.
 
 use crate::gguf::Gguf;
 use crate::{Digest, Error};
@@ -9,25 +9,25 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-/// Pieces are hashed, sent and taken in parts of this size, the last one shorter: what is lost of a cut transfer, and how
-/// much of a lie is received before it shows.
+/// Pieces are hashed, sent and checked in parts of this size; a piece's last part may be shorter. A cut transfer loses
+/// at most one part, and a false part is refused after at most this many bytes.
 pub const PART_BYTES: u64 = 4 << 20;
 
-/// The longest manifest in bytes: a model of a terabyte with thousands of tensors.
+/// Bytes of a manifest, at most: enough for a model of a terabyte with thousands of tensors.
 pub const MAX_MANIFEST_BYTES: usize = 16 << 20;
 
-/// The largest file that a manifest speaks of; beyond any model there is, yet far from overflow.
+/// Bytes of a file that a manifest describes, at most: above any known model, and far from overflow.
 const MAX_FILE_BYTES: u64 = 1 << 44;
 
-/// The longest name of a tensor; ggml's own limit is 64.
+/// Bytes of a tensor's name, at most; ggml's own limit is 64.
 const MAX_NAME_BYTES: usize = 256;
 
-/// Begins every manifest; the last byte is the version of the format.
+/// The first bytes of every manifest; the last one is the version of the format.
 const MAGIC: [u8; 8] = *b"pangeaM\x01";
 
 const HASH_BYTES: usize = 32;
 
-/// Length of a name, offset and length of a piece, one hash: the least that a piece takes.
+/// Bytes of a piece, at least: length of the name, offset and length of the piece, one hash.
 const LEAST_PIECE_BYTES: usize = 2 + 8 + 8 + HASH_BYTES;
 
 /// One piece of a model file: the header, or a tensor.
@@ -45,43 +45,43 @@ impl Piece {
         &self.name
     }
 
-    /// Where it begins in the file.
+    /// Offset in the file.
     pub fn offset(&self) -> u64 {
         self.offset
     }
 
-    /// Its length in bytes, never zero.
+    /// Length in bytes, never zero.
     pub fn len_bytes(&self) -> u64 {
         self.len
     }
 
-    /// The BLAKE3 hashes of its parts, in order; all parts but the last are of [`PART_BYTES`].
+    /// The BLAKE3 hashes of the parts, in order; all parts but the last have [`PART_BYTES`].
     pub fn parts(&self) -> &[Digest] {
         &self.parts
     }
 
-    /// Where part `part` lies in the file; `None` where there is no such part.
+    /// The bytes of part `part` in the file; `None` where there is no such part.
     pub fn part_range(&self, part: u32) -> Option<Range<u64>> {
         self.parts.get(part as usize)?;
         let start = u64::from(part) * PART_BYTES;
         Some(self.offset + start..self.offset + self.len.min(start + PART_BYTES))
     }
 
-    /// Whether `bytes` are part `part`.
+    /// Whether `bytes` match the hash of part `part`.
     pub fn is_part(&self, part: u32, bytes: &[u8]) -> bool {
         self.parts.get(part as usize).is_some_and(|digest| blake3::hash(bytes).as_bytes() == digest.as_bytes())
     }
 }
 
-/// What a node needs of a model. With no layers, embedding and head it is the header alone, which holds the tokenizer, and
-/// the few tensors that belong to no layer.
+/// The pieces of a model that a node needs. Without layers, embedding and head: the header, which holds the tokenizer,
+/// and the few tensors that belong to no layer.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Wanted {
-    /// The layers, from 0, the end exclusive.
+    /// The layers, from 0, end exclusive.
     pub layers: Range<u32>,
-    /// Whether token ids come in.
+    /// Whether the embedding is needed: token ids come in.
     pub embedding: bool,
-    /// Whether logits go out.
+    /// Whether the head is needed: logits go out.
     pub head: bool,
 }
 
@@ -91,20 +91,20 @@ impl Wanted {
         Wanted::default()
     }
 
-    /// Everything that [`Model::load`](super::Model::load) reads for `part`.
+    /// The pieces that [`Model::load`](super::Model::load) reads for `part`.
     pub fn of_part(part: &super::ModelPart) -> Wanted {
         let layer = |layer: usize| u32::try_from(layer).unwrap_or(u32::MAX);
         Wanted { layers: layer(part.layers.start)..layer(part.layers.end), embedding: part.embedding, head: part.head }
     }
 }
 
-/// What a tensor is for.
+/// The part of a model that a tensor belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Purpose {
     Layer(u32),
     Embedding,
     Head,
-    /// Small and of no layer, or not known: every node needs it.
+    /// Small and of no layer, or unknown: needed by every node.
     Everywhere,
 }
 
@@ -120,8 +120,8 @@ impl Purpose {
     }
 }
 
-/// The pieces of a model file. A value that exists is consistent: the header comes first, pieces ascend and share no byte,
-/// and lie in the file. Bytes between them (padding) belong to no piece.
+/// The pieces of a model file. Every value is consistent: the header comes first, pieces ascend, do not overlap and lie
+/// in the file. Bytes between pieces (padding) belong to none.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Manifest {
     size_bytes: u64,
@@ -129,11 +129,11 @@ pub struct Manifest {
 }
 
 impl Manifest {
-    /// Hashes all of a file on so many threads.
+    /// Hashes a whole file on `threads` threads.
     ///
     /// # Errors
-    /// [`Error::Dtype`] for a tensor of a type that is not supported; [`Error::Invalid`] for a file that is larger, or
-    /// has longer names, than a manifest speaks of.
+    /// [`Error::Dtype`] for a tensor of an unsupported type; [`Error::Invalid`] for a file or names beyond a manifest's
+    /// limits.
     pub fn of(file: &Gguf, threads: usize) -> Result<Manifest, Error> {
         let mut places = Vec::new();
         for tensor in file.tensors() {
@@ -168,18 +168,18 @@ impl Manifest {
         self.size_bytes
     }
 
-    /// The pieces, by where they are in the file; the first is the header.
+    /// The pieces in the file's order; the first is the header.
     pub fn pieces(&self) -> &[Piece] {
         &self.pieces
     }
 
-    /// The model's name among nodes: BLAKE3 of [`Manifest::to_bytes`].
+    /// The model's identity among nodes: BLAKE3 of [`Manifest::to_bytes`].
     pub fn digest(&self) -> Digest {
         Digest::from_bytes(*blake3::hash(&self.to_bytes()).as_bytes())
     }
 
-    /// Its one form in bytes: `pangeaM` and the version 1; file size (u64), number of pieces (u32); per piece length of the
-    /// name (u16), name, offset (u64), length (u64), the hashes of its parts. Little-endian.
+    /// The canonical bytes: `pangeaM` and the version 1; file size (u64), number of pieces (u32); per piece length of
+    /// the name (u16), name, offset (u64), length (u64), the hashes of its parts. Little-endian.
     pub fn to_bytes(&self) -> Vec<u8> {
         let mut out = MAGIC.to_vec();
         out.extend(self.size_bytes.to_le_bytes());
@@ -194,36 +194,37 @@ impl Manifest {
         out
     }
 
-    /// Reads what [`Manifest::to_bytes`] gives, from whomever it comes: what is claimed costs nothing before it is there.
+    /// Parses untrusted bytes of the form [`Manifest::to_bytes`]. Nothing is allocated for a count before the bytes are
+    /// known to be there.
     ///
     /// # Errors
-    /// [`Error::Parse`] for anything that is not the one form of a consistent manifest.
+    /// [`Error::Parse`] for anything but the canonical bytes of a consistent manifest.
     pub fn from_bytes(bytes: &[u8]) -> Result<Manifest, Error> {
         let mut reader = Reader { bytes, at: 0 };
         if bytes.len() > MAX_MANIFEST_BYTES {
             return Err(reader.bad(format!("{} bytes; at most {MAX_MANIFEST_BYTES} are allowed", bytes.len())));
         }
         if reader.array::<8>()? != MAGIC {
-            return Err(Reader { bytes, at: 0 }.bad("it is no manifest, or of a newer version"));
+            return Err(Reader { bytes, at: 0 }.bad("not a manifest, or a newer version of the format"));
         }
         let size_bytes = reader.u64()?;
         let count = u32::from_le_bytes(reader.array()?) as usize;
         if count > reader.left() / LEAST_PIECE_BYTES {
-            return Err(reader.bad(format!("{count} pieces cannot be in what is left")));
+            return Err(reader.bad(format!("{count} pieces do not fit in the remaining bytes")));
         }
         let mut pieces = Vec::with_capacity(count);
         for _ in 0..count {
             pieces.push(reader.piece()?);
         }
         if reader.left() != 0 {
-            return Err(reader.bad(format!("{} bytes behind the last piece", reader.left())));
+            return Err(reader.bad(format!("{} bytes after the last piece", reader.left())));
         }
         let manifest = Manifest { size_bytes, pieces };
         manifest.check().map_err(|what| reader.bad(what))?;
         Ok(manifest)
     }
 
-    /// What must hold of any manifest.
+    /// The conditions on every manifest.
     fn check(&self) -> Result<(), String> {
         if self.size_bytes > MAX_FILE_BYTES {
             return Err(format!("a file of {} bytes; at most {MAX_FILE_BYTES} are allowed", self.size_bytes));
@@ -246,17 +247,17 @@ impl Manifest {
             }
             end = match piece.offset.checked_add(piece.len) {
                 Some(end) if end <= self.size_bytes => end,
-                _ => return Err(format!("the piece {name:?} ends behind the file")),
+                _ => return Err(format!("the piece {name:?} ends after the end of the file")),
             };
         }
         Ok(())
     }
 
-    /// Whether the file says the same of its tensors. A header that is true to its hash can still be of another file than
-    /// the tensors beside it.
+    /// Whether the file's own table of tensors agrees with the manifest. A header that matches its hash can still
+    /// belong to another file than the tensors beside it.
     ///
     /// # Errors
-    /// [`Error::Invalid`] with what differs; [`Error::Dtype`] for types that are not supported.
+    /// [`Error::Invalid`] with the difference; [`Error::Dtype`] for unsupported types.
     pub fn check_file(&self, file: &Gguf) -> Result<(), Error> {
         let wrong = |what: String| Err(Error::invalid("manifest", what));
         if file.size_bytes() != self.size_bytes {
@@ -279,7 +280,7 @@ impl Manifest {
         }
     }
 
-    /// The pieces that a node needs for `wanted`, by index, ascending: the header and what belongs to no layer always.
+    /// The indices of the pieces in `wanted`, ascending; always with the header and tensors of no layer.
     pub fn select(&self, wanted: &Wanted) -> Vec<usize> {
         let tied = self.is_tied();
         let selected = |piece: &Piece| match Purpose::of(&piece.name) {
@@ -291,12 +292,12 @@ impl Manifest {
         (0..self.pieces.len()).filter(|&index| selected(&self.pieces[index])).collect()
     }
 
-    /// Everything.
+    /// The whole model.
     pub fn whole(&self) -> Wanted {
         Wanted { layers: 0..self.layers(), embedding: true, head: true }
     }
 
-    /// How many layers there are.
+    /// The number of layers.
     pub fn layers(&self) -> u32 {
         let layer = |piece: &Piece| match Purpose::of(&piece.name) {
             Purpose::Layer(layer) => Some(layer.saturating_add(1)),
@@ -336,7 +337,7 @@ impl Manifest {
     }
 }
 
-/// Fills in the hashes of all parts.
+/// Computes the hashes of all parts.
 fn hash(file: &Gguf, pieces: &mut [Piece], threads: usize) {
     let bytes = file.as_bytes();
     let parts: Vec<Mutex<(&[u8], &mut Digest)>> = pieces
@@ -362,7 +363,7 @@ fn hash(file: &Gguf, pieces: &mut [Piece], threads: usize) {
     });
 }
 
-/// A manifest being read.
+/// A manifest being parsed.
 struct Reader<'a> {
     bytes: &'a [u8],
     at: usize,
@@ -379,7 +380,7 @@ impl<'a> Reader<'a> {
 
     fn take(&mut self, len: usize) -> Result<&'a [u8], Error> {
         if len > self.left() {
-            return Err(self.bad(format!("it ends {} bytes early", len - self.left())));
+            return Err(self.bad(format!("the manifest is {} bytes too short", len - self.left())));
         }
         let taken = &self.bytes[self.at..self.at + len];
         self.at += len;

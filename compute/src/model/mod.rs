@@ -1,20 +1,20 @@
-//! Language models: a file's configuration, the weights of a range of its layers, the cached keys and values of sessions,
-//! and the forward pass. A model is loaded as any contiguous range of layers, with or without embedding and head, so that
-//! ranges can live on different nodes. It never samples and knows nothing of text.
+//! Language models: a file's configuration, the weights of a part, the cached keys and values of sessions, and the forward
+//! pass. A part is any contiguous range of layers, with or without embedding and head, so that parts can run on different
+//! nodes. Sampling and text are in other modules.
 //!
 //! | file | owns |
 //! |---|---|
-//! | [`config`] | architectures, and what a file says of its model |
+//! | [`config`] | architectures, and a model's configuration |
 //! | [`file`](mod@file) | an opened model file |
 //! | [`manifest`] | the pieces of a model file and their hashes |
-//! | `weights` | a range of layers, packed for the kernels |
+//! | `weights` | the weights of a part, packed for the kernels |
 //! | [`cache`] | keys and values of a session, in pages within a budget |
 //! | `frequencies` | rotary frequencies and their scaling |
-//! | [`digest`] | one digest for all that a session computed |
+//! | [`digest`] | one digest of all that a session computed |
 //! | [`forward`] | batches of sessions through the layers |
-//! | [`perplexity`](mod@perplexity) | how well a model foretells a text |
+//! | [`perplexity`](mod@perplexity) | how well a model predicts a text |
 //!
-//! The answer has the same bits for any batch, chunking, number of threads, split and instruction set; [`NUMERICS`] names
+//! Results have the same bits for any batch, chunking, number of threads, split and instruction set; [`NUMERICS`] names
 //! the version of these bits.
 
 pub mod cache;
@@ -36,6 +36,6 @@ pub use manifest::{Manifest, Piece, Wanted};
 pub use perplexity::Perplexity;
 pub use weights::{Model, ModelPart};
 
-/// The version of the bits that the engine computes: it changes whenever any kernel, order of sums or rounding does. Only
-/// nodes of one version compare what they computed.
+/// The version of the engine's bits. A change of any kernel, order of sums or rounding must increase this number. Only nodes
+/// of one version compare their results.
 pub const NUMERICS: u32 = 1;

@@ -1,5 +1,5 @@
-//! How well a model foretells a text: perplexity as llama.cpp's tool of that name defines it, so that the figures can be
-//! laid side by side. It takes tokens; it reads no files and shows nothing.
+//! Perplexity of a text under a model, as llama.cpp's tool of that name defines it, so that the figures can be
+//! compared. Input is tokens; files and output are the caller's.
 
 use crate::model::{Cache, Input, Logits, Model, PageBudget, Step};
 use crate::{Error, Pool};
@@ -8,35 +8,35 @@ use std::sync::{Mutex, PoisonError};
 /// Logits held at a time, in elements (32 MiB): a whole chunk's would be 256 MiB with a vocabulary of 262,144.
 const HELD_LOGITS: usize = 8 << 20;
 
-/// The shortest context in which anything is scored: two places, of which the second half's first foretells the last.
+/// Tokens of a context, at least: the second half must contain a token that predicts a scored one.
 const MIN_CONTEXT: usize = 4;
 
-/// How well a model foretold a text.
+/// How well a model predicts a text.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Perplexity {
     /// e to the mean negative log-likelihood of the scored tokens.
     pub perplexity: f64,
     /// The standard error of `perplexity`, with the tokens taken as independent.
     pub standard_error: f64,
-    /// How many tokens were scored.
+    /// The number of scored tokens.
     pub tokens: usize,
-    /// How many chunks of the text they are from.
+    /// The number of chunks of the text.
     pub chunks: usize,
 }
 
 impl Perplexity {
-    /// Scores `tokens` in chunks of `context`, each on its own: the first half of a chunk is only read, every further
-    /// token is foretold from all before it in the chunk. With `bos`, that token stands in each chunk's first place.
-    /// What is left of the text after the last whole chunk is not used.
+    /// Scores `tokens` in independent chunks of `context`: the first half of a chunk is only read; each further token
+    /// is predicted from all tokens before it in the chunk. With `bos`, that token replaces each chunk's first. Tokens
+    /// after the last whole chunk are not used.
     ///
-    /// `progress` is told after every chunk: chunks done, chunks in all, and the perplexity so far. It may stop the work
-    /// with an error.
+    /// `progress` is called after every chunk with the chunks done, all chunks, and the perplexity so far. It may stop
+    /// the work by returning an error.
     ///
     /// Source: llama.cpp, `tools/perplexity`, without a stride.
     ///
     /// # Errors
-    /// [`Error::Invalid`] for a context that the model has not, a text of less than two chunks, and a model without
-    /// embedding or head; what [`Model::forward`] and `progress` give.
+    /// [`Error::Invalid`] for a context beyond the model's, a text of less than two chunks, and a model without
+    /// embedding or head; errors of [`Model::forward`] and `progress`.
     pub fn measure(
         model: &Model,
         pool: &Pool,
@@ -63,7 +63,7 @@ impl Perplexity {
             cache.truncate(0);
             let step = Step { cache: &mut cache, rows: first, logits: Logits::None };
             model.forward(pool, &mut [step], Input::Tokens(&chunk[..first]))?;
-            // The last place foretells what is in the next chunk, whose own past is another.
+            // The last token would predict the next chunk's first, which has another context.
             for start in (first..context - 1).step_by(slice) {
                 let end = (start + slice).min(context - 1);
                 let step = Step { cache: &mut cache, rows: end - start, logits: Logits::All };
@@ -83,17 +83,17 @@ fn check(model: &Model, tokens: &[u32], context: usize) -> Result<(), Error> {
     let wrong = |what: String| Err(Error::invalid("perplexity", what));
     let config = model.config();
     if !model.part().embedding || !model.part().head || model.part().layers != (0..config.layers) {
-        return wrong("a text is scored with a whole model, from embedding to head".to_owned());
+        return wrong("scoring a text needs the whole model, from embedding to head".to_owned());
     }
     if !(MIN_CONTEXT..=config.context).contains(&context) {
         return wrong(format!(
-            "a context of {context} cannot be scored with this model; use {MIN_CONTEXT} to {}",
+            "a context of {context} tokens is not possible with this model; use {MIN_CONTEXT} to {}",
             config.context
         ));
     }
     if tokens.len() < 2 * context {
         return wrong(format!(
-            "at least {} tokens are needed for a context of {context}, the text has {}; use a longer text or a smaller context",
+            "a context of {context} needs a text of at least {} tokens; this one has {}; use a longer text or a smaller context",
             2 * context,
             tokens.len()
         ));

@@ -1,5 +1,5 @@
-//! The weights of a contiguous range of layers, packed for the kernels into one piece of memory in the order in which they
-//! are used. Only the range's tensors are read; what was read of the file is released. It computes nothing.
+//! The weights of a model's part, packed for the kernels into one piece of memory in the order of their use. Only the
+//! part's tensors are read; pages of the file that were read are released.
 
 use crate::gguf::{GgmlType, Gguf, TensorView};
 use crate::kernel::float::activation::all_finite;
@@ -12,56 +12,57 @@ use crate::{Buffer, Error, Pool};
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// What of a model is loaded: layers `[start, end)` counting from 0, and whether the embedding before the first layer and
-/// the head after the last are.
+/// A part of a model: layers `[start, end)` counted from 0, and whether the embedding before the first layer and the
+/// head after the last belong to it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ModelPart {
     /// The layers.
     pub layers: Range<usize>,
-    /// Whether token ids come in; else activations.
+    /// Whether the input is token ids; otherwise activations.
     pub embedding: bool,
-    /// Whether logits go out; else activations.
+    /// Whether the output is logits; otherwise activations.
     pub head: bool,
 }
 
 impl ModelPart {
-    /// All of a model.
+    /// The whole model.
     pub fn whole(config: &ModelConfig) -> ModelPart {
         ModelPart { layers: 0..config.layers, embedding: true, head: true }
     }
 
-    /// Layers `layers`, with the embedding where they begin with the first and the head where they end with the last.
+    /// Layers `layers`, with the embedding where they include the first layer and with the head where they include the
+    /// last.
     pub fn of_layers(config: &ModelConfig, layers: Range<usize>) -> ModelPart {
         ModelPart { embedding: layers.start == 0, head: layers.end == config.layers, layers }
     }
 }
 
-/// A range of a model's layers, ready to run. It does not change; sessions keep their state in a [`Cache`](super::Cache).
+/// A part of a model, ready to run. Immutable; sessions keep their state in a [`Cache`](super::Cache).
 pub struct Model {
     config: ModelConfig,
     part: ModelPart,
     pub(crate) layers: Vec<LayerWeights>,
     pub(crate) embedding: Option<Matrix>,
     pub(crate) head: Option<Head>,
-    /// Of layers that see everything, and of those with a window.
+    /// Of layers without a sliding window, and of those with one.
     pub(crate) frequencies: [Frequencies; 2],
     memory_bytes: u64,
-    /// Buffers of forward passes that have ended.
+    /// Workspaces of finished forward passes, for reuse.
     workspaces: Mutex<Vec<Workspace>>,
 }
 
-/// Workspaces kept: one forward pass runs at a time, another may be waiting.
+/// Workspaces kept: one forward pass runs while another waits.
 const KEPT_WORKSPACES: usize = 2;
 
-/// Packed matrices begin at multiples of this.
+/// Alignment of packed matrices: a cache line.
 const ALIGN: usize = 64;
 
 impl Model {
-    /// Reads, checks and packs the weights of `part` on all of the pool's threads.
+    /// Reads, checks and packs the weights of `part` on all threads of the pool.
     ///
     /// # Errors
-    /// [`Error::Invalid`] for layers that the model has not, tensors that are missing, of another shape than the metadata
-    /// says or with weights that are not finite; [`Error::Dtype`] for types that are not supported;
+    /// [`Error::Invalid`] for layers that the model does not have, tensors that are missing, of another shape than the
+    /// metadata says or with weights that are not finite; [`Error::Dtype`] for unsupported types;
     /// [`Error::OutOfMemory`].
     pub fn load(file: &ModelFile, part: ModelPart, pool: &Pool) -> Result<Model, Error> {
         let config = file.config().clone();
@@ -69,7 +70,7 @@ impl Model {
             return Err(Error::invalid(
                 "model",
                 format!(
-                    "layers {} to {} asked for; the model has {}",
+                    "layers {} to {} do not exist; the model has {} layers",
                     part.layers.start, part.layers.end, config.layers
                 ),
             ));
@@ -82,7 +83,8 @@ impl Model {
         let embedding = (part.embedding && !(part.head && tied))
             .then(|| plan.matrix(embedding, config.vocabulary, width, None))
             .transpose()?;
-        // Weights whose pairs are (2i, 2i + 1) get their rows reordered, so that every rotation is of halves.
+        // Rows of weights whose pairs are (2i, 2i + 1) are reordered, so that kernels always rotate pairs (i, i +
+        // half).
         let pairs = config.architecture.interleaved_pairs().then_some((config.head_dim, config.rope_dim));
         let mut planned = Vec::new();
         for layer in part.layers.clone() {
@@ -165,17 +167,17 @@ impl Model {
         })
     }
 
-    /// What the file says of the model.
+    /// The model's configuration.
     pub fn config(&self) -> &ModelConfig {
         &self.config
     }
 
-    /// What of it is here.
+    /// The part of the model that is loaded.
     pub fn part(&self) -> &ModelPart {
         &self.part
     }
 
-    /// The memory that the weights take.
+    /// Bytes of the packed weights.
     pub fn memory_bytes(&self) -> u64 {
         self.memory_bytes
     }
@@ -202,7 +204,7 @@ impl std::fmt::Debug for Model {
     }
 }
 
-/// Where row `row` of the packed matrix comes from, rotated pairs (2i, 2i + 1) becoming (i, i + half).
+/// The source row of row `row` of the packed matrix; rotated pairs (2i, 2i + 1) become (i, i + half).
 fn source_row(row: usize, head: usize, rotated: usize) -> usize {
     let (first, i) = (row / head * head, row % head);
     match i {
@@ -212,7 +214,7 @@ fn source_row(row: usize, head: usize, rotated: usize) -> usize {
     }
 }
 
-/// Matrices that are to be packed one after the other.
+/// Matrices that are packed one after the other.
 struct Plan<'a> {
     file: &'a Gguf,
     matrices: Vec<Planned<'a>>,
@@ -224,12 +226,12 @@ struct Planned<'a> {
     rows: usize,
     k: usize,
     start: usize,
-    /// Head width and rotated width where rows are reordered.
+    /// Elements of a head and rotated elements, where rows are reordered.
     pairs: Option<(usize, usize)>,
 }
 
 impl<'a> Plan<'a> {
-    /// Takes the tensor in; gives its index.
+    /// Adds the tensor to the plan; returns its index.
     fn matrix(&mut self, name: &str, rows: usize, k: usize, pairs: Option<(usize, usize)>) -> Result<usize, Error> {
         let view = self.file.require(name)?;
         if (view.row_len(), view.rows()) != (k, rows) {
@@ -252,11 +254,12 @@ impl<'a> Plan<'a> {
         Ok(self.matrices.len() - 1)
     }
 
-    /// Packs them all.
+    /// Packs all matrices of the plan.
     fn pack(self, pool: &Pool) -> Result<Vec<Matrix>, Error> {
         let mut arena = Buffer::zeroed(self.bytes)?;
         let bad = Mutex::new(None);
-        // Every thread packs its share of every matrix, the same that it will multiply by: its pages are near it.
+        // Each thread packs the share of every matrix that it will later multiply by, so its pages are near that
+        // thread.
         let mut shares: Vec<Vec<Mutex<Share<'_>>>> = (0..pool.threads()).map(|_| Vec::new()).collect();
         let mut rest = arena.as_mut_slice();
         let mut at = 0;
@@ -276,7 +279,8 @@ impl<'a> Plan<'a> {
             for share in &shares[worker.index] {
                 let share = &mut *share.lock().unwrap_or_else(PoisonError::into_inner);
                 let packed = share.pack();
-                // What is packed need not stay in memory a second time; other threads' last pages come back where needed.
+                // Packed weights need not stay in memory twice. Pages at the edge that other threads still read are
+                // loaded again.
                 self.file.release(share.source());
                 if !packed {
                     *bad.lock().unwrap_or_else(PoisonError::into_inner) = Some(share.planned.view.name.to_owned());
@@ -284,7 +288,7 @@ impl<'a> Plan<'a> {
             }
         });
         drop(shares);
-        // The pages between two threads' shares, and what of the file was read for its metadata.
+        // Releases the pages between two threads' shares, and the metadata's.
         self.file.release_all();
         if let Some(name) = bad.into_inner().unwrap_or_else(PoisonError::into_inner) {
             return Err(Error::invalid(
@@ -297,7 +301,7 @@ impl<'a> Plan<'a> {
     }
 }
 
-/// Some tiles of one matrix, and where they go.
+/// Some tiles of one matrix, and their destination.
 struct Share<'a> {
     planned: &'a Planned<'a>,
     tiles: Range<usize>,
@@ -317,7 +321,7 @@ impl Share<'_> {
         &view.bytes[mine.start * row_bytes..mine.end * row_bytes]
     }
 
-    /// Packs the tiles; says whether what they hold is finite.
+    /// Packs the tiles; returns whether all their weights are finite.
     fn pack(&mut self) -> bool {
         let Planned { view, rows, k, pairs, .. } = self.planned;
         let row_bytes = view.bytes.len() / rows;
@@ -350,7 +354,7 @@ fn is_finite(ty: GgmlType, bytes: &[u8]) -> bool {
     }
 }
 
-/// A vector of floats, which is not packed.
+/// A vector of floats, which stays unpacked.
 fn vector(file: &Gguf, name: &str, len: usize) -> Result<Option<Vec<f32>>, Error> {
     let Some(view) = file.tensor(name)? else { return Ok(None) };
     if view.elements() != len {

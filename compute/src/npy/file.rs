@@ -1,5 +1,5 @@
 //! `.npy` files as tensors over a mapping of the file. A block is a view of the mapping where byte order and alignment
-//! allow, else a copy. It never writes.
+//! allow, else a copy.
 
 use super::header::{MAX_HEADER_BYTES, NpyHeader};
 use crate::dtype::for_dtype;
@@ -11,7 +11,7 @@ use std::io::Read;
 use std::ops::Range;
 use std::path::Path;
 
-/// A matrix in a `.npy` file, mapped into memory: only the blocks that are used are read.
+/// A matrix in a `.npy` file, mapped into memory: only blocks that are used are read from disk.
 pub struct NpyFile {
     dtype: DType,
     big_endian: bool,
@@ -26,11 +26,11 @@ pub struct NpyFile {
 impl NpyFile {
     /// Maps the file. Its header and its length are checked here.
     ///
-    /// The file must not be cut short by others while it is in use: the system ends a process that reads a mapped page
-    /// which is no longer there.
+    /// The file must not be truncated while it is in use: the system kills a process that reads a mapped page beyond
+    /// the file's end.
     ///
     /// # Errors
-    /// [`Error::Io`]; [`Error::Parse`] for hostile or truncated files; [`Error::Dtype`]; [`Error::Invalid`] for other
+    /// [`Error::Io`]; [`Error::Parse`] for malformed or truncated files; [`Error::Dtype`]; [`Error::Invalid`] for other
     /// than two dimensions.
     pub fn open(path: impl AsRef<Path>) -> Result<NpyFile, Error> {
         let path = path.as_ref();
@@ -91,7 +91,7 @@ impl NpyFile {
         self.rows * self.cols * self.dtype.size_bytes()
     }
 
-    /// A block as a tensor: a view of the file, or a copy where the bytes are swapped or not aligned.
+    /// A block as a tensor: a view of the file, or a copy where bytes are swapped or not aligned.
     ///
     /// # Errors
     /// [`Error::Invalid`] where the ranges lie outside; [`Error::OutOfMemory`].
@@ -109,7 +109,7 @@ impl NpyFile {
         self.copied(mapping.bytes(), rows, cols)
     }
 
-    /// All of it, as [`NpyFile::block`].
+    /// The whole matrix, as [`NpyFile::block`].
     ///
     /// # Errors
     /// As [`NpyFile::block`].
@@ -117,7 +117,7 @@ impl NpyFile {
         self.block(0..self.rows, 0..self.cols)
     }
 
-    /// A block whose elements are not aligned in the file, byte by byte.
+    /// Copies a block whose elements are not aligned in the file, byte by byte.
     fn copied(&self, bytes: &[u8], rows: Range<usize>, cols: Range<usize>) -> Result<Tensor, Error> {
         let inside = |r: &Range<usize>, limit| r.start <= r.end && r.end <= limit;
         if !inside(&rows, self.rows) || !inside(&cols, self.cols) {

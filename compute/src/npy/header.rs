@@ -1,15 +1,15 @@
-//! The `.npy` format, pure over bytes: headers parsed and written (NumPy's `format.py`, versions 1 to 3).
-//! It never opens a file and trusts nothing: lengths are bounded, sizes are computed without overflow.
+//! The header of `.npy` files (NumPy's `format.py`, versions 1 to 3): parsed and written, pure over bytes. Input is not
+//! trusted: lengths are bounded, sizes are computed without overflow.
 
 use crate::{DType, Error};
 
-/// The longest header taken: far more than two dimensions need, far less than would hurt.
+/// Length of a header, at most: far more than two dimensions need.
 pub(super) const MAX_HEADER_BYTES: usize = 64 << 10;
-/// The most dimensions a header may name (NumPy's own limit).
+/// Dimensions in a header, at most (NumPy's own limit).
 const MAX_DIMS: usize = 64;
 const MAGIC: &[u8; 6] = b"\x93NUMPY";
 
-/// What a `.npy` header says.
+/// The content of a `.npy` header.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NpyHeader {
     /// The element type.
@@ -27,11 +27,11 @@ fn bad(what: impl Into<String>, at: usize) -> Error {
 }
 
 impl NpyHeader {
-    /// The header at the start of `bytes`, and where the elements begin. `bytes` may be just the start of a file.
+    /// The header at the start of `bytes`, and the offset of the elements. `bytes` may be only the start of a file.
     ///
     /// # Errors
-    /// [`Error::Parse`] for anything that is not a header NumPy would write; [`Error::Dtype`] for element types that
-    /// products do not take.
+    /// [`Error::Parse`] for bytes that are not a header as NumPy writes it; [`Error::Dtype`] for element types that
+    /// products do not support.
     pub fn parse(bytes: &[u8]) -> Result<(NpyHeader, u64), Error> {
         if bytes.len() < 10 {
             return Err(bad("too short for a .npy header", bytes.len()));
@@ -47,7 +47,7 @@ impl NpyHeader {
             }
             (2 | 3, 0) => return Err(bad("too short for a .npy header", bytes.len())),
             (major, minor) => {
-                return Err(bad(format!("version {major}.{minor} is not known (1.0 to 3.0 are)"), 6));
+                return Err(bad(format!("version {major}.{minor} is not supported; versions 1.0 to 3.0 are"), 6));
             }
         };
         if len > MAX_HEADER_BYTES {
@@ -64,12 +64,12 @@ impl NpyHeader {
         Ok((header, (start + len) as u64))
     }
 
-    /// How many bytes of elements follow the header.
+    /// Bytes of all elements, which follow the header.
     ///
     /// # Errors
     /// [`Error::Parse`] where the shape's product overflows.
     pub fn payload_bytes(&self) -> Result<u64, Error> {
-        // A zero anywhere means no elements, whatever the other lengths.
+        // A dimension of zero means no elements, whatever the other lengths.
         if self.shape.contains(&0) {
             return Ok(0);
         }
@@ -83,7 +83,7 @@ impl NpyHeader {
     /// Rows and columns, where this is a matrix.
     ///
     /// # Errors
-    /// [`Error::Invalid`] for other than two dimensions, with what to do.
+    /// [`Error::Invalid`] for other than two dimensions; the message says what to do.
     pub fn matrix_shape(&self) -> Result<(usize, usize), Error> {
         let fits = |d: u64| {
             usize::try_from(d).map_err(|_| Error::invalid("npy", format!("a dimension of {d} is too large here")))
@@ -169,11 +169,11 @@ fn dtype_of(descr: &str) -> Result<(DType, bool), Error> {
     Ok((dtype, order == ">" && dtype.size_bytes() > 1))
 }
 
-/// A reader of the one Python literal that a header holds: a dict of strings to a string, a bool and a tuple.
+/// A parser for the Python literal of a header: a dict of strings to a string, a bool and a tuple.
 struct Literal<'a> {
     text: &'a [u8],
     at: usize,
-    /// Where the text begins in the file.
+    /// Offset of the text in the file.
     base: usize,
 }
 
@@ -188,13 +188,13 @@ impl<'a> Literal<'a> {
         }
     }
 
-    /// The next byte that is not a space, not taken.
+    /// The next byte that is not a space, left in place.
     fn peek(&mut self) -> Option<u8> {
         self.space();
         self.text.get(self.at).copied()
     }
 
-    /// Takes `byte` if it comes next.
+    /// Consumes `byte` if it comes next.
     fn take(&mut self, byte: u8) -> bool {
         let there = self.peek() == Some(byte);
         self.at += usize::from(there);
@@ -223,10 +223,10 @@ impl<'a> Literal<'a> {
                 }
                 "fortran_order" => fortran.replace(self.boolean()?).is_some(),
                 "shape" => shape.replace(self.tuple()?).is_some(),
-                _ => return self.fail("the header has a key that is not known"),
+                _ => return self.fail("the header has an unknown key"),
             };
             if again {
-                return self.fail("the header has a key twice");
+                return self.fail("the header has a duplicate key");
             }
             if !self.take(b',') {
                 self.need(b'}')?;
@@ -234,7 +234,7 @@ impl<'a> Literal<'a> {
             }
         }
         if self.peek().is_some() {
-            return self.fail("the header goes on after its dict");
+            return self.fail("the header has bytes after its dict");
         }
         let (Some(descr), Some(fortran), Some(shape)) = (descr, fortran, shape) else {
             return self.fail("the header lacks one of descr, fortran_order, shape");
@@ -255,10 +255,10 @@ impl<'a> Literal<'a> {
             return self.fail("a string in the header does not end");
         };
         if rest[len] == b'\\' {
-            return self.fail("escapes in the header's strings are not taken");
+            return self.fail("escapes in the header's strings are not supported");
         }
         let Ok(text) = std::str::from_utf8(&rest[..len]) else {
-            return self.fail("a string in the header is not text");
+            return self.fail("a string in the header is not UTF-8");
         };
         self.at = start + len + 1;
         Ok(text)

@@ -1,15 +1,14 @@
-//! Writing a `.npy` file block by block, under a temporary name until it is whole.
-//! A file that was not finished leaves nothing behind.
+//! Writing a `.npy` file block by block, under a temporary name until it is complete. An unfinished file is removed.
 
 use super::header::NpyHeader;
 use crate::{DType, Error, Tensor};
 use std::io::{Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
-/// The most memory used to gather rows that do not lie in order.
+/// Memory, at most, for gathering rows that are not contiguous.
 const GATHER_BYTES: usize = 1 << 20;
 
-/// A `.npy` file being written. Dropped before [`NpyWriter::finish`], it disappears.
+/// A `.npy` file being written. Dropped before [`NpyWriter::finish`], it is removed.
 #[derive(Debug)]
 pub struct NpyWriter {
     file: tempfile::NamedTempFile,
@@ -21,8 +20,8 @@ pub struct NpyWriter {
 }
 
 impl NpyWriter {
-    /// Starts a row-major little-endian file of `rows` × `cols` beside `path`, under another name. Blocks never
-    /// written are zeros.
+    /// Starts a row-major little-endian file of `rows` × `cols` beside `path`, under a temporary name. Blocks that are
+    /// never written are zeros.
     ///
     /// # Errors
     /// [`Error::Dtype`] for `bf16`; [`Error::Io`]; [`Error::DiskFull`].
@@ -45,7 +44,7 @@ impl NpyWriter {
         #[cfg(unix)]
         {
             use std::os::unix::fs::PermissionsExt;
-            // What an ordinary new file has, less the umask.
+            // The mode of an ordinary new file, before the umask.
             builder.permissions(std::fs::Permissions::from_mode(0o666));
         }
         let mut file = builder.tempfile_in(folder).map_err(io)?;
@@ -54,10 +53,11 @@ impl NpyWriter {
         Ok(NpyWriter { file, path: path.to_path_buf(), dtype, rows, cols, start: start.len() as u64 })
     }
 
-    /// Writes `block` to where its first element is at (`row0`, `col0`).
+    /// Writes `block` into the file, its element (0, 0) at (`row0`, `col0`).
     ///
     /// # Errors
-    /// [`Error::Invalid`] where it does not lie inside or has another type; [`Error::Io`]; [`Error::DiskFull`].
+    /// [`Error::Invalid`] where the block does not lie inside the matrix or has another type; [`Error::Io`];
+    /// [`Error::DiskFull`].
     pub fn write_block(&mut self, row0: usize, col0: usize, block: &Tensor) -> Result<(), Error> {
         let inside = |from: usize, len: usize, limit: usize| from.checked_add(len).is_some_and(|end| end <= limit);
         let (rows, cols) = block.shape();
@@ -79,7 +79,7 @@ impl NpyWriter {
         let size = self.dtype.size_bytes();
         let at = |row: usize| self.start + ((row * self.cols + col0) * size) as u64;
         let width = cols * size;
-        // Rows of full width follow each other in the file: several at once.
+        // Rows of full width are adjacent in the file and are written together.
         let per_write = if cols == self.cols { (GATHER_BYTES / width).max(1) } else { 1 };
         let mut gathered = vec![0u8; if block.contiguous_bytes().is_some() { 0 } else { per_write.min(rows) * width }];
         for row in (0..rows).step_by(per_write) {
@@ -98,10 +98,10 @@ impl NpyWriter {
         Ok(())
     }
 
-    /// Makes the file durable and gives it its name, replacing what had it.
+    /// Makes the file durable and renames it to its path, replacing any file there.
     ///
     /// # Errors
-    /// [`Error::Io`]; [`Error::DiskFull`]. Nothing is left behind.
+    /// [`Error::Io`]; [`Error::DiskFull`]. The temporary file is removed.
     pub fn finish(self) -> Result<(), Error> {
         let path = self.path;
         let io = |e| Error::io(&path, e);

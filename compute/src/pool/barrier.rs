@@ -1,17 +1,17 @@
-//! Where the threads of one job wait for each other between its phases: they spin for a moment, since the others are
-//! about as far, then sleep. It knows nothing of threads or jobs.
+//! Where the threads of one job wait for each other between phases. A thread spins for a moment, because the others arrive
+//! at about the same time, then sleeps.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, PoisonError};
 
-/// How often a thread looks before it sleeps: some tens of microseconds, more than the threads' shares of a phase differ
-/// by when they all run, far less than a scheduler's time slice.
+/// Iterations that a thread spins before it sleeps: some tens of microseconds, more than the threads' phases differ by while
+/// all of them run, and far less than a scheduler's time slice.
 const SPINS: u32 = 4_000;
 
-/// Meets again and again; the threads need not be the same number each time, but must agree on it.
+/// A reusable barrier. The number of threads may change from use to use; all threads of one use must name the same number.
 pub(crate) struct Barrier {
     arrived: AtomicUsize,
-    /// Counts the meetings.
+    /// Completed waits.
     generation: AtomicU32,
     broken: AtomicBool,
     sleepers: Mutex<u32>,
@@ -29,22 +29,22 @@ impl Barrier {
         }
     }
 
-    /// Forgets a broken meeting. Only while nobody waits.
+    /// Makes a broken barrier usable again. Must not be called while a thread waits.
     pub(crate) fn reset(&self) {
         self.arrived.store(0, Ordering::Relaxed);
         self.broken.store(false, Ordering::Release);
     }
 
-    /// Waits for `width` threads, this one included.
+    /// Waits for `width` threads, including the caller.
     ///
     /// # Panics
-    /// Where somebody called [`Barrier::break_up`].
+    /// Where [`Barrier::break_up`] was called.
     pub(crate) fn wait(&self, width: usize) {
         if width == 1 {
             return;
         }
         let generation = self.generation.load(Ordering::Acquire);
-        // A break-up before this was loaded is seen now, a later one ends the meeting.
+        // A break-up before this load is seen here; a later one changes the generation.
         self.check();
         if self.arrived.fetch_add(1, Ordering::AcqRel) + 1 == width {
             self.arrived.store(0, Ordering::Relaxed);
@@ -68,7 +68,7 @@ impl Barrier {
         self.check();
     }
 
-    /// Lets everybody go who waits or will wait: one of the threads does not come.
+    /// Makes every wait panic, now and until [`Barrier::reset`], because one of the threads will not arrive.
     pub(crate) fn break_up(&self) {
         self.broken.store(true, Ordering::Relaxed);
         self.release();
@@ -76,7 +76,7 @@ impl Barrier {
 
     fn release(&self) {
         let sleepers = {
-            // The lock orders this with who is about to sleep.
+            // The lock orders this with a thread that is about to sleep.
             let sleepers = self.sleepers.lock().unwrap_or_else(PoisonError::into_inner);
             self.generation.fetch_add(1, Ordering::Release);
             *sleepers
@@ -97,7 +97,7 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     #[test]
-    fn nobody_passes_before_everybody_is_there() {
+    fn no_thread_passes_before_all_have_arrived() {
         let (barrier, count) = (Barrier::new(), AtomicUsize::new(0));
         std::thread::scope(|scope| {
             for _ in 0..3 {
@@ -114,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn a_thread_that_does_not_come_holds_nobody() {
+    fn a_thread_that_panicked_blocks_no_other() {
         let barrier = Barrier::new();
         let waited = std::thread::scope(|scope| {
             let waiting = scope.spawn(|| barrier.wait(2));

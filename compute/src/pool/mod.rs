@@ -1,5 +1,11 @@
-//! The compute pool: N threads that products and checks run on, scratch memory they reuse, and cancellation.
-//! It never decides what to compute.
+//! The compute pool: the threads that products, checks and models run on, their scratch memory, and cancellation. What to
+//! compute is the caller's decision.
+//!
+//! | file | owns |
+//! |---|---|
+//! | here | [`Pool`], [`Cancel`] |
+//! | `team` | the threads: one job at a time, on all of them |
+//! | `barrier` | where the threads of a job wait for each other |
 
 mod barrier;
 mod team;
@@ -11,11 +17,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use team::Team;
 
-/// Scratch buffers kept for reuse: packing needs two at a time, a probe a third.
+/// Scratch buffers kept for reuse: packing needs two at a time, a check one more.
 const KEPT_BUFFERS: usize = 3;
 
-/// Exactly N compute threads. The calling thread of a product is one of them; the others sleep when idle. One product
-/// or check runs at a time; a second caller waits for its turn at each phase.
+/// A fixed number of compute threads. The thread that calls a product is one of them; the others sleep when idle. One
+/// product or check runs at a time; a second caller waits at each phase until the first has finished that phase.
 pub struct Pool {
     team: Team,
     isa: Isa,
@@ -23,16 +29,16 @@ pub struct Pool {
 }
 
 impl Pool {
-    /// A pool of `threads` threads (at least one) that uses what `PANGEA_ISA` asks for, else the best this
-    /// processor has.
+    /// A pool of `threads` threads (at least one) with the instruction set that `PANGEA_ISA` names, else the fastest one
+    /// available.
     ///
     /// # Errors
-    /// [`Error::Invalid`] where `PANGEA_ISA` names what is not there.
+    /// [`Error::Invalid`] where `PANGEA_ISA` names an instruction set that is not available.
     pub fn new(threads: usize) -> Result<Pool, Error> {
         Pool::with_isa(threads, Isa::from_env()?)
     }
 
-    /// A pool that uses one family of kernels.
+    /// A pool that uses the given instruction set.
     ///
     /// # Errors
     /// [`Error::Invalid`] where this processor cannot run it.
@@ -43,28 +49,28 @@ impl Pool {
         Ok(Pool { team: Team::new(threads.max(1)), isa, scratch: Mutex::new(Vec::new()) })
     }
 
-    /// How many threads compute.
+    /// The number of compute threads.
     pub fn threads(&self) -> usize {
         self.team.threads()
     }
 
-    /// The family of kernels in use.
+    /// The instruction set in use.
     pub fn isa(&self) -> Isa {
         self.isa
     }
 
-    /// Calls `job(i)` for every i < min(width, threads) at the same time; returns when all are done. Not from
+    /// Calls `job(i)` for every i < min(width, threads) at the same time; returns when all are done. Must not be called
     /// inside a job.
     pub(crate) fn run(&self, width: usize, job: &(dyn Fn(usize) + Sync)) {
         self.team.run(width, job);
     }
 
-    /// Calls `job` on every thread at the same time; inside, they may meet. Not from inside a job.
+    /// Calls `job` on every thread at the same time, with barriers available to it. Must not be called inside a job.
     pub(crate) fn together(&self, job: &(dyn Fn(Worker<'_>) + Sync)) {
         self.team.together(job);
     }
 
-    /// At least `bytes` of scratch, with whatever was in it; hand it back with [`Pool::give_back`].
+    /// At least `bytes` of scratch memory with unspecified content; return it with [`Pool::give_back`].
     pub(crate) fn scratch(&self, bytes: usize) -> Result<Buffer, Error> {
         let mut kept = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
         let fitting = (0..kept.len()).filter(|&i| kept[i].len() >= bytes).min_by_key(|&i| kept[i].len());
@@ -74,7 +80,7 @@ impl Pool {
         }
     }
 
-    /// Keeps scratch for the next product; the smallest goes where there are too many.
+    /// Keeps scratch memory for the next product; beyond [`KEPT_BUFFERS`] the smallest buffer is freed.
     pub(crate) fn give_back(&self, buffer: Buffer) {
         let mut kept = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
         kept.push(buffer);
@@ -92,7 +98,7 @@ impl std::fmt::Debug for Pool {
     }
 }
 
-/// A flag that stops a running product within milliseconds. Cloning gives the same flag.
+/// A flag that stops a running product within milliseconds. A clone is the same flag.
 #[derive(Clone, Debug, Default)]
 pub struct Cancel(Arc<AtomicBool>);
 
@@ -102,12 +108,12 @@ impl Cancel {
         Cancel::default()
     }
 
-    /// Sets the flag, for good.
+    /// Sets the flag; it cannot be cleared.
     pub fn cancel(&self) {
         self.0.store(true, Ordering::Relaxed);
     }
 
-    /// Whether it is set.
+    /// Whether the flag is set.
     pub fn is_cancelled(&self) -> bool {
         self.0.load(Ordering::Relaxed)
     }

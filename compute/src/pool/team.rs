@@ -1,6 +1,5 @@
-//! The compute threads: one fork-join at a time, the calling thread among them, with a barrier to meet at inside a job.
-//! Between jobs they spin for a moment, then sleep. It knows nothing of what is computed; the one `unsafe` lends a
-//! borrowed job to the other threads.
+//! The compute threads: one fork-join job at a time, on the calling thread and all others, with a barrier inside the job.
+//! Between jobs the threads spin for a moment, then sleep. The one `unsafe` lends a borrowed job to the other threads.
 #![allow(unsafe_code)]
 
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -9,22 +8,22 @@ use std::thread::JoinHandle;
 
 use super::barrier::Barrier;
 
-/// How often a thread looks for the next job before it sleeps: some tens of microseconds, the distance between the
-/// phases of one product, far less than a scheduler's time slice.
+/// Iterations that a thread waits for the next job before it sleeps: some tens of microseconds, the time between two phases
+/// of one product, and far less than a scheduler's time slice.
 const SPINS: u32 = 2_000;
 
 type Job<'a> = &'a (dyn Fn(usize) + Sync);
 
 struct Slot {
     epoch: u64,
-    /// The job and how many threads take part in it. `None` only before the first.
+    /// The job and the number of threads that run it. `None` before the first job.
     job: Option<(Job<'static>, usize)>,
     stop: bool,
 }
 
 struct Shared {
     slot: Mutex<Slot>,
-    /// A copy of `slot.epoch`, to spin on.
+    /// A copy of `slot.epoch` that threads spin on.
     epoch: AtomicU64,
     wake: Condvar,
     remaining: AtomicUsize,
@@ -34,46 +33,46 @@ struct Shared {
     barrier: Barrier,
 }
 
-/// One thread's place in a job that all run together.
+/// One thread's view of a job that all threads run.
 #[derive(Clone, Copy)]
 pub(crate) struct Worker<'a> {
-    /// Which of them, from 0.
+    /// Index of this thread, from 0.
     pub(crate) index: usize,
-    /// How many there are.
+    /// The number of threads.
     pub(crate) width: usize,
     barrier: &'a Barrier,
 }
 
 impl Worker<'_> {
-    /// Waits until every thread of the job is here: what any of them wrote before, all see after.
+    /// Waits until every thread of the job has called this; all writes before the barrier are visible after it.
     ///
     /// # Panics
-    /// Where another thread of the job panicked and will not come.
+    /// Where another thread of the job panicked.
     pub(crate) fn barrier(&self) {
         self.barrier.wait(self.width);
     }
 
-    /// This thread's share of `n` things, in contiguous runs whose lengths differ by at most one.
+    /// This thread's contiguous share of `0..n`; the threads' shares differ by at most one in length.
     pub(crate) fn share(&self, n: usize) -> std::ops::Range<usize> {
         n * self.index / self.width..n * (self.index + 1) / self.width
     }
 }
 
-/// `threads` threads, the caller of [`Team::run`] being one.
+/// A fixed number of threads, one of which is the caller of [`Team::run`].
 pub(crate) struct Team {
     shared: Arc<Shared>,
     workers: Vec<JoinHandle<()>>,
-    /// Held for a whole job: a second caller waits.
+    /// Held during a job, so that a second caller waits.
     turn: Mutex<()>,
 }
 
-/// A panic is carried to the caller by other means; the data under these locks is valid at every step.
+/// Ignores poisoning: `panicked` reports panics, and the data under these locks is valid at every step.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Team {
-    /// Starts `threads − 1` threads; fewer where the system gives no more.
+    /// Starts `threads − 1` threads, or fewer where the system refuses to start more.
     pub(crate) fn new(threads: usize) -> Team {
         let shared = Arc::new(Shared {
             slot: Mutex::new(Slot { epoch: 0, job: None, stop: false }),
@@ -98,7 +97,7 @@ impl Team {
         self.workers.len() + 1
     }
 
-    /// Calls `job` on every thread at the same time; they may [`Worker::barrier`] as often as all of them do.
+    /// Calls `job` on every thread at the same time. All threads must call [`Worker::barrier`] the same number of times.
     /// Must not be called from inside a job.
     ///
     /// # Panics
@@ -210,7 +209,7 @@ impl Drop for Team {
         self.shared.epoch.fetch_add(1, Ordering::Release);
         self.shared.wake.notify_all();
         for worker in self.workers.drain(..) {
-            // A thread's panic was reported to the caller of its job.
+            // A thread's panic was already reported to the caller of the job.
             let _ = worker.join();
         }
     }

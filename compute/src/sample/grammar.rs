@@ -1,6 +1,6 @@
-//! JSON as a constraint on tokens: a [`Grammar`] says which tokens may come next, so that the answer fits a JSON Schema.
-//! The parser is `llguidance`'s (MIT, what llama.cpp and vLLM use); its types stay in this file. Nothing is fetched:
-//! a schema may refer to itself, never to an address.
+//! JSON as a constraint on tokens: a [`Grammar`] decides which tokens may come next, so that the answer fits a JSON
+//! Schema. The parser is `llguidance` (MIT, also used by llama.cpp and vLLM); its types stay in this file. Nothing is
+//! fetched: references in a schema stay inside the schema.
 
 use std::sync::Arc;
 
@@ -14,23 +14,24 @@ use crate::Error;
 use crate::tokenizer::Tokenizer;
 
 const OPERATION: &str = "grammar";
-/// Longer tokens cannot be drawn under a grammar. (The longest of today's vocabularies is 1,024 spaces; the trie takes
-/// no path longer than that.)
+/// Bytes of a token that a grammar can allow, at most; longer tokens are never allowed. (The longest token of today's
+/// vocabularies is 1,024 spaces; the trie has no longer paths.)
 const MAX_TOKEN_BYTES: usize = 512;
-/// The trie counts the nodes below a node in 22 bits.
+/// Nodes of a trie, at most: the trie counts the nodes below a node in 22 bits.
 const MAX_TRIE_NODES: usize = (1 << 22) - 1;
-/// And keeps token ids in 24, the highest meaning none.
+/// Tokens of a vocabulary, at most: the trie keeps ids in 24 bits, and the highest means "none".
 const MAX_VOCABULARY: usize = (1 << 24) - 1;
-/// About 2 KB each: a grammar's automaton stays below 40 MB. Schemas in use need some hundreds.
+/// States of a grammar's automaton, at most, about 2 KB each: the automaton stays below 40 MB. Schemas in use need some
+/// hundreds.
 const MAX_LEXER_STATES: usize = 20_000;
-/// Between JSON's tokens, at most this much whitespace: small models otherwise indent for ever.
+/// Whitespace allowed between JSON's tokens; bounded, because small models otherwise indent without end.
 const WHITESPACE: &str = r"[\x20\x0A\x0D\x09]{1,20}";
 
-/// What most of JSON is made of, inside strings: the tokens that match are found once, not per mask, which makes masks
-/// in strings some hundred times faster. (llguidance's own choice of four such sets brings little more.)
+/// The text inside most JSON strings. Tokens that match are found once, not per mask, which makes masks inside strings
+/// some hundred times faster. (llguidance's default of four such sets gains little more.)
 const STRING_TEXT: &str = r#"[^"\\\x00-\x1F\x7F]+"#;
 
-/// The tokens of one model as grammars see them: built once, shared by all requests. Cloning is cheap.
+/// A model's tokens, prepared for grammars: built once, shared by all requests. Cloning is cheap.
 #[derive(Clone)]
 pub struct GrammarVocabulary {
     factory: Arc<ParserFactory>,
@@ -38,9 +39,10 @@ pub struct GrammarVocabulary {
 }
 
 impl GrammarVocabulary {
-    /// Takes some microseconds per token: seconds for the largest vocabularies, so make it when first needed, off the serving thread. Control tokens match no text; those that end a generation end the JSON.
+    /// Takes some microseconds per token, so seconds for the largest vocabularies: build it when first needed, outside
+    /// the serving thread. Control tokens match no text; tokens that end a generation end the JSON.
     ///
-    /// Errors (`InvalidInput`): no token ends a generation; more text than 4 million trie nodes hold.
+    /// Errors (`InvalidInput`): no token ends a generation; the vocabulary needs more than 4 million trie nodes.
     pub fn new(tokenizer: &Tokenizer) -> Result<GrammarVocabulary, Error> {
         let size = tokenizer.vocabulary();
         let ids = || (0..size).map(|id| id as u32);
@@ -57,18 +59,22 @@ impl GrammarVocabulary {
     pub(crate) fn from_words(words: Vec<Option<Vec<u8>>>, ends: &[u32]) -> Result<GrammarVocabulary, Error> {
         let size = words.len();
         if size > MAX_VOCABULARY {
-            return Err(invalid(format!("{size} tokens are more than the {MAX_VOCABULARY} that can be constrained")));
+            return Err(invalid(format!(
+                "a vocabulary of {size} tokens is too large for grammars; at most {MAX_VOCABULARY} tokens are supported"
+            )));
         }
         let Some(&end) = ends.first() else {
-            return Err(invalid("no token of this model ends an answer, so that JSON could never be finished".into()));
+            return Err(invalid("no token of this model ends an answer, so JSON could never be completed".into()));
         };
         if let Some(outside) = ends.iter().find(|&&end| end as usize >= size) {
-            return Err(invalid(format!("end token {outside} is none of the {size} tokens")));
+            return Err(invalid(format!("end token {outside} is not in the vocabulary of {size} tokens")));
         }
         let words: Vec<Vec<u8>> = words.into_iter().zip(0_u32..).map(|(word, id)| trie_word(word, id)).collect();
         let nodes = trie_nodes(&words);
         if nodes > MAX_TRIE_NODES {
-            return Err(invalid(format!("the vocabulary needs {nodes} trie nodes; {MAX_TRIE_NODES} can be had")));
+            return Err(invalid(format!(
+                "the vocabulary needs {nodes} trie nodes; at most {MAX_TRIE_NODES} are supported"
+            )));
         }
         let trie = TokTrie::from(&TokRxInfo::new(size as u32, end), &words).with_eos_tokens(ends);
         let environment: TokEnv = Arc::new(ApproximateTokEnv::new(trie));
@@ -82,7 +88,8 @@ impl GrammarVocabulary {
     }
 }
 
-/// Control tokens get a name behind a byte that no text holds; what is too long gets none, and is never allowed.
+/// The text of a token in the trie: control tokens get a name after a byte that occurs in no text; too long tokens get
+/// none and are never allowed.
 fn trie_word(word: Option<Vec<u8>>, id: u32) -> Vec<u8> {
     match word {
         None => [&[TokTrie::SPECIAL_TOKEN_MARKER], format!("<{id}>").as_bytes()].concat(),
@@ -92,7 +99,7 @@ fn trie_word(word: Option<Vec<u8>>, id: u32) -> Vec<u8> {
     }
 }
 
-/// One node per distinct prefix.
+/// The number of distinct prefixes, one node each.
 fn trie_nodes(words: &[Vec<u8>]) -> usize {
     let mut sorted: Vec<&[u8]> = words.iter().map(Vec::as_slice).collect();
     sorted.sort_unstable();
@@ -105,7 +112,7 @@ fn trie_nodes(words: &[Vec<u8>]) -> usize {
     nodes
 }
 
-/// A grammar with what it has accepted so far. A clone goes its own way, so that drafts can be tried.
+/// A grammar and the tokens it has accepted so far. A clone is independent, so that drafts can be tried.
 pub struct Grammar {
     matcher: Matcher,
     size: usize,
@@ -113,7 +120,7 @@ pub struct Grammar {
 
 impl Clone for Grammar {
     fn clone(&self) -> Grammar {
-        // A deep clone: two threads would otherwise wait for one lexer.
+        // A deep clone: otherwise threads would wait for one shared lexer.
         Grammar { matcher: self.matcher.deep_clone(), size: self.size }
     }
 }
@@ -121,67 +128,69 @@ impl Clone for Grammar {
 impl Grammar {
     /// One JSON value that fits `schema` (JSON Schema as llguidance supports it; `true` is any value).
     ///
-    /// Errors (`InvalidInput`): a keyword that is not supported, a schema nothing fits, a reference to an address, too large.
+    /// Errors (`InvalidInput`): an unsupported keyword, a schema that no value fits, a reference to an address, a
+    /// schema that is too large.
     pub fn json_schema(vocabulary: &GrammarVocabulary, schema: &Value) -> Result<Grammar, Error> {
         let mut schema = match schema {
             Value::Object(_) => schema.clone(),
             Value::Bool(true) => json!({}),
-            Value::Bool(false) => return Err(invalid("the schema `false` fits nothing".to_owned())),
+            Value::Bool(false) => return Err(invalid("no value fits the schema `false`".to_owned())),
             _ => return Err(invalid("a JSON Schema is an object, `true` or `false`".to_owned())),
         };
-        // Replaces options that came with the schema: they could lift the bound on whitespace.
+        // Replaces options inside the schema, which could lift the bound on whitespace.
         schema["x-guidance"] = json!({"whitespace_flexible": true, "whitespace_pattern": WHITESPACE});
         let grammar = TopLevelGrammar::from_grammar(GrammarWithLexer::from_json_schema(schema));
         let mut matcher = Matcher::new(vocabulary.factory.create_parser(grammar));
         if let Some(error) = matcher.get_error() {
             return Err(invalid(format!("this JSON Schema cannot be used: {error}")));
         }
-        // A first mask shows a schema that nothing fits before the model is asked.
+        // Computing a mask finds a schema that no value fits before the model is used.
         matcher.compute_mask_or_eos().map_err(|error| invalid(format!("this JSON Schema cannot be used: {error}")))?;
         Ok(Grammar { matcher, size: vocabulary.size })
     }
 
-    /// One JSON object, whatever is in it.
+    /// Any JSON object.
     pub fn json_object(vocabulary: &GrammarVocabulary) -> Result<Grammar, Error> {
         Grammar::json_schema(vocabulary, &json!({"type": "object"}))
     }
 
-    /// The tokens that may come next; only those that end a generation once nothing else can.
+    /// The tokens that may come next; tokens that end a generation only once the JSON is complete and cannot be
+    /// extended.
     ///
-    /// Errors (`InvalidInput`): the schema needs more work per token than the limits give.
+    /// Errors (`InvalidInput`): the schema needs more work per token than the limits allow.
     pub fn mask(&mut self) -> Result<TokenMask, Error> {
         let mask = self.matcher.compute_mask_or_eos().map_err(|error| invalid(error.to_string()))?;
         Ok(TokenMask::from_words(mask.as_slice().to_vec(), self.size))
     }
 
-    /// The token came. Errors (`InvalidInput`): it was not allowed; the grammar is of no use afterwards.
+    /// Accepts a token. Errors (`InvalidInput`): the token is not allowed; the grammar cannot be used afterwards.
     pub fn accept(&mut self, token: u32) -> Result<(), Error> {
         if token as usize >= self.size {
-            return Err(invalid(format!("token {token} is none of the {} tokens", self.size)));
+            return Err(invalid(format!("token {token} is not in the vocabulary of {} tokens", self.size)));
         }
         if self.is_complete() {
-            return Err(invalid(format!("token {token} came after the end of the JSON")));
+            return Err(invalid(format!("token {token} follows the end of the JSON")));
         }
         self.matcher.consume_token(token).map_err(|error| invalid(format!("token {token} does not fit: {error}")))
     }
 
-    /// How many of these tokens would be accepted, one after the other. Changes nothing.
+    /// The number of these tokens that would be accepted, one after the other. The grammar does not change.
     pub fn count_acceptable(&mut self, tokens: &[u32]) -> Result<usize, Error> {
         let inside = tokens.iter().take_while(|&&token| (token as usize) < self.size).count();
         self.matcher.validate_tokens(&tokens[..inside]).map_err(|error| invalid(error.to_string()))
     }
 
-    /// Forgets the last `count` accepted tokens. Errors (`InvalidInput`): more than were accepted.
+    /// Removes the last `count` accepted tokens. Errors (`InvalidInput`): fewer tokens were accepted.
     pub fn rollback(&mut self, count: usize) -> Result<(), Error> {
         self.matcher.rollback(count).map_err(|error| invalid(error.to_string()))
     }
 
-    /// The JSON is whole and nothing can follow.
+    /// Whether the JSON is complete and nothing can follow.
     pub fn is_complete(&self) -> bool {
         self.matcher.is_stopped()
     }
 
-    /// The JSON is whole, though more may follow (a number may get another digit).
+    /// Whether the JSON is complete; more may follow (a number may get another digit).
     pub fn can_end(&mut self) -> Result<bool, Error> {
         if self.is_complete() {
             return Ok(true);

@@ -1,12 +1,11 @@
-//! Which tokens of a vocabulary are allowed: one bit each.
-//! It knows nothing of why: grammars make masks, [`choose`](super::choose) obeys them.
+//! Sets of tokens, one bit each: grammars make masks, [`choose`](super::choose) applies them.
 
 const WORD: usize = u32::BITS as usize;
 
-/// A set of token ids. What lies outside its size is not in it.
+/// A set of token ids. Ids at or above its size are not in the set.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TokenMask {
-    /// Bit `id % 32` of word `id / 32`; bits behind `size` are 0.
+    /// Bit `id % 32` of word `id / 32`; bits at or above `size` are 0.
     words: Vec<u32>,
     size: usize,
 }
@@ -22,7 +21,7 @@ impl TokenMask {
         TokenMask::from_words(vec![u32::MAX; size.div_ceil(WORD)], size)
     }
 
-    /// From words, lowest id in the lowest bit of the first.
+    /// A set from words; the lowest id is the lowest bit of the first word.
     pub(crate) fn from_words(mut words: Vec<u32>, size: usize) -> TokenMask {
         words.resize(size.div_ceil(WORD), 0);
         if !size.is_multiple_of(WORD)
@@ -33,7 +32,7 @@ impl TokenMask {
         TokenMask { words, size }
     }
 
-    /// Adds an id. Errors: none; an id at or above the size is not added and gives `false`.
+    /// Adds an id; returns `false` for an id at or above the size, which is not added.
     pub fn allow(&mut self, token: u32) -> bool {
         let inside = (token as usize) < self.size;
         if inside {
@@ -42,12 +41,12 @@ impl TokenMask {
         inside
     }
 
-    /// Is this id in the set?
+    /// Whether the id is in the set.
     pub fn allows(&self, token: u32) -> bool {
         self.words.get(token as usize / WORD).is_some_and(|word| word >> (token as usize % WORD) & 1 == 1)
     }
 
-    /// How many ids are in the set.
+    /// The number of ids in the set.
     pub fn count(&self) -> usize {
         self.words.iter().map(|word| word.count_ones() as usize).sum()
     }

@@ -1,8 +1,8 @@
-//! exp and ln of f64 for sampling: the same bits on every machine.
-//! Only additions, multiplications and divisions that IEEE 754 rounds correctly, never the platform's library and
-//! never a fused product: the compiler may vectorise these bodies, and the bits stay.
+//! exp and ln of f64 for sampling, with the same bits on every machine: only additions, multiplications and divisions,
+//! which IEEE 754 rounds correctly; never the platform's library or fused products. Vectorised code gives the same
+//! bits.
 
-/// Below this, [`exp`] is 0: the smallest argument (a whole number) whose result is still a normal number.
+/// The smallest whole number whose e^x is still a normal number; [`exp`] is 0 below it.
 const EXP_MIN: f64 = -708.0;
 /// The largest whole number whose e^x is finite.
 #[cfg(test)]

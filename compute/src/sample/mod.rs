@@ -1,15 +1,15 @@
-//! From logits to a token: [`Sampling`] says how, [`choose`] does it; grammars, masks and stop strings beside it.
-//! Everything is a pure function of the request and the tokens so far, with the same bits on every machine; nothing
-//! here keeps a generator's state, reads a clock or knows about layers.
+//! From logits to a token: [`Sampling`] has the parameters, [`choose`] chooses; grammars, masks and stop strings are
+//! beside them. Everything is a pure function of the request and the tokens so far, with the same bits on every
+//! machine. No state of a generator is kept, and no clock is read.
 //!
 //! The map:
 //!
 //! | module | owns |
 //! |---|---|
 //! | [`grammar`] | JSON Schema as a constraint on tokens |
-//! | [`mask`] | which tokens are allowed |
+//! | [`mask`] | sets of allowed tokens |
 //! | [`stop`] | stop strings in streamed text |
-//! | `penalty`, `ranking`, `truncation` | biases and penalties; the best of many; top-k, typical, top-p, min-p |
+//! | `penalty`, `ranking`, `truncation` | biases and penalties; the highest logits; top-k, typical, top-p, min-p |
 //! | `philox`, `math` | counter-based random numbers; exp and ln |
 
 pub mod grammar;
@@ -27,15 +27,16 @@ use ranking::Ranking;
 use truncation::Kept;
 
 const OPERATION: &str = "sampling";
-/// As many alternatives as the OpenAI API gives per token.
+/// Alternatives per token, at most: the limit of the OpenAI API.
 pub const MAX_LOGPROBS: usize = 20;
 
-/// How the next token is chosen. The stages, in the order of llama.cpp's chain: grammar mask, `logit_bias`, repetition,
-/// frequency and presence penalties, `top_k`, `typical_p`, `top_p`, `min_p`, `temperature`, one draw. (vLLM and Hugging
-/// Face apply the temperature before the truncations; at temperature 1 there is no difference.)
+/// Parameters of the choice of the next token. The steps, in the order of llama.cpp's chain: grammar mask,
+/// `logit_bias`, repetition, frequency and presence penalties, `top_k`, `typical_p`, `top_p`, `min_p`, `temperature`,
+/// one draw. (vLLM and Hugging Face apply the temperature before the truncations; at temperature 1 the result is the
+/// same.)
 #[derive(Clone, Debug, PartialEq)]
 pub struct Sampling {
-    /// 0 is greedy: the most likely token, the lowest id among equals. Otherwise logits are divided by it. ≤ 100.
+    /// Divisor of the logits, at most 100. 0 is greedy: the most likely token, the lowest id among equals.
     pub temperature: f32,
     /// Only this many of the most likely tokens; 0 is off.
     pub top_k: usize,
@@ -46,25 +47,26 @@ pub struct Sampling {
     /// Locally typical sampling (Meister et al. 2022): the tokens whose surprise is nearest to the entropy, until they
     /// reach this probability, in (0, 1]; 1 is off.
     pub typical_p: f32,
-    /// Logits of tokens that have occurred (prompt and answer) are divided by it when positive, multiplied when negative
-    /// (Keskar et al. 2019), in (0, 100]; 1 is off.
+    /// Divisor of positive logits, and factor of negative ones, of tokens that occur in prompt or answer (Keskar et al.
+    /// 2019), in (0, 100]; 1 is off.
     pub repetition_penalty: f32,
-    /// How many of the last tokens the three penalties look at; `None` is all of them.
+    /// The number of last tokens that the three penalties consider; `None` is all tokens.
     pub repetition_window: Option<usize>,
-    /// Taken off the logit of every token in the answer so far, as OpenAI defines it, in [-100, 100]; 0 is off.
+    /// Subtracted from the logit of every token in the answer so far, as OpenAI defines it, in [-100, 100]; 0 is off.
     pub presence_penalty: f32,
-    /// Taken off the logit of a token for every time it is in the answer so far, in [-100, 100]; 0 is off.
+    /// Subtracted from the logit of a token for each of its occurrences in the answer so far, in [-100, 100]; 0 is off.
     pub frequency_penalty: f32,
     /// Added to the logits of these tokens: finite numbers.
     pub logit_bias: Vec<(u32, f32)>,
-    /// The key of the random numbers; the counter is the position of the token.
+    /// The key of the random numbers; the token's position is the counter.
     pub seed: u64,
-    /// With `Some(n)`, a [`Choice`] holds its log-probability and those of the `n` most likely tokens; n ≤ [`MAX_LOGPROBS`].
+    /// With `Some(n)`, a [`Choice`] has its log-probability and those of the `n` most likely tokens; n ≤
+    /// [`MAX_LOGPROBS`].
     pub logprobs: Option<usize>,
 }
 
 impl Default for Sampling {
-    /// What llama.cpp does when told nothing: temperature 0.8, top-k 40, top-p 0.95, min-p 0.05, no penalties.
+    /// llama.cpp's defaults: temperature 0.8, top-k 40, top-p 0.95, min-p 0.05, no penalties.
     fn default() -> Sampling {
         Sampling {
             temperature: 0.8,
@@ -84,7 +86,7 @@ impl Default for Sampling {
 }
 
 impl Sampling {
-    /// The most likely token every time, no randomness.
+    /// The most likely token at every position, without randomness.
     pub fn greedy() -> Sampling {
         Sampling { temperature: 0.0, top_k: 0, top_p: 1.0, min_p: 0.0, ..Sampling::default() }
     }
@@ -95,8 +97,8 @@ impl Sampling {
         Sampling { seed: self.seed.wrapping_add(u64::from(choice)), ..self.clone() }
     }
 
-    /// Errors (`InvalidInput`): a parameter outside its range, or a biased token outside a vocabulary of this size. [`choose`] asks this
-    /// too; a server asks it once, before a request waits in a queue.
+    /// Errors (`InvalidInput`): a parameter outside its range, or a biased token outside a vocabulary of this size.
+    /// [`choose`] checks this too; a server checks it once, before a request is queued.
     pub fn check(&self, vocabulary: usize) -> Result<(), Error> {
         let within = |name: &str, value: f32, ok: bool, range: &str| {
             if ok { Ok(()) } else { Err(invalid(format!("{name} is {value}; it must be {range}"))) }
@@ -127,7 +129,7 @@ impl Sampling {
         }
         match self.logprobs {
             Some(n) if n > MAX_LOGPROBS => {
-                Err(invalid(format!("{n} alternatives are asked for; at most {MAX_LOGPROBS} can be had")))
+                Err(invalid(format!("logprobs asks for {n} alternatives; at most {MAX_LOGPROBS} are supported")))
             }
             _ => Ok(()),
         }
@@ -137,21 +139,22 @@ impl Sampling {
 /// The token that was chosen.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Choice {
-    /// Its id.
+    /// The token's id.
     pub token: u32,
-    /// The natural logarithm of its probability: log-softmax of the logits as the model gave them, before mask, bias,
+    /// The natural logarithm of the token's probability: log-softmax of the model's logits, before mask, bias,
     /// penalties and temperature. `Some` where [`Sampling::logprobs`] asks for it.
     pub logprob: Option<f32>,
-    /// The most likely tokens with theirs, best first, lower ids first among equals; empty where not asked for.
+    /// The most likely tokens with their log-probabilities, best first, lower ids first among equals; empty where not
+    /// requested.
     pub top: Vec<(u32, f32)>,
 }
 
 /// The next token after `prompt` and `generated`.
 ///
-/// `logits`: `[vocabulary]`, natural units; overwritten. −∞ forbids a token. `allowed`: tokens outside it are forbidden.
-/// The randomness is Philox4x32-10 keyed by the seed, its counter is `prompt.len() + generated.len()`.
+/// `logits`: `[vocabulary]`, natural units; overwritten. −∞ forbids a token. `allowed`: tokens outside the mask are
+/// forbidden. The randomness is Philox4x32-10 keyed by the seed, with `prompt.len() + generated.len()` as counter.
 ///
-/// Errors (`InvalidInput`): as [`Sampling::check`]; no logits; a token of `prompt` or `generated` that is none of the
+/// Errors (`InvalidInput`): as [`Sampling::check`]; no logits; a token of `prompt` or `generated` outside the
 /// vocabulary; every token forbidden. `Internal`: a logit that is NaN or +∞.
 pub fn choose(
     sampling: &Sampling,
@@ -197,7 +200,7 @@ fn invalid(what: String) -> Error {
 }
 
 fn refuse_non_finite(logits: &[f32]) -> Result<(), Error> {
-    // NaN compares false, so it is counted too; no early exit, so that it vectorises.
+    // NaN compares false, so NaN is found too; no early exit, so that the loop is vectorised.
     if logits.iter().fold(true, |good, &logit| good & (logit < f32::INFINITY)) {
         return Ok(());
     }

@@ -1,5 +1,4 @@
-//! Penalties for tokens that have occurred.
-//! It changes logits and nothing else; what is chosen from them is decided elsewhere.
+//! Penalties for tokens that have occurred. Only logits are changed here.
 
 use super::{Sampling, invalid};
 use crate::Error;
@@ -28,7 +27,7 @@ pub(super) fn apply(sampling: &Sampling, prompt: &[u32], generated: &[u32], logi
             at(logits, token)?;
             counts[token as usize] += 1;
         }
-        // Each token once, with its whole count: the sum must not depend on the order of occurrence.
+        // Each token once, with its total count: the result must not depend on the order of occurrence.
         for &token in recent {
             let count = std::mem::take(&mut counts[token as usize]);
             if count > 0 {

@@ -1,6 +1,6 @@
-//! Philox4x32-10: random numbers as a pure function of a key and a counter.
-//! It keeps no state: the draw for a position does not depend on what was drawn before.
-//! Source: Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3" (SC 2011), with its vectors.
+//! Philox4x32-10: random numbers as a pure function of a key and a counter. Without state: the draw for a position does
+//! not depend on earlier draws. Source: Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3" (SC
+//! 2011), with its test vectors.
 
 const MULTIPLIERS: [u32; 2] = [0xd251_1f53, 0xcd9e_8d57];
 const WEYL: [u32; 2] = [0x9e37_79b9, 0xbb67_ae85];
@@ -28,7 +28,7 @@ fn philox(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
 pub(crate) fn uniform(seed: u64, position: u64) -> f64 {
     let words = philox([position as u32, (position >> 32) as u32, 0, 0], [seed as u32, (seed >> 32) as u32]);
     let bits = (u64::from(words[1]) << 32 | u64::from(words[0])) >> 11;
-    // Below 2^53, so exact; the product with a power of two is exact too.
+    // Below 2^53, so the conversion is exact; so is the product with a power of two.
     bits as f64 * (1.0 / 9_007_199_254_740_992.0)
 }
 

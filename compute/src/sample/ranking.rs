@@ -1,5 +1,4 @@
-//! The best of many logits, without sorting them all.
-//! Order: higher logit first, lower id first among equals. It knows no probabilities.
+//! The highest of many logits, without sorting all of them. Order: higher logit first, lower id first among equals.
 
 use std::cmp::Ordering;
 
@@ -11,13 +10,13 @@ pub(super) struct Candidate {
 }
 
 impl Candidate {
-    /// Best first. Logits are never NaN here; −0 and 0 are equal.
+    /// Best first. Logits here are never NaN; −0 equals 0.
     pub(super) fn order(&self, other: &Candidate) -> Ordering {
         other.logit.partial_cmp(&self.logit).unwrap_or(Ordering::Equal).then(self.token.cmp(&other.token))
     }
 }
 
-/// So many logits share one maximum: few enough to scan, enough to leave out most of a vocabulary.
+/// Logits that share one maximum: few enough to scan, enough to skip most of a vocabulary.
 const BLOCK: usize = 64;
 const LANES: usize = 8;
 
@@ -41,7 +40,7 @@ impl<'a> Ranking<'a> {
         Some(Candidate { token: (start + place) as u32, logit: max })
     }
 
-    /// All candidates with at least this logit, −∞ left out, ids ascending.
+    /// All candidates with at least this logit, without −∞, ids ascending.
     pub(super) fn at_least(&self, threshold: f32) -> Vec<Candidate> {
         let mut found = Vec::new();
         for (block, &max) in self.maxima.iter().enumerate() {
@@ -59,12 +58,12 @@ impl<'a> Ranking<'a> {
         found
     }
 
-    /// The `count` best candidates (fewer where others are −∞), best first.
+    /// The `count` best candidates, best first; fewer where the others are −∞.
     pub(super) fn top(&self, count: usize) -> Vec<Candidate> {
         if count == 0 {
             return Vec::new();
         }
-        // The count-th best block maximum is a floor: that many blocks have a logit at least as high.
+        // The count-th best block maximum is a lower bound: that many blocks have a logit at least as high.
         let floor = if count <= self.maxima.len() {
             let mut maxima = self.maxima.clone();
             *maxima.select_nth_unstable_by(count - 1, |a, b| b.total_cmp(a)).1
@@ -81,7 +80,7 @@ impl<'a> Ranking<'a> {
     }
 }
 
-/// −∞ for no values.
+/// The maximum of the values; −∞ without values.
 fn maximum(values: &[f32]) -> f32 {
     let larger = |a: f32, b: f32| if b > a { b } else { a };
     let (chunks, rest) = values.as_chunks::<LANES>();

@@ -1,15 +1,15 @@
-//! Stop strings in streamed text: passes text on, holds back only what may become a stop string.
-//! It sees whole characters and never tokens; what happens after a stop is its caller's to decide.
+//! Stop strings in streamed text: text is passed on, except for the part that may become a stop string. Works on whole
+//! characters, not tokens.
 
 use crate::Error;
 
-/// OpenAI takes 4; a bound, because every byte of text is compared with each.
+/// Stop strings per request, at most, because every byte of text is compared with each. (OpenAI allows 4.)
 const MAX_STOPS: usize = 16;
-/// A stop string is a mark, not a text; as much as this may be held back.
+/// Bytes of a stop string, at most: as much text may be held back.
 const MAX_STOP_BYTES: usize = 1024;
 
-/// Looks for stop strings. The stop that is complete first wins; of several complete at the same character, the longest.
-/// How the text is cut into pieces makes no difference.
+/// Finds stop strings. The stop string that is complete first wins; of several complete at the same character, the
+/// longest. The result does not depend on how the text is cut into pieces.
 #[derive(Clone, Debug)]
 pub struct StopMatcher {
     stops: Vec<Stop>,
@@ -20,18 +20,18 @@ pub struct StopMatcher {
 #[derive(Clone, Debug)]
 struct Stop {
     text: Vec<u8>,
-    /// `borders[n]`: how long the longest proper prefix of `text[..n]` is that is its suffix too (Knuth, Morris, Pratt).
+    /// `borders[n]`: length of the longest proper prefix of `text[..n]` that is also its suffix (Knuth, Morris, Pratt).
     borders: Vec<usize>,
-    /// How many bytes of `text` the text so far ends with.
+    /// Bytes of `text` that the text so far ends with.
     matched: usize,
 }
 
-/// What came of a piece of text.
+/// The result of one piece of text.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct Emitted {
-    /// Text that is no part of a stop string.
+    /// Text that is not part of a stop string.
     pub text: String,
-    /// A stop string was found; it and all behind it is dropped.
+    /// Whether a stop string was found; the stop string and all text after it are dropped.
     pub stopped: bool,
 }
 
@@ -40,13 +40,15 @@ impl StopMatcher {
     pub fn new(stops: &[impl AsRef<str>]) -> Result<StopMatcher, Error> {
         let invalid = |what: String| Err(Error::invalid("stop strings", what));
         if stops.len() > MAX_STOPS {
-            return invalid(format!("{} are given; at most {MAX_STOPS} can be looked for", stops.len()));
+            return invalid(format!("{} stop strings are given; at most {MAX_STOPS} are supported", stops.len()));
         }
         for (stop, place) in stops.iter().zip(1..) {
             match stop.as_ref().len() {
-                0 => return invalid(format!("number {place} is empty; it would stop before the first character")),
+                0 => return invalid(format!("stop string {place} is empty")),
                 bytes if bytes > MAX_STOP_BYTES => {
-                    return invalid(format!("number {place} has {bytes} bytes; at most {MAX_STOP_BYTES} are allowed"));
+                    return invalid(format!(
+                        "stop string {place} has {bytes} bytes; at most {MAX_STOP_BYTES} are allowed"
+                    ));
                 }
                 _ => {}
             }
@@ -55,7 +57,7 @@ impl StopMatcher {
         Ok(StopMatcher { stops, held: String::new(), stopped: false })
     }
 
-    /// The next piece of text. After a stop nothing is emitted any more.
+    /// Processes the next piece of text. After a stop string nothing is emitted.
     pub fn push(&mut self, piece: &str) -> Emitted {
         if self.stopped {
             return Emitted { text: String::new(), stopped: true };
@@ -66,7 +68,7 @@ impl StopMatcher {
                 self.stopped = true;
                 let mut text = std::mem::take(&mut self.held);
                 text.push_str(piece);
-                // A stop string begins with the first byte of a character, so this is a boundary.
+                // A stop string begins with the first byte of a character, so this is a character boundary.
                 text.truncate(end - length);
                 return Emitted { text, stopped: true };
             }
@@ -77,7 +79,7 @@ impl StopMatcher {
         Emitted { text, stopped: false }
     }
 
-    /// The text has ended: what was held back is no stop string after all.
+    /// Ends the text: returns the part that was held back.
     pub fn finish(self) -> String {
         self.held
     }
@@ -168,11 +170,11 @@ mod tests {
     }
 
     #[test]
-    fn stops_that_cannot_be_are_refused() {
+    fn empty_long_and_too_many_stops_are_refused() {
         for (stops, part) in [
-            (vec![String::new()], "number 1 is empty"),
-            (vec!["a".to_owned(), "b".repeat(1025)], "number 2 has 1025 bytes"),
-            (vec!["a".to_owned(); 17], "17 are given"),
+            (vec![String::new()], "stop string 1 is empty"),
+            (vec!["a".to_owned(), "b".repeat(1025)], "stop string 2 has 1025 bytes"),
+            (vec!["a".to_owned(); 17], "17 stop strings are given"),
         ] {
             let error = StopMatcher::new(&stops).unwrap_err();
             assert_eq!(error.kind(), crate::ErrorKind::InvalidInput);

@@ -1,21 +1,21 @@
-//! Which candidates may be drawn (top-k, typical, top-p, min-p, in this order), and the draw.
-//! Probabilities are f64, from [`math`](super::math), summed in fixed orders: the same token on every machine.
+//! The candidates that may be drawn (top-k, typical, top-p, min-p, in this order), and the draw. Probabilities are f64,
+//! from [`math`](super::math), summed in fixed orders, so every machine draws the same token.
 
 use super::Sampling;
 use super::math::{exp, ln};
 use super::ranking::{Candidate, Ranking};
 
-/// How many candidates a growing search looks at first: most distributions are decided among these.
+/// Candidates that a growing search looks at first; they decide most distributions.
 const FIRST_LOOK: usize = 128;
-/// Partial sums of a whole vocabulary, for a draw that needs no second pass over all of it.
+/// Partial sums of a whole vocabulary, so that a draw needs no second pass over all of it.
 const BLOCK: usize = 1024;
 const LANES: usize = 8;
 
-/// The candidates that are left.
+/// The candidates that remain.
 pub(super) enum Kept {
     /// Every token that is not forbidden.
     All,
-    /// These, best first, at least one.
+    /// These candidates, best first, at least one.
     Some(Vec<Candidate>),
 }
 
@@ -28,7 +28,7 @@ impl Kept {
         if sampling.typical_p < 1.0 {
             kept = Kept::Some(kept.typical(ranking, best, f64::from(sampling.typical_p)));
         }
-        // Typical sampling may have dropped the best one.
+        // Typical sampling may have dropped the best candidate.
         let max = match &kept {
             Kept::Some(list) => list.first().map_or(best.logit, |first| first.logit),
             Kept::All => best.logit,
@@ -44,7 +44,7 @@ impl Kept {
                     list
                 }
                 Kept::All => {
-                    // Rounded to f32 it may lie a little too low or high; the exact comparison follows.
+                    // Rounded to f32, the bound can be slightly too low or too high; the exact comparison follows.
                     let mut list = ranking.at_least((threshold as f32).next_down());
                     list.retain(|candidate| f64::from(candidate.logit) >= threshold);
                     list.sort_unstable_by(Candidate::order);
@@ -82,7 +82,7 @@ impl Kept {
         }
     }
 
-    /// Those whose surprise −ln p is nearest to the entropy, until they reach `p` together; best (most likely) first.
+    /// The candidates whose surprise −ln p is nearest to the entropy, until together they reach `p`; most likely first.
     fn typical(self, ranking: &Ranking<'_>, best: Candidate, p: f64) -> Vec<Candidate> {
         let list = match self {
             Kept::Some(list) => list,
@@ -120,7 +120,7 @@ impl Kept {
         let scale = 1.0 / f64::from(temperature);
         match self {
             Kept::Some(mut list) => {
-                // The first is the best of those left, so that its weight is 1 and the total is never 0.
+                // The first weight is the best candidate's, which is 1, so the total is never 0.
                 let max = list.first().map_or(f64::from(max), |first| f64::from(first.logit));
                 list.sort_unstable_by_key(|candidate| candidate.token);
                 let weights = || list.iter().map(|candidate| exp((f64::from(candidate.logit) - max) * scale));
@@ -164,7 +164,7 @@ pub(super) fn sum_of_weights(logits: &[f32], max: f64, scale: f64) -> f64 {
     lanes.iter().sum()
 }
 
-/// How many weights it takes to reach `target`.
+/// The number of weights whose sum reaches `target`.
 fn reach(weights: impl Iterator<Item = f64>, target: f64) -> Option<usize> {
     let mut sum = 0.0;
     weights.zip(1..).find_map(|(weight, count)| {
@@ -173,7 +173,8 @@ fn reach(weights: impl Iterator<Item = f64>, target: f64) -> Option<usize> {
     })
 }
 
-/// The place where the running sum first exceeds `target`; where rounding lets none, the last place with any weight.
+/// The place where the running sum first exceeds `target`; if rounding prevents that, the last place with a positive
+/// weight.
 fn invert(weights: impl Iterator<Item = f64>, target: f64) -> usize {
     let mut sum = 0.0;
     let mut last = 0;

@@ -1,5 +1,5 @@
-//! A tensor that is still being written, block by block or as raw bytes; then frozen into a [`Tensor`].
-//! It never shares its memory before that.
+//! A tensor being written, block by block or as raw bytes, then frozen into a [`Tensor`]. Its memory is not shared
+//! before it is frozen.
 
 use super::{Tensor, checked_bytes, copy_rows};
 use crate::dtype::for_dtype;
@@ -24,7 +24,8 @@ impl TensorBuf {
         Ok(TensorBuf { dtype, rows, cols, buffer: Buffer::zeroed(bytes)? })
     }
 
-    /// A tensor of whatever, for who writes every element before anybody reads one: no time goes into zeros.
+    /// A tensor of unspecified content, for callers that write every element before any is read: no time goes into
+    /// zeros.
     ///
     /// # Errors
     /// [`Error::OutOfMemory`]; [`Error::TooLarge`].
@@ -58,7 +59,7 @@ impl TensorBuf {
         self.buffer.as_slice()
     }
 
-    /// The row-major little-endian bytes, to be written.
+    /// The row-major little-endian bytes, for writing.
     pub fn bytes_mut(&mut self) -> &mut [u8] {
         self.buffer.as_mut_slice()
     }
@@ -71,10 +72,10 @@ impl TensorBuf {
         bytemuck::try_cast_slice_mut(self.buffer.as_mut_slice()).ok()
     }
 
-    /// Copies `block` to where its first element is at (`row0`, `col0`).
+    /// Copies `block` into this tensor, its element (0, 0) at (`row0`, `col0`).
     ///
     /// # Errors
-    /// [`Error::Invalid`] where the block does not lie inside or has another type.
+    /// [`Error::Invalid`] where the block does not lie inside the tensor or has another type.
     pub fn write_block(&mut self, row0: usize, col0: usize, block: &Tensor) -> Result<(), Error> {
         self.check_block(row0, col0, block.dtype(), block.rows(), block.cols())?;
         let cols = self.cols;

@@ -1,5 +1,10 @@
 //! Immutable rank-2 tensors: shared storage, element strides, views without copies, canonical bytes and digests.
-//! A tensor never changes and never knows where its bytes came from beyond "owned" or "mapped".
+//!
+//! | file | owns |
+//! |---|---|
+//! | here | [`Tensor`] |
+//! | `buf` | a tensor being written |
+//! | `generate` | pseudo-random tensors |
 
 mod buf;
 mod generate;
@@ -19,7 +24,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// A matrix of `rows` × `cols` elements. Cloning is cheap: the storage is shared.
 ///
-/// Every element lies inside the storage and is aligned to its size; all constructors keep to that.
+/// Every element lies inside the storage and is aligned to its size; every constructor guarantees this.
 #[derive(Clone)]
 pub struct Tensor {
     storage: Arc<Storage>,
@@ -34,10 +39,10 @@ pub struct Tensor {
     col_stride: usize,
 }
 
-/// Bytes that tensors share, and the addresses of those parts of them that were hashed.
+/// Bytes that tensors share, and the digests of those parts that were hashed.
 struct Storage {
     memory: Memory,
-    /// Tells this storage from every other there has been in this process.
+    /// Unique among all storages of this process.
     id: u64,
     digests: Mutex<HashMap<Layout, Digest>>,
 }
@@ -47,10 +52,10 @@ enum Memory {
     Mapped(Mapping),
 }
 
-/// Which part of a storage a tensor is, and as what: all that its digest depends on besides the bytes.
+/// The part of a storage that a tensor shows, and its element type: what a digest depends on besides the bytes.
 type Layout = (DType, [usize; 5]);
 
-/// Digests remembered per storage: the bands and panels of one product are at most so many.
+/// Digests remembered per storage, at most: more than one product has bands and panels.
 const DIGESTS_MAX: usize = 4096;
 
 impl Storage {
@@ -123,7 +128,7 @@ impl Tensor {
         let bytes = checked_bytes(dtype, rows, cols)?;
         let aligned = (mapping.bytes().as_ptr() as usize).is_multiple_of(dtype.size_bytes());
         if mapping.bytes().len() < bytes || !aligned {
-            return Err(Error::invalid("tensor", "a mapping that is too short or not aligned to its elements"));
+            return Err(Error::invalid("tensor", "the mapping is too short or not aligned to its elements"));
         }
         Ok(Tensor {
             storage: Storage::new(Memory::Mapped(mapping)),
@@ -232,7 +237,7 @@ impl Tensor {
         self.rows == 0 || self.cols == 0
     }
 
-    /// The size of the elements in bytes (of a view: of what it shows, not of what it keeps alive).
+    /// The size of this tensor's elements in bytes; the storage behind a view may be larger.
     pub fn size_bytes(&self) -> usize {
         self.rows * self.cols * self.dtype.size_bytes()
     }
@@ -276,7 +281,7 @@ impl Tensor {
             || ((self.col_stride == 1 || self.cols == 1) && (self.row_stride == self.cols || self.rows == 1))
     }
 
-    /// The row-major little-endian bytes, where that is how they lie.
+    /// The row-major little-endian bytes, where the elements lie in that order without gaps.
     pub fn contiguous_bytes(&self) -> Option<&[u8]> {
         if self.is_empty() {
             return Some(&[]);
@@ -288,7 +293,7 @@ impl Tensor {
         Some(&self.storage.bytes()[from..from + self.size_bytes()])
     }
 
-    /// A row-major tensor with the same elements: this one where it already is, else a copy.
+    /// A row-major tensor with the same elements: this one where it is row-major already, else a copy.
     ///
     /// # Errors
     /// [`Error::OutOfMemory`].
@@ -301,7 +306,8 @@ impl Tensor {
         Ok(out.freeze())
     }
 
-    /// Fills `out` from the canonical image (row-major, little-endian, no gaps) at byte `offset`, whatever the strides.
+    /// Fills `out` with the canonical bytes (row-major, little-endian, no gaps) from byte `offset` on, whatever the
+    /// strides.
     ///
     /// # Panics
     /// Where `offset + out.len()` lies beyond [`Tensor::size_bytes`].
@@ -325,7 +331,7 @@ impl Tensor {
         });
     }
 
-    /// [`Tensor::read_bytes`] where the elements do not lie in order.
+    /// [`Tensor::read_bytes`] for elements that are not in row-major order.
     fn read_strided<T: Element>(&self, elements: &[T], offset: usize, out: &mut [u8]) {
         let size = size_of::<T>();
         let mut offset = offset;
@@ -360,8 +366,8 @@ impl Tensor {
         }
     }
 
-    /// BLAKE3 of a domain string, the element type, the shape and the canonical bytes. Hashes once; every tensor
-    /// that is the same part of the same storage knows it from then on.
+    /// BLAKE3 of a domain string, the element type, the shape and the canonical bytes. Computed once: all tensors that
+    /// are the same part of the same storage share the result.
     pub fn digest(&self) -> Digest {
         if let Some(known) = self.known_digest() {
             return known;
@@ -371,13 +377,13 @@ impl Tensor {
         digest
     }
 
-    /// The digest, where it was computed before.
+    /// The digest, if it was computed before.
     pub fn known_digest(&self) -> Option<Digest> {
         self.storage.digests().get(&self.layout()).copied()
     }
 
-    /// The digest, computed from `copy`, which must hold the same elements: hashing strided rows twice is slower than
-    /// copying them once.
+    /// The digest, computed from `copy`, which must hold the same elements. Hashing a contiguous copy is faster than
+    /// hashing strided rows.
     pub fn digest_from(&self, copy: &Tensor) -> Digest {
         debug_assert_eq!((self.dtype, self.shape()), (copy.dtype, copy.shape()));
         let digest = copy.digest();
@@ -385,7 +391,7 @@ impl Tensor {
         digest
     }
 
-    /// A number that all tensors over the same storage share, and no others.
+    /// A number shared by exactly those tensors that have the same storage.
     pub fn storage_id(&self) -> u64 {
         self.storage.id
     }
@@ -461,7 +467,7 @@ pub(crate) fn copy_rows<T: Element>(block: &Tensor, out: &mut [T], start: usize,
         }
         return;
     }
-    // Squares, so that neither side walks a new cache line for every element.
+    // In squares, so that neither side touches a new cache line for every element.
     const SQUARE: usize = 32;
     for row0 in (0..rows).step_by(SQUARE) {
         for col0 in (0..cols).step_by(SQUARE) {

@@ -1,6 +1,7 @@
-//! The alphabet of byte-level vocabularies: every byte is a printable character. It never looks at whole tokens.
+//! The alphabet of byte-level vocabularies, in which every byte is a printable character.
 //!
-//! Source: GPT-2's `bytes_to_unicode`: printable Latin-1 stands for itself, the other bytes are U+0100 and on, in order.
+//! Source: GPT-2's `bytes_to_unicode`: printable Latin-1 stands for itself, the other bytes are U+0100 and up, in
+//! order.
 
 /// The character that stands for each byte.
 pub(super) const CHARACTERS: [char; 256] = {
@@ -24,7 +25,7 @@ pub(super) const CHARACTERS: [char; 256] = {
     characters
 };
 
-/// The byte that `c` stands for, if it stands for one.
+/// The byte that `c` stands for, if any.
 pub(super) fn byte_of(c: char) -> Option<u8> {
     const BYTES: [Option<u8>; 0x144] = {
         let mut bytes = [None; 0x144];

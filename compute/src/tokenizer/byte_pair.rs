@@ -1,5 +1,5 @@
-//! Byte-level BPE, as GPT-2 has it: a text is cut into words, the bytes of a word are merged by rank.
-//! It never sees special tokens.
+//! Byte-level BPE, as in GPT-2: a text is cut into words, and the bytes of a word are merged by rank. Special tokens
+//! are handled before.
 
 use super::byte_level::CHARACTERS;
 use super::merge::{Merger, NONE, Symbol};
@@ -8,7 +8,7 @@ use super::vocabulary::{Vocabulary, invalid};
 use crate::Error;
 use crate::gguf::Metadata;
 
-/// One merge: what follows the left token, how early it merges, and what the two become.
+/// One merge: the right token, the rank, and the merged token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Merge {
     right: u32,
@@ -18,25 +18,25 @@ struct Merge {
 
 pub(super) struct BytePair {
     pretokenizer: Pretokenizer,
-    /// A word that is a token is that token, whatever the merges say.
+    /// Whether a word that is a token becomes that token without merging.
     whole_words: bool,
     /// The token of each byte; [`NONE`] where the vocabulary lacks it.
     bytes: [u32; 256],
-    /// All merges by left token, then right.
+    /// All merges, sorted by left token, then right.
     merges: Vec<Merge>,
-    /// Where the merges of each left token begin; one more at the end.
+    /// The first merge of each left token; one more entry at the end.
     begins: Vec<u32>,
 }
 
 impl BytePair {
     /// # Errors
-    /// [`Error::Parse`] for what is of another type; [`Error::Invalid`] for a pre-tokenizer that is not known, and for
-    /// merges that are missing, are not two tokens, or make none.
+    /// [`Error::Parse`] for values of another type; [`Error::Invalid`] for an unknown pre-tokenizer, and for merges
+    /// that are missing or do not combine two tokens into a third.
     pub(super) fn from_gguf(metadata: &Metadata, vocabulary: &Vocabulary) -> Result<BytePair, Error> {
         let pretokenizer = Pretokenizer::named(metadata.get_str("tokenizer.ggml.pre")?.unwrap_or("default"))?;
         let texts = metadata
             .get_strs("tokenizer.ggml.merges")?
-            .ok_or_else(|| invalid("the file has no tokenizer.ggml.merges: it is incomplete; fetch another"))?;
+            .ok_or_else(|| invalid("the file has no tokenizer.ggml.merges: the file is incomplete; fetch it again"))?;
         let mut by_left = Vec::with_capacity(texts.len());
         let mut joined = String::new();
         for (rank, text) in texts.iter().enumerate() {
@@ -53,7 +53,7 @@ impl BytePair {
             };
             by_left.push((left, Merge { right, rank: rank as u32, merged }));
         }
-        // Of merges that occur twice the first counts.
+        // Of duplicate merges the first counts.
         by_left.sort_unstable();
         by_left.dedup_by_key(|(left, merge)| (*left, merge.right));
         let mut begins = vec![0u32; vocabulary.len() + 1];
@@ -74,12 +74,12 @@ impl BytePair {
         })
     }
 
-    /// Whether a text begins with the beginning-of-sequence token where the file does not say.
+    /// Whether a text begins with the beginning-of-sequence token if the file does not say.
     pub(super) fn adds_bos(&self) -> bool {
         self.pretokenizer == Pretokenizer::Llama3
     }
 
-    /// Adds the tokens of `text` to `out`. Bytes that the vocabulary lacks vanish, as they do in llama.cpp.
+    /// Appends the tokens of `text` to `out`. Bytes that are not in the vocabulary are dropped, as in llama.cpp.
     pub(super) fn encode(&self, vocabulary: &Vocabulary, text: &str, out: &mut Vec<u32>) {
         let mut merger = Merger::default();
         let mut written = String::new();

@@ -1,9 +1,9 @@
-//! From tokens to text as they come, whole characters only. It never knows how tokens become bytes: the tokenizer does.
+//! Text from tokens as they arrive, in whole characters. The bytes of a token are the tokenizer's.
 
 use super::Tokenizer;
 
-/// Text that arrives token by token. What comes out, put together, is what all the bytes at once would be with every
-/// invalid sequence replaced by U+FFFD.
+/// Text that arrives token by token. The pieces together are the text of all bytes, with every invalid sequence
+/// replaced by U+FFFD.
 #[derive(Clone, Debug, Default)]
 pub struct Detokenizer {
     /// The beginning of a character: at most 3 bytes between calls.
@@ -11,12 +11,12 @@ pub struct Detokenizer {
 }
 
 impl Detokenizer {
-    /// Before the first token.
+    /// A detokenizer before the first token.
     pub fn new() -> Detokenizer {
         Detokenizer::default()
     }
 
-    /// Takes a token and gives the characters that are whole now. Control tokens, and ids that do not exist, are nothing.
+    /// Adds a token and returns the characters that are complete now. Control tokens and unknown ids add nothing.
     pub fn push(&mut self, tokenizer: &Tokenizer, id: u32) -> String {
         self.push_bytes(&tokenizer.token_bytes(id, false).unwrap_or_default())
     }
@@ -41,7 +41,7 @@ impl Detokenizer {
         out
     }
 
-    /// What is left when no token follows: U+FFFD where a character was not finished, else nothing.
+    /// The rest at the end of the tokens: U+FFFD for an incomplete character, else nothing.
     pub fn finish(&mut self) -> String {
         let rest = String::from_utf8_lossy(&self.pending).into_owned();
         self.pending.clear();
@@ -49,7 +49,7 @@ impl Detokenizer {
     }
 }
 
-/// Whether these bytes, which are no character, may be the beginning of one.
+/// Whether these bytes, which are not a character, may be the beginning of one.
 fn may_go_on(bytes: &[u8]) -> bool {
     std::str::from_utf8(bytes).is_err_and(|e| e.valid_up_to() == 0 && e.error_len().is_none())
 }

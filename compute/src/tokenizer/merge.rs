@@ -1,46 +1,46 @@
-//! Merging neighbours: the best pair of a sequence first, the leftmost of equals, until no pair merges. It never knows
-//! why one pair is better than another.
+//! Merges neighbours: the best pair of a sequence first, the leftmost of equals, until no pair merges. Ranks are the
+//! caller's.
 //!
-//! A heap holds every pair that was ever adjacent, so n symbols cost n·log n, however they merge.
+//! A heap holds every pair that was ever adjacent, so n symbols cost n·log n in any order of merges.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
-/// No token: a symbol that has none, the end of a chain, and the rank of a pair that does not merge.
+/// No token: for a symbol without one, the end of a chain, and the rank of a pair that does not merge.
 pub(super) const NONE: u32 = u32::MAX;
-/// The longest text that is merged as one, in bytes: indices must stay below [`NONE`].
+/// Bytes of a text that is merged as one, at most: indices must stay below [`NONE`].
 pub(super) const MAX_TEXT_BYTES: usize = 1 << 30;
 
-/// A part of the text, and the token it is.
+/// A piece of the text, and its token.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Symbol {
     /// The token, or [`NONE`].
     pub(super) token: u32,
-    /// Where its text starts; it goes on to where the next symbol's starts.
+    /// The start of its text, which ends where the next symbol's starts.
     pub(super) start: u32,
     next: u32,
     previous: u32,
-    /// How good the pair of this symbol and the next is, and what it becomes; [`NONE`] where it does not merge.
+    /// The rank of the pair of this symbol and the next, and the merged token; [`NONE`] where the pair does not merge.
     rank: u32,
     merged: u32,
 }
 
-/// The symbols of one word after the other; keeps its memory from word to word.
+/// The symbols of one word at a time; the memory is reused.
 #[derive(Default)]
 pub(super) struct Merger {
     symbols: Vec<Symbol>,
-    /// Rank, then index of the left symbol, in one number: small, because a long word has many.
+    /// Rank and index of the left symbol in one number, which is small because a long word has many entries.
     heap: BinaryHeap<Reverse<u64>>,
 }
 
 impl Merger {
-    /// Forgets the last word.
+    /// Removes all symbols.
     pub(super) fn clear(&mut self) {
         self.symbols.clear();
         self.heap.clear();
     }
 
-    /// Adds a symbol behind the others.
+    /// Appends a symbol.
     pub(super) fn push(&mut self, token: u32, start: u32) {
         let index = self.symbols.len() as u32;
         if let Some(last) = self.symbols.last_mut() {
@@ -50,8 +50,8 @@ impl Merger {
         self.symbols.push(Symbol { token, start, next: NONE, previous, rank: NONE, merged: NONE });
     }
 
-    /// Merges all there is to merge in a text of `end` bytes. `pair` gives the rank, below [`NONE`] and lower being
-    /// better, and the token of two neighbours, whose text goes from `left.start` to the number.
+    /// Merges all pairs of a text of `end` bytes. For two neighbours and the end of their text, which begins at
+    /// `left.start`, `pair` returns the rank (below [`NONE`], lower is better) and the merged token.
     pub(super) fn merge(&mut self, end: u32, pair: impl Fn(Symbol, Symbol, u32) -> Option<(u32, u32)>) {
         for right in 1..self.symbols.len() as u32 {
             self.consider(right - 1, end, &pair);
@@ -59,7 +59,7 @@ impl Merger {
         while let Some(Reverse(best)) = self.heap.pop() {
             let (rank, index) = ((best >> 32) as u32, best as u32);
             let left = self.symbols[index as usize];
-            // A symbol that is gone has no rank; one whose pair is another now has another entry of its own.
+            // A merged symbol has no rank; a symbol whose pair has changed has a newer entry.
             if left.rank != rank {
                 continue;
             }
@@ -78,7 +78,7 @@ impl Merger {
         }
     }
 
-    /// Looks at the pair that begins with `index`.
+    /// Ranks the pair that begins with `index`.
     fn consider(&mut self, index: u32, end: u32, pair: &impl Fn(Symbol, Symbol, u32) -> Option<(u32, u32)>) {
         let left = self.symbols[index as usize];
         let found = self.symbols.get(left.next as usize).and_then(|&right| {
@@ -93,7 +93,7 @@ impl Merger {
         }
     }
 
-    /// What is left, in order.
+    /// The remaining symbols, in order.
     pub(super) fn symbols(&self) -> impl Iterator<Item = Symbol> {
         let mut next = if self.symbols.is_empty() { NONE } else { 0 };
         std::iter::from_fn(move || {

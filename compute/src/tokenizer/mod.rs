@@ -1,15 +1,14 @@
-//! Text to tokens and back, as a model's GGUF metadata says. It gives the tokens that llama.cpp gives for the same file;
-//! it never knows about chats, prompts or models' layers.
+//! Text to tokens and back, as a model's GGUF metadata defines it. The tokens are those of llama.cpp for the same file.
 //!
 //! | module | owns |
 //! |---|---|
 //! | `vocabulary` | the tokens: texts, kinds, roles |
 //! | `special` | special tokens written out in a text |
-//! | `pretokenize`, `unicode_class` | where a text is cut before byte-level BPE |
+//! | `pretokenize`, `unicode_class` | cuts a text into words before byte-level BPE |
 //! | `byte_pair`, `byte_level` | BPE over bytes (`gpt2`) |
 //! | `sentence_piece` | BPE over characters by score (`llama`) |
-//! | `merge` | merging neighbours, best first |
-//! | `detokenize` | text as tokens come in |
+//! | `merge` | merges neighbours, best first |
+//! | `detokenize` | text from tokens as they arrive |
 
 mod byte_level;
 mod byte_pair;
@@ -41,10 +40,10 @@ pub struct Tokenizer {
     vocabulary: Vocabulary,
     special: SpecialTokens,
     algorithm: Algorithm,
-    /// The tokens that [`Tokenizer::encode`] puts before and after a text, where it is asked to.
+    /// The tokens that [`Tokenizer::encode`] adds before and after a text on request.
     before: Option<u32>,
     after: Option<u32>,
-    /// Whether a text that begins or follows a special token gets a space before it.
+    /// Whether a space is added before a text, at its beginning and after special tokens.
     space_prefix: bool,
 }
 
@@ -53,12 +52,12 @@ impl Tokenizer {
     /// `llama-bpe`, `qwen2`, `gpt-2` and `default`, or `llama`.
     ///
     /// # Errors
-    /// [`Error::Parse`] for values of another type; [`Error::Invalid`] for models and pre-tokenizers that are not
-    /// supported, and for lists and ids that are missing or do not fit together.
+    /// [`Error::Parse`] for values of another type; [`Error::Invalid`] for unsupported models and pre-tokenizers, and
+    /// for lists and ids that are missing or inconsistent.
     pub fn from_gguf(metadata: &Metadata) -> Result<Tokenizer, Error> {
         let model = metadata
             .get_str("tokenizer.ggml.model")?
-            .ok_or_else(|| invalid("the file has no tokenizer.ggml.model: it is incomplete; fetch another"))?;
+            .ok_or_else(|| invalid("the file has no tokenizer.ggml.model: the file is incomplete; fetch it again"))?;
         let mut vocabulary = Vocabulary::from_gguf(metadata)?;
         let (algorithm, adds_bos, prefixes) = match model {
             "gpt2" => {
@@ -67,7 +66,7 @@ impl Tokenizer {
                 (Algorithm::BytePair(Box::new(algorithm)), adds_bos, false)
             }
             "llama" => {
-                // What SentencePiece calls <unk>, <s> and </s>, where the file does not say.
+                // SentencePiece's <unk>, <s> and </s>, unless the file names others.
                 let exists = |id: u32| Some(id).filter(|&id| (id as usize) < vocabulary.len());
                 let (unknown, bos, eos) = (exists(0), exists(1), exists(2));
                 vocabulary.unknown = vocabulary.unknown.or(unknown);
@@ -86,7 +85,9 @@ impl Tokenizer {
             Ok::<_, Error>(metadata.get_bool(&format!("tokenizer.ggml.{key}"))?.unwrap_or(default))
         };
         let around = |adds: bool, token: Option<u32>, key: &str| match (adds, token) {
-            (true, None) => Err(invalid(format!("a text should be put beside {key}, but the file does not give it"))),
+            (true, None) => {
+                Err(invalid(format!("texts need a token of the role {key}, which the file does not define")))
+            }
             (adds, token) => Ok(token.filter(|_| adds)),
         };
         Ok(Tokenizer {
@@ -105,11 +106,11 @@ impl Tokenizer {
 
     /// The tokens of `text`.
     ///
-    /// `add_special` puts the tokens around it that the model wants at the beginning and the end of a sequence.
-    /// `parse_special` takes control tokens such as `<|im_end|>` that are written out in the text for what they say;
-    /// without it they are ordinary characters, as it must be for text from strangers.
+    /// `add_special` adds the tokens that the model wants at the beginning and the end of a sequence. `parse_special`
+    /// parses control tokens such as `<|im_end|>` that are written out in the text; without it their texts are ordinary
+    /// characters, as untrusted text must be.
     pub fn encode(&self, text: &str, add_special: bool, parse_special: bool) -> Vec<u32> {
-        // English has about four bytes to a token.
+        // English has about four bytes per token.
         let mut out = Vec::with_capacity(text.len() / 4 + 2);
         out.extend(self.before.filter(|_| add_special));
         let mut after_special = true;
@@ -137,9 +138,9 @@ impl Tokenizer {
         }
     }
 
-    /// The text of a whole sequence; with `special`, control tokens are written out. What is not UTF-8 becomes U+FFFD,
-    /// ids that do not exist become nothing, and a space that [`Tokenizer::encode`] put in front is taken off again.
-    /// For text that continues another, use [`Detokenizer`].
+    /// The text of a whole sequence; with `special`, control tokens are written out. Invalid UTF-8 becomes U+FFFD,
+    /// unknown ids are skipped, and a space that [`Tokenizer::encode`] added in front is removed. For text that
+    /// continues another, use [`Detokenizer`].
     pub fn decode(&self, ids: &[u32], special: bool) -> String {
         let mut bytes = Vec::new();
         for &id in ids {
@@ -153,8 +154,8 @@ impl Tokenizer {
         String::from_utf8_lossy(text).into_owned()
     }
 
-    /// What a token adds to a text, in bytes: not always whole characters. Control tokens are written out if `special`
-    /// says so, and nothing otherwise. `None` for ids that do not exist.
+    /// The bytes that a token adds to a text, not always whole characters. Control tokens add their text with
+    /// `special`, else nothing. `None` for unknown ids.
     pub fn token_bytes(&self, id: u32, special: bool) -> Option<Cow<'_, [u8]>> {
         let text = self.vocabulary.text(id)?;
         Some(match self.vocabulary.kind(id) {
@@ -172,7 +173,7 @@ impl Tokenizer {
         })
     }
 
-    /// How many tokens there are: ids are below it.
+    /// The number of tokens: ids are below it.
     pub fn vocabulary(&self) -> usize {
         self.vocabulary.len()
     }
@@ -192,23 +193,23 @@ impl Tokenizer {
         self.before.is_some()
     }
 
-    /// Whether a model that gives this token is done: the end of a sequence, a turn or a message.
+    /// Whether this token ends a sequence, a turn or a message, so that the model is done.
     pub fn is_end_of_generation(&self, id: u32) -> bool {
         self.vocabulary.is_end(id)
     }
 
-    /// Whether this token steers the model and is no text.
+    /// Whether this is a control token, which is not text.
     pub fn is_control(&self, id: u32) -> bool {
         self.vocabulary.text(id).is_some()
             && matches!(self.vocabulary.kind(id), TokenKind::Control | TokenKind::Unknown)
     }
 
-    /// A token as the vocabulary has it: for byte-level ones in that alphabet, with `Ġ` for a space.
+    /// A token's text in the vocabulary; byte-level tokens use that alphabet, with `Ġ` for a space.
     pub fn token_text(&self, id: u32) -> Option<&str> {
         self.vocabulary.text(id)
     }
 
-    /// The token that the vocabulary has under exactly this text.
+    /// The token with exactly this text in the vocabulary.
     pub fn token_id(&self, text: &str) -> Option<u32> {
         self.vocabulary.find(text)
     }
@@ -226,7 +227,7 @@ fn byte_of(text: &str) -> Option<u8> {
     u8::from_str_radix(digits, 16).ok().filter(|_| digits.len() == 2)
 }
 
-/// The bytes that a byte-level token's characters stand for; other characters are themselves.
+/// The bytes that a byte-level token's characters stand for; characters outside the alphabet stand for themselves.
 fn from_byte_level(text: &str) -> Vec<u8> {
     let mut out = Vec::with_capacity(text.len());
     for c in text.chars() {

@@ -1,12 +1,12 @@
-//! Where a text is cut into words before byte-level BPE: no token ever crosses such a cut. It knows no vocabulary.
+//! Cuts a text into words before byte-level BPE; no token crosses such a cut. Vocabularies are not needed.
 //!
-//! Source: the regular expressions that llama.cpp lists per name, each written as a scanner; a text matches them here
-//! exactly as it does there, with the Unicode version that [`UnicodeClass`] pins.
+//! Source: the regular expressions that llama.cpp lists per name, each written as a scanner; a text is matched exactly
+//! as in llama.cpp, with the Unicode version that [`UnicodeClass`] pins.
 
 use super::unicode_class::UnicodeClass::{self, Letter, Number, Other, Punctuation, Whitespace};
 use crate::Error;
 
-/// A way to cut text, as `tokenizer.ggml.pre` names it.
+/// A way to cut text, named by `tokenizer.ggml.pre`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Pretokenizer {
     /// `'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+`
@@ -18,14 +18,14 @@ pub(super) enum Pretokenizer {
     Llama3,
     /// As [`Pretokenizer::Llama3`], but every `\p{N}` alone.
     Qwen2,
-    /// Where a file names none: `[\p{P}$+<=>^~|]+`, then [`Pretokenizer::Gpt2`] in between, then every run of numbers
-    /// alone, then `[0-9]{3}` in those.
+    /// For files that name none: `[\p{P}$+<=>^~|]+`, then [`Pretokenizer::Gpt2`] in between, then every run of numbers
+    /// alone, then `[0-9]{3}` in those runs.
     Default,
 }
 
 impl Pretokenizer {
     /// # Errors
-    /// [`Error::Invalid`] for a name that is not known.
+    /// [`Error::Invalid`] for an unknown name.
     pub(super) fn named(name: &str) -> Result<Pretokenizer, Error> {
         Ok(match name {
             "gpt-2" | "phi-2" => Pretokenizer::Gpt2,
@@ -45,7 +45,7 @@ impl Pretokenizer {
         })
     }
 
-    /// Calls `word` with every word of `text`, in order; together they are the text.
+    /// Calls `word` with every word of `text`, in order; the words together are the text.
     pub(super) fn split<'t>(self, text: &'t str, mut word: impl FnMut(&'t str)) {
         match self {
             Pretokenizer::Gpt2 => words(text, gpt2_word, word),
@@ -89,7 +89,7 @@ fn run(text: &str, holds: impl Fn(char) -> bool) -> usize {
     text.find(|c| !holds(c)).unwrap_or(text.len())
 }
 
-/// Cuts `text` into words, the length of the first of which `len` gives: never 0 unless there is no text.
+/// Cuts `text` into words; `len` returns the length of the first one, never 0 unless the text is empty.
 fn words<'t>(mut text: &'t str, len: impl Fn(&str) -> usize, mut word: impl FnMut(&'t str)) {
     while !text.is_empty() {
         let (head, tail) = text.split_at(len(text));
@@ -98,7 +98,7 @@ fn words<'t>(mut text: &'t str, len: impl Fn(&str) -> usize, mut word: impl FnMu
     }
 }
 
-/// Cuts `text` into runs of characters that match and runs that do not, and says which.
+/// Cuts `text` into runs of characters that match and runs that do not; the callback learns which.
 fn pieces<'t>(mut text: &'t str, matches: impl Fn(char) -> bool, piece: &mut dyn FnMut(&'t str, bool)) {
     while let Some(c) = first(text) {
         let matched = matches(c);
@@ -108,7 +108,7 @@ fn pieces<'t>(mut text: &'t str, matches: impl Fn(char) -> bool, piece: &mut dyn
     }
 }
 
-/// A run of numbers in which every three ASCII digits are a word, and so is what lies between such.
+/// Cuts a run of numbers: every three ASCII digits are a word, and so is the text between them.
 fn triplets<'t>(mut text: &'t str, word: &mut dyn FnMut(&'t str)) {
     let triplet = |text: &str| text.as_bytes().windows(3).position(|three| three.iter().all(u8::is_ascii_digit));
     while let Some(start) = triplet(text) {
@@ -125,7 +125,7 @@ fn triplets<'t>(mut text: &'t str, word: &mut dyn FnMut(&'t str)) {
     }
 }
 
-/// The length of an English contraction's ending at the start of `text`, apostrophe included; 0 if there is none.
+/// The length of an English contraction's ending at the start of `text`, with its apostrophe; 0 if there is none.
 fn contraction(text: &str, lower: impl Fn(u8) -> u8) -> usize {
     let bytes = text.as_bytes();
     let at = |index: usize| bytes.get(index).copied().map_or(0, &lower);
@@ -142,7 +142,7 @@ fn spaces(text: &str) -> usize {
     if len == text.len() {
         return len;
     }
-    // The last one goes to the word that follows, unless it is the only one.
+    // The last whitespace character belongs to the word that follows, unless it is the only one.
     let last = text[..len].chars().next_back().map_or(0, char::len_utf8);
     if len > last { len - last } else { len }
 }
@@ -164,7 +164,7 @@ fn gpt2_word(text: &str) -> usize {
     }
 }
 
-/// `numbers` is how many numbers a word has at most.
+/// `numbers`: numbers of a word, at most.
 fn llama3_word(text: &str, numbers: usize) -> usize {
     let ending = contraction(text, |byte| byte.to_ascii_lowercase());
     if ending > 0 {

@@ -1,5 +1,5 @@
-//! SentencePiece's BPE: the characters of a text are merged by the scores of what they make; what is no token then is
-//! bytes. It never sees special tokens.
+//! SentencePiece's BPE: the characters of a text are merged by the scores of the merged tokens; characters without a
+//! token become bytes. Special tokens are handled before.
 
 use super::merge::{Merger, NONE};
 use super::vocabulary::{TokenKind, Vocabulary, invalid};
@@ -11,25 +11,25 @@ use std::collections::BTreeSet;
 pub(super) const SPACE: char = '▁';
 
 pub(super) struct SentencePiece {
-    /// For each token, lower being better: the score's bits, put in order.
+    /// The rank of each token, lower being better: the score's bits in order.
     ranks: Vec<u32>,
-    /// The token of each byte that is part of no other.
+    /// The token of each byte, for characters without a token.
     bytes: [u32; 256],
     /// The token of each ASCII character, or [`NONE`].
     ascii: [u32; 128],
-    /// The characters that some token has before a space inside it: a text is cut before a space after any other one,
-    /// since no token can reach over.
+    /// The characters that occur before a space inside some token. A text is cut before a space after any other
+    /// character, since no token spans that place.
     before_space: BTreeSet<char>,
 }
 
 impl SentencePiece {
     /// # Errors
-    /// [`Error::Parse`] for what is of another type; [`Error::Invalid`] for scores that are missing, too few or no
-    /// numbers, and where a byte has no token and there is none for what is unknown.
+    /// [`Error::Parse`] for values of another type; [`Error::Invalid`] for scores that are missing, too few or not
+    /// numbers, and where a byte has no token and there is no unknown token.
     pub(super) fn from_gguf(metadata: &Metadata, vocabulary: &Vocabulary) -> Result<SentencePiece, Error> {
         let scores = metadata
             .get_f32s("tokenizer.ggml.scores")?
-            .ok_or_else(|| invalid("the file has no tokenizer.ggml.scores: it is incomplete; fetch another"))?;
+            .ok_or_else(|| invalid("the file has no tokenizer.ggml.scores: the file is incomplete; fetch it again"))?;
         if scores.len() != vocabulary.len() {
             return Err(invalid(format!(
                 "tokenizer.ggml.scores has {} entries for {} tokens: the file is corrupt",
@@ -68,7 +68,7 @@ impl SentencePiece {
         Ok(SentencePiece { ranks: scores.into_iter().map(rank).collect(), bytes, ascii, before_space })
     }
 
-    /// Adds the tokens of `text` to `out`, with a space before it if `prefix` says so.
+    /// Appends the tokens of `text` to `out`, with a space before it if `prefix` is set.
     pub(super) fn encode(&self, vocabulary: &Vocabulary, text: &str, prefix: bool, out: &mut Vec<u32>) {
         let mut written = String::with_capacity(text.len() + text.len() / 4 + SPACE.len_utf8());
         if prefix {
@@ -118,7 +118,7 @@ impl SentencePiece {
 /// Higher scores become lower ranks; both zeros are one.
 fn rank(score: f32) -> u32 {
     let bits = (score + 0.0).to_bits();
-    // Negative floats order backwards, and all of them are below the others.
+    // Negative floats order in reverse, below all others.
     let ascending = if bits >> 31 == 1 { !bits } else { bits | 1 << 31 };
     !ascending
 }

@@ -1,5 +1,5 @@
-//! Special tokens that are written out in a text: where they are, and the plain text between them.
-//! It never decides whether control tokens may be parsed: the caller does.
+//! Special tokens that are written out in a text, and the plain text between them. Whether control tokens may be parsed
+//! is the caller's decision.
 
 use super::vocabulary::{TokenKind, Vocabulary};
 use std::cmp::Reverse;
@@ -8,30 +8,30 @@ use std::ops::Range;
 
 /// A part of a text.
 pub(super) enum Fragment<'t> {
-    /// A special token that was written out.
+    /// A special token that is written out.
     Token(u32),
-    /// What lies between. Never empty.
+    /// Text between special tokens, never empty.
     Text(&'t str),
 }
 
-/// All special tokens of a vocabulary, so that they are quickly found.
+/// All special tokens of a vocabulary, indexed for search.
 ///
-/// The longest are found first, anywhere in a text, then shorter ones in what is left, as llama.cpp does it.
+/// The longest tokens are matched first, anywhere in a text, then shorter ones in the rest, as in llama.cpp.
 pub(super) struct SpecialTokens {
-    /// One bit for each pair of bytes with which a special token of two or more starts.
+    /// One bit for each pair of bytes that begins a special token of two or more bytes.
     starts: Vec<u64>,
-    /// The groups of each such pair, the longest first.
+    /// The groups of each such pair, longest first.
     buckets: BTreeMap<[u8; 2], Range<usize>>,
     groups: Vec<Group>,
-    /// By pair, then length, then text.
+    /// The tokens, sorted by pair, then length, then text.
     tokens: Vec<u32>,
     /// Special tokens of one byte.
     single: BTreeMap<u8, u32>,
-    /// All lengths from 2 on that occur, the longest first.
+    /// All lengths of special tokens from 2 on, longest first.
     lengths: Vec<usize>,
 }
 
-/// The special tokens that begin with the same pair of bytes and are equally long: a part of all of them.
+/// Special tokens of one length that begin with the same pair of bytes: a range of all tokens.
 struct Group {
     len: usize,
     tokens: Range<usize>,
@@ -77,7 +77,7 @@ impl SpecialTokens {
         self.starts[index / 64] >> (index % 64) & 1 == 1
     }
 
-    /// Cuts `text` at its special tokens: user-defined ones, and control tokens too where `control` says so.
+    /// Cuts `text` at its special tokens: user-defined ones, and with `control` also control tokens.
     pub(super) fn fragments<'t>(&self, vocabulary: &Vocabulary, text: &'t str, control: bool) -> Vec<Fragment<'t>> {
         let found = self.find(vocabulary, text, control);
         let mut fragments = Vec::with_capacity(found.len() * 2 + 1);
@@ -95,10 +95,10 @@ impl SpecialTokens {
         fragments
     }
 
-    /// Start, length and token of every special token, in order; none overlaps another.
+    /// Start, length and token of every special token, in order and without overlaps.
     fn find(&self, vocabulary: &Vocabulary, text: &str, control: bool) -> Vec<(usize, usize, u32)> {
         let bytes = text.as_bytes();
-        // Each place where one may start, with the groups that are still to be tried there.
+        // Each place where a special token may start, with the groups that remain to be tried there.
         let mut starts: Vec<(usize, Range<usize>)> = Vec::new();
         for (start, pair) in bytes.windows(2).enumerate() {
             let pair = [pair[0], pair[1]];
@@ -113,7 +113,7 @@ impl SpecialTokens {
         let mut taken = vec![false; bytes.len()];
         for &len in &self.lengths {
             for (start, groups) in &mut starts {
-                // Lengths fall: no group before this one will be asked for again.
+                // Lengths decrease, so earlier groups are not needed again.
                 let Some(group) =
                     self.groups.get(groups.start).filter(|group| groups.start < groups.end && group.len == len)
                 else {
@@ -121,7 +121,7 @@ impl SpecialTokens {
                 };
                 groups.start += 1;
                 let (start, end) = (*start, *start + len);
-                // What was taken before is at least as long: it cannot lie between the first and the last byte.
+                // Earlier matches are at least as long, so none can lie between the first and the last byte.
                 if end > bytes.len() || taken[start] || taken[end - 1] {
                     continue;
                 }

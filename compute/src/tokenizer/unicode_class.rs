@@ -1,10 +1,10 @@
-//! What kind of character a code point is, as far as pre-tokenizers ask: letter, number, whitespace, punctuation.
-//! It never asks the standard library, whose Unicode version moves with the compiler: tokens must not.
+//! Classes of characters that pre-tokenizers distinguish: letter, number, whitespace, punctuation. The table is fixed,
+//! because the standard library's Unicode version changes with the compiler and tokens must not.
 
 #[path = "unicode_class_table.rs"]
 mod table;
 
-/// General categories of Unicode 15.1, put together as pre-tokenizers do.
+/// General categories of Unicode 15.1, grouped as pre-tokenizers use them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum UnicodeClass {
     /// `\p{L}`.
@@ -15,7 +15,7 @@ pub(super) enum UnicodeClass {
     Whitespace,
     /// `\p{P}`.
     Punctuation,
-    /// Everything else: symbols, marks, controls, and what is not assigned.
+    /// All other code points: symbols, marks, controls, unassigned.
     Other,
 }
 
@@ -25,7 +25,7 @@ impl UnicodeClass {
         if c < 128 {
             return ASCII[c as usize];
         }
-        // The first run begins at 0, so that one begins at or before any code point.
+        // The first run begins at 0, so some run begins at or before any code point.
         table::RUNS[table::RUNS.partition_point(|&(start, _)| start <= c) - 1].1
     }
 }

@@ -1,27 +1,26 @@
-//! The tokens of a model: their texts, kinds and special roles, checked once when they are read from GGUF metadata.
-//! It never cuts or joins text.
+//! The tokens of a model: texts, kinds and special roles, checked once when they are read from GGUF metadata.
 
 use super::merge::NONE;
 use crate::Error;
 use crate::gguf::{Metadata, Strings};
 use std::hash::{BuildHasher, RandomState};
 
-/// No token of a known model has more than a few hundred bytes; the bound keeps the cost of trying whether a piece of
-/// text is a token small, whatever a file claims.
+/// Bytes of a token, at most: known models have tokens of a few hundred bytes. The bound keeps it cheap to test whether
+/// a piece of text is a token.
 const MAX_TOKEN_BYTES: usize = 4096;
 
-/// What a token is for; the ids are those of `tokenizer.ggml.token_type`.
+/// The kind of a token; the ids are those of `tokenizer.ggml.token_type`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum TokenKind {
     /// A piece of text.
     Normal,
-    /// Stands for what has no token. Never shown.
+    /// Stands for text without a token. Never shown.
     Unknown,
-    /// Steers the model; parsed out of text only where that is asked for, and not shown.
+    /// Controls the model; parsed from text only on request, and not shown.
     Control,
-    /// A piece of text that is cut out before all else.
+    /// A piece of text that is matched before all others.
     UserDefined,
-    /// Never seen in training.
+    /// Not used in training.
     Unused,
     /// One byte, written `<0x0A>`.
     Byte,
@@ -42,8 +41,8 @@ impl TokenKind {
     }
 }
 
-/// Tokens that end a generation under whatever name a model's family has for it.
-/// Source: the texts that llama.cpp looks for; they are control tokens even where a file says otherwise.
+/// Texts of tokens that end a generation, under the names of various model families. Source: the texts that llama.cpp
+/// looks for; these are control tokens even where a file says otherwise.
 const END_TEXTS: [&str; 26] = [
     "<|eot_id|>",
     "<|im_end|>",
@@ -62,7 +61,7 @@ const END_TEXTS: [&str; 26] = [
     "<end_of_utterance>",
     "<eos>",
     "<｜end▁of▁sentence｜>",
-    // Where a file of a repository ends, of models that fill in the middle of code.
+    // The end of a file in a repository, of models that fill in the middle of code.
     "<|fim_pad|>",
     "<fim-pad>",
     "<fim_pad>",
@@ -74,7 +73,7 @@ const END_TEXTS: [&str; 26] = [
     "<|file_sep|>",
 ];
 
-/// Control tokens even where a file says otherwise, of models that fill in the middle of code.
+/// Control tokens of models that fill in the middle of code, even where a file says otherwise.
 const CONTROL_TEXTS: [&str; 9] = [
     "<|fim_prefix|>",
     "<fim-prefix>",
@@ -102,22 +101,20 @@ pub(super) struct Vocabulary {
 
 impl Vocabulary {
     /// # Errors
-    /// [`Error::Parse`] for what is of another type; [`Error::Invalid`] for missing lists and lists of other lengths,
-    /// tokens that occur twice or are too long, unknown kinds, and roles given to tokens that do not exist.
+    /// [`Error::Parse`] for values of another type; [`Error::Invalid`] for missing lists and lists of other lengths,
+    /// tokens that are duplicate or too long, unknown kinds, and roles of tokens that do not exist.
     pub(super) fn from_gguf(metadata: &Metadata) -> Result<Vocabulary, Error> {
         let texts = metadata
             .get_strs("tokenizer.ggml.tokens")?
-            .ok_or_else(|| invalid("the file has no tokenizer.ggml.tokens: it is incomplete; fetch another"))?
+            .ok_or_else(|| invalid("the file has no tokenizer.ggml.tokens: the file is incomplete; fetch it again"))?
             .clone();
-        // The last number is no token.
+        // `NONE` must not be an id.
         if texts.is_empty() || texts.len() >= NONE as usize {
-            return Err(invalid(format!("a vocabulary of {} tokens cannot be used", texts.len())));
+            return Err(invalid(format!("a vocabulary of {} tokens is not supported", texts.len())));
         }
         let longest = texts.iter().map(str::len).max().unwrap_or(0);
         if longest > MAX_TOKEN_BYTES {
-            return Err(invalid(format!(
-                "a token of {longest} bytes is longer than the {MAX_TOKEN_BYTES} that are supported"
-            )));
+            return Err(invalid(format!("a token has {longest} bytes; at most {MAX_TOKEN_BYTES} are supported")));
         }
         let kinds = kinds(metadata, texts.len())?;
         let index = TokenIndex::new(&texts)?;
@@ -140,7 +137,7 @@ impl Vocabulary {
         }
     }
 
-    /// What ends a sequence where the file does not say.
+    /// Sets the end of a sequence if the file does not define one.
     pub(super) fn default_eos(&mut self, eos: Option<u32>) {
         if self.eos.is_none() {
             self.eos = eos;
@@ -193,7 +190,7 @@ impl Vocabulary {
         self.index.find(&self.texts, text)
     }
 
-    /// As [`Vocabulary::find`], but only tokens that text may become without being asked: no control tokens.
+    /// As [`Vocabulary::find`], but without control tokens, which text becomes only on request.
     pub(super) fn find_piece(&self, text: &str) -> Option<u32> {
         if text.len() > self.longest {
             return None;
@@ -215,7 +212,7 @@ pub(super) fn invalid(what: impl Into<String>) -> Error {
     Error::invalid("tokenizer", what)
 }
 
-/// The kinds of all tokens: all normal where the file does not say.
+/// The kinds of all tokens; all normal where the file does not say.
 fn kinds(metadata: &Metadata, len: usize) -> Result<Vec<TokenKind>, Error> {
     let Some(ids) = metadata.get_i32s("tokenizer.ggml.token_type")? else { return Ok(vec![TokenKind::Normal; len]) };
     if ids.len() != len {
@@ -233,15 +230,16 @@ fn kinds(metadata: &Metadata, len: usize) -> Result<Vec<TokenKind>, Error> {
         .collect()
 }
 
-/// From a token's text to its id: an open table. Its hash is keyed at random, so that no file can make it slow.
+/// An open hash table from a token's text to its id. Its hash has a random key, so that no file can make it slow.
 #[derive(Debug)]
 struct TokenIndex {
-    /// A power of two of them, at most half used.
+    /// A power of two of slots, at most half of them used.
     slots: Vec<Slot>,
     hash: RandomState,
 }
 
-/// The upper half of a text's hash, which spares most looks at texts, and the token: [`NONE`] where free.
+/// The token, or [`NONE`] in a free slot, and the upper half of the text's hash, which avoids most comparisons of
+/// texts.
 #[derive(Clone, Copy, Debug)]
 struct Slot {
     tag: u32,
@@ -254,7 +252,7 @@ impl TokenIndex {
         let mut index =
             TokenIndex { slots: vec![free; (texts.len() * 2).next_power_of_two()], hash: RandomState::new() };
         for (id, text) in texts.iter().enumerate() {
-            // An empty token is no part of any text.
+            // An empty token is part of no text.
             if text.is_empty() {
                 continue;
             }
@@ -270,7 +268,7 @@ impl TokenIndex {
         Ok(index)
     }
 
-    /// Where the text is, or where it would be with which tag.
+    /// The slot of the text, or the free slot for it, and its tag.
     fn slot(&self, texts: &Strings, text: &str) -> (usize, u32) {
         let hash = self.hash.hash_one(text);
         let tag = (hash >> 32) as u32;

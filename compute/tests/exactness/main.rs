@@ -1,5 +1,5 @@
-//! The engine's bits: the same for every number of threads, instruction set, chunking of prompts, mix of sessions, split into
-//! stages, truncation and replay; and pinned, so that no change of them goes unseen.
+//! The engine's bits: the same for every number of threads, instruction set, chunking of prompts, mix of sessions,
+//! split into stages, truncation and replay; and pinned, so that no change of them goes unseen.
 #![allow(clippy::unwrap_used, reason = "a test may stop at the first thing that is not as it should be")]
 
 #[path = "../model_files/mod.rs"]
@@ -252,10 +252,10 @@ fn what_cannot_be_computed_is_an_error_that_changes_nothing() {
     };
     forward(&mut cache, &text(1, 100)).unwrap();
     let cases: [(&[u32], &str); 4] = [
-        (&[], "nothing to compute"),
+        (&[], "at least one token"),
         (&[VOCABULARY as u32], "not in the vocabulary"),
         (&[1; 600], "context of 512"),
-        (&[1; 60], "memory for sessions is full"),
+        (&[1; 60], "session memory is full"),
     ];
     for (tokens, why) in cases {
         let error = forward(&mut cache, tokens).unwrap_err();

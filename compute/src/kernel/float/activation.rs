@@ -1,12 +1,12 @@
-//! What a feed-forward layer does between its products, and the soft cap of logits. Element by element: the same bits
-//! however the elements are cut.
+//! Activation functions of feed-forward blocks, and the soft cap of logits. Computed element by element, so the bits do
+//! not depend on how elements are divided.
 #![allow(unsafe_code)]
 
 use crate::Isa;
 use crate::kernel::float::math;
 use crate::kernel::simd::{Body, LANES, Simd, dispatch};
 
-/// The function on the gate of a gated feed-forward layer.
+/// The activation of the gate in a gated feed-forward block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Activation {
     /// x · sigmoid(x).
@@ -44,7 +44,7 @@ impl Body for Gated<'_> {
     }
 }
 
-/// One vector of [`gated`]; a closure would not be compiled for the family.
+/// One vector of [`gated`]; a function, because a closure would not be compiled for the family.
 ///
 /// # Safety
 /// As [`Simd`].
@@ -108,6 +108,6 @@ pub(crate) fn soft_cap(isa: Isa, x: &mut [f32], cap: f32) {
 
 /// Whether no element is NaN or infinite.
 pub(crate) fn all_finite(x: &[f32]) -> bool {
-    // The exponent all ones; a maximum over integers is vectorised where `all` is not.
+    // Finite means that the exponent is not all ones. A maximum over integers is vectorised, `all` is not.
     x.iter().fold(0, |most, x| most.max(x.to_bits() & 0x7fff_ffff)) < 0x7f80_0000
 }

@@ -1,5 +1,5 @@
-//! Scaled dot-product attention of a few query rows over the cached keys and values of one head (Vaswani et al. 2017), in
-//! two passes. What a row's result depends on, in which order:
+//! Scaled dot-product attention of a few query rows over the cached keys and values of one head (Vaswani et al. 2017),
+//! in two passes. The order of operations of a row's result:
 //!
 //! * a score is one chain of fused multiply-adds over the head's elements, a lane being one key;
 //! * the largest score is exact; e = exp(score − largest); the sum of e runs over sixteen lanes, lane i taking the keys at
@@ -7,9 +7,9 @@
 //! * values are summed in order of position in chains of [`CHUNK`] positions, which begin at multiples of it, and the chains
 //!   are added in order; the result is multiplied by 1 / sum.
 //!
-//! So it depends on the row's own position and on the cache, never on which rows are computed together. A key that a row may
-//! not see has e = 0 exactly: adding it changes no sum, since every value is finite (the cache takes no others) and no
-//! partial sum that counts is −0.
+//! So a result depends on the row's own position and on the cache, never on which rows are computed together. A key
+//! that a row must not attend to has e = 0 exactly. Adding it changes no sum, because every value is finite (the cache
+//! accepts no others) and no partial sum that counts is −0.
 #![allow(unsafe_code)]
 // Register tiles are read by index: the loops are unrolled whole.
 #![allow(clippy::needless_range_loop)]
@@ -19,16 +19,16 @@ use crate::kernel::float::{activation::soft_cap_lanes, math};
 use crate::kernel::page::PAGE_POSITIONS;
 use crate::kernel::simd::{Body, LANES, Simd, dispatch, fold};
 
-/// Values are summed in chains of this many positions; a multiple of [`PAGE_POSITIONS`].
+/// Length of the chains in which values are summed; a multiple of [`PAGE_POSITIONS`].
 pub(crate) const CHUNK: usize = 256;
 
-/// At most so many rows are computed together.
+/// Rows computed together, at most.
 pub(crate) const MAX_ROWS: usize = 8;
 
 const _: () = assert!(CHUNK.is_multiple_of(PAGE_POSITIONS));
 
-/// The cached keys and values of one key-value head of one layer, where [`PageShape`](crate::kernel::page::PageShape)
-/// puts them: in each page the keys from `key_offset` on, the values from `value_offset` on.
+/// The cached keys and values of one key-value head of one layer. [`PageShape`](crate::kernel::page::PageShape) defines
+/// their place: in each page, keys begin at `key_offset` and values at `value_offset`.
 #[derive(Clone, Copy)]
 pub(crate) struct KeysValues<'a> {
     pub(crate) pages: &'a [*mut u16],
@@ -37,7 +37,7 @@ pub(crate) struct KeysValues<'a> {
     pub(crate) head_dim: usize,
 }
 
-/// One row: where its query begins in `queries`, where its result goes in `out`, its position.
+/// One row: pointers to its query and its result, and its position.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Row {
     pub(crate) query: *const f32,
@@ -45,7 +45,7 @@ pub(crate) struct Row {
     pub(crate) position: usize,
 }
 
-// SAFETY: a row is a place, used by whoever holds it under the promises of `attend`.
+// SAFETY: the pointers are used under the conditions of `attend` only.
 unsafe impl Send for Row {}
 
 impl Row {
@@ -56,13 +56,13 @@ impl Row {
 struct Attend<'a> {
     rows: &'a [Row],
     cache: KeysValues<'a>,
-    /// A row sees this many positions, its own the last.
+    /// Positions that a row attends to, its own the last.
     window: usize,
     soft_cap: Option<f32>,
     scores: &'a mut [f32],
 }
 
-/// Floats of scratch that [`attend`] wants for rows up to `position`.
+/// Floats of scratch memory that [`attend`] needs for rows up to `position`.
 pub(crate) fn scratch_len(position: usize) -> usize {
     MAX_ROWS * (position / LANES + 1) * LANES
 }
@@ -70,9 +70,9 @@ pub(crate) fn scratch_len(position: usize) -> usize {
 /// Attention of at most [`MAX_ROWS`] rows. Queries are already scaled.
 ///
 /// # Safety
-/// Each row's query and result are `head_dim` floats, the results written by nobody else meanwhile; pages for every
-/// position up to the rows' hold written keys and values for all positions that a row sees; `isa` is available;
-/// `scratch` has [`scratch_len`] of the last position.
+/// Each row's query and result are `head_dim` floats, and no other thread uses the result at the same time; pages exist
+/// for every position up to the rows', with keys and values written for all positions that a row attends to; `isa` is
+/// available; `scratch` has [`scratch_len`] of the last position.
 pub(crate) unsafe fn attend(
     isa: Isa,
     rows: &[Row],
@@ -111,7 +111,7 @@ impl Body for Attend<'_> {
 }
 
 impl Attend<'_> {
-    /// The first position that a row at `position` sees.
+    /// The first position that a row at `position` attends to.
     #[inline(always)]
     fn first(&self, position: usize) -> usize {
         (position + 1).saturating_sub(self.window)
@@ -148,7 +148,7 @@ impl Attend<'_> {
             let width = self.cache.head_dim;
             let mut column = 0;
             while column < width {
-                // Two vectors of values serve all rows; more for few rows, to keep the multipliers busy.
+                // Two vectors of values serve all rows; with few rows, four keep the multipliers busy.
                 if ROWS <= 4 && column + 4 * LANES <= width {
                     self.values::<S, ROWS, 4>(&rows, &inverse, column, first..last + 1, stride);
                     column += 4 * LANES;
@@ -163,7 +163,8 @@ impl Attend<'_> {
         }
     }
 
-    /// Scores of the rows over key blocks, those that a row may not see −∞; gives each row's largest per lane.
+    /// Scores of the rows over key blocks, −∞ for keys that a row must not attend to; returns each row's maximum per
+    /// lane.
     #[inline(always)]
     unsafe fn scores<S: Simd, const ROWS: usize>(
         &mut self,
@@ -178,10 +179,10 @@ impl Attend<'_> {
             let mut largest = [S::splat(f32::NEG_INFINITY); ROWS];
             let mut block = begin;
             while block < blocks.end {
-                // Few rows are too few chains to hide a multiplier's latency: two blocks at once.
+                // Few rows make too few chains to hide a multiplier's latency, so two blocks are computed at once.
                 if ROWS <= 4 && block + 2 <= blocks.end {
                     let keys = [self.keys(block), self.keys(block + 1)];
-                    // Pages lie apart, so the processor does not foresee the next one.
+                    // The processor does not predict the next page, because pages are not adjacent.
                     let ahead = if block + 3 < blocks.end { self.keys(block + 2) } else { keys[0] };
                     let mut sums = [[S::splat(0.0); ROWS]; 2];
                     for d in 0..width {
@@ -247,7 +248,7 @@ impl Attend<'_> {
         }
     }
 
-    /// The rows' results in columns `column` to `column + VECTORS · 16` from the e in the scratch.
+    /// The rows' results in columns `column` to `column + VECTORS · 16`, from the values of e in the scratch memory.
     #[inline(always)]
     unsafe fn values<S: Simd, const ROWS: usize, const VECTORS: usize>(
         &self,
@@ -313,7 +314,7 @@ impl Attend<'_> {
         }
     }
 
-    /// Keys of sixteen positions.
+    /// The keys of sixteen positions.
     #[inline(always)]
     unsafe fn keys(&self, block: usize) -> *const u16 {
         const PER_PAGE: usize = PAGE_POSITIONS / LANES;

@@ -1,5 +1,5 @@
-//! Whether this thread computes as IEEE 754 says by default: to nearest, ties to even, with subnormal numbers. A library in
-//! the same process can have changed that, and the same bits could not be promised. It changes nothing itself.
+//! Checks that this thread rounds to nearest, ties to even, with subnormal numbers, as IEEE 754 says by default. A
+//! library in the same process can change the floating-point mode, and then results would have other bits.
 
 use std::hint::black_box;
 
@@ -8,7 +8,7 @@ use std::hint::black_box;
 pub(crate) fn is_standard() -> bool {
     let one = black_box(1.0f32);
     let half_unit = black_box(f32::EPSILON / 2.0);
-    // Ties on either side of an odd last place: upwards, downwards and towards zero each get one of them wrong.
+    // Ties on either side of an odd last place: each other rounding mode gets at least one of these sums wrong.
     let rounds =
         one + half_unit == 1.0 && one + 3.0 * half_unit == 1.0 + 2.0 * f32::EPSILON && -one - half_unit == -1.0;
     let smallest = black_box(f32::from_bits(1));

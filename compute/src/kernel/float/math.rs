@@ -4,7 +4,7 @@
 
 use crate::kernel::simd::Simd;
 
-/// Below this exp gives zero, above [`EXP_MAX`] what it gives there: both sides stay in the normal numbers.
+/// Arguments below this give zero; arguments above [`EXP_MAX`] are treated as that. Results stay normal numbers.
 const EXP_MIN: f32 = -87.0;
 const EXP_MAX: f32 = 88.0;
 
@@ -18,10 +18,10 @@ const EXP_MAX: f32 = 88.0;
 pub(crate) unsafe fn exp<S: Simd>(x: S::F) -> S::F {
     // SAFETY: passed on from the caller.
     unsafe {
-        // The larger and smaller of both give their second operand for NaN, so NaN goes through.
+        // `max` and `min` return their second operand for NaN, so NaN is passed through.
         let clamped = S::max(S::splat(EXP_MIN), S::min(S::splat(EXP_MAX), x));
         let n = S::round(S::mul(clamped, S::splat(std::f32::consts::LOG2_E)));
-        // ln 2 in two parts, the first with few bits so that n times it is exact.
+        // ln 2 in two parts; the first has so few bits that its product with n is exact.
         let r = S::fnma(n, S::splat(0.693_359_4), clamped);
         let r = S::fnma(n, S::splat(-2.121_944_4e-4), r);
         let mut p = S::splat(1.0 / 5040.0);
@@ -43,7 +43,8 @@ pub(crate) unsafe fn silu<S: Simd>(x: S::F) -> S::F {
     unsafe { S::div(x, S::add(S::splat(1.0), exp::<S>(S::sub(S::splat(0.0), x)))) }
 }
 
-/// GELU in its tanh form (Hendrycks & Gimpel 2016): x/2 · (1 + tanh(√(2/π)·(x + 0.044715·x³))), as x · sigmoid of twice that.
+/// GELU in its tanh form (Hendrycks & Gimpel 2016): x/2 · (1 + tanh(√(2/π)·(x + 0.044715·x³))), as x · sigmoid of twice
+/// that.
 ///
 /// # Safety
 /// As [`Simd`].

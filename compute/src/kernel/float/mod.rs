@@ -1,6 +1,5 @@
 //! Float kernels of the layer engine: elementary functions, norms, rotary embeddings, attention. Each is one body over
-//! [`Simd`](super::simd::Simd) and gives the same bits on every processor; what a result depends on is stated beside it.
-//! It knows nothing of weights' formats, models or threads.
+//! [`Simd`](super::simd::Simd) with the same bits on every processor; its doc says what a result depends on.
 
 pub(crate) mod activation;
 pub(crate) mod attention;

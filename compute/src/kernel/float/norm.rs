@@ -1,5 +1,5 @@
-//! Root mean square normalisation (Zhang & Sennrich 2019). The sum of squares runs over sixteen lanes, lane i taking the
-//! elements i, i + 16, …; it depends on the row alone.
+//! Root mean square normalisation (Zhang & Sennrich 2019). The sum of squares runs over sixteen lanes, lane i summing
+//! elements i, i + 16, …; a result depends on its row alone.
 #![allow(unsafe_code)]
 
 use crate::Isa;
@@ -64,7 +64,7 @@ impl Body for RmsNormInPlace<'_> {
     type Out = ();
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        // SAFETY: a row read before it is written element by element may be both; the copy is as long as the row.
+        // SAFETY: each element is read before it is written; the copy is as long as the row.
         unsafe {
             let mut copy = [0.0; MAX_HEAD_DIM];
             let copy = &mut copy[..self.x.len()];
@@ -74,10 +74,10 @@ impl Body for RmsNormInPlace<'_> {
     }
 }
 
-/// The widest attention head that is supported.
+/// Elements of an attention head, at most.
 pub(crate) const MAX_HEAD_DIM: usize = 512;
 
-/// [`rms_norm`] of one head's vector, at most [`MAX_HEAD_DIM`] long, in its place.
+/// [`rms_norm`] of one head's vector, at most [`MAX_HEAD_DIM`] elements, in place.
 pub(crate) fn rms_norm_head(isa: Isa, x: &mut [f32], weight: &[f32], epsilon: f32) {
     assert!(x.len() == weight.len() && x.len() <= MAX_HEAD_DIM, "a head's norm has another length");
     // SAFETY: the lengths were checked; `isa` is one that a pool was made with.

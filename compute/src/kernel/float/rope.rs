@@ -1,6 +1,6 @@
-//! Rotary position embeddings (Su et al. 2021) on pairs (i, i + half), and the tables of angles they take. Weights whose
-//! models pair (2i, 2i + 1) have had their rows reordered when they were packed. Angles are computed in f64 by functions
-//! of our own: additions, multiplications and divisions only, so they are the same on every machine.
+//! Rotary position embeddings (Su et al. 2021) on pairs (i, i + half), and tables of their angles. Weights of models
+//! that pair (2i, 2i + 1) have their rows reordered when they are packed. Angles are computed in f64 from additions,
+//! multiplications and divisions only, so they are the same on every machine.
 #![allow(unsafe_code)]
 
 use crate::Isa;
@@ -43,8 +43,8 @@ impl Body for Rotate<'_> {
     }
 }
 
-/// Turns the pairs (i, i + half) of one head's vector by the angles whose cosines and sines are given (`half` each), and
-/// multiplies the whole vector by `scale`. What is beyond 2 · half is not turned.
+/// Rotates the pairs (i, i + half) of one head's vector by the angles whose cosines and sines are given (`half` each),
+/// and multiplies the whole vector by `scale`. Elements from 2 · half on are not rotated.
 pub(crate) fn rotate(isa: Isa, x: &mut [f32], cos: &[f32], sin: &[f32], scale: f32) {
     assert!(cos.len() == sin.len() && 2 * cos.len() <= x.len(), "a head is shorter than its rotation");
     // SAFETY: the lengths were checked; `isa` is one that a pool was made with.
@@ -59,7 +59,7 @@ pub(crate) fn angles(position: usize, frequencies: &[f64], scale: f64, cos: &mut
     }
 }
 
-/// sin x and cos x for 0 ≤ x < 2²², at most 10⁻¹⁵ + x · 10⁻²⁵ off.
+/// sin x and cos x for 0 ≤ x < 2²², with an error of at most 10⁻¹⁵ + x · 10⁻²⁵.
 ///
 /// Cody & Waite's reduction by π/2 in three parts, then Taylor polynomials on |r| ≤ π/4.
 pub(crate) fn sin_cos(x: f64) -> (f64, f64) {
@@ -86,12 +86,12 @@ pub(crate) fn sin_cos(x: f64) -> (f64, f64) {
     }
 }
 
-/// base^exponent for base > 0, at most 10⁻¹⁴ off relatively, by ln and exp of our own.
+/// base^exponent for base > 0, with a relative error of at most 10⁻¹⁴.
 pub(crate) fn power(base: f64, exponent: f64) -> f64 {
     exp(exponent * ln(base))
 }
 
-/// ln x for normal x > 0: the exponent times ln 2, and 2 · artanh of the rest.
+/// ln x for normal x > 0: the exponent times ln 2, plus 2 · artanh for the mantissa.
 pub(crate) fn ln(x: f64) -> f64 {
     let mut exponent = ((x.to_bits() >> 52) as i64 - 1023) as f64;
     let mut m = f64::from_bits((x.to_bits() & 0x000f_ffff_ffff_ffff) | 0x3ff0_0000_0000_0000);
@@ -111,7 +111,7 @@ pub(crate) fn ln(x: f64) -> f64 {
 /// eˣ for |x| < 700.
 pub(crate) fn exp(x: f64) -> f64 {
     let n = (x * std::f64::consts::LOG2_E).round_ties_even();
-    // ln 2 in two parts, the first short enough for n times it to be exact.
+    // ln 2 in two parts; the first is so short that its product with n is exact.
     let r = (x - n * 0.693_147_180_369_123_8) - n * 1.908_214_929_270_587_7e-10;
     let mut p = 1.0;
     for k in (1..=18).rev() {

@@ -1,5 +1,5 @@
-//! The register tile of float weights: 16 output rows times N rows of f32 activations over all k. It knows nothing of
-//! threads or blocking.
+//! The register tile of float weights: 16 output rows times N rows of f32 activations over all k. Threads and blocking
+//! are the caller's.
 // Register tiles are read by index: the loops are unrolled whole.
 #![allow(clippy::needless_range_loop)]
 

@@ -1,5 +1,5 @@
-//! The register tile of quantised weights: 16 output rows times N activation rows over all k. One kernel for every layout,
-//! with the scales' places and the width of a code as parameters. It knows nothing of threads or blocking.
+//! The register tile of quantised weights: 16 output rows times N activation rows over all k. One kernel for every
+//! layout, parameterised by the places of the scales and the bits of a code. Threads and blocking are the caller's.
 // Register tiles are read by index: the loops are unrolled whole.
 #![allow(clippy::needless_range_loop)]
 
@@ -7,8 +7,8 @@ use super::super::simd::Simd;
 use super::layout::{BLOCK, Min, Scales, block_bytes};
 use super::quantized::Scale;
 
-/// How far ahead the weights are asked for: the processor's own guesses end with a page, and with few rows to meet, blocks
-/// are used up faster than they arrive.
+/// Distance of prefetches. The processor's own prefetching stops at page ends, and with few rows blocks are consumed
+/// faster than they arrive.
 const AHEAD_BYTES: usize = 1024;
 
 /// N activation rows of one group.
@@ -16,11 +16,11 @@ const AHEAD_BYTES: usize = 1024;
 pub(super) struct Rows {
     pub(super) q: *const i8,
     pub(super) scale: *const Scale,
-    /// From a block to the next.
+    /// Bytes from a block to the next.
     pub(super) record_bytes: usize,
 }
 
-/// The sums of one tile with codes of `BITS` bits, of which 2 to the `SHIFT` is the zero (none for `SHIFT` = 0).
+/// The sums of one tile with codes of `BITS` bits and a zero point of 2 to the `SHIFT` (none for `SHIFT` = 0).
 ///
 /// # Safety
 /// As for [`Simd`]; `w` points to `records` packed records, `x` to as many blocks of N rows.
@@ -44,7 +44,7 @@ pub(super) unsafe fn tile<S: Simd, C: Scales, const BITS: usize, const SHIFT: u3
                 }
                 let mut sums;
                 if C::HALVES {
-                    // One half after the other, so that the sums of one at a time are in registers.
+                    // The halves are computed in turn, so that registers hold the sums of one half at a time.
                     let (first, second) = C::halves::<S>(head, b);
                     sums = dots::<S, BITS, N, true, false>(block, x.q);
                     for i in 0..N {
@@ -111,7 +111,7 @@ unsafe fn dots<S: Simd, const BITS: usize, const N: usize, const FIRST: bool, co
             return sums;
         }
         let mut dots = [S::no_dots(); N];
-        // The bits above the nibbles: those of j = 0 in bits 0 and 4, moved down for the next j.
+        // The bits above the nibbles: those of j = 0 are in bits 0 and 4; each step shifts the next ones there.
         let mut plane = S::load_b(block.add(if BITS > 4 { 256 } else { 0 }));
         for j in 0..4 {
             let nibbles = S::load_b(block.add(64 * j));
@@ -133,7 +133,7 @@ unsafe fn dots<S: Simd, const BITS: usize, const N: usize, const FIRST: bool, co
                 if SECOND {
                     dots[i] = S::add_dots(dots[i], high, S::splat_b(x.add(16)));
                 }
-                // As many as fit: 8 of 4 bits, 4 of 5 bits, 2 of 6 bits.
+                // Settled before 16 bits overflow: 8 products of 4 bits, 4 of 5 bits, 2 of 6 bits.
                 if j == 1 && BITS > 4 {
                     dots[i] = S::settle_dots(dots[i]);
                 }

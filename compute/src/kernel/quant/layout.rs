@@ -1,5 +1,5 @@
-//! How packed weights lie in memory. A tile is 16 output rows, one SIMD lane each, as one sequential stream.
-//! It owns sizes and the places of scales; it moves no weights.
+//! The memory layout of packed weights. A tile is 16 output rows, one SIMD lane each, as one sequential stream. Only
+//! sizes and the places of scales are defined here.
 //!
 //! A quantised tile is a sequence of records: `HEAD` bytes of scales, then 1 or 8 blocks of 32 k. A block of b bits:
 //!
@@ -18,26 +18,26 @@ use std::ops::Range;
 
 /// Output rows of a tile.
 pub(crate) const TILE: usize = LANES;
-/// Consecutive k under one activation scale.
+/// Consecutive k that share one activation scale.
 pub(super) const BLOCK: usize = 32;
 
-/// How many tiles a matrix of `rows` rows has.
+/// The number of tiles of a matrix of `rows` rows.
 pub(crate) fn tiles(rows: usize) -> usize {
     rows.div_ceil(TILE)
 }
 
-/// The rows that some of its tiles hold.
+/// The rows of the given tiles.
 pub(crate) fn rows_of(tiles: &Range<usize>, rows: usize) -> Range<usize> {
     (tiles.start * TILE).min(rows)..(tiles.end * TILE).min(rows)
 }
 
-/// The size of a packed matrix: a multiple of 32 bytes, whole tiles one after the other.
-/// `None` where it does not fit `usize` or `k` is not whole blocks of the type.
+/// Bytes of a packed matrix, a multiple of 32: whole tiles one after the other. `None` where the size does not fit
+/// `usize` or `k` is not whole blocks of the type.
 pub(crate) fn packed_bytes(ty: GgmlType, rows: usize, k: usize) -> Option<usize> {
     tile_bytes(ty, k)?.checked_mul(tiles(rows))
 }
 
-/// The size of a tile; `None` as for [`packed_bytes`].
+/// Bytes of a tile; `None` as for [`packed_bytes`].
 pub(super) fn tile_bytes(ty: GgmlType, k: usize) -> Option<usize> {
     if !k.is_multiple_of(ty.block_len()) {
         return None;
@@ -50,12 +50,12 @@ pub(super) fn tile_bytes(ty: GgmlType, k: usize) -> Option<usize> {
     }
 }
 
-/// The size of a block without its scales.
+/// Bytes of a block without its scales.
 pub(super) const fn block_bytes(bits: usize) -> usize {
     TILE * BLOCK / 8 * bits
 }
 
-/// What a type is packed as.
+/// The layout that a type is packed in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Layout {
     /// Bytes of an element.
@@ -84,7 +84,7 @@ impl Layout {
     }
 }
 
-/// What happens with a block's minimum.
+/// How a block's minimum enters the sum.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Min {
     None,
@@ -92,14 +92,14 @@ pub(super) enum Min {
     Subtracted,
 }
 
-/// How the scales of a record are stored.
+/// The layout of a record's scales.
 pub(super) trait Scales: Copy + Send + Sync + 'static {
     /// Blocks of a record.
     const BLOCKS: usize;
     /// Bytes of the scales of a record, before its blocks.
     const HEAD: usize;
     const MIN: Min;
-    /// Whether the integer dots of the two halves of a block are weighted, by [`Scales::halves`].
+    /// Whether the two halves of a block have their own integer scales ([`Scales::halves`]).
     const HALVES: bool = false;
 
     /// Scale and minimum of the 16 rows for one block; zeros where there is no minimum.
@@ -108,7 +108,7 @@ pub(super) trait Scales: Copy + Send + Sync + 'static {
     /// As for [`Simd`]; `head` points to a record, `block < BLOCKS`.
     unsafe fn read<S: Simd>(head: *const u8, block: usize) -> (S::F, S::F);
 
-    /// The weights of the halves of one block; unspecified where there are none.
+    /// The integer scales of the halves of one block; unspecified for layouts without them.
     ///
     /// # Safety
     /// As for [`Scales::read`].
@@ -156,7 +156,7 @@ impl Scales for ScaleMin {
 pub(super) struct Groups;
 
 impl Groups {
-    /// Where the integers of `block` are: scales, then minima.
+    /// Offset of the integers of `block`: scales, then minima.
     pub(super) const fn integers(block: usize) -> usize {
         4 * TILE + 2 * TILE * block
     }
@@ -184,7 +184,7 @@ impl Scales for Groups {
 pub(super) struct Halves;
 
 impl Halves {
-    /// Where the weights of the half block are.
+    /// Offset of the half block's integer scales.
     pub(super) const fn weights(half: usize) -> usize {
         2 * TILE + TILE * half
     }

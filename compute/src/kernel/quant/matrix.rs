@@ -1,4 +1,4 @@
-//! A packed weight matrix: a place in an arena that many share, with its type and shape. It never computes a product.
+//! A packed weight matrix: a place in an arena that many matrices share, with type and shape.
 
 use super::layout::{BLOCK, Groups, Halves, Layout, TILE, block_bytes, packed_bytes, tile_bytes, tiles};
 use crate::gguf::GgmlType;
@@ -13,7 +13,7 @@ pub(crate) struct Matrix {
     rows: usize,
     k: usize,
     arena: Arc<Buffer>,
-    /// Where its tiles begin in the arena.
+    /// Offset of the first tile in the arena.
     start: usize,
     tile_bytes: usize,
 }
@@ -34,7 +34,7 @@ impl Matrix {
         }
     }
 
-    /// The type it was packed from.
+    /// The type that the matrix was packed from.
     pub(crate) fn ty(&self) -> GgmlType {
         self.ty
     }
@@ -49,17 +49,17 @@ impl Matrix {
         self.k
     }
 
-    /// How many tiles it has, the last one perhaps not full.
+    /// The number of tiles; the last one may be partly filled.
     pub(crate) fn tiles(&self) -> usize {
         tiles(self.rows)
     }
 
-    /// Its size in memory.
+    /// Bytes of all tiles.
     pub(crate) fn size_bytes(&self) -> usize {
         self.tiles() * self.tile_bytes
     }
 
-    /// Whether its products take activations as floats, not quantised.
+    /// Whether products of this matrix take activations as floats, not quantised.
     pub(crate) fn takes_floats(&self) -> bool {
         matches!(Layout::of(self.ty), Layout::Float { .. })
     }
@@ -75,7 +75,7 @@ impl Matrix {
     /// The elements of one row, exactly as [`dequantize`](crate::gguf::dequantize) gives them. `out`: `[k]`.
     ///
     /// # Panics
-    /// Where there is no such row or `out` has another length.
+    /// Where the row does not exist or `out` has another length.
     pub(crate) fn unpack_row(&self, row: usize, out: &mut [f32]) {
         assert!(row < self.rows && out.len() == self.k, "row {row} of {} x {} into {}", self.rows, self.k, out.len());
         let (tile, lane) = (row / TILE, row % TILE);
@@ -112,7 +112,7 @@ fn half_at(bytes: &[u8], at: usize) -> f32 {
     f16::from_le_bytes([bytes[at], bytes[at + 1]]).to_f32()
 }
 
-/// Scale and what is added, for the two halves of a block of one row. (Adding −0 changes nothing, not even a zero's sign.)
+/// Scale and offset for the two halves of a block of one row. (Adding −0 changes nothing, not even a zero's sign.)
 fn block_scales(ty: GgmlType, head: &[u8], block: usize, lane: usize) -> [(f32, f32); 2] {
     let d = half_at(head, 2 * lane);
     match ty {

@@ -1,5 +1,5 @@
-//! GGUF blocks into packed tiles: one unpacker per format, one packer per layout.
-//! It interleaves bits exactly and computes nothing.
+//! Packs GGUF blocks into tiles: one unpacker per format, one packer per layout. Bits are moved exactly; nothing is
+//! computed.
 
 use super::layout::{BLOCK, Groups, Halves, Layout, TILE, block_bytes, tile_bytes};
 use crate::gguf::GgmlType;
@@ -8,11 +8,11 @@ use std::ops::Range;
 /// 32 codes of up to 8 bits, in order of k; four to a little-endian word.
 type Codes = [u32; 8];
 
-/// Packs the tiles `tiles` of a matrix `[rows, k]` whose blocks are `src`, row by row, into `dst`: those tiles alone.
-/// Threads may pack different tiles at once.
+/// Packs the tiles `tiles` of a matrix `[rows, k]`, whose blocks are `src` row by row, into `dst`, which holds those
+/// tiles only. Threads may pack different tiles at the same time.
 ///
 /// # Panics
-/// Where `src` or `dst` has not the size that the shape gives ([`packed_bytes`](super::packed_bytes)).
+/// Where `src` or `dst` does not have the size of the shape ([`packed_bytes`](super::packed_bytes)).
 pub(crate) fn pack(ty: GgmlType, rows: usize, k: usize, src: &[u8], tiles: Range<usize>, dst: &mut [u8]) {
     let row_bytes = k / ty.block_len() * ty.block_bytes();
     let Some(tile_bytes) = tile_bytes(ty, k) else {
@@ -53,7 +53,7 @@ fn floats<const W: usize>(rows: &[u8], k: usize, dst: &mut [u8]) {
     }
 }
 
-/// Where a GGUF type keeps what: `block` is one of its own blocks, of 32 or 256 elements.
+/// How a GGUF type stores scales and codes. `block` is one of the type's own blocks, of 32 or 256 elements.
 trait Source {
     const TYPE: GgmlType;
     /// Bits of a code.
@@ -132,7 +132,7 @@ fn put_half(block: &[u8], from: usize, head: &mut [u8], index: usize, lane: usiz
     head[at..at + 2].copy_from_slice(&block[from..from + 2]);
 }
 
-/// The types with one 32-element block: f16 numbers first.
+/// The types with blocks of 32 elements, which begin with f16 numbers.
 macro_rules! simple {
     ($name:ident, $ty:expr, $bits:expr, $halves:expr, |$block:ident| $codes:expr) => {
         struct $name;
@@ -159,8 +159,8 @@ simple!(Q5_0, GgmlType::Q5_0, 5, 1, |block| with_fifths(nibbles(&block[6..22]), 
 simple!(Q5_1, GgmlType::Q5_1, 5, 2, |block| with_fifths(nibbles(&block[8..24]), word(&block[4..8], 0)));
 simple!(Q8_0, GgmlType::Q8_0, 8, 1, |block| std::array::from_fn(|i| word(&block[2..34], i)));
 
-/// The scales of Q4_K and Q5_K, taken out of their 6 bits: four of each lie in the low bits of bytes 0…7; the other four
-/// have their low nibbles in bytes 8…11 and their upper two bits on top of bytes 0…7.
+/// The scales of Q4_K and Q5_K, unpacked from 6 bits each: four of each kind lie in the low bits of bytes 0…7; the
+/// other four have their low nibbles in bytes 8…11 and their upper two bits on top of bytes 0…7.
 fn group_scales(block: &[u8], lane: usize, head: &mut [u8]) {
     put_half(block, 0, head, 0, lane);
     put_half(block, 2, head, 1, lane);

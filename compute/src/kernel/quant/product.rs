@@ -1,5 +1,5 @@
-//! Products of a packed matrix with rows of activations: which tile meets which rows, and where results go.
-//! The arithmetic is in the register tiles; threads are the caller's.
+//! Products of a packed matrix with rows of activations: the order of tiles and rows, and where results go. The
+//! arithmetic is in the register tiles; threads are the caller's.
 
 use super::super::simd::{Body, LANES, Simd, dispatch};
 use super::float::{self, FloatWeights};
@@ -12,10 +12,11 @@ use crate::gguf::GgmlType;
 use std::marker::PhantomData;
 use std::ops::Range;
 
-/// Activations that all tiles meet before the next ones: so many bytes stay in a core's second-level cache.
+/// Bytes of activations that are multiplied with all tiles before the next rows: they stay in a core's second-level
+/// cache.
 const CHUNK_BYTES: usize = 256 << 10;
 
-/// What is multiplied.
+/// The activations of a product.
 #[derive(Clone, Copy)]
 pub(crate) enum Input<'a> {
     /// For quantised weights.
@@ -24,25 +25,26 @@ pub(crate) enum Input<'a> {
     Floats(&'a [f32]),
 }
 
-/// What happens with results.
+/// How results are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Store {
-    /// They replace what is there.
+    /// Results replace the content of the destination.
     Set,
-    /// They are added to what is there.
+    /// Results are added to the content of the destination.
     Add,
 }
 
-/// `out[row][16·tile ..] = W[tile] · x[row]` for the tiles `tiles` and rows `rows`; row `r` of the output is at `out + r·ld`.
-/// Columns beyond `w.rows()` are not written.
+/// `out[row][16·tile ..] = W[tile] · x[row]` for the tiles `tiles` and rows `rows`; row `r` of the output is at `out +
+/// r·ld`. Columns beyond `w.rows()` are not written.
 ///
 /// # Panics
-/// Where `x` is not what `w` takes ([`Matrix::takes_floats`]), has another k, or tiles or rows are not there.
+/// Where `x` is not of the kind that `w` takes ([`Matrix::takes_floats`]) or has another k, or tiles or rows do not
+/// exist.
 ///
 /// # Safety
-/// `isa` is available. `out` is writable in the named tiles' columns of the named rows, and nobody else uses those
-/// meanwhile; nobody writes x.
-// What, with what, where to: every one is needed, and callers have them apart.
+/// `isa` is available. `out` is writable in the named tiles' columns of the named rows, and no other thread uses those
+/// columns at the same time; `x` is only read.
+// Callers have all of these apart.
 #[allow(clippy::too_many_arguments)]
 pub(crate) unsafe fn product(
     isa: Isa,
@@ -83,7 +85,7 @@ struct Task<'a> {
     out: Out,
 }
 
-/// Where results go.
+/// The destination of results.
 #[derive(Clone, Copy)]
 struct Out {
     to: *mut f32,
@@ -101,7 +103,7 @@ impl Out {
     unsafe fn put<S: Simd, const N: usize>(&self, tile: usize, row: usize, acc: [S::F; N]) {
         let width = self.columns - tile * TILE;
         for (i, acc) in acc.into_iter().enumerate() {
-            // SAFETY: the caller's promise; only the columns that are there are touched.
+            // SAFETY: the caller's promise; only existing columns are touched.
             unsafe {
                 let to = self.to.add((row + i) * self.ld + tile * TILE);
                 if width >= TILE {

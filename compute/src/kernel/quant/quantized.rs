@@ -1,28 +1,28 @@
-//! Activations in 8 bits: rows of integers with their scales, laid out for the integer kernels. It owns the rounding of
-//! activations (see the numerics of [`super`]); it knows nothing of weights.
+//! Activations in 8 bits: rows of integers with their scales, laid out for the integer kernels. The rounding of
+//! activations is here (see the numerics of [`super`]).
 //!
-//! Rows are in groups of up to 8. A record is one block of 32 k of one group: `[group][32]` i8, then `[group]` [`Scale`]:
-//! everything a register tile needs is at fixed distances from one pointer.
+//! Rows are in groups of up to 8. A record is one block of 32 k of one group: `[group][32]` i8, then `[group]`
+//! [`Scale`]. All that a register tile reads is at fixed distances from one pointer.
 
 use super::super::simd::{Body, LANES, Simd, dispatch};
 use super::layout::BLOCK;
 use crate::{Error, Isa};
 use std::cell::UnsafeCell;
 
-/// Rows of a full group: the most that a register tile takes.
+/// Rows of a full group: as many as a register tile takes at most.
 pub(super) const GROUP: usize = 8;
 
-/// What a row's block has beside its integers.
+/// The numbers of a row's block besides its integers.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Scale {
-    /// What the integers are multiplied with.
+    /// Factor of the integers.
     pub(super) d: f32,
     /// `d · sum`.
     pub(super) d_sum: f32,
-    /// The sum of the integers,
+    /// The sum of the integers.
     pub(super) sum: i32,
-    /// and of the first 16 of them.
+    /// The sum of the first 16 integers.
     pub(super) first: i32,
 }
 
@@ -32,7 +32,7 @@ pub(super) const SCALE_BYTES: usize = size_of::<Scale>();
 #[repr(C, align(64))]
 struct Line(UnsafeCell<[u8; 64]>);
 
-/// Quantised rows `[rows, k]`; its memory is kept for the next ones.
+/// Quantised rows `[rows, k]`; the memory is kept for later rows.
 #[derive(Default)]
 pub(crate) struct Quantized {
     lines: Vec<Line>,
@@ -40,11 +40,11 @@ pub(crate) struct Quantized {
     k: usize,
 }
 
-// SAFETY: rows are written through `quantize_row` only, whose callers promise that nobody else uses the row.
+// SAFETY: rows are written only through `quantize_row`, whose callers guarantee exclusive use of the row.
 unsafe impl Sync for Quantized {}
 
 impl Quantized {
-    /// Room for `rows` rows of `k` elements, of which nothing is known until each is quantised.
+    /// Makes room for `rows` rows of `k` elements; the content of a row is unspecified until it is quantised.
     ///
     /// # Errors
     /// [`Error::OutOfMemory`].
@@ -92,7 +92,8 @@ impl Quantized {
         self.k.div_ceil(BLOCK) * self.record_bytes()
     }
 
-    /// The first integer and the first scale of a row; the next block's are [`Quantized::record_bytes`] on.
+    /// Pointers to the first integer and the first scale of a row; the next block's are [`Quantized::record_bytes`]
+    /// further.
     pub(super) fn row(&self, row: usize) -> (*const i8, *const Scale) {
         assert!(row < self.rows, "row {row} of {}", self.rows);
         let (group, place) = (row / GROUP, row % GROUP);
@@ -101,10 +102,11 @@ impl Quantized {
         (base.wrapping_add(place * BLOCK).cast(), scales.cast())
     }
 
-    /// Quantises row `row` from `x`: `[k]`. Says whether all of x is finite; if not, the row holds garbage.
+    /// Quantises row `row` from `x`: `[k]`. Returns whether all of x is finite; if not, the row's content is
+    /// unspecified.
     ///
     /// # Safety
-    /// Nobody else reads or writes this row meanwhile. `isa` is available.
+    /// No other thread reads or writes this row at the same time. `isa` is available.
     pub(crate) unsafe fn quantize_row(&self, isa: Isa, x: &[f32], row: usize) -> bool {
         assert!(x.len() == self.k, "{} elements for a row of {}", x.len(), self.k);
         let mut at = self.row_blocks(row);

@@ -1,5 +1,6 @@
-//! Packed products against the numerics written down once more, element by element, from the GGUF bytes; bit for bit, in
-//! every family this processor has. Codes and scales come from [`dequantize`] of blocks with neutral scales, not from the packer.
+//! Packed products against a second, element-wise implementation of the numerics on the GGUF bytes; bit for bit, in
+//! every family that this processor has. Codes and scales come from [`dequantize`] of blocks with neutral scales, not
+//! from the packer.
 
 use super::*;
 use crate::gguf::{GgmlType, dequantize};

@@ -11,7 +11,7 @@ pub(crate) struct Avx2;
 /// Compiles `body` for this family and runs it.
 ///
 /// # Safety
-/// The processor has these features; what the body asks for.
+/// The processor has these features; the conditions of the body.
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(super) unsafe fn enter<T: Body>(body: T) -> T::Out {
     // SAFETY: the caller's promise.
@@ -27,7 +27,8 @@ macro_rules! halves {
     };
 }
 
-// SAFETY of every block below: the caller runs inside `enter`, and its pointers are good for what the method's name says.
+// SAFETY of every block below: the caller runs inside `enter`, and its pointers are valid for the accesses that the
+// method's name says.
 impl Simd for Avx2 {
     type F = (__m256, __m256);
     type I = (__m256i, __m256i);

@@ -11,7 +11,7 @@ pub(crate) struct Avx512;
 /// Compiles `body` for this family and runs it.
 ///
 /// # Safety
-/// The processor has these features; what the body asks for.
+/// The processor has these features; the conditions of the body.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
 pub(super) unsafe fn enter<T: Body>(body: T) -> T::Out {
     // SAFETY: the caller's promise.
@@ -20,7 +20,8 @@ pub(super) unsafe fn enter<T: Body>(body: T) -> T::Out {
 
 const NEAREST: i32 = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
 
-// SAFETY of every block below: the caller runs inside `enter`, and its pointers are good for what the method's name says.
+// SAFETY of every block below: the caller runs inside `enter`, and its pointers are valid for the accesses that the
+// method's name says.
 impl Simd for Avx512 {
     type F = __m512;
     type I = __m512i;

@@ -1,6 +1,6 @@
-//! Sixteen lanes of SIMD, the same on every processor: kernels of the layer engine are written once over [`Simd`] and run
-//! with AVX-512 VNNI, AVX2, NEON or portable code, giving the same bits (DESIGN §5). An operation here is exact (integers,
-//! comparisons, conversions that fit) or rounded once as IEEE 754 says; nothing approximates. It knows nothing of layers.
+//! Sixteen lanes of SIMD, the same on every processor: kernels of the layer engine are written once over [`Simd`] and
+//! run with AVX-512 VNNI, AVX2, NEON or portable code, with the same bits (DESIGN §5). An operation here is exact
+//! (integers, comparisons, conversions that fit) or rounded once as IEEE 754 says; nothing approximates.
 #![allow(unsafe_code)]
 
 use crate::Isa;
@@ -21,9 +21,9 @@ pub(crate) const LANES: usize = 16;
 /// One family of vectors of [`LANES`] lanes.
 ///
 /// # Safety
-/// Every method may be called only where the processor has the family's instructions, which is what [`dispatch`]
-/// makes sure of. Implementations are `#[inline(always)]`: they become instructions of the caller that [`dispatch`]
-/// compiled for the family.
+/// A method may be called only where the processor has the family's instructions, which [`dispatch`] ensures.
+/// Implementations are `#[inline(always)]`: they become instructions of the caller that [`dispatch`] compiled for the
+/// family.
 pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// 16 × f32.
     type F: Copy;
@@ -33,10 +33,10 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     type B: Copy;
     /// 16 running sums of unsigned-by-signed products, in whatever width the processor adds them fastest.
     type D: Copy;
-    /// How many activation rows a register tile takes: as many as leave the sums in registers, at most 8.
+    /// Activation rows of a register tile: as many as keep their sums in registers, at most 8.
     const ROWS: usize;
-    /// What [`Simd::dot_i8`] adds to each lane beside the dot product: this times the sum of the four `x`. (VNNI multiplies
-    /// unsigned by signed, so weights are shifted by 128.) The caller takes it off once per block.
+    /// Bias of [`Simd::dot_i8`]: each lane has this times the sum of the four `x` added to the dot product. (VNNI multiplies
+    /// unsigned by signed, so weights are shifted by 128.) The caller subtracts the bias once per block.
     const I8_BIAS: i32;
 
     /// All lanes `x`.
@@ -75,9 +75,9 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     unsafe fn to_i32(x: Self::F) -> Self::I;
     /// Lane by lane `a < b ? yes : no`; `no` where either is NaN.
     unsafe fn select_lt(a: Self::F, b: Self::F, yes: Self::F, no: Self::F) -> Self::F;
-    /// The first `n` lanes of `x`, the others `other`. `n` ≤ 16.
+    /// The first `n` lanes from `x`, the others from `other`; n ≤ 16.
     unsafe fn mask_prefix(x: Self::F, n: usize, other: Self::F) -> Self::F;
-    /// x · 2ⁿ by adding n to the exponent: |x| and the result are normal numbers, or garbage.
+    /// x · 2ⁿ by adding n to the exponent. Unspecified unless |x| and the result are normal numbers.
     unsafe fn scale_exponent(x: Self::F, n: Self::I) -> Self::F;
 
     /// All lanes `x`.
@@ -108,21 +108,21 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     unsafe fn low_nibbles(x: Self::B) -> Self::B;
     /// The high four bits of every byte.
     unsafe fn high_nibbles(x: Self::B) -> Self::B;
-    /// Four zero bits in below each byte's low four, which become its high four; lower ones are unspecified.
+    /// Every byte shifted left by 4: its low four bits become its high four. The low four bits are unspecified.
     unsafe fn shift_left_4(x: Self::B) -> Self::B;
-    /// Every byte shifted down by 1; the top bit is unspecified.
+    /// Every byte shifted right by 1; the top bit is unspecified.
     unsafe fn shift_right_1(x: Self::B) -> Self::B;
-    /// Every byte shifted down by 2; the top two bits are unspecified.
+    /// Every byte shifted right by 2; the top two bits are unspecified.
     unsafe fn shift_right_2(x: Self::B) -> Self::B;
     /// Byte by byte `x | (bits & mask)`.
     unsafe fn or_masked(x: Self::B, bits: Self::B, mask: u8) -> Self::B;
 
-    /// No products yet.
+    /// Sums of zero.
     unsafe fn no_dots() -> Self::D;
     /// Per lane `sum + Σ w·x` over its four bytes; `w` unsigned, |x| ≤ 127. Between two [`Simd::settle_dots`] at most
     /// 8 of these with w ≤ 15, 4 with w ≤ 31, 2 with w ≤ 63: that is what 16 bits hold.
     unsafe fn add_dots(sum: Self::D, w: Self::B, x: Self::B) -> Self::D;
-    /// Makes room for more.
+    /// Widens the sums, so that more products can be added.
     unsafe fn settle_dots(sum: Self::D) -> Self::D;
     /// The sums, exactly.
     unsafe fn sum_dots(sum: Self::D) -> Self::I;
@@ -135,9 +135,9 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     unsafe fn shift_left<const N: u32>(a: Self::I) -> Self::I;
     /// Sixteen numbers of bfloat16, widened exactly.
     unsafe fn load_bf16(from: *const u16) -> Self::F;
-    /// Asks for the cache line of `at`, which may be any address.
+    /// Prefetches the cache line of `at`, which may be any address.
     unsafe fn prefetch(at: *const u8);
-    /// Signed weights in the form that [`Simd::dot_i8`] wants.
+    /// Signed weights in the form that [`Simd::dot_i8`] takes.
     unsafe fn prepare_i8(w: Self::B) -> Self::B;
     /// Per lane `sum + Σ w·x + I8_BIAS·Σ x` over its four bytes; `w` from [`Simd::prepare_i8`], |x| ≤ 127.
     unsafe fn dot_i8(sum: Self::I, w: Self::B, x: Self::B) -> Self::I;
@@ -145,19 +145,19 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
 
 /// A computation over any family. `run` is `#[inline(always)]`, and so is everything it calls that takes an `S`.
 pub(crate) trait Body {
-    /// What it gives.
+    /// The result.
     type Out;
-    /// Runs it.
+    /// Runs the computation.
     ///
     /// # Safety
     /// The processor has the family; beyond that, what the body itself asks for.
     unsafe fn run<S: Simd>(self) -> Self::Out;
 }
 
-/// Runs `body` with the family for `isa`. AVX-512 means VNNI too here; without it, AVX2 is taken.
+/// Runs `body` with the family for `isa`. The AVX-512 family needs VNNI; without VNNI, AVX2 is used.
 ///
 /// # Safety
-/// What the body asks for. `isa` is available on this processor.
+/// The conditions of the body. `isa` is available on this processor.
 #[inline]
 pub(crate) unsafe fn dispatch<T: Body>(isa: Isa, body: T) -> T::Out {
     debug_assert!(isa.is_available());

@@ -12,7 +12,7 @@ pub(crate) struct Neon;
 /// Compiles `body` for this family and runs it.
 ///
 /// # Safety
-/// The processor has these features; what the body asks for.
+/// The processor has these features; the conditions of the body.
 #[target_feature(enable = "neon,dotprod")]
 pub(super) unsafe fn enter<T: Body>(body: T) -> T::Out {
     // SAFETY: the caller's promise.
@@ -67,7 +67,8 @@ unsafe fn narrow(wide: float32x4_t) -> uint16x4_t {
     half
 }
 
-// SAFETY of every block below: the caller runs inside `enter`, and its pointers are good for what the method's name says.
+// SAFETY of every block below: the caller runs inside `enter`, and its pointers are valid for the accesses that the
+// method's name says.
 impl Simd for Neon {
     type F = [float32x4_t; 4];
     type I = [int32x4_t; 4];

@@ -1,4 +1,4 @@
-//! The family in portable Rust: arrays that the compiler may vectorise. It defines what the others must give.
+//! The family in portable Rust: arrays that the compiler may vectorise. It defines the results of all families.
 #![allow(unsafe_code, clippy::needless_range_loop)]
 
 use super::{Body, LANES, Simd};
@@ -12,13 +12,13 @@ pub(crate) struct Plain;
 /// where the processor has it, the same code is compiled with it.
 ///
 /// # Safety
-/// What the body asks for.
+/// The conditions of the body.
 #[inline]
 pub(super) unsafe fn enter<T: Body>(body: T) -> T::Out {
     #[cfg(target_arch = "x86_64")]
     {
         /// # Safety
-        /// The processor has the instructions; what the body asks for.
+        /// The processor has the instructions; the conditions of the body.
         #[target_feature(enable = "fma")]
         unsafe fn fused<T: Body>(body: T) -> T::Out {
             // SAFETY: the caller's promise.
@@ -51,7 +51,8 @@ fn zip<T: Copy + Default>(a: [T; LANES], b: [T; LANES], f: impl Fn(T, T) -> T) -
     out
 }
 
-// SAFETY of every block below: the caller's pointers are good for what the method's name says: 16 elements, 64 bytes, or 4.
+// SAFETY of every block below: the caller's pointers are valid for the accesses that the method's name says: 16
+// elements, 64 bytes, or 4.
 impl Simd for Plain {
     type F = [f32; LANES];
     type I = [i32; LANES];

@@ -1,5 +1,5 @@
-//! The phases of a layer on keys and values: queries and keys are rotated to their positions (RoPE), keys and values go into
-//! the sessions' caches, attention reads them. Its arithmetic is in `float`.
+//! The phases of a layer on keys and values: queries and keys are rotated to their positions (RoPE), keys and values
+//! are written to the sessions' caches, attention reads them. The arithmetic is in `kernel::float`.
 #![allow(unsafe_code)]
 
 use super::pass::Pass;
@@ -163,7 +163,7 @@ impl Pass<'_> {
             for (row, n) in rows.iter_mut().zip(task.rows.clone()) {
                 let (of_chunk, head) = (n / group, task.kv_head * group + n % group);
                 let at = ((chunk.rows.start + of_chunk) * heads + head) * head_dim;
-                // SAFETY: queries were placed before the last meeting; the result belongs to the task.
+                // SAFETY: queries were rotated before the last barrier; the result belongs to the task.
                 *row = unsafe {
                     Row {
                         query: self.q.start().add(at),

@@ -1,5 +1,5 @@
-//! The phases of one batch, as each thread of the pool runs them: embedding, products, norms, activations, logits. What
-//! concerns keys and values is in `attend`.
+//! The phases of one batch, as each thread of the pool runs them: embedding, products, norms, activations, logits. The
+//! phases on keys and values are in `attend`.
 #![allow(unsafe_code)]
 
 use super::attend::AttentionTask;

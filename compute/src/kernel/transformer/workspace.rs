@@ -1,4 +1,4 @@
-//! The buffers of forward passes, kept from one pass to the next. They only grow; what they hold is the pass's business.
+//! The buffers of forward passes, kept from one pass to the next. They only grow; their content is the pass's.
 
 use super::Batch;
 use crate::Error;
@@ -17,12 +17,12 @@ pub(super) enum ProductInput {
 /// The number of [`ProductInput`]s.
 pub(super) const INPUTS: usize = 4;
 
-/// What one thread keeps for itself.
+/// The buffers of one thread.
 #[derive(Default)]
 pub(super) struct ThreadState {
     /// `[rows, h]`: residuals.
     pub(super) x: Vec<f32>,
-    /// `[rows, longest input]`: a product's input, where the thread prepares all of it.
+    /// `[rows, longest input]`: a product's input, where the thread prepares all rows.
     pub(super) input: Vec<f32>,
     pub(super) quantized: [Quantized; INPUTS],
     /// Scratch of attention.
@@ -33,7 +33,7 @@ pub(super) struct ThreadState {
 #[derive(Default)]
 pub(crate) struct Workspace {
     pub(super) threads: Vec<ThreadState>,
-    /// `[rows, h]`: normed rows, where threads share them.
+    /// `[rows, h]`: normalised rows, where threads share them.
     pub(super) normed: Vec<f32>,
     pub(super) quantized: [Quantized; INPUTS],
     /// `[rows, q]`
@@ -48,7 +48,7 @@ pub(crate) struct Workspace {
     pub(super) gate: Vec<f32>,
     /// `[rows, f]`
     pub(super) up: Vec<f32>,
-    /// `[rows, h]`: what is to be added to the residual.
+    /// `[rows, h]`: the addend of the residual.
     pub(super) delta: Vec<f32>,
     /// `[2, rows, rotated / 2]`
     pub(super) cos: Vec<f32>,
