@@ -1,0 +1,173 @@
+//! What becomes of an attempt: progress, its answer, its check, its failure. Never starts one.
+
+use super::forecast::check_bytes;
+use super::{Attempt, Scheduler};
+use crate::schedule::job::Answer;
+use crate::schedule::limits::{OVERLOADS_LOCAL_MAX, OVERLOADS_MAX};
+use crate::schedule::{Action, AttemptId, FailureKind, Measured, Operand, Progress, Transfer, Verdict};
+
+impl Scheduler {
+    pub(super) fn progress(&mut self, id: AttemptId, progress: Progress, now: f64) {
+        let Some(attempt) = self.attempts.get(&id) else {
+            return;
+        };
+        let Some(worker) = self.workers.get_mut(&attempt.worker) else {
+            return;
+        };
+        if progress == Progress::Sent {
+            worker.sent(id, now);
+        }
+        if let Some(flight) = worker.flights.iter_mut().find(|flight| flight.attempt == id) {
+            flight.last_moved = now;
+            if progress == Progress::Computing {
+                flight.began = Some((now - worker.model.rtt_s / 2.0).max(flight.started));
+            }
+        }
+    }
+
+    pub(super) fn finish(&mut self, id: AttemptId, measured: &Measured, now: f64, actions: &mut Vec<Action>) {
+        let Some(attempt) = self.attempts.get_mut(&id) else {
+            return;
+        };
+        let Some(worker) = self.workers.get_mut(&attempt.worker) else {
+            return;
+        };
+        let Some((flight, begin)) = worker.finish(id, now) else {
+            return;
+        };
+        let elsewhere = flight.return_s + worker.model.overhead_s;
+        let compute_s = measured.compute_seconds.filter(|seconds| seconds.is_finite() && *seconds >= 0.0);
+        let compute_s = compute_s.unwrap_or_else(|| (now - begin - elsewhere).max(0.0));
+        worker.model.observe_compute(flight.arithmetic, flight.flops, compute_s);
+        if let Some(sent) = measured.sent {
+            worker.model.observe_send(sent);
+        }
+        if let Some(received) = measured.received {
+            worker.model.observe_receive(received);
+        }
+        worker.model.observe_attempt(flight.predicted_done - flight.started, now - flight.started);
+        attempt.checking = Some(compute_s);
+        let trusted = attempt.worker.is_local();
+        let alone = (self.jobs.iter()).any(|job| job.id == flight.job && job.spec.redundancy == 1);
+        if trusted && alone {
+            // What this node computed for itself needs no check; any number names its one answer.
+            self.answer(id, 0, now, actions);
+        } else {
+            actions.push(Action::Check { attempt: id });
+        }
+    }
+
+    pub(super) fn checked(
+        &mut self,
+        id: AttemptId,
+        verdict: Verdict,
+        seconds: f64,
+        now: f64,
+        actions: &mut Vec<Action>,
+    ) {
+        let Some(attempt) = self.attempts.get(&id).filter(|attempt| attempt.checking.is_some()) else {
+            return;
+        };
+        let (worker, tile) = (attempt.worker, attempt.tile);
+        if let Some(job) = self.jobs.iter_mut().find(|job| job.id == attempt.job) {
+            let bytes = check_bytes(job, tile);
+            self.check_byte_s.observe_transfer(Transfer { bytes, seconds });
+            job.tasks.wrong += u32::from(verdict == Verdict::Bad);
+        }
+        match verdict {
+            Verdict::Good { answer } => self.answer(id, answer, now, actions),
+            Verdict::Bad if !worker.is_local() => self.quarantine(worker, id, now, actions),
+            Verdict::Bad | Verdict::Inconclusive => self.fail(id, FailureKind::VerificationFailed, now, actions),
+        }
+    }
+
+    /// Keeps a good answer.
+    pub(super) fn answer(&mut self, id: AttemptId, answer: u64, now: f64, actions: &mut Vec<Action>) {
+        let Some(attempt) = self.attempts.remove(&id) else {
+            return;
+        };
+        if let Some(worker) = self.workers.get_mut(&attempt.worker) {
+            worker.did_well();
+        }
+        let Some(job) = self.jobs.iter_mut().find(|job| job.id == attempt.job) else {
+            return;
+        };
+        job.active -= 1;
+        let record = job.records.entry(attempt.tile).or_default();
+        record.active.retain(|&(active, _)| active != id);
+        let seconds = attempt.checking.unwrap_or(0.0);
+        record.answers.push(Answer { attempt: id, worker: attempt.worker, answer, seconds });
+        self.settle(attempt.job, attempt.tile, now, actions);
+    }
+
+    /// Ends an attempt that brought no good answer.
+    pub(super) fn fail(&mut self, id: AttemptId, kind: FailureKind, now: f64, actions: &mut Vec<Action>) {
+        let Some(attempt) = self.attempts.remove(&id) else {
+            return;
+        };
+        let local = attempt.worker.is_local();
+        if attempt.checking.is_some() {
+            actions.push(Action::Discard { attempt: id });
+        }
+        let mut given_up = false;
+        if let Some(worker) = self.workers.get_mut(&attempt.worker) {
+            worker.remove(id);
+            match kind {
+                FailureKind::Overloaded => worker.overloaded(now),
+                FailureKind::Unauthorized => worker.refused(now),
+                // The operand is sent again; that the answer could not be judged is nobody's fault.
+                FailureKind::NotFound | FailureKind::VerificationFailed => {}
+                _ => worker.failed(now),
+            }
+            given_up = worker.is_given_up();
+        }
+        if kind == FailureKind::NotFound {
+            self.drop_operand(attempt.worker, attempt.job, Operand::Band(attempt.tile.band));
+            self.drop_operand(attempt.worker, attempt.job, Operand::Panel(attempt.tile.panel));
+        }
+        let Some(job) = self.jobs.iter_mut().find(|job| job.id == attempt.job) else {
+            return;
+        };
+        job.active -= 1;
+        let record = job.records.entry(attempt.tile).or_default();
+        record.active.retain(|&(active, _)| active != id);
+        let overloaded = kind == FailureKind::Overloaded;
+        record.overloads += u32::from(overloaded);
+        record.failures += u32::from(!overloaded);
+        record.local_failures += u32::from(local && !overloaded);
+        if !local && kind != FailureKind::NotFound && (!overloaded || record.overloads > OVERLOADS_MAX) {
+            record.failed.push(attempt.worker);
+        }
+        let hopeless = kind == FailureKind::InvalidInput
+            || record.local_failures > job.spec.max_retries
+            || record.overloads > OVERLOADS_LOCAL_MAX;
+        if local && hopeless {
+            let why = match kind {
+                FailureKind::InvalidInput => "this node cannot compute the job as asked",
+                FailureKind::Overloaded => "this node has no room for the job; try again later or allow more memory",
+                FailureKind::VerificationFailed => "no answer of this node stands up to its check",
+                _ => "this node fails to compute a part of the job",
+            };
+            self.fail_job(attempt.job, kind, why.to_owned(), now, actions);
+        } else {
+            self.settle(attempt.job, attempt.tile, now, actions);
+        }
+        if given_up {
+            self.settle_all(now, actions);
+        }
+    }
+
+    /// Takes an attempt out of flight or out of its check; the tile's record is the caller's.
+    pub(super) fn drop_attempt(&mut self, id: AttemptId, actions: &mut Vec<Action>) -> Option<Attempt> {
+        let attempt = self.attempts.remove(&id)?;
+        if attempt.checking.is_some() {
+            actions.push(Action::Discard { attempt: id });
+        } else {
+            if let Some(worker) = self.workers.get_mut(&attempt.worker) {
+                worker.remove(id);
+            }
+            actions.push(Action::Cancel { attempt: id, worker: attempt.worker });
+        }
+        Some(attempt)
+    }
+}

@@ -1,0 +1,242 @@
+//! One attempt at one task: started here or at a peer, its result, its check, its merge. When and where is the
+//! scheduler's to say.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use libp2p::PeerId;
+use pangea_client::{Error, ErrorKind, Result};
+use pangea_compute::{Cancel, Digest, Tensor};
+
+use super::{Attempt, Driver, Notice};
+use crate::fabric::checker::{Check, CheckVerdict, Checked};
+use crate::fabric::feeder::Feed;
+use crate::fabric::job::{JobId, Rejection};
+use crate::worker::executor::{Outcome, PackKey, Side, Work};
+use pangea_control::schedule::{AttemptId, Event, FailureKind, Measured, Operand, Tile, Transfer, Verdict, WorkerId};
+
+impl Driver {
+    pub(super) fn start(&mut self, attempt: AttemptId, job: JobId, tile: Tile, worker: WorkerId) -> Result<()> {
+        let cancel = Cancel::new();
+        let Some(running) = self.jobs.get(&job) else {
+            return Err(Error::new(ErrorKind::Cancelled, "the job has ended"));
+        };
+        let under_way = Attempt { job, tile, worker, cancel: cancel.clone(), result: None, compute: Duration::ZERO };
+        self.attempts.insert(attempt, under_way);
+        let priority = running.request.priority;
+        if !worker.is_local() {
+            let deadline = running.request.deadline.map(|within| within.saturating_sub(running.submitted.elapsed()));
+            let feed = Feed { attempt, job: Rc::clone(&running.data), tile, priority, deadline, cancel, lacking: None };
+            let (_, link) =
+                self.peers.link_of(worker).ok_or_else(|| Error::new(ErrorKind::Unavailable, "the peer is gone"))?;
+            return link
+                .feeder
+                .try_send(feed)
+                .map_err(|_| Error::new(ErrorKind::Overloaded, "too many tasks wait for this peer"));
+        }
+        let key =
+            |side, index| if running.data.is_one_tile() { PackKey::Once } else { PackKey::Local { job, side, index } };
+        let notices = self.notices.clone();
+        let work = Work {
+            priority,
+            owner: None,
+            a: (key(Side::Left, tile.band), running.data.operand(Operand::Band(tile.band))?),
+            b: (key(Side::Right, tile.panel), running.data.operand(Operand::Panel(tile.panel))?),
+            keep_bytes: usize::try_from(running.data.grid.group_bytes()).unwrap_or(usize::MAX),
+            cancel,
+            started: None,
+            done: Box::new(move |outcome| {
+                // The driver never waits for the executor, so this cannot block for good.
+                let _ = notices.blocking_send(Notice::LocalDone { attempt, outcome });
+            }),
+        };
+        self.executor.submit(work)
+    }
+
+    pub(super) fn local_done(&mut self, attempt: AttemptId, outcome: Outcome) {
+        let Some(under_way) = self.attempts.get_mut(&attempt) else { return };
+        match outcome.result {
+            Ok(tensor) => {
+                under_way.result = Some(tensor);
+                under_way.compute = outcome.compute;
+                let measured =
+                    Measured { compute_seconds: Some(outcome.compute.as_secs_f64()), sent: None, received: None };
+                self.events.push_back(Event::AttemptFinished { attempt, measured });
+            }
+            Err(error) => {
+                tracing::debug!(event = "local_task_failed", attempt = attempt.0, %error);
+                self.attempts.remove(&attempt);
+                self.events.push_back(Event::AttemptFailed { attempt, kind: error.kind() });
+            }
+        }
+    }
+
+    pub(super) fn remote_done(
+        &mut self,
+        peer: PeerId,
+        attempt: AttemptId,
+        tensor: Tensor,
+        compute: Duration,
+        receiving: Duration,
+    ) {
+        let bytes = tensor.size_bytes() as u64;
+        self.counters.bytes_received += bytes;
+        let Some(under_way) = self.attempts.get_mut(&attempt) else { return };
+        under_way.result = Some(tensor);
+        under_way.compute = compute;
+        if let Some(running) = self.jobs.get_mut(&under_way.job) {
+            running.bytes_received += bytes;
+        }
+        let sent =
+            self.peers.get_mut(&peer).and_then(|known| known.link.as_mut()).map(|link| std::mem::take(&mut link.sent));
+        let transfer = |(bytes, took): (u64, Duration)| {
+            (bytes > 0 && !took.is_zero()).then_some(Transfer { bytes, seconds: took.as_secs_f64() })
+        };
+        let measured = Measured {
+            compute_seconds: Some(compute.as_secs_f64()),
+            sent: sent.and_then(transfer),
+            received: transfer((bytes, receiving)),
+        };
+        if let (Some(sent), Some(known)) = (measured.sent, self.peers.get_mut(&peer)) {
+            let rate = sent.bytes as f64 / sent.seconds;
+            known.bytes_per_s += 0.2 * (rate - known.bytes_per_s);
+        }
+        self.events.push_back(Event::AttemptFinished { attempt, measured });
+    }
+
+    pub(super) fn check(&mut self, attempt: AttemptId) {
+        let inconclusive = Event::AttemptChecked { attempt, verdict: Verdict::Inconclusive, seconds: 0.0 };
+        let Some(Attempt { job, tile, result: Some(c), .. }) = self.attempts.get(&attempt) else {
+            self.events.push_back(inconclusive);
+            return;
+        };
+        let Some(running) = self.jobs.get(job) else {
+            self.events.push_back(inconclusive);
+            return;
+        };
+        let data = &running.data;
+        let operands =
+            data.operand(Operand::Band(tile.band)).and_then(|a| Ok((a, data.operand(Operand::Panel(tile.panel))?)));
+        let notices = self.notices.clone();
+        let submitted = operands.and_then(|(a, b)| {
+            self.checker.submit(Check {
+                a,
+                b,
+                c: c.clone(),
+                dtype: data.dtype,
+                probe: data.probe(tile.panel),
+                done: Box::new(move |checked| {
+                    let _ = notices.blocking_send(Notice::Checked { attempt, checked });
+                }),
+            })
+        });
+        if let Err(error) = submitted {
+            tracing::warn!(event = "check_failed", attempt = attempt.0, %error);
+            self.events.push_back(inconclusive);
+        }
+    }
+
+    pub(super) fn checked(&mut self, attempt: AttemptId, checked: Checked) {
+        let Some(under_way) = self.attempts.get(&attempt) else { return };
+        let worker = under_way.worker;
+        let peer = self.peers.link_of(worker).map(|(peer, _)| peer);
+        if let Some(running) = self.jobs.get_mut(&under_way.job) {
+            running.check_seconds += checked.took.as_secs_f64();
+            match &checked.verdict {
+                CheckVerdict::Good(method) => running.method = method,
+                CheckVerdict::Bad(why) => {
+                    let peer = peer.map_or_else(String::new, |peer| peer.to_string());
+                    running.rejected.push(Rejection { peer, why: why.clone() });
+                }
+                CheckVerdict::Failed(_) => {}
+            }
+        }
+        let verdict = match checked.verdict {
+            CheckVerdict::Good(_) => {
+                if let Some(known) = peer.and_then(|peer| self.peers.get_mut(&peer)) {
+                    known.tasks_checked += 1;
+                }
+                Verdict::Good { answer: self.answer_of(attempt) }
+            }
+            CheckVerdict::Bad(_) => Verdict::Bad,
+            CheckVerdict::Failed(why) => {
+                tracing::warn!(event = "check_failed", attempt = attempt.0, why);
+                Verdict::Inconclusive
+            }
+        };
+        self.events.push_back(Event::AttemptChecked { attempt, verdict, seconds: checked.took.as_secs_f64() });
+    }
+
+    /// Equal for answers that count as the same: by bits for integers; floats that pass their check agree
+    /// within the same tolerance.
+    pub(super) fn answer_of(&self, attempt: AttemptId) -> u64 {
+        let Some(under_way) = self.attempts.get(&attempt) else { return 0 };
+        let redundant = self.jobs.get(&under_way.job).is_some_and(|running| running.request.redundancy > 1);
+        match &under_way.result {
+            Some(tensor) if redundant && !tensor.dtype().is_float() => {
+                let mut word = [0; 8];
+                word.copy_from_slice(&tensor.digest().as_bytes()[..8]);
+                u64::from_le_bytes(word)
+            }
+            _ => 0,
+        }
+    }
+
+    pub(super) fn accept(&mut self, attempt: AttemptId, job: JobId, tile: Tile, worker: WorkerId) {
+        let Some(Attempt { result: Some(part), .. }) = self.attempts.remove(&attempt) else { return };
+        if let Some(running) = self.jobs.get_mut(&job) {
+            running.merge(tile, part);
+            running.show_progress();
+        }
+        tracing::trace!(event = "accepted", attempt = attempt.0, job, worker = worker.0);
+    }
+
+    /// The worker lacks operands that it was thought to have.
+    pub(super) fn send_again(&mut self, peer: PeerId, attempt: AttemptId, digests: Vec<Digest>) {
+        for digest in &digests {
+            self.evicted(peer, *digest);
+        }
+        let Some(under_way) = self.attempts.get(&attempt) else { return };
+        let Some(running) = self.jobs.get(&under_way.job) else { return };
+        let feed = Feed {
+            attempt,
+            job: Rc::clone(&running.data),
+            tile: under_way.tile,
+            priority: running.request.priority,
+            deadline: None,
+            cancel: under_way.cancel.clone(),
+            lacking: Some(digests),
+        };
+        let Some(link) = self.peers.get(&peer).and_then(|known| known.link.as_ref()) else { return };
+        if link.feeder.try_send(feed).is_err() {
+            self.events.push_back(Event::AttemptFailed { attempt, kind: FailureKind::Overloaded });
+        }
+    }
+
+    pub(super) fn evicted(&mut self, peer: PeerId, digest: Digest) {
+        let Some(link) = self.peers.get(&peer).and_then(|known| known.link.as_ref()) else { return };
+        link.resident.borrow_mut().remove(&digest);
+        let Some(worker) = link.worker else { return };
+        for (job, running) in &self.jobs {
+            let operands = running.data.operands_of(&digest);
+            if !operands.is_empty() {
+                self.events.push_back(Event::OperandsEvicted {
+                    worker,
+                    job: pangea_control::schedule::JobId(*job),
+                    operands,
+                });
+            }
+        }
+    }
+
+    pub(super) fn release(&mut self, worker: WorkerId, job: JobId, operand: Operand) {
+        let Some(digest) = self.jobs.get(&job).and_then(|running| running.data.digest_cell(operand).get().copied())
+        else {
+            return;
+        };
+        if let Some((_, link)) = self.peers.link_of(worker) {
+            // Advice only: the worker drops what is oldest by itself.
+            let _ = link.link.release(digest);
+        }
+    }
+}

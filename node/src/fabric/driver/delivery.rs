@@ -1,0 +1,157 @@
+//! How a job ends: the last check of its product, its report, its failure.
+
+use pangea_client::Error;
+use pangea_compute::Tensor;
+
+use super::{Driver, Notice};
+use crate::fabric::checker::{Check, CheckVerdict, Checked, PanelProbe};
+use crate::fabric::job::{JobId, JobOutcome, JobReport, TaskCounts, Verification, VerifyPolicy, WorkerShare};
+use crate::fabric::running::RunningJob;
+use crate::worker::executor::Side;
+use pangea_control::schedule::FailureKind;
+
+impl Driver {
+    pub(super) fn finished(&mut self, job: JobId, report: pangea_control::schedule::JobReport) {
+        let Some(running) = self.jobs.get_mut(&job) else { return };
+        let Some(product) = running.product() else {
+            self.failed(job, FailureKind::Internal, "the product is not whole".to_owned(), &report);
+            return;
+        };
+        if running.request.verify == VerifyPolicy::Standard {
+            self.deliver(job, &report, product);
+            return;
+        }
+        let notices = self.notices.clone();
+        let submitted = self.checker.submit(Check {
+            a: running.request.a.clone(),
+            b: running.request.b.clone(),
+            c: product.clone(),
+            dtype: running.data.dtype,
+            probe: std::sync::Arc::new(PanelProbe::default()),
+            done: Box::new(move |checked| {
+                let _ = notices.blocking_send(Notice::WholeChecked { job, checked });
+            }),
+        });
+        match submitted {
+            Ok(()) => {
+                self.finishing.insert(job, (report, product));
+            }
+            Err(error) => self.failed(job, FailureKind::Overloaded, error.to_string(), &report),
+        }
+    }
+
+    pub(super) fn whole_checked(&mut self, job: JobId, checked: Checked) {
+        let Some((report, product)) = self.finishing.remove(&job) else { return };
+        let Some(running) = self.jobs.get_mut(&job) else { return };
+        running.check_seconds += checked.took.as_secs_f64();
+        match checked.verdict {
+            CheckVerdict::Good(method) => {
+                running.method = method;
+                self.deliver(job, &report, product);
+            }
+            CheckVerdict::Bad(why) => self.failed(
+                job,
+                FailureKind::VerificationFailed,
+                format!("the whole product failed its check: {why}"),
+                &report,
+            ),
+            CheckVerdict::Failed(why) => {
+                self.failed(job, FailureKind::Internal, format!("the check could not be done: {why}"), &report)
+            }
+        }
+    }
+
+    pub(super) fn deliver(&mut self, job: JobId, report: &pangea_control::schedule::JobReport, product: Tensor) {
+        let Some(mut running) = self.jobs.remove(&job) else { return };
+        self.executor.forget(job);
+        let seconds = running.submitted.elapsed().as_secs_f64();
+        self.counters.jobs_done += 1;
+        if report.tasks.remote > 0 {
+            // Peers hold these bands and panels: the next product with one of them is cut alike.
+            let grid = &running.data.grid;
+            self.remember_side(&running.data.a, Side::Left, grid.band_rows());
+            self.remember_side(&running.data.b, Side::Right, grid.panel_columns());
+        }
+        let report = self.report(&running, report, seconds);
+        tracing::debug!(event = "job_done", job, seconds, predicted = report.predicted_seconds, mode = report.mode);
+        if let Some(outcome) = running.outcome.take() {
+            let _ = outcome.send(Ok(JobOutcome { product, report }));
+        }
+    }
+
+    pub(super) fn failed(
+        &mut self,
+        job: JobId,
+        kind: FailureKind,
+        why: String,
+        report: &pangea_control::schedule::JobReport,
+    ) {
+        self.finishing.remove(&job);
+        self.executor.forget(job);
+        let outcome = match (self.submitting.remove(&job), self.jobs.remove(&job)) {
+            (Some(submitting), _) => Some(submitting.outcome),
+            (None, Some(mut running)) => running.outcome.take(),
+            (None, None) => return,
+        };
+        tracing::debug!(event = "job_failed", job, ?kind, why, seconds = report.actual_seconds);
+        self.counters.jobs_failed += 1;
+        if let Some(outcome) = outcome {
+            let _ = outcome.send(Err(Error::new(kind, why)));
+        }
+    }
+
+    pub(super) fn report(
+        &self,
+        running: &RunningJob,
+        report: &pangea_control::schedule::JobReport,
+        seconds: f64,
+    ) -> JobReport {
+        let (a, b) = (&running.request.a, &running.request.b);
+        let shape = [a.rows(), a.cols(), b.cols()];
+        let flops = 2.0 * shape.iter().map(|side| *side as f64).product::<f64>();
+        let tasks = TaskCounts {
+            total: report.tasks.total,
+            remote: report.tasks.remote,
+            local: report.tasks.local,
+            retried: report.tasks.retried,
+            hedged: report.tasks.hedged,
+        };
+        let mode = match (tasks.remote, tasks.local) {
+            (0, _) => "local",
+            (_, 0) => "remote",
+            _ => "mixed",
+        };
+        let verdict = match (tasks.remote, running.data.dtype.is_float()) {
+            (0, _) => "local",
+            (_, true) => "tolerance-checked",
+            (_, false) => "verified",
+        };
+        JobReport {
+            shape,
+            dtype: running.data.dtype.name().to_owned(),
+            seconds,
+            gflops: if seconds > 0.0 { flops / seconds / 1e9 } else { 0.0 },
+            tasks,
+            workers: report.workers.iter().map(|share| self.share(share)).collect(),
+            bytes_sent: running.data.bytes_sent.get(),
+            bytes_received: running.bytes_received,
+            verification: Verification {
+                method: running.method.to_owned(),
+                verdict: verdict.to_owned(),
+                rejected: running.rejected.clone(),
+                seconds: running.check_seconds,
+            },
+            mode: mode.to_owned(),
+            predicted_seconds: report.predicted_seconds,
+        }
+    }
+
+    pub(super) fn share(&self, share: &pangea_control::schedule::WorkerShare) -> WorkerShare {
+        let (peer, name) = if share.worker.is_local() {
+            (self.settings.peer.to_string(), self.settings.name.clone())
+        } else {
+            self.worker_names.get(&share.worker).cloned().unwrap_or_default()
+        };
+        WorkerShare { peer, name, tasks: share.tasks, seconds: share.seconds }
+    }
+}

@@ -1,0 +1,61 @@
+//! What the scheduler is told of a worker's speed: what it says of itself, and what was measured of its link.
+
+use std::time::Duration;
+
+use libp2p::PeerId;
+use pangea_compute::DType;
+
+use super::Driver;
+use crate::worker::executor::Speeds;
+use pangea_control::schedule::limits::IN_FLIGHT_MAX;
+use pangea_control::schedule::{Arithmetic, Event, WorkerEstimate};
+
+/// What a link is taken to do until it is measured: ordinary Ethernet.
+const DEFAULT_BYTES_PER_S: f64 = 100e6;
+
+/// What a round trip is taken to be until a ping has told.
+const DEFAULT_RTT: Duration = Duration::from_millis(1);
+
+impl Driver {
+    pub(super) fn update_worker(&mut self, peer: PeerId) {
+        let worker = self.peers.get(&peer).and_then(|known| known.link.as_ref()).and_then(|link| link.worker);
+        if let (Some(worker), Some(estimate)) = (worker, self.estimate(&peer)) {
+            self.events.push_back(Event::WorkerUpdated { worker, estimate });
+        }
+    }
+
+    pub(super) fn estimate(&self, peer: &PeerId) -> Option<WorkerEstimate> {
+        let known = self.peers.get(peer)?;
+        let advert = known.advert.as_ref()?;
+        let speeds = Speeds {
+            f32_flops_per_s: advert.f32_flops_per_s,
+            f64_flops_per_s: advert.f64_flops_per_s,
+            i8_flops_per_s: advert.i8_flops_per_s,
+        };
+        let bytes_per_s = if known.bytes_per_s > 0.0 { known.bytes_per_s } else { DEFAULT_BYTES_PER_S };
+        let rtt = known.rtt.unwrap_or(DEFAULT_RTT).as_secs_f64();
+        let mut estimate = WorkerEstimate::remote(rates(&speeds), bytes_per_s, rtt, advert.store_bytes);
+        estimate.max_in_flight = usize::from(advert.tasks_max).clamp(1, IN_FLIGHT_MAX);
+        estimate.busy_s = known.link.as_ref().map_or(0.0, |link| link.busy.as_secs_f64());
+        Some(estimate)
+    }
+}
+
+pub(super) fn rates(speeds: &Speeds) -> [f64; Arithmetic::COUNT] {
+    let mut rates = [0.0; Arithmetic::COUNT];
+    rates[Arithmetic::F32 as usize] = speeds.f32_flops_per_s;
+    rates[Arithmetic::F64 as usize] = speeds.f64_flops_per_s;
+    // Halves are widened while they are packed; the product itself is f32.
+    rates[Arithmetic::Half as usize] = speeds.f32_flops_per_s;
+    rates[Arithmetic::Int8 as usize] = speeds.i8_flops_per_s;
+    rates
+}
+
+pub(super) fn arithmetic(a: DType, b: DType) -> Arithmetic {
+    match (a, b) {
+        (DType::I8, DType::I8) => Arithmetic::Int8,
+        (DType::F64, _) | (_, DType::F64) => Arithmetic::F64,
+        (DType::F32, _) | (_, DType::F32) => Arithmetic::F32,
+        _ => Arithmetic::Half,
+    }
+}

@@ -1,0 +1,59 @@
+//! What this node says of itself: its status to callers, its hello and its goodbye to peers.
+
+use super::Driver;
+use crate::fabric::status::NodeStatus;
+use crate::link::limits::TASKS_PER_PEER;
+use crate::wire::{TaskHello, VERSION};
+
+impl Driver {
+    pub(super) fn advert(&self) -> TaskHello {
+        let speeds = &self.settings.speeds;
+        TaskHello {
+            version: VERSION,
+            name: self.settings.name.clone(),
+            software: concat!("pangea ", env!("CARGO_PKG_VERSION")).to_owned(),
+            threads: u16::try_from(self.settings.threads).unwrap_or(u16::MAX),
+            f32_flops_per_s: speeds.f32_flops_per_s,
+            f64_flops_per_s: speeds.f64_flops_per_s,
+            i8_flops_per_s: speeds.i8_flops_per_s,
+            store_bytes: self.served.borrow().store.quota(),
+            tasks_max: TASKS_PER_PEER as u16,
+            isa: self.executor.isa().to_owned(),
+            works: self.settings.works,
+        }
+    }
+
+    pub(super) fn say_goodbye(&mut self) {
+        for (_, peer) in self.peers.iter_mut() {
+            if let Some(link) = &peer.link {
+                // A full link is told nothing; its peer sees the stream end.
+                let _ = link.link.goodbye("the node is shutting down");
+            }
+        }
+    }
+
+    pub(super) fn status(&self) -> NodeStatus {
+        let served = self.served.borrow();
+        NodeStatus {
+            peer: self.settings.peer.to_string(),
+            name: self.settings.name.clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            uptime_s: self.started.elapsed().as_secs_f64(),
+            listening: self.listening.borrow().clone(),
+            rpc: self.rpc.clone(),
+            pool_key: self.settings.pool_key,
+            threads: u32::try_from(self.settings.threads).unwrap_or(u32::MAX),
+            gflops: self.settings.speeds.f32_flops_per_s / 1e9,
+            isa: self.executor.isa().to_owned(),
+            memory_used_bytes: self.settings.budget.used(),
+            memory_limit_bytes: self.settings.budget.limit(),
+            peers: self.peers.connected() as u32,
+            jobs_running: (self.jobs.len() + self.submitting.len()) as u32,
+            jobs_done: self.counters.jobs_done,
+            jobs_failed: self.counters.jobs_failed,
+            tasks_served: served.tasks_done,
+            bytes_sent: self.counters.bytes_sent + served.bytes_sent,
+            bytes_received: self.counters.bytes_received + served.bytes_received,
+        }
+    }
+}
