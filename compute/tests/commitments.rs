@@ -12,10 +12,11 @@ use pangea_compute::gguf::GgmlType;
 use pangea_compute::model::{Cache, Input, Logits, Model, ModelFile, ModelPart, PageBudget, Step};
 use pangea_compute::sample::{Choice, Sampling, choose};
 use pangea_compute::{Cancel, Error, ErrorKind, Isa, Pool};
+use pangea_units::SplitMix64;
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
-use tiny::{LAYERS, Random, Tiny, VOCABULARY, WIDTH};
+use tiny::{LAYERS, Tiny, VOCABULARY, WIDTH};
 
 const ARCHITECTURES: [&str; 4] = ["llama", "qwen2", "qwen3", "gemma3"];
 
@@ -27,9 +28,9 @@ fn available() -> Vec<Isa> {
     Isa::ALL.into_iter().filter(|isa| isa.is_available()).collect()
 }
 
-fn random_pool(random: &mut Random) -> Pool {
+fn random_pool(random: &mut SplitMix64) -> Pool {
     let isas = available();
-    Pool::with_isa(1 + random.below(3), isas[random.below(isas.len())]).unwrap()
+    Pool::with_isa(1 + random.index(3), isas[random.index(isas.len())]).unwrap()
 }
 
 fn at_once(cancel: &Cancel) -> Pace<'_> {
@@ -163,21 +164,21 @@ fn ranges(cuts: &[u32]) -> Vec<Range<u32>> {
     starts.iter().copied().zip(ends).map(|(start, end)| start..end).collect()
 }
 
-fn random_cuts(random: &mut Random) -> Vec<u32> {
-    (1..LAYERS as u32).filter(|_| random.below(3) > 0).collect()
+fn random_cuts(random: &mut SplitMix64) -> Vec<u32> {
+    (1..LAYERS as u32).filter(|_| random.index(3) > 0).collect()
 }
 
-fn random_sampling(random: &mut Random) -> Sampling {
-    let seed = random.next();
-    match random.below(3) {
+fn random_sampling(random: &mut SplitMix64) -> Sampling {
+    let seed = random.bits();
+    match random.index(3) {
         0 => Sampling::greedy(),
         1 => Sampling { seed, temperature: 1.5, repetition_penalty: 1.2, ..Sampling::default() },
-        _ => Sampling { seed, presence_penalty: 0.5, logprobs: Some(random.below(4)), ..Sampling::default() },
+        _ => Sampling { seed, presence_penalty: 0.5, logprobs: Some(random.index(4)), ..Sampling::default() },
     }
 }
 
-fn text(random: &mut Random, len: usize) -> Vec<u32> {
-    (0..len).map(|_| random.below(VOCABULARY) as u32).collect()
+fn text(random: &mut SplitMix64, len: usize) -> Vec<u32> {
+    (0..len).map(|_| random.index(VOCABULARY) as u32).collect()
 }
 
 impl Session {
@@ -236,22 +237,22 @@ impl Parts<'_> {
 fn honest_sessions_have_the_roots_of_their_replay_on_any_mix_of_machines() {
     let (mut rows, mut case) = (0, 0u64);
     while rows < 10_000 {
-        let mut random = Random(5_000 + case);
-        let weights = GgmlType::SUPPORTED[random.below(GgmlType::SUPPORTED.len())];
+        let mut random = SplitMix64::new(5_000 + case);
+        let weights = GgmlType::SUPPORTED[random.index(GgmlType::SUPPORTED.len())];
         let file = tiny(ARCHITECTURES[case as usize % 4], weights, case);
         let cuts = random_cuts(&mut random);
         let line = Line::load(&file, &cuts, || random_pool(&mut random));
         let sampling = random_sampling(&mut random);
-        let prompt_len = 1 + random.below(90);
+        let prompt_len = 1 + random.index(90);
         // After a failover a session begins with some of its answer.
-        let length = prompt_len + random.below(30);
+        let length = prompt_len + random.index(30);
         let tokens = text(&mut random, length);
-        let positions = length + random.below(100);
-        let most = [1, 7, 200][random.below(3)];
-        let session = line.run(tokens, prompt_len, positions, &sampling, || 1 + random.below(most), None).unwrap();
-        let mut parts = Parts::of(&file, random_pool(&mut random), 1 + random.below(LAYERS));
+        let positions = length + random.index(100);
+        let most = [1, 7, 200][random.index(3)];
+        let session = line.run(tokens, prompt_len, positions, &sampling, || 1 + random.index(most), None).unwrap();
+        let mut parts = Parts::of(&file, random_pool(&mut random), 1 + random.index(LAYERS));
         let cancel = Cancel::new();
-        let mut pace = Pace { chunk_rows: 1 + random.below(300), ..at_once(&cancel) };
+        let mut pace = Pace { chunk_rows: 1 + random.index(300), ..at_once(&cancel) };
         let again = parts.replay(&ranges(&cuts), session.transcript(&sampling), &mut pace).unwrap();
         assert_eq!(again.first_difference(&session.opened()), None, "case {case}");
         assert_eq!(again.given, session.given, "case {case}");
@@ -270,21 +271,21 @@ fn honest_sessions_have_the_roots_of_their_replay_on_any_mix_of_machines() {
 fn no_lie_in_any_bit_of_any_stage_goes_unseen() {
     let (mut told, mut case, mut impossible) = (0, 0u64, 0);
     while told < 1000 {
-        let mut random = Random(9_000 + case);
-        let weights = [GgmlType::Q4_1, GgmlType::Q8_0, GgmlType::Q4K][random.below(3)];
+        let mut random = SplitMix64::new(9_000 + case);
+        let weights = [GgmlType::Q4_1, GgmlType::Q8_0, GgmlType::Q4K][random.index(3)];
         let file = tiny(ARCHITECTURES[case as usize % 4], weights, case);
         let cuts = random_cuts(&mut random);
         let line = Line::load(&file, &cuts, || Pool::with_isa(1, Isa::best()).unwrap());
         let mut parts = Parts::of(&file, Pool::with_isa(1, Isa::best()).unwrap(), LAYERS);
         let sampling = random_sampling(&mut random);
-        let length = 1 + random.below(8);
+        let length = 1 + random.index(8);
         let prompt = text(&mut random, length);
         let positions = prompt.len() + 8;
         for _ in 0..25 {
-            let stage = random.below(line.stages.len());
+            let stage = random.index(line.stages.len());
             // The last stage gives nothing before the prompt's last position.
             let first = if stage + 1 == line.stages.len() { prompt.len() - 1 } else { 0 };
-            let lie = Lie { stage, position: first + random.below(positions - first), bit: random.below(1 << 20) };
+            let lie = Lie { stage, position: first + random.index(positions - first), bit: random.index(1 << 20) };
             let session = match line.run(prompt.clone(), prompt.len(), positions, &sampling, || 64, Some(lie)) {
                 Ok(session) => session,
                 // Not finite, or no token at all: seen at once.
@@ -322,7 +323,7 @@ fn tokens_that_nobody_answers_for_are_chosen_anew_too() {
     let mut parts = Parts::of(&file, Pool::new(1).unwrap(), LAYERS);
     let line = Line::load(&file, &[2], || Pool::new(1).unwrap());
     let sampling = Sampling::greedy();
-    let first = line.run(text(&mut Random(3), 10), 10, 20, &sampling, || 64, None).unwrap();
+    let first = line.run(text(&mut SplitMix64::new(3), 10), 10, 20, &sampling, || 64, None).unwrap();
     // Another line goes on from position 15, where the one before had put in a token of its own.
     let mut begun = first.tokens[..16].to_vec();
     begun[12] = (begun[12] + 1) % VOCABULARY as u32;
@@ -338,7 +339,7 @@ fn tokens_that_nobody_answers_for_are_chosen_anew_too() {
 fn a_replay_stops_when_told_to_and_refuses_what_cannot_be() {
     let file = tiny("llama", GgmlType::Q8_0, 1);
     let mut parts = Parts::of(&file, Pool::new(1).unwrap(), LAYERS);
-    let tokens = text(&mut Random(3), 40);
+    let tokens = text(&mut SplitMix64::new(3), 40);
     let sampling = Sampling::greedy();
     let transcript = Transcript {
         tokens: &tokens,

@@ -8,48 +8,9 @@ use pangea_control::schedule::{
     Action, Arithmetic, AttemptId, Event, FailureKind, JobId, JobReport, JobSpec, LeaveReason, Measured, Operand,
     Place, ProductShape, Progress, Scheduler, Tile, TileGrid, Time, Transfer, Verdict, WorkerEstimate, WorkerId,
 };
+use pangea_units::SplitMix64;
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
-
-/// SplitMix64: the same numbers from a seed for ever, whatever becomes of other generators.
-#[derive(Debug, Clone)]
-pub struct Seeded(u64);
-
-impl Seeded {
-    /// The numbers of a seed.
-    pub fn new(seed: u64) -> Self {
-        Self(seed)
-    }
-
-    /// 64 random bits.
-    pub fn bits(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    /// Uniform in 0..1.
-    pub fn unit(&mut self) -> f64 {
-        (self.bits() >> 11) as f64 / (1u64 << 53) as f64
-    }
-
-    /// Whether something of this probability happens.
-    pub fn happens(&mut self, probability: f64) -> bool {
-        self.unit() < probability
-    }
-
-    /// Uniform in 0..bound; 0 if that is empty.
-    pub fn below(&mut self, bound: u64) -> u64 {
-        (self.unit() * bound as f64) as u64
-    }
-
-    /// Between the two, every order of magnitude as likely.
-    pub fn scale(&mut self, least: f64, most: f64) -> f64 {
-        least * (most / least).powf(self.unit())
-    }
-}
 
 /// What a worker really is.
 #[derive(Debug, Clone)]
@@ -257,7 +218,7 @@ const EVENTS_MAX: u64 = 20_000_000;
 
 struct Simulation {
     scheduler: Scheduler,
-    chance: Seeded,
+    chance: SplitMix64,
     now_s: f64,
     order: u64,
     happenings: BinaryHeap<Reverse<(Time, u64, Happening)>>,
@@ -293,9 +254,9 @@ impl World {
 
     /// A world with faults of every sort, each with some chance.
     pub fn random(seed: u64) -> Self {
-        let chance = &mut Seeded::new(seed);
+        let chance = &mut SplitMix64::new(seed);
         let calm = chance.happens(0.2);
-        let worker = |chance: &mut Seeded, local: bool| {
+        let worker = |chance: &mut SplitMix64, local: bool| {
             let speed = chance.scale(2e9, 2e11);
             let mut nature = Nature::honest(speed, chance.scale(5e6, 5e9), chance.scale(5e-5, 0.1));
             nature.jitter = chance.unit() * 0.3;
@@ -329,7 +290,7 @@ impl World {
                     nature.restarts_after_s = chance.scale(0.01, 10.0);
                 }
             }
-            let wrong = |chance: &mut Seeded| {
+            let wrong = |chance: &mut SplitMix64| {
                 if chance.happens(0.5) { 1.0 } else { chance.scale(0.2, 5.0) }
             };
             let memory_bytes = chance.scale(64e6, 64e9) as u64;
@@ -349,7 +310,7 @@ impl World {
         let peers = (0..chance.below(6)).map(|_| worker(chance, false)).collect();
         let jobs = (0..1 + chance.below(4)).map(|_| {
             let least = if chance.happens(0.2) { 0.6 } else { 500.0 };
-            let side = |chance: &mut Seeded| chance.scale(least, 6000.0) as u64;
+            let side = |chance: &mut SplitMix64| chance.scale(least, 6000.0) as u64;
             let (m, k, n) = (side(chance), side(chance), side(chance));
             let shape = ProductShape { m, k, n, a_element_bytes: 4, b_element_bytes: 4, c_element_bytes: 4 };
             let mut spec = JobSpec::new(shape, Arithmetic::F32);
@@ -399,7 +360,7 @@ impl Simulation {
         });
         let mut simulation = Self {
             scheduler: Scheduler::new(world.local.claim),
-            chance: Seeded::new(!world.seed),
+            chance: SplitMix64::new(!world.seed),
             now_s: 0.0,
             order: 0,
             happenings: BinaryHeap::new(),

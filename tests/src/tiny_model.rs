@@ -3,6 +3,8 @@
 
 use std::collections::BTreeMap;
 
+use pangea_units::SplitMix64;
+
 /// Alignment of tensors in bytes.
 const ALIGNMENT: usize = 32;
 
@@ -64,11 +66,11 @@ impl TinyModel {
             out.extend((offset as u64).to_le_bytes());
             offset += (shape.iter().product::<usize>() * 4).next_multiple_of(ALIGNMENT);
         }
-        let mut state = self.seed;
+        let mut random = SplitMix64::new(self.seed);
         for (name, shape) in &tensors {
             out.resize(out.len().next_multiple_of(ALIGNMENT), 0);
             for _ in 0..shape.iter().product() {
-                let weight = if name.contains("norm") { 1.0 } else { random(&mut state) * 0.2 };
+                let weight = if name.contains("norm") { 1.0 } else { random.signed_unit() * 0.2 };
                 out.extend(weight.to_le_bytes());
             }
         }
@@ -171,13 +173,4 @@ fn letter(byte: u8) -> char {
             char::from_u32(256 + before).unwrap()
         }
     }
-}
-
-/// −1 to 1 (splitmix64).
-fn random(state: &mut u64) -> f32 {
-    *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    let mut z = *state;
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    ((z ^ (z >> 31)) >> 40) as f32 / (1 << 23) as f32 - 1.0
 }

@@ -4,7 +4,8 @@
 use pangea_control::schedule::{
     Arithmetic, FailureKind, JobSpec, Operand, Place, ProductShape, WorkerEstimate, WorkerId,
 };
-use pangea_tests::simulation::{Nature, Outcome, Run, Seeded, SimulatedJob, SimulatedWorker, World};
+use pangea_tests::simulation::{Nature, Outcome, Run, SimulatedJob, SimulatedWorker, World};
+use pangea_units::SplitMix64;
 
 const GIB: u64 = 1 << 30;
 
@@ -75,7 +76,7 @@ fn every_job_ends_right_through_faults_of_every_sort() {
 
 /// A world of honest workers that are as fast as they say.
 fn honest(seed: u64) -> World {
-    let chance = &mut Seeded::new(seed);
+    let chance = &mut SplitMix64::new(seed);
     let here = local(chance.scale(10e9, 400e9));
     let peers = (0..1 + chance.below(5)).map(|_| {
         let mut peer = peer(chance.scale(10e9, 400e9), chance.scale(5e6, 5e9));
@@ -85,7 +86,7 @@ fn honest(seed: u64) -> World {
         peer
     });
     let peers = peers.collect();
-    let side = |chance: &mut Seeded| chance.scale(64.0, 8000.0) as u64;
+    let side = |chance: &mut SplitMix64| chance.scale(64.0, 8000.0) as u64;
     let (m, k, n) = (side(chance), side(chance), side(chance));
     let mut world = world(here, peers, vec![job(f32_product(m, k, n))]);
     world.seed = seed;

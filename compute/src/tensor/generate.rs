@@ -3,6 +3,7 @@
 
 use super::{Tensor, TensorBuf, check_ranges};
 use crate::{DType, Error};
+use pangea_units::SplitMix64;
 use std::ops::Range;
 
 impl Tensor {
@@ -32,7 +33,7 @@ impl Tensor {
     ) -> Result<Tensor, Error> {
         check_ranges((rows_total, cols_total), &rows, &cols)?;
         let mut out = TensorBuf::new(dtype, rows.len(), cols.len())?;
-        let key = mix(seed ^ 0x7061_6e67_6561_0001);
+        let key = SplitMix64::at(seed ^ 0x7061_6e67_6561_0001);
         macro_rules! fill {
             ($t:ty, $from:expr) => {
                 if let Some(elements) = out.elements_mut::<$t>() {
@@ -40,7 +41,7 @@ impl Tensor {
                     for (line, row) in elements.chunks_exact_mut(width).zip(rows) {
                         let first = (row as u64).wrapping_mul(cols_total as u64).wrapping_add(cols.start as u64);
                         for (to, step) in line.iter_mut().zip(0u64..) {
-                            *to = $from(mix(key.wrapping_add(first.wrapping_add(step))));
+                            *to = $from(SplitMix64::at(key.wrapping_add(first.wrapping_add(step))));
                         }
                     }
                 }
@@ -57,12 +58,4 @@ impl Tensor {
         }
         Ok(out.freeze())
     }
-}
-
-/// SplitMix64's finaliser (Steele, Lea, Flood 2014): a bijection that scatters consecutive counters.
-fn mix(counter: u64) -> u64 {
-    let mut z = counter.wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
 }

@@ -9,8 +9,9 @@ mod tiny;
 use pangea_compute::gguf::GgmlType;
 use pangea_compute::model::{Cache, Input, Logits, Model, ModelFile, ModelPart, Observed, PageBudget, Recorder, Step};
 use pangea_compute::{Isa, Pool};
+use pangea_units::SplitMix64;
 use std::collections::HashMap;
-use tiny::{LAYERS, Random, Tiny, VOCABULARY, WINDOW};
+use tiny::{LAYERS, Tiny, VOCABULARY, WINDOW};
 
 /// A model cut into stages, each with the pool that it runs on.
 struct Stages {
@@ -130,8 +131,8 @@ fn reference(file: &ModelFile, tokens: &[u32]) -> String {
 }
 
 fn text(seed: u64, len: usize) -> Vec<u32> {
-    let mut random = Random(seed);
-    (0..len).map(|_| random.below(VOCABULARY) as u32).collect()
+    let mut random = SplitMix64::new(seed);
+    (0..len).map(|_| random.index(VOCABULARY) as u32).collect()
 }
 
 const ARCHITECTURES: [&str; 4] = ["llama", "qwen2", "qwen3", "gemma3"];
@@ -182,29 +183,29 @@ fn every_architecture_and_weight_type_keeps_its_pinned_bits_on_every_family_and_
 #[test]
 fn chunks_mixes_splits_truncations_replays_and_families_change_no_bit() {
     for (case, architecture) in (0..12u64).zip(ARCHITECTURES.into_iter().cycle()) {
-        let mut random = Random(1_000 + case);
-        let ty = TYPES[random.below(TYPES.len())];
+        let mut random = SplitMix64::new(1_000 + case);
+        let ty = TYPES[random.index(TYPES.len())];
         let file = tiny(architecture, ty);
         // Cut at random layers, each stage on threads and a family of its own.
-        let mut cuts: Vec<usize> = (1..LAYERS).filter(|_| random.below(2) == 0).collect();
+        let mut cuts: Vec<usize> = (1..LAYERS).filter(|_| random.index(2) == 0).collect();
         cuts.sort_unstable();
         let available: Vec<Isa> = families().collect();
         let stages =
-            Stages::load(&file, &cuts, |_| pool(1 + random.below(2), available[random.below(available.len())]));
+            Stages::load(&file, &cuts, |_| pool(1 + random.index(2), available[random.index(available.len())]));
         let texts: Vec<Vec<u32>> =
-            (0..1 + random.below(8)).map(|s| text(case * 100 + s as u64, 2 + random.below(2 * WINDOW + 9))).collect();
+            (0..1 + random.index(8)).map(|s| text(case * 100 + s as u64, 2 + random.index(2 * WINDOW + 9))).collect();
         let mut sessions: Vec<Session> = texts.iter().map(|_| stages.session()).collect();
         // Until every text is through: some of the sessions, each with some of what it has left.
         while sessions.iter().zip(&texts).any(|(session, text)| session.caches[0].len() < text.len()) {
             let mut batch = Vec::new();
             for (session, text) in sessions.iter_mut().zip(&texts) {
                 let held = session.caches[0].len();
-                match random.below(8) {
-                    0 if held > 0 => session.truncate(random.below(held + 1)),
+                match random.index(8) {
+                    0 if held > 0 => session.truncate(random.index(held + 1)),
                     1 => {}
                     _ if held < text.len() => {
-                        let most = [1, 4, 100][random.below(3)];
-                        let rows = 1 + random.below((text.len() - held).min(most));
+                        let most = [1, 4, 100][random.index(3)];
+                        let rows = 1 + random.index((text.len() - held).min(most));
                         batch.push((session, &text[held..held + rows]));
                     }
                     _ => {}

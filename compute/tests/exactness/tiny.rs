@@ -2,6 +2,7 @@
 //! anything to fetch.
 
 use pangea_compute::gguf::GgmlType;
+use pangea_units::SplitMix64;
 
 /// What a tiny model is made of.
 #[derive(Clone, Copy, Debug)]
@@ -17,31 +18,9 @@ pub(crate) const VOCABULARY: usize = 300;
 /// Positions that a windowed layer sees: small, so that tests cross it often.
 pub(crate) const WINDOW: usize = 24;
 
-/// SplitMix64 (Steele et al. 2014).
-pub(crate) struct Random(pub(crate) u64);
-
-impl Random {
-    pub(crate) fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    /// 0 ≤ x < n.
-    pub(crate) fn below(&mut self, n: usize) -> usize {
-        (self.next() % n as u64) as usize
-    }
-
-    fn unit(&mut self) -> f32 {
-        (self.next() >> 40) as f32 / (1 << 23) as f32 - 1.0
-    }
-}
-
 /// The model as a GGUF file.
 pub(crate) fn gguf(tiny: Tiny) -> Vec<u8> {
-    let mut random = Random(tiny.seed);
+    let mut random = SplitMix64::new(tiny.seed);
     let (heads, kv_heads, head, ff) = (4, 2, 64, 512);
     let gemma = tiny.architecture == "gemma3";
     let mut meta = Meta::default();
@@ -74,12 +53,12 @@ pub(crate) fn gguf(tiny: Tiny) -> Vec<u8> {
     }
 
     let mut tensors = Tensors::default();
-    let matrix = |tensors: &mut Tensors, random: &mut Random, name: &str, rows: usize, k: usize| {
+    let matrix = |tensors: &mut Tensors, random: &mut SplitMix64, name: &str, rows: usize, k: usize| {
         let bytes = weights(random, tiny.weights, rows * k);
         tensors.add(name, &[k, rows], tiny.weights, bytes);
     };
-    let vector = |tensors: &mut Tensors, random: &mut Random, name: &str, len: usize, around: f32| {
-        let bytes = (0..len).flat_map(|_| (around + 0.1 * random.unit()).to_le_bytes()).collect();
+    let vector = |tensors: &mut Tensors, random: &mut SplitMix64, name: &str, len: usize, around: f32| {
+        let bytes = (0..len).flat_map(|_| (around + 0.1 * random.signed_unit()).to_le_bytes()).collect();
         tensors.add(name, &[len], GgmlType::F32, bytes);
     };
     matrix(&mut tensors, &mut random, "token_embd.weight", VOCABULARY, WIDTH);
@@ -117,17 +96,17 @@ pub(crate) fn gguf(tiny: Tiny) -> Vec<u8> {
 }
 
 /// Blocks of random codes with scales that keep activations in bounds.
-fn weights(random: &mut Random, ty: GgmlType, elements: usize) -> Vec<u8> {
+fn weights(random: &mut SplitMix64, ty: GgmlType, elements: usize) -> Vec<u8> {
     let half = |x: f32| half::f16::from_f32(x).to_le_bytes();
-    let scale = |random: &mut Random, largest: f32| half((0.6 + 0.3 * random.unit()) * 0.1 / largest);
+    let scale = |random: &mut SplitMix64, largest: f32| half((0.6 + 0.3 * random.signed_unit()) * 0.1 / largest);
     let mut bytes = Vec::new();
     for _ in 0..elements / ty.block_len() {
         let start = bytes.len();
         match ty {
-            GgmlType::F32 => bytes.extend((0.1 * random.unit()).to_le_bytes()),
-            GgmlType::F16 => bytes.extend(half(0.1 * random.unit())),
-            GgmlType::BF16 => bytes.extend(half::bf16::from_f32(0.1 * random.unit()).to_le_bytes()),
-            _ => bytes.resize_with(start + ty.block_bytes(), || random.next() as u8),
+            GgmlType::F32 => bytes.extend((0.1 * random.signed_unit()).to_le_bytes()),
+            GgmlType::F16 => bytes.extend(half(0.1 * random.signed_unit())),
+            GgmlType::BF16 => bytes.extend(half::bf16::from_f32(0.1 * random.signed_unit()).to_le_bytes()),
+            _ => bytes.resize_with(start + ty.block_bytes(), || random.bits() as u8),
         }
         let block = &mut bytes[start..];
         let mut put = |at: usize, x: [u8; 2]| block[at..at + 2].copy_from_slice(&x);
@@ -137,11 +116,11 @@ fn weights(random: &mut Random, ty: GgmlType, elements: usize) -> Vec<u8> {
             GgmlType::Q8_0 => put(0, scale(random, 127.0)),
             GgmlType::Q4_1 => {
                 put(0, scale(random, 8.0));
-                put(2, half(-0.09 + 0.01 * random.unit()));
+                put(2, half(-0.09 + 0.01 * random.signed_unit()));
             }
             GgmlType::Q5_1 => {
                 put(0, scale(random, 16.0));
-                put(2, half(-0.09 + 0.01 * random.unit()));
+                put(2, half(-0.09 + 0.01 * random.signed_unit()));
             }
             GgmlType::Q4K => {
                 put(0, scale(random, 8.0 * 32.0));

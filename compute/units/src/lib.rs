@@ -7,14 +7,17 @@
 //! | [`layer_range`] | [`LayerRange`], layers as people write them: `0-14` |
 //! | [`error`] | [`ErrorKind`], the error kinds of every surface, and [`Error`], which carries one |
 //! | [`limits`] | limits that several crates keep to |
+//! | [`split_mix`] | [`SplitMix64`], numbers that follow from a seed, for generated matrices, simulations and tests |
 
 pub mod byte_size;
 pub mod digest;
 pub mod error;
 pub mod layer_range;
 pub mod limits;
+pub mod split_mix;
 
 pub use byte_size::{ByteSize, NotASize};
 pub use digest::Digest;
 pub use error::{Error, ErrorKind, Result};
 pub use layer_range::{LayerRange, NotLayers};
+pub use split_mix::SplitMix64;

@@ -6,31 +6,10 @@ use super::*;
 use crate::gguf::{GgmlType, dequantize};
 use crate::{Buffer, Isa};
 use half::{bf16, f16};
+use pangea_units::SplitMix64;
 use proptest::prelude::*;
 use std::ops::Range;
 use std::sync::Arc;
-
-/// A small generator for bytes: SplitMix64.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, n: usize) -> usize {
-        (self.next() % n as u64) as usize
-    }
-
-    /// −1 to 1.
-    fn unit(&mut self) -> f32 {
-        (self.next() >> 40) as f32 / (1u64 << 23) as f32 - 1.0
-    }
-}
 
 /// What blocks are made of.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -53,26 +32,26 @@ fn halves_of(ty: GgmlType) -> &'static [usize] {
     }
 }
 
-fn weights(ty: GgmlType, rows: usize, k: usize, kind: Kind, random: &mut Random) -> Vec<u8> {
+fn weights(ty: GgmlType, rows: usize, k: usize, kind: Kind, random: &mut SplitMix64) -> Vec<u8> {
     let mut bytes = Vec::new();
     for _ in 0..rows * k / ty.block_len() {
         let start = bytes.len();
-        let fill = [None, Some(0), Some(0xff), Some(0x80)][random.below(4)];
+        let fill = [None, Some(0), Some(0xff), Some(0x80)][random.index(4)];
         for _ in 0..ty.block_bytes() {
-            let byte = random.next() as u8;
+            let byte = random.bits() as u8;
             bytes.push(if kind == Kind::Extreme { fill.unwrap_or(byte) } else { byte });
         }
         let block = &mut bytes[start..];
         match (ty, kind) {
             (_, Kind::Any) => {}
-            (GgmlType::F32, _) => block.copy_from_slice(&random.unit().to_le_bytes()),
-            (GgmlType::F16, _) => block.copy_from_slice(&f16::from_f32(random.unit()).to_le_bytes()),
-            (GgmlType::BF16, _) => block.copy_from_slice(&bf16::from_f32(random.unit()).to_le_bytes()),
+            (GgmlType::F32, _) => block.copy_from_slice(&random.signed_unit().to_le_bytes()),
+            (GgmlType::F16, _) => block.copy_from_slice(&f16::from_f32(random.signed_unit()).to_le_bytes()),
+            (GgmlType::BF16, _) => block.copy_from_slice(&bf16::from_f32(random.signed_unit()).to_le_bytes()),
             _ => {
                 for at in halves_of(ty) {
-                    let usual = f16::from_f32(random.unit() * 0.02);
+                    let usual = f16::from_f32(random.signed_unit() * 0.02);
                     let odd = [f16::ZERO, f16::NEG_ZERO, f16::MAX, f16::MIN, f16::from_bits(1), f16::from_bits(0x8003)];
-                    let scale = if kind == Kind::Extreme { odd[random.below(6)] } else { usual };
+                    let scale = if kind == Kind::Extreme { odd[random.index(6)] } else { usual };
                     block[*at..*at + 2].copy_from_slice(&scale.to_le_bytes());
                 }
             }
@@ -81,10 +60,10 @@ fn weights(ty: GgmlType, rows: usize, k: usize, kind: Kind, random: &mut Random)
     bytes
 }
 
-fn activations(rows: usize, k: usize, random: &mut Random) -> Vec<f32> {
+fn activations(rows: usize, k: usize, random: &mut SplitMix64) -> Vec<f32> {
     let mut x = Vec::new();
     for i in 0..rows * k {
-        let factor = match random.below(40) {
+        let factor = match random.index(40) {
             0 => 1000.0,
             1 => 0.0,
             // Whole blocks that are zero or too small to have a scale.
@@ -92,7 +71,7 @@ fn activations(rows: usize, k: usize, random: &mut Random) -> Vec<f32> {
             _ if i / 32 % 11 == 5 => 1e-40,
             _ => 1.0,
         };
-        x.push(random.unit() * factor);
+        x.push(random.signed_unit() * factor);
     }
     x
 }
@@ -264,7 +243,7 @@ fn compute(isa: Isa, w: &Matrix, x: &[f32], n: usize, tile_step: usize, row_step
 }
 
 fn check(ty: GgmlType, rows: usize, k: usize, kind: Kind, ns: Range<usize>, seed: u64) {
-    let random = &mut Random(seed);
+    let random = &mut SplitMix64::new(seed);
     let src = weights(ty, rows, k, kind, random);
     let w = packed(ty, rows, k, &src);
     let x = activations(ns.end, k, random);
@@ -275,8 +254,8 @@ fn check(ty: GgmlType, rows: usize, k: usize, kind: Kind, ns: Range<usize>, seed
         .collect();
     for isa in families() {
         for n in ns.clone() {
-            let (tile_step, row_step) = (1 + random.below(w.tiles()), 1 + random.below(n));
-            let store = if random.below(2) == 0 { Store::Set } else { Store::Add };
+            let (tile_step, row_step) = (1 + random.index(w.tiles()), 1 + random.index(n));
+            let store = if random.index(2) == 0 { Store::Set } else { Store::Add };
             let out = compute(isa, &w, &x[..n * k], n, tile_step, row_step, store);
             for (r, out) in out.chunks_exact(rows + 3).enumerate() {
                 for (c, out) in out.iter().enumerate() {
@@ -337,7 +316,7 @@ fn a_packed_row_is_the_dequantised_row() {
     for ty in GgmlType::SUPPORTED {
         for (kind, seed) in [(Kind::Usual, 1), (Kind::Extreme, 2), (Kind::Any, 3)] {
             let (rows, k) = (21, depth(ty, 4));
-            let src = weights(ty, rows, k, kind, &mut Random(seed));
+            let src = weights(ty, rows, k, kind, &mut SplitMix64::new(seed));
             let w = packed(ty, rows, k, &src);
             assert!(w.bytes() == packed_over(0x5a, ty, rows, k, &src).bytes(), "{ty}: not every byte is written");
             for (row, bytes) in src.chunks_exact(src.len() / rows).enumerate() {

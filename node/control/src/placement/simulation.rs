@@ -1,6 +1,5 @@
 //! Placers in a world without a network: seeds drive joins, deaths, partitions, failed loads, chains that break, elections and
-//! late adverts. In
-//! no seed do nodes obey two masters at once, give more memory than they have, or keep changing their minds once it is quiet.
+//! late adverts. In no seed do nodes obey two masters at once, give more memory than they have, or keep changing their minds once it is quiet.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -10,28 +9,11 @@ use std::time::Duration;
 use crate::Time;
 
 use libp2p_identity::PeerId;
-use pangea_units::Digest;
+use pangea_units::{Digest, SplitMix64};
 
 use super::plan_tests::peer;
 use super::*;
 use crate::pool::{Advert, LayerSpeed, LinkAdvert, ModelAdvert, ModelSize, StageAdvert, StageState, Term, View};
-
-/// A generator of the tests' own: the same numbers everywhere.
-struct Lot(u64);
-
-impl Lot {
-    fn next(&mut self, below: usize) -> usize {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((z ^ (z >> 31)) % below as u64) as usize
-    }
-
-    fn ms(&mut self, below: usize) -> Duration {
-        Duration::from_millis(self.next(below) as u64)
-    }
-}
 
 const STEP: Duration = Duration::from_millis(100);
 
@@ -49,7 +31,7 @@ struct Node {
 }
 
 struct World {
-    lot: Lot,
+    random: SplitMix64,
     began: Time,
     now: Time,
     nodes: Vec<Node>,
@@ -78,12 +60,12 @@ fn size() -> ModelSize {
 
 impl World {
     fn new(seed: u64) -> World {
-        let mut lot = Lot(seed);
+        let mut random = SplitMix64::new(seed);
         let now = Time::from_secs(1000);
-        let count = 2 + lot.next(4);
-        let split = lot.next(2) == 0;
+        let count = 2 + random.index(4);
+        let split = random.index(2) == 0;
         // Ample, or so little that it takes several.
-        let memory = if lot.next(3) > 0 { 2000 } else { 260 };
+        let memory = if random.index(3) > 0 { 2000 } else { 260 };
         let nodes = (0..count).map(|at| {
             let served = |number: u8| ModelAdvert {
                 digest: digest(number),
@@ -95,13 +77,13 @@ impl World {
                 size: size(),
             };
             let mut models = vec![];
-            if at == 0 || lot.next(2) == 0 {
+            if at == 0 || random.index(2) == 0 {
                 models.push(served(1));
             }
             if at == 1 && memory == 2000 {
                 models.push(served(2));
             }
-            let speed = 1e9 * (1 + lot.next(4)) as f64;
+            let speed = 1e9 * (1 + random.index(4)) as f64;
             let advert = Advert {
                 peer: peer(at as u8 + 1),
                 incarnation: 1000,
@@ -130,7 +112,7 @@ impl World {
             let (heard, loads, held) = Default::default();
             Node { advert, alive: true, side: 0, placer, heard, loads, held }
         });
-        World { nodes: nodes.collect(), lot, began: now, now, said: BTreeMap::new(), fails: true, pace: STEP }
+        World { nodes: nodes.collect(), random, began: now, now, said: BTreeMap::new(), fails: true, pace: STEP }
     }
 
     /// A master for each side that is led by nobody it can reach, or now and then another.
@@ -145,8 +127,9 @@ impl World {
             // As terms are persisted, no two masters of a counter and a name are different.
             let masters: BTreeSet<PeerId> =
                 members.iter().filter_map(|at| Some(self.nodes[*at].advert.term?.master)).collect();
-            if !led || (masters.len() > 1 && self.lot.next(20) == 0) || (often > 0 && self.lot.next(often) == 0) {
-                let master = if often > 0 { members[self.lot.next(members.len())] } else { *first };
+            if !led || (masters.len() > 1 && self.random.index(20) == 0) || (often > 0 && self.random.index(often) == 0)
+            {
+                let master = if often > 0 { members[self.random.index(members.len())] } else { *first };
                 let counter = self.nodes.iter().filter_map(|node| node.advert.term).map(|term| term.counter).max();
                 let term = Term { counter: counter.unwrap_or(0) + 1, master: self.nodes[master].advert.peer };
                 self.nodes[master].advert.term = Some(term);
@@ -155,7 +138,7 @@ impl World {
     }
 
     fn load(&mut self, at: usize, order: StageOrder) {
-        let fails = self.fails && self.lot.next(12) == 0;
+        let fails = self.fails && self.random.index(12) == 0;
         let node = &mut self.nodes[at];
         let view = view_of(&node.advert, &node.heard);
         let placements = pool_facts::placements(&view).expect("only what a master said is obeyed");
@@ -178,7 +161,7 @@ impl World {
         assert!(node.held.insert(key, (bytes, 0)).is_none(), "loaded twice");
         let held: u64 = node.held.values().map(|(bytes, _)| bytes).sum();
         assert!(held <= node.advert.memory_bytes, "{held} bytes");
-        let took = self.lot.ms(3000) + STEP;
+        let took = Duration::from_millis(self.random.below(3000)) + STEP;
         let report =
             |state| StageReport { model: order.model, layers: order.layers.clone(), epoch: order.epoch, state };
         node.loads.push((self.now + took / 3, report(StageState::Fetching { done: 5, total: 9 })));
@@ -251,7 +234,7 @@ impl World {
             }
             for (other, (advert, alive, side)) in said.iter().enumerate().filter(|(other, _)| *other != at) {
                 let reaches = *alive && *side == self.nodes[at].side;
-                if late > 0 && self.lot.next(late) > 0 {
+                if late > 0 && self.random.index(late) > 0 {
                     continue;
                 }
                 let node = &mut self.nodes[at];
@@ -286,8 +269,8 @@ impl World {
     fn converse(&mut self, at: usize) {
         let ready: Vec<StageAdvert> = self.nodes[at].advert.stages.clone();
         for stage in ready.into_iter().filter(|stage| stage.state == StageState::Ready) {
-            if self.lot.next(10) == 0 {
-                let open = self.lot.next(3);
+            if self.random.index(10) == 0 {
+                let open = self.random.index(3);
                 let key = (stage.model, stage.layers.start, stage.layers.end);
                 if let Some(held) = self.nodes[at].held.get_mut(&key) {
                     held.1 = open;
@@ -306,12 +289,12 @@ impl World {
     }
 
     fn disturb(&mut self) {
-        let at = self.lot.next(self.nodes.len());
+        let at = self.random.index(self.nodes.len());
         let others_alive = self.nodes.iter().enumerate().any(|(other, node)| other != at && node.alive);
-        match self.lot.next(5) {
+        match self.random.index(5) {
             0 if others_alive => self.nodes[at].alive = false,
             1 => self.revive(at),
-            2 => self.nodes[at].side = self.lot.next(2),
+            2 => self.nodes[at].side = self.random.index(2),
             3 if self.nodes[at].alive => self.part(at, digest(1)),
             _ => {}
         }
@@ -384,7 +367,7 @@ fn view_of(advert: &Advert, heard: &BTreeMap<PeerId, Arc<Advert>>) -> View {
 fn run(seed: u64) {
     let mut world = World::new(seed);
     for _ in 0..200 {
-        if world.lot.next(12) == 0 {
+        if world.random.index(12) == 0 {
             world.disturb();
         }
         world.elect(100);
@@ -414,8 +397,8 @@ fn run(seed: u64) {
     assert!(world.is_settled(), "seed {seed}");
     for _ in 0..120 {
         // Measurements vary.
-        let at = world.lot.next(world.nodes.len());
-        let factor = 0.95 + world.lot.next(10) as f64 / 100.0;
+        let at = world.random.index(world.nodes.len());
+        let factor = 0.95 + world.random.index(10) as f64 / 100.0;
         let speed = world.nodes[at].advert.speed;
         if let Some(speed) = &mut world.nodes[at].advert.speed {
             speed.weight_bytes_per_s *= factor;

@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::time::Duration;
 
 use libp2p_identity::PeerId;
+use pangea_units::SplitMix64;
 
 use super::advert::{Advert, Term};
 use super::advert_of;
@@ -22,30 +23,6 @@ const SILENT_MS: std::ops::Range<u64> = 3_750..4_250;
 /// How often nodes look at the clock and say how they stand.
 const TICK_MS: u64 = 100;
 const REPEAT_MS: u64 = 1_000;
-
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, bound: u64) -> u64 {
-        self.next() % bound
-    }
-
-    fn within(&mut self, range: std::ops::Range<u64>) -> u64 {
-        range.start + self.below(range.end - range.start)
-    }
-
-    fn one_in(&mut self, n: u64) -> bool {
-        self.below(n) == 0
-    }
-}
 
 /// A run of a node.
 struct Run {
@@ -97,7 +74,7 @@ impl Ord for Queued {
 }
 
 struct Pool {
-    random: Random,
+    random: SplitMix64,
     now: u64,
     number: u64,
     nodes: Vec<Node>,
@@ -122,10 +99,10 @@ fn pair(a: usize, b: usize) -> (usize, usize) {
 
 impl Pool {
     fn new(seed: u64, count: usize) -> Pool {
-        let mut random = Random(seed);
+        let mut random = SplitMix64::new(seed);
         let nodes = (0..count)
             .map(|_| Node {
-                peer: peer((0..4).flat_map(|_| random.next().to_le_bytes()).collect()),
+                peer: peer((0..4).flat_map(|_| random.bits().to_le_bytes()).collect()),
                 works: true,
                 force_master: false,
                 remembered: None,
@@ -363,7 +340,7 @@ impl Pool {
                 }
             }
             4 => {
-                let side = self.random.next();
+                let side = self.random.bits();
                 for a in 0..self.nodes.len() {
                     for b in 0..a {
                         if (side >> a) & 1 != (side >> b) & 1 {
@@ -385,7 +362,7 @@ const SEEDS: u64 = 3_000;
 #[test]
 fn whatever_happened_quiet_leaves_one_master() {
     for seed in 0..SEEDS {
-        let mut setup = Random(seed ^ 0x5eed);
+        let mut setup = SplitMix64::new(seed ^ 0x5eed);
         let mut pool = Pool::new(seed, 2 + setup.below(5) as usize);
         for index in 0..pool.nodes.len() {
             pool.nodes[index].works = index < 2 || !setup.one_in(6);

@@ -3,22 +3,10 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
+use pangea_units::SplitMix64;
 use proptest::prelude::*;
 
 use super::*;
-
-/// A generator of the tests' own: the same numbers everywhere.
-struct Lot(u64);
-
-impl Lot {
-    fn next(&mut self, below: usize) -> usize {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((z ^ (z >> 31)) % below as u64) as usize
-    }
-}
 
 /// The model: what follows these tokens in this choice of a request.
 fn follows(choice: u64, tokens: &[u32]) -> u32 {
@@ -56,7 +44,13 @@ impl World {
     }
 
     /// Does what the batch says; the event that follows, if any.
-    fn act(&mut self, batch: &Batch, limits: &BatchLimits, actions: Vec<Action>, lot: &mut Lot) -> Option<Event> {
+    fn act(
+        &mut self,
+        batch: &Batch,
+        limits: &BatchLimits,
+        actions: Vec<Action>,
+        random: &mut SplitMix64,
+    ) -> Option<Event> {
         let mut next = None;
         for action in actions {
             match action {
@@ -81,7 +75,7 @@ impl World {
                     assert!(self.caches.insert(sequence, cache).is_none());
                 }
                 Action::Drop(sequence) => assert!(self.caches.remove(&sequence).is_some(), "{sequence:?}"),
-                Action::Step(rows) => next = Some(self.step(batch, limits, &rows, lot)),
+                Action::Step(rows) => next = Some(self.step(batch, limits, &rows, random)),
             }
         }
         let pages: usize = self.caches.values().map(|cache| limits.pages_of(cache.len())).sum();
@@ -89,9 +83,9 @@ impl World {
         next
     }
 
-    fn step(&mut self, batch: &Batch, limits: &BatchLimits, rows: &[Rows], lot: &mut Lot) -> Event {
+    fn step(&mut self, batch: &Batch, limits: &BatchLimits, rows: &[Rows], random: &mut SplitMix64) -> Event {
         self.steps += 1;
-        if lot.next(40) == 0 {
+        if random.index(40) == 0 {
             return Event::Exhausted(rows.iter().map(|rows| rows.sequence).collect());
         }
         let prompts = rows.iter().filter(|rows| batch.tokens(rows.sequence).len() - rows.start > 1);
@@ -115,7 +109,7 @@ impl World {
                 chosen.push(token);
                 tokens.push(token);
                 // A draft is right three times in four.
-                choosing = !ended(&tokens) && drafts_left > 0 && lot.next(4) > 0;
+                choosing = !ended(&tokens) && drafts_left > 0 && random.index(4) > 0;
                 if choosing {
                     drafts_left -= 1;
                     cache.push(token);
@@ -138,62 +132,63 @@ impl World {
     }
 }
 
-fn limits(lot: &mut Lot) -> BatchLimits {
+fn limits(random: &mut SplitMix64) -> BatchLimits {
     BatchLimits {
-        running: 1 + lot.next(8),
-        waiting: 1 + lot.next(12),
+        running: 1 + random.index(8),
+        waiting: 1 + random.index(12),
         wait: Duration::from_secs(1 << 40),
-        prompt_rows: 16 + lot.next(64),
+        prompt_rows: 16 + random.index(64),
         prompt_rows_beside: 16,
-        draft: lot.next(5),
-        page_tokens: 1 + lot.next(32),
-        pages: 40 + lot.next(300),
-        kept: lot.next(6),
-        groups: 1 + lot.next(3),
+        draft: random.index(5),
+        page_tokens: 1 + random.index(32),
+        pages: 40 + random.index(300),
+        kept: random.index(6),
+        groups: 1 + random.index(3),
     }
 }
 
 /// Runs a random load to its end.
 fn run(seed: u64) -> (World, Batch) {
-    let mut lot = Lot(seed);
-    let mut limits = limits(&mut lot);
+    let mut random = SplitMix64::new(seed);
+    let mut limits = limits(&mut random);
     limits.pages = limits.pages.max(200usize.div_ceil(limits.page_tokens));
     let mut batch = Batch::new(limits);
     let mut world = World::default();
-    let (mut next, mut arriving, mut now) = (0, 30 + lot.next(40), Time::ZERO);
+    let (mut next, mut arriving, mut now) = (0, 30 + random.index(40), Time::ZERO);
     let mut patience = 100_000;
     while arriving > 0 || !batch.is_idle() {
         patience -= 1;
         assert!(patience > 0, "it does not come to an end: {batch:?}");
         now += Duration::from_millis(5);
         let mut events = Vec::new();
-        if arriving > 0 && (lot.next(3) == 0 || batch.is_idle()) {
+        if arriving > 0 && (random.index(3) == 0 || batch.is_idle()) {
             arriving -= 1;
-            let choices = 1 + lot.next(3);
+            let choices = 1 + random.index(3);
             // Prompts begin alike more often than not.
-            let shared = (0..lot.next(90) as u32).map(|at| at % 7);
-            let mut prompt: Vec<u32> = shared.chain((0..1 + lot.next(30)).map(|_| lot.next(50) as u32)).collect();
+            let shared = (0..random.index(90) as u32).map(|at| at % 7);
+            let mut prompt: Vec<u32> =
+                shared.chain((0..1 + random.index(30)).map(|_| random.index(50) as u32)).collect();
             // And some ask what was asked before.
-            if lot.next(4) == 0 && next > 0 {
-                prompt.clone_from(&world.wanted[&SequenceId(lot.next(next as usize) as u64)].prompt);
+            if random.index(4) == 0 && next > 0 {
+                prompt.clone_from(&world.wanted[&SequenceId(random.index(next as usize) as u64)].prompt);
             }
-            let answer = 1 + lot.next(60);
+            let answer = 1 + random.index(60);
             for choice in 0..choices as u64 {
                 let wanted = Wanted { choice, prompt: prompt.clone(), answer };
                 world.wanted.insert(SequenceId(next + choice), wanted);
             }
-            events.push(Event::Arrived { first: SequenceId(next), choices, prompt, scored: lot.next(10) == 0 });
+            events.push(Event::Arrived { first: SequenceId(next), choices, prompt, scored: random.index(10) == 0 });
             next += choices as u64;
         }
-        if lot.next(25) == 0 && next > 0 {
-            let sequence = SequenceId(lot.next(next as usize) as u64);
+        if random.index(25) == 0 && next > 0 {
+            let sequence = SequenceId(random.index(next as usize) as u64);
             if !world.answers.contains_key(&sequence) {
                 world.gone.insert(sequence);
-                events.push(if lot.next(2) == 0 { Event::Cancelled(sequence) } else { Event::Failed(sequence) });
+                events.push(if random.index(2) == 0 { Event::Cancelled(sequence) } else { Event::Failed(sequence) });
             }
         }
         let full = world.under_way.len() > limits.groups;
-        if (full || lot.next(2) == 0)
+        if (full || random.index(2) == 0)
             && let Some(advances) = world.under_way.pop_front()
         {
             events.push(Event::Stepped(advances));
@@ -205,7 +200,7 @@ fn run(seed: u64) -> (World, Batch) {
             let mut event = Some(event);
             while let Some(happened) = event.take() {
                 let actions = batch.handle(happened, now);
-                event = world.act(&batch, &limits, actions, &mut lot);
+                event = world.act(&batch, &limits, actions, &mut random);
             }
         }
         assert!(
