@@ -311,15 +311,11 @@ impl PlacementMaster {
     }
 }
 
-/// Adds what the stages of a placement take on their nodes: what they need, or what their sessions were given.
+/// Adds what the stages of a placement take on their nodes.
 fn reserve(reserved: &mut BTreeMap<PeerId, u64>, needs: &ModelNeeds, placement: &Placement, view: &View) {
     for stage in &placement.stages {
-        let said = view.advert(&stage.peer).and_then(|advert| {
-            advert.stages.iter().find(|said| said.model == placement.model && said.layers == stage.layers)
-        });
-        let session_bytes = needs.session_bytes(&stage.layers).max(said.map_or(0, |said| said.session_bytes));
         let bytes: &mut u64 = reserved.entry(stage.peer).or_default();
-        *bytes = bytes.saturating_add(needs.weight_bytes(&stage.layers)).saturating_add(session_bytes);
+        *bytes = bytes.saturating_add(pool_facts::placed_bytes(view, needs, stage));
     }
 }
 

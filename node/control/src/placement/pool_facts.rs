@@ -60,6 +60,14 @@ fn needs(digest: Digest, mut said: Vec<(&Advert, &ModelAdvert)>) -> Option<Model
     })
 }
 
+/// Bytes that a placed stage takes on its node: its weights, and what its sessions were given or need at least.
+pub(super) fn placed_bytes(view: &View, needs: &ModelNeeds, stage: &PlacedStage) -> u64 {
+    let of = |said: &&StageAdvert| said.model == needs.digest && said.layers == stage.layers;
+    let given =
+        view.advert(&stage.peer).and_then(|advert| advert.stages.iter().find(of)).map(|said| said.session_bytes);
+    needs.weight_bytes(&stage.layers).saturating_add(needs.session_bytes(&stage.layers).max(given.unwrap_or(0)))
+}
+
 /// The nodes that compute for others and know how fast they are; all their memory is theirs to give.
 pub fn offers(view: &View) -> Vec<NodeOffer> {
     let offer = |advert: &Advert| {

@@ -55,7 +55,7 @@ pub fn preview(view: &View, model: &str) -> Result<Preview> {
     for placement in placements.iter().filter(|placement| placement.model != needs.digest) {
         let Some(others) = models.get(&placement.model) else { continue };
         for stage in &placement.stages {
-            let taken = others.stage_bytes(&stage.layers);
+            let taken = pool_facts::placed_bytes(view, others, stage);
             for offer in offers.iter_mut().filter(|offer| offer.peer == stage.peer) {
                 offer.memory_bytes = offer.memory_bytes.saturating_sub(taken);
             }
@@ -102,5 +102,75 @@ fn named<'a>(models: Vec<&'a ModelNeeds>, name: &str) -> Result<&'a ModelNeeds> 
         (name, _) => models.iter().find(|model| model.name == name).copied().ok_or_else(|| {
             Error::new(ErrorKind::NotFound, format!("no node of the pool serves {name}; there are {}", names()))
         }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use pangea_units::Digest;
+
+    use super::*;
+    use crate::placement::Placement;
+    use crate::pool::{Advert, LayerSpeed, ModelAdvert, ModelSize, StageAdvert, StageState, Term, advert_of};
+    use crate::test_peers::peer;
+
+    /// A pool of one node, its master, that has placed the model `placed` and serves the model `asked`, too. The sessions of
+    /// the placed stage were given `session_bytes`.
+    fn pool_of_one(session_bytes: u64) -> View {
+        let (local, layers) = (peer(1), 0..10);
+        let size = ModelSize {
+            layers: 10,
+            hidden_size: 64,
+            context: 64,
+            layer_bytes: 10 << 20,
+            embedding_bytes: 0,
+            head_bytes: 1 << 20,
+            position_bytes: 64,
+        };
+        let served = |number: u8, name: &str| ModelAdvert {
+            digest: Digest([number; 32]),
+            name: name.to_owned(),
+            served: true,
+            whole: true,
+            split: false,
+            pinned: None,
+            size,
+        };
+        let term = Term { counter: 1, master: local };
+        let placed = Digest([1; 32]);
+        let own = Advert {
+            works: true,
+            memory_bytes: 1 << 30,
+            speed: Some(LayerSpeed { weight_bytes_per_s: 1e10, macs_per_s: 1e11 }),
+            term: Some(term),
+            models: vec![served(1, "placed"), served(2, "asked")],
+            stages: vec![StageAdvert {
+                model: placed,
+                layers: layers.clone(),
+                epoch: 1,
+                state: StageState::Ready,
+                session_bytes,
+                broken: None,
+            }],
+            placements: vec![Placement {
+                model: placed,
+                name: "placed".to_owned(),
+                epoch: 1,
+                term,
+                stages: vec![PlacedStage { peer: local, layers }],
+            }],
+            ..advert_of(local)
+        };
+        let own = Arc::new(own);
+        View { local, own, term: Some(term), nodes: Default::default(), connected: Default::default() }
+    }
+
+    #[test]
+    fn a_preview_leaves_other_models_the_memory_that_their_sessions_were_given() {
+        assert!(preview(&pool_of_one(64 << 20), "asked").unwrap().best.is_some());
+        // The sessions of the placed model have all the rest of the node's memory, as the master knows, too.
+        assert!(preview(&pool_of_one(900 << 20), "asked").unwrap().best.is_none());
     }
 }
