@@ -1,19 +1,15 @@
-//! `pangea node`: one node from its configuration to its graceful end. It owns the data directory
-//! while it runs; what the node does is the rooms' business.
+//! `pangea node`: one node from its configuration to its graceful end. What the node does is the rooms' business.
 
-use std::fs::File;
-use std::io::Write;
-use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use libp2p::Multiaddr;
 use pangea_client::{Error, ErrorKind, Result};
-use serde::Serialize;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::api::http;
 use crate::api::rpc::{self, Limits, RunningNode};
 use crate::config::NodeConfig;
+use crate::data_dir::{DataDir, NodeFile};
 use crate::fabric::Fabric;
 use crate::net::identity as keys;
 use crate::net::{NetConfig, addresses};
@@ -114,7 +110,7 @@ pub fn run(config: NodeConfig) -> Result<()> {
     let waiting = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(internal)?;
     waiting.block_on(async {
         let mut signals = Signals::new().map_err(internal)?;
-        let facts = Facts {
+        let facts = NodeFile {
             pid: std::process::id(),
             peer: peer.to_string(),
             listening: Vec::new(),
@@ -150,21 +146,8 @@ pub fn run(config: NodeConfig) -> Result<()> {
     })
 }
 
-/// What scripts on this host want to know of a running node: `node.json`.
-#[derive(Serialize)]
-struct Facts {
-    pid: u32,
-    peer: String,
-    listening: Vec<String>,
-    /// Of `listening`, what to give to another device.
-    reachable: Option<String>,
-    rpc: String,
-    /// Where the HTTP API is, if anywhere.
-    api: Option<String>,
-}
-
 /// Logs each address once `node.json` holds it; never returns but with an error.
-async fn announce(fabric: Fabric, mut facts: Facts, data_dir: &DataDir) -> Result<()> {
+async fn announce(fabric: Fabric, mut facts: NodeFile, data_dir: &DataDir) -> Result<()> {
     let mut listening = fabric.listening();
     loop {
         let now = listening.borrow_and_update().clone();
@@ -173,69 +156,13 @@ async fn announce(fabric: Fabric, mut facts: Facts, data_dir: &DataDir) -> Resul
         let parsed: Vec<Multiaddr> = facts.listening.iter().filter_map(|address| address.parse().ok()).collect();
         facts.reachable = addresses::reachable(&parsed, &addresses::interfaces()).map(|address| address.to_string());
         if !fresh.is_empty() {
-            data_dir.write_facts(&facts)?;
+            data_dir.write(&facts)?;
         }
         for address in fresh {
             tracing::info!(event = "listening", address, "Listening on {address}");
         }
         if listening.changed().await.is_err() {
             return Err(Error::new(ErrorKind::Internal, "the network thread ended"));
-        }
-    }
-}
-
-/// The data directory, held by one node at a time.
-struct DataDir {
-    facts: Option<PathBuf>,
-    /// Locked as long as it is open.
-    _lock: Option<File>,
-}
-
-impl DataDir {
-    /// Creates the directory where needed and claims it. An ephemeral node shares it with another.
-    fn claim(path: &Path, ephemeral: bool) -> Result<DataDir> {
-        let unusable = |error: std::io::Error| {
-            let why = format!(
-                "the data directory {} cannot be used ({error}); choose another with --data-dir",
-                path.display()
-            );
-            Error::new(ErrorKind::InvalidInput, why)
-        };
-        std::fs::create_dir_all(path).map_err(unusable)?;
-        let lock =
-            File::options().create(true).truncate(false).write(true).open(path.join("lock")).map_err(unusable)?;
-        if rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_ok() {
-            return Ok(DataDir { facts: Some(path.join("node.json")), _lock: Some(lock) });
-        }
-        if ephemeral {
-            return Ok(DataDir { facts: None, _lock: None });
-        }
-        let why = format!(
-            "another node runs with the data directory {}; stop it, or start this one with --data-dir DIR or --ephemeral",
-            path.display()
-        );
-        Err(Error::new(ErrorKind::Unavailable, why))
-    }
-
-    fn write_facts(&self, facts: &Facts) -> Result<()> {
-        let Some(path) = &self.facts else { return Ok(()) };
-        let folder = path.parent().unwrap_or(Path::new("."));
-        let write = || -> std::io::Result<()> {
-            let mut file = tempfile::NamedTempFile::new_in(folder)?;
-            file.write_all(&serde_json::to_vec_pretty(facts)?)?;
-            file.persist(path)?;
-            Ok(())
-        };
-        write()
-            .map_err(|error| Error::new(ErrorKind::Internal, format!("{} cannot be written: {error}", path.display())))
-    }
-}
-
-impl Drop for DataDir {
-    fn drop(&mut self) {
-        if let Some(path) = &self.facts {
-            // Gone already is as good as removed.
-            let _ = std::fs::remove_file(path);
         }
     }
 }

@@ -24,6 +24,7 @@
 //! | [`trust`] | signed claims, receipts, what is looked at again |
 //! | [`storage`] | `state.redb`: what outlives the process |
 //! | [`config`] | flags, environment and file, resolved once |
+//! | [`data_dir`] | who has the data directory, and where that node is |
 //! | [`runtime`], [`daemon`] | the threads these run on; `pangea node` from start to end |
 //! | [`clock`] | the one clock that decisions are made by |
 //! | [`cli`] | the commands of the binary |
@@ -37,6 +38,7 @@ pub mod clock;
 pub mod config;
 mod copying;
 pub mod daemon;
+pub mod data_dir;
 pub mod fabric;
 pub mod link;
 pub mod models;

@@ -30,9 +30,13 @@ pub(super) struct JsonArgs {
 /// Which node to talk to.
 #[derive(Args, Clone, Debug, Default)]
 pub(super) struct RpcArgs {
-    /// The node to talk to [default: 127.0.0.1:8080]
+    /// Node to talk to [default: the one that runs with --data-dir, else the one at 127.0.0.1:8080]
     #[arg(long, value_name = "ADDR", env = "PANGEA_RPC", hide_env_values = true, value_parser = host_and_port)]
     pub(super) rpc: Option<String>,
+
+    /// Whose node it is.
+    #[command(flatten)]
+    pub(super) data_dir: DataDirArgs,
 }
 
 /// `status` and `topology`.
@@ -116,6 +120,23 @@ pub(super) fn host_and_port(text: &str) -> Result<String, String> {
     }
 }
 
+/// Where an HTTP API is: `HOST:PORT`, or a URL as other programs are given it, such as `http://127.0.0.1:52415/v1`.
+pub(super) fn api_address(text: &str) -> Result<String, String> {
+    let Some((scheme, rest)) = text.split_once("://") else { return host_and_port(text) };
+    if scheme.eq_ignore_ascii_case("https") {
+        return Err("a node's API is plain HTTP; write http://HOST:PORT/v1 or HOST:PORT".to_owned());
+    }
+    if !scheme.eq_ignore_ascii_case("http") {
+        return Err(format!("{scheme} is not HTTP; write http://HOST:PORT/v1 or HOST:PORT"));
+    }
+    let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
+    if !matches!(path.trim_end_matches('/'), "" | "v1") {
+        return Err(format!("/{path} is not where a node's API is; write http://HOST:PORT/v1 or HOST:PORT"));
+    }
+    let port_is_missing = !authority.rsplit_once(':').is_some_and(|(_, port)| port.bytes().all(|b| b.is_ascii_digit()));
+    host_and_port(&if port_is_missing { format!("{authority}:80") } else { authority.to_owned() })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -137,6 +158,30 @@ mod tests {
         }
         for text in ["", "8080", ":8080", "host:", "host:99999", "::1:8080x"] {
             assert!(host_and_port(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn an_api_is_named_by_its_address_or_by_its_url() {
+        for (text, address) in [
+            ("127.0.0.1:52415", "127.0.0.1:52415"),
+            ("http://127.0.0.1:52415/v1", "127.0.0.1:52415"),
+            ("http://mac2.local:52415/v1/", "mac2.local:52415"),
+            ("HTTP://[::1]:9", "[::1]:9"),
+            ("http://[::1]", "[::1]:80"),
+            ("http://mac2/", "mac2:80"),
+        ] {
+            assert_eq!(api_address(text).as_deref(), Ok(address));
+        }
+        for (text, why) in [
+            ("https://127.0.0.1:52415/v1", "plain HTTP"),
+            ("ftp://127.0.0.1:1", "not HTTP"),
+            ("http://127.0.0.1:52415/v1/chat/completions", "/v1/chat/completions is not where"),
+            ("http://", "HOST:PORT"),
+            ("mac2", "HOST:PORT"),
+        ] {
+            let error = api_address(text).unwrap_err();
+            assert!(error.contains(why), "{text}: {error}");
         }
     }
 }

@@ -6,19 +6,20 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use pangea_client::AnswerStage;
+use pangea_client::{AnswerStage, ErrorKind};
 use pangea_compute::chat::Message;
 use pangea_compute::sample::Sampling;
 use rustyline::DefaultEditor;
 use rustyline::error::ReadlineError;
 use serde::Serialize;
 
-use super::args::{JsonArgs, OutputArgs, host_and_port};
+use super::args::{DataDirArgs, JsonArgs, OutputArgs, api_address};
 use super::chat_node::NodeModel;
 use super::failure::{Exit, Failure};
-use super::session::note;
+use super::session::{from_this_host, note};
 use super::{print, print_json};
-use crate::config::{self, host};
+use crate::config;
+use crate::config::file::ConfigFile;
 use crate::models;
 use crate::serve::{Engine, EngineSettings, Event, Prompt, Request};
 
@@ -59,9 +60,13 @@ pub(super) struct ChatArgs {
     #[arg(long, value_name = "SEED", default_value_t = 0)]
     seed: u64,
 
-    /// The HTTP API of the node to ask [default: 127.0.0.1:52415]
-    #[arg(long, value_name = "ADDR", env = "PANGEA_API", hide_env_values = true, value_parser = host_and_port)]
+    /// HTTP API of the node to ask: HOST:PORT, or a URL such as http://HOST:PORT/v1 [default: that of the node that runs with --data-dir, else 127.0.0.1:52415]
+    #[arg(long, value_name = "ADDR", env = "PANGEA_API", hide_env_values = true, value_parser = api_address)]
     api: Option<String>,
+
+    /// Whose node and models.
+    #[command(flatten)]
+    data_dir: DataDirArgs,
 
     /// Compute threads without a node [default: all cores]
     #[arg(long, value_name = "N", value_parser = config::thread_count)]
@@ -74,6 +79,9 @@ pub(super) struct ChatArgs {
 
 /// The part of this machine's memory that sessions may take in a process of their own.
 const SESSION_SHARE: u64 = 4;
+
+/// The HTTP API of a node that was not told where to offer it.
+const DEFAULT_API: &str = "127.0.0.1:52415";
 
 /// What a model is told where nothing else is asked for: small ones keep to the language and the question better.
 const SYSTEM: &str = "You are a helpful assistant.";
@@ -140,17 +148,41 @@ pub(super) fn run(args: &ChatArgs, output: OutputArgs) -> Result<(), Failure> {
     result
 }
 
-/// The node that was named or is there and serves the model; else the model in this process.
+/// The node that was named, runs here or is at the default address, and serves the model; else the model in this process.
 async fn speaker(args: &ChatArgs, output: OutputArgs) -> Result<Speaker, Failure> {
-    let wanted = args.model.as_deref();
-    match NodeModel::find(args.api.as_deref(), wanted.map(models::name_of)).await {
-        Ok(node) => return Ok(Speaker::Node(node)),
-        // Who names a node means that one.
-        Err(failure) if args.api.is_some() => return Err(failure),
-        Err(_) => {}
+    let data_dir = config::data_dir(args.data_dir.data_dir.clone())?;
+    let folder = data_dir.join("models");
+    let names = args.model.as_deref().map_or_else(Vec::new, |model| models::names_of(&folder, model));
+    let running = args.data_dir.running_node().filter(|_| args.api.is_none());
+    let address = match (&args.api, &running) {
+        (Some(named), _) => Some(named.clone()),
+        (None, Some(node)) => node.api.as_deref().map(from_this_host),
+        (None, None) => Some(DEFAULT_API.to_owned()),
+    };
+    if let Some(address) = address {
+        let key = std::env::var("PANGEA_API_KEY").ok().filter(|key| !key.is_empty());
+        let key = match key {
+            None if running.is_some() => ConfigFile::load_if_there(&data_dir.join("config.toml"))
+                .ok()
+                .and_then(|file| file.text_of("api-key").map(str::to_owned)),
+            key => key,
+        };
+        match NodeModel::find(&address, key, &names).await {
+            Ok(node) => return Ok(Speaker::Node(node)),
+            // Who names a node means that one.
+            Err(failure) if args.api.is_some() => return Err(failure),
+            // The node of this data directory is there and answers, but not without its key: loading the model once more
+            // is not what was meant.
+            Err(failure) if failure.kind == Some(ErrorKind::Unauthorized) && running.is_some() => {
+                return Err(Failure::usage(format!(
+                    "the node of {} wants an API key ({failure}); set PANGEA_API_KEY to it",
+                    data_dir.display()
+                )));
+            }
+            Err(_) => {}
+        }
     }
-    let folder = models_folder()?;
-    let (name, path) = match wanted {
+    let (name, path) = match args.model.as_deref() {
         Some(model) => (models::name_of(model).to_owned(), models::resolve(&folder, model)?),
         None => the_only_model(&folder)?,
     };
@@ -159,13 +191,6 @@ async fn speaker(args: &ChatArgs, output: OutputArgs) -> Result<Speaker, Failure
     let memory = config::max_memory(None);
     let settings = EngineSettings::new(threads, memory / SESSION_SHARE);
     Ok(Speaker::Here(Engine::load(&name, &path, settings)?))
-}
-
-fn models_folder() -> Result<PathBuf, Failure> {
-    let home = std::env::var_os("PANGEA_HOME").map(PathBuf::from).or_else(|| Some(host::home()?.join(".pangea")));
-    let home =
-        home.ok_or_else(|| Failure::usage("there is no home folder with models in it; name one with PANGEA_HOME"))?;
-    Ok(home.join("models"))
 }
 
 fn the_only_model(folder: &std::path::Path) -> Result<(String, PathBuf), Failure> {

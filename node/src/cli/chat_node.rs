@@ -19,9 +19,6 @@ use tokio::net::TcpStream;
 use super::chat::{Answer, Choosing};
 use super::failure::{Exit, Failure};
 
-/// Where a node's HTTP API is unless told otherwise.
-const DEFAULT_ADDRESS: &str = "127.0.0.1:52415";
-
 /// How long a node may take to accept a connection, and to say what it serves.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
@@ -36,23 +33,22 @@ pub(super) struct NodeModel {
 }
 
 impl NodeModel {
-    /// The model of this name, or the first, at the node that was named or the one at the default address.
+    /// A model at the node whose HTTP API is at `address`: the one that is served under one of `names`, or the first where
+    /// none is asked for.
     ///
     /// # Errors
     /// [`Exit::Unreachable`] where no node answers; bad usage where it does not serve the model.
-    pub(super) async fn find(address: Option<&str>, model: Option<&str>) -> Result<NodeModel, Failure> {
-        let address = address.unwrap_or(DEFAULT_ADDRESS).to_owned();
-        let key = std::env::var("PANGEA_API_KEY").ok().filter(|key| !key.is_empty());
-        let mut node = NodeModel { address, model: String::new(), key };
+    pub(super) async fn find(address: &str, key: Option<String>, names: &[String]) -> Result<NodeModel, Failure> {
+        let mut node = NodeModel { address: address.to_owned(), model: String::new(), key };
         let listed =
             tokio::time::timeout(CONNECT_TIMEOUT, node.request(Method::GET, "/v1/models", String::new())).await;
         let listed = listed.map_err(|_| node.unreachable("it does not answer"))??;
         let listed = node.whole(listed).await?;
         let served: Vec<&str> =
             listed["data"].as_array().into_iter().flatten().filter_map(|model| model["id"].as_str()).collect();
-        let chosen = match model {
-            Some(name) => served.iter().find(|served| **served == name),
-            None => served.first(),
+        let chosen = match names.is_empty() {
+            true => served.first(),
+            false => names.iter().find_map(|name| served.iter().find(|served| *served == name)),
         };
         match chosen {
             Some(chosen) => {

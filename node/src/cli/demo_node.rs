@@ -10,10 +10,10 @@ use std::process::{Child, ChildStderr, Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use serde::Deserialize;
 use tokio::sync::oneshot;
 
 use super::failure::Failure;
+use crate::data_dir::NodeFile;
 
 /// How long a node may take to start on a busy machine.
 const START_TIMEOUT: Duration = Duration::from_secs(30);
@@ -30,14 +30,6 @@ pub(super) struct DemoNode {
     pub(super) address: String,
     /// Where programs reach it.
     pub(super) rpc: String,
-}
-
-/// What a node says of itself in `node.json`.
-#[derive(Deserialize)]
-struct Facts {
-    peer: String,
-    listening: Vec<String>,
-    rpc: String,
 }
 
 type Lines = Arc<Mutex<VecDeque<String>>>;
@@ -98,8 +90,7 @@ impl DemoNode {
             Ok(Err(_)) => return Err(broken(format!("it ended at once{}", said(&lines)))),
             Err(_) => return Err(broken(format!("nothing within {} s{}", START_TIMEOUT.as_secs(), said(&lines)))),
         }
-        let text = std::fs::read(data_dir.join("node.json")).map_err(|error| broken(error.to_string()))?;
-        let facts: Facts = serde_json::from_slice(&text).map_err(|error| broken(error.to_string()))?;
+        let facts = NodeFile::of_running(&data_dir).ok_or_else(|| broken("its node.json says nothing".to_owned()))?;
         let address = facts.listening.into_iter().next().ok_or_else(|| broken("it listens nowhere".to_owned()))?;
         let child = guard.0.take().ok_or_else(|| broken("it is gone".to_owned()))?;
         Ok(DemoNode { child, name: name.to_owned(), peer: facts.peer, address, rpc: facts.rpc })

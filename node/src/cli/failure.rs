@@ -30,12 +30,14 @@ pub(super) struct Failure {
     pub(super) exit: Exit,
     /// A sentence: what is wrong, and what to do.
     pub(super) message: String,
+    /// The kind of the error that a node told, where one did.
+    pub(super) kind: Option<ErrorKind>,
 }
 
 impl Failure {
     /// A failure with this exit code.
     pub(super) fn new(exit: Exit, message: impl Into<String>) -> Failure {
-        Failure { exit, message: message.into() }
+        Failure { exit, message: message.into(), kind: None }
     }
 
     /// Bad usage or input.
@@ -55,7 +57,7 @@ impl Failure {
 
     /// The same, with what it is about in front.
     pub(super) fn about(self, what: impl fmt::Display) -> Failure {
-        Failure { exit: self.exit, message: format!("{what}: {}", self.message) }
+        Failure { message: format!("{what}: {}", self.message), ..self }
     }
 }
 
@@ -83,7 +85,7 @@ impl From<Error> for Failure {
             | ErrorKind::Cancelled
             | ErrorKind::Internal => Exit::Failed,
         };
-        Failure::new(exit, error.message())
+        Failure { kind: Some(error.kind()), ..Failure::new(exit, error.message()) }
     }
 }
 

@@ -1,32 +1,53 @@
-//! What a command talks to: the node that answers at `--rpc`, or a fabric of this process alone. It knows how to get
+//! What a command talks to: the node that was named or runs here, or a fabric of this process alone. It knows how to get
 //! there and nothing of what is asked.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use pangea_client::{Client, DEFAULT_ADDRESS, ErrorKind};
 
-use super::args::{OutputArgs, RpcArgs};
+use super::args::{DataDirArgs, OutputArgs, RpcArgs};
 use super::failure::{Exit, Failure};
+use crate::config;
+use crate::data_dir::NodeFile;
 use crate::runtime::{Parts, Runtime};
 
 /// How long a node may take to answer the first call.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 impl RpcArgs {
-    /// The address to talk to.
-    pub(super) fn address(&self) -> &str {
-        self.rpc.as_deref().unwrap_or(DEFAULT_ADDRESS)
+    /// Where a node is looked for, best first: only where `--rpc` names one; else where the node that runs with the data
+    /// directory says that it is, then at the default address.
+    fn addresses(&self) -> Vec<String> {
+        if let Some(named) = &self.rpc {
+            return vec![named.clone()];
+        }
+        let running = self.data_dir.running_node().map(|node| from_this_host(&node.rpc));
+        let default = Some(DEFAULT_ADDRESS.to_owned()).filter(|default| running.as_ref() != Some(default));
+        running.into_iter().chain(default).collect()
     }
 
-    /// The node that was named, or the one at the default address.
+    /// The address to show where no node was found.
+    pub(super) fn address(&self) -> String {
+        self.addresses().into_iter().next().unwrap_or_default()
+    }
+
+    /// The node that was named, the one that runs with the data directory, or the one at the default address.
     ///
     /// # Errors
     /// [`Exit::Unreachable`] where none answers.
     pub(super) async fn node(&self) -> Result<Client, Failure> {
-        Client::connect(self.address(), CONNECT_TIMEOUT).await.map_err(|error| match error.kind() {
-            ErrorKind::Unavailable => Failure::new(Exit::Unreachable, error.message()),
-            _ => error.into(),
-        })
+        let mut failure = None;
+        for address in self.addresses() {
+            match Client::connect(&address, CONNECT_TIMEOUT).await {
+                Ok(client) => return Ok(client),
+                Err(error) if error.kind() == ErrorKind::Unavailable => {
+                    failure.get_or_insert_with(|| Failure::new(Exit::Unreachable, error.message()));
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Err(failure.unwrap_or_else(|| Failure::new(Exit::Unreachable, "no node was found")))
     }
 
     /// As [`RpcArgs::node`]; `None` where no node was named and none is there.
@@ -38,6 +59,22 @@ impl RpcArgs {
             Err(failure) if failure.exit == Exit::Unreachable && self.rpc.is_none() => Ok(None),
             result => result.map(Some),
         }
+    }
+}
+
+impl DataDirArgs {
+    /// The node that runs with this data directory.
+    pub(super) fn running_node(&self) -> Option<NodeFile> {
+        NodeFile::of_running(&config::data_dir(self.data_dir.clone()).ok()?)
+    }
+}
+
+/// An address that a node listens on as one to connect to from this host.
+pub(super) fn from_this_host(address: &str) -> String {
+    match address.parse::<SocketAddr>() {
+        Ok(SocketAddr::V4(v4)) if v4.ip().is_unspecified() => format!("127.0.0.1:{}", v4.port()),
+        Ok(SocketAddr::V6(v6)) if v6.ip().is_unspecified() => format!("[::1]:{}", v6.port()),
+        _ => address.to_owned(),
     }
 }
 
@@ -69,5 +106,44 @@ pub(super) async fn local_fabric(threads: usize, max_memory: u64) -> Result<Runt
 pub(super) fn note(output: &OutputArgs, text: impl std::fmt::Display) {
     if !output.quiet {
         eprintln!("{text}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn with_node(folder: &std::path::Path, pid: u32, rpc: &str) -> RpcArgs {
+        let node = serde_json::json!({"pid": pid, "peer": "p", "listening": [], "rpc": rpc});
+        std::fs::write(folder.join("node.json"), node.to_string()).unwrap();
+        RpcArgs { rpc: None, data_dir: DataDirArgs { data_dir: Some(folder.to_owned()) } }
+    }
+
+    #[test]
+    fn the_running_node_of_the_data_directory_is_asked_whatever_its_port() {
+        let folder = tempfile::tempdir().unwrap();
+        let args = with_node(folder.path(), std::process::id(), "0.0.0.0:8181");
+        assert_eq!(args.addresses(), ["127.0.0.1:8181", DEFAULT_ADDRESS]);
+        let args = with_node(folder.path(), std::process::id(), DEFAULT_ADDRESS);
+        assert_eq!(args.addresses(), [DEFAULT_ADDRESS]);
+        let named = RpcArgs { rpc: Some("mac2:1".to_owned()), ..args };
+        assert_eq!(named.addresses(), ["mac2:1"], "a node that was named is the only one asked");
+    }
+
+    #[test]
+    fn a_node_that_was_killed_is_not_asked() {
+        let folder = tempfile::tempdir().unwrap();
+        assert_eq!(with_node(folder.path(), 0, "127.0.0.1:8181").addresses(), [DEFAULT_ADDRESS]);
+    }
+
+    #[tokio::test]
+    async fn a_node_json_whose_node_refuses_falls_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let args = with_node(folder.path(), std::process::id(), "127.0.0.1:1");
+        // Where a node of the person who runs the tests listens, that one is found.
+        match args.node_if_there().await {
+            Ok(None) | Ok(Some(_)) => {}
+            Err(failure) => panic!("{failure}"),
+        }
     }
 }

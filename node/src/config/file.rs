@@ -156,6 +156,14 @@ impl ConfigFile {
         &self.path
     }
 
+    /// The text that the flag of this name is set to here, as it stands.
+    pub fn text_of(&self, flag: &str) -> Option<&str> {
+        match &self.settings.iter().find(|setting| setting.key == flag)?.value {
+            Value::One(text) => Some(text),
+            Value::Switch(_) | Value::List(_) => None,
+        }
+    }
+
     /// `file:line:column` of what the flag of this name is set to here.
     pub fn place_of(&self, flag: &str) -> Option<String> {
         let setting = self.settings.iter().find(|setting| setting.key == flag)?;

@@ -20,5 +20,5 @@ mod transfer;
 pub use description::Description;
 pub use fetch::{fetch, get};
 pub use reference::{Reference, is_path, name_of};
-pub use store::{Entry, Found, find, installed, list, locate, remove, resolve};
+pub use store::{Entry, Found, find, installed, list, locate, names_of, remove, resolve};
 pub use transfer::Transfer;

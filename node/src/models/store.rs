@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use pangea_client::{Error, ErrorKind, Result};
 use pangea_compute::model::ModelFile;
 
-use super::catalogue::KNOWN;
+use super::catalogue::{KNOWN, known};
 use super::description::Description;
 use super::reference::{EXTENSION, Reference, has_extension, is_path};
 
@@ -111,6 +111,26 @@ pub fn find(folder: &Path, model: &str) -> Option<PathBuf> {
         Ok(Found::Here(path)) => Some(path),
         _ => None,
     }
+}
+
+/// Every name under which a node may serve what `model` means (a name, a path, where to fetch it), the usual one first:
+/// the same file has its short name, its file's and its name in `folder`.
+pub fn names_of(folder: &Path, model: &str) -> Vec<String> {
+    let mut names = vec![super::name_of(model).to_owned()];
+    let path = find(folder, model);
+    let path = path.map(|path| path.canonicalize().unwrap_or(path));
+    let in_folder = path.as_ref().and_then(|path| {
+        let entries = list(folder).unwrap_or_default().into_iter();
+        let same = |entry: &Entry| entry.path.canonicalize().is_ok_and(|entry| entry == *path);
+        entries.filter(same).map(|entry| entry.name).next()
+    });
+    let of_file = path.as_deref().and_then(Path::file_stem).map(|stem| stem.to_string_lossy().into_owned());
+    let known = [Some(names[0].as_str()), of_file.as_deref()].into_iter().flatten().find_map(known);
+    let known_names = known.map(|known| [known.name.to_owned(), known.file.trim_end_matches(".gguf").to_owned()]);
+    names.extend(in_folder.into_iter().chain(of_file.clone()).chain(known_names.into_iter().flatten()));
+    let mut seen = std::collections::BTreeSet::new();
+    names.retain(|name| seen.insert(name.clone()));
+    names
 }
 
 /// The file of a model, which must be here.
@@ -285,6 +305,22 @@ mod tests {
             let error = resolve(folder, name).unwrap_err();
             assert!(error.kind() == ErrorKind::NotFound && error.message().contains(said), "{name}: {error}");
         }
+    }
+
+    #[test]
+    fn a_model_named_by_its_file_is_looked_for_under_every_name_it_is_served_by() {
+        let folder = folder_with(&["SmolLM2-135M-Instruct.Q4_1.gguf", "hf/a/r/model.gguf", "hf/b/r/model.gguf"]);
+        let folder = folder.path();
+        let names = |model: &str| names_of(folder, model);
+        let file = folder.join("SmolLM2-135M-Instruct.Q4_1.gguf");
+        let file = file.to_str().unwrap();
+        assert_eq!(names(file), ["SmolLM2-135M-Instruct.Q4_1", "smollm2"]);
+        assert_eq!(names("smollm2"), ["smollm2", "SmolLM2-135M-Instruct.Q4_1"]);
+        assert_eq!(names(folder.join("hf/a/r/model.gguf").to_str().unwrap()), ["model", "hf:a/r/model"]);
+        let link = folder.join("link.gguf");
+        std::os::unix::fs::symlink(file, &link).unwrap();
+        assert!(names(link.to_str().unwrap()).contains(&"smollm2".to_owned()));
+        assert_eq!(names("other"), ["other"], "a name that only another node knows");
     }
 
     #[test]

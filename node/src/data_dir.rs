@@ -1,0 +1,170 @@
+//! The data directory of a node: claimed by one node at a time, with `node.json`, which tells other programs on this host
+//! where the running node is. It knows nothing of what else lies there.
+
+use std::fs::File;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use pangea_client::{Error, ErrorKind, Result};
+use serde::{Deserialize, Serialize};
+
+/// Largest `node.json` that is read: a few addresses take far less.
+const MAX_FILE_BYTES: u64 = 1 << 20;
+
+/// What a running node says of itself: the content of `node.json`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeFile {
+    /// Its process id.
+    pub pid: u32,
+    /// Its peer id.
+    pub peer: String,
+    /// Its multiaddrs, with the peer id.
+    pub listening: Vec<String>,
+    /// Of `listening`, what to give to another device.
+    #[serde(default)]
+    pub reachable: Option<String>,
+    /// Address of its Cap'n Proto service.
+    pub rpc: String,
+    /// Address of its HTTP API; `None` where there is none.
+    #[serde(default)]
+    pub api: Option<String>,
+}
+
+impl NodeFile {
+    /// The node that runs with the data directory `folder`; `None` where none does, also when a node that was killed left its
+    /// file behind. A process that took over its id is not told from it: whoever connects finds out.
+    pub fn of_running(folder: &Path) -> Option<NodeFile> {
+        let path = folder.join("node.json");
+        if std::fs::metadata(&path).ok()?.len() > MAX_FILE_BYTES {
+            return None;
+        }
+        let node: NodeFile = serde_json::from_slice(&std::fs::read(path).ok()?).ok()?;
+        let pid = rustix::process::Pid::from_raw(i32::try_from(node.pid).ok()?)?;
+        match rustix::process::test_kill_process(pid) {
+            // A process of another user is there as well.
+            Ok(()) | Err(rustix::io::Errno::PERM) => Some(node),
+            Err(_) => None,
+        }
+    }
+}
+
+/// A data directory, held by one node at a time.
+pub struct DataDir {
+    /// `node.json`, where it is this node's to write.
+    node_file: Option<PathBuf>,
+    /// Locked as long as it is open.
+    _lock: Option<File>,
+}
+
+impl DataDir {
+    /// Creates the directory where needed and claims it. An ephemeral node shares it with another.
+    ///
+    /// # Errors
+    /// `InvalidInput` where it cannot be used, `Unavailable` where another node has it.
+    pub fn claim(path: &Path, ephemeral: bool) -> Result<DataDir> {
+        let unusable = |error: std::io::Error| {
+            let why = format!(
+                "the data directory {} cannot be used ({error}); choose another with --data-dir",
+                path.display()
+            );
+            Error::new(ErrorKind::InvalidInput, why)
+        };
+        std::fs::create_dir_all(path).map_err(unusable)?;
+        let lock =
+            File::options().create(true).truncate(false).write(true).open(path.join("lock")).map_err(unusable)?;
+        if rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_ok() {
+            return Ok(DataDir { node_file: Some(path.join("node.json")), _lock: Some(lock) });
+        }
+        if ephemeral {
+            return Ok(DataDir { node_file: None, _lock: None });
+        }
+        let why = format!(
+            "another node runs with the data directory {}; stop it, or start this one with --data-dir DIR or --ephemeral",
+            path.display()
+        );
+        Err(Error::new(ErrorKind::Unavailable, why))
+    }
+
+    /// Replaces `node.json`, whole or not at all. Nothing where another node has the directory.
+    ///
+    /// # Errors
+    /// `Internal` where it cannot be written.
+    pub fn write(&self, node: &NodeFile) -> Result<()> {
+        let Some(path) = &self.node_file else { return Ok(()) };
+        let folder = path.parent().unwrap_or(Path::new("."));
+        let write = || -> std::io::Result<()> {
+            let mut file = tempfile::NamedTempFile::new_in(folder)?;
+            file.write_all(&serde_json::to_vec_pretty(node)?)?;
+            file.persist(path)?;
+            Ok(())
+        };
+        write()
+            .map_err(|error| Error::new(ErrorKind::Internal, format!("{} cannot be written: {error}", path.display())))
+    }
+}
+
+impl Drop for DataDir {
+    fn drop(&mut self) {
+        if let Some(path) = &self.node_file {
+            // Gone already is as good as removed.
+            let _ = std::fs::remove_file(path);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn node(pid: u32) -> NodeFile {
+        NodeFile {
+            pid,
+            peer: "12D3KooW".to_owned(),
+            listening: vec!["/ip4/127.0.0.1/tcp/7777".to_owned()],
+            reachable: None,
+            rpc: "127.0.0.1:8181".to_owned(),
+            api: Some("192.168.7.7:52415".to_owned()),
+        }
+    }
+
+    #[test]
+    fn a_running_node_is_found_through_its_directory() {
+        let folder = tempfile::tempdir().unwrap();
+        assert_eq!(NodeFile::of_running(folder.path()), None);
+        let claimed = DataDir::claim(folder.path(), false).unwrap();
+        claimed.write(&node(std::process::id())).unwrap();
+        assert_eq!(NodeFile::of_running(folder.path()), Some(node(std::process::id())));
+        drop(claimed);
+        assert_eq!(NodeFile::of_running(folder.path()), None, "a node that ends takes its file with it");
+    }
+
+    #[test]
+    fn a_file_that_a_killed_node_left_behind_names_no_node() {
+        let folder = tempfile::tempdir().unwrap();
+        let claimed = DataDir::claim(folder.path(), false).unwrap();
+        // Ended and waited for: its id is nobody's.
+        let mut child = std::process::Command::new("true").spawn().unwrap();
+        let pid = child.id();
+        child.wait().unwrap();
+        for pid in [pid, 0, u32::MAX] {
+            claimed.write(&node(pid)).unwrap();
+            assert_eq!(NodeFile::of_running(folder.path()), None, "{pid}");
+        }
+        for text in ["", "{", "{\"pid\": 1}", "[]"] {
+            std::fs::write(folder.path().join("node.json"), text).unwrap();
+            assert_eq!(NodeFile::of_running(folder.path()), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn one_node_holds_a_directory_and_an_ephemeral_one_may_share_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let first = DataDir::claim(folder.path(), false).unwrap();
+        first.write(&node(std::process::id())).unwrap();
+        assert!(DataDir::claim(folder.path(), false).is_err());
+        let guest = DataDir::claim(folder.path(), true).unwrap();
+        guest.write(&node(1)).unwrap();
+        drop(guest);
+        assert_eq!(NodeFile::of_running(folder.path()), Some(node(std::process::id())));
+    }
+}
