@@ -15,10 +15,11 @@ use super::args::{JsonArgs, OutputArgs, PlaceArg, RpcArgs, dtype, duration};
 use super::engine::Engine;
 use super::failure::Failure;
 use super::matrix::{Operand, wire_dtype};
+use super::node_names::NodeNames;
 use super::product_file::{Destination, ProductFile};
 use super::progress::Progress;
 use super::session::{local_fabric, note};
-use super::table::{Align, Table, facts, seconds, short_peer, shortened, three_digits};
+use super::table::{Align, Table, facts, seconds, short_peer, three_digits};
 use super::{print, print_json};
 use crate::config;
 use crate::net::peer_address;
@@ -130,6 +131,9 @@ const BESIDE_BLOCKS_BYTES: f64 = (96 << 20) as f64;
 
 /// Shares of the free memory that blocks may take: at most, less what is beside them, and at least.
 const BLOCKS_SHARES: (f64, f64) = (0.85, 0.25);
+
+/// Characters of a worker's name in the table.
+const NAME_CHARS: usize = 30;
 
 /// Most blocks that a product is cut into. Each is a job of some milliseconds at least: more would take hours before any of
 /// the computing, and hardly be meant.
@@ -452,9 +456,11 @@ fn show(report: &JobReport, written: Option<(PathBuf, u64)>, blocks: u64, total_
             ("tasks", Align::Right),
             ("computing", Align::Right),
         ]);
+        let named = report.workers.iter().map(|share| (share.peer.as_str(), share.name.as_str()));
+        let names = NodeNames::new(named, NAME_CHARS);
         for share in &report.workers {
             table.row([
-                shortened(&share.name, 30),
+                names.label(&share.peer),
                 short_peer(&share.peer),
                 share.tasks.to_string(),
                 seconds(share.seconds),

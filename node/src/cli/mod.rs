@@ -7,7 +7,7 @@
 //!   `demo`: the commands; `demo_node`: what the demo runs.
 //! * `session`, `engine`: the node that a command talks to, or a fabric of this process alone.
 //! * `matrix`, `product_file`: operands, where the product goes.
-//! * `log`, `progress`, `table`: what a person sees.
+//! * `log`, `progress`, `table`, `node_names`: what a person sees.
 //!
 //! Results go to standard output, everything else to standard error. Nothing is computed here.
 
@@ -26,6 +26,7 @@ mod matmul;
 mod matrix;
 mod models;
 mod models_plan;
+mod node_names;
 mod peers;
 mod perplexity;
 mod product_file;

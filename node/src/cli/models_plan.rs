@@ -1,11 +1,12 @@
 //! `pangea models plan`: where a running node's pool would place a model, why, and how fast that would be. It asks and shows.
 
 use clap::Args;
-use pangea_client::{ModelPlan, PlannedChain};
+use pangea_client::{ModelPlan, PlannedChain, PlannedStage};
 
 use super::args::{JsonArgs, RpcArgs};
 use super::failure::Failure;
-use super::table::{Align, Table, short_peer, shortened, three_digits};
+use super::node_names::NodeNames;
+use super::table::{Align, Table, shortened, three_digits};
 use super::{print, print_json};
 use pangea_units::{ByteSize, LayerRange};
 
@@ -33,6 +34,9 @@ pub(super) struct ModelsPlanArgs {
     json: JsonArgs,
 }
 
+/// Characters of a node's name in a chain.
+const NAME_CHARS: usize = 16;
+
 /// Characters of a chain in the table: what leaves the rest of 80 columns.
 const CHAIN_CHARS: usize = 44;
 
@@ -57,6 +61,7 @@ fn show(plan: &ModelPlan) -> String {
         return text + &current(plan);
     };
     text.push_str(&format!("Plan: {}.\n\n", plan.reason));
+    let names = names(plan);
     let mut table = Table::new([
         ("", Align::Left),
         ("layers", Align::Left),
@@ -67,7 +72,7 @@ fn show(plan: &ModelPlan) -> String {
     for (title, chain) in chains {
         table.row([
             title.to_owned(),
-            shortened(&stages(chain), CHAIN_CHARS),
+            shortened(&stages(chain, &names), CHAIN_CHARS),
             three_digits(chain.decode_tokens_per_s),
             three_digits(chain.prompt_tokens_per_s),
         ]);
@@ -82,24 +87,27 @@ fn current(plan: &ModelPlan) -> String {
     match &plan.current {
         Some(current) => {
             let state = if plan.ready { "ready" } else { "not ready yet" };
-            format!("Now: {}; {state} (epoch {}).\n", stages(current), plan.epoch)
+            format!("Now: {}; {state} (epoch {}).\n", stages(current, &names(plan)), plan.epoch)
         }
         None => "Now: placed nowhere.\n".to_owned(),
     }
 }
 
-fn stages(chain: &PlannedChain) -> String {
-    let stage = |stage: &pangea_client::PlannedStage| {
-        let name = if stage.name.is_empty() { short_peer(&stage.peer) } else { stage.name.clone() };
-        format!("{name} {}", LayerRange::from(stage.layers))
-    };
+fn stages(chain: &PlannedChain, names: &NodeNames) -> String {
+    let stage = |stage: &PlannedStage| format!("{} {}", names.label(&stage.peer), LayerRange::from(stage.layers));
     chain.stages.iter().map(stage).collect::<Vec<_>>().join(", ")
+}
+
+/// What the nodes of all chains of a plan are called.
+fn names(plan: &ModelPlan) -> NodeNames {
+    let chains = plan.best.iter().chain(&plan.alternatives).chain(&plan.current);
+    let stages = chains.flat_map(|chain| &chain.stages);
+    NodeNames::new(stages.map(|stage| (stage.peer.as_str(), stage.name.as_str())), NAME_CHARS)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use pangea_client::PlannedStage;
 
     #[test]
     fn a_plan_is_shown_with_its_reason_its_alternatives_and_what_is_there() {
@@ -140,5 +148,15 @@ mod tests {
         assert!(
             text.contains("No plan: 1.00 GiB is missing.") && text.contains("Now: beta 0-29; not ready yet (epoch 7)")
         );
+    }
+
+    #[test]
+    fn nodes_of_one_name_are_told_apart() {
+        let stage = |peer: &str, layers| PlannedStage { peer: peer.to_owned(), name: "vm".to_owned(), layers };
+        let stages = vec![stage("12D3KooWabcdefg1", [0, 15]), stage("12D3KooWabcdefg2", [15, 30])];
+        let chain = PlannedChain { stages, ..PlannedChain::default() };
+        let plan = ModelPlan { best: Some(chain), reason: "two are faster".to_owned(), ..ModelPlan::default() };
+        let text = show(&plan);
+        assert!(text.contains("vm …efg1 0-14, vm …efg2 15-29"), "{text}");
     }
 }

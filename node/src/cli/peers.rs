@@ -8,7 +8,8 @@ use serde::Serialize;
 
 use super::args::QueryArgs;
 use super::failure::Failure;
-use super::table::{Align, Table, seconds, short_peer, shortened, three_digits};
+use super::node_names::NodeNames;
+use super::table::{Align, Table, seconds, short_peer, three_digits};
 use super::{print, print_json};
 use pangea_units::ByteSize;
 
@@ -82,6 +83,8 @@ fn show(peers: &[Shown]) -> String {
                 `pangea node --peer MULTIADDR`.\n"
             .to_owned();
     }
+    let named = peers.iter().map(|peer| (peer.status.peer.as_str(), peer.status.name.as_str()));
+    let names = NodeNames::new(named, NAME_CHARS);
     let mut table = Table::new([
         ("peer", Align::Left),
         ("name", Align::Left),
@@ -95,7 +98,7 @@ fn show(peers: &[Shown]) -> String {
         let known = |value: f64, text: String| if value > 0.0 { text } else { "-".to_owned() };
         table.row([
             short_peer(&peer.peer),
-            shortened(&peer.name, NAME_CHARS),
+            names.label(&peer.peer),
             peer.state.clone(),
             format!("{:.2}", peer.trust),
             known(peer.rtt_ms, seconds(peer.rtt_ms / 1e3)),
@@ -105,14 +108,14 @@ fn show(peers: &[Shown]) -> String {
     }
     let mut text = table.render();
     for Shown { status: peer, .. } in peers.iter().filter(|peer| !peer.status.why.is_empty()) {
-        let name = if peer.name.is_empty() { short_peer(&peer.peer) } else { peer.name.clone() };
+        let name = names.label(&peer.peer);
         text.push_str(&format!("\n  {name} is {}: {}\n", peer.state, peer.why));
     }
     if peers.iter().any(|peer| peer.check.is_some()) {
         text.push('\n');
     }
     for Shown { status: peer, check } in peers {
-        let name = if peer.name.is_empty() { short_peer(&peer.peer) } else { peer.name.clone() };
+        let name = names.label(&peer.peer);
         match check {
             Some(Check::RoundTripUs(us)) => text.push_str(&format!("  {name} answered in {}\n", seconds(us / 1e6))),
             Some(Check::Error(why)) => text.push_str(&format!("  {name} did not answer: {why}\n")),
@@ -120,4 +123,30 @@ fn show(peers: &[Shown]) -> String {
         }
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn peers_of_one_name_are_told_apart_in_the_table_and_below() {
+        let peer = |last: char| Shown {
+            status: PeerStatus {
+                peer: format!("12D3KooWQYhTNQdmr3ArTeUHRYzFg94BKyTkoWBDWez9kSCVe2X{last}"),
+                name: "vm".to_owned(),
+                state: "connected".to_owned(),
+                why: String::new(),
+                ..PeerStatus::default()
+            },
+            check: Some(Check::RoundTripUs(247.0)),
+        };
+        let text = show(&[peer('a'), peer('b')]);
+        for label in ["vm …e2Xa", "vm …e2Xb"] {
+            assert_eq!(text.matches(label).count(), 2, "{text}");
+        }
+        assert!(text.contains("vm …e2Xa answered in 247 µs"), "{text}");
+        assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
+        assert!(show(&[peer('a')]).contains("vm answered in"));
+    }
 }

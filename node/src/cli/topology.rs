@@ -1,11 +1,10 @@
 //! `pangea topology`: the pool as a node sees it, as two tables or JSON. It asks and shows.
 
-use std::collections::BTreeMap;
-
 use pangea_client::Topology;
 
 use super::args::QueryArgs;
 use super::failure::Failure;
+use super::node_names::NodeNames;
 use super::table::{Align, Table, seconds, short_peer, shortened, three_digits};
 use super::{print, print_json};
 use pangea_units::ByteSize;
@@ -25,6 +24,8 @@ pub(super) async fn run(args: QueryArgs) -> Result<(), Failure> {
 }
 
 fn show(topology: &Topology) -> String {
+    let named = topology.nodes.iter().map(|node| (node.peer.as_str(), node.name.as_str()));
+    let names = NodeNames::new(named, NAME_CHARS);
     let mut nodes = Table::new([
         ("peer", Align::Left),
         ("name", Align::Left),
@@ -37,7 +38,7 @@ fn show(topology: &Topology) -> String {
     for node in &topology.nodes {
         nodes.row([
             short_peer(&node.peer),
-            shortened(&node.name, NAME_CHARS),
+            names.label(&node.peer),
             if node.master { "master" } else { "" }.to_owned(),
             shortened(&node.device, 10),
             ByteSize(node.memory_bytes).to_string(),
@@ -45,12 +46,6 @@ fn show(topology: &Topology) -> String {
             shortened(&node.models.join(", "), MODELS_CHARS),
         ]);
     }
-    let names: BTreeMap<&str, &str> =
-        topology.nodes.iter().map(|node| (node.peer.as_str(), node.name.as_str())).collect();
-    let name = |peer: &str| match names.get(peer) {
-        Some(name) if !name.is_empty() => shortened(name, NAME_CHARS),
-        _ => short_peer(peer),
-    };
     let mut links = Table::new([
         ("from", Align::Left),
         ("to", Align::Left),
@@ -62,8 +57,8 @@ fn show(topology: &Topology) -> String {
     for link in &topology.links {
         let known = |value: f64, text: String| if value > 0.0 { text } else { "-".to_owned() };
         links.row([
-            name(&link.from),
-            name(&link.to),
+            names.label(&link.from),
+            names.label(&link.to),
             known(link.rtt_ms, seconds(link.rtt_ms / 1e3)),
             known(link.bytes_per_s, format!("{}/s", ByteSize(link.bytes_per_s as u64))),
             link.transport.clone(),
@@ -109,6 +104,10 @@ mod tests {
         let links = vec![link(&nodes[0], &nodes[1]), link(&nodes[1], &nodes[0])];
         let text = show(&Topology { nodes, links });
         assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
-        assert!(text.contains("master") && text.contains("a-rather-lo…") && text.contains("152 µs"), "{text}");
+        assert!(text.contains("master") && text.contains("152 µs"), "{text}");
+        // Both have the same name: each is told apart wherever it stands.
+        for (label, times) in [("a-rat… …Ve2Xa", 0), ("a-rat… …e2Xa", 3), ("a-rat… …e2Xb", 3)] {
+            assert_eq!(text.matches(label).count(), times, "{label}: {text}");
+        }
     }
 }

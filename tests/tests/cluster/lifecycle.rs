@@ -178,3 +178,20 @@ fn two_ephemeral_nodes_share_a_data_directory() {
     assert_ne!(guest.line("Starting node ").text, one.process.line("Starting node ").text);
     is_well(&one);
 }
+
+#[test]
+fn commands_find_the_node_of_their_data_directory_whatever_its_ports() {
+    let cluster = Cluster::new();
+    let one = cluster.node("one").start();
+    let data_dir = one.data_dir.to_str().unwrap().to_owned();
+    let found = cluster.run(&["status", "--json", "--data-dir", &data_dir]).json();
+    assert_eq!(found["peer"], one.peer.as_str());
+    let product = ["matmul", "--size", "16", "--place", "local", "--json", "--data-dir", &data_dir];
+    assert_eq!(cluster.run(&product).json()["workers"][0]["peer"], one.peer.as_str());
+    // A killed node leaves its node.json behind: what can run without a node does.
+    one.process.signal(Signal::KILL);
+    one.process.wait();
+    assert!(one.data_dir.join("node.json").exists());
+    let output = cluster.run(&product);
+    assert_ne!(output.json()["workers"][0]["peer"], one.peer.as_str(), "{output:?}");
+}

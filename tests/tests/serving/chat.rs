@@ -33,6 +33,30 @@ fn chat_says_the_same_with_a_node_and_without() {
 }
 
 #[test]
+fn chat_asks_the_running_node_of_the_data_directory_for_a_model_named_by_its_file() {
+    let Some(model) = file_of(SMOLLM2, "chat_asks_the_running_node") else { return };
+    let cluster = Cluster::new();
+    let home = cluster.folder().join("one");
+    std::fs::create_dir_all(home.join("models")).unwrap();
+    std::os::unix::fs::symlink(&model, home.join("models/SmolLM2-135M-Instruct.Q4_1.gguf")).unwrap();
+    // With a key the node could offer its API to others; the person whose directory it is has the key there.
+    std::fs::write(home.join("config.toml"), "api-key = \"open-sesame\"\nmodel = \"smollm2\"\n").unwrap();
+    let node = cluster.node("one").start();
+    eventually("the node is ready", || get(&node.api, "/readyz").status == 200);
+    let home = home.to_str().unwrap();
+    for named in [model.to_str().unwrap(), "smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"] {
+        let answer = chat(&cluster, &["--data-dir", home, "--model", named, "Hello"]).json();
+        assert_eq!((&answer["place"], &answer["model"]), (&json!("node"), &json!("smollm2")), "{named}: {answer}");
+    }
+    let url = format!("http://{}/v1", node.api);
+    assert_eq!(
+        chat(&cluster, &["--api", &url, "--data-dir", home, "Hello"]).code,
+        Some(1),
+        "no key where none was asked"
+    );
+}
+
+#[test]
 fn what_chat_cannot_do_is_said_with_the_right_exit_code() {
     let cluster = Cluster::new();
     let one = cluster.node("one").start();
