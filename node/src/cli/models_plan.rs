@@ -115,7 +115,7 @@ mod tests {
             stages: names
                 .iter()
                 .map(|(name, layers)| PlannedStage {
-                    peer: "12D3KooWabcdefgh".to_owned(),
+                    peer: if name.is_empty() { "12D3KooWabcdefgh".to_owned() } else { format!("12D3KooW{name}xyz") },
                     name: (*name).to_owned(),
                     layers: *layers,
                 })

@@ -14,7 +14,7 @@ use pangea_compute::{Digest, Pool};
 use super::generation::{Generation, Prepared};
 use super::load::LoadedPart;
 use super::metrics::EngineMetrics;
-use super::request::{Format, MAX_CHOICES, Request};
+use super::request::{Format, Request};
 use super::route::{Alone, KeptChain, Route, Routes, Without};
 use super::text::ModelText;
 use crate::compute_error;
@@ -222,10 +222,7 @@ impl Engine {
 
 /// Everything that can be wrong with a request is found here.
 fn prepare(shared: &Shared, request: Request, arrived: Instant) -> std::result::Result<Prepared, Refused> {
-    if !(1..=MAX_CHOICES).contains(&request.choices) {
-        let message = format!("{} answers are asked for; it must be 1 to {MAX_CHOICES}", request.choices);
-        return Err(Error::new(ErrorKind::InvalidInput, message).into());
-    }
+    request.check().map_err(Error::from)?;
     request.sampling.check(shared.facts.vocabulary).map_err(compute_error)?;
     let prompt = shared.text.tokens(&request.prompt)?;
     let context = shared.facts.context;

@@ -30,6 +30,8 @@ pub use generation::Generation;
 pub(crate) use load::LoadedPart;
 pub(crate) use metrics::EngineMetrics;
 pub use metrics::SECONDS_BUCKETS;
-pub use request::{Delta, Event, Finish, Format, MAX_CHOICES, Prompt, Request, Summary, TokenLogprob, TokenText};
+pub use request::{
+    Delta, Event, Finish, Format, MAX_CHOICES, Prompt, Request, Summary, TokenLogprob, TokenText, WrongField, role,
+};
 pub use served::{Served, ServedModel};
 pub use text::ModelText;

@@ -1,9 +1,10 @@
-//! What is asked of a model and what comes back: requests, the pieces of an answer, how it ended and what it took. Types
-//! only; HTTP and Cap'n Proto have their own and translate.
+//! What is asked of a model and what comes back: requests, the pieces of an answer, how it ended and what it took. HTTP and
+//! Cap'n Proto have their own forms and translate; what is wrong with a request whatever the model is said here, for all of
+//! them alike.
 
 use std::time::Duration;
 
-use pangea_client::AnswerStage;
+use pangea_client::{AnswerStage, Error, ErrorKind};
 use pangea_compute::chat::Message;
 use pangea_compute::sample::Sampling;
 
@@ -33,8 +34,51 @@ pub struct Request {
     pub receipt: bool,
 }
 
-/// The most answers of one request: each takes a place among the running.
+/// Most answers of one request: each takes a place among the running.
 pub const MAX_CHOICES: usize = 8;
+
+/// Most messages of one conversation: more than any context holds.
+const MAX_MESSAGES: usize = 4096;
+
+/// Largest bias of a token, either way; -100 all but forbids it.
+const MAX_LOGIT_BIAS: f32 = 100.0;
+
+/// Who can have said a message.
+const ROLES: [&str; 4] = ["system", "user", "assistant", "tool"];
+
+/// A field of a request that no model can serve.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{field}: {why}")]
+pub struct WrongField {
+    /// The field, as OpenAI's clients name it.
+    pub field: String,
+    /// What is wrong with it.
+    pub why: String,
+}
+
+impl WrongField {
+    fn new(field: impl Into<String>, why: impl Into<String>) -> WrongField {
+        WrongField { field: field.into(), why: why.into() }
+    }
+}
+
+impl From<WrongField> for Error {
+    fn from(wrong: WrongField) -> Error {
+        Error::new(ErrorKind::InvalidInput, wrong.to_string())
+    }
+}
+
+/// The role of message `at`; `developer` is the newer name of `system`.
+///
+/// # Errors
+/// [`WrongField`] for a role that nobody can have.
+pub fn role(at: usize, text: &str) -> Result<&'static str, WrongField> {
+    let text = if text == "developer" { "system" } else { text };
+    ROLES.into_iter().find(|role| *role == text).ok_or_else(|| {
+        let why = format!("the role {text:?} is none of system, developer, user, assistant and tool");
+        WrongField::new(format!("messages[{at}]"), why)
+    })
+}
 
 impl Request {
     /// One answer to `prompt`, with the sampling's defaults.
@@ -50,6 +94,22 @@ impl Request {
             prompt_logprobs: false,
             receipt: true,
         }
+    }
+
+    /// Everything that is wrong with it whatever the model is.
+    ///
+    /// # Errors
+    /// The first [`WrongField`].
+    pub fn check(&self) -> Result<(), WrongField> {
+        if !(1..=MAX_CHOICES).contains(&self.choices) {
+            return Err(WrongField::new("n", format!("{} answers; it must be 1 to {MAX_CHOICES}", self.choices)));
+        }
+        let bias = self.sampling.logit_bias.iter().find(|(_, bias)| !(-MAX_LOGIT_BIAS..=MAX_LOGIT_BIAS).contains(bias));
+        if let Some((token, bias)) = bias {
+            let why = format!("the bias of token {token} is {bias}; it must be -{MAX_LOGIT_BIAS} to {MAX_LOGIT_BIAS}");
+            return Err(WrongField::new("logit_bias", why));
+        }
+        self.prompt.check()
     }
 }
 
@@ -72,6 +132,19 @@ pub enum Prompt {
 }
 
 impl Prompt {
+    /// Everything that is wrong with it whatever the model is.
+    ///
+    /// # Errors
+    /// The first [`WrongField`].
+    pub fn check(&self) -> Result<(), WrongField> {
+        let Prompt::Chat { messages, .. } = self else { return Ok(()) };
+        if messages.is_empty() || messages.len() > MAX_MESSAGES {
+            let why = format!("{} messages; it must be 1 to {MAX_MESSAGES}", messages.len());
+            return Err(WrongField::new("messages", why));
+        }
+        messages.iter().enumerate().try_for_each(|(at, message)| role(at, &message.role).map(drop))
+    }
+
     /// A conversation without tools.
     pub fn chat(messages: Vec<Message>) -> Prompt {
         Prompt::Chat { messages, tools: None, variables: serde_json::Map::new() }
@@ -213,4 +286,36 @@ impl Summary {
 
 fn rate(tokens: usize, time: Duration) -> f64 {
     if time.is_zero() { 0.0 } else { tokens as f64 / time.as_secs_f64() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn saying(roles: &[&str]) -> Request {
+        Request::new(Prompt::chat(roles.iter().map(|role| Message::new(*role, "hello")).collect()))
+    }
+
+    #[test]
+    fn what_no_model_can_serve_is_refused_by_its_field() {
+        let field = |request: &Request| request.check().err().map(|wrong| wrong.field);
+        assert_eq!(field(&saying(&["system", "user", "assistant", "tool"])), None);
+        assert_eq!(field(&saying(&[])).as_deref(), Some("messages"));
+        assert_eq!(field(&saying(&vec!["user"; MAX_MESSAGES])), None);
+        assert_eq!(field(&saying(&vec!["user"; MAX_MESSAGES + 1])).as_deref(), Some("messages"));
+        assert_eq!(field(&saying(&["user", "king"])).as_deref(), Some("messages[1]"));
+        for choices in [0, MAX_CHOICES + 1] {
+            assert_eq!(field(&Request { choices, ..saying(&["user"]) }).as_deref(), Some("n"));
+        }
+        for (bias, expected) in [(100.0, None), (-100.5, Some("logit_bias")), (f32::NAN, Some("logit_bias"))] {
+            let sampling = Sampling { logit_bias: vec![(1, bias)], ..Sampling::default() };
+            assert_eq!(field(&Request { sampling, ..saying(&["user"]) }).as_deref(), expected, "{bias}");
+        }
+    }
+
+    #[test]
+    fn a_developer_is_the_system() {
+        assert_eq!(role(0, "developer"), Ok("system"));
+        assert!(role(3, "king").unwrap_err().to_string().starts_with("messages[3]: the role \"king\""));
+    }
 }

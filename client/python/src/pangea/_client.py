@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy.typing as npt
 
+from ._address import DEFAULT_HOST, DEFAULT_PORT, parse
 from ._arrays import Array, operand
 from ._chat import Answer, request
 from ._connection import Connection, matmul
@@ -23,11 +24,9 @@ class Client:
     Raises `Unavailable` where no node answers within `timeout` seconds. Close the client after use, best with `with`.
     """
 
-    def __init__(self, addr: str = "127.0.0.1:8080", *, timeout: float = 10.0) -> None:
-        host, separator, port = addr.rpartition(":")
-        if not separator or not port.isdecimal() or not 0 < int(port) < 65536:
-            raise InvalidInput(f"{addr!r} is not the address of a node; give HOST:PORT, such as 127.0.0.1:8080")
-        self._connection = Connection(host.strip("[]"), int(port), timeout)
+    def __init__(self, addr: str | int = f"{DEFAULT_HOST}:{DEFAULT_PORT}", *, timeout: float = 10.0) -> None:
+        host, port = parse(addr)
+        self._connection = Connection(host, port, timeout)
 
     def __enter__(self) -> Client:
         return self

@@ -10,9 +10,8 @@ use super::answer::{Answer, Form};
 use super::error::ApiError;
 use super::fields::Fields;
 use super::generation::{Generate, alternatives, generate};
-use super::limits::MESSAGES;
 use super::{App, Body};
-use crate::serve::Prompt;
+use crate::serve::{Prompt, role};
 
 /// Answers a conversation.
 pub(super) async fn completions(State(app): State<App>, body: Body) -> Result<Response, ApiError> {
@@ -48,11 +47,10 @@ fn parse(fields: &mut Fields) -> Result<(Generate, Prompt), ApiError> {
     let tools = tools(fields)?;
     let variables = fields.optional("chat_template_kwargs")?.unwrap_or_default();
     let said: Vec<Value> = fields.required("messages")?;
-    if said.is_empty() || said.len() > MESSAGES {
-        return Err(ApiError::field("messages", format!("messages holds {}; it must be 1 to {MESSAGES}", said.len())));
-    }
     let messages = said.into_iter().enumerate().map(|(at, said)| message(at, said)).collect::<Result<_, _>>()?;
-    Ok((generate, Prompt::Chat { messages, tools, variables }))
+    let prompt = Prompt::Chat { messages, tools, variables };
+    prompt.check()?;
+    Ok((generate, prompt))
 }
 
 /// Tools are shown to the model; whether it calls one is its own to say.
@@ -103,14 +101,7 @@ fn message(at: usize, said: Value) -> Result<Message, ApiError> {
     let field = format!("messages[{at}]");
     let wrong = |what: String| ApiError::field(&field, format!("{field}: {what}"));
     let said: Said = serde_json::from_value(said).map_err(|error| wrong(error.to_string()))?;
-    let role = match said.role.as_str() {
-        // The newer name of the same role.
-        "developer" => "system",
-        role @ ("system" | "user" | "assistant" | "tool") => role,
-        other => {
-            return Err(wrong(format!("the role {other:?} is none of system, developer, user, assistant and tool")));
-        }
-    };
+    let role = role(at, &said.role)?;
     let content = match said.content {
         Some(Content::Text(text)) => text,
         Some(Content::Parts(parts)) => text_of(parts).map_err(wrong)?,

@@ -9,6 +9,8 @@ use axum::response::{IntoResponse, Response};
 use pangea_client::{Error, ErrorKind};
 use serde_json::json;
 
+use crate::serve::WrongField;
+
 /// When nothing is known about when to try again.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
@@ -92,6 +94,12 @@ impl ApiError {
 impl From<Error> for ApiError {
     fn from(error: Error) -> ApiError {
         ApiError::new(error.kind(), error.message())
+    }
+}
+
+impl From<WrongField> for ApiError {
+    fn from(wrong: WrongField) -> ApiError {
+        ApiError::field(&wrong.field, wrong.to_string())
     }
 }
 

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::error::ApiError;
 use super::fields::Fields;
-use crate::serve::{Finish, Format, MAX_CHOICES, Prompt, Request};
+use crate::serve::{Finish, Format, Prompt, Request};
 
 /// How an answer is to be generated and sent.
 pub(super) struct Generate {
@@ -56,9 +56,6 @@ pub(super) fn generate(fields: &mut Fields) -> Result<Generate, ApiError> {
         logprobs: None,
     };
     let choices = fields.optional("n")?.unwrap_or(1);
-    if !(1..=MAX_CHOICES).contains(&choices) {
-        return Err(ApiError::field("n", format!("n is {choices}; it must be 1 to {MAX_CHOICES}")));
-    }
     let stop = match fields.optional("stop")? {
         Some(Stop::One(stop)) => vec![stop],
         Some(Stop::Several(stops)) => stops,
@@ -77,6 +74,7 @@ pub(super) fn generate(fields: &mut Fields) -> Result<Generate, ApiError> {
         format: format(fields)?,
         ..Request::new(Prompt::Tokens(Vec::new()))
     };
+    request.check()?;
     Ok(Generate { request, stream, stream_usage: stream_options.is_some_and(|options| options.include_usage) })
 }
 
@@ -98,11 +96,7 @@ fn logit_bias(fields: &mut Fields) -> Result<Vec<(u32, f32)>, ApiError> {
     bias.unwrap_or_default()
         .into_iter()
         .map(|(token, bias)| match token.parse() {
-            Ok(id) if (-100.0..=100.0).contains(&bias) => Ok((id, bias)),
-            Ok(_) => {
-                let message = format!("logit_bias of token {token} is {bias}; it must be -100 to 100");
-                Err(ApiError::field("logit_bias", message))
-            }
+            Ok(id) => Ok((id, bias)),
             Err(_) => Err(ApiError::field("logit_bias", format!("logit_bias: {token:?} is not a token id"))),
         })
         .collect()

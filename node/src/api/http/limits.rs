@@ -28,6 +28,3 @@ pub(super) const STREAM_SILENCE: Duration = Duration::from_secs(15);
 
 /// Prompts of one request to `/v1/completions`.
 pub(super) const PROMPTS: usize = 32;
-
-/// Messages of a conversation: far more than any context holds.
-pub(super) const MESSAGES: usize = 4096;

@@ -13,7 +13,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use super::account::{Account, JobSeat};
 use super::backend::Backend;
 use super::slot::{Slot, slot};
-use crate::serve::{self, Engine, Event, Format, Generation, ServedModel};
+use crate::serve::{self, Engine, Event, Format, Generation, ServedModel, role};
 
 /// What a `Model` capability stands for.
 pub(super) struct ModelObject<B: Backend> {
@@ -93,11 +93,13 @@ fn request(asked: GenerationRequest) -> Result<serve::Request> {
         Prompt::Text(text) => serve::Prompt::Text(text),
         Prompt::Tokens(tokens) => serve::Prompt::Tokens(tokens),
         Prompt::Messages(messages) => {
-            serve::Prompt::chat(messages.into_iter().map(|(role, content)| Message::new(role, content)).collect())
+            let messages = messages.into_iter().enumerate();
+            let messages = messages.map(|(at, (said_by, content))| Ok(Message::new(role(at, &said_by)?, content)));
+            serve::Prompt::chat(messages.collect::<Result<_>>()?)
         }
     };
     let sampling = asked.sampling;
-    Ok(serve::Request {
+    let request = serve::Request {
         sampling: Sampling {
             temperature: sampling.temperature,
             top_k: sampling.top_k as usize,
@@ -116,7 +118,9 @@ fn request(asked: GenerationRequest) -> Result<serve::Request> {
         stop: asked.stop,
         format,
         ..serve::Request::new(prompt)
-    })
+    };
+    request.check()?;
+    Ok(request)
 }
 
 /// What a `Generation` capability stands for.
@@ -205,5 +209,33 @@ impl<B: Backend> generation::Server for GenerationObject<B> {
     async fn cancel(self: Rc<Self>, _: generation::CancelParams, _: generation::CancelResults) -> capnp::Result<()> {
         self.cancel.cancel();
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn asked(messages: &[(&str, &str)]) -> GenerationRequest {
+        let messages = messages.iter().map(|(role, content)| ((*role).to_owned(), (*content).to_owned()));
+        GenerationRequest::new(Prompt::Messages(messages.collect()))
+    }
+
+    #[test]
+    fn a_conversation_is_checked_as_over_http() {
+        let refused = |asked: GenerationRequest| {
+            let error = request(asked).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::InvalidInput);
+            error.message().to_owned()
+        };
+        assert_eq!(refused(asked(&[])), "messages: 0 messages; it must be 1 to 4096");
+        assert!(refused(asked(&[("user", "hello"), ("king", "hello")])).starts_with("messages[1]: the role \"king\""));
+        let mut biased = asked(&[("user", "hello")]);
+        biased.sampling.logit_bias = vec![(7, -1000.0)];
+        assert!(refused(biased).starts_with("logit_bias: the bias of token 7"));
+        match request(asked(&[("developer", "Be brief."), ("user", "hello")])).map(|request| request.prompt) {
+            Ok(serve::Prompt::Chat { messages, .. }) => assert_eq!(messages[0].role, "system"),
+            other => panic!("{other:?}"),
+        }
     }
 }
