@@ -41,5 +41,3 @@ pub use stage_manager::{StageOrder, StageReport};
 
 #[cfg(test)]
 mod plan_tests;
-#[cfg(test)]
-mod simulation;

@@ -9,8 +9,6 @@
 pub mod advert;
 pub mod election;
 pub mod roster;
-#[cfg(test)]
-mod simulation;
 pub mod term_keeper;
 pub mod view;
 

@@ -1,0 +1,221 @@
+//! One node of the world: what outlives a run of it, and the whole control plane of a run, composed of the very types that
+//! the binary drives.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use libp2p_identity::PeerId;
+use multiaddr::multihash::Multihash;
+use pangea_control::Time;
+use pangea_control::placement::{ModelNeeds, Placer, StageOrder, StageReport};
+use pangea_control::pool::election::Election;
+use pangea_control::pool::roster::Roster;
+use pangea_control::pool::term_keeper::TermKeeper;
+use pangea_control::pool::{Advert, LayerSpeed, LinkAdvert, ModelAdvert, ModelSize, Term, View};
+use pangea_control::schedule::{Scheduler, WorkerEstimate};
+use pangea_units::Digest;
+
+use crate::product::Products;
+use crate::scenario::{Micros, NodeSpec};
+
+/// What a node has while the process does not run.
+pub(crate) struct Disk {
+    /// The last term that it stored.
+    pub(crate) term: Option<Term>,
+    /// Whether it takes no writes.
+    pub(crate) full: bool,
+    /// How long a write takes.
+    pub(crate) write_takes: Micros,
+}
+
+/// A node.
+pub(crate) struct Node {
+    /// As it is made.
+    pub(crate) spec: NodeSpec,
+    /// Its peer id, the same in every run.
+    pub(crate) peer: PeerId,
+    /// What outlives a run.
+    pub(crate) disk: Disk,
+    /// How many times it was started.
+    pub(crate) runs: u64,
+    /// How many times slower than its specification it computes.
+    pub(crate) slower: u64,
+    /// The process; none while it does not run.
+    pub(crate) run: Option<Run>,
+}
+
+/// The process of a node: its control plane, and what the drivers would keep beside it.
+pub(crate) struct Run {
+    /// Tells runs of a node apart: what an earlier run began is nothing to a later one.
+    pub(crate) number: u64,
+    /// When it started.
+    pub(crate) started: Micros,
+    /// Who is there.
+    pub(crate) roster: Roster,
+    /// Who is the master.
+    pub(crate) election: Election,
+    /// Which of the election's terms may be told: what the disk has.
+    pub(crate) terms: TermKeeper,
+    /// What it says of itself, but what is filled in when it is published.
+    pub(crate) advert: Advert,
+    /// Since when something is to be said that was not.
+    pub(crate) fresh: bool,
+    /// When it last published.
+    pub(crate) published: Micros,
+    /// Whether the placer is to look at the pool soon.
+    pub(crate) looking: bool,
+    /// What is placed where.
+    pub(crate) placer: Placer,
+    /// Stages that are loaded or being loaded: bytes, and sessions open.
+    pub(crate) held: BTreeMap<(Digest, u32, u32), (u64, usize)>,
+    /// Loads under way: an unload makes their reports nothing.
+    pub(crate) loads: BTreeSet<(Digest, u32, u32, u64)>,
+    /// Products.
+    pub(crate) products: Products,
+}
+
+/// Bytes of one layer of the world's models.
+pub(crate) const LAYER_BYTES: u64 = 10 << 20;
+
+/// The digest of a model of the world.
+pub(crate) fn digest(model: u8) -> Digest {
+    Digest([model; 32])
+}
+
+fn size() -> ModelSize {
+    ModelSize {
+        layers: 24,
+        hidden_size: 512,
+        context: 1024,
+        layer_bytes: LAYER_BYTES,
+        embedding_bytes: 0,
+        head_bytes: 2 * LAYER_BYTES,
+        position_bytes: 256,
+    }
+}
+
+/// What the model of an order takes.
+pub(crate) fn needs(order: &StageOrder) -> ModelNeeds {
+    let (name, served_by, files) = (order.name.clone(), BTreeSet::new(), BTreeSet::new());
+    ModelNeeds { digest: order.model, name, size: size(), split: false, pins: Vec::new(), served_by, files }
+}
+
+/// The peer id made of these bits.
+pub(crate) fn peer_of(bits: [u64; 4]) -> PeerId {
+    let mut key = vec![8, 1, 0x12, 32];
+    key.extend(bits.iter().flat_map(|bits| bits.to_le_bytes()));
+    PeerId::from_multihash(Multihash::wrap(0, &key).unwrap()).unwrap()
+}
+
+impl Node {
+    /// A node that does not run yet.
+    pub(crate) fn new(spec: NodeSpec, peer: PeerId) -> Node {
+        Node { spec, peer, disk: Disk { term: None, full: false, write_takes: 2_000 }, runs: 0, slower: 1, run: None }
+    }
+
+    /// Starts a run with what the disk has.
+    pub(crate) fn start(&mut self, now: Micros, split: bool) {
+        self.runs += 1;
+        let models = self.spec.models.iter().map(|model| ModelAdvert {
+            digest: digest(*model),
+            name: format!("model{model}"),
+            served: true,
+            whole: true,
+            split,
+            pinned: None,
+            size: size(),
+        });
+        let speed = self.spec.flops_per_s / 100.0;
+        let advert = Advert {
+            incarnation: now + 1,
+            name: format!("node-{}", &self.peer.to_string()[46..]),
+            force_master: self.spec.force_master,
+            works: self.spec.works,
+            numerics: 1,
+            threads: 1,
+            memory_bytes: self.spec.memory_bytes,
+            f32_flops_per_s: self.spec.flops_per_s,
+            speed: Some(LayerSpeed { weight_bytes_per_s: speed, macs_per_s: speed }),
+            models: models.collect(),
+            ..Advert::new(self.peer)
+        };
+        let roster = Roster::new(self.peer);
+        let election = Election::new(self.peer, self.spec.works, self.spec.force_master, self.disk.term);
+        let view = View {
+            local: self.peer,
+            own: Arc::new(advert.clone()),
+            term: None,
+            nodes: BTreeMap::new(),
+            connected: BTreeSet::new(),
+        };
+        let estimate = WorkerEstimate::local([self.spec.flops_per_s; 4], self.spec.memory_bytes);
+        self.run = Some(Run {
+            number: self.runs,
+            started: now,
+            roster,
+            election,
+            terms: TermKeeper::default(),
+            advert,
+            fresh: true,
+            published: now,
+            looking: false,
+            placer: Placer::new(Arc::new(view)),
+            held: BTreeMap::new(),
+            loads: BTreeSet::new(),
+            products: Products::new(Scheduler::new(estimate)),
+        });
+    }
+}
+
+impl Run {
+    /// The moment `now` as this run counts.
+    pub(crate) fn time(&self, now: Micros) -> Time {
+        Time::since_epoch(Duration::from_micros(now.saturating_sub(self.started)))
+    }
+
+    /// The advert as it is published now.
+    pub(crate) fn say(&mut self, now: Micros) -> Advert {
+        self.advert.sequence += 1;
+        (self.fresh, self.published) = (false, now);
+        self.current(now)
+    }
+
+    fn current(&self, now: Micros) -> Advert {
+        let link = |to: &PeerId| LinkAdvert {
+            to: *to,
+            rtt: Duration::from_micros(400),
+            bytes_per_s: 1e8,
+            transport: "tcp".to_owned(),
+            found_by: "mdns".to_owned(),
+        };
+        Advert {
+            term: self.terms.told(),
+            counter: self.terms.counter(self.election.counter()),
+            uptime: Duration::from_micros(now.saturating_sub(self.started)),
+            links: self.roster.connections().iter().map(link).collect(),
+            ..self.advert.clone()
+        }
+    }
+
+    /// The pool as the rest of the node sees it.
+    pub(crate) fn view(&self, now: Micros) -> View {
+        View {
+            local: self.advert.peer,
+            own: Arc::new(self.current(now)),
+            term: self.terms.told(),
+            nodes: self.roster.adverts().map(|advert| (advert.peer, Arc::clone(advert))).collect(),
+            connected: self.roster.connections().clone(),
+        }
+    }
+
+    /// Bytes of weights and sessions that this node has given away.
+    pub(crate) fn held_bytes(&self) -> u64 {
+        self.held.values().map(|(bytes, _)| bytes).sum()
+    }
+
+    /// The key of a stage's report among the loads under way.
+    pub(crate) fn load_key(report: &StageReport) -> (Digest, u32, u32, u64) {
+        (report.model, report.layers.start, report.layers.end, report.epoch)
+    }
+}

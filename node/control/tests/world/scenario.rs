@@ -1,0 +1,202 @@
+//! What a run of the world consists of: the nodes, and what happens to them and is asked of them when. A scenario follows
+//! from its seed; without one of its disturbances or jobs it is a scenario again, which is how a failing one shrinks.
+
+use pangea_control::placement::PlacedStage;
+use pangea_control::pool::Term;
+
+use pangea_units::SplitMix64;
+
+/// Microseconds of virtual time.
+pub(crate) type Micros = u64;
+
+/// One second.
+pub(crate) const SECOND: Micros = 1_000_000;
+
+/// How long disorder lasts at most.
+const DISORDER: Micros = 25 * SECOND;
+
+/// A node as it is made.
+#[derive(Clone, Debug)]
+pub(crate) struct NodeSpec {
+    /// Whether it computes for others.
+    pub(crate) works: bool,
+    /// Whether it is started to be the master.
+    pub(crate) force_master: bool,
+    /// What it may hold of weights and sessions.
+    pub(crate) memory_bytes: u64,
+    /// Multiplications and additions per second of products; layers take a hundredth of that as bytes per second.
+    pub(crate) flops_per_s: f64,
+    /// The models whose whole file it has and serves, by number.
+    pub(crate) models: Vec<u8>,
+    /// When it starts.
+    pub(crate) starts_at: Micros,
+    /// One in this many of its results of products is wrong; never where 0.
+    pub(crate) lies_one_in: u64,
+}
+
+/// Something that goes wrong, or right again.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Disturbance {
+    /// The process ends. `silent`: its peers find out only by its silence.
+    Crash { node: usize, silent: bool },
+    /// The process starts, if it does not run, with what its disk has.
+    Start { node: usize },
+    /// Nodes whose bit differs cannot reach one another any more.
+    Split { sides: u64, silent: bool },
+    /// One pair cannot reach each other any more.
+    Cut { a: usize, b: usize, silent: bool },
+    /// All can reach each other.
+    Heal,
+    /// One in this many gossiped adverts is lost; none where 0.
+    Loss { one_in: u64 },
+    /// One in this many loads of a stage fails; none where 0.
+    LoadFailures { one_in: u64 },
+    /// Every chain that the node is part of breaks there, though its layers are fine.
+    BreakChains { node: usize },
+    /// The node's disk takes this long for a write.
+    SlowDisk { node: usize, takes: Micros },
+    /// The node's disk takes no writes, or takes them again.
+    FullDisk { node: usize, full: bool },
+    /// The node computes this many times slower.
+    Slow { node: usize, times: u64 },
+}
+
+/// A product that a program asks of a node.
+#[derive(Clone, Debug)]
+pub(crate) struct JobSpec {
+    /// The node that is asked.
+    pub(crate) node: usize,
+    /// Rows, inner size, columns.
+    pub(crate) shape: [u64; 3],
+    /// Whether peers are to compute while they can.
+    pub(crate) remote: bool,
+    /// How many workers must agree on each tile.
+    pub(crate) redundancy: u32,
+    /// When nobody waits for it any more, after its submission.
+    pub(crate) cancelled_after: Option<Micros>,
+    /// Until when it must be done, after its submission.
+    pub(crate) deadline: Option<Micros>,
+}
+
+/// Everything that a run depends on.
+#[derive(Clone, Debug)]
+pub(crate) struct Scenario {
+    /// The seed that it follows from; chances within a run follow from it, too.
+    pub(crate) seed: u64,
+    /// The nodes.
+    pub(crate) nodes: Vec<NodeSpec>,
+    /// What happens when, in order.
+    pub(crate) disturbances: Vec<(Micros, Disturbance)>,
+    /// What is asked when.
+    pub(crate) jobs: Vec<(Micros, JobSpec)>,
+    /// Whether nodes share every model among all of them.
+    pub(crate) split: bool,
+}
+
+impl Scenario {
+    /// A pool without any disturbance: `count` equal nodes, the first of which serves model 1.
+    pub(crate) fn quiet(seed: u64, count: usize) -> Scenario {
+        let node = |at: usize| NodeSpec {
+            works: true,
+            force_master: false,
+            memory_bytes: 2000 << 20,
+            flops_per_s: 100e9,
+            models: if at == 0 { vec![1] } else { Vec::new() },
+            starts_at: at as Micros * 50_000,
+            lies_one_in: 0,
+        };
+        Scenario {
+            seed,
+            nodes: (0..count).map(node).collect(),
+            disturbances: Vec::new(),
+            jobs: Vec::new(),
+            split: true,
+        }
+    }
+
+    /// The scenario of a seed: two to six nodes, disorder of every kind for some seconds, products before, during and after.
+    pub(crate) fn of(seed: u64) -> Scenario {
+        let chance = &mut SplitMix64::new(seed);
+        let count = 2 + chance.index(5);
+        // Ample, or so little that a model takes several nodes.
+        let ample = !chance.one_in(3);
+        let liars = chance.one_in(2);
+        let nodes = (0..count).map(|at| {
+            let mut models = Vec::new();
+            if at == 0 || chance.one_in(3) {
+                models.push(1);
+            }
+            if at == 1 && ample {
+                models.push(2);
+            }
+            NodeSpec {
+                works: at < 2 || !chance.one_in(6),
+                force_master: chance.one_in(8),
+                memory_bytes: (if ample { 2000 } else { 260 }) << 20,
+                flops_per_s: 20e9 * (1 + chance.below(4)) as f64,
+                models,
+                starts_at: if at < 2 { chance.below(SECOND / 2) } else { chance.below(DISORDER / 2) },
+                lies_one_in: if liars && at == 1 { 3 } else { 0 },
+            }
+        });
+        let nodes: Vec<NodeSpec> = nodes.collect();
+        let mut disturbances: Vec<(Micros, Disturbance)> =
+            (0..chance.below(14)).map(|_| (chance.below(DISORDER), Disturbance::of(chance, count))).collect();
+        disturbances.sort_by_key(|(at, _)| *at);
+        let mut jobs: Vec<(Micros, JobSpec)> =
+            (0..chance.below(8)).map(|_| (chance.below(DISORDER + 10 * SECOND), JobSpec::of(chance, count))).collect();
+        jobs.sort_by_key(|(at, _)| *at);
+        Scenario { seed, split: chance.one_in(2), nodes, disturbances, jobs }
+    }
+
+    /// The same without one of its parts, for each part: disturbances first, then jobs.
+    pub(crate) fn smaller(&self) -> impl Iterator<Item = Scenario> + '_ {
+        let without_disturbance = (0..self.disturbances.len()).map(|at| {
+            let mut smaller = self.clone();
+            smaller.disturbances.remove(at);
+            smaller
+        });
+        let without_job = (0..self.jobs.len()).map(|at| {
+            let mut smaller = self.clone();
+            smaller.jobs.remove(at);
+            smaller
+        });
+        without_disturbance.chain(without_job)
+    }
+}
+
+impl Disturbance {
+    fn of(chance: &mut SplitMix64, count: usize) -> Disturbance {
+        let (node, other, silent) = (chance.index(count), chance.index(count), chance.one_in(2));
+        match chance.below(15) {
+            0..=2 => Disturbance::Crash { node, silent },
+            3..=5 => Disturbance::Start { node },
+            6 => Disturbance::Split { sides: chance.bits(), silent },
+            7 if node != other => Disturbance::Cut { a: node, b: other, silent },
+            7 | 8 => Disturbance::Heal,
+            9 => Disturbance::Loss { one_in: [0, 3, 10][chance.index(3)] },
+            10 => Disturbance::LoadFailures { one_in: [0, 4][chance.index(2)] },
+            11 => Disturbance::BreakChains { node },
+            12 => Disturbance::SlowDisk { node, takes: chance.within(1_000..800_000) },
+            13 => Disturbance::FullDisk { node, full: !chance.one_in(3) },
+            _ => Disturbance::Slow { node, times: chance.within(1..20) },
+        }
+    }
+}
+
+impl JobSpec {
+    fn of(chance: &mut SplitMix64, count: usize) -> JobSpec {
+        let side = |chance: &mut SplitMix64| 1 << chance.within(8..14);
+        JobSpec {
+            node: chance.index(count),
+            shape: [side(chance), side(chance), side(chance)],
+            remote: chance.one_in(3),
+            redundancy: if chance.one_in(5) { 2 } else { 1 },
+            cancelled_after: chance.one_in(6).then(|| chance.below(SECOND)),
+            deadline: chance.one_in(6).then(|| chance.below(3 * SECOND)),
+        }
+    }
+}
+
+/// What a master said once: two different things under one term and epoch are a defect.
+pub(crate) type SaidPlacements = std::collections::BTreeMap<(Term, pangea_units::Digest, u64), Vec<PlacedStage>>;
