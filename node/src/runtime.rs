@@ -248,8 +248,8 @@ fn build(parts: Parts, executor: Executor, speeds: Speeds) -> Result<Built> {
                 links::links(network.clone(), followers.follow(Interest::Connections), Arc::new(pipeline.clone()));
             pipeline.attach(links);
             let loader = Loader::new(pipeline.clone(), blobs, pool.clone(), parts.threads, limits);
-            let hurried = loader.clone();
-            pipeline.on_unknown(move || hurried.hurry());
+            let pending = loader.clone();
+            pipeline.on_unknown(move || pending.start_pending());
             let (placing, sessions) = placement::Driver::new(pool.clone(), Arc::new(loader.clone()), parts.pinned);
             Some(Staged { loader, links: driver, placing, sessions })
         }

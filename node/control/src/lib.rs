@@ -7,15 +7,18 @@
 //! |---|---|
 //! | [`schedule`] | how a product is cut into tasks, and which worker gets which task when |
 //! | [`placement`] | which node computes which layers of which model |
+//! | [`generation`] | which chain answers a request, when an answer fails over, when the request is concluded and with which verdict |
 //! | [`session`] | which rows of which sequence a chain computes next; which streams make the link to a peer |
 //! | [`pool`] | which nodes are there, and which of them is the master |
 //! | [`net`] | whom to dial when; who is admitted; which of two connections lives; which peers are dead |
 //! | [`blob`] | which part of a model file is asked of which provider |
 //! | [`devices`] | who holds which part of a node's memory |
+//! | [`trust`] | which sessions are audited; how far an answer can be trusted |
 //! | [`time`] | the one type of a moment |
 
 pub mod blob;
 pub mod devices;
+pub mod generation;
 pub mod net;
 pub mod placement;
 pub mod pool;
@@ -24,5 +27,6 @@ pub mod session;
 #[cfg(test)]
 mod test_peers;
 pub mod time;
+pub mod trust;
 
 pub use time::Time;

@@ -8,8 +8,8 @@ use clap::builder::FalseyValueParser;
 
 use super::host;
 use super::node::ConfigError;
-use crate::trust::AuditPolicy;
 use crate::worker::fault::Fault;
+use pangea_control::trust::AuditPolicy;
 use pangea_units::{ByteSize, LayerRange, NotASize};
 
 /// Memory of a host that does not say how much it has.

@@ -426,7 +426,7 @@ impl Loader {
     }
 
     /// Starts what a message asks for before this node has got round to it.
-    pub fn hurry(&self) {
+    pub fn start_pending(&self) {
         let view = Arc::clone(&self.view().borrow());
         self.follow(&view);
     }

@@ -3,24 +3,26 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use libp2p::identity::Keypair;
 use pangea_client::{Error, ErrorKind, Result};
 use pangea_compute::model::{ModelFile, ModelPart, PageBudget};
 use pangea_compute::sample::stop::StopMatcher;
 use pangea_compute::{Digest, Pool};
+use pangea_control::Time;
+use pangea_control::generation::Exclusions;
 
 use super::generation::{Generation, Prepared};
 use super::load::LoadedPart;
 use super::metrics::EngineMetrics;
 use super::request::{Format, Request};
-use super::route::{Alone, KeptChain, Route, Routes, Without};
+use super::route::{Alone, KeptChain, Route, Routes};
 use super::text::ModelText;
-use crate::compute_error;
 use crate::pipeline::wire::{SessionFormat, StageAt};
 use crate::pipeline::{ChainId, ChainLimits, Drafts, Pipeline, StageSetup};
 use crate::trust::Auditor;
+use crate::{clock, compute_error};
 
 /// How an engine is to run.
 #[derive(Clone, Copy, Debug)]
@@ -197,7 +199,7 @@ impl Engine {
 
     /// Sequences that run and that wait, about now, where this node schedules them.
     pub fn load_now(&self) -> (usize, usize) {
-        let route = self.shared.routes.best(&Without::default());
+        let route = self.shared.routes.best(&Exclusions::default());
         route.map_or((0, 0), |route| self.shared.pipeline.load(route.chain))
     }
 
@@ -211,7 +213,7 @@ impl Engine {
     /// # Errors
     /// [`Refused`]: `InvalidInput` for what is wrong with the request, `Overloaded` where the queue is full.
     pub async fn generate(&self, request: Request) -> std::result::Result<Generation, Refused> {
-        let arrived = Instant::now();
+        let arrived = clock::now();
         let shared = Arc::clone(&self.shared);
         // Templates, long texts and schemas take a while: not on the caller's own thread.
         let prepared = tokio::task::spawn_blocking(move || prepare(&shared, request, arrived)).await;
@@ -221,7 +223,7 @@ impl Engine {
 }
 
 /// Everything that can be wrong with a request is found here.
-fn prepare(shared: &Shared, request: Request, arrived: Instant) -> std::result::Result<Prepared, Refused> {
+fn prepare(shared: &Shared, request: Request, arrived: Time) -> std::result::Result<Prepared, Refused> {
     request.check().map_err(Error::from)?;
     request.sampling.check(shared.facts.vocabulary).map_err(compute_error)?;
     let prompt = shared.text.tokens(&request.prompt)?;
@@ -244,7 +246,7 @@ fn prepare(shared: &Shared, request: Request, arrived: Instant) -> std::result::
     Ok(Prepared {
         id: request.id,
         choices: request.choices,
-        most: request.max_tokens.unwrap_or(usize::MAX).min(context - prompt.len()),
+        max_new_tokens: request.max_tokens.unwrap_or(usize::MAX).min(context - prompt.len()),
         format,
         stops: StopMatcher::new(&request.stop).map_err(compute_error)?,
         prompt_logprobs: request.prompt_logprobs && request.sampling.logprobs.is_some(),

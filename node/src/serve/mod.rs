@@ -2,11 +2,11 @@
 //!
 //! ```text
 //!  api, cli ──► Served (names) ──► Engine ──► Generation (a request) ──► pipeline (sessions at stages)
-//!                                    └ text (tokens, templates)  └─► session (pure: what a message means), answer (text)
+//!                                    └ text (tokens, templates)  └─► pangea_control::generation (every decision), answer (text)
 //! ```
 //!
 //! * [`served`]: the models of a node by name, loaded and probed. [`engine`]: the handle of one that can be asked.
-//! * `generation`: a request under way. `session`: one of its answers, opened anew when a stage is lost. `answer`: its text.
+//! * `generation`: the driver of a request under way. `answer`: the text of one answer. `signed_answer`: what is signed of it.
 //! * [`route`]: which chains of stages a model has; `pooled`: those that the pool placed. `text`: prompts to tokens. `load`: model files into memory. [`request`]: what is asked and answered.
 //!   `metrics`: counters.
 //!
@@ -21,7 +21,7 @@ mod pooled;
 pub mod request;
 pub mod route;
 pub mod served;
-mod session;
+mod signed_answer;
 mod text;
 
 pub use crate::pipeline::Drafts;

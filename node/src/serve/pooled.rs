@@ -9,10 +9,11 @@ use pangea_compute::Digest;
 use tokio::sync::watch;
 
 use super::metrics::EngineMetrics;
-use super::route::{Route, Routes, Without};
+use super::route::{Route, Routes};
 use crate::pipeline::ChainId;
 use crate::pipeline::loader::Loader;
 use crate::pipeline::wire::StageAt;
+use pangea_control::generation::Exclusions;
 use pangea_control::placement::pool_facts;
 
 /// How a model can be computed here alone.
@@ -38,7 +39,7 @@ impl Pooled {
         Pooled { loader, model, layers, whole, loading: Arc::default() }
     }
 
-    fn placed(&self, without: &Without) -> Option<Route> {
+    fn placed(&self, exclusions: &Exclusions) -> Option<Route> {
         let view = Arc::clone(&self.loader.view().borrow());
         let mut placements = pool_facts::placements(&view)?;
         placements.retain(|placement| {
@@ -47,8 +48,8 @@ impl Pooled {
                 && placement
                     .stages
                     .iter()
-                    .all(|stage| !without.peers.contains(&stage.peer) && self.loader.pipeline().reaches(&stage.peer))
-                && !without.epochs.contains(&placement.epoch)
+                    .all(|stage| !exclusions.peers.contains(&stage.peer) && self.loader.pipeline().reaches(&stage.peer))
+                && !exclusions.epochs.contains(&placement.epoch)
                 // What broke here is not yet known to be broken elsewhere.
                 && !self.loader.pipeline().is_broken(ChainId { model: self.model, epoch: placement.epoch })
         });
@@ -57,9 +58,9 @@ impl Pooled {
         let alone = ChainId { model: self.model, epoch: 0 };
         if newest.stages.len() == 1 && self.loader.is_local(&newest.stages[0].peer) && self.loader.pipeline().has(alone)
         {
-            return self.alone(without);
+            return self.alone(exclusions);
         }
-        self.loader.hurry();
+        self.loader.start_pending();
         let chain = ChainId { model: newest.model, epoch: newest.epoch };
         let stages = newest.stages.into_iter().map(|stage| StageAt { peer: stage.peer, layers: stage.layers });
         Some(Route { chain, stages: stages.collect(), kept: None })
@@ -74,31 +75,31 @@ impl Pooled {
         self.whole.as_ref().filter(|_| fits)
     }
 
-    fn alone(&self, without: &Without) -> Option<Route> {
+    fn alone(&self, exclusions: &Exclusions) -> Option<Route> {
         let chain = ChainId { model: self.model, epoch: 0 };
         let local = self.loader.pipeline().local();
-        let here = self.loader.pipeline().has(chain) && !without.peers.contains(&local);
+        let here = self.loader.pipeline().has(chain) && !exclusions.peers.contains(&local);
         here.then(|| Route { chain, stages: vec![StageAt { peer: local, layers: 0..self.layers }], kept: None })
     }
 }
 
 impl Routes for Pooled {
-    fn best(&self, without: &Without) -> Option<Route> {
-        // A model that is to be split is here as a whole only once somebody had to wish for it.
-        self.placed(without).or_else(|| self.alone(without))
+    fn best(&self, exclusions: &Exclusions) -> Option<Route> {
+        // A model that is to be split is here as a whole only once somebody requested it.
+        self.placed(exclusions).or_else(|| self.alone(exclusions))
     }
 
     fn changed(&self) -> watch::Receiver<u64> {
         self.loader.changed()
     }
 
-    fn hopeless(&self) -> Option<String> {
+    fn unplaceable(&self) -> Option<String> {
         let view = self.loader.view();
         let why = pool_facts::refusal(&view.borrow(), &self.model)?;
         self.fits_here().is_none().then_some(why)
     }
 
-    fn wish_local(&self) {
+    fn request_local(&self) {
         let Some(whole) = self.fits_here().cloned() else { return };
         if self.loading.swap(true, Ordering::Relaxed) {
             return;

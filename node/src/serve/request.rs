@@ -9,7 +9,7 @@ use pangea_compute::chat::Message;
 use pangea_compute::sample::Sampling;
 
 use crate::pipeline::wire::StageAt;
-use crate::trust::Verdict;
+use pangea_control::trust::Verdict;
 
 /// One request.
 #[derive(Clone, Debug)]

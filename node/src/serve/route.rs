@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use libp2p::PeerId;
+use pangea_control::generation::Exclusions;
 use tokio::sync::watch;
 
 use crate::pipeline::wire::StageAt;
@@ -46,28 +47,19 @@ impl Drop for KeptChain {
     }
 }
 
-/// What a route is to do without.
-#[derive(Clone, Debug, Default)]
-pub struct Without {
-    /// Nodes that failed.
-    pub peers: Vec<PeerId>,
-    /// Placements whose chains did, though their nodes may be as good as any.
-    pub epochs: Vec<u64>,
-}
-
 /// Which chains a model has.
 pub trait Routes: Send + Sync {
-    /// The best one now without these.
-    fn best(&self, without: &Without) -> Option<Route>;
+    /// The best one now that does without the excluded nodes and placements.
+    fn best(&self, exclusions: &Exclusions) -> Option<Route>;
 
     /// Changes whenever there may be another.
     fn changed(&self) -> watch::Receiver<u64>;
 
-    /// Why there is no route and none will be while the pool is as it is, where that is certain.
-    fn hopeless(&self) -> Option<String>;
+    /// Why no route can be had while the pool is as it is, where that is certain.
+    fn unplaceable(&self) -> Option<String>;
 
-    /// Somebody waits, and would take a chain on this node alone if it can have one.
-    fn wish_local(&self);
+    /// Prepares a chain on this node alone, where it can hold the model: a request waits and would take it.
+    fn request_local(&self);
 }
 
 /// The one chain of a model that this process computes alone.
@@ -84,17 +76,17 @@ impl Alone {
 }
 
 impl Routes for Alone {
-    fn best(&self, without: &Without) -> Option<Route> {
-        (!without.peers.iter().any(|peer| self.route.uses(peer))).then(|| self.route.clone())
+    fn best(&self, exclusions: &Exclusions) -> Option<Route> {
+        (!exclusions.peers.iter().any(|peer| self.route.uses(peer))).then(|| self.route.clone())
     }
 
     fn changed(&self) -> watch::Receiver<u64> {
         self.changed.subscribe()
     }
 
-    fn hopeless(&self) -> Option<String> {
+    fn unplaceable(&self) -> Option<String> {
         None
     }
 
-    fn wish_local(&self) {}
+    fn request_local(&self) {}
 }

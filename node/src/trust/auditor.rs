@@ -11,10 +11,10 @@ use pangea_client::{Error, ErrorKind, Result};
 use pangea_compute::commit::Pace;
 use pangea_compute::model::{ModelFile, ModelPart, Wanted};
 use pangea_compute::{Cancel, Digest, Pool};
+use pangea_control::trust::{AuditPolicy, Verdict};
 use tokio::sync::oneshot;
 
-use super::audit::AuditPolicy;
-use super::receipt::{Audit, Receipt, Verdict};
+use super::receipt::{Audit, Receipt};
 use super::store::ReceiptStore;
 use super::verify::{OutputCheck, Weights, verify};
 use crate::blob::Blobs;
@@ -133,7 +133,7 @@ fn run(parts: &AuditorParts, queue: &Receiver<Job>, receipts: &SyncSender<Receip
     let pool = OnceLock::new();
     while let Ok(Job { receipt, urgent, done }) = queue.recv() {
         let id = receipt.id.clone();
-        let audited = look_again(parts, &pool, receipt, urgent);
+        let audited = replay_audit(parts, &pool, receipt, urgent);
         match &audited {
             // Behind the receipt as it was before; that thread ends after this one.
             Ok(receipt) => drop(receipts.send(receipt.clone())),
@@ -147,7 +147,7 @@ fn run(parts: &AuditorParts, queue: &Receiver<Job>, receipts: &SyncSender<Receip
 }
 
 /// Computes an answer again and says of every stage on another node whether its part holds.
-fn look_again(parts: &AuditorParts, pool: &OnceLock<Pool>, mut receipt: Receipt, urgent: bool) -> Result<Receipt> {
+fn replay_audit(parts: &AuditorParts, pool: &OnceLock<Pool>, mut receipt: Receipt, urgent: bool) -> Result<Receipt> {
     let mut fetches = Fetches::of(parts, &receipt)?;
     let path = fetches.get(Wanted::header())?;
     let file = ModelFile::open(&path).map_err(compute_error)?;

@@ -11,11 +11,10 @@
 //! * [`receipt`](mod@receipt): what is kept of an answer, as JSON. [`rules`]: by which its tokens were chosen. `hex`:
 //!   bytes in it. [`store`]: the folder of receipts.
 //! * [`verify`](mod@verify): a receipt held against its signatures and its model's file.
-//! * [`audit`]: which sessions are looked at again.
+//! * `verdict`: a verdict in JSON. Which sessions are audited is decided by [`pangea_control::trust`].
 //!
 //! What is wrong with whom is told; quarantine is the fabric's.
 
-pub mod audit;
 pub mod auditor;
 pub mod chain;
 mod hex;
@@ -23,12 +22,12 @@ pub mod receipt;
 pub mod rules;
 pub mod signature;
 pub mod store;
+mod verdict;
 pub mod verify;
 
-pub use audit::AuditPolicy;
 pub use auditor::{Auditor, AuditorParts};
 pub use chain::{ChainFault, CommitChain, Expected, Signed};
-pub use receipt::{Audit, Receipt, ReceiptModel, ReceiptStage, Segment, Verdict};
+pub use receipt::{Audit, Receipt, ReceiptModel, ReceiptStage, Segment};
 pub use rules::{ReceiptForm, ReceiptSampling, terms_digest};
 pub use signature::Signature;
 pub use store::{ReceiptStore, Summary};

@@ -21,6 +21,7 @@
 
 use libp2p::PeerId;
 use pangea_compute::Digest;
+use pangea_control::trust::Verdict;
 use serde::{Deserialize, Serialize};
 
 use super::{ReceiptForm, ReceiptSampling, Signed, hex};
@@ -60,6 +61,7 @@ pub struct Receipt {
     /// Who computed it; more than one after a failover.
     pub segments: Vec<Segment>,
     /// That of its weakest part.
+    #[serde(with = "super::verdict")]
     pub verdict: Verdict,
     /// What was looked at again.
     #[serde(default)]
@@ -104,36 +106,6 @@ pub struct ReceiptStage {
     pub peer: String,
     /// Its layers, from 0, the end exclusive.
     pub layers: [u32; 2],
-}
-
-/// How far an answer can be trusted, strongest first (DESIGN §6).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Verdict {
-    /// Computed by the coordinator itself.
-    #[default]
-    Local,
-    /// Proved.
-    Verified,
-    /// Every stage's part was computed again by another node, and was the same.
-    Audited,
-    /// Compared within a tolerance.
-    ToleranceChecked,
-    /// Signed at most.
-    Unchecked,
-}
-
-impl Verdict {
-    /// As every surface shows it.
-    pub fn name(self) -> &'static str {
-        match self {
-            Verdict::Local => "local",
-            Verdict::Verified => "verified",
-            Verdict::Audited => "audited",
-            Verdict::ToleranceChecked => "tolerance-checked",
-            Verdict::Unchecked => "unchecked",
-        }
-    }
 }
 
 /// One stage's part, looked at again.
@@ -187,6 +159,13 @@ impl Receipt {
             let why = format!("the receipt {} cannot be written: {error}", self.id);
             pangea_client::Error::new(pangea_client::ErrorKind::Internal, why)
         })
+    }
+
+    /// The stages that an audit refuted.
+    pub fn refuted(&self) -> Vec<PeerId> {
+        let failed = self.audits.iter().filter(|audit| !audit.holds);
+        let peer = |audit: &Audit| self.segments.get(audit.segment)?.stages.get(audit.stage)?.peer.parse().ok();
+        failed.filter_map(peer).collect()
     }
 
     /// Prompt and answer.

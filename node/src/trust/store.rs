@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use pangea_client::{Error, ErrorKind, Result};
 use serde::Serialize;
 
-use super::{Receipt, Verdict};
+use super::Receipt;
+use pangea_control::trust::Verdict;
 
 /// Receipts kept.
 const RECEIPTS_MAX: usize = 1000;
@@ -47,6 +48,7 @@ pub struct Summary {
     /// Segments but one.
     pub failovers: usize,
     /// How far it can be trusted, as its coordinator wrote.
+    #[serde(serialize_with = "super::verdict::serialize")]
     pub verdict: Verdict,
 }
 

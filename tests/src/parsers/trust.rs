@@ -4,7 +4,8 @@ use libp2p::identity::Keypair;
 use pangea_compute::Digest;
 use pangea_compute::commit::Claim;
 use pangea_compute::sample::Sampling;
-use pangea_node::trust::{CommitChain, Receipt, ReceiptForm, ReceiptModel, ReceiptStage, Segment, Verdict};
+use pangea_control::trust::Verdict;
+use pangea_node::trust::{CommitChain, Receipt, ReceiptForm, ReceiptModel, ReceiptStage, Segment};
 
 /// A chain of commitments: every chain has exactly one form, and whoever reads one can ask what it says.
 pub fn commit_chain(bytes: &[u8]) {

@@ -1,0 +1,18 @@
+//! Who computed what of an answer: a run of tokens that the same stages chose. Values only.
+
+use crate::session::{SessionId, StageAt};
+
+/// A run of tokens of one answer that the same stages computed; an answer has more than one after a failover.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Segment {
+    /// The session.
+    pub session: SessionId,
+    /// Version of the placement.
+    pub epoch: u64,
+    /// The first position whose following token was chosen in this segment.
+    pub chosen_from: u64,
+    /// Who computed which layers, in order.
+    pub stages: Vec<StageAt>,
+    /// Why the session did not end in order; `None` where it did.
+    pub ended: Option<String>,
+}

@@ -1,0 +1,452 @@
+//! The whole of a request under way: which route its answers take, how long it may still be refused, whether its answers are
+//! held back until they are audited, and when it is concluded with which verdict. What a reply means to one answer is
+//! [`AnswerSession`]'s to say; everything that is sent, shown, signed or stored is the driver's.
+
+use std::ops::Range;
+use std::time::Duration;
+
+use libp2p_identity::PeerId;
+
+use super::action::{Action, Conclusion, Route, TokenCounts};
+use super::answer_session::{AnswerSession, Exclusions, NewTokens, Outcome, Phase, Reply};
+use super::event::{Event, Setup};
+use super::segment::Segment;
+use crate::Time;
+use crate::session::SessionId;
+use crate::trust::{AuditPolicy, Verdict};
+
+/// How long a model that is to be split may take to be placed before this node takes the request alone.
+const PLACEMENT_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// How long a request that other nodes take part in may wait for its first token and still be refused, so that its reader is
+/// told when to come again.
+const REFUSAL_WINDOW: Duration = Duration::from_secs(2);
+
+/// Audits of one request that may fail before its answers are given as they are, unchecked.
+const MAX_RECOMPUTATIONS: u32 = 8;
+
+/// One answer of the request.
+#[derive(Debug)]
+struct Answer {
+    session: AnswerSession,
+    /// The chain that computes it now.
+    route: Option<Route>,
+    /// Who computed what of it, in order.
+    segments: Vec<Segment>,
+}
+
+impl Answer {
+    /// Whether no other node ever had a part in it.
+    fn is_alone(&self, local: PeerId) -> bool {
+        self.segments.iter().flat_map(|segment| &segment.stages).all(|stage| stage.peer == local)
+    }
+}
+
+/// Where the request as a whole stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    /// Answers are computed.
+    Answering,
+    /// All are complete; so many receipts are still to be kept, so many audits to end.
+    Concluding { receipts: usize, audits: usize },
+    /// Nothing follows.
+    Over,
+}
+
+/// A request under way.
+#[derive(Debug)]
+pub struct GenerationState {
+    local: PeerId,
+    audit: Option<AuditPolicy>,
+    arrived: Time,
+    answers: Vec<Answer>,
+    stage: Stage,
+    /// When the first session was opened, and when the first token came.
+    opened: Option<Time>,
+    first_token: Option<Time>,
+    /// Whether nothing is told before it has been audited.
+    held: bool,
+    /// Verdicts of the audits that have ended, and how many receipts there are.
+    audited: Vec<Verdict>,
+    receipts: usize,
+    recomputations: u32,
+    conclusion: Conclusion,
+}
+
+impl GenerationState {
+    /// A request that has just arrived.
+    pub fn new(setup: Setup) -> GenerationState {
+        let Setup { local, prompt, choices, audit, arrived } = setup;
+        let answer = |_| Answer {
+            session: AnswerSession::new(local, prompt.clone(), arrived),
+            route: None,
+            segments: Vec::new(),
+        };
+        GenerationState {
+            local,
+            audit,
+            arrived,
+            answers: (0..choices).map(answer).collect(),
+            stage: Stage::Answering,
+            opened: None,
+            first_token: None,
+            held: false,
+            audited: Vec::new(),
+            receipts: 0,
+            recomputations: 0,
+            conclusion: Conclusion::default(),
+        }
+    }
+
+    /// How an answer stands.
+    pub fn answer(&self, choice: usize) -> &AnswerSession {
+        &self.answers[choice].session
+    }
+
+    /// Who computed what of an answer, in order.
+    pub fn segments(&self, choice: usize) -> &[Segment] {
+        &self.answers[choice].segments
+    }
+
+    /// The chain that computes an answer.
+    pub fn route(&self, choice: usize) -> Option<&Route> {
+        self.answers[choice].route.as_ref()
+    }
+
+    /// Tokens so far.
+    pub fn tokens(&self) -> TokenCounts {
+        self.conclusion.tokens
+    }
+
+    /// Whether nothing may be told yet, because an audit decides whether it holds.
+    pub fn is_held(&self) -> bool {
+        self.held
+    }
+
+    /// Whether nothing follows.
+    pub fn is_over(&self) -> bool {
+        self.stage == Stage::Over
+    }
+
+    /// Whether an answer waits for a route.
+    pub fn is_unrouted(&self) -> bool {
+        self.answers.iter().any(|answer| *answer.session.phase() == Phase::Unrouted)
+    }
+
+    /// Whether time alone can change something: an answer is at other nodes, or has no route.
+    pub fn needs_ticks(&self) -> bool {
+        self.answers.iter().any(|answer| {
+            *answer.session.phase() != Phase::Ended && answer.route.as_ref().is_none_or(|route| !self.is_local(route))
+        })
+    }
+
+    /// Whether it is not known yet that the request will be answered: some of it is not taken in, or other nodes have a part in
+    /// it and one of them may still find that it has no memory for it.
+    pub fn may_be_refused(&self, now: Time) -> bool {
+        let taken = |answer: &Answer| {
+            matches!(answer.session.phase(), Phase::Running { .. } | Phase::Signing { .. } | Phase::Ended)
+        };
+        let alone = self.answers.iter().filter_map(|answer| answer.route.as_ref()).all(|route| self.is_local(route));
+        let awaited = !alone
+            && self.first_token.is_none()
+            && self.opened.is_some_and(|opened| now.since(opened) < REFUSAL_WINDOW);
+        awaited || !self.answers.iter().all(taken)
+    }
+
+    fn is_local(&self, route: &Route) -> bool {
+        route.stages.iter().all(|stage| stage.peer == self.local)
+    }
+
+    /// What follows from what happened.
+    pub fn handle(&mut self, event: Event, now: Time) -> Vec<Action> {
+        let mut actions = Vec::new();
+        if self.stage == Stage::Over {
+            return actions;
+        }
+        match event {
+            Event::Start | Event::RoutesChanged => self.find_routes(now, &mut actions),
+            Event::Reply { from, session, reply } => {
+                self.reply(from, session, reply, now, &mut actions);
+                self.find_routes(now, &mut actions);
+            }
+            Event::PeerGone { peer, why } => {
+                for choice in 0..self.answers.len() {
+                    let outcome = self.answers[choice].session.peer_gone(peer, &why, now);
+                    self.follow(choice, outcome, now, &mut actions);
+                }
+                self.find_routes(now, &mut actions);
+            }
+            Event::Tick { unplaceable } => {
+                for choice in 0..self.answers.len() {
+                    let session = &mut self.answers[choice].session;
+                    session.set_unplaceable(unplaceable.as_deref(), now);
+                    let outcome = session.tick(now);
+                    self.follow(choice, outcome, now, &mut actions);
+                }
+                self.find_routes(now, &mut actions);
+            }
+            Event::RouteFound { choices, id, chain, stages } => {
+                self.open(choices, id, Route { chain, stages }, now, &mut actions);
+            }
+            Event::NoRoute => {
+                if !self.is_fresh() || now.since(self.arrived) > PLACEMENT_TIMEOUT {
+                    actions.push(Action::RequestLocal);
+                }
+            }
+            Event::OpenFailed { choices, why } => {
+                for choice in choices {
+                    let Some(first) = self.first_stage(choice) else { continue };
+                    let outcome = self.answers[choice].session.peer_gone(first, &why, now);
+                    self.follow(choice, outcome, now, &mut actions);
+                }
+            }
+            Event::AnswerComplete { choice } => self.complete(choice, now, &mut actions),
+            Event::ClaimsChecked { choice, fault } => {
+                if let Some(segment) = self.answers[choice].segments.last_mut() {
+                    segment.ended = fault;
+                }
+                self.signed(choice, now, &mut actions);
+            }
+            Event::ReceiptKept { choice, random } => self.receipt_kept(choice, random, &mut actions),
+            Event::Audited { verdict, liars } => self.audit_ended(verdict, &liars, now, &mut actions),
+            Event::Cancelled => self.end(&mut actions),
+        }
+        actions
+    }
+
+    fn first_stage(&self, choice: usize) -> Option<PeerId> {
+        self.answers[choice].route.as_ref()?.stages.first().map(|stage| stage.peer)
+    }
+
+    /// Whether no answer has had a route yet, so that all of them go together: they share the prompt.
+    fn is_fresh(&self) -> bool {
+        let fresh = |session: &AnswerSession| session.failovers() == 0 && *session.phase() == Phase::Unrouted;
+        self.answers.iter().all(|answer| fresh(&answer.session))
+    }
+
+    /// Asks for routes for the answers that have none.
+    fn find_routes(&mut self, now: Time, actions: &mut Vec<Action>) {
+        if self.stage != Stage::Answering {
+            return;
+        }
+        if self.is_fresh() {
+            actions.push(Action::FindRoute { choices: 0..self.answers.len(), exclusions: Exclusions::default() });
+            return;
+        }
+        for (choice, answer) in self.answers.iter().enumerate().filter(|(_, answer)| answer.session.wants_route(now)) {
+            let exclusions = answer.session.exclusions(now);
+            actions.push(Action::FindRoute { choices: choice..choice + 1, exclusions });
+        }
+    }
+
+    fn open(&mut self, choices: Range<usize>, id: SessionId, route: Route, now: Time, actions: &mut Vec<Action>) {
+        if self.conclusion.stages != route.stages {
+            self.conclusion.stages.clone_from(&route.stages);
+        }
+        self.held |= self.audit.is_some_and(AuditPolicy::is_all) && !self.is_local(&route);
+        let first = self.answers[choices.start].session.failovers() == 0;
+        for (index, choice) in choices.clone().enumerate() {
+            let (answer, id) = (&mut self.answers[choice], id.choice(index as u16));
+            answer.session.opened(id, route.chain.epoch, &route.stages, now);
+            answer.segments.push(Segment {
+                session: id,
+                epoch: route.chain.epoch,
+                chosen_from: answer.session.tokens().len() as u64 - 1,
+                stages: route.stages.clone(),
+                ended: None,
+            });
+            answer.route = Some(route.clone());
+        }
+        self.opened.get_or_insert(now);
+        actions.push(Action::Open { choices, id, route, first });
+    }
+
+    fn reply(&mut self, from: PeerId, session: SessionId, reply: Reply, now: Time, actions: &mut Vec<Action>) {
+        let Some(choice) = self.answers.iter().position(|answer| answer.session.id() == Some(session)) else { return };
+        // The first stage takes all answers of a request in, or none.
+        let of_all = matches!(reply, Reply::Accepted | Reply::Refused { .. })
+            && choice == 0
+            && self.answers[0].session.failovers() == 0;
+        if !of_all {
+            let outcome = self.answers[choice].session.handle(from, reply, now);
+            self.follow(choice, outcome, now, actions);
+            return;
+        }
+        for choice in 0..self.answers.len() {
+            let outcome = self.answers[choice].session.handle(from, reply.clone(), now);
+            self.follow(choice, outcome, now, actions);
+        }
+    }
+
+    fn follow(&mut self, choice: usize, outcome: Outcome, now: Time, actions: &mut Vec<Action>) {
+        if self.stage == Stage::Over {
+            return;
+        }
+        match outcome {
+            Outcome::Nothing | Outcome::Accepted => {}
+            Outcome::Committed { claims } => actions.push(Action::CheckClaims { choice, claims }),
+            Outcome::Unsigned => {
+                if let Some(segment) = self.answers[choice].segments.last_mut() {
+                    segment.ended = Some("its stages did not sign".to_owned());
+                }
+                self.signed(choice, now, actions);
+            }
+            Outcome::Refused { error, retry_after } => {
+                self.end(actions);
+                actions.push(Action::Refuse { error, retry_after });
+            }
+            Outcome::NewTokens(new) => self.take(choice, new, now, actions),
+            Outcome::Lost { closed, why } => {
+                self.conclusion.failovers += 1;
+                if let Some(segment) = self.answers[choice].segments.last_mut() {
+                    segment.ended = Some(why.clone());
+                }
+                actions.push(Action::Forget { session: closed });
+                if let Some(first_stage) = self.first_stage(choice) {
+                    actions.push(Action::Close { session: closed, first_stage, commit: None });
+                }
+                self.answers[choice].route = None;
+                actions.push(Action::FailOver { choice, session: closed, why });
+            }
+            Outcome::Failed(error) => {
+                self.end(actions);
+                actions.push(Action::Fail(error));
+            }
+        }
+    }
+
+    /// More of an answer.
+    fn take(&mut self, choice: usize, new: NewTokens, now: Time, actions: &mut Vec<Action>) {
+        let counts = &mut self.conclusion.tokens;
+        counts.drafted += new.drafted;
+        counts.accepted += new.accepted;
+        counts.answer += new.tokens.len();
+        if choice == 0 && new.cached > 0 && self.first_token.is_none() {
+            counts.cached = new.cached.min(self.answers[0].session.prompt_len());
+        }
+        if !new.tokens.is_empty() || new.ended.is_some() {
+            self.first_token.get_or_insert(now);
+            self.answers.iter_mut().for_each(|answer| answer.session.begin());
+        }
+        actions.push(Action::NewTokens { choice, new });
+    }
+
+    /// The text of an answer has ended. Stages on other nodes sign what they did, unless no receipt is kept.
+    fn complete(&mut self, choice: usize, now: Time, actions: &mut Vec<Action>) {
+        let signs = self.audit.is_some() && !self.answers[choice].is_alone(self.local);
+        let session = &self.answers[choice].session;
+        match (session.id(), self.first_stage(choice)) {
+            (Some(id), Some(first_stage)) if signs => {
+                let positions = u32::try_from(session.tokens().len() - 1).unwrap_or(u32::MAX);
+                actions.push(Action::Close { session: id, first_stage, commit: Some(positions) });
+                self.answers[choice].session.signing(now);
+            }
+            _ => self.close(choice, actions),
+        }
+        self.conclude(now, actions);
+    }
+
+    /// The stages of an answer have signed what they did, or will not.
+    fn signed(&mut self, choice: usize, now: Time, actions: &mut Vec<Action>) {
+        if let Some(segment) = self.answers[choice].segments.last() {
+            actions.push(Action::Forget { session: segment.session });
+        }
+        self.conclude(now, actions);
+    }
+
+    /// Once all answers are complete and signed, the request is; audits that were drawn may have to be waited for.
+    fn conclude(&mut self, now: Time, actions: &mut Vec<Action>) {
+        let ended = |answer: &Answer| *answer.session.phase() == Phase::Ended;
+        if self.stage != Stage::Answering || !self.answers.iter().all(ended) {
+            return;
+        }
+        let opened = self.opened.unwrap_or(self.arrived);
+        let first = self.first_token.unwrap_or(opened);
+        self.conclusion.queued = opened.since(self.arrived);
+        self.conclusion.prompt = first.since(opened);
+        self.conclusion.answer = now.since(first);
+        let shared: Vec<usize> =
+            (0..self.answers.len()).filter(|choice| !self.answers[*choice].is_alone(self.local)).collect();
+        self.conclusion.verdict = if shared.is_empty() { Verdict::Local } else { Verdict::Unchecked };
+        if self.audit.is_none() || shared.is_empty() {
+            self.done(actions);
+            return;
+        }
+        self.receipts = shared.len();
+        self.stage = Stage::Concluding { receipts: shared.len(), audits: 0 };
+        actions.extend(shared.into_iter().map(|choice| Action::KeepReceipt { choice }));
+    }
+
+    fn receipt_kept(&mut self, choice: usize, random: Option<u64>, actions: &mut Vec<Action>) {
+        let Stage::Concluding { receipts, audits } = &mut self.stage else { return };
+        *receipts = receipts.saturating_sub(1);
+        if self.audit.is_some_and(|policy| policy.draws(random)) {
+            *audits += usize::from(self.held);
+            actions.push(Action::Audit { choice, awaited: self.held });
+        }
+        if (*receipts, *audits) == (0, 0) {
+            self.done(actions);
+        }
+    }
+
+    /// An audit that was waited for has ended. Where a stage lied, the answers are computed once more without it.
+    fn audit_ended(&mut self, verdict: Option<Verdict>, liars: &[PeerId], now: Time, actions: &mut Vec<Action>) {
+        let Stage::Concluding { receipts, audits } = &mut self.stage else { return };
+        if !liars.is_empty() && self.recomputations < MAX_RECOMPUTATIONS {
+            self.recompute(liars, now, actions);
+            return;
+        }
+        *audits = audits.saturating_sub(1);
+        let pending = *receipts + *audits;
+        self.audited.extend(verdict);
+        if pending == 0 {
+            let all = self.audited.len() == self.receipts;
+            self.conclusion.verdict = match self.audited.iter().max() {
+                Some(worst) if all => *worst,
+                _ => Verdict::Unchecked,
+            };
+            self.done(actions);
+        }
+    }
+
+    /// Every answer once more from the prompt on, without some nodes.
+    fn recompute(&mut self, liars: &[PeerId], now: Time, actions: &mut Vec<Action>) {
+        self.recomputations += 1;
+        self.conclusion.failovers += 1;
+        self.conclusion.tokens = TokenCounts { cached: self.conclusion.tokens.cached, ..TokenCounts::default() };
+        self.audited.clear();
+        self.stage = Stage::Answering;
+        for answer in &mut self.answers {
+            answer.session = answer.session.restarted_without(liars, now);
+            answer.segments.clear();
+            answer.route = None;
+        }
+        actions.push(Action::Recompute);
+        self.find_routes(now, actions);
+    }
+
+    fn done(&mut self, actions: &mut Vec<Action>) {
+        self.held = false;
+        self.stage = Stage::Over;
+        actions.push(Action::Done(self.conclusion.clone()));
+    }
+
+    /// Ends the session of an answer at its stages.
+    fn close(&mut self, choice: usize, actions: &mut Vec<Action>) {
+        if let Some(session) = self.answers[choice].session.id() {
+            actions.push(Action::Forget { session });
+            if let Some(first_stage) = self.first_stage(choice) {
+                actions.push(Action::Close { session, first_stage, commit: None });
+            }
+        }
+        self.answers[choice].session.end();
+    }
+
+    fn end(&mut self, actions: &mut Vec<Action>) {
+        (0..self.answers.len()).for_each(|choice| self.close(choice, actions));
+        self.stage = Stage::Over;
+    }
+}
+
+#[cfg(test)]
+mod tests;
