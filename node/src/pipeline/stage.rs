@@ -364,7 +364,6 @@ impl Stage {
 
     /// Tells the coordinator and the first stage that a session cannot go on, and forgets it.
     fn fail(&mut self, session: SessionId, coordinator: PeerId, error: &Error) {
-        self.metrics.failed.inc();
         let failed = || Message::Failed { session, kind: error.kind(), message: error.message().to_owned() };
         self.send(coordinator, failed(), Payload::empty());
         if let Some(front) = &mut self.front {
@@ -533,7 +532,6 @@ impl Stage {
             let Planned { changes, rows, tokens, failed } = planned;
             self.change(changes);
             for FailedSession { session, coordinator, error } in failed {
-                self.metrics.failed.inc();
                 let failed = Message::Failed { session, kind: error.kind(), message: error.message().to_owned() };
                 self.send(coordinator, failed, Payload::empty());
                 self.leave(session);

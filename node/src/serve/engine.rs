@@ -12,10 +12,11 @@ use pangea_compute::sample::stop::StopMatcher;
 use pangea_compute::{Digest, Pool};
 use pangea_control::Time;
 use pangea_control::generation::Exclusions;
+use prometheus_client::encoding::DescriptorEncoder;
 
 use super::generation::{Generation, Prepared};
 use super::load::LoadedPart;
-use super::metrics::EngineMetrics;
+use super::metrics::{self, EngineMetrics};
 use super::request::{Format, Request};
 use super::route::{Alone, KeptChain, Route, Routes};
 use super::text::ModelText;
@@ -201,6 +202,14 @@ impl Engine {
     pub fn load_now(&self) -> (usize, usize) {
         let route = self.shared.routes.best(&Exclusions::default());
         route.map_or((0, 0), |route| self.shared.pipeline.load(route.chain))
+    }
+
+    /// Writes what this engine counts.
+    ///
+    /// # Errors
+    /// Those of `encoder`.
+    pub fn encode_metrics(&self, encoder: &mut DescriptorEncoder<'_>) -> std::fmt::Result {
+        metrics::encode(&[(self.shared.facts.name.clone(), Arc::clone(&self.shared.metrics))], encoder)
     }
 
     /// The text that token ids stand for, special tokens included.

@@ -1,9 +1,15 @@
 //! The engine without a node: that drafts, the model's own memory limits and a reader who leaves change no answer.
 
+use std::time::Duration;
+
 use pangea_compute::sample::Sampling;
 use pangea_node::serve::{Drafts, Engine, EngineSettings, Event, Prompt, Request, Summary};
 
 use pangea_tests::process::PATIENCE;
+use pangea_tests::tiny_model::TinyModel;
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::DescriptorEncoder;
+use prometheus_client::registry::Registry;
 
 use super::*;
 
@@ -72,4 +78,50 @@ fn an_answer_ends_where_the_context_does() {
     let request = Request { sampling, ..Request::new(Prompt::Text("Once upon a time".to_owned())) };
     let (_, tokens, summary) = generate(&engine, request);
     assert_eq!(summary.prompt_tokens + tokens.len(), context);
+}
+
+/// What an engine counts under a name.
+fn counted(engine: &Engine, name: &str) -> u64 {
+    struct Counts(Engine);
+
+    impl std::fmt::Debug for Counts {
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str("Counts")
+        }
+    }
+
+    impl Collector for Counts {
+        fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> std::fmt::Result {
+            self.0.encode_metrics(&mut encoder)
+        }
+    }
+
+    let mut registry = Registry::default();
+    registry.register_collector(Box::new(Counts(engine.clone())));
+    let mut text = String::new();
+    prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+    let line = text.lines().find(|line| line.starts_with(&format!("{name}_total{{")));
+    line.unwrap_or_else(|| panic!("no {name} in {text}")).rsplit(' ').next().unwrap().parse().unwrap()
+}
+
+#[test]
+fn a_request_that_fails_at_a_stage_of_its_own_node_is_counted_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("tiny.gguf");
+    std::fs::write(&file, TinyModel::default().gguf()).unwrap();
+    // One answer at a time, and no patience for the next one.
+    let settings = EngineSettings { running: 1, wait: Duration::ZERO, ..EngineSettings::new(1, 8 << 20) };
+    let engine = Engine::load("tiny", &file, settings).unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+    runtime.block_on(async {
+        let long = Request { max_tokens: Some(400), ..Request::new(Prompt::Text("first".to_owned())) };
+        let first = engine.generate(long.clone()).await.unwrap();
+        let mut second = engine.generate(Request { choices: 1, ..long }).await.unwrap();
+        let failed = tokio::time::timeout(PATIENCE, second.next()).await.unwrap().unwrap().unwrap_err();
+        assert!(failed.message().contains("waited too long"), "{failed}");
+        assert!(second.next().await.is_none());
+        drop(first);
+    });
+    assert_eq!(counted(&engine, "requests_failed"), 1);
+    assert_eq!(counted(&engine, "requests_cancelled"), 1);
 }
