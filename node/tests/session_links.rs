@@ -209,8 +209,9 @@ async fn large_payloads_go_both_ways_at_once_and_an_opening_brings_its_tokens() 
 }
 
 fn opening(coordinator: PeerId, tokens: Vec<u32>) -> Message {
-    use pangea_compute::{Digest, sample::Sampling};
-    use pangea_node::pipeline::wire::{Open, SessionFormat, StageAt};
+    use pangea_compute::Digest;
+    use pangea_compute::sample::{AnswerFormat, Sampling};
+    use pangea_node::pipeline::wire::{Open, StageAt};
     Message::Open(Box::new(Open {
         session: session(1),
         coordinator,
@@ -223,7 +224,7 @@ fn opening(coordinator: PeerId, tokens: Vec<u32>) -> Message {
         prompt_len: tokens.len() as u32,
         most: 10,
         sampling: Sampling::greedy(),
-        format: SessionFormat::Text,
+        format: AnswerFormat::Text,
         prompt_logprobs: false,
         tokens,
     }))

@@ -9,11 +9,12 @@ use libp2p::identity::Keypair;
 use pangea_compute::commit::merkle::{chosen_leaf, nothing_leaf, row_leaf, token_leaves};
 use pangea_compute::commit::{Claim, Leaf, merkle_root};
 use pangea_compute::model::{Cache, Input, Logits, Manifest, Model, ModelFile, ModelPart, NUMERICS, PageBudget, Step};
-use pangea_compute::sample::{Choice, Sampling, choose};
+use pangea_compute::sample::grammar::GrammarVocabulary;
+use pangea_compute::sample::{AnswerFormat, Choice, Sampling, choose};
 use pangea_compute::{Digest, Pool};
+use pangea_control::trust::Verdict;
 use pangea_node::trust::{
-    Audit, CommitChain, Expected, Receipt, ReceiptForm, ReceiptModel, ReceiptStage, ReceiptStore, Segment, Verdict,
-    terms_digest,
+    Audit, CommitChain, Expected, Receipt, ReceiptModel, ReceiptStage, ReceiptStore, Segment, terms_digest,
 };
 use pangea_tests::cluster::Cluster;
 use pangea_tests::command::{json, pangea, stderr, stdout};
@@ -41,7 +42,7 @@ struct Asked {
     prompt: Vec<u32>,
     answer: usize,
     sampling: Sampling,
-    form: ReceiptForm,
+    form: AnswerFormat,
 }
 
 impl Default for Asked {
@@ -51,7 +52,7 @@ impl Default for Asked {
             prompt: b"Tell me".iter().map(|byte| u32::from(*byte)).collect(),
             answer: 20,
             sampling,
-            form: ReceiptForm::Text,
+            form: AnswerFormat::Text,
         }
     }
 }
@@ -85,7 +86,7 @@ impl Home {
         });
         let budget = PageBudget::new(1 << 26);
         let mut caches = [Cache::new(&models[0], &budget), Cache::new(&models[1], &budget)];
-        let mut grammar = asked.form.grammar(&self.file).unwrap();
+        let mut grammar = asked.form.grammar(|| GrammarVocabulary::new(&self.file.tokenizer()?)).unwrap();
         let chosen_from = tokens.len() - 1;
         let positions = asked.prompt.len() + asked.answer - 1;
         let (mut rows, mut chosen): (Vec<Leaf>, Vec<Leaf>) = (Vec::new(), Vec::new());
@@ -324,7 +325,7 @@ fn nothing_that_was_computed_or_signed_can_be_changed_unseen() {
 fn an_answer_held_to_a_schema_is_replayed_with_its_grammar() {
     let home = Home::new();
     let schema = json!({"type": "object", "properties": {"a": {"type": "string"}}, "required": ["a"]});
-    let asked = Asked { form: ReceiptForm::JsonSchema { schema: schema.to_string() }, ..Asked::default() };
+    let asked = Asked { form: AnswerFormat::JsonSchema(schema.to_string()), ..Asked::default() };
     let receipt = home.receipt(&asked, None);
     let text: Vec<u8> = receipt.answer_tokens.iter().map(|token| *token as u8).collect();
     assert!(text.starts_with(b"{"), "{text:?}");

@@ -29,4 +29,4 @@ pub mod sampling_terms;
 pub use claim::Claim;
 pub use merkle::{Leaf, leaf, merkle_root};
 pub use replay::{Difference, Given, Pace, Replay, Source, Transcript, replay};
-pub use sampling_terms::{Form, SamplingTerms};
+pub use sampling_terms::SamplingTerms;

@@ -1,21 +1,10 @@
 //! The rules under which an answer's tokens are chosen, besides the model and the tokens. One digest of them shows
 //! whether a stage used the rules that were asked for.
 
-use crate::sample::Sampling;
+use crate::sample::{AnswerFormat, Sampling};
 use pangea_units::Digest;
 
 const TAG: &[u8] = b"pangea exact/1 terms\0";
-
-/// The form of an answer: the grammar that masks its tokens.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Form<'a> {
-    /// Any text.
-    Free,
-    /// A JSON object.
-    JsonObject,
-    /// JSON that fits this schema. The schema's text stays as it was received, through every stage and receipt.
-    JsonSchema(&'a str),
-}
 
 /// The rules of one session's choices.
 #[derive(Clone, Copy, Debug)]
@@ -25,14 +14,14 @@ pub struct SamplingTerms<'a> {
     /// How tokens are chosen.
     pub sampling: &'a Sampling,
     /// The grammar that masks tokens.
-    pub form: Form<'a>,
+    pub format: &'a AnswerFormat,
 }
 
 impl SamplingTerms<'_> {
     /// BLAKE3 of the tag `"pangea exact/1 terms\0"` and: prompt length (u64), temperature, top-p, min-p, typical-p,
     /// repetition, presence and frequency penalty (f32 each), top-k and seed (u64), repetition window and
     /// log-probabilities (each a byte 0, or a byte 1 and a u64), the number of biases (u64) and each one's token (u32)
-    /// and value (f32), the form (a byte: 0 free, 1 object, 2 schema, then its text).
+    /// and value (f32), the format (a byte: 0 text, 1 object, 2 schema, then its text).
     pub fn digest(&self) -> Digest {
         let sampling = self.sampling;
         let mut hasher = blake3::Hasher::new();
@@ -61,10 +50,10 @@ impl SamplingTerms<'_> {
         for (token, bias) in &sampling.logit_bias {
             hasher.update(&token.to_le_bytes()).update(&bias.to_le_bytes());
         }
-        match self.form {
-            Form::Free => hasher.update(&[0]),
-            Form::JsonObject => hasher.update(&[1]),
-            Form::JsonSchema(schema) => hasher.update(&[2]).update(schema.as_bytes()),
+        match self.format {
+            AnswerFormat::Text => hasher.update(&[0]),
+            AnswerFormat::JsonObject => hasher.update(&[1]),
+            AnswerFormat::JsonSchema(schema) => hasher.update(&[2]).update(schema.as_bytes()),
         };
         Digest(*hasher.finalize().as_bytes())
     }
@@ -77,13 +66,15 @@ mod tests {
     #[test]
     fn every_rule_changes_the_digest() {
         let base = Sampling::default();
-        let free = |sampling: &Sampling| SamplingTerms { prompt_len: 3, sampling, form: Form::Free }.digest();
+        let schema = |text: &str| AnswerFormat::JsonSchema(text.to_owned());
+        let free =
+            |sampling: &Sampling| SamplingTerms { prompt_len: 3, sampling, format: &AnswerFormat::Text }.digest();
         let mut digests = vec![
             free(&base),
-            SamplingTerms { prompt_len: 4, sampling: &base, form: Form::Free }.digest(),
-            SamplingTerms { prompt_len: 3, sampling: &base, form: Form::JsonObject }.digest(),
-            SamplingTerms { prompt_len: 3, sampling: &base, form: Form::JsonSchema("{}") }.digest(),
-            SamplingTerms { prompt_len: 3, sampling: &base, form: Form::JsonSchema("{ }") }.digest(),
+            SamplingTerms { prompt_len: 4, sampling: &base, format: &AnswerFormat::Text }.digest(),
+            SamplingTerms { prompt_len: 3, sampling: &base, format: &AnswerFormat::JsonObject }.digest(),
+            SamplingTerms { prompt_len: 3, sampling: &base, format: &schema("{}") }.digest(),
+            SamplingTerms { prompt_len: 3, sampling: &base, format: &schema("{ }") }.digest(),
         ];
         for other in [
             Sampling { temperature: 1.0, ..base.clone() },

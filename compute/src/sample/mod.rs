@@ -6,12 +6,14 @@
 //!
 //! | module | owns |
 //! |---|---|
+//! | [`answer_format`] | free text or JSON |
 //! | [`grammar`] | JSON Schema as a constraint on tokens |
 //! | [`mask`] | sets of allowed tokens |
 //! | [`stop`] | stop strings in streamed text |
 //! | `penalty`, `ranking`, `truncation` | biases and penalties; the highest logits; top-k, typical, top-p, min-p |
 //! | `philox`, `math` | counter-based random numbers; exp and ln |
 
+pub mod answer_format;
 pub mod grammar;
 pub mod mask;
 mod math;
@@ -22,6 +24,7 @@ pub mod stop;
 mod truncation;
 
 use crate::Error;
+pub use answer_format::AnswerFormat;
 use mask::TokenMask;
 use ranking::Ranking;
 use truncation::Kept;

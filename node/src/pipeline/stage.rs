@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use libp2p::PeerId;
 use pangea_client::{Error, ErrorKind, Result};
 use pangea_compute::commit::merkle::token_leaves;
-use pangea_compute::commit::{Claim, Form, Leaf, SamplingTerms, merkle_root};
+use pangea_compute::commit::{Claim, Leaf, SamplingTerms, merkle_root};
 use pangea_compute::model::{Cache, Input, Logits, Model, NUMERICS, Output, PageBudget, Step};
 use pangea_compute::{Digest, ErrorKind as ComputeErrorKind, Pool};
 
@@ -20,8 +20,7 @@ use super::host::{Pipeline, StageLoad, StageSetup};
 use super::payload::Payload;
 use super::tail::Tail;
 use super::wire::{
-    ChainId, Frame, FrameRows, Message, Open, SessionFormat, SessionId, StageAt, Start, StartSource, Stepped,
-    SteppedSequence, Tokens,
+    ChainId, Frame, FrameRows, Message, Open, SessionId, StageAt, Start, StartSource, Stepped, SteppedSequence, Tokens,
 };
 use crate::compute_error;
 use crate::config::host::cores;
@@ -340,12 +339,8 @@ impl Stage {
         for choice in 0..open.choices {
             let (session, sequence) = (open.session.choice(choice), first + u64::from(choice));
             let sampling = open.sampling.of_choice(choice);
-            let form = match &open.format {
-                SessionFormat::Text => Form::Free,
-                SessionFormat::JsonObject => Form::JsonObject,
-                SessionFormat::JsonSchema(schema) => Form::JsonSchema(schema),
-            };
-            let terms = SamplingTerms { prompt_len: u64::from(open.prompt_len), sampling: &sampling, form };
+            let terms =
+                SamplingTerms { prompt_len: u64::from(open.prompt_len), sampling: &sampling, format: &open.format };
             let joined = Joined {
                 sequence,
                 coordinator: open.coordinator,

@@ -11,7 +11,7 @@ mod goldens;
 use libp2p::PeerId;
 use pangea_client::ErrorKind;
 use pangea_compute::Digest;
-use pangea_compute::sample::Sampling;
+use pangea_compute::sample::{AnswerFormat, Sampling};
 pub use pangea_control::session::{
     ChainId, EndReason, FrameRows, SessionId, StageAt, Start, StartSource, SteppedSequence, TokenOut,
 };
@@ -97,23 +97,11 @@ pub struct Open {
     /// How tokens are chosen.
     pub sampling: Sampling,
     /// What form the answer has.
-    pub format: SessionFormat,
+    pub format: AnswerFormat,
     /// Whether log-probabilities of the prompt are wanted.
     pub prompt_logprobs: bool,
     /// The prompt and what was chosen so far. They travel as the payload, u32 little-endian.
     pub tokens: Vec<u32>,
-}
-
-/// What form an answer has.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum SessionFormat {
-    /// Any.
-    #[default]
-    Text,
-    /// A JSON object.
-    JsonObject,
-    /// JSON that fits this JSON Schema.
-    JsonSchema(String),
 }
 
 /// What a chain of stages is to do next.

@@ -17,10 +17,10 @@ use prometheus_client::encoding::DescriptorEncoder;
 use super::generation::{Generation, Prepared};
 use super::load::LoadedPart;
 use super::metrics::{self, EngineMetrics};
-use super::request::{Format, Request};
+use super::request::Request;
 use super::route::{Alone, KeptChain, Route, Routes};
 use super::text::ModelText;
-use crate::pipeline::wire::{SessionFormat, StageAt};
+use crate::pipeline::wire::StageAt;
 use crate::pipeline::{ChainId, ChainLimits, Drafts, Pipeline, StageSetup};
 use crate::trust::Auditor;
 use crate::{clock, compute_error};
@@ -245,18 +245,13 @@ fn prepare(shared: &Shared, request: Request, arrived: Time) -> std::result::Res
         let error = Error::new(ErrorKind::InvalidInput, message);
         return Err(Refused { error, retry_after: None, context_exceeded: true });
     }
-    let format = match request.format {
-        Format::Text => SessionFormat::Text,
-        Format::JsonObject => SessionFormat::JsonObject,
-        Format::JsonSchema(schema) => SessionFormat::JsonSchema(schema.to_string()),
-    };
     // What is wrong with a schema is said before anybody has to wait for it.
-    shared.text.grammar(&format)?;
+    shared.text.grammar(&request.format)?;
     Ok(Prepared {
         id: request.id,
         choices: request.choices,
         max_new_tokens: request.max_tokens.unwrap_or(usize::MAX).min(context - prompt.len()),
-        format,
+        format: request.format,
         stops: StopMatcher::new(&request.stop).map_err(compute_error)?,
         prompt_logprobs: request.prompt_logprobs && request.sampling.logprobs.is_some(),
         receipt: request.receipt,

@@ -8,8 +8,8 @@ use std::time::Duration;
 use libp2p::PeerId;
 use pangea_client::{Error, ErrorKind, Result};
 use pangea_compute::model::NUMERICS;
-use pangea_compute::sample::Sampling;
 use pangea_compute::sample::stop::StopMatcher;
+use pangea_compute::sample::{AnswerFormat, Sampling};
 use pangea_control::Time;
 use pangea_control::generation::{
     self, Action, Conclusion, GenerationState, NewTokens, Reply, ReportedTokens, Route as ChainRoute, Setup,
@@ -27,7 +27,7 @@ use super::signed_answer::{RequestFacts, Rules, SignedAnswer};
 use crate::clock;
 use crate::pipeline::SessionEvent;
 use crate::pipeline::payload::Payload;
-use crate::pipeline::wire::{Message, Open, SessionFormat};
+use crate::pipeline::wire::{Message, Open};
 use crate::trust::Receipt;
 
 /// How often the state of a request at other nodes is asked what time has changed.
@@ -43,7 +43,7 @@ pub(super) struct Prepared {
     pub(super) choices: usize,
     pub(super) max_new_tokens: usize,
     pub(super) sampling: Sampling,
-    pub(super) format: SessionFormat,
+    pub(super) format: AnswerFormat,
     pub(super) stops: StopMatcher,
     pub(super) prompt_logprobs: bool,
     pub(super) receipt: bool,

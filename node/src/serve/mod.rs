@@ -31,7 +31,7 @@ pub(crate) use load::LoadedPart;
 pub(crate) use metrics::EngineMetrics;
 pub use metrics::SECONDS_BUCKETS;
 pub use request::{
-    Delta, Event, Finish, Format, MAX_CHOICES, Prompt, Request, Summary, TokenLogprob, TokenText, WrongField, role,
+    Delta, Event, Finish, MAX_CHOICES, Prompt, Request, Summary, TokenLogprob, TokenText, WrongField, role,
 };
 pub use served::{Served, ServedModel};
 pub use text::ModelText;

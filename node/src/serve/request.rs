@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use pangea_client::{AnswerStage, Error, ErrorKind};
 use pangea_compute::chat::Message;
-use pangea_compute::sample::Sampling;
+use pangea_compute::sample::{AnswerFormat, Sampling};
 
 use crate::pipeline::wire::StageAt;
 use pangea_control::trust::Verdict;
@@ -27,7 +27,7 @@ pub struct Request {
     /// How many answers, 1 to [`MAX_CHOICES`].
     pub choices: usize,
     /// What form the answer has.
-    pub format: Format,
+    pub format: AnswerFormat,
     /// Whether the prompt's tokens get log-probabilities, too, if the answer's do.
     pub prompt_logprobs: bool,
     /// Whether a receipt is kept of it where other nodes have a part in it. Without one nothing is signed or audited.
@@ -90,7 +90,7 @@ impl Request {
             max_tokens: None,
             stop: Vec::new(),
             choices: 1,
-            format: Format::Text,
+            format: AnswerFormat::Text,
             prompt_logprobs: false,
             receipt: true,
         }
@@ -149,18 +149,6 @@ impl Prompt {
     pub fn chat(messages: Vec<Message>) -> Prompt {
         Prompt::Chat { messages, tools: None, variables: serde_json::Map::new() }
     }
-}
-
-/// What form an answer has.
-#[derive(Clone, Debug, Default)]
-pub enum Format {
-    /// Any.
-    #[default]
-    Text,
-    /// A JSON object.
-    JsonObject,
-    /// JSON that fits this schema.
-    JsonSchema(serde_json::Value),
 }
 
 /// What comes of a request, piece by piece.

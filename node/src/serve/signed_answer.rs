@@ -10,20 +10,17 @@ use pangea_compute::Digest;
 use pangea_compute::commit::merkle::{chosen_leaf, nothing_leaf, token_leaves};
 use pangea_compute::commit::{Leaf, merkle_root};
 use pangea_compute::model::NUMERICS;
-use pangea_compute::sample::{Choice, Sampling};
+use pangea_compute::sample::{AnswerFormat, Choice, Sampling};
 use pangea_control::generation::{AnswerSession, Segment};
 use pangea_control::session::{SessionId, StageAt, TokenOut};
 use pangea_control::trust::Verdict;
 
-use crate::pipeline::wire::SessionFormat;
-use crate::trust::{
-    self, CommitChain, Expected, Receipt, ReceiptForm, ReceiptModel, ReceiptStage, Signed, receipt, terms_digest,
-};
+use crate::trust::{self, CommitChain, Expected, Receipt, ReceiptModel, ReceiptStage, Signed, receipt, terms_digest};
 
 /// By which rules the tokens of an answer are chosen.
 pub(super) struct Rules<'a> {
     pub(super) sampling: Sampling,
-    pub(super) format: &'a SessionFormat,
+    pub(super) format: &'a AnswerFormat,
 }
 
 /// What a receipt says of the request that it belongs to.
@@ -78,7 +75,7 @@ impl SignedAnswer {
             stages: &stages,
             positions: positions as u64,
             chosen_from: segment.chosen_from,
-            sampling: terms_digest(session.prompt_len() as u64, &rules.sampling, &receipt_form(rules.format)),
+            sampling: terms_digest(session.prompt_len() as u64, &rules.sampling, rules.format),
             input: merkle_root(&token_leaves(&session.tokens()[..positions])),
             output: merkle_root(&self.emitted.leaves(positions, segment.chosen_from as usize)),
         };
@@ -108,7 +105,7 @@ impl SignedAnswer {
             prompt_tokens: prompt.to_vec(),
             answer_tokens: answer.to_vec(),
             sampling: (&rules.sampling).into(),
-            form: receipt_form(rules.format),
+            form: rules.format.clone(),
             segments: segments.iter().map(|segment| self.kept(segment)).collect(),
             verdict: Verdict::Unchecked,
             audits: Vec::new(),
@@ -147,13 +144,5 @@ impl EmittedTokens {
             .map(nothing_leaf)
             .chain(own.iter().zip(chosen_from as u64..).map(|(out, at)| chosen_leaf(at, &choice(out))))
             .collect()
-    }
-}
-
-fn receipt_form(format: &SessionFormat) -> ReceiptForm {
-    match format {
-        SessionFormat::Text => ReceiptForm::Text,
-        SessionFormat::JsonObject => ReceiptForm::JsonObject,
-        SessionFormat::JsonSchema(schema) => ReceiptForm::JsonSchema { schema: schema.clone() },
     }
 }

@@ -8,12 +8,12 @@ use pangea_client::{Error, ErrorKind, Result};
 use pangea_compute::chat::calendar::CalendarTime;
 use pangea_compute::chat::{ChatTemplate, Conversation};
 use pangea_compute::model::ModelFile;
+use pangea_compute::sample::AnswerFormat;
 use pangea_compute::sample::grammar::{Grammar, GrammarVocabulary};
 use pangea_compute::tokenizer::Tokenizer;
 
 use super::request::{Prompt, TokenText};
 use crate::compute_error;
-use crate::pipeline::wire::SessionFormat;
 
 /// A model's tokenizer and chat template.
 pub struct ModelText {
@@ -72,26 +72,16 @@ impl ModelText {
     }
 
     /// What the answer must fit; `None` where it is free.
-    pub(crate) fn grammar(&self, format: &SessionFormat) -> Result<Option<Grammar>> {
-        let grammar = match format {
-            SessionFormat::Text => return Ok(None),
-            SessionFormat::JsonObject => Grammar::json_object(&self.grammar_vocabulary()?),
-            SessionFormat::JsonSchema(schema) => {
-                let schema = serde_json::from_str(schema).map_err(|error| {
-                    Error::new(ErrorKind::InvalidInput, format!("the JSON Schema is no JSON: {error}"))
-                })?;
-                Grammar::json_schema(&self.grammar_vocabulary()?, &schema)
-            }
-        };
-        grammar.map(Some).map_err(compute_error)
+    pub(crate) fn grammar(&self, format: &AnswerFormat) -> Result<Option<Grammar>> {
+        format.grammar(|| self.grammar_vocabulary()).map_err(compute_error)
     }
 
-    fn grammar_vocabulary(&self) -> Result<GrammarVocabulary> {
+    fn grammar_vocabulary(&self) -> std::result::Result<GrammarVocabulary, pangea_compute::Error> {
         let mut kept = self.grammars.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(vocabulary) = &*kept {
             return Ok(vocabulary.clone());
         }
-        let vocabulary = GrammarVocabulary::new(&self.tokenizer).map_err(compute_error)?;
+        let vocabulary = GrammarVocabulary::new(&self.tokenizer)?;
         Ok(kept.insert(vocabulary).clone())
     }
 

@@ -28,7 +28,7 @@ pub mod verify;
 pub use auditor::{Auditor, AuditorParts};
 pub use chain::{ChainFault, CommitChain, Expected, Signed};
 pub use receipt::{Audit, Receipt, ReceiptModel, ReceiptStage, Segment};
-pub use rules::{ReceiptForm, ReceiptSampling, terms_digest};
+pub use rules::{ReceiptSampling, terms_digest};
 pub use signature::Signature;
 pub use store::{ReceiptStore, Summary};
 pub use verify::{OutputCheck, SegmentCheck, StageCheck, TokenCheck, Verification, Weights, verify};

@@ -21,10 +21,11 @@
 
 use libp2p::PeerId;
 use pangea_compute::Digest;
+use pangea_compute::sample::AnswerFormat;
 use pangea_control::trust::Verdict;
 use serde::{Deserialize, Serialize};
 
-use super::{ReceiptForm, ReceiptSampling, Signed, hex};
+use super::{ReceiptSampling, Signed, hex};
 
 /// The version of the form that is written.
 pub const VERSION: u32 = 1;
@@ -56,8 +57,8 @@ pub struct Receipt {
     /// How they were chosen.
     pub sampling: ReceiptSampling,
     /// What masked them.
-    #[serde(default)]
-    pub form: ReceiptForm,
+    #[serde(default, with = "super::rules::format")]
+    pub form: AnswerFormat,
     /// Who computed it; more than one after a failover.
     pub segments: Vec<Segment>,
     /// That of its weakest part.
@@ -225,7 +226,7 @@ pub(crate) mod tests {
             prompt_tokens: vec![1, 2],
             answer_tokens: vec![3],
             sampling: (&Sampling::greedy()).into(),
-            form: ReceiptForm::Text,
+            form: AnswerFormat::Text,
             segments: vec![Segment {
                 session: [8; 16],
                 epoch: 3,

@@ -1,16 +1,10 @@
-//! By which rules an answer's tokens were chosen, as receipts hold it: [`Sampling`] and the answer's form with stable names.
+//! By which rules an answer's tokens were chosen, as receipts hold it: [`Sampling`] and [`AnswerFormat`] with stable names.
 //! It chooses nothing.
 
-use pangea_client::Result;
 use pangea_compute::Digest;
-use pangea_compute::commit::{Form, SamplingTerms};
-use pangea_compute::model::ModelFile;
-use pangea_compute::sample::Sampling;
-use pangea_compute::sample::grammar::{Grammar, GrammarVocabulary};
+use pangea_compute::commit::SamplingTerms;
+use pangea_compute::sample::{AnswerFormat, Sampling};
 use serde::{Deserialize, Serialize};
-
-use crate::compute_error;
-use crate::serve::request::Format;
 
 /// [`Sampling`], field by field.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -68,66 +62,41 @@ impl From<&ReceiptSampling> for Sampling {
     }
 }
 
-/// What form the answer was to have.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "type", rename_all = "snake_case")]
-pub enum ReceiptForm {
-    /// Any.
-    #[default]
-    Text,
-    /// A JSON object.
-    JsonObject,
-    /// JSON that fits a schema.
-    JsonSchema {
-        /// The schema's text, of which the digest is taken.
-        schema: String,
-    },
-}
+/// The form of an answer in JSON: an object whose `type` is `text`, `json_object` or `json_schema`, the last with the text of its
+/// `schema`.
+pub(super) mod format {
+    use super::{AnswerFormat, Deserialize, Serialize};
+    use serde::{Deserializer, Serializer};
 
-impl From<&Format> for ReceiptForm {
-    fn from(format: &Format) -> ReceiptForm {
-        match format {
-            Format::Text => ReceiptForm::Text,
-            Format::JsonObject => ReceiptForm::JsonObject,
-            Format::JsonSchema(schema) => ReceiptForm::JsonSchema { schema: schema.to_string() },
-        }
-    }
-}
-
-impl ReceiptForm {
-    /// For the digest.
-    pub fn form(&self) -> Form<'_> {
-        match self {
-            ReceiptForm::Text => Form::Free,
-            ReceiptForm::JsonObject => Form::JsonObject,
-            ReceiptForm::JsonSchema { schema } => Form::JsonSchema(schema),
-        }
+    #[derive(Serialize, Deserialize)]
+    #[serde(tag = "type", rename_all = "snake_case")]
+    enum Form {
+        Text,
+        JsonObject,
+        JsonSchema { schema: String },
     }
 
-    /// The grammar that masks tokens of this model; `None` where the answer is free. Takes a while for large vocabularies.
-    ///
-    /// # Errors
-    /// `InvalidInput` where the schema is none, or the model cannot be held to one.
-    pub fn grammar(&self, file: &ModelFile) -> Result<Option<Grammar>> {
-        let vocabulary = || GrammarVocabulary::new(&file.tokenizer()?);
-        let grammar = match self {
-            ReceiptForm::Text => return Ok(None),
-            ReceiptForm::JsonObject => vocabulary().and_then(|vocabulary| Grammar::json_object(&vocabulary)),
-            ReceiptForm::JsonSchema { schema } => {
-                let schema: serde_json::Value = serde_json::from_str(schema).map_err(|error| {
-                    let why = format!("the answer's JSON schema is no JSON: {error}");
-                    pangea_client::Error::new(pangea_client::ErrorKind::InvalidInput, why)
-                })?;
-                vocabulary().and_then(|vocabulary| Grammar::json_schema(&vocabulary, &schema))
-            }
+    pub(in crate::trust) fn serialize<S: Serializer>(format: &AnswerFormat, to: S) -> Result<S::Ok, S::Error> {
+        let form = match format {
+            AnswerFormat::Text => Form::Text,
+            AnswerFormat::JsonObject => Form::JsonObject,
+            AnswerFormat::JsonSchema(schema) => Form::JsonSchema { schema: schema.clone() },
         };
-        grammar.map(Some).map_err(compute_error)
+        form.serialize(to)
+    }
+
+    pub(in crate::trust) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<AnswerFormat, D::Error> {
+        Ok(match Form::deserialize(from)? {
+            Form::Text => AnswerFormat::Text,
+            Form::JsonObject => AnswerFormat::JsonObject,
+            Form::JsonSchema { schema } => AnswerFormat::JsonSchema(schema),
+        })
     }
 }
 
 /// The digest that every stage puts into its claim.
-pub fn terms_digest(prompt_len: u64, sampling: &Sampling, form: &ReceiptForm) -> Digest {
-    SamplingTerms { prompt_len, sampling, form: form.form() }.digest()
+pub fn terms_digest(prompt_len: u64, sampling: &Sampling, format: &AnswerFormat) -> Digest {
+    SamplingTerms { prompt_len, sampling, format }.digest()
 }
 
 #[cfg(test)]
@@ -153,13 +122,21 @@ mod tests {
         let json = serde_json::to_string(&ReceiptSampling::from(&sampling)).unwrap();
         let again: ReceiptSampling = serde_json::from_str(&json).unwrap();
         assert_eq!(Sampling::from(&again), sampling);
-        let schema = serde_json::json!({"type": "object", "properties": {"b": {}, "a": {}}});
-        for form in [Format::Text, Format::JsonObject, Format::JsonSchema(schema)] {
-            let form = ReceiptForm::from(&form);
-            let json = serde_json::to_string(&form).unwrap();
-            let read: ReceiptForm = serde_json::from_str(&json).unwrap();
-            let digest = |form| terms_digest(5, &sampling, form);
-            assert_eq!(digest(&read), digest(&form), "{json}");
+        #[derive(Serialize, Deserialize)]
+        struct Document {
+            #[serde(with = "format")]
+            form: AnswerFormat,
+        }
+
+        let schema = AnswerFormat::JsonSchema(r#"{"type": "object", "b": {}, "a": {}}"#.to_owned());
+        for (form, json) in [
+            (AnswerFormat::Text, r#"{"form":{"type":"text"}}"#),
+            (AnswerFormat::JsonObject, r#"{"form":{"type":"json_object"}}"#),
+            (schema, r#"{"form":{"type":"json_schema","schema":"{\"type\": \"object\", \"b\": {}, \"a\": {}}"}}"#),
+        ] {
+            assert_eq!(serde_json::to_string(&Document { form: form.clone() }).unwrap(), json);
+            let read: Document = serde_json::from_str(json).unwrap();
+            assert_eq!(read.form, form);
         }
     }
 }

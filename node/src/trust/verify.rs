@@ -10,6 +10,7 @@ use pangea_compute::commit::merkle::token_leaves;
 use pangea_compute::commit::{Claim, Pace, Replay, Source, Transcript, merkle_root, replay};
 use pangea_compute::model::{Manifest, Model, ModelFile, ModelPart, NUMERICS, Wanted};
 use pangea_compute::sample::Sampling;
+use pangea_compute::sample::grammar::GrammarVocabulary;
 use pangea_compute::{Digest, Pool};
 use serde::Serialize;
 
@@ -185,7 +186,7 @@ pub fn verify(receipt: &Receipt, weights: &mut Weights<'_>, pool: &Pool, pace: &
     }
     let sampling = Sampling::from(&receipt.sampling);
     sampling.check(file.config().vocabulary).map_err(compute_error)?;
-    let grammar = receipt.form.grammar(file)?;
+    let grammar = receipt.form.grammar(|| GrammarVocabulary::new(&file.tokenizer()?)).map_err(compute_error)?;
     let mut loaded = Loaded { weights, pool, parts: Vec::new(), failed: None };
     let transcript = Transcript {
         tokens: &tokens,

@@ -3,11 +3,11 @@
 use libp2p::PeerId;
 use pangea_client::ErrorKind;
 use pangea_compute::Digest;
-use pangea_compute::sample::Sampling;
+use pangea_compute::sample::{AnswerFormat, Sampling};
 use pangea_node::pipeline::payload::Payload;
 use pangea_node::pipeline::wire::{
-    EndReason, Frame, FrameRows, Message, Open, SessionFormat, SessionId, StageAt, Start, StartSource, Stepped,
-    SteppedSequence, TokenOut, Tokens,
+    EndReason, Frame, FrameRows, Message, Open, SessionId, StageAt, Start, StartSource, Stepped, SteppedSequence,
+    TokenOut, Tokens,
 };
 use pangea_node::wire::{FrameHead, Header, PREFIX_BYTES};
 
@@ -59,7 +59,7 @@ pub(super) fn seeds() -> Vec<Vec<u8>> {
             prompt_len: 3,
             most: 8,
             sampling: Sampling { logit_bias: vec![(1, 0.5)], logprobs: Some(2), ..Sampling::default() },
-            format: SessionFormat::JsonSchema("{}".to_owned()),
+            format: AnswerFormat::JsonSchema("{}".to_owned()),
             prompt_logprobs: true,
             tokens: vec![1, 2, 3, 4],
         })),

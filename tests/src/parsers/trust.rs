@@ -3,9 +3,9 @@
 use libp2p::identity::Keypair;
 use pangea_compute::Digest;
 use pangea_compute::commit::Claim;
-use pangea_compute::sample::Sampling;
+use pangea_compute::sample::{AnswerFormat, Sampling};
 use pangea_control::trust::Verdict;
-use pangea_node::trust::{CommitChain, Receipt, ReceiptForm, ReceiptModel, ReceiptStage, Segment};
+use pangea_node::trust::{CommitChain, Receipt, ReceiptModel, ReceiptStage, Segment};
 
 /// A chain of commitments: every chain has exactly one form, and whoever reads one can ask what it says.
 pub fn commit_chain(bytes: &[u8]) {
@@ -63,7 +63,7 @@ pub(super) fn receipt_seeds() -> Vec<Vec<u8>> {
         prompt_tokens: vec![1, 2],
         answer_tokens: vec![3],
         sampling: (&Sampling { logit_bias: vec![(1, 0.5)], logprobs: Some(1), ..Sampling::default() }).into(),
-        form: ReceiptForm::JsonSchema { schema: "{}".to_owned() },
+        form: AnswerFormat::JsonSchema("{}".to_owned()),
         segments: vec![Segment {
             session: [1; 16],
             epoch: 2,

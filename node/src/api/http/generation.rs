@@ -3,13 +3,13 @@
 
 use std::collections::BTreeMap;
 
-use pangea_compute::sample::{MAX_LOGPROBS, Sampling};
+use pangea_compute::sample::{AnswerFormat, MAX_LOGPROBS, Sampling};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::error::ApiError;
 use super::fields::Fields;
-use crate::serve::{Finish, Format, Prompt, Request};
+use crate::serve::{Finish, Prompt, Request};
 
 /// How an answer is to be generated and sent.
 pub(super) struct Generate {
@@ -102,15 +102,15 @@ fn logit_bias(fields: &mut Fields) -> Result<Vec<(u32, f32)>, ApiError> {
         .collect()
 }
 
-fn format(fields: &mut Fields) -> Result<Format, ApiError> {
+fn format(fields: &mut Fields) -> Result<AnswerFormat, ApiError> {
     let field = "response_format";
-    let Some(format) = fields.optional::<Value>(field)? else { return Ok(Format::Text) };
+    let Some(format) = fields.optional::<Value>(field)? else { return Ok(AnswerFormat::Text) };
     match format["type"].as_str() {
-        Some("text") => Ok(Format::Text),
-        Some("json_object") => Ok(Format::JsonObject),
+        Some("text") => Ok(AnswerFormat::Text),
+        Some("json_object") => Ok(AnswerFormat::JsonObject),
         Some("json_schema") => match &format["json_schema"]["schema"] {
             Value::Null => Err(ApiError::field(field, "response_format.json_schema.schema is missing")),
-            schema => Ok(Format::JsonSchema(schema.clone())),
+            schema => Ok(AnswerFormat::JsonSchema(schema.to_string())),
         },
         _ => Err(ApiError::field(field, "response_format.type must be text, json_object or json_schema")),
     }
@@ -164,7 +164,9 @@ mod tests {
             (generate.request.choices, generate.request.stop, generate.request.max_tokens),
             (2, vec!["x".to_owned()], Some(9))
         );
-        assert!(generate.stream && generate.stream_usage && matches!(generate.request.format, Format::JsonObject));
+        assert!(
+            generate.stream && generate.stream_usage && matches!(generate.request.format, AnswerFormat::JsonObject)
+        );
     }
 
     #[test]

@@ -6,14 +6,14 @@ use capnp_rpc::new_client;
 use pangea_client::exception::{from_exception, to_exception};
 use pangea_client::{Error, ErrorKind, GenerationRequest, GenerationSummary, ModelStatus, Piece, Prompt, Result};
 use pangea_compute::chat::Message;
-use pangea_compute::sample::Sampling;
+use pangea_compute::sample::{AnswerFormat, Sampling};
 use pangea_schema::model_capnp::{generation, model, token_sink};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::account::{Account, JobSeat};
 use super::backend::Backend;
 use super::slot::{Slot, slot};
-use crate::serve::{self, Engine, Event, Format, Generation, ServedModel, role};
+use crate::serve::{self, Engine, Event, Generation, ServedModel, role};
 
 /// What a `Model` capability stands for.
 pub(super) struct ModelObject<B: Backend> {
@@ -82,11 +82,11 @@ impl<B: Backend> model::Server for ModelObject<B> {
 /// What the engine is asked.
 fn request(asked: GenerationRequest) -> Result<serve::Request> {
     let format = match asked.json_schema.as_deref().map(serde_json::from_str::<serde_json::Value>) {
-        None => Format::Text,
-        Some(Ok(serde_json::Value::Object(schema))) if schema.is_empty() => Format::JsonObject,
-        Some(Ok(schema)) => Format::JsonSchema(schema),
+        None => AnswerFormat::Text,
+        Some(Ok(serde_json::Value::Object(schema))) if schema.is_empty() => AnswerFormat::JsonObject,
+        Some(Ok(schema)) => AnswerFormat::JsonSchema(schema.to_string()),
         Some(Err(error)) => {
-            return Err(Error::new(ErrorKind::InvalidInput, format!("the JSON Schema is no JSON: {error}")));
+            return Err(Error::new(ErrorKind::InvalidInput, format!("the JSON Schema is not JSON: {error}")));
         }
     };
     let prompt = match asked.prompt {

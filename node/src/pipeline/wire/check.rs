@@ -3,7 +3,9 @@
 
 use std::ops::Range;
 
-use super::{Frame, Message, Open, SessionFormat, Start, StartSource, Stepped, TokenOut, Tokens};
+use pangea_compute::sample::AnswerFormat;
+
+use super::{Frame, Message, Open, Start, StartSource, Stepped, TokenOut, Tokens};
 use crate::pipeline::limits::{
     MAX_CHOICES, MAX_COMMIT_BYTES, MAX_DRAFTED, MAX_DROPS, MAX_LAYERS, MAX_LOGIT_BIAS, MAX_POSITIONS, MAX_ROWS,
     MAX_SCHEMA_BYTES, MAX_SEQUENCES, MAX_STAGES, MAX_TOKENS_OUT, MAX_TOP,
@@ -117,8 +119,8 @@ fn check_open(open: &Open) -> Check {
     // Whether tokens are of the vocabulary, who has the model knows.
     open.sampling.check(usize::MAX).map_err(|error| WireError::Header(error.to_string()))?;
     match &open.format {
-        SessionFormat::JsonSchema(schema) => within("bytes of a JSON Schema", schema.len(), MAX_SCHEMA_BYTES),
-        SessionFormat::Text | SessionFormat::JsonObject => Ok(()),
+        AnswerFormat::JsonSchema(schema) => within("bytes of a JSON Schema", schema.len(), MAX_SCHEMA_BYTES),
+        AnswerFormat::Text | AnswerFormat::JsonObject => Ok(()),
     }
 }
 

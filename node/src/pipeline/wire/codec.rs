@@ -5,13 +5,13 @@ use std::ops::Range;
 
 use libp2p::PeerId;
 use pangea_compute::Digest;
-use pangea_compute::sample::Sampling;
+use pangea_compute::sample::{AnswerFormat, Sampling};
 use pangea_schema::session_capnp as wire;
 use pangea_schema::task_capnp;
 
 use super::{
-    EndReason, Frame, FrameRows, Message, Open, SessionFormat, SessionId, StageAt, Start, StartSource, Stepped,
-    SteppedSequence, TokenOut, Tokens,
+    EndReason, Frame, FrameRows, Message, Open, SessionId, StageAt, Start, StartSource, Stepped, SteppedSequence,
+    TokenOut, Tokens,
 };
 use crate::pipeline::limits::{
     MAX_DRAFTED, MAX_DROPS, MAX_HEADER_BYTES, MAX_LOGIT_BIAS, MAX_PAYLOAD_BYTES, MAX_PEER_ID_BYTES, MAX_SCHEMA_BYTES,
@@ -165,9 +165,9 @@ fn write_open(open: &Open, mut to: wire::open::Builder<'_>) {
     write_sampling(&open.sampling, to.reborrow().init_sampling());
     let mut format = to.reborrow().init_format();
     match &open.format {
-        SessionFormat::Text => format.set_text(()),
-        SessionFormat::JsonObject => format.set_json_object(()),
-        SessionFormat::JsonSchema(schema) => format.set_json_schema(schema.as_str()),
+        AnswerFormat::Text => format.set_text(()),
+        AnswerFormat::JsonObject => format.set_json_object(()),
+        AnswerFormat::JsonSchema(schema) => format.set_json_schema(schema.as_str()),
     }
     to.set_prompt_logprobs(open.prompt_logprobs);
 }
@@ -196,9 +196,9 @@ fn read_open(from: wire::open::Reader<'_>) -> Read<Open> {
         most: from.get_most(),
         sampling: read_sampling(from.get_sampling().map_err(header_error)?)?,
         format: match from.get_format().which().map_err(|unknown| unknown_variant("format", unknown.0))? {
-            Format::Text(()) => SessionFormat::Text,
-            Format::JsonObject(()) => SessionFormat::JsonObject,
-            Format::JsonSchema(schema) => SessionFormat::JsonSchema(read_text("schema", schema, MAX_SCHEMA_BYTES)?),
+            Format::Text(()) => AnswerFormat::Text,
+            Format::JsonObject(()) => AnswerFormat::JsonObject,
+            Format::JsonSchema(schema) => AnswerFormat::JsonSchema(read_text("schema", schema, MAX_SCHEMA_BYTES)?),
         },
         prompt_logprobs: from.get_prompt_logprobs(),
         // They come with the payload.

@@ -3,7 +3,7 @@
 
 use pangea_client::ErrorKind;
 use pangea_compute::Digest;
-use pangea_compute::sample::Sampling;
+use pangea_compute::sample::{AnswerFormat, Sampling};
 use proptest::prelude::*;
 
 use super::*;
@@ -52,7 +52,7 @@ fn open() -> Open {
             logprobs: Some(5),
             ..Sampling::default()
         },
-        format: SessionFormat::JsonSchema("{\"type\":\"object\"}".to_owned()),
+        format: AnswerFormat::JsonSchema("{\"type\":\"object\"}".to_owned()),
         prompt_logprobs: true,
         tokens: vec![1, 2, 3, 49_151],
     }
@@ -101,7 +101,7 @@ fn one_of_each() -> Vec<(Message, usize)> {
     let plain = Open {
         sequence: None,
         sampling: Sampling::greedy(),
-        format: SessionFormat::Text,
+        format: AnswerFormat::Text,
         prompt_logprobs: false,
         tokens: vec![1, 2, 3],
         ..open()
@@ -217,7 +217,7 @@ fn the_largest_messages_fit_their_headers() {
         Message::Open(Box::new(Open {
             stages: stages.collect(),
             sampling: Sampling { logit_bias: vec![(1, 1.0); MAX_LOGIT_BIAS], ..Sampling::default() },
-            format: SessionFormat::JsonSchema("x".repeat(MAX_SCHEMA_BYTES)),
+            format: AnswerFormat::JsonSchema("x".repeat(MAX_SCHEMA_BYTES)),
             ..open()
         })),
         Message::Frame(Frame {
@@ -271,7 +271,7 @@ fn what_is_beyond_a_limit_or_does_not_fit_together_is_refused_by_both_sides() {
     opening(|open| open.sampling.logprobs = Some(MAX_TOP + 1));
     opening(|open| open.sampling.logit_bias = vec![(1, f32::INFINITY)]);
     opening(|open| open.sampling.logit_bias = vec![(1, 1.0); MAX_LOGIT_BIAS + 1]);
-    opening(|open| open.format = SessionFormat::JsonSchema("x".repeat(MAX_SCHEMA_BYTES + 1)));
+    opening(|open| open.format = AnswerFormat::JsonSchema("x".repeat(MAX_SCHEMA_BYTES + 1)));
     refuse(Message::Open(Box::new(open())), 15);
 
     let framed = |change: fn(&mut Frame)| {
@@ -393,9 +393,9 @@ fn any_tokens() -> impl Strategy<Value = Tokens> {
 
 fn any_open() -> impl Strategy<Value = Open> {
     let format = prop_oneof![
-        Just(SessionFormat::Text),
-        Just(SessionFormat::JsonObject),
-        ".{0,300}".prop_map(SessionFormat::JsonSchema),
+        Just(AnswerFormat::Text),
+        Just(AnswerFormat::JsonObject),
+        ".{0,300}".prop_map(AnswerFormat::JsonSchema),
     ];
     let sampling = (
         [0.0f32..=100.0, 0.01f32..=1.0, 0.0f32..=1.0, 0.01f32..=1.0, 0.01f32..=100.0, -100.0f32..=100.0],
