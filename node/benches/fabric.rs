@@ -7,6 +7,7 @@ use pangea_compute::{DType, Tensor};
 use pangea_node::fabric::{JobReport, JobRequest, Place};
 use pangea_node::net::{NetConfig, identity};
 use pangea_node::runtime::{Parts, Runtime};
+use pangea_node::supervise::Supervisor;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -30,6 +31,7 @@ fn node(name: &str) -> (Runtime, String) {
         pinned: None,
         rpc: String::new(),
         fault: None,
+        supervisor: Supervisor::default(),
     };
     let runtime = Runtime::start(parts).expect("a node starts");
     let address = block_on(async {

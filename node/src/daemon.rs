@@ -18,6 +18,7 @@ use crate::placement;
 use crate::runtime::{Parts, Runtime};
 use crate::serve::{EngineSettings, Served};
 use crate::storage::State;
+use crate::supervise::Supervisor;
 use crate::trust::{Auditor, AuditorParts, ReceiptStore};
 
 /// How long running jobs may take to end once the node is told to stop; a second signal ends it at once.
@@ -51,7 +52,8 @@ pub fn run(config: NodeConfig) -> Result<()> {
     let sessions = EngineSettings::new(work.threads, work.max_memory / SESSION_SHARE);
     let receipts = ReceiptStore::new(&identity.data_dir);
     let peer = keypair.public().to_peer_id();
-    let pipeline = Pipeline::new(keypair.clone());
+    let supervisor = Supervisor::with_fault(work.fault);
+    let pipeline = Pipeline::new(keypair.clone(), supervisor.clone());
     if let Some(fault) = work.fault {
         pipeline.set_fault(fault);
     }
@@ -79,6 +81,7 @@ pub fn run(config: NodeConfig) -> Result<()> {
         pinned: work.layers.clone(),
         rpc: rpc_addr.clone(),
         fault: work.fault,
+        supervisor: supervisor.clone(),
     })?;
     let mut watching = None;
     if let Some(loader) = runtime.loader() {
@@ -92,19 +95,21 @@ pub fn run(config: NodeConfig) -> Result<()> {
             fabric: runtime.fabric(),
             threads: work.threads,
             room: work.max_memory / AUDIT_SHARE,
+            supervisor: supervisor.clone(),
         })?;
         served.join(loader, auditor, sessions, work.split, work.layers)?;
     }
     let seen = served.clone();
     if let Some(pool) = runtime.pool().filter(|_| work.works) {
-        placement::measure_speed(pool, work.threads);
+        placement::measure_speed(pool, work.threads, &supervisor);
     }
     let behind = RunningNode { fabric: runtime.fabric(), pool: runtime.pool() };
-    let programs = rpc::serve(listener, behind, served.clone(), Limits::default())?;
+    let programs = rpc::serve(listener, behind, served.clone(), Limits::default(), &supervisor)?;
+    let supervising = supervisor.clone();
     let api = api_listener.map(|listener| {
         let key = service.api.and_then(|api| api.key);
         let (fabric, pool) = (runtime.fabric(), runtime.pool());
-        http::serve(listener, http::Node { fabric, pool, served, receipts, key })
+        http::serve(listener, http::Node { fabric, pool, served, receipts, key, supervisor: supervising })
     });
     let api = api.transpose()?;
     let waiting = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(internal)?;
@@ -119,16 +124,19 @@ pub fn run(config: NodeConfig) -> Result<()> {
             api: api_addr.map(|address| address.to_string()),
         };
         let following = async {
-            match watching {
-                Some(view) => seen.follow(view).await,
-                None => std::future::pending().await,
+            if let Some(view) = watching {
+                seen.follow(view).await;
             }
+            // The view ends with the node, or with a part of it, of which the supervisor knows more.
+            std::future::pending::<()>().await;
         };
         tokio::select! {
             result = announce(runtime.fabric(), facts, &data_dir) => result?,
             () = following => {}
+            why = supervisor.fatal() => return Err(Error::new(ErrorKind::Internal, format!("{why}; the node ends"))),
             () = signals.next() => {}
         }
+        supervisor.close();
         tracing::info!(event = "stopping", "Stopping; what runs may take {} s to end", GRACE.as_secs());
         tokio::select! {
             () = async {
@@ -146,7 +154,7 @@ pub fn run(config: NodeConfig) -> Result<()> {
     })
 }
 
-/// Logs each address once `node.json` holds it; never returns but with an error.
+/// Logs each address once `node.json` holds it; never returns but with an error of the file.
 async fn announce(fabric: Fabric, mut facts: NodeFile, data_dir: &DataDir) -> Result<()> {
     let mut listening = fabric.listening();
     loop {
@@ -162,7 +170,8 @@ async fn announce(fabric: Fabric, mut facts: NodeFile, data_dir: &DataDir) -> Re
             tracing::info!(event = "listening", address, "Listening on {address}");
         }
         if listening.changed().await.is_err() {
-            return Err(Error::new(ErrorKind::Internal, "the network thread ended"));
+            // The fabric is gone, and the supervisor knows why.
+            std::future::pending::<()>().await;
         }
     }
 }

@@ -26,6 +26,7 @@
 //! | [`config`] | flags, environment and file, resolved once |
 //! | [`data_dir`] | who has the data directory, and where that node is |
 //! | [`runtime`], [`daemon`] | the threads these run on; `pangea node` from start to end |
+//! | [`supervise`] | every thread and lasting task: what follows when one ends |
 //! | [`clock`] | the one clock that decisions are made by |
 //! | [`cli`] | the commands of the binary |
 //!
@@ -49,6 +50,7 @@ pub mod pool;
 pub mod runtime;
 pub mod serve;
 pub mod storage;
+pub mod supervise;
 pub mod trust;
 pub mod wire;
 pub mod worker;

@@ -20,6 +20,7 @@ use crate::placement;
 use crate::pool::memory::Memory;
 use crate::pool::{self, Advert, Pool};
 use crate::storage::State;
+use crate::supervise::Supervisor;
 use crate::worker::budget::Budget;
 use crate::worker::executor::{Executor, Speeds};
 use crate::worker::fault::Fault;
@@ -56,6 +57,8 @@ pub struct Parts {
     pub rpc: String,
     /// How it lies or fails, for tests.
     pub fault: Option<Fault>,
+    /// Holds the parts that run by themselves.
+    pub supervisor: Supervisor,
 }
 
 /// A node under way. Dropping it ends it without a goodbye.
@@ -66,6 +69,14 @@ pub struct Runtime {
     loader: Option<Loader>,
     thread: Option<JoinHandle<()>>,
     stop: Option<oneshot::Sender<()>>,
+    supervisor: Supervisor,
+}
+
+impl Drop for Runtime {
+    fn drop(&mut self) {
+        // Whatever ends from now on ends because of this.
+        self.supervisor.close();
+    }
 }
 
 /// What the network thread hands back once it runs.
@@ -76,12 +87,12 @@ impl Runtime {
     pub fn start(parts: Parts) -> Result<Runtime> {
         let share = usize::try_from(parts.max_memory / KEPT_SHARE).unwrap_or(usize::MAX);
         pangea_compute::buffer::keep_dropped(share.min(KEPT_BYTES));
-        let (executor, speeds) = Executor::start(parts.threads, parts.max_memory, parts.fault)?;
+        let (executor, speeds) = Executor::start(parts.threads, parts.max_memory, parts.fault, &parts.supervisor)?;
         let (started_sender, started) = std::sync::mpsc::sync_channel::<Started>(1);
         let (stop, stopped) = oneshot::channel();
-        let thread = std::thread::Builder::new()
-            .name("network".to_owned())
-            .spawn(move || {
+        let supervisor = parts.supervisor.clone();
+        let thread = supervisor
+            .essential_thread("network", move || {
                 let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
                     Ok(runtime) => runtime,
                     Err(error) => {
@@ -96,7 +107,7 @@ impl Runtime {
             .map_err(|error| Error::new(ErrorKind::Internal, format!("cannot start the network thread: {error}")))?;
         let ended = || Error::new(ErrorKind::Internal, "the network thread ended while it started");
         let (fabric, network, pool, loader) = started.recv().map_err(|_| ended())??;
-        Ok(Runtime { fabric, network, pool, loader, thread: Some(thread), stop: Some(stop) })
+        Ok(Runtime { fabric, network, pool, loader, thread: Some(thread), stop: Some(stop), supervisor })
     }
 
     /// The fabric of this node.
@@ -118,6 +129,7 @@ impl Runtime {
     pub async fn shutdown(mut self, grace: Duration) {
         // An error means that the fabric is gone already.
         let _ = self.fabric.drain(grace).await;
+        self.supervisor.close();
         if let Some(network) = &self.network {
             network.shutdown().await;
         }
@@ -135,6 +147,7 @@ async fn run(
     started: std::sync::mpsc::SyncSender<Started>,
     stopped: oneshot::Receiver<()>,
 ) {
+    let supervisor = parts.supervisor.clone();
     match build(parts, executor, speeds) {
         Ok(Built { driver, inlets, fabric, pooled, staged, followers }) => {
             let (network, pool, pooling) = match pooled {
@@ -145,22 +158,25 @@ async fn run(
             let _ = started.send(Ok((fabric, network.clone(), pool, loader)));
             drop(started);
             if let Some(Staged { loader, links, placing, sessions }) = staged {
-                tokio::task::spawn_local(links.run());
-                tokio::task::spawn_local(placing.run());
-                tokio::task::spawn_local(loader.run(sessions));
+                supervisor.task("session streams", links.run());
+                supervisor.task("placement", placing.run());
+                supervisor.task("chains", loader.run(sessions));
             }
             if let Some(pooling) = pooling {
-                tokio::task::spawn_local(pooling.run());
+                supervisor.task("pool", pooling.run());
             }
             if let Some(followers) = followers {
-                tokio::task::spawn_local(followers.run(network));
+                // The swarm's events end with the swarm.
+                supervisor.task("swarm", followers.run(network));
             }
-            tokio::select! {
-                () = driver.run(inlets) => {}
-                _ = stopped => {}
-            }
+            supervisor.task("fabric", driver.run(inlets));
+            supervisor.beat("network");
+            // An error means that the runtime was dropped, which ends the node as well.
+            let _ = stopped.await;
         }
         Err(error) => {
+            // The caller hears why; this thread's end is no surprise.
+            supervisor.close();
             let _ = started.send(Err(error));
         }
     }
@@ -231,6 +247,7 @@ fn build(parts: Parts, executor: Executor, speeds: Speeds) -> Result<Built> {
         data_dir: parts.data_dir,
         pool_key,
         speeds,
+        supervisor: parts.supervisor.clone(),
     };
     let Some((network, events)) = network else {
         let (driver, inlets, fabric) = Driver::new(settings, executor, None, parts.rpc)?;
@@ -243,7 +260,7 @@ fn build(parts: Parts, executor: Executor, speeds: Speeds) -> Result<Built> {
     let (pooling, pool) = pool::Driver::new(settings, network.clone(), followers.follow(Interest::All));
     let staged = match (parts.pipeline, folder) {
         (Some((pipeline, limits)), Some(folder)) => {
-            let blobs = blob::start(&folder.join("blobs"), parts.threads, Some(&network))?;
+            let blobs = blob::start(&folder.join("blobs"), parts.threads, Some(&network), &parts.supervisor)?;
             let (links, driver) =
                 links::links(network.clone(), followers.follow(Interest::Connections), Arc::new(pipeline.clone()));
             pipeline.attach(links);

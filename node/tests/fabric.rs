@@ -8,6 +8,7 @@ use pangea_compute::{DType, Tensor};
 use pangea_node::fabric::{JobOutcome, JobRequest, Place};
 use pangea_node::net::{NetConfig, identity};
 use pangea_node::runtime::{Parts, Runtime};
+use pangea_node::supervise::Supervisor;
 use pangea_node::worker::fault::Fault;
 
 /// The longest any of these may take before it counts as hung.
@@ -34,6 +35,7 @@ fn node(name: &str, threads: usize, fault: Option<Fault>) -> Node {
         pinned: None,
         rpc: String::new(),
         fault,
+        supervisor: Supervisor::default(),
     };
     let runtime = Runtime::start(parts).unwrap();
     let address = block_on(async {

@@ -14,6 +14,7 @@
 //! | [`blob`] | which part of a model file is asked of which provider |
 //! | [`devices`] | who holds which part of a node's memory |
 //! | [`trust`] | which sessions are audited; how far an answer can be trusted |
+//! | [`supervise`] | what follows when a thread or a task of the node ends |
 //! | [`time`] | the one type of a moment |
 
 pub mod blob;
@@ -24,6 +25,7 @@ pub mod placement;
 pub mod pool;
 pub mod schedule;
 pub mod session;
+pub mod supervise;
 #[cfg(test)]
 mod test_peers;
 pub mod time;

@@ -11,6 +11,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::LocalSet;
 
+use crate::supervise::Supervisor;
+
 /// How long accepting pauses after a failure: as a rule, other connections must close first to free descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -54,6 +56,7 @@ impl Service {
     pub(super) fn spawn<C: Connections>(
         description: Description,
         listener: StdListener,
+        supervisor: &Supervisor,
         connections: impl FnOnce() -> C + Send + 'static,
     ) -> Result<Service> {
         let Description { name, short_name } = description;
@@ -67,10 +70,13 @@ impl Service {
             TcpListener::from_std(listener).map_err(failed)?
         };
         let (ending, end) = watch::channel(None);
-        let thread = std::thread::Builder::new()
-            .name(format!("pangea-{short_name}"))
-            .spawn(move || {
-                LocalSet::new().block_on(&runtime, serve(short_name, listener, connections(), end));
+        let beating = supervisor.clone();
+        let thread = supervisor
+            .essential_thread(short_name, move || {
+                LocalSet::new().block_on(&runtime, async {
+                    beating.beat(short_name);
+                    serve(short_name, listener, connections(), end).await;
+                });
                 // A prompt that is being tokenised for nobody must not hold up the end.
                 runtime.shutdown_background();
             })

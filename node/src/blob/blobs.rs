@@ -18,6 +18,7 @@ use super::serve;
 use super::shelf::Shelf;
 use super::stored::Stored;
 use crate::net::Network;
+use crate::supervise::Supervisor;
 
 /// Folder of the manifests of whole files.
 const MANIFESTS: &str = "manifests";
@@ -64,13 +65,13 @@ pub struct Here {
 ///
 /// # Panics
 /// Outside of a `LocalSet`.
-pub fn start(folder: &Path, threads: usize, network: Option<&Network>) -> Result<Blobs> {
+pub fn start(folder: &Path, threads: usize, network: Option<&Network>, supervisor: &Supervisor) -> Result<Blobs> {
     let shelf = Arc::new(Shelf::open(folder.to_owned()));
     if let Some(network) = network {
-        serve::accept(network, Arc::clone(&shelf))?;
+        serve::accept(network, Arc::clone(&shelf), supervisor)?;
     }
     let (requests, queue) = mpsc::channel(REQUESTS);
-    Ensure::start(Arc::clone(&shelf), network.cloned(), queue);
+    Ensure::start(Arc::clone(&shelf), network.cloned(), queue, supervisor);
     let index = Arc::new(Index::new(folder.join(MANIFESTS), threads));
     Ok(Blobs { shelf, index, requests, name: None })
 }

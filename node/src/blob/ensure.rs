@@ -24,6 +24,7 @@ use super::shelf::Shelf;
 use super::stored::Stored;
 use crate::clock;
 use crate::net::Network;
+use crate::supervise::Supervisor;
 use pangea_control::blob::fetch::{Action, Event, Fetch, HolderId, Outcome};
 use pangea_units::LayerRange;
 
@@ -52,7 +53,12 @@ pub(super) struct Ensure {
 
 impl Ensure {
     /// Serves `requests` on the current `LocalSet` until they end.
-    pub(super) fn start(shelf: Arc<Shelf>, network: Option<Network>, mut requests: mpsc::Receiver<Request>) {
+    pub(super) fn start(
+        shelf: Arc<Shelf>,
+        network: Option<Network>,
+        mut requests: mpsc::Receiver<Request>,
+        supervisor: &Supervisor,
+    ) {
         let ensure = Rc::new(Ensure {
             shelf,
             network,
@@ -60,7 +66,7 @@ impl Ensure {
             under_way: RefCell::default(),
             places: Semaphore::new(FETCHES),
         });
-        spawn_local(async move {
+        supervisor.task("blob fetches", async move {
             while let Some(request) = requests.recv().await {
                 let ensure = Rc::clone(&ensure);
                 spawn_local(async move {
@@ -75,6 +81,8 @@ impl Ensure {
                     let _ = answer.send(result);
                 });
             }
+            // Nobody can ask any more; the node ends, or never had a model.
+            std::future::pending::<()>().await;
         });
     }
 

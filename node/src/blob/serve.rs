@@ -20,6 +20,7 @@ use super::shelf::Shelf;
 use super::stored::Stored;
 use crate::link::framed::{FrameReader, FrameWriter, LinkError};
 use crate::net::Network;
+use crate::supervise::Supervisor;
 
 /// Streams being answered, by peer.
 type Streams = Rc<RefCell<HashMap<PeerId, usize>>>;
@@ -28,13 +29,13 @@ type Streams = Rc<RefCell<HashMap<PeerId, usize>>>;
 ///
 /// # Errors
 /// `Internal` where the protocol is answered already.
-pub(super) fn accept(network: &Network, shelf: Arc<Shelf>) -> Result<()> {
+pub(super) fn accept(network: &Network, shelf: Arc<Shelf>, supervisor: &Supervisor) -> Result<()> {
     let mut incoming = network
         .streams()
         .accept(StreamProtocol::new(PROTOCOL))
         .map_err(|error| Error::new(ErrorKind::Internal, format!("{PROTOCOL}: {error}")))?;
     let streams = Streams::default();
-    tokio::task::spawn_local(async move {
+    supervisor.task("blob streams", async move {
         // Streams that arrive while nobody waits are dropped, so nothing else happens in this loop.
         while let Some((peer, stream)) = incoming.next().await {
             let place = Place::take(&streams, peer);

@@ -11,6 +11,7 @@ use super::failure::{Exit, Failure};
 use crate::config;
 use crate::data_dir::NodeFile;
 use crate::runtime::{Parts, Runtime};
+use crate::supervise::Supervisor;
 
 /// How long a node may take to answer the first call.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -96,6 +97,7 @@ pub(super) async fn local_fabric(threads: usize, max_memory: u64) -> Result<Runt
         pinned: None,
         rpc: String::new(),
         fault: None,
+        supervisor: Supervisor::default(),
     };
     let started = tokio::task::spawn_blocking(move || Runtime::start(parts)).await;
     let started = started.map_err(|error| Failure::failed(format!("the local fabric did not start: {error}")))?;

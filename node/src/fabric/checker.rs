@@ -1,11 +1,14 @@
 //! The thread that verifies results, so that neither the network nor the compute pool waits for it.
 
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use pangea_client::{Error, ErrorKind, Result};
 use pangea_compute::{ColumnProbe, DType, Pool, Tensor};
+
+use crate::supervise::Supervisor;
 
 /// Checks that may wait: bounded by the tasks in flight at all peers together, far below this.
 const QUEUE: usize = 4096;
@@ -47,16 +50,22 @@ pub(crate) struct Checker {
 
 impl Checker {
     /// Starts the thread, with `threads` to compute on.
-    pub(crate) fn start(threads: usize) -> Result<Checker> {
+    pub(crate) fn start(threads: usize, supervisor: &Supervisor) -> Result<Checker> {
         let pool = Pool::new(threads).map_err(crate::compute_error)?;
         let (queue, checks) = sync_channel::<Check>(QUEUE);
-        std::thread::Builder::new()
-            .name("checker".to_owned())
-            .spawn(move || {
-                for check in checks {
+        supervisor
+            .restarted_thread("checker", move || {
+                for check in checks.iter() {
                     let begin = Instant::now();
-                    let verdict = verify(&check, &pool);
+                    let verdict = catch_unwind(AssertUnwindSafe(|| verify(&check, &pool)));
+                    let (verdict, panic) = match verdict {
+                        Ok(verdict) => (verdict, None),
+                        Err(panic) => (CheckVerdict::Failed("the check panicked".to_owned()), Some(panic)),
+                    };
                     (check.done)(Checked { verdict, took: begin.elapsed() });
+                    if let Some(panic) = panic {
+                        resume_unwind(panic);
+                    }
                 }
             })
             .map_err(|error| Error::new(ErrorKind::Internal, format!("no thread for checks: {error}")))?;

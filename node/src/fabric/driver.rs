@@ -35,6 +35,7 @@ use super::running::RunningJob;
 use crate::link::coordinator::LinkEvent;
 use crate::link::serve::Served;
 use crate::net::{Follower, NetEvent, Network};
+use crate::supervise::Supervisor;
 use crate::worker::budget::Budget;
 use crate::worker::executor::{Executor, Outcome, Side, Speeds};
 use crate::worker::store::OperandStore;
@@ -67,6 +68,8 @@ pub struct Settings {
     pub pool_key: bool,
     /// Measured speeds of this node.
     pub speeds: Speeds,
+    /// Holds the parts that run by themselves.
+    pub supervisor: Supervisor,
 }
 
 /// What happened somewhere else on this node.
@@ -184,7 +187,7 @@ impl Driver {
         let (listening, addresses) = watch::channel(Vec::new());
         let (link_speeds, speeds_known) = watch::channel(BTreeMap::new());
         let fabric = Fabric::new(command_sender, settings.budget.clone(), addresses, speeds_known);
-        let checker = Checker::start((settings.threads / 4).max(1))?;
+        let checker = Checker::start((settings.threads / 4).max(1), &settings.supervisor)?;
         let mut peers = Peers::default();
         for (accused, why) in settings.data_dir.iter().flat_map(|folder| evidence::accused(folder)) {
             let known = peers.entry(accused, Instant::now());

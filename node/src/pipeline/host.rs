@@ -18,6 +18,7 @@ use super::payload::Payload;
 use super::stage::{Drafts, Stage, StageEvent};
 use super::wire::{ChainId, Message, SessionId, StageAt};
 use crate::serve::{EngineMetrics, ModelText};
+use crate::supervise::{Part, Supervisor};
 use crate::worker::fault::Fault;
 use pangea_control::session::batch::BatchLimits;
 
@@ -90,6 +91,7 @@ struct Inner {
     on_unknown: OnceLock<OnUnknown>,
     /// Counts chains that broke.
     breaks: watch::Sender<u64>,
+    supervisor: Supervisor,
 }
 
 struct StageHandle {
@@ -99,6 +101,8 @@ struct StageHandle {
     peers: Vec<PeerId>,
     load: StageLoad,
     broken: bool,
+    /// Its thread.
+    _part: Part,
 }
 
 /// How busy a stage is.
@@ -113,8 +117,8 @@ pub(super) struct StageLoad {
 }
 
 impl Pipeline {
-    /// Of a node with this key pair, which has no links yet.
-    pub fn new(keypair: Keypair) -> Pipeline {
+    /// Of a node with this key pair, which has no links yet. The threads of its stages are held by `supervisor`.
+    pub fn new(keypair: Keypair, supervisor: Supervisor) -> Pipeline {
         Pipeline(Arc::new(Inner {
             local: keypair.public().to_peer_id(),
             keypair,
@@ -125,6 +129,7 @@ impl Pipeline {
             sessions: Mutex::default(),
             on_unknown: OnceLock::new(),
             breaks: watch::Sender::new(0),
+            supervisor,
         }))
     }
 
@@ -146,6 +151,11 @@ impl Pipeline {
     /// What stages and coordinators here sign with.
     pub fn keypair(&self) -> &Keypair {
         &self.0.keypair
+    }
+
+    /// What holds the threads of this node.
+    pub fn supervisor(&self) -> &Supervisor {
+        &self.0.supervisor
     }
 
     /// From now on stages here lie or fail, for tests.
@@ -177,10 +187,12 @@ impl Pipeline {
         let peers = setup.stages.iter().map(|stage| stage.peer).collect();
         let (events, inbox) = sync_channel(STAGE_EVENTS);
         let stage = Stage::new(setup, self.clone());
-        std::thread::Builder::new().name("pangea-stage".into()).spawn(move || stage.run(inbox)).map_err(|error| {
+        let name = format!("stage of model {}, epoch {}", chain.model, chain.epoch);
+        // The stage itself tells its sessions that the chain is broken; the loader replaces it.
+        let part = self.0.supervisor.owned_thread(&name, move || stage.run(inbox), |_| {}).map_err(|error| {
             Error::new(ErrorKind::Internal, format!("cannot start a thread for a model's layers: {error}"))
         })?;
-        let handle = StageHandle { events, model, peers, load: StageLoad::default(), broken: false };
+        let handle = StageHandle { events, model, peers, load: StageLoad::default(), broken: false, _part: part };
         let replaced = self.stages().insert(chain, handle);
         if let Some(replaced) = replaced {
             let _ = replaced.events.try_send(StageEvent::End);

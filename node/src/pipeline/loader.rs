@@ -392,6 +392,20 @@ impl Loader {
         Ok(())
     }
 
+    /// Starts again the stages that this node computes alone and whose threads panicked: their layers are still here.
+    fn restart_alone(&self) {
+        let local = self.0.pipeline.local();
+        let broken = |key: &Key| self.0.pipeline.is_broken(ChainId { model: key.0, epoch: 0 });
+        let whole: Vec<_> = self.loaded().iter().filter(|(key, _)| broken(key)).map(|(k, l)| (*k, l.clone())).collect();
+        for (key, loaded) in whole.into_iter().filter(|(key, _)| self.is_whole(key)) {
+            let stages = vec![StageAt { peer: local, layers: key.1..key.2 }];
+            let session_bytes = loaded.budget.max_bytes();
+            if let Err(error) = self.start(ChainId { model: key.0, epoch: 0 }, stages, 0, &loaded, session_bytes) {
+                tracing::warn!(event = "stage_not_started", %error, "a stage could not be started again");
+            }
+        }
+    }
+
     /// Follows what is known of the pool, for as long as that changes.
     pub async fn run(self, sessions: Sessions) {
         let mut view = self.view();
@@ -399,6 +413,7 @@ impl Loader {
         let (mut told, mut told_broken) = (HashMap::new(), HashMap::new());
         loop {
             breaks.mark_unchanged();
+            self.restart_alone();
             let now = Arc::clone(&view.borrow_and_update());
             self.follow(&now);
             self.0.changed.send_modify(|version| *version += 1);
@@ -493,8 +508,10 @@ impl StageLoader for Loader {
                 }
             }
         };
-        let failed = report.clone();
-        let thread = std::thread::Builder::new().name("pangea-load".into()).spawn(move || {
+        let (failed, panicked) = (report.clone(), report.clone());
+        let name = format!("loading layers {} of {}", LayerRange::from(&order.layers), order.name);
+        let loaded = self.clone();
+        let work = move || {
             let state = match loader.load(&order, &cancel, &report) {
                 Ok(()) => StageState::Ready,
                 Err(error) => StageState::Failed(error.message().to_owned()),
@@ -510,8 +527,12 @@ impl StageLoader for Loader {
             }
             loader.loading().remove(&key);
             report(state);
-        });
-        if let Err(error) = thread {
+        };
+        let on_panic = move |why: &str| {
+            loaded.loading().remove(&key);
+            panicked(StageState::Failed(format!("loading the layers panicked: {why}")));
+        };
+        if let Err(error) = self.0.pipeline.supervisor().owned_thread(&name, work, on_panic) {
             failed(StageState::Failed(format!("cannot start a thread to load layers: {error}")));
         }
     }

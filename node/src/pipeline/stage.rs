@@ -3,6 +3,7 @@
 //! messages go out through the host.
 
 use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
 use std::time::{Duration, Instant};
@@ -148,9 +149,17 @@ impl Stage {
 
     /// Works until it is told to end.
     pub(super) fn run(mut self, inbox: Receiver<StageEvent>) {
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| self.work(&inbox))) {
+            // Nobody waits for what will not come: sessions go on elsewhere.
+            self.break_off("its stage panicked".to_owned());
+            resume_unwind(panic);
+        }
+    }
+
+    fn work(&mut self, inbox: &Receiver<StageEvent>) {
         loop {
             if !self.step() {
-                let event = match self.next(&inbox) {
+                let event = match self.next(inbox) {
                     Ok(event) => event,
                     Err(RecvTimeoutError::Timeout) => continue,
                     Err(RecvTimeoutError::Disconnected) => return,
@@ -585,6 +594,8 @@ impl Stage {
     /// What was computed goes to the next stage, or the news of it to the first and the tokens to the coordinators.
     fn hand_on(&mut self, number: u64, passed: Passed) {
         self.metrics.steps.inc();
+        let panics = number > HANGS_AFTER && self.pipeline.fault_once(Fault::PanicStage);
+        assert!(!panics, "as the fault of this node says");
         if self.is_last() {
             return self.tell(number, passed);
         }

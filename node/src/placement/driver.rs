@@ -11,6 +11,7 @@ use tokio::time::MissedTickBehavior;
 
 use crate::clock;
 use crate::pool::{LayerSpeed, ModelAdvert, Pool, View};
+use crate::supervise::Supervisor;
 use pangea_control::placement::{Action, Event, Note, Placer, StageOrder, StageReport, pool_facts};
 use pangea_units::LayerRange;
 
@@ -192,7 +193,7 @@ impl Driver {
 }
 
 /// Measures how fast this node computes layers with `threads` threads, on a thread of its own, and tells the pool.
-pub fn measure_speed(pool: Pool, threads: usize) {
+pub fn measure_speed(pool: Pool, threads: usize, supervisor: &Supervisor) {
     let measure = move || {
         let measured =
             pangea_compute::Pool::new(threads).and_then(|threads| pangea_compute::probe::layers(&threads, PROBE_MS));
@@ -207,7 +208,8 @@ pub fn measure_speed(pool: Pool, threads: usize) {
             }
         }
     };
-    if let Err(error) = std::thread::Builder::new().name("pangea-probe".to_owned()).spawn(measure) {
+    // Without a speed, the pool gives this node no layers.
+    if let Err(error) = supervisor.owned_thread("probe of layers", measure, |_| {}) {
         tracing::warn!(event = "not_measured", %error, "This node takes no part in models: no thread to measure its speed on ({error})");
     }
 }

@@ -22,6 +22,7 @@ use super::route::{Alone, KeptChain, Route, Routes};
 use super::text::ModelText;
 use crate::pipeline::wire::StageAt;
 use crate::pipeline::{ChainId, ChainLimits, Drafts, Pipeline, StageSetup};
+use crate::supervise::Supervisor;
 use crate::trust::Auditor;
 use crate::{clock, compute_error};
 
@@ -131,7 +132,7 @@ impl Engine {
     /// `NotFound` for a file that is not there, `InvalidInput` for one that is no model this engine runs, `Overloaded` where
     /// memory does not suffice.
     pub fn load(name: &str, path: &Path, settings: EngineSettings) -> Result<Engine> {
-        let pipeline = Pipeline::new(Keypair::generate_ed25519());
+        let pipeline = Pipeline::new(Keypair::generate_ed25519(), Supervisor::default());
         let metrics = Arc::<EngineMetrics>::default();
         let about =
             |error: Error| Error::new(error.kind(), format!("the model {name} cannot be loaded: {}", error.message()));

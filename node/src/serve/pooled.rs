@@ -78,7 +78,8 @@ impl Pooled {
     fn alone(&self, exclusions: &Exclusions) -> Option<Route> {
         let chain = ChainId { model: self.model, epoch: 0 };
         let local = self.loader.pipeline().local();
-        let here = self.loader.pipeline().has(chain) && !exclusions.peers.contains(&local);
+        let pipeline = self.loader.pipeline();
+        let here = pipeline.has(chain) && !pipeline.is_broken(chain) && !exclusions.peers.contains(&local);
         here.then(|| Route { chain, stages: vec![StageAt { peer: local, layers: 0..self.layers }], kept: None })
     }
 }
@@ -112,7 +113,10 @@ impl Routes for Pooled {
             loading.store(false, Ordering::Relaxed);
         };
         // Without a thread the next tick asks again.
-        if std::thread::Builder::new().name("pangea-load".into()).spawn(load).is_err() {
+        let again = Arc::clone(&self.loading);
+        let name = format!("loading model {}", self.model);
+        let panicked = move |_: &str| again.store(false, Ordering::Relaxed);
+        if self.loader.pipeline().supervisor().owned_thread(&name, load, panicked).is_err() {
             self.loading.store(false, Ordering::Relaxed);
         }
     }

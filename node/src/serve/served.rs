@@ -261,8 +261,9 @@ impl Served {
 
     /// Loads one, whose state says so already, on a thread of its own.
     fn load(&self, entry: &Arc<Entry>) -> Result<()> {
-        let (served, loaded) = (self.clone(), Arc::clone(entry));
-        let thread = std::thread::Builder::new().name("pangea-load".into()).spawn(move || {
+        let (served, loaded, panicked) = (self.clone(), Arc::clone(entry), Arc::clone(entry));
+        let supervisor = self.0.node.get().map(|node| node.loader.pipeline().supervisor().clone()).unwrap_or_default();
+        let work = move || {
             let entry = loaded;
             let state = match served.0.node.get() {
                 Some(node) => entry.load(node),
@@ -272,7 +273,12 @@ impl Served {
                 tracing::error!(event = "model_failed", model = entry.name, %error, "Model {} is not served", entry.name);
             }
             entry.state.send_replace(state);
-        });
+        };
+        let on_panic = move |why: &str| {
+            let error = Error::new(ErrorKind::Internal, format!("loading the model panicked: {why}"));
+            panicked.state.send_replace(State::Failed(error));
+        };
+        let thread = supervisor.owned_thread(&format!("loading model {}", entry.name), work, on_panic);
         thread.map(drop).map_err(|error| {
             let error = Error::new(ErrorKind::Internal, format!("cannot start a thread to load a model: {error}"));
             entry.state.send_replace(State::Failed(error.clone()));

@@ -22,6 +22,7 @@ use crate::compute_error;
 use crate::fabric::Fabric;
 use crate::fabric::evidence::FailedAudit;
 use crate::pipeline::Pipeline;
+use crate::supervise::Supervisor;
 
 /// Receipts that wait to be looked at: where more are signed than an idle node can check, the share is what it manages.
 const WAITING: usize = 256;
@@ -66,6 +67,8 @@ pub struct AuditorParts {
     pub threads: usize,
     /// Bytes of weights that an audit may have in memory.
     pub room: u64,
+    /// Holds the auditor's threads.
+    pub supervisor: Supervisor,
 }
 
 impl Auditor {
@@ -80,14 +83,12 @@ impl Auditor {
         let failed = |error| Error::new(ErrorKind::Internal, format!("cannot start the auditor's thread: {error}"));
         let store = parts.store.clone();
         // A write waits for the disk; answers and audits do not.
-        std::thread::Builder::new()
-            .name("pangea-receipts".into())
-            .spawn(move || kept.iter().for_each(|receipt| put(&store, &receipt)))
+        let supervisor = parts.supervisor.clone();
+        supervisor
+            .restarted_thread("receipts", move || kept.iter().for_each(|receipt| put(&store, &receipt)))
             .map_err(failed)?;
-        std::thread::Builder::new()
-            .name("pangea-audit".into())
-            .spawn(move || run(&parts, &queue, &receipts))
-            .map_err(failed)?;
+        // The answer whose audit panicked counts as not checked: whoever waits finds its channel closed.
+        supervisor.restarted_thread("auditor", move || run(&parts, &queue, &receipts)).map_err(failed)?;
         Ok(Auditor(Arc::new(inner)))
     }
 

@@ -5,6 +5,7 @@
 
 use std::cmp::Ordering;
 use std::collections::BinaryHeap;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -13,6 +14,7 @@ use pangea_client::{Error, ErrorKind, Result};
 use pangea_compute::{Cancel, DType, Digest, PackedA, PackedB, Pool, Tensor};
 
 use super::fault::{Fault, Liar};
+use crate::supervise::Supervisor;
 
 /// Tasks that may wait here, of all peers and jobs together. A peer's own limit is far lower; this one
 /// only keeps a defect from growing memory without bound.
@@ -142,7 +144,12 @@ impl Work {
 impl Executor {
     /// Starts the thread with a pool of `threads` threads, measures its speeds, keeps packed operands within a
     /// share of `max_memory` bytes, and lets peers' tasks go through `fault`.
-    pub fn start(threads: usize, max_memory: u64, fault: Option<Fault>) -> Result<(Executor, Speeds)> {
+    pub fn start(
+        threads: usize,
+        max_memory: u64,
+        fault: Option<Fault>,
+        supervisor: &Supervisor,
+    ) -> Result<(Executor, Speeds)> {
         let pool = Pool::new(threads).map_err(crate::compute_error)?;
         let isa = pool.isa().name();
         // On a pool of its own, whose working memory goes with it: tasks need other amounts.
@@ -150,10 +157,9 @@ impl Executor {
         let queue = Queue { flops_per_s: speeds.f32_flops_per_s, ..Queue::default() };
         let shared = Arc::new(Shared { queue: Mutex::new(queue), wake: Condvar::new() });
         let of_thread = Arc::clone(&shared);
-        let mut compute = Compute { pool, packs: Packs::new(max_memory), liar: fault.map(Liar::new) };
-        std::thread::Builder::new()
-            .name("executor".to_owned())
-            .spawn(move || compute.run(&of_thread))
+        let mut compute = Compute { pool, packs: Packs::new(max_memory), max_memory, liar: fault.map(Liar::new) };
+        supervisor
+            .restarted_thread("executor", move || compute.run(&of_thread))
             .map_err(|error| Error::new(ErrorKind::Internal, format!("no thread to compute on: {error}")))?;
         let end = Arc::new(EndOnDrop { shared: Arc::clone(&shared) });
         Ok((Executor { shared, isa, _end: end }, speeds))
@@ -274,6 +280,7 @@ impl Ord for Queued {
 struct Compute {
     pool: Pool,
     packs: Packs,
+    max_memory: u64,
     liar: Option<Liar>,
 }
 
@@ -297,17 +304,31 @@ impl Compute {
                 started();
             }
             let begin = Instant::now();
-            let mut result = self
-                .packs
-                .product(&work.a, &work.b, work.keep_bytes, &self.pool, &work.cancel)
-                .map_err(crate::compute_error);
-            let mut fault = None;
-            if let Some(liar) = self.liar.as_mut().filter(|_| work.owner.is_some()) {
-                (result, fault) = liar.twist(result, &work.a.1, &work.b.1, begin.elapsed(), &work.cancel);
+            let mut product = || {
+                let mut result = self
+                    .packs
+                    .product(&work.a, &work.b, work.keep_bytes, &self.pool, &work.cancel)
+                    .map_err(crate::compute_error);
+                let mut fault = None;
+                if let Some(liar) = self.liar.as_mut().filter(|_| work.owner.is_some()) {
+                    (result, fault) = liar.twist(result, &work.a.1, &work.b.1, begin.elapsed(), &work.cancel);
+                }
+                (result, fault)
+            };
+            match catch_unwind(AssertUnwindSafe(&mut product)) {
+                Ok((result, fault)) => {
+                    let compute = begin.elapsed();
+                    shared.learn(flops, compute);
+                    (work.done)(Outcome { result, compute, fault });
+                }
+                Err(panic) => {
+                    // Whoever waits hears of it; the supervisor starts this thread again, with nothing half done.
+                    self.packs = Packs::new(self.max_memory);
+                    let result = Err(Error::new(ErrorKind::Internal, "computing the task panicked"));
+                    (work.done)(Outcome { result, compute: begin.elapsed(), fault: None });
+                    resume_unwind(panic);
+                }
             }
-            let compute = begin.elapsed();
-            shared.learn(flops, compute);
-            (work.done)(Outcome { result, compute, fault });
         }
     }
 }

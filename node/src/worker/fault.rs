@@ -29,6 +29,12 @@ pub enum Fault {
     Misfit,
     /// As a stage behind the first: now and then no memory for a session's keys and values.
     Full,
+    /// The task that follows the pool panics a moment after the start.
+    PanicPool,
+    /// The thread that computes tasks panics, once, at a peer's task.
+    PanicExecutor,
+    /// The thread of a stage panics, once, in a session.
+    PanicStage,
 }
 
 /// Bits of an f32 that can be turned over without making a finite number infinite: the fraction's and the sign.
@@ -62,11 +68,12 @@ pub fn twist_token(token: u32, vocabulary: usize, random: u64) -> u32 {
 pub(crate) struct Liar {
     fault: Fault,
     earlier: Vec<Tensor>,
+    panicked: bool,
 }
 
 impl Liar {
     pub(crate) fn new(fault: Fault) -> Liar {
-        Liar { fault, earlier: Vec::new() }
+        Liar { fault, earlier: Vec::new(), panicked: false }
     }
 
     /// The result to send instead of an honest one, and what its sending is to suffer.
@@ -93,7 +100,16 @@ impl Liar {
             }
             Fault::Hang | Fault::Drop => (Ok(honest), Some(self.fault)),
             // Those are for stages.
-            Fault::CorruptStage | Fault::CorruptToken | Fault::Misfit | Fault::Full => (Ok(honest), None),
+            Fault::CorruptStage
+            | Fault::CorruptToken
+            | Fault::Misfit
+            | Fault::Full
+            | Fault::PanicPool
+            | Fault::PanicStage => (Ok(honest), None),
+            Fault::PanicExecutor => {
+                assert!(std::mem::replace(&mut self.panicked, true), "as the fault of this node says");
+                (Ok(honest), None)
+            }
             Fault::Slow => {
                 let end = std::time::Instant::now() + took * 19;
                 while std::time::Instant::now() < end && !cancel.is_cancelled() {

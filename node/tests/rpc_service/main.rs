@@ -22,6 +22,7 @@ use pangea_client::{
 use pangea_node::api::Service;
 use pangea_node::api::rpc::{Limits, bind, serve};
 use pangea_node::serve::Served;
+use pangea_node::supervise::Supervisor;
 use pangea_schema::{node_capnp, tensor_capnp};
 use tokio::task::LocalSet;
 use tokio_util::compat::{TokioAsyncReadCompatExt, TokioAsyncWriteCompatExt};
@@ -44,7 +45,7 @@ impl Node {
     fn start(memory_limit: u64, limits: Limits) -> Node {
         let backend = PlainBackend::new(memory_limit);
         let listener = bind("127.0.0.1:0").unwrap();
-        let service = serve(listener, backend.clone(), Served::default(), limits).unwrap();
+        let service = serve(listener, backend.clone(), Served::default(), limits, &Supervisor::default()).unwrap();
         Node { service, backend }
     }
 

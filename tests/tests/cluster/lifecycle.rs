@@ -195,3 +195,32 @@ fn commands_find_the_node_of_their_data_directory_whatever_its_ports() {
     let output = cluster.run(&product);
     assert_ne!(output.json()["workers"][0]["peer"], one.peer.as_str(), "{output:?}");
 }
+
+#[test]
+fn a_part_whose_state_is_lost_with_it_ends_the_node_with_its_name_and_exit_code_1() {
+    let cluster = Cluster::new();
+    let node = cluster.node("one").fault("panic-pool").start();
+    let ended = output(&node.process);
+    assert_eq!(ended.code, Some(1), "{ended:?}");
+    assert!(
+        ended.err.contains("The part \"pool\" panicked: as the fault of this node says; the node ends"),
+        "{ended:?}"
+    );
+    assert!(!node.data_dir.join("node.json").exists(), "nothing says that the node is there");
+}
+
+#[test]
+fn a_panic_at_one_task_costs_a_worker_that_task_alone() {
+    let cluster = Cluster::new();
+    let star = cluster.star(vec![cluster.node("worker").fault("panic-executor")]);
+    let (a, b) = operands(DType::I32, 512, 512, 512);
+    let product = pangea_tests::matrix::multiply(&star.one.client(), &a, &b, &remote()).unwrap();
+    pangea_tests::matrix::assert_product(&a, &b, &product.c);
+    let worker = &star.workers[0];
+    worker.process.line("The part \"executor\" panicked: as the fault of this node says; restarting it");
+    assert_eq!(pangea_tests::http::get(&worker.api, "/healthz").status, 200);
+    let (a, b) = operands(DType::I8, 64, 64, 64);
+    let again = pangea_tests::matrix::multiply(&star.one.client(), &a, &b, &remote()).unwrap();
+    pangea_tests::matrix::assert_product(&a, &b, &again.c);
+    assert!(again.report.tasks.remote > 0, "the worker works on: {:?}", again.report);
+}

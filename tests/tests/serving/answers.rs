@@ -194,3 +194,17 @@ fn models_are_listed_and_found_by_name() {
     let details = get(serving.api(), "/api/models").json();
     assert_eq!(details["models"][0]["model"]["layers"], 30);
 }
+
+#[test]
+fn a_stage_whose_thread_panics_is_told_and_started_again_and_its_answer_goes_on() {
+    let test = "a_stage_whose_thread_panics";
+    let Some(serving) = Serving::start_with(test, |node| node.fault("panic-stage")) else { return };
+    let body = question("Count from one to thirty.", 24);
+    let disturbed = serving.ask(CHAT, &body);
+    assert_eq!(disturbed["pangea"]["failovers"], 1, "{disturbed}");
+    serving.node.process.line("panicked: as the fault of this node says");
+    eventually("the node is ready again", || get(serving.api(), "/readyz").status == 200);
+    assert_eq!(get(serving.api(), "/healthz").status, 200);
+    let again = serving.ask(CHAT, &body);
+    assert_eq!((text_of(&again, 0), &again["pangea"]["failovers"]), (text_of(&disturbed, 0), &json!(0)));
+}

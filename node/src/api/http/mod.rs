@@ -44,6 +44,7 @@ use crate::api::service::Service;
 use crate::fabric::Fabric;
 use crate::pool::Pool;
 use crate::serve::{Engine, Served};
+use crate::supervise::Supervisor;
 use crate::trust::ReceiptStore;
 use connections::Connections;
 use error::ApiError;
@@ -64,6 +65,8 @@ pub struct Node {
     pub receipts: ReceiptStore,
     /// What clients must show, if anything.
     pub key: Option<String>,
+    /// Knows which parts of the node are unwell.
+    pub supervisor: Supervisor,
 }
 
 /// Serves the API on `listener`.
@@ -85,9 +88,10 @@ pub fn serve(listener: TcpListener, node: Node) -> Result<Service> {
         address,
         metrics,
         started_s,
+        supervisor: node.supervisor.clone(),
     }));
     let routes = routes(app, guard);
-    Service::spawn(connections::DESCRIPTION, listener, move || Connections::new(routes))
+    Service::spawn(connections::DESCRIPTION, listener, &node.supervisor, move || Connections::new(routes))
 }
 
 /// What every request can reach.
@@ -102,6 +106,7 @@ struct Shared {
     address: SocketAddr,
     metrics: Metrics,
     started_s: u64,
+    supervisor: Supervisor,
 }
 
 impl std::ops::Deref for App {

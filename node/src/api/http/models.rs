@@ -11,6 +11,7 @@ use super::App;
 use super::error::ApiError;
 use super::limits::READY_RETRY;
 use crate::serve::ServedModel;
+use crate::supervise::Unwell;
 
 /// `/v1/models`: every configured model, from the start.
 pub(super) async fn list(State(app): State<App>) -> Json<Value> {
@@ -63,15 +64,24 @@ pub(super) async fn status(State(app): State<App>) -> Result<Json<Value>, ApiErr
     Ok(Json(status))
 }
 
-/// `/healthz`: it answers, so it lives.
-pub(super) async fn healthz() -> Json<Value> {
-    Json(json!({"status": "ok"}))
+/// `/healthz`: whether every part of the node does its work; 503 with the names of those that do not.
+pub(super) async fn healthz(State(app): State<App>) -> Response {
+    health(&app.supervisor.unwell())
 }
 
-/// `/readyz`: ready once each model that is here has answered a first request.
+fn health(unwell: &[Unwell]) -> Response {
+    if unwell.is_empty() {
+        return Json(json!({"status": "ok"})).into_response();
+    }
+    let parts: Vec<Value> = unwell.iter().map(|part| json!({"part": part.name, "why": part.why})).collect();
+    (StatusCode::SERVICE_UNAVAILABLE, Json(json!({"status": "failing", "parts": parts}))).into_response()
+}
+
+/// `/readyz`: ready once each model that is here has answered a first request, while every part of the node does its work.
 pub(super) async fn readyz(State(app): State<App>) -> Response {
     let models = app.served.list();
-    let ready = app.served.is_ready();
+    // A stage whose thread is gone serves nobody, whatever its model answered before.
+    let ready = app.served.is_ready() && app.supervisor.unwell().is_empty();
     let states: Value = models.iter().map(|model| (model.name.clone(), json!(model.state))).collect();
     let mut response = Json(json!({"ready": ready, "models": states})).into_response();
     if !ready {
@@ -80,4 +90,33 @@ pub(super) async fn readyz(State(app): State<App>) -> Response {
         response.headers_mut().insert(axum::http::header::RETRY_AFTER, retry);
     }
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use http_body_util::BodyExt;
+
+    use super::*;
+    use crate::supervise::Supervisor;
+
+    async fn answer(supervisor: &Supervisor) -> (StatusCode, Value) {
+        let response = health(&supervisor.unwell());
+        let (status, body) = (response.status(), response.into_body().collect().await.unwrap().to_bytes());
+        (status, serde_json::from_slice(&body).unwrap())
+    }
+
+    #[tokio::test]
+    async fn health_names_the_part_that_is_gone_until_its_owner_has_replaced_it() {
+        let supervisor = Supervisor::default();
+        assert_eq!(answer(&supervisor).await, (StatusCode::OK, json!({"status": "ok"})));
+        let (tell, told) = std::sync::mpsc::sync_channel(1);
+        let part =
+            supervisor.owned_thread("stage of m", || panic!("no luck"), move |_| tell.send(()).unwrap()).unwrap();
+        told.recv().unwrap();
+        let parts = json!([{"part": "stage of m", "why": "panicked: no luck"}]);
+        let failing = (StatusCode::SERVICE_UNAVAILABLE, json!({"status": "failing", "parts": parts}));
+        assert_eq!(answer(&supervisor).await, failing);
+        drop(part);
+        assert_eq!(answer(&supervisor).await.0, StatusCode::OK);
+    }
 }

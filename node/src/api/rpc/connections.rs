@@ -26,6 +26,7 @@ use super::node::NodeObject;
 use super::socket::counted;
 use crate::api::service::{self, Description, Service};
 use crate::serve::Served;
+use crate::supervise::Supervisor;
 
 /// The Cap'n Proto service among the services.
 const DESCRIPTION: Description = Description { name: "Cap'n Proto service", short_name: "rpc" };
@@ -57,8 +58,14 @@ pub fn bind(address: &str) -> Result<TcpListener> {
 ///
 /// # Errors
 /// `Internal` where the socket or a thread cannot be had.
-pub fn serve<B: Backend>(listener: TcpListener, backend: B, served: Served, limits: Limits) -> Result<Service> {
-    Service::spawn(DESCRIPTION, listener, move || Connections {
+pub fn serve<B: Backend>(
+    listener: TcpListener,
+    backend: B,
+    served: Served,
+    limits: Limits,
+    supervisor: &Supervisor,
+) -> Result<Service> {
+    Service::spawn(DESCRIPTION, listener, supervisor, move || Connections {
         backend,
         served,
         limits,

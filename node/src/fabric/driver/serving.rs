@@ -24,7 +24,7 @@ impl Driver {
             }
         };
         let notices = self.notices.clone();
-        tokio::task::spawn_local(async move {
+        self.settings.supervisor.task("task streams", async move {
             // Streams that arrive while nobody waits are dropped, so nothing else happens in this loop.
             while let Some((peer, stream)) = incoming.next().await {
                 if notices.try_send(Notice::Incoming { peer, stream }).is_err() {

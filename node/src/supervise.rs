@@ -1,0 +1,311 @@
+//! Holds every part of a node that runs by itself: threads, and tasks that live as long as the node. A part that ends is told
+//! with its name; what follows is decided by `pangea_control::supervise`. It never knows what a part does.
+
+use std::any::Any;
+use std::future::Future;
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use futures::FutureExt;
+pub use pangea_control::supervise::Unwell;
+use pangea_control::supervise::{Action, End, Event, PartId, Rule, Supervision};
+use tokio::sync::watch;
+use tokio::time::MissedTickBehavior;
+
+use crate::clock;
+use crate::worker::fault::Fault;
+
+/// Time between two beats of a thread that runs tasks.
+const BEAT: Duration = Duration::from_secs(1);
+
+/// The supervisor of a node. Clones share it.
+#[derive(Clone)]
+pub struct Supervisor(Arc<Shared>);
+
+struct Shared {
+    supervision: Mutex<Supervision>,
+    /// Why the node must end.
+    fatal: watch::Sender<Option<String>>,
+    /// The task that is to panic, for tests.
+    panics: Option<&'static str>,
+}
+
+impl Default for Supervisor {
+    fn default() -> Self {
+        Supervisor::with_fault(None)
+    }
+}
+
+/// A part while its owner needs it; dropping this takes a part that ended off the list of those that are unwell.
+#[derive(Debug)]
+pub struct Part {
+    supervisor: Supervisor,
+    id: PartId,
+}
+
+impl std::fmt::Debug for Supervisor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Supervisor")
+    }
+}
+
+impl Drop for Part {
+    fn drop(&mut self) {
+        self.supervisor.handle(Event::Forgotten(self.id));
+    }
+}
+
+impl Supervisor {
+    /// The same supervisor, which makes the part that `fault` names panic a moment after its start.
+    pub fn with_fault(fault: Option<Fault>) -> Supervisor {
+        let panics = (fault == Some(Fault::PanicPool)).then_some("pool");
+        Supervisor(Arc::new(Shared { supervision: Mutex::default(), fatal: watch::Sender::new(None), panics }))
+    }
+
+    /// Runs `body`, which works off a queue, on a thread of its own; and again after a panic.
+    ///
+    /// # Errors
+    /// The system's, where it has no thread.
+    pub fn restarted_thread(&self, name: &str, mut body: impl FnMut() + Send + 'static) -> io::Result<JoinHandle<()>> {
+        let id = self.start(name, Rule::Restarted, false);
+        let (supervisor, part) = (self.clone(), name.to_owned());
+        let spawned = std::thread::Builder::new().name(thread_name(name)).spawn(move || {
+            loop {
+                let end = ended(catch_unwind(AssertUnwindSafe(&mut body)));
+                match supervisor.ended(id, &part, end) {
+                    Some(after) => std::thread::sleep(after),
+                    None => return,
+                }
+            }
+        });
+        self.forget_unless_started(id, &spawned);
+        spawned
+    }
+
+    /// Runs `body`, which the node cannot go on without, on a thread of its own.
+    ///
+    /// # Errors
+    /// The system's, where it has no thread.
+    pub fn essential_thread(&self, name: &str, body: impl FnOnce() + Send + 'static) -> io::Result<JoinHandle<()>> {
+        let id = self.start(name, Rule::Essential, false);
+        let (supervisor, part) = (self.clone(), name.to_owned());
+        let spawned = std::thread::Builder::new().name(thread_name(name)).spawn(move || {
+            let end = ended(catch_unwind(AssertUnwindSafe(body)));
+            supervisor.ended(id, &part, end);
+        });
+        self.forget_unless_started(id, &spawned);
+        spawned
+    }
+
+    /// Runs `body` once on a thread of its own. `on_panic` is called on that thread with the panic's message; the part is
+    /// unwell from then on until the returned [`Part`] is dropped.
+    ///
+    /// # Errors
+    /// The system's, where it has no thread.
+    pub fn owned_thread(
+        &self,
+        name: &str,
+        body: impl FnOnce() + Send + 'static,
+        on_panic: impl FnOnce(&str) + Send + 'static,
+    ) -> io::Result<Part> {
+        let id = self.start(name, Rule::Owned, false);
+        let (supervisor, part) = (self.clone(), name.to_owned());
+        let spawned = std::thread::Builder::new().name(thread_name(name)).spawn(move || {
+            let end = ended(catch_unwind(AssertUnwindSafe(body)));
+            let message = match &end {
+                End::Panicked(message) => Some(message.clone()),
+                End::Returned => None,
+            };
+            supervisor.ended(id, &part, end);
+            if let Some(message) = message {
+                on_panic(&message);
+            }
+        });
+        self.forget_unless_started(id, &spawned);
+        spawned.map(|_| Part { supervisor: self.clone(), id })
+    }
+
+    /// Runs a task that the node cannot go on without, on the `LocalSet` of this thread.
+    pub fn task(&self, name: &str, task: impl Future<Output = ()> + 'static) {
+        let id = self.start(name, Rule::Essential, false);
+        let (supervisor, part) = (self.clone(), name.to_owned());
+        let panics = self.0.panics == Some(name);
+        let task = async move {
+            tokio::select! {
+                () = task => {}
+                () = tokio::time::sleep(BEAT), if panics => panic!("as the fault of this node says"),
+            }
+        };
+        tokio::task::spawn_local(async move {
+            let end = ended(AssertUnwindSafe(task).catch_unwind().await);
+            supervisor.ended(id, &part, end);
+        });
+    }
+
+    /// Says from now on that the tasks of this thread's `LocalSet` get their turns.
+    pub fn beat(&self, name: &str) {
+        let id = self.start(name, Rule::Essential, true);
+        // A thread whose tasks are dropped with it beats no more, and is not missed.
+        let part = Part { supervisor: self.clone(), id };
+        tokio::task::spawn_local(async move {
+            let mut beat = tokio::time::interval(BEAT);
+            beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            loop {
+                beat.tick().await;
+                part.supervisor.handle(Event::Beat(part.id));
+            }
+        });
+    }
+
+    /// The node shuts down: from now on every end is expected.
+    pub fn close(&self) {
+        self.handle(Event::Closing);
+    }
+
+    /// Waits until the node must end; returns why.
+    pub async fn fatal(&self) -> String {
+        let mut fatal = self.0.fatal.subscribe();
+        match fatal.wait_for(Option::is_some).await {
+            Ok(why) => why.clone().unwrap_or_default(),
+            // This supervisor holds the sender.
+            Err(_) => std::future::pending().await,
+        }
+    }
+
+    /// The parts that do not do their work at this moment.
+    pub fn unwell(&self) -> Vec<Unwell> {
+        self.lock().unwell(clock::now())
+    }
+
+    fn start(&self, name: &str, rule: Rule, beats: bool) -> PartId {
+        let mut supervision = self.lock();
+        let part = supervision.number();
+        supervision.handle(Event::Started { part, name: name.to_owned(), rule, beats }, clock::now());
+        part
+    }
+
+    fn forget_unless_started<T>(&self, id: PartId, spawned: &io::Result<T>) {
+        if spawned.is_err() {
+            self.handle(Event::Forgotten(id));
+        }
+    }
+
+    /// Tells of an end, and does what follows; returns when to start the part again, if at all.
+    fn ended(&self, id: PartId, name: &str, end: End) -> Option<Duration> {
+        let why = match &end {
+            End::Returned => "ended unexpectedly".to_owned(),
+            End::Panicked(message) => format!("panicked: {message}"),
+        };
+        match self.handle(Event::Ended(id, end))? {
+            Action::Restart(after) => {
+                let millis = after.as_millis() as u64;
+                tracing::error!(
+                    event = "part_restarted",
+                    part = name,
+                    why,
+                    millis,
+                    "The part \"{name}\" {why}; restarting it"
+                );
+                Some(after)
+            }
+            Action::Tell => {
+                tracing::error!(event = "part_ended", part = name, why, "The part \"{name}\" {why}");
+                None
+            }
+            Action::EndNode(reason) => {
+                tracing::error!(event = "part_ended", part = name, why, "The part \"{name}\" {why}; the node ends");
+                self.0.fatal.send_if_modified(|fatal| {
+                    let first = fatal.is_none();
+                    fatal.get_or_insert(reason);
+                    first
+                });
+                None
+            }
+        }
+    }
+
+    fn handle(&self, event: Event) -> Option<Action> {
+        self.lock().handle(event, clock::now())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Supervision> {
+        self.0.supervision.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn ended(result: Result<(), Box<dyn Any + Send>>) -> End {
+    match result {
+        Ok(()) => End::Returned,
+        Err(payload) => End::Panicked(message(&*payload)),
+    }
+}
+
+/// What a panic said.
+pub(crate) fn message(payload: &(dyn Any + Send)) -> String {
+    let text = payload.downcast_ref::<&str>().map(|text| (*text).to_owned());
+    text.or_else(|| payload.downcast_ref::<String>().cloned()).unwrap_or_else(|| "no message".to_owned())
+}
+
+/// A thread's name, which systems cut at 15 bytes.
+fn thread_name(part: &str) -> String {
+    format!("pangea-{}", part.split(' ').next().unwrap_or(part))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::sync_channel;
+
+    use tokio::task::LocalSet;
+
+    use super::*;
+
+    #[test]
+    fn a_thread_with_a_queue_goes_on_with_it_after_a_panic() {
+        let supervisor = Supervisor::default();
+        let (work, queue) = std::sync::mpsc::sync_channel(4);
+        let (done, results) = sync_channel(4);
+        let thread = supervisor
+            .restarted_thread("worker", move || {
+                for number in queue.iter() {
+                    assert_ne!(number, 2, "a bad number");
+                    done.send(number).unwrap();
+                }
+            })
+            .unwrap();
+        for number in 1..=3 {
+            work.send(number).unwrap();
+        }
+        drop(work);
+        thread.join().unwrap();
+        assert_eq!(results.try_iter().collect::<Vec<_>>(), [1, 3]);
+        assert_eq!(supervisor.unwell(), []);
+    }
+
+    #[tokio::test]
+    async fn a_task_that_panics_ends_the_node_with_its_name() {
+        let supervisor = Supervisor::default();
+        LocalSet::new()
+            .run_until(async {
+                supervisor.task("pool", async { panic!("no luck") });
+                assert_eq!(supervisor.fatal().await, "the part \"pool\" panicked: no luck");
+            })
+            .await;
+        assert_eq!(supervisor.unwell(), [Unwell { name: "pool".to_owned(), why: "panicked: no luck".to_owned() }]);
+    }
+
+    #[test]
+    fn an_owner_hears_of_its_parts_panic_and_the_part_is_unwell_until_it_is_dropped() {
+        let supervisor = Supervisor::default();
+        let (tell, told) = sync_channel(4);
+        let part = supervisor
+            .owned_thread("stage of m", || panic!("layer {} broke", 7), move |why| tell.send(why.to_owned()).unwrap())
+            .unwrap();
+        assert_eq!(told.recv().unwrap(), "layer 7 broke");
+        assert_eq!(supervisor.unwell()[0].name, "stage of m");
+        drop(part);
+        assert_eq!(supervisor.unwell(), []);
+    }
+}
