@@ -1,6 +1,7 @@
 //! The numbers that both ends of `/pangea/session/1` keep to, derived from one another. A message beyond them is refused
 //! by its sender already. No behaviour here.
 
+pub use pangea_units::limits::{MAX_LAYERS, MAX_STAGES};
 use std::time::Duration;
 
 /// The longest header. A frame names every sequence that it moves, an answer's tokens may bring their most likely others,
@@ -10,12 +11,6 @@ pub const MAX_HEADER_BYTES: u32 = 64 << 10;
 /// The longest payload: 512 rows of activations of the widest models (8192), or a prompt of four million tokens. More
 /// would hold up the tokens of other sessions behind it.
 pub const MAX_PAYLOAD_BYTES: u32 = 16 << 20;
-
-/// Stages of one placement. Each costs a hop per token, about 0.1 ms at best; nobody wants more.
-pub const MAX_STAGES: usize = 64;
-
-/// Layers of a model; the largest known have a tenth of it.
-pub const MAX_LAYERS: u32 = 4096;
 
 /// Positions of a session: what the longest payload can bring as tokens.
 pub const MAX_POSITIONS: u32 = MAX_PAYLOAD_BYTES / 4;

@@ -246,7 +246,7 @@ impl Loader {
             let mut attempt = 0;
             loop {
                 let mut progress = |done, total| report(StageState::Fetching { done, total });
-                let holders = order.holders.clone();
+                let holders = order.providers.clone();
                 let fetched = blobs.ensure(order.model, wanted.clone(), holders, &mut progress, cancel).await;
                 match fetched {
                     // Connections of nodes that have just met may be replaced.

@@ -115,9 +115,9 @@ impl Driver {
 
     fn act(&self, action: Action) {
         match action {
-            Action::SayPlacements(placements) => self.pool.say(|own| own.placements = placements),
-            Action::SayRefusals(refusals) => self.pool.say(|own| own.refusals = refusals),
-            Action::SayStages(stages) => self.pool.say(|own| own.stages = stages),
+            Action::PublishPlacements(placements) => self.pool.say(|own| own.placements = placements),
+            Action::PublishRefusals(refusals) => self.pool.say(|own| own.refusals = refusals),
+            Action::PublishStages(stages) => self.pool.say(|own| own.stages = stages),
             Action::Load(order) => {
                 let layers = LayerRange::from(&order.layers).to_string();
                 tracing::info!(

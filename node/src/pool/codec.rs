@@ -35,7 +35,7 @@ const MAX_ADDRESS_BYTES: usize = 256;
 const MAX_ADDRESSES: usize = 16;
 const MAX_LINKS: usize = 512;
 const MAX_MODELS: usize = 64;
-const MAX_STAGES: usize = 64;
+const MAX_STAGE_ADVERTS: usize = 64;
 const MAX_PLACEMENTS: usize = 64;
 const MAX_PLACED_STAGES: usize = 256;
 const MAX_REFUSALS: usize = 64;
@@ -114,7 +114,7 @@ fn write(advert: &Advert, mut to: wire::advert::Builder<'_>) {
     for (i, model) in models.iter().enumerate() {
         write_model(model, list.reborrow().get(i as u32));
     }
-    let stages = head(&advert.stages, MAX_STAGES);
+    let stages = head(&advert.stages, MAX_STAGE_ADVERTS);
     let mut list = to.reborrow().init_stages(stages.len() as u32);
     for (i, stage) in stages.iter().enumerate() {
         write_stage(stage, list.reborrow().get(i as u32));
@@ -231,7 +231,7 @@ fn read(from: wire::advert::Reader<'_>) -> Read<Advert> {
     limited("addresses", addresses.len(), MAX_ADDRESSES)?;
     limited("links", links.len(), MAX_LINKS)?;
     limited("models", models.len(), MAX_MODELS)?;
-    limited("stages", stages.len(), MAX_STAGES)?;
+    limited("stages", stages.len(), MAX_STAGE_ADVERTS)?;
     limited("placements", placements.len(), MAX_PLACEMENTS)?;
     limited("refusals", refusals.len(), MAX_REFUSALS)?;
     Ok(Advert {

@@ -1,4 +1,4 @@
-//! What a chain of nodes would take for a token and for a prompt, foretold from measured speeds and links. It weighs chains
+//! What a chain of nodes would take for a token and for a prompt, predicted from measured speeds and links. It weighs chains
 //! and chooses none.
 //!
 //! * **Decoding** one stream reads every weight once a token: the stages' times add up, and every hop adds its latency,
@@ -64,7 +64,7 @@ struct Hop {
     token_s: f64,
 }
 
-/// What is foretold of a chain.
+/// What is predicted of a chain.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Prediction {
     /// Seconds from a token to the next of the same stream.
@@ -104,7 +104,7 @@ impl<'a> Costs<'a> {
         let size = &needs.size;
         let macs = |bytes: u64| bytes as f64 * 8.0 / WEIGHT_BITS;
         let of = |seconds: &dyn Fn(&NodeOffer) -> f64| nodes.iter().map(|node| seconds(node)).collect();
-        let even = evened(nodes.iter().map(|node| node.speed.weight_bytes_per_s).collect());
+        let even = equalized(nodes.iter().map(|node| node.speed.weight_bytes_per_s).collect());
         let hop = |from: &NodeOffer, to: &NodeOffer| {
             let link = links(&from.peer, &to.peer).filter(|_| from.numerics == to.numerics)?;
             let rtt = if link.rtt.is_zero() { UNKNOWN_RTT_S } else { link.rtt.as_secs_f64() };
@@ -173,7 +173,7 @@ impl<'a> Costs<'a> {
         left.checked_div(each).map_or(layers, |fit| u32::try_from(fit).unwrap_or(u32::MAX).min(layers))
     }
 
-    /// What is foretold of `chain` with so many layers on each node; none where its nodes are not connected.
+    /// What is predicted of `chain` with so many layers on each node; none where its nodes are not connected.
     pub(super) fn predict(&self, chain: &[usize], counts: &[u32]) -> Option<Prediction> {
         let hops_s = self.hops_s(chain)?;
         let (mut sum_s, mut slowest_s) = (0.0, 0.0_f64);
@@ -214,7 +214,7 @@ impl<'a> Costs<'a> {
 
 /// Speeds with those that are about equal made equal: from the fastest on, each takes with it whoever is hardly slower, at
 /// the mean of all of them.
-fn evened(speeds: Vec<f64>) -> Vec<f64> {
+fn equalized(speeds: Vec<f64>) -> Vec<f64> {
     let mut order: Vec<usize> = (0..speeds.len()).collect();
     order.sort_by(|a, b| speeds[*b].total_cmp(&speeds[*a]));
     let mut even = speeds.clone();
@@ -231,14 +231,14 @@ fn evened(speeds: Vec<f64>) -> Vec<f64> {
 
 #[cfg(test)]
 mod tests {
-    use super::evened;
+    use super::equalized;
 
     #[test]
     fn speeds_that_differ_by_chance_count_as_equal_and_others_do_not() {
-        assert_eq!(evened(vec![10.0, 9.0, 8.5, 4.0]), [27.5 / 3.0, 27.5 / 3.0, 27.5 / 3.0, 4.0]);
-        assert_eq!(evened(vec![5.0, 10.0]), [5.0, 10.0]);
-        assert_eq!(evened(vec![7.9, 10.0]), [7.9, 10.0]);
-        assert_eq!(evened(vec![3.0]), [3.0]);
-        assert!(evened(Vec::new()).is_empty());
+        assert_eq!(equalized(vec![10.0, 9.0, 8.5, 4.0]), [27.5 / 3.0, 27.5 / 3.0, 27.5 / 3.0, 4.0]);
+        assert_eq!(equalized(vec![5.0, 10.0]), [5.0, 10.0]);
+        assert_eq!(equalized(vec![7.9, 10.0]), [7.9, 10.0]);
+        assert_eq!(equalized(vec![3.0]), [3.0]);
+        assert!(equalized(Vec::new()).is_empty());
     }
 }

@@ -1,5 +1,4 @@
-//! Where the layers of a model are: what the master decides and every node reads. A plain value; how it comes about is
-//! the planner's.
+//! Placements: which node computes which layers. Plain values that the master publishes and every node reads.
 
 use std::ops::Range;
 
@@ -15,15 +14,15 @@ pub struct Placement {
     pub model: Digest,
     /// The name that requests give.
     pub name: String,
-    /// Version of this model's placement; grows with every one.
+    /// Version of this model's placement; every new one has a higher epoch.
     pub epoch: u64,
-    /// The term of the master that decided: an older term's placement is not obeyed.
+    /// The term of the master that decided. Placements of older terms are ignored.
     pub term: Term,
-    /// Who computes what; contiguous, from the first layer to the last.
+    /// The stages, with contiguous layers from the first to the last.
     pub stages: Vec<PlacedStage>,
 }
 
-/// A model that no nodes that are there can hold.
+/// A model that the pool cannot hold.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PlacementRefusal {
     /// The model's digest.

@@ -1,11 +1,11 @@
-//! What the master decides: one placement that answers for each model that is served, and one that forms beside it where
-//! that is better. A state machine; on a node that is not the master it remembers, so that it can go on where another ended.
+//! What the master decides: for each served model one placement that answers, and one that forms beside it where that is
+//! better. On every other node it follows what the master decides, so that a new master goes on from there.
 //!
-//! * A placement with a stage that is gone, failed or cut off gives way at once; one whose chain broke for no such reason, after
-//!   a moment, and nobody is blamed for that unless it goes on.
-//! * One that works gives way only to what has been foretold as [`GAIN`] times as good for some time, where the new stages
-//!   fit beside the old ones; or because flags ask for something else.
-//! * The old one stays in force until every stage of the new one is ready.
+//! * A placement with a stage that is gone, failed or cut off is replaced at once. One whose chain broke for no known reason
+//!   is placed again after a delay, and its nodes are excluded only where that repeats.
+//! * A placement that works is replaced only by a plan that has been predicted to be [`GAIN`] times as fast for some time
+//!   and whose stages fit beside the old ones, or because flags ask for something else.
+//! * The old placement stays in force until every stage of the new one is ready.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -15,45 +15,45 @@ use crate::Time;
 use libp2p_identity::PeerId;
 use pangea_units::Digest;
 
-use super::cooldown::{Blame, Fault};
+use super::cooldown::{Cooldowns, Culpability};
 use super::cost::Prediction;
 use super::offer::{ModelNeeds, NodeOffer};
 use super::plan::{Plan, plan, predict};
 use super::pool_facts;
-use super::replan_delay::Patience;
+use super::replan_delay::ReplanDelay;
 use super::running::{Health, Running};
 use super::{Placement, PlacementRefusal};
 use crate::pool::{Advert, Term, View};
 
-/// How many times better a plan must be than what works. Measurements vary by less.
+/// Predicted speed-up that a plan must have over a working placement. Measurements vary by less.
 const GAIN: f64 = 1.25;
 
-/// The same under `--split`, where a node more is to be used even beside many.
+/// The same under `--split`, where one more node beside many gains less.
 const SPLIT_GAIN: f64 = 1.1;
 
-/// Between two looks for something better.
-const LOOK: Duration = Duration::from_secs(1);
+/// Time between two searches for a better plan.
+const REPLAN_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Between two plans where none worked; a stage that fails makes one due at once.
-const AGAIN: Duration = Duration::from_millis(200);
+/// Time between two attempts to plan a model that has no placement. A stage that fails makes the next attempt due at once.
+const RETRY_INTERVAL: Duration = Duration::from_millis(200);
 
-/// A chain that broke though all its nodes are there is placed anew after this: by then a node that is gone is known to be,
-/// which is another matter. After twice as long every other time.
-const MEND: Duration = Duration::from_millis(200);
+/// Delay before a chain that broke although all its nodes are there is placed again: by then the loss of a node is known.
+/// Doubled each time.
+const CHAIN_RETRY_DELAY: Duration = Duration::from_millis(200);
 
-/// But not longer.
-const MEND_MOST: Duration = Duration::from_secs(10);
+/// Upper bound of that delay.
+const CHAIN_RETRY_DELAY_MAX: Duration = Duration::from_secs(10);
 
-/// A placement that lasted so long did not break for the reason of the one before.
-const STEADY: Duration = Duration::from_secs(60);
+/// Time after which a placement counts as stable, so that its break starts with the shortest delay again.
+const STABLE_AFTER: Duration = Duration::from_secs(60);
 
-/// Where it breaks so often in a row, those that say so are done without.
-const BREAKS: u32 = 3;
+/// Breaks in a row after which the nodes that advertise the break are excluded.
+const BREAKS_BEFORE_EXCLUSION: u32 = 3;
 
-/// A model whose last serving node left is still answered for so long: answers go on, and nodes restart.
+/// Time for which a model is still placed after the last node that serves it left: answers go on, and nodes restart.
 const ORPHANED: Duration = Duration::from_secs(120);
 
-/// Epochs from here on are nobody's: so that no word from outside can use them all up.
+/// Epochs from here on are ignored, so that no advert can exhaust them.
 const MAX_EPOCH: u64 = u64::MAX / 2;
 
 /// What people should hear of a decision.
@@ -61,29 +61,29 @@ const MAX_EPOCH: u64 = u64::MAX / 2;
 pub enum Note {
     /// A new placement.
     Placed {
-        /// It.
+        /// The placement.
         placement: Placement,
-        /// Why, a clause.
+        /// Why this one, as a clause.
         reason: String,
-        /// What is foretold.
+        /// The speed that it should have.
         prediction: Prediction,
     },
     /// A model has no placement.
     Refused {
-        /// Its name.
+        /// The model's name.
         name: String,
-        /// Why, and what to do.
+        /// What is missing, and what to do.
         why: String,
     },
 }
 
-/// What is to be said, where it changed.
+/// What changed in the master's advert, and what to log.
 pub(super) struct Decided {
     /// The placements that are in force.
     pub(super) placements: Option<Vec<Placement>>,
     /// The models that cannot be placed.
     pub(super) refusals: Option<Vec<PlacementRefusal>>,
-    /// What people should hear.
+    /// What to log.
     pub(super) notes: Vec<Note>,
 }
 
@@ -91,59 +91,59 @@ pub(super) struct Decided {
 #[derive(Debug)]
 struct Refused {
     why: String,
-    /// Whether all nodes that are there do not suffice, those included that are left out for now.
+    /// Whether the nodes of the pool do not suffice even with those that are excluded for now.
     for_good: bool,
 }
 
-/// What a plan is worth beside what works.
+/// Whether a plan should replace a placement that works.
 enum Worth {
     Nothing,
-    /// It is to replace that once it has been better for some time.
-    InTime(Plan),
+    /// Once it has been better for some time.
+    Later(Plan),
     Now(Plan),
 }
 
 #[derive(Debug, Default)]
 pub(super) struct PlacementMaster {
-    /// The term under which this node decides.
+    /// The term under which this node is the master.
     term: Option<Term>,
-    models: BTreeMap<Digest, Ruling>,
-    /// The highest epoch of each model that anyone named.
+    models: BTreeMap<Digest, ModelPlacement>,
+    /// The highest epoch of each model in any advert.
     epochs: BTreeMap<Digest, u64>,
-    said: Vec<Placement>,
+    published: Vec<Placement>,
     refused: Vec<PlacementRefusal>,
 }
 
-/// One model.
+/// The placements of one model.
 #[derive(Debug)]
-struct Ruling {
+struct ModelPlacement {
     needs: ModelNeeds,
     served_at: Time,
-    /// What answers.
+    /// The placement that answers.
     serving: Option<Running>,
-    /// What is to.
+    /// The placement that is to answer once its stages are ready.
     forming: Option<Running>,
     planned_at: Option<Time>,
-    patience: Patience,
+    replan_delay: ReplanDelay,
     refused: Option<Refused>,
-    blame: Blame,
-    /// How often in a row the chain broke though all nodes were there.
+    cooldowns: Cooldowns,
+    /// Breaks in a row of chains whose nodes were all there.
     breaks: u32,
 }
 
 impl PlacementMaster {
-    /// What is to be said.
+    /// Decides on every model.
     pub(super) fn decide(&mut self, view: &View, now: Time) -> Decided {
         let mut notes = Vec::new();
-        self.see_models(view, now);
-        self.see_epochs(view);
+        self.observe_models(view, now);
+        self.observe_epochs(view);
         match view.term.filter(|term| term.master == view.local) {
             Some(term) => {
                 if self.term.replace(term) != Some(term) {
                     self.take_over(view, term, now);
                 }
                 for digest in self.models.keys().copied().collect::<Vec<_>>() {
-                    notes.extend(self.rule(digest, term, view, now));
+                    notes.extend(self.decide_model(digest, term, view, now));
                 }
             }
             None => {
@@ -152,25 +152,25 @@ impl PlacementMaster {
             }
         }
         let say: Vec<Placement> = match self.term {
-            Some(_) => self.models.values().flat_map(Ruling::in_force).cloned().collect(),
+            Some(_) => self.models.values().flat_map(ModelPlacement::in_force).cloned().collect(),
             None => Vec::new(),
         };
         let refused: Vec<PlacementRefusal> = match self.term {
-            Some(_) => self.models.values().filter_map(Ruling::refusal).collect(),
+            Some(_) => self.models.values().filter_map(ModelPlacement::refusal).collect(),
             None => Vec::new(),
         };
-        let (changed, changed_refusals) = (say != self.said, refused != self.refused);
-        self.said.clone_from(&say);
+        let (changed, changed_refusals) = (say != self.published, refused != self.refused);
+        self.published.clone_from(&say);
         self.refused.clone_from(&refused);
         Decided { placements: changed.then_some(say), refusals: changed_refusals.then_some(refused), notes }
     }
 
-    /// What this node has decided, where it is the master.
+    /// The placements in force where this node is the master.
     pub(super) fn in_force(&self) -> Option<Vec<Placement>> {
-        self.term.map(|_| self.said.clone())
+        self.term.map(|_| self.published.clone())
     }
 
-    fn see_epochs(&mut self, view: &View) {
+    fn observe_epochs(&mut self, view: &View) {
         let placed = |advert: &Advert| -> Vec<(Digest, u64)> {
             let placements = advert.placements.iter().map(|placement| (placement.model, placement.epoch));
             placements.chain(advert.stages.iter().map(|stage| (stage.model, stage.epoch))).collect()
@@ -183,56 +183,56 @@ impl PlacementMaster {
         }
     }
 
-    /// Which models there are, and what is asked for each.
-    fn see_models(&mut self, view: &View, now: Time) {
+    /// Takes in which models the pool serves.
+    fn observe_models(&mut self, view: &View, now: Time) {
         for (digest, needs) in pool_facts::models(view) {
             self.epochs.entry(digest).or_default();
-            let ruling = self.models.entry(digest).or_insert_with(|| Ruling::new(needs.clone(), now));
-            (ruling.needs, ruling.served_at) = (needs, now);
+            let model = self.models.entry(digest).or_insert_with(|| ModelPlacement::new(needs.clone(), now));
+            (model.needs, model.served_at) = (needs, now);
         }
-        self.models.retain(|_, ruling| {
-            if ruling.served_at != now {
-                ruling.needs.served_by.clear();
+        self.models.retain(|_, model| {
+            if model.served_at != now {
+                model.needs.served_by.clear();
             }
-            now.since(ruling.served_at) < ORPHANED
+            now.since(model.served_at) < ORPHANED
         });
     }
 
-    /// Remembers what the master decides.
+    /// Follows what the master decides.
     fn follow(&mut self, view: &View, now: Time) {
         let Some(placements) = pool_facts::placements(view) else { return };
-        for ruling in self.models.values_mut() {
+        for model in self.models.values_mut() {
             let mut of: Vec<&Placement> =
-                placements.iter().filter(|placement| placement.model == ruling.needs.digest).collect();
+                placements.iter().filter(|placement| placement.model == model.needs.digest).collect();
             if of.is_empty() {
-                // A new master says nothing for a moment; should it end then, what was before counts.
+                // A new master has published nothing yet; if it is lost now, the placements before it count.
                 continue;
             }
             of.sort_by_key(|placement| std::cmp::Reverse(placement.epoch));
             let ready = of.iter().position(|placement| pool_facts::is_ready(view, placement));
             let running = |placement: &Placement| Running::new(placement.clone(), view, now);
-            ruling.serving = ready.map(|at| running(of[at]));
-            ruling.forming = of.first().filter(|_| ready != Some(0)).map(|newest| running(newest));
-            ruling.patience.none();
-            ruling.refused = None;
+            model.serving = ready.map(|at| running(of[at]));
+            model.forming = of.first().filter(|_| ready != Some(0)).map(|newest| running(newest));
+            model.replan_delay.clear();
+            model.refused = None;
         }
     }
 
-    /// Goes on with what the last master decided, under this node's own term.
+    /// Takes over the placements of the last master under this node's term.
     fn take_over(&mut self, view: &View, term: Term, now: Time) {
-        for ruling in self.models.values_mut() {
-            let highest = self.epochs.entry(ruling.needs.digest).or_default();
-            let renumbered = ruling.serving.as_ref().is_some_and(|serving| ambiguous(view, &serving.placement));
-            if renumbered || ruling.forming.as_ref().is_some_and(|forming| ambiguous(view, &forming.placement)) {
-                // Another master gave the same number to other stages. What answers does so under a new one, once its
-                // stages have heard of that; what was forming is planned anew.
-                ruling.forming = ruling.serving.take().filter(|_| renumbered);
-                if let Some(forming) = &mut ruling.forming {
+        for model in self.models.values_mut() {
+            let highest = self.epochs.entry(model.needs.digest).or_default();
+            let renumbered = model.serving.as_ref().is_some_and(|serving| ambiguous(view, &serving.placement));
+            if renumbered || model.forming.as_ref().is_some_and(|forming| ambiguous(view, &forming.placement)) {
+                // Another master gave the same epoch to other stages. What answers gets a new epoch, which its stages must
+                // advertise first; what was forming is planned again.
+                model.forming = model.serving.take().filter(|_| renumbered);
+                if let Some(forming) = &mut model.forming {
                     *highest += 1;
                     forming.placement.epoch = *highest;
                 }
             }
-            for running in [&mut ruling.serving, &mut ruling.forming].into_iter().flatten() {
+            for running in [&mut model.serving, &mut model.forming].into_iter().flatten() {
                 *highest = running.placement.epoch.max(*highest);
                 let placement = Placement { term, ..running.placement.clone() };
                 *running = Running::new(placement, view, now);
@@ -240,34 +240,34 @@ impl PlacementMaster {
         }
     }
 
-    fn rule(&mut self, digest: Digest, term: Term, view: &View, now: Time) -> Option<Note> {
+    fn decide_model(&mut self, digest: Digest, term: Term, view: &View, now: Time) -> Option<Note> {
         let reserved = self.reserved(&digest, view);
-        let ruling = self.models.get_mut(&digest)?;
-        ruling.check(view, now);
-        if !ruling.is_due(now) {
+        let model = self.models.get_mut(&digest)?;
+        model.check(view, now);
+        if !model.is_due(now) {
             return None;
         }
-        ruling.planned_at = Some(now);
+        model.planned_at = Some(now);
         let links = |from: &PeerId, to: &PeerId| pool_facts::link(view, from, to);
-        let all = Ruling::offers(view, &reserved);
-        let mut offers = ruling.blame.spared(&all, true, view, now);
-        let mut best = plan(&ruling.needs, &offers, links);
+        let all = ModelPlacement::offers(view, &reserved);
+        let mut offers = model.cooldowns.eligible(&all, true, view, now);
+        let mut best = plan(&model.needs, &offers, links);
         if best.is_err() {
-            offers = ruling.blame.spared(&all, false, view, now);
-            best = plan(&ruling.needs, &offers, links);
+            offers = model.cooldowns.eligible(&all, false, view, now);
+            best = plan(&model.needs, &offers, links);
         }
-        let plan = match (best, &ruling.serving) {
-            (Ok(plan), Some(serving)) => match ruling.is_worth_it(plan, serving, &offers, view) {
+        let plan = match (best, &model.serving) {
+            (Ok(plan), Some(serving)) => match model.worth_of(plan, serving, &offers, view) {
                 Worth::Now(plan) => plan,
-                Worth::InTime(plan) => {
+                Worth::Later(plan) => {
                     let newcomers = serving.newcomers(&plan.stages, view);
-                    if !ruling.patience.is_over(newcomers, ruling.needs.split, now) {
+                    if !model.replan_delay.has_elapsed(newcomers, model.needs.split, now) {
                         return None;
                     }
                     plan
                 }
                 Worth::Nothing => {
-                    ruling.patience.none();
+                    model.replan_delay.clear();
                     return None;
                 }
             },
@@ -276,42 +276,42 @@ impl PlacementMaster {
                 if serving.is_some() {
                     return None;
                 }
-                // Who is left out now comes back.
-                let for_good = plan(&ruling.needs, &all, links).is_err();
+                // Excluded nodes become eligible again.
+                let for_good = plan(&model.needs, &all, links).is_err();
                 let refused = Refused { why: no_plan.why, for_good };
-                let known = ruling.refused.as_ref().is_some_and(|known| known.why == refused.why);
-                let why = ruling.refused.insert(refused).why.clone();
-                return (!known).then(|| Note::Refused { name: ruling.needs.name.clone(), why });
+                let known = model.refused.as_ref().is_some_and(|known| known.why == refused.why);
+                let why = model.refused.insert(refused).why.clone();
+                return (!known).then(|| Note::Refused { name: model.needs.name.clone(), why });
             }
         };
-        ruling.refused = None;
-        ruling.patience.none();
-        if !ruling.fits_beside(&plan, &offers, view) {
-            // Asked for by flags: what answers makes room first.
-            ruling.serving = None;
+        model.refused = None;
+        model.replan_delay.clear();
+        if !model.fits_beside(&plan, &offers, view) {
+            // Flags ask for this plan: the placement that answers makes room first.
+            model.serving = None;
         }
         let epoch = self.epochs.entry(digest).or_default();
-        // A master that restarts may have decided what it has not heard of again: a later run's epochs are higher.
+        // A master that restarted may not have heard of its own earlier epochs: those of a later incarnation are higher.
         *epoch = (*epoch + 1).max(view.own.incarnation.min(MAX_EPOCH));
         let placement =
-            Placement { model: digest, name: ruling.needs.name.clone(), epoch: *epoch, term, stages: plan.stages };
-        ruling.forming = Some(Running::new(placement.clone(), view, now));
+            Placement { model: digest, name: model.needs.name.clone(), epoch: *epoch, term, stages: plan.stages };
+        model.forming = Some(Running::new(placement.clone(), view, now));
         Some(Note::Placed { placement, reason: plan.reason, prediction: plan.prediction })
     }
 
-    /// What the placements of all other models take on each node.
+    /// Bytes that the placements of all other models take on each node.
     fn reserved(&self, digest: &Digest, view: &View) -> BTreeMap<PeerId, u64> {
         let mut reserved = BTreeMap::new();
-        for ruling in self.models.values().filter(|ruling| ruling.needs.digest != *digest) {
-            for placement in ruling.in_force() {
-                reserve(&mut reserved, &ruling.needs, placement, view);
+        for model in self.models.values().filter(|model| model.needs.digest != *digest) {
+            for placement in model.in_force() {
+                reserve(&mut reserved, &model.needs, placement, view);
             }
         }
         reserved
     }
 }
 
-/// Adds what the stages of a placement take on their nodes.
+/// Adds the bytes that the stages of a placement take on their nodes.
 fn reserve(reserved: &mut BTreeMap<PeerId, u64>, needs: &ModelNeeds, placement: &Placement, view: &View) {
     for stage in &placement.stages {
         let bytes: &mut u64 = reserved.entry(stage.peer).or_default();
@@ -319,7 +319,7 @@ fn reserve(reserved: &mut BTreeMap<PeerId, u64>, needs: &ModelNeeds, placement: 
     }
 }
 
-/// Whether someone uses the placement's epoch for other stages, or a later one.
+/// Whether some advert uses the placement's epoch, or a later one, for other stages.
 fn ambiguous(view: &View, placement: &Placement) -> bool {
     view.everyone().any(|advert| {
         let placements = advert.placements.iter().filter(|other| other.model == placement.model);
@@ -335,22 +335,22 @@ fn ambiguous(view: &View, placement: &Placement) -> bool {
     })
 }
 
-impl Ruling {
-    fn new(needs: ModelNeeds, now: Time) -> Ruling {
-        Ruling {
+impl ModelPlacement {
+    fn new(needs: ModelNeeds, now: Time) -> ModelPlacement {
+        ModelPlacement {
             needs,
             served_at: now,
             serving: None,
             forming: None,
             planned_at: None,
-            patience: Patience::default(),
+            replan_delay: ReplanDelay::default(),
             refused: None,
-            blame: Blame::default(),
+            cooldowns: Cooldowns::default(),
             breaks: 0,
         }
     }
 
-    /// That no nodes that are there can hold it, if so.
+    /// The refusal to publish where the pool cannot hold the model.
     fn refusal(&self) -> Option<PlacementRefusal> {
         let refused = self.refused.as_ref().filter(|refused| refused.for_good && self.in_force().next().is_none())?;
         Some(PlacementRefusal { model: self.needs.digest, why: refused.why.clone() })
@@ -360,9 +360,9 @@ impl Ruling {
         [&self.serving, &self.forming].into_iter().flatten().map(|running| &running.placement)
     }
 
-    /// Gives up what does not work and goes over to what is ready.
+    /// Drops a placement that does not work and switches to one that has become ready.
     fn check(&mut self, view: &View, now: Time) {
-        self.patience.see(view.everyone().map(|advert| (advert.peer, advert.incarnation)), now);
+        self.replan_delay.observe_nodes(view.everyone().map(|advert| (advert.peer, advert.incarnation)), now);
         if let Some(mut forming) = self.forming.take() {
             match forming.health(view, now, false) {
                 Health::Ready => (self.serving, self.planned_at) = (Some(forming), Some(now)),
@@ -375,29 +375,29 @@ impl Ruling {
         }
     }
 
-    /// A placement that is not given up for how it is.
+    /// The placement, unless its health requires to drop it.
     fn kept(&mut self, running: Running, health: Health, view: &View, now: Time) -> Option<Running> {
         match health {
             Health::Ready | Health::Forming => return Some(running),
-            Health::Broken { blamed, gone } => {
+            Health::Broken { suspects, gone } => {
                 for peer in gone {
-                    self.patience.lost(peer, now);
+                    self.replan_delay.node_lost(peer, now);
                 }
-                for peer in blamed {
-                    self.blame.shun(peer, Fault::Its, view, now);
+                for peer in suspects {
+                    self.cooldowns.exclude(peer, Culpability::Certain, view, now);
                 }
             }
-            Health::Parted { since, by } => {
-                let steady = now.since(running.made) >= STEADY;
+            Health::Disconnected { since, by } => {
+                let steady = now.since(running.made) >= STABLE_AFTER;
                 let before = if steady { 0 } else { self.breaks };
-                let mend = MEND.saturating_mul(1 << before.min(16)).min(MEND_MOST);
-                if now.since(since) < mend {
+                let delay = CHAIN_RETRY_DELAY.saturating_mul(1 << before.min(16)).min(CHAIN_RETRY_DELAY_MAX);
+                if now.since(since) < delay {
                     return Some(running);
                 }
                 self.breaks = before + 1;
-                if self.breaks >= BREAKS {
+                if self.breaks >= BREAKS_BEFORE_EXCLUSION {
                     for peer in by {
-                        self.blame.shun(peer, Fault::Perhaps, view, now);
+                        self.cooldowns.exclude(peer, Culpability::Possible, view, now);
                     }
                 }
             }
@@ -409,13 +409,13 @@ impl Ruling {
     fn is_due(&self, now: Time) -> bool {
         let every = match (&self.serving, &self.forming) {
             (_, Some(_)) => return false,
-            (Some(_), None) => LOOK,
-            (None, None) => AGAIN,
+            (Some(_), None) => REPLAN_INTERVAL,
+            (None, None) => RETRY_INTERVAL,
         };
         self.planned_at.is_none_or(|at| now.since(at) >= every)
     }
 
-    /// What nodes have left for this model.
+    /// What each node offers for this model: its memory less what other models take.
     fn offers(view: &View, reserved: &BTreeMap<PeerId, u64>) -> Vec<NodeOffer> {
         let mut offers = pool_facts::offers(view);
         for offer in &mut offers {
@@ -425,7 +425,7 @@ impl Ruling {
         offers
     }
 
-    /// What nodes have left beside the stages that answer.
+    /// The offers less what the stages that answer take.
     fn beside(&self, offers: &[NodeOffer], view: &View) -> Vec<NodeOffer> {
         let mut taken = BTreeMap::new();
         if let Some(serving) = &self.serving {
@@ -438,7 +438,7 @@ impl Ruling {
         offers
     }
 
-    /// Whether the new stages and those that answer fit at once; a stage that stays as it is takes nothing.
+    /// Whether the new stages fit beside those that answer. A stage that stays as it is takes nothing more.
     fn fits_beside(&self, plan: &Plan, offers: &[NodeOffer], view: &View) -> bool {
         let beside = self.beside(offers, view);
         let stays = |stage| self.serving.as_ref().is_some_and(|serving| serving.placement.stages.contains(stage));
@@ -448,8 +448,8 @@ impl Ruling {
         })
     }
 
-    /// What the best plan is worth beside what works.
-    fn is_worth_it(&self, best: Plan, serving: &Running, offers: &[NodeOffer], view: &View) -> Worth {
+    /// Whether the best plan should replace the placement that works.
+    fn worth_of(&self, best: Plan, serving: &Running, offers: &[NodeOffer], view: &View) -> Worth {
         let current = &serving.placement.stages;
         if best.stages == *current {
             return Worth::Nothing;
@@ -464,7 +464,7 @@ impl Ruling {
         if forced {
             return Worth::Now(best);
         }
-        // The new stages are to fit beside the old ones, which answer meanwhile.
+        // The new stages must fit beside the old ones, which answer meanwhile.
         let beside = self.beside(offers, view);
         let (Ok(best), Some(is)) = (plan(&self.needs, &beside, links), predict(&self.needs, offers, links, current))
         else {
@@ -474,6 +474,6 @@ impl Ruling {
             true => is.pace_s >= best.prediction.pace_s * SPLIT_GAIN,
             false => is.step_s >= best.prediction.step_s * GAIN,
         };
-        if better { Worth::InTime(best) } else { Worth::Nothing }
+        if better { Worth::Later(best) } else { Worth::Nothing }
     }
 }

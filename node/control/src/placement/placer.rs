@@ -1,5 +1,4 @@
-//! A node's whole part in placement: what it decides where it is the master, and which stages it holds. Pure: what happens
-//! comes in with the time, and what is to be done goes out.
+//! A node's whole part in placement: what it decides where it is the master, and which stages it holds.
 
 use crate::Time;
 use std::ops::Range;
@@ -9,7 +8,7 @@ use pangea_units::Digest;
 
 use super::placement_master::{Note, PlacementMaster};
 use super::pool_facts;
-use super::stage_manager::{StageManager, StageOrder, StageReport, Wish};
+use super::stage_manager::{Effect, StageManager, StageOrder, StageReport};
 use super::{Placement, PlacementRefusal};
 use crate::pool::{StageAdvert, View};
 
@@ -18,24 +17,24 @@ use crate::pool::{StageAdvert, View};
 pub enum Event {
     /// Something in the pool has changed.
     View(Arc<View>),
-    /// A stage gets on, or has ended.
+    /// The state of a stage has changed.
     Stage(StageReport),
-    /// How many sessions a stage has now.
+    /// The number of open sessions of a stage has changed.
     Sessions {
         /// The model's digest.
         model: Digest,
         /// The layers.
         layers: Range<u32>,
-        /// How many.
+        /// Open sessions.
         open: usize,
     },
-    /// The chain of a placement broke here, though this stage's layers are fine.
+    /// The chain of a placement broke here, although this stage is intact.
     Broke {
         /// The model's digest.
         model: Digest,
         /// The layers.
         layers: Range<u32>,
-        /// The placement.
+        /// The epoch of the placement.
         epoch: u64,
     },
     /// Some time has passed.
@@ -45,29 +44,29 @@ pub enum Event {
 /// What is to be done.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Action {
-    /// These are the placements that this node has decided on; before, others were.
-    SayPlacements(Vec<Placement>),
-    /// These are the models that this node could not place; before, others were.
-    SayRefusals(Vec<PlacementRefusal>),
-    /// This is how the stages of this node are.
-    SayStages(Vec<StageAdvert>),
-    /// A stage is to be fetched and loaded.
+    /// Publish these placements in place of those published before.
+    PublishPlacements(Vec<Placement>),
+    /// Publish that these models cannot be placed, in place of those published before.
+    PublishRefusals(Vec<PlacementRefusal>),
+    /// Publish these states of the stages of this node.
+    PublishStages(Vec<StageAdvert>),
+    /// Fetch and load a stage.
     Load(StageOrder),
-    /// A stage that is being fetched or loaded is not needed any more.
+    /// Stop fetching or loading a stage.
     Cancel {
         /// The model's digest.
         model: Digest,
         /// The layers.
         layers: Range<u32>,
     },
-    /// A stage that was ready is not needed any more.
+    /// Unload a stage that was ready.
     Unload {
         /// The model's digest.
         model: Digest,
         /// The layers.
         layers: Range<u32>,
     },
-    /// People should hear of this.
+    /// Log this.
     Note(Note),
 }
 
@@ -80,12 +79,12 @@ pub struct Placer {
 }
 
 impl Placer {
-    /// A node that holds nothing yet and sees this.
+    /// The placer of a node that holds no stage yet.
     pub fn new(view: Arc<View>) -> Placer {
         Placer { view, placement_master: PlacementMaster::default(), stage_manager: StageManager::default() }
     }
 
-    /// Takes in what happened; what is to be done, in this order.
+    /// Takes in what happened; the actions are to be performed in order.
     pub fn handle(&mut self, event: Event, now: Time) -> Vec<Action> {
         match event {
             Event::View(view) => self.view = view,
@@ -96,16 +95,18 @@ impl Placer {
         }
         let decided = self.placement_master.decide(&self.view, now);
         let mut actions: Vec<Action> = decided.notes.into_iter().map(Action::Note).collect();
-        actions.extend(decided.placements.map(Action::SayPlacements));
-        actions.extend(decided.refusals.map(Action::SayRefusals));
-        // A master obeys itself at once; what it says of itself comes back a moment later.
+        actions.extend(decided.placements.map(Action::PublishPlacements));
+        actions.extend(decided.refusals.map(Action::PublishRefusals));
+        // A master follows its own placements at once, before its advert shows them.
         let placements = self.placement_master.in_force().or_else(|| pool_facts::placements(&self.view));
-        actions.extend(self.stage_manager.wishes(&self.view, placements, now).into_iter().map(|wish| match wish {
-            Wish::Say(stages) => Action::SayStages(stages),
-            Wish::Load(order) => Action::Load(order),
-            Wish::Cancel(model, layers) => Action::Cancel { model, layers },
-            Wish::Unload(model, layers) => Action::Unload { model, layers },
-        }));
+        actions.extend(self.stage_manager.effects(&self.view, placements, now).into_iter().map(
+            |effect| match effect {
+                Effect::Publish(stages) => Action::PublishStages(stages),
+                Effect::Load(order) => Action::Load(order),
+                Effect::Cancel(model, layers) => Action::Cancel { model, layers },
+                Effect::Unload(model, layers) => Action::Unload { model, layers },
+            },
+        ));
         actions
     }
 }

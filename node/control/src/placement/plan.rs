@@ -1,4 +1,4 @@
-//! Which nodes compute which layers of a model: the fastest chain that fits, foretold from what they say of themselves. Pure:
+//! Which nodes compute which layers of a model: the fastest chain that fits, predicted from what they say of themselves. Pure:
 //! the same nodes and links, in any order, give the same plan. When a running placement gives way to it is the placer's.
 //!
 //! * What counts is **a single stream's decoding**, which people feel. Splitting cannot better it where the fastest node holds
@@ -9,6 +9,7 @@
 //!   their speed. With no other node there, one computes alone rather than nobody.
 //! * **Pinned layers** are obeyed, or the plan is refused with the node's name.
 
+use pangea_units::limits::MAX_LAYERS;
 use std::collections::BTreeMap;
 use std::ops::Range;
 
@@ -27,9 +28,6 @@ const SAME: f64 = 1.1;
 /// Paces that differ by less are the same: shares are whole layers, and links are measured with noise.
 const SAME_PACE: f64 = 1.03;
 
-/// More layers than any model has: what claims more is not planned for.
-const MAX_LAYERS: u32 = 1024;
-
 /// Nodes that are looked at, pinned and serving ones and then the fastest first.
 const MAX_NODES: usize = 64;
 
@@ -41,7 +39,7 @@ const ALTERNATIVES: usize = 8;
 pub struct Plan {
     /// Who computes what.
     pub stages: Vec<PlacedStage>,
-    /// What is foretold.
+    /// What is predicted.
     pub prediction: Prediction,
     /// Why this one: a clause for people.
     pub reason: String,
@@ -54,7 +52,7 @@ pub struct Plan {
 pub struct Alternative {
     /// Who would compute what.
     pub stages: Vec<PlacedStage>,
-    /// What is foretold.
+    /// What is predicted.
     pub prediction: Prediction,
 }
 
@@ -100,7 +98,7 @@ pub fn plan(
     })
 }
 
-/// What is foretold of `stages` as they are; none where a node is not there any more, or not connected.
+/// What is predicted of `stages` as they are; none where a node is not there any more, or not connected.
 pub fn predict(
     needs: &ModelNeeds,
     nodes: &[NodeOffer],
@@ -184,12 +182,12 @@ fn fastest(costs: &Costs<'_>, pins: &[Option<Range<u32>>], candidates: Vec<&Cand
     let good = candidates.into_iter().filter(|candidate| candidate.prediction.step_s <= limit_s);
     let good: Vec<&Candidate> = good.collect();
     let stages = good.iter().map(|candidate| candidate.chain.len()).min()?;
-    let evened = good.into_iter().filter(|candidate| candidate.chain.len() == stages).filter_map(|candidate| {
+    let equalized = good.into_iter().filter(|candidate| candidate.chain.len() == stages).filter_map(|candidate| {
         let chain = Chain::new(costs, &candidate.chain, pins)?;
         let counts = chain.even_within(limit_s - costs.hops_s(&candidate.chain)?);
         Candidate::new(costs, &candidate.chain, counts)
     });
-    evened.min_by(|a, b| {
+    equalized.min_by(|a, b| {
         let whole = |c: &Candidate| (c.away(costs), c.fetching(costs));
         whole(a)
             .cmp(&whole(b))

@@ -1,74 +1,73 @@
-//! What a view of the pool says about models and nodes, as plans take it. It judges whose word counts for what, and plans
-//! nothing.
+//! The facts that plans are made from, read off a view of the pool: which node's advert counts for what. It plans nothing.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use libp2p_identity::PeerId;
 use pangea_units::Digest;
+use pangea_units::limits::MAX_STAGES;
 
 use super::offer::{Link, ModelNeeds, NodeOffer};
 use super::{PlacedStage, Placement};
 use crate::pool::{Advert, ModelAdvert, StageAdvert, StageState, View};
 
-/// Stages of one placement at most: more are nobody's honest decision.
-const MAX_STAGES: usize = 64;
-
 /// The models that some node serves, by digest.
 pub fn models(view: &View) -> BTreeMap<Digest, ModelNeeds> {
-    let mut said: BTreeMap<Digest, Vec<(&Advert, &ModelAdvert)>> = BTreeMap::new();
+    let mut published: BTreeMap<Digest, Vec<(&Advert, &ModelAdvert)>> = BTreeMap::new();
     for advert in view.everyone() {
         for model in &advert.models {
-            said.entry(model.digest).or_default().push((advert, model));
+            published.entry(model.digest).or_default().push((advert, model));
         }
     }
-    said.into_iter().filter_map(|(digest, said)| Some((digest, needs(digest, said)?))).collect()
+    published.into_iter().filter_map(|(digest, published)| Some((digest, needs(digest, published)?))).collect()
 }
 
 /// What is known of a model, whoever serves it.
 pub(super) fn model(view: &View, digest: &Digest) -> Option<ModelNeeds> {
     let all = view.everyone().flat_map(|advert| advert.models.iter().map(move |model| (&**advert, model)));
-    let said: Vec<_> = all.filter(|(_, model)| model.digest == *digest).collect();
-    let mut needs = needs(*digest, said.clone());
+    let published: Vec<_> = all.filter(|(_, model)| model.digest == *digest).collect();
+    let mut needs = needs(*digest, published.clone());
     if needs.is_none() {
-        let mut said = said;
-        said.sort_by_key(|(advert, model)| (!model.whole, advert.peer));
-        let (advert, model) = said.first()?;
+        let mut published = published;
+        published.sort_by_key(|(advert, model)| (!model.whole, advert.peer));
+        let (advert, model) = published.first()?;
         let served = ModelAdvert { served: true, ..(*model).clone() };
         needs = self::needs(*digest, vec![(*advert, &served)]);
     }
     needs
 }
 
-fn needs(digest: Digest, mut said: Vec<(&Advert, &ModelAdvert)>) -> Option<ModelNeeds> {
-    // Whoever serves a whole file knows best what it takes.
-    said.sort_by_key(|(advert, model)| (!model.served, !model.whole, advert.peer));
-    let (_, first) = said.first().filter(|(_, model)| model.served)?;
+fn needs(digest: Digest, mut published: Vec<(&Advert, &ModelAdvert)>) -> Option<ModelNeeds> {
+    // The sizes of a node that serves the whole file take precedence.
+    published.sort_by_key(|(advert, model)| (!model.served, !model.whole, advert.peer));
+    let (_, first) = published.first().filter(|(_, model)| model.served)?;
     let of = |counts: &dyn Fn(&ModelAdvert) -> bool| -> BTreeSet<PeerId> {
-        said.iter().filter(|(_, model)| counts(model)).map(|(advert, _)| advert.peer).collect()
+        published.iter().filter(|(_, model)| counts(model)).map(|(advert, _)| advert.peer).collect()
     };
-    let pins = said.iter().filter(|(advert, _)| advert.works);
+    let pins = published.iter().filter(|(advert, _)| advert.works);
     let mut pins: Vec<_> = pins.filter_map(|(advert, model)| Some((advert.peer, model.pinned.clone()?))).collect();
     pins.sort_by_key(|(peer, _)| *peer);
     Some(ModelNeeds {
         digest,
         name: first.name.clone(),
         size: first.size,
-        split: said.iter().any(|(_, model)| model.served && model.split),
+        split: published.iter().any(|(_, model)| model.served && model.split),
         pins,
         served_by: of(&|model| model.served),
         files: of(&|model| model.whole),
     })
 }
 
-/// Bytes that a placed stage takes on its node: its weights, and what its sessions were given or need at least.
+/// Bytes that a placed stage takes on its node: its weights, and the memory its sessions have or need at least.
 pub(super) fn placed_bytes(view: &View, needs: &ModelNeeds, stage: &PlacedStage) -> u64 {
-    let of = |said: &&StageAdvert| said.model == needs.digest && said.layers == stage.layers;
-    let given =
-        view.advert(&stage.peer).and_then(|advert| advert.stages.iter().find(of)).map(|said| said.session_bytes);
+    let of = |published: &&StageAdvert| published.model == needs.digest && published.layers == stage.layers;
+    let given = view
+        .advert(&stage.peer)
+        .and_then(|advert| advert.stages.iter().find(of))
+        .map(|published| published.session_bytes);
     needs.weight_bytes(&stage.layers).saturating_add(needs.session_bytes(&stage.layers).max(given.unwrap_or(0)))
 }
 
-/// The nodes that compute for others and know how fast they are; all their memory is theirs to give.
+/// The offers of all nodes that compute for others and have measured their speed, each with its whole memory.
 pub fn offers(view: &View) -> Vec<NodeOffer> {
     let offer = |advert: &Advert| {
         Some(NodeOffer {
@@ -82,13 +81,14 @@ pub fn offers(view: &View) -> Vec<NodeOffer> {
     view.everyone().filter(|advert| advert.works).filter_map(|advert| offer(advert)).collect()
 }
 
-/// The connection between two nodes, as either of them says.
+/// The connection between two nodes.
 pub fn link(view: &View, from: &PeerId, to: &PeerId) -> Option<Link> {
     let link = view.link(from, to)?;
     Some(Link { rtt: link.rtt, bytes_per_s: link.bytes_per_s })
 }
 
-/// What the master has decided, where its words are here: nothing of an older term, and nothing that is no placement.
+/// The placements of the current master; none while its advert is not known. Those of older terms and malformed ones are left
+/// out.
 pub fn placements(view: &View) -> Option<Vec<Placement>> {
     let term = view.term?;
     let master = view.advert(&term.master).filter(|advert| advert.term == Some(term))?;
@@ -96,7 +96,7 @@ pub fn placements(view: &View) -> Option<Vec<Placement>> {
     Some(master.placements.iter().filter(sound).cloned().collect())
 }
 
-/// Why the master cannot place a model on the nodes that are there, where it has said so and its words are here.
+/// Why the master cannot place a model, where it has published a refusal.
 pub fn refusal(view: &View, model: &Digest) -> Option<String> {
     let term = view.term?;
     let master = view.advert(&term.master).filter(|advert| advert.term == Some(term))?;
@@ -105,7 +105,7 @@ pub fn refusal(view: &View, model: &Digest) -> Option<String> {
     Some(refusal.why.clone())
 }
 
-/// Whether the stages are contiguous and on nodes of their own.
+/// Whether the stages are contiguous and no node has two.
 fn is_sound(placement: &Placement) -> bool {
     let mut peers = BTreeSet::new();
     let mut layer = 0;
@@ -117,7 +117,7 @@ fn is_sound(placement: &Placement) -> bool {
     follows && !placement.stages.is_empty() && placement.stages.len() <= MAX_STAGES
 }
 
-/// How a node says it is with a stage of a placement.
+/// The state of a stage of a placement, as its node advertises it.
 pub fn stage_state<'a>(view: &'a View, placement: &Placement, stage: usize) -> Option<&'a StageState> {
     let placed = placement.stages.get(stage)?;
     let advert = view.advert(&placed.peer).filter(|advert| advert.works)?;
@@ -128,13 +128,13 @@ pub fn stage_state<'a>(view: &'a View, placement: &Placement, stage: usize) -> O
     Some(&of.state)
 }
 
-/// The nodes that say that the placement's chain broke there, though their layers are fine: they miss another stage.
+/// The nodes that advertise that the placement's chain broke although their own stage is intact.
 pub fn broken_at(view: &View, placement: &Placement) -> Vec<PeerId> {
     let says = |placed: &PlacedStage| {
         view.advert(&placed.peer).is_some_and(|advert| {
             let of = |stage: &&StageAdvert| stage.model == placement.model && stage.layers == placed.layers;
             let broken = advert.stages.iter().find(of).and_then(|stage| stage.broken);
-            // What broke a later one broke this one, too, if it was not replaced for that very reason.
+            // A break of a later placement implies one of this placement.
             broken.is_some_and(|broken| broken >= placement.epoch)
         })
     };

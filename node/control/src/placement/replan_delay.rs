@@ -1,4 +1,4 @@
-//! For how long something better than what works has been in sight, and whether that is long enough. It compares no plans.
+//! How long a better plan must have been better before it replaces a placement that works. It compares no plans.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -7,77 +7,79 @@ use crate::Time;
 
 use libp2p_identity::PeerId;
 
-/// Long enough in any case. Nodes come and go in less when they start.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// Time for which a plan must have been better before it replaces a working placement. Nodes that start come and go
+/// within this time.
+const REPLAN_DELAY: Duration = Duration::from_secs(10);
 
-/// Under `--split`, all nodes were asked for: long enough for those that came and have been there for so long without another
-/// joining them, unless they come and go.
-const SPLIT_PATIENCE: Duration = Duration::from_secs(3);
+/// The same under `--split`, for a plan whose additional nodes all joined within `NEWCOMER_AGE` and are not flapping: every
+/// node is asked for there, and one more that joins restarts the time.
+const SPLIT_REPLAN_DELAY: Duration = Duration::from_secs(3);
 
-/// Who has been there for longer was not used for a reason: that this is better now may be a matter of measurement.
-const NEW: Duration = Duration::from_secs(30);
+/// Age up to which a node counts as a newcomer. An older node was left out for a reason; that a plan with it is better now
+/// may be noise of a measurement.
+const NEWCOMER_AGE: Duration = Duration::from_secs(30);
 
-/// A node that was lost so often,
-const LOSSES: u32 = 2;
+/// Losses within `FLAP_WINDOW` after which a node counts as flapping.
+const FLAP_LOSSES: u32 = 2;
 
-/// within this time, comes and goes.
-const REMEMBERED: Duration = Duration::from_secs(600);
+/// Time for which the loss of a node is remembered.
+const FLAP_WINDOW: Duration = Duration::from_secs(600);
 
-/// Something better.
+/// A plan that is better than what works.
 #[derive(Debug)]
-struct InSight {
+struct BetterPlan {
     since: Time,
-    /// The nodes that it would use and what works does not, with their runs.
+    /// The nodes that the plan uses and the working placement does not, each with its incarnation.
     newcomers: BTreeMap<PeerId, u64>,
-    /// Since when these are the ones.
+    /// Since when the newcomers are these.
     same_since: Time,
 }
 
-/// What is better for a model, and which of its nodes were lost lately.
+/// When a better plan of one model may replace what works.
 #[derive(Debug, Default)]
-pub(super) struct Patience {
-    in_sight: Option<InSight>,
+pub(super) struct ReplanDelay {
+    better: Option<BetterPlan>,
     losses: BTreeMap<PeerId, (u32, Time)>,
-    /// The nodes that are there, their runs, and since when.
-    there: BTreeMap<PeerId, (u64, Time)>,
+    /// The nodes of the pool: incarnation, and since when.
+    nodes: BTreeMap<PeerId, (u64, Time)>,
 }
 
-impl Patience {
-    /// These nodes are there, with their runs.
-    pub(super) fn see(&mut self, nodes: impl Iterator<Item = (PeerId, u64)>, now: Time) {
-        let before = std::mem::take(&mut self.there);
+impl ReplanDelay {
+    /// Takes in which nodes the pool has, each with its incarnation.
+    pub(super) fn observe_nodes(&mut self, nodes: impl Iterator<Item = (PeerId, u64)>, now: Time) {
+        let before = std::mem::take(&mut self.nodes);
         let since =
             |peer: &PeerId, run: u64| before.get(peer).filter(|(known, _)| *known == run).map(|(_, since)| *since);
-        self.there = nodes.map(|(peer, run)| (peer, (run, since(&peer, run).unwrap_or(now)))).collect();
+        self.nodes = nodes.map(|(peer, run)| (peer, (run, since(&peer, run).unwrap_or(now)))).collect();
     }
 
-    /// Nothing better is in sight.
-    pub(super) fn none(&mut self) {
-        self.in_sight = None;
+    /// No plan is better than what works.
+    pub(super) fn clear(&mut self) {
+        self.better = None;
     }
 
-    /// A node of a placement that worked is gone.
-    pub(super) fn lost(&mut self, peer: PeerId, now: Time) {
-        self.losses.retain(|_, (_, last)| now.since(*last) < REMEMBERED);
+    /// A node of a placement that worked is lost.
+    pub(super) fn node_lost(&mut self, peer: PeerId, now: Time) {
+        self.losses.retain(|_, (_, last)| now.since(*last) < FLAP_WINDOW);
         let (times, last) = self.losses.entry(peer).or_insert((0, now));
         (*times, *last) = (*times + 1, now);
     }
 
-    /// Something better is in sight, with these nodes that are not used yet: whether it has been for long enough.
-    pub(super) fn is_over(&mut self, newcomers: BTreeMap<PeerId, u64>, split: bool, now: Time) -> bool {
-        let comes_and_goes = |peer: &PeerId| {
-            let lost = self.losses.get(peer).filter(|(_, last)| now.since(*last) < REMEMBERED);
-            lost.is_some_and(|(times, _)| *times >= LOSSES)
+    /// A plan with these additional nodes is better: whether it has been for long enough.
+    pub(super) fn has_elapsed(&mut self, newcomers: BTreeMap<PeerId, u64>, split: bool, now: Time) -> bool {
+        let is_flapping = |peer: &PeerId| {
+            let lost = self.losses.get(peer).filter(|(_, last)| now.since(*last) < FLAP_WINDOW);
+            lost.is_some_and(|(times, _)| *times >= FLAP_LOSSES)
         };
-        let is_new = |peer: &PeerId| self.there.get(peer).is_some_and(|(_, since)| now.since(*since) < NEW);
-        let fit = |peer: &PeerId| is_new(peer) && !comes_and_goes(peer);
+        let is_new = |peer: &PeerId| self.nodes.get(peer).is_some_and(|(_, since)| now.since(*since) < NEWCOMER_AGE);
+        let fit = |peer: &PeerId| is_new(peer) && !is_flapping(peer);
         let steady = split && !newcomers.is_empty() && newcomers.keys().all(fit);
         let seen =
-            self.in_sight.get_or_insert_with(|| InSight { since: now, newcomers: newcomers.clone(), same_since: now });
+            self.better.get_or_insert_with(|| BetterPlan { since: now, newcomers: newcomers.clone(), same_since: now });
         if seen.newcomers != newcomers {
             (seen.newcomers, seen.same_since) = (newcomers, now);
         }
-        now.since(seen.since) >= PATIENCE || (steady && now.since(seen.same_since) >= SPLIT_PATIENCE)
+        now.since(seen.since) >= REPLAN_DELAY || (steady && now.since(seen.same_since) >= SPLIT_REPLAN_DELAY)
     }
 }
 
@@ -91,48 +93,48 @@ mod tests {
     }
 
     #[test]
-    fn a_split_waits_for_who_joins_while_others_do_and_not_for_ever() {
+    fn a_split_waits_while_nodes_join_but_not_for_ever() {
         let began = Time::from_secs(1000);
         let at = |seconds| began + Duration::from_secs(seconds);
-        let mut patience = Patience::default();
-        patience.see(nodes(&[1, 2, 3, 4]).into_iter(), began);
-        assert!(!patience.is_over(nodes(&[1]), true, at(0)));
-        assert!(!patience.is_over(nodes(&[1, 2]), true, at(2)));
-        // Begun anew: another run.
+        let mut replan_delay = ReplanDelay::default();
+        replan_delay.observe_nodes(nodes(&[1, 2, 3, 4]).into_iter(), began);
+        assert!(!replan_delay.has_elapsed(nodes(&[1]), true, at(0)));
+        assert!(!replan_delay.has_elapsed(nodes(&[1, 2]), true, at(2)));
+        // The node restarted: another incarnation.
         let mut again = nodes(&[1, 2]);
         again.insert(peer(2), 2);
-        assert!(!patience.is_over(again.clone(), true, at(4)));
-        assert!(!patience.is_over(again.clone(), true, at(6)));
-        assert!(patience.is_over(again, true, at(7)));
-        assert!(!patience.is_over(nodes(&[3]), true, at(9)));
-        assert!(patience.is_over(nodes(&[3, 4]), true, at(10)));
+        assert!(!replan_delay.has_elapsed(again.clone(), true, at(4)));
+        assert!(!replan_delay.has_elapsed(again.clone(), true, at(6)));
+        assert!(replan_delay.has_elapsed(again, true, at(7)));
+        assert!(!replan_delay.has_elapsed(nodes(&[3]), true, at(9)));
+        assert!(replan_delay.has_elapsed(nodes(&[3, 4]), true, at(10)));
     }
 
     #[test]
-    fn without_a_split_and_for_who_comes_and_goes_nothing_is_hurried() {
+    fn without_a_split_and_for_a_flapping_node_the_full_delay_counts() {
         let began = Time::from_secs(1000);
         let at = |seconds| began + Duration::from_secs(seconds);
-        let mut patience = Patience::default();
+        let mut replan_delay = ReplanDelay::default();
         for split in [false, true] {
-            patience.none();
-            patience.see(nodes(&[1]).into_iter(), began);
+            replan_delay.clear();
+            replan_delay.observe_nodes(nodes(&[1]).into_iter(), began);
             for second in 0..10 {
-                assert!(!patience.is_over(nodes(&[1]), split, at(second)), "{split} {second}");
+                assert!(!replan_delay.has_elapsed(nodes(&[1]), split, at(second)), "{split} {second}");
                 if split && second == 2 {
-                    // Lost once is lost; twice is another matter.
-                    patience.lost(peer(1), at(2));
-                    patience.lost(peer(1), at(2));
+                    // Two losses within the window make it flap.
+                    replan_delay.node_lost(peer(1), at(2));
+                    replan_delay.node_lost(peer(1), at(2));
                 }
             }
-            assert!(patience.is_over(nodes(&[1]), split, at(10)));
+            assert!(replan_delay.has_elapsed(nodes(&[1]), split, at(10)));
         }
-        // Long since forgotten; but who has been there all the time is in no hurry either, and who comes anew is.
-        patience.none();
-        assert!(!patience.is_over(nodes(&[1]), true, at(1000)));
-        assert!(!patience.is_over(nodes(&[1]), true, at(1003)));
-        patience.none();
-        patience.see([(peer(1), 2)].into_iter(), at(2000));
-        assert!(!patience.is_over(nodes(&[1]), true, at(2000)));
-        assert!(patience.is_over(nodes(&[1]), true, at(2003)));
+        // The losses are forgotten by now. A node that was there all the time is no newcomer; one that returns is.
+        replan_delay.clear();
+        assert!(!replan_delay.has_elapsed(nodes(&[1]), true, at(1000)));
+        assert!(!replan_delay.has_elapsed(nodes(&[1]), true, at(1003)));
+        replan_delay.clear();
+        replan_delay.observe_nodes([(peer(1), 2)].into_iter(), at(2000));
+        assert!(!replan_delay.has_elapsed(nodes(&[1]), true, at(2000)));
+        assert!(replan_delay.has_elapsed(nodes(&[1]), true, at(2003)));
     }
 }

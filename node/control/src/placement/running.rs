@@ -1,5 +1,5 @@
-//! A placement that is in force, and how it gets on as its nodes say: forming, ready, parted, or of no use any more. It judges
-//! one placement and makes none.
+//! The health of one placement in force, as its nodes advertise it: forming, ready, disconnected or broken. It makes no
+//! placement.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -12,43 +12,42 @@ use super::pool_facts;
 use super::{PlacedStage, Placement};
 use crate::pool::{StageState, View};
 
-/// A node that says nothing of its stage in this time has not heard, or does not obey.
-const HEED: Duration = Duration::from_secs(10);
+/// Time within which a node must advertise a stage that it was given.
+const STAGE_ACK_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Weights that do not come on in this time do not come.
-const FETCH_STALL: Duration = Duration::from_secs(60);
+/// Time without progress after which fetching a stage's weights counts as failed.
+const FETCH_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Packing the largest stage takes less.
-const LOAD_STALL: Duration = Duration::from_secs(600);
+/// Time after which loading a stage counts as failed. Packing the largest stage takes less.
+const LOAD_TIMEOUT: Duration = Duration::from_secs(600);
 
-/// A placement and how it gets on.
+/// A placement in force.
 #[derive(Clone, Debug)]
 pub(super) struct Running {
     pub(super) placement: Placement,
-    /// When it was decided, or heard of.
+    /// When this node decided it or heard of it.
     pub(super) made: Time,
-    /// The run of each stage's node.
+    /// The incarnation of each stage's node.
     incarnations: Vec<u64>,
-    /// How each stage was last, and since when.
+    /// The last advertised state of each stage, and since when.
     progress: Vec<(Option<StageState>, Time)>,
-    /// Since when its chain is broken though all its nodes are there.
-    parted: Option<Time>,
+    /// Since when the chain is broken although every node is there.
+    disconnected_since: Option<Time>,
 }
 
-/// How a placement is that has not been given up.
+/// The health of a placement.
 pub(super) enum Health {
     Ready,
     Forming,
-    /// It will not do any more.
+    /// The placement cannot serve any more.
     Broken {
-        /// Nodes that are to blame.
-        blamed: Vec<PeerId>,
-        /// Nodes that are not there any more, or begun anew.
+        /// Nodes that caused it.
+        suspects: Vec<PeerId>,
+        /// Nodes that are gone or have restarted.
         gone: Vec<PeerId>,
     },
-    /// Every node is there and as it should be, and the chain broke all the same, for so long now: these say so, and which of
-    /// them or of the connections between them is to blame nobody can tell.
-    Parted {
+    /// Every node is there and its stage ready, yet the chain broke. Which node or connection caused it is unknown.
+    Disconnected {
         since: Time,
         by: Vec<PeerId>,
     },
@@ -62,20 +61,20 @@ impl Running {
             progress: vec![(None, now); placement.stages.len()],
             placement,
             made: now,
-            parted: None,
+            disconnected_since: None,
         }
     }
 
-    /// Those of a plan's nodes that have no part in this, with their runs.
+    /// The nodes of a plan that have no stage of this placement, each with its incarnation.
     pub(super) fn newcomers(&self, stages: &[PlacedStage], view: &View) -> BTreeMap<PeerId, u64> {
         let has = |peer: &PeerId| self.placement.stages.iter().any(|stage| stage.peer == *peer);
         let new = stages.iter().map(|stage| stage.peer).filter(|peer| !has(peer));
         new.filter_map(|peer| Some((peer, view.advert(&peer)?.incarnation))).collect()
     }
 
-    /// How it is; `answering`: whether all its stages have been ready.
+    /// The health now. `answering`: all stages have been ready before.
     pub(super) fn health(&mut self, view: &View, now: Time, answering: bool) -> Health {
-        let (mut blamed, mut gone) = (Vec::new(), Vec::new());
+        let (mut suspects, mut gone) = (Vec::new(), Vec::new());
         let mut broken = !pool_facts::is_linked(view, &self.placement);
         let mut ready = true;
         for (at, stage) in self.placement.stages.iter().enumerate() {
@@ -89,7 +88,7 @@ impl Running {
             ready &= state == Some(&StageState::Ready);
             if matches!(state, Some(StageState::Failed(_))) {
                 (broken, ready) = (true, false);
-                blamed.push(stage.peer);
+                suspects.push(stage.peer);
             } else if answering && state != Some(&StageState::Ready) {
                 broken = true;
             }
@@ -98,22 +97,22 @@ impl Running {
                 (*before, *since) = (state.cloned(), now);
             }
             let most = match state {
-                None => HEED,
-                Some(StageState::Fetching { .. }) => FETCH_STALL,
-                Some(StageState::Loading) => LOAD_STALL,
+                None => STAGE_ACK_TIMEOUT,
+                Some(StageState::Fetching { .. }) => FETCH_TIMEOUT,
+                Some(StageState::Loading) => LOAD_TIMEOUT,
                 Some(StageState::Ready | StageState::Failed(_)) => continue,
             };
             if now.since(*since) >= most {
                 broken = true;
-                blamed.push(stage.peer);
+                suspects.push(stage.peer);
             }
         }
         if broken {
-            return Health::Broken { blamed, gone };
+            return Health::Broken { suspects, gone };
         }
         let by = pool_facts::broken_at(view, &self.placement);
         if !by.is_empty() {
-            return Health::Parted { since: *self.parted.get_or_insert(now), by };
+            return Health::Disconnected { since: *self.disconnected_since.get_or_insert(now), by };
         }
         if ready { Health::Ready } else { Health::Forming }
     }

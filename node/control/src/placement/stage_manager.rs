@@ -1,8 +1,8 @@
-//! The stages that this node holds: which to fetch and load, which to keep for sessions that began earlier, which to give up,
-//! all as the master of the highest term says. A state machine; it loads nothing itself.
+//! The stages that this node holds: which to fetch and load, which to keep for running sessions, which to unload, as the
+//! master of the highest term decided. It loads nothing itself.
 //!
-//! A stage is one range of layers of a model. A newer placement that gives this node the same range changes its epoch and
-//! nothing else. A stage that no placement names any more stays until its last session has ended.
+//! A stage is one range of layers of a model. A newer placement that gives this node the same range changes the stage's epoch
+//! and nothing else. A stage that no placement names any more is kept until its last session has ended.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -11,26 +11,26 @@ use std::time::Duration;
 use crate::Time;
 
 use libp2p_identity::PeerId;
-use pangea_units::Digest;
+use pangea_units::{ByteSize, Digest};
 
 use super::Placement;
 use super::offer::ModelNeeds;
 use super::pool_facts;
 use crate::pool::{StageAdvert, StageState, View};
 
-/// How long a stage is kept after a newer placement left it out: whoever has not heard of that yet still comes here.
+/// Time for which a stage is kept after a newer placement left it out: requests routed by the older placement still arrive.
 const LINGER: Duration = Duration::from_secs(2);
 
-/// How long a stage is kept when the master names its model no more: a new master may take some time to.
+/// Time for which a stage is kept after the master stopped naming its model: a new master needs some time to place it.
 const ORPHANED: Duration = Duration::from_secs(30);
 
-/// How long sessions of an earlier placement may keep out a stage that needs their memory.
-const YIELD: Duration = Duration::from_secs(5);
+/// Time for which sessions of an earlier placement may hold the memory that a new stage waits for.
+const YIELD_AFTER: Duration = Duration::from_secs(5);
 
-/// Progress is told this often at most.
-const PROGRESS: Duration = Duration::from_millis(250);
+/// Least time between two adverts that differ only in bytes fetched.
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(250);
 
-/// The part of a node's memory that the sessions of one stage get where there is room.
+/// Divisor of a node's memory: the share that the sessions of one stage get where there is room.
 const SESSION_SHARE: u64 = 8;
 
 /// A stage to be fetched and loaded.
@@ -40,19 +40,19 @@ pub struct StageOrder {
     pub model: Digest,
     /// Its name.
     pub name: String,
-    /// The layers; at layer 0 the embedding is with them, at the last the head.
+    /// The layers. Layer 0 comes with the embedding, the last layer with the head.
     pub layers: Range<u32>,
-    /// Whether the head is with them.
+    /// Whether the head comes with them.
     pub last: bool,
     /// The placement for which it is ordered.
     pub epoch: u64,
     /// Memory for its sessions, in bytes.
     pub session_bytes: u64,
-    /// Nodes that have the file, those with all of it first.
-    pub holders: Vec<PeerId>,
+    /// Nodes that have pieces of the file, those with the whole file first.
+    pub providers: Vec<PeerId>,
 }
 
-/// How far the loading of an order is; later, if a stage that was ready has ended.
+/// The state of a stage that was ordered: while it is loaded, and when it ends later.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StageReport {
     /// The model's digest.
@@ -61,14 +61,14 @@ pub struct StageReport {
     pub layers: Range<u32>,
     /// The epoch of the order.
     pub epoch: u64,
-    /// How far it is.
+    /// The state.
     pub state: StageState,
 }
 
-/// What a stage_manager wants done.
+/// What the placer has to do for the stages of this node.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) enum Wish {
-    Say(Vec<StageAdvert>),
+pub(super) enum Effect {
+    Publish(Vec<StageAdvert>),
     Load(StageOrder),
     Cancel(Digest, Range<u32>),
     Unload(Digest, Range<u32>),
@@ -79,15 +79,15 @@ type Key = (Digest, u32, u32);
 
 #[derive(Debug)]
 struct Stage {
-    /// The epoch of the order: later reports of earlier orders are nothing.
+    /// The epoch of the order. Reports of earlier orders are ignored.
     ordered: u64,
-    /// The newest placement that names it.
+    /// The epoch of the newest placement that names the stage.
     epoch: u64,
     state: StageState,
     weight_bytes: u64,
     session_bytes: u64,
     sessions: usize,
-    /// The newest placement whose chain broke here.
+    /// The epoch of the newest placement whose chain broke here.
     broken: Option<u64>,
     unwanted_since: Option<Time>,
 }
@@ -110,14 +110,14 @@ struct Wanted {
 #[derive(Debug, Default)]
 pub(super) struct StageManager {
     stages: BTreeMap<Key, Stage>,
-    /// Orders that wait for memory, since when.
+    /// Stages that wait for memory, and since when.
     waiting: BTreeMap<Key, Time>,
-    said: Vec<StageAdvert>,
-    said_at: Option<Time>,
+    published: Vec<StageAdvert>,
+    published_at: Option<Time>,
 }
 
 impl StageManager {
-    /// Takes in how far a stage is.
+    /// Takes in the state of a stage.
     pub(super) fn report(&mut self, report: StageReport) {
         let key = (report.model, report.layers.start, report.layers.end);
         if let Some(stage) = self.stages.get_mut(&key).filter(|stage| stage.ordered == report.epoch) {
@@ -132,24 +132,24 @@ impl StageManager {
         }
     }
 
-    /// Takes in that the chain of a placement broke though this stage's layers are fine.
+    /// Takes in that the chain of a placement broke although this stage is intact.
     pub(super) fn broke(&mut self, model: Digest, layers: &Range<u32>, epoch: u64) {
         if let Some(stage) = self.stages.get_mut(&(model, layers.start, layers.end)) {
             stage.broken = stage.broken.max(Some(epoch));
         }
     }
 
-    /// What is to be done now; `placements` as the master says, where its words are here.
-    pub(super) fn wishes(&mut self, view: &View, placements: Option<Vec<Placement>>, now: Time) -> Vec<Wish> {
-        let mut wishes = Vec::new();
+    /// What to do now. `placements`: those of the current master; none while its advert is not known.
+    pub(super) fn effects(&mut self, view: &View, placements: Option<Vec<Placement>>, now: Time) -> Vec<Effect> {
+        let mut effects = Vec::new();
         if let Some(placements) = placements.filter(|_| view.own.works) {
             let wanted = wanted(&placements, view.local);
             self.mark(&wanted, now);
-            self.give_up(&placements, now, &mut wishes);
-            self.take_on(view, &wanted, now, &mut wishes);
+            self.unload_unwanted(&placements, now, &mut effects);
+            self.order_missing(view, &wanted, now, &mut effects);
         }
-        self.say(now, &mut wishes);
-        wishes
+        self.publish(now, &mut effects);
+        effects
     }
 
     fn mark(&mut self, wanted: &BTreeMap<Key, Wanted>, now: Time) {
@@ -158,7 +158,7 @@ impl StageManager {
                 Some(wanted) => {
                     stage.unwanted_since = None;
                     let failed = matches!(stage.state, StageState::Failed(_));
-                    // A failed one is ordered anew by a newer epoch, and says until then what went wrong.
+                    // A failed stage keeps its error until a newer epoch orders it again.
                     if !failed {
                         stage.epoch = stage.epoch.max(wanted.epoch);
                     }
@@ -170,8 +170,8 @@ impl StageManager {
         }
     }
 
-    /// Ends what no placement names any more, unless sessions hold it.
-    fn give_up(&mut self, placements: &[Placement], now: Time, wishes: &mut Vec<Wish>) {
+    /// Unloads stages that no placement names any more and no session uses.
+    fn unload_unwanted(&mut self, placements: &[Placement], now: Time, effects: &mut Vec<Effect>) {
         let needed = self.waiting.values().min().copied();
         self.stages.retain(|(model, start, end), stage| {
             let Some(since) = stage.unwanted_since else { return true };
@@ -182,21 +182,21 @@ impl StageManager {
                 (true, None) => LINGER,
                 (false, _) => ORPHANED,
             };
-            let yields = needed.is_some_and(|since| now.since(since) >= YIELD);
+            let yields = needed.is_some_and(|since| now.since(since) >= YIELD_AFTER);
             let layers = *start..*end;
             match stage.state {
                 _ if gone_for < grace => return true,
                 StageState::Ready if stage.sessions > 0 && !yields => return true,
-                StageState::Ready => wishes.push(Wish::Unload(*model, layers)),
-                StageState::Fetching { .. } | StageState::Loading => wishes.push(Wish::Cancel(*model, layers)),
+                StageState::Ready => effects.push(Effect::Unload(*model, layers)),
+                StageState::Fetching { .. } | StageState::Loading => effects.push(Effect::Cancel(*model, layers)),
                 StageState::Failed(_) => {}
             }
             false
         });
     }
 
-    /// Orders what is not here yet, as far as memory goes.
-    fn take_on(&mut self, view: &View, wanted: &BTreeMap<Key, Wanted>, now: Time, wishes: &mut Vec<Wish>) {
+    /// Orders the stages that are missing, as far as memory allows.
+    fn order_missing(&mut self, view: &View, wanted: &BTreeMap<Key, Wanted>, now: Time, effects: &mut Vec<Effect>) {
         self.waiting.retain(|key, _| wanted.contains_key(key));
         for (key, stage_wanted) in wanted {
             let again = match self.stages.get(key) {
@@ -206,7 +206,7 @@ impl StageManager {
             if !again {
                 continue;
             }
-            // Sizes are heard of a moment later where only the placement came.
+            // The placement may arrive before the advert with the model's sizes.
             let Some(needs) = pool_facts::model(view, &key.0) else { continue };
             let layers = key.1..key.2;
             let memory = view.own.memory_bytes;
@@ -226,19 +226,19 @@ impl StageManager {
             };
             match left.checked_sub(weight_bytes).filter(|left| *left >= least) {
                 Some(left) => {
-                    // What else is to come has its part of the rest.
+                    // Other stages that are still to be ordered get their share of the rest.
                     let others = wanted.keys().filter(|other| *other != key && !self.stages.contains_key(other));
                     let others = others.map(|other| least_bytes(view, other)).fold(0, u64::saturating_add);
                     let spare = left.saturating_sub(others) / 2;
                     stage.session_bytes = least.max((memory / SESSION_SHARE).min(spare));
-                    wishes.push(Wish::Load(StageOrder {
+                    effects.push(Effect::Load(StageOrder {
                         model: key.0,
                         name: needs.name.clone(),
                         layers,
                         last: stage_wanted.last,
                         epoch: stage_wanted.epoch,
                         session_bytes: stage.session_bytes,
-                        holders: holders(view, &needs),
+                        providers: providers(view, &needs),
                     }));
                 }
                 None if self.stages.values().any(|stage| stage.unwanted_since.is_some()) => {
@@ -247,7 +247,7 @@ impl StageManager {
                 }
                 None => {
                     let takes = weight_bytes.saturating_add(least);
-                    stage.state = StageState::Failed(format!("it takes {takes} bytes, and {left} are left"));
+                    stage.state = StageState::Failed(format!("needs {}; {} free", ByteSize(takes), ByteSize(left)));
                 }
             }
             self.waiting.remove(key);
@@ -255,8 +255,8 @@ impl StageManager {
         }
     }
 
-    /// Tells how the stages are, where that has changed.
-    fn say(&mut self, now: Time, wishes: &mut Vec<Wish>) {
+    /// Publishes the states of the stages where they have changed.
+    fn publish(&mut self, now: Time, effects: &mut Vec<Effect>) {
         let stages: Vec<StageAdvert> = self
             .stages
             .iter()
@@ -269,21 +269,21 @@ impl StageManager {
                 broken: stage.broken,
             })
             .collect();
-        let recently = self.said_at.is_some_and(|at| now.since(at) < PROGRESS);
-        if stages == self.said || (recently && only_progress(&self.said, &stages)) {
+        let recently = self.published_at.is_some_and(|at| now.since(at) < PROGRESS_INTERVAL);
+        if stages == self.published || (recently && only_progress(&self.published, &stages)) {
             return;
         }
-        (self.said, self.said_at) = (stages.clone(), Some(now));
-        wishes.push(Wish::Say(stages));
+        (self.published, self.published_at) = (stages.clone(), Some(now));
+        effects.push(Effect::Publish(stages));
     }
 }
 
-/// What a stage takes at least.
+/// Bytes that a stage takes at least.
 fn least_bytes(view: &View, key: &Key) -> u64 {
     pool_facts::model(view, &key.0).map_or(0, |needs| needs.stage_bytes(&(key.1..key.2)))
 }
 
-/// Whether nothing but bytes on their way has changed.
+/// Whether only the bytes fetched have changed.
 fn only_progress(before: &[StageAdvert], now: &[StageAdvert]) -> bool {
     let fetching = |state: &StageState| matches!(state, StageState::Fetching { .. });
     before.len() == now.len()
@@ -308,14 +308,14 @@ fn wanted(placements: &[Placement], local: PeerId) -> BTreeMap<Key, Wanted> {
     wanted
 }
 
-/// Who has pieces of the file, those with all of it first.
-fn holders(view: &View, needs: &ModelNeeds) -> Vec<PeerId> {
-    let mut holders: Vec<(bool, PeerId)> = view
+/// The nodes that have pieces of the file, those with the whole file first.
+fn providers(view: &View, needs: &ModelNeeds) -> Vec<PeerId> {
+    let mut providers: Vec<(bool, PeerId)> = view
         .everyone()
         .flat_map(|advert| advert.models.iter().map(move |model| (advert.peer, model)))
         .filter(|(_, model)| model.digest == needs.digest)
         .map(|(peer, model)| (!model.whole, peer))
         .collect();
-    holders.sort_unstable();
-    holders.into_iter().map(|(_, peer)| peer).collect()
+    providers.sort_unstable();
+    providers.into_iter().map(|(_, peer)| peer).collect()
 }

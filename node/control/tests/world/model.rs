@@ -38,15 +38,15 @@ impl World {
         let node = &mut self.nodes[at];
         let Some(run) = &mut node.run else { return Ok(()) };
         match action {
-            Action::SayPlacements(placements) => {
+            Action::PublishPlacements(placements) => {
                 self.checks.placed(now, at, run, &placements)?;
                 (run.advert.placements, run.fresh) = (placements, true);
             }
-            Action::SayRefusals(refusals) => {
+            Action::PublishRefusals(refusals) => {
                 self.checks.refused(now, run, &refusals)?;
                 (run.advert.refusals, run.fresh) = (refusals, true);
             }
-            Action::SayStages(stages) => (run.advert.stages, run.fresh) = (stages, true),
+            Action::PublishStages(stages) => (run.advert.stages, run.fresh) = (stages, true),
             Action::Load(order) => return self.load(at, order),
             Action::Cancel { model, layers } | Action::Unload { model, layers } => self.unload(at, model, &layers),
             Action::Note(_) => {}
