@@ -7,7 +7,9 @@
 mod tiny;
 
 use pangea_compute::commit::merkle::{chosen_leaf, nothing_leaf, row_leaf, token_leaf};
-use pangea_compute::commit::{Difference, Given, Leaf, Pace, Replay, Source, Transcript, merkle_root, replay};
+use pangea_compute::commit::{
+    ClaimedOutput, Difference, Leaf, ModelSource, Replay, ReplayPace, Transcript, merkle_root, replay,
+};
 use pangea_compute::gguf::GgmlType;
 use pangea_compute::model::{Cache, Input, Logits, Model, ModelFile, ModelPart, PageBudget, Step};
 use pangea_compute::sample::{Choice, Sampling, choose};
@@ -33,8 +35,8 @@ fn random_pool(random: &mut SplitMix64) -> Pool {
     Pool::with_isa(1 + random.index(3), isas[random.index(isas.len())]).unwrap()
 }
 
-fn at_once(cancel: &Cancel) -> Pace<'_> {
-    Pace { chunk_rows: 256, cancel, between: Box::leak(Box::new(|_| {})) }
+fn at_once(cancel: &Cancel) -> ReplayPace<'_> {
+    ReplayPace { chunk_rows: 256, cancel, between: Box::leak(Box::new(|_| {})) }
 }
 
 /// A single bit turned over in what a stage gives at a position.
@@ -193,8 +195,8 @@ impl Session {
         }
     }
 
-    fn opened(&self) -> Vec<Given<'_>> {
-        self.given.iter().map(|leaves| Given { root: merkle_root(leaves), leaves: Some(leaves) }).collect()
+    fn opened(&self) -> Vec<ClaimedOutput<'_>> {
+        self.given.iter().map(|leaves| ClaimedOutput { root: merkle_root(leaves), leaves: Some(leaves) }).collect()
     }
 }
 
@@ -215,7 +217,7 @@ impl Parts<'_> {
         &mut self,
         layers: &[Range<u32>],
         transcript: Transcript<'_>,
-        pace: &mut Pace<'_>,
+        pace: &mut ReplayPace<'_>,
     ) -> Result<Replay, Error> {
         let Parts { file, pool, at_once, loaded } = self;
         let mut load = |part: ModelPart| {
@@ -227,7 +229,7 @@ impl Parts<'_> {
             loaded.insert(part.layers, Arc::clone(&model));
             Ok(model)
         };
-        let mut source = Source { config: file.config(), at_once: *at_once, load: &mut load };
+        let mut source = ModelSource { config: file.config(), at_once: *at_once, load: &mut load };
         replay(&mut source, pool, layers, transcript, pace)
     }
 }
@@ -252,10 +254,10 @@ fn honest_sessions_have_the_roots_of_their_replay_on_any_mix_of_machines() {
         let session = line.run(tokens, prompt_len, positions, &sampling, || 1 + random.index(most), None).unwrap();
         let mut parts = Parts::of(&file, random_pool(&mut random), 1 + random.index(LAYERS));
         let cancel = Cancel::new();
-        let mut pace = Pace { chunk_rows: 1 + random.index(300), ..at_once(&cancel) };
+        let mut pace = ReplayPace { chunk_rows: 1 + random.index(300), ..at_once(&cancel) };
         let again = parts.replay(&ranges(&cuts), session.transcript(&sampling), &mut pace).unwrap();
         assert_eq!(again.first_difference(&session.opened()), None, "case {case}");
-        assert_eq!(again.given, session.given, "case {case}");
+        assert_eq!(again.outputs, session.given, "case {case}");
         for (stage, received) in session.received.iter().enumerate() {
             assert_eq!(again.predecessor(stage), merkle_root(received), "case {case}");
         }
@@ -306,7 +308,8 @@ fn no_lie_in_any_bit_of_any_stage_goes_unseen() {
             let expected = Difference { stage: lie.stage, position: Some(lie.position) };
             assert_eq!(again.first_difference(&session.opened()), Some(expected), "case {case}: {lie:?}");
             // The roots alone say which stage; what it received was right.
-            let closed: Vec<Given<'_>> = session.opened().iter().map(|g| Given { leaves: None, ..*g }).collect();
+            let closed: Vec<ClaimedOutput<'_>> =
+                session.opened().iter().map(|g| ClaimedOutput { leaves: None, ..*g }).collect();
             assert_eq!(again.first_difference(&closed), Some(Difference { position: None, ..expected }));
             assert_eq!(again.predecessor(stage), merkle_root(&session.received[stage]));
             told += 1;
@@ -357,7 +360,7 @@ fn a_replay_stops_when_told_to_and_refuses_what_cannot_be() {
             cancel.cancel();
         }
     };
-    let mut pace = Pace { chunk_rows: 8, cancel: &cancel, between: &mut stop };
+    let mut pace = ReplayPace { chunk_rows: 8, cancel: &cancel, between: &mut stop };
     let error = parts.replay(&[0..1, 1..3], transcript, &mut pace).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Cancelled);
     // One of three layers, then the other two.
@@ -388,14 +391,14 @@ fn a_replay_stops_when_told_to_and_refuses_what_cannot_be() {
 #[test]
 fn leaves_that_do_not_make_the_root_are_not_believed() {
     let leaves: Vec<Leaf> = (0..4).map(|position| token_leaf(position, 1)).collect();
-    let replay = Replay { received: leaves.clone(), given: vec![leaves.clone()], choices: Vec::new() };
+    let replay = Replay { input: leaves.clone(), outputs: vec![leaves.clone()], choices: Vec::new() };
     let mut others = leaves.clone();
     others[2] = token_leaf(2, 9);
     let root = merkle_root(&others);
-    let difference = |leaves| replay.first_difference(&[Given { root, leaves }]);
+    let difference = |leaves| replay.first_difference(&[ClaimedOutput { root, leaves }]);
     assert_eq!(difference(Some(&others[..])), Some(Difference { stage: 0, position: Some(2) }));
     assert_eq!(difference(Some(&leaves[..])), Some(Difference { stage: 0, position: None }));
     let short = &leaves[..3];
-    let cut = Given { root: merkle_root(short), leaves: Some(short) };
+    let cut = ClaimedOutput { root: merkle_root(short), leaves: Some(short) };
     assert_eq!(replay.first_difference(&[cut]), Some(Difference { stage: 0, position: Some(3) }));
 }

@@ -34,7 +34,7 @@ pub struct Transcript<'a> {
 }
 
 /// Chunks, cancellation and progress of a replay.
-pub struct Pace<'a> {
+pub struct ReplayPace<'a> {
     /// Rows of one pass, at most: between passes other work can use the pool.
     pub chunk_rows: usize,
     /// Cancels the replay before its next pass.
@@ -48,16 +48,16 @@ pub struct Pace<'a> {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Replay {
     /// Leaves of the first stage's input.
-    pub received: Vec<Leaf>,
+    pub input: Vec<Leaf>,
     /// Leaves of each stage's output.
-    pub given: Vec<Vec<Leaf>>,
+    pub outputs: Vec<Vec<Leaf>>,
     /// The choice at each position that was computed, in order; empty without the head.
     pub choices: Vec<(usize, Choice)>,
 }
 
 /// A stage's claimed output.
 #[derive(Clone, Copy, Debug)]
-pub struct Given<'a> {
+pub struct ClaimedOutput<'a> {
     /// The signed root.
     pub root: [u8; 32],
     /// The leaves under the root, where the stage opened them.
@@ -77,24 +77,25 @@ impl Replay {
     /// The root over the correct input of stage `stage`.
     pub fn predecessor(&self, stage: usize) -> [u8; 32] {
         merkle_root(match stage.checked_sub(1) {
-            None => &self.received,
-            Some(before) => &self.given[before],
+            None => &self.input,
+            Some(before) => &self.outputs[before],
         })
     }
 
     /// The root over the correct output of stage `stage`.
     pub fn output(&self, stage: usize) -> [u8; 32] {
-        merkle_root(&self.given[stage])
+        merkle_root(&self.outputs[stage])
     }
 
     /// The first stage whose root differs, and the first position where its opened leaves differ.
-    pub fn first_difference(&self, given: &[Given<'_>]) -> Option<Difference> {
-        let differs = |(stage, theirs): (usize, &Given<'_>)| (self.output(stage) != theirs.root).then_some(stage);
-        let stage = given.iter().take(self.given.len()).enumerate().find_map(differs)?;
+    pub fn first_difference(&self, claimed: &[ClaimedOutput<'_>]) -> Option<Difference> {
+        let differs =
+            |(stage, theirs): (usize, &ClaimedOutput<'_>)| (self.output(stage) != theirs.root).then_some(stage);
+        let stage = claimed.iter().take(self.outputs.len()).enumerate().find_map(differs)?;
         // Leaves that do not give the signed root are no evidence.
-        let opened = given[stage].leaves.filter(|leaves| merkle_root(leaves) == given[stage].root);
+        let opened = claimed[stage].leaves.filter(|leaves| merkle_root(leaves) == claimed[stage].root);
         let position = opened.and_then(|theirs| {
-            let ours = &self.given[stage];
+            let ours = &self.outputs[stage];
             let first = ours.iter().zip(theirs).position(|(ours, theirs)| ours != theirs);
             first.or((ours.len() != theirs.len()).then_some(ours.len().min(theirs.len())))
         });
@@ -111,7 +112,7 @@ impl Replay {
 }
 
 /// Where a replay gets a model's layers: neither memory nor disk needs to hold the whole model at once.
-pub struct Source<'a> {
+pub struct ModelSource<'a> {
     /// The model's configuration.
     pub config: &'a ModelConfig,
     /// Layers of one part, at most; at least 1.
@@ -128,11 +129,11 @@ pub struct Source<'a> {
 /// [`Error::Invalid`] for layers that do not cover the model in order, tokens outside its vocabulary, or an impossible
 /// transcript; [`Error::Cancelled`]; errors of loading, [`Model::forward`] and [`choose`].
 pub fn replay(
-    source: &mut Source<'_>,
+    source: &mut ModelSource<'_>,
     pool: &Pool,
     layers: &[Range<u32>],
     transcript: Transcript<'_>,
-    pace: &mut Pace<'_>,
+    pace: &mut ReplayPace<'_>,
 ) -> Result<Replay, Error> {
     let config = source.config;
     let ends = [0].into_iter().chain(layers.iter().map(|layers| layers.end));
@@ -146,7 +147,7 @@ pub fn replay(
     check(&transcript, transcript.positions)?;
     let tokens = &transcript.tokens[..transcript.positions];
     let mut chooser = Chooser::new(transcript, transcript.prompt_len - 1);
-    let mut given = Vec::with_capacity(layers.len());
+    let mut outputs = Vec::with_capacity(layers.len());
     let mut activations = Vec::new();
     for stage in layers {
         let mut chosen = Vec::new();
@@ -162,7 +163,7 @@ pub fn replay(
             }
         }
         // The last part's output is tokens.
-        given.push(match stage.end as usize == config.layers {
+        outputs.push(match stage.end as usize == config.layers {
             true => chosen,
             false => {
                 let rows = activations.chunks_exact(config.hidden_size).zip(0..);
@@ -170,7 +171,7 @@ pub fn replay(
             }
         });
     }
-    Ok(Replay { received: token_leaves(tokens), given, choices: chooser.choices })
+    Ok(Replay { input: token_leaves(tokens), outputs, choices: chooser.choices })
 }
 
 fn check(transcript: &Transcript<'_>, positions: usize) -> Result<(), Error> {
@@ -203,7 +204,7 @@ struct Pass<'a> {
 
 impl Pass<'_> {
     /// The output of a part without the head: `[positions, hidden_size]`.
-    fn activations(&mut self, pace: &mut Pace<'_>) -> Result<Vec<f32>, Error> {
+    fn activations(&mut self, pace: &mut ReplayPace<'_>) -> Result<Vec<f32>, Error> {
         let mut given = Vec::with_capacity(self.positions * self.model.config().hidden_size);
         let most = pace.chunk_rows.max(1);
         self.rows(
@@ -218,7 +219,7 @@ impl Pass<'_> {
     }
 
     /// The output of the last part: a leaf for every row.
-    fn choose(&mut self, chooser: &mut Chooser<'_>, pace: &mut Pace<'_>) -> Result<Vec<Leaf>, Error> {
+    fn choose(&mut self, chooser: &mut Chooser<'_>, pace: &mut ReplayPace<'_>) -> Result<Vec<Leaf>, Error> {
         let mut leaves = Vec::with_capacity(self.positions);
         let vocabulary = self.model.config().vocabulary;
         let (from, most) = (chooser.from, pace.chunk_rows.max(1));
@@ -233,7 +234,7 @@ impl Pass<'_> {
     /// Computes rows in passes up to where `next` says, and gives each pass's output to a callback.
     fn rows(
         &mut self,
-        pace: &mut Pace<'_>,
+        pace: &mut ReplayPace<'_>,
         next: impl Fn(usize) -> (usize, Logits),
         mut take: impl FnMut(Range<usize>, &mut Output) -> Result<(), Error>,
     ) -> Result<(), Error> {

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use clap::{Args, Subcommand};
 use pangea_client::ErrorKind;
 use pangea_compute::chat::calendar::CalendarTime;
-use pangea_compute::commit::Pace;
+use pangea_compute::commit::ReplayPace;
 use pangea_compute::model::{Manifest, ModelFile};
 use pangea_compute::{Cancel, Pool};
 
@@ -212,7 +212,8 @@ fn check(args: &ReceiptsVerifyArgs, output: OutputArgs) -> Result<(), Failure> {
     let mut progress = Progress::new(output.quiet);
     progress.phase("replaying", receipt.tokens().len() as u64);
     let cancel = Cancel::new();
-    let mut pace = Pace { chunk_rows: CHUNK_ROWS, cancel: &cancel, between: &mut |rows| progress.done(rows as u64) };
+    let mut pace =
+        ReplayPace { chunk_rows: CHUNK_ROWS, cancel: &cancel, between: &mut |rows| progress.done(rows as u64) };
     let room = config::host::memory_bytes().map_or(u64::MAX, |installed| installed / MEMORY_SHARE);
     let mut weights = Weights { file: &file, manifest: &manifest, room, fetch: &mut |_| Ok(()) };
     let found = verify(&receipt, &mut weights, &pool, &mut pace)?;

@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use libp2p::PeerId;
 use pangea_client::{Error, ErrorKind, Result};
-use pangea_compute::commit::Pace;
+use pangea_compute::commit::ReplayPace;
 use pangea_compute::model::{ModelFile, ModelPart, Wanted};
 use pangea_compute::{Cancel, Digest, Pool};
 use pangea_control::trust::{AuditPolicy, Verdict};
@@ -168,7 +168,7 @@ fn replay_audit(parts: &AuditorParts, pool: &OnceLock<Pool>, mut receipt: Receip
         }
     };
     wait(0);
-    let mut pace = Pace { chunk_rows: CHUNK_ROWS, cancel: &cancel, between: &mut wait };
+    let mut pace = ReplayPace { chunk_rows: CHUNK_ROWS, cancel: &cancel, between: &mut wait };
     let mut fetch = |part: &ModelPart| fetches.get(Wanted::of_part(part)).map(drop);
     let mut weights = Weights { file: &file, manifest: &manifest, room: parts.room, fetch: &mut fetch };
     let found = verify(&receipt, &mut weights, pool, &mut pace)?;

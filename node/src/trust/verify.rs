@@ -7,7 +7,7 @@ use std::sync::Arc;
 use libp2p::PeerId;
 use pangea_client::{Error, ErrorKind, Result};
 use pangea_compute::commit::merkle::token_leaves;
-use pangea_compute::commit::{Claim, Pace, Replay, Source, Transcript, merkle_root, replay};
+use pangea_compute::commit::{Claim, ModelSource, Replay, ReplayPace, Transcript, merkle_root, replay};
 use pangea_compute::model::{Manifest, Model, ModelFile, ModelPart, NUMERICS, Wanted};
 use pangea_compute::sample::Sampling;
 use pangea_compute::sample::grammar::GrammarVocabulary;
@@ -142,12 +142,17 @@ impl Loaded<'_, '_> {
         Ok(model)
     }
 
-    fn replay(&mut self, layers: &[Range<u32>], transcript: Transcript<'_>, pace: &mut Pace<'_>) -> Result<Replay> {
+    fn replay(
+        &mut self,
+        layers: &[Range<u32>],
+        transcript: Transcript<'_>,
+        pace: &mut ReplayPace<'_>,
+    ) -> Result<Replay> {
         let (config, pool) = (self.weights.file.config(), self.pool);
         let at_once = usize::try_from(self.weights.room / self.weights.manifest.layer_bytes().max(1));
         let at_once = at_once.unwrap_or(usize::MAX).clamp(1, config.layers);
         let mut load = |part| self.get(part);
-        let mut source = Source { config, at_once, load: &mut load };
+        let mut source = ModelSource { config, at_once, load: &mut load };
         let replayed = replay(&mut source, pool, layers, transcript, pace);
         replayed.map_err(|error| self.failed.take().unwrap_or_else(|| compute_error(error)))
     }
@@ -163,7 +168,12 @@ fn part_bytes(manifest: &Manifest, part: &ModelPart) -> u64 {
 /// # Errors
 /// `InvalidInput` for a file of another model, another version of the numerics, or a receipt of something that cannot be
 /// computed; `Cancelled` as the pace says; what fetching, loading and computing give. A lie is no error but in the result.
-pub fn verify(receipt: &Receipt, weights: &mut Weights<'_>, pool: &Pool, pace: &mut Pace<'_>) -> Result<Verification> {
+pub fn verify(
+    receipt: &Receipt,
+    weights: &mut Weights<'_>,
+    pool: &Pool,
+    pace: &mut ReplayPace<'_>,
+) -> Result<Verification> {
     let wrong = |why: String| Err(Error::new(ErrorKind::InvalidInput, why));
     let (file, digest) = (weights.file, weights.manifest.digest());
     if receipt.model.digest != digest {
@@ -224,7 +234,7 @@ pub fn verify(receipt: &Receipt, weights: &mut Weights<'_>, pool: &Pool, pace: &
         choices = loaded.replay(std::slice::from_ref(&(0..layers)), transcript, pace)?.choices;
     }
     let checked = choices.iter().filter(|(position, _)| position + 1 < tokens.len()).count();
-    let replayed = Replay { received: Vec::new(), given: Vec::new(), choices };
+    let replayed = Replay { input: Vec::new(), outputs: Vec::new(), choices };
     let wrong_token = replayed.first_wrong_token(&tokens);
     // Behind a token that the grammar does not allow nothing is chosen; that token is wrong then.
     let tokens = TokenCheck {
