@@ -265,7 +265,7 @@ fn a_product_that_no_memory_holds_is_refused_by_arithmetic() {
     for (arguments, said) in [
         ("--size 10000000", "need 1091 TiB"),
         ("--size 1000000 --max-memory 500M", "need 10.9 TiB; 500 MiB free"),
-        ("--shape 3000000x1000000x3000000 --dtype i8 -o c.npy", "c.npy|on disk"),
+        ("--shape 3000000x1000x3000000 -o c.npy", "the product needs 32.7 TiB on disk"),
         ("--size 70000 -o c.csv --max-memory 1G", "need 54.8 GiB; 1.00 GiB free"),
         ("--size 9223372036854775807", "no machine has"),
     ] {

@@ -7,22 +7,22 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 use pangea_compute::DType;
 
-/// How much is said, for every command.
+/// Verbosity of every command.
 #[derive(Args, Clone, Copy, Debug, Default)]
 pub(super) struct OutputArgs {
-    /// Say more; twice for everything
+    /// Log more; -vv logs everything
     #[arg(short, long, global = true, action = clap::ArgAction::Count, conflicts_with = "quiet")]
     pub(super) verbose: u8,
 
-    /// Say nothing but failures
+    /// Print only results and errors
     #[arg(short, long, global = true)]
     pub(super) quiet: bool,
 }
 
-/// Form of the result, for commands that end by themselves.
+/// Output format of commands that end by themselves.
 #[derive(Args, Clone, Copy, Debug, Default)]
 pub(super) struct JsonArgs {
-    /// Write the result as one JSON document to standard output
+    /// Write the result to standard output as one JSON document
     #[arg(long)]
     pub(super) json: bool,
 }
@@ -34,7 +34,7 @@ pub(super) struct RpcArgs {
     #[arg(long, value_name = "ADDR", env = "PANGEA_RPC", hide_env_values = true, value_parser = host_and_port)]
     pub(super) rpc: Option<String>,
 
-    /// Whose node it is.
+    /// Data directory of that node.
     #[command(flatten)]
     pub(super) data_dir: DataDirArgs,
 }
@@ -53,15 +53,15 @@ pub(super) struct QueryArgs {
 /// Where models are.
 #[derive(Args, Clone, Debug, Default)]
 pub(super) struct StoreArgs {
-    /// Models are in the folder `models` of this one [default: ~/.pangea]
+    /// Data directory; models are in its folder `models` [default: ~/.pangea]
     #[arg(long, value_name = "DIR", env = "PANGEA_HOME", hide_env_values = true)]
     pub(super) data_dir: Option<PathBuf>,
 }
 
-/// Where a node keeps what it has.
+/// Data directory of a node.
 #[derive(Args, Clone, Debug, Default)]
 pub(super) struct DataDirArgs {
-    /// The node's data directory [default: ~/.pangea]
+    /// Data directory of the node [default: ~/.pangea]
     #[arg(long, value_name = "DIR", env = "PANGEA_HOME", hide_env_values = true)]
     pub(super) data_dir: Option<PathBuf>,
 }
@@ -69,12 +69,12 @@ pub(super) struct DataDirArgs {
 /// Where the tasks of a product may run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub(super) enum PlaceArg {
-    /// Wherever it finishes soonest
+    /// Wherever the product finishes soonest
     #[default]
     Auto,
     /// On the accepting node only
     Local,
-    /// On peers while one can; on the accepting node rather than fail
+    /// On peers, and on the accepting node only where no peer can
     Remote,
 }
 

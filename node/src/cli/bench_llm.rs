@@ -21,18 +21,18 @@ use crate::{config, models};
 
 const EXAMPLES: &str = "\
 The tests are llama-bench's: ppN reads a prompt of N random tokens, tgN
-generates N, each alone in its context or @ dN behind N others. The figure is
-the mean of the runs, after one to warm up.
+generates N, each in an empty context or, as @ dN, after N other tokens. The
+figure is the mean of the runs, after one run to warm up.
 
 Examples:
   pangea bench llm --model smollm2 --threads 1,2
   pangea bench llm --model model.gguf -p 0 -n 64 -d 32,512 --json";
 
-/// A language model: tokens per second, with no node
+/// Measure the speed of a language model in this process
 #[derive(Args, Clone, Debug)]
 #[command(after_help = EXAMPLES)]
 pub(super) struct BenchLlmArgs {
-    /// The model: its name, as `pangea models list` shows it, or a .gguf file
+    /// Name of the model, as `pangea models list` shows it, or a .gguf file
     #[arg(short, long, value_name = "NAME|PATH")]
     model: String,
 
@@ -40,19 +40,19 @@ pub(super) struct BenchLlmArgs {
     #[arg(short, long, value_name = "N", value_delimiter = ',', value_parser = config::thread_count)]
     threads: Vec<usize>,
 
-    /// Lengths of the prompts that are read; 0: none
+    /// Prompt lengths in tokens; 0 skips the prompt tests
     #[arg(short, long, value_name = "N", value_delimiter = ',', default_values_t = [128])]
     prompt: Vec<usize>,
 
-    /// Lengths of the answers that are generated; 0: none
+    /// Answer lengths in tokens; 0 skips the generation tests
     #[arg(short = 'n', long, value_name = "N", value_delimiter = ',', default_values_t = [64])]
     generate: Vec<usize>,
 
-    /// Tokens that are there before
+    /// Tokens in the context before each test
     #[arg(short, long, value_name = "N", value_delimiter = ',', default_values_t = [0])]
     depth: Vec<usize>,
 
-    /// Runs of each; the mean counts
+    /// Runs of each test; the mean is reported
     #[arg(short, long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
     runs: u32,
 

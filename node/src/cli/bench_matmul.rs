@@ -18,10 +18,10 @@ use super::table::{Align, Table, seconds, three_digits};
 use super::{print, print_json};
 use crate::config;
 
-/// Products of several sizes, with fresh operands and with the same again
+/// Measure products of several sizes, with fresh and with resident operands
 #[derive(Args, Clone, Debug)]
 pub(super) struct BenchMatmulArgs {
-    /// Sides of the square matrices
+    /// Side lengths of the square matrices
     #[arg(long, value_name = "N", value_delimiter = ',', default_values_t = [256, 1024, 2048, 4096], value_parser = side)]
     size: Vec<usize>,
 
@@ -29,15 +29,15 @@ pub(super) struct BenchMatmulArgs {
     #[arg(long, value_name = "DTYPE", value_parser = dtype, default_value = "f32")]
     dtype: DType,
 
-    /// Runs of each; the median counts
+    /// Runs of each test; the median is reported
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=1000))]
     runs: u32,
 
-    /// Where it may be computed: auto (where it is done soonest), local, remote (on peers while one can, else here)
+    /// Where to compute: auto (wherever it finishes soonest), local, remote (on peers; locally only where no peer can)
     #[arg(long, value_enum, default_value_t, hide_possible_values = true)]
     place: PlaceArg,
 
-    /// Compute threads of products without a node [default: all cores]
+    /// Compute threads where no node runs [default: all cores]
     #[arg(long, value_name = "N", value_parser = config::thread_count)]
     threads: Option<usize>,
 

@@ -17,10 +17,10 @@ use super::{print, print_json};
 use crate::net::peer_address;
 use pangea_units::ByteSize;
 
-/// The link to a peer, beside plain TCP on this machine
+/// Measure the link to a peer, beside plain TCP on this machine
 #[derive(Args, Clone, Debug)]
 pub(super) struct BenchNetArgs {
-    /// The peer: a peer id, its end, or a name as `pangea peers` shows it; or an address to connect to, a multiaddr or HOST:PORT
+    /// Peer id, its last characters, or name, as `pangea peers` shows them; or an address to connect to, a multiaddr or HOST:PORT
     #[arg(value_name = "PEER")]
     peer: String,
 
@@ -28,7 +28,7 @@ pub(super) struct BenchNetArgs {
     #[arg(long, value_name = "SIZE", default_value = "64M")]
     bytes: ByteSize,
 
-    /// Messages; the median counts
+    /// Number of messages; the median is reported
     #[arg(long, value_name = "N", default_value_t = 9, value_parser = clap::value_parser!(u32).range(1..=1000))]
     rounds: u32,
 
@@ -106,7 +106,7 @@ async fn find(client: &Client, text: &str) -> Result<(String, String), Failure> 
         (Some(_), Some(_)) => {
             Err(Failure::usage(format!("more than one peer is called {text}; use its peer id (pangea peers --json)")))
         }
-        (None, _) => Err(Failure::usage(format!("{text} is no peer of this node; `pangea peers` lists them"))),
+        (None, _) => Err(Failure::usage(format!("{text} is not a peer of this node; `pangea peers` lists its peers"))),
     }
 }
 

@@ -29,30 +29,30 @@ Examples:
   pangea chat --model SmolLM2-135M-Instruct.Q4_1.gguf
   pangea chat --system 'Answer in one word.' --temperature 0 'Is water wet?'
 
-A running node is asked (its key from PANGEA_API_KEY); with none, the model runs
-in this process.";
+A running node answers, if there is one (PANGEA_API_KEY holds the key of its
+API); otherwise the model runs in this process.";
 
 /// Talk to a model
 #[derive(Args, Clone, Debug)]
 #[command(after_help = EXAMPLES)]
 pub(super) struct ChatArgs {
-    /// What to ask; without it, lines are read until /exit or Ctrl-D
+    /// The question; without one, a conversation until /exit or Ctrl-D
     #[arg(value_name = "PROMPT")]
     prompt: Option<String>,
 
-    /// A model: its name, or the path of a .gguf file [default: the node's first, or the only one here]
+    /// Name of a model, or path of a .gguf file [default: the first model of the node, or the only one of this machine]
     #[arg(short, long, value_name = "MODEL")]
     model: Option<String>,
 
-    /// What the model is told before the conversation [default: You are a helpful assistant.]
+    /// System message [default: You are a helpful assistant.]
     #[arg(long, value_name = "TEXT")]
     system: Option<String>,
 
-    /// How freely tokens are chosen; 0 takes the most likely one every time
+    /// Sampling temperature; 0 always takes the most likely token
     #[arg(long, value_name = "T", default_value_t = 0.2)]
     temperature: f32,
 
-    /// The most tokens of an answer [default: until it ends]
+    /// Longest answer in tokens [default: no limit]
     #[arg(long, value_name = "N")]
     max_tokens: Option<usize>,
 
@@ -60,15 +60,15 @@ pub(super) struct ChatArgs {
     #[arg(long, value_name = "SEED", default_value_t = 0)]
     seed: u64,
 
-    /// HTTP API of the node to ask: HOST:PORT, or a URL such as http://HOST:PORT/v1 [default: that of the node that runs with --data-dir, else 127.0.0.1:52415]
+    /// HTTP API of the node, as HOST:PORT or a URL such as http://HOST:PORT/v1 [default: that of the node that runs with --data-dir, else 127.0.0.1:52415]
     #[arg(long, value_name = "ADDR", env = "PANGEA_API", hide_env_values = true, value_parser = api_address)]
     api: Option<String>,
 
-    /// Whose node and models.
+    /// Data directory of the node and the models.
     #[command(flatten)]
     data_dir: DataDirArgs,
 
-    /// Compute threads without a node [default: all cores]
+    /// Compute threads where no node runs [default: all cores]
     #[arg(long, value_name = "N", value_parser = config::thread_count)]
     threads: Option<usize>,
 
@@ -77,13 +77,13 @@ pub(super) struct ChatArgs {
     json: JsonArgs,
 }
 
-/// The part of this machine's memory that sessions may take in a process of their own.
+/// Sessions of a model in this process take at most 1 / `SESSION_SHARE` of the memory limit.
 const SESSION_SHARE: u64 = 4;
 
 /// The HTTP API of a node that was not told where to offer it.
 const DEFAULT_API: &str = "127.0.0.1:52415";
 
-/// What a model is told where nothing else is asked for: small ones keep to the language and the question better.
+/// Default system message: with one, small models keep to the language and the question better.
 const SYSTEM: &str = "You are a helpful assistant.";
 
 /// Who answers.
@@ -92,25 +92,25 @@ enum Speaker {
     Here(Engine),
 }
 
-/// What an answer came to.
+/// An answer, as `--json` shows it.
 #[derive(Clone, Debug, Default, Serialize)]
 pub(super) struct Answer {
-    /// Who: `node` or `local`.
+    /// Where the answer was computed: `node` or `local`.
     pub(super) place: &'static str,
     pub(super) model: String,
     pub(super) content: String,
     pub(super) finish_reason: String,
     pub(super) prompt_tokens: u64,
     pub(super) answer_tokens: u64,
-    /// From asking to the first text.
+    /// Seconds from the question to the first text.
     pub(super) first_token_s: f64,
     pub(super) answer_tokens_per_s: f64,
     pub(super) verdict: String,
-    /// Who computed which layers; empty where it was this process.
+    /// Nodes and the layers they computed; empty where this process computed all of them.
     pub(super) stages: Vec<AnswerStage>,
-    /// How often it had to go on elsewhere.
+    /// Failovers of the session.
     pub(super) failovers: u64,
-    /// Ids of the receipts that the node keeps of it.
+    /// Ids of the receipts that the node keeps of this answer.
     pub(super) receipts: Vec<String>,
 }
 
@@ -125,7 +125,7 @@ pub(super) struct Choosing {
 /// Runs the command. It has a runtime of its own: Ctrl-C ends an answer, not the conversation.
 pub(super) fn run(args: &ChatArgs, output: OutputArgs) -> Result<(), Failure> {
     if args.json.json && args.prompt.is_none() {
-        return Err(Failure::usage("--json is for one answer: give the prompt, too"));
+        return Err(Failure::usage("--json needs a prompt: it writes one answer"));
     }
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -135,7 +135,7 @@ pub(super) fn run(args: &ChatArgs, output: OutputArgs) -> Result<(), Failure> {
         speaker: runtime.block_on(speaker(args, output))?,
         choosing: Choosing { temperature: args.temperature, max_tokens: args.max_tokens, seed: args.seed },
         messages: vec![Message::new("system", args.system.as_deref().unwrap_or(SYSTEM))],
-        // Some templates know no system messages; who did not ask for one need not hear of it.
+        // Some templates take no system message; the default one is then left out without an error.
         system_may_go: args.system.is_none(),
         output,
     };
@@ -143,7 +143,7 @@ pub(super) fn run(args: &ChatArgs, output: OutputArgs) -> Result<(), Failure> {
         Some(prompt) => runtime.block_on(chat.once(prompt, args.json.json)),
         None => chat.interactive(&runtime),
     };
-    // What a model in this process still does for nobody must not hold up the end.
+    // Work that a model in this process still does must not delay the exit.
     runtime.shutdown_background();
     result
 }
@@ -169,7 +169,7 @@ async fn speaker(args: &ChatArgs, output: OutputArgs) -> Result<Speaker, Failure
         };
         match NodeModel::find(&address, key, &names).await {
             Ok(node) => return Ok(Speaker::Node(node)),
-            // Who names a node means that one.
+            // A node that was named is the only one to ask.
             Err(failure) if args.api.is_some() => return Err(failure),
             // The node of this data directory is there and answers, but not without its key: loading the model once more
             // is not what was meant.
@@ -206,7 +206,10 @@ fn the_only_model(folder: &std::path::Path) -> Result<(String, PathBuf), Failure
         (Some(last), _) => {
             found.push(last);
             let names: Vec<&str> = found.iter().map(|(name, _)| name.as_str()).collect();
-            Err(Failure::usage(format!("there are several models; choose one with --model: {}", names.join(", "))))
+            Err(Failure::usage(format!(
+                "this machine has several models; choose one with --model: {}",
+                names.join(", ")
+            )))
         }
     }
 }
@@ -265,7 +268,7 @@ impl Chat {
         let name = self.speaker.model().to_owned();
         note(
             &self.output,
-            format!("{name}. /exit or Ctrl-D ends, Ctrl-C stops an answer, /clear forgets what was said."),
+            format!("{name}. /exit or Ctrl-D ends the conversation, Ctrl-C an answer; /clear starts a new one."),
         );
         loop {
             let line = match editor.readline(prompt) {
@@ -279,7 +282,7 @@ impl Chat {
                 "/exit" | "/quit" => return Ok(()),
                 "/clear" => self.messages.retain(|message| message.role == "system"),
                 said => {
-                    // A line that cannot be recalled later is no reason to stop.
+                    // A line that cannot be added to the history is answered all the same.
                     let _ = editor.add_history_entry(said);
                     self.turn(runtime, said)?;
                 }
@@ -287,7 +290,7 @@ impl Chat {
         }
     }
 
-    /// A question and its answer; what cannot be answered is said and forgotten.
+    /// A question and its answer. A question that fails is reported and removed from the conversation.
     fn turn(&mut self, runtime: &tokio::runtime::Runtime, said: &str) -> Result<(), Failure> {
         self.messages.push(Message::new("user", said));
         let mut heard = String::new();

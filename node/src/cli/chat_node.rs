@@ -22,7 +22,7 @@ use super::failure::{Exit, Failure};
 /// How long a node may take to accept a connection, and to say what it serves.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// The largest answer that is no stream, and the largest single event of one.
+/// Largest response that is not a stream, and largest event of a stream.
 const MAX_BYTES: usize = 8 << 20;
 
 /// A model that a node serves.
@@ -58,7 +58,9 @@ impl NodeModel {
             None if served.is_empty() => {
                 Err(Failure::usage(format!("the node at {} serves no model; start it with --model", node.address)))
             }
-            None => Err(Failure::usage(format!("the node at {} serves {}", node.address, served.join(", ")))),
+            None => {
+                Err(Failure::usage(format!("the node at {} serves other models: {}", node.address, served.join(", "))))
+            }
         }
     }
 
@@ -87,12 +89,12 @@ impl NodeModel {
         sender.send_request(request).await.map_err(|error| self.unreachable(error))
     }
 
-    /// The body of an answer that is no stream.
+    /// The body of a response that is not a stream.
     async fn whole(&self, response: Response<Incoming>) -> Result<Value, Failure> {
         let status = response.status();
         let body = http_body_util::Limited::new(response.into_body(), MAX_BYTES).collect().await;
         let bytes =
-            body.map_err(|error| Failure::failed(format!("the answer of {} broke off: {error}", self.address)))?;
+            body.map_err(|error| Failure::failed(format!("the connection to {} was lost: {error}", self.address)))?;
         let value: Value = serde_json::from_slice(&bytes.to_bytes()).unwrap_or_default();
         match status.is_success() {
             true => Ok(value),
@@ -132,7 +134,7 @@ impl NodeModel {
                 let piece: Value = serde_json::from_str(&event)
                     .map_err(|error| Failure::failed(format!("the node sent what is not JSON: {error}")))?;
                 if !piece["error"].is_null() {
-                    return Err(failure(&piece["error"], "the answer broke off"));
+                    return Err(failure(&piece["error"], "the node ended the answer without a reason"));
                 }
                 first.get_or_insert_with(|| asked.elapsed().as_secs_f64());
                 take(&piece, &mut answer, say)?;
@@ -142,7 +144,7 @@ impl NodeModel {
     }
 
     fn broken_off(&self) -> Failure {
-        Failure::failed(format!("the answer of {} broke off", self.address))
+        Failure::failed(format!("the connection to {} was lost before the end of the answer", self.address))
     }
 }
 

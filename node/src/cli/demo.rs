@@ -22,10 +22,10 @@ use super::{print, print_json};
 use crate::config::host;
 use crate::models;
 
-/// See the main job done: nodes, products across them, one killed
+/// Run three nodes, multiply across them, and kill one meanwhile
 #[derive(Args, Clone, Copy, Debug)]
 pub(super) struct DemoArgs {
-    /// Side of the square matrices
+    /// Side length of the square matrices
     #[arg(long, value_name = "N", default_value_t = 2048, value_parser = clap::value_parser!(u64).range(512..=16384))]
     size: u64,
 

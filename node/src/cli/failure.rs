@@ -8,14 +8,14 @@ use pangea_client::{Error, ErrorKind};
 
 use crate::config::ConfigError;
 
-/// The exit codes of every command; 0 is done.
+/// Exit codes of every command; 0 is success.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Exit {
-    /// It failed.
+    /// The command failed.
     Failed = 1,
     /// Bad usage or input.
     Usage = 2,
-    /// The node that was named cannot be reached.
+    /// The named node cannot be reached.
     Unreachable = 3,
     /// No trustworthy result could be had.
     Untrusted = 4,
@@ -28,7 +28,7 @@ pub(super) enum Exit {
 pub(super) struct Failure {
     /// The exit code.
     pub(super) exit: Exit,
-    /// A sentence: what is wrong, and what to do.
+    /// A sentence that says what is wrong and what to do.
     pub(super) message: String,
     /// The kind of the error that a node told, where one did.
     pub(super) kind: Option<ErrorKind>,
@@ -45,17 +45,17 @@ impl Failure {
         Failure::new(Exit::Usage, message)
     }
 
-    /// Anything that went wrong while working.
+    /// A failure of the work itself.
     pub(super) fn failed(message: impl Into<String>) -> Failure {
         Failure::new(Exit::Failed, message)
     }
 
-    /// Stopped by the person; they know why.
+    /// Stopped with Ctrl-C.
     pub(super) fn interrupted() -> Failure {
         Failure::new(Exit::Interrupted, "stopped; the work was cancelled on every node and nothing was left behind")
     }
 
-    /// The same, with what it is about in front.
+    /// This failure with its subject in front of the message.
     pub(super) fn about(self, what: impl fmt::Display) -> Failure {
         Failure { message: format!("{what}: {}", self.message), ..self }
     }

@@ -31,8 +31,8 @@ pub(super) fn start(config: LogConfig) {
     };
 }
 
-/// Shows an event as its sentence: the fields say the same for programs, and have JSON. Events without a sentence, and
-/// those that somebody looks for reasons in, show their fields.
+/// Shows an event as its message alone: its fields repeat the message for programs and are in JSON logs. Events without a
+/// message, and all events at debug level, show their fields.
 struct Sentences {
     with_fields: bool,
 }
@@ -48,7 +48,7 @@ impl<'writer> FormatFields<'writer> for Sentences {
     }
 }
 
-/// Finds an event's sentence.
+/// The message of an event.
 struct Message(Option<String>);
 
 impl Visit for Message {

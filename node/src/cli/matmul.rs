@@ -43,15 +43,15 @@ Examples:
 #[derive(Args, Clone, Debug)]
 #[command(after_help = EXAMPLES)]
 pub(super) struct MatmulArgs {
-    /// The left operand: a .npy, .csv or .json file
+    /// Left operand: a .npy, .csv or .json file
     #[arg(value_name = "A", requires = "b", required_unless_present_any = ["size", "shape"])]
     a: Option<PathBuf>,
 
-    /// The right operand
+    /// Right operand
     #[arg(value_name = "B")]
     b: Option<PathBuf>,
 
-    /// Where to write the product; written under another name until it is whole
+    /// Output file; has a temporary name until it is complete
     #[arg(short, long, value_name = "C", required_unless_present_any = ["size", "shape"])]
     output: Option<PathBuf>,
 
@@ -67,7 +67,7 @@ pub(super) struct MatmulArgs {
     #[arg(long, conflicts_with_all = ["a", "b"], help_heading = "Generated operands")]
     generate: bool,
 
-    /// What the numbers depend on
+    /// Seed of the pseudo-random numbers
     #[arg(long, value_name = "SEED", default_value_t = 1, conflicts_with_all = ["a", "b"], help_heading = "Generated operands")]
     seed: u64,
 
@@ -75,11 +75,11 @@ pub(super) struct MatmulArgs {
     #[arg(long, value_name = "DTYPE", value_parser = dtype)]
     dtype: Option<DType>,
 
-    /// Check the whole product once more on the accepting node
+    /// Check the whole product again on the accepting node
     #[arg(long)]
     verify: bool,
 
-    /// Where it may be computed: auto (where it is done soonest), local, remote (on peers while one can, else here)
+    /// Where to compute: auto (wherever it finishes soonest), local, remote (on peers; locally only where no peer can)
     #[arg(long, value_enum, default_value_t, hide_possible_values = true)]
     place: PlaceArg,
 
@@ -91,15 +91,15 @@ pub(super) struct MatmulArgs {
     #[arg(long, value_name = "N", default_value_t = 0, allow_negative_numbers = true)]
     priority: i8,
 
-    /// Fail when it takes longer, such as 30s or 500ms
+    /// Time limit, such as 30s or 500ms
     #[arg(long, value_name = "TIME", value_parser = duration)]
     deadline: Option<Duration>,
 
-    /// How many different workers compute every part
+    /// Number of workers that compute each part
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..))]
     redundancy: u8,
 
-    /// How often a failed part is tried on other workers before the accepting node takes it
+    /// Retries of a failed part on other workers before the accepting node computes it
     #[arg(long, value_name = "N", default_value_t = 3)]
     retries: u8,
 
@@ -107,11 +107,11 @@ pub(super) struct MatmulArgs {
     #[command(flatten)]
     rpc: RpcArgs,
 
-    /// The most memory for tensors [default: what the node has, or half of this machine's]
+    /// Memory limit for tensors [default: that of the node, or half of this machine's memory]
     #[arg(long, value_name = "SIZE", value_parser = config::memory_limit)]
     max_memory: Option<ByteSize>,
 
-    /// Compute threads of a product without a node [default: all cores]
+    /// Compute threads where no node runs [default: all cores]
     #[arg(long, value_name = "N", value_parser = config::thread_count)]
     threads: Option<usize>,
 
@@ -126,17 +126,17 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Largest share of a node's free memory that operands and product may take whole.
 const WHOLE_SHARE: f64 = 0.9;
 
-/// Bytes beside the blocks that a fabric holds while it multiplies: operands packed for the kernels and their successors.
+/// Bytes that a fabric holds beside the blocks while it multiplies: operands packed for the kernels, and the next ones.
 const BESIDE_BLOCKS_BYTES: f64 = (96 << 20) as f64;
 
-/// Shares of the free memory that blocks may take: at most, less what is beside them, and at least.
+/// Largest and smallest share of the free memory that blocks take; [`BESIDE_BLOCKS_BYTES`] is subtracted from the largest.
 const BLOCKS_SHARES: (f64, f64) = (0.85, 0.25);
 
 /// Characters of a worker's name in the table.
 const NAME_CHARS: usize = 30;
 
-/// Most blocks that a product is cut into. Each is a job of some milliseconds at least: more would take hours before any of
-/// the computing, and hardly be meant.
+/// Most blocks of one product. A block is a job of at least a few milliseconds, so that starting more jobs than this takes
+/// hours.
 const MAX_BLOCKS: u64 = 1 << 20;
 
 /// What `--json` shows.
@@ -144,15 +144,15 @@ const MAX_BLOCKS: u64 = 1 << 20;
 struct Outcome {
     #[serde(flatten)]
     report: JobReport,
-    /// The file written, if any.
+    /// The file that was written.
     output: Option<PathBuf>,
-    /// Products of blocks it was put together from; 1 where all fits into memory.
+    /// Number of blocks; 1 where operands and product fit into memory.
     blocks: u64,
-    /// From reading the operands to the product being written.
+    /// Seconds from reading the operands to the product being written.
     total_seconds: f64,
 }
 
-/// A product that is known to be possible.
+/// Two operands whose shapes and dtypes fit each other.
 struct Product {
     a: Operand,
     b: Operand,
@@ -202,7 +202,7 @@ pub(super) async fn run(args: MatmulArgs, output: OutputArgs) -> Result<(), Fail
     print(&show(&report, written, blocks, total_seconds))
 }
 
-/// The operands, if there can be a product of them.
+/// The operands of the product; an error where they do not fit each other.
 async fn operands(args: &MatmulArgs) -> Result<Product, Failure> {
     let generated = args.shape.or(args.size.map(|side| [side; 3]));
     let (a, b) = match (&args.a, &args.b, generated) {
@@ -260,20 +260,22 @@ async fn engine(args: &MatmulArgs, output: OutputArgs) -> Result<Engine, Failure
     Ok(Engine::Here(Box::new(local_fabric(threads, max_memory).await?)))
 }
 
-/// Connects the node to the peers that were named. One that does not answer is said and done without.
+/// Connects the node to the named peers. A peer that does not answer is reported and left out.
 async fn connect_peers(engine: &Engine, args: &MatmulArgs, output: OutputArgs) -> Result<(), Failure> {
     for address in &args.peer {
         let Engine::Node(client) = engine else {
             note(
                 &output,
-                format!("{address} is not connected: that takes a running node (start one with `pangea node`)."),
+                format!(
+                    "{address} is not connected: only a running node connects to peers (start one with `pangea node`)."
+                ),
             );
             continue;
         };
         match client.connect_peer(&address.to_string(), Some(CONNECT_TIMEOUT)).await {
             Ok(_) => {}
             Err(error) if error.kind() == ErrorKind::InvalidInput => return Err(error.into()),
-            Err(error) => note(&output, format!("Going on without {address}: {}.", error.message())),
+            Err(error) => note(&output, format!("Continuing without {address}: {}.", error.message())),
         }
     }
     Ok(())
@@ -299,7 +301,7 @@ pub(super) fn place(place: PlaceArg) -> Place {
     }
 }
 
-/// Both operands there at once, one job.
+/// Multiplies with whole operands, as one job.
 async fn multiply_whole(
     engine: &Engine,
     product: &Product,
@@ -442,7 +444,7 @@ fn show(report: &JobReport, written: Option<(PathBuf, u64)>, blocks: u64, total_
         lines.push(("traffic", format!("{sent} sent to peers, {received} received")));
     }
     if blocks > 1 {
-        lines.push(("memory", format!("larger than memory: done in {blocks} blocks")));
+        lines.push(("memory", format!("larger than memory: computed in {blocks} blocks")));
     }
     if let Some((path, size_bytes)) = &written {
         let size = ByteSize(*size_bytes);
@@ -471,7 +473,7 @@ fn show(report: &JobReport, written: Option<(PathBuf, u64)>, blocks: u64, total_
     }
     for rejection in &verification.rejected {
         text.push_str(&format!(
-            "\nA wrong result of {} was caught and redone: {}\n",
+            "\nA wrong result of {} was caught and computed again: {}\n",
             short_peer(&rejection.peer),
             rejection.why
         ));

@@ -15,10 +15,10 @@ use super::failure::{Exit, Failure};
 /// Bytes of a piece: large enough for a disk, small enough to be nothing beside an operand.
 const PIECE_BYTES: usize = 2 << 20;
 
-/// Bytes of a mapping that may have been touched before it is mapped anew, so that it gives back what it holds.
+/// Bytes of a mapping that are touched before the file is mapped again, which frees the pages of the old mapping.
 const TOUCHED_BYTES_MAX: usize = 4 << 20;
 
-/// Bytes that touching one element of a mapping brings in: the system maps what lies around it as well.
+/// Bytes that touching one element of a mapping loads: the system maps the pages around it as well.
 const AROUND_BYTES: usize = 64 << 10;
 
 /// Forms of matrix files.
@@ -52,7 +52,7 @@ pub(super) struct Operand {
     source: Source,
     rows: usize,
     cols: usize,
-    /// After conversion.
+    /// Element type after conversion.
     dtype: DType,
 }
 
@@ -74,7 +74,7 @@ struct Open {
     touched_bytes: usize,
 }
 
-/// What tells a file from another that took its name.
+/// Identity of a file: another file of the same name has another one.
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Stamp {
     device: u64,
@@ -228,7 +228,7 @@ impl Mapped {
         pangea_compute::csv::convert(&copy.freeze(), dtype).map_err(about)
     }
 
-    /// Maps the file anew; what the old mapping held in memory is free.
+    /// Maps the file again, which frees the pages of the old mapping.
     fn reopen(&self, open: &mut Open) -> Result<(), Failure> {
         let file = NpyFile::open(&self.path).map_err(|error| input_failure(&self.path, error))?;
         let metadata = std::fs::metadata(&self.path).map_err(|error| unreadable(&self.path, &error))?;
@@ -300,7 +300,7 @@ pub(super) fn wire_dtype(dtype: DType) -> pangea_client::DType {
     }
 }
 
-/// Whatever is wrong with a file that a person named is bad input.
+/// An error about a file that the user named is bad input.
 fn input_failure(path: &Path, error: pangea_compute::Error) -> Failure {
     match &error {
         pangea_compute::Error::Io { source, .. } => unreadable(path, source),

@@ -49,11 +49,11 @@ use failure::Failure;
 
 const EXAMPLES: &str = "\
 Examples:
-  pangea demo                          see it work, with no set-up
+  pangea demo                          see it work; no set-up needed
   pangea node                          on every machine; they find each other
   pangea matmul A.npy B.npy -o C.npy   multiply two files on all of them
   pangea chat 'Why is the sky blue?'   ask a model
-  pangea peers                         who is there
+  pangea peers                         list the peers
 
 Exit codes: 0 done, 1 failed, 2 bad usage or input, 3 the node named with --rpc
 cannot be reached, 4 no trustworthy result could be had";
@@ -77,9 +77,9 @@ enum Command {
     Matmul(Box<matmul::MatmulArgs>),
     Chat(Box<chat::ChatArgs>),
     Peers(peers::PeersArgs),
-    /// Show the pool: its nodes, the master, and the connections between them
+    /// Show the nodes of the pool, its master, and the links between them
     Topology(QueryArgs),
-    /// Show a node: who it is, what it holds and did
+    /// Show the identity, resources and counters of a node
     Status(QueryArgs),
     #[command(subcommand)]
     Models(models::ModelsCommand),
@@ -134,7 +134,7 @@ fn run(typed: &ArgMatches) -> Result<(), Failure> {
         log::start(config.log);
         return Ok(crate::daemon::run(config)?);
     }
-    // The libraries' lines are of no interest to who asked for a product.
+    // Log lines of the libraries would hide the result.
     let level = if output.verbose == 0 { LogLevel::Error } else { level };
     log::start(LogConfig { level, format: LogFormat::Text });
     match command {
@@ -159,7 +159,7 @@ fn run(typed: &ArgMatches) -> Result<(), Failure> {
     }
 }
 
-/// Runs a command to its end, or until Ctrl-C, SIGTERM or the terminal's end drops it: whatever it holds ends with it, on every node.
+/// Runs a command to its end. Ctrl-C, SIGTERM and a closed terminal drop the command, which ends its work on every node.
 fn block_on(command: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -172,12 +172,12 @@ fn block_on(command: impl Future<Output = Result<(), Failure>>) -> Result<(), Fa
             result = command => result,
         }
     });
-    // Work on other threads that nobody waits for any more must not hold up the end.
+    // Work that is left on other threads must not delay the exit.
     runtime.shutdown_background();
     result
 }
 
-/// Returns when the person or the system wants this process to end.
+/// Returns at the first SIGINT, SIGTERM or SIGHUP.
 async fn stop_signal() {
     use tokio::signal::unix::{SignalKind, signal};
     let signals = [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()].map(signal);
@@ -190,7 +190,7 @@ async fn stop_signal() {
     futures::future::select_all(any).await;
 }
 
-/// Writes a result to standard output. Somebody who stops reading is no failure of ours.
+/// Writes a result to standard output. A reader that stops reading is not an error.
 fn print(text: &str) -> Result<(), Failure> {
     use std::io::{ErrorKind, Write, stdout};
     let mut out = stdout().lock();

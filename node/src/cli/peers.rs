@@ -20,11 +20,11 @@ pub(super) struct PeersArgs {
     #[command(flatten)]
     query: QueryArgs,
 
-    /// Ask every connected peer for a sign of life, over the connection that is there
+    /// Measure the round trip to every connected peer
     #[arg(long)]
     check: bool,
 
-    /// How long each peer may take to answer
+    /// Time limit for each peer to answer
     #[arg(long, value_name = "SECONDS", default_value_t = 5.0, requires = "check")]
     timeout: f64,
 }
@@ -32,13 +32,13 @@ pub(super) struct PeersArgs {
 /// Characters of a name in the table: what leaves the rest of 80 columns.
 const NAME_CHARS: usize = 14;
 
-/// What a peer answered.
+/// Result of `--check` for one peer.
 #[derive(Serialize)]
 #[serde(rename_all = "snake_case")]
 enum Check {
-    /// How long it took, in microseconds.
+    /// Round trip time in microseconds.
     RoundTripUs(f64),
-    /// Why there was no answer.
+    /// Why the peer did not answer.
     Error(String),
 }
 
@@ -56,7 +56,7 @@ pub(super) async fn run(args: PeersArgs) -> Result<(), Failure> {
     let timeout = Duration::try_from_secs_f64(args.timeout)
         .ok()
         .filter(|timeout| !timeout.is_zero())
-        .ok_or_else(|| Failure::usage(format!("--timeout {} is no time to wait", args.timeout)))?;
+        .ok_or_else(|| Failure::usage(format!("--timeout must be positive, not {}", args.timeout)))?;
     let client = args.query.rpc.node().await?;
     let mut peers = Vec::new();
     for status in client.peers().await? {

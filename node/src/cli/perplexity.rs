@@ -1,4 +1,4 @@
-//! `pangea perplexity`: how well a model foretells a text. It reads the text and shows the figure; the arithmetic is
+//! `pangea perplexity`: how well a model predicts a text. It reads the text and shows the figure; the arithmetic is
 //! [`Perplexity`]'s.
 
 use std::path::{Path, PathBuf};
@@ -17,30 +17,30 @@ use super::{print, print_json};
 use crate::config;
 
 const EXAMPLES: &str = "\
-As llama.cpp's llama-perplexity defines it: chunks of --ctx tokens, each on its
-own, the second half of each scored.
+Perplexity as llama.cpp's llama-perplexity defines it: the text is cut into
+chunks of --ctx tokens, and the second half of each chunk is scored.
 
 Examples:
   pangea perplexity smollm2 book.txt
   pangea perplexity model.gguf book.txt --ctx 512 --json";
 
-/// Measure how well a model foretells a text
+/// Measure how well a model predicts a text
 #[derive(Args, Clone, Debug)]
 #[command(after_help = EXAMPLES)]
 pub(super) struct PerplexityArgs {
-    /// The model: its name, as `pangea models list` shows it, or a .gguf file
+    /// Name of the model, as `pangea models list` shows it, or a .gguf file
     #[arg(value_name = "MODEL")]
     model: String,
 
-    /// The text, in UTF-8
+    /// Text file in UTF-8
     #[arg(value_name = "FILE")]
     file: PathBuf,
 
-    /// Tokens of one chunk
+    /// Tokens per chunk
     #[arg(short, long, value_name = "N", default_value_t = 512)]
     ctx: usize,
 
-    /// Chunks that are scored [default: all there are]
+    /// Number of chunks to score [default: all]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(2..))]
     chunks: Option<u32>,
 
@@ -60,7 +60,7 @@ pub(super) struct PerplexityArgs {
 #[derive(Serialize)]
 struct Document {
     perplexity: f64,
-    /// How many were scored.
+    /// Tokens that were scored.
     tokens: usize,
     standard_error: f64,
     chunks: usize,
@@ -114,7 +114,7 @@ fn read(path: &Path) -> Result<String, Failure> {
     })?;
     let mut text = String::from_utf8(bytes).map_err(|error| {
         let place = error.utf8_error().valid_up_to();
-        wrong(format!("this is no text in UTF-8 (byte {place}); convert it first"))
+        wrong(format!("not UTF-8 at byte {place}; convert the file to UTF-8 first"))
     })?;
     if text.ends_with('\n') {
         text.pop();

@@ -113,7 +113,7 @@ impl ProductFile {
         }
     }
 
-    /// Gives the file its name; it is whole. The name and the size in bytes.
+    /// Renames the complete file to its own name. Returns the name and the size in bytes.
     pub(super) async fn finish(self) -> Result<(PathBuf, u64), Failure> {
         let path = self.path;
         match self.target {
@@ -241,11 +241,11 @@ fn is_same_file(one: &Path, other: &Path) -> bool {
     }
 }
 
-/// Fails where the disk has less than `bytes` free. One that does not say is taken at its word when it is written to.
+/// Fails where the disk has less than `bytes` free. Passes where the file system reports no free space.
 fn needs_room(folder: &Path, bytes: u64) -> Result<(), Failure> {
     let Ok(disk) = rustix::fs::statvfs(folder) else { return Ok(()) };
     let free = disk.f_bavail.saturating_mul(disk.f_frsize);
-    // Pretended file systems have no blocks at all.
+    // Virtual file systems report no blocks.
     if free < bytes && disk.f_blocks > 0 {
         return Err(Failure::failed(format!(
             "the product needs {} on disk; {} free in {}: free space or choose another place",

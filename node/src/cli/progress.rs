@@ -5,13 +5,13 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-/// What takes less than this shows nothing.
-const PATIENCE: Duration = Duration::from_secs(1);
+/// Work that takes less time than this shows no progress.
+const SHOW_AFTER: Duration = Duration::from_secs(1);
 
-/// Between redrawings, so that the clock goes on while nothing else does.
+/// Time between redraws, so that the clock advances while no step is done.
 const TICK: Duration = Duration::from_millis(200);
 
-/// How far a command is.
+/// Progress of a command.
 pub(super) struct Progress {
     bar: ProgressBar,
     since: Instant,
@@ -30,7 +30,7 @@ impl Progress {
         }
     }
 
-    /// What is being done now, out of `total` steps of any size; 0 where that is not known.
+    /// Starts the phase `name` of `total` steps; 0 where the number is unknown.
     pub(super) fn phase(&mut self, what: &'static str, total: u64) {
         self.bar.set_message(what);
         self.bar.set_length(total);
@@ -53,7 +53,7 @@ impl Progress {
     }
 
     fn show_if_due(&mut self) {
-        if self.wanted && !self.shown && self.since.elapsed() >= PATIENCE {
+        if self.wanted && !self.shown && self.since.elapsed() >= SHOW_AFTER {
             self.shown = true;
             self.bar.set_draw_target(ProgressDrawTarget::stderr());
             self.bar.enable_steady_tick(TICK);

@@ -23,22 +23,22 @@ use pangea_units::LayerRange;
 
 const VERIFY_EXAMPLES: &str = "\
 Every signature is checked, the answer is computed again from the model's file,
-and what each stage signed is compared with that. No node is asked.
+and the result is compared with what each stage signed. No node is contacted.
 
 Examples:
   pangea receipts verify 3f9a01c27b6e
   pangea receipts verify receipt.json --model SmolLM2-135M-Instruct.Q4_1.gguf
 
-Exit codes: 0 all of it holds, 4 something does not";
+Exit codes: 0 the receipt holds, 4 a signature or a stage does not";
 
-/// What is kept of answers, and checking it
+/// List, show and verify the receipts of answers
 #[derive(Subcommand, Debug)]
 pub(super) enum ReceiptsCommand {
-    /// List the receipts of this machine's answers, latest first
+    /// List the receipts of this node's answers, latest first
     List(ReceiptsListArgs),
-    /// Show a receipt: who computed what, and who looked at it again
+    /// Show who computed an answer, and who audited it
     Show(ReceiptsShowArgs),
-    /// Check a receipt without any node: signatures, every stage, every token
+    /// Verify the signatures, stages and tokens of a receipt without a node
     #[command(after_help = VERIFY_EXAMPLES)]
     Verify(ReceiptsVerifyArgs),
 }
@@ -46,7 +46,7 @@ pub(super) enum ReceiptsCommand {
 /// `receipts list`.
 #[derive(Args, Clone, Debug)]
 pub(super) struct ReceiptsListArgs {
-    /// How many
+    /// Number of receipts
     #[arg(short = 'n', long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..))]
     limit: u32,
     /// Where receipts are.
@@ -60,7 +60,7 @@ pub(super) struct ReceiptsListArgs {
 /// `receipts show`.
 #[derive(Args, Clone, Debug)]
 pub(super) struct ReceiptsShowArgs {
-    /// A receipt's id, or its beginning
+    /// Id of a receipt, or its first characters
     #[arg(value_name = "ID")]
     id: String,
     /// Where receipts are.
@@ -74,10 +74,10 @@ pub(super) struct ReceiptsShowArgs {
 /// `receipts verify`.
 #[derive(Args, Clone, Debug)]
 pub(super) struct ReceiptsVerifyArgs {
-    /// A receipt's id, or its beginning, or a file that holds one
+    /// Id of a receipt, its first characters, or a file with a receipt
     #[arg(value_name = "ID|FILE")]
     receipt: String,
-    /// The model: its name, or a .gguf file [default: what the receipt names]
+    /// Name of the model, or a .gguf file [default: the model that the receipt names]
     #[arg(short, long, value_name = "NAME|PATH")]
     model: Option<String>,
     /// Compute threads [default: all cores]
@@ -120,7 +120,7 @@ fn list(args: &ReceiptsListArgs) -> Result<(), Failure> {
     }
     if receipts.is_empty() {
         return print(&format!(
-            "No receipts in {}.\nAnswers that other nodes had a part in leave one with the node that was asked.\n",
+            "No receipts in {}.\nA node keeps a receipt of each answer that other nodes helped to compute.\n",
             store.folder().display()
         ));
     }

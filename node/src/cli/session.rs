@@ -82,7 +82,7 @@ pub(super) fn from_this_host(address: &str) -> String {
 /// A fabric of this process alone, on `threads` threads and with `max_memory` bytes for tensors.
 ///
 /// # Errors
-/// Where threads cannot be had.
+/// Where the system has no more threads.
 pub(super) async fn local_fabric(threads: usize, max_memory: u64) -> Result<Runtime, Failure> {
     let parts = Parts {
         net: None,
@@ -104,7 +104,7 @@ pub(super) async fn local_fabric(threads: usize, max_memory: u64) -> Result<Runt
     Ok(started?)
 }
 
-/// Says something that is not a result, on standard error.
+/// Prints a note that is not a result to standard error.
 pub(super) fn note(output: &OutputArgs, text: impl std::fmt::Display) {
     if !output.quiet {
         eprintln!("{text}");

@@ -1,4 +1,4 @@
-//! What this host is and has: its name, memory, cores, and the person's folder. It reads, and changes nothing.
+//! Facts about this host: name, memory, cores, private address, home folder. Reads, and changes nothing.
 
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -63,7 +63,7 @@ pub fn is_private(address: IpAddr) -> bool {
     }
 }
 
-/// The person's home folder.
+/// Home folder of the user.
 pub fn home() -> Option<PathBuf> {
     std::env::var_os("HOME").filter(|home| !home.is_empty()).map(PathBuf::from)
 }

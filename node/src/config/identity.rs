@@ -16,23 +16,23 @@ const MAX_NAME_CHARS: usize = 64;
 #[derive(Args, Clone, Debug, Default)]
 #[command(next_help_heading = "Identity and files")]
 pub struct IdentityFlags {
-    /// Use a new identity that is written nowhere
+    /// Use a new identity that is not stored
     #[arg(long, env = "PANGEA_EPHEMERAL_KEY", hide_env_values = true, value_parser = FalseyValueParser::new())]
     pub ephemeral: bool,
 
-    /// The node's name, for people [default: this host's]
+    /// Name of the node [default: this host's name]
     #[arg(long, env = "PANGEA_NAME", hide_env_values = true, value_parser = name)]
     pub name: Option<String>,
 
-    /// Where the identity, peers.json and config.toml are [default: ~/.pangea]
+    /// Directory of the identity, peers.json and config.toml [default: ~/.pangea]
     #[arg(long, value_name = "DIR", env = "PANGEA_HOME", hide_env_values = true)]
     pub data_dir: Option<PathBuf>,
 
-    /// Settings, by the flags' names [default: config.toml in the data directory]
+    /// File of settings, named as the flags [default: config.toml in the data directory]
     #[arg(long, value_name = "FILE", env = "PANGEA_CONFIG", hide_env_values = true)]
     pub config: Option<PathBuf>,
 
-    /// Form of the log on standard error: text or json [default: text]
+    /// Format of the log on standard error: text or json [default: text]
     #[arg(
         long,
         value_name = "FORMAT",

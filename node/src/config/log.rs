@@ -1,23 +1,23 @@
-//! How much a command says on standard error, and in what form. The subscriber that does it is set up in `cli::log`.
+//! Verbosity and format of the log on standard error. The subscriber that does it is set up in `cli::log`.
 
 use clap::ValueEnum;
 
-/// How much is said.
+/// Verbosity of the log.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum LogLevel {
-    /// Failures only (`-q`).
+    /// Errors only (`-q`).
     Error,
-    /// What people and scripts look for.
+    /// Lines that people and scripts look for.
     #[default]
     Info,
-    /// Why things happen (`-v`).
+    /// Reasons as well (`-v`).
     Debug,
-    /// Everything, the libraries beneath included (`-vv`).
+    /// Everything, including the libraries (`-vv`).
     Trace,
 }
 
 impl LogLevel {
-    /// What `-q` and so many `-v` ask for.
+    /// The level of `-q` and of `verbose` times `-v`.
     pub fn from_flags(quiet: bool, verbose: u8) -> LogLevel {
         match (quiet, verbose) {
             (true, _) => LogLevel::Error,
@@ -28,21 +28,21 @@ impl LogLevel {
     }
 }
 
-/// The form of a log line.
+/// Format of a log line.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum LogFormat {
-    /// For people.
+    /// Text for people.
     #[default]
     Text,
     /// One JSON object a line.
     Json,
 }
 
-/// What is logged, and how.
+/// Verbosity and format of the log.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LogConfig {
-    /// How much.
+    /// Verbosity.
     pub level: LogLevel,
-    /// In what form.
+    /// Format of a line.
     pub format: LogFormat,
 }

@@ -22,11 +22,11 @@ pub struct NetworkFlags {
     #[arg(long, value_name = "MULTIADDR", num_args = 1.., value_parser = listen_address)]
     pub listen: Vec<Multiaddr>,
 
-    /// Peers to connect to, and to connect to again whenever they are lost: multiaddrs, or HOST:PORT
+    /// Peers to keep connected to, as multiaddrs or HOST:PORT
     #[arg(long, value_name = "ADDR", num_args = 1.., value_parser = peer_address::parse)]
     pub peer: Vec<Multiaddr>,
 
-    /// A list of peers, read again whenever it changes [default: peers.json in the data directory]
+    /// File with a list of peers, read again whenever it changes [default: peers.json in the data directory]
     #[arg(long, value_name = "FILE")]
     pub peers_file: Option<PathBuf>,
 
@@ -34,7 +34,7 @@ pub struct NetworkFlags {
     #[arg(long, env = "PANGEA_NO_MDNS", hide_env_values = true, value_parser = FalseyValueParser::new())]
     pub no_mdns: bool,
 
-    /// File with 64 hex digits, the same on every node of the pool; strangers are refused
+    /// File with the key of the pool, 64 hex digits; nodes without the key are refused
     #[arg(long, value_name = "FILE", env = "PANGEA_POOL_KEY", hide_env_values = true, overrides_with = "open")]
     pub pool_key: Option<PathBuf>,
 

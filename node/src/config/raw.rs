@@ -25,7 +25,7 @@ Make a pool key with: openssl rand -hex 32 > pool.key
 Flags win over the environment (PANGEA_HOME, PANGEA_THREADS, …), the
 environment over config.toml, whose keys are the flags' names: no-mdns = true";
 
-/// Run a node until it is stopped
+/// Run a node in the foreground
 #[derive(Args, Clone, Debug, Default)]
 #[command(after_help = EXAMPLES)]
 pub struct RawNodeConfig {

@@ -38,15 +38,15 @@ pub struct ServiceFlags {
     #[arg(long, value_name = "ADDR", env = "PANGEA_API_ADDR", hide_env_values = true, value_parser = socket_address, conflicts_with_all = ["api_port", "bind"])]
     pub api_addr: Option<SocketAddr>,
 
-    /// Port of the HTTP API alone
+    /// Port of the HTTP API; its address stays
     #[arg(long, value_name = "PORT", value_parser = port)]
     pub api_port: Option<u16>,
 
-    /// lan: offer the HTTP API at this host's private address; needs a key in PANGEA_API_KEY or config.toml
+    /// lan: bind the HTTP API to this host's private address; needs a key in PANGEA_API_KEY or config.toml
     #[arg(long, value_name = "WHERE", value_enum, hide_possible_values = true)]
     pub bind: Option<Bind>,
 
-    /// No HTTP API
+    /// Do not offer the HTTP API
     #[arg(long, env = "PANGEA_NO_API", hide_env_values = true, value_parser = FalseyValueParser::new(), conflicts_with_all = ["api_addr", "api_port", "bind"])]
     pub no_api: bool,
 

@@ -29,11 +29,11 @@ pub struct WorkFlags {
     #[arg(short, long, value_name = "MODEL", num_args = 1.., env = "PANGEA_MODEL", hide_env_values = true, value_delimiter = ',')]
     pub model: Vec<String>,
 
-    /// Split these models over all nodes that make them faster for many at once, even where one node alone would be faster for one
+    /// Split these models over all nodes that raise the total throughput, even where one node alone answers a single request faster
     #[arg(long, env = "PANGEA_SPLIT", hide_env_values = true, value_parser = FalseyValueParser::new())]
     pub split: bool,
 
-    /// Layers that this node computes and no others, first and last counting from 0, such as 0-14: of the models of --model, else of every model of the pool that has them
+    /// Layers that this node computes, first and last, counting from 0, such as 0-14: of the models of --model, else of every model of the pool
     #[arg(long, value_name = "A-B", env = "PANGEA_LAYERS", hide_env_values = true)]
     pub layers: Option<LayerRange>,
 
@@ -53,7 +53,7 @@ pub struct WorkFlags {
     #[arg(long, env = "PANGEA_FORCE_MASTER", hide_env_values = true, value_parser = FalseyValueParser::new())]
     pub force_master: bool,
 
-    /// Makes this worker lie or fail, for tests
+    /// Make this worker lie or fail, for tests
     #[arg(long, value_enum, hide = true)]
     pub fault: Option<Fault>,
 }
@@ -63,7 +63,7 @@ pub struct WorkFlags {
 pub struct WorkConfig {
     /// Models to serve: names or paths.
     pub models: Vec<String>,
-    /// Whether these are split over nodes even where one alone would be faster for a single stream.
+    /// Whether the models are split over nodes even where one node alone answers a single request faster.
     pub split: bool,
     /// Layers, the end exclusive, that this node computes and no others: of its models, or of every model of the pool where
     /// it serves none.
@@ -78,7 +78,7 @@ pub struct WorkConfig {
     pub works: bool,
     /// Whether it claims the mastership of its pool.
     pub force_master: bool,
-    /// How this worker lies or fails, for tests.
+    /// Fault that this worker shows in tests.
     pub fault: Option<Fault>,
 }
 
