@@ -8,10 +8,10 @@ use pangea_units::ByteSize;
 use serde::Serialize;
 
 use super::args::{JsonArgs, OutputArgs, PlaceArg, RpcArgs, dtype};
-use super::engine::{Engine, Held};
 use super::failure::Failure;
 use super::matmul::place;
 use super::matrix::Operand;
+use super::multiplier::{LoadedMatrix, Multiplier};
 use super::progress::Progress;
 use super::session::{local_fabric, note};
 use super::table::{Align, Table, seconds, three_digits};
@@ -73,15 +73,15 @@ struct Line {
 }
 
 pub(super) async fn run(args: BenchMatmulArgs, output: OutputArgs) -> Result<(), Failure> {
-    let engine = match args.rpc.node_if_there().await? {
-        Some(client) => Engine::Node(client),
+    let multiplier = match args.rpc.node_if_there().await? {
+        Some(client) => Multiplier::Node(client),
         None => {
             note(&output, format!("No node runs at {}: multiplying in this process.", args.rpc.address()));
             let threads = config::threads(args.threads);
-            Engine::Here(Box::new(local_fabric(threads, config::max_memory(None)).await?))
+            Multiplier::Local(Box::new(local_fabric(threads, config::max_memory(None)).await?))
         }
     };
-    let free_bytes = engine.free_bytes().await?;
+    let free_bytes = multiplier.free_bytes().await?;
     for &size in &args.size {
         check_fits(size, args.dtype, free_bytes)?;
     }
@@ -98,15 +98,15 @@ pub(super) async fn run(args: BenchMatmulArgs, output: OutputArgs) -> Result<(),
         for run in 0..args.runs {
             // The old operands go first: memory for one pair is enough.
             drop(operands.take());
-            let pair = fresh(&engine, &args, size, u64::from(run) * 2 + 1).await?;
-            cold.push(multiply(&engine, &pair, &options).await?);
+            let pair = fresh(&multiplier, &args, size, u64::from(run) * 2 + 1).await?;
+            cold.push(multiply(&multiplier, &pair, &options).await?);
             operands = Some(pair);
             done += 1;
             progress.done(done);
         }
         let Some(pair) = operands else { continue };
         for _ in 0..args.runs {
-            resident.push(multiply(&engine, &pair, &options).await?);
+            resident.push(multiply(&multiplier, &pair, &options).await?);
             done += 1;
             progress.done(done);
         }
@@ -135,16 +135,25 @@ fn check_fits(size: usize, dtype: DType, free_bytes: u64) -> Result<(), Failure>
     )))
 }
 
-async fn fresh(engine: &Engine, args: &BenchMatmulArgs, size: usize, seed: u64) -> Result<(Held, Held), Failure> {
+async fn fresh(
+    multiplier: &Multiplier,
+    args: &BenchMatmulArgs,
+    size: usize,
+    seed: u64,
+) -> Result<(LoadedMatrix, LoadedMatrix), Failure> {
     let a = Operand::generated(size, size, args.dtype, seed);
     let b = Operand::generated(size, size, args.dtype, seed + 1);
-    let a = engine.put(&a, 0..size, 0..size, &mut |_| {}).await?;
-    let b = engine.put(&b, 0..size, 0..size, &mut |_| {}).await?;
+    let a = multiplier.put(&a, 0..size, 0..size, &mut |_| {}).await?;
+    let b = multiplier.put(&b, 0..size, 0..size, &mut |_| {}).await?;
     Ok((a, b))
 }
 
-async fn multiply(engine: &Engine, (a, b): &(Held, Held), options: &MatmulOptions) -> Result<JobReport, Failure> {
-    let (_, report) = engine.start(a, b, options)?.finish(&mut |_| {}).await?;
+async fn multiply(
+    multiplier: &Multiplier,
+    (a, b): &(LoadedMatrix, LoadedMatrix),
+    options: &MatmulOptions,
+) -> Result<JobReport, Failure> {
+    let (_, report) = multiplier.start(a, b, options)?.finish(&mut |_| {}).await?;
     Ok(report)
 }
 

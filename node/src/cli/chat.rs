@@ -87,14 +87,14 @@ const DEFAULT_API: &str = "127.0.0.1:52415";
 const SYSTEM: &str = "You are a helpful assistant.";
 
 /// Who answers.
-enum Speaker {
+enum ChatModel {
     Node(NodeModel),
-    Here(Engine),
+    Local(Engine),
 }
 
 /// An answer, as `--json` shows it.
 #[derive(Clone, Debug, Default, Serialize)]
-pub(super) struct Answer {
+pub(super) struct ChatAnswer {
     /// Where the answer was computed: `node` or `local`.
     pub(super) place: &'static str,
     pub(super) model: String,
@@ -116,7 +116,7 @@ pub(super) struct Answer {
 
 /// How answers are to be generated.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Choosing {
+pub(super) struct AnswerOptions {
     pub(super) temperature: f32,
     pub(super) max_tokens: Option<usize>,
     pub(super) seed: u64,
@@ -132,8 +132,8 @@ pub(super) fn run(args: &ChatArgs, output: OutputArgs) -> Result<(), Failure> {
         .build()
         .map_err(|error| Failure::failed(format!("cannot start an asynchronous runtime: {error}")))?;
     let mut chat = Chat {
-        speaker: runtime.block_on(speaker(args, output))?,
-        choosing: Choosing { temperature: args.temperature, max_tokens: args.max_tokens, seed: args.seed },
+        model: runtime.block_on(model(args, output))?,
+        options: AnswerOptions { temperature: args.temperature, max_tokens: args.max_tokens, seed: args.seed },
         messages: vec![Message::new("system", args.system.as_deref().unwrap_or(SYSTEM))],
         // Some templates take no system message; the default one is then left out without an error.
         system_may_go: args.system.is_none(),
@@ -149,7 +149,7 @@ pub(super) fn run(args: &ChatArgs, output: OutputArgs) -> Result<(), Failure> {
 }
 
 /// The node that was named, runs here or is at the default address, and serves the model; else the model in this process.
-async fn speaker(args: &ChatArgs, output: OutputArgs) -> Result<Speaker, Failure> {
+async fn model(args: &ChatArgs, output: OutputArgs) -> Result<ChatModel, Failure> {
     let data_dir = config::data_dir(args.data_dir.data_dir.clone())?;
     let folder = data_dir.join("models");
     let names = args.model.as_deref().map_or_else(Vec::new, |model| models::names_of(&folder, model));
@@ -168,7 +168,7 @@ async fn speaker(args: &ChatArgs, output: OutputArgs) -> Result<Speaker, Failure
             key => key,
         };
         match NodeModel::find(&address, key, &names).await {
-            Ok(node) => return Ok(Speaker::Node(node)),
+            Ok(node) => return Ok(ChatModel::Node(node)),
             // A node that was named is the only one to ask.
             Err(failure) if args.api.is_some() => return Err(failure),
             // The node of this data directory is there and answers, but not without its key: loading the model once more
@@ -190,7 +190,7 @@ async fn speaker(args: &ChatArgs, output: OutputArgs) -> Result<Speaker, Failure
     let threads = config::threads(args.threads);
     let memory = config::max_memory(None);
     let settings = EngineSettings::new(threads, memory / SESSION_SHARE);
-    Ok(Speaker::Here(Engine::load(&name, &path, settings)?))
+    Ok(ChatModel::Local(Engine::load(&name, &path, settings)?))
 }
 
 fn the_only_model(folder: &std::path::Path) -> Result<(String, PathBuf), Failure> {
@@ -215,8 +215,8 @@ fn the_only_model(folder: &std::path::Path) -> Result<(String, PathBuf), Failure
 }
 
 struct Chat {
-    speaker: Speaker,
-    choosing: Choosing,
+    model: ChatModel,
+    options: AnswerOptions,
     messages: Vec<Message>,
     system_may_go: bool,
     output: OutputArgs,
@@ -224,13 +224,13 @@ struct Chat {
 
 impl Chat {
     /// The answer to what was said so far.
-    async fn answer(&mut self, say: &mut dyn FnMut(&str) -> Result<(), Failure>) -> Result<Answer, Failure> {
-        let answered = self.speaker.answer(&self.messages, self.choosing, say).await;
+    async fn answer(&mut self, print_text: &mut dyn FnMut(&str) -> Result<(), Failure>) -> Result<ChatAnswer, Failure> {
+        let answered = self.model.answer(&self.messages, self.options, print_text).await;
         match answered {
             Err(failure) if failure.exit == Exit::Usage && self.system_may_go => {
                 self.system_may_go = false;
                 let system = self.messages.remove(0);
-                let again = self.speaker.answer(&self.messages, self.choosing, say).await;
+                let again = self.model.answer(&self.messages, self.options, print_text).await;
                 if again.is_err() {
                     self.messages.insert(0, system);
                 }
@@ -246,11 +246,11 @@ impl Chat {
     /// One answer, or Ctrl-C.
     async fn once(&mut self, prompt: &str, json: bool) -> Result<(), Failure> {
         self.messages.push(Message::new("user", prompt));
-        let mut say = |text: &str| if json { Ok(()) } else { print(text) };
+        let mut print_text = |text: &str| if json { Ok(()) } else { print(text) };
         let answer = tokio::select! {
             biased;
             _ = tokio::signal::ctrl_c() => return Err(Failure::new(Exit::Interrupted, "stopped")),
-            answer = self.answer(&mut say) => answer?,
+            answer = self.answer(&mut print_text) => answer?,
         };
         if json {
             return print_json(&answer);
@@ -265,7 +265,7 @@ impl Chat {
         let unusable = |error: ReadlineError| Failure::failed(format!("cannot read from the terminal: {error}"));
         let mut editor = DefaultEditor::new().map_err(unusable)?;
         let prompt = if std::io::stdin().is_terminal() { "> " } else { "" };
-        let name = self.speaker.model().to_owned();
+        let name = self.model.name().to_owned();
         note(
             &self.output,
             format!("{name}. /exit or Ctrl-D ends the conversation, Ctrl-C an answer; /clear starts a new one."),
@@ -294,7 +294,7 @@ impl Chat {
     fn turn(&mut self, runtime: &tokio::runtime::Runtime, said: &str) -> Result<(), Failure> {
         self.messages.push(Message::new("user", said));
         let mut heard = String::new();
-        let mut say = |text: &str| {
+        let mut print_text = |text: &str| {
             heard.push_str(text);
             print(text)
         };
@@ -302,7 +302,7 @@ impl Chat {
             tokio::select! {
                 biased;
                 _ = tokio::signal::ctrl_c() => None,
-                answer = self.answer(&mut say) => Some(answer),
+                answer = self.answer(&mut print_text) => Some(answer),
             }
         });
         print("\n")?;
@@ -323,7 +323,7 @@ impl Chat {
         Ok(())
     }
 
-    fn closing_line(&self, answer: &Answer) {
+    fn closing_line(&self, answer: &ChatAnswer) {
         let cut = if answer.finish_reason == "length" { ", cut at its limit" } else { "" };
         let line = format!(
             "[{} tokens, {:.0} tokens/s, first after {:.2} s{cut}]",
@@ -335,43 +335,47 @@ impl Chat {
     }
 }
 
-impl Speaker {
-    fn model(&self) -> &str {
+impl ChatModel {
+    fn name(&self) -> &str {
         match self {
-            Speaker::Node(node) => &node.model,
-            Speaker::Here(engine) => &engine.model().name,
+            ChatModel::Node(node) => &node.model,
+            ChatModel::Local(engine) => &engine.model().name,
         }
     }
 
     async fn answer(
         &self,
         messages: &[Message],
-        choosing: Choosing,
-        say: &mut dyn FnMut(&str) -> Result<(), Failure>,
-    ) -> Result<Answer, Failure> {
+        options: AnswerOptions,
+        print_text: &mut dyn FnMut(&str) -> Result<(), Failure>,
+    ) -> Result<ChatAnswer, Failure> {
         match self {
-            Speaker::Node(node) => node.answer(messages, choosing, say).await,
-            Speaker::Here(engine) => here(engine, messages, choosing, say).await,
+            ChatModel::Node(node) => node.answer(messages, options, print_text).await,
+            ChatModel::Local(engine) => answer_locally(engine, messages, options, print_text).await,
         }
     }
 }
 
 /// An answer of a model in this process.
-async fn here(
+async fn answer_locally(
     engine: &Engine,
     messages: &[Message],
-    choosing: Choosing,
-    say: &mut dyn FnMut(&str) -> Result<(), Failure>,
-) -> Result<Answer, Failure> {
+    options: AnswerOptions,
+    print_text: &mut dyn FnMut(&str) -> Result<(), Failure>,
+) -> Result<ChatAnswer, Failure> {
     let asked = Instant::now();
     let request = Request {
-        sampling: Sampling { temperature: choosing.temperature, seed: choosing.seed, ..Sampling::default() },
-        max_tokens: choosing.max_tokens,
+        sampling: Sampling { temperature: options.temperature, seed: options.seed, ..Sampling::default() },
+        max_tokens: options.max_tokens,
         ..Request::new(Prompt::chat(messages.to_vec()))
     };
     let mut generation = engine.generate(request).await.map_err(|refused| refused.error)?;
-    let mut answer =
-        Answer { place: "local", model: engine.model().name.clone(), verdict: "local".to_owned(), ..Answer::default() };
+    let mut answer = ChatAnswer {
+        place: "local",
+        model: engine.model().name.clone(),
+        verdict: "local".to_owned(),
+        ..ChatAnswer::default()
+    };
     let mut first = Duration::ZERO;
     while let Some(event) = generation.next().await {
         match event? {
@@ -380,7 +384,7 @@ async fn here(
                 if first.is_zero() {
                     first = asked.elapsed();
                 }
-                say(&delta.text)?;
+                print_text(&delta.text)?;
                 answer.content.push_str(&delta.text);
                 answer.finish_reason = delta.finish.map_or_else(String::new, |finish| finish.name().to_owned());
             }

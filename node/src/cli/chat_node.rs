@@ -16,10 +16,10 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
 
-use super::chat::{Answer, Choosing};
+use super::chat::{AnswerOptions, ChatAnswer};
 use super::failure::{Exit, Failure};
 
-/// How long a node may take to accept a connection, and to say what it serves.
+/// How long a node may take to accept a connection, and to list its models.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Largest response that is not a stream, and largest event of a stream.
@@ -106,15 +106,15 @@ impl NodeModel {
     pub(super) async fn answer(
         &self,
         messages: &[Message],
-        choosing: Choosing,
-        say: &mut dyn FnMut(&str) -> Result<(), Failure>,
-    ) -> Result<Answer, Failure> {
+        options: AnswerOptions,
+        print_text: &mut dyn FnMut(&str) -> Result<(), Failure>,
+    ) -> Result<ChatAnswer, Failure> {
         let asked = Instant::now();
         let messages: Vec<Value> =
             messages.iter().map(|message| json!({"role": message.role, "content": message.content})).collect();
         let body = json!({
             "model": self.model, "messages": messages, "stream": true, "stream_options": {"include_usage": true},
-            "temperature": choosing.temperature, "max_tokens": choosing.max_tokens, "seed": choosing.seed,
+            "temperature": options.temperature, "max_tokens": options.max_tokens, "seed": options.seed,
         });
         let response = self.request(Method::POST, "/v1/chat/completions", body.to_string()).await?;
         if !response.status().is_success() {
@@ -122,7 +122,7 @@ impl NodeModel {
         }
         let mut body = response.into_body();
         let mut events = EventReader::new(MAX_BYTES);
-        let mut answer = Answer { place: "node", model: self.model.clone(), ..Answer::default() };
+        let mut answer = ChatAnswer { place: "node", model: self.model.clone(), ..ChatAnswer::default() };
         let mut first = None;
         while let Some(frame) = body.frame().await {
             let Ok(bytes) = frame.map_err(|_| self.broken_off())?.into_data() else { continue };
@@ -137,7 +137,7 @@ impl NodeModel {
                     return Err(failure(&piece["error"], "the node ended the answer without a reason"));
                 }
                 first.get_or_insert_with(|| asked.elapsed().as_secs_f64());
-                take(&piece, &mut answer, say)?;
+                take(&piece, &mut answer, print_text)?;
             }
         }
         Err(self.broken_off())
@@ -149,10 +149,14 @@ impl NodeModel {
 }
 
 /// What one piece of a stream adds to an answer.
-fn take(piece: &Value, answer: &mut Answer, say: &mut dyn FnMut(&str) -> Result<(), Failure>) -> Result<(), Failure> {
+fn take(
+    piece: &Value,
+    answer: &mut ChatAnswer,
+    print_text: &mut dyn FnMut(&str) -> Result<(), Failure>,
+) -> Result<(), Failure> {
     let choice = &piece["choices"][0];
     if let Some(text) = choice["delta"]["content"].as_str() {
-        say(text)?;
+        print_text(text)?;
         answer.content.push_str(text);
     }
     if let Some(reason) = choice["finish_reason"].as_str() {
@@ -201,8 +205,8 @@ mod tests {
     use super::*;
 
     /// The last piece of a stream, with what `pangea` is.
-    fn last(pangea: Value) -> Result<Answer, Failure> {
-        let mut answer = Answer::default();
+    fn last(pangea: Value) -> Result<ChatAnswer, Failure> {
+        let mut answer = ChatAnswer::default();
         let usage = json!({"prompt_tokens": 5, "completion_tokens": 3});
         let piece = json!({"choices": [], "usage": usage, "timings": {"answer_tokens_per_s": 2.5}, "pangea": pangea});
         take(&piece, &mut answer, &mut |_| Ok(())).map(|()| answer)

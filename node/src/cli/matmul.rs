@@ -1,5 +1,5 @@
 //! `pangea matmul`: two operands, one product, a report. It checks everything that can be wrong before anything is
-//! computed; the work is the engine's.
+//! computed; the work is the multiplier's.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -12,9 +12,9 @@ use pangea_compute::{DType, MAX_K_I8};
 use serde::Serialize;
 
 use super::args::{JsonArgs, OutputArgs, PlaceArg, RpcArgs, dtype, duration};
-use super::engine::Engine;
 use super::failure::Failure;
 use super::matrix::{Operand, wire_dtype};
+use super::multiplier::Multiplier;
 use super::node_names::NodeNames;
 use super::product_file::{Destination, ProductFile};
 use super::progress::Progress;
@@ -170,17 +170,17 @@ pub(super) async fn run(args: MatmulArgs, output: OutputArgs) -> Result<(), Fail
         Some(path) => Some(Destination::check(path, product.dtype, product.a.rows(), product.b.cols(), &inputs)?),
         None => None,
     };
-    let engine = engine(&args, output).await?;
-    let free = engine.free_bytes().await?;
+    let multiplier = multiplier(&args, output).await?;
+    let free = multiplier.free_bytes().await?;
     let free = args.max_memory.map_or(free, |cap| cap.0.min(free));
-    let method = method(&product, free, matches!(engine, Engine::Here(_)), destination.as_ref())?;
+    let method = method(&product, free, matches!(multiplier, Multiplier::Local(_)), destination.as_ref())?;
     let mut file = destination.map(Destination::create).transpose()?;
-    connect_peers(&engine, &args, output).await?;
+    connect_peers(&multiplier, &args, output).await?;
     let options = options(&args);
     let (report, blocks) = match method {
-        Method::Whole => (multiply_whole(&engine, &product, &options, file.as_mut(), &mut progress).await?, 1),
+        Method::Whole => (multiply_whole(&multiplier, &product, &options, file.as_mut(), &mut progress).await?, 1),
         Method::Blocks(plan) => {
-            (multiply_blocks(&engine, &product, &plan, &options, file.as_mut(), &mut progress).await?, plan.count())
+            (multiply_blocks(&multiplier, &product, &plan, &options, file.as_mut(), &mut progress).await?, plan.count())
         }
     };
     let written = match file {
@@ -250,20 +250,20 @@ fn fit(a: Operand, b: Operand) -> Result<Product, Failure> {
 }
 
 /// The node, or a fabric of this process where none was named and none is there.
-async fn engine(args: &MatmulArgs, output: OutputArgs) -> Result<Engine, Failure> {
+async fn multiplier(args: &MatmulArgs, output: OutputArgs) -> Result<Multiplier, Failure> {
     if let Some(client) = args.rpc.node_if_there().await? {
-        return Ok(Engine::Node(client));
+        return Ok(Multiplier::Node(client));
     }
     let threads = config::threads(args.threads);
     let max_memory = config::max_memory(args.max_memory);
     note(&output, format!("No node runs at {}: multiplying in this process.", args.rpc.address()));
-    Ok(Engine::Here(Box::new(local_fabric(threads, max_memory).await?)))
+    Ok(Multiplier::Local(Box::new(local_fabric(threads, max_memory).await?)))
 }
 
 /// Connects the node to the named peers. A peer that does not answer is reported and left out.
-async fn connect_peers(engine: &Engine, args: &MatmulArgs, output: OutputArgs) -> Result<(), Failure> {
+async fn connect_peers(multiplier: &Multiplier, args: &MatmulArgs, output: OutputArgs) -> Result<(), Failure> {
     for address in &args.peer {
-        let Engine::Node(client) = engine else {
+        let Multiplier::Node(client) = multiplier else {
             note(
                 &output,
                 format!(
@@ -303,7 +303,7 @@ pub(super) fn place(place: PlaceArg) -> Place {
 
 /// Multiplies with whole operands, as one job.
 async fn multiply_whole(
-    engine: &Engine,
+    multiplier: &Multiplier,
     product: &Product,
     options: &MatmulOptions,
     file: Option<&mut ProductFile>,
@@ -311,10 +311,10 @@ async fn multiply_whole(
 ) -> Result<JobReport, Failure> {
     let Product { a, b, .. } = product;
     progress.phase("sending A", a.size_bytes());
-    let held_a = engine.put(a, 0..a.rows(), 0..a.cols(), &mut |bytes| progress.done(bytes)).await?;
+    let held_a = multiplier.put(a, 0..a.rows(), 0..a.cols(), &mut |bytes| progress.done(bytes)).await?;
     progress.phase("sending B", b.size_bytes());
-    let held_b = engine.put(b, 0..b.rows(), 0..b.cols(), &mut |bytes| progress.done(bytes)).await?;
-    let running = engine.start(&held_a, &held_b, options)?;
+    let held_b = multiplier.put(b, 0..b.rows(), 0..b.cols(), &mut |bytes| progress.done(bytes)).await?;
+    let running = multiplier.start(&held_a, &held_b, options)?;
     progress.phase("multiplying", 0);
     let mut planned = false;
     let (held, report) = running
@@ -382,7 +382,7 @@ fn method(
 
 /// One job for every block of the product.
 async fn multiply_blocks(
-    engine: &Engine,
+    multiplier: &Multiplier,
     product: &Product,
     plan: &Plan,
     options: &MatmulOptions,
@@ -397,11 +397,11 @@ async fn multiply_blocks(
         async |side, lines| {
             let lines = lines.start as usize..lines.end as usize;
             match side {
-                Side::A => engine.put(a, lines, 0..a.cols(), &mut |_| {}).await,
-                Side::B => engine.put(b, 0..b.rows(), lines, &mut |_| {}).await,
+                Side::A => multiplier.put(a, lines, 0..a.cols(), &mut |_| {}).await,
+                Side::B => multiplier.put(b, 0..b.rows(), lines, &mut |_| {}).await,
             }
         },
-        async |a, b, options| engine.start(a, b, &options)?.finish(&mut |_| {}).await,
+        async |a, b, options| multiplier.start(a, b, &options)?.finish(&mut |_| {}).await,
         async |held, block| {
             let Some(file) = file.as_deref_mut() else { return Ok(()) };
             let at = (block.rows.start as usize, block.cols.start as usize);

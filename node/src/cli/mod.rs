@@ -5,7 +5,7 @@
 //! * `chat`, with `chat_node` where a node answers; `matmul`, `peers`, `status`, `topology`, `models`, `models_plan`, `receipts`,
 //!   `perplexity`, `bench_matmul`, `bench_net`, `bench_llm`,
 //!   `demo`: the commands; `demo_node`: what the demo runs.
-//! * `session`, `engine`: the node that a command talks to, or a fabric of this process alone.
+//! * `session`, `multiplier`: the node that a command talks to, or a fabric of this process alone.
 //! * `matrix`, `product_file`: operands, where the product goes.
 //! * `log`, `progress`, `table`, `node_names`: what a person sees.
 //!
@@ -19,13 +19,13 @@ mod chat;
 mod chat_node;
 mod demo;
 mod demo_node;
-mod engine;
 mod failure;
 mod log;
 mod matmul;
 mod matrix;
 mod models;
 mod models_plan;
+mod multiplier;
 mod node_names;
 mod peers;
 mod perplexity;

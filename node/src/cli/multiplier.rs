@@ -1,5 +1,5 @@
-//! What multiplies for a command: a node over its Cap'n Proto service, or a fabric of this process. The same calls for
-//! both; dropping what they return ends the work and frees what it held.
+//! What multiplies for a command: a node over its Cap'n Proto service, or a fabric of this process, by the same calls.
+//! Dropping what they return ends the work and frees its memory.
 
 use std::ops::Range;
 
@@ -14,94 +14,106 @@ use crate::runtime::Runtime;
 use crate::worker::budget::Reservation;
 
 /// What multiplies.
-pub(super) enum Engine {
+pub(super) enum Multiplier {
     /// A node.
     Node(Client),
     /// This process.
-    Here(Box<Runtime>),
+    Local(Box<Runtime>),
 }
 
-/// A matrix that the engine has.
-pub(super) enum Held {
-    /// At the node.
+/// A matrix that the multiplier holds.
+pub(super) enum LoadedMatrix {
+    /// Held by the node.
     Node(pangea_client::Tensor),
-    /// Here, with its share of the memory.
-    Here { tensor: Tensor, _memory: Reservation },
+    /// In this process, with its share of the memory.
+    Local { tensor: Tensor, _memory: Reservation },
 }
 
 /// A product under way.
-pub(super) enum Running {
-    /// At the node.
+pub(super) enum RunningProduct {
+    /// Held by the node.
     Node { job: pangea_client::Job, product: pangea_client::Tensor },
-    /// Here, with the memory that the product will take.
-    Here { job: Job, memory: Reservation },
+    /// In this process, with the memory that the product takes.
+    Local { job: Job, memory: Reservation },
 }
 
-impl Engine {
+impl Multiplier {
     /// Bytes of tensors that fit now.
     pub(super) async fn free_bytes(&self) -> Result<u64, Failure> {
         let status = match self {
-            Engine::Node(client) => client.status().await?,
-            Engine::Here(runtime) => runtime.fabric().status().await?,
+            Multiplier::Node(client) => client.status().await?,
+            Multiplier::Local(runtime) => runtime.fabric().status().await?,
         };
         Ok(status.memory_limit_bytes.saturating_sub(status.memory_used_bytes))
     }
 
-    /// Brings a block of an operand there; `on_bytes` hears how much of it is.
+    /// Loads a block of an operand; `on_bytes` is told the number of bytes loaded so far.
     pub(super) async fn put(
         &self,
         operand: &Operand,
         rows: Range<usize>,
         cols: Range<usize>,
         on_bytes: &mut dyn FnMut(u64),
-    ) -> Result<Held, Failure> {
+    ) -> Result<LoadedMatrix, Failure> {
         match self {
-            Engine::Node(client) => Ok(Held::Node(client.upload(&mut operand.upload(rows, cols, on_bytes)).await?)),
-            Engine::Here(runtime) => {
+            Multiplier::Node(client) => {
+                Ok(LoadedMatrix::Node(client.upload(&mut operand.upload(rows, cols, on_bytes)).await?))
+            }
+            Multiplier::Local(runtime) => {
                 let whole = rows.len() == operand.rows() && cols.len() == operand.cols();
                 let bytes = rows.len() as u64 * cols.len() as u64 * operand.dtype().size_bytes() as u64;
                 let memory = runtime.fabric().reserve(bytes)?;
                 let tensor = if whole { operand.whole().await? } else { operand.block(rows, cols).await? };
                 on_bytes(bytes);
-                Ok(Held::Here { tensor, _memory: memory })
+                Ok(LoadedMatrix::Local { tensor, _memory: memory })
             }
         }
     }
 
-    /// Starts a product of two matrices that are there.
-    pub(super) fn start(&self, a: &Held, b: &Held, options: &MatmulOptions) -> Result<Running, Failure> {
+    /// Starts the product of two loaded matrices.
+    pub(super) fn start(
+        &self,
+        a: &LoadedMatrix,
+        b: &LoadedMatrix,
+        options: &MatmulOptions,
+    ) -> Result<RunningProduct, Failure> {
         match (self, a, b) {
-            (Engine::Node(client), Held::Node(a), Held::Node(b)) => {
+            (Multiplier::Node(client), LoadedMatrix::Node(a), LoadedMatrix::Node(b)) => {
                 let (job, product) = client.matmul(a, b, options);
-                Ok(Running::Node { job, product })
+                Ok(RunningProduct::Node { job, product })
             }
-            (Engine::Here(runtime), Held::Here { tensor: a, .. }, Held::Here { tensor: b, .. }) => {
-                start_here(&runtime.fabric(), a, b, options)
-            }
-            _ => Err(Failure::failed("the operands are with another engine")),
+            (
+                Multiplier::Local(runtime),
+                LoadedMatrix::Local { tensor: a, .. },
+                LoadedMatrix::Local { tensor: b, .. },
+            ) => start_local(&runtime.fabric(), a, b, options),
+            _ => Err(Failure::failed("the operands are held elsewhere than the product is computed")),
         }
     }
 }
 
-fn start_here(fabric: &Fabric, a: &Tensor, b: &Tensor, options: &MatmulOptions) -> Result<Running, Failure> {
+fn start_local(fabric: &Fabric, a: &Tensor, b: &Tensor, options: &MatmulOptions) -> Result<RunningProduct, Failure> {
     let MatmulOptions { place, verify, priority, deadline, redundancy, max_retries } = options.clone();
     let (a, b) = (a.clone(), b.clone());
     let dtype = DType::product(a.dtype(), b.dtype())?;
     let memory = fabric.reserve(a.rows() as u64 * b.cols() as u64 * dtype.size_bytes() as u64)?;
     let job = fabric.submit(JobRequest { a, b, place, verify, priority, deadline, redundancy, max_retries })?;
-    Ok(Running::Here { job, memory })
+    Ok(RunningProduct::Local { job, memory })
 }
 
-impl Running {
-    /// Waits for the product; `on_progress` hears how far it is.
-    pub(super) async fn finish(self, on_progress: &mut dyn FnMut(Progress)) -> Result<(Held, JobReport), Failure> {
+impl RunningProduct {
+    /// Waits for the product; `on_progress` is told the progress.
+    pub(super) async fn finish(
+        self,
+        on_progress: &mut dyn FnMut(Progress),
+    ) -> Result<(LoadedMatrix, JobReport), Failure> {
         match self {
-            Running::Node { job, product } => {
+            RunningProduct::Node { job, product } => {
                 job.watch(on_progress).await?;
                 let report = job.report().await?;
-                Ok((Held::Node(product), report))
+                Ok((LoadedMatrix::Node(product), report))
             }
-            Running::Here { mut job, memory } => {
+            RunningProduct::Local { mut job, memory } => {
                 let outcome = loop {
                     tokio::select! {
                         biased;
@@ -111,14 +123,14 @@ impl Running {
                 };
                 let gone = || Error::new(ErrorKind::Internal, "the local fabric ended");
                 let outcome = outcome.map_err(|_| gone())??;
-                Ok((Held::Here { tensor: outcome.product, _memory: memory }, outcome.report))
+                Ok((LoadedMatrix::Local { tensor: outcome.product, _memory: memory }, outcome.report))
             }
         }
     }
 }
 
-impl Held {
-    /// Writes it to `file` as the block whose first element is at `at` and that has `cols` columns.
+impl LoadedMatrix {
+    /// Writes the matrix to `file` as the block whose first element is at `at` and that has `cols` columns.
     pub(super) async fn write_to(
         &self,
         file: &mut ProductFile,
@@ -128,13 +140,13 @@ impl Held {
         on_bytes: &mut dyn FnMut(u64),
     ) -> Result<(), Failure> {
         match self {
-            Held::Node(tensor) => {
+            LoadedMatrix::Node(tensor) => {
                 let mut incoming = Incoming::new(file, dtype, at, cols, on_bytes);
                 tensor.read_into(&mut incoming).await?;
                 incoming.flush()
             }
-            Held::Here { tensor, .. } => {
-                // Piece by piece, so that a person who has had enough is heard.
+            LoadedMatrix::Local { tensor, .. } => {
+                // Piece by piece, so that Ctrl-C is handled in between.
                 let step = ((4 << 20) / (cols * dtype.size_bytes()).max(1)).max(1);
                 for row in (0..tensor.rows()).step_by(step) {
                     let end = tensor.rows().min(row + step);
