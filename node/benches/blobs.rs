@@ -45,7 +45,7 @@ fn main() {
                 let started = Instant::now();
                 let wanted = offered.manifest.whole();
                 blobs
-                    .ensure(offered.digest, wanted, holders, &mut |_, _| {}, &Cancel::new())
+                    .fetch(offered.digest, wanted, holders, &mut |_, _| {}, &Cancel::new())
                     .await
                     .expect("the model comes");
                 let speed = bytes / started.elapsed().as_secs_f64();

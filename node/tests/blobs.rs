@@ -147,7 +147,7 @@ impl Node {
                 cancel.cancel();
             }
         };
-        block_on(self.blobs.ensure(model, wanted.clone(), holders.to_vec(), &mut progress, &cancel))
+        block_on(self.blobs.fetch(model, wanted.clone(), holders.to_vec(), &mut progress, &cancel))
     }
 
     /// Bytes received from a peer so far, all streams together.
@@ -223,9 +223,9 @@ fn a_stage_fetches_its_layers_and_no_more() {
     let received = node.received(&holder);
     assert!(received >= total && received <= total + overhead(total), "{received} for {total}");
     // Once more costs nothing; one more layer costs that layer; the rest makes it whole.
-    node.ensure(digest, &wanted, &[holder.id()]).unwrap();
+    node.fetch(digest, &wanted, &[holder.id()]).unwrap();
     assert!(node.received(&holder) - received < 64 << 10);
-    node.ensure(digest, &here.manifest.whole(), &[holder.id()]).unwrap();
+    node.fetch(digest, &here.manifest.whole(), &[holder.id()]).unwrap();
     assert!(node.blobs.have(&digest).unwrap().is_whole());
     assert_eq!(std::fs::read(&file).unwrap(), bytes);
     let received = node.received(&holder);
@@ -239,16 +239,16 @@ fn the_header_comes_alone_and_a_whole_file_is_used_as_it_is() {
     node.connect(&holder);
     let bytes = model(2);
     let digest = holder.offer(&bytes);
-    let file = node.ensure(digest, &Wanted::header(), &[holder.id()]).unwrap();
+    let file = node.fetch(digest, &Wanted::header(), &[holder.id()]).unwrap();
     assert_eq!(Gguf::open(&file).unwrap().metadata().get_str("general.name").unwrap(), Some("Made"));
     assert!(node.received(&holder) < 256 << 10, "{}", node.received(&holder));
     let offered = node.offer(&bytes);
     assert_eq!(offered, digest);
-    let file = node.ensure(digest, &layers(0..LAYERS), &[]).unwrap();
+    let file = node.fetch(digest, &layers(0..LAYERS), &[]).unwrap();
     assert_eq!(file, other.join("offered.gguf"));
     // Taken away, it is the copy again.
     std::fs::remove_file(&file).unwrap();
-    let file = node.ensure(digest, &layers(0..1), &[holder.id()]).unwrap();
+    let file = node.fetch(digest, &layers(0..1), &[holder.id()]).unwrap();
     assert_holds(&file, &bytes, &layers(0..1), true);
 }
 
@@ -264,7 +264,7 @@ fn a_cut_transfer_goes_on_where_it_was_in_the_next_run() {
     node.connect(&silent);
     node.connect(&holder);
     let whole =
-        node.ensure(digest, &Wanted::header(), &[holder.id()]).map(|_| node.blobs.have(&digest).unwrap()).unwrap();
+        node.fetch(digest, &Wanted::header(), &[holder.id()]).map(|_| node.blobs.have(&digest).unwrap()).unwrap();
     let whole = whole.manifest.whole();
     let error = node.ensure_until(digest, &whole, &[silent.id()], |done, total| done * 2 > total).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Cancelled);
@@ -273,7 +273,7 @@ fn a_cut_transfer_goes_on_where_it_was_in_the_next_run() {
     let (here, total) = node.blobs.have(&digest).unwrap().bytes_of(&whole);
     assert!(here * 2 > total && here < total, "{here} of {total}");
     node.connect(&holder);
-    let file = node.ensure(digest, &whole, &[holder.id()]).unwrap();
+    let file = node.fetch(digest, &whole, &[holder.id()]).unwrap();
     assert_eq!(std::fs::read(&file).unwrap(), bytes);
     let received = node.received(&holder);
     assert!(received <= total - here + overhead(total), "{received} for {}", total - here);
@@ -288,12 +288,12 @@ fn a_node_with_a_part_gives_that_part_and_several_share_the_rest() {
     node.connect(&partial);
     let bytes = model(4);
     let digest = whole.offer(&bytes);
-    partial.ensure(digest, &layers(0..2), &[whole.id()]).unwrap();
-    node.ensure(digest, &layers(0..1), &[partial.id()]).unwrap();
+    partial.fetch(digest, &layers(0..2), &[whole.id()]).unwrap();
+    node.fetch(digest, &layers(0..1), &[partial.id()]).unwrap();
     assert!(node.received(&whole) < 64 << 10, "what {} has is not had from another", partial.id());
-    let error = node.ensure(digest, &layers(0..3), &[partial.id()]).unwrap_err();
+    let error = node.fetch(digest, &layers(0..3), &[partial.id()]).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::NotFound, "{error}");
-    let file = node.ensure(digest, &layers(0..LAYERS), &[partial.id(), whole.id()]).unwrap();
+    let file = node.fetch(digest, &layers(0..LAYERS), &[partial.id(), whole.id()]).unwrap();
     assert_holds(&file, &bytes, &layers(0..LAYERS), true);
 }
 
@@ -327,8 +327,8 @@ fn what_nobody_has_is_not_found_and_nobody_to_ask_is_unavailable() {
     let (holder, node) = (Node::start(&one), Node::start(&other));
     node.connect(&holder);
     let unknown = Digest::from_bytes([7; 32]);
-    assert_eq!(node.ensure(unknown, &Wanted::header(), &[holder.id()]).unwrap_err().kind(), ErrorKind::NotFound);
-    assert_eq!(node.ensure(unknown, &Wanted::header(), &[]).unwrap_err().kind(), ErrorKind::Unavailable);
+    assert_eq!(node.fetch(unknown, &Wanted::header(), &[holder.id()]).unwrap_err().kind(), ErrorKind::NotFound);
+    assert_eq!(node.fetch(unknown, &Wanted::header(), &[]).unwrap_err().kind(), ErrorKind::Unavailable);
     assert!(node.blobs.have(&unknown).is_none() && node.blobs.list().is_empty());
 }
 
@@ -407,13 +407,13 @@ fn a_holder_of_wrong_bytes_is_found_named_and_not_asked_again_while_another_help
     node.connect(&honest);
     node.connect(&liar);
     let digest = honest.offer(&bytes);
-    let error = node.ensure(digest, &layers(0..2), &[liar.id()]).unwrap_err();
+    let error = node.fetch(digest, &layers(0..2), &[liar.id()]).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::VerificationFailed);
     assert!(error.message().contains(&liar.id().to_string()), "{error}");
     let (here, _) = node.blobs.have(&digest).unwrap().bytes_of(&layers(0..2));
     assert!(here < 64 << 10, "nothing but the header counts");
     let asked = streams.load(Ordering::Relaxed);
-    let file = node.ensure(digest, &layers(0..2), &[liar.id(), honest.id()]).unwrap();
+    let file = node.fetch(digest, &layers(0..2), &[liar.id(), honest.id()]).unwrap();
     assert_holds(&file, &bytes, &layers(0..2), true);
     assert_eq!(streams.load(Ordering::Relaxed), asked, "it was asked again");
 }
@@ -428,7 +428,7 @@ fn wrong_bytes_in_the_middle_of_a_transfer_cost_no_result() {
     node.connect(&honest);
     node.connect(&liar);
     let digest = honest.offer(&bytes);
-    let file = node.ensure(digest, &layers(0..LAYERS), &[liar.id(), honest.id()]).unwrap();
+    let file = node.fetch(digest, &layers(0..LAYERS), &[liar.id(), honest.id()]).unwrap();
     assert_holds(&file, &bytes, &layers(0..LAYERS), true);
 }
 
@@ -443,11 +443,11 @@ fn a_file_that_changed_is_not_passed_on_and_its_owner_is_no_liar() {
     let end = changed.len();
     changed[end - (9 << 20) - 512..].fill(1);
     std::fs::write(one.join("offered.gguf"), &changed).unwrap();
-    let file = node.ensure(digest, &layers(0..1), &[holder.id()]).unwrap();
+    let file = node.fetch(digest, &layers(0..1), &[holder.id()]).unwrap();
     assert_holds(&file, &bytes, &layers(0..1), true);
     let head = Wanted { head: true, ..Wanted::header() };
-    assert_eq!(node.ensure(digest, &head, &[holder.id()]).unwrap_err().kind(), ErrorKind::NotFound);
-    node.ensure(digest, &layers(1..2), &[holder.id()]).unwrap();
+    assert_eq!(node.fetch(digest, &head, &[holder.id()]).unwrap_err().kind(), ErrorKind::NotFound);
+    node.fetch(digest, &layers(1..2), &[holder.id()]).unwrap();
 }
 
 #[test]

@@ -10,12 +10,12 @@ use pangea_compute::model::{Manifest, Wanted};
 use pangea_compute::{Cancel, Digest};
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::ensure::{Ensure, Request};
+use super::blob_store::BlobStore;
+use super::fetcher::{Fetcher, Request};
 use super::index::Index;
 use super::limits::REQUESTS;
 use super::parts::{PartSet, holds, part_bytes, parts_of};
 use super::serve;
-use super::shelf::Shelf;
 use super::stored::Stored;
 use crate::net::Network;
 use crate::supervise::Supervisor;
@@ -26,7 +26,7 @@ const MANIFESTS: &str = "manifests";
 /// The model files of this node.
 #[derive(Clone, Debug)]
 pub struct Blobs {
-    shelf: Arc<Shelf>,
+    blob_store: Arc<BlobStore>,
     index: Arc<Index>,
     requests: mpsc::Sender<Request>,
     /// What the model is called that is fetched through this handle.
@@ -66,14 +66,14 @@ pub struct Here {
 /// # Panics
 /// Outside of a `LocalSet`.
 pub fn start(folder: &Path, threads: usize, network: Option<&Network>, supervisor: &Supervisor) -> Result<Blobs> {
-    let shelf = Arc::new(Shelf::open(folder.to_owned()));
+    let blob_store = Arc::new(BlobStore::open(folder.to_owned()));
     if let Some(network) = network {
-        serve::accept(network, Arc::clone(&shelf), supervisor)?;
+        serve::accept(network, Arc::clone(&blob_store), supervisor)?;
     }
     let (requests, queue) = mpsc::channel(REQUESTS);
-    Ensure::start(Arc::clone(&shelf), network.cloned(), queue, supervisor);
+    Fetcher::start(Arc::clone(&blob_store), network.cloned(), queue, supervisor);
     let index = Arc::new(Index::new(folder.join(MANIFESTS), threads));
-    Ok(Blobs { shelf, index, requests, name: None })
+    Ok(Blobs { blob_store, index, requests, name: None })
 }
 
 impl Blobs {
@@ -85,7 +85,7 @@ impl Blobs {
     pub fn offer(&self, path: &Path) -> Result<Arc<Offered>> {
         let (digest, manifest) = self.index.manifest_of(path)?;
         let manifest = Arc::new(manifest);
-        self.shelf.insert(Arc::new(Stored::whole(path, digest, Arc::clone(&manifest))?));
+        self.blob_store.insert(Arc::new(Stored::whole(path, digest, Arc::clone(&manifest))?));
         tracing::debug!(event = "model_offered", model = %digest, file = %path.display());
         Ok(Arc::new(Offered { digest, manifest, path: path.to_owned() }))
     }
@@ -96,7 +96,7 @@ impl Blobs {
         Blobs { name: Some(name.into()), ..self.clone() }
     }
 
-    /// Makes sure that what is `wanted` of a model is here and true to its digest: fetches what is missing from `holders`,
+    /// Makes sure that what is `wanted` of a model is here and true to its digest: fetches what is missing from `providers`,
     /// from several at once. Gives the file, which reads as the model's where it was wanted. `progress` is told the bytes
     /// that are here and those in all. Dropping the future, or `cancel`, ends it; what has come stays.
     ///
@@ -104,11 +104,11 @@ impl Blobs {
     /// `NotFound` where nobody has what is missing, `Unavailable` where who has it cannot be reached, `VerificationFailed`
     /// where only wrong bytes come, with who sent them; `Overloaded` where the disk is full or too much is being fetched;
     /// `Cancelled`.
-    pub async fn ensure(
+    pub async fn fetch(
         &self,
         model: Digest,
         wanted: Wanted,
-        holders: Vec<PeerId>,
+        providers: Vec<PeerId>,
         progress: &mut (dyn FnMut(u64, u64) + Send),
         cancel: &Cancel,
     ) -> Result<PathBuf> {
@@ -116,7 +116,7 @@ impl Blobs {
         let (so_far, mut told) = watch::channel((0, 0));
         let (answer, mut answered) = oneshot::channel();
         let name = self.name.clone();
-        let request = Request { model, wanted, name, holders, cancel: cancel.clone(), so_far, answer };
+        let request = Request { model, wanted, name, providers, cancel: cancel.clone(), so_far, answer };
         self.requests.try_send(request).map_err(|error| match error {
             mpsc::error::TrySendError::Full(_) => {
                 Error::new(ErrorKind::Overloaded, "too many models are being fetched; try again")
@@ -138,12 +138,12 @@ impl Blobs {
 
     /// What is here of a model; `None` where nothing is.
     pub fn have(&self, model: &Digest) -> Option<Here> {
-        self.shelf.get(model).map(|stored| Here::of(&stored))
+        self.blob_store.get(model).map(|stored| Here::of(&stored))
     }
 
     /// All models of which something is here.
     pub fn list(&self) -> Vec<Here> {
-        self.shelf.all().iter().map(|stored| Here::of(stored)).collect()
+        self.blob_store.all().iter().map(|stored| Here::of(stored)).collect()
     }
 }
 

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use pangea_compute::model::manifest::PART_BYTES;
-pub use pangea_control::blob::limits::{ASKED_AHEAD, HOLDERS};
+pub use pangea_control::blob::limits::{ASKED_AHEAD, PROVIDERS};
 
 /// Payload of one frame. Frames are what the deadline on progress is for: on a link of 100 kB/s that four streams share,
 /// one takes ten seconds.
@@ -31,11 +31,11 @@ pub const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
 /// From a question, when nothing is waiting before it, to the beginning of its answer: a cold disk's time and more.
 pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// How often a fetch looks at the clock: for retries, for slow holders, and whether anybody still wants it.
+/// How often a fetch looks at the clock: for retries, for slow providers, and whether anybody still wants it.
 pub const TICK: Duration = Duration::from_millis(100);
 
 /// Events of one fetch that wait for it: each conversation waits for room.
-pub const EVENTS: usize = 2 * HOLDERS * ASKED_AHEAD;
+pub const EVENTS: usize = 2 * PROVIDERS * ASKED_AHEAD;
 
 /// Fetches that wait for the network thread. Whoever finds it full is told `Overloaded`.
 pub const REQUESTS: usize = 64;

@@ -3,33 +3,33 @@
 //! against it before it counts, part by part, so that a cut transfer goes on where it was and a lie shows at once.
 //!
 //! ```text
-//!  Blobs (handle, any thread) ── Request ──► ensure (network thread) ── fetch (pure): which part of whom?
+//!  Blobs (handle, any thread) ── Request ──► fetcher (network thread) ── fetch (pure): which part of whom?
 //!      │ offer: index                          │
-//!      ▼                                       ├─► holder: a stream to each peer that has parts
-//!    shelf: whole files and partial copies ◄───┴─► stored: checked and written on threads of their own
+//!      ▼                                       ├─► provider: a stream to each peer that has parts
+//!    blob_store: whole files and partial copies ◄───┴─► stored: checked and written on threads of their own
 //!      ▲
 //!    serve: what peers ask
 //! ```
 //!
 //! * [`blobs`]: the handle. [`limits`]: the numbers. [`message`]: the protocol. [`parts`]: sets of parts.
-//! * `stored`, `shelf`, `index`: files on disk, partial copies in `blobs/<digest>/`, manifests of whole files in
+//! * `stored`, `blob_store`, `index`: files on disk, partial copies in `blobs/<digest>/`, manifests of whole files in
 //!   `blobs/manifests/`.
-//! * `ensure`, `holder`: fetching; which part is asked of whom is decided by [`pangea_control::blob`]. `serve`: answering.
+//! * `fetcher`, `provider`: fetching; which part is asked of whom is decided by [`pangea_control::blob`]. `serve`: answering.
 //!
 //! A partial copy stays for the next run. When a fetch needs room, copies that this run has not used go, the longest unused
 //! first. Public weights are the one thing that any peer of the pool may have (DESIGN §1).
 
+mod blob_store;
 pub mod blobs;
-mod ensure;
+mod fetcher;
 #[cfg(test)]
 mod goldens;
-mod holder;
 mod index;
 pub mod limits;
 pub mod message;
 pub mod parts;
+mod provider;
 mod serve;
-mod shelf;
 mod size;
 mod stored;
 

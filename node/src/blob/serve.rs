@@ -13,10 +13,10 @@ use pangea_compute::Digest;
 use tokio::sync::mpsc;
 
 use super::PROTOCOL;
+use super::blob_store::BlobStore;
 use super::limits::{CHUNK_BYTES, QUESTIONS, STREAMS, STREAMS_PER_PEER};
 use super::message::BlobMessage;
 use super::parts::PartId;
-use super::shelf::Shelf;
 use super::stored::Stored;
 use crate::link::framed::{FrameReader, FrameWriter, LinkError};
 use crate::net::Network;
@@ -29,7 +29,7 @@ type Streams = Rc<RefCell<HashMap<PeerId, usize>>>;
 ///
 /// # Errors
 /// `Internal` where the protocol is answered already.
-pub(super) fn accept(network: &Network, shelf: Arc<Shelf>, supervisor: &Supervisor) -> Result<()> {
+pub(super) fn accept(network: &Network, blob_store: Arc<BlobStore>, supervisor: &Supervisor) -> Result<()> {
     let mut incoming = network
         .streams()
         .accept(StreamProtocol::new(PROTOCOL))
@@ -39,10 +39,10 @@ pub(super) fn accept(network: &Network, shelf: Arc<Shelf>, supervisor: &Supervis
         // Streams that arrive while nobody waits are dropped, so nothing else happens in this loop.
         while let Some((peer, stream)) = incoming.next().await {
             let place = Place::take(&streams, peer);
-            let shelf = Arc::clone(&shelf);
+            let blob_store = Arc::clone(&blob_store);
             tokio::task::spawn_local(async move {
                 let why = match &place {
-                    Some(_) => serve(stream, shelf).await,
+                    Some(_) => serve(stream, blob_store).await,
                     None => refuse(stream).await,
                 };
                 tracing::debug!(event = "blob_stream_ended", %peer, %why);
@@ -97,12 +97,12 @@ async fn refuse<S: AsyncRead + AsyncWrite + Unpin>(stream: S) -> LinkError {
     sent.await.err().unwrap_or(LinkError::Closed)
 }
 
-async fn serve<S: AsyncRead + AsyncWrite + Unpin>(stream: S, shelf: Arc<Shelf>) -> LinkError {
+async fn serve<S: AsyncRead + AsyncWrite + Unpin>(stream: S, blob_store: Arc<BlobStore>) -> LinkError {
     let (read, write) = stream.split();
     let (asked, questions) = mpsc::channel(QUESTIONS);
     tokio::select! {
         why = read_questions(FrameReader::new(read), asked) => why,
-        why = answer(FrameWriter::new(write), questions, shelf) => why,
+        why = answer(FrameWriter::new(write), questions, blob_store) => why,
     }
 }
 
@@ -128,7 +128,7 @@ type Answer = std::result::Result<Vec<u8>, Error>;
 async fn answer<W: AsyncWrite + Unpin>(
     mut frames: FrameWriter<W, BlobMessage>,
     mut questions: mpsc::Receiver<BlobMessage>,
-    shelf: Arc<Shelf>,
+    blob_store: Arc<BlobStore>,
 ) -> LinkError {
     let mut ready: Option<Answer> = None;
     // The two parts of memory that a stream has.
@@ -136,7 +136,7 @@ async fn answer<W: AsyncWrite + Unpin>(
     loop {
         let next = async {
             match questions.recv().await {
-                Some(question) => Some(prepare(question, &shelf, std::mem::take(&mut buffer)).await),
+                Some(question) => Some(prepare(question, &blob_store, std::mem::take(&mut buffer)).await),
                 None => None,
             }
         };
@@ -178,12 +178,16 @@ async fn send<W: AsyncWrite + Unpin>(
     Ok(spare)
 }
 
-async fn prepare(question: BlobMessage, shelf: &Shelf, buffer: Vec<u8>) -> std::result::Result<Answer, LinkError> {
+async fn prepare(
+    question: BlobMessage,
+    blob_store: &BlobStore,
+    buffer: Vec<u8>,
+) -> std::result::Result<Answer, LinkError> {
     match question {
-        BlobMessage::Manifest(model) => Ok(find(shelf, &model).map(|stored| stored.manifest().to_bytes())),
-        BlobMessage::Have(model) => Ok(find(shelf, &model).map(|stored| stored.parts().as_bytes().to_vec())),
+        BlobMessage::Manifest(model) => Ok(find(blob_store, &model).map(|stored| stored.manifest().to_bytes())),
+        BlobMessage::Have(model) => Ok(find(blob_store, &model).map(|stored| stored.parts().as_bytes().to_vec())),
         BlobMessage::Part { model, piece, part } => {
-            let stored = match find(shelf, &model) {
+            let stored = match find(blob_store, &model) {
                 Ok(stored) => stored,
                 Err(error) => return Ok(Err(error)),
             };
@@ -199,7 +203,7 @@ async fn prepare(question: BlobMessage, shelf: &Shelf, buffer: Vec<u8>) -> std::
     }
 }
 
-fn find(shelf: &Shelf, model: &Digest) -> Result<Arc<Stored>> {
+fn find(blob_store: &BlobStore, model: &Digest) -> Result<Arc<Stored>> {
     let unknown = || Error::new(ErrorKind::NotFound, format!("nothing of the model {model} is here"));
-    shelf.get(model).ok_or_else(unknown)
+    blob_store.get(model).ok_or_else(unknown)
 }

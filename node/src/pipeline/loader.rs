@@ -247,7 +247,7 @@ impl Loader {
             loop {
                 let mut progress = |done, total| report(StageState::Fetching { done, total });
                 let holders = order.providers.clone();
-                let fetched = blobs.ensure(order.model, wanted.clone(), holders, &mut progress, cancel).await;
+                let fetched = blobs.fetch(order.model, wanted.clone(), holders, &mut progress, cancel).await;
                 match fetched {
                     // Connections of nodes that have just met may be replaced.
                     Err(error) if error.kind() == ErrorKind::Unavailable && attempt < FETCH_RETRIES => {

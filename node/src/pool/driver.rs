@@ -19,7 +19,7 @@ use super::{Advert, LinkAdvert, Term, View};
 use crate::clock;
 use crate::net::{Follower, Gossip, NetEvent, Network, Verdict};
 use pangea_control::Time;
-use pangea_control::pool::election::{Changed, Election, Event, Voice};
+use pangea_control::pool::election::{Candidate, Changed, Election, Event};
 use pangea_control::pool::roster::{Heard, Roster};
 use pangea_control::pool::term_keeper::{Action, TermKeeper};
 
@@ -181,7 +181,7 @@ impl Driver {
             Ok(_) => return self.refuse(source, "it speaks for another", &ticket).await,
             Err(error) => return self.refuse(source, &error.to_string(), &ticket).await,
         };
-        let (voice, addresses) = (Voice::of(&advert), advert.addresses.clone());
+        let (candidate, addresses) = (Candidate::of(&advert), advert.addresses.clone());
         let heard = self.roster.heard(advert, self.now());
         let verdict = if heard == Heard::Old { Verdict::Ignore } else { Verdict::Accept };
         self.network.judge(ticket, verdict).await;
@@ -194,7 +194,7 @@ impl Driver {
         self.changed = true;
         // Whoever has just come is told at once.
         self.fresh |= heard == Heard::Joined;
-        self.elect(Event::Heard(source, voice));
+        self.elect(Event::Heard(source, candidate));
     }
 
     async fn refuse(&self, source: PeerId, why: &str, ticket: &crate::net::GossipTicket) {

@@ -363,7 +363,7 @@ impl Entry {
         let cancel = Cancel::new();
         let mut progress = |_, _| {};
         let blobs = loader.blobs().called(&self.name);
-        let path = runtime.block_on(blobs.ensure(digest, Wanted::header(), holders, &mut progress, &cancel))?;
+        let path = runtime.block_on(blobs.fetch(digest, Wanted::header(), holders, &mut progress, &cancel))?;
         let file = ModelFile::open(&path).map_err(compute_error)?;
         self.engine(node, &file, digest, None)
     }

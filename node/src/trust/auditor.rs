@@ -223,7 +223,7 @@ impl Fetches<'_> {
             return Ok(here.path);
         }
         let (cancel, mut progress) = (Cancel::new(), |_, _| {});
-        let fetched = self.blobs.ensure(self.digest, wanted, self.holders.clone(), &mut progress, &cancel);
+        let fetched = self.blobs.fetch(self.digest, wanted, self.holders.clone(), &mut progress, &cancel);
         self.runtime.block_on(fetched)
     }
 }

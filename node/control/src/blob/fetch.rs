@@ -1,6 +1,6 @@
-//! Which part is asked of whom: the state of one fetch, a pure state machine. Every holder gets the next parts that it has
-//! as soon as it has delivered; towards the end, idle ones get what others are slow with. A holder that breaks off is tried
-//! again, later and later; one whose bytes are not true is asked no more.
+//! Which part of a model file is requested from which provider: the state of one fetch. A provider that has delivered gets the
+//! next request; towards the end, idle providers are asked for what others are slow with. A provider whose stream breaks is
+//! retried with a growing delay; one that sent wrong bytes is not asked any more.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
@@ -9,90 +9,90 @@ use crate::Time;
 
 use pangea_units::{Error, ErrorKind};
 
-use super::limits::{ASKED_AHEAD, FAILURES, HOLDERS, RETRY_FIRST, SLOW};
+use super::limits::{ASKED_AHEAD, FAILURES_MAX, PROVIDERS, RETRY_DELAY, SLOW_AFTER};
 use super::parts::{PartId, PartSet};
 
-/// A holder's place in the list that the fetch was made with.
-pub type HolderId = usize;
+/// A provider's place in the list that the fetch was made with.
+pub type ProviderId = usize;
 
 /// What happened.
 #[derive(Debug)]
 pub enum Event {
-    /// The holder answers, and has these parts.
+    /// The provider answers, and has these parts.
     Opened {
         /// Who answers.
-        holder: HolderId,
+        provider: ProviderId,
         /// The parts that it has.
         has: PartSet,
     },
-    /// A part came, was true and is written.
+    /// A part arrived, was verified and is written.
     Good {
         /// Who sent it.
-        holder: HolderId,
+        provider: ProviderId,
         /// The part.
         part: PartId,
     },
-    /// What came is not the part.
+    /// What arrived does not match the part's hash.
     Bad {
         /// Who sent it.
-        holder: HolderId,
+        provider: ProviderId,
         /// What is wrong with it.
         why: String,
     },
-    /// The holder does not have the part after all.
+    /// The provider does not have the part.
     Lacks {
         /// Who lacks it.
-        holder: HolderId,
+        provider: ProviderId,
         /// The part.
         part: PartId,
     },
     /// The stream could not be opened, or ended.
     Lost {
         /// Whose stream it was.
-        holder: HolderId,
+        provider: ProviderId,
         /// Why.
         error: Error,
     },
-    /// What came cannot be kept here.
+    /// The part cannot be stored on this node.
     Failed(Error),
-    /// Time passed: retries and slow holders wait for it.
+    /// Time passed.
     Tick,
 }
 
 /// What is to be done.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Action {
-    /// Open a stream to the holder and ask what it has.
-    Open(HolderId),
+    /// Open a stream to the provider and ask what it has.
+    Open(ProviderId),
     /// Ask for the part on its stream; answers come in this order.
-    Ask(HolderId, PartId),
+    Ask(ProviderId, PartId),
     /// End its stream.
-    Close(HolderId),
+    Close(ProviderId),
 }
 
-/// How a fetch stands.
+/// The state of a fetch.
 #[derive(Debug)]
 pub enum Outcome {
-    /// It goes on.
+    /// Under way.
     Going,
-    /// All is here.
+    /// Every part is stored.
     Done,
-    /// Nobody is left who could help.
+    /// No provider is left.
     Failed(Error),
 }
 
-struct Holder {
+struct Provider {
     /// For people.
     name: String,
     state: State,
-    /// In a row, without a good part between them.
+    /// Failures in a row without a verified part between them.
     failures: u32,
     /// The last failure.
     error: Option<Error>,
 }
 
 enum State {
-    /// To be opened from then on.
+    /// Not open; may be opened from this moment on.
     Waiting(Time),
     Opening,
     Open {
@@ -102,60 +102,65 @@ enum State {
     GivenUp,
 }
 
-/// A part that is on its way.
+/// A part that was requested.
 struct Asked {
-    /// How many holders have been asked for it.
-    holders: u32,
-    /// When the last of them was.
+    /// Number of providers that were asked for it.
+    providers: u32,
+    /// When the last of them was asked.
     since: Time,
 }
 
 /// One fetch.
 pub struct Fetch {
-    holders: Vec<Holder>,
-    /// Nobody has been asked for these, in the order in which they are.
+    providers: Vec<Provider>,
+    /// Parts that nobody has been asked for, in the file's order.
     waiting: VecDeque<PartId>,
     asked: BTreeMap<PartId, Asked>,
 }
 
 impl Fetch {
-    /// Fetches `parts` from the holders with these names.
-    pub fn new(parts: Vec<PartId>, holders: Vec<String>, now: Time) -> Fetch {
-        let holder = |name| Holder { name, state: State::Waiting(now), failures: 0, error: None };
-        Fetch { holders: holders.into_iter().map(holder).collect(), waiting: parts.into(), asked: BTreeMap::new() }
+    /// A fetch of `parts` from the providers with these names.
+    pub fn new(parts: Vec<PartId>, providers: Vec<String>, now: Time) -> Fetch {
+        let provider = |name| Provider { name, state: State::Waiting(now), failures: 0, error: None };
+        Fetch {
+            providers: providers.into_iter().map(provider).collect(),
+            waiting: parts.into(),
+            asked: BTreeMap::new(),
+        }
     }
 
     /// Takes in what happened; `actions` gets what to do about it.
     pub fn handle(&mut self, event: Event, now: Time, actions: &mut Vec<Action>) -> Outcome {
         match event {
-            Event::Opened { holder, has } => {
-                // An answer that comes after its holder was closed is nothing.
-                if matches!(self.holders[holder].state, State::Opening) {
-                    self.holders[holder].state = State::Open { has, asked: VecDeque::new() };
+            Event::Opened { provider, has } => {
+                // An answer of a provider that was closed meanwhile is ignored.
+                if matches!(self.providers[provider].state, State::Opening) {
+                    self.providers[provider].state = State::Open { has, asked: VecDeque::new() };
                 }
             }
-            Event::Good { holder, part } => {
-                self.unask(holder, part);
+            Event::Good { provider, part } => {
+                self.unask(provider, part);
                 self.asked.remove(&part);
                 self.waiting.retain(|waiting| *waiting != part);
-                self.holders[holder].failures = 0;
+                self.providers[provider].failures = 0;
             }
-            Event::Bad { holder, why } => {
-                self.take_back(holder);
-                let holder_name = &self.holders[holder].name;
-                let error = Error::new(ErrorKind::VerificationFailed, format!("{holder_name} sent wrong bytes: {why}"));
-                self.give_up(holder, error, actions);
+            Event::Bad { provider, why } => {
+                self.take_back(provider);
+                let provider_name = &self.providers[provider].name;
+                let error =
+                    Error::new(ErrorKind::VerificationFailed, format!("{provider_name} sent wrong bytes: {why}"));
+                self.give_up(provider, error, actions);
             }
-            Event::Lacks { holder, part } => {
-                self.unask(holder, part);
-                if let State::Open { has, .. } = &mut self.holders[holder].state {
+            Event::Lacks { provider, part } => {
+                self.unask(provider, part);
+                if let State::Open { has, .. } = &mut self.providers[provider].state {
                     has.remove(part);
                 }
                 self.put_back(part);
             }
-            Event::Lost { holder, error } => {
-                self.take_back(holder);
-                self.fail(holder, error, now, actions);
+            Event::Lost { provider, error } => {
+                self.take_back(provider);
+                self.fail(provider, error, now, actions);
             }
             Event::Failed(error) => return Outcome::Failed(error),
             Event::Tick => {}
@@ -167,46 +172,46 @@ impl Fetch {
         if self.waiting.is_empty() && self.asked.is_empty() {
             return Outcome::Done;
         }
-        let mut busy = self.holders.iter().filter(|holder| holder.is_busy()).count();
-        for (id, holder) in self.holders.iter_mut().enumerate() {
-            if busy < HOLDERS && matches!(holder.state, State::Waiting(at) if at <= now) {
-                holder.state = State::Opening;
+        let mut busy = self.providers.iter().filter(|provider| provider.is_busy()).count();
+        for (id, provider) in self.providers.iter_mut().enumerate() {
+            if busy < PROVIDERS && matches!(provider.state, State::Waiting(at) if at <= now) {
+                provider.state = State::Opening;
                 actions.push(Action::Open(id));
                 busy += 1;
             }
         }
-        // One part each in turn, so that the first holder does not get all of a short list.
+        // One request each in turn, so that the first provider does not get all of a short list.
         while self.ask_each(now, actions) {}
-        let is_asked = |holder: &Holder| matches!(&holder.state, State::Open { asked, .. } if !asked.is_empty());
-        let is_opening = |holder: &Holder| matches!(holder.state, State::Opening);
-        if !self.holders.iter().any(|holder| is_asked(holder) || is_opening(holder)) {
-            // Who is open has nothing of what is left; it may have more later.
-            for id in 0..self.holders.len() {
-                if matches!(self.holders[id].state, State::Open { .. }) {
+        let is_asked = |provider: &Provider| matches!(&provider.state, State::Open { asked, .. } if !asked.is_empty());
+        let is_opening = |provider: &Provider| matches!(provider.state, State::Opening);
+        if !self.providers.iter().any(|provider| is_asked(provider) || is_opening(provider)) {
+            // No open provider has any of the remaining parts now; one may have more later.
+            for id in 0..self.providers.len() {
+                if matches!(self.providers[id].state, State::Open { .. }) {
                     let error = Error::new(ErrorKind::NotFound, "it does not have all that is missing");
                     self.fail(id, error, now, actions);
                 }
             }
         }
-        match self.holders.iter().all(|holder| matches!(holder.state, State::GivenUp)) {
+        match self.providers.iter().all(|provider| matches!(provider.state, State::GivenUp)) {
             true => Outcome::Failed(self.failure()),
             false => Outcome::Going,
         }
     }
 
-    /// Asks every holder that has room for one more part. Whether there was any.
+    /// Requests one more part from every provider that has room. Whether there was a request.
     fn ask_each(&mut self, now: Time, actions: &mut Vec<Action>) -> bool {
         let mut any = false;
-        for (id, holder) in self.holders.iter_mut().enumerate() {
-            let State::Open { has, asked } = &mut holder.state else { continue };
+        for (id, provider) in self.providers.iter_mut().enumerate() {
+            let State::Open { has, asked } = &mut provider.state else { continue };
             if asked.len() >= ASKED_AHEAD {
                 continue;
             }
             let next = match self.waiting.iter().position(|part| has.contains(*part)) {
                 Some(at) => self.waiting.remove(at),
-                // Nothing is left for it: it may be faster with what another is slow with.
+                // Nothing is left for this provider: it may be faster with what another one is slow with.
                 None if asked.is_empty() => {
-                    let is_slow = |at: &Asked| at.holders == 1 && now.since(at.since) >= SLOW;
+                    let is_slow = |at: &Asked| at.providers == 1 && now.since(at.since) >= SLOW_AFTER;
                     let slow = self.asked.iter().filter(|(part, at)| is_slow(at) && has.contains(**part));
                     slow.map(|(part, _)| *part).min()
                 }
@@ -214,8 +219,8 @@ impl Fetch {
             };
             if let Some(part) = next {
                 asked.push_back(part);
-                let entry = self.asked.entry(part).or_insert(Asked { holders: 0, since: now });
-                (entry.holders, entry.since) = (entry.holders + 1, now);
+                let entry = self.asked.entry(part).or_insert(Asked { providers: 0, since: now });
+                (entry.providers, entry.since) = (entry.providers + 1, now);
                 actions.push(Action::Ask(id, part));
                 any = true;
             }
@@ -223,65 +228,65 @@ impl Fetch {
         any
     }
 
-    /// The holder has answered about a part.
-    fn unask(&mut self, holder: HolderId, part: PartId) {
-        if let State::Open { asked, .. } = &mut self.holders[holder].state {
+    /// The provider has answered a request.
+    fn unask(&mut self, provider: ProviderId, part: PartId) {
+        if let State::Open { asked, .. } = &mut self.providers[provider].state {
             asked.retain(|asked| *asked != part);
         }
     }
 
-    /// One who was asked for the part will not give it.
+    /// A provider that was asked for the part will not deliver it.
     fn put_back(&mut self, part: PartId) {
         match self.asked.get_mut(&part) {
-            Some(asked) if asked.holders > 1 => asked.holders -= 1,
+            Some(asked) if asked.providers > 1 => asked.providers -= 1,
             Some(_) => {
                 self.asked.remove(&part);
                 self.waiting.push_front(part);
             }
-            // Another has given it.
+            // Another provider has delivered it.
             None => {}
         }
     }
 
-    /// Everything that the holder was asked for is to be had elsewhere.
-    fn take_back(&mut self, holder: HolderId) {
-        if let State::Open { asked, .. } = &mut self.holders[holder].state {
+    /// Everything that the provider was asked for must be requested elsewhere.
+    fn take_back(&mut self, provider: ProviderId) {
+        if let State::Open { asked, .. } = &mut self.providers[provider].state {
             for part in std::mem::take(asked).into_iter().rev() {
                 self.put_back(part);
             }
         }
     }
 
-    fn fail(&mut self, id: HolderId, error: Error, now: Time, actions: &mut Vec<Action>) {
-        let holder = &mut self.holders[id];
-        if matches!(holder.state, State::GivenUp | State::Waiting(_)) {
+    fn fail(&mut self, id: ProviderId, error: Error, now: Time, actions: &mut Vec<Action>) {
+        let provider = &mut self.providers[id];
+        if matches!(provider.state, State::GivenUp | State::Waiting(_)) {
             return;
         }
-        holder.failures += 1;
-        if holder.failures >= FAILURES {
+        provider.failures += 1;
+        if provider.failures >= FAILURES_MAX {
             self.give_up(id, error, actions);
             return;
         }
-        let wait: Duration = RETRY_FIRST * (1 << (holder.failures - 1));
-        holder.error = Some(error);
-        if matches!(holder.state, State::Open { .. }) {
+        let wait: Duration = RETRY_DELAY * (1 << (provider.failures - 1));
+        provider.error = Some(error);
+        if matches!(provider.state, State::Open { .. }) {
             actions.push(Action::Close(id));
         }
-        holder.state = State::Waiting(now + wait);
+        provider.state = State::Waiting(now + wait);
     }
 
-    fn give_up(&mut self, id: HolderId, error: Error, actions: &mut Vec<Action>) {
-        let holder = &mut self.holders[id];
-        if !matches!(holder.state, State::GivenUp) {
-            holder.state = State::GivenUp;
-            holder.error = Some(error);
+    fn give_up(&mut self, id: ProviderId, error: Error, actions: &mut Vec<Action>) {
+        let provider = &mut self.providers[id];
+        if !matches!(provider.state, State::GivenUp) {
+            provider.state = State::GivenUp;
+            provider.error = Some(error);
             actions.push(Action::Close(id));
         }
     }
 
-    /// Why nobody could help.
+    /// Why no provider could deliver.
     fn failure(&self) -> Error {
-        let errors = || self.holders.iter().filter_map(|holder| Some((holder, holder.error.as_ref()?)));
+        let errors = || self.providers.iter().filter_map(|provider| Some((provider, provider.error.as_ref()?)));
         let kind = match errors().next() {
             None => ErrorKind::Unavailable,
             Some(_) if errors().all(|(_, error)| error.kind() == ErrorKind::NotFound) => ErrorKind::NotFound,
@@ -291,13 +296,13 @@ impl Fetch {
             Some(_) => ErrorKind::Unavailable,
         };
         let reasons: Vec<String> =
-            errors().map(|(holder, error)| format!("{}: {}", holder.name, error.message())).collect();
+            errors().map(|(provider, error)| format!("{}: {}", provider.name, error.message())).collect();
         let reasons = if reasons.is_empty() { "there is none".to_owned() } else { reasons.join("; ") };
         Error::new(kind, format!("no peer could give what is missing ({reasons})"))
     }
 }
 
-impl Holder {
+impl Provider {
     fn is_busy(&self) -> bool {
         matches!(self.state, State::Opening | State::Open { .. })
     }

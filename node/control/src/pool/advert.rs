@@ -1,5 +1,5 @@
-//! What a node says of itself to its pool: who it is, what it can do, what it holds, whom it is connected to and whom it
-//! takes for the master. Plain values; how they travel and what follows from them is their neighbours'.
+//! Adverts: what a node publishes about itself to its pool: identity, speed, memory, models, stages, connections and the
+//! master that it follows. Plain values.
 
 use std::ops::Range;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use pangea_units::Digest;
 
 use crate::placement::{Placement, PlacementRefusal};
 
-/// The version of a mastership: the higher one fences the lower.
+/// The version of a mastership. A higher term fences every lower one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Term {
     /// Grows with every election.
@@ -22,52 +22,52 @@ pub struct Term {
 /// One node's advert.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Advert {
-    /// Who says this.
+    /// The node that publishes it.
     pub peer: PeerId,
-    /// Milliseconds since 1970 when the node started: of two runs of a node, the later counts.
+    /// Milliseconds since 1970 at the node's start: adverts of a later incarnation replace those of an earlier one.
     pub incarnation: u64,
-    /// Grows with every advert of one run.
+    /// Grows with every advert of one incarnation.
     pub sequence: u64,
     /// Name for people.
     pub name: String,
-    /// The term that it lives under: its master is there. Whoever names itself claims to be the master.
+    /// The term that the node follows. A node that names itself claims mastership.
     pub term: Option<Term>,
-    /// The highest counter of any term that the node knows of, those of the past included.
+    /// The highest counter of any term that the node knows, past ones included.
     pub counter: u64,
-    /// Whether it was started to be the master.
+    /// Whether the node was started with `--force-master`.
     pub force_master: bool,
-    /// How long it has been up.
+    /// How long the node has been up.
     pub uptime: Duration,
-    /// Whether it computes for others; a lite client does not.
+    /// Whether the node computes for others; a lite client does not.
     pub works: bool,
-    /// The version of the bits that its engine computes.
+    /// Version of the numerics of its engine.
     pub numerics: u32,
-    /// Where it listens.
+    /// The addresses on which it listens.
     pub addresses: Vec<Multiaddr>,
-    /// What it computes with, for people.
+    /// The device that it computes with, for people.
     pub device: String,
     /// Compute threads.
     pub threads: u16,
-    /// Memory that it gives.
+    /// Memory that it offers, in bytes.
     pub memory_bytes: u64,
     /// Measured speed of f32 products, in FLOP/s.
     pub f32_flops_per_s: f64,
-    /// Measured speed of layers, once it is known.
+    /// Measured speed of layers; none until it was measured.
     pub speed: Option<LayerSpeed>,
     /// Its connections.
     pub links: Vec<LinkAdvert>,
-    /// Models that it has a file of, whole or in part, or serves.
+    /// Models that it serves or has pieces of.
     pub models: Vec<ModelAdvert>,
-    /// Ranges of layers that it is to compute.
+    /// Its stages.
     pub stages: Vec<StageAdvert>,
-    /// What it has decided as the master.
+    /// As the master: the placements in force.
     pub placements: Vec<Placement>,
-    /// What it could not place as the master, and why.
+    /// As the master: the models that cannot be placed.
     pub refusals: Vec<PlacementRefusal>,
 }
 
 impl Advert {
-    /// The advert of a worker that has said nothing of itself yet.
+    /// An advert with nothing but the node's identity.
     pub fn new(peer: PeerId) -> Advert {
         Advert {
             peer,
@@ -104,14 +104,14 @@ pub struct LayerSpeed {
     pub macs_per_s: f64,
 }
 
-/// A connection as one end sees it.
+/// A connection as one end measures it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LinkAdvert {
     /// The other end.
     pub to: PeerId,
-    /// Round trip; zero until it is known.
+    /// Round-trip time; zero until it was measured.
     pub rtt: Duration,
-    /// Bytes per second; 0 until it is known.
+    /// Throughput in bytes per second; 0 until it was measured.
     pub bytes_per_s: f64,
     /// `tcp` or `quic`.
     pub transport: String,
@@ -119,33 +119,33 @@ pub struct LinkAdvert {
     pub found_by: String,
 }
 
-/// A model as a node has it.
+/// A model that a node serves or has pieces of.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ModelAdvert {
     /// The model's digest.
     pub digest: Digest,
     /// The name that requests give.
     pub name: String,
-    /// Whether requests for it are expected here (`--model`).
+    /// Whether the node serves it (`--model`).
     pub served: bool,
-    /// Whether the whole file is here; else some of its pieces are.
+    /// Whether the node has the whole file; otherwise it has pieces.
     pub whole: bool,
-    /// Whether it is to be split even where one node would be faster.
+    /// Whether the model is split even where one node would be faster (`--split`).
     pub split: bool,
-    /// The layers that this node is to have (`--layers`).
+    /// The layers that the node must have (`--layers`).
     pub pinned: Option<Range<u32>>,
-    /// What it takes to compute it.
+    /// The sizes that placement reckons with.
     pub size: ModelSize,
 }
 
-/// What it takes to hold and to compute a model.
+/// The sizes of a model that placement reckons with.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ModelSize {
-    /// How many layers.
+    /// Number of layers.
     pub layers: u32,
-    /// Elements of one position's activations.
+    /// Elements of the activations of one position.
     pub hidden_size: u32,
-    /// The most positions of a session.
+    /// Positions of a session at most.
     pub context: u32,
     /// Bytes of the weights of one layer.
     pub layer_bytes: u64,
@@ -157,37 +157,37 @@ pub struct ModelSize {
     pub position_bytes: u32,
 }
 
-/// A range of layers on a node.
+/// A stage of a node: a range of layers.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StageAdvert {
     /// The model's digest.
     pub model: Digest,
     /// The layers.
     pub layers: Range<u32>,
-    /// The placement that they belong to.
+    /// Epoch of the placement that the stage belongs to.
     pub epoch: u64,
-    /// How far it is.
+    /// The state of the stage.
     pub state: StageState,
     /// Memory for its sessions, in bytes.
     pub session_bytes: u64,
-    /// The newest placement whose chain broke here, though the layers are fine: another stage was lost, or did not fit.
+    /// Epoch of the newest placement whose chain broke although this stage is intact: another stage was lost or refused.
     pub broken: Option<u64>,
 }
 
-/// How far a stage is.
+/// The state of a stage.
 #[derive(Clone, Debug, PartialEq)]
 pub enum StageState {
-    /// Its weights are on their way.
+    /// Fetching the weights.
     Fetching {
-        /// Bytes that are here.
+        /// Bytes fetched.
         done: u64,
-        /// Of so many.
+        /// Bytes in all.
         total: u64,
     },
-    /// Its weights are being packed.
+    /// Packing the weights.
     Loading,
-    /// It computes.
+    /// Computing.
     Ready,
-    /// It cannot.
+    /// Failed, with the reason.
     Failed(String),
 }

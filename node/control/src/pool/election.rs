@@ -1,10 +1,10 @@
-//! Who is the master: a pure state machine of one node over what the others say. No clock, no sockets, no storage: what it
-//! decides is carried out, and remembered, by its driver.
+//! Which node is the master, as one node decides it from the adverts of the others. Its driver stores and publishes the
+//! decisions.
 //!
-//! A master claims its term by naming itself in its advert; a node follows the highest claim of anyone who is there, and
-//! never one below a term that it has lived under. With no claim, the best ranked node makes one with a counter above all
-//! that are known. Where two claim (a partition healed), the one that ranks higher takes the next counter, once, and the
-//! other steps down; a newcomer accepts the master that is there, unless it alone was started to be the master.
+//! A master claims its term by naming itself in its advert. A node follows the highest claim of any node of the pool, and
+//! never one below a term that it has followed. Without a claim, the highest ranked node claims a term with a counter above
+//! all known ones. Where two nodes claim (a partition healed), the one that ranks higher takes the next counter, once, and
+//! the other steps down. A newcomer accepts the master of the pool, unless it alone was started with `--force-master`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -14,46 +14,47 @@ use libp2p_identity::PeerId;
 use super::advert::{Advert, Term};
 use crate::Time;
 
-/// A node that starts hears who is there before it elects itself.
+/// Time for which a node that starts listens before it claims mastership.
 pub const LISTEN: Duration = Duration::from_secs(3);
 
-/// After the master's connection broke: the time for its next advert to come through others, if it lives.
+/// Time after the master's connection broke within which its next advert may still arrive through other nodes.
 const GRACE_BROKEN: Duration = Duration::from_millis(1500);
 
-/// After the master was silent for seconds, or gave up its term: only for others to notice, too.
+/// Time after the master fell silent or gave up its term, within which other nodes notice that, too.
 const GRACE_SILENT: Duration = Duration::from_millis(250);
 
-/// How long each better ranked node may take to make its claim.
-const PATIENCE: Duration = Duration::from_millis(750);
+/// Time that each higher ranked node has to make its claim.
+const CLAIM_WAIT: Duration = Duration::from_millis(750);
 
-/// Better ranked nodes that are waited for: one master within 5 s whatever the others do.
-const MOST_PATIENCE: u32 = 2;
+/// Higher ranked nodes that are waited for, so that there is a master within 5 s whatever the others do.
+const MAX_CLAIM_WAITS: u32 = 2;
 
-/// Uptimes that differ by less count as equal: they were measured, and travelled.
+/// Difference up to which two uptimes count as equal: they are measured and take time to travel.
 const SAME_UPTIME: Duration = Duration::from_secs(2);
 
-/// Counters further above all that is known are no outcome of elections: who names one is not heard, lest it use them up.
-const LEAP: u64 = 1 << 32;
+/// Largest plausible lead of a counter over all known ones. Adverts with a higher counter are ignored, so that no node can
+/// exhaust the counters.
+const MAX_COUNTER_LEAD: u64 = 1 << 32;
 
-/// What a node says that matters here.
+/// What the election takes from a node's advert.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Voice {
-    /// Whether it can be the master at all.
+pub struct Candidate {
+    /// Whether the node computes for others, and so can be the master.
     pub works: bool,
-    /// Whether it was started to be the master.
+    /// Whether the node was started with `--force-master`.
     pub force_master: bool,
-    /// How long it has been up.
+    /// How long the node has been up.
     pub uptime: Duration,
-    /// The term that it lives under.
+    /// The term that the node follows.
     pub term: Option<Term>,
-    /// The highest counter that it knows of.
+    /// The highest counter that the node knows.
     pub counter: u64,
 }
 
-impl Voice {
-    /// What `advert` says.
-    pub fn of(advert: &Advert) -> Voice {
-        Voice {
+impl Candidate {
+    /// The candidate that an advert describes.
+    pub fn of(advert: &Advert) -> Candidate {
+        Candidate {
             works: advert.works,
             force_master: advert.force_master,
             uptime: advert.uptime,
@@ -66,37 +67,37 @@ impl Voice {
 /// What happened.
 #[derive(Clone, Copy, Debug)]
 pub enum Event {
-    /// A node that is there said something new.
-    Heard(PeerId, Voice),
-    /// A node is gone; `silent`: it had not been heard for seconds.
+    /// A node of the pool published a newer advert.
+    Heard(PeerId, Candidate),
+    /// A node is gone.
     Gone {
-        /// Who.
+        /// The node.
         peer: PeerId,
-        /// Whether it fell silent, rather than that its connection broke.
+        /// Whether it fell silent for seconds; otherwise its connection broke.
         silent: bool,
     },
     /// Time passed.
     Tick,
 }
 
-/// What is to be done: the node lives under another term, or under none. To be remembered before it is told to anyone.
+/// The node follows another term, or none. The term must be stored before it is published.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Changed(pub Option<Term>);
 
 #[derive(Clone, Copy, Debug)]
 struct Other {
-    voice: Voice,
+    candidate: Candidate,
     heard: Time,
 }
 
 impl Other {
     fn uptime(&self, now: Time) -> Duration {
-        self.voice.uptime.saturating_add(now.since(self.heard))
+        self.candidate.uptime.saturating_add(now.since(self.heard))
     }
 
-    /// The term that it claims to be the master of.
+    /// The term that this node claims.
     fn claim(&self, peer: PeerId) -> Option<Term> {
-        self.voice.term.filter(|term| term.master == peer && self.voice.works)
+        self.candidate.term.filter(|term| term.master == peer && self.candidate.works)
     }
 }
 
@@ -120,7 +121,7 @@ impl Rank {
     }
 }
 
-/// The election as one node sees it. Times are since it started.
+/// The election as one node sees it. Moments count from the node's start.
 #[derive(Debug)]
 pub struct Election {
     local: PeerId,
@@ -129,17 +130,19 @@ pub struct Election {
     others: BTreeMap<PeerId, Other>,
     /// The term that this node lives under.
     term: Option<Term>,
-    /// The highest one that it has ever lived under.
+    /// The highest term that this node has ever followed.
     floor: Option<Term>,
     counter: u64,
-    /// With no master: from when on this node may stand.
+    /// Without a master: from when on this node may claim mastership.
     open: Time,
-    /// Rival masters that this node has outbid; a second time it gives in, so that two who disagree on their rank come to an end.
+    /// Rivals over which this node has claimed a higher counter. It yields to a rival that comes back, so that two nodes that
+    /// disagree on their ranks do not outbid each other for ever.
     outbid: BTreeSet<PeerId>,
 }
 
 impl Election {
-    /// A node that starts now, having lived under `remembered` in an earlier run. One that does not work never becomes the master.
+    /// A node that starts now. `remembered`: the term that it followed in an earlier run. A node that does not compute for
+    /// others never becomes the master.
     pub fn new(local: PeerId, works: bool, force_master: bool, remembered: Option<Term>) -> Election {
         Election {
             local,
@@ -154,25 +157,25 @@ impl Election {
         }
     }
 
-    /// The term that this node lives under.
+    /// The term that this node follows.
     pub fn term(&self) -> Option<Term> {
         self.term
     }
 
-    /// The highest counter that this node knows of.
+    /// The highest counter that this node knows.
     pub fn counter(&self) -> u64 {
         self.counter
     }
 
-    /// Takes in `event`, decides.
+    /// Takes in `event`; the new term where it changes.
     pub fn handle(&mut self, event: Event, now: Time) -> Option<Changed> {
         let mut grace = GRACE_SILENT;
         match event {
-            Event::Heard(peer, voice) if peer != self.local => {
-                let counter = voice.counter.max(voice.term.map_or(0, |term| term.counter));
-                if counter <= self.counter.saturating_add(LEAP) {
+            Event::Heard(peer, candidate) if peer != self.local => {
+                let counter = candidate.counter.max(candidate.term.map_or(0, |term| term.counter));
+                if counter <= self.counter.saturating_add(MAX_COUNTER_LEAD) {
                     self.counter = self.counter.max(counter);
-                    self.others.insert(peer, Other { voice, heard: now });
+                    self.others.insert(peer, Other { candidate, heard: now });
                 }
             }
             Event::Gone { peer, silent } => {
@@ -193,7 +196,7 @@ impl Election {
         (self.term != before).then_some(Changed(self.term))
     }
 
-    /// The term is over when its master is gone, or claims it no longer.
+    /// Ends a term whose master is gone or does not claim it any more.
     fn drop_vacated(&mut self, grace: Duration, now: Time) {
         let Some(term) = self.term.filter(|term| term.master != self.local) else { return };
         let claim = self.others.get(&term.master).and_then(|other| other.claim(term.master));
@@ -214,8 +217,8 @@ impl Election {
             }
             return;
         }
-        // Whoever has lived under a higher term, and is under none now, follows no lower one.
-        let above = |other: &Other| other.voice.term.is_none() && other.voice.counter > term.counter;
+        // A node that has followed a higher term follows no lower one.
+        let above = |other: &Other| other.candidate.term.is_none() && other.candidate.counter > term.counter;
         if self.others.values().any(above) {
             self.claim();
         }
@@ -226,7 +229,7 @@ impl Election {
             self.enter(claim);
             return;
         }
-        let forced = self.others.get(&term.master).is_some_and(|master| master.voice.force_master);
+        let forced = self.others.get(&term.master).is_some_and(|master| master.candidate.force_master);
         if self.works && self.force_master && !forced && now >= self.open {
             self.claim();
         }
@@ -245,12 +248,12 @@ impl Election {
         let better = self
             .others
             .iter()
-            .filter(|(_, other)| other.voice.works && other.uptime(now) >= LISTEN)
+            .filter(|(_, other)| other.candidate.works && other.uptime(now) >= LISTEN)
             .filter(|(peer, other)| rank_of(**peer, other, now).outranks(&own))
             .count();
-        // A master below what this node has lived under learns of that and takes a higher term.
+        // A master whose term is lower than what this node has followed learns of that and claims a higher one.
         let waits = u32::try_from(better).unwrap_or(u32::MAX).saturating_add(u32::from(claim.is_some()) * 2);
-        if now >= self.open + PATIENCE * waits.min(MOST_PATIENCE) {
+        if now >= self.open + CLAIM_WAIT * waits.min(MAX_CLAIM_WAITS) {
             self.claim();
         }
     }
@@ -277,7 +280,7 @@ impl Election {
 }
 
 fn rank_of(peer: PeerId, other: &Other, now: Time) -> Rank {
-    Rank { force_master: other.voice.force_master, uptime: other.uptime(now), peer }
+    Rank { force_master: other.candidate.force_master, uptime: other.uptime(now), peer }
 }
 
 #[cfg(test)]
@@ -289,8 +292,9 @@ mod tests {
         let (local, liar) = (crate::test_peers::fresh_peer(), crate::test_peers::fresh_peer());
         let mut election = Election::new(local, true, false, None);
         let term = Term { counter: u64::MAX - 1, master: liar };
-        let voice = Voice { works: true, force_master: true, uptime: LISTEN, term: Some(term), counter: u64::MAX };
-        assert_eq!(election.handle(Event::Heard(liar, voice), Time::ZERO), None);
+        let candidate =
+            Candidate { works: true, force_master: true, uptime: LISTEN, term: Some(term), counter: u64::MAX };
+        assert_eq!(election.handle(Event::Heard(liar, candidate), Time::ZERO), None);
         assert_eq!(
             election.handle(Event::Tick, Time::ZERO + LISTEN),
             Some(Changed(Some(Term { counter: 1, master: local })))
@@ -303,8 +307,8 @@ mod tests {
         let mut election = Election::new(local, true, false, None);
         let now = Time::from_secs(60);
         election.handle(Event::Tick, now);
-        // A second after its start, by its own account, whenever it is heard.
-        let claims = |counter| Voice {
+        // The rival claims to have started a second ago, whenever it is heard.
+        let claims = |counter| Candidate {
             works: true,
             force_master: false,
             uptime: Duration::from_secs(1),

@@ -1,8 +1,8 @@
-//! Who is in the pool: a pure state machine over the adverts that gossip brings and the connections that come and go.
-//! No clock and no sockets. It decides whether a advert is news, and when a node counts as gone.
+//! Which nodes are in the pool, from gossiped adverts and from connections: it decides whether an advert is newer than what
+//! is known, and when a node counts as gone.
 //!
-//! A node is there while it is connected, or while its adverts keep coming through others. One whose connection broke
-//! stays out until it speaks up itself: copies that were under way when it died must not bring it back.
+//! A node is in the pool while it is connected, or while newer adverts of it arrive through others. A node whose connection
+//! broke is gone until it publishes a newer advert: relayed copies of earlier adverts do not bring it back.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -13,30 +13,30 @@ use libp2p_identity::PeerId;
 use super::advert::Advert;
 use crate::Time;
 
-/// A node that is heard through others only is gone after this much silence: several adverts.
+/// Silence after which a node that is not connected counts as gone: the time of several adverts.
 pub const SILENT: Duration = Duration::from_millis(4000);
 
-/// How long copies from before a broken connection may be under way: they are relayed within milliseconds.
+/// Time for which adverts published before a connection broke may still arrive: they are relayed within milliseconds.
 const HOLD: Duration = Duration::from_millis(300);
 
-/// Nodes of one pool that are followed: far more than a node connects to. Those beyond are not heard.
+/// Nodes of a pool that are known at most, far more than a node connects to. Adverts of further nodes are ignored.
 const MAX_NODES: usize = 1024;
 
-/// Nodes that are gone and remembered, so that their old adverts are known to be old.
+/// Nodes that are gone and remembered at most, so that their earlier adverts are recognised.
 const MAX_GONE: usize = 4096;
 
-/// What a advert turned out to be.
+/// How an advert compares with what is known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Heard {
-    /// The first of a node that was not there.
+    /// The first advert of a node that was not in the pool.
     Joined,
-    /// Newer than what was known.
+    /// Newer than the last known advert of its node.
     Newer,
-    /// A copy, or from before something that is known; not to be passed on.
+    /// A copy, or older than what is known. It is not relayed.
     Old,
 }
 
-/// Which advert of a node is the latest.
+/// Order of a node's adverts: incarnation, then sequence.
 type Edition = (u64, u64);
 
 #[derive(Debug)]
@@ -48,12 +48,12 @@ struct Member {
 #[derive(Debug)]
 struct Gone {
     edition: Edition,
-    /// Of this run, nothing counts until then.
+    /// Adverts of the same incarnation are ignored until then.
     until: Time,
     since: Time,
 }
 
-/// The nodes of the pool but this one. Times are since an epoch of the caller's.
+/// The nodes of the pool except this one.
 #[derive(Debug)]
 pub struct Roster {
     local: PeerId,
@@ -63,12 +63,12 @@ pub struct Roster {
 }
 
 impl Roster {
-    /// Nobody is there but `local`, which is never in it.
+    /// The roster of node `local`, which itself is never listed.
     pub fn new(local: PeerId) -> Roster {
         Roster { local, members: BTreeMap::new(), connected: BTreeSet::new(), gone: BTreeMap::new() }
     }
 
-    /// A node said `advert`.
+    /// Takes in an advert.
     pub fn heard(&mut self, advert: Advert, now: Time) -> Heard {
         let (peer, edition) = (advert.peer, (advert.incarnation, advert.sequence));
         if peer == self.local {
@@ -99,18 +99,18 @@ impl Roster {
         Heard::Joined
     }
 
-    /// A connection to `peer` is there.
+    /// Takes in that a connection to `peer` is established.
     pub fn connected(&mut self, peer: PeerId) {
         self.connected.insert(peer);
     }
 
-    /// The last connection to `peer` is gone. Whether it was a node of the pool until now.
+    /// Takes in that the last connection to `peer` is gone. Whether the peer was in the pool until now.
     pub fn disconnected(&mut self, peer: PeerId, now: Time) -> bool {
         self.connected.remove(&peer);
         self.lose(peer, now)
     }
 
-    /// Nodes that have not been heard for too long: they are gone from now on.
+    /// Removes nodes that have been silent for too long, and returns them.
     pub fn silent(&mut self, now: Time) -> Vec<PeerId> {
         let silent = |(peer, member): (&PeerId, &Member)| {
             let away = !self.connected.contains(peer) && now.since(member.heard) >= SILENT;
@@ -135,7 +135,7 @@ impl Roster {
         true
     }
 
-    /// Whether `peer` is there.
+    /// Whether `peer` is in the pool.
     pub fn contains(&self, peer: &PeerId) -> bool {
         self.members.contains_key(peer)
     }
@@ -150,7 +150,7 @@ impl Roster {
         &self.connected
     }
 
-    /// The adverts of all that are there.
+    /// The latest adverts of all nodes of the pool.
     pub fn adverts(&self) -> impl Iterator<Item = &Arc<Advert>> {
         self.members.values().map(|member| &member.advert)
     }

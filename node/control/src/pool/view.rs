@@ -1,4 +1,4 @@
-//! The pool as one node sees it at one moment: a plain value that others read. It decides nothing.
+//! The pool as one node sees it at one moment: a plain value that the rest of the node reads.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -12,11 +12,11 @@ use super::advert::{Advert, LinkAdvert, Term};
 pub struct View {
     /// This node.
     pub local: PeerId,
-    /// What this node says of itself.
+    /// The advert of this node.
     pub own: Arc<Advert>,
-    /// The term that this node lives under; none while no master is known.
+    /// The term that this node follows; none while no master is known.
     pub term: Option<Term>,
-    /// Every other node that is there: connected, or heard through others.
+    /// The adverts of all other nodes of the pool.
     pub nodes: BTreeMap<PeerId, Arc<Advert>>,
     /// Peers that this node is connected to.
     pub connected: BTreeSet<PeerId>,
@@ -33,7 +33,7 @@ impl View {
         self.term.map(|term| term.master)
     }
 
-    /// What `peer` says of itself; this node too.
+    /// The advert of `peer`, or of this node.
     pub fn advert(&self, peer: &PeerId) -> Option<&Arc<Advert>> {
         if *peer == self.local { Some(&self.own) } else { self.nodes.get(peer) }
     }

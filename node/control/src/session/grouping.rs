@@ -1,39 +1,38 @@
-//! In how many groups the answers of a chain go through its stages: as many as there are stages, so that none waits, or all
-//! together, where reading the weights once for all of them is worth more. Which it is, is measured. A state machine; it plans
-//! no rows and reads no clock.
+//! In how many groups the answers of a chain pass through its stages: one group for each stage, so that no stage waits, or all
+//! together, where reading the weights once is worth more. Both ways are measured. It plans no rows.
 
 use crate::Time;
 
-/// Answers for each stage from which on groups are not questioned: a pass over few rows takes hardly longer than one over a
-/// single row, which is reading weights; from here on it takes as much longer as it has more rows.
-const MANY: usize = 8;
+/// Answers per stage from which on groups are always used: the time of a pass grows with its rows from here on; below, it is
+/// the time of reading the weights.
+const GROUPED_FROM: usize = 8;
 
-/// Frames that one measurement takes.
-const FRAMES: usize = 24;
+/// Frames of one measurement.
+const FRAMES_PER_MEASUREMENT: usize = 24;
 
-/// After so many more the other way is tried again: what else a machine does changes.
-const AGAIN: usize = 1024;
+/// Frames after which the other way is measured again, because the load of the machine changes.
+const REMEASURE_AFTER: usize = 1024;
 
-/// So much better is no chance.
+/// Speed-up that is no noise.
 const GAIN: f64 = 1.03;
 
-/// How answers go.
+/// How answers pass through the stages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Way {
     Groups,
     Together,
 }
 
-/// The choice between the two.
+/// The choice between groups and all together.
 #[derive(Debug)]
 pub struct Grouping {
     stages: usize,
-    /// How many answers that is about.
+    /// Number of answers that the measurements are about.
     answers: usize,
     way: Way,
-    /// Seconds a token, in groups and together.
+    /// Seconds per token, in groups and together.
     measured: [Option<f64>; 2],
-    /// Frames that are not counted yet: those that were under way when the way changed.
+    /// Frames still to be skipped: those under way when the way changed.
     skipped: usize,
     since: Time,
     frames: usize,
@@ -43,7 +42,7 @@ pub struct Grouping {
 }
 
 impl Grouping {
-    /// Of a chain with so many stages.
+    /// For a chain of `stages` stages.
     pub fn new(stages: usize) -> Grouping {
         Grouping {
             stages,
@@ -58,12 +57,12 @@ impl Grouping {
         }
     }
 
-    /// The most groups that make sense.
+    /// The number of stages, which is the largest useful number of groups.
     pub fn stages(&self) -> usize {
         self.stages
     }
 
-    /// How many groups to make while nothing but answers is computed.
+    /// The number of groups to use while only answers are computed.
     pub fn groups(&self) -> usize {
         match self.way {
             Way::Groups => self.stages,
@@ -74,7 +73,7 @@ impl Grouping {
     /// A frame is done, `now` since any fixed moment: it chose `tokens`; `answers` are under way, and perhaps prompts beside
     /// them, which are no time of theirs.
     pub fn stepped(&mut self, answers: usize, prompts: bool, tokens: usize, now: Time) {
-        if self.stages < 2 || answers < 2 || answers >= MANY * self.stages {
+        if self.stages < 2 || answers < 2 || answers >= GROUPED_FROM * self.stages {
             self.way = Way::Groups;
             self.answers = answers;
             return;
@@ -96,7 +95,7 @@ impl Grouping {
         }
         self.frames += 1;
         self.tokens += tokens;
-        if self.frames < FRAMES || self.tokens == 0 {
+        if self.frames < FRAMES_PER_MEASUREMENT || self.tokens == 0 {
             return;
         }
         let seconds = now.since(self.since).as_secs_f64() / self.tokens as f64;
@@ -112,7 +111,7 @@ impl Grouping {
         };
         let (Some(own), theirs) = (self.measured[self.way as usize], self.measured[other as usize]) else { return };
         match theirs {
-            Some(theirs) if self.settled < AGAIN => match own > theirs * GAIN {
+            Some(theirs) if self.settled < REMEASURE_AFTER => match own > theirs * GAIN {
                 true => self.go(other, now),
                 false => self.begin(now),
             },

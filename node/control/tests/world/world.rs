@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use pangea_control::placement::StageReport;
-use pangea_control::pool::election::{Changed, Event as Happened, Voice};
+use pangea_control::pool::election::{Candidate, Changed, Event as Happened};
 use pangea_control::pool::roster::Heard;
 use pangea_control::pool::term_keeper::Action as Keep;
 use pangea_control::pool::{Advert, Term};
@@ -403,7 +403,7 @@ impl World {
         }
         run.fresh |= heard == Heard::Joined;
         self.gossip(at, advert);
-        self.elect(at, Happened::Heard(advert.peer, Voice::of(advert)))?;
+        self.elect(at, Happened::Heard(advert.peer, Candidate::of(advert)))?;
         self.soon_look(at);
         Ok(())
     }

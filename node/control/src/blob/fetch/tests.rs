@@ -1,4 +1,4 @@
-//! Fetches in virtual time, with holders that deliver, break off, lie or lack.
+//! Fetches in virtual time, with providers that deliver, break off, lie or lack.
 
 use super::*;
 
@@ -21,9 +21,9 @@ struct World {
 }
 
 impl World {
-    fn new(holders: usize) -> World {
+    fn new(providers: usize) -> World {
         let parts = (1..=PARTS).map(part).collect();
-        let names = (0..holders).map(|holder| format!("peer{holder}")).collect();
+        let names = (0..providers).map(|provider| format!("peer{provider}")).collect();
         let now = Time::from_secs(1000);
         World { fetch: Fetch::new(parts, names, now), now, actions: Vec::new() }
     }
@@ -32,17 +32,17 @@ impl World {
         self.fetch.handle(event, self.now, &mut self.actions)
     }
 
-    fn open(&mut self, holder: HolderId, has: impl Iterator<Item = u32>) -> Outcome {
+    fn open(&mut self, provider: ProviderId, has: impl Iterator<Item = u32>) -> Outcome {
         let mut set = PartSet::empty(part_counts());
         has.for_each(|piece| set.insert(part(piece)));
-        self.handle(Event::Opened { holder, has: set })
+        self.handle(Event::Opened { provider, has: set })
     }
 
-    /// What a holder was asked for since this was last looked at.
-    fn asked(&mut self, holder: HolderId) -> Vec<PartId> {
+    /// What a provider was asked for since this was last looked at.
+    fn asked(&mut self, provider: ProviderId) -> Vec<PartId> {
         let mut asked = Vec::new();
         self.actions.retain(|action| match action {
-            Action::Ask(of, part) if *of == holder => {
+            Action::Ask(of, part) if *of == provider => {
                 asked.push(*part);
                 false
             }
@@ -51,8 +51,8 @@ impl World {
         asked
     }
 
-    fn lost(&mut self, holder: HolderId) -> Outcome {
-        self.handle(Event::Lost { holder, error: Error::new(ErrorKind::Unavailable, "gone") })
+    fn lost(&mut self, provider: ProviderId) -> Outcome {
+        self.handle(Event::Lost { provider, error: Error::new(ErrorKind::Unavailable, "gone") })
     }
 }
 
@@ -71,11 +71,11 @@ fn several_holders_share_the_work_and_each_part_is_asked_once() {
     let mut by = [0, 0];
     loop {
         let mut outcome = None;
-        for holder in [0, 1] {
-            for part in world.asked(holder) {
+        for provider in [0, 1] {
+            for part in world.asked(provider) {
                 seen.push(part);
-                by[holder] += 1;
-                outcome = Some(world.handle(Event::Good { holder, part }));
+                by[provider] += 1;
+                outcome = Some(world.handle(Event::Good { provider, part }));
             }
         }
         if done(&outcome.expect("somebody was asked for something")) {
@@ -96,7 +96,7 @@ fn what_one_breaks_off_with_is_had_from_another_and_it_is_tried_again_later() {
     assert_eq!(broken_off.len(), ASKED_AHEAD);
     world.open(1, 1..=PARTS);
     for part in world.asked(1) {
-        world.handle(Event::Good { holder: 1, part });
+        world.handle(Event::Good { provider: 1, part });
     }
     world.lost(0);
     let mut all = Vec::new();
@@ -104,12 +104,12 @@ fn what_one_breaks_off_with_is_had_from_another_and_it_is_tried_again_later() {
         let asked = world.asked(1);
         all.extend(asked.iter().copied());
         let outcomes: Vec<Outcome> =
-            asked.into_iter().map(|part| world.handle(Event::Good { holder: 1, part })).collect();
+            asked.into_iter().map(|part| world.handle(Event::Good { provider: 1, part })).collect();
         if outcomes.iter().any(done) {
             break;
         }
         if all.len() == 2 * ASKED_AHEAD {
-            world.now += RETRY_FIRST;
+            world.now += RETRY_DELAY;
             world.handle(Event::Tick);
             assert!(world.actions.contains(&Action::Open(0)));
         }
@@ -122,7 +122,7 @@ fn a_liar_is_closed_named_and_never_opened_again() {
     let mut world = World::new(1);
     world.handle(Event::Tick);
     world.open(0, 1..=PARTS);
-    let outcome = world.handle(Event::Bad { holder: 0, why: "no".to_owned() });
+    let outcome = world.handle(Event::Bad { provider: 0, why: "no".to_owned() });
     let Outcome::Failed(error) = outcome else { panic!("{outcome:?}") };
     assert!(error.kind() == ErrorKind::VerificationFailed && error.message().contains("peer0"), "{error}");
     assert!(world.actions.contains(&Action::Close(0)));
@@ -142,21 +142,21 @@ fn parts_are_asked_only_of_who_has_them_and_what_nobody_has_is_not_found() {
     assert_eq!(world.asked(0), [part(1), part(2)]);
     assert_eq!(world.asked(1).len(), ASKED_AHEAD);
     for piece in 1..=2 {
-        world.handle(Event::Good { holder: 0, part: part(piece) });
+        world.handle(Event::Good { provider: 0, part: part(piece) });
     }
     assert!(world.asked(0).is_empty() && world.actions.is_empty(), "{:?}", world.actions);
     for piece in 3..PARTS {
-        world.handle(Event::Good { holder: 1, part: part(piece) });
+        world.handle(Event::Good { provider: 1, part: part(piece) });
     }
     // The last part: both are asked again, later and later, what they have; then that is that.
-    for round in 0..FAILURES {
+    for round in 0..FAILURES_MAX {
         assert!(world.actions.contains(&Action::Close(0)) && world.actions.contains(&Action::Close(1)), "{round}");
         world.actions.clear();
         world.now += Duration::from_secs(60);
         world.handle(Event::Tick);
-        for holder in [0, 1] {
-            if let Outcome::Failed(error) = world.open(holder, 1..PARTS) {
-                assert_eq!((error.kind(), holder, round), (ErrorKind::NotFound, 1, FAILURES - 2));
+        for provider in [0, 1] {
+            if let Outcome::Failed(error) = world.open(provider, 1..PARTS) {
+                assert_eq!((error.kind(), provider, round), (ErrorKind::NotFound, 1, FAILURES_MAX - 2));
                 return;
             }
         }
@@ -170,7 +170,7 @@ fn a_part_that_a_holder_lacks_after_all_is_had_from_another() {
     world.handle(Event::Tick);
     world.open(0, 1..=PARTS);
     let first = world.asked(0)[0];
-    world.handle(Event::Lacks { holder: 0, part: first });
+    world.handle(Event::Lacks { provider: 0, part: first });
     assert!(!world.asked(0).contains(&first));
     world.open(1, 1..=PARTS);
     assert_eq!(world.asked(1)[0], first);
@@ -187,32 +187,32 @@ fn an_idle_holder_gets_what_another_is_slow_with() {
         if asked.is_empty() {
             break;
         }
-        asked.into_iter().for_each(|part| drop(world.handle(Event::Good { holder: 1, part })));
+        asked.into_iter().for_each(|part| drop(world.handle(Event::Good { provider: 1, part })));
     }
-    world.fetch.holders[1].state = State::Open { has: PartSet::full(part_counts()), asked: VecDeque::new() };
+    world.fetch.providers[1].state = State::Open { has: PartSet::full(part_counts()), asked: VecDeque::new() };
     world.handle(Event::Tick);
     assert!(world.asked(1).is_empty(), "not before it is slow");
-    world.now += SLOW;
+    world.now += SLOW_AFTER;
     world.handle(Event::Tick);
     let twice = world.asked(1);
     assert_eq!(twice.len(), 1);
-    world.handle(Event::Good { holder: 1, part: twice[0] });
+    world.handle(Event::Good { provider: 1, part: twice[0] });
     // The slow one's own comes too late and changes nothing.
-    assert!(!done(&world.handle(Event::Good { holder: 0, part: twice[0] })));
+    assert!(!done(&world.handle(Event::Good { provider: 0, part: twice[0] })));
 }
 
 #[test]
 fn a_holder_that_never_answers_is_given_up() {
     let mut world = World::new(1);
     world.handle(Event::Tick);
-    for failure in 1..=FAILURES {
+    for failure in 1..=FAILURES_MAX {
         let outcome = world.lost(0);
         match outcome {
             Outcome::Failed(error) => {
-                assert_eq!((failure, error.kind()), (FAILURES, ErrorKind::Unavailable));
+                assert_eq!((failure, error.kind()), (FAILURES_MAX, ErrorKind::Unavailable));
                 return;
             }
-            _ => assert!(failure < FAILURES),
+            _ => assert!(failure < FAILURES_MAX),
         }
         world.now += Duration::from_secs(60);
         world.handle(Event::Tick);

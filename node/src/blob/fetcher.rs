@@ -17,15 +17,15 @@ use pangea_compute::{Cancel, Digest};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::task::{AbortHandle, JoinSet, spawn_blocking, spawn_local};
 
-use super::holder::{self, Heard};
-use super::limits::{ASKED_AHEAD, EVENTS, FETCHES, HOLDERS, LIARS, TICK, UNWRITTEN};
+use super::blob_store::BlobStore;
+use super::limits::{ASKED_AHEAD, EVENTS, FETCHES, LIARS, PROVIDERS, TICK, UNWRITTEN};
 use super::parts::{PartId, part_bytes, parts_of};
-use super::shelf::Shelf;
+use super::provider::{self, Heard};
 use super::stored::Stored;
 use crate::clock;
 use crate::net::Network;
 use crate::supervise::Supervisor;
-use pangea_control::blob::fetch::{Action, Event, Fetch, HolderId, Outcome};
+use pangea_control::blob::fetch::{Action, Event, Fetch, Outcome, ProviderId};
 use pangea_units::LayerRange;
 
 /// What the handle asks for.
@@ -34,7 +34,7 @@ pub(super) struct Request {
     pub(super) wanted: Wanted,
     /// What the model is called, where that is known.
     pub(super) name: Option<Arc<str>>,
-    pub(super) holders: Vec<PeerId>,
+    pub(super) providers: Vec<PeerId>,
     pub(super) cancel: Cancel,
     /// Bytes that are here, and bytes in all.
     pub(super) so_far: watch::Sender<(u64, u64)>,
@@ -42,8 +42,8 @@ pub(super) struct Request {
 }
 
 /// What all fetches share.
-pub(super) struct Ensure {
-    shelf: Arc<Shelf>,
+pub(super) struct Fetcher {
+    blob_store: Arc<BlobStore>,
     network: Option<Network>,
     /// Who has sent wrong bytes.
     liars: RefCell<HashSet<PeerId>>,
@@ -51,16 +51,16 @@ pub(super) struct Ensure {
     places: Semaphore,
 }
 
-impl Ensure {
+impl Fetcher {
     /// Serves `requests` on the current `LocalSet` until they end.
     pub(super) fn start(
-        shelf: Arc<Shelf>,
+        blob_store: Arc<BlobStore>,
         network: Option<Network>,
         mut requests: mpsc::Receiver<Request>,
         supervisor: &Supervisor,
     ) {
-        let ensure = Rc::new(Ensure {
-            shelf,
+        let fetcher = Rc::new(Fetcher {
+            blob_store,
             network,
             liars: RefCell::default(),
             under_way: RefCell::default(),
@@ -68,11 +68,11 @@ impl Ensure {
         });
         supervisor.task("blob fetches", async move {
             while let Some(request) = requests.recv().await {
-                let ensure = Rc::clone(&ensure);
+                let fetcher = Rc::clone(&fetcher);
                 spawn_local(async move {
-                    let Request { model, wanted, name, holders, cancel, so_far, mut answer } = request;
+                    let Request { model, wanted, name, providers, cancel, so_far, mut answer } = request;
                     let result = tokio::select! {
-                        result = ensure.run(model, wanted, name, holders, &so_far) => result,
+                        result = fetcher.run(model, wanted, name, providers, &so_far) => result,
                         () = unwanted(&cancel, &mut answer) => {
                             Err(Error::new(ErrorKind::Cancelled, "fetching the model was cancelled"))
                         }
@@ -91,19 +91,19 @@ impl Ensure {
         model: Digest,
         wanted: Wanted,
         name: Option<Arc<str>>,
-        holders: Vec<PeerId>,
+        providers: Vec<PeerId>,
         so_far: &watch::Sender<(u64, u64)>,
     ) -> Result<PathBuf> {
         let turn = self.turn(model);
         let _turn = turn.lock().await;
         let _place = self.places.acquire().await;
-        let shelf = Arc::clone(&self.shelf);
-        let stored = match blocking(move || Ok(shelf.current(&model))).await? {
+        let blob_store = Arc::clone(&self.blob_store);
+        let stored = match blocking(move || Ok(blob_store.current(&model))).await? {
             Some(stored) => stored,
             None => {
-                let manifest = Arc::new(self.manifest(model, &holders).await?);
-                let shelf = Arc::clone(&self.shelf);
-                blocking(move || shelf.create(model, manifest)).await?
+                let manifest = Arc::new(self.manifest(model, &providers).await?);
+                let blob_store = Arc::clone(&self.blob_store);
+                blocking(move || blob_store.create(model, manifest)).await?
             }
         };
         stored.mark_used();
@@ -117,23 +117,23 @@ impl Ensure {
         if missing.is_empty() {
             return Ok(stored.path().to_owned());
         }
-        let shelf = Arc::clone(&self.shelf);
-        blocking(move || shelf.make_room(left)).await?;
+        let blob_store = Arc::clone(&self.blob_store);
+        blocking(move || blob_store.make_room(left)).await?;
         // The header by itself first: it must agree with the manifest before the rest is worth fetching.
         let (header, rest): (Vec<PartId>, Vec<PartId>) = missing.into_iter().partition(|id| id.piece == 0);
         let fetched_header = !header.is_empty();
         let mut transfer =
             Transfer { stored: &stored, what: what(&wanted), name: None, done: total - left, total, so_far };
         if fetched_header {
-            self.fetch(header, &holders, &mut transfer).await?;
+            self.fetch(header, &providers, &mut transfer).await?;
         }
         let file = Arc::clone(&stored);
         match blocking(move || judge(&file)).await {
             Ok(own) => transfer.name = Some(stored.name().cloned().unwrap_or_else(|| own.into())),
             Err(error) => {
-                let shelf = Arc::clone(&self.shelf);
+                let blob_store = Arc::clone(&self.blob_store);
                 blocking(move || {
-                    shelf.remove(&model);
+                    blob_store.remove(&model);
                     Ok(())
                 })
                 .await?;
@@ -141,7 +141,7 @@ impl Ensure {
             }
         }
         if !rest.is_empty() {
-            self.fetch(rest, &holders, &mut transfer).await?;
+            self.fetch(rest, &providers, &mut transfer).await?;
         }
         Ok(stored.path().to_owned())
     }
@@ -159,9 +159,9 @@ impl Ensure {
         if missing.is_empty() || !stored.is_users() {
             return Ok((stored, missing));
         }
-        let (shelf, manifest) = (Arc::clone(&self.shelf), Arc::clone(stored.manifest()));
+        let (blob_store, manifest) = (Arc::clone(&self.blob_store), Arc::clone(stored.manifest()));
         let model = stored.digest();
-        let copy = blocking(move || shelf.create(model, manifest)).await?;
+        let copy = blocking(move || blob_store.create(model, manifest)).await?;
         copy.mark_used();
         check(copy).await
     }
@@ -178,16 +178,16 @@ impl Ensure {
         turn
     }
 
-    /// The holders that may be asked.
-    fn honest(&self, holders: &[PeerId]) -> Result<(&Network, Vec<PeerId>)> {
+    /// The providers that may be asked.
+    fn honest(&self, providers: &[PeerId]) -> Result<(&Network, Vec<PeerId>)> {
         let none = |why: &str| Err(Error::new(ErrorKind::Unavailable, format!("the model cannot be fetched: {why}")));
         let Some(network) = &self.network else { return none("this node has no network") };
         let liars = self.liars.borrow();
         let mut seen = HashSet::new();
         let is_fit = |peer: &PeerId| !liars.contains(peer) && *peer != network.local_peer_id();
-        let honest: Vec<PeerId> = holders.iter().copied().filter(|peer| is_fit(peer) && seen.insert(*peer)).collect();
+        let honest: Vec<PeerId> = providers.iter().copied().filter(|peer| is_fit(peer) && seen.insert(*peer)).collect();
         match honest.is_empty() {
-            true if holders.is_empty() => none("no peer is known to have it"),
+            true if providers.is_empty() => none("no peer is known to have it"),
             true => none("the peers that have it sent wrong bytes before"),
             false => Ok((network, honest)),
         }
@@ -205,14 +205,14 @@ impl Ensure {
     }
 
     /// The model's manifest, from the first who gives the true one.
-    async fn manifest(&self, model: Digest, holders: &[PeerId]) -> Result<Manifest> {
-        let (network, holders) = self.honest(holders)?;
+    async fn manifest(&self, model: Digest, providers: &[PeerId]) -> Result<Manifest> {
+        let (network, providers) = self.honest(providers)?;
         let ask = |peer: PeerId| async move {
-            let asked = async { holder::manifest(holder::open(network, peer).await?, model).await };
+            let asked = async { provider::manifest(provider::open(network, peer).await?, model).await };
             (peer, asked.await)
         };
-        let mut to_ask = holders.into_iter();
-        let mut asked: FuturesUnordered<_> = to_ask.by_ref().take(HOLDERS).map(ask).collect();
+        let mut to_ask = providers.into_iter();
+        let mut asked: FuturesUnordered<_> = to_ask.by_ref().take(PROVIDERS).map(ask).collect();
         let mut errors = Vec::new();
         while let Some((peer, answer)) = asked.next().await {
             match answer {
@@ -234,10 +234,10 @@ impl Ensure {
     }
 
     /// Fetches `parts`.
-    async fn fetch(&self, parts: Vec<PartId>, holders: &[PeerId], transfer: &mut Transfer<'_>) -> Result<()> {
-        let (network, holders) = self.honest(holders)?;
+    async fn fetch(&self, parts: Vec<PartId>, providers: &[PeerId], transfer: &mut Transfer<'_>) -> Result<()> {
+        let (network, providers) = self.honest(providers)?;
         let mut left: HashSet<PartId> = parts.iter().copied().collect();
-        let names = holders.iter().map(PeerId::to_string).collect();
+        let names = providers.iter().map(PeerId::to_string).collect();
         let mut fetch = Fetch::new(parts, names, clock::now());
         let (events, mut happened) = mpsc::channel(EVENTS);
         let shared = Rc::new(Shared {
@@ -247,7 +247,7 @@ impl Ensure {
             events,
         });
         let mut streams =
-            Streams { network, shared, holders: &holders, open: HashMap::new(), tasks: JoinSet::new(), opened: 0 };
+            Streams { network, shared, providers: &providers, open: HashMap::new(), tasks: JoinSet::new(), opened: 0 };
         let mut clock = tokio::time::interval(TICK);
         clock.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut actions = Vec::new();
@@ -263,7 +263,7 @@ impl Ensure {
             };
             match &event {
                 Event::Good { part, .. } if left.remove(part) => transfer.came(*part),
-                Event::Bad { holder, why } => self.lied(holders[*holder], transfer.stored.digest(), why),
+                Event::Bad { provider, why } => self.lied(providers[*provider], transfer.stored.digest(), why),
                 _ => {}
             }
             let outcome = fetch.handle(event, clock::now(), &mut actions);
@@ -346,10 +346,10 @@ impl Transfer<'_> {
     }
 }
 
-/// One opening of a stream to a holder.
+/// One opening of a stream to a provider.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Opened {
-    holder: HolderId,
+    provider: ProviderId,
     /// Tells it from earlier ones.
     number: u64,
 }
@@ -367,37 +367,37 @@ struct Shared {
 struct Streams<'a> {
     network: &'a Network,
     shared: Rc<Shared>,
-    holders: &'a [PeerId],
-    open: HashMap<HolderId, (Opened, mpsc::Sender<PartId>, AbortHandle)>,
+    providers: &'a [PeerId],
+    open: HashMap<ProviderId, (Opened, mpsc::Sender<PartId>, AbortHandle)>,
     tasks: JoinSet<()>,
     opened: u64,
 }
 
 impl Streams<'_> {
     fn is_open(&self, opened: Opened) -> bool {
-        self.open.get(&opened.holder).is_some_and(|(current, ..)| *current == opened)
+        self.open.get(&opened.provider).is_some_and(|(current, ..)| *current == opened)
     }
 
     fn act(&mut self, action: Action) {
         // What has ended is of no interest: it has said so.
         while self.tasks.try_join_next().is_some() {}
         match action {
-            Action::Open(holder) => {
+            Action::Open(provider) => {
                 self.opened += 1;
-                let opened = Opened { holder, number: self.opened };
+                let opened = Opened { provider, number: self.opened };
                 let (ask, asks) = mpsc::channel(ASKED_AHEAD);
-                let (network, peer, shared) = (self.network.clone(), self.holders[holder], Rc::clone(&self.shared));
+                let (network, peer, shared) = (self.network.clone(), self.providers[provider], Rc::clone(&self.shared));
                 let task = self.tasks.spawn_local(converse(network, peer, shared, opened, asks));
-                self.open.insert(holder, (opened, ask, task));
+                self.open.insert(provider, (opened, ask, task));
             }
-            Action::Ask(holder, part) => {
-                if let Some((_, ask, _)) = self.open.get(&holder) {
+            Action::Ask(provider, part) => {
+                if let Some((_, ask, _)) = self.open.get(&provider) {
                     // There is room for all that is asked ahead; a conversation that has ended says so itself.
                     let _ = ask.try_send(part);
                 }
             }
-            Action::Close(holder) => {
-                if let Some((_, _, task)) = self.open.remove(&holder) {
+            Action::Close(provider) => {
+                if let Some((_, _, task)) = self.open.remove(&provider) {
                     task.abort();
                 }
             }
@@ -407,23 +407,23 @@ impl Streams<'_> {
 
 /// One stream, from its opening to its end, as events.
 async fn converse(network: Network, peer: PeerId, shared: Rc<Shared>, opened: Opened, asks: mpsc::Receiver<PartId>) {
-    let holder = opened.holder;
+    let provider = opened.provider;
     let tell = async |event| drop(shared.events.send((opened, event)).await);
     // Ends when nothing of what came is being written any more.
     let (writing, mut written) = mpsc::channel::<()>(1);
-    let result = match holder::open(&network, peer).await {
+    let result = match provider::open(&network, peer).await {
         Err(error) => Err(error),
         Ok(stream) => {
             let buffer = || shared.buffers.borrow_mut().pop().unwrap_or_default();
             let (manifest, model) = (Arc::clone(shared.stored.manifest()), shared.stored.digest());
-            holder::converse(stream, model, &manifest, asks, buffer, async |heard| match heard {
-                Heard::Has(has) => tell(Event::Opened { holder, has }).await,
-                Heard::Lacks(part) => tell(Event::Lacks { holder, part }).await,
+            provider::converse(stream, model, &manifest, asks, buffer, async |heard| match heard {
+                Heard::Has(has) => tell(Event::Opened { provider, has }).await,
+                Heard::Lacks(part) => tell(Event::Lacks { provider, part }).await,
                 Heard::Bytes(part, bytes) => {
                     let Ok(room) = Arc::clone(&shared.unwritten).acquire_owned().await else { return };
                     let (shared, writing) = (Rc::clone(&shared), writing.clone());
                     spawn_local(async move {
-                        let event = write(&shared, holder, part, bytes).await;
+                        let event = write(&shared, provider, part, bytes).await;
                         drop((room, writing));
                         let _ = shared.events.send((opened, event)).await;
                     });
@@ -437,14 +437,14 @@ async fn converse(network: Network, peer: PeerId, shared: Rc<Shared>, opened: Op
     match result {
         Ok(()) => {}
         Err(error) if error.kind() == ErrorKind::VerificationFailed => {
-            tell(Event::Bad { holder, why: error.message().to_owned() }).await;
+            tell(Event::Bad { provider, why: error.message().to_owned() }).await;
         }
-        Err(error) => tell(Event::Lost { holder, error }).await,
+        Err(error) => tell(Event::Lost { provider, error }).await,
     }
 }
 
 /// Checks and writes a part.
-async fn write(shared: &Shared, holder: HolderId, part: PartId, bytes: Vec<u8>) -> Event {
+async fn write(shared: &Shared, provider: ProviderId, part: PartId, bytes: Vec<u8>) -> Event {
     let stored = Arc::clone(&shared.stored);
     let written = spawn_blocking(move || (stored.write(part, &bytes), bytes));
     let result = match written.await {
@@ -455,9 +455,9 @@ async fn write(shared: &Shared, holder: HolderId, part: PartId, bytes: Vec<u8>) 
         Err(_) => Err(Error::new(ErrorKind::Internal, "writing a part of a model ended unexpectedly")),
     };
     match result {
-        Ok(()) => Event::Good { holder, part },
+        Ok(()) => Event::Good { provider, part },
         Err(error) if error.kind() == ErrorKind::VerificationFailed => {
-            Event::Bad { holder, why: error.message().to_owned() }
+            Event::Bad { provider, why: error.message().to_owned() }
         }
         Err(error) => Event::Failed(error),
     }

@@ -15,14 +15,14 @@ use crate::models::disk;
 
 /// All of them.
 #[derive(Debug)]
-pub(super) struct Shelf {
+pub(super) struct BlobStore {
     folder: PathBuf,
     stored: Mutex<HashMap<Digest, Arc<Stored>>>,
 }
 
-impl Shelf {
+impl BlobStore {
     /// The copies in `folder`; what is no copy there is left alone.
-    pub(super) fn open(folder: PathBuf) -> Shelf {
+    pub(super) fn open(folder: PathBuf) -> BlobStore {
         let mut stored = HashMap::new();
         for entry in std::fs::read_dir(&folder).into_iter().flatten().flatten() {
             let Some(digest) = entry.file_name().to_str().and_then(digest_of) else { continue };
@@ -31,7 +31,7 @@ impl Shelf {
                 Err(error) => tracing::warn!(event = "copy_ignored", folder = %entry.path().display(), %error),
             }
         }
-        Shelf { folder, stored: Mutex::new(stored) }
+        BlobStore { folder, stored: Mutex::new(stored) }
     }
 
     fn stored(&self) -> MutexGuard<'_, HashMap<Digest, Arc<Stored>>> {
@@ -158,70 +158,70 @@ mod tests {
     }
 
     /// Whole copies, the last ones needed first.
-    fn shelf(folder: &Path, copies: usize) -> (Shelf, Vec<Digest>) {
-        let shelf = Shelf::open(folder.to_owned());
+    fn blob_store(folder: &Path, copies: usize) -> (BlobStore, Vec<Digest>) {
+        let blob_store = BlobStore::open(folder.to_owned());
         let models = (0..copies)
             .map(|index| {
                 let (bytes, manifest) = model(index);
                 let digest = manifest.digest();
-                let copy = shelf.create(digest, manifest).unwrap();
+                let copy = blob_store.create(digest, manifest).unwrap();
                 copy.write(PartId { piece: 0, part: 0 }, &bytes).unwrap();
                 let needed = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000 - index as u64);
-                let record = std::fs::File::options().append(true).open(shelf.copy_folder(&digest).join("have"));
+                let record = std::fs::File::options().append(true).open(blob_store.copy_folder(&digest).join("have"));
                 record.unwrap().set_modified(needed).unwrap();
                 digest
             })
             .collect();
-        (Shelf::open(shelf.folder), models)
+        (BlobStore::open(blob_store.folder), models)
     }
 
     #[test]
     fn the_longest_unneeded_copies_go_until_there_is_room_and_those_in_use_stay() {
         let folder = tempfile::tempdir().unwrap();
-        let (shelf, models) = shelf(folder.path(), 4);
-        shelf.get(&models[3]).unwrap().mark_used();
+        let (blob_store, models) = blob_store(folder.path(), 4);
+        blob_store.get(&models[3]).unwrap().mark_used();
         let room = |bytes: u64| {
-            let taken: u64 = shelf.all().iter().map(|copy| set_bytes(&copy.parts(), copy.manifest())).sum();
+            let taken: u64 = blob_store.all().iter().map(|copy| set_bytes(&copy.parts(), copy.manifest())).sum();
             match bytes + taken <= 5000 {
                 true => Ok(()),
                 false => Err(Error::new(ErrorKind::Overloaded, "full")),
             }
         };
-        shelf.make_room_where(500, room).unwrap();
-        assert_eq!(shelf.all().len(), 4);
-        shelf.make_room_where(1500, room).unwrap();
-        assert!(shelf.get(&models[2]).is_none() && shelf.all().len() == 3);
-        assert!(!shelf.copy_folder(&models[2]).exists());
-        assert!(shelf.make_room_where(4500, room).is_err(), "the one in use would have to go");
-        assert_eq!(shelf.all().len(), 3, "nothing goes in vain");
-        shelf.make_room_where(3500, room).unwrap();
-        assert_eq!(shelf.all().iter().map(|copy| copy.digest()).collect::<Vec<_>>(), [models[3]]);
+        blob_store.make_room_where(500, room).unwrap();
+        assert_eq!(blob_store.all().len(), 4);
+        blob_store.make_room_where(1500, room).unwrap();
+        assert!(blob_store.get(&models[2]).is_none() && blob_store.all().len() == 3);
+        assert!(!blob_store.copy_folder(&models[2]).exists());
+        assert!(blob_store.make_room_where(4500, room).is_err(), "the one in use would have to go");
+        assert_eq!(blob_store.all().len(), 3, "nothing goes in vain");
+        blob_store.make_room_where(3500, room).unwrap();
+        assert_eq!(blob_store.all().iter().map(|copy| copy.digest()).collect::<Vec<_>>(), [models[3]]);
     }
 
     #[test]
     fn a_whole_file_takes_the_place_of_an_unused_copy() {
         let folder = tempfile::tempdir().unwrap();
-        let (shelf, models) = shelf(&folder.path().join("blobs"), 1);
+        let (blob_store, models) = blob_store(&folder.path().join("blobs"), 1);
         let (bytes, manifest) = model(0);
         let path = folder.path().join("whole.gguf");
         std::fs::write(&path, bytes).unwrap();
-        shelf.insert(Arc::new(Stored::whole(&path, models[0], manifest).unwrap()));
-        assert!(!shelf.copy_folder(&models[0]).exists());
-        assert_eq!(shelf.current(&models[0]).unwrap().path(), path);
+        blob_store.insert(Arc::new(Stored::whole(&path, models[0], manifest).unwrap()));
+        assert!(!blob_store.copy_folder(&models[0]).exists());
+        assert_eq!(blob_store.current(&models[0]).unwrap().path(), path);
         std::fs::remove_file(&path).unwrap();
-        assert!(shelf.current(&models[0]).is_none());
+        assert!(blob_store.current(&models[0]).is_none());
     }
 
     #[test]
     fn what_is_no_copy_is_left_alone() {
         let folder = tempfile::tempdir().unwrap();
-        let (_, models) = shelf(folder.path(), 1);
+        let (_, models) = blob_store(folder.path(), 1);
         let (cut, odd) = (folder.path().join("a".repeat(64)), folder.path().join("manifests"));
         std::fs::create_dir(&cut).unwrap();
         std::fs::create_dir(&odd).unwrap();
-        let shelf = Shelf::open(folder.path().to_owned());
-        assert_eq!(shelf.all().iter().map(|copy| copy.digest()).collect::<Vec<_>>(), models);
-        assert_eq!(shelf.get(&models[0]).unwrap().parts(), PartSet::full(part_counts(&model(0).1)));
+        let blob_store = BlobStore::open(folder.path().to_owned());
+        assert_eq!(blob_store.all().iter().map(|copy| copy.digest()).collect::<Vec<_>>(), models);
+        assert_eq!(blob_store.get(&models[0]).unwrap().parts(), PartSet::full(part_counts(&model(0).1)));
         assert!(cut.exists() && odd.exists());
     }
 }
