@@ -129,7 +129,7 @@ impl Node {
         self.blobs.offer(&path).unwrap().digest
     }
 
-    fn ensure(&self, model: Digest, wanted: &Wanted, holders: &[PeerId]) -> Result<PathBuf, Error> {
+    fn fetch(&self, model: Digest, wanted: &Wanted, holders: &[PeerId]) -> Result<PathBuf, Error> {
         self.ensure_until(model, wanted, holders, |_, _| false)
     }
 
