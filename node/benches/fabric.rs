@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use pangea_compute::{DType, Tensor};
+use pangea_node::devices::Devices;
 use pangea_node::fabric::{JobReport, JobRequest, Place};
 use pangea_node::net::{NetConfig, identity};
 use pangea_node::runtime::{Parts, Runtime};
@@ -20,9 +21,8 @@ fn node(name: &str) -> (Runtime, String) {
     let parts = Parts {
         net: Some(net),
         name: name.to_owned(),
-        threads: 1,
         // Little enough that operands of earlier runs make room for new ones, as in a node that has been up for a while.
-        max_memory: 1 << 30,
+        devices: Devices::new(1 << 30, 1),
         data_dir: None,
         works: true,
         force_master: false,

@@ -4,12 +4,14 @@ use std::time::Duration;
 
 use libp2p::Multiaddr;
 use pangea_client::{Error, ErrorKind, Result};
+use pangea_control::devices::roomy_sessions_bytes;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::api::http;
 use crate::api::rpc::{self, Limits, RunningNode};
 use crate::config::NodeConfig;
 use crate::data_dir::{DataDir, NodeFile};
+use crate::devices::Devices;
 use crate::fabric::Fabric;
 use crate::net::identity as keys;
 use crate::net::{NetConfig, addresses};
@@ -23,12 +25,6 @@ use crate::trust::{Auditor, AuditorParts, ReceiptStore};
 
 /// How long running jobs may take to end once the node is told to stop; a second signal ends it at once.
 const GRACE: Duration = Duration::from_secs(10);
-
-/// The part of a node's memory that sessions of one model may take.
-const SESSION_SHARE: u64 = 8;
-
-/// The part of it that weights may take while an answer is audited.
-const AUDIT_SHARE: u64 = 8;
 
 /// Runs a node until SIGINT or SIGTERM, drains it and returns.
 ///
@@ -49,7 +45,8 @@ pub fn run(config: NodeConfig) -> Result<()> {
     let rpc_addr = listener.local_addr().map_err(internal)?.to_string();
     let api_listener = service.api.as_ref().map(|api| http::bind(api.address)).transpose()?;
     let api_addr = api_listener.as_ref().map(std::net::TcpListener::local_addr).transpose().map_err(internal)?;
-    let sessions = EngineSettings::new(work.threads, work.max_memory / SESSION_SHARE);
+    let devices = Devices::new(work.max_memory, work.threads);
+    let sessions = EngineSettings::new(roomy_sessions_bytes(work.max_memory));
     let receipts = ReceiptStore::new(&identity.data_dir);
     let peer = keypair.public().to_peer_id();
     let supervisor = Supervisor::with_fault(work.fault);
@@ -71,8 +68,7 @@ pub fn run(config: NodeConfig) -> Result<()> {
     let runtime = Runtime::start(Parts {
         net: Some(net),
         name: identity.name,
-        threads: work.threads,
-        max_memory: work.max_memory,
+        devices: devices.clone(),
         data_dir: Some(identity.data_dir),
         works: work.works,
         force_master: work.force_master,
@@ -93,15 +89,14 @@ pub fn run(config: NodeConfig) -> Result<()> {
             blobs: loader.blobs().clone(),
             pipeline: loader.pipeline().clone(),
             fabric: runtime.fabric(),
-            threads: work.threads,
-            room: work.max_memory / AUDIT_SHARE,
+            devices: devices.clone(),
             supervisor: supervisor.clone(),
         })?;
         served.join(loader, auditor, sessions, work.split, work.layers)?;
     }
     let seen = served.clone();
     if let Some(pool) = runtime.pool().filter(|_| work.works) {
-        placement::measure_speed(pool, work.threads, &supervisor);
+        placement::measure_speed(pool, devices, &supervisor);
     }
     let behind = RunningNode { fabric: runtime.fabric(), pool: runtime.pool() };
     let programs = rpc::serve(listener, behind, served.clone(), Limits::default(), &supervisor)?;

@@ -13,7 +13,8 @@
 //! | [`net`] | transports, admission, who is connected |
 //! | [`wire`] | the task protocol as bytes; sans-I/O |
 //! | [`link`] | task streams, both ends |
-//! | [`worker`] | operands kept for peers, the compute queue, memory budget |
+//! | [`worker`] | operands kept for peers, the compute queue, operands packed for the next task |
+//! | [`devices`] | the memory and the compute threads: leases and pools |
 //! | [`fabric`] | drives all of these for jobs: check, merge, retry |
 //! | [`serve`] | models: one engine each, continuous batching |
 //! | [`models`] | models on disk: names, where they come from |
@@ -40,6 +41,7 @@ pub mod config;
 mod copying;
 pub mod daemon;
 pub mod data_dir;
+pub mod devices;
 pub mod fabric;
 pub mod link;
 pub mod models;

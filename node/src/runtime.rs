@@ -12,6 +12,8 @@ use tokio::sync::oneshot;
 use tokio::task::LocalSet;
 
 use crate::blob;
+use crate::devices::Devices;
+use crate::devices::threads::Purpose;
 use crate::fabric::{Driver, Fabric, Settings};
 use crate::net::{self, Followers, GossipConfig, Interest, NetConfig, NetError, Network};
 use crate::pipeline::links::{self, LinksDriver};
@@ -21,7 +23,6 @@ use crate::pool::memory::Memory;
 use crate::pool::{self, Advert, Pool};
 use crate::storage::State;
 use crate::supervise::Supervisor;
-use crate::worker::budget::Budget;
 use crate::worker::executor::{Executor, Speeds};
 use crate::worker::fault::Fault;
 
@@ -37,10 +38,8 @@ pub struct Parts {
     pub net: Option<NetConfig>,
     /// Name for people.
     pub name: String,
-    /// Compute threads.
-    pub threads: usize,
-    /// Bytes of memory for tensors.
-    pub max_memory: u64,
+    /// Memory and compute threads.
+    pub devices: Devices,
     /// Where evidence is kept.
     pub data_dir: Option<PathBuf>,
     /// Whether it computes for others; a lite client does not.
@@ -85,9 +84,9 @@ type Started = std::result::Result<(Fabric, Option<Network>, Option<Pool>, Optio
 impl Runtime {
     /// Starts the threads. When it returns, the libp2p ports are bound.
     pub fn start(parts: Parts) -> Result<Runtime> {
-        let share = usize::try_from(parts.max_memory / KEPT_SHARE).unwrap_or(usize::MAX);
+        let share = usize::try_from(parts.devices.limit() / KEPT_SHARE).unwrap_or(usize::MAX);
         pangea_compute::buffer::keep_dropped(share.min(KEPT_BYTES));
-        let (executor, speeds) = Executor::start(parts.threads, parts.max_memory, parts.fault, &parts.supervisor)?;
+        let (executor, speeds) = Executor::start(&parts.devices, parts.fault, &parts.supervisor)?;
         let (started_sender, started) = std::sync::mpsc::sync_channel::<Started>(1);
         let (stop, stopped) = oneshot::channel();
         let supervisor = parts.supervisor.clone();
@@ -221,8 +220,8 @@ fn build(parts: Parts, executor: Executor, speeds: Speeds) -> Result<Built> {
         numerics: pangea_compute::model::NUMERICS,
         addresses: Vec::new(),
         device: format!("cpu/{}", executor.isa()),
-        threads: u16::try_from(parts.threads).unwrap_or(u16::MAX),
-        memory_bytes: parts.max_memory,
+        threads: u16::try_from(parts.devices.threads(Purpose::Products)).unwrap_or(u16::MAX),
+        memory_bytes: parts.devices.limit(),
         f32_flops_per_s: speeds.f32_flops_per_s,
         speed: None,
         links: Vec::new(),
@@ -241,8 +240,7 @@ fn build(parts: Parts, executor: Executor, speeds: Speeds) -> Result<Built> {
     let settings = Settings {
         peer,
         name: parts.name,
-        threads: parts.threads,
-        budget: Budget::new(parts.max_memory),
+        devices: parts.devices.clone(),
         works: parts.works,
         data_dir: parts.data_dir,
         pool_key,
@@ -260,11 +258,16 @@ fn build(parts: Parts, executor: Executor, speeds: Speeds) -> Result<Built> {
     let (pooling, pool) = pool::Driver::new(settings, network.clone(), followers.follow(Interest::All));
     let staged = match (parts.pipeline, folder) {
         (Some((pipeline, limits)), Some(folder)) => {
-            let blobs = blob::start(&folder.join("blobs"), parts.threads, Some(&network), &parts.supervisor)?;
+            let blobs = blob::start(
+                &folder.join("blobs"),
+                parts.devices.threads(Purpose::Loading),
+                Some(&network),
+                &parts.supervisor,
+            )?;
             let (links, driver) =
                 links::links(network.clone(), followers.follow(Interest::Connections), Arc::new(pipeline.clone()));
             pipeline.attach(links);
-            let loader = Loader::new(pipeline.clone(), blobs, pool.clone(), parts.threads, limits);
+            let loader = Loader::new(pipeline.clone(), blobs, pool.clone(), parts.devices, limits);
             let pending = loader.clone();
             pipeline.on_unknown(move || pending.start_pending());
             let (placing, sessions) = placement::Driver::new(pool.clone(), Arc::new(loader.clone()), parts.pinned);

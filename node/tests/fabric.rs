@@ -5,6 +5,7 @@
 use std::time::Duration;
 
 use pangea_compute::{DType, Tensor};
+use pangea_node::devices::Devices;
 use pangea_node::fabric::{JobOutcome, JobRequest, Place};
 use pangea_node::net::{NetConfig, identity};
 use pangea_node::runtime::{Parts, Runtime};
@@ -25,8 +26,7 @@ fn node(name: &str, threads: usize, fault: Option<Fault>) -> Node {
     let parts = Parts {
         net: Some(net),
         name: name.to_owned(),
-        threads,
-        max_memory: 1 << 30,
+        devices: Devices::new(1 << 30, threads),
         data_dir: None,
         works: true,
         force_master: false,

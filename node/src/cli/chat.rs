@@ -9,6 +9,7 @@ use clap::Args;
 use pangea_client::{AnswerStage, ErrorKind};
 use pangea_compute::chat::Message;
 use pangea_compute::sample::Sampling;
+use pangea_control::devices::roomy_sessions_bytes;
 use rustyline::DefaultEditor;
 use rustyline::error::ReadlineError;
 use serde::Serialize;
@@ -20,6 +21,7 @@ use super::session::{from_this_host, note};
 use super::{print, print_json};
 use crate::config;
 use crate::config::file::ConfigFile;
+use crate::devices::Devices;
 use crate::models;
 use crate::serve::{Engine, EngineSettings, Event, Prompt, Request};
 
@@ -76,9 +78,6 @@ pub(super) struct ChatArgs {
     #[command(flatten)]
     json: JsonArgs,
 }
-
-/// Sessions of a model in this process take at most 1 / `SESSION_SHARE` of the memory limit.
-const SESSION_SHARE: u64 = 4;
 
 /// The HTTP API of a node that was not told where to offer it.
 const DEFAULT_API: &str = "127.0.0.1:52415";
@@ -188,9 +187,9 @@ async fn model(args: &ChatArgs, output: OutputArgs) -> Result<ChatModel, Failure
     };
     note(&output, format!("No node serves {name}: answering in this process."));
     let threads = config::threads(args.threads);
-    let memory = config::max_memory(None);
-    let settings = EngineSettings::new(threads, memory / SESSION_SHARE);
-    Ok(ChatModel::Local(Engine::load(&name, &path, settings)?))
+    let devices = Devices::new(config::max_memory(None), threads);
+    let settings = EngineSettings::new(roomy_sessions_bytes(devices.limit()));
+    Ok(ChatModel::Local(Engine::load(&name, &path, &devices, settings)?))
 }
 
 fn the_only_model(folder: &std::path::Path) -> Result<(String, PathBuf), Failure> {

@@ -9,9 +9,9 @@ use pangea_compute::{DType, Tensor};
 use super::failure::Failure;
 use super::matrix::Operand;
 use super::product_file::{Incoming, ProductFile};
+use crate::devices::Lease;
 use crate::fabric::{Fabric, Job, JobRequest};
 use crate::runtime::Runtime;
-use crate::worker::budget::Reservation;
 
 /// What multiplies.
 pub(super) enum Multiplier {
@@ -26,7 +26,7 @@ pub(super) enum LoadedMatrix {
     /// Held by the node.
     Node(pangea_client::Tensor),
     /// In this process, with its share of the memory.
-    Local { tensor: Tensor, _memory: Reservation },
+    Local { tensor: Tensor, _memory: Lease },
 }
 
 /// A product under way.
@@ -34,7 +34,7 @@ pub(super) enum RunningProduct {
     /// Held by the node.
     Node { job: pangea_client::Job, product: pangea_client::Tensor },
     /// In this process, with the memory that the product takes.
-    Local { job: Job, memory: Reservation },
+    Local { job: Job, memory: Lease },
 }
 
 impl Multiplier {
@@ -62,7 +62,7 @@ impl Multiplier {
             Multiplier::Local(runtime) => {
                 let whole = rows.len() == operand.rows() && cols.len() == operand.cols();
                 let bytes = rows.len() as u64 * cols.len() as u64 * operand.dtype().size_bytes() as u64;
-                let memory = runtime.fabric().reserve(bytes)?;
+                let memory = runtime.fabric().lease(bytes)?;
                 let tensor = if whole { operand.whole().await? } else { operand.block(rows, cols).await? };
                 on_bytes(bytes);
                 Ok(LoadedMatrix::Local { tensor, _memory: memory })
@@ -96,7 +96,7 @@ fn start_local(fabric: &Fabric, a: &Tensor, b: &Tensor, options: &MatmulOptions)
     let MatmulOptions { place, verify, priority, deadline, redundancy, max_retries } = options.clone();
     let (a, b) = (a.clone(), b.clone());
     let dtype = DType::product(a.dtype(), b.dtype())?;
-    let memory = fabric.reserve(a.rows() as u64 * b.cols() as u64 * dtype.size_bytes() as u64)?;
+    let memory = fabric.lease(a.rows() as u64 * b.cols() as u64 * dtype.size_bytes() as u64)?;
     let job = fabric.submit(JobRequest { a, b, place, verify, priority, deadline, redundancy, max_retries })?;
     Ok(RunningProduct::Local { job, memory })
 }

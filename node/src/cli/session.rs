@@ -10,6 +10,7 @@ use super::args::{DataDirArgs, OutputArgs, RpcArgs};
 use super::failure::{Exit, Failure};
 use crate::config;
 use crate::data_dir::NodeFile;
+use crate::devices::Devices;
 use crate::runtime::{Parts, Runtime};
 use crate::supervise::Supervisor;
 
@@ -87,8 +88,7 @@ pub(super) async fn local_fabric(threads: usize, max_memory: u64) -> Result<Runt
     let parts = Parts {
         net: None,
         name: crate::config::host::name(),
-        threads,
-        max_memory,
+        devices: Devices::new(max_memory, threads),
         data_dir: None,
         works: true,
         force_master: false,

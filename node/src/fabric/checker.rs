@@ -5,6 +5,8 @@ use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
+use crate::devices::Devices;
+use crate::devices::threads::Purpose;
 use pangea_client::{Error, ErrorKind, Result};
 use pangea_compute::{ColumnProbe, DType, Pool, Tensor};
 
@@ -49,9 +51,9 @@ pub(crate) struct Checker {
 }
 
 impl Checker {
-    /// Starts the thread, with `threads` to compute on.
-    pub(crate) fn start(threads: usize, supervisor: &Supervisor) -> Result<Checker> {
-        let pool = Pool::new(threads).map_err(crate::compute_error)?;
+    /// Starts the thread.
+    pub(crate) fn start(devices: &Devices, supervisor: &Supervisor) -> Result<Checker> {
+        let pool = devices.pool(Purpose::Checks)?;
         let (queue, checks) = sync_channel::<Check>(QUEUE);
         supervisor
             .restarted_thread("checker", move || {

@@ -32,11 +32,11 @@ use super::handle::{Command, Fabric};
 use super::job::{JobId, JobOutcome, JobRequest, Progress};
 use super::peers::{PeerState, Peers};
 use super::running::RunningJob;
+use crate::devices::Devices;
 use crate::link::coordinator::LinkEvent;
 use crate::link::serve::Served;
 use crate::net::{Follower, NetEvent, Network};
 use crate::supervise::Supervisor;
-use crate::worker::budget::Budget;
 use crate::worker::executor::{Executor, Outcome, Side, Speeds};
 use crate::worker::store::OperandStore;
 use pangea_control::schedule::{Action, AttemptId, Event, Scheduler, Tile, Time, WorkerEstimate, WorkerId};
@@ -56,10 +56,8 @@ pub struct Settings {
     pub peer: PeerId,
     /// Its name for people.
     pub name: String,
-    /// Compute threads.
-    pub threads: usize,
-    /// Memory for tensors.
-    pub budget: Budget,
+    /// Memory and compute threads.
+    pub devices: Devices,
     /// Whether it takes tasks from peers.
     pub works: bool,
     /// Where evidence is kept; nowhere without.
@@ -172,11 +170,10 @@ impl Driver {
             Some((network, events)) => (Some(network), Some(events)),
             None => (None, None),
         };
-        let limit = settings.budget.limit();
+        let limit = settings.devices.limit();
         let local = WorkerEstimate::local(rates(&settings.speeds), limit);
         let served = Served {
-            // Half of the memory for peers, half for this node's own jobs; one peer may fill half of that.
-            store: OperandStore::new(settings.budget.clone(), limit / 2, limit / 4),
+            store: OperandStore::new(settings.devices.clone()),
             executor: executor.clone(),
             tasks_done: 0,
             bytes_received: 0,
@@ -186,8 +183,8 @@ impl Driver {
         };
         let (listening, addresses) = watch::channel(Vec::new());
         let (link_speeds, speeds_known) = watch::channel(BTreeMap::new());
-        let fabric = Fabric::new(command_sender, settings.budget.clone(), addresses, speeds_known);
-        let checker = Checker::start((settings.threads / 4).max(1), &settings.supervisor)?;
+        let fabric = Fabric::new(command_sender, settings.devices.clone(), addresses, speeds_known);
+        let checker = Checker::start(&settings.devices, &settings.supervisor)?;
         let mut peers = Peers::default();
         for (accused, why) in settings.data_dir.iter().flat_map(|folder| evidence::accused(folder)) {
             let known = peers.entry(accused, Instant::now());

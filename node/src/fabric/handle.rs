@@ -11,13 +11,13 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::job::{CancelOnDrop, Job, JobId, JobOutcome, JobRequest, Progress};
 use super::status::{LinkProbe, NodeStatus, PeerStatus};
-use crate::worker::budget::{Budget, Reservation};
+use crate::devices::{Devices, Kind, Lease};
 
 /// The fabric of this node.
 #[derive(Clone)]
 pub struct Fabric {
     commands: mpsc::Sender<Command>,
-    budget: Budget,
+    devices: Devices,
     listening: watch::Receiver<Vec<String>>,
     link_speeds: watch::Receiver<BTreeMap<PeerId, f64>>,
 }
@@ -65,11 +65,11 @@ pub(crate) enum Command {
 impl Fabric {
     pub(crate) fn new(
         commands: mpsc::Sender<Command>,
-        budget: Budget,
+        devices: Devices,
         listening: watch::Receiver<Vec<String>>,
         link_speeds: watch::Receiver<BTreeMap<PeerId, f64>>,
     ) -> Fabric {
-        Fabric { commands, budget, listening, link_speeds }
+        Fabric { commands, devices, listening, link_speeds }
     }
 
     /// Accepts a job, or refuses it at once where shapes or dtypes do not fit. Never waits. Memory for the
@@ -140,9 +140,12 @@ impl Fabric {
         self.link_speeds.clone()
     }
 
-    /// A share of the memory for tensors, or `Overloaded`.
-    pub fn reserve(&self, bytes: u64) -> Result<Reservation> {
-        self.budget.reserve(bytes)
+    /// Memory for a tensor of this node's own products.
+    ///
+    /// # Errors
+    /// `Overloaded`, with the bytes that are needed and free.
+    pub fn lease(&self, bytes: u64) -> Result<Lease> {
+        self.devices.lease(Kind::Tensors, bytes)
     }
 
     async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Result<T> {

@@ -17,6 +17,7 @@ use super::links::{Inbox, Links};
 use super::payload::Payload;
 use super::stage::{Drafts, Stage, StageEvent};
 use super::wire::{ChainId, Message, SessionId, StageAt};
+use crate::devices::Lease;
 use crate::serve::{EngineMetrics, ModelText};
 use crate::supervise::{Part, Supervisor};
 use crate::worker::fault::Fault;
@@ -47,6 +48,8 @@ pub struct StageSetup {
     pub text: Option<Arc<ModelText>>,
     /// What it counts.
     pub metrics: Arc<EngineMetrics>,
+    /// Leases of the weights and of the sessions, which the stage holds as long as it uses them.
+    pub memory: Arc<[Lease; 2]>,
 }
 
 /// What a coordinator is told of one of its sessions.

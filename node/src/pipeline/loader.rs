@@ -11,20 +11,23 @@ use libp2p::PeerId;
 use pangea_client::{Error, ErrorKind, Result};
 use pangea_compute::draft::MAX_DRAFT;
 use pangea_compute::model::{Cache, Model, ModelFile, ModelPart, PageBudget};
-use pangea_compute::{Cancel, Digest, Pool as ComputePool};
+use pangea_compute::{Cancel, Digest};
 use tokio::sync::{mpsc, watch};
 
 use super::host::{Pipeline, StageSetup};
 use super::stage::Drafts;
 use super::wire::{ChainId, StageAt};
-use crate::blob::{Blobs, Wanted};
+use crate::blob::{Blobs, Wanted, model_size};
 use crate::compute_error;
+use crate::devices::threads::Purpose;
+use crate::devices::{Devices, Kind, Lease};
 use crate::placement::{Sessions, StageLoader};
 use crate::pool::{ModelAdvert, Pool, StageState, View};
 use crate::serve::{EngineMetrics, LoadedPart, ModelText};
+use pangea_control::devices::roomy_sessions_bytes;
 use pangea_control::placement::{Placement, StageOrder, StageReport, pool_facts};
 use pangea_control::session::batch::BatchLimits;
-use pangea_units::LayerRange;
+use pangea_units::{ByteSize, LayerRange};
 
 /// Rows of prompts in a step without answers: a quarter of a second at most on a slow machine.
 const PROMPT_ROWS: usize = 256;
@@ -82,6 +85,8 @@ pub struct Loaded {
     pub text: Option<Arc<ModelText>>,
     /// What is counted.
     pub metrics: Arc<EngineMetrics>,
+    /// Leases of the weights and of the sessions.
+    memory: Arc<[Lease; 2]>,
 }
 
 /// Model, first layer, end.
@@ -95,7 +100,7 @@ struct Inner {
     pipeline: Pipeline,
     blobs: Blobs,
     pool: Pool,
-    threads: usize,
+    devices: Devices,
     limits: ChainLimits,
     drafts: Drafts,
     loaded: Mutex<HashMap<Key, Loaded>>,
@@ -111,6 +116,10 @@ struct Inner {
 /// How long a chain is kept after its placement was replaced: sessions stay where they are.
 const LINGER: Duration = Duration::from_secs(600);
 
+/// How long a load waits for memory that is leased now: stages that end give theirs back within a second, and products theirs
+/// when they are done.
+const MEMORY_PATIENCE: Duration = Duration::from_secs(5);
+
 /// A fetch that finds nobody is tried again so often, after such a time.
 const FETCH_RETRIES: u32 = 4;
 const FETCH_RETRY: Duration = Duration::from_millis(300);
@@ -123,12 +132,12 @@ impl std::fmt::Debug for Loader {
 
 impl Loader {
     /// Nothing loaded yet.
-    pub fn new(pipeline: Pipeline, blobs: Blobs, pool: Pool, threads: usize, limits: ChainLimits) -> Loader {
+    pub fn new(pipeline: Pipeline, blobs: Blobs, pool: Pool, devices: Devices, limits: ChainLimits) -> Loader {
         Loader(Arc::new(Inner {
             pipeline,
             blobs,
             pool,
-            threads,
+            devices,
             limits,
             drafts: Drafts::Paying,
             loaded: Mutex::default(),
@@ -159,27 +168,23 @@ impl Loader {
     /// here.
     ///
     /// # Errors
-    /// Those of reading and packing them, and where not a single session fits.
-    pub fn load_whole(
-        &self,
-        model: Digest,
-        path: &Path,
-        session_bytes: u64,
-        metrics: Arc<EngineMetrics>,
-    ) -> Result<ChainId> {
+    /// `Overloaded`, with the numbers, where weights and sessions do not fit; those of reading and packing them.
+    pub fn load_whole(&self, model: Digest, path: &Path, metrics: Arc<EngineMetrics>) -> Result<ChainId> {
         let chain = ChainId { model, epoch: 0 };
         if self.0.pipeline.has(chain) {
             return Ok(chain);
         }
         let file = ModelFile::open(path).map_err(compute_error)?;
         let layers = 0..file.config().layers as u32;
-        let loaded = self.pack(model, &file, layers.start..layers.end, session_bytes, metrics)?;
+        let most = roomy_sessions_bytes(self.0.devices.limit());
+        let loaded = self.pack(model, &file, layers.start..layers.end, most, metrics)?;
         let stages = vec![StageAt { peer: self.0.pipeline.local(), layers }];
-        self.start(chain, stages, 0, &loaded, session_bytes)?;
+        self.start(chain, stages, 0, &loaded, loaded.budget.max_bytes())?;
         Ok(chain)
     }
 
-    /// The layers, packed now unless they are here.
+    /// The layers, packed now unless they are here. Their sessions get up to `session_bytes`, and what placement counts with at
+    /// least.
     fn pack(
         &self,
         model: Digest,
@@ -192,17 +197,59 @@ impl Loader {
         if let Some(loaded) = self.loaded().get(&key) {
             return Ok(loaded.clone());
         }
+        let [mut weights, sessions] = self.lease(model, file, &layers, session_bytes)?;
         let part = ModelPart::of_layers(file.config(), layers.start as usize..layers.end as usize);
-        let pool = ComputePool::new(self.0.threads).map_err(compute_error)?;
+        let pool = self.0.devices.pool(Purpose::Loading)?;
         let LoadedPart { model: packed, text } = LoadedPart::load(file, part, &pool)?;
+        weights.shrink(packed.memory_bytes());
         let loaded = Loaded {
             model: Arc::new(packed),
-            budget: PageBudget::new(session_bytes),
+            budget: PageBudget::new(sessions.bytes()),
             text: text.map(Arc::new),
             metrics,
+            memory: Arc::new([weights, sessions]),
         };
         self.loaded().insert(key, loaded.clone());
         Ok(loaded)
+    }
+
+    /// Memory for the weights and the sessions of these layers.
+    fn lease(&self, model: Digest, file: &ModelFile, layers: &Range<u32>, session_bytes: u64) -> Result<[Lease; 2]> {
+        let unknown = || Error::new(ErrorKind::NotFound, "nothing of the model's file is here");
+        let manifest = self.0.blobs.have(&model).ok_or_else(unknown)?.manifest;
+        let size = model_size(&manifest, file.config());
+        let (weight_bytes, least) = (size.weight_bytes(layers), size.session_bytes(layers));
+        let devices = &self.0.devices;
+        // Weights and sessions as one: neither is of use alone.
+        let both = weight_bytes.saturating_add(least);
+        let mut weights = match devices.lease(Kind::Weights, both) {
+            Ok(lease) => lease,
+            Err(_) => {
+                self.end_idle_whole(model);
+                devices.lease_within(Kind::Weights, both, MEMORY_PATIENCE).map_err(|error| {
+                    let (weights, sessions) = (ByteSize(weight_bytes), ByteSize(least));
+                    let why = format!("{} ({weights} of weights, {sessions} for sessions)", error.message());
+                    Error::new(error.kind(), why)
+                })?
+            }
+        };
+        weights.shrink(weight_bytes);
+        let sessions = devices.lease_up_to(Kind::Sessions, least, session_bytes, MEMORY_PATIENCE)?;
+        Ok([weights, sessions])
+    }
+
+    /// Gives up the chain of this node alone where no session uses it: its layers are to be loaded as part of another chain, and
+    /// both do not fit.
+    fn end_idle_whole(&self, model: Digest) {
+        let chain = ChainId { model, epoch: 0 };
+        if !self.0.pipeline.has(chain) || self.0.pipeline.sessions_in(chain) > 0 {
+            return;
+        }
+        self.0.pipeline.end(chain);
+        let wholes: Vec<Key> = self.loaded().keys().filter(|key| key.0 == model).copied().collect();
+        for key in wholes.iter().filter(|key| self.is_whole(key)) {
+            self.loaded().remove(key);
+        }
     }
 
     /// Starts this node's stage of a chain. `session_bytes`: as many of its own layers' as every stage has room for.
@@ -224,9 +271,10 @@ impl Loader {
             drafts: inner.drafts,
             text: (index + 1 == count).then(|| loaded.text.clone()).flatten(),
             model: Arc::clone(&loaded.model),
-            pool: ComputePool::new(inner.threads).map_err(compute_error)?,
+            pool: inner.devices.pool(Purpose::Stage)?,
             budget: loaded.budget.clone(),
             metrics: Arc::clone(&loaded.metrics),
+            memory: Arc::clone(&loaded.memory),
             stages,
         })?;
         inner.changed.send_modify(|version| *version += 1);

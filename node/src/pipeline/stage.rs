@@ -25,6 +25,7 @@ use super::wire::{
 };
 use crate::compute_error;
 use crate::config::host::cores;
+use crate::devices::Lease;
 use crate::serve::EngineMetrics;
 use crate::trust::CommitChain;
 use crate::worker::fault::{Fault, twist_row, twist_token};
@@ -87,6 +88,7 @@ pub(super) struct Stage {
     model: Arc<Model>,
     pool: Pool,
     budget: PageBudget,
+    _memory: Arc<[Lease; 2]>,
     metrics: Arc<EngineMetrics>,
     pipeline: Pipeline,
     histories: HashMap<u64, History>,
@@ -133,6 +135,7 @@ impl Stage {
             model: setup.model,
             pool: setup.pool,
             budget: setup.budget,
+            _memory: setup.memory,
             metrics: setup.metrics,
             pipeline,
             histories: HashMap::new(),

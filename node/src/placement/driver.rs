@@ -10,6 +10,8 @@ use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
 
 use crate::clock;
+use crate::devices::Devices;
+use crate::devices::threads::Purpose;
 use crate::pool::{LayerSpeed, ModelAdvert, Pool, View};
 use crate::supervise::Supervisor;
 use pangea_control::placement::{Action, Event, Note, Placer, StageOrder, StageReport, pool_facts};
@@ -192,11 +194,12 @@ impl Driver {
     }
 }
 
-/// Measures how fast this node computes layers with `threads` threads, on a thread of its own, and tells the pool.
-pub fn measure_speed(pool: Pool, threads: usize, supervisor: &Supervisor) {
+/// Measures how fast this node computes layers, on a thread of its own, and tells the pool.
+pub fn measure_speed(pool: Pool, devices: Devices, supervisor: &Supervisor) {
     let measure = move || {
-        let measured =
-            pangea_compute::Pool::new(threads).and_then(|threads| pangea_compute::probe::layers(&threads, PROBE_MS));
+        let measured = devices
+            .pool(Purpose::Probe)
+            .and_then(|threads| pangea_compute::probe::layers(&threads, PROBE_MS).map_err(crate::compute_error));
         match measured {
             Ok(rates) => {
                 let speed = LayerSpeed { weight_bytes_per_s: rates.weight_bytes_per_s, macs_per_s: rates.macs_per_s };

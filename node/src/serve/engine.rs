@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use libp2p::identity::Keypair;
 use pangea_client::{Error, ErrorKind, Result};
+use pangea_compute::Digest;
 use pangea_compute::model::{ModelFile, ModelPart, PageBudget};
 use pangea_compute::sample::stop::StopMatcher;
-use pangea_compute::{Digest, Pool};
 use pangea_control::Time;
 use pangea_control::generation::Exclusions;
 use prometheus_client::encoding::DescriptorEncoder;
@@ -20,6 +20,8 @@ use super::metrics::{self, EngineMetrics};
 use super::request::Request;
 use super::route::{Alone, KeptChain, Route, Routes};
 use super::text::ModelText;
+use crate::devices::threads::Purpose;
+use crate::devices::{Devices, Kind};
 use crate::pipeline::wire::StageAt;
 use crate::pipeline::{ChainId, ChainLimits, Drafts, Pipeline, StageSetup};
 use crate::supervise::Supervisor;
@@ -29,8 +31,6 @@ use crate::{clock, compute_error};
 /// How an engine is to run.
 #[derive(Clone, Copy, Debug)]
 pub struct EngineSettings {
-    /// Compute threads.
-    pub threads: usize,
     /// Bytes for the keys and values of all sessions, those kept for reuse included.
     pub session_bytes: u64,
     /// Answers generated at once.
@@ -44,10 +44,9 @@ pub struct EngineSettings {
 }
 
 impl EngineSettings {
-    /// For a node with so many threads and so many bytes for sessions.
-    pub fn new(threads: usize, session_bytes: u64) -> EngineSettings {
+    /// For so many bytes of sessions.
+    pub fn new(session_bytes: u64) -> EngineSettings {
         EngineSettings {
-            threads,
             session_bytes,
             running: 8,
             waiting: 64,
@@ -131,17 +130,21 @@ impl Engine {
     /// # Errors
     /// `NotFound` for a file that is not there, `InvalidInput` for one that is no model this engine runs, `Overloaded` where
     /// memory does not suffice.
-    pub fn load(name: &str, path: &Path, settings: EngineSettings) -> Result<Engine> {
+    pub fn load(name: &str, path: &Path, devices: &Devices, settings: EngineSettings) -> Result<Engine> {
         let pipeline = Pipeline::new(Keypair::generate_ed25519(), Supervisor::default());
         let metrics = Arc::<EngineMetrics>::default();
         let about =
             |error: Error| Error::new(error.kind(), format!("the model {name} cannot be loaded: {}", error.message()));
-        let open = || Ok::<_, pangea_compute::Error>((ModelFile::open(path)?, Pool::new(settings.threads)?));
-        let (file, pool) = open().map_err(compute_error).map_err(about)?;
+        let file = ModelFile::open(path).map_err(compute_error).map_err(about)?;
+        // Packed, the weights take no more than the file.
+        let mut weights = devices.lease(Kind::Weights, file.gguf().size_bytes()).map_err(about)?;
+        let sessions = devices.lease(Kind::Sessions, settings.session_bytes).map_err(about)?;
+        let pool = devices.pool(Purpose::Stage).map_err(about)?;
         let LoadedPart { model, text } =
             LoadedPart::load(&file, ModelPart::whole(file.config()), &pool).map_err(about)?;
         let no_text = || Error::new(ErrorKind::Internal, "a whole model was loaded without its tokenizer");
         let text = Arc::new(text.ok_or_else(no_text).map_err(about)?);
+        weights.shrink(model.memory_bytes());
         let limits = settings.limits().batch(&model, settings.session_bytes, 1, settings.drafts);
         let config = model.config();
         let facts = ModelFacts {
@@ -176,6 +179,7 @@ impl Engine {
             drafts: settings.drafts,
             text: Some(Arc::clone(&text)),
             metrics: Arc::clone(&metrics),
+            memory: Arc::new([weights, sessions]),
         })?;
         let kept = Some(Arc::new(KeptChain { chain, pipeline: pipeline.clone() }));
         let routes = Arc::new(Alone::new(Route { chain, stages, kept }));
@@ -211,6 +215,16 @@ impl Engine {
     /// Those of `encoder`.
     pub fn encode_metrics(&self, encoder: &mut DescriptorEncoder<'_>) -> std::fmt::Result {
         metrics::encode(&[(self.shared.facts.name.clone(), Arc::clone(&self.shared.metrics))], encoder)
+    }
+
+    /// Whether a session could be opened now.
+    pub fn has_route(&self) -> bool {
+        self.shared.routes.best(&Exclusions::default()).is_some()
+    }
+
+    /// Why no node can hold the model as the pool is, where that is certain.
+    pub fn unplaceable(&self) -> Option<String> {
+        self.shared.routes.unplaceable()
     }
 
     /// The text that token ids stand for, special tokens included.

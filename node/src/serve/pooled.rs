@@ -13,6 +13,7 @@ use super::route::{Route, Routes};
 use crate::pipeline::ChainId;
 use crate::pipeline::loader::Loader;
 use crate::pipeline::wire::StageAt;
+use pangea_control::devices::models_bytes;
 use pangea_control::generation::Exclusions;
 use pangea_control::placement::pool_facts;
 
@@ -20,7 +21,6 @@ use pangea_control::placement::pool_facts;
 #[derive(Clone, Debug)]
 pub(super) struct WholeFile {
     pub(super) path: PathBuf,
-    pub(super) session_bytes: u64,
     pub(super) metrics: Arc<EngineMetrics>,
 }
 
@@ -71,7 +71,7 @@ impl Pooled {
         let view = self.loader.view();
         let view = view.borrow();
         let needs = pool_facts::models(&view).remove(&self.model)?;
-        let fits = needs.stage_bytes(&(0..needs.size.layers)) <= view.own.memory_bytes;
+        let fits = needs.stage_bytes(&(0..needs.size.layers)) <= models_bytes(view.own.memory_bytes);
         self.whole.as_ref().filter(|_| fits)
     }
 
@@ -107,7 +107,7 @@ impl Routes for Pooled {
         }
         let (loader, model, loading) = (self.loader.clone(), self.model, Arc::clone(&self.loading));
         let load = move || {
-            if let Err(error) = loader.load_whole(model, &whole.path, whole.session_bytes, whole.metrics) {
+            if let Err(error) = loader.load_whole(model, &whole.path, whole.metrics) {
                 tracing::warn!(event = "fallback_failed", %error, "this node cannot take over alone: {error}");
             }
             loading.store(false, Ordering::Relaxed);

@@ -10,6 +10,7 @@ use std::time::Duration;
 use pangea_client::{Error, ErrorKind, Result};
 use pangea_compute::model::ModelFile;
 use pangea_compute::{Cancel, Digest};
+use pangea_control::placement::pool_facts;
 use prometheus_client::encoding::DescriptorEncoder;
 use tokio::sync::watch;
 
@@ -54,9 +55,9 @@ impl std::fmt::Debug for Node {
 pub struct ServedModel {
     /// The name that requests give.
     pub name: String,
-    /// `absent`, `loading`, `ready` or `failed`.
+    /// `absent`, `loading`, `ready`, `unplaced` or `failed`.
     pub state: &'static str,
-    /// Why it failed, or why it is absent still.
+    /// Why it failed, why no node can hold it, or why it is absent still.
     pub why: Option<String>,
     /// What it is, once it is ready.
     pub facts: Option<ModelFacts>,
@@ -70,6 +71,8 @@ pub struct ServedModel {
 struct Entry {
     name: String,
     source: Source,
+    /// The model's digest, once that is known.
+    digest: OnceLock<Digest>,
     metrics: Arc<EngineMetrics>,
     state: watch::Sender<State>,
 }
@@ -89,6 +92,11 @@ enum State {
     },
     Loading,
     Ready(Engine),
+    /// No node of the pool can hold it as things are, this one included; a change of the pool may help.
+    Unplaced {
+        engine: Engine,
+        why: Error,
+    },
     Failed(Error),
 }
 
@@ -104,6 +112,7 @@ impl State {
             State::Absent { .. } => "absent",
             State::Loading => "loading",
             State::Ready(_) => "ready",
+            State::Unplaced { .. } => "unplaced",
             State::Failed(_) => "failed",
         }
     }
@@ -168,6 +177,7 @@ impl Served {
         loop {
             let now = Arc::clone(&view.borrow_and_update());
             self.see(&now);
+            self.retry_placed();
             if view.changed().await.is_err() {
                 return;
             }
@@ -197,6 +207,22 @@ impl Served {
         }
     }
 
+    /// Asks the models again that had no place and have one now.
+    fn retry_placed(&self) {
+        for entry in self.entries() {
+            let placed = entry.state.send_if_modified(|state| {
+                let placed = matches!(state, State::Unplaced { engine, .. } if engine.has_route());
+                if placed {
+                    *state = State::Loading;
+                }
+                placed
+            });
+            if placed && let Err(error) = self.load(&entry) {
+                tracing::error!(event = "model_failed", model = entry.name, %error, "Model {} is not served", entry.name);
+            }
+        }
+    }
+
     fn entries(&self) -> Vec<Arc<Entry>> {
         self.0.entries.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -208,12 +234,13 @@ impl Served {
 
     /// All of them, as they stand.
     pub fn list(&self) -> Vec<ServedModel> {
-        self.entries().iter().map(|entry| entry.show()).collect()
+        let node = self.0.node.get();
+        self.entries().iter().map(|entry| entry.show(node)).collect()
     }
 
-    /// Whether every model that is here has answered a request.
+    /// Whether every model that is here has answered a request, and every other one has a place in the pool.
     pub fn is_ready(&self) -> bool {
-        self.entries().iter().all(|entry| matches!(*entry.state.borrow(), State::Ready(_) | State::Absent { .. }))
+        self.list().iter().all(|model| matches!(model.state, "ready" | "absent"))
     }
 
     /// Writes what the engines of the models that are served now count.
@@ -252,6 +279,12 @@ impl Served {
         let state = settled.map_err(|_| loading())?.map_err(|_| loading())?;
         match &*state {
             State::Ready(engine) => Ok(engine.clone()),
+            // The pool may have changed just now.
+            State::Unplaced { engine, .. } if engine.has_route() => Ok(engine.clone()),
+            State::Unplaced { engine, why } => {
+                let why = engine.unplaceable().unwrap_or_else(|| why.message().to_owned());
+                Err(Error::new(ErrorKind::Unavailable, why))
+            }
             State::Failed(error) | State::Absent { why: Some(error) } => {
                 Err(Error::new(ErrorKind::Unavailable, error.message()))
             }
@@ -269,8 +302,14 @@ impl Served {
                 Some(node) => entry.load(node),
                 None => State::Absent { why: None },
             };
-            if let State::Failed(error) | State::Absent { why: Some(error) } = &state {
-                tracing::error!(event = "model_failed", model = entry.name, %error, "Model {} is not served", entry.name);
+            match &state {
+                State::Failed(error) | State::Absent { why: Some(error) } => {
+                    tracing::error!(event = "model_failed", model = entry.name, %error, "Model {} is not served", entry.name);
+                }
+                State::Unplaced { why: error, .. } => {
+                    tracing::warn!(event = "model_unplaced", model = entry.name, %error, "Model {} has no place: {error}", entry.name);
+                }
+                State::Absent { why: None } | State::Loading | State::Ready(_) => {}
             }
             entry.state.send_replace(state);
         };
@@ -289,7 +328,11 @@ impl Served {
 
 impl Entry {
     fn new(name: &str, source: Source, state: State) -> Entry {
-        Entry { name: name.to_owned(), source, metrics: Arc::default(), state: watch::Sender::new(state) }
+        let digest = match &source {
+            Source::Pool(digest) => OnceLock::from(*digest),
+            Source::File { .. } => OnceLock::new(),
+        };
+        Entry { name: name.to_owned(), source, digest, metrics: Arc::default(), state: watch::Sender::new(state) }
     }
 
     fn counts(&self, metrics: &Arc<EngineMetrics>) -> bool {
@@ -310,13 +353,19 @@ impl Entry {
                 Err(error) => return State::Absent { why: Some(error) },
             },
         };
-        match engine.and_then(|engine| probe(&engine).map(|()| engine)) {
-            Ok(engine) => {
+        let engine = match engine {
+            Ok(engine) => engine,
+            Err(error) => return State::Failed(error),
+        };
+        match probe(&engine) {
+            Ok(()) => {
                 let millis = began.elapsed().as_millis() as u64;
                 let bytes = engine.model().memory_bytes;
                 tracing::info!(event = "model_ready", model = self.name, millis, bytes, "Serving model {}", self.name);
                 State::Ready(engine)
             }
+            // Nobody computes it as things are.
+            Err(why) if engine.unplaceable().is_some() || !engine.has_route() => State::Unplaced { engine, why },
             Err(error) => State::Failed(error),
         }
     }
@@ -326,14 +375,30 @@ impl Entry {
         let about = |error: Error| {
             Error::new(error.kind(), format!("the model {} cannot be loaded: {}", self.name, error.message()))
         };
-        let (loader, session_bytes) = (&node.loader, node.settings.session_bytes);
+        let loader = &node.loader;
         let offered = loader.blobs().offer(path)?;
         let file = ModelFile::open(path).map_err(compute_error).map_err(about)?;
         let size = blob::model_size(&offered.manifest, file.config());
         loader.count(offered.digest, Arc::clone(&self.metrics));
+        // A second load of the same file finds the same digest.
+        let _ = self.digest.set(offered.digest);
         let alone = !node.split && node.pinned.is_none();
         if alone {
-            loader.load_whole(offered.digest, path, session_bytes, Arc::clone(&self.metrics)).map_err(about)?;
+            match loader.load_whole(offered.digest, path, Arc::clone(&self.metrics)) {
+                Ok(_) => {}
+                // The pool together may have the memory that this node lacks.
+                Err(error) if error.kind() == ErrorKind::Overloaded => {
+                    let why = error.message();
+                    tracing::info!(
+                        event = "not_loaded_alone",
+                        model = self.name,
+                        why,
+                        "Model {} does not fit this node alone: {why}",
+                        self.name
+                    );
+                }
+                Err(error) => return Err(about(error)),
+            }
         }
         let advert = ModelAdvert {
             digest: offered.digest,
@@ -348,7 +413,7 @@ impl Entry {
             own.models.retain(|known| known.digest != advert.digest);
             own.models.push(advert);
         });
-        let whole = WholeFile { path: path.to_owned(), session_bytes, metrics: Arc::clone(&self.metrics) };
+        let whole = WholeFile { path: path.to_owned(), metrics: Arc::clone(&self.metrics) };
         self.engine(node, &file, offered.digest, Some(whole))
     }
 
@@ -372,7 +437,14 @@ impl Entry {
         let config = file.config();
         let text = Arc::new(ModelText::of(file)?);
         let (loader, settings) = (&node.loader, node.settings);
-        let longest = settings.session_bytes / (config.position_bytes() * config.layers as u64).max(1);
+        let manifest = loader.blobs().have(&digest).map(|here| here.manifest);
+        let least = manifest.map_or(0, |manifest| {
+            let size = blob::model_size(&manifest, config);
+            size.session_bytes(&(0..size.layers))
+        });
+        // Every chain has memory for the least.
+        let session_bytes = settings.session_bytes.max(least);
+        let longest = session_bytes / (config.position_bytes() * config.layers as u64).max(1);
         let facts = ModelFacts {
             name: self.name.clone(),
             path: file.path().to_owned(),
@@ -382,12 +454,12 @@ impl Entry {
             vocabulary: config.vocabulary,
             memory_bytes: loader.memory_bytes(digest),
             file_bytes: file.gguf().size_bytes(),
-            session_bytes: settings.session_bytes,
+            session_bytes,
         };
         if facts.context < 2 {
             let message = format!(
                 "the model {} cannot be loaded: {} bytes for sessions do not hold a single one; allow more",
-                self.name, settings.session_bytes
+                self.name, session_bytes
             );
             return Err(Error::new(ErrorKind::Overloaded, message));
         }
@@ -409,17 +481,32 @@ impl Entry {
         })
     }
 
-    fn show(&self) -> ServedModel {
+    /// Why the pool cannot place the model, where its master says so and nobody computes it.
+    fn refusal(&self, node: Option<&Node>) -> Option<String> {
+        let view = node?.loader.view();
+        pool_facts::refusal(&view.borrow(), self.digest.get()?)
+    }
+
+    fn show(&self, node: Option<&Node>) -> ServedModel {
         let state = self.state.borrow();
         let (facts, (running, waiting)) = match &*state {
             State::Ready(engine) => (Some(engine.model().clone()), engine.load_now()),
             _ => (None, (0, 0)),
         };
-        let why = match &*state {
-            State::Failed(error) | State::Absent { why: Some(error) } => Some(error.message().to_owned()),
-            _ => None,
+        let refusal = match &*state {
+            State::Ready(engine) if engine.has_route() => None,
+            // What loads here may be here in a moment.
+            State::Loading | State::Failed(_) => None,
+            _ => self.refusal(node),
         };
-        ServedModel { name: self.name.clone(), state: state.name(), why, facts, running, waiting }
+        let name = if refusal.is_some() { "unplaced" } else { state.name() };
+        let why = refusal.or_else(|| match &*state {
+            State::Failed(error) | State::Absent { why: Some(error) } | State::Unplaced { why: error, .. } => {
+                Some(error.message().to_owned())
+            }
+            State::Absent { why: None } | State::Loading | State::Ready(_) => None,
+        });
+        ServedModel { name: self.name.clone(), state: name, why, facts, running, waiting }
     }
 }
 

@@ -11,6 +11,7 @@ use pangea_client::{Error, ErrorKind, Result};
 use pangea_compute::commit::ReplayPace;
 use pangea_compute::model::{ModelFile, ModelPart, Wanted};
 use pangea_compute::{Cancel, Digest, Pool};
+use pangea_control::devices::roomy_audit_bytes;
 use pangea_control::trust::{AuditPolicy, Verdict};
 use tokio::sync::oneshot;
 
@@ -19,6 +20,8 @@ use super::store::ReceiptStore;
 use super::verify::{OutputCheck, Weights, verify};
 use crate::blob::Blobs;
 use crate::compute_error;
+use crate::devices::threads::Purpose;
+use crate::devices::{Devices, Kind};
 use crate::fabric::Fabric;
 use crate::fabric::evidence::FailedAudit;
 use crate::pipeline::Pipeline;
@@ -32,6 +35,9 @@ const CHUNK_ROWS: usize = 64;
 
 /// How often a busy node is looked at again.
 const BUSY: Duration = Duration::from_millis(50);
+
+/// How long an audit waits for memory: products and loads that hold it end within seconds, or keep it for good.
+const MEMORY_PATIENCE: Duration = Duration::from_secs(10);
 
 /// What an audit works with; clones are the same.
 #[derive(Clone)]
@@ -63,10 +69,8 @@ pub struct AuditorParts {
     pub pipeline: Pipeline,
     /// Hears of liars.
     pub fabric: Fabric,
-    /// Compute threads.
-    pub threads: usize,
-    /// Bytes of weights that an audit may have in memory.
-    pub room: u64,
+    /// Memory and compute threads.
+    pub devices: Devices,
     /// Holds the auditor's threads.
     pub supervisor: Supervisor,
 }
@@ -157,7 +161,7 @@ fn replay_audit(parts: &AuditorParts, pool: &OnceLock<Pool>, mut receipt: Receip
     let pool = match pool.get() {
         Some(pool) => pool,
         None => {
-            let made = Pool::new(parts.threads).map_err(compute_error)?;
+            let made = parts.devices.pool(Purpose::Audits)?;
             pool.get_or_init(|| made)
         }
     };
@@ -170,7 +174,11 @@ fn replay_audit(parts: &AuditorParts, pool: &OnceLock<Pool>, mut receipt: Receip
     wait(0);
     let mut pace = ReplayPace { chunk_rows: CHUNK_ROWS, cancel: &cancel, between: &mut wait };
     let mut fetch = |part: &ModelPart| fetches.get(Wanted::of_part(part)).map(drop);
-    let mut weights = Weights { file: &file, manifest: &manifest, room: parts.room, fetch: &mut fetch };
+    // Memory for as many layers as there is room for, and for the largest piece at least.
+    let least = manifest.layer_bytes().max(manifest.embedding_bytes()).max(manifest.head_bytes());
+    let most = roomy_audit_bytes(parts.devices.limit());
+    let room = parts.devices.lease_up_to(Kind::Audits, least, most, MEMORY_PATIENCE)?;
+    let mut weights = Weights { file: &file, manifest: &manifest, room: room.bytes(), fetch: &mut fetch };
     let found = verify(&receipt, &mut weights, pool, &mut pace)?;
     let local = parts.pipeline.local().to_string();
     let unix_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64);

@@ -14,6 +14,8 @@ use pangea_client::{Error, ErrorKind, Result};
 use pangea_compute::{Cancel, DType, Digest, PackedA, PackedB, Pool, Tensor};
 
 use super::fault::{Fault, Liar};
+use crate::devices::threads::Purpose;
+use crate::devices::{Devices, Kind, Lease};
 use crate::supervise::Supervisor;
 
 /// Tasks that may wait here, of all peers and jobs together. A peer's own limit is far lower; this one
@@ -30,9 +32,6 @@ const PACKED_LOCAL_BYTES: usize = 48 << 20;
 
 /// The same for operands of peers, whose tasks touch a block of bands and panels that grows.
 const PACKED_PEERS_BYTES: usize = 256 << 20;
-
-/// Packed operands take at most this part of the node's memory.
-const PACKED_SHARE: u64 = 8;
 
 const _: () = assert!(PACKED_LOCAL_BYTES as u64 >= pangea_control::schedule::limits::LOCAL_GROUP_BYTES);
 
@@ -108,6 +107,7 @@ pub struct Outcome {
 #[derive(Clone)]
 pub struct Executor {
     shared: Arc<Shared>,
+    packs: Arc<Mutex<Packs>>,
     isa: &'static str,
     _end: Arc<EndOnDrop>,
 }
@@ -142,27 +142,29 @@ impl Work {
 }
 
 impl Executor {
-    /// Starts the thread with a pool of `threads` threads, measures its speeds, keeps packed operands within a
-    /// share of `max_memory` bytes, and lets peers' tasks go through `fault`.
-    pub fn start(
-        threads: usize,
-        max_memory: u64,
-        fault: Option<Fault>,
-        supervisor: &Supervisor,
-    ) -> Result<(Executor, Speeds)> {
-        let pool = Pool::new(threads).map_err(crate::compute_error)?;
+    /// Starts the thread, measures its speeds, keeps packed operands in the memory of `devices`, and lets peers' tasks go
+    /// through `fault`.
+    pub fn start(devices: &Devices, fault: Option<Fault>, supervisor: &Supervisor) -> Result<(Executor, Speeds)> {
+        let pool = devices.pool(Purpose::Products)?;
         let isa = pool.isa().name();
         // On a pool of its own, whose working memory goes with it: tasks need other amounts.
-        let speeds = measure(&Pool::new(threads).map_err(crate::compute_error)?)?;
+        let speeds = measure(&devices.pool(Purpose::Probe)?)?;
         let queue = Queue { flops_per_s: speeds.f32_flops_per_s, ..Queue::default() };
         let shared = Arc::new(Shared { queue: Mutex::new(queue), wake: Condvar::new() });
         let of_thread = Arc::clone(&shared);
-        let mut compute = Compute { pool, packs: Packs::new(max_memory), max_memory, liar: fault.map(Liar::new) };
+        let packs = Arc::new(Mutex::new(Packs::new(devices)));
+        let idle = Arc::downgrade(&packs);
+        devices.on_shortage(move || {
+            if let Some(packs) = idle.upgrade() {
+                lock(&packs).clear();
+            }
+        });
+        let mut compute = Compute { pool, packs: Arc::clone(&packs), liar: fault.map(Liar::new) };
         supervisor
             .restarted_thread("executor", move || compute.run(&of_thread))
             .map_err(|error| Error::new(ErrorKind::Internal, format!("no thread to compute on: {error}")))?;
         let end = Arc::new(EndOnDrop { shared: Arc::clone(&shared) });
-        Ok((Executor { shared, isa, _end: end }, speeds))
+        Ok((Executor { shared, packs, isa, _end: end }, speeds))
     }
 
     /// The instruction set of its kernels.
@@ -174,6 +176,11 @@ impl Executor {
     pub fn forget(&self, job: u64) {
         self.shared.lock().ended_jobs.push(job);
         self.shared.wake.notify_one();
+    }
+
+    /// No peer is served any more: what is packed of their operands serves nobody.
+    pub fn forget_peers(&self) {
+        lock(&self.packs).forget_peers();
     }
 
     /// Whether nothing waits or runs.
@@ -279,8 +286,7 @@ impl Ord for Queued {
 
 struct Compute {
     pool: Pool,
-    packs: Packs,
-    max_memory: u64,
+    packs: Arc<Mutex<Packs>>,
     liar: Option<Liar>,
 }
 
@@ -289,7 +295,7 @@ impl Compute {
         while let Some(next) = shared.next() {
             let work = match next {
                 Next::Forget(jobs) => {
-                    self.packs.forget(&jobs);
+                    lock(&self.packs).forget(&jobs);
                     continue;
                 }
                 Next::Work(work) => *work,
@@ -304,10 +310,8 @@ impl Compute {
                 started();
             }
             let begin = Instant::now();
-            let mut product = || {
-                let mut result = self
-                    .packs
-                    .product(&work.a, &work.b, work.keep_bytes, &self.pool, &work.cancel)
+            let mut compute = || {
+                let mut result = product(&self.packs, &work.a, &work.b, work.keep_bytes, &self.pool, &work.cancel)
                     .map_err(crate::compute_error);
                 let mut fault = None;
                 if let Some(liar) = self.liar.as_mut().filter(|_| work.owner.is_some()) {
@@ -315,7 +319,7 @@ impl Compute {
                 }
                 (result, fault)
             };
-            match catch_unwind(AssertUnwindSafe(&mut product)) {
+            match catch_unwind(AssertUnwindSafe(&mut compute)) {
                 Ok((result, fault)) => {
                     let compute = begin.elapsed();
                     shared.learn(flops, compute);
@@ -323,7 +327,7 @@ impl Compute {
                 }
                 Err(panic) => {
                     // Whoever waits hears of it; the supervisor starts this thread again, with nothing half done.
-                    self.packs = Packs::new(self.max_memory);
+                    lock(&self.packs).clear();
                     let result = Err(Error::new(ErrorKind::Internal, "computing the task panicked"));
                     (work.done)(Outcome { result, compute: begin.elapsed(), fault: None });
                     resume_unwind(panic);
@@ -348,7 +352,7 @@ fn measure(pool: &Pool) -> Result<Speeds> {
 struct Packs {
     a: Vec<Kept<PackedA>>,
     b: Vec<Kept<PackedB>>,
-    peers_bytes: usize,
+    devices: Devices,
 }
 
 /// One packed operand. The layout depends on the product's arithmetic, so an operand packed for an f32 product does not serve
@@ -357,44 +361,112 @@ struct Kept<T> {
     key: PackKey,
     /// Element type of the other operand, which decides the arithmetic together with the operand's own type.
     other: DType,
-    packed: Arc<T>,
+    packed: T,
+    /// None until the operand is kept.
+    lease: Option<Lease>,
+}
+
+impl<T> Kept<T> {
+    fn new(key: PackKey, other: DType, packed: T) -> Kept<T> {
+        Kept { key, other, packed, lease: None }
+    }
+}
+
+/// Computes `a · b` with what is packed of both, and keeps what was packed for it. What is in use is in nobody's reach, so the
+/// packs are free for others while the product runs.
+fn product(
+    packs: &Mutex<Packs>,
+    a: &(PackKey, Tensor),
+    b: &(PackKey, Tensor),
+    keep_bytes: usize,
+    pool: &Pool,
+    cancel: &Cancel,
+) -> std::result::Result<Tensor, pangea_compute::Error> {
+    if a.0 == PackKey::Once && b.0 == PackKey::Once {
+        return pangea_compute::matmul(&a.1, &b.1, pool, cancel);
+    }
+    let (dtype_a, dtype_b) = (a.1.dtype(), b.1.dtype());
+    let (kept_a, kept_b) = {
+        let mut packs = lock(packs);
+        (take(&mut packs.a, &a.0, dtype_b), take(&mut packs.b, &b.0, dtype_a))
+    };
+    let kept_a = match kept_a {
+        Some(kept) => kept,
+        None => Kept::new(a.0, dtype_b, PackedA::new(&a.1, dtype_b, pool, cancel)?),
+    };
+    let kept_b = match kept_b {
+        Some(kept) => kept,
+        None => Kept::new(b.0, dtype_a, PackedB::new(&b.1, dtype_a, pool, cancel)?),
+    };
+    let product = pangea_compute::matmul_packed(&kept_a.packed, &kept_b.packed, pool, cancel);
+    if !cancel.is_cancelled() {
+        // After a cancel the job may have ended, and nobody would tell the executor to forget its packs.
+        lock(packs).keep(kept_a, kept_b, keep_bytes);
+    }
+    product
+}
+
+fn lock(packs: &Mutex<Packs>) -> MutexGuard<'_, Packs> {
+    packs.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Packs {
-    fn new(max_memory: u64) -> Packs {
-        let share = usize::try_from(max_memory / PACKED_SHARE).unwrap_or(usize::MAX);
-        Packs { a: Vec::new(), b: Vec::new(), peers_bytes: share.clamp(PACKED_LOCAL_BYTES / 4, PACKED_PEERS_BYTES) }
+    fn new(devices: &Devices) -> Packs {
+        Packs { a: Vec::new(), b: Vec::new(), devices: devices.clone() }
     }
 
-    fn product(
-        &mut self,
-        a: &(PackKey, Tensor),
-        b: &(PackKey, Tensor),
-        keep_bytes: usize,
-        pool: &Pool,
-        cancel: &Cancel,
-    ) -> std::result::Result<Tensor, pangea_compute::Error> {
-        if a.0 == PackKey::Once && b.0 == PackKey::Once {
-            return pangea_compute::matmul(&a.1, &b.1, pool, cancel);
+    /// Bytes that bands and panels of this node's jobs, or of peers, may take: in all, packs have [`Kind::Packs`]' share.
+    fn most_bytes(&self, local: bool) -> usize {
+        let share = usize::try_from(Kind::Packs.most_bytes(self.devices.limit())).unwrap_or(usize::MAX);
+        share.min(if local { PACKED_LOCAL_BYTES } else { PACKED_PEERS_BYTES })
+    }
+
+    /// Keeps both operands of a product as far as there is memory for them.
+    fn keep(&mut self, a: Kept<PackedA>, b: Kept<PackedB>, keep_bytes: usize) {
+        let local = matches!(a.key, PackKey::Local { .. });
+        if a.key != PackKey::Once {
+            self.a.push(a);
         }
-        let (dtype_a, dtype_b) = (a.1.dtype(), b.1.dtype());
-        let packed_a = match take(&mut self.a, &a.0, dtype_b) {
-            Some(packed) => packed,
-            None => Arc::new(PackedA::new(&a.1, dtype_b, pool, cancel)?),
-        };
-        let packed_b = match take(&mut self.b, &b.0, dtype_a) {
-            Some(packed) => packed,
-            None => Arc::new(PackedB::new(&b.1, dtype_a, pool, cancel)?),
-        };
-        let product = pangea_compute::matmul_packed(&packed_a, &packed_b, pool, cancel);
-        if cancel.is_cancelled() {
-            // Its job may have ended, and nobody would say so again.
-            return product;
+        if b.key != PackKey::Once {
+            self.b.push(b);
         }
-        keep(&mut self.a, Kept { key: a.0, other: dtype_b, packed: packed_a });
-        keep(&mut self.b, Kept { key: b.0, other: dtype_a, packed: packed_b });
-        self.shrink(matches!(a.0, PackKey::Local { .. }), keep_bytes);
-        product
+        self.shrink(local, keep_bytes);
+        self.lease(!local);
+    }
+
+    /// Takes leases for what was kept just now; where there is no memory, packs of the `others` go first, then what has none.
+    fn lease(&mut self, others_local: bool) {
+        let Packs { a, b, devices } = self;
+        let others = |key: &PackKey| matches!(key, PackKey::Local { .. }) == others_local;
+        let lease = |bytes: usize, other: &mut dyn FnMut() -> bool| loop {
+            match devices.lease(Kind::Packs, bytes as u64) {
+                Ok(lease) => return Some(lease),
+                Err(_) if other() => {}
+                Err(_) => return None,
+            }
+        };
+        if let Some(at) = a.iter().position(|kept| kept.lease.is_none()) {
+            let mut kept = a.remove(at);
+            kept.lease = lease(kept.packed.size_bytes(), &mut || drop_oldest(a, others) || drop_oldest(b, others));
+            a.extend(kept.lease.is_some().then_some(kept));
+        }
+        if let Some(at) = b.iter().position(|kept| kept.lease.is_none()) {
+            let mut kept = b.remove(at);
+            kept.lease = lease(kept.packed.size_bytes(), &mut || drop_oldest(a, others) || drop_oldest(b, others));
+            b.extend(kept.lease.is_some().then_some(kept));
+        }
+    }
+
+    /// Drops all of it.
+    fn clear(&mut self) {
+        self.a.clear();
+        self.b.clear();
+    }
+
+    /// Drops what peers sent.
+    fn forget_peers(&mut self) {
+        self.a.retain(|kept| matches!(kept.key, PackKey::Local { .. }));
+        self.b.retain(|kept| matches!(kept.key, PackKey::Local { .. }));
     }
 
     /// Drops what belongs to `jobs`.
@@ -409,8 +481,7 @@ impl Packs {
     fn shrink(&mut self, local: bool, keep_bytes: usize) {
         let of = |key: &PackKey| matches!(key, PackKey::Local { .. }) == local;
         // Packed, they are padded to whole kernel blocks.
-        let limit =
-            keep_bytes.saturating_add(keep_bytes / 8).min(if local { PACKED_LOCAL_BYTES } else { self.peers_bytes });
+        let limit = keep_bytes.saturating_add(keep_bytes / 8).min(self.most_bytes(local));
         loop {
             let bands: Vec<usize> = positions(&self.a, of);
             let panels: Vec<usize> = positions(&self.b, of);
@@ -434,15 +505,15 @@ fn positions<T>(kept: &[Kept<T>], of: impl Fn(&PackKey) -> bool) -> Vec<usize> {
     kept.iter().enumerate().filter(|(_, kept)| of(&kept.key)).map(|(at, _)| at).collect()
 }
 
-fn take<T>(kept: &mut Vec<Kept<T>>, key: &PackKey, other: DType) -> Option<Arc<T>> {
+fn take<T>(kept: &mut Vec<Kept<T>>, key: &PackKey, other: DType) -> Option<Kept<T>> {
     let at = kept.iter().position(|of| of.key == *key && of.other == other)?;
-    Some(kept.remove(at).packed)
+    Some(kept.remove(at))
 }
 
-fn keep<T>(kept: &mut Vec<Kept<T>>, packed: Kept<T>) {
-    if packed.key != PackKey::Once {
-        kept.push(packed);
-    }
+/// Drops the least recently used of these; whether there was one.
+fn drop_oldest<T>(kept: &mut Vec<Kept<T>>, of: impl Fn(&PackKey) -> bool) -> bool {
+    let oldest = kept.iter().position(|kept| of(&kept.key) && kept.lease.is_some());
+    oldest.map(|at| kept.remove(at)).is_some()
 }
 
 #[cfg(test)]
@@ -452,13 +523,13 @@ mod tests {
     #[test]
     fn an_operand_packed_for_one_arithmetic_is_packed_again_for_another() {
         let pool = Pool::new(1).unwrap();
-        let mut packs = Packs::new(1 << 30);
+        let packs = Mutex::new(Packs::new(&Devices::new(1 << 30, 1)));
         let a = Tensor::generate(DType::F32, 40, 30, 1).unwrap();
         let key_a = PackKey::Operand(a.digest());
         for dtype in [DType::F32, DType::F64, DType::F32] {
             let b = Tensor::generate(dtype, 30, 50, 2).unwrap();
             let b = (PackKey::Operand(b.digest()), b);
-            let product = packs.product(&(key_a, a.clone()), &b, usize::MAX, &pool, &Cancel::new()).unwrap();
+            let product = super::product(&packs, &(key_a, a.clone()), &b, usize::MAX, &pool, &Cancel::new()).unwrap();
             let alone = pangea_compute::matmul(&a, &b.1, &pool, &Cancel::new()).unwrap();
             assert_eq!(product.dtype(), alone.dtype());
             for at in [(0, 0), (39, 49)] {

@@ -1,13 +1,11 @@
 //! The worker's side of a node: what it keeps for peers and how it computes.
 //!
 //! * [`store`]: operands, bounded, keyed by owner; pure.
-//! * [`budget`]: the node's memory for tensors, shared by everything that holds some.
 //! * [`executor`]: the one thread that owns the compute pool, and its queue.
 //! * [`fault`]: lies and failures on purpose, for tests.
 //!
 //! It never knows who a peer is beyond a key, and never touches a socket; `link` brings it work.
 
-pub mod budget;
 pub mod executor;
 pub mod fault;
 pub mod store;

@@ -9,8 +9,9 @@ use std::hash::Hash;
 
 use pangea_client::{Error, ErrorKind, Result};
 use pangea_compute::{Digest, Tensor};
+use pangea_units::ByteSize;
 
-use super::budget::{Budget, Reservation};
+use crate::devices::{Devices, Kind, Lease};
 
 /// What an operand counts at least, so that a peer cannot name millions of empty ones.
 const ENTRY_BYTES_MIN: u64 = 4096;
@@ -19,9 +20,7 @@ const ENTRY_BYTES_MIN: u64 = 4096;
 #[derive(Debug)]
 pub struct OperandStore<Owner> {
     entries: HashMap<(Owner, Digest), Entry>,
-    budget: Budget,
-    /// Most bytes in all.
-    limit: u64,
+    devices: Devices,
     /// Most bytes of one owner.
     quota: u64,
     used: u64,
@@ -35,8 +34,7 @@ struct Entry {
     tensor: Option<Tensor>,
     bytes: u64,
     last_use: u64,
-    /// Its share of the node's memory.
-    _reservation: Reservation,
+    _lease: Lease,
 }
 
 /// What became of the announcement of an operand.
@@ -52,9 +50,14 @@ pub enum Admission {
 }
 
 impl<Owner: Copy + Eq + Hash> OperandStore<Owner> {
-    /// A store of at most `limit` bytes in all and `quota` per owner, both within `budget`.
-    pub fn new(budget: Budget, limit: u64, quota: u64) -> OperandStore<Owner> {
-        OperandStore { entries: HashMap::new(), budget, limit, quota: quota.min(limit), used: 0, clock: 0 }
+    /// A store in the memory of `devices`, of which one owner may have half of what operands may take at all.
+    pub fn new(devices: Devices) -> OperandStore<Owner> {
+        let quota = Kind::Operands.most_bytes(devices.limit()) / 2;
+        OperandStore::with_quota(devices, quota)
+    }
+
+    fn with_quota(devices: Devices, quota: u64) -> OperandStore<Owner> {
+        OperandStore { entries: HashMap::new(), devices, quota, used: 0, clock: 0 }
     }
 
     /// Most bytes that one owner may keep here.
@@ -82,10 +85,10 @@ impl<Owner: Copy + Eq + Hash> OperandStore<Owner> {
             return Ok(Admission::Known);
         }
         let mut evicted = Vec::new();
-        let reservation = loop {
-            if self.used_by(owner) + bytes <= self.quota && self.used + bytes <= self.limit {
-                match self.budget.reserve(bytes) {
-                    Ok(reservation) => break reservation,
+        let lease = loop {
+            if self.used_by(owner).saturating_add(bytes) <= self.quota {
+                match self.devices.lease(Kind::Operands, bytes) {
+                    Ok(lease) => break lease,
                     Err(refused) if self.oldest(owner, &needed).is_none() => return Err(refused),
                     Err(_) => {}
                 }
@@ -95,9 +98,10 @@ impl<Owner: Copy + Eq + Hash> OperandStore<Owner> {
                 return Err(Error::new(
                     ErrorKind::Overloaded,
                     format!(
-                        "an operand of {bytes} bytes does not fit: {} of {} bytes are kept for this peer and needed by its tasks",
-                        self.used_by(owner),
-                        self.quota
+                        "needs {} for an operand; {} free of the {} that one peer may use here, the rest is needed by its tasks",
+                        ByteSize(bytes),
+                        ByteSize(self.quota.saturating_sub(self.used_by(owner))),
+                        ByteSize(self.quota)
                     ),
                 ));
             };
@@ -106,7 +110,7 @@ impl<Owner: Copy + Eq + Hash> OperandStore<Owner> {
         };
         self.used += bytes;
         self.clock += 1;
-        let entry = Entry { tensor: None, bytes, last_use: self.clock, _reservation: reservation };
+        let entry = Entry { tensor: None, bytes, last_use: self.clock, _lease: lease };
         self.entries.insert((owner, digest), entry);
         Ok(Admission::Receive { evicted })
     }
@@ -192,7 +196,7 @@ mod tests {
 
     #[test]
     fn an_owner_never_sees_what_another_sent() {
-        let mut store = OperandStore::new(Budget::new(100 * K), 100 * K, 50 * K);
+        let mut store = OperandStore::with_quota(Devices::new(200 * K, 1), 50 * K);
         store.admit('a', digest(1), 10 * K, nothing).unwrap();
         store.complete('a', digest(1), tensor());
         assert!(store.get('a', &digest(1)).is_some());
@@ -202,7 +206,7 @@ mod tests {
 
     #[test]
     fn the_least_recently_used_operand_that_no_task_needs_goes_first() {
-        let mut store = OperandStore::new(Budget::new(100 * K), 100 * K, 30 * K);
+        let mut store = OperandStore::with_quota(Devices::new(200 * K, 1), 30 * K);
         for n in 1..=3 {
             store.admit('a', digest(n), 10 * K, nothing).unwrap();
             store.complete('a', digest(n), tensor());
@@ -214,7 +218,7 @@ mod tests {
 
     #[test]
     fn operands_that_tasks_need_are_not_dropped_but_the_new_one_is_refused() {
-        let mut store = OperandStore::new(Budget::new(100 * K), 100 * K, 20 * K);
+        let mut store = OperandStore::with_quota(Devices::new(200 * K, 1), 20 * K);
         for n in 1..=2 {
             store.admit('a', digest(n), 10 * K, nothing).unwrap();
             store.complete('a', digest(n), tensor());
@@ -226,8 +230,8 @@ mod tests {
     proptest! {
         #[test]
         fn limits_hold_and_the_accounts_balance(steps in proptest::collection::vec((0u8..3, 0u8..6, 0..40 * K, 0u8..4), 1..200)) {
-            let budget = Budget::new(100 * K);
-            let mut store = OperandStore::new(budget.clone(), 90 * K, 50 * K);
+            let devices = Devices::new(180 * K, 1);
+            let mut store = OperandStore::with_quota(devices.clone(), 50 * K);
             for (owner, n, bytes, what) in steps {
                 match what {
                     0 | 1 => if let Ok(Admission::Receive { .. }) = store.admit(owner, digest(n), bytes, |of| of.as_bytes()[0] < 2) {
@@ -238,7 +242,7 @@ mod tests {
                 }
                 prop_assert!(store.used() <= 90 * K);
                 prop_assert!((0..3).all(|owner| store.used_by(owner) <= 50 * K));
-                prop_assert_eq!(store.used(), budget.used());
+                prop_assert_eq!(store.used(), devices.held());
             }
         }
     }

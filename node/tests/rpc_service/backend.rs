@@ -95,7 +95,7 @@ impl PlainBackend {
 }
 
 impl Backend for PlainBackend {
-    type Reservation = Reserved;
+    type Lease = Reserved;
     type CancelOnDrop = Cancel;
 
     fn submit(&self, request: JobRequest) -> Result<RunningJob<Cancel>> {
@@ -134,7 +134,7 @@ impl Backend for PlainBackend {
         Ok(RunningJob { progress, outcome, cancel: Cancel { shared, cancelled } })
     }
 
-    fn reserve(&self, bytes: u64) -> Result<Reserved> {
+    fn lease(&self, bytes: u64) -> Result<Reserved> {
         let mut fits = false;
         self.shared.reserved.send_if_modified(|reserved| {
             fits = bytes <= self.shared.memory_limit - *reserved;

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use pangea_compute::sample::Sampling;
+use pangea_node::devices::Devices;
 use pangea_node::serve::{Drafts, Engine, EngineSettings, Event, Prompt, Request, Summary};
 
 use pangea_tests::process::PATIENCE;
@@ -18,8 +19,8 @@ const SESSION_BYTES: u64 = 512 << 20;
 
 fn engine(test: &str, drafts: Drafts) -> Option<Engine> {
     let file = file_of(SMOLLM2, test)?;
-    let settings = EngineSettings { drafts, ..EngineSettings::new(2, SESSION_BYTES) };
-    Some(Engine::load("model", &file, settings).unwrap())
+    let settings = EngineSettings { drafts, ..EngineSettings::new(SESSION_BYTES) };
+    Some(Engine::load("model", &file, &Devices::new(1 << 30, 2), settings).unwrap())
 }
 
 fn generate(engine: &Engine, request: Request) -> (String, Vec<u32>, Summary) {
@@ -71,7 +72,7 @@ fn drafts_change_when_tokens_come_and_never_which() {
 fn an_answer_ends_where_the_context_does() {
     let Some(file) = file_of(SMOLLM2, "an_answer_ends_where") else { return };
     // Room for a hundred tokens or so: what the model could do beyond is of no use.
-    let engine = Engine::load("model", &file, EngineSettings::new(2, 4 << 20)).unwrap();
+    let engine = Engine::load("model", &file, &Devices::new(1 << 30, 2), EngineSettings::new(4 << 20)).unwrap();
     let context = engine.model().context;
     assert!(context < 8192);
     let sampling = Sampling { logit_bias: vec![(2, -100.0)], ..Sampling::greedy() };

@@ -16,6 +16,9 @@ const PACKS_SHARE: u64 = 8;
 /// The part of a node's memory that weights may take while an answer is audited: one eighth.
 const AUDITS_SHARE: u64 = 8;
 
+/// The part of a node's memory that the sessions of one stage get where there is room: one eighth.
+const SESSIONS_SHARE: u64 = 8;
+
 /// Purpose of a lease.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Kind {
@@ -72,11 +75,11 @@ impl Kind {
     /// The most bytes that leases of this kind may take together, of a memory of `limit` bytes.
     pub fn most_bytes(self, limit: u64) -> u64 {
         match self {
-            Kind::Tensors | Kind::Downloads => limit,
+            // An audit holds one layer at least, and layers may be large.
+            Kind::Tensors | Kind::Downloads | Kind::Audits => limit,
             Kind::Operands => limit / OPERANDS_SHARE,
             Kind::Results => limit / RESULTS_SHARE,
             Kind::Packs => limit / PACKS_SHARE,
-            Kind::Audits => limit / AUDITS_SHARE,
             Kind::Weights | Kind::Sessions => models_bytes(limit),
         }
     }
@@ -94,6 +97,16 @@ pub const fn own_work_bytes(limit: u64) -> u64 {
 /// Bytes of a memory of `limit` bytes that weights and sessions of models may take together: what placement may give a node.
 pub const fn models_bytes(limit: u64) -> u64 {
     limit - own_work_bytes(limit)
+}
+
+/// Bytes of a memory of `limit` bytes that the sessions of one stage get where there is room; they may need more.
+pub const fn roomy_sessions_bytes(limit: u64) -> u64 {
+    limit / SESSIONS_SHARE
+}
+
+/// Bytes of a memory of `limit` bytes that the weights of one audit get where there is room; one layer may need more.
+pub const fn roomy_audit_bytes(limit: u64) -> u64 {
+    limit / AUDITS_SHARE
 }
 
 #[cfg(test)]

@@ -22,8 +22,8 @@ const ROUTE_TIMEOUT: Duration = Duration::from_secs(60);
 /// The same where the master says that the present nodes cannot hold the layers: a node that was lost may be back at once.
 const UNPLACEABLE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The same for a session that never had a route: pools take a while to start.
-const UNPLACEABLE_TIMEOUT_AT_START: Duration = Duration::from_secs(15);
+/// The same for a request that never had a route: nodes that start together find each other and are measured within seconds.
+const UNPLACEABLE_TIMEOUT_AT_START: Duration = Duration::from_secs(6);
 
 /// How long stages may take to sign: a signature takes a tenth of a millisecond, and nobody waits long for an answer that is
 /// complete already.

@@ -59,30 +59,29 @@ const SESSIONS: u64 = 3;
 /// Positions of each, where the model has as many: a conversation of some length.
 const SESSION_POSITIONS: u32 = 2048;
 
-impl ModelNeeds {
+impl ModelSize {
     /// Bytes of keys and values that one layer needs at least.
     pub fn session_layer_bytes(&self) -> u64 {
-        let positions = u64::from(self.size.context.clamp(1, SESSION_POSITIONS));
-        SESSIONS.saturating_mul(positions).saturating_mul(self.size.position_bytes.into())
+        let positions = u64::from(self.context.clamp(1, SESSION_POSITIONS));
+        SESSIONS.saturating_mul(positions).saturating_mul(self.position_bytes.into())
     }
 
     /// Bytes of the embedding and the head on a stage at these ends of the chain. A head that is the embedding, too, is
     /// needed at both.
     pub(super) fn ends_bytes(&self, first: bool, last: bool) -> u64 {
-        let size = &self.size;
-        let embedding = match (first, size.embedding_bytes) {
-            (true, 0) if !last => size.head_bytes,
+        let embedding = match (first, self.embedding_bytes) {
+            (true, 0) if !last => self.head_bytes,
             (true, bytes) => bytes,
             (false, _) => 0,
         };
-        embedding.saturating_add(if last { size.head_bytes } else { 0 })
+        embedding.saturating_add(if last { self.head_bytes } else { 0 })
     }
 
     /// Bytes of the weights of a stage.
     pub fn weight_bytes(&self, layers: &Range<u32>) -> u64 {
         let count = layers.end.saturating_sub(layers.start);
-        let ends = self.ends_bytes(layers.start == 0, layers.end == self.size.layers);
-        self.size.layer_bytes.saturating_mul(count.into()).saturating_add(ends)
+        let ends = self.ends_bytes(layers.start == 0, layers.end == self.layers);
+        self.layer_bytes.saturating_mul(count.into()).saturating_add(ends)
     }
 
     /// Bytes of keys and values that a stage needs at least.
@@ -93,5 +92,32 @@ impl ModelNeeds {
     /// All that a stage needs at least.
     pub fn stage_bytes(&self, layers: &Range<u32>) -> u64 {
         self.weight_bytes(layers).saturating_add(self.session_bytes(layers))
+    }
+}
+
+impl ModelNeeds {
+    /// As [`ModelSize::session_layer_bytes`].
+    pub fn session_layer_bytes(&self) -> u64 {
+        self.size.session_layer_bytes()
+    }
+
+    /// As [`ModelSize::ends_bytes`].
+    pub(super) fn ends_bytes(&self, first: bool, last: bool) -> u64 {
+        self.size.ends_bytes(first, last)
+    }
+
+    /// As [`ModelSize::weight_bytes`].
+    pub fn weight_bytes(&self, layers: &Range<u32>) -> u64 {
+        self.size.weight_bytes(layers)
+    }
+
+    /// As [`ModelSize::session_bytes`].
+    pub fn session_bytes(&self, layers: &Range<u32>) -> u64 {
+        self.size.session_bytes(layers)
+    }
+
+    /// As [`ModelSize::stage_bytes`].
+    pub fn stage_bytes(&self, layers: &Range<u32>) -> u64 {
+        self.size.stage_bytes(layers)
     }
 }

@@ -8,6 +8,7 @@ use pangea_units::limits::MAX_STAGES;
 
 use super::offer::{Link, ModelNeeds, NodeOffer};
 use super::{PlacedStage, Placement};
+use crate::devices::models_bytes;
 use crate::pool::{Advert, ModelAdvert, StageAdvert, StageState, View};
 
 /// The models that some node serves, by digest.
@@ -67,13 +68,14 @@ pub(super) fn placed_bytes(view: &View, needs: &ModelNeeds, stage: &PlacedStage)
     needs.weight_bytes(&stage.layers).saturating_add(needs.session_bytes(&stage.layers).max(given.unwrap_or(0)))
 }
 
-/// The offers of all nodes that compute for others and have measured their speed, each with its whole memory.
+/// The offers of all nodes that compute for others and have measured their speed. Each offers the memory that models may take;
+/// the rest is for the node's own work.
 pub fn offers(view: &View) -> Vec<NodeOffer> {
     let offer = |advert: &Advert| {
         Some(NodeOffer {
             peer: advert.peer,
             name: advert.name.clone(),
-            memory_bytes: advert.memory_bytes,
+            memory_bytes: models_bytes(advert.memory_bytes),
             speed: advert.speed?,
             numerics: advert.numerics,
         })

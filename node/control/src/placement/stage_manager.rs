@@ -16,6 +16,7 @@ use pangea_units::{ByteSize, Digest};
 use super::Placement;
 use super::offer::ModelNeeds;
 use super::pool_facts;
+use crate::devices::{models_bytes, roomy_sessions_bytes};
 use crate::pool::{StageAdvert, StageState, View};
 
 /// Time for which a stage is kept after a newer placement left it out: requests routed by the older placement still arrive.
@@ -29,9 +30,6 @@ const YIELD_AFTER: Duration = Duration::from_secs(5);
 
 /// Least time between two adverts that differ only in bytes fetched.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(250);
-
-/// Divisor of a node's memory: the share that the sessions of one stage get where there is room.
-const SESSION_SHARE: u64 = 8;
 
 /// A stage to be fetched and loaded.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -209,7 +207,7 @@ impl StageManager {
             // The placement may arrive before the advert with the model's sizes.
             let Some(needs) = pool_facts::model(view, &key.0) else { continue };
             let layers = key.1..key.2;
-            let memory = view.own.memory_bytes;
+            let memory = models_bytes(view.own.memory_bytes);
             let weight_bytes = needs.weight_bytes(&layers);
             let least = needs.session_bytes(&layers);
             let held = self.stages.values().map(Stage::bytes).fold(0, u64::saturating_add);
@@ -230,7 +228,7 @@ impl StageManager {
                     let others = wanted.keys().filter(|other| *other != key && !self.stages.contains_key(other));
                     let others = others.map(|other| least_bytes(view, other)).fold(0, u64::saturating_add);
                     let spare = left.saturating_sub(others) / 2;
-                    stage.session_bytes = least.max((memory / SESSION_SHARE).min(spare));
+                    stage.session_bytes = least.max(roomy_sessions_bytes(view.own.memory_bytes).min(spare));
                     effects.push(Effect::Load(StageOrder {
                         model: key.0,
                         name: needs.name.clone(),

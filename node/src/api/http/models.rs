@@ -27,7 +27,9 @@ pub(super) async fn one(State(app): State<App>, Path(id): Path<String>) -> Resul
 }
 
 fn entry(app: &App, model: &ServedModel) -> Value {
-    json!({"id": model.name, "object": "model", "created": app.started_s, "owned_by": "pangea"})
+    let mut entry = json!({"id": model.name, "object": "model", "created": app.started_s, "owned_by": "pangea"});
+    entry["pangea"] = json!({"state": model.state, "why": model.why});
+    entry
 }
 
 /// `/api/models`: the same with what each is and takes.
@@ -83,7 +85,8 @@ pub(super) async fn readyz(State(app): State<App>) -> Response {
     // A stage whose thread is gone serves nobody, whatever its model answered before.
     let ready = app.served.is_ready() && app.supervisor.unwell().is_empty();
     let states: Value = models.iter().map(|model| (model.name.clone(), json!(model.state))).collect();
-    let mut response = Json(json!({"ready": ready, "models": states})).into_response();
+    let why: Value = models.iter().filter_map(|model| Some((model.name.clone(), json!(model.why.as_ref()?)))).collect();
+    let mut response = Json(json!({"ready": ready, "models": states, "why": why})).into_response();
     if !ready {
         *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
         let retry = READY_RETRY.as_secs().into();

@@ -106,10 +106,10 @@ impl<B: Backend> Account<B> {
                 ),
             ));
         }
-        let reservation = self.backend.reserve(bytes)?;
+        let lease = self.backend.lease(bytes)?;
         self.tensor_bytes.set(held + bytes);
         self.totals.tensor_bytes.fetch_add(bytes, Ordering::Relaxed);
-        Ok(Holding { account: Rc::clone(self), bytes, _reservation: reservation })
+        Ok(Holding { account: Rc::clone(self), bytes, _lease: lease })
     }
 
     /// Room for one more job.
@@ -158,7 +158,7 @@ impl<B: Backend> Drop for Seat<B> {
 pub(super) struct Holding<B: Backend> {
     account: Rc<Account<B>>,
     bytes: u64,
-    _reservation: B::Reservation,
+    _lease: B::Lease,
 }
 
 impl<B: Backend> Drop for Holding<B> {

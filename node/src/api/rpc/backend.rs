@@ -7,26 +7,26 @@ use std::time::Duration;
 use pangea_client::{Error, ErrorKind, LinkProbe, ModelPlan, NodeStatus, PeerStatus, Progress, Result, Topology};
 use tokio::sync::{oneshot, watch};
 
+use crate::devices::Lease;
 use crate::fabric::Fabric;
 use crate::fabric::job::{CancelOnDrop, JobOutcome, JobRequest};
 use crate::placement;
 use crate::pool::{Pool, topology};
-use crate::worker::budget::Reservation;
 
 /// The node behind the service. Cheap to clone; its calls hand work over and never do it.
 pub trait Backend: Clone + Send + 'static {
-    /// A share of the node's memory budget, given back when dropped.
-    type Reservation: 'static;
+    /// Part of the node's memory, given back when dropped.
+    type Lease: 'static;
 
     /// Cancels a job when dropped; does nothing once the job has ended.
     type CancelOnDrop: 'static;
 
-    /// Accepts a job, or refuses it at once. Never waits. Memory for the product is reserved
+    /// Accepts a job, or refuses it at once. Never waits. Memory for the product is leased
     /// already.
     fn submit(&self, request: JobRequest) -> Result<RunningJob<Self::CancelOnDrop>>;
 
-    /// Reserves `bytes` of memory or refuses with `Overloaded`.
-    fn reserve(&self, bytes: u64) -> Result<Self::Reservation>;
+    /// Leases `bytes` of memory or refuses with `Overloaded`.
+    fn lease(&self, bytes: u64) -> Result<Self::Lease>;
 
     /// Every peer this node knows.
     fn peers(&self) -> impl Future<Output = Result<Vec<PeerStatus>>>;
@@ -71,7 +71,7 @@ pub struct RunningJob<C> {
 }
 
 impl Backend for RunningNode {
-    type Reservation = Reservation;
+    type Lease = Lease;
     type CancelOnDrop = CancelOnDrop;
 
     fn submit(&self, request: JobRequest) -> Result<RunningJob<CancelOnDrop>> {
@@ -79,8 +79,8 @@ impl Backend for RunningNode {
         Ok(RunningJob { progress: job.progress, outcome: job.outcome, cancel: job.cancel })
     }
 
-    fn reserve(&self, bytes: u64) -> Result<Reservation> {
-        self.fabric.reserve(bytes)
+    fn lease(&self, bytes: u64) -> Result<Lease> {
+        self.fabric.lease(bytes)
     }
 
     async fn peers(&self) -> Result<Vec<PeerStatus>> {

@@ -1,6 +1,7 @@
 //! What this node says of itself: its status to callers, its hello and its goodbye to peers.
 
 use super::Driver;
+use crate::devices::threads::Purpose;
 use crate::fabric::status::NodeStatus;
 use crate::link::limits::TASKS_PER_PEER;
 use crate::wire::{TaskHello, VERSION};
@@ -12,7 +13,7 @@ impl Driver {
             version: VERSION,
             name: self.settings.name.clone(),
             software: concat!("pangea ", env!("CARGO_PKG_VERSION")).to_owned(),
-            threads: u16::try_from(self.settings.threads).unwrap_or(u16::MAX),
+            threads: u16::try_from(self.settings.devices.threads(Purpose::Products)).unwrap_or(u16::MAX),
             f32_flops_per_s: speeds.f32_flops_per_s,
             f64_flops_per_s: speeds.f64_flops_per_s,
             i8_flops_per_s: speeds.i8_flops_per_s,
@@ -42,11 +43,11 @@ impl Driver {
             listening: self.listening.borrow().clone(),
             rpc: self.rpc.clone(),
             pool_key: self.settings.pool_key,
-            threads: u32::try_from(self.settings.threads).unwrap_or(u32::MAX),
+            threads: u32::try_from(self.settings.devices.threads(Purpose::Products)).unwrap_or(u32::MAX),
             gflops: self.settings.speeds.f32_flops_per_s / 1e9,
             isa: self.executor.isa().to_owned(),
-            memory_used_bytes: self.settings.budget.used(),
-            memory_limit_bytes: self.settings.budget.limit(),
+            memory_used_bytes: self.settings.devices.held(),
+            memory_limit_bytes: self.settings.devices.limit(),
             peers: self.peers.connected() as u32,
             jobs_running: (self.jobs.len() + self.submitting.len()) as u32,
             jobs_done: self.counters.jobs_done,

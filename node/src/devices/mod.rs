@@ -1,0 +1,309 @@
+//! The node's memory and compute threads: one handle, through which everything that keeps memory for longer than one call takes
+//! its lease first, and from which every compute pool comes. Who gets what is [`pangea_control::devices`]' decision; this room
+//! keeps the clock and wakes those that waited.
+//!
+//! * [`Lease`]: memory that somebody has; dropping it gives it back.
+//! * [`threads`]: the compute pools.
+
+mod lease;
+pub mod threads;
+
+use std::collections::BTreeMap;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
+
+use pangea_client::{Error, ErrorKind, Result};
+use pangea_control::Time;
+use pangea_control::devices::{Action, Event, LeaseId, Ledger, Shortage};
+use tokio::sync::oneshot;
+
+use crate::clock;
+
+pub use lease::Lease;
+pub use pangea_control::devices::Kind;
+
+/// The memory and the threads of a node. Cloning gives the same.
+#[derive(Clone)]
+pub struct Devices {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    limit: u64,
+    threads: usize,
+    accounts: Mutex<Accounts>,
+    /// Drops packed operands that no product uses now.
+    drop_packs: OnceLock<Box<dyn Fn() + Send + Sync>>,
+}
+
+struct Accounts {
+    ledger: Ledger,
+    next: LeaseId,
+    /// Who waits for the answer to which request.
+    waiters: BTreeMap<LeaseId, Waiter>,
+}
+
+type Answer = std::result::Result<(), Shortage>;
+
+/// Where an answer goes.
+enum Waiter {
+    /// To a thread.
+    Thread(SyncSender<Answer>),
+    /// To an asynchronous task.
+    Task(oneshot::Sender<Answer>),
+}
+
+impl Waiter {
+    fn hear(self, answer: Answer) {
+        // Whoever has stopped waiting gives the lease back when it drops its request.
+        match self {
+            Waiter::Thread(to) => drop(to.try_send(answer)),
+            Waiter::Task(to) => drop(to.send(answer)),
+        }
+    }
+}
+
+impl std::fmt::Debug for Devices {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Devices({} of {} bytes, {} threads)", self.held(), self.limit(), self.shared.threads)
+    }
+}
+
+impl Devices {
+    /// `max_memory` bytes and `threads` compute threads.
+    pub fn new(max_memory: u64, threads: usize) -> Devices {
+        let accounts = Accounts { ledger: Ledger::new(max_memory), next: 1, waiters: BTreeMap::new() };
+        let shared = Shared { limit: max_memory, threads, accounts: Mutex::new(accounts), drop_packs: OnceLock::new() };
+        Devices { shared: Arc::new(shared) }
+    }
+
+    /// All bytes that may be leased: `--max-memory`.
+    pub fn limit(&self) -> u64 {
+        self.shared.limit
+    }
+
+    /// Bytes leased now.
+    pub fn held(&self) -> u64 {
+        self.accounts().ledger.held()
+    }
+
+    /// Bytes leased now for each purpose.
+    pub fn held_by_kind(&self) -> Vec<(Kind, u64)> {
+        let accounts = self.accounts();
+        Kind::ALL.into_iter().map(|kind| (kind, accounts.ledger.held_by(kind))).collect()
+    }
+
+    /// Bytes that a request for this purpose could have now.
+    pub fn free_for(&self, kind: Kind) -> u64 {
+        self.accounts().ledger.free_for(kind)
+    }
+
+    /// `drop_packs` gives back what is packed and not in use; called where a request would be refused otherwise. There is one
+    /// executor, so the first call counts.
+    pub(crate) fn on_shortage(&self, drop_packs: impl Fn() + Send + Sync + 'static) {
+        let _ = self.shared.drop_packs.set(Box::new(drop_packs));
+    }
+
+    /// A lease of `bytes`, at once.
+    ///
+    /// # Errors
+    /// `Overloaded` with the numbers; nothing is taken then.
+    pub fn lease(&self, kind: Kind, bytes: u64) -> Result<Lease> {
+        match self.ask_at_once(kind, bytes) {
+            // A failed request for packed operands is no reason to drop others'.
+            Err(Shortage::Full { .. }) if kind != Kind::Packs && self.make_room() => Ok(self.ask_at_once(kind, bytes)?),
+            answer => Ok(answer?),
+        }
+    }
+
+    /// A lease of as much as is free, from `least` to `most` bytes; waits up to `patience` for `least`. Blocks.
+    ///
+    /// # Errors
+    /// As [`Devices::lease_within`].
+    pub fn lease_up_to(&self, kind: Kind, least: u64, most: u64, patience: Duration) -> Result<Lease> {
+        let wanted = self.free_for(kind).clamp(least, most.max(least));
+        self.lease(kind, wanted).or_else(|_| self.lease_within(kind, least, patience))
+    }
+
+    /// A lease of `bytes`, within `patience`. Blocks.
+    ///
+    /// # Errors
+    /// `Overloaded` with the numbers, at once where the memory could never be had, otherwise when `patience` is over.
+    pub fn lease_within(&self, kind: Kind, bytes: u64, patience: Duration) -> Result<Lease> {
+        if let Ok(lease) = self.lease(kind, bytes) {
+            return Ok(lease);
+        }
+        let (sender, answer) = sync_channel(1);
+        let until = clock::now() + patience;
+        let lease = self.ask(kind, bytes, until, Waiter::Thread(sender));
+        self.hear(&answer, until)??;
+        Ok(lease)
+    }
+
+    /// The same without blocking. Dropping the future withdraws the request.
+    ///
+    /// # Errors
+    /// As [`Devices::lease_within`].
+    pub async fn lease_soon(&self, kind: Kind, bytes: u64, patience: Duration) -> Result<Lease> {
+        if let Ok(lease) = self.lease(kind, bytes) {
+            return Ok(lease);
+        }
+        let (sender, mut answer) = oneshot::channel();
+        let until = clock::now() + patience;
+        let lease = self.ask(kind, bytes, until, Waiter::Task(sender));
+        let answered = tokio::select! {
+            answered = &mut answer => answered,
+            () = tokio::time::sleep_until(clock::instant(until)) => {
+                self.tell(Event::Tick);
+                answer.await
+            }
+        };
+        answered.map_err(|_| unanswered())??;
+        Ok(lease)
+    }
+
+    /// Waits for the answer to a request that ends at `until`.
+    fn hear(&self, answer: &Receiver<Answer>, until: Time) -> Result<Answer> {
+        loop {
+            match answer.recv_timeout(until.since(clock::now())) {
+                Ok(answer) => return Ok(answer),
+                Err(RecvTimeoutError::Timeout) => self.tell(Event::Tick),
+                Err(RecvTimeoutError::Disconnected) => return Err(unanswered()),
+            }
+        }
+    }
+
+    fn ask_at_once(&self, kind: Kind, bytes: u64) -> std::result::Result<Lease, Shortage> {
+        let mut accounts = self.accounts();
+        let lease = accounts.number();
+        let actions = accounts.ledger.handle(Event::Ask { lease, kind, bytes, until: None }, clock::now());
+        match actions.first() {
+            Some(Action::Refuse(_, shortage)) => Err(*shortage),
+            _ => Ok(Lease::new(self.clone(), lease, bytes)),
+        }
+    }
+
+    fn ask(&self, kind: Kind, bytes: u64, until: Time, waiter: Waiter) -> Lease {
+        let mut accounts = self.accounts();
+        let lease = accounts.number();
+        accounts.waiters.insert(lease, waiter);
+        let actions = accounts.ledger.handle(Event::Ask { lease, kind, bytes, until: Some(until) }, clock::now());
+        accounts.answer(actions);
+        Lease::new(self.clone(), lease, bytes)
+    }
+
+    /// Tells the ledger what happened, and those that waited what came of it.
+    fn tell(&self, event: Event) {
+        let mut accounts = self.accounts();
+        if let Event::GiveBack(lease) = event {
+            accounts.waiters.remove(&lease);
+        }
+        let actions = accounts.ledger.handle(event, clock::now());
+        accounts.answer(actions);
+    }
+
+    /// Whether there was something to drop.
+    fn make_room(&self) -> bool {
+        let Some(drop_packs) = self.shared.drop_packs.get() else { return false };
+        let held = self.accounts().ledger.held_by(Kind::Packs);
+        if held > 0 {
+            drop_packs();
+        }
+        held > 0
+    }
+
+    fn accounts(&self) -> MutexGuard<'_, Accounts> {
+        self.shared.accounts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Accounts {
+    fn number(&mut self) -> LeaseId {
+        self.next += 1;
+        self.next
+    }
+
+    fn answer(&mut self, actions: Vec<Action>) {
+        for action in actions {
+            let (lease, answer) = match action {
+                Action::Grant(lease) => (lease, Ok(())),
+                Action::Refuse(lease, shortage) => (lease, Err(shortage)),
+            };
+            if let Some(waiter) = self.waiters.remove(&lease) {
+                waiter.hear(answer);
+            }
+        }
+    }
+}
+
+/// The ledger answers every request by its deadline, so this is a defect of this node.
+fn unanswered() -> Error {
+    Error::new(ErrorKind::Internal, "a request for memory was not answered")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refused_lease_takes_nothing_and_a_dropped_one_gives_back() {
+        let devices = Devices::new(100 << 20, 1);
+        let held = devices.lease(Kind::Tensors, 60 << 20).unwrap();
+        let refused = devices.lease(Kind::Tensors, 41 << 20).unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::Overloaded);
+        assert!(refused.message().starts_with("needs 41.0 MiB; 40.0 MiB free"), "{refused}");
+        assert_eq!(devices.lease(Kind::Tensors, u64::MAX).unwrap_err().kind(), ErrorKind::Overloaded);
+        assert_eq!(devices.held(), 60 << 20);
+        let rest = devices.lease(Kind::Tensors, 40 << 20).unwrap();
+        drop((held, rest));
+        assert_eq!(devices.held(), 0);
+    }
+
+    #[test]
+    fn a_thread_that_waits_gets_what_another_gives_back() {
+        let devices = Devices::new(1000, 1);
+        let held = devices.lease(Kind::Tensors, 1000).unwrap();
+        let waits = std::thread::scope(|scope| {
+            let waits = scope.spawn(|| devices.lease_within(Kind::Tensors, 700, Duration::from_secs(60)));
+            drop(held);
+            waits.join().unwrap()
+        });
+        assert_eq!(devices.held(), 700);
+        drop(waits.unwrap());
+        assert_eq!(devices.held(), 0);
+    }
+
+    #[test]
+    fn who_waits_too_long_is_refused_and_holds_nothing() {
+        let devices = Devices::new(1000, 1);
+        let held = devices.lease(Kind::Tensors, 600).unwrap();
+        let refused = devices.lease_within(Kind::Tensors, 700, Duration::from_millis(1)).unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::Overloaded);
+        drop(held);
+        assert_eq!(devices.held(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_task_that_stops_waiting_leaves_the_queue() {
+        let devices = Devices::new(1000, 1);
+        let held = devices.lease(Kind::Tensors, 1000).unwrap();
+        let asked = devices.lease_soon(Kind::Tensors, 1000, Duration::from_secs(60));
+        assert!(futures::poll!(std::pin::pin!(asked)).is_pending());
+        drop(held);
+        assert_eq!(devices.held(), 0);
+        let lease = devices.lease_soon(Kind::Tensors, 1000, Duration::from_secs(60)).await.unwrap();
+        assert_eq!((lease.bytes(), devices.held()), (1000, 1000));
+    }
+
+    #[test]
+    fn packed_operands_give_way_to_whoever_needs_their_memory() {
+        let devices = Devices::new(1000, 1);
+        let packs = Arc::new(Mutex::new(vec![devices.lease(Kind::Packs, 100).unwrap()]));
+        let dropped = Arc::clone(&packs);
+        devices.on_shortage(move || dropped.lock().unwrap().clear());
+        let lease = devices.lease(Kind::Tensors, 950).unwrap();
+        assert_eq!((devices.held(), packs.lock().unwrap().len()), (950, 0));
+        drop(lease);
+    }
+}

@@ -1,0 +1,64 @@
+//! The compute threads of a node: every pool that computes anything comes from here, with as many threads as its purpose may
+//! use.
+//!
+//! Each purpose has a pool of its own instead of turns on a common one. The threads of a pool sleep when they have nothing to
+//! do, and the system shares the cores between pools at any moment. On a common pool, whose phases run to their end, each phase
+//! of an answer's step would wait for a phase of a product.
+
+use pangea_client::Result;
+use pangea_compute::Pool;
+
+use super::Devices;
+
+/// What a pool computes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// Products, one at a time, this node's and those of peers.
+    Products,
+    /// Checks of what peers computed, beside the products.
+    Checks,
+    /// The steps of one stage of a model.
+    Stage,
+    /// Packing of weights.
+    Loading,
+    /// Replays of answers, when the node is idle.
+    Audits,
+    /// Measurements of this node's speed.
+    Probe,
+}
+
+/// Checks take at most this part of the threads: products are what somebody waits for.
+const CHECKS_SHARE: usize = 4;
+
+impl Devices {
+    /// How many compute threads a pool of this purpose has.
+    pub fn threads(&self, purpose: Purpose) -> usize {
+        match purpose {
+            Purpose::Checks => (self.shared.threads / CHECKS_SHARE).max(1),
+            Purpose::Products | Purpose::Stage | Purpose::Loading | Purpose::Audits | Purpose::Probe => {
+                self.shared.threads.max(1)
+            }
+        }
+    }
+
+    /// A pool for one purpose.
+    ///
+    /// # Errors
+    /// `InvalidInput` where `PANGEA_ISA` names kernels that this processor does not run.
+    pub fn pool(&self, purpose: Purpose) -> Result<Pool> {
+        Pool::new(self.threads(purpose)).map_err(crate::compute_error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn checks_leave_most_threads_to_products() {
+        for (threads, checks) in [(0, 1), (1, 1), (4, 1), (8, 2)] {
+            assert_eq!(Devices::new(1 << 20, threads).threads(Purpose::Checks), checks);
+        }
+        assert_eq!(Devices::new(1 << 20, 8).pool(Purpose::Products).unwrap().threads(), 8);
+    }
+}
