@@ -68,7 +68,7 @@ impl fmt::Display for ErrorKind {
 }
 
 /// A failure: its kind for programs, a sentence for people (what is wrong, where, what to do).
-#[derive(Clone, Debug, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
 pub struct Error {
     kind: ErrorKind,

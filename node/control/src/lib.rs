@@ -15,6 +15,7 @@
 //! | [`devices`] | who holds which part of a node's memory |
 //! | [`trust`] | which sessions are audited; how far an answer can be trusted |
 //! | [`supervise`] | what follows when a thread or a task of the node ends |
+//! | [`tasks`] | which tasks of a peer a worker takes, when each starts and how each ends |
 //! | [`time`] | the one type of a moment |
 
 pub mod blob;
@@ -26,6 +27,7 @@ pub mod pool;
 pub mod schedule;
 pub mod session;
 pub mod supervise;
+pub mod tasks;
 #[cfg(test)]
 mod test_peers;
 pub mod time;

@@ -38,7 +38,6 @@ use crate::link::serve::Served;
 use crate::net::{Follower, NetEvent, Network};
 use crate::supervise::Supervisor;
 use crate::worker::executor::{Executor, Outcome, Side, Speeds};
-use crate::worker::store::OperandStore;
 use pangea_control::schedule::{Action, AttemptId, Event, Scheduler, Tile, Time, WorkerEstimate, WorkerId};
 
 /// Link events that may wait: a burst of small messages from every peer.
@@ -172,15 +171,7 @@ impl Driver {
         };
         let limit = settings.devices.limit();
         let local = WorkerEstimate::local(rates(&settings.speeds), limit);
-        let served = Served {
-            store: OperandStore::new(settings.devices.clone()),
-            executor: executor.clone(),
-            tasks_done: 0,
-            bytes_received: 0,
-            bytes_sent: 0,
-            sessions: HashMap::new(),
-            draining: false,
-        };
+        let mut served = Served::new(settings.devices.clone(), executor.clone());
         let (listening, addresses) = watch::channel(Vec::new());
         let (link_speeds, speeds_known) = watch::channel(BTreeMap::new());
         let fabric = Fabric::new(command_sender, settings.devices.clone(), addresses, speeds_known);
@@ -190,6 +181,7 @@ impl Driver {
             let known = peers.entry(accused, Instant::now());
             known.state = PeerState::Gone;
             known.quarantined = Some(why);
+            served.quarantined.insert(accused);
         }
         let driver = Driver {
             started: Instant::now(),

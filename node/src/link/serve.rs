@@ -1,10 +1,10 @@
-//! The worker's side of a task stream: operands and tasks in, results out.
-//!
-//! A task waits until both its operands are here, hashed and true to their digests, then goes to the
-//! executor. Everything a peer claims is bounded before it costs memory or time.
+//! The worker's side of a task stream: bytes in, bytes out. Which task is taken, starts and ends is decided by
+//! [`pangea_control::tasks`]; this file receives operands, leases memory, hands work to the executor and sends replies.
+
+mod replies;
 
 use std::cell::RefCell;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -12,20 +12,21 @@ use futures::{AsyncRead, AsyncReadExt, AsyncWrite};
 use libp2p::PeerId;
 use pangea_client::{Error, ErrorKind};
 use pangea_compute::{Cancel, Digest, Tensor, TensorBuf};
-use tokio::sync::{mpsc, oneshot};
+use pangea_control::tasks::{Action, Event, Intake, Refusal, Terms};
+use tokio::sync::{Notify, mpsc, oneshot};
 
+use self::replies::{Reply, reply, write_all};
 use super::framed::{FrameReader, FrameWriter, LinkError};
-use super::limits::{CHUNK_BYTES, HELLO_TIMEOUT, REPLY_QUEUE, TASKS_PER_PEER};
+use super::limits::{HELLO_TIMEOUT, REPLY_QUEUE, TASKS_PER_PEER};
+use crate::clock;
+use crate::devices::{Devices, Kind, Lease};
 use crate::wire::{Header, Message, Operation, Shape, Task, TaskHello, TaskId, VERSION};
 use crate::worker::executor::{Executor, Outcome, PackKey, Work};
-use crate::worker::fault::Fault;
 use crate::worker::store::{Admission, OperandStore};
 
-/// A change of this node's load is told at most so often.
-const LOAD_EVERY: Duration = Duration::from_millis(250);
-
-/// Refused operands that are remembered; two for each task of an honest peer suffice.
-const REFUSALS_MAX: usize = 2 * TASKS_PER_PEER;
+/// How long a task waits for the memory of its result: results before it are sent within seconds, or the peer is too slow for
+/// another one.
+const RESULT_PATIENCE: Duration = Duration::from_secs(10);
 
 /// What all links that this node serves share.
 pub struct Served {
@@ -33,6 +34,8 @@ pub struct Served {
     pub store: OperandStore<PeerId>,
     /// Where tasks are computed.
     pub executor: Executor,
+    /// Where memory for results comes from.
+    pub devices: Devices,
     /// Tasks done since the start.
     pub tasks_done: u64,
     /// Tensor bytes received as operands.
@@ -41,8 +44,36 @@ pub struct Served {
     pub bytes_sent: u64,
     /// Streams of each peer that are being served.
     pub sessions: HashMap<PeerId, u32>,
+    /// Peers that were proven to lie.
+    pub quarantined: HashSet<PeerId>,
     /// Set when the node drains: no new tasks.
     pub draining: bool,
+}
+
+impl Served {
+    /// No peer served yet.
+    pub fn new(devices: Devices, executor: Executor) -> Served {
+        Served {
+            store: OperandStore::new(devices.clone()),
+            executor,
+            devices,
+            tasks_done: 0,
+            bytes_received: 0,
+            bytes_sent: 0,
+            sessions: HashMap::new(),
+            quarantined: HashSet::new(),
+            draining: false,
+        }
+    }
+
+    /// Why no task of this peer is taken, if so.
+    fn refusal(&self, peer: &PeerId) -> Option<Refusal> {
+        match () {
+            () if self.quarantined.contains(peer) => Some(Refusal::Quarantined),
+            () if self.draining => Some(Refusal::Draining),
+            () => None,
+        }
+    }
 }
 
 /// Serves `stream` from `peer` until it ends; returns why. Runs on the current `LocalSet`.
@@ -58,13 +89,17 @@ where
         served: Rc::clone(&served),
         replies,
         arriving: HashMap::new(),
-        refused: HashMap::new(),
-        tasks: HashMap::new(),
+        intake: Intake::new(TASKS_PER_PEER),
+        accepted: HashMap::new(),
+        deadlines: Rc::default(),
     }));
     let why = tokio::select! {
         why = read_all(FrameReader::new(read), &state) => why,
         why = write_all(FrameWriter::new(write), outbox, advert, peer, &served) => why,
+        never = keep_time(&state) => match never {},
     };
+    // No messages come of the end.
+    let _ = Session::handle(&state, Event::Ended);
     state.borrow_mut().end();
     why
 }
@@ -76,9 +111,11 @@ struct Session {
     replies: mpsc::Sender<Reply>,
     /// Operands being received or hashed.
     arriving: HashMap<Digest, Arriving>,
-    /// Operands there was no room for, and why; tasks that name them fail with it.
-    refused: HashMap<Digest, Error>,
-    tasks: HashMap<TaskId, Waiting>,
+    intake: Intake,
+    /// What each task of the intake has here.
+    accepted: HashMap<TaskId, Accepted>,
+    /// A task with a deadline came.
+    deadlines: Rc<Notify>,
 }
 
 struct Arriving {
@@ -87,19 +124,13 @@ struct Arriving {
     received: u64,
 }
 
-struct Waiting {
+struct Accepted {
     task: Task,
     cancel: Cancel,
-    /// Its place among the replies, so that the executor never waits to hand over a result.
+    /// Its place among the replies, so that the executor never waits to hand over a result; gone once the executor has the task.
     place: Option<mpsc::OwnedPermit<Reply>>,
-    /// Whether the executor has it.
-    submitted: bool,
-}
-
-enum Reply {
-    Message(Message),
-    Result { task: TaskId, tensor: Tensor, compute: Duration, fault: Option<Fault> },
-    Failure { task: TaskId, error: Error },
+    /// Memory for the result.
+    lease: Option<Lease>,
 }
 
 async fn read_all<R: AsyncRead + Unpin>(mut frames: FrameReader<R>, state: &Rc<RefCell<Session>>) -> LinkError {
@@ -134,7 +165,7 @@ async fn read<R: AsyncRead + Unpin>(
                 operand(frames, state, digest, shape, offset, payload).await?
             }
             Message::Task(task) => Session::accept(state, task, &replies).await?,
-            Message::Cancel(task) => state.borrow_mut().cancel(task),
+            Message::Cancel(task) => drop(Session::handle(state, Event::Cancel(task))?),
             Message::Release(digest) => {
                 let session = state.borrow();
                 session.served.borrow_mut().store.release(session.peer, &digest);
@@ -161,7 +192,7 @@ async fn operand<R: AsyncRead + Unpin>(
     payload: usize,
 ) -> Result<(), LinkError> {
     if offset == 0 && !state.borrow().arriving.contains_key(&digest) {
-        let evicted = state.borrow_mut().announce(digest, shape);
+        let evicted = Session::announce(state, digest, shape)?;
         let replies = state.borrow().replies.clone();
         for gone in evicted {
             reply(&replies, Reply::Message(Message::Evicted(gone))).await?;
@@ -206,322 +237,252 @@ async fn hash(state: Rc<RefCell<Session>>, digest: Digest, tensor: Tensor) {
         Ok(hashed) => hashed,
         Err(_) => return,
     };
-    let mut session = state.borrow_mut();
-    session.arriving.remove(&digest);
-    let peer = session.peer;
-    if true_to_digest {
-        session.served.borrow_mut().store.complete(peer, digest, tensor);
-    } else {
-        session.served.borrow_mut().store.remove(peer, digest);
-        let error = Error::new(ErrorKind::InvalidInput, format!("operand {digest} is not what its digest says"));
-        session.refuse(digest, error);
-    }
-    drop(session);
-    Session::start_ready(&state);
-}
-
-async fn write_all<W: AsyncWrite + Unpin>(
-    mut frames: FrameWriter<W>,
-    mut outbox: mpsc::Receiver<Reply>,
-    advert: TaskHello,
-    peer: PeerId,
-    served: &Rc<RefCell<Served>>,
-) -> LinkError {
-    match write(&mut frames, &mut outbox, advert, peer, served).await {
-        Ok(()) => LinkError::Closed,
-        Err(why) => why,
-    }
-}
-
-async fn write<W: AsyncWrite + Unpin>(
-    frames: &mut FrameWriter<W>,
-    outbox: &mut mpsc::Receiver<Reply>,
-    advert: TaskHello,
-    peer: PeerId,
-    served: &Rc<RefCell<Served>>,
-) -> Result<(), LinkError> {
-    frames.send(&Message::Hello(advert), &[]).await?;
-    frames.flush().await?;
-    let mut load = Load { peer, told: Duration::ZERO, tick: tokio::time::interval(LOAD_EVERY) };
-    loop {
-        let reply = tokio::select! {
-            biased;
-            reply = outbox.recv() => match reply {
-                Some(reply) => reply,
-                None => return Ok(()),
-            },
-            news = load.news(served) => Reply::Message(news),
-        };
-        match reply {
-            Reply::Message(message) => frames.send(&message, &[]).await?,
-            Reply::Failure { task, error } => {
-                let message = Message::Failure { task, kind: error.kind(), message: error.message().to_owned() };
-                frames.send(&message, &[]).await?;
-            }
-            Reply::Result { fault: Some(Fault::Hang), .. } => {}
-            Reply::Result { task, tensor, compute, fault } => {
-                send_result(frames, task, &tensor, compute, fault).await?;
-                let mut served = served.borrow_mut();
-                served.bytes_sent += tensor.size_bytes() as u64;
-                served.tasks_done += 1;
-            }
+    let event = {
+        let mut session = state.borrow_mut();
+        session.arriving.remove(&digest);
+        let peer = session.peer;
+        let store = &mut session.served.borrow_mut().store;
+        if true_to_digest {
+            store.complete(peer, digest, tensor);
+            Event::Whole(digest)
+        } else {
+            store.remove(peer, digest);
+            let error = Error::new(ErrorKind::InvalidInput, format!("operand {digest} is not what its digest says"));
+            Event::Refused(digest, error)
         }
-        if outbox.is_empty() {
-            frames.flush().await?;
-        }
-    }
-}
-
-/// What the coordinator was last told of this node's load.
-struct Load {
-    peer: PeerId,
-    told: Duration,
-    tick: tokio::time::Interval,
-}
-
-impl Load {
-    /// Waits until the load has changed by more than a half.
-    async fn news(&mut self, served: &Rc<RefCell<Served>>) -> Message {
-        loop {
-            self.tick.tick().await;
-            let queued = served.borrow().executor.backlog_without(self.peer);
-            if queued.abs_diff(self.told) > self.told.max(queued) / 2 {
-                self.told = queued;
-                return Message::Load { queued_nanos: u64::try_from(queued.as_nanos()).unwrap_or(u64::MAX) };
-            }
-        }
-    }
-}
-
-async fn send_result<W: AsyncWrite + Unpin>(
-    frames: &mut FrameWriter<W>,
-    task: TaskId,
-    tensor: &Tensor,
-    compute: Duration,
-    fault: Option<Fault>,
-) -> Result<(), LinkError> {
-    let shape = Shape::new(tensor.dtype(), tensor.rows() as u64, tensor.cols() as u64)?;
-    let compute_nanos = u64::try_from(compute.as_nanos()).unwrap_or(u64::MAX);
-    let Some(bytes) = tensor.contiguous_bytes() else {
-        return Err(LinkError::Unexpected("a product that is not row-major".to_owned()));
     };
-    let message = |offset| Message::Result { task, shape, offset, compute_nanos };
-    if fault == Some(Fault::Drop) {
-        return frames.cut(&message(0), &bytes[..bytes.len().min(CHUNK_BYTES)]).await;
+    // Neither asks the peer for anything.
+    let _ = Session::handle(&state, event);
+}
+
+/// Tells the intake when a deadline has passed.
+async fn keep_time(state: &Rc<RefCell<Session>>) -> std::convert::Infallible {
+    let deadlines = Rc::clone(&state.borrow().deadlines);
+    loop {
+        let wake = state.borrow().intake.wake_at();
+        tokio::select! {
+            () = tokio::time::sleep_until(clock::instant(wake.unwrap_or(pangea_control::Time::ZERO))), if wake.is_some() => {
+                // Nothing is asked of the peer.
+                let _ = Session::handle(state, Event::Tick);
+            }
+            () = deadlines.notified() => {}
+        }
     }
-    if bytes.is_empty() {
-        return frames.send(&message(0), &[]).await;
-    }
-    for (i, piece) in bytes.chunks(CHUNK_BYTES).enumerate() {
-        frames.send(&message((i * CHUNK_BYTES) as u64), piece).await?;
-    }
-    Ok(())
 }
 
 impl Session {
     /// Makes room for an operand, or notes why there is none. Returns what had to go for it.
-    fn announce(&mut self, digest: Digest, shape: Shape) -> Vec<Digest> {
-        let needed = |digest: &Digest| self.tasks.values().any(|waiting| operands(&waiting.task).contains(digest));
-        let admitted = self.served.borrow_mut().store.admit(self.peer, digest, shape.size_bytes(), needed);
-        let evicted = match admitted {
-            Ok(Admission::Known) => return Vec::new(),
+    fn announce(state: &Rc<RefCell<Session>>, digest: Digest, shape: Shape) -> Result<Vec<Digest>, LinkError> {
+        let (event, evicted) = state.borrow_mut().admit(digest, shape);
+        if let Some(event) = event {
+            Session::handle(state, event)?;
+        }
+        Ok(evicted)
+    }
+
+    fn admit(&mut self, digest: Digest, shape: Shape) -> (Option<Event>, Vec<Digest>) {
+        let store = &mut self.served.borrow_mut().store;
+        let evicted = match store.admit(self.peer, digest, shape.size_bytes(), |digest| self.intake.needs(digest)) {
+            Ok(Admission::Known) => return (None, Vec::new()),
             Ok(Admission::Receive { evicted }) => evicted,
-            Err(error) => {
-                self.refuse(digest, error);
-                return Vec::new();
-            }
+            Err(error) => return (Some(Event::Refused(digest, error)), Vec::new()),
         };
-        self.refused.remove(&digest);
         match TensorBuf::unspecified(shape.dtype(), shape.rows(), shape.cols()) {
             Ok(buffer) => {
                 self.arriving.insert(digest, Arriving { buffer: Some(buffer), received: 0 });
+                (Some(Event::Admitted(digest)), evicted)
             }
             Err(error) => {
-                self.served.borrow_mut().store.remove(self.peer, digest);
-                self.refuse(digest, crate::compute_error(error));
+                store.remove(self.peer, digest);
+                (Some(Event::Refused(digest, crate::compute_error(error))), evicted)
             }
         }
-        evicted
-    }
-
-    /// Notes why tasks that name this operand will fail.
-    fn refuse(&mut self, digest: Digest, error: Error) {
-        if self.refused.len() >= REFUSALS_MAX {
-            self.refused.clear();
-        }
-        self.refused.insert(digest, error);
     }
 
     /// Takes a task in: it fails, waits for operands, or starts.
     async fn accept(state: &Rc<RefCell<Session>>, task: Task, replies: &mpsc::Sender<Reply>) -> Result<(), LinkError> {
-        let refusal = {
-            let session = state.borrow();
-            if session.tasks.contains_key(&task.id) {
-                return Err(LinkError::Unexpected(format!("task {} is sent twice", task.id)));
+        let Ok(place) = replies.clone().reserve_owned().await else { return Err(LinkError::Closed) };
+        let event = {
+            let mut session = state.borrow_mut();
+            let operands = operands(&task);
+            let (held, whole, refusal) = {
+                let mut served = session.served.borrow_mut();
+                let held = operands.map(|digest| served.store.knows(session.peer, &digest));
+                let whole = operands.map(|digest| served.store.get(session.peer, &digest).is_some());
+                (held, whole, served.refusal(&session.peer))
+            };
+            if let std::collections::hash_map::Entry::Vacant(entry) = session.accepted.entry(task.id) {
+                entry.insert(Accepted { task, cancel: Cancel::new(), place: Some(place), lease: None });
             }
-            session.refusal()
+            if task.deadline.is_some() {
+                session.deadlines.notify_one();
+            }
+            let terms = Terms { task: task.id, operands, priority: task.priority, deadline: task.deadline };
+            Event::Task { terms, held, whole, refusal }
         };
-        if let Some(error) = refusal {
-            return reply(replies, Reply::Failure { task: task.id, error }).await;
+        for message in Session::handle(state, event)? {
+            reply(replies, Reply::Message(message)).await?;
         }
-        let place = match replies.clone().reserve_owned().await {
-            Ok(place) => place,
-            Err(_) => return Err(LinkError::Closed),
-        };
-        let lacking = state.borrow_mut().wait(task, place);
-        if !lacking.is_empty() {
-            reply(replies, Reply::Message(Message::Missing { task: task.id, digests: lacking })).await?;
-        }
-        Session::start_ready(state);
         Ok(())
     }
 
-    /// Why no further task is taken now.
-    fn refusal(&self) -> Option<Error> {
-        let served = self.served.borrow();
-        if served.draining {
-            return Some(Error::new(ErrorKind::Unavailable, "this node is shutting down"));
+    /// Lets the intake decide on what happened and does what it says; returns what is to be asked of the peer.
+    fn handle(state: &Rc<RefCell<Session>>, event: Event) -> Result<Vec<Message>, LinkError> {
+        let mut events = VecDeque::from([event]);
+        let mut messages = Vec::new();
+        while let Some(event) = events.pop_front() {
+            if let Event::Done(task) = event {
+                state.borrow_mut().accepted.remove(&task);
+            }
+            let actions = state.borrow_mut().intake.handle(event, clock::now());
+            for action in actions {
+                match action {
+                    Action::AskFor(task, digests) => messages.push(Message::Missing { task, digests }),
+                    Action::Lease(task, operands) => events.extend(Session::lease(state, task, operands)),
+                    Action::Start(task, priority) => events.extend(Session::start(state, task, priority)),
+                    Action::Fail(task, error) => state.borrow_mut().fail(task, error),
+                    Action::Drop(task) => state.borrow_mut().forget(task),
+                    Action::Stop(task) => {
+                        if let Some(accepted) = state.borrow().accepted.get(&task) {
+                            accepted.cancel.cancel();
+                        }
+                    }
+                    Action::Close(why) => return Err(LinkError::Unexpected(why)),
+                }
+            }
         }
-        (self.tasks.len() >= TASKS_PER_PEER)
-            .then(|| Error::new(ErrorKind::Overloaded, format!("{TASKS_PER_PEER} of your tasks are here already")))
+        Ok(messages)
     }
 
-    /// Notes a task; returns those of its operands that are neither here nor on their way.
-    fn wait(&mut self, task: Task, place: mpsc::OwnedPermit<Reply>) -> Vec<Digest> {
-        let served = self.served.borrow();
-        let mut lacking: Vec<Digest> = operands(&task)
-            .into_iter()
-            .filter(|digest| !served.store.knows(self.peer, digest) && !self.refused.contains_key(digest))
-            .collect();
-        lacking.dedup();
-        let waiting = Waiting { task, cancel: Cancel::new(), place: Some(place), submitted: false };
-        self.tasks.insert(task.id, waiting);
-        lacking
-    }
-
-    /// Hands every task whose operands are here to the executor, and ends those whose operands never will be.
-    fn start_ready(state: &Rc<RefCell<Session>>) {
-        let waiting: Vec<(TaskId, Task)> = {
-            let session = state.borrow();
-            let mut waiting: Vec<_> =
-                session.tasks.values().filter(|w| !w.submitted).map(|w| (w.task.id, w.task)).collect();
-            waiting.sort_unstable_by_key(|(id, _)| *id);
-            waiting
+    /// Leases memory for a task's result: at once where there is some, otherwise the intake hears of it later.
+    fn lease(state: &Rc<RefCell<Session>>, task: TaskId, operands: [Digest; 2]) -> Option<Event> {
+        let mut session = state.borrow_mut();
+        let bytes = match session.result_bytes(operands) {
+            Ok(bytes) => bytes,
+            Err(error) => return Some(Event::Unleased(task, error)),
         };
-        for (id, task) in waiting {
-            let [a, b] = operands(&task);
-            let refused = {
-                let session = state.borrow();
-                session.refused.get(&a).or_else(|| session.refused.get(&b)).cloned()
-            };
-            if let Some(error) = refused {
-                state.borrow_mut().fail(id, error);
-                continue;
-            }
-            let here = {
-                let session = state.borrow();
-                let mut served = session.served.borrow_mut();
-                served.store.get(session.peer, &a).zip(served.store.get(session.peer, &b))
-            };
-            if let Some((tensor_a, tensor_b)) = here {
-                Session::submit(state, id, (PackKey::Operand(a), tensor_a), (PackKey::Operand(b), tensor_b));
-            }
+        let devices = session.served.borrow().devices.clone();
+        let accepted = session.accepted.get_mut(&task)?;
+        if let Ok(lease) = devices.lease(Kind::Results, bytes) {
+            accepted.lease = Some(lease);
+            return Some(Event::Leased(task));
         }
+        let cancel = accepted.cancel.clone();
+        let state = Rc::clone(state);
+        tokio::task::spawn_local(async move {
+            let leased = devices.lease_soon(Kind::Results, bytes, RESULT_PATIENCE).await;
+            // Another task may have the number by now.
+            if cancel.is_cancelled() {
+                return;
+            }
+            let event = match leased {
+                Ok(lease) => {
+                    if let Some(accepted) = state.borrow_mut().accepted.get_mut(&task) {
+                        accepted.lease = Some(lease);
+                    }
+                    Event::Leased(task)
+                }
+                Err(error) => Event::Unleased(task, error),
+            };
+            // Neither asks the peer for anything.
+            let _ = Session::handle(&state, event);
+        });
+        None
     }
 
-    fn submit(state: &Rc<RefCell<Session>>, id: TaskId, a: (PackKey, Tensor), b: (PackKey, Tensor)) {
+    fn result_bytes(&self, operands: [Digest; 2]) -> Result<u64, Error> {
+        let [a, b] = self.tensors(operands)?;
+        let sizes = pangea_compute::product_bytes(a.shape(), b.shape(), a.dtype(), b.dtype());
+        Ok(sizes.map_err(crate::compute_error)?.c)
+    }
+
+    /// Both operands, which are here.
+    fn tensors(&self, operands: [Digest; 2]) -> Result<[Tensor; 2], Error> {
+        let mut served = self.served.borrow_mut();
+        let mut get = |digest| served.store.get(self.peer, &digest);
+        let [a, b] = operands;
+        let gone = || Error::new(ErrorKind::Unavailable, "an operand of the task is not here any more");
+        Ok([get(a).ok_or_else(gone)?, get(b).ok_or_else(gone)?])
+    }
+
+    /// Hands a task to the executor.
+    fn start(state: &Rc<RefCell<Session>>, id: TaskId, priority: i8) -> Option<Event> {
         let mut session = state.borrow_mut();
         let executor = session.served.borrow().executor.clone();
         let replies = session.replies.clone();
-        let Some(waiting) = session.tasks.get_mut(&id) else { return };
-        let Some(place) = waiting.place.take() else { return };
-        waiting.submitted = true;
+        let owner = session.peer;
+        let keys = operands(&session.accepted.get(&id)?.task);
+        let [a, b] = match session.tensors(keys) {
+            Ok(tensors) => tensors,
+            Err(error) => {
+                session.fail(id, error);
+                return Some(Event::Done(id));
+            }
+        };
+        let accepted = session.accepted.get_mut(&id)?;
+        let place = accepted.place.take()?;
+        let memory = accepted.lease.take();
         let (ended, end) = oneshot::channel();
-        let started = Box::new(move || {
-            // A lost notice costs a little accuracy of the coordinator's predictions, nothing else.
-            let _ = replies.try_send(Reply::Message(Message::Started(id)));
-        });
+        let started = {
+            let replies = replies.clone();
+            Box::new(move || {
+                // A lost notice costs a little accuracy of the coordinator's predictions, nothing else.
+                let _ = replies.try_send(Reply::Message(Message::Started(id)));
+            })
+        };
         let done = Box::new(move |outcome: Outcome| {
-            let reply = match outcome.result {
-                Ok(tensor) => Reply::Result { task: id, tensor, compute: outcome.compute, fault: outcome.fault },
+            let (compute, fault) = (outcome.compute, outcome.fault);
+            place.send(match outcome.result {
+                Ok(tensor) => Reply::Result { task: id, tensor, compute, fault, memory },
                 Err(error) => Reply::Failure { task: id, error },
-            };
-            place.send(reply);
+            });
             let _ = ended.send(());
         });
-        let priority = waiting.task.priority;
-        let deadline = waiting.task.deadline;
-        let cancel = waiting.cancel.clone();
-        let keep_bytes = usize::MAX;
         let work = Work {
             priority,
-            a,
-            b,
-            keep_bytes,
-            cancel: cancel.clone(),
-            owner: Some(session.peer),
+            a: (PackKey::Operand(keys[0]), a),
+            b: (PackKey::Operand(keys[1]), b),
+            keep_bytes: usize::MAX,
+            cancel: accepted.cancel.clone(),
+            owner: Some(owner),
             started: Some(started),
             done,
         };
         if let Err(error) = executor.submit(work) {
             // The place went with the work, so this answer goes the ordinary way.
-            let _ = session.replies.try_send(Reply::Failure { task: id, error });
-            session.tasks.remove(&id);
-            return;
+            let _ = replies.try_send(Reply::Failure { task: id, error });
+            return Some(Event::Done(id));
         }
         drop(session);
         let state = Rc::clone(state);
         tokio::task::spawn_local(async move {
-            let expire = async {
-                match deadline {
-                    Some(left) => tokio::time::sleep(left).await,
-                    None => std::future::pending().await,
-                }
-                cancel.cancel();
-                std::future::pending::<()>().await
-            };
-            tokio::select! {
-                // An error means that the executor dropped the work: it is over as well.
-                _ = end => {}
-                () = expire => {}
-            }
-            state.borrow_mut().tasks.remove(&id);
+            // An error means that the executor dropped the work: it is over as well.
+            let _ = end.await;
+            let _ = Session::handle(&state, Event::Done(id));
         });
+        None
     }
 
-    /// Ends a task that never started.
+    /// Answers a task that did not start.
     fn fail(&mut self, id: TaskId, error: Error) {
-        if let Some(Waiting { place: Some(place), .. }) = self.tasks.remove(&id) {
-            place.send(Reply::Failure { task: id, error });
-        }
-        self.forget_refusals();
-    }
-
-    /// Nobody wants the task any more. A running one notices within milliseconds.
-    fn cancel(&mut self, id: TaskId) {
-        match self.tasks.get(&id) {
-            Some(waiting) if waiting.submitted => waiting.cancel.cancel(),
-            Some(_) => {
-                self.tasks.remove(&id);
-                self.forget_refusals();
+        if let Some(accepted) = self.accepted.remove(&id) {
+            accepted.cancel.cancel();
+            if let Some(place) = accepted.place {
+                place.send(Reply::Failure { task: id, error });
             }
-            None => {}
         }
     }
 
-    /// Refusals matter only to tasks that name them; without tasks the next announcement is judged afresh.
-    fn forget_refusals(&mut self) {
-        if self.tasks.is_empty() {
-            self.refused.clear();
+    /// Forgets a task that did not start.
+    fn forget(&mut self, id: TaskId) {
+        if let Some(accepted) = self.accepted.remove(&id) {
+            accepted.cancel.cancel();
         }
     }
 
-    /// The stream is over: nothing of this peer's goes on or stays.
+    /// The stream is over: nothing of this peer's stays.
     fn end(&mut self) {
-        for waiting in self.tasks.values() {
-            waiting.cancel.cancel();
-        }
-        self.tasks.clear();
+        self.accepted.clear();
         let mut served = self.served.borrow_mut();
         for (digest, _) in self.arriving.drain() {
             served.store.remove(self.peer, digest);
@@ -533,6 +494,9 @@ impl Session {
             served.sessions.remove(&self.peer);
             served.store.remove_owner(self.peer);
         }
+        if served.sessions.is_empty() {
+            served.executor.forget_peers();
+        }
     }
 }
 
@@ -540,8 +504,4 @@ fn operands(task: &Task) -> [Digest; 2] {
     match task.operation {
         Operation::MatMul { a, b } => [a, b],
     }
-}
-
-async fn reply(replies: &mpsc::Sender<Reply>, reply: Reply) -> Result<(), LinkError> {
-    replies.send(reply).await.map_err(|_| LinkError::Closed)
 }

@@ -30,6 +30,7 @@ impl Driver {
         if let Some(known) = self.peers.get_mut(&peer) {
             known.quarantined = Some(why);
         }
+        self.served.borrow_mut().quarantined.insert(peer);
         if let (Some(evidence), Some(data_dir)) = (evidence, self.settings.data_dir.clone()) {
             tokio::task::spawn_blocking(move || match evidence.keep(&data_dir) {
                 Ok(folder) => tracing::info!(event = "evidence_kept", folder = %folder.display()),
@@ -44,6 +45,7 @@ impl Driver {
     pub(super) fn keep_out(&mut self, peer: PeerId, why: String) {
         tracing::warn!(event = "quarantined", %peer, why, "Peer {peer} is quarantined: {why}");
         self.peers.entry(peer, Instant::now()).quarantined = Some(why.clone());
+        self.served.borrow_mut().quarantined.insert(peer);
         if let Some(network) = self.network.clone() {
             tokio::task::spawn_local(async move { network.block(peer, &format!("quarantined: {why}")).await });
         }

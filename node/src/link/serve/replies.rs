@@ -1,0 +1,135 @@
+//! What a worker sends on a task stream: results, failures, short messages, and from time to time how busy it is. It decides
+//! nothing.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::time::Duration;
+
+use futures::AsyncWrite;
+use libp2p::PeerId;
+use pangea_client::Error;
+use pangea_compute::Tensor;
+use tokio::sync::mpsc;
+
+use super::Served;
+use crate::devices::Lease;
+use crate::link::framed::{FrameWriter, LinkError};
+use crate::link::limits::CHUNK_BYTES;
+use crate::wire::{Message, Shape, TaskHello, TaskId};
+use crate::worker::fault::Fault;
+
+/// Between two messages about this node's load.
+const LOAD_EVERY: Duration = Duration::from_millis(250);
+
+/// Something for the coordinator.
+pub(super) enum Reply {
+    Message(Message),
+    Result { task: TaskId, tensor: Tensor, compute: Duration, fault: Option<Fault>, memory: Option<Lease> },
+    Failure { task: TaskId, error: Error },
+}
+
+/// Queues a reply.
+pub(super) async fn reply(replies: &mpsc::Sender<Reply>, reply: Reply) -> Result<(), LinkError> {
+    replies.send(reply).await.map_err(|_| LinkError::Closed)
+}
+
+/// Writes replies until the stream ends; returns why.
+pub(super) async fn write_all<W: AsyncWrite + Unpin>(
+    mut frames: FrameWriter<W>,
+    mut outbox: mpsc::Receiver<Reply>,
+    advert: TaskHello,
+    peer: PeerId,
+    served: &Rc<RefCell<Served>>,
+) -> LinkError {
+    match write(&mut frames, &mut outbox, advert, peer, served).await {
+        Ok(()) => LinkError::Closed,
+        Err(why) => why,
+    }
+}
+
+async fn write<W: AsyncWrite + Unpin>(
+    frames: &mut FrameWriter<W>,
+    outbox: &mut mpsc::Receiver<Reply>,
+    advert: TaskHello,
+    peer: PeerId,
+    served: &Rc<RefCell<Served>>,
+) -> Result<(), LinkError> {
+    frames.send(&Message::Hello(advert), &[]).await?;
+    frames.flush().await?;
+    let mut load = Load { peer, told: Duration::ZERO, tick: tokio::time::interval(LOAD_EVERY) };
+    loop {
+        let reply = tokio::select! {
+            biased;
+            reply = outbox.recv() => match reply {
+                Some(reply) => reply,
+                None => return Ok(()),
+            },
+            news = load.news(served) => Reply::Message(news),
+        };
+        match reply {
+            Reply::Message(message) => frames.send(&message, &[]).await?,
+            Reply::Failure { task, error } => {
+                let message = Message::Failure { task, kind: error.kind(), message: error.message().to_owned() };
+                frames.send(&message, &[]).await?;
+            }
+            Reply::Result { fault: Some(Fault::Hang), .. } => {}
+            Reply::Result { task, tensor, compute, fault, memory } => {
+                // Held until the result is on its way.
+                let _memory = memory;
+                send_result(frames, task, &tensor, compute, fault).await?;
+                let mut served = served.borrow_mut();
+                served.bytes_sent += tensor.size_bytes() as u64;
+                served.tasks_done += 1;
+            }
+        }
+        if outbox.is_empty() {
+            frames.flush().await?;
+        }
+    }
+}
+
+/// What the coordinator was last told of this node's load.
+struct Load {
+    peer: PeerId,
+    told: Duration,
+    tick: tokio::time::Interval,
+}
+
+impl Load {
+    /// Waits until the load has changed by more than a half.
+    async fn news(&mut self, served: &Rc<RefCell<Served>>) -> Message {
+        loop {
+            self.tick.tick().await;
+            let queued = served.borrow().executor.backlog_without(self.peer);
+            if queued.abs_diff(self.told) > self.told.max(queued) / 2 {
+                self.told = queued;
+                return Message::Load { queued_nanos: u64::try_from(queued.as_nanos()).unwrap_or(u64::MAX) };
+            }
+        }
+    }
+}
+
+async fn send_result<W: AsyncWrite + Unpin>(
+    frames: &mut FrameWriter<W>,
+    task: TaskId,
+    tensor: &Tensor,
+    compute: Duration,
+    fault: Option<Fault>,
+) -> Result<(), LinkError> {
+    let shape = Shape::new(tensor.dtype(), tensor.rows() as u64, tensor.cols() as u64)?;
+    let compute_nanos = u64::try_from(compute.as_nanos()).unwrap_or(u64::MAX);
+    let Some(bytes) = tensor.contiguous_bytes() else {
+        return Err(LinkError::Unexpected("a product that is not row-major".to_owned()));
+    };
+    let message = |offset| Message::Result { task, shape, offset, compute_nanos };
+    if fault == Some(Fault::Drop) {
+        return frames.cut(&message(0), &bytes[..bytes.len().min(CHUNK_BYTES)]).await;
+    }
+    if bytes.is_empty() {
+        return frames.send(&message(0), &[]).await;
+    }
+    for (i, piece) in bytes.chunks(CHUNK_BYTES).enumerate() {
+        frames.send(&message((i * CHUNK_BYTES) as u64), piece).await?;
+    }
+    Ok(())
+}
