@@ -5,7 +5,8 @@ use pangea_compute::Digest;
 
 use super::BlobMessage;
 use super::limits::CHUNK_BYTES;
-use crate::wire::{FrameHead, Header, PREFIX_BYTES};
+use crate::wire::conformance::{self, encoded};
+use crate::wire::{Header, PREFIX_BYTES};
 
 fn digest() -> Digest {
     let mut bytes = [0xaa; 32];
@@ -24,53 +25,23 @@ fn one_of_each() -> Vec<(BlobMessage, usize)> {
     ]
 }
 
-fn encoded(message: &BlobMessage, payload: usize) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    message.encode(payload, &mut bytes).unwrap();
-    bytes
-}
-
-fn hex(bytes: &[u8]) -> String {
-    let word = |word: &[u8]| word.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
-    bytes.chunks(8).map(word).collect::<Vec<_>>().join(" ")
-}
-
 #[test]
 fn the_bytes_of_every_message_are_pinned() {
-    let text: String = one_of_each()
-        .iter()
-        .map(|(message, payload)| format!("{}\n  {}\n", message.name(), hex(&encoded(message, *payload))))
-        .collect();
-    assert_eq!(text, include_str!("goldens.txt"), "the protocol's bytes changed:\n{text}");
+    conformance::assert_pinned(&one_of_each(), include_str!("goldens.txt"));
 }
 
 #[test]
 fn every_message_comes_back_as_it_was() {
-    for (message, payload) in one_of_each() {
-        let bytes = encoded(&message, payload);
-        let head = FrameHead::parse(bytes[..PREFIX_BYTES].try_into().unwrap(), BlobMessage::LIMITS).unwrap();
-        assert_eq!((head.header_len(), head.payload_len()), (bytes.len() - PREFIX_BYTES, payload));
-        assert_eq!(BlobMessage::decode(&bytes[PREFIX_BYTES..], payload).unwrap(), message);
-    }
+    conformance::assert_comes_back(&one_of_each(), |_, header, payload| BlobMessage::decode(header, payload).unwrap());
 }
 
 #[test]
 fn disturbed_bytes_never_panic_and_chunks_stay_inside_their_answer() {
-    for (message, payload) in one_of_each() {
-        let bytes = encoded(&message, payload);
-        for at in PREFIX_BYTES..bytes.len() {
-            for bit in 0..8 {
-                let mut disturbed = bytes.clone();
-                disturbed[at] ^= 1 << bit;
-                if let Ok(BlobMessage::Chunk { total, offset }) =
-                    BlobMessage::decode(&disturbed[PREFIX_BYTES..], payload)
-                {
-                    assert!(offset + payload as u64 <= total && total <= 16 << 20);
-                }
-            }
-            assert!(BlobMessage::decode(&bytes[PREFIX_BYTES..at], payload).is_err());
+    conformance::assert_sturdy(&one_of_each(), |message, payload| {
+        if let BlobMessage::Chunk { total, offset } = message {
+            assert!(offset + payload as u64 <= total && total <= 16 << 20);
         }
-    }
+    });
 }
 
 #[test]

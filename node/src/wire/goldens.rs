@@ -7,17 +7,10 @@ use pangea_client::ErrorKind;
 use pangea_compute::{DType, Digest};
 use proptest::prelude::*;
 
+use super::conformance::{self, encoded};
 use super::frame::{FrameHead, PREFIX_BYTES};
 use super::message::{MAX_HEADER_BYTES, MAX_PAYLOAD_BYTES, Message, Operation, Shape, Task, TaskHello};
 use super::{Header, WireError};
-
-fn hex(bytes: &[u8]) -> String {
-    bytes
-        .chunks(8)
-        .map(|word| word.iter().map(|byte| format!("{byte:02x}")).collect::<String>())
-        .collect::<Vec<_>>()
-        .join(" ")
-}
 
 fn digest(n: u8) -> Digest {
     let mut bytes = [n; 32];
@@ -66,50 +59,23 @@ fn one_of_each() -> Vec<(Message, usize)> {
     ]
 }
 
-fn encoded(message: &Message, payload: usize) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    message.encode(payload, &mut bytes).unwrap();
-    bytes
-}
-
 #[test]
 fn the_bytes_of_every_message_are_pinned() {
-    let text: String = one_of_each()
-        .iter()
-        .map(|(message, payload)| format!("{}\n  {}\n", message.name(), hex(&encoded(message, *payload))))
-        .collect();
-    assert_eq!(text, include_str!("goldens.txt"), "the protocol's bytes changed:\n{text}");
+    conformance::assert_pinned(&one_of_each(), include_str!("goldens.txt"));
 }
 
 #[test]
 fn every_message_comes_back_as_it_was() {
-    for (message, payload) in one_of_each() {
-        let bytes = encoded(&message, payload);
-        let head = FrameHead::parse(bytes[..PREFIX_BYTES].try_into().unwrap(), Message::LIMITS).unwrap();
-        assert_eq!((head.header_len(), head.payload_len()), (bytes.len() - PREFIX_BYTES, payload));
-        assert_eq!(Message::decode(&bytes[PREFIX_BYTES..], payload).unwrap(), message);
-    }
+    conformance::assert_comes_back(&one_of_each(), |_, header, payload| Message::decode(header, payload).unwrap());
 }
 
 #[test]
 fn disturbed_bytes_never_panic_and_never_become_an_impossible_message() {
-    for (message, payload) in one_of_each() {
-        let bytes = encoded(&message, payload);
-        for at in PREFIX_BYTES..bytes.len() {
-            for bit in 0..8 {
-                let mut disturbed = bytes.clone();
-                disturbed[at] ^= 1 << bit;
-                if let Ok(Message::Operand { shape, offset, .. } | Message::Result { shape, offset, .. }) =
-                    Message::decode(&disturbed[PREFIX_BYTES..], payload)
-                {
-                    assert!(offset + payload as u64 <= shape.size_bytes());
-                }
-            }
+    conformance::assert_sturdy(&one_of_each(), |message, payload| {
+        if let Message::Operand { shape, offset, .. } | Message::Result { shape, offset, .. } = message {
+            assert!(offset + payload as u64 <= shape.size_bytes());
         }
-        for cut in PREFIX_BYTES..bytes.len() {
-            assert!(Message::decode(&bytes[PREFIX_BYTES..cut], payload).is_err(), "{} cut at {cut}", message.name());
-        }
-    }
+    });
 }
 
 #[test]

@@ -7,9 +7,11 @@
 //! Cap'n Proto message; `schema/task.capnp` for tasks) and a payload (raw tensor bytes).
 //!
 //! * [`frame`], [`header`]: what every protocol shares; [`Header`] is what a protocol's message implements.
-//! * `field`: fields that several protocols have.
+//! * `field`: fields that several protocols have. `conformance`: what must hold for every protocol's messages, for tests.
 //! * [`message`]: the messages of `/pangea/task/1`.
 
+#[cfg(test)]
+pub(crate) mod conformance;
 pub(crate) mod field;
 pub mod frame;
 #[cfg(test)]

@@ -9,12 +9,8 @@ use proptest::prelude::*;
 use super::*;
 use crate::pipeline::limits::*;
 use crate::pipeline::payload::Payload;
+use crate::wire::conformance;
 use crate::wire::{FrameHead, Header, PREFIX_BYTES, WireError};
-
-fn hex(bytes: &[u8]) -> String {
-    let word = |word: &[u8]| word.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
-    bytes.chunks(8).map(word).collect::<Vec<_>>().join(" ")
-}
 
 /// A peer id like any of ours: an Ed25519 key as it is.
 fn peer(n: u8) -> PeerId {
@@ -136,9 +132,7 @@ fn failed(message: &str) -> Message {
 
 fn encoded(message: &Message, payload: usize) -> Vec<u8> {
     message.check_sendable(payload).unwrap();
-    let mut bytes = Vec::new();
-    message.encode(payload, &mut bytes).unwrap();
-    bytes
+    conformance::encoded(message, payload)
 }
 
 /// What the other side has of it.
@@ -152,21 +146,15 @@ fn received(message: &Message, payload: usize) -> Result<Message, WireError> {
 
 #[test]
 fn the_bytes_of_every_message_are_pinned() {
-    let text: String = one_of_each()
-        .iter()
-        .map(|(message, payload)| format!("{}\n  {}\n", message.name(), hex(&encoded(message, *payload))))
-        .collect();
-    assert_eq!(text, include_str!("goldens.txt"), "the protocol's bytes changed:\n{text}");
+    conformance::assert_pinned(&one_of_each(), include_str!("goldens.txt"));
 }
 
 #[test]
 fn every_message_comes_back_as_it_was() {
-    for (message, payload) in one_of_each() {
-        let bytes = encoded(&message, payload);
-        let head = FrameHead::parse(bytes[..PREFIX_BYTES].try_into().unwrap(), Message::LIMITS).unwrap();
-        assert_eq!((head.header_len(), head.payload_len()), (bytes.len() - PREFIX_BYTES, payload));
-        assert_eq!(received(&message, payload).unwrap(), message);
-    }
+    conformance::assert_comes_back(&one_of_each(), |message, _, payload| {
+        encoded(message, payload);
+        received(message, payload).unwrap()
+    });
 }
 
 #[test]
@@ -180,21 +168,7 @@ fn tokens_of_an_opening_travel_behind_it_and_other_payloads_pass() {
 
 #[test]
 fn disturbed_bytes_never_panic_and_what_is_read_could_have_been_sent() {
-    for (message, payload) in one_of_each() {
-        let bytes = encoded(&message, payload);
-        for at in PREFIX_BYTES..bytes.len() {
-            for bit in 0..8 {
-                let mut disturbed = bytes.clone();
-                disturbed[at] ^= 1 << bit;
-                if let Ok(read) = Message::decode(&disturbed[PREFIX_BYTES..], payload) {
-                    encoded(&read, payload);
-                }
-            }
-        }
-        for cut in PREFIX_BYTES..bytes.len() {
-            assert!(Message::decode(&bytes[PREFIX_BYTES..cut], payload).is_err(), "{} cut at {cut}", message.name());
-        }
-    }
+    conformance::assert_sturdy(&one_of_each(), |read, payload| drop(encoded(&read, payload)));
 }
 
 #[test]
