@@ -9,6 +9,7 @@
 //! | [`placement`] | which node computes which layers of which model |
 //! | [`generation`] | which chain answers a request, when an answer fails over, when the request is concluded and with which verdict |
 //! | [`session`] | which rows of which sequence a chain computes next; which streams make the link to a peer |
+//! | [`peers`] | what is known of each peer, and whether it may compute |
 //! | [`pool`] | which nodes are there, and which of them is the master |
 //! | [`net`] | whom to dial when; who is admitted; which of two connections lives; which peers are dead |
 //! | [`blob`] | which part of a model file is asked of which provider |
@@ -22,6 +23,7 @@ pub mod blob;
 pub mod devices;
 pub mod generation;
 pub mod net;
+pub mod peers;
 pub mod placement;
 pub mod pool;
 pub mod schedule;

@@ -60,18 +60,26 @@ pub struct Roster {
     members: BTreeMap<PeerId, Member>,
     connected: BTreeSet<PeerId>,
     gone: BTreeMap<PeerId, Gone>,
+    /// Quarantined nodes: never members, whatever they or others say.
+    excluded: BTreeSet<PeerId>,
 }
 
 impl Roster {
     /// The roster of node `local`, which itself is never listed.
     pub fn new(local: PeerId) -> Roster {
-        Roster { local, members: BTreeMap::new(), connected: BTreeSet::new(), gone: BTreeMap::new() }
+        Roster {
+            local,
+            members: BTreeMap::new(),
+            connected: BTreeSet::new(),
+            gone: BTreeMap::new(),
+            excluded: BTreeSet::new(),
+        }
     }
 
     /// Takes in an advert.
     pub fn heard(&mut self, advert: Advert, now: Time) -> Heard {
         let (peer, edition) = (advert.peer, (advert.incarnation, advert.sequence));
-        if peer == self.local {
+        if peer == self.local || self.excluded.contains(&peer) {
             return Heard::Old;
         }
         if let Some(member) = self.members.get_mut(&peer) {
@@ -107,6 +115,12 @@ impl Roster {
     /// Takes in that the last connection to `peer` is gone. Whether the peer was in the pool until now.
     pub fn disconnected(&mut self, peer: PeerId, now: Time) -> bool {
         self.connected.remove(&peer);
+        self.lose(peer, now)
+    }
+
+    /// From now on `peer` is not a node of this pool: its adverts are not heard nor passed on. Whether it was one until now.
+    pub fn exclude(&mut self, peer: PeerId, now: Time) -> bool {
+        self.excluded.insert(peer);
         self.lose(peer, now)
     }
 
@@ -159,7 +173,9 @@ impl Roster {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::pool::Term;
     use crate::pool::advert_of;
+    use crate::pool::election::{Candidate, Changed, Election, Event};
 
     fn ms(ms: u64) -> Time {
         Time::from_millis(ms)
@@ -228,6 +244,35 @@ mod tests {
         case.roster.connected(case.peer);
         assert_eq!(case.hear(5, 2, 5000), Heard::Joined);
         assert!(case.roster.silent(ms(60_000)).is_empty(), "of a connected one, the network says when it is dead");
+    }
+
+    #[test]
+    fn a_quarantined_node_is_gone_and_whatever_it_claims_is_not_followed() {
+        let mut case = Case::new();
+        let mut election = Election::new(case.roster.local, true, false, None);
+        let term = Term { counter: 3, master: case.peer };
+        let claims = |sequence| Advert {
+            incarnation: 5,
+            sequence,
+            term: Some(term),
+            works: true,
+            force_master: true,
+            uptime: Duration::from_secs(3600),
+            ..advert_of(case.peer)
+        };
+        let voice = Candidate::of(&claims(1));
+        assert_eq!(case.roster.heard(claims(1), ms(0)), Heard::Joined);
+        assert_eq!(election.handle(Event::Heard(case.peer, voice), ms(0)), Some(Changed(Some(term))));
+
+        assert!(case.roster.exclude(case.peer, ms(1000)));
+        assert_eq!(election.handle(Event::Gone { peer: case.peer, silent: true }, ms(1000)), Some(Changed(None)));
+        assert_eq!(case.roster.heard(claims(2), ms(1100)), Heard::Old);
+        case.roster.connected(case.peer);
+        assert_eq!(case.roster.heard(Advert { incarnation: 6, ..claims(1) }, ms(60_000)), Heard::Old, "a later run");
+        assert!(!case.roster.contains(&case.peer));
+        let own = Term { counter: 4, master: case.roster.local };
+        assert_eq!(election.handle(Event::Tick, ms(10_000)), Some(Changed(Some(own))));
+        assert!(!case.roster.exclude(case.peer, ms(60_001)), "it was no member any more");
     }
 
     #[test]

@@ -43,9 +43,45 @@ impl View {
         std::iter::once(&self.own).chain(self.nodes.values())
     }
 
-    /// The connection between two nodes, as `from` says or else as `to` does.
+    /// The connection between two nodes as `from` measured it. It counts only where both nodes name it: nobody is connected
+    /// to another by its own word alone.
     pub fn link(&self, from: &PeerId, to: &PeerId) -> Option<&LinkAdvert> {
         let side = |one: &PeerId, other: &PeerId| self.advert(one)?.links.iter().find(|link| link.to == *other);
-        side(from, to).or_else(|| side(to, from))
+        side(to, from).and(side(from, to))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pool::advert_of;
+    use crate::test_peers::fresh_peer;
+
+    #[test]
+    fn a_link_counts_only_where_both_ends_name_it() {
+        let (local, peer, liar) = (fresh_peer(), fresh_peer(), fresh_peer());
+        let link = |to, bytes_per_s| LinkAdvert {
+            to,
+            rtt: std::time::Duration::from_millis(1),
+            bytes_per_s,
+            transport: "tcp".into(),
+            found_by: "mdns".into(),
+        };
+        let node = |peer, links| Advert { links, ..advert_of(peer) };
+        let view = View {
+            local,
+            own: Arc::new(node(local, vec![link(peer, 100.0)])),
+            term: None,
+            nodes: [node(peer, vec![link(local, 50.0)]), node(liar, vec![link(local, 9e9), link(peer, 9e9)])]
+                .map(|advert| (advert.peer, Arc::new(advert)))
+                .into(),
+            connected: BTreeSet::from([peer]),
+        };
+        let speed = |from: &PeerId, to: &PeerId| view.link(from, to).map(|link| link.bytes_per_s);
+        assert_eq!(speed(&local, &peer), Some(100.0));
+        assert_eq!(speed(&peer, &local), Some(50.0));
+        for honest in [local, peer] {
+            assert_eq!((speed(&liar, &honest), speed(&honest, &liar)), (None, None), "the liar's word alone");
+        }
     }
 }

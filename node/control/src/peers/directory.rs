@@ -1,0 +1,459 @@
+//! The directory of all peers: what the network, task streams, checks and audits say of a peer goes in with the time, what is
+//! to be done comes out. Decides who may compute; never opens, sends or stores anything.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use libp2p_identity::PeerId;
+
+use super::peer::{Peer, PeerState, WorkerHello};
+use crate::Time;
+
+/// Peers remembered, those that are gone included. The longest gone are forgotten first, quarantined ones never.
+const PEERS_MAX: usize = 1024;
+
+/// How long a peer that was found counts as expected without saying hello.
+const EXPECTED_FOR: Duration = Duration::from_secs(5);
+
+/// What happened.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// A peer announced itself on the local network.
+    Discovered(PeerId),
+    /// A connection to a peer is there.
+    Up {
+        /// The peer.
+        peer: PeerId,
+        /// Its multiaddr.
+        address: String,
+        /// Transport of the connection.
+        transport: String,
+        /// How the peer was found.
+        found_by: String,
+    },
+    /// A connected peer is reached by other addresses.
+    AddressesChanged {
+        /// The peer.
+        peer: PeerId,
+        /// Its multiaddrs; an empty list says nothing.
+        addresses: Vec<String>,
+    },
+    /// The last connection to a peer ended.
+    Down {
+        /// The peer.
+        peer: PeerId,
+        /// Why.
+        why: String,
+    },
+    /// A ping came back.
+    RoundTrip {
+        /// The peer.
+        peer: PeerId,
+        /// How long the ping took.
+        rtt: Duration,
+    },
+    /// A task stream to a peer could not be opened.
+    StreamRefused {
+        /// The peer.
+        peer: PeerId,
+        /// Why.
+        why: String,
+    },
+    /// A peer said hello on its task stream.
+    Hello {
+        /// The peer.
+        peer: PeerId,
+        /// What the peer says of itself.
+        hello: WorkerHello,
+    },
+    /// A task stream to a peer ended.
+    StreamEnded(PeerId),
+    /// The link to a peer was measured on purpose.
+    LinkProbed {
+        /// The peer.
+        peer: PeerId,
+        /// Bytes per second.
+        bytes_per_s: f64,
+    },
+    /// Operands were sent to a peer.
+    Sent {
+        /// The peer.
+        peer: PeerId,
+        /// How many bytes.
+        bytes: u64,
+        /// How long sending took.
+        seconds: f64,
+    },
+    /// A result of a peer passed its check.
+    ResultPassed(PeerId),
+    /// A peer was proven to lie: by a check, by an audit, or by evidence that was found at start.
+    Convicted {
+        /// The peer.
+        peer: PeerId,
+        /// What was proven.
+        why: String,
+    },
+    /// A call waits until a peer has said hello.
+    CallWaits {
+        /// Number of the call, the caller's.
+        call: u64,
+        /// The peer.
+        peer: PeerId,
+        /// When the call is given up.
+        until: Time,
+    },
+    /// Time passed.
+    Tick,
+}
+
+/// What is to be done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// A task stream is to be opened after a delay.
+    OpenStream {
+        /// To which peer.
+        peer: PeerId,
+        /// The delay.
+        after: Duration,
+    },
+    /// The peer of a waiting call has said hello.
+    CallReady {
+        /// Number of the call.
+        call: u64,
+        /// The peer.
+        peer: PeerId,
+    },
+    /// A waiting call has failed.
+    CallFailed {
+        /// Number of the call.
+        call: u64,
+        /// Why, a sentence without its full stop.
+        why: String,
+    },
+    /// What is believed of the link to a peer changed enough to plan with.
+    LinkChanged(PeerId),
+    /// This many peers are expected to say hello soon; before, it was another number.
+    Connecting(usize),
+    /// Nothing is asked of a peer nor taken from it any more: its connections end and none is admitted.
+    CutOff {
+        /// The peer.
+        peer: PeerId,
+        /// Why.
+        why: String,
+    },
+}
+
+/// A call that waits for a peer's hello.
+#[derive(Clone, Copy, Debug)]
+struct Call {
+    number: u64,
+    peer: PeerId,
+    until: Time,
+}
+
+/// All peers.
+#[derive(Debug, Default)]
+pub struct Directory {
+    peers: BTreeMap<PeerId, Peer>,
+    calls: Vec<Call>,
+    connecting: usize,
+}
+
+impl Directory {
+    /// Takes in one event; what is to be done, in order.
+    pub fn handle(&mut self, event: Event, now: Time) -> Vec<Action> {
+        let mut actions = Vec::new();
+        match event {
+            Event::Discovered(peer) => {
+                let known = self.entry(peer, now);
+                if known.state != PeerState::Connected {
+                    known.enter(PeerState::Connecting, now);
+                }
+            }
+            Event::Up { peer, address, transport, found_by } => {
+                let known = self.entry(peer, now);
+                known.enter(PeerState::Connecting, now);
+                (known.addresses, known.transport, known.found_by) = (vec![address], transport, found_by);
+                known.gone.clear();
+                known.short_streams = 0;
+                if !known.is_quarantined() {
+                    actions.push(Action::OpenStream { peer, after: Duration::ZERO });
+                }
+            }
+            Event::AddressesChanged { peer, addresses } => {
+                if let Some(known) = self.peers.get_mut(&peer).filter(|_| !addresses.is_empty()) {
+                    known.addresses = addresses;
+                }
+            }
+            Event::Down { peer, why } => {
+                let known = self.entry(peer, now);
+                known.enter(PeerState::Gone, now);
+                known.gone = why;
+            }
+            Event::RoundTrip { peer, rtt } => {
+                if self.entry(peer, now).round_trip(rtt) {
+                    actions.push(Action::LinkChanged(peer));
+                }
+            }
+            Event::StreamRefused { peer, why } => {
+                self.fail_calls(peer, &format!("{peer} is connected but takes no tasks: {why}"), &mut actions);
+            }
+            Event::Hello { peer, hello } => {
+                let known = self.entry(peer, now);
+                known.hello = Some(hello);
+                known.enter(PeerState::Connected, now);
+                let ready = self.take_calls(|call| call.peer == peer);
+                actions.extend(ready.into_iter().map(|call| Action::CallReady { call: call.number, peer }));
+            }
+            Event::StreamEnded(peer) => {
+                let here = |known: &&mut Peer| known.state != PeerState::Gone && !known.is_quarantined();
+                if let Some(known) = self.peers.get_mut(&peer).filter(here) {
+                    let after = known.stream_ended(now);
+                    actions.push(Action::OpenStream { peer, after });
+                }
+            }
+            Event::LinkProbed { peer, bytes_per_s } => {
+                if let Some(known) = self.peers.get_mut(&peer).filter(|_| bytes_per_s.is_finite() && bytes_per_s > 0.0)
+                {
+                    known.bytes_per_s = Some(bytes_per_s);
+                    actions.push(Action::LinkChanged(peer));
+                }
+            }
+            Event::Sent { peer, bytes, seconds } => {
+                if let Some(known) = self.peers.get_mut(&peer) {
+                    known.sent(bytes, seconds);
+                }
+            }
+            Event::ResultPassed(peer) => {
+                if let Some(known) = self.peers.get_mut(&peer) {
+                    known.tasks_checked += 1;
+                }
+            }
+            Event::Convicted { peer, why } => self.convict(peer, why, now, &mut actions),
+            Event::CallWaits { call, peer, until } => match self.peers.get(&peer) {
+                Some(Peer { quarantined: Some(why), .. }) => {
+                    actions.push(Action::CallFailed { call, why: format!("{peer} is quarantined: {why}") });
+                }
+                Some(Peer { state: PeerState::Connected, .. }) => actions.push(Action::CallReady { call, peer }),
+                _ => self.calls.push(Call { number: call, peer, until }),
+            },
+            Event::Tick => {
+                for Call { number, peer, .. } in self.take_calls(|call| call.until <= now) {
+                    let why = format!("{peer} is connected but does not answer as a Pangea node");
+                    actions.push(Action::CallFailed { call: number, why });
+                }
+            }
+        }
+        let expected = |peer: &&Peer| peer.state == PeerState::Connecting && now.since(peer.since) < EXPECTED_FOR;
+        let connecting = self.peers.values().filter(expected).filter(|peer| !peer.is_quarantined()).count();
+        if connecting != self.connecting {
+            self.connecting = connecting;
+            actions.push(Action::Connecting(connecting));
+        }
+        actions
+    }
+
+    /// Whether work, weights, sessions and mastership may be given to a peer, and its own work taken. Of a peer that is not
+    /// known nothing is proven.
+    pub fn may_compute(&self, peer: &PeerId) -> bool {
+        self.why_not(peer).is_none()
+    }
+
+    /// Why a peer may not compute; `None` where it may.
+    pub fn why_not(&self, peer: &PeerId) -> Option<&str> {
+        self.peers.get(peer)?.quarantined.as_deref()
+    }
+
+    /// All peers that may not compute.
+    pub fn excluded(&self) -> BTreeSet<PeerId> {
+        self.peers.iter().filter(|(_, peer)| peer.is_quarantined()).map(|(id, _)| *id).collect()
+    }
+
+    /// What is known of a peer.
+    pub fn get(&self, peer: &PeerId) -> Option<&Peer> {
+        self.peers.get(peer)
+    }
+
+    /// Every peer, ordered by peer id.
+    pub fn iter(&self) -> impl Iterator<Item = (&PeerId, &Peer)> {
+        self.peers.iter()
+    }
+
+    /// Peers that have said hello and are there.
+    pub fn connected(&self) -> usize {
+        self.peers.values().filter(|peer| peer.state == PeerState::Connected && !peer.is_quarantined()).count()
+    }
+
+    fn convict(&mut self, peer: PeerId, why: String, now: Time, actions: &mut Vec<Action>) {
+        let is_new = !self.peers.contains_key(&peer);
+        let known = self.entry(peer, now);
+        if known.is_quarantined() {
+            return;
+        }
+        if is_new {
+            known.state = PeerState::Gone;
+        }
+        known.quarantined = Some(why.clone());
+        self.fail_calls(peer, &format!("{peer} is quarantined: {why}"), actions);
+        actions.push(Action::CutOff { peer, why });
+    }
+
+    fn fail_calls(&mut self, peer: PeerId, why: &str, actions: &mut Vec<Action>) {
+        let failed = self.take_calls(|call| call.peer == peer);
+        actions.extend(failed.iter().map(|call| Action::CallFailed { call: call.number, why: why.to_owned() }));
+    }
+
+    fn take_calls(&mut self, which: impl Fn(&Call) -> bool) -> Vec<Call> {
+        let (taken, left) = std::mem::take(&mut self.calls).into_iter().partition(which);
+        self.calls = left;
+        taken
+    }
+
+    /// The peer, which is remembered from now on.
+    fn entry(&mut self, peer: PeerId, now: Time) -> &mut Peer {
+        if self.peers.len() >= PEERS_MAX && !self.peers.contains_key(&peer) {
+            let gone = |(_, peer): &(&PeerId, &Peer)| peer.state != PeerState::Connected && !peer.is_quarantined();
+            let oldest = self.peers.iter().filter(gone).min_by_key(|(_, peer)| peer.since).map(|(id, _)| *id);
+            oldest.map(|oldest| self.peers.remove(&oldest));
+        }
+        self.peers.entry(peer).or_insert_with(|| Peer::new(now))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::test_peers::fresh_peer;
+
+    fn at(millis: u64) -> Time {
+        Time::from_millis(millis)
+    }
+
+    fn up(peer: PeerId) -> Event {
+        Event::Up { peer, address: "/ip4/10.0.0.1/tcp/1".into(), transport: "tcp".into(), found_by: "mdns".into() }
+    }
+
+    fn hello(peer: PeerId) -> Event {
+        let hello = WorkerHello {
+            name: "two".into(),
+            threads: 2,
+            f32_flops_per_s: 1e9,
+            f64_flops_per_s: 1e9,
+            i8_flops_per_s: 1e9,
+            store_bytes: 1 << 20,
+            tasks_max: 8,
+            works: true,
+        };
+        Event::Hello { peer, hello }
+    }
+
+    fn opens(actions: &[Action]) -> Option<Duration> {
+        actions.iter().find_map(|action| match action {
+            Action::OpenStream { after, .. } => Some(*after),
+            _ => None,
+        })
+    }
+
+    #[test]
+    fn a_convicted_peer_may_not_compute_is_cut_off_once_and_gets_no_stream_again() {
+        let (mut directory, peer) = (Directory::default(), fresh_peer());
+        assert!(directory.may_compute(&peer));
+        directory.handle(up(peer), at(0));
+        directory.handle(hello(peer), at(1));
+        let convicted = |why: &str| Event::Convicted { peer, why: why.into() };
+        let cut = directory.handle(convicted("a wrong product"), at(2));
+        assert_eq!(cut, [Action::CutOff { peer, why: "a wrong product".into() }]);
+        assert_eq!(directory.handle(convicted("another"), at(3)), [], "once is enough");
+        assert_eq!(directory.why_not(&peer), Some("a wrong product"));
+        assert_eq!(directory.excluded(), BTreeSet::from([peer]));
+        assert_eq!(opens(&directory.handle(Event::StreamEnded(peer), at(4))), None);
+        assert_eq!(opens(&directory.handle(up(peer), at(5))), None);
+        assert_eq!(directory.get(&peer).map(Peer::trust), Some(0.0));
+    }
+
+    #[test]
+    fn evidence_found_at_start_blocks_like_fresh_evidence_and_is_never_forgotten() {
+        let (mut directory, liar) = (Directory::default(), fresh_peer());
+        let cut = directory.handle(Event::Convicted { peer: liar, why: "kept evidence".into() }, at(0));
+        assert_eq!(cut, [Action::CutOff { peer: liar, why: "kept evidence".into() }]);
+        assert_eq!(directory.get(&liar).map(|peer| peer.state), Some(PeerState::Gone));
+        for _ in 0..PEERS_MAX + 10 {
+            let peer = fresh_peer();
+            directory.handle(up(peer), at(1));
+            directory.handle(Event::Down { peer, why: "bye".into() }, at(2));
+        }
+        assert_eq!(directory.iter().count(), PEERS_MAX);
+        assert!(!directory.may_compute(&liar));
+    }
+
+    #[test]
+    fn a_stream_that_keeps_ending_is_opened_later_and_later_and_one_that_lasted_at_once() {
+        let (mut directory, peer) = (Directory::default(), fresh_peer());
+        assert_eq!(opens(&directory.handle(up(peer), at(0))), Some(Duration::ZERO));
+        let mut now = 0;
+        let delays: Vec<Duration> = (0..12)
+            .filter_map(|_| {
+                now += 10;
+                directory.handle(hello(peer), at(now));
+                opens(&directory.handle(Event::StreamEnded(peer), at(now)))
+            })
+            .collect();
+        assert_eq!((delays[0], delays[1]), (Duration::from_millis(200), Duration::from_millis(400)));
+        assert_eq!(delays.last(), Some(&Duration::from_secs(30)));
+        directory.handle(hello(peer), at(now));
+        let lasted = directory.handle(Event::StreamEnded(peer), at(now + 30_001));
+        assert_eq!(opens(&lasted), Some(Duration::from_millis(100)));
+        directory.handle(Event::Down { peer, why: "gone".into() }, at(now + 30_002));
+        assert_eq!(opens(&directory.handle(Event::StreamEnded(peer), at(now + 30_003))), None);
+    }
+
+    #[test]
+    fn calls_end_with_the_hello_the_deadline_a_refusal_or_a_conviction() {
+        let mut directory = Directory::default();
+        let [a, b, c, d] = [fresh_peer(), fresh_peer(), fresh_peer(), fresh_peer()];
+        for (call, peer) in [(1, a), (2, b), (3, c), (4, d)] {
+            directory.handle(up(peer), at(0));
+            directory.handle(Event::CallWaits { call, peer, until: at(100) }, at(0));
+        }
+        let failed = |actions: Vec<Action>| {
+            actions.into_iter().find_map(|action| match action {
+                Action::CallFailed { call, .. } => Some(call),
+                _ => None,
+            })
+        };
+        assert!(directory.handle(hello(a), at(1)).contains(&Action::CallReady { call: 1, peer: a }));
+        assert_eq!(failed(directory.handle(Event::StreamRefused { peer: b, why: "no".into() }, at(2))), Some(2));
+        assert_eq!(failed(directory.handle(Event::Convicted { peer: c, why: "lied".into() }, at(3))), Some(3));
+        assert_eq!(failed(directory.handle(Event::Tick, at(99))), None);
+        assert_eq!(failed(directory.handle(Event::Tick, at(100))), Some(4));
+        let late = directory.handle(Event::CallWaits { call: 5, peer: c, until: at(500) }, at(101));
+        assert_eq!(failed(late), Some(5), "a quarantined peer is not waited for");
+    }
+
+    #[test]
+    fn transfers_correct_a_measured_link_and_small_ones_say_nothing() {
+        let (mut directory, peer) = (Directory::default(), fresh_peer());
+        directory.handle(up(peer), at(0));
+        let speed = |directory: &Directory| directory.get(&peer).and_then(|peer| peer.bytes_per_s);
+        directory.handle(Event::Sent { peer, bytes: 1000, seconds: 1.0 }, at(1));
+        assert_eq!(speed(&directory), None);
+        let probed = directory.handle(Event::LinkProbed { peer, bytes_per_s: 100e6 }, at(2));
+        assert_eq!(probed, [Action::LinkChanged(peer)]);
+        for _ in 0..40 {
+            directory.handle(Event::Sent { peer, bytes: 10_000_000, seconds: 1.0 }, at(3));
+        }
+        let corrected = speed(&directory).unwrap();
+        assert!((10e6..10.1e6).contains(&corrected), "{corrected}");
+        directory.handle(Event::RoundTrip { peer, rtt: Duration::from_millis(2) }, at(4));
+        directory.handle(Event::RoundTrip { peer, rtt: Duration::from_millis(90) }, at(5));
+        assert_eq!(directory.get(&peer).and_then(|peer| peer.rtt), Some(Duration::from_micros(2100)));
+    }
+
+    #[test]
+    fn a_peer_that_was_found_is_expected_for_some_seconds() {
+        let (mut directory, peer) = (Directory::default(), fresh_peer());
+        assert_eq!(directory.handle(Event::Discovered(peer), at(0)), [Action::Connecting(1)]);
+        assert_eq!(directory.handle(Event::Tick, at(4999)), []);
+        assert_eq!(directory.handle(Event::Tick, at(5000)), [Action::Connecting(0)]);
+    }
+}

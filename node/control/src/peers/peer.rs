@@ -1,0 +1,153 @@
+//! One peer: its state and what was measured of it, with the rules of trust, smoothing and backoff. Never compares peers.
+
+use std::time::Duration;
+
+use crate::Time;
+
+/// Weight of the newest measurement in the smoothed link speed.
+const LINK_SPEED_WEIGHT: f64 = 0.2;
+
+/// Smallest transfer that says something about a link's speed, in bytes: below it latency decides.
+const LINK_SAMPLE_BYTES_MIN: u64 = 256 << 10;
+
+/// Growth of the smoothed round trip per ping that took longer: a link that became slow is noticed within some dozen pings.
+const RTT_GROWTH: f64 = 1.05;
+
+/// Backoff before a stream that ended is opened again; doubles with every stream that ended soon.
+const REOPEN_DELAY: Duration = Duration::from_millis(100);
+
+/// Upper bound of that backoff. A stream that lasted longer starts the backoff from its beginning.
+const REOPEN_DELAY_MAX: Duration = Duration::from_secs(30);
+
+/// Distrust that a checked result leaves of what was there before: half is gone after 23 results.
+const DISTRUST_PER_RESULT: f64 = 0.97;
+
+/// Trust of a peer that has not computed anything yet. Low, since identities are free.
+const TRUST_AT_FIRST: f64 = 0.1;
+
+/// Whether a peer is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PeerState {
+    /// Found, or connected without having said hello.
+    Connecting,
+    /// Admitted, hellos exchanged.
+    Connected,
+    /// The connection ended.
+    Gone,
+}
+
+/// What a peer says of itself as a worker when a task stream opens: a starting guess until it is measured.
+#[derive(Clone, Debug, PartialEq)]
+pub struct WorkerHello {
+    /// Name for people.
+    pub name: String,
+    /// Compute threads.
+    pub threads: u16,
+    /// Speed of f32 products, in FLOP/s.
+    pub f32_flops_per_s: f64,
+    /// Speed of f64 products, in FLOP/s.
+    pub f64_flops_per_s: f64,
+    /// Speed of i8 products, in operations per second.
+    pub i8_flops_per_s: f64,
+    /// Bytes of operands that the peer keeps for this node.
+    pub store_bytes: u64,
+    /// Tasks that the peer takes from this node at once.
+    pub tasks_max: u16,
+    /// Whether the peer takes tasks.
+    pub works: bool,
+}
+
+/// What is known of one peer.
+#[derive(Clone, Debug)]
+pub struct Peer {
+    /// Whether the peer is there.
+    pub state: PeerState,
+    /// When the peer entered that state.
+    pub since: Time,
+    /// Multiaddrs by which the peer was reached last.
+    pub addresses: Vec<String>,
+    /// Transport of the connection: `tcp`, `quic`.
+    pub transport: String,
+    /// How the peer was found: `mdns`, `peer`, and so on.
+    pub found_by: String,
+    /// Smoothed round trip; `None` until a ping came back.
+    pub rtt: Option<Duration>,
+    /// Smoothed speed of the link towards the peer, in bytes per second; `None` until measured.
+    pub bytes_per_s: Option<f64>,
+    /// What the peer says of itself.
+    pub hello: Option<WorkerHello>,
+    /// Why the peer is quarantined, where it is.
+    pub quarantined: Option<String>,
+    /// Why the connection ended.
+    pub gone: String,
+    /// Results of the peer that passed their check.
+    pub tasks_checked: u64,
+    /// Task streams in a row that ended soon.
+    pub(super) short_streams: u32,
+}
+
+impl Peer {
+    pub(super) fn new(now: Time) -> Peer {
+        Peer {
+            state: PeerState::Connecting,
+            since: now,
+            addresses: Vec::new(),
+            transport: String::new(),
+            found_by: String::new(),
+            rtt: None,
+            bytes_per_s: None,
+            hello: None,
+            quarantined: None,
+            gone: String::new(),
+            tasks_checked: 0,
+            short_streams: 0,
+        }
+    }
+
+    /// The name that the peer gives itself; empty until its hello.
+    pub fn name(&self) -> &str {
+        self.hello.as_ref().map_or("", |hello| &hello.name)
+    }
+
+    /// Trust from 0 to 1, by checked results alone.
+    pub fn trust(&self) -> f64 {
+        match self.quarantined {
+            Some(_) => 0.0,
+            None => 1.0 - (1.0 - TRUST_AT_FIRST) * DISTRUST_PER_RESULT.powf(self.tasks_checked as f64),
+        }
+    }
+
+    /// Whether the peer was proven to lie.
+    pub fn is_quarantined(&self) -> bool {
+        self.quarantined.is_some()
+    }
+
+    pub(super) fn enter(&mut self, state: PeerState, now: Time) {
+        self.state = state;
+        self.since = now;
+    }
+
+    /// Takes in a ping; whether it was the first. The least of several counts: a busy moment is no property of the link.
+    pub(super) fn round_trip(&mut self, rtt: Duration) -> bool {
+        let before = self.rtt;
+        self.rtt = Some(before.map_or(rtt, |before| rtt.min(before.mul_f64(RTT_GROWTH))));
+        before.is_none()
+    }
+
+    /// Takes in a transfer to the peer.
+    pub(super) fn sent(&mut self, bytes: u64, seconds: f64) {
+        if bytes < LINK_SAMPLE_BYTES_MIN || !seconds.is_finite() || seconds <= 0.0 {
+            return;
+        }
+        let rate = bytes as f64 / seconds;
+        self.bytes_per_s = Some(self.bytes_per_s.map_or(rate, |known| known + LINK_SPEED_WEIGHT * (rate - known)));
+    }
+
+    /// A task stream ended while the connection lasts: the time until the next is opened.
+    pub(super) fn stream_ended(&mut self, now: Time) -> Duration {
+        let lasted = now.since(self.since);
+        self.short_streams = if lasted > REOPEN_DELAY_MAX { 0 } else { self.short_streams.saturating_add(1) };
+        self.enter(PeerState::Connecting, now);
+        REOPEN_DELAY.saturating_mul(1 << self.short_streams.min(16)).min(REOPEN_DELAY_MAX)
+    }
+}
