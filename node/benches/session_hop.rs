@@ -13,6 +13,7 @@ use libp2p::identity::Keypair;
 use libp2p::{Multiaddr, PeerId};
 use pangea_compute::Digest;
 use pangea_node::net::{Followers, Interest, NetConfig, NetEvent, PoolKey, start};
+use pangea_node::peers::Peers;
 use pangea_node::pipeline::links::{Inbox, Links, Payload, links};
 use pangea_node::pipeline::wire::{Frame, FrameRows, Message};
 use tokio::task::LocalSet;
@@ -67,7 +68,7 @@ fn node(dial: Option<Multiaddr>) -> Outcome<Node> {
             let mut followers = Followers::new(events);
             let net_events = followers.follow(Interest::Connections);
             let mut all = followers.follow(Interest::All);
-            let (handle, driver) = links(network.clone(), net_events, Arc::new(Stage(stage)));
+            let (handle, driver) = links(network.clone(), net_events, Arc::new(Stage(stage)), Peers::default());
             ready_sender.send((network.local_peer_id(), handle))?;
             tokio::task::spawn_local(driver.run());
             tokio::task::spawn_local(followers.run(Some(network)));

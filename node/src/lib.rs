@@ -12,6 +12,7 @@
 //! | [`api`] | what programs reach a node by |
 //! | [`net`] | transports, admission, who is connected |
 //! | [`wire`] | the task protocol as bytes; sans-I/O |
+//! | [`peers`] | the handle on what is known of each peer, and whether it may compute |
 //! | [`link`] | task streams, both ends |
 //! | [`worker`] | operands kept for peers, the compute queue, operands packed for the next task |
 //! | [`devices`] | the memory and the compute threads: leases and pools |
@@ -46,6 +47,7 @@ pub mod fabric;
 pub mod link;
 pub mod models;
 pub mod net;
+pub mod peers;
 pub mod pipeline;
 pub mod placement;
 pub mod pool;

@@ -14,8 +14,9 @@ use tokio::task::LocalSet;
 use crate::blob;
 use crate::devices::Devices;
 use crate::devices::threads::Purpose;
-use crate::fabric::{Driver, Fabric, Settings};
+use crate::fabric::{Driver, Fabric, Settings, evidence};
 use crate::net::{self, Followers, GossipConfig, Interest, NetConfig, NetError, Network};
+use crate::peers::Peers;
 use crate::pipeline::links::{self, LinksDriver};
 use crate::pipeline::{ChainLimits, Loader, Pipeline};
 use crate::placement;
@@ -237,9 +238,14 @@ fn build(parts: Parts, executor: Executor, speeds: Speeds) -> Result<Built> {
         .transpose()
         .map_err(|error| net_start_error(&error))?;
     let folder = parts.data_dir.clone();
+    let peers = Peers::default();
+    for (accused, why) in folder.iter().flat_map(|folder| evidence::accused(folder)) {
+        peers.convict(accused, &why);
+    }
     let settings = Settings {
         peer,
         name: parts.name,
+        peers: peers.clone(),
         devices: parts.devices.clone(),
         works: parts.works,
         data_dir: parts.data_dir,
@@ -254,7 +260,7 @@ fn build(parts: Parts, executor: Executor, speeds: Speeds) -> Result<Built> {
     let mut followers = Followers::new(events);
     let for_fabric = followers.follow(Interest::NoGossip);
     let (driver, inlets, fabric) = Driver::new(settings, executor, Some((network.clone(), for_fabric)), parts.rpc)?;
-    let settings = pool::Settings { own, memory, remembered, link_speeds: fabric.link_speeds() };
+    let settings = pool::Settings { own, memory, remembered, peers: peers.clone() };
     let (pooling, pool) = pool::Driver::new(settings, network.clone(), followers.follow(Interest::All));
     let staged = match (parts.pipeline, folder) {
         (Some((pipeline, limits)), Some(folder)) => {
@@ -262,10 +268,15 @@ fn build(parts: Parts, executor: Executor, speeds: Speeds) -> Result<Built> {
                 &folder.join("blobs"),
                 parts.devices.threads(Purpose::Loading),
                 Some(&network),
+                &peers,
                 &parts.supervisor,
             )?;
-            let (links, driver) =
-                links::links(network.clone(), followers.follow(Interest::Connections), Arc::new(pipeline.clone()));
+            let (links, driver) = links::links(
+                network.clone(),
+                followers.follow(Interest::Connections),
+                Arc::new(pipeline.clone()),
+                peers.clone(),
+            );
             pipeline.attach(links);
             let loader = Loader::new(pipeline.clone(), blobs, pool.clone(), parts.devices, limits);
             let pending = loader.clone();

@@ -20,6 +20,7 @@ use pangea_compute::{Cancel, Digest};
 use pangea_node::blob::{self, BlobMessage, Blobs, PROTOCOL};
 use pangea_node::link::framed::{FrameReader, FrameWriter};
 use pangea_node::net::{NetConfig, Network, identity};
+use pangea_node::peers::Peers;
 use pangea_node::supervise::Supervisor;
 use tokio::sync::oneshot;
 use tokio::task::LocalSet;
@@ -94,7 +95,14 @@ impl Node {
                 let mut config = NetConfig::new(identity::ephemeral());
                 config.listen = vec!["/ip4/127.0.0.1/tcp/0".parse().unwrap()];
                 let (network, mut events) = pangea_node::net::start(config).unwrap();
-                let blobs = blob::start(&blobs_folder, 2, answers.then_some(&network), &Supervisor::default()).unwrap();
+                let blobs = blob::start(
+                    &blobs_folder,
+                    2,
+                    answers.then_some(&network),
+                    &Peers::default(),
+                    &Supervisor::default(),
+                )
+                .unwrap();
                 beside(&network);
                 tokio::task::spawn_local(async move { while events.recv().await.is_some() {} });
                 started.send((blobs, network.clone())).unwrap();

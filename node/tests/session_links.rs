@@ -13,6 +13,7 @@ use libp2p::{Multiaddr, PeerId, Stream, StreamProtocol};
 use pangea_client::ErrorKind;
 use pangea_compute::Digest;
 use pangea_node::net::{Followers, Interest, NetConfig, NetEvent, Network, start};
+use pangea_node::peers::Peers;
 use pangea_node::pipeline::limits::{MAX_HEADER_BYTES, QUEUE_BYTES, QUEUE_MESSAGES};
 use pangea_node::pipeline::links::{Inbox, Links, Payload, links};
 use pangea_node::pipeline::wire::{Frame, FrameRows, Message, PROTOCOL, SessionId};
@@ -65,7 +66,7 @@ impl Node {
         let mut followers = Followers::new(events);
         let net_events = followers.follow(Interest::Connections);
         let (sender, arrivals) = mpsc::channel(ARRIVALS);
-        let (links, driver) = links(network.clone(), net_events, Arc::new(Arrivals(sender)));
+        let (links, driver) = links(network.clone(), net_events, Arc::new(Arrivals(sender)), Peers::default());
         tokio::task::spawn_local(driver.run());
         tokio::task::spawn_local(followers.run(Some(network.clone())));
         Node { network, links, arrivals, address }

@@ -18,6 +18,7 @@ use super::parts::{PartSet, holds, part_bytes, parts_of};
 use super::serve;
 use super::stored::Stored;
 use crate::net::Network;
+use crate::peers::Peers;
 use crate::supervise::Supervisor;
 
 /// Folder of the manifests of whole files.
@@ -65,13 +66,19 @@ pub struct Here {
 ///
 /// # Panics
 /// Outside of a `LocalSet`.
-pub fn start(folder: &Path, threads: usize, network: Option<&Network>, supervisor: &Supervisor) -> Result<Blobs> {
+pub fn start(
+    folder: &Path,
+    threads: usize,
+    network: Option<&Network>,
+    peers: &Peers,
+    supervisor: &Supervisor,
+) -> Result<Blobs> {
     let blob_store = Arc::new(BlobStore::open(folder.to_owned()));
     if let Some(network) = network {
-        serve::accept(network, Arc::clone(&blob_store), supervisor)?;
+        serve::accept(network, Arc::clone(&blob_store), peers.clone(), supervisor)?;
     }
     let (requests, queue) = mpsc::channel(REQUESTS);
-    Fetcher::start(Arc::clone(&blob_store), network.cloned(), queue, supervisor);
+    Fetcher::start(Arc::clone(&blob_store), network.cloned(), peers.clone(), queue, supervisor);
     let index = Arc::new(Index::new(folder.join(MANIFESTS), threads));
     Ok(Blobs { blob_store, index, requests, name: None })
 }

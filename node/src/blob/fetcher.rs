@@ -24,6 +24,7 @@ use super::provider::{self, Heard};
 use super::stored::Stored;
 use crate::clock;
 use crate::net::Network;
+use crate::peers::Peers;
 use crate::supervise::Supervisor;
 use pangea_control::blob::fetch::{Action, Event, Fetch, Outcome, ProviderId};
 use pangea_units::LayerRange;
@@ -45,6 +46,7 @@ pub(super) struct Request {
 pub(super) struct Fetcher {
     blob_store: Arc<BlobStore>,
     network: Option<Network>,
+    peers: Peers,
     /// Who has sent wrong bytes.
     liars: RefCell<HashSet<PeerId>>,
     under_way: RefCell<HashMap<Digest, Weak<tokio::sync::Mutex<()>>>>,
@@ -56,12 +58,14 @@ impl Fetcher {
     pub(super) fn start(
         blob_store: Arc<BlobStore>,
         network: Option<Network>,
+        peers: Peers,
         mut requests: mpsc::Receiver<Request>,
         supervisor: &Supervisor,
     ) {
         let fetcher = Rc::new(Fetcher {
             blob_store,
             network,
+            peers,
             liars: RefCell::default(),
             under_way: RefCell::default(),
             places: Semaphore::new(FETCHES),
@@ -184,11 +188,12 @@ impl Fetcher {
         let Some(network) = &self.network else { return none("this node has no network") };
         let liars = self.liars.borrow();
         let mut seen = HashSet::new();
-        let is_fit = |peer: &PeerId| !liars.contains(peer) && *peer != network.local_peer_id();
+        let is_fit =
+            |peer: &PeerId| !liars.contains(peer) && self.peers.may_compute(peer) && *peer != network.local_peer_id();
         let honest: Vec<PeerId> = providers.iter().copied().filter(|peer| is_fit(peer) && seen.insert(*peer)).collect();
         match honest.is_empty() {
             true if providers.is_empty() => none("no peer is known to have it"),
-            true => none("the peers that have it sent wrong bytes before"),
+            true => none("the peers that have it are quarantined or sent wrong bytes before"),
             false => Ok((network, honest)),
         }
     }

@@ -20,6 +20,7 @@ use super::parts::PartId;
 use super::stored::Stored;
 use crate::link::framed::{FrameReader, FrameWriter, LinkError};
 use crate::net::Network;
+use crate::peers::Peers;
 use crate::supervise::Supervisor;
 
 /// Streams being answered, by peer.
@@ -29,7 +30,12 @@ type Streams = Rc<RefCell<HashMap<PeerId, usize>>>;
 ///
 /// # Errors
 /// `Internal` where the protocol is answered already.
-pub(super) fn accept(network: &Network, blob_store: Arc<BlobStore>, supervisor: &Supervisor) -> Result<()> {
+pub(super) fn accept(
+    network: &Network,
+    blob_store: Arc<BlobStore>,
+    peers: Peers,
+    supervisor: &Supervisor,
+) -> Result<()> {
     let mut incoming = network
         .streams()
         .accept(StreamProtocol::new(PROTOCOL))
@@ -38,6 +44,10 @@ pub(super) fn accept(network: &Network, blob_store: Arc<BlobStore>, supervisor: 
     supervisor.task("blob streams", async move {
         // Streams that arrive while nobody waits are dropped, so nothing else happens in this loop.
         while let Some((peer, stream)) = incoming.next().await {
+            if !peers.may_compute(&peer) {
+                tracing::debug!(event = "blob_stream_refused", %peer, "the peer is quarantined");
+                continue;
+            }
             let place = Place::take(&streams, peer);
             let blob_store = Arc::clone(&blob_store);
             tokio::task::spawn_local(async move {

@@ -14,7 +14,7 @@ mod status;
 mod submission;
 
 use std::cell::RefCell;
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -27,15 +27,15 @@ use tokio::sync::{mpsc, oneshot, watch};
 use self::estimate::rates;
 use self::probes::Probes;
 use super::checker::{Checked, Checker};
-use super::evidence;
 use super::handle::{Command, Fabric};
 use super::job::{JobId, JobOutcome, JobRequest, Progress};
-use super::peers::{PeerState, Peers};
+use super::open_links::OpenLinks;
 use super::running::RunningJob;
 use crate::devices::Devices;
 use crate::link::coordinator::LinkEvent;
 use crate::link::serve::Served;
 use crate::net::{Follower, NetEvent, Network};
+use crate::peers::Peers;
 use crate::supervise::Supervisor;
 use crate::worker::executor::{Executor, Outcome, Side, Speeds};
 use pangea_control::schedule::{Action, AttemptId, Event, Scheduler, Tile, Time, WorkerEstimate, WorkerId};
@@ -57,6 +57,8 @@ pub struct Settings {
     pub name: String,
     /// Memory and compute threads.
     pub devices: Devices,
+    /// What is known of peers; the driver keeps it up to date.
+    pub peers: Peers,
     /// Whether it takes tasks from peers.
     pub works: bool,
     /// Where evidence is kept; nowhere without.
@@ -77,7 +79,7 @@ enum Notice {
     FeedFailed { attempt: AttemptId, error: Error },
     StreamOpened { peer: PeerId, stream: std::result::Result<libp2p::Stream, String> },
     LinkMeasured { peer: PeerId, generation: u64, bytes_per_s: f64 },
-    Connected { result: Result<PeerId>, deadline: Instant, answer: oneshot::Sender<Result<String>> },
+    Connected { result: Result<PeerId>, until: Time, answer: oneshot::Sender<Result<String>> },
     ServeEnded { peer: PeerId, why: String },
     Incoming { peer: PeerId, stream: libp2p::Stream },
 }
@@ -101,6 +103,7 @@ pub struct Driver {
     checker: Checker,
     network: Option<Network>,
     peers: Peers,
+    links: OpenLinks,
     jobs: HashMap<JobId, RunningJob>,
     /// Accepted and told to the scheduler, not yet planned.
     submitting: HashMap<JobId, Submitting>,
@@ -110,18 +113,17 @@ pub struct Driver {
     served: Rc<RefCell<Served>>,
     served_streams: HashMap<PeerId, usize>,
     probes: Rc<RefCell<Probes>>,
-    /// Calls of `connect` that wait for the peer's advert.
-    waiting_for: Vec<(PeerId, Instant, oneshot::Sender<Result<String>>)>,
+    /// Calls of `connect` that wait for the peer's hello, by number.
+    calls: HashMap<u64, oneshot::Sender<Result<String>>>,
+    next_call: u64,
     /// How far apart the cuts of a tensor's storage were, as left or right operand.
     grids: VecDeque<((u64, Side), u64)>,
     /// Peer id and name of every worker there has been, for reports of jobs that outlive them.
     worker_names: HashMap<WorkerId, (String, String)>,
     next_worker: u64,
     next_generation: u64,
-    connecting: usize,
     wake_at: Option<Time>,
     listening: watch::Sender<Vec<String>>,
-    link_speeds: watch::Sender<BTreeMap<PeerId, f64>>,
     rpc: String,
     counters: Counters,
     draining: Option<(Instant, oneshot::Sender<()>)>,
@@ -171,25 +173,18 @@ impl Driver {
         };
         let limit = settings.devices.limit();
         let local = WorkerEstimate::local(rates(&settings.speeds), limit);
-        let mut served = Served::new(settings.devices.clone(), executor.clone());
+        let served = Served::new(settings.devices.clone(), executor.clone(), settings.peers.clone());
         let (listening, addresses) = watch::channel(Vec::new());
-        let (link_speeds, speeds_known) = watch::channel(BTreeMap::new());
-        let fabric = Fabric::new(command_sender, settings.devices.clone(), addresses, speeds_known);
+        let fabric = Fabric::new(command_sender, settings.devices.clone(), addresses, settings.peers.clone());
         let checker = Checker::start(&settings.devices, &settings.supervisor)?;
-        let mut peers = Peers::default();
-        for (accused, why) in settings.data_dir.iter().flat_map(|folder| evidence::accused(folder)) {
-            let known = peers.entry(accused, Instant::now());
-            known.state = PeerState::Gone;
-            known.quarantined = Some(why);
-            served.quarantined.insert(accused);
-        }
         let driver = Driver {
             started: Instant::now(),
             scheduler: Scheduler::new(local),
             executor,
             checker,
             network,
-            peers,
+            peers: settings.peers.clone(),
+            links: OpenLinks::default(),
             jobs: HashMap::new(),
             submitting: HashMap::new(),
             finishing: HashMap::new(),
@@ -197,15 +192,14 @@ impl Driver {
             served: Rc::new(RefCell::new(served)),
             served_streams: HashMap::new(),
             probes: Rc::default(),
-            waiting_for: Vec::new(),
+            calls: HashMap::new(),
+            next_call: 0,
             grids: VecDeque::new(),
             worker_names: HashMap::new(),
             next_worker: 1,
             next_generation: 1,
-            connecting: 0,
             wake_at: None,
             listening,
-            link_speeds,
             rpc,
             counters: Counters::default(),
             draining: None,
@@ -220,12 +214,16 @@ impl Driver {
     /// Runs until every [`Fabric`] handle is gone.
     pub async fn run(mut self, mut inlets: Inlets) {
         self.accept_streams();
+        let mut excluded = self.peers.excluded();
+        self.follow_convictions();
         let mut tick = tokio::time::interval(CONNECTING_TICK);
         loop {
             let wake = self.wake_at.map(|at| tokio::time::Instant::from_std(self.started + at.elapsed()));
             tokio::select! {
                 biased;
                 Some(notice) = inlets.notices.recv() => self.on_notice(notice),
+                // The sender is in `self.peers`.
+                Ok(()) = excluded.changed() => self.follow_convictions(),
                 Some((peer, generation, event)) = inlets.link_events.recv() => self.on_link_event(peer, generation, event),
                 command = inlets.commands.recv() => match command {
                     Some(command) => self.on_command(command),
@@ -236,7 +234,7 @@ impl Driver {
                     self.wake_at = None;
                     self.events.push_back(Event::Tick);
                 }
-                _ = tick.tick() => self.on_tick(),
+                _ = tick.tick() => self.tell_peers(pangea_control::peers::Event::Tick),
             }
             self.decide();
         }
@@ -281,7 +279,7 @@ impl Driver {
             Command::Peers(answer) => {
                 let in_flight =
                     |worker| self.attempts.values().filter(|attempt| attempt.worker == worker).count() as u32;
-                let _ = answer.send(self.peers.statuses(in_flight));
+                let _ = answer.send(self.peers.read(|directory| self.links.statuses(directory, in_flight)));
             }
             Command::Status(answer) => {
                 let _ = answer.send(self.status());
@@ -291,7 +289,6 @@ impl Driver {
                 self.probe_link(&peer, message_bytes, rounds, answer)
             }
             Command::CheckPeer { peer, timeout, answer } => self.check_peer(&peer, timeout, answer),
-            Command::Quarantine { peer, why } => self.keep_out(peer, why),
             Command::Drain { within, answer } => {
                 self.served.borrow_mut().draining = true;
                 self.draining = Some((Instant::now() + within, answer));
@@ -310,17 +307,11 @@ impl Driver {
             }
             Notice::StreamOpened { peer, stream } => self.stream_opened(peer, stream),
             Notice::LinkMeasured { peer, generation, bytes_per_s } => {
-                if let Some(known) = self.peers.get_mut(&peer)
-                    && known.link.as_ref().is_some_and(|link| link.generation == generation)
-                {
-                    known.bytes_per_s = bytes_per_s;
-                    self.link_speeds.send_modify(|speeds| {
-                        speeds.insert(peer, bytes_per_s);
-                    });
-                    self.update_worker(peer);
+                if self.is_current(&peer, generation) {
+                    self.tell_peers(pangea_control::peers::Event::LinkProbed { peer, bytes_per_s });
                 }
             }
-            Notice::Connected { result, deadline, answer } => self.connected(result, deadline, answer),
+            Notice::Connected { result, until, answer } => self.connected(result, until, answer),
             Notice::ServeEnded { peer, why } => {
                 tracing::debug!(event = "serve_ended", %peer, why);
                 if let Some(streams) = self.served_streams.get_mut(&peer) {
@@ -354,7 +345,7 @@ impl Driver {
                 if let Some(attempt) = self.attempts.remove(&attempt) {
                     attempt.cancel.cancel();
                 }
-                if let Some((_, link)) = self.peers.link_of(worker) {
+                if let Some((_, link)) = self.links.of_worker(worker) {
                     // A link that cannot take even this is about to close, which cancels everything.
                     let _ = link.link.cancel(attempt.0);
                 }

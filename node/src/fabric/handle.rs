@@ -1,7 +1,6 @@
 //! The handle by which the rest of a node asks the fabric for things: cheap to clone, usable from
 //! any thread. It only sends commands; the driver on the network thread does the work.
 
-use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use libp2p::PeerId;
@@ -12,6 +11,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::job::{CancelOnDrop, Job, JobId, JobOutcome, JobRequest, Progress};
 use super::status::{LinkProbe, NodeStatus, PeerStatus};
 use crate::devices::{Devices, Kind, Lease};
+use crate::peers::Peers;
 
 /// The fabric of this node.
 #[derive(Clone)]
@@ -19,7 +19,7 @@ pub struct Fabric {
     commands: mpsc::Sender<Command>,
     devices: Devices,
     listening: watch::Receiver<Vec<String>>,
-    link_speeds: watch::Receiver<BTreeMap<PeerId, f64>>,
+    peers: Peers,
 }
 
 /// What the driver is asked to do.
@@ -50,11 +50,6 @@ pub(crate) enum Command {
         timeout: Duration,
         answer: oneshot::Sender<Result<Duration>>,
     },
-    /// Nothing more is asked of a peer, nor taken from it.
-    Quarantine {
-        peer: PeerId,
-        why: String,
-    },
     /// Take no more work; answered once all that runs has ended or `within` has passed.
     Drain {
         within: Duration,
@@ -67,9 +62,9 @@ impl Fabric {
         commands: mpsc::Sender<Command>,
         devices: Devices,
         listening: watch::Receiver<Vec<String>>,
-        link_speeds: watch::Receiver<BTreeMap<PeerId, f64>>,
+        peers: Peers,
     ) -> Fabric {
-        Fabric { commands, devices, listening, link_speeds }
+        Fabric { commands, devices, listening, peers }
     }
 
     /// Accepts a job, or refuses it at once where shapes or dtypes do not fit. Never waits. Memory for the
@@ -121,8 +116,7 @@ impl Fabric {
 
     /// Keeps a peer out that was found to lie; the evidence is the caller's to keep.
     pub fn quarantine(&self, peer: PeerId, why: &str) {
-        // A queue that is full now or a node that ends: the evidence speaks at the next start.
-        let _ = self.send(Command::Quarantine { peer, why: why.to_owned() });
+        self.peers.convict(peer, why);
     }
 
     /// Takes no more work; returns once all that runs has ended, or after `within`.
@@ -133,11 +127,6 @@ impl Fabric {
     /// The libp2p addresses that this node listens on so far, each with its `/p2p/` part; grows.
     pub fn listening(&self) -> watch::Receiver<Vec<String>> {
         self.listening.clone()
-    }
-
-    /// What the links to connected peers carry, in bytes per second, as far as it was measured.
-    pub fn link_speeds(&self) -> watch::Receiver<BTreeMap<PeerId, f64>> {
-        self.link_speeds.clone()
     }
 
     /// Memory for a tensor of this node's own products.

@@ -14,7 +14,7 @@
 //! * `running`: one job's tensors, tiles and accounts.
 //! * `feeder`: per peer, gets operands ready and sent in the scheduler's order.
 //! * `checker`: the thread that verifies results.
-//! * `peers`: what is known about each peer.
+//! * `open_links`: the open link to each peer that takes tasks.
 //! * [`evidence`]: what is kept of a failed check or audit.
 //!
 //! It never computes products and never parses bytes from peers.
@@ -25,7 +25,7 @@ pub mod evidence;
 mod feeder;
 pub mod handle;
 pub mod job;
-mod peers;
+mod open_links;
 mod running;
 pub mod status;
 

@@ -4,7 +4,7 @@
 mod replies;
 
 use std::cell::RefCell;
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -20,6 +20,7 @@ use super::framed::{FrameReader, FrameWriter, LinkError};
 use super::limits::{HELLO_TIMEOUT, REPLY_QUEUE, TASKS_PER_PEER};
 use crate::clock;
 use crate::devices::{Devices, Kind, Lease};
+use crate::peers::Peers;
 use crate::wire::{Header, Message, Operation, Shape, Task, TaskHello, TaskId, VERSION};
 use crate::worker::executor::{Executor, Outcome, PackKey, Work};
 use crate::worker::store::{Admission, OperandStore};
@@ -44,15 +45,15 @@ pub struct Served {
     pub bytes_sent: u64,
     /// Streams of each peer that are being served.
     pub sessions: HashMap<PeerId, u32>,
-    /// Peers that were proven to lie.
-    pub quarantined: HashSet<PeerId>,
+    /// Who may compute, and be computed for.
+    pub peers: Peers,
     /// Set when the node drains: no new tasks.
     pub draining: bool,
 }
 
 impl Served {
     /// No peer served yet.
-    pub fn new(devices: Devices, executor: Executor) -> Served {
+    pub fn new(devices: Devices, executor: Executor, peers: Peers) -> Served {
         Served {
             store: OperandStore::new(devices.clone()),
             executor,
@@ -61,7 +62,7 @@ impl Served {
             bytes_received: 0,
             bytes_sent: 0,
             sessions: HashMap::new(),
-            quarantined: HashSet::new(),
+            peers,
             draining: false,
         }
     }
@@ -69,7 +70,7 @@ impl Served {
     /// Why no task of this peer is taken, if so.
     fn refusal(&self, peer: &PeerId) -> Option<Refusal> {
         match () {
-            () if self.quarantined.contains(peer) => Some(Refusal::Quarantined),
+            () if !self.peers.may_compute(peer) => Some(Refusal::Quarantined),
             () if self.draining => Some(Refusal::Draining),
             () => None,
         }

@@ -25,6 +25,7 @@ pub use super::payload::Payload;
 use super::wire::{Message, PROTOCOL};
 use crate::clock;
 use crate::net::{Follower, NetEvent, Network};
+use crate::peers::Peers;
 use crate::wire::Header;
 use pangea_control::session::link_state::{Action, Event, LinkStates, StreamId};
 
@@ -137,15 +138,20 @@ impl Shared {
 }
 
 /// The links of `network`, which no other links may use. Call it before the first connection, and run the driver.
-pub fn links(network: Network, net_events: Follower, inbox: Arc<dyn Inbox>) -> (Links, LinksDriver) {
+pub fn links(network: Network, net_events: Follower, inbox: Arc<dyn Inbox>, peers: Peers) -> (Links, LinksDriver) {
     let local = network.local_peer_id();
     let shared = Arc::new(Shared { local, inbox, routes: RwLock::default() });
     let incoming = network.streams().accept(StreamProtocol::new(PROTOCOL));
     if incoming.is_err() {
         tracing::error!(event = "links_twice", "the session protocol of this network is taken: its links stay closed");
     }
-    let core =
-        Core { shared: Arc::clone(&shared), network, link_states: LinkStates::default(), running: HashMap::new() };
+    let core = Core {
+        shared: Arc::clone(&shared),
+        network,
+        peers,
+        link_states: LinkStates::default(),
+        running: HashMap::new(),
+    };
     (Links { shared }, LinksDriver { core: Rc::new(RefCell::new(core)), net_events, incoming: incoming.ok() })
 }
 
@@ -159,6 +165,7 @@ pub struct LinksDriver {
 struct Core {
     shared: Arc<Shared>,
     network: Network,
+    peers: Peers,
     link_states: LinkStates,
     running: HashMap<StreamId, Running>,
 }
@@ -192,6 +199,10 @@ impl LinksDriver {
 
 /// Reads the stream that a peer opened.
 fn accept(core: &Rc<RefCell<Core>>, peer: PeerId, stream: Stream) {
+    if !core.borrow().peers.may_compute(&peer) {
+        tracing::debug!(event = "session_stream_refused", %peer, "the peer is quarantined");
+        return;
+    }
     let id = core.borrow_mut().link_states.number();
     handle(core, peer, Event::Accepted(id));
     let inbox = Arc::clone(&core.borrow().shared.inbox);

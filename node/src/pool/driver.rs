@@ -2,7 +2,7 @@
 //! tells the pool how this node stands, keeps the view, remembers terms. Who is there is the roster's, who is the master the
 //! election's to decide.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -18,6 +18,7 @@ use super::memory::Memory;
 use super::{Advert, LinkAdvert, Term, View};
 use crate::clock;
 use crate::net::{Follower, Gossip, NetEvent, Network, Verdict};
+use crate::peers::Peers;
 use pangea_control::Time;
 use pangea_control::pool::election::{Candidate, Changed, Election, Event};
 use pangea_control::pool::roster::{Heard, Roster};
@@ -40,13 +41,12 @@ pub struct Settings {
     pub memory: Memory,
     /// The term of its last run.
     pub remembered: Option<Term>,
-    /// What its links carry, as it is measured.
-    pub link_speeds: watch::Receiver<BTreeMap<PeerId, f64>>,
+    /// What is known of peers: their links as measured, and who is quarantined.
+    pub peers: Peers,
 }
 
 /// A connection of this node.
 struct Link {
-    rtt: Option<Duration>,
     transport: String,
     found_by: String,
 }
@@ -59,7 +59,7 @@ pub struct Driver {
     said: Arc<Notify>,
     view: watch::Sender<Arc<View>>,
     memory: Memory,
-    link_speeds: watch::Receiver<BTreeMap<PeerId, f64>>,
+    peers: Peers,
     roster: Roster,
     election: Election,
     terms: TermKeeper,
@@ -100,7 +100,7 @@ impl Driver {
             said,
             view,
             memory: settings.memory,
-            link_speeds: settings.link_speeds,
+            peers: settings.peers,
             roster: Roster::new(local),
             election,
             terms: TermKeeper::default(),
@@ -121,6 +121,9 @@ impl Driver {
     pub async fn run(mut self) {
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut excluded = self.peers.excluded();
+        // Evidence that was found at start counts like fresh evidence.
+        excluded.mark_changed();
         loop {
             let due = self.published.map_or(self.started, |last| last + if self.fresh { COALESCE } else { REPEAT });
             tokio::select! {
@@ -129,6 +132,11 @@ impl Driver {
                     Some(event) => self.on_net_event(event).await,
                     None => return,
                 },
+                // The sender is in `self.peers`.
+                Ok(()) = excluded.changed() => {
+                    let excluded = Arc::clone(&excluded.borrow_and_update());
+                    self.exclude(&excluded);
+                }
                 () = self.said.notified() => self.fresh = true,
                 (term, stored) = store_ended(&mut self.storing) => self.on_stored(term, stored),
                 _ = tick.tick() => self.on_tick(),
@@ -152,7 +160,7 @@ impl Driver {
                 self.fresh = true;
             }
             NetEvent::PeerUp { peer, transport, found_by, .. } => {
-                let link = Link { rtt: None, transport: transport.to_string(), found_by: found_by.to_string() };
+                let link = Link { transport: transport.to_string(), found_by: found_by.to_string() };
                 self.links.insert(peer, link);
                 self.roster.connected(peer);
                 self.fresh = true;
@@ -164,13 +172,17 @@ impl Driver {
                     self.elect(Event::Gone { peer, silent });
                 }
             }
-            NetEvent::Rtt { peer, rtt } => {
-                if let Some(link) = self.links.get_mut(&peer) {
-                    // The least of a few: a busy moment is no property of the link.
-                    link.rtt = Some(link.rtt.map_or(rtt, |before| rtt.min(before.mul_f64(1.05))));
-                }
-            }
             _ => {}
+        }
+    }
+
+    /// Quarantined nodes are not nodes of this pool: neither their adverts nor their mastership count.
+    fn exclude(&mut self, excluded: &BTreeSet<PeerId>) {
+        for peer in excluded {
+            if self.roster.exclude(*peer, self.now()) {
+                self.changed = true;
+                self.elect(Event::Gone { peer: *peer, silent: true });
+            }
         }
     }
 
@@ -267,14 +279,19 @@ impl Driver {
 
     /// Brings what this node says of itself up to date.
     fn refresh(&self) -> Advert {
-        let speeds = self.link_speeds.borrow();
-        let link = |(peer, link): (&PeerId, &Link)| LinkAdvert {
-            to: *peer,
-            rtt: link.rtt.unwrap_or_default(),
-            bytes_per_s: speeds.get(peer).copied().unwrap_or_default(),
-            transport: link.transport.clone(),
-            found_by: link.found_by.clone(),
-        };
+        let links = self.peers.read(|directory| {
+            let link = |(peer, link): (&PeerId, &Link)| {
+                let measured = directory.get(peer);
+                LinkAdvert {
+                    to: *peer,
+                    rtt: measured.and_then(|peer| peer.rtt).unwrap_or_default(),
+                    bytes_per_s: measured.and_then(|peer| peer.bytes_per_s).unwrap_or_default(),
+                    transport: link.transport.clone(),
+                    found_by: link.found_by.clone(),
+                }
+            };
+            self.links.iter().filter(|(peer, _)| directory.may_compute(peer)).map(link).collect()
+        });
         let mut own = self.own();
         own.peer = self.network.local_peer_id();
         own.sequence = self.sequence;
@@ -282,7 +299,7 @@ impl Driver {
         own.counter = self.terms.counter(self.election.counter());
         own.uptime = self.started.elapsed();
         own.addresses.clone_from(&self.listening);
-        own.links = self.links.iter().map(link).collect();
+        own.links = links;
         own.clone()
     }
 
@@ -345,12 +362,8 @@ mod tests {
             let (events, receiver) = mpsc::channel(8);
             let mut followers = Followers::new(receiver);
             let own = Advert { works: true, ..Advert::new(network.local_peer_id()) };
-            let settings = Settings {
-                own,
-                memory: Memory::new(Some(state.clone())),
-                remembered: None,
-                link_speeds: watch::channel(BTreeMap::new()).1,
-            };
+            let settings =
+                Settings { own, memory: Memory::new(Some(state.clone())), remembered: None, peers: Peers::default() };
             let (driver, pool) = Driver::new(settings, network.clone(), followers.follow(Interest::All));
             let driving = tokio::task::spawn_local(driver.run());
             tokio::task::spawn_local(followers.run(Some(network)));

@@ -13,6 +13,7 @@ use crate::fabric::checker::{Check, CheckVerdict, Checked};
 use crate::fabric::feeder::Feed;
 use crate::fabric::job::{JobId, Rejection};
 use crate::worker::executor::{Outcome, PackKey, Side, Work};
+use pangea_control::peers;
 use pangea_control::schedule::{AttemptId, Event, FailureKind, Measured, Operand, Tile, Transfer, Verdict, WorkerId};
 
 impl Driver {
@@ -28,7 +29,7 @@ impl Driver {
             let deadline = running.request.deadline.map(|within| within.saturating_sub(running.submitted.elapsed()));
             let feed = Feed { attempt, job: Rc::clone(&running.data), tile, priority, deadline, cancel, lacking: None };
             let (_, link) =
-                self.peers.link_of(worker).ok_or_else(|| Error::new(ErrorKind::Unavailable, "the peer is gone"))?;
+                self.links.of_worker(worker).ok_or_else(|| Error::new(ErrorKind::Unavailable, "the peer is gone"))?;
             return link
                 .feeder
                 .try_send(feed)
@@ -87,8 +88,7 @@ impl Driver {
         if let Some(running) = self.jobs.get_mut(&under_way.job) {
             running.bytes_received += bytes;
         }
-        let sent =
-            self.peers.get_mut(&peer).and_then(|known| known.link.as_mut()).map(|link| std::mem::take(&mut link.sent));
+        let sent = self.links.get_mut(&peer).map(|link| std::mem::take(&mut link.sent));
         let transfer = |(bytes, took): (u64, Duration)| {
             (bytes > 0 && !took.is_zero()).then_some(Transfer { bytes, seconds: took.as_secs_f64() })
         };
@@ -97,9 +97,8 @@ impl Driver {
             sent: sent.and_then(transfer),
             received: transfer((bytes, receiving)),
         };
-        if let (Some(sent), Some(known)) = (measured.sent, self.peers.get_mut(&peer)) {
-            let rate = sent.bytes as f64 / sent.seconds;
-            known.bytes_per_s += 0.2 * (rate - known.bytes_per_s);
+        if let Some(Transfer { bytes, seconds }) = measured.sent {
+            self.tell_peers(peers::Event::Sent { peer, bytes, seconds });
         }
         self.events.push_back(Event::AttemptFinished { attempt, measured });
     }
@@ -139,7 +138,7 @@ impl Driver {
     pub(super) fn checked(&mut self, attempt: AttemptId, checked: Checked) {
         let Some(under_way) = self.attempts.get(&attempt) else { return };
         let worker = under_way.worker;
-        let peer = self.peers.link_of(worker).map(|(peer, _)| peer);
+        let peer = self.links.of_worker(worker).map(|(peer, _)| peer);
         if let Some(running) = self.jobs.get_mut(&under_way.job) {
             running.check_seconds += checked.took.as_secs_f64();
             match &checked.verdict {
@@ -153,8 +152,8 @@ impl Driver {
         }
         let verdict = match checked.verdict {
             CheckVerdict::Good(_) => {
-                if let Some(known) = peer.and_then(|peer| self.peers.get_mut(&peer)) {
-                    known.tasks_checked += 1;
+                if let Some(peer) = peer {
+                    self.tell_peers(peers::Event::ResultPassed(peer));
                 }
                 Verdict::Good { answer: self.answer_of(attempt) }
             }
@@ -191,12 +190,18 @@ impl Driver {
         tracing::trace!(event = "accepted", attempt = attempt.0, job, worker = worker.0);
     }
 
+    /// Whether an attempt was given to this peer: nobody else has a say in it, nor a right to its operands.
+    pub(super) fn is_asked(&self, peer: &PeerId, attempt: AttemptId) -> bool {
+        let asked = self.attempts.get(&attempt).map(|attempt| attempt.worker);
+        asked.is_some() && asked == self.links.worker_of(peer)
+    }
+
     /// The worker lacks operands that it was thought to have.
     pub(super) fn send_again(&mut self, peer: PeerId, attempt: AttemptId, digests: Vec<Digest>) {
         for digest in &digests {
             self.evicted(peer, *digest);
         }
-        let Some(under_way) = self.attempts.get(&attempt) else { return };
+        let Some(under_way) = self.attempts.get(&attempt).filter(|_| self.is_asked(&peer, attempt)) else { return };
         let Some(running) = self.jobs.get(&under_way.job) else { return };
         let feed = Feed {
             attempt,
@@ -207,14 +212,14 @@ impl Driver {
             cancel: under_way.cancel.clone(),
             lacking: Some(digests),
         };
-        let Some(link) = self.peers.get(&peer).and_then(|known| known.link.as_ref()) else { return };
+        let Some(link) = self.links.get(&peer) else { return };
         if link.feeder.try_send(feed).is_err() {
             self.events.push_back(Event::AttemptFailed { attempt, kind: FailureKind::Overloaded });
         }
     }
 
     pub(super) fn evicted(&mut self, peer: PeerId, digest: Digest) {
-        let Some(link) = self.peers.get(&peer).and_then(|known| known.link.as_ref()) else { return };
+        let Some(link) = self.links.get(&peer) else { return };
         link.resident.borrow_mut().remove(&digest);
         let Some(worker) = link.worker else { return };
         for (job, running) in &self.jobs {
@@ -234,7 +239,7 @@ impl Driver {
         else {
             return;
         };
-        if let Some((_, link)) = self.peers.link_of(worker) {
+        if let Some((_, link)) = self.links.of_worker(worker) {
             // Advice only: the worker drops what is oldest by itself.
             let _ = link.link.release(digest);
         }

@@ -1,14 +1,16 @@
 //! Calls of `connect`: from an address to a peer that answered.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use libp2p::PeerId;
 use pangea_client::{Error, ErrorKind, Result};
 use tokio::sync::oneshot;
 
 use super::{Driver, Notice};
-use crate::fabric::peers::PeerState;
+use crate::clock;
 use crate::net::peer_address;
+use pangea_control::Time;
+use pangea_control::peers;
 
 impl Driver {
     pub(super) fn connect(&mut self, address: &str, timeout: Duration, answer: oneshot::Sender<Result<String>>) {
@@ -25,39 +27,31 @@ impl Driver {
         };
         let notices = self.notices.clone();
         tokio::task::spawn_local(async move {
-            let deadline = Instant::now() + timeout;
+            let until = clock::now() + timeout;
             let result = network.connect(address, timeout).await.map_err(net_error);
-            let _ = notices.send(Notice::Connected { result, deadline, answer }).await;
+            let _ = notices.send(Notice::Connected { result, until, answer }).await;
         });
     }
 
-    pub(super) fn connected(
-        &mut self,
-        result: Result<PeerId>,
-        deadline: Instant,
-        answer: oneshot::Sender<Result<String>>,
-    ) {
+    /// Where the peer is admitted, the call waits until the directory says that the peer's hello is here.
+    pub(super) fn connected(&mut self, result: Result<PeerId>, until: Time, answer: oneshot::Sender<Result<String>>) {
         match result {
             Err(error) => {
                 let _ = answer.send(Err(error));
             }
-            Ok(peer) if self.peers.get(&peer).is_some_and(|known| known.state == PeerState::Connected) => {
-                let _ = answer.send(Ok(peer.to_string()));
+            Ok(peer) => {
+                let call = self.next_call;
+                self.next_call += 1;
+                self.calls.insert(call, answer);
+                self.tell_peers(peers::Event::CallWaits { call, peer, until });
             }
-            // Admitted; its advert is still to come.
-            Ok(peer) => self.waiting_for.push((peer, deadline, answer)),
         }
     }
 
-    pub(super) fn on_tick(&mut self) {
-        self.count_connecting();
-        let now = Instant::now();
-        let (late, waiting): (Vec<_>, Vec<_>) =
-            std::mem::take(&mut self.waiting_for).into_iter().partition(|(_, until, _)| *until <= now);
-        self.waiting_for = waiting;
-        for (peer, _, answer) in late {
-            let why = format!("{peer} is connected but does not answer as a Pangea node");
-            let _ = answer.send(Err(Error::new(ErrorKind::Unavailable, why)));
+    pub(super) fn answer_call(&mut self, call: u64, result: Result<String>) {
+        if let Some(answer) = self.calls.remove(&call) {
+            // Whoever asked may not wait for it.
+            let _ = answer.send(result);
         }
     }
 }

@@ -18,25 +18,27 @@ const DEFAULT_RTT: Duration = Duration::from_millis(1);
 
 impl Driver {
     pub(super) fn update_worker(&mut self, peer: PeerId) {
-        let worker = self.peers.get(&peer).and_then(|known| known.link.as_ref()).and_then(|link| link.worker);
+        let worker = self.links.worker_of(&peer);
         if let (Some(worker), Some(estimate)) = (worker, self.estimate(&peer)) {
             self.events.push_back(Event::WorkerUpdated { worker, estimate });
         }
     }
 
     pub(super) fn estimate(&self, peer: &PeerId) -> Option<WorkerEstimate> {
-        let known = self.peers.get(peer)?;
-        let advert = known.advert.as_ref()?;
+        let (hello, rtt, bytes_per_s) = self.peers.read(|directory| {
+            let known = directory.get(peer)?;
+            Some((known.hello.clone()?, known.rtt, known.bytes_per_s))
+        })?;
         let speeds = Speeds {
-            f32_flops_per_s: advert.f32_flops_per_s,
-            f64_flops_per_s: advert.f64_flops_per_s,
-            i8_flops_per_s: advert.i8_flops_per_s,
+            f32_flops_per_s: hello.f32_flops_per_s,
+            f64_flops_per_s: hello.f64_flops_per_s,
+            i8_flops_per_s: hello.i8_flops_per_s,
         };
-        let bytes_per_s = if known.bytes_per_s > 0.0 { known.bytes_per_s } else { DEFAULT_BYTES_PER_S };
-        let rtt = known.rtt.unwrap_or(DEFAULT_RTT).as_secs_f64();
-        let mut estimate = WorkerEstimate::remote(rates(&speeds), bytes_per_s, rtt, advert.store_bytes);
-        estimate.max_in_flight = usize::from(advert.tasks_max).clamp(1, IN_FLIGHT_MAX);
-        estimate.busy_s = known.link.as_ref().map_or(0.0, |link| link.busy.as_secs_f64());
+        let bytes_per_s = bytes_per_s.unwrap_or(DEFAULT_BYTES_PER_S);
+        let rtt = rtt.unwrap_or(DEFAULT_RTT).as_secs_f64();
+        let mut estimate = WorkerEstimate::remote(rates(&speeds), bytes_per_s, rtt, hello.store_bytes);
+        estimate.max_in_flight = usize::from(hello.tasks_max).clamp(1, IN_FLIGHT_MAX);
+        estimate.busy_s = self.links.get(peer).map_or(0.0, |link| link.busy.as_secs_f64());
         Some(estimate)
     }
 }

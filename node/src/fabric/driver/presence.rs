@@ -1,74 +1,67 @@
-//! Which peers are there: what the network says of them, and how many are connecting.
-
-use std::time::{Duration, Instant};
+//! Which peers are there: tells the directory of peers what the network says, and does what the directory decides.
 
 use libp2p::Multiaddr;
+use pangea_client::{Error, ErrorKind};
 
 use super::Driver;
-use crate::fabric::peers::PeerState;
 use crate::net::NetEvent;
+use pangea_control::peers;
 use pangea_control::schedule::{Event, LeaveReason};
 
 impl Driver {
     pub(super) fn on_net_event(&mut self, event: NetEvent) {
-        let now = Instant::now();
-        match event {
-            NetEvent::Listening(address) => self.listening.send_modify(|addresses| addresses.push(address.to_string())),
+        let event = match event {
+            NetEvent::Listening(address) => {
+                self.listening.send_modify(|addresses| addresses.push(address.to_string()));
+                return;
+            }
             NetEvent::Discovered(peer) => {
                 tracing::info!(event = "discovered", %peer, "mDNS discovered a new peer: {peer}");
-                let known = self.peers.entry(peer, now);
-                if known.link.is_none() {
-                    known.enter(PeerState::Connecting, now);
-                }
+                peers::Event::Discovered(peer)
             }
-            NetEvent::PeerUp { peer, address, transport, found_by, .. } => {
-                let known = self.peers.entry(peer, now);
-                known.enter(PeerState::Connecting, now);
-                known.addresses = vec![address.to_string()];
-                known.transport = transport.to_string();
-                known.found_by = found_by.to_string();
-                known.gone.clear();
-                known.reopened = 0;
-                self.open_stream(peer, Duration::ZERO);
-            }
+            NetEvent::PeerUp { peer, address, transport, found_by, .. } => peers::Event::Up {
+                peer,
+                address: address.to_string(),
+                transport: transport.to_string(),
+                found_by: found_by.to_string(),
+            },
             NetEvent::PeerAddressesChanged { peer, addresses } => {
-                if !addresses.is_empty()
-                    && let Some(known) = self.peers.get_mut(&peer)
-                {
-                    known.addresses = addresses.iter().map(Multiaddr::to_string).collect();
-                }
+                let addresses = addresses.iter().map(Multiaddr::to_string).collect();
+                peers::Event::AddressesChanged { peer, addresses }
             }
             NetEvent::PeerDown { peer, why, .. } => {
                 self.close_link(peer, LeaveReason::Lost);
-                let known = self.peers.entry(peer, now);
-                known.enter(PeerState::Gone, now);
-                known.gone.clone_from(&why);
-                self.link_speeds.send_if_modified(|speeds| speeds.remove(&peer).is_some());
                 tracing::info!(event = "peer_gone", %peer, "Peer {peer} is gone ({why})");
+                peers::Event::Down { peer, why }
             }
-            NetEvent::Rtt { peer, rtt } => {
-                let known = self.peers.entry(peer, now);
-                let first = known.rtt.is_none();
-                // The least of a few: a busy moment is no property of the link.
-                known.rtt = Some(known.rtt.map_or(rtt, |before| rtt.min(before.mul_f64(1.05))));
-                if first {
-                    self.update_worker(peer);
-                }
-            }
+            NetEvent::Rtt { peer, rtt } => peers::Event::RoundTrip { peer, rtt },
             NetEvent::Refused { .. }
             | NetEvent::RefusedBy { .. }
             | NetEvent::Gossip(_)
             | NetEvent::PeersFileBroken { .. }
-            | NetEvent::PeersFileLoaded { .. } => {}
-        }
-        self.count_connecting();
+            | NetEvent::PeersFileLoaded { .. } => return,
+        };
+        self.tell_peers(event);
     }
 
-    pub(super) fn count_connecting(&mut self) {
-        let count = self.peers.connecting(Instant::now());
-        if count != self.connecting {
-            self.connecting = count;
-            self.events.push_back(Event::PeersConnecting { count });
+    /// Tells the directory what happened, and does what follows.
+    pub(super) fn tell_peers(&mut self, event: peers::Event) {
+        let actions = self.peers.handle(event);
+        self.follow_peers(actions);
+    }
+
+    pub(super) fn follow_peers(&mut self, actions: Vec<peers::Action>) {
+        for action in actions {
+            match action {
+                peers::Action::OpenStream { peer, after } => self.open_stream(peer, after),
+                peers::Action::CallReady { call, peer } => self.answer_call(call, Ok(peer.to_string())),
+                peers::Action::CallFailed { call, why } => {
+                    self.answer_call(call, Err(Error::new(ErrorKind::Unavailable, why)));
+                }
+                peers::Action::LinkChanged(peer) => self.update_worker(peer),
+                peers::Action::Connecting(count) => self.events.push_back(Event::PeersConnecting { count }),
+                peers::Action::CutOff { peer, why } => self.cut_off(peer, why),
+            }
         }
     }
 }

@@ -10,9 +10,9 @@ use pangea_client::{Error, ErrorKind, Result};
 use tokio::sync::oneshot;
 
 use super::Driver;
-use crate::fabric::peers::{Peer, PeerState};
 use crate::fabric::status::LinkProbe;
 use crate::link::coordinator::{Bulk, Link};
+use pangea_control::peers::{Peer, PeerState};
 
 /// Bytes of the first, automatic measurement of a link: short even on a slow one.
 pub(super) const FIRST_PROBE_BYTES: u64 = 2 << 20;
@@ -38,15 +38,14 @@ pub(super) struct Probes {
 
 impl Driver {
     /// The open link to a peer by its id or name; where `peer` is empty, to any that is connected.
-    pub(super) fn link_to(&self, peer: &str) -> Result<(PeerId, &Peer, Rc<Link>)> {
-        let found = self.peers.iter().find(|(id, known)| {
-            known.link.is_some()
-                && (id.to_string() == peer
-                    || known.name() == peer
-                    || (peer.is_empty() && known.state == PeerState::Connected))
+    pub(super) fn link_to(&self, peer: &str) -> Result<(PeerId, Peer, Rc<Link>)> {
+        let found = self.links.iter().find_map(|(id, open)| {
+            let known = self.peers.read(|directory| directory.get(id).cloned())?;
+            let named = id.to_string() == peer || known.name() == peer;
+            let any = peer.is_empty() && known.state == PeerState::Connected;
+            (named || any).then(|| (*id, known, Rc::clone(&open.link)))
         });
-        let open = found.and_then(|(id, known)| Some((*id, known, Rc::clone(&known.link.as_ref()?.link))));
-        open.ok_or_else(|| {
+        found.ok_or_else(|| {
             let why = format!("no connected peer is called '{peer}'; `pangea peers` lists them");
             Error::new(ErrorKind::NotFound, why)
         })
@@ -78,7 +77,7 @@ impl Driver {
         answer: oneshot::Sender<Result<LinkProbe>>,
     ) {
         let (id, transport, link) = match self.link_to(peer) {
-            Ok((id, known, link)) => (id, known.transport.clone(), link),
+            Ok((id, known, link)) => (id, known.transport, link),
             Err(error) => {
                 let _ = answer.send(Err(error));
                 return;

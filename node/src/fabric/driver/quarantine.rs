@@ -1,16 +1,15 @@
-//! What happens to a peer that was found to lie, and what is kept of it.
-
-use std::time::Instant;
+//! What happens to a peer that was proven to lie, and what is kept of the proof.
 
 use libp2p::PeerId;
 
 use super::Driver;
 use crate::fabric::evidence::Evidence;
-use pangea_control::schedule::{AttemptId, Operand, WorkerId};
+use pangea_control::schedule::{AttemptId, LeaveReason, Operand, WorkerId};
 
 impl Driver {
+    /// A result of a worker failed its check: keeps the evidence and convicts the peer.
     pub(super) fn quarantine(&mut self, worker: WorkerId, attempt: AttemptId) {
-        let Some((peer, _)) = self.peers.link_of(worker) else { return };
+        let Some((peer, _)) = self.links.of_worker(worker) else { return };
         let evidence = self.attempts.get(&attempt).and_then(|under_way| {
             let running = self.jobs.get(&under_way.job)?;
             let data = &running.data;
@@ -24,13 +23,10 @@ impl Driver {
                 c: under_way.result.clone()?,
             })
         });
-        let why =
-            evidence.as_ref().map_or_else(|| "a result failed its check".to_owned(), |evidence| evidence.why.clone());
-        tracing::warn!(event = "quarantined", %peer, why, "Peer {peer} is quarantined: a result of its failed the check ({why})");
-        if let Some(known) = self.peers.get_mut(&peer) {
-            known.quarantined = Some(why);
-        }
-        self.served.borrow_mut().quarantined.insert(peer);
+        let why = match &evidence {
+            Some(evidence) => format!("a result failed its check ({})", evidence.why),
+            None => "a result failed its check".to_owned(),
+        };
         if let (Some(evidence), Some(data_dir)) = (evidence, self.settings.data_dir.clone()) {
             tokio::task::spawn_blocking(move || match evidence.keep(&data_dir) {
                 Ok(folder) => tracing::info!(event = "evidence_kept", folder = %folder.display()),
@@ -39,13 +35,20 @@ impl Driver {
                 }
             });
         }
+        self.peers.convict(peer, &why);
+        self.follow_convictions();
     }
 
-    /// A peer that was found to lie elsewhere than in tasks.
-    pub(super) fn keep_out(&mut self, peer: PeerId, why: String) {
+    /// Does what convictions from other threads, or from evidence found at start, ask for.
+    pub(super) fn follow_convictions(&mut self) {
+        let pending = self.peers.take_pending();
+        self.follow_peers(pending);
+    }
+
+    /// Ends everything with a convicted peer: its task streams and connections, and its admission.
+    pub(super) fn cut_off(&mut self, peer: PeerId, why: String) {
         tracing::warn!(event = "quarantined", %peer, why, "Peer {peer} is quarantined: {why}");
-        self.peers.entry(peer, Instant::now()).quarantined = Some(why.clone());
-        self.served.borrow_mut().quarantined.insert(peer);
+        self.close_link(peer, LeaveReason::Quarantined);
         if let Some(network) = self.network.clone() {
             tokio::task::spawn_local(async move { network.block(peer, &format!("quarantined: {why}")).await });
         }

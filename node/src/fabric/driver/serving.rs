@@ -35,6 +35,10 @@ impl Driver {
     }
 
     pub(super) fn serve(&mut self, peer: PeerId, stream: libp2p::Stream) {
+        if !self.peers.may_compute(&peer) {
+            tracing::debug!(event = "stream_refused", %peer, "the peer is quarantined");
+            return;
+        }
         let streams = self.served_streams.entry(peer).or_default();
         if *streams >= SERVED_STREAMS_PER_PEER {
             tracing::debug!(event = "stream_refused", %peer);

@@ -25,11 +25,9 @@ impl Driver {
     }
 
     pub(super) fn say_goodbye(&mut self) {
-        for (_, peer) in self.peers.iter_mut() {
-            if let Some(link) = &peer.link {
-                // A full link is told nothing; its peer sees the stream end.
-                let _ = link.link.goodbye("the node is shutting down");
-            }
+        for (_, open) in self.links.iter() {
+            // A full link is told nothing; its peer sees the stream end.
+            let _ = open.link.goodbye("the node is shutting down");
         }
     }
 
@@ -48,7 +46,7 @@ impl Driver {
             isa: self.executor.isa().to_owned(),
             memory_used_bytes: self.settings.devices.held(),
             memory_limit_bytes: self.settings.devices.limit(),
-            peers: self.peers.connected() as u32,
+            peers: self.peers.read(|directory| directory.connected()) as u32,
             jobs_running: (self.jobs.len() + self.submitting.len()) as u32,
             jobs_done: self.counters.jobs_done,
             jobs_failed: self.counters.jobs_failed,

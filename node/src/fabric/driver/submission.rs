@@ -9,7 +9,7 @@ use tokio::sync::{oneshot, watch};
 use super::estimate::arithmetic;
 use super::{Driver, Submitting};
 use crate::fabric::job::{JobId, JobOutcome, JobRequest, Place, Progress};
-use crate::fabric::peers::OpenLink;
+use crate::fabric::open_links::OpenLink;
 use crate::fabric::running::{JobData, RunningJob};
 use crate::worker::executor::Side;
 use pangea_control::schedule::{Event, JobSpec, Operand, ProductShape, TileGrid};
@@ -76,8 +76,8 @@ impl Driver {
         let operands = (0..data.grid.bands()).map(Operand::Band).chain((0..data.grid.panels()).map(Operand::Panel));
         for operand in operands {
             let Some(digest) = data.operand(operand).ok().and_then(|part| part.known_digest()) else { continue };
-            for (_, peer) in self.peers.iter() {
-                if let Some(OpenLink { worker: Some(worker), resident, .. }) = &peer.link
+            for (_, open) in self.links.iter() {
+                if let OpenLink { worker: Some(worker), resident, .. } = open
                     && resident.borrow().contains(&digest)
                 {
                     spec.resident.push((*worker, operand));

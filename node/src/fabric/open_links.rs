@@ -1,0 +1,100 @@
+//! The open links over which this node gives peers work, and how peers are shown to callers. What is known of a peer is in
+//! the directory of peers; nothing is decided here.
+
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::time::Duration;
+
+use libp2p::PeerId;
+use tokio::sync::mpsc;
+
+use super::feeder::{Feed, Resident};
+use super::status::PeerStatus;
+use crate::link::coordinator::Link;
+use pangea_control::peers::{Directory, Peer, PeerState};
+use pangea_control::schedule::WorkerId;
+
+/// The link over which this node gives a peer work.
+pub(crate) struct OpenLink {
+    /// Tells links to the same peer apart.
+    pub(crate) generation: u64,
+    pub(crate) link: Rc<Link>,
+    /// The scheduler's name of the peer on this link; none until its hello, and for one that takes no tasks.
+    pub(crate) worker: Option<WorkerId>,
+    pub(crate) resident: Resident,
+    pub(crate) feeder: mpsc::Sender<Feed>,
+    /// Bytes sent since the last finished attempt, and how long sending took: what the cost model learns from.
+    pub(crate) sent: (u64, Duration),
+    /// Work that other nodes have queued there.
+    pub(crate) busy: Duration,
+}
+
+/// The open links, by peer.
+#[derive(Default)]
+pub(crate) struct OpenLinks(HashMap<PeerId, OpenLink>);
+
+impl OpenLinks {
+    pub(crate) fn insert(&mut self, peer: PeerId, link: OpenLink) {
+        self.0.insert(peer, link);
+    }
+
+    pub(crate) fn remove(&mut self, peer: &PeerId) -> Option<OpenLink> {
+        self.0.remove(peer)
+    }
+
+    pub(crate) fn get(&self, peer: &PeerId) -> Option<&OpenLink> {
+        self.0.get(peer)
+    }
+
+    pub(crate) fn get_mut(&mut self, peer: &PeerId) -> Option<&mut OpenLink> {
+        self.0.get_mut(peer)
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&PeerId, &OpenLink)> {
+        self.0.iter()
+    }
+
+    /// The open link of a worker.
+    pub(crate) fn of_worker(&self, worker: WorkerId) -> Option<(PeerId, &OpenLink)> {
+        self.0.iter().find(|(_, link)| link.worker == Some(worker)).map(|(peer, link)| (*peer, link))
+    }
+
+    /// The scheduler's name of a peer that takes tasks.
+    pub(crate) fn worker_of(&self, peer: &PeerId) -> Option<WorkerId> {
+        self.get(peer)?.worker
+    }
+
+    /// Every peer for people, ordered by the text of its peer id.
+    pub(crate) fn statuses(&self, directory: &Directory, in_flight: impl Fn(WorkerId) -> u32) -> Vec<PeerStatus> {
+        let status = |(id, peer): (&PeerId, &Peer)| status(id, peer, self.worker_of(id).map_or(0, &in_flight));
+        let mut statuses: Vec<PeerStatus> = directory.iter().map(status).collect();
+        statuses.sort_by(|one, other| one.peer.cmp(&other.peer));
+        statuses
+    }
+}
+
+fn status(id: &PeerId, peer: &Peer, tasks_in_flight: u32) -> PeerStatus {
+    let state = match peer.state {
+        _ if peer.is_quarantined() => "quarantined",
+        PeerState::Gone => "gone",
+        PeerState::Connecting => "connecting",
+        PeerState::Connected => "connected",
+    };
+    PeerStatus {
+        peer: id.to_string(),
+        name: peer.name().to_owned(),
+        state: state.to_owned(),
+        addresses: peer.addresses.clone(),
+        trust: peer.trust(),
+        quarantined: peer.is_quarantined(),
+        why: peer.quarantined.clone().unwrap_or_else(|| peer.gone.clone()),
+        transport: peer.transport.clone(),
+        found_by: peer.found_by.clone(),
+        rtt_ms: peer.rtt.map_or(0.0, |rtt| rtt.as_secs_f64() * 1e3),
+        bytes_per_s: peer.bytes_per_s.unwrap_or_default(),
+        gflops: peer.hello.as_ref().map_or(0.0, |hello| hello.f32_flops_per_s / 1e9),
+        threads: peer.hello.as_ref().map_or(0, |hello| u32::from(hello.threads)),
+        tasks_in_flight,
+        tasks_checked: peer.tasks_checked,
+    }
+}
