@@ -7,6 +7,7 @@ use pangea_compute::{DType, NpyFile, Pool, Tensor};
 use pangea_tests::cluster::{Cluster, Node};
 use pangea_tests::matrix::{Product, assert_product, multiply, operands, remote};
 use pangea_tests::process::eventually;
+use rustix::process::Signal;
 
 /// The folder in which an accusation of `peer` is kept; it is written while the job goes on.
 fn evidence_against(accuser: &Node, peer: &Node) -> PathBuf {
@@ -155,4 +156,63 @@ fn a_worker_that_never_answers_costs_no_result() {
     assert_product(&a, &b, &product.c);
     assert!(product.report.tasks.local > 0, "{:?}", product.report);
     assert!(product.report.verification.rejected.is_empty());
+}
+
+/// Waits until the pool, as a node sees it, consists of these nodes, in any order.
+fn sees_as_pool(node: &Node, members: &[&Node]) {
+    let mut wanted: Vec<&str> = members.iter().map(|member| member.peer.as_str()).collect();
+    wanted.sort_unstable();
+    eventually(&format!("{} sees the pool of {wanted:?}", node.peer), || {
+        let mut seen: Vec<String> = node.client().topology().unwrap().nodes.into_iter().map(|node| node.peer).collect();
+        seen.sort_unstable();
+        seen == wanted
+    });
+}
+
+#[test]
+fn a_liar_of_products_is_shut_out_of_the_pool_and_its_own_tasks_are_refused() {
+    let cluster = Cluster::new();
+    // The liar would be the master if anybody followed it.
+    let star = cluster.star(vec![cluster.node("liar").fault("corrupt-all").flag("--force-master")]);
+    let (one, liar) = (&star.one, &star.workers[0]);
+    sees_as_pool(one, &[one, liar]);
+    one.process.line(&format!("Node {} elected master", liar.peer));
+    let (a, b) = operands(DType::I8, 300, 256, 280);
+    let product = multiply(&one.client(), &a, &b, &remote()).unwrap();
+    is_caught(one, liar, &product, &a, &b);
+
+    sees_as_pool(one, &[one]);
+    eventually("the liar is the master no more", || one.client().topology().unwrap().nodes[0].master);
+    one.process.line(&format!("Peer {} is gone", liar.peer));
+    let served = one.status().tasks_served;
+    let own = multiply(&liar.client(), &a, &b, &remote()).unwrap();
+    assert_eq!((own.report.tasks.remote, one.status().tasks_served), (0, served), "{:?}", own.report);
+    let refused = one.client().connect_peer(&liar.address, Some(std::time::Duration::from_secs(5)));
+    assert!(refused.is_err(), "{refused:?}");
+}
+
+#[test]
+fn evidence_shuts_a_liar_out_after_a_restart_as_well() {
+    let cluster = Cluster::new();
+    let builder = cluster.node("one");
+    let one = builder.start();
+    let liar = cluster.node("liar").fault("corrupt-all").start();
+    one.connect(&liar);
+    let (a, b) = operands(DType::I8, 300, 256, 280);
+    let product = multiply(&one.client(), &a, &b, &remote()).unwrap();
+    is_caught(&one, &liar, &product, &a, &b);
+    let peer = one.peer.clone();
+    one.process.signal(Signal::TERM);
+    assert!(one.process.wait().success());
+
+    let one = builder.start();
+    assert_eq!(one.peer, peer);
+    assert!(one.status_of(&liar).quarantined);
+    let called = liar.client().connect_peer(&one.address, Some(std::time::Duration::from_secs(5)));
+    assert!(called.is_err(), "{called:?}");
+    let served = one.status().tasks_served;
+    let own = multiply(&liar.client(), &a, &b, &remote()).unwrap();
+    assert_eq!((own.report.tasks.remote, one.status().tasks_served), (0, served), "{:?}", own.report);
+    sees_as_pool(&one, &[&one]);
+    assert_eq!(one.process.count(&format!("Connected to peer {}", liar.peer)), 0);
 }

@@ -1,5 +1,8 @@
 //! Stages that compute something else than they sign for: with every answer audited, no lie reaches who asked.
 
+use pangea_compute::DType;
+use pangea_tests::matrix::{multiply, operands, remote};
+
 use super::*;
 
 #[test]
@@ -38,4 +41,18 @@ fn an_audited_answer_is_honest_and_whoever_lied_is_shut_out() {
     assert_eq!(answer["pangea"]["failovers"], 0, "{answer}");
     let peers = stages(&answer["pangea"]);
     assert!(liars.iter().all(|liar| !peers.contains(&liar.peer)), "{answer}");
+}
+
+#[test]
+fn a_liar_of_products_loses_its_layers_and_gets_none_again() {
+    let Some(stage) = Stage::set("a_liar_of_products_loses_its_layers_and_gets_none_again") else { return };
+    let one = stage.splitting("one").start();
+    // As a stage it is as honest as any.
+    let liar = stage.cluster.node("liar").with("--peer", &one.address).fault("corrupt-all").start();
+    computed_by(&one, &[&one, &liar]);
+    let (a, b) = operands(DType::I8, 300, 256, 280);
+    let product = multiply(&one.client(), &a, &b, &remote()).unwrap();
+    assert!(!product.report.verification.rejected.is_empty(), "{:?}", product.report);
+    assert!(one.status_of(&liar).quarantined);
+    computed_by(&one, &[&one]);
 }
