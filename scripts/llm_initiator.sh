@@ -66,7 +66,7 @@ COMMAND_PID=''
 check 'the answer goes on' '' "'pangea chat' ended with exit code $code: see $SESSION/commands.log" [ "$code" -eq 0 ]
 check 'it is the answer of this device alone' "$(wc -w <"$SESSION/long.txt" | tr -d ' ') words" \
   "both are kept in $SESSION" cmp -s "$SESSION/long.txt" "$SESSION/long-alone.txt"
-moved() { logged 'An answer goes on elsewhere'; }
+moved() { logged 'session failing over'; }
 check 'it was moved while it was under way' '' 'it was over before the other node died' moved
 died() { logged "Peer $OTHER is gone"; }
 check 'the loss was noticed' '' 'nothing in the log' wait_for 'the loss' "$TIMEOUT_S" died
