@@ -18,7 +18,7 @@ use crate::net::{NetConfig, addresses};
 use crate::pipeline::Pipeline;
 use crate::placement;
 use crate::runtime::{Parts, Runtime};
-use crate::serve::{EngineSettings, Served};
+use crate::serve::{EngineSettings, NodeAuditHost, Served};
 use crate::storage::State;
 use crate::supervise::Supervisor;
 use crate::trust::{Auditor, AuditorParts, ReceiptStore};
@@ -85,10 +85,12 @@ pub fn run(config: NodeConfig) -> Result<()> {
         let auditor = Auditor::start(AuditorParts {
             policy: work.audit,
             store: receipts.clone(),
-            data_dir: folder,
-            blobs: loader.blobs().clone(),
-            pipeline: loader.pipeline().clone(),
-            fabric: runtime.fabric(),
+            host: Box::new(NodeAuditHost {
+                data_dir: folder,
+                blobs: loader.blobs().clone(),
+                pipeline: loader.pipeline().clone(),
+                fabric: runtime.fabric(),
+            }),
             devices: devices.clone(),
             supervisor: supervisor.clone(),
         })?;

@@ -9,8 +9,7 @@ use libp2p::PeerId;
 use pangea_compute::{NpyWriter, Tensor};
 use serde::{Deserialize, Serialize};
 
-use crate::trust::Receipt;
-use pangea_units::LayerRange;
+use crate::trust::FailedAudit;
 
 /// Folders kept; the oldest go first. A liar is quarantined after one, so many are many liars.
 const FOLDERS_MAX: usize = 32;
@@ -73,19 +72,6 @@ impl Evidence {
     }
 }
 
-/// A stage whose signed output is not what its layers give: `evidence/<seconds>-<peer>-<receipt>.<segment>.<stage>`, with the
-/// whole receipt beside it. `pangea receipts verify …/receipt.json` is the check that anyone can make.
-pub struct FailedAudit<'e> {
-    /// The answer's receipt, with the stage's signed claim.
-    pub receipt: &'e Receipt,
-    /// Which segment, from 0.
-    pub segment: usize,
-    /// Which of its stages, from 0.
-    pub stage: usize,
-    /// The first position that differs, where it is known.
-    pub position: Option<u64>,
-}
-
 #[derive(Serialize)]
 struct AuditRecord<'e> {
     peer: &'e str,
@@ -100,23 +86,8 @@ struct AuditRecord<'e> {
 }
 
 impl FailedAudit<'_> {
-    /// The peer that signed, and a sentence that says what; `None` where the receipt holds no such claim, which accuses
-    /// nobody.
-    pub fn accusation(&self) -> Option<(PeerId, String)> {
-        let segment = self.receipt.segments.get(self.segment)?;
-        let signed = segment.claims.get(self.stage)?;
-        let (claim, at) = (&signed.claim, self.position.map(|position| format!(" at position {position}")));
-        let why = format!(
-            "it signed an output of layers {} of {} that they do not give{} (receipt {})",
-            LayerRange::from(&claim.layers),
-            self.receipt.model.name,
-            at.unwrap_or_default(),
-            self.receipt.id
-        );
-        signed.is_signed().then(|| (signed.peer(), why))
-    }
-
-    /// Writes it below `data_dir`; returns the folder. Blocks.
+    /// Keeps it below `data_dir`, as `evidence/<seconds>-<peer>-<receipt>.<segment>.<stage>` with the whole receipt beside it:
+    /// `pangea receipts verify …/receipt.json` is the check that anyone can make. Returns the folder. Blocks.
     ///
     /// # Errors
     /// `InvalidInput` where the receipt holds no such claim; what the disk says.

@@ -8,11 +8,12 @@
 //! * [`served`]: the models of a node by name, loaded and probed. [`engine`]: the handle of one that can be asked.
 //! * `generation`: the driver of a request under way. `answer`: the text of one answer. `signed_answer`: what is signed of it.
 //! * [`route`]: which chains of stages a model has; `pooled`: those that the pool placed. `text`: prompts to tokens. `load`: model files into memory. [`request`]: what is asked and answered.
-//!   `metrics`: counters.
+//!   `metrics`: counters. `audit_host`: what audits ask of this node.
 //!
 //! It knows nothing of HTTP or commands, and of peers only that they have names.
 
 mod answer;
+mod audit_host;
 pub mod engine;
 mod generation;
 mod load;
@@ -25,6 +26,7 @@ mod signed_answer;
 mod text;
 
 pub use crate::pipeline::Drafts;
+pub use audit_host::NodeAuditHost;
 pub use engine::{Engine, EngineSettings, ModelFacts, Refused};
 pub use generation::Generation;
 pub(crate) use load::LoadedPart;

@@ -9,22 +9,19 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use libp2p::PeerId;
 use pangea_client::{Error, ErrorKind, Result};
 use pangea_compute::commit::ReplayPace;
-use pangea_compute::model::{ModelFile, ModelPart, Wanted};
+use pangea_compute::model::{Manifest, ModelFile, ModelPart, Wanted};
 use pangea_compute::{Cancel, Digest, Pool};
 use pangea_control::devices::roomy_audit_bytes;
 use pangea_control::trust::{AuditPolicy, Verdict};
 use tokio::sync::oneshot;
 
+use super::FailedAudit;
 use super::receipt::{Audit, Receipt};
 use super::store::ReceiptStore;
 use super::verify::{OutputCheck, Weights, verify};
-use crate::blob::Blobs;
 use crate::compute_error;
 use crate::devices::threads::Purpose;
 use crate::devices::{Devices, Kind};
-use crate::fabric::Fabric;
-use crate::fabric::evidence::FailedAudit;
-use crate::pipeline::Pipeline;
 use crate::supervise::Supervisor;
 
 /// Receipts that wait to be looked at: where more are signed than an idle node can check, the share is what it manages.
@@ -38,6 +35,32 @@ const BUSY: Duration = Duration::from_millis(50);
 
 /// How long an audit waits for memory: products and loads that hold it end within seconds, or keep it for good.
 const MEMORY_PATIENCE: Duration = Duration::from_secs(10);
+/// What an audit asks of the node that it runs on.
+pub trait AuditHost: Send + Sync {
+    /// This node.
+    fn local(&self) -> PeerId;
+
+    /// Whether the node has better to do than an audit that nobody waits for.
+    fn is_busy(&self) -> bool;
+
+    /// The file of a model in which what is `wanted` reads as in the model, and what the whole file consists of. What is not on
+    /// this node is fetched from `providers`. Blocks.
+    ///
+    /// # Errors
+    /// `NotFound` where nothing of the model is here and nobody provides it; those of the download.
+    fn fetch(&self, model: Digest, wanted: Wanted, providers: &[PeerId]) -> Result<ModelSource>;
+
+    /// A replay refuted what a stage signed: the evidence is to be kept, and the peer quarantined.
+    fn accuse(&self, failed: &FailedAudit<'_>);
+}
+
+/// Where a model can be read.
+pub struct ModelSource {
+    /// The file.
+    pub path: PathBuf,
+    /// What it consists of.
+    pub manifest: Arc<Manifest>,
+}
 
 /// What an audit works with; clones are the same.
 #[derive(Clone)]
@@ -61,14 +84,8 @@ pub struct AuditorParts {
     pub policy: AuditPolicy,
     /// Where receipts are kept.
     pub store: ReceiptStore,
-    /// Evidence is kept below it.
-    pub data_dir: PathBuf,
-    /// Where model files come from.
-    pub blobs: Blobs,
-    /// Tells whether the node is idle.
-    pub pipeline: Pipeline,
-    /// Hears of liars.
-    pub fabric: Fabric,
+    /// The node that the audits run on.
+    pub host: Box<dyn AuditHost>,
     /// Memory and compute threads.
     pub devices: Devices,
     /// Holds the auditor's threads.
@@ -153,11 +170,11 @@ fn run(parts: &AuditorParts, queue: &Receiver<Job>, receipts: &SyncSender<Receip
 
 /// Computes an answer again and says of every stage on another node whether its part holds.
 fn replay_audit(parts: &AuditorParts, pool: &OnceLock<Pool>, mut receipt: Receipt, urgent: bool) -> Result<Receipt> {
-    let mut fetches = Fetches::of(parts, &receipt)?;
-    let path = fetches.get(Wanted::header())?;
+    let (host, model) = (&parts.host, receipt.model.digest);
+    let stages = receipt.segments.iter().flat_map(|segment| &segment.stages);
+    let providers: Vec<PeerId> = stages.filter_map(|stage| stage.peer.parse().ok()).collect();
+    let ModelSource { path, manifest } = host.fetch(model, Wanted::header(), &providers)?;
     let file = ModelFile::open(&path).map_err(compute_error)?;
-    let unknown = || Error::new(ErrorKind::NotFound, "nothing of the model's file is here");
-    let manifest = parts.blobs.have(&receipt.model.digest).ok_or_else(unknown)?.manifest;
     let pool = match pool.get() {
         Some(pool) => pool,
         None => {
@@ -167,20 +184,20 @@ fn replay_audit(parts: &AuditorParts, pool: &OnceLock<Pool>, mut receipt: Receip
     };
     let cancel = Cancel::new();
     let mut wait = |_| {
-        while !urgent && parts.pipeline.is_busy() {
+        while !urgent && host.is_busy() {
             std::thread::sleep(BUSY);
         }
     };
     wait(0);
     let mut pace = ReplayPace { chunk_rows: CHUNK_ROWS, cancel: &cancel, between: &mut wait };
-    let mut fetch = |part: &ModelPart| fetches.get(Wanted::of_part(part)).map(drop);
+    let mut fetch = |part: &ModelPart| host.fetch(model, Wanted::of_part(part), &providers).map(drop);
     // Memory for as many layers as there is room for, and for the largest piece at least.
     let least = manifest.layer_bytes().max(manifest.embedding_bytes()).max(manifest.head_bytes());
     let most = roomy_audit_bytes(parts.devices.limit());
     let room = parts.devices.lease_up_to(Kind::Audits, least, most, MEMORY_PATIENCE)?;
     let mut weights = Weights { file: &file, manifest: &manifest, room: room.bytes(), fetch: &mut fetch };
     let found = verify(&receipt, &mut weights, pool, &mut pace)?;
-    let local = parts.pipeline.local().to_string();
+    let local = host.local().to_string();
     let unix_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64);
     for (segment, checked) in found.segments.iter().enumerate() {
         for (stage, check) in checked.stages.iter().enumerate() {
@@ -202,45 +219,8 @@ fn replay_audit(parts: &AuditorParts, pool: &OnceLock<Pool>, mut receipt: Receip
         for (stage, check) in checked.stages.iter().enumerate().filter(|(_, check)| check.is_lie()) {
             let OutputCheck::Wrong { position } = check.output else { continue };
             let position = position.map(|position| position as u64);
-            accuse(parts, &FailedAudit { receipt: &receipt, segment, stage, position });
+            host.accuse(&FailedAudit { receipt: &receipt, segment, stage, position });
         }
     }
     Ok(receipt)
-}
-
-/// Gets parts of a model's file from whoever computed an answer.
-struct Fetches<'a> {
-    blobs: &'a Blobs,
-    digest: Digest,
-    holders: Vec<PeerId>,
-    runtime: tokio::runtime::Runtime,
-}
-
-impl Fetches<'_> {
-    fn of<'a>(parts: &'a AuditorParts, receipt: &Receipt) -> Result<Fetches<'a>> {
-        let failed = |error: std::io::Error| Error::new(ErrorKind::Internal, format!("cannot fetch a model: {error}"));
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
-        let stages = receipt.segments.iter().flat_map(|segment| &segment.stages);
-        let holders = stages.filter_map(|stage| stage.peer.parse().ok()).collect();
-        Ok(Fetches { blobs: &parts.blobs, digest: receipt.model.digest, holders, runtime })
-    }
-
-    /// The file, which has what is wanted then.
-    fn get(&mut self, wanted: Wanted) -> Result<PathBuf> {
-        if let Some(here) = self.blobs.have(&self.digest).filter(crate::blob::Here::is_whole) {
-            return Ok(here.path);
-        }
-        let (cancel, mut progress) = (Cancel::new(), |_, _| {});
-        let fetched = self.blobs.fetch(self.digest, wanted, self.holders.clone(), &mut progress, &cancel);
-        self.runtime.block_on(fetched)
-    }
-}
-
-fn accuse(parts: &AuditorParts, failed: &FailedAudit<'_>) {
-    let Some((peer, why)) = failed.accusation() else { return };
-    match failed.keep(&parts.data_dir) {
-        Ok(folder) => tracing::info!(event = "evidence_kept", folder = %folder.display()),
-        Err(error) => tracing::warn!(event = "evidence_lost", %error, "the evidence could not be written: {error}"),
-    }
-    parts.fabric.quarantine(peer, &why);
 }

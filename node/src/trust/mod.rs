@@ -13,10 +13,13 @@
 //! * [`verify`](mod@verify): a receipt held against its signatures and its model's file.
 //! * `verdict`: a verdict in JSON. Which sessions are audited is decided by [`pangea_control::trust`].
 //!
-//! What is wrong with whom is told; quarantine is the fabric's.
+//! * [`auditor`]: replays answers that were drawn; what it needs of the node is handed in as an [`AuditHost`].
+//!
+//! What is wrong with whom is told; quarantine is the fabric's. It imports no other room of the node.
 
 pub mod auditor;
 pub mod chain;
+mod failed_audit;
 mod hex;
 pub mod receipt;
 pub mod rules;
@@ -25,8 +28,9 @@ pub mod store;
 mod verdict;
 pub mod verify;
 
-pub use auditor::{Auditor, AuditorParts};
+pub use auditor::{AuditHost, Auditor, AuditorParts, ModelSource};
 pub use chain::{ChainFault, CommitChain, Expected, Signed};
+pub use failed_audit::FailedAudit;
 pub use receipt::{Audit, Receipt, ReceiptModel, ReceiptStage, Segment};
 pub use rules::{ReceiptSampling, terms_digest};
 pub use signature::Signature;

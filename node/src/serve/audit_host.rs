@@ -1,0 +1,57 @@
+//! What audits ask of this node: the parts of model files, whether it is idle, and whom to accuse. It audits nothing.
+
+use std::path::PathBuf;
+
+use libp2p::PeerId;
+use pangea_client::{Error, ErrorKind, Result};
+use pangea_compute::model::Wanted;
+use pangea_compute::{Cancel, Digest};
+
+use crate::blob::Blobs;
+use crate::fabric::Fabric;
+use crate::pipeline::Pipeline;
+use crate::trust::{AuditHost, FailedAudit, ModelSource};
+
+/// This node, as audits see it.
+pub struct NodeAuditHost {
+    /// Evidence is kept below it.
+    pub data_dir: PathBuf,
+    /// Where model files come from.
+    pub blobs: Blobs,
+    /// Tells whether the node is idle.
+    pub pipeline: Pipeline,
+    /// Quarantines liars.
+    pub fabric: Fabric,
+}
+
+impl AuditHost for NodeAuditHost {
+    fn local(&self) -> PeerId {
+        self.pipeline.local()
+    }
+
+    fn is_busy(&self) -> bool {
+        self.pipeline.is_busy()
+    }
+
+    fn fetch(&self, model: Digest, wanted: Wanted, providers: &[PeerId]) -> Result<ModelSource> {
+        let here = self.blobs.have(&model);
+        if let Some(whole) = here.filter(|here| here.is_whole()) {
+            return Ok(ModelSource { path: whole.path, manifest: whole.manifest });
+        }
+        let failed = |error: std::io::Error| Error::new(ErrorKind::Internal, format!("cannot fetch a model: {error}"));
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
+        let (cancel, mut progress) = (Cancel::new(), |_, _| {});
+        let path = runtime.block_on(self.blobs.fetch(model, wanted, providers.to_vec(), &mut progress, &cancel))?;
+        let unknown = || Error::new(ErrorKind::NotFound, "nothing of the model's file is on this node");
+        Ok(ModelSource { path, manifest: self.blobs.have(&model).ok_or_else(unknown)?.manifest })
+    }
+
+    fn accuse(&self, failed: &FailedAudit<'_>) {
+        let Some((peer, why)) = failed.accusation() else { return };
+        match failed.keep(&self.data_dir) {
+            Ok(folder) => tracing::info!(event = "evidence_kept", folder = %folder.display()),
+            Err(error) => tracing::warn!(event = "evidence_lost", %error, "the evidence could not be written: {error}"),
+        }
+        self.fabric.quarantine(peer, &why);
+    }
+}
