@@ -5,7 +5,7 @@
 //!                                    └ text (tokens, templates)  └─► pangea_control::generation (every decision), answer (text)
 //! ```
 //!
-//! * [`served`]: the models of a node by name, loaded and probed. [`engine`]: the handle of one that can be asked.
+//! * [`catalogue`]: the models of a node by name, loaded and probed. [`engine`]: the handle of one that can be asked.
 //! * `generation`: the driver of a request under way. `answer`: the text of one answer. `signed_answer`: what is signed of it.
 //! * [`route`]: which chains of stages a model has; `pooled`: those that the pool placed. `text`: prompts to tokens. `load`: model files into memory. [`request`]: what is asked and answered.
 //!   `metrics`: counters. `audit_host`: what audits ask of this node.
@@ -14,6 +14,7 @@
 
 mod answer;
 mod audit_host;
+pub mod catalogue;
 pub mod engine;
 mod generation;
 mod load;
@@ -21,12 +22,12 @@ mod metrics;
 mod pooled;
 pub mod request;
 pub mod route;
-pub mod served;
 mod signed_answer;
 mod text;
 
 pub use crate::pipeline::Drafts;
 pub use audit_host::NodeAuditHost;
+pub use catalogue::{Served, ServedModel};
 pub use engine::{Engine, EngineSettings, ModelFacts, Refused};
 pub use generation::Generation;
 pub(crate) use load::LoadedPart;
@@ -35,5 +36,4 @@ pub use metrics::SECONDS_BUCKETS;
 pub use request::{
     Delta, Event, Finish, MAX_CHOICES, Prompt, Request, Summary, TokenLogprob, TokenText, WrongField, role,
 };
-pub use served::{Served, ServedModel};
 pub use text::ModelText;

@@ -47,7 +47,7 @@ pub(super) async fn details(State(app): State<App>) -> Json<Value> {
                 })
             });
             json!({
-                "name": model.name, "state": model.state, "why": model.why, "running": model.running,
+                "name": model.name, "digest": model.digest.map(|digest| digest.to_string()), "state": model.state, "why": model.why, "running": model.running,
                 "waiting": model.waiting, "model": facts,
             })
         })

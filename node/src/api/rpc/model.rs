@@ -72,8 +72,15 @@ impl<B: Backend> model::Server for ModelObject<B> {
     async fn status(self: Rc<Self>, _: model::StatusParams, mut results: model::StatusResults) -> capnp::Result<()> {
         let facts = self.engine.model().clone();
         let (running, waiting) = self.engine.load_now();
-        let served =
-            ServedModel { name: facts.name.clone(), state: "ready", why: None, facts: Some(facts), running, waiting };
+        let served = ServedModel {
+            name: facts.name.clone(),
+            digest: None,
+            state: "ready",
+            why: None,
+            facts: Some(facts),
+            running,
+            waiting,
+        };
         status(served).to_wire(results.get().init_status());
         Ok(())
     }

@@ -55,6 +55,8 @@ impl std::fmt::Debug for Node {
 pub struct ServedModel {
     /// The name that requests give.
     pub name: String,
+    /// Content address of the model, once it is known.
+    pub digest: Option<Digest>,
     /// `absent`, `loading`, `ready`, `unplaced` or `failed`.
     pub state: &'static str,
     /// Why it failed, why no node can hold it, or why it is absent still.
@@ -69,9 +71,12 @@ pub struct ServedModel {
 
 #[derive(Debug)]
 struct Entry {
+    /// What the model is served as.
     name: String,
+    /// What whoever serves it calls it; more than one may be called so.
+    called: String,
     source: Source,
-    /// The model's digest, once that is known.
+    /// Content address of the model, once it is known.
     digest: OnceLock<Digest>,
     metrics: Arc<EngineMetrics>,
     state: watch::Sender<State>,
@@ -145,7 +150,7 @@ impl Served {
                 None => State::Absent { why: None },
             };
             let source = Source::File { model: model.clone(), folder: folder.to_owned() };
-            entries.push(Arc::new(Entry::new(name, source, state)));
+            entries.push(Arc::new(Entry::new(name, name, source, state)));
         }
         Ok(Served(Arc::new(Inner { entries: RwLock::new(entries), node: OnceLock::new() })))
     }
@@ -184,18 +189,35 @@ impl Served {
         }
     }
 
-    /// Adds the models that other nodes serve, and forgets those that nobody serves any more.
+    /// Adds the models that other nodes serve, and forgets those that nobody serves any more. Two digests under one name are
+    /// two models: the first that was seen has the name, any other has `name@` and the beginning of its digest.
     fn see(&self, view: &View) {
-        let served: Vec<&ModelAdvert> =
+        let mut served: Vec<&ModelAdvert> =
             view.nodes.values().flat_map(|node| &node.models).filter(|model| model.served).collect();
+        // Of models that are seen for the first time together, every node gives the same one the name.
+        served.sort_by(|one, other| (&one.name, one.digest).cmp(&(&other.name, other.digest)));
+        served.dedup_by(|one, other| (&one.name, one.digest) == (&other.name, other.digest));
         let mut entries = self.0.entries.write().unwrap_or_else(PoisonError::into_inner);
         entries.retain(|entry| match &entry.source {
             Source::File { .. } => true,
             Source::Pool(digest) => served.iter().any(|model| model.digest == *digest),
         });
         for model in served {
-            if !entries.iter().any(|entry| entry.name == model.name) {
-                let mut entry = Entry::new(&model.name, Source::Pool(model.digest), State::Absent { why: None });
+            let known = |entry: &Arc<Entry>| entry.called == model.name && entry.may_be(&model.digest);
+            if !entries.iter().any(known) {
+                let taken = entries.iter().any(|entry| entry.name == model.name);
+                let name = if taken { full_name(&model.name, &model.digest) } else { model.name.clone() };
+                if taken {
+                    tracing::warn!(
+                        event = "model_name_shared",
+                        model = model.name,
+                        digest = %model.digest,
+                        "Two different models are called {}; this one is served as {name}",
+                        model.name
+                    );
+                }
+                let source = Source::Pool(model.digest);
+                let mut entry = Entry::new(&name, &model.name, source, State::Absent { why: None });
                 // With what this node's own stage of it counts, and on from there if the model goes and comes back; but
                 // what is counted under another name already is not counted twice.
                 let stage = self.0.node.get().map(|node| node.loader.metrics(model.digest));
@@ -253,13 +275,23 @@ impl Served {
         metrics::encode(&models, encoder)
     }
 
+    /// The model of this name; of several models of one name, the one that has it, or any by its full name.
+    fn find(&self, name: &str) -> Option<Arc<Entry>> {
+        let entries = self.entries();
+        let exact = entries.iter().find(|entry| entry.name == name);
+        let full = || entries.iter().find(|entry| entry.full_name().is_some_and(|full| full == name));
+        // The one that had the name may be gone, and another of that name be left.
+        let left = || entries.iter().find(|entry| entry.called == name);
+        exact.or_else(full).or_else(left).cloned()
+    }
+
     /// The engine of a model, once it is ready; gets and loads what is absent.
     ///
     /// # Errors
     /// `NotFound` for a model that is not served, `Unavailable` where it is not ready within `patience`, and whatever kept it
     /// from being loaded.
     pub async fn engine(&self, name: &str, patience: Duration) -> Result<Engine> {
-        let Some(entry) = self.entries().into_iter().find(|entry| entry.name == name) else {
+        let Some(entry) = self.find(name) else {
             return Err(Error::new(ErrorKind::NotFound, format!("the model {name} is not served here")));
         };
         let wanted = entry.state.send_if_modified(|state| {
@@ -327,12 +359,22 @@ impl Served {
 }
 
 impl Entry {
-    fn new(name: &str, source: Source, state: State) -> Entry {
+    fn new(name: &str, called: &str, source: Source, state: State) -> Entry {
         let digest = match &source {
             Source::Pool(digest) => OnceLock::from(*digest),
             Source::File { .. } => OnceLock::new(),
         };
-        Entry { name: name.to_owned(), source, digest, metrics: Arc::default(), state: watch::Sender::new(state) }
+        let (name, called) = (name.to_owned(), called.to_owned());
+        Entry { name, called, source, digest, metrics: Arc::default(), state: watch::Sender::new(state) }
+    }
+
+    /// Whether this can be the model with this digest; a file that has not been read can be any.
+    fn may_be(&self, digest: &Digest) -> bool {
+        self.digest.get().is_none_or(|known| known == digest)
+    }
+
+    fn full_name(&self) -> Option<String> {
+        self.digest.get().map(|digest| full_name(&self.called, digest))
     }
 
     fn counts(&self, metrics: &Arc<EngineMetrics>) -> bool {
@@ -465,7 +507,14 @@ impl Entry {
         }
         let routes = Arc::new(Pooled::new(loader.clone(), digest, config.layers as u32, whole));
         let pipeline = loader.pipeline().clone();
-        Ok(Engine::pooled(facts, text, Arc::clone(&self.metrics), pipeline, routes, node.auditor.clone()))
+        Ok(Engine::pooled(
+            facts,
+            text,
+            Arc::clone(&self.metrics),
+            pipeline,
+            routes,
+            node.auditor.clone(),
+        ))
     }
 
     /// The model's file, fetched where it is not here.
@@ -506,8 +555,26 @@ impl Entry {
             }
             State::Absent { why: None } | State::Loading | State::Ready(_) => None,
         });
-        ServedModel { name: self.name.clone(), state: name, why, facts, running, waiting }
+        ServedModel {
+            name: self.name.clone(),
+            digest: self.digest.get().copied(),
+            state: name,
+            why,
+            facts,
+            running,
+            waiting,
+        }
     }
+}
+
+/// Hex digits of a digest that tell models of one name apart.
+const DIGEST_CHARS: usize = 8;
+
+/// The name of one of several models that are called the same.
+fn full_name(name: &str, digest: &Digest) -> String {
+    let mut digits = digest.to_string();
+    digits.truncate(DIGEST_CHARS);
+    format!("{name}@{digits}")
 }
 
 /// A short request, answered from one end to the other. Nobody asked for it: it leaves nothing behind.
@@ -525,4 +592,60 @@ fn probe(engine: &Engine) -> Result<()> {
         }
         Err(Error::new(ErrorKind::Internal, "the model's first answer broke off"))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+
+    use libp2p::PeerId;
+
+    use super::*;
+    use crate::pool::{Advert, ModelSize, advert_of};
+
+    /// A pool in which another node serves these models.
+    fn pool(models: &[(&str, u8)]) -> View {
+        let advert = |(name, byte): &(&str, u8)| ModelAdvert {
+            digest: Digest::from_bytes([*byte; 32]),
+            name: (*name).to_owned(),
+            served: true,
+            whole: true,
+            split: false,
+            pinned: None,
+            size: ModelSize::default(),
+        };
+        let node = |models: Vec<ModelAdvert>| {
+            let mut node = advert_of(PeerId::random());
+            node.models = models;
+            Arc::new(node)
+        };
+        let (own, other): (Arc<Advert>, Arc<Advert>) = (node(Vec::new()), node(models.iter().map(advert).collect()));
+        let nodes = BTreeMap::from([(other.peer, other)]);
+        View { local: own.peer, own, term: None, nodes, connected: BTreeSet::new() }
+    }
+
+    fn found(served: &Served, name: &str) -> Option<u8> {
+        served.find(name).and_then(|entry| entry.digest.get().map(|digest| digest.as_bytes()[0]))
+    }
+
+    #[test]
+    fn two_models_of_one_name_are_both_listed_and_both_reachable() {
+        let served = Served::default();
+        served.see(&pool(&[("tiny", 0xab), ("tiny", 0x12), ("tiny", 0xab), ("other", 7)]));
+        assert_eq!(served.names(), ["other", "tiny", "tiny@abababab"]);
+        assert_eq!((found(&served, "tiny"), found(&served, "tiny@abababab")), (Some(0x12), Some(0xab)));
+        assert_eq!(found(&served, "tiny@12121212"), Some(0x12), "the first one by its full name, too");
+        assert_eq!(found(&served, "tiny@33333333"), None);
+    }
+
+    #[test]
+    fn a_model_keeps_its_name_whatever_comes_and_another_is_left_when_it_goes() {
+        let served = Served::default();
+        served.see(&pool(&[("tiny", 0xab)]));
+        served.see(&pool(&[("tiny", 0x12), ("tiny", 0xab)]));
+        assert_eq!((found(&served, "tiny"), found(&served, "tiny@12121212")), (Some(0xab), Some(0x12)));
+        served.see(&pool(&[("tiny", 0x12)]));
+        assert_eq!(served.names(), ["tiny@12121212"]);
+        assert_eq!(found(&served, "tiny"), Some(0x12), "the name leads to the model that is left");
+    }
 }
