@@ -1,7 +1,9 @@
 //! `/v1/chat/completions`: a conversation as OpenAI's clients write it, brought into a request to a model.
 
+use axum::Router;
 use axum::extract::State;
 use axum::response::Response;
+use axum::routing::post;
 use pangea_compute::chat::Message;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
@@ -13,8 +15,13 @@ use super::generation::{Generate, alternatives, generate};
 use super::{App, Body};
 use crate::serve::{Prompt, role};
 
+/// The routes of this file.
+pub(super) fn routes() -> Router<App> {
+    Router::new().route("/v1/chat/completions", post(completions))
+}
+
 /// Answers a conversation.
-pub(super) async fn completions(State(app): State<App>, body: Body) -> Result<Response, ApiError> {
+async fn completions(State(app): State<App>, body: Body) -> Result<Response, ApiError> {
     let mut fields = Fields::read(body).await?;
     let model: String = fields.required("model")?;
     let (generate, prompt) = parse(&mut fields)?;

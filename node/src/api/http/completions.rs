@@ -1,7 +1,9 @@
 //! `/v1/completions`: texts or token ids to go on with, brought into requests to a model.
 
+use axum::Router;
 use axum::extract::State;
 use axum::response::Response;
+use axum::routing::post;
 use serde::Deserialize;
 use serde_json::json;
 
@@ -13,11 +15,16 @@ use super::limits::PROMPTS;
 use super::{App, Body};
 use crate::serve::{Prompt, Request};
 
+/// The routes of this file.
+pub(super) fn routes() -> Router<App> {
+    Router::new().route("/v1/completions", post(completions))
+}
+
 /// Tokens of an answer where the client does not say, as OpenAI has it.
 const MAX_TOKENS: usize = 16;
 
 /// Goes on with one or several prompts.
-pub(super) async fn completions(State(app): State<App>, body: Body) -> Result<Response, ApiError> {
+async fn completions(State(app): State<App>, body: Body) -> Result<Response, ApiError> {
     let mut fields = Fields::read(body).await?;
     let model: String = fields.required("model")?;
     let (generate, prompts, echo) = parse(&mut fields)?;

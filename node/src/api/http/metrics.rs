@@ -2,10 +2,12 @@
 
 use std::time::Instant;
 
+use axum::Router;
 use axum::extract::{MatchedPath, Request, State};
 use axum::http::{HeaderValue, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
+use axum::routing::get;
 use pangea_client::ErrorKind;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric};
@@ -18,6 +20,11 @@ use prometheus_client::registry::{Registry, Unit};
 use super::App;
 use super::error::ApiError;
 use crate::serve::{SECONDS_BUCKETS, Served};
+
+/// The routes of this file.
+pub(super) fn routes() -> Router<App> {
+    Router::new().route("/metrics", get(show))
+}
 
 const TEXT: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
@@ -97,7 +104,7 @@ impl Collector for Queues {
 }
 
 /// Everything that is counted.
-pub(super) async fn show(State(app): State<App>) -> Result<Response, ApiError> {
+async fn show(State(app): State<App>) -> Result<Response, ApiError> {
     let mut text = String::new();
     prometheus_client::encoding::text::encode(&mut text, &app.metrics.registry)
         .map_err(|error| ApiError::new(ErrorKind::Internal, format!("the metrics cannot be written: {error}")))?;

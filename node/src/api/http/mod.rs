@@ -12,6 +12,8 @@
 //! | `pool` | peers and topology |
 //! | `error`, `limits` | failures as clients read them; bounds |
 //!
+//! A file's routes stand in its `routes`, the aliases beside them: a new route touches that file alone, and a new file its line here.
+//!
 //! It knows no model's insides and computes nothing.
 
 mod answer;
@@ -37,7 +39,6 @@ use axum::body::Body;
 use axum::http::{Method, StatusCode, Uri};
 use axum::middleware::{from_fn_with_state, map_response};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
 use pangea_client::{ErrorKind, Result};
 
 use crate::api::service::Service;
@@ -137,21 +138,15 @@ impl App {
     }
 }
 
+/// Every route; those of a file stand in it.
 fn routes(app: App, guard: Guard) -> Router {
     Router::new()
-        .route("/v1/chat/completions", post(chat::completions))
-        .route("/v1/completions", post(completions::completions))
-        .route("/v1/models", get(models::list))
-        .route("/v1/models/{*id}", get(models::one))
-        .route("/api/models", get(models::details))
-        .route("/api/status", get(models::status))
-        .route("/api/receipts", get(receipts::list))
-        .route("/api/receipts/{id}", get(receipts::one))
-        .route("/api/peers", get(pool::peers))
-        .route("/api/topology", get(pool::topology))
-        .route("/healthz", get(models::healthz))
-        .route("/readyz", get(models::readyz))
-        .route("/metrics", get(metrics::show))
+        .merge(chat::routes())
+        .merge(completions::routes())
+        .merge(metrics::routes())
+        .merge(models::routes())
+        .merge(pool::routes())
+        .merge(receipts::routes())
         .fallback(unknown)
         .method_not_allowed_fallback(wrong_method)
         .layer(from_fn_with_state(Arc::new(guard), Guard::check))

@@ -1,9 +1,10 @@
 //! What is served and how it stands: `/v1/models`, `/api/models`, `/api/status`, `/healthz`, `/readyz`. It only reports.
 
-use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use axum::{Json, Router};
 use pangea_client::ErrorKind;
 use serde_json::{Value, json};
 
@@ -13,14 +14,27 @@ use super::limits::READY_RETRY;
 use crate::serve::ServedModel;
 use crate::supervise::Unwell;
 
+/// The routes of this file.
+pub(super) fn routes() -> Router<App> {
+    Router::new()
+        .route("/v1/models", get(list))
+        .route("/v1/models/{*id}", get(one))
+        .route("/api/pangea/models", get(details))
+        .route("/api/models", get(details))
+        .route("/api/pangea/status", get(status))
+        .route("/api/status", get(status))
+        .route("/healthz", get(healthz))
+        .route("/readyz", get(readyz))
+}
+
 /// `/v1/models`: every configured model, from the start.
-pub(super) async fn list(State(app): State<App>) -> Json<Value> {
+async fn list(State(app): State<App>) -> Json<Value> {
     let models: Vec<Value> = app.served.list().iter().map(|model| entry(&app, model)).collect();
     Json(json!({"object": "list", "data": models}))
 }
 
 /// `/v1/models/{id}`.
-pub(super) async fn one(State(app): State<App>, Path(id): Path<String>) -> Result<Json<Value>, ApiError> {
+async fn one(State(app): State<App>, Path(id): Path<String>) -> Result<Json<Value>, ApiError> {
     let found = app.served.list().into_iter().find(|model| model.name == id);
     let Some(model) = found else { return Err(app.no_such_model(&id)) };
     Ok(Json(entry(&app, &model)))
@@ -33,7 +47,7 @@ fn entry(app: &App, model: &ServedModel) -> Value {
 }
 
 /// `/api/models`: the same with what each is and takes.
-pub(super) async fn details(State(app): State<App>) -> Json<Value> {
+async fn details(State(app): State<App>) -> Json<Value> {
     let models: Vec<Value> = app
         .served
         .list()
@@ -56,7 +70,7 @@ pub(super) async fn details(State(app): State<App>) -> Json<Value> {
 }
 
 /// `/api/status`: this node.
-pub(super) async fn status(State(app): State<App>) -> Result<Json<Value>, ApiError> {
+async fn status(State(app): State<App>) -> Result<Json<Value>, ApiError> {
     let status = app.fabric.status().await?;
     let mut status = serde_json::to_value(status)
         .map_err(|error| ApiError::new(ErrorKind::Internal, format!("the status cannot be written: {error}")))?;
@@ -67,7 +81,7 @@ pub(super) async fn status(State(app): State<App>) -> Result<Json<Value>, ApiErr
 }
 
 /// `/healthz`: whether every part of the node does its work; 503 with the names of those that do not.
-pub(super) async fn healthz(State(app): State<App>) -> Response {
+async fn healthz(State(app): State<App>) -> Response {
     health(&app.supervisor.unwell())
 }
 
@@ -80,7 +94,7 @@ fn health(unwell: &[Unwell]) -> Response {
 }
 
 /// `/readyz`: ready once each model that is here has answered a first request, while every part of the node does its work.
-pub(super) async fn readyz(State(app): State<App>) -> Response {
+async fn readyz(State(app): State<App>) -> Response {
     let models = app.served.list();
     // A stage whose thread is gone serves nobody, whatever its model answered before.
     let ready = app.served.is_ready() && app.supervisor.unwell().is_empty();

@@ -1,8 +1,9 @@
 //! What is kept of answers: `/api/receipts`, latest first, and `/api/receipts/{id}`. It reads the folder, away from the
 //! threads that serve.
 
-use axum::Json;
 use axum::extract::{Path, State};
+use axum::routing::get;
+use axum::{Json, Router};
 use pangea_client::ErrorKind;
 use serde_json::{Value, json};
 
@@ -10,17 +11,26 @@ use super::App;
 use super::error::ApiError;
 use crate::trust::{Receipt, ReceiptStore, Summary};
 
+/// The routes of this file.
+pub(super) fn routes() -> Router<App> {
+    Router::new()
+        .route("/api/pangea/receipts", get(list))
+        .route("/api/receipts", get(list))
+        .route("/api/pangea/receipts/{id}", get(one))
+        .route("/api/receipts/{id}", get(one))
+}
+
 /// Receipts of one list: what a page shows.
 const LIST_MAX: usize = 100;
 
 /// `/api/receipts`.
-pub(super) async fn list(State(app): State<App>) -> Result<Json<Value>, ApiError> {
+async fn list(State(app): State<App>) -> Result<Json<Value>, ApiError> {
     let receipts: Vec<Summary> = read(&app, |store| store.list(LIST_MAX)).await?;
     Ok(Json(json!({"receipts": receipts})))
 }
 
 /// `/api/receipts/{id}`.
-pub(super) async fn one(State(app): State<App>, Path(id): Path<String>) -> Result<Json<Receipt>, ApiError> {
+async fn one(State(app): State<App>, Path(id): Path<String>) -> Result<Json<Receipt>, ApiError> {
     read(&app, move |store| store.get(&id)).await.map(Json)
 }
 
