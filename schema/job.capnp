@@ -126,3 +126,34 @@ struct Rejection {
   peer @0 :Text;
   why @1 :Text;
 }
+
+struct JobStatus {
+  # A job of a node, as it stands; a product or a generation.
+  id @0 :UInt64;
+  # Number of the job on its node.
+  kind @1 :Text;
+  # `product` or `generation`.
+  subject @2 :Text;
+  # Shape and dtype of a product, such as `1024x512x256 f32`; name of the model of a generation.
+  api @3 :Text;
+  # Where the job was submitted: `rpc`, `http` or `node`.
+  client @4 :Text;
+  # What the client calls itself; empty where it does not say.
+  state @5 :Text;
+  # `waiting`, `running`, `done`, `failed` or `cancelled`.
+  done @6 :UInt64;
+  # Tasks of a product or tokens of answers that are done.
+  total @7 :UInt64;
+  # How many there will be at most; 0 while that is not known.
+  submittedUnixMs @8 :UInt64;
+  startedUnixMs @9 :UInt64;
+  endedUnixMs @10 :UInt64;
+  deadlineUnixMs @11 :UInt64;
+  # Milliseconds since 1970; 0 for a time that has not come, or no deadline.
+  verdict @12 :Text;
+  # Of a job that is done: `local`, `verified`, `audited`, `tolerance-checked` or `unchecked`.
+  errorKind @13 :Text;
+  # Of a job that failed: the kind of the error, such as `Overloaded`.
+  error @14 :Text;
+  # Of a job that failed: a sentence for people.
+}

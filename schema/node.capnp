@@ -63,6 +63,10 @@ interface Node {
   # Where the layers of a model would be placed on the pool as this node sees it, and where they are
   # placed. An empty name means the only model that the pool serves. NotFound for a model that no
   # node serves.
+
+  jobs @13 () -> (jobs :List(Job.JobStatus));
+  # Products and generations that were asked of this node through any API, the latest first: all that
+  # run, and the last that ended.
 }
 
 struct Topology {

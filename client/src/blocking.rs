@@ -8,6 +8,7 @@ use tokio::runtime::Runtime;
 use tokio::task::LocalSet;
 
 use crate::job::{MatmulOptions, Progress};
+use crate::jobs::JobStatus;
 use crate::model::{GenerationRequest, GenerationSummary, Model, ModelStatus, Piece};
 use crate::plan::ModelPlan;
 use crate::report::JobReport;
@@ -103,6 +104,11 @@ impl Client {
     /// See [`crate::Client::status`].
     pub fn status(&self) -> Result<NodeStatus> {
         self.block_on(self.client.status())
+    }
+
+    /// See [`crate::Client::jobs`].
+    pub fn jobs(&self) -> Result<Vec<JobStatus>> {
+        self.block_on(self.client.jobs())
     }
 
     /// See [`crate::Client::topology`].

@@ -15,6 +15,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::exception::from_exception;
 use crate::job::{Job, MatmulOptions};
+use crate::jobs::JobStatus;
 use crate::model::{self, Model, ModelStatus};
 use crate::plan::ModelPlan;
 use crate::status::{Counters, LinkProbe, NodeStatus, PeerStatus};
@@ -177,6 +178,16 @@ impl Client {
         let response = request.send().promise.await.map_err(error)?;
         let probe = response.get().and_then(|results| results.get_probe()).map_err(error)?;
         LinkProbe::from_wire(probe).map_err(error)
+    }
+
+    /// What was asked of the node, products and generations alike: what runs, and the last that ended; the latest first.
+    ///
+    /// # Errors
+    /// `Unavailable` where the node is gone.
+    pub async fn jobs(&self) -> Result<Vec<JobStatus>> {
+        let response = self.node.jobs_request().send().promise.await.map_err(error)?;
+        let jobs = response.get().and_then(|results| results.get_jobs()).map_err(error)?;
+        jobs.iter().map(|job| JobStatus::from_wire(job).map_err(error)).collect()
     }
 
     /// The pool as the node sees it.

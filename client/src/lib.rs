@@ -3,6 +3,7 @@
 //! * [`connection`]: the connection to a node, where every call starts.
 //! * [`tensor`]: tensors held by a node, and the transfer of their bytes.
 //! * [`job`]: products that a node computes: options, progress, cancelling.
+//! * [`jobs`]: everything that was asked of a node, as it stands.
 //! * [`model`]: language models of a node: requests and streamed answers.
 //! * [`out_of_core`]: products larger than memory, block by block.
 //! * [`blocking`]: the same calls for programs that are not asynchronous.
@@ -19,6 +20,7 @@ pub mod connection;
 pub mod dtype;
 pub mod exception;
 pub mod job;
+pub mod jobs;
 pub mod model;
 pub mod out_of_core;
 pub mod plan;
@@ -33,6 +35,7 @@ pub mod transport;
 pub use connection::{Client, DEFAULT_ADDRESS};
 pub use dtype::DType;
 pub use job::{Job, MatmulOptions, Place, Progress, VerifyPolicy};
+pub use jobs::JobStatus;
 pub use model::{AnswerStage, GenerationRequest, GenerationSummary, Model, ModelStatus, Piece, Prompt, Sampling};
 pub use pangea_units::{Error, ErrorKind, Result};
 pub use plan::{ModelPlan, PlannedChain, PlannedStage};

@@ -6,6 +6,7 @@ use std::time::Duration;
 use pangea_compute::{DType, Tensor};
 use pangea_node::devices::Devices;
 use pangea_node::fabric::{JobReport, JobRequest, Place};
+use pangea_node::jobs::Jobs;
 use pangea_node::net::{NetConfig, identity};
 use pangea_node::runtime::{Parts, Runtime};
 use pangea_node::supervise::Supervisor;
@@ -32,6 +33,7 @@ fn node(name: &str) -> (Runtime, String) {
         rpc: String::new(),
         fault: None,
         supervisor: Supervisor::default(),
+        jobs: Jobs::default(),
     };
     let runtime = Runtime::start(parts).expect("a node starts");
     let address = block_on(async {

@@ -13,6 +13,7 @@ use crate::config::NodeConfig;
 use crate::data_dir::{DataDir, NodeFile};
 use crate::devices::Devices;
 use crate::fabric::Fabric;
+use crate::jobs::Jobs;
 use crate::net::identity as keys;
 use crate::net::{NetConfig, addresses};
 use crate::pipeline::Pipeline;
@@ -54,6 +55,7 @@ pub fn run(config: NodeConfig) -> Result<()> {
     if let Some(fault) = work.fault {
         pipeline.set_fault(fault);
     }
+    let jobs = Jobs::default();
     let served = Served::new(&work.models, &identity.data_dir.join("models"))?;
     tracing::info!(event = "starting", %peer, "Starting node {peer}");
     let net = NetConfig {
@@ -78,6 +80,7 @@ pub fn run(config: NodeConfig) -> Result<()> {
         rpc: rpc_addr.clone(),
         fault: work.fault,
         supervisor: supervisor.clone(),
+        jobs: jobs.clone(),
     })?;
     let mut watching = None;
     if let Some(loader) = runtime.loader() {
@@ -94,19 +97,19 @@ pub fn run(config: NodeConfig) -> Result<()> {
             devices: devices.clone(),
             supervisor: supervisor.clone(),
         })?;
-        served.join(loader, auditor, sessions, work.split, work.layers)?;
+        served.join(loader, auditor, jobs.clone(), sessions, work.split, work.layers)?;
     }
     let seen = served.clone();
     if let Some(pool) = runtime.pool().filter(|_| work.works) {
         placement::measure_speed(pool, devices, &supervisor);
     }
-    let behind = RunningNode { fabric: runtime.fabric(), pool: runtime.pool() };
+    let behind = RunningNode { fabric: runtime.fabric(), pool: runtime.pool(), jobs: jobs.clone() };
     let programs = rpc::serve(listener, behind, served.clone(), Limits::default(), &supervisor)?;
     let supervising = supervisor.clone();
     let api = api_listener.map(|listener| {
         let key = service.api.and_then(|api| api.key);
-        let (fabric, pool) = (runtime.fabric(), runtime.pool());
-        http::serve(listener, http::Node { fabric, pool, served, receipts, key, supervisor: supervising })
+        let (fabric, pool, jobs) = (runtime.fabric(), runtime.pool(), jobs.clone());
+        http::serve(listener, http::Node { fabric, pool, served, receipts, jobs, key, supervisor: supervising })
     });
     let api = api.transpose()?;
     let waiting = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(internal)?;
@@ -142,7 +145,7 @@ pub fn run(config: NodeConfig) -> Result<()> {
                         api.shutdown(GRACE).await;
                     }
                 };
-                tokio::join!(programs.shutdown(GRACE), api);
+                tokio::join!(jobs.drain(GRACE), programs.shutdown(GRACE), api);
                 runtime.shutdown(GRACE).await;
             } => {}
             () = signals.next() => tracing::warn!(event = "stopped_at_once", "Stopped at once"),

@@ -44,6 +44,7 @@ pub mod daemon;
 pub mod data_dir;
 pub mod devices;
 pub mod fabric;
+pub mod jobs;
 pub mod link;
 pub mod models;
 pub mod net;

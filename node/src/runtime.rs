@@ -15,6 +15,7 @@ use crate::blob;
 use crate::devices::Devices;
 use crate::devices::threads::Purpose;
 use crate::fabric::{Driver, Fabric, Settings, evidence};
+use crate::jobs::Jobs;
 use crate::net::{self, Followers, GossipConfig, Interest, NetConfig, NetError, Network};
 use crate::peers::Peers;
 use crate::pipeline::links::{self, LinksDriver};
@@ -59,6 +60,8 @@ pub struct Parts {
     pub fault: Option<Fault>,
     /// Holds the parts that run by themselves.
     pub supervisor: Supervisor,
+    /// The jobs of this node.
+    pub jobs: Jobs,
 }
 
 /// A node under way. Dropping it ends it without a goodbye.
@@ -252,6 +255,7 @@ fn build(parts: Parts, executor: Executor, speeds: Speeds) -> Result<Built> {
         pool_key,
         speeds,
         supervisor: parts.supervisor.clone(),
+        jobs: parts.jobs,
     };
     let Some((network, events)) = network else {
         let (driver, inlets, fabric) = Driver::new(settings, executor, None, parts.rpc)?;

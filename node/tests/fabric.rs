@@ -7,6 +7,7 @@ use std::time::Duration;
 use pangea_compute::{DType, Tensor};
 use pangea_node::devices::Devices;
 use pangea_node::fabric::{JobOutcome, JobRequest, Place};
+use pangea_node::jobs::Jobs;
 use pangea_node::net::{NetConfig, identity};
 use pangea_node::runtime::{Parts, Runtime};
 use pangea_node::supervise::Supervisor;
@@ -36,6 +37,7 @@ fn node(name: &str, threads: usize, fault: Option<Fault>) -> Node {
         rpc: String::new(),
         fault,
         supervisor: Supervisor::default(),
+        jobs: Jobs::default(),
     };
     let runtime = Runtime::start(parts).unwrap();
     let address = block_on(async {

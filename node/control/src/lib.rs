@@ -14,6 +14,7 @@
 //! | [`net`] | whom to dial when; who is admitted; which of two connections lives; which peers are dead |
 //! | [`blob`] | which part of a model file is asked of which provider |
 //! | [`devices`] | who holds which part of a node's memory |
+//! | [`jobs`] | what was asked of the node, by whom, how far it is and what it came to; whether a new job is accepted |
 //! | [`trust`] | which sessions are audited; how far an answer can be trusted |
 //! | [`supervise`] | what follows when a thread or a task of the node ends |
 //! | [`tasks`] | which tasks of a peer a worker takes, when each starts and how each ends |
@@ -22,6 +23,7 @@
 pub mod blob;
 pub mod devices;
 pub mod generation;
+pub mod jobs;
 pub mod net;
 pub mod peers;
 pub mod placement;

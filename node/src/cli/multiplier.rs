@@ -5,6 +5,7 @@ use std::ops::Range;
 
 use pangea_client::{Client, Error, ErrorKind, JobReport, MatmulOptions, Progress};
 use pangea_compute::{DType, Tensor};
+use pangea_control::jobs::{Api, Owner};
 
 use super::failure::Failure;
 use super::matrix::Operand;
@@ -94,10 +95,10 @@ impl Multiplier {
 
 fn start_local(fabric: &Fabric, a: &Tensor, b: &Tensor, options: &MatmulOptions) -> Result<RunningProduct, Failure> {
     let MatmulOptions { place, verify, priority, deadline, redundancy, max_retries } = options.clone();
-    let (a, b) = (a.clone(), b.clone());
+    let (a, b, owner) = (a.clone(), b.clone(), Owner::of(Api::Node));
     let dtype = DType::product(a.dtype(), b.dtype())?;
     let memory = fabric.lease(a.rows() as u64 * b.cols() as u64 * dtype.size_bytes() as u64)?;
-    let job = fabric.submit(JobRequest { a, b, place, verify, priority, deadline, redundancy, max_retries })?;
+    let job = fabric.submit(JobRequest { a, b, place, verify, priority, deadline, redundancy, max_retries, owner })?;
     Ok(RunningProduct::Local { job, memory })
 }
 

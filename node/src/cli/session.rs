@@ -11,6 +11,7 @@ use super::failure::{Exit, Failure};
 use crate::config;
 use crate::data_dir::NodeFile;
 use crate::devices::Devices;
+use crate::jobs::Jobs;
 use crate::runtime::{Parts, Runtime};
 use crate::supervise::Supervisor;
 
@@ -98,6 +99,7 @@ pub(super) async fn local_fabric(threads: usize, max_memory: u64) -> Result<Runt
         rpc: String::new(),
         fault: None,
         supervisor: Supervisor::default(),
+        jobs: Jobs::default(),
     };
     let started = tokio::task::spawn_blocking(move || Runtime::start(parts)).await;
     let started = started.map_err(|error| Failure::failed(format!("the local fabric did not start: {error}")))?;

@@ -28,10 +28,11 @@ use self::estimate::rates;
 use self::probes::Probes;
 use super::checker::{Checked, Checker};
 use super::handle::{Command, Fabric};
-use super::job::{JobId, JobOutcome, JobRequest, Progress};
+use super::job::{JobId, JobReply, JobRequest};
 use super::open_links::OpenLinks;
 use super::running::RunningJob;
 use crate::devices::Devices;
+use crate::jobs::Jobs;
 use crate::link::coordinator::LinkEvent;
 use crate::link::serve::Served;
 use crate::net::{Follower, NetEvent, Network};
@@ -69,6 +70,8 @@ pub struct Settings {
     pub speeds: Speeds,
     /// Holds the parts that run by themselves.
     pub supervisor: Supervisor,
+    /// The jobs of this node.
+    pub jobs: Jobs,
 }
 
 /// What happened somewhere else on this node.
@@ -143,8 +146,7 @@ struct Counters {
 struct Submitting {
     request: JobRequest,
     submitted: Instant,
-    progress: watch::Sender<Progress>,
-    outcome: oneshot::Sender<Result<JobOutcome>>,
+    reply: JobReply,
     dtype: DType,
 }
 
@@ -175,7 +177,8 @@ impl Driver {
         let local = WorkerEstimate::local(rates(&settings.speeds), limit);
         let served = Served::new(settings.devices.clone(), executor.clone(), settings.peers.clone());
         let (listening, addresses) = watch::channel(Vec::new());
-        let fabric = Fabric::new(command_sender, settings.devices.clone(), addresses, settings.peers.clone());
+        let jobs = settings.jobs.clone();
+        let fabric = Fabric::new(command_sender, jobs, settings.devices.clone(), addresses, settings.peers.clone());
         let checker = Checker::start(&settings.devices, &settings.supervisor)?;
         let driver = Driver {
             started: Instant::now(),
@@ -266,12 +269,12 @@ impl Driver {
 
     fn on_command(&mut self, command: Command) {
         match command {
-            Command::Submit { job, request, submitted, progress, outcome } => {
+            Command::Submit { job, request, submitted, reply } => {
                 if self.draining.is_some() || self.served.borrow().draining {
-                    let _ = outcome.send(Err(Error::new(ErrorKind::Unavailable, "this node is shutting down")));
+                    reply.failed(Error::new(ErrorKind::Unavailable, "this node is shutting down"));
                     return;
                 }
-                self.submit(job, request, submitted, progress, outcome);
+                self.submit(job, request, submitted, reply);
             }
             Command::Cancel(job) => {
                 self.events.push_back(Event::JobCancelled { job: pangea_control::schedule::JobId(job) })

@@ -6,17 +6,21 @@ use std::time::{Duration, Instant};
 use libp2p::PeerId;
 use pangea_client::{Error, ErrorKind, Result};
 use pangea_compute::DType;
+use pangea_control::jobs::{JobKind, JobSpec};
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::job::{CancelOnDrop, Job, JobId, JobOutcome, JobRequest, Progress};
+use super::job::{CancelOnDrop, Job, JobId, JobReply, JobRequest, Progress};
 use super::status::{LinkProbe, NodeStatus, PeerStatus};
+use crate::clock;
 use crate::devices::{Devices, Kind, Lease};
+use crate::jobs::Jobs;
 use crate::peers::Peers;
 
 /// The fabric of this node.
 #[derive(Clone)]
 pub struct Fabric {
     commands: mpsc::Sender<Command>,
+    jobs: Jobs,
     devices: Devices,
     listening: watch::Receiver<Vec<String>>,
     peers: Peers,
@@ -28,8 +32,7 @@ pub(crate) enum Command {
         job: JobId,
         request: JobRequest,
         submitted: Instant,
-        progress: watch::Sender<Progress>,
-        outcome: oneshot::Sender<Result<JobOutcome>>,
+        reply: JobReply,
     },
     Cancel(JobId),
     Peers(oneshot::Sender<Vec<PeerStatus>>),
@@ -60,11 +63,12 @@ pub(crate) enum Command {
 impl Fabric {
     pub(crate) fn new(
         commands: mpsc::Sender<Command>,
+        jobs: Jobs,
         devices: Devices,
         listening: watch::Receiver<Vec<String>>,
         peers: Peers,
     ) -> Fabric {
-        Fabric { commands, devices, listening, peers }
+        Fabric { commands, jobs, devices, listening, peers }
     }
 
     /// Accepts a job, or refuses it at once where shapes or dtypes do not fit. Never waits. Memory for the
@@ -74,14 +78,11 @@ impl Fabric {
         let output = (request.a.rows(), request.b.cols(), dtype);
         let (progress_sender, progress) = watch::channel(Progress::default());
         let (outcome_sender, outcome) = oneshot::channel();
-        let id = next_job();
-        self.send(Command::Submit {
-            job: id,
-            request,
-            submitted: Instant::now(),
-            progress: progress_sender,
-            outcome: outcome_sender,
-        })?;
+        let commands = self.commands.downgrade();
+        let ticket = self.jobs.submit(job_spec(&request, dtype), move |id| cancel(&commands, id.0))?;
+        let id = ticket.id().0;
+        let reply = JobReply::new(ticket, progress_sender, outcome_sender);
+        self.send(Command::Submit { job: id, request, submitted: Instant::now(), reply })?;
         let cancel = CancelOnDrop { job: id, cancelled: self.commands.downgrade() };
         Ok(Job { id, output, progress, outcome, cancel })
     }
@@ -155,10 +156,7 @@ impl Fabric {
 
 impl Drop for CancelOnDrop {
     fn drop(&mut self) {
-        if let Some(commands) = self.cancelled.upgrade() {
-            // A full queue is the only loss; the job then ends by itself and its product is dropped.
-            let _ = commands.try_send(Command::Cancel(self.job));
-        }
+        cancel(&self.cancelled, self.job);
     }
 }
 
@@ -175,9 +173,22 @@ fn judge(request: &JobRequest) -> Result<DType> {
     Ok(dtype)
 }
 
-fn next_job() -> JobId {
-    static NEXT: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(1);
-    NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed)
+fn cancel(commands: &mpsc::WeakSender<Command>, job: JobId) {
+    if let Some(commands) = commands.upgrade() {
+        // A full queue is the only loss; the job then ends by itself and its product is dropped.
+        let _ = commands.try_send(Command::Cancel(job));
+    }
+}
+
+/// A product as the registry of jobs knows it.
+fn job_spec(request: &JobRequest, dtype: DType) -> JobSpec {
+    let (m, k, n) = (request.a.rows(), request.a.cols(), request.b.cols());
+    JobSpec {
+        kind: JobKind::Product,
+        subject: format!("{m}x{k}x{n} {dtype}"),
+        owner: request.owner.clone(),
+        deadline: request.deadline.map(|within| clock::now() + within),
+    }
 }
 
 fn gone() -> Error {

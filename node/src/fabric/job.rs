@@ -3,12 +3,16 @@
 
 use std::time::Duration;
 
-use pangea_client::Result;
+use pangea_client::{Error, Result};
 pub use pangea_client::{JobReport, Place, Progress, Rejection, TaskCounts, Verification, VerifyPolicy, WorkerShare};
 use pangea_compute::{DType, Tensor};
+use pangea_control::jobs::{Api, Ending, Owner};
+use pangea_control::trust::Verdict;
 use tokio::sync::{oneshot, watch};
 
-/// Number of a job on the node that accepted it.
+use crate::jobs::Ticket;
+
+/// Number of a job on the node that accepted it, as the registry of jobs gives it.
 pub type JobId = u64;
 
 /// A product `C[m, n] = A[m, k] · B[k, n]` to be computed by the fabric.
@@ -30,6 +34,8 @@ pub struct JobRequest {
     pub redundancy: u8,
     /// How often a task may be tried again after failures before the local node takes it.
     pub max_retries: u8,
+    /// Who asks.
+    pub owner: Owner,
 }
 
 impl JobRequest {
@@ -44,6 +50,7 @@ impl JobRequest {
             deadline: None,
             redundancy: 1,
             max_retries: 3,
+            owner: Owner::of(Api::Node),
         }
     }
 }
@@ -75,4 +82,45 @@ pub struct JobOutcome {
     pub product: Tensor,
     /// How it was had.
     pub report: JobReport,
+}
+
+/// Where the progress and the end of a job go: to whoever asked for it, and to the registry of jobs. Dropping it cancels the job.
+pub(crate) struct JobReply {
+    ticket: Ticket,
+    progress: watch::Sender<Progress>,
+    outcome: oneshot::Sender<Result<JobOutcome>>,
+}
+
+impl JobReply {
+    pub(crate) fn new(
+        ticket: Ticket,
+        progress: watch::Sender<Progress>,
+        outcome: oneshot::Sender<Result<JobOutcome>>,
+    ) -> JobReply {
+        JobReply { ticket, progress, outcome }
+    }
+
+    /// The job is planned, and its tasks are being placed.
+    pub(crate) fn started(&self) {
+        self.ticket.started();
+    }
+
+    /// More of the job is done.
+    pub(crate) fn progress(&self, progress: Progress) {
+        self.ticket.progress(u64::from(progress.tasks_done), u64::from(progress.tasks_total));
+        self.progress.send_replace(progress);
+    }
+
+    /// The job is done. Whoever asked may not want it any more.
+    pub(crate) fn done(self, outcome: JobOutcome) {
+        let verdict = Verdict::from_name(&outcome.report.verification.verdict).unwrap_or(Verdict::Unchecked);
+        self.ticket.end(Ending::Done { verdict });
+        let _ = self.outcome.send(Ok(outcome));
+    }
+
+    /// The job has failed. Whoever asked may not want it any more.
+    pub(crate) fn failed(self, error: Error) {
+        self.ticket.fail(&error);
+        let _ = self.outcome.send(Err(error));
+    }
 }

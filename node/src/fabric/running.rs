@@ -6,12 +6,12 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
 
-use pangea_client::Result;
+use pangea_client::{Error, Result};
 use pangea_compute::{DType, Digest, Tensor, TensorBuf};
-use tokio::sync::{OnceCell, oneshot, watch};
+use tokio::sync::OnceCell;
 
 use super::checker::PanelProbe;
-use super::job::{JobOutcome, JobRequest, Progress, Rejection};
+use super::job::{JobReply, JobRequest, Progress, Rejection};
 use pangea_control::schedule::{Operand, Tile, TileGrid};
 
 /// The operands of a job and what is known of them; shared with the feeders.
@@ -67,8 +67,7 @@ pub(crate) struct RunningJob {
     pub(crate) data: std::rc::Rc<JobData>,
     pub(crate) request: JobRequest,
     pub(crate) submitted: Instant,
-    pub(crate) progress: watch::Sender<Progress>,
-    pub(crate) outcome: Option<oneshot::Sender<Result<JobOutcome>>>,
+    pub(crate) reply: JobReply,
     result: ResultParts,
     pub(crate) bytes_received: u64,
     pub(crate) check_seconds: f64,
@@ -90,20 +89,21 @@ impl RunningJob {
         data: JobData,
         request: JobRequest,
         submitted: Instant,
-        progress: watch::Sender<Progress>,
-    ) -> Result<RunningJob> {
+        reply: JobReply,
+    ) -> std::result::Result<RunningJob, (JobReply, Error)> {
         let result = if data.is_one_tile() {
             ResultParts::Whole(None)
         } else {
-            let buffer = TensorBuf::new(data.dtype, data.a.rows(), data.b.cols()).map_err(crate::compute_error)?;
-            ResultParts::Buffer(Some(buffer))
+            match TensorBuf::new(data.dtype, data.a.rows(), data.b.cols()) {
+                Ok(buffer) => ResultParts::Buffer(Some(buffer)),
+                Err(error) => return Err((reply, crate::compute_error(error))),
+            }
         };
         Ok(RunningJob {
             data: std::rc::Rc::new(data),
             request,
             submitted,
-            progress,
-            outcome: None,
+            reply,
             result,
             bytes_received: 0,
             check_seconds: 0.0,
@@ -138,7 +138,7 @@ impl RunningJob {
 
     /// Tells whoever watches.
     pub(crate) fn show_progress(&self) {
-        self.progress.send_replace(Progress {
+        self.reply.progress(Progress {
             tasks_done: self.tasks_done,
             tasks_total: self.data.grid.tiles(),
             bytes_sent: self.data.bytes_sent.get(),

@@ -20,6 +20,7 @@ use super::pooled::{Pooled, WholeFile};
 use super::request::{Event, Prompt, Request};
 use super::text::ModelText;
 use crate::blob::{self, Wanted};
+use crate::jobs::Jobs;
 use crate::pipeline::Loader;
 use crate::pool::{ModelAdvert, View};
 use crate::trust::Auditor;
@@ -39,6 +40,7 @@ struct Inner {
 struct Node {
     loader: Loader,
     auditor: Auditor,
+    jobs: Jobs,
     settings: EngineSettings,
     split: bool,
     pinned: Option<Range<u32>>,
@@ -163,12 +165,13 @@ impl Served {
         &self,
         loader: Loader,
         auditor: Auditor,
+        jobs: Jobs,
         settings: EngineSettings,
         split: bool,
         pinned: Option<Range<u32>>,
     ) -> Result<()> {
         // A node joins one pool, once.
-        let _ = self.0.node.set(Node { loader, auditor, settings, split, pinned });
+        let _ = self.0.node.set(Node { loader, auditor, jobs, settings, split, pinned });
         for entry in self.entries() {
             if matches!(*entry.state.borrow(), State::Loading) {
                 self.load(&entry)?;
@@ -514,6 +517,7 @@ impl Entry {
             pipeline,
             routes,
             node.auditor.clone(),
+            node.jobs.clone(),
         ))
     }
 

@@ -22,6 +22,7 @@ use super::route::{Alone, KeptChain, Route, Routes};
 use super::text::ModelText;
 use crate::devices::threads::Purpose;
 use crate::devices::{Devices, Kind};
+use crate::jobs::Jobs;
 use crate::pipeline::wire::StageAt;
 use crate::pipeline::{ChainId, ChainLimits, Drafts, Pipeline, StageSetup};
 use crate::supervise::Supervisor;
@@ -122,6 +123,8 @@ pub(super) struct Shared {
     pub(super) routes: Arc<dyn Routes>,
     /// Keeps and checks receipts, where the node has other nodes to check.
     pub(super) auditor: Option<Auditor>,
+    /// The jobs of this node.
+    pub(super) jobs: Jobs,
 }
 
 impl Engine {
@@ -183,7 +186,9 @@ impl Engine {
         })?;
         let kept = Some(Arc::new(KeptChain { chain, pipeline: pipeline.clone() }));
         let routes = Arc::new(Alone::new(Route { chain, stages, kept }));
-        Ok(Engine { shared: Arc::new(Shared { facts, text, metrics, pipeline, routes, auditor: None }) })
+        Ok(Engine {
+            shared: Arc::new(Shared { facts, text, metrics, pipeline, routes, auditor: None, jobs: Jobs::default() }),
+        })
     }
 
     /// A model whose layers are somewhere in the pool.
@@ -194,8 +199,9 @@ impl Engine {
         pipeline: Pipeline,
         routes: Arc<dyn Routes>,
         auditor: Auditor,
+        jobs: Jobs,
     ) -> Engine {
-        Engine { shared: Arc::new(Shared { facts, text, metrics, pipeline, routes, auditor: Some(auditor) }) }
+        Engine { shared: Arc::new(Shared { facts, text, metrics, pipeline, routes, auditor: Some(auditor), jobs }) }
     }
 
     /// What the model is.
@@ -270,6 +276,7 @@ fn prepare(shared: &Shared, request: Request, arrived: Time) -> std::result::Res
         stops: StopMatcher::new(&request.stop).map_err(compute_error)?,
         prompt_logprobs: request.prompt_logprobs && request.sampling.logprobs.is_some(),
         receipt: request.receipt,
+        owner: request.owner,
         sampling: request.sampling,
         arrived,
         prompt,

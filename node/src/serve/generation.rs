@@ -14,10 +14,12 @@ use pangea_control::Time;
 use pangea_control::generation::{
     self, Action, Conclusion, GenerationState, NewTokens, Reply, ReportedTokens, Route as ChainRoute, Setup,
 };
+use pangea_control::jobs::{Ending, JobKind, JobSpec, Owner};
 use pangea_control::session::SessionId;
 use rand::TryRng;
 use rand::rngs::SysRng;
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio_util::sync::CancellationToken;
 
 use super::answer::{Answer, with_text};
 use super::engine::{Refused, Shared};
@@ -25,6 +27,7 @@ use super::request::{Event, Summary, TokenLogprob};
 use super::route::KeptChain;
 use super::signed_answer::{RequestFacts, Rules, SignedAnswer};
 use crate::clock;
+use crate::jobs::Ticket;
 use crate::pipeline::SessionEvent;
 use crate::pipeline::payload::Payload;
 use crate::pipeline::wire::{Message, Open};
@@ -47,6 +50,7 @@ pub(super) struct Prepared {
     pub(super) stops: StopMatcher,
     pub(super) prompt_logprobs: bool,
     pub(super) receipt: bool,
+    pub(super) owner: Owner,
     pub(super) arrived: Time,
 }
 
@@ -72,6 +76,10 @@ pub struct Generation {
     /// What the reader has not been given.
     ready: VecDeque<Result<Event>>,
     refused: Option<Refused>,
+    /// The request among the jobs of this node.
+    job: Ticket,
+    /// Set once somebody else ends the job.
+    cancelled: CancellationToken,
     over: bool,
 }
 
@@ -93,6 +101,15 @@ impl Generation {
             audit: auditor.map(|auditor| auditor.policy()),
             arrived: asked.arrived,
         };
+        let cancelled = CancellationToken::new();
+        let cancel = cancelled.clone();
+        let spec = JobSpec {
+            kind: JobKind::Generation,
+            subject: engine.facts.name.clone(),
+            owner: asked.owner.clone(),
+            deadline: None,
+        };
+        let job = engine.jobs.submit(spec, move |_| cancel.cancel())?;
         let mut generation = Generation {
             state: GenerationState::new(setup),
             routes: engine.routes.changed(),
@@ -104,6 +121,8 @@ impl Generation {
             audits: Vec::new(),
             ready: VecDeque::new(),
             refused: None,
+            job,
+            cancelled,
             over: false,
             engine,
             asked,
@@ -117,12 +136,12 @@ impl Generation {
         }
         if let Some(refused) = generation.refused.take() {
             generation.over = true;
+            generation.job.fail(&refused.error);
             return Err(refused);
         }
         if let Some(Err(error)) = generation.ready.iter().find(|event| event.is_err()) {
             let error = error.clone();
-            generation.end();
-            generation.engine.metrics.failed.inc();
+            generation.fail(&error);
             return Err(error.into());
         }
         generation.engine.metrics.requests.inc();
@@ -143,12 +162,10 @@ impl Generation {
                 match &event {
                     Ok(Event::Done(summary)) => {
                         self.engine.metrics.answered(summary);
+                        self.job.end(Ending::Done { verdict: summary.verdict });
                         self.end();
                     }
-                    Err(_) => {
-                        self.engine.metrics.failed.inc();
-                        self.end();
-                    }
+                    Err(error) => self.fail(error),
                     Ok(_) => {}
                 }
                 return Some(event);
@@ -166,6 +183,7 @@ impl Generation {
         let unrouted = self.state.is_unrouted();
         tokio::select! {
             biased;
+            () = self.cancelled.cancelled() => self.cancel(),
             audited = next_audit(&mut self.audits), if !self.audits.is_empty() => self.audited(audited),
             // The sender is here: the channel never closes.
             event = self.events.recv() => match event {
@@ -324,6 +342,12 @@ impl Generation {
             return None;
         }
         self.signed[choice].emit(&new.tokens);
+        let counts = self.state.tokens();
+        if counts.answer == new.tokens.len() {
+            self.job.started();
+        }
+        let asked = (self.asked.max_new_tokens as u64).saturating_mul(self.asked.choices as u64);
+        self.job.progress(counts.answer as u64, asked);
         match self.answers[choice].say(text, &new.tokens, new.ended) {
             Ok(delta) => {
                 let finished = delta.finish.is_some();
@@ -387,6 +411,23 @@ impl Generation {
             verdict: conclusion.verdict,
             receipts: self.receipts.iter().flatten().map(|receipt| receipt.id.clone()).collect(),
         }
+    }
+
+    /// Somebody else ended the job.
+    fn cancel(&mut self) {
+        self.ready.clear();
+        let why = "the answer was cancelled by the node; it may be shutting down";
+        self.ready.push_back(Err(Error::new(ErrorKind::Cancelled, why)));
+    }
+
+    /// The request has failed: it is counted here, once, whoever found the failure.
+    fn fail(&mut self, error: &Error) {
+        match error.kind() {
+            ErrorKind::Cancelled => self.engine.metrics.cancelled.inc(),
+            _ => self.engine.metrics.failed.inc(),
+        };
+        self.job.fail(error);
+        self.end();
     }
 
     /// Nothing follows: sessions that are open are closed.

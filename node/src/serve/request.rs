@@ -9,6 +9,7 @@ use pangea_compute::chat::Message;
 use pangea_compute::sample::{AnswerFormat, Sampling};
 
 use crate::pipeline::wire::StageAt;
+use pangea_control::jobs::{Api, Owner};
 use pangea_control::trust::Verdict;
 
 /// One request.
@@ -32,6 +33,8 @@ pub struct Request {
     pub prompt_logprobs: bool,
     /// Whether a receipt is kept of it where other nodes have a part in it. Without one nothing is signed or audited.
     pub receipt: bool,
+    /// Who asks.
+    pub owner: Owner,
 }
 
 /// Most answers of one request: each takes a place among the running.
@@ -93,6 +96,7 @@ impl Request {
             format: AnswerFormat::Text,
             prompt_logprobs: false,
             receipt: true,
+            owner: Owner::of(Api::Node),
         }
     }
 

@@ -5,8 +5,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use pangea_client::{
-    Error, ErrorKind, JobReport, LinkProbe, ModelPlan, NodeStatus, PeerStatus, Progress, Result, TaskCounts, Topology,
-    Verification, WorkerShare,
+    Error, ErrorKind, JobReport, JobStatus, LinkProbe, ModelPlan, NodeStatus, PeerStatus, Progress, Result, TaskCounts,
+    Topology, Verification, WorkerShare,
 };
 use pangea_compute::{DType, Tensor, TensorBuf};
 use pangea_node::api::rpc::{Backend, RunningJob};
@@ -176,6 +176,10 @@ impl Backend for PlainBackend {
     async fn connect(&self, address: &str, timeout: Duration) -> Result<String> {
         let message = format!("no answer from {address} within {} s", timeout.as_secs());
         Err(Error::new(ErrorKind::Unavailable, message))
+    }
+
+    fn jobs(&self) -> Vec<JobStatus> {
+        Vec::new()
     }
 
     fn topology(&self) -> Topology {

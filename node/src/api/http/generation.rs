@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use pangea_compute::sample::{AnswerFormat, MAX_LOGPROBS, Sampling};
+use pangea_control::jobs::{Api, Owner};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -72,10 +73,21 @@ pub(super) fn generate(fields: &mut Fields) -> Result<Generate, ApiError> {
         stop,
         max_tokens: fields.optional("max_tokens")?,
         format: format(fields)?,
+        owner: owner(fields)?,
         ..Request::new(Prompt::Tokens(Vec::new()))
     };
     request.check()?;
     Ok(Generate { request, stream, stream_usage: stream_options.is_some_and(|options| options.include_usage) })
+}
+
+/// Characters that are kept of who asks: what fits a table.
+const USER_CHARS: usize = 64;
+
+/// Who asks, as OpenAI's field `user` names them.
+fn owner(fields: &mut Fields) -> Result<Owner, ApiError> {
+    let user: Option<Value> = fields.optional("user")?;
+    let client = user.as_ref().and_then(Value::as_str).map(|user| user.chars().take(USER_CHARS).collect());
+    Ok(Owner { api: Api::Http, client })
 }
 
 /// 0 and, as others have it, -1 are off.

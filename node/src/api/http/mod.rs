@@ -8,6 +8,7 @@
 //! | `chat`, `completions` | the two endpoints that generate |
 //! | `answer` | what they send back, whole or as events |
 //! | `models`, `metrics` | what is served, how it stands, what was counted |
+//! | `jobs` | what was asked of the node, once and as it happens |
 //! | `receipts` | what is kept of answers |
 //! | `pool` | peers and topology |
 //! | `error`, `limits` | failures as clients read them; bounds |
@@ -24,6 +25,7 @@ mod error;
 mod fields;
 mod generation;
 mod guard;
+mod jobs;
 mod limits;
 mod metrics;
 mod models;
@@ -43,6 +45,7 @@ use pangea_client::{ErrorKind, Result};
 
 use crate::api::service::Service;
 use crate::fabric::Fabric;
+use crate::jobs::Jobs;
 use crate::pool::Pool;
 use crate::serve::{Engine, Served};
 use crate::supervise::Supervisor;
@@ -64,6 +67,8 @@ pub struct Node {
     pub served: Served,
     /// What is kept of answers.
     pub receipts: ReceiptStore,
+    /// What was asked of the node.
+    pub jobs: Jobs,
     /// What clients must show, if anything.
     pub key: Option<String>,
     /// Knows which parts of the node are unwell.
@@ -86,6 +91,7 @@ pub fn serve(listener: TcpListener, node: Node) -> Result<Service> {
         pool: node.pool,
         served: node.served,
         receipts: node.receipts,
+        jobs: node.jobs,
         address,
         metrics,
         started_s,
@@ -104,6 +110,7 @@ struct Shared {
     pool: Option<Pool>,
     served: Served,
     receipts: ReceiptStore,
+    jobs: Jobs,
     address: SocketAddr,
     metrics: Metrics,
     started_s: u64,
@@ -143,6 +150,7 @@ fn routes(app: App, guard: Guard) -> Router {
     Router::new()
         .merge(chat::routes())
         .merge(completions::routes())
+        .merge(jobs::routes())
         .merge(metrics::routes())
         .merge(models::routes())
         .merge(pool::routes())

@@ -4,12 +4,15 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-use pangea_client::{Error, ErrorKind, LinkProbe, ModelPlan, NodeStatus, PeerStatus, Progress, Result, Topology};
+use pangea_client::{
+    Error, ErrorKind, JobStatus, LinkProbe, ModelPlan, NodeStatus, PeerStatus, Progress, Result, Topology,
+};
 use tokio::sync::{oneshot, watch};
 
 use crate::devices::Lease;
 use crate::fabric::Fabric;
 use crate::fabric::job::{CancelOnDrop, JobOutcome, JobRequest};
+use crate::jobs::Jobs;
 use crate::placement;
 use crate::pool::{Pool, topology};
 
@@ -41,6 +44,9 @@ pub trait Backend: Clone + Send + 'static {
     /// trips.
     fn probe_link(&self, peer: &str, message_bytes: u64, rounds: u32) -> impl Future<Output = Result<LinkProbe>>;
 
+    /// What was asked of this node, the latest first.
+    fn jobs(&self) -> Vec<JobStatus>;
+
     /// The pool as this node sees it.
     fn topology(&self) -> Topology;
 
@@ -51,13 +57,15 @@ pub trait Backend: Clone + Send + 'static {
     fn check_peer(&self, peer: &str, timeout: Duration) -> impl Future<Output = Result<Duration>>;
 }
 
-/// A running node: its fabric, and the pool that it is in.
+/// A running node: its fabric, its jobs, and the pool that it is in.
 #[derive(Clone)]
 pub struct RunningNode {
     /// What computes.
     pub fabric: Fabric,
     /// None without a network.
     pub pool: Option<Pool>,
+    /// The jobs of this node.
+    pub jobs: Jobs,
 }
 
 /// A job that the backend has accepted.
@@ -97,6 +105,10 @@ impl Backend for RunningNode {
 
     async fn probe_link(&self, peer: &str, message_bytes: u64, rounds: u32) -> Result<LinkProbe> {
         self.fabric.probe_link(peer, message_bytes, rounds).await
+    }
+
+    fn jobs(&self) -> Vec<JobStatus> {
+        self.jobs.list()
     }
 
     fn topology(&self) -> Topology {

@@ -7,6 +7,7 @@ use std::rc::Rc;
 use capnp::capability::FromClientHook;
 use pangea_client::exception::{from_exception, to_exception};
 use pangea_client::{Error, ErrorKind, JobReport, MatmulOptions, Progress, Result, TensorInfo};
+use pangea_control::jobs::{Api, Owner};
 use pangea_schema::job_capnp::job;
 use pangea_schema::tensor_capnp::tensor;
 use tokio::sync::watch;
@@ -117,6 +118,7 @@ impl<B: Backend> Run<B> {
             deadline,
             redundancy,
             max_retries,
+            owner: Owner::of(Api::Rpc),
         })?;
         let mut progressing = true;
         let outcome = loop {

@@ -7,6 +7,7 @@ use pangea_client::exception::{from_exception, to_exception};
 use pangea_client::{Error, ErrorKind, GenerationRequest, GenerationSummary, ModelStatus, Piece, Prompt, Result};
 use pangea_compute::chat::Message;
 use pangea_compute::sample::{AnswerFormat, Sampling};
+use pangea_control::jobs::{Api, Owner};
 use pangea_schema::model_capnp::{generation, model, token_sink};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
@@ -124,6 +125,7 @@ fn request(asked: GenerationRequest) -> Result<serve::Request> {
         max_tokens: asked.max_tokens.map(|tokens| usize::try_from(tokens).unwrap_or(usize::MAX)),
         stop: asked.stop,
         format,
+        owner: Owner::of(Api::Rpc),
         ..serve::Request::new(prompt)
     };
     request.check()?;

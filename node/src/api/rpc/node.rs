@@ -158,6 +158,15 @@ impl<B: Backend> node::Server for NodeObject<B> {
         Ok(())
     }
 
+    async fn jobs(self: Rc<Self>, _: node::JobsParams, mut results: node::JobsResults) -> capnp::Result<()> {
+        let jobs = self.backend.jobs();
+        let mut wire = results.get().init_jobs(jobs.len() as u32);
+        for (index, job) in jobs.iter().enumerate() {
+            job.to_wire(wire.reborrow().get(index as u32));
+        }
+        Ok(())
+    }
+
     async fn topology(
         self: Rc<Self>,
         _: node::TopologyParams,

@@ -62,7 +62,7 @@ impl Driver {
     }
 
     pub(super) fn deliver(&mut self, job: JobId, report: &pangea_control::schedule::JobReport, product: Tensor) {
-        let Some(mut running) = self.jobs.remove(&job) else { return };
+        let Some(running) = self.jobs.remove(&job) else { return };
         self.executor.forget(job);
         let seconds = running.submitted.elapsed().as_secs_f64();
         self.counters.jobs_done += 1;
@@ -74,9 +74,7 @@ impl Driver {
         }
         let report = self.report(&running, report, seconds);
         tracing::debug!(event = "job_done", job, seconds, predicted = report.predicted_seconds, mode = report.mode);
-        if let Some(outcome) = running.outcome.take() {
-            let _ = outcome.send(Ok(JobOutcome { product, report }));
-        }
+        running.reply.done(JobOutcome { product, report });
     }
 
     pub(super) fn failed(
@@ -88,16 +86,14 @@ impl Driver {
     ) {
         self.finishing.remove(&job);
         self.executor.forget(job);
-        let outcome = match (self.submitting.remove(&job), self.jobs.remove(&job)) {
-            (Some(submitting), _) => Some(submitting.outcome),
-            (None, Some(mut running)) => running.outcome.take(),
+        let reply = match (self.submitting.remove(&job), self.jobs.remove(&job)) {
+            (Some(submitting), _) => submitting.reply,
+            (None, Some(running)) => running.reply,
             (None, None) => return,
         };
         tracing::debug!(event = "job_failed", job, ?kind, why, seconds = report.actual_seconds);
         self.counters.jobs_failed += 1;
-        if let Some(outcome) = outcome {
-            let _ = outcome.send(Err(Error::new(kind, why)));
-        }
+        reply.failed(Error::new(kind, why));
     }
 
     pub(super) fn report(

@@ -2,13 +2,11 @@
 
 use std::time::Instant;
 
-use pangea_client::Result;
 use pangea_compute::{DType, Tensor};
-use tokio::sync::{oneshot, watch};
 
 use super::estimate::arithmetic;
 use super::{Driver, Submitting};
-use crate::fabric::job::{JobId, JobOutcome, JobRequest, Place, Progress};
+use crate::fabric::job::{JobId, JobReply, JobRequest, Place};
 use crate::fabric::open_links::OpenLink;
 use crate::fabric::running::{JobData, RunningJob};
 use crate::worker::executor::Side;
@@ -19,23 +17,16 @@ use pangea_control::schedule::{Event, JobSpec, Operand, ProductShape, TileGrid};
 const GRIDS_MAX: usize = 256;
 
 impl Driver {
-    pub(super) fn submit(
-        &mut self,
-        job: JobId,
-        request: JobRequest,
-        submitted: Instant,
-        progress: watch::Sender<Progress>,
-        outcome: oneshot::Sender<Result<JobOutcome>>,
-    ) {
+    pub(super) fn submit(&mut self, job: JobId, request: JobRequest, submitted: Instant, reply: JobReply) {
         let dtype = match pangea_compute::product_dtype(&request.a, &request.b) {
             Ok(dtype) => dtype,
             Err(error) => {
-                let _ = outcome.send(Err(crate::compute_error(error)));
+                reply.failed(crate::compute_error(error));
                 return;
             }
         };
         let spec = self.spec(&request, dtype);
-        self.submitting.insert(job, Submitting { request, submitted, progress, outcome, dtype });
+        self.submitting.insert(job, Submitting { request, submitted, reply, dtype });
         self.events.push_back(Event::JobSubmitted { job: pangea_control::schedule::JobId(job), spec });
     }
 
@@ -102,19 +93,19 @@ impl Driver {
     }
 
     pub(super) fn planned(&mut self, job: JobId, grid: TileGrid) {
-        let Some(Submitting { request, submitted, progress, outcome, dtype }) = self.submitting.remove(&job) else {
+        let Some(Submitting { request, submitted, reply, dtype }) = self.submitting.remove(&job) else {
             return;
         };
         let data = JobData::new(request.a.clone(), request.b.clone(), dtype, grid);
-        match RunningJob::new(data, request, submitted, progress) {
-            Ok(mut running) => {
-                running.outcome = Some(outcome);
+        match RunningJob::new(data, request, submitted, reply) {
+            Ok(running) => {
+                running.reply.started();
                 running.show_progress();
                 self.jobs.insert(job, running);
             }
-            Err(error) => {
+            Err((reply, error)) => {
                 self.counters.jobs_failed += 1;
-                let _ = outcome.send(Err(error));
+                reply.failed(error);
                 self.events.push_back(Event::JobCancelled { job: pangea_control::schedule::JobId(job) });
             }
         }

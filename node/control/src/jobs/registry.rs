@@ -1,0 +1,294 @@
+//! All jobs of a node: those that run and the last that have ended. It numbers them, tells what happens to them, and knows
+//! when a node that is to end has none left.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+use pangea_units::{Error, ErrorKind, Result};
+
+use super::job::{Ending, Job, JobId, JobProgress, JobSpec, JobState};
+use crate::Time;
+
+/// Ended jobs that are kept: some minutes of a busy node, in less than 100 kB.
+pub const HISTORY: usize = 256;
+
+/// Least time between two events that tell the progress of one job: people and consoles need no more.
+pub const PROGRESS_INTERVAL: Duration = Duration::from_millis(250);
+
+/// What happened to a job.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Event {
+    /// The first of it is being computed.
+    Started(JobId),
+    /// More of it is done.
+    Progress(JobId, JobProgress),
+    /// Nothing follows.
+    Ended(JobId, Ending),
+    /// Somebody wants it to end.
+    Cancel(JobId),
+    /// The node is to end once no job is left. The APIs take no more requests; a request that was taken before may still come to
+    /// another job, such as the second of two chained products.
+    Drain,
+    /// The jobs that are left may not take any longer, and no job is accepted any more.
+    CutOff,
+}
+
+/// What is to be done.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Action {
+    /// Tell whoever follows the jobs.
+    Publish(JobEvent),
+    /// Have whoever computes the job end it.
+    Cancel(JobId),
+    /// The node drains and no job is left.
+    Drained,
+}
+
+/// What those who follow the jobs are told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum JobEvent {
+    /// A job was submitted.
+    Submitted(Job),
+    /// A job has started.
+    Started(Job),
+    /// A job is further than it was.
+    Progress(Job),
+    /// A job has ended.
+    Ended(Job),
+}
+
+impl JobEvent {
+    /// The stable name of the event.
+    pub fn name(&self) -> &'static str {
+        match self {
+            JobEvent::Submitted(_) => "job.submitted",
+            JobEvent::Started(_) => "job.started",
+            JobEvent::Progress(_) => "job.progress",
+            JobEvent::Ended(_) => "job.ended",
+        }
+    }
+
+    /// The job as it stands after the event.
+    pub fn job(&self) -> &Job {
+        match self {
+            JobEvent::Submitted(job) | JobEvent::Started(job) | JobEvent::Progress(job) | JobEvent::Ended(job) => job,
+        }
+    }
+}
+
+/// A job that has not ended.
+#[derive(Debug)]
+struct Live {
+    job: Job,
+    /// When its progress was last told.
+    told: Time,
+}
+
+/// The jobs of a node.
+#[derive(Debug, Default)]
+pub struct Jobs {
+    next: u64,
+    live: BTreeMap<JobId, Live>,
+    /// The last that have ended, the latest last.
+    ended: VecDeque<Job>,
+    draining: bool,
+    closed: bool,
+}
+
+impl Jobs {
+    /// Accepts a job.
+    ///
+    /// # Errors
+    /// `Unavailable` once the node has cut its jobs off.
+    pub fn submit(&mut self, spec: JobSpec, now: Time) -> Result<(JobId, JobEvent)> {
+        if self.closed {
+            let why = "this node is shutting down and takes no more jobs; ask another node";
+            return Err(Error::new(ErrorKind::Unavailable, why));
+        }
+        self.next += 1;
+        let id = JobId(self.next);
+        let job = Job {
+            id,
+            spec,
+            state: JobState::Waiting,
+            progress: JobProgress::default(),
+            submitted: now,
+            started: None,
+            ended: None,
+        };
+        self.live.insert(id, Live { job: job.clone(), told: now });
+        Ok((id, JobEvent::Submitted(job)))
+    }
+
+    /// What follows from what happened to a job. A job that has ended stays as it ended.
+    pub fn handle(&mut self, event: Event, now: Time) -> Vec<Action> {
+        match event {
+            Event::Started(id) => self.started(id, now),
+            Event::Progress(id, progress) => self.progress(id, progress, now),
+            Event::Ended(id, ending) => self.end(id, ending, now),
+            Event::Cancel(id) => self.live.contains_key(&id).then_some(Action::Cancel(id)).into_iter().collect(),
+            Event::Drain => {
+                self.draining = true;
+                self.live.is_empty().then_some(Action::Drained).into_iter().collect()
+            }
+            Event::CutOff => {
+                (self.draining, self.closed) = (true, true);
+                self.live.keys().map(|id| Action::Cancel(*id)).collect()
+            }
+        }
+    }
+
+    fn started(&mut self, id: JobId, now: Time) -> Vec<Action> {
+        let Some(live) = self.live.get_mut(&id).filter(|live| live.job.state == JobState::Waiting) else {
+            return Vec::new();
+        };
+        live.job.state = JobState::Running;
+        live.job.started = Some(now);
+        vec![Action::Publish(JobEvent::Started(live.job.clone()))]
+    }
+
+    fn progress(&mut self, id: JobId, progress: JobProgress, now: Time) -> Vec<Action> {
+        let Some(live) = self.live.get_mut(&id) else { return Vec::new() };
+        live.job.progress = progress;
+        if now.since(live.told) < PROGRESS_INTERVAL {
+            return Vec::new();
+        }
+        live.told = now;
+        vec![Action::Publish(JobEvent::Progress(live.job.clone()))]
+    }
+
+    fn end(&mut self, id: JobId, ending: Ending, now: Time) -> Vec<Action> {
+        let Some(Live { mut job, .. }) = self.live.remove(&id) else { return Vec::new() };
+        job.state = JobState::Ended(ending);
+        job.ended = Some(now);
+        if self.ended.len() == HISTORY {
+            self.ended.pop_front();
+        }
+        self.ended.push_back(job.clone());
+        let mut actions = vec![Action::Publish(JobEvent::Ended(job))];
+        if self.draining && self.live.is_empty() {
+            actions.push(Action::Drained);
+        }
+        actions
+    }
+
+    /// All jobs that are known, the latest submitted first.
+    pub fn list(&self) -> Vec<Job> {
+        let live = self.live.values().map(|live| &live.job);
+        let mut jobs: Vec<Job> = live.chain(&self.ended).cloned().collect();
+        jobs.sort_by_key(|job| std::cmp::Reverse(job.id));
+        jobs
+    }
+
+    /// Jobs that have not ended.
+    pub fn live(&self) -> usize {
+        self.live.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::job::{Api, JobKind, Owner};
+    use super::*;
+    use crate::trust::Verdict;
+
+    fn spec(kind: JobKind) -> JobSpec {
+        JobSpec { kind, subject: "tiny".to_owned(), owner: Owner::of(Api::Http), deadline: None }
+    }
+
+    fn submit(jobs: &mut Jobs, now: Time) -> JobId {
+        jobs.submit(spec(JobKind::Generation), now).unwrap().0
+    }
+
+    fn done() -> Ending {
+        Ending::Done { verdict: Verdict::Local }
+    }
+
+    #[test]
+    fn a_job_is_told_from_being_submitted_to_its_end() {
+        let mut jobs = Jobs::default();
+        let (id, submitted) = jobs.submit(spec(JobKind::Product), Time::from_secs(1)).unwrap();
+        let started = jobs.handle(Event::Started(id), Time::from_secs(2));
+        assert!(jobs.handle(Event::Started(id), Time::from_secs(3)).is_empty(), "it starts once");
+        let progress = jobs.handle(Event::Progress(id, JobProgress { done: 1, total: 2 }), Time::from_secs(4));
+        let ended = jobs.handle(Event::Ended(id, done()), Time::from_secs(5));
+        let names: Vec<&str> = [started, progress, ended]
+            .into_iter()
+            .flatten()
+            .map(|action| match action {
+                Action::Publish(event) => event.name(),
+                other => panic!("{other:?}"),
+            })
+            .collect();
+        assert_eq!((submitted.name(), names), ("job.submitted", vec!["job.started", "job.progress", "job.ended"]));
+        let job = jobs.list().remove(0);
+        assert_eq!(job.state, JobState::Ended(done()));
+        assert_eq!(job.progress, JobProgress { done: 1, total: 2 });
+        let times = (job.submitted, job.started, job.ended);
+        assert_eq!(times, (Time::from_secs(1), Some(Time::from_secs(2)), Some(Time::from_secs(5))));
+    }
+
+    #[test]
+    fn progress_is_kept_at_once_and_told_now_and_then() {
+        let mut jobs = Jobs::default();
+        let id = submit(&mut jobs, Time::ZERO);
+        let at = |elapsed| Time::since_epoch(elapsed);
+        let just_below = at(PROGRESS_INTERVAL - Duration::from_millis(1));
+        assert!(jobs.handle(Event::Progress(id, JobProgress { done: 1, total: 9 }), just_below).is_empty());
+        assert_eq!(jobs.list()[0].progress.done, 1);
+        let told = jobs.handle(Event::Progress(id, JobProgress { done: 2, total: 9 }), at(PROGRESS_INTERVAL));
+        assert_eq!(told.len(), 1);
+    }
+
+    #[test]
+    fn a_job_ends_once() {
+        let mut jobs = Jobs::default();
+        let id = submit(&mut jobs, Time::ZERO);
+        assert_eq!(jobs.handle(Event::Ended(id, done()), Time::ZERO).len(), 1);
+        assert!(jobs.handle(Event::Ended(id, Ending::Cancelled), Time::ZERO).is_empty());
+        assert!(jobs.handle(Event::Cancel(id), Time::ZERO).is_empty());
+        assert_eq!(jobs.list()[0].state, JobState::Ended(done()));
+    }
+
+    #[test]
+    fn the_history_keeps_the_last_that_ended_and_every_job_that_runs() {
+        let mut jobs = Jobs::default();
+        let running = submit(&mut jobs, Time::ZERO);
+        let ended: Vec<JobId> = (0..=HISTORY).map(|_| submit(&mut jobs, Time::ZERO)).collect();
+        for id in &ended {
+            jobs.handle(Event::Ended(*id, done()), Time::ZERO);
+        }
+        let ids: Vec<JobId> = jobs.list().iter().map(|job| job.id).collect();
+        assert_eq!(ids.len(), HISTORY + 1);
+        assert!(ids.contains(&running) && !ids.contains(&ended[0]) && ids[0] == ended[HISTORY]);
+    }
+
+    #[test]
+    fn a_node_that_drains_is_drained_once_the_last_job_has_ended() {
+        let mut jobs = Jobs::default();
+        let (first, second) = (submit(&mut jobs, Time::ZERO), submit(&mut jobs, Time::ZERO));
+        assert!(jobs.handle(Event::Drain, Time::ZERO).is_empty());
+        assert!(!jobs.handle(Event::Ended(first, done()), Time::ZERO).contains(&Action::Drained));
+        // A request that was taken before comes to a second job.
+        let third = submit(&mut jobs, Time::ZERO);
+        assert!(!jobs.handle(Event::Ended(third, done()), Time::ZERO).contains(&Action::Drained));
+        assert!(jobs.handle(Event::Ended(second, done()), Time::ZERO).contains(&Action::Drained));
+    }
+
+    #[test]
+    fn a_node_without_jobs_is_drained_at_once() {
+        assert_eq!(Jobs::default().handle(Event::Drain, Time::ZERO), [Action::Drained]);
+    }
+
+    #[test]
+    fn jobs_that_outlast_the_grace_are_cancelled() {
+        let mut jobs = Jobs::default();
+        let ids = [submit(&mut jobs, Time::ZERO), submit(&mut jobs, Time::ZERO)];
+        jobs.handle(Event::Ended(ids[0], done()), Time::ZERO);
+        jobs.handle(Event::Drain, Time::ZERO);
+        assert_eq!(jobs.handle(Event::CutOff, Time::ZERO), [Action::Cancel(ids[1])]);
+        let refused = jobs.submit(spec(JobKind::Product), Time::ZERO).unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::Unavailable);
+        assert!(jobs.handle(Event::Ended(ids[1], Ending::Cancelled), Time::ZERO).contains(&Action::Drained));
+    }
+}

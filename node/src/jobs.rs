@@ -1,0 +1,286 @@
+//! The one handle of this node's jobs, for every API and both executors. It holds the registry behind a lock, tells events to
+//! whoever follows, and reaches those who compute a job to cancel it; what follows from what is [`pangea_control::jobs`]'s.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use pangea_client::jobs::{JobError, JobOwner, JobStatus, JobStatusProgress};
+use pangea_client::{Error, ErrorKind, Result};
+use pangea_control::Time;
+use pangea_control::jobs::{Action, Ending, Event, Job, JobEvent, JobId, JobProgress, JobSpec, JobState};
+use tokio::sync::{broadcast, watch};
+
+use crate::clock;
+
+/// Events that wait for the slowest follower: some seconds of a busy node. Whoever is slower is told how many are missing.
+const EVENTS_KEPT: usize = 1024;
+
+/// Ends the work on a job.
+type Canceller = Box<dyn FnOnce() + Send>;
+
+/// The jobs of this node; clones are the same.
+#[derive(Clone)]
+pub struct Jobs(Arc<Inner>);
+
+struct Inner {
+    registry: Mutex<Registry>,
+    events: broadcast::Sender<JobEvent>,
+    drained: watch::Sender<bool>,
+}
+
+#[derive(Default)]
+struct Registry {
+    jobs: pangea_control::jobs::Jobs,
+    /// How to end the work on each job that has not ended.
+    cancellers: HashMap<JobId, Canceller>,
+}
+
+impl Default for Jobs {
+    fn default() -> Jobs {
+        let (events, _) = broadcast::channel(EVENTS_KEPT);
+        Jobs(Arc::new(Inner { registry: Mutex::default(), events, drained: watch::Sender::new(false) }))
+    }
+}
+
+impl std::fmt::Debug for Jobs {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} jobs", self.lock().jobs.live())
+    }
+}
+
+impl Jobs {
+    /// Accepts a job. `cancel` makes whoever computes it end it; it is called at most once, on any thread, with no lock held.
+    ///
+    /// # Errors
+    /// `Unavailable` once the node has cut its jobs off.
+    pub fn submit(&self, spec: JobSpec, cancel: impl FnOnce(JobId) + Send + 'static) -> Result<Ticket> {
+        let mut registry = self.lock();
+        let (id, event) = registry.jobs.submit(spec, clock::now())?;
+        registry.cancellers.insert(id, Box::new(move || cancel(id)));
+        // Sent under the lock, so that nobody hears of the end of a job before its beginning.
+        let _ = self.0.events.send(event);
+        Ok(Ticket { jobs: self.clone(), id })
+    }
+
+    /// All jobs that are known, the latest submitted first.
+    pub fn list(&self) -> Vec<JobStatus> {
+        let clock = WallClock::now();
+        self.lock().jobs.list().iter().map(|job| clock.status(job)).collect()
+    }
+
+    /// What happens to jobs from now on.
+    pub fn follow(&self) -> broadcast::Receiver<JobEvent> {
+        self.0.events.subscribe()
+    }
+
+    /// Becomes true once the node has drained, or has given up on what was left.
+    pub fn drained(&self) -> watch::Receiver<bool> {
+        self.0.drained.subscribe()
+    }
+
+    /// Returns once no job is left; jobs that are left after `grace` are cancelled, and no more are accepted.
+    pub async fn drain(&self, grace: Duration) {
+        let mut drained = self.drained();
+        self.handle(Event::Drain);
+        if tokio::time::timeout(grace, drained.wait_for(|drained| *drained)).await.is_err() {
+            tracing::warn!(event = "jobs_cut_off", jobs = self.lock().jobs.live(), "jobs cut off");
+            self.handle(Event::CutOff);
+            self.0.drained.send_replace(true);
+        }
+    }
+
+    fn handle(&self, event: Event) {
+        let mut cancelled = Vec::new();
+        let mut registry = self.lock();
+        if let Event::Ended(id, _) = &event {
+            registry.cancellers.remove(id);
+        }
+        for action in registry.jobs.handle(event, clock::now()) {
+            match action {
+                // Nobody needs to follow.
+                Action::Publish(event) => drop(self.0.events.send(event)),
+                Action::Cancel(id) => cancelled.extend(registry.cancellers.remove(&id)),
+                Action::Drained => drop(self.0.drained.send_replace(true)),
+            }
+        }
+        drop(registry);
+        cancelled.into_iter().for_each(|cancel| cancel());
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Registry> {
+        self.0.registry.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A job in the hands of whoever computes it. Dropping it without an end means that the job was cancelled.
+#[derive(Debug)]
+pub struct Ticket {
+    jobs: Jobs,
+    id: JobId,
+}
+
+impl Ticket {
+    /// The job.
+    pub fn id(&self) -> JobId {
+        self.id
+    }
+
+    /// The first of the job is being computed.
+    pub fn started(&self) {
+        self.jobs.handle(Event::Started(self.id));
+    }
+
+    /// More of the job is done.
+    pub fn progress(&self, done: u64, total: u64) {
+        self.jobs.handle(Event::Progress(self.id, JobProgress { done, total }));
+    }
+
+    /// Nothing follows; the first end counts.
+    pub fn end(&self, ending: Ending) {
+        self.jobs.handle(Event::Ended(self.id, ending));
+    }
+
+    /// The job failed, or was cancelled.
+    pub fn fail(&self, error: &Error) {
+        self.end(match error.kind() {
+            ErrorKind::Cancelled => Ending::Cancelled,
+            kind => Ending::Failed { kind, message: error.message().to_owned() },
+        });
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        self.end(Ending::Cancelled);
+    }
+}
+
+/// The time of day beside the node's own clock, to tell when something was.
+struct WallClock {
+    unix_ms: u64,
+    now: Time,
+}
+
+impl WallClock {
+    fn now() -> WallClock {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        WallClock { unix_ms: since.as_millis() as u64, now: clock::now() }
+    }
+
+    fn unix_ms(&self, time: Time) -> u64 {
+        let (past, future) = (self.now.since(time), time.since(self.now));
+        self.unix_ms.saturating_sub(past.as_millis() as u64).saturating_add(future.as_millis() as u64)
+    }
+
+    /// A job as programs and people are told of it.
+    fn status(&self, job: &Job) -> JobStatus {
+        let (verdict, error) = match &job.state {
+            JobState::Ended(Ending::Done { verdict }) => (Some(verdict.name().to_owned()), None),
+            JobState::Ended(Ending::Failed { kind, message }) => {
+                (None, Some(JobError { kind: kind.name().to_owned(), message: message.clone() }))
+            }
+            _ => (None, None),
+        };
+        JobStatus {
+            id: job.id.0,
+            kind: job.spec.kind.name().to_owned(),
+            subject: job.spec.subject.clone(),
+            owner: JobOwner { api: job.spec.owner.api.name().to_owned(), client: job.spec.owner.client.clone() },
+            state: job.state.name().to_owned(),
+            progress: JobStatusProgress { done: job.progress.done, total: job.progress.total },
+            submitted_unix_ms: self.unix_ms(job.submitted),
+            started_unix_ms: job.started.map(|time| self.unix_ms(time)),
+            ended_unix_ms: job.ended.map(|time| self.unix_ms(time)),
+            deadline_unix_ms: job.spec.deadline.map(|time| self.unix_ms(time)),
+            verdict,
+            error,
+        }
+    }
+}
+
+/// A job as programs and people are told of it now.
+pub fn status(job: &Job) -> JobStatus {
+    WallClock::now().status(job)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    use pangea_control::jobs::{Api, JobKind, Owner};
+    use pangea_control::trust::Verdict;
+
+    use super::*;
+
+    fn spec(kind: JobKind) -> JobSpec {
+        JobSpec { kind, subject: "tiny".to_owned(), owner: Owner::of(Api::Rpc), deadline: None }
+    }
+
+    fn runtime() -> tokio::runtime::Runtime {
+        tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap()
+    }
+
+    #[test]
+    fn whoever_follows_hears_of_both_kinds_of_jobs() {
+        let jobs = Jobs::default();
+        let mut events = jobs.follow();
+        let product = jobs.submit(spec(JobKind::Product), |_| {}).unwrap();
+        let generation = jobs.submit(spec(JobKind::Generation), |_| {}).unwrap();
+        product.started();
+        product.end(Ending::Done { verdict: Verdict::Verified });
+        drop(generation);
+        let mut names = Vec::new();
+        while let Ok(event) = events.try_recv() {
+            names.push((event.name(), event.job().spec.kind));
+        }
+        let (product, generation) = (JobKind::Product, JobKind::Generation);
+        let expected = [
+            ("job.submitted", product),
+            ("job.submitted", generation),
+            ("job.started", product),
+            ("job.ended", product),
+            ("job.ended", generation),
+        ];
+        assert_eq!(names, expected);
+        let states: Vec<String> = jobs.list().into_iter().map(|job| job.state).collect();
+        assert_eq!(states, ["cancelled", "done"]);
+    }
+
+    #[test]
+    fn draining_waits_for_both_kinds_of_jobs() {
+        let jobs = Jobs::default();
+        let product = jobs.submit(spec(JobKind::Product), |_| {}).unwrap();
+        let generation = jobs.submit(spec(JobKind::Generation), |_| {}).unwrap();
+        runtime().block_on(async {
+            let draining = jobs.clone();
+            let drained = tokio::spawn(async move { draining.drain(Duration::from_secs(10)).await });
+            tokio::task::yield_now().await;
+            drop(product);
+            tokio::task::yield_now().await;
+            assert!(!*jobs.drained().borrow());
+            generation.end(Ending::Done { verdict: Verdict::Local });
+            drained.await.unwrap();
+        });
+        assert_eq!(jobs.list().iter().filter(|job| job.state == "cancelled").count(), 1);
+    }
+
+    #[test]
+    fn what_outlasts_the_grace_is_cancelled() {
+        let jobs = Jobs::default();
+        let cancelled = Arc::new(AtomicU64::new(0));
+        let seen = Arc::clone(&cancelled);
+        let ticket = jobs.submit(spec(JobKind::Generation), move |id| seen.store(id.0, Ordering::Relaxed)).unwrap();
+        runtime().block_on(jobs.drain(Duration::from_millis(10)));
+        assert_eq!(cancelled.load(Ordering::Relaxed), ticket.id().0);
+        assert!(*jobs.drained().borrow());
+        assert_eq!(jobs.submit(spec(JobKind::Product), |_| {}).unwrap_err().kind(), ErrorKind::Unavailable);
+    }
+
+    #[test]
+    fn times_are_told_as_times_of_day() {
+        let clock = WallClock { unix_ms: 1_000_000, now: Time::from_secs(100) };
+        assert_eq!(clock.unix_ms(Time::from_secs(90)), 990_000);
+        assert_eq!(clock.unix_ms(Time::from_secs(130)), 1_030_000);
+    }
+}
