@@ -2,7 +2,7 @@
 //!
 //! * `args`: flags that several commands share; every other flag stands with its command, those of `pangea node` in
 //!   [`config`](crate::config). `failure`: how a command ends when it does not end well.
-//! * `chat`, with `chat_node` where a node answers; `matmul`, `peers`, `status`, `topology`, `models`, `models_plan`, `receipts`,
+//! * `chat`, with `chat_node` where a node answers; `matmul`, `peers`, `status`, `topology`, `jobs`, `models`, `models_plan`, `receipts`,
 //!   `perplexity`, `bench_matmul`, `bench_net`, `bench_llm`,
 //!   `demo`: the commands; `demo_node`: what the demo runs.
 //! * `session`, `multiplier`: the node that a command talks to, or a fabric of this process alone.
@@ -20,6 +20,7 @@ mod chat_node;
 mod demo;
 mod demo_node;
 mod failure;
+mod jobs;
 mod log;
 mod matmul;
 mod matrix;
@@ -81,6 +82,8 @@ enum Command {
     Topology(QueryArgs),
     /// Show the identity, resources and counters of a node
     Status(QueryArgs),
+    /// Show what was asked of a node: products and answers that run, and the last that ended
+    Jobs(QueryArgs),
     #[command(subcommand)]
     Models(models::ModelsCommand),
     #[command(subcommand)]
@@ -143,6 +146,7 @@ fn run(typed: &ArgMatches) -> Result<(), Failure> {
         Command::Chat(args) => chat::run(&args, output),
         Command::Peers(args) => block_on(peers::run(args)),
         Command::Topology(args) => block_on(topology::run(args)),
+        Command::Jobs(args) => block_on(jobs::run(args)),
         Command::Status(args) => block_on(status::run(args)),
         Command::Bench(BenchCommand::Matmul(args)) => block_on(bench_matmul::run(args, output)),
         Command::Bench(BenchCommand::Net(args)) => block_on(bench_net::run(args, output)),
