@@ -5,6 +5,7 @@
 mod answers;
 mod chat;
 mod engine;
+mod jobs;
 mod load;
 mod refusals;
 

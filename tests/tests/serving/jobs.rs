@@ -1,0 +1,83 @@
+//! What was asked of a node: every surface shows products and answers alike, and both are completed when the node is told to stop.
+
+use pangea_tests::command::{json, pangea};
+use pangea_tests::tiny_model::TinyModel;
+use rustix::process::Signal;
+
+use super::*;
+
+/// A node with a model that answers nonsense at once.
+fn tiny(cluster: &Cluster) -> Node {
+    let file = cluster.folder().join("tiny.gguf");
+    std::fs::write(&file, TinyModel::default().gguf()).unwrap();
+    let node = cluster.node("one").with("--model", file.to_str().unwrap()).start();
+    eventually("the node is ready", || get(&node.api, "/readyz").status == 200);
+    node
+}
+
+fn completion(max_tokens: usize) -> Value {
+    json!({"model": "tiny", "prompt": "once", "max_tokens": max_tokens, "user": "editor", "temperature": 0})
+}
+
+#[test]
+fn products_and_answers_are_jobs_on_every_surface() {
+    let cluster = Cluster::new();
+    let node = tiny(&cluster);
+    ask(&node.api, COMPLETIONS, &completion(4));
+    let product = ["matmul", "--size", "64", "--generate", "--rpc", &node.rpc, "--json"];
+    assert!(pangea(cluster.folder(), &product).status.success());
+
+    let jobs = json(&pangea(cluster.folder(), &["jobs", "--rpc", &node.rpc, "--json"]));
+    assert_eq!(get(&node.api, "/api/pangea/jobs").json(), jobs);
+    assert_eq!(get(&node.api, "/api/jobs").json(), jobs);
+    // The latest first: the product, the answer, and the answer by which the node tried its model.
+    let facts = |at: usize| {
+        let job = &jobs[at];
+        (job["kind"].as_str().unwrap(), job["subject"].as_str().unwrap(), job["owner"]["api"].as_str().unwrap())
+    };
+    assert_eq!(facts(0), ("product", "64x64x64 f32", "rpc"));
+    assert_eq!(facts(1), ("generation", "tiny", "http"));
+    assert_eq!(facts(2), ("generation", "tiny", "node"));
+    assert_eq!(jobs[1]["owner"]["client"], "editor");
+    assert_eq!(jobs[1]["progress"], json!({"done": 4, "total": 4}));
+    for job in jobs.as_array().unwrap() {
+        assert_eq!((job["state"].as_str(), job["verdict"].as_str()), (Some("done"), Some("local")), "{job}");
+        let time = |name: &str| job[name].as_u64().unwrap();
+        assert!(time("submitted_unix_ms") <= time("started_unix_ms"), "{job}");
+        assert!(time("started_unix_ms") <= time("ended_unix_ms"), "{job}");
+    }
+}
+
+#[test]
+fn events_tell_an_answer_from_being_submitted_to_its_end() {
+    let cluster = Cluster::new();
+    let node = tiny(&cluster);
+    let mut events = get(&node.api, "/api/pangea/events");
+    ask(&node.api, COMPLETIONS, &completion(4));
+    let mut states = Vec::new();
+    while states.last().is_none_or(|state| state != "done") {
+        let job: Value = serde_json::from_str(&events.event().unwrap()).unwrap();
+        assert_eq!((job["kind"].as_str(), job["owner"]["client"].as_str()), (Some("generation"), Some("editor")));
+        states.push(job["state"].as_str().unwrap().to_owned());
+    }
+    states.dedup();
+    assert_eq!(states, ["waiting", "running", "done"]);
+    // Whoever only follows does not keep the node from ending.
+    assert_eq!(node.terminate(), Some(0));
+    assert_eq!(events.event(), None);
+}
+
+#[test]
+fn a_node_that_is_told_to_stop_completes_the_answer_under_way() {
+    let Some(serving) = Serving::start("a_node_that_is_told_to_stop") else { return };
+    let mut body = question("Count from one to a hundred, please.", 60);
+    (body["stream"], body["logit_bias"]) = (json!(true), json!({"2": -100}));
+    let mut response = post(serving.api(), CHAT, &body);
+    let first: Value = serde_json::from_str(&response.event().unwrap()).unwrap();
+    assert_eq!(first["object"], "chat.completion.chunk");
+    serving.node.process.signal(Signal::TERM);
+    let events = response.events();
+    let reason = events.iter().rev().find_map(|event| event["choices"][0]["finish_reason"].as_str());
+    assert_eq!(reason, Some("length"), "{events:?}");
+    assert_eq!(serving.node.process.wait().code(), Some(0));
+}
