@@ -111,8 +111,8 @@ fn a_request_that_fails_at_a_stage_of_its_own_node_is_counted_once() {
     let file = folder.path().join("tiny.gguf");
     std::fs::write(&file, TinyModel::default().gguf()).unwrap();
     // No request may wait for its turn at all, so that the stage fails every one.
-    let settings = EngineSettings { wait: Duration::ZERO, ..EngineSettings::new(1, 8 << 20) };
-    let engine = Engine::load("tiny", &file, settings).unwrap();
+    let settings = EngineSettings { wait: Duration::ZERO, ..EngineSettings::new(8 << 20) };
+    let engine = Engine::load("tiny", &file, &Devices::new(1 << 30, 1), settings).unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
     runtime.block_on(async {
         let request = Request { choices: 2, ..Request::new(Prompt::Text("once".to_owned())) };
