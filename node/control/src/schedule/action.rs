@@ -103,7 +103,7 @@ pub enum Action {
 pub struct JobReport {
     /// Accepted tasks and extra attempts.
     pub tasks: TaskCounts,
-    /// Seconds that the cost model foretold when the job was planned.
+    /// Seconds that the cost model predicted when the job was planned.
     pub predicted_seconds: f64,
     /// Seconds that passed.
     pub actual_seconds: f64,

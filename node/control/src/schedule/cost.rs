@@ -1,4 +1,4 @@
-//! What is known about a worker's speed and link, what that foretells, and how observations correct it.
+//! What is known about a worker's speed and link, what that predicts, and how observations correct it.
 //! Never decides anything, and never knows what is queued.
 
 use super::limits::{
@@ -116,7 +116,7 @@ pub struct CostModel {
 }
 
 impl CostModel {
-    /// What an estimate foretells.
+    /// What an estimate predicts.
     pub fn new(estimate: &WorkerEstimate) -> Self {
         Self {
             flop_s: estimate.flops_per_s.map(|rate| Learned::new(1.0 / sane(rate))),
@@ -196,7 +196,7 @@ impl CostModel {
         self.receive_byte_s.observe_transfer(transfer);
     }
 
-    /// Notes what was foretold for an attempt, and what came.
+    /// Notes what was predicted for an attempt, and what came.
     pub fn observe_attempt(&mut self, predicted_s: f64, actual_s: f64) {
         let error = (actual_s - predicted_s).abs() / predicted_s.max(1e-6);
         let weight = if self.accuracy.attempts == 0 { 1.0 } else { LEARN_WEIGHT };

@@ -2,9 +2,11 @@
 //! which tile suits a worker best.
 //! Never knows how fast anybody is.
 
-use super::help::Kind;
+use super::offload_history::JobClass;
 use super::tile_set::{Indices, TileSet};
-use super::{AttemptId, JobId, JobReport, JobSpec, Operand, TaskCounts, Tile, TileGrid, WorkerId, WorkerShare};
+use super::{
+    AttemptId, FailureKind, JobId, JobReport, JobSpec, Operand, TaskCounts, Tile, TileGrid, WorkerId, WorkerShare,
+};
 use std::collections::BTreeMap;
 use std::ops::Range;
 
@@ -66,8 +68,10 @@ pub(super) struct Job {
     /// Jobs of one priority run in order of this.
     pub(super) rank: f64,
     pub(super) predicted_s: f64,
-    /// What it counts as when it is learnt what help was worth.
-    pub(super) kind: Option<Kind>,
+    /// Class of the job in the offload history.
+    pub(super) class: Option<JobClass>,
+    /// Failures that counted against a worker; forgiven where this node fails in the same way.
+    pub(super) counted_failures: Vec<(WorkerId, FailureKind)>,
     pub(super) connect_until: f64,
     /// When the last answer in flight should be there.
     pub(super) expected: f64,
@@ -103,7 +107,8 @@ impl Job {
             submitted,
             rank: submitted,
             predicted_s: 0.0,
-            kind: None,
+            class: None,
+            counted_failures: Vec::new(),
             connect_until: submitted,
             expected: submitted,
             pending: TileSet::full(bands, panels),

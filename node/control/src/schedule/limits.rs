@@ -54,14 +54,15 @@ pub const PREFETCH_TILES: f64 = 2.0;
 /// How much longer than predicted a transfer may take before it leaves a worker idle.
 pub const PREFETCH_MARGIN: f64 = 1.5;
 
-/// Help that is predicted to save less than the rest of this is not asked for: predictions are not that good.
-pub const HELP_SHARE: f64 = 0.88;
-/// Weight of one job in what is known of help for jobs of its kind.
-pub const HELP_LEARN: f64 = 0.3;
-/// How much of that each job that is kept here for it forgets: help is tried again after some ten.
-pub const HELP_FORGET: f64 = 0.05;
-/// One job that went very wrong (a peer died in it) says no more than this.
-pub const HELP_RATIO_MAX: f64 = 2.0;
+/// Predicted time of an offloaded job, as a share of the time on this node alone, above which the job stays here: predictions
+/// are off by about the rest.
+pub const OFFLOAD_TIME_SHARE: f64 = 0.88;
+/// Weight of one job in the offload history of its class.
+pub const OFFLOAD_LEARN_WEIGHT: f64 = 0.3;
+/// Part of the history that each job kept here for it forgets: offloading is tried again after some ten jobs.
+pub const OFFLOAD_FORGET_WEIGHT: f64 = 0.05;
+/// Upper bound of one job's actual time over its predicted time in the history: a peer may have died in it.
+pub const OFFLOAD_RATIO_MAX: f64 = 2.0;
 
 /// How long a job that is to run on peers waits for those that are connecting (DESIGN §4.1).
 pub const CONNECT_WAIT: Duration = Duration::from_secs(2);
@@ -81,9 +82,9 @@ pub const HEDGE_MARGIN: f64 = 0.15;
 /// Copies of one task at a time, beyond what redundancy asks for.
 pub const HEDGES_MAX: usize = 1;
 
-/// So often a tile waits for an overloaded peer before it goes elsewhere: with the pauses below, some seconds.
+/// Overloads of a peer after which a tile goes elsewhere: with the pauses below, some seconds.
 pub const OVERLOADS_MAX: u32 = 8;
-/// So often a tile waits for room on this node, which has nobody behind it: with the pauses below, a minute.
+/// Overloads of this node after which a job fails, since nobody else is left: with the pauses below, a minute.
 pub const OVERLOADS_LOCAL_MAX: u32 = 36;
 /// First pause after a worker said that it is overloaded; doubles up to the last.
 pub const OVERLOAD_PAUSE: Duration = Duration::from_millis(25);
@@ -93,18 +94,18 @@ pub const OVERLOAD_PAUSE_MAX: Duration = Duration::from_secs(2);
 pub const FAILURE_PAUSE: Duration = Duration::from_millis(100);
 /// Longest pause after failures.
 pub const FAILURE_PAUSE_MAX: Duration = Duration::from_secs(30);
-/// After so many failures in a row nothing waits for a worker any more, though it is still tried.
+/// Consecutive failures after which nothing waits for a worker any more, though the worker is still tried.
 pub const FAILURES_MAX: u32 = 3;
 /// Doublings stop here; 2^16 times any pause above is beyond its longest.
 pub const PAUSE_DOUBLINGS_MAX: u32 = 16;
 
-/// So many jobs with waiting tiles are looked at for one event, so that a queue of thousands costs no more than that.
+/// Jobs with waiting tiles that are considered for one event: bounds the cost of a queue of thousands.
 pub const JOBS_CONSIDERED: usize = 128;
-/// After so many jobs that it could serve but gains nothing for, a worker is left idle: the next will hardly be better.
+/// Jobs in a row that gain nothing from a worker after which the worker is left idle: the next job will hardly gain.
 pub const REFUSALS_MAX: usize = 8;
-/// Among jobs of one priority, one goes before another that came so many times its own length earlier: short
-/// jobs pass long ones, and no job waits for ever.
-pub const STRETCH: f64 = 4.0;
+/// Head start of short jobs: among jobs of one priority, a job is ordered by its submission plus this many times its own
+/// length. Short jobs pass long ones, and no job waits for ever.
+pub const AGING_FACTOR: f64 = 4.0;
 
 /// Weight of a new observation against all before.
 pub const LEARN_WEIGHT: f64 = 0.25;

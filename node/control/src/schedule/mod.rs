@@ -13,10 +13,10 @@
 mod action;
 mod cost;
 mod event;
-mod help;
 mod id;
 mod job;
 pub mod limits;
+mod offload_history;
 mod plan;
 mod scheduler;
 mod tile_set;

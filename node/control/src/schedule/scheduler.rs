@@ -1,4 +1,4 @@
-//! The scheduler: events and the time go in, actions come out. A tile goes to a worker only if it is foretold to be
+//! The scheduler: events and the time go in, actions come out. A tile goes to a worker only if it is predicted to be
 //! done there before the others would be through with the job without that worker.
 //! Never reads a clock, never blocks, never sees a byte of a tensor.
 
@@ -12,9 +12,9 @@ mod workers;
 
 use self::forecast::believed;
 use super::cost::Learned;
-use super::help::Help;
 use super::job::Job;
 use super::limits::CHECK_BYTES_PER_S;
+use super::offload_history::OffloadHistory;
 use super::worker::{Prospect, Worker};
 use super::{
     Accuracy, Action, Arithmetic, AttemptId, Event, JobId, JobSpec, Pace, Place, PlanError, Progress, Tile, TileGrid,
@@ -51,8 +51,7 @@ pub struct Scheduler {
     attempts: BTreeMap<AttemptId, Attempt>,
     next_attempt: u64,
     connecting: usize,
-    /// What help was worth so far.
-    help: Help,
+    offload_history: OffloadHistory,
     /// Seconds to check a byte of operands and answer.
     check_byte_s: Learned,
     /// The time of the first event: times inside are seconds since then.
@@ -108,7 +107,7 @@ impl Scheduler {
             attempts: BTreeMap::new(),
             next_attempt: 0,
             connecting: 0,
-            help: Help::default(),
+            offload_history: OffloadHistory::default(),
             check_byte_s: Learned::new(1.0 / CHECK_BYTES_PER_S),
             origin: None,
             wake_at: None,

@@ -26,9 +26,9 @@ pub(super) struct Flight {
     pub(super) compute_s: f64,
     /// Answer and half a round trip.
     pub(super) return_s: f64,
-    /// What was foretold at the start.
+    /// What was predicted at the start.
     pub(super) predicted_done: f64,
-    /// What is foretold since the worker last ended something that went before it.
+    /// What is predicted since the worker last ended something that went before it.
     pub(super) due: f64,
     /// When its answer should be there, as things stand. Kept by [`Worker::look_ahead`].
     pub(super) expected: f64,
@@ -137,7 +137,7 @@ impl Worker {
         self.flights.is_empty() || self.flight_bytes + bytes <= IN_FLIGHT_BYTES_MAX
     }
 
-    /// Foretells the end of everything in flight, and keeps it.
+    /// Predicts the end of everything in flight, and keeps it.
     pub(super) fn look_ahead(&mut self, now: f64) {
         let mut backlog = Backlog { sent: self.send_free.max(now), computed: self.compute_free, returned: 0.0 };
         // A worker that is late with one task is as slow with the next.
@@ -242,13 +242,23 @@ impl Worker {
         self.overloads += 1;
     }
 
-    pub(super) fn failed(&mut self, now: f64) {
+    /// Takes in a failure; whether it counts against the worker. What was on its way when a pause began says nothing new.
+    pub(super) fn failed(&mut self, now: f64) -> bool {
         // The peer of this node is this node: nothing is won by waiting.
         if self.id.is_local() || (self.failures > 0 && self.pause_until > now) {
-            return;
+            return false;
         }
         self.pause_until = self.pause_until.max(now + pause(FAILURE_PAUSE, self.failures, FAILURE_PAUSE_MAX));
         self.failures += 1;
+        true
+    }
+
+    /// A failure that counted was not the worker's fault.
+    pub(super) fn forgive(&mut self, now: f64) {
+        self.failures = self.failures.saturating_sub(1);
+        if self.failures == 0 {
+            self.pause_until = self.pause_until.min(now);
+        }
     }
 
     /// Whether it failed the last time, or often, and is left alone for now.

@@ -109,7 +109,7 @@ impl Scheduler {
         if attempt.checking.is_some() {
             actions.push(Action::Discard { attempt: id });
         }
-        let mut given_up = false;
+        let (mut given_up, mut counts) = (false, false);
         if let Some(worker) = self.workers.get_mut(&attempt.worker) {
             worker.remove(id);
             match kind {
@@ -117,7 +117,7 @@ impl Scheduler {
                 FailureKind::Unauthorized => worker.refused(now),
                 // The operand is sent again; that the answer could not be judged is nobody's fault.
                 FailureKind::NotFound | FailureKind::VerificationFailed => {}
-                _ => worker.failed(now),
+                _ => counts = worker.failed(now),
             }
             given_up = worker.is_given_up();
         }
@@ -138,10 +138,22 @@ impl Scheduler {
         if !local && kind != FailureKind::NotFound && (!overloaded || record.overloads > OVERLOADS_MAX) {
             record.failed.push(attempt.worker);
         }
-        let hopeless = kind == FailureKind::InvalidInput
+        if counts {
+            job.counted_failures.push((attempt.worker, kind));
+        } else if local && matches!(kind, FailureKind::InvalidInput | FailureKind::Internal) {
+            // Whoever failed in the way of this node itself was right: the job is at fault, not the worker.
+            job.counted_failures.retain(|(failed, how)| {
+                let agrees = *how == kind;
+                if agrees && let Some(worker) = self.workers.get_mut(failed) {
+                    worker.forgive(now);
+                }
+                !agrees
+            });
+        }
+        let is_final = kind == FailureKind::InvalidInput
             || record.local_failures > job.spec.max_retries
             || record.overloads > OVERLOADS_LOCAL_MAX;
-        if local && hopeless {
+        if local && is_final {
             let why = match kind {
                 FailureKind::InvalidInput => "this node cannot compute the job as asked",
                 FailureKind::Overloaded => "this node has no room for the job; try again later or allow more memory",
@@ -169,5 +181,74 @@ impl Scheduler {
             actions.push(Action::Cancel { attempt: id, worker: attempt.worker });
         }
         Some(attempt)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use crate::schedule::{
+        Action, Arithmetic, AttemptId, Event, FailureKind, JobId, JobSpec, Measured, Place, ProductShape, Scheduler,
+        Time, WorkerEstimate, WorkerId,
+    };
+
+    const PEER: WorkerId = WorkerId(1);
+
+    struct Case(Scheduler);
+
+    impl Case {
+        /// A node and one peer as fast as itself.
+        fn new() -> Case {
+            let mut case = Case(Scheduler::new(WorkerEstimate::local([1e10; Arithmetic::COUNT], 1 << 30)));
+            let estimate = WorkerEstimate::remote([1e10; Arithmetic::COUNT], 1e9, 1e-4, 1 << 30);
+            case.handle(Event::WorkerJoined { worker: PEER, estimate });
+            case
+        }
+
+        fn handle(&mut self, event: Event) -> Vec<Action> {
+            let mut actions = Vec::new();
+            self.0.handle(event, Time::ZERO + Duration::from_secs(1), &mut actions);
+            actions
+        }
+
+        /// Who gets the one tile of a job for peers.
+        fn submit(&mut self, job: u64) -> Option<(AttemptId, WorkerId)> {
+            let shape =
+                ProductShape { m: 128, k: 128, n: 128, a_element_bytes: 4, b_element_bytes: 4, c_element_bytes: 4 };
+            let spec = JobSpec { place: Place::Remote, ..JobSpec::new(shape, Arithmetic::F32) };
+            started(&self.handle(Event::JobSubmitted { job: JobId(job), spec }))
+        }
+    }
+
+    fn started(actions: &[Action]) -> Option<(AttemptId, WorkerId)> {
+        actions.iter().find_map(|action| match action {
+            Action::Start { attempt, worker, .. } => Some((*attempt, *worker)),
+            _ => None,
+        })
+    }
+
+    #[test]
+    fn a_worker_that_refuses_what_this_node_refuses_too_is_not_punished() {
+        for kind in [FailureKind::InvalidInput, FailureKind::Internal] {
+            let mut case = Case::new();
+            let (refused, worker) = case.submit(1).unwrap();
+            assert_eq!(worker, PEER);
+            let (own, worker) = started(&case.handle(Event::AttemptFailed { attempt: refused, kind })).unwrap();
+            assert!(worker.is_local(), "{kind}");
+            case.handle(Event::AttemptFailed { attempt: own, kind });
+            assert_eq!(case.submit(2).map(|(_, worker)| worker), Some(PEER), "{kind}");
+        }
+    }
+
+    #[test]
+    fn a_worker_that_refuses_what_this_node_computes_is_left_alone_for_a_while() {
+        let mut case = Case::new();
+        let (refused, _) = case.submit(1).unwrap();
+        let failed = Event::AttemptFailed { attempt: refused, kind: FailureKind::InvalidInput };
+        let (own, _) = started(&case.handle(failed)).unwrap();
+        let measured = Measured { compute_seconds: Some(0.001), sent: None, received: None };
+        case.handle(Event::AttemptFinished { attempt: own, measured });
+        assert_ne!(case.submit(2).map(|(_, worker)| worker), Some(PEER));
     }
 }

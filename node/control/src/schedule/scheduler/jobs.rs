@@ -1,10 +1,10 @@
-//! How a job begins and ends early: waiting for peers, its plan, whether peers are to help, cancellation, failure.
+//! How a job begins and ends early: waiting for peers, its plan, whether it is offloaded, cancellation, failure.
 //! Never hands out a tile.
 
 use super::{Scheduler, Waiting};
-use crate::schedule::help::Kind;
 use crate::schedule::job::Job;
-use crate::schedule::limits::{CONNECT_WAIT, STRETCH};
+use crate::schedule::limits::{AGING_FACTOR, CONNECT_WAIT};
+use crate::schedule::offload_history::JobClass;
 use crate::schedule::worker::Worker;
 use crate::schedule::{Action, FailureKind, JobId, JobReport, JobSpec, Place, WorkerId};
 
@@ -39,10 +39,10 @@ impl Scheduler {
         }
         let alone = self.workers.get(&WorkerId::LOCAL);
         let alone_s = alone.map_or(0.0, |local| local.model.compute_s(job.spec.arithmetic, grid.shape().flops()));
-        job.rank = submitted + STRETCH * alone_s;
+        job.rank = submitted + AGING_FACTOR * alone_s;
         self.workers.values_mut().for_each(|worker| worker.look_ahead(now));
         let resident = std::mem::take(&mut job.spec.resident);
-        job.kind = Some(Kind::of(grid.shape().flops(), !resident.is_empty()));
+        job.class = Some(JobClass::of(grid.shape().flops(), !resident.is_empty()));
         let after = |other: &Job| (-other.spec.priority, other.rank) <= (-job.spec.priority, job.rank);
         let at = self.jobs.partition_point(after);
         self.jobs.insert(at, job);
@@ -53,7 +53,7 @@ impl Scheduler {
         if !job.predicted_s.is_finite() {
             job.predicted_s = alone_s;
         }
-        if !self.help_pays(&job, submitted) {
+        if !self.offload_pays(&job, submitted) {
             self.forget_operands(&job);
             let spec = JobSpec { place: Place::Local, band_rows: None, panel_columns: None, ..job.spec };
             self.admit(Waiting { job: id, spec, submitted, until }, now, actions);
@@ -63,13 +63,13 @@ impl Scheduler {
         self.jobs.insert(at, job);
     }
 
-    /// Whether peers are to help with a job; not a question where it was said who is to compute it.
-    pub(super) fn help_pays(&mut self, job: &Job, submitted: f64) -> bool {
+    /// Whether a job is offloaded to peers; always where the request says who computes.
+    pub(super) fn offload_pays(&mut self, job: &Job, submitted: f64) -> bool {
         let open = job.spec.place == Place::Auto && job.spec.redundancy == 1 && self.workers.len() > 1;
-        let Some(kind) = job.kind.filter(|_| open) else { return true };
+        let Some(class) = job.class.filter(|_| open) else { return true };
         let alone_s =
             (self.rest_done(job, job.pending.len(), |worker: &Worker| worker.id.is_local()) - submitted).max(0.0);
-        self.help.pays(kind, job.predicted_s, alone_s)
+        self.offload_history.pays(class, job.predicted_s, alone_s)
     }
 
     pub(super) fn cancel_job(&mut self, id: JobId, now: f64, actions: &mut Vec<Action>) {

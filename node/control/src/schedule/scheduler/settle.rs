@@ -69,8 +69,8 @@ impl Scheduler {
             debug_assert!(job.pending.is_empty() && job.active == 0 && job.records.is_empty());
             self.forget_operands(&job);
             let report = job.report(now);
-            if let Some(kind) = job.kind.filter(|_| report.tasks.remote > 0 && job.spec.place == Place::Auto) {
-                self.help.learn(kind, report.predicted_seconds, report.actual_seconds);
+            if let Some(class) = job.class.filter(|_| report.tasks.remote > 0 && job.spec.place == Place::Auto) {
+                self.offload_history.learn(class, report.predicted_seconds, report.actual_seconds);
             }
             actions.push(Action::JobFinished { job: id, report });
         }
