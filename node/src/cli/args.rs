@@ -14,7 +14,7 @@ pub(super) struct OutputArgs {
     #[arg(short, long, global = true, action = clap::ArgAction::Count, conflicts_with = "quiet")]
     pub(super) verbose: u8,
 
-    /// Print only results and errors
+    /// Print no notes and log only errors
     #[arg(short, long, global = true)]
     pub(super) quiet: bool,
 }

@@ -61,7 +61,7 @@ fn a_node_started_to_be_the_master_takes_over() {
     let cluster = Cluster::new();
     let one = cluster.node("one").start();
     one.process.line(ELECTED);
-    let forced = cluster.node("forced").flag("-m").with("--peer", &one.address).start();
+    let forced = cluster.node("forced").flag("--force-master").with("--peer", &one.address).start();
     one.process.line(&elected(&forced));
     assert_eq!(master(&[&one, &forced]).peer, forced.peer);
     // A later node, however it is started, does not change that.
