@@ -8,6 +8,7 @@ use pangea_node::devices::Devices;
 use pangea_node::fabric::{JobReport, JobRequest, Place};
 use pangea_node::jobs::Jobs;
 use pangea_node::net::{NetConfig, identity};
+use pangea_node::observe::Observer;
 use pangea_node::runtime::{Parts, Runtime};
 use pangea_node::supervise::Supervisor;
 
@@ -34,6 +35,7 @@ fn node(name: &str) -> (Runtime, String) {
         fault: None,
         supervisor: Supervisor::default(),
         jobs: Jobs::default(),
+        observer: Observer::default(),
     };
     let runtime = Runtime::start(parts).expect("a node starts");
     let address = block_on(async {

@@ -16,6 +16,7 @@ use crate::fabric::Fabric;
 use crate::jobs::Jobs;
 use crate::net::identity as keys;
 use crate::net::{NetConfig, addresses};
+use crate::observe::Observer;
 use crate::pipeline::Pipeline;
 use crate::placement;
 use crate::runtime::{Parts, Runtime};
@@ -50,7 +51,8 @@ pub fn run(config: NodeConfig) -> Result<()> {
     let sessions = EngineSettings::new(roomy_sessions_bytes(work.max_memory));
     let receipts = ReceiptStore::new(&identity.data_dir);
     let peer = keypair.public().to_peer_id();
-    let supervisor = Supervisor::with_fault(work.fault);
+    let observer = Observer::default();
+    let supervisor = Supervisor::with_fault(work.fault, &observer);
     let pipeline = Pipeline::new(keypair.clone(), supervisor.clone());
     if let Some(fault) = work.fault {
         pipeline.set_fault(fault);
@@ -81,6 +83,7 @@ pub fn run(config: NodeConfig) -> Result<()> {
         fault: work.fault,
         supervisor: supervisor.clone(),
         jobs: jobs.clone(),
+        observer: observer.clone(),
     })?;
     let mut watching = None;
     if let Some(loader) = runtime.loader() {
@@ -109,7 +112,8 @@ pub fn run(config: NodeConfig) -> Result<()> {
     let api = api_listener.map(|listener| {
         let key = service.api.and_then(|api| api.key);
         let (fabric, pool, jobs) = (runtime.fabric(), runtime.pool(), jobs.clone());
-        http::serve(listener, http::Node { fabric, pool, served, receipts, jobs, key, supervisor: supervising })
+        let node = http::Node { fabric, pool, served, receipts, jobs, key, observer, supervisor: supervising };
+        http::serve(listener, node)
     });
     let api = api.transpose()?;
     let waiting = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(internal)?;

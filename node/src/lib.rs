@@ -28,6 +28,7 @@
 //! | [`config`] | flags, environment and file, resolved once |
 //! | [`data_dir`] | who has the data directory, and where that node is |
 //! | [`runtime`], [`daemon`] | the threads these run on; `pangea node` from start to end |
+//! | [`observe`] | what is counted, and how that reads |
 //! | [`supervise`] | every thread and lasting task: what follows when one ends |
 //! | [`clock`] | the one clock that decisions are made by |
 //! | [`cli`] | the commands of the binary |
@@ -48,6 +49,7 @@ pub mod jobs;
 pub mod link;
 pub mod models;
 pub mod net;
+pub mod observe;
 pub mod peers;
 pub mod pipeline;
 pub mod placement;

@@ -17,6 +17,7 @@ use crate::devices::threads::Purpose;
 use crate::fabric::{Driver, Fabric, Settings, evidence};
 use crate::jobs::Jobs;
 use crate::net::{self, Followers, GossipConfig, Interest, NetConfig, NetError, Network};
+use crate::observe::Observer;
 use crate::peers::Peers;
 use crate::pipeline::links::{self, LinksDriver};
 use crate::pipeline::{ChainLimits, Loader, Pipeline};
@@ -62,6 +63,8 @@ pub struct Parts {
     pub supervisor: Supervisor,
     /// The jobs of this node.
     pub jobs: Jobs,
+    /// What is counted, for whoever looks.
+    pub observer: Observer,
 }
 
 /// A node under way. Dropping it ends it without a goodbye.
@@ -256,6 +259,7 @@ fn build(parts: Parts, executor: Executor, speeds: Speeds) -> Result<Built> {
         speeds,
         supervisor: parts.supervisor.clone(),
         jobs: parts.jobs,
+        observer: parts.observer.clone(),
     };
     let Some((network, events)) = network else {
         let (driver, inlets, fabric) = Driver::new(settings, executor, None, parts.rpc)?;
@@ -264,7 +268,8 @@ fn build(parts: Parts, executor: Executor, speeds: Speeds) -> Result<Built> {
     let mut followers = Followers::new(events);
     let for_fabric = followers.follow(Interest::NoGossip);
     let (driver, inlets, fabric) = Driver::new(settings, executor, Some((network.clone(), for_fabric)), parts.rpc)?;
-    let settings = pool::Settings { own, memory, remembered, peers: peers.clone() };
+    let observer = parts.observer.clone();
+    let settings = pool::Settings { own, memory, remembered, peers: peers.clone(), observer };
     let (pooling, pool) = pool::Driver::new(settings, network.clone(), followers.follow(Interest::All));
     let staged = match (parts.pipeline, folder) {
         (Some((pipeline, limits)), Some(folder)) => {

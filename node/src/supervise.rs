@@ -12,10 +12,14 @@ use std::time::Duration;
 use futures::FutureExt;
 pub use pangea_control::supervise::Unwell;
 use pangea_control::supervise::{Action, End, Event, PartId, Rule, Supervision};
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
 use tokio::sync::watch;
 use tokio::time::MissedTickBehavior;
 
 use crate::clock;
+use crate::observe::Observer;
 use crate::worker::fault::Fault;
 
 /// Time between two beats of a thread that runs tasks.
@@ -31,11 +35,17 @@ struct Shared {
     fatal: watch::Sender<Option<String>>,
     /// The task that is to panic, for tests.
     panics: Option<&'static str>,
+    ends: Family<Ended, Counter>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Ended {
+    part: String,
 }
 
 impl Default for Supervisor {
     fn default() -> Self {
-        Supervisor::with_fault(None)
+        Supervisor::with_fault(None, &Observer::default())
     }
 }
 
@@ -59,10 +69,12 @@ impl Drop for Part {
 }
 
 impl Supervisor {
-    /// The same supervisor, which makes the part that `fault` names panic a moment after its start.
-    pub fn with_fault(fault: Option<Fault>) -> Supervisor {
+    /// A supervisor that counts for `observer` and makes the part that `fault` names panic a moment after its start.
+    pub fn with_fault(fault: Option<Fault>, observer: &Observer) -> Supervisor {
         let panics = (fault == Some(Fault::PanicPool)).then_some("pool");
-        Supervisor(Arc::new(Shared { supervision: Mutex::default(), fatal: watch::Sender::new(None), panics }))
+        let ends = observer.counters("part_ends", "Threads and lasting tasks that ended unexpectedly");
+        let fatal = watch::Sender::new(None);
+        Supervisor(Arc::new(Shared { supervision: Mutex::default(), fatal, panics, ends }))
     }
 
     /// Runs `body`, which works off a queue, on a thread of its own; and again after a panic.
@@ -199,7 +211,11 @@ impl Supervisor {
             End::Returned => "ended unexpectedly".to_owned(),
             End::Panicked(message) => format!("panicked: {message}"),
         };
-        match self.handle(Event::Ended(id, end))? {
+        let action = self.handle(Event::Ended(id, end))?;
+        // A name's first word: a metric must not grow with every model.
+        let part = name.split(' ').next().unwrap_or(name).to_owned();
+        self.0.ends.get_or_create(&Ended { part }).inc();
+        match action {
             Action::Restart(after) => {
                 let millis = after.as_millis() as u64;
                 tracing::error!(

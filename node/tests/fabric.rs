@@ -9,6 +9,7 @@ use pangea_node::devices::Devices;
 use pangea_node::fabric::{JobOutcome, JobRequest, Place};
 use pangea_node::jobs::Jobs;
 use pangea_node::net::{NetConfig, identity};
+use pangea_node::observe::Observer;
 use pangea_node::runtime::{Parts, Runtime};
 use pangea_node::supervise::Supervisor;
 use pangea_node::worker::fault::Fault;
@@ -38,6 +39,7 @@ fn node(name: &str, threads: usize, fault: Option<Fault>) -> Node {
         fault,
         supervisor: Supervisor::default(),
         jobs: Jobs::default(),
+        observer: Observer::default(),
     };
     let runtime = Runtime::start(parts).unwrap();
     let address = block_on(async {

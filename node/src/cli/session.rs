@@ -12,6 +12,7 @@ use crate::config;
 use crate::data_dir::NodeFile;
 use crate::devices::Devices;
 use crate::jobs::Jobs;
+use crate::observe::Observer;
 use crate::runtime::{Parts, Runtime};
 use crate::supervise::Supervisor;
 
@@ -100,6 +101,7 @@ pub(super) async fn local_fabric(threads: usize, max_memory: u64) -> Result<Runt
         fault: None,
         supervisor: Supervisor::default(),
         jobs: Jobs::default(),
+        observer: Observer::default(),
     };
     let started = tokio::task::spawn_blocking(move || Runtime::start(parts)).await;
     let started = started.map_err(|error| Failure::failed(format!("the local fabric did not start: {error}")))?;

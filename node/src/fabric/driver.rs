@@ -36,6 +36,7 @@ use crate::jobs::Jobs;
 use crate::link::coordinator::LinkEvent;
 use crate::link::serve::Served;
 use crate::net::{Follower, NetEvent, Network};
+use crate::observe::Observer;
 use crate::peers::Peers;
 use crate::supervise::Supervisor;
 use crate::worker::executor::{Executor, Outcome, Side, Speeds};
@@ -72,6 +73,8 @@ pub struct Settings {
     pub supervisor: Supervisor,
     /// The jobs of this node.
     pub jobs: Jobs,
+    /// What is counted, for whoever looks.
+    pub observer: Observer,
 }
 
 /// What happened somewhere else on this node.

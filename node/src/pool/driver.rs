@@ -18,6 +18,7 @@ use super::memory::Memory;
 use super::{Advert, LinkAdvert, Term, View};
 use crate::clock;
 use crate::net::{Follower, Gossip, NetEvent, Network, Verdict};
+use crate::observe::Observer;
 use crate::peers::Peers;
 use pangea_control::Time;
 use pangea_control::pool::election::{Candidate, Changed, Election, Event};
@@ -43,6 +44,8 @@ pub struct Settings {
     pub remembered: Option<Term>,
     /// What is known of peers: their links as measured, and who is quarantined.
     pub peers: Peers,
+    /// What is counted, for whoever looks.
+    pub observer: Observer,
 }
 
 /// A connection of this node.
@@ -362,8 +365,13 @@ mod tests {
             let (events, receiver) = mpsc::channel(8);
             let mut followers = Followers::new(receiver);
             let own = Advert { works: true, ..Advert::new(network.local_peer_id()) };
-            let settings =
-                Settings { own, memory: Memory::new(Some(state.clone())), remembered: None, peers: Peers::default() };
+            let settings = Settings {
+                own,
+                memory: Memory::new(Some(state.clone())),
+                remembered: None,
+                peers: Peers::default(),
+                observer: Observer::default(),
+            };
             let (driver, pool) = Driver::new(settings, network.clone(), followers.follow(Interest::All));
             let driving = tokio::task::spawn_local(driver.run());
             tokio::task::spawn_local(followers.run(Some(network)));

@@ -11,11 +11,10 @@ use pangea_client::{Error, ErrorKind, Result};
 use pangea_compute::model::ModelFile;
 use pangea_compute::{Cancel, Digest};
 use pangea_control::placement::pool_facts;
-use prometheus_client::encoding::DescriptorEncoder;
 use tokio::sync::watch;
 
 use super::engine::{Engine, EngineSettings, ModelFacts};
-use super::metrics::{self, EngineMetrics};
+use super::metrics::{EngineMetrics, ModelMetrics};
 use super::pooled::{Pooled, WholeFile};
 use super::request::{Event, Prompt, Request};
 use super::text::ModelText;
@@ -268,14 +267,9 @@ impl Served {
         self.list().iter().all(|model| matches!(model.state, "ready" | "absent"))
     }
 
-    /// Writes what the engines of the models that are served now count.
-    ///
-    /// # Errors
-    /// Those of `encoder`.
-    pub fn encode_metrics(&self, encoder: &mut DescriptorEncoder<'_>) -> std::fmt::Result {
-        let models: Vec<_> =
-            self.entries().iter().map(|entry| (entry.name.clone(), Arc::clone(&entry.metrics))).collect();
-        metrics::encode(&models, encoder)
+    /// What the engines of the models that are served now count.
+    pub(super) fn metrics(&self) -> Vec<ModelMetrics> {
+        self.entries().iter().map(|entry| (entry.name.clone(), Arc::clone(&entry.metrics))).collect()
     }
 
     /// The model of this name; of several models of one name, the one that has it, or any by its full name.

@@ -32,7 +32,7 @@ pub use engine::{Engine, EngineSettings, ModelFacts, Refused};
 pub use generation::Generation;
 pub(crate) use load::LoadedPart;
 pub(crate) use metrics::EngineMetrics;
-pub use metrics::SECONDS_BUCKETS;
+pub(crate) use metrics::observe;
 pub use request::{
     Delta, Event, Finish, MAX_CHOICES, Prompt, Request, Summary, TokenLogprob, TokenText, WrongField, role,
 };

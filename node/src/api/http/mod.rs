@@ -46,8 +46,9 @@ use pangea_client::{ErrorKind, Result};
 use crate::api::service::Service;
 use crate::fabric::Fabric;
 use crate::jobs::Jobs;
+use crate::observe::Observer;
 use crate::pool::Pool;
-use crate::serve::{Engine, Served};
+use crate::serve::{self, Engine, Served};
 use crate::supervise::Supervisor;
 use crate::trust::ReceiptStore;
 use connections::Connections;
@@ -71,6 +72,8 @@ pub struct Node {
     pub jobs: Jobs,
     /// What clients must show, if anything.
     pub key: Option<String>,
+    /// Knows what is counted.
+    pub observer: Observer,
     /// Knows which parts of the node are unwell.
     pub supervisor: Supervisor,
 }
@@ -84,7 +87,8 @@ pub fn serve(listener: TcpListener, node: Node) -> Result<Service> {
         pangea_client::Error::new(ErrorKind::Internal, format!("the HTTP API has no address: {error}"))
     })?;
     let guard = Guard::new(&crate::config::host::name(), node.key.as_deref());
-    let metrics = Metrics::new(&node.served);
+    serve::observe(&node.served, &node.observer);
+    let metrics = Metrics::new(&node.observer);
     let started_s = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     let app = App(Arc::new(Shared {
         fabric: node.fabric,
@@ -95,6 +99,7 @@ pub fn serve(listener: TcpListener, node: Node) -> Result<Service> {
         address,
         metrics,
         started_s,
+        observer: node.observer,
         supervisor: node.supervisor.clone(),
     }));
     let routes = routes(app, guard);
@@ -114,6 +119,7 @@ struct Shared {
     address: SocketAddr,
     metrics: Metrics,
     started_s: u64,
+    observer: Observer,
     supervisor: Supervisor,
 }
 

@@ -1,0 +1,234 @@
+//! What a node counts, and how that reads. A metric is declared where its owner counts it: name, help and type in one call to
+//! the [`Observer`], beside the event that also writes the log line. Nothing here adds up, and no list names all metrics.
+
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::{Registry, Unit};
+
+/// Upper ends of the buckets of every duration, in seconds: from a cached first token to a long answer.
+pub const SECONDS_BUCKETS: [f64; 13] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 120.0];
+
+/// The content type of [`Format::OpenMetrics`].
+const OPEN_METRICS: &str = "application/openmetrics-text";
+
+/// Labels of a metric that is counted by them.
+pub trait Labels: EncodeLabelSet + Clone + fmt::Debug + Eq + std::hash::Hash + Send + Sync + 'static {}
+
+impl<L: EncodeLabelSet + Clone + fmt::Debug + Eq + std::hash::Hash + Send + Sync + 'static> Labels for L {}
+
+/// All metrics of a node. Clones share them.
+#[derive(Clone)]
+pub struct Observer(Arc<Mutex<Registry>>);
+
+impl Default for Observer {
+    fn default() -> Self {
+        Observer(Arc::new(Mutex::new(Registry::with_prefix("pangea"))))
+    }
+}
+
+impl fmt::Debug for Observer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Observer")
+    }
+}
+
+impl Observer {
+    /// A counter. Its samples are called `pangea_<name>_total`.
+    pub fn counter(&self, name: &str, help: &str) -> Counter {
+        let counter = Counter::default();
+        self.registry().register(name, help, counter.clone());
+        counter
+    }
+
+    /// One counter for each set of labels.
+    pub fn counters<L: Labels>(&self, name: &str, help: &str) -> Family<L, Counter> {
+        let counters = Family::default();
+        self.registry().register(name, help, counters.clone());
+        counters
+    }
+
+    /// One histogram of seconds for each set of labels. Its samples are called `pangea_<name>_seconds_…`.
+    pub fn durations<L: Labels>(&self, name: &str, help: &str) -> Family<L, Histogram> {
+        let durations = Family::<L, Histogram>::new_with_constructor(|| Histogram::new(SECONDS_BUCKETS));
+        self.registry().register_with_unit(name, help, Unit::Seconds, durations.clone());
+        durations
+    }
+
+    /// A figure that is read whenever somebody looks.
+    pub fn gauge(&self, name: &'static str, help: &'static str, read: impl Fn() -> f64 + Send + Sync + 'static) {
+        self.collect(Reading { name, help, read: Box::new(read) });
+    }
+
+    /// What comes and goes, and is asked for whenever somebody looks.
+    pub fn collect(&self, collector: impl Collector) {
+        self.registry().register_collector(Box::new(collector));
+    }
+
+    /// All metrics in one of the two text forms.
+    ///
+    /// # Errors
+    /// Where a collector fails.
+    pub fn text(&self, format: Format) -> Result<String, fmt::Error> {
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &self.registry())?;
+        Ok(match format {
+            Format::OpenMetrics => text,
+            Format::Prometheus => to_prometheus(&text),
+        })
+    }
+
+    fn registry(&self) -> MutexGuard<'_, Registry> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A gauge that is read when somebody looks.
+struct Reading {
+    name: &'static str,
+    help: &'static str,
+    read: Box<dyn Fn() -> f64 + Send + Sync>,
+}
+
+impl fmt::Debug for Reading {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Reading of {}", self.name)
+    }
+}
+
+impl Collector for Reading {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let gauge = ConstGauge::new((self.read)());
+        gauge.encode(encoder.encode_descriptor(self.name, self.help, None, gauge.metric_type())?)
+    }
+}
+
+/// The text forms of metrics.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// OpenMetrics 1.0.
+    OpenMetrics,
+    /// The text format 0.0.4 of Prometheus, which every tool reads.
+    Prometheus,
+}
+
+impl Format {
+    /// The form that a client prefers, by its `Accept` header (RFC 9110, section 12.5.1).
+    pub fn accepted(accept: Option<&str>) -> Format {
+        let quality = |wanted: &str| {
+            let mut best = 0.0f32;
+            for range in accept.unwrap_or_default().split(',') {
+                let mut parts = range.split(';').map(str::trim);
+                if parts.next().is_some_and(|media| media.eq_ignore_ascii_case(wanted)) {
+                    let quality = parts.find_map(|parameter| parameter.strip_prefix("q=")?.parse().ok());
+                    best = best.max(quality.unwrap_or(1.0));
+                }
+            }
+            best
+        };
+        let open = quality(OPEN_METRICS);
+        if open > 0.0 && open >= quality("text/plain") { Format::OpenMetrics } else { Format::Prometheus }
+    }
+
+    /// The `Content-Type` of the form.
+    pub fn content_type(self) -> &'static str {
+        match self {
+            Format::OpenMetrics => "application/openmetrics-text; version=1.0.0; charset=utf-8",
+            Format::Prometheus => "text/plain; version=0.0.4; charset=utf-8",
+        }
+    }
+}
+
+/// OpenMetrics text as Prometheus text: there a counter is called what its samples are called, and has no unit and no end.
+fn to_prometheus(open_metrics: &str) -> String {
+    let mut counters = std::collections::BTreeSet::new();
+    for line in open_metrics.lines() {
+        if let Some(name) = line.strip_prefix("# TYPE ").and_then(|rest| rest.strip_suffix(" counter")) {
+            counters.insert(name);
+        }
+    }
+    let mut text = String::with_capacity(open_metrics.len());
+    for line in open_metrics.lines().filter(|line| !line.starts_with("# UNIT ") && *line != "# EOF") {
+        let described = ["# HELP ", "# TYPE "].iter().find_map(|kind| {
+            let (name, rest) = line.strip_prefix(kind)?.split_once(' ')?;
+            counters.contains(name).then(|| format!("{kind}{name}_total {rest}"))
+        });
+        text.push_str(described.as_deref().unwrap_or(line));
+        text.push('\n');
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+    struct Outcome {
+        outcome: &'static str,
+    }
+
+    fn observed() -> Observer {
+        let observer = Observer::default();
+        observer.counter("births", "Nodes born").inc_by(3);
+        observer.counters("jobs", "Jobs that ended").get_or_create(&Outcome { outcome: "done" }).inc();
+        observer.durations("wait", "Time waited").get_or_create(&Outcome { outcome: "done" }).observe(0.7);
+        observer.gauge("peers", "Peers there", || 2.0);
+        observer
+    }
+
+    #[test]
+    fn every_metric_has_its_help_and_type_in_both_forms() {
+        let open = observed().text(Format::OpenMetrics).unwrap();
+        assert!(open.ends_with("# EOF\n"), "{open}");
+        for line in ["# HELP pangea_births Nodes born.", "# TYPE pangea_births counter", "pangea_births_total 3"] {
+            assert!(open.lines().any(|other| other == line), "{line} in {open}");
+        }
+        let text = observed().text(Format::Prometheus).unwrap();
+        for line in [
+            "# HELP pangea_births_total Nodes born.",
+            "# TYPE pangea_births_total counter",
+            "pangea_births_total 3",
+            "pangea_jobs_total{outcome=\"done\"} 1",
+            "# TYPE pangea_wait_seconds histogram",
+            "pangea_wait_seconds_bucket{le=\"1.0\",outcome=\"done\"} 1",
+            "# TYPE pangea_peers gauge",
+            "pangea_peers 2.0",
+        ] {
+            assert!(text.lines().any(|other| other == line), "{line} in {text}");
+        }
+        assert!(!text.contains("# EOF") && !text.contains("# UNIT"), "{text}");
+        // Each sample belongs to the metric that was described just before it.
+        let mut described = String::new();
+        for line in text.lines() {
+            match line.strip_prefix("# TYPE ") {
+                Some(rest) => described = rest.split(' ').next().unwrap().to_owned(),
+                None if line.starts_with('#') => {}
+                None => assert!(line.starts_with(&described), "{line} under {described}"),
+            }
+        }
+    }
+
+    #[test]
+    fn a_client_gets_the_form_that_it_prefers_and_prometheus_text_by_default() {
+        let prometheus = "application/openmetrics-text;version=1.0.0;q=0.5,application/openmetrics-text;version=0.0.1;q=0.4,\
+                          text/plain;version=0.0.4;q=0.3,*/*;q=0.2";
+        for (accept, format) in [
+            (None, Format::Prometheus),
+            (Some("*/*"), Format::Prometheus),
+            (Some("text/plain"), Format::Prometheus),
+            (Some("application/openmetrics-text;q=0.2, text/plain"), Format::Prometheus),
+            (Some("application/openmetrics-text;q=0"), Format::Prometheus),
+            (Some("Application/OpenMetrics-Text; version=1.0.0"), Format::OpenMetrics),
+            (Some(prometheus), Format::OpenMetrics),
+        ] {
+            assert_eq!(Format::accepted(accept), format, "{accept:?}");
+        }
+    }
+}
