@@ -94,6 +94,10 @@ impl Driver {
             connected: Default::default(),
         };
         let (view, viewed) = watch::channel(Arc::new(view));
+        let connected = viewed.clone();
+        settings.observer.gauge("peers_connected", "Peers that this node is connected to", move || {
+            connected.borrow().connected.len() as f64
+        });
         let (own, said) = (Arc::new(Mutex::new(settings.own)), Arc::new(Notify::new()));
         let pool = Pool { local, own: Arc::clone(&own), said: Arc::clone(&said), view: viewed };
         let driver = Driver {
