@@ -160,6 +160,28 @@ struct NodeStatus {
   bytesSent @17 :UInt64;
   bytesReceived @18 :UInt64;
   # Tensor bytes sent to and received from peers.
+  memory @19 :List(MemoryUse);
+  # What memoryUsedBytes consist of.
+  api @20 :Text;
+  # Address of the HTTP API; empty where there is none.
+  models @21 :List(ModelState);
+  # Models that can be asked for at this node.
+  master @22 :Text;
+  # Peer id of the pool's master; empty while there is none.
+}
+
+struct MemoryUse {
+  purpose @0 :Text;
+  # tensors, operands, results, packs, weights, sessions, audits or downloads.
+  bytes @1 :UInt64;
+}
+
+struct ModelState {
+  name @0 :Text;
+  state @1 :Text;
+  # absent, loading, ready, unplaced or failed.
+  why @2 :Text;
+  # Why the model cannot be asked, where a reason is known.
 }
 
 struct LinkProbe {

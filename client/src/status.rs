@@ -1,6 +1,6 @@
 //! The status of a node, of its peers, links and service, and their wire forms. Plain values.
 
-use pangea_schema::node_capnp::{counters, link_probe, node_status, peer_status};
+use pangea_schema::node_capnp::{counters, link_probe, memory_use, model_state, node_status, peer_status};
 use serde::Serialize;
 
 use crate::text::{string, strings};
@@ -63,7 +63,7 @@ pub struct NodeStatus {
     pub gflops: f64,
     /// Instruction set of the kernels.
     pub isa: String,
-    /// Bytes of tensors held now: uploads, results and operands kept for peers.
+    /// Bytes of memory leased now, for all purposes.
     pub memory_used_bytes: u64,
     /// Limit of those bytes.
     pub memory_limit_bytes: u64,
@@ -81,6 +81,34 @@ pub struct NodeStatus {
     pub bytes_sent: u64,
     /// Tensor bytes received from peers since the start.
     pub bytes_received: u64,
+    /// What the leased memory is for.
+    pub memory: Vec<MemoryUse>,
+    /// Address of the HTTP API; empty where there is none.
+    pub api: String,
+    /// Models that can be asked for at the node.
+    pub models: Vec<ModelState>,
+    /// Peer id of the pool's master; empty while there is none.
+    pub master: String,
+}
+
+/// Memory of a node that is leased for one purpose.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct MemoryUse {
+    /// `tensors`, `operands`, `results`, `packs`, `weights`, `sessions`, `audits` or `downloads`.
+    pub purpose: String,
+    /// Bytes leased now.
+    pub bytes: u64,
+}
+
+/// A model that can be asked for at a node.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct ModelState {
+    /// Name that requests give.
+    pub name: String,
+    /// `absent`, `loading`, `ready`, `unplaced` or `failed`.
+    pub state: String,
+    /// Why the model cannot be asked; empty where no reason is known.
+    pub why: String,
 }
 
 /// The measured link to one peer.
@@ -183,6 +211,10 @@ impl NodeStatus {
             tasks_served: wire.get_tasks_served(),
             bytes_sent: wire.get_bytes_sent(),
             bytes_received: wire.get_bytes_received(),
+            memory: wire.get_memory()?.iter().map(MemoryUse::from_wire).collect::<capnp::Result<_>>()?,
+            api: string(wire.get_api()?)?,
+            models: wire.get_models()?.iter().map(ModelState::from_wire).collect::<capnp::Result<_>>()?,
+            master: string(wire.get_master()?)?,
         })
     }
 
@@ -210,6 +242,47 @@ impl NodeStatus {
         wire.set_tasks_served(self.tasks_served);
         wire.set_bytes_sent(self.bytes_sent);
         wire.set_bytes_received(self.bytes_received);
+        let mut list = wire.reborrow().init_memory(self.memory.len() as u32);
+        for (index, held) in self.memory.iter().enumerate() {
+            held.to_wire(list.reborrow().get(index as u32));
+        }
+        wire.set_api(&self.api);
+        let mut list = wire.reborrow().init_models(self.models.len() as u32);
+        for (index, model) in self.models.iter().enumerate() {
+            model.to_wire(list.reborrow().get(index as u32));
+        }
+        wire.set_master(&self.master);
+    }
+}
+
+impl MemoryUse {
+    /// Reads the wire form.
+    pub fn from_wire(wire: memory_use::Reader<'_>) -> capnp::Result<MemoryUse> {
+        Ok(MemoryUse { purpose: string(wire.get_purpose()?)?, bytes: wire.get_bytes() })
+    }
+
+    /// Writes the wire form.
+    pub fn to_wire(&self, mut wire: memory_use::Builder<'_>) {
+        wire.set_purpose(&self.purpose);
+        wire.set_bytes(self.bytes);
+    }
+}
+
+impl ModelState {
+    /// Reads the wire form.
+    pub fn from_wire(wire: model_state::Reader<'_>) -> capnp::Result<ModelState> {
+        Ok(ModelState {
+            name: string(wire.get_name()?)?,
+            state: string(wire.get_state()?)?,
+            why: string(wire.get_why()?)?,
+        })
+    }
+
+    /// Writes the wire form.
+    pub fn to_wire(&self, mut wire: model_state::Builder<'_>) {
+        wire.set_name(&self.name);
+        wire.set_state(&self.state);
+        wire.set_why(&self.why);
     }
 }
 

@@ -106,7 +106,12 @@ pub fn run(config: NodeConfig) -> Result<()> {
     if let Some(pool) = runtime.pool().filter(|_| work.works) {
         placement::measure_speed(pool, devices, &supervisor);
     }
-    let behind = RunningNode { fabric: runtime.fabric(), pool: runtime.pool(), jobs: jobs.clone() };
+    let behind = RunningNode {
+        fabric: runtime.fabric(),
+        pool: runtime.pool(),
+        jobs: jobs.clone(),
+        api: api_addr.map_or_else(String::new, |address| address.to_string()),
+    };
     let programs = rpc::serve(listener, behind, served.clone(), Limits::default(), &supervisor)?;
     let supervising = supervisor.clone();
     let api = api_listener.map(|listener| {

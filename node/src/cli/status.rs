@@ -1,6 +1,6 @@
 //! `pangea status`: one node, as facts or JSON. It asks and shows.
 
-use pangea_client::NodeStatus;
+use pangea_client::{MemoryUse, ModelState, NodeStatus};
 
 use super::args::QueryArgs;
 use super::failure::Failure;
@@ -16,6 +16,26 @@ pub(super) async fn run(args: QueryArgs) -> Result<(), Failure> {
     print(&show(&status))
 }
 
+/// What the memory in use is for, the largest part first.
+fn purposes(memory: &[MemoryUse]) -> String {
+    let mut held: Vec<&MemoryUse> = memory.iter().filter(|held| held.bytes > 0).collect();
+    held.sort_by_key(|held| std::cmp::Reverse(held.bytes));
+    let parts: Vec<String> = held.iter().map(|held| format!("{} {}", held.purpose, ByteSize(held.bytes))).collect();
+    if parts.is_empty() { String::new() } else { format!(" ({})", parts.join(", ")) }
+}
+
+/// Each model's name and state.
+fn models(models: &[ModelState]) -> String {
+    let parts: Vec<String> = models
+        .iter()
+        .map(|model| match model.why.as_str() {
+            "" => format!("{} ({})", model.name, model.state),
+            why => format!("{} ({}: {why})", model.name, model.state),
+        })
+        .collect();
+    if parts.is_empty() { "none".to_owned() } else { parts.join(", ") }
+}
+
 fn show(status: &NodeStatus) -> String {
     let pool = match status.pool_key {
         true => "guarded by a pool key",
@@ -26,6 +46,7 @@ fn show(status: &NodeStatus) -> String {
         ("peer", status.peer.clone()),
         ("version", format!("{}, up {}", status.version, seconds(status.uptime_s))),
         ("programs", status.rpc.clone()),
+        ("HTTP API", if status.api.is_empty() { "off".to_owned() } else { format!("http://{}/v1", status.api) }),
         ("pool", pool.to_owned()),
         ("peers", status.peers.to_string()),
         (
@@ -41,11 +62,14 @@ fn show(status: &NodeStatus) -> String {
         (
             "memory",
             format!(
-                "{} of {} for tensors in use",
+                "{} of {} in use{}",
                 ByteSize(status.memory_used_bytes),
-                ByteSize(status.memory_limit_bytes)
+                ByteSize(status.memory_limit_bytes),
+                purposes(&status.memory)
             ),
         ),
+        ("models", models(&status.models)),
+        ("master", if status.master.is_empty() { "none yet".to_owned() } else { status.master.clone() }),
         (
             "jobs",
             format!(
@@ -63,4 +87,37 @@ fn show(status: &NodeStatus) -> String {
         text.push_str(&format!("    {address}\n"));
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_is_shown_by_purpose_and_models_by_state() {
+        let held = |purpose: &str, bytes| MemoryUse { purpose: purpose.to_owned(), bytes };
+        let model = |name: &str, state: &str, why: &str| ModelState {
+            name: name.to_owned(),
+            state: state.to_owned(),
+            why: why.to_owned(),
+        };
+        let status = NodeStatus {
+            memory_used_bytes: 150 << 20,
+            memory_limit_bytes: 1 << 30,
+            memory: vec![held("tensors", 0), held("sessions", 50 << 20), held("weights", 100 << 20)],
+            api: "127.0.0.1:52415".to_owned(),
+            models: vec![model("a", "ready", ""), model("b", "unplaced", "needs 512 MiB; 300 MiB free")],
+            master: "12D3KooW".to_owned(),
+            ..NodeStatus::default()
+        };
+        let text = show(&status);
+        for line in [
+            "150 MiB of 1.00 GiB in use (weights 100 MiB, sessions 50.0 MiB)",
+            "a (ready), b (unplaced: needs 512 MiB; 300 MiB free)",
+            "http://127.0.0.1:52415/v1",
+            "12D3KooW",
+        ] {
+            assert!(text.contains(line), "{line} is missing:\n{text}");
+        }
+    }
 }

@@ -19,6 +19,11 @@ pub struct Pool {
 }
 
 impl Pool {
+    /// The pool's master, as far as this node knows one.
+    pub fn master(&self) -> Option<PeerId> {
+        self.view().borrow().master()
+    }
+
     /// This node's peer id.
     pub fn local(&self) -> PeerId {
         self.local

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
 
-use pangea_client::{Error, ErrorKind, Result};
+use pangea_client::{Error, ErrorKind, ModelState, Result};
 use pangea_compute::model::ModelFile;
 use pangea_compute::{Cancel, Digest};
 use pangea_control::placement::pool_facts;
@@ -260,6 +260,18 @@ impl Served {
     pub fn list(&self) -> Vec<ServedModel> {
         let node = self.0.node.get();
         self.entries().iter().map(|entry| entry.show(node)).collect()
+    }
+
+    /// The state of each, as programs read it.
+    pub fn states(&self) -> Vec<ModelState> {
+        let models = self.list().into_iter();
+        models
+            .map(|ServedModel { name, state, why, .. }| ModelState {
+                name,
+                state: state.to_owned(),
+                why: why.unwrap_or_default(),
+            })
+            .collect()
     }
 
     /// Whether every model that is here has answered a request, and every other one has a place in the pool.

@@ -154,6 +154,39 @@ fn well_formed_messages_at_the_wrong_place_end_the_stream() {
 }
 
 #[test]
+fn a_result_larger_than_the_memory_is_refused_before_it_is_computed() {
+    let cluster = Cluster::new();
+    let star = cluster.star(vec![cluster.node("worker").max_memory("256M")]);
+    let worker = &star.workers[0];
+    let before = worker.process.peak_memory_bytes();
+    let stranger = Stranger::connect(&worker.address);
+    let mut stream = stranger.stream();
+    stream.send_message(&Message::Hello(advert()), &[]);
+    // 40 kB of operands, whose product takes 1.5 GiB.
+    let side = 20_000;
+    let a = Tensor::generate(DType::I8, side, 1, 1).unwrap();
+    let b = Tensor::generate(DType::I8, 1, side, 2).unwrap();
+    for tensor in [&a, &b] {
+        let shape = Shape::new(DType::I8, tensor.rows() as u64, tensor.cols() as u64).unwrap();
+        let message = Message::Operand { digest: tensor.digest(), shape, offset: 0 };
+        stream.send_message(&message, tensor.contiguous_bytes().unwrap());
+    }
+    let operation = Operation::MatMul { a: a.digest(), b: b.digest() };
+    stream.send_message(&Message::Task(Task { id: 1, priority: 127, deadline: None, operation }), &[]);
+    let answer = stream.next_message(|message| {
+        matches!(message, Message::Failure { .. } | Message::Result { .. } | Message::Started(_))
+    });
+    let Message::Failure { kind, message, .. } = answer else { panic!("{answer:?}") };
+    assert_eq!(kind, pangea_client::ErrorKind::Overloaded, "{message}");
+    assert!(message.starts_with("needs 1.49 GiB; at most 64.0 MiB of this node's 256 MiB"), "{message}");
+    if let (Some(before), Some(after)) = (before, worker.process.peak_memory_bytes()) {
+        assert!(after - before < 64 << 20, "{} bytes more", after - before);
+    }
+    drop(stream);
+    all_is_well(&star);
+}
+
+#[test]
 fn memory_claimed_by_a_stranger_is_bounded_by_what_the_node_gives_to_one_peer() {
     let cluster = Cluster::new();
     let star = cluster.star(vec![cluster.node("worker").max_memory("64M")]);

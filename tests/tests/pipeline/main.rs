@@ -5,6 +5,7 @@
 mod answers;
 mod lies;
 mod losses;
+mod memory;
 
 use std::path::PathBuf;
 

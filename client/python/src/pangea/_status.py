@@ -29,6 +29,23 @@ class Peer:
 
 
 @dataclasses.dataclass(frozen=True)
+class MemoryUse:
+    """Memory of a node that is leased for one purpose."""
+
+    purpose: str
+    bytes: int
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelState:
+    """A model that can be asked for at a node."""
+
+    name: str
+    state: str
+    why: str
+
+
+@dataclasses.dataclass(frozen=True)
 class Node:
     """Status of a node."""
 
@@ -51,6 +68,10 @@ class Node:
     tasks_served: int
     bytes_sent: int
     bytes_received: int
+    memory: list[MemoryUse]
+    api: str
+    models: list[ModelState]
+    master: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,6 +158,10 @@ def from_wire(kind: type[_Value], wire: Any) -> _Value:
         value = getattr(wire, name)
         if field.type == "list[str]":
             value = list(value)
+        elif field.type == "list[MemoryUse]":
+            value = [MemoryUse(held.purpose, held.bytes) for held in value]
+        elif field.type == "list[ModelState]":
+            value = [ModelState(model.name, model.state, model.why) for model in value]
         elif field.type == "list[AnswerStage]":
             value = [AnswerStage(stage.peer, (stage.first, stage.end)) for stage in value]
         values[field.name] = value

@@ -75,8 +75,8 @@ async fn status(State(app): State<App>) -> Result<Json<Value>, ApiError> {
     let mut status = serde_json::to_value(status)
         .map_err(|error| ApiError::new(ErrorKind::Internal, format!("the status cannot be written: {error}")))?;
     status["api"] = json!(app.address.to_string());
-    status["models"] =
-        app.served.list().iter().map(|model| json!({"name": model.name, "state": model.state})).collect();
+    status["models"] = json!(app.served.states());
+    status["master"] = json!(app.pool.as_ref().and_then(crate::pool::Pool::master).map(|peer| peer.to_string()));
     Ok(Json(status))
 }
 

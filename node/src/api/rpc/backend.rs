@@ -66,6 +66,8 @@ pub struct RunningNode {
     pub pool: Option<Pool>,
     /// The jobs of this node.
     pub jobs: Jobs,
+    /// Address of the HTTP API; empty where there is none.
+    pub api: String,
 }
 
 /// A job that the backend has accepted.
@@ -96,7 +98,13 @@ impl Backend for RunningNode {
     }
 
     async fn status(&self) -> Result<NodeStatus> {
-        self.fabric.status().await
+        let master = self.pool.as_ref().and_then(Pool::master);
+        let status = self.fabric.status().await?;
+        Ok(NodeStatus {
+            api: self.api.clone(),
+            master: master.map_or_else(String::new, |peer| peer.to_string()),
+            ..status
+        })
     }
 
     async fn connect(&self, address: &str, timeout: Duration) -> Result<String> {

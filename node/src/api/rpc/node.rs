@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use capnp_rpc::new_client;
 use pangea_client::exception::to_exception;
-use pangea_client::{DType, Error, ErrorKind, MatmulOptions, Result, TensorInfo};
+use pangea_client::{DType, Error, ErrorKind, MatmulOptions, NodeStatus, Result, TensorInfo};
 use pangea_schema::node_capnp::node;
 use tokio_util::sync::CancellationToken;
 
@@ -116,6 +116,7 @@ impl<B: Backend> node::Server for NodeObject<B> {
     async fn status(self: Rc<Self>, _: node::StatusParams, mut results: node::StatusResults) -> capnp::Result<()> {
         let _call = self.account.call().map_err(exception)?;
         let status = self.backend.status().await.map_err(exception)?;
+        let status = NodeStatus { models: self.served.states(), ..status };
         status.to_wire(results.get().init_status());
         Ok(())
     }

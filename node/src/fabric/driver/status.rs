@@ -5,6 +5,7 @@ use crate::devices::threads::Purpose;
 use crate::fabric::status::NodeStatus;
 use crate::link::limits::TASKS_PER_PEER;
 use crate::wire::{TaskHello, VERSION};
+use pangea_client::MemoryUse;
 
 impl Driver {
     pub(super) fn advert(&self) -> TaskHello {
@@ -33,6 +34,8 @@ impl Driver {
 
     pub(super) fn status(&self) -> NodeStatus {
         let served = self.served.borrow();
+        let held = self.settings.devices.held_by_kind().into_iter();
+        let memory = held.map(|(kind, bytes)| MemoryUse { purpose: kind.name().to_owned(), bytes }).collect::<Vec<_>>();
         NodeStatus {
             peer: self.settings.peer.to_string(),
             name: self.settings.name.clone(),
@@ -44,7 +47,7 @@ impl Driver {
             threads: u32::try_from(self.settings.devices.threads(Purpose::Products)).unwrap_or(u32::MAX),
             gflops: self.settings.speeds.f32_flops_per_s / 1e9,
             isa: self.executor.isa().to_owned(),
-            memory_used_bytes: self.settings.devices.held(),
+            memory_used_bytes: memory.iter().map(|held| held.bytes).sum(),
             memory_limit_bytes: self.settings.devices.limit(),
             peers: self.peers.read(|directory| directory.connected()) as u32,
             jobs_running: (self.jobs.len() + self.submitting.len()) as u32,
@@ -53,6 +56,9 @@ impl Driver {
             tasks_served: served.tasks_done,
             bytes_sent: self.counters.bytes_sent + served.bytes_sent,
             bytes_received: self.counters.bytes_received + served.bytes_received,
+            memory,
+            // What does not belong to products is added by the services.
+            ..NodeStatus::default()
         }
     }
 }
