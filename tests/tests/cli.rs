@@ -341,6 +341,7 @@ fn a_node_that_was_named_and_is_not_there_is_exit_code_3() {
     for arguments in [
         &["peers", "--json"][..],
         &["topology", "--json"],
+        &["jobs", "--json"],
         &["status"],
         &["matmul", "--size", "4", "--generate"],
         &["bench", "matmul", "--size", "4"],
@@ -434,6 +435,7 @@ fn help_is_complete_and_fits_80_columns() {
         &["peers", "--help"],
         &["topology", "--help"],
         &["status", "--help"],
+        &["jobs", "--help"],
         &["bench", "matmul", "--help"],
         &["bench", "net", "--help"],
         &["bench", "llm", "--help"],

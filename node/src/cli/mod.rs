@@ -82,7 +82,7 @@ enum Command {
     Topology(QueryArgs),
     /// Show the identity, resources and counters of a node
     Status(QueryArgs),
-    /// Show what was asked of a node: products and answers that run, and the last that ended
+    /// List the jobs of a node: products and answers
     Jobs(QueryArgs),
     #[command(subcommand)]
     Models(models::ModelsCommand),
