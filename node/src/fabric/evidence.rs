@@ -154,29 +154,16 @@ fn make_room(root: &Path) -> std::io::Result<()> {
 mod tests {
     use super::*;
     use crate::trust::Signed;
-    use crate::trust::receipt::tests::receipt;
+    use crate::trust::receipt::tests::{claim, receipt};
     use libp2p::identity::Keypair;
-    use pangea_compute::Digest;
     use pangea_compute::commit::Claim;
 
     #[test]
     fn a_failed_audit_keeps_the_liar_accused_and_says_how_to_check_it() {
         let folder = tempfile::tempdir().unwrap();
         let liar = Keypair::generate_ed25519();
-        let claim = Claim {
-            session: [8; 16],
-            epoch: 3,
-            model: Digest::from_bytes([7; 32]),
-            numerics: 1,
-            layers: 0..2,
-            positions: 2,
-            chosen_from: 1,
-            predecessor: [0; 32],
-            sampling: Digest::from_bytes([0; 32]),
-            output: [0; 32],
-        };
         let mut receipt = receipt();
-        receipt.segments[0].claims = vec![Signed::new(claim.clone(), &liar).unwrap()];
+        receipt.segments[0].claims = vec![Signed::new(claim(), &liar).unwrap()];
         let audit = FailedAudit { receipt: &receipt, segment: 0, stage: 0, position: Some(1) };
         let kept = audit.keep(folder.path()).unwrap();
         assert_eq!(crate::trust::store::read(&kept.join("receipt.json")).unwrap(), receipt);
@@ -186,7 +173,7 @@ mod tests {
         assert!(accused[0].1.contains("layers 0-1 of tiny") && accused[0].1.contains("position 1"), "{accused:?}");
 
         // Nobody is accused of what is not signed.
-        let other = Claim { epoch: 4, ..claim };
+        let other = Claim { epoch: 4, ..claim() };
         receipt.segments[0].claims[0].claim = other;
         let forged = FailedAudit { receipt: &receipt, segment: 0, stage: 0, position: None };
         assert!(forged.keep(folder.path()).is_err());

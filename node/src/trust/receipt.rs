@@ -240,6 +240,22 @@ pub(crate) mod tests {
         }
     }
 
+    /// A claim about the first two positions of that answer.
+    pub(crate) fn claim() -> pangea_compute::commit::Claim {
+        pangea_compute::commit::Claim {
+            session: [8; 16],
+            epoch: 3,
+            model: Digest::from_bytes([7; 32]),
+            numerics: 1,
+            layers: 0..2,
+            positions: 2,
+            chosen_from: 1,
+            predecessor: [0; 32],
+            sampling: Digest::from_bytes([0; 32]),
+            output: [0; 32],
+        }
+    }
+
     #[test]
     fn a_receipt_is_read_as_it_was_written_and_may_have_new_fields() {
         let json = receipt().to_json().unwrap();
@@ -261,20 +277,8 @@ pub(crate) mod tests {
     fn an_answer_is_audited_once_others_found_every_stage_right() {
         use libp2p::identity::Keypair;
         let keypair = Keypair::generate_ed25519();
-        let claim = pangea_compute::commit::Claim {
-            session: [8; 16],
-            epoch: 3,
-            model: Digest::from_bytes([7; 32]),
-            numerics: 1,
-            layers: 0..2,
-            positions: 2,
-            chosen_from: 1,
-            predecessor: [0; 32],
-            sampling: Digest::from_bytes([0; 32]),
-            output: [0; 32],
-        };
         let mut receipt = receipt();
-        receipt.segments[0].claims = vec![Signed::new(claim, &keypair).unwrap()];
+        receipt.segments[0].claims = vec![Signed::new(claim(), &keypair).unwrap()];
         receipt.segments[0].ended = None;
         let audit = Audit { segment: 0, stage: 0, by: "b".to_owned(), holds: true, position: None, unix_ms: 1 };
         let audited = |audits: &[&Audit]| {
