@@ -125,7 +125,7 @@ pub struct Driver {
     /// How far apart the cuts of a tensor's storage were, as left or right operand.
     grids: VecDeque<((u64, Side), u64)>,
     /// Peer id and name of every worker there has been, for reports of jobs that outlive them.
-    worker_names: HashMap<WorkerId, (String, String)>,
+    workers: HashMap<WorkerId, (PeerId, String)>,
     next_worker: u64,
     next_generation: u64,
     wake_at: Option<Time>,
@@ -201,7 +201,7 @@ impl Driver {
             calls: HashMap::new(),
             next_call: 0,
             grids: VecDeque::new(),
-            worker_names: HashMap::new(),
+            workers: HashMap::new(),
             next_worker: 1,
             next_generation: 1,
             wake_at: None,

@@ -138,7 +138,7 @@ impl Driver {
     pub(super) fn checked(&mut self, attempt: AttemptId, checked: Checked) {
         let Some(under_way) = self.attempts.get(&attempt) else { return };
         let worker = under_way.worker;
-        let peer = self.links.of_worker(worker).map(|(peer, _)| peer);
+        let peer = self.peer_of(worker);
         if let Some(running) = self.jobs.get_mut(&under_way.job) {
             running.check_seconds += checked.took.as_secs_f64();
             match &checked.verdict {

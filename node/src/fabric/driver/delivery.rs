@@ -146,7 +146,8 @@ impl Driver {
         let (peer, name) = if share.worker.is_local() {
             (self.settings.peer.to_string(), self.settings.name.clone())
         } else {
-            self.worker_names.get(&share.worker).cloned().unwrap_or_default()
+            let known = self.workers.get(&share.worker);
+            known.map(|(peer, name)| (peer.to_string(), name.clone())).unwrap_or_default()
         };
         WorkerShare { peer, name, tasks: share.tasks, seconds: share.seconds }
     }

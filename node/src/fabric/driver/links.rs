@@ -127,7 +127,7 @@ impl Driver {
         open.worker = works.then_some(worker);
         let measured = measure(Rc::clone(&open.link), Rc::clone(&self.probes), FIRST_PROBE_BYTES);
         let (notices, generation) = (self.notices.clone(), open.generation);
-        self.worker_names.insert(worker, (peer.to_string(), hello.name.clone()));
+        self.workers.insert(worker, (peer, hello.name.clone()));
         tracing::info!(event = "connected", %peer, name = hello.name, "Connected to peer {peer}");
         self.tell_peers(peers::Event::Hello { peer, hello: worker_hello(hello) });
         tokio::task::spawn_local(async move {
@@ -142,6 +142,11 @@ impl Driver {
         if works && let Some(estimate) = self.estimate(&peer) {
             self.events.push_back(Event::WorkerJoined { worker, estimate });
         }
+    }
+
+    /// The peer that a worker is or was: a result that is still being checked outlives its link.
+    pub(super) fn peer_of(&self, worker: WorkerId) -> Option<PeerId> {
+        self.workers.get(&worker).map(|(peer, _)| *peer)
     }
 
     pub(super) fn close_link(&mut self, peer: PeerId, why: LeaveReason) {

@@ -9,7 +9,7 @@ use pangea_control::schedule::{AttemptId, LeaveReason, Operand, WorkerId};
 impl Driver {
     /// A result of a worker failed its check: keeps the evidence and convicts the peer.
     pub(super) fn quarantine(&mut self, worker: WorkerId, attempt: AttemptId) {
-        let Some((peer, _)) = self.links.of_worker(worker) else { return };
+        let Some(peer) = self.peer_of(worker) else { return };
         let evidence = self.attempts.get(&attempt).and_then(|under_way| {
             let running = self.jobs.get(&under_way.job)?;
             let data = &running.data;
