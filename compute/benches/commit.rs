@@ -1,5 +1,5 @@
-//! What commitments cost: the leaf of a position, which two neighbouring stages take for every token between them, and the
-//! root over a session, which every stage takes twice at its end. `cargo bench -p pangea-compute --bench commit`; a token of
+//! The cost of commitments: the leaf of a position, which two neighbouring stages compute for every token between them, and
+//! the root over a session, which every stage computes twice at the session's end. `cargo bench -p pangea-compute --bench commit`; a token of
 //! SmolLM2 takes milliseconds, see `pangea bench llm`.
 
 use std::hint::black_box;

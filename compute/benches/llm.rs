@@ -8,7 +8,7 @@ use pangea_compute::{Linear, Pool};
 use std::hint::black_box;
 use std::time::Duration;
 
-/// Output and input features; the types that models of this width come in.
+/// Output and input features, and the weight types of models with this hidden size.
 const SHAPES: [(usize, usize, GgmlType); 7] = [
     (576, 576, GgmlType::Q4_1),
     (192, 576, GgmlType::Q4_1),
@@ -19,13 +19,13 @@ const SHAPES: [(usize, usize, GgmlType); 7] = [
     (49152, 576, GgmlType::Q8_0),
 ];
 
-/// Weights of a decode pass: more than the caches of machines that run this.
+/// Bytes of weights of a decode pass: more than the caches of machines that run this benchmark.
 const STREAM_BYTES: usize = 96 << 20;
 
 /// `llm/<type> <rows>x<k>/<threads>/<n>`.
 fn products(criterion: &mut Criterion) {
     for (rows, k, ty) in SHAPES {
-        // Small numbers in every type: neither codes nor scales are at their ends.
+        // Small numbers in every type: neither codes nor scales are extreme.
         let bytes: Vec<u8> = (0..rows * k / ty.block_len() * ty.block_bytes()).map(|i| (i * 7 % 32) as u8).collect();
         for threads in [1, 2] {
             let Ok(pool) = Pool::new(threads) else { return };

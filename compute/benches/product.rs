@@ -29,8 +29,8 @@ fn products(criterion: &mut Criterion) {
     }
 }
 
-/// Tiles as a worker computes and an acceptor checks them, k = 4096: `tile/<dtype>/<side>/{product,packed,check}`,
-/// all counted in the product's operations, so that check ÷ product is the share of verification, inverted.
+/// Tiles as a worker computes and a coordinator checks them, k = 4096: `tile/<dtype>/<side>/{product,packed,check}`,
+/// all counted in the product's operations, so product ÷ check is the relative cost of verification.
 fn tiles(criterion: &mut Criterion) {
     let cancel = Cancel::new();
     let k = 4096;

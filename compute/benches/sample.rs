@@ -1,5 +1,5 @@
-//! What choosing a token costs, by vocabulary and setting: `cargo bench -p pangea-compute --bench sample`.
-//! Logits are spread as those of a language model are: a few high, most about 20 below.
+//! The cost of choosing a token, by vocabulary and setting: `cargo bench -p pangea-compute --bench sample`.
+//! Logits are distributed like those of a language model: a few high, most about 20 below.
 
 use std::hint::black_box;
 

@@ -49,7 +49,7 @@ pub enum Error {
         place: String,
     },
     /// A computed value that is NaN or infinite, from which nothing can be computed.
-    #[error("{operation}: {what}; the model's weights or an earlier stage are broken")]
+    #[error("{operation}: {what}; the model's weights or an earlier stage's output are damaged")]
     NonFinite {
         /// The operation that failed.
         operation: &'static str,

@@ -1,8 +1,8 @@
 //! Tensors, CPU kernels and checks of Pangea: bytes and numbers in, numbers out.
 //!
-//! This crate owns what a matrix is ([`Tensor`]), how two of them are multiplied ([`matmul`]), how a product that
-//! someone else computed is checked ([`ColumnProbe`]), and how matrices are read from and written to files. It never
-//! knows about sockets, async, peers or HTTP.
+//! Matrices ([`Tensor`]) are multiplied ([`matmul`]), products of other nodes are checked ([`ColumnProbe`]), language models
+//! run ([`model`]), their tokens are chosen ([`sample`]) and their work is committed to ([`commit`]). Sockets, async, peers
+//! and HTTP are unknown here.
 //!
 //! The map, from the bottom up. A module uses modules of lower layers only (`tests/layers.rs` checks it):
 //!

@@ -1,5 +1,4 @@
 //! Products against an f64 or i64 reference: every type, stride, shape and instruction set.
-//! It never judges speed.
 // A test may stop at the first thing that is not as it should be, in its helpers too.
 #![allow(clippy::unwrap_used)]
 

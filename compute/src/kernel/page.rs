@@ -1,5 +1,5 @@
 //! How cached keys and values lie in a page, which holds [`PAGE_POSITIONS`] positions of one session for all layers of a
-//! model's part. It owns offsets and sizes; the memory belongs to the model's cache.
+//! model's part. Only offsets and sizes are defined here; the memory belongs to the model's cache.
 
 use super::simd::LANES;
 

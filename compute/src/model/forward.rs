@@ -44,7 +44,7 @@ pub enum Input<'a> {
 /// The results of a forward pass.
 #[derive(Debug, Default)]
 pub struct Output {
-    width: usize,
+    vocabulary: usize,
     /// `[logit rows, vocabulary]`
     logits: Vec<f32>,
     /// First logit row of every step, and the end.
@@ -56,12 +56,12 @@ pub struct Output {
 impl Output {
     /// The logits of step `step`: `[logit rows, vocabulary]`, in order; empty where none were requested.
     pub fn logits(&self, step: usize) -> &[f32] {
-        &self.logits[self.starts[step] * self.width..self.starts[step + 1] * self.width]
+        &self.logits[self.starts[step] * self.vocabulary..self.starts[step + 1] * self.vocabulary]
     }
 
     /// The logits of step `step`, for samplers to change.
     pub fn logits_mut(&mut self, step: usize) -> &mut [f32] {
-        &mut self.logits[self.starts[step] * self.width..self.starts[step + 1] * self.width]
+        &mut self.logits[self.starts[step] * self.vocabulary..self.starts[step + 1] * self.vocabulary]
     }
 
     /// The activations of all rows after the last layer, `[rows, hidden_size]`; empty for a part with the head.
@@ -134,15 +134,15 @@ impl Model {
             step.cache.reserve(step.rows)?;
         }
         let config = self.config();
-        let mut output = Output { width: config.vocabulary, starts: vec![0], ..Output::default() };
+        let mut output = Output { vocabulary: config.vocabulary, starts: vec![0], ..Output::default() };
         let has_head = self.head.is_some();
         for step in steps.iter() {
-            let wanted = match step.logits {
+            let count = match step.logits {
                 Logits::All if has_head => step.rows,
                 Logits::Last if has_head => 1,
                 _ => 0,
             };
-            output.starts.push(output.starts[output.starts.len() - 1] + wanted);
+            output.starts.push(output.starts[output.starts.len() - 1] + count);
         }
         zeros(&mut output.logits, output.starts[steps.len()] * config.vocabulary)?;
         if !has_head {

@@ -1,5 +1,4 @@
 //! Pseudo-random tensors, the same on every machine for the same seed: operands of demos, measurements and tests.
-//! It reads no randomness.
 
 use super::{Tensor, TensorBuf, check_ranges};
 use crate::{DType, Error};

@@ -1,5 +1,5 @@
 //! Where the tests find the models that they need, which are too large to be kept beside them.
-//! It never fetches any.
+//! Nothing is fetched here.
 
 use std::io::Write;
 use std::path::PathBuf;
