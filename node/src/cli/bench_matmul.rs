@@ -3,7 +3,7 @@
 
 use clap::Args;
 use pangea_client::{JobReport, MatmulOptions};
-use pangea_compute::DType;
+use pangea_compute::{DType, product_bytes};
 use pangea_units::ByteSize;
 use serde::Serialize;
 
@@ -122,9 +122,7 @@ pub(super) async fn run(args: BenchMatmulArgs, output: OutputArgs) -> Result<(),
 
 /// Refuses a size of which operands and product do not fit, before anything is allocated.
 fn check_fits(size: usize, dtype: DType, free_bytes: u64) -> Result<(), Failure> {
-    let product = DType::product(dtype, dtype)?;
-    let element_bytes = 2 * dtype.size_bytes() as u64 + product.size_bytes() as u64;
-    let needed = (size as u64).saturating_mul(size as u64).saturating_mul(element_bytes);
+    let needed = product_bytes((size, size), (size, size), dtype, dtype)?.total();
     if needed <= free_bytes {
         return Ok(());
     }
