@@ -13,6 +13,7 @@
 //! | [`net`] | transports, admission, who is connected |
 //! | [`wire`] | the task protocol as bytes; sans-I/O |
 //! | [`peers`] | the handle on what is known of each peer, and whether it may compute |
+//! | [`streams`] | framing, opening and bounding of streams, for every protocol |
 //! | [`link`] | task streams, both ends |
 //! | [`worker`] | operands kept for peers, the compute queue, operands packed for the next task |
 //! | [`devices`] | the memory and the compute threads: leases and pools |
@@ -57,6 +58,7 @@ pub mod pool;
 pub mod runtime;
 pub mod serve;
 pub mod storage;
+pub mod streams;
 pub mod supervise;
 pub mod trust;
 pub mod wire;

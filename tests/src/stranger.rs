@@ -3,8 +3,8 @@
 
 use futures::{AsyncReadExt, AsyncWriteExt};
 use libp2p::{PeerId, StreamProtocol};
-use pangea_node::link::framed::FrameReader;
 use pangea_node::net::{NetConfig, Network, identity};
+use pangea_node::streams::framed::FrameReader;
 use pangea_node::wire::{Header, Message, PROTOCOL, TaskHello, VERSION};
 use tokio::runtime::Runtime;
 

@@ -25,9 +25,6 @@ pub const ANSWER_BYTES: u64 = STREAMS as u64 * 2 * PART_BYTES;
 /// Parts that a fetch has received and that wait to be checked and written; receiving waits for them.
 pub const UNWRITTEN: usize = 4;
 
-/// Until a stream is open.
-pub const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
-
 /// From a question, when nothing is waiting before it, to the beginning of its answer: a cold disk's time and more.
 pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
 

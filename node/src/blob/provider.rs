@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 
 use futures::{AsyncRead, AsyncReadExt, AsyncWrite};
-use libp2p::{PeerId, Stream, StreamProtocol};
+use libp2p::{PeerId, Stream};
 use pangea_client::{Error, ErrorKind, Result};
 use pangea_compute::Digest;
 use pangea_compute::model::Manifest;
@@ -12,11 +12,12 @@ use pangea_compute::model::manifest::MAX_MANIFEST_BYTES;
 use tokio::sync::mpsc;
 
 use super::PROTOCOL;
-use super::limits::{ANSWER_TIMEOUT, OPEN_TIMEOUT};
+use super::limits::ANSWER_TIMEOUT;
 use super::message::BlobMessage;
 use super::parts::{PartId, PartSet, part_counts};
-use crate::link::framed::{FrameReader, FrameWriter, LinkError};
 use crate::net::Network;
+use crate::streams::framed::{FrameReader, FrameWriter, StreamError};
+use crate::streams::opening;
 use crate::wire::Header;
 
 /// The longest set of parts: the manifest has a hash of 32 bytes for every bit.
@@ -24,13 +25,8 @@ const MAX_SET_BYTES: usize = MAX_MANIFEST_BYTES / 32 / 8 + 1;
 
 /// Opens a stream to `peer`.
 pub(super) async fn open(network: &Network, peer: PeerId) -> Result<Stream> {
-    let mut streams = network.streams();
-    let opening = streams.open_stream(peer, StreamProtocol::new(PROTOCOL));
-    match tokio::time::timeout(OPEN_TIMEOUT, opening).await {
-        Ok(Ok(stream)) => Ok(stream),
-        Ok(Err(error)) => Err(Error::new(ErrorKind::Unavailable, format!("it gives no stream: {error}"))),
-        Err(_) => Err(Error::new(ErrorKind::Unavailable, format!("no stream within {} s", OPEN_TIMEOUT.as_secs()))),
-    }
+    let opened = opening::open(network.streams(), peer, PROTOCOL).await;
+    opened.map_err(|error| Error::new(ErrorKind::Unavailable, error.to_string()))
 }
 
 /// The manifest of `model`, true to its digest.
@@ -182,12 +178,12 @@ impl<R: AsyncRead + Unpin> Answers<R> {
 }
 
 fn violation(what: String) -> Error {
-    broken(LinkError::Unexpected(what))
+    broken(StreamError::Unexpected(what))
 }
 
-fn broken(error: LinkError) -> Error {
+fn broken(error: StreamError) -> Error {
     let kind = match error {
-        LinkError::Wire(_) | LinkError::Unexpected(_) => ErrorKind::VerificationFailed,
+        StreamError::Wire(_) | StreamError::Unexpected(_) => ErrorKind::VerificationFailed,
         _ => ErrorKind::Unavailable,
     };
     Error::new(kind, error.to_string())

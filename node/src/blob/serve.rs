@@ -1,13 +1,10 @@
 //! Answers peers' questions about the model files of this node. Disks are read and hashes checked on threads of their own;
 //! one answer is prepared while the one before it is sent.
 
-use std::cell::RefCell;
-use std::collections::HashMap;
-use std::rc::Rc;
 use std::sync::Arc;
 
 use futures::{AsyncRead, AsyncReadExt, AsyncWrite, StreamExt};
-use libp2p::{PeerId, StreamProtocol};
+use libp2p::StreamProtocol;
 use pangea_client::{Error, ErrorKind, Result};
 use pangea_compute::Digest;
 use tokio::sync::mpsc;
@@ -18,13 +15,11 @@ use super::limits::{CHUNK_BYTES, QUESTIONS, STREAMS, STREAMS_PER_PEER};
 use super::message::BlobMessage;
 use super::parts::PartId;
 use super::stored::Stored;
-use crate::link::framed::{FrameReader, FrameWriter, LinkError};
 use crate::net::Network;
 use crate::peers::Peers;
+use crate::streams::framed::{FrameReader, FrameWriter, StreamError};
+use crate::streams::places::Places;
 use crate::supervise::Supervisor;
-
-/// Streams being answered, by peer.
-type Streams = Rc<RefCell<HashMap<PeerId, usize>>>;
 
 /// Answers the streams that peers open, on the current `LocalSet`, until the network ends.
 ///
@@ -40,7 +35,7 @@ pub(super) fn accept(
         .streams()
         .accept(StreamProtocol::new(PROTOCOL))
         .map_err(|error| Error::new(ErrorKind::Internal, format!("{PROTOCOL}: {error}")))?;
-    let streams = Streams::default();
+    let places = Places::new(STREAMS_PER_PEER, STREAMS);
     supervisor.task("blob streams", async move {
         // Streams that arrive while nobody waits are dropped, so nothing else happens in this loop.
         while let Some((peer, stream)) = incoming.next().await {
@@ -48,7 +43,7 @@ pub(super) fn accept(
                 tracing::debug!(event = "blob_stream_refused", %peer, "the peer is quarantined");
                 continue;
             }
-            let place = Place::take(&streams, peer);
+            let place = places.take(peer);
             let blob_store = Arc::clone(&blob_store);
             tokio::task::spawn_local(async move {
                 let why = match &place {
@@ -63,37 +58,8 @@ pub(super) fn accept(
     Ok(())
 }
 
-/// One of the streams that are answered at once.
-struct Place {
-    streams: Streams,
-    peer: PeerId,
-}
-
-impl Place {
-    fn take(streams: &Streams, peer: PeerId) -> Option<Place> {
-        let mut taken = streams.borrow_mut();
-        if taken.values().sum::<usize>() >= STREAMS || taken.get(&peer).is_some_and(|of| *of >= STREAMS_PER_PEER) {
-            return None;
-        }
-        *taken.entry(peer).or_default() += 1;
-        Some(Place { streams: Rc::clone(streams), peer })
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        let mut streams = self.streams.borrow_mut();
-        if let Some(taken) = streams.get_mut(&self.peer) {
-            *taken -= 1;
-            if *taken == 0 {
-                streams.remove(&self.peer);
-            }
-        }
-    }
-}
-
 /// Tells the peer that there is no place for its stream.
-async fn refuse<S: AsyncRead + AsyncWrite + Unpin>(stream: S) -> LinkError {
+async fn refuse<S: AsyncRead + AsyncWrite + Unpin>(stream: S) -> StreamError {
     let (_read, write) = stream.split();
     let mut frames: FrameWriter<_, BlobMessage> = FrameWriter::new(write);
     let refusal = BlobMessage::Refusal {
@@ -104,10 +70,10 @@ async fn refuse<S: AsyncRead + AsyncWrite + Unpin>(stream: S) -> LinkError {
         frames.send(&refusal, &[]).await?;
         frames.flush().await
     };
-    sent.await.err().unwrap_or(LinkError::Closed)
+    sent.await.err().unwrap_or(StreamError::Closed)
 }
 
-async fn serve<S: AsyncRead + AsyncWrite + Unpin>(stream: S, blob_store: Arc<BlobStore>) -> LinkError {
+async fn serve<S: AsyncRead + AsyncWrite + Unpin>(stream: S, blob_store: Arc<BlobStore>) -> StreamError {
     let (read, write) = stream.split();
     let (asked, questions) = mpsc::channel(QUESTIONS);
     tokio::select! {
@@ -119,12 +85,12 @@ async fn serve<S: AsyncRead + AsyncWrite + Unpin>(stream: S, blob_store: Arc<Blo
 async fn read_questions<R: AsyncRead + Unpin>(
     mut frames: FrameReader<R, BlobMessage>,
     asked: mpsc::Sender<BlobMessage>,
-) -> LinkError {
+) -> StreamError {
     loop {
         match frames.receive().await {
             Ok((question, _)) => {
                 if asked.send(question).await.is_err() {
-                    return LinkError::Closed;
+                    return StreamError::Closed;
                 }
             }
             Err(why) => return why,
@@ -139,7 +105,7 @@ async fn answer<W: AsyncWrite + Unpin>(
     mut frames: FrameWriter<W, BlobMessage>,
     mut questions: mpsc::Receiver<BlobMessage>,
     blob_store: Arc<BlobStore>,
-) -> LinkError {
+) -> StreamError {
     let mut ready: Option<Answer> = None;
     // The two parts of memory that a stream has.
     let mut buffer = Vec::new();
@@ -156,7 +122,7 @@ async fn answer<W: AsyncWrite + Unpin>(
         };
         match (sent, next) {
             (Err(why), _) | (_, Some(Err(why))) => return why,
-            (Ok(_), None) => return LinkError::Closed,
+            (Ok(_), None) => return StreamError::Closed,
             (Ok(spare), Some(Ok(answer))) => {
                 buffer = spare.unwrap_or_default();
                 ready = Some(answer);
@@ -169,7 +135,7 @@ async fn answer<W: AsyncWrite + Unpin>(
 async fn send<W: AsyncWrite + Unpin>(
     frames: &mut FrameWriter<W, BlobMessage>,
     answer: Answer,
-) -> std::result::Result<Option<Vec<u8>>, LinkError> {
+) -> std::result::Result<Option<Vec<u8>>, StreamError> {
     let spare = match answer {
         Ok(bytes) => {
             let total = bytes.len() as u64;
@@ -192,7 +158,7 @@ async fn prepare(
     question: BlobMessage,
     blob_store: &BlobStore,
     buffer: Vec<u8>,
-) -> std::result::Result<Answer, LinkError> {
+) -> std::result::Result<Answer, StreamError> {
     match question {
         BlobMessage::Manifest(model) => Ok(find(blob_store, &model).map(|stored| stored.manifest().to_bytes())),
         BlobMessage::Have(model) => Ok(find(blob_store, &model).map(|stored| stored.parts().as_bytes().to_vec())),
@@ -208,7 +174,7 @@ async fn prepare(
             Ok(read.await.unwrap_or_else(|_| Err(Error::new(ErrorKind::Internal, "reading it failed"))))
         }
         other => {
-            Err(LinkError::Unexpected(format!("`{}` where a question belongs", crate::wire::Header::name(&other))))
+            Err(StreamError::Unexpected(format!("`{}` where a question belongs", crate::wire::Header::name(&other))))
         }
     }
 }

@@ -14,8 +14,8 @@ use pangea_client::ErrorKind;
 use pangea_compute::{Digest, Tensor, TensorBuf};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
-use super::framed::{FrameReader, FrameWriter, LinkError};
 use super::limits::{AHEAD_BYTES, BULK_QUEUE, CHUNK_BYTES, CONTROL_QUEUE, HELLO_TIMEOUT};
+use crate::streams::framed::{FrameReader, FrameWriter, StreamError};
 use crate::wire::{Header, Message, Shape, Task, TaskHello, TaskId, VERSION};
 
 /// What is sent in order, one after another.
@@ -92,7 +92,7 @@ pub enum LinkEvent {
     /// A probe arrived whole.
     Probed(u64),
     /// The stream is over.
-    Closed(LinkError),
+    Closed(StreamError),
 }
 
 /// Handle of an open link. Dropping it ends the stream.
@@ -205,28 +205,28 @@ struct Reader<R> {
 }
 
 impl<R: AsyncRead + Unpin> Reader<R> {
-    async fn run(mut self) -> LinkError {
+    async fn run(mut self) -> StreamError {
         match self.read().await {
             Ok(never) => match never {},
             Err(why) => why,
         }
     }
 
-    async fn read(&mut self) -> Result<std::convert::Infallible, LinkError> {
+    async fn read(&mut self) -> Result<std::convert::Infallible, StreamError> {
         let advert = match tokio::time::timeout(HELLO_TIMEOUT, self.frames.receive()).await {
             Ok(received) => received?.0,
-            Err(_) => return Err(LinkError::Stalled),
+            Err(_) => return Err(StreamError::Stalled),
         };
         match advert {
             Message::Hello(advert) if advert.version >= VERSION => self.report.event(LinkEvent::Opened(advert)).await,
             Message::Hello(advert) => {
-                return Err(LinkError::Unexpected(format!(
+                return Err(StreamError::Unexpected(format!(
                     "the peer speaks version {}, this node {VERSION}",
                     advert.version
                 )));
             }
-            Message::Goodbye(why) => return Err(LinkError::Goodbye(why)),
-            other => return Err(LinkError::Unexpected(format!("`{}` where an advert belongs", other.name()))),
+            Message::Goodbye(why) => return Err(StreamError::Goodbye(why)),
+            other => return Err(StreamError::Unexpected(format!("`{}` where an advert belongs", other.name()))),
         }
         let mut arriving: Option<Arriving> = None;
         loop {
@@ -248,8 +248,8 @@ impl<R: AsyncRead + Unpin> Reader<R> {
                 }
                 Message::Started(task) => self.report.event(LinkEvent::Started(task)).await,
                 Message::Probed(nonce) => self.report.event(LinkEvent::Probed(nonce)).await,
-                Message::Goodbye(why) => return Err(LinkError::Goodbye(why)),
-                other => return Err(LinkError::Unexpected(format!("`{}` from a worker", other.name()))),
+                Message::Goodbye(why) => return Err(StreamError::Goodbye(why)),
+                other => return Err(StreamError::Unexpected(format!("`{}` from a worker", other.name()))),
             }
         }
     }
@@ -263,21 +263,26 @@ impl<R: AsyncRead + Unpin> Reader<R> {
         offset: u64,
         payload: usize,
         compute: Duration,
-    ) -> Result<(), LinkError> {
+    ) -> Result<(), StreamError> {
         let Some(expected) = self.expected.borrow().get(&task).copied() else {
             // Given up meanwhile: what is under way of it is of no use.
             *arriving = None;
             return self.frames.skip(payload).await;
         };
         if shape != expected {
-            return Err(LinkError::Unexpected(format!("a result of shape {shape:?} where {expected:?} was asked for")));
+            return Err(StreamError::Unexpected(format!(
+                "a result of shape {shape:?} where {expected:?} was asked for"
+            )));
         }
         if arriving.as_ref().is_none_or(|under_way| under_way.task != task) {
             *arriving = Some(Arriving::begin(task, shape)?);
         }
         let Some(under_way) = arriving.as_mut() else { return Ok(()) };
         if offset != under_way.received {
-            return Err(LinkError::Unexpected(format!("a piece of a result at {offset}, not {}", under_way.received)));
+            return Err(StreamError::Unexpected(format!(
+                "a piece of a result at {offset}, not {}",
+                under_way.received
+            )));
         }
         let begin = offset as usize;
         self.frames.payload(&mut under_way.buffer.bytes_mut()[begin..begin + payload]).await?;
@@ -303,9 +308,9 @@ struct Arriving {
 }
 
 impl Arriving {
-    fn begin(task: TaskId, shape: Shape) -> Result<Arriving, LinkError> {
+    fn begin(task: TaskId, shape: Shape) -> Result<Arriving, StreamError> {
         let buffer = TensorBuf::unspecified(shape.dtype(), shape.rows(), shape.cols())
-            .map_err(|error| LinkError::Unexpected(format!("no memory for a result: {error}")))?;
+            .map_err(|error| StreamError::Unexpected(format!("no memory for a result: {error}")))?;
         Ok(Arriving { task, buffer, received: 0, since: Instant::now() })
     }
 }
@@ -319,14 +324,14 @@ struct Writer<W> {
 }
 
 impl<W: AsyncWrite + Unpin> Writer<W> {
-    async fn run(mut self, advert: TaskHello) -> LinkError {
+    async fn run(mut self, advert: TaskHello) -> StreamError {
         match self.write(advert).await {
-            Ok(()) => LinkError::Closed,
+            Ok(()) => StreamError::Closed,
             Err(why) => why,
         }
     }
 
-    async fn write(&mut self, advert: TaskHello) -> Result<(), LinkError> {
+    async fn write(&mut self, advert: TaskHello) -> Result<(), StreamError> {
         self.frames.send(&Message::Hello(advert), &[]).await?;
         self.frames.flush().await?;
         loop {
@@ -347,14 +352,14 @@ impl<W: AsyncWrite + Unpin> Writer<W> {
         }
     }
 
-    async fn bulk(&mut self, bulk: Bulk) -> Result<(), LinkError> {
+    async fn bulk(&mut self, bulk: Bulk) -> Result<(), StreamError> {
         match bulk {
             Bulk::Operand { digest, tensor, room: _room } => {
                 let begin = Instant::now();
                 let bytes = tensor.size_bytes() as u64;
                 let shape = Shape::new(tensor.dtype(), tensor.rows() as u64, tensor.cols() as u64)?;
                 let Some(all) = tensor.contiguous_bytes() else {
-                    return Err(LinkError::Unexpected("an operand that is not row-major".to_owned()));
+                    return Err(StreamError::Unexpected("an operand that is not row-major".to_owned()));
                 };
                 let mut offset = 0;
                 loop {
@@ -379,7 +384,7 @@ impl<W: AsyncWrite + Unpin> Writer<W> {
         Ok(())
     }
 
-    async fn probe(&mut self, nonce: u64, bytes: u64) -> Result<(), LinkError> {
+    async fn probe(&mut self, nonce: u64, bytes: u64) -> Result<(), StreamError> {
         let payload = vec![0x5a; CHUNK_BYTES.min(bytes as usize)];
         let mut left = bytes;
         loop {
@@ -395,7 +400,7 @@ impl<W: AsyncWrite + Unpin> Writer<W> {
     }
 
     /// Lets short messages overtake between two pieces of bulk.
-    async fn urgent(&mut self) -> Result<(), LinkError> {
+    async fn urgent(&mut self) -> Result<(), StreamError> {
         while let Ok(message) = self.control.try_recv() {
             self.frames.send(&message, &[]).await?;
         }

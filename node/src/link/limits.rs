@@ -23,10 +23,6 @@ pub const CHUNK_BYTES: usize = MAX_PAYLOAD_BYTES as usize;
 /// the memory of the accepting node; two panels of a large product keep a fast link busy.
 pub const AHEAD_BYTES: usize = 16 << 20;
 
-/// A frame that does not go on for so long means a dead peer or a cut line. Generous: the failure
-/// detector, which knows more, is faster.
-pub const FRAME_TIMEOUT: Duration = Duration::from_secs(20);
-
 /// Until the other side has said who it is.
 pub const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 

@@ -1,6 +1,5 @@
 //! Task streams: the only code that touches them.
 //!
-//! * [`framed`]: messages and payloads on a byte stream.
 //! * [`coordinator`]: the side that opened the stream: sends operands and tasks, receives results.
 //! * [`serve`]: the side that accepted it: receives operands and tasks, sends results.
 //! * [`limits`]: the numbers both sides keep to.
@@ -10,6 +9,5 @@
 //! the network thread; it never computes, hashes or decides.
 
 pub mod coordinator;
-pub mod framed;
 pub mod limits;
 pub mod serve;

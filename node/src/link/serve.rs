@@ -16,11 +16,11 @@ use pangea_control::tasks::{Action, Event, Intake, Refusal, Terms};
 use tokio::sync::{Notify, mpsc, oneshot};
 
 use self::replies::{Reply, reply, write_all};
-use super::framed::{FrameReader, FrameWriter, LinkError};
 use super::limits::{HELLO_TIMEOUT, REPLY_QUEUE, TASKS_PER_PEER};
 use crate::clock;
 use crate::devices::{Devices, Kind, Lease};
 use crate::peers::Peers;
+use crate::streams::framed::{FrameReader, FrameWriter, StreamError};
 use crate::wire::{Header, Message, Operation, Shape, Task, TaskHello, TaskId, VERSION};
 use crate::worker::executor::{Executor, Outcome, PackKey, Work};
 use crate::worker::store::{Admission, OperandStore};
@@ -78,7 +78,7 @@ impl Served {
 }
 
 /// Serves `stream` from `peer` until it ends; returns why. Runs on the current `LocalSet`.
-pub async fn serve<S>(stream: S, peer: PeerId, advert: TaskHello, served: Rc<RefCell<Served>>) -> LinkError
+pub async fn serve<S>(stream: S, peer: PeerId, advert: TaskHello, served: Rc<RefCell<Served>>) -> StreamError
 where
     S: AsyncRead + AsyncWrite + Unpin + 'static,
 {
@@ -134,7 +134,7 @@ struct Accepted {
     lease: Option<Lease>,
 }
 
-async fn read_all<R: AsyncRead + Unpin>(mut frames: FrameReader<R>, state: &Rc<RefCell<Session>>) -> LinkError {
+async fn read_all<R: AsyncRead + Unpin>(mut frames: FrameReader<R>, state: &Rc<RefCell<Session>>) -> StreamError {
     match read(&mut frames, state).await {
         Ok(never) => match never {},
         Err(why) => why,
@@ -144,19 +144,19 @@ async fn read_all<R: AsyncRead + Unpin>(mut frames: FrameReader<R>, state: &Rc<R
 async fn read<R: AsyncRead + Unpin>(
     frames: &mut FrameReader<R>,
     state: &Rc<RefCell<Session>>,
-) -> Result<std::convert::Infallible, LinkError> {
+) -> Result<std::convert::Infallible, StreamError> {
     match tokio::time::timeout(HELLO_TIMEOUT, frames.receive()).await {
         Ok(first) => match first?.0 {
             Message::Hello(advert) if advert.version >= VERSION => {}
             Message::Hello(advert) => {
-                return Err(LinkError::Unexpected(format!(
+                return Err(StreamError::Unexpected(format!(
                     "the peer speaks version {}, this node {VERSION}",
                     advert.version
                 )));
             }
-            other => return Err(LinkError::Unexpected(format!("`{}` where an advert belongs", other.name()))),
+            other => return Err(StreamError::Unexpected(format!("`{}` where an advert belongs", other.name()))),
         },
-        Err(_) => return Err(LinkError::Stalled),
+        Err(_) => return Err(StreamError::Stalled),
     }
     let replies = state.borrow().replies.clone();
     loop {
@@ -177,8 +177,8 @@ async fn read<R: AsyncRead + Unpin>(
                     reply(&replies, Reply::Message(Message::Probed(nonce))).await?;
                 }
             }
-            Message::Goodbye(why) => return Err(LinkError::Goodbye(why)),
-            other => return Err(LinkError::Unexpected(format!("`{}` from a coordinator", other.name()))),
+            Message::Goodbye(why) => return Err(StreamError::Goodbye(why)),
+            other => return Err(StreamError::Unexpected(format!("`{}` from a coordinator", other.name()))),
         }
     }
 }
@@ -191,7 +191,7 @@ async fn operand<R: AsyncRead + Unpin>(
     shape: Shape,
     offset: u64,
     payload: usize,
-) -> Result<(), LinkError> {
+) -> Result<(), StreamError> {
     if offset == 0 && !state.borrow().arriving.contains_key(&digest) {
         let evicted = Session::announce(state, digest, shape)?;
         let replies = state.borrow().replies.clone();
@@ -203,7 +203,7 @@ async fn operand<R: AsyncRead + Unpin>(
     let taken = match state.borrow_mut().arriving.get_mut(&digest) {
         Some(arriving) if arriving.buffer.is_some() => {
             if arriving.received != offset {
-                return Err(LinkError::Unexpected(format!(
+                return Err(StreamError::Unexpected(format!(
                     "a piece of an operand at {offset}, not {}",
                     arriving.received
                 )));
@@ -214,7 +214,7 @@ async fn operand<R: AsyncRead + Unpin>(
     };
     let Some(mut buffer) = taken else { return frames.skip(payload).await };
     if (buffer.dtype(), buffer.rows(), buffer.cols()) != (shape.dtype(), shape.rows(), shape.cols()) {
-        return Err(LinkError::Unexpected("an operand changed its shape on the way".to_owned()));
+        return Err(StreamError::Unexpected("an operand changed its shape on the way".to_owned()));
     }
     let begin = offset as usize;
     frames.payload(&mut buffer.bytes_mut()[begin..begin + payload]).await?;
@@ -273,7 +273,7 @@ async fn keep_time(state: &Rc<RefCell<Session>>) -> std::convert::Infallible {
 
 impl Session {
     /// Makes room for an operand, or notes why there is none. Returns what had to go for it.
-    fn announce(state: &Rc<RefCell<Session>>, digest: Digest, shape: Shape) -> Result<Vec<Digest>, LinkError> {
+    fn announce(state: &Rc<RefCell<Session>>, digest: Digest, shape: Shape) -> Result<Vec<Digest>, StreamError> {
         let (event, evicted) = state.borrow_mut().admit(digest, shape);
         if let Some(event) = event {
             Session::handle(state, event)?;
@@ -301,8 +301,12 @@ impl Session {
     }
 
     /// Takes a task in: it fails, waits for operands, or starts.
-    async fn accept(state: &Rc<RefCell<Session>>, task: Task, replies: &mpsc::Sender<Reply>) -> Result<(), LinkError> {
-        let Ok(place) = replies.clone().reserve_owned().await else { return Err(LinkError::Closed) };
+    async fn accept(
+        state: &Rc<RefCell<Session>>,
+        task: Task,
+        replies: &mpsc::Sender<Reply>,
+    ) -> Result<(), StreamError> {
+        let Ok(place) = replies.clone().reserve_owned().await else { return Err(StreamError::Closed) };
         let event = {
             let mut session = state.borrow_mut();
             let operands = operands(&task);
@@ -328,7 +332,7 @@ impl Session {
     }
 
     /// Lets the intake decide on what happened and does what it says; returns what is to be asked of the peer.
-    fn handle(state: &Rc<RefCell<Session>>, event: Event) -> Result<Vec<Message>, LinkError> {
+    fn handle(state: &Rc<RefCell<Session>>, event: Event) -> Result<Vec<Message>, StreamError> {
         let mut events = VecDeque::from([event]);
         let mut messages = Vec::new();
         while let Some(event) = events.pop_front() {
@@ -348,7 +352,7 @@ impl Session {
                             accepted.cancel.cancel();
                         }
                     }
-                    Action::Close(why) => return Err(LinkError::Unexpected(why)),
+                    Action::Close(why) => return Err(StreamError::Unexpected(why)),
                 }
             }
         }

@@ -2,8 +2,6 @@
 //! by its sender already. No behaviour here.
 
 pub use pangea_units::limits::{MAX_LAYERS, MAX_STAGES};
-use std::time::Duration;
-
 /// The longest header. A frame names every sequence that it moves, an answer's tokens may bring their most likely others,
 /// and a request may bring a JSON Schema: each of these lists below fits, all of one message together.
 pub const MAX_HEADER_BYTES: u32 = 64 << 10;
@@ -56,8 +54,5 @@ pub const QUEUE_MESSAGES: usize = 4 * MAX_SEQUENCES;
 
 /// Bytes of payloads that wait for the wire to one peer: activations wait in memory that is nobody's budget.
 pub const QUEUE_BYTES: usize = 4 * MAX_PAYLOAD_BYTES as usize;
-
-/// Until a peer has taken a stream that was opened to it.
-pub const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
 
 const _: () = assert!(QUEUE_BYTES >= MAX_PAYLOAD_BYTES as usize, "every message finds room once the queue is empty");

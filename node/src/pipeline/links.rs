@@ -2,7 +2,7 @@
 //! keeps the streams. It knows who is there and that messages arrive in order, and not what they are for.
 //!
 //! A link is the stream that this node opened to a peer, on which it sends, and the one that the peer opened, on which it
-//! receives. They live and end together (`link_states`), so that who is told that a peer is gone knows that nothing of before
+//! receives. They live and end together (`link_state`), so that who is told that a peer is gone knows that nothing of before
 //! will still arrive.
 
 mod stream;
@@ -216,21 +216,21 @@ fn accept(core: &Rc<RefCell<Core>>, peer: PeerId, stream: Stream) {
 
 /// Opens a stream to a peer and writes what is queued for it.
 fn open(core: &Rc<RefCell<Core>>, peer: PeerId, id: StreamId, after: Duration) {
-    let mut control = core.borrow().network.streams();
+    let control = core.borrow().network.streams();
     let (queue, mut queued) = mpsc::channel(QUEUE_MESSAGES);
     let bytes = Arc::new(AtomicUsize::new(0));
     let route = Route { queue, bytes: Arc::clone(&bytes) };
     let writing = Rc::clone(core);
     let task = tokio::task::spawn_local(async move {
         tokio::time::sleep(after).await;
-        let why = match stream::open(&mut control, peer).await {
-            Err(why) => why,
+        let why = match stream::open(control, peer).await {
+            Err(why) => why.to_string(),
             Ok(stream) => {
                 handle(&writing, peer, Event::Opened(id));
-                stream::write_all(stream, &mut queued, &bytes).await
+                stream::write_all(stream, &mut queued, &bytes).await.to_string()
             }
         };
-        handle(&writing, peer, Event::Ended(id, why.to_string()));
+        handle(&writing, peer, Event::Ended(id, why));
     });
     core.borrow_mut().running.insert(id, Running { task: task.abort_handle(), route: Some(route) });
 }

@@ -13,8 +13,8 @@ use tokio::sync::mpsc;
 
 use super::Served;
 use crate::devices::Lease;
-use crate::link::framed::{FrameWriter, LinkError};
 use crate::link::limits::CHUNK_BYTES;
+use crate::streams::framed::{FrameWriter, StreamError};
 use crate::wire::{Message, Shape, TaskHello, TaskId};
 use crate::worker::fault::Fault;
 
@@ -29,8 +29,8 @@ pub(super) enum Reply {
 }
 
 /// Queues a reply.
-pub(super) async fn reply(replies: &mpsc::Sender<Reply>, reply: Reply) -> Result<(), LinkError> {
-    replies.send(reply).await.map_err(|_| LinkError::Closed)
+pub(super) async fn reply(replies: &mpsc::Sender<Reply>, reply: Reply) -> Result<(), StreamError> {
+    replies.send(reply).await.map_err(|_| StreamError::Closed)
 }
 
 /// Writes replies until the stream ends; returns why.
@@ -40,9 +40,9 @@ pub(super) async fn write_all<W: AsyncWrite + Unpin>(
     advert: TaskHello,
     peer: PeerId,
     served: &Rc<RefCell<Served>>,
-) -> LinkError {
+) -> StreamError {
     match write(&mut frames, &mut outbox, advert, peer, served).await {
-        Ok(()) => LinkError::Closed,
+        Ok(()) => StreamError::Closed,
         Err(why) => why,
     }
 }
@@ -53,7 +53,7 @@ async fn write<W: AsyncWrite + Unpin>(
     advert: TaskHello,
     peer: PeerId,
     served: &Rc<RefCell<Served>>,
-) -> Result<(), LinkError> {
+) -> Result<(), StreamError> {
     frames.send(&Message::Hello(advert), &[]).await?;
     frames.flush().await?;
     let mut load = Load { peer, told: Duration::ZERO, tick: tokio::time::interval(LOAD_EVERY) };
@@ -115,11 +115,11 @@ async fn send_result<W: AsyncWrite + Unpin>(
     tensor: &Tensor,
     compute: Duration,
     fault: Option<Fault>,
-) -> Result<(), LinkError> {
+) -> Result<(), StreamError> {
     let shape = Shape::new(tensor.dtype(), tensor.rows() as u64, tensor.cols() as u64)?;
     let compute_nanos = u64::try_from(compute.as_nanos()).unwrap_or(u64::MAX);
     let Some(bytes) = tensor.contiguous_bytes() else {
-        return Err(LinkError::Unexpected("a product that is not row-major".to_owned()));
+        return Err(StreamError::Unexpected("a product that is not row-major".to_owned()));
     };
     let message = |offset| Message::Result { task, shape, offset, compute_nanos };
     if fault == Some(Fault::Drop) {

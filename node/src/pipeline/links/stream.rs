@@ -1,36 +1,30 @@
 //! One stream of a link, either way: the only code that touches it. It hands on what arrives and writes what is queued; what
-//! follows when it ends is `book`'s.
+//! follows when it ends is `link_state`'s.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use futures::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use libp2p::{PeerId, Stream, StreamProtocol};
+use libp2p::{PeerId, Stream};
 use libp2p_stream::Control;
 use tokio::sync::mpsc;
 
 use super::{Inbox, Queued};
-use crate::link::framed::{FrameReader, FrameWriter, LinkError};
-use crate::pipeline::limits::OPEN_TIMEOUT;
 use crate::pipeline::payload::Payload;
 use crate::pipeline::wire::{Message, PROTOCOL};
+use crate::streams::framed::{FrameReader, FrameWriter, StreamError};
+use crate::streams::opening::{self, OpeningError};
 
 /// What the accepting side says when it has taken a stream, and all that it says: one that nobody takes is not open.
 const TAKEN: [u8; 1] = [1];
 
 /// Opens a stream to a connected peer; done when the peer has taken it.
-pub(super) async fn open(control: &mut Control, peer: PeerId) -> Result<Stream, LinkError> {
-    let opening = async {
-        let mut stream =
-            control.open_stream(peer, StreamProtocol::new(PROTOCOL)).await.map_err(std::io::Error::other)?;
+pub(super) async fn open(control: Control, peer: PeerId) -> Result<Stream, OpeningError> {
+    opening::open_and(control, peer, PROTOCOL, |mut stream| async move {
         let mut said = [0];
         stream.read_exact(&mut said).await?;
-        if said != TAKEN {
-            return Err(LinkError::Unexpected("a stream was taken with other words".to_owned()));
-        }
-        Ok(stream)
-    };
-    let late = || LinkError::Unexpected(format!("no stream within {} s", OPEN_TIMEOUT.as_secs()));
-    tokio::time::timeout(OPEN_TIMEOUT, opening).await.unwrap_or_else(|_| Err(late()))
+        if said == TAKEN { Ok(stream) } else { Err(OpeningError::Unexpected) }
+    })
+    .await
 }
 
 /// Writes what is queued until the stream ends; returns why.
@@ -38,9 +32,9 @@ pub(super) async fn write_all<S: AsyncRead + AsyncWrite + Unpin>(
     stream: S,
     queue: &mut mpsc::Receiver<Vec<Queued>>,
     bytes: &AtomicUsize,
-) -> LinkError {
+) -> StreamError {
     match write(stream, queue, bytes).await {
-        Ok(()) => LinkError::Closed,
+        Ok(()) => StreamError::Closed,
         Err(why) => why,
     }
 }
@@ -49,7 +43,7 @@ async fn write<S: AsyncRead + AsyncWrite + Unpin>(
     stream: S,
     queue: &mut mpsc::Receiver<Vec<Queued>>,
     bytes: &AtomicUsize,
-) -> Result<(), LinkError> {
+) -> Result<(), StreamError> {
     let (mut read, write) = stream.split();
     let mut frames = FrameWriter::<_, Message>::new(write);
     let mut said = [0];
@@ -60,8 +54,8 @@ async fn write<S: AsyncRead + AsyncWrite + Unpin>(
             biased;
             next = queue.recv() => next,
             read = &mut closing => return match read? {
-                0 => Err(LinkError::Closed),
-                _ => Err(LinkError::Unexpected("words on a stream that this side sends on".to_owned())),
+                0 => Err(StreamError::Closed),
+                _ => Err(StreamError::Unexpected("words on a stream that this side sends on".to_owned())),
             },
         };
         let Some(messages) = next else { return Ok(()) };
@@ -80,7 +74,7 @@ pub(super) async fn read_all<S: AsyncRead + AsyncWrite + Unpin>(
     stream: S,
     peer: PeerId,
     inbox: &dyn Inbox,
-) -> LinkError {
+) -> StreamError {
     match read(stream, peer, inbox).await {
         Ok(never) => match never {},
         Err(why) => why,
@@ -91,7 +85,7 @@ async fn read<S: AsyncRead + AsyncWrite + Unpin>(
     mut stream: S,
     peer: PeerId,
     inbox: &dyn Inbox,
-) -> Result<std::convert::Infallible, LinkError> {
+) -> Result<std::convert::Infallible, StreamError> {
     stream.write_all(&TAKEN).await?;
     stream.flush().await?;
     let mut frames = FrameReader::<_, Message>::new(stream);

@@ -6,7 +6,7 @@ use std::marker::PhantomData;
 
 use futures::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
-use super::limits::FRAME_TIMEOUT;
+use super::FRAME_TIMEOUT;
 use crate::wire::{FrameHead, Header, Message, PREFIX_BYTES, WireError};
 
 /// Payloads up to this size are sent in one piece with their header; larger ones are worth a write
@@ -18,7 +18,7 @@ const SKIP_BYTES: usize = 64 << 10;
 
 /// Why a stream cannot go on.
 #[derive(Debug, thiserror::Error)]
-pub enum LinkError {
+pub enum StreamError {
     /// The stream broke.
     #[error("the connection broke: {0}")]
     Io(#[from] io::Error),
@@ -54,7 +54,7 @@ impl<W: AsyncWrite + Unpin, M: Header> FrameWriter<W, M> {
     }
 
     /// Sends `message` with `payload` behind it. It may stay in buffers until [`FrameWriter::flush`].
-    pub async fn send(&mut self, message: &M, payload: &[u8]) -> Result<(), LinkError> {
+    pub async fn send(&mut self, message: &M, payload: &[u8]) -> Result<(), StreamError> {
         self.head.clear();
         message.encode(payload.len(), &mut self.head)?;
         let together = payload.len() <= COALESCE_BYTES;
@@ -72,18 +72,18 @@ impl<W: AsyncWrite + Unpin, M: Header> FrameWriter<W, M> {
     }
 
     /// Hands everything to the network.
-    pub async fn flush(&mut self) -> Result<(), LinkError> {
+    pub async fn flush(&mut self) -> Result<(), StreamError> {
         stalling(self.stream.flush()).await
     }
 
     /// Sends half a frame and ends: what a cut line looks like. For `--fault drop` only.
-    pub async fn cut(&mut self, message: &M, payload: &[u8]) -> Result<(), LinkError> {
+    pub async fn cut(&mut self, message: &M, payload: &[u8]) -> Result<(), StreamError> {
         self.head.clear();
         message.encode(payload.len(), &mut self.head)?;
         self.head.extend_from_slice(&payload[..payload.len() / 2]);
         stalling(self.stream.write_all(&self.head)).await?;
         self.flush().await?;
-        Err(LinkError::Closed)
+        Err(StreamError::Closed)
     }
 }
 
@@ -103,11 +103,11 @@ impl<R: AsyncRead + Unpin, M: Header> FrameReader<R, M> {
 
     /// The next message and the length of its payload, which the caller must then read or skip.
     /// Waits for it as long as it takes.
-    pub async fn receive(&mut self) -> Result<(M, usize), LinkError> {
+    pub async fn receive(&mut self) -> Result<(M, usize), StreamError> {
         let mut prefix = [0; PREFIX_BYTES];
         // Waiting for a frame to begin is no stall; only a frame that has begun must go on.
         match self.stream.read(&mut prefix[..1]).await? {
-            0 => return Err(LinkError::Closed),
+            0 => return Err(StreamError::Closed),
             _ => stalling(self.stream.read_exact(&mut prefix[1..])).await?,
         }
         let head = FrameHead::parse(prefix, M::LIMITS)?;
@@ -118,12 +118,12 @@ impl<R: AsyncRead + Unpin, M: Header> FrameReader<R, M> {
     }
 
     /// Reads a payload, whole, into `to`.
-    pub async fn payload(&mut self, to: &mut [u8]) -> Result<(), LinkError> {
+    pub async fn payload(&mut self, to: &mut [u8]) -> Result<(), StreamError> {
         stalling(self.stream.read_exact(to)).await
     }
 
     /// Reads a payload of `len` bytes and forgets it.
-    pub async fn skip(&mut self, len: usize) -> Result<(), LinkError> {
+    pub async fn skip(&mut self, len: usize) -> Result<(), StreamError> {
         let mut left = len;
         let mut buffer = vec![0; SKIP_BYTES.min(len)];
         while left > 0 {
@@ -135,14 +135,14 @@ impl<R: AsyncRead + Unpin, M: Header> FrameReader<R, M> {
     }
 }
 
-async fn stalling<T>(work: impl Future<Output = io::Result<T>>) -> Result<T, LinkError> {
+async fn stalling<T>(work: impl Future<Output = io::Result<T>>) -> Result<T, StreamError> {
     match tokio::time::timeout(FRAME_TIMEOUT, work).await {
         Ok(done) => done.map_err(|error| match error.kind() {
             io::ErrorKind::UnexpectedEof => {
-                LinkError::Io(io::Error::new(error.kind(), "the stream ended inside a frame"))
+                StreamError::Io(io::Error::new(error.kind(), "the stream ended inside a frame"))
             }
-            _ => LinkError::Io(error),
+            _ => StreamError::Io(error),
         }),
-        Err(_) => Err(LinkError::Stalled),
+        Err(_) => Err(StreamError::Stalled),
     }
 }

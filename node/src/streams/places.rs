@@ -1,0 +1,74 @@
+//! How many streams of one protocol are answered at once: of one peer, and of all together. A stream without a place is
+//! refused before anything of it is read.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::rc::Rc;
+
+use libp2p::PeerId;
+
+/// The places of one protocol. Clones share them.
+#[derive(Clone, Debug)]
+pub struct Places {
+    taken: Rc<RefCell<HashMap<PeerId, usize>>>,
+    per_peer: usize,
+    total: usize,
+}
+
+/// One stream's place; dropping it gives the place back.
+#[derive(Debug)]
+pub struct Place {
+    taken: Rc<RefCell<HashMap<PeerId, usize>>>,
+    peer: PeerId,
+}
+
+impl Places {
+    /// So many for one peer, and so many in all.
+    pub fn new(per_peer: usize, total: usize) -> Places {
+        Places { taken: Rc::default(), per_peer, total }
+    }
+
+    /// A place for a stream of `peer`, where there is one.
+    pub fn take(&self, peer: PeerId) -> Option<Place> {
+        let mut taken = self.taken.borrow_mut();
+        let of_peer = taken.get(&peer).copied().unwrap_or_default();
+        if of_peer >= self.per_peer || taken.values().sum::<usize>() >= self.total {
+            return None;
+        }
+        taken.insert(peer, of_peer + 1);
+        Some(Place { taken: Rc::clone(&self.taken), peer })
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut taken = self.taken.borrow_mut();
+        if let Some(of_peer) = taken.get_mut(&self.peer) {
+            *of_peer -= 1;
+            if *of_peer == 0 {
+                taken.remove(&self.peer);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_peer_has_its_bound_all_have_theirs_and_a_stream_that_ended_gives_its_place_back() {
+        let places = Places::new(2, 3);
+        let (one, other) = (PeerId::random(), PeerId::random());
+        let first = places.take(one).unwrap();
+        let _second = places.take(one).unwrap();
+        assert!(places.take(one).is_none(), "beyond the bound of a peer");
+        let third = places.take(other).unwrap();
+        assert!(places.take(other).is_none(), "beyond the bound of all");
+        drop(first);
+        let _fourth = places.take(other).unwrap();
+        drop(third);
+        assert!(places.take(one).is_some());
+        assert_eq!(places.taken.borrow().len(), 2);
+    }
+}
