@@ -11,6 +11,12 @@ struct SessionId {
   w1 @1 :UInt64;
 }
 
+struct Chain {
+  # One placement of one model.
+  model @0 :Task.Digest;
+  epoch @1 :UInt64;            # version of the placement; 0 where one node computes the model alone
+}
+
 struct LayerRange {
   first @0 :UInt32;            # from 0
   end @1 :UInt32;              # exclusive
@@ -61,7 +67,7 @@ struct Open {
     first @8 :UInt64;          # along the chain: the first stage's number of the first choice's sequence
   }
   promptLen @9 :UInt32;
-  most @10 :UInt32;            # largest number of chosen tokens, counted from promptLen
+  maxNewTokens @10 :UInt32;    # largest number of chosen tokens, counted from promptLen
   sampling @11 :Sampling;
   format :union {
     text @12 :Void;
@@ -85,6 +91,7 @@ struct Close {
   session @0 :SessionId;
   commit @1 :Bool;             # whether the stages must sign what they computed
   positions @2 :UInt32;        # number of positions to sign, where `commit` is set
+  chain @3 :Chain;             # that the session is at
 }
 
 struct Start {
@@ -113,7 +120,7 @@ struct Frame {
   epoch @0 :UInt64;
   model @1 :Task.Digest;
   number @2 :UInt64;           # increases by one with every frame of a chain
-  front @3 :Data;              # peer id of the first stage
+  firstStage @3 :Data;         # peer id of the first stage
   drops @4 :List(UInt64);      # at most 1024
   starts @5 :List(Start);      # at most 256
   rows @6 :List(FrameRows);    # at most 256
@@ -167,12 +174,14 @@ struct Failed {
   session @0 :SessionId;
   kind @1 :Task.ErrorKind;
   message @2 :Text;            # at most 1024 bytes
+  chain @3 :Chain;             # that the session is at
 }
 
 struct Commit {
   # Payload: commitments.
   session @0 :SessionId;
   positions @1 :UInt32;        # number of positions, from the first
+  chain @2 :Chain;             # that the session is at
 }
 
 struct SessionMessage {
@@ -181,7 +190,7 @@ struct SessionMessage {
     open @1 :Open;             # coordinator to first stage, and along the chain; payload
     accepted @2 :SessionId;    # first stage to coordinator
     refused @3 :Refused;       # first stage to coordinator
-    close @4 :Close;           # coordinator to first stage
+    close @4 :Close;           # coordinator to first stage, and along the chain
     frame @5 :Frame;           # stage to next stage; payload
     stepped @6 :Stepped;       # last stage to first stage
     tokens @7 :Tokens;         # last stage to coordinator

@@ -85,7 +85,7 @@ fn node(dial: Option<Multiaddr>) -> Outcome<Node> {
 }
 
 /// A frame that begins a step of so many rows.
-fn frame(front: PeerId, rows: usize) -> Message {
+fn frame(first_stage: PeerId, rows: usize) -> Message {
     let rows = (0..rows).map(|sequence| FrameRows {
         sequence: sequence as u64,
         start: 100,
@@ -95,7 +95,15 @@ fn frame(front: PeerId, rows: usize) -> Message {
         draft: vec![],
     });
     let model = Digest::from_bytes([7; 32]);
-    Message::Frame(Frame { epoch: 1, model, number: 1, front, drops: vec![], starts: vec![], rows: rows.collect() })
+    Message::Frame(Frame {
+        epoch: 1,
+        model,
+        number: 1,
+        first_stage,
+        drops: vec![],
+        starts: vec![],
+        rows: rows.collect(),
+    })
 }
 
 /// Computes nothing for a while, as a stage would compute something.

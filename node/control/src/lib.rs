@@ -8,7 +8,7 @@
 //! | [`schedule`] | how a product is cut into tasks, and which worker gets which task when |
 //! | [`placement`] | which node computes which layers of which model |
 //! | [`generation`] | which chain answers a request, when an answer fails over, when the request is concluded and with which verdict |
-//! | [`session`] | which rows of which sequence a chain computes next; which streams make the link to a peer |
+//! | [`session`] | the protocol of a chain's stages: who may say what, which rows of which sequence are computed next, what is signed; which streams make the link to a peer |
 //! | [`peers`] | what is known of each peer, and whether it may compute |
 //! | [`pool`] | which nodes are there, and which of them is the master |
 //! | [`net`] | whom to dial when; who is admitted; which of two connections lives; which peers are dead |

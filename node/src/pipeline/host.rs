@@ -1,5 +1,5 @@
 //! The stages of this node and the sessions that it coordinates, and who gets which message: what goes to this node itself
-//! never touches the network. It decides nothing.
+//! never touches the network. Who may say what is the gate's to judge.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,13 +15,15 @@ use tokio::sync::{mpsc, watch};
 
 use super::links::{Inbox, Links};
 use super::payload::Payload;
-use super::stage::{Drafts, Stage, StageEvent};
-use super::wire::{ChainId, Message, SessionId, StageAt};
+use super::stage::{Stage, StageEvent};
+use super::wire::{ChainId, Message, Open, SessionId, StageAt};
 use crate::devices::Lease;
 use crate::serve::{EngineMetrics, ModelText};
 use crate::supervise::{Part, Supervisor};
 use crate::worker::fault::Fault;
+use pangea_control::session::Drafts;
 use pangea_control::session::batch::BatchLimits;
+use pangea_control::session::gate::{Ask, Gate};
 
 /// Messages that wait for a stage: a few frames, and a burst of requests and of their ends.
 const STAGE_EVENTS: usize = 1024;
@@ -42,7 +44,7 @@ pub struct StageSetup {
     pub budget: PageBudget,
     /// On the first stage, what is computed at once.
     pub limits: Option<BatchLimits>,
-    /// On the first stage, whether tokens are drafted.
+    /// On the first stage, when tokens are drafted.
     pub drafts: Drafts,
     /// On the last stage, the text side of the model.
     pub text: Option<Arc<ModelText>>,
@@ -100,8 +102,8 @@ struct Inner {
 struct StageHandle {
     events: SyncSender<StageEvent>,
     model: Arc<Model>,
-    /// The peers of all stages.
-    peers: Vec<PeerId>,
+    /// Judges who may say what to the stage.
+    gate: Gate,
     load: StageLoad,
     broken: bool,
     /// Its thread.
@@ -187,7 +189,7 @@ impl Pipeline {
     pub fn start(&self, setup: StageSetup) -> Result<()> {
         let chain = setup.chain;
         let model = Arc::clone(&setup.model);
-        let peers = setup.stages.iter().map(|stage| stage.peer).collect();
+        let gate = Gate::new(&setup.stages, setup.index);
         let (events, inbox) = sync_channel(STAGE_EVENTS);
         let stage = Stage::new(setup, self.clone());
         let name = format!("stage of model {}, epoch {}", chain.model, chain.epoch);
@@ -195,7 +197,7 @@ impl Pipeline {
         let part = self.0.supervisor.owned_thread(&name, move || stage.run(inbox), |_| {}).map_err(|error| {
             Error::new(ErrorKind::Internal, format!("cannot start a thread for a model's layers: {error}"))
         })?;
-        let handle = StageHandle { events, model, peers, load: StageLoad::default(), broken: false, _part: part };
+        let handle = StageHandle { events, model, gate, load: StageLoad::default(), broken: false, _part: part };
         let replaced = self.stages().insert(chain, handle);
         if let Some(replaced) = replaced {
             let _ = replaced.events.try_send(StageEvent::End);
@@ -252,7 +254,7 @@ impl Pipeline {
 
     /// The nodes of a chain that has a stage here.
     pub fn peers(&self, chain: ChainId) -> Vec<PeerId> {
-        self.stages().get(&chain).map_or_else(Vec::new, |stage| stage.peers.clone())
+        self.stages().get(&chain).map_or_else(Vec::new, |stage| stage.gate.stages().to_vec())
     }
 
     /// Changes whenever a chain breaks here.
@@ -299,18 +301,18 @@ impl Pipeline {
         }
     }
 
-    /// The same to a stage, even where a coordinator of the session is on that node, too.
-    pub(super) fn send_to_stage(&self, to: PeerId, chain: ChainId, message: Message) {
-        if to == self.0.local {
-            self.to_stage(chain, to, message, Payload::empty());
+    /// A session is over at the first stage of a chain: nobody closes it any more.
+    pub(super) fn session_over(&self, chain: ChainId, session: &SessionId) {
+        if let Some(stage) = self.stages().get_mut(&chain) {
+            stage.gate.over(session);
         }
-        // Elsewhere the host gives such a message to both.
     }
 
     pub(super) fn broken(&self, chain: ChainId, why: &str) {
-        tracing::warn!(event = "chain_broken", model = %chain.model, epoch = chain.epoch, why, "A chain of stages broke: {why}");
+        tracing::warn!(event = "chain_broken", model = %chain.model, epoch = chain.epoch, why, "pipeline failed: {why}");
         if let Some(stage) = self.stages().get_mut(&chain) {
             stage.broken = true;
+            stage.gate.clear();
         }
         self.0.breaks.send_modify(|breaks| *breaks += 1);
     }
@@ -319,8 +321,10 @@ impl Pipeline {
         match &message {
             Message::Open(open) => {
                 let chain = ChainId { model: open.model, epoch: open.epoch };
-                let (session, sequence) = (open.session, open.sequence);
-                if !self.to_stage(chain, from, message, payload) && sequence.is_none() {
+                let Open { session, choices, coordinator, sequence, .. } = **open;
+                self.start_unknown(chain);
+                let ask = Ask::Open { session, choices, coordinator };
+                if !self.to_stage(chain, from, ask, message, payload) && sequence.is_none() {
                     let refused = Message::Refused {
                         session,
                         kind: ErrorKind::Unavailable,
@@ -332,11 +336,16 @@ impl Pipeline {
             }
             Message::Frame(frame) => {
                 let chain = ChainId { model: frame.model, epoch: frame.epoch };
-                self.to_stage(chain, from, message, payload);
+                self.start_unknown(chain);
+                self.to_stage(chain, from, Ask::Frame, message, payload);
             }
             Message::Stepped(stepped) => {
                 let chain = ChainId { model: stepped.model, epoch: stepped.epoch };
-                self.to_stage(chain, from, message, payload);
+                self.to_stage(chain, from, Ask::Stepped, message, payload);
+            }
+            Message::Close { chain, session, .. } => {
+                let (chain, ask) = (*chain, Ask::Close(*session));
+                self.to_stage(chain, from, ask, message, payload);
             }
             Message::Accepted { session } | Message::Refused { session, .. } => {
                 let session = *session;
@@ -346,46 +355,48 @@ impl Pipeline {
                 let session = tokens.session;
                 self.to_coordinator(session, from, message, payload);
             }
-            Message::Failed { session, .. } => {
-                let session = *session;
-                self.to_stages_with(from, &message, &payload);
+            // A node that coordinates a session and has a stage of its chain gets these once for both.
+            Message::Failed { chain, session, .. } => {
+                let (chain, session) = (*chain, *session);
+                self.to_stage(chain, from, Ask::Failed, message.clone(), payload.clone());
                 self.to_coordinator(session, from, message, payload);
             }
-            Message::Commit { session, .. } => {
-                let session = *session;
-                self.to_stages_with(from, &message, &payload);
+            Message::Commit { chain, session, .. } => {
+                let (chain, session) = (*chain, *session);
+                self.to_stage(chain, from, Ask::Commit, message.clone(), payload.clone());
                 self.to_coordinator(session, from, message, payload);
             }
-            Message::Close { .. } => self.to_stages_with(from, &message, &payload),
         }
     }
 
-    /// Whether the stage took it.
-    fn to_stage(&self, chain: ChainId, from: PeerId, message: Message, payload: Payload) -> bool {
-        let mut events = self.stages().get(&chain).map(|stage| stage.events.clone());
-        if events.is_none()
-            && let Some(call) = self.0.on_unknown.get()
-        {
+    /// A message came for a chain: its stage here may be about to start.
+    fn start_unknown(&self, chain: ChainId) {
+        if let Some(call) = self.0.on_unknown.get().filter(|_| !self.has(chain)) {
             call();
-            events = self.stages().get(&chain).map(|stage| stage.events.clone());
         }
-        let Some(events) = events else { return false };
-        match events.try_send(StageEvent::Message { from, message, payload }) {
+    }
+
+    /// Gives the stage of a chain what its sender may say to it. Whether the stage took it.
+    fn to_stage(&self, chain: ChainId, from: PeerId, ask: Ask, message: Message, payload: Payload) -> bool {
+        let mut stages = self.stages();
+        let Some(stage) = stages.get_mut(&chain) else { return false };
+        if !stage.gate.admits(&from, ask) {
+            drop(stages);
+            tracing::debug!(event = "session_message_ignored", %from, ?ask);
+            return false;
+        }
+        let sent = stage.events.try_send(StageEvent::Message { message, payload });
+        if let (Err(_), Ask::Open { session, choices, .. }) = (&sent, ask) {
+            (0..choices).for_each(|choice| stage.gate.over(&session.choice(choice)));
+        }
+        drop(stages);
+        match sent {
             Ok(()) => true,
             Err(TrySendError::Full(_)) => {
                 tracing::warn!(event = "stage_overrun", %from, "a stage has more messages waiting than it takes");
                 false
             }
             Err(TrySendError::Disconnected(_)) => false,
-        }
-    }
-
-    /// To every stage whose chain the sender may have a say in: which one knows the session.
-    fn to_stages_with(&self, from: PeerId, message: &Message, payload: &Payload) {
-        let stages: Vec<_> = self.stages().values().map(|stage| stage.events.clone()).collect();
-        for events in stages {
-            let event = StageEvent::Message { from, message: message.clone(), payload: payload.clone() };
-            let _ = events.try_send(event);
         }
     }
 

@@ -15,18 +15,19 @@ use pangea_compute::{Cancel, Digest};
 use tokio::sync::{mpsc, watch};
 
 use super::host::{Pipeline, StageSetup};
-use super::stage::Drafts;
 use super::wire::{ChainId, StageAt};
 use crate::blob::{Blobs, Wanted, model_size};
-use crate::compute_error;
 use crate::devices::threads::Purpose;
 use crate::devices::{Devices, Kind, Lease};
 use crate::placement::{Sessions, StageLoader};
 use crate::pool::{ModelAdvert, Pool, StageState, View};
 use crate::serve::{EngineMetrics, LoadedPart, ModelText};
+use crate::{clock, compute_error};
 use pangea_control::devices::roomy_sessions_bytes;
 use pangea_control::placement::{Placement, StageOrder, StageReport, pool_facts};
+use pangea_control::session::Drafts;
 use pangea_control::session::batch::BatchLimits;
+use pangea_control::session::chains::{ChainUse, Chains};
 use pangea_units::{ByteSize, LayerRange};
 
 /// Rows of prompts in a step without answers: a quarter of a second at most on a slow machine.
@@ -54,7 +55,7 @@ pub struct ChainLimits {
 }
 
 impl ChainLimits {
-    /// The front's limits for layers with this much memory for sessions, in a chain of so many stages.
+    /// The first stage's limits for layers with this much memory for sessions, in a chain of so many stages.
     pub fn batch(self, model: &Model, session_bytes: u64, stages: usize, drafts: Drafts) -> BatchLimits {
         let page_tokens = Cache::PAGE_POSITIONS;
         let page_bytes = Cache::bytes_for(model, 1).max(1);
@@ -108,13 +109,10 @@ struct Inner {
     metrics: Mutex<HashMap<Digest, Arc<EngineMetrics>>>,
     /// Orders under way.
     loading: Mutex<HashMap<Key, Cancel>>,
-    /// Chains that a placement made, and since when none names them.
-    chains: Mutex<HashMap<ChainId, Option<Instant>>>,
+    /// Chains that placements made.
+    chains: Mutex<Chains>,
     changed: watch::Sender<u64>,
 }
-
-/// How long a chain is kept after its placement was replaced: sessions stay where they are.
-const LINGER: Duration = Duration::from_secs(600);
 
 /// How long a load waits for memory that is leased now: stages that end give theirs back within a second, and products theirs
 /// when they are done.
@@ -354,7 +352,7 @@ impl Loader {
     /// How many sessions the chains of these layers have.
     pub fn sessions(&self, model: Digest, layers: &Range<u32>) -> usize {
         let Some(loaded) = self.loaded().get(&(model, layers.start, layers.end)).cloned() else { return 0 };
-        let chains: Vec<ChainId> = self.chains().keys().copied().filter(|chain| chain.model == model).collect();
+        let chains = self.chains().of(&model);
         chains
             .into_iter()
             .filter(|chain| self.0.pipeline.uses(*chain, &loaded.model))
@@ -365,7 +363,7 @@ impl Loader {
     /// The newest chain of these layers that broke here and is still known.
     fn broken(&self, model: Digest, layers: &Range<u32>) -> Option<u64> {
         let loaded = self.loaded().get(&(model, layers.start, layers.end)).cloned()?;
-        let chains: Vec<ChainId> = self.chains().keys().copied().filter(|chain| chain.model == model).collect();
+        let chains = self.chains().of(&model);
         let pipeline = &self.0.pipeline;
         let broken = |chain: &ChainId| pipeline.is_broken(*chain) && pipeline.uses(*chain, &loaded.model);
         chains.into_iter().filter(broken).map(|chain| chain.epoch).max()
@@ -379,34 +377,21 @@ impl Loader {
                 tracing::warn!(event = "stage_not_started", %error, "a stage could not be started");
             }
         }
-        let named = |chain: &ChainId| {
-            placements.iter().any(|placement| placement.model == chain.model && placement.epoch == chain.epoch)
-        };
         let pipeline = &self.0.pipeline;
-        let chains: Vec<ChainId> = self.chains().keys().copied().collect();
+        let chains = self.chains().all();
         for chain in chains.into_iter().filter(|chain| !pipeline.is_broken(*chain)) {
             // Of what broke between others nobody else may tell this node.
             if let Some(peer) = broken_at(view, &chain, &pipeline.peers(chain)) {
                 pipeline.break_off(chain, peer);
             }
         }
-        let now = Instant::now();
-        let mut ended = Vec::new();
-        self.chains().retain(|chain, unnamed| {
-            if named(chain) {
-                *unnamed = None;
-                return true;
-            }
-            let since = *unnamed.get_or_insert(now);
-            let idle = self.0.pipeline.sessions_in(*chain) == 0 && now.duration_since(since) > Duration::from_secs(2);
-            // A broken one is known by its placement until there is another.
-            let replaced = placements.iter().any(|placement| placement.model == chain.model);
-            let over = idle || (replaced && pipeline.is_broken(*chain)) || now.duration_since(since) > LINGER;
-            if over {
-                ended.push(*chain);
-            }
-            !over
-        });
+        let state = |chain: &ChainId| ChainUse {
+            named: placements.iter().any(|other| other.model == chain.model && other.epoch == chain.epoch),
+            placed: placements.iter().any(|other| other.model == chain.model),
+            broken: pipeline.is_broken(*chain),
+            sessions: pipeline.sessions_in(*chain),
+        };
+        let ended = self.chains().sweep(clock::now(), state);
         for chain in ended {
             self.0.pipeline.end(chain);
         }
@@ -417,14 +402,14 @@ impl Loader {
         let local = self.0.pipeline.local();
         let chain = ChainId { model: placement.model, epoch: placement.epoch };
         let Some(index) = placement.stages.iter().position(|stage| stage.peer == local) else { return Ok(()) };
-        if self.0.pipeline.has(chain) || self.chains().contains_key(&chain) {
+        if self.0.pipeline.has(chain) || self.chains().contains(&chain) {
             return Ok(());
         }
         let layers = &placement.stages[index].layers;
         let Some(loaded) = self.loaded().get(&(placement.model, layers.start, layers.end)).cloned() else {
             return Ok(());
         };
-        // The front admits what the stage with the least room holds; it must have heard of all.
+        // The first stage admits what the stage with the least room holds; it must have heard of all.
         let room = (0..placement.stages.len()).map(|at| positions(view, placement, at)).min().flatten();
         // And it must be able to send: a chain that begins without its links is broken at once.
         let linked = placement.stages.iter().all(|stage| self.0.pipeline.reaches(&stage.peer));
@@ -436,7 +421,7 @@ impl Loader {
         let stages =
             placement.stages.iter().map(|stage| StageAt { peer: stage.peer, layers: stage.layers.clone() }).collect();
         self.start(chain, stages, index, &loaded, session_bytes)?;
-        self.chains().insert(chain, None);
+        self.chains().insert(chain);
         Ok(())
     }
 
@@ -532,7 +517,7 @@ impl Loader {
         self.0.loading.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn chains(&self) -> MutexGuard<'_, HashMap<ChainId, Option<Instant>>> {
+    fn chains(&self) -> MutexGuard<'_, Chains> {
         self.0.chains.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -570,7 +555,7 @@ impl StageLoader for Loader {
                     event = "stage_failed",
                     model,
                     why,
-                    "Model {model}: layers {range} cannot be had here: {why}"
+                    "Model {model}: cannot load layers {range} on this node: {why}"
                 );
             }
             loader.loading().remove(&key);
@@ -595,7 +580,7 @@ impl StageLoader for Loader {
             return;
         }
         if let Some(loaded) = self.loaded().remove(&key) {
-            let chains: Vec<ChainId> = self.chains().keys().copied().filter(|chain| chain.model == model).collect();
+            let chains = self.chains().of(&model);
             for chain in chains {
                 if self.0.pipeline.uses(chain, &loaded.model) {
                     self.0.pipeline.end(chain);

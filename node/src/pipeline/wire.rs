@@ -22,14 +22,14 @@ pub const PROTOCOL: &str = "/pangea/session/1";
 /// One message.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Message {
-    /// Coordinator to front; also front to … to last along the chain when the session starts (then `sequence` is set).
+    /// Coordinator to first stage; from there along the chain to the last stage, with `sequence` set.
     Open(Box<Open>),
-    /// Front to coordinator: taken into the queue.
+    /// First stage to coordinator: taken into the queue.
     Accepted {
         /// The session.
         session: SessionId,
     },
-    /// Front to coordinator: not taken.
+    /// First stage to coordinator: not taken.
     Refused {
         /// The session.
         session: SessionId,
@@ -40,21 +40,25 @@ pub enum Message {
         /// When to try again, if that may help.
         retry_after_ms: Option<u32>,
     },
-    /// Coordinator to front: nobody wants it any more, or it is complete.
+    /// Coordinator to first stage, and along the chain: nobody wants the session any more, or it is complete.
     Close {
+        /// The chain that the session is at.
+        chain: ChainId,
         /// The session.
         session: SessionId,
-        /// The stages are to sign what they did of so many positions.
+        /// Number of positions that the stages are to sign for.
         commit: Option<u32>,
     },
     /// Stage to next stage, in order: what is to be done next. Payload: activations, f32 little-endian, `[rows, width]`.
     Frame(Frame),
-    /// Last to front: a frame is done.
+    /// Last stage to first stage: a frame is done.
     Stepped(Stepped),
-    /// Last to coordinator: tokens of an answer.
+    /// Last stage to coordinator: tokens of an answer.
     Tokens(Tokens),
-    /// Any stage to coordinator (and to front): a session cannot go on here.
+    /// Any stage to coordinator and first stage: a session cannot go on here.
     Failed {
+        /// The chain that the session is at.
+        chain: ChainId,
         /// The session.
         session: SessionId,
         /// Why, for programs.
@@ -64,9 +68,11 @@ pub enum Message {
     },
     /// Along the chain and at last to the coordinator: commitments. Payload: the chain's bytes, opaque here.
     Commit {
+        /// The chain that the session is at.
+        chain: ChainId,
         /// The session.
         session: SessionId,
-        /// So many positions, from the first.
+        /// Number of positions, from the first.
         positions: u32,
     },
 }
@@ -88,12 +94,12 @@ pub struct Open {
     pub stages: Vec<StageAt>,
     /// How many answers, at least one.
     pub choices: u16,
-    /// The front's number of the first answer's sequence, set along the chain.
+    /// The first stage's number of the first answer's sequence, set along the chain.
     pub sequence: Option<u64>,
     /// How many of `tokens` are the prompt.
     pub prompt_len: u32,
-    /// Tokens that may be chosen, counted from `prompt_len`.
-    pub most: u32,
+    /// Largest number of chosen tokens, counted from `prompt_len`.
+    pub max_new_tokens: u32,
     /// How tokens are chosen.
     pub sampling: Sampling,
     /// What form the answer has.
@@ -114,7 +120,7 @@ pub struct Frame {
     /// Grows by one on a chain.
     pub number: u64,
     /// The first stage, whose numbers these are.
-    pub front: PeerId,
+    pub first_stage: PeerId,
     /// Sequences to forget, before anything else.
     pub drops: Vec<u64>,
     /// Sequences that begin, in order.

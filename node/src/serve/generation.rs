@@ -241,9 +241,10 @@ impl Generation {
                 return opened.err().map(|why| generation::Event::OpenFailed { choices, why });
             }
             Action::Forget { session } => self.engine.pipeline.forget(&session),
-            Action::Close { session, first_stage, commit } => {
+            Action::Close { chain, session, first_stage, commit } => {
                 // A first stage that is gone needs no word, and signs nothing, which shows in time.
-                let _ = self.engine.pipeline.send(first_stage, Message::Close { session, commit }, Payload::empty());
+                let close = Message::Close { chain, session, commit };
+                let _ = self.engine.pipeline.send(first_stage, close, Payload::empty());
             }
             Action::NewTokens { choice, new } => return self.text(choice, new),
             Action::FailOver { choice, session, why } => {
@@ -319,7 +320,7 @@ impl Generation {
             choices: choices.len() as u16,
             sequence: None,
             prompt_len: session.prompt_len() as u32,
-            most: u32::try_from(self.asked.max_new_tokens).unwrap_or(u32::MAX),
+            max_new_tokens: u32::try_from(self.asked.max_new_tokens).unwrap_or(u32::MAX),
             sampling: self.asked.sampling.of_choice(choices.start as u16),
             format: self.asked.format.clone(),
             prompt_logprobs: self.asked.prompt_logprobs && first,
@@ -464,7 +465,7 @@ fn reply(message: Message, payload: &Payload) -> Option<(SessionId, Reply)> {
             let retry_after = retry_after_ms.map(|millis| Duration::from_millis(u64::from(millis)));
             Some((session, Reply::Refused { kind, message, retry_after }))
         }
-        Message::Failed { session, kind, message } => Some((session, Reply::Failed { kind, message })),
+        Message::Failed { session, kind, message, .. } => Some((session, Reply::Failed { kind, message })),
         Message::Commit { session, .. } => Some((session, Reply::Committed { claims: payload.as_bytes().to_vec() })),
         Message::Tokens(tokens) => {
             let reported = ReportedTokens {

@@ -6,8 +6,8 @@ use pangea_compute::Digest;
 use pangea_compute::sample::{AnswerFormat, Sampling};
 use pangea_node::pipeline::payload::Payload;
 use pangea_node::pipeline::wire::{
-    EndReason, Frame, FrameRows, Message, Open, SessionId, StageAt, Start, StartSource, Stepped, SteppedSequence,
-    TokenOut, Tokens,
+    ChainId, EndReason, Frame, FrameRows, Message, Open, SessionId, StageAt, Start, StartSource, Stepped,
+    SteppedSequence, TokenOut, Tokens,
 };
 use pangea_node::wire::{FrameHead, Header, PREFIX_BYTES};
 
@@ -42,6 +42,7 @@ fn encoded(message: &Message, payload_len: usize) -> Vec<u8> {
 pub(super) fn seeds() -> Vec<Vec<u8>> {
     let session = SessionId([7; 16]);
     let model = Digest::from_bytes([9; 32]);
+    let chain = ChainId { model, epoch: 1 };
     // An Ed25519 key as it is.
     let key = [[0, 36, 8, 1, 18, 32].as_slice(), &[5; 32]].concat();
     let peer = PeerId::from_bytes(&key).expect("a peer id");
@@ -57,7 +58,7 @@ pub(super) fn seeds() -> Vec<Vec<u8>> {
             choices: 2,
             sequence: Some(3),
             prompt_len: 3,
-            most: 8,
+            max_new_tokens: 8,
             sampling: Sampling { logit_bias: vec![(1, 0.5)], logprobs: Some(2), ..Sampling::default() },
             format: AnswerFormat::JsonSchema("{}".to_owned()),
             prompt_logprobs: true,
@@ -70,12 +71,12 @@ pub(super) fn seeds() -> Vec<Vec<u8>> {
             message: "full".to_owned(),
             retry_after_ms: Some(100),
         },
-        Message::Close { session, commit: Some(3) },
+        Message::Close { chain, session, commit: Some(3) },
         Message::Frame(Frame {
             epoch: 1,
             model,
             number: 2,
-            front: peer,
+            first_stage: peer,
             drops: vec![1],
             starts: vec![Start { sequence: 3, session, source: StartSource::Fork { from: 2, tokens: 4 } }],
             rows: vec![FrameRows { sequence: 3, start: 4, rows: 2, choose: true, all_logits: false, draft: vec![5] }],
@@ -96,8 +97,8 @@ pub(super) fn seeds() -> Vec<Vec<u8>> {
             accepted: 1,
             cached: 1,
         }),
-        Message::Failed { session, kind: ErrorKind::Unavailable, message: "a stage is gone".to_owned() },
-        Message::Commit { session, positions: 2 },
+        Message::Failed { chain, session, kind: ErrorKind::Unavailable, message: "a stage is gone".to_owned() },
+        Message::Commit { chain, session, positions: 2 },
     ];
     let payload_len = |message: &Message| match message {
         Message::Open(open) => open.tokens.len() * 4,

@@ -60,7 +60,7 @@ fn a_chain_that_breaks_while_all_its_nodes_live_is_placed_anew_on_them() {
         assert_eq!(text, undisturbed, "{pangea}");
         broke = pangea["failovers"].as_u64().unwrap();
     }
-    two.process.line("A chain of stages broke");
+    two.process.line("pipeline failed");
     let (text, pangea) = Streamed::ask(&two, &question).finish();
     assert_eq!((text.as_str(), &pangea["failovers"]), (undisturbed.as_str(), &json!(0)));
     computed_by(&one, &[&one, &two]);

@@ -42,6 +42,8 @@ pub enum Action {
     },
     /// Close a session at its first stage.
     Close {
+        /// The chain that the session is at.
+        chain: ChainId,
         /// The session.
         session: SessionId,
         /// The first stage.

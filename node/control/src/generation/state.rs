@@ -12,7 +12,7 @@ use super::answer_session::{AnswerSession, Exclusions, NewTokens, Outcome, Phase
 use super::event::{Event, Setup};
 use super::segment::Segment;
 use crate::Time;
-use crate::session::SessionId;
+use crate::session::{ChainId, SessionId};
 use crate::trust::{AuditPolicy, Verdict};
 
 /// How long a model that is to be split may take to be placed before this node takes the request alone.
@@ -195,7 +195,7 @@ impl GenerationState {
             }
             Event::OpenFailed { choices, why } => {
                 for choice in choices {
-                    let Some(first) = self.first_stage(choice) else { continue };
+                    let Some((_, first)) = self.first_stage(choice) else { continue };
                     let outcome = self.answers[choice].session.peer_gone(first, &why, now);
                     self.follow(choice, outcome, now, &mut actions);
                 }
@@ -214,8 +214,10 @@ impl GenerationState {
         actions
     }
 
-    fn first_stage(&self, choice: usize) -> Option<PeerId> {
-        self.answers[choice].route.as_ref()?.stages.first().map(|stage| stage.peer)
+    /// The chain of an answer, and the node of its first stage.
+    fn first_stage(&self, choice: usize) -> Option<(ChainId, PeerId)> {
+        let route = self.answers[choice].route.as_ref()?;
+        route.stages.first().map(|stage| (route.chain, stage.peer))
     }
 
     /// Whether no answer has had a route yet, so that all of them go together: they share the prompt.
@@ -302,8 +304,8 @@ impl GenerationState {
                     segment.ended = Some(why.clone());
                 }
                 actions.push(Action::Forget { session: closed });
-                if let Some(first_stage) = self.first_stage(choice) {
-                    actions.push(Action::Close { session: closed, first_stage, commit: None });
+                if let Some((chain, first_stage)) = self.first_stage(choice) {
+                    actions.push(Action::Close { chain, session: closed, first_stage, commit: None });
                 }
                 self.answers[choice].route = None;
                 actions.push(Action::FailOver { choice, session: closed, why });
@@ -336,9 +338,9 @@ impl GenerationState {
         let signs = self.audit.is_some() && !self.answers[choice].is_alone(self.local);
         let session = &self.answers[choice].session;
         match (session.id(), self.first_stage(choice)) {
-            (Some(id), Some(first_stage)) if signs => {
+            (Some(id), Some((chain, first_stage))) if signs => {
                 let positions = u32::try_from(session.tokens().len() - 1).unwrap_or(u32::MAX);
-                actions.push(Action::Close { session: id, first_stage, commit: Some(positions) });
+                actions.push(Action::Close { chain, session: id, first_stage, commit: Some(positions) });
                 self.answers[choice].session.signing(now);
             }
             _ => self.close(choice, actions),
@@ -435,8 +437,8 @@ impl GenerationState {
     fn close(&mut self, choice: usize, actions: &mut Vec<Action>) {
         if let Some(session) = self.answers[choice].session.id() {
             actions.push(Action::Forget { session });
-            if let Some(first_stage) = self.first_stage(choice) {
-                actions.push(Action::Close { session, first_stage, commit: None });
+            if let Some((chain, first_stage)) = self.first_stage(choice) {
+                actions.push(Action::Close { chain, session, first_stage, commit: None });
             }
         }
         self.answers[choice].session.end();

@@ -6,7 +6,7 @@ use super::SessionId;
 /// A sequence that begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Start {
-    /// The front's number of it.
+    /// The first stage's number of the sequence.
     pub sequence: u64,
     /// The session that it computes.
     pub session: SessionId,
@@ -19,18 +19,18 @@ pub struct Start {
 pub enum StartSource {
     /// There are none yet.
     Empty,
-    /// Those of another sequence's first positions, which stays.
+    /// A copy of those of another sequence's first positions.
     Fork {
-        /// The other.
+        /// The other sequence.
         from: u64,
-        /// How many positions.
+        /// Number of positions.
         tokens: u32,
     },
-    /// Those of another sequence's first positions, which ends with it.
+    /// Those of another sequence's first positions; that sequence ends.
     Take {
-        /// The other.
+        /// The other sequence.
         from: u64,
-        /// How many positions.
+        /// Number of positions.
         tokens: u32,
     },
 }
@@ -42,7 +42,7 @@ pub struct FrameRows {
     pub sequence: u64,
     /// Position of the first row; a cache that is longer is cut to it.
     pub start: u32,
-    /// How many; at least one.
+    /// Number of rows; at least one.
     pub rows: u32,
     /// Whether a token is chosen after the last row.
     pub choose: bool,
@@ -63,6 +63,6 @@ pub struct SteppedSequence {
     pub chosen: Vec<u32>,
     /// Whether the answer is complete.
     pub ended: bool,
-    /// Whether it cannot go on.
+    /// Whether the sequence cannot go on.
     pub failed: bool,
 }

@@ -1,16 +1,26 @@
 //! The decisions of sessions on chains of stages.
 //!
+//! * [`stage`]: the protocol of one stage: sessions, frames, signatures, failures, in order.
+//! * `first_stage`: on the first stage, what becomes of every sequence, and which frames are under way.
+//! * [`gate`]: who may say what to a stage.
 //! * [`batch`]: continuous batching on the first stage: which rows of which sequence are computed next.
 //! * [`grouping`]: in how many groups answers go through the stages, as measured.
+//! * [`chains`]: how long a node keeps its stages of chains.
 //! * [`link_state`]: which streams make the link to a peer.
+//! * `id`, `frame`, `token`: the values that messages and decisions share.
 
 pub mod batch;
+pub mod chains;
+mod first_stage;
 mod frame;
+pub mod gate;
 pub mod grouping;
 mod id;
 pub mod link_state;
+pub mod stage;
 mod token;
 
+pub use first_stage::{Drafter, Drafts};
 pub use frame::{FrameRows, Start, StartSource, SteppedSequence};
 pub use id::{ChainId, SessionId, StageAt};
 pub use token::{EndReason, TokenOut};

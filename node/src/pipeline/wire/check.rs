@@ -70,8 +70,8 @@ impl Message {
             Message::Open(open) => {
                 let chosen = tokens.checked_sub(open.prompt_len as usize);
                 chosen
-                    .is_none_or(|chosen| chosen > open.most as usize)
-                    .then(|| format!(": a prompt of {} tokens, at most {} more", open.prompt_len, open.most))
+                    .is_none_or(|chosen| chosen > open.max_new_tokens as usize)
+                    .then(|| format!(": a prompt of {} tokens, at most {} more", open.prompt_len, open.max_new_tokens))
             }
             Message::Frame(frame) => rows_problem(frame.rows(), payload_len),
             Message::Commit { .. } => {
@@ -111,9 +111,9 @@ fn check_open(open: &Open) -> Check {
     let last = open.sequence.unwrap_or(0).checked_add(u64::from(open.choices));
     ensure(last.is_some(), || "sequence numbers that overflow".to_owned())?;
     ensure(open.prompt_len > 0, || "an empty prompt".to_owned())?;
-    let positions = open.prompt_len.checked_add(open.most);
+    let positions = open.prompt_len.checked_add(open.max_new_tokens);
     ensure(positions.is_some_and(|positions| positions <= MAX_POSITIONS), || {
-        format!("a prompt of {} tokens and {} more; {MAX_POSITIONS} are allowed", open.prompt_len, open.most)
+        format!("a prompt of {} tokens and {} more; {MAX_POSITIONS} are allowed", open.prompt_len, open.max_new_tokens)
     })?;
     within("biases", open.sampling.logit_bias.len(), MAX_LOGIT_BIAS)?;
     // Whether tokens are of the vocabulary, who has the model knows.

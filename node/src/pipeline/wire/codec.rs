@@ -10,8 +10,8 @@ use pangea_schema::session_capnp as wire;
 use pangea_schema::task_capnp;
 
 use super::{
-    EndReason, Frame, FrameRows, Message, Open, SessionId, StageAt, Start, StartSource, Stepped, SteppedSequence,
-    TokenOut, Tokens,
+    ChainId, EndReason, Frame, FrameRows, Message, Open, SessionId, StageAt, Start, StartSource, Stepped,
+    SteppedSequence, TokenOut, Tokens,
 };
 use crate::pipeline::limits::{
     MAX_DRAFTED, MAX_DROPS, MAX_HEADER_BYTES, MAX_LOGIT_BIAS, MAX_PAYLOAD_BYTES, MAX_PEER_ID_BYTES, MAX_SCHEMA_BYTES,
@@ -74,8 +74,9 @@ fn write_message(message: &Message, to: wire::session_message::Builder<'_>) {
                 Some(ms) => retry.set_ms(*ms),
             }
         }
-        Message::Close { session, commit } => {
+        Message::Close { chain, session, commit } => {
             let mut close = to.init_close();
+            write_chain(chain, close.reborrow().init_chain());
             write_session(*session, close.reborrow().init_session());
             close.set_commit(commit.is_some());
             close.set_positions(commit.unwrap_or_default());
@@ -83,14 +84,16 @@ fn write_message(message: &Message, to: wire::session_message::Builder<'_>) {
         Message::Frame(frame) => write_frame(frame, to.init_frame()),
         Message::Stepped(stepped) => write_stepped(stepped, to.init_stepped()),
         Message::Tokens(tokens) => write_tokens(tokens, to.init_tokens()),
-        Message::Failed { session, kind, message } => {
+        Message::Failed { chain, session, kind, message } => {
             let mut failed = to.init_failed();
+            write_chain(chain, failed.reborrow().init_chain());
             write_session(*session, failed.reborrow().init_session());
             failed.set_kind(kind_to_wire(*kind));
             failed.set_message(truncated(message, MAX_TEXT_BYTES));
         }
-        Message::Commit { session, positions } => {
+        Message::Commit { chain, session, positions } => {
             let mut commit = to.init_commit();
+            write_chain(chain, commit.reborrow().init_chain());
             write_session(*session, commit.reborrow().init_session());
             commit.set_positions(*positions);
         }
@@ -121,6 +124,7 @@ fn read_message(from: wire::session_message::Reader<'_>) -> Read<Message> {
         Which::Close(close) => {
             let close = close.map_err(header_error)?;
             Message::Close {
+                chain: read_chain(close.get_chain())?,
                 session: read_session(close.get_session())?,
                 commit: close.get_commit().then(|| close.get_positions()),
             }
@@ -131,6 +135,7 @@ fn read_message(from: wire::session_message::Reader<'_>) -> Read<Message> {
         Which::Failed(failed) => {
             let failed = failed.map_err(header_error)?;
             Message::Failed {
+                chain: read_chain(failed.get_chain())?,
                 session: read_session(failed.get_session())?,
                 kind: read_kind(failed.get_kind()),
                 message: read_text("failure", failed.get_message(), MAX_TEXT_BYTES)?,
@@ -138,7 +143,11 @@ fn read_message(from: wire::session_message::Reader<'_>) -> Read<Message> {
         }
         Which::Commit(commit) => {
             let commit = commit.map_err(header_error)?;
-            Message::Commit { session: read_session(commit.get_session())?, positions: commit.get_positions() }
+            Message::Commit {
+                chain: read_chain(commit.get_chain())?,
+                session: read_session(commit.get_session())?,
+                positions: commit.get_positions(),
+            }
         }
     })
 }
@@ -161,7 +170,7 @@ fn write_open(open: &Open, mut to: wire::open::Builder<'_>) {
         Some(first) => to.reborrow().init_sequence().set_first(first),
     }
     to.set_prompt_len(open.prompt_len);
-    to.set_most(open.most);
+    to.set_max_new_tokens(open.max_new_tokens);
     write_sampling(&open.sampling, to.reborrow().init_sampling());
     let mut format = to.reborrow().init_format();
     match &open.format {
@@ -193,7 +202,7 @@ fn read_open(from: wire::open::Reader<'_>) -> Read<Open> {
             Sequence::First(first) => Some(first),
         },
         prompt_len: from.get_prompt_len(),
-        most: from.get_most(),
+        max_new_tokens: from.get_max_new_tokens(),
         sampling: read_sampling(from.get_sampling().map_err(header_error)?)?,
         format: match from.get_format().which().map_err(|unknown| unknown_variant("format", unknown.0))? {
             Format::Text(()) => AnswerFormat::Text,
@@ -261,7 +270,7 @@ fn write_frame(frame: &Frame, mut to: wire::frame::Builder<'_>) {
     to.set_epoch(frame.epoch);
     write_digest(&frame.model, to.reborrow().init_model());
     to.set_number(frame.number);
-    to.set_front(&frame.front.to_bytes());
+    to.set_first_stage(&frame.first_stage.to_bytes());
     let mut drops = to.reborrow().init_drops(frame.drops.len() as u32);
     for (index, sequence) in frame.drops.iter().enumerate() {
         drops.set(index as u32, *sequence);
@@ -320,7 +329,7 @@ fn read_frame(from: wire::frame::Reader<'_>) -> Read<Frame> {
         epoch: from.get_epoch(),
         model: read_model(from.get_model())?,
         number: from.get_number(),
-        front: read_peer(from.get_front())?,
+        first_stage: read_peer(from.get_first_stage())?,
         drops: drops.iter().collect(),
         starts: starts.iter().map(read_start).collect::<Read<_>>()?,
         rows: rows.iter().map(read_rows).collect::<Read<_>>()?,
@@ -482,6 +491,16 @@ fn write_session(session: SessionId, mut to: wire::session_id::Builder<'_>) {
 fn read_session(from: capnp::Result<wire::session_id::Reader<'_>>) -> Read<SessionId> {
     let from = from.map_err(header_error)?;
     Ok(SessionId((u128::from(from.get_w0()) | u128::from(from.get_w1()) << 64).to_le_bytes()))
+}
+
+fn write_chain(chain: &ChainId, mut to: wire::chain::Builder<'_>) {
+    write_digest(&chain.model, to.reborrow().init_model());
+    to.set_epoch(chain.epoch);
+}
+
+fn read_chain(from: capnp::Result<wire::chain::Reader<'_>>) -> Read<ChainId> {
+    let from = from.map_err(header_error)?;
+    Ok(ChainId { model: read_model(from.get_model())?, epoch: from.get_epoch() })
 }
 
 fn write_layers(layers: &Range<u32>, mut to: wire::layer_range::Builder<'_>) {

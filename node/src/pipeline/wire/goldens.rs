@@ -19,6 +19,10 @@ fn peer(n: u8) -> PeerId {
     PeerId::from_bytes(&bytes).unwrap()
 }
 
+fn chain() -> ChainId {
+    ChainId { model: model(), epoch: 5 }
+}
+
 fn session(n: u8) -> SessionId {
     let mut bytes = [n; 16];
     bytes[0] = 1;
@@ -40,7 +44,7 @@ fn open() -> Open {
         choices: 2,
         sequence: Some(77),
         prompt_len: 3,
-        most: 100,
+        max_new_tokens: 100,
         sampling: Sampling {
             repetition_window: Some(64),
             logit_bias: vec![(7, -100.0), (9, 0.5)],
@@ -60,7 +64,7 @@ fn frame() -> Frame {
         epoch: 5,
         model: model(),
         number: 1000,
-        front: peer(1),
+        first_stage: peer(1),
         drops: vec![70, 71],
         starts: vec![
             Start { sequence: 78, session: session(2), source: StartSource::Empty },
@@ -110,14 +114,14 @@ fn one_of_each() -> Vec<(Message, usize)> {
         (Message::Accepted { session: session(2) }, 0),
         (refused(Some(250)), 0),
         (refused(None), 0),
-        (Message::Close { session: session(2), commit: Some(900) }, 0),
+        (Message::Close { chain: chain(), session: session(2), commit: Some(900) }, 0),
         (Message::Frame(frame()), 4 * 576 * 4),
         (Message::Frame(idle), 0),
         (Message::Stepped(stepped()), 0),
         (Message::Tokens(tokens()), 0),
         (Message::Tokens(ending), 0),
         (failed("a stage is gone"), 0),
-        (Message::Commit { session: session(2), positions: 1000 }, 200),
+        (Message::Commit { chain: chain(), session: session(2), positions: 1000 }, 200),
     ]
 }
 
@@ -127,7 +131,7 @@ fn refused(retry_after_ms: Option<u32>) -> Message {
 }
 
 fn failed(message: &str) -> Message {
-    Message::Failed { session: session(2), kind: ErrorKind::Unavailable, message: message.to_owned() }
+    Message::Failed { chain: chain(), session: session(2), kind: ErrorKind::Unavailable, message: message.to_owned() }
 }
 
 fn encoded(message: &Message, payload: usize) -> Vec<u8> {
@@ -239,8 +243,8 @@ fn what_is_beyond_a_limit_or_does_not_fit_together_is_refused_by_both_sides() {
     opening(|open| open.sequence = Some(u64::MAX));
     opening(|open| open.prompt_len = 0);
     opening(|open| open.prompt_len = 5);
-    opening(|open| (open.prompt_len, open.most) = (1, 2));
-    opening(|open| open.most = MAX_POSITIONS);
+    opening(|open| (open.prompt_len, open.max_new_tokens) = (1, 2));
+    opening(|open| open.max_new_tokens = MAX_POSITIONS);
     opening(|open| open.sampling.temperature = f32::NAN);
     opening(|open| open.sampling.logprobs = Some(MAX_TOP + 1));
     opening(|open| open.sampling.logit_bias = vec![(1, f32::INFINITY)]);
@@ -281,7 +285,7 @@ fn what_is_beyond_a_limit_or_does_not_fit_together_is_refused_by_both_sides() {
 
     let chosen = SteppedSequence { chosen: vec![1; MAX_DRAFTED], ..stepped().advances[0].clone() };
     refuse(Message::Stepped(Stepped { advances: vec![chosen.clone(), chosen], ..stepped() }), 0);
-    refuse(Message::Commit { session: session(1), positions: 0 }, MAX_COMMIT_BYTES + 1);
+    refuse(Message::Commit { chain: chain(), session: session(1), positions: 0 }, MAX_COMMIT_BYTES + 1);
     refuse(Message::Accepted { session: session(1) }, 4);
 }
 
@@ -332,7 +336,7 @@ fn any_frame() -> impl Strategy<Value = Frame> {
             epoch,
             model: Digest::from_bytes(model),
             number,
-            front: peer(front),
+            first_stage: peer(front),
             drops,
             starts,
             rows,
@@ -426,7 +430,7 @@ fn any_open() -> impl Strategy<Value = Open> {
                 choices,
                 sequence,
                 prompt_len,
-                most: tokens.len() as u32 - prompt_len + u32::from(choices),
+                max_new_tokens: tokens.len() as u32 - prompt_len + u32::from(choices),
                 sampling,
                 format,
                 prompt_logprobs,

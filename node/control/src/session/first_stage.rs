@@ -1,51 +1,83 @@
-//! On the first stage: the sessions of a chain, the rows that are computed next, and what became of those under way. It
-//! keeps tokens and numbers; the caches are the stage's.
+//! On the first stage of a chain: the sequences of every session, the rows that are computed next, and what became of the
+//! frames under way. It keeps token ids and numbers; the caches are the driver's.
 
-use std::collections::{HashMap, VecDeque};
-use std::time::{Duration, Instant};
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
 
-use libp2p::PeerId;
-use pangea_client::{Error, ErrorKind};
-use pangea_compute::draft::Drafter;
+use libp2p_identity::PeerId;
+use pangea_units::{Error, ErrorKind};
 
-use super::stage::Drafts;
-use super::wire::{FrameRows, Open, SessionId, Start, StartSource, SteppedSequence};
-use pangea_control::Time;
-use pangea_control::session::batch::{Action, Advance, Batch, BatchLimits, Event, Rows, SequenceId, Source};
-use pangea_control::session::grouping::Grouping;
+use super::batch::{Action, Advance, Batch, BatchLimits, Event, Rows, SequenceId, Source};
+use super::grouping::Grouping;
+use super::stage::Opening;
+use super::{FrameRows, SessionId, Start, StartSource, SteppedSequence};
+use crate::Time;
+
+/// Time after which an ended session that nobody closed is closed: its coordinator is gone without this node having seen it.
+/// A coordinator whose reader is slow closes late, so that this is as long as a replaced chain is kept.
+pub(super) const CLOSE_TIMEOUT: Duration = Duration::from_secs(600);
+
+/// When tokens are drafted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Drafts {
+    /// Never.
+    Off,
+    /// While drafting pays, as measured.
+    Paying,
+    /// As if a pass took the same time whatever its rows: as many tokens as possible, and the same ones in every run.
+    Eager,
+}
+
+/// Guesses the next tokens of one sequence, and learns from what became of the guesses.
+pub trait Drafter: Default {
+    /// At most `limit` tokens that may follow `tokens` (the prompt and what was chosen).
+    fn propose(&mut self, tokens: &[u32], limit: usize) -> Vec<u32>;
+
+    /// A pass of `rows` rows (the last token and its draft) of which `accepted` drafted ones were right took `seconds`.
+    fn observe(&mut self, rows: usize, accepted: usize, seconds: f64);
+}
 
 /// The scheduler of a chain.
-pub(super) struct Front {
+#[derive(Debug)]
+pub(super) struct FirstStage<D> {
     batch: Batch,
-    members: HashMap<SequenceId, Member>,
-    sequences: HashMap<SessionId, SequenceId>,
-    /// Of sessions that have ended and are not closed yet.
-    ended: HashMap<SessionId, Vec<u32>>,
+    members: BTreeMap<SequenceId, Member<D>>,
+    sequences: BTreeMap<SessionId, SequenceId>,
+    /// Sessions that have ended and are not closed yet.
+    ended: BTreeMap<SessionId, Ended>,
     next_sequence: u64,
-    /// Frames that the last stage has not told of, oldest first.
+    /// Frames that the last stage has not reported, oldest first.
     under_way: VecDeque<UnderWay>,
     grouping: Grouping,
     drafts: Drafts,
-    since: Instant,
+}
+
+/// A session whose answer is complete.
+#[derive(Debug)]
+struct Ended {
+    at: Time,
+    /// The prompt and what was chosen.
+    tokens: Vec<u32>,
 }
 
 /// A sequence that waits or runs.
-struct Member {
+#[derive(Debug)]
+struct Member<D> {
     session: SessionId,
     coordinator: PeerId,
     /// The prompt and what was chosen.
     tokens: Vec<u32>,
     /// Tokens when it is complete.
-    most: usize,
+    max_tokens: usize,
     scored: bool,
-    drafter: Option<Box<Drafter>>,
+    drafter: Option<Box<D>>,
 }
 
+#[derive(Debug)]
 struct UnderWay {
     number: u64,
-    began: Instant,
-    /// The sequence that had the frame to itself, answering.
-    alone: Option<(SequenceId, usize, usize)>,
+    began: Time,
+    alone: Option<Alone>,
 }
 
 /// A change of what every stage holds, in order.
@@ -64,7 +96,12 @@ pub(super) struct Planned {
     pub(super) tokens: Vec<u32>,
     /// Sessions that cannot go on.
     pub(super) failed: Vec<FailedSession>,
+    /// The sequence that has the frame to itself, answering.
+    pub(super) alone: Option<Alone>,
 }
+
+/// The sequence that has a frame to itself, answering: its number, first position and drafted tokens.
+pub(super) type Alone = (SequenceId, usize, usize);
 
 /// A session that ends without an answer.
 pub(super) struct FailedSession {
@@ -73,29 +110,28 @@ pub(super) struct FailedSession {
     pub(super) error: Error,
 }
 
-impl Front {
-    pub(super) fn new(limits: BatchLimits, drafts: Drafts) -> Front {
-        Front {
+impl<D: Drafter> FirstStage<D> {
+    pub(super) fn new(limits: BatchLimits, drafts: Drafts) -> FirstStage<D> {
+        FirstStage {
             grouping: Grouping::new(limits.groups),
             batch: Batch::new(limits),
-            members: HashMap::new(),
-            sequences: HashMap::new(),
-            ended: HashMap::new(),
+            members: BTreeMap::new(),
+            sequences: BTreeMap::new(),
+            ended: BTreeMap::new(),
             next_sequence: 0,
             under_way: VecDeque::new(),
             drafts,
-            since: Instant::now(),
         }
     }
 
-    /// How many sequences run and wait.
+    /// Number of sequences that run and that wait.
     pub(super) fn load(&self) -> (usize, usize) {
         (self.batch.running(), self.batch.waiting())
     }
 
-    /// Whether nothing runs or waits.
+    /// Whether time alone changes nothing: nothing runs or waits, and nothing is to be closed.
     pub(super) fn is_idle(&self) -> bool {
-        self.batch.is_idle()
+        self.batch.is_idle() && self.ended.is_empty()
     }
 
     /// Whether another frame may be planned.
@@ -105,18 +141,18 @@ impl Front {
         self.under_way.len() < if groups > 1 { groups + 1 } else { 1 }
     }
 
-    /// In how many groups answers go now: beside prompts, always as many as there are stages.
+    /// Number of groups that answers go in now: beside prompts, always as many as there are stages.
     fn groups(&self) -> usize {
         if self.batch.only_answers() { self.grouping.groups() } else { self.grouping.stages() }
     }
 
     /// Takes a request in; the number of its first sequence, or when to try again.
-    pub(super) fn open(&mut self, open: &Open) -> Result<u64, Duration> {
+    pub(super) fn open(&mut self, open: &Opening<'_>, now: Time) -> Result<u64, Duration> {
         let first = SequenceId(self.next_sequence);
-        let scored = open.prompt_logprobs && open.tokens.len() == open.prompt_len as usize;
+        let scored = open.prompt_logprobs && open.tokens.len() == open.prompt_len;
         let choices = usize::from(open.choices);
-        let event = Event::Arrived { first, choices, prompt: open.tokens.clone(), scored };
-        for action in self.batch.handle(event, Time::since_epoch(self.since.elapsed())) {
+        let event = Event::Arrived { first, choices, prompt: open.tokens.to_vec(), scored };
+        for action in self.batch.handle(event, now) {
             if let Action::Refuse { retry_after, .. } = action {
                 return Err(retry_after);
             }
@@ -127,8 +163,8 @@ impl Front {
             let member = Member {
                 session,
                 coordinator: open.coordinator,
-                tokens: open.tokens.clone(),
-                most: (open.prompt_len as usize).saturating_add(open.most as usize),
+                tokens: open.tokens.to_vec(),
+                max_tokens: open.prompt_len.saturating_add(open.max_new_tokens),
                 scored,
                 drafter: None,
             };
@@ -143,69 +179,58 @@ impl Front {
         self.sequences.get(session).is_some_and(|sequence| self.batch.is_under_way(*sequence))
     }
 
-    /// The tokens of a session: the prompt and what was chosen.
-    pub(super) fn tokens(&self, session: &SessionId) -> Option<&[u32]> {
-        let running = self.sequences.get(session).and_then(|sequence| self.members.get(sequence));
-        running.map(|member| &member.tokens).or_else(|| self.ended.get(session)).map(Vec::as_slice)
-    }
-
-    /// Nobody wants more of a session.
-    pub(super) fn stop(&mut self, session: &SessionId) -> Vec<Change> {
+    /// The sequence of a session ends; its cache may serve others.
+    pub(super) fn stop(&mut self, session: &SessionId, now: Time) -> Vec<Change> {
         let Some(sequence) = self.sequences.remove(session) else { return Vec::new() };
         let Some(member) = self.members.remove(&sequence) else { return Vec::new() };
-        self.ended.insert(*session, member.tokens);
-        let actions = self.batch.handle(Event::Cancelled(sequence), Time::since_epoch(self.since.elapsed()));
+        self.ended.insert(*session, Ended { at: now, tokens: member.tokens });
+        let actions = self.batch.handle(Event::Cancelled(sequence), now);
         actions.iter().filter_map(change).collect()
     }
 
-    /// A session is over for good.
-    pub(super) fn forget(&mut self, session: &SessionId) {
-        self.ended.remove(session);
+    /// A session is over for good; its tokens, where it had ended.
+    pub(super) fn forget(&mut self, session: &SessionId) -> Option<Vec<u32>> {
+        self.ended.remove(session).map(|ended| ended.tokens)
     }
 
     /// A session cannot go on here, and what was computed for it is not to be used.
-    pub(super) fn failed(&mut self, session: &SessionId) -> Vec<Change> {
+    pub(super) fn failed(&mut self, session: &SessionId, now: Time) -> Vec<Change> {
         let Some(sequence) = self.sequences.remove(session) else { return Vec::new() };
         self.members.remove(&sequence);
-        let actions = self.batch.handle(Event::Failed(sequence), Time::since_epoch(self.since.elapsed()));
+        let actions = self.batch.handle(Event::Failed(sequence), now);
         actions.iter().filter_map(change).collect()
     }
 
-    /// The sessions of a coordinator.
-    pub(super) fn sessions_of(&self, coordinator: &PeerId) -> Vec<SessionId> {
-        let of = |sequence: &SequenceId| self.members.get(sequence).map(|member| member.coordinator);
-        self.sequences
-            .iter()
-            .filter(|(_, sequence)| of(sequence) == Some(*coordinator))
-            .map(|(session, _)| *session)
-            .collect()
-    }
-
     /// All sessions that have not ended, with their coordinators.
-    pub(super) fn open_sessions(&self) -> Vec<(SessionId, PeerId)> {
-        self.members.values().map(|member| (member.session, member.coordinator)).collect()
+    pub(super) fn open_sessions(&self) -> impl Iterator<Item = (SessionId, PeerId)> + '_ {
+        self.members.values().map(|member| (member.session, member.coordinator))
     }
 
-    /// What to compute next. `number`: of the frame, if it has rows.
-    pub(super) fn plan(&mut self, number: u64) -> Planned {
+    /// Sessions that ended [`CLOSE_TIMEOUT`] ago and that nobody has closed.
+    pub(super) fn abandoned(&self, now: Time) -> Vec<SessionId> {
+        let over = self.ended.iter().filter(|(_, ended)| now.since(ended.at) > CLOSE_TIMEOUT);
+        over.map(|(session, _)| *session).collect()
+    }
+
+    /// What to compute next.
+    pub(super) fn plan(&mut self, now: Time) -> Planned {
         let mut planned = Planned::default();
         self.batch.set_groups(self.groups());
-        let actions = self.batch.handle(Event::Ready, Time::since_epoch(self.since.elapsed()));
-        self.follow(actions, number, &mut planned);
+        let actions = self.batch.handle(Event::Ready, now);
+        self.follow(actions, &mut planned);
         planned
     }
 
     /// The pass of these rows could not be had for want of memory.
-    pub(super) fn exhausted(&mut self, rows: &[FrameRows]) -> Planned {
-        self.under_way.pop_back();
+    pub(super) fn exhausted(&mut self, rows: &[FrameRows], now: Time) -> Planned {
         let step = rows.iter().map(|rows| SequenceId(rows.sequence)).collect();
         let mut planned = Planned::default();
-        let actions = self.batch.handle(Event::Exhausted(step), Time::since_epoch(self.since.elapsed()));
-        self.follow(actions, 0, &mut planned);
+        let actions = self.batch.handle(Event::Exhausted(step), now);
+        self.follow(actions, &mut planned);
         planned
     }
 
-    fn follow(&mut self, actions: Vec<Action>, number: u64, planned: &mut Planned) {
+    fn follow(&mut self, actions: Vec<Action>, planned: &mut Planned) {
         let mut failed = Vec::new();
         for action in actions {
             let mut change = change(&action);
@@ -221,7 +246,7 @@ impl Front {
                     let why = "there is not enough memory for this request; shorten it, or give the node more memory";
                     failed.push((id, why));
                 }
-                Action::Step(rows) => self.step(&rows, number, planned),
+                Action::Step(rows) => self.step(&rows, planned),
                 // Only arrivals are refused, and those are answered where they arrive.
                 Action::Refuse { .. } | Action::Start { .. } | Action::Drop(_) => {}
             }
@@ -236,7 +261,7 @@ impl Front {
         }
     }
 
-    fn step(&mut self, rows: &[Rows], number: u64, planned: &mut Planned) {
+    fn step(&mut self, rows: &[Rows], planned: &mut Planned) {
         for rows in rows {
             let Some(member) = self.members.get_mut(&rows.sequence) else { continue };
             planned.tokens.extend_from_slice(&member.tokens[rows.start..][..rows.rows]);
@@ -251,17 +276,16 @@ impl Front {
                 draft,
             });
         }
-        let alone = match (&planned.rows[..], rows) {
+        planned.alone = match (&planned.rows[..], rows) {
             ([only], [rows]) if rows.rows == 1 => Some((rows.sequence, rows.start, only.draft.len())),
             _ => None,
         };
-        if !planned.rows.is_empty() {
-            self.under_way.push_back(UnderWay { number, began: Instant::now(), alone });
-        }
     }
 
-    /// This stage has computed rows: a prompt's next piece need not wait for the last stage.
-    pub(super) fn passed(&mut self, rows: &[FrameRows]) {
+    /// The planned rows were computed here, from `began` on, and go along the chain as frame `number`. A prompt's next rows
+    /// need not wait for the last stage.
+    pub(super) fn passed(&mut self, number: u64, rows: &[FrameRows], alone: Option<Alone>, began: Time, now: Time) {
+        self.under_way.push_back(UnderWay { number, began, alone });
         let advance = |rows: &FrameRows| Advance {
             sequence: SequenceId(rows.sequence),
             computed: (rows.start + rows.rows) as usize,
@@ -271,22 +295,17 @@ impl Front {
         let advances: Vec<Advance> = rows.iter().filter(|rows| !rows.choose).map(advance).collect();
         if !advances.is_empty() {
             // Nobody ends here, so that there is nothing to do.
-            let _ = self.batch.handle(Event::Stepped(advances), Time::since_epoch(self.since.elapsed()));
+            let _ = self.batch.handle(Event::Stepped(advances), now);
         }
     }
 
     /// A frame is done; what every stage is to change then.
-    pub(super) fn stepped(&mut self, number: u64, stepped: Vec<SteppedSequence>) -> Vec<Change> {
+    pub(super) fn stepped(&mut self, number: u64, stepped: Vec<SteppedSequence>, now: Time) -> Vec<Change> {
         let of = self.under_way.iter().position(|frame| frame.number == number);
         let frame = of.and_then(|at| self.under_way.remove(at));
         let mut advances = Vec::with_capacity(stepped.len());
         let tokens = stepped.iter().map(|one| one.chosen.len()).sum();
-        self.grouping.stepped(
-            self.batch.running(),
-            !self.batch.only_answers(),
-            tokens,
-            Time::since_epoch(self.since.elapsed()),
-        );
+        self.grouping.stepped(self.batch.running(), !self.batch.only_answers(), tokens, now);
         for one in stepped {
             let id = SequenceId(one.sequence);
             let Some(member) = self.members.get_mut(&id) else { continue };
@@ -295,7 +314,7 @@ impl Front {
             {
                 let accepted = (one.computed as usize).saturating_sub(start + 1);
                 // As if a pass took the same time whatever its rows, where the same is wanted in every run.
-                let seconds = if self.drafts == Drafts::Eager { 1.0 } else { began.elapsed().as_secs_f64() };
+                let seconds = if self.drafts == Drafts::Eager { 1.0 } else { now.since(*began).as_secs_f64() };
                 if let Some(drafter) = &mut member.drafter {
                     drafter.observe(1 + drafted, accepted, seconds);
                 }
@@ -304,7 +323,7 @@ impl Front {
             if one.ended
                 && let Some(member) = self.members.remove(&id)
             {
-                self.ended.insert(member.session, member.tokens);
+                self.ended.insert(member.session, Ended { at: now, tokens: member.tokens });
             }
             advances.push(Advance {
                 sequence: id,
@@ -313,21 +332,21 @@ impl Front {
                 ended: one.ended,
             });
         }
-        let actions = self.batch.handle(Event::Stepped(advances), Time::since_epoch(self.since.elapsed()));
+        let actions = self.batch.handle(Event::Stepped(advances), now);
         actions.iter().filter_map(change).collect()
     }
 }
 
-impl Member {
+impl<D: Drafter> Member<D> {
     /// Guesses at most `limit` of the next tokens.
     fn draft(&mut self, limit: usize) -> Vec<u32> {
         // The last token of an answer needs no row of its own.
-        let limit = limit.min(self.most.saturating_sub(self.tokens.len() + 1));
+        let limit = limit.min(self.max_tokens.saturating_sub(self.tokens.len() + 1));
         if limit == 0 {
             return Vec::new();
         }
-        let drafter = self.drafter.get_or_insert_with(|| Box::new(Drafter::new()));
-        drafter.propose(&self.tokens, limit).to_vec()
+        let drafter = self.drafter.get_or_insert_with(Box::default);
+        drafter.propose(&self.tokens, limit)
     }
 }
 

@@ -17,7 +17,7 @@ use crate::compute_error;
 use crate::serve::ModelText;
 
 /// The sessions whose tokens are chosen here.
-pub(super) struct Tail {
+pub(super) struct Sampler {
     text: Arc<ModelText>,
     choosers: HashMap<SessionId, Chooser>,
 }
@@ -33,12 +33,12 @@ pub(super) struct Chooser {
     prompt_len: usize,
     /// How many there were when the session was opened.
     opened_with: usize,
-    most: usize,
+    max_new_tokens: usize,
     sampling: Sampling,
     grammar: Option<Grammar>,
     /// How many of the prompt's tokens have been scored, where that was asked for.
     scored: Option<usize>,
-    told_cached: bool,
+    reported_cached: bool,
     ended: bool,
 }
 
@@ -54,9 +54,9 @@ pub(super) struct Chosen {
     pub(super) ended: bool,
 }
 
-impl Tail {
-    pub(super) fn new(text: Arc<ModelText>) -> Tail {
-        Tail { text, choosers: HashMap::new() }
+impl Sampler {
+    pub(super) fn new(text: Arc<ModelText>) -> Sampler {
+        Sampler { text, choosers: HashMap::new() }
     }
 
     /// Makes ready to answer; a grammar catches up with what was chosen before.
@@ -79,11 +79,11 @@ impl Tail {
                 chosen: Vec::new(),
                 prompt_len,
                 opened_with: open.tokens.len(),
-                most: open.most as usize,
+                max_new_tokens: open.max_new_tokens as usize,
                 sampling: open.sampling.of_choice(choice),
                 grammar,
                 scored: (open.prompt_logprobs && choice == 0 && open.tokens.len() == prompt_len).then_some(0),
-                told_cached: false,
+                reported_cached: false,
                 ended: false,
             };
             self.choosers.insert(chooser.session, chooser);
@@ -125,7 +125,7 @@ impl Chooser {
             *scored = 1;
         }
         for (row, position) in logits.chunks_exact_mut(vocabulary).zip(start + 1..self.prompt_len) {
-            // Told already, before the sequence gave its memory up and began again.
+            // Reported already, before the sequence gave its memory up and began again.
             if position < *scored {
                 continue;
             }
@@ -180,7 +180,7 @@ impl Chooser {
                 session: self.session,
                 position: self.tokens.len() as u32,
                 drafted: draft.len() as u32,
-                cached: if std::mem::replace(&mut self.told_cached, true) { 0 } else { reused as u32 },
+                cached: if std::mem::replace(&mut self.reported_cached, true) { 0 } else { reused as u32 },
                 ..Tokens::default()
             },
             ids: Vec::new(),
@@ -190,7 +190,7 @@ impl Chooser {
         if self.ended {
             return Ok(taken);
         }
-        if self.tokens.len() - self.prompt_len >= self.most {
+        if self.tokens.len() - self.prompt_len >= self.max_new_tokens {
             self.ended = true;
             (taken.ended, taken.tokens.ended) = (true, Some(EndReason::Length));
             return Ok(taken);
@@ -231,11 +231,11 @@ impl Chooser {
                 return Ok(Some(EndReason::GrammarComplete));
             }
         }
-        Ok((self.tokens.len() - self.prompt_len >= self.most).then_some(EndReason::Length))
+        Ok((self.tokens.len() - self.prompt_len >= self.max_new_tokens).then_some(EndReason::Length))
     }
 }
 
-impl Tail {
+impl Sampler {
     /// The text side of the model, which tells what ends an answer.
     pub(super) fn text(&self) -> Arc<ModelText> {
         Arc::clone(&self.text)

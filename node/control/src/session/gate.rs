@@ -1,0 +1,144 @@
+//! Who may say what to a stage: the one place where the sender of a message is judged, before anything is queued for the
+//! stage. It reads no contents.
+
+use std::collections::BTreeMap;
+
+use libp2p_identity::PeerId;
+
+use super::{SessionId, StageAt};
+
+/// What a message to a stage asks for, as far as its sender's right to ask depends on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ask {
+    /// Takes in a request of `choices` answers whose first session is `session`.
+    Open {
+        /// The session of the first answer.
+        session: SessionId,
+        /// The number of answers.
+        choices: u16,
+        /// The node that the request names as its coordinator.
+        coordinator: PeerId,
+    },
+    /// Ends a session.
+    Close(SessionId),
+    /// Signs for a session.
+    Commit,
+    /// Computes rows.
+    Frame,
+    /// Reports a frame that is done.
+    Stepped,
+    /// Reports a session that cannot go on.
+    Failed,
+}
+
+/// Judges the senders of messages to one stage.
+#[derive(Debug)]
+pub struct Gate {
+    /// The peers of all stages, in order.
+    stages: Vec<PeerId>,
+    index: usize,
+    /// On the first stage: the coordinator of every session that was let in and is not over.
+    coordinators: BTreeMap<SessionId, PeerId>,
+}
+
+impl Gate {
+    /// The gate of the stage at `index`.
+    pub fn new(stages: &[StageAt], index: usize) -> Gate {
+        Gate { stages: stages.iter().map(|stage| stage.peer).collect(), index, coordinators: BTreeMap::new() }
+    }
+
+    /// The peers of all stages of the chain, in order.
+    pub fn stages(&self) -> &[PeerId] {
+        &self.stages
+    }
+
+    /// Whether the stage takes this from `from`. The sessions of a request that was let in are open from now on.
+    pub fn admits(&mut self, from: &PeerId, ask: Ask) -> bool {
+        let Some(previous) = self.index.checked_sub(1) else { return self.first_admits(from, ask) };
+        match ask {
+            Ask::Open { .. } | Ask::Close(_) | Ask::Commit | Ask::Frame => self.stages.get(previous) == Some(from),
+            Ask::Stepped | Ask::Failed => false,
+        }
+    }
+
+    fn first_admits(&mut self, from: &PeerId, ask: Ask) -> bool {
+        match ask {
+            Ask::Open { session, choices, coordinator } => {
+                let sessions = || (0..choices).map(|choice| session.choice(choice));
+                // A session is its coordinator's alone, whoever draws the same number.
+                if coordinator != *from || sessions().any(|session| self.coordinators.contains_key(&session)) {
+                    return false;
+                }
+                self.coordinators.extend(sessions().map(|session| (session, coordinator)));
+                true
+            }
+            Ask::Close(session) => self.coordinators.get(&session) == Some(from),
+            Ask::Stepped => self.stages.last() == Some(from),
+            Ask::Failed => self.stages.contains(from),
+            Ask::Commit | Ask::Frame => false,
+        }
+    }
+
+    /// A session is over.
+    pub fn over(&mut self, session: &SessionId) {
+        self.coordinators.remove(session);
+    }
+
+    /// All sessions are over.
+    pub fn clear(&mut self) {
+        self.coordinators.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::test_peers::peer;
+
+    fn session(n: u8) -> SessionId {
+        SessionId([n; 16])
+    }
+
+    /// The gates of a chain of three stages on the peers 0, 1 and 2.
+    fn gates() -> [Gate; 3] {
+        let stages: Vec<StageAt> = (0..3).map(|at| StageAt { peer: peer(u64::from(at)), layers: at..at + 1 }).collect();
+        [0, 1, 2].map(|index| Gate::new(&stages, index))
+    }
+
+    #[test]
+    fn only_the_stage_before_is_heard_behind_the_first_stage() {
+        let [_, mut middle, mut last] = gates();
+        let open = Ask::Open { session: session(1), choices: 1, coordinator: peer(9) };
+        for ask in [open, Ask::Close(session(1)), Ask::Commit, Ask::Frame] {
+            assert!(middle.admits(&peer(0), ask) && last.admits(&peer(1), ask), "{ask:?}");
+            assert!([1, 2, 9].iter().all(|&from| !middle.admits(&peer(from), ask)), "{ask:?}");
+            assert!([0, 2, 9].iter().all(|&from| !last.admits(&peer(from), ask)), "{ask:?}");
+        }
+        for ask in [Ask::Stepped, Ask::Failed] {
+            assert!([0, 1, 2, 9].iter().all(|&from| !middle.admits(&peer(from), ask)), "{ask:?}");
+        }
+    }
+
+    #[test]
+    fn the_first_stage_hears_frames_reported_by_the_last_stage_and_failures_of_every_stage() {
+        let [mut first, ..] = gates();
+        assert!([0, 1, 2, 9].map(|from| first.admits(&peer(from), Ask::Stepped)) == [false, false, true, false]);
+        assert!([0, 1, 2, 9].map(|from| first.admits(&peer(from), Ask::Failed)) == [true, true, true, false]);
+        assert!([0, 1, 2, 9].iter().all(|&from| !first.admits(&peer(from), Ask::Frame)));
+        assert!([0, 1, 2, 9].iter().all(|&from| !first.admits(&peer(from), Ask::Commit)));
+    }
+
+    #[test]
+    fn a_session_is_closed_by_its_coordinator_alone() {
+        let [mut first, ..] = gates();
+        let open = |of, coordinator| Ask::Open { session: session(of), choices: 2, coordinator: peer(coordinator) };
+        assert!(!first.admits(&peer(8), open(1, 9)), "one node opens nothing in another's name");
+        assert!(first.admits(&peer(9), open(1, 9)));
+        assert!(!first.admits(&peer(8), open(1, 8)), "the number is taken");
+        let other = session(1).choice(1);
+        assert!(!first.admits(&peer(8), Ask::Close(session(1))) && !first.admits(&peer(1), Ask::Close(other)));
+        assert!(first.admits(&peer(9), Ask::Close(session(1))) && first.admits(&peer(9), Ask::Close(other)));
+        first.over(&session(1));
+        assert!(!first.admits(&peer(9), Ask::Close(session(1))) && first.admits(&peer(9), Ask::Close(other)));
+    }
+}

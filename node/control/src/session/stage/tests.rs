@@ -1,0 +1,315 @@
+//! The protocol of stages, one event at a time: what follows, and in which order.
+
+use super::*;
+use crate::session::batch::BatchLimits;
+use crate::session::first_stage::CLOSE_TIMEOUT;
+use crate::session::{ChainId, Drafts, StageAt};
+use crate::test_peers::peer;
+use pangea_units::Digest;
+
+/// Drafts nothing.
+#[derive(Debug, Default)]
+struct NoDrafts;
+
+impl Drafter for NoDrafts {
+    fn propose(&mut self, _: &[u32], _: usize) -> Vec<u32> {
+        Vec::new()
+    }
+
+    fn observe(&mut self, _: usize, _: usize, _: f64) {}
+}
+
+const COORDINATOR: u64 = 9;
+
+fn session(n: u8) -> SessionId {
+    SessionId([n; 16])
+}
+
+fn stages(count: u32) -> Vec<StageAt> {
+    (0..count).map(|at| StageAt { peer: peer(u64::from(at)), layers: at..at + 1 }).collect()
+}
+
+/// A stage whose actions are looked at.
+struct Stage {
+    protocol: StageProtocol<NoDrafts>,
+    stages: Vec<StageAt>,
+    now: Time,
+}
+
+impl Stage {
+    fn new(count: u32, index: usize) -> Stage {
+        let limits = BatchLimits {
+            running: 4,
+            waiting: 1,
+            wait: Duration::from_secs(30),
+            prompt_rows: 64,
+            prompt_rows_beside: 64,
+            draft: 0,
+            page_tokens: 16,
+            pages: 64,
+            kept: 0,
+            groups: count as usize,
+        };
+        let settings = StageSettings {
+            chain: ChainId { model: Digest::from_bytes([7; 32]), epoch: 3 },
+            stages: stages(count),
+            index,
+            numerics: 1,
+            vocabulary: 100,
+            context: 128,
+            limits: (index == 0).then_some(limits),
+            drafts: Drafts::Off,
+        };
+        Stage { protocol: StageProtocol::new(settings), stages: stages(count), now: Time::from_secs(1) }
+    }
+
+    fn handle(&mut self, event: Event<'_>) -> Vec<Action> {
+        let mut actions = Vec::new();
+        self.protocol.handle(event, self.now, &mut actions);
+        actions
+    }
+
+    /// Opens a session of one answer to three tokens; what follows once it has joined.
+    fn open(&mut self, n: u8) -> Vec<Action> {
+        let stages = self.stages.clone();
+        let first = self.protocol.settings.index == 0;
+        let opening = Opening {
+            session: session(n),
+            coordinator: peer(COORDINATOR),
+            stages: &stages,
+            numerics: 1,
+            choices: 1,
+            sequence: (!first).then_some(u64::from(n)),
+            prompt_len: 3,
+            max_new_tokens: 8,
+            prompt_logprobs: false,
+            tokens: &[1, 2, 3],
+            bad_sampling: None,
+        };
+        let mut actions = self.handle(Event::Open(opening));
+        if let [Action::Join { .. }] = actions[..] {
+            actions = self.handle(Event::Joined);
+        }
+        actions
+    }
+
+    /// Computes the next frame as if it went well; the actions after it.
+    fn compute(&mut self) -> Vec<Action> {
+        let planned = self.handle(Event::Ready);
+        let Some(Action::Compute { rows, .. }) = planned.last() else { panic!("nothing to compute: {planned:?}") };
+        let rows = rows.clone();
+        self.handle(Event::Computed { rows, advances: Vec::new(), failed: Vec::new() })
+    }
+
+    /// The last stage reports that a sequence got a token.
+    fn stepped(&mut self, number: u64, sequence: u64, computed: u32, ended: bool) -> Vec<Action> {
+        let advance = SteppedSequence { sequence, computed, chosen: vec![5], ended, failed: false };
+        self.handle(Event::Stepped { number, advances: vec![advance] })
+    }
+}
+
+fn sent(actions: &[Action], to: u64) -> Vec<(SessionId, &Notice)> {
+    let of = |action| match action {
+        &Action::Send { to: other, session, ref notice } if other == peer(to) => Some((session, notice)),
+        _ => None,
+    };
+    actions.iter().filter_map(of).collect()
+}
+
+fn is_forgotten(actions: &[Action], n: u8) -> bool {
+    actions.iter().any(|action| matches!(action, Action::Forget(of) if *of == session(n)))
+}
+
+fn error() -> Error {
+    Error::new(ErrorKind::Internal, "a layer gave no number")
+}
+
+#[test]
+fn a_session_goes_along_the_chain_and_is_accepted() {
+    let mut first = Stage::new(3, 0);
+    let actions = first.open(1);
+    assert!(
+        matches!(actions[..], [Action::ForwardOpen(to), Action::Send { notice: Notice::Accepted, .. }] if to == peer(1))
+    );
+    assert!(matches!(Stage::new(3, 1).open(1)[..], [Action::ForwardOpen(to)] if to == peer(2)));
+    assert!(Stage::new(3, 2).open(1).is_empty());
+}
+
+#[test]
+fn a_full_queue_refuses_and_forgets() {
+    let mut first = Stage::new(1, 0);
+    for n in 1..=5 {
+        first.open(n);
+    }
+    let actions = first.open(6);
+    assert!(
+        matches!(sent(&actions, COORDINATOR)[..], [(_, Notice::Refused { retry_after: Some(_), .. })]),
+        "{actions:?}"
+    );
+    assert!(is_forgotten(&actions, 6));
+    assert_eq!(first.protocol.sessions(), 5);
+}
+
+#[test]
+fn sessions_that_ended_are_closed_when_their_coordinator_is_gone() {
+    let mut first = Stage::new(3, 0);
+    first.open(1);
+    first.compute();
+    first.stepped(0, 0, 3, true);
+    assert_eq!(first.protocol.sessions(), 1, "it waits for its coordinator to close it");
+    let actions = first.handle(Event::PeerGone { peer: peer(COORDINATOR), why: "it left" });
+    assert!(is_forgotten(&actions, 1), "{actions:?}");
+    assert!(matches!(sent(&actions, 1)[..], [(of, Notice::Close)] if of == session(1)), "{actions:?}");
+    assert_eq!(first.protocol.sessions(), 0);
+    assert!(!first.protocol.follows_time());
+    // The stages behind hear of it along the chain.
+    let mut middle = Stage::new(3, 1);
+    middle.open(1);
+    let actions = middle.handle(Event::Close { session: session(1), commit: None });
+    assert!(matches!(sent(&actions, 2)[..], [(_, Notice::Close)]) && middle.protocol.sessions() == 0);
+}
+
+#[test]
+fn a_session_that_nobody_closes_is_closed_in_the_end() {
+    let mut first = Stage::new(2, 0);
+    first.open(1);
+    first.compute();
+    first.stepped(0, 0, 3, true);
+    first.now = first.now + CLOSE_TIMEOUT;
+    assert!(first.protocol.follows_time() && first.handle(Event::Ready).is_empty());
+    first.now = first.now + Duration::from_millis(1);
+    let actions = first.handle(Event::Ready);
+    assert!(is_forgotten(&actions, 1) && sent(&actions, 1).len() == 1, "{actions:?}");
+    assert_eq!(first.protocol.sessions(), 0);
+}
+
+#[test]
+fn a_failure_at_one_stage_ends_the_session_at_all() {
+    let mut middle = Stage::new(3, 1);
+    middle.open(1);
+    let rows = vec![FrameRows { sequence: 1, start: 0, rows: 3, choose: true, all_logits: false, draft: Vec::new() }];
+    let frame = Incoming { number: 0, drops: Vec::new(), starts: Vec::new(), rows, payload_rows: Some(3) };
+    assert!(matches!(middle.handle(Event::Frame(frame))[..], [Action::Compute { .. }]));
+    let computed = Event::Computed { rows: Vec::new(), advances: Vec::new(), failed: vec![(1, error())] };
+    let actions = middle.handle(computed);
+    assert!(matches!(sent(&actions, COORDINATOR)[..], [(_, Notice::Failed(_))]), "{actions:?}");
+    assert!(matches!(sent(&actions, 0)[..], [(_, Notice::Failed(_))]), "{actions:?}");
+    assert!(matches!(sent(&actions, 2)[..], [(_, Notice::Close)]), "{actions:?}");
+    assert!(matches!(actions.last(), Some(Action::Frame { number: 0, .. })), "the frame goes on: {actions:?}");
+
+    let mut first = Stage::new(3, 0);
+    first.open(1);
+    first.compute();
+    let actions = first.handle(Event::Failed(session(1)));
+    assert!(is_forgotten(&actions, 1) && matches!(sent(&actions, 1)[..], [(_, Notice::Close)]), "{actions:?}");
+    assert!(sent(&actions, COORDINATOR).is_empty(), "whoever failed has told the coordinator");
+}
+
+#[test]
+fn a_coordinator_that_is_the_first_stage_is_told_of_a_failure_once() {
+    let mut last = Stage::new(2, 1);
+    let chain = stages(2);
+    let opening = Opening {
+        session: session(1),
+        coordinator: peer(0),
+        stages: &chain,
+        numerics: 1,
+        choices: 1,
+        sequence: Some(1),
+        prompt_len: 1,
+        max_new_tokens: 8,
+        prompt_logprobs: false,
+        tokens: &[1],
+        bad_sampling: None,
+    };
+    last.handle(Event::Open(opening));
+    let actions = last.handle(Event::CannotJoin(error()));
+    assert!(matches!(sent(&actions, 0)[..], [(_, Notice::Failed(_))]), "{actions:?}");
+    assert_eq!(last.protocol.sessions(), 0);
+}
+
+#[test]
+fn a_session_under_way_is_signed_for_once_its_frame_is_done() {
+    let mut first = Stage::new(2, 0);
+    first.open(1);
+    first.compute();
+    assert!(first.handle(Event::Close { session: session(1), commit: Some(3) }).is_empty());
+    let actions = first.stepped(0, 0, 3, true);
+    let signed = actions.iter().find_map(|action| match action {
+        Action::Sign { positions: 3, to, tokens, .. } => Some((*to, tokens.clone())),
+        _ => None,
+    });
+    assert_eq!(signed, Some((peer(1), Some(vec![1, 2, 3, 5]))), "{actions:?}");
+    assert!(is_forgotten(&actions, 1));
+}
+
+#[test]
+fn the_last_stage_signs_to_the_coordinator() {
+    let mut last = Stage::new(2, 1);
+    last.open(1);
+    let actions = last.handle(Event::Commit { session: session(1), positions: 3 });
+    assert!(
+        matches!(actions[..], [Action::Sign { to, tokens: None, .. }, Action::Forget(_)] if to == peer(COORDINATOR))
+    );
+    assert!(last.handle(Event::Commit { session: session(1), positions: 3 }).is_empty(), "once");
+    assert!(last.handle(Event::NotSigned(session(1))).is_empty());
+    let mut middle = Stage::new(3, 1);
+    assert!(matches!(sent(&middle.handle(Event::NotSigned(session(1))), 2)[..], [(_, Notice::Close)]));
+}
+
+#[test]
+fn a_drop_behind_a_start_travels_in_a_frame_of_its_own() {
+    let mut first = Stage::new(2, 0);
+    first.open(1);
+    let planned = first.handle(Event::Ready);
+    assert!(matches!(planned[..], [Action::Start { .. }, Action::Compute { .. }]), "{planned:?}");
+    let computed = Event::Computed { rows: Vec::new(), advances: Vec::new(), failed: vec![(0, error())] };
+    let actions = first.handle(computed);
+    let frames: Vec<_> = actions
+        .iter()
+        .filter_map(|action| match action {
+            Action::Frame { number, drops, starts, .. } => Some((*number, drops.len(), starts.len())),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(frames, [(0, 0, 1), (1, 1, 0)], "{actions:?}");
+    // The report of the frame that was planned makes room for the next one.
+    first.handle(Event::Stepped { number: 0, advances: Vec::new() });
+    first.handle(Event::Stepped { number: 1, advances: Vec::new() });
+    assert!(first.protocol.has_room());
+}
+
+#[test]
+fn a_frame_that_does_not_fit_breaks_the_chain_and_everybody_hears_of_it() {
+    let rows =
+        |start| vec![FrameRows { sequence: 1, start, rows: 2, choose: true, all_logits: false, draft: Vec::new() }];
+    let frame = |number, start, payload_rows| {
+        Event::Frame(Incoming { number, drops: Vec::new(), starts: Vec::new(), rows: rows(start), payload_rows })
+    };
+    for wrong in [frame(1, 0, Some(2)), frame(0, 127, Some(2)), frame(0, 0, Some(1)), frame(0, 0, None)] {
+        let mut last = Stage::new(2, 1);
+        last.open(1);
+        let actions = last.handle(wrong);
+        assert!(matches!(sent(&actions, COORDINATOR)[..], [(_, Notice::Failed(_))]), "{actions:?}");
+        assert!(matches!(actions.last(), Some(Action::Break { .. })), "{actions:?}");
+        assert_eq!(last.protocol.sessions(), 0);
+        assert!(last.open(2).is_empty(), "nothing goes on here any more");
+    }
+    let mut last = Stage::new(2, 1);
+    last.open(1);
+    assert!(matches!(last.handle(frame(0, 126, Some(2)))[..], [Action::Compute { .. }]), "at the context's end");
+}
+
+#[test]
+fn a_chain_without_one_of_its_stages_breaks_and_refuses() {
+    let mut first = Stage::new(2, 0);
+    first.open(1);
+    let actions = first.handle(Event::PeerGone { peer: peer(1), why: "it left" });
+    assert!(matches!(sent(&actions, COORDINATOR)[..], [(_, Notice::Failed(_))]), "{actions:?}");
+    assert!(matches!(actions.last(), Some(Action::Break { .. })) && !first.protocol.has_room());
+    let refused = first.open(2);
+    assert!(
+        matches!(sent(&refused, COORDINATOR)[..], [(_, Notice::Refused { error, .. })] if error.kind() == ErrorKind::Unavailable),
+        "{refused:?}"
+    );
+}

@@ -1,0 +1,417 @@
+//! The layers of one stage at work: the caches of its sequences, one pass after another, on the last stage the tokens that
+//! follow, and what the stage signs for. Which rows are computed, and what becomes of a session, is decided elsewhere.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+use libp2p::PeerId;
+use pangea_client::{Error, ErrorKind, Result};
+use pangea_compute::commit::merkle::token_leaves;
+use pangea_compute::commit::{Claim, Leaf, SamplingTerms, merkle_root};
+use pangea_compute::model::{Cache, Input, Logits, Model, NUMERICS, Output, PageBudget, Step};
+use pangea_compute::{Digest, ErrorKind as ComputeErrorKind, Pool};
+
+use super::history::{History, Rows};
+use super::pass_faults::PassFaults;
+use super::payload::Payload;
+use super::sampler::Sampler;
+use super::stage::Protocol;
+use super::wire::{ChainId, FrameRows, Open, SessionId, StageAt, Start, StartSource, SteppedSequence, Tokens};
+use crate::compute_error;
+use crate::trust::CommitChain;
+use crate::worker::fault::{Fault, twist_row, twist_token};
+
+/// The layers of one stage, and all that they have computed.
+pub(super) struct Layers {
+    model: Arc<Model>,
+    pool: Pool,
+    budget: PageBudget,
+    faults: PassFaults,
+    histories: HashMap<u64, History>,
+    sessions: HashMap<SessionId, Signable>,
+    /// On the last stage.
+    sampler: Option<Sampler>,
+}
+
+/// What is signed of a session, beside the rows of its sequence.
+struct Signable {
+    /// Digest of the rules by which its tokens are chosen.
+    terms: Digest,
+    /// The first position whose following token is chosen here and now.
+    chosen_from: u64,
+    /// Its rows, once the sequence itself is gone.
+    rows: Option<Rows>,
+}
+
+/// What a pass brought.
+#[derive(Default)]
+pub(super) struct Passed {
+    /// The rows of sequences that go on.
+    pub(super) rows: Vec<FrameRows>,
+    /// `[rows, hidden_size]` of a stage without the head.
+    pub(super) activations: Vec<f32>,
+    /// What became of each sequence, on the last stage.
+    pub(super) advances: Vec<SteppedSequence>,
+    /// For the coordinators, once the first stage has the report.
+    pub(super) tokens: Vec<(PeerId, Tokens)>,
+    /// Sequences that cannot go on.
+    pub(super) failed: Vec<(u64, Error)>,
+}
+
+impl Layers {
+    pub(super) fn new(
+        model: Arc<Model>,
+        pool: Pool,
+        budget: PageBudget,
+        faults: PassFaults,
+        sampler: Option<Sampler>,
+    ) -> Layers {
+        Layers { model, pool, budget, faults, histories: HashMap::new(), sessions: HashMap::new(), sampler }
+    }
+
+    pub(super) fn model(&self) -> &Model {
+        &self.model
+    }
+
+    pub(super) fn threads(&self) -> usize {
+        self.pool.threads()
+    }
+
+    pub(super) fn faults(&self) -> &PassFaults {
+        &self.faults
+    }
+
+    /// Makes ready for the sessions of a request.
+    ///
+    /// # Errors
+    /// Those of the sampler.
+    pub(super) fn join(&mut self, open: &Open) -> Result<()> {
+        if let Some(sampler) = &mut self.sampler {
+            sampler.open(open)?;
+        }
+        for choice in 0..open.choices {
+            let sampling = open.sampling.of_choice(choice);
+            let terms =
+                SamplingTerms { prompt_len: u64::from(open.prompt_len), sampling: &sampling, format: &open.format };
+            let signable = Signable { terms: terms.digest(), chosen_from: open.tokens.len() as u64 - 1, rows: None };
+            self.sessions.insert(open.session.choice(choice), signable);
+        }
+        Ok(())
+    }
+
+    /// Forgets a session; its sequence ends by itself.
+    pub(super) fn forget(&mut self, session: &SessionId) {
+        self.sessions.remove(session);
+        if let Some(sampler) = &mut self.sampler {
+            sampler.close(session);
+        }
+    }
+
+    /// Forgets all sessions and sequences.
+    pub(super) fn clear(&mut self) {
+        self.histories.clear();
+        self.sessions.clear();
+        if let Some(sampler) = &mut self.sampler {
+            sampler.clear();
+        }
+    }
+
+    /// The cache of a sequence goes; what is signed for outlives it. Whether there was one.
+    pub(super) fn drop_history(&mut self, sequence: u64, session: Option<SessionId>) -> bool {
+        let Some(history) = self.histories.remove(&sequence) else { return false };
+        self.keep_rows(session, history.rows);
+        true
+    }
+
+    fn keep_rows(&mut self, session: Option<SessionId>, rows: Rows) {
+        if let Some(signable) = session.and_then(|session| self.sessions.get_mut(&session)) {
+            signable.rows = Some(rows);
+        }
+    }
+
+    /// A sequence begins, maybe with what another has computed.
+    pub(super) fn start(&mut self, start: Start, taken_from: Option<SessionId>) {
+        let history = match start.source {
+            StartSource::Empty => None,
+            StartSource::Fork { from, tokens } => {
+                self.histories.get(&from).map(|history| history.fork(tokens as usize))
+            }
+            StartSource::Take { from, tokens } => self.histories.remove(&from).map(|mut history| {
+                if taken_from.is_some() {
+                    let rows = history.rows.clone();
+                    self.keep_rows(taken_from, rows);
+                }
+                history.truncate(tokens as usize);
+                history.reused = tokens as usize;
+                history
+            }),
+        };
+        let history = history.unwrap_or_else(|| History::empty(Cache::new(&self.model, &self.budget)));
+        // What it had before it gave its memory up is computed again.
+        if let Some(signable) = self.sessions.get_mut(&start.session) {
+            signable.rows = None;
+        }
+        self.histories.insert(start.sequence, history);
+    }
+
+    /// What this stage did in the first `positions` of a session, signed behind what the stages before signed (`before`).
+    /// `tokens`: on the first stage, the prompt and what was chosen.
+    ///
+    /// # Errors
+    /// `NotFound` where it is not known any more; those of reading `before`.
+    pub(super) fn sign(
+        &self,
+        stage: &SignedStage<'_>,
+        session: SessionId,
+        sequence: u64,
+        positions: u32,
+        tokens: Option<&[u32]>,
+        before: Option<&Payload>,
+    ) -> Result<CommitChain> {
+        let missing = || Error::new(ErrorKind::NotFound, "what it did in this session is not known any more");
+        let signable = self.sessions.get(&session).ok_or_else(missing)?;
+        let held = positions as usize;
+        let rows = match &signable.rows {
+            Some(rows) => rows,
+            None => &self.histories.get(&sequence).ok_or_else(missing)?.rows,
+        };
+        let root = |leaves: &[Leaf]| leaves.get(..held).map(merkle_root).ok_or_else(missing);
+        let predecessor = match (stage.is_first, tokens) {
+            (true, tokens) => {
+                let tokens = tokens.and_then(|tokens| tokens.get(..held)).ok_or_else(missing)?;
+                merkle_root(&token_leaves(tokens))
+            }
+            (false, _) => root(&rows.received)?,
+        };
+        let output = match &self.sampler {
+            Some(sampler) => {
+                merkle_root(&sampler.get(&session).and_then(|chooser| chooser.leaves(held)).ok_or_else(missing)?)
+            }
+            None => root(&rows.given)?,
+        };
+        let claim = Claim {
+            session: session.0,
+            epoch: stage.chain.epoch,
+            model: stage.chain.model,
+            numerics: NUMERICS,
+            layers: stage.at.layers.clone(),
+            positions: u64::from(positions),
+            chosen_from: signable.chosen_from,
+            predecessor,
+            sampling: signable.terms,
+            output,
+        };
+        let mut chain = match before {
+            Some(bytes) => CommitChain::decode(bytes.as_bytes())?,
+            None => CommitChain::new(),
+        };
+        chain.pass(claim, stage.keypair)?;
+        Ok(chain)
+    }
+
+    /// Computes rows in one pass; where that fails for one of them, each on its own.
+    ///
+    /// # Errors
+    /// On the first stage (`gives_way`), that there is not enough memory; every cache is as it was.
+    pub(super) fn pass(
+        &mut self,
+        protocol: &Protocol,
+        rows: &[FrameRows],
+        input: Input<'_>,
+        gives_way: bool,
+    ) -> Result<Passed> {
+        let mut passed = Passed::default();
+        let (began, number) = (Instant::now(), protocol.frame_number());
+        let result = if self.faults.is_full(number) {
+            Err(pangea_compute::Error::OutOfMemory { bytes: 0, what: "keys and values, by a fault on purpose" })
+        } else {
+            self.forward(protocol, rows, input)
+        };
+        self.faults.delay(number, began);
+        match result {
+            Ok(output) => self.take(protocol, rows, output, &mut passed),
+            Err(error) if gives_way && error.kind() == ComputeErrorKind::Overloaded => {
+                return Err(compute_error(error));
+            }
+            Err(error) if rows.len() == 1 => {
+                tracing::warn!(event = "stage_pass_failed", %error, "a pass through layers failed");
+                self.histories.remove(&rows[0].sequence);
+                passed.failed.push((rows[0].sequence, compute_error(error)));
+            }
+            Err(_) => {
+                // One of them is at fault, and the others must not suffer for it.
+                let width = self.model.config().hidden_size;
+                let mut at = 0;
+                for rows in rows {
+                    let end = at + rows.rows as usize;
+                    let own = match input {
+                        Input::Tokens(tokens) => Input::Tokens(&tokens[at..end]),
+                        Input::Activations(values) => Input::Activations(&values[at * width..end * width]),
+                    };
+                    let one = self.pass(protocol, std::slice::from_ref(rows), own, false)?;
+                    passed.rows.extend(one.rows);
+                    passed.activations.extend(one.activations);
+                    passed.advances.extend(one.advances);
+                    passed.tokens.extend(one.tokens);
+                    passed.failed.extend(one.failed);
+                    at = end;
+                }
+            }
+        }
+        Ok(passed)
+    }
+
+    fn forward(
+        &mut self,
+        protocol: &Protocol,
+        rows: &[FrameRows],
+        input: Input<'_>,
+    ) -> std::result::Result<Output, pangea_compute::Error> {
+        let width = self.model.config().hidden_size;
+        let mut taken = Vec::with_capacity(rows.len());
+        for rows in rows {
+            let mut history = self
+                .histories
+                .remove(&rows.sequence)
+                .unwrap_or_else(|| History::empty(Cache::new(&self.model, &self.budget)));
+            history.truncate(rows.start as usize);
+            let session = protocol.session_of(rows.sequence);
+            let chooser = session.and_then(|session| self.sampler.as_ref()?.get(&session));
+            let logits = match chooser {
+                Some(chooser) if chooser.scores() || !rows.draft.is_empty() => Logits::All,
+                Some(_) if rows.choose => Logits::Last,
+                _ => Logits::None,
+            };
+            taken.push((rows, history, logits));
+        }
+        let result = if let Some((rows, history, _)) =
+            taken.iter().find(|(rows, history, _)| history.cache.len() != rows.start as usize)
+        {
+            Err(pangea_compute::Error::Invalid {
+                operation: "stage",
+                what: format!("{} positions are held where {} are needed", history.cache.len(), rows.start),
+            })
+        } else {
+            let mut steps: Vec<Step<'_>> = taken
+                .iter_mut()
+                .map(|(rows, history, logits)| Step {
+                    cache: &mut history.cache,
+                    rows: rows.rows as usize,
+                    logits: *logits,
+                })
+                .collect();
+            self.model.forward(&self.pool, &mut steps, input)
+        };
+        if result.is_ok()
+            && let Input::Activations(values) = input
+        {
+            let mut at = 0;
+            for (rows, history, _) in &mut taken {
+                let own = &values[at..at + rows.rows as usize * width];
+                history.receive(rows.start as usize, width, own);
+                at += own.len();
+            }
+        }
+        self.histories.extend(taken.into_iter().map(|(rows, history, _)| (rows.sequence, history)));
+        result
+    }
+
+    /// Hands out what a pass gave: activations to be sent on, or tokens to the coordinators.
+    fn take(&mut self, protocol: &Protocol, rows: &[FrameRows], mut output: Output, passed: &mut Passed) {
+        let width = self.model.config().hidden_size;
+        if self.sampler.is_none() {
+            passed.rows.extend_from_slice(rows);
+            let mut activations = output.into_activations();
+            if self.faults.lies(Fault::CorruptStage) {
+                let row = rand::random::<u64>() as usize % (activations.len() / width).max(1);
+                twist_row(&mut activations[row * width..(row + 1) * width], rand::random());
+            }
+            let mut at = 0;
+            for rows in rows {
+                let own = &activations[at..at + rows.rows as usize * width];
+                if let Some(history) = self.histories.get_mut(&rows.sequence) {
+                    history.give(rows.start as usize, width, own);
+                }
+                at += own.len();
+            }
+            passed.activations = activations;
+            return;
+        }
+        for (step, rows) in rows.iter().enumerate() {
+            match self.choose(protocol, rows, output.logits_mut(step), &mut passed.tokens) {
+                Ok(advance) => {
+                    passed.rows.push(rows.clone());
+                    passed.advances.extend(advance);
+                }
+                Err(error) => {
+                    self.histories.remove(&rows.sequence);
+                    passed.failed.push((rows.sequence, error));
+                }
+            }
+        }
+    }
+
+    /// The tokens that follow rows.
+    fn choose(
+        &mut self,
+        protocol: &Protocol,
+        rows: &FrameRows,
+        logits: &mut [f32],
+        reported: &mut Vec<(PeerId, Tokens)>,
+    ) -> Result<Option<SteppedSequence>> {
+        let vocabulary = self.model.config().vocabulary;
+        let lies = rows.choose && self.faults.lies(Fault::CorruptToken);
+        let Some(session) = protocol.session_of(rows.sequence) else { return Ok(None) };
+        let Some(sampler) = &mut self.sampler else { return Ok(None) };
+        let text = sampler.text();
+        let Some(chooser) = sampler.get_mut(&session) else { return Ok(None) };
+        let start = rows.start as usize;
+        let mut prompt = Vec::new();
+        let mut last = Vec::new();
+        let logits = if chooser.scores() {
+            // Scoring overwrites the last row, which is still needed.
+            last.extend_from_slice(&logits[logits.len() - vocabulary..]);
+            prompt = chooser.score_prompt(start, vocabulary, logits)?;
+            &mut last[..]
+        } else {
+            logits
+        };
+        if !rows.choose {
+            if !prompt.is_empty() {
+                let position = chooser.tokens.len() as u32;
+                let tokens = Tokens { session, position, prompt, ..Tokens::default() };
+                reported.push((chooser.coordinator, tokens));
+            }
+            return Ok(None);
+        }
+        let reused = self.histories.get(&rows.sequence).map_or(0, |history| history.reused);
+        let mut chosen = chooser.take(&text, &rows.draft, reused, vocabulary, logits)?;
+        chosen.tokens.prompt = prompt;
+        if lies && let (Some(out), Some(id)) = (chosen.tokens.tokens.last_mut(), chosen.ids.last_mut()) {
+            let lie = twist_token(*id, vocabulary, rand::random());
+            (out.token, *id) = (lie, lie);
+            chooser.replace_last(lie);
+        }
+        let computed = start + rows.rows as usize - rows.draft.len() + chosen.accepted;
+        if let Some(history) = self.histories.get_mut(&rows.sequence) {
+            history.truncate(computed);
+        }
+        reported.push((chosen.coordinator, chosen.tokens));
+        Ok(Some(SteppedSequence {
+            sequence: rows.sequence,
+            computed: computed as u32,
+            chosen: chosen.ids,
+            ended: chosen.ended,
+            failed: false,
+        }))
+    }
+}
+
+/// The stage that signs.
+pub(super) struct SignedStage<'a> {
+    pub(super) chain: ChainId,
+    pub(super) at: &'a StageAt,
+    pub(super) is_first: bool,
+    pub(super) keypair: &'a libp2p::identity::Keypair,
+}
