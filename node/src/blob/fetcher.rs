@@ -187,14 +187,10 @@ impl Fetcher {
         let none = |why: &str| Err(Error::new(ErrorKind::Unavailable, format!("the model cannot be fetched: {why}")));
         let Some(network) = &self.network else { return none("this node has no network") };
         let liars = self.liars.borrow();
-        let mut seen = HashSet::new();
-        let is_fit =
-            |peer: &PeerId| !liars.contains(peer) && self.peers.may_compute(peer) && *peer != network.local_peer_id();
-        let honest: Vec<PeerId> = providers.iter().copied().filter(|peer| is_fit(peer) && seen.insert(*peer)).collect();
-        match honest.is_empty() {
-            true if providers.is_empty() => none("no peer is known to have it"),
-            true => none("the peers that have it are quarantined or sent wrong bytes before"),
-            false => Ok((network, honest)),
+        let is_honest = |peer: &PeerId| !liars.contains(peer) && self.peers.may_compute(peer);
+        match askable(network.local_peer_id(), providers, is_honest) {
+            Ok(honest) => Ok((network, honest)),
+            Err(why) => none(why),
         }
     }
 
@@ -281,6 +277,26 @@ impl Fetcher {
                 Outcome::Failed(error) => return Err(error),
             }
         }
+    }
+}
+
+/// Whom to ask of `providers`, each once; why nobody, where there is nobody. This node provides nothing that it misses, and is
+/// not to blame for that.
+fn askable(
+    local: PeerId,
+    providers: &[PeerId],
+    is_honest: impl Fn(&PeerId) -> bool,
+) -> std::result::Result<Vec<PeerId>, &'static str> {
+    let mut seen = HashSet::new();
+    let others: Vec<PeerId> = providers.iter().copied().filter(|peer| *peer != local && seen.insert(*peer)).collect();
+    if others.is_empty() {
+        return Err("no other node that is connected has its file; start the node that had it again");
+    }
+    let honest: Vec<PeerId> = others.into_iter().filter(is_honest).collect();
+    if honest.is_empty() {
+        Err("the nodes that have its file are quarantined or sent wrong bytes before")
+    } else {
+        Ok(honest)
     }
 }
 
@@ -465,5 +481,21 @@ async fn write(shared: &Shared, provider: ProviderId, part: PartId, bytes: Vec<u
             Event::Bad { provider, why: error.message().to_owned() }
         }
         Err(error) => Event::Failed(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nobody_is_blamed_where_only_this_node_is_left() {
+        let [local, other, liar] = [(); 3].map(|()| PeerId::random());
+        let is_honest = |peer: &PeerId| *peer != liar;
+        assert_eq!(askable(local, &[local, other, other, liar], is_honest), Ok(vec![other]));
+        for holders in [&[][..], &[local]] {
+            assert!(askable(local, holders, is_honest).unwrap_err().contains("no other node"));
+        }
+        assert!(askable(local, &[local, liar], is_honest).unwrap_err().contains("wrong bytes"));
     }
 }

@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -179,6 +179,18 @@ impl Loader {
         let stages = vec![StageAt { peer: self.0.pipeline.local(), layers }];
         self.start(chain, stages, 0, &loaded, loaded.budget.max_bytes())?;
         Ok(chain)
+    }
+
+    /// The copy of a whole model that was fetched here, once every part of it is known to be true. Blocks.
+    ///
+    /// # Errors
+    /// Those of reading it; `Unavailable` where parts of it are missing.
+    pub fn whole_copy(&self, model: Digest) -> Result<PathBuf> {
+        let failed = |error| Error::new(ErrorKind::Internal, format!("cannot check a model's file: {error}"));
+        let gone = || Error::new(ErrorKind::Unavailable, "the copy of the model is gone");
+        let wanted = self.0.blobs.have(&model).ok_or_else(gone)?.manifest.whole();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
+        runtime.block_on(self.0.blobs.fetch(model, wanted, Vec::new(), &mut |_, _| {}, &Cancel::new()))
     }
 
     /// The layers, packed now unless they are here. Their sessions get up to `session_bytes`, and what placement counts with at

@@ -15,7 +15,7 @@ use tokio::sync::watch;
 
 use super::engine::{Engine, EngineSettings, ModelFacts};
 use super::metrics::{EngineMetrics, ModelMetrics};
-use super::pooled::{Pooled, WholeFile};
+use super::pooled::{LocalModel, Pooled};
 use super::request::{Event, Prompt, Request};
 use super::text::ModelText;
 use crate::blob::{self, Wanted};
@@ -89,6 +89,16 @@ enum Source {
     File { model: String, folder: PathBuf },
     /// Another node serves it.
     Pool(Digest),
+}
+
+impl Source {
+    /// The model, where other nodes serve it.
+    fn pooled(&self) -> Option<Digest> {
+        match self {
+            Source::File { .. } => None,
+            Source::Pool(digest) => Some(*digest),
+        }
+    }
 }
 
 enum State {
@@ -202,8 +212,14 @@ impl Served {
         let mut entries = self.0.entries.write().unwrap_or_else(PoisonError::into_inner);
         entries.retain(|entry| match &entry.source {
             Source::File { .. } => true,
-            Source::Pool(digest) => served.iter().any(|model| model.digest == *digest),
+            Source::Pool(digest) => served.iter().any(|model| model.digest == *digest) || self.has_whole_copy(digest),
         });
+        for digest in entries.iter().filter_map(|entry| entry.source.pooled()) {
+            let own = view.own.models.iter().any(|own| own.digest == digest && !own.served);
+            if own && !served.iter().any(|model| model.digest == digest) {
+                self.adopt(digest);
+            }
+        }
         for model in served {
             let known = |entry: &Arc<Entry>| entry.called == model.name && entry.may_be(&model.digest);
             if !entries.iter().any(known) {
@@ -245,6 +261,22 @@ impl Served {
                 tracing::error!(event = "model_failed", model = entry.name, %error, "Model {} is not served", entry.name);
             }
         }
+    }
+
+    /// Whether all of a model was fetched here, so that it stays served whoever leaves.
+    fn has_whole_copy(&self, model: &Digest) -> bool {
+        let node = self.0.node.get();
+        node.and_then(|node| node.loader.blobs().have(model)).is_some_and(|here| here.is_whole())
+    }
+
+    /// Serves a model from the copy here, now that no other node serves it.
+    fn adopt(&self, model: Digest) {
+        let Some(node) = self.0.node.get() else { return };
+        node.loader.pool().say(|own| {
+            if let Some(known) = own.models.iter_mut().find(|known| known.digest == model) {
+                (known.served, known.whole) = (true, true);
+            }
+        });
     }
 
     fn entries(&self) -> Vec<Arc<Entry>> {
@@ -464,8 +496,7 @@ impl Entry {
             own.models.retain(|known| known.digest != advert.digest);
             own.models.push(advert);
         });
-        let whole = WholeFile { path: path.to_owned(), metrics: Arc::clone(&self.metrics) };
-        self.engine(node, &file, offered.digest, Some(whole))
+        self.engine(node, &file, offered.digest, Some(path.to_owned()))
     }
 
     /// A model that other nodes compute: its header is enough to talk to them.
@@ -484,7 +515,7 @@ impl Entry {
         self.engine(node, &file, digest, None)
     }
 
-    fn engine(&self, node: &Node, file: &ModelFile, digest: Digest, whole: Option<WholeFile>) -> Result<Engine> {
+    fn engine(&self, node: &Node, file: &ModelFile, digest: Digest, whole: Option<PathBuf>) -> Result<Engine> {
         let config = file.config();
         let text = Arc::new(ModelText::of(file)?);
         let (loader, settings) = (&node.loader, node.settings);
@@ -514,7 +545,8 @@ impl Entry {
             );
             return Err(Error::new(ErrorKind::Overloaded, message));
         }
-        let routes = Arc::new(Pooled::new(loader.clone(), digest, config.layers as u32, whole));
+        let local = LocalModel { name: self.name.clone(), file: whole, metrics: Arc::clone(&self.metrics) };
+        let routes = Arc::new(Pooled::new(loader.clone(), digest, config.layers as u32, local));
         let pipeline = loader.pipeline().clone();
         Ok(Engine::pooled(
             facts,

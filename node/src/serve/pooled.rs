@@ -2,25 +2,32 @@
 //! It places nothing.
 
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
+use pangea_client::Result;
 use pangea_compute::Digest;
 use tokio::sync::watch;
 
 use super::metrics::EngineMetrics;
 use super::route::{Route, Routes};
+use crate::blob::Wanted;
 use crate::pipeline::ChainId;
 use crate::pipeline::loader::Loader;
 use crate::pipeline::wire::StageAt;
+use crate::pool::View;
 use pangea_control::devices::models_bytes;
 use pangea_control::generation::Exclusions;
-use pangea_control::placement::pool_facts;
+use pangea_control::placement::{ModelNeeds, missing_layers, pool_facts};
+use pangea_units::LayerRange;
 
-/// How a model can be computed here alone.
+/// What this node alone takes to compute a model.
 #[derive(Clone, Debug)]
-pub(super) struct WholeFile {
-    pub(super) path: PathBuf,
+pub(super) struct LocalModel {
+    /// What requests call the model.
+    pub(super) name: String,
+    /// The user's whole file of it.
+    pub(super) file: Option<PathBuf>,
     pub(super) metrics: Arc<EngineMetrics>,
 }
 
@@ -29,18 +36,33 @@ pub(super) struct Pooled {
     loader: Loader,
     model: Digest,
     layers: u32,
-    whole: Option<WholeFile>,
+    local: LocalModel,
+    /// What the model takes, and the names of the nodes that served it last.
+    last_served: Mutex<Option<(ModelNeeds, Vec<String>)>>,
     loading: Arc<AtomicBool>,
 }
 
 impl Pooled {
     /// Those of a model.
-    pub(super) fn new(loader: Loader, model: Digest, layers: u32, whole: Option<WholeFile>) -> Pooled {
-        Pooled { loader, model, layers, whole, loading: Arc::default() }
+    pub(super) fn new(loader: Loader, model: Digest, layers: u32, local: LocalModel) -> Pooled {
+        Pooled { loader, model, layers, local, last_served: Mutex::default(), loading: Arc::default() }
+    }
+
+    /// What the model takes and who serves it; who served it last, where nobody does now.
+    fn served(&self, view: &View) -> Option<(ModelNeeds, Vec<String>)> {
+        let mut last = self.last_served.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(needs) = pool_facts::models(view).remove(&self.model) {
+            let name = |peer| view.advert(peer).map(|advert| advert.name.clone());
+            let names = needs.served_by.iter().filter_map(name).collect();
+            *last = Some((needs, names));
+        }
+        last.clone().or_else(|| Some((pool_facts::model(view, &self.model)?, Vec::new())))
     }
 
     fn placed(&self, exclusions: &Exclusions) -> Option<Route> {
         let view = Arc::clone(&self.loader.view().borrow());
+        // While its owner is there, who that is can be told.
+        self.served(&view);
         let mut placements = pool_facts::placements(&view)?;
         placements.retain(|placement| {
             placement.model == self.model
@@ -66,13 +88,39 @@ impl Pooled {
         Some(Route { chain, stages: stages.collect(), kept: None })
     }
 
-    /// The whole model, where this node's memory holds it.
-    fn fits_here(&self) -> Option<&WholeFile> {
-        let view = self.loader.view();
-        let view = view.borrow();
-        let needs = pool_facts::models(&view).remove(&self.model)?;
-        let fits = needs.stage_bytes(&(0..needs.size.layers)) <= models_bytes(view.own.memory_bytes);
-        self.whole.as_ref().filter(|_| fits)
+    /// Whether this node has the whole file, its own or a copy, and memory for all layers.
+    fn fits_here(&self) -> bool {
+        let has_copy = || self.loader.blobs().have(&self.model).is_some_and(|here| here.is_whole());
+        if self.local.file.is_none() && !has_copy() {
+            return false;
+        }
+        let view = Arc::clone(&self.loader.view().borrow());
+        let needs = self.served(&view).map(|(needs, _)| needs);
+        needs.is_some_and(|needs| needs.stage_bytes(&(0..needs.size.layers)) <= models_bytes(view.own.memory_bytes))
+    }
+
+    /// The layers that no node has any more, for people.
+    fn missing(&self, view: &View) -> Option<String> {
+        if self.local.file.is_some() {
+            return None;
+        }
+        let here = self.loader.blobs().have(&self.model);
+        let is_here = |layer: u32| {
+            let layer = Wanted { layers: layer..layer + 1, ..Wanted::default() };
+            here.as_ref().is_some_and(|here| here.holds(&layer))
+        };
+        let missing = missing_layers(view, &self.model, self.layers, is_here);
+        if missing.is_empty() {
+            return None;
+        }
+        let layers: Vec<String> = missing.iter().map(|layers| LayerRange::from(layers).to_string()).collect();
+        let owners = self.served(view).map(|(_, owners)| owners).unwrap_or_default();
+        let owners = if owners.is_empty() { "a node that is gone".to_owned() } else { owners.join(", ") };
+        Some(format!(
+            "layers {} of {name} are missing: {owners} had the file; start that node again, or another one with --model {name}",
+            layers.join(", "),
+            name = self.local.name
+        ))
     }
 
     fn alone(&self, exclusions: &Exclusions) -> Option<Route> {
@@ -95,19 +143,25 @@ impl Routes for Pooled {
     }
 
     fn unplaceable(&self) -> Option<String> {
-        let view = self.loader.view();
-        let why = pool_facts::refusal(&view.borrow(), &self.model)?;
-        self.fits_here().is_none().then_some(why)
+        let view = Arc::clone(&self.loader.view().borrow());
+        if let Some(why) = self.missing(&view) {
+            return Some(why);
+        }
+        let why = pool_facts::refusal(&view, &self.model)?;
+        (!self.fits_here()).then_some(why)
     }
 
     fn request_local(&self) {
-        let Some(whole) = self.fits_here().cloned() else { return };
+        if self.loader.pipeline().has(ChainId { model: self.model, epoch: 0 }) || !self.fits_here() {
+            return;
+        }
         if self.loading.swap(true, Ordering::Relaxed) {
             return;
         }
-        let (loader, model, loading) = (self.loader.clone(), self.model, Arc::clone(&self.loading));
+        let (loader, local, model, loading) =
+            (self.loader.clone(), self.local.clone(), self.model, Arc::clone(&self.loading));
         let load = move || {
-            if let Err(error) = loader.load_whole(model, &whole.path, whole.metrics) {
+            if let Err(error) = load_here(&loader, model, &local) {
                 tracing::warn!(event = "fallback_failed", %error, "this node cannot take over alone: {error}");
             }
             loading.store(false, Ordering::Relaxed);
@@ -120,4 +174,13 @@ impl Routes for Pooled {
             self.loading.store(false, Ordering::Relaxed);
         }
     }
+}
+
+/// Loads all layers from the user's file, or from the copy here once what it holds is known to be true.
+fn load_here(loader: &Loader, model: Digest, local: &LocalModel) -> Result<()> {
+    let path = match &local.file {
+        Some(path) => path.clone(),
+        None => loader.whole_copy(model)?,
+    };
+    loader.load_whole(model, &path, Arc::clone(&local.metrics)).map(drop)
 }

@@ -136,6 +136,61 @@ fn a_later_stage_without_memory_refuses_who_has_heard_nothing_and_delays_who_has
     });
 }
 
+#[test]
+fn an_answer_outlives_the_models_owner_where_another_node_has_fetched_all_layers() {
+    let Some(stage) = Stage::set("an_answer_outlives_the_models_owner_where_another_node_has_fetched_all_layers")
+    else {
+        return;
+    };
+    let one = stage.splitting("one").start();
+    let two = stage.cluster.node("two").with("--peer", &one.address).with("--layers", "0-29").start();
+    computed_by(&two, &[&two]);
+    let question = question(LONG, 300);
+    let (undisturbed, _) = Streamed::ask(&two, &question).finish();
+    two.kill9();
+    two.process.wait();
+    // All that was fetched is there still, and now the layers are spread.
+    let two = stage.cluster.node("two").with("--peer", &one.address).start();
+    computed_by(&two, &[&one, &two]);
+    let mut answer = Streamed::ask(&two, &question);
+    answer.has_begun();
+    one.kill9();
+    let (text, pangea) = answer.finish();
+    assert_eq!(text, undisturbed, "{pangea}");
+    assert!(pangea["failovers"].as_u64().unwrap() >= 1, "it was over before anything happened: {pangea}");
+    assert_eq!(two.process.count("wrong bytes"), 0, "nobody sent any");
+    // Also once the pool has forgotten the owner.
+    two.process.line(&format!("Peer {} is gone", one.peer));
+    let models = get(&two.api, "/v1/models").json();
+    assert_eq!(models["data"][0]["id"], SMOLLM2, "{models}");
+    computed_by(&two, &[&two]);
+}
+
+#[test]
+fn an_answer_whose_layers_left_with_the_models_owner_ends_with_an_error_that_names_them() {
+    let Some(stage) =
+        Stage::set("an_answer_whose_layers_left_with_the_models_owner_ends_with_an_error_that_names_them")
+    else {
+        return;
+    };
+    let one = stage.splitting("one").with("--layers", "0-14").start();
+    let two = stage.cluster.node("two").with("--peer", &one.address).with("--layers", "15-29").start();
+    computed_by(&two, &[&one, &two]);
+    let mut answer = Streamed::ask(&two, &question(LONG, 300));
+    answer.has_begun();
+    one.kill9();
+    let error = loop {
+        match answer.try_next() {
+            Ok(true) => {}
+            Ok(false) => panic!("it was over before anything happened: {}", answer.text),
+            Err(error) => break error,
+        }
+    };
+    let message = error["error"]["message"].as_str().unwrap();
+    assert!(message.contains("layers 0-14 of") && message.contains("one had the file"), "{error}");
+    assert_eq!(two.process.count("wrong bytes"), 0, "nobody sent any");
+}
+
 /// A disturbed answer is the undisturbed one, and says what happened; its receipt holds.
 fn goes_on(stage: &Stage, asked: &Node, answer: Streamed, undisturbed: &str) {
     let (text, pangea) = answer.finish();

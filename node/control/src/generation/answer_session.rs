@@ -19,8 +19,9 @@ const FIRST_TOKEN_TIMEOUT: Duration = Duration::from_secs(120);
 /// How long a session may be without a route: weights may have to travel to another node first.
 const ROUTE_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// The same where the master says that the present nodes cannot hold the layers: a node that was lost may be back at once.
-const UNPLACEABLE_TIMEOUT: Duration = Duration::from_secs(5);
+/// The same where the present nodes cannot have or hold the layers: a node that was lost may be back at once, and who waits is
+/// to know within 5 s.
+const UNPLACEABLE_TIMEOUT: Duration = Duration::from_secs(4);
 
 /// The same for a request that never had a route: nodes that start together find each other and are measured within seconds.
 const UNPLACEABLE_TIMEOUT_AT_START: Duration = Duration::from_secs(6);

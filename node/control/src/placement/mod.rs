@@ -11,11 +11,13 @@
 //!   a chain of nodes takes (`cost`), in which orders nodes are chained (`chains`), how many layers each gets (`shares`), and
 //!   why there is no plan (`no_plan`).
 //! * [`preview()`]: where a model would be and is, for people who ask.
+//! * [`missing_layers()`]: which layers no node has any more.
 //! * `cooldown`: which nodes are excluded for now; `replan_delay`: when a better plan replaces what works.
 
 mod chains;
 mod cooldown;
 mod cost;
+mod missing_layers;
 mod no_plan;
 pub mod offer;
 pub mod placed;
@@ -30,6 +32,7 @@ mod shares;
 mod stage_manager;
 
 pub use cost::Prediction;
+pub use missing_layers::missing_layers;
 pub use no_plan::NoPlan;
 pub use offer::{Link, ModelNeeds, NodeOffer};
 pub use placed::{PlacedStage, Placement, PlacementRefusal};

@@ -23,7 +23,7 @@ pub fn models(view: &View) -> BTreeMap<Digest, ModelNeeds> {
 }
 
 /// What is known of a model, whoever serves it.
-pub(super) fn model(view: &View, digest: &Digest) -> Option<ModelNeeds> {
+pub fn model(view: &View, digest: &Digest) -> Option<ModelNeeds> {
     let all = view.everyone().flat_map(|advert| advert.models.iter().map(move |model| (&**advert, model)));
     let published: Vec<_> = all.filter(|(_, model)| model.digest == *digest).collect();
     let mut needs = needs(*digest, published.clone());
