@@ -1,34 +1,36 @@
 //! The layers that this node holds, and the chains that they are part of: fetched and packed as the placer orders, shared by
 //! the chains of one placement after another, given up when nobody needs them. It decides no placement.
 
+mod stage_loading;
+
 use std::collections::HashMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use libp2p::PeerId;
 use pangea_client::{Error, ErrorKind, Result};
 use pangea_compute::draft::MAX_DRAFT;
 use pangea_compute::model::{Cache, Model, ModelFile, ModelPart, PageBudget};
 use pangea_compute::{Cancel, Digest};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 
 use super::host::{Pipeline, StageSetup};
 use super::wire::{ChainId, StageAt};
-use crate::blob::{Blobs, Wanted, model_size};
+use crate::blob::{Blobs, model_size};
 use crate::devices::threads::Purpose;
 use crate::devices::{Devices, Kind, Lease};
-use crate::placement::{Sessions, StageLoader};
-use crate::pool::{ModelAdvert, Pool, StageState, View};
+use crate::placement::Sessions;
+use crate::pool::{ModelAdvert, Pool, View};
 use crate::serve::{EngineMetrics, LoadedPart, ModelText};
 use crate::{clock, compute_error};
 use pangea_control::devices::roomy_sessions_bytes;
-use pangea_control::placement::{Placement, StageOrder, StageReport, pool_facts};
+use pangea_control::placement::{Placement, pool_facts};
 use pangea_control::session::Drafts;
 use pangea_control::session::batch::BatchLimits;
 use pangea_control::session::chains::{ChainUse, Chains};
-use pangea_units::{ByteSize, LayerRange};
+use pangea_units::ByteSize;
 
 /// Rows of prompts in a step without answers: a quarter of a second at most on a slow machine.
 const PROMPT_ROWS: usize = 256;
@@ -117,10 +119,6 @@ struct Inner {
 /// How long a load waits for memory that is leased now: stages that end give theirs back within a second, and products theirs
 /// when they are done.
 const MEMORY_PATIENCE: Duration = Duration::from_secs(5);
-
-/// A fetch that finds nobody is tried again so often, after such a time.
-const FETCH_RETRIES: u32 = 4;
-const FETCH_RETRY: Duration = Duration::from_millis(300);
 
 impl std::fmt::Debug for Loader {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -288,48 +286,6 @@ impl Loader {
             stages,
         })?;
         inner.changed.send_modify(|version| *version += 1);
-        Ok(())
-    }
-
-    fn load(&self, order: &StageOrder, cancel: &Cancel, report: &(dyn Fn(StageState) + Sync)) -> Result<()> {
-        let wanted = Wanted { layers: order.layers.clone(), embedding: order.layers.start == 0, head: order.last };
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .map_err(|error| Error::new(ErrorKind::Internal, format!("cannot fetch layers: {error}")))?;
-        let began = Instant::now();
-        let (name, layers) = (&order.name, &order.layers);
-        let blobs = self.0.blobs.called(name);
-        let path = runtime.block_on(async {
-            let mut attempt = 0;
-            loop {
-                let mut progress = |done, total| report(StageState::Fetching { done, total });
-                let holders = order.providers.clone();
-                let fetched = blobs.fetch(order.model, wanted.clone(), holders, &mut progress, cancel).await;
-                match fetched {
-                    // Connections of nodes that have just met may be replaced.
-                    Err(error) if error.kind() == ErrorKind::Unavailable && attempt < FETCH_RETRIES => {
-                        attempt += 1;
-                        tokio::time::sleep(FETCH_RETRY).await;
-                    }
-                    fetched => return fetched,
-                }
-            }
-        })?;
-        report(StageState::Loading);
-        let file = ModelFile::open(&path).map_err(compute_error)?;
-        self.pack(order.model, &file, layers.clone(), order.session_bytes, self.metrics(order.model))?;
-        self.say(order.model, name);
-        let (range, millis) = (LayerRange::from(layers), began.elapsed().as_millis() as u64);
-        tracing::info!(
-            event = "layers_ready",
-            model = name,
-            first = range.first,
-            last = range.last,
-            millis,
-            "Model {name}: layers {range} are ready"
-        );
-        self.0.changed.send_modify(|version| *version += 1);
         Ok(())
     }
 
@@ -531,75 +487,6 @@ impl Loader {
 
     fn chains(&self) -> MutexGuard<'_, Chains> {
         self.0.chains.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl StageLoader for Loader {
-    fn fetch_and_load(&self, order: StageOrder, reports: mpsc::Sender<StageReport>) {
-        let cancel = Cancel::new();
-        let key = (order.model, order.layers.start, order.layers.end);
-        self.loading().insert(key, cancel.clone());
-        let loader = self.clone();
-        let report = {
-            let (model, layers, epoch) = (order.model, order.layers.clone(), order.epoch);
-            move |state| {
-                let report = StageReport { model, layers: layers.clone(), epoch, state };
-                if matches!(report.state, StageState::Fetching { .. }) {
-                    // The next one says more.
-                    let _ = reports.try_send(report);
-                } else {
-                    // The placer reads on; without it there is nobody to tell.
-                    let _ = reports.blocking_send(report);
-                }
-            }
-        };
-        let (failed, panicked) = (report.clone(), report.clone());
-        let name = format!("loading layers {} of {}", LayerRange::from(&order.layers), order.name);
-        let loaded = self.clone();
-        let work = move || {
-            let state = match loader.load(&order, &cancel, &report) {
-                Ok(()) => StageState::Ready,
-                Err(error) => StageState::Failed(error.message().to_owned()),
-            };
-            if let StageState::Failed(why) = &state {
-                let (model, range) = (&order.name, LayerRange::from(&order.layers));
-                tracing::warn!(
-                    event = "stage_failed",
-                    model,
-                    why,
-                    "Model {model}: cannot load layers {range} on this node: {why}"
-                );
-            }
-            loader.loading().remove(&key);
-            report(state);
-        };
-        let on_panic = move |why: &str| {
-            loaded.loading().remove(&key);
-            panicked(StageState::Failed(format!("loading the layers panicked: {why}")));
-        };
-        if let Err(error) = self.0.pipeline.supervisor().owned_thread(&name, work, on_panic) {
-            failed(StageState::Failed(format!("cannot start a thread to load layers: {error}")));
-        }
-    }
-
-    fn unload(&self, model: Digest, layers: Range<u32>) {
-        let key = (model, layers.start, layers.end);
-        if let Some(cancel) = self.loading().remove(&key) {
-            cancel.cancel();
-        }
-        // The chain of this node alone has them, too, and stays.
-        if self.0.pipeline.has(ChainId { model, epoch: 0 }) && self.is_whole(&key) {
-            return;
-        }
-        if let Some(loaded) = self.loaded().remove(&key) {
-            let chains = self.chains().of(&model);
-            for chain in chains {
-                if self.0.pipeline.uses(chain, &loaded.model) {
-                    self.0.pipeline.end(chain);
-                    self.chains().remove(&chain);
-                }
-            }
-        }
     }
 }
 
