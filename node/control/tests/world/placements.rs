@@ -8,7 +8,7 @@ use crate::scenario::{SECOND, Scenario};
 use crate::world::World;
 
 fn seeds() -> u64 {
-    if cfg!(debug_assertions) { 6 } else { 60 }
+    if cfg!(debug_assertions) { 2 } else { 60 }
 }
 
 /// Equal nodes that share model 1 among all of them, settled.

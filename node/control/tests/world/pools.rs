@@ -39,7 +39,7 @@ fn pool(seed: u64, count: usize, change: impl Fn(usize, &mut NodeSpec)) -> World
 }
 
 fn seeds() -> u64 {
-    if cfg!(debug_assertions) { 20 } else { 300 }
+    if cfg!(debug_assertions) { 5 } else { 300 }
 }
 
 #[test]
