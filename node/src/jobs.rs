@@ -2,7 +2,7 @@
 //! whoever follows, and reaches those who compute a job to cancel it; what follows from what is [`pangea_control::jobs`]'s.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use pangea_client::jobs::{JobError, JobOwner, JobStatus, JobStatusProgress};
@@ -65,7 +65,7 @@ impl Jobs {
 
     /// All jobs that are known, the latest submitted first.
     pub fn list(&self) -> Vec<JobStatus> {
-        let clock = WallClock::now();
+        let clock = WallClock::of_this_process();
         self.lock().jobs.list().iter().map(|job| clock.status(job)).collect()
     }
 
@@ -156,16 +156,19 @@ impl Drop for Ticket {
     }
 }
 
-/// The time of day beside the node's own clock, to tell when something was.
+/// The time of day beside the node's own clock, to tell when something was: read once, so that a time is always told alike.
 struct WallClock {
     unix_ms: u64,
     now: Time,
 }
 
 impl WallClock {
-    fn now() -> WallClock {
-        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        WallClock { unix_ms: since.as_millis() as u64, now: clock::now() }
+    fn of_this_process() -> &'static WallClock {
+        static READ: OnceLock<WallClock> = OnceLock::new();
+        READ.get_or_init(|| {
+            let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+            WallClock { unix_ms: since.as_millis() as u64, now: clock::now() }
+        })
     }
 
     fn unix_ms(&self, time: Time) -> u64 {
@@ -201,7 +204,7 @@ impl WallClock {
 
 /// A job as programs and people are told of it now.
 pub fn status(job: &Job) -> JobStatus {
-    WallClock::now().status(job)
+    WallClock::of_this_process().status(job)
 }
 
 #[cfg(test)]

@@ -70,7 +70,7 @@ fn events_tell_an_answer_from_being_submitted_to_its_end() {
 #[test]
 fn a_node_that_is_told_to_stop_completes_the_answer_under_way() {
     let Some(serving) = Serving::start("a_node_that_is_told_to_stop") else { return };
-    let mut body = question("Count from one to a hundred, please.", 60);
+    let mut body = question("Count from one to a hundred, please.", 24);
     (body["stream"], body["logit_bias"]) = (json!(true), json!({"2": -100}));
     let mut response = post(serving.api(), CHAT, &body);
     let first: Value = serde_json::from_str(&response.event().unwrap()).unwrap();
