@@ -31,7 +31,6 @@ const TIME_TICK: Duration = Duration::from_secs(1);
 const WATCHED: Duration = Duration::from_millis(6);
 
 /// What a stage is told.
-#[expect(clippy::large_enum_variant, reason = "all but messages are rare")]
 pub(super) enum StageEvent {
     /// Somebody who may has sent this.
     Message { message: Message, payload: Payload },

@@ -175,9 +175,9 @@ fn a_session_that_nobody_closes_is_closed_in_the_end() {
     first.open(1);
     first.compute();
     first.stepped(0, 0, 3, true);
-    first.now = first.now + CLOSE_TIMEOUT;
+    first.now += CLOSE_TIMEOUT;
     assert!(first.protocol.follows_time() && first.handle(Event::Ready).is_empty());
-    first.now = first.now + Duration::from_millis(1);
+    first.now += Duration::from_millis(1);
     let actions = first.handle(Event::Ready);
     assert!(is_forgotten(&actions, 1) && sent(&actions, 1).len() == 1, "{actions:?}");
     assert_eq!(first.protocol.sessions(), 0);
