@@ -1,7 +1,7 @@
 //! The tasks of one stream. A task waits until both operands are here and true to their digests, then until there is memory for
 //! its result, and only then goes to the executor: what a peer claims costs neither memory nor time before it is judged.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use pangea_units::{Digest, Error, ErrorKind};
@@ -218,10 +218,11 @@ impl Intake {
             return;
         }
         let until = terms.deadline.map(|left| now + left);
-        let lacking: BTreeSet<Digest> =
-            terms.operands.into_iter().zip(held).filter_map(|(digest, held)| (!held).then_some(digest)).collect();
+        let lacking = terms.operands.into_iter().zip(held).filter_map(|(digest, held)| (!held).then_some(digest));
+        let mut lacking: Vec<Digest> = lacking.collect();
+        lacking.dedup();
         if !lacking.is_empty() {
-            actions.push(Action::AskFor(task, lacking.into_iter().collect()));
+            actions.push(Action::AskFor(task, lacking));
         }
         let missing = whole.map(|whole| !whole);
         self.tasks.insert(task, Accepted { terms, until, stage: Stage::Operands(missing) });

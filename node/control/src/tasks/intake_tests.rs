@@ -26,6 +26,11 @@ fn a_task_starts_once_its_operands_and_the_memory_for_its_result_are_here() {
     let mut intake = Intake::new(MOST);
     let asked = intake.handle(task(terms(1, 1, 2), [true, false]), Time::ZERO);
     assert_eq!(asked, [Action::AskFor(1, vec![digest(2)])]);
+    // In the task's order, and once where both are the same.
+    let both = Event::Task { terms: terms(7, 9, 8), held: [false; 2], whole: [false; 2], refusal: None };
+    assert_eq!(intake.handle(both, Time::ZERO), [Action::AskFor(7, vec![digest(9), digest(8)])]);
+    let square = Event::Task { terms: terms(8, 9, 9), held: [false; 2], whole: [false; 2], refusal: None };
+    assert_eq!(intake.handle(square, Time::ZERO), [Action::AskFor(8, vec![digest(9)])]);
     assert!(intake.needs(&digest(1)) && intake.needs(&digest(2)) && !intake.needs(&digest(3)));
     assert_eq!(intake.handle(Event::Whole(digest(2)), Time::ZERO), [Action::Lease(1, [digest(1), digest(2)])]);
     assert_eq!(intake.handle(Event::Leased(1), Time::ZERO), [Action::Start(1, 0)]);
