@@ -87,7 +87,7 @@ fn what_is_no_model_is_refused_with_a_sentence() {
     let far = (CONTEXT + 1).to_string();
     for (arguments, said) in [
         (&["perplexity", "good.gguf", "missing.txt"][..], "there is no such file"),
-        (&["perplexity", "good.gguf", "latin.txt"], "UTF-8 (byte 1)"),
+        (&["perplexity", "good.gguf", "latin.txt"], "UTF-8 at byte 1"),
         (&["perplexity", "good.gguf", "little.txt", "-q"], "a text of at least 1024 tokens"),
         (&["perplexity", "good.gguf", "text.txt", "--ctx", &far, "-q"], "use 4 to 512"),
         (&["perplexity", "good.gguf", "text.txt", "--ctx", "0", "-q"], "use 4 to 512"),
@@ -417,7 +417,7 @@ fn programs_ask_a_model_and_get_its_answer_as_it_comes() {
         (wrong, "temperature"),
         (text(&"a".repeat(CONTEXT), 1), "shorten"),
         (GenerationRequest::new(Prompt::Tokens(vec![1_000_000])), "1000000"),
-        (GenerationRequest { json_schema: Some("{".to_owned()), ..text("Hello", 1) }, "no JSON"),
+        (GenerationRequest { json_schema: Some("{".to_owned()), ..text("Hello", 1) }, "is not JSON"),
     ] {
         let error = answer(&request).unwrap_err();
         assert!(error.kind() == ErrorKind::InvalidInput && error.message().contains(said), "{said}: {error}");

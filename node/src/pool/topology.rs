@@ -74,7 +74,7 @@ mod tests {
             local: one,
             own: Arc::new(own),
             term: Some(Term { counter: 1, master: two }),
-            nodes: BTreeMap::from([(two, Arc::new(advert_of(two)))]),
+            nodes: BTreeMap::from([(two, Arc::new(Advert { links: vec![link(one, "incoming")], ..advert_of(two) }))]),
             connected: BTreeSet::from([two]),
         };
         let topology = of(&view);

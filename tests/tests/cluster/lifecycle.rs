@@ -213,7 +213,7 @@ fn a_part_whose_state_is_lost_with_it_ends_the_node_with_its_name_and_exit_code_
 fn a_panic_at_one_task_costs_a_worker_that_task_alone() {
     let cluster = Cluster::new();
     let star = cluster.star(vec![cluster.node("worker").fault("panic-executor")]);
-    let (a, b) = operands(DType::I32, 512, 512, 512);
+    let (a, b) = operands(DType::I8, 512, 512, 512);
     let product = pangea_tests::matrix::multiply(&star.one.client(), &a, &b, &remote()).unwrap();
     pangea_tests::matrix::assert_product(&a, &b, &product.c);
     let worker = &star.workers[0];

@@ -3,9 +3,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use libp2p_identity::PeerId;
 use pangea_control::placement::{Placement, PlacementRefusal, StageOrder, pool_facts};
 use pangea_control::pool::{Term, View};
 use pangea_control::schedule::{FailureKind, Tile};
+
+use pangea_units::Digest;
 
 use crate::node::{Node, Run};
 use crate::scenario::{Disturbance, Micros, SaidPlacements};
@@ -60,8 +63,8 @@ impl Counts {
 pub(crate) struct Checks {
     jobs: BTreeMap<usize, Job>,
     said: SaidPlacements,
-    /// The highest term that each node ever lived under.
-    highest: BTreeMap<usize, Term>,
+    /// Every master that some node lived under.
+    pub(crate) masters: BTreeSet<PeerId>,
     /// Branches taken.
     pub(crate) counts: Counts,
     /// FNV-1a over every line of the log.
@@ -75,7 +78,7 @@ impl Checks {
         Checks {
             jobs: BTreeMap::new(),
             said: BTreeMap::new(),
-            highest: BTreeMap::new(),
+            masters: BTreeSet::new(),
             counts: Counts::default(),
             digest: 0xcbf2_9ce4_8422_2325,
             lines: log.then(Vec::new),
@@ -153,10 +156,7 @@ impl Checks {
     /// A node lives under another term from now on.
     pub(crate) fn lives_under(&mut self, now: Micros, at: usize, term: Option<Term>) {
         self.log(now, format_args!("node {at} lives under {term:?}"));
-        if let Some(term) = term {
-            let highest = self.highest.entry(at).or_insert(term);
-            *highest = (*highest).max(term);
-        }
+        self.masters.extend(term.map(|term| term.master));
     }
 
     /// A master said where models are: under its own term, one thing under one epoch.
@@ -281,6 +281,12 @@ impl Checks {
         self.counts.add("quarantines");
         self.log(now, format_args!("node {at} quarantines {peer}"));
         if lies { Ok(()) } else { Err(Broken::new(now, format!("node {at} quarantines {peer}, which is honest"))) }
+    }
+
+    /// How many placements of a model there have been.
+    pub(crate) fn placements_of(&self, model: Digest) -> usize {
+        let epochs = self.said.keys().filter(|(_, of, _)| *of == model).map(|(.., epoch)| *epoch);
+        epochs.collect::<BTreeSet<u64>>().len()
     }
 
     /// No job is left that nobody works on.
