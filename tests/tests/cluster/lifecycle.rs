@@ -220,7 +220,10 @@ fn a_panic_at_one_task_costs_a_worker_that_task_alone() {
     worker.process.line("The part \"executor\" panicked: as the fault of this node says; restarting it");
     assert_eq!(pangea_tests::http::get(&worker.api, "/healthz").status, 200);
     let (a, b) = operands(DType::I8, 64, 64, 64);
-    let again = pangea_tests::matrix::multiply(&star.one.client(), &a, &b, &remote()).unwrap();
-    pangea_tests::matrix::assert_product(&a, &b, &again.c);
-    assert!(again.report.tasks.remote > 0, "the worker works on: {:?}", again.report);
+    // The coordinator leaves a worker that failed alone for a moment.
+    eventually("the worker works on", || {
+        let again = pangea_tests::matrix::multiply(&star.one.client(), &a, &b, &remote()).unwrap();
+        pangea_tests::matrix::assert_product(&a, &b, &again.c);
+        again.report.tasks.remote > 0
+    });
 }

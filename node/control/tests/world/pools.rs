@@ -46,7 +46,7 @@ fn of_nodes_that_start_together_one_becomes_the_master_and_stays_it() {
         let mut world = pool(seed, 3, |_, _| {});
         for node in 0..3 {
             world.start(node);
-            let later = world.chance.below(SECOND * 2 / 5);
+            let later = world.chance.below(SECOND * 3 / 10);
             world.run_for(later).unwrap();
         }
         agree(&mut world);
