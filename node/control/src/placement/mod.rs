@@ -6,7 +6,7 @@
 //! ```
 //!
 //! * [`placer`]: the state machine of a node's part; [`pool_facts`]: what it reads off a view.
-//! * [`placed`]: what is decided, a plain value.
+//! * [`Placement`]: what is decided, a plain value of the pool.
 //! * [`plan()`]: the fastest placement that fits, from what nodes offer. Below it: what it is made from ([`offer`]), what
 //!   a chain of nodes takes (`cost`), in which orders nodes are chained (`chains`), how many layers each gets (`shares`), and
 //!   why there is no plan (`no_plan`).
@@ -20,7 +20,6 @@ mod cost;
 mod missing_layers;
 mod no_plan;
 pub mod offer;
-pub mod placed;
 mod placement_master;
 pub mod placer;
 mod plan;
@@ -31,11 +30,11 @@ mod running;
 mod shares;
 mod stage_manager;
 
+pub use crate::pool::placed::{PlacedStage, Placement, PlacementRefusal};
 pub use cost::Prediction;
 pub use missing_layers::missing_layers;
 pub use no_plan::NoPlan;
 pub use offer::{Link, ModelNeeds, NodeOffer};
-pub use placed::{PlacedStage, Placement, PlacementRefusal};
 pub use placement_master::Note;
 pub use placer::{Action, Event, Placer};
 pub use plan::{Alternative, Plan, plan, predict};

@@ -8,7 +8,7 @@ use libp2p_identity::PeerId;
 use multiaddr::Multiaddr;
 use pangea_units::Digest;
 
-use crate::placement::{Placement, PlacementRefusal};
+use super::placed::{Placement, PlacementRefusal};
 
 /// The version of a mastership. A higher term fences every lower one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

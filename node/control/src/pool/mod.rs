@@ -1,6 +1,6 @@
 //! The nodes of a pool, seen from one of them: who is there, how they are connected, who is the master.
 //!
-//! * [`advert`]: what a node says of itself.
+//! * [`advert`]: what a node says of itself; [`placed`]: in it, what a master has decided of models.
 //! * [`roster`]: which nodes are there; [`election`]: which of them is the master; [`term_keeper`]: when its term is told.
 //! * [`view`]: the pool at one moment, as the rest of the node reads it.
 //!
@@ -8,6 +8,7 @@
 
 pub mod advert;
 pub mod election;
+pub mod placed;
 pub mod roster;
 pub mod term_keeper;
 pub mod view;

@@ -5,7 +5,7 @@ use std::ops::Range;
 use libp2p_identity::PeerId;
 use pangea_units::Digest;
 
-use crate::pool::Term;
+use super::advert::Term;
 
 /// The stages of one model, in the order in which activations travel.
 #[derive(Clone, Debug, PartialEq)]
