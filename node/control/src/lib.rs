@@ -20,6 +20,7 @@
 //! | [`tasks`] | which tasks of a peer a worker takes, when each starts and how each ends |
 //! | [`time`] | the one type of a moment |
 
+mod backoff;
 pub mod blob;
 pub mod devices;
 pub mod generation;

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::Time;
+use crate::backoff::doubled;
 
 /// Weight of the newest measurement in the smoothed link speed.
 const LINK_SPEED_WEIGHT: f64 = 0.2;
@@ -148,6 +149,6 @@ impl Peer {
         let lasted = now.since(self.since);
         self.short_streams = if lasted > REOPEN_DELAY_MAX { 0 } else { self.short_streams.saturating_add(1) };
         self.enter(PeerState::Connecting, now);
-        REOPEN_DELAY.saturating_mul(1 << self.short_streams.min(16)).min(REOPEN_DELAY_MAX)
+        doubled(REOPEN_DELAY, self.short_streams, REOPEN_DELAY_MAX)
     }
 }

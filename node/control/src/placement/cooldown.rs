@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::Time;
+use crate::backoff::doubled;
 
 use libp2p_identity::PeerId;
 
@@ -48,7 +49,7 @@ impl Cooldowns {
             return;
         }
         let times = known.map_or(0, |known| known.times.saturating_add(1));
-        let time = COOLDOWN.saturating_mul(1 << times.min(16)).min(COOLDOWN_MAX);
+        let time = doubled(COOLDOWN, times, COOLDOWN_MAX);
         let cooldown = Cooldown { until: now + time, times, incarnation: advert.incarnation, culpability };
         self.0.insert(peer, cooldown);
     }

@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::Time;
+use crate::backoff::doubled;
 
 use libp2p_identity::PeerId;
 use pangea_units::Digest;
@@ -390,7 +391,7 @@ impl ModelPlacement {
             Health::Disconnected { since, by } => {
                 let steady = now.since(running.made) >= STABLE_AFTER;
                 let before = if steady { 0 } else { self.breaks };
-                let delay = CHAIN_RETRY_DELAY.saturating_mul(1 << before.min(16)).min(CHAIN_RETRY_DELAY_MAX);
+                let delay = doubled(CHAIN_RETRY_DELAY, before, CHAIN_RETRY_DELAY_MAX);
                 if now.since(since) < delay {
                     return Some(running);
                 }

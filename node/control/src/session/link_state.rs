@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::Time;
+use crate::backoff::doubled;
 
 use libp2p_identity::PeerId;
 
@@ -157,7 +158,7 @@ impl LinkStates {
 
     /// Opens a stream where the peer is there and none is being opened: later and later, if they keep ending.
     fn reopen(&mut self, link: &mut Link, actions: &mut Vec<Action>) {
-        let after = REOPEN_FIRST.saturating_mul(1 << link.failures.min(16)).min(REOPEN_LATEST);
+        let after = doubled(REOPEN_FIRST, link.failures, REOPEN_LATEST);
         if self.open(link, after, actions) {
             link.failures = link.failures.saturating_add(1);
         }

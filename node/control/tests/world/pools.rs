@@ -2,11 +2,10 @@
 
 use pangea_control::pool::Term;
 
+use crate::QUIET;
 use crate::checks::{self, Broken};
 use crate::scenario::{NodeSpec, SECOND, Scenario};
 use crate::world::World;
-
-const QUIET: u64 = 5 * SECOND;
 
 fn index(world: &World, term: Term) -> usize {
     world.nodes.iter().position(|node| node.peer == term.master).unwrap()
