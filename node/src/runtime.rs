@@ -215,27 +215,16 @@ fn build(parts: Parts, executor: Executor, speeds: Speeds) -> Result<Built> {
     let memory = Memory::new(parts.state);
     let remembered = memory.term()?;
     let own = Advert {
-        peer,
         incarnation: memory.next_incarnation()?,
-        sequence: 0,
         name: parts.name.clone(),
-        term: None,
-        counter: 0,
         force_master: parts.force_master,
-        uptime: Duration::ZERO,
         works: parts.works,
         numerics: pangea_compute::model::NUMERICS,
-        addresses: Vec::new(),
         device: format!("cpu/{}", executor.isa()),
         threads: u16::try_from(parts.devices.threads(Purpose::Products)).unwrap_or(u16::MAX),
         memory_bytes: parts.devices.limit(),
         f32_flops_per_s: speeds.f32_flops_per_s,
-        speed: None,
-        links: Vec::new(),
-        models: Vec::new(),
-        stages: Vec::new(),
-        placements: Vec::new(),
-        refusals: Vec::new(),
+        ..Advert::new(peer)
     };
     let gossip = GossipConfig { topic: pool::codec::TOPIC, max_bytes: pool::codec::MAX_ADVERT_BYTES };
     let network = parts

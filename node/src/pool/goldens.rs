@@ -13,27 +13,17 @@ use pangea_control::placement::{PlacedStage, Placement, PlacementRefusal};
 /// What an ordinary new node says of itself.
 pub(crate) fn advert_of(peer: PeerId) -> Advert {
     Advert {
-        peer,
         incarnation: 1_700_000_000_000,
         sequence: 1,
         name: "blue".to_owned(),
-        term: None,
-        counter: 0,
-        force_master: false,
         uptime: Duration::from_millis(1500),
-        works: true,
         numerics: 1,
         addresses: vec!["/ip4/192.168.1.20/tcp/7777".parse().unwrap()],
         device: "cpu/avx512".to_owned(),
         threads: 8,
         memory_bytes: 8 << 30,
         f32_flops_per_s: 2e11,
-        speed: None,
-        links: Vec::new(),
-        models: Vec::new(),
-        stages: Vec::new(),
-        placements: Vec::new(),
-        refusals: Vec::new(),
+        ..Advert::new(peer)
     }
 }
 
