@@ -1,4 +1,5 @@
-//! The modules of this crate form layers: the map in `lib.rs` numbers them, and each module uses lower layers only.
+//! The modules of a crate form layers: the map in its `lib.rs` numbers them, and each module uses lower layers only. Every crate
+//! with such a map includes this file in its tests.
 // A test may stop at the first thing that is not as it should be, in its helpers too.
 #![allow(clippy::unwrap_used)]
 
@@ -66,7 +67,7 @@ fn sources(folder: &Path) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
     entries
         .flat_map(|path| if path.is_dir() { sources(&path) } else { vec![path] })
-        .filter(|path| path.extension().is_some_and(|extension| extension == "rs") && !path.ends_with("tests.rs"))
+        .filter(|path| path.to_str().is_some_and(|name| name.ends_with(".rs") && !name.ends_with("tests.rs")))
         .collect()
 }
 
@@ -86,14 +87,15 @@ fn every_module_uses_lower_layers_only() {
     for path in sources(&root) {
         let relative = path.strip_prefix(&root).unwrap().with_extension("");
         let module = relative.iter().next().unwrap().to_str().unwrap();
-        if module == "lib" {
+        if ["lib", "main"].contains(&module) {
             continue;
         }
         let layer = *layers.get(module).unwrap_or_else(|| panic!("{module} is not in the map of lib.rs"));
         let code = code(&path).replace("$crate::", "crate::");
         for used in code.split("crate::").skip(1).flat_map(modules) {
             let target = exports.get(&used).unwrap_or(&used);
-            if target == "pangea_units" {
+            // What other crates own, and what `lib.rs` itself defines, lies below all of these.
+            if target.starts_with("pangea_") || lib.contains(&format!("fn {used}(")) {
                 continue;
             }
             let Some(below) = layers.get(target) else { panic!("{}: no module crate::{used}", path.display()) };
@@ -105,5 +107,5 @@ fn every_module_uses_lower_layers_only() {
             uses += 1;
         }
     }
-    assert!(uses > 100, "only {uses} uses were found");
+    assert!(uses > layers.len(), "only {uses} uses were found");
 }

@@ -15,6 +15,7 @@ use crate::blob;
 use crate::devices::Devices;
 use crate::devices::threads::Purpose;
 use crate::fabric::{Driver, Fabric, Settings, evidence};
+use crate::fault::Fault;
 use crate::jobs::Jobs;
 use crate::net::{self, Followers, GossipConfig, Interest, NetConfig, NetError, Network};
 use crate::observe::Observer;
@@ -27,7 +28,6 @@ use crate::pool::{self, Advert, Pool};
 use crate::storage::State;
 use crate::supervise::Supervisor;
 use crate::worker::executor::{Executor, Speeds};
-use crate::worker::fault::Fault;
 
 /// Dropped tensors that are kept for the next take at most this part of a node's memory.
 const KEPT_SHARE: u64 = 32;

@@ -19,8 +19,8 @@ use tokio::sync::watch;
 use tokio::time::MissedTickBehavior;
 
 use crate::clock;
+use crate::fault::Fault;
 use crate::observe::Observer;
-use crate::worker::fault::Fault;
 
 /// Time between two beats of a thread that runs tasks.
 const BEAT: Duration = Duration::from_secs(1);

@@ -7,12 +7,12 @@ use std::time::Duration;
 use pangea_compute::{DType, Tensor};
 use pangea_node::devices::Devices;
 use pangea_node::fabric::{JobOutcome, JobRequest, Place};
+use pangea_node::fault::Fault;
 use pangea_node::jobs::Jobs;
 use pangea_node::net::{NetConfig, identity};
 use pangea_node::observe::Observer;
 use pangea_node::runtime::{Parts, Runtime};
 use pangea_node::supervise::Supervisor;
-use pangea_node::worker::fault::Fault;
 
 /// The longest any of these may take before it counts as hung.
 const HUNG: Duration = Duration::from_secs(60);

@@ -97,7 +97,7 @@ impl Home {
             let output = models[0].forward(&pool, &mut [step], Input::Tokens(&tokens[next.clone()])).unwrap();
             let mut activations = output.activations().to_vec();
             if let Some((0, position)) = lie.filter(|(_, position)| next.contains(position)) {
-                pangea_node::worker::fault::twist_row(&mut activations[(position - next.start) * width..][..width], 3);
+                pangea_node::fault::twist_row(&mut activations[(position - next.start) * width..][..width], 3);
             }
             rows.extend(activations.chunks_exact(width).zip(next.start as u64..).map(|(row, at)| row_leaf(at, row)));
             let step = Step { cache: &mut caches[1], rows: next.len(), logits: Logits::Last };
@@ -108,7 +108,7 @@ impl Home {
             let mut choice: Choice =
                 choose(&asked.sampling, prompt, answer, output.logits_mut(0), allowed.as_ref()).unwrap();
             if lie == Some((1, next.end - 1)) {
-                choice.token = pangea_node::worker::fault::twist_token(choice.token, 256, 5);
+                choice.token = pangea_node::fault::twist_token(choice.token, 256, 5);
             }
             chosen.push(chosen_leaf(next.end as u64 - 1, &choice));
             tokens.push(choice.token);

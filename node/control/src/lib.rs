@@ -3,22 +3,26 @@
 //! Nothing here owns a socket, a file, a thread, a clock or randomness: the manifest lists no crate that has any, and the
 //! drivers in `pangea-node` bring all of it. So the binary and the simulated world run the very same types.
 //!
-//! | room | decides |
-//! |---|---|
-//! | [`schedule`] | how a product is cut into tasks, and which worker gets which task when |
-//! | [`placement`] | which node computes which layers of which model |
-//! | [`generation`] | which chain answers a request, when an answer fails over, when the request is concluded and with which verdict |
-//! | [`session`] | the protocol of a chain's stages: who may say what, which rows of which sequence are computed next, what is signed; which streams make the link to a peer |
-//! | [`peers`] | what is known of each peer, and whether it may compute |
-//! | [`pool`] | which nodes are there, and which of them is the master |
-//! | [`net`] | whom to dial when; who is admitted; which of two connections lives; which peers are dead |
-//! | [`blob`] | which part of a model file is asked of which provider |
-//! | [`devices`] | who holds which part of a node's memory |
-//! | [`jobs`] | what was asked of the node, by whom, how far it is and what it came to; whether a new job is accepted |
-//! | [`trust`] | which sessions are audited; how far an answer can be trusted |
-//! | [`supervise`] | what follows when a thread or a task of the node ends |
-//! | [`tasks`] | which tasks of a peer a worker takes, when each starts and how each ends |
-//! | [`time`] | the one type of a moment |
+//! The map, from the bottom up. A room uses rooms of lower layers only (`tests/layers.rs` checks it):
+//!
+//! | layer | room | decides |
+//! |---|---|---|
+//! | 0 | [`time`] | the one type of a moment |
+//! | 0 | `backoff` | how long a failure in a row delays the next try |
+//! | 0 | `test_peers` | the peers of unit tests |
+//! | 1 | [`supervise`] | what follows when a thread or a task of the node ends |
+//! | 1 | [`devices`] | who holds which part of a node's memory |
+//! | 1 | [`trust`] | which sessions are audited; how far an answer can be trusted |
+//! | 1 | [`blob`] | which part of a model file is asked of which provider |
+//! | 1 | [`tasks`] | which tasks of a peer a worker takes, when each starts and how each ends |
+//! | 1 | [`net`] | whom to dial when; who is admitted; which of two connections lives; which peers are dead |
+//! | 1 | [`peers`] | what is known of each peer, and whether it may compute |
+//! | 1 | [`pool`] | which nodes are there, and which of them is the master |
+//! | 1 | [`session`] | the protocol of a chain's stages: who may say what, which rows of which sequence are computed next, what is signed; which streams make the link to a peer |
+//! | 2 | [`jobs`] | what was asked of the node, by whom, how far it is and what it came to; whether a new job is accepted |
+//! | 2 | [`placement`] | which node computes which layers of which model |
+//! | 2 | [`generation`] | which chain answers a request, when an answer fails over, when the request is concluded and with which verdict |
+//! | 3 | [`schedule`] | how a product is cut into tasks, and which worker gets which task when |
 
 mod backoff;
 pub mod blob;

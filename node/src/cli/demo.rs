@@ -19,7 +19,7 @@ use super::failure::{Exit, Failure};
 use super::matrix::Operand;
 use super::table::{Align, Table, seconds, short_peer, shortened};
 use super::{print, print_json};
-use crate::config::host;
+use crate::host;
 use crate::models;
 
 /// Run three nodes, multiply across them, and kill one meanwhile

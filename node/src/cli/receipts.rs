@@ -16,9 +16,9 @@ use super::progress::Progress;
 use super::session::note;
 use super::table::{Align, Table, facts, short_peer, shortened};
 use super::{print, print_json};
-use crate::config;
 use crate::models::{self, Found};
 use crate::trust::{OutputCheck, Receipt, ReceiptStore, StageCheck, Verification, Weights, store, verify};
+use crate::{config, host};
 use pangea_units::LayerRange;
 
 const VERIFY_EXAMPLES: &str = "\
@@ -214,7 +214,7 @@ fn check(args: &ReceiptsVerifyArgs, output: OutputArgs) -> Result<(), Failure> {
     let cancel = Cancel::new();
     let mut pace =
         ReplayPace { chunk_rows: CHUNK_ROWS, cancel: &cancel, between: &mut |rows| progress.done(rows as u64) };
-    let room = config::host::memory_bytes().map_or(u64::MAX, |installed| installed / MEMORY_SHARE);
+    let room = host::memory_bytes().map_or(u64::MAX, |installed| installed / MEMORY_SHARE);
     let mut weights = Weights { file: &file, manifest: &manifest, room, fetch: &mut |_| Ok(()) };
     let found = verify(&receipt, &mut weights, &pool, &mut pace)?;
     drop(progress);

@@ -89,7 +89,7 @@ pub(super) fn from_this_host(address: &str) -> String {
 pub(super) async fn local_fabric(threads: usize, max_memory: u64) -> Result<Runtime, Failure> {
     let parts = Parts {
         net: None,
-        name: crate::config::host::name(),
+        name: crate::host::name(),
         devices: Devices::new(max_memory, threads),
         data_dir: None,
         works: true,

@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use clap::builder::FalseyValueParser;
 
-use super::host;
 use super::log::LogFormat;
 use super::node::ConfigError;
+use crate::host;
 
 /// Most characters of a name: it goes into tables and adverts.
 const MAX_NAME_CHARS: usize = 64;

@@ -3,14 +3,11 @@
 //! * [`network`], [`service`], [`work`], [`identity`]: the flags of `pangea node` by concern. A flag's name, help, effect and
 //!   test stand together in one of them, and nowhere else: help, `config.toml` and errors follow.
 //! * [`raw`]: all flags as typed, set in the environment or written in [`mod@file`]; everything optional.
-//! * [`node`]: [`NodeConfig`], what runs; nothing optional but what truly is.
-//! * [`mod@log`], [`host`], [`control_group`]: verbosity; what this host has, and what its control groups leave of that.
+//! * [`node`]: [`NodeConfig`], what runs; nothing optional but what truly is. Verbosity is in [`mod@log`].
 //!
 //! Flags win over the environment, the environment over the file. Nothing here creates or binds anything.
 
-pub mod control_group;
 pub mod file;
-pub mod host;
 pub mod identity;
 pub mod log;
 pub mod network;

@@ -5,8 +5,8 @@ use std::net::{Ipv4Addr, SocketAddr};
 use clap::Args;
 use clap::builder::FalseyValueParser;
 
-use super::host;
 use super::node::ConfigError;
+use crate::host;
 
 /// Port of the Cap'n Proto service unless `--rpc-addr` names another.
 const RPC_PORT: u16 = 8080;

@@ -6,9 +6,9 @@ use std::ops::Range;
 use clap::Args;
 use clap::builder::FalseyValueParser;
 
-use super::host;
 use super::node::ConfigError;
-use crate::worker::fault::Fault;
+use crate::fault::Fault;
+use crate::host;
 use pangea_control::trust::AuditPolicy;
 use pangea_units::{ByteSize, LayerRange, NotASize};
 

@@ -19,8 +19,8 @@ use super::sampler::Sampler;
 use super::stage::Protocol;
 use super::wire::{ChainId, FrameRows, Open, SessionId, StageAt, Start, StartSource, SteppedSequence, Tokens};
 use crate::compute_error;
+use crate::fault::{Fault, twist_row, twist_token};
 use crate::trust::CommitChain;
-use crate::worker::fault::{Fault, twist_row, twist_token};
 
 /// The layers of one stage, and all that they have computed.
 pub(super) struct Layers {

@@ -13,8 +13,8 @@ pub const MAX_PAYLOAD_BYTES: u32 = 16 << 20;
 /// Positions of a session: what the longest payload can bring as tokens.
 pub const MAX_POSITIONS: u32 = MAX_PAYLOAD_BYTES / 4;
 
-/// Answers to one prompt: as many as any surface takes.
-pub const MAX_CHOICES: u16 = crate::serve::MAX_CHOICES as u16;
+/// Answers to one prompt: each takes a place among the running sequences.
+pub const MAX_CHOICES: u16 = 8;
 
 /// Tokens that a request may bias. OpenAI documents 300.
 pub const MAX_LOGIT_BIAS: usize = 1024;

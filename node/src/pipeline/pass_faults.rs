@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use super::host::Pipeline;
-use crate::worker::fault::Fault;
+use crate::fault::Fault;
 
 /// A lying stage lies in one of this many passes, on average.
 const LIE_EVERY: u64 = 8;

@@ -14,7 +14,7 @@ use pangea_compute::sample::{Choice, Sampling, choose};
 
 use super::wire::{EndReason, Open, SessionId, TokenOut, Tokens};
 use crate::compute_error;
-use crate::serve::ModelText;
+use crate::model_text::ModelText;
 
 /// The sessions whose tokens are chosen here.
 pub(super) struct Sampler {

@@ -19,9 +19,9 @@ use super::pass_faults::PassFaults;
 use super::payload::Payload;
 use super::sampler::Sampler;
 use super::wire::{ChainId, Frame, FrameRows, Message, Open, SessionId, StageAt, Stepped, SteppedSequence};
-use crate::config::host::cores;
 use crate::devices::Lease;
-use crate::serve::EngineMetrics;
+use crate::engine_metrics::EngineMetrics;
+use crate::host::cores;
 use crate::{clock, compute_error};
 
 /// Interval at which the protocol hears of the time while something in it depends on that.

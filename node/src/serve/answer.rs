@@ -6,8 +6,8 @@ use pangea_compute::sample::stop::StopMatcher;
 use pangea_compute::tokenizer::Detokenizer;
 
 use super::request::{Delta, Finish, TokenLogprob};
-use super::text::ModelText;
 use crate::compute_error;
+use crate::model_text::ModelText;
 use crate::pipeline::wire::{EndReason, TokenOut};
 
 /// An answer's text.

@@ -15,7 +15,7 @@ use pangea_compute::model::ModelFile;
 use tokio::sync::watch;
 
 use super::engine::{Engine, EngineSettings, ModelFacts};
-use super::metrics::ModelMetrics;
+use crate::engine_metrics::ModelMetrics;
 use crate::jobs::Jobs;
 use crate::pipeline::Loader;
 use crate::pool::{ModelAdvert, View};

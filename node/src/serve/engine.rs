@@ -15,14 +15,14 @@ use pangea_control::generation::Exclusions;
 use prometheus_client::encoding::DescriptorEncoder;
 
 use super::generation::{Generation, Prepared};
-use super::load::LoadedPart;
-use super::metrics::{self, EngineMetrics};
 use super::request::Request;
 use super::route::{Alone, KeptChain, Route, Routes};
-use super::text::ModelText;
 use crate::devices::threads::Purpose;
 use crate::devices::{Devices, Kind};
+use crate::engine_metrics::{self, EngineMetrics};
 use crate::jobs::Jobs;
+use crate::model_text::ModelText;
+use crate::models::LoadedPart;
 use crate::pipeline::wire::StageAt;
 use crate::pipeline::{ChainId, ChainLimits, Drafts, Pipeline, StageSetup};
 use crate::supervise::Supervisor;
@@ -220,7 +220,7 @@ impl Engine {
     /// # Errors
     /// Those of `encoder`.
     pub fn encode_metrics(&self, encoder: &mut DescriptorEncoder<'_>) -> std::fmt::Result {
-        metrics::encode(&[(self.shared.facts.name.clone(), Arc::clone(&self.shared.metrics))], encoder)
+        engine_metrics::encode(&[(self.shared.facts.name.clone(), Arc::clone(&self.shared.metrics))], encoder)
     }
 
     /// Whether a session could be opened now.

@@ -23,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::answer::{Answer, with_text};
 use super::engine::{Refused, Shared};
+use super::metrics::count_answered;
 use super::request::{Event, Summary, TokenLogprob};
 use super::route::KeptChain;
 use super::signed_answer::{RequestFacts, Rules, SignedAnswer};
@@ -161,7 +162,7 @@ impl Generation {
             if let Some(event) = given.and_then(|at| self.ready.remove(at)) {
                 match &event {
                     Ok(Event::Done(summary)) => {
-                        self.engine.metrics.answered(summary);
+                        count_answered(&self.engine.metrics, summary);
                         self.job.end(Ending::Done { verdict: summary.verdict });
                         self.end();
                     }

@@ -1,95 +1,27 @@
-//! What an engine counts: name, help, type and field of each metric stand together in one table. Counting only: how it is
-//! shown is `observe`'s.
-
-use std::sync::Arc;
+//! The metrics of the models of this node: what a request adds to its engine's, and those of all models for `/metrics`. How
+//! they are shown is `observe`'s.
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
-use prometheus_client::metrics::TypedMetric;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::ConstGauge;
-use prometheus_client::metrics::histogram::Histogram;
-use prometheus_client::registry::Unit;
 
 use super::catalogue::{Served, ServedModel};
 use super::request::Summary;
-use crate::observe::{Observer, SECONDS_BUCKETS};
+use crate::engine_metrics::{EngineMetrics, encode};
+use crate::observe::Observer;
 
-/// A model's name and what its engine counts.
-pub(super) type ModelMetrics = (String, Arc<EngineMetrics>);
-
-/// Declares what one engine counts: `visibility field: "name", "help"`.
-macro_rules! engine_metrics {
-    (
-        counters { $($count_vis:vis $count:ident: $count_name:literal, $count_help:literal;)* }
-        durations { $($time_vis:vis $time:ident: $time_name:literal, $time_help:literal;)* }
-    ) => {
-        /// What one engine counts.
-        #[derive(Debug)]
-        pub struct EngineMetrics {
-            $($count_vis $count: Counter,)*
-            $($time_vis $time: Histogram,)*
-        }
-
-        impl Default for EngineMetrics {
-            fn default() -> EngineMetrics {
-                EngineMetrics {
-                    $($count: Counter::default(),)*
-                    $($time: Histogram::new(SECONDS_BUCKETS),)*
-                }
-            }
-        }
-
-        /// Writes what is counted of every model that there is now.
-        pub(super) fn encode(models: &[ModelMetrics], encoder: &mut DescriptorEncoder<'_>) -> std::fmt::Result {
-            $(
-                let all = models.iter().map(|(model, metrics)| (model, &metrics.$count));
-                family($count_name, $count_help, None, all, encoder)?;
-            )*
-            $(
-                let all = models.iter().map(|(model, metrics)| (model, &metrics.$time));
-                family($time_name, $time_help, Some(&Unit::Seconds), all, encoder)?;
-            )*
-            Ok(())
-        }
-    };
-}
-
-engine_metrics! {
-    counters {
-        pub(crate) requests: "requests", "Requests taken in";
-        pub(crate) refused: "requests_refused", "Requests refused because the queue was full";
-        pub(crate) cancelled: "requests_cancelled", "Requests whose client went away";
-        pub(crate) failed: "requests_failed", "Requests that failed";
-        pub(crate) failovers: "failovers", "Answers that went on elsewhere after a stage was lost";
-        pub(crate) preempted: "sequences_preempted", "Sequences that gave their memory up and were computed again";
-        pub(crate) steps: "steps", "Passes through the model";
-        prompt_tokens: "prompt_tokens", "Tokens of prompts";
-        cached_tokens: "prompt_tokens_cached", "Tokens of prompts that an earlier request had computed";
-        answer_tokens: "answer_tokens", "Tokens of answers";
-        drafted_tokens: "draft_tokens", "Tokens that were drafted";
-        accepted_tokens: "draft_tokens_accepted", "Drafted tokens that were right";
-    }
-    durations {
-        queued: "request_queued", "From a request to its first step";
-        first_token: "request_first_token", "From a request to its first token";
-        total: "request_total", "From a request to the end of its answer";
-    }
-}
-
-impl EngineMetrics {
-    /// Counts a request that was answered in full.
-    pub(crate) fn answered(&self, summary: &Summary) {
-        let count = |counter: &Counter, tokens: usize| counter.inc_by(tokens as u64);
-        count(&self.prompt_tokens, summary.prompt_tokens);
-        count(&self.cached_tokens, summary.cached_tokens);
-        count(&self.answer_tokens, summary.answer_tokens);
-        count(&self.drafted_tokens, summary.drafted_tokens);
-        count(&self.accepted_tokens, summary.accepted_tokens);
-        self.queued.observe(summary.queued.as_secs_f64());
-        self.first_token.observe((summary.queued + summary.prompt).as_secs_f64());
-        self.total.observe((summary.queued + summary.prompt + summary.answer).as_secs_f64());
-    }
+/// Counts a request that was answered in full.
+pub(super) fn count_answered(metrics: &EngineMetrics, summary: &Summary) {
+    let count = |counter: &Counter, tokens: usize| counter.inc_by(tokens as u64);
+    count(&metrics.prompt_tokens, summary.prompt_tokens);
+    count(&metrics.cached_tokens, summary.cached_tokens);
+    count(&metrics.answer_tokens, summary.answer_tokens);
+    count(&metrics.drafted_tokens, summary.drafted_tokens);
+    count(&metrics.accepted_tokens, summary.accepted_tokens);
+    metrics.queued.observe(summary.queued.as_secs_f64());
+    metrics.first_token.observe((summary.queued + summary.prompt).as_secs_f64());
+    metrics.total.observe((summary.queued + summary.prompt + summary.answer).as_secs_f64());
 }
 
 /// Counts for `observer` what the engines of `served` do. Models come and go: what there is of them is asked for each time.
@@ -124,27 +56,12 @@ impl Collector for Engines {
     }
 }
 
-/// One thing that is counted of several models.
-fn family<'a, M: EncodeMetric + TypedMetric + 'a>(
-    name: &str,
-    help: &str,
-    unit: Option<&Unit>,
-    models: impl Iterator<Item = (&'a String, &'a M)>,
-    encoder: &mut DescriptorEncoder<'_>,
-) -> std::fmt::Result {
-    let mut described = encoder.encode_descriptor(name, help, unit, M::TYPE)?;
-    for (model, metric) in models {
-        let labels = [("model", model.as_str())];
-        metric.encode(described.encode_family(&labels)?)?;
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use libp2p::PeerId;
     use pangea_compute::Digest;
     use std::collections::{BTreeMap, BTreeSet};
+    use std::sync::Arc;
     use tokio::sync::watch;
 
     use super::*;

@@ -9,9 +9,9 @@ use pangea_client::Result;
 use pangea_compute::Digest;
 use tokio::sync::watch;
 
-use super::metrics::EngineMetrics;
 use super::route::{Route, Routes};
 use crate::blob::Wanted;
+use crate::engine_metrics::EngineMetrics;
 use crate::pipeline::ChainId;
 use crate::pipeline::loader::Loader;
 use crate::pipeline::wire::StageAt;

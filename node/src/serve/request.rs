@@ -4,10 +4,10 @@
 
 use std::time::Duration;
 
-use pangea_client::{AnswerStage, Error, ErrorKind};
-use pangea_compute::chat::Message;
+use pangea_client::AnswerStage;
 use pangea_compute::sample::{AnswerFormat, Sampling};
 
+use crate::model_text::{Prompt, TokenText, WrongField};
 use crate::pipeline::wire::StageAt;
 use pangea_control::jobs::{Api, Owner};
 use pangea_control::trust::Verdict;
@@ -38,50 +38,10 @@ pub struct Request {
 }
 
 /// Most answers of one request: each takes a place among the running.
-pub const MAX_CHOICES: usize = 8;
-
-/// Most messages of one conversation: more than any context holds.
-const MAX_MESSAGES: usize = 4096;
+pub const MAX_CHOICES: usize = crate::pipeline::limits::MAX_CHOICES as usize;
 
 /// Largest bias of a token, either way; -100 all but forbids it.
 const MAX_LOGIT_BIAS: f32 = 100.0;
-
-/// Who can have said a message.
-const ROLES: [&str; 4] = ["system", "user", "assistant", "tool"];
-
-/// A field of a request that no model can serve.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{field}: {why}")]
-pub struct WrongField {
-    /// The field, as OpenAI's clients name it.
-    pub field: String,
-    /// What is wrong with it.
-    pub why: String,
-}
-
-impl WrongField {
-    fn new(field: impl Into<String>, why: impl Into<String>) -> WrongField {
-        WrongField { field: field.into(), why: why.into() }
-    }
-}
-
-impl From<WrongField> for Error {
-    fn from(wrong: WrongField) -> Error {
-        Error::new(ErrorKind::InvalidInput, wrong.to_string())
-    }
-}
-
-/// The role of message `at`; `developer` is the newer name of `system`.
-///
-/// # Errors
-/// [`WrongField`] for a role that nobody can have.
-pub fn role(at: usize, text: &str) -> Result<&'static str, WrongField> {
-    let text = if text == "developer" { "system" } else { text };
-    ROLES.into_iter().find(|role| *role == text).ok_or_else(|| {
-        let why = format!("the role {text:?} is none of system, developer, user, assistant and tool");
-        WrongField::new(format!("messages[{at}]"), why)
-    })
-}
 
 impl Request {
     /// One answer to `prompt`, with the sampling's defaults.
@@ -114,44 +74,6 @@ impl Request {
             return Err(WrongField::new("logit_bias", why));
         }
         self.prompt.check()
-    }
-}
-
-/// What an answer follows.
-#[derive(Clone, Debug)]
-pub enum Prompt {
-    /// A text, to be gone on with.
-    Text(String),
-    /// The same as token ids.
-    Tokens(Vec<u32>),
-    /// A conversation, brought into the model's own form.
-    Chat {
-        /// What was said so far.
-        messages: Vec<Message>,
-        /// Descriptions of tools for the model's template, as OpenAI writes them.
-        tools: Option<serde_json::Value>,
-        /// Further variables of the template, such as `enable_thinking`.
-        variables: serde_json::Map<String, serde_json::Value>,
-    },
-}
-
-impl Prompt {
-    /// Everything that is wrong with it whatever the model is.
-    ///
-    /// # Errors
-    /// The first [`WrongField`].
-    pub fn check(&self) -> Result<(), WrongField> {
-        let Prompt::Chat { messages, .. } = self else { return Ok(()) };
-        if messages.is_empty() || messages.len() > MAX_MESSAGES {
-            let why = format!("{} messages; it must be 1 to {MAX_MESSAGES}", messages.len());
-            return Err(WrongField::new("messages", why));
-        }
-        messages.iter().enumerate().try_for_each(|(at, message)| role(at, &message.role).map(drop))
-    }
-
-    /// A conversation without tools.
-    pub fn chat(messages: Vec<Message>) -> Prompt {
-        Prompt::Chat { messages, tools: None, variables: serde_json::Map::new() }
     }
 }
 
@@ -211,22 +133,6 @@ pub struct TokenLogprob {
     pub top: Vec<(TokenText, f32)>,
 }
 
-/// A token as its bytes, which need not be whole characters.
-#[derive(Clone, Debug)]
-pub struct TokenText {
-    /// Its id.
-    pub id: u32,
-    /// What it stands for.
-    pub bytes: Vec<u8>,
-}
-
-impl TokenText {
-    /// As text, with U+FFFD for what is none.
-    pub fn text(&self) -> String {
-        String::from_utf8_lossy(&self.bytes).into_owned()
-    }
-}
-
 /// What a whole request took.
 #[derive(Clone, Debug, Default)]
 pub struct Summary {
@@ -282,6 +188,8 @@ fn rate(tokens: usize, time: Duration) -> f64 {
 
 #[cfg(test)]
 mod tests {
+    use pangea_compute::chat::Message;
+
     use super::*;
 
     fn saying(roles: &[&str]) -> Request {
@@ -291,10 +199,7 @@ mod tests {
     #[test]
     fn what_no_model_can_serve_is_refused_by_its_field() {
         let field = |request: &Request| request.check().err().map(|wrong| wrong.field);
-        assert_eq!(field(&saying(&["system", "user", "assistant", "tool"])), None);
-        assert_eq!(field(&saying(&[])).as_deref(), Some("messages"));
-        assert_eq!(field(&saying(&vec!["user"; MAX_MESSAGES])), None);
-        assert_eq!(field(&saying(&vec!["user"; MAX_MESSAGES + 1])).as_deref(), Some("messages"));
+        assert_eq!(field(&saying(&["user"])), None);
         assert_eq!(field(&saying(&["user", "king"])).as_deref(), Some("messages[1]"));
         for choices in [0, MAX_CHOICES + 1] {
             assert_eq!(field(&Request { choices, ..saying(&["user"]) }).as_deref(), Some("n"));
@@ -303,11 +208,5 @@ mod tests {
             let sampling = Sampling { logit_bias: vec![(1, bias)], ..Sampling::default() };
             assert_eq!(field(&Request { sampling, ..saying(&["user"]) }).as_deref(), expected, "{bias}");
         }
-    }
-
-    #[test]
-    fn a_developer_is_the_system() {
-        assert_eq!(role(0, "developer"), Ok("system"));
-        assert!(role(3, "king").unwrap_err().to_string().starts_with("messages[3]: the role \"king\""));
     }
 }

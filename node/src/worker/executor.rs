@@ -13,9 +13,10 @@ use libp2p::PeerId;
 use pangea_client::{Error, ErrorKind, Result};
 use pangea_compute::{Cancel, DType, Digest, PackedA, PackedB, Pool, Tensor};
 
-use super::fault::{Fault, Liar};
+use super::liar::Liar;
 use crate::devices::threads::Purpose;
 use crate::devices::{Devices, Kind, Lease};
+use crate::fault::Fault;
 use crate::supervise::Supervisor;
 
 /// Tasks that may wait here, of all peers and jobs together. A peer's own limit is far lower; this one

@@ -2,10 +2,10 @@
 //!
 //! * [`store`]: operands, bounded, keyed by owner; pure.
 //! * [`executor`]: the one thread that owns the compute pool, and its queue.
-//! * [`fault`]: lies and failures on purpose, for tests.
+//! * `liar`: wrong, late and missing results on purpose, for tests.
 //!
 //! It never knows who a peer is beyond a key, and never touches a socket; `link` brings it work.
 
 pub mod executor;
-pub mod fault;
+mod liar;
 pub mod store;

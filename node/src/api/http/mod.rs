@@ -86,7 +86,7 @@ pub fn serve(listener: TcpListener, node: Node) -> Result<Service> {
     let address = listener.local_addr().map_err(|error| {
         pangea_client::Error::new(ErrorKind::Internal, format!("the HTTP API has no address: {error}"))
     })?;
-    let guard = Guard::new(&crate::config::host::name(), node.key.as_deref());
+    let guard = Guard::new(&crate::host::name(), node.key.as_deref());
     serve::observe(&node.served, &node.observer);
     let metrics = Metrics::new(&node.observer);
     let started_s = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();

@@ -13,10 +13,10 @@ use tokio::sync::mpsc;
 
 use super::Served;
 use crate::devices::Lease;
+use crate::fault::Fault;
 use crate::link::limits::CHUNK_BYTES;
 use crate::streams::framed::{FrameWriter, StreamError};
 use crate::wire::{Message, Shape, TaskHello, TaskId};
-use crate::worker::fault::Fault;
 
 /// Between two messages about this node's load.
 const LOAD_EVERY: Duration = Duration::from_millis(250);

@@ -11,12 +11,12 @@ use pangea_control::placement::pool_facts;
 use tokio::sync::watch;
 
 use crate::blob::{self, Wanted};
+use crate::engine_metrics::EngineMetrics;
+use crate::model_text::{ModelText, Prompt};
 use crate::pool::ModelAdvert;
 use crate::serve::engine::{Engine, ModelFacts};
-use crate::serve::metrics::EngineMetrics;
 use crate::serve::pooled::{LocalModel, Pooled};
-use crate::serve::request::{Event, Prompt, Request};
-use crate::serve::text::ModelText;
+use crate::serve::request::{Event, Request};
 use crate::{compute_error, models};
 
 use super::{Node, ServedModel};

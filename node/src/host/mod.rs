@@ -1,9 +1,9 @@
 //! Facts about this host: name, memory, cores, private address, home folder. Reads, and changes nothing.
 
+mod control_group;
+
 use std::net::IpAddr;
 use std::path::PathBuf;
-
-use super::control_group;
 
 /// The host's name without its domain, `node` where it has none.
 pub fn name() -> String {

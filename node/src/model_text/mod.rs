@@ -1,5 +1,7 @@
-//! The text side of a model: from a request's prompt to token ids, and what an answer must fit. It is shared by all
-//! threads.
+//! The text side of a model: from a prompt to token ids, from token ids to bytes, and what an answer must fit. It is shared by
+//! all threads; it knows neither layers nor who asks.
+
+mod prompt;
 
 use std::sync::{Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -12,8 +14,9 @@ use pangea_compute::sample::AnswerFormat;
 use pangea_compute::sample::grammar::{Grammar, GrammarVocabulary};
 use pangea_compute::tokenizer::Tokenizer;
 
-use super::request::{Prompt, TokenText};
 use crate::compute_error;
+
+pub use prompt::{Prompt, WrongField, role};
 
 /// A model's tokenizer and chat template.
 pub struct ModelText {
@@ -89,5 +92,21 @@ impl ModelText {
     pub(crate) fn token(&self, id: u32) -> TokenText {
         let bytes = self.tokenizer.token_bytes(id, true).unwrap_or_default().into_owned();
         TokenText { id, bytes }
+    }
+}
+
+/// A token as its bytes, which need not be whole characters.
+#[derive(Clone, Debug)]
+pub struct TokenText {
+    /// Its id.
+    pub id: u32,
+    /// What it stands for.
+    pub bytes: Vec<u8>,
+}
+
+impl TokenText {
+    /// As text, with U+FFFD for what is none.
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.bytes).into_owned()
     }
 }

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 /// * `cgroup`: the text of `/proc/self/cgroup`, see cgroups(7).
 /// * `mountinfo`: the text of `/proc/self/mountinfo`, see proc_pid_mountinfo(5).
 /// * `read`: the text of a file.
-pub fn memory_limit_bytes(cgroup: &str, mountinfo: &str, read: impl Fn(&Path) -> Option<String>) -> Option<u64> {
+pub(super) fn memory_limit_bytes(cgroup: &str, mountinfo: &str, read: impl Fn(&Path) -> Option<String>) -> Option<u64> {
     let mounts: Vec<Mount> = mountinfo.lines().filter_map(Mount::parse).collect();
     let groups = cgroup.lines().filter_map(|line| {
         let mut fields = line.splitn(3, ':');

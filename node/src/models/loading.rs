@@ -5,8 +5,8 @@ use pangea_client::{Error, ErrorKind, Result};
 use pangea_compute::Pool;
 use pangea_compute::model::{Model, ModelFile, ModelPart};
 
-use super::ModelText;
 use crate::compute_error;
+use crate::model_text::ModelText;
 
 /// A part of a model in memory.
 pub(crate) struct LoadedPart {

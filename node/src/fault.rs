@@ -1,0 +1,87 @@
+//! What a node is to do wrong on purpose, behind the hidden flag `--fault`, so that tests can show that it is caught. It names
+//! faults and garbles one value; whoever computes or supervises a part shows them.
+
+/// How a worker lies or fails.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Fault {
+    /// One element off by 1 % of its row norm times its column norm.
+    CorruptOne,
+    /// Every element off by as much.
+    CorruptAll,
+    /// An earlier task's result.
+    Stale,
+    /// No answer.
+    Hang,
+    /// The stream is cut in the middle of the result.
+    Drop,
+    /// 20 times slower.
+    Slow,
+    /// As a stage: one bit of one row of activations, somewhere in a session.
+    CorruptStage,
+    /// As a last stage: another token than was chosen, somewhere in a session.
+    CorruptToken,
+    /// As a stage before the last: one frame, once, that does not fit those before it.
+    Misfit,
+    /// As a stage behind the first: now and then no memory for a session's keys and values.
+    Full,
+    /// The task that follows the pool panics a moment after the start.
+    PanicPool,
+    /// The thread that computes tasks panics, once, at a peer's task.
+    PanicExecutor,
+    /// The thread of a stage panics, once, in a session.
+    PanicStage,
+}
+
+/// Bits of an f32 that can be turned over without making a finite number infinite: the fraction's and the sign.
+const SAFE_BITS: [u32; 24] = {
+    let mut bits = [31; 24];
+    let mut bit = 0;
+    while bit < 23 {
+        bits[bit] = bit as u32;
+        bit += 1;
+    }
+    bits
+};
+
+/// Turns one bit of a row of activations over; `random` says which. The row stays finite.
+pub fn twist_row(row: &mut [f32], random: u64) {
+    let (element, bit) = (random / SAFE_BITS.len() as u64, random % SAFE_BITS.len() as u64);
+    let count = row.len().max(1) as u64;
+    if let Some(value) = row.get_mut((element % count) as usize) {
+        *value = f32::from_bits(value.to_bits() ^ 1 << SAFE_BITS[bit as usize]);
+    }
+}
+
+/// Another token of the vocabulary; `random` says which.
+pub fn twist_token(token: u32, vocabulary: usize, random: u64) -> u32 {
+    let size = (vocabulary as u64).max(2);
+    ((u64::from(token) + 1 + random % (size - 1)) % size) as u32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_twisted_row_differs_in_one_bit_and_stays_finite() {
+        for random in 0..1000u64 {
+            let mut row = [0.0, 1.5, -2.0, f32::MAX];
+            let before = row;
+            twist_row(&mut row, random.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+            let bits: u32 = row.iter().zip(before).map(|(a, b)| (a.to_bits() ^ b.to_bits()).count_ones()).sum();
+            assert_eq!(bits, 1);
+            assert!(row.iter().all(|value| value.is_finite()));
+        }
+        twist_row(&mut [], 7);
+    }
+
+    #[test]
+    fn a_twisted_token_is_another_of_the_vocabulary() {
+        for random in (0..1000).chain([u64::MAX]) {
+            for token in 0..5 {
+                let other = twist_token(token, 5, random);
+                assert!(other != token && other < 5);
+            }
+        }
+    }
+}

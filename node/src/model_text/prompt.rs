@@ -1,0 +1,106 @@
+//! What a model is asked to continue, and what is wrong with it whatever the model is. It knows no tokenizer and no template.
+
+use pangea_client::{Error, ErrorKind};
+use pangea_compute::chat::Message;
+
+/// Most messages of one conversation: more than any context holds.
+const MAX_MESSAGES: usize = 4096;
+
+/// Who can have said a message.
+const ROLES: [&str; 4] = ["system", "user", "assistant", "tool"];
+
+/// What an answer follows.
+#[derive(Clone, Debug)]
+pub enum Prompt {
+    /// A text, to be gone on with.
+    Text(String),
+    /// The same as token ids.
+    Tokens(Vec<u32>),
+    /// A conversation, brought into the model's own form.
+    Chat {
+        /// What was said so far.
+        messages: Vec<Message>,
+        /// Descriptions of tools for the model's template, as OpenAI writes them.
+        tools: Option<serde_json::Value>,
+        /// Further variables of the template, such as `enable_thinking`.
+        variables: serde_json::Map<String, serde_json::Value>,
+    },
+}
+
+impl Prompt {
+    /// Everything that is wrong with it whatever the model is.
+    ///
+    /// # Errors
+    /// The first [`WrongField`].
+    pub fn check(&self) -> Result<(), WrongField> {
+        let Prompt::Chat { messages, .. } = self else { return Ok(()) };
+        if messages.is_empty() || messages.len() > MAX_MESSAGES {
+            let why = format!("{} messages; it must be 1 to {MAX_MESSAGES}", messages.len());
+            return Err(WrongField::new("messages", why));
+        }
+        messages.iter().enumerate().try_for_each(|(at, message)| role(at, &message.role).map(drop))
+    }
+
+    /// A conversation without tools.
+    pub fn chat(messages: Vec<Message>) -> Prompt {
+        Prompt::Chat { messages, tools: None, variables: serde_json::Map::new() }
+    }
+}
+
+/// A field of a request that no model can serve.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{field}: {why}")]
+pub struct WrongField {
+    /// The field, as OpenAI's clients name it.
+    pub field: String,
+    /// What is wrong with it.
+    pub why: String,
+}
+
+impl WrongField {
+    pub(crate) fn new(field: impl Into<String>, why: impl Into<String>) -> WrongField {
+        WrongField { field: field.into(), why: why.into() }
+    }
+}
+
+impl From<WrongField> for Error {
+    fn from(wrong: WrongField) -> Error {
+        Error::new(ErrorKind::InvalidInput, wrong.to_string())
+    }
+}
+
+/// The role of message `at`; `developer` is the newer name of `system`.
+///
+/// # Errors
+/// [`WrongField`] for a role that nobody can have.
+pub fn role(at: usize, text: &str) -> Result<&'static str, WrongField> {
+    let text = if text == "developer" { "system" } else { text };
+    ROLES.into_iter().find(|role| *role == text).ok_or_else(|| {
+        let why = format!("the role {text:?} is none of system, developer, user, assistant and tool");
+        WrongField::new(format!("messages[{at}]"), why)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_conversation_has_messages_and_known_roles() {
+        let field = |roles: &[&str]| {
+            let prompt = Prompt::chat(roles.iter().map(|role| Message::new(*role, "hello")).collect());
+            prompt.check().err().map(|wrong| wrong.field)
+        };
+        assert_eq!(field(&["system", "user", "assistant", "tool"]), None);
+        assert_eq!(field(&[]).as_deref(), Some("messages"));
+        assert_eq!(field(&vec!["user"; MAX_MESSAGES]), None);
+        assert_eq!(field(&vec!["user"; MAX_MESSAGES + 1]).as_deref(), Some("messages"));
+        assert_eq!(field(&["user", "king"]).as_deref(), Some("messages[1]"));
+    }
+
+    #[test]
+    fn a_developer_is_the_system() {
+        assert_eq!(role(0, "developer"), Ok("system"));
+        assert!(role(3, "king").unwrap_err().to_string().starts_with("messages[3]: the role \"king\""));
+    }
+}
