@@ -393,7 +393,7 @@ fn what_cannot_be_verified_is_said_and_is_no_accusation() {
         (&[path, "--model", "nothing"], "no model nothing"),
         (&["0123"], "no receipts in"),
         (&["none.json"], "none.json is not there"),
-        (&["broken.json"], "no receipt"),
+        (&["broken.json"], "not a receipt"),
     ] {
         let output = run(arguments);
         assert_eq!(output.status.code(), Some(2), "{arguments:?}: {}", stderr(&output));

@@ -1,8 +1,8 @@
-//! What programs reach a node by.
+//! The services that programs use to reach a node.
 //!
 //! * [`rpc`]: the Cap'n Proto service.
 //! * [`http`]: the HTTP API.
-//! * `service`: the thread, the accepting and the end that both have.
+//! * `service`: the life cycle that both share: thread, accepting, shutdown.
 
 pub mod http;
 pub mod rpc;

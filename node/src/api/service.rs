@@ -1,5 +1,6 @@
-//! A service on a thread of its own, from the bound port to the end of its last connection. This file owns the thread, the
-//! accepting and the end with its grace; what is said on a connection, and when nothing runs any more, is the protocol's.
+//! A service on a thread of its own, from the bound port to the end of its last connection. This file owns the thread,
+//! accepting and the shutdown with its grace period; the protocol decides what a connection does and when the service
+//! is idle.
 
 use std::io;
 use std::net::{SocketAddr, TcpListener as StdListener};
@@ -13,46 +14,46 @@ use tokio::task::LocalSet;
 
 use crate::supervise::Supervisor;
 
-/// How long accepting pauses after a failure: as a rule, other connections must close first to free descriptors.
+/// Pause of accepting after a failure: usually other connections must close first to free descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// What people know a service by.
+/// Names of a service.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Description {
-    /// As in "cannot start the HTTP API".
+    /// Used in messages such as "cannot start the HTTP API".
     pub(super) name: &'static str,
-    /// In log lines and the thread's name.
+    /// Used in log lines and in the thread's name.
     pub(super) short_name: &'static str,
 }
 
-/// The connections of one protocol. Everything is called on the service's thread, in a [`LocalSet`].
+/// The connections of one protocol. All methods are called on the service's thread, in a [`LocalSet`].
 pub(super) trait Connections {
-    /// Serves or refuses a connection, in tasks of its own; returns at once.
+    /// Serves or refuses a connection in tasks of its own; returns at once.
     fn accept(&self, stream: TcpStream);
 
-    /// Nothing new begins from now on.
+    /// Refuses new work from now on.
     fn drain(&self);
 
-    /// Returns when nothing runs any more.
+    /// Returns when no work runs any more.
     async fn idle(&self);
 
-    /// The grace is over: logs what is cut off.
+    /// Called when the grace period is over: logs what is cut off.
     fn cut_off(&self);
 }
 
-/// A running service. Dropping it ends the service without grace.
+/// A running service. Dropping it ends the service without a grace period.
 pub struct Service {
     address: SocketAddr,
-    /// None while it serves; then how long what runs may take to end.
+    /// `None` while the service runs; then the grace period.
     ending: watch::Sender<Option<Duration>>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Service {
-    /// Serves `listener` on a thread of its own, with the connections that `connections` makes there.
+    /// Serves `listener` on a thread of its own, with the connections that `connections` creates there.
     ///
     /// # Errors
-    /// `Internal` where the socket or a thread cannot be had.
+    /// `Internal` if the socket cannot be used or a thread cannot be started.
     pub(super) fn spawn<C: Connections>(
         description: Description,
         listener: StdListener,
@@ -77,24 +78,24 @@ impl Service {
                     beating.beat(short_name);
                     serve(short_name, listener, connections(), end).await;
                 });
-                // A prompt that is being tokenised for nobody must not hold up the end.
+                // A prompt that is still being tokenised must not delay the shutdown.
                 runtime.shutdown_background();
             })
             .map_err(failed)?;
         Ok(Service { address, ending, thread: Some(thread) })
     }
 
-    /// Where it listens.
+    /// Address that the service listens on.
     pub fn local_addr(&self) -> SocketAddr {
         self.address
     }
 
-    /// Takes no more connections, lets what runs end within `grace`, then closes what is left. Returns when the thread has
-    /// ended.
+    /// Accepts no more connections, lets running work end within `grace`, then closes what is left. Returns when the
+    /// thread has ended.
     pub async fn shutdown(mut self, grace: Duration) {
         self.ending.send_replace(Some(grace));
         if let Some(thread) = self.thread.take() {
-            // A panic there has been printed already, and there is nothing left to save.
+            // A panic of the thread is logged already, and no state is left to save.
             let _ = tokio::task::spawn_blocking(move || thread.join()).await;
         }
     }
@@ -106,7 +107,7 @@ impl Drop for Service {
     }
 }
 
-/// Accepts connections until told to end, then drains.
+/// Accepts connections until shutdown, then drains.
 async fn serve(
     short_name: &'static str,
     listener: TcpListener,
@@ -134,11 +135,11 @@ async fn serve(
     }
 }
 
-/// Takes the port of a service, without answering on it yet. The advice says what to do about a port in use, and about any
-/// other failure.
+/// Binds the port of a service without answering on it yet. `advice_in_use` says what to do about a port in use, `advice`
+/// about any other failure.
 ///
 /// # Errors
-/// `Unavailable` for a port that cannot be had.
+/// `Unavailable` if the port cannot be bound.
 pub(super) fn bind(
     description: Description,
     address: SocketAddr,

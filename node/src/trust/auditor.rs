@@ -1,5 +1,5 @@
-//! Looks at signed answers again, when the node has nothing better to do: computes them from the model file, keeps the
-//! outcome with the receipt, and accuses whoever signed something else. Which answers is drawn after they were signed.
+//! The auditor: while the node is idle, recomputes signed answers from the model file, stores the result with the
+//! receipt, and accuses a peer that signed a wrong output. Which answers are audited is drawn after they were signed.
 
 use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -24,45 +24,45 @@ use crate::devices::threads::Purpose;
 use crate::devices::{Devices, Kind};
 use crate::supervise::Supervisor;
 
-/// Receipts that wait to be looked at: where more are signed than an idle node can check, the share is what it manages.
+/// Receipts that wait for an audit. Beyond it audits are refused with `Overloaded`: an idle node cannot check more.
 const WAITING: usize = 256;
 
-/// Rows that are computed between two looks at whether the node is idle: a few hundredths of a second.
+/// Rows computed between two checks of whether the node is idle: a few hundredths of a second.
 const CHUNK_ROWS: usize = 64;
 
-/// How often a busy node is looked at again.
+/// Interval at which a waiting audit checks whether the node is idle again.
 const BUSY: Duration = Duration::from_millis(50);
 
-/// How long an audit waits for memory: products and loads that hold it end within seconds, or keep it for good.
+/// Time that an audit waits for memory: products and loads release theirs within seconds, or keep it for good.
 const MEMORY_PATIENCE: Duration = Duration::from_secs(10);
-/// What an audit asks of the node that it runs on.
+/// What an audit needs from the node that it runs on.
 pub trait AuditHost: Send + Sync {
-    /// This node.
+    /// Peer id of this node.
     fn local(&self) -> PeerId;
 
-    /// Whether the node has better to do than an audit that nobody waits for.
+    /// Whether the node has work that takes precedence over an audit nobody waits for.
     fn is_busy(&self) -> bool;
 
-    /// The file of a model in which what is `wanted` reads as in the model, and what the whole file consists of. What is not on
-    /// this node is fetched from `providers`. Blocks.
+    /// A file that contains the `wanted` parts of a model, with the manifest of the whole model. Parts that are not on this
+    /// node are fetched from `providers`. Blocks.
     ///
     /// # Errors
-    /// `NotFound` where nothing of the model is here and nobody provides it; those of the download.
+    /// `NotFound` if no part of the model is on this node and nobody provides it; the download's errors otherwise.
     fn fetch(&self, model: Digest, wanted: Wanted, providers: &[PeerId]) -> Result<ModelSource>;
 
-    /// A replay refuted what a stage signed: the evidence is to be kept, and the peer quarantined.
+    /// Called when a replay refuted a stage's signed output: stores the evidence and quarantines the peer.
     fn accuse(&self, failed: &FailedAudit<'_>);
 }
 
-/// Where a model can be read.
+/// Where a model's weights are read from.
 pub struct ModelSource {
-    /// The file.
+    /// Path of the file.
     pub path: PathBuf,
-    /// What it consists of.
+    /// Tensors and layers of the file.
     pub manifest: Arc<Manifest>,
 }
 
-/// What an audit works with; clones are the same.
+/// Handle of the auditor's thread; clones share it.
 #[derive(Clone)]
 pub struct Auditor(Arc<Inner>);
 
@@ -78,37 +78,37 @@ struct Job {
     done: oneshot::Sender<Result<Receipt>>,
 }
 
-/// What the auditor's thread needs of the node.
+/// The parts of the node that the auditor uses.
 pub struct AuditorParts {
-    /// The share of sessions.
+    /// Share of sessions that are audited.
     pub policy: AuditPolicy,
-    /// Where receipts are kept.
+    /// Folder of receipts.
     pub store: ReceiptStore,
     /// The node that the audits run on.
     pub host: Box<dyn AuditHost>,
-    /// Memory and compute threads.
+    /// Memory and compute threads of the node.
     pub devices: Devices,
-    /// Holds the auditor's threads.
+    /// Starts and restarts the auditor's threads.
     pub supervisor: Supervisor,
 }
 
 impl Auditor {
-    /// Starts its thread.
+    /// Starts the auditor's threads.
     ///
     /// # Errors
-    /// `Internal` where the system has none.
+    /// `Internal` if a thread cannot be started.
     pub fn start(parts: AuditorParts) -> Result<Auditor> {
         let (jobs, queue) = sync_channel(WAITING);
         let (receipts, kept) = sync_channel(WAITING);
         let inner = Inner { policy: parts.policy, receipts: receipts.clone(), jobs };
         let failed = |error| Error::new(ErrorKind::Internal, format!("cannot start the auditor's thread: {error}"));
         let store = parts.store.clone();
-        // A write waits for the disk; answers and audits do not.
+        // Receipts are written on a thread of their own, so that answers and audits never wait for the disk.
         let supervisor = parts.supervisor.clone();
         supervisor
             .restarted_thread("receipts", move || kept.iter().for_each(|receipt| put(&store, &receipt)))
             .map_err(failed)?;
-        // The answer whose audit panicked counts as not checked: whoever waits finds its channel closed.
+        // If an audit panics, its answer counts as not checked: the waiter finds its channel closed.
         supervisor.restarted_thread("auditor", move || run(&parts, &queue, &receipts)).map_err(failed)?;
         Ok(Auditor(Arc::new(inner)))
     }
@@ -118,27 +118,27 @@ impl Auditor {
         self.0.policy.is_all()
     }
 
-    /// The share of sessions, to be drawn once their stages have signed.
+    /// Policy by which sessions are drawn for audits, once their stages have signed.
     pub fn policy(&self) -> AuditPolicy {
         self.0.policy
     }
 
-    /// Keeps a receipt, in a moment.
+    /// Stores a receipt in the background.
     pub fn keep(&self, receipt: Receipt) {
         let id = receipt.id.clone();
         if self.0.receipts.try_send(receipt).is_err() {
-            tracing::warn!(event = "receipt_lost", receipt = id, "A receipt could not be kept: the disk is too slow");
+            tracing::warn!(event = "receipt_lost", receipt = id, "receipt lost: the disk is too slow");
         }
     }
 
-    /// Has a receipt looked at; the same receipt comes back with what was found. `Overloaded` where too many wait.
+    /// Audits a receipt and returns it with the audits' results. `Overloaded` if too many audits wait already.
     pub fn audit(&self, receipt: Receipt) -> oneshot::Receiver<Result<Receipt>> {
         let (done, result) = oneshot::channel();
         let job = Job { receipt, urgent: self.audits_all(), done };
         if let Err(error) = self.0.jobs.try_send(job) {
             let (std::sync::mpsc::TrySendError::Full(job) | std::sync::mpsc::TrySendError::Disconnected(job)) = error;
-            let why = "more answers wait for their audit than this node manages";
-            // Whoever asked may not wait for it.
+            let why = "too many answers wait for their audit on this node";
+            // The requester may have gone.
             let _ = job.done.send(Err(Error::new(ErrorKind::Overloaded, why)));
         }
         result
@@ -147,7 +147,7 @@ impl Auditor {
 
 fn put(store: &ReceiptStore, receipt: &Receipt) {
     if let Err(error) = store.put(receipt) {
-        tracing::warn!(event = "receipt_lost", receipt = receipt.id, %error, "A receipt could not be kept: {error}");
+        tracing::warn!(event = "receipt_lost", receipt = receipt.id, %error, "cannot store receipt: {error}");
     }
 }
 
@@ -157,18 +157,18 @@ fn run(parts: &AuditorParts, queue: &Receiver<Job>, receipts: &SyncSender<Receip
         let id = receipt.id.clone();
         let audited = replay_audit(parts, &pool, receipt, urgent);
         match &audited {
-            // Behind the receipt as it was before; that thread ends after this one.
+            // Written after the unaudited version of the same receipt: one thread writes both, in order.
             Ok(receipt) => drop(receipts.send(receipt.clone())),
             Err(error) => {
-                tracing::warn!(event = "audit_failed", receipt = id, %error, "An audit could not be made: {error}");
+                tracing::warn!(event = "audit_failed", receipt = id, %error, "audit failed: {error}");
             }
         }
-        // Whoever asked may not wait for it.
+        // The requester may have gone.
         let _ = done.send(audited);
     }
 }
 
-/// Computes an answer again and says of every stage on another node whether its part holds.
+/// Recomputes an answer and records, for each stage on another node, whether its output is right.
 fn replay_audit(parts: &AuditorParts, pool: &OnceLock<Pool>, mut receipt: Receipt, urgent: bool) -> Result<Receipt> {
     let (host, model) = (&parts.host, receipt.model.digest);
     let stages = receipt.segments.iter().flat_map(|segment| &segment.stages);
@@ -191,7 +191,7 @@ fn replay_audit(parts: &AuditorParts, pool: &OnceLock<Pool>, mut receipt: Receip
     wait(0);
     let mut pace = ReplayPace { chunk_rows: CHUNK_ROWS, cancel: &cancel, between: &mut wait };
     let mut fetch = |part: &ModelPart| host.fetch(model, Wanted::of_part(part), &providers).map(drop);
-    // Memory for as many layers as there is room for, and for the largest piece at least.
+    // Memory for as many layers as fit, but at least for the largest one.
     let least = manifest.layer_bytes().max(manifest.embedding_bytes()).max(manifest.head_bytes());
     let most = roomy_audit_bytes(parts.devices.limit());
     let room = parts.devices.lease_up_to(Kind::Audits, least, most, MEMORY_PATIENCE)?;

@@ -1,5 +1,5 @@
-//! The signed claims of one session, in the order of its stages: what travels from stage to stage when a session ends, and
-//! what must hold between them. Bytes from peers are parsed here; nothing is computed again and nothing is sent.
+//! The signed claims of one session, in the order of its stages. The chain travels from stage to stage when a session ends;
+//! this file parses it and checks that the claims fit together. It recomputes nothing and sends nothing.
 
 use std::ops::Range;
 
@@ -13,33 +13,33 @@ use thiserror::Error as ThisError;
 
 use super::{Signature, hex};
 
-/// What the bytes of a chain begin with: the format and its version.
+/// First bytes of an encoded chain: the format and its version.
 const MAGIC: [u8; 4] = *b"pgc1";
 
-/// Stages of one session at most: layers of the deepest models, one each.
+/// Maximum stages of one session: one per layer of the deepest models.
 pub const STAGES_MAX: usize = 128;
 
-/// The most bytes of a chain.
+/// Maximum bytes of an encoded chain.
 pub const CHAIN_BYTES_MAX: usize = MAGIC.len() + 1 + STAGES_MAX * LINK_BYTES_MAX;
 
 const LINK_BYTES_MAX: usize = Claim::BYTES + 2 * Signature::BYTES + 1;
 
-/// What a receiver signs, before the digest of the claim.
+/// Prefix of the bytes that a receiver signs; the digest of the claim follows.
 const RECEIVED: &[u8] = b"pangea exact/1 received\0";
 
-/// One stage's claim with its signature and that of whoever received what it gave.
+/// One stage's claim with the stage's signature and that of the receiver of its output.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Signed {
-    /// What the stage says.
+    /// The stage's claim.
     pub claim: Claim,
-    /// Its signature over the claim's bytes.
+    /// The stage's signature over the claim's bytes.
     pub signature: Signature,
-    /// The receiver's: the next stage's, or the coordinator's for the last.
+    /// Signature of the receiver: the next stage, or the coordinator for the last stage.
     pub received: Option<Signature>,
 }
 
 impl Signed {
-    /// A claim, signed.
+    /// Signs a claim.
     ///
     /// # Errors
     /// As [`Signature::make`].
@@ -48,12 +48,12 @@ impl Signed {
         Ok(Signed { claim, signature, received: None })
     }
 
-    /// Who made the claim.
+    /// The peer that made the claim.
     pub fn peer(&self) -> PeerId {
         self.signature.peer()
     }
 
-    /// Says that what was received is what this claim says was given.
+    /// Adds the receiver's signature: the claimed output is what was received.
     ///
     /// # Errors
     /// As [`Signature::make`].
@@ -62,12 +62,12 @@ impl Signed {
         Ok(())
     }
 
-    /// Whether the stage signed this claim.
+    /// Whether the stage's signature is valid for this claim.
     pub fn is_signed(&self) -> bool {
         self.signature.holds(&self.claim.to_bytes())
     }
 
-    /// Who received what it says, where that one signed for it.
+    /// The peer that signed as receiver, if its signature is valid.
     pub fn receiver(&self) -> Option<PeerId> {
         let received = self.received.as_ref()?;
         received.holds(&received_bytes(&self.claim)).then(|| received.peer())
@@ -78,38 +78,38 @@ fn received_bytes(claim: &Claim) -> Vec<u8> {
     [RECEIVED, claim.digest().as_bytes()].concat()
 }
 
-/// What a coordinator knows of a session when its chain arrives.
+/// What a coordinator expects of a session's chain.
 #[derive(Clone, Debug)]
 pub struct Expected<'a> {
-    /// The session.
+    /// Id of the session.
     pub session: [u8; 16],
-    /// The placement's version.
+    /// Version of the placement.
     pub epoch: u64,
-    /// The model.
+    /// Digest of the model.
     pub model: Digest,
-    /// The version of the engine's bits.
+    /// Version of the numerics.
     pub numerics: u32,
-    /// Who computed what, in order.
+    /// The stages in order: peer and layers.
     pub stages: &'a [(PeerId, Range<u32>)],
-    /// Rows that the stages were asked to compute.
+    /// Positions that the stages were asked to compute.
     pub positions: u64,
-    /// The first position whose following token the last stage chose.
+    /// First position whose following token the last stage chose.
     pub chosen_from: u64,
-    /// Digest of the rules of the choice: [`terms_digest`](super::terms_digest).
+    /// Digest of the sampling terms: [`terms_digest`](super::terms_digest).
     pub sampling: Digest,
-    /// Root over the tokens that were sent to the first stage.
+    /// Root over the tokens sent to the first stage.
     pub input: [u8; 32],
-    /// Root over what came from the last.
+    /// Root over the output received from the last stage.
     pub output: [u8; 32],
 }
 
-/// What does not hold. It accuses nobody before others: who signed what is in the chain.
+/// A check that a chain fails. It is no proof against the peer; proof is in the chain's signatures.
 #[derive(Clone, Debug, PartialEq, Eq, ThisError)]
 #[error("peer {peer}: {why}")]
 pub struct ChainFault {
-    /// Whose claim it is.
+    /// Peer whose claim fails.
     pub peer: PeerId,
-    /// What is wrong with it.
+    /// Why the claim fails.
     pub why: String,
 }
 
@@ -122,22 +122,22 @@ impl From<ChainFault> for Error {
 /// The claims of a session's stages, first stage first.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct CommitChain {
-    /// One for every stage that the chain has passed.
+    /// One claim per stage that the chain has passed.
     pub links: Vec<Signed>,
 }
 
 impl CommitChain {
-    /// A chain on its way to the first stage.
+    /// An empty chain, as the coordinator sends it to the first stage.
     pub fn new() -> CommitChain {
         CommitChain::default()
     }
 
-    /// What a stage does with the chain: checks that the stage before it claims to have given what was received here,
-    /// countersigns that, and adds its own `claim`.
+    /// Called by a stage: checks that the previous stage claims the output that this stage received,
+    /// countersigns that claim, and appends this stage's own `claim`.
     ///
     /// # Errors
-    /// `VerificationFailed` with the [`ChainFault`]'s text where the one before claims something else or did not sign;
-    /// `Internal` as [`Signature::make`]. The chain is unchanged then and not to be passed on.
+    /// `VerificationFailed` with the [`ChainFault`]'s text if the previous stage claims something else or did not sign;
+    /// `Internal` as [`Signature::make`]. The chain is then unchanged and must not be passed on.
     pub fn pass(&mut self, claim: Claim, keypair: &Keypair) -> Result<()> {
         let signed = Signed::new(claim, keypair)?;
         if let Some(before) = self.links.last_mut() {
@@ -151,7 +151,7 @@ impl CommitChain {
         Ok(())
     }
 
-    /// What the coordinator does with the chain: [`CommitChain::check`], then countersigns the last claim.
+    /// Called by the coordinator: checks the chain ([`CommitChain::check`]), then countersigns the last claim.
     ///
     /// # Errors
     /// `VerificationFailed` with the [`ChainFault`]'s text; `Internal` as [`Signature::make`].
@@ -163,14 +163,14 @@ impl CommitChain {
         }
     }
 
-    /// Whether every stage signed what was expected of it, and each one received what the one before gave.
-    ///
+    /// Checks that every stage signed what the coordinator expects, and that each received what its predecessor claims as
+    /// output.
     /// # Errors
     /// The first [`ChainFault`].
     pub fn check(&self, expected: &Expected<'_>) -> std::result::Result<(), ChainFault> {
         for (index, (peer, layers)) in expected.stages.iter().enumerate() {
             let fault = |why: &str| Err(ChainFault { peer: *peer, why: why.to_owned() });
-            let Some(signed) = self.links.get(index) else { return fault("did not sign what it did") };
+            let Some(signed) = self.links.get(index) else { return fault("did not sign a claim") };
             let claim = &signed.claim;
             let same = (claim.session, claim.epoch, claim.model, claim.numerics, claim.positions, claim.chosen_from)
                 == (
@@ -185,27 +185,29 @@ impl CommitChain {
             let last = index + 1 == expected.stages.len();
             let next = expected.stages.get(index + 1).map(|(next, _)| *next);
             if signed.peer() != *peer || !signed.is_signed() {
-                return fault("its claim has not its signature");
+                return fault("the signature of its claim is invalid");
             } else if !same || claim.layers != *layers {
-                return fault("it claims to have done something else than was asked of it");
+                return fault("its claim is about other work than was requested");
             } else if claim.sampling != expected.sampling {
-                return fault("it chose by other rules than were asked for");
+                return fault("its claim names other sampling terms than were requested");
             } else if claim.predecessor != input {
-                return fault("it claims to have received something else than it was sent");
+                return fault("its claim names another input than it was sent");
             } else if last && claim.output != expected.output {
-                return fault("it claims to have given other tokens than came from it");
+                return fault("its claim names other tokens than it sent");
             } else if next.is_some() && signed.receiver() != next {
-                return fault("the next stage did not sign for what it received");
+                return fault("the next stage did not countersign its output");
             }
         }
         match self.links.get(expected.stages.len()) {
             None => Ok(()),
-            Some(beyond) => Err(ChainFault { peer: beyond.peer(), why: "it is no stage of this session".to_owned() }),
+            Some(beyond) => {
+                Err(ChainFault { peer: beyond.peer(), why: "it is not a stage of this session".to_owned() })
+            }
         }
     }
 
-    /// The chain as bytes: `"pgc1"`, the number of links (u8), and for each the claim's bytes, key and signature, a byte 0,
-    /// or a byte 1 and the receiver's key and signature.
+    /// Encodes the chain: `"pgc1"`, the number of links (u8), and for each link the claim's bytes, key and signature,
+    /// then a byte 0, or a byte 1 and the receiver's key and signature.
     pub fn encode(&self) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(MAGIC.len() + 1 + self.links.len() * LINK_BYTES_MAX);
         bytes.extend(MAGIC);
@@ -224,12 +226,12 @@ impl CommitChain {
         bytes
     }
 
-    /// The chain that these bytes are; every chain has one form.
+    /// Decodes a chain; every chain has exactly one encoding.
     ///
     /// # Errors
     /// `InvalidInput` for anything else.
     pub fn decode(bytes: &[u8]) -> Result<CommitChain> {
-        parse(bytes).ok_or_else(|| Error::new(ErrorKind::InvalidInput, "these bytes are no chain of commitments"))
+        parse(bytes).ok_or_else(|| Error::new(ErrorKind::InvalidInput, "not an encoded chain of commitments"))
     }
 }
 
@@ -259,25 +261,25 @@ fn parse(bytes: &[u8]) -> Option<CommitChain> {
     rest.is_empty().then_some(CommitChain { links })
 }
 
-/// Why `next` cannot come after `before` in a chain.
+/// Checks that `next` can follow `before` in a chain.
 fn follows(before: &Signed, next: &Claim) -> std::result::Result<(), &'static str> {
     let claim = &before.claim;
     let terms = |claim: &Claim| {
         (claim.session, claim.epoch, claim.model, claim.numerics, claim.positions, claim.chosen_from, claim.sampling)
     };
     if !before.is_signed() {
-        return Err("its claim has not its signature");
+        return Err("the signature of its claim is invalid");
     }
     if terms(claim) != terms(next) || claim.layers.end != next.layers.start {
-        return Err("it claims to have done something else than belongs before this stage's part");
+        return Err("its claim does not precede this stage's work");
     }
     if claim.output != next.predecessor {
-        return Err("it claims to have given something else than arrived here");
+        return Err("its claim names another output than arrived here");
     }
     Ok(())
 }
 
-/// As JSON has it.
+/// JSON form of a signed claim.
 #[derive(Serialize, Deserialize)]
 struct Record {
     #[serde(with = "hex")]

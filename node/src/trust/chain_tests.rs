@@ -1,4 +1,4 @@
-//! Chains of honest and other stages, and the bytes of one, pinned.
+//! Valid and invalid chains, and the pinned bytes of one chain.
 
 use super::*;
 use proptest::prelude::*;
@@ -49,7 +49,7 @@ fn expected(stages: &[(PeerId, Range<u32>)]) -> Expected<'_> {
     }
 }
 
-/// As it arrives at the coordinator.
+/// A valid chain as it arrives at the coordinator.
 fn honest() -> CommitChain {
     let mut chain = CommitChain::new();
     for index in 0..3 {
@@ -59,7 +59,7 @@ fn honest() -> CommitChain {
 }
 
 #[test]
-fn an_honest_chain_is_taken_and_countersigned_by_all() {
+fn a_valid_chain_is_countersigned_by_every_receiver() {
     let mut chain = honest();
     let stages = stages();
     assert_eq!(chain.links.iter().map(Signed::receiver).collect::<Vec<_>>(), [Some(peer(2)), Some(peer(3)), None]);
@@ -71,7 +71,7 @@ fn an_honest_chain_is_taken_and_countersigned_by_all() {
 }
 
 #[test]
-fn a_stage_does_not_sign_for_what_it_did_not_receive() {
+fn a_stage_countersigns_only_what_it_received() {
     let first = Signed::new(claim(0), &keypair(1)).unwrap();
     let forged = Signed { signature: Signature::make(&keypair(1), b"something").unwrap(), ..first.clone() };
     let other = |change: fn(&mut Claim)| {
@@ -80,11 +80,11 @@ fn a_stage_does_not_sign_for_what_it_did_not_receive() {
         claim
     };
     for (before, mine, why) in [
-        (&first, other(|claim| claim.predecessor[0] ^= 1), "than arrived here"),
-        (&first, other(|claim| claim.positions += 1), "something else"),
-        (&first, other(|claim| claim.layers.start += 1), "something else"),
-        (&first, other(|claim| claim.session[3] ^= 1), "something else"),
-        (&forged, claim(1), "not its signature"),
+        (&first, other(|claim| claim.predecessor[0] ^= 1), "another output than arrived here"),
+        (&first, other(|claim| claim.positions += 1), "does not precede"),
+        (&first, other(|claim| claim.layers.start += 1), "does not precede"),
+        (&first, other(|claim| claim.session[3] ^= 1), "does not precede"),
+        (&forged, claim(1), "signature of its claim is invalid"),
     ] {
         let mut chain = CommitChain { links: vec![before.clone()] };
         let error = chain.pass(mine, &keypair(2)).unwrap_err();
@@ -95,7 +95,7 @@ fn a_stage_does_not_sign_for_what_it_did_not_receive() {
 }
 
 #[test]
-fn every_claim_that_is_not_as_asked_is_found_with_its_peer() {
+fn every_unexpected_claim_is_reported_with_its_peer() {
     let stages = stages();
     let check = |chain: &CommitChain| chain.check(&expected(&stages));
     let resigned = |index: usize, change: fn(&mut Claim)| {
@@ -110,12 +110,12 @@ fn every_claim_that_is_not_as_asked_is_found_with_its_peer() {
         chain
     };
     for (chain, at, why) in [
-        (resigned(0, |claim| claim.epoch += 1), 1, "something else than was asked"),
-        (resigned(1, |claim| claim.positions -= 1), 2, "something else than was asked"),
-        (resigned(1, |claim| claim.layers.end += 1), 2, "something else than was asked"),
-        (resigned(2, |claim| claim.sampling = Digest::from_bytes([0; 32])), 3, "by other rules"),
-        (resigned(0, |claim| claim.predecessor[0] ^= 1), 1, "than it was sent"),
-        (resigned(0, |claim| claim.output[0] ^= 1), 2, "than it was sent"),
+        (resigned(0, |claim| claim.epoch += 1), 1, "other work than was requested"),
+        (resigned(1, |claim| claim.positions -= 1), 2, "other work than was requested"),
+        (resigned(1, |claim| claim.layers.end += 1), 2, "other work than was requested"),
+        (resigned(2, |claim| claim.sampling = Digest::from_bytes([0; 32])), 3, "other sampling terms"),
+        (resigned(0, |claim| claim.predecessor[0] ^= 1), 1, "another input than it was sent"),
+        (resigned(0, |claim| claim.output[0] ^= 1), 2, "another input than it was sent"),
         (resigned(2, |claim| claim.output[0] ^= 1), 3, "other tokens"),
     ] {
         let fault = check(&chain).unwrap_err();
@@ -124,10 +124,10 @@ fn every_claim_that_is_not_as_asked_is_found_with_its_peer() {
     }
     let mut short = honest();
     short.links.pop();
-    assert_eq!(check(&short).unwrap_err(), ChainFault { peer: peer(3), why: "did not sign what it did".to_owned() });
+    assert_eq!(check(&short).unwrap_err(), ChainFault { peer: peer(3), why: "did not sign a claim".to_owned() });
     let mut long = honest();
     long.links.push(long.links[2].clone());
-    assert!(check(&long).unwrap_err().why.contains("no stage"));
+    assert!(check(&long).unwrap_err().why.contains("not a stage"));
     let mut unsigned = honest();
     unsigned.links[1].received = None;
     assert_eq!(check(&unsigned).unwrap_err().peer, peer(2));
@@ -140,13 +140,13 @@ fn every_claim_that_is_not_as_asked_is_found_with_its_peer() {
 }
 
 #[test]
-fn the_bytes_of_a_chain_stay_as_they_are() {
+fn the_encoding_of_a_chain_is_pinned() {
     let mut chain = honest();
     chain.close(&expected(&stages()), &keypair(9)).unwrap();
     let bytes = chain.encode();
     assert_eq!(bytes.len(), 5 + 3 * (Claim::BYTES + 2 * Signature::BYTES + 1));
     assert_eq!(&bytes[..5], b"pgc1\x03");
-    // Ed25519 signatures of the same bytes by the same key are the same.
+    // Ed25519 signatures are deterministic.
     assert_eq!(
         blake3::hash(&bytes).to_hex().as_str(),
         "fe333951a652643b47732b815e7a6dd73614981eb74b864e5edc6afc83a79caa"
@@ -156,7 +156,7 @@ fn the_bytes_of_a_chain_stay_as_they_are() {
 }
 
 #[test]
-fn bytes_that_are_no_chain_are_refused() {
+fn bytes_that_encode_no_chain_are_refused() {
     let bytes = honest().encode();
     for wrong in [&[][..], b"pgc1", b"pgc2\0", b"pgc1\x81", b"pgc1\x01", &bytes[..bytes.len() - 1]] {
         assert_eq!(CommitChain::decode(wrong).unwrap_err().kind(), ErrorKind::InvalidInput);
@@ -169,7 +169,7 @@ fn bytes_that_are_no_chain_are_refused() {
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(200))]
-    /// No bit of a chain can be turned over unseen.
+    /// A changed bit anywhere in a chain is detected.
     #[test]
     fn every_bit_counts(bit in any::<prop::sample::Index>()) {
         let mut bytes = honest().encode();

@@ -1,4 +1,4 @@
-//! Bytes of a fixed length as hex digits in JSON. Nothing else.
+//! Byte arrays of fixed length as hex digits in JSON.
 
 use serde::de::Error;
 use serde::{Deserialize, Deserializer, Serializer};
@@ -28,7 +28,7 @@ fn parse<const N: usize>(text: &str) -> Option<[u8; N]> {
     Some(bytes)
 }
 
-/// The same for [`pangea_compute::Digest`].
+/// Hex digits for [`pangea_compute::Digest`].
 pub(super) mod digest {
     use pangea_compute::Digest;
     use serde::{Deserializer, Serializer};
@@ -47,7 +47,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn digits_are_read_back_and_nothing_else_is() {
+    fn only_hex_digits_of_the_right_length_are_read() {
         assert_eq!(text(&[0, 0x1f, 0xff]), "001fff");
         assert_eq!(parse("001fFF"), Some([0, 0x1f, 0xff]));
         for wrong in ["", "001f", "001fff0", "001fffff", "00 1fff", "001ffg", "+01fff", "00é1ff"] {

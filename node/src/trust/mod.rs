@@ -1,4 +1,4 @@
-//! Why an answer can be believed: stages sign what they did, coordinators keep it, anyone can check it later (DESIGN §6).
+//! Commitments and receipts: stages sign their work, coordinators store it, anyone can check it later (DESIGN §6).
 //!
 //! ```text
 //!  stage 0 ── chain ──► stage 1 ── chain ──► … ──► coordinator ──► Receipt ──► ReceiptStore
@@ -6,16 +6,16 @@
 //!                       signs its own               AuditPolicy ──► replay (pangea_compute::commit)
 //! ```
 //!
-//! * [`signature`]: a peer's signature, and the peer.
-//! * [`chain`]: the signed claims of one session, and what must hold between them; as bytes from peers.
-//! * [`receipt`](mod@receipt): what is kept of an answer, as JSON. [`rules`]: by which its tokens were chosen. `hex`:
-//!   bytes in it. [`store`]: the folder of receipts.
-//! * [`verify`](mod@verify): a receipt held against its signatures and its model's file.
-//! * `verdict`: a verdict in JSON. Which sessions are audited is decided by [`pangea_control::trust`].
+//! * [`signature`]: a signature with its peer.
+//! * [`chain`]: the signed claims of one session, their checks and their encoding.
+//! * [`receipt`](mod@receipt): the record of an answer, as JSON. [`rules`]: its sampling terms. `hex`: bytes in it.
+//!   [`store`]: the folder of receipts.
+//! * [`verify`](mod@verify): checks a receipt against its signatures and its model's file.
+//! * `verdict`: a verdict in JSON. [`pangea_control::trust`] decides which sessions are audited.
 //!
-//! * [`auditor`]: replays answers that were drawn; what it needs of the node is handed in as an [`AuditHost`].
+//! * [`auditor`]: replays drawn answers; it reaches the node through an [`AuditHost`].
 //!
-//! What is wrong with whom is told; quarantine is the fabric's. It imports no other room of the node.
+//! This room reports who signed what; the fabric quarantines. It imports no other room of the node.
 
 pub mod auditor;
 pub mod chain;

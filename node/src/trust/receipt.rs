@@ -1,5 +1,5 @@
-//! What is kept of an answer: everything that checking it offline takes, as one JSON document with stable names (fields are
-//! only added). Plain values; what they must be is [`verify`](mod@super::verify)'s.
+//! The record of an answer: everything that an offline check needs, as one JSON document with stable names (fields are
+//! only added). Plain values; [`verify`](mod@super::verify) checks them.
 //!
 //! ```json
 //! {
@@ -27,126 +27,126 @@ use serde::{Deserialize, Serialize};
 
 use super::{ReceiptSampling, Signed, hex};
 
-/// The version of the form that is written.
+/// Version of the format that this node writes.
 pub const VERSION: u32 = 1;
 
-/// Hex digits of an id: some hundred thousand receipts of a folder are told apart.
+/// Bytes of an id: enough for some hundred thousand receipts in one folder.
 const ID_BYTES: usize = 6;
 
-/// Everything about one answer.
+/// The record of one answer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Receipt {
     /// [`VERSION`].
     pub version: u32,
-    /// Its name among receipts: 12 hex digits.
+    /// Id of the receipt: 12 hex digits.
     pub id: String,
-    /// The request that it belongs to, as the answer names it.
+    /// Id of the request, as the answer names it.
     pub request: String,
     /// When the answer ended, in milliseconds since 1970.
     pub unix_ms: u64,
-    /// Who asked the stages and wrote this.
+    /// Peer id of the coordinator, which wrote this receipt.
     pub coordinator: String,
-    /// The model.
+    /// The model that answered.
     pub model: ReceiptModel,
-    /// The version of the engine's bits.
+    /// Version of the numerics.
     pub numerics: u32,
-    /// What was asked.
+    /// Tokens of the prompt.
     pub prompt_tokens: Vec<u32>,
-    /// Every token that was chosen, the one that ended the answer included.
+    /// Tokens of the answer, including the one that ended it.
     pub answer_tokens: Vec<u32>,
-    /// How they were chosen.
+    /// Sampling terms by which the tokens were chosen.
     pub sampling: ReceiptSampling,
-    /// What masked them.
+    /// Format that restricted the tokens.
     #[serde(default, with = "super::rules::format")]
     pub form: AnswerFormat,
-    /// Who computed it; more than one after a failover.
+    /// The chains of stages that computed the answer; more than one after a failover.
     pub segments: Vec<Segment>,
-    /// That of its weakest part.
+    /// Verdict of the answer: that of its weakest part.
     #[serde(with = "super::verdict")]
     pub verdict: Verdict,
-    /// What was looked at again.
+    /// Results of audits.
     #[serde(default)]
     pub audits: Vec<Audit>,
 }
 
-/// Which model.
+/// The model of a receipt.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReceiptModel {
-    /// The name that the request gave.
+    /// Name that the request used.
     pub name: String,
-    /// Its digest.
+    /// Digest of the model.
     #[serde(with = "hex::digest")]
     pub digest: Digest,
-    /// What its file was called.
+    /// Name of the model's file.
     pub file: String,
 }
 
-/// A run of tokens that the same stages computed.
+/// Tokens that one chain of stages computed.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Segment {
-    /// The session.
+    /// Id of the session.
     #[serde(with = "hex")]
     pub session: [u8; 16],
-    /// The placement's version.
+    /// Version of the placement.
     pub epoch: u64,
-    /// The first position whose following token was chosen here.
+    /// First position whose following token this segment chose.
     pub chosen_from: u64,
-    /// Who was to compute what, in order.
+    /// Planned stages, in order.
     pub stages: Vec<ReceiptStage>,
-    /// What they signed; empty where the session did not end in order.
+    /// The stages' signed claims; empty if the session did not end normally.
     pub claims: Vec<Signed>,
-    /// Why it did not.
+    /// Why the session did not end normally.
     #[serde(default)]
     pub ended: Option<String>,
 }
 
-/// One stage.
+/// A stage of a segment.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReceiptStage {
-    /// The node.
+    /// Peer id of the node.
     pub peer: String,
-    /// Its layers, from 0, the end exclusive.
+    /// Layers `[first, end)`, counted from 0.
     pub layers: [u32; 2],
 }
 
-/// One stage's part, looked at again.
+/// Result of auditing one stage.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Audit {
-    /// Which segment, from 0.
+    /// Index of the segment.
     pub segment: usize,
-    /// Which of its stages, from 0.
+    /// Index of the stage within the segment.
     pub stage: usize,
-    /// Who computed it again.
+    /// Peer id of the auditor.
     pub by: String,
-    /// Whether the roots are the same.
+    /// Whether the replayed output has the claimed root.
     pub holds: bool,
-    /// The first position that differs, where it is known.
+    /// First position that differs, if known.
     #[serde(default)]
     pub position: Option<u64>,
-    /// When, in milliseconds since 1970.
+    /// When the audit ended, in milliseconds since 1970.
     pub unix_ms: u64,
 }
 
 impl Receipt {
-    /// A name for a new receipt.
+    /// Generates an id for a new receipt.
     pub fn new_id() -> String {
         hex::text(&rand::random::<[u8; ID_BYTES]>())
     }
 
-    /// Whether this can be a receipt's name; it becomes part of a file's.
+    /// Whether `text` has the form of a receipt's id. Ids become part of file names.
     pub fn is_id(text: &str) -> bool {
         text.len() == 2 * ID_BYTES && text.bytes().all(|digit| digit.is_ascii_digit() || (b'a'..=b'f').contains(&digit))
     }
 
-    /// The receipt that this JSON is.
+    /// Parses a receipt's JSON.
     ///
     /// # Errors
-    /// What is wrong with it.
+    /// A sentence that says what is wrong with the JSON.
     pub fn parse(json: &[u8]) -> Result<Receipt, String> {
-        let receipt: Receipt = serde_json::from_slice(json).map_err(|error| format!("this is no receipt: {error}"))?;
+        let receipt: Receipt = serde_json::from_slice(json).map_err(|error| format!("not a receipt: {error}"))?;
         match receipt.version {
             VERSION if Receipt::is_id(&receipt.id) => Ok(receipt),
-            VERSION => Err(format!("{:?} is no receipt's id", receipt.id)),
+            VERSION => Err(format!("{:?} is not a receipt id", receipt.id)),
             other => Err(format!("the receipt's version is {other}; this pangea reads version {VERSION}")),
         }
     }
@@ -154,28 +154,28 @@ impl Receipt {
     /// The receipt as JSON.
     ///
     /// # Errors
-    /// `Internal` for numbers that JSON has not, which [`pangea_compute::sample::Sampling::check`] refuses.
+    /// `Internal` for non-finite numbers, which [`pangea_compute::sample::Sampling::check`] refuses.
     pub fn to_json(&self) -> pangea_client::Result<Vec<u8>> {
         serde_json::to_vec(self).map_err(|error| {
-            let why = format!("the receipt {} cannot be written: {error}", self.id);
+            let why = format!("cannot encode receipt {}: {error}", self.id);
             pangea_client::Error::new(pangea_client::ErrorKind::Internal, why)
         })
     }
 
-    /// The stages that an audit refuted.
+    /// Peers whose stages an audit refuted.
     pub fn refuted(&self) -> Vec<PeerId> {
         let failed = self.audits.iter().filter(|audit| !audit.holds);
         let peer = |audit: &Audit| self.segments.get(audit.segment)?.stages.get(audit.stage)?.peer.parse().ok();
         failed.filter_map(peer).collect()
     }
 
-    /// Prompt and answer.
+    /// Tokens of the prompt and the answer.
     pub fn tokens(&self) -> Vec<u32> {
         [&self.prompt_tokens[..], &self.answer_tokens].concat()
     }
 
-    /// Whether each stage of each segment was looked at again, by a node that is not the one that computed it, and held.
-    /// What the coordinator computed itself needs no other's word for it.
+    /// Whether every stage of every segment was audited successfully by another node than its own. Stages on the
+    /// coordinator need no audit.
     pub fn is_audited(&self) -> bool {
         let audited = |segment: usize, stage: usize, peer: &str| {
             let of_stage = |audit: &&Audit| (audit.segment, audit.stage) == (segment, stage);
@@ -184,7 +184,7 @@ impl Receipt {
         };
         !self.segments.is_empty()
             && self.segments.iter().enumerate().all(|(index, segment)| {
-                // A segment that broke off claims nothing; its tokens were chosen again by the next one's rules.
+                // A segment that ended early claims nothing; the next segment chose its tokens again.
                 segment.ended.is_some()
                     || segment.claims.len() == segment.stages.len()
                         && segment
@@ -197,7 +197,7 @@ impl Receipt {
 }
 
 impl Segment {
-    /// The stages as a chain's check takes them; `None` where one's peer id is none.
+    /// The stages in the form that a chain's check takes; `None` if a peer id is invalid.
     pub fn expected_stages(&self) -> Option<Vec<(PeerId, std::ops::Range<u32>)>> {
         let stage = |stage: &ReceiptStage| Some((stage.peer.parse().ok()?, stage.layers[0]..stage.layers[1]));
         self.stages.iter().map(stage).collect()
@@ -209,7 +209,7 @@ pub(crate) mod tests {
     use super::*;
     use pangea_compute::sample::Sampling;
 
-    /// A receipt of nothing in particular.
+    /// A receipt for tests.
     pub(crate) fn receipt() -> Receipt {
         Receipt {
             version: VERSION,
@@ -257,7 +257,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_receipt_is_read_as_it_was_written_and_may_have_new_fields() {
+    fn a_receipt_survives_json_and_unknown_fields_are_ignored() {
         let json = receipt().to_json().unwrap();
         assert_eq!(Receipt::parse(&json).unwrap(), receipt());
         let mut value: serde_json::Value = serde_json::from_slice(&json).unwrap();
@@ -274,7 +274,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn an_answer_is_audited_once_others_found_every_stage_right() {
+    fn an_answer_is_audited_once_other_nodes_confirmed_every_stage() {
         use libp2p::identity::Keypair;
         let keypair = Keypair::generate_ed25519();
         let mut receipt = receipt();

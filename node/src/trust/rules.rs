@@ -1,12 +1,12 @@
-//! By which rules an answer's tokens were chosen, as receipts hold it: [`Sampling`] and [`AnswerFormat`] with stable names.
-//! It chooses nothing.
+//! The sampling terms of an answer as a receipt stores them: [`Sampling`] and [`AnswerFormat`] with stable names. This file
+//! chooses no tokens.
 
 use pangea_compute::Digest;
 use pangea_compute::commit::SamplingTerms;
 use pangea_compute::sample::{AnswerFormat, Sampling};
 use serde::{Deserialize, Serialize};
 
-/// [`Sampling`], field by field.
+/// JSON form of [`Sampling`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[allow(missing_docs, reason = "each is the field of Sampling of that name")]
 pub struct ReceiptSampling {
@@ -62,8 +62,8 @@ impl From<&ReceiptSampling> for Sampling {
     }
 }
 
-/// The form of an answer in JSON: an object whose `type` is `text`, `json_object` or `json_schema`, the last with the text of its
-/// `schema`.
+/// JSON form of an answer format: an object whose `type` is `text`, `json_object` or `json_schema`, the last with the
+/// text of its `schema`.
 pub(super) mod format {
     use super::{AnswerFormat, Deserialize, Serialize};
     use serde::{Deserializer, Serializer};
@@ -94,7 +94,7 @@ pub(super) mod format {
     }
 }
 
-/// The digest that every stage puts into its claim.
+/// Digest of the sampling terms, which every stage puts into its claim.
 pub fn terms_digest(prompt_len: u64, sampling: &Sampling, format: &AnswerFormat) -> Digest {
     SamplingTerms { prompt_len, sampling, format }.digest()
 }
@@ -104,7 +104,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_rule_survives_being_written() {
+    fn every_term_survives_json() {
         let sampling = Sampling {
             temperature: 0.1,
             top_k: 3,

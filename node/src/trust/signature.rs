@@ -1,4 +1,4 @@
-//! A peer's signature over bytes: Ed25519 with the key that its peer id is made of. It does not know what is signed.
+//! A peer's Ed25519 signature over bytes, with the key that the peer id contains. This file does not know what is signed.
 
 use libp2p::PeerId;
 use libp2p::identity::{Keypair, PublicKey, ed25519};
@@ -7,10 +7,10 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::hex;
 
-/// Multihash code of a peer id that holds its key itself, as those of Ed25519 keys do.
+/// Multihash code of a peer id that contains its key, as those of Ed25519 keys do.
 const IDENTITY: u64 = 0;
 
-/// Who signed, and the signature.
+/// A signature with the signer's key.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Signature {
     key: ed25519::PublicKey,
@@ -33,17 +33,17 @@ impl Signature {
         Ok(Signature { key, bytes })
     }
 
-    /// Who signed, if the signature holds.
+    /// The signer's peer id.
     pub fn peer(&self) -> PeerId {
         PublicKey::from(self.key.clone()).to_peer_id()
     }
 
-    /// Whether it is the signature of this message.
+    /// Whether the signature is valid for `message`.
     pub fn holds(&self, message: &[u8]) -> bool {
         self.key.verify(message, &self.bytes)
     }
 
-    /// The key, then the signature.
+    /// The key, followed by the signature.
     pub fn to_bytes(&self) -> [u8; Signature::BYTES] {
         let mut bytes = [0; Signature::BYTES];
         bytes[..32].copy_from_slice(&self.key.to_bytes());
@@ -51,7 +51,7 @@ impl Signature {
         bytes
     }
 
-    /// What these bytes are, if the first are a key.
+    /// Parses a key and a signature; `None` if the first bytes are no Ed25519 key.
     pub fn parse(bytes: &[u8; Signature::BYTES]) -> Option<Signature> {
         let (key, signature) = bytes.split_first_chunk::<32>()?;
         let key = ed25519::PublicKey::try_from_bytes(key).ok()?;
@@ -65,7 +65,7 @@ impl std::fmt::Debug for Signature {
     }
 }
 
-/// As JSON has it: the peer id holds the key.
+/// JSON form; the peer id contains the key.
 #[derive(Serialize, Deserialize)]
 struct Record {
     peer: PeerText,
@@ -92,7 +92,7 @@ impl<'de> Deserialize<'de> for Signature {
     }
 }
 
-/// The key in a peer id.
+/// The key that a peer id contains.
 fn key_of(peer: &str) -> Option<ed25519::PublicKey> {
     let peer: PeerId = peer.parse().ok()?;
     let multihash = peer.as_ref();
@@ -107,7 +107,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_signature_holds_for_its_message_and_names_its_peer() {
+    fn a_signature_is_valid_for_its_message_and_names_its_peer() {
         let keypair = Keypair::generate_ed25519();
         let signature = Signature::make(&keypair, b"this").unwrap();
         assert!(signature.holds(b"this") && !signature.holds(b"that"));
@@ -120,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn another_key_or_another_bit_does_not_hold() {
+    fn another_key_or_a_changed_bit_is_invalid() {
         let signature = Signature::make(&Keypair::generate_ed25519(), b"this").unwrap();
         let other = Signature::make(&Keypair::generate_ed25519(), b"this").unwrap();
         let mixed = Signature { key: other.key, bytes: signature.bytes };

@@ -1,5 +1,5 @@
-//! The folder of receipts, `receipts` in the data directory: one JSON file each, written whole or not at all, the oldest
-//! removed where there are too many. It does not judge what is in them.
+//! The folder of receipts, `receipts` in the data directory: one JSON file each, written atomically; the oldest are removed
+//! when there are too many. This file does not judge what is in them.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -10,16 +10,16 @@ use serde::Serialize;
 use super::Receipt;
 use pangea_control::trust::Verdict;
 
-/// Receipts kept.
+/// Maximum receipts in the folder.
 const RECEIPTS_MAX: usize = 1000;
 
-/// Bytes of all of them.
+/// Maximum bytes of all receipts together.
 const BYTES_MAX: u64 = 64 << 20;
 
-/// Bytes of one: a context of 128 Ki tokens is less than one MiB. A file that is larger is none.
+/// Maximum bytes of one receipt: one with a context of 128 Ki tokens is smaller than 1 MiB. A larger file is refused.
 pub const RECEIPT_BYTES_MAX: u64 = 8 << 20;
 
-/// Digits of the time that a file's name begins with, so that names sort by time.
+/// Digits of the time at the start of a file name, so that names sort by time.
 const TIME_DIGITS: usize = 13;
 
 /// The receipts of a data directory. Every method blocks on the disk.
@@ -28,16 +28,16 @@ pub struct ReceiptStore {
     folder: PathBuf,
 }
 
-/// What a list shows of a receipt.
+/// A receipt's line in a list.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Summary {
-    /// Its id.
+    /// Id of the receipt.
     pub id: String,
-    /// The request.
+    /// Id of the request.
     pub request: String,
     /// When the answer ended, in milliseconds since 1970.
     pub unix_ms: u64,
-    /// The model's name.
+    /// Name of the model.
     pub model: String,
     /// Tokens of the prompt.
     pub prompt_tokens: usize,
@@ -45,9 +45,9 @@ pub struct Summary {
     pub answer_tokens: usize,
     /// Stages of the last segment.
     pub stages: usize,
-    /// Segments but one.
+    /// Failovers: segments minus one.
     pub failovers: usize,
-    /// How far it can be trusted, as its coordinator wrote.
+    /// Verdict, as the coordinator wrote it.
     #[serde(serialize_with = "super::verdict::serialize")]
     pub verdict: Verdict,
 }
@@ -69,27 +69,27 @@ impl From<&Receipt> for Summary {
 }
 
 impl ReceiptStore {
-    /// The receipts of this data directory; the folder is made when the first is put there.
+    /// The receipts of this data directory; the folder is created with the first receipt.
     pub fn new(data_dir: &Path) -> ReceiptStore {
         ReceiptStore { folder: data_dir.join("receipts") }
     }
 
-    /// Where they are.
+    /// Path of the folder.
     pub fn folder(&self) -> &Path {
         &self.folder
     }
 
-    /// Keeps a receipt, in the place of an earlier one with its id. The oldest go where there are too many.
+    /// Stores a receipt, replacing an earlier one with the same id. The oldest receipts are removed when there are too many.
     ///
     /// # Errors
-    /// `InvalidInput` for an id that is none, or a receipt that is too large; `Internal` where the disk fails.
+    /// `InvalidInput` for an invalid id or a receipt that is too large; `Internal` if the disk fails.
     pub fn put(&self, receipt: &Receipt) -> Result<()> {
         if !Receipt::is_id(&receipt.id) {
-            return Err(Error::new(ErrorKind::InvalidInput, format!("{:?} is no receipt's id", receipt.id)));
+            return Err(Error::new(ErrorKind::InvalidInput, format!("{:?} is not a receipt id", receipt.id)));
         }
         let json = receipt.to_json()?;
         if json.len() as u64 > RECEIPT_BYTES_MAX {
-            let why = format!("the receipt {} has {} bytes; {RECEIPT_BYTES_MAX} can be kept", receipt.id, json.len());
+            let why = format!("receipt {} has {} bytes; the maximum is {RECEIPT_BYTES_MAX}", receipt.id, json.len());
             return Err(Error::new(ErrorKind::InvalidInput, why));
         }
         let write = || -> std::io::Result<()> {
@@ -107,41 +107,38 @@ impl ReceiptStore {
         write().map_err(|error| self.failed(&error))
     }
 
-    /// The receipt of that id, or of the only one that begins so.
+    /// The receipt with this id, or the only one whose id starts with it.
     ///
     /// # Errors
-    /// `NotFound`; `InvalidInput` where several begin so, or the file is damaged; `Internal` where the disk fails.
+    /// `NotFound`; `InvalidInput` if several ids start so or the file is damaged; `Internal` if the disk fails.
     pub fn get(&self, id: &str) -> Result<Receipt> {
         let files = self.files().map_err(|error| self.failed(&error))?;
         let mut named: Vec<&File> = files.iter().filter(|file| !id.is_empty() && file.id.starts_with(id)).collect();
         named.sort_by_key(|file| file.id != id);
         match named[..] {
             [] => {
-                let why = format!(
-                    "there is no receipt {id:?} in {}; `pangea receipts list` shows those that are",
-                    self.folder.display()
-                );
+                let why = format!("no receipt {id:?} in {}; `pangea receipts list` lists all", self.folder.display());
                 Err(Error::new(ErrorKind::NotFound, why))
             }
             [first, second, ..] if first.id != id => {
-                let why = format!("{id} may be {} or {}; write more of it", first.id, second.id);
+                let why = format!("{id} is ambiguous: {} and {} start with it; give more digits", first.id, second.id);
                 Err(Error::new(ErrorKind::InvalidInput, why))
             }
             [file, ..] => read(&file.path),
         }
     }
 
-    /// The `limit` latest receipts, latest first; damaged files are left out.
+    /// The `limit` latest receipts, latest first; damaged files are skipped.
     ///
     /// # Errors
-    /// `Internal` where the disk fails.
+    /// `Internal` if the disk fails.
     pub fn list(&self, limit: usize) -> Result<Vec<Summary>> {
         let files = self.files().map_err(|error| self.failed(&error))?;
         let receipts = files.iter().rev().filter_map(|file| read(&file.path).ok());
         Ok(receipts.take(limit).map(|receipt| Summary::from(&receipt)).collect())
     }
 
-    /// Every receipt's file, oldest first. A folder that is not there is empty.
+    /// Every receipt's file, oldest first. A missing folder counts as empty.
     fn files(&self) -> std::io::Result<Vec<File>> {
         let entries = match std::fs::read_dir(&self.folder) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -166,7 +163,7 @@ impl ReceiptStore {
             files.iter().map(|file| std::fs::metadata(&file.path).map_or(0, |facts| facts.len())).collect();
         let (mut count, mut bytes) = (files.len(), sizes.iter().sum::<u64>());
         for (file, size) in files.iter().zip(sizes) {
-            // The latest stays, however large.
+            // The latest receipt is never removed, however large.
             if count <= 1 || (count <= RECEIPTS_MAX && bytes <= BYTES_MAX) {
                 break;
             }
@@ -178,7 +175,7 @@ impl ReceiptStore {
     }
 
     fn failed(&self, error: &std::io::Error) -> Error {
-        let why = format!("the receipts in {} cannot be read or written: {error}", self.folder.display());
+        let why = format!("cannot read or write the receipts in {}: {error}", self.folder.display());
         Error::new(ErrorKind::Internal, why)
     }
 }
@@ -189,21 +186,21 @@ struct File {
     path: PathBuf,
 }
 
-/// The receipt in a file.
+/// Reads the receipt in a file.
 ///
 /// # Errors
-/// `NotFound`; `InvalidInput` for a file that is no receipt; `Internal` where it cannot be read.
+/// `NotFound`; `InvalidInput` for a file that is not a receipt; `Internal` if it cannot be read.
 pub fn read(path: &Path) -> Result<Receipt> {
     let failed = |error: std::io::Error| {
         let kind = match error.kind() {
             std::io::ErrorKind::NotFound => ErrorKind::NotFound,
             _ => ErrorKind::Internal,
         };
-        Error::new(kind, format!("{} cannot be read: {error}", path.display()))
+        Error::new(kind, format!("cannot read {}: {error}", path.display()))
     };
     let wrong = |why: String| Error::new(ErrorKind::InvalidInput, format!("{}: {why}", path.display()));
     if std::fs::metadata(path).map_err(failed)?.len() > RECEIPT_BYTES_MAX {
-        return Err(wrong("this is too large for a receipt".to_owned()));
+        return Err(wrong("the file is too large for a receipt".to_owned()));
     }
     Receipt::parse(&std::fs::read(path).map_err(failed)?).map_err(wrong)
 }
@@ -218,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn receipts_are_kept_found_and_listed_latest_first() {
+    fn receipts_are_stored_found_and_listed_latest_first() {
         let folder = tempfile::tempdir().unwrap();
         let store = ReceiptStore::new(folder.path());
         assert!(store.list(10).unwrap().is_empty() && !store.folder().exists());
@@ -233,7 +230,7 @@ mod tests {
         for none in ["", "b", "../node", "000000000001.json"] {
             assert_eq!(store.get(none).unwrap_err().kind(), ErrorKind::NotFound, "{none}");
         }
-        // The same once more, later: in the place of the first.
+        // A later version of the first receipt replaces it.
         let mut again = numbered(1);
         again.unix_ms += 500_000;
         store.put(&again).unwrap();
@@ -246,11 +243,11 @@ mod tests {
     }
 
     #[test]
-    fn the_oldest_go_where_there_are_too_many() {
+    fn the_oldest_receipts_are_removed_when_there_are_too_many() {
         let folder = tempfile::tempdir().unwrap();
         let store = ReceiptStore::new(folder.path());
         std::fs::create_dir_all(store.folder()).unwrap();
-        // Sparse files: their lengths count.
+        // Sparse files: only their lengths count.
         for n in 0..9u64 {
             let path = store.folder().join(format!("{n:013}-{n:012x}.json"));
             std::fs::File::create(path).unwrap().set_len(RECEIPT_BYTES_MAX).unwrap();

@@ -1,4 +1,4 @@
-//! A verdict in JSON: its name. Nothing else.
+//! The JSON form of a verdict: its name.
 
 use pangea_control::trust::Verdict;
 use serde::de::Error;

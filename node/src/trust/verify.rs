@@ -1,5 +1,6 @@
-//! A receipt held against what was signed and what its model gives: every signature, every link, every root and every token.
-//! It needs the model's layers one part after the other, and no network; it says what holds and blames nobody.
+//! Checks a receipt against its signatures and its model: every signature, every link, every root and every token. The
+//! model's layers are loaded one part after the other; no network is used. The result says what holds; nobody is blamed
+//! here.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -17,109 +18,109 @@ use serde::Serialize;
 use super::{Receipt, Segment, terms_digest};
 use crate::compute_error;
 
-/// What was found.
+/// Result of verifying a receipt.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Verification {
-    /// The receipt.
+    /// Id of the receipt.
     pub receipt: String,
-    /// Whether all of it holds.
+    /// Whether every check passed.
     pub holds: bool,
-    /// The tokens of the answer.
+    /// Check of the answer's tokens.
     pub tokens: TokenCheck,
-    /// The stages of each segment.
+    /// Checks of each segment's stages.
     pub segments: Vec<SegmentCheck>,
 }
 
-/// Whether the answer's tokens are those that the model gives under the receipt's rules.
+/// Whether the answer's tokens are those that the model gives with the receipt's sampling terms.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct TokenCheck {
-    /// Tokens that were chosen again.
+    /// Tokens that were recomputed.
     pub checked: usize,
-    /// The first that is another: its place in prompt and answer, from 0.
+    /// Index of the first wrong token within prompt and answer, from 0.
     pub wrong_at: Option<usize>,
-    /// What it is.
+    /// Token that the receipt has there.
     pub token: Option<u32>,
-    /// What it should be.
+    /// Token that the model gives.
     pub expected: Option<u32>,
 }
 
-/// A segment's stages.
+/// Checks of one segment.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct SegmentCheck {
-    /// The placement's version.
+    /// Version of the placement.
     pub epoch: u64,
-    /// Why it did not end in order: nothing was signed then, and nothing is expected to be.
+    /// Why the session did not end normally; such a session has no signatures, and none are expected.
     pub ended: Option<String>,
-    /// Its stages, in order.
+    /// Checks of its stages, in order.
     pub stages: Vec<StageCheck>,
 }
 
-/// What holds of one stage.
+/// Checks of one stage.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct StageCheck {
-    /// The node.
+    /// Peer id of the node.
     pub peer: String,
-    /// Its layers, from 0, the end exclusive.
+    /// Layers `[first, end)`, counted from 0.
     pub layers: [u32; 2],
-    /// It signed its claim.
+    /// Whether the stage signed its claim.
     pub signed: bool,
-    /// Whoever came after signed for having received that.
+    /// Whether the receiver countersigned the claimed output.
     pub received: bool,
-    /// The claim is about this session, model, numerics, layers and rules.
+    /// Whether the claim is about this session, model, numerics, layers and sampling terms.
     pub asked: bool,
-    /// It received what the one before gave, or the tokens.
+    /// Whether the claimed input is the predecessor's output, or the tokens for the first stage.
     pub linked: bool,
-    /// Whether the output that it claims is what the model gives.
+    /// Whether the claimed output is what the model gives.
     pub output: OutputCheck,
 }
 
-/// What of a stage's output holds.
+/// Check of a stage's output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case", tag = "is")]
 pub enum OutputCheck {
-    /// It is what the model gives.
+    /// The output is what the model gives.
     Right,
-    /// It received the right thing and gave another.
+    /// The input was right and the output is wrong.
     Wrong {
-        /// The first position, where it shows: of the last stage's tokens it does.
+        /// First wrong position; known only for the last stage's tokens.
         position: Option<usize>,
     },
-    /// What it received was wrong already, so nothing is said of it.
+    /// The input was wrong already, so the output says nothing about this stage.
     FollowsWrong,
-    /// It claims nothing.
+    /// The stage claims nothing.
     Unclaimed,
 }
 
 impl StageCheck {
-    /// Whether all of it holds.
+    /// Whether every check of this stage passed.
     pub fn holds(&self) -> bool {
         self.signed && self.received && self.asked && self.linked && self.output == OutputCheck::Right
     }
 
-    /// Whether it signed, for this very session, an output that is wrong though its input was right: proof of a lie.
+    /// Whether the stage signed, for this very session, a wrong output of a right input: proof of a lie.
     pub fn is_lie(&self) -> bool {
         self.signed && self.asked && matches!(self.output, OutputCheck::Wrong { .. })
     }
 }
 
-/// The model that a receipt is held against.
+/// The model that a receipt is checked against.
 pub struct Weights<'a> {
-    /// Its file, of which at least the header is there.
+    /// The model's file; at least its header is present.
     pub file: &'a ModelFile,
-    /// What the file consists of.
+    /// Tensors and layers of the file.
     pub manifest: &'a Manifest,
-    /// Bytes of weights that may be in memory; one layer always may.
+    /// Maximum bytes of weights in memory; one layer is always allowed.
     pub room: u64,
-    /// Gets what the file lacks of a part that is about to be loaded.
+    /// Fetches the missing bytes of a part that is about to be loaded.
     pub fetch: &'a mut dyn FnMut(&ModelPart) -> Result<()>,
 }
 
-/// Parts of a model that are loaded, while there is room for them.
+/// Parts of a model that are loaded, as many as fit.
 struct Loaded<'a, 'w> {
     weights: &'a mut Weights<'w>,
     pool: &'a Pool,
     parts: Vec<Arc<Model>>,
-    /// What fetching failed with, which the replay cannot hand on.
+    /// Error of a fetch, kept because the replay's error type cannot carry it.
     failed: Option<Error>,
 }
 
@@ -158,7 +159,7 @@ impl Loaded<'_, '_> {
     }
 }
 
-/// Bytes of a part in the file; packed it takes about as many.
+/// Bytes of a part in the file; packed weights take about as many.
 fn part_bytes(manifest: &Manifest, part: &ModelPart) -> u64 {
     manifest.select(&Wanted::of_part(part)).into_iter().map(|piece| manifest.pieces()[piece].len_bytes()).sum()
 }
@@ -166,8 +167,8 @@ fn part_bytes(manifest: &Manifest, part: &ModelPart) -> u64 {
 /// Checks `receipt` against its model: signatures and links first, then one prefill for each segment.
 ///
 /// # Errors
-/// `InvalidInput` for a file of another model, another version of the numerics, or a receipt of something that cannot be
-/// computed; `Cancelled` as the pace says; what fetching, loading and computing give. A lie is no error but in the result.
+/// `InvalidInput` for a file of another model, another version of the numerics, or a receipt that cannot be
+/// recomputed; `Cancelled` as the pace says; errors of fetching, loading and computing. A lie is no error but a result.
 pub fn verify(
     receipt: &Receipt,
     weights: &mut Weights<'_>,
@@ -178,7 +179,7 @@ pub fn verify(
     let (file, digest) = (weights.file, weights.manifest.digest());
     if receipt.model.digest != digest {
         return wrong(format!(
-            "{} is another model than {} of the receipt (digest {digest}, not {}); name the right file with --model",
+            "{} is not the receipt's model {} (its digest is {digest}, the receipt's {}); name the right file with --model",
             file.path().display(),
             receipt.model.name,
             receipt.model.digest
@@ -186,13 +187,13 @@ pub fn verify(
     }
     if receipt.numerics != NUMERICS {
         return wrong(format!(
-            "the answer was computed with numerics {}, this pangea has {NUMERICS}: use a version that has the same",
+            "the answer was computed with numerics {}, this version of pangea has {NUMERICS}; use a version with the same numerics",
             receipt.numerics
         ));
     }
     let tokens = receipt.tokens();
     if receipt.prompt_tokens.is_empty() || tokens.len() > file.config().context + 1 {
-        return wrong(format!("{} tokens are no prompt and answer of this model", tokens.len()));
+        return wrong(format!("{} tokens cannot be a prompt and answer of this model", tokens.len()));
     }
     let sampling = Sampling::from(&receipt.sampling);
     sampling.check(file.config().vocabulary).map_err(compute_error)?;
@@ -216,7 +217,7 @@ pub fn verify(
             let (positions, chosen_from) = (as_len(claim.positions), as_len(claim.chosen_from));
             if positions > tokens.len() || (positions == tokens.len() && chosen_from < positions) {
                 return wrong(format!(
-                    "a stage claims {positions} positions, but there are only {} tokens",
+                    "a stage claims {positions} positions, but the answer has only {} tokens",
                     tokens.len()
                 ));
             }
@@ -236,7 +237,7 @@ pub fn verify(
     let checked = choices.iter().filter(|(position, _)| position + 1 < tokens.len()).count();
     let replayed = Replay { input: Vec::new(), outputs: Vec::new(), choices };
     let wrong_token = replayed.first_wrong_token(&tokens);
-    // Behind a token that the grammar does not allow nothing is chosen; that token is wrong then.
+    // After a token that the grammar forbids nothing is recomputed; that token is then the wrong one.
     let tokens = TokenCheck {
         checked,
         wrong_at: wrong_token.map(|(position, _)| position + 1),
@@ -251,7 +252,7 @@ pub fn verify(
     Ok(Verification { receipt: receipt.id.clone(), holds, tokens, segments })
 }
 
-/// No session is as long as what does not fit.
+/// Saturates: no session is longer than `usize::MAX`.
 fn as_len(positions: u64) -> usize {
     usize::try_from(positions).unwrap_or(usize::MAX)
 }

@@ -1,5 +1,5 @@
-//! What must hold for the messages of every protocol between nodes: pinned bytes, the same message at the other end, and
-//! disturbed bytes that are refused or make a well-formed message. For tests; each protocol brings its messages.
+//! Checks that the messages of every protocol between nodes must pass: pinned bytes, equality after a round trip, and
+//! disturbed bytes that are refused or decode to a well-formed message. For tests; each protocol supplies its messages.
 
 use std::fmt::Debug;
 
@@ -18,17 +18,18 @@ pub(crate) fn encoded<M: Header>(message: &M, payload_len: usize) -> Vec<u8> {
     bytes
 }
 
-/// Messages, each with the length of its payload, have the bytes of `golden`: a change there is a change of the protocol.
+/// Checks that the encodings of `messages`, each with the length of its payload, equal `golden`: a difference is a change of
+/// the protocol.
 pub(crate) fn assert_pinned<M: Header>(messages: &[(M, usize)], golden: &str) {
     let text: String = messages
         .iter()
         .map(|(message, payload_len)| format!("{}\n  {}\n", message.name(), hex(&encoded(message, *payload_len))))
         .collect();
-    assert_eq!(text, golden, "the protocol's bytes changed:\n{text}");
+    assert_eq!(text, golden, "the protocol's encoding changed:\n{text}");
 }
 
-/// Messages have the lengths that their frames claim, and are the same after `receive`, which takes the message, its header
-/// and the length of its payload.
+/// Checks that each message's frame has the lengths it claims, and that `receive`, given the message, its header and
+/// the length of its payload, returns an equal message.
 pub(crate) fn assert_comes_back<M: Header + Debug + PartialEq>(
     messages: &[(M, usize)],
     receive: impl Fn(&M, &[u8], usize) -> M,
@@ -42,8 +43,8 @@ pub(crate) fn assert_comes_back<M: Header + Debug + PartialEq>(
     }
 }
 
-/// Headers with one flipped bit never panic; those that are still a message satisfy `check`, which gets the length of the
-/// payload, too. Headers that are cut are refused.
+/// Checks that headers with one flipped bit never panic, that those which still decode satisfy `check` (which also gets
+/// the length of the payload), and that truncated headers are refused.
 pub(crate) fn assert_sturdy<M: Header>(messages: &[(M, usize)], check: impl Fn(M, usize)) {
     for (message, payload_len) in messages {
         let header = &encoded(message, *payload_len)[PREFIX_BYTES..];
@@ -51,7 +52,7 @@ pub(crate) fn assert_sturdy<M: Header>(messages: &[(M, usize)], check: impl Fn(M
     }
 }
 
-/// Calls `read` with every one-bit change of `bytes`, and with every proper prefix, which it must refuse.
+/// Calls `read` with every one-bit change of `bytes` and with every proper prefix, which must be refused.
 pub(crate) fn disturb(bytes: &[u8], read: impl Fn(&[u8]) -> bool) {
     for at in 0..bytes.len() {
         for bit in 0..8 {

@@ -1,5 +1,5 @@
-//! Fields that the messages of several protocols have: digests, error kinds, texts. Reading one judges it. It knows no
-//! message.
+//! Fields that the messages of several protocols share: digests, error kinds, texts. Reading a field validates it. This file
+//! knows no message.
 
 use capnp::message::{Reader, ReaderOptions};
 use capnp::serialize::BufferSegments;
@@ -22,7 +22,7 @@ pub(crate) fn write_digest(digest: &Digest, mut to: wire::digest::Builder<'_>) {
     to.set_w3(word(3));
 }
 
-/// The digest of four words; every one is one.
+/// Reads a digest from four words; every value is valid.
 pub(crate) fn read_digest(from: wire::digest::Reader<'_>) -> Digest {
     let mut bytes = [0; 32];
     for (i, word) in [from.get_w0(), from.get_w1(), from.get_w2(), from.get_w3()].into_iter().enumerate() {
@@ -31,7 +31,7 @@ pub(crate) fn read_digest(from: wire::digest::Reader<'_>) -> Digest {
     Digest::from_bytes(bytes)
 }
 
-/// An error's kind as sent.
+/// Encodes an error kind.
 pub(crate) fn kind_to_wire(kind: ErrorKind) -> wire::ErrorKind {
     match kind {
         ErrorKind::InvalidInput => wire::ErrorKind::InvalidInput,
@@ -46,7 +46,7 @@ pub(crate) fn kind_to_wire(kind: ErrorKind) -> wire::ErrorKind {
     }
 }
 
-/// An error's kind as received.
+/// Decodes an error kind.
 pub(crate) fn kind_from_wire(kind: wire::ErrorKind) -> ErrorKind {
     match kind {
         wire::ErrorKind::InvalidInput => ErrorKind::InvalidInput,
@@ -61,43 +61,43 @@ pub(crate) fn kind_from_wire(kind: wire::ErrorKind) -> ErrorKind {
     }
 }
 
-/// A text of at most `most` bytes.
+/// Reads a text of at most `max_bytes` bytes.
 pub(crate) fn read_text(
     what: &str,
     text: capnp::Result<capnp::text::Reader<'_>>,
-    most: usize,
+    max_bytes: usize,
 ) -> Result<String, WireError> {
     let text = text.map_err(header_error)?;
-    if text.len() > most {
-        return Err(WireError::Header(format!("`{what}` of {} bytes; at most {most} are allowed", text.len())));
+    if text.len() > max_bytes {
+        return Err(WireError::Header(format!("`{what}` of {} bytes; at most {max_bytes} are allowed", text.len())));
     }
     text.to_str().map(str::to_owned).map_err(|_| WireError::Header(format!("`{what}` is not UTF-8")))
 }
 
-/// Names end up on terminals: control characters from a peer must not.
+/// Replaces control characters, because peers' names are printed on terminals.
 pub(crate) fn printable(text: String) -> String {
     if text.chars().any(char::is_control) { text.chars().filter(|c| !c.is_control()).collect() } else { text }
 }
 
-/// The longest prefix of at most `most` bytes that ends on a character's border.
-pub(crate) fn truncated(text: &str, most: usize) -> &str {
-    &text[..text.floor_char_boundary(most)]
+/// The longest prefix of at most `max_bytes` bytes that ends at a character boundary.
+pub(crate) fn truncated(text: &str, max_bytes: usize) -> &str {
+    &text[..text.floor_char_boundary(max_bytes)]
 }
 
-/// What Cap'n Proto found.
+/// Converts an error of the Cap'n Proto library.
 pub(crate) fn header_error(error: capnp::Error) -> WireError {
     WireError::Header(error.to_string())
 }
 
-/// A number that this version has no name for.
+/// The error for a number that this version has no name for.
 pub(crate) fn unknown_variant(what: &str, number: u16) -> WireError {
     WireError::Header(format!("unknown {what} number {number}"))
 }
 
-/// Levels of structs and lists in a header.
+/// Maximum depth of structs and lists in a header.
 const NESTING: i32 = 8;
 
-/// Reads one message that is all of `bytes` and may be followed through at most `words` words.
+/// Reads one message that occupies all of `bytes`; at most `words` words may be traversed.
 pub(crate) fn read_flat<T>(
     bytes: &[u8],
     words: usize,
@@ -110,7 +110,7 @@ pub(crate) fn read_flat<T>(
     options.traversal_limit_in_words(Some(words)).nesting_limit(NESTING);
     let reader = capnp::serialize::read_message_from_flat_slice(&mut rest, options).map_err(header_error)?;
     if !rest.is_empty() {
-        return Err(WireError::Header(format!("{} bytes behind the message", rest.len())));
+        return Err(WireError::Header(format!("{} bytes after the message", rest.len())));
     }
     read(&reader)
 }

@@ -5,12 +5,12 @@ use super::WireError;
 /// Length of a frame's prefix.
 pub const PREFIX_BYTES: usize = 8;
 
-/// How long the two parts of a protocol's frames may be, in bytes.
+/// Maximum lengths of the two parts of a protocol's frames, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FrameLimits {
-    /// The longest header.
+    /// Maximum length of the header.
     pub header_bytes: u32,
-    /// The longest payload.
+    /// Maximum length of the payload.
     pub payload_bytes: u32,
 }
 
@@ -25,21 +25,21 @@ impl FrameHead {
     /// The head of a frame with parts of these lengths, in bytes.
     pub fn new(header: u32, payload: u32, limits: FrameLimits) -> Result<FrameHead, WireError> {
         if header == 0 || header > limits.header_bytes || !header.is_multiple_of(8) {
-            return Err(WireError::HeaderLength { bytes: header, most: limits.header_bytes });
+            return Err(WireError::HeaderLength { bytes: header, max_bytes: limits.header_bytes });
         }
         if payload > limits.payload_bytes {
-            return Err(WireError::PayloadLength { bytes: payload, most: limits.payload_bytes });
+            return Err(WireError::PayloadLength { bytes: payload, max_bytes: limits.payload_bytes });
         }
         Ok(FrameHead { header, payload })
     }
 
-    /// Reads a prefix.
+    /// Parses a prefix.
     pub fn parse(prefix: [u8; PREFIX_BYTES], limits: FrameLimits) -> Result<FrameHead, WireError> {
         let [a, b, c, d, e, f, g, h] = prefix;
         FrameHead::new(u32::from_le_bytes([a, b, c, d]), u32::from_le_bytes([e, f, g, h]), limits)
     }
 
-    /// The prefix as sent.
+    /// Encodes the prefix.
     pub fn to_bytes(self) -> [u8; PREFIX_BYTES] {
         let mut bytes = [0; PREFIX_BYTES];
         bytes[..4].copy_from_slice(&self.header.to_le_bytes());

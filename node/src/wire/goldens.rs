@@ -1,5 +1,5 @@
-//! The bytes of every message, pinned: a change here is a change of the protocol. Then the same bytes
-//! disturbed, and messages of every kind there and back.
+//! The encoding of every message, pinned: a difference is a change of the protocol. Then disturbed bytes, and round trips of
+//! messages of every kind.
 
 use std::time::Duration;
 
@@ -82,10 +82,10 @@ fn disturbed_bytes_never_panic_and_never_become_an_impossible_message() {
 fn lengths_beyond_the_limits_are_refused_before_anything_is_read() {
     let head = |header, payload| FrameHead::new(header, payload, Message::LIMITS);
     for header in [0, 4, MAX_HEADER_BYTES + 8, u32::MAX] {
-        let refused = WireError::HeaderLength { bytes: header, most: MAX_HEADER_BYTES };
+        let refused = WireError::HeaderLength { bytes: header, max_bytes: MAX_HEADER_BYTES };
         assert_eq!(head(header, 0).unwrap_err(), refused);
     }
-    let refused = WireError::PayloadLength { bytes: MAX_PAYLOAD_BYTES + 1, most: MAX_PAYLOAD_BYTES };
+    let refused = WireError::PayloadLength { bytes: MAX_PAYLOAD_BYTES + 1, max_bytes: MAX_PAYLOAD_BYTES };
     assert_eq!(head(8, MAX_PAYLOAD_BYTES + 1).unwrap_err(), refused);
     assert!(head(MAX_HEADER_BYTES, MAX_PAYLOAD_BYTES).is_ok());
 }
@@ -100,7 +100,7 @@ fn a_payload_stays_inside_its_tensor_and_goes_with_no_other_message() {
     assert!(piece(total - 8, 8).is_ok());
     assert!(piece(total - 8, 9).is_err());
     assert!(piece(u64::MAX, 8).is_err());
-    assert!(piece(0, 0).is_err(), "an empty piece would go on for ever");
+    assert!(piece(0, 0).is_err(), "an empty piece would never finish");
     let cancel = encoded(&Message::Cancel(1), 8);
     assert!(Message::decode(&cancel[PREFIX_BYTES..], 8).is_err());
     assert!(Shape::new(DType::F64, u64::MAX, 2).is_err());

@@ -1,5 +1,5 @@
-//! What the header of a frame is, whichever protocol's: one Cap'n Proto message that is judged while it is read, within
-//! the limits of its protocol. It knows no protocol.
+//! The header of a frame, for any protocol: one Cap'n Proto message that is validated while it is read, within the
+//! limits of its protocol. This file knows no protocol.
 
 use capnp::message::{Builder, HeapAllocator};
 
@@ -7,37 +7,37 @@ use super::WireError;
 use super::field::{header_error, read_flat};
 use super::frame::{FrameHead, FrameLimits, PREFIX_BYTES};
 
-/// Words that most headers fit in.
+/// Words that most headers fit into.
 const FIRST_SEGMENT_WORDS: u32 = 64;
 
 /// The messages of one protocol. A value that exists is well formed.
 pub trait Header: Sized {
-    /// How long the parts of its frames may be.
+    /// Maximum lengths of the protocol's frames.
     const LIMITS: FrameLimits;
 
-    /// Its name in logs and errors.
+    /// Name of the message in logs and errors.
     fn name(&self) -> &'static str;
 
-    /// Writes it as the root of a Cap'n Proto message.
+    /// Writes the message as the root of a Cap'n Proto message.
     fn write(&self, to: capnp::any_pointer::Builder<'_>);
 
-    /// Reads and judges the root of a Cap'n Proto message.
+    /// Reads and validates the root of a Cap'n Proto message.
     ///
     /// # Errors
-    /// What makes it malformed.
+    /// Why the message is malformed.
     fn read(from: capnp::any_pointer::Reader<'_>) -> Result<Self, WireError>;
 
-    /// Whether a payload of `payload_len` bytes goes with it.
+    /// Checks that a payload of `payload_len` bytes belongs to this message.
     ///
     /// # Errors
-    /// [`WireError::Payload`] where not.
+    /// [`WireError::Payload`] if it does not.
     fn check_payload(&self, payload_len: usize) -> Result<(), WireError>;
 
     /// Appends the prefix and the header of a frame with this message and a payload of
-    /// `payload_len` bytes; the payload itself is the caller's to send behind it.
+    /// `payload_len` bytes; the caller sends the payload itself.
     ///
     /// # Errors
-    /// Lengths beyond the limits.
+    /// A length beyond its limit.
     fn encode(&self, payload_len: usize, out: &mut Vec<u8>) -> Result<(), WireError> {
         let mut builder = Builder::new(HeapAllocator::new().first_segment_words(FIRST_SEGMENT_WORDS));
         self.write(builder.init_root());
@@ -54,9 +54,9 @@ pub trait Header: Sized {
     /// Reads the header of a frame whose payload has `payload_len` bytes.
     ///
     /// # Errors
-    /// What makes it malformed.
+    /// Why the message is malformed.
     fn decode(header: &[u8], payload_len: usize) -> Result<Self, WireError> {
-        // A header that refers to its own words over and over must not cost more than a full one.
+        // A header that refers to the same words many times must not cost more to read than a full one.
         let message = read_flat(header, Self::LIMITS.header_bytes as usize, |reader| {
             Self::read(reader.get_root().map_err(header_error)?)
         })?;
@@ -64,7 +64,7 @@ pub trait Header: Sized {
         Ok(message)
     }
 
-    /// That a payload of `payload_len` bytes does not go with it; `why` begins with a separator.
+    /// The error for a payload that does not belong to this message; `why` starts with a separator.
     fn refuse_payload(&self, payload_len: usize, why: String) -> Result<(), WireError> {
         let payload = u32::try_from(payload_len).unwrap_or(u32::MAX);
         Err(WireError::Payload { message: self.name(), payload, why })

@@ -1,13 +1,13 @@
-//! Frames, which every protocol between nodes has, and `/pangea/task/1`: the messages in the headers of its frames.
+//! Frames, which all protocols between nodes share, and the messages of `/pangea/task/1`.
 //!
-//! Sans-I/O: bytes in, values out, and the other way. It knows no socket, no peer and no meaning
-//! beyond what makes a message well formed; everything it hands on is already checked.
+//! Sans-I/O: bytes in, values out, and the reverse. This room knows no socket, no peer and no meaning
+//! beyond what makes a message well formed; every value that it returns is validated.
 //!
 //! A frame is an 8-byte prefix (header length, payload length, both `u32` little-endian), a header (one
 //! Cap'n Proto message; `schema/task.capnp` for tasks) and a payload (raw tensor bytes).
 //!
-//! * [`frame`], [`header`]: what every protocol shares; [`Header`] is what a protocol's message implements.
-//! * `field`: fields that several protocols have. `conformance`: what must hold for every protocol's messages, for tests.
+//! * [`frame`], [`header`]: shared by every protocol; a protocol's messages implement [`Header`].
+//! * `field`: fields that several protocols have. `conformance`: tests that every protocol's messages must pass.
 //! * [`message`]: the messages of `/pangea/task/1`.
 
 #[cfg(test)]
@@ -26,39 +26,39 @@ pub use message::{MAX_HEADER_BYTES, MAX_PAYLOAD_BYTES, Message, Operation, Shape
 /// The protocol of tasks, versioned in its name.
 pub const PROTOCOL: &str = "/pangea/task/1";
 
-/// Version inside an advert; both sides speak the lower one they have in common.
+/// Version inside a hello; both sides speak the lower one they have in common.
 pub const VERSION: u16 = 1;
 
-/// Bytes from a peer that are not what the protocol says.
+/// Why bytes from a peer violate the protocol.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum WireError {
-    /// The header claims more than the protocol allows, nothing, or no whole words.
-    #[error("frame header of {bytes} bytes; it must be 8 to {most} and a multiple of 8")]
+    /// The header's claimed length is zero, beyond the limit, or not a whole number of words.
+    #[error("frame header of {bytes} bytes; it must be 8 to {max_bytes} and a multiple of 8")]
     HeaderLength {
-        /// What it claims.
+        /// Claimed length in bytes.
         bytes: u32,
-        /// The protocol's limit.
-        most: u32,
+        /// The protocol's limit in bytes.
+        max_bytes: u32,
     },
-    /// The payload claims more than the protocol allows.
-    #[error("frame payload of {bytes} bytes; at most {most} are allowed")]
+    /// The payload's claimed length is beyond the limit.
+    #[error("frame payload of {bytes} bytes; at most {max_bytes} are allowed")]
     PayloadLength {
-        /// What it claims.
+        /// Claimed length in bytes.
         bytes: u32,
-        /// The protocol's limit.
-        most: u32,
+        /// The protocol's limit in bytes.
+        max_bytes: u32,
     },
-    /// The header is no valid message.
+    /// The header is not a valid message.
     #[error("malformed header: {0}")]
     Header(String),
-    /// A message that carries no payload came with one, or a chunk lies outside its tensor.
+    /// A message without payload came with one, or a piece lies outside its tensor.
     #[error("payload of {payload} bytes does not belong to a `{message}` message{why}")]
     Payload {
         /// Name of the message.
         message: &'static str,
-        /// Length of the payload.
+        /// Length of the payload in bytes.
         payload: u32,
-        /// More detail, starting with a separator, or nothing.
+        /// More detail, starting with a separator, or empty.
         why: String,
     },
 }

@@ -1,5 +1,5 @@
-//! Answers as OpenAI's clients read them: whole, or as server-sent events. It shapes what the engine says and generates
-//! nothing; dropping a response drops the generation behind it.
+//! Answers in OpenAI's format: one JSON document, or server-sent events. This file formats the engine's events and
+//! generates nothing; dropping a response cancels its generation.
 
 use std::convert::Infallible;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -17,37 +17,37 @@ use super::generation::finish_reason;
 use super::limits::STREAM_SILENCE;
 use crate::serve::{Delta, Engine, Event, Finish, Generation, Request, Summary, TokenLogprob, TokenText};
 
-/// Of which endpoint.
-pub(super) enum Form {
+/// Endpoint that an answer belongs to.
+pub(super) enum Endpoint {
     /// `/v1/chat/completions`.
     Chat,
-    /// `/v1/completions`; what each prompt's answers begin with.
+    /// `/v1/completions`.
     Completion {
-        /// The prompts, where they are to be repeated; empty otherwise.
+        /// The prompts, if they are repeated before the answers; empty otherwise.
         echoes: Vec<String>,
     },
 }
 
-/// What all pieces of one answer have in common.
-pub(super) struct Answer {
-    form: Form,
+/// Identity of one answer, repeated in each of its chunks.
+pub(super) struct HttpAnswer {
+    form: Endpoint,
     id: String,
     created_s: u64,
     model: String,
     stream_usage: bool,
 }
 
-/// What the engine says, and of which of the request's prompts.
+/// The engine's events, each with the index of its prompt.
 type Events = SelectAll<BoxStream<'static, (usize, pangea_client::Result<Event>)>>;
 
-impl Answer {
-    /// Nothing said yet.
-    pub(super) fn new(engine: &Engine, form: Form, stream_usage: bool) -> Answer {
+impl HttpAnswer {
+    /// An answer with a new id and no text yet.
+    pub(super) fn new(engine: &Engine, form: Endpoint, stream_usage: bool) -> HttpAnswer {
         let prefix = match form {
-            Form::Chat => "chatcmpl",
-            Form::Completion { .. } => "cmpl",
+            Endpoint::Chat => "chatcmpl",
+            Endpoint::Completion { .. } => "cmpl",
         };
-        Answer {
+        HttpAnswer {
             id: format!("{prefix}-{:032x}", rand::random::<u128>()),
             created_s: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs(),
             model: engine.model().name.clone(),
@@ -56,7 +56,7 @@ impl Answer {
         }
     }
 
-    /// Has the requests generated and gives the response: at once with a stream, else when all is there.
+    /// Starts the generations and returns the response: at once for a stream, otherwise when the answer is complete.
     pub(super) async fn respond(
         self,
         engine: &Engine,
@@ -84,12 +84,12 @@ impl Answer {
         Ok(Json(self.whole(collected)).into_response())
     }
 
-    /// The whole answer.
+    /// The complete answer as one JSON document.
     fn whole(&self, collected: Collected) -> Value {
         let choices: Vec<Value> = (0..collected.choices.len()).map(|index| self.choice(&collected, index)).collect();
         let object = match self.form {
-            Form::Chat => "chat.completion",
-            Form::Completion { .. } => "text_completion",
+            Endpoint::Chat => "chat.completion",
+            Endpoint::Completion { .. } => "text_completion",
         };
         let mut answer = self.envelope(object, choices);
         answer["usage"] = usage(&collected.summary);
@@ -100,13 +100,13 @@ impl Answer {
     fn choice(&self, collected: &Collected, index: usize) -> Value {
         let choice = &collected.choices[index];
         match &self.form {
-            Form::Chat => json!({
+            Endpoint::Chat => json!({
                 "index": index,
                 "message": {"role": "assistant", "content": choice.text, "refusal": null},
                 "logprobs": chat_logprobs(&choice.logprobs),
                 "finish_reason": finish_reason(choice.finish),
             }),
-            Form::Completion { echoes } => {
+            Endpoint::Completion { echoes } => {
                 let prompt = index / collected.choices_per_prompt;
                 let echo = echoes.get(prompt).map_or("", String::as_str);
                 let echoed = &collected.prompts[prompt];
@@ -129,7 +129,7 @@ impl Answer {
         })
     }
 
-    /// What only the last piece has.
+    /// Adds the fields that only the last chunk has: timings and the `pangea` object.
     fn close(&self, piece: &mut Value, summary: &Summary) {
         piece["pangea"] = pangea(summary);
         piece["timings"] = json!({
@@ -158,10 +158,10 @@ impl Answer {
         response
     }
 
-    /// More of one answer.
+    /// One streamed chunk of the answer.
     fn chunk(&self, collected: &Collected, index: usize, delta: &Delta, first: bool) -> Value {
         let choice = match &self.form {
-            Form::Chat => {
+            Endpoint::Chat => {
                 let mut said = json!({});
                 if first {
                     said["role"] = json!("assistant");
@@ -174,7 +174,7 @@ impl Answer {
                     "finish_reason": finish_reason(delta.finish),
                 })
             }
-            Form::Completion { echoes } => {
+            Endpoint::Completion { echoes } => {
                 let prompt = index / collected.choices_per_prompt;
                 let echo = if first { echoes.get(prompt).map_or("", String::as_str) } else { "" };
                 let echoed = if first { &collected.prompts[prompt][..] } else { &[] };
@@ -191,8 +191,8 @@ impl Answer {
 
     fn piece(&self, choices: Vec<Value>) -> Value {
         let object = match self.form {
-            Form::Chat => "chat.completion.chunk",
-            Form::Completion { .. } => "text_completion",
+            Endpoint::Chat => "chat.completion.chunk",
+            Endpoint::Completion { .. } => "text_completion",
         };
         let mut piece = self.envelope(object, choices);
         if self.stream_usage {
@@ -202,7 +202,7 @@ impl Answer {
     }
 }
 
-/// A request that was refused: an answer that will not fit gets the word that clients look for.
+/// Maps an engine's refusal; a prompt that exceeds the context gets OpenAI's code for it.
 fn refused(error: crate::serve::Refused) -> ApiError {
     let mut refused = ApiError::from(error.error);
     if let Some(after) = error.retry_after {
@@ -214,10 +214,10 @@ fn refused(error: crate::serve::Refused) -> ApiError {
     refused
 }
 
-/// What came so far, by prompt and choice.
+/// Text and log-probabilities received so far, by prompt and choice.
 struct Collected {
     choices_per_prompt: usize,
-    /// The prompts' own log-probabilities, where they were asked for.
+    /// The prompts' own log-probabilities, if the request asked for them.
     prompts: Vec<Vec<TokenLogprob>>,
     choices: Vec<Choice>,
     summary: Summary,
@@ -228,7 +228,7 @@ struct Choice {
     text: String,
     logprobs: Vec<TokenLogprob>,
     finish: Option<Finish>,
-    /// Characters of the tokens that log-probabilities were given for.
+    /// Characters of the tokens whose log-probabilities are collected.
     offset: usize,
 }
 
@@ -262,7 +262,7 @@ impl Collected {
         sum.answer_tokens += summary.answer_tokens;
         sum.drafted_tokens += summary.drafted_tokens;
         sum.accepted_tokens += summary.accepted_tokens;
-        // Prompts run beside each other.
+        // Prompts run in parallel, so the longest wait counts.
         sum.queued = sum.queued.max(summary.queued);
         sum.prompt = sum.prompt.max(summary.prompt);
         sum.answer = sum.answer.max(summary.answer);
@@ -274,11 +274,11 @@ impl Collected {
 }
 
 struct Streaming {
-    answer: Answer,
+    answer: HttpAnswer,
     events: Events,
     collected: Collected,
     begun: Vec<bool>,
-    /// The last piece of an answer, until it is known whether it is the last of all.
+    /// The last chunk of a choice, kept back until it is known whether it ends the whole stream.
     held: Option<Value>,
     over: bool,
 }
@@ -292,7 +292,7 @@ impl Streaming {
         let mut frames = String::new();
         while frames.is_empty() {
             match tokio::time::timeout(STREAM_SILENCE, self.events.next()).await {
-                Err(_) => frames.push_str(": still at it\n\n"),
+                Err(_) => frames.push_str(": keep-alive\n\n"),
                 Ok(Some((prompt, Ok(event)))) => self.event(prompt, event, &mut frames),
                 Ok(Some((_, Err(error)))) => {
                     self.over = true;

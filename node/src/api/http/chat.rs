@@ -1,4 +1,4 @@
-//! `/v1/chat/completions`: a conversation as OpenAI's clients write it, brought into a request to a model.
+//! `/v1/chat/completions`: parses a conversation in OpenAI's format into a request to a model.
 
 use axum::Router;
 use axum::extract::State;
@@ -8,7 +8,7 @@ use pangea_compute::chat::Message;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use super::answer::{Answer, Form};
+use super::answer::{Endpoint, HttpAnswer};
 use super::error::ApiError;
 use super::fields::Fields;
 use super::generation::{Generate, alternatives, generate};
@@ -28,7 +28,7 @@ async fn completions(State(app): State<App>, body: Body) -> Result<Response, Api
     let engine = app.engine(&model).await?;
     let mut request = generate.request;
     request.prompt = prompt;
-    let answer = Answer::new(&engine, Form::Chat, generate.stream_usage);
+    let answer = HttpAnswer::new(&engine, Endpoint::Chat, generate.stream_usage);
     answer.respond(&engine, vec![request], generate.stream).await
 }
 
@@ -53,14 +53,14 @@ fn parse(fields: &mut Fields) -> Result<(Generate, Prompt), ApiError> {
     };
     let tools = tools(fields)?;
     let variables = fields.optional("chat_template_kwargs")?.unwrap_or_default();
-    let said: Vec<Value> = fields.required("messages")?;
-    let messages = said.into_iter().enumerate().map(|(at, said)| message(at, said)).collect::<Result<_, _>>()?;
+    let sent: Vec<Value> = fields.required("messages")?;
+    let messages = sent.into_iter().enumerate().map(|(at, sent)| message(at, sent)).collect::<Result<_, _>>()?;
     let prompt = Prompt::Chat { messages, tools, variables };
     prompt.check()?;
     Ok((generate, prompt))
 }
 
-/// Tools are shown to the model; whether it calls one is its own to say.
+/// Tool definitions are passed to the model's template; the model decides whether it calls one.
 fn tools(fields: &mut Fields) -> Result<Option<Value>, ApiError> {
     let tools: Option<Vec<Value>> = fields.optional("tools")?;
     let choice: Option<Value> = fields.optional("tool_choice")?;
@@ -69,7 +69,7 @@ fn tools(fields: &mut Fields) -> Result<Option<Value>, ApiError> {
         Some(choice) if choice == "auto" => {}
         Some(choice) if choice == "none" => return Ok(None),
         Some(_) => {
-            let message = "tool_choice may be auto or none; a model cannot be made to call a tool";
+            let message = "tool_choice may be auto or none; other values are not supported";
             return Err(ApiError::field("tool_choice", message).code("unsupported_parameter"));
         }
     }
@@ -77,7 +77,7 @@ fn tools(fields: &mut Fields) -> Result<Option<Value>, ApiError> {
 }
 
 #[derive(Deserialize)]
-struct Said {
+struct RequestMessage {
     role: String,
     #[serde(default)]
     content: Option<Content>,
@@ -85,7 +85,7 @@ struct Said {
     name: Option<String>,
     #[serde(default)]
     tool_calls: Option<Vec<Value>>,
-    /// Whatever else templates may look at, such as `tool_call_id`.
+    /// Other fields that templates may read, such as `tool_call_id`.
     #[serde(flatten)]
     extra: Map<String, Value>,
 }
@@ -94,35 +94,35 @@ struct Said {
 #[serde(untagged)]
 enum Content {
     Text(String),
-    Parts(Vec<Part>),
+    Parts(Vec<ContentPart>),
 }
 
 #[derive(Deserialize)]
-struct Part {
+struct ContentPart {
     r#type: String,
     #[serde(default)]
     text: Option<String>,
 }
 
-fn message(at: usize, said: Value) -> Result<Message, ApiError> {
+fn message(at: usize, sent: Value) -> Result<Message, ApiError> {
     let field = format!("messages[{at}]");
     let wrong = |what: String| ApiError::field(&field, format!("{field}: {what}"));
-    let said: Said = serde_json::from_value(said).map_err(|error| wrong(error.to_string()))?;
-    let role = role(at, &said.role)?;
-    let content = match said.content {
+    let sent: RequestMessage = serde_json::from_value(sent).map_err(|error| wrong(error.to_string()))?;
+    let role = role(at, &sent.role)?;
+    let content = match sent.content {
         Some(Content::Text(text)) => text,
         Some(Content::Parts(parts)) => text_of(parts).map_err(wrong)?,
-        None if role == "assistant" && said.tool_calls.is_some() => String::new(),
+        None if role == "assistant" && sent.tool_calls.is_some() => String::new(),
         None => return Err(wrong("content is missing".to_owned())),
     };
     let mut message = Message::new(role, content);
-    message.name = said.name;
-    message.tool_calls = said.tool_calls.unwrap_or_default();
-    message.extra = said.extra;
+    message.name = sent.name;
+    message.tool_calls = sent.tool_calls.unwrap_or_default();
+    message.extra = sent.extra;
     Ok(message)
 }
 
-fn text_of(parts: Vec<Part>) -> Result<String, String> {
+fn text_of(parts: Vec<ContentPart>) -> Result<String, String> {
     let texts: Result<Vec<String>, String> = parts
         .into_iter()
         .map(|part| match (part.r#type.as_str(), part.text) {
@@ -155,8 +155,8 @@ mod tests {
             {"role": "assistant", "content": null, "tool_calls": []}, {"role": "tool", "content": "4", "tool_call_id": "x"}]}"#,
         )
         .unwrap_or_else(|field| panic!("{field}"));
-        let said: Vec<_> = messages.iter().map(|message| (message.role.as_str(), message.content.as_str())).collect();
-        assert_eq!(said, [("system", "Be brief."), ("user", "ab"), ("assistant", ""), ("tool", "4")]);
+        let sent: Vec<_> = messages.iter().map(|message| (message.role.as_str(), message.content.as_str())).collect();
+        assert_eq!(sent, [("system", "Be brief."), ("user", "ab"), ("assistant", ""), ("tool", "4")]);
     }
 
     #[test]

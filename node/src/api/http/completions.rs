@@ -1,4 +1,4 @@
-//! `/v1/completions`: texts or token ids to go on with, brought into requests to a model.
+//! `/v1/completions`: parses prompts (texts or token ids) into requests to a model.
 
 use axum::Router;
 use axum::extract::State;
@@ -7,7 +7,7 @@ use axum::routing::post;
 use serde::Deserialize;
 use serde_json::json;
 
-use super::answer::{Answer, Form};
+use super::answer::{Endpoint, HttpAnswer};
 use super::error::ApiError;
 use super::fields::Fields;
 use super::generation::{Generate, alternatives, generate};
@@ -20,10 +20,10 @@ pub(super) fn routes() -> Router<App> {
     Router::new().route("/v1/completions", post(completions))
 }
 
-/// Tokens of an answer where the client does not say, as OpenAI has it.
+/// Default of `max_tokens`, as OpenAI defines it.
 const MAX_TOKENS: usize = 16;
 
-/// Goes on with one or several prompts.
+/// Completes one or several prompts.
 async fn completions(State(app): State<App>, body: Body) -> Result<Response, ApiError> {
     let mut fields = Fields::read(body).await?;
     let model: String = fields.required("model")?;
@@ -38,7 +38,7 @@ async fn completions(State(app): State<App>, body: Body) -> Result<Response, Api
         })
         .collect();
     let requests = prompts.into_iter().map(|prompt| Request { prompt, ..generate.request.clone() }).collect();
-    let answer = Answer::new(&engine, Form::Completion { echoes }, generate.stream_usage);
+    let answer = HttpAnswer::new(&engine, Endpoint::Completion { echoes }, generate.stream_usage);
     answer.respond(&engine, requests, generate.stream).await
 }
 

@@ -1,4 +1,4 @@
-//! The HTTP API's connections, from the accepted socket to the last answer. What is asked for on them is not its business.
+//! Connections of the HTTP API, from accepting to draining. This file does not know what is requested on them.
 
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
@@ -15,13 +15,13 @@ use tokio_util::sync::CancellationToken;
 use super::limits::{CONNECTIONS, HEAD_BYTES, HEAD_TIME};
 use crate::api::service::{self, Description};
 
-/// The HTTP API among the services.
+/// Name of the HTTP API in logs and errors.
 pub(super) const DESCRIPTION: Description = Description { name: "HTTP API", short_name: "http" };
 
-/// Takes the port of the HTTP API, without answering on it yet.
+/// Binds the port of the HTTP API without answering on it yet.
 ///
 /// # Errors
-/// `Unavailable` for a port that cannot be had.
+/// `Unavailable` if the port cannot be bound.
 pub fn bind(address: SocketAddr) -> Result<TcpListener> {
     service::bind(
         DESCRIPTION,
@@ -31,7 +31,7 @@ pub fn bind(address: SocketAddr) -> Result<TcpListener> {
     )
 }
 
-/// Connections that are answered by `routes`.
+/// Connections whose requests `routes` answers.
 pub(super) struct Connections {
     routes: Router,
     places: Arc<Semaphore>,
@@ -60,7 +60,7 @@ impl service::Connections for Connections {
     }
 
     async fn idle(&self) {
-        // Never closed: it can only succeed.
+        // The semaphore is never closed, so acquiring cannot fail.
         let _ = self.places.acquire_many(CONNECTIONS as u32).await;
     }
 
@@ -69,11 +69,11 @@ impl service::Connections for Connections {
     }
 }
 
-/// Answers one connection's requests until it closes; when draining, until the request being answered is.
+/// Answers one connection's requests until it closes; when draining, until the current request is answered.
 async fn connection(stream: TcpStream, routes: Router, draining: CancellationToken, _place: OwnedSemaphorePermit) {
-    // Pieces of an answer leave at once.
+    // Small chunks of an answer are sent without delay.
     if let Err(error) = stream.set_nodelay(true) {
-        tracing::debug!(%error, "http connection gone at once");
+        tracing::debug!(%error, "http connection closed before its first request");
         return;
     }
     let connection = http1::Builder::new()
@@ -94,15 +94,15 @@ async fn connection(stream: TcpStream, routes: Router, draining: CancellationTok
         }
     };
     if let Err(error) = outcome {
-        tracing::debug!(%error, "http connection broke");
+        tracing::debug!(%error, "http connection failed");
     }
 }
 
-/// Says that there are too many connections, as far as can be done without waiting.
+/// Sends 503 to a connection beyond the limit, without waiting for the client.
 fn refuse(stream: &TcpStream) {
     tracing::warn!(open = CONNECTIONS, "http connection refused: too many");
     const BODY: &str =
         "HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
-    // Whether the client heard is not waited for.
+    // The client may not read this; the connection closes either way.
     let _ = stream.try_write(BODY.as_bytes());
 }

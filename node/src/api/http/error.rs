@@ -1,5 +1,5 @@
-//! Failures as OpenAI's clients read them: a status and a JSON body with message, type, param and code. The status
-//! follows from the error's kind; messages are written where the failure is found.
+//! Failures in OpenAI's format: a status and a JSON body with message, type, param and code. The status follows from
+//! the error's kind; messages are written where the failure is found.
 
 use std::time::Duration;
 
@@ -11,10 +11,10 @@ use serde_json::json;
 
 use crate::serve::WrongField;
 
-/// When nothing is known about when to try again.
+/// `Retry-After` of a failure that names no delay.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
-/// A failure that a client is told.
+/// A failure as a client receives it.
 #[derive(Clone, Debug)]
 pub(super) struct ApiError {
     status: StatusCode,
@@ -22,7 +22,7 @@ pub(super) struct ApiError {
     message: String,
     /// The field of the request that is wrong.
     param: Option<String>,
-    /// A word that clients compare.
+    /// OpenAI's machine-readable code.
     code: Option<&'static str>,
     retry_after: Option<Duration>,
 }
@@ -51,32 +51,32 @@ impl ApiError {
         }
     }
 
-    /// The request is wrong in this field.
+    /// `InvalidInput` in this field of the request.
     pub(super) fn field(field: &str, message: impl Into<String>) -> ApiError {
         ApiError { param: Some(field.to_owned()), ..ApiError::new(ErrorKind::InvalidInput, message) }
     }
 
-    /// The same with another status.
+    /// Replaces the status.
     pub(super) fn status(self, status: StatusCode) -> ApiError {
         ApiError { status, ..self }
     }
 
-    /// The same with a word that clients compare.
+    /// Sets the machine-readable code.
     pub(super) fn code(self, code: &'static str) -> ApiError {
         ApiError { code: Some(code), ..self }
     }
 
-    /// The same about a field of the request.
+    /// Names the field of the request that the failure is about.
     pub(super) fn about(self, field: &str) -> ApiError {
         ApiError { param: Some(field.to_owned()), ..self }
     }
 
-    /// The same with when to try again.
+    /// Sets the delay after which the client may retry.
     pub(super) fn retry_after(self, after: Duration) -> ApiError {
         ApiError { retry_after: Some(after), ..self }
     }
 
-    /// The body of the answer, which is also what a stream that has begun ends with.
+    /// JSON body of the error response; also the last event of a stream that fails.
     pub(super) fn body(&self) -> serde_json::Value {
         let r#type = match self.kind {
             ErrorKind::InvalidInput | ErrorKind::NotFound => "invalid_request_error",

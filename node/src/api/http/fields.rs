@@ -1,4 +1,4 @@
-//! The JSON body of a request, read field by field, so that every failure names its field. It knows no endpoint.
+//! The JSON body of a request, read field by field, so that every failure names its field. This file knows no endpoint.
 
 use axum::body::Body;
 use axum::http::StatusCode;
@@ -10,11 +10,11 @@ use serde_json::{Map, Value};
 use super::error::ApiError;
 use super::limits::{BODY_BYTES, BODY_TIME};
 
-/// What is left to be read of a request's body. A field that is `null` counts as absent.
+/// Fields of a request's body that are not read yet. A field that is `null` counts as absent.
 pub(super) struct Fields(Map<String, Value>);
 
 impl Fields {
-    /// Reads a body to its end: one JSON object.
+    /// Reads a body to its end; the body must be one JSON object.
     pub(super) async fn read(body: Body) -> Result<Fields, ApiError> {
         let read = tokio::time::timeout(BODY_TIME, Limited::new(body, BODY_BYTES).collect()).await;
         let bytes = match read {
@@ -24,17 +24,17 @@ impl Fields {
                 return Err(ApiError::new(ErrorKind::InvalidInput, message).status(StatusCode::PAYLOAD_TOO_LARGE));
             }
             Ok(Err(error)) => {
-                return Err(ApiError::new(ErrorKind::InvalidInput, format!("the body broke off: {error}")));
+                return Err(ApiError::new(ErrorKind::InvalidInput, format!("cannot read the body: {error}")));
             }
             Err(_) => {
-                let message = format!("the body did not come within {} s", BODY_TIME.as_secs());
+                let message = format!("the body did not arrive within {} s", BODY_TIME.as_secs());
                 return Err(ApiError::new(ErrorKind::InvalidInput, message).status(StatusCode::REQUEST_TIMEOUT));
             }
         };
         Fields::parse(&bytes)
     }
 
-    /// What a body says.
+    /// Parses a complete body.
     pub(super) fn parse(bytes: &[u8]) -> Result<Fields, ApiError> {
         match serde_json::from_slice(bytes) {
             Ok(Value::Object(mut fields)) => {
@@ -46,7 +46,7 @@ impl Fields {
         }
     }
 
-    /// A field that may be absent.
+    /// An optional field.
     pub(super) fn optional<T: DeserializeOwned>(&mut self, field: &str) -> Result<Option<T>, ApiError> {
         let Some(value) = self.0.remove(field) else { return Ok(None) };
         match serde_json::from_value(value) {
@@ -55,12 +55,12 @@ impl Fields {
         }
     }
 
-    /// A field that must be there.
+    /// A required field.
     pub(super) fn required<T: DeserializeOwned>(&mut self, field: &str) -> Result<T, ApiError> {
         self.optional(field)?.ok_or_else(|| ApiError::field(field, format!("{field} is missing")))
     }
 
-    /// Refuses a field that changes the answer in a way that cannot be had; `harmless` is what it may say anyway.
+    /// Refuses a field that this node does not implement, unless its value is one of `harmless`.
     pub(super) fn unsupported(&mut self, field: &str, harmless: &[Value]) -> Result<(), ApiError> {
         match self.0.remove(field) {
             Some(value) if !harmless.contains(&value) => {
@@ -77,7 +77,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_wrong_is_said_with_its_field() {
+    fn an_error_names_its_field() {
         let mut fields = Fields::parse(br#"{"seed": "x", "n": null, "suffix": "s", "logit_bias": {}}"#).unwrap();
         let error = fields.optional::<u64>("seed").unwrap_err().body();
         assert_eq!(error["error"]["param"], "seed");

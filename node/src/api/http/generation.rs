@@ -1,5 +1,5 @@
-//! The fields that say how an answer is generated, the same for chats and completions, and what is asked of models that
-//! cannot be had. It parses; nothing runs here.
+//! Fields that control generation, the same for chats and completions; fields that this node does not implement are
+//! refused by name. This file parses; it runs nothing.
 
 use std::collections::BTreeMap;
 
@@ -12,13 +12,13 @@ use super::error::ApiError;
 use super::fields::Fields;
 use crate::serve::{Finish, Prompt, Request};
 
-/// How an answer is to be generated and sent.
+/// How an answer is generated and sent.
 pub(super) struct Generate {
-    /// The request, its prompt still empty.
+    /// The request; its prompt is still empty.
     pub(super) request: Request,
-    /// Piece by piece, as server-sent events.
+    /// Whether the answer is streamed as server-sent events.
     pub(super) stream: bool,
-    /// Whether the last event has the usage.
+    /// Whether the last event carries the usage.
     pub(super) stream_usage: bool,
 }
 
@@ -49,7 +49,7 @@ pub(super) fn generate(fields: &mut Fields) -> Result<Generate, ApiError> {
         presence_penalty: fields.optional("presence_penalty")?.unwrap_or(defaults.presence_penalty),
         frequency_penalty: fields.optional("frequency_penalty")?.unwrap_or(defaults.frequency_penalty),
         logit_bias: logit_bias(fields)?,
-        // Any 64 bits are a seed, as a signed number, too.
+        // Any 64 bits are a seed, also written as a signed number.
         seed: match fields.optional::<i128>("seed")? {
             Some(seed) => seed as u64,
             None => rand::random(),
@@ -80,17 +80,17 @@ pub(super) fn generate(fields: &mut Fields) -> Result<Generate, ApiError> {
     Ok(Generate { request, stream, stream_usage: stream_options.is_some_and(|options| options.include_usage) })
 }
 
-/// Characters that are kept of who asks: what fits a table.
+/// Characters kept of the field `user`: what fits into a table.
 const USER_CHARS: usize = 64;
 
-/// Who asks, as OpenAI's field `user` names them.
+/// Owner of the job: OpenAI's field `user`.
 fn owner(fields: &mut Fields) -> Result<Owner, ApiError> {
     let user: Option<Value> = fields.optional("user")?;
     let client = user.as_ref().and_then(Value::as_str).map(|user| user.chars().take(USER_CHARS).collect());
     Ok(Owner { api: Api::Http, client })
 }
 
-/// 0 and, as others have it, -1 are off.
+/// `top_k`; 0 and, as other servers define it, -1 mean off.
 fn top_k(fields: &mut Fields) -> Result<Option<usize>, ApiError> {
     match fields.optional::<i64>("top_k")? {
         None => Ok(None),
@@ -102,7 +102,7 @@ fn top_k(fields: &mut Fields) -> Result<Option<usize>, ApiError> {
     }
 }
 
-/// A map from token ids, which JSON makes texts, to numbers.
+/// A map from token ids, which are strings in JSON, to biases.
 fn logit_bias(fields: &mut Fields) -> Result<Vec<(u32, f32)>, ApiError> {
     let bias: Option<BTreeMap<String, f32>> = fields.optional("logit_bias")?;
     bias.unwrap_or_default()
@@ -128,15 +128,15 @@ fn format(fields: &mut Fields) -> Result<AnswerFormat, ApiError> {
     }
 }
 
-/// How many alternatives a field asks for.
+/// Checks the number of alternatives that `field` requests.
 pub(super) fn alternatives(field: &str, count: usize) -> Result<usize, ApiError> {
     if count > MAX_LOGPROBS {
-        return Err(ApiError::field(field, format!("{field} is {count}; at most {MAX_LOGPROBS} can be had")));
+        return Err(ApiError::field(field, format!("{field} is {count}; the maximum is {MAX_LOGPROBS}")));
     }
     Ok(count)
 }
 
-/// As clients see why an answer ended; null while it has not.
+/// OpenAI's word for why an answer ended; null while it has not.
 pub(super) fn finish_reason(finish: Option<Finish>) -> Value {
     finish.map_or(Value::Null, |finish| json!(finish.name()))
 }
@@ -182,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_is_refused_by_its_field() {
+    fn impossible_values_are_refused_by_field() {
         for (text, field) in [
             (r#"{"n": 0}"#, "n"),
             (r#"{"n": 100}"#, "n"),

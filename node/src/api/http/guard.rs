@@ -1,5 +1,5 @@
-//! Who may speak to the HTTP API: the Host a request names, the web page it comes from, the key it shows. Browsers on
-//! this host can be talked into sending requests here (DNS rebinding, foreign pages); none of those get through.
+//! Who may use the HTTP API: checks a request's Host, Origin and API key. A browser on this host can be made to send
+//! requests here (DNS rebinding, foreign pages); all of those are refused.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -12,23 +12,23 @@ use pangea_client::ErrorKind;
 
 use super::error::ApiError;
 
-/// What is checked of every request.
+/// Checks that every request must pass.
 pub(super) struct Guard {
-    /// Names of this host besides addresses and `localhost`.
+    /// Accepted host names besides IP addresses and `localhost`.
     names: Vec<String>,
-    /// A digest, so that comparing takes the same time whatever is shown.
+    /// Digest of the API key, so that a comparison takes constant time.
     key: Option<blake3::Hash>,
 }
 
 impl Guard {
-    /// For a host of this name; with a key, for those alone who show it.
+    /// Accepts this host name; with a key, only requests that carry it.
     pub(super) fn new(host: &str, key: Option<&str>) -> Guard {
         let host = host.to_ascii_lowercase();
         let names = vec![format!("{host}.local"), host];
         Guard { names, key: key.map(|key| blake3::hash(key.as_bytes())) }
     }
 
-    /// Lets a request on, or refuses it.
+    /// Middleware that passes a request on or refuses it.
     pub(super) async fn check(State(guard): State<Arc<Guard>>, request: Request, next: Next) -> Response {
         match guard.judge(&request) {
             Ok(()) => next.run(request).await,
@@ -41,7 +41,7 @@ impl Guard {
         let text = |name| request.headers().get(name).map(|value| value.to_str().unwrap_or_default());
         let host = request.uri().authority().map(|authority| authority.as_str()).or_else(|| text(header::HOST));
         let Some(host) = host else {
-            return Err(ApiError::new(ErrorKind::InvalidInput, "the request names no Host"));
+            return Err(ApiError::new(ErrorKind::InvalidInput, "the request has no Host header"));
         };
         if !self.is_ours(host_of(host)) {
             return Err(forbidden(format!(
@@ -51,7 +51,7 @@ impl Guard {
         if let Some(origin) = text(header::ORIGIN) {
             let from = origin.split_once("://").map(|(_, authority)| authority);
             if !from.is_some_and(|from| from == host || is_loopback(host_of(from))) {
-                return Err(forbidden(format!("web pages of {origin:?} may not use this node")));
+                return Err(forbidden(format!("web pages from {origin:?} may not use this node")));
             }
         }
         let open = matches!(request.uri().path(), "/healthz" | "/readyz");
@@ -62,8 +62,8 @@ impl Guard {
         match self.key {
             Some(key) if !open && shown.is_none_or(|shown| blake3::hash(shown.as_bytes()) != key) => {
                 let message = match shown {
-                    Some(_) => "this is not the key of this node",
-                    None => "this node asks for its key: send it as `Authorization: Bearer KEY`",
+                    Some(_) => "the API key is wrong",
+                    None => "this node requires an API key; send it as `Authorization: Bearer KEY`",
                 };
                 Err(ApiError::new(ErrorKind::Unauthorized, message).code("invalid_api_key"))
             }
@@ -71,14 +71,14 @@ impl Guard {
         }
     }
 
-    /// An address cannot be rebound; a name must be known to be this host's.
+    /// An IP address cannot be rebound by DNS; a name must be known as this host's.
     fn is_ours(&self, host: &str) -> bool {
         let host = host.trim_end_matches('.').to_ascii_lowercase();
         is_loopback(&host) || address(&host).is_some() || self.names.contains(&host)
     }
 }
 
-/// Without the port.
+/// The host without its port.
 fn host_of(authority: &str) -> &str {
     match authority.rsplit_once(':') {
         Some((host, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => host,
@@ -110,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn only_names_of_this_host_and_its_own_pages_get_through() {
+    fn only_own_host_names_and_own_pages_are_accepted() {
         let guard = Guard::new("Mac2", None);
         for (host, status) in [
             ("127.0.0.1:52415", 200),
@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_is_asked_for_where_there_is_one() {
+    fn a_configured_key_is_required() {
         let guard = Guard::new("mac2", Some("sesame-open"));
         let host = ("host", "localhost");
         assert_eq!(judged(&guard, &[host]), 401);

@@ -1,4 +1,5 @@
-//! `/api/pangea/jobs` and `/api/pangea/events`: what was asked of this node, once and as it happens. It only reports.
+//! `/api/pangea/jobs` and `/api/pangea/events`: this node's jobs, as a list and as a stream of changes. This file only
+//! reports.
 
 use std::convert::Infallible;
 use std::time::Duration;
@@ -16,7 +17,7 @@ use tokio::sync::{broadcast, watch};
 
 use super::App;
 
-/// A comment is sent after this much silence, so that clients and proxies do not take the stream for dead.
+/// Silence after which a comment is sent, so that clients and proxies keep the stream open.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
 /// The routes of this file, each with the older alias beside it.
@@ -28,12 +29,12 @@ pub(super) fn routes() -> Router<App> {
         .route("/api/events", get(events))
 }
 
-/// `/api/pangea/jobs`: as `pangea jobs --json`.
+/// `/api/pangea/jobs`: the same as `pangea jobs --json`.
 async fn list(State(app): State<App>) -> Json<Vec<JobStatus>> {
     Json(app.jobs.list())
 }
 
-/// `/api/pangea/events`: one server-sent event for everything that happens to a job, until the node has drained.
+/// `/api/pangea/events`: one server-sent event per change of a job, until the node has drained.
 async fn events(State(app): State<App>) -> Response {
     let following = Following { events: app.jobs.follow(), drained: app.jobs.drained() };
     let body = stream::unfold(following, |mut following| async {
@@ -44,14 +45,14 @@ async fn events(State(app): State<App>) -> Response {
     (headers, Body::from_stream(body)).into_response()
 }
 
-/// A client that follows the jobs.
+/// A client that follows job events.
 struct Following {
     events: broadcast::Receiver<JobEvent>,
     drained: watch::Receiver<bool>,
 }
 
 impl Following {
-    /// The next event as it is sent; `None` once the node has drained and everything has been told.
+    /// The next event, formatted; `None` once the node has drained and every event is sent.
     async fn next(&mut self) -> Option<String> {
         tokio::select! {
             biased;
@@ -66,7 +67,7 @@ impl Following {
                 Err(RecvError::Closed) => None,
             },
             _ = self.drained.wait_for(|drained| *drained) => None,
-            () = tokio::time::sleep(KEEP_ALIVE) => Some(": nothing happened\n\n".to_owned()),
+            () = tokio::time::sleep(KEEP_ALIVE) => Some(": keep-alive\n\n".to_owned()),
         }
     }
 }

@@ -1,5 +1,5 @@
-//! `/metrics`: everything that the node counts, in the text form that the client prefers; and the counters of this API's own
-//! requests. Nothing here adds up.
+//! `/metrics`: all of the node's metrics in the text format that the client prefers, and the counters of the HTTP API's own
+//! requests. This file aggregates nothing.
 
 use std::time::Instant;
 
@@ -24,7 +24,7 @@ pub(super) fn routes() -> Router<App> {
     Router::new().route("/metrics", get(show))
 }
 
-/// What this API counts.
+/// Metrics of the HTTP API itself.
 pub(super) struct Metrics {
     requests: Family<RequestLabels, Counter>,
     head_seconds: Family<PathLabels, Histogram>,
@@ -42,28 +42,28 @@ struct PathLabels {
 }
 
 impl Metrics {
-    /// Counted for `observer`.
+    /// Registers the metrics with `observer`.
     pub(super) fn new(observer: &Observer) -> Metrics {
         Metrics {
             requests: observer.counters("http_requests", "Answered requests"),
-            head_seconds: observer.durations("http_head", "From a request to the head of its answer"),
+            head_seconds: observer.durations("http_head", "Time from a request to the head of its response"),
         }
     }
 }
 
-/// Everything that is counted.
+/// Writes every metric of the node.
 async fn show(State(app): State<App>, headers: HeaderMap) -> Result<Response, ApiError> {
     let format = Format::accepted(headers.get(header::ACCEPT).and_then(|accept| accept.to_str().ok()));
     let text = app
         .observer
         .text(format)
-        .map_err(|error| ApiError::new(ErrorKind::Internal, format!("the metrics cannot be written: {error}")))?;
+        .map_err(|error| ApiError::new(ErrorKind::Internal, format!("cannot write the metrics: {error}")))?;
     let mut response = text.into_response();
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(format.content_type()));
     Ok(response)
 }
 
-/// Counts a request; what is asked for under no known path counts as one path.
+/// Counts a request; all unknown paths count as one.
 pub(super) async fn count(State(app): State<App>, request: Request, next: Next) -> Response {
     let path = request.extensions().get::<MatchedPath>().map_or("other", MatchedPath::as_str).to_owned();
     let since = Instant::now();

@@ -6,16 +6,16 @@
 //! | `guard` | Host, Origin, key |
 //! | `fields`, `generation` | the JSON of requests, read field by field |
 //! | `chat`, `completions` | the two endpoints that generate |
-//! | `answer` | what they send back, whole or as events |
-//! | `models`, `metrics` | what is served, how it stands, what was counted |
-//! | `jobs` | what was asked of the node, once and as it happens |
-//! | `receipts` | what is kept of answers |
+//! | `answer` | their responses, whole or as events |
+//! | `models`, `metrics` | models, health and readiness; metrics |
+//! | `jobs` | jobs, as a list and as events |
+//! | `receipts` | stored receipts |
 //! | `pool` | peers and topology |
-//! | `error`, `limits` | failures as clients read them; bounds |
+//! | `error`, `limits` | failures as clients read them; limits |
 //!
-//! A file's routes stand in its `routes`, the aliases beside them: a new route touches that file alone, and a new file its line here.
+//! Each file defines its routes in `routes`, with their aliases; a new file adds one line here.
 //!
-//! It knows no model's insides and computes nothing.
+//! The HTTP API knows no model's insides and computes nothing.
 
 mod answer;
 mod chat;
@@ -58,30 +58,30 @@ use metrics::Metrics;
 
 pub use connections::bind;
 
-/// What the API needs of the node.
+/// The parts of the node that the API uses.
 pub struct Node {
-    /// For its status.
+    /// Source of the node's status.
     pub fabric: Fabric,
-    /// For its topology; none without a network.
+    /// Source of the topology; `None` without a network.
     pub pool: Option<Pool>,
-    /// The models.
+    /// Models served.
     pub served: Served,
-    /// What is kept of answers.
+    /// Stored receipts of answers.
     pub receipts: ReceiptStore,
-    /// What was asked of the node.
+    /// Jobs of this node.
     pub jobs: Jobs,
-    /// What clients must show, if anything.
+    /// API key that clients must send, if any.
     pub key: Option<String>,
-    /// Knows what is counted.
+    /// Registry of the node's metrics.
     pub observer: Observer,
-    /// Knows which parts of the node are unwell.
+    /// Source of the failed parts in `/healthz`.
     pub supervisor: Supervisor,
 }
 
 /// Serves the API on `listener`.
 ///
 /// # Errors
-/// `Internal` where a thread cannot be had.
+/// `Internal` if a thread cannot be started.
 pub fn serve(listener: TcpListener, node: Node) -> Result<Service> {
     let address = listener.local_addr().map_err(|error| {
         pangea_client::Error::new(ErrorKind::Internal, format!("the HTTP API has no address: {error}"))
@@ -106,7 +106,7 @@ pub fn serve(listener: TcpListener, node: Node) -> Result<Service> {
     Service::spawn(connections::DESCRIPTION, listener, &node.supervisor, move || Connections::new(routes))
 }
 
-/// What every request can reach.
+/// State that every handler can reach.
 #[derive(Clone)]
 struct App(Arc<Shared>);
 
@@ -144,14 +144,14 @@ impl App {
     fn no_such_model(&self, name: &str) -> ApiError {
         let served = self.served.names();
         let message = match served[..] {
-            [] => format!("the model {name:?} is not served here, nor any other; start the node with --model"),
-            _ => format!("the model {name:?} is not served here; these are: {}", served.join(", ")),
+            [] => format!("this node does not serve the model {name:?}; it serves none: start it with --model"),
+            _ => format!("this node does not serve the model {name:?}; it serves: {}", served.join(", ")),
         };
         ApiError::new(ErrorKind::NotFound, message).about("model").code("model_not_found")
     }
 }
 
-/// Every route; those of a file stand in it.
+/// Every route of the API; each file defines its own.
 fn routes(app: App, guard: Guard) -> Router {
     Router::new()
         .merge(chat::routes())
@@ -170,15 +170,15 @@ fn routes(app: App, guard: Guard) -> Router {
 }
 
 async fn unknown(uri: Uri) -> ApiError {
-    ApiError::new(ErrorKind::NotFound, format!("there is nothing at {}", uri.path())).code("unknown_url")
+    ApiError::new(ErrorKind::NotFound, format!("no such path: {}", uri.path())).code("unknown_url")
 }
 
 async fn wrong_method(method: Method, uri: Uri) -> ApiError {
-    let message = format!("{method} cannot be done at {}", uri.path());
+    let message = format!("method {method} is not allowed at {}", uri.path());
     ApiError::new(ErrorKind::InvalidInput, message).status(StatusCode::METHOD_NOT_ALLOWED)
 }
 
-/// No browser guesses that an answer is a page.
+/// Forbids browsers to guess a content type.
 async fn no_sniffing(response: Response) -> Response {
     ([("x-content-type-options", "nosniff")], response).into_response()
 }

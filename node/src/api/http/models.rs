@@ -1,4 +1,4 @@
-//! What is served and how it stands: `/v1/models`, `/api/models`, `/api/status`, `/healthz`, `/readyz`. It only reports.
+//! Models and the node's state: `/v1/models`, `/api/models`, `/api/status`, `/healthz`, `/readyz`. This file only reports.
 
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
@@ -46,7 +46,7 @@ fn entry(app: &App, model: &ServedModel) -> Value {
     entry
 }
 
-/// `/api/models`: the same with what each is and takes.
+/// `/api/models`: the models with their type, size and memory use.
 async fn details(State(app): State<App>) -> Json<Value> {
     let models: Vec<Value> = app
         .served
@@ -69,18 +69,18 @@ async fn details(State(app): State<App>) -> Json<Value> {
     Json(json!({"models": models}))
 }
 
-/// `/api/status`: this node.
+/// `/api/status`: this node's status.
 async fn status(State(app): State<App>) -> Result<Json<Value>, ApiError> {
     let status = app.fabric.status().await?;
     let mut status = serde_json::to_value(status)
-        .map_err(|error| ApiError::new(ErrorKind::Internal, format!("the status cannot be written: {error}")))?;
+        .map_err(|error| ApiError::new(ErrorKind::Internal, format!("cannot write the status: {error}")))?;
     status["api"] = json!(app.address.to_string());
     status["models"] = json!(app.served.states());
     status["master"] = json!(app.pool.as_ref().and_then(crate::pool::Pool::master).map(|peer| peer.to_string()));
     Ok(Json(status))
 }
 
-/// `/healthz`: whether every part of the node does its work; 503 with the names of those that do not.
+/// `/healthz`: 200 if every part of the node works; otherwise 503 with the names of the failed parts.
 async fn healthz(State(app): State<App>) -> Response {
     health(&app.supervisor.unwell())
 }
@@ -93,10 +93,10 @@ fn health(unwell: &[Unwell]) -> Response {
     (StatusCode::SERVICE_UNAVAILABLE, Json(json!({"status": "failing", "parts": parts}))).into_response()
 }
 
-/// `/readyz`: ready once each model that is here has answered a first request, while every part of the node does its work.
+/// `/readyz`: 200 once each loaded model has answered a first request and every part of the node works.
 async fn readyz(State(app): State<App>) -> Response {
     let models = app.served.list();
-    // A stage whose thread is gone serves nobody, whatever its model answered before.
+    // A stage whose thread has ended serves nobody, whatever its model answered before.
     let ready = app.served.is_ready() && app.supervisor.unwell().is_empty();
     let states: Value = models.iter().map(|model| (model.name.clone(), json!(model.state))).collect();
     let why: Value = models.iter().filter_map(|model| Some((model.name.clone(), json!(model.why.as_ref()?)))).collect();
@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn health_names_the_part_that_is_gone_until_its_owner_has_replaced_it() {
+    async fn health_names_a_failed_part_until_its_owner_replaces_it() {
         let supervisor = Supervisor::default();
         assert_eq!(answer(&supervisor).await, (StatusCode::OK, json!({"status": "ok"})));
         let (tell, told) = std::sync::mpsc::sync_channel(1);

@@ -1,4 +1,4 @@
-//! `/api/peers` and `/api/topology`: whom this node knows, and the pool as it sees it. It only reports.
+//! `/api/peers` and `/api/topology`: the peers that this node knows and the pool as it sees it. This file only reports.
 
 use axum::extract::State;
 use axum::routing::get;
@@ -17,12 +17,12 @@ pub(super) fn routes() -> Router<App> {
         .route("/api/topology", get(topology))
 }
 
-/// `/api/peers`: as `pangea peers --json`.
+/// `/api/peers`: the same as `pangea peers --json`.
 async fn peers(State(app): State<App>) -> Result<Json<Vec<PeerStatus>>, ApiError> {
     Ok(Json(app.fabric.peers().await?))
 }
 
-/// `/api/topology`: as `pangea topology --json`.
+/// `/api/topology`: the same as `pangea topology --json`.
 async fn topology(State(app): State<App>) -> Json<Topology> {
     Json(app.pool.as_ref().map(|pool| crate::pool::topology::of(&pool.view().borrow())).unwrap_or_default())
 }

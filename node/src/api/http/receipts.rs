@@ -1,5 +1,5 @@
-//! What is kept of answers: `/api/receipts`, latest first, and `/api/receipts/{id}`. It reads the folder, away from the
-//! threads that serve.
+//! Stored receipts: `/api/receipts`, latest first, and `/api/receipts/{id}`. The folder is read on a blocking thread,
+//! never on the threads that serve.
 
 use axum::extract::{Path, State};
 use axum::routing::get;
@@ -20,7 +20,7 @@ pub(super) fn routes() -> Router<App> {
         .route("/api/receipts/{id}", get(one))
 }
 
-/// Receipts of one list: what a page shows.
+/// Maximum receipts of one list: what a page shows.
 const LIST_MAX: usize = 100;
 
 /// `/api/receipts`.

@@ -1,5 +1,5 @@
-//! What one connection holds and moves: tensors, bytes, jobs, waiting calls. Everything taken
-//! here is given back by dropping it. It decides only whether there is room.
+//! What one connection holds and moves: tensors, bytes, jobs, waiting calls. Each reservation is released by dropping its
+//! guard. This file only decides whether there is room.
 
 use std::cell::Cell;
 use std::rc::Rc;
@@ -11,7 +11,7 @@ use pangea_client::{Counters, Error, ErrorKind, Result};
 use super::backend::Backend;
 use super::limits::Limits;
 
-/// The sum over all connections since the start.
+/// Sums over all connections since the start.
 #[derive(Default)]
 pub(super) struct Totals {
     pub(super) bytes_in: AtomicU64,
@@ -85,16 +85,16 @@ impl<B: Backend> Account<B> {
         &self.totals
     }
 
-    /// Room for one more tensor; its bytes are reserved apart.
-    pub(super) fn seat(self: &Rc<Self>) -> Result<Seat<B>> {
+    /// Reserves a place for one more tensor; its bytes are reserved separately.
+    pub(super) fn seat(self: &Rc<Self>) -> Result<TensorSeat<B>> {
         let limit = self.limits.tensors_per_connection;
         take(&self.tensors, limit, "tensors; drop some first")?;
         self.totals.tensors.fetch_add(1, Ordering::Relaxed);
-        Ok(Seat { account: Rc::clone(self) })
+        Ok(TensorSeat { account: Rc::clone(self) })
     }
 
-    /// Memory for `bytes` of a tensor.
-    pub(super) fn hold(self: &Rc<Self>, bytes: u64) -> Result<Holding<B>> {
+    /// Reserves memory for `bytes` of a tensor.
+    pub(super) fn hold(self: &Rc<Self>, bytes: u64) -> Result<TensorMemory<B>> {
         let limit = self.limits.bytes_per_connection;
         let held = self.tensor_bytes.get();
         if held.checked_add(bytes).is_none_or(|sum| sum > limit) {
@@ -109,21 +109,21 @@ impl<B: Backend> Account<B> {
         let lease = self.backend.lease(bytes)?;
         self.tensor_bytes.set(held + bytes);
         self.totals.tensor_bytes.fetch_add(bytes, Ordering::Relaxed);
-        Ok(Holding { account: Rc::clone(self), bytes, _lease: lease })
+        Ok(TensorMemory { account: Rc::clone(self), bytes, _lease: lease })
     }
 
-    /// Room for one more job.
+    /// Reserves a place for one more job.
     pub(super) fn job(self: &Rc<Self>) -> Result<JobSeat<B>> {
         take(&self.jobs, self.limits.jobs_per_connection, "jobs; wait for some or cancel them")?;
         self.totals.jobs_running.fetch_add(1, Ordering::Relaxed);
         Ok(JobSeat { account: Rc::clone(self) })
     }
 
-    /// Room for one more call that waits.
-    pub(super) fn call(self: &Rc<Self>) -> Result<Call<B>> {
+    /// Reserves a place for one more waiting call.
+    pub(super) fn call(self: &Rc<Self>) -> Result<CallSeat<B>> {
         take(&self.calls, self.limits.calls_per_connection, "calls; await their answers first")?;
         self.totals.calls.fetch_add(1, Ordering::Relaxed);
-        Ok(Call { account: Rc::clone(self) })
+        Ok(CallSeat { account: Rc::clone(self) })
     }
 }
 
@@ -142,33 +142,33 @@ fn take(count: &Cell<u32>, limit: u32, what: &str) -> Result<()> {
     Ok(())
 }
 
-/// One tensor's place.
-pub(super) struct Seat<B: Backend> {
+/// Place of one tensor.
+pub(super) struct TensorSeat<B: Backend> {
     account: Rc<Account<B>>,
 }
 
-impl<B: Backend> Drop for Seat<B> {
+impl<B: Backend> Drop for TensorSeat<B> {
     fn drop(&mut self) {
         self.account.tensors.set(self.account.tensors.get() - 1);
         self.account.totals.tensors.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
-/// One tensor's memory.
-pub(super) struct Holding<B: Backend> {
+/// Memory of one tensor.
+pub(super) struct TensorMemory<B: Backend> {
     account: Rc<Account<B>>,
     bytes: u64,
     _lease: B::Lease,
 }
 
-impl<B: Backend> Drop for Holding<B> {
+impl<B: Backend> Drop for TensorMemory<B> {
     fn drop(&mut self) {
         self.account.tensor_bytes.set(self.account.tensor_bytes.get() - self.bytes);
         self.account.totals.tensor_bytes.fetch_sub(self.bytes, Ordering::Relaxed);
     }
 }
 
-/// One job's place.
+/// Place of one job.
 pub(super) struct JobSeat<B: Backend> {
     account: Rc<Account<B>>,
 }
@@ -180,12 +180,12 @@ impl<B: Backend> Drop for JobSeat<B> {
     }
 }
 
-/// One waiting call's place.
-pub(super) struct Call<B: Backend> {
+/// Place of one waiting call.
+pub(super) struct CallSeat<B: Backend> {
     account: Rc<Account<B>>,
 }
 
-impl<B: Backend> Drop for Call<B> {
+impl<B: Backend> Drop for CallSeat<B> {
     fn drop(&mut self) {
         self.account.calls.set(self.account.calls.get() - 1);
         self.account.totals.calls.fetch_sub(1, Ordering::Relaxed);

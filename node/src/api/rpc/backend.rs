@@ -1,4 +1,4 @@
-//! What the Cap'n Proto service asks of the rest of the node. No behaviour.
+//! The interface that the Cap'n Proto service uses to reach the rest of the node, without behaviour of its own.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -16,57 +16,57 @@ use crate::jobs::Jobs;
 use crate::placement;
 use crate::pool::{Pool, topology};
 
-/// The node behind the service. Cheap to clone; its calls hand work over and never do it.
+/// The node behind the service. Cheap to clone; calls return at once or await the node's parts.
 pub trait Backend: Clone + Send + 'static {
     /// Part of the node's memory, given back when dropped.
     type Lease: 'static;
 
-    /// Cancels a job when dropped; does nothing once the job has ended.
+    /// Cancels a job when dropped; has no effect once the job has ended.
     type CancelOnDrop: 'static;
 
-    /// Accepts a job, or refuses it at once. Never waits. Memory for the product is leased
-    /// already.
+    /// Accepts a job or refuses it at once; never waits. The caller has leased the product's
+    /// memory already.
     fn submit(&self, request: JobRequest) -> Result<RunningJob<Self::CancelOnDrop>>;
 
     /// Leases `bytes` of memory or refuses with `Overloaded`.
     fn lease(&self, bytes: u64) -> Result<Self::Lease>;
 
-    /// Every peer this node knows.
+    /// Status of every peer that this node knows.
     fn peers(&self) -> impl Future<Output = Result<Vec<PeerStatus>>>;
 
-    /// This node.
+    /// Status of this node.
     fn status(&self) -> impl Future<Output = Result<NodeStatus>>;
 
-    /// Connects to `address` (a multiaddr); the peer id once both sides have admitted each other.
+    /// Connects to `address` (a multiaddr) and returns the peer id once both sides have admitted each other.
     fn connect(&self, address: &str, timeout: Duration) -> impl Future<Output = Result<String>>;
 
-    /// Measures the link to `peer`: `rounds` messages of `message_bytes`, and as many small round
+    /// Measures the link to `peer`: `rounds` messages of `message_bytes` and as many small round
     /// trips.
     fn probe_link(&self, peer: &str, message_bytes: u64, rounds: u32) -> impl Future<Output = Result<LinkProbe>>;
 
-    /// What was asked of this node, the latest first.
+    /// Jobs of this node, latest first.
     fn jobs(&self) -> Vec<JobStatus>;
 
     /// The pool as this node sees it.
     fn topology(&self) -> Topology;
 
-    /// Where a model would be placed, and where it is.
+    /// Where a model would be placed, and where it is placed now.
     fn plan_model(&self, model: &str) -> Result<ModelPlan>;
 
-    /// One round trip to a connected peer over the connection that is there.
+    /// Round-trip time to a connected peer over the existing connection.
     fn check_peer(&self, peer: &str, timeout: Duration) -> impl Future<Output = Result<Duration>>;
 }
 
-/// A running node: its fabric, its jobs, and the pool that it is in.
+/// A running node: its fabric, its jobs and its pool.
 #[derive(Clone)]
 pub struct RunningNode {
-    /// What computes.
+    /// Schedules and computes products.
     pub fabric: Fabric,
-    /// None without a network.
+    /// The pool; `None` without a network.
     pub pool: Option<Pool>,
     /// The jobs of this node.
     pub jobs: Jobs,
-    /// Address of the HTTP API; empty where there is none.
+    /// Address of the HTTP API; empty if it is disabled.
     pub api: String,
 }
 
@@ -76,7 +76,7 @@ pub struct RunningJob<C> {
     pub progress: watch::Receiver<Progress>,
     /// Resolves once with the product or the failure.
     pub outcome: oneshot::Receiver<Result<JobOutcome>>,
-    /// Held for as long as the job is wanted.
+    /// Cancels the job when the caller drops it.
     pub cancel: C,
 }
 
@@ -124,7 +124,7 @@ impl Backend for RunningNode {
     }
 
     fn plan_model(&self, model: &str) -> Result<ModelPlan> {
-        let no_pool = || Error::new(ErrorKind::Unavailable, "this node is in no pool");
+        let no_pool = || Error::new(ErrorKind::Unavailable, "this node runs without a network and belongs to no pool");
         let view = Arc::clone(&self.pool.as_ref().ok_or_else(no_pool)?.view().borrow());
         pangea_control::placement::preview(&view, model).map(placement::plan_report)
     }

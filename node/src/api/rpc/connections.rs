@@ -1,5 +1,4 @@
-//! The connections of the Cap'n Proto service, from the accepted socket to the last job. What a connection may do is not its
-//! business.
+//! Connections of the Cap'n Proto service, from accepting to draining. This file does not know what a connection may do.
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
@@ -28,16 +27,16 @@ use crate::api::service::{self, Description, Service};
 use crate::serve::Served;
 use crate::supervise::Supervisor;
 
-/// The Cap'n Proto service among the services.
+/// Name of the Cap'n Proto service in logs and errors.
 const DESCRIPTION: Description = Description { name: "Cap'n Proto service", short_name: "rpc" };
 
-/// How often a draining service looks whether it is idle. Ending is rare and nobody waits for its last millisecond.
+/// Interval at which a draining service checks whether it is idle. Shutdown is rare and a few milliseconds do not matter.
 const IDLE_INTERVAL: Duration = Duration::from_millis(10);
 
-/// Takes the port of the service, without answering on it yet.
+/// Binds the port of the service without answering on it yet.
 ///
 /// # Errors
-/// `InvalidInput` for text that is no address, `Unavailable` for a port that cannot be had.
+/// `InvalidInput` for text that is no address, `Unavailable` if the port cannot be bound.
 pub fn bind(address: &str) -> Result<TcpListener> {
     let resolved: SocketAddr = address.parse().map_err(|_| {
         let message = format!(
@@ -57,7 +56,7 @@ pub fn bind(address: &str) -> Result<TcpListener> {
 /// Serves `backend` and the models `served` on `listener`, on a thread of its own.
 ///
 /// # Errors
-/// `Internal` where the socket or a thread cannot be had.
+/// `Internal` if the socket cannot be used or a thread cannot be started.
 pub fn serve<B: Backend>(
     listener: TcpListener,
     backend: B,
@@ -81,14 +80,14 @@ struct Connections<B> {
     limits: Limits,
     totals: Arc<Totals>,
     draining: CancellationToken,
-    /// One clone for each client that is being told that there are too many.
+    /// One clone per client that is being refused at the moment.
     refusals: Rc<()>,
 }
 
 impl<B: Backend> service::Connections for Connections<B> {
     fn accept(&self, stream: TcpStream) {
         if let Err(error) = prepare(&stream) {
-            tracing::debug!(%error, "rpc connection gone at once");
+            tracing::debug!(%error, "rpc connection closed before its first request");
             return;
         }
         let open = self.totals.connections.load(Ordering::Relaxed);
@@ -105,7 +104,7 @@ impl<B: Backend> service::Connections for Connections<B> {
         let rpc_system = RpcSystem::new(Box::new(network), Some(bootstrap));
         tokio::task::spawn_local(async move {
             if let Err(error) = rpc_system.await {
-                tracing::debug!(%error, "rpc connection broke");
+                tracing::debug!(%error, "rpc connection failed");
             }
         });
     }
@@ -114,7 +113,7 @@ impl<B: Backend> service::Connections for Connections<B> {
         self.draining.cancel();
     }
 
-    /// No job runs, and no client has sent anything or been busy for as long as it may take to fetch a product.
+    /// Waits until no job runs and no client was active for [`FETCH_TIME`], the time to fetch a finished product.
     async fn idle(&self) {
         let mut busy_at = (!self.totals.idle()).then(Instant::now);
         let mut heard_bytes = self.totals.counters().bytes_in;
@@ -134,26 +133,26 @@ impl<B: Backend> service::Connections for Connections<B> {
     }
 }
 
-/// Tells a client that there are too many, where not too many are being told so already.
+/// Answers a connection beyond the limit with an error, if fewer than [`REFUSALS`] are being refused.
 fn refuse(stream: TcpStream, open: u32, refusals: &Rc<()>) {
     tracing::warn!(open, "rpc connection refused: too many");
     let place = Rc::clone(refusals);
     if Rc::strong_count(&place) > REFUSALS {
         return;
     }
-    let why = format!("this node serves {open} connections already; try again later");
+    let why = format!("this node already serves {open} connections; try again later");
     let bootstrap = new_broken_cap(to_exception(&Error::new(ErrorKind::Overloaded, why)));
     let (read_half, write_half) = stream.into_split();
     let network = network(read_half.compat(), write_half.compat_write(), Side::Server);
     let rpc_system = RpcSystem::new(Box::new(network), Some(bootstrap));
     tokio::task::spawn_local(async move {
-        // Whether the client heard is not waited for.
+        // The client may not read this; the connection closes either way.
         let _ = tokio::time::timeout(REFUSAL_TIME, rpc_system).await;
         drop(place);
     });
 }
 
-/// Small answers leave at once, and a client that vanished without a word is noticed.
+/// Socket options: small messages are sent at once, and keep-alive detects a client that vanished.
 fn prepare(stream: &TcpStream) -> io::Result<()> {
     stream.set_nodelay(true)?;
     sockopt::set_socket_keepalive(stream, true)?;

@@ -1,5 +1,5 @@
-//! The `Job` capability and the life of a product: wait for the operands, reserve, submit, pass
-//! on what comes. Whatever goes wrong ends in the product and the report alike.
+//! The `Job` capability and the life of a product: wait for the operands, reserve memory, submit, pass progress on. A
+//! failure is reported both by the product and by the report.
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -13,30 +13,30 @@ use pangea_schema::tensor_capnp::tensor;
 use tokio::sync::watch;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use super::account::{Account, Holding, Seat};
+use super::account::{Account, TensorMemory, TensorSeat};
 use super::backend::{Backend, RunningJob};
 use super::slot::{Fill, Slot, slot};
-use super::tensor::{Held, TensorObject, Tensors, client_dtype, compute_dtype};
+use super::tensor::{HeldTensor, TensorObject, Tensors, client_dtype, compute_dtype};
 use crate::fabric::job::JobRequest;
 
-/// What a `Job` capability stands for.
+/// State behind a `Job` capability.
 pub(super) struct JobObject<B: Backend> {
     account: Rc<Account<B>>,
     progress: watch::Receiver<Progress>,
     report: Slot<Rc<JobReport>>,
     cancel: CancellationToken,
-    /// Cancels the job with the last who wants it.
+    /// Cancels the job when its last holder drops it.
     _job: Rc<DropGuard>,
 }
 
-/// What is asked for, before the operands are known.
+/// A requested product, before its operands are known.
 pub(super) struct Request {
     pub(super) a: tensor::Client,
     pub(super) b: tensor::Client,
     pub(super) options: MatmulOptions,
 }
 
-/// Starts a product; `Overloaded` where the connection has no room for it.
+/// Starts a product; `Overloaded` if the connection has no room for it.
 pub(super) fn start<B: Backend>(
     backend: &B,
     account: &Rc<Account<B>>,
@@ -44,7 +44,7 @@ pub(super) fn start<B: Backend>(
     request: Request,
 ) -> Result<(JobObject<B>, TensorObject<B>)> {
     let job_seat = account.job()?;
-    let seat: Rc<Seat<B>> = Rc::new(account.seat()?);
+    let seat: Rc<TensorSeat<B>> = Rc::new(account.seat()?);
     let (fill_info, info) = slot();
     let (fill_value, value) = slot();
     let (fill_report, report) = slot();
@@ -63,7 +63,7 @@ pub(super) fn start<B: Backend>(
             }
             outcome = run.product(request, fill_info) => outcome,
         };
-        // The place is free before anyone hears of the end, so that who does can start another.
+        // The place is released before the result is published, so that the caller can start the next job.
         drop(job_seat);
         match outcome {
             Ok((held, job_report)) => {
@@ -90,16 +90,16 @@ struct Run<B: Backend> {
     progress: watch::Sender<Progress>,
 }
 
-/// What is known of a product before it is computed.
+/// A product whose shapes are known, before it is computed.
 struct Prepared<B: Backend> {
     a: TensorObject<B>,
     b: TensorObject<B>,
     info: TensorInfo,
-    holding: Holding<B>,
+    holding: TensorMemory<B>,
 }
 
 impl<B: Backend> Run<B> {
-    async fn product(&self, request: Request, fill_info: Fill<TensorInfo>) -> Result<(Held<B>, JobReport)> {
+    async fn product(&self, request: Request, fill_info: Fill<TensorInfo>) -> Result<(HeldTensor<B>, JobReport)> {
         let prepared = self.prepare(&request).await;
         fill_info.fill(match &prepared {
             Ok(prepared) => Ok(prepared.info),
@@ -134,10 +134,10 @@ impl<B: Backend> Run<B> {
         self.progress.send_replace(*progress.borrow());
         let outcome =
             outcome.unwrap_or_else(|_| Err(Error::new(ErrorKind::Unavailable, "the node is shutting down")))?;
-        Ok((Held { tensor: outcome.product, _holding: holding }, outcome.report))
+        Ok((HeldTensor { tensor: outcome.product, _holding: holding }, outcome.report))
     }
 
-    /// The operands as soon as their shapes are known, and room for their product.
+    /// Waits until the operands' shapes are known and reserves memory for the product.
     async fn prepare(&self, request: &Request) -> Result<Prepared<B>> {
         let a = self.operand("A", &request.a).await?;
         let b = self.operand("B", &request.b).await?;
@@ -153,13 +153,13 @@ impl<B: Backend> Run<B> {
         let dtype = pangea_compute::DType::product(compute_dtype(a_info.dtype), compute_dtype(b_info.dtype))
             .map_err(|error| Error::new(ErrorKind::InvalidInput, error.to_string()))?;
         let info = TensorInfo { dtype: client_dtype(dtype), rows: a_info.rows, cols: b_info.cols };
-        // Before anything says how large it will be: what has no room fails at once.
+        // Reserved before the size is published, so that a product without room fails at once.
         let holding = self.account.hold(info.size_bytes()?)?;
         Ok(Prepared { a, b, info, holding })
     }
 
-    /// The tensor that `capability` stands for, once it is known which that is. An upload or a
-    /// call that was to give it and failed says so itself.
+    /// Resolves `capability` to a tensor of this connection. If the upload or call behind it failed,
+    /// that error is returned.
     async fn operand(&self, name: &str, capability: &tensor::Client) -> Result<TensorObject<B>> {
         let mut hook = capability.as_client_hook().add_ref();
         loop {
@@ -198,7 +198,7 @@ impl<B: Backend> job::Server for JobObject<B> {
             let mut request = sink.update_request();
             progress.borrow_and_update().to_wire(request.get().init_progress());
             request.send().await?;
-            // The sender goes with the end of the job.
+            // The sender is dropped when the job ends.
             if progress.changed().await.is_err() {
                 return Ok(());
             }

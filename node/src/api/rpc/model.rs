@@ -1,4 +1,5 @@
-//! The `Model` and `Generation` capabilities: an engine's answers as messages. It chooses no tokens and loads nothing.
+//! The `Model` and `Generation` capabilities: an engine's answers as Cap'n Proto messages. This
+//! file chooses no tokens and loads nothing.
 
 use std::rc::Rc;
 
@@ -16,11 +17,11 @@ use super::backend::Backend;
 use super::slot::{Slot, slot};
 use crate::serve::{self, Engine, Event, Generation, ServedModel, role};
 
-/// What a `Model` capability stands for.
+/// State behind a `Model` capability.
 pub(super) struct ModelObject<B: Backend> {
     account: Rc<Account<B>>,
     engine: Engine,
-    /// No new answers once it is cancelled.
+    /// Cancelled when the node drains; new answers are refused from then on.
     draining: CancellationToken,
 }
 
@@ -30,7 +31,7 @@ impl<B: Backend> ModelObject<B> {
     }
 }
 
-/// A served model as it travels.
+/// Converts the status of a served model to the client's type.
 pub(super) fn status(model: ServedModel) -> ModelStatus {
     let facts = model.facts.as_ref();
     ModelStatus {
@@ -54,7 +55,7 @@ impl<B: Backend> model::Server for ModelObject<B> {
         mut results: model::GenerateResults,
     ) -> capnp::Result<()> {
         if self.draining.is_cancelled() {
-            let message = "this node is shutting down and begins no more answers";
+            let message = "this node is shutting down and starts no more answers";
             return Err(to_exception(&Error::new(ErrorKind::Unavailable, message)));
         }
         let params = params.get()?;
@@ -87,7 +88,7 @@ impl<B: Backend> model::Server for ModelObject<B> {
     }
 }
 
-/// What the engine is asked.
+/// Converts a client's request to the engine's type.
 fn request(asked: GenerationRequest) -> Result<serve::Request> {
     let format = match asked.json_schema.as_deref().map(serde_json::from_str::<serde_json::Value>) {
         None => AnswerFormat::Text,
@@ -132,12 +133,12 @@ fn request(asked: GenerationRequest) -> Result<serve::Request> {
     Ok(request)
 }
 
-/// What a `Generation` capability stands for.
+/// State behind a `Generation` capability.
 struct GenerationObject<B: Backend> {
     account: Rc<Account<B>>,
     summary: Slot<GenerationSummary>,
     cancel: CancellationToken,
-    /// Cancels the answer with whoever wants it.
+    /// Cancels the answer when its last holder drops it.
     _wanted: DropGuard,
 }
 
@@ -158,7 +159,7 @@ impl<B: Backend> GenerationObject<B> {
                 outcome = pass_on(answer, &sink) => outcome,
             };
             drop(sink);
-            // The place is free before anyone hears of the end, so that who does can ask again.
+            // The place is released before the result is published, so that the caller can start the next request.
             drop(seat);
             fill.fill(outcome);
         });
@@ -166,7 +167,7 @@ impl<B: Backend> GenerationObject<B> {
     }
 }
 
-/// Sends an answer on as it comes, as fast as it is taken.
+/// Forwards an answer's pieces to `sink`, at the speed at which the client accepts them.
 async fn pass_on(mut answer: Generation, sink: &token_sink::Client) -> Result<GenerationSummary> {
     while let Some(event) = answer.next().await {
         match event? {
@@ -179,15 +180,15 @@ async fn pass_on(mut answer: Generation, sink: &token_sink::Client) -> Result<Ge
                 request.send().await.map_err(|exception| from_exception(&exception))?;
             }
             Event::Done(took) => {
-                // Streaming calls return before they have arrived; this one when all have.
+                // Streaming calls return before they arrive; this one returns when all have arrived.
                 return Ok(summary(took));
             }
         }
     }
-    Err(Error::new(ErrorKind::Internal, "the answer broke off"))
+    Err(Error::new(ErrorKind::Internal, "the answer ended without a summary"))
 }
 
-/// What an answer took, as it travels.
+/// Converts the summary of an answer to the client's type.
 fn summary(took: serve::Summary) -> GenerationSummary {
     GenerationSummary {
         prompt_tokens: took.prompt_tokens as u64,

@@ -1,5 +1,5 @@
-//! The `Node` capability: what a connection starts with. It turns calls into requests to the
-//! backend and answers into messages; it decides nothing.
+//! The `Node` capability, with which every connection starts. Calls become requests to the backend, its answers become
+//! messages; nothing is decided here.
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -22,13 +22,13 @@ use super::model::{self, ModelObject};
 use super::tensor::{SinkObject, Tensors};
 use crate::serve::Served;
 
-/// What the `Node` capability of one connection stands for.
+/// State behind the `Node` capability of one connection.
 pub(super) struct NodeObject<B: Backend> {
     backend: B,
     account: Rc<Account<B>>,
     tensors: Rc<RefCell<Tensors<B>>>,
     served: Served,
-    /// No new jobs once it is cancelled.
+    /// Cancelled when the node drains; new jobs are refused from then on.
     draining: CancellationToken,
 }
 
@@ -42,7 +42,7 @@ impl<B: Backend> NodeObject<B> {
         NodeObject { backend, account, tensors: Rc::new(RefCell::new(Tensors::new())), served, draining }
     }
 
-    /// The name that is meant: the given one, or that of the only model.
+    /// Resolves a model's name; an empty name means the only model served.
     fn named(&self, name: &str) -> Result<String> {
         if !name.is_empty() {
             return Ok(name.to_owned());

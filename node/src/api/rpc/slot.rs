@@ -1,5 +1,5 @@
-//! A value that is there once, later, for everyone who waits for it: a product, a report.
-//! It knows nothing of what it holds.
+//! A value that is set once and awaited by any number of readers: a product, a report.
+//! This file knows nothing of what the value is.
 
 use pangea_client::{Error, ErrorKind, Result};
 use tokio::sync::watch;
@@ -9,7 +9,7 @@ pub(super) struct Fill<T> {
     sender: watch::Sender<Option<Result<T>>>,
 }
 
-/// The waiting side of a slot. Clones wait for the same value, which lives as long as they do.
+/// The reading side of a slot. Clones wait for the same value, which lives as long as they do.
 pub(super) struct Slot<T> {
     receiver: watch::Receiver<Option<Result<T>>>,
 }
@@ -20,29 +20,29 @@ impl<T> Clone for Slot<T> {
     }
 }
 
-/// An empty slot and what fills it.
+/// An empty slot and its writer.
 pub(super) fn slot<T: Clone>() -> (Fill<T>, Slot<T>) {
     let (sender, receiver) = watch::channel(None);
     (Fill { sender }, Slot { receiver })
 }
 
 impl<T: Clone> Fill<T> {
-    /// Puts the value, or why there is none, where the waiters see it.
+    /// Sets the value, or the error why there is none.
     pub(super) fn fill(self, value: Result<T>) {
-        // With nobody left to want it, it is dropped here.
+        // Without a reader the value is dropped here.
         let _ = self.sender.send(Some(value));
     }
 }
 
 impl<T: Clone> Slot<T> {
-    /// A slot that is full from the start.
+    /// A slot that has its value from the start.
     pub(super) fn full(value: T) -> Slot<T> {
         let (fill, slot) = slot();
         fill.fill(Ok(value));
         slot
     }
 
-    /// The value, once it is there.
+    /// Waits for the value.
     pub(super) async fn wait(&self) -> Result<T> {
         let mut receiver = self.receiver.clone();
         match receiver.wait_for(Option::is_some).await.as_deref() {

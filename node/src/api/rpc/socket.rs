@@ -1,5 +1,5 @@
-//! The bytes of one connection: counted both ways, and no further requests taken from a client
-//! that does not take its answers. It knows nothing of messages.
+//! The bytes of one connection: counted in both directions, and no further requests are read from a client
+//! that does not read its answers. This file knows nothing of messages.
 
 use std::cell::RefCell;
 use std::io;
@@ -27,18 +27,18 @@ pub(super) fn counted<B: Backend, R, W>(
     )
 }
 
-/// Whether the client takes its answers.
+/// Back-pressure of one connection: whether the client reads its answers.
 #[derive(Default)]
 struct Answers {
-    /// The socket takes no more of them for now.
+    /// The socket accepts no more bytes for now.
     blocked: bool,
-    /// Bytes of requests read since then.
+    /// Bytes of requests read since the socket blocked.
     read_since: u64,
-    /// Reading goes on when writing does.
+    /// Woken when the socket accepts bytes again.
     reader: Option<Waker>,
 }
 
-/// The half that requests come from.
+/// The reading half, which counts requests' bytes.
 pub(super) struct CountedRead<B, R> {
     inner: R,
     account: Rc<Account<B>>,
@@ -64,7 +64,7 @@ impl<B: Backend, R: AsyncRead + Unpin> AsyncRead for CountedRead<B, R> {
     }
 }
 
-/// The half that answers go to.
+/// The writing half, which counts answers' bytes.
 pub(super) struct CountedWrite<B, W> {
     inner: W,
     account: Rc<Account<B>>,
@@ -115,7 +115,7 @@ impl<B: Backend, W: AsyncWrite + Unpin> AsyncWrite for CountedWrite<B, W> {
 
 impl<B, W> Drop for CountedWrite<B, W> {
     fn drop(&mut self) {
-        // A reader that waits for it must see that the connection ends.
+        // A waiting reader must see that the connection ends.
         self.moved_on();
     }
 }

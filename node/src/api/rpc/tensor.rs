@@ -1,5 +1,5 @@
-//! The `Tensor` and `TensorSink` capabilities: tensors that a client has uploaded or asked to be
-//! computed. They copy chunks and wait for products; they compute nothing.
+//! The `Tensor` and `TensorSink` capabilities: tensors that a client uploaded or had computed. They copy chunks and wait for
+//! products; they compute nothing.
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -12,27 +12,27 @@ use pangea_compute::TensorBuf;
 use pangea_schema::tensor_capnp::{tensor, tensor_sink};
 use tokio_util::sync::DropGuard;
 
-use super::account::{Account, Holding, Seat};
+use super::account::{Account, TensorMemory, TensorSeat};
 use super::backend::Backend;
 use super::slot::Slot;
 
-/// The tensors of one connection, by capability: another connection's are not found here.
+/// The tensors of one connection, by capability; other connections' tensors are not found here.
 pub(super) type Tensors<B> = CapabilityServerSet<TensorObject<B>, tensor::Client>;
 
-/// A tensor in memory, with the memory that is reserved for it.
-pub(super) struct Held<B: Backend> {
+/// A tensor with its reserved memory.
+pub(super) struct HeldTensor<B: Backend> {
     pub(super) tensor: pangea_compute::Tensor,
-    pub(super) _holding: Holding<B>,
+    pub(super) _holding: TensorMemory<B>,
 }
 
-/// What a `Tensor` capability stands for. A clone keeps alive all that the capability does: the
-/// tensor, or the job that will give it.
+/// State behind a `Tensor` capability. A clone keeps alive what the capability does: the
+/// tensor, or the job that produces it.
 pub(super) struct TensorObject<B: Backend> {
     pub(super) account: Rc<Account<B>>,
     pub(super) info: Slot<TensorInfo>,
-    pub(super) value: Slot<Rc<Held<B>>>,
-    pub(super) _seat: Rc<Seat<B>>,
-    /// Cancels the job that computes it with the last who wants it; none for uploads.
+    pub(super) value: Slot<Rc<HeldTensor<B>>>,
+    pub(super) _seat: Rc<TensorSeat<B>>,
+    /// Cancels the producing job when its last holder drops it; `None` for uploads.
     pub(super) _job: Option<Rc<DropGuard>>,
 }
 
@@ -83,7 +83,7 @@ impl<B: Backend> tensor::Server for TensorObject<B> {
     }
 }
 
-/// What a `TensorSink` capability stands for: an upload under way, then nothing.
+/// State behind a `TensorSink` capability: an upload in progress; empty once it has ended.
 pub(super) struct SinkObject<B: Backend> {
     account: Rc<Account<B>>,
     tensors: Rc<RefCell<Tensors<B>>>,
@@ -94,12 +94,12 @@ struct Upload<B: Backend> {
     info: TensorInfo,
     buffer: TensorBuf,
     filled: usize,
-    holding: Holding<B>,
-    seat: Seat<B>,
+    holding: TensorMemory<B>,
+    seat: TensorSeat<B>,
 }
 
 impl<B: Backend> SinkObject<B> {
-    /// Room for a tensor: reserved first, allocated then.
+    /// Starts an upload: memory is reserved first, then allocated.
     pub(super) fn new(
         account: Rc<Account<B>>,
         tensors: Rc<RefCell<Tensors<B>>>,
@@ -126,7 +126,7 @@ impl<B: Backend> SinkObject<B> {
         let room = buffer.bytes_mut().get_mut(*filled..).unwrap_or_default();
         if got > MAX_CHUNK_BYTES || got > room.len() {
             let room = room.len();
-            // Nothing more can come of it; its memory is free at once.
+            // The upload has failed; its memory is released at once.
             *upload = None;
             return Err(Error::new(
                 ErrorKind::InvalidInput,
@@ -158,7 +158,7 @@ impl<B: Backend> SinkObject<B> {
         let object = TensorObject {
             account: self.account.clone(),
             info: Slot::full(info),
-            value: Slot::full(Rc::new(Held { tensor, _holding: holding })),
+            value: Slot::full(Rc::new(HeldTensor { tensor, _holding: holding })),
             _seat: Rc::new(seat),
             _job: None,
         };
@@ -169,7 +169,7 @@ impl<B: Backend> SinkObject<B> {
 }
 
 fn finished() -> Error {
-    Error::new(ErrorKind::InvalidInput, "this upload has ended already; start another one")
+    Error::new(ErrorKind::InvalidInput, "this upload has already ended; start another one")
 }
 
 impl<B: Backend> tensor_sink::Server for SinkObject<B> {
@@ -188,7 +188,7 @@ impl<B: Backend> tensor_sink::Server for SinkObject<B> {
     }
 }
 
-/// The kernels' name for a dtype.
+/// Converts a dtype to compute's type.
 pub(super) fn compute_dtype(dtype: DType) -> pangea_compute::DType {
     match dtype {
         DType::F16 => pangea_compute::DType::F16,
@@ -200,7 +200,7 @@ pub(super) fn compute_dtype(dtype: DType) -> pangea_compute::DType {
     }
 }
 
-/// The programs' name for a dtype.
+/// Converts a dtype to the client's type.
 pub(super) fn client_dtype(dtype: pangea_compute::DType) -> DType {
     match dtype {
         pangea_compute::DType::F16 => DType::F16,
