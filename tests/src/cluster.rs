@@ -305,7 +305,7 @@ pub fn binary() -> PathBuf {
     let profile = if cfg!(debug_assertions) { "" } else { " --release" };
     assert!(
         path.is_file(),
-        "{} is not there: run `cargo build{profile} --bin pangea` first, or name the binary with {BINARY}",
+        "{} does not exist: run `cargo build{profile} --bin pangea` first, or name the binary with {BINARY}",
         path.display()
     );
     path

@@ -21,6 +21,6 @@ pub fn file_of(model: &str, test: &str) -> Option<PathBuf> {
     if file.is_file() {
         return Some(file);
     }
-    skip(test, &format!("{} is not there; `scripts/setup.sh test` fetches it where it can", file.display()));
+    skip(test, &format!("{} does not exist; `scripts/setup.sh test` fetches it where it can", file.display()));
     None
 }

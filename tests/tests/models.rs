@@ -72,8 +72,8 @@ fn what_is_no_model_is_refused_with_a_sentence() {
         ("mamba.gguf", "\"mamba\" is not supported; supported: llama, qwen2, qwen3, gemma3"),
         ("huge.gguf", "gguf"),
         ("folder.gguf", "is a folder"),
-        ("missing.gguf", "is not there"),
-        ("nothing", "there is no model nothing"),
+        ("missing.gguf", "does not exist"),
+        ("nothing", "no model nothing"),
         ("smollm", "did you mean smollm2?"),
         ("smollm2", "pangea models pull smollm2"),
     ] {
@@ -181,7 +181,7 @@ fn what_an_earlier_attempt_left_is_used_only_while_the_file_is_the_same() {
     let host = FileHost::start(vec![Answer::file(&old, "old").broken_after(100_000), Answer::Status(500)]);
     let output = pull(path, &host);
     assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
-    assert!(stderr(&output).contains("97.7 KiB came and are kept"), "{}", stderr(&output));
+    assert!(stderr(&output).contains("97.7 KiB were received and are kept"), "{}", stderr(&output));
     assert_eq!(names_in(&path.join(PLACE)), ["tiny-F32.gguf.partial", "tiny-F32.gguf.partial.json"]);
 
     let bytes = TinyModel::default().gguf();
@@ -217,10 +217,10 @@ fn what_cannot_be_had_or_is_not_what_it_should_be_leaves_nothing_behind() {
         (Answer::Status(404), 2, "there is no such file"),
         (Answer::Status(401), 1, "HF_TOKEN"),
         (Answer::Status(403), 1, "HF_TOKEN"),
-        (Answer::Elsewhere("/again".to_owned()), 1, "from address to address"),
-        (Answer::Elsewhere("file:///etc/passwd".to_owned()), 1, "no address that can be followed"),
+        (Answer::Elsewhere("/again".to_owned()), 1, "too many times"),
+        (Answer::Elsewhere("file:///etc/passwd".to_owned()), 1, "redirects to an invalid address"),
         (Answer::file(b"<html>", "one"), 2, "not a GGUF file"),
-        (Answer::file(&bytes[..bytes.len() - 100], "one"), 2, "nothing was kept"),
+        (Answer::file(&bytes[..bytes.len() - 100], "one"), 2, "discarded"),
         (Answer::file(&mamba, "one"), 2, "\"mamba\" is not supported"),
         (Answer::file(&bytes, "one").with("X-Linked-Etag", &format!("\"{WRONG_DIGEST}\"")), 4, "SHA-256"),
     ] {
@@ -250,7 +250,7 @@ fn a_host_that_cannot_be_reached_is_named_with_what_to_do() {
         ("hf:owner/repo", "hf:OWNER/REPO/FILE.gguf"),
         ("http://example.org/m.gguf", "https://"),
         ("https://example.org/m.zip", ".gguf file"),
-        ("no-such-model", "there is no model"),
+        ("no-such-model", "no model"),
     ] {
         let output = pangea(folder.path(), &["models", "pull", model]);
         assert_eq!(output.status.code(), Some(2), "{model}: {}", stderr(&output));

@@ -1,5 +1,5 @@
-//! Receipts of real sessions on a small model: `pangea receipts` lists, shows and verifies them without any node, finds every
-//! change to one and every lie of a stage, and a node's HTTP API hands them out.
+//! Receipts of real sessions on a small model: `pangea receipts` lists, shows and verifies them without any node, finds
+//! every change to one and every lie of a stage, and a node's HTTP API hands them out.
 #![allow(clippy::unwrap_used)]
 
 use std::ops::Range;
@@ -389,10 +389,10 @@ fn what_cannot_be_verified_is_said_and_is_no_accusation() {
     std::fs::write(&other, TinyModel { seed: 2, ..TinyModel::default() }.gguf()).unwrap();
     std::fs::write(home.path().join("broken.json"), "{").unwrap();
     for (arguments, said) in [
-        (&[path, "--model", other.to_str().unwrap()][..], "another model"),
+        (&[path, "--model", other.to_str().unwrap()][..], "is not the receipt's model"),
         (&[path, "--model", "nothing"], "no model nothing"),
         (&["0123"], "no receipts in"),
-        (&["none.json"], "none.json is not there"),
+        (&["none.json"], "none.json does not exist"),
         (&["broken.json"], "not a receipt"),
     ] {
         let output = run(arguments);

@@ -1,5 +1,5 @@
-//! The model files of this node, whole and in part, by digest: what is offered to peers and found by this node. It moves no
-//! bytes; of its copies it drops those that nobody has needed for longest, when room is needed.
+//! The model files of this node, whole and partial, by digest: what peers may fetch and what this node itself uses.
+//! This file transfers no bytes; when the disk needs room, it removes the partial copies that were unused the longest.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -13,7 +13,7 @@ use super::parts::set_bytes;
 use super::stored::Stored;
 use crate::models::disk;
 
-/// All of them.
+/// Every model file of this node.
 #[derive(Debug)]
 pub(super) struct BlobStore {
     folder: PathBuf,
@@ -21,7 +21,7 @@ pub(super) struct BlobStore {
 }
 
 impl BlobStore {
-    /// The copies in `folder`; what is no copy there is left alone.
+    /// Opens the copies in `folder`; anything else there is ignored.
     pub(super) fn open(folder: PathBuf) -> BlobStore {
         let mut stored = HashMap::new();
         for entry in std::fs::read_dir(&folder).into_iter().flatten().flatten() {
@@ -38,17 +38,17 @@ impl BlobStore {
         self.stored.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The file of a model.
+    /// The file of a model, if there is one.
     pub(super) fn get(&self, model: &Digest) -> Option<Arc<Stored>> {
         self.stored().get(model).cloned()
     }
 
-    /// All files.
+    /// Every file.
     pub(super) fn all(&self) -> Vec<Arc<Stored>> {
         self.stored().values().cloned().collect()
     }
 
-    /// Takes a file in; a whole one is used in place of a copy, which goes unless this run has used it.
+    /// Adds a file. A whole file replaces a partial copy, which is removed unless this run has used it.
     pub(super) fn insert(&self, file: Arc<Stored>) {
         let model = file.digest();
         let is_users = file.is_users();
@@ -58,7 +58,7 @@ impl BlobStore {
         }
     }
 
-    /// The file of a model that is still there; one that the user took away is forgotten.
+    /// The file of a model, if it still exists on disk; a file that the user removed is dropped from the store.
     pub(super) fn current(&self, model: &Digest) -> Option<Arc<Stored>> {
         let found = self.get(model)?;
         if found.is_there() {
@@ -73,14 +73,14 @@ impl BlobStore {
         Some(copy)
     }
 
-    /// A new copy, with nothing in it.
+    /// Creates an empty copy of a model.
     pub(super) fn create(&self, model: Digest, manifest: Arc<Manifest>) -> Result<Arc<Stored>> {
         let copy = Arc::new(Stored::create(&self.copy_folder(&model), model, manifest)?);
         self.insert(Arc::clone(&copy));
         Ok(copy)
     }
 
-    /// Forgets a copy and removes it.
+    /// Removes a copy from the store and from the disk.
     pub(super) fn remove(&self, model: &Digest) {
         self.stored().remove(model);
         self.remove_folder(model);
@@ -97,28 +97,28 @@ impl BlobStore {
         self.folder.join(model.to_string())
     }
 
-    /// Makes sure that `bytes` more fit on the disk; drops copies that this run has not needed, the longest unneeded first.
+    /// Ensures that `bytes` more fit on the disk: removes copies that this run has not used, those unused the longest first.
     ///
     /// # Errors
-    /// `Overloaded` where they do not fit even so.
+    /// `Overloaded` if removing all of them is not enough; nothing is removed then.
     pub(super) fn make_room(&self, bytes: u64) -> Result<()> {
         let folder = if self.folder.is_dir() { &self.folder } else { self.folder.parent().unwrap_or(Path::new(".")) };
         self.make_room_where(bytes, |bytes| disk::need(folder, bytes))
     }
 
-    /// The same on any disk: `need` says whether so many bytes fit now.
+    /// Implements [`BlobStore::make_room`]; `need` checks whether that many bytes fit now.
     fn make_room_where(&self, bytes: u64, need: impl Fn(u64) -> Result<()>) -> Result<()> {
         let mut idle: Vec<_> = self.all().into_iter().filter_map(|copy| Some((copy.idle_since()?, copy))).collect();
         idle.sort_unstable_by_key(|(since, _)| std::cmp::Reverse(*since));
         let idle_bytes: u64 = idle.iter().map(|(_, copy)| set_bytes(&copy.parts(), copy.manifest())).sum();
         let mut idle: Vec<Digest> = idle.into_iter().map(|(_, copy)| copy.digest()).collect();
-        // Nothing goes where all of it would not be enough.
+        // Nothing is removed if removing all unused copies would not be enough.
         need(bytes.saturating_sub(idle_bytes))?;
         loop {
             match (need(bytes), idle.pop()) {
                 (Ok(()), _) => return Ok(()),
                 (Err(_), Some(model)) => {
-                    tracing::info!(event = "copy_dropped", %model, "Removing the unused copy of model {model} for room");
+                    tracing::info!(event = "copy_dropped", %model, "Removing the unused copy of model {model} to free disk space");
                     self.remove(&model);
                 }
                 (Err(error), None) => return Err(error),
@@ -127,7 +127,7 @@ impl BlobStore {
     }
 }
 
-/// The digest that a folder's name is.
+/// Parses a folder's name as a digest.
 fn digest_of(name: &str) -> Option<Digest> {
     if name.len() != 64 || name.bytes().any(|byte| !matches!(byte, b'0'..=b'9' | b'a'..=b'f')) {
         return None;
@@ -149,7 +149,7 @@ mod tests {
     use super::*;
     use crate::blob::parts::{PartId, PartSet, part_counts};
 
-    /// A file of no tensors and its manifest; other padding is another model.
+    /// A file without tensors and its manifest; other padding makes another model.
     fn model(padding: usize) -> (Vec<u8>, Arc<Manifest>) {
         let mut bytes = [&b"GGUF"[..], &3u32.to_le_bytes(), &[0; 16]].concat();
         bytes.resize(1000 + padding, 0);
@@ -157,7 +157,7 @@ mod tests {
         (bytes, Arc::new(manifest))
     }
 
-    /// Whole copies, the last ones needed first.
+    /// Complete copies, most recently used first.
     fn blob_store(folder: &Path, copies: usize) -> (BlobStore, Vec<Digest>) {
         let blob_store = BlobStore::open(folder.to_owned());
         let models = (0..copies)
@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn the_longest_unneeded_copies_go_until_there_is_room_and_those_in_use_stay() {
+    fn the_longest_unused_copies_are_removed_and_used_ones_stay() {
         let folder = tempfile::tempdir().unwrap();
         let (blob_store, models) = blob_store(folder.path(), 4);
         blob_store.get(&models[3]).unwrap().mark_used();
@@ -192,14 +192,14 @@ mod tests {
         blob_store.make_room_where(1500, room).unwrap();
         assert!(blob_store.get(&models[2]).is_none() && blob_store.all().len() == 3);
         assert!(!blob_store.copy_folder(&models[2]).exists());
-        assert!(blob_store.make_room_where(4500, room).is_err(), "the one in use would have to go");
-        assert_eq!(blob_store.all().len(), 3, "nothing goes in vain");
+        assert!(blob_store.make_room_where(4500, room).is_err(), "the copy in use must not be removed");
+        assert_eq!(blob_store.all().len(), 3, "nothing is removed if it is not enough");
         blob_store.make_room_where(3500, room).unwrap();
         assert_eq!(blob_store.all().iter().map(|copy| copy.digest()).collect::<Vec<_>>(), [models[3]]);
     }
 
     #[test]
-    fn a_whole_file_takes_the_place_of_an_unused_copy() {
+    fn a_whole_file_replaces_an_unused_copy() {
         let folder = tempfile::tempdir().unwrap();
         let (blob_store, models) = blob_store(&folder.path().join("blobs"), 1);
         let (bytes, manifest) = model(0);
@@ -213,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_copy_is_left_alone() {
+    fn other_files_in_the_folder_are_ignored() {
         let folder = tempfile::tempdir().unwrap();
         let (_, models) = blob_store(folder.path(), 1);
         let (cut, odd) = (folder.path().join("a".repeat(64)), folder.path().join("manifests"));

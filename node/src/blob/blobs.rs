@@ -1,5 +1,5 @@
-//! The handle on this node's model files: cheap to clone, usable from any thread. It indexes files on the caller's thread;
-//! fetching is the network thread's.
+//! The handle on this node's model files: cheap to clone, usable from any thread. Files are indexed on the caller's
+//! thread and fetched on the network thread.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -21,7 +21,7 @@ use crate::net::Network;
 use crate::peers::Peers;
 use crate::supervise::Supervisor;
 
-/// Folder of the manifests of whole files.
+/// Subfolder with the manifests of whole files.
 const MANIFESTS: &str = "manifests";
 
 /// The model files of this node.
@@ -30,42 +30,42 @@ pub struct Blobs {
     blob_store: Arc<BlobStore>,
     index: Arc<Index>,
     requests: mpsc::Sender<Request>,
-    /// What the model is called that is fetched through this handle.
+    /// Name of the model that is fetched through this handle, for log lines.
     name: Option<Arc<str>>,
 }
 
-/// A whole file that peers can have.
+/// A whole file that peers may fetch.
 #[derive(Clone, Debug)]
 pub struct Offered {
-    /// The model's digest.
+    /// Digest of the model.
     pub digest: Digest,
-    /// What the file consists of.
+    /// Tensors and layers of the file.
     pub manifest: Arc<Manifest>,
-    /// The file.
+    /// Path of the file.
     pub path: PathBuf,
 }
 
-/// What is here of a model.
+/// A model of which this node has at least a part.
 #[derive(Clone, Debug)]
-pub struct Here {
-    /// The model's digest.
+pub struct StoredModel {
+    /// Digest of the model.
     pub digest: Digest,
-    /// What the whole file consists of.
+    /// Tensors and layers of the whole file.
     pub manifest: Arc<Manifest>,
-    /// The file, of the full size; what is not here of it reads as zeros.
+    /// Path of the file, which has its full size; missing parts read as zeros.
     pub path: PathBuf,
     parts: PartSet,
 }
 
-/// Keeps model files in `folder` (`blobs` of the data directory) and answers peers about them; hashes files on so many
-/// threads. On the network thread, inside its `LocalSet`, before the first connection. Without a network it finds what is
-/// here. Its work ends with the `LocalSet`.
+/// Stores model files in `folder` (`blobs` of the data directory) and answers peers' requests for them; files are hashed on
+/// `threads` threads. Must be called on the network thread, inside its `LocalSet`, before the first connection. Without a
+/// network only local files are found. The work ends with the `LocalSet`.
 ///
 /// # Errors
-/// `Internal` where the protocol is answered already.
+/// `Internal` if the protocol has a handler already.
 ///
 /// # Panics
-/// Outside of a `LocalSet`.
+/// If called outside of a `LocalSet`.
 pub fn start(
     folder: &Path,
     threads: usize,
@@ -84,11 +84,11 @@ pub fn start(
 }
 
 impl Blobs {
-    /// Offers a whole model file to peers, and uses it itself. Hashes it where it has changed or is new, which takes a
-    /// moment: blocks.
+    /// Offers a whole model file to peers and uses it locally. A new or changed file is hashed first, which takes a
+    /// moment. Blocks.
     ///
     /// # Errors
-    /// Those of reading it; `InvalidInput` for what is no model file.
+    /// Errors of reading the file; `InvalidInput` if it is not a model file.
     pub fn offer(&self, path: &Path) -> Result<Arc<Offered>> {
         let (digest, manifest) = self.index.manifest_of(path)?;
         let manifest = Arc::new(manifest);
@@ -97,19 +97,18 @@ impl Blobs {
         Ok(Arc::new(Offered { digest, manifest, path: path.to_owned() }))
     }
 
-    /// The same, for a model that requests call `name`: whoever fetches more of it later, that is what people read meanwhile,
-    /// and not what its file says.
+    /// A handle whose fetches are logged under `name`, the name that requests use, instead of the name in the model's file.
     pub fn called(&self, name: &str) -> Blobs {
         Blobs { name: Some(name.into()), ..self.clone() }
     }
 
-    /// Makes sure that what is `wanted` of a model is here and true to its digest: fetches what is missing from `providers`,
-    /// from several at once. Gives the file, which reads as the model's where it was wanted. `progress` is told the bytes
-    /// that are here and those in all. Dropping the future, or `cancel`, ends it; what has come stays.
+    /// Ensures that the `wanted` parts of a model are on this node and match its digest: missing parts are fetched from
+    /// several `providers` at once. Returns the file, in which the wanted parts are present. `progress` receives the present
+    /// and the total bytes. Dropping the future or setting `cancel` stops the fetch; parts that arrived are kept.
     ///
     /// # Errors
-    /// `NotFound` where nobody has what is missing, `Unavailable` where who has it cannot be reached, `VerificationFailed`
-    /// where only wrong bytes come, with who sent them; `Overloaded` where the disk is full or too much is being fetched;
+    /// `NotFound` if nobody has a missing part, `Unavailable` if its providers cannot be reached, `VerificationFailed`
+    /// if only wrong bytes arrive, naming their senders; `Overloaded` if the disk is full or too many fetches run;
     /// `Cancelled`.
     pub async fn fetch(
         &self,
@@ -132,7 +131,7 @@ impl Blobs {
         })?;
         loop {
             tokio::select! {
-                // First: the end is told, too, before it is given.
+                // Progress first, so that the last progress is reported before the result.
                 biased;
                 Ok(()) = told.changed() => {
                     let (done, total) = *told.borrow_and_update();
@@ -143,20 +142,20 @@ impl Blobs {
         }
     }
 
-    /// What is here of a model; `None` where nothing is.
-    pub fn have(&self, model: &Digest) -> Option<Here> {
-        self.blob_store.get(model).map(|stored| Here::of(&stored))
+    /// The local parts of a model; `None` if there are none.
+    pub fn have(&self, model: &Digest) -> Option<StoredModel> {
+        self.blob_store.get(model).map(|stored| StoredModel::of(&stored))
     }
 
-    /// All models of which something is here.
-    pub fn list(&self) -> Vec<Here> {
-        self.blob_store.all().iter().map(|stored| Here::of(stored)).collect()
+    /// Every model of which this node has at least a part.
+    pub fn list(&self) -> Vec<StoredModel> {
+        self.blob_store.all().iter().map(|stored| StoredModel::of(stored)).collect()
     }
 }
 
-impl Here {
-    fn of(stored: &Stored) -> Here {
-        Here {
+impl StoredModel {
+    fn of(stored: &Stored) -> StoredModel {
+        StoredModel {
             digest: stored.digest(),
             manifest: Arc::clone(stored.manifest()),
             path: stored.path().to_owned(),
@@ -164,17 +163,17 @@ impl Here {
         }
     }
 
-    /// Whether the whole file is.
+    /// Whether every part of the file is present.
     pub fn is_whole(&self) -> bool {
         self.parts.is_full()
     }
 
-    /// Whether all that is `wanted` is.
+    /// Whether every `wanted` part is present.
     pub fn holds(&self, wanted: &Wanted) -> bool {
         holds(&self.parts, &self.manifest, wanted)
     }
 
-    /// Bytes of `wanted` that are here, and bytes of it in all.
+    /// Present bytes of `wanted`, and its total bytes.
     pub fn bytes_of(&self, wanted: &Wanted) -> (u64, u64) {
         parts_of(&self.manifest, wanted).fold((0, 0), |(here, all), id| {
             let bytes = part_bytes(&self.manifest, id);

@@ -1,5 +1,5 @@
-//! Drives fetches on the network thread: sockets here, disk and hashes on threads of their own, decisions in `fetch`. One
-//! fetch of a model runs at a time; others of it wait and find what it brought.
+//! Drives fetches on the network thread: sockets here, disk and hashing on blocking threads, decisions in
+//! [`pangea_control::blob`]. One fetch per model runs at a time; others wait for it and then find its parts present.
 
 use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
@@ -20,7 +20,7 @@ use tokio::task::{AbortHandle, JoinSet, spawn_blocking, spawn_local};
 use super::blob_store::BlobStore;
 use super::limits::{ASKED_AHEAD, EVENTS, FETCHES, LIARS, PROVIDERS, TICK, UNWRITTEN};
 use super::parts::{PartId, part_bytes, parts_of};
-use super::provider::{self, Heard};
+use super::provider::{self, Received};
 use super::stored::Stored;
 use crate::clock;
 use crate::net::Network;
@@ -29,32 +29,32 @@ use crate::supervise::Supervisor;
 use pangea_control::blob::fetch::{Action, Event, Fetch, Outcome, ProviderId};
 use pangea_units::LayerRange;
 
-/// What the handle asks for.
+/// A request of the handle.
 pub(super) struct Request {
     pub(super) model: Digest,
     pub(super) wanted: Wanted,
-    /// What the model is called, where that is known.
+    /// Name of the model for log lines, if known.
     pub(super) name: Option<Arc<str>>,
     pub(super) providers: Vec<PeerId>,
     pub(super) cancel: Cancel,
-    /// Bytes that are here, and bytes in all.
+    /// Present bytes and total bytes.
     pub(super) so_far: watch::Sender<(u64, u64)>,
     pub(super) answer: oneshot::Sender<Result<PathBuf>>,
 }
 
-/// What all fetches share.
+/// State that all fetches share.
 pub(super) struct Fetcher {
     blob_store: Arc<BlobStore>,
     network: Option<Network>,
     peers: Peers,
-    /// Who has sent wrong bytes.
+    /// Peers that sent wrong bytes.
     liars: RefCell<HashSet<PeerId>>,
     under_way: RefCell<HashMap<Digest, Weak<tokio::sync::Mutex<()>>>>,
     places: Semaphore,
 }
 
 impl Fetcher {
-    /// Serves `requests` on the current `LocalSet` until they end.
+    /// Serves `requests` on the current `LocalSet` until the channel closes.
     pub(super) fn start(
         blob_store: Arc<BlobStore>,
         network: Option<Network>,
@@ -81,11 +81,11 @@ impl Fetcher {
                             Err(Error::new(ErrorKind::Cancelled, "fetching the model was cancelled"))
                         }
                     };
-                    // Who no longer waits wants no answer.
+                    // The requester may have gone.
                     let _ = answer.send(result);
                 });
             }
-            // Nobody can ask any more; the node ends, or never had a model.
+            // All handles are dropped: the node ends, or never had a model.
             std::future::pending::<()>().await;
         });
     }
@@ -123,7 +123,7 @@ impl Fetcher {
         }
         let blob_store = Arc::clone(&self.blob_store);
         blocking(move || blob_store.make_room(left)).await?;
-        // The header by itself first: it must agree with the manifest before the rest is worth fetching.
+        // The header is fetched first: it must agree with the manifest before the rest is worth fetching.
         let (header, rest): (Vec<PartId>, Vec<PartId>) = missing.into_iter().partition(|id| id.piece == 0);
         let fetched_header = !header.is_empty();
         let mut transfer =
@@ -150,7 +150,7 @@ impl Fetcher {
         Ok(stored.path().to_owned())
     }
 
-    /// What is missing of `wanted`. A file of the user's that is damaged is replaced by a copy.
+    /// The missing parts of `wanted`. A damaged file of the user's is replaced by a new copy.
     async fn missing(&self, stored: Arc<Stored>, wanted: &Wanted) -> Result<(Arc<Stored>, Vec<PartId>)> {
         let check = |stored: Arc<Stored>| {
             let wanted = wanted.clone();
@@ -170,7 +170,7 @@ impl Fetcher {
         check(copy).await
     }
 
-    /// One fetch of a model at a time.
+    /// The lock that lets one fetch per model run at a time.
     fn turn(&self, model: Digest) -> Rc<tokio::sync::Mutex<()>> {
         let mut under_way = self.under_way.borrow_mut();
         under_way.retain(|_, turn| turn.strong_count() > 0);
@@ -182,9 +182,9 @@ impl Fetcher {
         turn
     }
 
-    /// The providers that may be asked.
+    /// The providers that have not sent wrong bytes.
     fn honest(&self, providers: &[PeerId]) -> Result<(&Network, Vec<PeerId>)> {
-        let none = |why: &str| Err(Error::new(ErrorKind::Unavailable, format!("the model cannot be fetched: {why}")));
+        let none = |why: &str| Err(Error::new(ErrorKind::Unavailable, format!("cannot fetch the model: {why}")));
         let Some(network) = &self.network else { return none("this node has no network") };
         let liars = self.liars.borrow();
         let is_honest = |peer: &PeerId| !liars.contains(peer) && self.peers.may_compute(peer);
@@ -201,11 +201,11 @@ impl Fetcher {
         }
         tracing::warn!(
             event = "blob_lie", %peer, %model, why,
-            "Peer {peer} sent wrong bytes of model {model} ({why}); it is not asked again"
+            "Peer {peer} sent wrong bytes of model {model} ({why}) and is not asked again"
         );
     }
 
-    /// The model's manifest, from the first who gives the true one.
+    /// The model's manifest, from the first provider that sends the right one.
     async fn manifest(&self, model: Digest, providers: &[PeerId]) -> Result<Manifest> {
         let (network, providers) = self.honest(providers)?;
         let ask = |peer: PeerId| async move {
@@ -230,11 +230,11 @@ impl Fetcher {
         let all = |kind: ErrorKind| errors.iter().all(|(_, error)| error.kind() == kind);
         let kind = [ErrorKind::NotFound, ErrorKind::VerificationFailed].into_iter().find(|kind| all(*kind));
         let reasons: Vec<String> = errors.iter().map(|(peer, error)| format!("{peer}: {}", error.message())).collect();
-        let what = format!("no peer could say what the model {model} consists of ({})", reasons.join("; "));
+        let what = format!("no peer has the manifest of model {model} ({})", reasons.join("; "));
         Err(Error::new(kind.unwrap_or(ErrorKind::Unavailable), what))
     }
 
-    /// Fetches `parts`.
+    /// Fetches `parts` from `providers`.
     async fn fetch(&self, parts: Vec<PartId>, providers: &[PeerId], transfer: &mut Transfer<'_>) -> Result<()> {
         let (network, providers) = self.honest(providers)?;
         let mut left: HashSet<PartId> = parts.iter().copied().collect();
@@ -255,7 +255,7 @@ impl Fetcher {
         loop {
             let event = tokio::select! {
                 Some((opened, event)) = happened.recv() => match event {
-                    // Only what came counts, once its stream was given up.
+                    // Progress counts only after its stream was given up; other events are stale.
                     Event::Good { .. } | Event::Bad { .. } | Event::Failed(_) => event,
                     event if streams.is_open(opened) => event,
                     _ => continue,
@@ -280,8 +280,8 @@ impl Fetcher {
     }
 }
 
-/// Whom to ask of `providers`, each once; why nobody, where there is nobody. This node provides nothing that it misses, and is
-/// not to blame for that.
+/// The peers to ask out of `providers`, each once, or why there is none. This node itself is left out, and its missing parts
+/// are no fault of its own.
 fn askable(
     local: PeerId,
     providers: &[PeerId],
@@ -290,17 +290,17 @@ fn askable(
     let mut seen = HashSet::new();
     let others: Vec<PeerId> = providers.iter().copied().filter(|peer| *peer != local && seen.insert(*peer)).collect();
     if others.is_empty() {
-        return Err("no other node that is connected has its file; start the node that had it again");
+        return Err("no other connected node has its file; restart the node that had it");
     }
     let honest: Vec<PeerId> = others.into_iter().filter(is_honest).collect();
     if honest.is_empty() {
-        Err("the nodes that have its file are quarantined or sent wrong bytes before")
+        Err("the nodes that have its file are quarantined or have sent wrong bytes")
     } else {
         Ok(honest)
     }
 }
 
-/// Returns once nobody waits any more.
+/// Returns once the requester has gone or cancelled.
 async fn unwanted(cancel: &Cancel, answer: &mut oneshot::Sender<Result<PathBuf>>) {
     let cancelled = async {
         let mut clock = tokio::time::interval(TICK);
@@ -314,19 +314,19 @@ async fn unwanted(cancel: &Cancel, answer: &mut oneshot::Sender<Result<PathBuf>>
     }
 }
 
-/// Whether a file whose header is here is the one that its manifest says; what it calls its model.
+/// Checks that a file whose header is present matches its manifest; returns the model's name.
 fn judge(stored: &Stored) -> Result<String> {
     let judged = Gguf::open(stored.path()).and_then(|file| {
         stored.manifest().check_file(&file)?;
         Ok(file.metadata().get_str("general.name")?.unwrap_or("without a name").to_owned())
     });
     judged.map_err(|error| {
-        let what = format!("what was fetched of the model {} is no model file: {error}", stored.digest());
+        let what = format!("the fetched parts of model {} are not a model file: {error}", stored.digest());
         Error::new(ErrorKind::VerificationFailed, what)
     })
 }
 
-/// What is fetched, for people.
+/// Describes the wanted parts in a log line.
 fn what(wanted: &Wanted) -> String {
     match &wanted.layers {
         layers if layers.is_empty() && !wanted.embedding && !wanted.head => "the header".to_owned(),
@@ -340,11 +340,11 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + '
     spawn_blocking(work).await.map_err(failed)?
 }
 
-/// How far a fetch is, and who is told.
+/// Progress of a fetch and its listener.
 struct Transfer<'a> {
     stored: &'a Arc<Stored>,
     what: String,
-    /// Set once the header is here: what the model is served as, or else what its file calls it.
+    /// Name of the model, set once the header is present: the name it is served under, or the one in its file.
     name: Option<Arc<str>>,
     done: u64,
     total: u64,
@@ -367,24 +367,24 @@ impl Transfer<'_> {
     }
 }
 
-/// One opening of a stream to a provider.
+/// One opened stream to a provider.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Opened {
     provider: ProviderId,
-    /// Tells it from earlier ones.
+    /// Distinguishes this stream from earlier ones to the same provider.
     number: u64,
 }
 
-/// What the conversations of one fetch share.
+/// State that the conversations of one fetch share.
 struct Shared {
     stored: Arc<Stored>,
     unwritten: Arc<Semaphore>,
-    /// Memory of parts that are written.
+    /// Buffers for parts that are received or written.
     buffers: RefCell<Vec<Vec<u8>>>,
     events: mpsc::Sender<(Opened, Event)>,
 }
 
-/// The streams of one fetch. They end with it.
+/// The streams of one fetch; dropping it closes them.
 struct Streams<'a> {
     network: &'a Network,
     shared: Rc<Shared>,
@@ -400,7 +400,7 @@ impl Streams<'_> {
     }
 
     fn act(&mut self, action: Action) {
-        // What has ended is of no interest: it has said so.
+        // Ended conversations have reported their end already.
         while self.tasks.try_join_next().is_some() {}
         match action {
             Action::Open(provider) => {
@@ -413,7 +413,7 @@ impl Streams<'_> {
             }
             Action::Ask(provider, part) => {
                 if let Some((_, ask, _)) = self.open.get(&provider) {
-                    // There is room for all that is asked ahead; a conversation that has ended says so itself.
+                    // The queue holds everything that is asked ahead; a conversation that has ended reports it itself.
                     let _ = ask.try_send(part);
                 }
             }
@@ -426,11 +426,11 @@ impl Streams<'_> {
     }
 }
 
-/// One stream, from its opening to its end, as events.
+/// Runs one stream from opening to end and reports its events.
 async fn converse(network: Network, peer: PeerId, shared: Rc<Shared>, opened: Opened, asks: mpsc::Receiver<PartId>) {
     let provider = opened.provider;
     let tell = async |event| drop(shared.events.send((opened, event)).await);
-    // Ends when nothing of what came is being written any more.
+    // Ends when no received part is being written any more.
     let (writing, mut written) = mpsc::channel::<()>(1);
     let result = match provider::open(&network, peer).await {
         Err(error) => Err(error),
@@ -438,9 +438,9 @@ async fn converse(network: Network, peer: PeerId, shared: Rc<Shared>, opened: Op
             let buffer = || shared.buffers.borrow_mut().pop().unwrap_or_default();
             let (manifest, model) = (Arc::clone(shared.stored.manifest()), shared.stored.digest());
             provider::converse(stream, model, &manifest, asks, buffer, async |heard| match heard {
-                Heard::Has(has) => tell(Event::Opened { provider, has }).await,
-                Heard::Lacks(part) => tell(Event::Lacks { provider, part }).await,
-                Heard::Bytes(part, bytes) => {
+                Received::Has(has) => tell(Event::Opened { provider, has }).await,
+                Received::Lacks(part) => tell(Event::Lacks { provider, part }).await,
+                Received::Bytes(part, bytes) => {
                     let Ok(room) = Arc::clone(&shared.unwritten).acquire_owned().await else { return };
                     let (shared, writing) = (Rc::clone(&shared), writing.clone());
                     spawn_local(async move {
@@ -489,12 +489,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nobody_is_blamed_where_only_this_node_is_left() {
+    fn no_provider_is_blamed_when_only_this_node_is_left() {
         let [local, other, liar] = [(); 3].map(|()| PeerId::random());
         let is_honest = |peer: &PeerId| *peer != liar;
         assert_eq!(askable(local, &[local, other, other, liar], is_honest), Ok(vec![other]));
         for holders in [&[][..], &[local]] {
-            assert!(askable(local, holders, is_honest).unwrap_err().contains("no other node"));
+            assert!(askable(local, holders, is_honest).unwrap_err().contains("no other connected node"));
         }
         assert!(askable(local, &[local, liar], is_honest).unwrap_err().contains("wrong bytes"));
     }

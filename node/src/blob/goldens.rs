@@ -1,4 +1,4 @@
-//! The bytes of every message, pinned: a change here is a change of the protocol. Then the same bytes disturbed.
+//! The encoding of every message, pinned: a difference is a change of the protocol. Then disturbed bytes.
 
 use pangea_client::ErrorKind;
 use pangea_compute::Digest;
@@ -21,7 +21,13 @@ fn one_of_each() -> Vec<(BlobMessage, usize)> {
         (BlobMessage::Have(digest()), 0),
         (BlobMessage::Part { model: digest(), piece: 271, part: 6 }, 0),
         (BlobMessage::Chunk { total: 4 << 20, offset: 3 << 18 }, CHUNK_BYTES),
-        (BlobMessage::Refusal { kind: ErrorKind::NotFound, message: "nothing of it is here".to_owned() }, 0),
+        (
+            BlobMessage::Refusal {
+                kind: ErrorKind::NotFound,
+                message: "no part of the model is on this node".to_owned(),
+            },
+            0,
+        ),
     ]
 }
 
@@ -49,5 +55,5 @@ fn a_payload_goes_with_chunks_only_and_is_never_empty() {
     let bytes = encoded(&BlobMessage::Have(digest()), 1);
     assert!(BlobMessage::decode(&bytes[PREFIX_BYTES..], 1).is_err());
     let bytes = encoded(&BlobMessage::Chunk { total: 8, offset: 0 }, 0);
-    assert!(BlobMessage::decode(&bytes[PREFIX_BYTES..], 0).is_err(), "an empty chunk would go on for ever");
+    assert!(BlobMessage::decode(&bytes[PREFIX_BYTES..], 0).is_err(), "an empty chunk would never finish");
 }

@@ -1,5 +1,5 @@
-//! The manifests of whole model files, kept beside so that a file is hashed once: by its path, size and time of change.
-//! A file is as it was hashed only as long as these stay; whoever reads parts of it checks them anyway.
+//! Manifests of whole model files, cached on disk under path, size and modification time, so that a file is hashed only
+//! once. The cache is trusted as long as these match; readers of a file's parts verify them anyway.
 
 use std::fs::Metadata;
 use std::io::Write;
@@ -14,10 +14,10 @@ use pangea_compute::model::manifest::MAX_MANIFEST_BYTES;
 
 use super::stored::{bounded_read, reading};
 
-/// Size, seconds and nanoseconds of the last change: `u64`, `i64`, `i64`, little-endian.
+/// Size, and seconds and nanoseconds of the modification time: `u64`, `i64`, `i64`, little-endian.
 const STAMP_BYTES: usize = 24;
 
-/// Behind the manifest: BLAKE3 of everything before.
+/// BLAKE3 of everything before it, at the end of an entry.
 const HASH_BYTES: usize = 32;
 
 /// A folder of manifests.
@@ -28,15 +28,15 @@ pub(super) struct Index {
 }
 
 impl Index {
-    /// Keeps them in `folder`, hashes on so many threads.
+    /// An index in `folder` that hashes files on `threads` threads.
     pub(super) fn new(folder: PathBuf, threads: usize) -> Index {
         Index { folder, threads }
     }
 
-    /// The manifest of a file, and its digest; hashes the file where it is not known as it is.
+    /// The manifest of a file and its digest; hashes the file if the index has no valid entry.
     ///
     /// # Errors
-    /// Those of opening it; `InvalidInput` where it changes meanwhile.
+    /// Errors of opening the file; `InvalidInput` if it changes while it is read.
     pub(super) fn manifest_of(&self, path: &Path) -> Result<(Digest, Manifest)> {
         let path = path.canonicalize().map_err(|error| reading(path, &error))?;
         let before = stamp(&path)?;
@@ -69,7 +69,7 @@ impl Index {
     }
 }
 
-/// What was kept, if it is of the file as it is and whole.
+/// The cached entry, if it is intact and describes the file as it is now.
 fn read_kept(kept: &Path, stamp: &[u8; STAMP_BYTES]) -> Option<Manifest> {
     let bytes = bounded_read(kept, (STAMP_BYTES + MAX_MANIFEST_BYTES + HASH_BYTES) as u64).ok()?;
     let (content, hash) = bytes.split_last_chunk::<HASH_BYTES>()?;

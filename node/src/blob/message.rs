@@ -1,5 +1,5 @@
-//! The messages of `/pangea/blob/1`: typed here, Cap'n Proto on the wire (`schema/blob.capnp`). A message that exists is well
-//! formed; whether it is true is for whoever reads it to check.
+//! The messages of `/pangea/blob/1`: typed here, Cap'n Proto on the wire (`schema/blob.capnp`). A message that exists
+//! is well formed; its reader checks whether it is true.
 
 use pangea_client::ErrorKind;
 use pangea_compute::Digest;
@@ -13,11 +13,11 @@ use crate::wire::field::{
 };
 use crate::wire::{FrameLimits, Header, WireError};
 
-/// The longest header: that of a refusal with its text.
+/// Maximum header length: that of a refusal with its text.
 const MAX_HEADER_BYTES: u32 = 2048;
 const MAX_REFUSAL_BYTES: usize = 1024;
 
-/// The longest answer.
+/// Maximum length of an answer.
 const MAX_ANSWER_BYTES: u64 =
     if PART_BYTES > MAX_MANIFEST_BYTES as u64 { PART_BYTES } else { MAX_MANIFEST_BYTES as u64 };
 
@@ -26,29 +26,29 @@ const MAX_ANSWER_BYTES: u64 =
 pub enum BlobMessage {
     /// Question: the manifest of this model.
     Manifest(Digest),
-    /// Question: which parts of this model are there: one bit each, in the manifest's order, lowest first.
+    /// Question: the parts of this model that the peer has, as one bit each, in the manifest's order, lowest bit first.
     Have(Digest),
     /// Question: one part.
     Part {
-        /// The model.
+        /// Digest of the model.
         model: Digest,
-        /// The piece's place in the manifest.
+        /// Index of the piece in the manifest.
         piece: u32,
-        /// The part of the piece.
+        /// Index of the part within the piece.
         part: u32,
     },
-    /// Answer: some of the bytes asked for, which follow as the payload.
+    /// Answer: some of the requested bytes, as the payload.
     Chunk {
         /// Bytes of the whole answer.
         total: u64,
-        /// Where the payload belongs.
+        /// Offset of the payload in the answer.
         offset: u64,
     },
-    /// Answer: they do not come.
+    /// Answer: the bytes are not sent.
     Refusal {
-        /// Why, for programs.
+        /// Reason for programs.
         kind: ErrorKind,
-        /// Why, for people.
+        /// Reason for people.
         message: String,
     },
 }
@@ -118,7 +118,7 @@ impl Header for BlobMessage {
         })
     }
 
-    /// Only chunks have one, of at least a byte, within the answer, which is no longer than any can be.
+    /// Only chunks have a payload, of at least one byte and within the answer's maximum length.
     fn check_payload(&self, payload_len: usize) -> Result<(), WireError> {
         match self {
             BlobMessage::Chunk { total, offset } => {

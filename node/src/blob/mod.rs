@@ -1,6 +1,6 @@
-//! Pieces of model files, `/pangea/blob/1`: a node fetches the tensors that its layers need, and no more, from any node that
-//! has them. Content-addressed: a model is named by the digest of its manifest, and everything received is checked
-//! against it before it counts, part by part, so that a cut transfer goes on where it was and a lie shows at once.
+//! Pieces of model files, `/pangea/blob/1`: a node fetches only the tensors that its layers need, from any node that
+//! has them. Content-addressed: a model is named by the digest of its manifest, and each received part is verified
+//! against the manifest, so that an interrupted transfer resumes and wrong bytes are detected at once.
 //!
 //! ```text
 //!  Blobs (handle, any thread) ── Request ──► fetcher (network thread) ── fetch (pure): which part of whom?
@@ -8,16 +8,17 @@
 //!      ▼                                       ├─► provider: a stream to each peer that has parts
 //!    blob_store: whole files and partial copies ◄───┴─► stored: checked and written on threads of their own
 //!      ▲
-//!    serve: what peers ask
+//!    serve: answers peers
 //! ```
 //!
-//! * [`blobs`]: the handle. [`limits`]: the numbers. [`message`]: the protocol. [`parts`]: sets of parts.
+//! * [`blobs`]: the handle. [`limits`]: the limits. [`message`]: the protocol. [`parts`]: sets of parts.
 //! * `stored`, `blob_store`, `index`: files on disk, partial copies in `blobs/<digest>/`, manifests of whole files in
 //!   `blobs/manifests/`.
-//! * `fetcher`, `provider`: fetching; which part is asked of whom is decided by [`pangea_control::blob`]. `serve`: answering.
+//! * `fetcher`, `provider`: fetching; [`pangea_control::blob`] decides which part is requested from which peer.
+//!   `serve`: answering.
 //!
-//! A partial copy stays for the next run. When a fetch needs room, copies that this run has not used go, the longest unused
-//! first. Public weights are the one thing that any peer of the pool may have (DESIGN §1).
+//! A partial copy is kept for the next run. When a fetch needs room, copies that this run has not used are removed,
+//! those unused the longest first. Model weights are public: any peer of the pool may fetch them (DESIGN §1).
 
 mod blob_store;
 pub mod blobs;
@@ -33,7 +34,7 @@ mod serve;
 mod size;
 mod stored;
 
-pub use blobs::{Blobs, Here, Offered, start};
+pub use blobs::{Blobs, Offered, StoredModel, start};
 pub use message::BlobMessage;
 pub use pangea_compute::model::Wanted;
 pub use size::model_size;

@@ -1,16 +1,16 @@
-//! What the parts of a model file are: the link between a manifest and sets of parts. What is asked of whom is decided by
-//! [`pangea_control::blob`].
+//! The parts of a model file, as sets over its manifest. [`pangea_control::blob`] decides which part is requested from which
+//! peer.
 
 use pangea_compute::model::{Manifest, Wanted};
 pub use pangea_control::blob::parts::{PartId, PartSet};
 
-/// How many parts each piece of the model has, in the manifest's order. The limit on a manifest's size bounds their sum far
+/// Number of parts of each piece, in the manifest's order. The limit on a manifest's size keeps their sum far
 /// below `u32::MAX`.
 pub fn part_counts(manifest: &Manifest) -> impl Iterator<Item = u32> {
     manifest.pieces().iter().map(|piece| piece.parts().len() as u32)
 }
 
-/// Whether all that is `wanted` is in `set`.
+/// Whether `set` contains every `wanted` part.
 pub fn holds(set: &PartSet, manifest: &Manifest, wanted: &Wanted) -> bool {
     parts_of(manifest, wanted).all(|id| set.contains(id))
 }
@@ -20,7 +20,7 @@ pub fn set_bytes(set: &PartSet, manifest: &Manifest) -> u64 {
     all_parts(manifest).filter(|id| set.contains(*id)).map(|id| part_bytes(manifest, id)).sum()
 }
 
-/// Every part of the pieces that `wanted` needs, in the file's order: the header's first.
+/// Every part of the pieces that `wanted` needs, in the file's order; the header's come first.
 pub fn parts_of(manifest: &Manifest, wanted: &Wanted) -> impl Iterator<Item = PartId> {
     let pieces = manifest.select(wanted);
     pieces.into_iter().flat_map(|piece| parts_of_piece(manifest, piece))
@@ -35,7 +35,7 @@ fn parts_of_piece(manifest: &Manifest, piece: usize) -> impl Iterator<Item = Par
     (0..parts).map(move |part| PartId { piece: piece as u32, part })
 }
 
-/// The length of a part; 0 for one that there is not.
+/// Length of a part in bytes; 0 if the part does not exist.
 pub fn part_bytes(manifest: &Manifest, id: PartId) -> u64 {
     let piece = manifest.pieces().get(id.piece as usize);
     piece.and_then(|piece| piece.part_range(id.part)).map_or(0, |range| range.end - range.start)

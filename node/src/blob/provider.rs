@@ -1,5 +1,5 @@
-//! This node's end of a stream to one peer that holds parts of a model: asks, and receives answers in the order of the
-//! questions. It believes nothing: bytes are handed on with what they were asked as.
+//! One stream to a peer that has parts of a model: sends questions and receives answers in the same order. Received
+//! bytes are returned with the question that they answer; they are not verified here.
 
 use std::collections::VecDeque;
 
@@ -20,7 +20,7 @@ use crate::streams::framed::{FrameReader, FrameWriter, StreamError};
 use crate::streams::opening;
 use crate::wire::Header;
 
-/// The longest set of parts: the manifest has a hash of 32 bytes for every bit.
+/// Maximum bytes of a set of parts: the manifest has a hash of 32 bytes for every bit.
 const MAX_SET_BYTES: usize = MAX_MANIFEST_BYTES / 32 / 8 + 1;
 
 /// Opens a stream to `peer`.
@@ -29,13 +29,13 @@ pub(super) async fn open(network: &Network, peer: PeerId) -> Result<Stream> {
     opened.map_err(|error| Error::new(ErrorKind::Unavailable, error.to_string()))
 }
 
-/// The manifest of `model`, true to its digest.
+/// Fetches the manifest of `model` and checks it against its digest.
 ///
 /// # Errors
-/// `VerificationFailed` for one that is not; what the peer refuses with; `Unavailable`.
+/// `VerificationFailed` if the digest differs; the peer's refusal; `Unavailable`.
 pub(super) async fn manifest<S: AsyncRead + AsyncWrite + Unpin>(stream: S, model: Digest) -> Result<Manifest> {
     let (read, write) = stream.split();
-    let (mut questions, mut answers) = (Questions(FrameWriter::new(write)), Answers(FrameReader::new(read)));
+    let (mut questions, mut answers) = (QuestionWriter(FrameWriter::new(write)), AnswerReader(FrameReader::new(read)));
     questions.ask(&BlobMessage::Manifest(model)).await?;
     let mut bytes = Vec::new();
     answers.next(MAX_MANIFEST_BYTES, None, &mut bytes).await?;
@@ -46,21 +46,21 @@ pub(super) async fn manifest<S: AsyncRead + AsyncWrite + Unpin>(stream: S, model
     Manifest::from_bytes(&bytes).map_err(|error| wrong(error.to_string()))
 }
 
-/// What a conversation gives.
-pub(super) enum Heard {
+/// What a provider answered.
+pub(super) enum Received {
     /// The parts that the peer has.
     Has(PartSet),
-    /// The bytes that came for a part.
+    /// The bytes of a part.
     Bytes(PartId, Vec<u8>),
     /// The peer does not have the part.
     Lacks(PartId),
 }
 
-/// Asks what the peer has and then for the parts that `asks` gives, until that ends. Memory for parts comes from
-/// `buffer`; `heard` takes what came, as fast as it likes.
+/// Asks for the set of parts that the peer has, then for each part that `asks` yields, until it closes. Buffers come from
+/// `buffer`; `heard` receives the answers and may wait.
 ///
 /// # Errors
-/// Why it ended early. `VerificationFailed` where the peer does not speak the protocol.
+/// Why the conversation ended early. `VerificationFailed` if the peer violates the protocol.
 pub(super) async fn converse<S, H>(
     stream: S,
     model: Digest,
@@ -71,18 +71,18 @@ pub(super) async fn converse<S, H>(
 ) -> Result<()>
 where
     S: AsyncRead + AsyncWrite + Unpin,
-    H: AsyncFnMut(Heard),
+    H: AsyncFnMut(Received),
 {
     let (read, write) = stream.split();
-    let (mut questions, mut answers) = (Questions(FrameWriter::new(write)), Answers(FrameReader::new(read)));
+    let (mut questions, mut answers) = (QuestionWriter(FrameWriter::new(write)), AnswerReader(FrameReader::new(read)));
     questions.ask(&BlobMessage::Have(model)).await?;
     let mut set = Vec::new();
     answers.next(MAX_SET_BYTES, None, &mut set).await?;
     let Some(has) = PartSet::from_bytes(part_counts(manifest), &set) else {
-        return Err(Error::new(ErrorKind::VerificationFailed, "its set of parts is none of this model"));
+        return Err(Error::new(ErrorKind::VerificationFailed, "its set of parts does not belong to this model"));
     };
-    heard(Heard::Has(has)).await;
-    // Filled and emptied here alone: at most what the fetch asks ahead.
+    heard(Received::Has(has)).await;
+    // Filled and emptied only here: at most as many as the fetch asks ahead.
     let asked = std::cell::RefCell::new(VecDeque::new());
     let waiting = tokio::sync::Notify::new();
     let asking = async {
@@ -97,18 +97,18 @@ where
         loop {
             let Some(part) = asked.borrow().front().copied() else {
                 tokio::select! {
-                    // First: what answers a question comes after it was asked.
+                    // QuestionWriter first: an answer always follows its question.
                     biased;
                     () = waiting.notified() => continue,
-                    // Nothing was asked: all that can come is the end.
+                    // With no question open, only the end of the stream may come.
                     error = answers.unasked() => return Err(error),
                 }
             };
             let mut bytes = buffer();
             let len = super::parts::part_bytes(manifest, part) as usize;
             let came = match answers.next(len, Some(len), &mut bytes).await {
-                Ok(()) => Heard::Bytes(part, bytes),
-                Err(error) if error.kind() == ErrorKind::NotFound => Heard::Lacks(part),
+                Ok(()) => Received::Bytes(part, bytes),
+                Err(error) if error.kind() == ErrorKind::NotFound => Received::Lacks(part),
                 Err(error) => return Err(error),
             };
             asked.borrow_mut().pop_front();
@@ -121,22 +121,22 @@ where
     }
 }
 
-/// The asking half.
-struct Questions<W>(FrameWriter<W, BlobMessage>);
+/// The sending half of a conversation.
+struct QuestionWriter<W>(FrameWriter<W, BlobMessage>);
 
-impl<W: AsyncWrite + Unpin> Questions<W> {
+impl<W: AsyncWrite + Unpin> QuestionWriter<W> {
     async fn ask(&mut self, question: &BlobMessage) -> Result<()> {
         self.0.send(question, &[]).await.map_err(broken)?;
         self.0.flush().await.map_err(broken)
     }
 }
 
-/// The answering half.
-struct Answers<R>(FrameReader<R, BlobMessage>);
+/// The receiving half of a conversation.
+struct AnswerReader<R>(FrameReader<R, BlobMessage>);
 
-impl<R: AsyncRead + Unpin> Answers<R> {
-    /// Receives one answer of at most `most` bytes, or exactly `exactly`. Memory is taken as bytes come.
-    async fn next(&mut self, most: usize, exactly: Option<usize>, to: &mut Vec<u8>) -> Result<()> {
+impl<R: AsyncRead + Unpin> AnswerReader<R> {
+    /// Receives one answer of at most `max_bytes` bytes, or exactly `exactly`. Memory is allocated as bytes arrive.
+    async fn next(&mut self, max_bytes: usize, exactly: Option<usize>, to: &mut Vec<u8>) -> Result<()> {
         let mut at = 0;
         loop {
             let received = tokio::time::timeout(ANSWER_TIMEOUT, self.0.receive()).await;
@@ -150,9 +150,9 @@ impl<R: AsyncRead + Unpin> Answers<R> {
             let total = match message {
                 BlobMessage::Chunk { total, offset } if offset == at as u64 => total as usize,
                 BlobMessage::Refusal { kind, message } if at == 0 => return Err(Error::new(kind, message)),
-                other => return Err(violation(format!("`{}` where bytes {at} belong", other.name()))),
+                other => return Err(violation(format!("`{}` instead of bytes {at}", other.name()))),
             };
-            if total > most || exactly.is_some_and(|exactly| total != exactly) {
+            if total > max_bytes || exactly.is_some_and(|exactly| total != exactly) {
                 return Err(violation(format!("an answer of {total} bytes")));
             }
             if to.len() < at + len {
@@ -167,7 +167,7 @@ impl<R: AsyncRead + Unpin> Answers<R> {
         }
     }
 
-    /// Waits for what must not come.
+    /// Waits for the end of the stream; a message here violates the protocol.
     async fn unasked(&mut self) -> Error {
         match self.0.receive().await {
             Ok((BlobMessage::Refusal { kind, message }, _)) => Error::new(kind, message),

@@ -1,5 +1,5 @@
-//! Answers peers' questions about the model files of this node. Disks are read and hashes checked on threads of their own;
-//! one answer is prepared while the one before it is sent.
+//! Answers peers' questions about the model files of this node. Disks are read and hashes checked on blocking threads;
+//! the next answer is prepared while one is sent.
 
 use std::sync::Arc;
 
@@ -24,7 +24,7 @@ use crate::supervise::Supervisor;
 /// Answers the streams that peers open, on the current `LocalSet`, until the network ends.
 ///
 /// # Errors
-/// `Internal` where the protocol is answered already.
+/// `Internal` if the protocol has a handler already.
 pub(super) fn accept(
     network: &Network,
     blob_store: Arc<BlobStore>,
@@ -37,7 +37,7 @@ pub(super) fn accept(
         .map_err(|error| Error::new(ErrorKind::Internal, format!("{PROTOCOL}: {error}")))?;
     let places = Places::new(STREAMS_PER_PEER, STREAMS);
     supervisor.task("blob streams", async move {
-        // Streams that arrive while nobody waits are dropped, so nothing else happens in this loop.
+        // Streams that arrive while this loop is busy are dropped, so it does nothing else.
         while let Some((peer, stream)) = incoming.next().await {
             if !peers.may_compute(&peer) {
                 tracing::debug!(event = "blob_stream_refused", %peer, "the peer is quarantined");
@@ -58,13 +58,13 @@ pub(super) fn accept(
     Ok(())
 }
 
-/// Tells the peer that there is no place for its stream.
+/// Refuses a stream beyond the limit.
 async fn refuse<S: AsyncRead + AsyncWrite + Unpin>(stream: S) -> StreamError {
     let (_read, write) = stream.split();
     let mut frames: FrameWriter<_, BlobMessage> = FrameWriter::new(write);
     let refusal = BlobMessage::Refusal {
         kind: ErrorKind::Overloaded,
-        message: "this node sends to as many peers as it can; ask later".to_owned(),
+        message: "this node sends model files to its maximum of peers; try again later".to_owned(),
     };
     let sent = async {
         frames.send(&refusal, &[]).await?;
@@ -98,16 +98,16 @@ async fn read_questions<R: AsyncRead + Unpin>(
     }
 }
 
-/// What a question gets.
-type Answer = std::result::Result<Vec<u8>, Error>;
+/// The bytes that answer a question, or a refusal.
+type AnswerBytes = std::result::Result<Vec<u8>, Error>;
 
 async fn answer<W: AsyncWrite + Unpin>(
     mut frames: FrameWriter<W, BlobMessage>,
     mut questions: mpsc::Receiver<BlobMessage>,
     blob_store: Arc<BlobStore>,
 ) -> StreamError {
-    let mut ready: Option<Answer> = None;
-    // The two parts of memory that a stream has.
+    let mut ready: Option<AnswerBytes> = None;
+    // A stream's two buffers: this one and the one being prepared.
     let mut buffer = Vec::new();
     loop {
         let next = async {
@@ -131,10 +131,10 @@ async fn answer<W: AsyncWrite + Unpin>(
     }
 }
 
-/// Sends an answer; gives its memory back.
+/// Sends an answer and returns its buffer.
 async fn send<W: AsyncWrite + Unpin>(
     frames: &mut FrameWriter<W, BlobMessage>,
-    answer: Answer,
+    answer: AnswerBytes,
 ) -> std::result::Result<Option<Vec<u8>>, StreamError> {
     let spare = match answer {
         Ok(bytes) => {
@@ -158,7 +158,7 @@ async fn prepare(
     question: BlobMessage,
     blob_store: &BlobStore,
     buffer: Vec<u8>,
-) -> std::result::Result<Answer, StreamError> {
+) -> std::result::Result<AnswerBytes, StreamError> {
     match question {
         BlobMessage::Manifest(model) => Ok(find(blob_store, &model).map(|stored| stored.manifest().to_bytes())),
         BlobMessage::Have(model) => Ok(find(blob_store, &model).map(|stored| stored.parts().as_bytes().to_vec())),
@@ -173,13 +173,11 @@ async fn prepare(
             });
             Ok(read.await.unwrap_or_else(|_| Err(Error::new(ErrorKind::Internal, "reading it failed"))))
         }
-        other => {
-            Err(StreamError::Unexpected(format!("`{}` where a question belongs", crate::wire::Header::name(&other))))
-        }
+        other => Err(StreamError::Unexpected(format!("`{}` instead of a question", crate::wire::Header::name(&other)))),
     }
 }
 
 fn find(blob_store: &BlobStore, model: &Digest) -> Result<Arc<Stored>> {
-    let unknown = || Error::new(ErrorKind::NotFound, format!("nothing of the model {model} is here"));
+    let unknown = || Error::new(ErrorKind::NotFound, format!("no part of model {model} is on this node"));
     blob_store.get(model).ok_or_else(unknown)
 }

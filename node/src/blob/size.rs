@@ -1,9 +1,9 @@
-//! What a model file says about what its model takes: the sizes that placement reckons with.
+//! The sizes of a model that placement calculates with, from the model's file.
 
 use pangea_compute::model::{Manifest, ModelConfig};
 use pangea_control::pool::ModelSize;
 
-/// The sizes of the model in a file. Weights are packed without growing: they take as many bytes in memory as in the file.
+/// Sizes of the model in a file. Packed weights take as many bytes in memory as in the file.
 pub fn model_size(manifest: &Manifest, config: &ModelConfig) -> ModelSize {
     let limited = |size: u64| u32::try_from(size).unwrap_or(u32::MAX);
     ModelSize {

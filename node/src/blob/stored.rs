@@ -1,8 +1,8 @@
-//! A model file on this node's disk, whole or in part, and which of its parts are there. A partial copy is a sparse file of
-//! the full size with its parts at their true places, so that whatever reads model files reads it unchanged.
+//! One model file on this node's disk, whole or partial, and which of its parts are present. A partial copy is a sparse
+//! file of the full size with its parts at their offsets, so that any reader of model files can read it.
 //!
-//! Nothing counts before it was true to its hash: a part is written, then recorded; what a record of an earlier run says
-//! is checked again before it is used.
+//! A part counts only after its hash was verified: it is written, then recorded. Parts recorded by an earlier run are
+//! verified again before use.
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;
@@ -24,7 +24,7 @@ const MODEL: &str = "model.gguf";
 const MANIFEST: &str = "manifest";
 const RECORD: &str = "have";
 
-/// A line of the record: piece and part, `u32` little-endian each.
+/// Bytes of a record's line: piece and part, `u32` little-endian each.
 const RECORD_BYTES: usize = 8;
 
 /// One model file.
@@ -34,20 +34,20 @@ pub(super) struct Stored {
     manifest: Arc<Manifest>,
     path: PathBuf,
     file: File,
-    /// Where the parts of a copy are recorded; none for a whole file of the user's.
+    /// Records the parts of a copy; `None` for a whole file of the user's.
     record: Option<File>,
     present: Mutex<Present>,
-    /// Whether this run has asked for it: then it stays.
+    /// Whether this run has used the file; it is then not removed.
     used: AtomicBool,
-    /// What requests call the model, once somebody here has said it.
+    /// Name of the model in requests, once known.
     name: OnceLock<Arc<str>>,
 }
 
 #[derive(Debug)]
 struct Present {
-    /// Parts that are there.
+    /// Parts that are present.
     parts: PartSet,
-    /// Those of them that this run has seen to be true.
+    /// Present parts whose hash this run has verified.
     checked: PartSet,
 }
 
@@ -62,7 +62,7 @@ impl Stored {
         Ok(Stored { digest, manifest, path, file, record: None, present, used, name })
     }
 
-    /// A new copy in `folder`, with nothing in it; what was there is replaced.
+    /// Creates an empty copy in `folder`, replacing what was there.
     pub(super) fn create(folder: &Path, digest: Digest, manifest: Arc<Manifest>) -> Result<Stored> {
         let create = || -> std::io::Result<()> {
             if folder.exists() {
@@ -71,7 +71,7 @@ impl Stored {
             std::fs::create_dir_all(folder)?;
             File::create(folder.join(MODEL))?.set_len(manifest.size_bytes())?;
             File::create(folder.join(RECORD))?;
-            // Last: a folder without a whole manifest is no copy.
+            // The manifest is written last: a folder without one is no copy.
             let mut file = tempfile::NamedTempFile::new_in(folder)?;
             file.write_all(&manifest.to_bytes())?;
             file.persist(folder.join(MANIFEST))?;
@@ -81,10 +81,10 @@ impl Stored {
         Stored::open(folder, digest)
     }
 
-    /// The copy in `folder`, with what its record says.
+    /// Opens the copy in `folder` with the parts that its record lists.
     ///
     /// # Errors
-    /// `NotFound` where there is none, `InvalidInput` where what is there is none of this model.
+    /// `NotFound` if there is none, `InvalidInput` if it belongs to another model.
     pub(super) fn open(folder: &Path, digest: Digest) -> Result<Stored> {
         let path = folder.join(MODEL);
         let manifest = bounded_read(&folder.join(MANIFEST), MAX_MANIFEST_BYTES as u64)?;
@@ -92,12 +92,12 @@ impl Stored {
         let file = OpenOptions::new().read(true).write(true).open(&path).map_err(|error| reading(&path, &error))?;
         let len = file.metadata().map_err(|error| reading(&path, &error))?.len();
         if manifest.digest() != digest || len != manifest.size_bytes() {
-            let what = format!("{} is no copy of the model {digest}", folder.display());
+            let what = format!("{} is not a copy of model {digest}", folder.display());
             return Err(Error::new(ErrorKind::InvalidInput, what));
         }
         let mut parts = PartSet::empty(part_counts(&manifest));
         let record = folder.join(RECORD);
-        // Each part once, and some twice after a crash: longer is no record.
+        // One line per part, and some twice after a crash: a longer file is no record.
         let lines = bounded_read(&record, MAX_MANIFEST_BYTES as u64)?;
         for line in lines.as_chunks::<RECORD_BYTES>().0 {
             let [a, b, c, d, e, f, g, h] = *line;
@@ -117,56 +117,56 @@ impl Stored {
         })
     }
 
-    /// The model's digest.
+    /// Digest of the model.
     pub(super) fn digest(&self) -> Digest {
         self.digest
     }
 
-    /// What the file consists of.
+    /// Tensors and layers of the file.
     pub(super) fn manifest(&self) -> &Arc<Manifest> {
         &self.manifest
     }
 
-    /// Says what requests call the model; the first name stays.
+    /// Sets the name of the model in requests; the first name is kept.
     pub(super) fn call(&self, name: Arc<str>) {
         self.name.get_or_init(|| name);
     }
 
-    /// What requests call the model, where that is known.
+    /// Name of the model in requests, if known.
     pub(super) fn name(&self) -> Option<&Arc<str>> {
         self.name.get()
     }
 
-    /// The file.
+    /// Path of the file.
     pub(super) fn path(&self) -> &Path {
         &self.path
     }
 
-    /// The parts that are there.
+    /// The parts that are present.
     pub(super) fn parts(&self) -> PartSet {
         self.present().parts.clone()
     }
 
-    /// Whether it is a file of the user's, not a copy of this node's.
+    /// Whether the file belongs to the user and is not a copy of this node's.
     pub(super) fn is_users(&self) -> bool {
         self.record.is_none()
     }
 
-    /// Whether the file is still where it was, as long as it was.
+    /// Whether the file still exists with the same size.
     pub(super) fn is_there(&self) -> bool {
         std::fs::metadata(&self.path).is_ok_and(|facts| facts.len() == self.manifest.size_bytes())
     }
 
-    /// From now on this run needs it. Its record's time says when that was last.
+    /// Marks the copy as used by this run. The record's modification time holds the time of the last use.
     pub(super) fn mark_used(&self) {
         self.used.store(true, Ordering::Relaxed);
         if let Some(record) = &self.record {
-            // Only the order in which copies are dropped depends on it.
+            // An error only affects the order in which copies are removed.
             let _ = record.set_modified(SystemTime::now());
         }
     }
 
-    /// When it was needed last; `None` where this run needs it, or it is no copy.
+    /// Time of the last use; `None` if this run uses the file or it is not a copy.
     pub(super) fn idle_since(&self) -> Option<SystemTime> {
         let record = self.record.as_ref().filter(|_| !self.used.load(Ordering::Relaxed))?;
         record.metadata().and_then(|facts| facts.modified()).ok()
@@ -176,13 +176,13 @@ impl Stored {
         self.present.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Reads a part into `to`, and sees that it is true. One that is not, is there no more.
+    /// Reads a part into `to` and verifies its hash. A part that fails is no longer present.
     ///
     /// # Errors
-    /// `NotFound` for a part that is not there.
+    /// `NotFound` if the part is not present.
     pub(super) fn read(&self, id: PartId, to: &mut Vec<u8>) -> Result<()> {
         let missing = |why: &str| {
-            let what = format!("part {} of piece {} of the model {} {why}", id.part, id.piece, self.digest);
+            let what = format!("part {} of piece {} of model {} {why}", id.part, id.piece, self.digest);
             Error::new(ErrorKind::NotFound, what)
         };
         let piece = self.manifest.pieces().get(id.piece as usize);
@@ -190,7 +190,7 @@ impl Stored {
             return Err(missing("is none"));
         };
         if !self.present().parts.contains(id) {
-            return Err(missing("is not here"));
+            return Err(missing("is not on this node"));
         }
         to.resize((range.end - range.start) as usize, 0);
         let read = self.file.read_exact_at(to, range.start);
@@ -206,16 +206,16 @@ impl Stored {
             model = %self.digest,
             file = %self.path.display(),
             piece = piece.name(),
-            "{} changed or is damaged; it is not used any more where it did",
+            "{} was changed or is damaged; the affected part is fetched again",
             self.path.display()
         );
-        Err(missing("is not here any more: the file changed"))
+        Err(missing("is no longer on this node: the file changed"))
     }
 
-    /// Takes in a part of a copy: what is not true to its hash is not written.
+    /// Verifies a part's hash and writes it to a copy.
     ///
     /// # Errors
-    /// `VerificationFailed` for other bytes than the part's, `Overloaded` for a full disk.
+    /// `VerificationFailed` if the hash differs, `Overloaded` if the disk is full.
     pub(super) fn write(&self, id: PartId, bytes: &[u8]) -> Result<()> {
         let piece = self.manifest.pieces().get(id.piece as usize);
         let range = piece.and_then(|piece| piece.part_range(id.part));
@@ -224,7 +224,7 @@ impl Stored {
         };
         if !piece.is_part(id.part, bytes) {
             let name = if piece.name().is_empty() { "the header" } else { piece.name() };
-            let what = format!("part {} of {name} of the model {} is not what its hash says", id.part, self.digest);
+            let what = format!("part {} of {name} of model {} does not match its hash", id.part, self.digest);
             return Err(Error::new(ErrorKind::VerificationFailed, what));
         }
         if self.present().checked.contains(id) {
@@ -234,7 +234,7 @@ impl Stored {
         let mut line = [0; RECORD_BYTES];
         line[..4].copy_from_slice(&id.piece.to_le_bytes());
         line[4..].copy_from_slice(&id.part.to_le_bytes());
-        // One write at the end of the file: lines of several threads do not mix.
+        // One write at the end of the file, so that lines of several threads do not mix.
         (&mut &*record).write_all(&line).map_err(|error| disk::writing(&self.path, &error))?;
         let mut present = self.present();
         present.parts.insert(id);
@@ -242,7 +242,7 @@ impl Stored {
         Ok(())
     }
 
-    /// Reads what an earlier run recorded of `wanted` and forgets what is not true. Gives what is missing then.
+    /// Verifies the `wanted` parts that an earlier run recorded, drops those that fail, and returns the missing parts.
     pub(super) fn check(&self, wanted: &Wanted) -> Vec<PartId> {
         let mut buffer = Vec::new();
         parts_of(&self.manifest, wanted)
@@ -257,7 +257,7 @@ impl Stored {
     }
 }
 
-/// The record, to be appended to. A line that a crash cut off goes.
+/// Opens the record for appending; a line that a crash cut off is removed.
 fn open_record(path: &Path, len: usize) -> Result<File> {
     let open = || -> std::io::Result<File> {
         let whole = len / RECORD_BYTES * RECORD_BYTES;
@@ -269,28 +269,31 @@ fn open_record(path: &Path, len: usize) -> Result<File> {
     open().map_err(|error| disk::writing(path, &error))
 }
 
-/// A whole file, unless it is longer than `most` bytes.
-pub(super) fn bounded_read(path: &Path, most: u64) -> Result<Vec<u8>> {
+/// Reads a whole file of at most `max_bytes` bytes.
+pub(super) fn bounded_read(path: &Path, max_bytes: u64) -> Result<Vec<u8>> {
     use std::io::Read;
     let read = || -> std::io::Result<Vec<u8>> {
         let mut bytes = Vec::new();
-        File::open(path)?.take(most + 1).read_to_end(&mut bytes)?;
+        File::open(path)?.take(max_bytes + 1).read_to_end(&mut bytes)?;
         Ok(bytes)
     };
     let bytes = read().map_err(|error| reading(path, &error))?;
-    if bytes.len() as u64 > most {
-        return Err(Error::new(ErrorKind::InvalidInput, format!("{} is too long for what it is", path.display())));
+    if bytes.len() as u64 > max_bytes {
+        return Err(Error::new(
+            ErrorKind::InvalidInput,
+            format!("{} is larger than such a file can be", path.display()),
+        ));
     }
     Ok(bytes)
 }
 
-/// What failed while reading `path`.
+/// The error of reading `path`.
 pub(super) fn reading(path: &Path, error: &std::io::Error) -> Error {
     let kind = match error.kind() {
         std::io::ErrorKind::NotFound => ErrorKind::NotFound,
         _ => ErrorKind::Internal,
     };
-    Error::new(kind, format!("{} cannot be read: {error}", path.display()))
+    Error::new(kind, format!("cannot read {}: {error}", path.display()))
 }
 
 #[cfg(test)]
@@ -317,7 +320,7 @@ mod tests {
     const LAST: PartId = PartId { piece: 1, part: 1 };
 
     #[test]
-    fn only_what_is_true_to_its_hash_is_taken_and_it_is_there_in_the_next_run() {
+    fn only_parts_that_match_their_hash_are_stored_and_they_survive_a_restart() {
         let folder = tempfile::tempdir().unwrap();
         let (bytes, manifest) = file();
         let model = manifest.digest();
@@ -336,7 +339,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_record_says_counts_only_as_far_as_it_is_true() {
+    fn recorded_parts_are_verified_before_use() {
         let folder = tempfile::tempdir().unwrap();
         let (bytes, manifest) = file();
         let model = manifest.digest();
@@ -344,14 +347,14 @@ mod tests {
         copy.write(HEADER, part(&bytes, &manifest, HEADER)).unwrap();
         copy.write(LAST, part(&bytes, &manifest, LAST)).unwrap();
         drop(copy);
-        // Damaged on disk, a line of a part that there is not, and one that a crash cut off.
+        // One part damaged on disk, one line for a part that does not exist, and one line that a crash cut off.
         let at = manifest.pieces()[1].part_range(1).unwrap().start;
         OpenOptions::new().write(true).open(folder.path().join(MODEL)).unwrap().write_all_at(&[9], at).unwrap();
         let mut record = OpenOptions::new().append(true).open(folder.path().join(RECORD)).unwrap();
         record.write_all(&[0xff; RECORD_BYTES + 3]).unwrap();
         let copy = Stored::open(folder.path(), model).unwrap();
         assert_eq!(copy.check(&manifest.whole()).len(), 2);
-        // It is whole again once it was written again, and the record's lines are lines.
+        // The part is valid after it is written again, and the record is well formed.
         copy.write(LAST, part(&bytes, &manifest, LAST)).unwrap();
         copy.write(PartId { piece: 1, part: 0 }, part(&bytes, &manifest, PartId { piece: 1, part: 0 })).unwrap();
         drop(copy);
@@ -361,7 +364,7 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_of_another_model_is_no_copy_of_this_one() {
+    fn a_folder_of_another_model_is_refused() {
         let folder = tempfile::tempdir().unwrap();
         let (_, manifest) = file();
         Stored::create(folder.path(), manifest.digest(), Arc::clone(&manifest)).unwrap();

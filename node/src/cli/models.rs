@@ -172,7 +172,7 @@ fn line(entry: Entry) -> Line {
 fn pull(args: &ModelArgs, output: OutputArgs) -> Result<(), Failure> {
     let folder = folder(&args.store)?;
     let path = match models::locate(&folder, &args.model)? {
-        Found::Here(path) => {
+        Found::Local(path) => {
             note(&output, format!("{} is on this machine already.", args.model));
             path
         }

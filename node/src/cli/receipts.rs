@@ -1,5 +1,5 @@
-//! `pangea receipts list`, `show` and `verify`: what is kept of answers, read from the disk, as tables or JSON. What holds of
-//! a receipt is [`crate::trust::verify()`]'s to say; no node is asked.
+//! `pangea receipts list`, `show` and `verify`: what is kept of answers, read from the disk, as tables or JSON. What
+//! holds of a receipt is [`crate::trust::verify()`]'s to say; no node is asked.
 
 use std::path::{Path, PathBuf};
 
@@ -250,7 +250,7 @@ fn find(folder: &DataDirArgs, receipt: &str) -> Result<Receipt, Failure> {
     match path.is_file() {
         true => Ok(store::read(path)?),
         false if receipt.contains(std::path::MAIN_SEPARATOR) || receipt.ends_with(".json") => {
-            let why = if path.is_dir() { "is a folder, not a receipt" } else { "is not there" };
+            let why = if path.is_dir() { "is a folder, not a receipt" } else { "does not exist" };
             Err(Failure::usage(format!("the receipt file {receipt} {why}")))
         }
         false => kept(folder, receipt),
@@ -269,7 +269,7 @@ fn model_of(folder: &Path, receipt: &Receipt, args: &ReceiptsVerifyArgs) -> Resu
     }
     let name = &receipt.model.name;
     match models::locate(folder, name) {
-        Ok(Found::Here(path)) => Ok(path),
+        Ok(Found::Local(path)) => Ok(path),
         Err(error) if error.kind() != ErrorKind::NotFound => Err(error.into()),
         elsewhere => models::resolve(folder, &receipt.model.file).map_err(|_| {
             let fetch = match elsewhere {

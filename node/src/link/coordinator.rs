@@ -1,6 +1,6 @@
-//! The coordinator's side of a task stream: operands and tasks out, results in.
+//! The coordinator's side of a task stream: sends operands and tasks, receives results.
 //!
-//! It reports what happens as [`LinkEvent`]s; what to do about it is the fabric's to decide.
+//! What happens is reported as [`LinkEvent`]s; the fabric decides what to do.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -18,128 +18,128 @@ use super::limits::{AHEAD_BYTES, BULK_QUEUE, CHUNK_BYTES, CONTROL_QUEUE, HELLO_T
 use crate::streams::framed::{FrameReader, FrameWriter, StreamError};
 use crate::wire::{Header, Message, Shape, Task, TaskHello, TaskId, VERSION};
 
-/// What is sent in order, one after another.
+/// Messages that are sent in order, one after another.
 #[derive(Debug)]
 pub enum Bulk {
-    /// A whole operand.
+    /// A complete operand.
     Operand {
-        /// Its content address.
+        /// Content address of the operand.
         digest: Digest,
         /// The operand, row-major.
         tensor: Tensor,
-        /// Its share of what may wait for the wire; given back once it is sent.
+        /// Permit for the operand's queued bytes; released once it is sent.
         room: Option<OwnedSemaphorePermit>,
     },
-    /// A task; its operands went before it. Skipped if it was given up meanwhile.
+    /// A task, sent after its operands. Skipped if it was cancelled meanwhile.
     Task(Task),
-    /// So many bytes to measure the link with.
+    /// Bytes that measure the link.
     Probe {
-        /// Comes back in [`LinkEvent::Probed`].
+        /// Returned in [`LinkEvent::Probed`].
         nonce: u64,
-        /// How many.
+        /// Number of payload bytes.
         bytes: u64,
     },
 }
 
-/// What happened on a link.
+/// What happened on a task stream.
 #[derive(Debug)]
 pub enum LinkEvent {
-    /// Both sides have said who they are.
+    /// Both sides have sent their hello.
     Opened(TaskHello),
-    /// An operand left: its bytes, and the time that took.
+    /// An operand was sent.
     Sent {
         /// Payload bytes.
         bytes: u64,
-        /// From the first to the last.
+        /// Time from its first to its last byte.
         took: Duration,
     },
     /// A task started to compute.
     Started(TaskId),
-    /// A result is here, whole and not yet checked.
+    /// A complete result arrived; it is not yet checked.
     Result {
-        /// Whose.
+        /// The task that it belongs to.
         task: TaskId,
-        /// The tensor.
+        /// The result.
         tensor: Tensor,
-        /// Time it computed, as the worker says.
+        /// Compute time, as the worker reports it.
         compute: Duration,
-        /// From the first to the last byte.
+        /// Time from the result's first to its last byte.
         receiving: Duration,
     },
-    /// A task failed at the worker.
+    /// A task failed on the worker.
     Failure {
-        /// Which.
+        /// The task that failed.
         task: TaskId,
-        /// Why, for programs.
+        /// Reason for programs.
         kind: ErrorKind,
-        /// Why, for people.
+        /// Reason for people.
         message: String,
     },
     /// The worker lacks operands of a task.
     Missing {
-        /// Which task.
+        /// The task that waits.
         task: TaskId,
-        /// Which operands.
+        /// The missing operands.
         digests: Vec<Digest>,
     },
-    /// The worker dropped an operand.
+    /// The worker removed an operand from its store.
     Evicted(Digest),
-    /// The worker's queue.
+    /// The worker reported its queue.
     Load {
-        /// Time until a task sent now would start.
+        /// Predicted time until a task sent now would start.
         queued: Duration,
     },
-    /// A probe arrived whole.
+    /// A probe arrived completely.
     Probed(u64),
-    /// The stream is over.
+    /// The stream has ended.
     Closed(StreamError),
 }
 
-/// Handle of an open link. Dropping it ends the stream.
+/// Handle of an open task stream. Dropping it ends the stream.
 #[derive(Debug)]
 pub struct Link {
     bulk: mpsc::Sender<Bulk>,
     control: mpsc::Sender<Message>,
     expected: Rc<RefCell<HashMap<TaskId, Shape>>>,
-    /// Bytes of operands that may still be queued, in units of [`CHUNK_BYTES`].
+    /// Limits the bytes of queued operands, in units of [`CHUNK_BYTES`].
     room: Arc<Semaphore>,
 }
 
-/// A queue of the link is full, which its limits rule out for an honest peer that keeps up.
+/// A queue of the stream is full. The limits prevent this for an honest peer that keeps up.
 #[derive(Debug, thiserror::Error)]
-#[error("the link cannot keep up: a queue is full")]
+#[error("the task stream cannot keep up: a queue is full")]
 pub struct LinkFull;
 
 impl Link {
-    /// Waits until an operand of so many bytes may be queued.
+    /// Waits until an operand of `bytes` bytes may be queued.
     pub async fn room(&self, bytes: u64) -> Result<OwnedSemaphorePermit, LinkFull> {
         let chunks = bytes.div_ceil(CHUNK_BYTES as u64).clamp(1, (AHEAD_BYTES / CHUNK_BYTES) as u64) as u32;
         Arc::clone(&self.room).acquire_many_owned(chunks).await.map_err(|_| LinkFull)
     }
 
-    /// Queues what is to go in order.
+    /// Queues a message that is sent in order.
     pub fn send(&self, bulk: Bulk) -> Result<(), LinkFull> {
         self.bulk.try_send(bulk).map_err(|_| LinkFull)
     }
 
-    /// Queues a task, whose result will have this shape.
+    /// Queues a task whose result has this shape.
     pub fn send_task(&self, task: Task, result: Shape) -> Result<(), LinkFull> {
         self.expected.borrow_mut().insert(task.id, result);
         self.send(Bulk::Task(task))
     }
 
-    /// Gives a task up, sent or not.
+    /// Cancels a task, sent or not.
     pub fn cancel(&self, task: TaskId) -> Result<(), LinkFull> {
         self.expected.borrow_mut().remove(&task);
         self.control(Message::Cancel(task))
     }
 
-    /// Says that no job needs an operand any more.
+    /// Tells the worker that no job needs an operand any more.
     pub fn release(&self, digest: Digest) -> Result<(), LinkFull> {
         self.control(Message::Release(digest))
     }
 
-    /// Says why this side goes.
+    /// Tells the worker why this side closes the stream.
     pub fn goodbye(&self, why: &str) -> Result<(), LinkFull> {
         self.control(Message::Goodbye(why.to_owned()))
     }
@@ -149,13 +149,13 @@ impl Link {
     }
 }
 
-/// Runs a link over `stream` on the current `LocalSet`; events go to `events` with the peer's id and
-/// `generation`, which tells links to the same peer apart. The last event is [`LinkEvent::Closed`].
+/// Runs a task stream on the current `LocalSet`; events are sent to `events` with the peer's id and
+/// `generation`, which distinguishes streams to the same peer. The last event is [`LinkEvent::Closed`].
 pub fn open<S>(
     stream: S,
     peer: PeerId,
     generation: u64,
-    advert: TaskHello,
+    hello: TaskHello,
     events: mpsc::Sender<(PeerId, u64, LinkEvent)>,
 ) -> Link
 where
@@ -177,7 +177,7 @@ where
     tokio::task::spawn_local(async move {
         let why = tokio::select! {
             why = reader.run() => why,
-            why = writer.run(advert) => why,
+            why = writer.run(hello) => why,
         };
         report.event(LinkEvent::Closed(why)).await;
     });
@@ -193,7 +193,7 @@ struct Report {
 
 impl Report {
     async fn event(&self, event: LinkEvent) {
-        // The fabric is gone only when the whole node is.
+        // The receiver is gone only when the whole node is.
         let _ = self.events.send((self.peer, self.generation, event)).await;
     }
 }
@@ -213,20 +213,20 @@ impl<R: AsyncRead + Unpin> Reader<R> {
     }
 
     async fn read(&mut self) -> Result<std::convert::Infallible, StreamError> {
-        let advert = match tokio::time::timeout(HELLO_TIMEOUT, self.frames.receive()).await {
+        let hello = match tokio::time::timeout(HELLO_TIMEOUT, self.frames.receive()).await {
             Ok(received) => received?.0,
             Err(_) => return Err(StreamError::Stalled),
         };
-        match advert {
-            Message::Hello(advert) if advert.version >= VERSION => self.report.event(LinkEvent::Opened(advert)).await,
-            Message::Hello(advert) => {
+        match hello {
+            Message::Hello(hello) if hello.version >= VERSION => self.report.event(LinkEvent::Opened(hello)).await,
+            Message::Hello(hello) => {
                 return Err(StreamError::Unexpected(format!(
                     "the peer speaks version {}, this node {VERSION}",
-                    advert.version
+                    hello.version
                 )));
             }
             Message::Goodbye(why) => return Err(StreamError::Goodbye(why)),
-            other => return Err(StreamError::Unexpected(format!("`{}` where an advert belongs", other.name()))),
+            other => return Err(StreamError::Unexpected(format!("`{}` instead of a hello", other.name()))),
         }
         let mut arriving: Option<Arriving> = None;
         loop {
@@ -254,7 +254,7 @@ impl<R: AsyncRead + Unpin> Reader<R> {
         }
     }
 
-    /// Takes a piece of a result. Pieces come in order, results one after another.
+    /// Receives a piece of a result. Pieces arrive in order, results one after another.
     async fn result(
         &mut self,
         arriving: &mut Option<Arriving>,
@@ -265,22 +265,20 @@ impl<R: AsyncRead + Unpin> Reader<R> {
         compute: Duration,
     ) -> Result<(), StreamError> {
         let Some(expected) = self.expected.borrow().get(&task).copied() else {
-            // Given up meanwhile: what is under way of it is of no use.
+            // The task was cancelled; the pieces of its result are discarded.
             *arriving = None;
             return self.frames.skip(payload).await;
         };
         if shape != expected {
-            return Err(StreamError::Unexpected(format!(
-                "a result of shape {shape:?} where {expected:?} was asked for"
-            )));
+            return Err(StreamError::Unexpected(format!("a result of shape {shape:?} instead of {expected:?}")));
         }
         if arriving.as_ref().is_none_or(|under_way| under_way.task != task) {
-            *arriving = Some(Arriving::begin(task, shape)?);
+            *arriving = Some(Arriving::new(task, shape)?);
         }
         let Some(under_way) = arriving.as_mut() else { return Ok(()) };
         if offset != under_way.received {
             return Err(StreamError::Unexpected(format!(
-                "a piece of a result at {offset}, not {}",
+                "a piece of a result at {offset} instead of {}",
                 under_way.received
             )));
         }
@@ -299,7 +297,7 @@ impl<R: AsyncRead + Unpin> Reader<R> {
     }
 }
 
-/// A result under way.
+/// A result whose pieces are arriving.
 struct Arriving {
     task: TaskId,
     buffer: TensorBuf,
@@ -308,7 +306,7 @@ struct Arriving {
 }
 
 impl Arriving {
-    fn begin(task: TaskId, shape: Shape) -> Result<Arriving, StreamError> {
+    fn new(task: TaskId, shape: Shape) -> Result<Arriving, StreamError> {
         let buffer = TensorBuf::unspecified(shape.dtype(), shape.rows(), shape.cols())
             .map_err(|error| StreamError::Unexpected(format!("no memory for a result: {error}")))?;
         Ok(Arriving { task, buffer, received: 0, since: Instant::now() })
@@ -324,15 +322,15 @@ struct Writer<W> {
 }
 
 impl<W: AsyncWrite + Unpin> Writer<W> {
-    async fn run(mut self, advert: TaskHello) -> StreamError {
-        match self.write(advert).await {
+    async fn run(mut self, hello: TaskHello) -> StreamError {
+        match self.write(hello).await {
             Ok(()) => StreamError::Closed,
             Err(why) => why,
         }
     }
 
-    async fn write(&mut self, advert: TaskHello) -> Result<(), StreamError> {
-        self.frames.send(&Message::Hello(advert), &[]).await?;
+    async fn write(&mut self, hello: TaskHello) -> Result<(), StreamError> {
+        self.frames.send(&Message::Hello(hello), &[]).await?;
         self.frames.flush().await?;
         loop {
             tokio::select! {
@@ -399,7 +397,7 @@ impl<W: AsyncWrite + Unpin> Writer<W> {
         }
     }
 
-    /// Lets short messages overtake between two pieces of bulk.
+    /// Sends queued short messages between two pieces of bulk.
     async fn urgent(&mut self) -> Result<(), StreamError> {
         while let Ok(message) = self.control.try_recv() {
             self.frames.send(&message, &[]).await?;

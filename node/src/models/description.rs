@@ -1,28 +1,28 @@
-//! What a model file says of itself, for people: name, family, size, how it is quantised. It reads metadata, no weights.
+//! A model file's description of itself for people: name, architecture, size, quantisation. It reads metadata, no weights.
 
 use std::collections::HashMap;
 
 use pangea_compute::model::ModelFile;
 
-/// What people want to know of a model.
+/// Facts about a model, for people.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Description {
-    /// The name that the file gives its model.
+    /// Name of the model in its file.
     pub title: String,
-    /// The family, as GGUF names it.
+    /// Architecture, as GGUF names it.
     pub architecture: &'static str,
-    /// How many weights there are.
+    /// Number of weights.
     pub parameters: u64,
-    /// The size of the file.
+    /// Size of the file in bytes.
     pub size_bytes: u64,
-    /// As file names have it, such as `Q4_K_M`.
+    /// Quantisation as file names spell it, such as `Q4_K_M`.
     pub quantisation: String,
-    /// The most positions of one session.
+    /// Maximum positions of one session.
     pub context: usize,
 }
 
 impl Description {
-    /// Of an opened file.
+    /// The description of an opened file.
     pub fn of(file: &ModelFile) -> Description {
         let config = file.config();
         let (mut parameters, mut of_type) = (0, HashMap::<&'static str, u64>::new());
@@ -58,14 +58,14 @@ impl Description {
     }
 }
 
-/// A size with a unit, one digit behind the point.
+/// A size with a unit and one decimal digit.
 pub fn size(bytes: u64) -> String {
     const UNITS: [(u32, &str); 3] = [(30, "GiB"), (20, "MiB"), (10, "KiB")];
     let unit = UNITS.iter().find(|(bits, _)| bytes >> bits > 0);
     unit.map_or(format!("{bytes} B"), |(bits, name)| format!("{:.1} {name}", bytes as f64 / (1u64 << bits) as f64))
 }
 
-/// The mixtures of types that quantisers write (`general.file_type`, llama.cpp's `llama_ftype`).
+/// Name of a mixture of types (`general.file_type`, llama.cpp's `llama_ftype`).
 fn quantisation(file_type: u64) -> Option<&'static str> {
     Some(match file_type {
         0 => "F32",

@@ -1,4 +1,4 @@
-//! Room on the disk that models are on: asked before and while one is fetched. It frees nothing.
+//! Free space on the disk of the models, checked before and during a download. This file frees nothing.
 
 use std::path::Path;
 
@@ -6,13 +6,13 @@ use pangea_client::{Error, ErrorKind, Result};
 
 use super::description::size;
 
-/// What a model leaves free: a disk that is full to the last byte stops more than this program.
+/// Bytes that a download leaves free: a full disk stops more than this program.
 const SPARE_BYTES: u64 = 64 << 20;
 
-/// Makes sure that `bytes` more fit on the disk of `folder`.
+/// Checks that `bytes` more fit on the disk of `folder`.
 ///
 /// # Errors
-/// `Overloaded` where they do not. A disk that does not say what it has is taken to have room.
+/// `Overloaded` if they do not. A disk whose free space is unknown is assumed to have room.
 pub(crate) fn need(folder: &Path, bytes: u64) -> Result<()> {
     let Ok(facts) = rustix::fs::statvfs(folder) else { return Ok(()) };
     let free = facts.f_bavail.saturating_mul(facts.f_frsize);
@@ -22,7 +22,7 @@ pub(crate) fn need(folder: &Path, bytes: u64) -> Result<()> {
     Err(Error::new(
         ErrorKind::Overloaded,
         format!(
-            "the disk of {} has {} free and {} are needed; free some, or name another place with --data-dir or PANGEA_HOME",
+            "the disk of {} has {} free, {} needed; free some space, or choose another disk with --data-dir or PANGEA_HOME",
             folder.display(),
             size(free),
             size(bytes.saturating_add(SPARE_BYTES)),
@@ -30,14 +30,14 @@ pub(crate) fn need(folder: &Path, bytes: u64) -> Result<()> {
     ))
 }
 
-/// What failed while writing to `path`.
+/// The error of writing to `path`.
 pub(crate) fn writing(path: &Path, error: &std::io::Error) -> Error {
     use std::io::ErrorKind::{QuotaExceeded, StorageFull};
     let kind = match error.kind() {
         StorageFull | QuotaExceeded => ErrorKind::Overloaded,
         _ => ErrorKind::Internal,
     };
-    Error::new(kind, format!("{} cannot be written: {error}", path.display()))
+    Error::new(kind, format!("cannot write {}: {error}", path.display()))
 }
 
 #[cfg(test)]

@@ -1,5 +1,5 @@
-//! A file from an address into a partial file, going on where an earlier attempt broke off. It checks lengths and that the
-//! file at the address is still the same, never what is in it.
+//! Downloads a file over HTTP into a partial file, resuming where an earlier attempt ended. Checks lengths and that the
+//! file at the address is still the same, never the content.
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
@@ -18,13 +18,13 @@ use super::fetch::{beside, stop_if};
 use super::transfer::{FETCHING, Listener};
 use super::{Transfer, disk};
 
-/// Until an answer begins.
+/// Timeout until a response begins.
 const ANSWER: Duration = Duration::from_secs(30);
 
-/// For one answer's body; a longer one is gone on with in the next request, a stalled one ends with this.
+/// Timeout of one response's body; a longer download continues in the next request, a stalled one ends with it.
 const BODY: Duration = Duration::from_secs(120);
 
-/// Where systems keep the certificates that they trust: Debian, Fedora, SUSE, macOS and Alpine.
+/// Files of trusted certificates on Debian, Fedora, SUSE, macOS and Alpine.
 const CERTIFICATES: [&str; 4] = [
     "/etc/ssl/certs/ca-certificates.crt",
     "/etc/pki/tls/certs/ca-bundle.crt",
@@ -32,39 +32,39 @@ const CERTIFICATES: [&str; 4] = [
     "/etc/ssl/cert.pem",
 ];
 
-/// Requests in a row that bring nothing.
+/// Consecutive requests without progress before the download fails.
 const ATTEMPTS: u32 = 4;
 
-/// Waited before asking again, times the attempts in a row.
+/// Pause before a retry, multiplied by the number of consecutive failures.
 const PAUSE: Duration = Duration::from_millis(500);
 
-/// From one address to the next.
+/// Maximum redirects of one request.
 const MAX_REDIRECTS: usize = 8;
 
-/// Read and written at a time.
+/// Bytes read and written at a time.
 const BLOCK_BYTES: usize = 256 << 10;
 
-/// Between looks at the room on the disk.
+/// Bytes between two checks of the disk's free space.
 const LOOK_BYTES: u64 = 64 << 20;
 
-/// What a partial file is a part of.
+/// Identity of the file that a partial file is a part of.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Origin {
     address: String,
-    /// A strong one: the file with this tag is the same to the last bit.
+    /// A strong entity tag: files with the same tag are equal bit by bit.
     etag: String,
 }
 
-/// Where it is noted what a partial file is a part of.
+/// Path of the file that stores a partial file's origin.
 pub(super) fn origin_file(partial: &Path) -> PathBuf {
     beside(partial, "json")
 }
 
-/// Fetches what is at `address` into `partial`; gives its SHA-256 where the host says it.
+/// Downloads `address` into `partial`; returns its SHA-256 if the host sends one.
 ///
 /// # Errors
-/// `NotFound`, `Unauthorized`, `InvalidInput` as the host answers; `Unavailable` where it cannot be reached, again and
-/// again breaks off or is too busy: what came is kept; `Overloaded` without room on the disk; `Cancelled`.
+/// `NotFound`, `Unauthorized`, `InvalidInput` by the host's status; `Unavailable` if the host cannot be reached, is too
+/// busy or repeatedly drops the connection (received bytes are kept); `Overloaded` without disk space; `Cancelled`.
 pub(super) fn fetch(
     address: &str,
     token: Option<&str>,
@@ -78,8 +78,8 @@ pub(super) fn fetch(
         let before = download.size_bytes();
         match download.go_on() {
             Ok(sha256) => return Ok(sha256),
-            Err(Broken::ForGood(error)) => return Err(error),
-            Err(Broken::ForNow(why)) => {
+            Err(Failure::Permanent(error)) => return Err(error),
+            Err(Failure::Transient(why)) => {
                 failures = if download.size_bytes() > before { 1 } else { failures + 1 };
                 if failures >= ATTEMPTS {
                     return Err(download.gave_up(&why));
@@ -114,36 +114,35 @@ fn agent(address: &str) -> Result<Agent> {
     Ok(config.into())
 }
 
-/// The certificates that the system trusts: networks with a proxy of their own have put its certificate there.
+/// Certificates that the system trusts; networks behind a proxy have installed its certificate there.
 fn trusted() -> Result<Vec<Certificate<'static>>> {
     let named = std::env::var_os("SSL_CERT_FILE").filter(|file| !file.is_empty()).map(PathBuf::from);
     let path = named.or_else(|| CERTIFICATES.iter().map(PathBuf::from).find(|path| path.is_file()));
     let no = |what: String| {
-        let hint = "set SSL_CERT_FILE to a file of certificates that are trusted, in PEM form";
-        Error::new(ErrorKind::Unavailable, format!("nothing can be fetched over https: {what}; {hint}"))
+        let hint = "set SSL_CERT_FILE to a PEM file of trusted certificates";
+        Error::new(ErrorKind::Unavailable, format!("cannot download over https: {what}; {hint}"))
     };
-    let path =
-        path.ok_or_else(|| no("this system has no file of trusted certificates where one is looked for".to_owned()))?;
+    let path = path.ok_or_else(|| no("no file of trusted certificates was found".to_owned()))?;
     let pem = std::fs::read(&path).map_err(|error| no(format!("{}: {error}", path.display())))?;
     let items = parse_pem(&pem).filter_map(|item| match item {
         Ok(PemItem::Certificate(certificate)) => Some(certificate),
-        // Keys, and what is not understood: fewer are trusted then.
+        // Keys and unknown entries are skipped.
         _ => None,
     });
     Ok(items.collect())
 }
 
-/// Why a request did not bring the whole file.
-enum Broken {
-    /// Another may.
-    ForNow(String),
-    /// None will.
-    ForGood(Error),
+/// Why a request did not deliver the whole file.
+enum Failure {
+    /// A retry may succeed.
+    Transient(String),
+    /// A retry cannot succeed.
+    Permanent(Error),
 }
 
-impl From<Error> for Broken {
-    fn from(error: Error) -> Broken {
-        Broken::ForGood(error)
+impl From<Error> for Failure {
+    fn from(error: Error) -> Failure {
+        Failure::Permanent(error)
     }
 }
 
@@ -157,18 +156,18 @@ struct Download<'a> {
 }
 
 impl Download<'_> {
-    /// Of what is there.
+    /// Bytes of the partial file.
     fn size_bytes(&self) -> u64 {
         std::fs::metadata(self.partial).map_or(0, |facts| facts.len())
     }
 
-    /// The tag of the file that the partial one is a part of.
+    /// Entity tag of the file that the partial file is a part of.
     fn etag(&self) -> Option<String> {
         let origin: Origin = serde_json::from_slice(&std::fs::read(origin_file(self.partial)).ok()?).ok()?;
         (origin.address == self.address).then_some(origin.etag)
     }
 
-    fn go_on(&mut self) -> std::result::Result<Option<String>, Broken> {
+    fn go_on(&mut self) -> std::result::Result<Option<String>, Failure> {
         let etag = self.etag();
         let start = if etag.is_some() { self.size_bytes() } else { 0 };
         let (response, sha256) = self.request(start, etag.as_deref())?;
@@ -176,9 +175,9 @@ impl Download<'_> {
         let (start, total) = match response.status() {
             StatusCode::PARTIAL_CONTENT => match content_range(headers) {
                 Some((first, total)) if first == start => (start, total),
-                _ => return Err(self.start_again("its host sends another part than it was asked for")),
+                _ => return Err(self.start_again("the host sent another range than requested")),
             },
-            StatusCode::RANGE_NOT_SATISFIABLE => return Err(self.start_again("it is shorter than before")),
+            StatusCode::RANGE_NOT_SATISFIABLE => return Err(self.start_again("the file is shorter than before")),
             _ => (0, content_length(headers)),
         };
         let mut file = File::options()
@@ -195,7 +194,9 @@ impl Download<'_> {
         disk::need(folder, total.unwrap_or(0).saturating_sub(start))?;
         let done = self.copy(response.into_body(), &mut file, start, total)?;
         match total {
-            Some(total) if total != done => Err(Broken::ForNow(format!("it ended after {done} of {total} bytes"))),
+            Some(total) if total != done => {
+                Err(Failure::Transient(format!("the response ended after {done} of {total} bytes")))
+            }
             _ => Ok(sha256),
         }
     }
@@ -206,7 +207,7 @@ impl Download<'_> {
         file: &mut File,
         start: u64,
         total: Option<u64>,
-    ) -> std::result::Result<u64, Broken> {
+    ) -> std::result::Result<u64, Failure> {
         let mut reader = body.into_reader();
         let (mut block, mut done, mut looked) = (vec![0; BLOCK_BYTES], start, start);
         loop {
@@ -215,12 +216,12 @@ impl Download<'_> {
                 Ok(0) => return Ok(done),
                 Ok(read) => read,
                 Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
-                Err(error) => return Err(Broken::ForNow(error.to_string())),
+                Err(error) => return Err(Failure::Transient(error.to_string())),
             };
             file.write_all(&block[..read]).map_err(|error| disk::writing(self.partial, &error))?;
             done += read as u64;
             if total.is_some_and(|total| done > total) {
-                return Err(self.start_again("its host sends more than it said"));
+                return Err(self.start_again("the host sent more bytes than announced"));
             }
             if done - looked >= LOOK_BYTES {
                 looked = done;
@@ -230,14 +231,18 @@ impl Download<'_> {
         }
     }
 
-    /// Asks for the file from byte `start` on, as far as it is still the one with this tag, wherever it has moved; gives
-    /// the answer and the SHA-256 that the host names for it.
-    fn request(&self, start: u64, etag: Option<&str>) -> std::result::Result<(Response<Body>, Option<String>), Broken> {
+    /// Requests the file from byte `start` on, provided that its entity tag is still `etag`, following redirects; returns
+    /// the response and the SHA-256 that the host sent.
+    fn request(
+        &self,
+        start: u64,
+        etag: Option<&str>,
+    ) -> std::result::Result<(Response<Body>, Option<String>), Failure> {
         let mut address = self.address.to_owned();
         let mut sha256 = None;
         for _ in 0..=MAX_REDIRECTS {
             let mut request = self.agent.get(&address);
-            // The token is for the host that the person named, not for where that one sends us.
+            // The token is only for the host that the user named, never for a redirect's target.
             if let Some(token) = self.token.filter(|_| origin(&address) == origin(self.address)) {
                 request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
             }
@@ -252,63 +257,66 @@ impl Download<'_> {
                 return Ok((response, sha256));
             }
             let location = response.headers().get(header::LOCATION).and_then(|value| value.to_str().ok());
-            address = location.and_then(|location| moved(&address, location)).ok_or_else(|| {
-                self.refused(ErrorKind::Unavailable, "it sends us to no address that can be followed")
-            })?;
+            address = location
+                .and_then(|location| moved(&address, location))
+                .ok_or_else(|| self.refused(ErrorKind::Unavailable, "the host redirects to an invalid address"))?;
         }
-        Err(self.refused(ErrorKind::Unavailable, "it sends us from address to address").into())
+        Err(self.refused(ErrorKind::Unavailable, "the host redirects too many times").into())
     }
 
-    fn not_reached(&self, error: ureq::Error) -> Broken {
+    fn not_reached(&self, error: ureq::Error) -> Failure {
         use ureq::Error as E;
         match error {
             E::BadUri(_) | E::Http(_) | E::InvalidProxyUrl => {
-                Broken::ForGood(self.refused(ErrorKind::InvalidInput, &error.to_string()))
+                Failure::Permanent(self.refused(ErrorKind::InvalidInput, &error.to_string()))
             }
-            error => Broken::ForNow(error.to_string()),
+            error => Failure::Transient(error.to_string()),
         }
     }
 
-    fn accept(&self, status: StatusCode) -> std::result::Result<(), Broken> {
-        let refused = |kind, why: &str| Err(Broken::ForGood(self.refused(kind, why)));
+    fn accept(&self, status: StatusCode) -> std::result::Result<(), Failure> {
+        let refused = |kind, why: &str| Err(Failure::Permanent(self.refused(kind, why)));
         match status.as_u16() {
             200 | 206 | 416 => Ok(()),
             401 | 403 => refused(
                 ErrorKind::Unauthorized,
-                "its host does not give it to us; accept the model's terms there and set HF_TOKEN to a token of yours",
+                "the host denies access; accept the model's terms there and set HF_TOKEN to your token",
             ),
-            404 | 410 => refused(ErrorKind::NotFound, "there is no such file; check how it is written"),
-            408 | 425 | 429 | 500..=599 => Err(Broken::ForNow(format!("its host answers {status}"))),
-            _ => refused(ErrorKind::Unavailable, &format!("its host answers {status}")),
+            404 | 410 => refused(ErrorKind::NotFound, "there is no such file; check the spelling"),
+            408 | 425 | 429 | 500..=599 => Err(Failure::Transient(format!("the host answered {status}"))),
+            _ => refused(ErrorKind::Unavailable, &format!("the host answered {status}")),
         }
     }
 
     fn refused(&self, kind: ErrorKind, why: &str) -> Error {
-        Error::new(kind, format!("{} cannot be fetched: {why}", self.address))
+        Error::new(kind, format!("cannot download {}: {why}", self.address))
     }
 
     fn gave_up(&self, why: &str) -> Error {
         let kept = match self.size_bytes() {
             0 => String::new(),
             bytes => {
-                format!("; {} came and are kept, the next attempt goes on from there", super::description::size(bytes))
+                format!(
+                    "; {} were received and are kept, the next attempt resumes there",
+                    super::description::size(bytes)
+                )
             }
         };
         let message = format!(
-            "{} cannot be fetched: {why} ({ATTEMPTS} attempts); check the network, and HTTPS_PROXY if there is a proxy{kept}",
+            "cannot download {}: {why} ({ATTEMPTS} attempts); check the network, and HTTPS_PROXY if there is a proxy{kept}",
             self.address
         );
         Error::new(ErrorKind::Unavailable, message)
     }
 
-    /// What came cannot be gone on with.
-    fn start_again(&self, why: &str) -> Broken {
+    /// The received bytes cannot be resumed: the download restarts.
+    fn start_again(&self, why: &str) -> Failure {
         let _ = std::fs::remove_file(self.partial);
         let _ = std::fs::remove_file(origin_file(self.partial));
-        Broken::ForNow(why.to_owned())
+        Failure::Transient(why.to_owned())
     }
 
-    /// Notes what the partial file is a part of, where its host says so; without, nothing is gone on with.
+    /// Stores the origin of the partial file if the host sends a strong entity tag; without one the download cannot resume.
     fn note_origin(&self, headers: &HeaderMap) -> Result<()> {
         let path = origin_file(self.partial);
         let etag = headers.get(header::ETAG).and_then(|value| value.to_str().ok()).filter(|etag| etag.starts_with('"'));
@@ -322,7 +330,7 @@ impl Download<'_> {
     }
 }
 
-/// The SHA-256 that Hugging Face names for large files.
+/// The SHA-256 that Hugging Face sends for large files.
 fn linked_sha256(headers: &HeaderMap) -> Option<String> {
     let tag = headers.get("x-linked-etag")?.to_str().ok()?.trim_matches('"');
     (tag.len() == 64 && tag.bytes().all(|byte| byte.is_ascii_hexdigit())).then(|| tag.to_ascii_lowercase())
@@ -332,21 +340,21 @@ fn content_length(headers: &HeaderMap) -> Option<u64> {
     headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 
-/// The first byte and the length of the whole, from `bytes FIRST-LAST/TOTAL`.
+/// First byte and total length from `bytes FIRST-LAST/TOTAL`.
 fn content_range(headers: &HeaderMap) -> Option<(u64, Option<u64>)> {
     let range = headers.get(header::CONTENT_RANGE)?.to_str().ok()?.strip_prefix("bytes ")?;
     let (range, total) = range.split_once('/')?;
     Some((range.split_once('-')?.0.parse().ok()?, total.parse().ok()))
 }
 
-/// Scheme, host and port.
+/// Scheme, host and port of an address.
 fn origin(address: &str) -> &str {
     let host = address.find("://").map_or(0, |at| at + 3);
     let end = address[host..].find(['/', '?', '#']).map_or(address.len(), |at| host + at);
     &address[..end]
 }
 
-/// Where `location` leads from `address`; never from a protected connection to one that is not.
+/// Resolves a redirect's `location` against `address`; a redirect from https to http is refused.
 fn moved(address: &str, location: &str) -> Option<String> {
     let next = match location {
         _ if location.starts_with("https://") || location.starts_with("http://") => location.to_owned(),
@@ -374,7 +382,7 @@ mod tests {
     }
 
     #[test]
-    fn headers_are_read_as_they_are_written() {
+    fn ranges_and_hashes_are_read_from_headers() {
         let mut headers = HeaderMap::new();
         assert_eq!((content_range(&headers), linked_sha256(&headers)), (None, None));
         for (range, read) in [

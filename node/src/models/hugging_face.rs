@@ -1,16 +1,16 @@
-//! Where Hugging Face has a file, and as whom it is asked. It talks to nobody.
+//! Addresses and access tokens of files on Hugging Face. This file sends no requests.
 
 use std::env;
 
 use pangea_client::{Error, ErrorKind, Result};
 
-/// Unless `HF_ENDPOINT` names another.
+/// Default of `HF_ENDPOINT`.
 const ENDPOINT: &str = "https://huggingface.co";
 
-/// The address of a repository's file, and the person's token where there is one.
+/// The address of a repository's file, and the user's token if there is one.
 ///
 /// # Errors
-/// `InvalidInput` where `HF_ENDPOINT` is no address.
+/// `InvalidInput` if `HF_ENDPOINT` is not an address.
 pub(super) fn address(repository: &str, file: &str) -> Result<(String, Option<String>)> {
     let set = |name: &str| env::var(name).ok().map(|value| value.trim().to_owned()).filter(|value| !value.is_empty());
     let endpoint = set("HF_ENDPOINT").unwrap_or_else(|| ENDPOINT.to_owned());
@@ -23,7 +23,7 @@ fn checked(endpoint: &str) -> Result<&str> {
         Some(("http" | "https", host)) if !host.is_empty() => Ok(trimmed),
         _ => Err(Error::new(
             ErrorKind::InvalidInput,
-            format!("HF_ENDPOINT is {endpoint:?}, which is no address; write one such as {ENDPOINT}"),
+            format!("HF_ENDPOINT is {endpoint:?}, which is not an address; use one such as {ENDPOINT}"),
         )),
     }
 }

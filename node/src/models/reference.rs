@@ -1,44 +1,45 @@
-//! What a person may write for a model: a short name, a path, `hf:OWNER/REPO/FILE.gguf`, an address. Parsing only.
+//! How a user names a model: a short name, a path, `hf:OWNER/REPO/FILE.gguf`, or an address. Parsing only.
 
 use std::path::{Component, Path, PathBuf};
 
 use pangea_client::{Error, ErrorKind, Result};
 
-use super::catalogue::{self, Known};
+use super::catalogue::{self, KnownModel};
 
-/// What model files end with.
+/// Extension of model files.
 pub const EXTENSION: &str = "gguf";
 
-/// A model as it was written.
+/// A parsed name of a model.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Reference {
-    /// One with a short name.
-    Known(&'static Known),
+    /// A model with a short name.
+    Known(&'static KnownModel),
     /// A file of a repository on Hugging Face.
     HuggingFace {
         /// `OWNER/REPO`.
         repository: String,
-        /// The file in it, with folders if it is in some.
+        /// Path of the file in the repository.
         file: String,
     },
-    /// A file at an address.
+    /// A file at an https address.
     Address(String),
     /// A file on this machine.
     Path(PathBuf),
-    /// Anything else: a file in the store, if there is one of that name.
+    /// Any other text: a file in the models folder, if it exists.
     Name(String),
 }
 
 impl Reference {
-    /// What `text` means.
+    /// Parses `text`.
     ///
     /// # Errors
-    /// `InvalidInput` for what no model can be: nothing at all, an address that is not https or names no `.gguf` file,
-    /// names that lead out of folders.
+    /// `InvalidInput` for an empty text, an address that is not https or does not end in `.gguf`, and
+    /// names that lead out of a folder.
     pub fn parse(text: &str) -> Result<Reference> {
-        let wrong = |what: &str| Err(Error::new(ErrorKind::InvalidInput, format!("{text:?} is no model: {what}")));
+        let wrong =
+            |what: &str| Err(Error::new(ErrorKind::InvalidInput, format!("{text:?} does not name a model: {what}")));
         if text.is_empty() {
-            return wrong("write a name, hf:OWNER/REPO/FILE.gguf, an address or a path");
+            return wrong("use a name, hf:OWNER/REPO/FILE.gguf, an address or a path");
         }
         if let Some(rest) = text.strip_prefix("hf:") {
             return match rest.splitn(3, '/').collect::<Vec<_>>()[..] {
@@ -55,7 +56,7 @@ impl Reference {
                     Ok(Reference::Address(text.to_owned()))
                 }
                 ("https", _) => wrong("the address must end with the name of a .gguf file"),
-                _ => wrong("only addresses that begin with https:// are fetched"),
+                _ => wrong("only https:// addresses can be downloaded"),
             };
         }
         Ok(match catalogue::known(text) {
@@ -65,11 +66,11 @@ impl Reference {
         })
     }
 
-    /// Where its file is below the store's folder; `None` for what is never in it.
+    /// Path of the model's file in the models folder; `None` if it is never stored there.
     pub fn file(&self) -> Option<PathBuf> {
         match self {
             Reference::Known(known) => Some(known.file.into()),
-            // Many repositories have files of one name.
+            // Many repositories have files with the same name.
             Reference::HuggingFace { repository, file } => Some(Path::new("hf").join(repository).join(file)),
             Reference::Address(address) => {
                 let path = address.split(['?', '#']).next().unwrap_or_default();
@@ -80,18 +81,19 @@ impl Reference {
     }
 }
 
-/// Whether a model is given as a path: a name has no separators and does not end like a file.
+/// Whether a model is given as a path: a name has no separators and no file extension.
 pub fn is_path(model: &str) -> bool {
     let fetched = model.starts_with("hf:") || model.contains("://");
     !fetched && (model.contains(std::path::MAIN_SEPARATOR) || has_extension(Path::new(model)))
 }
 
-/// What a model is called: the name that it is asked for by, short where it has a short one, or its file's without the end.
+/// Name under which a model is served: its short name if it has one, otherwise its file's name without extension.
 pub fn name_of(model: &str) -> &str {
     if model.starts_with("hf:") || model.contains("://") || is_path(model) {
         return Path::new(model).file_stem().and_then(|stem| stem.to_str()).unwrap_or(model);
     }
-    let means = |known: &&Known| known.aliases.iter().chain([&known.name]).any(|name| name.eq_ignore_ascii_case(model));
+    let means =
+        |known: &&KnownModel| known.aliases.iter().chain([&known.name]).any(|name| name.eq_ignore_ascii_case(model));
     catalogue::KNOWN.iter().find(means).map_or(model, |known| known.name)
 }
 
@@ -99,14 +101,14 @@ pub(super) fn has_extension(path: &Path) -> bool {
     path.extension().is_some_and(|end| end.eq_ignore_ascii_case(EXTENSION))
 }
 
-/// A name that stays what it is as a part of a path and of an address.
+/// Whether `name` is safe as a component of a path and of an address.
 fn is_safe(name: &str) -> bool {
     !name.is_empty()
         && !name.starts_with('.')
         && name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | '+'))
 }
 
-/// One that ends like a model, in folders or none.
+/// Whether `name` ends like a model file, with or without folders.
 fn is_file(name: &str) -> bool {
     let path = Path::new(name);
     name.split('/').all(is_safe)
@@ -120,7 +122,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_form_is_told_from_the_others() {
+    fn every_form_is_recognised() {
         let parsed = |text: &str| Reference::parse(text).unwrap();
         assert!(matches!(parsed("SmolLM2"), Reference::Known(known) if known.name == "smollm2"));
         assert_eq!(parsed("my-model"), Reference::Name("my-model".into()));
@@ -134,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn what_leads_out_of_a_folder_or_is_no_file_is_refused() {
+    fn names_that_leave_the_folder_or_are_no_files_are_refused() {
         for text in [
             "",
             "hf:owner/repo",
@@ -158,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn a_model_is_called_as_it_is_asked_for_or_as_its_file_is() {
+    fn a_models_name_is_its_short_name_or_its_files() {
         for (model, name) in [
             ("smollm2", "smollm2"),
             ("SmolLM2-135M-Instruct", "smollm2"),

@@ -1,4 +1,4 @@
-//! The folder that models are in: which file a name means, what is there, removing one. Only whole models have their final
+//! The models folder: which file a name means, listing, removing. Only complete models have their final
 //! name in it; nothing here writes one.
 
 use std::path::{Path, PathBuf};
@@ -10,46 +10,46 @@ use super::catalogue::{KNOWN, known};
 use super::description::Description;
 use super::reference::{EXTENSION, Reference, has_extension, is_path};
 
-/// Folders in folders that are looked into: `hf/OWNER/REPO` and one more.
+/// Depth of folders that are searched: `hf/OWNER/REPO` and one more.
 const MAX_DEPTH: usize = 5;
 
-/// Names in an error, so that it stays a sentence.
+/// Names listed in an error, so that it stays readable.
 const NAMES_SHOWN: usize = 8;
 
-/// A model of the store.
+/// A model in the folder.
 #[derive(Debug)]
 pub struct Entry {
-    /// What it is called: the shortest name that means it alone.
+    /// The shortest name that identifies it.
     pub name: String,
-    /// Its file.
+    /// Path of its file.
     pub path: PathBuf,
-    /// Its file's size.
+    /// Size of its file in bytes.
     pub size_bytes: u64,
 }
 
 impl Entry {
-    /// What its file says.
+    /// Reads the file's description.
     ///
     /// # Errors
-    /// Why it is no model that runs here.
+    /// Why the file is not a supported model.
     pub fn describe(&self) -> Result<Description> {
         Ok(Description::of(&ModelFile::open(&self.path).map_err(crate::compute_error)?))
     }
 }
 
-/// What a name means.
+/// What a name refers to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Found {
-    /// This file.
-    Here(PathBuf),
-    /// A model that is not here and can be fetched.
+    /// A file on this machine.
+    Local(PathBuf),
+    /// A model that is not on this machine and can be downloaded.
     Fetchable(Reference),
 }
 
-/// Every model in `folder`, by name. A folder that is not there is empty.
+/// Every model in `folder`, sorted by name. A missing folder counts as empty.
 ///
 /// # Errors
-/// `Internal` where the folder cannot be read.
+/// `Internal` if the folder cannot be read.
 pub fn list(folder: &Path) -> Result<Vec<Entry>> {
     let mut files = Vec::new();
     collect(folder, MAX_DEPTH, &mut files).map_err(|error| cannot_read(folder, &error))?;
@@ -72,11 +72,11 @@ fn collect(folder: &Path, depth: usize, files: &mut Vec<(PathBuf, u64)>) -> std:
     };
     for entry in entries {
         let path = entry?.path();
-        // Whatever begins with a dot is being fetched, or somebody else's.
+        // Names that start with a dot belong to downloads in progress or to other programs.
         if path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b".")) {
             continue;
         }
-        // Links are followed; one that leads nowhere is nothing.
+        // Symbolic links are followed; dangling ones are skipped.
         let Ok(facts) = std::fs::metadata(&path) else { continue };
         if facts.is_dir() && depth > 0 {
             collect(&path, depth - 1, files)?;
@@ -87,7 +87,7 @@ fn collect(folder: &Path, depth: usize, files: &mut Vec<(PathBuf, u64)>) -> std:
     Ok(())
 }
 
-/// The short name of a file, else the stem of its name where no other has it, else its path in the folder.
+/// Name of a model: its short name, otherwise the stem of its file name if unique, otherwise its path in the folder.
 fn name(folder: &Path, path: &Path, files: &[(PathBuf, u64)]) -> String {
     let inside = path.strip_prefix(folder).unwrap_or(path);
     let stem = |path: &Path| path.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
@@ -100,21 +100,21 @@ fn name(folder: &Path, path: &Path, files: &[(PathBuf, u64)]) -> String {
     }
 }
 
-/// The names and files of the models in `folder`, by name; none where it cannot be read.
+/// Names and files of the models in `folder`, sorted by name; empty if the folder cannot be read.
 pub fn installed(folder: &Path) -> Vec<(String, PathBuf)> {
     list(folder).unwrap_or_default().into_iter().map(|entry| (entry.name, entry.path)).collect()
 }
 
-/// The file of a model that is here: a path as it is, else what has that name in `folder`.
+/// The local file of a model: a path as given, otherwise the file with that name in `folder`.
 pub fn find(folder: &Path, model: &str) -> Option<PathBuf> {
     match locate(folder, model) {
-        Ok(Found::Here(path)) => Some(path),
+        Ok(Found::Local(path)) => Some(path),
         _ => None,
     }
 }
 
-/// Every name under which a node may serve what `model` means (a name, a path, where to fetch it), the usual one first:
-/// the same file has its short name, its file's and its name in `folder`.
+/// Every name under which a node may serve `model` (a name, a path, a download source), the usual one first:
+/// one file may have a short name, its file name and its name in `folder`.
 pub fn names_of(folder: &Path, model: &str) -> Vec<String> {
     let mut names = vec![super::name_of(model).to_owned()];
     let path = find(folder, model);
@@ -133,40 +133,40 @@ pub fn names_of(folder: &Path, model: &str) -> Vec<String> {
     names
 }
 
-/// The file of a model, which must be here.
+/// The local file of a model.
 ///
 /// # Errors
-/// As [`locate`]; `NotFound` for one that would have to be fetched first, with the command that does.
+/// Those of [`locate`]; `NotFound` for a model that must be downloaded first, with the command that does so.
 pub fn resolve(folder: &Path, model: &str) -> Result<PathBuf> {
     match locate(folder, model)? {
-        Found::Here(path) => Ok(path),
+        Found::Local(path) => Ok(path),
         Found::Fetchable(_) => Err(Error::new(
             ErrorKind::NotFound,
-            format!("the model {model} is not on this machine yet; fetch it with: pangea models pull {model}"),
+            format!("the model {model} is not on this machine; download it with: pangea models pull {model}"),
         )),
     }
 }
 
-/// What `model` means: a file that is here, or one that can be fetched.
+/// Resolves `model` to a local file or to a model that can be downloaded.
 ///
 /// # Errors
-/// `InvalidInput` for what no model can be and for a name that means several, `NotFound` for what is neither here nor
-/// known, with what comes near.
+/// `InvalidInput` for invalid or ambiguous names, `NotFound` for models that are neither local nor
+/// known, with similar names.
 pub fn locate(folder: &Path, model: &str) -> Result<Found> {
     let reference = Reference::parse(model)?;
     match &reference {
-        Reference::Path(path) if path.is_file() => return Ok(Found::Here(path.clone())),
+        Reference::Path(path) if path.is_file() => return Ok(Found::Local(path.clone())),
         Reference::Path(path) if path.components().count() > 1 => return Err(no_file(path)),
         Reference::Path(_) | Reference::Name(_) => {}
         fetched => {
             let file = fetched.file().map(|file| folder.join(file));
             return Ok(match file.filter(|file| file.is_file()) {
-                Some(file) => Found::Here(file),
+                Some(file) => Found::Local(file),
                 None => Found::Fetchable(reference),
             });
         }
     }
-    // The name of a file in the folder, as it is or without its end.
+    // The name of a file in the folder, with or without its extension.
     let entries = list(folder)?;
     let wanted = model.strip_suffix(&format!(".{EXTENSION}")).unwrap_or(model);
     let stem = |entry: &Entry| entry.path.file_stem().map(|stem| stem.to_string_lossy().into_owned());
@@ -174,22 +174,22 @@ pub fn locate(folder: &Path, model: &str) -> Result<Found> {
         entry.name.eq_ignore_ascii_case(wanted) || stem(entry).is_some_and(|stem| stem.eq_ignore_ascii_case(wanted))
     };
     match entries.iter().filter(named).collect::<Vec<_>>()[..] {
-        [only] => Ok(Found::Here(only.path.clone())),
+        [only] => Ok(Found::Local(only.path.clone())),
         [] if is_path(model) => Err(no_file(Path::new(model))),
         [] => Err(unknown(folder, model, &entries)),
         ref several => {
-            // The very name wins over one in another case.
+            // An exact match wins over one in another case.
             if let Some(exact) = several.iter().find(|entry| entry.name == model) {
-                return Ok(Found::Here(exact.path.clone()));
+                return Ok(Found::Local(exact.path.clone()));
             }
             let names: Vec<&str> = several.iter().map(|entry| entry.name.as_str()).collect();
-            Err(Error::new(ErrorKind::InvalidInput, format!("{model} may be any of {}; write which", names.join(", "))))
+            Err(Error::new(ErrorKind::InvalidInput, format!("{model} is ambiguous; name one of {}", names.join(", "))))
         }
     }
 }
 
 fn no_file(path: &Path) -> Error {
-    let why = if path.is_dir() { "is a folder, not a model" } else { "is not there" };
+    let why = if path.is_dir() { "is a folder, not a model" } else { "does not exist" };
     Error::new(ErrorKind::NotFound, format!("the model file {} {why}", path.display()))
 }
 
@@ -198,7 +198,7 @@ fn unknown(folder: &Path, model: &str, entries: &[Entry]) -> Error {
     let all = here.iter().copied().chain(KNOWN.iter().map(|known| known.name));
     let written = model.to_lowercase();
     let near = |name: &str| match name.to_lowercase() {
-        // The beginning of a name is as good as the name.
+        // A prefix of a name is as good as the name.
         name if written.len() >= 3 && name.starts_with(&written) => 0,
         name => distance(&name, &written),
     };
@@ -207,18 +207,21 @@ fn unknown(folder: &Path, model: &str, entries: &[Entry]) -> Error {
         Some((distance, name)) if distance * 3 <= model.chars().count() => format!("did you mean {name}?"),
         _ => {
             let shown = match here.len() {
-                0 => "there is none yet".to_owned(),
+                0 => "the folder is empty".to_owned(),
                 n if n > NAMES_SHOWN => format!("{} and {} more", here[..NAMES_SHOWN].join(", "), n - NAMES_SHOWN),
-                _ => format!("there are {}", here.join(", ")),
+                _ => format!("the folder has {}", here.join(", ")),
             };
             let names: Vec<&str> = KNOWN.iter().map(|known| known.name).collect();
-            format!("{shown}; `pangea models pull` fetches {}, hf:OWNER/REPO/FILE.gguf or an address", names.join(", "))
+            format!(
+                "{shown}; `pangea models pull` downloads {}, hf:OWNER/REPO/FILE.gguf or an address",
+                names.join(", ")
+            )
         }
     };
-    Error::new(ErrorKind::NotFound, format!("there is no model {model} in {}: {hint}", folder.display()))
+    Error::new(ErrorKind::NotFound, format!("no model {model} in {}: {hint}", folder.display()))
 }
 
-/// Changes of a character that make one text the other (Levenshtein).
+/// Number of single-character edits between two texts (Levenshtein).
 fn distance(one: &str, other: &str) -> usize {
     let other: Vec<char> = other.chars().collect();
     let mut row: Vec<usize> = (0..=other.len()).collect();
@@ -232,13 +235,13 @@ fn distance(one: &str, other: &str) -> usize {
     row[other.len()]
 }
 
-/// Removes a model of `folder`, and folders that are empty without it; gives what it was.
+/// Removes a model from `folder`, with folders that become empty; returns what was removed.
 ///
 /// # Errors
-/// As [`resolve`]; `InvalidInput` for a file outside the folder, which is its owner's to remove.
+/// Those of [`resolve`]; `InvalidInput` for a file outside the folder, which only its owner removes.
 pub fn remove(folder: &Path, model: &str) -> Result<Entry> {
     let path = match locate(folder, model)? {
-        Found::Here(path) => path,
+        Found::Local(path) => path,
         Found::Fetchable(_) => {
             let message = format!("the model {model} is not in {}; nothing was removed", folder.display());
             return Err(Error::new(ErrorKind::NotFound, message));
@@ -246,20 +249,19 @@ pub fn remove(folder: &Path, model: &str) -> Result<Entry> {
     };
     let Some(entry) = list(folder)?.into_iter().find(|entry| entry.path == path) else {
         let message =
-            format!("{} is not in {}: only models that are there are removed", path.display(), folder.display());
+            format!("{} is not in {}; only models in that folder can be removed", path.display(), folder.display());
         return Err(Error::new(ErrorKind::InvalidInput, message));
     };
-    std::fs::remove_file(&entry.path).map_err(|error| {
-        Error::new(ErrorKind::Internal, format!("{} cannot be removed: {error}", entry.path.display()))
-    })?;
+    std::fs::remove_file(&entry.path)
+        .map_err(|error| Error::new(ErrorKind::Internal, format!("cannot remove {}: {error}", entry.path.display())))?;
     remove_empty(folder, entry.path.parent().unwrap_or(folder));
     Ok(entry)
 }
 
-/// Removes `inner` and the folders that it is in up to `folder`, which stays, as far as they are empty.
+/// Removes `inner` and its parent folders below `folder` as long as they are empty.
 pub(super) fn remove_empty(folder: &Path, inner: &Path) {
     for inner in inner.ancestors().take_while(|inner| *inner != folder) {
-        // One that is not empty stays.
+        // A folder that is not empty stays.
         if std::fs::remove_dir(inner).is_err() {
             break;
         }
@@ -267,7 +269,7 @@ pub(super) fn remove_empty(folder: &Path, inner: &Path) {
 }
 
 fn cannot_read(folder: &Path, error: &std::io::Error) -> Error {
-    Error::new(ErrorKind::Internal, format!("the folder {} cannot be read: {error}", folder.display()))
+    Error::new(ErrorKind::Internal, format!("cannot read the folder {}: {error}", folder.display()))
 }
 
 #[cfg(test)]
@@ -293,10 +295,10 @@ mod tests {
         }
         for (name, said) in [
             ("Small-1B.Q4_1", "did you mean Small-1B.Q4_0?"),
-            ("other", "there are Small-1B.Q4_0;"),
-            ("other.gguf", "file other.gguf is not there"),
+            ("other", "the folder has Small-1B.Q4_0;"),
+            ("other.gguf", "file other.gguf does not exist"),
             ("hidden", "no model hidden"),
-            ("/nowhere/x.gguf", "file /nowhere/x.gguf is not there"),
+            ("/nowhere/x.gguf", "file /nowhere/x.gguf does not exist"),
             ("..", "no model .."),
             ("smollm2", "pangea models pull smollm2"),
             ("smolm2", "did you mean smollm2?"),
@@ -308,7 +310,7 @@ mod tests {
     }
 
     #[test]
-    fn a_model_named_by_its_file_is_looked_for_under_every_name_it_is_served_by() {
+    fn names_of_a_file_are_all_names_it_may_be_served_under() {
         let folder = folder_with(&["SmolLM2-135M-Instruct.Q4_1.gguf", "hf/a/r/model.gguf", "hf/b/r/model.gguf"]);
         let folder = folder.path();
         let names = |model: &str| names_of(folder, model);
@@ -324,7 +326,7 @@ mod tests {
     }
 
     #[test]
-    fn two_files_of_one_name_are_told_apart() {
+    fn two_files_with_one_name_get_different_names() {
         let folder = folder_with(&["hf/a/r/model.gguf", "hf/b/r/model.gguf", "SmolLM2-135M-Instruct.Q4_1.gguf"]);
         let names: Vec<String> = list(folder.path()).unwrap().into_iter().map(|entry| entry.name).collect();
         assert_eq!(names, ["hf:a/r/model", "hf:b/r/model", "smollm2"]);
@@ -334,7 +336,7 @@ mod tests {
     }
 
     #[test]
-    fn removing_takes_the_file_and_the_folders_that_are_empty_then() {
+    fn removing_a_model_removes_folders_that_become_empty() {
         let folder = folder_with(&["hf/a/r/one.gguf", "hf/a/s/two.gguf"]);
         let outside = folder_with(&["mine.gguf"]);
         let mine = outside.path().join("mine.gguf");
@@ -349,7 +351,7 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_that_is_not_there_has_no_models() {
+    fn a_missing_folder_has_no_models() {
         assert!(list(Path::new("/nowhere/models")).unwrap().is_empty());
     }
 }

@@ -1,24 +1,24 @@
-//! How far the fetching of a model is. A value; who shows it decides how.
+//! Progress of a model's download. A plain value; the listener decides how to show it.
 
-/// A moment of a transfer.
+/// Progress at one moment of a transfer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Transfer {
-    /// What is being done, in a word for people.
+    /// Current phase, in a word for people.
     pub phase: &'static str,
     /// Bytes of the phase that are done.
     pub done_bytes: u64,
-    /// Bytes of the phase in all; 0 where that is not known.
+    /// Total bytes of the phase; 0 if unknown.
     pub total_bytes: u64,
 }
 
-/// Who is told how far a transfer is.
+/// Receives the progress of a transfer.
 pub(super) type Listener<'a> = &'a mut dyn FnMut(Transfer);
 
-/// Waiting for another process that fetches into the same folder.
+/// Waiting for another process that downloads into the same folder.
 pub(super) const WAITING: &str = "waiting";
 
-/// Bytes are coming in.
+/// Bytes are received.
 pub(super) const FETCHING: &str = "fetching";
 
-/// The whole file is read once more.
+/// The complete file is hashed.
 pub(super) const CHECKING: &str = "checking";

@@ -357,7 +357,7 @@ mod tests {
     use crate::storage::State;
 
     /// Longer than an election with nobody there takes, by far.
-    const PATIENCE: Duration = Duration::from_secs(60);
+    const TIMEOUT: Duration = Duration::from_secs(60);
 
     #[test]
     fn a_disk_that_hangs_delays_no_news_of_peers_and_only_the_telling_of_the_term() {
@@ -390,16 +390,16 @@ mod tests {
                 let (address, transport) = (Multiaddr::empty(), Transport::Tcp);
                 let (direction, found_by) = (Direction::Dialled, FoundBy::Manual);
                 events.send(NetEvent::PeerUp { peer, address, transport, direction, found_by }).await.unwrap();
-                let seen = tokio::time::timeout(PATIENCE, view.wait_for(|view| view.connected.contains(&peer)));
+                let seen = tokio::time::timeout(TIMEOUT, view.wait_for(|view| view.connected.contains(&peer)));
                 assert_eq!(seen.await.expect("the disk holds up the news").unwrap().term, None, "not on disk");
                 events.send(NetEvent::PeerDown { peer, why: String::new(), silent: false }).await.unwrap();
-                let seen = tokio::time::timeout(PATIENCE, view.wait_for(|view| !view.connected.contains(&peer)));
+                let seen = tokio::time::timeout(TIMEOUT, view.wait_for(|view| !view.connected.contains(&peer)));
                 seen.await.expect("the disk holds up the news").unwrap();
                 peers += 1;
             }
             assert!(peers > 10, "{peers}");
             drop(hung);
-            let elected = tokio::time::timeout(PATIENCE, view.wait_for(|view| view.term.is_some()));
+            let elected = tokio::time::timeout(TIMEOUT, view.wait_for(|view| view.term.is_some()));
             assert!(elected.await.expect("the term is told once it is stored").unwrap().is_master());
             drop(events);
             driving.await.unwrap();

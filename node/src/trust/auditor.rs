@@ -34,7 +34,7 @@ const CHUNK_ROWS: usize = 64;
 const BUSY: Duration = Duration::from_millis(50);
 
 /// Time that an audit waits for memory: products and loads release theirs within seconds, or keep it for good.
-const MEMORY_PATIENCE: Duration = Duration::from_secs(10);
+const MEMORY_TIMEOUT: Duration = Duration::from_secs(10);
 /// What an audit needs from the node that it runs on.
 pub trait AuditHost: Send + Sync {
     /// Peer id of this node.
@@ -194,7 +194,7 @@ fn replay_audit(parts: &AuditorParts, pool: &OnceLock<Pool>, mut receipt: Receip
     // Memory for as many layers as fit, but at least for the largest one.
     let least = manifest.layer_bytes().max(manifest.embedding_bytes()).max(manifest.head_bytes());
     let most = roomy_audit_bytes(parts.devices.limit());
-    let room = parts.devices.lease_up_to(Kind::Audits, least, most, MEMORY_PATIENCE)?;
+    let room = parts.devices.lease_up_to(Kind::Audits, least, most, MEMORY_TIMEOUT)?;
     let mut weights = Weights { file: &file, manifest: &manifest, room: room.bytes(), fetch: &mut fetch };
     let found = verify(&receipt, &mut weights, pool, &mut pace)?;
     let local = host.local().to_string();

@@ -34,7 +34,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 const GIB: u64 = 1 << 30;
 
 /// Long enough for anything here on a busy machine; a test that needs it has failed.
-const PATIENCE: Duration = Duration::from_secs(120);
+const TIMEOUT: Duration = Duration::from_secs(120);
 
 struct Node {
     service: Service,
@@ -54,14 +54,14 @@ impl Node {
     }
 
     async fn client(&self) -> Client {
-        Client::connect(&self.address().to_string(), PATIENCE).await.unwrap()
+        Client::connect(&self.address().to_string(), TIMEOUT).await.unwrap()
     }
 }
 
 fn run(test: impl Future<Output = ()>) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     LocalSet::new()
-        .block_on(&runtime, async { tokio::time::timeout(PATIENCE, test).await })
+        .block_on(&runtime, async { tokio::time::timeout(TIMEOUT, test).await })
         .expect("nothing here takes this long");
 }
 
@@ -277,7 +277,7 @@ fn all_that_is_said_of_jobs_peers_and_node_arrives() {
 fn programs_that_are_not_asynchronous_get_the_same() {
     let node = Node::start(GIB, Limits::default());
     let address = node.address().to_string();
-    let client = pangea_client::blocking::Client::connect(&address, PATIENCE).unwrap();
+    let client = pangea_client::blocking::Client::connect(&address, TIMEOUT).unwrap();
     let bytes: Vec<u8> = [1f32, 2.0, 3.0, 4.0].into_iter().flat_map(f32::to_le_bytes).collect();
     let a = client.upload(&mut TensorBytes::new(f32_info(2, 2), &bytes).unwrap()).unwrap();
     let (job, product) = client.matmul(&a, &a, &MatmulOptions::default());
@@ -559,7 +559,7 @@ fn a_client_that_stops_reading_stalls_only_itself() {
     let (started, has_started) = tokio::sync::oneshot::channel();
     let (release, go_on) = std::sync::mpsc::sync_channel(1);
     let slow = std::thread::spawn(move || {
-        let client = pangea_client::blocking::Client::connect(&address, PATIENCE).unwrap();
+        let client = pangea_client::blocking::Client::connect(&address, TIMEOUT).unwrap();
         let tensor = client.upload(&mut Pattern::new(info)).unwrap();
         let mut stuck = Stuck { started: Some(started), go_on, received: 0 };
         client.read_into(&tensor, &mut stuck).unwrap();
@@ -631,12 +631,12 @@ fn a_connection_too_many_is_told_so() {
         let node = Node::start(GIB, Limits { connections: 2, ..Limits::default() });
         let (first, second) = (node.client().await, node.client().await);
         let address = node.address().to_string();
-        let refused = Client::connect(&address, PATIENCE).await.err().unwrap();
+        let refused = Client::connect(&address, TIMEOUT).await.err().unwrap();
         assert_eq!(refused.kind(), ErrorKind::Overloaded, "{refused}");
         first.status().await.unwrap();
         drop(second);
         // Room again once the service has seen it end.
-        while Client::connect(&address, PATIENCE).await.is_err() {}
+        while Client::connect(&address, TIMEOUT).await.is_err() {}
     });
 }
 
@@ -652,7 +652,7 @@ fn garbage_and_giant_messages_cost_only_their_own_connection() {
         let inputs: [&[u8]; 4] = [b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n", &[0x5a; 4096], &segments, &giant];
         for input in inputs {
             let mut stream = TcpStream::connect(node.address()).unwrap();
-            stream.set_read_timeout(Some(PATIENCE)).unwrap();
+            stream.set_read_timeout(Some(TIMEOUT)).unwrap();
             stream.write_all(input).unwrap();
             // It ends the connection; a last word of the protocol before that is fine.
             let mut rest = Vec::new();
@@ -704,7 +704,7 @@ fn requests_are_left_unread_while_answers_are() {
 fn no_node_where_one_was_expected_is_said_plainly() {
     run(async {
         let free = bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
-        let error = Client::connect(&free, PATIENCE).await.err().unwrap();
+        let error = Client::connect(&free, TIMEOUT).await.err().unwrap();
         assert_eq!(error.kind(), ErrorKind::Unavailable);
         assert!(error.message().contains(&free) && error.message().contains("pangea node"), "{error}");
 
@@ -740,7 +740,7 @@ fn shutting_down_lets_jobs_end_and_takes_no_new_ones() {
         let read = tokio::task::spawn_local(async move { read_f32(&product).await });
         node.backend.wait_submitted(1).await;
         let backend = node.backend.clone();
-        let shutdown = tokio::task::spawn_local(node.service.shutdown(PATIENCE));
+        let shutdown = tokio::task::spawn_local(node.service.shutdown(TIMEOUT));
         // It drains once it refuses jobs.
         loop {
             let (job, _) = client.matmul(&a, &a, &options);
@@ -757,7 +757,7 @@ fn shutting_down_lets_jobs_end_and_takes_no_new_ones() {
         assert_eq!(read.await.unwrap(), [9.0]);
         shutdown.await.unwrap();
         assert_eq!(kind(client.status().await), ErrorKind::Unavailable, "the connection is gone");
-        assert_eq!(kind(Client::connect(&address, PATIENCE).await), ErrorKind::Unavailable);
+        assert_eq!(kind(Client::connect(&address, TIMEOUT).await), ErrorKind::Unavailable);
         backend.wait_reserved(0).await;
     });
 }

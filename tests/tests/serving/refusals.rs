@@ -94,7 +94,7 @@ fn a_taken_port_or_a_broken_model_keeps_the_node_from_starting_and_says_why() {
     for (builder, code, words) in [
         (cluster.node("two").api_addr(&one.api), 1, vec!["HTTP API", "--api-port"]),
         (cluster.node("three").with("--model", broken.to_str().unwrap()), 2, vec!["gguf"]),
-        (cluster.node("four").with("--model", "nowhere.gguf"), 2, vec!["nowhere.gguf is not there"]),
+        (cluster.node("four").with("--model", "nowhere.gguf"), 2, vec!["nowhere.gguf does not exist"]),
         (cluster.node("five").api_addr("0.0.0.0:0"), 2, vec!["PANGEA_API_KEY"]),
     ] {
         let process = builder.launch();

@@ -1,5 +1,5 @@
-//! What a worker sends on a task stream: results, failures, short messages, and from time to time how busy it is. It decides
-//! nothing.
+//! Replies of a worker on a task stream: results, failures, short messages, and its load from time to time. Nothing is
+//! decided here.
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -18,10 +18,10 @@ use crate::link::limits::CHUNK_BYTES;
 use crate::streams::framed::{FrameWriter, StreamError};
 use crate::wire::{Message, Shape, TaskHello, TaskId};
 
-/// Between two messages about this node's load.
+/// Minimum interval between two load messages.
 const LOAD_EVERY: Duration = Duration::from_millis(250);
 
-/// Something for the coordinator.
+/// A reply to the coordinator.
 pub(super) enum Reply {
     Message(Message),
     Result { task: TaskId, tensor: Tensor, compute: Duration, fault: Option<Fault>, memory: Option<Lease> },
@@ -33,15 +33,15 @@ pub(super) async fn reply(replies: &mpsc::Sender<Reply>, reply: Reply) -> Result
     replies.send(reply).await.map_err(|_| StreamError::Closed)
 }
 
-/// Writes replies until the stream ends; returns why.
+/// Writes replies until the stream ends; returns why it ended.
 pub(super) async fn write_all<W: AsyncWrite + Unpin>(
     mut frames: FrameWriter<W>,
     mut outbox: mpsc::Receiver<Reply>,
-    advert: TaskHello,
+    hello: TaskHello,
     peer: PeerId,
     served: &Rc<RefCell<Served>>,
 ) -> StreamError {
-    match write(&mut frames, &mut outbox, advert, peer, served).await {
+    match write(&mut frames, &mut outbox, hello, peer, served).await {
         Ok(()) => StreamError::Closed,
         Err(why) => why,
     }
@@ -50,11 +50,11 @@ pub(super) async fn write_all<W: AsyncWrite + Unpin>(
 async fn write<W: AsyncWrite + Unpin>(
     frames: &mut FrameWriter<W>,
     outbox: &mut mpsc::Receiver<Reply>,
-    advert: TaskHello,
+    hello: TaskHello,
     peer: PeerId,
     served: &Rc<RefCell<Served>>,
 ) -> Result<(), StreamError> {
-    frames.send(&Message::Hello(advert), &[]).await?;
+    frames.send(&Message::Hello(hello), &[]).await?;
     frames.flush().await?;
     let mut load = Load { peer, told: Duration::ZERO, tick: tokio::time::interval(LOAD_EVERY) };
     loop {
@@ -74,7 +74,7 @@ async fn write<W: AsyncWrite + Unpin>(
             }
             Reply::Result { fault: Some(Fault::Hang), .. } => {}
             Reply::Result { task, tensor, compute, fault, memory } => {
-                // Held until the result is on its way.
+                // Held until the result is sent.
                 let _memory = memory;
                 send_result(frames, task, &tensor, compute, fault).await?;
                 let mut served = served.borrow_mut();
@@ -88,7 +88,7 @@ async fn write<W: AsyncWrite + Unpin>(
     }
 }
 
-/// What the coordinator was last told of this node's load.
+/// The load that was last reported to the coordinator.
 struct Load {
     peer: PeerId,
     told: Duration,
@@ -96,7 +96,7 @@ struct Load {
 }
 
 impl Load {
-    /// Waits until the load has changed by more than a half.
+    /// Waits until the load differs from the reported one by more than a half.
     async fn news(&mut self, served: &Rc<RefCell<Served>>) -> Message {
         loop {
             self.tick.tick().await;
