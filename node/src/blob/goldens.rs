@@ -21,13 +21,7 @@ fn one_of_each() -> Vec<(BlobMessage, usize)> {
         (BlobMessage::Have(digest()), 0),
         (BlobMessage::Part { model: digest(), piece: 271, part: 6 }, 0),
         (BlobMessage::Chunk { total: 4 << 20, offset: 3 << 18 }, CHUNK_BYTES),
-        (
-            BlobMessage::Refusal {
-                kind: ErrorKind::NotFound,
-                message: "no part of the model is on this node".to_owned(),
-            },
-            0,
-        ),
+        (BlobMessage::Refusal { kind: ErrorKind::NotFound, message: "nothing of it is here".to_owned() }, 0),
     ]
 }
 
