@@ -278,7 +278,7 @@ fn build(parts: Parts, executor: Executor, speeds: Speeds) -> Result<Built> {
             pipeline.attach(links);
             let loader = Loader::new(pipeline.clone(), blobs, pool.clone(), parts.devices, limits);
             let pending = loader.clone();
-            pipeline.on_unknown(move || pending.start_pending());
+            pipeline.on_unknown(move |chain| pending.start_pending(chain));
             let (placing, sessions) = placement::Driver::new(pool.clone(), Arc::new(loader.clone()), parts.pinned);
             Some(Staged { loader, links: driver, placing, sessions })
         }

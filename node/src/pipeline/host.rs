@@ -24,7 +24,7 @@ use crate::model_text::ModelText;
 use crate::supervise::{Part, Supervisor};
 use pangea_control::session::Drafts;
 use pangea_control::session::batch::BatchLimits;
-use pangea_control::session::gate::{Ask, Gate};
+use pangea_control::session::gate::{Ask, Gate, waiting_for_opening};
 
 /// Messages that wait for a stage: a few frames, and a burst of requests and of their ends.
 const STAGE_EVENTS: usize = 1024;
@@ -78,7 +78,7 @@ pub enum SessionEvent {
 }
 
 /// Called when a message comes for a chain that is not known here.
-type OnUnknown = Box<dyn Fn() + Send + Sync>;
+type OnUnknown = Box<dyn Fn(ChainId) + Send + Sync>;
 
 /// The stages and sessions of a node; clones are the same.
 #[derive(Clone)]
@@ -145,7 +145,7 @@ impl Pipeline {
     }
 
     /// Who may start a chain that a message is for. Only the first counts.
-    pub fn on_unknown(&self, call: impl Fn() + Send + Sync + 'static) {
+    pub fn on_unknown(&self, call: impl Fn(ChainId) + Send + Sync + 'static) {
         let _ = self.0.on_unknown.set(Box::new(call));
     }
 
@@ -322,17 +322,17 @@ impl Pipeline {
         match &message {
             Message::Open(open) => {
                 let chain = ChainId { model: open.model, epoch: open.epoch };
-                let Open { session, choices, coordinator, sequence, .. } = **open;
+                let Open { session, choices, coordinator, .. } = **open;
+                let waiting = waiting_for_opening(&self.0.local, &from, &open.stages, coordinator);
                 self.start_unknown(chain);
                 let ask = Ask::Open { session, choices, coordinator };
-                if !self.to_stage(chain, from, ask, message, payload) && sequence.is_none() {
-                    let refused = Message::Refused {
-                        session,
-                        kind: ErrorKind::Unavailable,
-                        message: "this node has no such layers, or no more room for requests".to_owned(),
-                        retry_after_ms: Some(1000),
-                    };
-                    let _ = self.send(from, refused, Payload::empty());
+                let forwarded = open.sequence.is_some();
+                if !self.to_stage(chain, from, ask, message, payload) {
+                    // A refusal of the first session is one of the whole request.
+                    let failed = if forwarded { choices } else { 1 };
+                    for choice in 0..failed {
+                        self.cannot_open(chain, session.choice(choice), forwarded, &waiting);
+                    }
                 }
             }
             Message::Frame(frame) => {
@@ -370,10 +370,24 @@ impl Pipeline {
         }
     }
 
+    /// Tells the nodes that wait for a session that its opening was not taken here.
+    fn cannot_open(&self, chain: ChainId, session: SessionId, forwarded: bool, waiting: &[PeerId]) {
+        let kind = ErrorKind::Unavailable;
+        let message = "this node has no such layers, or no more room for requests".to_owned();
+        let notice = match forwarded {
+            true => Message::Failed { chain, session, kind, message },
+            false => Message::Refused { session, kind, message, retry_after_ms: Some(1000) },
+        };
+        for peer in waiting {
+            // The loss of a link to a node tells that node the same.
+            let _ = self.send(*peer, notice.clone(), Payload::empty());
+        }
+    }
+
     /// A message came for a chain: its stage here may be about to start.
     fn start_unknown(&self, chain: ChainId) {
         if let Some(call) = self.0.on_unknown.get().filter(|_| !self.has(chain)) {
-            call();
+            call(chain);
         }
     }
 
@@ -436,6 +450,52 @@ impl Inbox for Pipeline {
         let sessions: Vec<_> = self.sessions().values().cloned().collect();
         for events in sessions {
             let _ = events.try_send(SessionEvent::PeerGone { peer, why: why.to_owned() });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use pangea_compute::Digest;
+    use pangea_compute::sample::{AnswerFormat, Sampling};
+
+    fn peer() -> PeerId {
+        Keypair::generate_ed25519().public().to_peer_id()
+    }
+
+    /// The failure of every answer is sent, so that no coordinator waits out its patience for a session that no stage has.
+    #[test]
+    fn an_opening_forwarded_to_a_node_without_the_chain_fails_at_its_coordinator() {
+        let pipeline = Pipeline::new(Keypair::generate_ed25519(), Supervisor::default());
+        let (local, previous) = (pipeline.local(), peer());
+        let session = SessionId([7; 16]);
+        let (events, mut received) = mpsc::channel(4);
+        pipeline.hear(session, events.clone());
+        pipeline.hear(session.choice(1), events);
+        let open = Open {
+            session,
+            coordinator: local,
+            model: Digest::from_bytes([1; 32]),
+            epoch: 5,
+            numerics: 1,
+            stages: vec![StageAt { peer: previous, layers: 0..1 }, StageAt { peer: local, layers: 1..2 }],
+            choices: 2,
+            sequence: Some(3),
+            prompt_len: 1,
+            max_new_tokens: 1,
+            sampling: Sampling::default(),
+            format: AnswerFormat::Text,
+            prompt_logprobs: false,
+            tokens: vec![1],
+        };
+        pipeline.message(previous, Message::Open(Box::new(open)), Payload::empty());
+        for choice in 0..2 {
+            let event = received.try_recv().unwrap();
+            let SessionEvent::Message { from, message: Message::Failed { session: of, kind, .. }, .. } = event else {
+                panic!("{event:?}");
+            };
+            assert_eq!((from, of, kind), (local, session.choice(choice), ErrorKind::Unavailable));
         }
     }
 }

@@ -342,6 +342,7 @@ impl Loader {
     /// Starts this node's stages of the placements that are ready, and ends those of placements long replaced.
     pub fn follow(&self, view: &View) {
         let Some(placements) = pool_facts::placements(view) else { return };
+        self.chains().observe(&placements, clock::now());
         for placement in &placements {
             if let Err(error) = self.join(view, placement) {
                 tracing::warn!(event = "stage_not_started", %error, "a stage could not be started");
@@ -443,10 +444,15 @@ impl Loader {
         }
     }
 
-    /// Starts what a message asks for before this node has got round to it.
-    pub fn start_pending(&self) {
+    /// Starts the stage of a chain that is asked for before this node has followed the view that names it, or while a new
+    /// master has yet to publish its placement.
+    pub fn start_pending(&self, chain: ChainId) {
         let view = Arc::clone(&self.view().borrow());
         self.follow(&view);
+        let placement = self.chains().placement(&chain);
+        if let Some(Err(error)) = placement.map(|placement| self.join(&view, &placement)) {
+            tracing::warn!(event = "stage_not_started", %error, "a stage could not be started");
+        }
     }
 
     /// Memory of all of a model's layers that are here, in bytes.

@@ -82,8 +82,8 @@ impl Pooled {
         {
             return self.alone(exclusions);
         }
-        self.loader.start_pending();
         let chain = ChainId { model: newest.model, epoch: newest.epoch };
+        self.loader.start_pending(chain);
         let stages = newest.stages.into_iter().map(|stage| StageAt { peer: stage.peer, layers: stage.layers });
         Some(Route { chain, stages: stages.collect(), kept: None })
     }

@@ -90,6 +90,20 @@ impl Gate {
     }
 }
 
+/// The nodes that wait for an opening which the stage on `local` cannot take, which would otherwise wait for a session that no node
+/// computes: its coordinator, and the first stage that schedules it. No node where `from` may not open at this stage.
+pub fn waiting_for_opening(local: &PeerId, from: &PeerId, stages: &[StageAt], coordinator: PeerId) -> Vec<PeerId> {
+    let index = stages.iter().position(|stage| stage.peer == *local);
+    match index.and_then(|index| index.checked_sub(1)) {
+        Some(previous) if stages[previous].peer == *from => {
+            let first = stages[0].peer;
+            if first == coordinator { vec![coordinator] } else { vec![coordinator, first] }
+        }
+        Some(_) => Vec::new(),
+        None => vec![*from],
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -99,10 +113,26 @@ mod tests {
         SessionId([n; 16])
     }
 
-    /// The gates of a chain of three stages on the peers 0, 1 and 2.
+    /// Three stages on the peers 0, 1 and 2.
+    fn stages() -> Vec<StageAt> {
+        (0..3).map(|at| StageAt { peer: peer(u64::from(at)), layers: at..at + 1 }).collect()
+    }
+
+    /// The gates of a chain of those stages.
     fn gates() -> [Gate; 3] {
-        let stages: Vec<StageAt> = (0..3).map(|at| StageAt { peer: peer(u64::from(at)), layers: at..at + 1 }).collect();
-        [0, 1, 2].map(|index| Gate::new(&stages, index))
+        [0, 1, 2].map(|index| Gate::new(&stages(), index))
+    }
+
+    #[test]
+    fn an_opening_that_a_stage_cannot_take_is_reported_to_all_who_wait_for_it() {
+        let reported = |at: u64, from: u64, coordinator: u64| {
+            waiting_for_opening(&peer(at), &peer(from), &stages(), peer(coordinator))
+        };
+        assert_eq!(reported(0, 9, 9), [peer(9)]);
+        assert_eq!(reported(1, 0, 9), [peer(9), peer(0)]);
+        assert_eq!(reported(2, 1, 0), [peer(0)], "the coordinator is the first stage");
+        // Only the stage before forwards openings.
+        assert!(reported(2, 0, 9).is_empty() && reported(1, 2, 9).is_empty() && reported(1, 9, 9).is_empty());
     }
 
     #[test]

@@ -162,7 +162,10 @@ impl<D: Drafter> StageProtocol<D> {
         let Opening { session, choices, coordinator, .. } = *opening;
         let joining = Joining { session, choices, coordinator };
         let sequence = match &mut self.first {
-            None => opening.sequence.filter(|_| self.broken.is_none()),
+            None => match self.broken.clone() {
+                None => opening.sequence,
+                Some(why) => return self.cannot_open(joining, &Error::new(ErrorKind::Unavailable, why), actions),
+            },
             Some(first) => match unfit(&self.settings, self.broken.as_deref(), opening) {
                 Some(error) => return refuse(joining, error, None, actions),
                 None => match first.open(opening, now) {
@@ -197,6 +200,17 @@ impl<D: Drafter> StageProtocol<D> {
         let Some(Joining { session, choices, .. }) = self.joining.take() else { return };
         for choice in 0..choices {
             self.fail(session.choice(choice), error, now, actions);
+        }
+    }
+
+    /// Reports the sessions of an opening that came after this chain broke to their coordinator and the first stage, which may
+    /// not know of the break yet.
+    fn cannot_open(&self, joining: Joining, error: &Error, actions: &mut Vec<Action>) {
+        let Joining { session, choices, coordinator } = joining;
+        let first = Some(self.stage(0)).filter(|first| *first != coordinator);
+        for session in (0..choices).map(|choice| session.choice(choice)) {
+            let tell = |to| Action::Send { to, session, notice: Notice::Failed(error.clone()) };
+            actions.extend([Some(coordinator), first].into_iter().flatten().map(tell));
         }
     }
 

@@ -293,7 +293,8 @@ fn a_frame_that_does_not_fit_breaks_the_chain_and_everybody_hears_of_it() {
         assert!(matches!(sent(&actions, COORDINATOR)[..], [(_, Notice::Failed(_))]), "{actions:?}");
         assert!(matches!(actions.last(), Some(Action::Break { .. })), "{actions:?}");
         assert_eq!(last.protocol.sessions(), 0);
-        assert!(last.open(2).is_empty(), "nothing goes on here any more");
+        let joins = last.open(2).iter().any(|action| matches!(action, Action::Join { .. }));
+        assert!(!joins && last.protocol.sessions() == 0, "the broken chain takes a session");
     }
     let mut last = Stage::new(2, 1);
     last.open(1);
@@ -312,4 +313,15 @@ fn a_chain_without_one_of_its_stages_breaks_and_refuses() {
         matches!(sent(&refused, COORDINATOR)[..], [(_, Notice::Refused { error, .. })] if error.kind() == ErrorKind::Unavailable),
         "{refused:?}"
     );
+}
+
+#[test]
+fn an_opening_after_the_chain_broke_fails_at_its_coordinator_and_the_first_stage() {
+    let mut last = Stage::new(3, 2);
+    last.handle(Event::CannotGoOn { why: "out of memory" });
+    let actions = last.open(1);
+    for to in [COORDINATOR, 0] {
+        let told = sent(&actions, to);
+        assert!(matches!(told[..], [(of, Notice::Failed(_))] if of == session(1)), "{to}: {actions:?}");
+    }
 }
