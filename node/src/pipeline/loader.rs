@@ -28,7 +28,7 @@ use crate::placement::Sessions;
 use crate::pool::{ModelAdvert, Pool, View};
 use crate::{clock, compute_error};
 use pangea_control::devices::roomy_sessions_bytes;
-use pangea_control::placement::{Placement, pool_facts};
+use pangea_control::placement::{Placement, PublishedPlacements, pool_facts};
 use pangea_control::session::Drafts;
 use pangea_control::session::batch::BatchLimits;
 use pangea_control::session::chains::{ChainUse, Chains};
@@ -115,6 +115,7 @@ struct Inner {
     loading: Mutex<HashMap<Key, Cancel>>,
     /// Chains that placements made.
     chains: Mutex<Chains>,
+    published: Mutex<PublishedPlacements>,
     changed: watch::Sender<u64>,
 }
 
@@ -142,6 +143,7 @@ impl Loader {
             metrics: Mutex::default(),
             loading: Mutex::default(),
             chains: Mutex::default(),
+            published: Mutex::default(),
             changed: watch::Sender::new(0),
         }))
     }
@@ -342,7 +344,7 @@ impl Loader {
     /// Starts this node's stages of the placements that are ready, and ends those of placements long replaced.
     pub fn follow(&self, view: &View) {
         let Some(placements) = pool_facts::placements(view) else { return };
-        self.chains().observe(&placements, clock::now());
+        self.published().observe(&placements, clock::now());
         for placement in &placements {
             if let Err(error) = self.join(view, placement) {
                 tracing::warn!(event = "stage_not_started", %error, "a stage could not be started");
@@ -449,7 +451,7 @@ impl Loader {
     pub fn start_pending(&self, chain: ChainId) {
         let view = Arc::clone(&self.view().borrow());
         self.follow(&view);
-        let placement = self.chains().placement(&chain);
+        let placement = self.published().of(&chain);
         if let Some(Err(error)) = placement.map(|placement| self.join(&view, &placement)) {
             tracing::warn!(event = "stage_not_started", %error, "a stage could not be started");
         }
@@ -491,6 +493,10 @@ impl Loader {
 
     fn loading(&self) -> MutexGuard<'_, HashMap<Key, Cancel>> {
         self.0.loading.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn published(&self) -> MutexGuard<'_, PublishedPlacements> {
+        self.0.published.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn chains(&self) -> MutexGuard<'_, Chains> {

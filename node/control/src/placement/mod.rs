@@ -12,6 +12,7 @@
 //!   why there is no plan (`no_plan`).
 //! * [`preview()`]: where a model would be and is, for people who ask.
 //! * [`missing_layers()`]: which layers no node has any more.
+//! * [`PublishedPlacements`]: what counts while a new master has yet to publish.
 //! * `cooldown`: which nodes are excluded for now; `replan_delay`: when a better plan replaces what works.
 
 mod chains;
@@ -25,6 +26,7 @@ pub mod placer;
 mod plan;
 pub mod pool_facts;
 mod preview;
+mod published;
 mod replan_delay;
 mod running;
 mod shares;
@@ -39,6 +41,7 @@ pub use placement_master::Note;
 pub use placer::{Action, Event, Placer};
 pub use plan::{Alternative, Plan, plan, predict};
 pub use preview::{ChainPreview, Preview, preview};
+pub use published::PublishedPlacements;
 pub use stage_manager::{StageOrder, StageReport};
 
 #[cfg(test)]

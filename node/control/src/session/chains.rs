@@ -8,7 +8,6 @@ use pangea_units::Digest;
 
 use super::ChainId;
 use crate::Time;
-use crate::pool::placed::Placement;
 
 /// Time that a chain with sessions is kept after its placement was replaced: sessions stay where they are.
 const LINGER: Duration = Duration::from_secs(600);
@@ -16,10 +15,6 @@ const LINGER: Duration = Duration::from_secs(600);
 /// Time that a chain without sessions is kept after its placement was replaced: requests that were routed to it are on their
 /// way.
 const IDLE_LINGER: Duration = Duration::from_secs(2);
-
-/// Time for which the placements of an earlier master count while the present master has published none of their models. A new
-/// master takes over what it knows, and its advert reaches the nodes of a chain at different times.
-const EARLIER_PLACEMENTS: Duration = Duration::from_secs(30);
 
 /// How a chain stands now.
 #[derive(Clone, Copy, Debug)]
@@ -39,8 +34,6 @@ pub struct ChainUse {
 pub struct Chains {
     /// Since when no placement names them.
     known: BTreeMap<ChainId, Option<Time>>,
-    /// The placements of each model that a master published last, and when they were last seen.
-    placements: BTreeMap<Digest, (Vec<Placement>, Time)>,
 }
 
 impl Chains {
@@ -52,26 +45,6 @@ impl Chains {
     /// A stage was ended.
     pub fn remove(&mut self, chain: &ChainId) {
         self.known.remove(chain);
-    }
-
-    /// Takes in the placements that the present master publishes.
-    pub fn observe(&mut self, published: &[Placement], now: Time) {
-        for placement in published {
-            self.placements.insert(placement.model, (Vec::new(), now));
-        }
-        for placement in published {
-            if let Some((of, _)) = self.placements.get_mut(&placement.model) {
-                of.push(placement.clone());
-            }
-        }
-        self.placements.retain(|_, (_, seen)| now.since(*seen) < EARLIER_PLACEMENTS);
-    }
-
-    /// The placement that a chain was made by, where one was published lately. A stage that a message asks for is started by it
-    /// although a new master has yet to publish it.
-    pub fn placement(&self, chain: &ChainId) -> Option<Placement> {
-        let (of, _) = self.placements.get(&chain.model)?;
-        of.iter().find(|placement| placement.epoch == chain.epoch).cloned()
     }
 
     /// Whether a stage of the chain was started and is kept.
@@ -113,36 +86,11 @@ impl Chains {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pool::Term;
-    use crate::pool::placed::PlacedStage;
-    use crate::test_peers::peer;
 
     const USED: ChainUse = ChainUse { named: true, placed: true, broken: false, sessions: 1 };
 
     fn chain(epoch: u64) -> ChainId {
         ChainId { model: Digest::from_bytes([1; 32]), epoch }
-    }
-
-    #[test]
-    fn a_placement_counts_until_the_next_master_has_published_its_own() {
-        let mut chains = Chains::default();
-        let term = Term { counter: 1, master: peer(1) };
-        let placement = |epoch| Placement {
-            model: chain(epoch).model,
-            name: "model".to_owned(),
-            epoch,
-            term,
-            stages: vec![PlacedStage { peer: peer(1), layers: 0..1 }],
-        };
-        chains.observe(&[placement(1), placement(2)], Time::from_secs(1));
-        assert_eq!(chains.placement(&chain(1)), Some(placement(1)));
-        // The next master has published nothing yet.
-        chains.observe(&[], Time::from_secs(2));
-        assert_eq!(chains.placement(&chain(2)), Some(placement(2)));
-        chains.observe(&[placement(3)], Time::from_secs(3));
-        assert_eq!((chains.placement(&chain(2)), chains.placement(&chain(3))), (None, Some(placement(3))));
-        chains.observe(&[], Time::from_secs(33));
-        assert_eq!(chains.placement(&chain(3)), None);
     }
 
     #[test]
