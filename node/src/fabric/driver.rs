@@ -38,6 +38,7 @@ use crate::link::serve::Served;
 use crate::net::{Follower, NetEvent, Network};
 use crate::observe::Observer;
 use crate::peers::Peers;
+use crate::streams::opening::OpeningError;
 use crate::supervise::Supervisor;
 use crate::worker::executor::{Executor, Outcome, Side, Speeds};
 use pangea_control::schedule::{Action, AttemptId, Event, Scheduler, Tile, Time, WorkerEstimate, WorkerId};
@@ -83,10 +84,9 @@ enum Notice {
     Checked { attempt: AttemptId, checked: Checked },
     WholeChecked { job: JobId, checked: Checked },
     FeedFailed { attempt: AttemptId, error: Error },
-    StreamOpened { peer: PeerId, stream: std::result::Result<libp2p::Stream, String> },
+    StreamOpened { peer: PeerId, stream: std::result::Result<libp2p::Stream, OpeningError> },
     LinkMeasured { peer: PeerId, generation: u64, bytes_per_s: f64 },
     Connected { result: Result<PeerId>, until: Time, answer: oneshot::Sender<Result<String>> },
-    ServeEnded { peer: PeerId, why: String },
     Incoming { peer: PeerId, stream: libp2p::Stream },
 }
 
@@ -117,7 +117,6 @@ pub struct Driver {
     finishing: HashMap<JobId, (pangea_control::schedule::JobReport, Tensor)>,
     attempts: HashMap<AttemptId, Attempt>,
     served: Rc<RefCell<Served>>,
-    served_streams: HashMap<PeerId, usize>,
     probes: Rc<RefCell<Probes>>,
     /// Calls of `connect` that wait for the peer's hello, by number.
     calls: HashMap<u64, oneshot::Sender<Result<String>>>,
@@ -196,7 +195,6 @@ impl Driver {
             finishing: HashMap::new(),
             attempts: HashMap::new(),
             served: Rc::new(RefCell::new(served)),
-            served_streams: HashMap::new(),
             probes: Rc::default(),
             calls: HashMap::new(),
             next_call: 0,
@@ -318,13 +316,6 @@ impl Driver {
                 }
             }
             Notice::Connected { result, until, answer } => self.connected(result, until, answer),
-            Notice::ServeEnded { peer, why } => {
-                tracing::debug!(event = "serve_ended", %peer, why);
-                if let Some(streams) = self.served_streams.get_mut(&peer) {
-                    *streams -= 1;
-                }
-                self.served_streams.retain(|_, streams| *streams > 0);
-            }
             Notice::Incoming { peer, stream } => self.serve(peer, stream),
         }
     }

@@ -2,7 +2,14 @@
 
 use std::time::Duration;
 
+use crate::net::NetConfig;
 use crate::wire::MAX_PAYLOAD_BYTES;
+
+/// Task streams that one peer may have open towards this node: one, and one that replaces it.
+pub const STREAMS_PER_PEER: usize = 2;
+
+/// Task streams of all peers towards this node: those of as many peers as a node is connected to.
+pub const STREAMS: usize = STREAMS_PER_PEER * NetConfig::MAX_PEERS as usize;
 
 /// Tasks of one peer at a worker, waiting or running.
 pub const TASKS_PER_PEER: usize = 64;

@@ -16,11 +16,12 @@ use pangea_control::tasks::{Action, Event, Intake, Refusal, Terms};
 use tokio::sync::{Notify, mpsc, oneshot};
 
 use self::replies::{Reply, reply, write_all};
-use super::limits::{HELLO_TIMEOUT, REPLY_QUEUE, TASKS_PER_PEER};
+use super::limits::{HELLO_TIMEOUT, REPLY_QUEUE, STREAMS, STREAMS_PER_PEER, TASKS_PER_PEER};
 use crate::clock;
 use crate::devices::{Devices, Kind, Lease};
 use crate::peers::Peers;
 use crate::streams::framed::{FrameReader, FrameWriter, StreamError};
+use crate::streams::places::{Place, Places};
 use crate::wire::{Header, Message, Operation, Shape, Task, TaskHello, TaskId, VERSION};
 use crate::worker::executor::{Executor, Outcome, PackKey, Work};
 use crate::worker::store::{Admission, OperandStore};
@@ -43,8 +44,8 @@ pub struct Served {
     pub bytes_received: u64,
     /// Tensor bytes sent as results.
     pub bytes_sent: u64,
-    /// Number of served streams per peer.
-    pub sessions: HashMap<PeerId, u32>,
+    /// Places of the streams that are served.
+    pub places: Places,
     /// Answers whether a peer may compute and be computed for.
     pub peers: Peers,
     /// Set while the node drains: new tasks are refused.
@@ -61,7 +62,7 @@ impl Served {
             tasks_done: 0,
             bytes_received: 0,
             bytes_sent: 0,
-            sessions: HashMap::new(),
+            places: Places::new(STREAMS_PER_PEER, STREAMS),
             peers,
             draining: false,
         }
@@ -77,12 +78,12 @@ impl Served {
     }
 }
 
-/// Serves `stream` from `peer` until it ends; returns why it ended. Runs on the current `LocalSet`.
-pub async fn serve<S>(stream: S, peer: PeerId, hello: TaskHello, served: Rc<RefCell<Served>>) -> StreamError
+/// Serves `stream`, which has this `place`, until it ends; returns why it ended. Runs on the current `LocalSet`.
+pub async fn serve<S>(stream: S, place: Place, hello: TaskHello, served: Rc<RefCell<Served>>) -> StreamError
 where
     S: AsyncRead + AsyncWrite + Unpin + 'static,
 {
-    *served.borrow_mut().sessions.entry(peer).or_default() += 1;
+    let peer = place.peer();
     let (replies, outbox) = mpsc::channel(REPLY_QUEUE);
     let (read, write) = stream.split();
     let state = Rc::new(RefCell::new(ServedStream {
@@ -101,6 +102,7 @@ where
     };
     // The end of a stream produces no messages.
     let _ = ServedStream::handle(&state, Event::Ended);
+    drop(place);
     state.borrow_mut().end();
     why
 }
@@ -494,13 +496,10 @@ impl ServedStream {
             served.store.remove(self.peer, digest);
         }
         // A newer stream of the same peer may be open already; complete operands are kept for it.
-        let sessions = served.sessions.entry(self.peer).or_default();
-        *sessions = sessions.saturating_sub(1);
-        if *sessions == 0 {
-            served.sessions.remove(&self.peer);
+        if served.places.of(&self.peer) == 0 {
             served.store.remove_owner(self.peer);
         }
-        if served.sessions.is_empty() {
+        if served.places.is_free() {
             served.executor.forget_peers();
         }
     }

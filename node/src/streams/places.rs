@@ -38,6 +38,23 @@ impl Places {
         taken.insert(peer, of_peer + 1);
         Some(Place { taken: Rc::clone(&self.taken), peer })
     }
+
+    /// Places that `peer` has taken.
+    pub fn of(&self, peer: &PeerId) -> usize {
+        self.taken.borrow().get(peer).copied().unwrap_or_default()
+    }
+
+    /// Whether no peer has a place.
+    pub fn is_free(&self) -> bool {
+        self.taken.borrow().is_empty()
+    }
+}
+
+impl Place {
+    /// Whose stream has the place.
+    pub fn peer(&self) -> PeerId {
+        self.peer
+    }
 }
 
 impl Drop for Place {
@@ -69,6 +86,8 @@ mod tests {
         let _fourth = places.take(other).unwrap();
         drop(third);
         assert!(places.take(one).is_some());
-        assert_eq!(places.taken.borrow().len(), 2);
+        assert_eq!((places.of(&one), places.of(&other)), (1, 1));
+        drop((_second, _fourth));
+        assert!(places.is_free());
     }
 }

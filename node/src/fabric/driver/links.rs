@@ -5,19 +5,17 @@ use std::collections::HashSet;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use libp2p::{PeerId, StreamProtocol};
+use libp2p::PeerId;
 
 use super::probes::{FIRST_PROBE_BYTES, measure};
 use super::{Driver, Notice};
 use crate::fabric::feeder;
 use crate::fabric::open_links::OpenLink;
 use crate::link::coordinator::{self, LinkEvent};
+use crate::streams::opening::{self, OpeningError};
 use crate::wire::{PROTOCOL, TaskHello};
 use pangea_control::peers::{self, Peer, PeerState, WorkerHello};
 use pangea_control::schedule::{AttemptId, Event, LeaveReason, Progress as Step, WorkerId};
-
-/// Until a connected peer has taken a stream.
-const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
 
 impl Driver {
     pub(super) fn on_link_event(&mut self, peer: PeerId, generation: u64, event: LinkEvent) {
@@ -72,23 +70,20 @@ impl Driver {
 
     pub(super) fn open_stream(&self, peer: PeerId, after: Duration) {
         let Some(network) = self.network.as_ref().filter(|_| !self.served.borrow().draining) else { return };
-        let mut control = network.streams();
+        let control = network.streams();
         let notices = self.notices.clone();
         tokio::task::spawn_local(async move {
             tokio::time::sleep(after).await;
-            let opening = control.open_stream(peer, StreamProtocol::new(PROTOCOL));
-            let stream = match tokio::time::timeout(OPEN_TIMEOUT, opening).await {
-                Ok(opened) => opened.map_err(|error| error.to_string()),
-                Err(_) => Err(format!("no stream within {} s", OPEN_TIMEOUT.as_secs())),
-            };
+            let stream = opening::open(control, peer, PROTOCOL).await;
             let _ = notices.send(Notice::StreamOpened { peer, stream }).await;
         });
     }
 
-    pub(super) fn stream_opened(&mut self, peer: PeerId, stream: std::result::Result<libp2p::Stream, String>) {
+    pub(super) fn stream_opened(&mut self, peer: PeerId, stream: std::result::Result<libp2p::Stream, OpeningError>) {
         let stream = match stream {
             Ok(stream) => stream,
             Err(why) => {
+                let why = why.to_string();
                 tracing::debug!(event = "open_failed", %peer, why);
                 self.tell_peers(peers::Event::StreamRefused { peer, why });
                 return;

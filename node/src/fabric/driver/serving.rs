@@ -9,9 +9,6 @@ use super::{Driver, Notice};
 use crate::link::serve;
 use crate::wire::PROTOCOL;
 
-/// Streams that one peer may have open towards this node: one, and one that replaces it.
-const SERVED_STREAMS_PER_PEER: usize = 2;
-
 impl Driver {
     /// Serves the task streams that peers open.
     pub(super) fn accept_streams(&mut self) {
@@ -39,18 +36,15 @@ impl Driver {
             tracing::debug!(event = "stream_refused", %peer, "the peer is quarantined");
             return;
         }
-        let streams = self.served_streams.entry(peer).or_default();
-        if *streams >= SERVED_STREAMS_PER_PEER {
-            tracing::debug!(event = "stream_refused", %peer);
+        let Some(place) = self.served.borrow().places.take(peer) else {
+            tracing::debug!(event = "stream_refused", %peer, "the peer has as many streams as it may");
             return;
-        }
-        *streams += 1;
+        };
         let advert = self.advert();
         let served = Rc::clone(&self.served);
-        let notices = self.notices.clone();
         tokio::task::spawn_local(async move {
-            let why = serve::serve(stream, peer, advert, served).await;
-            let _ = notices.send(Notice::ServeEnded { peer, why: why.to_string() }).await;
+            let why = serve::serve(stream, place, advert, served).await;
+            tracing::debug!(event = "serve_ended", %peer, %why);
         });
     }
 }
