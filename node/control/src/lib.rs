@@ -16,12 +16,13 @@
 //! | 1 | [`blob`] | which part of a model file is asked of which provider |
 //! | 1 | [`tasks`] | which tasks of a peer a worker takes, when each starts and how each ends |
 //! | 1 | [`net`] | whom to dial when; who is admitted; which of two connections lives; which peers are dead |
-//! | 1 | [`peers`] | what is known of each peer, and whether it may compute |
+//! | 1 | `streams` | when the next stream to a peer is opened after one ended |
 //! | 1 | [`pool`] | which nodes are there, and which of them is the master |
-//! | 1 | [`session`] | the protocol of a chain's stages: who may say what, which rows of which sequence are computed next, what is signed; which streams make the link to a peer |
+//! | 2 | [`peers`] | what is known of each peer, and whether it may compute |
+//! | 2 | [`session`] | the protocol of a chain's stages: who may say what, which rows of which sequence are computed next, what is signed; which streams make the link to a peer |
 //! | 2 | [`jobs`] | what was asked of the node, by whom, how far it is and what it came to; whether a new job is accepted |
 //! | 2 | [`placement`] | which node computes which layers of which model |
-//! | 2 | [`generation`] | which chain answers a request, when an answer fails over, when the request is concluded and with which verdict |
+//! | 3 | [`generation`] | which chain answers a request, when an answer fails over, when the request is concluded and with which verdict |
 //! | 3 | [`schedule`] | how a product is cut into tasks, and which worker gets which task when |
 
 mod backoff;
@@ -35,6 +36,7 @@ pub mod placement;
 pub mod pool;
 pub mod schedule;
 pub mod session;
+mod streams;
 pub mod supervise;
 pub mod tasks;
 #[cfg(test)]

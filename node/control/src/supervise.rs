@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::Time;
+use crate::backoff::doubled;
 
 /// Wait before a part that panicked is started again; doubles with each panic in a row.
 pub const RESTART_FIRST: Duration = Duration::from_millis(100);
@@ -179,7 +180,7 @@ impl Supervision {
                     part.ended = Some(why);
                     return Some(Action::EndNode(reason));
                 }
-                Some(Action::Restart(RESTART_FIRST.saturating_mul(1 << (part.panics - 1)).min(RESTART_LATEST)))
+                Some(Action::Restart(doubled(RESTART_FIRST, part.panics - 1, RESTART_LATEST)))
             }
         }
     }

@@ -6,8 +6,8 @@
 //! | [`opening`] | opening a stream to a connected peer, with a deadline |
 //! | [`places`] | how many streams peers may have here at once: one peer, and all together |
 //!
-//! When a stream that ended is opened again is decided by `pangea_control::session::link_state` and the
-//! directory of peers. What the messages say is the protocols' business.
+//! When a stream that ended is opened again is decided by the room `streams` of `pangea_control`. What the messages say is the
+//! protocols' business.
 
 use std::time::Duration;
 

@@ -3,13 +3,13 @@
 //! retried with a growing delay; one that sent wrong bytes is not asked any more.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::time::Duration;
 
 use crate::Time;
+use crate::backoff::doubled;
 
 use pangea_units::{Error, ErrorKind};
 
-use super::limits::{ASKED_AHEAD, FAILURES_MAX, PROVIDERS, RETRY_DELAY, SLOW_AFTER};
+use super::limits::{ASKED_AHEAD, FAILURES_MAX, PROVIDERS, RETRY_DELAY, RETRY_DELAY_MAX, SLOW_AFTER};
 use super::parts::{PartId, PartSet};
 
 /// A provider's place in the list that the fetch was made with.
@@ -267,7 +267,7 @@ impl Fetch {
             self.give_up(id, error, actions);
             return;
         }
-        let wait: Duration = RETRY_DELAY * (1 << (provider.failures - 1));
+        let wait = doubled(RETRY_DELAY, provider.failures - 1, RETRY_DELAY_MAX);
         provider.error = Some(error);
         if matches!(provider.state, State::Open { .. }) {
             actions.push(Action::Close(id));

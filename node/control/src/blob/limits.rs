@@ -9,6 +9,9 @@ pub const ASKED_AHEAD: usize = 4;
 /// Delay before a provider that failed is tried again; doubled after each further failure.
 pub const RETRY_DELAY: Duration = Duration::from_millis(500);
 
+/// Upper bound of that delay: what it is before the last try.
+pub const RETRY_DELAY_MAX: Duration = Duration::from_secs(2);
+
 /// Failures in a row, without a verified part between them, after which a provider is given up.
 pub const FAILURES_MAX: u32 = 4;
 

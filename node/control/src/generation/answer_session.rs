@@ -7,6 +7,7 @@ use libp2p_identity::PeerId;
 use pangea_units::{Error, ErrorKind};
 
 use crate::Time;
+use crate::backoff::doubled;
 use crate::session::{EndReason, SessionId, StageAt, TokenOut};
 
 /// Silence after which stages that gave tokens before are taken to hang: many times what a token takes on a slow device, and
@@ -469,8 +470,8 @@ impl AnswerSession {
             self.phase = Phase::Ended;
             return Outcome::Failed(Error::new(ErrorKind::Overloaded, why));
         }
-        let doubled = MEMORY_BACKOFF.saturating_mul(1 << (self.memory_refusals - 1).min(16));
-        self.backoff_until = now + doubled.max(least).min(MEMORY_BACKOFF_MAX);
+        let backoff = doubled(MEMORY_BACKOFF, self.memory_refusals - 1, MEMORY_BACKOFF_MAX);
+        self.backoff_until = now + backoff.max(least).min(MEMORY_BACKOFF_MAX);
         self.lost(why, now)
     }
 

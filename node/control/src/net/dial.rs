@@ -9,6 +9,7 @@ use multiaddr::Protocol;
 
 use super::connection::Transport;
 use crate::Time;
+use crate::backoff::doubled;
 
 /// First wait after a failure; each further failure doubles it.
 const FIRST_BACKOFF: Duration = Duration::from_millis(500);
@@ -339,7 +340,7 @@ impl DialPlan {
             }
             Failure::Unreachable | Failure::Own => {
                 target.quic_next = false;
-                target.due = now + longest.min(FIRST_BACKOFF * 2u32.saturating_pow(target.failures.min(16)));
+                target.due = now + doubled(FIRST_BACKOFF, target.failures, longest);
                 target.failures += 1;
                 if heard && target.failures >= HEARD_FAILURES {
                     self.targets.retain(|target| target.id != id);

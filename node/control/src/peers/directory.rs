@@ -175,7 +175,7 @@ impl Directory {
                 known.enter(PeerState::Connecting, now);
                 (known.addresses, known.transport, known.found_by) = (vec![address], transport, found_by);
                 known.gone.clear();
-                known.short_streams = 0;
+                known.reopening.reset();
                 if !known.is_quarantined() {
                     actions.push(Action::OpenStream { peer, after: Duration::ZERO });
                 }
@@ -398,7 +398,7 @@ mod tests {
                 opens(&directory.handle(Event::StreamEnded(peer), at(now)))
             })
             .collect();
-        assert_eq!((delays[0], delays[1]), (Duration::from_millis(200), Duration::from_millis(400)));
+        assert_eq!((delays[0], delays[1]), (Duration::from_millis(100), Duration::from_millis(200)));
         assert_eq!(delays.last(), Some(&Duration::from_secs(30)));
         directory.handle(hello(peer), at(now));
         let lasted = directory.handle(Event::StreamEnded(peer), at(now + 30_001));

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::Time;
-use crate::backoff::doubled;
+use crate::streams::Reopening;
 
 /// Weight of the newest measurement in the smoothed link speed.
 const LINK_SPEED_WEIGHT: f64 = 0.2;
@@ -83,8 +83,7 @@ pub struct Peer {
     pub gone: String,
     /// Results of the peer that passed their check.
     pub tasks_checked: u64,
-    /// Task streams in a row that ended soon.
-    pub(super) short_streams: u32,
+    pub(super) reopening: Reopening,
 }
 
 impl Peer {
@@ -101,7 +100,7 @@ impl Peer {
             quarantined: None,
             gone: String::new(),
             tasks_checked: 0,
-            short_streams: 0,
+            reopening: Reopening::new(REOPEN_DELAY, REOPEN_DELAY_MAX),
         }
     }
 
@@ -147,8 +146,7 @@ impl Peer {
     /// A task stream ended while the connection lasts: the time until the next is opened.
     pub(super) fn stream_ended(&mut self, now: Time) -> Duration {
         let lasted = now.since(self.since);
-        self.short_streams = if lasted > REOPEN_DELAY_MAX { 0 } else { self.short_streams.saturating_add(1) };
         self.enter(PeerState::Connecting, now);
-        doubled(REOPEN_DELAY, self.short_streams, REOPEN_DELAY_MAX)
+        self.reopening.ended(lasted)
     }
 }

@@ -96,8 +96,6 @@ pub const FAILURE_PAUSE: Duration = Duration::from_millis(100);
 pub const FAILURE_PAUSE_MAX: Duration = Duration::from_secs(30);
 /// Consecutive failures after which nothing waits for a worker any more, though the worker is still tried.
 pub const FAILURES_MAX: u32 = 3;
-/// Doublings stop here; 2^16 times any pause above is beyond its longest.
-pub const PAUSE_DOUBLINGS_MAX: u32 = 16;
 
 /// Jobs with waiting tiles that are considered for one event: bounds the cost of a queue of thousands.
 pub const JOBS_CONSIDERED: usize = 128;
@@ -136,5 +134,3 @@ const _: () = assert!(IN_FLIGHT_LOCAL >= 1 && IN_FLIGHT_MAX >= 2);
 const _: () = assert!(LATE_FACTOR > 1.0 && SILENCE_FACTOR > LATE_FACTOR);
 const _: () = assert!(SURPRISE < SURPRISE_MAX);
 const _: () = assert!(CONNECT_WAIT.as_nanos() < SILENCE.as_nanos());
-const _: () = assert!((OVERLOAD_PAUSE.as_millis() << PAUSE_DOUBLINGS_MAX) > OVERLOAD_PAUSE_MAX.as_millis());
-const _: () = assert!((FAILURE_PAUSE.as_millis() << PAUSE_DOUBLINGS_MAX) > FAILURE_PAUSE_MAX.as_millis());

@@ -3,9 +3,10 @@
 
 use super::limits::{
     FAILURE_PAUSE, FAILURE_PAUSE_MAX, FAILURES_MAX, IN_FLIGHT_BYTES_MAX, LATE_FACTOR, LATE_REST, LATE_SLACK,
-    OVERLOAD_PAUSE, OVERLOAD_PAUSE_MAX, PAUSE_DOUBLINGS_MAX, PREFETCH_MARGIN, PREFETCH_TILES, SILENCE, SILENCE_FACTOR,
+    OVERLOAD_PAUSE, OVERLOAD_PAUSE_MAX, PREFETCH_MARGIN, PREFETCH_TILES, SILENCE, SILENCE_FACTOR,
 };
 use super::{Arithmetic, AttemptId, CostModel, JobId, Tile, WorkerEstimate, WorkerId};
+use crate::backoff::doubled;
 use std::time::Duration;
 
 /// One attempt on its way: operands, compute, answer.
@@ -288,5 +289,5 @@ fn late_at(begin: f64, length: f64) -> f64 {
 }
 
 fn pause(first: Duration, doublings: u32, longest: Duration) -> f64 {
-    (first * (1 << doublings.min(PAUSE_DOUBLINGS_MAX))).min(longest).as_secs_f64()
+    doubled(first, doublings, longest).as_secs_f64()
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::Time;
-use crate::backoff::doubled;
+use crate::streams::Reopening;
 
 use libp2p_identity::PeerId;
 
@@ -55,19 +55,30 @@ pub struct LinkStates {
 }
 
 /// A peer's streams.
-#[derive(Default)]
 struct Link {
     connected: bool,
     outgoing: Outgoing,
     incoming: Option<StreamId>,
-    /// Streams in a row that ended soon or did not open.
-    failures: u32,
+    reopening: Reopening,
+}
+
+impl Default for Link {
+    fn default() -> Link {
+        let reopening = Reopening::new(REOPEN_FIRST, REOPEN_LATEST);
+        Link { connected: false, outgoing: Outgoing::None, incoming: None, reopening }
+    }
+}
+
+impl Link {
+    /// Whether the peer is there and has no stream, nor one that is being opened.
+    fn wants_stream(&self) -> bool {
+        self.connected && matches!(self.outgoing, Outgoing::None)
+    }
 }
 
 /// The stream to a peer.
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy)]
 enum Outgoing {
-    #[default]
     None,
     Opening(StreamId),
     Open(StreamId, Time),
@@ -87,7 +98,7 @@ impl LinkStates {
         match event {
             Event::Up => {
                 link.connected = true;
-                link.failures = 0;
+                link.reopening.reset();
                 self.open(&mut link, Duration::ZERO, &mut actions);
             }
             Event::Down(why) => {
@@ -104,7 +115,7 @@ impl LinkStates {
             Event::Ended(stream, why) => match link.outgoing {
                 Outgoing::Opening(opening) if opening == stream => {
                     link.outgoing = Outgoing::None;
-                    self.reopen(&mut link, &mut actions);
+                    self.reopen(&mut link, Duration::ZERO, &mut actions);
                 }
                 Outgoing::Open(open, _) if open == stream => self.lose(&mut link, why, now, &mut actions),
                 _ if link.incoming == Some(stream) => self.lose(&mut link, why, now, &mut actions),
@@ -127,7 +138,7 @@ impl LinkStates {
 
     /// The link is broken: both its streams end.
     fn lose(&mut self, link: &mut Link, why: String, now: Time, actions: &mut Vec<Action>) {
-        let mut broken = false;
+        let (mut broken, mut lasted) = (false, Duration::ZERO);
         if let Some(stream) = link.incoming.take() {
             actions.push(Action::Drop(stream));
             broken = true;
@@ -144,34 +155,29 @@ impl LinkStates {
             Outgoing::Open(stream, since) => {
                 actions.push(Action::Drop(stream));
                 link.outgoing = Outgoing::None;
-                if now.since(since) > REOPEN_LATEST {
-                    link.failures = 0;
-                }
-                broken = true;
+                (broken, lasted) = (true, now.since(since));
             }
         }
         if broken {
             actions.push(Action::Gone(why));
         }
-        self.reopen(link, actions);
+        self.reopen(link, lasted, actions);
     }
 
     /// Opens a stream where the peer is there and none is being opened: later and later, if they keep ending.
-    fn reopen(&mut self, link: &mut Link, actions: &mut Vec<Action>) {
-        let after = doubled(REOPEN_FIRST, link.failures, REOPEN_LATEST);
-        if self.open(link, after, actions) {
-            link.failures = link.failures.saturating_add(1);
+    fn reopen(&mut self, link: &mut Link, lasted: Duration, actions: &mut Vec<Action>) {
+        if link.wants_stream() {
+            let after = link.reopening.ended(lasted);
+            self.open(link, after, actions);
         }
     }
 
-    fn open(&mut self, link: &mut Link, after: Duration, actions: &mut Vec<Action>) -> bool {
-        if !link.connected || !matches!(link.outgoing, Outgoing::None) {
-            return false;
+    fn open(&mut self, link: &mut Link, after: Duration, actions: &mut Vec<Action>) {
+        if link.wants_stream() {
+            let stream = self.number();
+            link.outgoing = Outgoing::Opening(stream);
+            actions.push(Action::Open(stream, after));
         }
-        let stream = self.number();
-        link.outgoing = Outgoing::Opening(stream);
-        actions.push(Action::Open(stream, after));
-        true
     }
 }
 

@@ -1,5 +1,7 @@
 //! Fetches in virtual time, with providers that deliver, break off, lie or lack.
 
+use std::time::Duration;
+
 use super::*;
 
 const PARTS: u32 = 20;
