@@ -155,27 +155,17 @@ fn advert_seeds() -> Vec<Vec<u8>> {
     let model = Digest::from_bytes([7; 32]);
     let stage = |state| StageAdvert { model, layers: 0..4, epoch: 2, state, session_bytes: 1 << 20, broken: Some(1) };
     let new = Advert {
-        peer: peer(1),
         incarnation: 1_700_000_000_000,
         sequence: 1,
         name: "blue".to_owned(),
-        term: None,
-        counter: 0,
-        force_master: false,
         uptime: Duration::from_secs(5),
-        works: true,
         numerics: 1,
         addresses: vec!["/ip4/10.0.0.1/tcp/7777".parse().expect("an address")],
         device: "cpu".to_owned(),
         threads: 2,
         memory_bytes: 1 << 30,
         f32_flops_per_s: 1e11,
-        speed: None,
-        links: Vec::new(),
-        models: Vec::new(),
-        stages: Vec::new(),
-        placements: Vec::new(),
-        refusals: Vec::new(),
+        ..Advert::new(peer(1))
     };
     let full = Advert {
         term: Some(term),
