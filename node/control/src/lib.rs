@@ -21,7 +21,7 @@
 //! | 2 | [`peers`] | what is known of each peer, and whether it may compute |
 //! | 2 | [`session`] | the protocol of a chain's stages: who may say what, which rows of which sequence are computed next, what is signed; which streams make the link to a peer |
 //! | 2 | [`jobs`] | what was asked of the node, by whom, how far it is and what it came to; whether a new job is accepted |
-//! | 2 | [`placement`] | which node computes which layers of which model |
+//! | 3 | [`placement`] | which node computes which layers of which model |
 //! | 3 | [`generation`] | which chain answers a request, when an answer fails over, when the request is concluded and with which verdict |
 //! | 3 | [`schedule`] | how a product is cut into tasks, and which worker gets which task when |
 
