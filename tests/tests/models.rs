@@ -86,7 +86,7 @@ fn what_is_no_model_is_refused_with_a_sentence() {
     }
     let far = (CONTEXT + 1).to_string();
     for (arguments, said) in [
-        (&["perplexity", "good.gguf", "missing.txt"][..], "there is no such file"),
+        (&["perplexity", "good.gguf", "missing.txt"][..], "the file does not exist"),
         (&["perplexity", "good.gguf", "latin.txt"], "UTF-8 at byte 1"),
         (&["perplexity", "good.gguf", "little.txt", "-q"], "a text of at least 1024 tokens"),
         (&["perplexity", "good.gguf", "text.txt", "--ctx", &far, "-q"], "use 4 to 512"),

@@ -1,4 +1,4 @@
-//! Flags that several commands share, and how their values are read. Parsing only; nothing here acts.
+//! Flags that several commands share, and the parsing of their values. Parsing only; nothing here acts.
 
 use std::net::ToSocketAddrs;
 use std::path::PathBuf;
@@ -80,15 +80,13 @@ pub(super) enum PlaceArg {
 
 pub(super) fn dtype(text: &str) -> Result<DType, String> {
     match DType::from_name(text) {
-        Some(DType::I32) => {
-            Err("i32 is what a product of i8 matrices gives, never an operand; use i8 or f64".to_owned())
-        }
+        Some(DType::I32) => Err("i32 is the type of an i8 product, never of an operand; use i8 or f64".to_owned()),
         Some(dtype) => Ok(dtype),
         None => Err("use f16, bf16, f32, f64 or i8".to_owned()),
     }
 }
 
-/// A time such as `30s`, `500ms`, `2m`; a bare number is seconds.
+/// Parses a duration such as `30s`, `500ms`, `2m`; a bare number is seconds.
 pub(super) fn duration(text: &str) -> Result<Duration, String> {
     let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
     let (number, unit) = text.split_at(digits);
@@ -104,34 +102,34 @@ pub(super) fn duration(text: &str) -> Result<Duration, String> {
         .ok()
         .and_then(|number: f64| Duration::try_from_secs_f64(number * factor).ok())
         .filter(|time| *time >= Duration::from_millis(1))
-        .ok_or_else(|| "use a time of at least 1ms, such as 30s".to_owned())
+        .ok_or_else(|| "use a duration of at least 1ms, such as 30s".to_owned())
 }
 
 pub(super) fn host_and_port(text: &str) -> Result<String, String> {
-    // Only names need the network to be looked up; their form is enough here.
-    let (host, port) = text.rsplit_once(':').ok_or("an address is HOST:PORT, such as 127.0.0.1:8080")?;
-    port.parse::<u16>().map_err(|_| format!("'{port}' is not a port; an address is HOST:PORT"))?;
+    // Only names would need a lookup on the network; here only their form is checked.
+    let (host, port) = text.rsplit_once(':').ok_or("use HOST:PORT, such as 127.0.0.1:8080")?;
+    port.parse::<u16>().map_err(|_| format!("'{port}' is not a port; use HOST:PORT"))?;
     match host {
-        "" => Err("an address is HOST:PORT, such as 127.0.0.1:8080".to_owned()),
+        "" => Err("use HOST:PORT, such as 127.0.0.1:8080".to_owned()),
         _ if host.contains(':') && text.to_socket_addrs().is_err() => {
-            Err("an IPv6 address is written [ADDRESS]:PORT".to_owned())
+            Err("write an IPv6 address as [ADDRESS]:PORT".to_owned())
         }
         _ => Ok(text.to_owned()),
     }
 }
 
-/// Where an HTTP API is: `HOST:PORT`, or a URL as other programs are given it, such as `http://127.0.0.1:52415/v1`.
+/// Parses the address of an HTTP API: `HOST:PORT`, or a URL such as `http://127.0.0.1:52415/v1`.
 pub(super) fn api_address(text: &str) -> Result<String, String> {
     let Some((scheme, rest)) = text.split_once("://") else { return host_and_port(text) };
     if scheme.eq_ignore_ascii_case("https") {
-        return Err("a node's API is plain HTTP; write http://HOST:PORT/v1 or HOST:PORT".to_owned());
+        return Err("a node's API is plain HTTP; use http://HOST:PORT/v1 or HOST:PORT".to_owned());
     }
     if !scheme.eq_ignore_ascii_case("http") {
-        return Err(format!("{scheme} is not HTTP; write http://HOST:PORT/v1 or HOST:PORT"));
+        return Err(format!("{scheme} is not HTTP; use http://HOST:PORT/v1 or HOST:PORT"));
     }
     let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
     if !matches!(path.trim_end_matches('/'), "" | "v1") {
-        return Err(format!("/{path} is not where a node's API is; write http://HOST:PORT/v1 or HOST:PORT"));
+        return Err(format!("/{path} is not the path of a node's API; use http://HOST:PORT/v1 or HOST:PORT"));
     }
     let port_is_missing = !authority.rsplit_once(':').is_some_and(|(_, port)| port.bytes().all(|b| b.is_ascii_digit()));
     host_and_port(&if port_is_missing { format!("{authority}:80") } else { authority.to_owned() })
@@ -142,7 +140,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn times_are_read_as_people_write_them() {
+    fn durations_are_parsed_with_and_without_units() {
         assert_eq!(duration("30"), Ok(Duration::from_secs(30)));
         assert_eq!(duration("500ms"), Ok(Duration::from_millis(500)));
         assert_eq!(duration("1.5m"), Ok(Duration::from_secs(90)));
@@ -152,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn addresses_of_nodes_are_checked_before_anything_is_dialled() {
+    fn addresses_of_nodes_are_validated() {
         for text in ["127.0.0.1:8080", "mac2.local:80", "[::1]:8080"] {
             assert!(host_and_port(text).is_ok(), "{text}");
         }
@@ -162,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn an_api_is_named_by_its_address_or_by_its_url() {
+    fn an_api_is_given_as_address_or_url() {
         for (text, address) in [
             ("127.0.0.1:52415", "127.0.0.1:52415"),
             ("http://127.0.0.1:52415/v1", "127.0.0.1:52415"),
@@ -176,7 +174,7 @@ mod tests {
         for (text, why) in [
             ("https://127.0.0.1:52415/v1", "plain HTTP"),
             ("ftp://127.0.0.1:1", "not HTTP"),
-            ("http://127.0.0.1:52415/v1/chat/completions", "/v1/chat/completions is not where"),
+            ("http://127.0.0.1:52415/v1/chat/completions", "/v1/chat/completions is not the path"),
             ("http://", "HOST:PORT"),
             ("mac2", "HOST:PORT"),
         ] {

@@ -1,5 +1,5 @@
-//! `pangea bench llm`: how many tokens per second a model reads and generates, in llama-bench's words and shapes. It
-//! loads the model in this process; no node is asked, nothing is sampled.
+//! `pangea bench llm`: tokens per second that a model reads and generates, with llama-bench's test names. The model is
+//! loaded in this process; no node is asked, nothing is sampled.
 
 use std::time::Instant;
 
@@ -65,7 +65,7 @@ pub(super) struct BenchLlmArgs {
     json: JsonArgs,
 }
 
-/// What random tokens depend on: every run reads the same.
+/// Seed of the random tokens: every run reads the same.
 const SEED: u64 = 1;
 
 /// Characters of the model's name, so that the table fits into 80 columns.
@@ -78,21 +78,21 @@ struct Line {
     test: String,
     threads: usize,
     tokens_per_s: f64,
-    /// Of the runs.
+    /// Standard deviation over the runs.
     stddev: f64,
     runs: u32,
     model: String,
     quantisation: String,
-    /// Family of kernels.
+    /// Instruction set of the kernels.
     isa: &'static str,
 }
 
-/// What one test does.
+/// One test.
 #[derive(Clone, Copy)]
 enum Test {
-    /// Reads a prompt of so many tokens.
+    /// Reads a prompt of this many tokens.
     Prompt(usize),
-    /// Generates so many.
+    /// Generates this many tokens.
     Generate(usize),
 }
 
@@ -129,11 +129,11 @@ pub(super) fn run(args: BenchLlmArgs, output: OutputArgs) -> Result<(), Failure>
     let longest = tests.iter().map(|test| test.tokens()).max().unwrap_or(0);
     let deepest = args.depth.iter().copied().max().unwrap_or(0);
     if tests.is_empty() {
-        return Err(Failure::usage("there is nothing to measure: --prompt and --generate are 0"));
+        return Err(Failure::usage("nothing to measure: --prompt and --generate are 0"));
     }
     if longest.saturating_add(deepest) > context {
         return Err(Failure::usage(format!(
-            "{longest} tokens at a depth of {deepest} do not fit the model's context of {context}; use less"
+            "{longest} tokens at a depth of {deepest} do not fit the model's context of {context}; use smaller values"
         )));
     }
     let description = Description::of(&file);
@@ -190,7 +190,7 @@ struct Bench<'a> {
 }
 
 impl Bench<'_> {
-    /// Tokens per second of every run, after one that is not counted.
+    /// Tokens per second of every run, after one warm-up run.
     fn measure(&mut self, test: Test, depth: usize, runs: u32) -> Result<Vec<f64>, Failure> {
         self.cache.truncate(0);
         if depth > 0 {
@@ -217,7 +217,7 @@ impl Bench<'_> {
         }
     }
 
-    /// Reads so many random tokens, the very first of a context being the one that the model expects there.
+    /// Reads this many random tokens; the first of a context is the one that the model expects there.
     fn read(&mut self, tokens: usize) -> Result<(), Failure> {
         let vocabulary = self.model.config().vocabulary as u32;
         let mut ids: Vec<u32> = (0..tokens).map(|_| self.random.random_range(0..vocabulary)).collect();
@@ -277,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn the_deviation_is_that_of_a_sample() {
+    fn the_standard_deviation_is_that_of_a_sample() {
         assert_eq!(mean(&[1.0, 2.0, 3.0]), (2.0, 1.0));
         assert_eq!(mean(&[5.0]), (5.0, 0.0));
     }

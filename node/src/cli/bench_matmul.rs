@@ -1,5 +1,5 @@
-//! `pangea bench matmul`: products of several sizes, each with fresh operands (cold: peers must be sent them) and with the
-//! same again (resident: peers have them). It measures what reports say and computes nothing itself.
+//! `pangea bench matmul`: products of several sizes, each with fresh operands (cold: sent to the peers) and with the
+//! same operands again (resident: stored by the peers). It reports the jobs' own figures and computes nothing itself.
 
 use clap::Args;
 use pangea_client::{JobReport, MatmulOptions};
@@ -59,7 +59,7 @@ struct Line {
     size: usize,
     /// Element type of the operands.
     dtype: String,
-    /// From the operands being at the node to the checked product being there.
+    /// Seconds from the operands being on the node to the checked product being there.
     seconds: f64,
     gflops: f64,
     /// `local`, `remote` or `mixed`.
@@ -96,7 +96,7 @@ pub(super) async fn run(args: BenchMatmulArgs, output: OutputArgs) -> Result<(),
         let mut resident = Vec::new();
         let mut operands = None;
         for run in 0..args.runs {
-            // The old operands go first: memory for one pair is enough.
+            // The old operands are released first: memory for one pair is enough.
             drop(operands.take());
             let pair = fresh(&multiplier, &args, size, u64::from(run) * 2 + 1).await?;
             cold.push(multiply(&multiplier, &pair, &options).await?);
@@ -120,7 +120,7 @@ pub(super) async fn run(args: BenchMatmulArgs, output: OutputArgs) -> Result<(),
     print(&show(&lines))
 }
 
-/// Refuses a size of which operands and product do not fit, before anything is allocated.
+/// Refuses a size whose operands and product do not fit, before anything is allocated.
 fn check_fits(size: usize, dtype: DType, free_bytes: u64) -> Result<(), Failure> {
     let needed = product_bytes((size, size), (size, size), dtype, dtype)?.total();
     if needed <= free_bytes {
@@ -211,7 +211,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_size_that_does_not_fit_is_refused_with_what_it_needs() {
+    fn a_size_that_does_not_fit_is_refused_with_the_bytes_needed() {
         assert!(check_fits(4096, DType::F32, 3 << 26).is_ok());
         let failure = check_fits(4096, DType::F32, (3 << 26) - 1).unwrap_err();
         assert!(failure.message.contains("need 192 MiB; 192 MiB free"), "{failure}");

@@ -1,5 +1,5 @@
-//! `pangea bench net`: the link to a peer as the node measures it, beside plain TCP over this machine's loopback in the
-//! same run, because only their ratio means something elsewhere.
+//! `pangea bench net`: speed of the link to a peer, measured by the node, beside plain TCP over this machine's loopback
+//! in the same run, because only their ratio can be compared between machines.
 
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
@@ -20,7 +20,8 @@ use pangea_units::ByteSize;
 /// Measure the link to a peer, beside plain TCP on this machine
 #[derive(Args, Clone, Debug)]
 pub(super) struct BenchNetArgs {
-    /// Peer id, its last characters, or name, as `pangea peers` shows them; or an address to connect to, a multiaddr or HOST:PORT
+    /// Peer id, its last characters, or name, as `pangea peers` shows them; or an address to connect to, a multiaddr or
+    /// HOST:PORT
     #[arg(value_name = "PEER")]
     peer: String,
 
@@ -41,7 +42,7 @@ pub(super) struct BenchNetArgs {
     json: JsonArgs,
 }
 
-/// What `--json` shows.
+/// JSON output.
 #[derive(Serialize)]
 struct Outcome {
     peer: String,
@@ -58,11 +59,11 @@ struct Outcome {
     ratio: f64,
 }
 
-/// Medians.
+/// Median speeds of a link.
 #[derive(Clone, Copy, Serialize)]
 struct Speeds {
     bytes_per_s: f64,
-    /// Of a 16-byte message.
+    /// Round-trip time of a 16-byte message, in microseconds.
     round_trip_us: f64,
 }
 
@@ -76,8 +77,7 @@ pub(super) async fn run(args: BenchNetArgs, output: OutputArgs) -> Result<(), Fa
     let (bytes, rounds) = (args.bytes.0, args.rounds);
     let plain = tokio::task::spawn_blocking(move || plain_tcp(bytes as usize, rounds)).await;
     let plain = plain.map_err(io::Error::other).and_then(|plain| plain);
-    let plain =
-        plain.map_err(|error| Failure::failed(format!("plain TCP over loopback could not be measured: {error}")))?;
+    let plain = plain.map_err(|error| Failure::failed(format!("cannot measure plain TCP over loopback: {error}")))?;
     drop(progress);
     let outcome = outcome(probe, name, rounds, plain);
     if args.json.json {
@@ -86,9 +86,9 @@ pub(super) async fn run(args: BenchNetArgs, output: OutputArgs) -> Result<(), Fa
     print(&show(&outcome))
 }
 
-/// The peer that was meant, and its name.
+/// Peer id and name of the peer that `text` identifies.
 async fn find(client: &Client, text: &str) -> Result<(String, String), Failure> {
-    // Peer ids have no colon and names of nodes hardly ever: what has one, or a slash in front, is an address.
+    // Peer ids have no colon and names of nodes hardly ever: text with a colon or a leading slash is an address.
     let wanted = match text.starts_with('/') || text.contains(':') {
         true => {
             let address = peer_address::parse(text).map_err(|error| Failure::usage(error.to_string()))?;
@@ -104,7 +104,7 @@ async fn find(client: &Client, text: &str) -> Result<(String, String), Failure> 
     match (found.next(), found.next()) {
         (Some(peer), None) => Ok((peer.peer.clone(), peer.name.clone())),
         (Some(_), Some(_)) => {
-            Err(Failure::usage(format!("more than one peer is called {text}; use its peer id (pangea peers --json)")))
+            Err(Failure::usage(format!("several peers are named {text}; use the peer id (pangea peers --json)")))
         }
         (None, _) => Err(Failure::usage(format!("{text} is not a peer of this node; `pangea peers` lists its peers"))),
     }
@@ -123,7 +123,7 @@ fn outcome(probe: LinkProbe, name: String, rounds: u32, plain_tcp: Speeds) -> Ou
     }
 }
 
-/// `rounds` messages of `bytes` over loopback, each acknowledged with a byte, and as many small round trips.
+/// Sends `rounds` messages of `bytes` over loopback, each acknowledged with a byte, and as many small round trips.
 fn plain_tcp(bytes: usize, rounds: u32) -> io::Result<Speeds> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
     let address = listener.local_addr()?;
@@ -153,7 +153,7 @@ fn plain_tcp(bytes: usize, rounds: u32) -> io::Result<Speeds> {
     })
 }
 
-/// The other end of [`plain_tcp`].
+/// The receiving side of [`plain_tcp`].
 fn answer(listener: &TcpListener, bytes: usize, rounds: u32) -> io::Result<()> {
     let (mut stream, _) = listener.accept()?;
     stream.set_nodelay(true)?;
@@ -178,7 +178,7 @@ fn answer(listener: &TcpListener, bytes: usize, rounds: u32) -> io::Result<()> {
     Ok(())
 }
 
-/// Small messages are cheap and noisy: some more of them.
+/// Number of small messages: more, because they are cheap and noisy.
 fn small_rounds(rounds: u32) -> u32 {
     rounds.max(101)
 }

@@ -79,19 +79,19 @@ pub(super) struct ChatArgs {
     json: JsonArgs,
 }
 
-/// The HTTP API of a node that was not told where to offer it.
+/// Default address of a node's HTTP API.
 const DEFAULT_API: &str = "127.0.0.1:52415";
 
-/// Default system message: with one, small models keep to the language and the question better.
+/// Default system message: small models keep to the language and the question better with one.
 const SYSTEM: &str = "You are a helpful assistant.";
 
-/// Who answers.
+/// The model that answers.
 enum ChatModel {
     Node(NodeModel),
     Local(Engine),
 }
 
-/// An answer, as `--json` shows it.
+/// An answer in JSON output.
 #[derive(Clone, Debug, Default, Serialize)]
 pub(super) struct ChatAnswer {
     /// Where the answer was computed: `node` or `local`.
@@ -105,15 +105,15 @@ pub(super) struct ChatAnswer {
     pub(super) first_token_s: f64,
     pub(super) answer_tokens_per_s: f64,
     pub(super) verdict: String,
-    /// Nodes and the layers they computed; empty where this process computed all of them.
+    /// Nodes and the layers that they computed; empty if this process computed all of them.
     pub(super) stages: Vec<AnswerStage>,
     /// Failovers of the session.
     pub(super) failovers: u64,
-    /// Ids of the receipts that the node keeps of this answer.
+    /// Ids of the answer's receipts on the node.
     pub(super) receipts: Vec<String>,
 }
 
-/// How answers are to be generated.
+/// Options of the generation.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct AnswerOptions {
     pub(super) temperature: f32,
@@ -121,7 +121,7 @@ pub(super) struct AnswerOptions {
     pub(super) seed: u64,
 }
 
-/// Runs the command. It has a runtime of its own: Ctrl-C ends an answer, not the conversation.
+/// Runs the command on a runtime of its own: Ctrl-C ends an answer, not the conversation.
 pub(super) fn run(args: &ChatArgs, output: OutputArgs) -> Result<(), Failure> {
     if args.json.json && args.prompt.is_none() {
         return Err(Failure::usage("--json needs a prompt: it writes one answer"));
@@ -134,7 +134,7 @@ pub(super) fn run(args: &ChatArgs, output: OutputArgs) -> Result<(), Failure> {
         model: runtime.block_on(model(args, output))?,
         options: AnswerOptions { temperature: args.temperature, max_tokens: args.max_tokens, seed: args.seed },
         messages: vec![Message::new("system", args.system.as_deref().unwrap_or(SYSTEM))],
-        // Some templates take no system message; the default one is then left out without an error.
+        // Some templates accept no system message; the default one is then left out without an error.
         system_may_go: args.system.is_none(),
         output,
     };
@@ -142,12 +142,12 @@ pub(super) fn run(args: &ChatArgs, output: OutputArgs) -> Result<(), Failure> {
         Some(prompt) => runtime.block_on(chat.once(prompt, args.json.json)),
         None => chat.interactive(&runtime),
     };
-    // Work that a model in this process still does must not delay the exit.
+    // Work of a model in this process must not delay the exit.
     runtime.shutdown_background();
     result
 }
 
-/// The node that was named, runs here or is at the default address, and serves the model; else the model in this process.
+/// The model of the named, local or default node, if it serves the model; otherwise the model in this process.
 async fn model(args: &ChatArgs, output: OutputArgs) -> Result<ChatModel, Failure> {
     let data_dir = config::data_dir(args.data_dir.data_dir.clone())?;
     let folder = data_dir.join("models");
@@ -168,13 +168,13 @@ async fn model(args: &ChatArgs, output: OutputArgs) -> Result<ChatModel, Failure
         };
         match NodeModel::find(&address, key, &names).await {
             Ok(node) => return Ok(ChatModel::Node(node)),
-            // A node that was named is the only one to ask.
+            // If a node was named, no other model is tried.
             Err(failure) if args.api.is_some() => return Err(failure),
-            // The node of this data directory is there and answers, but not without its key: loading the model once more
-            // is not what was meant.
+            // The node of this data directory is running but requires its key: the user does not want the model
+            // to be loaded a second time.
             Err(failure) if failure.kind == Some(ErrorKind::Unauthorized) && running.is_some() => {
                 return Err(Failure::usage(format!(
-                    "the node of {} wants an API key ({failure}); set PANGEA_API_KEY to it",
+                    "the node of {} requires an API key ({failure}); set PANGEA_API_KEY",
                     data_dir.display()
                 )));
             }
@@ -199,7 +199,7 @@ fn the_only_model(folder: &std::path::Path) -> Result<(String, PathBuf), Failure
         (None, _) => {
             let folder = folder.display();
             Err(Failure::usage(format!(
-                "there is no model in {folder} and no node serves one; fetch one with `pangea models pull smollm2`, or name a .gguf file with --model"
+                "no model in {folder}, and no node serves one; download one with `pangea models pull smollm2`, or name a .gguf file with --model"
             )))
         }
         (Some(last), _) => {
@@ -222,7 +222,7 @@ struct Chat {
 }
 
 impl Chat {
-    /// The answer to what was said so far.
+    /// Answers the conversation so far.
     async fn answer(&mut self, print_text: &mut dyn FnMut(&str) -> Result<(), Failure>) -> Result<ChatAnswer, Failure> {
         let answered = self.model.answer(&self.messages, self.options, print_text).await;
         match answered {
@@ -242,7 +242,7 @@ impl Chat {
         }
     }
 
-    /// One answer, or Ctrl-C.
+    /// Answers one prompt; Ctrl-C interrupts.
     async fn once(&mut self, prompt: &str, json: bool) -> Result<(), Failure> {
         self.messages.push(Message::new("user", prompt));
         let mut print_text = |text: &str| if json { Ok(()) } else { print(text) };
@@ -259,7 +259,7 @@ impl Chat {
         Ok(())
     }
 
-    /// Lines from the terminal, or from whatever standard input is, until it ends.
+    /// Answers lines from the terminal or another standard input until it ends.
     fn interactive(&mut self, runtime: &tokio::runtime::Runtime) -> Result<(), Failure> {
         let unusable = |error: ReadlineError| Failure::failed(format!("cannot read from the terminal: {error}"));
         let mut editor = DefaultEditor::new().map_err(unusable)?;
@@ -281,7 +281,7 @@ impl Chat {
                 "/exit" | "/quit" => return Ok(()),
                 "/clear" => self.messages.retain(|message| message.role == "system"),
                 said => {
-                    // A line that cannot be added to the history is answered all the same.
+                    // A line that cannot be added to the history is still answered.
                     let _ = editor.add_history_entry(said);
                     self.turn(runtime, said)?;
                 }
@@ -289,7 +289,7 @@ impl Chat {
         }
     }
 
-    /// A question and its answer. A question that fails is reported and removed from the conversation.
+    /// Answers one question. A question that fails is reported and removed from the conversation.
     fn turn(&mut self, runtime: &tokio::runtime::Runtime, said: &str) -> Result<(), Failure> {
         self.messages.push(Message::new("user", said));
         let mut heard = String::new();
@@ -328,7 +328,7 @@ impl Chat {
             "[{} tokens, {:.0} tokens/s, first after {:.2} s{cut}]",
             answer.answer_tokens, answer.answer_tokens_per_s, answer.first_token_s
         );
-        // The answer is on standard output: its last line must be there first.
+        // The answer is on standard output: its last line must appear before this one.
         let _ = std::io::stdout().flush();
         note(&self.output, line);
     }
@@ -355,7 +355,7 @@ impl ChatModel {
     }
 }
 
-/// An answer of a model in this process.
+/// An answer of the model in this process.
 async fn answer_locally(
     engine: &Engine,
     messages: &[Message],

@@ -1,5 +1,5 @@
-//! A model of a running node, asked over the node's HTTP API: finding it, and reading its answer as it comes. It is one
-//! client among others and uses nothing that others cannot.
+//! A model of a running node, used over the node's HTTP API: finds it and streams its answer. Any other client could do
+//! the same.
 
 use std::time::{Duration, Instant};
 
@@ -19,10 +19,10 @@ use tokio::net::TcpStream;
 use super::chat::{AnswerOptions, ChatAnswer};
 use super::failure::{Exit, Failure};
 
-/// How long a node may take to accept a connection, and to list its models.
+/// Timeout for a node to accept a connection and to list its models.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Largest response that is not a stream, and largest event of a stream.
+/// Maximum bytes of a response that is not a stream, and of one event of a stream.
 const MAX_BYTES: usize = 8 << 20;
 
 /// A model that a node serves.
@@ -33,16 +33,16 @@ pub(super) struct NodeModel {
 }
 
 impl NodeModel {
-    /// A model at the node whose HTTP API is at `address`: the one that is served under one of `names`, or the first where
-    /// none is asked for.
+    /// Finds a model on the node whose HTTP API is at `address`: the one served under one of `names`, or the first if
+    /// `names` is empty.
     ///
     /// # Errors
-    /// [`Exit::Unreachable`] where no node answers; bad usage where it does not serve the model.
+    /// [`Exit::Unreachable`] if no node answers; bad usage if the node does not serve the model.
     pub(super) async fn find(address: &str, key: Option<String>, names: &[String]) -> Result<NodeModel, Failure> {
         let mut node = NodeModel { address: address.to_owned(), model: String::new(), key };
         let listed =
             tokio::time::timeout(CONNECT_TIMEOUT, node.request(Method::GET, "/v1/models", String::new())).await;
-        let listed = listed.map_err(|_| node.unreachable("it does not answer"))??;
+        let listed = listed.map_err(|_| node.unreachable("it did not answer"))??;
         let listed = node.whole(listed).await?;
         let served: Vec<&str> =
             listed["data"].as_array().into_iter().flatten().filter_map(|model| model["id"].as_str()).collect();
@@ -65,7 +65,7 @@ impl NodeModel {
     }
 
     fn unreachable(&self, why: impl std::fmt::Display) -> Failure {
-        Failure::new(Exit::Unreachable, format!("the HTTP API of a node at {} cannot be reached: {why}", self.address))
+        Failure::new(Exit::Unreachable, format!("cannot reach the HTTP API of a node at {}: {why}", self.address))
     }
 
     async fn request(&self, method: Method, path: &str, body: String) -> Result<Response<Incoming>, Failure> {
@@ -73,7 +73,7 @@ impl NodeModel {
         let handshake = http1::handshake(TokioIo::new(stream)).await;
         let (mut sender, connection) = handshake.map_err(|error| self.unreachable(error))?;
         tokio::spawn(async move {
-            // What breaks it shows where the answer is read.
+            // An error appears again where the response is read.
             let _ = connection.await;
         });
         let mut request = Request::builder()
@@ -85,7 +85,7 @@ impl NodeModel {
             request = request.header(AUTHORIZATION, format!("Bearer {key}"));
         }
         let request = request.body(Full::new(Bytes::from(body)));
-        let request = request.map_err(|error| Failure::usage(format!("this cannot be sent: {error}")))?;
+        let request = request.map_err(|error| Failure::usage(format!("cannot send the request: {error}")))?;
         sender.send_request(request).await.map_err(|error| self.unreachable(error))
     }
 
@@ -102,7 +102,7 @@ impl NodeModel {
         }
     }
 
-    /// Asks for an answer and passes it on as it comes.
+    /// Requests an answer and passes its text on as it arrives.
     pub(super) async fn answer(
         &self,
         messages: &[Message],
@@ -132,7 +132,7 @@ impl NodeModel {
                     return Ok(answer);
                 }
                 let piece: Value = serde_json::from_str(&event)
-                    .map_err(|error| Failure::failed(format!("the node sent what is not JSON: {error}")))?;
+                    .map_err(|error| Failure::failed(format!("the node sent invalid JSON: {error}")))?;
                 if !piece["error"].is_null() {
                     return Err(failure(&piece["error"], "the node ended the answer without a reason"));
                 }
@@ -148,7 +148,7 @@ impl NodeModel {
     }
 }
 
-/// What one piece of a stream adds to an answer.
+/// Adds one piece of a stream to an answer.
 fn take(
     piece: &Value,
     answer: &mut ChatAnswer,
@@ -168,7 +168,7 @@ fn take(
         answer.answer_tokens = count("completion_tokens");
         answer.answer_tokens_per_s = piece["timings"]["answer_tokens_per_s"].as_f64().unwrap_or_default();
         let about = Option::<About>::deserialize(&piece["pangea"])
-            .map_err(|error| Failure::failed(format!("what the node says of its answer cannot be read: {error}")))?;
+            .map_err(|error| Failure::failed(format!("cannot read the node's `pangea` object: {error}")))?;
         let about = about.unwrap_or_default();
         (answer.verdict, answer.stages) = (about.verdict, about.stages);
         (answer.failovers, answer.receipts) = (about.failovers, about.receipts);
@@ -176,7 +176,7 @@ fn take(
     Ok(())
 }
 
-/// The `pangea` object of an answer. What is missing in it was not said.
+/// The `pangea` object of an answer; missing fields have defaults.
 #[derive(Deserialize)]
 #[serde(default)]
 struct About {
@@ -193,7 +193,7 @@ impl Default for About {
     }
 }
 
-/// A failure that a node told, by its kind.
+/// A failure reported by a node, by its kind.
 fn failure(error: &Value, otherwise: &str) -> Failure {
     let message = error["message"].as_str().unwrap_or(otherwise);
     let kind = error["kind"].as_str().and_then(pangea_client::ErrorKind::from_name);
@@ -204,7 +204,7 @@ fn failure(error: &Value, otherwise: &str) -> Failure {
 mod tests {
     use super::*;
 
-    /// The last piece of a stream, with what `pangea` is.
+    /// The last piece of a stream with this `pangea` object.
     fn last(pangea: Value) -> Result<ChatAnswer, Failure> {
         let mut answer = ChatAnswer::default();
         let usage = json!({"prompt_tokens": 5, "completion_tokens": 3});
@@ -213,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_says_who_computed_it_in_the_words_of_the_node() {
+    fn an_answer_keeps_the_nodes_verdict_and_stages() {
         let said = json!({
             "verdict": "audited", "failovers": 1, "receipts": ["0123456789abcdef"],
             "stages": [{"peer": "one", "layers": [0, 16]}, {"peer": "other", "layers": [16, 30]}],
@@ -226,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_of_which_nothing_is_said_is_unchecked() {
+    fn an_answer_without_a_verdict_is_unchecked() {
         for said in [Value::Null, json!({}), json!({"of a later version": 1})] {
             let answer = last(said).unwrap();
             assert_eq!((answer.verdict.as_str(), answer.stages.len(), answer.failovers), ("unchecked", 0, 0));

@@ -1,5 +1,6 @@
-//! `pangea demo`: the main job with no set-up, told in short sentences. Real nodes, real products, a real kill; every
-//! number of both products is computed once more here and compared. Where a model is at hand, one of the nodes is asked.
+//! `pangea demo`: the main job without set-up, narrated in short sentences. It starts real nodes, computes real products and
+//! kills a node; this process recomputes both products and compares. If a model is on the disk, one of the nodes
+//! answers a question.
 
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
@@ -34,32 +35,32 @@ pub(super) struct DemoArgs {
     json: JsonArgs,
 }
 
-/// The nodes' names. The first takes the job; the last is killed.
+/// Names of the nodes. The first accepts the jobs; the last is killed.
 const NAMES: [&str; 3] = ["alpha", "beta", "gamma"];
 
-/// How long the nodes may take to find each other.
+/// Time for the nodes to connect to each other.
 const TIMEOUT: Duration = Duration::from_secs(20);
 
-/// What a model is asked: even a small one knows it.
+/// Question to the model; even a small one knows the answer.
 const QUESTION: &str = "What is the capital of France?";
 
-/// What it is told before.
+/// System message of the question.
 const SYSTEM: &str = "You are a helpful assistant.";
 
-/// The longest answer.
+/// Maximum tokens of the answer.
 const MAX_ANSWER_TOKENS: u64 = 48;
 
-/// How often a product is made larger because it was done before anyone could be killed.
+/// Attempts to kill a node during a product, each with a larger product than the one before.
 const ATTEMPTS: usize = 3;
 
-/// What `--json` shows.
+/// JSON output.
 #[derive(Serialize)]
 struct Outcome {
     nodes: Vec<NodeLine>,
     products: Vec<ProductLine>,
-    /// What a model said, where one is at hand.
+    /// Answer of a model, if one is on the disk.
     answer: Option<AnswerLine>,
-    /// From the start of the first node to the last check.
+    /// Seconds from the start of the first node to the last check.
     seconds: f64,
 }
 
@@ -69,28 +70,28 @@ struct NodeLine {
     peer: String,
     pid: u32,
     threads: usize,
-    /// Killed in the middle of the second product.
+    /// Whether the node was killed during the second product.
     killed: bool,
 }
 
-/// A product and what came of comparing it.
+/// A product and its comparison with the local one.
 #[derive(Serialize)]
 struct ProductLine {
     #[serde(flatten)]
     report: JobReport,
-    /// The peer killed in the middle of it.
+    /// The peer that was killed during the product.
     killed: Option<String>,
-    /// Largest difference to the product computed in one piece by this process.
+    /// Largest difference from the product that this process computed.
     largest_difference: f64,
-    /// What rounding explains.
+    /// Largest difference that rounding can cause.
     tolerance: f64,
 }
 
-/// A question to a model.
+/// The question and the answer.
 #[derive(Serialize)]
 struct AnswerLine {
     model: String,
-    /// The node that answered.
+    /// Name of the node that answered.
     node: String,
     prompt: &'static str,
     text: String,
@@ -98,7 +99,7 @@ struct AnswerLine {
     seconds: f64,
 }
 
-/// Says what happens to a person who watches.
+/// Narrates the demo for a person.
 struct Story {
     told: bool,
     since: Instant,
@@ -119,7 +120,7 @@ pub(super) async fn run(args: DemoArgs, output: OutputArgs) -> Result<(), Failur
     let folder = tempfile::Builder::new()
         .prefix("pangea-demo-")
         .tempdir()
-        .map_err(|error| Failure::failed(format!("no temporary folder for the demo: {error}")))?;
+        .map_err(|error| Failure::failed(format!("cannot create a temporary folder for the demo: {error}")))?;
     let threads = (host::cores() / NAMES.len()).max(1);
     let pool_key = make_pool_key(folder.path())?;
     story.tell(format!("Starting {} nodes on this machine: {}.", NAMES.len(), NAMES.join(", ")))?;
@@ -129,7 +130,7 @@ pub(super) async fn run(args: DemoArgs, output: OutputArgs) -> Result<(), Failur
     for node in &nodes[1..] {
         client.connect_peer(&node.address, Some(TIMEOUT)).await?;
     }
-    story.tell("They share a fresh pool key: each proved that it knows it.")?;
+    story.tell("They share a new pool key, and each has proved that it knows the key.")?;
 
     let mut lines: Vec<NodeLine> = nodes
         .iter()
@@ -154,7 +155,9 @@ pub(super) async fn run(args: DemoArgs, output: OutputArgs) -> Result<(), Failur
     let answer = match &model {
         Some(_) => Some(ask(&client, &story).await?),
         None => {
-            story.tell("No language model is at hand to be asked: `pangea models pull smollm2` fetches one.")?;
+            story.tell(
+                "There is no language model on this machine to ask: `pangea models pull smollm2` downloads one.",
+            )?;
             None
         }
     };
@@ -182,7 +185,7 @@ fn make_pool_key(folder: &Path) -> Result<PathBuf, Failure> {
     Ok(path)
 }
 
-/// The smallest model on this machine's disk that runs here.
+/// The smallest supported model on this machine's disk.
 fn model_at_hand() -> Option<PathBuf> {
     let folder =
         super::models::folder(&StoreArgs { data_dir: std::env::var_os("PANGEA_HOME").map(PathBuf::from) }).ok()?;
@@ -191,7 +194,7 @@ fn model_at_hand() -> Option<PathBuf> {
     entries.into_iter().find(|entry| entry.describe().is_ok()).map(|entry| entry.path)
 }
 
-/// All at once: each measures itself when it starts. The first one serves the model.
+/// Starts all nodes at once: each measures itself when it starts. The first one serves the model.
 async fn start_nodes(
     folder: &Path,
     pool_key: &Path,
@@ -205,7 +208,7 @@ async fn start_nodes(
     futures::future::try_join_all(NAMES.into_iter().map(start)).await
 }
 
-/// Has the first node's model answer the question.
+/// Asks the first node's model the question.
 async fn ask(client: &Client, story: &Story) -> Result<AnswerLine, Failure> {
     let began = Instant::now();
     let model = client.model("", None).await?;
@@ -224,7 +227,7 @@ async fn ask(client: &Client, story: &Story) -> Result<AnswerLine, Failure> {
             Ok(())
         };
         match model.generate(&request, &mut say).await {
-            // Some templates know no system messages.
+            // Some templates accept no system message.
             Err(error) if error.kind() == ErrorKind::InvalidInput && messages.len() > 1 => drop(messages.remove(0)),
             took => break took?,
         }
@@ -241,8 +244,8 @@ async fn ask(client: &Client, story: &Story) -> Result<AnswerLine, Failure> {
     })
 }
 
-/// A product in the middle of which a node is killed. The sign for it is the first part that is done, so a product that
-/// is done all at once is tried again larger.
+/// Computes a product and kills a node once the first part is done. If the product completes before that, a larger
+/// one is tried.
 async fn survive(
     client: &Client,
     victim: &mut DemoNode,
@@ -250,20 +253,20 @@ async fn survive(
     story: &Story,
 ) -> Result<(ProductLine, bool), Failure> {
     let mut size = size;
-    story.tell(format!("Multiplying {size} × {size} now, and killing {} while it computes.", victim.name))?;
+    story.tell(format!("Multiplying {size} × {size}, and killing {} while it computes.", victim.name))?;
     for _ in 1..ATTEMPTS {
         let (product, killed) = multiply(client, size, Some(&mut *victim), story).await?;
         if killed {
             return Ok((product, true));
         }
         size *= 2;
-        story.tell(format!("That was done before anyone could be killed; again with {size} × {size}."))?;
+        story.tell(format!("The product was done before a node could be killed; trying {size} × {size}."))?;
     }
     multiply(client, size, Some(victim), story).await
 }
 
-/// Multiplies on the peers of the node behind `client`, killing `victim` once the first part is done, and checks every
-/// number. Whether the victim was killed.
+/// Multiplies on the peers of the node behind `client`, kills `victim` once the first part is done, and checks every
+/// number. Returns whether the victim was killed.
 async fn multiply(
     client: &Client,
     size: usize,
@@ -299,7 +302,7 @@ async fn multiply(
         Ok::<_, Failure>(largest_difference(&got, &expected))
     });
     let largest_difference = compared.await.map_err(|error| Failure::failed(error.to_string()))??;
-    // Elements are below 1: what sums of `size` products in a different order can differ by.
+    // Elements are below 1: the largest difference between sums of `size` products in different orders.
     let tolerance = size as f64 * f64::from(f32::EPSILON);
     if largest_difference.is_nan() || largest_difference > tolerance {
         return Err(Failure::new(
@@ -311,7 +314,7 @@ async fn multiply(
     Ok((ProductLine { report, killed, largest_difference, tolerance }, was_killed))
 }
 
-/// The largest difference between two products of one shape; NaN where they are of two.
+/// The largest difference between two products of one shape; NaN if their shapes differ.
 fn largest_difference(one: &Tensor, other: &Tensor) -> f64 {
     match (one.view::<f32>(), other.view::<f32>()) {
         (Ok(one), Ok(other)) if one.dim() == other.dim() => {
@@ -334,7 +337,7 @@ fn after(product: &ProductLine) -> String {
     )
 }
 
-/// A number with its thousands apart.
+/// A number with a separator between thousands.
 fn grouped(number: usize) -> String {
     let digits = number.to_string();
     let mut text = String::new();
@@ -384,7 +387,7 @@ fn show(outcome: &Outcome) -> String {
         }
     }
     text.push_str(&format!(
-        "  Both products are right, in {} all told. Nothing is left behind.\n\
+        "  Both products are right; the demo took {}. Nothing is left behind.\n\
          \x20 Next: `pangea node` on two machines, then `pangea matmul A.npy B.npy -o C.npy`.\n",
         seconds(outcome.seconds)
     ));

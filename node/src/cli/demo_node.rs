@@ -1,5 +1,5 @@
-//! A node that the demo runs: a child process of the same binary with everything of its own. It ends, and is waited for,
-//! when it is dropped, however that comes about.
+//! A node of the demo: a child process of the same binary with its own data directory. It is killed and waited for
+//! when this value is dropped.
 
 use std::collections::VecDeque;
 use std::ffi::OsStr;
@@ -15,26 +15,26 @@ use tokio::sync::oneshot;
 use super::failure::Failure;
 use crate::data_dir::NodeFile;
 
-/// How long a node may take to start on a busy machine.
+/// Time for a node to start on a busy machine.
 const START_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Lines of a node's log that are shown when it fails.
 const LOG_LINES: usize = 8;
 
-/// A node under way.
+/// A running node.
 pub(super) struct DemoNode {
     child: Child,
     pub(super) name: String,
     pub(super) peer: String,
-    /// Where other nodes reach it.
+    /// libp2p address for other nodes.
     pub(super) address: String,
-    /// Where programs reach it.
+    /// Address of its Cap'n Proto service.
     pub(super) rpc: String,
 }
 
 type Lines = Arc<Mutex<VecDeque<String>>>;
 
-/// A child that does not outlive whoever holds this.
+/// Kills the child when dropped.
 struct EndOnDrop(Option<Child>);
 
 impl Drop for EndOnDrop {
@@ -46,7 +46,7 @@ impl Drop for EndOnDrop {
 }
 
 impl DemoNode {
-    /// Starts a node called `name` that keeps everything below `folder`, lets in who has the pool key and serves a model.
+    /// Starts a node named `name` with its data below `folder`, the pool key and a model.
     pub(super) async fn start(
         name: &str,
         folder: &Path,
@@ -59,7 +59,7 @@ impl DemoNode {
         let data_dir = folder.join(name);
         let mut command = Command::new(binary);
         for (variable, _) in std::env::vars_os() {
-            // Settings for the person's own nodes are not meant for these.
+            // The user's settings for other nodes must not apply to these.
             if variable.to_string_lossy().starts_with("PANGEA_") {
                 command.env_remove(variable);
             }
@@ -75,7 +75,7 @@ impl DemoNode {
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
-            // Ctrl-C is the demo's to handle: the nodes end with it.
+            // The demo handles Ctrl-C: the nodes end with it.
             .process_group(0);
         let mut child = command.spawn().map_err(|error| broken(error.to_string()))?;
         let stderr = child.stderr.take();
@@ -87,16 +87,20 @@ impl DemoNode {
         };
         match tokio::time::timeout(START_TIMEOUT, listening).await {
             Ok(Ok(())) => {}
-            Ok(Err(_)) => return Err(broken(format!("it ended at once{}", said(&lines)))),
-            Err(_) => return Err(broken(format!("nothing within {} s{}", START_TIMEOUT.as_secs(), said(&lines)))),
+            Ok(Err(_)) => return Err(broken(format!("it exited at once{}", said(&lines)))),
+            Err(_) => {
+                return Err(broken(format!("it did not listen within {} s{}", START_TIMEOUT.as_secs(), said(&lines))));
+            }
         }
-        let facts = NodeFile::of_running(&data_dir).ok_or_else(|| broken("its node.json says nothing".to_owned()))?;
-        let address = facts.listening.into_iter().next().ok_or_else(|| broken("it listens nowhere".to_owned()))?;
-        let child = guard.0.take().ok_or_else(|| broken("it is gone".to_owned()))?;
+        let facts =
+            NodeFile::of_running(&data_dir).ok_or_else(|| broken("its node.json is missing or damaged".to_owned()))?;
+        let address =
+            facts.listening.into_iter().next().ok_or_else(|| broken("it listens on no address".to_owned()))?;
+        let child = guard.0.take().ok_or_else(|| broken("its process is gone".to_owned()))?;
         Ok(DemoNode { child, name: name.to_owned(), peer: facts.peer, address, rpc: facts.rpc })
     }
 
-    /// Kills it, as a power cut would.
+    /// Kills the process without warning, like a power cut.
     pub(super) fn kill(&mut self) {
         end(&mut self.child);
     }
@@ -113,13 +117,13 @@ impl Drop for DemoNode {
     }
 }
 
-/// Ends a child for certain; one that has ended already is left alone.
+/// Kills a child and waits for it; one that has ended is left alone.
 fn end(child: &mut Child) {
     let _ = child.kill();
     let _ = child.wait();
 }
 
-/// Reads a node's log so that it never waits for a reader: the last lines, and word of when it listens.
+/// Reads a node's log so that the node never blocks on it: keeps the last lines and signals when the node listens.
 fn follow(stderr: Option<ChildStderr>) -> (Lines, oneshot::Receiver<()>) {
     let lines = Lines::default();
     let (sender, listening) = oneshot::channel();
@@ -130,7 +134,7 @@ fn follow(stderr: Option<ChildStderr>) -> (Lines, oneshot::Receiver<()>) {
             if line.contains("Listening on ")
                 && let Some(sender) = sender.take()
             {
-                // Nobody waits any more: the demo has been stopped.
+                // The receiver is gone: the demo was stopped.
                 let _ = sender.send(());
             }
             let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);

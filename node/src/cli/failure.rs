@@ -1,5 +1,5 @@
-//! How a command ends when it does not end well: a sentence for the person and one of the exit codes that scripts rely
-//! on. It decides by error kinds, never by text.
+//! The failure of a command: a sentence for the user and one of the exit codes that scripts rely on. Exit codes follow
+//! from error kinds, never from text.
 
 use std::fmt;
 use std::process::ExitCode;
@@ -19,7 +19,7 @@ pub(super) enum Exit {
     Unreachable = 3,
     /// No trustworthy result could be had.
     Untrusted = 4,
-    /// Stopped with Ctrl-C, as shells count it.
+    /// Stopped with Ctrl-C: 128 + SIGINT, as shells report it.
     Interrupted = 130,
 }
 
@@ -30,7 +30,7 @@ pub(super) struct Failure {
     pub(super) exit: Exit,
     /// A sentence that says what is wrong and what to do.
     pub(super) message: String,
-    /// The kind of the error that a node told, where one did.
+    /// Kind of the error that a node returned, if any.
     pub(super) kind: Option<ErrorKind>,
 }
 
@@ -52,10 +52,10 @@ impl Failure {
 
     /// Stopped with Ctrl-C.
     pub(super) fn interrupted() -> Failure {
-        Failure::new(Exit::Interrupted, "stopped; the work was cancelled on every node and nothing was left behind")
+        Failure::new(Exit::Interrupted, "stopped; the work was cancelled on every node, and no file was left behind")
     }
 
-    /// This failure with its subject in front of the message.
+    /// Prefixes the message with its subject.
     pub(super) fn about(self, what: impl fmt::Display) -> Failure {
         Failure { message: format!("{what}: {}", self.message), ..self }
     }

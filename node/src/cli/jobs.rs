@@ -1,4 +1,4 @@
-//! `pangea jobs`: what was asked of a node, the latest first, as a table or JSON. It asks and shows.
+//! `pangea jobs`: the jobs of a node, latest first, as a table or JSON.
 
 use pangea_client::JobStatus;
 
@@ -7,7 +7,7 @@ use super::failure::Failure;
 use super::table::{Align, Table, seconds, shortened};
 use super::{print, print_json};
 
-/// Characters of what a job is about: what leaves the rest of 80 columns.
+/// Characters of a job's subject, so that the table fits into 80 columns.
 const SUBJECT_CHARS: usize = 24;
 
 pub(super) async fn run(args: QueryArgs) -> Result<(), Failure> {
@@ -63,7 +63,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn both_kinds_of_jobs_are_shown_with_their_ends() {
+    fn products_and_answers_are_shown_with_their_outcomes() {
         let product = JobStatus {
             id: 2,
             kind: "product".to_owned(),

@@ -1,4 +1,4 @@
-//! Where log events go: standard error, as text for people or as one JSON object a line.
+//! Writes log events to standard error, as text for people or as one JSON object per line.
 
 use std::fmt;
 use std::io::{IsTerminal, stderr};
@@ -11,7 +11,7 @@ use tracing_subscriber::fmt::format::{DefaultFields, Writer};
 
 use crate::config::{LogConfig, LogFormat, LogLevel};
 
-/// Sets up logging for the rest of the process. A second call changes nothing.
+/// Sets up logging for the process. A second call has no effect.
 pub(super) fn start(config: LogConfig) {
     let filter = EnvFilter::new(match config.level {
         LogLevel::Error => "error",
@@ -20,7 +20,7 @@ pub(super) fn start(config: LogConfig) {
         LogLevel::Trace => "debug,pangea=trace,pangea_node=trace",
     });
     let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(stderr);
-    // Only a subscriber that is set already can make this fail, and then that one does.
+    // Fails only if a subscriber is set already, which then stays in force.
     let _ = match config.format {
         LogFormat::Json => subscriber.json().flatten_event(true).with_target(false).try_init(),
         LogFormat::Text => subscriber
@@ -31,8 +31,8 @@ pub(super) fn start(config: LogConfig) {
     };
 }
 
-/// Shows an event as its message alone: its fields repeat the message for programs and are in JSON logs. Events without a
-/// message, and all events at debug level, show their fields.
+/// Formats an event as its message alone: its fields repeat the message for programs and appear in JSON logs. Events
+/// without a message, and all events at debug level, show their fields.
 struct Sentences {
     with_fields: bool,
 }

@@ -1,5 +1,5 @@
-//! `pangea matmul`: two operands, one product, a report. It checks everything that can be wrong before anything is
-//! computed; the work is the multiplier's.
+//! `pangea matmul`: multiplies two operands and reports. Everything that can be wrong is checked before anything is
+//! computed; the multiplier does the work.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -120,13 +120,13 @@ pub(super) struct MatmulArgs {
     json: JsonArgs,
 }
 
-/// How long a node may take to connect to a peer named with `--peer`.
+/// Time for a node to connect to a peer named with `--peer`.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Largest share of a node's free memory that operands and product may take whole.
+/// Largest share of a node's free memory that whole operands and product may take.
 const WHOLE_SHARE: f64 = 0.9;
 
-/// Bytes that a fabric holds beside the blocks while it multiplies: operands packed for the kernels, and the next ones.
+/// Bytes that a fabric uses beside the blocks while it multiplies: packed operands of the current and the next blocks.
 const BESIDE_BLOCKS_BYTES: f64 = (96 << 20) as f64;
 
 /// Largest and smallest share of the free memory that blocks take; [`BESIDE_BLOCKS_BYTES`] is subtracted from the largest.
@@ -135,24 +135,24 @@ const BLOCKS_SHARES: (f64, f64) = (0.85, 0.25);
 /// Characters of a worker's name in the table.
 const NAME_CHARS: usize = 30;
 
-/// Most blocks of one product. A block is a job of at least a few milliseconds, so that starting more jobs than this takes
-/// hours.
+/// Maximum blocks of one product. A block is a job of at least a few milliseconds, so that starting more jobs than this
+/// takes hours.
 const MAX_BLOCKS: u64 = 1 << 20;
 
-/// What `--json` shows.
+/// JSON output.
 #[derive(Serialize)]
 struct Outcome {
     #[serde(flatten)]
     report: JobReport,
-    /// The file that was written.
+    /// The file that was written, if any.
     output: Option<PathBuf>,
-    /// Number of blocks; 1 where operands and product fit into memory.
+    /// Number of blocks; 1 if operands and product fit into memory.
     blocks: u64,
-    /// Seconds from reading the operands to the product being written.
+    /// Seconds from reading the operands to writing the product.
     total_seconds: f64,
 }
 
-/// Two operands whose shapes and dtypes fit each other.
+/// Two operands with compatible shapes and dtypes.
 struct Product {
     a: Operand,
     b: Operand,
@@ -202,7 +202,7 @@ pub(super) async fn run(args: MatmulArgs, output: OutputArgs) -> Result<(), Fail
     print(&show(&report, written, blocks, total_seconds))
 }
 
-/// The operands of the product; an error where they do not fit each other.
+/// Opens the operands and checks that they are compatible.
 async fn operands(args: &MatmulArgs) -> Result<Product, Failure> {
     let generated = args.shape.or(args.size.map(|side| [side; 3]));
     let (a, b) = match (&args.a, &args.b, generated) {
@@ -211,7 +211,7 @@ async fn operands(args: &MatmulArgs) -> Result<Product, Failure> {
             let read = tokio::task::spawn_blocking(move || {
                 Ok::<_, Failure>((Operand::file(&a, dtype)?, Operand::file(&b, dtype)?))
             });
-            read.await.map_err(|error| Failure::failed(format!("reading the operands failed: {error}")))??
+            read.await.map_err(|error| Failure::failed(format!("cannot read the operands: {error}")))??
         }
         (_, _, Some([m, k, n])) => {
             let dtype = args.dtype.unwrap_or(DType::F32);
@@ -249,7 +249,7 @@ fn fit(a: Operand, b: Operand) -> Result<Product, Failure> {
     Ok(Product { a, b, dtype, shape })
 }
 
-/// The node, or a fabric of this process where none was named and none is there.
+/// The node, or a fabric in this process if none was named and none is running.
 async fn multiplier(args: &MatmulArgs, output: OutputArgs) -> Result<Multiplier, Failure> {
     if let Some(client) = args.rpc.node_if_there().await? {
         return Ok(Multiplier::Node(client));
@@ -260,7 +260,7 @@ async fn multiplier(args: &MatmulArgs, output: OutputArgs) -> Result<Multiplier,
     Ok(Multiplier::Local(Box::new(local_fabric(threads, max_memory).await?)))
 }
 
-/// Connects the node to the named peers. A peer that does not answer is reported and left out.
+/// Connects the node to the named peers. A peer that does not answer is reported and skipped.
 async fn connect_peers(multiplier: &Multiplier, args: &MatmulArgs, output: OutputArgs) -> Result<(), Failure> {
     for address in &args.peer {
         let Multiplier::Node(client) = multiplier else {
@@ -292,7 +292,7 @@ fn options(args: &MatmulArgs) -> MatmulOptions {
     }
 }
 
-/// The place as programs name it.
+/// Converts the flag to the client's type.
 pub(super) fn place(place: PlaceArg) -> Place {
     match place {
         PlaceArg::Auto => Place::Auto,
@@ -301,7 +301,7 @@ pub(super) fn place(place: PlaceArg) -> Place {
     }
 }
 
-/// Multiplies with whole operands, as one job.
+/// Multiplies whole operands as one job.
 async fn multiply_whole(
     multiplier: &Multiplier,
     product: &Product,
@@ -339,12 +339,12 @@ async fn multiply_whole(
 enum Method {
     /// Operands and product are in memory at once.
     Whole,
-    /// Block by block.
+    /// Operands and product are loaded block by block.
     Blocks(Plan),
 }
 
-/// How a product is computed where `free_bytes` are free for tensors. Arithmetic alone: nothing is allocated before it is
-/// known to fit. `here`: in this process, where what lies beside operands and product counts, too.
+/// Chooses how to compute a product with `free_bytes` free for tensors. Arithmetic only: nothing is allocated before it is
+/// known to fit. `here`: whether this process computes, so that memory beside operands and product counts as well.
 fn method(
     product: &Product,
     free_bytes: u64,
@@ -356,7 +356,7 @@ fn method(
     let free = free_bytes as f64;
     let budget = (free * BLOCKS_SHARES.0 - BESIDE_BLOCKS_BYTES).max(free * BLOCKS_SHARES.1);
     let gathered = match destination {
-        // Text is written at the end, out of a product that is held once more.
+        // Text is written at the end from a second copy of the product.
         Some(destination) if here && !destination.takes_blocks() => m.saturating_mul(n).saturating_mul(c.size_bytes()),
         _ => 0,
     };
@@ -372,7 +372,7 @@ fn method(
         .map_err(|_| Failure::usage(format!("{sizes}: not even single rows and columns fit; raise --max-memory")))?;
     if plan.count() > MAX_BLOCKS {
         return Err(Failure::usage(format!(
-            "{sizes}: in blocks that fit, the product is {} jobs, and at most {MAX_BLOCKS} are done; \
+            "{sizes}: the product would take {} blocks; the maximum is {MAX_BLOCKS}; \
              use smaller matrices or raise --max-memory",
             plan.count()
         )));
@@ -380,7 +380,7 @@ fn method(
     Ok(Method::Blocks(plan))
 }
 
-/// One job for every block of the product.
+/// Computes one job per block of the product.
 async fn multiply_blocks(
     multiplier: &Multiplier,
     product: &Product,
@@ -485,7 +485,7 @@ fn shape(text: &str) -> Result<[usize; 3], String> {
     let numbers: Result<Vec<usize>, _> = text.split(['x', 'X', '×']).map(|number| number.trim().parse()).collect();
     match numbers.as_deref() {
         Ok([m, k, n]) => Ok([*m, *k, *n]),
-        _ => Err("a shape is MxKxN, such as 1000x2000x500".to_owned()),
+        _ => Err("use MxKxN, such as 1000x2000x500".to_owned()),
     }
 }
 
@@ -500,7 +500,7 @@ mod tests {
     }
 
     #[test]
-    fn a_product_that_no_memory_can_hold_is_refused_by_arithmetic_with_the_sizes() {
+    fn a_product_too_large_for_memory_is_refused_with_the_sizes() {
         let gib = 1u64 << 30;
         assert!(matches!(method(&generated(1000), gib, false, None), Ok(Method::Whole)));
         assert!(matches!(method(&generated(40_000), gib, false, None), Ok(Method::Blocks(_))));
@@ -518,7 +518,7 @@ mod tests {
     }
 
     #[test]
-    fn in_this_process_what_lies_beside_the_product_counts_too() {
+    fn a_local_product_counts_packed_operands_and_text() {
         let product = generated(6000);
         assert!(matches!(method(&product, 500 << 20, false, None), Ok(Method::Whole)));
         assert!(matches!(method(&product, 500 << 20, true, None), Ok(Method::Blocks(_))));
@@ -529,7 +529,7 @@ mod tests {
     }
 
     #[test]
-    fn shapes_are_read_as_people_write_them() {
+    fn shapes_are_parsed() {
         assert_eq!(shape("2x3x4"), Ok([2, 3, 4]));
         for text in ["2x3", "2x3x4x5", "axbxc", "-1x2x3", ""] {
             assert!(shape(text).is_err(), "{text}");

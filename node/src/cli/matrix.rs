@@ -1,5 +1,5 @@
-//! The operands of a product: files or generated numbers, of any size, handed out piece by piece. Only what is asked for
-//! is read, and no more of a file than a few pieces stays in memory. It never writes.
+//! The operands of a product: files or generated numbers of any size, read in pieces. Only requested parts
+//! are read, and only a few pieces of a file stay in memory. Nothing is written.
 
 use std::fs::Metadata;
 use std::ops::Range;
@@ -12,37 +12,34 @@ use pangea_compute::{DType, NpyFile, Tensor, TensorBuf};
 
 use super::failure::{Exit, Failure};
 
-/// Bytes of a piece: large enough for a disk, small enough to be nothing beside an operand.
+/// Bytes of a piece: large enough for a disk, small compared with an operand.
 const PIECE_BYTES: usize = 2 << 20;
 
-/// Bytes of a mapping that are touched before the file is mapped again, which frees the pages of the old mapping.
+/// Bytes of a mapping that are touched before the file is mapped again, which releases the pages of the old mapping.
 const TOUCHED_BYTES_MAX: usize = 4 << 20;
 
-/// Bytes that touching one element of a mapping loads: the system maps the pages around it as well.
+/// Bytes that touching one element of a mapping loads: the system maps the surrounding pages as well.
 const AROUND_BYTES: usize = 64 << 10;
 
-/// Forms of matrix files.
+/// Formats of matrix files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Format {
-    /// NumPy's.
+    /// NumPy's format.
     Npy,
     /// Comma-separated text.
     Csv,
-    /// A list of rows.
+    /// A JSON list of rows.
     Json,
 }
 
 impl Format {
-    /// The form that the name of `path` ends in.
+    /// The format by the extension of `path`.
     pub(super) fn of(path: &Path) -> Result<Format, Failure> {
         match path.extension().and_then(|extension| extension.to_str()).map(str::to_ascii_lowercase).as_deref() {
             Some("npy") => Ok(Format::Npy),
             Some("csv") => Ok(Format::Csv),
             Some("json") => Ok(Format::Json),
-            _ => Err(Failure::usage(format!(
-                "{}: the name does not say what kind of file it is; matrices are .npy, .csv or .json files",
-                path.display()
-            ))),
+            _ => Err(Failure::usage(format!("{}: unknown file extension; use .npy, .csv or .json", path.display()))),
         }
     }
 }
@@ -68,13 +65,13 @@ struct Mapped {
     open: Mutex<Open>,
 }
 
-/// A mapping, and how much of it has come into memory.
+/// A mapping, and how many of its bytes were touched.
 struct Open {
     file: NpyFile,
     touched_bytes: usize,
 }
 
-/// Identity of a file: another file of the same name has another one.
+/// Identity of a file: detects that a file was replaced or changed.
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Stamp {
     device: u64,
@@ -95,7 +92,7 @@ impl From<&Metadata> for Stamp {
 }
 
 impl Operand {
-    /// The matrix in a file, converted to `dtype` where one is given. A `.npy` file is only looked at; text is read.
+    /// The matrix in a file, converted to `dtype` if one is given. A `.npy` file is only mapped; text is read.
     pub(super) fn file(path: &Path, dtype: Option<DType>) -> Result<Operand, Failure> {
         let format = Format::of(path)?;
         let operand = match format {
@@ -131,14 +128,14 @@ impl Operand {
         };
         if operand.dtype == DType::I32 {
             return Err(Failure::usage(format!(
-                "{}: int32 is not multiplied; use --dtype f64 (exact) or --dtype i8",
+                "{}: int32 operands are not supported; use --dtype f64 (exact) or --dtype i8",
                 path.display()
             )));
         }
         Ok(operand)
     }
 
-    /// Pseudo-random numbers that depend on `seed` alone.
+    /// Pseudo-random numbers that depend only on `seed`.
     pub(super) fn generated(rows: usize, cols: usize, dtype: DType, seed: u64) -> Operand {
         Operand { source: Source::Generated { seed }, rows, cols, dtype }
     }
@@ -160,7 +157,7 @@ impl Operand {
         (self.rows as u64).saturating_mul(self.cols as u64).saturating_mul(self.dtype.size_bytes() as u64)
     }
 
-    /// A small block, in memory.
+    /// A small block, copied into memory.
     fn piece(&self, rows: Range<usize>, cols: Range<usize>) -> Result<Tensor, Failure> {
         Ok(match &self.source {
             Source::Mapped(mapped) => mapped.piece(rows, cols, self.dtype)?,
@@ -169,12 +166,12 @@ impl Operand {
         })
     }
 
-    /// Rows of `width` columns that make a piece.
+    /// Rows of `width` columns in one piece.
     fn piece_rows(&self, width: usize) -> usize {
         (PIECE_BYTES / (width * self.dtype.size_bytes()).max(1)).max(1)
     }
 
-    /// A block in memory of its own. Others get their turn between pieces.
+    /// A block in memory of its own. Yields to other tasks between pieces.
     pub(super) async fn block(&self, rows: Range<usize>, cols: Range<usize>) -> Result<Tensor, Failure> {
         let mut block = TensorBuf::new(self.dtype, rows.len(), cols.len())?;
         let step = self.piece_rows(cols.len());
@@ -186,7 +183,7 @@ impl Operand {
         Ok(block.freeze())
     }
 
-    /// All of it: a view of the file where that will do.
+    /// The whole operand: a view of the file if possible.
     pub(super) async fn whole(&self) -> Result<Tensor, Failure> {
         match &self.source {
             Source::Memory(tensor) => Ok(tensor.clone()),
@@ -197,7 +194,7 @@ impl Operand {
         }
     }
 
-    /// A block as something to upload, of which a piece at a time is in memory.
+    /// A block as an upload; one piece at a time is in memory.
     pub(super) fn upload<'a>(
         &'a self,
         rows: Range<usize>,
@@ -220,7 +217,7 @@ impl Mapped {
             self.reopen(&mut open)?;
         }
         let view = open.file.block(rows, cols).map_err(about)?;
-        // Lines of the file that the block crosses: its rows, or its columns where the order is Fortran's.
+        // Lines of the file that the block crosses: its rows, or its columns in Fortran order.
         let lines = if view.transposed().is_contiguous() { view.cols() } else { view.rows() };
         open.touched_bytes += view.size_bytes().max(lines * AROUND_BYTES);
         let mut copy = TensorBuf::new(view.dtype(), view.rows(), view.cols())?;
@@ -228,7 +225,7 @@ impl Mapped {
         pangea_compute::csv::convert(&copy.freeze(), dtype).map_err(about)
     }
 
-    /// Maps the file again, which frees the pages of the old mapping.
+    /// Maps the file again, which releases the pages of the old mapping.
     fn reopen(&self, open: &mut Open) -> Result<(), Failure> {
         let file = NpyFile::open(&self.path).map_err(|error| input_failure(&self.path, error))?;
         let metadata = std::fs::metadata(&self.path).map_err(|error| unreadable(&self.path, &error))?;
@@ -245,7 +242,7 @@ pub(super) struct Upload<'a> {
     operand: &'a Operand,
     rows: Range<usize>,
     cols: Range<usize>,
-    /// The piece being sent and the byte of the block that it starts at.
+    /// The current piece and the byte of the block at which it starts.
     piece: Option<(u64, Tensor)>,
     on_bytes: &'a mut dyn FnMut(u64),
 }
@@ -276,7 +273,7 @@ impl TensorSource for Upload<'_> {
 }
 
 impl Upload<'_> {
-    /// The piece that begins with this row of the block, and its first byte.
+    /// Loads the piece that starts at this row of the block; returns its first byte as well.
     fn load(&self, row: u64, row_bytes: u64) -> pangea_client::Result<(u64, Tensor)> {
         let first = self.rows.start + row as usize;
         let end = self.rows.end.min(first + self.operand.piece_rows(self.cols.len()));
@@ -288,7 +285,7 @@ impl Upload<'_> {
     }
 }
 
-/// The dtype as programs name it.
+/// Converts a dtype to the client's type.
 pub(super) fn wire_dtype(dtype: DType) -> pangea_client::DType {
     match dtype {
         DType::F16 => pangea_client::DType::F16,
@@ -300,7 +297,7 @@ pub(super) fn wire_dtype(dtype: DType) -> pangea_client::DType {
     }
 }
 
-/// An error about a file that the user named is bad input.
+/// An error about a file that the user named counts as bad input.
 fn input_failure(path: &Path, error: pangea_compute::Error) -> Failure {
     match &error {
         pangea_compute::Error::Io { source, .. } => unreadable(path, source),
@@ -315,10 +312,10 @@ fn input_failure(path: &Path, error: pangea_compute::Error) -> Failure {
 
 fn unreadable(path: &Path, error: &std::io::Error) -> Failure {
     let why = match error.kind() {
-        std::io::ErrorKind::NotFound => "there is no such file".to_owned(),
+        std::io::ErrorKind::NotFound => "the file does not exist".to_owned(),
         std::io::ErrorKind::IsADirectory => "it is a folder".to_owned(),
-        std::io::ErrorKind::PermissionDenied => "it may not be read".to_owned(),
+        std::io::ErrorKind::PermissionDenied => "permission denied".to_owned(),
         _ => error.to_string(),
     };
-    Failure::usage(format!("{} cannot be read: {why}", path.display()))
+    Failure::usage(format!("cannot read {}: {why}", path.display()))
 }

@@ -1,13 +1,14 @@
 //! The commands of the binary `pangea`.
 //!
-//! * `args`: flags that several commands share; every other flag stands with its command, those of `pangea node` in
-//!   [`config`](crate::config). `failure`: how a command ends when it does not end well.
-//! * `chat`, with `chat_node` where a node answers; `matmul`, `peers`, `status`, `topology`, `jobs`, `models`, `models_plan`, `receipts`,
+//! * `args`: flags that several commands share; other flags are defined with their command, those of `pangea node` in
+//!   [`config`](crate::config). `failure`: failures and exit codes.
+//! * `chat`, with `chat_node` for a node's model; `matmul`, `peers`, `status`, `topology`, `jobs`, `models`,
+//!   `models_plan`, `receipts`,
 //!   `perplexity`, `bench_matmul`, `bench_net`, `bench_llm`,
-//!   `demo`: the commands; `demo_node`: what the demo runs.
-//! * `session`, `multiplier`: the node that a command talks to, or a fabric of this process alone.
-//! * `matrix`, `product_file`: operands, where the product goes.
-//! * `log`, `progress`, `table`, `node_names`: what a person sees.
+//!   `demo`: the commands; `demo_node`: the demo's child processes.
+//! * `session`, `multiplier`: the node that a command uses, or a fabric in this process.
+//! * `matrix`, `product_file`: operands and the product's file.
+//! * `log`, `progress`, `table`, `node_names`: output for people.
 //!
 //! Results go to standard output, everything else to standard error. Nothing is computed here.
 
@@ -70,7 +71,7 @@ struct Cli {
     command: Option<Command>,
 }
 
-/// Every command; its flags and its help stand with it.
+/// Every command; its flags and help are defined in its file.
 #[derive(Subcommand, Debug)]
 enum Command {
     Node(Box<RawNodeConfig>),
@@ -113,7 +114,7 @@ Examples:
   pangea completions zsh > \"${fpath[1]}/_pangea\"
   pangea completions fish > ~/.config/fish/completions/pangea.fish";
 
-/// Runs the command that was typed and gives the exit code.
+/// Runs the command line and returns the exit code.
 pub fn main() -> ExitCode {
     crate::copying::make_fast();
     match run(&Cli::command().get_matches()) {
@@ -137,7 +138,7 @@ fn run(typed: &ArgMatches) -> Result<(), Failure> {
         log::start(config.log);
         return Ok(crate::daemon::run(config)?);
     }
-    // Log lines of the libraries would hide the result.
+    // Log lines of libraries would hide the result.
     let level = if output.verbose == 0 { LogLevel::Error } else { level };
     log::start(LogConfig { level, format: LogFormat::Text });
     match command {
@@ -163,7 +164,7 @@ fn run(typed: &ArgMatches) -> Result<(), Failure> {
     }
 }
 
-/// Runs a command to its end. Ctrl-C, SIGTERM and a closed terminal drop the command, which ends its work on every node.
+/// Runs a command. Ctrl-C, SIGTERM and a closed terminal drop the command's future, which ends its work on every node.
 fn block_on(command: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -176,7 +177,7 @@ fn block_on(command: impl Future<Output = Result<(), Failure>>) -> Result<(), Fa
             result = command => result,
         }
     });
-    // Work that is left on other threads must not delay the exit.
+    // Work on other threads must not delay the exit.
     runtime.shutdown_background();
     result
 }
@@ -187,14 +188,14 @@ async fn stop_signal() {
     let signals = [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()].map(signal);
     let mut waiting: Vec<_> = signals.into_iter().flatten().collect();
     if waiting.is_empty() {
-        // Without handlers the system's own ending of the process is all there is.
+        // Without handlers only the default action of the signals remains.
         std::future::pending::<()>().await;
     }
     let any = waiting.iter_mut().map(|signal| Box::pin(signal.recv()));
     futures::future::select_all(any).await;
 }
 
-/// Writes a result to standard output. A reader that stops reading is not an error.
+/// Writes a result to standard output. A closed pipe is not an error.
 fn print(text: &str) -> Result<(), Failure> {
     use std::io::{ErrorKind, Write, stdout};
     let mut out = stdout().lock();

@@ -1,5 +1,5 @@
-//! `pangea models list`, `pull` and `rm`: the models on this machine's disk. It shows what [`crate::models`] knows and
-//! does; no node is asked. (`plan`, which asks one, is `models_plan`'s.)
+//! `pangea models list`, `pull` and `rm`: the models on this machine's disk. [`crate::models`] does the work; no node
+//! is asked. (`models_plan` owns `plan`, which asks one.)
 
 use std::path::{Path, PathBuf};
 
@@ -80,7 +80,7 @@ struct Line {
     problem: Option<String>,
 }
 
-/// Metadata of the model's file.
+/// Facts from the model's file.
 #[derive(Serialize)]
 struct Facts {
     title: String,
@@ -102,12 +102,12 @@ impl From<Description> for Facts {
     }
 }
 
-/// Where models are.
+/// The models folder.
 pub(super) fn folder(args: &StoreArgs) -> Result<PathBuf, Failure> {
     Ok(config::data_dir(args.data_dir.clone())?.join("models"))
 }
 
-/// The file of a model that is here.
+/// The file of a model on this machine.
 pub(super) fn file_of(args: &StoreArgs, model: &str) -> Result<PathBuf, Failure> {
     Ok(models::resolve(&folder(args)?, model)?)
 }
@@ -131,7 +131,7 @@ fn list(args: &ModelsListArgs) -> Result<(), Failure> {
     if entries.is_empty() {
         let names: Vec<&str> = KNOWN.iter().map(|known| known.name).collect();
         return print(&format!(
-            "No models in {}.\nFetch one with `pangea models pull NAME`: {}, hf:OWNER/REPO/FILE.gguf\n",
+            "No models in {}.\nDownload one with `pangea models pull NAME`: {}, hf:OWNER/REPO/FILE.gguf\n",
             folder.display(),
             names.join(", ")
         ));
@@ -173,12 +173,12 @@ fn pull(args: &ModelArgs, output: OutputArgs) -> Result<(), Failure> {
     let folder = folder(&args.store)?;
     let path = match models::locate(&folder, &args.model)? {
         Found::Local(path) => {
-            note(&output, format!("{} is on this machine already.", args.model));
+            note(&output, format!("{} is already on this machine.", args.model));
             path
         }
         Found::Fetchable(reference) => fetch(&folder, &reference, &args.model, output)?,
     };
-    // A path names a model that is here but not in the folder; it is shown all the same.
+    // A path may name a model outside of the folder; it is shown as well.
     let entry = models::list(&folder)?.into_iter().find(|entry| entry.path == path);
     show(entry.unwrap_or_else(|| outside(path)), &args.json)
 }

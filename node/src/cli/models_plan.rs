@@ -1,4 +1,4 @@
-//! `pangea models plan`: where a running node's pool would place a model, why, and how fast that would be. It asks and shows.
+//! `pangea models plan`: where a running node's pool would place a model, why, and the predicted speed.
 
 use clap::Args;
 use pangea_client::{ModelPlan, PlannedChain, PlannedStage};
@@ -82,7 +82,7 @@ fn show(plan: &ModelPlan) -> String {
     text + &current(plan)
 }
 
-/// The current placement.
+/// Line about the current placement.
 fn current(plan: &ModelPlan) -> String {
     match &plan.current {
         Some(current) => {
@@ -98,7 +98,7 @@ fn stages(chain: &PlannedChain, names: &NodeNames) -> String {
     chain.stages.iter().map(stage).collect::<Vec<_>>().join(", ")
 }
 
-/// What the nodes of all chains of a plan are called.
+/// Labels of the nodes of all chains of a plan.
 fn names(plan: &ModelPlan) -> NodeNames {
     let chains = plan.best.iter().chain(&plan.alternatives).chain(&plan.current);
     let stages = chains.flat_map(|chain| &chain.stages);
@@ -110,7 +110,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_plan_is_shown_with_its_reason_its_alternatives_and_what_is_there() {
+    fn a_plan_is_shown_with_reason_alternatives_and_current_placement() {
         let chain = |names: &[(&str, [u32; 2])], speed| PlannedChain {
             stages: names
                 .iter()
@@ -150,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn nodes_of_one_name_are_told_apart() {
+    fn nodes_with_one_name_get_different_labels() {
         let stage = |peer: &str, layers| PlannedStage { peer: peer.to_owned(), name: "vm".to_owned(), layers };
         let stages = vec![stage("12D3KooWabcdefg1", [0, 15]), stage("12D3KooWabcdefg2", [15, 30])];
         let chain = PlannedChain { stages, ..PlannedChain::default() };

@@ -1,5 +1,5 @@
-//! What multiplies for a command: a node over its Cap'n Proto service, or a fabric of this process, by the same calls.
-//! Dropping what they return ends the work and frees its memory.
+//! Computes products for a command: on a node over its Cap'n Proto service, or on a fabric in this process, with the
+//! same calls. Dropping the returned values ends the work and releases its memory.
 
 use std::ops::Range;
 
@@ -14,32 +14,32 @@ use crate::devices::Lease;
 use crate::fabric::{Fabric, Job, JobRequest};
 use crate::runtime::Runtime;
 
-/// What multiplies.
+/// Where products are computed.
 pub(super) enum Multiplier {
-    /// A node.
+    /// On a node.
     Node(Client),
-    /// This process.
+    /// In this process.
     Local(Box<Runtime>),
 }
 
-/// A matrix that the multiplier holds.
+/// A loaded matrix.
 pub(super) enum LoadedMatrix {
-    /// Held by the node.
+    /// On the node.
     Node(pangea_client::Tensor),
-    /// In this process, with its share of the memory.
+    /// In this process, with its lease of memory.
     Local { tensor: Tensor, _memory: Lease },
 }
 
-/// A product under way.
+/// A running product.
 pub(super) enum RunningProduct {
-    /// Held by the node.
+    /// On the node.
     Node { job: pangea_client::Job, product: pangea_client::Tensor },
-    /// In this process, with the memory that the product takes.
+    /// In this process, with the lease of the product's memory.
     Local { job: Job, memory: Lease },
 }
 
 impl Multiplier {
-    /// Bytes of tensors that fit now.
+    /// Bytes free for tensors.
     pub(super) async fn free_bytes(&self) -> Result<u64, Failure> {
         let status = match self {
             Multiplier::Node(client) => client.status().await?,
@@ -48,7 +48,7 @@ impl Multiplier {
         Ok(status.memory_limit_bytes.saturating_sub(status.memory_used_bytes))
     }
 
-    /// Loads a block of an operand; `on_bytes` is told the number of bytes loaded so far.
+    /// Loads a block of an operand; `on_bytes` receives the number of bytes loaded so far.
     pub(super) async fn put(
         &self,
         operand: &Operand,
@@ -88,7 +88,7 @@ impl Multiplier {
                 LoadedMatrix::Local { tensor: a, .. },
                 LoadedMatrix::Local { tensor: b, .. },
             ) => start_local(&runtime.fabric(), a, b, options),
-            _ => Err(Failure::failed("the operands are held elsewhere than the product is computed")),
+            _ => Err(Failure::failed("the operands are not where the product is computed")),
         }
     }
 }
@@ -103,7 +103,7 @@ fn start_local(fabric: &Fabric, a: &Tensor, b: &Tensor, options: &MatmulOptions)
 }
 
 impl RunningProduct {
-    /// Waits for the product; `on_progress` is told the progress.
+    /// Waits for the product; `on_progress` receives the progress.
     pub(super) async fn finish(
         self,
         on_progress: &mut dyn FnMut(Progress),
@@ -131,7 +131,7 @@ impl RunningProduct {
 }
 
 impl LoadedMatrix {
-    /// Writes the matrix to `file` as the block whose first element is at `at` and that has `cols` columns.
+    /// Writes the matrix to `file` as a block of `cols` columns whose first element is at `at`.
     pub(super) async fn write_to(
         &self,
         file: &mut ProductFile,

@@ -1,20 +1,20 @@
-//! Names of nodes as tables show them: nodes of the same name are told apart by the end of their peer ids. Text only.
+//! Labels of nodes in tables: nodes with the same name get the end of their peer ids appended. Text only.
 
 use std::collections::BTreeMap;
 
 use super::table::{short_peer, shortened};
 
-/// Characters of a peer id's end beside a name that several nodes have.
+/// Characters of the peer id in a label of a node whose name is not unique.
 const PEER_CHARS: usize = 4;
 
-/// The nodes of one table, with what each is called there.
+/// The nodes of one table and their labels.
 pub(super) struct NodeNames {
     labels: BTreeMap<String, String>,
 }
 
 impl NodeNames {
     /// Labels of at most `limit` characters for `nodes`, pairs of peer id and name: the name; with the end of the peer id
-    /// where another node looks the same; that end alone where a node has no name.
+    /// if another node's label would look the same; only that end if a node has no name.
     pub(super) fn new<'a>(nodes: impl IntoIterator<Item = (&'a str, &'a str)>, limit: usize) -> NodeNames {
         let names: BTreeMap<&str, &str> = nodes.into_iter().collect();
         let mut seen: BTreeMap<String, usize> = BTreeMap::new();
@@ -33,7 +33,7 @@ impl NodeNames {
         NodeNames { labels: names.iter().map(label).collect() }
     }
 
-    /// What a node is called here; a node that is not of this table by the end of its peer id.
+    /// Label of a node; for a node outside of this table the end of its peer id.
     pub(super) fn label(&self, peer: &str) -> String {
         self.labels.get(peer).cloned().unwrap_or_else(|| short_peer(peer))
     }
@@ -53,7 +53,7 @@ mod tests {
     const OTHER: &str = "12D3KooWQYhTNQdmr3ArTeUHRYzFg94BKyTkoWBDWez9kSCVe2Yb";
 
     #[test]
-    fn nodes_of_one_name_are_told_apart_and_others_are_left_alone() {
+    fn only_nodes_with_one_name_get_their_peer_ids_appended() {
         let names = NodeNames::new([(ONE, "vm"), (OTHER, "vm"), ("12D3KooWthird", "mac2"), ("12D3KooWnobody", "")], 12);
         assert_eq!(names.label(ONE), "vm …e2Xa");
         assert_eq!(names.label(OTHER), "vm …e2Yb");
@@ -63,14 +63,14 @@ mod tests {
     }
 
     #[test]
-    fn names_that_look_the_same_once_shortened_are_told_apart_within_the_limit() {
+    fn names_equal_after_shortening_get_different_labels_within_the_limit() {
         let names = NodeNames::new([(ONE, "a-rather-long-name-1"), (OTHER, "a-rather-long-name-2")], 12);
         assert_eq!((names.label(ONE), names.label(OTHER)), ("a-rat… …e2Xa".to_owned(), "a-rat… …e2Yb".to_owned()));
         assert_eq!(names.label(ONE).chars().count(), 12);
     }
 
     #[test]
-    fn a_node_that_is_listed_twice_is_one_node() {
+    fn a_node_listed_twice_has_one_label() {
         assert_eq!(NodeNames::new([(ONE, "vm"), (ONE, "vm")], 12).label(ONE), "vm");
     }
 }

@@ -1,4 +1,4 @@
-//! `pangea peers`: who a node knows, as a table or JSON. It asks and shows.
+//! `pangea peers`: the peers of a node, as a table or JSON.
 
 use std::time::Duration;
 
@@ -29,7 +29,7 @@ pub(super) struct PeersArgs {
     timeout: f64,
 }
 
-/// Characters of a name in the table: what leaves the rest of 80 columns.
+/// Characters of a name, so that the table fits into 80 columns.
 const NAME_CHARS: usize = 14;
 
 /// Result of `--check` for one peer.
@@ -42,12 +42,12 @@ enum Check {
     Error(String),
 }
 
-/// A peer as `--json` shows it.
+/// A peer in JSON output.
 #[derive(Serialize)]
 struct Shown {
     #[serde(flatten)]
     status: PeerStatus,
-    /// With `--check`, for a connected peer.
+    /// Result of `--check`, for a connected peer.
     #[serde(skip_serializing_if = "Option::is_none")]
     check: Option<Check>,
 }
@@ -130,7 +130,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn peers_of_one_name_are_told_apart_in_the_table_and_below() {
+    fn peers_with_one_name_get_different_labels_everywhere() {
         let peer = |last: char| Shown {
             status: PeerStatus {
                 peer: format!("12D3KooWQYhTNQdmr3ArTeUHRYzFg94BKyTkoWBDWez9kSCVe2X{last}"),

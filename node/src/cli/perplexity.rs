@@ -1,5 +1,5 @@
-//! `pangea perplexity`: how well a model predicts a text. It reads the text and shows the figure; the arithmetic is
-//! [`Perplexity`]'s.
+//! `pangea perplexity`: measures how well a model predicts a text. This file reads the text and prints the result;
+//! [`Perplexity`] does the arithmetic.
 
 use std::path::{Path, PathBuf};
 
@@ -105,11 +105,11 @@ pub(super) fn run(args: PerplexityArgs, output: OutputArgs) -> Result<(), Failur
     ))
 }
 
-/// The text, without the newline at its end, as llama.cpp reads a prompt's file.
+/// The text without its final newline, as llama.cpp reads a prompt's file.
 fn read(path: &Path) -> Result<String, Failure> {
     let wrong = |what: String| Failure::usage(format!("{}: {what}", path.display()));
     let bytes = std::fs::read(path).map_err(|error| match error.kind() {
-        std::io::ErrorKind::NotFound => wrong("there is no such file".to_owned()),
+        std::io::ErrorKind::NotFound => wrong("the file does not exist".to_owned()),
         _ => wrong(error.to_string()),
     })?;
     let mut text = String::from_utf8(bytes).map_err(|error| {

@@ -1,5 +1,5 @@
-//! Where a product goes: a file under a temporary name that gets its own when it is whole. What can be wrong with it is
-//! found before anything is computed; whatever ends early leaves nothing behind.
+//! The file of a product, written under a temporary name and renamed when it is complete. Problems are detected
+//! before anything is computed; a command that ends early leaves nothing behind.
 
 use std::io::Write;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -12,10 +12,10 @@ use super::failure::Failure;
 use super::matrix::Format;
 use pangea_units::ByteSize;
 
-/// Bytes of a product turned into text at a time.
+/// Bytes of a product that are converted to text at a time.
 const TEXT_PIECE_BYTES: usize = 1 << 20;
 
-/// Bytes gathered before they are written as whole rows.
+/// Bytes collected before they are written as whole rows.
 const GATHER_BYTES: usize = 4 << 20;
 
 /// A file being written.
@@ -26,7 +26,7 @@ pub(super) struct ProductFile {
 
 enum Target {
     Npy(NpyWriter),
-    /// Text has no place for a block: the product is gathered and written at the end.
+    /// Text cannot be written in blocks: the product is collected and written at the end.
     Text {
         file: tempfile::NamedTempFile,
         format: Format,
@@ -34,7 +34,7 @@ enum Target {
     },
 }
 
-/// Where a product can be written; nothing is there yet.
+/// A checked place for a product; nothing is created yet.
 pub(super) struct Destination {
     path: PathBuf,
     format: Format,
@@ -44,7 +44,7 @@ pub(super) struct Destination {
 }
 
 impl Destination {
-    /// `path`, for a `[rows, cols]` product, where that can be written there; it may be none of `inputs`.
+    /// Checks that a `[rows, cols]` product can be written to `path`, which must be none of `inputs`.
     pub(super) fn check(
         path: &Path,
         dtype: DType,
@@ -81,12 +81,12 @@ impl Destination {
         Ok(Destination { path: path.to_owned(), format, dtype, rows, cols })
     }
 
-    /// Whether a product larger than memory can go there.
+    /// Whether a product larger than memory can be written there.
     pub(super) fn takes_blocks(&self) -> bool {
         self.format == Format::Npy
     }
 
-    /// Makes the file, under a temporary name. Text takes memory for the whole product here.
+    /// Creates the file under a temporary name. For text this allocates memory for the whole product.
     pub(super) fn create(self) -> Result<ProductFile, Failure> {
         let Destination { path, format, dtype, rows, cols } = self;
         let target = match format {
@@ -147,7 +147,7 @@ async fn write_text(
         if json {
             let text =
                 pangea_compute::json::write(&rows).map_err(|error| Failure::from(error).about(path.display()))?;
-            // The rows of the piece without the brackets around them.
+            // The rows of the piece without the enclosing brackets.
             let inner = text.trim_end().strip_prefix('[').and_then(|text| text.strip_suffix(']')).unwrap_or("");
             write(if start > 0 { ",\n " } else { "" })?;
             write(inner)?;
@@ -159,21 +159,21 @@ async fn write_text(
     if json { write("]\n") } else { Ok(()) }
 }
 
-/// Takes the rows of a product as they come from a node and writes them as a block.
+/// Receives the rows of a product from a node and writes them as a block.
 pub(super) struct Incoming<'a> {
     file: &'a mut ProductFile,
     dtype: DType,
     row0: usize,
     col0: usize,
     cols: usize,
-    /// Bytes that are not written yet, beginning with a whole row.
+    /// Bytes that are not written yet, starting with a whole row.
     gathered: Vec<u8>,
     received_bytes: u64,
     on_bytes: &'a mut dyn FnMut(u64),
 }
 
 impl<'a> Incoming<'a> {
-    /// The block at (`row0`, `col0`), of `cols` columns.
+    /// Writes the block of `cols` columns at (`row0`, `col0`).
     pub(super) fn new(
         file: &'a mut ProductFile,
         dtype: DType,
@@ -184,7 +184,7 @@ impl<'a> Incoming<'a> {
         Incoming { file, dtype, row0, col0, cols, gathered: Vec::new(), received_bytes: 0, on_bytes }
     }
 
-    /// Writes the whole rows that have been gathered.
+    /// Writes the whole rows collected so far.
     pub(super) fn flush(&mut self) -> Result<(), Failure> {
         let row_bytes = self.cols * self.dtype.size_bytes();
         let rows = self.gathered.len().checked_div(row_bytes).unwrap_or(0);
@@ -241,7 +241,7 @@ fn is_same_file(one: &Path, other: &Path) -> bool {
     }
 }
 
-/// Fails where the disk has less than `bytes` free. Passes where the file system reports no free space.
+/// Fails if the disk has less than `bytes` free. Passes if the file system reports no free space.
 fn needs_room(folder: &Path, bytes: u64) -> Result<(), Failure> {
     let Ok(disk) = rustix::fs::statvfs(folder) else { return Ok(()) };
     let free = disk.f_bavail.saturating_mul(disk.f_frsize);
@@ -262,11 +262,11 @@ fn unwritable(path: &Path, error: &std::io::Error) -> Failure {
     let shown = path.display();
     match error.kind() {
         PermissionDenied | ReadOnlyFilesystem => {
-            Failure::usage(format!("{shown} cannot be written there ({error}); choose another place"))
+            Failure::usage(format!("cannot write {shown} there ({error}); choose another place"))
         }
         StorageFull | QuotaExceeded => {
-            Failure::failed(format!("the disk is full: {shown} was not written, and nothing of it was left behind"))
+            Failure::failed(format!("the disk is full: {shown} was not written, and no partial file was left behind"))
         }
-        _ => Failure::failed(format!("{shown} cannot be written: {error}")),
+        _ => Failure::failed(format!("cannot write {shown}: {error}")),
     }
 }

@@ -1,14 +1,14 @@
-//! The progress bar: on a terminal, for anything that takes over a second, on standard error. Otherwise nothing.
+//! The progress bar: shown on standard error if that is a terminal and the work takes over a second.
 
 use std::io::{IsTerminal, stderr};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-/// Work that takes less time than this shows no progress.
+/// Time before progress is shown.
 const SHOW_AFTER: Duration = Duration::from_secs(1);
 
-/// Time between redraws, so that the clock advances while no step is done.
+/// Interval of redraws, so that the clock advances between steps.
 const TICK: Duration = Duration::from_millis(200);
 
 /// Progress of a command.
@@ -20,7 +20,7 @@ pub(super) struct Progress {
 }
 
 impl Progress {
-    /// A bar that shows itself after a second, where standard error is a terminal and `quiet` is not asked for.
+    /// A bar that appears after a second, if standard error is a terminal and `quiet` is false.
     pub(super) fn new(quiet: bool) -> Progress {
         Progress {
             bar: ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::hidden()),
@@ -30,7 +30,7 @@ impl Progress {
         }
     }
 
-    /// Starts the phase `name` of `total` steps; 0 where the number is unknown.
+    /// Starts the phase `what` of `total` steps; 0 if the number is unknown.
     pub(super) fn phase(&mut self, what: &'static str, total: u64) {
         self.bar.set_message(what);
         self.bar.set_length(total);
@@ -39,14 +39,14 @@ impl Progress {
             0 => "{msg:<12} {spinner} {elapsed}",
             _ => "{msg:<12} [{bar:38}] {percent:>3} %  {elapsed}",
         };
-        // The templates above are valid; a bar without a style would still work.
+        // The templates above are valid; without a style the bar would still work.
         if let Ok(style) = ProgressStyle::with_template(template) {
             self.bar.set_style(style.progress_chars("=> "));
         }
         self.show_if_due();
     }
 
-    /// Steps of the phase that are done.
+    /// Sets the number of completed steps of the phase.
     pub(super) fn done(&mut self, done: u64) {
         self.bar.set_position(done);
         self.show_if_due();

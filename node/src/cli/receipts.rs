@@ -1,5 +1,5 @@
-//! `pangea receipts list`, `show` and `verify`: what is kept of answers, read from the disk, as tables or JSON. What
-//! holds of a receipt is [`crate::trust::verify()`]'s to say; no node is asked.
+//! `pangea receipts list`, `show` and `verify`: receipts from the disk, as tables or JSON. [`crate::trust::verify()`]
+//! does the checks; no node is asked.
 
 use std::path::{Path, PathBuf};
 
@@ -91,13 +91,13 @@ pub(super) struct ReceiptsVerifyArgs {
     json: JsonArgs,
 }
 
-/// Characters of a list's columns for model and verdict together: with the others, 80.
+/// Characters of the columns for model and verdict together, so that the table fits into 80 columns.
 const MODEL_AND_VERDICT_CHARS: usize = 36;
 
-/// Rows of one pass: with all of them to itself, more bring nothing.
+/// Rows of one pass; more are not faster.
 const CHUNK_ROWS: usize = 256;
 
-/// The part of this machine's memory that weights may take.
+/// Weights may take this machine's memory divided by this.
 const MEMORY_SHARE: u64 = 2;
 
 pub(super) fn run(command: ReceiptsCommand, output: OutputArgs) -> Result<(), Failure> {
@@ -151,7 +151,7 @@ fn show(args: &ReceiptsShowArgs) -> Result<(), Failure> {
         return print_json(&receipt);
     }
     let tokens = format!("{} after {} of the prompt", receipt.answer_tokens.len(), receipt.prompt_tokens.len());
-    // Only the HTTP API gives requests a name.
+    // Only the HTTP API gives requests an id.
     let request = Some(("request", shortened(&receipt.request, 60))).filter(|(_, request)| !request.is_empty());
     let mut known = vec![("receipt", receipt.id.clone())];
     known.extend(request);
@@ -165,7 +165,7 @@ fn show(args: &ReceiptsShowArgs) -> Result<(), Failure> {
     ]);
     let mut text = facts(&known);
     for (index, segment) in receipt.segments.iter().enumerate() {
-        // The token that follows a position is chosen there.
+        // The token after a position is chosen at that position.
         let first = segment.chosen_from.saturating_add(2).saturating_sub(receipt.prompt_tokens.len() as u64);
         text.push_str(&format!("\n  From token {first} of the answer on:\n"));
         let mut table = Table::new([
@@ -204,7 +204,7 @@ fn check(args: &ReceiptsVerifyArgs, output: OutputArgs) -> Result<(), Failure> {
     let path = model_of(&data_dir.join("models"), &receipt, args)?;
     let file = ModelFile::open(&path)?;
     let manifest = Manifest::of(file.gguf(), threads)?;
-    // Another model computes nothing.
+    // Nothing is computed with another model.
     if manifest.digest() == receipt.model.digest {
         note(&output, format!("Computing {} tokens again with {}.", receipt.tokens().len(), path.display()));
     }
@@ -229,22 +229,22 @@ fn check(args: &ReceiptsVerifyArgs, output: OutputArgs) -> Result<(), Failure> {
     }
 }
 
-/// The receipt of an id that is kept in a data directory.
+/// The receipt with this id in a data directory.
 fn kept(folder: &DataDirArgs, id: &str) -> Result<Receipt, Failure> {
     let store = ReceiptStore::new(&data_dir(folder)?);
     match store.get(id) {
         Err(error) if error.kind() == ErrorKind::NotFound => Err(Failure::usage(match store.list(1)?.is_empty() {
             true => format!(
-                "there are no receipts in {}; those of another node are found with its --data-dir",
+                "no receipts in {}; name another node's data directory with --data-dir",
                 store.folder().display()
             ),
-            false => format!("there is no receipt {id:?}; see `pangea receipts list{}`", there(folder)),
+            false => format!("no receipt {id:?}; see `pangea receipts list{}`", there(folder)),
         })),
         found => Ok(found?),
     }
 }
 
-/// The receipt in a file, or that of an id.
+/// The receipt in a file, or the one with an id.
 fn find(folder: &DataDirArgs, receipt: &str) -> Result<Receipt, Failure> {
     let path = Path::new(receipt);
     match path.is_file() {
@@ -257,12 +257,12 @@ fn find(folder: &DataDirArgs, receipt: &str) -> Result<Receipt, Failure> {
     }
 }
 
-/// What a command has to add that is to look where this one did.
+/// Flags that a further command needs in order to use the same data directory.
 fn there(folder: &DataDirArgs) -> String {
     folder.data_dir.as_ref().map_or_else(String::new, |folder| format!(" --data-dir {}", folder.display()))
 }
 
-/// The model that was named, else the one of the receipt's name, else of its file's.
+/// The named model; otherwise the one with the receipt's model name, or its file name.
 fn model_of(folder: &Path, receipt: &Receipt, args: &ReceiptsVerifyArgs) -> Result<PathBuf, Failure> {
     if let Some(named) = &args.model {
         return Ok(models::resolve(folder, named)?);
@@ -273,10 +273,12 @@ fn model_of(folder: &Path, receipt: &Receipt, args: &ReceiptsVerifyArgs) -> Resu
         Err(error) if error.kind() != ErrorKind::NotFound => Err(error.into()),
         elsewhere => models::resolve(folder, &receipt.model.file).map_err(|_| {
             let fetch = match elsewhere {
-                Ok(_) => format!(", or fetch it: pangea models pull {name}{}", there(&args.folder)),
+                Ok(_) => format!(", or download it: pangea models pull {name}{}", there(&args.folder)),
                 Err(_) => String::new(),
             };
-            Failure::usage(format!("{name}, the receipt's model, is not here; name its file with --model{fetch}"))
+            Failure::usage(format!(
+                "the receipt's model {name} is not on this machine; name its file with --model{fetch}"
+            ))
         }),
     }
 }
@@ -307,7 +309,7 @@ fn report(receipt: &Receipt, found: &Verification) -> String {
         text.push_str(&table.render());
         text.push_str(&ended(segment.ended.as_deref()));
         for liar in segment.stages.iter().filter(|stage| stage.is_lie()) {
-            text.push_str(&format!("  {} signed what its layers do not give.\n", liar.peer));
+            text.push_str(&format!("  {} signed a wrong output of its layers.\n", liar.peer));
         }
         text.push('\n');
     }
@@ -329,9 +331,9 @@ fn report(receipt: &Receipt, found: &Verification) -> String {
     text
 }
 
-/// Why stages computed no more of an answer.
+/// Why a segment ended early.
 fn ended(why: Option<&str>) -> String {
-    why.map_or_else(String::new, |why| format!("  It ended early: {why}.\n"))
+    why.map_or_else(String::new, |why| format!("  The segment ended early: {why}.\n"))
 }
 
 fn output_of(stage: &StageCheck) -> String {

@@ -1,5 +1,5 @@
-//! What a command talks to: the node that was named or runs here, or a fabric of this process alone. It knows how to get
-//! there and nothing of what is asked.
+//! The node that a command uses: the named one, the local one, or a fabric in this process. This file connects; it
+//! knows nothing of the calls.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -16,12 +16,12 @@ use crate::observe::Observer;
 use crate::runtime::{Parts, Runtime};
 use crate::supervise::Supervisor;
 
-/// How long a node may take to answer the first call.
+/// Timeout of a node's answer to the first call.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 impl RpcArgs {
-    /// Where a node is looked for, best first: only where `--rpc` names one; else where the node that runs with the data
-    /// directory says that it is, then at the default address.
+    /// Addresses to try, in order: only `--rpc` if given; otherwise the address of the node that runs with the data
+    /// directory, then the default address.
     fn addresses(&self) -> Vec<String> {
         if let Some(named) = &self.rpc {
             return vec![named.clone()];
@@ -31,15 +31,15 @@ impl RpcArgs {
         running.into_iter().chain(default).collect()
     }
 
-    /// The address to show where no node was found.
+    /// The address to show if no node was found.
     pub(super) fn address(&self) -> String {
         self.addresses().into_iter().next().unwrap_or_default()
     }
 
-    /// The node that was named, the one that runs with the data directory, or the one at the default address.
+    /// Connects to the named node, the one that runs with the data directory, or the one at the default address.
     ///
     /// # Errors
-    /// [`Exit::Unreachable`] where none answers.
+    /// [`Exit::Unreachable`] if none answers.
     pub(super) async fn node(&self) -> Result<Client, Failure> {
         let mut failure = None;
         for address in self.addresses() {
@@ -54,10 +54,10 @@ impl RpcArgs {
         Err(failure.unwrap_or_else(|| Failure::new(Exit::Unreachable, "no node was found")))
     }
 
-    /// As [`RpcArgs::node`]; `None` where no node was named and none is there.
+    /// Like [`RpcArgs::node`]; `None` if no node was named and none is running.
     ///
     /// # Errors
-    /// As [`RpcArgs::node`] where one was named.
+    /// Those of [`RpcArgs::node`], if a node was named.
     pub(super) async fn node_if_there(&self) -> Result<Option<Client>, Failure> {
         match self.node().await {
             Err(failure) if failure.exit == Exit::Unreachable && self.rpc.is_none() => Ok(None),
@@ -67,13 +67,13 @@ impl RpcArgs {
 }
 
 impl DataDirArgs {
-    /// The node that runs with this data directory.
+    /// The `node.json` of the node that runs with this data directory.
     pub(super) fn running_node(&self) -> Option<NodeFile> {
         NodeFile::of_running(&config::data_dir(self.data_dir.clone()).ok()?)
     }
 }
 
-/// An address that a node listens on as one to connect to from this host.
+/// Converts a listen address to one that this host can connect to.
 pub(super) fn from_this_host(address: &str) -> String {
     match address.parse::<SocketAddr>() {
         Ok(SocketAddr::V4(v4)) if v4.ip().is_unspecified() => format!("127.0.0.1:{}", v4.port()),
@@ -82,10 +82,10 @@ pub(super) fn from_this_host(address: &str) -> String {
     }
 }
 
-/// A fabric of this process alone, on `threads` threads and with `max_memory` bytes for tensors.
+/// A fabric in this process with `threads` threads and `max_memory` bytes for tensors.
 ///
 /// # Errors
-/// Where the system has no more threads.
+/// If threads cannot be started.
 pub(super) async fn local_fabric(threads: usize, max_memory: u64) -> Result<Runtime, Failure> {
     let parts = Parts {
         net: None,
@@ -104,7 +104,7 @@ pub(super) async fn local_fabric(threads: usize, max_memory: u64) -> Result<Runt
         observer: Observer::default(),
     };
     let started = tokio::task::spawn_blocking(move || Runtime::start(parts)).await;
-    let started = started.map_err(|error| Failure::failed(format!("the local fabric did not start: {error}")))?;
+    let started = started.map_err(|error| Failure::failed(format!("cannot start the local fabric: {error}")))?;
     Ok(started?)
 }
 
@@ -126,27 +126,27 @@ mod tests {
     }
 
     #[test]
-    fn the_running_node_of_the_data_directory_is_asked_whatever_its_port() {
+    fn the_data_directorys_running_node_is_used_whatever_its_port() {
         let folder = tempfile::tempdir().unwrap();
         let args = with_node(folder.path(), std::process::id(), "0.0.0.0:8181");
         assert_eq!(args.addresses(), ["127.0.0.1:8181", DEFAULT_ADDRESS]);
         let args = with_node(folder.path(), std::process::id(), DEFAULT_ADDRESS);
         assert_eq!(args.addresses(), [DEFAULT_ADDRESS]);
         let named = RpcArgs { rpc: Some("mac2:1".to_owned()), ..args };
-        assert_eq!(named.addresses(), ["mac2:1"], "a node that was named is the only one asked");
+        assert_eq!(named.addresses(), ["mac2:1"], "only the named node is used");
     }
 
     #[test]
-    fn a_node_that_was_killed_is_not_asked() {
+    fn a_killed_node_is_not_used() {
         let folder = tempfile::tempdir().unwrap();
         assert_eq!(with_node(folder.path(), 0, "127.0.0.1:8181").addresses(), [DEFAULT_ADDRESS]);
     }
 
     #[tokio::test]
-    async fn a_node_json_whose_node_refuses_falls_back() {
+    async fn a_stale_node_json_falls_back_to_the_default_address() {
         let folder = tempfile::tempdir().unwrap();
         let args = with_node(folder.path(), std::process::id(), "127.0.0.1:1");
-        // Where a node of the person who runs the tests listens, that one is found.
+        // If a node runs on the default address of the machine that tests, it is found.
         match args.node_if_there().await {
             Ok(None) | Ok(Some(_)) => {}
             Err(failure) => panic!("{failure}"),

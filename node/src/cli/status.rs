@@ -1,4 +1,4 @@
-//! `pangea status`: one node, as facts or JSON. It asks and shows.
+//! `pangea status`: one node, as facts or JSON.
 
 use pangea_client::{MemoryUse, ModelState, NodeStatus};
 
@@ -16,7 +16,7 @@ pub(super) async fn run(args: QueryArgs) -> Result<(), Failure> {
     print(&show(&status))
 }
 
-/// What the memory in use is for, the largest part first.
+/// Memory in use by purpose, the largest first.
 fn purposes(memory: &[MemoryUse]) -> String {
     let mut held: Vec<&MemoryUse> = memory.iter().filter(|held| held.bytes > 0).collect();
     held.sort_by_key(|held| std::cmp::Reverse(held.bytes));
@@ -24,7 +24,7 @@ fn purposes(memory: &[MemoryUse]) -> String {
     if parts.is_empty() { String::new() } else { format!(" ({})", parts.join(", ")) }
 }
 
-/// Each model's name and state.
+/// Names and states of the models.
 fn models(models: &[ModelState]) -> String {
     let parts: Vec<String> = models
         .iter()
@@ -38,7 +38,7 @@ fn models(models: &[ModelState]) -> String {
 
 fn show(status: &NodeStatus) -> String {
     let pool = match status.pool_key {
-        true => "guarded by a pool key",
+        true => "protected by a pool key",
         false => "open: anyone on the network can join (see pangea node --pool-key)",
     };
     let lines = [
@@ -80,7 +80,7 @@ fn show(status: &NodeStatus) -> String {
         ("served", format!("{} tasks for peers", status.tasks_served)),
         ("traffic", format!("{} sent, {} received", ByteSize(status.bytes_sent), ByteSize(status.bytes_received))),
     ];
-    // Long addresses get lines of their own: they are what people copy.
+    // Long addresses get lines of their own, so that people can copy them.
     let mut text = facts(&lines);
     text.push_str("  listening\n");
     for address in &status.listening {

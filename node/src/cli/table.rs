@@ -1,11 +1,11 @@
-//! Tables for a terminal of 80 columns. Alignment and shortening only; what is in them is the commands' business.
+//! Tables for a terminal of 80 columns: alignment and shortening. Commands decide the content.
 
-/// How a column's cells lie.
+/// Alignment of a column.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Align {
-    /// Words.
+    /// For words.
     Left,
-    /// Numbers.
+    /// For numbers.
     Right,
 }
 
@@ -21,7 +21,7 @@ impl Table {
         Table { columns: columns.into(), rows: Vec::new() }
     }
 
-    /// Adds a row; it has a cell for every column.
+    /// Adds a row with one cell per column.
     pub(super) fn row(&mut self, cells: impl Into<Vec<String>>) {
         self.rows.push(cells.into());
     }
@@ -57,13 +57,13 @@ impl Table {
     }
 }
 
-/// Facts by name, one a line, the names aligned.
+/// Lines of names and values, with the values aligned.
 pub(super) fn facts(facts: &[(&str, String)]) -> String {
     let names = facts.iter().map(|(name, _)| width(name)).max().unwrap_or(0);
     facts.iter().map(|(name, value)| format!("  {name}{}  {value}\n", " ".repeat(names - width(name)))).collect()
 }
 
-/// A peer id that fits into a table: its last characters, which tell peers apart (the first are the same for all).
+/// The last characters of a peer id, which distinguish peers (the first are the same for all).
 pub(super) fn short_peer(peer: &str) -> String {
     match peer.len().checked_sub(8).and_then(|start| peer.get(start..)) {
         Some(end) if peer.len() > 12 => format!("…{end}"),
@@ -79,7 +79,7 @@ pub(super) fn shortened(text: &str, limit: usize) -> String {
     text.chars().take(limit.saturating_sub(1)).chain(['…']).collect()
 }
 
-/// A time with three digits and a unit that suits it.
+/// A duration with three digits and a suitable unit.
 pub(super) fn seconds(seconds: f64) -> String {
     match seconds {
         s if s >= 90.0 => format!("{:.0} min {:02.0} s", (s / 60.0).floor(), s % 60.0),

@@ -1,4 +1,4 @@
-//! `pangea topology`: the pool as a node sees it, as two tables or JSON. It asks and shows.
+//! `pangea topology`: the pool as a node sees it, as two tables or JSON.
 
 use pangea_client::Topology;
 
@@ -9,10 +9,10 @@ use super::table::{Align, Table, seconds, short_peer, shortened, three_digits};
 use super::{print, print_json};
 use pangea_units::ByteSize;
 
-/// Characters of a name in the tables: what leaves the rest of 80 columns.
+/// Characters of a name, so that the tables fit into 80 columns.
 const NAME_CHARS: usize = 12;
 
-/// Characters of a node's models.
+/// Characters of a node's list of models.
 const MODELS_CHARS: usize = 13;
 
 pub(super) async fn run(args: QueryArgs) -> Result<(), Failure> {
@@ -105,7 +105,7 @@ mod tests {
         let text = show(&Topology { nodes, links });
         assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
         assert!(text.contains("master") && text.contains("152 µs"), "{text}");
-        // Both have the same name: each is told apart wherever it stands.
+        // Both nodes have the same name, so each gets a different label everywhere.
         for (label, times) in [("a-rat… …Ve2Xa", 0), ("a-rat… …e2Xa", 3), ("a-rat… …e2Xb", 3)] {
             assert_eq!(text.matches(label).count(), times, "{label}: {text}");
         }
