@@ -24,7 +24,7 @@ use crate::pipeline::links::{self, LinksDriver};
 use crate::pipeline::{ChainLimits, Loader, Pipeline};
 use crate::placement;
 use crate::pool::memory::Memory;
-use crate::pool::{self, Advert, Pool};
+use crate::pool::{Advert, Pool, PoolDriver, PoolSettings, codec};
 use crate::storage::State;
 use crate::supervise::Supervisor;
 use crate::worker::executor::{Executor, Speeds};
@@ -193,7 +193,7 @@ struct Built {
     driver: Driver,
     inlets: crate::fabric::driver::Inlets,
     fabric: Fabric,
-    pooled: Option<(Network, Pool, pool::Driver)>,
+    pooled: Option<(Network, Pool, PoolDriver)>,
     staged: Option<Staged>,
     followers: Option<Followers>,
 }
@@ -202,7 +202,7 @@ struct Built {
 struct Staged {
     loader: Loader,
     links: LinksDriver,
-    placing: placement::Driver,
+    placing: placement::PlacementDriver,
     sessions: placement::Sessions,
 }
 
@@ -213,7 +213,7 @@ fn build(parts: Parts, executor: Executor, speeds: Speeds) -> Result<Built> {
         None => net::identity::ephemeral().public().to_peer_id(),
     };
     let memory = Memory::new(parts.state);
-    let remembered = memory.term()?;
+    let stored_term = memory.term()?;
     let own = Advert {
         incarnation: memory.next_incarnation()?,
         name: parts.name.clone(),
@@ -226,7 +226,7 @@ fn build(parts: Parts, executor: Executor, speeds: Speeds) -> Result<Built> {
         f32_flops_per_s: speeds.f32_flops_per_s,
         ..Advert::new(peer)
     };
-    let gossip = GossipConfig { topic: pool::codec::TOPIC, max_bytes: pool::codec::MAX_ADVERT_BYTES };
+    let gossip = GossipConfig { topic: codec::TOPIC, max_bytes: codec::MAX_ADVERT_BYTES };
     let network = parts
         .net
         .map(|config| net::start(NetConfig { gossip: Some(gossip), ..config }))
@@ -258,8 +258,8 @@ fn build(parts: Parts, executor: Executor, speeds: Speeds) -> Result<Built> {
     let for_fabric = followers.follow(Interest::NoGossip);
     let (driver, inlets, fabric) = Driver::new(settings, executor, Some((network.clone(), for_fabric)), parts.rpc)?;
     let observer = parts.observer.clone();
-    let settings = pool::Settings { own, memory, remembered, peers: peers.clone(), observer };
-    let (pooling, pool) = pool::Driver::new(settings, network.clone(), followers.follow(Interest::All));
+    let settings = PoolSettings { own, memory, stored_term, peers: peers.clone(), observer };
+    let (pooling, pool) = PoolDriver::new(settings, network.clone(), followers.follow(Interest::All));
     let staged = match (parts.pipeline, folder) {
         (Some((pipeline, limits)), Some(folder)) => {
             let blobs = blob::start(
@@ -279,7 +279,8 @@ fn build(parts: Parts, executor: Executor, speeds: Speeds) -> Result<Built> {
             let loader = Loader::new(pipeline.clone(), blobs, pool.clone(), parts.devices, limits);
             let pending = loader.clone();
             pipeline.on_unknown(move |chain| pending.start_pending(chain));
-            let (placing, sessions) = placement::Driver::new(pool.clone(), Arc::new(loader.clone()), parts.pinned);
+            let (placing, sessions) =
+                placement::PlacementDriver::new(pool.clone(), Arc::new(loader.clone()), parts.pinned);
             Some(Staged { loader, links: driver, placing, sessions })
         }
         _ => None,

@@ -1,23 +1,23 @@
-//! Which of this host's addresses another device can reach: the one to show a person. The choice is a pure function over names and
-//! addresses; reading the interfaces is one call. It opens nothing.
+//! Chooses which of this host's addresses other devices can most likely reach, for display. The choice is a pure function of
+//! interface names and addresses; reading the interfaces is one call. Nothing is opened.
 
 use std::net::IpAddr;
 
 use libp2p::Multiaddr;
 use libp2p::multiaddr::Protocol;
 
-/// Beginnings of the names of interfaces that lead to containers and virtual machines of this host, not to other devices.
+/// Name prefixes of interfaces that lead to containers and virtual machines of this host, not to other devices.
 const VIRTUAL: [&str; 14] = [
     "docker", "br-", "veth", "virbr", "cni", "podman", "lxc", "lxd", "flannel", "cali", "vmnet", "vboxnet", "kube",
     "nerdctl",
 ];
 
-/// How well another device can reach an address; the smaller the better.
+/// How likely another device can reach an address; smaller is better.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Reach {
     PrivateV4,
     PrivateV6,
-    /// 100.64/10: an overlay network, or the provider's.
+    /// 100.64/10: an overlay network or a provider's shared addresses.
     SharedV4,
     PublicV4,
     PublicV6,
@@ -44,15 +44,15 @@ fn reach(interface: &str, ip: &IpAddr) -> Reach {
     }
 }
 
-/// `interfaces` (name, address), those that other devices reach most likely first; equals keep their order.
+/// Sorts `interfaces` (name, address) by how likely other devices reach them; equal ones keep their order.
 pub fn by_reach(interfaces: &[(String, IpAddr)]) -> Vec<IpAddr> {
     let mut ranked: Vec<_> = interfaces.iter().map(|(name, ip)| (reach(name, ip), *ip)).collect();
     ranked.sort_by_key(|(reach, _)| *reach);
     ranked.into_iter().map(|(_, ip)| ip).collect()
 }
 
-/// Of the addresses that a node listens on, the one that another device can most likely reach; TCP before QUIC.
-/// `None` only when there is none at all.
+/// The listen address that another device can most likely reach; TCP before QUIC.
+/// `None` only if `listening` is empty.
 pub fn reachable(listening: &[Multiaddr], interfaces: &[(String, IpAddr)]) -> Option<Multiaddr> {
     let order = by_reach(interfaces);
     listening
@@ -60,7 +60,7 @@ pub fn reachable(listening: &[Multiaddr], interfaces: &[(String, IpAddr)]) -> Op
         .min_by_key(|address| {
             let ip = ip_of(address);
             let rank = ip.map_or(usize::MAX, |ip| {
-                // An address of no interface that is known is worse than all that are.
+                // An address of no known interface ranks after all known ones.
                 order.iter().position(|known| *known == ip).unwrap_or(order.len() + usize::from(ip.is_loopback()))
             });
             let quic = address.iter().any(|part| matches!(part, Protocol::Udp(_)));
@@ -69,7 +69,7 @@ pub fn reachable(listening: &[Multiaddr], interfaces: &[(String, IpAddr)]) -> Op
         .cloned()
 }
 
-/// The address that `address` starts with.
+/// The IP address at the start of `address`.
 pub fn ip_of(address: &Multiaddr) -> Option<IpAddr> {
     match address.iter().next()? {
         Protocol::Ip4(ip) => Some(ip.into()),
@@ -78,7 +78,7 @@ pub fn ip_of(address: &Multiaddr) -> Option<IpAddr> {
     }
 }
 
-/// This host's interfaces that are up: name and address. Empty when the system does not tell.
+/// Interfaces of this host that are up: name and address. Empty if the system does not list them.
 pub fn interfaces() -> Vec<(String, IpAddr)> {
     match if_addrs::get_if_addrs() {
         Ok(interfaces) => interfaces.into_iter().map(|interface| (interface.name.clone(), interface.ip())).collect(),
@@ -102,7 +102,7 @@ mod tests {
     }
 
     #[test]
-    fn the_lan_comes_before_containers_and_loopback() {
+    fn lan_addresses_rank_before_containers_and_loopback() {
         let laptop = [
             ("lo", "127.0.0.1"),
             ("docker0", "172.17.0.1"),
@@ -118,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn private_comes_before_shared_before_public_before_link_local() {
+    fn private_ranks_before_shared_before_public_before_link_local() {
         let order = by_reach(&host(&[
             ("eth3", "169.254.3.4"),
             ("eth1", "2001:db8::1"),
@@ -132,13 +132,13 @@ mod tests {
     }
 
     #[test]
-    fn a_bridge_before_loopback_and_loopback_when_nothing_else_is_there() {
+    fn a_bridge_ranks_before_loopback_and_loopback_is_the_last_resort() {
         assert_eq!(best(&[("lo", "127.0.0.1"), ("docker0", "172.17.0.1")]), "172.17.0.1");
         assert_eq!(best(&[("lo", "::1"), ("lo", "127.0.0.1")]), "::1");
     }
 
     #[test]
-    fn the_listen_address_shown_is_the_reachable_one_over_tcp() {
+    fn the_shown_address_is_reachable_and_over_tcp() {
         let interfaces = host(&[("lo", "127.0.0.1"), ("docker0", "172.17.0.1"), ("eth0", "192.168.1.20")]);
         let listening: Vec<Multiaddr> = [
             "/ip4/127.0.0.1/tcp/7777",
@@ -151,7 +151,7 @@ mod tests {
         assert_eq!(reachable(&listening, &interfaces).unwrap().to_string(), "/ip4/192.168.1.20/tcp/7777");
         assert_eq!(reachable(&listening[..1], &interfaces).unwrap().to_string(), "/ip4/127.0.0.1/tcp/7777");
         assert_eq!(reachable(&[], &interfaces), None);
-        // An address of an interface that came up since is still better than loopback.
+        // An address of an interface that appeared later is still better than loopback.
         assert_eq!(
             reachable(&["/ip4/127.0.0.1/tcp/1".parse().unwrap(), "/ip4/10.9.9.9/tcp/1".parse().unwrap()], &[])
                 .unwrap()

@@ -1,5 +1,5 @@
-//! How connections come to nothing, and how they end: libp2p's errors as the dialling plan's [`Failure`], as [`NetError`] and
-//! in words for people. Nothing here acts on a failure.
+//! Failures of dials and connections: converts libp2p's errors to the dialling plan's [`Failure`], to [`NetError`] and
+//! to text for people. Nothing here acts on a failure.
 
 use std::error::Error as StdError;
 use std::io;
@@ -13,7 +13,7 @@ use pangea_control::net::dial::Failure;
 use super::network::NetError;
 use super::transport::HandshakeError;
 
-/// Why a dial that a caller asked for failed.
+/// Error of a dial that a caller requested.
 pub(super) fn connect_error(address: &Multiaddr, error: &DialError) -> NetError {
     match handshake_error(error) {
         Some(HandshakeError::Refused { peer, refusal }) => refused_here(*peer, *refusal),
@@ -40,7 +40,7 @@ pub(super) fn listen_error(address: &Multiaddr, error: &TransportError<io::Error
     NetError::Listen { address: address.clone(), why }
 }
 
-/// An error and everything in it, through `io::Error`s, which hide their contents from `source`.
+/// An error and all its sources, including those inside `io::Error`s, which `source` does not return.
 fn chain<'a>(error: &'a (dyn StdError + 'static)) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {
     std::iter::successors(Some(error), |error: &&'a (dyn StdError + 'static)| {
         let error: &'a (dyn StdError + 'static) = *error;
@@ -60,7 +60,7 @@ fn handshake_error(error: &DialError) -> Option<&HandshakeError> {
         TransportError::Other(error) => chain(error).find_map(|error| error.downcast_ref::<HandshakeError>()),
         TransportError::MultiaddrNotSupported(_) => None,
     });
-    // Of several addresses, one where somebody answered says more than one where nobody did.
+    // With several addresses, an answer from a node says more than silence.
     let mut best = found.next()?;
     for next in found {
         if !matches!(best, HandshakeError::Refused { .. } | HandshakeError::RefusedByPeer { .. }) {
@@ -83,12 +83,12 @@ pub(super) fn failure_of(error: &DialError) -> Failure {
     }
 }
 
-/// Whether a dial led to this node. The swarm drops its own listen addresses, and we never dial none.
+/// Whether a dial led to this node itself. The swarm drops its own listen addresses, so there may be no address left.
 fn is_own(error: &DialError) -> bool {
     matches!(error, DialError::LocalPeerId { .. } | DialError::NoAddresses)
 }
 
-/// A dial's failure in the words of the innermost error of each address.
+/// Describes a failed dial with the innermost error of each address.
 pub(super) fn dial_error_text(error: &DialError) -> String {
     let DialError::Transport(attempts) = error else {
         return error.to_string();
@@ -118,7 +118,7 @@ pub(super) fn closed_text(cause: Option<&ConnectionError>) -> String {
     }
 }
 
-/// The innermost kind that says something.
+/// The innermost error kind other than `Other`.
 fn error_kind(error: &io::Error) -> Option<io::ErrorKind> {
     chain(error)
         .filter_map(|error| error.downcast_ref::<io::Error>())

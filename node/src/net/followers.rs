@@ -1,21 +1,21 @@
-//! Who follows what happens on the network, each at its own pace: a slow follower delays neither the swarm nor another
-//! follower. What a follower that lags finds is decided by `pangea_control::net::backlog`.
+//! Distributes network events to followers, each at its own pace: a slow follower delays neither the swarm nor other
+//! followers. `pangea_control::net::backlog` decides which events a slow follower still gets.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use pangea_control::net::backlog::{Backlog, Kind, Topic};
 use tokio::sync::{Notify, mpsc};
 
-use super::network::{NetEvent, Network, Verdict};
+use super::network::{GossipJudgement, NetEvent, Network};
 
-/// Which events a follower hears of.
+/// Which events a follower receives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Interest {
-    /// All.
+    /// Every event.
     All,
-    /// All but gossip.
+    /// Every event except gossip.
     NoGossip,
-    /// Which peers are connected.
+    /// Only connects and disconnects of peers.
     Connections,
 }
 
@@ -29,14 +29,14 @@ impl Interest {
     }
 }
 
-/// What happens on the network, as one follower hears of it.
+/// Receives network events.
 #[derive(Debug)]
 pub struct Follower(Arc<Shared>);
 
 #[derive(Debug, Default)]
 struct Shared {
     state: Mutex<State>,
-    /// Something waits, or nothing will come any more.
+    /// Notified when an event is queued or no more will come.
     changed: Notify,
 }
 
@@ -44,7 +44,7 @@ struct Shared {
 struct State {
     backlog: Backlog<NetEvent>,
     ended: bool,
-    /// The follower reads no more.
+    /// The follower was dropped.
     gone: bool,
 }
 
@@ -55,7 +55,7 @@ impl Shared {
 }
 
 impl Follower {
-    /// The next event; `None` once the network has ended and all was heard. Cancelling it loses nothing.
+    /// The next event; `None` once the network has ended and the queue is empty. Cancel-safe.
     pub async fn recv(&mut self) -> Option<NetEvent> {
         loop {
             {
@@ -80,37 +80,37 @@ impl Drop for Follower {
     }
 }
 
-/// Hands what happens on the network to all who follow it.
+/// Distributes network events to every follower.
 pub struct Followers {
     events: mpsc::Receiver<NetEvent>,
     followers: Vec<(Interest, Arc<Shared>)>,
 }
 
 impl Followers {
-    /// Nobody follows `events` yet.
+    /// Distributes `events`; no follower yet.
     pub fn new(events: mpsc::Receiver<NetEvent>) -> Followers {
         Followers { events, followers: Vec::new() }
     }
 
-    /// One more follower, which hears of everything from now on that `interest` covers.
+    /// Adds a follower, which receives all events from now on that `interest` covers.
     pub fn follow(&mut self, interest: Interest) -> Follower {
         let shared = Arc::<Shared>::default();
         self.followers.push((interest, Arc::clone(&shared)));
         Follower(shared)
     }
 
-    /// Hands on until the network ends. Gossip that a follower has no room for is judged here, as no news.
+    /// Distributes events until the network ends. Gossip that does not fit a follower's queue is judged `Ignore` here.
     pub async fn run(mut self, network: Option<Network>) {
         while let Some(event) = self.events.recv().await {
             for unheard in self.hand_on(&event) {
                 if let (NetEvent::Gossip(gossip), Some(network)) = (unheard, &network) {
-                    network.judge(gossip.ticket, Verdict::Ignore).await;
+                    network.judge(gossip.ticket, GossipJudgement::Ignore).await;
                 }
             }
         }
     }
 
-    /// Gives each follower its copy; returns those that had no room.
+    /// Queues a copy for each follower; returns the events that did not fit.
     fn hand_on(&self, event: &NetEvent) -> Vec<NetEvent> {
         let mut unheard = Vec::new();
         for (_, follower) in self.followers.iter().filter(|(interest, _)| interest.covers(event)) {
@@ -139,7 +139,7 @@ fn kind(event: &NetEvent) -> Kind {
         NetEvent::PeerDown { peer, .. } => Kind::Down(*peer),
         NetEvent::Rtt { peer, .. } => Kind::Latest(*peer, Topic::Rtt),
         NetEvent::PeerAddressesChanged { peer, .. } => Kind::Latest(*peer, Topic::Addresses),
-        // A host listens at a few addresses, and says so at its start.
+        // A host listens on a few addresses and reports them at its start.
         NetEvent::Listening(_)
         | NetEvent::Discovered(_)
         | NetEvent::Gossip(_)
@@ -159,7 +159,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_follower_that_never_reads_delays_no_news_to_another() {
+    async fn a_follower_that_never_reads_delays_no_other() {
         let (sender, events) = mpsc::channel(8);
         let mut followers = Followers::new(events);
         let _stuck = followers.follow(Interest::All);

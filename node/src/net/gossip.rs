@@ -1,26 +1,26 @@
-//! The gossip topic: how libp2p's gossipsub is set up for messages of a pool. It knows nothing of what they say: each is
-//! handed on with a checked signature and passed on to others only once it was judged.
+//! The gossip topic: configures libp2p's gossipsub for messages of a pool. This file knows nothing of their content:
+//! each message is delivered with a verified signature and forwarded to others only after it was judged.
 
 use std::time::Duration;
 
 use libp2p::gossipsub::{Behaviour, ConfigBuilder, IdentTopic, MessageAcceptance, MessageAuthenticity, ValidationMode};
 use libp2p::identity::Keypair;
 
-use super::network::{GossipConfig, Verdict};
+use super::network::{GossipConfig, GossipJudgement};
 
-/// Between two looks of gossipsub at its mesh: a node that joins is in it within this.
+/// Interval of gossipsub's mesh maintenance: a new node joins the mesh within this time.
 const HEARTBEAT: Duration = Duration::from_secs(1);
 
-/// Messages to one peer that wait: one of each node of a large pool. Beyond, the oldest news is no loss.
+/// Messages queued for one peer: one per node of a large pool. Older messages beyond that are superseded anyway.
 const QUEUE: usize = 1024;
 
-/// How long a message's name is remembered, so that its copies are known: a message is a second's news.
+/// Time that a message's id is remembered to detect duplicates: a message is outdated after a second.
 const REMEMBERED: Duration = Duration::from_secs(30);
 
-/// Gossipsub on the topic of `config`, subscribed.
+/// Gossipsub, subscribed to the topic of `config`.
 ///
 /// # Errors
-/// What gossipsub says of a setting that it does not take.
+/// Gossipsub's error for an invalid setting.
 pub(super) fn behaviour(config: &GossipConfig, identity: &Keypair) -> Result<(Behaviour, IdentTopic), String> {
     let settings = ConfigBuilder::default()
         .validation_mode(ValidationMode::Strict)
@@ -28,7 +28,7 @@ pub(super) fn behaviour(config: &GossipConfig, identity: &Keypair) -> Result<(Be
         .heartbeat_interval(HEARTBEAT)
         .heartbeat_initial_delay(HEARTBEAT)
         .duplicate_cache_time(REMEMBERED)
-        // The name, signature and framing of a message are under a KiB.
+        // Id, signature and framing of a message take less than a KiB.
         .max_transmit_size(config.max_bytes + 1024)
         .connection_handler_queue_len(QUEUE)
         .max_publish_messages(QUEUE)
@@ -41,11 +41,11 @@ pub(super) fn behaviour(config: &GossipConfig, identity: &Keypair) -> Result<(Be
     Ok((behaviour, topic))
 }
 
-/// A verdict in gossipsub's words.
-pub(super) fn acceptance(verdict: Verdict) -> MessageAcceptance {
-    match verdict {
-        Verdict::Accept => MessageAcceptance::Accept,
-        Verdict::Ignore => MessageAcceptance::Ignore,
-        Verdict::Reject => MessageAcceptance::Reject,
+/// Converts a judgement to gossipsub's type.
+pub(super) fn acceptance(judgement: GossipJudgement) -> MessageAcceptance {
+    match judgement {
+        GossipJudgement::Accept => MessageAcceptance::Accept,
+        GossipJudgement::Ignore => MessageAcceptance::Ignore,
+        GossipJudgement::Reject => MessageAcceptance::Reject,
     }
 }

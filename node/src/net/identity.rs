@@ -1,5 +1,5 @@
 //! The node's identity: an ed25519 key in `node.key`, in libp2p's protobuf encoding, readable by its owner only.
-//! Made once and never replaced; an ephemeral identity touches no file.
+//! The file is created once and never replaced; an ephemeral identity uses no file.
 
 use std::io::{self, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
@@ -8,42 +8,42 @@ use std::path::{Path, PathBuf};
 use libp2p::identity::Keypair;
 use thiserror::Error;
 
-/// Owner reads and writes.
+/// Read and write for the owner only.
 const MODE: u32 = 0o600;
 
-/// A key file is 68 bytes; anything much longer is something else.
+/// Maximum bytes of a key file; a key takes 68.
 const MAX_FILE_BYTES: u64 = 1024;
 
-/// A `node.key` that cannot be used.
+/// Why `node.key` cannot be used.
 #[derive(Debug, Error)]
 pub enum IdentityError {
-    /// It cannot be read or written.
+    /// The file cannot be read or written.
     #[error("cannot use the identity {}: {source}; check the folder's permissions, or run with --ephemeral", path.display())]
     Io {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// The system's answer.
+        /// Error of the system.
         source: io::Error,
     },
-    /// It is not an ed25519 key in libp2p's encoding.
+    /// The file does not contain an ed25519 key in libp2p's encoding.
     #[error("the identity {} is damaged ({why}); restore it, or move it away to get a new identity", path.display())]
     Damaged {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// What is wrong.
+        /// What is wrong with it.
         why: String,
     },
 }
 
-/// A fresh identity that is written nowhere.
+/// A new identity that is not stored.
 pub fn ephemeral() -> Keypair {
     Keypair::generate_ed25519()
 }
 
-/// The identity in `path`, made there if there is none. Two nodes starting at once on one folder get the same one.
+/// Loads the identity in `path`, or creates it. Two nodes that start at once on one folder get the same identity.
 ///
 /// # Errors
-/// [`IdentityError`]: the file can be neither read nor made, or is not a key. Nothing is ever overwritten.
+/// [`IdentityError`]: the file can be neither read nor created, or contains no key. Nothing is ever overwritten.
 pub fn load_or_create(path: &Path) -> Result<Keypair, IdentityError> {
     match load(path) {
         Err(IdentityError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
@@ -54,13 +54,13 @@ pub fn load_or_create(path: &Path) -> Result<Keypair, IdentityError> {
     let bytes = keypair.to_protobuf_encoding().map_err(|error| failed(io::Error::other(error)))?;
     match create(path, &bytes) {
         Ok(()) => Ok(keypair),
-        // Another node was quicker: its identity is this folder's.
+        // Another node created the file first; its identity is this folder's.
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => load(path),
         Err(error) => Err(failed(error)),
     }
 }
 
-/// Writes the whole file under another name, then links it to its own: never half a key, never over another.
+/// Writes the file under a temporary name, then links it to its own: never half a key, never over another.
 fn create(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let temporary = path.with_extension(format!("key.{}.{:08x}", std::process::id(), rand::random::<u32>()));
     let write = || {
@@ -98,7 +98,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_identity_is_made_once_and_kept() {
+    fn an_identity_is_created_once_and_kept() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("node.key");
         let first = load_or_create(&path).unwrap();
@@ -127,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn a_damaged_identity_is_an_error_and_stays_as_it_is() {
+    fn a_damaged_identity_is_an_error_and_is_not_changed() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("node.key");
         std::fs::write(&path, b"not a key").unwrap();
@@ -146,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_that_is_not_there_is_named() {
+    fn a_missing_folder_is_named() {
         let folder = tempfile::tempdir().unwrap();
         let error = load_or_create(&folder.path().join("missing/node.key")).unwrap_err();
         assert!(error.to_string().contains("missing/node.key"), "{error}");

@@ -1,4 +1,4 @@
-//! What the rest of the node sees of the network: how it is started, the handle, and the events. It holds no state of its own:
+//! The interface of the network to the rest of the node: how it is started, the handle, and the events. It holds no state:
 //! every call is a message to the swarm's task.
 
 use std::io;
@@ -19,38 +19,39 @@ use super::pool_key::PoolKey;
 use super::swarm;
 use super::{FoundBy, Traffic, Transport};
 
-/// Events that wait for the reader: a burst of every peer of a large pool coming up at once.
+/// Queued events: a burst of every peer of a large pool connecting at once.
 const EVENTS: usize = 1024;
 
-/// Commands that wait for the swarm: callers wait for their answers, so a few are many.
+/// Queued commands; callers wait for their answers, so few suffice.
 const COMMANDS: usize = 64;
 
-/// How the network is set up.
+/// Configuration of the network.
 #[derive(Debug, Clone)]
 pub struct NetConfig {
-    /// Addresses to listen on: `/ip4/…/tcp/…` and `/ip4/…/udp/…/quic-v1`; port 0 picks a free one. `0.0.0.0` for mDNS to announce them.
+    /// Addresses to listen on: `/ip4/…/tcp/…` and `/ip4/…/udp/…/quic-v1`; port 0 picks a free one. Use `0.0.0.0` for
+    /// mDNS to announce them.
     pub listen: Vec<Multiaddr>,
     /// This node's key pair; its public half is the peer id.
     pub identity: Keypair,
-    /// The pool's key. Without one, anyone on the network can join.
+    /// Key of the pool. Without one, any node on the network can join.
     pub pool_key: Option<PoolKey>,
-    /// Whether to announce this node and to look for others on the local network.
+    /// Whether to announce this node and to discover others on the local network.
     pub mdns: bool,
-    /// Addresses to connect to, and to connect to again whenever that is lost.
+    /// Addresses to connect to, and to reconnect to whenever the connection is lost.
     pub peers: Vec<Multiaddr>,
-    /// A `peers.json`, read again when it changes.
+    /// A `peers.json`, which is read again when it changes.
     pub peers_file: Option<PathBuf>,
-    /// Connected peers at most.
+    /// Maximum connected peers.
     pub max_peers: u32,
-    /// The topic that nodes gossip on; none for no gossip.
+    /// The gossip topic; `None` for no gossip.
     pub gossip: Option<GossipConfig>,
 }
 
 impl NetConfig {
-    /// Peers of one node by default: a lab's worth. Each costs about half a megabyte.
+    /// Default of `max_peers`: a lab's worth. Each costs about half a megabyte.
     pub const MAX_PEERS: u32 = 256;
 
-    /// Listens nowhere, knows nobody, has no key.
+    /// Listens nowhere, has no peers and no key.
     pub fn new(identity: Keypair) -> Self {
         Self {
             listen: Vec::new(),
@@ -65,54 +66,54 @@ impl NetConfig {
     }
 }
 
-/// Who opened a connection.
+/// Which side opened a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Direction {
-    /// This node dialled.
+    /// This node dialled the peer.
     Dialled,
-    /// The peer dialled.
+    /// The peer dialled this node.
     Accepted,
 }
 
-/// A message on the gossip topic, its signature checked.
+/// A message on the gossip topic, with a verified signature.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Gossip {
-    /// Who wrote and signed it.
+    /// Peer that wrote and signed the message.
     pub source: PeerId,
-    /// What it says.
+    /// Content of the message.
     pub bytes: Vec<u8>,
-    /// Names it when it is judged.
+    /// Identifies the message for [`Network::judge`].
     pub ticket: GossipTicket,
 }
 
-/// Names a gossip message until it is judged.
+/// Identifies a gossip message until it is judged.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GossipTicket {
     pub(super) id: MessageId,
     pub(super) relayed_by: PeerId,
 }
 
-/// What becomes of a gossip message.
+/// Judgement of a gossip message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Verdict {
-    /// Passed on to others.
+pub enum GossipJudgement {
+    /// Forward the message.
     Accept,
-    /// Not passed on: no news.
+    /// Do not forward it: it is old or a duplicate.
     Ignore,
-    /// Not passed on: nobody who keeps to the protocol would have.
+    /// Do not forward it: it violates the protocol.
     Reject,
 }
 
-/// The gossip topic of a network.
+/// Configuration of the gossip topic.
 #[derive(Debug, Clone)]
 pub struct GossipConfig {
-    /// Its name.
+    /// Name of the topic.
     pub topic: &'static str,
-    /// Bytes of a message at most.
+    /// Maximum bytes of a message.
     pub max_bytes: usize,
 }
 
-/// What happens on the network.
+/// An event on the network.
 #[derive(Debug, Clone, PartialEq)]
 pub enum NetEvent {
     /// The node listens on this address, which ends in `/p2p/<its id>`.
@@ -121,121 +122,121 @@ pub enum NetEvent {
     Discovered(PeerId),
     /// A peer is connected and admitted. Once until its [`NetEvent::PeerDown`].
     PeerUp {
-        /// Who.
+        /// Id of the peer.
         peer: PeerId,
-        /// Where it is (of an accepted connection: where it came from, which nobody can dial).
+        /// Address of the peer (for an accepted connection its source address, which cannot be dialled).
         address: Multiaddr,
-        /// What carries the connection.
+        /// Transport of the connection.
         transport: Transport,
-        /// Who opened it.
+        /// Which side opened the connection.
         direction: Direction,
-        /// How it was found.
+        /// How the peer was found.
         found_by: FoundBy,
     },
-    /// A connected peer said where it listens.
+    /// A connected peer reported its listen addresses.
     PeerAddressesChanged {
-        /// Who.
+        /// Id of the peer.
         peer: PeerId,
-        /// Where, by its own account.
+        /// Addresses that the peer reports.
         addresses: Vec<Multiaddr>,
     },
-    /// The last connection to a peer is gone.
+    /// The last connection to a peer has ended.
     PeerDown {
-        /// Who.
+        /// Id of the peer.
         peer: PeerId,
-        /// Why, for `Peer <peer id> is gone (<why>)`.
+        /// Reason, for `Peer <peer id> is gone (<why>)`.
         why: String,
-        /// Whether it was found dead after seconds of silence, rather than that the connection ended.
+        /// Whether the peer was declared dead after seconds of silence; otherwise its connection ended.
         silent: bool,
     },
-    /// A node of the pool, connected or not, said something on the gossip topic. Waits for its [`Network::judge`].
+    /// A node of the pool, connected or not, published a gossip message. Must be judged with [`Network::judge`].
     Gossip(Gossip),
-    /// A peer answered a ping; about one a second.
+    /// A peer answered a ping; about once per second.
     Rtt {
-        /// Who.
+        /// Id of the peer.
         peer: PeerId,
-        /// The round trip.
+        /// Round-trip time.
         rtt: Duration,
     },
-    /// Somebody was not let in. Already logged, and told about once in a while only for the same peer and reason.
+    /// This node refused a connection. Already logged; repeated only once in a while for the same peer and reason.
     Refused {
-        /// Who, if it got as far as showing its identity.
+        /// Id of the peer, if it got as far as proving its identity.
         peer: Option<PeerId>,
-        /// Why.
+        /// Reason of the refusal.
         why: String,
     },
-    /// A peer did not let this node in. Already logged, and told about once in a while only.
+    /// A peer refused this node's connection. Already logged; repeated only once in a while.
     RefusedBy {
-        /// Who.
+        /// Id of the peer.
         peer: PeerId,
-        /// Why, and what to do.
+        /// Reason of the refusal, and what to do.
         why: String,
     },
-    /// The peers file is broken; the list that was good last stays in force. Already logged.
+    /// The peers file is invalid; the last valid list stays in force. Already logged.
     PeersFileBroken {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
         /// What is wrong, with line and column.
         error: PeersFileError,
     },
     /// The peers file was read.
     PeersFileLoaded {
-        /// How many peers it holds.
+        /// Number of peers in the file.
         count: usize,
     },
 }
 
-/// What can go wrong on the network.
+/// Errors of the network.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum NetError {
-    /// An address to listen on is taken.
+    /// The port of a listen address is in use.
     #[error(
         "port {port} is in use ({address}): is another node running? Stop it, or choose another port with --listen, for example --listen {free}"
     )]
     PortInUse {
-        /// The port.
+        /// The port in use.
         port: u16,
-        /// The address asked for.
+        /// The requested address.
         address: Multiaddr,
         /// The same address with port 0, which picks a free one.
         free: Multiaddr,
     },
-    /// An address to listen on cannot be used.
+    /// The node cannot listen on an address.
     #[error("cannot listen on {address}: {why}")]
     Listen {
-        /// The address asked for.
+        /// The requested address.
         address: Multiaddr,
-        /// The system's answer.
+        /// Error of the system.
         why: String,
     },
     /// The transports could not be set up.
     #[error("cannot set up the network: {0}")]
     Setup(String),
-    /// Nobody answers at an address.
+    /// No node answers at an address.
     #[error("cannot reach {address}: {why}")]
     Unreachable {
-        /// The address dialled.
+        /// The dialled address.
         address: Multiaddr,
-        /// What happened.
+        /// Reason of the failure.
         why: String,
     },
-    /// This node or the other refuses to connect.
+    /// One of the two nodes refuses the connection.
     #[error("not connected to {peer}: {why}")]
     Refused {
-        /// The other.
+        /// Id of the peer.
         peer: PeerId,
-        /// Why, and what to do.
+        /// Reason of the refusal, and what to do.
         why: String,
     },
-    /// The address is this node's own.
+    /// The address belongs to this node.
     #[error("{0} is this node's own address")]
     OwnAddress(Multiaddr),
-    /// Not done in the time given.
+    /// The time limit passed.
     #[error("{address} did not answer within {seconds} s")]
     TimedOut {
-        /// The address dialled.
+        /// The dialled address.
         address: Multiaddr,
-        /// The time given.
+        /// The time limit.
         seconds: u64,
     },
     /// The network was shut down.
@@ -243,20 +244,20 @@ pub enum NetError {
     Stopped,
 }
 
-/// What the handle asks of the swarm's task.
+/// A command of the handle to the swarm's task.
 pub(super) enum Command {
     Connect { address: Multiaddr, until: tokio::time::Instant, reply: oneshot::Sender<Result<PeerId, NetError>> },
     Disconnect { peer: PeerId, why: String, reply: oneshot::Sender<()> },
     Block { peer: PeerId, why: String },
     Allow { peer: PeerId },
     Publish { bytes: Vec<u8> },
-    Judge { ticket: GossipTicket, verdict: Verdict },
+    Judge { ticket: GossipTicket, judgement: GossipJudgement },
     Heard { peer: PeerId, addresses: Vec<Multiaddr> },
     ListenAddresses { reply: oneshot::Sender<Vec<Multiaddr>> },
     Shutdown { reply: oneshot::Sender<()> },
 }
 
-/// The handle on a running network. Clones share it; the network ends with [`Network::shutdown`], or with its last handle.
+/// Handle of a running network. Clones share it; the network ends with [`Network::shutdown`], or with its last handle.
 #[derive(Clone)]
 pub struct Network {
     pub(super) local: PeerId,
@@ -268,7 +269,7 @@ pub struct Network {
 /// Binds the listen addresses and starts the swarm on the current tokio runtime (a current-thread one serves it best).
 /// When it returns, ports are bound; the addresses follow as [`NetEvent::Listening`].
 ///
-/// The events must be read: the swarm waits for a reader that lags by more than a thousand.
+/// The events must be read: the swarm waits for a reader that lags by more than a thousand events.
 ///
 /// # Errors
 /// [`NetError::PortInUse`], [`NetError::Listen`], [`NetError::Setup`].
@@ -289,14 +290,14 @@ pub fn start(config: NetConfig) -> Result<(Network, mpsc::Receiver<NetEvent>), N
     let (event_sender, events) = mpsc::channel(EVENTS);
     let (commands, command_receiver) = mpsc::channel(COMMANDS);
     let connections = PeerConnections::new(local);
-    let driver = swarm::Driver::new(config, connections.clone(), event_sender)?;
+    let driver = swarm::SwarmDriver::new(config, connections.clone(), event_sender)?;
     let streams = driver.streams();
     tokio::spawn(driver.run(command_receiver));
     Ok((Network { local, commands, streams, connections }, events))
 }
 
-/// A plain bind, let go at once. libp2p's TCP listeners share their ports (SO_REUSEPORT): a second node would silently
-/// take half of the first one's connections.
+/// Binds the port and releases it at once. libp2p's TCP listeners share their ports (SO_REUSEPORT): a second node would
+/// silently take half of the first one's connections.
 fn check_port_free(address: &Multiaddr) -> Result<(), NetError> {
     let mut parts = address.iter();
     let ip: IpAddr = match parts.next() {
@@ -315,7 +316,7 @@ fn check_port_free(address: &Multiaddr) -> Result<(), NetError> {
     })
 }
 
-/// [`NetError::PortInUse`] with the address that picks a free port.
+/// [`NetError::PortInUse`], with the address that picks a free port.
 fn port_in_use(address: &Multiaddr, port: u16) -> NetError {
     let free = address
         .iter()
@@ -334,26 +335,27 @@ impl Network {
         self.local
     }
 
-    /// Opens and accepts streams by protocol name.
+    /// Controls opening and accepting streams by protocol name.
     ///
-    /// Traps: `open_stream` to a peer that is not connected waits for it to be dialled; open only between its `PeerUp` and its
-    /// `PeerDown`, with a timeout. `accept` gives a queue without room: a stream that comes while the acceptor is not
-    /// waiting in `next()` is dropped, so accept in a task that does nothing but hand each stream on. `accept` must
-    /// be called before the first connection, which else does not offer the protocol to its peer.
+    /// Pitfalls: `open_stream` to a peer that is not connected waits for it to be dialled; open only between its
+    /// `PeerUp` and its `PeerDown`, with a timeout. `accept` returns a queue without capacity: a stream that arrives
+    /// while the acceptor is not waiting in `next()` is dropped, so accept in a task that only hands each stream on.
+    /// `accept` must be called before the first connection, or the protocol is not offered to that peer.
     /// Read and write a stream concurrently, each with a deadline on progress: two sides that both only write wait forever.
     pub fn streams(&self) -> libp2p_stream::Control {
         self.streams.clone()
     }
 
-    /// Bytes exchanged with `peer` over the connection of now, since it was made. Cheap. Zero when not connected.
+    /// Bytes exchanged with `peer` over its current connection. Cheap. Zero if not connected.
     pub fn traffic(&self, peer: &PeerId) -> Traffic {
         self.connections.traffic(peer)
     }
 
-    /// Connects to the node at `address` once, whatever the dialling plan does. At once when it is connected.
+    /// Connects to the node at `address` once, independently of the dialling plan. Returns at once if it is connected.
     ///
     /// # Errors
-    /// [`NetError::Unreachable`], [`NetError::Refused`], [`NetError::OwnAddress`], [`NetError::TimedOut`], [`NetError::Stopped`].
+    /// [`NetError::Unreachable`], [`NetError::Refused`], [`NetError::OwnAddress`], [`NetError::TimedOut`],
+    /// [`NetError::Stopped`].
     pub async fn connect(&self, address: Multiaddr, timeout: Duration) -> Result<PeerId, NetError> {
         let until = tokio::time::Instant::now() + timeout;
         let (reply, answer) = oneshot::channel();
@@ -370,8 +372,8 @@ impl Network {
         }
     }
 
-    /// Ends the connections to `peer`; `why` goes into its `PeerDown`. Done when they are closed. A peer that the dialling
-    /// plan leads to is dialled again, unless it is blocked.
+    /// Ends the connections to `peer`; `why` goes into its `PeerDown`. Returns when they are closed. A peer in the dialling
+    /// plan is dialled again, unless it is blocked.
     pub async fn disconnect(&self, peer: PeerId, why: &str) {
         let (reply, done) = oneshot::channel();
         if self.commands.send(Command::Disconnect { peer, why: why.to_owned(), reply }).await.is_ok() {
@@ -391,22 +393,22 @@ impl Network {
         let _ = self.commands.send(Command::Allow { peer }).await;
     }
 
-    /// Says `bytes` to everyone on the gossip topic. Nobody may be there to hear it.
+    /// Publishes `bytes` on the gossip topic. There may be no subscriber.
     pub async fn publish(&self, bytes: Vec<u8>) {
         let _ = self.commands.send(Command::Publish { bytes }).await;
     }
 
-    /// What becomes of a gossip message; each is to be judged once, soon.
-    pub async fn judge(&self, ticket: GossipTicket, verdict: Verdict) {
-        let _ = self.commands.send(Command::Judge { ticket, verdict }).await;
+    /// Judges a gossip message; each must be judged once, soon.
+    pub async fn judge(&self, ticket: GossipTicket, judgement: GossipJudgement) {
+        let _ = self.commands.send(Command::Judge { ticket, judgement }).await;
     }
 
-    /// `peer` was heard of through others, and says that it listens at `addresses`: they are dialled while it is not connected.
+    /// Another node reported that `peer` listens at `addresses`: they are dialled while `peer` is not connected.
     pub async fn heard_of(&self, peer: PeerId, addresses: Vec<Multiaddr>) {
         let _ = self.commands.send(Command::Heard { peer, addresses }).await;
     }
 
-    /// Where the node listens, each address ending in `/p2p/<its id>`.
+    /// Listen addresses of this node, each ending in `/p2p/<its id>`.
     pub async fn listen_addresses(&self) -> Vec<Multiaddr> {
         let (reply, answer) = oneshot::channel();
         match self.commands.send(Command::ListenAddresses { reply }).await {
@@ -415,7 +417,7 @@ impl Network {
         }
     }
 
-    /// Takes leave of every peer and ends the network. Done when all connections are closed, within about a second.
+    /// Disconnects every peer and ends the network. Returns when all connections are closed, within about a second.
     pub async fn shutdown(&self) {
         let (reply, done) = oneshot::channel();
         if self.commands.send(Command::Shutdown { reply }).await.is_ok() {

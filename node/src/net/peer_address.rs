@@ -1,4 +1,4 @@
-//! Addresses of nodes as people write them: multiaddrs, or a host and a port. Parsing only; no name is looked up and
+//! Addresses of nodes as people write them: multiaddrs, or host and port. Parsing only; no name is resolved and
 //! nothing is dialled.
 
 use std::net::{IpAddr, Ipv6Addr};
@@ -10,17 +10,17 @@ use thiserror::Error;
 /// A text that is not an address of a node.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[error(
-    "'{text}' is not an address of a node ({why}); write a multiaddr such as /ip4/192.168.1.20/tcp/7777, or HOST:PORT such as 192.168.1.20:7777"
+    "'{text}' is not an address of a node ({why}); use a multiaddr such as /ip4/192.168.1.20/tcp/7777, or HOST:PORT such as 192.168.1.20:7777"
 )]
 pub struct NotAnAddress {
     text: String,
     why: String,
 }
 
-/// The address in `text`: a multiaddr as it stands; `HOST:PORT`, `[IPV6]:PORT` or `NAME:PORT` as TCP there.
+/// Parses a multiaddr as it is; `HOST:PORT`, `[IPV6]:PORT` or `NAME:PORT` as TCP at that host.
 ///
 /// # Errors
-/// [`NotAnAddress`], which shows both forms.
+/// [`NotAnAddress`], whose text shows both forms.
 pub fn parse(text: &str) -> Result<Multiaddr, NotAnAddress> {
     let text = text.trim();
     let wrong = |why: &str| NotAnAddress { text: text.to_owned(), why: why.to_owned() };
@@ -28,25 +28,25 @@ pub fn parse(text: &str) -> Result<Multiaddr, NotAnAddress> {
         return text.parse().map_err(|error: libp2p::multiaddr::Error| wrong(&error.to_string()));
     }
     if let Some((scheme, _)) = text.split_once("://") {
-        return Err(wrong(&format!("nodes talk libp2p with each other, not {scheme}")));
+        return Err(wrong(&format!("nodes speak libp2p, not {scheme}")));
     }
     if text.parse::<Ipv6Addr>().is_ok() {
-        return Err(wrong("an IPv6 address with a port is written [ADDRESS]:PORT"));
+        return Err(wrong("write an IPv6 address with a port as [ADDRESS]:PORT"));
     }
     let (host, port) = text.rsplit_once(':').ok_or_else(|| wrong("the port is missing"))?;
-    let port: u16 = port.parse().map_err(|_| wrong("a port is a number from 0 to 65535"))?;
+    let port: u16 = port.parse().map_err(|_| wrong("the port must be a number from 0 to 65535"))?;
     let bracketed = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
     let host = match (bracketed.unwrap_or(host).parse(), bracketed) {
         (Ok(IpAddr::V4(ip)), None) => Protocol::Ip4(ip),
         (Ok(IpAddr::V6(ip)), Some(_)) => Protocol::Ip6(ip),
-        (Ok(IpAddr::V6(_)), None) => return Err(wrong("an IPv6 address with a port is written [ADDRESS]:PORT")),
+        (Ok(IpAddr::V6(_)), None) => return Err(wrong("write an IPv6 address with a port as [ADDRESS]:PORT")),
         (Err(_), None) if is_host_name(host) => Protocol::Dns(host.into()),
         _ => return Err(wrong("the host is neither an IP address nor a name")),
     };
     Ok(Multiaddr::empty().with(host).with(Protocol::Tcp(port)))
 }
 
-/// Labels of letters, digits and hyphens, the last of which is not all digits (RFC 1123 §2.1).
+/// Whether `text` consists of labels of letters, digits and hyphens, the last not all digits (RFC 1123 §2.1).
 fn is_host_name(text: &str) -> bool {
     let text = text.strip_suffix('.').unwrap_or(text);
     let label = |label: &str| {
@@ -76,7 +76,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_address_is_refused_with_what_to_write() {
+    fn an_invalid_address_is_refused_with_an_example() {
         for (text, why) in [
             ("", "port is missing"),
             ("192.168.1.20", "port is missing"),

@@ -1,5 +1,6 @@
-//! The connections of a node while they live: each one's bytes, and the switch that cuts it off. Which of two connections to
-//! the same peer lives, and who is blocked, `pangea_control::net::connection_table` decides. It never reads or writes a socket.
+//! Open connections of a node: each one's bytes, and the switch that cuts it off.
+//! `pangea_control::net::connection_table` decides which of two connections to one peer lives, and who is blocked. This
+//! file never reads or writes a socket.
 
 use std::collections::HashMap;
 use std::pin::Pin;
@@ -14,16 +15,16 @@ use pangea_control::net::admission::Refusal;
 use pangea_control::net::connection_table::{ConnectionNumber, ConnectionTable};
 use pangea_control::net::{Traffic, Transport};
 
-/// Bytes of one connection, and the switch that cuts it off.
+/// Byte counters of one connection, and the switch that cuts it off.
 #[derive(Debug, Default)]
-pub(super) struct Meter {
+pub(super) struct ConnectionMeter {
     received_bytes: AtomicU64,
     sent_bytes: AtomicU64,
     cut: Mutex<Option<String>>,
     waker: AtomicWaker,
 }
 
-impl Meter {
+impl ConnectionMeter {
     pub(super) fn received(&self, bytes: usize) {
         self.received_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
     }
@@ -48,19 +49,19 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 #[derive(Debug)]
-struct Table {
+struct ConnectionsState {
     decisions: ConnectionTable,
-    /// One for each connection in `decisions`.
-    meters: HashMap<ConnectionNumber, Arc<Meter>>,
+    /// One meter per connection in `decisions`.
+    meters: HashMap<ConnectionNumber, Arc<ConnectionMeter>>,
 }
 
 /// All connections of a node. Clones share them.
 #[derive(Debug, Clone)]
 pub(super) struct PeerConnections {
-    table: Arc<Mutex<Table>>,
+    table: Arc<Mutex<ConnectionsState>>,
 }
 
-/// One connection; dropping it takes it out of the table.
+/// One connection; dropping it removes it from the table.
 #[derive(Debug)]
 pub(super) struct PeerConnection {
     connections: PeerConnections,
@@ -70,11 +71,11 @@ pub(super) struct PeerConnection {
 
 impl PeerConnections {
     pub(super) fn new(local: PeerId) -> Self {
-        let table = Table { decisions: ConnectionTable::new(local), meters: HashMap::new() };
+        let table = ConnectionsState { decisions: ConnectionTable::new(local), meters: HashMap::new() };
         Self { table: Arc::new(Mutex::new(table)) }
     }
 
-    /// Enters a connection that this node dialled.
+    /// Adds a connection that this node dialled.
     ///
     /// # Errors
     /// Those of [`ConnectionTable::dialled`].
@@ -82,7 +83,7 @@ impl PeerConnections {
         &self,
         peer: PeerId,
         transport: Transport,
-        meter: Arc<Meter>,
+        meter: Arc<ConnectionMeter>,
     ) -> Result<PeerConnection, Refusal> {
         let mut table = lock(&self.table);
         let number = table.decisions.dialled(peer, transport)?;
@@ -90,8 +91,8 @@ impl PeerConnections {
         Ok(PeerConnection { connections: self.clone(), peer, number })
     }
 
-    /// Enters a connection that `peer` dialled.
-    pub(super) fn accepted(&self, peer: PeerId, transport: Transport, meter: Arc<Meter>) -> PeerConnection {
+    /// Adds a connection that `peer` dialled.
+    pub(super) fn accepted(&self, peer: PeerId, transport: Transport, meter: Arc<ConnectionMeter>) -> PeerConnection {
         let mut table = lock(&self.table);
         let number = table.decisions.accepted(peer, transport);
         table.meters.insert(number, meter);
@@ -109,7 +110,7 @@ impl PeerConnections {
         traffic
     }
 
-    /// Ends every connection to `peer` at once, without a word to it.
+    /// Ends every connection to `peer` at once, without notifying it.
     pub(super) fn cut_off(&self, peer: &PeerId, why: &str) {
         let table = lock(&self.table);
         for meter in table.decisions.connections(peer).filter_map(|number| table.meters.get(&number)) {
@@ -129,15 +130,15 @@ impl PeerConnections {
         lock(&self.table).decisions.is_blocked(peer)
     }
 
-    /// From now on nobody is admitted.
+    /// Refuses all connections from now on.
     pub(super) fn drain(&self) {
         lock(&self.table).decisions.drain();
     }
 }
 
 impl PeerConnection {
-    /// Decides about a connection whose peer has proved that it may connect: the side that accepted it asks this before it
-    /// says so.
+    /// Decides about a connection whose peer has proved that it may connect; the accepting side asks before it
+    /// confirms the admission.
     ///
     /// # Errors
     /// Those of [`ConnectionTable::admit`].
@@ -154,20 +155,20 @@ impl Drop for PeerConnection {
     }
 }
 
-/// A muxer that keeps its connection in the table while it lives, and ends when that is cut off.
-pub(super) struct Guarded<M> {
+/// A muxer that keeps its connection in the table while it lives, and fails once the connection is cut off.
+pub(super) struct TrackedMuxer<M> {
     muxer: M,
-    meter: Arc<Meter>,
+    meter: Arc<ConnectionMeter>,
     _connection: PeerConnection,
 }
 
-impl<M> Guarded<M> {
-    pub(super) fn new(muxer: M, meter: Arc<Meter>, connection: PeerConnection) -> Self {
+impl<M> TrackedMuxer<M> {
+    pub(super) fn new(muxer: M, meter: Arc<ConnectionMeter>, connection: PeerConnection) -> Self {
         Self { muxer, meter, _connection: connection }
     }
 }
 
-impl<M> StreamMuxer for Guarded<M>
+impl<M> StreamMuxer for TrackedMuxer<M>
 where
     M: StreamMuxer + Unpin,
     M::Error: Send + Sync + 'static,
@@ -205,10 +206,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn traffic_is_that_of_the_admitted_connections() {
+    fn traffic_counts_admitted_connections_only() {
         let (local, peer) = (PeerId::random(), PeerId::random());
         let connections = PeerConnections::new(local);
-        let bytes: Arc<Meter> = Arc::default();
+        let bytes: Arc<ConnectionMeter> = Arc::default();
         bytes.received(10);
         let connection = connections.accepted(peer, Transport::Tcp, Arc::clone(&bytes));
         assert_eq!(connections.traffic(&peer), Traffic::default());

@@ -1,5 +1,5 @@
-//! `peers.json`: peers that a person wrote down. Parsing is pure; the watch notices a change by the file's time, size and inode,
-//! and never touches the list that was good last. It dials nobody.
+//! `peers.json`: the user's list of peers. Parsing is pure; the watch detects changes by the file's time, size and inode and
+//! keeps the last valid list. This file dials nobody.
 
 use std::fmt;
 use std::io;
@@ -11,19 +11,19 @@ use serde::de::{Error as _, Visitor};
 use serde::{Deserialize, Deserializer};
 use thiserror::Error;
 
-/// A list larger than this is not one that a person wrote.
+/// Maximum bytes of the file; no list written by hand is larger.
 const MAX_FILE_BYTES: u64 = 1 << 20;
 
-/// Peers in a file at most: each is dialled, and dialled again.
+/// Maximum peers in the file: each is dialled repeatedly.
 const MAX_PEERS: usize = 1024;
 
-/// One line of the list.
+/// One entry of the list.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct ListedPeer {
-    /// What the person calls it.
+    /// Name that the user gave the peer.
     #[serde(default)]
     pub name: Option<String>,
-    /// Where it is; with `/p2p/…` only that peer is taken there.
+    /// Address of the peer; with `/p2p/…` only that peer is accepted there.
     #[serde(deserialize_with = "multiaddr")]
     pub address: Multiaddr,
 }
@@ -49,13 +49,13 @@ fn multiaddr<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Multiaddr, D:
     deserializer.deserialize_str(Text)
 }
 
-/// What is wrong with a peers file.
+/// Why a peers file is invalid.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum PeersFileError {
-    /// It cannot be read.
+    /// The file cannot be read.
     #[error("cannot be read: {0}")]
     Unreadable(String),
-    /// It is not what it should be, at a place.
+    /// The content is invalid at a line and column.
     #[error("line {line}, column {column}: {why}")]
     Malformed {
         /// 1-based line.
@@ -67,13 +67,13 @@ pub enum PeersFileError {
     },
 }
 
-/// The peers in the text of a `peers.json`.
+/// Parses the text of a `peers.json`.
 ///
 /// # Errors
-/// [`PeersFileError::Malformed`] with the place.
+/// [`PeersFileError::Malformed`] with line and column.
 pub fn parse(text: &str) -> Result<Vec<ListedPeer>, PeersFileError> {
     let malformed = |error: &serde_json::Error| {
-        // serde_json ends its message with the place, which is told apart here.
+        // serde_json appends the position to its message; it is separated here.
         let why = error.to_string();
         let why = why.rsplit_once(" at line ").map_or(why.as_str(), |(why, _)| why).to_owned();
         PeersFileError::Malformed { line: error.line(), column: error.column(), why }
@@ -81,23 +81,23 @@ pub fn parse(text: &str) -> Result<Vec<ListedPeer>, PeersFileError> {
     let file: PeersFile = serde_json::from_str(text).map_err(|error| malformed(&error))?;
     if file.peers.len() > MAX_PEERS {
         return Err(malformed(&serde_json::Error::custom(format!(
-            "{} peers, at most {MAX_PEERS} are taken",
+            "{} peers; the maximum is {MAX_PEERS}",
             file.peers.len()
         ))));
     }
     Ok(file.peers)
 }
 
-/// What a look at the file found.
+/// Result of checking the file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Change {
-    /// A new list.
+    /// A new valid list.
     Loaded(Vec<ListedPeer>),
-    /// Something is wrong; the list that was good last stays.
+    /// The file is invalid; the last valid list stays in force.
     Broken(PeersFileError),
 }
 
-/// What tells two versions of a file apart without reading it.
+/// Distinguishes two versions of a file without reading it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Stamp {
     inode: u64,
@@ -106,7 +106,7 @@ struct Stamp {
     nanoseconds: i64,
 }
 
-/// A watch on one peers file.
+/// Watches one peers file.
 #[derive(Debug)]
 pub(super) struct Watch {
     path: PathBuf,
@@ -123,8 +123,8 @@ impl Watch {
         &self.path
     }
 
-    /// What changed since the last look. Reads the file only when it did; a broken version is told once.
-    pub(super) async fn look(&mut self) -> Option<Change> {
+    /// What changed since the last check. The file is read only if it changed; an invalid version is reported once.
+    pub(super) async fn check(&mut self) -> Option<Change> {
         let stamp = match tokio::fs::metadata(&self.path).await {
             Ok(metadata) => Stamp {
                 inode: metadata.ino(),
@@ -141,7 +141,7 @@ impl Watch {
         self.missing = false;
         if stamp.bytes > MAX_FILE_BYTES {
             return Some(Change::Broken(PeersFileError::Unreadable(format!(
-                "{} bytes, at most {MAX_FILE_BYTES} are taken",
+                "{} bytes; the maximum is {MAX_FILE_BYTES}",
                 stamp.bytes
             ))));
         }
@@ -157,7 +157,7 @@ impl Watch {
     fn unreadable(&mut self, error: &io::Error) -> Option<Change> {
         let never_there = self.seen.take().is_none() && error.kind() == io::ErrorKind::NotFound;
         let first = !std::mem::replace(&mut self.missing, true);
-        // A file that is yet to be written is nothing to tell about; one that is gone is.
+        // A file that never existed is not reported; one that disappeared is.
         (first && !never_there).then(|| Change::Broken(PeersFileError::Unreadable(error.to_string())))
     }
 }
@@ -177,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_said_with_line_and_column() {
+    fn errors_name_line_and_column() {
         let error = parse("{\n  \"peers\": [\n    {\"address\": \"/ip4/300.1.1.1/tcp/1\"}\n  ]\n}").unwrap_err();
         let PeersFileError::Malformed { line: 3, why, .. } = &error else { panic!("{error:?}") };
         assert!(why.contains("300.1.1.1"), "{why}");
@@ -188,28 +188,28 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn every_version_is_told_once() {
+    async fn every_version_is_reported_once() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("peers.json");
         let mut watch = Watch::new(path.clone());
-        assert_eq!(watch.look().await, None, "a file that is yet to be written is nothing to tell about");
+        assert_eq!(watch.check().await, None, "a file that does not exist yet is not reported");
         std::fs::write(&path, GOOD).unwrap();
-        assert!(matches!(watch.look().await, Some(Change::Loaded(peers)) if peers.len() == 2));
+        assert!(matches!(watch.check().await, Some(Change::Loaded(peers)) if peers.len() == 2));
         std::fs::remove_file(&path).unwrap();
-        assert!(matches!(watch.look().await, Some(Change::Broken(PeersFileError::Unreadable(_)))));
-        assert_eq!(watch.look().await, None);
+        assert!(matches!(watch.check().await, Some(Change::Broken(PeersFileError::Unreadable(_)))));
+        assert_eq!(watch.check().await, None);
         std::fs::write(&path, GOOD).unwrap();
-        assert!(matches!(watch.look().await, Some(Change::Loaded(peers)) if peers.len() == 2));
-        assert_eq!(watch.look().await, None);
+        assert!(matches!(watch.check().await, Some(Change::Loaded(peers)) if peers.len() == 2));
+        assert_eq!(watch.check().await, None);
         std::fs::write(&path, "{").unwrap();
-        assert!(matches!(watch.look().await, Some(Change::Broken(PeersFileError::Malformed { .. }))));
-        assert_eq!(watch.look().await, None);
-        // The same size, and maybe the same time: another inode.
+        assert!(matches!(watch.check().await, Some(Change::Broken(PeersFileError::Malformed { .. }))));
+        assert_eq!(watch.check().await, None);
+        // The same size, and possibly the same time, but another inode.
         let other = folder.path().join("other.json");
         std::fs::write(&other, "}").unwrap();
         std::fs::rename(&other, &path).unwrap();
-        assert!(matches!(watch.look().await, Some(Change::Broken(PeersFileError::Malformed { .. }))));
+        assert!(matches!(watch.check().await, Some(Change::Broken(PeersFileError::Malformed { .. }))));
         std::fs::write(&path, GOOD).unwrap();
-        assert!(matches!(watch.look().await, Some(Change::Loaded(_))));
+        assert!(matches!(watch.check().await, Some(Change::Loaded(_))));
     }
 }

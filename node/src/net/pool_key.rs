@@ -1,5 +1,5 @@
-//! The pool key: 32 secret bytes that the nodes of one pool share, and the file they come from.
-//! It never leaves this node: only MACs made with it do (see `admission`), and nothing prints it.
+//! The pool key: 32 secret bytes that the nodes of one pool share, and the file that holds them.
+//! The key never leaves this node: only MACs made with it do (see `admission`), and nothing prints it.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -9,16 +9,16 @@ use thiserror::Error;
 /// Hex digits in a pool key file: 32 bytes.
 const HEX_DIGITS: usize = 64;
 
-/// Bytes read from a pool key file at most: the digits and some white space; anything longer is not a key.
+/// Maximum bytes of a pool key file: the digits and some white space.
 const MAX_FILE_BYTES: u64 = 1024;
 
-/// Context of the key derivation; changing it makes nodes strangers to one another.
+/// Context of the key derivation. Nodes with different contexts cannot admit each other.
 const DERIVE_CONTEXT: &str = "pangea 2026-11 admission/1 pool key";
 
 /// The secret that the nodes of a pool share.
 #[derive(Clone, PartialEq, Eq)]
 pub struct PoolKey {
-    /// What MACs are made with: derived, so that the file's bytes are never used twice for different purposes.
+    /// Key of the MACs: derived, so that the file's bytes are never used for two purposes.
     mac_key: [u8; 32],
 }
 
@@ -28,10 +28,10 @@ impl PoolKey {
         Self { mac_key: blake3::derive_key(DERIVE_CONTEXT, bytes) }
     }
 
-    /// A pool key from the text of its file: 64 hex digits, white space around them allowed.
+    /// Parses the text of a pool key file: 64 hex digits, with optional white space around them.
     ///
     /// # Errors
-    /// [`PoolKeyProblem`] that says which digit is wrong, or how many there are. The text itself is never quoted.
+    /// [`PoolKeyProblem`] with the position of the wrong digit, or the number of digits. The text is never quoted.
     pub fn parse(text: &str) -> Result<Self, PoolKeyProblem> {
         let trimmed = text.trim();
         if trimmed.is_empty() {
@@ -54,7 +54,7 @@ impl PoolKey {
         Ok(Self::from_bytes(&bytes))
     }
 
-    /// Reads a pool key file. Creates and binds nothing.
+    /// Reads a pool key file; creates nothing.
     ///
     /// # Errors
     /// [`PoolKeyError`]: the file cannot be read, or is not 64 hex digits. The caller treats both as bad usage.
@@ -70,7 +70,7 @@ impl PoolKey {
         Self::parse(&text).map_err(problem)
     }
 
-    /// The key that admission MACs are made with.
+    /// Key of the admission MACs.
     pub(super) fn mac_key(&self) -> &[u8; 32] {
         &self.mac_key
     }
@@ -82,11 +82,11 @@ impl fmt::Debug for PoolKey {
     }
 }
 
-/// A pool key file that cannot be used.
+/// Why a pool key file cannot be used.
 #[derive(Debug, Error)]
-#[error("the pool key file {} {problem}; it must hold 64 hex digits, the same on every node of the pool (make one with: openssl rand -hex 32)", path.display())]
+#[error("the pool key file {} {problem}; it must contain 64 hex digits, the same on every node of the pool (create one with: openssl rand -hex 32)", path.display())]
 pub struct PoolKeyError {
-    /// The file.
+    /// Path of the file.
     pub path: PathBuf,
     /// What is wrong with it.
     pub problem: PoolKeyProblem,
@@ -98,25 +98,25 @@ pub enum PoolKeyProblem {
     /// The file cannot be read.
     #[error("cannot be read: {0}")]
     Unreadable(String),
-    /// Nothing but white space.
+    /// The file contains only white space.
     #[error("is empty")]
     Empty,
-    /// Larger than any key.
+    /// The file is larger than any key.
     #[error("is {bytes} bytes long")]
     TooLarge {
         /// Size of the file.
         bytes: u64,
     },
     /// A character that is not a hex digit.
-    #[error("has something that is not a hex digit at position {position}")]
+    #[error("has a character that is not a hex digit at position {position}")]
     NotHex {
-        /// 1-based position, white space in front not counted.
+        /// 1-based position, leading white space not counted.
         position: usize,
     },
     /// Too few or too many digits.
     #[error("has {found} hex digits")]
     Length {
-        /// How many there are.
+        /// Number of hex digits found.
         found: usize,
     },
 }
@@ -134,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_said_exactly() {
+    fn errors_name_the_exact_problem() {
         assert_eq!(PoolKey::parse(" \n").unwrap_err(), PoolKeyProblem::Empty);
         assert_eq!(PoolKey::parse(&"a".repeat(63)).unwrap_err(), PoolKeyProblem::Length { found: 63 });
         assert_eq!(PoolKey::parse(&"a".repeat(66)).unwrap_err(), PoolKeyProblem::Length { found: 66 });
@@ -149,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn files_are_loaded_and_bad_ones_named() {
+    fn files_are_loaded_and_errors_name_the_file() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("pool.key");
         let missing = PoolKey::load(&path).unwrap_err();

@@ -1,5 +1,5 @@
-//! A TCP socket below the encryption: counts bytes, and reads in large pieces because the Noise layer above asks for 8 KiB at a time.
-//! It never looks into what it carries.
+//! A TCP socket below the encryption: counts bytes, and reads in large pieces because the Noise layer above asks for 8
+//! KiB at a time. The bytes themselves are not inspected.
 
 use std::io;
 use std::pin::Pin;
@@ -10,26 +10,27 @@ use std::time::Duration;
 use futures::{AsyncRead, AsyncWrite};
 use libp2p::tcp::tokio::TcpStream;
 
-use super::peer_connections::Meter;
+use super::peer_connections::ConnectionMeter;
 
-/// Bytes asked from the kernel at once: two Noise messages. Larger did not measure faster, and every connection has one.
+/// Bytes requested from the kernel at once: two Noise messages. Larger buffers did not measure faster, and every
+/// connection has one.
 const READ_BUFFER_BYTES: usize = 128 << 10;
 
-/// How long the kernel keeps sending to a host that acknowledges nothing: what `liveness` takes for dead anyway, with room.
+/// Time that the kernel keeps sending to a host that acknowledges nothing; longer than `liveness` takes to declare it dead.
 const UNACKNOWLEDGED: Duration = Duration::from_secs(10);
 
 /// A counted, read-buffered TCP socket.
 pub(super) struct Socket {
     stream: TcpStream,
-    meter: Arc<Meter>,
+    meter: Arc<ConnectionMeter>,
     buffer: Vec<u8>,
     start: usize,
     end: usize,
 }
 
 impl Socket {
-    pub(super) fn new(stream: TcpStream, meter: Arc<Meter>) -> Self {
-        // Both are refinements that not every system has; a socket without them works.
+    pub(super) fn new(stream: TcpStream, meter: Arc<ConnectionMeter>) -> Self {
+        // Both options are refinements that not every system has; the socket works without them.
         #[cfg(any(target_os = "linux", target_os = "android"))]
         let _ = rustix::net::sockopt::set_tcp_user_timeout(&stream.0, UNACKNOWLEDGED.as_millis() as u32);
         let _ = rustix::net::sockopt::set_socket_keepalive(&stream.0, true);

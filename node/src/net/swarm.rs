@@ -1,5 +1,6 @@
-//! The swarm's task: drives libp2p, carries out the handle's commands and the dialling plan, and turns what happens into events.
-//! It decides little: whom to dial is `dial`'s, who is dead is `liveness`', who comes in is `admission`'s and `connection_table`'s.
+//! The swarm's task: drives libp2p, executes the handle's commands and the dialling plan, and turns what happens into
+//! events. It decides little: `dial` decides whom to dial, `liveness` who is dead, `admission` and `connection_table`
+//! who is admitted.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::Duration;
@@ -15,43 +16,43 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::failures::{closed_text, connect_error, dial_error_text, failure_of, listen_error, refused_here};
 use super::gossip;
-use super::network::{Command, Direction, Gossip, GossipTicket, NetConfig, NetError, NetEvent, Verdict};
+use super::network::{Command, Direction, Gossip, GossipJudgement, GossipTicket, NetConfig, NetError, NetEvent};
 use super::peer_connections::PeerConnections;
 use super::peers_file::{self, Change};
 use super::swarm_behaviour::{self, Behaviour, BehaviourEvent};
-use super::transport::{self, Door, RefusedConnection};
+use super::transport::{self, HandshakeContext, RefusedConnection};
 use crate::clock;
 use pangea_control::net::admission::Refusal;
 use pangea_control::net::dial::{Dial, DialPlan, Failure, FoundBy, TargetId, peer_of, transport_of};
 use pangea_control::net::liveness::{self, Liveness};
 use pangea_control::net::refusal_log::{self, RefusalLog};
 
-/// Between two looks at the peers file.
+/// Interval between two checks of the peers file.
 const PEERS_FILE_INTERVAL: Duration = Duration::from_secs(1);
 
-/// How long connections have to close in order.
+/// Time for connections to close in order.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Between two attempts of one `connect` whose connection lost to another one that then ended.
+/// Delay before retrying a `connect` whose connection lost against another one that then ended.
 const CONNECT_RETRY: Duration = Duration::from_millis(100);
 
-/// Events that wait because the reader lags; beyond, the swarm waits.
+/// Events queued for a reader that lags; beyond them the swarm waits.
 const MAX_WAITING_EVENTS: usize = 256;
 
-/// Who wanted a dial.
+/// Who requested a dial.
 enum Dialler {
     Plan { target: TargetId, found_by: FoundBy },
     Caller(Caller),
 }
 
-/// A `connect` that waits for its answer.
+/// A `connect` call that waits for its answer.
 struct Caller {
     address: Multiaddr,
     until: Instant,
     reply: oneshot::Sender<Result<PeerId, NetError>>,
 }
 
-/// A `connect` whose connection was a duplicate of another with `peer`: it waits for that one.
+/// A `connect` whose connection duplicated another one to `peer`; it waits for that one.
 struct Waiting {
     caller: Caller,
     peer: PeerId,
@@ -67,12 +68,12 @@ struct Connected {
 /// Why this node ends its connections to a peer.
 struct Ending {
     why: String,
-    /// Because nothing was heard of it.
+    /// Whether the peer was silent for too long.
     silent: bool,
 }
 
-/// Everything the task has.
-pub(super) struct Driver {
+/// State of the swarm's task.
+pub(super) struct SwarmDriver {
     swarm: Swarm<Behaviour>,
     connections: PeerConnections,
     events: mpsc::Sender<NetEvent>,
@@ -85,14 +86,14 @@ pub(super) struct Driver {
     connected: HashMap<PeerId, Connected>,
     liveness: Liveness,
     topic: Option<gossipsub::IdentTopic>,
-    /// Why this node is ending its connections to a peer.
+    /// Peers whose connections this node is ending.
     ending: HashMap<PeerId, Ending>,
-    /// Disconnects and their latest end.
+    /// Disconnects in progress and the time at which they are forced.
     closing: Vec<(PeerId, Instant, Option<oneshot::Sender<()>>)>,
     watch: Option<peers_file::Watch>,
 }
 
-impl Driver {
+impl SwarmDriver {
     /// Sets everything up and binds the listen addresses.
     pub(super) fn new(
         config: NetConfig,
@@ -101,14 +102,14 @@ impl Driver {
     ) -> Result<Self, NetError> {
         let local = config.identity.public().to_peer_id();
         let (refused_sender, refused) = mpsc::channel(refusal_log::MAX_REMEMBERED);
-        let door = Door {
+        let context = HandshakeContext {
             keypair: config.identity.clone(),
             local,
             pool_key: config.pool_key.clone(),
             connections: connections.clone(),
             refused: refused_sender,
         };
-        let transport = transport::build(&door).map_err(|error| NetError::Setup(error.to_string()))?;
+        let transport = transport::build(&context).map_err(|error| NetError::Setup(error.to_string()))?;
         let (behaviour, topic) = swarm_behaviour::build(&config)?;
         let swarm_config =
             libp2p::swarm::Config::with_tokio_executor().with_idle_connection_timeout(swarm_behaviour::IDLE_TIMEOUT);
@@ -143,7 +144,7 @@ impl Driver {
         self.swarm.behaviour().streams.new_control()
     }
 
-    /// Runs until shut down, or until nobody holds the handle any more.
+    /// Runs until shutdown, or until the last handle is dropped.
     pub(super) async fn run(mut self, mut commands: mpsc::Receiver<Command>) {
         let mut tick = interval(liveness::TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -151,12 +152,12 @@ impl Driver {
         let watching = self.watch.take().map(|watch| tokio::spawn(watch_peers_file(watch, change_sender)));
         let events = self.events.clone();
         let shutdown = loop {
-            // A reader that lags holds up the swarm, not the connections; only round trips are dropped for it.
+            // A lagging reader delays the swarm, not the connections; only round-trip times are dropped.
             let room = self.waiting_events.len() < MAX_WAITING_EVENTS;
             tokio::select! {
                 permit = events.reserve(), if !self.waiting_events.is_empty() => match permit {
                     Ok(permit) => if let Some(event) = self.waiting_events.pop_front() { permit.send(event) },
-                    // Nobody reads any more: the events are dropped, the network goes on for the handle's sake.
+                    // Nobody reads the events: they are dropped; the network continues for the handle's users.
                     Err(_) => self.waiting_events.clear(),
                 },
                 event = self.swarm.select_next_some(), if room => self.on_swarm(event),
@@ -173,15 +174,15 @@ impl Driver {
         if let Some(watching) = watching {
             watching.abort();
         }
-        self.take_leave().await;
+        self.close_all().await;
         drop(self);
         if let Some(reply) = shutdown {
             let _ = reply.send(());
         }
     }
 
-    /// Closes every connection in order, or at once when that takes too long.
-    async fn take_leave(&mut self) {
+    /// Closes every connection in order, or at once if that takes too long.
+    async fn close_all(&mut self) {
         self.connections.drain();
         let peers: Vec<_> = self.connected.keys().copied().collect();
         for peer in &peers {
@@ -203,11 +204,11 @@ impl Driver {
         }
     }
 
-    fn tell(&mut self, event: NetEvent) {
+    fn emit(&mut self, event: NetEvent) {
         self.waiting_events.push_back(event);
     }
 
-    // What the handle asks.
+    // Commands of the handle.
 
     fn on_command(&mut self, command: Command) {
         match command {
@@ -231,7 +232,7 @@ impl Driver {
                 self.plan.lost(peer, clock::now());
             }
             Command::Publish { bytes } => self.publish(bytes),
-            Command::Judge { ticket, verdict } => self.judge(&ticket, verdict),
+            Command::Judge { ticket, judgement } => self.judge(&ticket, judgement),
             Command::Heard { peer, addresses } => {
                 let own: Vec<Multiaddr> = self.swarm.listeners().cloned().collect();
                 self.plan.heard_of(peer, &addresses, &own, clock::now());
@@ -254,28 +255,28 @@ impl Driver {
         if let (Some(topic), Some(gossip)) = (&self.topic, self.swarm.behaviour_mut().gossip.as_mut())
             && let Err(error) = gossip.publish(topic.hash(), bytes)
         {
-            // Nobody there to hear it is the usual case; the next one follows within a second.
+            // Having no subscriber is usual; the next message follows within a second.
             tracing::trace!(event = "not_published", %error);
         }
     }
 
-    fn judge(&mut self, ticket: &GossipTicket, verdict: Verdict) {
+    fn judge(&mut self, ticket: &GossipTicket, judgement: GossipJudgement) {
         if let Some(gossip) = self.swarm.behaviour_mut().gossip.as_mut() {
-            gossip.report_message_validation_result(&ticket.id, &ticket.relayed_by, gossip::acceptance(verdict));
+            gossip.report_message_validation_result(&ticket.id, &ticket.relayed_by, gossip::acceptance(judgement));
         }
     }
 
     fn on_gossip(&mut self, relayed_by: PeerId, id: gossipsub::MessageId, message: gossipsub::Message) {
         let ticket = GossipTicket { id, relayed_by };
         let Some(source) = message.source.filter(|source| !self.connections.is_blocked(source)) else {
-            self.judge(&ticket, Verdict::Ignore);
+            self.judge(&ticket, GossipJudgement::Ignore);
             return;
         };
-        // A reader that lags gets the next one.
+        // A lagging reader gets the next one.
         if self.waiting_events.len() < MAX_WAITING_EVENTS / 2 {
-            self.tell(NetEvent::Gossip(Gossip { source, bytes: message.data, ticket }));
+            self.emit(NetEvent::Gossip(Gossip { source, bytes: message.data, ticket }));
         } else {
-            self.judge(&ticket, Verdict::Ignore);
+            self.judge(&ticket, GossipJudgement::Ignore);
         }
     }
 
@@ -306,7 +307,7 @@ impl Driver {
         }
     }
 
-    // Time.
+    // Timers.
 
     fn on_tick(&mut self) {
         let dead: Vec<PeerId> = self
@@ -324,7 +325,7 @@ impl Driver {
         let instant = Instant::now();
         for (peer, latest, _) in &self.closing {
             if *latest <= instant {
-                self.connections.cut_off(peer, "it did not close in time");
+                self.connections.cut_off(peer, "its connection did not close in time");
             }
         }
         self.dial_due();
@@ -360,11 +361,11 @@ impl Driver {
             Change::Loaded(peers) => {
                 let addresses: Vec<_> = peers.into_iter().map(|peer| peer.address).collect();
                 self.plan.set_listed(&addresses, clock::now());
-                self.tell(NetEvent::PeersFileLoaded { count: addresses.len() });
+                self.emit(NetEvent::PeersFileLoaded { count: addresses.len() });
             }
             Change::Broken(error) => {
-                tracing::warn!(event = "peers_file_broken", path = %path.display(), "{} {error}; the peers known so far stay", path.display());
-                self.tell(NetEvent::PeersFileBroken { path, error });
+                tracing::warn!(event = "peers_file_broken", path = %path.display(), "{} {error}; the last valid list of peers stays in force", path.display());
+                self.emit(NetEvent::PeersFileBroken { path, error });
             }
         }
     }
@@ -377,21 +378,21 @@ impl Driver {
         if by_peer {
             let why = refusal.of_this_node().to_owned();
             tracing::warn!(event = "refused_by_peer", peer = %peer, "Refused by peer {peer} ({why})");
-            self.tell(NetEvent::RefusedBy { peer, why });
+            self.emit(NetEvent::RefusedBy { peer, why });
         } else {
             let why = if timed_out { "it did not finish the admission in time" } else { refusal.of_the_other() };
             tracing::warn!(event = "refused_peer", peer = %peer, "Refused peer {peer} ({why})");
-            self.tell(NetEvent::Refused { peer: Some(peer), why: why.to_owned() });
+            self.emit(NetEvent::Refused { peer: Some(peer), why: why.to_owned() });
         }
     }
 
-    // What libp2p reports.
+    // Events of libp2p.
 
     fn on_swarm(&mut self, event: SwarmEvent<BehaviourEvent>) {
         match event {
             SwarmEvent::NewListenAddr { address, .. } => {
                 let address = address.with(Protocol::P2p(*self.swarm.local_peer_id()));
-                self.tell(NetEvent::Listening(address));
+                self.emit(NetEvent::Listening(address));
             }
             SwarmEvent::ConnectionEstablished { peer_id, connection_id, endpoint, .. } => {
                 self.on_established(peer_id, connection_id, &endpoint)
@@ -409,12 +410,12 @@ impl Driver {
                 tracing::warn!(event = "listener_error", %error)
             }
             SwarmEvent::ListenerClosed { addresses, reason, .. } => {
-                tracing::warn!(event = "listener_closed", ?addresses, ?reason, "no longer listening on {addresses:?}");
+                tracing::warn!(event = "listener_closed", ?addresses, ?reason, "No longer listening on {addresses:?}");
             }
             SwarmEvent::Behaviour(BehaviourEvent::Ping(ping::Event { peer, result: Ok(rtt), .. })) => {
                 self.liveness.answered_ping(peer);
                 if self.waiting_events.len() < MAX_WAITING_EVENTS / 2 {
-                    self.tell(NetEvent::Rtt { peer, rtt });
+                    self.emit(NetEvent::Rtt { peer, rtt });
                 }
             }
             SwarmEvent::Behaviour(BehaviourEvent::Ping(ping::Event { peer, result: Err(error), .. })) => {
@@ -431,7 +432,7 @@ impl Driver {
             SwarmEvent::Behaviour(BehaviourEvent::Mdns(mdns::Event::Discovered(found))) => {
                 for (peer, address) in found {
                     if self.plan.discovered(peer, address, clock::now()) {
-                        self.tell(NetEvent::Discovered(peer));
+                        self.emit(NetEvent::Discovered(peer));
                     }
                 }
                 self.dial_due();
@@ -476,7 +477,7 @@ impl Driver {
         if up {
             let direction = if endpoint.is_dialer() { Direction::Dialled } else { Direction::Accepted };
             let transport = transport_of(&address);
-            self.tell(NetEvent::PeerUp { peer, address, transport, direction, found_by });
+            self.emit(NetEvent::PeerUp { peer, address, transport, direction, found_by });
         }
         let (ready, waiting) = std::mem::take(&mut self.waiting).into_iter().partition(|waiting| waiting.peer == peer);
         self.waiting = waiting;
@@ -498,7 +499,7 @@ impl Driver {
         let Ending { why, silent } =
             self.ending.remove(&peer).unwrap_or_else(|| Ending { why: closed_text(cause), silent: false });
         self.plan.lost(peer, clock::now());
-        self.tell(NetEvent::PeerDown { peer, why, silent });
+        self.emit(NetEvent::PeerDown { peer, why, silent });
         for (closing, _, reply) in &mut self.closing {
             if *closing == peer
                 && let Some(reply) = reply.take()
@@ -535,7 +536,7 @@ impl Driver {
             && connected.addresses != addresses
         {
             connected.addresses.clone_from(&addresses);
-            self.tell(NetEvent::PeerAddressesChanged { peer, addresses });
+            self.emit(NetEvent::PeerAddressesChanged { peer, addresses });
         }
     }
 }
@@ -545,7 +546,7 @@ async fn watch_peers_file(mut watch: peers_file::Watch, changes: mpsc::Sender<(s
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         look.tick().await;
-        if let Some(change) = watch.look().await
+        if let Some(change) = watch.check().await
             && changes.send((watch.path().to_owned(), change)).await.is_err()
         {
             return;
@@ -554,7 +555,7 @@ async fn watch_peers_file(mut watch: peers_file::Watch, changes: mpsc::Sender<(s
 }
 
 fn dial_options(peer: Option<PeerId>, addresses: Vec<Multiaddr>) -> DialOpts {
-    // A dial from the listening port would make two nodes that dial each other at once meet in one TCP connection
+    // Dialling from the listening port would make two nodes that dial each other at once meet in one TCP connection
     // of which both are the dialer.
     match peer {
         Some(peer) => {
@@ -568,6 +569,6 @@ fn dial_options(peer: Option<PeerId>, addresses: Vec<Multiaddr>) -> DialOpts {
 }
 
 fn on_incoming_failed(address: &Multiaddr, error: &ListenError) {
-    // Refusals are told where they are decided; the rest are sockets that came to nothing.
+    // Refusals are reported where they are decided; the others are sockets without a handshake.
     tracing::debug!(event = "incoming_failed", %address, %error);
 }

@@ -1,5 +1,5 @@
-//! What of libp2p the swarm runs, and the limits it runs with: connections, pings, identify, streams, gossip, mDNS. Nothing
-//! here happens: `swarm` drives it.
+//! The parts of libp2p that the swarm runs, and their limits: connections, pings, identify, streams, gossip, mDNS. This
+//! file only configures; `swarm` drives.
 
 use std::error::Error as StdError;
 use std::time::Duration;
@@ -11,26 +11,26 @@ use libp2p::{connection_limits, gossipsub, identify, mdns, ping};
 use super::gossip;
 use super::network::{NetConfig, NetError};
 
-/// What `identify` says of this software.
+/// Protocol version that `identify` reports.
 const IDENTIFY_PROTOCOL: &str = "/pangea/1";
 
-/// Between two pings on a connection: gives the RTT, and keeps every living peer heard from (see `liveness`).
+/// Interval of pings on a connection: measures the RTT and shows `liveness` that the peer is alive.
 const PING_INTERVAL: Duration = Duration::from_secs(1);
 
-/// A ping's wait for its answer: long, because a link full of bulk delays it; `liveness` finds the dead.
+/// Timeout of a ping: long, because a link full of bulk delays it; `liveness` detects dead peers earlier.
 const PING_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Connections persist until one side ends them.
 pub(super) const IDLE_TIMEOUT: Duration = Duration::from_secs(365 * 24 * 3600);
 
-/// mDNS: a question this often, announcements good for a few of them.
+/// mDNS: interval of queries; announcements are valid for a few of them.
 const MDNS_QUERY_INTERVAL: Duration = Duration::from_secs(5);
 const MDNS_TTL: Duration = Duration::from_secs(30);
 
-/// Sockets in handshakes at most, each way: more strangers than this wait in the kernel's queue.
+/// Maximum connections in handshakes, each way; further strangers wait in the kernel's queue.
 const MAX_PENDING: u32 = 64;
 
-/// Connections to one peer: one, and the one that a stock libp2p peer may open beside it.
+/// Maximum connections to one peer: one, plus one that a stock libp2p peer may open beside it.
 const MAX_PER_PEER: u32 = 2;
 
 #[derive(NetworkBehaviour)]
@@ -43,7 +43,7 @@ pub(super) struct Behaviour {
     mdns: Toggle<mdns::tokio::Behaviour>,
 }
 
-/// The behaviour that `config` asks for, and the gossip topic that it is subscribed to.
+/// The behaviour for `config`, and the gossip topic that it subscribes to.
 ///
 /// # Errors
 /// [`NetError::Setup`].

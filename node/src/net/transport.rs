@@ -1,6 +1,6 @@
-//! The transports: TCP (Noise, admission, Yamux) and QUIC (admission on its first stream), each ending in a connection
-//! that the swarm may see. It runs the admission frames over sockets; what they mean is `admission`'s, which
-//! connection is kept is `connection_table`'s.
+//! The transports: TCP (Noise, admission, Yamux) and QUIC (admission on its first stream), each producing a connection
+//! that the swarm may see. This file runs the admission frames over sockets; `admission` defines what they mean, and
+//! `connection_table` decides which connection is kept.
 
 use std::future::poll_fn;
 use std::io;
@@ -22,7 +22,7 @@ use thiserror::Error;
 use tokio::sync::mpsc;
 
 use super::Transport;
-use super::peer_connections::{Guarded, Meter, PeerConnection, PeerConnections};
+use super::peer_connections::{ConnectionMeter, PeerConnection, PeerConnections, TrackedMuxer};
 use super::pool_key::PoolKey;
 use super::socket::Socket;
 use super::yamux;
@@ -30,22 +30,22 @@ use pangea_control::net::admission::{
     Acceptor, AcceptorStep, Dialer, DialerStep, FRAME_BYTES, Frame, FrameError, MAGIC, Refusal,
 };
 
-/// Noise, then admission: what two nodes of this release speak on TCP.
+/// Noise with admission: what two nodes of this release speak on TCP.
 const ADMITTED_NOISE: &str = "/pangea/noise/1";
 
-/// Noise alone: what stock libp2p peers speak. A node with a pool key takes it only to learn whom it refuses.
+/// Noise alone: what stock libp2p peers speak. A node with a pool key accepts it only to learn whom it refuses.
 const STOCK_NOISE: &str = "/noise";
 
-/// From the first byte to an admitted connection. A stranger that says nothing holds a socket no longer than this.
+/// Time from the first byte to an admitted connection. A silent stranger holds a socket no longer than this.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long a refused node has to read its refusal before the connection is dropped.
+/// Time for a refused node to read its refusal before the connection is dropped.
 const REFUSAL_LINGER: Duration = Duration::from_secs(1);
 
-/// Silence after which QUIC itself gives a connection up; `liveness` is quicker.
+/// Idle timeout of QUIC itself; `liveness` is faster.
 const QUIC_IDLE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// QUIC's windows: 16 MiB fills 10 Gbit/s at 13 ms.
+/// QUIC's flow-control windows: 16 MiB fills 10 Gbit/s at 13 ms.
 const QUIC_WINDOW_BYTES: u32 = 16 << 20;
 
 /// Why a connection was not admitted.
@@ -63,67 +63,67 @@ pub(super) enum HandshakeError {
     /// The address is this node's own.
     #[error("the address is this node's own")]
     Own,
-    /// Not done in time.
+    /// The handshake did not finish in time.
     #[error("no answer to the handshake within {} s", HANDSHAKE_TIMEOUT.as_secs())]
     TimedOut { peer: Option<PeerId> },
-    /// The other side speaks something else.
+    /// The other side speaks another protocol.
     #[error("it does not speak this protocol: {0}")]
     Negotiation(#[from] multistream_select::NegotiationError),
     /// The encryption failed.
     #[error("encryption: {0}")]
     Noise(#[from] noise::Error),
-    /// The connection broke.
+    /// The connection failed.
     #[error("{0}")]
     Io(#[from] io::Error),
 }
 
-/// A [`HandshakeError`] as the cause of another error: libp2p's combinators show the cause of what they wrap, not itself.
+/// Wraps a [`HandshakeError`] as a source: libp2p's combinators show the source of what they wrap, not the error itself.
 #[derive(Debug, Error)]
 #[error("{0}")]
-pub(super) struct Failed(#[source] HandshakeError);
+pub(super) struct HandshakeFailed(#[source] HandshakeError);
 
-/// A connection that was refused, for whoever tells the user.
+/// A refused connection, for the log and the events.
 #[derive(Debug)]
 pub(super) struct RefusedConnection {
     pub(super) peer: PeerId,
     pub(super) refusal: Refusal,
-    /// Whether the peer refused this node, not this node the peer.
+    /// `true` if the peer refused this node, `false` if this node refused the peer.
     pub(super) by_peer: bool,
-    /// Whether the exchange ended without a proof within its time.
+    /// Whether the exchange timed out without a proof.
     pub(super) timed_out: bool,
 }
 
-/// What every handshake needs.
+/// State that every handshake needs.
 #[derive(Clone)]
-pub(super) struct Door {
+pub(super) struct HandshakeContext {
     pub(super) keypair: Keypair,
     pub(super) local: PeerId,
     pub(super) pool_key: Option<PoolKey>,
     pub(super) connections: PeerConnections,
-    /// Bounded by its creator; refusals that do not fit are not told.
+    /// Bounded by its creator; refusals that do not fit are dropped.
     pub(super) refused: mpsc::Sender<RefusedConnection>,
 }
 
-/// TCP and QUIC, names resolved, ending in admitted connections.
+/// TCP and QUIC with name resolution, producing admitted connections.
 ///
 /// # Errors
-/// When the noise keys cannot be made.
-pub(super) fn build(door: &Door) -> Result<Boxed<(PeerId, StreamMuxerBox)>, noise::Error> {
-    match dns::tokio::Transport::system(by_address(door)?) {
+/// If the Noise keys cannot be created.
+pub(super) fn build(context: &HandshakeContext) -> Result<Boxed<(PeerId, StreamMuxerBox)>, noise::Error> {
+    match dns::tokio::Transport::system(by_address(context)?) {
         Ok(named) => Ok(named.boxed()),
         Err(error) => {
             tracing::warn!(event = "no_resolver", %error, "this host has no resolver configuration: peers are reached by address only");
-            by_address(door)
+            by_address(context)
         }
     }
 }
 
-fn by_address(door: &Door) -> Result<Boxed<(PeerId, StreamMuxerBox)>, noise::Error> {
-    let noise = noise::Config::new(&door.keypair)?;
-    let tcp_door = door.clone();
+fn by_address(context: &HandshakeContext) -> Result<Boxed<(PeerId, StreamMuxerBox)>, noise::Error> {
+    let noise = noise::Config::new(&context.keypair)?;
+    let tcp_door = context.clone();
     let tcp =
         tcp::tokio::Transport::new(tcp::Config::new().nodelay(true)).and_then(move |stream, endpoint| async move {
-            let meter = Arc::new(Meter::default());
+            let meter = Arc::new(ConnectionMeter::default());
             let mut peer = None;
             let socket = Socket::new(stream, Arc::clone(&meter));
             let handshake = tcp_handshake(&tcp_door, noise, socket, &endpoint, meter, &mut peer);
@@ -131,13 +131,13 @@ fn by_address(door: &Door) -> Result<Boxed<(PeerId, StreamMuxerBox)>, noise::Err
             conclude(&tcp_door, result.unwrap_or(Err(HandshakeError::TimedOut { peer })))
         });
 
-    let mut quic_config = quic::Config::new(&door.keypair);
+    let mut quic_config = quic::Config::new(&context.keypair);
     quic_config.max_idle_timeout = QUIC_IDLE_TIMEOUT.as_millis() as u32;
     quic_config.keep_alive_interval = QUIC_IDLE_TIMEOUT / 4;
     quic_config.handshake_timeout = HANDSHAKE_TIMEOUT;
     quic_config.max_stream_data = QUIC_WINDOW_BYTES;
     quic_config.max_connection_data = 2 * QUIC_WINDOW_BYTES;
-    let quic_door = door.clone();
+    let quic_door = context.clone();
     let quic = quic::tokio::Transport::new(quic_config).and_then(move |(peer, connection), endpoint| async move {
         let result =
             tokio::time::timeout(HANDSHAKE_TIMEOUT, quic_handshake(&quic_door, connection, peer, &endpoint)).await;
@@ -147,8 +147,8 @@ fn by_address(door: &Door) -> Result<Boxed<(PeerId, StreamMuxerBox)>, noise::Err
     Ok(tcp.or_transport(quic).map(|either, _| either.into_inner()).boxed())
 }
 
-/// Tells the refusals that the user should hear of.
-fn conclude<T>(door: &Door, result: Result<T, HandshakeError>) -> Result<T, Failed> {
+/// Reports refusals that the user should see.
+fn conclude<T>(context: &HandshakeContext, result: Result<T, HandshakeError>) -> Result<T, HandshakeFailed> {
     let told = match &result {
         Err(
             HandshakeError::Refused { refusal: Refusal::Duplicate, .. }
@@ -160,16 +160,16 @@ fn conclude<T>(door: &Door, result: Result<T, HandshakeError>) -> Result<T, Fail
         _ => None,
     };
     if let Some((peer, refusal, by_peer, timed_out)) = told {
-        let _ = door.refused.try_send(RefusedConnection { peer, refusal, by_peer, timed_out });
+        let _ = context.refused.try_send(RefusedConnection { peer, refusal, by_peer, timed_out });
     }
-    result.map_err(Failed)
+    result.map_err(HandshakeFailed)
 }
 
 fn is_dialled_here(endpoint: &ConnectedPoint) -> bool {
     matches!(endpoint, ConnectedPoint::Dialer { role_override: Endpoint::Dialer, .. })
 }
 
-/// The peer id that the dialled address names, if any.
+/// The peer id in the dialled address, if any.
 fn expected_peer(endpoint: &ConnectedPoint) -> Option<PeerId> {
     match endpoint.get_remote_address().iter().last() {
         Some(Protocol::P2p(peer)) => Some(peer),
@@ -177,9 +177,13 @@ fn expected_peer(endpoint: &ConnectedPoint) -> Option<PeerId> {
     }
 }
 
-/// Refuses, before any proof, whoever is not whom this node dialled.
-fn check_identity(door: &Door, endpoint: &ConnectedPoint, obtained: PeerId) -> Result<(), HandshakeError> {
-    if obtained == door.local {
+/// Refuses a peer other than the dialled one, before any proof.
+fn check_identity(
+    context: &HandshakeContext,
+    endpoint: &ConnectedPoint,
+    obtained: PeerId,
+) -> Result<(), HandshakeError> {
+    if obtained == context.local {
         return Err(HandshakeError::Own);
     }
     match expected_peer(endpoint) {
@@ -191,17 +195,17 @@ fn check_identity(door: &Door, endpoint: &ConnectedPoint, obtained: PeerId) -> R
 }
 
 async fn tcp_handshake(
-    door: &Door,
+    context: &HandshakeContext,
     noise: noise::Config,
     socket: Socket,
     endpoint: &ConnectedPoint,
-    meter: Arc<Meter>,
+    meter: Arc<ConnectionMeter>,
     authenticated: &mut Option<PeerId>,
 ) -> Result<(PeerId, StreamMuxerBox), HandshakeError> {
     let dialled_here = is_dialled_here(endpoint);
-    // A keyless node also meets stock peers; a keyed one never lets the negotiation talk it out of admission.
+    // A node without a key also accepts stock peers; a node with one never lets the negotiation skip admission.
     let mut offered: Vec<&'static str> = vec![ADMITTED_NOISE, STOCK_NOISE];
-    if dialled_here && door.pool_key.is_some() {
+    if dialled_here && context.pool_key.is_some() {
         offered.truncate(1);
     }
     let (protocol, (peer, mut stream)) = if dialled_here {
@@ -212,25 +216,25 @@ async fn tcp_handshake(
         (protocol, noise.upgrade_inbound(socket, STOCK_NOISE).await?)
     };
     *authenticated = Some(peer);
-    check_identity(door, endpoint, peer)?;
+    check_identity(context, endpoint, peer)?;
 
     let stock = protocol == STOCK_NOISE;
-    if stock && door.pool_key.is_some() {
+    if stock && context.pool_key.is_some() {
         return Err(HandshakeError::Refused { peer, refusal: Refusal::Malformed });
     }
     let connection = if dialled_here {
-        let connection = open_dialled(door, peer, Transport::Tcp, &meter)?;
+        let connection = open_dialled(context, peer, Transport::Tcp, &meter)?;
         if !stock {
-            dial_admission(door, &mut stream, peer).await?;
+            dial_admission(context, &mut stream, peer).await?;
         }
         admit(&connection, peer)?;
         connection
     } else {
-        let connection = door.connections.accepted(peer, Transport::Tcp, Arc::clone(&meter));
+        let connection = context.connections.accepted(peer, Transport::Tcp, Arc::clone(&meter));
         if stock {
             admit(&connection, peer)?;
         } else {
-            accept_admission(door, &mut stream, peer, &connection, None).await?;
+            accept_admission(context, &mut stream, peer, &connection, None).await?;
         }
         connection
     };
@@ -242,16 +246,17 @@ async fn tcp_handshake(
         let (_, stream) = listener_select_proto(stream, [yamux::PROTOCOL]).await?;
         yamux::Muxer::new(stream, false)
     };
-    Ok((peer, StreamMuxerBox::new(Guarded::new(muxer, meter, connection))))
+    Ok((peer, StreamMuxerBox::new(TrackedMuxer::new(muxer, meter, connection))))
 }
 
 fn open_dialled(
-    door: &Door,
+    context: &HandshakeContext,
     peer: PeerId,
     transport: Transport,
-    meter: &Arc<Meter>,
+    meter: &Arc<ConnectionMeter>,
 ) -> Result<PeerConnection, HandshakeError> {
-    door.connections
+    context
+        .connections
         .dialled(peer, transport, Arc::clone(meter))
         .map_err(|refusal| HandshakeError::Refused { peer, refusal })
 }
@@ -260,14 +265,14 @@ fn admit(connection: &PeerConnection, peer: PeerId) -> Result<(), HandshakeError
     connection.admit().map_err(|refusal| HandshakeError::Refused { peer, refusal })
 }
 
-/// The dialer's side of the exchange over `stream`.
+/// The dialling side of the exchange over `stream`.
 async fn dial_admission<S: AsyncRead + AsyncWrite + Unpin>(
-    door: &Door,
+    context: &HandshakeContext,
     stream: &mut S,
     peer: PeerId,
 ) -> Result<(), HandshakeError> {
     let (mut dialer, hello) =
-        Dialer::new(door.pool_key.as_ref().map(PoolKey::mac_key), door.local, peer, rand::random());
+        Dialer::new(context.pool_key.as_ref().map(PoolKey::mac_key), context.local, peer, rand::random());
     send(stream, &hello).await?;
     loop {
         let mut bytes = [0; FRAME_BYTES];
@@ -284,20 +289,21 @@ async fn dial_admission<S: AsyncRead + AsyncWrite + Unpin>(
     }
 }
 
-/// The acceptor's side of the exchange over `stream`, of whose first frame the `start` may have been read already.
+/// The accepting side of the exchange over `stream`; `start` bytes of its first frame may have been read already.
 async fn accept_admission<S: AsyncRead + AsyncWrite + Unpin>(
-    door: &Door,
+    context: &HandshakeContext,
     stream: &mut S,
     peer: PeerId,
     connection: &PeerConnection,
     start: Option<[u8; MAGIC.len()]>,
 ) -> Result<(), HandshakeError> {
-    let mut acceptor = Acceptor::new(door.pool_key.as_ref().map(PoolKey::mac_key), door.local, peer, rand::random());
+    let mut acceptor =
+        Acceptor::new(context.pool_key.as_ref().map(PoolKey::mac_key), context.local, peer, rand::random());
     let mut already_read = start.map_or(0, |start| start.len());
     let mut bytes = [0; FRAME_BYTES];
     bytes[..already_read].copy_from_slice(start.as_ref().map_or(&[], |start| start.as_slice()));
     let refusal = loop {
-        // The magic first: a stranger that sends something shorter than a frame and waits is refused at once.
+        // The magic is checked first: a stranger that sends less than a frame and waits is refused at once.
         if already_read < MAGIC.len() {
             stream.read_exact(&mut bytes[..MAGIC.len()]).await?;
         }
@@ -328,12 +334,12 @@ async fn send<S: AsyncWrite + Unpin>(stream: &mut S, frame: &Frame) -> io::Resul
     stream.flush().await
 }
 
-/// Sends the refusal and waits until the other side has hung up, so that closing does not overtake it.
+/// Sends the refusal and waits until the other side closes, so that closing does not overtake it.
 async fn refuse<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S, refusal: Refusal) {
     let farewell = async {
         send(stream, &Frame::Refuse(refusal)).await?;
         stream.close().await?;
-        // What else it sends is read and forgotten, within the linger.
+        // Further bytes are read and discarded within the linger time.
         let mut rest = [0; 256];
         while stream.read(&mut rest).await? > 0 {}
         io::Result::Ok(())
@@ -342,49 +348,49 @@ async fn refuse<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S, refusal: Refu
 }
 
 async fn quic_handshake(
-    door: &Door,
+    context: &HandshakeContext,
     mut carrier: quic::Connection,
     peer: PeerId,
     endpoint: &ConnectedPoint,
 ) -> Result<(PeerId, StreamMuxerBox), HandshakeError> {
-    check_identity(door, endpoint, peer)?;
-    let meter = Arc::new(Meter::default());
+    check_identity(context, endpoint, peer)?;
+    let meter = Arc::new(ConnectionMeter::default());
     let (connection, first) = if is_dialled_here(endpoint) {
-        let connection = open_dialled(door, peer, Transport::Quic, &meter)?;
+        let connection = open_dialled(context, peer, Transport::Quic, &meter)?;
         let mut stream = poll_fn(|cx| Pin::new(&mut carrier).poll_outbound(cx)).await.map_err(io::Error::other)?;
-        match dial_admission(door, &mut stream, peer).await {
-            // A stock peer drops the stream: it is not a multistream-select one.
-            Err(HandshakeError::Io(_)) if door.pool_key.is_none() => {}
+        match dial_admission(context, &mut stream, peer).await {
+            // A stock peer drops the stream because it does not speak multistream-select.
+            Err(HandshakeError::Io(_)) if context.pool_key.is_none() => {}
             result => result?,
         }
         let _ = stream.close().await;
         admit(&connection, peer)?;
         (connection, None)
     } else {
-        let connection = door.connections.accepted(peer, Transport::Quic, Arc::clone(&meter));
+        let connection = context.connections.accepted(peer, Transport::Quic, Arc::clone(&meter));
         let mut stream = poll_fn(|cx| Pin::new(&mut carrier).poll_inbound(cx)).await.map_err(io::Error::other)?;
         let mut start = [0; MAGIC.len()];
         stream.read_exact(&mut start).await?;
-        if start == MAGIC || door.pool_key.is_some() {
-            accept_admission(door, &mut stream, peer, &connection, Some(start)).await?;
+        if start == MAGIC || context.pool_key.is_some() {
+            accept_admission(context, &mut stream, peer, &connection, Some(start)).await?;
             let _ = stream.close().await;
             (connection, None)
         } else {
-            // A stock peer's first stream: it gets it back as it was.
+            // The first stream of a stock peer is returned to it unchanged.
             admit(&connection, peer)?;
             let stream = QuicStream { stream, replay: start, replayed: 0, meter: Arc::clone(&meter) };
             (connection, Some(stream))
         }
     };
     let muxer = QuicMuxer { connection: carrier, first, meter: Arc::clone(&meter) };
-    Ok((peer, StreamMuxerBox::new(Guarded::new(muxer, meter, connection))))
+    Ok((peer, StreamMuxerBox::new(TrackedMuxer::new(muxer, meter, connection))))
 }
 
-/// A QUIC connection that counts bytes, and gives back the stream that admission had looked into.
+/// A QUIC connection that counts bytes, and returns the stream that admission has peeked into.
 struct QuicMuxer {
     connection: quic::Connection,
     first: Option<QuicStream>,
-    meter: Arc<Meter>,
+    meter: Arc<ConnectionMeter>,
 }
 
 impl QuicMuxer {
@@ -419,12 +425,12 @@ impl StreamMuxer for QuicMuxer {
     }
 }
 
-/// A QUIC stream that counts bytes, after bytes of it that were read before.
+/// A QUIC stream that counts bytes and first yields bytes that were read from it before.
 struct QuicStream {
     stream: quic::Stream,
     replay: [u8; MAGIC.len()],
     replayed: usize,
-    meter: Arc<Meter>,
+    meter: Arc<ConnectionMeter>,
 }
 
 impl AsyncRead for QuicStream {

@@ -1,6 +1,6 @@
-//! The `/yamux/1.0.0` upgrade: the `yamux` crate with frames as large as one Noise message takes, and windows bounded
-//! per connection. On the wire it is what every libp2p peer speaks; what differs from the stock upgrade is
-//! sizes only, which that one does not let one set. It knows nothing of what the streams carry.
+//! The `/yamux/1.0.0` upgrade: the `yamux` crate with frames as large as one Noise message, and windows bounded
+//! per connection. On the wire it equals the stock upgrade of libp2p; only sizes differ, which the stock upgrade does
+//! not let one set. This file knows nothing of what the streams carry.
 
 use std::collections::VecDeque;
 use std::io;
@@ -11,10 +11,10 @@ use futures::{AsyncRead, AsyncWrite};
 use libp2p::core::muxing::{StreamMuxer, StreamMuxerEvent};
 use yamux::{Config, Connection, ConnectionError, Mode};
 
-/// The protocol's name in the negotiation.
+/// Name of the protocol in the negotiation.
 pub(super) const PROTOCOL: &str = "/yamux/1.0.0";
 
-/// Plain bytes in one Noise message of libp2p's (65535 less the 1024 that it keeps free for keys).
+/// Plaintext bytes of one libp2p Noise message (65535 minus the 1024 reserved for keys).
 const NOISE_MESSAGE_BYTES: usize = 65_535 - 1_024;
 
 /// Bytes of a Yamux frame header.
@@ -23,23 +23,23 @@ const HEADER_BYTES: usize = 12;
 /// Body of a data frame: header and body fill one Noise message, so that no frame costs a second, tiny one.
 const FRAME_BODY_BYTES: usize = NOISE_MESSAGE_BYTES - HEADER_BYTES;
 
-/// Streams on one connection: a peer has a handful (task streams, ping, identify); this bounds a hostile one.
+/// Maximum streams on one connection: a peer needs a handful (task streams, ping, identify); this limits a hostile one.
 const MAX_STREAMS: usize = 128;
 
-/// What a peer can make this node buffer on one connection, all streams together. Windows grow with bandwidth times
+/// Bytes that a peer can make this node buffer on one connection, over all streams. Windows grow with bandwidth times
 /// round trip: 10 Gbit/s at 100 ms needs 125 MB.
 const MAX_RECEIVE_WINDOW_BYTES: usize = 256 << 20;
 
 const _: () = assert!(MAX_RECEIVE_WINDOW_BYTES >= MAX_STREAMS * yamux::DEFAULT_CREDIT as usize);
 
-/// Streams that a peer opened and nobody took yet: as many as it may open without being acknowledged.
+/// Inbound streams that are not accepted yet: as many as a peer may open without acknowledgement.
 const MAX_INBOUND_BUFFERED: usize = MAX_STREAMS;
 
-/// Bytes passed between Yamux and Noise at once: both copy what they are given, and what is still in the first cache
-/// is copied soonest. Measured with `copying`'s setting: 4 or 16 KiB 1.3 GB/s, whole frames 1.2; without it 0.7 each.
+/// Bytes passed between Yamux and Noise at once: both copy their input, and data still in the first-level cache
+/// is copied fastest. Measured with `copying`'s setting: 4 or 16 KiB 1.3 GB/s, whole frames 1.2; without it 0.7 each.
 const PIECE_BYTES: usize = 16 << 10;
 
-/// A socket that takes and gives at most [`PIECE_BYTES`] at once.
+/// A socket that reads and writes at most [`PIECE_BYTES`] at once.
 struct Pieces<C>(C);
 
 impl<C: AsyncRead + Unpin> AsyncRead for Pieces<C> {
@@ -63,7 +63,7 @@ impl<C: AsyncWrite + Unpin> AsyncWrite for Pieces<C> {
     }
 }
 
-/// A connection's streams.
+/// The streams of one connection.
 pub(super) struct Muxer<C> {
     connection: Connection<Pieces<C>>,
     inbound: VecDeque<yamux::Stream>,
@@ -71,7 +71,7 @@ pub(super) struct Muxer<C> {
 }
 
 impl<C: AsyncRead + AsyncWrite + Unpin> Muxer<C> {
-    /// Streams over `socket`; the dialer is the client.
+    /// Streams over `socket`; the dialler is the client.
     pub(super) fn new(socket: C, dialled_here: bool) -> Self {
         let mut config = Config::default();
         config.set_max_num_streams(MAX_STREAMS);
@@ -85,7 +85,7 @@ impl<C: AsyncRead + AsyncWrite + Unpin> Muxer<C> {
         }
     }
 
-    /// Drives the connection until a stream comes in. Nothing on the connection moves unless this is polled.
+    /// Drives the connection until a stream is opened by the peer. Nothing on the connection moves unless this is polled.
     fn poll_connection(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<yamux::Stream>> {
         match ready!(self.connection.poll_next_inbound(cx)) {
             Some(Ok(stream)) => Poll::Ready(Ok(stream)),
@@ -134,7 +134,7 @@ impl<C: AsyncRead + AsyncWrite + Unpin> StreamMuxer for Muxer<C> {
                 waker.wake();
             }
         } else {
-            tracing::warn!(event = "stream_dropped", "a peer opens streams faster than this node takes them");
+            tracing::warn!(event = "stream_dropped", "a peer opens streams faster than this node accepts them");
         }
         cx.waker().wake_by_ref();
         Poll::Pending

@@ -60,8 +60,8 @@ impl Sessions {
     }
 }
 
-/// A node's part in placement, under way. [`Driver::run`] it on the network thread.
-pub struct Driver {
+/// A node's part in placement, under way. [`PlacementDriver::run`] it on the network thread.
+pub struct PlacementDriver {
     pool: Pool,
     loader: Arc<dyn StageLoader>,
     /// Layers that this node is to have of every model that it does not serve itself.
@@ -72,13 +72,13 @@ pub struct Driver {
     report: mpsc::Sender<StageReport>,
 }
 
-impl Driver {
+impl PlacementDriver {
     /// A part in `pool` that loads with `loader`. `pinned`: what `--layers` says on a node without `--model`.
-    pub fn new(pool: Pool, loader: Arc<dyn StageLoader>, pinned: Option<Range<u32>>) -> (Driver, Sessions) {
+    pub fn new(pool: Pool, loader: Arc<dyn StageLoader>, pinned: Option<Range<u32>>) -> (PlacementDriver, Sessions) {
         let view = Arc::clone(&pool.view().borrow());
         let (report, reports) = mpsc::channel(REPORTS);
         let (sender, events) = mpsc::channel(REPORTS);
-        let driver = Driver { placer: Placer::new(view), pool, loader, pinned, events, reports, report };
+        let driver = PlacementDriver { placer: Placer::new(view), pool, loader, pinned, events, reports, report };
         (driver, Sessions { events: sender })
     }
 

@@ -7,5 +7,5 @@
 pub mod driver;
 mod plan_report;
 
-pub use driver::{Driver, Sessions, StageLoader, measure_speed};
+pub use driver::{PlacementDriver, Sessions, StageLoader, measure_speed};
 pub use plan_report::plan_report;

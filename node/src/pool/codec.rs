@@ -1,5 +1,5 @@
-//! Adverts as bytes: one Cap'n Proto message (`schema/pool.capnp`) on the pool's gossip topic. Sans-I/O. Decoding is where
-//! bytes from a peer are judged: a [`Advert`] that comes out is within every limit, and says nothing about whether it is true.
+//! Encodes adverts: one Cap'n Proto message (`schema/pool.capnp`) on the pool's gossip topic. Sans-I/O. Decoding
+//! validates bytes from a peer: a decoded [`Advert`] is within every limit, which says nothing about whether it is true.
 
 use std::ops::Range;
 use std::time::Duration;
@@ -14,17 +14,17 @@ use crate::wire::WireError;
 use crate::wire::field::{header_error, printable, read_flat, read_text, truncated};
 use pangea_control::placement::{PlacedStage, Placement, PlacementRefusal};
 
-/// The gossip topic that these bytes travel on, versioned in its name.
+/// The gossip topic of adverts, versioned in its name.
 pub const TOPIC: &str = "/pangea/pool/1";
 
 /// Version inside a message.
 const VERSION: u16 = 1;
 
-/// The longest advert: a node with 512 links (80 bytes each) and a few dozen models is under 64 KiB; each is forwarded by
-/// every node once a second.
+/// Maximum bytes of an advert: a node with 512 links (80 bytes each) and a few dozen models is under 64 KiB; each advert is
+/// forwarded by every node once a second.
 pub const MAX_ADVERT_BYTES: usize = 128 << 10;
 
-/// Beyond any number of elections, and far from overflow.
+/// Exclusive maximum of a term's counter: beyond any number of elections, and far from overflow.
 pub const MAX_COUNTER: u64 = 1 << 62;
 
 const MAX_NAME_BYTES: usize = 64;
@@ -43,10 +43,10 @@ const MAX_REFUSAL_BYTES: usize = 1024;
 
 type Read<T> = Result<T, WireError>;
 
-/// The bytes of `advert`. Lists and texts beyond their limits lose their ends.
+/// Encodes `advert`. Lists and texts beyond their limits are truncated.
 ///
 /// # Errors
-/// [`WireError`] where it is longer than [`MAX_ADVERT_BYTES`] all the same.
+/// [`WireError`] if the result is still longer than [`MAX_ADVERT_BYTES`].
 pub fn encode(advert: &Advert) -> Result<Vec<u8>, WireError> {
     let mut builder = Builder::new(HeapAllocator::new().first_segment_words(512));
     write(advert, builder.init_root());
@@ -57,10 +57,10 @@ pub fn encode(advert: &Advert) -> Result<Vec<u8>, WireError> {
     Ok(bytes)
 }
 
-/// The advert that `bytes` are.
+/// Decodes an advert.
 ///
 /// # Errors
-/// [`WireError`] for anything that is not one, within the limits.
+/// [`WireError`] for bytes that are no advert within the limits.
 pub fn decode(bytes: &[u8]) -> Result<Advert, WireError> {
     if bytes.len() > MAX_ADVERT_BYTES {
         return Err(too_long(bytes.len()));
@@ -69,10 +69,10 @@ pub fn decode(bytes: &[u8]) -> Result<Advert, WireError> {
 }
 
 fn too_long(bytes: usize) -> WireError {
-    WireError::Header(format!("a advert of {bytes} bytes; at most {MAX_ADVERT_BYTES} are allowed"))
+    WireError::Header(format!("an advert of {bytes} bytes; at most {MAX_ADVERT_BYTES} are allowed"))
 }
 
-// Writing.
+// Encoding.
 
 fn write(advert: &Advert, mut to: wire::advert::Builder<'_>) {
     to.set_version(VERSION);
@@ -133,8 +133,8 @@ fn write(advert: &Advert, mut to: wire::advert::Builder<'_>) {
     }
 }
 
-fn head<T>(list: &[T], most: usize) -> &[T] {
-    &list[..list.len().min(most)]
+fn head<T>(list: &[T], max_len: usize) -> &[T] {
+    &list[..list.len().min(max_len)]
 }
 
 fn write_term(term: &Term, mut to: wire::term::Builder<'_>) {
@@ -206,11 +206,11 @@ fn write_placement(placement: &Placement, mut to: wire::placement::Builder<'_>) 
     }
 }
 
-// Reading.
+// Decoding.
 
 fn read(from: wire::advert::Reader<'_>) -> Read<Advert> {
     if from.get_version() == 0 {
-        return Err(malformed("a advert without a version"));
+        return Err(malformed("an advert without a version"));
     }
     let term = if from.has_term() { Some(read_term(from.get_term().map_err(header_error)?)?) } else { None };
     let speed = if from.has_speed() {
@@ -259,9 +259,9 @@ fn read(from: wire::advert::Reader<'_>) -> Read<Advert> {
     })
 }
 
-fn limited(what: &str, count: u32, most: usize) -> Read<()> {
-    if count as usize > most {
-        return Err(WireError::Header(format!("{count} {what} in one advert; at most {most} are allowed")));
+fn limited(what: &str, count: u32, max_len: usize) -> Read<()> {
+    if count as usize > max_len {
+        return Err(WireError::Header(format!("{count} {what} in one advert; at most {max_len} are allowed")));
     }
     Ok(())
 }
@@ -282,17 +282,17 @@ fn read_digest(bytes: capnp::Result<capnp::data::Reader<'_>>) -> Read<Digest> {
 fn read_address(bytes: capnp::Result<capnp::data::Reader<'_>>) -> Read<Multiaddr> {
     let bytes = bytes.map_err(header_error)?;
     if bytes.len() > MAX_ADDRESS_BYTES {
-        return Err(malformed("an address that is too long"));
+        return Err(malformed("an address is too long"));
     }
     Multiaddr::try_from(bytes.to_vec()).map_err(|_| malformed("not an address"))
 }
 
 fn read_counter(counter: u64) -> Read<u64> {
-    if counter < MAX_COUNTER { Ok(counter) } else { Err(malformed("a term beyond every election")) }
+    if counter < MAX_COUNTER { Ok(counter) } else { Err(malformed("a term's counter is too large")) }
 }
 
 fn rate(per_s: f64) -> Read<f64> {
-    if per_s.is_finite() && per_s >= 0.0 { Ok(per_s) } else { Err(malformed("a speed that is none")) }
+    if per_s.is_finite() && per_s >= 0.0 { Ok(per_s) } else { Err(malformed("a speed is negative or not finite")) }
 }
 
 fn read_term(from: wire::term::Reader<'_>) -> Read<Term> {
@@ -302,7 +302,7 @@ fn read_term(from: wire::term::Reader<'_>) -> Read<Term> {
 fn read_layers(from: capnp::Result<wire::layers::Reader<'_>>) -> Read<Range<u32>> {
     let from = from.map_err(header_error)?;
     let layers = from.get_first()..from.get_end();
-    if layers.is_empty() { Err(malformed("a range of no layers")) } else { Ok(layers) }
+    if layers.is_empty() { Err(malformed("a range of layers is empty")) } else { Ok(layers) }
 }
 
 fn read_link(from: wire::link::Reader<'_>) -> Read<LinkAdvert> {

@@ -1,6 +1,6 @@
-//! The one task that feeds the pool's state machines with what the network and the clock say, and does what they decide:
-//! tells the pool how this node stands, keeps the view, remembers terms. Who is there is the roster's, who is the master the
-//! election's to decide.
+//! The task that feeds the pool's state machines with events of the network and the clock and executes their actions:
+//! publishes this node's advert, keeps the view up to date, stores terms. The roster decides which nodes are present, the
+//! election which one is the master.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -17,7 +17,7 @@ use super::handle::Pool;
 use super::memory::Memory;
 use super::{Advert, LinkAdvert, Term, View};
 use crate::clock;
-use crate::net::{Follower, Gossip, NetEvent, Network, Verdict};
+use crate::net::{Follower, Gossip, GossipJudgement, NetEvent, Network};
 use crate::observe::Observer;
 use crate::peers::Peers;
 use pangea_control::Time;
@@ -25,37 +25,37 @@ use pangea_control::pool::election::{Candidate, Changed, Election, Event};
 use pangea_control::pool::roster::{Heard, Roster};
 use pangea_control::pool::term_keeper::{Action, TermKeeper};
 
-/// Between two looks at the clock: a part of the shortest wait of an election.
+/// Interval of the clock's ticks: a fraction of the shortest timeout of an election.
 const TICK: Duration = Duration::from_millis(100);
 
-/// A node says how it stands at least this often.
-const REPEAT: Duration = Duration::from_secs(1);
+/// Maximum interval between two adverts of this node.
+const MAX_ADVERT_INTERVAL: Duration = Duration::from_secs(1);
 
-/// And not more often than this, however much changes.
-const COALESCE: Duration = Duration::from_millis(50);
+/// Minimum interval between two adverts of this node, however much changes.
+const MIN_ADVERT_INTERVAL: Duration = Duration::from_millis(50);
 
-/// What a node is when its part in the pool begins.
-pub struct Settings {
-    /// What it says of itself at first: its name, device, speed and the like.
+/// What a node's part in the pool starts with.
+pub struct PoolSettings {
+    /// Initial advert: name, device, speed and so on.
     pub own: Advert,
-    /// What it remembers.
+    /// Storage of terms.
     pub memory: Memory,
-    /// The term of its last run.
-    pub remembered: Option<Term>,
-    /// What is known of peers: their links as measured, and who is quarantined.
+    /// Term of the previous run.
+    pub stored_term: Option<Term>,
+    /// Links of peers as measured, and quarantined peers.
     pub peers: Peers,
-    /// What is counted, for whoever looks.
+    /// Registry of metrics.
     pub observer: Observer,
 }
 
 /// A connection of this node.
-struct Link {
+struct OwnLink {
     transport: String,
     found_by: String,
 }
 
-/// The driver. [`Driver::run`] it on the network thread.
-pub struct Driver {
+/// The pool's driver; [`PoolDriver::run`] must be called on the network thread.
+pub struct PoolDriver {
     network: Network,
     events: Follower,
     own: Arc<Mutex<Advert>>,
@@ -66,26 +66,26 @@ pub struct Driver {
     roster: Roster,
     election: Election,
     terms: TermKeeper,
-    /// The disk is taking a term.
+    /// A term that is being stored on disk.
     storing: Option<(Term, JoinHandle<pangea_client::Result<()>>)>,
-    links: BTreeMap<PeerId, Link>,
+    links: BTreeMap<PeerId, OwnLink>,
     listening: Vec<Multiaddr>,
     sequence: u64,
-    /// The master that was last told of.
-    told: Option<PeerId>,
-    /// Something changed that the pool is to know.
-    fresh: bool,
-    /// Something changed that the view is to show.
-    changed: bool,
+    /// The master that was last logged.
+    logged_master: Option<PeerId>,
+    /// Whether the own advert changed and must be published.
+    advert_changed: bool,
+    /// Whether the view must be updated.
+    view_changed: bool,
     published: Option<Instant>,
     started: Instant,
 }
 
-impl Driver {
-    /// A node's part in the pool over `network`, whose events come by `events`.
-    pub fn new(settings: Settings, network: Network, events: Follower) -> (Driver, Pool) {
+impl PoolDriver {
+    /// A node's part in the pool over `network`, whose events arrive through `events`.
+    pub fn new(settings: PoolSettings, network: Network, events: Follower) -> (PoolDriver, Pool) {
         let local = settings.own.peer;
-        let election = Election::new(local, settings.own.works, settings.own.force_master, settings.remembered);
+        let election = Election::new(local, settings.own.works, settings.own.force_master, settings.stored_term);
         let view = View {
             local,
             own: Arc::new(settings.own.clone()),
@@ -100,7 +100,7 @@ impl Driver {
         });
         let (own, said) = (Arc::new(Mutex::new(settings.own)), Arc::new(Notify::new()));
         let pool = Pool { local, own: Arc::clone(&own), said: Arc::clone(&said), view: viewed };
-        let driver = Driver {
+        let driver = PoolDriver {
             network,
             events,
             own,
@@ -115,9 +115,9 @@ impl Driver {
             links: BTreeMap::new(),
             listening: Vec::new(),
             sequence: 0,
-            told: None,
-            fresh: true,
-            changed: true,
+            logged_master: None,
+            advert_changed: true,
+            view_changed: true,
             published: None,
             started: Instant::now(),
         };
@@ -129,27 +129,29 @@ impl Driver {
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut excluded = self.peers.excluded();
-        // Evidence that was found at start counts like fresh evidence.
+        // Evidence found at start counts like new evidence.
         excluded.mark_changed();
         loop {
-            let due = self.published.map_or(self.started, |last| last + if self.fresh { COALESCE } else { REPEAT });
+            let due = self.published.map_or(self.started, |last| {
+                last + if self.advert_changed { MIN_ADVERT_INTERVAL } else { MAX_ADVERT_INTERVAL }
+            });
             tokio::select! {
                 biased;
                 event = self.events.recv() => match event {
                     Some(event) => self.on_net_event(event).await,
                     None => return,
                 },
-                // The sender is in `self.peers`.
+                // Never fails: the sender is in `self.peers`.
                 Ok(()) = excluded.changed() => {
                     let excluded = Arc::clone(&excluded.borrow_and_update());
                     self.exclude(&excluded);
                 }
-                () = self.said.notified() => self.fresh = true,
+                () = self.said.notified() => self.advert_changed = true,
                 (term, stored) = store_ended(&mut self.storing) => self.on_stored(term, stored),
                 _ = tick.tick() => self.on_tick(),
                 () = tokio::time::sleep_until(due) => self.publish().await,
             }
-            if std::mem::take(&mut self.changed) || self.fresh {
+            if std::mem::take(&mut self.view_changed) || self.advert_changed {
                 self.show();
             }
         }
@@ -164,17 +166,17 @@ impl Driver {
             NetEvent::Gossip(gossip) => self.on_gossip(gossip).await,
             NetEvent::Listening(address) => {
                 self.listening.push(address);
-                self.fresh = true;
+                self.advert_changed = true;
             }
             NetEvent::PeerUp { peer, transport, found_by, .. } => {
-                let link = Link { transport: transport.to_string(), found_by: found_by.to_string() };
+                let link = OwnLink { transport: transport.to_string(), found_by: found_by.to_string() };
                 self.links.insert(peer, link);
                 self.roster.connected(peer);
-                self.fresh = true;
+                self.advert_changed = true;
             }
             NetEvent::PeerDown { peer, silent, .. } => {
                 self.links.remove(&peer);
-                self.fresh = true;
+                self.advert_changed = true;
                 if self.roster.disconnected(peer, self.now()) {
                     self.elect(Event::Gone { peer, silent });
                 }
@@ -183,11 +185,11 @@ impl Driver {
         }
     }
 
-    /// Quarantined nodes are not nodes of this pool: neither their adverts nor their mastership count.
+    /// Removes quarantined nodes: neither their adverts nor their mastership count.
     fn exclude(&mut self, excluded: &BTreeSet<PeerId>) {
         for peer in excluded {
             if self.roster.exclude(*peer, self.now()) {
-                self.changed = true;
+                self.view_changed = true;
                 self.elect(Event::Gone { peer: *peer, silent: true });
             }
         }
@@ -197,33 +199,33 @@ impl Driver {
         let Gossip { source, bytes, ticket } = gossip;
         let advert = match codec::decode(&bytes) {
             Ok(advert) if advert.peer == source => advert,
-            Ok(_) => return self.refuse(source, "it speaks for another", &ticket).await,
+            Ok(_) => return self.refuse(source, "it signed another node's advert", &ticket).await,
             Err(error) => return self.refuse(source, &error.to_string(), &ticket).await,
         };
         let (candidate, addresses) = (Candidate::of(&advert), advert.addresses.clone());
         let heard = self.roster.heard(advert, self.now());
-        let verdict = if heard == Heard::Old { Verdict::Ignore } else { Verdict::Accept };
-        self.network.judge(ticket, verdict).await;
+        let judgement = if heard == Heard::Old { GossipJudgement::Ignore } else { GossipJudgement::Accept };
+        self.network.judge(ticket, judgement).await;
         if heard == Heard::Old {
             return;
         }
         if !self.roster.is_connected(&source) {
             self.network.heard_of(source, addresses).await;
         }
-        self.changed = true;
-        // Whoever has just come is told at once.
-        self.fresh |= heard == Heard::Joined;
+        self.view_changed = true;
+        // A node that just joined gets this node's advert at once.
+        self.advert_changed |= heard == Heard::Joined;
         self.elect(Event::Heard(source, candidate));
     }
 
     async fn refuse(&self, source: PeerId, why: &str, ticket: &crate::net::GossipTicket) {
         tracing::debug!(event = "gossip_refused", peer = %source, why);
-        self.network.judge(ticket.clone(), Verdict::Reject).await;
+        self.network.judge(ticket.clone(), GossipJudgement::Reject).await;
     }
 
     fn on_tick(&mut self) {
         for peer in self.roster.silent(self.now()) {
-            self.changed = true;
+            self.view_changed = true;
             self.elect(Event::Gone { peer, silent: true });
         }
         self.elect(Event::Tick);
@@ -231,7 +233,7 @@ impl Driver {
         self.act(actions);
     }
 
-    /// Lets the election decide; a term is on disk before anyone is told of it.
+    /// Passes an event to the election; a term is stored before it is announced.
     fn elect(&mut self, event: Event) {
         let now = self.now();
         if let Some(Changed(term)) = self.election.handle(event, now) {
@@ -244,7 +246,7 @@ impl Driver {
         if let Err(error) = &stored {
             tracing::warn!(
                 event = "term_not_stored", %error, term = term.counter,
-                "cannot store the term of the master, so it is not told: {error}"
+                "cannot store the master's term; it is not announced: {error}"
             );
         }
         let actions = self.terms.stored(term, stored.is_ok(), clock::now());
@@ -256,21 +258,21 @@ impl Driver {
             match action {
                 Action::Store(term) => {
                     let memory = self.memory.clone();
-                    // The disk may take seconds; what happens on the network is followed meanwhile.
+                    // The disk may take seconds; network events are handled meanwhile.
                     self.storing = Some((term, tokio::task::spawn_blocking(move || memory.keep_term(&term))));
                 }
-                Action::Tell(term) => self.tell(term),
+                Action::Announce(term) => self.log_master(term),
             }
         }
     }
 
-    fn tell(&mut self, term: Option<Term>) {
-        self.fresh = true;
+    fn log_master(&mut self, term: Option<Term>) {
+        self.advert_changed = true;
         let Some(term) = term else {
             tracing::debug!(event = "no_master", "no master is known");
             return;
         };
-        if self.told.replace(term.master) != Some(term.master) {
+        if self.logged_master.replace(term.master) != Some(term.master) {
             if term.master == self.network.local_peer_id() {
                 tracing::info!(event = "elected", term = term.counter, "Node elected master");
             } else {
@@ -284,10 +286,10 @@ impl Driver {
         self.own.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Brings what this node says of itself up to date.
+    /// Updates this node's own advert from its links and term.
     fn refresh(&self) -> Advert {
         let links = self.peers.read(|directory| {
-            let link = |(peer, link): (&PeerId, &Link)| {
+            let link = |(peer, link): (&PeerId, &OwnLink)| {
                 let measured = directory.get(peer);
                 LinkAdvert {
                     to: *peer,
@@ -302,7 +304,7 @@ impl Driver {
         let mut own = self.own();
         own.peer = self.network.local_peer_id();
         own.sequence = self.sequence;
-        own.term = self.terms.told();
+        own.term = self.terms.announced();
         own.counter = self.terms.counter(self.election.counter());
         own.uptime = self.started.elapsed();
         own.addresses.clone_from(&self.listening);
@@ -312,8 +314,8 @@ impl Driver {
 
     async fn publish(&mut self) {
         self.sequence += 1;
-        self.fresh = false;
-        self.changed = true;
+        self.advert_changed = false;
+        self.view_changed = true;
         self.published = Some(Instant::now());
         match codec::encode(&self.refresh()) {
             Ok(bytes) => self.network.publish(bytes).await,
@@ -327,7 +329,7 @@ impl Driver {
         let view = View {
             local: self.network.local_peer_id(),
             own: Arc::new(self.refresh()),
-            term: self.terms.told(),
+            term: self.terms.announced(),
             nodes: self.roster.adverts().map(|advert| (advert.peer, Arc::clone(advert))).collect(),
             connected: self.roster.connections().clone(),
         };
@@ -335,7 +337,7 @@ impl Driver {
     }
 }
 
-/// The term that the disk was given, and what became of it; never where none was.
+/// Completes with the stored term and the result; never, if none is being stored.
 async fn store_ended(
     storing: &mut Option<(Term, JoinHandle<pangea_client::Result<()>>)>,
 ) -> (Term, pangea_client::Result<()>) {
@@ -356,11 +358,11 @@ mod tests {
     use crate::net::{Direction, Followers, FoundBy, Interest, NetConfig, Transport, start};
     use crate::storage::State;
 
-    /// Longer than an election with nobody there takes, by far.
+    /// Far longer than an election without other nodes takes.
     const TIMEOUT: Duration = Duration::from_secs(60);
 
     #[test]
-    fn a_disk_that_hangs_delays_no_news_of_peers_and_only_the_telling_of_the_term() {
+    fn a_hanging_disk_delays_only_the_announcement_of_the_term() {
         let folder = tempfile::tempdir().unwrap();
         let state = State::open(folder.path()).unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -369,38 +371,38 @@ mod tests {
             let (events, receiver) = mpsc::channel(8);
             let mut followers = Followers::new(receiver);
             let own = Advert { works: true, ..Advert::new(network.local_peer_id()) };
-            let settings = Settings {
+            let settings = PoolSettings {
                 own,
                 memory: Memory::new(Some(state.clone())),
-                remembered: None,
+                stored_term: None,
                 peers: Peers::default(),
                 observer: Observer::default(),
             };
-            let (driver, pool) = Driver::new(settings, network.clone(), followers.follow(Interest::All));
+            let (driver, pool) = PoolDriver::new(settings, network.clone(), followers.follow(Interest::All));
             let driving = tokio::task::spawn_local(driver.run());
             tokio::task::spawn_local(followers.run(Some(network)));
-            // The database has one writer at a time: whatever the driver stores waits for this one.
+            // The database has one writer at a time, so the driver's writes wait for this one.
             let hung = state.database().begin_write().unwrap();
             let mut view = pool.view();
             let before = Instant::now();
             let mut peers = 0;
-            // Peers come one after another, until long after the node has elected itself.
+            // Peers connect one after another, until long after the node has elected itself.
             while before.elapsed() < pangea_control::pool::election::LISTEN * 2 {
                 let peer = PeerId::random();
                 let (address, transport) = (Multiaddr::empty(), Transport::Tcp);
                 let (direction, found_by) = (Direction::Dialled, FoundBy::Manual);
                 events.send(NetEvent::PeerUp { peer, address, transport, direction, found_by }).await.unwrap();
                 let seen = tokio::time::timeout(TIMEOUT, view.wait_for(|view| view.connected.contains(&peer)));
-                assert_eq!(seen.await.expect("the disk holds up the news").unwrap().term, None, "not on disk");
+                assert_eq!(seen.await.expect("the disk delays network events").unwrap().term, None, "not on disk");
                 events.send(NetEvent::PeerDown { peer, why: String::new(), silent: false }).await.unwrap();
                 let seen = tokio::time::timeout(TIMEOUT, view.wait_for(|view| !view.connected.contains(&peer)));
-                seen.await.expect("the disk holds up the news").unwrap();
+                seen.await.expect("the disk delays network events").unwrap();
                 peers += 1;
             }
             assert!(peers > 10, "{peers}");
             drop(hung);
             let elected = tokio::time::timeout(TIMEOUT, view.wait_for(|view| view.term.is_some()));
-            assert!(elected.await.expect("the term is told once it is stored").unwrap().is_master());
+            assert!(elected.await.expect("the term is announced once it is stored").unwrap().is_master());
             drop(events);
             driving.await.unwrap();
         });

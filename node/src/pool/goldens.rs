@@ -1,4 +1,4 @@
-//! The bytes of a advert, pinned: a change here is a change of the protocol. Then the same bytes disturbed, and limits.
+//! The encoding of an advert, pinned: a difference is a change of the protocol. Then disturbed bytes, and limits.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use super::{Advert, LayerSpeed, LinkAdvert, ModelAdvert, ModelSize, StageAdvert,
 use crate::wire::conformance::{disturb, hex};
 use pangea_control::placement::{PlacedStage, Placement, PlacementRefusal};
 
-/// What an ordinary new node says of itself.
+/// Advert of an ordinary new node.
 pub(crate) fn advert_of(peer: PeerId) -> Advert {
     Advert {
         incarnation: 1_700_000_000_000,
@@ -27,13 +27,13 @@ pub(crate) fn advert_of(peer: PeerId) -> Advert {
     }
 }
 
-/// The same peers every time.
+/// The same peers in every run.
 fn peer(n: u8) -> PeerId {
     let multihash = libp2p::multihash::Multihash::wrap(0, &[n; 36]).unwrap();
     PeerId::from_multihash(multihash).unwrap()
 }
 
-/// One of everything.
+/// An advert with one of everything.
 fn full() -> Advert {
     let term = Term { counter: 5, master: peer(1) };
     let model = Digest::from_bytes([7; 32]);
@@ -86,7 +86,7 @@ fn full() -> Advert {
     }
 }
 
-/// Bytes as hex digits, 32 in a line.
+/// Bytes as hex digits, 32 bytes per line.
 fn lines(bytes: &[u8]) -> String {
     bytes.chunks(32).map(|line| hex(line) + "\n").collect()
 }
@@ -95,12 +95,12 @@ fn lines(bytes: &[u8]) -> String {
 fn the_bytes_of_an_advert_are_pinned() {
     let text =
         format!("new\n{}full\n{}", lines(&encode(&advert_of(peer(1))).unwrap()), lines(&encode(&full()).unwrap()));
-    assert_eq!(text, include_str!("goldens.txt"), "the protocol's bytes changed:\n{text}");
+    assert_eq!(text, include_str!("goldens.txt"), "the protocol's encoding changed:\n{text}");
 }
 
-/// Nodes of before fields were added are in the same pools.
+/// Nodes from before fields were added belong to the same pools.
 #[test]
-fn the_bytes_of_earlier_nodes_are_read_as_they_were_meant() {
+fn adverts_of_earlier_versions_are_decoded() {
     let bytes_of = |name: &str| -> Vec<u8> {
         let text = include_str!("goldens_earlier.txt");
         let (_, text) = text.split_once(&format!("{name}\n")).unwrap();
@@ -155,7 +155,7 @@ fn what_is_beyond_the_limits_is_refused() {
 }
 
 #[test]
-fn what_is_too_much_to_say_loses_its_end() {
+fn lists_beyond_their_limits_are_truncated() {
     let mut long = full();
     long.name = "ü".repeat(50);
     long.addresses = (1..=40).map(|port| format!("/ip4/10.0.0.1/tcp/{port}").parse().unwrap()).collect();

@@ -1,5 +1,5 @@
-//! The handle by which the rest of a node sees its pool, and says what the pool is to know of this node: cheap to clone,
-//! usable from any thread. The driver on the network thread does the work.
+//! Handle of the pool for the rest of the node: reads the view and changes this node's advert. Cheap to clone, usable
+//! from any thread. The driver on the network thread does the work.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -19,7 +19,7 @@ pub struct Pool {
 }
 
 impl Pool {
-    /// The pool's master, as far as this node knows one.
+    /// The current master, if known.
     pub fn master(&self) -> Option<PeerId> {
         self.view().borrow().master()
     }
@@ -29,13 +29,13 @@ impl Pool {
         self.local
     }
 
-    /// What is known of the pool; changes with everything that is heard.
+    /// The view of the pool; updated with every event.
     pub fn view(&self) -> watch::Receiver<Arc<View>> {
         self.view.clone()
     }
 
-    /// Changes what this node says of itself; it is told to the pool within a moment, several changes at once. What the pool
-    /// itself keeps (who and where the node is, its links, its term) is not a caller's to change: it is written over.
+    /// Changes this node's advert. Changes are collected and published within a moment. Fields that the pool itself
+    /// maintains (peer id and addresses, links, term) are overwritten.
     pub fn say(&self, change: impl FnOnce(&mut Advert)) {
         change(&mut self.own.lock().unwrap_or_else(PoisonError::into_inner));
         self.said.notify_one();

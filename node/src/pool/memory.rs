@@ -1,5 +1,5 @@
-//! What a node remembers of its pool over restarts: the highest term that it lived under, so that no term goes back, and when
-//! its last run began, so that a clock set back does not make its adverts old. An ephemeral node remembers nothing.
+//! What a node stores about its pool across restarts: its highest term, so that terms never go back, and the start time
+//! of its last run, so that a clock set back does not make its adverts old. An ephemeral node stores nothing.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -10,7 +10,7 @@ use redb::{ReadableDatabase, TableDefinition};
 use super::Term;
 use crate::storage::{State, storage_error};
 
-/// Keys and values of the pool.
+/// Table of the pool's keys and values.
 const TABLE: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("pool");
 
 /// Counter (8 bytes, little-endian), then the master's peer id.
@@ -19,22 +19,22 @@ const TERM: &str = "term";
 /// Milliseconds since 1970 (8 bytes, little-endian).
 const INCARNATION: &str = "incarnation";
 
-/// A node's memory of its pool; forgetful without a [`State`].
+/// A node's stored pool state; stores nothing without a [`State`].
 #[derive(Clone)]
 pub struct Memory {
     state: Option<State>,
 }
 
 impl Memory {
-    /// Kept in `state`, or nowhere.
+    /// Stores in `state`, or nowhere.
     pub fn new(state: Option<State>) -> Memory {
         Memory { state }
     }
 
-    /// The term that was kept.
+    /// The stored term.
     ///
     /// # Errors
-    /// `Internal` where it cannot be read.
+    /// `Internal` if it cannot be read.
     pub fn term(&self) -> Result<Option<Term>> {
         let bytes = self.read(TERM)?;
         Ok(bytes.as_deref().and_then(|bytes| {
@@ -43,20 +43,20 @@ impl Memory {
         }))
     }
 
-    /// Keeps `term`: on disk when this returns.
+    /// Stores `term`; it is on disk when this returns.
     ///
     /// # Errors
-    /// `Internal` where it cannot be written.
+    /// `Internal` if it cannot be written.
     pub fn keep_term(&self, term: &Term) -> Result<()> {
         let mut bytes = term.counter.to_le_bytes().to_vec();
         bytes.extend_from_slice(&term.master.to_bytes());
         self.write(TERM, &bytes)
     }
 
-    /// The number of the run that begins now, above those of all earlier ones.
+    /// Number of the run that starts now, greater than those of all earlier runs.
     ///
     /// # Errors
-    /// `Internal` where it cannot be kept.
+    /// `Internal` if it cannot be stored.
     pub fn next_incarnation(&self) -> Result<u64> {
         let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let now = u64::try_from(since_1970.as_millis()).unwrap_or(u64::MAX);
@@ -91,7 +91,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_term_outlives_the_process_and_runs_are_numbered_upwards() {
+    fn a_term_survives_a_restart_and_incarnations_increase() {
         let folder = tempfile::tempdir().unwrap();
         let term = Term { counter: 7, master: PeerId::random() };
         let first = {
@@ -102,13 +102,13 @@ mod tests {
         };
         let memory = Memory::new(Some(State::open(folder.path()).unwrap()));
         assert_eq!(memory.term().unwrap(), Some(term));
-        // A clock far ahead in the last run.
+        // The last run's clock was far ahead.
         memory.write(INCARNATION, &(first + 1_000_000_000).to_le_bytes()).unwrap();
         assert_eq!(memory.next_incarnation().unwrap(), first + 1_000_000_001);
     }
 
     #[test]
-    fn an_ephemeral_node_remembers_nothing() {
+    fn an_ephemeral_node_stores_nothing() {
         let memory = Memory::new(None);
         memory.keep_term(&Term { counter: 7, master: PeerId::random() }).unwrap();
         assert_eq!(memory.term().unwrap(), None);

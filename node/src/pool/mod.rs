@@ -1,16 +1,16 @@
-//! The nodes that share a pool key, seen from one of them: who is there, how they are connected, who is the master.
+//! The nodes that share a pool key, seen from one of them: which are present, how they are connected, which is the master.
 //!
 //! ```text
-//!  gossip, peers up and down ──► Driver ──► Roster (who is there) ──► Election (who is the master)
+//!  gossip, peers up and down ──► PoolDriver ──► Roster (nodes present) ──► Election (the master)
 //!  Pool::say ──► own Advert ──► gossip                    └──► View ──► Pool::view
 //! ```
 //!
-//! * [`codec`]: adverts as bytes. Who is there and who is the master is decided by [`pangea_control::pool`].
-//! * [`memory`]: what outlives the process.
-//! * [`handle`]: what the rest of the node sees; [`topology`]: the same as a graph for people.
+//! * [`codec`]: encoding of adverts. [`pangea_control::pool`] decides which nodes are present and which is the master.
+//! * [`memory`]: state that survives the process.
+//! * [`handle`]: the interface to the rest of the node; [`topology`]: the pool as a graph for people.
 //! * [`driver`]: the task that feeds these.
 //!
-//! What follows from a view (placements, routes) is not decided here.
+//! Decisions that follow from a view (placements, routes) are not made here.
 
 pub mod codec;
 pub mod driver;
@@ -20,7 +20,7 @@ pub mod handle;
 pub mod memory;
 pub mod topology;
 
-pub use driver::{Driver, Settings};
+pub use driver::{PoolDriver, PoolSettings};
 #[cfg(test)]
 pub(crate) use goldens::advert_of;
 pub use handle::Pool;

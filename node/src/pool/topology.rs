@@ -1,4 +1,4 @@
-//! The graph of a pool as a view of it shows: nodes, and every connection once in each direction. A pure function.
+//! Builds the graph of a pool from a view of it: nodes, and each connection once in each direction. A pure function.
 
 use std::collections::BTreeSet;
 
@@ -7,7 +7,7 @@ use pangea_client::{Topology, TopologyLink, TopologyNode};
 use super::Advert;
 use super::View;
 
-/// The graph that `view` shows. A connection that only one end has told of yet is there in both directions.
+/// The graph of `view`. A connection that only one end has reported yet appears in both directions.
 pub fn of(view: &View) -> Topology {
     let nodes = view.everyone().map(|advert| node(advert, view)).collect();
     let mut pairs = BTreeSet::new();
@@ -67,7 +67,7 @@ mod tests {
     }
 
     #[test]
-    fn every_connection_is_there_in_both_directions_and_leads_to_nodes_that_are_there() {
+    fn every_connection_appears_in_both_directions_between_known_nodes() {
         let [one, two, gone] = [(); 3].map(|()| PeerId::random());
         let own = Advert { links: vec![link(two, "manual"), link(gone, "mdns")], ..advert_of(one) };
         let view = View {

@@ -1,4 +1,4 @@
-//! Messages and payloads on a byte stream, both directions by themselves. Payloads go straight
+//! Messages and payloads on a byte stream, in each direction separately. Payloads are copied directly
 //! between the stream and the caller's memory.
 
 use std::io;
@@ -9,32 +9,32 @@ use futures::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use super::FRAME_TIMEOUT;
 use crate::wire::{FrameHead, Header, Message, PREFIX_BYTES, WireError};
 
-/// Payloads up to this size are sent in one piece with their header; larger ones are worth a write
-/// of their own rather than a copy.
+/// Payloads up to this size are sent in one write with their header; for larger ones a second write
+/// is cheaper than a copy.
 const COALESCE_BYTES: usize = 16 << 10;
 
-/// Skipped payloads are read through a buffer of this size.
+/// Buffer size for reading skipped payloads.
 const SKIP_BYTES: usize = 64 << 10;
 
-/// Why a stream cannot go on.
+/// Why a stream cannot continue.
 #[derive(Debug, thiserror::Error)]
 pub enum StreamError {
-    /// The stream broke.
-    #[error("the connection broke: {0}")]
+    /// The stream failed.
+    #[error("the connection failed: {0}")]
     Io(#[from] io::Error),
-    /// The peer ended it between two frames.
+    /// The peer closed the stream between two frames.
     #[error("the peer closed the stream")]
     Closed,
-    /// A frame stood still.
+    /// A frame made no progress.
     #[error("no progress for {} s", FRAME_TIMEOUT.as_secs())]
     Stalled,
-    /// The peer does not speak the protocol.
+    /// The peer violates the protocol's encoding.
     #[error("protocol violation: {0}")]
     Wire(#[from] WireError),
     /// A well-formed message at the wrong place.
     #[error("protocol violation: {0}")]
     Unexpected(String),
-    /// The peer said goodbye.
+    /// The peer sent a goodbye with its reason.
     #[error("{0}")]
     Goodbye(String),
 }
@@ -48,12 +48,12 @@ pub struct FrameWriter<W, M = Message> {
 }
 
 impl<W: AsyncWrite + Unpin, M: Header> FrameWriter<W, M> {
-    /// Frames on `stream`.
+    /// Writes frames to `stream`.
     pub fn new(stream: W) -> FrameWriter<W, M> {
         FrameWriter { stream, head: Vec::new(), messages: PhantomData }
     }
 
-    /// Sends `message` with `payload` behind it. It may stay in buffers until [`FrameWriter::flush`].
+    /// Sends `message` and `payload`. They may stay in buffers until [`FrameWriter::flush`].
     pub async fn send(&mut self, message: &M, payload: &[u8]) -> Result<(), StreamError> {
         self.head.clear();
         message.encode(payload.len(), &mut self.head)?;
@@ -71,12 +71,12 @@ impl<W: AsyncWrite + Unpin, M: Header> FrameWriter<W, M> {
         stalling(write).await
     }
 
-    /// Hands everything to the network.
+    /// Flushes all buffers to the network.
     pub async fn flush(&mut self) -> Result<(), StreamError> {
         stalling(self.stream.flush()).await
     }
 
-    /// Sends half a frame and ends: what a cut line looks like. For `--fault drop` only.
+    /// Sends half a frame and closes the stream, like a cut line. For `--fault drop` only.
     pub async fn cut(&mut self, message: &M, payload: &[u8]) -> Result<(), StreamError> {
         self.head.clear();
         message.encode(payload.len(), &mut self.head)?;
@@ -96,16 +96,16 @@ pub struct FrameReader<R, M = Message> {
 }
 
 impl<R: AsyncRead + Unpin, M: Header> FrameReader<R, M> {
-    /// Frames on `stream`.
+    /// Reads frames from `stream`.
     pub fn new(stream: R) -> FrameReader<R, M> {
         FrameReader { stream, header: Vec::new(), messages: PhantomData }
     }
 
     /// The next message and the length of its payload, which the caller must then read or skip.
-    /// Waits for it as long as it takes.
+    /// Waits without a timeout for the frame to start.
     pub async fn receive(&mut self) -> Result<(M, usize), StreamError> {
         let mut prefix = [0; PREFIX_BYTES];
-        // Waiting for a frame to begin is no stall; only a frame that has begun must go on.
+        // Waiting for a frame to start is no stall; only a started frame must make progress.
         match self.stream.read(&mut prefix[..1]).await? {
             0 => return Err(StreamError::Closed),
             _ => stalling(self.stream.read_exact(&mut prefix[1..])).await?,
@@ -117,12 +117,12 @@ impl<R: AsyncRead + Unpin, M: Header> FrameReader<R, M> {
         Ok((message, head.payload_len()))
     }
 
-    /// Reads a payload, whole, into `to`.
+    /// Reads a whole payload into `to`.
     pub async fn payload(&mut self, to: &mut [u8]) -> Result<(), StreamError> {
         stalling(self.stream.read_exact(to)).await
     }
 
-    /// Reads a payload of `len` bytes and forgets it.
+    /// Reads and discards a payload of `len` bytes.
     pub async fn skip(&mut self, len: usize) -> Result<(), StreamError> {
         let mut left = len;
         let mut buffer = vec![0; SKIP_BYTES.min(len)];

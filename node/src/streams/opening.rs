@@ -1,4 +1,4 @@
-//! Opens streams to peers that are connected. It never dials and never tries again.
+//! Opens streams to connected peers. It never dials and never retries.
 
 use std::future::Future;
 use std::io;
@@ -11,21 +11,21 @@ use super::OPEN_TIMEOUT;
 /// Why a stream to a peer could not be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum OpeningError {
-    /// The peer does not speak the protocol, or its connection broke.
-    #[error("it gives no stream: {0}")]
+    /// The peer does not speak the protocol, or its connection failed.
+    #[error("the peer did not open a stream: {0}")]
     Refused(#[from] OpenStreamError),
-    /// The stream broke before the peer had taken it.
-    #[error("the connection broke: {0}")]
+    /// The stream failed before the peer accepted it.
+    #[error("the connection failed: {0}")]
     Broken(#[from] io::Error),
-    /// The peer said something else than that it takes the stream.
-    #[error("it took the stream with other words")]
+    /// The peer answered with another message than its acceptance.
+    #[error("the peer answered the opening with an unexpected message")]
     Unexpected,
-    /// The peer did not take the stream in time.
+    /// The peer did not accept the stream in time.
     #[error("no stream within {} s", OPEN_TIMEOUT.as_secs())]
     Late,
 }
 
-/// Opens a stream of `protocol` to `peer`, which is connected.
+/// Opens a stream of `protocol` to the connected `peer`.
 ///
 /// # Errors
 /// [`OpeningError`].
@@ -33,7 +33,7 @@ pub async fn open(control: Control, peer: PeerId, protocol: &'static str) -> Res
     open_and(control, peer, protocol, |stream| async { Ok(stream) }).await
 }
 
-/// As [`open`], with what the protocol says at the beginning of a stream; both within the one deadline.
+/// Like [`open`], followed by the protocol's greeting; one deadline covers both.
 ///
 /// # Errors
 /// Those of [`open`] and of `greet`.

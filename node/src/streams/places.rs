@@ -1,5 +1,5 @@
-//! How many streams of one protocol are answered at once: of one peer, and of all together. A stream without a place is
-//! refused before anything of it is read.
+//! Limits how many streams of one protocol are served at once: per peer, and in total. A stream without a place is
+//! refused before anything is read from it.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -15,7 +15,7 @@ pub struct Places {
     total: usize,
 }
 
-/// One stream's place; dropping it gives the place back.
+/// One stream's place; dropping it releases the place.
 #[derive(Debug)]
 pub struct Place {
     taken: Rc<RefCell<HashMap<PeerId, usize>>>,
@@ -23,12 +23,12 @@ pub struct Place {
 }
 
 impl Places {
-    /// So many for one peer, and so many in all.
+    /// `per_peer` places for each peer and `total` in all.
     pub fn new(per_peer: usize, total: usize) -> Places {
         Places { taken: Rc::default(), per_peer, total }
     }
 
-    /// A place for a stream of `peer`, where there is one.
+    /// Takes a place for a stream of `peer`; `None` if there is none.
     pub fn take(&self, peer: PeerId) -> Option<Place> {
         let mut taken = self.taken.borrow_mut();
         let of_peer = taken.get(&peer).copied().unwrap_or_default();
@@ -74,7 +74,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_peer_has_its_bound_all_have_theirs_and_a_stream_that_ended_gives_its_place_back() {
+    fn places_are_limited_per_peer_and_in_total_and_released_on_drop() {
         let places = Places::new(2, 3);
         let (one, other) = (PeerId::random(), PeerId::random());
         let first = places.take(one).unwrap();

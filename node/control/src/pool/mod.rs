@@ -1,7 +1,8 @@
 //! The nodes of a pool, seen from one of them: who is there, how they are connected, who is the master.
 //!
 //! * [`advert`]: what a node says of itself; [`placed`]: in it, what a master has decided of models.
-//! * [`roster`]: which nodes are there; [`election`]: which of them is the master; [`term_keeper`]: when its term is told.
+//! * [`roster`]: which nodes are there; [`election`]: which of them is the master; [`term_keeper`]: when its term is
+//!   announced.
 //! * [`view`]: the pool at one moment, as the rest of the node reads it.
 //!
 //! What follows from a view (placements, routes) is decided elsewhere.

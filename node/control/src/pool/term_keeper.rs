@@ -1,46 +1,47 @@
-//! When a term may be told: once the disk has it, so that no term goes back over a restart, and never where the disk refused
-//! it. The election goes on deciding meanwhile; a slow disk delays nothing but the telling.
+//! Decides when a term is announced: once it is on disk, so that terms never go back across a restart, and never if the disk
+//! refused it. The election continues meanwhile; a slow disk delays only the announcement.
 
 use std::time::Duration;
 
 use super::advert::Term;
 use crate::Time;
 
-/// Time between a store that failed and the next attempt: a full disk may have room again.
+/// Delay before a failed store is retried: a full disk may have room again.
 pub const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
-/// What is to be done next.
+/// What the driver does next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// Store a term; answered with [`TermKeeper::stored`]. One at a time.
+    /// Store a term; the driver answers with [`TermKeeper::stored`]. One at a time.
     Store(Term),
-    /// From now on this is the node's term.
-    Tell(Option<Term>),
+    /// Announce this as the node's term.
+    Announce(Option<Term>),
 }
 
-/// The term that a node may tell of.
+/// The term that a node announces.
 #[derive(Debug, Default)]
 pub struct TermKeeper {
-    /// What the election decided last.
+    /// Last decision of the election.
     decided: Option<Term>,
-    /// What may be told.
-    told: Option<Term>,
-    /// On disk, of what was decided in this run.
+    /// The announced term.
+    announced: Option<Term>,
+    /// The term of this run that is on disk.
     on_disk: Option<Term>,
     storing: Option<Term>,
     retry_at: Option<Time>,
 }
 
 impl TermKeeper {
-    /// The term that may be told.
-    pub fn told(&self) -> Option<Term> {
-        self.told
+    /// The announced term.
+    pub fn announced(&self) -> Option<Term> {
+        self.announced
     }
 
-    /// The highest counter that may be told, of the highest one that is `known`: not that of a term which is not told.
+    /// The highest counter that may be announced, given the highest `known` one: a term that is not announced yet is
+    /// left out.
     pub fn counter(&self, known: u64) -> u64 {
-        match self.decided.filter(|_| self.decided != self.told) {
-            Some(untold) => known.min(untold.counter.saturating_sub(1)),
+        match self.decided.filter(|_| self.decided != self.announced) {
+            Some(unannounced) => known.min(unannounced.counter.saturating_sub(1)),
             None => known,
         }
     }
@@ -52,7 +53,7 @@ impl TermKeeper {
         self.proceed()
     }
 
-    /// The disk has taken `term`, or not.
+    /// The disk stored `term`, or failed to.
     pub fn stored(&mut self, term: Term, taken: bool, now: Time) -> Vec<Action> {
         self.storing = None;
         if taken {
@@ -73,14 +74,19 @@ impl TermKeeper {
 
     fn proceed(&mut self) -> Vec<Action> {
         let mut actions = Vec::new();
-        let tellable = self.decided.is_none() || self.decided == self.on_disk;
+        let announceable = self.decided.is_none() || self.decided == self.on_disk;
         // The old term lasts while the new one is being stored, and no longer once the disk refused the new one.
-        let next = if tellable || self.retry_at.is_some() { self.decided.filter(|_| tellable) } else { self.told };
-        if self.told != next {
-            self.told = next;
-            actions.push(Action::Tell(next));
+        let next = if announceable || self.retry_at.is_some() {
+            self.decided.filter(|_| announceable)
+        } else {
+            self.announced
+        };
+        if self.announced != next {
+            self.announced = next;
+            actions.push(Action::Announce(next));
         }
-        if let Some(term) = self.decided.filter(|_| !tellable && self.storing.is_none() && self.retry_at.is_none()) {
+        if let Some(term) = self.decided.filter(|_| !announceable && self.storing.is_none() && self.retry_at.is_none())
+        {
             self.storing = Some(term);
             actions.push(Action::Store(term));
         }
@@ -103,10 +109,10 @@ mod tests {
     fn a_term_is_told_once_the_disk_has_it() {
         let mut keeper = TermKeeper::default();
         assert_eq!(keeper.decided(Some(term(1))), [Action::Store(term(1))]);
-        assert_eq!((keeper.told(), keeper.tick(NOW)), (None, vec![]));
-        assert_eq!(keeper.stored(term(1), true, NOW), [Action::Tell(Some(term(1)))]);
-        assert_eq!(keeper.decided(None), [Action::Tell(None)]);
-        assert_eq!(keeper.decided(Some(term(1))), [Action::Tell(Some(term(1)))], "the disk has it already");
+        assert_eq!((keeper.announced(), keeper.tick(NOW)), (None, vec![]));
+        assert_eq!(keeper.stored(term(1), true, NOW), [Action::Announce(Some(term(1)))]);
+        assert_eq!(keeper.decided(None), [Action::Announce(None)]);
+        assert_eq!(keeper.decided(Some(term(1))), [Action::Announce(Some(term(1)))], "the disk has it already");
     }
 
     #[test]
@@ -116,8 +122,8 @@ mod tests {
         assert_eq!(keeper.stored(term(1), false, NOW), []);
         assert_eq!(keeper.tick(NOW + RETRY_INTERVAL - Duration::from_nanos(1)), []);
         assert_eq!(keeper.tick(NOW + RETRY_INTERVAL), [Action::Store(term(1))]);
-        assert_eq!(keeper.told(), None);
-        assert_eq!(keeper.stored(term(1), true, NOW), [Action::Tell(Some(term(1)))]);
+        assert_eq!(keeper.announced(), None);
+        assert_eq!(keeper.stored(term(1), true, NOW), [Action::Announce(Some(term(1)))]);
     }
 
     #[test]
@@ -127,7 +133,7 @@ mod tests {
         assert_eq!(keeper.decided(Some(term(2))), [], "one store at a time");
         assert_eq!(keeper.decided(Some(term(3))), []);
         assert_eq!(keeper.stored(term(1), true, NOW), [Action::Store(term(3))]);
-        assert_eq!(keeper.stored(term(3), true, NOW), [Action::Tell(Some(term(3)))]);
+        assert_eq!(keeper.stored(term(3), true, NOW), [Action::Announce(Some(term(3)))]);
     }
 
     #[test]
@@ -136,12 +142,12 @@ mod tests {
         keeper.decided(Some(term(1)));
         keeper.stored(term(1), true, NOW);
         assert_eq!(keeper.decided(Some(term(2))), [Action::Store(term(2))]);
-        assert_eq!((keeper.told(), keeper.counter(2)), (Some(term(1)), 1));
-        assert_eq!(keeper.stored(term(2), false, NOW), [Action::Tell(None)]);
-        assert_eq!((keeper.told(), keeper.counter(9)), (None, 1));
+        assert_eq!((keeper.announced(), keeper.counter(2)), (Some(term(1)), 1));
+        assert_eq!(keeper.stored(term(2), false, NOW), [Action::Announce(None)]);
+        assert_eq!((keeper.announced(), keeper.counter(9)), (None, 1));
         assert_eq!(keeper.tick(NOW + RETRY_INTERVAL), [Action::Store(term(2))]);
         assert_eq!(keeper.decided(None), []);
-        assert_eq!(keeper.stored(term(2), true, NOW), [], "nobody lives under it any more");
+        assert_eq!(keeper.stored(term(2), true, NOW), [], "the decision has changed since");
         assert_eq!(keeper.counter(9), 9);
     }
 }

@@ -167,7 +167,7 @@ impl Checks {
                 now,
                 format_args!("node {at} places {} {} {:?}", placement.name, placement.epoch, placement.stages),
             );
-            if Some(placement.term) != run.terms.told() || placement.term.master != run.advert.peer {
+            if Some(placement.term) != run.terms.announced() || placement.term.master != run.advert.peer {
                 return Err(Broken::new(now, format!("node {at} places under a term that is not its own")));
             }
             let key = (placement.term, placement.model, placement.epoch);
@@ -299,7 +299,7 @@ impl Checks {
 /// The one term that every node that runs lives under, whose master runs.
 pub(crate) fn one_master(world: &World) -> Result<Term, Broken> {
     let runs = || world.nodes.iter().filter_map(|node| Some((node, node.run.as_ref()?)));
-    let terms: Vec<Option<Term>> = runs().map(|(_, run)| run.terms.told()).collect();
+    let terms: Vec<Option<Term>> = runs().map(|(_, run)| run.terms.announced()).collect();
     let first = terms.first().copied().flatten().filter(|first| terms.iter().all(|term| *term == Some(*first)));
     let leads = |term: &Term| runs().any(|(node, _)| node.peer == term.master && node.spec.works);
     first.filter(leads).ok_or_else(|| Broken::new(world.now, format!("there is no one master: {terms:?}")))

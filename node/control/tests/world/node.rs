@@ -190,7 +190,7 @@ impl Run {
             found_by: "mdns".to_owned(),
         };
         Advert {
-            term: self.terms.told(),
+            term: self.terms.announced(),
             counter: self.terms.counter(self.election.counter()),
             uptime: Duration::from_micros(now.saturating_sub(self.started)),
             links: self.roster.connections().iter().map(link).collect(),
@@ -203,7 +203,7 @@ impl Run {
         View {
             local: self.advert.peer,
             own: Arc::new(self.current(now)),
-            term: self.terms.told(),
+            term: self.terms.announced(),
             nodes: self.roster.adverts().map(|advert| (advert.peer, Arc::clone(advert))).collect(),
             connected: self.roster.connections().clone(),
         }

@@ -101,7 +101,7 @@ fn after_a_split_the_longer_up_master_goes_on_with_a_higher_term() {
             world.cut(a, b, true);
         }
         world.run_for(QUIET).unwrap();
-        let other = world.nodes[2].run.as_ref().unwrap().terms.told().unwrap();
+        let other = world.nodes[2].run.as_ref().unwrap().terms.announced().unwrap();
         assert!(other.counter > first.counter && other.master != first.master);
         world.heal();
         let healed = agree(&mut world);
@@ -144,7 +144,7 @@ fn a_term_that_the_disk_has_not_taken_yet_is_told_to_nobody() {
         world.start(0);
         world.run_for(20 * SECOND).unwrap();
         let run = world.nodes[0].run.as_ref().unwrap();
-        assert!(run.election.term().is_some() && run.terms.told().is_none());
+        assert!(run.election.term().is_some() && run.terms.announced().is_none());
         world.crash(0, false);
         world.nodes[0].disk.write_takes = 2_000;
         world.start(0);

@@ -1,5 +1,5 @@
-//! The world: nodes over one seeded network, in virtual time. It delivers, delays, loses, duplicates and reorders; it decides
-//! nothing that a node decides, and judges nothing (that is `checks`).
+//! The world: nodes over one seeded network, in virtual time. It delivers, delays, loses, duplicates and reorders; it
+//! decides nothing that a node decides, and judges nothing (that is `checks`).
 //!
 //! Gossiped adverts are flooded: they may be lost, duplicated, late and out of order. What travels on a stream arrives in
 //! order or not at all: a connection that breaks takes everything on it along.
@@ -457,7 +457,7 @@ impl World {
                     let takes = self.nodes[at].disk.write_takes;
                     self.after(takes, Happening::Stored { node: at, run: number, term });
                 }
-                Keep::Tell(term) => {
+                Keep::Announce(term) => {
                     if let Some(run) = &mut self.nodes[at].run {
                         run.fresh = true;
                     }
