@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use pangea_compute::Cancel;
 use pangea_node::blob::{self, Blobs};
+use pangea_node::devices::Devices;
 use pangea_node::net::{NetConfig, Network, identity};
 use pangea_node::peers::Peers;
 use pangea_node::supervise::Supervisor;
@@ -75,8 +76,14 @@ fn node(folder: &Path) -> (Blobs, Network) {
             let mut config = NetConfig::new(identity::ephemeral());
             config.listen = vec!["/ip4/127.0.0.1/tcp/0".parse().expect("a multiaddr")];
             let (network, mut events) = pangea_node::net::start(config).expect("a network");
-            let blobs =
-                blob::start(&folder, 2, Some(&network), &Peers::default(), &Supervisor::default()).expect("blobs");
+            let blobs = blob::start(
+                &folder,
+                &Devices::new(4 << 30, 2),
+                Some(&network),
+                &Peers::default(),
+                &Supervisor::default(),
+            )
+            .expect("blobs");
             started.send((blobs, network)).expect("somebody waits");
             while events.recv().await.is_some() {}
         });

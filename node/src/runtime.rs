@@ -262,13 +262,7 @@ fn build(parts: Parts, executor: Executor, speeds: Speeds) -> Result<Built> {
     let (pooling, pool) = PoolDriver::new(settings, network.clone(), followers.follow(Interest::All));
     let staged = match (parts.pipeline, folder) {
         (Some((pipeline, limits)), Some(folder)) => {
-            let blobs = blob::start(
-                &folder.join("blobs"),
-                parts.devices.threads(Purpose::Loading),
-                Some(&network),
-                &peers,
-                &parts.supervisor,
-            )?;
+            let blobs = blob::start(&folder.join("blobs"), &parts.devices, Some(&network), &peers, &parts.supervisor)?;
             let (links, driver) = links::links(
                 network.clone(),
                 followers.follow(Interest::Connections),

@@ -15,9 +15,11 @@ use futures::{AsyncReadExt, StreamExt};
 use libp2p::{PeerId, StreamProtocol};
 use pangea_client::{Error, ErrorKind};
 use pangea_compute::gguf::Gguf;
+use pangea_compute::model::manifest::PART_BYTES;
 use pangea_compute::model::{Manifest, Wanted};
 use pangea_compute::{Cancel, Digest};
 use pangea_node::blob::{self, BlobMessage, Blobs, PROTOCOL};
+use pangea_node::devices::{Devices, Kind};
 use pangea_node::net::{NetConfig, Network, identity};
 use pangea_node::peers::Peers;
 use pangea_node::streams::framed::{FrameReader, FrameWriter};
@@ -81,11 +83,20 @@ struct Node {
 
 impl Node {
     fn start(folder: &Path) -> Node {
-        Node::start_with(folder, true, Box::new(|_| {}))
+        Node::start_on(folder, Devices::new(1 << 30, 2))
+    }
+
+    /// A node with this memory.
+    fn start_on(folder: &Path, devices: Devices) -> Node {
+        Node::started(folder, true, devices, Box::new(|_| {}))
     }
 
     /// A node that answers as `beside` has it.
     fn start_with(folder: &Path, answers: bool, beside: Beside) -> Node {
+        Node::started(folder, answers, Devices::new(1 << 30, 2), beside)
+    }
+
+    fn started(folder: &Path, answers: bool, devices: Devices, beside: Beside) -> Node {
         let (started, handles) = mpsc::sync_channel(1);
         let (stop, stopped) = oneshot::channel::<()>();
         let blobs_folder = folder.join("blobs");
@@ -97,7 +108,7 @@ impl Node {
                 let (network, mut events) = pangea_node::net::start(config).unwrap();
                 let blobs = blob::start(
                     &blobs_folder,
-                    2,
+                    &devices,
                     answers.then_some(&network),
                     &Peers::default(),
                     &Supervisor::default(),
@@ -476,4 +487,110 @@ fn a_file_is_hashed_again_only_when_it_changed() {
     // Another file at the same place is another model.
     assert_ne!(node.offer(&model(10)), first);
     assert_eq!(kept().len(), 1);
+}
+
+/// Waits until `devices` have leased this much for a purpose.
+fn until_held(devices: &Devices, kind: Kind, bytes: u64) {
+    let began = std::time::Instant::now();
+    loop {
+        let (_, held) = devices.held_by_kind().into_iter().find(|(of, _)| *of == kind).unwrap();
+        if held == bytes {
+            return;
+        }
+        assert!(began.elapsed() < HUNG, "{held} bytes of {}, not {bytes}", kind.name());
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn a_fetch_leases_what_it_holds_in_memory_and_gives_it_back() {
+    let (_folder, [one, two]) = folders();
+    let bytes = model(20);
+    // The header and two parts come, and then nothing more.
+    let silent = Node::start_with(&one, false, falling_silent(bytes.clone(), 3));
+    let digest = Manifest::of(&Gguf::from_bytes(bytes).unwrap(), 2).unwrap().digest();
+    // Memory for one part; and plenty, of which one provider needs five parts.
+    for (limit, held) in [(5 << 20, PART_BYTES), (1 << 30, 5 * PART_BYTES)] {
+        let devices = Devices::new(limit, 1);
+        let node = Node::start_on(&two.join(limit.to_string()), devices.clone());
+        node.connect(&silent);
+        let cancel = Cancel::new();
+        let (cancelled, blobs) = (cancel.clone(), node.blobs.clone());
+        let fetching = std::thread::spawn({
+            let holders = vec![silent.id()];
+            move || block_on(blobs.fetch(digest, layers(0..LAYERS), holders, &mut |_, _| {}, &cancelled))
+        });
+        until_held(&devices, Kind::Downloads, held);
+        cancel.cancel();
+        assert_eq!(fetching.join().unwrap().unwrap_err().kind(), ErrorKind::Cancelled);
+        until_held(&devices, Kind::Downloads, 0);
+    }
+}
+
+#[test]
+fn a_fetch_without_memory_for_one_part_is_refused_with_the_numbers() {
+    let (_folder, [one, two]) = folders();
+    let holder = Node::start(&one);
+    let node = Node::start_on(&two, Devices::new(3 << 20, 1));
+    node.connect(&holder);
+    let digest = holder.offer(&model(21));
+    node.fetch(digest, &Wanted::header(), &[holder.id()]).unwrap();
+    let error = node.fetch(digest, &layers(0..1), &[holder.id()]).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Overloaded);
+    assert!(error.message().contains("needs 4.00 MiB; at most 3.00 MiB"), "{error}");
+}
+
+#[test]
+fn memory_for_one_part_brings_a_whole_model_from_several_holders() {
+    let (_folder, [one, two, three]) = folders();
+    let holders = [Node::start(&one), Node::start(&two)];
+    let devices = Devices::new(5 << 20, 1);
+    let node = Node::start_on(&three, devices.clone());
+    let bytes = model(22);
+    let [digest, _] = holders.each_ref().map(|holder| {
+        node.connect(holder);
+        holder.offer(&bytes)
+    });
+    let whole = Wanted { layers: 0..LAYERS, embedding: true, head: true };
+    let file = node.fetch(digest, &whole, &holders.each_ref().map(Node::id)).unwrap();
+    assert_eq!(std::fs::read(&file).unwrap(), bytes);
+    until_held(&devices, Kind::Downloads, 0);
+}
+
+#[test]
+fn a_node_full_of_layers_gives_its_parts_to_several_peers_within_its_memory() {
+    let (_folder, [one, two, three]) = folders();
+    let devices = Devices::new(64 << 20, 1);
+    let holder = Node::start_on(&one, devices.clone());
+    let weights = devices.lease(Kind::Weights, 60 << 20).unwrap();
+    let bytes = model(23);
+    let digest = holder.offer(&bytes);
+    let nodes = [Node::start(&two), Node::start(&three)];
+    let whole = Wanted { layers: 0..LAYERS, embedding: true, head: true };
+    std::thread::scope(|scope| {
+        for node in &nodes {
+            node.connect(&holder);
+            scope.spawn(|| {
+                let file = node.fetch(digest, &whole, &[holder.id()]).unwrap();
+                assert_eq!(std::fs::read(&file).unwrap(), bytes);
+            });
+        }
+    });
+    // A stream on which nothing is asked holds nothing.
+    until_held(&devices, Kind::Uploads, 0);
+    assert_eq!(devices.held(), weights.bytes());
+}
+
+#[test]
+fn a_part_that_there_is_no_memory_to_send_is_refused_with_the_numbers() {
+    let (_folder, [one, two]) = folders();
+    let holder = Node::start_on(&one, Devices::new(3 << 20, 1));
+    let node = Node::start(&two);
+    node.connect(&holder);
+    let digest = holder.offer(&model(24));
+    let error = node.fetch(digest, &layers(0..1), &[holder.id()]).unwrap_err();
+    assert!(
+        error.message().contains("needs 4.00 MiB; at most 3.00 MiB of this node's 3.00 MiB may go to uploads"),
+        "{error}"
+    );
 }

@@ -9,9 +9,7 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-/// Pieces are hashed, sent and checked in parts of this size; a piece's last part may be shorter. A cut transfer loses
-/// at most one part, and a false part is refused after at most this many bytes.
-pub const PART_BYTES: u64 = 4 << 20;
+pub use pangea_units::limits::PART_BYTES;
 
 /// Bytes of a manifest, at most: enough for a model of a terabyte with thousands of tensors.
 pub const MAX_MANIFEST_BYTES: usize = 16 << 20;

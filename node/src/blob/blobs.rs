@@ -17,6 +17,8 @@ use super::limits::REQUESTS;
 use super::parts::{PartSet, holds, part_bytes, parts_of};
 use super::serve;
 use super::stored::Stored;
+use crate::devices::Devices;
+use crate::devices::threads::Purpose;
 use crate::net::Network;
 use crate::peers::Peers;
 use crate::supervise::Supervisor;
@@ -57,8 +59,8 @@ pub struct StoredModel {
     parts: PartSet,
 }
 
-/// Stores model files in `folder` (`blobs` of the data directory) and answers peers' requests for them; files are hashed on
-/// `threads` threads. Must be called on the network thread, inside its `LocalSet`, before the first connection. Without a
+/// Stores model files in `folder` (`blobs` of the data directory) and answers peers' requests for them, with the memory and the
+/// threads of `devices`. Must be called on the network thread, inside its `LocalSet`, before the first connection. Without a
 /// network only local files are found. The work ends with the `LocalSet`.
 ///
 /// # Errors
@@ -68,18 +70,18 @@ pub struct StoredModel {
 /// If called outside of a `LocalSet`.
 pub fn start(
     folder: &Path,
-    threads: usize,
+    devices: &Devices,
     network: Option<&Network>,
     peers: &Peers,
     supervisor: &Supervisor,
 ) -> Result<Blobs> {
     let blob_store = Arc::new(BlobStore::open(folder.to_owned()));
     if let Some(network) = network {
-        serve::accept(network, Arc::clone(&blob_store), peers.clone(), supervisor)?;
+        serve::accept(network, Arc::clone(&blob_store), peers.clone(), devices.clone(), supervisor)?;
     }
     let (requests, queue) = mpsc::channel(REQUESTS);
-    Fetcher::start(Arc::clone(&blob_store), network.cloned(), peers.clone(), queue, supervisor);
-    let index = Arc::new(Index::new(folder.join(MANIFESTS), threads));
+    Fetcher::start(Arc::clone(&blob_store), network.cloned(), peers.clone(), devices.clone(), queue, supervisor);
+    let index = Arc::new(Index::new(folder.join(MANIFESTS), devices.threads(Purpose::Loading)));
     Ok(Blobs { blob_store, index, requests, name: None })
 }
 
@@ -108,7 +110,8 @@ impl Blobs {
     ///
     /// # Errors
     /// `NotFound` if nobody has a missing part, `Unavailable` if its providers cannot be reached, `VerificationFailed`
-    /// if only wrong bytes arrive, naming their senders; `Overloaded` if the disk is full or too many fetches run;
+    /// if only wrong bytes arrive, naming their senders; `Overloaded` if the disk is full, the memory does not hold a part
+    /// (with the numbers), or too many fetches run;
     /// `Cancelled`.
     pub async fn fetch(
         &self,

@@ -18,15 +18,16 @@ use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::task::{AbortHandle, JoinSet, spawn_blocking, spawn_local};
 
 use super::blob_store::BlobStore;
-use super::limits::{ASKED_AHEAD, EVENTS, FETCHES, LIARS, PROVIDERS, TICK, UNWRITTEN};
+use super::limits::{ASKED_AHEAD, DOWNLOAD_PATIENCE, EVENTS, FETCHES, LIARS, PROVIDERS, TICK};
 use super::parts::{PartId, part_bytes, parts_of};
-use super::provider::{self, Received};
+use super::provider::{self, Buffer, Received};
 use super::stored::Stored;
 use crate::clock;
+use crate::devices::{Devices, Kind, Lease};
 use crate::net::Network;
 use crate::peers::Peers;
 use crate::supervise::Supervisor;
-use pangea_control::blob::fetch::{Action, Event, Fetch, Outcome, ProviderId};
+use pangea_control::blob::fetch::{Action, Event, Fetch, Outcome, ProviderId, most_buffers};
 use pangea_units::LayerRange;
 
 /// A request of the handle.
@@ -47,6 +48,7 @@ pub(super) struct Fetcher {
     blob_store: Arc<BlobStore>,
     network: Option<Network>,
     peers: Peers,
+    devices: Devices,
     /// Peers that sent wrong bytes.
     liars: RefCell<HashSet<PeerId>>,
     under_way: RefCell<HashMap<Digest, Weak<tokio::sync::Mutex<()>>>>,
@@ -59,6 +61,7 @@ impl Fetcher {
         blob_store: Arc<BlobStore>,
         network: Option<Network>,
         peers: Peers,
+        devices: Devices,
         mut requests: mpsc::Receiver<Request>,
         supervisor: &Supervisor,
     ) {
@@ -66,6 +69,7 @@ impl Fetcher {
             blob_store,
             network,
             peers,
+            devices,
             liars: RefCell::default(),
             under_way: RefCell::default(),
             places: Semaphore::new(FETCHES),
@@ -123,13 +127,14 @@ impl Fetcher {
         }
         let blob_store = Arc::clone(&self.blob_store);
         blocking(move || blob_store.make_room(left)).await?;
+        let memory = Rc::new(self.memory(&stored, &missing, providers.len()).await?);
         // The header is fetched first: it must agree with the manifest before the rest is worth fetching.
         let (header, rest): (Vec<PartId>, Vec<PartId>) = missing.into_iter().partition(|id| id.piece == 0);
         let fetched_header = !header.is_empty();
         let mut transfer =
             Transfer { stored: &stored, what: what(&wanted), name: None, done: total - left, total, so_far };
         if fetched_header {
-            self.fetch(header, &providers, &mut transfer).await?;
+            self.fetch(header, &providers, &memory, &mut transfer).await?;
         }
         let file = Arc::clone(&stored);
         match blocking(move || judge(&file)).await {
@@ -145,7 +150,7 @@ impl Fetcher {
             }
         }
         if !rest.is_empty() {
-            self.fetch(rest, &providers, &mut transfer).await?;
+            self.fetch(rest, &providers, &memory, &mut transfer).await?;
         }
         Ok(stored.path().to_owned())
     }
@@ -234,18 +239,41 @@ impl Fetcher {
         Err(Error::new(kind.unwrap_or(ErrorKind::Unavailable), what))
     }
 
+    /// Leases memory for the parts that the fetch holds at once, or for a single one where there is less.
+    async fn memory(&self, stored: &Stored, missing: &[PartId], providers: usize) -> Result<Memory> {
+        let part = missing.iter().map(|id| part_bytes(stored.manifest(), *id)).max().unwrap_or(0).max(1);
+        let most = part * most_buffers(missing.len(), providers) as u64;
+        let leased = self.devices.lease_soon_up_to(Kind::Downloads, part, most, DOWNLOAD_PATIENCE).await;
+        let mut lease = leased.map_err(|error| {
+            Error::new(
+                error.kind(),
+                format!("no memory for parts of the model {}: {}", stored.digest(), error.message()),
+            )
+        })?;
+        let buffers = (lease.bytes() / part) as usize;
+        lease.shrink(buffers as u64 * part);
+        Ok(Memory { buffers, _lease: lease })
+    }
+
     /// Fetches `parts` from `providers`.
-    async fn fetch(&self, parts: Vec<PartId>, providers: &[PeerId], transfer: &mut Transfer<'_>) -> Result<()> {
+    async fn fetch(
+        &self,
+        parts: Vec<PartId>,
+        providers: &[PeerId],
+        memory: &Rc<Memory>,
+        transfer: &mut Transfer<'_>,
+    ) -> Result<()> {
         let (network, providers) = self.honest(providers)?;
         let mut left: HashSet<PartId> = parts.iter().copied().collect();
         let names = providers.iter().map(PeerId::to_string).collect();
-        let mut fetch = Fetch::new(parts, names, clock::now());
+        let mut fetch = Fetch::new(parts, names, memory.buffers, clock::now());
         let (events, mut happened) = mpsc::channel(EVENTS);
         let shared = Rc::new(Shared {
             stored: Arc::clone(transfer.stored),
-            unwritten: Arc::new(Semaphore::new(UNWRITTEN)),
-            buffers: RefCell::default(),
+            places: Arc::new(Semaphore::new(memory.buffers)),
+            spare: RefCell::default(),
             events,
+            _memory: Rc::clone(memory),
         });
         let mut streams =
             Streams { network, shared, providers: &providers, open: HashMap::new(), tasks: JoinSet::new(), opened: 0 };
@@ -367,6 +395,13 @@ impl Transfer<'_> {
     }
 }
 
+/// Leased memory of one fetch.
+struct Memory {
+    /// Number of parts that it holds.
+    buffers: usize,
+    _lease: Lease,
+}
+
 /// One opened stream to a provider.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Opened {
@@ -378,10 +413,13 @@ struct Opened {
 /// State that the conversations of one fetch share.
 struct Shared {
     stored: Arc<Stored>,
-    unwritten: Arc<Semaphore>,
-    /// Buffers for parts that are received or written.
-    buffers: RefCell<Vec<Vec<u8>>>,
+    /// One permit per part in memory, from before it is received until it is written.
+    places: Arc<Semaphore>,
+    /// Buffers of parts that are written.
+    spare: RefCell<Vec<Vec<u8>>>,
     events: mpsc::Sender<(Opened, Event)>,
+    /// Kept until nothing of the fetch is being received or written any more.
+    _memory: Rc<Memory>,
 }
 
 /// The streams of one fetch; dropping it closes them.
@@ -435,17 +473,20 @@ async fn converse(network: Network, peer: PeerId, shared: Rc<Shared>, opened: Op
     let result = match provider::open(&network, peer).await {
         Err(error) => Err(error),
         Ok(stream) => {
-            let buffer = || shared.buffers.borrow_mut().pop().unwrap_or_default();
+            let buffer = async || {
+                // The places are never closed; without one, nothing bounds what is received.
+                let place = Arc::clone(&shared.places).acquire_owned().await.ok();
+                Buffer { bytes: shared.spare.borrow_mut().pop().unwrap_or_default(), _place: place }
+            };
             let (manifest, model) = (Arc::clone(shared.stored.manifest()), shared.stored.digest());
             provider::converse(stream, model, &manifest, asks, buffer, async |heard| match heard {
                 Received::Has(has) => tell(Event::Opened { provider, has }).await,
                 Received::Lacks(part) => tell(Event::Lacks { provider, part }).await,
-                Received::Bytes(part, bytes) => {
-                    let Ok(room) = Arc::clone(&shared.unwritten).acquire_owned().await else { return };
+                Received::Bytes(part, buffer) => {
                     let (shared, writing) = (Rc::clone(&shared), writing.clone());
                     spawn_local(async move {
-                        let event = write(&shared, provider, part, bytes).await;
-                        drop((room, writing));
+                        let event = write(&shared, provider, part, buffer).await;
+                        drop(writing);
                         let _ = shared.events.send((opened, event)).await;
                     });
                 }
@@ -465,12 +506,12 @@ async fn converse(network: Network, peer: PeerId, shared: Rc<Shared>, opened: Op
 }
 
 /// Checks and writes a part.
-async fn write(shared: &Shared, provider: ProviderId, part: PartId, bytes: Vec<u8>) -> Event {
+async fn write(shared: &Shared, provider: ProviderId, part: PartId, buffer: Buffer) -> Event {
     let stored = Arc::clone(&shared.stored);
-    let written = spawn_blocking(move || (stored.write(part, &bytes), bytes));
+    let written = spawn_blocking(move || (stored.write(part, &buffer.bytes), buffer));
     let result = match written.await {
-        Ok((result, bytes)) => {
-            shared.buffers.borrow_mut().push(bytes);
+        Ok((result, buffer)) => {
+            shared.spare.borrow_mut().push(buffer.bytes);
             result
         }
         Err(_) => Err(Error::new(ErrorKind::Internal, "writing a part of a model ended unexpectedly")),

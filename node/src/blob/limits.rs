@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use pangea_compute::model::manifest::PART_BYTES;
 pub use pangea_control::blob::limits::{ASKED_AHEAD, PROVIDERS};
 
 /// Payload of one frame. The progress deadline applies to each frame: on a link of 100 kB/s shared by four streams, a frame
@@ -16,14 +15,14 @@ pub const QUESTIONS: usize = 2 * ASKED_AHEAD;
 /// the end of the old one is not noticed yet.
 pub const STREAMS_PER_PEER: usize = 4;
 
-/// Streams that a node answers at once. Each holds two parts: one is read while the other is sent.
+/// Streams that a node answers at once. Each holds two parts where memory allows: one is read while the other is sent.
 pub const STREAMS: usize = 16;
 
-/// Maximum memory for answering.
-pub const ANSWER_BYTES: u64 = STREAMS as u64 * 2 * PART_BYTES;
+/// Longest wait of a requested part for memory: shorter than `ANSWER_TIMEOUT`, so that the peer receives the refusal.
+pub const UPLOAD_PATIENCE: Duration = Duration::from_secs(10);
 
-/// Parts of one fetch that are received but not yet checked and written; receiving waits for them.
-pub const UNWRITTEN: usize = 4;
+/// Longest wait of a fetch for memory: products and loads release theirs within seconds, or keep it for good.
+pub const DOWNLOAD_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Time from a question, when nothing is queued before it, to the start of its answer: more than a cold disk needs.
 pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
@@ -43,5 +42,5 @@ pub const LIARS: usize = 1024;
 /// Concurrent fetches, all models together.
 pub const FETCHES: usize = 8;
 
-const _: () = assert!(ANSWER_BYTES <= 128 << 20, "answering stays a small part of any device's memory");
-const _: () = assert!((CHUNK_BYTES as u64) < PART_BYTES);
+const _: () = assert!(UPLOAD_PATIENCE.as_millis() < ANSWER_TIMEOUT.as_millis());
+const _: () = assert!((CHUNK_BYTES as u64) < pangea_units::limits::PART_BYTES);

@@ -9,7 +9,7 @@ use pangea_client::{Error, ErrorKind, Result};
 use pangea_compute::Digest;
 use pangea_compute::model::Manifest;
 use pangea_compute::model::manifest::MAX_MANIFEST_BYTES;
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
 use super::PROTOCOL;
 use super::limits::ANSWER_TIMEOUT;
@@ -46,12 +46,20 @@ pub(super) async fn manifest<S: AsyncRead + AsyncWrite + Unpin>(stream: S, model
     Manifest::from_bytes(&bytes).map_err(|error| wrong(error.to_string()))
 }
 
+/// Memory for a part that is received.
+pub(super) struct Buffer {
+    /// The bytes of the part.
+    pub(super) bytes: Vec<u8>,
+    /// The buffer's place in the memory of the fetch.
+    pub(super) _place: Option<OwnedSemaphorePermit>,
+}
+
 /// What a provider answered.
 pub(super) enum Received {
     /// The parts that the peer has.
     Has(PartSet),
     /// The bytes of a part.
-    Bytes(PartId, Vec<u8>),
+    Bytes(PartId, Buffer),
     /// The peer does not have the part.
     Lacks(PartId),
 }
@@ -61,16 +69,17 @@ pub(super) enum Received {
 ///
 /// # Errors
 /// Why the conversation ended early. `VerificationFailed` if the peer violates the protocol.
-pub(super) async fn converse<S, H>(
+pub(super) async fn converse<S, B, H>(
     stream: S,
     model: Digest,
     manifest: &Manifest,
     mut asks: mpsc::Receiver<PartId>,
-    mut buffer: impl FnMut() -> Vec<u8>,
+    mut buffer: B,
     mut heard: H,
 ) -> Result<()>
 where
     S: AsyncRead + AsyncWrite + Unpin,
+    B: AsyncFnMut() -> Buffer,
     H: AsyncFnMut(Received),
 {
     let (read, write) = stream.split();
@@ -104,10 +113,10 @@ where
                     error = answers.unasked() => return Err(error),
                 }
             };
-            let mut bytes = buffer();
+            let mut buffer = buffer().await;
             let len = super::parts::part_bytes(manifest, part) as usize;
-            let came = match answers.next(len, Some(len), &mut bytes).await {
-                Ok(()) => Received::Bytes(part, bytes),
+            let came = match answers.next(len, Some(len), &mut buffer.bytes).await {
+                Ok(()) => Received::Bytes(part, buffer),
                 Err(error) if error.kind() == ErrorKind::NotFound => Received::Lacks(part),
                 Err(error) => return Err(error),
             };

@@ -1,6 +1,7 @@
 //! Answers peers' questions about the model files of this node. Disks are read and hashes checked on blocking threads;
-//! the next answer is prepared while one is sent.
+//! the next answer is prepared while one is sent, where there is memory for two. A part is leased before it is read.
 
+use std::cell::{Cell, RefCell};
 use std::sync::Arc;
 
 use futures::{AsyncRead, AsyncReadExt, AsyncWrite, StreamExt};
@@ -11,10 +12,11 @@ use tokio::sync::mpsc;
 
 use super::PROTOCOL;
 use super::blob_store::BlobStore;
-use super::limits::{CHUNK_BYTES, QUESTIONS, STREAMS, STREAMS_PER_PEER};
+use super::limits::{CHUNK_BYTES, QUESTIONS, STREAMS, STREAMS_PER_PEER, UPLOAD_PATIENCE};
 use super::message::BlobMessage;
-use super::parts::PartId;
+use super::parts::{PartId, part_bytes};
 use super::stored::Stored;
+use crate::devices::{Devices, Kind, Lease};
 use crate::net::Network;
 use crate::peers::Peers;
 use crate::streams::framed::{FrameReader, FrameWriter, StreamError};
@@ -29,6 +31,7 @@ pub(super) fn accept(
     network: &Network,
     blob_store: Arc<BlobStore>,
     peers: Peers,
+    devices: Devices,
     supervisor: &Supervisor,
 ) -> Result<()> {
     let mut incoming = network
@@ -44,10 +47,10 @@ pub(super) fn accept(
                 continue;
             }
             let place = places.take(peer);
-            let blob_store = Arc::clone(&blob_store);
+            let (blob_store, devices) = (Arc::clone(&blob_store), devices.clone());
             tokio::task::spawn_local(async move {
                 let why = match &place {
-                    Some(_) => serve(stream, blob_store).await,
+                    Some(_) => serve(stream, blob_store, devices).await,
                     None => refuse(stream).await,
                 };
                 tracing::debug!(event = "blob_stream_ended", %peer, %why);
@@ -73,12 +76,16 @@ async fn refuse<S: AsyncRead + AsyncWrite + Unpin>(stream: S) -> StreamError {
     sent.await.err().unwrap_or(StreamError::Closed)
 }
 
-async fn serve<S: AsyncRead + AsyncWrite + Unpin>(stream: S, blob_store: Arc<BlobStore>) -> StreamError {
+async fn serve<S: AsyncRead + AsyncWrite + Unpin>(
+    stream: S,
+    blob_store: Arc<BlobStore>,
+    devices: Devices,
+) -> StreamError {
     let (read, write) = stream.split();
     let (asked, questions) = mpsc::channel(QUESTIONS);
     tokio::select! {
         why = read_questions(FrameReader::new(read), asked) => why,
-        why = answer(FrameWriter::new(write), questions, blob_store) => why,
+        why = answer(FrameWriter::new(write), questions, Source { blob_store, memory: UploadMemory::new(devices) }) => why,
     }
 }
 
@@ -99,85 +106,161 @@ async fn read_questions<R: AsyncRead + Unpin>(
 }
 
 /// The bytes that answer a question, or a refusal.
-type AnswerBytes = std::result::Result<Vec<u8>, Error>;
+type AnswerBytes = std::result::Result<Sent, Error>;
+
+/// The bytes that answer a question.
+enum Sent {
+    /// A manifest, or the set of parts on this node.
+    Facts(Vec<u8>),
+    /// A part of a model file.
+    Part(Upload),
+}
+
+/// A part of a model file in leased memory.
+struct Upload {
+    bytes: Vec<u8>,
+    lease: Lease,
+}
+
+/// Source of the answers of one stream.
+struct Source {
+    blob_store: Arc<BlobStore>,
+    memory: UploadMemory,
+}
+
+/// Memory of one stream. The buffer of a sent part is reused for the next part if that is requested already; a stream without
+/// a question holds no memory.
+struct UploadMemory {
+    devices: Devices,
+    spare: RefCell<Option<Upload>>,
+    /// Whether the stream waits for a question.
+    idle: Cell<bool>,
+}
+
+impl UploadMemory {
+    fn new(devices: Devices) -> UploadMemory {
+        UploadMemory { devices, spare: RefCell::new(None), idle: Cell::new(true) }
+    }
+
+    /// The next question; `None` once the peer asks no more.
+    async fn next(&self, questions: &mut mpsc::Receiver<BlobMessage>) -> Option<BlobMessage> {
+        let question = match questions.try_recv() {
+            Ok(question) => Some(question),
+            Err(_) => {
+                self.idle.set(true);
+                self.spare.take();
+                questions.recv().await
+            }
+        };
+        self.idle.set(false);
+        question
+    }
+
+    /// Memory for a part of `bytes` bytes.
+    ///
+    /// # Errors
+    /// `Overloaded` with the numbers if there is none within `UPLOAD_PATIENCE`.
+    async fn lease(&self, bytes: u64) -> Result<Upload> {
+        if let Some(spare) = self.spare.take().filter(|spare| spare.lease.bytes() >= bytes) {
+            return Ok(spare);
+        }
+        let lease = self
+            .devices
+            .lease_soon(Kind::Uploads, bytes, UPLOAD_PATIENCE)
+            .await
+            .map_err(|error| Error::new(error.kind(), format!("no memory to send a part: {}", error.message())))?;
+        Ok(Upload { bytes: Vec::new(), lease })
+    }
+
+    /// Keeps the buffer of a sent part for the next one, unless a request for upload memory waits, on whichever stream.
+    fn give_back(&self, sent: Upload) {
+        if !self.idle.get() && !self.devices.is_awaited(Kind::Uploads) {
+            self.spare.replace(Some(sent));
+        }
+    }
+}
 
 async fn answer<W: AsyncWrite + Unpin>(
     mut frames: FrameWriter<W, BlobMessage>,
     mut questions: mpsc::Receiver<BlobMessage>,
-    blob_store: Arc<BlobStore>,
+    source: Source,
 ) -> StreamError {
     let mut ready: Option<AnswerBytes> = None;
-    // A stream's two buffers: this one and the one being prepared.
-    let mut buffer = Vec::new();
     loop {
         let next = async {
-            match questions.recv().await {
-                Some(question) => Some(prepare(question, &blob_store, std::mem::take(&mut buffer)).await),
+            match source.memory.next(&mut questions).await {
+                Some(question) => Some(source.prepare(question).await),
                 None => None,
             }
         };
         let (sent, next) = match ready.take() {
-            None => (Ok(None), next.await),
-            Some(answer) => futures::future::join(send(&mut frames, answer), next).await,
+            None => (Ok(()), next.await),
+            Some(answer) => futures::future::join(send(&mut frames, answer, &source.memory), next).await,
         };
         match (sent, next) {
             (Err(why), _) | (_, Some(Err(why))) => return why,
-            (Ok(_), None) => return StreamError::Closed,
-            (Ok(spare), Some(Ok(answer))) => {
-                buffer = spare.unwrap_or_default();
-                ready = Some(answer);
-            }
+            (Ok(()), None) => return StreamError::Closed,
+            (Ok(()), Some(Ok(answer))) => ready = Some(answer),
         }
     }
 }
 
-/// Sends an answer and returns its buffer.
+/// Sends an answer and gives its buffer back to `memory`.
 async fn send<W: AsyncWrite + Unpin>(
     frames: &mut FrameWriter<W, BlobMessage>,
     answer: AnswerBytes,
-) -> std::result::Result<Option<Vec<u8>>, StreamError> {
-    let spare = match answer {
-        Ok(bytes) => {
+    memory: &UploadMemory,
+) -> std::result::Result<(), StreamError> {
+    match answer {
+        Ok(sent) => {
+            let bytes = match &sent {
+                Sent::Facts(bytes) => bytes,
+                Sent::Part(upload) => &upload.bytes,
+            };
             let total = bytes.len() as u64;
             for (chunk, at) in bytes.chunks(CHUNK_BYTES).zip((0u64..).step_by(CHUNK_BYTES)) {
                 frames.send(&BlobMessage::Chunk { total, offset: at }, chunk).await?;
             }
-            Some(bytes)
+            if let Sent::Part(upload) = sent {
+                memory.give_back(upload);
+            }
         }
         Err(error) => {
             let refusal = BlobMessage::Refusal { kind: error.kind(), message: error.message().to_owned() };
             frames.send(&refusal, &[]).await?;
-            None
         }
-    };
-    frames.flush().await?;
-    Ok(spare)
-}
-
-async fn prepare(
-    question: BlobMessage,
-    blob_store: &BlobStore,
-    buffer: Vec<u8>,
-) -> std::result::Result<AnswerBytes, StreamError> {
-    match question {
-        BlobMessage::Manifest(model) => Ok(find(blob_store, &model).map(|stored| stored.manifest().to_bytes())),
-        BlobMessage::Have(model) => Ok(find(blob_store, &model).map(|stored| stored.parts().as_bytes().to_vec())),
-        BlobMessage::Part { model, piece, part } => {
-            let stored = match find(blob_store, &model) {
-                Ok(stored) => stored,
-                Err(error) => return Ok(Err(error)),
-            };
-            let read = tokio::task::spawn_blocking(move || {
-                let mut buffer = buffer;
-                stored.read(PartId { piece, part }, &mut buffer).map(|()| buffer)
-            });
-            Ok(read.await.unwrap_or_else(|_| Err(Error::new(ErrorKind::Internal, "reading it failed"))))
-        }
-        other => Err(StreamError::Unexpected(format!("`{}` instead of a question", crate::wire::Header::name(&other)))),
     }
+    frames.flush().await
 }
 
-fn find(blob_store: &BlobStore, model: &Digest) -> Result<Arc<Stored>> {
-    let unknown = || Error::new(ErrorKind::NotFound, format!("no part of model {model} is on this node"));
-    blob_store.get(model).ok_or_else(unknown)
+impl Source {
+    /// Prepares the answer to a question.
+    ///
+    /// # Errors
+    /// `Unexpected` for a message that is no question.
+    async fn prepare(&self, question: BlobMessage) -> std::result::Result<AnswerBytes, StreamError> {
+        let facts =
+            |model: &Digest, of: fn(&Stored) -> Vec<u8>| self.find(model).map(|stored| Sent::Facts(of(&stored)));
+        match question {
+            BlobMessage::Manifest(model) => Ok(facts(&model, |stored| stored.manifest().to_bytes())),
+            BlobMessage::Have(model) => Ok(facts(&model, |stored| stored.parts().as_bytes().to_vec())),
+            BlobMessage::Part { model, piece, part } => Ok(self.part(&model, PartId { piece, part }).await),
+            other => {
+                Err(StreamError::Unexpected(format!("`{}` instead of a question", crate::wire::Header::name(&other))))
+            }
+        }
+    }
+
+    async fn part(&self, model: &Digest, id: PartId) -> AnswerBytes {
+        let stored = self.find(model)?;
+        let mut upload = self.memory.lease(part_bytes(stored.manifest(), id)).await?;
+        let read = tokio::task::spawn_blocking(move || stored.read(id, &mut upload.bytes).map(|()| upload));
+        let failed = |_| Error::new(ErrorKind::Internal, "reading it failed");
+        read.await.map_err(failed)?.map(Sent::Part)
+    }
+
+    fn find(&self, model: &Digest) -> Result<Arc<Stored>> {
+        let unknown = || Error::new(ErrorKind::NotFound, format!("no part of model {model} is on this node"));
+        self.blob_store.get(model).ok_or_else(unknown)
+    }
 }

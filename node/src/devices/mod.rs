@@ -141,7 +141,24 @@ impl Devices {
         Ok(lease)
     }
 
-    /// The same without blocking. Dropping the future withdraws the request.
+    /// As [`Devices::lease_up_to`], without blocking.
+    ///
+    /// # Errors
+    /// As [`Devices::lease_within`].
+    pub async fn lease_soon_up_to(&self, kind: Kind, least: u64, most: u64, patience: Duration) -> Result<Lease> {
+        let wanted = self.free_for(kind).clamp(least, most.max(least));
+        match self.lease(kind, wanted) {
+            Ok(lease) => Ok(lease),
+            Err(_) => self.lease_soon(kind, least, patience).await,
+        }
+    }
+
+    /// Whether a request for this purpose waits.
+    pub fn is_awaited(&self, kind: Kind) -> bool {
+        self.accounts().ledger.waiting(kind) > 0
+    }
+
+    /// [`Devices::lease_within`] without blocking. Dropping the future withdraws the request.
     ///
     /// # Errors
     /// As [`Devices::lease_within`].

@@ -9,7 +9,7 @@ use crate::backoff::doubled;
 
 use pangea_units::{Error, ErrorKind};
 
-use super::limits::{ASKED_AHEAD, FAILURES_MAX, PROVIDERS, RETRY_DELAY, RETRY_DELAY_MAX, SLOW_AFTER};
+use super::limits::{ASKED_AHEAD, FAILURES_MAX, PROVIDERS, RETRY_DELAY, RETRY_DELAY_MAX, SLOW_AFTER, UNWRITTEN};
 use super::parts::{PartId, PartSet};
 
 /// A provider's place in the list that the fetch was made with.
@@ -115,16 +115,19 @@ pub struct Fetch {
     providers: Vec<Provider>,
     /// Parts that nobody has been asked for, in the file's order.
     waiting: VecDeque<PartId>,
+    /// Providers that are used at once: none sends what there is no memory for.
+    at_once: usize,
     asked: BTreeMap<PartId, Asked>,
 }
 
 impl Fetch {
-    /// A fetch of `parts` from the providers with these names.
-    pub fn new(parts: Vec<PartId>, providers: Vec<String>, now: Time) -> Fetch {
+    /// A fetch of `parts` from the providers with these names, with `buffers` parts in memory at most.
+    pub fn new(parts: Vec<PartId>, providers: Vec<String>, buffers: usize, now: Time) -> Fetch {
         let provider = |name| Provider { name, state: State::Waiting(now), failures: 0, error: None };
         Fetch {
             providers: providers.into_iter().map(provider).collect(),
             waiting: parts.into(),
+            at_once: providers_at_once(buffers),
             asked: BTreeMap::new(),
         }
     }
@@ -174,7 +177,7 @@ impl Fetch {
         }
         let mut busy = self.providers.iter().filter(|provider| provider.is_busy()).count();
         for (id, provider) in self.providers.iter_mut().enumerate() {
-            if busy < PROVIDERS && matches!(provider.state, State::Waiting(at) if at <= now) {
+            if busy < self.at_once && matches!(provider.state, State::Waiting(at) if at <= now) {
                 provider.state = State::Opening;
                 actions.push(Action::Open(id));
                 busy += 1;
@@ -300,6 +303,18 @@ impl Fetch {
         let reasons = if reasons.is_empty() { "there is none".to_owned() } else { reasons.join("; ") };
         Error::new(kind, format!("no peer could give what is missing ({reasons})"))
     }
+}
+
+/// Parts that a fetch of `parts` parts from `providers` providers has in memory at once where there is room: one that each of
+/// them sends, and those that wait to be written.
+pub fn most_buffers(parts: usize, providers: usize) -> usize {
+    // What one provider is slow with may come from a second one as well.
+    (providers.clamp(1, PROVIDERS) + UNWRITTEN).min(2 * parts.max(1))
+}
+
+/// Providers that send at once into so many buffers. Where these are few, half of them are for what waits to be written.
+fn providers_at_once(buffers: usize) -> usize {
+    (buffers - UNWRITTEN.min(buffers / 2)).clamp(1, PROVIDERS)
 }
 
 impl Provider {

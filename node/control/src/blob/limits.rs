@@ -20,3 +20,6 @@ pub const SLOW_AFTER: Duration = Duration::from_secs(3);
 
 /// Holders of one fetch that are asked at once: more than a link of this node can take in from.
 pub const PROVIDERS: usize = 8;
+
+/// Parts that a fetch has received and that wait to be checked and written; receiving waits for them.
+pub const UNWRITTEN: usize = 4;

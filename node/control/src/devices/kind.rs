@@ -1,5 +1,7 @@
 //! What memory is leased for, and how much of it each purpose may have.
 
+use pangea_units::limits::PART_BYTES;
+
 /// The part of a node's memory that stays free for its own work, whatever else it holds: one sixteenth.
 const OWN_WORK_SHARE: u64 = 16;
 
@@ -19,6 +21,10 @@ const AUDITS_SHARE: u64 = 8;
 /// The part of a node's memory that the sessions of one stage get where there is room: one eighth.
 const SESSIONS_SHARE: u64 = 8;
 
+/// The part of a node's memory that parts of model files on their way to peers may take: one thirty-second, half of what is
+/// kept free for this node's own work.
+const UPLOADS_SHARE: u64 = 32;
+
 /// Purpose of a lease.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Kind {
@@ -32,25 +38,31 @@ pub enum Kind {
     Packs,
     /// Packed weights of models.
     Weights,
+    /// Rows of weights that are put in order while they are packed.
+    Loading,
     /// Keys and values of sessions.
     Sessions,
     /// Weights that an audit loads.
     Audits,
-    /// Buffers of downloads.
+    /// Parts of model files that come from peers, until they are on disk.
     Downloads,
+    /// Parts of model files that are sent to peers.
+    Uploads,
 }
 
 impl Kind {
     /// Every kind, in the order in which people are shown them.
-    pub const ALL: [Kind; 8] = [
+    pub const ALL: [Kind; 10] = [
         Kind::Tensors,
         Kind::Operands,
         Kind::Results,
         Kind::Packs,
         Kind::Weights,
+        Kind::Loading,
         Kind::Sessions,
         Kind::Audits,
         Kind::Downloads,
+        Kind::Uploads,
     ];
 
     /// The name for people and for JSON.
@@ -61,26 +73,30 @@ impl Kind {
             Kind::Results => "results",
             Kind::Packs => "packs",
             Kind::Weights => "weights",
+            Kind::Loading => "loading",
             Kind::Sessions => "sessions",
             Kind::Audits => "audits",
             Kind::Downloads => "downloads",
+            Kind::Uploads => "uploads",
         }
     }
 
     /// Whether this kind may use the part that [`own_work_bytes`] keeps free.
     pub const fn is_own_work(self) -> bool {
-        matches!(self, Kind::Tensors | Kind::Audits | Kind::Downloads)
+        matches!(self, Kind::Tensors | Kind::Loading | Kind::Audits | Kind::Downloads | Kind::Uploads)
     }
 
     /// The most bytes that leases of this kind may take together, of a memory of `limit` bytes.
     pub fn most_bytes(self, limit: u64) -> u64 {
         match self {
             // An audit holds one layer at least, and layers may be large.
-            Kind::Tensors | Kind::Downloads | Kind::Audits => limit,
+            Kind::Tensors | Kind::Loading | Kind::Downloads | Kind::Audits => limit,
             Kind::Operands => limit / OPERANDS_SHARE,
             Kind::Results => limit / RESULTS_SHARE,
             Kind::Packs => limit / PACKS_SHARE,
             Kind::Weights | Kind::Sessions => models_bytes(limit),
+            // A node always hands out one part at a time: other nodes may wait for the layers that only it has.
+            Kind::Uploads => (limit / UPLOADS_SHARE).max(PART_BYTES).min(limit),
         }
     }
 
@@ -127,5 +143,16 @@ mod tests {
                 Kind::Operands.most_bytes(limit) + Kind::Results.most_bytes(limit) + Kind::Packs.most_bytes(limit);
             assert!(peers + own_work_bytes(limit) <= limit, "{limit}");
         }
+    }
+
+    #[test]
+    fn a_node_full_of_layers_hands_out_parts_of_them_and_keeps_memory_for_its_own_work() {
+        assert!(Kind::Uploads.is_own_work(), "the part that models cannot have must be there for uploads");
+        for limit in [2 * 16 * PART_BYTES, 1 << 30, 1 << 40] {
+            let most = Kind::Uploads.most_bytes(limit);
+            assert!(most >= PART_BYTES && most <= own_work_bytes(limit) / 2, "{most} of {limit}");
+        }
+        assert_eq!(Kind::Uploads.most_bytes(16 << 20), PART_BYTES);
+        assert_eq!(Kind::Uploads.most_bytes(PART_BYTES - 1), PART_BYTES - 1);
     }
 }

@@ -24,10 +24,14 @@ struct World {
 
 impl World {
     fn new(providers: usize) -> World {
+        World::with_buffers(providers, most_buffers(PARTS as usize, providers))
+    }
+
+    fn with_buffers(providers: usize, buffers: usize) -> World {
         let parts = (1..=PARTS).map(part).collect();
         let names = (0..providers).map(|provider| format!("peer{provider}")).collect();
         let now = Time::from_secs(1000);
-        World { fetch: Fetch::new(parts, names, now), now, actions: Vec::new() }
+        World { fetch: Fetch::new(parts, names, buffers, now), now, actions: Vec::new() }
     }
 
     fn handle(&mut self, event: Event) -> Outcome {
@@ -219,4 +223,27 @@ fn a_holder_that_never_answers_is_given_up() {
         world.now += Duration::from_secs(60);
         world.handle(Event::Tick);
     }
+}
+
+#[test]
+fn a_fetch_with_little_memory_uses_few_providers() {
+    for (buffers, at_once) in [(1, 1), (2, 1), (3, 2), (4, 2), (8, 4), (9, 5), (12, 8), (100, 8)] {
+        let mut world = World::with_buffers(20, buffers);
+        world.handle(Event::Tick);
+        assert_eq!(world.actions.len(), at_once, "{buffers} buffers");
+        // Where one ends, the next one has its place.
+        world.actions.clear();
+        world.open(0, 1..=1);
+        world.lost(0);
+        let opened = world.actions.iter().filter(|action| matches!(action, Action::Open(_))).count();
+        assert_eq!(opened, 1, "{buffers} buffers");
+    }
+}
+
+#[test]
+fn no_fetch_asks_for_more_memory_than_it_can_use() {
+    assert_eq!(most_buffers(1, 8), 2);
+    assert_eq!(most_buffers(1000, 1), 1 + UNWRITTEN);
+    assert_eq!(most_buffers(1000, 0), 1 + UNWRITTEN);
+    assert_eq!(most_buffers(1000, 100), PROVIDERS + UNWRITTEN);
 }
