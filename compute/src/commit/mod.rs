@@ -28,5 +28,5 @@ pub mod sampling_terms;
 
 pub use claim::Claim;
 pub use merkle::{Leaf, leaf, merkle_root};
-pub use replay::{ClaimedOutput, Difference, ModelSource, Replay, ReplayPace, Transcript, replay};
+pub use replay::{ClaimedOutput, Difference, ModelSource, Replay, ReplayBytes, ReplayPace, Transcript, replay};
 pub use sampling_terms::SamplingTerms;

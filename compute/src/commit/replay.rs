@@ -44,6 +44,30 @@ pub struct ReplayPace<'a> {
     pub between: &'a mut dyn FnMut(usize),
 }
 
+/// Memory in bytes that a replay takes beside the weights of the part at hand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ReplayBytes {
+    /// Keys and values of one layer of the part.
+    pub layer: u64,
+    /// Activations before and after the part, and the logits of one pass.
+    pub rows: u64,
+}
+
+impl ReplayBytes {
+    /// For so many positions, in passes of at most `chunk_rows` rows.
+    pub fn of(config: &ModelConfig, positions: usize, chunk_rows: usize) -> ReplayBytes {
+        let activations = 2 * positions * config.hidden_size;
+        let logits = logit_rows(config.vocabulary, chunk_rows) * config.vocabulary;
+        let paged = positions.next_multiple_of(Cache::PAGE_POSITIONS) as u64;
+        ReplayBytes { layer: paged * config.position_bytes(), rows: ((activations + logits) * size_of::<f32>()) as u64 }
+    }
+}
+
+/// Rows of one pass that ends in logits.
+fn logit_rows(vocabulary: usize, chunk_rows: usize) -> usize {
+    chunk_rows.max(1).min(HELD_LOGITS / vocabulary.max(1)).max(1)
+}
+
 /// The input and output that a session's stages should have had.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Replay {
@@ -225,7 +249,7 @@ impl Pass<'_> {
         let (from, most) = (chooser.from, pace.chunk_rows.max(1));
         let next = |start: usize| match start < from {
             true => (from.min(start + most), Logits::None),
-            false => (start + most.min(HELD_LOGITS / vocabulary.max(1)).max(1), Logits::All),
+            false => (start + logit_rows(vocabulary, most), Logits::All),
         };
         self.rows(pace, next, |rows, output| chooser.take(rows, output.logits_mut(0), vocabulary, &mut leaves))?;
         Ok(leaves)

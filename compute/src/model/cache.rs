@@ -5,6 +5,7 @@
 use crate::kernel::page::{PAGE_POSITIONS, PageShape};
 use crate::model::Model;
 use crate::{Buffer, Error};
+use pangea_units::ByteSize;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Bounds the memory of all caches that were made with it. A clone is the same budget.
@@ -43,8 +44,10 @@ impl PageBudget {
         if pages.used_bytes + bytes as u64 > pages.max_bytes {
             return Err(Error::Busy {
                 what: format!(
-                    "session memory is full: a page needs {bytes} bytes; {} of {} bytes are in use; end a session or raise the limit",
-                    pages.used_bytes, pages.max_bytes
+                    "session memory is full: a page needs {}; {} free of {}; end a session or raise the limit",
+                    ByteSize(bytes as u64),
+                    ByteSize(pages.max_bytes - pages.used_bytes),
+                    ByteSize(pages.max_bytes)
                 ),
             });
         }

@@ -34,7 +34,7 @@ pub use file::ModelFile;
 pub use forward::{Input, Logits, Observed, Output, Step};
 pub use manifest::{Manifest, Piece, Wanted};
 pub use perplexity::Perplexity;
-pub use weights::{Model, ModelPart};
+pub use weights::{LoadBytes, Model, ModelPart};
 
 /// The version of the engine's bits. A change of any kernel, order of sums or rounding must increase this number. Only nodes
 /// of one version compare their results.

@@ -51,6 +51,15 @@ pub struct Model {
     workspaces: Mutex<Vec<Workspace>>,
 }
 
+/// Memory in bytes that loading a part of a model takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LoadBytes {
+    /// The packed weights, which stay: [`Model::memory_bytes`] of the loaded part.
+    pub weights: u64,
+    /// Rows that are put in order beside them, until all weights are packed; 0 where none are.
+    pub scratch: u64,
+}
+
 /// Workspaces kept: one forward pass runs while another waits.
 const KEPT_WORKSPACES: usize = 2;
 
@@ -66,44 +75,9 @@ impl Model {
     /// [`Error::OutOfMemory`].
     pub fn load(file: &ModelFile, part: ModelPart, pool: &Pool) -> Result<Model, Error> {
         let config = file.config().clone();
-        if part.layers.start > part.layers.end || part.layers.end > config.layers {
-            return Err(Error::invalid(
-                "model",
-                format!(
-                    "layers {} to {} do not exist; the model has {} layers",
-                    part.layers.start, part.layers.end, config.layers
-                ),
-            ));
-        }
-        let mut plan = Plan { file: file.gguf(), matrices: Vec::new(), bytes: 0 };
-        let (embedding, output) = ("token_embd.weight", "output.weight");
-        let tied = file.gguf().tensor(output)?.is_none();
-        let (width, ff) = (config.hidden_size, config.intermediate_size);
-        let (query, kv) = (config.query_len(), config.kv_len());
-        let embedding = (part.embedding && !(part.head && tied))
-            .then(|| plan.matrix(embedding, config.vocabulary, width, None))
-            .transpose()?;
-        // Rows of weights whose pairs are (2i, 2i + 1) are reordered, so that kernels always rotate pairs (i, i +
-        // half).
-        let pairs = config.architecture.interleaved_pairs().then_some((config.head_dim, config.rope_dim));
-        let mut planned = Vec::new();
-        for layer in part.layers.clone() {
-            let mut matrix =
-                |name: &str, rows, k, pairs| plan.matrix(&format!("blk.{layer}.{name}.weight"), rows, k, pairs);
-            planned.push([
-                matrix("attn_q", query, width, pairs)?,
-                matrix("attn_k", kv, width, pairs)?,
-                matrix("attn_v", kv, width, None)?,
-                matrix("attn_output", width, query, None)?,
-                matrix("ffn_gate", ff, width, None)?,
-                matrix("ffn_up", ff, width, None)?,
-                matrix("ffn_down", width, ff, None)?,
-            ]);
-        }
-        let output = part
-            .head
-            .then(|| plan.matrix(if tied { "token_embd.weight" } else { output }, config.vocabulary, width, None))
-            .transpose()?;
+        let PlannedPart { plan, embedding, layers: planned, output } = PlannedPart::of(file, &part)?;
+        let pairs = plan.pairs;
+        let (width, query, kv) = (config.hidden_size, config.query_len(), config.kv_len());
         let memory_bytes = plan.bytes as u64;
         let matrices = plan.pack(pool)?;
 
@@ -167,6 +141,16 @@ impl Model {
         })
     }
 
+    /// What [`Model::load`] needs for `part` on `threads` threads. Reads the file's header only.
+    ///
+    /// # Errors
+    /// As [`Model::load`], as far as the header shows them.
+    pub fn load_bytes(file: &ModelFile, part: &ModelPart, threads: usize) -> Result<LoadBytes, Error> {
+        let plan = PlannedPart::of(file, part)?.plan;
+        let row = plan.matrices.iter().filter(|planned| planned.pairs.is_some()).map(Planned::ordered_bytes).max();
+        Ok(LoadBytes { weights: plan.bytes as u64, scratch: (row.unwrap_or(0) * threads.max(1)) as u64 })
+    }
+
     /// The model's configuration.
     pub fn config(&self) -> &ModelConfig {
         &self.config
@@ -214,11 +198,67 @@ fn source_row(row: usize, head: usize, rotated: usize) -> usize {
     }
 }
 
+/// The matrices of a part, as places in its plan.
+struct PlannedPart<'a> {
+    plan: Plan<'a>,
+    embedding: Option<usize>,
+    /// Of each layer: query, key, value, output; gate, up, down.
+    layers: Vec<[usize; 7]>,
+    output: Option<usize>,
+}
+
+impl PlannedPart<'_> {
+    fn of<'a>(file: &'a ModelFile, part: &ModelPart) -> Result<PlannedPart<'a>, Error> {
+        let config = file.config();
+        if part.layers.start > part.layers.end || part.layers.end > config.layers {
+            return Err(Error::invalid(
+                "model",
+                format!(
+                    "layers {} to {} do not exist; the model has {} layers",
+                    part.layers.start, part.layers.end, config.layers
+                ),
+            ));
+        }
+        // Rows of weights whose pairs are (2i, 2i + 1) are reordered, so that kernels always rotate pairs (i, i +
+        // half).
+        let pairs = config.architecture.interleaved_pairs().then_some((config.head_dim, config.rope_dim));
+        let mut plan = Plan { file: file.gguf(), matrices: Vec::new(), bytes: 0, pairs };
+        let (embedding, output) = ("token_embd.weight", "output.weight");
+        let tied = file.gguf().tensor(output)?.is_none();
+        let (width, ff) = (config.hidden_size, config.intermediate_size);
+        let (query, kv) = (config.query_len(), config.kv_len());
+        let embedding = (part.embedding && !(part.head && tied))
+            .then(|| plan.matrix(embedding, config.vocabulary, width, None))
+            .transpose()?;
+        let mut layers = Vec::new();
+        for layer in part.layers.clone() {
+            let mut matrix =
+                |name: &str, rows, k, pairs| plan.matrix(&format!("blk.{layer}.{name}.weight"), rows, k, pairs);
+            layers.push([
+                matrix("attn_q", query, width, pairs)?,
+                matrix("attn_k", kv, width, pairs)?,
+                matrix("attn_v", kv, width, None)?,
+                matrix("attn_output", width, query, None)?,
+                matrix("ffn_gate", ff, width, None)?,
+                matrix("ffn_up", ff, width, None)?,
+                matrix("ffn_down", width, ff, None)?,
+            ]);
+        }
+        let output = part
+            .head
+            .then(|| plan.matrix(if tied { "token_embd.weight" } else { output }, config.vocabulary, width, None))
+            .transpose()?;
+        Ok(PlannedPart { plan, embedding, layers, output })
+    }
+}
+
 /// Matrices that are packed one after the other.
 struct Plan<'a> {
     file: &'a Gguf,
     matrices: Vec<Planned<'a>>,
     bytes: usize,
+    /// Elements of a head and rotated elements, where rows of queries and keys are reordered.
+    pairs: Option<(usize, usize)>,
 }
 
 struct Planned<'a> {
@@ -228,6 +268,13 @@ struct Planned<'a> {
     start: usize,
     /// Elements of a head and rotated elements, where rows are reordered.
     pairs: Option<(usize, usize)>,
+}
+
+impl Planned<'_> {
+    /// Bytes of the rows of one tile in the file.
+    fn ordered_bytes(&self) -> usize {
+        self.view.bytes.len() / self.rows.max(1) * rows_of(&(0..1), self.rows).len()
+    }
 }
 
 impl<'a> Plan<'a> {
@@ -321,20 +368,24 @@ impl Share<'_> {
         &view.bytes[mine.start * row_bytes..mine.end * row_bytes]
     }
 
-    /// Packs the tiles; returns whether all their weights are finite.
+    /// Packs the tiles; returns whether all their weights are finite. Rows that are reordered are so one tile at a time.
     fn pack(&mut self) -> bool {
         let Planned { view, rows, k, pairs, .. } = self.planned;
         let row_bytes = view.bytes.len() / rows;
-        let mine = self.rows();
         match pairs {
             None => pack(view.ggml_type, *rows, *k, view.bytes, self.tiles.clone(), self.to),
             Some((head, rotated)) => {
-                let mut reordered = Vec::with_capacity(mine.len() * row_bytes);
-                for row in mine.clone() {
-                    let from = source_row(row, *head, *rotated) * row_bytes;
-                    reordered.extend_from_slice(&view.bytes[from..from + row_bytes]);
+                let mut ordered = Vec::with_capacity(self.planned.ordered_bytes());
+                let tile_bytes = packed_bytes(view.ggml_type, 1, *k).unwrap_or(0).max(1);
+                for (tile, to) in self.tiles.clone().zip(self.to.chunks_exact_mut(tile_bytes)) {
+                    let mine = rows_of(&(tile..tile + 1), *rows);
+                    ordered.clear();
+                    for row in mine.clone() {
+                        let from = source_row(row, *head, *rotated) * row_bytes;
+                        ordered.extend_from_slice(&view.bytes[from..from + row_bytes]);
+                    }
+                    pack(view.ggml_type, mine.len(), *k, &ordered, 0..1, to);
                 }
-                pack(view.ggml_type, mine.len(), *k, &reordered, 0..self.tiles.len(), self.to);
             }
         }
         is_finite(view.ggml_type, self.source())

@@ -8,10 +8,10 @@ mod tiny;
 
 use pangea_compute::gguf::GgmlType;
 use pangea_compute::model::{Cache, Input, Logits, Model, ModelFile, ModelPart, Observed, PageBudget, Recorder, Step};
-use pangea_compute::{Isa, Pool};
+use pangea_compute::{ErrorKind, Isa, Pool};
 use pangea_units::SplitMix64;
 use std::collections::HashMap;
-use tiny::{LAYERS, Tiny, VOCABULARY, WINDOW};
+use tiny::{LAYERS, Tiny, VOCABULARY, WIDTH, WINDOW};
 
 /// A model cut into stages, each with the pool that it runs on.
 struct Stages {
@@ -280,6 +280,28 @@ fn what_cannot_be_computed_is_an_error_that_changes_nothing() {
     assert!(run(&[f32::NAN; 256]).unwrap_err().to_string().contains("not finite"));
     assert!(run(&[1.0; 255]).is_err());
     assert_eq!(run(&[1.0; 256]).unwrap().len(), 256);
+}
+
+#[test]
+fn the_header_tells_what_loading_a_part_takes() {
+    let pool = pool(3, Isa::best());
+    // Its vocabulary is no whole number of tiles: packed, it is larger than in the file.
+    for (architecture, ty) in [("llama", GgmlType::Q4_0), ("qwen2", GgmlType::Q6K), ("gemma3", GgmlType::F16)] {
+        let file = tiny(architecture, ty);
+        let config = file.config().clone();
+        let whole = ModelPart::whole(&config);
+        for part in [whole.clone(), ModelPart::of_layers(&config, 0..1), ModelPart::of_layers(&config, 1..LAYERS)] {
+            let told = Model::load_bytes(&file, &part, pool.threads()).unwrap();
+            let loaded = Model::load(&file, part, &pool).unwrap();
+            assert_eq!(told.weights, loaded.memory_bytes(), "{architecture}");
+            // Rows are put in order for the architecture whose pairs are neighbours: 16 rows on each thread.
+            let row_bytes = (WIDTH / ty.block_len() * ty.block_bytes()) as u64;
+            let ordered = if architecture == "llama" { 3 * 16 * row_bytes } else { 0 };
+            assert_eq!(told.scratch, ordered, "{architecture}");
+        }
+        let beyond = ModelPart { layers: 0..LAYERS + 1, ..whole };
+        assert_eq!(Model::load_bytes(&file, &beyond, 1).unwrap_err().kind(), ErrorKind::InvalidInput);
+    }
 }
 
 #[test]

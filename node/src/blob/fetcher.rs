@@ -18,7 +18,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::task::{AbortHandle, JoinSet, spawn_blocking, spawn_local};
 
 use super::blob_store::BlobStore;
-use super::limits::{ASKED_AHEAD, DOWNLOAD_PATIENCE, EVENTS, FETCHES, LIARS, PROVIDERS, TICK};
+use super::limits::{ASKED_AHEAD, DOWNLOAD_MEMORY_TIMEOUT, EVENTS, FETCHES, LIARS, PROVIDERS, TICK};
 use super::parts::{PartId, part_bytes, parts_of};
 use super::provider::{self, Buffer, Received};
 use super::stored::Stored;
@@ -243,7 +243,7 @@ impl Fetcher {
     async fn memory(&self, stored: &Stored, missing: &[PartId], providers: usize) -> Result<Memory> {
         let part = missing.iter().map(|id| part_bytes(stored.manifest(), *id)).max().unwrap_or(0).max(1);
         let most = part * most_buffers(missing.len(), providers) as u64;
-        let leased = self.devices.lease_soon_up_to(Kind::Downloads, part, most, DOWNLOAD_PATIENCE).await;
+        let leased = self.devices.lease_soon_up_to(Kind::Downloads, part, most, DOWNLOAD_MEMORY_TIMEOUT).await;
         let mut lease = leased.map_err(|error| {
             Error::new(
                 error.kind(),

@@ -19,10 +19,10 @@ pub const STREAMS_PER_PEER: usize = 4;
 pub const STREAMS: usize = 16;
 
 /// Longest wait of a requested part for memory: shorter than `ANSWER_TIMEOUT`, so that the peer receives the refusal.
-pub const UPLOAD_PATIENCE: Duration = Duration::from_secs(10);
+pub const UPLOAD_MEMORY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Longest wait of a fetch for memory: products and loads release theirs within seconds, or keep it for good.
-pub const DOWNLOAD_PATIENCE: Duration = Duration::from_secs(10);
+pub const DOWNLOAD_MEMORY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Time from a question, when nothing is queued before it, to the start of its answer: more than a cold disk needs.
 pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
@@ -42,5 +42,5 @@ pub const LIARS: usize = 1024;
 /// Concurrent fetches, all models together.
 pub const FETCHES: usize = 8;
 
-const _: () = assert!(UPLOAD_PATIENCE.as_millis() < ANSWER_TIMEOUT.as_millis());
+const _: () = assert!(UPLOAD_MEMORY_TIMEOUT.as_millis() < ANSWER_TIMEOUT.as_millis());
 const _: () = assert!((CHUNK_BYTES as u64) < pangea_units::limits::PART_BYTES);

@@ -12,7 +12,7 @@ use tokio::sync::mpsc;
 
 use super::PROTOCOL;
 use super::blob_store::BlobStore;
-use super::limits::{CHUNK_BYTES, QUESTIONS, STREAMS, STREAMS_PER_PEER, UPLOAD_PATIENCE};
+use super::limits::{CHUNK_BYTES, QUESTIONS, STREAMS, STREAMS_PER_PEER, UPLOAD_MEMORY_TIMEOUT};
 use super::message::BlobMessage;
 use super::parts::{PartId, part_bytes};
 use super::stored::Stored;
@@ -159,14 +159,14 @@ impl UploadMemory {
     /// Memory for a part of `bytes` bytes.
     ///
     /// # Errors
-    /// `Overloaded` with the numbers if there is none within `UPLOAD_PATIENCE`.
+    /// `Overloaded` with the numbers if there is none within `UPLOAD_MEMORY_TIMEOUT`.
     async fn lease(&self, bytes: u64) -> Result<Upload> {
         if let Some(spare) = self.spare.take().filter(|spare| spare.lease.bytes() >= bytes) {
             return Ok(spare);
         }
         let lease = self
             .devices
-            .lease_soon(Kind::Uploads, bytes, UPLOAD_PATIENCE)
+            .lease_soon(Kind::Uploads, bytes, UPLOAD_MEMORY_TIMEOUT)
             .await
             .map_err(|error| Error::new(error.kind(), format!("no memory to send a part: {}", error.message())))?;
         Ok(Upload { bytes: Vec::new(), lease })

@@ -1,12 +1,18 @@
 //! Model files into memory: the weights of a part, and beside them the tokenizer and the chat template where the part ends in
 //! the head. It decides neither which part nor what the memory is for.
 
+use std::time::Duration;
+
 use pangea_client::{Error, ErrorKind, Result};
 use pangea_compute::Pool;
 use pangea_compute::model::{Model, ModelFile, ModelPart};
 
 use crate::compute_error;
+use crate::devices::{Devices, Kind};
 use crate::model_text::ModelText;
+
+/// Longest wait of a load for memory beside its weights: products release theirs within seconds, or keep it for good.
+const MEMORY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A part of a model in memory.
 pub(crate) struct LoadedPart {
@@ -17,12 +23,14 @@ pub(crate) struct LoadedPart {
 }
 
 impl LoadedPart {
-    /// Reads and packs `part` of `file` with the threads of `pool`. Blocks.
+    /// Reads and packs `part` of `file` with the threads of `pool`; the memory of the weights is the caller's to lease. Blocks.
     ///
     /// # Errors
-    /// `InvalidInput` for a file that no engine here runs, `Overloaded` where memory does not suffice.
-    pub(crate) fn load(file: &ModelFile, part: ModelPart, pool: &Pool) -> Result<LoadedPart> {
+    /// `InvalidInput` for a file that no engine here runs, `Overloaded` where memory does not suffice, with the numbers.
+    pub(crate) fn load(file: &ModelFile, part: ModelPart, pool: &Pool, devices: &Devices) -> Result<LoadedPart> {
         let has_head = part.head;
+        let scratch = Model::load_bytes(file, &part, pool.threads()).map_err(compute_error)?.scratch;
+        let _scratch = devices.lease_within(Kind::Loading, scratch, MEMORY_TIMEOUT)?;
         // Tokenizer and weights have nothing to do with each other: both at once start sooner.
         let (text, model) = std::thread::scope(|scope| {
             let text = scope.spawn(|| has_head.then(|| ModelText::of(file)).transpose());

@@ -72,6 +72,7 @@ impl ChainLimits {
             prompt_rows_beside: if several { PROMPT_ROWS_SPLIT } else { PROMPT_ROWS_BESIDE },
             draft: if drafts == Drafts::Off { 0 } else { MAX_DRAFT },
             page_tokens,
+            page_bytes,
             pages: usize::try_from(session_bytes / page_bytes).unwrap_or(usize::MAX / page_tokens),
             kept: KEPT,
             groups: stages,
@@ -209,11 +210,11 @@ impl Loader {
         if let Some(loaded) = self.loaded().get(&key) {
             return Ok(loaded.clone());
         }
-        let [mut weights, sessions] = self.lease(model, file, &layers, session_bytes)?;
         let part = ModelPart::of_layers(file.config(), layers.start as usize..layers.end as usize);
         let pool = self.0.devices.pool(Purpose::Loading)?;
-        let LoadedPart { model: packed, text } = LoadedPart::load(file, part, &pool)?;
-        weights.shrink(packed.memory_bytes());
+        let needs = Model::load_bytes(file, &part, pool.threads()).map_err(compute_error)?;
+        let [weights, sessions] = self.lease(model, file, &layers, needs.weights, session_bytes)?;
+        let LoadedPart { model: packed, text } = LoadedPart::load(file, part, &pool, &self.0.devices)?;
         let loaded = Loaded {
             model: Arc::new(packed),
             budget: PageBudget::new(sessions.bytes()),
@@ -226,11 +227,17 @@ impl Loader {
     }
 
     /// Memory for the weights and the sessions of these layers.
-    fn lease(&self, model: Digest, file: &ModelFile, layers: &Range<u32>, session_bytes: u64) -> Result<[Lease; 2]> {
+    fn lease(
+        &self,
+        model: Digest,
+        file: &ModelFile,
+        layers: &Range<u32>,
+        weight_bytes: u64,
+        session_bytes: u64,
+    ) -> Result<[Lease; 2]> {
         let unknown = || Error::new(ErrorKind::NotFound, "nothing of the model's file is here");
         let manifest = self.0.blobs.have(&model).ok_or_else(unknown)?.manifest;
-        let size = model_size(&manifest, file.config());
-        let (weight_bytes, least) = (size.weight_bytes(layers), size.session_bytes(layers));
+        let least = model_size(&manifest, file.config()).session_bytes(layers);
         let devices = &self.0.devices;
         // Weights and sessions as one: neither is of use alone.
         let both = weight_bytes.saturating_add(least);

@@ -8,10 +8,11 @@ use std::time::Duration;
 use libp2p::identity::Keypair;
 use pangea_client::{Error, ErrorKind, Result};
 use pangea_compute::Digest;
-use pangea_compute::model::{ModelFile, ModelPart, PageBudget};
+use pangea_compute::model::{Model, ModelFile, ModelPart, PageBudget};
 use pangea_compute::sample::stop::StopMatcher;
 use pangea_control::Time;
 use pangea_control::generation::Exclusions;
+use pangea_units::ByteSize;
 use prometheus_client::encoding::DescriptorEncoder;
 
 use super::generation::{Generation, Prepared};
@@ -139,15 +140,14 @@ impl Engine {
         let about =
             |error: Error| Error::new(error.kind(), format!("the model {name} cannot be loaded: {}", error.message()));
         let file = ModelFile::open(path).map_err(compute_error).map_err(about)?;
-        // Packed, the weights take no more than the file.
-        let mut weights = devices.lease(Kind::Weights, file.gguf().size_bytes()).map_err(about)?;
-        let sessions = devices.lease(Kind::Sessions, settings.session_bytes).map_err(about)?;
         let pool = devices.pool(Purpose::Stage).map_err(about)?;
-        let LoadedPart { model, text } =
-            LoadedPart::load(&file, ModelPart::whole(file.config()), &pool).map_err(about)?;
+        let whole = ModelPart::whole(file.config());
+        let needs = Model::load_bytes(&file, &whole, pool.threads()).map_err(compute_error).map_err(about)?;
+        let weights = devices.lease(Kind::Weights, needs.weights).map_err(about)?;
+        let sessions = devices.lease(Kind::Sessions, settings.session_bytes).map_err(about)?;
+        let LoadedPart { model, text } = LoadedPart::load(&file, whole, &pool, devices).map_err(about)?;
         let no_text = || Error::new(ErrorKind::Internal, "a whole model was loaded without its tokenizer");
         let text = Arc::new(text.ok_or_else(no_text).map_err(about)?);
-        weights.shrink(model.memory_bytes());
         let limits = settings.limits().batch(&model, settings.session_bytes, 1, settings.drafts);
         let config = model.config();
         let facts = ModelFacts {
@@ -163,8 +163,8 @@ impl Engine {
         };
         if facts.context < 2 {
             let message = format!(
-                "the model {name} cannot be loaded: {} bytes for sessions do not hold a single one; allow more",
-                settings.session_bytes
+                "the model {name} cannot be loaded: {} for sessions do not hold a single one; allow more",
+                ByteSize(settings.session_bytes)
             );
             return Err(Error::new(ErrorKind::Overloaded, message));
         }

@@ -18,7 +18,7 @@ use tokio::sync::oneshot;
 use super::FailedAudit;
 use super::receipt::{Audit, Receipt};
 use super::store::ReceiptStore;
-use super::verify::{OutputCheck, Weights, verify};
+use super::verify::{OutputCheck, Weights, least_room, verify};
 use crate::compute_error;
 use crate::devices::threads::Purpose;
 use crate::devices::{Devices, Kind};
@@ -35,6 +35,7 @@ const BUSY: Duration = Duration::from_millis(50);
 
 /// Time that an audit waits for memory: products and loads release theirs within seconds, or keep it for good.
 const MEMORY_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// What an audit needs from the node that it runs on.
 pub trait AuditHost: Send + Sync {
     /// Peer id of this node.
@@ -191,8 +192,8 @@ fn replay_audit(parts: &AuditorParts, pool: &OnceLock<Pool>, mut receipt: Receip
     wait(0);
     let mut pace = ReplayPace { chunk_rows: CHUNK_ROWS, cancel: &cancel, between: &mut wait };
     let mut fetch = |part: &ModelPart| host.fetch(model, Wanted::of_part(part), &providers).map(drop);
-    // Memory for as many layers as fit, but at least for the largest one.
-    let least = manifest.layer_bytes().max(manifest.embedding_bytes()).max(manifest.head_bytes());
+    // Memory for as many layers as fit, but at least for a single one.
+    let least = least_room(&receipt, &file, pool.threads(), CHUNK_ROWS)?;
     let most = roomy_audit_bytes(parts.devices.limit());
     let room = parts.devices.lease_up_to(Kind::Audits, least, most, MEMORY_TIMEOUT)?;
     let mut weights = Weights { file: &file, manifest: &manifest, room: room.bytes(), fetch: &mut fetch };

@@ -8,8 +8,8 @@ use std::sync::Arc;
 use libp2p::PeerId;
 use pangea_client::{Error, ErrorKind, Result};
 use pangea_compute::commit::merkle::token_leaves;
-use pangea_compute::commit::{Claim, ModelSource, Replay, ReplayPace, Transcript, merkle_root, replay};
-use pangea_compute::model::{Manifest, Model, ModelFile, ModelPart, NUMERICS, Wanted};
+use pangea_compute::commit::{Claim, ModelSource, Replay, ReplayBytes, ReplayPace, Transcript, merkle_root, replay};
+use pangea_compute::model::{Manifest, Model, ModelFile, ModelPart, NUMERICS};
 use pangea_compute::sample::Sampling;
 use pangea_compute::sample::grammar::GrammarVocabulary;
 use pangea_compute::{Digest, Pool};
@@ -109,7 +109,7 @@ pub struct Weights<'a> {
     pub file: &'a ModelFile,
     /// Tensors and layers of the file.
     pub manifest: &'a Manifest,
-    /// Maximum bytes of weights in memory; one layer is always allowed.
+    /// Maximum bytes of weights, of their keys and values, and of rows in memory; [`least_room`] is always allowed.
     pub room: u64,
     /// Fetches the missing bytes of a part that is about to be loaded.
     pub fetch: &'a mut dyn FnMut(&ModelPart) -> Result<()>,
@@ -119,6 +119,7 @@ pub struct Weights<'a> {
 struct Loaded<'a, 'w> {
     weights: &'a mut Weights<'w>,
     pool: &'a Pool,
+    needs: ReplayNeeds,
     parts: Vec<Arc<Model>>,
     /// Error of a fetch, kept because the replay's error type cannot carry it.
     failed: Option<Error>,
@@ -133,9 +134,9 @@ impl Loaded<'_, '_> {
             self.failed = Some(error);
             return Err(pangea_compute::Error::Cancelled);
         }
-        let bytes = |part: &ModelPart| part_bytes(self.weights.manifest, part);
-        let loaded: u64 = self.parts.iter().map(|model| bytes(model.part())).sum();
-        if loaded.saturating_add(bytes(&part)) > self.weights.room {
+        let kept: u64 = self.parts.iter().map(|model| model.memory_bytes()).sum();
+        let load = Model::load_bytes(self.weights.file, &part, self.pool.threads())?;
+        if kept + load.weights + load.scratch + self.needs.beside(part.layers.len()) > self.weights.room {
             self.parts.clear();
         }
         let model = Arc::new(Model::load(self.weights.file, part, self.pool)?);
@@ -150,8 +151,7 @@ impl Loaded<'_, '_> {
         pace: &mut ReplayPace<'_>,
     ) -> Result<Replay> {
         let (config, pool) = (self.weights.file.config(), self.pool);
-        let at_once = usize::try_from(self.weights.room / self.weights.manifest.layer_bytes().max(1));
-        let at_once = at_once.unwrap_or(usize::MAX).clamp(1, config.layers);
+        let at_once = self.needs.layers_in(self.weights.room);
         let mut load = |part| self.get(part);
         let mut source = ModelSource { config, at_once, load: &mut load };
         let replayed = replay(&mut source, pool, layers, transcript, pace);
@@ -159,9 +159,67 @@ impl Loaded<'_, '_> {
     }
 }
 
-/// Bytes of a part in the file; packed weights take about as many.
-fn part_bytes(manifest: &Manifest, part: &ModelPart) -> u64 {
-    manifest.select(&Wanted::of_part(part)).into_iter().map(|piece| manifest.pieces()[piece].len_bytes()).sum()
+/// Memory in bytes that a receipt's replay needs.
+struct ReplayNeeds {
+    /// Layers of the model.
+    layers: usize,
+    /// Weights of the largest layer.
+    layer: u64,
+    /// Weights of the larger one of embedding and head.
+    end: u64,
+    /// Weights of the whole model.
+    whole: u64,
+    /// Rows in the order of their use, while weights are packed.
+    scratch: u64,
+    /// Memory beside the weights.
+    replay: ReplayBytes,
+}
+
+impl ReplayNeeds {
+    fn of(receipt: &Receipt, file: &ModelFile, threads: usize, chunk_rows: usize) -> Result<ReplayNeeds> {
+        let config = file.config();
+        let bytes = |part: &ModelPart| Model::load_bytes(file, part, threads).map_err(compute_error);
+        let inner = |layers| ModelPart { layers, embedding: false, head: false };
+        let mut layer = 0;
+        for index in 0..config.layers {
+            layer = bytes(&inner(index..index + 1))?.weights.max(layer);
+        }
+        let embedding = bytes(&ModelPart { embedding: true, ..inner(0..0) })?.weights;
+        let head = bytes(&ModelPart { head: true, ..inner(0..0) })?.weights;
+        let whole = bytes(&ModelPart::whole(config))?;
+        Ok(ReplayNeeds {
+            layers: config.layers,
+            layer,
+            end: embedding.max(head),
+            whole: whole.weights,
+            scratch: whole.scratch,
+            replay: ReplayBytes::of(config, receipt.tokens().len(), chunk_rows),
+        })
+    }
+
+    /// Bytes beside the weights of a part of `layers` layers.
+    fn beside(&self, layers: usize) -> u64 {
+        self.replay.rows + self.replay.layer * layers as u64
+    }
+
+    /// Bytes of a part of `layers` layers, whichever they are.
+    fn part(&self, layers: usize) -> u64 {
+        let weights = if layers == self.layers { self.whole } else { self.end + self.layer * layers as u64 };
+        weights + self.scratch + self.beside(layers)
+    }
+
+    /// Number of layers of one part that fit `room` bytes; at least 1.
+    fn layers_in(&self, room: u64) -> usize {
+        (1..=self.layers).rev().find(|layers| self.part(*layers) <= room).unwrap_or(1)
+    }
+}
+
+/// Least memory in bytes to check a receipt: with the weights of one layer at a time.
+///
+/// # Errors
+/// `InvalidInput` for a file that is no supported model.
+pub fn least_room(receipt: &Receipt, file: &ModelFile, threads: usize, chunk_rows: usize) -> Result<u64> {
+    Ok(ReplayNeeds::of(receipt, file, threads, chunk_rows)?.part(1))
 }
 
 /// Checks `receipt` against its model: signatures and links first, then one prefill for each segment.
@@ -198,7 +256,8 @@ pub fn verify(
     let sampling = Sampling::from(&receipt.sampling);
     sampling.check(file.config().vocabulary).map_err(compute_error)?;
     let grammar = receipt.form.grammar(|| GrammarVocabulary::new(&file.tokenizer()?)).map_err(compute_error)?;
-    let mut loaded = Loaded { weights, pool, parts: Vec::new(), failed: None };
+    let needs = ReplayNeeds::of(receipt, file, pool.threads(), pace.chunk_rows)?;
+    let mut loaded = Loaded { weights, pool, needs, parts: Vec::new(), failed: None };
     let transcript = Transcript {
         tokens: &tokens,
         prompt_len: receipt.prompt_tokens.len(),
@@ -311,4 +370,23 @@ fn check_segment(
         }
     });
     SegmentCheck { epoch: segment.epoch, ended: segment.ended.clone(), stages: stages.collect() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn as_many_layers_are_replayed_at_once_as_fit_with_all_that_they_need() {
+        let replay = ReplayBytes { layer: 50, rows: 1000 };
+        // Embedding and head are one: the whole model has them once.
+        let needs = ReplayNeeds { layers: 10, layer: 100, end: 500, whole: 1500, scratch: 7, replay };
+        assert_eq!(needs.part(3), 500 + 3 * (100 + 50) + 7 + 1000);
+        assert_eq!(needs.part(10), 1500 + 10 * 50 + 7 + 1000);
+        for layers in 2..=10 {
+            assert_eq!(needs.layers_in(needs.part(layers)), layers);
+            assert_eq!(needs.layers_in(needs.part(layers) - 1), layers - 1);
+        }
+        assert_eq!(needs.layers_in(0), 1);
+    }
 }

@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
+use pangea_client::ErrorKind;
 use pangea_compute::sample::Sampling;
-use pangea_node::devices::Devices;
+use pangea_node::devices::{Devices, Kind};
 use pangea_node::serve::{Drafts, Engine, EngineSettings, Event, Prompt, Request, Summary};
 
 use pangea_tests::process::PATIENCE;
@@ -123,4 +124,24 @@ fn a_request_that_fails_at_a_stage_of_its_own_node_is_counted_once() {
     });
     assert_eq!(counted(&engine, "requests_failed"), 1);
     assert_eq!(counted(&engine, "requests_cancelled"), 0);
+}
+
+#[test]
+fn a_load_without_memory_for_the_rows_that_it_puts_in_order_is_refused_with_the_numbers() {
+    const LIMIT: u64 = 16 << 20;
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("tiny.gguf");
+    std::fs::write(&file, TinyModel::default().gguf()).unwrap();
+    let settings = EngineSettings::new(4 << 20);
+    let devices = Devices::new(LIMIT, 1);
+    let engine = Engine::load("tiny", &file, &devices, settings).unwrap();
+    // Once it is loaded, it holds its weights and the memory for its sessions.
+    let loaded = engine.model().memory_bytes + (4 << 20);
+    assert_eq!(devices.held(), loaded);
+    let devices = Devices::new(LIMIT, 1);
+    let products = devices.lease(Kind::Tensors, LIMIT - loaded).unwrap();
+    let refused = Engine::load("tiny", &file, &devices, settings).map(drop).unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Overloaded);
+    assert!(refused.message().contains("needs 4.00 KiB; 0 B free of 16.0 MiB"), "{refused}");
+    assert_eq!(devices.held(), products.bytes(), "a refused load keeps nothing");
 }

@@ -37,6 +37,8 @@ pub struct BatchLimits {
     pub draft: usize,
     /// Tokens of one page of a cache.
     pub page_tokens: usize,
+    /// Bytes of one page, for those who are told why there is none.
+    pub page_bytes: u64,
     /// Pages of all caches together.
     pub pages: usize,
     /// Caches of ended sequences that are kept for what begins as they do.
@@ -108,7 +110,14 @@ pub enum Action {
     /// A sequence waited too long.
     Expire(SequenceId),
     /// A sequence needs more memory than there is.
-    Fail(SequenceId),
+    Fail {
+        /// Which.
+        sequence: SequenceId,
+        /// Bytes of keys and values of the tokens that it has.
+        needs: u64,
+        /// Bytes for all caches together.
+        limit: u64,
+    },
     /// A sequence gets a cache.
     Start {
         /// Which.
@@ -468,7 +477,9 @@ impl Batch {
         actions.push(Action::Drop(sequence.id));
         if self.running.is_empty() {
             // Nothing is left that could give way to it.
-            actions.push(Action::Fail(sequence.id));
+            let bytes = |pages: usize| self.limits.page_bytes.saturating_mul(pages as u64);
+            let needs = bytes(self.limits.pages_of(sequence.tokens.len()));
+            actions.push(Action::Fail { sequence: sequence.id, needs, limit: bytes(self.limits.pages) });
             return true;
         }
         sequence.computed = 0;

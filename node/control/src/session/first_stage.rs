@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use libp2p_identity::PeerId;
-use pangea_units::{Error, ErrorKind};
+use pangea_units::{ByteSize, Error, ErrorKind};
 
 use super::batch::{Action, Advance, Batch, BatchLimits, Event, Rows, SequenceId, Source};
 use super::grouping::Grouping;
@@ -241,10 +241,14 @@ impl<D: Drafter> FirstStage<D> {
             }
             planned.changes.extend(change);
             match action {
-                Action::Expire(id) => failed.push((id, "the request waited too long for its turn; try again later")),
-                Action::Fail(id) => {
-                    let why = "there is not enough memory for this request; shorten it, or give the node more memory";
-                    failed.push((id, why));
+                Action::Expire(id) => {
+                    failed.push((id, "the request waited too long for its turn; try again later".to_owned()))
+                }
+                Action::Fail { sequence, needs, limit } => {
+                    let (needs, limit) = (ByteSize(needs), ByteSize(limit));
+                    let why = format!("the request needs {needs} for its keys and values; sessions here have {limit}");
+                    let hint = "shorten it, or start the node with a larger --max-memory";
+                    failed.push((sequence, format!("{why}; {hint}")));
                 }
                 Action::Step(rows) => self.step(&rows, planned),
                 // Only arrivals are refused, and those are answered where they arrive.

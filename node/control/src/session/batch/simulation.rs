@@ -58,7 +58,7 @@ impl World {
                     assert!(retry_after >= Duration::from_secs(1) && retry_after <= MAX_RETRY);
                     self.refused.insert(first);
                 }
-                Action::Expire(sequence) | Action::Fail(sequence) => {
+                Action::Expire(sequence) | Action::Fail { sequence, .. } => {
                     self.gone.insert(sequence);
                 }
                 Action::Start { sequence, source } => {
@@ -141,6 +141,7 @@ fn limits(random: &mut SplitMix64) -> BatchLimits {
         prompt_rows_beside: 16,
         draft: random.index(5),
         page_tokens: 1 + random.index(32),
+        page_bytes: 1 << 10,
         pages: 40 + random.index(300),
         kept: random.index(6),
         groups: 1 + random.index(3),

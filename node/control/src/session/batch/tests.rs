@@ -11,6 +11,7 @@ fn limits() -> BatchLimits {
         prompt_rows_beside: 64,
         draft: 0,
         page_tokens: 16,
+        page_bytes: 1 << 10,
         pages: 1000,
         kept: 4,
         groups: 1,
@@ -166,7 +167,9 @@ fn a_sequence_that_alone_exhausts_memory_fails() {
     arrive(&mut batch, 0, vec![1; 10]);
     ready(&mut batch);
     let actions = batch.handle(Event::Exhausted(vec![SequenceId(0)]), Time::ZERO);
-    assert_eq!(actions, [Action::Drop(SequenceId(0)), Action::Fail(SequenceId(0))]);
+    // Its ten tokens are one page, of a thousand.
+    let failed = Action::Fail { sequence: SequenceId(0), needs: 1 << 10, limit: 1000 << 10 };
+    assert_eq!(actions, [Action::Drop(SequenceId(0)), failed]);
     assert!(batch.is_idle());
 }
 

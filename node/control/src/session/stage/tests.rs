@@ -46,6 +46,7 @@ impl Stage {
             prompt_rows_beside: 64,
             draft: 0,
             page_tokens: 16,
+            page_bytes: 1 << 10,
             pages: 64,
             kept: 0,
             groups: count as usize,
