@@ -22,7 +22,8 @@ use crate::pool::{ModelAdvert, View};
 use crate::trust::Auditor;
 use crate::{compute_error, models};
 
-use entry::{Entry, Source, State, full_name};
+use entry::{Entry, Source, State};
+use pangea_control::pool::full_name;
 
 /// The models of a node; none by default. Cloning gives the same ones.
 #[derive(Clone, Debug, Default)]

@@ -9,7 +9,7 @@ use super::cost::Prediction;
 use super::offer::ModelNeeds;
 use super::plan::{plan, predict};
 use super::{PlacedStage, pool_facts};
-use crate::pool::View;
+use crate::pool::{View, full_name};
 
 /// What a master would decide about a model, and what the master has decided.
 #[derive(Clone, Debug)]
@@ -89,19 +89,28 @@ pub fn preview(view: &View, model: &str) -> Result<Preview> {
 }
 
 fn named<'a>(models: Vec<&'a ModelNeeds>, name: &str) -> Result<&'a ModelNeeds> {
-    let names = || models.iter().map(|model| model.name.as_str()).collect::<Vec<_>>().join(", ");
+    let full = |model: &ModelNeeds| full_name(&model.name, &model.digest);
+    let shared = |model: &ModelNeeds| models.iter().filter(|other| other.name == model.name).count() > 1;
+    let names = || {
+        let name = |model: &&ModelNeeds| if shared(model) { full(model) } else { model.name.clone() };
+        models.iter().map(name).collect::<Vec<_>>().join(", ")
+    };
+    let several = |what: String| Err(Error::new(ErrorKind::InvalidInput, format!("{what}; name one of {}", names())));
     match (name, models.as_slice()) {
         (_, []) => {
             let message = "no node of the pool serves a model; start one with `pangea node --model NAME`";
             Err(Error::new(ErrorKind::NotFound, message))
         }
         ("", [only]) => Ok(only),
-        ("", _) => {
-            Err(Error::new(ErrorKind::InvalidInput, format!("the pool serves several models; name one of {}", names())))
-        }
-        (name, _) => models.iter().find(|model| model.name == name).copied().ok_or_else(|| {
-            Error::new(ErrorKind::NotFound, format!("no node of the pool serves {name}; there are {}", names()))
-        }),
+        ("", _) => several("the pool serves several models".to_owned()),
+        (name, _) => match models.iter().find(|model| model.name == name || full(model) == name).copied() {
+            Some(model) if model.name == name && shared(model) => several(format!("several models are called {name}")),
+            Some(model) => Ok(model),
+            None => Err(Error::new(
+                ErrorKind::NotFound,
+                format!("no node of the pool serves {name}; there are {}", names()),
+            )),
+        },
     }
 }
 
@@ -172,5 +181,17 @@ mod tests {
         assert!(preview(&pool_of_one(64 << 20), "asked").unwrap().best.is_some());
         // The sessions of the placed model have all the rest of the node's memory, as the master knows, too.
         assert!(preview(&pool_of_one(900 << 20), "asked").unwrap().best.is_none());
+    }
+
+    #[test]
+    fn models_of_one_name_are_asked_for_by_their_full_names() {
+        let mut view = pool_of_one(64 << 20);
+        let mut own = (*view.own).clone();
+        own.models[1].name = "placed".to_owned();
+        view.own = Arc::new(own);
+        let error = preview(&view, "placed").unwrap_err();
+        assert_eq!(error.message(), "several models are called placed; name one of placed@01010101, placed@02020202");
+        assert_eq!(preview(&view, "placed@02020202").unwrap().needs.digest, Digest([2; 32]));
+        assert_eq!(preview(&view, "placed@03030303").unwrap_err().kind(), ErrorKind::NotFound);
     }
 }

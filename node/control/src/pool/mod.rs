@@ -9,12 +9,14 @@
 
 pub mod advert;
 pub mod election;
+mod model_name;
 pub mod placed;
 pub mod roster;
 pub mod term_keeper;
 pub mod view;
 
 pub use advert::{Advert, LayerSpeed, LinkAdvert, ModelAdvert, ModelSize, StageAdvert, StageState, Term};
+pub use model_name::full_name;
 pub use view::View;
 
 /// What an ordinary new node says of itself.

@@ -8,6 +8,7 @@ use pangea_client::{Error, ErrorKind, Result};
 use pangea_compute::model::ModelFile;
 use pangea_compute::{Cancel, Digest};
 use pangea_control::placement::pool_facts;
+use pangea_control::pool::full_name;
 use tokio::sync::watch;
 
 use crate::blob::{self, Wanted};
@@ -299,16 +300,6 @@ impl Entry {
             waiting,
         }
     }
-}
-
-/// Hex digits of a digest that tell models of one name apart.
-const DIGEST_CHARS: usize = 8;
-
-/// The name of one of several models that are called the same.
-pub(super) fn full_name(name: &str, digest: &Digest) -> String {
-    let mut digits = digest.to_string();
-    digits.truncate(DIGEST_CHARS);
-    format!("{name}@{digits}")
 }
 
 /// A short request, answered from one end to the other. Nobody asked for it: it leaves nothing behind.
