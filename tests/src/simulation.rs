@@ -5,8 +5,8 @@
 use std::time::Duration;
 
 use pangea_control::schedule::{
-    Action, Arithmetic, AttemptId, Event, FailureKind, JobId, JobReport, JobSpec, LeaveReason, Measured, Operand,
-    Place, ProductShape, Progress, Scheduler, Tile, TileGrid, Time, Transfer, Verdict, WorkerEstimate, WorkerId,
+    Action, Arithmetic, AttemptId, CheckOutcome, Event, FailureKind, JobId, JobReport, JobSpec, LeaveReason, Measured,
+    Operand, Place, ProductShape, Progress, Scheduler, Tile, TileGrid, Time, Transfer, WorkerEstimate, WorkerId,
 };
 use pangea_units::SplitMix64;
 use std::cmp::Reverse;
@@ -621,13 +621,13 @@ impl Simulation {
             return;
         };
         let verdict = if flying.lie {
-            Verdict::Bad
+            CheckOutcome::Bad
         } else if flying.worker.0 > 0 && self.chance.happens(0.001) {
-            Verdict::Inconclusive
+            CheckOutcome::Inconclusive
         } else {
             flying.stage = Stage::Good;
             // Now and then an honest answer differs in its bits.
-            Verdict::Good { answer: u64::from(self.chance.happens(0.05)) }
+            CheckOutcome::Good { answer: u64::from(self.chance.happens(0.05)) }
         };
         self.tell(Event::AttemptChecked { attempt, verdict, seconds: 0.001 });
     }

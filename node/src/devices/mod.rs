@@ -117,25 +117,25 @@ impl Devices {
         }
     }
 
-    /// A lease of as much as is free, from `least` to `most` bytes; waits up to `patience` for `least`. Blocks.
+    /// A lease of as much as is free, from `least` to `most` bytes; waits up to `timeout` for `least`. Blocks.
     ///
     /// # Errors
     /// As [`Devices::lease_within`].
-    pub fn lease_up_to(&self, kind: Kind, least: u64, most: u64, patience: Duration) -> Result<Lease> {
+    pub fn lease_up_to(&self, kind: Kind, least: u64, most: u64, timeout: Duration) -> Result<Lease> {
         let wanted = self.free_for(kind).clamp(least, most.max(least));
-        self.lease(kind, wanted).or_else(|_| self.lease_within(kind, least, patience))
+        self.lease(kind, wanted).or_else(|_| self.lease_within(kind, least, timeout))
     }
 
-    /// A lease of `bytes`, within `patience`. Blocks.
+    /// A lease of `bytes`, within `timeout`. Blocks.
     ///
     /// # Errors
-    /// `Overloaded` with the numbers, at once where the memory could never be had, otherwise when `patience` is over.
-    pub fn lease_within(&self, kind: Kind, bytes: u64, patience: Duration) -> Result<Lease> {
+    /// `Overloaded` with the numbers, at once where the memory could never be had, otherwise when `timeout` is over.
+    pub fn lease_within(&self, kind: Kind, bytes: u64, timeout: Duration) -> Result<Lease> {
         if let Ok(lease) = self.lease(kind, bytes) {
             return Ok(lease);
         }
         let (sender, answer) = sync_channel(1);
-        let until = clock::now() + patience;
+        let until = clock::now() + timeout;
         let lease = self.ask(kind, bytes, until, Waiter::Thread(sender));
         self.hear(&answer, until)??;
         Ok(lease)
@@ -162,12 +162,12 @@ impl Devices {
     ///
     /// # Errors
     /// As [`Devices::lease_within`].
-    pub async fn lease_soon(&self, kind: Kind, bytes: u64, patience: Duration) -> Result<Lease> {
+    pub async fn lease_soon(&self, kind: Kind, bytes: u64, timeout: Duration) -> Result<Lease> {
         if let Ok(lease) = self.lease(kind, bytes) {
             return Ok(lease);
         }
         let (sender, mut answer) = oneshot::channel();
-        let until = clock::now() + patience;
+        let until = clock::now() + timeout;
         let lease = self.ask(kind, bytes, until, Waiter::Task(sender));
         let answered = tokio::select! {
             answered = &mut answer => answered,

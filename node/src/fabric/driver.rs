@@ -34,7 +34,7 @@ use super::running::RunningJob;
 use crate::devices::Devices;
 use crate::jobs::Jobs;
 use crate::link::coordinator::LinkEvent;
-use crate::link::serve::Served;
+use crate::link::serve::TaskService;
 use crate::net::{Follower, NetEvent, Network};
 use crate::observe::Observer;
 use crate::peers::Peers;
@@ -116,7 +116,7 @@ pub struct Driver {
     /// Their products are whole and being checked once more.
     finishing: HashMap<JobId, (pangea_control::schedule::JobReport, Tensor)>,
     attempts: HashMap<AttemptId, Attempt>,
-    served: Rc<RefCell<Served>>,
+    served: Rc<RefCell<TaskService>>,
     probes: Rc<RefCell<Probes>>,
     /// Calls of `connect` that wait for the peer's hello, by number.
     calls: HashMap<u64, oneshot::Sender<Result<String>>>,
@@ -177,7 +177,7 @@ impl Driver {
         };
         let limit = settings.devices.limit();
         let local = WorkerEstimate::local(rates(&settings.speeds), limit);
-        let served = Served::new(settings.devices.clone(), executor.clone(), settings.peers.clone());
+        let served = TaskService::new(settings.devices.clone(), executor.clone(), settings.peers.clone());
         let (listening, addresses) = watch::channel(Vec::new());
         let jobs = settings.jobs.clone();
         let fabric = Fabric::new(command_sender, jobs, settings.devices.clone(), addresses, settings.peers.clone());

@@ -11,7 +11,7 @@ use pangea_compute::{Cancel, Digest, Tensor};
 use tokio::sync::mpsc;
 
 use super::running::JobData;
-use crate::link::coordinator::{Bulk, Link};
+use crate::link::coordinator::{Bulk, TaskLink};
 use crate::wire::{Operation, Shape, Task};
 use pangea_control::schedule::{AttemptId, Operand, Tile};
 
@@ -38,7 +38,7 @@ pub(crate) type Resident = Rc<RefCell<HashSet<Digest>>>;
 /// Starts a feeder on the current `LocalSet`; it ends when the sender is dropped. Failures are told to `failed`.
 pub(crate) fn start(
     peer: PeerId,
-    link: Rc<Link>,
+    link: Rc<TaskLink>,
     resident: Resident,
     failed: impl Fn(AttemptId, Error) + 'static,
 ) -> mpsc::Sender<Feed> {
@@ -55,7 +55,7 @@ pub(crate) fn start(
     sender
 }
 
-async fn feed_one(link: &Link, resident: &Resident, feed: Feed) -> Result<()> {
+async fn feed_one(link: &TaskLink, resident: &Resident, feed: Feed) -> Result<()> {
     let operands = [Operand::Band(feed.tile.band), Operand::Panel(feed.tile.panel)];
     let mut digests = Vec::with_capacity(2);
     for operand in operands {

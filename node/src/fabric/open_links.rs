@@ -10,7 +10,7 @@ use tokio::sync::mpsc;
 
 use super::feeder::{Feed, Resident};
 use super::status::PeerStatus;
-use crate::link::coordinator::Link;
+use crate::link::coordinator::TaskLink;
 use pangea_control::peers::{Directory, Peer, PeerState};
 use pangea_control::schedule::WorkerId;
 
@@ -18,7 +18,7 @@ use pangea_control::schedule::WorkerId;
 pub(crate) struct OpenLink {
     /// Tells links to the same peer apart.
     pub(crate) generation: u64,
-    pub(crate) link: Rc<Link>,
+    pub(crate) link: Rc<TaskLink>,
     /// The scheduler's name of the peer on this link; none until its hello, and for one that takes no tasks.
     pub(crate) worker: Option<WorkerId>,
     pub(crate) resident: Resident,

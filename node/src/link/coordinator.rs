@@ -97,7 +97,7 @@ pub enum LinkEvent {
 
 /// Handle of an open task stream. Dropping it ends the stream.
 #[derive(Debug)]
-pub struct Link {
+pub struct TaskLink {
     bulk: mpsc::Sender<Bulk>,
     control: mpsc::Sender<Message>,
     expected: Rc<RefCell<HashMap<TaskId, Shape>>>,
@@ -110,7 +110,7 @@ pub struct Link {
 #[error("the task stream cannot keep up: a queue is full")]
 pub struct LinkFull;
 
-impl Link {
+impl TaskLink {
     /// Waits until an operand of `bytes` bytes may be queued.
     pub async fn room(&self, bytes: u64) -> Result<OwnedSemaphorePermit, LinkFull> {
         let chunks = bytes.div_ceil(CHUNK_BYTES as u64).clamp(1, (AHEAD_BYTES / CHUNK_BYTES) as u64) as u32;
@@ -157,7 +157,7 @@ pub fn open<S>(
     generation: u64,
     hello: TaskHello,
     events: mpsc::Sender<(PeerId, u64, LinkEvent)>,
-) -> Link
+) -> TaskLink
 where
     S: AsyncRead + AsyncWrite + Unpin + 'static,
 {
@@ -181,7 +181,7 @@ where
         };
         report.event(LinkEvent::Closed(why)).await;
     });
-    Link { bulk, control, expected, room: Arc::new(Semaphore::new(AHEAD_BYTES / CHUNK_BYTES)) }
+    TaskLink { bulk, control, expected, room: Arc::new(Semaphore::new(AHEAD_BYTES / CHUNK_BYTES)) }
 }
 
 #[derive(Clone)]

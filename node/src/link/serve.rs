@@ -31,7 +31,7 @@ use crate::worker::store::{Admission, OperandStore};
 const RESULT_MEMORY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// State shared by all task streams that this node serves.
-pub struct Served {
+pub struct TaskService {
     /// Operands of every peer.
     pub store: OperandStore<PeerId>,
     /// Computes tasks.
@@ -52,10 +52,10 @@ pub struct Served {
     pub draining: bool,
 }
 
-impl Served {
+impl TaskService {
     /// State without any peer.
-    pub fn new(devices: Devices, executor: Executor, peers: Peers) -> Served {
-        Served {
+    pub fn new(devices: Devices, executor: Executor, peers: Peers) -> TaskService {
+        TaskService {
             store: OperandStore::new(devices.clone()),
             executor,
             devices,
@@ -79,7 +79,7 @@ impl Served {
 }
 
 /// Serves `stream`, which has this `place`, until it ends; returns why it ended. Runs on the current `LocalSet`.
-pub async fn serve<S>(stream: S, place: Place, hello: TaskHello, served: Rc<RefCell<Served>>) -> StreamError
+pub async fn serve<S>(stream: S, place: Place, hello: TaskHello, served: Rc<RefCell<TaskService>>) -> StreamError
 where
     S: AsyncRead + AsyncWrite + Unpin + 'static,
 {
@@ -110,7 +110,7 @@ where
 /// State of one peer's stream.
 struct ServedStream {
     peer: PeerId,
-    served: Rc<RefCell<Served>>,
+    served: Rc<RefCell<TaskService>>,
     replies: mpsc::Sender<Reply>,
     /// Operands being received or hashed.
     arriving: HashMap<Digest, Arriving>,

@@ -122,7 +122,7 @@ struct Inner {
 
 /// How long a load waits for memory that is leased now: stages that end give theirs back within a second, and products theirs
 /// when they are done.
-const MEMORY_PATIENCE: Duration = Duration::from_secs(5);
+const MEMORY_TIMEOUT: Duration = Duration::from_secs(5);
 
 impl std::fmt::Debug for Loader {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -245,7 +245,7 @@ impl Loader {
             Ok(lease) => lease,
             Err(_) => {
                 self.end_idle_whole(model);
-                devices.lease_within(Kind::Weights, both, MEMORY_PATIENCE).map_err(|error| {
+                devices.lease_within(Kind::Weights, both, MEMORY_TIMEOUT).map_err(|error| {
                     let (weights, sessions) = (ByteSize(weight_bytes), ByteSize(least));
                     let why = format!("{} ({weights} of weights, {sessions} for sessions)", error.message());
                     Error::new(error.kind(), why)
@@ -253,7 +253,7 @@ impl Loader {
             }
         };
         weights.shrink(weight_bytes);
-        let sessions = devices.lease_up_to(Kind::Sessions, least, session_bytes, MEMORY_PATIENCE)?;
+        let sessions = devices.lease_up_to(Kind::Sessions, least, session_bytes, MEMORY_TIMEOUT)?;
         Ok([weights, sessions])
     }
 

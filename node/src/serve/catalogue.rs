@@ -265,9 +265,9 @@ impl Served {
     /// The engine of a model, once it is ready; gets and loads what is absent.
     ///
     /// # Errors
-    /// `NotFound` for a model that is not served, `Unavailable` where it is not ready within `patience`, and whatever kept it
+    /// `NotFound` for a model that is not served, `Unavailable` where it is not ready within `timeout`, and whatever kept it
     /// from being loaded.
-    pub async fn engine(&self, name: &str, patience: Duration) -> Result<Engine> {
+    pub async fn engine(&self, name: &str, timeout: Duration) -> Result<Engine> {
         let Some(entry) = self.find(name) else {
             return Err(Error::new(ErrorKind::NotFound, format!("the model {name} is not served here")));
         };
@@ -282,7 +282,7 @@ impl Served {
             self.load(&entry)?;
         }
         let mut state = entry.state.subscribe();
-        let settled = tokio::time::timeout(patience, state.wait_for(|state| !matches!(state, State::Loading))).await;
+        let settled = tokio::time::timeout(timeout, state.wait_for(|state| !matches!(state, State::Loading))).await;
         let loading =
             || Error::new(ErrorKind::Unavailable, format!("the model {name} is still loading; try again soon"));
         let state = settled.map_err(|_| loading())?.map_err(|_| loading())?;

@@ -100,7 +100,7 @@ pub struct Measured {
 
 /// What the check of an answer said.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Verdict {
+pub enum CheckOutcome {
     /// It is right. `answer` names the set of answers that the driver holds to be the same (by bits, or within
     /// tolerance); it matters only where redundancy is more than 1.
     Good {
@@ -200,7 +200,7 @@ pub enum Event {
         /// Which.
         attempt: AttemptId,
         /// What it said.
-        verdict: Verdict,
+        verdict: CheckOutcome,
         /// How long the check took.
         seconds: f64,
     },

@@ -27,7 +27,7 @@ pub use action::{Action, JobReport, TaskCounts, WorkerShare};
 pub use cost::{Accuracy, Arithmetic, CostModel, Transfer, WorkerEstimate};
 pub use pangea_units::ErrorKind as FailureKind;
 
-pub use event::{Event, JobSpec, LeaveReason, Measured, Place, Progress, Verdict};
+pub use event::{CheckOutcome, Event, JobSpec, LeaveReason, Measured, Place, Progress};
 pub use id::{AttemptId, JobId, WorkerId};
 pub use plan::{Operand, Pace, PlanError, ProductShape, Tile, TileGrid};
 pub use scheduler::{Scheduler, WorkerReport};

@@ -50,26 +50,26 @@ pub enum Action {
 /// The links to all peers.
 #[derive(Default)]
 pub struct LinkStates {
-    peers: BTreeMap<PeerId, Link>,
+    peers: BTreeMap<PeerId, PeerStreams>,
     streams: u64,
 }
 
 /// A peer's streams.
-struct Link {
+struct PeerStreams {
     connected: bool,
     outgoing: Outgoing,
     incoming: Option<StreamId>,
     reopening: Reopening,
 }
 
-impl Default for Link {
-    fn default() -> Link {
+impl Default for PeerStreams {
+    fn default() -> PeerStreams {
         let reopening = Reopening::new(REOPEN_FIRST, REOPEN_LATEST);
-        Link { connected: false, outgoing: Outgoing::None, incoming: None, reopening }
+        PeerStreams { connected: false, outgoing: Outgoing::None, incoming: None, reopening }
     }
 }
 
-impl Link {
+impl PeerStreams {
     /// Whether the peer is there and has no stream, nor one that is being opened.
     fn wants_stream(&self) -> bool {
         self.connected && matches!(self.outgoing, Outgoing::None)
@@ -137,7 +137,7 @@ impl LinkStates {
     }
 
     /// The link is broken: both its streams end.
-    fn lose(&mut self, link: &mut Link, why: String, now: Time, actions: &mut Vec<Action>) {
+    fn lose(&mut self, link: &mut PeerStreams, why: String, now: Time, actions: &mut Vec<Action>) {
         let (mut broken, mut lasted) = (false, Duration::ZERO);
         if let Some(stream) = link.incoming.take() {
             actions.push(Action::Drop(stream));
@@ -165,14 +165,14 @@ impl LinkStates {
     }
 
     /// Opens a stream where the peer is there and none is being opened: later and later, if they keep ending.
-    fn reopen(&mut self, link: &mut Link, lasted: Duration, actions: &mut Vec<Action>) {
+    fn reopen(&mut self, link: &mut PeerStreams, lasted: Duration, actions: &mut Vec<Action>) {
         if link.wants_stream() {
             let after = link.reopening.ended(lasted);
             self.open(link, after, actions);
         }
     }
 
-    fn open(&mut self, link: &mut Link, after: Duration, actions: &mut Vec<Action>) {
+    fn open(&mut self, link: &mut PeerStreams, after: Duration, actions: &mut Vec<Action>) {
         if link.wants_stream() {
             let stream = self.number();
             link.outgoing = Outgoing::Opening(stream);

@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use pangea_control::schedule::{
-    Action, Arithmetic, AttemptId, Event, FailureKind, JobId, JobSpec, LeaveReason, Measured, Operand, Place,
-    ProductShape, Progress, Scheduler, Tile, TileGrid, Transfer, Verdict, WorkerEstimate, WorkerId,
+    Action, Arithmetic, AttemptId, CheckOutcome, Event, FailureKind, JobId, JobSpec, LeaveReason, Measured, Operand,
+    Place, ProductShape, Progress, Scheduler, Tile, TileGrid, Transfer, WorkerEstimate, WorkerId,
 };
 
 use crate::checks::Broken;
@@ -345,7 +345,7 @@ impl World {
     pub(crate) fn checked(&mut self, node: usize, attempt: AttemptId) -> Result<(), Broken> {
         let Some(run) = &mut self.nodes[node].run else { return Ok(()) };
         let Some(flying) = run.products.attempts.get(&attempt) else { return Ok(()) };
-        let verdict = if flying.wrong { Verdict::Bad } else { Verdict::Good { answer: 0 } };
+        let verdict = if flying.wrong { CheckOutcome::Bad } else { CheckOutcome::Good { answer: 0 } };
         self.schedule(node, Event::AttemptChecked { attempt, verdict, seconds: 0.0003 })
     }
 }

@@ -14,7 +14,9 @@ use crate::fabric::feeder::Feed;
 use crate::fabric::job::{JobId, Rejection};
 use crate::worker::executor::{Outcome, PackKey, Side, Work};
 use pangea_control::peers;
-use pangea_control::schedule::{AttemptId, Event, FailureKind, Measured, Operand, Tile, Transfer, Verdict, WorkerId};
+use pangea_control::schedule::{
+    AttemptId, CheckOutcome, Event, FailureKind, Measured, Operand, Tile, Transfer, WorkerId,
+};
 
 impl Driver {
     pub(super) fn start(&mut self, attempt: AttemptId, job: JobId, tile: Tile, worker: WorkerId) -> Result<()> {
@@ -104,7 +106,7 @@ impl Driver {
     }
 
     pub(super) fn check(&mut self, attempt: AttemptId) {
-        let inconclusive = Event::AttemptChecked { attempt, verdict: Verdict::Inconclusive, seconds: 0.0 };
+        let inconclusive = Event::AttemptChecked { attempt, verdict: CheckOutcome::Inconclusive, seconds: 0.0 };
         let Some(Attempt { job, tile, result: Some(c), .. }) = self.attempts.get(&attempt) else {
             self.events.push_back(inconclusive);
             return;
@@ -155,12 +157,12 @@ impl Driver {
                 if let Some(peer) = peer {
                     self.tell_peers(peers::Event::ResultPassed(peer));
                 }
-                Verdict::Good { answer: self.answer_of(attempt) }
+                CheckOutcome::Good { answer: self.answer_of(attempt) }
             }
-            CheckVerdict::Bad(_) => Verdict::Bad,
+            CheckVerdict::Bad(_) => CheckOutcome::Bad,
             CheckVerdict::Failed(why) => {
                 tracing::warn!(event = "check_failed", attempt = attempt.0, why);
-                Verdict::Inconclusive
+                CheckOutcome::Inconclusive
             }
         };
         self.events.push_back(Event::AttemptChecked { attempt, verdict, seconds: checked.took.as_secs_f64() });

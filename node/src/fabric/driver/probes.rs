@@ -11,7 +11,7 @@ use tokio::sync::oneshot;
 
 use super::Driver;
 use crate::fabric::status::LinkProbe;
-use crate::link::coordinator::{Bulk, Link};
+use crate::link::coordinator::{Bulk, TaskLink};
 use pangea_control::peers::{Peer, PeerState};
 
 /// Bytes of the first, automatic measurement of a link: short even on a slow one.
@@ -38,7 +38,7 @@ pub(super) struct Probes {
 
 impl Driver {
     /// The open link to a peer by its id or name; where `peer` is empty, to any that is connected.
-    pub(super) fn link_to(&self, peer: &str) -> Result<(PeerId, Peer, Rc<Link>)> {
+    pub(super) fn link_to(&self, peer: &str) -> Result<(PeerId, Peer, Rc<TaskLink>)> {
         let found = self.links.iter().find_map(|(id, open)| {
             let known = self.peers.read(|directory| directory.get(id).cloned())?;
             let named = id.to_string() == peer || known.name() == peer;
@@ -101,12 +101,12 @@ impl Driver {
 }
 
 /// Sends `bytes` and waits until all arrived: the time from the first byte to the answer, less nothing.
-pub(super) async fn probe(link: &Link, probes: &RefCell<Probes>, bytes: u64) -> Option<Duration> {
+pub(super) async fn probe(link: &TaskLink, probes: &RefCell<Probes>, bytes: u64) -> Option<Duration> {
     probe_within(link, probes, bytes, PROBE_TIMEOUT).await
 }
 
 pub(super) async fn probe_within(
-    link: &Link,
+    link: &TaskLink,
     probes: &RefCell<Probes>,
     bytes: u64,
     timeout: Duration,
@@ -128,7 +128,7 @@ pub(super) async fn probe_within(
 }
 
 /// The time that `bytes` take beyond a round trip.
-pub(super) async fn measure(link: Rc<Link>, probes: Rc<RefCell<Probes>>, bytes: u64) -> Option<(Duration, u64)> {
+pub(super) async fn measure(link: Rc<TaskLink>, probes: Rc<RefCell<Probes>>, bytes: u64) -> Option<(Duration, u64)> {
     probe(&link, &probes, SMALL_BYTES).await?;
     let round_trip = probe(&link, &probes, SMALL_BYTES).await?;
     let took = probe(&link, &probes, bytes).await?;
@@ -137,7 +137,7 @@ pub(super) async fn measure(link: Rc<Link>, probes: Rc<RefCell<Probes>>, bytes: 
 
 /// Medians over `rounds`: bytes per second of bulk messages, and the round trip of small ones.
 pub(super) async fn measure_rounds(
-    link: Rc<Link>,
+    link: Rc<TaskLink>,
     probes: Rc<RefCell<Probes>>,
     bytes: u64,
     rounds: u32,

@@ -11,7 +11,7 @@ use pangea_client::Error;
 use pangea_compute::Tensor;
 use tokio::sync::mpsc;
 
-use super::Served;
+use super::TaskService;
 use crate::devices::Lease;
 use crate::fault::Fault;
 use crate::link::limits::CHUNK_BYTES;
@@ -39,7 +39,7 @@ pub(super) async fn write_all<W: AsyncWrite + Unpin>(
     mut outbox: mpsc::Receiver<Reply>,
     hello: TaskHello,
     peer: PeerId,
-    served: &Rc<RefCell<Served>>,
+    served: &Rc<RefCell<TaskService>>,
 ) -> StreamError {
     match write(&mut frames, &mut outbox, hello, peer, served).await {
         Ok(()) => StreamError::Closed,
@@ -52,7 +52,7 @@ async fn write<W: AsyncWrite + Unpin>(
     outbox: &mut mpsc::Receiver<Reply>,
     hello: TaskHello,
     peer: PeerId,
-    served: &Rc<RefCell<Served>>,
+    served: &Rc<RefCell<TaskService>>,
 ) -> Result<(), StreamError> {
     frames.send(&Message::Hello(hello), &[]).await?;
     frames.flush().await?;
@@ -97,7 +97,7 @@ struct Load {
 
 impl Load {
     /// Waits until the load differs from the reported one by more than a half.
-    async fn news(&mut self, served: &Rc<RefCell<Served>>) -> Message {
+    async fn news(&mut self, served: &Rc<RefCell<TaskService>>) -> Message {
         loop {
             self.tick.tick().await;
             let queued = served.borrow().executor.backlog_without(self.peer);

@@ -4,7 +4,7 @@ use super::forecast::check_bytes;
 use super::{Attempt, Scheduler};
 use crate::schedule::job::Answer;
 use crate::schedule::limits::{OVERLOADS_LOCAL_MAX, OVERLOADS_MAX};
-use crate::schedule::{Action, AttemptId, FailureKind, Measured, Operand, Progress, Transfer, Verdict};
+use crate::schedule::{Action, AttemptId, CheckOutcome, FailureKind, Measured, Operand, Progress, Transfer};
 
 impl Scheduler {
     pub(super) fn progress(&mut self, id: AttemptId, progress: Progress, now: f64) {
@@ -60,7 +60,7 @@ impl Scheduler {
     pub(super) fn checked(
         &mut self,
         id: AttemptId,
-        verdict: Verdict,
+        verdict: CheckOutcome,
         seconds: f64,
         now: f64,
         actions: &mut Vec<Action>,
@@ -72,12 +72,14 @@ impl Scheduler {
         if let Some(job) = self.jobs.iter_mut().find(|job| job.id == attempt.job) {
             let bytes = check_bytes(job, tile);
             self.check_byte_s.observe_transfer(Transfer { bytes, seconds });
-            job.tasks.wrong += u32::from(verdict == Verdict::Bad);
+            job.tasks.wrong += u32::from(verdict == CheckOutcome::Bad);
         }
         match verdict {
-            Verdict::Good { answer } => self.answer(id, answer, now, actions),
-            Verdict::Bad if !worker.is_local() => self.quarantine(worker, id, now, actions),
-            Verdict::Bad | Verdict::Inconclusive => self.fail(id, FailureKind::VerificationFailed, now, actions),
+            CheckOutcome::Good { answer } => self.answer(id, answer, now, actions),
+            CheckOutcome::Bad if !worker.is_local() => self.quarantine(worker, id, now, actions),
+            CheckOutcome::Bad | CheckOutcome::Inconclusive => {
+                self.fail(id, FailureKind::VerificationFailed, now, actions)
+            }
         }
     }
 
