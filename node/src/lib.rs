@@ -27,12 +27,12 @@
 //! | 1 | [`peers`] | the handle on what is known of each peer, and whether it may compute |
 //! | 1 | [`net`] | transports, admission, who is connected |
 //! | 1 | [`streams`] | framing, opening and bounding of streams, for every protocol |
-//! | 1 | [`models`] | models on disk: names, where they come from, into memory |
+//! | 2 | [`models`] | models on disk: names, where they come from, into memory |
 //! | 2 | [`config`] | flags, environment and file, resolved once |
 //! | 2 | [`worker`] | operands kept for peers, the compute queue, operands packed for the next task |
 //! | 2 | [`trust`] | signed claims, receipts, which of them are replayed |
-//! | 2 | [`blob`] | pieces of model files: kept, offered to peers, fetched by need |
 //! | 2 | [`pool`] | the nodes of a pool: adverts, the master, the graph of links |
+//! | 3 | [`blob`] | pieces of model files: kept, offered to peers, fetched by need |
 //! | 3 | [`link`] | task streams, both ends |
 //! | 3 | [`placement`] | the driver of what decides which node computes which layers |
 //! | 4 | [`fabric`] | drives products: check, merge, retry |
