@@ -1,5 +1,5 @@
-//! Holds every part of a node that runs by itself: threads, and tasks that live as long as the node. A part that ends is told
-//! with its name; what follows is decided by `pangea_control::supervise`. It never knows what a part does.
+//! Holds every part of a node that runs by itself: threads, and tasks that live as long as the node. A part that ends
+//! is told with its name; what follows is decided by `pangea_control::supervise`. It never knows what a part does.
 
 use std::any::Any;
 use std::future::Future;
@@ -227,7 +227,7 @@ impl Supervisor {
                 );
                 Some(after)
             }
-            Action::Tell => {
+            Action::Report => {
                 tracing::error!(event = "part_ended", part = name, why, "The part \"{name}\" {why}");
                 None
             }

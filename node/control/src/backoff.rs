@@ -1,11 +1,11 @@
-//! Delays that double with every failure in a row. What counts as a failure is decided by whoever waits.
+//! Delays that double with every consecutive failure. The caller decides what counts as a failure.
 
 use std::time::Duration;
 
-/// Doublings beyond which a delay grows no more: by then every upper bound of this crate is passed.
+/// Doublings after which a delay no longer grows: every upper bound in this crate is smaller.
 const MAX_DOUBLINGS: u32 = 16;
 
-/// `first`, doubled `times` times, at most `longest`.
+/// `first` doubled `times` times, at most `longest`.
 pub(crate) fn doubled(first: Duration, times: u32, longest: Duration) -> Duration {
     first.saturating_mul(1 << times.min(MAX_DOUBLINGS)).min(longest)
 }

@@ -1,31 +1,31 @@
-//! When the next stream to a peer is opened after one ended, for every protocol that keeps a stream open. Which stream that is,
-//! and whether the peer is there, the protocols know.
+//! Decides when the next stream to a peer is opened after one ended, for every protocol that keeps a stream open. The
+//! protocols know which stream that is and whether the peer is connected.
 
 use std::time::Duration;
 
 use crate::backoff::doubled;
 
-/// The streams of one protocol to one peer, as far as they ended: the more in a row ended soon, the later the next.
+/// Backoff of one protocol's streams to one peer: it grows with each consecutive stream that ended soon.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Reopening {
     first: Duration,
     longest: Duration,
-    /// Streams in a row that ended soon or did not open.
+    /// Consecutive streams that ended soon or did not open.
     short: u32,
 }
 
 impl Reopening {
-    /// Delays from `first` to `longest`. A stream that lasted more than `longest` starts them from the beginning.
+    /// Delays from `first` to `longest`. A stream that lasted more than `longest` resets them.
     pub(crate) const fn new(first: Duration, longest: Duration) -> Reopening {
         Reopening { first, longest, short: 0 }
     }
 
-    /// The peer is connected again: what its streams did before says nothing.
+    /// Resets the delays because the peer has reconnected.
     pub(crate) fn reset(&mut self) {
         self.short = 0;
     }
 
-    /// A stream ended that had been open for `lasted`, nothing where it never opened: the delay of the next.
+    /// Records that a stream ended after `lasted` (zero if it never opened); returns the delay before the next one.
     pub(crate) fn ended(&mut self, lasted: Duration) -> Duration {
         if lasted > self.longest {
             self.short = 0;
@@ -41,7 +41,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn streams_that_end_soon_are_opened_later_and_later_and_one_that_lasted_starts_again() {
+    fn delays_grow_with_short_streams_and_reset_after_a_long_one() {
         let millis = Duration::from_millis;
         let mut reopening = Reopening::new(millis(100), millis(1000));
         let delays: Vec<Duration> = (0..6).map(|_| reopening.ended(millis(1000))).collect();

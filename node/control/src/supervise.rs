@@ -1,5 +1,5 @@
-//! What follows when a part of the node ends or falls silent: it is started again, its owner replaces it, or the node ends.
-//! Parts are threads and long-lived tasks; this file knows their names and rules, and never what they do.
+//! Decides what follows when a part of the node ends or falls silent: restart it, let its owner replace it, or end the node.
+//! Parts are threads and long-lived tasks; this file knows their names and rules, not their work.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -7,49 +7,49 @@ use std::time::Duration;
 use crate::Time;
 use crate::backoff::doubled;
 
-/// Wait before a part that panicked is started again; doubles with each panic in a row.
+/// Delay before a part that panicked is restarted; doubles with each consecutive panic.
 pub const RESTART_FIRST: Duration = Duration::from_millis(100);
 
-/// Upper bound of that wait.
+/// Upper bound of that delay.
 pub const RESTART_LATEST: Duration = Duration::from_secs(10);
 
-/// Panics in a row after which restarting has not helped, and the node ends.
+/// Consecutive panics after which the node ends, because restarting did not help.
 pub const RESTARTS: u32 = 8;
 
-/// Time without a panic after which a part counts as recovered.
+/// Time without a panic after which the count of consecutive panics is reset.
 pub const RECOVERED: Duration = Duration::from_secs(60);
 
-/// Silence after which a part that beats once a second is not answering: many times what the longest task on its thread takes.
+/// Silence after which a part that beats once a second counts as not answering: many times the longest work on its thread.
 pub const SILENCE: Duration = Duration::from_secs(10);
 
-/// Tells parts apart.
+/// Identifies a part.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PartId(u64);
 
 /// What a part's end means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rule {
-    /// The node cannot go on without the part, and its state is lost with it: any end ends the node.
+    /// The node cannot work without the part, and the part's state is lost with it: any end ends the node.
     Essential,
-    /// Works off a queue that outlives it. After a panic the part is started again; returning is its normal end.
+    /// Works off a queue that outlives it. After a panic the part is restarted; returning is its normal end.
     Restarted,
-    /// Works once. A panic is told, and its owner does what follows.
+    /// Runs once. A panic is reported, and its owner decides what follows.
     Owned,
 }
 
 /// How a part ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum End {
-    /// It returned.
+    /// The part returned.
     Returned,
-    /// It panicked with this message.
+    /// The part panicked with this message.
     Panicked(String),
 }
 
-/// What happens.
+/// Input of the supervision.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// A part starts. `beats`: it says once a second that it is alive.
+    /// A part starts. `beats`: it reports once a second that it is alive.
     Started {
         /// Chosen by the driver with [`Supervision::number`].
         part: PartId,
@@ -57,36 +57,36 @@ pub enum Event {
         name: String,
         /// What its end means.
         rule: Rule,
-        /// Whether its silence means something.
+        /// Whether silence makes the part unwell.
         beats: bool,
     },
-    /// A part says that it is alive.
+    /// A part reports that it is alive.
     Beat(PartId),
     /// A part ended.
     Ended(PartId, End),
-    /// The owner of a part has replaced it, or does not need it any more.
+    /// The owner of a part has replaced it, or no longer needs it.
     Forgotten(PartId),
-    /// The node shuts down: from now on every end is expected.
+    /// The node shuts down: every end is expected from now on.
     Closing,
 }
 
-/// What is to be done.
+/// What the driver does next.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// Start the part again after this time, and say so.
+    /// Restart the part after this delay, and log it.
     Restart(Duration),
-    /// Say that the part panicked; its owner acts.
-    Tell,
+    /// Log that the part panicked; its owner acts.
+    Report,
     /// End the node with this reason.
     EndNode(String),
 }
 
-/// A part that does not do its work.
+/// A part that does not work.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unwell {
-    /// Its name.
+    /// Name of the part.
     pub name: String,
-    /// What is wrong.
+    /// Why it does not work.
     pub why: String,
 }
 
@@ -95,7 +95,7 @@ struct Part {
     name: String,
     rule: Rule,
     beat: Option<Time>,
-    /// Why it does not run.
+    /// Why the part does not run.
     ended: Option<String>,
     panics: u32,
     last_panic: Time,
@@ -110,13 +110,13 @@ pub struct Supervision {
 }
 
 impl Supervision {
-    /// An id for a part that is about to start.
+    /// Allocates an id for a part that is about to start.
     pub fn number(&mut self) -> PartId {
         self.next += 1;
         PartId(self.next)
     }
 
-    /// What follows from `event`.
+    /// Processes an event; returns what the driver does next.
     pub fn handle(&mut self, event: Event, now: Time) -> Option<Action> {
         match event {
             Event::Started { part, name, rule, beats } => {
@@ -145,8 +145,8 @@ impl Supervision {
     fn ended(&mut self, id: PartId, end: End, now: Time) -> Option<Action> {
         let closing = self.closing;
         let Some(part) = self.parts.get_mut(&id) else {
-            // Its owner needs it no more; a panic is told all the same.
-            return matches!(end, End::Panicked(_)).then_some(Action::Tell);
+            // The owner no longer needs the part; a panic is still reported.
+            return matches!(end, End::Panicked(_)).then_some(Action::Report);
         };
         let why = match (end, part.rule) {
             (End::Returned, Rule::Essential) if !closing => "ended unexpectedly".to_owned(),
@@ -158,7 +158,7 @@ impl Supervision {
         };
         if closing {
             self.parts.remove(&id);
-            return Some(Action::Tell);
+            return Some(Action::Report);
         }
         match part.rule {
             Rule::Essential => {
@@ -168,7 +168,7 @@ impl Supervision {
             }
             Rule::Owned => {
                 part.ended = Some(why);
-                Some(Action::Tell)
+                Some(Action::Report)
             }
             Rule::Restarted => {
                 if now.since(part.last_panic) >= RECOVERED {
@@ -185,7 +185,7 @@ impl Supervision {
         }
     }
 
-    /// The parts that do not do their work at this moment.
+    /// The parts that do not work at this moment.
     pub fn unwell(&self, now: Time) -> Vec<Unwell> {
         let why = |part: &Part| match (&part.ended, part.beat) {
             (Some(why), _) => Some(why.clone()),
@@ -216,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn the_end_of_an_essential_part_ends_the_node_with_its_name_and_is_expected_of_a_node_that_closes() {
+    fn an_essential_parts_end_ends_the_node_unless_it_is_closing() {
         for (end, why) in [(End::Returned, "ended unexpectedly"), (panicked(), "panicked: out of luck")] {
             let (mut supervision, part) = with(Rule::Essential, false);
             let ended = supervision.handle(Event::Ended(part, end), NOW);
@@ -229,11 +229,11 @@ mod tests {
         assert_eq!(supervision.unwell(NOW + SILENCE), []);
         let (mut supervision, part) = with(Rule::Essential, true);
         supervision.handle(Event::Closing, NOW);
-        assert_eq!(supervision.handle(Event::Ended(part, panicked()), NOW), Some(Action::Tell));
+        assert_eq!(supervision.handle(Event::Ended(part, panicked()), NOW), Some(Action::Report));
     }
 
     #[test]
-    fn a_part_with_a_queue_is_started_again_later_and_later_until_that_does_not_help() {
+    fn a_restarted_parts_delay_grows_until_restarting_is_given_up() {
         let (mut supervision, part) = with(Rule::Restarted, false);
         let mut last = Duration::ZERO;
         for _ in 0..RESTARTS {
@@ -251,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn a_part_that_ran_well_for_a_while_is_started_again_soon() {
+    fn a_part_that_recovered_is_restarted_soon() {
         let (mut supervision, part) = with(Rule::Restarted, false);
         let mut now = NOW;
         for _ in 0..RESTARTS * 3 {
@@ -263,20 +263,20 @@ mod tests {
     }
 
     #[test]
-    fn a_part_of_an_owner_is_unwell_until_the_owner_has_replaced_it() {
+    fn an_owned_part_is_unwell_until_its_owner_replaces_it() {
         let (mut supervision, part) = with(Rule::Owned, false);
-        assert_eq!(supervision.handle(Event::Ended(part, panicked()), NOW), Some(Action::Tell));
+        assert_eq!(supervision.handle(Event::Ended(part, panicked()), NOW), Some(Action::Report));
         assert_eq!(supervision.unwell(NOW).len(), 1);
         supervision.handle(Event::Forgotten(part), NOW);
         assert_eq!(supervision.unwell(NOW), []);
-        assert_eq!(supervision.handle(Event::Ended(part, panicked()), NOW), Some(Action::Tell), "never unseen");
+        assert_eq!(supervision.handle(Event::Ended(part, panicked()), NOW), Some(Action::Report), "never unseen");
         let (mut supervision, part) = with(Rule::Owned, false);
         assert_eq!(supervision.handle(Event::Ended(part, End::Returned), NOW), None);
         assert_eq!(supervision.unwell(NOW), []);
     }
 
     #[test]
-    fn a_part_that_beats_is_unwell_at_the_bound_of_silence_and_well_with_its_next_beat() {
+    fn a_silent_part_is_unwell_until_its_next_beat() {
         let (mut supervision, part) = with(Rule::Essential, true);
         assert_eq!(supervision.unwell(NOW + SILENCE - Duration::from_nanos(1)), []);
         let silent = Unwell { name: "pool".to_owned(), why: "has not answered for 10 s".to_owned() };

@@ -1,5 +1,5 @@
-//! The one notion of time of every decision: how long the node has been running. Whoever drives a state machine reads the
-//! clock and passes the result in; nothing in this crate can read one.
+//! The one type of time in every decision: how long the node has been running. The driver of a state machine reads the
+//! clock and passes the time in; nothing in this crate can read a clock.
 
 use std::ops::{Add, AddAssign, Sub};
 use std::time::Duration;
@@ -35,7 +35,7 @@ impl Time {
         self.0
     }
 
-    /// The time from `earlier` to this moment; zero where `earlier` is later.
+    /// The time from `earlier` to this moment; zero if `earlier` is later.
     pub fn since(self, earlier: Time) -> Duration {
         self.0.saturating_sub(earlier.0)
     }

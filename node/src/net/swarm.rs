@@ -495,7 +495,7 @@ impl SwarmDriver {
             return;
         }
         self.connected.remove(&peer);
-        self.liveness.forget(&peer);
+        self.liveness.remove(&peer);
         let Ending { why, silent } =
             self.ending.remove(&peer).unwrap_or_else(|| Ending { why: closed_text(cause), silent: false });
         self.plan.lost(peer, clock::now());

@@ -1,4 +1,4 @@
-//! What is known of one job: its kind, its owner, its progress and its end. Values only.
+//! The state of one job: kind, owner, progress and outcome. Values only.
 
 use std::fmt;
 
@@ -7,7 +7,7 @@ use pangea_units::ErrorKind;
 use crate::Time;
 use crate::trust::Verdict;
 
-/// A job on the node that accepted it; never used twice while the node runs.
+/// Id of a job on the node that accepted it; never reused while the node runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct JobId(pub u64);
 
@@ -27,7 +27,7 @@ pub enum JobKind {
 }
 
 impl JobKind {
-    /// The name as every surface shows it.
+    /// Name in every API.
     pub fn name(self) -> &'static str {
         match self {
             JobKind::Product => "product",
@@ -48,7 +48,7 @@ pub enum Api {
 }
 
 impl Api {
-    /// The name as every surface shows it.
+    /// Name in every API.
     pub fn name(self) -> &'static str {
         match self {
             Api::Rpc => "rpc",
@@ -61,14 +61,14 @@ impl Api {
 /// Who submitted a job.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Owner {
-    /// Through which API.
+    /// The API that received the job.
     pub api: Api,
-    /// What the client calls itself or is known by; `None` where it does not say.
+    /// Name that the client gives itself or is known by, if any.
     pub client: Option<String>,
 }
 
 impl Owner {
-    /// An owner of whom only the API is known.
+    /// An owner of which only the API is known.
     pub fn of(api: Api) -> Owner {
         Owner { api, client: None }
     }
@@ -79,55 +79,55 @@ impl Owner {
 pub struct JobSpec {
     /// What the job computes.
     pub kind: JobKind,
-    /// What it is about, for people: `1024x512x256 f32`, or the name of a model.
+    /// Subject for people: `1024x512x256 f32`, or the name of a model.
     pub subject: String,
     /// Who submitted it.
     pub owner: Owner,
-    /// When it fails unless it has ended; `None` for no deadline.
+    /// Time at which the job fails unless it has ended; `None` for no deadline.
     pub deadline: Option<Time>,
 }
 
-/// How far a job is.
+/// Progress of a job.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct JobProgress {
-    /// Tasks of a product, or tokens of answers, that are done.
+    /// Completed tasks of a product, or tokens of answers.
     pub done: u64,
-    /// How many there will be at most; 0 while that is not known.
+    /// Maximum of `done`; 0 while unknown.
     pub total: u64,
 }
 
-/// What a job came to.
+/// Outcome of a job.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Ending {
-    /// Its result is complete.
+    /// The result is complete.
     Done {
         /// How far the result can be trusted.
         verdict: Verdict,
     },
-    /// It failed.
+    /// The job failed.
     Failed {
-        /// Why, for programs.
+        /// Reason for programs.
         kind: ErrorKind,
-        /// Why, for people.
+        /// Reason for people.
         message: String,
     },
-    /// Its owner does not want it any more.
+    /// The owner no longer wants it.
     Cancelled,
 }
 
-/// Where a job stands.
+/// State of a job.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum JobState {
-    /// Nothing of it has been computed.
+    /// Nothing has been computed yet.
     Waiting,
-    /// It is being computed.
+    /// The job is being computed.
     Running,
-    /// Nothing follows.
+    /// The job has ended.
     Ended(Ending),
 }
 
 impl JobState {
-    /// The name as every surface shows it.
+    /// Name in every API.
     pub fn name(&self) -> &'static str {
         match self {
             JobState::Waiting => "waiting",
@@ -139,21 +139,21 @@ impl JobState {
     }
 }
 
-/// One job, as it stands.
+/// One job and its current state.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Job {
-    /// Its number.
+    /// Id of the job.
     pub id: JobId,
-    /// What was submitted.
+    /// The job as it was submitted.
     pub spec: JobSpec,
-    /// Where it stands.
+    /// Current state.
     pub state: JobState,
-    /// How far it is.
+    /// Current progress.
     pub progress: JobProgress,
-    /// When it was submitted.
+    /// Time of submission.
     pub submitted: Time,
-    /// When the first of it was computed.
+    /// Time at which its computation started.
     pub started: Option<Time>,
-    /// When it ended.
+    /// Time at which it ended.
     pub ended: Option<Time>,
 }

@@ -1,9 +1,9 @@
-//! The jobs of a node: what was asked of it, by whom, how far it is and what it came to. Products and generations alike.
+//! The jobs of a node: subject, owner, progress and outcome. Products and generations alike.
 //!
-//! * [`job`]: what is known of one job.
-//! * [`registry`]: all jobs, from being submitted to the bounded history of ended ones, and draining.
+//! * [`job`]: the state of one job.
+//! * [`registry`]: all jobs, from submission to the bounded history of ended ones, and draining.
 //!
-//! How a job is computed is decided elsewhere; here is only what every kind of job has.
+//! How a job is computed is decided elsewhere; this room has what all kinds of jobs share.
 
 pub mod job;
 pub mod registry;

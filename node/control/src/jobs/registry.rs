@@ -1,5 +1,5 @@
-//! All jobs of a node: those that run and the last that have ended. It numbers them, tells what happens to them, and knows
-//! when a node that is to end has none left.
+//! All jobs of a node: those that run and those that ended last. The registry numbers them, publishes their events, and
+//! knows when a draining node has none left.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
@@ -12,53 +12,53 @@ use crate::Time;
 /// Ended jobs that are kept: some minutes of a busy node, in less than 100 kB.
 pub const HISTORY: usize = 256;
 
-/// Least time between two events that tell the progress of one job: people and consoles need no more.
+/// Minimum interval between two progress events of one job: people and consoles need no more.
 pub const PROGRESS_INTERVAL: Duration = Duration::from_millis(250);
 
-/// What happened to a job.
+/// Input of the registry.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Event {
-    /// The first of it is being computed.
+    /// A job's computation starts.
     Started(JobId),
-    /// More of it is done.
+    /// A job has made progress.
     Progress(JobId, JobProgress),
-    /// Nothing follows.
+    /// A job has ended.
     Ended(JobId, Ending),
-    /// Somebody wants it to end.
+    /// A job is to be cancelled.
     Cancel(JobId),
-    /// The node is to end once no job is left. The APIs take no more requests; a request that was taken before may still come to
+    /// The node ends once no job is left. The APIs accept no more requests; a request accepted before may still submit
     /// another job, such as the second of two chained products.
     Drain,
-    /// The jobs that are left may not take any longer, and no job is accepted any more.
+    /// The grace period is over: remaining jobs are cancelled, and no job is accepted any more.
     CutOff,
 }
 
-/// What is to be done.
+/// What the driver does next.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Action {
-    /// Tell whoever follows the jobs.
+    /// Publish to the followers of the jobs.
     Publish(JobEvent),
-    /// Have whoever computes the job end it.
+    /// Cancel the job's computation.
     Cancel(JobId),
     /// The node drains and no job is left.
     Drained,
 }
 
-/// What those who follow the jobs are told.
+/// An event for followers of the jobs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum JobEvent {
     /// A job was submitted.
     Submitted(Job),
     /// A job has started.
     Started(Job),
-    /// A job is further than it was.
+    /// A job has made progress.
     Progress(Job),
     /// A job has ended.
     Ended(Job),
 }
 
 impl JobEvent {
-    /// The stable name of the event.
+    /// Stable name of the event.
     pub fn name(&self) -> &'static str {
         match self {
             JobEvent::Submitted(_) => "job.submitted",
@@ -68,7 +68,7 @@ impl JobEvent {
         }
     }
 
-    /// The job as it stands after the event.
+    /// The job after the event.
     pub fn job(&self) -> &Job {
         match self {
             JobEvent::Submitted(job) | JobEvent::Started(job) | JobEvent::Progress(job) | JobEvent::Ended(job) => job,
@@ -80,8 +80,8 @@ impl JobEvent {
 #[derive(Debug)]
 struct Live {
     job: Job,
-    /// When its progress was last told.
-    told: Time,
+    /// Time of the last published progress.
+    published: Time,
 }
 
 /// The jobs of a node.
@@ -89,7 +89,7 @@ struct Live {
 pub struct Jobs {
     next: u64,
     live: BTreeMap<JobId, Live>,
-    /// The last that have ended, the latest last.
+    /// The jobs that ended last, the latest at the end.
     ended: VecDeque<Job>,
     draining: bool,
     closed: bool,
@@ -99,10 +99,10 @@ impl Jobs {
     /// Accepts a job.
     ///
     /// # Errors
-    /// `Unavailable` once the node has cut its jobs off.
+    /// `Unavailable` once the grace period of a draining node is over.
     pub fn submit(&mut self, spec: JobSpec, now: Time) -> Result<(JobId, JobEvent)> {
         if self.closed {
-            let why = "this node is shutting down and takes no more jobs; ask another node";
+            let why = "this node is shutting down and accepts no more jobs; use another node";
             return Err(Error::new(ErrorKind::Unavailable, why));
         }
         self.next += 1;
@@ -116,11 +116,11 @@ impl Jobs {
             started: None,
             ended: None,
         };
-        self.live.insert(id, Live { job: job.clone(), told: now });
+        self.live.insert(id, Live { job: job.clone(), published: now });
         Ok((id, JobEvent::Submitted(job)))
     }
 
-    /// What follows from what happened to a job. A job that has ended stays as it ended.
+    /// Processes an event. A job that has ended never changes.
     pub fn handle(&mut self, event: Event, now: Time) -> Vec<Action> {
         match event {
             Event::Started(id) => self.started(id, now),
@@ -150,10 +150,10 @@ impl Jobs {
     fn progress(&mut self, id: JobId, progress: JobProgress, now: Time) -> Vec<Action> {
         let Some(live) = self.live.get_mut(&id) else { return Vec::new() };
         live.job.progress = progress;
-        if now.since(live.told) < PROGRESS_INTERVAL {
+        if now.since(live.published) < PROGRESS_INTERVAL {
             return Vec::new();
         }
-        live.told = now;
+        live.published = now;
         vec![Action::Publish(JobEvent::Progress(live.job.clone()))]
     }
 
@@ -172,7 +172,7 @@ impl Jobs {
         actions
     }
 
-    /// All jobs that are known, the latest submitted first.
+    /// All known jobs, the latest submitted first.
     pub fn list(&self) -> Vec<Job> {
         let live = self.live.values().map(|live| &live.job);
         let mut jobs: Vec<Job> = live.chain(&self.ended).cloned().collect();
@@ -180,7 +180,7 @@ impl Jobs {
         jobs
     }
 
-    /// Jobs that have not ended.
+    /// Number of jobs that have not ended.
     pub fn live(&self) -> usize {
         self.live.len()
     }
@@ -205,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn a_job_is_told_from_being_submitted_to_its_end() {
+    fn every_change_of_a_job_is_published() {
         let mut jobs = Jobs::default();
         let (id, submitted) = jobs.submit(spec(JobKind::Product), Time::from_secs(1)).unwrap();
         let started = jobs.handle(Event::Started(id), Time::from_secs(2));
@@ -229,15 +229,15 @@ mod tests {
     }
 
     #[test]
-    fn progress_is_kept_at_once_and_told_now_and_then() {
+    fn progress_is_stored_at_once_and_published_at_intervals() {
         let mut jobs = Jobs::default();
         let id = submit(&mut jobs, Time::ZERO);
         let at = |elapsed| Time::since_epoch(elapsed);
         let just_below = at(PROGRESS_INTERVAL - Duration::from_millis(1));
         assert!(jobs.handle(Event::Progress(id, JobProgress { done: 1, total: 9 }), just_below).is_empty());
         assert_eq!(jobs.list()[0].progress.done, 1);
-        let told = jobs.handle(Event::Progress(id, JobProgress { done: 2, total: 9 }), at(PROGRESS_INTERVAL));
-        assert_eq!(told.len(), 1);
+        let published = jobs.handle(Event::Progress(id, JobProgress { done: 2, total: 9 }), at(PROGRESS_INTERVAL));
+        assert_eq!(published.len(), 1);
     }
 
     #[test]
@@ -251,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn the_history_keeps_the_last_that_ended_and_every_job_that_runs() {
+    fn the_list_has_running_jobs_and_the_last_ended_ones() {
         let mut jobs = Jobs::default();
         let running = submit(&mut jobs, Time::ZERO);
         let ended: Vec<JobId> = (0..=HISTORY).map(|_| submit(&mut jobs, Time::ZERO)).collect();
@@ -264,12 +264,12 @@ mod tests {
     }
 
     #[test]
-    fn a_node_that_drains_is_drained_once_the_last_job_has_ended() {
+    fn a_draining_node_is_drained_once_its_last_job_ends() {
         let mut jobs = Jobs::default();
         let (first, second) = (submit(&mut jobs, Time::ZERO), submit(&mut jobs, Time::ZERO));
         assert!(jobs.handle(Event::Drain, Time::ZERO).is_empty());
         assert!(!jobs.handle(Event::Ended(first, done()), Time::ZERO).contains(&Action::Drained));
-        // A request that was taken before comes to a second job.
+        // A request accepted before draining submits a second job.
         let third = submit(&mut jobs, Time::ZERO);
         assert!(!jobs.handle(Event::Ended(third, done()), Time::ZERO).contains(&Action::Drained));
         assert!(jobs.handle(Event::Ended(second, done()), Time::ZERO).contains(&Action::Drained));
@@ -281,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn jobs_that_outlast_the_grace_are_cancelled() {
+    fn jobs_that_outlast_the_grace_period_are_cancelled() {
         let mut jobs = Jobs::default();
         let ids = [submit(&mut jobs, Time::ZERO), submit(&mut jobs, Time::ZERO)];
         jobs.handle(Event::Ended(ids[0], done()), Time::ZERO);

@@ -1,6 +1,6 @@
-//! `/pangea/admission/1`: the codec and the two sides' states of the mutual proof that two nodes share a pool key.
-//! Sans-I/O: bytes and frames in, frames and verdicts out. It never touches a socket, a clock or randomness:
-//! nonces are passed in, and the authenticated session (Noise, QUIC) that carries the frames is the caller's.
+//! `/pangea/admission/1`: codec and state machines of both sides of the mutual proof that two nodes share a pool key.
+//! Sans-I/O: bytes and frames in, frames and decisions out. No socket, clock or randomness is used here:
+//! nonces are passed in, and the caller owns the authenticated session (Noise, QUIC) that carries the frames.
 //!
 //! ```text
 //! dialer                                        acceptor
@@ -11,9 +11,9 @@
 //! ```
 //!
 //! MAC = keyed BLAKE3 over the role, both peer ids and both nonces. The peer ids are those that the session
-//! authenticated, so a proof relayed through a third node does not verify; the role keeps a proof from being
-//! reflected. A stranger learns from the acceptor that it is refused, and nothing that depends on the key.
-//! Nodes without a pool key run the same exchange with a public key and say so in their `Hello`.
+//! authenticated, so a proof relayed through a third node does not verify; the role prevents the reflection of a
+//! proof. A stranger learns from the acceptor that it is refused, and nothing that depends on the key.
+//! Nodes without a pool key run the same exchange with a public key and declare it in their `Hello`.
 
 use libp2p_identity::PeerId;
 use thiserror::Error;
@@ -21,17 +21,17 @@ use thiserror::Error;
 /// A key derived from the pool key's file, with which admission MACs are made.
 pub type MacKey = [u8; 32];
 
-/// Every frame has this size, so that nothing has to be buffered or bounded.
+/// Size of every frame. It is fixed, so that nothing has to be buffered or bounded.
 pub const FRAME_BYTES: usize = 40;
 
 /// Bytes of the magic at the start of every frame. No multistream-select message starts with it (its length
-/// prefix would be out of range), so stock libp2p peers drop a stream that does, and are told apart by it.
+/// prefix would be out of range), so stock libp2p peers drop a stream that does and are recognised by it.
 pub const MAGIC: [u8; 4] = [0xff, 0xff, b'p', b'g'];
 
 /// The version of this exchange.
 pub const VERSION: u8 = 1;
 
-/// Public stand-in for the pool key of nodes that have none.
+/// Context of the public key that nodes without a pool key use.
 const KEYLESS_CONTEXT: &str = "pangea 2026-11 admission/1 no pool key";
 
 /// Domain of the MAC.
@@ -49,30 +49,30 @@ pub enum Frame {
     },
     /// The dialer's MAC.
     Proof([u8; 32]),
-    /// The acceptor's MAC: the dialer is admitted.
+    /// The acceptor's MAC; the dialer is admitted.
     Accept([u8; 32]),
-    /// The acceptor wants nothing to do with the dialer.
+    /// The acceptor refuses the dialer.
     Refuse(Refusal),
 }
 
 /// Why a node refuses another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Refusal {
-    /// This node has a pool key, the other has none.
+    /// This node has a pool key, the other node has none.
     KeyRequired,
-    /// This node has no pool key, the other has one.
+    /// This node has no pool key, the other node has one.
     KeylessHere,
-    /// Both have a pool key, not the same.
+    /// The two nodes have different pool keys.
     WrongKey,
-    /// The two are connected already, or about to be.
+    /// The two nodes are connected already, or are connecting.
     Duplicate,
-    /// The other is quarantined here.
+    /// The other node is quarantined by this one.
     Blocked,
-    /// The other speaks another version of this exchange.
+    /// The other node speaks another version of this exchange.
     Version,
-    /// The other sent something that is not part of this exchange.
+    /// The other node sent something that is not part of this exchange.
     Malformed,
-    /// This node has as many connections as it takes.
+    /// This node accepts no more connections.
     Full,
 }
 
@@ -101,7 +101,7 @@ impl Refusal {
         }
     }
 
-    /// What the node that refuses says about the one it refused.
+    /// Reason in the log of the node that refuses.
     pub const fn of_the_other(self) -> &'static str {
         match self {
             Self::KeyRequired => "it has no pool key",
@@ -115,7 +115,7 @@ impl Refusal {
         }
     }
 
-    /// What the node that was refused says about it, with what to do.
+    /// Reason in the log of the refused node, with what to do.
     pub const fn of_this_node(self) -> &'static str {
         match self {
             Self::KeyRequired => {
@@ -135,16 +135,16 @@ impl Refusal {
 /// Bytes that are not a frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub enum FrameError {
-    /// Not [`FRAME_BYTES`] long.
-    #[error("an admission frame has {FRAME_BYTES} bytes, this has {0}")]
+    /// The length is not [`FRAME_BYTES`].
+    #[error("an admission frame has {FRAME_BYTES} bytes, not {0}")]
     Length(usize),
-    /// Does not start with [`MAGIC`].
+    /// The bytes do not start with [`MAGIC`].
     #[error("not an admission frame")]
     Magic,
-    /// Another version.
+    /// The version is not [`VERSION`].
     #[error("admission version {0}")]
     Version(u8),
-    /// An unknown kind, an unknown code, or something where zeros belong.
+    /// Unknown kind, unknown code, or non-zero padding.
     #[error("malformed admission frame")]
     Malformed,
 }
@@ -165,7 +165,7 @@ impl Frame {
     const ACCEPT: u8 = 4;
     const REFUSE: u8 = 5;
 
-    /// The frame's bytes: magic (4), version (1), kind (1), refusal code or 0 (1), 0 (1), body or zeros (32).
+    /// Encodes the frame: magic (4), version (1), kind (1), refusal code or 0 (1), 0 (1), body or zeros (32).
     pub fn encode(&self) -> [u8; FRAME_BYTES] {
         let (kind, code, body) = match self {
             Self::Hello { keyed: true, nonce } => (Self::HELLO_KEYED, 0, *nonce),
@@ -181,10 +181,10 @@ impl Frame {
         bytes
     }
 
-    /// The frame that `bytes` are, if they are exactly one. Every frame has one encoding only.
+    /// Parses exactly one frame. Every frame has one encoding only.
     ///
     /// # Errors
-    /// [`FrameError`], by what is wrong first.
+    /// [`FrameError`] for the first problem.
     pub fn parse(bytes: &[u8]) -> Result<Self, FrameError> {
         let bytes: &[u8; FRAME_BYTES] = bytes.try_into().map_err(|_| FrameError::Length(bytes.len()))?;
         if bytes[..4] != MAGIC {
@@ -214,14 +214,14 @@ impl Frame {
     }
 }
 
-/// Which side of the exchange, bound into its MAC.
+/// Side of the exchange, bound into its MAC.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Role {
     Dialer,
     Acceptor,
 }
 
-/// What both sides put under their MACs.
+/// The data that both sides authenticate with their MACs.
 struct Transcript {
     mac_key: MacKey,
     keyed: bool,
@@ -254,28 +254,28 @@ impl Transcript {
     }
 }
 
-/// The dialer's side.
+/// State of the dialling side.
 pub struct Dialer {
     transcript: Transcript,
     nonce: [u8; 32],
     acceptor_nonce: Option<[u8; 32]>,
 }
 
-/// What the dialer does next.
+/// The dialer's next step.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum DialerStep {
-    /// Send this and wait for the next frame.
+    /// Send this frame and wait for the next one.
     Send(Frame),
-    /// The acceptor has admitted this node and has proved that it may.
+    /// The acceptor has admitted this node and has proved that it knows the key.
     Admitted,
-    /// The acceptor refuses this node: close.
+    /// The acceptor refuses this node: close the connection.
     RefusedByAcceptor(Refusal),
-    /// This node refuses the acceptor: close.
+    /// This node refuses the acceptor: close the connection.
     Refuse(Refusal),
 }
 
 impl Dialer {
-    /// Starts the exchange over a session in which `local` dialled `remote`, and the frame that opens it.
+    /// Starts the exchange over a session in which `local` dialled `remote`; returns the opening frame as well.
     /// `nonce`: 32 fresh random bytes.
     pub fn new(mac_key: Option<&MacKey>, local: PeerId, remote: PeerId, nonce: [u8; 32]) -> (Self, Frame) {
         let transcript = Transcript::new(mac_key, local, remote);
@@ -283,7 +283,7 @@ impl Dialer {
         (Self { transcript, nonce, acceptor_nonce: None }, hello)
     }
 
-    /// The step that `frame` from the acceptor leads to.
+    /// Processes a frame from the acceptor.
     pub fn handle(&mut self, frame: &Frame) -> DialerStep {
         match (self.acceptor_nonce, frame) {
             (_, Frame::Refuse(refusal)) => DialerStep::RefusedByAcceptor(*refusal),
@@ -307,19 +307,19 @@ impl Dialer {
     }
 }
 
-/// The acceptor's side.
+/// State of the accepting side.
 pub struct Acceptor {
     transcript: Transcript,
     nonce: [u8; 32],
     dialer_nonce: Option<[u8; 32]>,
 }
 
-/// What the acceptor does next.
+/// The acceptor's next step.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum AcceptorStep {
-    /// Send this and wait for the next frame.
+    /// Send this frame and wait for the next one.
     Send(Frame),
-    /// The dialer has proved that it has the key. Send this to admit it, or `Frame::Refuse` for another reason.
+    /// The dialer has proved that it has the key. Send this frame to admit it, or `Frame::Refuse` for another reason.
     Proven(Frame),
     /// Refuse the dialer: send `Frame::Refuse` with this and close.
     Refuse(Refusal),
@@ -331,7 +331,7 @@ impl Acceptor {
         Self { transcript: Transcript::new(mac_key, remote, local), nonce, dialer_nonce: None }
     }
 
-    /// The step that `frame` from the dialer leads to.
+    /// Processes a frame from the dialer.
     pub fn handle(&mut self, frame: &Frame) -> AcceptorStep {
         match (self.dialer_nonce, frame) {
             (None, Frame::Hello { keyed, .. }) if *keyed != self.transcript.keyed => {
@@ -368,7 +368,7 @@ mod tests {
         keypair.public().to_peer_id()
     }
 
-    /// The key that a pool key file of 32 times `byte` gives.
+    /// The key from a pool key file of 32 times `byte`.
     fn key(byte: u8) -> MacKey {
         blake3::derive_key("pangea 2026-11 admission/1 pool key", &[byte; 32])
     }
@@ -377,7 +377,7 @@ mod tests {
         bytes.iter().map(|byte| format!("{byte:02x}")).collect()
     }
 
-    /// How an exchange ends, every frame going through its bytes; and the frames, in hex.
+    /// Runs an exchange with every frame encoded and parsed; returns the dialer's last step and the frames in hex.
     fn exchange(dialer_key: Option<&MacKey>, acceptor_key: Option<&MacKey>) -> (DialerStep, Vec<String>) {
         let (mut dialer, mut frame) = Dialer::new(dialer_key, peer(1), peer(2), [0xd1; 32]);
         let mut acceptor = Acceptor::new(acceptor_key, peer(2), peer(1), [0xac; 32]);
@@ -397,7 +397,7 @@ mod tests {
     }
 
     #[test]
-    fn the_bytes_of_an_exchange_are_these() {
+    fn the_encoding_of_an_exchange_is_pinned() {
         let (end, log) = exchange(Some(&key(7)), Some(&key(7)));
         assert_eq!(end, DialerStep::Admitted);
         assert_eq!(
@@ -412,7 +412,7 @@ mod tests {
     }
 
     #[test]
-    fn the_bytes_of_an_exchange_without_keys_are_these() {
+    fn the_encoding_of_a_keyless_exchange_is_pinned() {
         let (end, log) = exchange(None, None);
         assert_eq!(end, DialerStep::Admitted);
         assert_eq!(
@@ -427,7 +427,7 @@ mod tests {
     }
 
     #[test]
-    fn the_bytes_of_every_refusal_are_these() {
+    fn the_encoding_of_every_refusal_is_pinned() {
         let log: Vec<_> = Refusal::ALL
             .iter()
             .map(|refusal| format!("{refusal:?} {}", hex(&Frame::Refuse(*refusal).encode())))
@@ -465,13 +465,13 @@ mod tests {
         let DialerStep::Send(Frame::Proof(proof)) = dialer.handle(&Frame::Hello { keyed: true, nonce: [1; 32] }) else {
             panic!("no proof")
         };
-        // Its own proof, reflected.
+        // The dialer's own proof, reflected.
         assert_eq!(dialer.handle(&Frame::Accept(proof)), DialerStep::Refuse(Refusal::WrongKey));
     }
 
     #[test]
     fn a_proof_relayed_through_a_third_node_does_not_admit() {
-        // The dialer 1 talks to 3, which passes everything on to 2 over a session of its own.
+        // Dialer 1 talks to 3, which relays everything to 2 over a session of its own.
         let (mut dialer, hello) = Dialer::new(Some(&key(1)), peer(1), peer(3), [4; 32]);
         let mut acceptor = Acceptor::new(Some(&key(1)), peer(2), peer(3), [5; 32]);
         let AcceptorStep::Send(answer) = acceptor.handle(&hello) else { panic!("no hello") };
@@ -510,12 +510,12 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_frame_comes_back_from_its_bytes(frame in any_frame()) {
+        fn every_frame_survives_encoding(frame in any_frame()) {
             prop_assert_eq!(Frame::parse(&frame.encode()), Ok(frame));
         }
 
         #[test]
-        fn whatever_parses_is_the_one_encoding_of_its_frame(
+        fn every_frame_has_one_encoding(
             frame in any_frame(), at in 0..FRAME_BYTES, change in any::<u8>()
         ) {
             let mut bytes = frame.encode();

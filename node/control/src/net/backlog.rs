@@ -1,36 +1,36 @@
-//! Events on their way to one follower that may be slow. What is newest about a peer replaces what is older, so that a
-//! follower that sleeps for an hour finds a list that is bounded by the peers there are, and nobody waits for it.
+//! Queued events of one follower, which may be slow. The latest news about a peer replaces older news, so that the
+//! queue of a follower that pauses for an hour is bounded by the number of peers, and nobody waits for it.
 
 use std::collections::VecDeque;
 
 use libp2p_identity::PeerId;
 
-/// What an event means for the events that wait already.
+/// How an event affects the events that are queued already.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// A peer is connected.
+    /// A peer connected.
     Up(PeerId),
-    /// A peer is not connected any more. A connection that the follower has not heard of yet is not told at all.
+    /// A peer disconnected. A connection that the follower has not seen yet is removed from the queue instead.
     Down(PeerId),
-    /// News of a connected peer; replaces earlier news of the same topic.
+    /// News of a connected peer; replaces queued news of the same topic.
     Latest(PeerId, Topic),
-    /// An event that may be lost when the follower lags by more than [`MAX_PASSING`] of them.
+    /// An event that is dropped when the follower lags by more than [`MAX_PASSING`] of them.
     Passing,
 }
 
-/// What news is about.
+/// Topic of news.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Topic {
     /// The round-trip time.
     Rtt,
-    /// Where the peer listens.
+    /// The peer's listen addresses.
     Addresses,
 }
 
-/// Events that may be lost and wait at once: a message of each node of a large pool.
+/// Maximum queued events that may be dropped: a message from each node of a large pool.
 pub const MAX_PASSING: usize = 1024;
 
-/// The waiting events of one follower, in order.
+/// The queued events of one follower, in order.
 #[derive(Debug)]
 pub struct Backlog<E> {
     waiting: VecDeque<(Kind, E)>,
@@ -44,7 +44,7 @@ impl<E> Default for Backlog<E> {
 }
 
 impl<E> Backlog<E> {
-    /// Takes `event` in. Gives it back where there is no room for it, which happens to [`Kind::Passing`] alone.
+    /// Queues `event`. Returns it if there is no room, which happens only to [`Kind::Passing`].
     pub fn push(&mut self, kind: Kind, event: E) -> Option<E> {
         match kind {
             Kind::Down(peer) => {
@@ -68,7 +68,7 @@ impl<E> Backlog<E> {
         None
     }
 
-    /// The event that the follower is to hear next.
+    /// Removes the follower's next event.
     pub fn pop(&mut self) -> Option<E> {
         let (kind, event) = self.waiting.pop_front()?;
         if kind == Kind::Passing {
@@ -77,12 +77,12 @@ impl<E> Backlog<E> {
         Some(event)
     }
 
-    /// Events that wait.
+    /// Number of queued events.
     pub fn len(&self) -> usize {
         self.waiting.len()
     }
 
-    /// Whether nothing waits.
+    /// Whether no event is queued.
     pub fn is_empty(&self) -> bool {
         self.waiting.is_empty()
     }
@@ -98,7 +98,7 @@ mod tests {
     use crate::test_peers::peer;
 
     #[test]
-    fn a_connection_that_broke_and_came_back_is_told_in_order_however_late() {
+    fn a_reconnection_is_reported_in_order_however_late() {
         let (mut backlog, peer) = (Backlog::default(), peer(1));
         for (kind, event) in
             [(Kind::Down(peer), "first down"), (Kind::Up(peer), "up"), (Kind::Down(peer), "second down")]
@@ -110,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn news_replaces_older_news_of_its_topic_alone() {
+    fn news_replaces_only_older_news_of_its_topic() {
         let (mut backlog, peer) = (Backlog::default(), peer(1));
         for rtt in 1..100 {
             backlog.push(Kind::Latest(peer, Topic::Rtt), rtt);
@@ -120,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn events_that_may_be_lost_are_given_back_at_the_bound_and_hold_up_nothing_else() {
+    fn passing_events_are_returned_at_the_limit_and_delay_no_others() {
         let mut backlog = Backlog::default();
         assert!((0..MAX_PASSING).all(|event| backlog.push(Kind::Passing, event).is_none()));
         assert_eq!(backlog.push(Kind::Passing, MAX_PASSING), Some(MAX_PASSING));
@@ -130,10 +130,10 @@ mod tests {
     }
 
     proptest! {
-        /// However slowly a follower reads: it hears of each connection's end before the next connection, ends with the peers
-        /// that are connected, and never has more waiting than four events for each peer.
+        /// However slowly a follower reads, it sees the end of each connection before the next connection, ends with
+        /// the peers that are connected, and never has more than four queued events per peer.
         #[test]
-        fn a_slow_follower_ends_with_the_truth(steps in prop::collection::vec((0u64..5, 0u8..3), 0..300)) {
+        fn a_slow_follower_ends_with_the_current_state(steps in prop::collection::vec((0u64..5, 0u8..3), 0..300)) {
             let mut backlog = Backlog::default();
             let (mut connected, mut followed) = (BTreeSet::new(), BTreeMap::new());
             let mut hear = |event: (u64, u8)| match event {

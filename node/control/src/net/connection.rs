@@ -1,8 +1,8 @@
-//! What is known of a connection to a peer: what carries it, and the bytes that it moved.
+//! Facts about a connection to a peer: its transport, and the bytes that it moved.
 
 use std::fmt;
 
-/// What carries a connection.
+/// Transport of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Transport {
     /// TCP, Noise, Yamux.
@@ -20,11 +20,11 @@ impl fmt::Display for Transport {
     }
 }
 
-/// Bytes exchanged with a peer over its connections of now.
+/// Bytes exchanged with a peer over its current connections.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Traffic {
-    /// Bytes that came, encryption included (QUIC: without).
+    /// Received bytes, encryption included (QUIC: without).
     pub received_bytes: u64,
-    /// Bytes that went, encryption included (QUIC: without).
+    /// Sent bytes, encryption included (QUIC: without).
     pub sent_bytes: u64,
 }

@@ -1,6 +1,6 @@
-//! Which connections to peers may live, from the moment the remote's peer id is authenticated to the end of the connection:
-//! the one place that decides which of two connections to the same peer stays, and that knows who is blocked. It never sees a
-//! socket: connections are numbers, and the driver says when each one starts and ends.
+//! Decides which connections to peers live, from the moment the remote's peer id is authenticated to the end of the
+//! connection: which of two connections to one peer is kept, and which peers are blocked. It sees no sockets:
+//! connections are numbers, and the driver reports when each one starts and ends.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,7 +9,7 @@ use libp2p_identity::PeerId;
 use super::Transport;
 use super::admission::Refusal;
 
-/// Tells connections apart, across all peers and for ever.
+/// Identifies a connection, across all peers and forever.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ConnectionNumber(u64);
 
@@ -31,8 +31,8 @@ pub struct ConnectionTable {
     draining: bool,
 }
 
-/// Whether, of two connections being admitted at once, the first is kept: TCP before QUIC (2–4 times faster), then
-/// the one that the node with the larger peer id dialled. Both sides come to the same answer.
+/// Whether the first of two connections being admitted at once is kept: TCP before QUIC (2–4 times faster), then
+/// the one that the node with the larger peer id dialled. Both sides decide the same.
 fn is_kept((transport, dialer): (Transport, PeerId), (other_transport, other_dialer): (Transport, PeerId)) -> bool {
     match (transport, other_transport) {
         (Transport::Tcp, Transport::Quic) => true,
@@ -42,15 +42,15 @@ fn is_kept((transport, dialer): (Transport, PeerId), (other_transport, other_dia
 }
 
 impl ConnectionTable {
-    /// The table of the node `local`, which has no connection yet.
+    /// The empty table of the node `local`.
     pub fn new(local: PeerId) -> ConnectionTable {
         ConnectionTable { local, next_number: 0, by_peer: BTreeMap::new(), blocked: BTreeSet::new(), draining: false }
     }
 
-    /// Enters a connection that this node dialled. It is admitted later, by [`ConnectionTable::admit`].
+    /// Adds a connection that this node dialled. [`ConnectionTable::admit`] admits it later.
     ///
     /// # Errors
-    /// [`Refusal::Duplicate`]: the peer is connected already, or this node is just being admitted over another connection;
+    /// [`Refusal::Duplicate`]: the peer is connected already, or this node is being admitted over another connection;
     /// [`Refusal::Blocked`].
     pub fn dialled(&mut self, peer: PeerId, transport: Transport) -> Result<ConnectionNumber, Refusal> {
         if self.is_blocked(&peer) {
@@ -63,7 +63,7 @@ impl ConnectionTable {
         Ok(self.enter(peer, transport, true))
     }
 
-    /// Enters a connection that `peer` dialled.
+    /// Adds a connection that `peer` dialled.
     pub fn accepted(&mut self, peer: PeerId, transport: Transport) -> ConnectionNumber {
         self.enter(peer, transport, false)
     }
@@ -75,12 +75,12 @@ impl ConnectionTable {
         number
     }
 
-    /// Decides about a connection whose peer has proved that it may connect: the side that accepted it asks this before it
-    /// says so.
+    /// Decides about a connection whose peer has proved that it may connect; the accepting side asks before it
+    /// confirms the admission.
     ///
     /// # Errors
     /// [`Refusal::Blocked`], [`Refusal::Full`] (the node is shutting down) or [`Refusal::Duplicate`]: another connection
-    /// with this peer is there, or is being admitted and is to be kept.
+    /// with this peer exists, or is being admitted and takes precedence.
     pub fn admit(&mut self, peer: PeerId, number: ConnectionNumber) -> Result<(), Refusal> {
         if self.is_blocked(&peer) {
             return Err(Refusal::Blocked);
@@ -105,7 +105,7 @@ impl ConnectionTable {
         Ok(())
     }
 
-    /// A connection ended, admitted or not.
+    /// Removes a connection that ended, admitted or not.
     pub fn ended(&mut self, peer: PeerId, number: ConnectionNumber) {
         if let Some(of_peer) = self.by_peer.get_mut(&peer) {
             of_peer.retain(|entry| entry.number != number);
@@ -120,12 +120,12 @@ impl ConnectionTable {
         self.by_peer.get(peer).into_iter().flatten().filter(|entry| entry.admitted).map(|entry| entry.number)
     }
 
-    /// All connections to `peer`, those being admitted too.
+    /// All connections to `peer`, including those being admitted.
     pub fn connections(&self, peer: &PeerId) -> impl Iterator<Item = ConnectionNumber> {
         self.by_peer.get(peer).into_iter().flatten().map(|entry| entry.number)
     }
 
-    /// From now on `peer` is refused, until [`ConnectionTable::allow`].
+    /// Refuses `peer` from now on, until [`ConnectionTable::allow`].
     pub fn block(&mut self, peer: PeerId) {
         self.blocked.insert(peer);
     }
@@ -140,7 +140,7 @@ impl ConnectionTable {
         self.blocked.contains(peer)
     }
 
-    /// From now on nobody is admitted.
+    /// Refuses all connections from now on.
     pub fn drain(&mut self) {
         self.draining = true;
     }
@@ -156,7 +156,7 @@ mod tests {
         if a.to_bytes() < b.to_bytes() { (a, b) } else { (b, a) }
     }
 
-    /// Both dial at once; each acceptor decides with both connections in its table.
+    /// Both nodes dial at once; each acceptor decides with both connections in its table.
     fn kept_when_both_dial(small_dials: Transport, large_dials: Transport) -> (bool, bool) {
         let (small, large) = two_peers();
         let (mut at_small, mut at_large) = (ConnectionTable::new(small), ConnectionTable::new(large));
@@ -170,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn of_two_simultaneous_dials_exactly_one_is_kept_and_tcp_is_preferred() {
+    fn exactly_one_of_two_simultaneous_dials_is_kept_preferably_tcp() {
         use Transport::{Quic, Tcp};
         assert_eq!(kept_when_both_dial(Tcp, Tcp), (false, true));
         assert_eq!(kept_when_both_dial(Quic, Quic), (false, true));
@@ -179,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn a_connection_that_came_first_wins_over_any_later_one() {
+    fn the_first_connection_wins_over_any_later_one() {
         let (small, large) = two_peers();
         let mut table = ConnectionTable::new(small);
         let first = table.accepted(large, Transport::Quic);
@@ -208,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_is_admitted_by_a_node_that_drains_nor_over_a_connection_that_ended() {
+    fn a_draining_node_admits_nobody_and_an_ended_connection_is_not_admitted() {
         let (small, large) = two_peers();
         let mut table = ConnectionTable::new(small);
         let incoming = table.accepted(large, Transport::Tcp);

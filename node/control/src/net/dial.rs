@@ -1,5 +1,6 @@
-//! Whom to dial, where and when: a pure plan with no clock and no sockets. It keeps dialling what a person named (again after
-//! every loss, at growing intervals), what mDNS announces, and for a while what nodes of the pool say of themselves.
+//! Decides whom to dial, where and when: a pure plan with no clock and no sockets. It keeps dialling what the user
+//! named (with backoff after every loss), what mDNS announces, and, for a limited time, the addresses that nodes of the
+//! pool report.
 
 use std::time::Duration;
 
@@ -11,44 +12,44 @@ use super::connection::Transport;
 use crate::Time;
 use crate::backoff::doubled;
 
-/// First wait after a failure; each further failure doubles it.
+/// Delay after the first failure; each further failure doubles it.
 const FIRST_BACKOFF: Duration = Duration::from_millis(500);
 
-/// The longest wait: a peer that comes back is found within this.
+/// Longest delay: a peer that comes back is found within this time.
 const MAX_BACKOFF: Duration = Duration::from_secs(8);
 
-/// The wait after a refusal: a key does not change by itself.
+/// Delay after a refusal: a key does not change by itself.
 const REFUSED_BACKOFF: Duration = Duration::from_secs(30);
 
-/// How long the node with the larger id lets the other dial first, after both heard of each other by mDNS.
+/// Time that the node with the larger id lets the other one dial first, after both discovered each other by mDNS.
 const YIELD: Duration = Duration::from_millis(750);
 
-/// Peers heard of by mDNS that are kept: a LAN may be large or hostile.
+/// Maximum peers discovered by mDNS: a LAN may be large or hostile.
 const MAX_DISCOVERED: usize = 512;
 
-/// Addresses kept for one of them.
+/// Maximum addresses of one discovered peer.
 const MAX_ADDRESSES: usize = 16;
 
-/// Peers heard of by gossip that are kept: as many as a large pool has.
+/// Maximum peers reported by gossip: as many as a large pool has.
 const MAX_HEARD: usize = 512;
 
-/// The longest wait between two dials to what a peer heard of by gossip says: its addresses may be none of this network's, as
-/// behind a tunnel.
+/// Longest delay between two dials to a peer reported by gossip: its addresses may belong to another network,
+/// as behind a tunnel.
 const HEARD_BACKOFF: Duration = Duration::from_secs(60);
 
-/// Dials in vain after which such a peer is forgotten: half an hour's.
+/// Failed dials after which such a peer is removed: half an hour's worth.
 const HEARD_FAILURES: u32 = 36;
 
 /// How a peer was found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum FoundBy {
-    /// Announced on the local network.
+    /// mDNS announced it on the local network.
     Mdns,
-    /// Named by a person: `--peer`, `peers.json`, or a command.
+    /// The user named it: `--peer`, `peers.json`, or a command.
     Manual,
-    /// A node of the pool that is connected to other nodes of it.
+    /// Another node of the pool reported it.
     Gossip,
-    /// It came by itself.
+    /// It connected to this node.
     Incoming,
 }
 
@@ -63,7 +64,7 @@ impl std::fmt::Display for FoundBy {
     }
 }
 
-/// Where a target came from; a file's targets go when the file drops them.
+/// Source of a target; targets of a file are removed when the file no longer lists them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Source {
     Flag,
@@ -82,18 +83,18 @@ impl Source {
     }
 }
 
-/// Names a target between a dial and its outcome.
+/// Identifies a target between a dial and its outcome.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct TargetId(u64);
 
 /// One dial to make: all of `addresses` at once, one transport.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Dial {
-    /// What is dialled; [`DialPlan::failed`] names it.
+    /// The target; [`DialPlan::failed`] takes it.
     pub target: TargetId,
-    /// Who must answer, where that is known.
+    /// The peer that must answer, if known.
     pub peer: Option<PeerId>,
-    /// Where to try, all at once.
+    /// Addresses to dial, all at once.
     pub addresses: Vec<Multiaddr>,
     /// How the target became known.
     pub found_by: FoundBy,
@@ -102,13 +103,13 @@ pub struct Dial {
 /// How a dial failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Failure {
-    /// Nobody there, or it broke.
+    /// Nobody answered, or the connection failed.
     Unreachable,
     /// One side refused the other.
     Refused,
-    /// The two were connected, or connecting, already.
+    /// The two nodes were already connected or connecting.
     Duplicate(PeerId),
-    /// The address is this node's own: never again.
+    /// The address is this node's own; it is never dialled again.
     Own,
 }
 
@@ -116,10 +117,10 @@ pub enum Failure {
 struct Target {
     id: TargetId,
     source: Source,
-    /// Known from the address, from mDNS, or from a connection made.
+    /// Known from the address, from mDNS, or from an earlier connection.
     peer: Option<PeerId>,
     addresses: Vec<Multiaddr>,
-    /// QUIC's turn: TCP failed just now.
+    /// QUIC is tried next, because TCP failed just now.
     quic_next: bool,
     failures: u32,
     due: Time,
@@ -127,7 +128,7 @@ struct Target {
     own: bool,
 }
 
-/// The plan.
+/// The plan of all dials.
 #[derive(Debug)]
 pub struct DialPlan {
     local: PeerId,
@@ -135,13 +136,13 @@ pub struct DialPlan {
     targets: Vec<Target>,
 }
 
-/// What a connection to `address` is carried by.
+/// Transport of a connection to `address`.
 pub fn transport_of(address: &Multiaddr) -> Transport {
     let quic = address.iter().any(|part| matches!(part, Protocol::QuicV1 | Protocol::Quic | Protocol::Udp(_)));
     if quic { Transport::Quic } else { Transport::Tcp }
 }
 
-/// The peer id at the end of `address`, if it names one.
+/// The peer id at the end of `address`, if any.
 pub fn peer_of(address: &Multiaddr) -> Option<PeerId> {
     match address.iter().last() {
         Some(Protocol::P2p(peer)) => Some(peer),
@@ -149,7 +150,7 @@ pub fn peer_of(address: &Multiaddr) -> Option<PeerId> {
     }
 }
 
-/// `address` as it can be dialled, without its peer id: TCP or QUIC at an address of somebody's.
+/// `address` without its peer id, if it can be dialled: TCP or QUIC at a specified address.
 fn dialable(address: &Multiaddr) -> Option<Multiaddr> {
     let address: Multiaddr = address.iter().filter(|part| !matches!(part, Protocol::P2p(_))).collect();
     let mut parts = address.iter();
@@ -168,7 +169,7 @@ fn dialable(address: &Multiaddr) -> Option<Multiaddr> {
 }
 
 impl DialPlan {
-    /// A plan of the node `local` that knows nobody.
+    /// An empty plan of the node `local`.
     pub fn new(local: PeerId) -> Self {
         Self { local, next_id: 0, targets: Vec::new() }
     }
@@ -190,12 +191,12 @@ impl DialPlan {
         });
     }
 
-    /// An address named with `--peer`.
+    /// Adds an address named with `--peer`.
     pub fn add_named(&mut self, address: Multiaddr, now: Time) {
         self.push(Source::Flag, peer_of(&address), address, now);
     }
 
-    /// The addresses that the peers file holds now.
+    /// Replaces the addresses of the peers file.
     pub fn set_listed(&mut self, addresses: &[Multiaddr], now: Time) {
         self.targets.retain(|target| target.source != Source::File || addresses.contains(&target.addresses[0]));
         for address in addresses {
@@ -207,7 +208,7 @@ impl DialPlan {
         }
     }
 
-    /// mDNS announced `peer` at `address`. Whether the peer is new.
+    /// Records that mDNS announced `peer` at `address`; returns whether the peer is new.
     pub fn discovered(&mut self, peer: PeerId, address: Multiaddr, now: Time) -> bool {
         if let Some(target) =
             self.targets.iter_mut().find(|target| target.source == Source::Mdns && target.peer == Some(peer))
@@ -225,7 +226,7 @@ impl DialPlan {
         true
     }
 
-    /// An announcement ran out.
+    /// Records that an announcement expired.
     pub fn expired(&mut self, peer: PeerId, address: &Multiaddr) {
         for target in &mut self.targets {
             if target.source == Source::Mdns && target.peer == Some(peer) {
@@ -235,14 +236,14 @@ impl DialPlan {
         self.targets.retain(|target| !target.addresses.is_empty());
     }
 
-    /// A node of the pool says that it listens at `addresses`; `own` are this node's. New ones replace the old.
+    /// Records that a node of the pool listens at `addresses`, replacing earlier ones; `own` are this node's.
     pub fn heard_of(&mut self, peer: PeerId, addresses: &[Multiaddr], own: &[Multiaddr], now: Time) {
         if peer == self.local {
             return;
         }
         let mut usable: Vec<Multiaddr> = Vec::new();
         for address in addresses.iter().filter_map(dialable) {
-            // Where another host listens at the same loopback address, this one would reach itself.
+            // If another host listens at the same loopback address, dialling it would reach this node itself.
             if !own.contains(&address) && !usable.contains(&address) && usable.len() < MAX_ADDRESSES {
                 usable.push(address);
             }
@@ -270,7 +271,7 @@ impl DialPlan {
         }
     }
 
-    /// How `peer` was found, if it was announced or heard of.
+    /// How `peer` was found, if it was announced or reported.
     pub fn found(&self, peer: &PeerId) -> Option<FoundBy> {
         let by =
             |source| self.targets.iter().any(|target| target.source == source && target.peer.as_ref() == Some(peer));
@@ -283,14 +284,14 @@ impl DialPlan {
         self.found(peer) == Some(FoundBy::Mdns)
     }
 
-    /// Everything that is to be dialled now. `skip`: peers that are connected, or not wanted.
+    /// Everything to dial now. `skip`: peers that are connected or unwanted.
     pub fn due(&mut self, now: Time, skip: impl Fn(&PeerId) -> bool) -> Vec<Dial> {
         let mut dials: Vec<Dial> = Vec::new();
         let dialling: Vec<PeerId> =
             self.targets.iter().filter(|target| target.dialling).filter_map(|target| target.peer).collect();
         for target in &mut self.targets {
             let unwanted = target.own || target.dialling || target.due > now || target.peer.as_ref().is_some_and(&skip);
-            // What was heard of is left to a dial to the same peer that is under way.
+            // A reported address is not dialled while another dial to the same peer is in progress.
             let heard = target.source == Source::Gossip && target.peer.is_some_and(|peer| dialling.contains(&peer));
             if unwanted || heard || dials.iter().any(|dial| dial.peer.is_some() && dial.peer == target.peer) {
                 continue;
@@ -307,7 +308,7 @@ impl DialPlan {
         dials
     }
 
-    /// A dial led to `peer`.
+    /// Records that a dial reached `peer`.
     pub fn succeeded(&mut self, id: TargetId, peer: PeerId) {
         if let Some(target) = self.targets.iter_mut().find(|target| target.id == id) {
             target.dialling = false;
@@ -317,7 +318,7 @@ impl DialPlan {
         }
     }
 
-    /// A dial failed.
+    /// Records that a dial failed.
     pub fn failed(&mut self, id: TargetId, failure: Failure, now: Time) {
         let Some(target) = self.targets.iter_mut().find(|target| target.id == id) else {
             return;
@@ -327,7 +328,7 @@ impl DialPlan {
         let heard = target.source == Source::Gossip;
         let longest = if heard { HEARD_BACKOFF } else { MAX_BACKOFF };
         match failure {
-            // One of several addresses that a peer says led back here: the others may not.
+            // One of several reported addresses is this node's own; the others may not be.
             Failure::Own if !heard => target.own = true,
             Failure::Duplicate(peer) => {
                 target.peer = Some(peer);
@@ -349,12 +350,12 @@ impl DialPlan {
         }
     }
 
-    /// The last connection to `peer` is gone: what leads to it is dialled again.
+    /// Records that the last connection to `peer` ended; its targets become due again.
     pub fn lost(&mut self, peer: PeerId, now: Time) {
         for target in &mut self.targets {
             if target.peer == Some(peer) {
                 target.failures = 0;
-                // Whatever took it down is given a moment.
+                // A short delay, so that the cause of the loss can pass.
                 target.due = now + FIRST_BACKOFF;
                 // An address without a peer id may lead to another node next time.
                 if peer_of(&target.addresses[0]).is_none() && matches!(target.source, Source::Flag | Source::File) {
@@ -417,7 +418,7 @@ mod tests {
         plan.lost(peer, seconds(100.0));
         assert!(plan.due(seconds(100.1), nobody).is_empty());
         let again = plan.due(seconds(100.5), nobody);
-        assert_eq!(again[0].peer, None, "the address names nobody: whoever is there now");
+        assert_eq!(again[0].peer, None, "the address has no peer id, so any node there is accepted");
     }
 
     #[test]
@@ -436,7 +437,7 @@ mod tests {
     }
 
     #[test]
-    fn of_two_that_discover_each_other_one_dials_first() {
+    fn one_of_two_nodes_that_discover_each_other_dials_first() {
         let (a, b) = (crate::test_peers::fresh_peer(), crate::test_peers::fresh_peer());
         let (mut at_a, mut at_b) = (DialPlan::new(a), DialPlan::new(b));
         assert!(at_a.discovered(b, address(TCP), Time::ZERO));
@@ -446,7 +447,7 @@ mod tests {
         assert_eq!(
             at_a.due(Time::ZERO + YIELD, nobody).len() + at_b.due(Time::ZERO + YIELD, nobody).len(),
             1,
-            "the other one, if nothing came of it"
+            "the other one dials if the first does not"
         );
     }
 
@@ -457,13 +458,13 @@ mod tests {
         assert_eq!(plan.due(Time::ZERO, nobody).len(), 2);
         plan.set_listed(&[address(QUIC), address("/ip4/10.0.0.2/tcp/1")], Time::ZERO);
         let dials = plan.due(Time::ZERO, nobody);
-        assert_eq!(dials.len(), 1, "what is being dialled already is left alone");
+        assert_eq!(dials.len(), 1, "a dial in progress is not repeated");
         assert_eq!(dials[0].addresses, [address("/ip4/10.0.0.2/tcp/1")]);
         assert_eq!(plan.targets.len(), 2);
     }
 
     #[test]
-    fn the_own_address_is_dialled_never_again() {
+    fn the_own_address_is_never_dialled_again() {
         let mut plan = plan();
         let own = plan.local;
         plan.add_named(address(&format!("{TCP}/p2p/{own}")), Time::ZERO);
@@ -475,7 +476,7 @@ mod tests {
     }
 
     #[test]
-    fn expired_announcements_are_forgotten_and_may_come_again() {
+    fn expired_announcements_are_removed_and_may_return() {
         let (mut plan, peer) = (plan(), crate::test_peers::fresh_peer());
         assert!(plan.discovered(peer, address(TCP), Time::ZERO));
         plan.expired(peer, &address(TCP));
@@ -493,13 +494,13 @@ mod tests {
     }
 
     #[test]
-    fn what_a_node_says_of_itself_is_dialled_ever_more_rarely_and_then_forgotten() {
+    fn reported_addresses_are_dialled_less_and_less_often_and_then_removed() {
         let (mut plan, peer) = (plan(), crate::test_peers::fresh_peer());
         plan.heard_of(peer, &[address(TCP)], &[], Time::ZERO);
         let (mut now, mut dials) = (Time::ZERO, 0);
         while now < seconds(7200.0) {
             now += Duration::from_millis(250);
-            // It says the same again and again.
+            // The peer reports the same addresses repeatedly.
             if dials < HEARD_FAILURES {
                 plan.heard_of(peer, &[address(TCP)], &[], now);
             }
@@ -514,7 +515,7 @@ mod tests {
     }
 
     #[test]
-    fn addresses_that_lead_nowhere_or_back_are_not_dialled() {
+    fn invalid_and_own_addresses_are_not_dialled() {
         let (mut plan, peer) = (plan(), crate::test_peers::fresh_peer());
         let said =
             ["/ip4/127.0.0.1/tcp/7777", "/ip4/0.0.0.0/tcp/7777", "/ip4/10.0.0.1/tcp/0", "/ip4/10.0.0.1", "/unix/x"];
@@ -525,13 +526,17 @@ mod tests {
         let dial = plan.due(seconds(10.0), nobody).remove(0);
         assert_eq!(dial.addresses, [address("/ip4/127.0.0.1/tcp/9"), address(TCP)]);
         plan.failed(dial.target, Failure::Own, seconds(10.0));
-        assert_eq!(plan.due(seconds(12.0), nobody).len(), 1, "one of several led back here: the others may not");
+        assert_eq!(
+            plan.due(seconds(12.0), nobody).len(),
+            1,
+            "one of several addresses is this node's own; the others may not be"
+        );
         plan.heard_of(plan.local, &[address(TCP)], &[], seconds(12.0));
         assert_eq!(plan.targets.len(), 1);
     }
 
     #[test]
-    fn a_peer_that_is_being_dialled_is_not_dialled_for_what_it_says_too() {
+    fn a_peer_being_dialled_is_not_dialled_at_reported_addresses_as_well() {
         let (mut plan, peer) = (plan(), crate::test_peers::fresh_peer());
         plan.discovered(peer, address(TCP), Time::ZERO);
         assert_eq!(plan.due(seconds(1.0), nobody).len(), 1);

@@ -1,8 +1,9 @@
-//! Which peers are dead: a pure state machine over what was heard from each, tick by tick. It has no clock: a tick that
-//! comes late because this node was stopped or busy counts once, so nobody is declared dead for our own absence.
+//! Decides which peers are dead: a pure state machine over the bytes exchanged with each peer, tick by tick. It has no
+//! clock: a tick that is late because this node was stopped or busy counts once, so no peer is declared dead because
+//! this node was absent.
 //!
-//! Every node pings every peer each second, so a living peer is heard from each second whatever else it does; a ping that
-//! waits behind bulk data is no evidence against it, because the bulk itself is heard, or leaves.
+//! Every node pings every peer each second, so a living peer sends bytes each second whatever else it does; a ping that
+//! waits behind bulk data is no evidence against it, because the bulk itself moves.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -11,14 +12,14 @@ use libp2p_identity::PeerId;
 
 use super::connection::Traffic;
 
-/// How often the driver ticks.
+/// Interval of the driver's ticks.
 pub const TICK: Duration = Duration::from_millis(250);
 
-/// Silent ticks in a row after which a peer is dead: 4 s, which leaves a second to notice within 5.
+/// Consecutive silent ticks after which a peer is dead: 4 s, which leaves a second to react within 5.
 const DEAD_AFTER_TICKS: u32 = 16;
 
-/// Bytes that left for a peer in one tick and show that the path moves: far more than pings, far less than bulk.
-/// A stopped peer takes no more than its window and its kernel's buffer.
+/// Bytes sent to a peer in one tick that show that the path moves: far more than pings, far less than bulk.
+/// A stopped peer accepts no more than its window and its kernel's buffer.
 const MOVING_BYTES: u64 = 64 << 10;
 
 #[derive(Debug, Default)]
@@ -28,24 +29,24 @@ struct Silence {
     answers_pings: bool,
 }
 
-/// What was heard from each connected peer.
+/// Bytes and silence of each connected peer.
 #[derive(Debug, Default)]
 pub struct Liveness {
     peers: BTreeMap<PeerId, Silence>,
 }
 
 impl Liveness {
-    /// The peer answered a ping: from now on its silence means something.
+    /// The peer answered a ping; from now on its silence counts.
     pub fn answered_ping(&mut self, peer: PeerId) {
         let silence = self.peers.entry(peer).or_default();
         silence.answers_pings = true;
         silence.ticks = 0;
     }
 
-    /// A tick, with the bytes exchanged with a connected peer up to now. Whether it is dead.
+    /// One tick, with the bytes exchanged with a connected peer so far; returns whether the peer is dead.
     pub fn tick(&mut self, peer: PeerId, now: Traffic) -> bool {
         let silence = self.peers.entry(peer).or_default();
-        // A connection that was replaced starts its counters anew: any difference is a sign of life.
+        // A replaced connection restarts its counters from zero: any difference is a sign of life.
         let heard = now.received_bytes != silence.last.received_bytes;
         let moving = now.sent_bytes.abs_diff(silence.last.sent_bytes) >= MOVING_BYTES;
         silence.last = now;
@@ -53,13 +54,13 @@ impl Liveness {
         silence.answers_pings && silence.ticks >= DEAD_AFTER_TICKS
     }
 
-    /// How long the peer has been silent, in whole ticks.
+    /// Time that the peer has been silent, in whole ticks.
     pub fn silent_for(&self, peer: &PeerId) -> Option<Duration> {
         self.peers.get(peer).map(|silence| TICK * silence.ticks)
     }
 
-    /// The peer is not connected any more.
-    pub fn forget(&mut self, peer: &PeerId) {
+    /// Removes a peer that disconnected.
+    pub fn remove(&mut self, peer: &PeerId) {
         self.peers.remove(peer);
     }
 }
@@ -81,7 +82,7 @@ mod tests {
 
     #[test]
     fn a_silent_peer_is_dead_within_five_seconds() {
-        // The first look counts as a sign of life, as does the tick in which it fell silent.
+        // The first check counts as a sign of life, as does the tick in which the peer fell silent.
         let ticks = ticks_until_dead(|_| SILENT, true).unwrap() + 2;
         assert!(TICK * ticks as u32 <= Duration::from_secs(5), "{ticks}");
     }
@@ -92,7 +93,7 @@ mod tests {
     }
 
     #[test]
-    fn a_peer_that_only_takes_bulk_lives() {
+    fn a_peer_that_only_receives_bulk_lives() {
         assert_eq!(ticks_until_dead(|tick| Traffic { received_bytes: 1, sent_bytes: tick * (1 << 20) }, true), None);
     }
 
@@ -107,12 +108,12 @@ mod tests {
     }
 
     #[test]
-    fn a_peer_that_comes_back_starts_afresh() {
+    fn a_peer_that_reconnects_starts_without_silence() {
         let peer = crate::test_peers::fresh_peer();
         let mut liveness = Liveness::default();
         liveness.answered_ping(peer);
         while !liveness.tick(peer, SILENT) {}
-        liveness.forget(&peer);
+        liveness.remove(&peer);
         assert_eq!(liveness.silent_for(&peer), None);
         assert!(!liveness.tick(peer, SILENT));
     }

@@ -1,7 +1,7 @@
 //! The decisions below streams: whom to dial when ([`dial`]), who proves that it may connect ([`admission`]), which of two
-//! connections lives ([`connection_table`]), which peers are dead ([`liveness`]), and which
-//! refusals people hear of ([`refusal_log`]). [`connection`] is what all of them look
-//! at.
+//! connections lives ([`connection_table`]), which peers are dead ([`liveness`]), which queued events a slow follower gets
+//! ([`backlog`]), and which refusals are logged ([`refusal_log`]). [`connection`] has the values that they
+//! share.
 
 pub mod admission;
 pub mod backlog;

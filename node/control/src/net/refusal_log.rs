@@ -1,5 +1,5 @@
-//! Which refusals people are told of: the same one only once in a while, and only so many different ones, because strangers
-//! are free to be many.
+//! Decides which refusals are logged: the same one only once in a while, and only a limited number of different ones,
+//! because any number of strangers may connect.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -9,30 +9,30 @@ use libp2p_identity::PeerId;
 use super::admission::Refusal;
 use crate::Time;
 
-/// Time after which the same refusal of the same peer is told again.
+/// Time after which the same refusal of the same peer is logged again.
 pub const REPEAT: Duration = Duration::from_secs(60);
 
-/// Refusals remembered at once; beyond it nothing is told until one is `REPEAT` old.
+/// Maximum refusals remembered; beyond it nothing is logged until one is `REPEAT` old.
 pub const MAX_REMEMBERED: usize = 256;
 
-/// The refusals that were told lately.
+/// Recently logged refusals.
 #[derive(Debug, Default)]
 pub struct RefusalLog {
-    told: BTreeMap<(PeerId, Refusal, bool), Time>,
+    logged: BTreeMap<(PeerId, Refusal, bool), Time>,
 }
 
 impl RefusalLog {
-    /// Whether to tell that a connection with `peer` was refused, by the peer (`by_peer`) or by this node.
+    /// Whether to log that a connection with `peer` was refused, by the peer (`by_peer`) or by this node.
     pub fn is_news(&mut self, peer: PeerId, refusal: Refusal, by_peer: bool, now: Time) -> bool {
-        if self.told.len() >= MAX_REMEMBERED {
-            self.told.retain(|_, told| now.since(*told) < REPEAT);
+        if self.logged.len() >= MAX_REMEMBERED {
+            self.logged.retain(|_, at| now.since(*at) < REPEAT);
         }
         let key = (peer, refusal, by_peer);
-        let told_lately = self.told.get(&key).is_some_and(|told| now.since(*told) < REPEAT);
-        if told_lately || self.told.len() >= MAX_REMEMBERED {
+        let logged_lately = self.logged.get(&key).is_some_and(|at| now.since(*at) < REPEAT);
+        if logged_lately || self.logged.len() >= MAX_REMEMBERED {
             return false;
         }
-        self.told.insert(key, now);
+        self.logged.insert(key, now);
         true
     }
 }
@@ -54,12 +54,12 @@ mod tests {
     }
 
     #[test]
-    fn many_strangers_are_not_all_news_and_are_forgotten_after_a_minute() {
+    fn only_a_limited_number_of_strangers_is_logged_per_minute() {
         let mut log = RefusalLog::default();
         let refused = |log: &mut RefusalLog, now| log.is_news(fresh_peer(), Refusal::KeyRequired, false, now);
         assert!((0..MAX_REMEMBERED).all(|_| refused(&mut log, Time::ZERO)));
         assert!(!refused(&mut log, Time::ZERO));
         assert!(refused(&mut log, Time::ZERO + REPEAT));
-        assert_eq!(log.told.len(), 1);
+        assert_eq!(log.logged.len(), 1);
     }
 }

@@ -1,5 +1,5 @@
-//! The directory of all peers: what the network, task streams, checks and audits say of a peer goes in with the time, what is
-//! to be done comes out. Decides who may compute; never opens, sends or stores anything.
+//! The directory of all peers: reports of the network, task streams, checks and audits go in with the time, actions
+//! come out. It decides which peers may compute; it never opens, sends or stores anything.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -9,18 +9,18 @@ use libp2p_identity::PeerId;
 use super::peer::{Peer, PeerState, WorkerHello};
 use crate::Time;
 
-/// Peers remembered, those that are gone included. The longest gone are forgotten first, quarantined ones never.
+/// Maximum peers remembered, including those that are gone. The longest gone are removed first, quarantined ones never.
 const PEERS_MAX: usize = 1024;
 
-/// How long a peer that was found counts as expected without saying hello.
+/// Time that a found peer counts as connecting without a hello.
 const EXPECTED_FOR: Duration = Duration::from_secs(5);
 
-/// What happened.
+/// Input of the directory.
 #[derive(Clone, Debug)]
 pub enum Event {
     /// A peer announced itself on the local network.
     Discovered(PeerId),
-    /// A connection to a peer is there.
+    /// A peer connected.
     Up {
         /// The peer.
         peer: PeerId,
@@ -31,11 +31,11 @@ pub enum Event {
         /// How the peer was found.
         found_by: String,
     },
-    /// A connected peer is reached by other addresses.
+    /// The addresses of a connected peer changed.
     AddressesChanged {
         /// The peer.
         peer: PeerId,
-        /// Its multiaddrs; an empty list says nothing.
+        /// The peer's multiaddrs; an empty list is ignored.
         addresses: Vec<String>,
     },
     /// The last connection to a peer ended.
@@ -45,11 +45,11 @@ pub enum Event {
         /// Why.
         why: String,
     },
-    /// A ping came back.
+    /// A ping was answered.
     RoundTrip {
         /// The peer.
         peer: PeerId,
-        /// How long the ping took.
+        /// Round-trip time.
         rtt: Duration,
     },
     /// A task stream to a peer could not be opened.
@@ -59,16 +59,16 @@ pub enum Event {
         /// Why.
         why: String,
     },
-    /// A peer said hello on its task stream.
+    /// A peer sent the hello of its task stream.
     Hello {
         /// The peer.
         peer: PeerId,
-        /// What the peer says of itself.
+        /// Content of the hello.
         hello: WorkerHello,
     },
     /// A task stream to a peer ended.
     StreamEnded(PeerId),
-    /// The link to a peer was measured on purpose.
+    /// The speed of the link to a peer was measured with a probe.
     LinkProbed {
         /// The peer.
         peer: PeerId,
@@ -79,44 +79,44 @@ pub enum Event {
     Sent {
         /// The peer.
         peer: PeerId,
-        /// How many bytes.
+        /// Number of bytes.
         bytes: u64,
-        /// How long sending took.
+        /// Duration of sending.
         seconds: f64,
     },
     /// A result of a peer passed its check.
     ResultPassed(PeerId),
-    /// A peer was proven to lie: by a check, by an audit, or by evidence that was found at start.
+    /// A peer was proven to lie: by a check, by an audit, or by evidence found at start.
     Convicted {
         /// The peer.
         peer: PeerId,
         /// What was proven.
         why: String,
     },
-    /// A call waits until a peer has said hello.
+    /// A call waits for a peer's hello.
     CallWaits {
-        /// Number of the call, the caller's.
+        /// The caller's number of the call.
         call: u64,
         /// The peer.
         peer: PeerId,
-        /// When the call is given up.
+        /// Time at which the call fails.
         until: Time,
     },
     /// Time passed.
     Tick,
 }
 
-/// What is to be done.
+/// What the driver does next.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// A task stream is to be opened after a delay.
+    /// Open a task stream after a delay.
     OpenStream {
-        /// To which peer.
+        /// The peer to open it to.
         peer: PeerId,
         /// The delay.
         after: Duration,
     },
-    /// The peer of a waiting call has said hello.
+    /// The peer of a waiting call has sent its hello.
     CallReady {
         /// Number of the call.
         call: u64,
@@ -127,14 +127,14 @@ pub enum Action {
     CallFailed {
         /// Number of the call.
         call: u64,
-        /// Why, a sentence without its full stop.
+        /// Reason, a sentence without its full stop.
         why: String,
     },
-    /// What is believed of the link to a peer changed enough to plan with.
+    /// The estimated speed of the link to a peer changed enough to replan.
     LinkChanged(PeerId),
-    /// This many peers are expected to say hello soon; before, it was another number.
+    /// The number of peers whose hello is expected soon has changed.
     Connecting(usize),
-    /// Nothing is asked of a peer nor taken from it any more: its connections end and none is admitted.
+    /// End all connections to a peer and refuse new ones.
     CutOff {
         /// The peer.
         peer: PeerId,
@@ -160,7 +160,7 @@ pub struct Directory {
 }
 
 impl Directory {
-    /// Takes in one event; what is to be done, in order.
+    /// Processes an event; returns the actions in order.
     pub fn handle(&mut self, event: Event, now: Time) -> Vec<Action> {
         let mut actions = Vec::new();
         match event {
@@ -253,13 +253,13 @@ impl Directory {
         actions
     }
 
-    /// Whether work, weights, sessions and mastership may be given to a peer, and its own work taken. Of a peer that is not
-    /// known nothing is proven.
+    /// Whether a peer may get work, weights, sessions and mastership, and may submit work of its own. An unknown
+    /// peer may.
     pub fn may_compute(&self, peer: &PeerId) -> bool {
         self.why_not(peer).is_none()
     }
 
-    /// Why a peer may not compute; `None` where it may.
+    /// Why a peer may not compute; `None` if it may.
     pub fn why_not(&self, peer: &PeerId) -> Option<&str> {
         self.peers.get(peer)?.quarantined.as_deref()
     }
@@ -269,7 +269,7 @@ impl Directory {
         self.peers.iter().filter(|(_, peer)| peer.is_quarantined()).map(|(id, _)| *id).collect()
     }
 
-    /// What is known of a peer.
+    /// The state of a peer, if known.
     pub fn get(&self, peer: &PeerId) -> Option<&Peer> {
         self.peers.get(peer)
     }
@@ -279,7 +279,7 @@ impl Directory {
         self.peers.iter()
     }
 
-    /// Peers that have said hello and are there.
+    /// Number of peers that are connected and have sent their hello.
     pub fn connected(&self) -> usize {
         self.peers.values().filter(|peer| peer.state == PeerState::Connected && !peer.is_quarantined()).count()
     }
@@ -309,7 +309,7 @@ impl Directory {
         taken
     }
 
-    /// The peer, which is remembered from now on.
+    /// The state of a peer, added if unknown.
     fn entry(&mut self, peer: PeerId, now: Time) -> &mut Peer {
         if self.peers.len() >= PEERS_MAX && !self.peers.contains_key(&peer) {
             let gone = |(_, peer): &(&PeerId, &Peer)| peer.state != PeerState::Connected && !peer.is_quarantined();
@@ -355,7 +355,7 @@ mod tests {
     }
 
     #[test]
-    fn a_convicted_peer_may_not_compute_is_cut_off_once_and_gets_no_stream_again() {
+    fn a_convicted_peer_may_not_compute_and_is_cut_off_once() {
         let (mut directory, peer) = (Directory::default(), fresh_peer());
         assert!(directory.may_compute(&peer));
         directory.handle(up(peer), at(0));
@@ -372,7 +372,7 @@ mod tests {
     }
 
     #[test]
-    fn evidence_found_at_start_blocks_like_fresh_evidence_and_is_never_forgotten() {
+    fn evidence_found_at_start_blocks_like_new_evidence_and_is_never_forgotten() {
         let (mut directory, liar) = (Directory::default(), fresh_peer());
         let cut = directory.handle(Event::Convicted { peer: liar, why: "kept evidence".into() }, at(0));
         assert_eq!(cut, [Action::CutOff { peer: liar, why: "kept evidence".into() }]);
@@ -387,7 +387,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stream_that_keeps_ending_is_opened_later_and_later_and_one_that_lasted_at_once() {
+    fn a_stream_that_keeps_ending_is_reopened_with_growing_delays() {
         let (mut directory, peer) = (Directory::default(), fresh_peer());
         assert_eq!(opens(&directory.handle(up(peer), at(0))), Some(Duration::ZERO));
         let mut now = 0;
@@ -427,11 +427,11 @@ mod tests {
         assert_eq!(failed(directory.handle(Event::Tick, at(99))), None);
         assert_eq!(failed(directory.handle(Event::Tick, at(100))), Some(4));
         let late = directory.handle(Event::CallWaits { call: 5, peer: c, until: at(500) }, at(101));
-        assert_eq!(failed(late), Some(5), "a quarantined peer is not waited for");
+        assert_eq!(failed(late), Some(5), "a call does not wait for a quarantined peer");
     }
 
     #[test]
-    fn transfers_correct_a_measured_link_and_small_ones_say_nothing() {
+    fn large_transfers_correct_a_links_speed_and_small_ones_do_not() {
         let (mut directory, peer) = (Directory::default(), fresh_peer());
         directory.handle(up(peer), at(0));
         let speed = |directory: &Directory| directory.get(&peer).and_then(|peer| peer.bytes_per_s);
@@ -450,7 +450,7 @@ mod tests {
     }
 
     #[test]
-    fn a_peer_that_was_found_is_expected_for_some_seconds() {
+    fn a_found_peer_counts_as_connecting_for_some_seconds() {
         let (mut directory, peer) = (Directory::default(), fresh_peer());
         assert_eq!(directory.handle(Event::Discovered(peer), at(0)), [Action::Connecting(1)]);
         assert_eq!(directory.handle(Event::Tick, at(4999)), []);

@@ -1,8 +1,8 @@
-//! What this node knows of every peer, in one place: connection, addresses, measured link, what the peer says of itself,
+//! Everything that this node knows of its peers, in one place: connection, addresses, measured link, hello,
 //! trust, quarantine. Whether a peer may compute is answered here and nowhere else.
 //!
-//! * [`directory`]: all peers, as a state machine: what is heard and measured goes in, what is to be done comes out.
-//! * [`peer`]: one peer, with the rules of its trust, its link's smoothing and its stream's backoff.
+//! * [`directory`]: all peers, as a state machine: reports and measurements go in, actions come out.
+//! * [`peer`]: one peer, with the rules of its trust, of its link's smoothing and of its stream's backoff.
 
 pub mod directory;
 pub mod peer;

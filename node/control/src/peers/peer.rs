@@ -1,4 +1,4 @@
-//! One peer: its state and what was measured of it, with the rules of trust, smoothing and backoff. Never compares peers.
+//! One peer: its state and measurements, with the rules of trust, smoothing and backoff. Peers are not compared here.
 
 use std::time::Duration;
 
@@ -8,36 +8,36 @@ use crate::streams::Reopening;
 /// Weight of the newest measurement in the smoothed link speed.
 const LINK_SPEED_WEIGHT: f64 = 0.2;
 
-/// Smallest transfer that says something about a link's speed, in bytes: below it latency decides.
+/// Smallest transfer that counts as a measurement of a link's speed, in bytes: below it latency dominates.
 const LINK_SAMPLE_BYTES_MIN: u64 = 256 << 10;
 
-/// Growth of the smoothed round trip per ping that took longer: a link that became slow is noticed within some dozen pings.
+/// Growth of the smoothed round-trip time per slower ping: a link that became slow is noticed within some dozen pings.
 const RTT_GROWTH: f64 = 1.05;
 
-/// Backoff before a stream that ended is opened again; doubles with every stream that ended soon.
+/// Delay before a stream that ended is reopened; doubles with every consecutive stream that ended soon.
 const REOPEN_DELAY: Duration = Duration::from_millis(100);
 
-/// Upper bound of that backoff. A stream that lasted longer starts the backoff from its beginning.
+/// Upper bound of that delay. A stream that lasted longer resets it.
 const REOPEN_DELAY_MAX: Duration = Duration::from_secs(30);
 
-/// Distrust that a checked result leaves of what was there before: half is gone after 23 results.
+/// Factor of the remaining distrust per checked result: half is gone after 23 results.
 const DISTRUST_PER_RESULT: f64 = 0.97;
 
-/// Trust of a peer that has not computed anything yet. Low, since identities are free.
+/// Trust of a peer that has not computed anything yet. Low, because identities are free.
 const TRUST_AT_FIRST: f64 = 0.1;
 
-/// Whether a peer is there.
+/// Whether a peer is connected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PeerState {
-    /// Found, or connected without having said hello.
+    /// Found, or connected without a hello.
     Connecting,
-    /// Admitted, hellos exchanged.
+    /// Admitted, and hellos are exchanged.
     Connected,
     /// The connection ended.
     Gone,
 }
 
-/// What a peer says of itself as a worker when a task stream opens: a starting guess until it is measured.
+/// A peer's hello as a worker, sent when a task stream opens: a first estimate until it is measured.
 #[derive(Clone, Debug, PartialEq)]
 pub struct WorkerHello {
     /// Name for people.
@@ -50,34 +50,34 @@ pub struct WorkerHello {
     pub f64_flops_per_s: f64,
     /// Speed of i8 products, in operations per second.
     pub i8_flops_per_s: f64,
-    /// Bytes of operands that the peer keeps for this node.
+    /// Bytes of operands that the peer stores for this node.
     pub store_bytes: u64,
-    /// Tasks that the peer takes from this node at once.
+    /// Maximum tasks of this node that the peer accepts at once.
     pub tasks_max: u16,
-    /// Whether the peer takes tasks.
+    /// Whether the peer accepts tasks.
     pub works: bool,
 }
 
-/// What is known of one peer.
+/// The state of one peer.
 #[derive(Clone, Debug)]
 pub struct Peer {
-    /// Whether the peer is there.
+    /// Whether the peer is connected.
     pub state: PeerState,
-    /// When the peer entered that state.
+    /// Time at which the peer entered that state.
     pub since: Time,
-    /// Multiaddrs by which the peer was reached last.
+    /// Multiaddrs of the peer's last connection.
     pub addresses: Vec<String>,
     /// Transport of the connection: `tcp`, `quic`.
     pub transport: String,
     /// How the peer was found: `mdns`, `peer`, and so on.
     pub found_by: String,
-    /// Smoothed round trip; `None` until a ping came back.
+    /// Smoothed round-trip time; `None` until a ping was answered.
     pub rtt: Option<Duration>,
     /// Smoothed speed of the link towards the peer, in bytes per second; `None` until measured.
     pub bytes_per_s: Option<f64>,
-    /// What the peer says of itself.
+    /// The peer's hello.
     pub hello: Option<WorkerHello>,
-    /// Why the peer is quarantined, where it is.
+    /// Why the peer is quarantined, if it is.
     pub quarantined: Option<String>,
     /// Why the connection ended.
     pub gone: String,
@@ -104,12 +104,12 @@ impl Peer {
         }
     }
 
-    /// The name that the peer gives itself; empty until its hello.
+    /// The peer's name; empty until its hello.
     pub fn name(&self) -> &str {
         self.hello.as_ref().map_or("", |hello| &hello.name)
     }
 
-    /// Trust from 0 to 1, by checked results alone.
+    /// Trust from 0 to 1, from checked results alone.
     pub fn trust(&self) -> f64 {
         match self.quarantined {
             Some(_) => 0.0,
@@ -127,14 +127,15 @@ impl Peer {
         self.since = now;
     }
 
-    /// Takes in a ping; whether it was the first. The least of several counts: a busy moment is no property of the link.
+    /// Records a ping; returns whether it was the first. The minimum of several counts: a busy moment is no property of
+    /// the link.
     pub(super) fn round_trip(&mut self, rtt: Duration) -> bool {
         let before = self.rtt;
         self.rtt = Some(before.map_or(rtt, |before| rtt.min(before.mul_f64(RTT_GROWTH))));
         before.is_none()
     }
 
-    /// Takes in a transfer to the peer.
+    /// Records a transfer to the peer.
     pub(super) fn sent(&mut self, bytes: u64, seconds: f64) {
         if bytes < LINK_SAMPLE_BYTES_MIN || !seconds.is_finite() || seconds <= 0.0 {
             return;
@@ -143,7 +144,7 @@ impl Peer {
         self.bytes_per_s = Some(self.bytes_per_s.map_or(rate, |known| known + LINK_SPEED_WEIGHT * (rate - known)));
     }
 
-    /// A task stream ended while the connection lasts: the time until the next is opened.
+    /// A task stream ended while the connection lasts; returns the delay before the next one.
     pub(super) fn stream_ended(&mut self, now: Time) -> Duration {
         let lasted = now.since(self.since);
         self.enter(PeerState::Connecting, now);

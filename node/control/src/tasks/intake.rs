@@ -1,5 +1,6 @@
-//! The tasks of one stream. A task waits until both operands are here and true to their digests, then until there is memory for
-//! its result, and only then goes to the executor: what a peer claims costs neither memory nor time before it is judged.
+//! The tasks of one stream. A task waits until both operands are complete and match their digests, then until there is
+//! memory for its result, and only then goes to the executor: a peer's claims cost neither memory nor time before they
+//! are checked.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -11,25 +12,25 @@ use crate::Time;
 /// The coordinator's number of a task.
 pub type TaskId = u64;
 
-/// What a peer asks.
+/// A task as the peer requests it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Terms {
-    /// The task.
+    /// Id of the task.
     pub task: TaskId,
-    /// Its operands, left and right.
+    /// Digests of the left and the right operand.
     pub operands: [Digest; 2],
-    /// Higher goes first.
+    /// Priority; higher runs first.
     pub priority: i8,
-    /// Time from now after which nobody wants the result.
+    /// Time from now after which the result is no longer wanted.
     pub deadline: Option<Duration>,
 }
 
-/// Why a worker takes no task of a peer, whatever the task.
+/// Why a worker refuses all tasks of a peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refusal {
-    /// The node drains.
+    /// The node is draining.
     Draining,
-    /// The peer was proven to lie.
+    /// The peer is quarantined.
     Quarantined,
 }
 
@@ -38,78 +39,79 @@ impl Refusal {
         match self {
             Refusal::Draining => Error::new(ErrorKind::Unavailable, "this node is shutting down"),
             Refusal::Quarantined => {
-                Error::new(ErrorKind::Unauthorized, "this node takes no tasks from a peer that was proven to lie")
+                Error::new(ErrorKind::Unauthorized, "this node accepts no tasks from a quarantined peer")
             }
         }
     }
 }
 
-/// The highest priority that a peer's task may have: that of this node's ordinary jobs. A higher one would let any peer put
-/// its work before everybody else's.
+/// Highest priority of a peer's task: that of this node's ordinary jobs. A higher one would let any peer put
+/// its work before everyone else's.
 const PEER_PRIORITY_MAX: i8 = 0;
 
-/// The priority that a peer's task gets here.
+/// The priority that a peer's task gets on this node.
 pub const fn peer_priority(asked: i8) -> i8 {
     if asked > PEER_PRIORITY_MAX { PEER_PRIORITY_MAX } else { asked }
 }
 
-/// What happens on a stream.
+/// Input of the intake.
 #[derive(Clone, Debug)]
 pub enum Event {
     /// A task arrived. `held` and `whole` say which of its operands are in the store, and which of those completely.
     Task {
-        /// What is asked.
+        /// The task.
         terms: Terms,
-        /// Whether each operand is here or on its way.
+        /// Whether each operand is in the store, complete or still arriving.
         held: [bool; 2],
-        /// Whether each operand is here completely.
+        /// Whether each operand is complete.
         whole: [bool; 2],
-        /// Why no task of this peer is taken, if so.
+        /// Why every task of this peer is refused; `None` if tasks are accepted.
         refusal: Option<Refusal>,
     },
-    /// An operand begins to arrive and there is room for it.
+    /// An operand starts to arrive, and memory for it is reserved.
     Admitted(Digest),
-    /// An operand is here completely and is what its digest says.
+    /// An operand is complete and matches its digest.
     Whole(Digest),
-    /// There is no room for an operand, or its bytes are not what its digest says.
+    /// There is no memory for an operand, or its bytes do not match its digest.
     Refused(Digest, Error),
     /// The memory for a task's result is leased.
     Leased(TaskId),
     /// There is no memory for a task's result, or the task cannot be computed.
     Unleased(TaskId, Error),
-    /// Nobody wants the task any more.
+    /// The result of a task is no longer wanted.
     Cancel(TaskId),
-    /// The executor is done with a task and has answered it.
+    /// The executor has finished a task and sent its answer.
     Done(TaskId),
     /// Time has passed.
     Tick,
-    /// The stream is over.
+    /// The stream has ended.
     Ended,
 }
 
-/// What is to be done.
+/// What the driver does next.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// The peer must send these operands of a task: they are neither here nor on their way.
+    /// Request these operands of a task from the peer: they are neither in the store nor arriving.
     AskFor(TaskId, Vec<Digest>),
-    /// Lease memory for the result of a task whose operands are here, and say [`Event::Leased`] or [`Event::Unleased`].
+    /// Lease memory for the result of a task whose operands are complete, and answer with [`Event::Leased`] or
+    /// [`Event::Unleased`].
     Lease(TaskId, [Digest; 2]),
     /// Compute a task, with this priority.
     Start(TaskId, i8),
-    /// Answer a task, which has not started, with an error. Its memory is free again.
+    /// Answer a task that has not started with an error, and release its memory.
     Fail(TaskId, Error),
-    /// Forget a task that has not started; nobody waits for an answer. Its memory is free again.
+    /// Remove a task that has not started, without an answer, and release its memory.
     Drop(TaskId),
-    /// Stop a task that the executor has.
+    /// Stop a task that the executor has started.
     Stop(TaskId),
-    /// The peer broke the protocol.
+    /// Close the stream: the peer violated the protocol.
     Close(String),
 }
 
-/// Where a task is on its way.
+/// Progress of a task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
-    /// These operands are not here completely.
+    /// These operands are not complete.
     Operands([bool; 2]),
     Memory,
     Executor,
@@ -125,35 +127,35 @@ struct Accepted {
 /// The tasks of one stream.
 #[derive(Debug)]
 pub struct Intake {
-    /// Tasks that one peer may have here at once.
-    most_tasks: usize,
+    /// Maximum tasks of the peer at once.
+    max_tasks: usize,
     tasks: BTreeMap<TaskId, Accepted>,
-    /// Operands that cannot be had, and why: tasks that name them fail with it.
+    /// Operands that were refused, and why: tasks that name them fail with that error.
     refused: BTreeMap<Digest, Error>,
 }
 
 impl Intake {
-    /// No tasks yet; at most `most_tasks` at once.
-    pub fn new(most_tasks: usize) -> Intake {
-        Intake { most_tasks, tasks: BTreeMap::new(), refused: BTreeMap::new() }
+    /// An intake without tasks that accepts at most `max_tasks` at once.
+    pub fn new(max_tasks: usize) -> Intake {
+        Intake { max_tasks, tasks: BTreeMap::new(), refused: BTreeMap::new() }
     }
 
-    /// Whether a task that has not ended needs an operand: it must stay in the store.
+    /// Whether a task that has not ended needs an operand, which must then stay in the store.
     pub fn needs(&self, digest: &Digest) -> bool {
         self.tasks.values().any(|accepted| accepted.terms.operands.contains(digest))
     }
 
-    /// When [`Event::Tick`] is due: the first deadline.
+    /// Time of the next [`Event::Tick`]: the first deadline.
     pub fn wake_at(&self) -> Option<Time> {
         self.tasks.values().filter_map(|accepted| accepted.until).min()
     }
 
-    /// Takes in what happened; returns what is to be done, in order.
+    /// Processes an event; returns the actions in order.
     pub fn handle(&mut self, event: Event, now: Time) -> Vec<Action> {
         let mut actions = Vec::new();
         match event {
             Event::Task { terms, held, whole, refusal } => self.take(terms, held, whole, refusal, now, &mut actions),
-            // The same operand is judged by what is known of it now.
+            // An operand that was refused before has been accepted now.
             Event::Admitted(digest) => drop(self.refused.remove(&digest)),
             Event::Whole(digest) => self.whole(digest, &mut actions),
             Event::Refused(digest, error) => self.refuse(digest, error, &mut actions),
@@ -200,15 +202,15 @@ impl Intake {
     ) {
         let task = terms.task;
         if self.tasks.contains_key(&task) {
-            actions.push(Action::Close(format!("task {task} is sent twice")));
+            actions.push(Action::Close(format!("task {task} was sent twice")));
             return;
         }
         if let Some(refusal) = refusal {
             actions.push(Action::Fail(task, refusal.error()));
             return;
         }
-        if self.tasks.len() >= self.most_tasks {
-            let why = format!("{} of your tasks are here already", self.most_tasks);
+        if self.tasks.len() >= self.max_tasks {
+            let why = format!("this worker already has {} tasks of yours", self.max_tasks);
             actions.push(Action::Fail(task, Error::new(ErrorKind::Overloaded, why)));
             return;
         }
@@ -229,7 +231,7 @@ impl Intake {
         self.lease_ready(actions);
     }
 
-    /// An operand is here: tasks that waited for it go on.
+    /// An operand is complete: tasks that waited for it proceed.
     fn whole(&mut self, digest: Digest, actions: &mut Vec<Action>) {
         for accepted in self.tasks.values_mut() {
             if let Stage::Operands(missing) = &mut accepted.stage {
@@ -250,7 +252,7 @@ impl Intake {
         }
     }
 
-    /// An operand cannot be had: tasks that wait for it fail, and those that name it later.
+    /// An operand was refused: tasks that wait for it or name it later fail.
     fn refuse(&mut self, digest: Digest, error: Error, actions: &mut Vec<Action>) {
         let waits = |accepted: &Accepted| {
             let Stage::Operands(missing) = accepted.stage else { return false };
@@ -258,8 +260,8 @@ impl Intake {
         };
         let failed: Vec<TaskId> =
             self.tasks.iter().filter(|(_, accepted)| waits(accepted)).map(|(task, _)| *task).collect();
-        // Two operands for each task of an honest peer.
-        if self.refused.len() >= 2 * self.most_tasks {
+        // An honest peer names at most two operands per task.
+        if self.refused.len() >= 2 * self.max_tasks {
             self.refused.clear();
         }
         self.refused.insert(digest, error.clone());
@@ -278,7 +280,7 @@ impl Intake {
         for task in over {
             let Some(accepted) = self.tasks.get_mut(&task) else { continue };
             if accepted.stage == Stage::Executor {
-                // Told once; the executor notices within milliseconds.
+                // The stop is sent once; the executor reacts within milliseconds.
                 accepted.until = None;
                 actions.push(Action::Stop(task));
             } else {
@@ -298,7 +300,7 @@ impl Intake {
         self.forget_refusals();
     }
 
-    /// Refusals matter only to tasks that name them; without tasks the next announcement is judged by what is free then.
+    /// Without tasks, refusals are dropped; the next announcement is decided by the memory free then.
     fn forget_refusals(&mut self) {
         if self.tasks.is_empty() {
             self.refused.clear();

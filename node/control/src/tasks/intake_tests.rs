@@ -1,9 +1,9 @@
-//! What a worker owes a coordinator for each task, whatever the order of events: one start or one answer, never both.
+//! Each task starts at most once and is answered at most once, whatever the order of events.
 
 use super::*;
 use proptest::prelude::*;
 
-const MOST: usize = 4;
+const MAX_TASKS: usize = 4;
 
 fn digest(n: u8) -> Digest {
     Digest([n; 32])
@@ -22,11 +22,11 @@ fn overloaded() -> Error {
 }
 
 #[test]
-fn a_task_starts_once_its_operands_and_the_memory_for_its_result_are_here() {
-    let mut intake = Intake::new(MOST);
+fn a_task_starts_once_it_has_its_operands_and_memory_for_its_result() {
+    let mut intake = Intake::new(MAX_TASKS);
     let asked = intake.handle(task(terms(1, 1, 2), [true, false]), Time::ZERO);
     assert_eq!(asked, [Action::AskFor(1, vec![digest(2)])]);
-    // In the task's order, and once where both are the same.
+    // Operands are requested in the task's order, and only once if both are the same.
     let both = Event::Task { terms: terms(7, 9, 8), held: [false; 2], whole: [false; 2], refusal: None };
     assert_eq!(intake.handle(both, Time::ZERO), [Action::AskFor(7, vec![digest(9), digest(8)])]);
     let square = Event::Task { terms: terms(8, 9, 9), held: [false; 2], whole: [false; 2], refusal: None };
@@ -40,17 +40,17 @@ fn a_task_starts_once_its_operands_and_the_memory_for_its_result_are_here() {
 
 #[test]
 fn a_task_whose_result_has_no_memory_fails_with_the_numbers_before_it_starts() {
-    let mut intake = Intake::new(MOST);
+    let mut intake = Intake::new(MAX_TASKS);
     intake.handle(task(terms(1, 1, 2), [true; 2]), Time::ZERO);
     let failed = intake.handle(Event::Unleased(1, overloaded()), Time::ZERO);
     assert_eq!(failed, [Action::Fail(1, overloaded())]);
-    // A lease that comes after all starts nothing.
+    // A lease that arrives afterwards starts nothing.
     assert_eq!(intake.handle(Event::Leased(1), Time::ZERO), []);
 }
 
 #[test]
-fn a_peer_does_not_put_its_tasks_before_this_nodes_own() {
-    let mut intake = Intake::new(MOST);
+fn a_peers_priority_does_not_exceed_this_nodes_own() {
+    let mut intake = Intake::new(MAX_TASKS);
     for (number, asked, given) in [(1, 127, 0), (2, 1, 0), (3, 0, 0), (4, -128, -128)] {
         intake.handle(task(Terms { priority: asked, ..terms(number, 1, 2) }, [true; 2]), Time::ZERO);
         assert_eq!(intake.handle(Event::Leased(number), Time::ZERO), [Action::Start(number, given)]);
@@ -58,9 +58,9 @@ fn a_peer_does_not_put_its_tasks_before_this_nodes_own() {
 }
 
 #[test]
-fn a_peer_may_have_so_many_tasks_here_and_no_more() {
-    let mut intake = Intake::new(MOST);
-    for number in 0..MOST as TaskId {
+fn a_peers_tasks_are_limited() {
+    let mut intake = Intake::new(MAX_TASKS);
+    for number in 0..MAX_TASKS as TaskId {
         assert_eq!(intake.handle(task(terms(number, 1, 2), [true; 2]), Time::ZERO).len(), 1);
     }
     let refused = intake.handle(task(terms(9, 1, 2), [true; 2]), Time::ZERO);
@@ -71,7 +71,7 @@ fn a_peer_may_have_so_many_tasks_here_and_no_more() {
 
 #[test]
 fn a_quarantined_peer_and_a_draining_node_start_nothing_new() {
-    let mut intake = Intake::new(MOST);
+    let mut intake = Intake::new(MAX_TASKS);
     for (number, refusal, kind) in
         [(1, Refusal::Quarantined, ErrorKind::Unauthorized), (2, Refusal::Draining, ErrorKind::Unavailable)]
     {
@@ -84,12 +84,12 @@ fn a_quarantined_peer_and_a_draining_node_start_nothing_new() {
 
 #[test]
 fn an_operand_that_was_refused_fails_the_tasks_that_name_it() {
-    let mut intake = Intake::new(MOST);
+    let mut intake = Intake::new(MAX_TASKS);
     intake.handle(task(terms(1, 1, 2), [true, false]), Time::ZERO);
     intake.handle(task(terms(2, 1, 3), [true, false]), Time::ZERO);
     assert_eq!(intake.handle(Event::Refused(digest(2), overloaded()), Time::ZERO), [Action::Fail(1, overloaded())]);
     assert_eq!(intake.handle(task(terms(3, 2, 1), [false, true]), Time::ZERO), [Action::Fail(3, overloaded())]);
-    // Announced again, and there is room now.
+    // The operand is announced again, and there is room now.
     intake.handle(Event::Admitted(digest(2)), Time::ZERO);
     let event = Event::Task { terms: terms(4, 2, 1), held: [true; 2], whole: [false, true], refusal: None };
     assert_eq!(intake.handle(event, Time::ZERO), []);
@@ -97,8 +97,8 @@ fn an_operand_that_was_refused_fails_the_tasks_that_name_it() {
 }
 
 #[test]
-fn a_deadline_ends_a_task_wherever_it_is() {
-    let mut intake = Intake::new(MOST);
+fn a_deadline_ends_a_task_in_every_stage() {
+    let mut intake = Intake::new(MAX_TASKS);
     let until = |task, a, seconds| Terms { deadline: Some(Duration::from_secs(seconds)), ..terms(task, a, 2) };
     intake.handle(task(until(1, 9, 1), [false, true]), Time::ZERO);
     intake.handle(task(until(2, 1, 2), [true; 2]), Time::ZERO);
@@ -116,12 +116,12 @@ fn a_deadline_ends_a_task_wherever_it_is() {
 
 #[test]
 fn a_task_sent_twice_ends_the_stream() {
-    let mut intake = Intake::new(MOST);
+    let mut intake = Intake::new(MAX_TASKS);
     intake.handle(task(terms(1, 1, 2), [true; 2]), Time::ZERO);
     assert!(matches!(intake.handle(task(terms(1, 1, 2), [true; 2]), Time::ZERO)[..], [Action::Close(_)]));
 }
 
-/// What a coordinator and an executor know of a task.
+/// State of a task as the coordinator and the executor see it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Known {
     Waits,
@@ -137,7 +137,7 @@ fn event() -> impl Strategy<Value = (u8, TaskId, u8, u8, bool)> {
 proptest! {
     #[test]
     fn every_task_starts_at_most_once_and_is_answered_at_most_once(steps in proptest::collection::vec(event(), 1..200)) {
-        let mut intake = Intake::new(MOST);
+        let mut intake = Intake::new(MAX_TASKS);
         let mut known: BTreeMap<TaskId, Known> = BTreeMap::new();
         let mut now = Time::ZERO;
         for (what, number, a, b, flag) in steps {
@@ -175,7 +175,7 @@ proptest! {
                 prop_assert!(was.is_some_and(|was| from.contains(&was)), "{action:?} of a task that {was:?}");
             }
             let here = known.values().filter(|known| **known != Known::Over).count();
-            prop_assert!(here <= MOST, "{here} tasks are here");
+            prop_assert!(here <= MAX_TASKS, "{here} tasks at once");
             prop_assert_eq!(intake.tasks.len(), here);
         }
         intake.handle(Event::Ended, now);

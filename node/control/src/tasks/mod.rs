@@ -1,5 +1,5 @@
-//! What a worker does with the tasks that one peer sends over one stream: which it takes, when each starts, how each ends. It
-//! moves no bytes and computes nothing.
+//! Decides about the tasks that one peer sends over one stream: which are accepted, when each starts, how each ends. No
+//! bytes are moved and nothing is computed here.
 //!
 //! * [`Intake`]: the tasks of one stream, from their arrival to their end.
 

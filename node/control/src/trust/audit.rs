@@ -1,22 +1,22 @@
-//! Which sessions are audited: a share of them, by a draw that comes after the signatures, so that whoever signs cannot
-//! foresee it. The random bits are passed in; nothing is computed again here.
+//! Decides which sessions are audited: a share of them, drawn after the signatures, so that a signer cannot
+//! predict the draw. The random bits are passed in; nothing is recomputed here.
 
 use pangea_units::{Error, ErrorKind, Result};
 
-/// The share of sessions that are audited unless told otherwise.
+/// Default share of audited sessions.
 pub const DEFAULT_SHARE: f64 = 0.05;
 
-/// How many sessions are audited.
+/// Share of sessions that are audited.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct AuditPolicy {
     share: f64,
 }
 
 impl AuditPolicy {
-    /// A share of all sessions, 0 to 1.
+    /// A policy with a share of all sessions, 0 to 1.
     ///
     /// # Errors
-    /// `InvalidInput` for anything else.
+    /// `InvalidInput` for any other share.
     pub fn new(share: f64) -> Result<AuditPolicy> {
         if (0.0..=1.0).contains(&share) {
             return Ok(AuditPolicy { share });
@@ -30,16 +30,16 @@ impl AuditPolicy {
         self.share
     }
 
-    /// Whether every session is audited, so that an answer is held back until its audit is done.
+    /// Whether every session is audited, so that an answer is held back until its audit has ended.
     pub fn is_all(self) -> bool {
         self.share == 1.0
     }
 
     /// Whether a session whose stages have signed is audited. `random`: bits that nobody could know before the signatures;
-    /// where there are none, every session is audited unless none is.
+    /// without them, every session is audited unless the share is 0.
     pub fn draws(self, random: Option<u64>) -> bool {
         let Some(random) = random else { return self.share > 0.0 };
-        // 53 bits: below 1 always, at least 0.
+        // The top 53 bits, as a fraction in [0, 1).
         ((random >> 11) as f64) < self.share * (1u64 << 53) as f64
     }
 }
@@ -60,7 +60,7 @@ mod tests {
     }
 
     #[test]
-    fn a_share_is_drawn_as_often_as_it_says() {
+    fn sessions_are_drawn_at_the_given_share() {
         let drawn = |share: f64| {
             let policy = AuditPolicy::new(share).unwrap();
             bits().filter(|random| policy.draws(Some(*random))).count()
@@ -79,7 +79,7 @@ mod tests {
     }
 
     #[test]
-    fn without_randomness_every_session_is_audited_unless_none_is() {
+    fn without_randomness_every_session_is_audited_unless_the_share_is_zero() {
         assert!(AuditPolicy::new(0.01).unwrap().draws(None));
         assert!(!AuditPolicy::new(0.0).unwrap().draws(None));
     }

@@ -1,4 +1,4 @@
-//! How far an answer can be trusted (DESIGN §6). A value only; checks give it.
+//! How far an answer can be trusted (DESIGN §6). Values only; checks produce them.
 
 /// How far an answer can be trusted, strongest first.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -6,13 +6,13 @@ pub enum Verdict {
     /// Computed by the coordinator itself.
     #[default]
     Local,
-    /// Proved.
+    /// Checked exactly.
     Verified,
-    /// Every stage's part was computed again by another node, and was the same.
+    /// Every stage's output was recomputed by another node and matched.
     Audited,
     /// Compared within a tolerance.
     ToleranceChecked,
-    /// Signed at most.
+    /// Not checked; signed at most.
     Unchecked,
 }
 
@@ -21,7 +21,7 @@ impl Verdict {
     pub const ALL: [Verdict; 5] =
         [Verdict::Local, Verdict::Verified, Verdict::Audited, Verdict::ToleranceChecked, Verdict::Unchecked];
 
-    /// The name as every surface shows it.
+    /// Name in every API.
     pub fn name(self) -> &'static str {
         match self {
             Verdict::Local => "local",
@@ -32,7 +32,7 @@ impl Verdict {
         }
     }
 
-    /// The verdict of that name.
+    /// The verdict with this name.
     pub fn from_name(name: &str) -> Option<Verdict> {
         Verdict::ALL.into_iter().find(|verdict| verdict.name() == name)
     }
