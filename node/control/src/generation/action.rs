@@ -1,4 +1,4 @@
-//! What the driver of a request is to do, and what a request comes to. Values only.
+//! Actions of the driver of a request, and the request's conclusion. Values only.
 
 use std::ops::Range;
 use std::time::Duration;
@@ -12,14 +12,14 @@ use super::event::Event;
 use crate::session::{ChainId, SessionId, StageAt};
 use crate::trust::Verdict;
 
-/// What is to be done.
+/// What the driver does next.
 #[derive(Debug)]
 pub enum Action {
-    /// Find a route for answers; to be answered with [`Event::RouteFound`] or [`Event::NoRoute`].
+    /// Find a route for answers; the driver answers with [`Event::RouteFound`] or [`Event::NoRoute`].
     FindRoute {
-        /// The answers that take it together.
+        /// The answers that share the route.
         choices: Range<usize>,
-        /// What the route must do without.
+        /// Nodes and placements that the route must not use.
         exclusions: Exclusions,
     },
     /// Prepare a chain on this node alone, if it can hold the model.
@@ -28,14 +28,14 @@ pub enum Action {
     Open {
         /// The answers.
         choices: Range<usize>,
-        /// The number of the first answer's session.
+        /// Id of the first answer's session.
         id: SessionId,
-        /// Where.
+        /// The chain to open them at.
         route: Route,
         /// Whether these are the answers' first sessions.
         first: bool,
     },
-    /// Hear nothing more of a session.
+    /// Stop listening to a session.
     Forget {
         /// The session.
         session: SessionId,
@@ -48,17 +48,17 @@ pub enum Action {
         session: SessionId,
         /// The first stage.
         first_stage: PeerId,
-        /// Where the answer is complete and its stages are to sign: the positions that they sign for.
+        /// Set if the answer is complete and its stages are to sign: the number of positions that they sign for.
         commit: Option<u32>,
     },
-    /// Make text of tokens; a text that ends is told with [`Event::AnswerComplete`].
+    /// Convert tokens to text; when the text ends, the driver answers with [`Event::AnswerComplete`].
     NewTokens {
         /// Which answer.
         choice: usize,
         /// The tokens.
         new: NewTokens,
     },
-    /// Tell that an answer lost its chain and takes another; its route is not used any more.
+    /// Log that an answer lost its chain and needs another one; its route is no longer used.
     FailOver {
         /// Which answer.
         choice: usize,
@@ -67,14 +67,14 @@ pub enum Action {
         /// Why.
         why: String,
     },
-    /// Check what the stages of an answer signed; to be answered with [`Event::ClaimsChecked`].
+    /// Check the stages' signed claims of an answer; the driver answers with [`Event::ClaimsChecked`].
     CheckClaims {
         /// Which answer.
         choice: usize,
         /// The signed claims as bytes.
         claims: Vec<u8>,
     },
-    /// Keep the receipt of an answer; to be answered with [`Event::ReceiptKept`].
+    /// Store the receipt of an answer; the driver answers with [`Event::ReceiptKept`].
     KeepReceipt {
         /// Which answer.
         choice: usize,
@@ -83,16 +83,16 @@ pub enum Action {
     Audit {
         /// Which answer.
         choice: usize,
-        /// Whether its end is waited for, and told with [`Event::Audited`].
+        /// Whether the request waits for the audit; if so, the driver answers with [`Event::Audited`].
         awaited: bool,
     },
-    /// Discard everything that the reader has not been given, for all answers begin again at the prompt.
+    /// Discard everything that the reader has not received: all answers restart at the prompt.
     Recompute,
     /// The request is refused; nothing follows.
     Refuse {
         /// Why.
         error: Error,
-        /// When to try again, where that may help.
+        /// Delay after which a retry may succeed, if any.
         retry_after: Option<Duration>,
     },
     /// The request has failed; nothing follows.
@@ -101,43 +101,43 @@ pub enum Action {
     Done(Conclusion),
 }
 
-/// A chain that sessions are opened at.
+/// A chain at which sessions are opened.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Route {
     /// The chain.
     pub chain: ChainId,
-    /// Its stages; the first takes sessions in.
+    /// Its stages; sessions are opened at the first one.
     pub stages: Vec<StageAt>,
 }
 
-/// Tokens of a request's answers, counted.
+/// Token counts of a request.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TokenCounts {
-    /// Tokens of all answers, those that end them included.
+    /// Tokens of all answers, including those that end them.
     pub answer: usize,
     /// Tokens that were drafted.
     pub drafted: usize,
-    /// Drafted tokens that were right.
+    /// Drafted tokens that were accepted.
     pub accepted: usize,
-    /// Tokens of the prompt that an earlier request had computed.
+    /// Tokens of the prompt that were cached from an earlier request.
     pub cached: usize,
 }
 
-/// What a request came to.
+/// Conclusion of a request.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Conclusion {
     /// How far the answers can be trusted.
     pub verdict: Verdict,
-    /// How often an answer lost its chain or was computed again.
+    /// Failovers and recomputations of all answers.
     pub failovers: usize,
-    /// Who computed which layers, in the end.
+    /// The stages of the last segment of each answer.
     pub stages: Vec<StageAt>,
-    /// Tokens.
+    /// Token counts.
     pub tokens: TokenCounts,
-    /// From the request's arrival to the first session that was opened.
+    /// Time from the request's arrival to the opening of its first session.
     pub queued: Duration,
-    /// From then to the first token.
+    /// Time from then to the first token.
     pub prompt: Duration,
-    /// From the first token to the last of all answers.
+    /// Time from the first token to the last one of all answers.
     pub answer: Duration,
 }

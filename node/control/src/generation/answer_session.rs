@@ -1,5 +1,5 @@
-//! One answer as its coordinator decides it: which tokens are known, what a reply of its stages means, and when the answer
-//! fails over to another chain. It sends nothing and makes no text.
+//! One answer from its coordinator's view: which tokens are known, what a reply of its stages means, and when the answer
+//! fails over to another chain. Nothing is sent and no text is made here.
 
 use std::time::Duration;
 
@@ -10,32 +10,33 @@ use crate::Time;
 use crate::backoff::doubled;
 use crate::session::{EndReason, SessionId, StageAt, TokenOut};
 
-/// Silence after which stages that gave tokens before are taken to hang: many times what a token takes on a slow device, and
+/// Silence after which stages that have sent tokens count as hanging: many times what a token takes on a slow device, and
 /// less than people wait.
 const STALL_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The same before the first token: prompts are long, and other requests come first.
+/// The same timeout before the first token: prompts are long, and other requests come first.
 const FIRST_TOKEN_TIMEOUT: Duration = Duration::from_secs(120);
 
-/// How long a session may be without a route: weights may have to travel to another node first.
+/// Time that a session may be without a route: weights may have to travel to another node first.
 const ROUTE_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// The same where the present nodes cannot have or hold the layers: a node that was lost may be back at once, and who waits is
-/// to know within 5 s.
+/// Time that a session may be without a route if the present nodes cannot hold the layers: a lost node may return at
+/// once, and the client must get an error within 5 s.
 const UNPLACEABLE_TIMEOUT: Duration = Duration::from_secs(4);
 
-/// The same for a request that never had a route: nodes that start together find each other and are measured within seconds.
+/// The same timeout for a request that never had a route: nodes that start together are connected and measured within
+/// seconds.
 const UNPLACEABLE_TIMEOUT_AT_START: Duration = Duration::from_secs(6);
 
-/// How long stages may take to sign: a signature takes a tenth of a millisecond, and nobody waits long for an answer that is
-/// complete already.
+/// Time for stages to sign: a signature takes a tenth of a millisecond, and the answer is complete
+/// already.
 const SIGNING_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// How long a chain that was lost is excluded: by then the pool knows whether the chain is of any use, or has placed another.
+/// Time that a lost chain is excluded: by then the pool knows whether the chain still works, or has placed another one.
 const LOST_CHAIN_EXCLUSION: Duration = Duration::from_secs(1);
 
-/// First backoff after a stage had no memory for a session that has begun; the backoff doubles with every refusal in a row.
-/// Other answers end meanwhile, and free what they held.
+/// First backoff after a stage had no memory for a running session; doubles with every consecutive refusal.
+/// Other answers end meanwhile and release their memory.
 const MEMORY_BACKOFF: Duration = Duration::from_millis(500);
 
 /// Upper bound of that backoff.
@@ -44,49 +45,49 @@ const MEMORY_BACKOFF_MAX: Duration = Duration::from_secs(8);
 /// Consecutive memory refusals before the request fails.
 const MAX_MEMORY_REFUSALS: u32 = 8;
 
-/// Failovers of one answer before the request fails: after so many the cause is not a lost node.
+/// Failovers of one answer before the request fails: after this many the cause is not a lost node.
 const MAX_FAILOVERS: u32 = 16;
 
-/// What the next route of an answer must do without.
+/// Nodes and placements that an answer's next route must not use.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Exclusions {
     /// Nodes that failed.
     pub peers: Vec<PeerId>,
-    /// Placements whose chains failed, though their nodes may be as good as any.
+    /// Placements whose chains failed; their nodes are not excluded.
     pub epochs: Vec<u64>,
 }
 
-/// What a stage says of a session.
+/// A stage's message about a session.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Reply {
-    /// The first stage has taken the session in.
+    /// The first stage has accepted the session.
     Accepted,
-    /// The first stage has not.
+    /// The first stage has refused the session.
     Refused {
-        /// Why, for programs.
+        /// Reason for programs.
         kind: ErrorKind,
-        /// Why, for people.
+        /// Reason for people.
         message: String,
-        /// When to try again, where that may help.
+        /// Delay after which a retry may succeed, if any.
         retry_after: Option<Duration>,
     },
     /// Tokens of the answer.
     Tokens(ReportedTokens),
-    /// The session cannot go on at its stages.
+    /// The stages cannot continue the session.
     Failed {
-        /// Why, for programs.
+        /// Reason for programs.
         kind: ErrorKind,
-        /// Why, for people.
+        /// Reason for people.
         message: String,
     },
-    /// The stages have signed what they did.
+    /// The stages have signed their claims.
     Committed {
-        /// The signed claims as bytes, which are not read here.
+        /// The signed claims as bytes; not parsed here.
         claims: Vec<u8>,
     },
 }
 
-/// Tokens of an answer as a stage reports them; some of them may be known already.
+/// Tokens of an answer as a stage reports them; some may be known already.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ReportedTokens {
     /// Position of the first token, counted from the first token of the prompt.
@@ -99,9 +100,9 @@ pub struct ReportedTokens {
     pub prompt: Vec<TokenOut>,
     /// Tokens that were drafted for these.
     pub drafted: u32,
-    /// Drafted tokens that were right.
+    /// Drafted tokens that were accepted.
     pub accepted: u32,
-    /// Positions at the beginning of the session that an earlier session had computed.
+    /// Positions at the start of the session that were cached from an earlier one.
     pub cached: u32,
 }
 
@@ -116,18 +117,18 @@ pub struct NewTokens {
     pub ended: Option<EndReason>,
     /// Tokens that were drafted for these.
     pub drafted: usize,
-    /// Drafted tokens that were right.
+    /// Drafted tokens that were accepted.
     pub accepted: usize,
-    /// Positions at the beginning of the session that an earlier session had computed.
+    /// Positions at the start of the session that were cached from an earlier one.
     pub cached: usize,
 }
 
-/// An answer under way.
+/// One answer in progress.
 #[derive(Debug)]
 pub struct AnswerSession {
     /// The node that coordinates the answer.
     local: PeerId,
-    /// The prompt and the tokens that were chosen.
+    /// The prompt and the chosen tokens.
     tokens: Vec<u32>,
     prompt_len: usize,
     phase: Phase,
@@ -136,28 +137,28 @@ pub struct AnswerSession {
     avoided: Vec<PeerId>,
     /// The placement whose chain computes the answer.
     epoch: u64,
-    /// Placements whose chains were lost, and until when each is excluded.
+    /// Placements whose chains were lost, and the end of each exclusion.
     lost: Vec<(u64, Time)>,
-    /// Whether the reader has seen part of the request's answers, so that the request cannot be refused any more.
+    /// Whether the reader has received part of the request's answers, so that the request can no longer be refused.
     begun: bool,
-    /// Memory refusals in a row.
+    /// Consecutive memory refusals.
     memory_refusals: u32,
-    /// The session is not opened before this.
+    /// Earliest time of the next opening.
     backoff_until: Time,
-    /// Since when it is certain that there is no route, and why.
+    /// Since when it is certain that no route exists, and why.
     unplaceable: Option<(Time, String)>,
-    /// When the present phase began, or the stages were last heard.
+    /// Start of the current phase, or time of the stages' last message.
     since: Time,
-    /// Whether the present stages have given tokens.
+    /// Whether the current stages have sent tokens.
     heard: bool,
 }
 
-/// Where an answer stands.
+/// Phase of an answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Phase {
     /// The answer needs a route.
     Unrouted,
-    /// The first stage has been asked.
+    /// The session is being opened at the first stage.
     Opening {
         /// The session.
         id: SessionId,
@@ -171,53 +172,53 @@ pub enum Phase {
         /// Its stages, in order.
         stages: Vec<PeerId>,
     },
-    /// The answer is complete, and its stages are to sign what they did.
+    /// The answer is complete, and its stages are asked to sign.
     Signing {
         /// The session.
         id: SessionId,
         /// Its stages, in order.
         stages: Vec<PeerId>,
     },
-    /// Nothing follows.
+    /// The answer has ended.
     Ended,
 }
 
-/// What follows from what happened.
+/// Consequence of an event for the request.
 #[derive(Debug)]
 pub enum Outcome {
     /// Nothing.
     Nothing,
-    /// The first stage has taken the session in.
+    /// The first stage has accepted the session.
     Accepted,
-    /// The last stage hands over what the stages signed.
+    /// The last stage has returned the signed claims.
     Committed {
         /// The signed claims as bytes.
         claims: Vec<u8>,
     },
-    /// The stages did not sign, and are not waited for any more.
+    /// The stages did not sign in time.
     Unsigned,
-    /// The first stage has refused the session, and is not to blame.
+    /// The first stage has refused the session without being at fault.
     Refused {
         /// Why.
         error: Error,
-        /// When to try again, where that may help.
+        /// Delay after which a retry may succeed, if any.
         retry_after: Option<Duration>,
     },
-    /// More of the answer.
+    /// New tokens of the answer.
     NewTokens(NewTokens),
     /// The answer needs another route.
     Lost {
-        /// The session that is to be closed.
+        /// The session to close.
         closed: SessionId,
-        /// Why the chain is of no use.
+        /// Why the chain cannot be used.
         why: String,
     },
-    /// The answer cannot go on.
+    /// The answer cannot continue.
     Failed(Error),
 }
 
 impl AnswerSession {
-    /// An answer to `prompt`, coordinated by `local`, that needs a route.
+    /// An answer to `prompt`, coordinated by `local`, without a route.
     pub fn new(local: PeerId, prompt: Vec<u32>, now: Time) -> AnswerSession {
         AnswerSession {
             local,
@@ -237,7 +238,7 @@ impl AnswerSession {
         }
     }
 
-    /// The same answer from its prompt on, without nodes that lied about it.
+    /// The same answer restarted at its prompt, without nodes that lied about it.
     pub(super) fn restarted_without(&self, liars: &[PeerId], now: Time) -> AnswerSession {
         let prompt = self.tokens[..self.prompt_len].to_vec();
         // The reader has been told to wait.
@@ -247,7 +248,7 @@ impl AnswerSession {
         session
     }
 
-    /// The number of the session at its stages, while there is one.
+    /// Id of the session at the current stages, if any.
     pub fn id(&self) -> Option<SessionId> {
         match &self.phase {
             Phase::Opening { id, .. } | Phase::Running { id, .. } | Phase::Signing { id, .. } => Some(*id),
@@ -255,22 +256,22 @@ impl AnswerSession {
         }
     }
 
-    /// Where the answer stands.
+    /// Current phase.
     pub fn phase(&self) -> &Phase {
         &self.phase
     }
 
-    /// The prompt and the tokens that were chosen.
+    /// The prompt and the chosen tokens.
     pub fn tokens(&self) -> &[u32] {
         &self.tokens
     }
 
-    /// Tokens of the prompt.
+    /// Number of tokens in the prompt.
     pub fn prompt_len(&self) -> usize {
         self.prompt_len
     }
 
-    /// How often the answer lost its chain.
+    /// Number of lost chains.
     pub fn failovers(&self) -> u32 {
         self.failovers
     }
@@ -286,18 +287,18 @@ impl AnswerSession {
         self.stages() == [self.local]
     }
 
-    /// Whether the session may be opened now.
+    /// Whether the session can be opened now.
     pub fn wants_route(&self, now: Time) -> bool {
         self.phase == Phase::Unrouted && self.backoff_until <= now
     }
 
-    /// What the next route must do without.
+    /// Nodes and placements that the next route must not use.
     pub fn exclusions(&self, now: Time) -> Exclusions {
         let lost = self.lost.iter().filter(|(_, until)| *until > now);
         Exclusions { peers: self.avoided.clone(), epochs: lost.map(|(epoch, _)| *epoch).collect() }
     }
 
-    /// The session was opened at the stages of a placement.
+    /// Records that the session was opened at the stages of a placement.
     pub fn opened(&mut self, id: SessionId, epoch: u64, stages: &[StageAt], now: Time) {
         self.unplaceable = None;
         self.phase = Phase::Opening { id, stages: stages.iter().map(|stage| stage.peer).collect() };
@@ -305,12 +306,12 @@ impl AnswerSession {
         (self.since, self.heard) = (now, false);
     }
 
-    /// The reader has seen part of the request's answers.
-    pub fn begin(&mut self) {
+    /// Records that the reader has received part of the request's answers.
+    pub fn mark_begun(&mut self) {
         self.begun = true;
     }
 
-    /// The stages were asked to sign.
+    /// Records that the stages were asked to sign.
     pub fn signing(&mut self, now: Time) {
         if let Phase::Opening { id, stages } | Phase::Running { id, stages } = &self.phase {
             self.phase = Phase::Signing { id: *id, stages: stages.clone() };
@@ -318,19 +319,19 @@ impl AnswerSession {
         }
     }
 
-    /// Nothing follows any more.
+    /// Ends the answer; later events have no effect.
     pub fn end(&mut self) {
         self.phase = Phase::Ended;
     }
 
-    /// A reply of a stage.
+    /// Processes a reply of a stage.
     pub fn handle(&mut self, from: PeerId, reply: Reply, now: Time) -> Outcome {
         if self.id().is_none() || !self.stages().contains(&from) {
             return Outcome::Nothing;
         }
         if matches!(self.phase, Phase::Signing { .. }) {
             return match reply {
-                // Only the last stage's word counts; the same message of an earlier one is for a stage on this node.
+                // Only the last stage's message counts; one from an earlier stage is meant for a stage on this node.
                 Reply::Committed { claims } if self.stages().last() == Some(&from) => {
                     self.phase = Phase::Ended;
                     Outcome::Committed { claims }
@@ -361,7 +362,7 @@ impl AnswerSession {
                 self.back_off(Duration::ZERO, &message, now)
             }
             Reply::Failed { kind, message } => match kind {
-                // A chain that lost a stage takes nothing more.
+                // A chain that lost a stage accepts no more sessions.
                 ErrorKind::Unavailable if !self.is_alone() => self.lost_chain(&message, now),
                 ErrorKind::Internal | ErrorKind::DeadlineExceeded | ErrorKind::VerificationFailed
                     if !self.is_alone() =>
@@ -374,7 +375,7 @@ impl AnswerSession {
         }
     }
 
-    /// Tokens as a stage reports them.
+    /// Processes tokens that a stage reports.
     fn take(&mut self, reported: ReportedTokens, now: Time) -> Outcome {
         let known = self.tokens.len();
         let first = reported.position as usize;
@@ -398,7 +399,7 @@ impl AnswerSession {
         })
     }
 
-    /// A peer cannot be reached any more.
+    /// Processes the loss of a peer.
     pub fn peer_gone(&mut self, peer: PeerId, why: &str, now: Time) -> Outcome {
         if !self.stages().contains(&peer) {
             return Outcome::Nothing;
@@ -409,7 +410,7 @@ impl AnswerSession {
         self.lost_chain(why, now)
     }
 
-    /// Why there will be no route while the pool is as it is, where that is certain.
+    /// Sets why no route can exist while the pool does not change, if that is certain.
     pub fn set_unplaceable(&mut self, why: Option<&str>, now: Time) {
         self.unplaceable = why.map(|why| {
             let since = self.unplaceable.as_ref().map_or(now, |(since, _)| *since);
@@ -423,7 +424,7 @@ impl AnswerSession {
         self.unplaceable.as_ref().filter(|(since, _)| now.since(*since) > grace).map(|(_, why)| why.as_str())
     }
 
-    /// Time went by.
+    /// Processes the passing of time.
     pub fn tick(&mut self, now: Time) -> Outcome {
         let quiet = now.since(self.since);
         let timeout = match &self.phase {
@@ -456,14 +457,14 @@ impl AnswerSession {
     }
 
     fn stalled(&mut self, now: Time) -> Outcome {
-        // Nobody can tell which of them hangs.
+        // It is unknown which of the stages hangs.
         let others: Vec<PeerId> = self.stages().iter().copied().filter(|peer| *peer != self.local).collect();
         let outcome = self.lost_chain("its stages have been silent for too long", now);
         self.avoided.extend(others);
         outcome
     }
 
-    /// A stage had no memory for the session. Its tokens are kept, and there may be memory soon.
+    /// A stage had no memory for the session. Its tokens are kept, and memory may become free soon.
     fn back_off(&mut self, least: Duration, why: &str, now: Time) -> Outcome {
         self.memory_refusals += 1;
         if self.memory_refusals > MAX_MEMORY_REFUSALS {
@@ -475,7 +476,7 @@ impl AnswerSession {
         self.lost(why, now)
     }
 
-    /// The chain is of no use, for now at least. Its nodes may be: a chain that broke is placed again, on the same nodes perhaps.
+    /// The chain cannot be used for now. Its nodes may still be: the placement may choose the same nodes again.
     fn lost_chain(&mut self, why: &str, now: Time) -> Outcome {
         self.lost.retain(|(epoch, until)| *epoch != self.epoch && *until > now);
         self.lost.push((self.epoch, now + LOST_CHAIN_EXCLUSION));

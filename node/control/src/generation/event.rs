@@ -1,4 +1,4 @@
-//! What a request is, and what happens to it. Values only; [`GenerationState`](super::GenerationState) decides what follows.
+//! A request and its events. Values only; [`GenerationState`](super::GenerationState) decides what follows.
 
 use std::ops::Range;
 
@@ -11,63 +11,63 @@ use crate::Time;
 use crate::session::{ChainId, SessionId, StageAt};
 use crate::trust::{AuditPolicy, Verdict};
 
-/// What a request is.
+/// A request.
 #[derive(Clone, Debug)]
 pub struct Setup {
-    /// The node that coordinates it.
+    /// The coordinating node.
     pub local: PeerId,
     /// Tokens of the prompt.
     pub prompt: Vec<u32>,
-    /// How many answers; at least one.
+    /// Number of answers; at least one.
     pub choices: usize,
-    /// Which sessions are audited; `None` where no receipt is kept, so that nothing is signed or audited.
+    /// Which sessions are audited; `None` if no receipt is stored, so that nothing is signed or audited.
     pub audit: Option<AuditPolicy>,
-    /// When the request arrived.
+    /// Arrival time of the request.
     pub arrived: Time,
 }
 
-/// What happened.
+/// Input of the request's state machine.
 #[derive(Debug)]
 pub enum Event {
     /// The request begins.
     Start,
-    /// A stage says something of a session.
+    /// A stage sent a message about a session.
     Reply {
         /// The stage.
         from: PeerId,
         /// The session.
         session: SessionId,
-        /// What the stage says.
+        /// Content of the message.
         reply: Reply,
     },
-    /// A peer cannot be reached any more.
+    /// A peer can no longer be reached.
     PeerGone {
         /// The peer.
         peer: PeerId,
         /// Why.
         why: String,
     },
-    /// There may be another route.
+    /// The available routes may have changed.
     RoutesChanged,
-    /// Time went by.
+    /// Time has passed.
     Tick {
-        /// Why no route can be had while the pool is as it is, where that is certain.
+        /// Why no route can exist while the pool does not change, if that is certain.
         unplaceable: Option<String>,
     },
-    /// The route that [`Action::FindRoute`] asks for.
+    /// The route requested by [`Action::FindRoute`].
     RouteFound {
-        /// The answers that take it.
+        /// The answers that share it.
         choices: Range<usize>,
-        /// The number of the first answer's session, drawn at random; the others' follow it ([`SessionId::choice`]).
+        /// Id of the first answer's session, drawn at random; the others' ids follow it ([`SessionId::choice`]).
         id: SessionId,
         /// The chain.
         chain: ChainId,
         /// Its stages, in order.
         stages: Vec<StageAt>,
     },
-    /// There is no such route.
+    /// No such route exists.
     NoRoute,
-    /// The first stage of answers that were opened cannot be reached.
+    /// The first stage of opened answers cannot be reached.
     OpenFailed {
         /// The answers.
         choices: Range<usize>,
@@ -83,23 +83,23 @@ pub enum Event {
     ClaimsChecked {
         /// Which answer.
         choice: usize,
-        /// What is wrong with them, if anything.
+        /// What is wrong with the claims, if anything.
         fault: Option<String>,
     },
-    /// The receipt of an answer is kept.
+    /// The receipt of an answer is stored.
     ReceiptKept {
         /// Which answer.
         choice: usize,
-        /// Random bits for the draw of audits; `None` where the system has none.
+        /// Random bits for the draw of audits; `None` if the system has none.
         random: Option<u64>,
     },
-    /// An audit that is waited for has ended.
+    /// An audit that the request waits for has ended.
     Audited {
-        /// The verdict of the audited answer, where the audit could be made.
+        /// Verdict of the audited answer; `None` if the audit could not be done.
         verdict: Option<Verdict>,
-        /// Stages whose part was found to be wrong.
+        /// Stages whose output was refuted.
         liars: Vec<PeerId>,
     },
-    /// Nobody wants the answers any more.
+    /// The client no longer wants the answers.
     Cancelled,
 }

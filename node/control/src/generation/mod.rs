@@ -1,12 +1,12 @@
-//! The state of a generation: one request for one or more answers, as its coordinator decides it.
+//! The state of a generation: one request for one or more answers, from its coordinator's view.
 //!
 //! * [`answer_session`]: one answer: which tokens are known, what a reply of its stages means, when it fails over.
-//! * [`state`]: the whole request: routing, the window in which it may be refused, answers held back until they are audited,
-//!   recomputing without liars, and when the request is concluded with which verdict.
-//! * [`event`], [`action`]: what happens to a request, and what is to be done.
-//! * [`segment`]: who computed what of an answer, and how far.
+//! * [`state`]: the whole request: routing, the window in which it may be refused, answers held back until their audit,
+//!   recomputation without liars, and the request's conclusion with its verdict.
+//! * [`event`], [`action`]: input and output of a request.
+//! * [`segment`]: which stages computed which part of an answer.
 //!
-//! Tokens are numbers here; their text, the messages that carry them and the claims that stages sign are the driver's.
+//! Tokens are numbers here; the driver owns their text, the messages that carry them and the stages' claims.
 
 pub mod action;
 pub mod answer_session;

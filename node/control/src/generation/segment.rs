@@ -1,4 +1,4 @@
-//! Who computed what of an answer: a run of tokens that the same stages chose. Values only.
+//! A run of tokens that the same stages chose. Values only.
 
 use crate::session::{SessionId, StageAt};
 
@@ -11,8 +11,8 @@ pub struct Segment {
     pub epoch: u64,
     /// The first position whose following token was chosen in this segment.
     pub chosen_from: u64,
-    /// Who computed which layers, in order.
+    /// The stages, in order.
     pub stages: Vec<StageAt>,
-    /// Why the session did not end in order; `None` where it did.
+    /// Why the session did not end normally; `None` if it did.
     pub ended: Option<String>,
 }

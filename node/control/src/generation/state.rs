@@ -1,6 +1,6 @@
-//! The whole of a request under way: which route its answers take, how long it may still be refused, whether its answers are
-//! held back until they are audited, and when it is concluded with which verdict. What a reply means to one answer is
-//! [`AnswerSession`]'s to say; everything that is sent, shown, signed or stored is the driver's.
+//! One whole request: which route its answers take, how long it may still be refused, whether its answers are
+//! held back until they are audited, and when it is concluded with which verdict. [`AnswerSession`] decides what a
+//! reply means for one answer; the driver sends, displays, signs and stores.
 
 use std::ops::Range;
 use std::time::Duration;
@@ -15,58 +15,58 @@ use crate::Time;
 use crate::session::{ChainId, SessionId};
 use crate::trust::{AuditPolicy, Verdict};
 
-/// How long a model that is to be split may take to be placed before this node takes the request alone.
+/// Time for a split model to be placed before this node takes the request alone.
 const PLACEMENT_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// How long a request that other nodes take part in may wait for its first token and still be refused, so that its reader is
-/// told when to come again.
+/// Time that a request with stages on other nodes may wait for its first token and still be refused, so that its client
+/// gets a `Retry-After`.
 const REFUSAL_WINDOW: Duration = Duration::from_secs(2);
 
-/// Audits of one request that may fail before its answers are given as they are, unchecked.
+/// Failed audits of one request after which its answers are returned unchecked.
 const MAX_RECOMPUTATIONS: u32 = 8;
 
-/// One answer of the request.
+/// One answer of the request with its route.
 #[derive(Debug)]
-struct Answer {
+struct AnswerState {
     session: AnswerSession,
-    /// The chain that computes it now.
+    /// The chain that computes the answer now.
     route: Option<Route>,
-    /// Who computed what of it, in order.
+    /// Which stages computed which part of the answer, in order.
     segments: Vec<Segment>,
 }
 
-impl Answer {
-    /// Whether no other node ever had a part in it.
+impl AnswerState {
+    /// Whether only this node ever computed a part of the answer.
     fn is_alone(&self, local: PeerId) -> bool {
         self.segments.iter().flat_map(|segment| &segment.stages).all(|stage| stage.peer == local)
     }
 }
 
-/// Where the request as a whole stands.
+/// Progress of the whole request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
-    /// Answers are computed.
+    /// Answers are being computed.
     Answering,
-    /// All are complete; so many receipts are still to be kept, so many audits to end.
+    /// All answers are complete; receipts are being stored and audits are running.
     Concluding { receipts: usize, audits: usize },
-    /// Nothing follows.
+    /// The request has ended.
     Over,
 }
 
-/// A request under way.
+/// One request in progress.
 #[derive(Debug)]
 pub struct GenerationState {
     local: PeerId,
     audit: Option<AuditPolicy>,
     arrived: Time,
-    answers: Vec<Answer>,
+    answers: Vec<AnswerState>,
     stage: Stage,
-    /// When the first session was opened, and when the first token came.
+    /// Time of the first opening, and of the first token.
     opened: Option<Time>,
     first_token: Option<Time>,
-    /// Whether nothing is told before it has been audited.
+    /// Whether nothing is returned before its audit.
     held: bool,
-    /// Verdicts of the audits that have ended, and how many receipts there are.
+    /// Verdicts of the audits that have ended, and the number of receipts.
     audited: Vec<Verdict>,
     receipts: usize,
     recomputations: u32,
@@ -77,7 +77,7 @@ impl GenerationState {
     /// A request that has just arrived.
     pub fn new(setup: Setup) -> GenerationState {
         let Setup { local, prompt, choices, audit, arrived } = setup;
-        let answer = |_| Answer {
+        let answer = |_| AnswerState {
             session: AnswerSession::new(local, prompt.clone(), arrived),
             route: None,
             segments: Vec::new(),
@@ -98,32 +98,32 @@ impl GenerationState {
         }
     }
 
-    /// How an answer stands.
+    /// State of one answer.
     pub fn answer(&self, choice: usize) -> &AnswerSession {
         &self.answers[choice].session
     }
 
-    /// Who computed what of an answer, in order.
+    /// Which stages computed which part of an answer, in order.
     pub fn segments(&self, choice: usize) -> &[Segment] {
         &self.answers[choice].segments
     }
 
-    /// The chain that computes an answer.
+    /// The chain that computes an answer now.
     pub fn route(&self, choice: usize) -> Option<&Route> {
         self.answers[choice].route.as_ref()
     }
 
-    /// Tokens so far.
+    /// Token counts so far.
     pub fn tokens(&self) -> TokenCounts {
         self.conclusion.tokens
     }
 
-    /// Whether nothing may be told yet, because an audit decides whether it holds.
+    /// Whether nothing may be returned yet, because an audit decides about it.
     pub fn is_held(&self) -> bool {
         self.held
     }
 
-    /// Whether nothing follows.
+    /// Whether the request has ended.
     pub fn is_over(&self) -> bool {
         self.stage == Stage::Over
     }
@@ -133,17 +133,17 @@ impl GenerationState {
         self.answers.iter().any(|answer| *answer.session.phase() == Phase::Unrouted)
     }
 
-    /// Whether time alone can change something: an answer is at other nodes, or has no route.
+    /// Whether the passing of time matters: an answer is on other nodes, or has no route.
     pub fn needs_ticks(&self) -> bool {
         self.answers.iter().any(|answer| {
             *answer.session.phase() != Phase::Ended && answer.route.as_ref().is_none_or(|route| !self.is_local(route))
         })
     }
 
-    /// Whether it is not known yet that the request will be answered: some of it is not taken in, or other nodes have a part in
-    /// it and one of them may still find that it has no memory for it.
+    /// Whether the request may still be refused: some answers are not accepted yet, or other nodes compute a part
+    /// and one of them may still run out of memory.
     pub fn may_be_refused(&self, now: Time) -> bool {
-        let taken = |answer: &Answer| {
+        let taken = |answer: &AnswerState| {
             matches!(answer.session.phase(), Phase::Running { .. } | Phase::Signing { .. } | Phase::Ended)
         };
         let alone = self.answers.iter().filter_map(|answer| answer.route.as_ref()).all(|route| self.is_local(route));
@@ -157,7 +157,7 @@ impl GenerationState {
         route.stages.iter().all(|stage| stage.peer == self.local)
     }
 
-    /// What follows from what happened.
+    /// Processes an event; returns the actions in order.
     pub fn handle(&mut self, event: Event, now: Time) -> Vec<Action> {
         let mut actions = Vec::new();
         if self.stage == Stage::Over {
@@ -220,13 +220,13 @@ impl GenerationState {
         route.stages.first().map(|stage| (route.chain, stage.peer))
     }
 
-    /// Whether no answer has had a route yet, so that all of them go together: they share the prompt.
+    /// Whether no answer has had a route yet; then all are opened together, because they share the prompt.
     fn is_fresh(&self) -> bool {
         let fresh = |session: &AnswerSession| session.failovers() == 0 && *session.phase() == Phase::Unrouted;
         self.answers.iter().all(|answer| fresh(&answer.session))
     }
 
-    /// Asks for routes for the answers that have none.
+    /// Requests routes for the answers that have none.
     fn find_routes(&mut self, now: Time, actions: &mut Vec<Action>) {
         if self.stage != Stage::Answering {
             return;
@@ -265,7 +265,7 @@ impl GenerationState {
 
     fn reply(&mut self, from: PeerId, session: SessionId, reply: Reply, now: Time, actions: &mut Vec<Action>) {
         let Some(choice) = self.answers.iter().position(|answer| answer.session.id() == Some(session)) else { return };
-        // The first stage takes all answers of a request in, or none.
+        // The first stage accepts all answers of a request, or none.
         let of_all = matches!(reply, Reply::Accepted | Reply::Refused { .. })
             && choice == 0
             && self.answers[0].session.failovers() == 0;
@@ -289,7 +289,7 @@ impl GenerationState {
             Outcome::Committed { claims } => actions.push(Action::CheckClaims { choice, claims }),
             Outcome::Unsigned => {
                 if let Some(segment) = self.answers[choice].segments.last_mut() {
-                    segment.ended = Some("its stages did not sign".to_owned());
+                    segment.ended = Some("the stages did not sign".to_owned());
                 }
                 self.signed(choice, now, actions);
             }
@@ -317,7 +317,7 @@ impl GenerationState {
         }
     }
 
-    /// More of an answer.
+    /// Processes new tokens of an answer.
     fn take(&mut self, choice: usize, new: NewTokens, now: Time, actions: &mut Vec<Action>) {
         let counts = &mut self.conclusion.tokens;
         counts.drafted += new.drafted;
@@ -328,12 +328,12 @@ impl GenerationState {
         }
         if !new.tokens.is_empty() || new.ended.is_some() {
             self.first_token.get_or_insert(now);
-            self.answers.iter_mut().for_each(|answer| answer.session.begin());
+            self.answers.iter_mut().for_each(|answer| answer.session.mark_begun());
         }
         actions.push(Action::NewTokens { choice, new });
     }
 
-    /// The text of an answer has ended. Stages on other nodes sign what they did, unless no receipt is kept.
+    /// The text of an answer has ended. Stages on other nodes are asked to sign, unless no receipt is stored.
     fn complete(&mut self, choice: usize, now: Time, actions: &mut Vec<Action>) {
         let signs = self.audit.is_some() && !self.answers[choice].is_alone(self.local);
         let session = &self.answers[choice].session;
@@ -348,7 +348,7 @@ impl GenerationState {
         self.conclude(now, actions);
     }
 
-    /// The stages of an answer have signed what they did, or will not.
+    /// The stages of an answer have signed, or will not.
     fn signed(&mut self, choice: usize, now: Time, actions: &mut Vec<Action>) {
         if let Some(segment) = self.answers[choice].segments.last() {
             actions.push(Action::Forget { session: segment.session });
@@ -356,9 +356,9 @@ impl GenerationState {
         self.conclude(now, actions);
     }
 
-    /// Once all answers are complete and signed, the request is; audits that were drawn may have to be waited for.
+    /// Once all answers are complete and signed, the request is concluded, possibly after its audits.
     fn conclude(&mut self, now: Time, actions: &mut Vec<Action>) {
-        let ended = |answer: &Answer| *answer.session.phase() == Phase::Ended;
+        let ended = |answer: &AnswerState| *answer.session.phase() == Phase::Ended;
         if self.stage != Stage::Answering || !self.answers.iter().all(ended) {
             return;
         }
@@ -391,7 +391,7 @@ impl GenerationState {
         }
     }
 
-    /// An audit that was waited for has ended. Where a stage lied, the answers are computed once more without it.
+    /// An audit that the request waits for has ended. If a stage lied, the answers are recomputed without it.
     fn audit_ended(&mut self, verdict: Option<Verdict>, liars: &[PeerId], now: Time, actions: &mut Vec<Action>) {
         let Stage::Concluding { receipts, audits } = &mut self.stage else { return };
         if !liars.is_empty() && self.recomputations < MAX_RECOMPUTATIONS {
@@ -411,7 +411,7 @@ impl GenerationState {
         }
     }
 
-    /// Every answer once more from the prompt on, without some nodes.
+    /// Recomputes every answer from its prompt, without some nodes.
     fn recompute(&mut self, liars: &[PeerId], now: Time, actions: &mut Vec<Action>) {
         self.recomputations += 1;
         self.conclusion.failovers += 1;

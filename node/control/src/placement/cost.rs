@@ -11,7 +11,7 @@ use std::ops::Range;
 
 use libp2p_identity::PeerId;
 
-use super::offer::{Link, ModelNeeds, NodeOffer};
+use super::offer::{LinkSpeed, ModelNeeds, NodeOffer};
 
 /// Positions of the prompt that predictions are for.
 const PROMPT_POSITIONS: u32 = 1024;
@@ -92,7 +92,7 @@ impl<'a> Costs<'a> {
     pub(super) fn new(
         needs: &'a ModelNeeds,
         nodes: &'a [NodeOffer],
-        links: &dyn Fn(&PeerId, &PeerId) -> Option<Link>,
+        links: &dyn Fn(&PeerId, &PeerId) -> Option<LinkSpeed>,
     ) -> Costs<'a> {
         let sensible = |speed: f64| speed.is_finite() && speed >= 1.0;
         let mut nodes: Vec<&NodeOffer> = nodes

@@ -36,7 +36,7 @@ pub use crate::pool::placed::{PlacedStage, Placement, PlacementRefusal};
 pub use cost::Prediction;
 pub use missing_layers::missing_layers;
 pub use no_plan::NoPlan;
-pub use offer::{Link, ModelNeeds, NodeOffer};
+pub use offer::{LinkSpeed, ModelNeeds, NodeOffer};
 pub use placement_master::Note;
 pub use placer::{Action, Event, Placer};
 pub use plan::{Alternative, Plan, plan, predict};

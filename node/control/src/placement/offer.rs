@@ -46,7 +46,7 @@ pub struct NodeOffer {
 
 /// A connection between two nodes.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Link {
+pub struct LinkSpeed {
     /// Round trip; zero while it is not known.
     pub rtt: Duration,
     /// Bytes per second; 0 while it is not known.

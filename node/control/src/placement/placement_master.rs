@@ -90,10 +90,10 @@ pub(super) struct Decided {
 
 /// Why there is no plan.
 #[derive(Debug)]
-struct Refused {
+struct Unplaced {
     why: String,
     /// Whether the nodes of the pool do not suffice even with those that are excluded for now.
-    for_good: bool,
+    permanent: bool,
 }
 
 /// Whether a plan should replace a placement that works.
@@ -126,7 +126,7 @@ struct ModelPlacement {
     forming: Option<Running>,
     planned_at: Option<Time>,
     replan_delay: ReplanDelay,
-    refused: Option<Refused>,
+    refused: Option<Unplaced>,
     cooldowns: Cooldowns,
     /// Breaks in a row of chains whose nodes were all there.
     breaks: u32,
@@ -278,8 +278,8 @@ impl PlacementMaster {
                     return None;
                 }
                 // Excluded nodes become eligible again.
-                let for_good = plan(&model.needs, &all, links).is_err();
-                let refused = Refused { why: no_plan.why, for_good };
+                let permanent = plan(&model.needs, &all, links).is_err();
+                let refused = Unplaced { why: no_plan.why, permanent };
                 let known = model.refused.as_ref().is_some_and(|known| known.why == refused.why);
                 let why = model.refused.insert(refused).why.clone();
                 return (!known).then(|| Note::Refused { name: model.needs.name.clone(), why });
@@ -353,7 +353,7 @@ impl ModelPlacement {
 
     /// The refusal to publish where the pool cannot hold the model.
     fn refusal(&self) -> Option<PlacementRefusal> {
-        let refused = self.refused.as_ref().filter(|refused| refused.for_good && self.in_force().next().is_none())?;
+        let refused = self.refused.as_ref().filter(|refused| refused.permanent && self.in_force().next().is_none())?;
         Some(PlacementRefusal { model: self.needs.digest, why: refused.why.clone() })
     }
 

@@ -19,7 +19,7 @@ use super::PlacedStage;
 use super::chains::chains;
 use super::cost::{Costs, Prediction};
 use super::no_plan::{self, NoPlan};
-use super::offer::{Link, ModelNeeds, NodeOffer};
+use super::offer::{LinkSpeed, ModelNeeds, NodeOffer};
 use super::shares::Chain;
 
 /// Predictions that differ by less are the same: a short measurement knows no more.
@@ -71,7 +71,7 @@ struct Candidate {
 pub fn plan(
     needs: &ModelNeeds,
     nodes: &[NodeOffer],
-    links: impl Fn(&PeerId, &PeerId) -> Option<Link>,
+    links: impl Fn(&PeerId, &PeerId) -> Option<LinkSpeed>,
 ) -> Result<Plan, NoPlan> {
     if !(1..=MAX_LAYERS).contains(&needs.size.layers) {
         return Err(no_plan::layers(needs, MAX_LAYERS));
@@ -102,7 +102,7 @@ pub fn plan(
 pub fn predict(
     needs: &ModelNeeds,
     nodes: &[NodeOffer],
-    links: impl Fn(&PeerId, &PeerId) -> Option<Link>,
+    links: impl Fn(&PeerId, &PeerId) -> Option<LinkSpeed>,
     stages: &[PlacedStage],
 ) -> Option<Prediction> {
     let of = |stage: &PlacedStage| nodes.iter().find(|node| node.peer == stage.peer).cloned();

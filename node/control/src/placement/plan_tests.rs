@@ -52,13 +52,13 @@ fn node(number: u8, memory_bytes: u64, gb_per_s: f64) -> NodeOffer {
     }
 }
 
-fn lan(from: &PeerId, to: &PeerId) -> Option<Link> {
+fn lan(from: &PeerId, to: &PeerId) -> Option<LinkSpeed> {
     assert_ne!(from, to);
-    Some(Link { rtt: Duration::from_micros(300), bytes_per_s: 1e8 })
+    Some(LinkSpeed { rtt: Duration::from_micros(300), bytes_per_s: 1e8 })
 }
 
 /// `lan` for pairs, nothing for a node with itself.
-fn linked(from: &PeerId, to: &PeerId) -> Option<Link> {
+fn linked(from: &PeerId, to: &PeerId) -> Option<LinkSpeed> {
     (from != to).then(|| lan(from, to)).flatten()
 }
 
@@ -120,7 +120,7 @@ fn a_forced_split_leaves_out_a_node_behind_a_slow_link_and_goes_on_with_one_node
     needs.split = true;
     let far = |from: &PeerId, to: &PeerId| {
         let rtt = if [from, to].contains(&&peer(3)) { 200_000 } else { 300 };
-        Some(Link { rtt: Duration::from_micros(rtt), bytes_per_s: 1e8 })
+        Some(LinkSpeed { rtt: Duration::from_micros(rtt), bytes_per_s: 1e8 })
     };
     let nodes = [node(1, 8 * GIB, 10.0), node(2, 8 * GIB, 10.0), node(3, 8 * GIB, 10.0)];
     let used: BTreeSet<PeerId> = plan(&needs, &nodes, far).unwrap().stages.iter().map(|stage| stage.peer).collect();
@@ -187,7 +187,7 @@ fn hostile_figures_neither_panic_nor_take_long() {
         needs.pins = vec![(peer(1), Range { start: 5, end: 2 })];
         let mut nodes = vec![node(1, u64::MAX, f64::NAN), node(2, u64::MAX, f64::INFINITY), node(3, 0, 1.0)];
         nodes.push(node(4, u64::MAX, 1.0));
-        let link = |_: &PeerId, _: &PeerId| Some(Link { rtt: Duration::MAX, bytes_per_s: f64::NAN });
+        let link = |_: &PeerId, _: &PeerId| Some(LinkSpeed { rtt: Duration::MAX, bytes_per_s: f64::NAN });
         let _ = plan(&needs, &nodes, link);
         needs.pins = vec![(peer(4), 0..u32::MAX)];
         assert!(plan(&needs, &nodes, link).is_err());
@@ -205,12 +205,12 @@ struct Pool {
 }
 
 impl Pool {
-    fn link(&self, from: &PeerId, to: &PeerId) -> Option<Link> {
+    fn link(&self, from: &PeerId, to: &PeerId) -> Option<LinkSpeed> {
         let at = |peer: &PeerId| self.nodes.iter().position(|node| node.peer == *peer).unwrap();
         let (a, b) = (at(from).min(at(to)), at(from).max(at(to)));
         let rtt = self.rtt_us[(a * 7 + b) % self.rtt_us.len()];
         // Some pairs are not connected.
-        (a != b && !rtt.is_multiple_of(11)).then(|| Link { rtt: Duration::from_micros(rtt), bytes_per_s: 1e8 })
+        (a != b && !rtt.is_multiple_of(11)).then(|| LinkSpeed { rtt: Duration::from_micros(rtt), bytes_per_s: 1e8 })
     }
 
     fn plan(&self) -> Result<Plan, NoPlan> {

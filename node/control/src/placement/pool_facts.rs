@@ -6,7 +6,7 @@ use libp2p_identity::PeerId;
 use pangea_units::Digest;
 use pangea_units::limits::MAX_STAGES;
 
-use super::offer::{Link, ModelNeeds, NodeOffer};
+use super::offer::{LinkSpeed, ModelNeeds, NodeOffer};
 use super::{PlacedStage, Placement};
 use crate::devices::models_bytes;
 use crate::pool::{Advert, ModelAdvert, StageAdvert, StageState, View};
@@ -84,9 +84,9 @@ pub fn offers(view: &View) -> Vec<NodeOffer> {
 }
 
 /// The connection between two nodes.
-pub fn link(view: &View, from: &PeerId, to: &PeerId) -> Option<Link> {
+pub fn link(view: &View, from: &PeerId, to: &PeerId) -> Option<LinkSpeed> {
     let link = view.link(from, to)?;
-    Some(Link { rtt: link.rtt, bytes_per_s: link.bytes_per_s })
+    Some(LinkSpeed { rtt: link.rtt, bytes_per_s: link.bytes_per_s })
 }
 
 /// The placements of the current master; none while its advert is not known. Those of older terms and malformed ones are left

@@ -1,5 +1,5 @@
-//! Which sequences are computed in the next step, which wait, whose cache is kept, forked or given up: continuous
-//! batching as a state machine. It handles events and answers with actions; it has no clock, computes nothing and holds
+//! Decides which sequences are computed in the next step, which wait, and whose cache is kept, forked or dropped: continuous
+//! batching as a state machine. Events go in, actions come out; it has no clock, computes nothing and holds
 //! no cache, only token ids and lengths.
 
 use std::cmp::Reverse;
@@ -16,39 +16,40 @@ mod tests;
 
 use pages::{Kept, KeptCaches, common_prefix};
 
-/// One sequence being generated: one choice of one request. Whoever makes them never uses a number twice.
+/// Id of a sequence: one answer of one request. The caller never reuses an id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SequenceId(pub u64);
 
-/// What the batch may take, all at least 1.
+/// Limits of the batch, all at least 1.
 #[derive(Clone, Copy, Debug)]
 pub struct BatchLimits {
     /// Sequences computed at once. More of them share a pass over the weights, and each waits longer for it.
     pub running: usize,
-    /// Sequences that wait; beyond it they are refused.
+    /// Sequences that may wait; further ones are refused.
     pub waiting: usize,
-    /// How long a sequence may wait for its first step.
+    /// Time that a sequence may wait for its first step.
     pub wait: Duration,
-    /// Rows of one step where only prompts are computed: how long a newcomer waits at most for its turn.
+    /// Rows of a step in which only prompts are computed; limits how long a newcomer waits for its turn.
     pub prompt_rows: usize,
-    /// Rows of prompts in a step that running answers take part in: how much a long prompt may slow them down.
+    /// Rows of prompts in a step with running answers; limits how much a long prompt slows them down.
     pub prompt_rows_beside: usize,
-    /// The longest draft, in tokens; 0 for none. Only an answer that runs alone is drafted: a wrong guess costs everyone.
+    /// Maximum length of a draft in tokens; 0 for none. Only an answer that runs alone is drafted: a wrong guess slows
+    /// all answers.
     pub draft: usize,
-    /// Tokens of one page of a cache.
+    /// Tokens per page of a cache.
     pub page_tokens: usize,
-    /// Bytes of one page, for those who are told why there is none.
+    /// Bytes per page, for error messages.
     pub page_bytes: u64,
     /// Pages of all caches together.
     pub pages: usize,
-    /// Caches of ended sequences that are kept for what begins as they do.
+    /// Caches of ended sequences that are kept for prompts with the same prefix.
     pub kept: usize,
-    /// Steps that are under way at once, one in each stage: answers are spread over so many.
+    /// Steps in flight at once, one per stage: answers are spread over this many groups.
     pub groups: usize,
 }
 
 impl BatchLimits {
-    /// The most tokens that one sequence can have, all pages being its own.
+    /// Maximum tokens of one sequence that has all pages to itself.
     pub fn longest(&self) -> usize {
         (self.pages * self.page_tokens).saturating_sub(self.draft)
     }
@@ -58,125 +59,125 @@ impl BatchLimits {
     }
 }
 
-/// What happened.
+/// Input of the batch.
 #[derive(Clone, Debug)]
 pub enum Event {
     /// A request: sequences `first`, `first + 1`, … of the same prompt.
     Arrived {
-        /// The number of the first.
+        /// Id of the first sequence.
         first: SequenceId,
-        /// How many, at least 1.
+        /// Number of sequences, at least 1.
         choices: usize,
-        /// The prompt's token ids, at least one and fewer than [`BatchLimits::longest`].
+        /// Token ids of the prompt: at least one, fewer than [`BatchLimits::longest`].
         prompt: Vec<u32>,
-        /// Whether every row of the prompt gives logits: then none of it may come from another's cache.
+        /// Whether every row of the prompt produces logits; then no part of it may come from another cache.
         scored: bool,
     },
-    /// Nobody wants a sequence any more.
+    /// A sequence is no longer wanted.
     Cancelled(SequenceId),
-    /// A sequence cannot go on, and what its cache holds is not to be used.
+    /// A sequence cannot continue, and its cache must not be reused.
     Failed(SequenceId),
-    /// The next step may begin.
+    /// The next step may start.
     Ready,
-    /// Steps that were asked for are done for these sequences; others of the same step may still be under way.
+    /// Steps have been computed for these sequences; others of the same step may still be in flight.
     Stepped(Vec<Advance>),
-    /// The step of these sequences could not be had for want of memory; every cache is as it was.
+    /// The step of these sequences failed for lack of memory; every cache is unchanged.
     Exhausted(Vec<SequenceId>),
 }
 
-/// How far a step brought one sequence.
+/// Result of a step for one sequence.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Advance {
-    /// Which.
+    /// The sequence.
     pub sequence: SequenceId,
-    /// Tokens that its cache holds now.
+    /// Tokens in its cache now.
     pub computed: usize,
-    /// Tokens that were chosen, in order.
+    /// Tokens chosen by the step, in order.
     pub chosen: Vec<u32>,
-    /// Whether it has ended.
+    /// Whether the sequence has ended.
     pub ended: bool,
 }
 
-/// What is to be done, in this order.
+/// What the caller does next, in order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// There is no place for a request; try again after that long.
+    /// The queue is full; the client may retry after a delay.
     Refuse {
         /// The first of its sequences.
         first: SequenceId,
-        /// What the queue will need, as far as can be told.
+        /// Estimated time until the queue is empty.
         retry_after: Duration,
     },
     /// A sequence waited too long.
     Expire(SequenceId),
     /// A sequence needs more memory than there is.
     Fail {
-        /// Which.
+        /// The sequence.
         sequence: SequenceId,
-        /// Bytes of keys and values of the tokens that it has.
+        /// Bytes of keys and values of its tokens.
         needs: u64,
         /// Bytes for all caches together.
         limit: u64,
     },
-    /// A sequence gets a cache.
+    /// Create a cache for a sequence.
     Start {
-        /// Which.
+        /// The sequence.
         sequence: SequenceId,
-        /// Where from.
+        /// Origin of the cache's content.
         source: Source,
     },
-    /// The cache of a sequence, running before or ended, goes.
+    /// Drop the cache of a running or an ended sequence.
     Drop(SequenceId),
-    /// Compute these rows in one pass, then say [`Event::Stepped`].
+    /// Compute these rows in one pass, then report [`Event::Stepped`].
     Step(Vec<Rows>),
 }
 
-/// Where the cache of a sequence comes from.
+/// Origin of a sequence's cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Source {
-    /// It is empty.
+    /// The cache is empty.
     Empty,
-    /// It shares the first tokens of another's.
+    /// The cache shares the first tokens of another one.
     Fork {
-        /// Whose cache, of a running or an ended sequence.
+        /// Sequence whose cache is shared, running or ended.
         from: SequenceId,
-        /// How many tokens.
+        /// Number of shared tokens.
         tokens: usize,
     },
-    /// It is that of an ended sequence, which goes on under another number.
+    /// The cache of an ended sequence is renamed.
     Take {
-        /// Whose cache.
+        /// Sequence whose cache is taken.
         from: SequenceId,
-        /// How many of its tokens stay.
+        /// Number of its tokens that stay.
         tokens: usize,
     },
 }
 
-/// The part of one sequence in a step.
+/// Rows of one sequence in a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rows {
-    /// Which.
+    /// The sequence.
     pub sequence: SequenceId,
-    /// Tokens that its cache holds: the position of the first row.
+    /// Tokens in its cache: the position of the first row.
     pub start: usize,
-    /// Tokens to compute.
+    /// Number of tokens to compute.
     pub rows: usize,
-    /// Whether they are its last ones, so that a token is chosen.
+    /// Whether these are its last tokens, so that one is chosen after them.
     pub choose: bool,
-    /// How many drafted tokens may be computed behind them.
+    /// Maximum number of drafted tokens computed after them.
     pub draft: usize,
 }
 
 #[derive(Clone, Debug)]
 struct Sequence {
     id: SequenceId,
-    /// The prompt and what was chosen.
+    /// The prompt and the chosen tokens.
     tokens: Vec<u32>,
-    /// Tokens that its cache holds; always fewer than there are.
+    /// Tokens in its cache; always fewer than `tokens`.
     computed: usize,
-    /// Rows of it, drafted ones included, in a step that is under way: it takes part in no other until that is done.
+    /// Its rows in a step in flight, drafted ones included; it joins no other step until that one is done.
     under_way: usize,
-    /// It waits until that one has computed the prompt that both have.
+    /// A sequence with the same prompt, which it waits for.
     leader: Option<SequenceId>,
     scored: bool,
     arrived: Time,
@@ -188,7 +189,7 @@ impl Sequence {
         self.tokens.len() - self.computed
     }
 
-    /// Whether it only needs its last token computed: it is answering.
+    /// Whether only its last token remains to be computed: it is answering.
     fn answers(&self) -> bool {
         self.pending() == 1
     }
@@ -199,30 +200,30 @@ impl Sequence {
 pub struct Batch {
     limits: BatchLimits,
     waiting: VecDeque<Sequence>,
-    /// In the order in which they started.
+    /// Running sequences, in the order of their start.
     running: Vec<Sequence>,
     kept: KeptCaches,
-    /// How long a sequence runs, averaged over the last ones.
+    /// Average running time of a sequence, over the last ones.
     run_time: Duration,
 }
 
-/// Of which the average of running times learns a part from each that ends: the last ten or so count.
+/// Weight of the newest sequence in the average running time: the last ten or so dominate.
 const LEARNED_PART: f64 = 0.1;
 
-/// What a client is told to wait at most.
+/// Maximum retry delay that a client gets.
 const MAX_RETRY: Duration = Duration::from_secs(60);
 
-/// A common beginning shorter than this is computed again: forking costs about as much.
+/// Shortest common prefix that is shared; shorter ones are recomputed, because forking costs about as much.
 const MIN_SHARED: usize = 8;
 
-/// Rows of a prompt that all give logits, each as long as the vocabulary: some tens of megabytes in a step.
+/// Rows of a scored prompt per step. Each row's logits are as long as the vocabulary: some tens of megabytes in a step.
 const SCORED_ROWS: usize = 32;
 
-/// The fewest rows of a prompt that are worth a place in a step.
+/// Minimum rows of a prompt in a step.
 const MIN_PROMPT_ROWS: usize = 16;
 
 impl Batch {
-    /// No sequences yet.
+    /// A batch without sequences.
     pub fn new(limits: BatchLimits) -> Batch {
         Batch {
             limits,
@@ -233,42 +234,42 @@ impl Batch {
         }
     }
 
-    /// Whether nothing runs or waits.
+    /// Whether no sequence runs or waits.
     pub fn is_idle(&self) -> bool {
         self.running.is_empty() && self.waiting.is_empty()
     }
 
-    /// Whether all that there is to do are answers: no prompt is computed, none waits.
+    /// Whether only answers are computed: no prompt runs or waits.
     pub fn only_answers(&self) -> bool {
         self.waiting.is_empty() && self.running.iter().all(Sequence::answers)
     }
 
-    /// From the next step on answers go in so many groups, at least 1.
+    /// Sets the number of groups of answers from the next step on, at least 1.
     pub fn set_groups(&mut self, groups: usize) {
         self.limits.groups = groups.max(1);
     }
 
-    /// How many sequences run.
+    /// Number of running sequences.
     pub fn running(&self) -> usize {
         self.running.len()
     }
 
-    /// How many wait.
+    /// Number of waiting sequences.
     pub fn waiting(&self) -> usize {
         self.waiting.len()
     }
 
-    /// Whether a step that is under way computes a sequence.
+    /// Whether a step in flight computes the sequence.
     pub fn is_under_way(&self, sequence: SequenceId) -> bool {
         self.running.iter().any(|running| running.id == sequence && running.under_way > 0)
     }
 
-    /// Prompt and chosen tokens of a sequence that runs; empty for any other.
+    /// Prompt and chosen tokens of a running sequence; empty for any other.
     pub fn tokens(&self, sequence: SequenceId) -> &[u32] {
         self.running.iter().find(|running| running.id == sequence).map_or(&[], |running| &running.tokens)
     }
 
-    /// Takes in what happened at `now` (since any fixed moment) and says what to do about it.
+    /// Processes an event at `now` (since any fixed moment); returns the actions in order.
     pub fn handle(&mut self, event: Event, now: Time) -> Vec<Action> {
         let mut actions = Vec::new();
         match event {
@@ -334,7 +335,7 @@ impl Batch {
         }
     }
 
-    /// When those that wait now will have started, about.
+    /// Estimated time until all waiting sequences have started.
     fn retry_after(&self) -> Duration {
         let turns = (self.waiting.len() + 1) as f64 / self.limits.running as f64;
         self.run_time.mul_f64(turns).clamp(Duration::from_secs(1), MAX_RETRY)
@@ -345,10 +346,10 @@ impl Batch {
         if let Some(at) = self.running.iter().position(|running| running.id == id) {
             let sequence = self.running.remove(at);
             if sequence.under_way > 0 {
-                // Its cache grows still, by rows that nobody would count.
+                // Rows in flight still change its cache, so the cache is not kept.
                 actions.push(Action::Drop(sequence.id));
             } else {
-                // What was computed serves whoever asks again.
+                // The computed prefix may serve a repeated request.
                 self.keep(sequence, now, actions);
             }
         }
@@ -373,7 +374,7 @@ impl Batch {
         });
     }
 
-    /// Gives caches to those that wait, first come first served, while there is room for them.
+    /// Starts waiting sequences in the order of arrival while there is room for them.
     fn start_waiting(&mut self, now: Time, actions: &mut Vec<Action>) {
         let mut at = 0;
         while at < self.waiting.len() && self.running.len() < self.limits.running {
@@ -410,7 +411,7 @@ impl Batch {
         waits || runs.is_some_and(|leader| leader.computed + 1 < sequence.tokens.len())
     }
 
-    /// Whether all tokens of a sequence, and one more page for every one that runs, fit beside the others'.
+    /// Whether all tokens of a sequence, and one more page per running sequence, fit beside the others.
     fn has_room(&self, newcomer: &Sequence) -> bool {
         if self.running.is_empty() {
             return true;
@@ -419,7 +420,7 @@ impl Batch {
         self.running.iter().map(whole).sum::<usize>() + whole(newcomer) <= self.limits.pages
     }
 
-    /// The cache with the longest common beginning.
+    /// The cache with the longest common prefix.
     fn source(&self, newcomer: &Sequence) -> Source {
         if newcomer.scored {
             return Source::Empty;
@@ -437,7 +438,7 @@ impl Batch {
                 Source::Fork { from, tokens }
             }
             (_, Some((tokens, Reverse(from), whole))) if tokens >= MIN_SHARED => {
-                // What is hardly longer than what is shared has been overtaken by its continuation.
+                // A cache hardly longer than the shared prefix is superseded by its continuation, so it is taken.
                 let spare = self.limits.pages_of(whole) - self.limits.pages_of(tokens);
                 if spare == 0 { Source::Take { from, tokens } } else { Source::Fork { from, tokens } }
             }
@@ -463,20 +464,20 @@ impl Batch {
                 return rows;
             }
             if !self.preempt(actions) {
-                // Memory comes back when a step that is under way is done.
+                // A step in flight releases memory when it is done.
                 return Vec::new();
             }
         }
     }
 
-    /// The last to start, of those that no step under way computes, gives its cache up, to compute it again when there is
-    /// room: the same tokens come out. Whether there was one.
+    /// Preempts the sequence that started last among those not in flight: its cache is dropped and recomputed when there is
+    /// room, with the same tokens. Returns whether there was one.
     fn preempt(&mut self, actions: &mut Vec<Action>) -> bool {
         let Some(last) = self.running.iter().rposition(|running| running.under_way == 0) else { return false };
         let mut sequence = self.running.remove(last);
         actions.push(Action::Drop(sequence.id));
         if self.running.is_empty() {
-            // Nothing is left that could give way to it.
+            // No other sequence can be preempted for it.
             let bytes = |pages: usize| self.limits.page_bytes.saturating_mul(pages as u64);
             let needs = bytes(self.limits.pages_of(sequence.tokens.len()));
             actions.push(Action::Fail { sequence: sequence.id, needs, limit: bytes(self.limits.pages) });
@@ -505,7 +506,7 @@ impl Batch {
         self.running.iter().map(|sequence| self.limits.pages_of(of(sequence))).sum()
     }
 
-    /// One row for each answer of a group, and prompts share what is left of the step.
+    /// One row per answer of a group; prompts share the remaining rows of the step.
     fn plan(&self) -> Vec<Rows> {
         let answers = self.running.iter().filter(|sequence| sequence.answers()).count();
         let mut sharing = self.running.iter().filter(|sequence| !sequence.answers() && sequence.under_way == 0).count();
@@ -543,7 +544,7 @@ impl Batch {
         sequence.tokens.extend(advance.chosen);
         sequence.computed = advance.computed.min(sequence.tokens.len());
         if !advance.ended {
-            // A sequence that goes on has a token to compute.
+            // A continuing sequence has at least one token to compute.
             sequence.computed = sequence.computed.min(sequence.tokens.len() - 1);
             return;
         }
@@ -555,7 +556,7 @@ impl Batch {
         self.keep(sequence, now, actions);
     }
 
-    /// Keeps the cache of a sequence that has ended, in place of those that it continues.
+    /// Keeps the cache of an ended sequence, replacing caches that are prefixes of it.
     fn keep(&mut self, mut sequence: Sequence, now: Time, actions: &mut Vec<Action>) {
         sequence.tokens.truncate(sequence.computed);
         if sequence.tokens.len() < MIN_SHARED || self.limits.kept == 0 {

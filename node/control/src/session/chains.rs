@@ -1,5 +1,5 @@
-//! How long a node keeps its stages of chains: while a placement names them, and after that for as long as sessions may need
-//! them. It starts and ends nothing itself.
+//! Decides how long a node keeps its stages of chains: while a placement names them, and after that as long as sessions
+//! may need them. Nothing is started or ended here.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -9,60 +9,60 @@ use pangea_units::Digest;
 use super::ChainId;
 use crate::Time;
 
-/// Time that a chain with sessions is kept after its placement was replaced: sessions stay where they are.
+/// Time that a chain with sessions is kept after its placement was replaced, so that sessions can finish on it.
 const LINGER: Duration = Duration::from_secs(600);
 
-/// Time that a chain without sessions is kept after its placement was replaced: requests that were routed to it are on their
-/// way.
+/// Time that a chain without sessions is kept after its placement was replaced, so that requests already routed to it
+/// arrive.
 const IDLE_LINGER: Duration = Duration::from_secs(2);
 
-/// How a chain stands now.
+/// Current use of a chain.
 #[derive(Clone, Copy, Debug)]
 pub struct ChainUse {
-    /// Whether a placement that is in force names it.
+    /// Whether a current placement names the chain.
     pub named: bool,
-    /// Whether any placement of its model is in force.
+    /// Whether any placement of its model is current.
     pub placed: bool,
-    /// Whether it cannot go on.
+    /// Whether the chain has failed.
     pub broken: bool,
-    /// Number of sessions that the stage here takes part in.
+    /// Sessions of this node's stage.
     pub sessions: usize,
 }
 
-/// The chains of placements that this node has a stage of.
+/// The placed chains that this node has a stage of.
 #[derive(Clone, Debug, Default)]
 pub struct Chains {
-    /// Since when no placement names them.
+    /// The chains, with the time since which no placement names each.
     known: BTreeMap<ChainId, Option<Time>>,
 }
 
 impl Chains {
-    /// A stage was started.
+    /// Adds a chain whose stage was started.
     pub fn insert(&mut self, chain: ChainId) {
         self.known.insert(chain, None);
     }
 
-    /// A stage was ended.
+    /// Removes a chain whose stage was ended.
     pub fn remove(&mut self, chain: &ChainId) {
         self.known.remove(chain);
     }
 
-    /// Whether a stage of the chain was started and is kept.
+    /// Whether the chain's stage was started and is kept.
     pub fn contains(&self, chain: &ChainId) -> bool {
         self.known.contains_key(chain)
     }
 
-    /// All of them.
+    /// Every chain.
     pub fn all(&self) -> Vec<ChainId> {
         self.known.keys().copied().collect()
     }
 
-    /// Those of one model.
+    /// The chains of one model.
     pub fn of(&self, model: &Digest) -> Vec<ChainId> {
         self.known.keys().filter(|chain| chain.model == *model).copied().collect()
     }
 
-    /// Forgets and returns the chains whose stages are to end now.
+    /// Removes and returns the chains whose stages must end now.
     pub fn sweep(&mut self, now: Time, state: impl Fn(&ChainId) -> ChainUse) -> Vec<ChainId> {
         let mut ended = Vec::new();
         self.known.retain(|chain, unnamed| {
@@ -72,7 +72,7 @@ impl Chains {
                 return true;
             }
             let quiet = now.since(*unnamed.get_or_insert(now));
-            // A broken one is known by its placement until there is another.
+            // A failed chain is kept until its model is placed again.
             let over = (sessions == 0 && quiet > IDLE_LINGER) || (placed && broken) || quiet > LINGER;
             if over {
                 ended.push(*chain);
@@ -94,7 +94,7 @@ mod tests {
     }
 
     #[test]
-    fn a_chain_outlives_its_placement_while_it_has_sessions_but_not_for_ever() {
+    fn a_chain_with_sessions_outlives_its_placement_for_a_limited_time() {
         let mut chains = Chains::default();
         chains.insert(chain(1));
         let unnamed = ChainUse { named: false, ..USED };

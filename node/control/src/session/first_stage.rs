@@ -1,5 +1,5 @@
-//! On the first stage of a chain: the sequences of every session, the rows that are computed next, and what became of the
-//! frames under way. It keeps token ids and numbers; the caches are the driver's.
+//! State of the first stage of a chain: the sequences of every session, the rows to compute next, and the results of
+//! frames in flight. It holds token ids and numbers; the driver owns the caches.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
@@ -13,8 +13,8 @@ use super::stage::Opening;
 use super::{FrameRows, SessionId, Start, StartSource, SteppedSequence};
 use crate::Time;
 
-/// Time after which an ended session that nobody closed is closed: its coordinator is gone without this node having seen it.
-/// A coordinator whose reader is slow closes late, so that this is as long as a replaced chain is kept.
+/// Time after which an ended session is closed if its coordinator has not done so: the coordinator left unnoticed.
+/// A coordinator with a slow reader closes late, so this is as long as a replaced chain is kept.
 pub(super) const CLOSE_TIMEOUT: Duration = Duration::from_secs(600);
 
 /// When tokens are drafted.
@@ -22,18 +22,19 @@ pub(super) const CLOSE_TIMEOUT: Duration = Duration::from_secs(600);
 pub enum Drafts {
     /// Never.
     Off,
-    /// While drafting pays, as measured.
+    /// While drafting is faster, as measured.
     Paying,
-    /// As if a pass took the same time whatever its rows: as many tokens as possible, and the same ones in every run.
+    /// As if a pass took the same time for any number of rows: as many tokens as possible, and the same ones in every run.
     Eager,
 }
 
-/// Guesses the next tokens of one sequence, and learns from what became of the guesses.
+/// Predicts the next tokens of one sequence, and learns from the results.
 pub trait Drafter: Default {
-    /// At most `limit` tokens that may follow `tokens` (the prompt and what was chosen).
+    /// At most `limit` tokens that may follow `tokens` (the prompt and the chosen tokens).
     fn propose(&mut self, tokens: &[u32], limit: usize) -> Vec<u32>;
 
-    /// A pass of `rows` rows (the last token and its draft) of which `accepted` drafted ones were right took `seconds`.
+    /// Records that a pass of `rows` rows (the last token and its draft), of which `accepted` drafted ones were right,
+    /// took `seconds`.
     fn observe(&mut self, rows: usize, accepted: usize, seconds: f64);
 }
 
@@ -43,10 +44,10 @@ pub(super) struct FirstStage<D> {
     batch: Batch,
     members: BTreeMap<SequenceId, Member<D>>,
     sequences: BTreeMap<SessionId, SequenceId>,
-    /// Sessions that have ended and are not closed yet.
+    /// Sessions that have ended but are not closed yet.
     ended: BTreeMap<SessionId, Ended>,
     next_sequence: u64,
-    /// Frames that the last stage has not reported, oldest first.
+    /// Frames that the last stage has not reported yet, oldest first.
     under_way: VecDeque<UnderWay>,
     grouping: Grouping,
     drafts: Drafts,
@@ -56,18 +57,18 @@ pub(super) struct FirstStage<D> {
 #[derive(Debug)]
 struct Ended {
     at: Time,
-    /// The prompt and what was chosen.
+    /// The prompt and the chosen tokens.
     tokens: Vec<u32>,
 }
 
-/// A sequence that waits or runs.
+/// A waiting or running sequence.
 #[derive(Debug)]
 struct Member<D> {
     session: SessionId,
     coordinator: PeerId,
-    /// The prompt and what was chosen.
+    /// The prompt and the chosen tokens.
     tokens: Vec<u32>,
-    /// Tokens when it is complete.
+    /// Number of tokens at which the answer is complete.
     max_tokens: usize,
     scored: bool,
     drafter: Option<Box<D>>,
@@ -77,31 +78,31 @@ struct Member<D> {
 struct UnderWay {
     number: u64,
     began: Time,
-    alone: Option<Alone>,
+    alone: Option<SoleSequence>,
 }
 
-/// A change of what every stage holds, in order.
+/// A change of the sequences that every stage holds.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Change {
     Drop(u64),
     Start(Start),
 }
 
-/// What is to be computed.
+/// Result of planning a frame.
 #[derive(Default)]
 pub(super) struct Planned {
     pub(super) changes: Vec<Change>,
     pub(super) rows: Vec<FrameRows>,
-    /// The token ids of all rows.
+    /// Token ids of all rows.
     pub(super) tokens: Vec<u32>,
-    /// Sessions that cannot go on.
+    /// Sessions that cannot continue.
     pub(super) failed: Vec<FailedSession>,
-    /// The sequence that has the frame to itself, answering.
-    pub(super) alone: Option<Alone>,
+    /// The answering sequence that has the frame to itself, if any.
+    pub(super) alone: Option<SoleSequence>,
 }
 
-/// The sequence that has a frame to itself, answering: its number, first position and drafted tokens.
-pub(super) type Alone = (SequenceId, usize, usize);
+/// The answering sequence that has a frame to itself: its id, first position and number of drafted tokens.
+pub(super) type SoleSequence = (SequenceId, usize, usize);
 
 /// A session that ends without an answer.
 pub(super) struct FailedSession {
@@ -124,29 +125,29 @@ impl<D: Drafter> FirstStage<D> {
         }
     }
 
-    /// Number of sequences that run and that wait.
+    /// Number of running and of waiting sequences.
     pub(super) fn load(&self) -> (usize, usize) {
         (self.batch.running(), self.batch.waiting())
     }
 
-    /// Whether time alone changes nothing: nothing runs or waits, and nothing is to be closed.
+    /// Whether the passing of time has no effect: nothing runs or waits, and nothing is to be closed.
     pub(super) fn is_idle(&self) -> bool {
         self.batch.is_idle() && self.ended.is_empty()
     }
 
     /// Whether another frame may be planned.
     pub(super) fn has_room(&self) -> bool {
-        // One frame in each stage, and one on its way; where all go together, and in a chain of one stage, one at a time.
+        // One frame per stage plus one in transit; with a single group, and in a chain of one stage, one at a time.
         let groups = self.groups();
         self.under_way.len() < if groups > 1 { groups + 1 } else { 1 }
     }
 
-    /// Number of groups that answers go in now: beside prompts, always as many as there are stages.
+    /// Current number of groups of answers; while prompts are computed, always the number of stages.
     fn groups(&self) -> usize {
         if self.batch.only_answers() { self.grouping.groups() } else { self.grouping.stages() }
     }
 
-    /// Takes a request in; the number of its first sequence, or when to try again.
+    /// Accepts a request; returns the id of its first sequence, or the delay after which the client may retry.
     pub(super) fn open(&mut self, open: &Opening<'_>, now: Time) -> Result<u64, Duration> {
         let first = SequenceId(self.next_sequence);
         let scored = open.prompt_logprobs && open.tokens.len() == open.prompt_len;
@@ -174,12 +175,12 @@ impl<D: Drafter> FirstStage<D> {
         Ok(first.0)
     }
 
-    /// Whether a frame that is under way computes a session.
+    /// Whether a frame in flight computes a session.
     pub(super) fn is_under_way(&self, session: &SessionId) -> bool {
         self.sequences.get(session).is_some_and(|sequence| self.batch.is_under_way(*sequence))
     }
 
-    /// The sequence of a session ends; its cache may serve others.
+    /// Ends the sequence of a session; its cache may serve others.
     pub(super) fn stop(&mut self, session: &SessionId, now: Time) -> Vec<Change> {
         let Some(sequence) = self.sequences.remove(session) else { return Vec::new() };
         let Some(member) = self.members.remove(&sequence) else { return Vec::new() };
@@ -188,12 +189,12 @@ impl<D: Drafter> FirstStage<D> {
         actions.iter().filter_map(change).collect()
     }
 
-    /// A session is over for good; its tokens, where it had ended.
-    pub(super) fn forget(&mut self, session: &SessionId) -> Option<Vec<u32>> {
+    /// Removes a session; returns its tokens if it had ended.
+    pub(super) fn remove(&mut self, session: &SessionId) -> Option<Vec<u32>> {
         self.ended.remove(session).map(|ended| ended.tokens)
     }
 
-    /// A session cannot go on here, and what was computed for it is not to be used.
+    /// Ends a session that cannot continue; its cache is not reused.
     pub(super) fn failed(&mut self, session: &SessionId, now: Time) -> Vec<Change> {
         let Some(sequence) = self.sequences.remove(session) else { return Vec::new() };
         self.members.remove(&sequence);
@@ -206,13 +207,13 @@ impl<D: Drafter> FirstStage<D> {
         self.members.values().map(|member| (member.session, member.coordinator))
     }
 
-    /// Sessions that ended [`CLOSE_TIMEOUT`] ago and that nobody has closed.
+    /// Sessions that ended [`CLOSE_TIMEOUT`] ago and are not closed.
     pub(super) fn abandoned(&self, now: Time) -> Vec<SessionId> {
         let over = self.ended.iter().filter(|(_, ended)| now.since(ended.at) > CLOSE_TIMEOUT);
         over.map(|(session, _)| *session).collect()
     }
 
-    /// What to compute next.
+    /// Plans the next frame.
     pub(super) fn plan(&mut self, now: Time) -> Planned {
         let mut planned = Planned::default();
         self.batch.set_groups(self.groups());
@@ -221,7 +222,7 @@ impl<D: Drafter> FirstStage<D> {
         planned
     }
 
-    /// The pass of these rows could not be had for want of memory.
+    /// Plans again after the pass of these rows failed for lack of memory.
     pub(super) fn exhausted(&mut self, rows: &[FrameRows], now: Time) -> Planned {
         let step = rows.iter().map(|rows| SequenceId(rows.sequence)).collect();
         let mut planned = Planned::default();
@@ -251,7 +252,7 @@ impl<D: Drafter> FirstStage<D> {
                     failed.push((sequence, format!("{why}; {hint}")));
                 }
                 Action::Step(rows) => self.step(&rows, planned),
-                // Only arrivals are refused, and those are answered where they arrive.
+                // Only arrivals are refused, and `open` answers those itself.
                 Action::Refuse { .. } | Action::Start { .. } | Action::Drop(_) => {}
             }
         }
@@ -286,9 +287,16 @@ impl<D: Drafter> FirstStage<D> {
         };
     }
 
-    /// The planned rows were computed here, from `began` on, and go along the chain as frame `number`. A prompt's next rows
-    /// need not wait for the last stage.
-    pub(super) fn passed(&mut self, number: u64, rows: &[FrameRows], alone: Option<Alone>, began: Time, now: Time) {
+    /// Records that the planned rows were computed on this stage from `began` on and are sent along the chain as frame
+    /// `number`. A prompt's next rows need not wait for the last stage.
+    pub(super) fn passed(
+        &mut self,
+        number: u64,
+        rows: &[FrameRows],
+        alone: Option<SoleSequence>,
+        began: Time,
+        now: Time,
+    ) {
         self.under_way.push_back(UnderWay { number, began, alone });
         let advance = |rows: &FrameRows| Advance {
             sequence: SequenceId(rows.sequence),
@@ -298,12 +306,12 @@ impl<D: Drafter> FirstStage<D> {
         };
         let advances: Vec<Advance> = rows.iter().filter(|rows| !rows.choose).map(advance).collect();
         if !advances.is_empty() {
-            // Nobody ends here, so that there is nothing to do.
+            // No sequence ends here, so there are no actions.
             let _ = self.batch.handle(Event::Stepped(advances), now);
         }
     }
 
-    /// A frame is done; what every stage is to change then.
+    /// Records the last stage's report of a frame; returns the changes for every stage.
     pub(super) fn stepped(&mut self, number: u64, stepped: Vec<SteppedSequence>, now: Time) -> Vec<Change> {
         let of = self.under_way.iter().position(|frame| frame.number == number);
         let frame = of.and_then(|at| self.under_way.remove(at));
@@ -317,7 +325,7 @@ impl<D: Drafter> FirstStage<D> {
                 && *alone == id
             {
                 let accepted = (one.computed as usize).saturating_sub(start + 1);
-                // As if a pass took the same time whatever its rows, where the same is wanted in every run.
+                // With eager drafts, a pass counts as taking the same time for any number of rows.
                 let seconds = if self.drafts == Drafts::Eager { 1.0 } else { now.since(*began).as_secs_f64() };
                 if let Some(drafter) = &mut member.drafter {
                     drafter.observe(1 + drafted, accepted, seconds);
@@ -342,7 +350,7 @@ impl<D: Drafter> FirstStage<D> {
 }
 
 impl<D: Drafter> Member<D> {
-    /// Guesses at most `limit` of the next tokens.
+    /// Predicts at most `limit` next tokens.
     fn draft(&mut self, limit: usize) -> Vec<u32> {
         // The last token of an answer needs no row of its own.
         let limit = limit.min(self.max_tokens.saturating_sub(self.tokens.len() + 1));

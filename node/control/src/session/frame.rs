@@ -1,32 +1,32 @@
-//! What a frame tells every stage of a chain: the sequences that end and begin, the rows to compute, and what became of them.
+//! Content of a frame for every stage of a chain: sequences that end and start, rows to compute, and their results.
 //! Values only; activations travel beside a frame and are unknown here.
 
 use super::SessionId;
 
-/// A sequence that begins.
+/// A sequence that starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Start {
-    /// The first stage's number of the sequence.
+    /// The first stage's id of the sequence.
     pub sequence: u64,
-    /// The session that it computes.
+    /// The session that the sequence computes.
     pub session: SessionId,
-    /// Where its keys and values come from.
+    /// Origin of its keys and values.
     pub source: StartSource,
 }
 
-/// Where the keys and values of a new sequence come from.
+/// Origin of a new sequence's keys and values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StartSource {
-    /// There are none yet.
+    /// The cache starts empty.
     Empty,
-    /// A copy of those of another sequence's first positions.
+    /// A copy of another sequence's first positions.
     Fork {
         /// The other sequence.
         from: u64,
         /// Number of positions.
         tokens: u32,
     },
-    /// Those of another sequence's first positions; that sequence ends.
+    /// Another sequence's first positions; that sequence ends.
     Take {
         /// The other sequence.
         from: u64,
@@ -48,16 +48,16 @@ pub struct FrameRows {
     pub choose: bool,
     /// Whether the logits of every row are wanted.
     pub all_logits: bool,
-    /// The drafted tokens among the rows: they are the last ones.
+    /// Drafted tokens, which are the last of the rows.
     pub draft: Vec<u32>,
 }
 
-/// What became of a sequence in a frame.
+/// Result of a frame for one sequence.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SteppedSequence {
     /// The sequence.
     pub sequence: u64,
-    /// Positions whose keys and values hold.
+    /// Positions whose keys and values are valid.
     pub computed: u32,
     /// Tokens that were chosen.
     pub chosen: Vec<u32>,

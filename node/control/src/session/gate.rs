@@ -1,5 +1,5 @@
-//! Who may say what to a stage: the one place where the sender of a message is judged, before anything is queued for the
-//! stage. It reads no contents.
+//! Decides which sender may send which message to a stage, before anything is queued for the
+//! stage. Contents are not read.
 
 use std::collections::BTreeMap;
 
@@ -7,10 +7,10 @@ use libp2p_identity::PeerId;
 
 use super::{SessionId, StageAt};
 
-/// What a message to a stage asks for, as far as its sender's right to ask depends on it.
+/// A message to a stage, as far as its sender's permission depends on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ask {
-    /// Takes in a request of `choices` answers whose first session is `session`.
+    /// Opens a request of `choices` answers whose first session is `session`.
     Open {
         /// The session of the first answer.
         session: SessionId,
@@ -31,13 +31,13 @@ pub enum Ask {
     Failed,
 }
 
-/// Judges the senders of messages to one stage.
+/// Checks the senders of messages to one stage.
 #[derive(Debug)]
 pub struct Gate {
     /// The peers of all stages, in order.
     stages: Vec<PeerId>,
     index: usize,
-    /// On the first stage: the coordinator of every session that was let in and is not over.
+    /// On the first stage: the coordinator of every open session.
     coordinators: BTreeMap<SessionId, PeerId>,
 }
 
@@ -52,7 +52,7 @@ impl Gate {
         &self.stages
     }
 
-    /// Whether the stage takes this from `from`. The sessions of a request that was let in are open from now on.
+    /// Whether `from` may send this message. The sessions of an admitted opening are open from now on.
     pub fn admits(&mut self, from: &PeerId, ask: Ask) -> bool {
         let Some(previous) = self.index.checked_sub(1) else { return self.first_admits(from, ask) };
         match ask {
@@ -65,7 +65,7 @@ impl Gate {
         match ask {
             Ask::Open { session, choices, coordinator } => {
                 let sessions = || (0..choices).map(|choice| session.choice(choice));
-                // A session is its coordinator's alone, whoever draws the same number.
+                // A session belongs to one coordinator; another one that draws the same id is refused.
                 if coordinator != *from || sessions().any(|session| self.coordinators.contains_key(&session)) {
                     return false;
                 }
@@ -79,19 +79,19 @@ impl Gate {
         }
     }
 
-    /// A session is over.
+    /// Records that a session has ended.
     pub fn over(&mut self, session: &SessionId) {
         self.coordinators.remove(session);
     }
 
-    /// All sessions are over.
+    /// Records that all sessions have ended.
     pub fn clear(&mut self) {
         self.coordinators.clear();
     }
 }
 
-/// The nodes that wait for an opening which the stage on `local` cannot take, which would otherwise wait for a session that no node
-/// computes: its coordinator, and the first stage that schedules it. No node where `from` may not open at this stage.
+/// The nodes to notify when the stage on `local` cannot accept an opening, so that they do not wait for it: the
+/// coordinator and the first stage. Empty if `from` may not open sessions at this stage.
 pub fn waiting_for_opening(local: &PeerId, from: &PeerId, stages: &[StageAt], coordinator: PeerId) -> Vec<PeerId> {
     let index = stages.iter().position(|stage| stage.peer == *local);
     match index.and_then(|index| index.checked_sub(1)) {
@@ -124,19 +124,19 @@ mod tests {
     }
 
     #[test]
-    fn an_opening_that_a_stage_cannot_take_is_reported_to_all_who_wait_for_it() {
+    fn an_opening_that_a_stage_cannot_accept_is_reported_to_waiting_nodes() {
         let reported = |at: u64, from: u64, coordinator: u64| {
             waiting_for_opening(&peer(at), &peer(from), &stages(), peer(coordinator))
         };
         assert_eq!(reported(0, 9, 9), [peer(9)]);
         assert_eq!(reported(1, 0, 9), [peer(9), peer(0)]);
         assert_eq!(reported(2, 1, 0), [peer(0)], "the coordinator is the first stage");
-        // Only the stage before forwards openings.
+        // Only the previous stage forwards openings.
         assert!(reported(2, 0, 9).is_empty() && reported(1, 2, 9).is_empty() && reported(1, 9, 9).is_empty());
     }
 
     #[test]
-    fn only_the_stage_before_is_heard_behind_the_first_stage() {
+    fn later_stages_accept_messages_only_from_the_previous_stage() {
         let [_, mut middle, mut last] = gates();
         let open = Ask::Open { session: session(1), choices: 1, coordinator: peer(9) };
         for ask in [open, Ask::Close(session(1)), Ask::Commit, Ask::Frame] {
@@ -150,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_stage_hears_frames_reported_by_the_last_stage_and_failures_of_every_stage() {
+    fn the_first_stage_accepts_reports_of_the_last_stage_and_failures_of_all() {
         let [mut first, ..] = gates();
         assert!([0, 1, 2, 9].map(|from| first.admits(&peer(from), Ask::Stepped)) == [false, false, true, false]);
         assert!([0, 1, 2, 9].map(|from| first.admits(&peer(from), Ask::Failed)) == [true, true, true, false]);
@@ -159,12 +159,12 @@ mod tests {
     }
 
     #[test]
-    fn a_session_is_closed_by_its_coordinator_alone() {
+    fn only_its_coordinator_closes_a_session() {
         let [mut first, ..] = gates();
         let open = |of, coordinator| Ask::Open { session: session(of), choices: 2, coordinator: peer(coordinator) };
-        assert!(!first.admits(&peer(8), open(1, 9)), "one node opens nothing in another's name");
+        assert!(!first.admits(&peer(8), open(1, 9)), "a node cannot open a session in another's name");
         assert!(first.admits(&peer(9), open(1, 9)));
-        assert!(!first.admits(&peer(8), open(1, 8)), "the number is taken");
+        assert!(!first.admits(&peer(8), open(1, 8)), "the id is in use");
         let other = session(1).choice(1);
         assert!(!first.admits(&peer(8), Ask::Close(session(1))) && !first.admits(&peer(1), Ask::Close(other)));
         assert!(first.admits(&peer(9), Ask::Close(session(1))) && first.admits(&peer(9), Ask::Close(other)));

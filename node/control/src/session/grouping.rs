@@ -1,19 +1,19 @@
-//! In how many groups the answers of a chain pass through its stages: one group for each stage, so that no stage waits, or all
-//! together, where reading the weights once is worth more. Both ways are measured. It plans no rows.
+//! Decides in how many groups the answers of a chain pass through its stages: one group per stage, so that no stage
+//! idles, or all together, if reading the weights once is faster. Both are measured. No rows are planned here.
 
 use crate::Time;
 
-/// Answers per stage from which on groups are always used: the time of a pass grows with its rows from here on; below, it is
-/// the time of reading the weights.
+/// Answers per stage from which groups are always used: from here on the time of a pass grows with its rows; below, reading
+/// the weights dominates.
 const GROUPED_FROM: usize = 8;
 
-/// Frames of one measurement.
+/// Frames per measurement.
 const FRAMES_PER_MEASUREMENT: usize = 24;
 
-/// Frames after which the other way is measured again, because the load of the machine changes.
+/// Frames after which the other way is measured again, because the machine's load changes.
 const REMEASURE_AFTER: usize = 1024;
 
-/// Speed-up that is no noise.
+/// Smallest speed-up that is no noise.
 const GAIN: f64 = 1.03;
 
 /// How answers pass through the stages.
@@ -23,16 +23,16 @@ enum Way {
     Together,
 }
 
-/// The choice between groups and all together.
+/// The choice between groups and one batch.
 #[derive(Debug)]
 pub struct Grouping {
     stages: usize,
-    /// Number of answers that the measurements are about.
+    /// Number of answers during the measurements.
     answers: usize,
     way: Way,
-    /// Seconds per token, in groups and together.
+    /// Measured seconds per token, in groups and together.
     measured: [Option<f64>; 2],
-    /// Frames still to be skipped: those under way when the way changed.
+    /// Frames to skip: those in flight when the way changed.
     skipped: usize,
     since: Time,
     frames: usize,
@@ -42,7 +42,7 @@ pub struct Grouping {
 }
 
 impl Grouping {
-    /// For a chain of `stages` stages.
+    /// A choice for a chain of `stages` stages.
     pub fn new(stages: usize) -> Grouping {
         Grouping {
             stages,
@@ -57,12 +57,12 @@ impl Grouping {
         }
     }
 
-    /// The number of stages, which is the largest useful number of groups.
+    /// Number of stages, which is the largest useful number of groups.
     pub fn stages(&self) -> usize {
         self.stages
     }
 
-    /// The number of groups to use while only answers are computed.
+    /// Number of groups while only answers are computed.
     pub fn groups(&self) -> usize {
         match self.way {
             Way::Groups => self.stages,
@@ -70,8 +70,8 @@ impl Grouping {
         }
     }
 
-    /// A frame is done, `now` since any fixed moment: it chose `tokens`; `answers` are under way, and perhaps prompts beside
-    /// them, which are no time of theirs.
+    /// Records a completed frame at `now` (since any fixed moment), which chose `tokens`; `answers` are running,
+    /// possibly beside prompts, whose time does not count.
     pub fn stepped(&mut self, answers: usize, prompts: bool, tokens: usize, now: Time) {
         if self.stages < 2 || answers < 2 || answers >= GROUPED_FROM * self.stages {
             self.way = Way::Groups;
@@ -127,7 +127,7 @@ impl Grouping {
         self.begin(now);
     }
 
-    /// A new measurement.
+    /// Starts a measurement.
     fn begin(&mut self, now: Time) {
         (self.skipped, self.since, self.frames, self.tokens) = (self.stages + 1, now, 0, 0);
     }
@@ -139,7 +139,7 @@ mod tests {
 
     use super::*;
 
-    /// The groups in which frames went, where a frame takes so many milliseconds in groups and together.
+    /// Groups used for each frame, if a frame takes this many milliseconds in groups and together.
     fn ways(answers: usize, in_groups_ms: f64, together_ms: f64, frames: usize) -> Vec<usize> {
         let mut grouping = Grouping::new(2);
         let mut now = Time::ZERO;
@@ -159,8 +159,8 @@ mod tests {
     }
 
     #[test]
-    fn the_faster_way_is_found_and_kept() {
-        // Four answers: two groups of two in 3 ms each are faster than all in 7 ms, and slower than all in 5 ms.
+    fn the_faster_way_is_chosen_and_kept() {
+        // With four answers, two groups of two in 3 ms each are faster than all in 7 ms, and slower than all in 5 ms.
         assert!(share_together(&ways(4, 3.0, 7.0, 5000)) < 0.05);
         assert!(share_together(&ways(4, 3.0, 5.0, 5000)) > 0.95);
     }
@@ -172,18 +172,18 @@ mod tests {
     }
 
     #[test]
-    fn both_ways_are_known_after_some_frames_and_the_slower_is_tried_rarely() {
+    fn both_ways_are_measured_and_the_slower_one_is_retried_rarely() {
         let ways = ways(4, 3.0, 6.5, 4000);
         assert!(ways[..100].contains(&1));
         assert!(share_together(&ways) < 0.1 && ways[200..].contains(&1));
     }
 
     #[test]
-    fn other_answers_and_prompts_begin_a_measurement_anew() {
+    fn a_change_of_answers_or_prompts_restarts_the_measurement() {
         let mut grouping = Grouping::new(2);
         for at in 0..1000_u32 {
             grouping.stepped(4 + at as usize / 20 % 2, false, 2, Time::from_millis(at.into()));
-            assert_eq!(grouping.groups(), 2, "nothing is measured in so few frames");
+            assert_eq!(grouping.groups(), 2, "too few frames for a measurement");
         }
         for at in 1000..2000_u32 {
             grouping.stepped(4, at % 10 == 0, 2, Time::from_millis(at.into()));

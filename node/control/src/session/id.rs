@@ -1,4 +1,4 @@
-//! What a message of `/pangea/session/1` belongs to: the session, the chain, and the stages of that chain. Values only.
+//! Ids in messages of `/pangea/session/1`: session, chain, and the stages of the chain. Values only.
 
 use std::ops::Range;
 
@@ -14,7 +14,7 @@ pub struct ChainId {
     pub epoch: u64,
 }
 
-/// A session: one answer under way. The coordinator draws the number at random.
+/// Id of a session: one answer in progress. The coordinator draws it at random.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, PartialOrd, Ord, Default)]
 pub struct SessionId(pub [u8; 16]);
 
@@ -34,8 +34,8 @@ impl std::fmt::Display for SessionId {
 /// One stage of a chain.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StageAt {
-    /// The node that computes it.
+    /// The node that computes the stage.
     pub peer: PeerId,
-    /// Its layers, from 0, the end exclusive; never empty.
+    /// Layers `[first, end)`, counted from 0; never empty.
     pub layers: Range<u32>,
 }

@@ -1,5 +1,5 @@
-//! Which streams of which peer make its link, and what follows when one of them opens, breaks or is replaced. Pure: streams
-//! are numbers, time is passed in; who runs the streams does what the actions say.
+//! Decides which streams form the link to a peer, and what follows when one opens, ends or is replaced. Pure: streams
+//! are numbers and time is passed in; the driver executes the actions.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -9,24 +9,24 @@ use crate::streams::Reopening;
 
 use libp2p_identity::PeerId;
 
-/// A stream that breaks is opened again this soon: when a connection was lost, the network has said so by then.
+/// Delay before a stream that ended is reopened; by then a lost connection has been reported.
 pub const REOPEN_FIRST: Duration = Duration::from_millis(20);
 
-/// Streams that keep breaking are opened again later and later, up to this.
+/// Upper bound of that delay for streams that end repeatedly.
 pub const REOPEN_LATEST: Duration = Duration::from_secs(2);
 
-/// Tells streams apart, across all peers and for ever.
+/// Identifies a stream, across all peers and forever.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct StreamId(u64);
 
-/// What happens.
+/// Input of a link's state machine.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
-    /// The peer is connected.
+    /// The peer connected.
     Up,
-    /// It is not any more.
+    /// The peer disconnected.
     Down(String),
-    /// A stream that was to be opened is open.
+    /// A requested stream is open.
     Opened(StreamId),
     /// A stream ended, or could not be opened.
     Ended(StreamId, String),
@@ -34,16 +34,16 @@ pub enum Event {
     Accepted(StreamId),
 }
 
-/// What to do about it, in order.
+/// What the driver does next, in order.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Action {
-    /// Open a stream to the peer after a while.
+    /// Open a stream to the peer after a delay.
     Open(StreamId, Duration),
-    /// Take messages for the peer.
+    /// Send messages for the peer over this stream.
     Route(StreamId),
-    /// End a stream: nothing of it may be handed on any more.
+    /// End a stream: nothing of it may be delivered any more.
     Drop(StreamId),
-    /// Take no more messages for the peer, and tell that its link broke.
+    /// Accept no more messages for the peer, and report that its link failed.
     Gone(String),
 }
 
@@ -54,7 +54,7 @@ pub struct LinkStates {
     streams: u64,
 }
 
-/// A peer's streams.
+/// Streams of one peer.
 struct PeerStreams {
     connected: bool,
     outgoing: Outgoing,
@@ -70,7 +70,7 @@ impl Default for PeerStreams {
 }
 
 impl PeerStreams {
-    /// Whether the peer is there and has no stream, nor one that is being opened.
+    /// Whether the peer is connected and has no stream open or opening.
     fn wants_stream(&self) -> bool {
         self.connected && matches!(self.outgoing, Outgoing::None)
     }
@@ -85,13 +85,13 @@ enum Outgoing {
 }
 
 impl LinkStates {
-    /// A number for a stream that comes into being.
+    /// Allocates an id for a stream.
     pub fn number(&mut self) -> StreamId {
         self.streams += 1;
         StreamId(self.streams)
     }
 
-    /// What follows from `event` at `peer`.
+    /// Processes an event of `peer`; returns the actions in order.
     pub fn handle(&mut self, peer: PeerId, event: Event, now: Time) -> Vec<Action> {
         let mut link = self.peers.remove(&peer).unwrap_or_default();
         let mut actions = Vec::new();
@@ -119,13 +119,13 @@ impl LinkStates {
                 }
                 Outgoing::Open(open, _) if open == stream => self.lose(&mut link, why, now, &mut actions),
                 _ if link.incoming == Some(stream) => self.lose(&mut link, why, now, &mut actions),
-                // One that was dropped before.
+                // A stream that was dropped before.
                 _ => {}
             },
             Event::Accepted(stream) => {
                 if link.incoming.is_some() {
-                    // It knows already that the old one broke.
-                    self.lose(&mut link, "it opened its stream anew".to_owned(), now, &mut actions);
+                    // The peer has noticed already that the old stream ended.
+                    self.lose(&mut link, "the peer opened a new stream".to_owned(), now, &mut actions);
                 }
                 link.incoming = Some(stream);
             }
@@ -136,7 +136,7 @@ impl LinkStates {
         actions
     }
 
-    /// The link is broken: both its streams end.
+    /// Ends both streams of a failed link.
     fn lose(&mut self, link: &mut PeerStreams, why: String, now: Time, actions: &mut Vec<Action>) {
         let (mut broken, mut lasted) = (false, Duration::ZERO);
         if let Some(stream) = link.incoming.take() {
@@ -145,7 +145,7 @@ impl LinkStates {
         }
         match link.outgoing {
             Outgoing::None => {}
-            // Still wanted where the peer is there.
+            // The opening continues if the peer is connected.
             Outgoing::Opening(stream) => {
                 if !link.connected {
                     actions.push(Action::Drop(stream));
@@ -164,7 +164,7 @@ impl LinkStates {
         self.reopen(link, lasted, actions);
     }
 
-    /// Opens a stream where the peer is there and none is being opened: later and later, if they keep ending.
+    /// Opens a stream if the peer is connected and none is opening; the delay grows if streams keep ending.
     fn reopen(&mut self, link: &mut PeerStreams, lasted: Duration, actions: &mut Vec<Action>) {
         if link.wants_stream() {
             let after = link.reopening.ended(lasted);
@@ -187,7 +187,7 @@ mod tests {
 
     use super::*;
 
-    /// One peer's link under a clock that the test moves.
+    /// One peer's link with a clock that the test moves.
     struct One {
         links: LinkStates,
         peer: PeerId,
@@ -203,7 +203,7 @@ mod tests {
             self.links.handle(self.peer, event, self.now)
         }
 
-        /// The stream that is to be opened, and after which time, the last of the actions.
+        /// The stream to open and its delay, from the last action.
         fn opening(actions: &[Action]) -> (StreamId, Duration) {
             match actions.last() {
                 Some(Action::Open(stream, after)) => (*stream, *after),
@@ -211,7 +211,7 @@ mod tests {
             }
         }
 
-        /// Connected, both streams open: to the peer, from the peer.
+        /// Connects the peer and opens both streams: to the peer and from the peer.
         fn linked(&mut self) -> (StreamId, StreamId) {
             let actions = self.handle(Event::Up);
             let (to, after) = One::opening(&actions);
@@ -228,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn a_link_that_breaks_is_told_once_whichever_stream_ends_first() {
+    fn a_failed_link_is_reported_once_whichever_stream_ends_first() {
         for first_to in [true, false] {
             let mut one = One::new();
             let (to, from) = one.linked();
@@ -244,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn a_peer_that_opens_anew_has_lost_the_old_link() {
+    fn a_second_stream_of_a_peer_replaces_the_old_link() {
         let mut one = One::new();
         let (to, from) = one.linked();
         let new = one.links.number();
@@ -252,20 +252,20 @@ mod tests {
         assert_eq!(actions[..2], [Action::Drop(from), Action::Drop(to)]);
         assert!(matches!(actions[2], Action::Gone(_)));
         let (again, _) = One::opening(&actions);
-        assert_eq!(one.handle(ended(from)), [], "the old one is history");
+        assert_eq!(one.handle(ended(from)), [], "the old stream was dropped before");
         assert_eq!(one.handle(Event::Opened(again)), [Action::Route(again)]);
         let actions = one.handle(ended(new));
         assert_eq!(actions[..2], [Action::Drop(new), Action::Drop(again)]);
     }
 
     #[test]
-    fn streams_that_keep_ending_are_opened_later_and_later_and_one_that_lasted_soon_again() {
+    fn delays_grow_with_short_streams_and_reset_after_a_long_one() {
         let mut one = One::new();
         let (mut to, _) = One::opening(&one.handle(Event::Up));
         let mut last = Duration::ZERO;
         for _ in 0..20 {
             let actions = one.handle(ended(to));
-            assert_eq!(actions.len(), 1, "what was never open is not gone");
+            assert_eq!(actions.len(), 1, "a stream that never opened is not reported as gone");
             let (next, after) = One::opening(&actions);
             assert!(after >= REOPEN_FIRST && after >= last && after <= REOPEN_LATEST);
             (to, last) = (next, after);
@@ -277,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_opened_to_a_peer_that_is_not_there() {
+    fn no_stream_is_opened_to_a_disconnected_peer() {
         let mut one = One::new();
         let from = one.links.number();
         assert_eq!(one.handle(Event::Accepted(from)), []);
@@ -288,10 +288,10 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever happens in whatever order: a loss is told only of what was there, no stream is left over, and a connected
-        /// peer always has a stream or one that is being opened.
+        /// For any order of events: a loss is reported only for an open link, no stream is left over, and a connected
+        /// peer always has a stream open or opening.
         #[test]
-        fn every_order_of_events_leaves_a_sound_state(steps in prop::collection::vec((0u8..6, any::<prop::sample::Index>()), 1..200)) {
+        fn every_order_of_events_leaves_a_valid_state(steps in prop::collection::vec((0u8..6, any::<prop::sample::Index>()), 1..200)) {
             let mut one = One::new();
             let mut running: Vec<StreamId> = Vec::new();
             let mut opening: Vec<StreamId> = Vec::new();
@@ -331,14 +331,14 @@ mod tests {
                             opening.retain(|other| *other != stream);
                         }
                         Action::Gone(_) => {
-                            prop_assert!(linked, "nothing was there");
+                            prop_assert!(linked, "no link was open");
                             linked = false;
                         }
                     }
                 }
                 linked |= accepted;
                 let to = running.len().checked_sub(usize::from(one.links.peers.get(&one.peer).is_some_and(|link| link.incoming.is_some())));
-                prop_assert_eq!(to, Some(usize::from(up)), "one stream to a peer that is there, none else");
+                prop_assert_eq!(to, Some(usize::from(up)), "one stream to a connected peer, none otherwise");
             }
         }
     }

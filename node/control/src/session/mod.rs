@@ -1,12 +1,12 @@
 //! The decisions of sessions on chains of stages.
 //!
 //! * [`stage`]: the protocol of one stage: sessions, frames, signatures, failures, in order.
-//! * `first_stage`: on the first stage, what becomes of every sequence, and which frames are under way.
-//! * [`gate`]: who may say what to a stage.
+//! * `first_stage`: on the first stage, the sequences and the frames in flight.
+//! * [`gate`]: which sender may send which message to a stage.
 //! * [`batch`]: continuous batching on the first stage: which rows of which sequence are computed next.
-//! * [`grouping`]: in how many groups answers go through the stages, as measured.
+//! * [`grouping`]: in how many groups answers pass through the stages, as measured.
 //! * [`chains`]: how long a node keeps its stages of chains.
-//! * [`link_state`]: which streams make the link to a peer.
+//! * [`link_state`]: which streams form the link to a peer.
 //! * `id`, `frame`, `token`: the values that messages and decisions share.
 
 pub mod batch;

@@ -1,6 +1,6 @@
-//! The protocol of one stage of a chain: which sessions it takes part in, what it does in which order, what it passes on, and
-//! whom it tells of what. Events go in, actions come out; layers, caches, sampling and payloads are the driver's. Senders were
-//! judged before (`gate`).
+//! The protocol of one stage of a chain: which sessions it takes part in, what it does in which order, what it forwards, and
+//! whom it notifies. Events go in, actions come out; the driver owns layers, caches, sampling and payloads. Senders were
+//! checked before (`gate`).
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -8,7 +8,7 @@ use std::time::Duration;
 use libp2p_identity::PeerId;
 use pangea_units::{Error, ErrorKind};
 
-use super::first_stage::{Alone, Change, Drafter, FailedSession, FirstStage, Planned};
+use super::first_stage::{Change, Drafter, FailedSession, FirstStage, Planned, SoleSequence};
 use super::{FrameRows, SessionId, StartSource, SteppedSequence};
 use crate::Time;
 
@@ -40,19 +40,19 @@ struct Joining {
 pub struct StageProtocol<D> {
     settings: StageSettings,
     sessions: BTreeMap<SessionId, Joined>,
-    /// The session of every sequence that is open.
+    /// The session of every open sequence.
     sequences: BTreeMap<u64, SessionId>,
     first: Option<FirstStage<D>>,
     joining: Option<Joining>,
-    /// The frame that is being computed: since when, and the sequence that has it to itself.
-    computing: (Time, Option<Alone>),
+    /// The frame being computed: its start, and the sequence that has it to itself, if any.
+    computing: (Time, Option<SoleSequence>),
     /// Number of the next frame.
     number: u64,
-    /// Changes that the next stage has not been told of.
+    /// Changes that were not sent to the next stage yet.
     unsent: Vec<Change>,
-    /// Sessions to be signed for once the frame that computes them is done.
+    /// Sessions to sign once the frame that computes them is done.
     closing: Vec<(SessionId, u32)>,
-    /// Why nothing goes on here any more.
+    /// Why the chain has failed, if it has.
     broken: Option<String>,
 }
 
@@ -78,7 +78,7 @@ impl<D: Drafter> StageProtocol<D> {
         self.settings.index + 1 == self.settings.stages.len()
     }
 
-    /// Number of sequences that run and that wait, where they are scheduled here.
+    /// Number of running and of waiting sequences; zero on later stages, which schedule none.
     pub fn load(&self) -> (usize, usize) {
         self.first.as_ref().map_or((0, 0), FirstStage::load)
     }
@@ -93,17 +93,17 @@ impl<D: Drafter> StageProtocol<D> {
         self.sequences.get(&sequence).copied()
     }
 
-    /// Number of the frame that is computed next, or now.
+    /// Number of the next frame, or of the one being computed.
     pub fn frame_number(&self) -> u64 {
         self.number
     }
 
-    /// Whether [`Event::Ready`] may bring another frame now.
+    /// Whether [`Event::Ready`] may start another frame now.
     pub fn has_room(&self) -> bool {
         self.broken.is_none() && self.first.as_ref().is_some_and(FirstStage::has_room)
     }
 
-    /// Whether time alone can bring about something: a request that waits too long, a session that nobody closes.
+    /// Whether the passing of time matters: a request that waits too long, a session that nobody closes.
     pub fn follows_time(&self) -> bool {
         self.first.as_ref().is_some_and(|first| !first.is_idle())
     }
@@ -116,7 +116,7 @@ impl<D: Drafter> StageProtocol<D> {
         self.settings.stages.get(self.settings.index + 1).map(|stage| stage.peer)
     }
 
-    /// Adds to `actions` what follows.
+    /// Processes an event and appends the actions to `actions`.
     pub fn handle(&mut self, event: Event<'_>, now: Time, actions: &mut Vec<Action>) {
         if self.broken.is_some() && !matches!(event, Event::Open(_)) {
             return;
@@ -129,7 +129,7 @@ impl<D: Drafter> StageProtocol<D> {
             Event::Close { session, .. } => self.leave(session, actions),
             Event::Commit { session, positions } => self.sign(session, positions, actions),
             Event::NotSigned(session) => {
-                // The stages behind forget the session, and its coordinator waits no longer than it must.
+                // The stages after this one remove the session, and its coordinator need not wait for a timeout.
                 if let Some(to) = self.next() {
                     actions.push(Action::Send { to, session, notice: Notice::Close });
                 }
@@ -144,7 +144,7 @@ impl<D: Drafter> StageProtocol<D> {
                 self.leave(session, actions);
             }
             Event::PeerGone { peer, why } => self.peer_gone(peer, why, now, actions),
-            Event::NotSent { to, why } => self.break_off(format!("stage {to} cannot be sent to: {why}"), now, actions),
+            Event::NotSent { to, why } => self.break_off(format!("cannot send to stage {to}: {why}"), now, actions),
             Event::CannotGoOn { why } => self.break_off(why.to_owned(), now, actions),
             Event::Ready => self.ready(now, actions),
             Event::Computed { rows, advances, failed } => self.computed(rows, advances, failed, now, actions),
@@ -203,8 +203,8 @@ impl<D: Drafter> StageProtocol<D> {
         }
     }
 
-    /// Reports the sessions of an opening that came after this chain broke to their coordinator and the first stage, which may
-    /// not know of the break yet.
+    /// Reports the sessions of an opening that arrived after this chain failed to their coordinator and the first
+    /// stage, which may not know of the failure yet.
     fn cannot_open(&self, joining: Joining, error: &Error, actions: &mut Vec<Action>) {
         let Joining { session, choices, coordinator } = joining;
         let first = Some(self.stage(0)).filter(|first| *first != coordinator);
@@ -214,7 +214,7 @@ impl<D: Drafter> StageProtocol<D> {
         }
     }
 
-    /// Tells the coordinator, the first stage and the stages behind that a session cannot go on, and forgets it.
+    /// Notifies the coordinator, the first stage and the later stages that a session cannot continue, and removes it.
     fn fail(&mut self, session: SessionId, error: &Error, now: Time, actions: &mut Vec<Action>) {
         let Some(joined) = self.sessions.get(&session) else { return };
         let coordinator = joined.coordinator;
@@ -229,10 +229,10 @@ impl<D: Drafter> StageProtocol<D> {
         self.leave(session, actions);
     }
 
-    /// On the first stage.
+    /// Closes a session; called on the first stage.
     fn close(&mut self, session: SessionId, commit: Option<u32>, now: Time, actions: &mut Vec<Action>) {
         let Some(first) = &mut self.first else { return };
-        // The coordinator may hear of the last tokens before this stage does.
+        // The coordinator may receive the last tokens before this stage gets the report.
         if let Some(positions) = commit
             && first.is_under_way(&session)
         {
@@ -247,9 +247,9 @@ impl<D: Drafter> StageProtocol<D> {
         }
     }
 
-    /// Nobody wants a session any more; the stages behind hear of that, too.
+    /// Ends a session that is no longer wanted, and notifies the next stage.
     fn leave(&mut self, session: SessionId, actions: &mut Vec<Action>) {
-        if self.forget(&session, actions).is_none() {
+        if self.remove(&session, actions).is_none() {
             return;
         }
         if let Some(to) = self.next() {
@@ -257,18 +257,18 @@ impl<D: Drafter> StageProtocol<D> {
         }
     }
 
-    /// Has what this stage did in a session signed, and forgets the session.
+    /// Signs this stage's work in a session and removes the session.
     fn sign(&mut self, session: SessionId, positions: u32, actions: &mut Vec<Action>) {
         let Some(joined) = self.sessions.get(&session) else { return };
         let (sequence, to) = (joined.sequence, self.next().unwrap_or(joined.coordinator));
-        let tokens = self.first.as_mut().and_then(|first| first.forget(&session));
+        let tokens = self.first.as_mut().and_then(|first| first.remove(&session));
         actions.push(Action::Sign { session, sequence, positions, to, tokens });
-        self.forget(&session, actions);
+        self.remove(&session, actions);
     }
 
-    fn forget(&mut self, session: &SessionId, actions: &mut Vec<Action>) -> Option<Joined> {
+    fn remove(&mut self, session: &SessionId, actions: &mut Vec<Action>) -> Option<Joined> {
         if let Some(first) = &mut self.first {
-            first.forget(session);
+            first.remove(session);
         }
         let joined = self.sessions.remove(session)?;
         self.sequences.remove(&joined.sequence);
@@ -282,10 +282,10 @@ impl<D: Drafter> StageProtocol<D> {
             return self.break_off(format!("stage {peer} is gone ({why})"), now, actions);
         }
         if self.first.is_none() {
-            // The first stage hears of the same, or still reaches the coordinator.
+            // The first stage notices the same loss, or still reaches the coordinator.
             return;
         }
-        // Ended ones, too: nobody is left to close them.
+        // Ended sessions, too: no coordinator is left to close them.
         let of = |(session, joined): (&SessionId, &Joined)| (joined.coordinator == peer).then_some(*session);
         for session in self.sessions.iter().filter_map(of).collect::<Vec<_>>() {
             actions.push(Action::Count(Count::Cancelled));
@@ -293,13 +293,13 @@ impl<D: Drafter> StageProtocol<D> {
         }
     }
 
-    /// Without one of its stages a chain is of no use; coordinators find another.
+    /// Ends all sessions: a chain without one of its stages cannot compute; coordinators find another chain.
     fn break_off(&mut self, why: String, now: Time, actions: &mut Vec<Action>) {
         let error = Error::new(ErrorKind::Unavailable, why.clone());
         let tell = |(session, to)| Action::Send { to, session, notice: Notice::Failed(error.clone()) };
         match &self.first {
             Some(first) => actions.extend(first.open_sessions().map(tell)),
-            // The first stage may not know, and has nothing to wait for any more.
+            // The first stage may not know of the failure and must not wait.
             None => actions.extend(self.sessions.iter().map(|(session, joined)| tell((*session, joined.coordinator)))),
         }
         self.sessions.clear();
@@ -354,7 +354,7 @@ impl<D: Drafter> StageProtocol<D> {
         }
     }
 
-    /// Whether rows could be computed: hostile numbers are found before they are used.
+    /// Whether rows are within the limits: numbers from a peer are checked before use.
     fn fits(&self, rows: &FrameRows) -> bool {
         let end = (rows.start as usize).saturating_add(rows.rows as usize);
         rows.rows > 0 && end <= self.settings.context && rows.draft.len() < rows.rows as usize
@@ -380,7 +380,8 @@ impl<D: Drafter> StageProtocol<D> {
         self.hand_on(rows, advances, now, actions);
     }
 
-    /// What was computed goes to the next stage, or the report of it to the first and the tokens to the coordinators.
+    /// Sends computed rows to the next stage, or, on the last stage, the report to the first stage and tokens to the
+    /// coordinators.
     fn hand_on(&mut self, rows: Vec<FrameRows>, advances: Vec<SteppedSequence>, now: Time, actions: &mut Vec<Action>) {
         let number = self.number;
         if let Some(to) = self.next() {
@@ -407,7 +408,7 @@ impl<D: Drafter> StageProtocol<D> {
         self.number += 1;
     }
 
-    /// A frame is done, on the first stage.
+    /// Processes the report of a frame; called on the first stage.
     fn stepped(&mut self, number: u64, advances: Vec<SteppedSequence>, now: Time, actions: &mut Vec<Action>) {
         let Some(first) = &mut self.first else { return };
         let changes = first.stepped(number, advances, now);
@@ -417,7 +418,7 @@ impl<D: Drafter> StageProtocol<D> {
         }
     }
 
-    /// Does what the first stage decided, here and, with the next frame, on every other stage.
+    /// Applies changes decided by the first stage, here and, with the next frame, on every other stage.
     fn change(&mut self, changes: Vec<Change>, actions: &mut Vec<Action>) {
         for change in changes {
             actions.push(match change {
@@ -431,7 +432,7 @@ impl<D: Drafter> StageProtocol<D> {
                 }
             });
             let Some(next) = self.next() else { continue };
-            // A frame's drops come before its starts: a drop that follows a start needs a frame of its own before it.
+            // A frame's drops precede its starts, so a drop that follows a start goes into a later frame.
             let follows_start = matches!(self.unsent.last(), Some(Change::Start(_)));
             if matches!(change, Change::Drop(_)) && follows_start && self.first.is_some() {
                 self.send_frame(next, Vec::new(), actions);
@@ -454,14 +455,14 @@ fn unfit(settings: &StageSettings, broken: Option<&str>, opening: &Opening<'_>) 
         return Some(Error::new(ErrorKind::Unavailable, why));
     }
     if opening.stages != settings.stages || opening.numerics != settings.numerics {
-        return wrong("the request is for stages other than these");
+        return wrong("the request was routed to other stages");
     }
     if opening.tokens.is_empty() || opening.tokens.iter().any(|&token| token as usize >= settings.vocabulary) {
-        return wrong("the request has no tokens, or some that the model does not know");
+        return wrong("the request has no tokens, or tokens outside the model's vocabulary");
     }
     let (known, prompt) = (opening.tokens.len(), opening.prompt_len);
     if prompt == 0 || prompt > known || known >= settings.context || known - prompt > opening.max_new_tokens {
-        return wrong("the request's tokens do not fit together, or not the model's context");
+        return wrong("the request's token counts are inconsistent, or exceed the model's context");
     }
     opening.bad_sampling.cloned()
 }

@@ -1,4 +1,4 @@
-//! What an answer does as its stages reply, hang, refuse and are lost.
+//! One answer whose stages reply, hang, refuse and are lost.
 
 use proptest::prelude::*;
 
@@ -23,7 +23,7 @@ fn after(elapsed: Duration) -> Time {
     Time::since_epoch(elapsed)
 }
 
-/// An answer that the first of the peers coordinates and all of them compute.
+/// An answer that the first peer coordinates and all of them compute.
 fn running(stages: &[PeerId]) -> AnswerSession {
     let mut session = AnswerSession::new(stages[0], vec![1, 2, 3], Time::ZERO);
     session.opened(ID, EPOCH, &stages_at(stages), Time::ZERO);
@@ -44,7 +44,7 @@ fn new_tokens(outcome: Outcome) -> Vec<u32> {
 }
 
 #[test]
-fn tokens_that_are_known_are_not_given_again() {
+fn known_tokens_are_not_emitted_again() {
     let [local, other, _] = peers();
     let mut session = running(&[local, other]);
     assert_eq!(new_tokens(session.handle(other, tokens(3, [10, 11]), Time::ZERO)), [10, 11]);
@@ -75,7 +75,7 @@ fn the_chain_of_a_lost_stage_is_excluded_for_a_while_and_its_nodes_are_not() {
 }
 
 #[test]
-fn a_chain_that_refuses_because_it_broke_is_not_asked_again_at_once() {
+fn a_chain_that_refuses_because_it_failed_is_excluded_for_a_while() {
     let [local, other, _] = peers();
     let refused =
         || Reply::Refused { kind: ErrorKind::Unavailable, message: "a stage is gone".to_owned(), retry_after: None };
@@ -85,7 +85,7 @@ fn a_chain_that_refuses_because_it_broke_is_not_asked_again_at_once() {
         assert!(matches!(session.handle(local, refused(), Time::ZERO), Outcome::Lost { .. }));
     }
     let excluded = session.exclusions(Time::ZERO);
-    // The very same nodes may be asked under another placement.
+    // The same nodes may be used under another placement.
     assert_eq!((excluded.peers.len(), excluded.epochs), (0, vec![EPOCH, EPOCH + 1]));
 }
 
@@ -98,7 +98,7 @@ fn a_peer_that_is_no_stage_cannot_add_tokens() {
 }
 
 #[test]
-fn silent_stages_are_given_up_and_this_node_alone_never_is() {
+fn silent_stages_time_out_and_this_node_alone_never_does() {
     let [local, other, _] = peers();
     let mut session = running(&[local, other]);
     session.handle(other, tokens(3, [10]), Time::ZERO);
@@ -110,7 +110,7 @@ fn silent_stages_are_given_up_and_this_node_alone_never_is() {
 }
 
 #[test]
-fn without_a_route_an_answer_fails_in_the_end_and_keeps_its_tokens() {
+fn an_answer_without_a_route_fails_after_the_timeout_and_keeps_its_tokens() {
     let [local, other, _] = peers();
     let mut session = running(&[local, other]);
     session.handle(other, tokens(3, [10]), Time::ZERO);
@@ -128,7 +128,7 @@ fn without_memory_a_request_is_refused_before_its_first_token_and_waits_after_it
     let mut first = running(&[local, other]);
     let outcome = first.handle(other, full(), Time::ZERO);
     assert!(matches!(&outcome, Outcome::Failed(error) if error.kind() == ErrorKind::Overloaded), "{outcome:?}");
-    // Alone, nobody else's answers give memory back that this one could wait for.
+    // On this node alone, no other answers would release memory.
     let mut alone = running(&[local]);
     alone.begun = true;
     assert!(matches!(alone.handle(local, full(), Time::ZERO), Outcome::Failed(_)));
@@ -139,7 +139,7 @@ fn without_memory_a_request_is_refused_before_its_first_token_and_waits_after_it
     assert!(matches!(session.handle(other, full(), Time::ZERO), Outcome::Lost { closed: ID, .. }));
     assert!(!session.wants_route(after(MEMORY_BACKOFF - Duration::from_millis(1))));
     assert!(session.wants_route(after(MEMORY_BACKOFF)));
-    // The chain is as good as before.
+    // The chain is not excluded.
     let excluded = session.exclusions(Time::ZERO);
     assert!(excluded.peers.is_empty() && excluded.epochs.is_empty());
     session.opened(ID, EPOCH, &stages_at(&[local, other]), after(MEMORY_BACKOFF));
@@ -167,7 +167,7 @@ fn without_memory_a_request_is_refused_before_its_first_token_and_waits_after_it
 }
 
 #[test]
-fn where_no_node_can_hold_the_layers_an_answer_fails_soon_and_says_why() {
+fn an_answer_whose_layers_fit_on_no_node_fails_soon_with_the_reason() {
     let [local, other, _] = peers();
     let why = || Some("12 MiB are missing");
     let mut session = running(&[local, other]);
@@ -175,7 +175,7 @@ fn where_no_node_can_hold_the_layers_an_answer_fails_soon_and_says_why() {
     session.peer_gone(other, "it left", Time::ZERO);
     session.set_unplaceable(why(), Time::ZERO);
     assert!(matches!(session.tick(after(UNPLACEABLE_TIMEOUT)), Outcome::Nothing));
-    // A moment in which the layers could be placed begins the wait again.
+    // A moment in which the layers could be placed restarts the timeout.
     session.set_unplaceable(None, after(UNPLACEABLE_TIMEOUT));
     session.set_unplaceable(why(), after(UNPLACEABLE_TIMEOUT));
     assert!(matches!(session.tick(after(UNPLACEABLE_TIMEOUT * 2)), Outcome::Nothing));
@@ -186,7 +186,7 @@ fn where_no_node_can_hold_the_layers_an_answer_fails_soon_and_says_why() {
         "{outcome:?}"
     );
     assert_eq!(session.tokens, [1, 2, 3, 10]);
-    // A pool that has only just begun gets more time.
+    // A pool that has just started gets more time.
     let mut first = AnswerSession::new(local, vec![1], Time::ZERO);
     first.set_unplaceable(why(), Time::ZERO);
     assert!(matches!(first.tick(after(UNPLACEABLE_TIMEOUT_AT_START)), Outcome::Nothing));
@@ -194,7 +194,7 @@ fn where_no_node_can_hold_the_layers_an_answer_fails_soon_and_says_why() {
 }
 
 #[test]
-fn a_complete_answer_waits_for_signatures_and_for_nothing_else() {
+fn a_complete_answer_waits_only_for_signatures() {
     let [local, other, _] = peers();
     let mut session = running(&[local, other]);
     session.signing(Time::ZERO);
@@ -211,7 +211,7 @@ fn a_complete_answer_waits_for_signatures_and_for_nothing_else() {
 proptest! {
     /// Messages in pieces, repeated, from one route and then from another: the answer is the same.
     #[test]
-    fn however_tokens_come_the_answer_is_the_same(
+    fn an_answer_is_the_same_however_its_tokens_arrive(
         cuts in proptest::collection::vec((0usize..40, 1usize..6), 1..60),
         moves_at in 0usize..60,
     ) {

@@ -1,4 +1,4 @@
-//! What a request does: which routes it asks for, how long it may be refused, what it holds back, and how it ends.
+//! One request: which routes it requests, how long it may be refused, what it holds back, and how it ends.
 
 use pangea_units::{Digest, ErrorKind};
 
@@ -30,7 +30,7 @@ impl World {
         self.state.handle(event, self.now)
     }
 
-    /// Answers are opened on a chain of these peers.
+    /// Opens answers on a chain of these peers.
     fn open(&mut self, choices: Range<usize>, peers: &[PeerId]) {
         self.epoch += 1;
         let stages = peers
@@ -43,7 +43,7 @@ impl World {
         assert!(matches!(actions[..], [Action::Open { .. }]), "{actions:?}");
     }
 
-    /// All answers are opened and taken in by a chain of these peers.
+    /// Opens all answers on a chain of these peers, which accepts them.
     fn run(&mut self, peers: &[PeerId]) {
         self.handle(Event::Start);
         let choices = self.state.answers.len();
@@ -60,7 +60,7 @@ impl World {
         self.reply(from, choice, Reply::Tokens(ReportedTokens { position, tokens, ..ReportedTokens::default() }))
     }
 
-    /// The text of the only answer ends, and its stages sign.
+    /// Ends the text of the only answer and lets its stages sign.
     fn complete_and_sign(&mut self) -> Vec<Action> {
         let actions = self.handle(Event::AnswerComplete { choice: 0 });
         assert!(matches!(actions[..], [Action::Close { commit: Some(_), .. }]), "{actions:?}");
@@ -98,7 +98,7 @@ fn all_answers_of_a_new_request_take_one_route_together() {
 }
 
 #[test]
-fn a_request_that_no_route_serves_is_taken_alone_after_a_while() {
+fn a_request_without_a_route_is_taken_alone_after_a_while() {
     let mut world = World::new(1, None);
     world.handle(Event::Start);
     world.now = Time::since_epoch(PLACEMENT_TIMEOUT);
@@ -119,8 +119,8 @@ fn a_request_may_be_refused_until_its_first_token_or_the_end_of_the_window() {
     assert!(world.state.may_be_refused(window - Duration::from_millis(1)));
     assert!(!world.state.may_be_refused(window));
     world.tokens(other, 0, 3, &[10]);
-    assert!(!world.state.may_be_refused(world.now), "a token has come");
-    // Alone, nothing can refuse the request once it is taken in.
+    assert!(!world.state.may_be_refused(world.now), "a token has arrived");
+    // On this node alone, nothing can refuse the request once it is accepted.
     let mut alone = World::new(1, None);
     alone.run(&[alone.local]);
     assert!(!alone.state.may_be_refused(alone.now));
@@ -164,7 +164,7 @@ fn a_request_that_ends_closes_every_session_once() {
 }
 
 #[test]
-fn an_answer_of_this_node_alone_is_signed_by_nobody_and_its_verdict_is_local() {
+fn an_answer_of_this_node_alone_is_unsigned_and_its_verdict_is_local() {
     let mut world = World::new(1, Some(1.0));
     let local = world.local;
     world.run(&[local]);
@@ -179,7 +179,7 @@ fn an_answer_of_this_node_alone_is_signed_by_nobody_and_its_verdict_is_local() {
 }
 
 #[test]
-fn an_answer_of_others_that_no_audit_is_drawn_for_is_unchecked() {
+fn an_answer_of_other_nodes_without_an_audit_is_unchecked() {
     let mut world = World::new(1, Some(0.5));
     let (local, other) = (world.local, world.other);
     world.run(&[local, other]);
@@ -192,7 +192,7 @@ fn an_answer_of_others_that_no_audit_is_drawn_for_is_unchecked() {
 }
 
 #[test]
-fn an_audit_that_was_drawn_is_waited_for_only_where_every_answer_is_audited() {
+fn a_request_waits_for_audits_only_if_every_answer_is_audited() {
     for (share, waits) in [(0.5, false), (1.0, true)] {
         let mut world = World::new(1, Some(share));
         let (local, other) = (world.local, world.other);
@@ -212,7 +212,7 @@ fn an_audit_that_was_drawn_is_waited_for_only_where_every_answer_is_audited() {
 }
 
 #[test]
-fn an_audit_that_could_not_be_made_leaves_the_answer_unchecked() {
+fn a_failed_audit_leaves_the_answer_unchecked() {
     let mut world = World::new(1, Some(1.0));
     let (local, other) = (world.local, world.other);
     world.run(&[local, other]);
@@ -224,7 +224,7 @@ fn an_audit_that_could_not_be_made_leaves_the_answer_unchecked() {
 }
 
 #[test]
-fn an_answer_that_fails_its_audit_is_computed_again_without_the_liar_from_the_prompt_on() {
+fn a_refuted_answer_is_recomputed_from_its_prompt_without_the_liar() {
     let mut world = World::new(1, Some(1.0));
     let (local, other) = (world.local, world.other);
     world.run(&[local, other]);
@@ -235,7 +235,7 @@ fn an_answer_that_fails_its_audit_is_computed_again_without_the_liar_from_the_pr
     assert!(matches!(actions[0], Action::Recompute), "{actions:?}");
     assert_eq!(routes_wanted(&actions), [(0..1, Exclusions { peers: vec![other], epochs: Vec::new() })]);
     assert_eq!(world.state.answer(0).tokens(), [1, 2, 3]);
-    assert!(world.state.is_held(), "its reader has been told nothing");
+    assert!(world.state.is_held(), "its reader has received nothing");
     world.open(0..1, &[local]);
     world.reply(local, 0, Reply::Accepted);
     world.tokens(local, 0, 3, &[10, 11]);
@@ -245,7 +245,7 @@ fn an_answer_that_fails_its_audit_is_computed_again_without_the_liar_from_the_pr
 }
 
 #[test]
-fn only_so_many_audits_of_a_request_may_fail() {
+fn recomputations_of_a_request_are_limited() {
     let mut world = World::new(1, Some(1.0));
     let (local, other) = (world.local, world.other);
     world.run(&[local, other]);

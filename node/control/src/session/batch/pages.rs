@@ -1,5 +1,5 @@
-//! The caches of sequences that have ended, kept for requests that begin alike: which there are, how large, and which is
-//! the oldest. It holds their token ids, not the caches.
+//! Caches of ended sequences, kept for requests with the same prefix: which exist, how large they are, and which is
+//! the oldest. Token ids only, not the caches themselves.
 
 use crate::Time;
 
@@ -9,13 +9,13 @@ use super::{BatchLimits, SequenceId};
 #[derive(Clone, Debug)]
 pub(super) struct Kept {
     pub(super) id: SequenceId,
-    /// The tokens that the cache holds.
+    /// Tokens in the cache.
     pub(super) tokens: Vec<u32>,
-    /// When it last served.
+    /// Time of its last use.
     pub(super) used: Time,
 }
 
-/// All of them, the least recently used first where moments are equal.
+/// Every kept cache; among equal times of use the least recently added is first.
 #[derive(Debug, Default)]
 pub(super) struct KeptCaches {
     kept: Vec<Kept>,
@@ -46,7 +46,7 @@ impl KeptCaches {
         self.kept.iter_mut().filter(|kept| kept.id == id).for_each(|kept| kept.used = now);
     }
 
-    /// Pages of all of them, as if none were shared: too many rather than too few.
+    /// Pages of all kept caches, as if none were shared: an upper bound.
     pub(super) fn pages(&self, limits: &BatchLimits) -> usize {
         self.kept.iter().map(|kept| limits.pages_of(kept.tokens.len())).sum()
     }
@@ -56,13 +56,13 @@ impl KeptCaches {
         Some(self.kept.remove(oldest).id)
     }
 
-    /// Those whose tokens are all at the beginning of `tokens`.
+    /// Caches whose tokens are a prefix of `tokens`.
     pub(super) fn beginnings_of(&self, tokens: &[u32]) -> Vec<SequenceId> {
         self.kept.iter().filter(|kept| tokens.starts_with(&kept.tokens)).map(|kept| kept.id).collect()
     }
 }
 
-/// How many tokens two sequences have in common at their beginning.
+/// Length of the common prefix of two sequences.
 pub(super) fn common_prefix(a: &[u32], b: &[u32]) -> usize {
     a.iter().zip(b).take_while(|(a, b)| a == b).count()
 }

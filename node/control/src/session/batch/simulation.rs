@@ -1,5 +1,5 @@
-//! The batch in a world without a model: a sequence's next token is a hash of those before it, and a cache is the list of
-//! its tokens. Seeds drive arrivals, cancels, drafts and exhaustion; every answer must be what it is alone.
+//! The batch with a simulated model: a sequence's next token is a hash of the tokens before it, and a cache is the list of
+//! its tokens. Seeds drive arrivals, cancellations, drafts and exhaustion; every answer must equal the one computed alone.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -8,7 +8,7 @@ use proptest::prelude::*;
 
 use super::*;
 
-/// The model: what follows these tokens in this choice of a request.
+/// The simulated model: the token that follows these tokens in this choice of a request.
 fn follows(choice: u64, tokens: &[u32]) -> u32 {
     let hash = tokens.iter().fold(choice, |hash, &token| (hash ^ u64::from(token)).wrapping_mul(0x0100_0000_01b3));
     (hash >> 20) as u32 % 50
@@ -27,7 +27,7 @@ struct World {
     answers: BTreeMap<SequenceId, Vec<u32>>,
     refused: BTreeSet<SequenceId>,
     gone: BTreeSet<SequenceId>,
-    /// Tokens chosen by the last stage, on their way to the first.
+    /// Chosen tokens in transit from the last stage to the first.
     under_way: VecDeque<Vec<Advance>>,
     steps: usize,
     computed_rows: usize,
@@ -43,7 +43,7 @@ impl World {
         tokens.split_off(wanted.prompt.len())
     }
 
-    /// Does what the batch says; the event that follows, if any.
+    /// Executes the batch's actions; returns the following event, if any.
     fn act(
         &mut self,
         batch: &Batch,
@@ -66,7 +66,7 @@ impl World {
                         Source::Empty => Vec::new(),
                         Source::Fork { from, tokens } => self.caches[&from][..tokens].to_vec(),
                         Source::Take { from, tokens } => {
-                            let mut cache = self.caches.remove(&from).expect("a cache that is taken is there");
+                            let mut cache = self.caches.remove(&from).expect("a cache that is taken exists");
                             cache.truncate(tokens);
                             cache
                         }
@@ -94,7 +94,7 @@ impl World {
         let mut advances = Vec::new();
         for rows in rows {
             let wanted = &self.wanted[&rows.sequence];
-            let cache = self.caches.get_mut(&rows.sequence).expect("only what has a cache is computed");
+            let cache = self.caches.get_mut(&rows.sequence).expect("a computed sequence has a cache");
             let mut tokens = batch.tokens(rows.sequence).to_vec();
             assert_eq!((cache.len(), rows.choose), (rows.start, rows.start + rows.rows == tokens.len()));
             assert!(rows.rows > 0 && rows.start + rows.rows <= tokens.len());
@@ -108,7 +108,7 @@ impl World {
                 let token = follows(wanted.choice, &tokens);
                 chosen.push(token);
                 tokens.push(token);
-                // A draft is right three times in four.
+                // A drafted token is right three times in four.
                 choosing = !ended(&tokens) && drafts_left > 0 && random.index(4) > 0;
                 if choosing {
                     drafts_left -= 1;
@@ -124,7 +124,7 @@ impl World {
         if limits.groups == 1 {
             return Event::Stepped(advances);
         }
-        // The first stage knows at once how far prompts are, and only later what was chosen.
+        // The first stage knows at once how far prompts are, and learns the chosen tokens later.
         let chose = |advance: &Advance| rows.iter().any(|rows| rows.sequence == advance.sequence && rows.choose);
         let (chose, known): (Vec<_>, Vec<_>) = advances.into_iter().partition(chose);
         self.under_way.push_back(chose);
@@ -159,17 +159,17 @@ fn run(seed: u64) -> (World, Batch) {
     let mut patience = 100_000;
     while arriving > 0 || !batch.is_idle() {
         patience -= 1;
-        assert!(patience > 0, "it does not come to an end: {batch:?}");
+        assert!(patience > 0, "the load does not end: {batch:?}");
         now += Duration::from_millis(5);
         let mut events = Vec::new();
         if arriving > 0 && (random.index(3) == 0 || batch.is_idle()) {
             arriving -= 1;
             let choices = 1 + random.index(3);
-            // Prompts begin alike more often than not.
+            // Prompts often have a common prefix.
             let shared = (0..random.index(90) as u32).map(|at| at % 7);
             let mut prompt: Vec<u32> =
                 shared.chain((0..1 + random.index(30)).map(|_| random.index(50) as u32)).collect();
-            // And some ask what was asked before.
+            // And some repeat an earlier prompt.
             if random.index(4) == 0 && next > 0 {
                 prompt.clone_from(&world.wanted[&SequenceId(random.index(next as usize) as u64)].prompt);
             }
@@ -215,7 +215,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
 
     #[test]
-    fn every_answer_is_what_it_is_alone_and_no_budget_is_broken(seed: u64) {
+    fn every_answer_equals_the_one_computed_alone_within_all_budgets(seed: u64) {
         let (world, _) = run(seed);
         let mut refused = false;
         for id in 0..world.wanted.len() as u64 {

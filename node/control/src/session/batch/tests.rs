@@ -1,4 +1,4 @@
-//! What the batch promises, one situation at a time; `simulation` has whole loads.
+//! Properties of the batch, one situation at a time; `simulation` has whole loads.
 
 use super::*;
 
@@ -30,7 +30,7 @@ fn ready(batch: &mut Batch) -> (Vec<Action>, Vec<Rows>) {
     }
 }
 
-/// Every row is computed, and whoever chooses a token chooses `token`.
+/// Computes every row; each sequence that chooses a token chooses `token`.
 fn step(batch: &mut Batch, token: u32) -> Vec<Rows> {
     let (_, rows) = ready(batch);
     stepped(batch, &rows, token);
@@ -70,7 +70,7 @@ fn a_long_prompt_never_stalls_a_running_answer() {
 }
 
 #[test]
-fn what_is_beyond_the_queue_is_refused_at_once_with_a_time() {
+fn requests_beyond_the_queue_are_refused_with_a_retry_delay() {
     let mut batch = Batch::new(limits());
     for id in 0..6 {
         assert_eq!(arrive(&mut batch, id, vec![1]), []);
@@ -83,7 +83,7 @@ fn what_is_beyond_the_queue_is_refused_at_once_with_a_time() {
 }
 
 #[test]
-fn who_waits_too_long_is_told_and_who_runs_is_not() {
+fn sequences_that_wait_too_long_expire_and_running_ones_do_not() {
     let mut batch = Batch::new(limits());
     for id in 0..5 {
         arrive(&mut batch, id, vec![1]);
@@ -95,13 +95,13 @@ fn who_waits_too_long_is_told_and_who_runs_is_not() {
 }
 
 #[test]
-fn a_conversation_goes_on_from_its_own_cache() {
+fn a_conversation_continues_from_its_own_cache() {
     let mut batch = Batch::new(limits());
     arrive(&mut batch, 0, (0..40).collect());
     step(&mut batch, 99);
     step(&mut batch, 98);
     end(&mut batch, 0);
-    // The same beginning and the answer, then a new question: nothing but the question is computed.
+    // The same prefix with the answer, then a new question: only the question is computed.
     arrive(&mut batch, 1, (0..40).chain([99, 7, 7, 7]).collect());
     let (actions, rows) = ready(&mut batch);
     let source = Source::Take { from: SequenceId(0), tokens: 41 };
@@ -110,7 +110,7 @@ fn a_conversation_goes_on_from_its_own_cache() {
 }
 
 #[test]
-fn a_shared_beginning_is_forked_and_stays_for_others() {
+fn a_shared_prefix_is_forked_and_kept_for_others() {
     let mut batch = Batch::new(limits());
     arrive(&mut batch, 0, (0..100).collect());
     step(&mut batch, 1);
@@ -139,7 +139,7 @@ fn choices_of_one_request_share_its_prompt() {
 }
 
 #[test]
-fn kept_caches_give_way_before_a_running_sequence_does() {
+fn kept_caches_are_dropped_before_a_running_sequence_is_preempted() {
     let mut batch = Batch::new(BatchLimits { pages: 13, ..limits() });
     arrive(&mut batch, 0, vec![1; 100]);
     step(&mut batch, 3);
@@ -149,7 +149,7 @@ fn kept_caches_give_way_before_a_running_sequence_does() {
     assert!(actions.contains(&Action::Drop(SequenceId(0))), "{actions:?}");
     stepped(&mut batch, &rows, 4);
     arrive(&mut batch, 2, vec![3; 60]);
-    // The newcomer starts as soon as it fits, and is the one to give way when the other grows.
+    // The newcomer starts as soon as it fits, and is preempted when the other one grows.
     let mut preempted = false;
     for _ in 0..80 {
         let (actions, rows) = ready(&mut batch);
@@ -174,7 +174,7 @@ fn a_sequence_that_alone_exhausts_memory_fails() {
 }
 
 #[test]
-fn answers_are_spread_over_as_many_steps_as_there_are_stages() {
+fn answers_are_spread_over_one_step_per_stage() {
     let mut batch = Batch::new(BatchLimits { groups: 2, ..limits() });
     for id in 0..4 {
         arrive(&mut batch, id, vec![1]);
@@ -183,7 +183,7 @@ fn answers_are_spread_over_as_many_steps_as_there_are_stages() {
     let (_, second) = ready(&mut batch);
     let ids = |rows: &[Rows]| rows.iter().map(|rows| rows.sequence.0).collect::<Vec<_>>();
     assert_eq!((ids(&first), ids(&second)), (vec![0, 1], vec![2, 3]));
-    assert_eq!(batch.handle(Event::Ready, Time::ZERO), [], "whoever is under way waits");
+    assert_eq!(batch.handle(Event::Ready, Time::ZERO), [], "a sequence in flight joins no other step");
     let advance = |rows: &Rows| Advance { sequence: rows.sequence, computed: 1, chosen: vec![7], ended: false };
     batch.handle(Event::Stepped(first.iter().map(advance).collect()), Time::ZERO);
     assert_eq!(ids(&ready(&mut batch).1), [0, 1]);
@@ -205,17 +205,17 @@ fn the_next_piece_of_a_prompt_need_not_wait_for_the_last_stage() {
         batch.handle(Event::Stepped(vec![advance]), Time::ZERO);
     }
     assert_eq!(starts, [0, 256, 512]);
-    assert_eq!(batch.handle(Event::Ready, Time::ZERO), [], "the token behind it is not known yet");
+    assert_eq!(batch.handle(Event::Ready, Time::ZERO), [], "the next token is not known yet");
 }
 
 #[test]
-fn whoever_is_cancelled_in_the_middle_of_a_step_is_not_kept() {
+fn a_sequence_cancelled_during_a_step_is_not_kept() {
     let mut batch = Batch::new(BatchLimits { groups: 2, ..limits() });
     arrive(&mut batch, 0, vec![1; 20]);
     ready(&mut batch);
     assert_eq!(
         batch.handle(Event::Cancelled(SequenceId(0)), Time::ZERO),
         [Action::Drop(SequenceId(0))],
-        "its cache grows by rows that nobody counts"
+        "the step in flight still changes its cache"
     );
 }

@@ -1,4 +1,4 @@
-//! What the driver of a stage is to do. Values only.
+//! Actions of the driver of a stage. Values only.
 
 use std::time::Duration;
 
@@ -12,22 +12,22 @@ use crate::session::{FrameRows, SessionId, Start, SteppedSequence};
 /// A message without payload to a coordinator or another stage.
 #[derive(Clone, Debug)]
 pub enum Notice {
-    /// A request is taken in.
+    /// A request is accepted.
     Accepted,
-    /// A request is not taken in.
+    /// A request is refused.
     Refused {
         /// Why.
         error: Error,
-        /// When to try again, if that may help.
+        /// Delay after which a retry may succeed, if any.
         retry_after: Option<Duration>,
     },
-    /// A session cannot go on.
+    /// A session cannot continue.
     Failed(Error),
-    /// Nobody wants a session any more.
+    /// A session is no longer wanted.
     Close,
 }
 
-/// What is counted.
+/// An event to count.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Count {
     /// A request was refused because the queue was full.
@@ -36,89 +36,89 @@ pub enum Count {
     Cancelled,
 }
 
-/// What is to be done, in this order.
+/// What the driver does next, in order.
 #[derive(Clone, Debug)]
 pub enum Action {
-    /// Make ready for the sessions of the request that was handed in last, then say [`Event::Joined`] or
+    /// Prepare for the sessions of the request that arrived last, then report [`Event::Joined`] or
     /// [`Event::CannotJoin`].
     Join {
         /// Number of the first answer's sequence.
         sequence: u64,
     },
-    /// Pass that request on to the next stage.
+    /// Forward that request to the next stage.
     ForwardOpen(PeerId),
     /// Send a message.
     Send {
-        /// To whom.
+        /// The receiver.
         to: PeerId,
         /// The session that it is about.
         session: SessionId,
-        /// What it says.
+        /// Content of the message.
         notice: Notice,
     },
-    /// Sign for a session, behind what came with [`Event::Commit`], and send that on; [`Event::NotSigned`] where it cannot be
-    /// done.
+    /// Sign for a session, append the signature to the chain from [`Event::Commit`], and send that on; report
+    /// [`Event::NotSigned`] if that fails.
     Sign {
         /// The session.
         session: SessionId,
-        /// Its sequence.
+        /// Id of its sequence.
         sequence: u64,
         /// Number of positions, from the first.
         positions: u32,
         /// The next stage, or the coordinator.
         to: PeerId,
-        /// On the first stage: the prompt and what was chosen.
+        /// On the first stage: the prompt and the chosen tokens.
         tokens: Option<Vec<u32>>,
     },
-    /// Forget everything about a session.
+    /// Remove all state of a session.
     Forget(SessionId),
-    /// The cache of a sequence goes.
+    /// Drop the cache of a sequence.
     Drop {
         /// The sequence.
         sequence: u64,
-        /// The open session whose sequence it is: what was signed for up to here is still needed.
+        /// The open session of the sequence, whose commitment up to here is still needed.
         session: Option<SessionId>,
     },
-    /// A sequence begins.
+    /// Start a sequence.
     Start {
-        /// Which, and from what.
+        /// The sequence and the origin of its cache.
         start: Start,
-        /// The open session whose cache is taken over: what was signed for up to here is still needed.
+        /// The open session whose cache is taken over, whose commitment up to here is still needed.
         taken_from: Option<SessionId>,
     },
-    /// Compute rows in one pass, then say [`Event::Computed`] or [`Event::Exhausted`].
+    /// Compute rows in one pass, then report [`Event::Computed`] or [`Event::Exhausted`].
     Compute {
-        /// What to compute.
+        /// Rows to compute.
         rows: Vec<FrameRows>,
         /// On the first stage, the token ids of all rows.
         tokens: Vec<u32>,
     },
-    /// Send a frame to the next stage, with the activations of its rows; [`Event::NotSent`] where it cannot be sent.
+    /// Send a frame to the next stage, with the activations of its rows; report [`Event::NotSent`] if that fails.
     Frame {
         /// The next stage.
         to: PeerId,
         /// Number of the frame.
         number: u64,
-        /// Sequences to forget.
+        /// Sequences to drop.
         drops: Vec<u64>,
-        /// Sequences that begin.
+        /// Sequences that start.
         starts: Vec<Start>,
-        /// What to compute.
+        /// Rows to compute.
         rows: Vec<FrameRows>,
     },
-    /// On the last stage: send the tokens that were chosen to the coordinators, and the report of a frame to the first stage,
-    /// where that is another one; [`Event::NotSent`] where the report cannot be sent.
+    /// On the last stage: send the chosen tokens to the coordinators, and the report of a frame to the first stage,
+    /// if that is another node; report [`Event::NotSent`] if that fails.
     Report {
-        /// The first stage, where it is another one, and what became of each sequence.
+        /// The first stage, if it is another node, and the results of each sequence.
         to: Option<(PeerId, Vec<SteppedSequence>)>,
         /// Number of the frame.
         number: u64,
     },
-    /// The chain is of no use any more: all sessions, sequences and caches go.
+    /// The chain has failed: end all sessions, sequences and caches.
     Break {
-        /// Why, a clause.
+        /// Reason, a clause.
         why: String,
     },
-    /// Count something.
+    /// Count an event.
     Count(Count),
 }

@@ -1,4 +1,4 @@
-//! What a stage's protocol is told. Values only.
+//! Input of a stage's protocol. Values only.
 
 use libp2p_identity::PeerId;
 use pangea_units::Error;
@@ -8,24 +8,24 @@ use super::Action;
 use crate::session::batch::BatchLimits;
 use crate::session::{ChainId, Drafts, FrameRows, SessionId, StageAt, Start, SteppedSequence};
 
-/// What a stage is part of.
+/// A stage and its chain.
 #[derive(Clone, Debug)]
 pub struct StageSettings {
     /// The chain.
     pub chain: ChainId,
     /// All stages of the chain, in order.
     pub stages: Vec<StageAt>,
-    /// The place of this stage among them.
+    /// Index of this stage among them.
     pub index: usize,
-    /// Version of the bits that this node computes.
+    /// Version of this node's numerics.
     pub numerics: u32,
     /// Size of the model's vocabulary, in tokens.
     pub vocabulary: usize,
     /// Context of the model, in positions.
     pub context: usize,
-    /// What is computed at once; on the first stage only.
+    /// Limits of the batch; only on the first stage.
     pub limits: Option<BatchLimits>,
-    /// When tokens are drafted; on the first stage only.
+    /// When tokens are drafted; only on the first stage.
     pub drafts: Drafts,
 }
 
@@ -34,109 +34,109 @@ pub struct StageSettings {
 pub struct Opening<'a> {
     /// The session of the first answer; the others follow it ([`SessionId::choice`]).
     pub session: SessionId,
-    /// The node that asks.
+    /// The coordinating node.
     pub coordinator: PeerId,
     /// The stages that the request was routed to.
     pub stages: &'a [StageAt],
-    /// Version of the bits that the request is for.
+    /// Version of the numerics that the request needs.
     pub numerics: u32,
     /// Number of answers.
     pub choices: u16,
-    /// Number of the first answer's sequence; set by the first stage.
+    /// Id of the first answer's sequence; set by the first stage.
     pub sequence: Option<u64>,
     /// Number of prompt tokens among `tokens`.
     pub prompt_len: usize,
-    /// Largest number of chosen tokens, counted from `prompt_len`.
+    /// Maximum number of chosen tokens, counted from `prompt_len`.
     pub max_new_tokens: usize,
-    /// Whether log-probabilities of the prompt are asked for.
+    /// Whether log-probabilities of the prompt are requested.
     pub prompt_logprobs: bool,
-    /// The prompt and what was chosen so far.
+    /// The prompt and the tokens chosen so far.
     pub tokens: &'a [u32],
-    /// What is wrong with how tokens are to be chosen.
+    /// Error in the sampling terms, if any.
     pub bad_sampling: Option<&'a Error>,
 }
 
-/// A frame of the stage before.
+/// A frame from the previous stage.
 #[derive(Debug)]
 pub struct Incoming {
     /// Number of the frame.
     pub number: u64,
-    /// Sequences to forget, before anything else.
+    /// Sequences to drop, before anything else.
     pub drops: Vec<u64>,
-    /// Sequences that begin, in order.
+    /// Sequences that start, in order.
     pub starts: Vec<Start>,
-    /// What to compute.
+    /// Rows to compute.
     pub rows: Vec<FrameRows>,
-    /// Rows of activations that came with the frame; `None` where these are no whole rows of the model's width.
+    /// Rows of activations in the payload; `None` if it is not a whole number of rows of the model's width.
     pub payload_rows: Option<usize>,
 }
 
-/// What happened.
+/// Input of a stage's protocol.
 #[derive(Debug)]
 pub enum Event<'a> {
-    /// A request came.
+    /// A request arrived.
     Open(Opening<'a>),
-    /// [`Action::Join`] is done.
+    /// [`Action::Join`] has succeeded.
     Joined,
-    /// [`Action::Join`] could not be done.
+    /// [`Action::Join`] has failed.
     CannotJoin(Error),
-    /// The coordinator, or the stage before, ends a session.
+    /// The coordinator, or the previous stage, closes a session.
     Close {
         /// The session.
         session: SessionId,
         /// Number of positions that the stages are to sign for.
         commit: Option<u32>,
     },
-    /// The stages before have signed for a session.
+    /// The previous stages have signed for a session.
     Commit {
         /// The session.
         session: SessionId,
         /// Number of positions, from the first.
         positions: u32,
     },
-    /// [`Action::Sign`] could not be done for a session.
+    /// [`Action::Sign`] has failed for a session.
     NotSigned(SessionId),
-    /// A frame of the stage before.
+    /// A frame from the previous stage.
     Frame(Incoming),
-    /// The last stage has done a frame.
+    /// The last stage has completed a frame.
     Stepped {
         /// Number of the frame.
         number: u64,
-        /// What became of each sequence.
+        /// Result of each sequence.
         advances: Vec<SteppedSequence>,
     },
-    /// Another stage cannot go on with a session.
+    /// Another stage cannot continue a session.
     Failed(SessionId),
-    /// A peer cannot be reached any more.
+    /// A peer can no longer be reached.
     PeerGone {
         /// The peer.
         peer: PeerId,
-        /// Why, a clause.
+        /// Reason, a clause.
         why: &'a str,
     },
-    /// What another stage must have could not be sent to it.
+    /// A required message could not be sent to another stage.
     NotSent {
-        /// The stage's node.
+        /// The node of that stage.
         to: PeerId,
-        /// Why, a clause.
+        /// Reason, a clause.
         why: &'a str,
     },
-    /// The driver cannot go on.
+    /// The driver cannot continue.
     CannotGoOn {
-        /// Why, a clause.
+        /// Reason, a clause.
         why: &'a str,
     },
-    /// Nothing else waits, on the first stage: the next frame may begin. Also the passing of time.
+    /// On the first stage: no other event is queued, so the next frame may start. Also sent as time passes.
     Ready,
-    /// [`Action::Compute`] is done.
+    /// [`Action::Compute`] has succeeded.
     Computed {
-        /// The rows of sequences that go on.
+        /// Rows of the sequences that continue.
         rows: Vec<FrameRows>,
-        /// On the last stage, what became of each sequence.
+        /// On the last stage, the result of each sequence.
         advances: Vec<SteppedSequence>,
-        /// Sequences that cannot go on.
+        /// Sequences that cannot continue.
         failed: Vec<(u64, Error)>,
     },
-    /// [`Action::Compute`] could not be done for want of memory, on the first stage; every cache is as it was.
+    /// [`Action::Compute`] failed for lack of memory, on the first stage; every cache is unchanged.
     Exhausted(Vec<FrameRows>),
 }

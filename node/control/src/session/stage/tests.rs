@@ -1,4 +1,4 @@
-//! The protocol of stages, one event at a time: what follows, and in which order.
+//! The protocol of stages, one event at a time: which actions follow, and in which order.
 
 use super::*;
 use crate::session::batch::BatchLimits;
@@ -7,7 +7,7 @@ use crate::session::{ChainId, Drafts, StageAt};
 use crate::test_peers::peer;
 use pangea_units::Digest;
 
-/// Drafts nothing.
+/// A drafter that drafts nothing.
 #[derive(Debug, Default)]
 struct NoDrafts;
 
@@ -29,7 +29,7 @@ fn stages(count: u32) -> Vec<StageAt> {
     (0..count).map(|at| StageAt { peer: peer(u64::from(at)), layers: at..at + 1 }).collect()
 }
 
-/// A stage whose actions are looked at.
+/// A stage under test.
 struct Stage {
     protocol: StageProtocol<NoDrafts>,
     stages: Vec<StageAt>,
@@ -70,7 +70,7 @@ impl Stage {
         actions
     }
 
-    /// Opens a session of one answer to three tokens; what follows once it has joined.
+    /// Opens a session of one answer to three tokens; returns the actions once it has joined.
     fn open(&mut self, n: u8) -> Vec<Action> {
         let stages = self.stages.clone();
         let first = self.protocol.settings.index == 0;
@@ -94,7 +94,7 @@ impl Stage {
         actions
     }
 
-    /// Computes the next frame as if it went well; the actions after it.
+    /// Computes the next frame successfully; returns the actions after it.
     fn compute(&mut self) -> Vec<Action> {
         let planned = self.handle(Event::Ready);
         let Some(Action::Compute { rows, .. }) = planned.last() else { panic!("nothing to compute: {planned:?}") };
@@ -102,7 +102,7 @@ impl Stage {
         self.handle(Event::Computed { rows, advances: Vec::new(), failed: Vec::new() })
     }
 
-    /// The last stage reports that a sequence got a token.
+    /// Reports, as the last stage, that a sequence got a token.
     fn stepped(&mut self, number: u64, sequence: u64, computed: u32, ended: bool) -> Vec<Action> {
         let advance = SteppedSequence { sequence, computed, chosen: vec![5], ended, failed: false };
         self.handle(Event::Stepped { number, advances: vec![advance] })
@@ -126,7 +126,7 @@ fn error() -> Error {
 }
 
 #[test]
-fn a_session_goes_along_the_chain_and_is_accepted() {
+fn a_session_is_forwarded_along_the_chain_and_accepted() {
     let mut first = Stage::new(3, 0);
     let actions = first.open(1);
     assert!(
@@ -152,7 +152,7 @@ fn a_full_queue_refuses_and_forgets() {
 }
 
 #[test]
-fn sessions_that_ended_are_closed_when_their_coordinator_is_gone() {
+fn ended_sessions_are_closed_when_their_coordinator_is_gone() {
     let mut first = Stage::new(3, 0);
     first.open(1);
     first.compute();
@@ -163,7 +163,7 @@ fn sessions_that_ended_are_closed_when_their_coordinator_is_gone() {
     assert!(matches!(sent(&actions, 1)[..], [(of, Notice::Close)] if of == session(1)), "{actions:?}");
     assert_eq!(first.protocol.sessions(), 0);
     assert!(!first.protocol.follows_time());
-    // The stages behind hear of it along the chain.
+    // The later stages are notified along the chain.
     let mut middle = Stage::new(3, 1);
     middle.open(1);
     let actions = middle.handle(Event::Close { session: session(1), commit: None });
@@ -171,7 +171,7 @@ fn sessions_that_ended_are_closed_when_their_coordinator_is_gone() {
 }
 
 #[test]
-fn a_session_that_nobody_closes_is_closed_in_the_end() {
+fn an_ended_session_that_is_not_closed_times_out() {
     let mut first = Stage::new(2, 0);
     first.open(1);
     first.compute();
@@ -185,7 +185,7 @@ fn a_session_that_nobody_closes_is_closed_in_the_end() {
 }
 
 #[test]
-fn a_failure_at_one_stage_ends_the_session_at_all() {
+fn a_failure_of_one_stage_ends_the_session_on_every_stage() {
     let mut middle = Stage::new(3, 1);
     middle.open(1);
     let rows = vec![FrameRows { sequence: 1, start: 0, rows: 3, choose: true, all_logits: false, draft: Vec::new() }];
@@ -203,11 +203,11 @@ fn a_failure_at_one_stage_ends_the_session_at_all() {
     first.compute();
     let actions = first.handle(Event::Failed(session(1)));
     assert!(is_forgotten(&actions, 1) && matches!(sent(&actions, 1)[..], [(_, Notice::Close)]), "{actions:?}");
-    assert!(sent(&actions, COORDINATOR).is_empty(), "whoever failed has told the coordinator");
+    assert!(sent(&actions, COORDINATOR).is_empty(), "the stage that failed has notified the coordinator");
 }
 
 #[test]
-fn a_coordinator_that_is_the_first_stage_is_told_of_a_failure_once() {
+fn a_coordinator_on_the_first_stage_is_notified_of_a_failure_once() {
     let mut last = Stage::new(2, 1);
     let chain = stages(2);
     let opening = Opening {
@@ -230,7 +230,7 @@ fn a_coordinator_that_is_the_first_stage_is_told_of_a_failure_once() {
 }
 
 #[test]
-fn a_session_under_way_is_signed_for_once_its_frame_is_done() {
+fn a_session_in_flight_is_signed_once_its_frame_is_done() {
     let mut first = Stage::new(2, 0);
     first.open(1);
     first.compute();
@@ -259,7 +259,7 @@ fn the_last_stage_signs_to_the_coordinator() {
 }
 
 #[test]
-fn a_drop_behind_a_start_travels_in_a_frame_of_its_own() {
+fn a_drop_after_a_start_is_sent_in_a_later_frame() {
     let mut first = Stage::new(2, 0);
     first.open(1);
     let planned = first.handle(Event::Ready);
@@ -274,14 +274,14 @@ fn a_drop_behind_a_start_travels_in_a_frame_of_its_own() {
         })
         .collect();
     assert_eq!(frames, [(0, 0, 1), (1, 1, 0)], "{actions:?}");
-    // The report of the frame that was planned makes room for the next one.
+    // The report of the planned frame makes room for the next one.
     first.handle(Event::Stepped { number: 0, advances: Vec::new() });
     first.handle(Event::Stepped { number: 1, advances: Vec::new() });
     assert!(first.protocol.has_room());
 }
 
 #[test]
-fn a_frame_that_does_not_fit_breaks_the_chain_and_everybody_hears_of_it() {
+fn an_invalid_frame_fails_the_chain_and_everybody_is_notified() {
     let rows =
         |start| vec![FrameRows { sequence: 1, start, rows: 2, choose: true, all_logits: false, draft: Vec::new() }];
     let frame = |number, start, payload_rows| {
@@ -303,7 +303,7 @@ fn a_frame_that_does_not_fit_breaks_the_chain_and_everybody_hears_of_it() {
 }
 
 #[test]
-fn a_chain_without_one_of_its_stages_breaks_and_refuses() {
+fn a_chain_without_one_of_its_stages_fails_and_refuses_sessions() {
     let mut first = Stage::new(2, 0);
     first.open(1);
     let actions = first.handle(Event::PeerGone { peer: peer(1), why: "it left" });
@@ -317,7 +317,7 @@ fn a_chain_without_one_of_its_stages_breaks_and_refuses() {
 }
 
 #[test]
-fn an_opening_after_the_chain_broke_fails_at_its_coordinator_and_the_first_stage() {
+fn an_opening_on_a_failed_chain_is_reported_to_coordinator_and_first_stage() {
     let mut last = Stage::new(3, 2);
     last.handle(Event::CannotGoOn { why: "out of memory" });
     let actions = last.open(1);
