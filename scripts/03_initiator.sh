@@ -30,10 +30,10 @@ note "Connected to $OTHER. It runs its tests first; this node computes for it."
 wait_for 'the tests of the responder' "$TESTS_TIMEOUT_S" gone \
   || die "the responder did not finish its tests within $TESTS_TIMEOUT_S s (--tests-timeout)"
 wait_for 'the responder to come back' "$TIMEOUT_S" connected_as "$SERVING" \
-  || die "the responder left and did not come back within $TIMEOUT_S s: look at what it says"
+  || die "the responder left and did not return within $TIMEOUT_S s: see its output"
 run_tests "$SERVING"
 
-# Leaving tells the responder that it is needed no more.
+# Leaving signals the responder that it is no longer needed.
 stop_node
 start_node "$TESTING" /ip4/127.0.0.1/tcp/0
 run_fallback_test

@@ -27,12 +27,12 @@ start_node "$TESTING" "$LISTEN" "$PEER_ADDRESS"
 wait_for_initiator "$TESTING"
 run_tests "$TESTING"
 
-# Leaving and coming back under the other name hands the turn to the initiator.
+# Leaving and returning under the other name hands the turn to the initiator.
 stop_node
 heading 'Serving the initiator'
 start_node "$SERVING" "$LISTEN" "$PEER_ADDRESS"
 wait_for 'the initiator to connect again' "$TIMEOUT_S" connected_as "$TESTING" \
-  || die "the initiator could not be reached again within $TIMEOUT_S s"
+  || die "cannot reach the initiator again within $TIMEOUT_S s"
 note 'The initiator runs its tests; this node computes for it.'
 wait_for 'the tests of the initiator' "$TESTS_TIMEOUT_S" gone \
   || die "the initiator did not finish its tests within $TESTS_TIMEOUT_S s (--tests-timeout)"

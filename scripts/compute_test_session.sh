@@ -1,29 +1,29 @@
 # shellcheck shell=bash disable=SC2034
-# One side of the compute test across two devices: its session folder, its node, its tests, its table.
-# Sourced by 03_initiator.sh and 03_responder.sh, and by llm_test_session.sh. All computing, checking and connecting is the binary's.
+# One side of the compute test across two devices: session folder, node, tests and result table.
+# Sourced by 03_initiator.sh and 03_responder.sh, and by llm_test_session.sh. The binary does all computing, checking and connecting.
 #
-# The two sides take turns, so that neither disturbs the other's figures and neither leaves while it is needed:
+# The two sides take turns, so that neither disturbs the other's measurements and neither leaves too early:
 #
 #   responder                               initiator
 #   connects, runs its tests                serves
-#   leaves, comes back named SERVING        sees it come back, runs its tests
+#   leaves, returns as SERVING              sees it return, runs its tests
 #   serves                                  leaves
-#   sees it go: the fallback test           the fallback test, on a node of its own that nobody reaches
+#   sees it go: the fallback test           the fallback test, on a node of its own without peers
 #
-# Everything either side waits for is a line in its own node's log or an entry of `pangea peers`; every wait has a limit.
+# Each side waits only for lines in its own node's log and entries of `pangea peers`; every wait has a timeout.
 
 # shellcheck source=scripts/toolchain.sh
 . "$(dirname "${BASH_SOURCE[0]}")/toolchain.sh"
 
 TESTING='compute-test-testing'
 SERVING='compute-test-serving'
-START_TIMEOUT_S=60 # from starting the node to its `Listening on` line: it measures its speed first
-STOP_TIMEOUT_S=15  # from SIGTERM to the node's end: it drains first
-POLL_S=0.1         # between looks at the log: far below what a person notices
+START_TIMEOUT_S=60 # time from starting the node to its `Listening on` line; the node measures its speed first
+STOP_TIMEOUT_S=15  # time from SIGTERM to the node's end; the node drains first
+POLL_S=0.1         # interval between two checks of the log
 
 ROLE=''
 TITLE='Compute test'
-CLOSING='' # what the table ends with, instead of where tasks ran
+CLOSING='' # last line of the table, if it is not the number of remote tasks
 NODE_FLAGS=(--no-api)
 MODEL="${PANGEA_MODEL:-}"
 PEER_ADDRESS="${PANGEA_PEER:-}"
@@ -61,21 +61,21 @@ TEXT
   shared_options
 }
 
-# The options of every session script, as its help shows them.
+# The options that every session script has, as its help shows them.
 shared_options() {
   cat <<'TEXT'
   --timeout S         seconds to wait for the other device (60; PANGEA_TIMEOUT)
   --tests-timeout S   seconds to let the other device run its tests (900; PANGEA_TESTS_TIMEOUT)
   --port P            TCP and UDP port to listen on, 0 for a free one (initiator 7777, responder 0; PANGEA_PORT)
   --listen MULTIADDR  one address to listen on instead (PANGEA_LISTEN)
-  --rpc-addr ADDR     where the node takes commands (127.0.0.1:0, a free port; PANGEA_RPC_ADDR)
+  --rpc-addr ADDR     address on which the node accepts commands (127.0.0.1:0, a free port; PANGEA_RPC_ADDR)
   --pool-key FILE     key of the pool, the same on both devices: 64 hex digits (PANGEA_POOL_KEY)
   --keep              keep the session folder with its logs (PANGEA_KEEP=1)
   --help              this text
 
 PANGEA_BIN names a `pangea` to use instead of building one. The session folder is ~/.pangea/compute_test/
-(PANGEA_HOME replaces ~/.pangea); it goes away at the end, except after a failure.
-Exit codes: 0 all tests passed, 1 a test failed or the other device did not come, 2 bad usage.
+(PANGEA_HOME replaces ~/.pangea); it is removed at the end, except after a failure.
+Exit codes: 0 all tests passed, 1 a test failed or the other device did not connect, 2 bad usage.
 TEXT
 }
 
@@ -83,7 +83,7 @@ whole_number() { # flag value
   case "$2" in '' | *[!0-9]* | ??????????*) usage_error "$1 takes a whole number, not '$2'" ;; esac
 }
 
-# Takes the options that both scripts have; what is left over is in OPERANDS.
+# Parses the options that both scripts have; other arguments are left in OPERANDS.
 OPERANDS=()
 parse_options() {
   while [ $# -gt 0 ]; do
@@ -112,7 +112,7 @@ parse_options() {
             MODEL=$2
             ;;
           --peer)
-            [ "${ROLE#llm-}" = responder ] || usage_error "unknown option --peer: the initiator is the one that is called"
+            [ "${ROLE#llm-}" = responder ] || usage_error "unknown option --peer: only the responder connects to a peer"
             PEER_ADDRESS=$2
             ;;
         esac
@@ -132,12 +132,12 @@ parse_options() {
   [ -z "$POOL_KEY" ] || [ -r "$POOL_KEY" ] || usage_error "the pool key file '$POOL_KEY' cannot be read"
 }
 
-# What an address must look like; whether it leads anywhere is for the node to find out.
+# Checks the form of an address; the node finds out whether it is reachable.
 valid_address() {
   printf '%s\n' "$1" | grep -Eq '^/(ip4/[0-9]{1,3}(\.[0-9]{1,3}){3}|ip6/[0-9A-Fa-f:.]+|dns[46]?/[A-Za-z0-9._-]+)/(tcp/[0-9]{1,5}|udp/[0-9]{1,5}/quic-v1)/p2p/[1-9A-HJ-NP-Za-km-z]{20,}$'
 }
 
-# Takes PEER_ADDRESS from the operands, or asks for it on a terminal.
+# Sets PEER_ADDRESS from the operands, or asks for it on a terminal.
 take_peer_address() {
   [ ${#OPERANDS[@]} -le 1 ] || usage_error "one address is enough: unexpected argument '${OPERANDS[1]}'"
   [ ${#OPERANDS[@]} -eq 0 ] || PEER_ADDRESS=${OPERANDS[0]}
@@ -153,7 +153,7 @@ take_peer_address() {
 
 # ---- the session folder ------------------------------------------------------------------------------------------
 
-# Makes the session folder. A dead session's is cleared away, its node with it; a live one's is an error.
+# Creates the session folder. The folder and node of a dead session are removed; a live session is an error.
 open_session() {
   local home="${PANGEA_HOME:-$HOME/.pangea}" old
   SESSIONS="$home/compute_test"
@@ -162,10 +162,10 @@ open_session() {
   if ! mkdir "$folder" 2>/dev/null; then
     old=$(cat "$folder/script.pid" 2>/dev/null || true)
     if [ -n "$old" ] && [ "$old" != $$ ] && kill -0 "$old" 2>/dev/null; then
-      die "another $ROLE of the compute test is running (process $old); if that is none, remove $folder"
+      die "another $ROLE of the compute test is running (process $old); if that process is something else, remove $folder"
     fi
     old=$(cat "$folder/node.pid" 2>/dev/null || true)
-    # A process id may have been given to another program since: only a node of this very folder is ended.
+    # Another program may have this process id by now: only a node of this folder is ended.
     case "$([ -z "$old" ] || ps -p "$old" -o args= 2>/dev/null)" in
       *"--data-dir $folder/"*) end_process "$old" ;;
     esac
@@ -176,13 +176,13 @@ open_session() {
   echo $$ >"$SESSION/script.pid"
 }
 
-# Ends one process by its id: asks, waits, and only then forces.
+# Ends one process by its id: SIGTERM, a wait, then SIGKILL.
 end_process() {
   local pid=$1 tries=$((STOP_TIMEOUT_S * 10))
   kill -TERM "$pid" 2>/dev/null || return 0
   while kill -0 "$pid" 2>/dev/null; do
     if [ "$tries" -le 0 ]; then
-      warn "process $pid did not end within $STOP_TIMEOUT_S s; forcing it"
+      warn "process $pid did not end within $STOP_TIMEOUT_S s; killing it"
       kill -KILL "$pid" 2>/dev/null || true
       break
     fi
@@ -194,7 +194,7 @@ end_process() {
 
 close_session() {
   local code=$?
-  # A second Ctrl-C must not leave half of this undone.
+  # A second Ctrl-C must not interrupt the clean-up.
   trap '' INT TERM HUP
   [ -z "$COMMAND_PID" ] || end_process "$COMMAND_PID"
   [ -z "$NODE_PID" ] || end_process "$NODE_PID"
@@ -204,7 +204,7 @@ close_session() {
     note "Logs are in $SESSION"
   else
     rm -rf "$SESSION"
-    # Each goes only when nothing else is in it.
+    # Each folder is removed only if it is empty.
     rmdir "$SESSIONS" "${SESSIONS%/*}" 2>/dev/null || true
   fi
   exit "$code"
@@ -219,7 +219,7 @@ trap_signals() {
 
 # ---- the node ----------------------------------------------------------------------------------------------------
 
-# Runs a command so that a signal interrupts the wait for it and the trap can end it.
+# Runs a command in the background and waits, so that a signal runs the trap, which ends the command.
 run_command() {
   "$@" &
   COMMAND_PID=$!
@@ -229,13 +229,13 @@ run_command() {
   return "$code"
 }
 
-# Commands to this session's node. Standard error goes to commands.log.
+# Runs a command against this session's node. Standard error goes to commands.log.
 pangea() {
   printf '$ pangea %s\n' "$*" >>"$SESSION/commands.log"
   run_command "$PANGEA_BIN" "$@" --rpc "$RPC" 2>>"$SESSION/commands.log"
 }
 
-# The value of a key that occurs once in a JSON document on standard input; nothing where it is not there.
+# The value of a key that occurs once in a JSON document on standard input; empty if the key is missing.
 json_value() {
   tr -d '\n' | tr ',{}[]' '\n' | sed -n "s/^ *\"$1\" *: *\"\{0,1\}\([^\"]*[^\" ]\).*/\1/p" | sed -n 1p
 }
@@ -254,13 +254,13 @@ start_node() { # name listen-address-or-nothing [peer address]
   fi
   [ -z "${3:-}" ] || arguments+=(--peer "$3")
   [ -z "$POOL_KEY" ] || arguments+=(--pool-key "$POOL_KEY")
-  # The folder comes last: open_session looks for it among a process's arguments.
+  # The folder is the last argument: open_session looks for it in a process's command line.
   NO_COLOR=1 "$PANGEA_BIN" "${arguments[@]}" --data-dir "$home" </dev/null >"$NODE_LOG" 2>&1 &
   NODE_PID=$!
   echo "$NODE_PID" >"$SESSION/node.pid"
   wait_for 'the node to start' "$START_TIMEOUT_S" logged 'Listening on ' || node_failed
   RPC=$(json_value rpc <"$home/node.json")
-  [ -n "$RPC" ] || die "the node did not say where it takes commands ($home/node.json)"
+  [ -n "$RPC" ] || die "$home/node.json has no address for commands"
 }
 
 stop_node() {
@@ -270,7 +270,7 @@ stop_node() {
   rm -f "$SESSION/node.pid"
 }
 
-# SIGKILL: what a power cut is to the others.
+# Kills the node with SIGKILL, which other nodes see like a power cut.
 kill_node() {
   local pid=$NODE_PID
   NODE_PID=''
@@ -279,7 +279,7 @@ kill_node() {
   rm -f "$SESSION/node.pid"
 }
 
-# Says what the node said last, and what to do when a port is taken.
+# Prints the node's last log lines, and what to do about a port in use.
 node_failed() {
   local last
   last=$(grep -v '^ *$' "$NODE_LOG" | tail -n 5)
@@ -288,10 +288,10 @@ node_failed() {
   case "$last" in
     *[Ii]n\ use*)
       if [ -n "$LISTEN" ]; then
-        note "Choose another address with --listen, or end what uses $LISTEN or $RPC_ADDRESS." >&2
+        note "Choose another address with --listen, or stop the program that uses $LISTEN or $RPC_ADDRESS." >&2
       else
-        note "Port $PORT (peers) or $RPC_ADDRESS (commands) is taken: choose another with --port or --rpc-addr (0 takes a free one)," >&2
-        note "or end the program that has it." >&2
+        note "Port $PORT (peers) or $RPC_ADDRESS (commands) is in use: choose another with --port or --rpc-addr (0 picks a free one)," >&2
+        note "or stop the program that uses it." >&2
       fi
       ;;
   esac
@@ -304,7 +304,7 @@ now_s() { date +%s; }
 
 logged() { grep -q -- "$1" "$NODE_LOG" 2>/dev/null; }
 
-# Waits until a condition holds: 0 then, 1 when the time is up. Ends the session if the node ends meanwhile.
+# Waits for a condition: returns 0 once it holds, 1 on a timeout. Ends the session if the node ends meanwhile.
 wait_for() { # what seconds condition...
   local what=$1 until=$(($(now_s) + $2))
   shift 2
@@ -320,13 +320,13 @@ wait_for() { # what seconds condition...
   done
 }
 
-# Peer id of the connected peer of a name; nothing while there is none.
+# Peer id of the connected peer with a name; empty if there is none.
 peer_named() {
   pangea peers --json 2>/dev/null | tr -d '\n' | tr '{' '\n' | grep "\"name\" *: *\"$1\"" \
     | grep '"state" *: *"connected"' | sed -n 's/.*"peer" *: *"\([^"]*\)".*/\1/p' | sed -n 1p
 }
 
-# Whether a peer of that name is connected; asks the node only after the log has said that somebody connected.
+# Whether a peer with a name is connected; the node is asked only after its log shows a connection.
 connected_as() {
   logged 'Connected to peer ' || return 1
   OTHER=$(peer_named "$1")
@@ -335,16 +335,16 @@ connected_as() {
 
 gone() { logged "Peer $OTHER is gone"; }
 
-# The node learns its addresses one interface after the other: loopback is shown only when nothing better came.
+# The node learns its addresses one interface after another: loopback is shown only if there is no better one.
 reachable_from_outside() {
   ADDRESS=$(json_value reachable <"$SESSION/home/node.json")
   case "$ADDRESS" in '' | /ip4/127.* | /ip6/::1/*) return 1 ;; esac
 }
 
-# Shows this node's address for the other device to connect to, and waits until it has.
+# Shows this node's address for the other device, and waits until that device has connected.
 wait_for_responder() { # script-of-the-responder name-of-its-node
   wait_for 'an address that another device reaches' 1 reachable_from_outside || true
-  [ -n "$ADDRESS" ] || die "the node did not say where it can be reached ($SESSION/home/node.json)"
+  [ -n "$ADDRESS" ] || die "$SESSION/home/node.json has no address for other devices"
   echo "$ADDRESS" >"$SESSION/address"
   cat <<TEXT
 Run this on the other device:
@@ -357,7 +357,7 @@ TEXT
     || die "no responder connected within $TIMEOUT_S s. Is $ADDRESS reachable from the other device (same network, port open in the firewall)? Do both have the same pool key, or none?"
 }
 
-# Waits until this node is connected to the address that the initiator showed.
+# Waits until this node is connected to the initiator's address.
 wait_for_initiator() { # name-of-its-node
   echo "$PEER_ADDRESS" >"$SESSION/address"
   note "Connecting to $PEER_ADDRESS, $TIMEOUT_S s at most."
@@ -376,7 +376,7 @@ record() { # passed|FAILED name detail
 "
 }
 
-# One product, its report in REPORT and its figures in MODE, REMOTE, VERDICT and DETAIL.
+# Computes one product; sets REPORT, MODE, REMOTE, VERDICT and DETAIL.
 product() { # options of `pangea matmul`...
   REPORT="$SESSION/report.json" MODE='' REMOTE=0 VERDICT='' DETAIL=''
   if ! pangea matmul "$@" --json >"$REPORT"; then
@@ -414,7 +414,7 @@ test_product() { # name mode-or-any options...
   fi
 }
 
-# An integer product has one right answer: that of the other node must be this one's, bit for bit.
+# An integer product has one right answer: both nodes' results must be equal bit for bit.
 test_exact() {
   local name='integer product, equal bit for bit' options=(--size "$SIZE" --generate --seed 7 --dtype i8)
   if ! product "${options[@]}" --place local -o "$SESSION/local.npy" \
@@ -431,7 +431,7 @@ test_exact() {
   rm -f "$SESSION/local.npy" "$SESSION/remote.npy"
 }
 
-# What both sides run while the other serves.
+# The tests that each side runs while the other serves.
 run_tests() { # name of the peer
   heading "Tests of this $ROLE, $SIZE x $SIZE"
   test_connected "$1"
@@ -441,7 +441,7 @@ run_tests() { # name of the peer
   test_exact
 }
 
-# What both sides run with no other node to be had.
+# The tests that each side runs without another node.
 run_fallback_test() {
   heading 'Test with the other node gone'
   test_product 'remote product with nobody there' local --place remote

@@ -12,10 +12,10 @@ usage() {
 Usage: scripts/llm_initiator.sh [options]
 
 First device of the language model test. Shows an address and waits for the other device to run
-scripts/llm_responder.sh with it; then both compute answers together, also while one of them dies.
+scripts/llm_responder.sh with it; then both compute answers together, also after one of them is killed.
 
 Options (the environment variable does the same):
-  --model MODEL       a .gguf file, or what `pangea models pull` fetches (smollm2; PANGEA_MODEL)
+  --model MODEL       a .gguf file, or a model that `pangea models pull` downloads (smollm2; PANGEA_MODEL)
 TEXT
   shared_options
 }
@@ -24,16 +24,16 @@ parse_options "$@"
 [ ${#OPERANDS[@]} -eq 0 ] || usage_error "unexpected argument '${OPERANDS[0]}'"
 
 begin_session
-# The node has a data directory of its own, without models: it is told the file.
+# The node has a data directory of its own without models, so it gets the file's path.
 if [ ! -f "$MODEL" ]; then
   named=${MODEL:-smollm2}
   MODEL=$("$PANGEA_BIN" models pull "$named" --json | json_value path)
-  [ -n "$MODEL" ] || die "there is no model $named: name a .gguf file with --model"
+  [ -n "$MODEL" ] || die "no model $named: name a .gguf file with --model"
 fi
 
 heading 'The same questions to this device alone'
-chat "$SESSION/short-alone.txt" "$SHORT" 24 --model "$MODEL" || die "the model could not be asked: see $SESSION/commands.log"
-chat "$SESSION/long-alone.txt" "$LONG" "$LONG_TOKENS" --model "$MODEL" || die "the model could not be asked"
+chat "$SESSION/short-alone.txt" "$SHORT" 24 --model "$MODEL" || die "cannot ask the model: see $SESSION/commands.log"
+chat "$SESSION/long-alone.txt" "$LONG" "$LONG_TOKENS" --model "$MODEL" || die "cannot ask the model"
 
 heading 'Starting the node of the initiator'
 NODE_FLAGS=(--api-addr 127.0.0.1:0 --model "$MODEL" --split)
@@ -53,13 +53,13 @@ check 'its receipt holds' "$RECEIPT" "pangea receipts verify $RECEIPT says why" 
 wait_for 'the questions of the responder' "$TESTS_TIMEOUT_S" sign_came \
   || die "the responder did not finish its questions within $TESTS_TIMEOUT_S s (--tests-timeout)"
 
-heading 'The other node dies in the middle of an answer'
+heading 'The other node is killed in the middle of an answer'
 begun() { [ -s "$SESSION/long.txt" ]; }
 chat "$SESSION/long.txt" "$LONG" "$LONG_TOKENS" &
 COMMAND_PID=$!
 answering=$COMMAND_PID
 wait_for 'the answer to begin' "$TIMEOUT_S" begun || die 'no answer began'
-send_sign || die "the responder takes no product: $DETAIL"
+send_sign || die "the responder computed no product: $DETAIL"
 code=0
 wait "$answering" || code=$?
 COMMAND_PID=''
@@ -67,7 +67,7 @@ check 'the answer goes on' '' "'pangea chat' ended with exit code $code: see $SE
 check 'it is the answer of this device alone' "$(wc -w <"$SESSION/long.txt" | tr -d ' ') words" \
   "both are kept in $SESSION" cmp -s "$SESSION/long.txt" "$SESSION/long-alone.txt"
 moved() { logged 'session failing over'; }
-check 'it was moved while it was under way' '' 'it was over before the other node died' moved
+check 'it failed over in the middle' '' 'it was complete before the other node was killed' moved
 died() { logged "Peer $OTHER is gone"; }
 check 'the loss was noticed' '' 'nothing in the log' wait_for 'the loss' "$TIMEOUT_S" died
 
@@ -76,7 +76,7 @@ check 'it is connected again' "$OTHER" "not within $TIMEOUT_S s" wait_for 'the r
 check 'it computes answers again' '' "no receipt names it within $TIMEOUT_S s" \
   wait_for 'an answer of both nodes' "$TIMEOUT_S" asked_with_others "$SESSION/again.txt" "$SHORT" 24
 
-# Leaving tells the responder that it is needed no more.
+# Leaving signals the responder that it is no longer needed.
 stop_node
 CLOSING='Answers were computed by both devices together'
 report

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # menu: 19 Distributed Language Model Test > 4b Responder: takes the address that the initiator shows
 #
-# Second device of the language model test: lends a hand, asks through its own node, dies in the middle of an answer.
+# Second device of the language model test: computes layers, asks through its own node, is killed in the middle of an answer.
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/llm_test_session.sh"
 ROLE=llm-responder
@@ -11,7 +11,7 @@ usage() {
   cat <<'TEXT'
 Usage: scripts/llm_responder.sh [ADDRESS] [options]
 
-Second device of the language model test; it needs no model. ADDRESS is what scripts/llm_initiator.sh
+Second device of the language model test; it needs no model. ADDRESS is the one that scripts/llm_initiator.sh
 shows on the other device; it may also be given with --peer or PANGEA_PEER, and is asked for on a terminal.
 
 Options (the environment variable does the same):
@@ -30,7 +30,7 @@ wait_for_initiator "$ASKER"
 
 run_connection_tests "$ASKER"
 run_answer_tests
-send_sign || die "the initiator takes no product: $DETAIL"
+send_sign || die "the initiator computed no product: $DETAIL"
 
 wait_for 'the long answer of the initiator' "$TESTS_TIMEOUT_S" sign_came \
   || die "the initiator did not ask within $TESTS_TIMEOUT_S s (--tests-timeout)"

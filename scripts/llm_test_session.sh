@@ -1,10 +1,10 @@
 # shellcheck shell=bash disable=SC2034,SC2153
-# One side of the language model test across two devices: questions, receipts, and how the two sides take turns.
-# Sourced by llm_initiator.sh and llm_responder.sh. All computing, checking and connecting is the binary's.
+# One side of the language model test across two devices: questions, receipts, and the turns of the two sides.
+# Sourced by llm_initiator.sh and llm_responder.sh. The binary does all computing, checking and connecting.
 #
 #   responder                               initiator
 #   connects, asks through its own node     asks through its own node
-#   sends a product: it has asked           waits for that
+#   sends a product as its signal           waits for that
 #   waits for a product                     has a long answer begun, then sends a product
 #   kills its node, starts it again         the answer goes on; the node is used again
 #   sees the initiator go                   leaves
@@ -18,12 +18,12 @@ HELPER='llm-test-responder'
 SHORT='What is the capital of France?'
 SHORT_ANSWER='Paris'
 LONG='Write a long story about a lighthouse keeper and the sea.'
-LONG_TOKENS=600     # some seconds of text: time enough for the other node to be killed in the middle
-RECEIPT_TIMEOUT_S=5 # receipts are written after the answer
+LONG_TOKENS=600     # some seconds of text: enough time to kill the other node in the middle
+RECEIPT_TIMEOUT_S=5 # receipts are written shortly after the answer
 
 RECEIPT=''
 
-# Greedy, so that there is one right answer. Of this session's node, unless another place is said.
+# Asks with greedy sampling, so that there is one right answer. Asks this session's node, unless options name another place.
 chat() { # file question max-tokens options...
   local file=$1 question=$2 tokens=$3
   shift 3
@@ -42,7 +42,7 @@ another_receipt() {
   [ -n "$newest" ] && [ "$newest" != "$RECEIPT" ] && RECEIPT=$newest
 }
 
-# Asks, and takes the receipt of the answer; only answers in which several nodes had a part leave one.
+# Asks, and gets the answer's receipt; only answers that several nodes computed have one.
 asked_with_others() { # file question max-tokens
   chat "$@" && wait_for 'a receipt' "$RECEIPT_TIMEOUT_S" another_receipt && receipt_names "$OTHER"
 }
@@ -52,7 +52,7 @@ receipt_names() { # peer
     2>>"$SESSION/commands.log" && grep -q -- "$1" "$SESSION/receipt.json"
 }
 
-# A product that the other node computes: a sign to its script.
+# Sends a product that the other node computes: a signal to its script.
 send_sign() {
   product --size 64 --generate --place remote && [ "$REMOTE" -gt 0 ]
 }
@@ -71,14 +71,14 @@ check() { # name detail-if-passed detail-if-failed condition...
   if "$@"; then record passed "$name" "$passed"; else record FAILED "$name" "$failed"; fi
 }
 
-# Test 1 of either side: connected, one master.
+# Test 1 of both sides: connected, one master.
 run_connection_tests() { # name of the peer
   heading 'Connection'
   test_connected "$1"
   check 'there is one master' '' "'pangea topology' shows none, or two" wait_for 'a master' "$TIMEOUT_S" one_master
 }
 
-# Test 2 of either side: both nodes compute an answer, and it makes sense.
+# Test 2 of both sides: both nodes compute an answer, and it makes sense.
 run_answer_tests() {
   heading 'Answers'
   check 'both nodes compute an answer' "$SHORT" "no answer with a receipt that names $OTHER within $TIMEOUT_S s" \

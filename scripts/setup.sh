@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Everything one does with a checkout: a menu for people, subcommands for people and CI.
+# All tasks of a checkout: a menu for people, subcommands for people and CI.
 # The menu is read from the `# menu:` lines of the scripts in this folder, this one included:
 #   # menu: NUMBER TITLE [> SUB SUBTITLE] [| ARGUMENTS]
 #
 # menu: 1 Demo: multiply across three nodes on this machine, kill one, finish anyway, ask a model | demo
 # menu: 2 Build the binary | build
 # menu: 3 Run all tests | test
-# menu: 4 Benchmark matrix products, and a language model if one is here | bench
+# menu: 4 Benchmark matrix products, and a language model if it is on this machine | bench
 # menu: 5 Fuzz the parsers of bytes from outside, ten seconds each | fuzz 10
 # menu: 6 Test the kernels for 64-bit ARM under an emulator | aarch64
 # menu: 7 Soak: two nodes for half an hour keep connections, ports and memory flat | soak
@@ -18,22 +18,22 @@ usage() {
   cat <<'TEXT'
 Usage: scripts/setup.sh [SUBCOMMAND]
 
-  demo            build what is not built, fetch a small language model, then multiply two matrices across three
-                  nodes on this machine and ask the model
+  demo            build the binary, download a small language model, then multiply two matrices across three
+                  nodes on this machine and ask the model a question
   test            format, lints, documentation, licences, every test: what CI runs
   build           build the binary, target/release/pangea
-  bench           measure matrix products, options go to 'pangea bench matmul'; without any, and where it is here,
-                  a language model, too
+  bench           measure matrix products; options are passed to 'pangea bench matmul'. Without options, a language
+                  model is measured as well, if it is on this machine
   fuzz [SECONDS]  fuzz each parser of bytes from outside (60)
   soak [MINUTES]  two nodes on this machine: connections, ports and memory must stay flat (30)
   aarch64         on x86-64 Linux: the kernels' tests and the pinned digests, built for 64-bit ARM, under qemu
   help            this text
 
-Without a subcommand: a menu. What is missing is installed; on a terminal, after asking.
+Without a subcommand: a menu. Missing tools are installed; on a terminal, after asking.
 TEXT
 }
 
-# What the demo asks.
+# Question of the demo.
 DEMO_MODEL=smollm2
 
 # ---- subcommands -------------------------------------------------------------------------------------------------
@@ -46,7 +46,7 @@ build() {
 demo() {
   need_pangea
   "$PANGEA_BIN" models pull "$DEMO_MODEL" >/dev/null \
-    || warn "SKIPPED: the model $DEMO_MODEL could not be fetched; the demo does without, and 'pangea models pull $DEMO_MODEL' tries again"
+    || warn "SKIPPED: the model $DEMO_MODEL could not be downloaded; the demo runs without it, and 'pangea models pull $DEMO_MODEL' tries again"
   exec "$PANGEA_BIN" demo "$@"
 }
 
@@ -58,7 +58,7 @@ bench() {
     printf '\n'
     "$PANGEA_BIN" bench llm --model "$DEMO_MODEL"
   else
-    warn "SKIPPED: bench llm: the model $DEMO_MODEL is not here; 'pangea models pull $DEMO_MODEL' fetches it"
+    warn "SKIPPED: bench llm: the model $DEMO_MODEL is not on this machine; 'pangea models pull $DEMO_MODEL' downloads it"
   fi
 }
 
@@ -69,11 +69,11 @@ fuzz() {
   has c++ || has g++ || has clang++ || install_packages 'A C++ compiler (for libFuzzer)' 'g++' ''
   cd "$REPOSITORY"
   local build="$TARGET/fuzz"
-  # What `cargo fuzz build --sanitizer none` passes: coverage for libFuzzer, all of it stable flags.
+  # The flags that `cargo fuzz build --sanitizer none` passes: coverage for libFuzzer, all of them stable.
   local coverage='--cfg fuzzing -Cpasses=sancov-module -Ccodegen-units=1 -Cllvm-args=-sanitizer-coverage-level=4
     -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table
     -Cllvm-args=-sanitizer-coverage-trace-compares'
-  # A target of its own keeps build scripts and macros free of the instrumentation.
+  # A separate target keeps build scripts and macros free of the instrumentation.
   RUSTFLAGS=$(printf '%s' "$coverage" | tr -s ' \n' ' ') cargo build --release --locked --bins --target "$(rustc -vV | sed -n 's/^host: //p')" \
     --manifest-path tests/fuzz/Cargo.toml --target-dir "$build"
   sed -n 's/^name = "\(.*\)" # target$/\1/p' tests/fuzz/Cargo.toml | while IFS= read -r target; do
@@ -84,7 +84,7 @@ fuzz() {
   done
 }
 
-# What it prints is the table of the test.
+# Prints the test's table.
 soak() {
   local minutes=${1:-30}
   case "$minutes" in '' | *[!0-9]*) fail "soak takes a number of minutes, not '$minutes'"; exit 2 ;; esac
@@ -94,7 +94,7 @@ soak() {
     --ignored --exact --nocapture soak::connections_ports_and_memory_stay_flat
 }
 
-# The other processor's bits must be the same; an emulator computes them as the processor would, only slower.
+# The other processor must compute the same bits; an emulator computes them like the processor, only slower.
 aarch64() {
   local triple=aarch64-unknown-linux-gnu
   [ "$(uname -s)" = Linux ] || { fail "aarch64 needs Linux, for qemu's user mode"; exit 2; }
@@ -118,7 +118,7 @@ STAGES=''
 FAILED_STAGES=0
 CLOSING="$TARGET/closing-lines.txt"
 
-# Runs one stage and notes how it ended and how long it took. A failed stage does not keep the others from running.
+# Runs one stage and records its result and duration. A failed stage does not stop the others.
 stage() { # title command...
   local title=$1 began code=0 verdict=ok colour=$GREEN
   shift
@@ -134,7 +134,7 @@ stage() { # title command...
 "
 }
 
-# Shows a runner's output and keeps its closing lines.
+# Prints a runner's output and keeps its closing lines.
 closing_lines() { # pattern command...
   local pattern=$1 log="$TARGET/stage.log" code=0
   shift
@@ -149,14 +149,14 @@ check_lints() { cargo clippy --release --locked --workspace --all-targets -- -D 
 check_documentation() { RUSTDOCFLAGS='-D warnings' cargo doc --release --locked --workspace --no-deps; }
 check_dependencies() { "$CARGO_DENY" --locked check licenses bans sources; }
 
-# The advisories are in a repository of their own, which is not always in reach.
+# The advisories are in a repository of their own, which is not always reachable.
 check_advisories() {
   local log="$TARGET/advisories.log" code=0
   GIT_TERMINAL_PROMPT=0 GIT_HTTP_LOW_SPEED_LIMIT=1000 GIT_HTTP_LOW_SPEED_TIME=20 \
     "$CARGO_DENY" --locked check advisories >"$log" 2>&1 || code=$?
   if [ $code -ne 0 ] && grep -q 'failed to fetch advisory database' "$log"; then
     rm -f "$log"
-    warn 'SKIPPED: the advisory database cannot be reached from here'
+    warn 'SKIPPED: the advisory database cannot be reached'
     return 77
   fi
   cat "$log"
@@ -164,17 +164,17 @@ check_advisories() {
   return $code
 }
 
-# The models that tests run: fetched once, into a folder that outlives the checkout. Tests say which they miss.
+# The models that tests run: downloaded once, into a folder outside of the checkout. Tests say which models they miss.
 fetch_test_models() {
   local model file home="$TARGET/test-models" code=0
   for model in smollm2:SmolLM2-135M-Instruct.Q4_1.gguf gemma3-270m:gemma-3-270m-q4_k_m.gguf; do
     file=${model#*:} model=${model%%:*}
     [ -s "$PANGEA_TEST_MODELS/$file" ] && continue
     if PANGEA_HOME="$home" "$TARGET/release/pangea" models pull "$model" >/dev/null && mkdir -p "$PANGEA_TEST_MODELS"; then
-      # Never half a model under its name, even between two disks.
+      # The file gets its name only when it is complete, even across two disks.
       mv "$home/models/$file" "$PANGEA_TEST_MODELS/$file.partial" && mv "$PANGEA_TEST_MODELS/$file.partial" "$PANGEA_TEST_MODELS/$file"
     else
-      warn "SKIPPED: the model $model cannot be fetched from here; tests that need it say so"
+      warn "SKIPPED: the model $model cannot be downloaded; tests that need it say so"
       code=77
     fi
   done
@@ -228,7 +228,7 @@ run_tests() {
   heading "Stages, $(($(date +%s) - began)) s in total"
   printf '%s\n' "$STAGES"
   [ "$FAILED_STAGES" -eq 0 ] || fail "$FAILED_STAGES of the stages FAILED"
-  # The runners' own closing lines end the output, those of empty runs left out.
+  # The output ends with the runners' closing lines, without those of empty runs.
   grep -vE '^test result: ok\. 0 passed; 0 failed; 0 ignored' "$CLOSING" || true
   rm -f "$CLOSING"
   [ "$FAILED_STAGES" -eq 0 ]
@@ -236,8 +236,8 @@ run_tests() {
 
 # ---- menu --------------------------------------------------------------------------------------------------------
 
-# Every entry of every script's header, one a line, sorted by number: number, title, sub, subtitle, script, arguments;
-# the fields between unit separators.
+# Every entry of every script's header, one per line, sorted by number: number, title, sub, subtitle, script, arguments;
+# the fields are separated by unit separators.
 menu_entries() {
   local script line number title sub subtitle arguments rest
   for script in "$REPOSITORY"/scripts/*.sh; do
@@ -257,7 +257,7 @@ menu_entries() {
   done | sort -t "$(printf '\037')" -k1,1n -k3,3
 }
 
-# Shows the entries; those with subs, once per number, are listed below their title.
+# Prints the entries; those with subentries are listed once, with the subentries below.
 show_menu() {
   local number title sub subtitle script arguments last=''
   printf '\n%sPangea%s\n\n' "$BOLD" "$PLAIN"
@@ -269,12 +269,12 @@ show_menu() {
   printf '    q  Quit\n\n'
 }
 
-# Runs the entry that a choice names: its number, its sub (3a), or both (18 3a).
+# Runs the entry of a choice: its number, its subentry (3a), or both (18 3a).
 choose() { # choice
   local choice=$1 number title sub subtitle script arguments subs='' answer
   while IFS=$'\037' read -r number title sub subtitle script arguments; do
     if [ -z "$sub" ] && [ "$choice" = "$number" ]; then
-      # Arguments are separate words. A script that fails or is interrupted brings the menu back.
+      # Arguments are separate words. The menu returns if a script fails or is interrupted.
       # shellcheck disable=SC2086
       bash "$script" $arguments <&3 || warn "ended with exit code $?"
       return
@@ -289,7 +289,7 @@ choose() { # choice
   if [ -n "$subs" ]; then
     printf 'Which of%s? ' "$subs"
     IFS= read -r answer <&3 || return 0
-    case " $subs " in *" ${answer:-none} "*) choose "$answer" ;; *) warn "'$answer' is none of$subs" ;; esac
+    case " $subs " in *" ${answer:-none} "*) choose "$answer" ;; *) warn "'$answer' is not one of$subs" ;; esac
   else
     warn "'$choice' is not in the menu"
   fi
@@ -299,7 +299,7 @@ menu() {
   local choice
   ENTRIES=$(menu_entries)
   exec 3<&0
-  # Ctrl-C ends what was chosen, not the menu.
+  # Ctrl-C ends the chosen script, not the menu.
   trap 'printf "\n"' INT
   while :; do
     show_menu

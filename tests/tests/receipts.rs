@@ -360,7 +360,7 @@ fn after_a_failover_both_parts_are_checked() {
     ReceiptStore::new(home.path()).put(&receipt).unwrap();
     let data_dir = home.path().to_str().unwrap();
     let shown = stdout(&pangea(home.path(), &["receipts", "show", &receipt.id, "--data-dir", data_dir]));
-    let (first, second) = shown.split_once("It ended early: peer 12D3 is gone.").unwrap();
+    let (first, second) = shown.split_once("The segment ended early: peer 12D3 is gone.").unwrap();
     assert!(first.contains("From token 1 of the answer on:"), "{shown}");
     assert!(second.contains("From token 9 of the answer on:"), "{shown}");
 

@@ -204,7 +204,7 @@ fn two_sides_answer_together_and_one_of_them_dies_meanwhile() {
         }
     }
     let (_, said, _) = &sides[0].1;
-    for test in ["receipt holds", "goes on", "moved while", "connected again", "computes answers again"] {
+    for test in ["receipt holds", "goes on", "failed over in", "connected again", "computes answers again"] {
         assert!(said.lines().any(|line| line.contains(test) && line.contains("passed")), "{test} is not in:\n{said}");
     }
     first.assert_nothing_left();

@@ -61,7 +61,7 @@ fn what_chat_cannot_do_is_said_with_the_right_exit_code() {
     let cluster = Cluster::new();
     let one = cluster.node("one").start();
     for (arguments, code, said) in [
-        (vec!["--api", "127.0.0.1:1", "Hello"], 3, "cannot be reached"),
+        (vec!["--api", "127.0.0.1:1", "Hello"], 3, "cannot reach"),
         (vec!["--api", &one.api, "Hello"], 2, "serves no model"),
         (vec!["--model", "nowhere.gguf", "Hello"], 2, "nowhere.gguf"),
         (vec!["--model", "some-name", "Hello"], 2, "some-name"),
