@@ -17,10 +17,11 @@ enum Verify {
   standard @0;
   # Every tile that a peer computed is checked.
   full @1;
-  # As `standard`, and the whole product is checked again at the end.
+  # As `standard`, and the whole result is checked again at the end.
 }
 
 struct MatmulOptions {
+  # Of every operation on tensors; the name is that of the first.
   place @0 :Place;
   verify @1 :Verify;
   priority @2 :Int8;
@@ -35,7 +36,7 @@ struct MatmulOptions {
 }
 
 interface Job {
-  # A running job. The job is cancelled once this capability and its product are both dropped.
+  # A running job. The job is cancelled once this capability and its result are both dropped.
 
   progress @0 () -> (progress :Progress);
   # The latest progress; never waits.
@@ -69,13 +70,13 @@ struct JobReport {
   m @0 :UInt64;
   k @1 :UInt64;
   n @2 :UInt64;
-  # The product is [m, k] times [k, n].
+  # A product is [m, k] times [k, n]. Of other operations the result is [m, n], and k is 1.
   dtype @3 :Text;
-  # Name of the product's dtype, such as `f32`.
+  # Name of the result's dtype, such as `f32`.
   seconds @4 :Float64;
-  # Seconds from the operands being at the accepting node to the whole, checked product being there.
+  # Seconds from the operands being at the accepting node to the whole, checked result being there.
   gflops @5 :Float64;
-  # 2·m·k·n / seconds / 10⁹.
+  # Additions and multiplications (2·m·k·n of a product) / seconds / 10⁹.
   tasks @6 :TaskCounts;
   workers @7 :List(WorkerShare);
   # The workers whose results were accepted.
@@ -128,11 +129,11 @@ struct Rejection {
 }
 
 struct JobStatus {
-  # A job of a node, as it stands; a product or a generation.
+  # A job of a node, as it stands; an operation on tensors or a generation.
   id @0 :UInt64;
   # Number of the job on its node.
   kind @1 :Text;
-  # `product` or `generation`.
+  # What is computed: `product`, another result of an operation on tensors, or `generation`.
   subject @2 :Text;
   # Shape and dtype of a product, such as `1024x512x256 f32`; name of the model of a generation.
   api @3 :Text;
@@ -142,7 +143,7 @@ struct JobStatus {
   state @5 :Text;
   # `waiting`, `running`, `done`, `failed` or `cancelled`.
   done @6 :UInt64;
-  # Tasks of a product or tokens of answers that are done.
+  # Tasks of an operation or tokens of answers that are done.
   total @7 :UInt64;
   # How many there will be at most; 0 while that is not known.
   submittedUnixMs @8 :UInt64;

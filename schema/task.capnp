@@ -64,7 +64,7 @@ struct Task {
   priority @1 :Int8;           # tasks of higher priority start first
   deadlineMs @2 :UInt32;       # milliseconds from receipt; 0: no deadline
   operation :union {
-    unset @3 :Void;            # malformed: every task names its operation
+    unset @3 :Void;            # an operation that the reader does not know: the task is refused as InvalidInput
     matmul :group {            # C[m, n] = A[m, k] · B[k, n]
       a @4 :Digest;
       b @5 :Digest;

@@ -27,7 +27,7 @@ struct TensorInfo {
 }
 
 interface Tensor {
-  # A tensor held by a node. Dropping the capability frees the tensor. A product that is still
+  # A tensor held by a node. Dropping the capability frees the tensor. A result that is still
   # being computed is a Tensor, too.
 
   info @0 () -> (info :TensorInfo);
@@ -35,7 +35,7 @@ interface Tensor {
 
   read @1 (sink :ByteSink, offset :UInt64, length :UInt64) -> ();
   # Writes `length` bytes from byte `offset` to `sink`, in order, in chunks, at most a
-  # window ahead of what the sink has taken. Waits until a product is computed. Returns when all
+  # window ahead of what the sink has taken. Waits until a result is computed. Returns when all
   # bytes are sent: the last chunks have arrived then, but the sink may still be processing them.
 }
 

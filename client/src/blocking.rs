@@ -1,5 +1,5 @@
 //! The client for programs that are not asynchronous: the same calls, each blocking this thread until its
-//! answer arrives. Nothing runs between calls.
+//! answer arrives. Nothing runs between calls. Operations on tensors are in [`crate::operations`].
 
 use std::future::Future;
 use std::time::Duration;
@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::runtime::Runtime;
 use tokio::task::LocalSet;
 
-use crate::job::{MatmulOptions, Progress};
+use crate::job::Progress;
 use crate::jobs::JobStatus;
 use crate::model::{GenerationRequest, GenerationSummary, Model, ModelStatus, Piece};
 use crate::plan::ModelPlan;
@@ -50,12 +50,6 @@ impl Client {
     /// See [`crate::Client::upload`].
     pub fn upload(&self, source: &mut dyn TensorSource) -> Result<Tensor> {
         self.block_on(self.client.upload(source))
-    }
-
-    /// See [`crate::Client::matmul`]. The request leaves with the next call that waits.
-    pub fn matmul(&self, a: &Tensor, b: &Tensor, options: &MatmulOptions) -> (Job, Tensor) {
-        // Sending does not wait, but spawns tasks, which needs the task set.
-        self.block_on(async { self.client.matmul(a, b, options) })
     }
 
     /// Waits for `job`, passes its progress to the callback and returns its report.

@@ -5,7 +5,6 @@ use std::future::Future;
 use std::rc::Rc;
 use std::time::Duration;
 
-use capnp::capability::{FromClientHook, RemotePromise};
 use capnp_rpc::RpcSystem;
 use capnp_rpc::rpc_twoparty_capnp::Side;
 use pangea_schema::{node_capnp, tensor_capnp};
@@ -14,7 +13,6 @@ use tokio_util::compat::{TokioAsyncReadCompatExt, TokioAsyncWriteCompatExt};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::exception::from_exception;
-use crate::job::{Job, MatmulOptions};
 use crate::jobs::JobStatus;
 use crate::model::{self, Model, ModelStatus};
 use crate::plan::ModelPlan;
@@ -34,8 +32,8 @@ pub const DEFAULT_ADDRESS: &str = "127.0.0.1:8080";
 /// All calls must run inside a [`tokio::task::LocalSet`].
 #[derive(Clone)]
 pub struct Client {
-    node: node_capnp::node::Client,
-    connection: Rc<Connection>,
+    pub(crate) node: node_capnp::node::Client,
+    pub(crate) connection: Rc<Connection>,
 }
 
 /// Closes the connection, and cancels its calls, when dropped.
@@ -54,7 +52,7 @@ impl Connection {
     }
 
     /// Runs `work` until it ends or the connection closes.
-    fn spawn(&self, work: impl Future<Output = ()> + 'static) {
+    pub(crate) fn spawn(&self, work: impl Future<Output = ()> + 'static) {
         let closed = self.closed.clone();
         tokio::task::spawn_local(async move { closed.run_until_cancelled(work).await });
     }
@@ -115,32 +113,6 @@ impl Client {
         let tensor =
             response.get().and_then(|results| results.get_tensor()).map_err(|exception| from_exception(&exception))?;
         Ok(Tensor::new(tensor, self.connection.clone()))
-    }
-
-    /// Starts `C[m, n] = A[m, k] · B[k, n]` and returns at once; both operands may be products
-    /// that are still being computed. The job is cancelled when both the [`Job`] and the product are
-    /// dropped. Errors of the operands are returned by both.
-    pub fn matmul(&self, a: &Tensor, b: &Tensor, options: &MatmulOptions) -> (Job, Tensor) {
-        let mut request = self.node.matmul_request();
-        request.get().set_a(a.capability());
-        request.get().set_b(b.capability());
-        options.to_wire(request.get().init_options());
-        let RemotePromise { promise, pipeline } = request.send();
-        let (job, product) = (pipeline.get_job(), pipeline.get_product());
-        // Until their promises resolve, job and product are parts of one answer, and the node keeps both for as long as
-        // either is referenced. They resolve only if something waits for the resolution, and has started to wait before.
-        let resolutions = [job.as_client_hook().when_more_resolved(), product.as_client_hook().when_more_resolved()];
-        self.connection.spawn(async move {
-            let _answer = promise.await;
-            for resolution in resolutions.into_iter().flatten() {
-                // A failure is returned by every call on them.
-                let _ = resolution.await;
-            }
-            drop(pipeline);
-        });
-        let job = Job::new(job, self.connection.clone());
-        let product = Tensor::new(product, self.connection.clone());
-        (job, product)
     }
 
     /// Status of every peer that the node knows.

@@ -1,4 +1,4 @@
-//! Products that a node computes: options, progress, cancelling, report.
+//! Operations that a node computes: options, progress, cancelling, report.
 
 use std::pin::pin;
 use std::rc::Rc;
@@ -47,11 +47,11 @@ pub enum VerifyPolicy {
     /// Every tile from a peer is checked as DESIGN §6 says.
     #[default]
     Standard,
-    /// As `Standard`, and the whole product is checked again at the end, local tiles included.
+    /// As `Standard`, and the whole result is checked again at the end, local tiles included.
     Full,
 }
 
-/// How a product is computed and checked.
+/// How an operation is computed and checked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MatmulOptions {
     /// Where the tasks may run.
@@ -155,7 +155,7 @@ impl Progress {
     }
 }
 
-/// A running product. The job is cancelled once this value and the product's tensor are both dropped.
+/// A running operation. The job is cancelled once this value and the result's tensor are both dropped.
 #[derive(Clone)]
 pub struct Job {
     capability: job::Client,

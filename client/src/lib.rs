@@ -2,7 +2,8 @@
 //!
 //! * [`connection`]: the connection to a node, where every call starts.
 //! * [`tensor`]: tensors held by a node, and the transfer of their bytes.
-//! * [`job`]: products that a node computes: options, progress, cancelling.
+//! * [`operations`]: what a node computes from tensors.
+//! * [`job`]: a running operation: options, progress, cancelling.
 //! * [`jobs`]: everything that was asked of a node, as it stands.
 //! * [`model`]: language models of a node: requests and streamed answers.
 //! * [`out_of_core`]: products larger than memory, block by block.
@@ -22,6 +23,7 @@ pub mod exception;
 pub mod job;
 pub mod jobs;
 pub mod model;
+pub mod operations;
 pub mod out_of_core;
 pub mod plan;
 pub mod report;

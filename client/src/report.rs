@@ -8,13 +8,13 @@ use crate::text::string;
 /// The report of a finished job.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct JobReport {
-    /// `[m, k, n]`.
+    /// `[m, k, n]`: the result is `[m, n]`, and each element of it sums over k; k is 1 where nothing is summed.
     pub shape: [usize; 3],
-    /// Dtype of the product.
+    /// Dtype of the result.
     pub dtype: String,
     /// Seconds from the operands being at the accepting node to the whole, checked product being there.
     pub seconds: f64,
-    /// `2·m·k·n / seconds`, in 10⁹.
+    /// Additions and multiplications (`2·m·k·n` of a product) per second, in 10⁹.
     pub gflops: f64,
     /// Counts of tasks.
     pub tasks: TaskCounts,
@@ -24,7 +24,7 @@ pub struct JobReport {
     pub bytes_sent: u64,
     /// Tensor bytes received from peers.
     pub bytes_received: u64,
-    /// The checks of the product and their verdict.
+    /// The checks of the result and their verdict.
     pub verification: Verification,
     /// `local`, `remote` or `mixed`.
     pub mode: String,
@@ -60,7 +60,7 @@ pub struct WorkerShare {
     pub seconds: f64,
 }
 
-/// How a product was checked.
+/// How a result was checked.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Verification {
     /// Method, such as `freivalds-f64+tiles`; `none` where all tasks were local and no check was requested.

@@ -27,6 +27,7 @@
 //! | 4 | [`sample`] | logits to tokens, grammars, stop strings |
 //! | 4 | [`model`] | language models: configuration, weights of a layer range, caches, the forward pass |
 //! | 5 | [`commit`] | what a stage of a model commits to, and its replay (DESIGN §6) |
+//! | 5 | [`operation`] | what a node computes from two tensors: needs, result, cost, check |
 //! | 5 | [`probe`] | measured speed of this machine |
 
 #[cfg(target_endian = "big")]
@@ -47,6 +48,7 @@ mod kernel;
 mod mapping;
 pub mod model;
 pub mod npy;
+pub mod operation;
 pub mod pool;
 pub mod probe;
 pub mod product;
@@ -61,10 +63,10 @@ pub use error::Error;
 pub use isa::Isa;
 pub use kernel::linear::Linear;
 pub use npy::{NpyFile, NpyHeader, NpyWriter};
+pub use operation::{Cut, Operation, ResultProbe, TensorShape};
 pub use pangea_units::{Digest, ErrorKind};
 pub use pool::{Cancel, Pool};
 pub use product::{
     MAX_K_I8, PackedA, PackedB, ProductBytes, matmul, matmul_into, matmul_packed, matmul_packed_into, product_bytes,
-    product_dtype,
 };
 pub use tensor::{Tensor, TensorBuf};

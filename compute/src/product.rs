@@ -45,15 +45,13 @@ pub fn product_bytes(
     Ok(ProductBytes { a: bytes(a_dtype, a.0, a.1)?, b: bytes(b_dtype, b.0, b.1)?, c: bytes(out, a.0, b.1)? })
 }
 
-/// The element type of `a · b`, without computing it.
-///
-/// # Errors
-/// As [`matmul`]: shapes or types that do not fit, an i8 product too long to be exact.
-pub fn product_dtype(a: &Tensor, b: &Tensor) -> Result<DType, Error> {
-    check_operands(a.shape(), b.shape(), a.dtype(), b.dtype())
-}
-
-fn check_operands((m, ka): (usize, usize), (kb, n): (usize, usize), a: DType, b: DType) -> Result<DType, Error> {
+/// The element type of a product of operands of these shapes and types.
+pub(crate) fn check_operands(
+    (m, ka): (usize, usize),
+    (kb, n): (usize, usize),
+    a: DType,
+    b: DType,
+) -> Result<DType, Error> {
     if ka != kb {
         return Err(Error::Shape {
             operation: "matmul",

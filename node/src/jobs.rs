@@ -216,6 +216,8 @@ mod tests {
 
     use super::*;
 
+    const PRODUCT: JobKind = JobKind::Operation("product");
+
     fn spec(kind: JobKind) -> JobSpec {
         JobSpec { kind, subject: "tiny".to_owned(), owner: Owner::of(Api::Rpc), deadline: None }
     }
@@ -228,7 +230,7 @@ mod tests {
     fn whoever_follows_hears_of_both_kinds_of_jobs() {
         let jobs = Jobs::default();
         let mut events = jobs.follow();
-        let product = jobs.submit(spec(JobKind::Product), |_| {}).unwrap();
+        let product = jobs.submit(spec(PRODUCT), |_| {}).unwrap();
         let generation = jobs.submit(spec(JobKind::Generation), |_| {}).unwrap();
         product.started();
         product.end(Ending::Done { verdict: Verdict::Verified });
@@ -237,7 +239,7 @@ mod tests {
         while let Ok(event) = events.try_recv() {
             names.push((event.name(), event.job().spec.kind));
         }
-        let (product, generation) = (JobKind::Product, JobKind::Generation);
+        let (product, generation) = (PRODUCT, JobKind::Generation);
         let expected = [
             ("job.submitted", product),
             ("job.submitted", generation),
@@ -253,7 +255,7 @@ mod tests {
     #[test]
     fn draining_waits_for_both_kinds_of_jobs() {
         let jobs = Jobs::default();
-        let product = jobs.submit(spec(JobKind::Product), |_| {}).unwrap();
+        let product = jobs.submit(spec(PRODUCT), |_| {}).unwrap();
         let generation = jobs.submit(spec(JobKind::Generation), |_| {}).unwrap();
         runtime().block_on(async {
             let draining = jobs.clone();
@@ -277,7 +279,7 @@ mod tests {
         runtime().block_on(jobs.drain(Duration::from_millis(10)));
         assert_eq!(cancelled.load(Ordering::Relaxed), ticket.id().0);
         assert!(*jobs.drained().borrow());
-        assert_eq!(jobs.submit(spec(JobKind::Product), |_| {}).unwrap_err().kind(), ErrorKind::Unavailable);
+        assert_eq!(jobs.submit(spec(PRODUCT), |_| {}).unwrap_err().kind(), ErrorKind::Unavailable);
     }
 
     #[test]

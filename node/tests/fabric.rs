@@ -86,7 +86,7 @@ fn a_remote_product_has_the_bits_of_a_local_one_and_says_who_computed_it() {
     connect(&one, &other);
     let (a, b, c) = integers(300);
     let outcome = product(&one, remote(&a, &b));
-    assert_eq!(outcome.product.digest(), c.digest());
+    assert_eq!(outcome.result.digest(), c.digest());
     assert_eq!(outcome.report.mode, "remote");
     assert_eq!(outcome.report.verification.verdict, "verified");
     assert_eq!(outcome.report.workers[0].name, "other");
@@ -98,7 +98,7 @@ fn without_peers_a_product_is_local() {
     let one = node("one", 1, None);
     let (a, b, c) = integers(200);
     let outcome = product(&one, JobRequest::product(a, b));
-    assert_eq!(outcome.product.digest(), c.digest());
+    assert_eq!(outcome.result.digest(), c.digest());
     assert_eq!(outcome.report.mode, "local");
     assert_eq!(outcome.report.verification.verdict, "local");
 }
@@ -126,7 +126,7 @@ fn every_kind_of_lie_is_caught_redone_and_its_peer_quarantined() {
             let outcome = product(&one, remote(&a, &b));
             let pool = pangea_compute::Pool::new(1).unwrap();
             let c = pangea_compute::matmul(&a, &b, &pool, &pangea_compute::Cancel::new()).unwrap();
-            assert_eq!(outcome.product.digest(), c.digest(), "{fault:?} {dtype:?}");
+            assert_eq!(outcome.result.digest(), c.digest(), "{fault:?} {dtype:?}");
             if dtype == DType::I8 {
                 assert_eq!(outcome.report.verification.rejected.len(), 1, "{fault:?}");
                 let peers = block_on(one.runtime.fabric().peers()).unwrap();
@@ -144,7 +144,7 @@ fn a_worker_that_hangs_or_cuts_the_stream_costs_time_but_no_result() {
         connect(&one, &other);
         let (a, b, c) = integers(256);
         let outcome = product(&one, remote(&a, &b));
-        assert_eq!(outcome.product.digest(), c.digest(), "{fault:?}");
+        assert_eq!(outcome.result.digest(), c.digest(), "{fault:?}");
     }
 }
 

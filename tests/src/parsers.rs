@@ -17,13 +17,13 @@ use libp2p::multihash::Multihash;
 use pangea_client::ErrorKind;
 use pangea_compute::chat::calendar::CalendarTime;
 use pangea_compute::chat::{self, ChatTemplate, Conversation};
-use pangea_compute::{DType, Digest, NpyHeader, Tensor, csv as csv_text, json as json_text};
+use pangea_compute::{DType, Digest, NpyHeader, Operation, Tensor, csv as csv_text, json as json_text};
 use pangea_control::net::admission::{Frame, Refusal};
 use pangea_control::placement::{PlacedStage, Placement, PlacementRefusal};
 use pangea_node::blob::BlobMessage;
 use pangea_node::net::{PoolKey, peers_file as peers};
 use pangea_node::pool::{Advert, LayerSpeed, LinkAdvert, ModelAdvert, ModelSize, StageAdvert, StageState, Term, codec};
-use pangea_node::wire::{FrameHead, Header, Message, Operation, PREFIX_BYTES, Shape, Task, TaskHello};
+use pangea_node::wire::{FrameHead, Header, Message, PREFIX_BYTES, Shape, Task, TaskHello};
 
 /// One parser.
 #[derive(Clone, Copy)]
@@ -117,7 +117,8 @@ fn task_frame_seeds() -> Vec<Vec<u8>> {
         id: 7,
         priority: -1,
         deadline: Some(Duration::from_millis(250)),
-        operation: Operation::MatMul { a: digest(1), b: digest(2) },
+        operation: Operation::Matmul,
+        operands: [digest(1), digest(2)],
     };
     let messages = [
         (Message::Hello(advert), 0),

@@ -295,11 +295,15 @@ impl World {
             };
             let memory_bytes = chance.scale(64e6, 64e9) as u64;
             let claim = if local {
-                WorkerEstimate::local([speed * wrong(chance); 4], memory_bytes)
+                WorkerEstimate::local([speed * wrong(chance); Arithmetic::COUNT], memory_bytes)
             } else {
                 let bytes_per_s = nature.bytes_per_s * wrong(chance);
-                let mut claim =
-                    WorkerEstimate::remote([speed * wrong(chance); 4], bytes_per_s, nature.rtt_s, memory_bytes);
+                let mut claim = WorkerEstimate::remote(
+                    [speed * wrong(chance); Arithmetic::COUNT],
+                    bytes_per_s,
+                    nature.rtt_s,
+                    memory_bytes,
+                );
                 claim.max_in_flight = 1 + chance.below(16) as usize;
                 claim
             };
@@ -748,7 +752,7 @@ impl Simulation {
         let job = &self.jobs[id.0 as usize];
         let grid = job.grid.ok_or("not planned")?;
         ensure(job.outcome.is_none(), "the job has ended")?;
-        ensure(tile.band < grid.bands() && tile.panel < grid.panels(), "there is no such tile")?;
+        ensure(grid.is_tile(tile), "there is no such tile")?;
         ensure(!job.accepted.contains(&tile), "the tile has been accepted")?;
         ensure(job.spec.place != Place::Local || worker.is_local(), "the job is to stay here")?;
         ensure(!self.quarantined.contains(&worker), "it is quarantined")?;

@@ -2,7 +2,8 @@
 //! Every failure names its seed.
 
 use pangea_control::schedule::{
-    Arithmetic, FailureKind, JobSpec, Operand, Place, ProductShape, WorkerEstimate, WorkerId,
+    Arithmetic, ElementwiseShape, FailureKind, JobShape, JobSpec, Operand, Place, ProductShape, WorkerEstimate,
+    WorkerId,
 };
 use pangea_tests::simulation::{Nature, Outcome, Run, SimulatedJob, SimulatedWorker, World};
 use pangea_units::SplitMix64;
@@ -15,16 +16,16 @@ fn f32_product(m: u64, k: u64, n: u64) -> ProductShape {
 
 fn local(flops_per_s: f64) -> SimulatedWorker {
     let nature = Nature::honest(flops_per_s, f64::INFINITY, 0.0);
-    SimulatedWorker { nature, claim: WorkerEstimate::local([flops_per_s; 4], 8 * GIB), joins_at_s: 0.0 }
+    SimulatedWorker { nature, claim: WorkerEstimate::local([flops_per_s; Arithmetic::COUNT], 8 * GIB), joins_at_s: 0.0 }
 }
 
 fn peer(flops_per_s: f64, bytes_per_s: f64) -> SimulatedWorker {
     let nature = Nature::honest(flops_per_s, bytes_per_s, 100e-6);
-    let claim = WorkerEstimate::remote([flops_per_s; 4], bytes_per_s, 100e-6, 8 * GIB);
+    let claim = WorkerEstimate::remote([flops_per_s; Arithmetic::COUNT], bytes_per_s, 100e-6, 8 * GIB);
     SimulatedWorker { nature, claim, joins_at_s: 0.0 }
 }
 
-fn job(shape: ProductShape) -> JobSpec {
+fn job(shape: impl Into<JobShape>) -> JobSpec {
     JobSpec::new(shape, Arithmetic::F32)
 }
 
@@ -163,7 +164,7 @@ fn fast_links_come_near_to_the_sum_of_all_workers() {
             let flops_per_s = peer.nature.flops_per_s;
             peer.claim = WorkerEstimate::remote([flops_per_s; Arithmetic::COUNT], 5e9, rtt_s, 8 * GIB);
         }
-        let shape = world.jobs[0].spec.shape;
+        let JobShape::Product(shape) = world.jobs[0].spec.shape else { continue };
         if ideal_s(&world) >= 0.1 && shape.m.min(shape.n).min(shape.k) >= 1000 {
             let ratio = first(&world).seconds / ideal_s(&world);
             assert!(ratio < 1.4, "seed {seed}: {ratio} times the ideal");
@@ -237,7 +238,7 @@ fn a_remote_job_runs_on_peers_only_while_one_can() {
     spec.place = Place::Remote;
     let outcome = first(&world(local(100e9), vec![peer(1e9, 1e6)], vec![spec.clone()]));
     assert_eq!((outcome.report.tasks.remote, outcome.report.tasks.local), (1, 0));
-    spec.shape = f32_product(2048, 2048, 2048);
+    spec.shape = f32_product(2048, 2048, 2048).into();
     let slow_peer = world(local(100e9), vec![peer(10e9, 10e6)], vec![spec.clone()]);
     assert_eq!(first(&slow_peer).report.tasks.local, 0);
     let mut crashing = slow_peer.clone();
@@ -262,6 +263,23 @@ fn a_remote_job_waits_two_seconds_for_connecting_peers_and_then_runs_here() {
     late.connecting_s = 0.5;
     let outcome = first(&late);
     assert!(outcome.report.tasks.remote == 0 && outcome.seconds < 0.6, "{outcome:?}");
+}
+
+#[test]
+fn an_elementwise_job_is_shared_by_peers_on_demand_and_stays_here_otherwise() {
+    let (rows, cols, bytes) = (20_000, 3000, 4);
+    let shape = ElementwiseShape { rows, cols, a_element_bytes: bytes, b_element_bytes: bytes, c_element_bytes: bytes };
+    let spec = |place| JobSpec { place, ..JobSpec::new(shape, Arithmetic::Elementwise) };
+    let asked = |place| run(&world(local(100e9), vec![peer(100e9, 1.1e9); 2], vec![spec(place)]));
+    let remote = asked(Place::Remote);
+    let report = &remote.outcomes[0].report;
+    assert!(report.tasks.local == 0 && report.tasks.remote > 2 && report.workers.len() == 2, "{report:?}");
+    // Each part goes to one peer, but for the last, which an idle peer may copy.
+    let operand_bytes = 2 * rows * cols * bytes;
+    assert!((operand_bytes..operand_bytes * 5 / 4).contains(&remote.bytes_sent), "{} bytes", remote.bytes_sent);
+    // The check of a tile reads as much as computing it does.
+    let auto = asked(Place::Auto);
+    assert_eq!((auto.bytes_sent, auto.outcomes[0].report.tasks.remote), (0, 0));
 }
 
 #[test]

@@ -30,9 +30,9 @@ pub struct CheckReport {
     pub detection_limit: f64,
 }
 
-/// A wrong product, and where it is wrong. Displays as a sentence.
+/// A wrong result, and where it is wrong. Displays as a sentence.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
-#[error("the product is wrong: {what}")]
+#[error("the result is wrong: {what}")]
 pub struct Mismatch {
     /// The first row found wrong.
     pub row: usize,

@@ -4,7 +4,7 @@
 use std::ops::Range;
 
 use pangea_client::{Client, Error, ErrorKind, JobReport, MatmulOptions, Progress};
-use pangea_compute::{DType, Tensor};
+use pangea_compute::{DType, Operation, Tensor};
 use pangea_control::jobs::{Api, Owner};
 
 use super::failure::Failure;
@@ -98,7 +98,9 @@ fn start_local(fabric: &Fabric, a: &Tensor, b: &Tensor, options: &MatmulOptions)
     let (a, b, owner) = (a.clone(), b.clone(), Owner::of(Api::Node));
     let dtype = DType::product(a.dtype(), b.dtype())?;
     let memory = fabric.lease(a.rows() as u64 * b.cols() as u64 * dtype.size_bytes() as u64)?;
-    let job = fabric.submit(JobRequest { a, b, place, verify, priority, deadline, redundancy, max_retries, owner })?;
+    let operation = Operation::Matmul;
+    let request = JobRequest { operation, a, b, place, verify, priority, deadline, redundancy, max_retries, owner };
+    let job = fabric.submit(request)?;
     Ok(RunningProduct::Local { job, memory })
 }
 
@@ -124,7 +126,7 @@ impl RunningProduct {
                 };
                 let gone = || Error::new(ErrorKind::Internal, "the local fabric ended");
                 let outcome = outcome.map_err(|_| gone())??;
-                Ok((LoadedMatrix::Local { tensor: outcome.product, _memory: memory }, outcome.report))
+                Ok((LoadedMatrix::Local { tensor: outcome.result, _memory: memory }, outcome.report))
             }
         }
     }

@@ -8,19 +8,20 @@ use std::time::{Duration, Instant};
 use crate::devices::Devices;
 use crate::devices::threads::Purpose;
 use pangea_client::{Error, ErrorKind, Result};
-use pangea_compute::{ColumnProbe, DType, Pool, Tensor};
+use pangea_compute::{DType, Operation, Pool, ResultProbe, Tensor};
 
 use crate::supervise::Supervisor;
 
 /// Checks that may wait: bounded by the tasks in flight at all peers together, far below this.
 const QUEUE: usize = 4096;
 
-/// The secret vector of one panel and what was precomputed with it; made when first needed.
+/// What checks results with one panel; made when first needed.
 #[derive(Default)]
-pub(crate) struct PanelProbe(OnceLock<std::result::Result<ColumnProbe, String>>);
+pub(crate) struct PanelProbe(OnceLock<std::result::Result<ResultProbe, String>>);
 
-/// One product to check: `a · b = c`?
+/// One result to check: is `c` what the operation gives for `a` and `b`?
 pub(crate) struct Check {
+    pub(crate) operation: Operation,
     pub(crate) a: Tensor,
     pub(crate) b: Tensor,
     pub(crate) c: Tensor,
@@ -84,12 +85,12 @@ impl Checker {
 
 fn verify(check: &Check, pool: &Pool) -> CheckVerdict {
     let probe = check.probe.0.get_or_init(|| {
-        ColumnProbe::new(&check.b, check.dtype, rand::random(), pool).map_err(|error| error.to_string())
+        check.operation.probe(&check.b, check.dtype, rand::random(), pool).map_err(|error| error.to_string())
     });
     match probe {
         Err(why) => CheckVerdict::Failed(why.clone()),
         Ok(probe) => match probe.check(&check.a, &check.b, &check.c, pool) {
-            Ok(report) => CheckVerdict::Good(report.method),
+            Ok(method) => CheckVerdict::Good(method),
             Err(mismatch) => CheckVerdict::Bad(mismatch.to_string()),
         },
     }

@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 
 use libp2p::PeerId;
 use pangea_client::{Error, ErrorKind, Result};
-use pangea_compute::{Cancel, DType, Tensor};
+use pangea_compute::{Cancel, Tensor};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use self::estimate::rates;
@@ -113,7 +113,7 @@ pub struct Driver {
     jobs: HashMap<JobId, RunningJob>,
     /// Accepted and told to the scheduler, not yet planned.
     submitting: HashMap<JobId, Submitting>,
-    /// Their products are whole and being checked once more.
+    /// Their results are whole and being checked once more.
     finishing: HashMap<JobId, (pangea_control::schedule::JobReport, Tensor)>,
     attempts: HashMap<AttemptId, Attempt>,
     served: Rc<RefCell<TaskService>>,
@@ -149,7 +149,6 @@ struct Submitting {
     request: JobRequest,
     submitted: Instant,
     reply: JobReply,
-    dtype: DType,
 }
 
 /// The receiving ends that [`Driver::run`] waits on.

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use libp2p::PeerId;
-use pangea_compute::{NpyWriter, Tensor};
+use pangea_compute::{NpyWriter, Operation, Tensor};
 use serde::{Deserialize, Serialize};
 
 use crate::trust::FailedAudit;
@@ -23,6 +23,7 @@ pub(crate) struct Evidence {
     pub(crate) job: u64,
     pub(crate) attempt: u64,
     pub(crate) why: String,
+    pub(crate) operation: Operation,
     pub(crate) a: Tensor,
     pub(crate) b: Tensor,
     pub(crate) c: Tensor,
@@ -35,7 +36,7 @@ struct Record<'e> {
     job: u64,
     attempt: u64,
     why: &'e str,
-    claim: &'static str,
+    claim: String,
     a: String,
     b: String,
     c: String,
@@ -56,7 +57,7 @@ impl Evidence {
             job: self.job,
             attempt: self.attempt,
             why: &self.why,
-            claim: "c.npy is the product of a.npy and b.npy",
+            claim: format!("c.npy is the {} of a.npy and b.npy", self.operation.result_name()),
             a: self.a.digest().to_string(),
             b: self.b.digest().to_string(),
             c: self.c.digest().to_string(),

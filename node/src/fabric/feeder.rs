@@ -12,7 +12,7 @@ use tokio::sync::mpsc;
 
 use super::running::JobData;
 use crate::link::coordinator::{Bulk, TaskLink};
-use crate::wire::{Operation, Shape, Task};
+use crate::wire::{Shape, Task};
 use pangea_control::schedule::{AttemptId, Operand, Tile};
 
 /// Starts that may wait for one peer; the scheduler keeps far fewer in flight.
@@ -90,11 +90,11 @@ async fn feed_one(link: &TaskLink, resident: &Resident, feed: Feed) -> Result<()
         id: feed.attempt.0,
         priority: feed.priority,
         deadline: feed.deadline,
-        operation: Operation::MatMul { a: digests[0], b: digests[1] },
+        operation: feed.job.operation,
+        operands: [digests[0], digests[1]],
     };
-    let rows = feed.job.grid.rows(feed.tile.band);
-    let cols = feed.job.grid.columns(feed.tile.panel);
-    let shape = Shape::new(feed.job.dtype, rows.end - rows.start, cols.end - cols.start)
+    let (rows, cols) = feed.job.grid.place(feed.tile);
+    let shape = Shape::new(feed.job.result.dtype, rows.end - rows.start, cols.end - cols.start)
         .map_err(|error| Error::new(ErrorKind::InvalidInput, error.to_string()))?;
     link.send_task(task, shape).map_err(|full| Error::new(ErrorKind::Unavailable, full.to_string()))
 }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use libp2p::PeerId;
 use pangea_client::{Error, ErrorKind, Result};
-use pangea_compute::DType;
+use pangea_compute::{Cut, TensorShape};
 use pangea_control::jobs::{JobKind, JobSpec};
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -72,14 +72,13 @@ impl Fabric {
     }
 
     /// Accepts a job, or refuses it at once where shapes or dtypes do not fit. Never waits. Memory for the
-    /// product is the caller's to reserve: it outlives the job.
+    /// result is the caller's to reserve: it outlives the job.
     pub fn submit(&self, request: JobRequest) -> Result<Job> {
-        let dtype = judge(&request)?;
-        let output = (request.a.rows(), request.b.cols(), dtype);
+        let output = judge(&request)?;
         let (progress_sender, progress) = watch::channel(Progress::default());
         let (outcome_sender, outcome) = oneshot::channel();
         let commands = self.commands.downgrade();
-        let ticket = self.jobs.submit(job_spec(&request, dtype), move |id| cancel(&commands, id.0))?;
+        let ticket = self.jobs.submit(job_spec(&request, output), move |id| cancel(&commands, id.0))?;
         let id = ticket.id().0;
         let reply = JobReply::new(ticket, progress_sender, outcome_sender);
         self.send(Command::Submit { job: id, request, submitted: Instant::now(), reply })?;
@@ -160,17 +159,16 @@ impl Drop for CancelOnDrop {
     }
 }
 
-/// Whether the operands fit; the dtype of their product.
-fn judge(request: &JobRequest) -> Result<DType> {
-    let (a, b) = (&request.a, &request.b);
-    let dtype = pangea_compute::product_dtype(a, b).map_err(crate::compute_error)?;
+/// Whether the operands fit; what they give.
+fn judge(request: &JobRequest) -> Result<TensorShape> {
+    let output = request.result()?;
     if request.redundancy == 0 {
         return Err(Error::new(
             ErrorKind::InvalidInput,
             "redundancy is the number of workers for each task, at least 1",
         ));
     }
-    Ok(dtype)
+    Ok(output)
 }
 
 fn cancel(commands: &mpsc::WeakSender<Command>, job: JobId) {
@@ -180,12 +178,14 @@ fn cancel(commands: &mpsc::WeakSender<Command>, job: JobId) {
     }
 }
 
-/// A product as the registry of jobs knows it.
-fn job_spec(request: &JobRequest, dtype: DType) -> JobSpec {
-    let (m, k, n) = (request.a.rows(), request.a.cols(), request.b.cols());
+/// An operation as the registry of jobs knows it.
+fn job_spec(request: &JobRequest, TensorShape { dtype, rows, cols }: TensorShape) -> JobSpec {
     JobSpec {
-        kind: JobKind::Product,
-        subject: format!("{m}x{k}x{n} {dtype}"),
+        kind: JobKind::Operation(request.operation.result_name()),
+        subject: match request.operation.cut() {
+            Cut::Crossed => format!("{rows}x{}x{cols} {dtype}", request.a.cols()),
+            Cut::Paired => format!("{rows}x{cols} {dtype}"),
+        },
         owner: request.owner.clone(),
         deadline: request.deadline.map(|within| clock::now() + within),
     }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use pangea_client::{Error, Result};
 pub use pangea_client::{JobReport, Place, Progress, Rejection, TaskCounts, Verification, VerifyPolicy, WorkerShare};
-use pangea_compute::{DType, Tensor};
+use pangea_compute::{Operation, Tensor, TensorShape};
 use pangea_control::jobs::{Api, Ending, Owner};
 use pangea_control::trust::Verdict;
 use tokio::sync::{oneshot, watch};
@@ -15,12 +15,14 @@ use crate::jobs::Ticket;
 /// Number of a job on the node that accepted it, as the registry of jobs gives it.
 pub type JobId = u64;
 
-/// A product `C[m, n] = A[m, k] · B[k, n]` to be computed by the fabric.
+/// An operation on two tensors to be computed by the fabric.
 #[derive(Clone)]
 pub struct JobRequest {
-    /// Left operand, `[m, k]`.
+    /// What to compute.
+    pub operation: Operation,
+    /// Left operand.
     pub a: Tensor,
-    /// Right operand, `[k, n]`.
+    /// Right operand.
     pub b: Tensor,
     /// Where its tasks may run.
     pub place: Place,
@@ -39,9 +41,10 @@ pub struct JobRequest {
 }
 
 impl JobRequest {
-    /// A product with the ordinary policies.
+    /// The product `C[m, n] = A[m, k] · B[k, n]` with the ordinary policies.
     pub fn product(a: Tensor, b: Tensor) -> JobRequest {
         JobRequest {
+            operation: Operation::Matmul,
             a,
             b,
             place: Place::default(),
@@ -53,17 +56,22 @@ impl JobRequest {
             owner: Owner::of(Api::Node),
         }
     }
+
+    /// The result that is asked for, or why the operands do not fit the operation.
+    pub(crate) fn result(&self) -> Result<TensorShape> {
+        self.operation.gives((&self.a).into(), (&self.b).into()).map_err(crate::compute_error)
+    }
 }
 
 /// A job under way. Dropping it cancels the work on every node.
 pub struct Job {
     /// Its number on this node.
     pub id: JobId,
-    /// Shape and dtype of the product, known before it is computed.
-    pub output: (usize, usize, DType),
+    /// Shape and dtype of the result, known before it is computed.
+    pub output: TensorShape,
     /// The latest progress.
     pub progress: watch::Receiver<Progress>,
-    /// Resolves once with the product or the failure.
+    /// Resolves once with the result or the failure.
     pub outcome: oneshot::Receiver<Result<JobOutcome>>,
     /// Cancels when dropped, see [`CancelOnDrop`].
     pub cancel: CancelOnDrop,
@@ -78,8 +86,8 @@ pub struct CancelOnDrop {
 /// A finished job.
 #[derive(Clone)]
 pub struct JobOutcome {
-    /// The whole, checked product `[m, n]`.
-    pub product: Tensor,
+    /// The whole, checked result.
+    pub result: Tensor,
     /// How it was had.
     pub report: JobReport,
 }

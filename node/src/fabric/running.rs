@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use pangea_client::{Error, Result};
-use pangea_compute::{DType, Digest, Tensor, TensorBuf};
+use pangea_compute::{Digest, Operation, Tensor, TensorBuf, TensorShape};
 use tokio::sync::OnceCell;
 
 use super::checker::PanelProbe;
@@ -16,9 +16,10 @@ use pangea_control::schedule::{Operand, Tile, TileGrid};
 
 /// The operands of a job and what is known of them; shared with the feeders.
 pub(crate) struct JobData {
+    pub(crate) operation: Operation,
     pub(crate) a: Tensor,
     pub(crate) b: Tensor,
-    pub(crate) dtype: DType,
+    pub(crate) result: TensorShape,
     pub(crate) grid: TileGrid,
     /// Content addresses, computed when first needed, once for all peers.
     digests: RefCell<HashMap<Operand, std::rc::Rc<OnceCell<Digest>>>>,
@@ -27,17 +28,27 @@ pub(crate) struct JobData {
 }
 
 impl JobData {
-    pub(crate) fn new(a: Tensor, b: Tensor, dtype: DType, grid: TileGrid) -> JobData {
-        JobData { a, b, dtype, grid, digests: RefCell::default(), probes: RefCell::default(), bytes_sent: Cell::new(0) }
+    pub(crate) fn new(request: &JobRequest, result: TensorShape, grid: TileGrid) -> JobData {
+        JobData {
+            operation: request.operation,
+            a: request.a.clone(),
+            b: request.b.clone(),
+            result,
+            grid,
+            digests: RefCell::default(),
+            probes: RefCell::default(),
+            bytes_sent: Cell::new(0),
+        }
     }
 
     /// A band of A or a panel of B, without a copy.
     pub(crate) fn operand(&self, operand: Operand) -> Result<Tensor> {
-        let part = match operand {
-            Operand::Band(band) => self.a.slice(as_usize(self.grid.rows(band)), 0..self.a.cols()),
-            Operand::Panel(panel) => self.b.slice(0..self.b.rows(), as_usize(self.grid.columns(panel))),
+        let (rows, columns) = self.grid.part(operand);
+        let whole = match operand {
+            Operand::Band(_) => &self.a,
+            Operand::Panel(_) => &self.b,
         };
-        part.map_err(crate::compute_error)
+        whole.slice(as_usize(rows), as_usize(columns)).map_err(crate::compute_error)
     }
 
     /// The place of an operand's content address.
@@ -51,9 +62,14 @@ impl JobData {
         digests.iter().filter(|(_, cell)| cell.get() == Some(digest)).map(|(operand, _)| *operand).collect()
     }
 
-    /// The secret that checks tiles of one panel.
+    /// What checks tiles of one panel.
     pub(crate) fn probe(&self, panel: u32) -> Arc<PanelProbe> {
         Arc::clone(self.probes.borrow_mut().entry(panel).or_insert_with(|| Arc::new(PanelProbe::default())))
+    }
+
+    /// Whether the result has the same bits wherever it is computed.
+    pub(crate) fn is_exact(&self) -> bool {
+        self.operation.is_exact(self.result.dtype)
     }
 
     /// Whether one task is the whole job.
@@ -75,12 +91,14 @@ pub(crate) struct RunningJob {
     pub(crate) tasks_done: u32,
     /// What checked its results.
     pub(crate) method: &'static str,
+    /// Why this node cannot compute a part of it.
+    pub(crate) refusal: Option<Error>,
 }
 
 enum ResultParts {
     /// Being put together from tiles.
     Buffer(Option<TensorBuf>),
-    /// The only tile is the product.
+    /// The only tile is the result.
     Whole(Option<Tensor>),
 }
 
@@ -94,7 +112,8 @@ impl RunningJob {
         let result = if data.is_one_tile() {
             ResultParts::Whole(None)
         } else {
-            match TensorBuf::new(data.dtype, data.a.rows(), data.b.cols()) {
+            let TensorShape { dtype, rows, cols } = data.result;
+            match TensorBuf::new(dtype, rows, cols) {
                 Ok(buffer) => ResultParts::Buffer(Some(buffer)),
                 Err(error) => return Err((reply, crate::compute_error(error))),
             }
@@ -110,6 +129,7 @@ impl RunningJob {
             rejected: Vec::new(),
             tasks_done: 0,
             method: "none",
+            refusal: None,
         })
     }
 
@@ -119,17 +139,16 @@ impl RunningJob {
         match &mut self.result {
             ResultParts::Whole(whole) => *whole = Some(part),
             ResultParts::Buffer(Some(buffer)) => {
-                let row = self.data.grid.rows(tile.band).start as usize;
-                let col = self.data.grid.columns(tile.panel).start as usize;
-                let written = buffer.write_block(row, col, &part);
+                let (rows, columns) = self.data.grid.place(tile);
+                let written = buffer.write_block(rows.start as usize, columns.start as usize, &part);
                 debug_assert!(written.is_ok(), "a tile has the dtype and the place that the grid gives it");
             }
             ResultParts::Buffer(None) => {}
         }
     }
 
-    /// The whole product; `None` while parts are missing.
-    pub(crate) fn product(&mut self) -> Option<Tensor> {
+    /// The whole result; `None` while parts are missing.
+    pub(crate) fn whole(&mut self) -> Option<Tensor> {
         match &mut self.result {
             ResultParts::Whole(whole) => whole.take(),
             ResultParts::Buffer(buffer) => buffer.take().map(TensorBuf::freeze),

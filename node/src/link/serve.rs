@@ -11,7 +11,7 @@ use std::time::Duration;
 use futures::{AsyncRead, AsyncReadExt, AsyncWrite};
 use libp2p::PeerId;
 use pangea_client::{Error, ErrorKind};
-use pangea_compute::{Cancel, Digest, Tensor, TensorBuf};
+use pangea_compute::{Cancel, Digest, Operation, Tensor, TensorBuf};
 use pangea_control::tasks::{Action, Event, Intake, Refusal, Terms};
 use tokio::sync::{Notify, mpsc, oneshot};
 
@@ -22,7 +22,7 @@ use crate::devices::{Devices, Kind, Lease};
 use crate::peers::Peers;
 use crate::streams::framed::{FrameReader, FrameWriter, StreamError};
 use crate::streams::places::{Place, Places};
-use crate::wire::{Header, Message, Operation, Shape, Task, TaskHello, TaskId, VERSION};
+use crate::wire::{Header, Message, Shape, Task, TaskHello, TaskId, VERSION};
 use crate::worker::executor::{Executor, Outcome, PackKey, Work};
 use crate::worker::store::{Admission, OperandStore};
 
@@ -169,6 +169,11 @@ async fn read<R: AsyncRead + Unpin>(
                 operand(frames, state, digest, shape, offset, payload).await?
             }
             Message::Task(task) => ServedStream::accept(state, task, &replies).await?,
+            Message::UnknownTask(task) => {
+                let why = "this node does not know the operation of the task; a later version may";
+                let error = Error::new(ErrorKind::InvalidInput, why);
+                reply(&replies, Reply::Failure { task, error }).await?;
+            }
             Message::Cancel(task) => drop(ServedStream::handle(state, Event::Cancel(task))?),
             Message::Release(digest) => {
                 let session = state.borrow();
@@ -312,7 +317,7 @@ impl ServedStream {
         let Ok(place) = replies.clone().reserve_owned().await else { return Err(StreamError::Closed) };
         let event = {
             let mut session = state.borrow_mut();
-            let operands = operands(&task);
+            let operands = task.operands;
             let (held, whole, refusal) = {
                 let mut served = session.served.borrow_mut();
                 let held = operands.map(|digest| served.store.knows(session.peer, &digest));
@@ -365,7 +370,8 @@ impl ServedStream {
     /// Leases memory for a task's result: at once if available, otherwise the intake gets an event later.
     fn lease(state: &Rc<RefCell<ServedStream>>, task: TaskId, operands: [Digest; 2]) -> Option<Event> {
         let mut session = state.borrow_mut();
-        let bytes = match session.result_bytes(operands) {
+        let operation = session.accepted.get(&task)?.task.operation;
+        let bytes = match session.result_bytes(operation, operands) {
             Ok(bytes) => bytes,
             Err(error) => return Some(Event::Unleased(task, error)),
         };
@@ -398,10 +404,10 @@ impl ServedStream {
         None
     }
 
-    fn result_bytes(&self, operands: [Digest; 2]) -> Result<u64, Error> {
+    fn result_bytes(&self, operation: Operation, operands: [Digest; 2]) -> Result<u64, Error> {
         let [a, b] = self.tensors(operands)?;
-        let sizes = pangea_compute::product_bytes(a.shape(), b.shape(), a.dtype(), b.dtype());
-        Ok(sizes.map_err(crate::compute_error)?.c)
+        let result = operation.gives((&a).into(), (&b).into()).and_then(|result| result.size_bytes());
+        result.map_err(crate::compute_error)
     }
 
     /// Both operands, which must be in the store.
@@ -419,7 +425,7 @@ impl ServedStream {
         let executor = session.served.borrow().executor.clone();
         let replies = session.replies.clone();
         let owner = session.peer;
-        let keys = operands(&session.accepted.get(&id)?.task);
+        let Task { operation, operands: keys, .. } = session.accepted.get(&id)?.task;
         let [a, b] = match session.tensors(keys) {
             Ok(tensors) => tensors,
             Err(error) => {
@@ -447,6 +453,7 @@ impl ServedStream {
             let _ = ended.send(());
         });
         let work = Work {
+            operation,
             priority,
             a: (PackKey::Operand(keys[0]), a),
             b: (PackKey::Operand(keys[1]), b),
@@ -502,11 +509,5 @@ impl ServedStream {
         if served.places.is_free() {
             served.executor.forget_peers();
         }
-    }
-}
-
-fn operands(task: &Task) -> [Digest; 2] {
-    match task.operation {
-        Operation::MatMul { a, b } => [a, b],
     }
 }

@@ -4,12 +4,12 @@
 use std::time::Duration;
 
 use pangea_client::ErrorKind;
-use pangea_compute::{DType, Digest};
+use pangea_compute::{DType, Digest, Operation};
 use proptest::prelude::*;
 
 use super::conformance::{self, encoded};
 use super::frame::{FrameHead, PREFIX_BYTES};
-use super::message::{MAX_HEADER_BYTES, MAX_PAYLOAD_BYTES, Message, Operation, Shape, Task, TaskHello};
+use super::message::{MAX_HEADER_BYTES, MAX_PAYLOAD_BYTES, Message, Shape, Task, TaskHello};
 use super::{Header, WireError};
 
 fn digest(n: u8) -> Digest {
@@ -40,11 +40,12 @@ fn hello() -> TaskHello {
 
 /// One message of each kind, and the length of its payload.
 fn one_of_each() -> Vec<(Message, usize)> {
-    let operation = Operation::MatMul { a: digest(0xaa), b: digest(0xbb) };
+    let (operation, operands) = (Operation::Matmul, [digest(0xaa), digest(0xbb)]);
+    let deadline = Some(Duration::from_millis(2500));
     vec![
         (Message::Hello(hello()), 0),
         (Message::Operand { digest: digest(0xaa), shape: shape(), offset: 1 << 16 }, 1 << 16),
-        (Message::Task(Task { id: 7, priority: -1, deadline: Some(Duration::from_millis(2500)), operation }), 0),
+        (Message::Task(Task { id: 7, priority: -1, deadline, operation, operands }), 0),
         (Message::Cancel(7), 0),
         (Message::Release(digest(0xaa)), 0),
         (Message::Result { task: 7, shape: shape(), offset: 0, compute_nanos: 21_000_000 }, 1 << 19),
@@ -130,8 +131,9 @@ proptest! {
 
     #[test]
     fn any_task_comes_back(id: u64, priority: i8, ms in 1u32.., a: [u8; 32], b: [u8; 32]) {
-        let operation = Operation::MatMul { a: Digest::from_bytes(a), b: Digest::from_bytes(b) };
-        let task = Task { id, priority, deadline: Some(Duration::from_millis(u64::from(ms))), operation };
+        let operands = [Digest::from_bytes(a), Digest::from_bytes(b)];
+        let deadline = Some(Duration::from_millis(u64::from(ms)));
+        let task = Task { id, priority, deadline, operation: Operation::Matmul, operands };
         let bytes = encoded(&Message::Task(task), 0);
         prop_assert_eq!(Message::decode(&bytes[PREFIX_BYTES..], 0).unwrap(), Message::Task(task));
     }

@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use pangea_client::ErrorKind;
-use pangea_compute::{DType, Digest};
+use pangea_compute::{DType, Digest, Operation};
 use pangea_schema::task_capnp as wire;
 
 use super::field::{
@@ -13,7 +13,7 @@ use super::field::{
     write_digest,
 };
 use super::frame::FrameLimits;
-use super::{Header, WireError};
+use super::{Header, WireError, operation};
 
 /// The coordinator's number of a task, unique on one stream.
 pub type TaskId = u64;
@@ -100,18 +100,6 @@ pub struct TaskHello {
     pub works: bool,
 }
 
-/// What a task does. New operations are added here and in `worker::execute`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Operation {
-    /// `C[m, n] = A[m, k] · B[k, n]`.
-    MatMul {
-        /// The left operand.
-        a: Digest,
-        /// The right operand.
-        b: Digest,
-    },
-}
-
 /// The unit that is placed: pure and idempotent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Task {
@@ -123,6 +111,8 @@ pub struct Task {
     pub deadline: Option<Duration>,
     /// What to do.
     pub operation: Operation,
+    /// What to do it with, left and right.
+    pub operands: [Digest; 2],
 }
 
 /// One message.
@@ -141,6 +131,8 @@ pub enum Message {
     },
     /// Do this.
     Task(Task),
+    /// Do something that this version of the protocol has no name for.
+    UnknownTask(TaskId),
     /// Nobody wants this task's result any more.
     Cancel(TaskId),
     /// No job of the coordinator needs this operand any more.
@@ -203,7 +195,7 @@ impl Header for Message {
         match self {
             Message::Hello(_) => "hello",
             Message::Operand { .. } => "operand",
-            Message::Task(_) => "task",
+            Message::Task(_) | Message::UnknownTask(_) => "task",
             Message::Cancel(_) => "cancel",
             Message::Release(_) => "release",
             Message::Result { .. } => "result",
@@ -261,6 +253,8 @@ impl Message {
                 operand.set_offset(*offset);
             }
             Message::Task(task) => write_task(task, to.init_task()),
+            // The operation stays unset.
+            Message::UnknownTask(task) => to.init_task().set_id(*task),
             Message::Cancel(task) => to.set_cancel(*task),
             Message::Release(digest) => write_digest(digest, to.init_release()),
             Message::Result { task, shape, offset, compute_nanos } => {
@@ -310,7 +304,7 @@ impl Message {
                     offset: operand.get_offset(),
                 }
             }
-            Which::Task(task) => Message::Task(read_task(task.map_err(header_error)?)?),
+            Which::Task(task) => read_task(task.map_err(header_error)?)?,
             Which::Cancel(task) => Message::Cancel(task),
             Which::Release(digest) => Message::Release(read_digest(digest.map_err(header_error)?)),
             Which::Result(result) => {
@@ -394,29 +388,19 @@ fn write_task(task: &Task, mut to: wire::task::Builder<'_>) {
     // Zero means none, so a deadline that has all but passed is sent as one millisecond.
     let deadline_ms = task.deadline.map_or(0, |left| u32::try_from(left.as_millis()).unwrap_or(u32::MAX).max(1));
     to.set_deadline_ms(deadline_ms);
-    match &task.operation {
-        Operation::MatMul { a, b } => {
-            let mut matmul = to.init_operation().init_matmul();
-            write_digest(a, matmul.reborrow().init_a());
-            write_digest(b, matmul.reborrow().init_b());
-        }
-    }
+    operation::write(task.operation, &task.operands, to.init_operation());
 }
 
-fn read_task(from: wire::task::Reader<'_>) -> Result<Task, WireError> {
-    use wire::task::operation::Which;
-    let operation = match from.get_operation().which().map_err(|unknown| unknown_variant("operation", unknown.0))? {
-        Which::Matmul(matmul) => Operation::MatMul {
-            a: read_digest(matmul.get_a().map_err(header_error)?),
-            b: read_digest(matmul.get_b().map_err(header_error)?),
-        },
-        Which::Unset(()) => return Err(WireError::Header("a task without an operation".to_owned())),
+fn read_task(from: wire::task::Reader<'_>) -> Result<Message, WireError> {
+    let id = from.get_id();
+    let Some((operation, operands)) = operation::read(from.get_operation())? else {
+        return Ok(Message::UnknownTask(id));
     };
     let deadline = match from.get_deadline_ms() {
         0 => None,
         ms => Some(Duration::from_millis(u64::from(ms))),
     };
-    Ok(Task { id: from.get_id(), priority: from.get_priority(), deadline, operation })
+    Ok(Message::Task(Task { id, priority: from.get_priority(), deadline, operation, operands }))
 }
 
 fn write_shape(shape: &Shape, mut to: wire::shape::Builder<'_>) {

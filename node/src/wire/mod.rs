@@ -8,7 +8,7 @@
 //!
 //! * [`frame`], [`header`]: shared by every protocol; a protocol's messages implement [`Header`].
 //! * `field`: fields that several protocols have. `conformance`: tests that every protocol's messages must pass.
-//! * [`message`]: the messages of `/pangea/task/1`.
+//! * [`message`]: the messages of `/pangea/task/1`; `operation`: the operation of a task.
 
 #[cfg(test)]
 pub(crate) mod conformance;
@@ -18,10 +18,11 @@ pub mod frame;
 mod goldens;
 pub mod header;
 pub mod message;
+mod operation;
 
 pub use frame::{FrameHead, FrameLimits, PREFIX_BYTES};
 pub use header::Header;
-pub use message::{MAX_HEADER_BYTES, MAX_PAYLOAD_BYTES, Message, Operation, Shape, Task, TaskHello, TaskId};
+pub use message::{MAX_HEADER_BYTES, MAX_PAYLOAD_BYTES, Message, Shape, Task, TaskHello, TaskId};
 
 /// The protocol of tasks, versioned in its name.
 pub const PROTOCOL: &str = "/pangea/task/1";

@@ -1,7 +1,7 @@
 //! The one thread that owns the compute pool. Tasks of peers and of local jobs wait in one queue,
 //! the highest priority first, then in order of arrival; it computes one at a time with all threads.
 //!
-//! Bands and panels are packed once and kept while tasks share them.
+//! Bands and panels of products are packed once and kept while tasks share them.
 
 use std::cmp::Ordering;
 use std::collections::BinaryHeap;
@@ -11,8 +11,9 @@ use std::time::{Duration, Instant};
 
 use libp2p::PeerId;
 use pangea_client::{Error, ErrorKind, Result};
-use pangea_compute::{Cancel, DType, Digest, PackedA, PackedB, Pool, Tensor};
+use pangea_compute::{Cancel, Cut, DType, Digest, Operation, PackedA, PackedB, Pool, Tensor};
 
+use super::cost::job_shape;
 use super::liar::Liar;
 use crate::devices::threads::Purpose;
 use crate::devices::{Devices, Kind, Lease};
@@ -54,7 +55,7 @@ pub enum PackKey {
     Once,
 }
 
-/// One of the two operands of a product.
+/// One of the two operands of an operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Side {
     /// A, cut into bands.
@@ -74,8 +75,10 @@ pub struct Speeds {
     pub i8_flops_per_s: f64,
 }
 
-/// One product to compute.
+/// One task to compute.
 pub struct Work {
+    /// What to compute.
+    pub operation: Operation,
     /// Higher goes first.
     pub priority: i8,
     /// Left operand and its key.
@@ -96,7 +99,7 @@ pub struct Work {
 
 /// What came of a piece of work.
 pub struct Outcome {
-    /// The product or why there is none.
+    /// The result or why there is none.
     pub result: Result<Tensor>,
     /// Time it computed.
     pub compute: Duration,
@@ -137,8 +140,18 @@ struct Queued {
 }
 
 impl Work {
+    /// The cost, in additions and multiplications of a product that takes as long.
     fn flops(&self) -> f64 {
-        2.0 * self.a.1.rows() as f64 * self.a.1.cols() as f64 * self.b.1.cols() as f64
+        job_shape(self.operation, &self.a.1, &self.b.1).map_or(0.0, |shape| shape.flops())
+    }
+
+    /// The result, with what is packed of operands that other tasks share.
+    fn compute(&self, packs: &Mutex<Packs>, pool: &Pool) -> Result<Tensor> {
+        let result = match self.operation.cut() {
+            Cut::Crossed => product(packs, &self.a, &self.b, self.keep_bytes, pool, &self.cancel),
+            Cut::Paired => self.operation.compute(&self.a.1, &self.b.1, pool, &self.cancel),
+        };
+        result.map_err(crate::compute_error)
     }
 }
 
@@ -294,7 +307,7 @@ struct Compute {
 impl Compute {
     fn run(&mut self, shared: &Shared) {
         while let Some(next) = shared.next() {
-            let work = match next {
+            let mut work = match next {
                 Next::Forget(jobs) => {
                     lock(&self.packs).forget(&jobs);
                     continue;
@@ -307,13 +320,12 @@ impl Compute {
                 continue;
             }
             let flops = work.flops();
-            if let Some(started) = work.started {
+            if let Some(started) = work.started.take() {
                 started();
             }
             let begin = Instant::now();
             let mut compute = || {
-                let mut result = product(&self.packs, &work.a, &work.b, work.keep_bytes, &self.pool, &work.cancel)
-                    .map_err(crate::compute_error);
+                let mut result = work.compute(&self.packs, &self.pool);
                 let mut fault = None;
                 if let Some(liar) = self.liar.as_mut().filter(|_| work.owner.is_some()) {
                     (result, fault) = liar.twist(result, &work.a.1, &work.b.1, begin.elapsed(), &work.cancel);

@@ -271,5 +271,5 @@ fn multiply(request: &JobRequest) -> Result<JobOutcome> {
         mode: "local".into(),
         ..JobReport::default()
     };
-    Ok(JobOutcome { product: product.freeze(), report })
+    Ok(JobOutcome { result: product.freeze(), report })
 }

@@ -3,8 +3,8 @@
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
 
-use pangea_compute::{DType, Tensor};
-use pangea_node::wire::{Header, MAX_HEADER_BYTES, MAX_PAYLOAD_BYTES, Message, Operation, Shape, Task};
+use pangea_compute::{DType, Operation, Tensor};
+use pangea_node::wire::{Header, MAX_HEADER_BYTES, MAX_PAYLOAD_BYTES, Message, Shape, Task};
 use pangea_tests::cluster::{Cluster, Star};
 use pangea_tests::matrix::{assert_product, multiply, operands, remote};
 use pangea_tests::process::{PATIENCE, eventually};
@@ -126,7 +126,8 @@ fn well_formed_messages_at_the_wrong_place_end_the_stream() {
         id: 1,
         priority: 0,
         deadline: None,
-        operation: Operation::MatMul { a: digest, b: digest },
+        operation: Operation::Matmul,
+        operands: [digest, digest],
     });
     let lies: [Vec<(Message, usize)>; 3] = [
         // It leaves a hole.
@@ -171,8 +172,8 @@ fn a_result_larger_than_the_memory_is_refused_before_it_is_computed() {
         let message = Message::Operand { digest: tensor.digest(), shape, offset: 0 };
         stream.send_message(&message, tensor.contiguous_bytes().unwrap());
     }
-    let operation = Operation::MatMul { a: a.digest(), b: b.digest() };
-    stream.send_message(&Message::Task(Task { id: 1, priority: 127, deadline: None, operation }), &[]);
+    let (operation, operands) = (Operation::Matmul, [a.digest(), b.digest()]);
+    stream.send_message(&Message::Task(Task { id: 1, priority: 127, deadline: None, operation, operands }), &[]);
     let answer = stream.next_message(|message| {
         matches!(message, Message::Failure { .. } | Message::Result { .. } | Message::Started(_))
     });
@@ -222,8 +223,8 @@ fn an_operand_that_is_not_what_its_digest_says_is_not_computed_with() {
     let digest = pangea_compute::Digest::from_bytes([1; 32]);
     let shape = Shape::new(DType::I8, 8, 8).unwrap();
     stream.send_message(&Message::Operand { digest, shape, offset: 0 }, &[7; 64]);
-    let operation = Operation::MatMul { a: digest, b: digest };
-    stream.send_message(&Message::Task(Task { id: 5, priority: 0, deadline: None, operation }), &[]);
+    let (operation, operands) = (Operation::Matmul, [digest, digest]);
+    stream.send_message(&Message::Task(Task { id: 5, priority: 0, deadline: None, operation, operands }), &[]);
     let failure = stream.next_message(|message| matches!(message, Message::Failure { task: 5, .. }));
     let Message::Failure { kind, message, .. } = failure else { unreachable!() };
     assert_eq!(kind, pangea_client::ErrorKind::InvalidInput, "{message}");
@@ -241,8 +242,25 @@ fn a_digest_reveals_nothing_of_what_another_peer_sent() {
     let stranger = Stranger::connect(&star.workers[0].address);
     let mut stream = stranger.stream();
     stream.send_message(&Message::Hello(advert()), &[]);
-    let operation = Operation::MatMul { a: a.digest(), b: b.digest() };
-    stream.send_message(&Message::Task(Task { id: 9, priority: 0, deadline: None, operation }), &[]);
+    let (operation, operands) = (Operation::Matmul, [a.digest(), b.digest()]);
+    stream.send_message(&Message::Task(Task { id: 9, priority: 0, deadline: None, operation, operands }), &[]);
     let missing = stream.next_message(|message| matches!(message, Message::Missing { task: 9, .. }));
     assert_eq!(missing, Message::Missing { task: 9, digests: vec![a.digest(), b.digest()] });
+}
+
+#[test]
+fn a_task_of_an_unknown_operation_is_refused_by_kind_and_the_stream_goes_on() {
+    let cluster = Cluster::new();
+    let star = cluster.star(vec![cluster.node("worker")]);
+    let stranger = Stranger::connect(&star.workers[0].address);
+    let mut stream = stranger.stream();
+    stream.send_message(&Message::Hello(advert()), &[]);
+    stream.send_message(&Message::UnknownTask(3), &[]);
+    let failure = stream.next_message(|message| matches!(message, Message::Failure { task: 3, .. }));
+    let Message::Failure { kind, message, .. } = failure else { unreachable!() };
+    assert_eq!(kind, pangea_client::ErrorKind::InvalidInput, "{message}");
+    stream.send_message(&Message::Probe { nonce: 1, total: 0, last: true }, &[]);
+    stream.next_message(|message| *message == Message::Probed(1));
+    drop(stream);
+    all_is_well(&star);
 }

@@ -12,16 +12,18 @@ from ._errors import InvalidInput, UnsupportedDType
 Array = npt.NDArray[Any]
 
 _NAMES = {"float16": "f16", "float32": "f32", "float64": "f64", "int8": "i8", "int32": "i32"}
-_OPERANDS = ("float16", "float32", "float64", "int8")
 
 
-def operand(name: str, array: npt.ArrayLike) -> Array:
-    """`array` as a row-major, little-endian matrix; copied only where its layout differs."""
+def operand(name: str, array: npt.ArrayLike, done: str, dtypes: tuple[str, ...], note: str = "") -> Array:
+    """`array` as a row-major, little-endian matrix; copied only where its layout differs.
+
+    `dtypes`: those of which an operand can be `done` (such as "multiplied"). `note`: ends the refusal of others.
+    """
     matrix = np.asarray(array)
-    if matrix.dtype.name not in _OPERANDS:
+    if matrix.dtype.name not in dtypes:
         raise UnsupportedDType(
-            f"{name} has dtype {matrix.dtype}, which cannot be multiplied here; convert it with "
-            f".astype() to one of {', '.join(_OPERANDS)} (int8 gives exact int32)"
+            f"{name} has dtype {matrix.dtype}, which cannot be {done} here; convert it with "
+            f".astype() to one of {', '.join(dtypes)}{note}"
         )
     if matrix.ndim == 1:
         raise InvalidInput(
@@ -29,7 +31,7 @@ def operand(name: str, array: npt.ArrayLike) -> Array:
         )
     if matrix.ndim != 2:
         raise InvalidInput(
-            f"{name} has {matrix.ndim} dimensions and a matrix has two; multiply stacked matrices one by one"
+            f"{name} has {matrix.ndim} dimensions and a matrix has two; pass stacked matrices one by one"
         )
     return np.ascontiguousarray(matrix, dtype=matrix.dtype.newbyteorder("<"))
 

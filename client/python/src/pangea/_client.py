@@ -11,7 +11,7 @@ import numpy.typing as npt
 from ._address import DEFAULT_HOST, DEFAULT_PORT, parse
 from ._arrays import Array, operand
 from ._chat import Answer, request
-from ._connection import Connection, matmul
+from ._connection import Connection, Progress, compute
 from ._errors import InvalidInput
 from ._status import Model, Node, Peer, Topology, TopologyLink, TopologyNode, from_wire
 
@@ -62,18 +62,16 @@ class Client:
         until `DeadlineExceeded`. `progress(done, total)`: called with counts of tasks, on the client's thread.
         Ctrl-C cancels the work on every node.
         """
-        if place not in _PLACES:
-            raise InvalidInput(f"place {place!r} does not exist; use one of {', '.join(_PLACES)}")
-        if timeout is not None and not timeout > 0:
-            raise InvalidInput(f"timeout is {timeout} s; it must be positive")
-        left, right = operand("a", a), operand("b", b)
+        floats_and_int8 = ("float16", "float32", "float64", "int8")
+        left, right = (
+            operand(name, array, "multiplied", floats_and_int8, " (int8 gives exact int32)")
+            for name, array in (("a", a), ("b", b))
+        )
         if left.shape[1] != right.shape[0]:
             raise InvalidInput(
                 f"a is {left.shape} and b is {right.shape}: a needs as many columns as b has rows"
             )
-        return self._connection.run(
-            lambda node: matmul(node, left, right, place, verify, timeout, progress)
-        )
+        return self._compute("matmul", "product", left, right, place, verify, timeout, progress)
 
     def chat(
         self,
@@ -184,3 +182,23 @@ class Client:
             return str((await node.connect(address=multiaddr, timeoutMs=milliseconds)).peer)
 
         return self._connection.run(call)
+
+    def _compute(
+        self,
+        operation: str,
+        result: str,
+        left: Array,
+        right: Array,
+        place: str,
+        verify: bool,
+        timeout: float | None,
+        progress: Progress | None,
+    ) -> Array:
+        """The `result` of the node's method `operation`; see `matmul` for the rest."""
+        if place not in _PLACES:
+            raise InvalidInput(f"place {place!r} does not exist; use one of {', '.join(_PLACES)}")
+        if timeout is not None and not timeout > 0:
+            raise InvalidInput(f"timeout is {timeout} s; it must be positive")
+        return self._connection.run(
+            lambda node: compute(node, operation, result, left, right, place, verify, timeout, progress)
+        )

@@ -195,8 +195,10 @@ def _forget(exception: BaseException | None) -> None:
         exception = exception.__context__
 
 
-async def matmul(
+async def compute(
     node: Any,
+    operation: str,
+    result: str,
     a: Array,
     b: Array,
     place: str,
@@ -204,19 +206,19 @@ async def matmul(
     timeout: float | None,
     progress: Progress | None,
 ) -> Array:
-    """The product of two matrices. Cancelling the coroutine cancels the job."""
+    """The `result` that the node's method `operation` gives for two matrices. Cancelling the coroutine cancels the job."""
     options: dict[str, Any] = {"place": place, "verify": "full" if verify else "standard"}
     if timeout is not None:
         options["deadlineMs"] = max(1, round(timeout * 1000))
     try:
         async with asyncio.timeout(timeout):
             left, right = await asyncio.gather(_upload(node, a), _upload(node, b))
-            started = node.matmul(a=left, b=right, options=options)
-            job, product = started.job, started.product
+            started = getattr(node, operation)(a=left, b=right, options=options)
+            job, tensor = started.job, getattr(started, result)
             try:
                 if progress is not None:
                     await job.watch(sink=_ProgressSink(progress))
-                return await _read(product)
+                return await _read(tensor)
             except asyncio.CancelledError:
                 # Cancels at once; dropping both capabilities would wait until nothing refers to them.
                 job.cancel()
@@ -224,7 +226,7 @@ async def matmul(
     except TimeoutError as error:
         if isinstance(error, Error):
             raise
-        raise DeadlineExceeded(f"no product within {timeout} s") from None
+        raise DeadlineExceeded(f"no {result} within {timeout} s") from None
 
 
 async def _upload(node: Any, matrix: Array) -> Any:

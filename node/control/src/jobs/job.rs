@@ -20,8 +20,8 @@ impl fmt::Display for JobId {
 /// What a job computes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum JobKind {
-    /// A product of two matrices.
-    Product,
+    /// A tensor, by what it is of its operands: `product`.
+    Operation(&'static str),
     /// Answers of a model to one prompt.
     Generation,
 }
@@ -30,7 +30,7 @@ impl JobKind {
     /// Name in every API.
     pub fn name(self) -> &'static str {
         match self {
-            JobKind::Product => "product",
+            JobKind::Operation(result) => result,
             JobKind::Generation => "generation",
         }
     }
@@ -90,7 +90,7 @@ pub struct JobSpec {
 /// Progress of a job.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct JobProgress {
-    /// Completed tasks of a product, or tokens of answers.
+    /// Completed tasks of an operation, or tokens of answers.
     pub done: u64,
     /// Maximum of `done`; 0 while unknown.
     pub total: u64,

@@ -207,7 +207,7 @@ mod tests {
     #[test]
     fn every_change_of_a_job_is_published() {
         let mut jobs = Jobs::default();
-        let (id, submitted) = jobs.submit(spec(JobKind::Product), Time::from_secs(1)).unwrap();
+        let (id, submitted) = jobs.submit(spec(JobKind::Operation("product")), Time::from_secs(1)).unwrap();
         let started = jobs.handle(Event::Started(id), Time::from_secs(2));
         assert!(jobs.handle(Event::Started(id), Time::from_secs(3)).is_empty(), "it starts once");
         let progress = jobs.handle(Event::Progress(id, JobProgress { done: 1, total: 2 }), Time::from_secs(4));
@@ -287,7 +287,7 @@ mod tests {
         jobs.handle(Event::Ended(ids[0], done()), Time::ZERO);
         jobs.handle(Event::Drain, Time::ZERO);
         assert_eq!(jobs.handle(Event::CutOff, Time::ZERO), [Action::Cancel(ids[1])]);
-        let refused = jobs.submit(spec(JobKind::Product), Time::ZERO).unwrap_err();
+        let refused = jobs.submit(spec(JobKind::Operation("product")), Time::ZERO).unwrap_err();
         assert_eq!(refused.kind(), ErrorKind::Unavailable);
         assert!(jobs.handle(Event::Ended(ids[1], Ending::Cancelled), Time::ZERO).contains(&Action::Drained));
     }

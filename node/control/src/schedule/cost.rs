@@ -6,7 +6,7 @@ use super::limits::{
     SURPRISE_MAX,
 };
 
-/// Which of a worker's rates applies to a product.
+/// Which of a worker's rates applies to a job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Arithmetic {
     /// 32-bit floats.
@@ -17,11 +17,17 @@ pub enum Arithmetic {
     Half,
     /// 8-bit integers, summed in 32 bits.
     Int8,
+    /// One pass over operands and result, bounded by the memory whatever the type.
+    Elementwise,
 }
 
 impl Arithmetic {
+    /// Every one, in the order of [`WorkerEstimate::flops_per_s`].
+    pub const ALL: [Arithmetic; 5] =
+        [Arithmetic::F32, Arithmetic::F64, Arithmetic::Half, Arithmetic::Int8, Arithmetic::Elementwise];
+
     /// How many there are: the length of [`WorkerEstimate::flops_per_s`].
-    pub const COUNT: usize = 4;
+    pub const COUNT: usize = Arithmetic::ALL.len();
 }
 
 /// What a worker says about itself and what is known about the way to it, before anything was observed.
@@ -296,7 +302,7 @@ mod tests {
     #[test]
     fn adverts_and_measurements_may_say_anything() {
         let mut model = CostModel::new(&WorkerEstimate {
-            flops_per_s: [0.0, f64::NAN, f64::INFINITY, -1.0],
+            flops_per_s: [0.0, f64::NAN, f64::INFINITY, -1.0, -0.0],
             send_bytes_per_s: f64::NAN,
             receive_bytes_per_s: 0.0,
             rtt_s: f64::NAN,
@@ -310,7 +316,7 @@ mod tests {
             model.observe_send(Transfer { bytes: 1 << 20, seconds });
             model.observe_receive(Transfer { bytes: u64::MAX, seconds });
         }
-        for arithmetic in [Arithmetic::F32, Arithmetic::F64, Arithmetic::Half, Arithmetic::Int8] {
+        for arithmetic in Arithmetic::ALL {
             let seconds = model.predict_s(arithmetic, 1e9, 1 << 20, 1 << 20);
             assert!(seconds.is_finite() && seconds >= 0.0, "{seconds}");
         }

@@ -1,9 +1,7 @@
 //! What a driver tells the scheduler: jobs, workers coming and going, attempts getting on.
 //! Never carries tensor bytes, addresses or error text.
 
-use super::{
-    Arithmetic, AttemptId, FailureKind, JobId, Operand, ProductShape, Time, Transfer, WorkerEstimate, WorkerId,
-};
+use super::{Arithmetic, AttemptId, FailureKind, JobId, JobShape, Operand, Time, Transfer, WorkerEstimate, WorkerId};
 
 /// Where a job may run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -18,11 +16,11 @@ pub enum Place {
     Remote,
 }
 
-/// What a job asks for: C `[m, n]` = A `[m, k]` · B `[k, n]`.
+/// What a job asks for: C from A and B.
 #[derive(Debug, Clone, PartialEq)]
 pub struct JobSpec {
-    /// The three sides and the bytes of an element of A, B and C.
-    pub shape: ProductShape,
+    /// Sizes of A, B and C, and which parts of them go together.
+    pub shape: JobShape,
     /// Which of a worker's rates applies.
     pub arithmetic: Arithmetic,
     /// Where it may run.
@@ -47,9 +45,9 @@ pub struct JobSpec {
 
 impl JobSpec {
     /// A job of the default policy: placed by the cost model, one answer for each tile, three retries.
-    pub fn new(shape: ProductShape, arithmetic: Arithmetic) -> Self {
+    pub fn new(shape: impl Into<JobShape>, arithmetic: Arithmetic) -> Self {
         Self {
-            shape,
+            shape: shape.into(),
             arithmetic,
             place: Place::Auto,
             redundancy: 1,

@@ -100,8 +100,7 @@ impl Job {
         let shape = grid.shape();
         let (bands, panels) = (grid.bands(), grid.panels());
         let tiles = f64::from(grid.tiles().max(1));
-        let a_bytes = (shape.m * shape.k * shape.a_element_bytes) as f64;
-        let b_bytes = (shape.k * shape.n * shape.b_element_bytes) as f64;
+        let [a_bytes, b_bytes, c_bytes] = shape.bytes().map(|bytes| bytes as f64);
         Self {
             id,
             submitted,
@@ -111,7 +110,7 @@ impl Job {
             counted_failures: Vec::new(),
             connect_until: submitted,
             expected: submitted,
-            pending: TileSet::full(bands, panels),
+            pending: if shape.shares_operands() { TileSet::full(bands, panels) } else { TileSet::paired(bands) },
             remaining: grid.tiles(),
             active: 0,
             records: BTreeMap::new(),
@@ -123,7 +122,7 @@ impl Job {
             shares: Vec::new(),
             mean_flops: shape.flops() / tiles,
             mean_operand_bytes: (a_bytes / f64::from(bands.max(1)) + b_bytes / f64::from(panels.max(1))) / 2.0,
-            mean_answer_bytes: (shape.m * shape.n * shape.c_element_bytes) as f64 / tiles,
+            mean_answer_bytes: c_bytes / tiles,
             spec,
             grid,
         }

@@ -36,6 +36,11 @@ pub const TILE_MEMORY_SHARE: u64 = 4;
 /// MiB and the other under a millisecond, short against tiles of a job that large.
 pub const TILES_MAX: u64 = 1 << 21;
 
+/// Additions and multiplications of an f32 product in the time in which an elementwise operation moves one byte of an operand
+/// or of the result: some 200 · 10⁹ of the one and 12 · 10⁹ of the other in a second, on the machines of DESIGN §8. A guess to
+/// start with: what is measured replaces it.
+pub const FLOPS_PER_BYTE: f64 = 16.0;
+
 /// Attempts in flight at a peer unless it says less: deep enough to hide the transfer of an operand on a slow
 /// link behind the tiles that need none.
 pub const IN_FLIGHT_MAX: usize = 16;

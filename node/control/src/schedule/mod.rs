@@ -1,4 +1,4 @@
-//! Planning and scheduling of products: what is cut how, and which worker gets what when.
+//! Planning and scheduling of operations on tensors: what is cut how, and which worker gets what when.
 //!
 //! Pure state machines: events and the time go in, actions come out. Nothing here owns a socket, a
 //! clock, randomness or tensor bytes; a driver feeds it, and the simulator runs the very same type.
@@ -19,6 +19,7 @@ pub mod limits;
 mod offload_history;
 mod plan;
 mod scheduler;
+mod shape;
 mod tile_set;
 mod worker;
 
@@ -29,5 +30,6 @@ pub use pangea_units::ErrorKind as FailureKind;
 
 pub use event::{CheckOutcome, Event, JobSpec, LeaveReason, Measured, Place, Progress};
 pub use id::{AttemptId, JobId, WorkerId};
-pub use plan::{Operand, Pace, PlanError, ProductShape, Tile, TileGrid};
+pub use plan::{Operand, Pace, PlanError, Tile, TileGrid};
 pub use scheduler::{Scheduler, WorkerReport};
+pub use shape::{ElementwiseShape, JobShape, ProductShape};

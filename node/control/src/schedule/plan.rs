@@ -1,48 +1,25 @@
-//! How a product is cut: A into row bands, B into column panels, C into one tile for each pair.
+//! How a job is cut. A product: A into row bands, B into column panels, C into one tile for each pair. An elementwise
+//! operation: all three into the same row bands, a tile for each.
 //! Never decides where a tile runs, and never touches an element.
 
 use super::limits::{
-    CHECK_SHARE, LOCAL_GROUP_BYTES, LOCAL_GROUP_SHARE, OPERAND_BYTES_MAX, TILE_ALIGNMENT, TILE_MEMORY_SHARE,
-    TILE_OVERHEADS_MIN, TILE_SECONDS, TILE_SECONDS_ALONE, TILE_SECONDS_FASTEST_MIN, TILE_SECONDS_MIN, TILE_SIDE_MIN,
-    TILES_MAX, TILES_PER_WORKER, USEFUL_SHARE, USEFUL_START, WHOLE_SECONDS,
+    LOCAL_GROUP_BYTES, LOCAL_GROUP_SHARE, OPERAND_BYTES_MAX, TILE_ALIGNMENT, TILE_MEMORY_SHARE, TILE_OVERHEADS_MIN,
+    TILE_SECONDS, TILE_SECONDS_ALONE, TILE_SECONDS_FASTEST_MIN, TILE_SECONDS_MIN, TILE_SIDE_MIN, TILES_MAX,
+    TILES_PER_WORKER, USEFUL_SHARE, USEFUL_START, WHOLE_SECONDS,
 };
-use super::{Arithmetic, WorkerEstimate};
+use super::{Arithmetic, ElementwiseShape, JobShape, ProductShape, WorkerEstimate};
 use std::ops::Range;
 
-/// C `[m, n]` = A `[m, k]` · B `[k, n]`, with the bytes of one element of each.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ProductShape {
-    /// Rows of A and C.
-    pub m: u64,
-    /// Columns of A, rows of B.
-    pub k: u64,
-    /// Columns of B and C.
-    pub n: u64,
-    /// Bytes of an element of A.
-    pub a_element_bytes: u64,
-    /// Bytes of an element of B.
-    pub b_element_bytes: u64,
-    /// Bytes of an element of C.
-    pub c_element_bytes: u64,
-}
-
-impl ProductShape {
-    /// Additions and multiplications of the whole product.
-    pub fn flops(&self) -> f64 {
-        2.0 * self.m as f64 * self.k as f64 * self.n as f64
-    }
-}
-
-/// One band or one panel of a job.
+/// One part of an operand of a job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Operand {
     /// Rows of A.
     Band(u32),
-    /// Columns of B.
+    /// Columns of B in a product; rows of B in an elementwise operation.
     Panel(u32),
 }
 
-/// The part of C that one task computes: band `band` of A times panel `panel` of B.
+/// The part of C that one task computes, from band `band` of A and panel `panel` of B.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Tile {
     /// Index of the band.
@@ -60,11 +37,11 @@ pub struct Pace {
     pub check_bytes_per_s: f64,
 }
 
-/// Why a product cannot be cut.
+/// Why a job cannot be cut.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum PlanError {
     /// It would take too many tiles to keep each within its bounds.
-    #[error("the product needs {tiles} tiles, more than {TILES_MAX}; use fewer rows or columns, or allow more memory")]
+    #[error("the job needs {tiles} tiles, more than {TILES_MAX}; use fewer rows or columns, or allow more memory")]
     TooManyTiles {
         /// How many.
         tiles: u64,
@@ -77,11 +54,11 @@ pub enum PlanError {
     EmptyCut,
 }
 
-/// How one product is cut. All bands but the last have the same number of rows, all panels but the last the
-/// same number of columns.
+/// How one job is cut. All bands but the last have the same number of rows, all panels but the last the same number of
+/// columns. In an elementwise operation panels are rows of B, as many as there are bands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TileGrid {
-    shape: ProductShape,
+    shape: JobShape,
     band_rows: u64,
     panel_columns: u64,
     bands: u32,
@@ -89,27 +66,42 @@ pub struct TileGrid {
 }
 
 impl TileGrid {
-    /// Cuts a product for these workers (this node among them): tiles of a length that suits the slowest useful
+    /// Cuts a job for these workers (this node among them): tiles of a length that suits the slowest useful
     /// one, enough of them for balance, each small enough for every worker's memory. `band_rows` and
     /// `panel_columns` fix a side that has been cut before.
     ///
     /// # Errors
     /// [`PlanError`] if the sizes overflow, a fixed side is 0, or the tiles would be too many.
     pub fn cut(
-        shape: ProductShape,
+        shape: impl Into<JobShape>,
         arithmetic: Arithmetic,
         workers: &[WorkerEstimate],
         here: Pace,
         band_rows: Option<u64>,
         panel_columns: Option<u64>,
     ) -> Result<Self, PlanError> {
-        shape.check()?;
+        let job = shape.into();
+        job.check()?;
+        let flops = tile_flops(&job, arithmetic, workers, here);
+        match job {
+            JobShape::Product(shape) => Self::cut_product(shape, flops, workers, band_rows, panel_columns),
+            JobShape::Elementwise(shape) => Self::cut_rows(shape, flops, workers, band_rows),
+        }
+    }
+
+    /// Cuts a product into tiles of about this cost.
+    fn cut_product(
+        shape: ProductShape,
+        flops: f64,
+        workers: &[WorkerEstimate],
+        band_rows: Option<u64>,
+        panel_columns: Option<u64>,
+    ) -> Result<Self, PlanError> {
         if let (Some(rows), Some(columns)) = (band_rows, panel_columns) {
             return Self::with_sides(shape, rows, columns);
         }
         let ProductShape { m, k, n, .. } = shape;
         let most = Bounds::new(&shape, workers);
-        let flops = tile_flops(&shape, arithmetic, workers, here);
         if flops >= shape.flops() && m <= most.rows && n <= most.columns && most.fits(m, n) {
             return Self::with_sides(shape, band_rows.unwrap_or(m.max(1)), panel_columns.unwrap_or(n.max(1)));
         }
@@ -145,16 +137,45 @@ impl TileGrid {
         Self::with_sides(shape, rows, columns)
     }
 
-    /// The grid of bands of `band_rows` rows and panels of `panel_columns` columns.
+    /// Cuts an elementwise operation into tiles of about this cost.
+    fn cut_rows(
+        shape: ElementwiseShape,
+        flops: f64,
+        workers: &[WorkerEstimate],
+        band_rows: Option<u64>,
+    ) -> Result<Self, PlanError> {
+        // Bands of a product may be narrower than an operation without one can have.
+        if let Some(grid) = band_rows.and_then(|rows| Self::with_sides(shape, rows, rows).ok()) {
+            return Ok(grid);
+        }
+        let memory = workers.iter().map(|worker| worker.memory_bytes).min().unwrap_or(u64::MAX);
+        let operand_row_bytes = shape.cols.saturating_mul(shape.a_element_bytes.max(shape.b_element_bytes));
+        let most =
+            (OPERAND_BYTES_MAX / operand_row_bytes.max(1)).min(memory / TILE_MEMORY_SHARE / shape.row_bytes().max(1));
+        let wanted = (flops / shape.flops_of(1).max(1.0)).round().min(u64::MAX as f64) as u64;
+        // What waits is a place for every band beside every panel, though only one pair in a row is a tile.
+        let least = shape.rows.div_ceil(TILES_MAX.isqrt());
+        let rows = even(shape.rows, wanted.max(least).min(most).max(1));
+        Self::with_sides(shape, rows, rows)
+    }
+
+    /// The grid of bands of `band_rows` rows and panels of `panel_columns` columns; an elementwise operation has bands only.
     ///
     /// # Errors
     /// [`PlanError`] as for [`TileGrid::cut`].
-    pub fn with_sides(shape: ProductShape, band_rows: u64, panel_columns: u64) -> Result<Self, PlanError> {
+    pub fn with_sides(shape: impl Into<JobShape>, band_rows: u64, panel_columns: u64) -> Result<Self, PlanError> {
+        let shape = shape.into();
         shape.check()?;
         if band_rows == 0 || panel_columns == 0 {
             return Err(PlanError::EmptyCut);
         }
-        let (bands, panels) = (shape.m.div_ceil(band_rows), shape.n.div_ceil(panel_columns));
+        let (bands, panels) = match shape {
+            JobShape::Product(ProductShape { m, n, .. }) => (m.div_ceil(band_rows), n.div_ceil(panel_columns)),
+            JobShape::Elementwise(ElementwiseShape { rows, cols, .. }) => {
+                let bands = if cols == 0 { 0 } else { rows.div_ceil(band_rows) };
+                (bands, bands)
+            }
+        };
         let tiles = bands.saturating_mul(panels);
         // A grid of no tiles may still have a long side, and indices are 32 bits wide.
         if tiles > TILES_MAX || bands > TILES_MAX || panels > TILES_MAX {
@@ -163,8 +184,8 @@ impl TileGrid {
         Ok(Self { shape, band_rows, panel_columns, bands: bands as u32, panels: panels as u32 })
     }
 
-    /// The product that is cut.
-    pub fn shape(&self) -> &ProductShape {
+    /// The job that is cut.
+    pub fn shape(&self) -> &JobShape {
         &self.shape
     }
 
@@ -173,7 +194,7 @@ impl TileGrid {
         self.band_rows
     }
 
-    /// Columns of every panel but the last.
+    /// Columns of every panel but the last, in a product.
     pub fn panel_columns(&self) -> u64 {
         self.panel_columns
     }
@@ -190,59 +211,76 @@ impl TileGrid {
 
     /// Number of tiles.
     pub fn tiles(&self) -> u32 {
-        self.bands * self.panels
+        match self.shape {
+            JobShape::Product(_) => self.bands * self.panels,
+            JobShape::Elementwise(_) => self.bands,
+        }
     }
 
-    /// Bytes of panels and a band that this node keeps packed at a time while it works on this product.
+    /// Whether this band and this panel make a tile.
+    pub fn is_tile(&self, tile: Tile) -> bool {
+        let inside = tile.band < self.bands && tile.panel < self.panels;
+        inside && (self.shape.shares_operands() || tile.band == tile.panel)
+    }
+
+    /// Bytes of panels and a band that this node keeps packed at a time while it works on this job.
     pub fn group_bytes(&self) -> u64 {
-        let ProductShape { m, k, n, a_element_bytes, b_element_bytes, c_element_bytes } = self.shape;
-        let total = m * k * a_element_bytes + k * n * b_element_bytes + m * n * c_element_bytes;
-        (total / LOCAL_GROUP_SHARE).min(LOCAL_GROUP_BYTES)
+        let [a, b, c] = self.shape.bytes();
+        ((a + b + c) / LOCAL_GROUP_SHARE).min(LOCAL_GROUP_BYTES)
     }
 
-    /// Rows of A and C in a band. Empty beyond the last band.
-    pub fn rows(&self, band: u32) -> Range<u64> {
-        let start = (u64::from(band) * self.band_rows).min(self.shape.m);
-        start..(start + self.band_rows).min(self.shape.m)
+    /// Rows and columns of A that a band is, or of B that a panel is. Empty beyond the last.
+    pub fn part(&self, operand: Operand) -> (Range<u64>, Range<u64>) {
+        match (self.shape, operand) {
+            (JobShape::Product(ProductShape { m, k, .. }), Operand::Band(band)) => {
+                (piece(band, self.band_rows, m), 0..k)
+            }
+            (JobShape::Product(ProductShape { k, n, .. }), Operand::Panel(panel)) => {
+                (0..k, piece(panel, self.panel_columns, n))
+            }
+            (
+                JobShape::Elementwise(ElementwiseShape { rows, cols, .. }),
+                Operand::Band(index) | Operand::Panel(index),
+            ) => (piece(index, self.band_rows, rows), 0..cols),
+        }
     }
 
-    /// Columns of B and C in a panel. Empty beyond the last panel.
-    pub fn columns(&self, panel: u32) -> Range<u64> {
-        let start = (u64::from(panel) * self.panel_columns).min(self.shape.n);
-        start..(start + self.panel_columns).min(self.shape.n)
+    /// Rows and columns of C that a tile is.
+    pub fn place(&self, tile: Tile) -> (Range<u64>, Range<u64>) {
+        (self.part(Operand::Band(tile.band)).0, self.part(Operand::Panel(tile.panel)).1)
     }
 
     /// Bytes of one operand.
     pub fn operand_bytes(&self, operand: Operand) -> u64 {
-        match operand {
-            Operand::Band(band) => length(&self.rows(band)) * self.shape.k * self.shape.a_element_bytes,
-            Operand::Panel(panel) => length(&self.columns(panel)) * self.shape.k * self.shape.b_element_bytes,
-        }
+        let (rows, columns) = self.part(operand);
+        let (JobShape::Product(ProductShape { a_element_bytes, b_element_bytes, .. })
+        | JobShape::Elementwise(ElementwiseShape { a_element_bytes, b_element_bytes, .. })) = self.shape;
+        let element_bytes = if matches!(operand, Operand::Band(_)) { a_element_bytes } else { b_element_bytes };
+        length(&rows) * length(&columns) * element_bytes
     }
 
     /// Bytes of a tile of C.
     pub fn tile_bytes(&self, tile: Tile) -> u64 {
-        length(&self.rows(tile.band)) * length(&self.columns(tile.panel)) * self.shape.c_element_bytes
+        let (rows, columns) = self.place(tile);
+        let (JobShape::Product(ProductShape { c_element_bytes, .. })
+        | JobShape::Elementwise(ElementwiseShape { c_element_bytes, .. })) = self.shape;
+        length(&rows) * length(&columns) * c_element_bytes
     }
 
-    /// Additions and multiplications of one tile.
+    /// The cost of one tile, in additions and multiplications of a product that takes as long.
     pub fn tile_flops(&self, tile: Tile) -> f64 {
-        let (rows, columns) = (length(&self.rows(tile.band)), length(&self.columns(tile.panel)));
-        2.0 * rows as f64 * columns as f64 * self.shape.k as f64
+        let (rows, columns) = self.place(tile);
+        match &self.shape {
+            JobShape::Product(shape) => 2.0 * length(&rows) as f64 * length(&columns) as f64 * shape.k as f64,
+            JobShape::Elementwise(shape) => shape.flops_of(length(&rows)),
+        }
     }
 }
 
-impl ProductShape {
-    fn check(&self) -> Result<(), PlanError> {
-        let bytes = |x: u64, y: u64, element: u64| x.checked_mul(y)?.checked_mul(element);
-        let a = bytes(self.m, self.k, self.a_element_bytes);
-        let b = bytes(self.k, self.n, self.b_element_bytes);
-        let c = bytes(self.m, self.n, self.c_element_bytes);
-        match (a, b, c) {
-            (Some(a), Some(b), Some(c)) if a.checked_add(b).and_then(|ab| ab.checked_add(c)).is_some() => Ok(()),
-            _ => Err(PlanError::TooLarge),
-        }
-    }
+/// Lines of the part with this index, where all parts but the last have `side` lines of `total`.
+fn piece(index: u32, side: u64, total: u64) -> Range<u64> {
+    let start = (u64::from(index) * side).min(total);
+    start..(start + side).min(total)
 }
 
 /// What keeps a tile small enough to be sent and held.
@@ -281,14 +319,15 @@ impl Bounds {
 }
 
 /// How much work one tile should be.
-fn tile_flops(shape: &ProductShape, arithmetic: Arithmetic, workers: &[WorkerEstimate], here: Pace) -> f64 {
+fn tile_flops(shape: &JobShape, arithmetic: Arithmetic, workers: &[WorkerEstimate], here: Pace) -> f64 {
     let rate = |worker: &WorkerEstimate| worker.flops_per_s(arithmetic);
     let fixed_s = |worker: &WorkerEstimate| worker.overhead_s + worker.rtt_s;
     // Whatever becomes of the others, this node may have to do any tile itself.
     let most = TILE_SECONDS_ALONE * here.flops_per_s;
     let fastest = workers.iter().map(rate).fold(0.0, f64::max);
     // Whoever would be done with all of it first, if nobody helped.
-    let operand_bytes = (shape.m * shape.k * shape.a_element_bytes + shape.k * shape.n * shape.b_element_bytes) as f64;
+    let [a_bytes, b_bytes, _] = shape.bytes();
+    let operand_bytes = (a_bytes + b_bytes) as f64;
     let alone = |worker: &WorkerEstimate| {
         fixed_s(worker) + operand_bytes / worker.send_bytes_per_s.max(1.0) + shape.flops() / rate(worker)
     };
@@ -296,8 +335,7 @@ fn tile_flops(shape: &ProductShape, arithmetic: Arithmetic, workers: &[WorkerEst
     // Finer tiles than it needs cost the first one something, so the others must be of help.
     let useful = |worker: &&WorkerEstimate| {
         let flops = TILE_SECONDS_MIN * rate(worker);
-        let side = (flops / (2.0 * shape.k.max(1) as f64)).sqrt().max(TILE_SIDE_MIN as f64);
-        let bytes = side * shape.k as f64 * (shape.a_element_bytes + shape.b_element_bytes) as f64;
+        let bytes = shape.tile_operand_bytes(flops);
         let first_s = fixed_s(worker) + bytes / worker.send_bytes_per_s.max(1.0) + TILE_SECONDS_MIN;
         rate(worker) >= fastest * USEFUL_SHARE && first_s <= alone_s * USEFUL_START
     };
@@ -314,10 +352,7 @@ fn tile_flops(shape: &ProductShape, arithmetic: Arithmetic, workers: &[WorkerEst
         return if shape.flops() <= WHOLE_SECONDS * here.flops_per_s { shape.flops() } else { most };
     }
     let balanced = shape.flops() / (count * TILES_PER_WORKER) as f64;
-    // Checking goes through the sides of a tile, computing through its area.
-    let element_bytes = (shape.a_element_bytes + shape.b_element_bytes) as f64;
-    let side = element_bytes * here.flops_per_s / here.check_bytes_per_s / (2.0 * CHECK_SHARE);
-    let checkable = 2.0 * side * side * shape.k as f64;
+    let checkable = shape.checkable_flops(here);
     balanced.min((TILE_SECONDS * slowest).max(checkable)).max(TILE_SECONDS_MIN * slowest).max(shortest).min(most)
 }
 
@@ -400,8 +435,8 @@ mod tests {
                     return Ok(());
                 }
             };
-            prop_assert!(covers((0..grid.bands()).map(|band| grid.rows(band)), shape.m));
-            prop_assert!(covers((0..grid.panels()).map(|panel| grid.columns(panel)), shape.n));
+            prop_assert!(covers((0..grid.bands()).map(|band| grid.part(Operand::Band(band)).0), shape.m));
+            prop_assert!(covers((0..grid.panels()).map(|panel| grid.part(Operand::Panel(panel)).1), shape.n));
             prop_assert!(band_rows.is_none_or(|rows| grid.band_rows() == rows));
             prop_assert!(panel_columns.is_none_or(|columns| grid.panel_columns() == columns));
             let tiles = (0..grid.bands()).flat_map(|band| (0..grid.panels()).map(move |panel| Tile { band, panel }));
@@ -427,6 +462,61 @@ mod tests {
             let whole = |side: u64, all: u64| side >= all || side < TILE_ALIGNMENT || side.is_multiple_of(TILE_ALIGNMENT);
             prop_assert!(whole(rows, shape.m) && whole(columns, shape.n), "{rows} x {columns}");
         }
+    }
+
+    proptest! {
+        #[test]
+        fn rows_of_an_elementwise_operation_are_cut_alike_in_all_three_and_fit_every_worker(
+            rows in prop_oneof![0u64..3, 1u64..300, 1u64..2_000_000],
+            cols in prop_oneof![0u64..3, 1u64..20_000],
+            element in prop_oneof![Just(4u64), Just(8)],
+            workers in workers(),
+            flops_per_s in 1e8..1e13f64,
+            band_rows in prop::option::of(1u64..5_000),
+        ) {
+            let shape = elementwise(rows, cols, element);
+            let arithmetic = Arithmetic::Elementwise;
+            let grid = match TileGrid::cut(shape, arithmetic, &workers, pace(flops_per_s), band_rows, None) {
+                Ok(grid) => grid,
+                Err(error) => {
+                    prop_assert!(matches!(error, PlanError::TooManyTiles { .. }), "{}", error);
+                    return Ok(());
+                }
+            };
+            let whole = if cols == 0 { 0 } else { rows };
+            let tiles = || (0..grid.bands()).map(|index| Tile { band: index, panel: index });
+            prop_assert_eq!((grid.panels(), grid.tiles()), (grid.bands(), grid.bands()));
+            prop_assert!(tiles().all(|tile| grid.is_tile(tile)));
+            prop_assert!(covers(tiles().map(|tile| grid.place(tile).0), whole));
+            for tile in tiles() {
+                let place = grid.place(tile);
+                prop_assert_eq!(&place.1, &(0..cols));
+                prop_assert_eq!(&place, &grid.part(Operand::Band(tile.band)));
+                prop_assert_eq!(&place, &grid.part(Operand::Panel(tile.panel)));
+            }
+            let flops: f64 = tiles().map(|tile| grid.tile_flops(tile)).sum();
+            prop_assert!((flops - JobShape::from(shape).flops()).abs() <= 1e-9 * flops.max(1.0) || cols == 0);
+            prop_assert_eq!(tiles().map(|tile| grid.tile_bytes(tile)).sum::<u64>(), whole * cols * element);
+            if band_rows.is_none() {
+                let memory = workers.iter().map(|worker| worker.memory_bytes).min().unwrap_or(u64::MAX);
+                let bytes = grid.band_rows() * 3 * cols * element;
+                prop_assert!(bytes <= memory / TILE_MEMORY_SHARE || grid.band_rows() == 1, "{} bytes", bytes);
+            }
+        }
+    }
+
+    fn elementwise(rows: u64, cols: u64, element: u64) -> ElementwiseShape {
+        ElementwiseShape { rows, cols, a_element_bytes: element, b_element_bytes: element, c_element_bytes: element }
+    }
+
+    #[test]
+    fn rows_that_were_cut_too_narrow_for_an_elementwise_operation_are_cut_afresh() {
+        let shape = elementwise(10_000, 100, 4);
+        let workers = [WorkerEstimate::local([100e9; Arithmetic::COUNT], 4 << 30)];
+        let cut =
+            |rows| TileGrid::cut(shape, Arithmetic::Elementwise, &workers, pace(100e9), Some(rows), None).unwrap();
+        assert_eq!(cut(128).band_rows(), 128);
+        assert_eq!(cut(1).tiles(), 1, "10 000 rows alone would be more tiles than are allowed");
     }
 
     #[test]

@@ -105,6 +105,17 @@ impl TileSet {
         }
     }
 
+    /// Of so many bands and as many panels, the tiles of each band with the panel of the same index.
+    pub(super) fn paired(bands: u32) -> Self {
+        let one = |index: u32| {
+            let mut indices = Indices::new(bands);
+            indices.insert(index);
+            indices
+        };
+        let lines: Vec<Indices> = (0..bands).map(one).collect();
+        Self { by_band: lines.clone(), by_panel: lines, len: bands }
+    }
+
     pub(super) fn len(&self) -> u32 {
         self.len
     }

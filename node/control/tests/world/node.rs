@@ -13,7 +13,7 @@ use pangea_control::pool::election::Election;
 use pangea_control::pool::roster::Roster;
 use pangea_control::pool::term_keeper::TermKeeper;
 use pangea_control::pool::{Advert, LayerSpeed, LinkAdvert, ModelAdvert, ModelSize, Term, View};
-use pangea_control::schedule::{Scheduler, WorkerEstimate};
+use pangea_control::schedule::{Arithmetic, Scheduler, WorkerEstimate};
 use pangea_units::Digest;
 
 use crate::product::Products;
@@ -149,7 +149,7 @@ impl Node {
             nodes: BTreeMap::new(),
             connected: BTreeSet::new(),
         };
-        let estimate = WorkerEstimate::local([self.spec.flops_per_s; 4], self.spec.memory_bytes);
+        let estimate = WorkerEstimate::local([self.spec.flops_per_s; Arithmetic::COUNT], self.spec.memory_bytes);
         self.run = Some(Run {
             number: self.runs,
             started: now,

@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use pangea_control::schedule::{
-    Action, Arithmetic, AttemptId, CheckOutcome, Event, FailureKind, JobId, JobSpec, LeaveReason, Measured, Operand,
-    Place, ProductShape, Progress, Scheduler, Tile, TileGrid, Transfer, WorkerEstimate, WorkerId,
+    Action, Arithmetic, AttemptId, CheckOutcome, ElementwiseShape, Event, FailureKind, JobId, JobSpec, LeaveReason,
+    Measured, Operand, Place, ProductShape, Progress, Scheduler, Tile, TileGrid, Transfer, WorkerEstimate, WorkerId,
 };
 
 use crate::checks::Broken;
@@ -102,8 +102,14 @@ impl World {
         self.checks.submitted(now, at, job.node, self.nodes[job.node].run.is_some());
         let Some(run) = &mut self.nodes[job.node].run else { return Ok(()) };
         let [m, k, n] = job.shape;
-        let shape = ProductShape { m, k, n, a_element_bytes: 4, b_element_bytes: 4, c_element_bytes: 4 };
-        let mut spec = JobSpec::new(shape, Arithmetic::F32);
+        let [a_element_bytes, b_element_bytes, c_element_bytes] = [4; 3];
+        let mut spec = if job.elementwise {
+            let shape = ElementwiseShape { rows: m, cols: n, a_element_bytes, b_element_bytes, c_element_bytes };
+            JobSpec::new(shape, Arithmetic::Elementwise)
+        } else {
+            let shape = ProductShape { m, k, n, a_element_bytes, b_element_bytes, c_element_bytes };
+            JobSpec::new(shape, Arithmetic::F32)
+        };
         spec.place = if job.remote { Place::Remote } else { Place::Auto };
         spec.redundancy = job.redundancy;
         spec.deadline = job.deadline.map(|within| run.time(now) + Duration::from_micros(within));
@@ -131,7 +137,8 @@ impl World {
         products.next_worker += 1;
         products.workers.insert(of, worker);
         products.peers.insert(worker, of);
-        let estimate = WorkerEstimate::remote([flops_per_s; 4], LINK_BYTES_PER_S, 400e-6, memory_bytes / 4);
+        let estimate =
+            WorkerEstimate::remote([flops_per_s; Arithmetic::COUNT], LINK_BYTES_PER_S, 400e-6, memory_bytes / 4);
         self.schedule(at, Event::WorkerJoined { worker, estimate })
     }
 
@@ -236,6 +243,9 @@ impl World {
         let Some(grid) = products.jobs.get(&job).and_then(|running| running.grid) else {
             return Err(Broken::new(now, "a task of a job that is not planned"));
         };
+        if !grid.is_tile(tile) {
+            return Err(Broken::new(now, "a task that is no part of its job"));
+        }
         let (flops, answer_bytes) = (grid.tile_flops(tile), grid.tile_bytes(tile));
         let mut sent = Transfer { bytes: 0, seconds: 0.0 };
         let flying = |sent| Flying { job, tile, sent, finished: false, wrong: false };

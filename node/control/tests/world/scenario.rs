@@ -61,13 +61,15 @@ pub(crate) enum Disturbance {
     Slow { node: usize, times: u64 },
 }
 
-/// A product that a program asks of a node.
+/// A product, or an operation element by element, that a program asks of a node.
 #[derive(Clone, Debug)]
 pub(crate) struct JobSpec {
     /// The node that is asked.
     pub(crate) node: usize,
     /// Rows, inner size, columns.
     pub(crate) shape: [u64; 3],
+    /// Whether it is computed element by element: operands and result have these rows and columns then.
+    pub(crate) elementwise: bool,
     /// Whether peers are to compute while they can.
     pub(crate) remote: bool,
     /// How many workers must agree on each tile.
@@ -190,6 +192,7 @@ impl JobSpec {
         JobSpec {
             node: chance.index(count),
             shape: [side(chance), side(chance), side(chance)],
+            elementwise: chance.one_in(4),
             remote: chance.one_in(3),
             redundancy: if chance.one_in(5) { 2 } else { 1 },
             cancelled_after: chance.one_in(6).then(|| chance.below(SECOND)),

@@ -1,5 +1,5 @@
-//! The `Job` capability and the life of a product: wait for the operands, reserve memory, submit, pass progress on. A
-//! failure is reported both by the product and by the report.
+//! The `Job` capability and the life of an operation: wait for the operands, reserve memory, submit, pass progress on. A
+//! failure is reported both by the result and by the report.
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -7,6 +7,7 @@ use std::rc::Rc;
 use capnp::capability::FromClientHook;
 use pangea_client::exception::{from_exception, to_exception};
 use pangea_client::{Error, ErrorKind, JobReport, MatmulOptions, Progress, Result, TensorInfo};
+use pangea_compute::{Operation, TensorShape};
 use pangea_control::jobs::{Api, Owner};
 use pangea_schema::job_capnp::job;
 use pangea_schema::tensor_capnp::tensor;
@@ -16,7 +17,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use super::account::{Account, TensorMemory, TensorSeat};
 use super::backend::{Backend, RunningJob};
 use super::slot::{Fill, Slot, slot};
-use super::tensor::{HeldTensor, TensorObject, Tensors, client_dtype, compute_dtype};
+use super::tensor::{HeldTensor, TensorObject, Tensors, client_dtype, tensor_shape};
 use crate::fabric::job::JobRequest;
 
 /// State behind a `Job` capability.
@@ -31,12 +32,13 @@ pub(super) struct JobObject<B: Backend> {
 
 /// A requested product, before its operands are known.
 pub(super) struct Request {
+    pub(super) operation: Operation,
     pub(super) a: tensor::Client,
     pub(super) b: tensor::Client,
     pub(super) options: MatmulOptions,
 }
 
-/// Starts a product; `Overloaded` if the connection has no room for it.
+/// Starts a job; `Overloaded` if the connection has no room for it.
 pub(super) fn start<B: Backend>(
     backend: &B,
     account: &Rc<Account<B>>,
@@ -61,7 +63,7 @@ pub(super) fn start<B: Backend>(
             () = cancelled.cancelled() => {
                 Err(Error::new(ErrorKind::Cancelled, "the job was cancelled"))
             }
-            outcome = run.product(request, fill_info) => outcome,
+            outcome = run.compute(request, fill_info) => outcome,
         };
         // The place is released before the result is published, so that the caller can start the next job.
         drop(job_seat);
@@ -78,11 +80,11 @@ pub(super) fn start<B: Backend>(
     });
 
     let job = JobObject { account: account.clone(), progress, report, cancel, _job: guard.clone() };
-    let product = TensorObject { account: account.clone(), info, value, _seat: seat, _job: Some(guard) };
-    Ok((job, product))
+    let result = TensorObject { account: account.clone(), info, value, _seat: seat, _job: Some(guard) };
+    Ok((job, result))
 }
 
-/// One product from request to result.
+/// One job from request to result.
 struct Run<B: Backend> {
     backend: B,
     account: Rc<Account<B>>,
@@ -90,7 +92,7 @@ struct Run<B: Backend> {
     progress: watch::Sender<Progress>,
 }
 
-/// A product whose shapes are known, before it is computed.
+/// A job whose shapes are known, before it is computed.
 struct Prepared<B: Backend> {
     a: TensorObject<B>,
     b: TensorObject<B>,
@@ -99,7 +101,7 @@ struct Prepared<B: Backend> {
 }
 
 impl<B: Backend> Run<B> {
-    async fn product(&self, request: Request, fill_info: Fill<TensorInfo>) -> Result<(HeldTensor<B>, JobReport)> {
+    async fn compute(&self, request: Request, fill_info: Fill<TensorInfo>) -> Result<(HeldTensor<B>, JobReport)> {
         let prepared = self.prepare(&request).await;
         fill_info.fill(match &prepared {
             Ok(prepared) => Ok(prepared.info),
@@ -110,6 +112,7 @@ impl<B: Backend> Run<B> {
         let (a, b) = (a.value.wait().await?, b.value.wait().await?);
         let MatmulOptions { place, verify, priority, deadline, redundancy, max_retries } = request.options;
         let RunningJob { mut progress, mut outcome, cancel: _cancel } = self.backend.submit(JobRequest {
+            operation: request.operation,
             a: a.tensor.clone(),
             b: b.tensor.clone(),
             place,
@@ -134,26 +137,18 @@ impl<B: Backend> Run<B> {
         self.progress.send_replace(*progress.borrow());
         let outcome =
             outcome.unwrap_or_else(|_| Err(Error::new(ErrorKind::Unavailable, "the node is shutting down")))?;
-        Ok((HeldTensor { tensor: outcome.product, _holding: holding }, outcome.report))
+        Ok((HeldTensor { tensor: outcome.result, _holding: holding }, outcome.report))
     }
 
-    /// Waits until the operands' shapes are known and reserves memory for the product.
+    /// Waits until the operands' shapes are known and reserves memory for the result.
     async fn prepare(&self, request: &Request) -> Result<Prepared<B>> {
         let a = self.operand("A", &request.a).await?;
         let b = self.operand("B", &request.b).await?;
         let (a_info, b_info) = (a.info.wait().await?, b.info.wait().await?);
-        if a_info.cols != b_info.rows {
-            let TensorInfo { rows: m, cols: k, .. } = a_info;
-            let TensorInfo { rows: l, cols: n, .. } = b_info;
-            return Err(Error::new(
-                ErrorKind::InvalidInput,
-                format!("A is [{m}, {k}] and B is [{l}, {n}]: A needs as many columns as B has rows"),
-            ));
-        }
-        let dtype = pangea_compute::DType::product(compute_dtype(a_info.dtype), compute_dtype(b_info.dtype))
-            .map_err(|error| Error::new(ErrorKind::InvalidInput, error.to_string()))?;
-        let info = TensorInfo { dtype: client_dtype(dtype), rows: a_info.rows, cols: b_info.cols };
-        // Reserved before the size is published, so that a product without room fails at once.
+        let result = request.operation.gives(tensor_shape(a_info)?, tensor_shape(b_info)?);
+        let TensorShape { dtype, rows, cols } = result.map_err(crate::compute_error)?;
+        let info = TensorInfo { dtype: client_dtype(dtype), rows: rows as u64, cols: cols as u64 };
+        // Reserved before the size is published, so that a result without room fails at once.
         let holding = self.account.hold(info.size_bytes()?)?;
         Ok(Prepared { a, b, info, holding })
     }

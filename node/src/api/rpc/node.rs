@@ -8,7 +8,10 @@ use std::time::Duration;
 use capnp_rpc::new_client;
 use pangea_client::exception::to_exception;
 use pangea_client::{DType, Error, ErrorKind, MatmulOptions, NodeStatus, Result, TensorInfo};
+use pangea_compute::Operation;
+use pangea_schema::job_capnp::{self, matmul_options};
 use pangea_schema::node_capnp::node;
+use pangea_schema::tensor_capnp::tensor;
 use tokio_util::sync::CancellationToken;
 
 use super::account::Account;
@@ -40,6 +43,25 @@ impl<B: Backend> NodeObject<B> {
         draining: CancellationToken,
     ) -> NodeObject<B> {
         NodeObject { backend, account, tensors: Rc::new(RefCell::new(Tensors::new())), served, draining }
+    }
+
+    /// Starts an operation on two tensors; the job and the result.
+    fn start(
+        &self,
+        operation: Operation,
+        a: tensor::Client,
+        b: tensor::Client,
+        options: matmul_options::Reader<'_>,
+    ) -> capnp::Result<(job_capnp::job::Client, tensor::Client)> {
+        if self.draining.is_cancelled() {
+            let message = "this node is shutting down and takes no more jobs";
+            return Err(exception(Error::new(ErrorKind::Unavailable, message)));
+        }
+        let request = Request { operation, a, b, options: MatmulOptions::from_wire(options)? };
+        let (job, result) = job::start(&self.backend, &self.account, &self.tensors, request).map_err(exception)?;
+        let mut tensors = self.tensors.borrow_mut();
+        tensors.gc();
+        Ok((new_client(job), tensors.new_client(result)))
     }
 
     /// Resolves a model's name; an empty name means the only model served.
@@ -85,21 +107,10 @@ impl<B: Backend> node::Server for NodeObject<B> {
     }
 
     async fn matmul(self: Rc<Self>, params: node::MatmulParams, mut results: node::MatmulResults) -> capnp::Result<()> {
-        if self.draining.is_cancelled() {
-            let message = "this node is shutting down and takes no more jobs";
-            return Err(exception(Error::new(ErrorKind::Unavailable, message)));
-        }
         let params = params.get()?;
-        let request = Request {
-            a: params.get_a()?,
-            b: params.get_b()?,
-            options: MatmulOptions::from_wire(params.get_options()?)?,
-        };
-        let (job, product) = job::start(&self.backend, &self.account, &self.tensors, request).map_err(exception)?;
-        let mut tensors = self.tensors.borrow_mut();
-        tensors.gc();
-        results.get().set_product(tensors.new_client(product));
-        results.get().set_job(new_client(job));
+        let (job, product) = self.start(Operation::Matmul, params.get_a()?, params.get_b()?, params.get_options()?)?;
+        results.get().set_job(job);
+        results.get().set_product(product);
         Ok(())
     }
 

@@ -8,7 +8,7 @@ use capnp_rpc::CapabilityServerSet;
 use pangea_client::exception::to_exception;
 use pangea_client::transport::{CHUNK_BYTES, MAX_CHUNK_BYTES};
 use pangea_client::{DType, Error, ErrorKind, Result, TensorInfo};
-use pangea_compute::TensorBuf;
+use pangea_compute::{TensorBuf, TensorShape};
 use pangea_schema::tensor_capnp::{tensor, tensor_sink};
 use tokio_util::sync::DropGuard;
 
@@ -188,8 +188,17 @@ impl<B: Backend> tensor_sink::Server for SinkObject<B> {
     }
 }
 
+/// Converts a tensor's dtype and shape to compute's type.
+pub(super) fn tensor_shape(info: TensorInfo) -> Result<TensorShape> {
+    let side = |length: u64| {
+        let too_large = || Error::new(ErrorKind::InvalidInput, format!("{length} rows or columns are too many"));
+        usize::try_from(length).map_err(|_| too_large())
+    };
+    Ok(TensorShape { dtype: compute_dtype(info.dtype), rows: side(info.rows)?, cols: side(info.cols)? })
+}
+
 /// Converts a dtype to compute's type.
-pub(super) fn compute_dtype(dtype: DType) -> pangea_compute::DType {
+fn compute_dtype(dtype: DType) -> pangea_compute::DType {
     match dtype {
         DType::F16 => pangea_compute::DType::F16,
         DType::Bf16 => pangea_compute::DType::Bf16,

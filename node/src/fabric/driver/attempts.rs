@@ -12,6 +12,7 @@ use super::{Attempt, Driver, Notice};
 use crate::fabric::checker::{Check, CheckVerdict, Checked};
 use crate::fabric::feeder::Feed;
 use crate::fabric::job::{JobId, Rejection};
+use crate::fabric::running::RunningJob;
 use crate::worker::executor::{Outcome, PackKey, Side, Work};
 use pangea_control::peers;
 use pangea_control::schedule::{
@@ -41,6 +42,7 @@ impl Driver {
             |side, index| if running.data.is_one_tile() { PackKey::Once } else { PackKey::Local { job, side, index } };
         let notices = self.notices.clone();
         let work = Work {
+            operation: running.data.operation,
             priority,
             owner: None,
             a: (key(Side::Left, tile.band), running.data.operand(Operand::Band(tile.band))?),
@@ -68,8 +70,12 @@ impl Driver {
             }
             Err(error) => {
                 tracing::debug!(event = "local_task_failed", attempt = attempt.0, %error);
-                self.attempts.remove(&attempt);
-                self.events.push_back(Event::AttemptFailed { attempt, kind: error.kind() });
+                let kind = error.kind();
+                let job = self.attempts.remove(&attempt).map(|under_way| under_way.job);
+                if let Some(running) = job.and_then(|job| self.jobs.get_mut(&job)) {
+                    running.refusal = Some(error);
+                }
+                self.events.push_back(Event::AttemptFailed { attempt, kind });
             }
         }
     }
@@ -121,10 +127,11 @@ impl Driver {
         let notices = self.notices.clone();
         let submitted = operands.and_then(|(a, b)| {
             self.checker.submit(Check {
+                operation: data.operation,
                 a,
                 b,
                 c: c.clone(),
-                dtype: data.dtype,
+                dtype: data.result.dtype,
                 probe: data.probe(tile.panel),
                 done: Box::new(move |checked| {
                     let _ = notices.blocking_send(Notice::Checked { attempt, checked });
@@ -168,13 +175,14 @@ impl Driver {
         self.events.push_back(Event::AttemptChecked { attempt, verdict, seconds: checked.took.as_secs_f64() });
     }
 
-    /// Equal for answers that count as the same: by bits for integers; floats that pass their check agree
+    /// Equal for answers that count as the same: by bits where results are exact; others that pass their check agree
     /// within the same tolerance.
     pub(super) fn answer_of(&self, attempt: AttemptId) -> u64 {
         let Some(under_way) = self.attempts.get(&attempt) else { return 0 };
-        let redundant = self.jobs.get(&under_way.job).is_some_and(|running| running.request.redundancy > 1);
+        let compared = |running: &RunningJob| running.request.redundancy > 1 && running.data.is_exact();
+        let compared = self.jobs.get(&under_way.job).is_some_and(compared);
         match &under_way.result {
-            Some(tensor) if redundant && !tensor.dtype().is_float() => {
+            Some(tensor) if compared => {
                 let mut word = [0; 8];
                 word.copy_from_slice(&tensor.digest().as_bytes()[..8]);
                 u64::from_le_bytes(word)

@@ -1,11 +1,13 @@
-//! How a job ends: the last check of its product, its report, its failure.
+//! How a job ends: the last check of its result, its report, its failure.
 
 use pangea_client::Error;
-use pangea_compute::Tensor;
+use pangea_compute::{Cut, Tensor};
 
 use super::{Driver, Notice};
 use crate::fabric::checker::{Check, CheckVerdict, Checked, PanelProbe};
-use crate::fabric::job::{JobId, JobOutcome, JobReport, TaskCounts, Verification, VerifyPolicy, WorkerShare};
+use crate::fabric::job::{
+    JobId, JobOutcome, JobReport, JobRequest, TaskCounts, Verification, VerifyPolicy, WorkerShare,
+};
 use crate::fabric::running::RunningJob;
 use crate::worker::executor::Side;
 use pangea_control::schedule::FailureKind;
@@ -13,20 +15,21 @@ use pangea_control::schedule::FailureKind;
 impl Driver {
     pub(super) fn finished(&mut self, job: JobId, report: pangea_control::schedule::JobReport) {
         let Some(running) = self.jobs.get_mut(&job) else { return };
-        let Some(product) = running.product() else {
-            self.failed(job, FailureKind::Internal, "the product is not whole".to_owned(), &report);
+        let Some(whole) = running.whole() else {
+            self.failed(job, FailureKind::Internal, "the result is not whole".to_owned(), &report);
             return;
         };
         if running.request.verify == VerifyPolicy::Standard {
-            self.deliver(job, &report, product);
+            self.deliver(job, &report, whole);
             return;
         }
         let notices = self.notices.clone();
         let submitted = self.checker.submit(Check {
+            operation: running.data.operation,
             a: running.request.a.clone(),
             b: running.request.b.clone(),
-            c: product.clone(),
-            dtype: running.data.dtype,
+            c: whole.clone(),
+            dtype: running.data.result.dtype,
             probe: std::sync::Arc::new(PanelProbe::default()),
             done: Box::new(move |checked| {
                 let _ = notices.blocking_send(Notice::WholeChecked { job, checked });
@@ -34,25 +37,26 @@ impl Driver {
         });
         match submitted {
             Ok(()) => {
-                self.finishing.insert(job, (report, product));
+                self.finishing.insert(job, (report, whole));
             }
             Err(error) => self.failed(job, FailureKind::Overloaded, error.to_string(), &report),
         }
     }
 
     pub(super) fn whole_checked(&mut self, job: JobId, checked: Checked) {
-        let Some((report, product)) = self.finishing.remove(&job) else { return };
+        let Some((report, whole)) = self.finishing.remove(&job) else { return };
         let Some(running) = self.jobs.get_mut(&job) else { return };
         running.check_seconds += checked.took.as_secs_f64();
+        let name = running.data.operation.result_name();
         match checked.verdict {
             CheckVerdict::Good(method) => {
                 running.method = method;
-                self.deliver(job, &report, product);
+                self.deliver(job, &report, whole);
             }
             CheckVerdict::Bad(why) => self.failed(
                 job,
                 FailureKind::VerificationFailed,
-                format!("the whole product failed its check: {why}"),
+                format!("the whole {name} failed its check: {why}"),
                 &report,
             ),
             CheckVerdict::Failed(why) => {
@@ -61,20 +65,23 @@ impl Driver {
         }
     }
 
-    pub(super) fn deliver(&mut self, job: JobId, report: &pangea_control::schedule::JobReport, product: Tensor) {
+    pub(super) fn deliver(&mut self, job: JobId, report: &pangea_control::schedule::JobReport, result: Tensor) {
         let Some(running) = self.jobs.remove(&job) else { return };
         self.executor.forget(job);
         let seconds = running.submitted.elapsed().as_secs_f64();
         self.counters.jobs_done += 1;
         if report.tasks.remote > 0 {
-            // Peers hold these bands and panels: the next product with one of them is cut alike.
+            // Peers hold these parts: the next job with one of the operands is cut alike.
             let grid = &running.data.grid;
             self.remember_side(&running.data.a, Side::Left, grid.band_rows());
-            self.remember_side(&running.data.b, Side::Right, grid.panel_columns());
+            match running.data.operation.cut() {
+                Cut::Crossed => self.remember_side(&running.data.b, Side::Right, grid.panel_columns()),
+                Cut::Paired => self.remember_side(&running.data.b, Side::Left, grid.band_rows()),
+            }
         }
         let report = self.report(&running, report, seconds);
         tracing::debug!(event = "job_done", job, seconds, predicted = report.predicted_seconds, mode = report.mode);
-        running.reply.done(JobOutcome { product, report });
+        running.reply.done(JobOutcome { result, report });
     }
 
     pub(super) fn failed(
@@ -86,11 +93,14 @@ impl Driver {
     ) {
         self.finishing.remove(&job);
         self.executor.forget(job);
-        let reply = match (self.submitting.remove(&job), self.jobs.remove(&job)) {
-            (Some(submitting), _) => submitting.reply,
-            (None, Some(running)) => running.reply,
+        let (reply, refusal) = match (self.submitting.remove(&job), self.jobs.remove(&job)) {
+            (Some(submitting), _) => (submitting.reply, None),
+            (None, Some(running)) => (running.reply, running.refusal),
             (None, None) => return,
         };
+        // What is wrong with the operands is said by whoever computed with them.
+        let refusal = refusal.filter(|refusal| kind == FailureKind::InvalidInput && refusal.kind() == kind);
+        let why = refusal.map_or(why, |refusal| refusal.message().to_owned());
         tracing::debug!(event = "job_failed", job, ?kind, why, seconds = report.actual_seconds);
         self.counters.jobs_failed += 1;
         reply.failed(Error::new(kind, why));
@@ -102,9 +112,13 @@ impl Driver {
         report: &pangea_control::schedule::JobReport,
         seconds: f64,
     ) -> JobReport {
-        let (a, b) = (&running.request.a, &running.request.b);
-        let shape = [a.rows(), a.cols(), b.cols()];
-        let flops = 2.0 * shape.iter().map(|side| *side as f64).product::<f64>();
+        let JobRequest { operation, a, b, .. } = &running.request;
+        let summed = match operation.cut() {
+            Cut::Crossed => a.cols(),
+            Cut::Paired => 1,
+        };
+        let shape = [a.rows(), summed, b.cols()];
+        let flops = operation.flops(a.into(), b.into());
         let tasks = TaskCounts {
             total: report.tasks.total,
             remote: report.tasks.remote,
@@ -117,14 +131,14 @@ impl Driver {
             (_, 0) => "remote",
             _ => "mixed",
         };
-        let verdict = match (tasks.remote, running.data.dtype.is_float()) {
+        let verdict = match (tasks.remote, running.data.is_exact()) {
             (0, _) => "local",
-            (_, true) => "tolerance-checked",
-            (_, false) => "verified",
+            (_, true) => "verified",
+            (_, false) => "tolerance-checked",
         };
         JobReport {
             shape,
-            dtype: running.data.dtype.name().to_owned(),
+            dtype: running.data.result.dtype.name().to_owned(),
             seconds,
             gflops: if seconds > 0.0 { flops / seconds / 1e9 } else { 0.0 },
             tasks,

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use libp2p::PeerId;
-use pangea_compute::DType;
+use pangea_compute::{Cut, DType, Operation};
 
 use super::Driver;
 use crate::worker::executor::Speeds;
@@ -50,11 +50,14 @@ pub(super) fn rates(speeds: &Speeds) -> [f64; Arithmetic::COUNT] {
     // Halves are widened while they are packed; the product itself is f32.
     rates[Arithmetic::Half as usize] = speeds.f32_flops_per_s;
     rates[Arithmetic::Int8 as usize] = speeds.i8_flops_per_s;
+    // Counted in products that take as long, until it is measured.
+    rates[Arithmetic::Elementwise as usize] = speeds.f32_flops_per_s;
     rates
 }
 
-pub(super) fn arithmetic(a: DType, b: DType) -> Arithmetic {
+pub(super) fn arithmetic(operation: Operation, a: DType, b: DType) -> Arithmetic {
     match (a, b) {
+        _ if operation.cut() == Cut::Paired => Arithmetic::Elementwise,
         (DType::I8, DType::I8) => Arithmetic::Int8,
         (DType::F64, _) | (_, DType::F64) => Arithmetic::F64,
         (DType::F32, _) | (_, DType::F32) => Arithmetic::F32,

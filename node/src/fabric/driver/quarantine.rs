@@ -18,6 +18,7 @@ impl Driver {
                 job: under_way.job,
                 attempt: attempt.0,
                 why: running.rejected.last().map_or_else(String::new, |rejection| rejection.why.clone()),
+                operation: data.operation,
                 a: data.operand(Operand::Band(under_way.tile.band)).ok()?,
                 b: data.operand(Operand::Panel(under_way.tile.panel)).ok()?,
                 c: under_way.result.clone()?,

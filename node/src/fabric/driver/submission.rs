@@ -2,46 +2,40 @@
 
 use std::time::Instant;
 
-use pangea_compute::{DType, Tensor};
+use pangea_client::Result;
+use pangea_compute::{Cut, Tensor};
 
 use super::estimate::arithmetic;
 use super::{Driver, Submitting};
 use crate::fabric::job::{JobId, JobReply, JobRequest, Place};
 use crate::fabric::open_links::OpenLink;
 use crate::fabric::running::{JobData, RunningJob};
+use crate::worker::cost::job_shape;
 use crate::worker::executor::Side;
-use pangea_control::schedule::{Event, JobSpec, Operand, ProductShape, TileGrid};
+use pangea_control::schedule::{Event, JobSpec, Operand, TileGrid};
 
-/// Grids of tensors remembered, so that products with the same operand are cut alike and find what
+/// Grids of tensors remembered, so that jobs with the same operand are cut alike and find what
 /// peers hold already.
 const GRIDS_MAX: usize = 256;
 
 impl Driver {
     pub(super) fn submit(&mut self, job: JobId, request: JobRequest, submitted: Instant, reply: JobReply) {
-        let dtype = match pangea_compute::product_dtype(&request.a, &request.b) {
-            Ok(dtype) => dtype,
+        let spec = match self.spec(&request) {
+            Ok(spec) => spec,
             Err(error) => {
-                reply.failed(crate::compute_error(error));
+                reply.failed(error);
                 return;
             }
         };
-        let spec = self.spec(&request, dtype);
-        self.submitting.insert(job, Submitting { request, submitted, reply, dtype });
+        self.submitting.insert(job, Submitting { request, submitted, reply });
         self.events.push_back(Event::JobSubmitted { job: pangea_control::schedule::JobId(job), spec });
     }
 
     /// What the scheduler is told of a job, with what peers hold of its operands already.
-    pub(super) fn spec(&self, request: &JobRequest, dtype: DType) -> JobSpec {
-        let (a, b) = (&request.a, &request.b);
-        let shape = ProductShape {
-            m: a.rows() as u64,
-            k: a.cols() as u64,
-            n: b.cols() as u64,
-            a_element_bytes: a.dtype().size_bytes() as u64,
-            b_element_bytes: b.dtype().size_bytes() as u64,
-            c_element_bytes: dtype.size_bytes() as u64,
-        };
-        let mut spec = JobSpec::new(shape, arithmetic(a.dtype(), b.dtype()));
+    pub(super) fn spec(&self, request: &JobRequest) -> Result<JobSpec> {
+        let JobRequest { operation, a, b, .. } = request;
+        let shape = job_shape(*operation, a, b).map_err(crate::compute_error)?;
+        let mut spec = JobSpec::new(shape, arithmetic(*operation, a.dtype(), b.dtype()));
         spec.place = match request.place {
             Place::Auto => pangea_control::schedule::Place::Auto,
             Place::Local => pangea_control::schedule::Place::Local,
@@ -51,19 +45,24 @@ impl Driver {
         spec.priority = i32::from(request.priority);
         spec.max_retries = u32::from(request.max_retries);
         spec.deadline = request.deadline.map(|within| self.now() + within);
-        spec.band_rows = self.side_of(a, Side::Left);
-        spec.panel_columns = self.side_of(b, Side::Right);
-        if spec.band_rows.is_some() || spec.panel_columns.is_some() {
-            self.note_resident(&mut spec, request, dtype);
+        match operation.cut() {
+            Cut::Crossed => {
+                spec.band_rows = self.side_of(a, Side::Left);
+                spec.panel_columns = self.side_of(b, Side::Right);
+            }
+            Cut::Paired => spec.band_rows = self.side_of(a, Side::Left).or_else(|| self.side_of(b, Side::Left)),
         }
-        spec
+        if spec.band_rows.is_some() || spec.panel_columns.is_some() {
+            self.note_resident(&mut spec, request)?;
+        }
+        Ok(spec)
     }
 
-    pub(super) fn note_resident(&self, spec: &mut JobSpec, request: &JobRequest, dtype: DType) {
-        let Ok(grid) = self.scheduler.plan(spec) else { return };
+    pub(super) fn note_resident(&self, spec: &mut JobSpec, request: &JobRequest) -> Result<()> {
+        let Ok(grid) = self.scheduler.plan(spec) else { return Ok(()) };
         spec.band_rows = Some(grid.band_rows());
         spec.panel_columns = Some(grid.panel_columns());
-        let data = JobData::new(request.a.clone(), request.b.clone(), dtype, grid);
+        let data = JobData::new(request, request.result()?, grid);
         let operands = (0..data.grid.bands()).map(Operand::Band).chain((0..data.grid.panels()).map(Operand::Panel));
         for operand in operands {
             let Some(digest) = data.operand(operand).ok().and_then(|part| part.known_digest()) else { continue };
@@ -75,6 +74,7 @@ impl Driver {
                 }
             }
         }
+        Ok(())
     }
 
     /// How far apart the cuts of this operand were the last time.
@@ -93,11 +93,14 @@ impl Driver {
     }
 
     pub(super) fn planned(&mut self, job: JobId, grid: TileGrid) {
-        let Some(Submitting { request, submitted, reply, dtype }) = self.submitting.remove(&job) else {
+        let Some(Submitting { request, submitted, reply }) = self.submitting.remove(&job) else {
             return;
         };
-        let data = JobData::new(request.a.clone(), request.b.clone(), dtype, grid);
-        match RunningJob::new(data, request, submitted, reply) {
+        let running = match request.result() {
+            Ok(result) => RunningJob::new(JobData::new(&request, result, grid), request, submitted, reply),
+            Err(error) => Err((reply, error)),
+        };
+        match running {
             Ok(running) => {
                 running.reply.started();
                 running.show_progress();

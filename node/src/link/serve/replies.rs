@@ -119,7 +119,7 @@ async fn send_result<W: AsyncWrite + Unpin>(
     let shape = Shape::new(tensor.dtype(), tensor.rows() as u64, tensor.cols() as u64)?;
     let compute_nanos = u64::try_from(compute.as_nanos()).unwrap_or(u64::MAX);
     let Some(bytes) = tensor.contiguous_bytes() else {
-        return Err(StreamError::Unexpected("a product that is not row-major".to_owned()));
+        return Err(StreamError::Unexpected("a result that is not row-major".to_owned()));
     };
     let message = |offset| Message::Result { task, shape, offset, compute_nanos };
     if fault == Some(Fault::Drop) {

@@ -75,8 +75,9 @@ pub(super) fn lane(worker: &Worker, job: &Job) -> Lane {
     let lacks = job.missing_share(worker.id);
     let operand_s = worker.model.send_s(job.mean_operand_bytes as u64);
     let return_s = worker.model.receive_s(job.mean_answer_bytes as u64);
-    // A worker that has s bands and s panels needs one operand more for each s tiles.
-    let side = f64::from(job.pending.len()).sqrt().max(1.0);
+    // A worker that has s bands and s panels of a product needs one operand more for each s tiles.
+    let shares = job.grid.shape().shares_operands();
+    let side = if shares { f64::from(job.pending.len()).sqrt().max(1.0) } else { 1.0 };
     let tile_s = compute_s.max(return_s).max(2.0 * lacks * operand_s / side).max(1e-9);
     let first_s = if lacks == 1.0 { 2.0 * operand_s } else { 0.0 };
     let free = worker.backlog.computed.max(worker.backlog.sent + first_s).max(worker.pause_until);
@@ -93,9 +94,8 @@ pub(super) fn check_bytes(job: &Job, tile: Tile) -> u64 {
 /// An estimate that says what has been learned.
 pub(super) fn believed(worker: &Worker) -> WorkerEstimate {
     let model = &worker.model;
-    let rates = [Arithmetic::F32, Arithmetic::F64, Arithmetic::Half, Arithmetic::Int8];
     WorkerEstimate {
-        flops_per_s: rates.map(|arithmetic| model.flops_per_s(arithmetic)),
+        flops_per_s: Arithmetic::ALL.map(|arithmetic| model.flops_per_s(arithmetic)),
         send_bytes_per_s: model.send_bytes_per_s(),
         receive_bytes_per_s: model.receive_bytes_per_s(),
         rtt_s: model.rtt_s,
