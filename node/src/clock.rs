@@ -1,4 +1,4 @@
-//! The node's one clock: it reads the time that decisions are made by. Nothing else turns the system's clock into a [`Time`].
+//! The node's one clock, which produces the time of every decision. Nothing else turns the system's clock into a [`Time`].
 
 use std::sync::OnceLock;
 use std::time::Instant;
@@ -11,12 +11,12 @@ fn epoch() -> Instant {
     *EPOCH.get_or_init(Instant::now)
 }
 
-/// The time since this process first asked for it.
+/// Time since this process first asked for it.
 pub fn now() -> Time {
     Time::since_epoch(epoch().elapsed())
 }
 
-/// The system's instant of a moment, for timers.
+/// Converts a time to the system's instant, for timers.
 pub fn instant(time: Time) -> tokio::time::Instant {
     tokio::time::Instant::from_std(epoch() + time.elapsed())
 }

@@ -1,17 +1,17 @@
-//! Makes large copies fast where the C library's way of doing them is slow; measured, and nothing else.
+//! Speeds up large memory copies where the C library's implementation is measured to be slow.
 //!
 //! glibc copies blocks above 8 KiB with `rep movsb`, which AMD's Zen 3 and 4 run several times slower than a vector
 //! loop where source and destination lie alike within their pages (glibc bug 30994), as large buffers do. Tensor
-//! bytes are copied some eight times between two nodes, so that this halves what a link carries. The threshold can
-//! only be set by a variable that the C library reads as the process starts: hence the second start.
+//! bytes are copied some eight times between two nodes, so this halves the throughput of a link. The threshold can
+//! only be set by a variable that the C library reads when the process starts, so the process restarts itself once.
 
-/// The variable, and the setting that turns `rep movsb` off.
+/// The variable, and the setting in it that disables `rep movsb`.
 #[cfg(all(target_os = "linux", target_env = "gnu", target_arch = "x86_64"))]
 const TUNABLES: &str = "GLIBC_TUNABLES";
 #[cfg(all(target_os = "linux", target_env = "gnu", target_arch = "x86_64"))]
 const SETTING: &str = "glibc.cpu.x86_rep_movsb_threshold";
 
-/// Starts this process anew with fast copies, once, where that helps. Returns where it does not, or cannot.
+/// Restarts this process once with fast copies, if that helps; otherwise returns.
 #[cfg(all(target_os = "linux", target_env = "gnu", target_arch = "x86_64"))]
 pub(crate) fn make_fast() {
     use std::os::unix::process::CommandExt;
@@ -28,7 +28,7 @@ pub(crate) fn make_fast() {
     if let Some(name) = arguments.next() {
         again.arg0(name);
     }
-    // Comes back only where the start failed: then this process goes on as it is.
+    // Returns only if the restart failed; then this process continues as it is.
     let _ = again.args(arguments).env(TUNABLES, format!("{set}{separator}{SETTING}={}", 1u64 << 40)).exec();
 }
 

@@ -1,4 +1,4 @@
-//! `pangea node`: one node from its configuration to its graceful end. What the node does is the rooms' business.
+//! `pangea node`: one node from its configuration to its shutdown. The rooms do the node's work.
 
 use std::time::Duration;
 
@@ -25,14 +25,14 @@ use crate::storage::State;
 use crate::supervise::Supervisor;
 use crate::trust::{Auditor, AuditorParts, ReceiptStore};
 
-/// How long running jobs may take to end once the node is told to stop; a second signal ends it at once.
+/// Time for running jobs to end after the first signal; a second signal ends the node at once.
 const GRACE: Duration = Duration::from_secs(10);
 
 /// Runs a node until SIGINT or SIGTERM, drains it and returns.
 ///
 /// # Errors
-/// `InvalidInput` where the data directory or an address cannot be used as asked, `Unavailable` where a
-/// port is taken.
+/// `InvalidInput` if the data directory or an address cannot be used, `Unavailable` if a
+/// port is in use.
 pub fn run(config: NodeConfig) -> Result<()> {
     let NodeConfig { network, service, work, identity, .. } = config;
     let data_dir = DataDir::claim(&identity.data_dir, identity.ephemeral)?;
@@ -136,7 +136,7 @@ pub fn run(config: NodeConfig) -> Result<()> {
             if let Some(view) = watching {
                 seen.follow(view).await;
             }
-            // The view ends with the node, or with a part of it, of which the supervisor knows more.
+            // The view ended with a part of the node; the supervisor reports why.
             std::future::pending::<()>().await;
         };
         tokio::select! {
@@ -146,7 +146,7 @@ pub fn run(config: NodeConfig) -> Result<()> {
             () = signals.next() => {}
         }
         supervisor.close();
-        tracing::info!(event = "stopping", "Stopping; what runs may take {} s to end", GRACE.as_secs());
+        tracing::info!(event = "stopping", "Stopping; running work has {} s to end", GRACE.as_secs());
         tokio::select! {
             () = async {
                 let api = async {
@@ -163,7 +163,7 @@ pub fn run(config: NodeConfig) -> Result<()> {
     })
 }
 
-/// Logs each address once `node.json` holds it; never returns but with an error of the file.
+/// Logs each address once `node.json` contains it; returns only if writing the file fails.
 async fn announce(fabric: Fabric, mut facts: NodeFile, data_dir: &DataDir) -> Result<()> {
     let mut listening = fabric.listening();
     loop {
@@ -179,13 +179,13 @@ async fn announce(fabric: Fabric, mut facts: NodeFile, data_dir: &DataDir) -> Re
             tracing::info!(event = "listening", address, "Listening on {address}");
         }
         if listening.changed().await.is_err() {
-            // The fabric is gone, and the supervisor knows why.
+            // The fabric has ended; the supervisor reports why.
             std::future::pending::<()>().await;
         }
     }
 }
 
-/// SIGINT and SIGTERM.
+/// The signals SIGINT and SIGTERM.
 struct Signals {
     interrupt: Signal,
     terminate: Signal,

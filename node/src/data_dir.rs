@@ -1,5 +1,5 @@
-//! The data directory of a node: claimed by one node at a time, with `node.json`, which tells other programs on this host
-//! where the running node is. It knows nothing of what else lies there.
+//! The data directory of a node: locked by one node at a time, with `node.json`, where other programs on this host find
+//! the running node. This file knows nothing of the directory's other content.
 
 use std::fs::File;
 use std::io::Write;
@@ -8,31 +8,31 @@ use std::path::{Path, PathBuf};
 use pangea_client::{Error, ErrorKind, Result};
 use serde::{Deserialize, Serialize};
 
-/// Largest `node.json` that is read: a few addresses take far less.
+/// Maximum bytes of a `node.json` that is read: a few addresses take far less.
 const MAX_FILE_BYTES: u64 = 1 << 20;
 
-/// What a running node says of itself: the content of `node.json`.
+/// Content of `node.json`: a running node.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeFile {
-    /// Its process id.
+    /// Process id of the node.
     pub pid: u32,
-    /// Its peer id.
+    /// Peer id of the node.
     pub peer: String,
-    /// Its multiaddrs, with the peer id.
+    /// Multiaddrs of the node, with the peer id.
     pub listening: Vec<String>,
-    /// Of `listening`, what to give to another device.
+    /// The one of `listening` that other devices can most likely reach.
     #[serde(default)]
     pub reachable: Option<String>,
-    /// Address of its Cap'n Proto service.
+    /// Address of the Cap'n Proto service.
     pub rpc: String,
-    /// Address of its HTTP API; `None` where there is none.
+    /// Address of the HTTP API; `None` if it is disabled.
     #[serde(default)]
     pub api: Option<String>,
 }
 
 impl NodeFile {
-    /// The node that runs with the data directory `folder`; `None` where none does, also when a node that was killed left its
-    /// file behind. A process that took over its id is not told from it: whoever connects finds out.
+    /// The node that runs with the data directory `folder`, if any; a file left by a killed node is ignored. If another
+    /// process has its process id now, connecting fails.
     pub fn of_running(folder: &Path) -> Option<NodeFile> {
         let path = folder.join("node.json");
         if std::fs::metadata(&path).ok()?.len() > MAX_FILE_BYTES {
@@ -41,32 +41,30 @@ impl NodeFile {
         let node: NodeFile = serde_json::from_slice(&std::fs::read(path).ok()?).ok()?;
         let pid = rustix::process::Pid::from_raw(i32::try_from(node.pid).ok()?)?;
         match rustix::process::test_kill_process(pid) {
-            // A process of another user is there as well.
+            // A process of another user exists as well.
             Ok(()) | Err(rustix::io::Errno::PERM) => Some(node),
             Err(_) => None,
         }
     }
 }
 
-/// A data directory, held by one node at a time.
+/// A data directory, locked by one node at a time.
 pub struct DataDir {
-    /// `node.json`, where it is this node's to write.
+    /// Path of `node.json`; `None` if another node owns it.
     node_file: Option<PathBuf>,
-    /// Locked as long as it is open.
+    /// The lock, held while the file is open.
     _lock: Option<File>,
 }
 
 impl DataDir {
-    /// Creates the directory where needed and claims it. An ephemeral node shares it with another.
+    /// Creates the directory if needed and locks it. An ephemeral node shares it with another node.
     ///
     /// # Errors
-    /// `InvalidInput` where it cannot be used, `Unavailable` where another node has it.
+    /// `InvalidInput` if it cannot be used, `Unavailable` if another node runs with it.
     pub fn claim(path: &Path, ephemeral: bool) -> Result<DataDir> {
         let unusable = |error: std::io::Error| {
-            let why = format!(
-                "the data directory {} cannot be used ({error}); choose another with --data-dir",
-                path.display()
-            );
+            let why =
+                format!("cannot use the data directory {} ({error}); choose another with --data-dir", path.display());
             Error::new(ErrorKind::InvalidInput, why)
         };
         std::fs::create_dir_all(path).map_err(unusable)?;
@@ -85,10 +83,10 @@ impl DataDir {
         Err(Error::new(ErrorKind::Unavailable, why))
     }
 
-    /// Replaces `node.json`, whole or not at all. Nothing where another node has the directory.
+    /// Replaces `node.json` atomically. Does nothing if another node owns it.
     ///
     /// # Errors
-    /// `Internal` where it cannot be written.
+    /// `Internal` if it cannot be written.
     pub fn write(&self, node: &NodeFile) -> Result<()> {
         let Some(path) = &self.node_file else { return Ok(()) };
         let folder = path.parent().unwrap_or(Path::new("."));
@@ -98,15 +96,14 @@ impl DataDir {
             file.persist(path)?;
             Ok(())
         };
-        write()
-            .map_err(|error| Error::new(ErrorKind::Internal, format!("{} cannot be written: {error}", path.display())))
+        write().map_err(|error| Error::new(ErrorKind::Internal, format!("cannot write {}: {error}", path.display())))
     }
 }
 
 impl Drop for DataDir {
     fn drop(&mut self) {
         if let Some(path) = &self.node_file {
-            // Gone already is as good as removed.
+            // A file that is gone already needs no removal.
             let _ = std::fs::remove_file(path);
         }
     }
@@ -135,14 +132,14 @@ mod tests {
         claimed.write(&node(std::process::id())).unwrap();
         assert_eq!(NodeFile::of_running(folder.path()), Some(node(std::process::id())));
         drop(claimed);
-        assert_eq!(NodeFile::of_running(folder.path()), None, "a node that ends takes its file with it");
+        assert_eq!(NodeFile::of_running(folder.path()), None, "a node removes its file when it ends");
     }
 
     #[test]
-    fn a_file_that_a_killed_node_left_behind_names_no_node() {
+    fn the_file_of_a_killed_node_is_ignored() {
         let folder = tempfile::tempdir().unwrap();
         let claimed = DataDir::claim(folder.path(), false).unwrap();
-        // Ended and waited for: its id is nobody's.
+        // Ended and waited for: no process has its id.
         let mut child = std::process::Command::new("true").spawn().unwrap();
         let pid = child.id();
         child.wait().unwrap();
@@ -157,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn one_node_holds_a_directory_and_an_ephemeral_one_may_share_it() {
+    fn one_node_locks_a_directory_and_an_ephemeral_one_may_share_it() {
         let folder = tempfile::tempdir().unwrap();
         let first = DataDir::claim(folder.path(), false).unwrap();
         first.write(&node(std::process::id())).unwrap();

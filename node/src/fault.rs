@@ -1,38 +1,38 @@
-//! What a node is to do wrong on purpose, behind the hidden flag `--fault`, so that tests can show that it is caught. It names
-//! faults and garbles one value; whoever computes or supervises a part shows them.
+//! Faults that a node injects on purpose, behind the hidden flag `--fault`, so that tests can show that they are
+//! caught. This file names faults and corrupts single values; the code that computes or supervises a part applies them.
 
-/// How a worker lies or fails.
+/// An injected fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Fault {
-    /// One element off by 1 % of its row norm times its column norm.
+    /// One element is off by 1 % of its row norm times its column norm.
     CorruptOne,
-    /// Every element off by as much.
+    /// Every element is off by as much.
     CorruptAll,
-    /// An earlier task's result.
+    /// The result of an earlier task is sent.
     Stale,
-    /// No answer.
+    /// No answer is sent.
     Hang,
     /// The stream is cut in the middle of the result.
     Drop,
-    /// 20 times slower.
+    /// Computing takes 20 times as long.
     Slow,
-    /// As a stage: one bit of one row of activations, somewhere in a session.
+    /// As a stage: one bit of one row of activations is changed, somewhere in a session.
     CorruptStage,
-    /// As a last stage: another token than was chosen, somewhere in a session.
+    /// As a last stage: another token than the chosen one is sent, somewhere in a session.
     CorruptToken,
-    /// As a stage before the last: one frame, once, that does not fit those before it.
+    /// As a stage before the last: one frame, once, does not fit the earlier ones.
     Misfit,
-    /// As a stage behind the first: now and then no memory for a session's keys and values.
+    /// As a later stage: sometimes there is no memory for a session's keys and values.
     Full,
-    /// The task that follows the pool panics a moment after the start.
+    /// The task that follows the pool panics shortly after the start.
     PanicPool,
-    /// The thread that computes tasks panics, once, at a peer's task.
+    /// The thread that computes tasks panics once, at a peer's task.
     PanicExecutor,
-    /// The thread of a stage panics, once, in a session.
+    /// The thread of a stage panics once, in a session.
     PanicStage,
 }
 
-/// Bits of an f32 that can be turned over without making a finite number infinite: the fraction's and the sign.
+/// Bits of an f32 that can be flipped without making a finite number infinite: the fraction's and the sign.
 const SAFE_BITS: [u32; 24] = {
     let mut bits = [31; 24];
     let mut bit = 0;
@@ -43,7 +43,7 @@ const SAFE_BITS: [u32; 24] = {
     bits
 };
 
-/// Turns one bit of a row of activations over; `random` says which. The row stays finite.
+/// Flips one bit of a row of activations, chosen by `random`. The row stays finite.
 pub fn twist_row(row: &mut [f32], random: u64) {
     let (element, bit) = (random / SAFE_BITS.len() as u64, random % SAFE_BITS.len() as u64);
     let count = row.len().max(1) as u64;
@@ -52,7 +52,7 @@ pub fn twist_row(row: &mut [f32], random: u64) {
     }
 }
 
-/// Another token of the vocabulary; `random` says which.
+/// Another token of the vocabulary, chosen by `random`.
 pub fn twist_token(token: u32, vocabulary: usize, random: u64) -> u32 {
     let size = (vocabulary as u64).max(2);
     ((u64::from(token) + 1 + random % (size - 1)) % size) as u32
@@ -76,7 +76,7 @@ mod tests {
     }
 
     #[test]
-    fn a_twisted_token_is_another_of_the_vocabulary() {
+    fn a_twisted_token_is_another_one_of_the_vocabulary() {
         for random in (0..1000).chain([u64::MAX]) {
             for token in 0..5 {
                 let other = twist_token(token, 5, random);

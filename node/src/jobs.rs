@@ -1,5 +1,5 @@
-//! The one handle of this node's jobs, for every API and both executors. It holds the registry behind a lock, tells events to
-//! whoever follows, and reaches those who compute a job to cancel it; what follows from what is [`pangea_control::jobs`]'s.
+//! The handle on this node's jobs, for every API and both executors. It holds the registry behind a lock, publishes
+//! events to followers, and cancels the computation of jobs; [`pangea_control::jobs`] decides.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -13,13 +13,13 @@ use tokio::sync::{broadcast, watch};
 
 use crate::clock;
 
-/// Events that wait for the slowest follower: some seconds of a busy node. Whoever is slower is told how many are missing.
+/// Queued events of the slowest follower: some seconds of a busy node. A slower follower learns how many it missed.
 const EVENTS_KEPT: usize = 1024;
 
-/// Ends the work on a job.
+/// Cancels the computation of a job.
 type Canceller = Box<dyn FnOnce() + Send>;
 
-/// The jobs of this node; clones are the same.
+/// The jobs of this node; clones share them.
 #[derive(Clone)]
 pub struct Jobs(Arc<Inner>);
 
@@ -32,7 +32,7 @@ struct Inner {
 #[derive(Default)]
 struct Registry {
     jobs: pangea_control::jobs::Jobs,
-    /// How to end the work on each job that has not ended.
+    /// Cancels each job that has not ended.
     cancellers: HashMap<JobId, Canceller>,
 }
 
@@ -50,36 +50,36 @@ impl std::fmt::Debug for Jobs {
 }
 
 impl Jobs {
-    /// Accepts a job. `cancel` makes whoever computes it end it; it is called at most once, on any thread, with no lock held.
+    /// Accepts a job. `cancel` stops its computation; it is called at most once, on any thread, with no lock held.
     ///
     /// # Errors
-    /// `Unavailable` once the node has cut its jobs off.
+    /// `Unavailable` once the grace period of a draining node is over.
     pub fn submit(&self, spec: JobSpec, cancel: impl FnOnce(JobId) + Send + 'static) -> Result<Ticket> {
         let mut registry = self.lock();
         let (id, event) = registry.jobs.submit(spec, clock::now())?;
         registry.cancellers.insert(id, Box::new(move || cancel(id)));
-        // Sent under the lock, so that nobody hears of the end of a job before its beginning.
+        // Sent under the lock, so that followers see the start of a job before its end.
         let _ = self.0.events.send(event);
         Ok(Ticket { jobs: self.clone(), id })
     }
 
-    /// All jobs that are known, the latest submitted first.
+    /// All known jobs, the latest submitted first.
     pub fn list(&self) -> Vec<JobStatus> {
         let clock = WallClock::of_this_process();
         self.lock().jobs.list().iter().map(|job| clock.status(job)).collect()
     }
 
-    /// What happens to jobs from now on.
+    /// Events of all jobs from now on.
     pub fn follow(&self) -> broadcast::Receiver<JobEvent> {
         self.0.events.subscribe()
     }
 
-    /// Becomes true once the node has drained, or has given up on what was left.
+    /// Becomes true once no job is left or the grace period is over.
     pub fn drained(&self) -> watch::Receiver<bool> {
         self.0.drained.subscribe()
     }
 
-    /// Returns once no job is left; jobs that are left after `grace` are cancelled, and no more are accepted.
+    /// Returns once no job is left; jobs that remain after `grace` are cancelled, and no more are accepted.
     pub async fn drain(&self, grace: Duration) {
         let mut drained = self.drained();
         self.handle(Event::Drain);
@@ -98,7 +98,7 @@ impl Jobs {
         }
         for action in registry.jobs.handle(event, clock::now()) {
             match action {
-                // Nobody needs to follow.
+                // There may be no follower.
                 Action::Publish(event) => drop(self.0.events.send(event)),
                 Action::Cancel(id) => cancelled.extend(registry.cancellers.remove(&id)),
                 Action::Drained => drop(self.0.drained.send_replace(true)),
@@ -113,7 +113,7 @@ impl Jobs {
     }
 }
 
-/// A job in the hands of whoever computes it. Dropping it without an end means that the job was cancelled.
+/// A job held by its computation. Dropping it without an outcome means that the job was cancelled.
 #[derive(Debug)]
 pub struct Ticket {
     jobs: Jobs,
@@ -121,27 +121,27 @@ pub struct Ticket {
 }
 
 impl Ticket {
-    /// The job.
+    /// Id of the job.
     pub fn id(&self) -> JobId {
         self.id
     }
 
-    /// The first of the job is being computed.
+    /// The computation has started.
     pub fn started(&self) {
         self.jobs.handle(Event::Started(self.id));
     }
 
-    /// More of the job is done.
+    /// The computation has made progress.
     pub fn progress(&self, done: u64, total: u64) {
         self.jobs.handle(Event::Progress(self.id, JobProgress { done, total }));
     }
 
-    /// Nothing follows; the first end counts.
+    /// Ends the job; only the first call counts.
     pub fn end(&self, ending: Ending) {
         self.jobs.handle(Event::Ended(self.id, ending));
     }
 
-    /// The job failed, or was cancelled.
+    /// Ends the job with an error or as cancelled.
     pub fn fail(&self, error: &Error) {
         self.end(match error.kind() {
             ErrorKind::Cancelled => Ending::Cancelled,
@@ -156,7 +156,7 @@ impl Drop for Ticket {
     }
 }
 
-/// The time of day beside the node's own clock, to tell when something was: read once, so that a time is always told alike.
+/// The time of day beside the node's clock: read once, so that a time is always reported alike.
 struct WallClock {
     unix_ms: u64,
     now: Time,
@@ -176,7 +176,7 @@ impl WallClock {
         self.unix_ms.saturating_sub(past.as_millis() as u64).saturating_add(future.as_millis() as u64)
     }
 
-    /// A job as programs and people are told of it.
+    /// The status of a job for programs and people.
     fn status(&self, job: &Job) -> JobStatus {
         let (verdict, error) = match &job.state {
             JobState::Ended(Ending::Done { verdict }) => (Some(verdict.name().to_owned()), None),
@@ -202,7 +202,7 @@ impl WallClock {
     }
 }
 
-/// A job as programs and people are told of it now.
+/// The current status of a job for programs and people.
 pub fn status(job: &Job) -> JobStatus {
     WallClock::of_this_process().status(job)
 }
@@ -227,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_follows_hears_of_both_kinds_of_jobs() {
+    fn followers_see_both_kinds_of_jobs() {
         let jobs = Jobs::default();
         let mut events = jobs.follow();
         let product = jobs.submit(spec(PRODUCT), |_| {}).unwrap();
@@ -271,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn what_outlasts_the_grace_is_cancelled() {
+    fn jobs_that_outlast_the_grace_period_are_cancelled() {
         let jobs = Jobs::default();
         let cancelled = Arc::new(AtomicU64::new(0));
         let seen = Arc::clone(&cancelled);
@@ -283,7 +283,7 @@ mod tests {
     }
 
     #[test]
-    fn times_are_told_as_times_of_day() {
+    fn times_are_reported_as_times_of_day() {
         let clock = WallClock { unix_ms: 1_000_000, now: Time::from_secs(100) };
         assert_eq!(clock.unix_ms(Time::from_secs(90)), 990_000);
         assert_eq!(clock.unix_ms(Time::from_secs(130)), 1_030_000);

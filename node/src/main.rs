@@ -1,8 +1,8 @@
-//! The binary `pangea`: nothing but the start of [`pangea_node::cli`], and the allocator.
+//! The binary `pangea`: starts [`pangea_node::cli`] and sets the allocator.
 
 use std::process::ExitCode;
 
-/// Many small messages and a few large tensors on several threads: what the system's allocator is slow at.
+/// Many small messages and a few large tensors on several threads, for which the system's allocator is slow.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 

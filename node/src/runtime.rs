@@ -29,45 +29,45 @@ use crate::storage::State;
 use crate::supervise::Supervisor;
 use crate::worker::executor::{Executor, Speeds};
 
-/// Dropped tensors that are kept for the next take at most this part of a node's memory.
+/// Dropped tensors are kept for reuse up to the node's memory divided by this,
 const KEPT_SHARE: u64 = 32;
 
-/// And at most this much: a band or a panel and a few tiles, within what a job may use beside its operands and result.
+/// and at most this many bytes: a band or a panel and a few tiles, within what a job may use beside its operands and result.
 const KEPT_BYTES: usize = 16 << 20;
 
-/// What a node is made of.
+/// The parts of a node.
 pub struct Parts {
-    /// The network; none for a fabric of this process alone.
+    /// The network; `None` for a fabric in this process only.
     pub net: Option<NetConfig>,
     /// Name for people.
     pub name: String,
     /// Memory and compute threads.
     pub devices: Devices,
-    /// Where evidence is kept.
+    /// Folder in which evidence is stored.
     pub data_dir: Option<PathBuf>,
-    /// Whether it computes for others; a lite client does not.
+    /// Whether the node computes for others; a lite client does not.
     pub works: bool,
-    /// Whether it is to be the master.
+    /// Whether `--force-master` is set.
     pub force_master: bool,
-    /// What outlives the process; none for an ephemeral node.
+    /// State that survives the process; `None` for an ephemeral node.
     pub state: Option<State>,
-    /// The stages and sessions of this node, which get their links here, and what a chain of stages takes in.
+    /// The node's stages and sessions, which get their links here, and the limits of a chain.
     pub pipeline: Option<(Pipeline, ChainLimits)>,
-    /// Layers that it is to have of models that others serve.
+    /// Layers that `--layers` pins for models that others serve.
     pub pinned: Option<Range<u32>>,
     /// Address of the Cap'n Proto service, for the status.
     pub rpc: String,
-    /// How it lies or fails, for tests.
+    /// Injected fault, for tests.
     pub fault: Option<Fault>,
-    /// Holds the parts that run by themselves.
+    /// Supervises the parts that run by themselves.
     pub supervisor: Supervisor,
     /// The jobs of this node.
     pub jobs: Jobs,
-    /// What is counted, for whoever looks.
+    /// Registry of metrics.
     pub observer: Observer,
 }
 
-/// A node under way. Dropping it ends it without a goodbye.
+/// A running node. Dropping it ends the node without a goodbye.
 pub struct Runtime {
     fabric: Fabric,
     network: Option<Network>,
@@ -80,12 +80,12 @@ pub struct Runtime {
 
 impl Drop for Runtime {
     fn drop(&mut self) {
-        // Whatever ends from now on ends because of this.
+        // Parts that end from now on end as expected.
         self.supervisor.close();
     }
 }
 
-/// What the network thread hands back once it runs.
+/// Handles that the network thread returns once it runs.
 type Started = std::result::Result<(Fabric, Option<Network>, Option<Pool>, Option<Loader>), Error>;
 
 impl Runtime {
@@ -116,24 +116,24 @@ impl Runtime {
         Ok(Runtime { fabric, network, pool, loader, thread: Some(thread), stop: Some(stop), supervisor })
     }
 
-    /// The fabric of this node.
+    /// Handle of the fabric.
     pub fn fabric(&self) -> Fabric {
         self.fabric.clone()
     }
 
-    /// The pool that this node is in; none without a network.
+    /// Handle of the pool; `None` without a network.
     pub fn pool(&self) -> Option<Pool> {
         self.pool.clone()
     }
 
-    /// The layers of models that this node holds; none without a network.
+    /// Loader of the node's layers; `None` without a network.
     pub fn loader(&self) -> Option<Loader> {
         self.loader.clone()
     }
 
-    /// Takes no more work, lets what runs end within `grace`, says goodbye to every peer and ends the threads.
+    /// Accepts no more work, lets running work end within `grace`, says goodbye to every peer and ends the threads.
     pub async fn shutdown(mut self, grace: Duration) {
-        // An error means that the fabric is gone already.
+        // An error means that the fabric has ended already.
         let _ = self.fabric.drain(grace).await;
         self.supervisor.close();
         if let Some(network) = &self.network {
@@ -181,14 +181,14 @@ async fn run(
             let _ = stopped.await;
         }
         Err(error) => {
-            // The caller hears why; this thread's end is no surprise.
+            // The caller gets the error; the end of this thread is expected.
             supervisor.close();
             let _ = started.send(Err(error));
         }
     }
 }
 
-/// What runs on the network thread, and the handles on it.
+/// The parts on the network thread and their handles.
 struct Built {
     driver: Driver,
     inlets: crate::fabric::driver::Inlets,
@@ -198,7 +198,7 @@ struct Built {
     followers: Option<Followers>,
 }
 
-/// What computes layers of models together with other nodes.
+/// The parts that compute layers of models together with other nodes.
 struct Staged {
     loader: Loader,
     links: LinksDriver,

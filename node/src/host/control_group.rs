@@ -1,10 +1,10 @@
-//! The memory limit that Linux control groups (cgroups, versions 1 and 2) set for this process. A pure reading of what the
-//! kernel shows below `/proc/self` and in the mounted hierarchies; the files are read through a function that is passed in.
+//! The memory limit that Linux control groups (cgroups, versions 1 and 2) set for this process. Pure parsing of files
+//! below `/proc/self` and in the mounted hierarchies; a function that is passed in reads them.
 
 use std::path::{Path, PathBuf};
 
-/// The smallest memory limit of the groups that a process is in, theirs and their ancestors', in bytes. `None` where there is
-/// none, or the kernel does not say.
+/// The smallest memory limit of the process's groups and their ancestors, in bytes. `None` if there is
+/// none, or the kernel does not report one.
 ///
 /// * `cgroup`: the text of `/proc/self/cgroup`, see cgroups(7).
 /// * `mountinfo`: the text of `/proc/self/mountinfo`, see proc_pid_mountinfo(5).
@@ -28,7 +28,7 @@ pub(super) fn memory_limit_bytes(cgroup: &str, mountinfo: &str, read: impl Fn(&P
             .filter_map(|folder| read(&folder.join(version.file()))?.trim().parse().ok())
             .min()
     });
-    // Version 1 shows no limit as a number beyond any memory, version 2 as a word.
+    // Version 1 reports no limit as a number beyond any memory, version 2 as a word.
     limits.min().filter(|limit| *limit < i64::MAX as u64 / 2)
 }
 
@@ -39,7 +39,7 @@ enum Version {
 }
 
 impl Version {
-    /// The file of a group that holds its limit.
+    /// The file in a group's folder that contains its limit.
     fn file(self) -> &'static str {
         match self {
             Version::One => "memory.limit_in_bytes",
@@ -48,16 +48,16 @@ impl Version {
     }
 }
 
-/// A hierarchy of groups that can limit memory, where it is mounted.
+/// A mounted hierarchy of groups that can limit memory.
 struct Mount {
     version: Version,
-    /// The group that the mount shows as its root.
+    /// The group that appears as the mount's root.
     root: PathBuf,
     point: PathBuf,
 }
 
 impl Mount {
-    /// A line such as `35 31 0:32 /docker/1f /sys/fs/cgroup/memory ro - cgroup cgroup rw,memory`.
+    /// Parses a line such as `35 31 0:32 /docker/1f /sys/fs/cgroup/memory ro - cgroup cgroup rw,memory`.
     fn parse(line: &str) -> Option<Mount> {
         let (mount, file_system) = line.split_once(" - ")?;
         let mut fields = mount.split(' ').skip(3);
@@ -72,9 +72,9 @@ impl Mount {
         Some(Mount { version, root: unescaped(root), point: unescaped(point) })
     }
 
-    /// The folders of the group at `path` and of its ancestors, as far as the mount shows them.
+    /// The folders of the group at `path` and of its ancestors, as far as they are visible in the mount.
     fn folders(&self, path: &str) -> Vec<PathBuf> {
-        // A group outside of the mount's root, as containers may see it, is the mount itself.
+        // A group outside of the mount's root, as in containers, counts as the mount itself.
         let below = Path::new(path).strip_prefix(&self.root).unwrap_or(Path::new(""));
         let outside = below.components().any(|part| part == std::path::Component::ParentDir);
         let below = if outside { Path::new("") } else { below };
@@ -82,7 +82,7 @@ impl Mount {
     }
 }
 
-/// Spaces, tabs, newlines and backslashes are written as octal numbers.
+/// Decodes spaces, tabs, newlines and backslashes, which are written as octal numbers.
 fn unescaped(text: &str) -> PathBuf {
     [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")]
         .iter()
@@ -145,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn where_the_kernel_says_nothing_there_is_no_limit() {
+    fn without_a_report_of_the_kernel_there_is_no_limit() {
         assert_eq!(limit("", "", &[]), None);
         assert_eq!(limit("0::/\n", TWO, &[]), None);
         assert_eq!(limit("garbage\n::\n", "garbage - cgroup2\n", &[]), None);

@@ -1,11 +1,11 @@
-//! Facts about this host: name, memory, cores, private address, home folder. Reads, and changes nothing.
+//! Facts about this host: name, memory, cores, private address, home folder. Read-only.
 
 mod control_group;
 
 use std::net::IpAddr;
 use std::path::PathBuf;
 
-/// The host's name without its domain, `node` where it has none.
+/// The host's name without its domain; `node` if it has none.
 pub fn name() -> String {
     let uname = rustix::system::uname();
     let full = uname.nodename().to_string_lossy();
@@ -20,8 +20,8 @@ pub fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
 
-/// Memory that this process may use, in bytes: the host's, or the limit of its control groups. `None` where the system does
-/// not say.
+/// Memory that this process may use, in bytes: the host's, or the limit of its control groups. `None` if the system does
+/// not report it.
 pub fn memory_bytes() -> Option<u64> {
     let installed = installed_memory_bytes()?;
     Some(control_group_limit_bytes().map_or(installed, |limit| limit.min(installed)))
@@ -33,7 +33,7 @@ fn installed_memory_bytes() -> Option<u64> {
     (info.totalram as u64).checked_mul(u64::from(info.mem_unit))
 }
 
-/// Asks the system's own tool: the library call behind it needs code that is not allowed here.
+/// Runs the system's own tool, because the library call needs code that is not allowed here.
 #[cfg(not(target_os = "linux"))]
 fn installed_memory_bytes() -> Option<u64> {
     let output = std::process::Command::new("sysctl").args(["-n", "hw.memsize"]).output().ok()?;
@@ -47,7 +47,7 @@ fn control_group_limit_bytes() -> Option<u64> {
     control_group::memory_limit_bytes(&group, &mounts, read)
 }
 
-/// This host's address in a private network, IPv4 before IPv6; `None` where it has none.
+/// This host's address in a private network, IPv4 before IPv6; `None` if it has none.
 pub fn private_address() -> Option<IpAddr> {
     let mut addresses: Vec<IpAddr> =
         if_addrs::get_if_addrs().ok()?.iter().map(if_addrs::Interface::ip).filter(|&ip| is_private(ip)).collect();
@@ -55,7 +55,7 @@ pub fn private_address() -> Option<IpAddr> {
     addresses.first().copied()
 }
 
-/// Whether an address is of a private network: 10/8, 172.16/12, 192.168/16, 100.64/10 (shared, as VPNs use it), fc00::/7.
+/// Whether an address is private: 10/8, 172.16/12, 192.168/16, 100.64/10 (shared, as VPNs use it), fc00::/7.
 pub fn is_private(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(ip) => ip.is_private() || (ip.octets()[0] == 100 && ip.octets()[1] & 0xc0 == 64),

@@ -1,5 +1,5 @@
-//! The text side of a model: from a prompt to token ids, from token ids to bytes, and what an answer must fit. It is shared by
-//! all threads; it knows neither layers nor who asks.
+//! The text side of a model: prompt to token ids, token ids to bytes, and the grammar of an answer. Shared by
+//! all threads; it knows neither layers nor requests.
 
 mod prompt;
 
@@ -22,12 +22,12 @@ pub use prompt::{Prompt, WrongField, role};
 pub struct ModelText {
     pub(crate) tokenizer: Tokenizer,
     template: ChatTemplate,
-    /// Built when a grammar is first asked for: it takes a while.
+    /// Built on the first use of a grammar, because it takes a while.
     grammars: Mutex<Option<GrammarVocabulary>>,
 }
 
 impl ModelText {
-    /// Those of a file.
+    /// Reads the tokenizer and chat template of a file.
     pub(crate) fn of(file: &ModelFile) -> Result<ModelText> {
         let tokenizer = file.tokenizer().map_err(compute_error)?;
         let text = |id: Option<u32>| id.and_then(|id| tokenizer.token_text(id)).unwrap_or_default().to_owned();
@@ -39,7 +39,7 @@ impl ModelText {
         Ok(ModelText { template: template.map_err(compute_error)?, tokenizer, grammars: Mutex::new(None) })
     }
 
-    /// The token ids of a prompt, at least one, all of them the model's.
+    /// The token ids of a prompt: at least one, all within the model's vocabulary.
     pub(crate) fn tokens(&self, prompt: &Prompt) -> Result<Vec<u32>> {
         let tokens = match prompt {
             Prompt::Tokens(tokens) => {
@@ -62,19 +62,19 @@ impl ModelText {
                     now: CalendarTime::from_unix_seconds(seconds as i64),
                 };
                 let text = self.template.render(&conversation).map_err(compute_error)?;
-                // A template that begins the sequence itself has said so.
+                // A template may start the sequence itself.
                 let begun = self.tokenizer.bos().and_then(|bos| self.tokenizer.token_text(bos));
                 let begins = begun.is_some_and(|bos| text.starts_with(bos));
                 self.tokenizer.encode(&text, !begins, true)
             }
         };
         if tokens.is_empty() {
-            return Err(Error::new(ErrorKind::InvalidInput, "the prompt is empty; say something"));
+            return Err(Error::new(ErrorKind::InvalidInput, "the prompt is empty"));
         }
         Ok(tokens)
     }
 
-    /// What the answer must fit; `None` where it is free.
+    /// The grammar that the answer must match; `None` for free text.
     pub(crate) fn grammar(&self, format: &AnswerFormat) -> Result<Option<Grammar>> {
         format.grammar(|| self.grammar_vocabulary()).map_err(compute_error)
     }
@@ -88,24 +88,24 @@ impl ModelText {
         Ok(kept.insert(vocabulary).clone())
     }
 
-    /// A token with what it stands for.
+    /// A token with its bytes.
     pub(crate) fn token(&self, id: u32) -> TokenText {
         let bytes = self.tokenizer.token_bytes(id, true).unwrap_or_default().into_owned();
         TokenText { id, bytes }
     }
 }
 
-/// A token as its bytes, which need not be whole characters.
+/// A token with its bytes, which may be a part of a character.
 #[derive(Clone, Debug)]
 pub struct TokenText {
-    /// Its id.
+    /// Id of the token.
     pub id: u32,
-    /// What it stands for.
+    /// Bytes of the token.
     pub bytes: Vec<u8>,
 }
 
 impl TokenText {
-    /// As text, with U+FFFD for what is none.
+    /// The bytes as text, with U+FFFD for invalid UTF-8.
     pub fn text(&self) -> String {
         String::from_utf8_lossy(&self.bytes).into_owned()
     }

@@ -1,24 +1,24 @@
-//! What a model is asked to continue, and what is wrong with it whatever the model is. It knows no tokenizer and no template.
+//! The prompt of a request, and checks that hold for every model. This file knows no tokenizer and no template.
 
 use pangea_client::{Error, ErrorKind};
 use pangea_compute::chat::Message;
 
-/// Most messages of one conversation: more than any context holds.
+/// Maximum messages of one conversation: more than any context holds.
 const MAX_MESSAGES: usize = 4096;
 
-/// Who can have said a message.
+/// Roles of messages.
 const ROLES: [&str; 4] = ["system", "user", "assistant", "tool"];
 
-/// What an answer follows.
+/// The text that an answer follows.
 #[derive(Clone, Debug)]
 pub enum Prompt {
-    /// A text, to be gone on with.
+    /// A text to complete.
     Text(String),
-    /// The same as token ids.
+    /// A text to complete, as token ids.
     Tokens(Vec<u32>),
-    /// A conversation, brought into the model's own form.
+    /// A conversation, which the model's template formats.
     Chat {
-        /// What was said so far.
+        /// The messages so far.
         messages: Vec<Message>,
         /// Descriptions of tools for the model's template, as OpenAI writes them.
         tools: Option<serde_json::Value>,
@@ -28,7 +28,7 @@ pub enum Prompt {
 }
 
 impl Prompt {
-    /// Everything that is wrong with it whatever the model is.
+    /// Checks everything that does not depend on the model.
     ///
     /// # Errors
     /// The first [`WrongField`].
@@ -47,7 +47,7 @@ impl Prompt {
     }
 }
 
-/// A field of a request that no model can serve.
+/// A field of a request that is wrong for every model.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{field}: {why}")]
 pub struct WrongField {
@@ -69,14 +69,14 @@ impl From<WrongField> for Error {
     }
 }
 
-/// The role of message `at`; `developer` is the newer name of `system`.
+/// Parses the role of message `at`; `developer` is the newer name of `system`.
 ///
 /// # Errors
-/// [`WrongField`] for a role that nobody can have.
+/// [`WrongField`] for an unknown role.
 pub fn role(at: usize, text: &str) -> Result<&'static str, WrongField> {
     let text = if text == "developer" { "system" } else { text };
     ROLES.into_iter().find(|role| *role == text).ok_or_else(|| {
-        let why = format!("the role {text:?} is none of system, developer, user, assistant and tool");
+        let why = format!("the role {text:?} is not one of system, developer, user, assistant and tool");
         WrongField::new(format!("messages[{at}]"), why)
     })
 }
@@ -99,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn a_developer_is_the_system() {
+    fn developer_means_system() {
         assert_eq!(role(0, "developer"), Ok("system"));
         assert!(role(3, "king").unwrap_err().to_string().starts_with("messages[3]: the role \"king\""));
     }

@@ -1,6 +1,6 @@
-//! The node's one handle on what it knows of its peers: cheap to clone, usable from any thread. It holds the directory of
-//! `pangea_control::peers` and tells who follows when another peer may no longer compute; what it knows comes from the
-//! fabric's driver, which also does what the directory decides. It decides nothing itself.
+//! The node's handle on the directory of peers: cheap to clone, usable from any thread. It holds the directory of
+//! `pangea_control::peers` and notifies followers when a peer may no longer compute. The fabric's driver feeds it
+//! and executes its actions; nothing is decided here.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -11,7 +11,7 @@ use tokio::sync::watch;
 use crate::clock;
 use pangea_control::peers::{Action, Directory, Event};
 
-/// What this node knows of its peers; clones are the same.
+/// The directory of peers; clones share it.
 #[derive(Clone, Debug)]
 pub struct Peers(Arc<Inner>);
 
@@ -24,7 +24,7 @@ struct Inner {
 #[derive(Debug, Default)]
 struct State {
     directory: Directory,
-    /// Decided by a conviction from another thread, not yet carried out. Bounded by the peers that are remembered.
+    /// Actions of convictions from other threads that are not executed yet. Bounded by the number of peers in the directory.
     pending: Vec<Action>,
 }
 
@@ -35,12 +35,12 @@ impl Default for Peers {
 }
 
 impl Peers {
-    /// Takes in what happened to a peer; what the caller is to do.
+    /// Processes an event; returns the actions for the caller.
     pub(crate) fn handle(&self, event: Event) -> Vec<Action> {
         self.state().directory.handle(event, clock::now())
     }
 
-    /// A peer was proven to lie; the proof is the caller's to keep. From the moment that this returns the peer may not compute.
+    /// Convicts a peer of a lie; the caller stores the proof. Once this returns, the peer may not compute.
     pub fn convict(&self, peer: PeerId, why: &str) {
         let excluded = {
             let mut state = self.state();
@@ -57,12 +57,12 @@ impl Peers {
         });
     }
 
-    /// What convictions asked for since the last call.
+    /// Takes the actions of convictions since the last call.
     pub(crate) fn take_pending(&self) -> Vec<Action> {
         std::mem::take(&mut self.state().pending)
     }
 
-    /// Whether work, weights, sessions and mastership may be given to a peer, and its own work taken.
+    /// Whether a peer may get work, weights, sessions and mastership, and may submit work of its own.
     pub fn may_compute(&self, peer: &PeerId) -> bool {
         self.state().directory.may_compute(peer)
     }
@@ -72,7 +72,7 @@ impl Peers {
         self.0.excluded.subscribe()
     }
 
-    /// Reads the directory. `read` must not wait: the network thread asks here, too.
+    /// Reads the directory. `read` must not block: the network thread uses it as well.
     pub(crate) fn read<T>(&self, read: impl FnOnce(&Directory) -> T) -> T {
         read(&self.state().directory)
     }
@@ -87,7 +87,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_conviction_counts_at_once_and_whoever_follows_hears_of_it_once() {
+    fn a_conviction_counts_at_once_and_is_published_once() {
         let (peers, liar) = (Peers::default(), PeerId::random());
         let mut excluded = peers.excluded();
         assert!(peers.may_compute(&liar) && excluded.borrow_and_update().is_empty());

@@ -1,5 +1,5 @@
-//! The task that feeds a placer with what the pool, the loader and the clock say, and does what it decides. What a stage is
-//! once it is loaded is the loader's; who decides what, the placer's.
+//! The task that feeds a placer with events of the pool, the loader and the clock, and executes its actions. The loader
+//! owns loaded stages; the placer decides.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -17,54 +17,54 @@ use crate::supervise::Supervisor;
 use pangea_control::placement::{Action, Event, Note, Placer, StageOrder, StageReport, pool_facts};
 use pangea_units::LayerRange;
 
-/// Between two looks at the clock: a part of the shortest wait of a placer.
+/// Interval of the clock's ticks: a fraction of the shortest timeout of a placer.
 const TICK: Duration = Duration::from_millis(100);
 
-/// Reports of stages on their way: a few for each stage, and there are a handful.
+/// Queued reports of stages: a few per stage, and a node has a handful.
 const REPORTS: usize = 64;
 
-/// How long the speed of layers is measured, in milliseconds.
+/// Duration of the measurement of layers' speed, in milliseconds.
 const PROBE_MS: u64 = 60;
 
-/// What fetches, loads and ends stages. Its methods return at once.
+/// Fetches, loads and ends stages. Its methods return at once.
 pub trait StageLoader: Send + Sync {
-    /// Fetches and loads a stage on threads of its own, and reports how far it is: `Fetching` as bytes arrive, `Loading`,
-    /// then `Ready` or `Failed`; `Failed` also later, where a stage that was ready ends by itself.
+    /// Fetches and loads a stage on threads of its own, and reports its progress: `Fetching` as bytes arrive, `Loading`,
+    /// then `Ready` or `Failed`. `Failed` is also reported later, if a stage that was ready ends by itself.
     fn fetch_and_load(&self, order: StageOrder, reports: mpsc::Sender<StageReport>);
 
-    /// Ends a stage; also one that is still being fetched or loaded. One that is not there is no error.
+    /// Ends a stage, also one that is still being fetched or loaded. An unknown stage is no error.
     fn unload(&self, model: Digest, layers: Range<u32>);
 }
 
-/// What becomes of the sessions of this node's stages: [`Sessions::changed`] is called wherever there are more or fewer.
+/// Reports the sessions of this node's stages: [`Sessions::changed`] is called whenever their number changes.
 #[derive(Clone, Debug)]
 pub struct Sessions {
     events: mpsc::Sender<Event>,
 }
 
 impl Sessions {
-    /// The stage has `open` sessions now. Waits while many such changes are on their way; any thread.
+    /// The stage now has `open` sessions. Blocks while the queue is full; callable on any thread.
     pub fn changed(&self, model: Digest, layers: Range<u32>, open: usize) {
-        // The placer ends with the node.
+        // The placer ends only with the node.
         let _ = self.events.blocking_send(Event::Sessions { model, layers, open });
     }
 
-    /// The same within an asynchronous task.
+    /// Like [`Sessions::changed`], within an asynchronous task.
     pub async fn changed_in_task(&self, model: Digest, layers: Range<u32>, open: usize) {
         let _ = self.events.send(Event::Sessions { model, layers, open }).await;
     }
 
-    /// The chain of this placement broke and takes no sessions any more, though the stage's layers are fine.
+    /// The chain of this placement has failed and accepts no more sessions; the stage's layers are unaffected.
     pub async fn broke_in_task(&self, model: Digest, layers: Range<u32>, epoch: u64) {
         let _ = self.events.send(Event::Broke { model, layers, epoch }).await;
     }
 }
 
-/// A node's part in placement, under way. [`PlacementDriver::run`] it on the network thread.
+/// A node's part in placement; [`PlacementDriver::run`] must be called on the network thread.
 pub struct PlacementDriver {
     pool: Pool,
     loader: Arc<dyn StageLoader>,
-    /// Layers that this node is to have of every model that it does not serve itself.
+    /// Layers that this node pins of every model that it does not serve itself.
     pinned: Option<Range<u32>>,
     placer: Placer,
     events: mpsc::Receiver<Event>,
@@ -73,7 +73,7 @@ pub struct PlacementDriver {
 }
 
 impl PlacementDriver {
-    /// A part in `pool` that loads with `loader`. `pinned`: what `--layers` says on a node without `--model`.
+    /// A part in `pool` that loads with `loader`. `pinned`: the value of `--layers` on a node without `--model`.
     pub fn new(pool: Pool, loader: Arc<dyn StageLoader>, pinned: Option<Range<u32>>) -> (PlacementDriver, Sessions) {
         let view = Arc::clone(&pool.view().borrow());
         let (report, reports) = mpsc::channel(REPORTS);
@@ -93,7 +93,7 @@ impl PlacementDriver {
                 changed = view.changed() => match changed {
                     Ok(()) => {
                         let view = Arc::clone(&view.borrow_and_update());
-                        self.say_pins(&view);
+                        self.publish_pins(&view);
                         Event::View(view)
                     }
                     Err(_) => return,
@@ -101,7 +101,7 @@ impl PlacementDriver {
                 Some(report) = self.reports.recv() => Event::Stage(report),
                 event = self.events.recv(), if told => match event {
                     Some(event) => event,
-                    // Whoever could tell of sessions is gone; stages are not.
+                    // The sender of session changes has ended; stages continue.
                     None => {
                         told = false;
                         continue;
@@ -157,13 +157,13 @@ impl PlacementDriver {
                 );
             }
             Note::Refused { name, why } => {
-                tracing::warn!(event = "not_placed", model = name, "{name} cannot be placed: {why}");
+                tracing::warn!(event = "not_placed", model = name, "cannot place {name}: {why}");
             }
         }
     }
 
-    /// `--layers` on a node without `--model` is said of each model that the pool serves and that has these layers.
-    fn say_pins(&self, view: &View) {
+    /// Pins the layers of `--layers`, given without `--model`, for each model of the pool that has them.
+    fn publish_pins(&self, view: &View) {
         let Some(pinned) = &self.pinned else { return };
         let of_own = |digest| view.own.models.iter().find(|model| model.digest == digest);
         let unsaid: Vec<ModelAdvert> = pool_facts::models(view)
@@ -194,7 +194,7 @@ impl PlacementDriver {
     }
 }
 
-/// Measures how fast this node computes layers, on a thread of its own, and tells the pool.
+/// Measures how fast this node computes layers, on a thread of its own, and publishes the speed.
 pub fn measure_speed(pool: Pool, devices: Devices, supervisor: &Supervisor) {
     let measure = move || {
         let measured = devices
@@ -207,12 +207,12 @@ pub fn measure_speed(pool: Pool, devices: Devices, supervisor: &Supervisor) {
                 pool.say(|own| own.speed = Some(speed));
             }
             Err(error) => {
-                tracing::warn!(event = "not_measured", %error, "This node takes no part in models: its speed could not be measured ({error})");
+                tracing::warn!(event = "not_measured", %error, "cannot measure this node's speed; it computes no layers of models: {error}");
             }
         }
     };
     // Without a speed, the pool gives this node no layers.
     if let Err(error) = supervisor.owned_thread("probe of layers", measure, |_| {}) {
-        tracing::warn!(event = "not_measured", %error, "This node takes no part in models: no thread to measure its speed on ({error})");
+        tracing::warn!(event = "not_measured", %error, "cannot start a thread to measure this node's speed; it computes no layers of models: {error}");
     }
 }

@@ -1,8 +1,8 @@
-//! The driver of this node's part in placement, and what people see of it. What is placed where is decided by
-//! [`pangea_control::placement`].
+//! The driver of this node's part in placement, and its report for people. [`pangea_control::placement`] decides what
+//! is placed where.
 //!
 //! * [`driver`]: the task that feeds the placer.
-//! * [`plan_report()`]: where a model would be and is, for programs and people.
+//! * [`plan_report()`]: a model's planned and current placement, for programs and people.
 
 pub mod driver;
 mod plan_report;

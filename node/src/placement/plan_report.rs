@@ -1,10 +1,10 @@
-//! A preview of a model's placement as programs are told of it. What would be placed where is decided by
-//! [`pangea_control::placement`].
+//! Converts a preview of a model's placement to the client's type. [`pangea_control::placement`] decides what is placed
+//! where.
 
 use pangea_client::{ModelPlan, PlannedChain, PlannedStage};
 use pangea_control::placement::{ChainPreview, Preview};
 
-/// The report of a preview.
+/// Converts a preview.
 pub fn plan_report(preview: Preview) -> ModelPlan {
     ModelPlan {
         model: preview.needs.name,

@@ -1,5 +1,5 @@
-//! `state.redb` in a node's data directory: what outlives the process. It owns the file and how it is opened; each room has
-//! tables of its own in it.
+//! `state.redb` in a node's data directory: state that survives the process. This file owns the database and opens it;
+//! each room has its own tables in it.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -14,15 +14,15 @@ pub struct State {
 }
 
 impl State {
-    /// Opens `state.redb` in `data_dir`, which is there; makes it where it is not.
+    /// Opens `state.redb` in the existing folder `data_dir`, creating it if necessary.
     ///
     /// # Errors
-    /// `InvalidInput` where it cannot be read as one, or not be written.
+    /// `InvalidInput` if it cannot be read or written.
     pub fn open(data_dir: &Path) -> Result<State> {
         let path = data_dir.join("state.redb");
         let database = Database::create(&path).map_err(|error| {
             let why = format!(
-                "{} cannot be used ({error}); if it is damaged, move it away: the node starts a new one",
+                "cannot use {} ({error}); if it is damaged, move it away and the node creates a new one",
                 path.display()
             );
             Error::new(ErrorKind::InvalidInput, why)
@@ -36,7 +36,7 @@ impl State {
     }
 }
 
-/// What the database says, as the error of every surface.
+/// Converts an error of the database.
 pub(crate) fn storage_error(error: impl Into<redb::Error>) -> Error {
     Error::new(ErrorKind::Internal, format!("state.redb: {}", error.into()))
 }
