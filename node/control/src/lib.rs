@@ -14,10 +14,10 @@
 //! | 1 | [`devices`] | who holds which part of a node's memory |
 //! | 1 | [`trust`] | which sessions are audited; how far an answer can be trusted |
 //! | 1 | [`blob`] | which part of a model file is asked of which provider |
-//! | 1 | [`tasks`] | which tasks of a peer a worker takes, when each starts and how each ends |
 //! | 1 | [`net`] | whom to dial when; who is admitted; which of two connections lives; which peers are dead |
 //! | 1 | `streams` | when the next stream to a peer is opened after one ended |
 //! | 1 | [`pool`] | which nodes are there, and which of them is the master |
+//! | 2 | [`tasks`] | which tasks of a peer a worker takes, when each starts and how each ends; which operands it keeps |
 //! | 2 | [`peers`] | what is known of each peer, and whether it may compute |
 //! | 2 | [`session`] | the protocol of a chain's stages: who may say what, which rows of which sequence are computed next, what is signed; which streams make the link to a peer |
 //! | 2 | [`jobs`] | what was asked of the node, by whom, how far it is and what it came to; whether a new job is accepted |

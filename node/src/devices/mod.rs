@@ -16,7 +16,7 @@ use std::time::Duration;
 use pangea_client::{Error, ErrorKind, Result};
 use pangea_control::Time;
 use pangea_control::devices::{Action, Event, LeaseId, Ledger, Shortage};
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 
 use crate::clock;
 
@@ -35,6 +35,8 @@ struct Shared {
     accounts: Mutex<Accounts>,
     /// Drops packed operands that no product uses now.
     drop_packs: OnceLock<Box<dyn Fn() + Send + Sync>>,
+    /// Told where a request could not be granted at once.
+    short: Notify,
 }
 
 struct Accounts {
@@ -74,8 +76,8 @@ impl Devices {
     /// `max_memory` bytes and `threads` compute threads.
     pub fn new(max_memory: u64, threads: usize) -> Devices {
         let accounts = Accounts { ledger: Ledger::new(max_memory), next: 1, waiters: BTreeMap::new() };
-        let shared = Shared { limit: max_memory, threads, accounts: Mutex::new(accounts), drop_packs: OnceLock::new() };
-        Devices { shared: Arc::new(shared) }
+        let (accounts, drop_packs, short) = (Mutex::new(accounts), OnceLock::new(), Notify::new());
+        Devices { shared: Arc::new(Shared { limit: max_memory, threads, accounts, drop_packs, short }) }
     }
 
     /// All bytes that may be leased: `--max-memory`.
@@ -105,16 +107,28 @@ impl Devices {
         let _ = self.shared.drop_packs.set(Box::new(drop_packs));
     }
 
+    /// Returns once a request could not be granted since the last call: what is only kept for later should give way. One caller.
+    pub(crate) async fn is_short(&self) {
+        self.shared.short.notified().await;
+    }
+
     /// A lease of `bytes`, at once.
     ///
     /// # Errors
     /// `Overloaded` with the numbers; nothing is taken then.
     pub fn lease(&self, kind: Kind, bytes: u64) -> Result<Lease> {
-        match self.ask_at_once(kind, bytes) {
+        let answer = match self.ask_at_once(kind, bytes) {
             // A failed request for packed operands is no reason to drop others'.
-            Err(Shortage::Full { .. }) if kind != Kind::Packs && self.make_room() => Ok(self.ask_at_once(kind, bytes)?),
-            answer => Ok(answer?),
+            Err(Shortage::Full { .. }) if kind != Kind::Packs && self.make_room() => self.ask_at_once(kind, bytes),
+            answer => answer,
+        };
+        // What peers keep here for later is no reason to refuse this node's layers and products for ever.
+        if let Err(Shortage::Full { .. }) = answer
+            && !matches!(kind, Kind::Packs | Kind::Operands)
+        {
+            self.shared.short.notify_one();
         }
+        Ok(answer?)
     }
 
     /// A lease of as much as is free, from `least` to `most` bytes; waits up to `timeout` for `least`. Blocks.

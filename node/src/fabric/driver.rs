@@ -34,7 +34,7 @@ use super::running::RunningJob;
 use crate::devices::Devices;
 use crate::jobs::Jobs;
 use crate::link::coordinator::LinkEvent;
-use crate::link::serve::TaskService;
+use crate::link::serve::{TaskService, give_way};
 use crate::net::{Follower, NetEvent, Network};
 use crate::observe::Observer;
 use crate::peers::Peers;
@@ -217,7 +217,7 @@ impl Driver {
     /// Runs until every [`Fabric`] handle is gone.
     pub async fn run(mut self, mut inlets: Inlets) {
         self.accept_streams();
-        let mut excluded = self.peers.excluded();
+        let (mut excluded, devices) = (self.peers.excluded(), self.settings.devices.clone());
         self.follow_convictions();
         let mut tick = tokio::time::interval(CONNECTING_TICK);
         loop {
@@ -237,6 +237,7 @@ impl Driver {
                     self.wake_at = None;
                     self.events.push_back(Event::Tick);
                 }
+                () = devices.is_short() => give_way(&self.served),
                 _ = tick.tick() => self.tell_peers(pangea_control::peers::Event::Tick),
             }
             self.decide();
@@ -305,8 +306,7 @@ impl Driver {
             Notice::Checked { attempt, checked } => self.checked(attempt, checked),
             Notice::WholeChecked { job, checked } => self.whole_checked(job, checked),
             Notice::FeedFailed { attempt, error } => {
-                let kind = error.kind();
-                self.events.push_back(Event::AttemptFailed { attempt, kind });
+                self.attempt_failed(attempt, error.kind());
             }
             Notice::StreamOpened { peer, stream } => self.stream_opened(peer, stream),
             Notice::LinkMeasured { peer, generation, bytes_per_s } => {
@@ -334,7 +334,7 @@ impl Driver {
                 );
                 if let Err(error) = self.start(attempt, job.0, tile, worker) {
                     tracing::debug!(event = "start_failed", attempt = attempt.0, %error);
-                    self.events.push_back(Event::AttemptFailed { attempt, kind: error.kind() });
+                    self.attempt_failed(attempt, error.kind());
                 }
             }
             Action::Cancel { attempt, worker } => {

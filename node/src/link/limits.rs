@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+pub use pangea_control::tasks::TASKS_PER_PEER;
+
 use crate::net::NetConfig;
 use crate::wire::MAX_PAYLOAD_BYTES;
 
@@ -10,9 +12,6 @@ pub const STREAMS_PER_PEER: usize = 2;
 
 /// Task streams of all peers towards this node: those of as many peers as a node is connected to.
 pub const STREAMS: usize = STREAMS_PER_PEER * NetConfig::MAX_PEERS as usize;
-
-/// Tasks of one peer at a worker, waiting or running.
-pub const TASKS_PER_PEER: usize = 64;
 
 /// Messages queued to be sent in order: a task and its two operands each.
 pub const BULK_QUEUE: usize = 3 * TASKS_PER_PEER;

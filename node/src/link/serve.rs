@@ -5,14 +5,13 @@ mod replies;
 
 use std::cell::RefCell;
 use std::collections::{HashMap, VecDeque};
-use std::rc::Rc;
-use std::time::Duration;
+use std::rc::{Rc, Weak};
 
 use futures::{AsyncRead, AsyncReadExt, AsyncWrite};
 use libp2p::PeerId;
 use pangea_client::{Error, ErrorKind};
 use pangea_compute::{Cancel, Digest, Operation, Tensor, TensorBuf};
-use pangea_control::tasks::{Action, Event, Intake, Refusal, Terms};
+use pangea_control::tasks::{Action, Admission, Event, Intake, OperandStore, RESULT_MEMORY_TIMEOUT, Refusal, Terms};
 use tokio::sync::{Notify, mpsc, oneshot};
 
 use self::replies::{Reply, reply, write_all};
@@ -24,16 +23,11 @@ use crate::streams::framed::{FrameReader, FrameWriter, StreamError};
 use crate::streams::places::{Place, Places};
 use crate::wire::{Header, Message, Shape, Task, TaskHello, TaskId, VERSION};
 use crate::worker::executor::{Executor, Outcome, PackKey, Work};
-use crate::worker::store::{Admission, OperandStore};
-
-/// Time that a task waits for the memory of its result. Earlier results are sent within seconds; otherwise the peer is
-/// too slow for another one.
-const RESULT_MEMORY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// State shared by all task streams that this node serves.
 pub struct TaskService {
     /// Operands of every peer.
-    pub store: OperandStore<PeerId>,
+    pub store: OperandStore<PeerId, Tensor, Lease>,
     /// Computes tasks.
     pub executor: Executor,
     /// Memory for results.
@@ -46,6 +40,8 @@ pub struct TaskService {
     pub bytes_sent: u64,
     /// Places of the streams that are served.
     pub places: Places,
+    /// The state of each of those streams.
+    streams: Vec<Weak<RefCell<ServedStream>>>,
     /// Answers whether a peer may compute and be computed for.
     pub peers: Peers,
     /// Set while the node drains: new tasks are refused.
@@ -56,13 +52,14 @@ impl TaskService {
     /// State without any peer.
     pub fn new(devices: Devices, executor: Executor, peers: Peers) -> TaskService {
         TaskService {
-            store: OperandStore::new(devices.clone()),
+            store: OperandStore::new(devices.limit()),
             executor,
             devices,
             tasks_done: 0,
             bytes_received: 0,
             bytes_sent: 0,
             places: Places::new(STREAMS_PER_PEER, STREAMS),
+            streams: Vec::new(),
             peers,
             draining: false,
         }
@@ -74,6 +71,20 @@ impl TaskService {
             () if !self.peers.may_compute(peer) => Some(Refusal::Quarantined),
             () if self.draining => Some(Refusal::Draining),
             () => None,
+        }
+    }
+}
+
+/// Drops the operands that no task needs, and tells their owners: somebody asks for the memory.
+pub fn give_way(served: &Rc<RefCell<TaskService>>) {
+    let streams: Vec<_> = served.borrow().streams.iter().filter_map(Weak::upgrade).collect();
+    let needed = |owner: PeerId, digest: &Digest| {
+        streams.iter().map(|stream| stream.borrow()).any(|stream| stream.peer == owner && stream.intake.needs(digest))
+    };
+    for (owner, digest) in served.borrow_mut().store.give_way(needed) {
+        for stream in streams.iter().map(|stream| stream.borrow()).filter(|stream| stream.peer == owner) {
+            // An owner that is not told is asked for the operand when it names it.
+            let _ = stream.replies.try_send(Reply::Message(Message::Evicted(digest)));
         }
     }
 }
@@ -95,6 +106,11 @@ where
         accepted: HashMap::new(),
         deadlines: Rc::default(),
     }));
+    {
+        let streams = &mut served.borrow_mut().streams;
+        streams.retain(|stream| stream.strong_count() > 0);
+        streams.push(Rc::downgrade(&state));
+    }
     let why = tokio::select! {
         why = read_all(FrameReader::new(read), &state) => why,
         why = write_all(FrameWriter::new(write), outbox, hello, peer, &served) => why,
@@ -290,8 +306,10 @@ impl ServedStream {
     }
 
     fn admit(&mut self, digest: Digest, shape: Shape) -> (Option<Event>, Vec<Digest>) {
-        let store = &mut self.served.borrow_mut().store;
-        let evicted = match store.admit(self.peer, digest, shape.size_bytes(), |digest| self.intake.needs(digest)) {
+        let TaskService { store, devices, .. } = &mut *self.served.borrow_mut();
+        let needed = |digest: &Digest| self.intake.needs(digest);
+        let lease = |bytes| devices.lease(Kind::Operands, bytes);
+        let evicted = match store.admit(self.peer, digest, shape.size_bytes(), needed, lease) {
             Ok(Admission::Known) => return (None, Vec::new()),
             Ok(Admission::Receive { evicted }) => evicted,
             Err(error) => return (Some(Event::Refused(digest, error)), Vec::new()),

@@ -1,6 +1,5 @@
-//! The worker's side of a node: what it keeps for peers and how it computes.
+//! The worker's side of a node: how it computes.
 //!
-//! * [`store`]: operands, bounded, keyed by owner; pure.
 //! * [`cost`]: an operation as the scheduler counts it.
 //! * [`executor`]: the one thread that owns the compute pool, and its queue.
 //! * `liar`: wrong, late and missing results on purpose, for tests.
@@ -10,4 +9,3 @@
 pub mod cost;
 pub mod executor;
 mod liar;
-pub mod store;

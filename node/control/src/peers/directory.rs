@@ -130,6 +130,9 @@ pub enum Action {
         /// Reason, a sentence without its full stop.
         why: String,
     },
+    /// A peer has said hello and may be given work. Comes before a [`Action::Connecting`] that does not count the peer any more:
+    /// whoever waits for a peer must see it before hearing that nobody is expected.
+    Ready(PeerId),
     /// The estimated speed of the link to a peer changed enough to replan.
     LinkChanged(PeerId),
     /// The number of peers whose hello is expected soon has changed.
@@ -202,6 +205,9 @@ impl Directory {
                 let known = self.entry(peer, now);
                 known.hello = Some(hello);
                 known.enter(PeerState::Connected, now);
+                if !known.is_quarantined() {
+                    actions.push(Action::Ready(peer));
+                }
                 let ready = self.take_calls(|call| call.peer == peer);
                 actions.extend(ready.into_iter().map(|call| Action::CallReady { call: call.number, peer }));
             }
@@ -447,6 +453,13 @@ mod tests {
         directory.handle(Event::RoundTrip { peer, rtt: Duration::from_millis(2) }, at(4));
         directory.handle(Event::RoundTrip { peer, rtt: Duration::from_millis(90) }, at(5));
         assert_eq!(directory.get(&peer).and_then(|peer| peer.rtt), Some(Duration::from_micros(2100)));
+    }
+
+    #[test]
+    fn a_peer_that_says_hello_is_ready_before_nobody_is_expected_any_more() {
+        let (mut directory, peer) = (Directory::default(), fresh_peer());
+        directory.handle(up(peer), at(0));
+        assert_eq!(directory.handle(hello(peer), at(1)), [Action::Ready(peer), Action::Connecting(0)]);
     }
 
     #[test]

@@ -9,6 +9,13 @@ use pangea_units::{Digest, Error, ErrorKind};
 
 use crate::Time;
 
+/// Tasks that one peer may have at a worker, waiting or running.
+pub const TASKS_PER_PEER: usize = 64;
+
+/// Time that a task waits for the memory of its result. Earlier results are sent within seconds; otherwise the peer is
+/// too slow for another one.
+pub const RESULT_MEMORY_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// The coordinator's number of a task.
 pub type TaskId = u64;
 

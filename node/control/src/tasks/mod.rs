@@ -2,7 +2,10 @@
 //! bytes are moved and nothing is computed here.
 //!
 //! * [`Intake`]: the tasks of one stream, from their arrival to their end.
+//! * [`OperandStore`]: the operands that are kept for peers: whose, how many bytes, which go first.
 
 mod intake;
+mod operand_store;
 
-pub use intake::{Action, Event, Intake, Refusal, TaskId, Terms, peer_priority};
+pub use intake::{Action, Event, Intake, RESULT_MEMORY_TIMEOUT, Refusal, TASKS_PER_PEER, TaskId, Terms, peer_priority};
+pub use operand_store::{Admission, OperandStore};

@@ -4,14 +4,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use libp2p_identity::PeerId;
+use pangea_control::devices::models_bytes;
 use pangea_control::placement::{Placement, PlacementRefusal, StageOrder, pool_facts};
 use pangea_control::pool::{Term, View};
-use pangea_control::schedule::{FailureKind, Tile};
-
 use pangea_units::Digest;
 
-use crate::node::{Node, Run};
+use crate::job_checks::JobChecks;
+use crate::node::{MODEL_BYTES, Node, Run};
 use crate::scenario::{Disturbance, Micros, SaidPlacements};
+use crate::work_checks::WorkChecks;
 use crate::world::World;
 
 /// Something that must hold and did not.
@@ -34,20 +35,13 @@ impl std::fmt::Display for Broken {
     }
 }
 
-/// How a job of the scenario stands.
-enum Job {
-    /// The node that was asked runs, and the job is its.
-    Open { node: usize, accepted: BTreeSet<Tile> },
-    /// It ended, or its node did.
-    Ended,
-}
-
 /// How often branches of the world were taken: a world in which something never happens shows nothing about it.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Counts(pub BTreeMap<&'static str, u64>);
 
 impl Counts {
-    fn add(&mut self, what: &'static str) {
+    /// One more.
+    pub(crate) fn add(&mut self, what: &'static str) {
         *self.0.entry(what).or_default() += 1;
     }
 
@@ -61,7 +55,10 @@ impl Counts {
 
 /// The checks of one world.
 pub(crate) struct Checks {
-    jobs: BTreeMap<usize, Job>,
+    /// Jobs.
+    pub(crate) jobs: JobChecks,
+    /// Memory, tasks and quarantine.
+    pub(crate) work: WorkChecks,
     said: SaidPlacements,
     /// Every master that some node lived under.
     pub(crate) masters: BTreeSet<PeerId>,
@@ -76,7 +73,8 @@ impl Checks {
     /// Nothing happened yet; with `log`, lines are kept.
     pub(crate) fn new(log: bool) -> Checks {
         Checks {
-            jobs: BTreeMap::new(),
+            jobs: JobChecks::default(),
+            work: WorkChecks::default(),
             said: BTreeMap::new(),
             masters: BTreeSet::new(),
             counts: Counts::default(),
@@ -95,7 +93,8 @@ impl Checks {
         self.lines.as_deref().unwrap_or_default()
     }
 
-    fn log(&mut self, now: Micros, line: std::fmt::Arguments<'_>) {
+    /// Something happened.
+    pub(crate) fn log(&mut self, now: Micros, line: std::fmt::Arguments<'_>) {
         let line = format!("{:>12.6} {line}", now as f64 / 1e6);
         for byte in line.bytes() {
             self.digest = (self.digest ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
@@ -115,11 +114,8 @@ impl Checks {
     pub(crate) fn crashed(&mut self, now: Micros, node: usize) {
         self.counts.add("crashes");
         self.log(now, format_args!("node {node} crashes"));
-        for job in self.jobs.values_mut() {
-            if matches!(job, Job::Open { node: of, .. } if *of == node) {
-                *job = Job::Ended;
-            }
-        }
+        self.forget_jobs_of(node);
+        self.forget_work_of(node);
     }
 
     /// Something goes wrong, or right again.
@@ -135,6 +131,9 @@ impl Checks {
             Disturbance::SlowDisk { .. } => "slow disks",
             Disturbance::FullDisk { .. } => "full disks",
             Disturbance::Slow { .. } => "slow nodes",
+            Disturbance::Hang { .. } => "hanging nodes",
+            Disturbance::BreakStreams { .. } => "broken streams",
+            Disturbance::Drain { .. } => "drains",
         });
         self.log(now, format_args!("{disturbance:?}"));
     }
@@ -153,14 +152,31 @@ impl Checks {
         Ok(())
     }
 
-    /// A node lives under another term from now on.
-    pub(crate) fn lives_under(&mut self, now: Micros, at: usize, term: Option<Term>) {
+    /// A node lives under another term from now on: not under that of a peer that it has proven to lie.
+    pub(crate) fn lives_under(
+        &mut self,
+        now: Micros,
+        at: usize,
+        term: Option<Term>,
+        master: Option<usize>,
+    ) -> Result<(), Broken> {
         self.log(now, format_args!("node {at} lives under {term:?}"));
         self.masters.extend(term.map(|term| term.master));
+        match master.filter(|master| self.is_quarantined(at, *master)) {
+            Some(master) => Err(Broken::new(now, format!("node {at} follows {master}, which it has quarantined"))),
+            None => Ok(()),
+        }
     }
 
     /// A master said where models are: under its own term, one thing under one epoch.
-    pub(crate) fn placed(&mut self, now: Micros, at: usize, run: &Run, placements: &[Placement]) -> Result<(), Broken> {
+    pub(crate) fn placed(
+        &mut self,
+        now: Micros,
+        at: usize,
+        run: &Run,
+        placements: &[Placement],
+        nodes_of: &BTreeMap<PeerId, usize>,
+    ) -> Result<(), Broken> {
         self.counts.add("placements");
         for placement in placements {
             self.log(
@@ -171,6 +187,11 @@ impl Checks {
                 return Err(Broken::new(now, format!("node {at} places under a term that is not its own")));
             }
             let key = (placement.term, placement.model, placement.epoch);
+            let is_new = !self.said.contains_key(&key);
+            let stages = placement.stages.iter().filter_map(|stage| nodes_of.get(&stage.peer));
+            if let Some(liar) = stages.copied().find(|peer| is_new && self.is_quarantined(at, *peer)) {
+                return Err(Broken::new(now, format!("node {at} places layers on {liar}, which it has quarantined")));
+            }
             let known = self.said.entry(key).or_insert_with(|| placement.stages.clone());
             if *known != placement.stages {
                 return Err(Broken::new(now, format!("node {at} says two placements under one epoch")));
@@ -208,106 +229,57 @@ impl Checks {
         if asked { Ok(()) } else { Err(Broken::new(now, format!("node {at} loads what nobody it obeys asked for"))) }
     }
 
-    /// What a node has given away never passes its memory.
-    pub(crate) fn holds(&mut self, now: Micros, at: usize, bytes: u64, limit: u64) -> Result<(), Broken> {
-        if bytes > limit {
-            return Err(Broken::new(now, format!("node {at} holds {bytes} bytes of {limit}")));
-        }
-        Ok(())
-    }
-
-    /// A job is asked of a node, or would be if the node ran.
-    pub(crate) fn submitted(&mut self, now: Micros, job: usize, node: usize, runs: bool) {
-        self.log(now, format_args!("job {job} is asked of node {node}, which runs: {runs}"));
-        self.counts.add("jobs");
-        let open = Job::Open { node, accepted: BTreeSet::new() };
-        self.jobs.insert(job, if runs { open } else { Job::Ended });
-    }
-
-    /// A tile was taken into the product: once, and not a wrong one. `wrong`: none where its attempt was not sound.
-    pub(crate) fn accepted(
-        &mut self,
-        now: Micros,
-        job: Option<usize>,
-        tile: Tile,
-        wrong: Option<bool>,
-    ) -> Result<(), Broken> {
-        self.log(now, format_args!("job {job:?} takes {tile:?}"));
-        match wrong {
-            None => return Err(Broken::new(now, "a tile is taken whose attempt is unknown or not finished")),
-            Some(true) => return Err(Broken::new(now, "a wrong tile is taken")),
-            Some(false) => {}
-        }
-        match job.and_then(|job| self.jobs.get_mut(&job)) {
-            Some(Job::Open { accepted, .. }) => {
-                if accepted.insert(tile) {
-                    Ok(())
-                } else {
-                    Err(Broken::new(now, "a tile is taken twice"))
-                }
-            }
-            Some(Job::Ended) | None => Err(Broken::new(now, "a tile of a job that is not under way is taken")),
-        }
-    }
-
-    /// A job ended: with all its tiles, or for a reason.
-    pub(crate) fn finished(
-        &mut self,
-        now: Micros,
-        job: Option<usize>,
-        outcome: Result<u32, FailureKind>,
-    ) -> Result<(), Broken> {
-        self.log(now, format_args!("job {job:?} ends: {outcome:?}"));
-        let Some(number) = job else { return Err(Broken::new(now, "a job ends twice")) };
-        let ended = self.jobs.insert(number, Job::Ended);
-        match (ended, outcome) {
-            (Some(Job::Open { accepted, .. }), Ok(tiles)) if accepted.len() == tiles as usize => {
-                self.counts.add("finished jobs");
-                Ok(())
-            }
-            (Some(Job::Open { .. }), Ok(_)) => {
-                Err(Broken::new(now, format!("job {number} ends without all its tiles")))
-            }
-            (Some(Job::Open { .. }), Err(_)) => {
-                self.counts.add("failed jobs");
-                Ok(())
-            }
-            _ => Err(Broken::new(now, format!("job {number} ends twice"))),
-        }
-    }
-
-    /// A peer was found to lie: only one that does.
-    pub(crate) fn quarantined(&mut self, now: Micros, at: usize, peer: usize, lies: bool) -> Result<(), Broken> {
-        self.counts.add("quarantines");
-        self.log(now, format_args!("node {at} quarantines {peer}"));
-        if lies { Ok(()) } else { Err(Broken::new(now, format!("node {at} quarantines {peer}, which is honest"))) }
-    }
-
     /// How many placements of a model there have been.
     pub(crate) fn placements_of(&self, model: Digest) -> usize {
         let epochs = self.said.keys().filter(|(_, of, _)| *of == model).map(|(.., epoch)| *epoch);
         epochs.collect::<BTreeSet<u64>>().len()
     }
-
-    /// No job is left that nobody works on.
-    pub(crate) fn all_ended(&self, now: Micros) -> Result<(), Broken> {
-        let open = self.jobs.iter().find(|(_, job)| matches!(job, Job::Open { .. }));
-        open.map_or(Ok(()), |(job, _)| Err(Broken::new(now, format!("job {job} never ended"))))
-    }
 }
 
-/// The one term that every node that runs lives under, whose master runs.
-pub(crate) fn one_master(world: &World) -> Result<Term, Broken> {
+/// The nodes that run and that no other running node has proven to lie; none where those that are left differ on who lies:
+/// each of them is then a pool of its own with whom it trusts.
+pub(crate) fn pool(world: &World) -> Option<Vec<&Node>> {
     let runs = || world.nodes.iter().filter_map(|node| Some((node, node.run.as_ref()?)));
-    let terms: Vec<Option<Term>> = runs().map(|(_, run)| run.terms.announced()).collect();
-    let first = terms.first().copied().flatten().filter(|first| terms.iter().all(|term| *term == Some(*first)));
-    let leads = |term: &Term| runs().any(|(node, _)| node.peer == term.master && node.spec.works);
-    first.filter(leads).ok_or_else(|| Broken::new(world.now, format!("there is no one master: {terms:?}")))
+    let lied = |node: &Node| runs().any(|(_, run)| !run.directory.may_compute(&node.peer));
+    let pool: Vec<&Node> = runs().filter(|(node, _)| !lied(node)).map(|(node, _)| node).collect();
+    let excluded = |node: &&Node| node.run.as_ref().map(|run| run.directory.excluded());
+    let first = pool.first().map(excluded);
+    pool.iter().all(|node| Some(excluded(node)) == first).then_some(pool)
 }
 
-/// Whether every model that somebody serves has one placement in force whose stages are ready, as every node sees it.
+/// The one term that every node of the pool lives under, whose master runs; `None` where the nodes differ on who lies, and
+/// each of them lives under one that it trusts.
+pub(crate) fn one_master(world: &World) -> Result<Option<Term>, Broken> {
+    let told = |node: &Node| node.run.as_ref().and_then(|run| run.terms.announced());
+    let leads =
+        |term: &Term| world.nodes.iter().any(|node| node.peer == term.master && node.run.is_some() && node.spec.works);
+    let Some(pool) = pool(world) else {
+        let trusts = |node: &Node| {
+            let Some(run) = &node.run else { return true };
+            run.terms.announced().is_some_and(|term| leads(&term) && run.directory.may_compute(&term.master))
+        };
+        // A lite client that trusts no worker follows nobody.
+        let lone = world.nodes.iter().position(|node| node.spec.works && !trusts(node));
+        return match lone {
+            Some(lone) => Err(Broken::new(world.now, format!("node {lone} has no master that it trusts"))),
+            None => Ok(None),
+        };
+    };
+    let terms: Vec<Option<Term>> = pool.iter().map(|node| told(node)).collect();
+    if !pool.iter().any(|node| node.spec.works) {
+        return Ok(None);
+    }
+    let first = terms.first().copied().flatten().filter(|first| terms.iter().all(|term| *term == Some(*first)));
+    let first = first.filter(leads);
+    first.map(Some).ok_or_else(|| Broken::new(world.now, format!("there is no one master: {terms:?}")))
+}
+
+/// Whether every model that somebody of the pool serves, if its nodes can hold one at all, has one placement in force whose stages are ready, as every node of the
+/// pool sees it.
 pub(crate) fn all_placed(world: &World) -> bool {
-    world.nodes.iter().filter_map(|node| node.run.as_ref()).all(|run| {
+    let pool = pool(world).unwrap_or_default();
+    let memory: u64 = pool.iter().filter(|node| node.spec.works).map(|node| models_bytes(node.spec.memory_bytes)).sum();
+    pool.iter().filter(|_| memory >= MODEL_BYTES).filter_map(|node| node.run.as_ref()).all(|run| {
         let view = run.view(world.now);
         let (models, placements) = (pool_facts::models(&view), pool_facts::placements(&view).unwrap_or_default());
         placements.len() == models.len()

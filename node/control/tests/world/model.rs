@@ -1,15 +1,68 @@
 //! Models in the world: loaders that take their time and fail, sessions that come and go, chains that break.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
+use pangea_control::devices::Kind;
 use pangea_control::placement::{Action, Event, StageOrder, StageReport};
 use pangea_control::pool::StageState;
-use pangea_units::Digest;
+use pangea_units::{Digest, Error};
 
 use crate::checks::Broken;
-use crate::node::{Run, needs};
+use crate::memory::{Lease, Waiter};
+use crate::node::{StageKey, needs};
+use crate::scenario::{Micros, SECOND};
 use crate::world::{Happening, World};
+
+/// How long a load waits for memory that is leased now.
+const MEMORY_PATIENCE: Micros = 5 * SECOND;
+
+/// The layers of a node.
+#[derive(Default)]
+pub(crate) struct Layers {
+    /// Those that are ready.
+    pub(crate) loaded: BTreeMap<StageKey, Loaded>,
+    loading: BTreeMap<StageKey, Loading>,
+}
+
+/// Layers that are ready.
+pub(crate) struct Loaded {
+    weights: Lease,
+    sessions: Lease,
+    /// Sessions open.
+    open: usize,
+}
+
+/// Layers on their way.
+struct Loading {
+    order: StageOrder,
+    /// From the memory being there to the end.
+    takes: Micros,
+    fails: bool,
+    weights: Option<Lease>,
+    sessions: Option<Lease>,
+}
+
+/// A step of a load.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Step {
+    /// Some of it is here.
+    Fetching,
+    /// All of it is.
+    Fetched,
+    /// The layers can be used, or cannot.
+    Packed,
+}
+
+impl Layers {
+    /// Memory of all of them.
+    pub(crate) fn bytes(&self) -> u64 {
+        let loaded = self.loaded.values().map(|loaded| loaded.weights.bytes() + loaded.sessions.bytes());
+        let loading = self.loading.values().flat_map(|loading| [&loading.weights, &loading.sessions]);
+        loaded.chain(loading.flatten().map(Lease::bytes)).sum()
+    }
+}
 
 impl World {
     /// The placer looks at the pool as it is now.
@@ -35,11 +88,11 @@ impl World {
 
     fn act(&mut self, at: usize, action: Action) -> Result<(), Broken> {
         let now = self.now;
-        let node = &mut self.nodes[at];
-        let Some(run) = &mut node.run else { return Ok(()) };
+        let nodes_of = self.nodes.iter().enumerate().map(|(at, node)| (node.peer, at)).collect();
+        let Some(run) = &mut self.nodes[at].run else { return Ok(()) };
         match action {
             Action::PublishPlacements(placements) => {
-                self.checks.placed(now, at, run, &placements)?;
+                self.checks.placed(now, at, run, &placements, &nodes_of)?;
                 (run.advert.placements, run.fresh) = (placements, true);
             }
             Action::PublishRefusals(refusals) => {
@@ -55,51 +108,106 @@ impl World {
         Ok(())
     }
 
+    /// Layers are fetched and packed; what they take is leased once they are here.
     fn load(&mut self, at: usize, order: StageOrder) -> Result<(), Broken> {
         let fails = self.load_failures_one_in > 0 && self.chance.one_in(self.load_failures_one_in);
         let took = self.chance.within(100_000..3_000_000);
         let now = self.now;
-        let node = &mut self.nodes[at];
-        let Some(run) = &mut node.run else { return Ok(()) };
+        let Some(run) = &mut self.nodes[at].run else { return Ok(()) };
         let view = run.view(now);
         self.checks.ordered(now, at, &view, &order)?;
-        let bytes = needs(&order).weight_bytes(&order.layers) + order.session_bytes;
         let key = (order.model, order.layers.start, order.layers.end);
-        if run.held.insert(key, (bytes, 0)).is_some() {
+        let (epoch, number) = (order.epoch, run.number);
+        let loading = Loading { order, takes: took / 2, fails, weights: None, sessions: None };
+        if run.layers.loading.insert(key, loading).is_some() || run.layers.loaded.contains_key(&key) {
             return Err(Broken::new(now, format!("node {at} loads a stage twice")));
         }
-        self.checks.holds(now, at, run.held_bytes(), node.spec.memory_bytes)?;
-        let report =
-            |state| StageReport { model: order.model, layers: order.layers.clone(), epoch: order.epoch, state };
-        run.loads.insert((order.model, order.layers.start, order.layers.end, order.epoch));
-        let number = run.number;
-        let end = if fails { StageState::Failed("no".to_owned()) } else { StageState::Ready };
-        let steps = [(3, StageState::Fetching { done: 5, total: 9 }), (2, StageState::Loading), (1, end)];
-        for (part, state) in steps {
-            self.after(took / part, Happening::Load { node: at, run: number, report: report(state) });
-        }
+        self.after(took / 3, Happening::Load { node: at, run: number, key, epoch, step: Step::Fetching });
+        self.after(took / 2, Happening::Load { node: at, run: number, key, epoch, step: Step::Fetched });
         Ok(())
     }
 
     /// A load gets on, unless it was cancelled.
-    pub(crate) fn loaded(&mut self, at: usize, report: StageReport) -> Result<(), Broken> {
+    pub(crate) fn load_step(&mut self, at: usize, key: StageKey, epoch: u64, step: Step) -> Result<(), Broken> {
         let Some(run) = &mut self.nodes[at].run else { return Ok(()) };
-        if !run.loads.contains(&Run::load_key(&report)) {
+        let Some(loading) = run.layers.loading.get(&key).filter(|loading| loading.order.epoch == epoch) else {
             return Ok(());
+        };
+        match step {
+            Step::Fetching => self.report(at, key, epoch, StageState::Fetching { done: 5, total: 9 }),
+            Step::Fetched => {
+                let needs = needs(&loading.order);
+                let layers = &loading.order.layers;
+                // Weights and sessions as one: neither is of use alone.
+                let both = needs.weight_bytes(layers) + needs.session_bytes(layers);
+                self.report(at, key, epoch, StageState::Loading)?;
+                match self.lease(at, Kind::Weights, both)? {
+                    Ok(lease) => self.load_leased(at, key, epoch, Ok(lease)),
+                    Err(_) => self.lease_soon(at, Kind::Weights, both, MEMORY_PATIENCE, Waiter::Load { key, epoch }),
+                }
+            }
+            Step::Packed => {
+                let fails = loading.fails;
+                let Some(Loading { weights, sessions, .. }) = run.layers.loading.remove(&key) else { return Ok(()) };
+                match (weights, sessions) {
+                    (Some(weights), Some(sessions)) if !fails => {
+                        run.layers.loaded.insert(key, Loaded { weights, sessions, open: 0 });
+                        self.report(at, key, epoch, StageState::Ready)
+                    }
+                    _ => self.report(at, key, epoch, StageState::Failed("no".to_owned())),
+                }
+            }
         }
-        if let StageState::Failed(_) = report.state {
-            run.held.remove(&(report.model, report.layers.start, report.layers.end));
+    }
+
+    /// A load has the memory that it waited for, or will not have it.
+    pub(crate) fn load_leased(
+        &mut self,
+        at: usize,
+        key: StageKey,
+        epoch: u64,
+        leased: Result<Lease, Error>,
+    ) -> Result<(), Broken> {
+        let Some(run) = &mut self.nodes[at].run else { return Ok(()) };
+        let number = run.number;
+        let Some(loading) = run.layers.loading.get_mut(&key).filter(|loading| loading.order.epoch == epoch) else {
+            return Ok(());
+        };
+        let Ok(mut lease) = leased else {
+            self.checks.counts.add("loads without memory");
+            run.layers.loading.remove(&key);
+            return self.report(at, key, epoch, StageState::Failed("no memory".to_owned()));
+        };
+        let (needs, layers) = (needs(&loading.order), loading.order.layers.clone());
+        if loading.weights.is_none() {
+            lease.shrink(needs.weight_bytes(&layers));
+            loading.weights = Some(lease);
+            let (least, most) = (needs.session_bytes(&layers), loading.order.session_bytes);
+            self.settle(at)?;
+            let Some(run) = &self.nodes[at].run else { return Ok(()) };
+            let wanted = run.memory.ledger().free_for(Kind::Sessions).clamp(least, most.max(least));
+            return match self.lease(at, Kind::Sessions, wanted)? {
+                Ok(lease) => self.load_leased(at, key, epoch, Ok(lease)),
+                Err(_) => self.lease_soon(at, Kind::Sessions, least, MEMORY_PATIENCE, Waiter::Load { key, epoch }),
+            };
         }
-        if matches!(report.state, StageState::Failed(_) | StageState::Ready) {
-            run.loads.remove(&Run::load_key(&report));
-        }
-        self.place(at, Event::Stage(report))
+        loading.sessions = Some(lease);
+        let takes = loading.takes;
+        self.after(takes, Happening::Load { node: at, run: number, key, epoch, step: Step::Packed });
+        Ok(())
+    }
+
+    fn report(&mut self, at: usize, key: StageKey, epoch: u64, state: StageState) -> Result<(), Broken> {
+        let (model, start, end) = key;
+        self.place(at, Event::Stage(StageReport { model, layers: start..end, epoch, state }))
     }
 
     fn unload(&mut self, at: usize, model: Digest, layers: &Range<u32>) {
+        let key = (model, layers.start, layers.end);
+        self.stop_waiting(at, |waiter| matches!(waiter, Waiter::Load { key: of, .. } if *of == key));
         let Some(run) = &mut self.nodes[at].run else { return };
-        run.held.remove(&(model, layers.start, layers.end));
-        run.loads.retain(|(of, start, end, _)| (*of, *start, *end) != (model, layers.start, layers.end));
+        run.layers.loading.remove(&key);
+        run.layers.loaded.remove(&key);
     }
 
     /// Sessions come and go at the stages that are ready.
@@ -113,8 +221,8 @@ impl World {
             }
             let open = self.chance.index(3);
             let Some(run) = &mut self.nodes[at].run else { return Ok(()) };
-            if let Some(held) = run.held.get_mut(&(model, layers.start, layers.end)) {
-                held.1 = open;
+            if let Some(loaded) = run.layers.loaded.get_mut(&(model, layers.start, layers.end)) {
+                loaded.open = open;
                 self.place(at, Event::Sessions { model, layers, open })?;
             }
         }

@@ -8,7 +8,9 @@ use std::time::Duration;
 use libp2p_identity::PeerId;
 use multiaddr::multihash::Multihash;
 use pangea_control::Time;
-use pangea_control::placement::{ModelNeeds, Placer, StageOrder, StageReport};
+use pangea_control::jobs::Jobs;
+use pangea_control::peers::Directory;
+use pangea_control::placement::{ModelNeeds, Placer, StageOrder};
 use pangea_control::pool::election::Election;
 use pangea_control::pool::roster::Roster;
 use pangea_control::pool::term_keeper::TermKeeper;
@@ -16,13 +18,21 @@ use pangea_control::pool::{Advert, LayerSpeed, LinkAdvert, ModelAdvert, ModelSiz
 use pangea_control::schedule::{Arithmetic, Scheduler, WorkerEstimate};
 use pangea_units::Digest;
 
+use crate::memory::Memory;
+use crate::model::Layers;
 use crate::product::Products;
 use crate::scenario::{Micros, NodeSpec};
+use crate::worker::{Executor, Served};
+
+/// Model, first layer, end.
+pub(crate) type StageKey = (Digest, u32, u32);
 
 /// What a node has while the process does not run.
 pub(crate) struct Disk {
     /// The last term that it stored.
     pub(crate) term: Option<Term>,
+    /// Peers of whom it keeps evidence.
+    pub(crate) evidence: BTreeSet<usize>,
     /// Whether it takes no writes.
     pub(crate) full: bool,
     /// How long a write takes.
@@ -51,6 +61,10 @@ pub(crate) struct Run {
     pub(crate) number: u64,
     /// When it started.
     pub(crate) started: Micros,
+    /// What is known of every peer.
+    pub(crate) directory: Directory,
+    /// Peers that are not admitted.
+    pub(crate) blocked: BTreeSet<usize>,
     /// Who is there.
     pub(crate) roster: Roster,
     /// Who is the master.
@@ -67,16 +81,27 @@ pub(crate) struct Run {
     pub(crate) looking: bool,
     /// What is placed where.
     pub(crate) placer: Placer,
-    /// Stages that are loaded or being loaded: bytes, and sessions open.
-    pub(crate) held: BTreeMap<(Digest, u32, u32), (u64, usize)>,
-    /// Loads under way: an unload makes their reports nothing.
-    pub(crate) loads: BTreeSet<(Digest, u32, u32, u64)>,
+    /// All of its memory.
+    pub(crate) memory: Memory,
+    /// Layers that are loaded or being loaded.
+    pub(crate) layers: Layers,
+    /// What it does for peers.
+    pub(crate) served: Served,
+    /// What computes.
+    pub(crate) executor: Executor,
     /// Products.
     pub(crate) products: Products,
+    /// What was asked of it.
+    pub(crate) jobs: Jobs,
+    /// Whether it takes no more tasks of peers, for it is to end.
+    pub(crate) draining: bool,
 }
 
 /// Bytes of one layer of the world's models.
 pub(crate) const LAYER_BYTES: u64 = 10 << 20;
+
+/// What nodes must have for models together, so that a model of the world fits on them for certain.
+pub(crate) const MODEL_BYTES: u64 = 32 * LAYER_BYTES;
 
 /// The digest of a model of the world.
 pub(crate) fn digest(model: u8) -> Digest {
@@ -111,7 +136,8 @@ pub(crate) fn peer_of(bits: [u64; 4]) -> PeerId {
 impl Node {
     /// A node that does not run yet.
     pub(crate) fn new(spec: NodeSpec, peer: PeerId) -> Node {
-        Node { spec, peer, disk: Disk { term: None, full: false, write_takes: 2_000 }, runs: 0, slower: 1, run: None }
+        let disk = Disk { term: None, evidence: BTreeSet::new(), full: false, write_takes: 2_000 };
+        Node { spec, peer, disk, runs: 0, slower: 1, run: None }
     }
 
     /// Starts a run with what the disk has.
@@ -135,7 +161,7 @@ impl Node {
             numerics: 1,
             threads: 1,
             memory_bytes: self.spec.memory_bytes,
-            f32_flops_per_s: self.spec.flops_per_s,
+            f32_flops_per_s: self.spec.flops_per_s * self.spec.claims,
             speed: Some(LayerSpeed { weight_bytes_per_s: speed, macs_per_s: speed }),
             models: models.collect(),
             ..Advert::new(self.peer)
@@ -153,6 +179,8 @@ impl Node {
         self.run = Some(Run {
             number: self.runs,
             started: now,
+            directory: Directory::default(),
+            blocked: BTreeSet::new(),
             roster,
             election,
             terms: TermKeeper::default(),
@@ -161,9 +189,13 @@ impl Node {
             published: now,
             looking: false,
             placer: Placer::new(Arc::new(view)),
-            held: BTreeMap::new(),
-            loads: BTreeSet::new(),
+            memory: Memory::new(self.spec.memory_bytes),
+            layers: Layers::default(),
+            served: Served::new(self.spec.memory_bytes),
+            executor: Executor::default(),
             products: Products::new(Scheduler::new(estimate)),
+            jobs: Jobs::default(),
+            draining: false,
         });
     }
 }
@@ -182,18 +214,22 @@ impl Run {
     }
 
     fn current(&self, now: Micros) -> Advert {
-        let link = |to: &PeerId| LinkAdvert {
-            to: *to,
-            rtt: Duration::from_micros(400),
-            bytes_per_s: 1e8,
-            transport: "tcp".to_owned(),
-            found_by: "mdns".to_owned(),
+        let link = |to: &PeerId| {
+            let measured = self.directory.get(to);
+            LinkAdvert {
+                to: *to,
+                rtt: measured.and_then(|peer| peer.rtt).unwrap_or_default(),
+                bytes_per_s: measured.and_then(|peer| peer.bytes_per_s).unwrap_or_default(),
+                transport: "tcp".to_owned(),
+                found_by: "mdns".to_owned(),
+            }
         };
+        let links = self.roster.connections().iter().filter(|peer| self.directory.may_compute(peer)).map(link);
         Advert {
             term: self.terms.announced(),
             counter: self.terms.counter(self.election.counter()),
             uptime: Duration::from_micros(now.saturating_sub(self.started)),
-            links: self.roster.connections().iter().map(link).collect(),
+            links: links.collect(),
             ..self.advert.clone()
         }
     }
@@ -207,15 +243,5 @@ impl Run {
             nodes: self.roster.adverts().map(|advert| (advert.peer, Arc::clone(advert))).collect(),
             connected: self.roster.connections().clone(),
         }
-    }
-
-    /// Bytes of weights and sessions that this node has given away.
-    pub(crate) fn held_bytes(&self) -> u64 {
-        self.held.values().map(|(bytes, _)| bytes).sum()
-    }
-
-    /// The key of a stage's report among the loads under way.
-    pub(crate) fn load_key(report: &StageReport) -> (Digest, u32, u32, u64) {
-        (report.model, report.layers.start, report.layers.end, report.epoch)
     }
 }

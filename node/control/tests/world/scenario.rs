@@ -15,6 +15,20 @@ pub(crate) const SECOND: Micros = 1_000_000;
 /// How long disorder lasts at most.
 const DISORDER: Micros = 25 * SECOND;
 
+/// The connection of a node to all others; two nodes reach each other at the slower one's.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct LinkSpec {
+    /// Bytes per second, each way.
+    pub(crate) bytes_per_s: f64,
+    /// A round trip.
+    pub(crate) rtt: Micros,
+}
+
+impl LinkSpec {
+    /// Ordinary Ethernet.
+    pub(crate) const ETHERNET: LinkSpec = LinkSpec { bytes_per_s: 100e6, rtt: 400 };
+}
+
 /// A node as it is made.
 #[derive(Clone, Debug)]
 pub(crate) struct NodeSpec {
@@ -32,6 +46,33 @@ pub(crate) struct NodeSpec {
     pub(crate) starts_at: Micros,
     /// One in this many of its results of products is wrong; never where 0.
     pub(crate) lies_one_in: u64,
+    /// One in this many tasks is never answered, though others are; none where 0.
+    pub(crate) forgets_one_in: u64,
+    /// Its connection.
+    pub(crate) link: LinkSpec,
+    /// What it says of its speed, and what is measured of its link, as parts of the truth.
+    pub(crate) claims: f64,
+    /// Spread of the time that a task takes: 0.05 is up to 5 % more.
+    pub(crate) jitter: f64,
+}
+
+impl NodeSpec {
+    /// A node that does what it says, with as much memory as anybody needs.
+    pub(crate) fn honest(flops_per_s: f64, link: LinkSpec) -> NodeSpec {
+        NodeSpec {
+            works: true,
+            force_master: false,
+            memory_bytes: 8 << 30,
+            flops_per_s,
+            models: Vec::new(),
+            starts_at: 0,
+            lies_one_in: 0,
+            forgets_one_in: 0,
+            link,
+            claims: 1.0,
+            jitter: 0.0,
+        }
+    }
 }
 
 /// Something that goes wrong, or right again.
@@ -59,6 +100,12 @@ pub(crate) enum Disturbance {
     FullDisk { node: usize, full: bool },
     /// The node computes this many times slower.
     Slow { node: usize, times: u64 },
+    /// The node computes nothing for this long.
+    Hang { node: usize, takes: Micros },
+    /// The streams between two nodes break, though they stay connected.
+    BreakStreams { a: usize, b: usize },
+    /// The node is asked to end: it drains for so long, and its process ends.
+    Drain { node: usize, grace: Micros },
 }
 
 /// A product, or an operation element by element, that a program asks of a node.
@@ -72,8 +119,14 @@ pub(crate) struct JobSpec {
     pub(crate) elementwise: bool,
     /// Whether peers are to compute while they can.
     pub(crate) remote: bool,
+    /// Whether peers compute none of it.
+    pub(crate) local: bool,
     /// How many workers must agree on each tile.
     pub(crate) redundancy: u32,
+    /// Larger goes first.
+    pub(crate) priority: i32,
+    /// How often a tile is tried again on peers.
+    pub(crate) max_retries: u32,
     /// When nobody waits for it any more, after its submission.
     pub(crate) cancelled_after: Option<Micros>,
     /// Until when it must be done, after its submission.
@@ -99,13 +152,10 @@ impl Scenario {
     /// A pool without any disturbance: `count` equal nodes, the first of which serves model 1.
     pub(crate) fn quiet(seed: u64, count: usize) -> Scenario {
         let node = |at: usize| NodeSpec {
-            works: true,
-            force_master: false,
             memory_bytes: 2000 << 20,
-            flops_per_s: 100e9,
             models: if at == 0 { vec![1] } else { Vec::new() },
             starts_at: at as Micros * 50_000,
-            lies_one_in: 0,
+            ..NodeSpec::honest(100e9, LinkSpec::ETHERNET)
         };
         Scenario {
             seed,
@@ -135,10 +185,13 @@ impl Scenario {
                 works: at < 2 || !chance.one_in(6),
                 force_master: chance.one_in(8),
                 memory_bytes: (if ample { 2000 } else { 260 }) << 20,
-                flops_per_s: 20e9 * (1 + chance.below(4)) as f64,
                 models,
                 starts_at: if at < 2 { chance.below(SECOND / 2) } else { chance.below(DISORDER / 2) },
                 lies_one_in: if liars && at == 1 { 3 } else { 0 },
+                forgets_one_in: if chance.one_in(10) { 10 } else { 0 },
+                claims: if chance.one_in(3) { chance.scale(0.2, 5.0) } else { 1.0 },
+                jitter: chance.unit() * 0.3,
+                ..NodeSpec::honest(20e9 * (1 + chance.below(4)) as f64, LinkSpec::of(chance))
             }
         });
         let nodes: Vec<NodeSpec> = nodes.collect();
@@ -167,10 +220,16 @@ impl Scenario {
     }
 }
 
+impl LinkSpec {
+    fn of(chance: &mut SplitMix64) -> LinkSpec {
+        LinkSpec { bytes_per_s: chance.scale(20e6, 2e9), rtt: chance.within(100..10_000) }
+    }
+}
+
 impl Disturbance {
     fn of(chance: &mut SplitMix64, count: usize) -> Disturbance {
         let (node, other, silent) = (chance.index(count), chance.index(count), chance.one_in(2));
-        match chance.below(15) {
+        match chance.below(18) {
             0..=2 => Disturbance::Crash { node, silent },
             3..=5 => Disturbance::Start { node },
             6 => Disturbance::Split { sides: chance.bits(), silent },
@@ -181,12 +240,31 @@ impl Disturbance {
             11 => Disturbance::BreakChains { node },
             12 => Disturbance::SlowDisk { node, takes: chance.within(1_000..800_000) },
             13 => Disturbance::FullDisk { node, full: !chance.one_in(3) },
+            14 => Disturbance::Hang { node, takes: chance.below(10 * SECOND) },
+            15 if node != other => Disturbance::BreakStreams { a: node, b: other },
+            16 => Disturbance::Drain { node, grace: chance.below(8 * SECOND) },
             _ => Disturbance::Slow { node, times: chance.within(1..20) },
         }
     }
 }
 
 impl JobSpec {
+    /// A product as most are, asked of the first node.
+    pub(crate) fn product(shape: [u64; 3]) -> JobSpec {
+        JobSpec {
+            node: 0,
+            shape,
+            elementwise: false,
+            remote: false,
+            local: false,
+            redundancy: 1,
+            priority: 0,
+            max_retries: 3,
+            cancelled_after: None,
+            deadline: None,
+        }
+    }
+
     fn of(chance: &mut SplitMix64, count: usize) -> JobSpec {
         let side = |chance: &mut SplitMix64| 1 << chance.within(8..14);
         JobSpec {
@@ -194,7 +272,10 @@ impl JobSpec {
             shape: [side(chance), side(chance), side(chance)],
             elementwise: chance.one_in(4),
             remote: chance.one_in(3),
+            local: chance.one_in(8),
             redundancy: if chance.one_in(5) { 2 } else { 1 },
+            priority: chance.below(3) as i32,
+            max_retries: chance.below(5) as u32,
             cancelled_after: chance.one_in(6).then(|| chance.below(SECOND)),
             deadline: chance.one_in(6).then(|| chance.below(3 * SECOND)),
         }

@@ -1,35 +1,23 @@
-//! The world: nodes over one seeded network, in virtual time. It delivers, delays, loses, duplicates and reorders; it
-//! decides nothing that a node decides, and judges nothing (that is `checks`).
-//!
-//! Gossiped adverts are flooded: they may be lost, duplicated, late and out of order. What travels on a stream arrives in
-//! order or not at all: a connection that breaks takes everything on it along.
+//! The world: nodes over one seeded network, in virtual time. It lets happen what happens; it decides nothing that a node
+//! decides, and judges nothing (that is `checks`).
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use pangea_control::placement::StageReport;
-use pangea_control::pool::election::{Candidate, Changed, Event as Happened};
-use pangea_control::pool::roster::Heard;
-use pangea_control::pool::term_keeper::Action as Keep;
+use pangea_control::jobs::JobId;
 use pangea_control::pool::{Advert, Term};
+use pangea_control::schedule::AttemptId;
+use pangea_units::{Digest, SplitMix64};
 
 use crate::checks::{Broken, Checks};
-use crate::node::{Node, peer_of};
-use crate::product::{Computing, TaskMessage};
-use crate::scenario::{Disturbance, Micros, SECOND, Scenario};
-use pangea_units::SplitMix64;
+use crate::memory::{Lease, Waiter};
+use crate::model::Step;
+use crate::network::{Message, Network, Protocol, StreamNumber};
+use crate::node::{Node, StageKey, peer_of};
+use crate::scenario::{Disturbance, Micros, Scenario};
 
 /// How often a node looks at the clock.
-const TICK: Micros = 100_000;
-
-/// How often a node says how it stands at least.
-const REPEAT: Micros = SECOND;
-
-/// Until a silent peer is found dead.
-const SILENCE: std::ops::Range<Micros> = 3_750_000..4_250_000;
-
-/// Bytes per microsecond of every link: 100 MB/s.
-const BYTES_PER_MICRO: u64 = 100;
+pub(crate) const TICK: Micros = 100_000;
 
 /// Events of one run, beyond which something goes round in circles.
 const EVENTS_MAX: u64 = 5_000_000;
@@ -42,8 +30,18 @@ pub(crate) enum Happening {
     Look { node: usize, run: u64 },
     /// A gossiped advert arrives.
     Gossip { to: usize, advert: Arc<Advert> },
-    /// Something arrives on a stream of this connection.
-    Stream { from: usize, to: usize, connection: u64, message: TaskMessage },
+    /// Something arrives on a stream.
+    Message { to: usize, stream: StreamNumber, message: Message },
+    /// A stream ended.
+    StreamEnded { at: usize, of: usize, stream: StreamNumber, protocol: Protocol },
+    /// A task stream is to be opened.
+    OpenTasks { at: usize, run: u64, of: usize },
+    /// The link to a peer was measured.
+    Probed { at: usize, run: u64, of: usize, stream: StreamNumber },
+    /// An operand was hashed.
+    Hashed { node: usize, run: u64, stream: StreamNumber, digest: Digest },
+    /// A result is on its way: its memory is free again.
+    Sent { lease: Lease },
     /// A connection is there.
     Up { at: usize, of: usize, connection: u64 },
     /// A connection is gone.
@@ -51,13 +49,19 @@ pub(crate) enum Happening {
     /// The disk is through with a term.
     Stored { node: usize, run: u64, term: Term },
     /// A load gets on.
-    Load { node: usize, run: u64, report: StageReport },
+    Load { node: usize, run: u64, key: StageKey, epoch: u64, step: Step },
     /// A node has computed a tile.
-    Computed { node: usize, run: u64, computing: Computing },
+    Computed { node: usize, run: u64, work: u64 },
     /// A node has checked a tile.
-    Checked { node: usize, run: u64, attempt: pangea_control::schedule::AttemptId },
+    Checked { node: usize, run: u64, attempt: AttemptId, takes: Micros },
     /// The scheduler asked to be told the time.
     Wake { node: usize, run: u64 },
+    /// Memory is short: what is only kept for later goes.
+    GiveWay { node: usize, run: u64 },
+    /// Jobs that are left may not take any longer.
+    CutOff { node: usize, run: u64 },
+    /// A node has drained, and ends.
+    Exit { node: usize, run: u64 },
     /// The next of the scenario's disturbances.
     Disturb(usize),
     /// The next of the scenario's jobs.
@@ -78,22 +82,15 @@ pub(crate) struct World {
     pub(crate) nodes: Vec<Node>,
     /// What must hold.
     pub(crate) checks: Checks,
-    /// Connections by pair, the lower node first; each has a number of its own.
-    links: BTreeMap<(usize, usize), u64>,
-    /// Pairs that cannot reach each other.
-    cut: BTreeSet<(usize, usize)>,
-    /// When the sending side of a connection is free again.
-    send_free: BTreeMap<(usize, usize), Micros>,
-    loss_one_in: u64,
+    /// What connects them.
+    pub(crate) network: Network,
+    /// The number that each of the scenario's jobs has at its node.
+    pub(crate) submitted: BTreeMap<usize, JobId>,
     /// One in this many loads fails.
     pub(crate) load_failures_one_in: u64,
     queue: BTreeMap<(Micros, u64), Happening>,
     number: u64,
     events: u64,
-}
-
-fn pair(a: usize, b: usize) -> (usize, usize) {
-    (a.min(b), a.max(b))
 }
 
 impl World {
@@ -110,10 +107,8 @@ impl World {
             now: 0,
             nodes,
             checks: Checks::new(log),
-            links: BTreeMap::new(),
-            cut: BTreeSet::new(),
-            send_free: BTreeMap::new(),
-            loss_one_in: 0,
+            network: Network::default(),
+            submitted: BTreeMap::new(),
             load_failures_one_in: 0,
             queue: BTreeMap::new(),
             number: 0,
@@ -159,6 +154,7 @@ impl World {
                 return Err(Broken::new(self.now, "events follow one another without an end"));
             }
             self.happen(happening)?;
+            self.settle_all()?;
         }
         self.now = until;
         Ok(())
@@ -177,71 +173,27 @@ impl World {
         self.nodes[node].run.as_ref().is_some_and(|current| current.number == run)
     }
 
-    /// The number of the connection between two nodes.
-    pub(crate) fn connection(&self, a: usize, b: usize) -> Option<u64> {
-        self.links.get(&pair(a, b)).copied()
-    }
-
-    // The network.
-
-    /// Sends on the stream between two nodes: behind what was sent before, `bytes` of payload with it.
-    pub(crate) fn send(&mut self, from: usize, to: usize, bytes: u64, message: TaskMessage) {
-        let Some(connection) = self.connection(from, to) else { return };
-        let free = self.send_free.entry((from, to)).or_insert(0);
-        *free = (*free).max(self.now) + bytes / BYTES_PER_MICRO;
-        let delay = *free - self.now + 200;
-        self.after(delay, Happening::Stream { from, to, connection, message });
-    }
-
-    fn connect(&mut self, a: usize, b: usize) {
-        let runs = self.nodes[a].run.is_some() && self.nodes[b].run.is_some();
-        if a == b || !runs || self.cut.contains(&pair(a, b)) || self.links.contains_key(&pair(a, b)) {
-            return;
-        }
-        self.number += 1;
-        let connection = self.number;
-        self.links.insert(pair(a, b), connection);
-        let delay = self.chance.within(1_000..300_000);
-        self.after(delay, Happening::Up { at: a, of: b, connection });
-        self.after(delay, Happening::Up { at: b, of: a, connection });
-    }
-
-    /// The connection ends; each end that runs notices, at once or after seconds of silence.
-    fn disconnect(&mut self, a: usize, b: usize, silent: bool) {
-        if self.links.remove(&pair(a, b)).is_none() {
-            return;
-        }
-        self.send_free.remove(&(a, b));
-        self.send_free.remove(&(b, a));
-        for (at, of) in [(a, b), (b, a)] {
-            let delay = if silent { self.chance.within(SILENCE) } else { self.chance.within(0..50_000) };
-            self.after(delay, Happening::Down { at, of, silent });
-        }
-    }
-
-    fn gossip(&mut self, from: usize, advert: &Arc<Advert>) {
-        for to in 0..self.nodes.len() {
-            if to == from || !self.links.contains_key(&pair(from, to)) {
-                continue;
-            }
-            if self.loss_one_in > 0 && self.chance.one_in(self.loss_one_in) {
-                continue;
-            }
-            let copies = if self.chance.one_in(50) { 2 } else { 1 };
-            for _ in 0..copies {
-                let late = self.chance.one_in(20);
-                let delay = if late { self.chance.within(50_000..250_000) } else { self.chance.within(500..20_000) };
-                self.after(delay, Happening::Gossip { to, advert: Arc::clone(advert) });
+    /// Gives back what was dropped, and lets those hear who waited for it.
+    fn settle_all(&mut self) -> Result<(), Broken> {
+        for node in 0..self.nodes.len() {
+            self.settle(node)?;
+            while let Some((waiter, leased)) = self.next_answer(node) {
+                match waiter {
+                    Waiter::Result { stream, task } => self.result_leased(node, stream, task, leased)?,
+                    Waiter::Load { key, epoch } => self.load_leased(node, key, epoch, leased)?,
+                }
+                self.settle(node)?;
             }
         }
+        Ok(())
     }
 
     // Disturbances.
 
     /// Starts a node that does not run.
-    pub(crate) fn start(&mut self, node: usize) {
+    pub(crate) fn start(&mut self, node: usize) -> Result<(), Broken> {
         if self.nodes[node].run.is_some() {
-            return;
+            return Ok(());
         }
         let split = self.scenario.split;
         self.nodes[node].start(self.now, split);
@@ -249,9 +201,12 @@ impl World {
         let run = self.nodes[node].runs;
         let phase = self.chance.below(TICK);
         self.after(phase, Happening::Tick { node, run });
-        for other in 0..self.nodes.len() {
-            self.connect(node, other);
+        // What was found earlier counts like what is found now.
+        for liar in self.nodes[node].disk.evidence.clone() {
+            self.checks.remembers(node, liar);
+            self.exclude(node, liar)?;
         }
+        (0..self.nodes.len()).try_for_each(|other| self.connect(node, other))
     }
 
     /// Ends the process of a node.
@@ -265,34 +220,19 @@ impl World {
         }
     }
 
-    /// Lets nothing through between two nodes.
-    pub(crate) fn cut(&mut self, a: usize, b: usize, silent: bool) {
-        if a != b {
-            self.cut.insert(pair(a, b));
-            self.disconnect(a, b, silent);
-        }
-    }
-
-    /// Lets everything through again.
-    pub(crate) fn heal(&mut self) {
-        self.cut.clear();
-        for a in 0..self.nodes.len() {
-            for b in 0..a {
-                self.connect(a, b);
-            }
-        }
-    }
-
     /// Ends every disturbance and starts every node.
-    pub(crate) fn calm(&mut self) {
-        (self.loss_one_in, self.load_failures_one_in) = (0, 0);
+    pub(crate) fn calm(&mut self) -> Result<(), Broken> {
+        (self.network.loss_one_in, self.load_failures_one_in) = (0, 0);
         for node in &mut self.nodes {
             (node.slower, node.disk.full, node.disk.write_takes) = (1, false, 2_000);
         }
         for node in 0..self.nodes.len() {
-            self.start(node);
+            if self.nodes[node].run.as_ref().is_some_and(|run| run.draining) {
+                self.crash(node, false);
+            }
+            self.start(node)?;
         }
-        self.heal();
+        self.heal()
     }
 
     fn disturb(&mut self, disturbance: Disturbance) -> Result<(), Broken> {
@@ -303,7 +243,7 @@ impl World {
                     self.crash(node, silent);
                 }
             }
-            Disturbance::Start { node } => self.start(node),
+            Disturbance::Start { node } => return self.start(node),
             Disturbance::Split { sides, silent } => {
                 for a in 0..self.nodes.len() {
                     for b in 0..a {
@@ -314,13 +254,16 @@ impl World {
                 }
             }
             Disturbance::Cut { a, b, silent } => self.cut(a, b, silent),
-            Disturbance::Heal => self.heal(),
-            Disturbance::Loss { one_in } => self.loss_one_in = one_in,
+            Disturbance::Heal => return self.heal(),
+            Disturbance::Loss { one_in } => self.network.loss_one_in = one_in,
             Disturbance::LoadFailures { one_in } => self.load_failures_one_in = one_in,
             Disturbance::BreakChains { node } => return self.break_chains(node),
             Disturbance::FullDisk { node, full } => self.nodes[node].disk.full = full,
             Disturbance::SlowDisk { node, takes } => self.nodes[node].disk.write_takes = takes,
             Disturbance::Slow { node, times } => self.nodes[node].slower = times,
+            Disturbance::Hang { node, takes } => self.hang(node, takes),
+            Disturbance::BreakStreams { a, b } => self.break_streams(a, b),
+            Disturbance::Drain { node, grace } => return self.drain(node, grace),
         }
         Ok(())
     }
@@ -331,149 +274,67 @@ impl World {
         match happening {
             Happening::Disturb(at) => match self.scenario.disturbances.get(at) {
                 Some((_, disturbance)) => self.disturb(disturbance.clone()),
-                None => {
-                    self.start(usize::MAX - at);
-                    Ok(())
-                }
+                None => self.start(usize::MAX - at),
             },
             Happening::Submit(at) => self.submit(at),
             Happening::Cancel(at) => self.cancel(at),
             Happening::Tick { node, run } if self.is_current(node, run) => self.tick(node, run),
             Happening::Look { node, run } if self.is_current(node, run) => self.look(node),
             Happening::Gossip { to, advert } if self.nodes[to].run.is_some() => self.hear(to, &advert),
-            Happening::Stream { from, to, connection, message } if self.connection(from, to) == Some(connection) => {
-                self.receive(from, to, message)
+            Happening::Message { to, stream, message } => match self.network.stream(stream) {
+                Some(open) => self.receive(to, open.other_end(to), stream, open.opener == to, message),
+                None => Ok(()),
+            },
+            Happening::StreamEnded { at, of, stream, protocol: Protocol::Tasks } => {
+                self.task_stream_ended(at, of, stream)
             }
-            Happening::Up { at, of, connection } if self.connection(at, of) == Some(connection) => {
-                let peer = self.nodes[of].peer;
-                if let Some(run) = &mut self.nodes[at].run {
-                    run.roster.connected(peer);
-                    run.fresh = true;
-                    self.soon_look(at);
-                }
-                self.join(at, of)
+            Happening::OpenTasks { at, run, of } if self.is_current(at, run) => self.open_tasks(at, of),
+            Happening::Probed { at, run, of, stream } if self.is_current(at, run) => self.probed(at, of, stream),
+            Happening::Hashed { node, run, stream, digest } if self.is_current(node, run) => {
+                self.hashed(node, stream, digest)
             }
-            Happening::Down { at, of, silent } => self.lose(at, of, silent),
-            Happening::Stored { node, run, term } if self.is_current(node, run) => {
-                self.stored(node, term);
+            Happening::Sent { lease } => {
+                drop(lease);
                 Ok(())
             }
-            Happening::Load { node, run, report } if self.is_current(node, run) => self.loaded(node, report),
-            Happening::Computed { node, run, computing } if self.is_current(node, run) => {
-                self.computed(node, computing)
+            Happening::Up { at, of, connection } if self.network.connection(at, of) == Some(connection) => {
+                self.up(at, of)
             }
-            Happening::Checked { node, run, attempt } if self.is_current(node, run) => self.checked(node, attempt),
+            Happening::Down { at, of, silent } => self.lose(at, of, silent),
+            Happening::Stored { node, run, term } if self.is_current(node, run) => self.stored(node, term),
+            Happening::Load { node, run, key, epoch, step } if self.is_current(node, run) => {
+                self.load_step(node, key, epoch, step)
+            }
+            Happening::Computed { node, run, work } if self.is_current(node, run) => self.computed(node, work),
+            Happening::Checked { node, run, attempt, takes } if self.is_current(node, run) => {
+                self.checked(node, attempt, takes)
+            }
+            Happening::GiveWay { node, run } if self.is_current(node, run) => {
+                self.give_way(node);
+                Ok(())
+            }
+            Happening::CutOff { node, run } if self.is_current(node, run) => self.cut_off_jobs(node),
+            Happening::Exit { node, run } if self.is_current(node, run) => {
+                self.crash(node, false);
+                Ok(())
+            }
             Happening::Wake { node, run } if self.is_current(node, run) => self.wake(node),
             // What a run that is over began, or a connection that is gone carried.
             _ => Ok(()),
         }
     }
 
-    fn tick(&mut self, node: usize, number: u64) -> Result<(), Broken> {
-        let now = self.now;
-        let Some(run) = &mut self.nodes[node].run else { return Ok(()) };
-        let time = run.time(now);
-        let silent = run.roster.silent(time);
-        for peer in silent {
-            self.elect(node, Happened::Gone { peer, silent: true })?;
-        }
-        self.elect(node, Happened::Tick)?;
-        if let Some(run) = &mut self.nodes[node].run {
-            let actions = run.terms.tick(time);
-            self.keep_terms(node, number, actions);
-        }
-        self.soon_look(node);
-        if let Some(run) = &mut self.nodes[node].run
-            && (run.fresh || now >= run.published + REPEAT)
-        {
-            let advert = Arc::new(run.say(now));
-            self.gossip(node, &advert);
-        }
-        self.converse(node)?;
-        self.after(TICK, Happening::Tick { node, run: number });
-        Ok(())
-    }
-
-    fn hear(&mut self, at: usize, advert: &Arc<Advert>) -> Result<(), Broken> {
-        let now = self.now;
-        let Some(run) = &mut self.nodes[at].run else { return Ok(()) };
-        let heard = run.roster.heard((**advert).clone(), run.time(now));
-        if heard == Heard::Old {
-            return Ok(());
-        }
-        run.fresh |= heard == Heard::Joined;
-        self.gossip(at, advert);
-        self.elect(at, Happened::Heard(advert.peer, Candidate::of(advert)))?;
-        self.soon_look(at);
-        Ok(())
-    }
-
-    fn lose(&mut self, at: usize, of: usize, silent: bool) -> Result<(), Broken> {
-        if self.links.contains_key(&pair(at, of)) {
-            return Ok(());
-        }
-        let (now, peer) = (self.now, self.nodes[of].peer);
-        let Some(run) = &mut self.nodes[at].run else { return Ok(()) };
-        run.fresh = true;
-        let time = run.time(now);
-        if run.roster.disconnected(peer, time) {
-            self.elect(at, Happened::Gone { peer, silent })?;
-        }
-        self.soon_look(at);
-        self.leave(at, of)
-    }
-
-    /// The election decides; a new term is on disk before it is told to anybody.
-    fn elect(&mut self, at: usize, event: Happened) -> Result<(), Broken> {
-        let now = self.now;
-        let node = &mut self.nodes[at];
-        let Some(run) = &mut node.run else { return Ok(()) };
-        let (number, time) = (run.number, run.time(now));
-        let Some(Changed(term)) = run.election.handle(event, time) else { return Ok(()) };
-        self.checks.decided(now, at, node, term)?;
-        let Some(run) = &mut self.nodes[at].run else { return Ok(()) };
-        let actions = run.terms.decided(term);
-        self.keep_terms(at, number, actions);
-        Ok(())
-    }
-
-    fn stored(&mut self, at: usize, term: Term) {
-        let now = self.now;
-        let node = &mut self.nodes[at];
-        let taken = !node.disk.full;
-        if taken {
-            node.disk.term = Some(term);
-        }
-        let Some(run) = &mut node.run else { return };
-        let (number, time) = (run.number, run.time(now));
-        let actions = run.terms.stored(term, taken, time);
-        self.keep_terms(at, number, actions);
-    }
-
-    fn keep_terms(&mut self, at: usize, number: u64, actions: Vec<Keep>) {
-        for action in actions {
-            match action {
-                Keep::Store(term) => {
-                    let takes = self.nodes[at].disk.write_takes;
-                    self.after(takes, Happening::Stored { node: at, run: number, term });
-                }
-                Keep::Announce(term) => {
-                    if let Some(run) = &mut self.nodes[at].run {
-                        run.fresh = true;
-                    }
-                    self.checks.lives_under(self.now, at, term);
-                    self.soon_look(at);
-                }
-            }
-        }
-    }
-
-    /// Lets the placer look at the pool in a moment: what changes at once is looked at once.
-    pub(crate) fn soon_look(&mut self, node: usize) {
-        if let Some(run) = self.nodes[node].run.as_mut().filter(|run| !run.looking) {
-            run.looking = true;
-            let number = run.number;
-            self.after(1_000, Happening::Look { node, run: number });
+    fn receive(
+        &mut self,
+        to: usize,
+        from: usize,
+        stream: StreamNumber,
+        opened: bool,
+        message: Message,
+    ) -> Result<(), Broken> {
+        match message {
+            Message::Task(message) if opened => self.worker_says(to, from, stream, message),
+            Message::Task(message) => self.coordinator_says(to, stream, message),
         }
     }
 }

@@ -58,6 +58,12 @@ impl Driver {
         self.executor.submit(work)
     }
 
+    /// An attempt ends without a result: nothing of it is kept.
+    pub(super) fn attempt_failed(&mut self, attempt: AttemptId, kind: FailureKind) {
+        self.attempts.remove(&attempt);
+        self.events.push_back(Event::AttemptFailed { attempt, kind });
+    }
+
     pub(super) fn local_done(&mut self, attempt: AttemptId, outcome: Outcome) {
         let Some(under_way) = self.attempts.get_mut(&attempt) else { return };
         match outcome.result {
@@ -71,11 +77,11 @@ impl Driver {
             Err(error) => {
                 tracing::debug!(event = "local_task_failed", attempt = attempt.0, %error);
                 let kind = error.kind();
-                let job = self.attempts.remove(&attempt).map(|under_way| under_way.job);
+                let job = self.attempts.get(&attempt).map(|under_way| under_way.job);
                 if let Some(running) = job.and_then(|job| self.jobs.get_mut(&job)) {
                     running.refusal = Some(error);
                 }
-                self.events.push_back(Event::AttemptFailed { attempt, kind });
+                self.attempt_failed(attempt, kind);
             }
         }
     }
@@ -224,7 +230,7 @@ impl Driver {
         };
         let Some(link) = self.links.get(&peer) else { return };
         if link.feeder.try_send(feed).is_err() {
-            self.events.push_back(Event::AttemptFailed { attempt, kind: FailureKind::Overloaded });
+            self.attempt_failed(attempt, FailureKind::Overloaded);
         }
     }
 

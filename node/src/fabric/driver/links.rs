@@ -45,7 +45,7 @@ impl Driver {
             }
             LinkEvent::Failure { task, kind, message } => {
                 tracing::debug!(event = "task_failed", %peer, task, %kind, message);
-                self.events.push_back(Event::AttemptFailed { attempt: AttemptId(task), kind });
+                self.attempt_failed(AttemptId(task), kind);
             }
             LinkEvent::Missing { task, digests } => self.send_again(peer, AttemptId(task), digests),
             LinkEvent::Evicted(digest) => self.evicted(peer, digest),
@@ -134,7 +134,11 @@ impl Driver {
                 let _ = notices.send(Notice::LinkMeasured { peer, generation, bytes_per_s }).await;
             }
         });
-        if works && let Some(estimate) = self.estimate(&peer) {
+    }
+
+    /// A peer can be given work.
+    pub(super) fn join(&mut self, peer: PeerId) {
+        if let (Some(worker), Some(estimate)) = (self.links.worker_of(&peer), self.estimate(&peer)) {
             self.events.push_back(Event::WorkerJoined { worker, estimate });
         }
     }

@@ -58,6 +58,7 @@ impl Driver {
                 peers::Action::CallFailed { call, why } => {
                     self.answer_call(call, Err(Error::new(ErrorKind::Unavailable, why)));
                 }
+                peers::Action::Ready(peer) => self.join(peer),
                 peers::Action::LinkChanged(peer) => self.update_worker(peer),
                 peers::Action::Connecting(count) => self.events.push_back(Event::PeersConnecting { count }),
                 peers::Action::CutOff { peer, why } => self.cut_off(peer, why),

@@ -1,0 +1,223 @@
+//! Who is there and who is the master, at one node: the directory of peers, the roster, the election and the keeper of terms,
+//! fed with what the network, the disk and the clock say.
+
+use std::sync::Arc;
+
+use libp2p_identity::PeerId;
+use pangea_control::peers;
+use pangea_control::pool::election::{Candidate, Changed, Event as Happened};
+use pangea_control::pool::roster::Heard;
+use pangea_control::pool::term_keeper::Action as Keep;
+use pangea_control::pool::{Advert, Term};
+use pangea_control::schedule::{Event, LeaveReason};
+
+use crate::checks::Broken;
+use crate::scenario::{Micros, SECOND};
+use crate::world::{Happening, TICK, World};
+
+/// How often a node says how it stands at least.
+const REPEAT: Micros = SECOND;
+
+impl World {
+    /// A node looks at the clock.
+    pub(crate) fn tick(&mut self, node: usize, number: u64) -> Result<(), Broken> {
+        let now = self.now;
+        let Some(run) = &mut self.nodes[node].run else { return Ok(()) };
+        let time = run.time(now);
+        let silent = run.roster.silent(time);
+        for peer in silent {
+            self.elect(node, Happened::Gone { peer, silent: true })?;
+        }
+        self.elect(node, Happened::Tick)?;
+        if let Some(run) = &mut self.nodes[node].run {
+            let actions = run.terms.tick(time);
+            self.keep_terms(node, number, actions)?;
+        }
+        self.soon_look(node);
+        if let Some(run) = &mut self.nodes[node].run
+            && (run.fresh || now >= run.published + REPEAT)
+        {
+            let advert = Arc::new(run.say(now));
+            self.gossip(node, &advert);
+        }
+        self.tell_peers(node, peers::Event::Tick)?;
+        self.ledger_tick(node)?;
+        self.intake_ticks(node)?;
+        self.converse(node)?;
+        self.after(TICK, Happening::Tick { node, run: number });
+        Ok(())
+    }
+
+    /// A gossiped advert arrives.
+    pub(crate) fn hear(&mut self, at: usize, advert: &Arc<Advert>) -> Result<(), Broken> {
+        let now = self.now;
+        let Some(run) = &mut self.nodes[at].run else { return Ok(()) };
+        let heard = run.roster.heard((**advert).clone(), run.time(now));
+        if heard == Heard::Old {
+            return Ok(());
+        }
+        run.fresh |= heard == Heard::Joined;
+        self.gossip(at, advert);
+        self.elect(at, Happened::Heard(advert.peer, Candidate::of(advert)))?;
+        self.soon_look(at);
+        Ok(())
+    }
+
+    /// A peer announces itself on the local network.
+    pub(crate) fn discovered(&mut self, at: usize, of: usize) -> Result<(), Broken> {
+        let peer = self.nodes[of].peer;
+        self.tell_peers(at, peers::Event::Discovered(peer))
+    }
+
+    /// Whether a node lets another one connect.
+    pub(crate) fn admits(&self, at: usize, of: usize) -> bool {
+        self.nodes[at].run.as_ref().is_some_and(|run| !run.blocked.contains(&of))
+    }
+
+    /// A connection is there.
+    pub(crate) fn up(&mut self, at: usize, of: usize) -> Result<(), Broken> {
+        let peer = self.nodes[of].peer;
+        let Some(run) = &mut self.nodes[at].run else { return Ok(()) };
+        run.roster.connected(peer);
+        run.fresh = true;
+        self.soon_look(at);
+        let (address, transport, found_by) = (String::new(), "tcp".to_owned(), "mdns".to_owned());
+        self.tell_peers(at, peers::Event::Up { peer, address, transport, found_by })?;
+        let rtt = std::time::Duration::from_micros(self.link(at, of).rtt);
+        self.tell_peers(at, peers::Event::RoundTrip { peer, rtt })
+    }
+
+    /// A connection is gone.
+    pub(crate) fn lose(&mut self, at: usize, of: usize, silent: bool) -> Result<(), Broken> {
+        if self.network.connection(at, of).is_some() {
+            return Ok(());
+        }
+        let (now, peer) = (self.now, self.nodes[of].peer);
+        let Some(run) = &mut self.nodes[at].run else { return Ok(()) };
+        run.fresh = true;
+        let time = run.time(now);
+        if run.roster.disconnected(peer, time) {
+            self.elect(at, Happened::Gone { peer, silent })?;
+        }
+        self.soon_look(at);
+        self.close_link(at, of, LeaveReason::Lost)?;
+        self.stop_serving(at, of)?;
+        self.tell_peers(at, peers::Event::Down { peer, why: "the connection is gone".to_owned() })
+    }
+
+    /// The node with this peer id.
+    pub(crate) fn index_of(&self, peer: &PeerId) -> usize {
+        self.nodes.iter().position(|node| node.peer == *peer).unwrap_or(usize::MAX)
+    }
+
+    /// Tells the directory what happened, and does what follows.
+    pub(crate) fn tell_peers(&mut self, at: usize, event: peers::Event) -> Result<(), Broken> {
+        let now = self.now;
+        let Some(run) = &mut self.nodes[at].run else { return Ok(()) };
+        let (time, number) = (run.time(now), run.number);
+        for action in run.directory.handle(event, time) {
+            match action {
+                peers::Action::OpenStream { peer, after } => {
+                    let (of, delay) =
+                        (self.index_of(&peer), after.as_micros() as Micros + self.link(at, self.index_of(&peer)).rtt);
+                    self.after(delay, Happening::OpenTasks { at, run: number, of });
+                }
+                peers::Action::Ready(peer) => self.join(at, self.index_of(&peer))?,
+                peers::Action::LinkChanged(peer) => self.update_worker(at, self.index_of(&peer))?,
+                peers::Action::Connecting(count) => self.schedule(at, Event::PeersConnecting { count })?,
+                peers::Action::CutOff { peer, .. } => self.cut_off(at, self.index_of(&peer))?,
+                // Nobody calls.
+                peers::Action::CallReady { .. } | peers::Action::CallFailed { .. } => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// A peer was proven to lie; the proof is kept where the disk takes it.
+    pub(crate) fn convict(&mut self, at: usize, of: usize) -> Result<(), Broken> {
+        let node = &mut self.nodes[at];
+        if !node.disk.full {
+            node.disk.evidence.insert(of);
+        }
+        self.checks.quarantined(self.now, at, of, self.scenario.nodes[of].lies_one_in > 0)?;
+        self.exclude(at, of)
+    }
+
+    /// From now on a peer is nothing to this node.
+    pub(crate) fn exclude(&mut self, at: usize, of: usize) -> Result<(), Broken> {
+        let (now, peer) = (self.now, self.nodes[of].peer);
+        self.tell_peers(at, peers::Event::Convicted { peer, why: "a wrong product".to_owned() })?;
+        let Some(run) = &mut self.nodes[at].run else { return Ok(()) };
+        let time = run.time(now);
+        if run.roster.exclude(peer, time) {
+            self.elect(at, Happened::Gone { peer, silent: true })?;
+        }
+        self.soon_look(at);
+        Ok(())
+    }
+
+    fn cut_off(&mut self, at: usize, of: usize) -> Result<(), Broken> {
+        self.close_link(at, of, LeaveReason::Quarantined)?;
+        if let Some(run) = &mut self.nodes[at].run {
+            run.blocked.insert(of);
+        }
+        self.disconnect(at, of, false);
+        Ok(())
+    }
+
+    /// The election decides; a new term is on disk before it is told to anybody.
+    fn elect(&mut self, at: usize, event: Happened) -> Result<(), Broken> {
+        let now = self.now;
+        let node = &mut self.nodes[at];
+        let Some(run) = &mut node.run else { return Ok(()) };
+        let (number, time) = (run.number, run.time(now));
+        let Some(Changed(term)) = run.election.handle(event, time) else { return Ok(()) };
+        self.checks.decided(now, at, node, term)?;
+        let Some(run) = &mut self.nodes[at].run else { return Ok(()) };
+        let actions = run.terms.decided(term);
+        self.keep_terms(at, number, actions)
+    }
+
+    /// The disk is through with a term.
+    pub(crate) fn stored(&mut self, at: usize, term: Term) -> Result<(), Broken> {
+        let now = self.now;
+        let node = &mut self.nodes[at];
+        let taken = !node.disk.full;
+        if taken {
+            node.disk.term = Some(term);
+        }
+        let Some(run) = &mut node.run else { return Ok(()) };
+        let (number, time) = (run.number, run.time(now));
+        let actions = run.terms.stored(term, taken, time);
+        self.keep_terms(at, number, actions)
+    }
+
+    fn keep_terms(&mut self, at: usize, number: u64, actions: Vec<Keep>) -> Result<(), Broken> {
+        for action in actions {
+            match action {
+                Keep::Store(term) => {
+                    let takes = self.nodes[at].disk.write_takes;
+                    self.after(takes, Happening::Stored { node: at, run: number, term });
+                }
+                Keep::Announce(term) => {
+                    if let Some(run) = &mut self.nodes[at].run {
+                        run.fresh = true;
+                    }
+                    let master = term.map(|term| self.index_of(&term.master));
+                    self.checks.lives_under(self.now, at, term, master)?;
+                    self.soon_look(at);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Lets the placer look at the pool in a moment: what changes at once is looked at once.
+    pub(crate) fn soon_look(&mut self, node: usize) {
+        if let Some(run) = self.nodes[node].run.as_mut().filter(|run| !run.looking) {
+            run.looking = true;
+            let number = run.number;
+            self.after(1_000, Happening::Look { node, run: number });
+        }
+    }
+}
