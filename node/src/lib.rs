@@ -29,7 +29,7 @@
 //! | 1 | [`streams`] | framing, opening and limits of streams, for every protocol |
 //! | 2 | [`models`] | models on disk: names, sources, loading into memory |
 //! | 2 | [`config`] | flags, environment and file, resolved once |
-//! | 2 | [`worker`] | operands stored for peers, the compute queue, packed operands |
+//! | 2 | [`worker`] | the compute queue, packed operands |
 //! | 2 | [`trust`] | signed claims, receipts, audits |
 //! | 2 | [`pool`] | the nodes of a pool: adverts, the master, the graph of links |
 //! | 3 | [`blob`] | pieces of model files: stored, served to peers, fetched |
