@@ -12,7 +12,7 @@ use pangea_client::{NodeStatus, PeerStatus};
 use rustix::process::Signal;
 
 use crate::namespaces::Namespace;
-use crate::process::{PATIENCE, Process, eventually};
+use crate::process::{Process, TIMEOUT, eventually};
 use crate::sockets::{Connection, connections};
 
 /// Environment variable that names the binary under test; by default the `pangea` next to the test's binary.
@@ -331,7 +331,7 @@ pub struct Node {
 impl Node {
     /// A new connection to the node's service.
     pub fn client(&self) -> Client {
-        Client::connect(&self.rpc, PATIENCE).unwrap()
+        Client::connect(&self.rpc, TIMEOUT).unwrap()
     }
 
     /// Connects the node to another; both have logged the connection on return.
@@ -341,7 +341,7 @@ impl Node {
 
     /// Connects the node to another through `address`.
     pub fn connect_by(&self, other: &Node, address: &str) {
-        assert_eq!(self.client().connect_peer(address, Some(PATIENCE)).unwrap(), other.peer);
+        assert_eq!(self.client().connect_peer(address, Some(TIMEOUT)).unwrap(), other.peer);
         self.process.line(&format!("Connected to peer {}", other.peer));
         other.process.line(&format!("Connected to peer {}", self.peer));
     }

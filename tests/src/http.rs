@@ -8,7 +8,7 @@ use std::net::TcpStream;
 use pangea_client::sse::EventReader;
 use serde_json::Value;
 
-use crate::process::PATIENCE;
+use crate::process::TIMEOUT;
 
 /// The largest event of any test: a long answer's logprobs fit.
 const MAX_EVENT_BYTES: usize = 8 << 20;
@@ -31,7 +31,7 @@ pub struct Response {
 /// Where connecting fails or the connection breaks.
 pub fn send(address: &str, method: &str, path: &str, headers: &[(&str, &str)], body: &str) -> Response {
     let mut stream = TcpStream::connect(address).unwrap();
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.set_read_timeout(Some(TIMEOUT)).unwrap();
     let mut head = format!("{method} {path} HTTP/1.1\r\nContent-Length: {}\r\n", body.len());
     if !headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("host")) {
         head.push_str(&format!("Host: {address}\r\n"));

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
 
 /// Time after which a test counts an expected event as missing. No test depends on a shorter time.
-pub const PATIENCE: Duration = Duration::from_secs(90);
+pub const TIMEOUT: Duration = Duration::from_secs(90);
 
 /// A line that a process wrote.
 #[derive(Clone, Debug)]
@@ -102,7 +102,7 @@ impl Process {
     /// Waits for a line with `text`; a line that arrived earlier counts.
     ///
     /// # Panics
-    /// Where the process ends without such a line, or after [`PATIENCE`].
+    /// Where the process ends without such a line, or after [`TIMEOUT`].
     pub fn line(&self, text: &str) -> Line {
         self.nth_line(text, 1)
     }
@@ -112,7 +112,7 @@ impl Process {
     /// # Panics
     /// As [`Process::line`].
     pub fn nth_line(&self, text: &str, n: usize) -> Line {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         let mut state = self.shared.lock();
         loop {
             if let Some(line) = state.lines.iter().filter(|line| line.text.contains(text)).nth(n - 1) {
@@ -138,9 +138,9 @@ impl Process {
     /// Waits for the end of the process and of its output.
     ///
     /// # Panics
-    /// After [`PATIENCE`].
+    /// After [`TIMEOUT`].
     pub fn wait(&self) -> ExitStatus {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         let mut state = self.shared.lock();
         loop {
             if let Some(status) = state.ended.filter(|_| state.pipes_open == 0) {
@@ -227,9 +227,9 @@ fn reap(mut child: Child, pid: Pid, shared: Arc<Shared>) -> JoinHandle<()> {
 /// Polls until `condition` holds: for state that has no notification.
 ///
 /// # Panics
-/// After [`PATIENCE`].
+/// After [`TIMEOUT`].
 pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     while !condition() {
         assert!(Instant::now() < deadline, "this never happened: {what}");
         std::thread::sleep(Duration::from_millis(5));

@@ -8,7 +8,7 @@ use pangea_node::streams::framed::FrameReader;
 use pangea_node::wire::{Header, Message, PROTOCOL, TaskHello, VERSION};
 use tokio::runtime::Runtime;
 
-use crate::process::PATIENCE;
+use crate::process::TIMEOUT;
 
 /// A stranger connected to a node.
 pub struct Stranger {
@@ -30,7 +30,7 @@ impl Stranger {
         let (network, node) = runtime.block_on(async {
             let (network, mut events) = pangea_node::net::start(NetConfig::new(identity::ephemeral())).unwrap();
             tokio::spawn(async move { while events.recv().await.is_some() {} });
-            let node = network.connect(address.parse().unwrap(), PATIENCE).await.unwrap();
+            let node = network.connect(address.parse().unwrap(), TIMEOUT).await.unwrap();
             (network, node)
         });
         Stranger { runtime, network, node }
@@ -51,7 +51,7 @@ impl Stranger {
 
     fn wait<T>(&self, work: impl Future<Output = T>) -> T {
         self.runtime
-            .block_on(async { tokio::time::timeout(PATIENCE, work).await.expect("the node answers in some way") })
+            .block_on(async { tokio::time::timeout(TIMEOUT, work).await.expect("the node answers in some way") })
     }
 }
 

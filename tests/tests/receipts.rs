@@ -1,5 +1,5 @@
-//! Receipts of real sessions on a small model: `pangea receipts` lists, shows and verifies them without any node, finds
-//! every change to one and every lie of a stage, and a node's HTTP API hands them out.
+//! Receipts of real sessions on a small model: `pangea receipts` lists, shows and verifies them without any node, detects
+//! every change of a receipt and every lie of a stage, and a node's HTTP API serves them.
 #![allow(clippy::unwrap_used)]
 
 use std::ops::Range;
@@ -24,7 +24,7 @@ use serde_json::{Value, json};
 
 const LAYERS: [Range<u32>; 2] = [0..1, 1..2];
 
-/// What a stage gives instead of what it should: which one, at which position.
+/// A wrong output of a stage: index of the stage, and position.
 type Lie = Option<(usize, usize)>;
 
 /// A data directory with a model in it.
@@ -36,7 +36,7 @@ struct Home {
     coordinator: Keypair,
 }
 
-/// A request, and how its answer was chosen.
+/// A request and its sampling terms.
 #[derive(Clone)]
 struct Asked {
     prompt: Vec<u32>,
@@ -77,7 +77,7 @@ impl Home {
         self.stages[stage].public().to_peer_id().to_string()
     }
 
-    /// Goes on from `tokens`, prompt and answer so far, over both stages until the answer is whole.
+    /// Continues `tokens` (prompt and answer so far) over both stages until the answer is complete.
     fn segment(&self, asked: &Asked, tokens: &mut Vec<u32>, lie: Lie) -> Segment {
         let pool = Pool::new(1).unwrap();
         let models = LAYERS.map(|layers| {
@@ -193,7 +193,7 @@ impl Home {
         path
     }
 
-    /// The result of verifying, and the exit code.
+    /// Result and exit code of verifying.
     fn verify(&self, receipt: &str) -> (Value, Option<i32>) {
         let data_dir = self.path().to_str().unwrap();
         let output = pangea(self.path(), &["receipts", "verify", receipt, "--data-dir", data_dir, "--json"]);
@@ -237,7 +237,7 @@ fn an_honest_receipt_is_listed_shown_and_holds() {
 }
 
 #[test]
-fn a_lie_of_any_stage_is_found_and_it_is_named() {
+fn a_lie_of_any_stage_is_found_and_the_stage_is_named() {
     let home = Home::new();
     let prompt = Asked::default().prompt.len();
     for (stage, position) in [(0, 0), (0, prompt + 3), (1, prompt - 1), (1, prompt + 11)] {
@@ -256,7 +256,7 @@ fn a_lie_of_any_stage_is_found_and_it_is_named() {
                 assert_eq!(found["tokens"]["wrong_at"], position + 1);
             }
         }
-        // What was signed is in order: the lie is in the numbers alone.
+        // The signatures are valid: only the numbers are wrong.
         for check in ["signed", "received", "asked", "linked"] {
             assert!((0..2).all(|stage| stages[stage][check] == true), "{found}");
         }
@@ -268,7 +268,7 @@ fn a_lie_of_any_stage_is_found_and_it_is_named() {
 }
 
 #[test]
-fn nothing_that_was_computed_or_signed_can_be_changed_unseen() {
+fn any_change_of_computed_or_signed_values_is_detected() {
     let home = Home::new();
     let honest = as_json(&home.receipt(&Asked::default(), None));
     let flipped = |text: &Value| {
@@ -322,7 +322,7 @@ fn nothing_that_was_computed_or_signed_can_be_changed_unseen() {
 }
 
 #[test]
-fn an_answer_held_to_a_schema_is_replayed_with_its_grammar() {
+fn an_answer_with_a_schema_is_replayed_with_its_grammar() {
     let home = Home::new();
     let schema = json!({"type": "object", "properties": {"a": {"type": "string"}}, "required": ["a"]});
     let asked = Asked { form: AnswerFormat::JsonSchema(schema.to_string()), ..Asked::default() };
@@ -332,7 +332,7 @@ fn an_answer_held_to_a_schema_is_replayed_with_its_grammar() {
     ReceiptStore::new(home.path()).put(&receipt).unwrap();
     let (found, code) = home.verify(&receipt.id);
     assert_eq!((code, &found["holds"]), (Some(0), &json!(true)), "{found}");
-    // A token that the grammar does not allow.
+    // A token that the grammar forbids.
     let mut other = receipt;
     other.answer_tokens[0] = u32::from(b'[');
     let path = home.written("other.json", &as_json(&other));
@@ -356,7 +356,7 @@ fn after_a_failover_both_parts_are_checked() {
     let path = home.written("whole.json", &as_json(&receipt));
     let (found, code) = home.verify(path.to_str().unwrap());
     assert_eq!((code, &found["holds"]), (Some(0), &json!(true)), "{found}");
-    // Tokens are counted as the answer has them.
+    // Token numbers are counted from the start of the answer.
     ReceiptStore::new(home.path()).put(&receipt).unwrap();
     let data_dir = home.path().to_str().unwrap();
     let shown = stdout(&pangea(home.path(), &["receipts", "show", &receipt.id, "--data-dir", data_dir]));
@@ -364,7 +364,7 @@ fn after_a_failover_both_parts_are_checked() {
     assert!(first.contains("From token 1 of the answer on:"), "{shown}");
     assert!(second.contains("From token 9 of the answer on:"), "{shown}");
 
-    // The dead ones had lied in their third token: nobody signed for it, and it is found all the same.
+    // The dead stages lied in their third token: nobody signed it, and the lie is still found.
     let mut tokens = [&asked.prompt[..], &whole.answer_tokens[..8]].concat();
     tokens[prompt + 2] ^= 1;
     let went_on = home.segment(&asked, &mut tokens, None);
@@ -376,7 +376,7 @@ fn after_a_failover_both_parts_are_checked() {
 }
 
 #[test]
-fn what_cannot_be_verified_is_said_and_is_no_accusation() {
+fn an_unverifiable_receipt_is_an_error_and_no_accusation() {
     let home = Home::new();
     let receipt = home.receipt(&Asked::default(), None);
     let data_dir = home.path().to_str().unwrap();
@@ -413,7 +413,7 @@ fn what_cannot_be_verified_is_said_and_is_no_accusation() {
 }
 
 #[test]
-fn a_node_hands_its_receipts_out() {
+fn a_node_serves_its_receipts() {
     let home = Home::new();
     let receipt = home.receipt(&Asked::default(), None);
     let cluster = Cluster::new();

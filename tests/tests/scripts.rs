@@ -1,5 +1,6 @@
-//! The two scripts of the compute test, the two of the language model test, and `setup.sh`, run as a person runs them, but without a terminal: two homes on
-//! this machine, free ports, loopback. Each script's exit code, what it says, and that it leaves nothing behind.
+//! The two scripts of the compute test, the two of the language model test, and `setup.sh`, run as a person runs them,
+//! but without a terminal: two homes on this machine, free ports, loopback. They check exit codes and output, and
+//! that nothing is left behind.
 
 #![allow(clippy::unwrap_used, reason = "a test stops at the first thing that is not as it should be")]
 #![cfg(unix)]
@@ -19,8 +20,8 @@ use pangea_tests::namespaces::Namespaces;
 use pangea_tests::skip::skip;
 use pangea_tests::test_model::{SMOLLM2, file_of};
 
-/// Longest wait for one line of a script: a limit for a hang, never part of what is tested.
-const PATIENCE: Duration = Duration::from_secs(180);
+/// Longest wait for one line of a script: a limit for a hang, not part of any assertion.
+const TIMEOUT: Duration = Duration::from_secs(180);
 
 const ADDRESS_OF_NOBODY: &str = "/ip4/127.0.0.1/tcp/9/p2p/12D3KooWEyoppNCUx8Yx66oV9fJnriXwCcXwDDUA2kj6vnc6iDEp";
 
@@ -28,11 +29,11 @@ fn repository() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("tests/ is in the repository").to_owned()
 }
 
-/// A home of its own for one side.
+/// A home directory for one side.
 struct Side {
     home: tempfile::TempDir,
     binary: PathBuf,
-    /// The host it runs on, if it is another than the test's.
+    /// The host it runs on, if not the test's own.
     host: Option<(Arc<Namespaces>, usize)>,
 }
 
@@ -65,7 +66,7 @@ impl Side {
         let mut child = self.command(script, arguments).spawn().expect("bash runs");
         let stdout = child.stdout.take().expect("it is piped");
         let mut stderr = child.stderr.take().expect("it is piped");
-        // A script prints a few dozen lines; the bound is far above, so the reader never stops reading.
+        // A script prints a few dozen lines; the bound is far above that, so the reader never blocks.
         let (sender, lines) = sync_channel(10_000);
         thread::spawn(move || {
             for line in BufReader::new(stdout).lines().map_while(Result::ok) {
@@ -81,13 +82,13 @@ impl Side {
         Running { child, lines, said: String::new(), errors: Some(errors) }
     }
 
-    /// The node that this side runs now, from its session folder.
+    /// Process id of this side's current node, from its session folder.
     fn node_pid(&self, role: &str) -> u32 {
         let file = self.home.path().join(".pangea/compute_test").join(role).join("node.pid");
         fs::read_to_string(file).expect("the session says its node").trim().parse().expect("a process id")
     }
 
-    /// No file, and no process that names this home.
+    /// Checks that no file is left, and no process that names this home.
     fn assert_nothing_left(&self) {
         let left: Vec<_> =
             fs::read_dir(self.home.path()).expect("the home is there").map(|entry| entry.unwrap().path()).collect();
@@ -104,7 +105,7 @@ impl Side {
     }
 }
 
-/// A script under way.
+/// A running script.
 struct Running {
     child: Child,
     lines: Receiver<String>,
@@ -113,10 +114,10 @@ struct Running {
 }
 
 impl Running {
-    /// Reads on to a line that `wanted` takes something from.
+    /// Reads lines until `wanted` returns a value.
     fn wait_for<T>(&mut self, wanted: impl Fn(&str) -> Option<T>) -> T {
         loop {
-            let Ok(line) = self.lines.recv_timeout(PATIENCE) else {
+            let Ok(line) = self.lines.recv_timeout(TIMEOUT) else {
                 let _ = self.child.kill();
                 panic!("it ended or hung; it said:\n{}\n{}", self.said, self.errors.take().unwrap().join().unwrap());
             };
@@ -139,7 +140,7 @@ impl Running {
 
     /// Exit code, standard output, standard error.
     fn finish(mut self) -> (Option<i32>, String, String) {
-        while let Ok(line) = self.lines.recv_timeout(PATIENCE) {
+        while let Ok(line) = self.lines.recv_timeout(TIMEOUT) {
             self.said.push_str(&line);
             self.said.push('\n');
         }
@@ -184,8 +185,8 @@ fn two_sides_test_each_other_and_leave_nothing_behind() {
 }
 
 #[test]
-fn two_sides_answer_together_and_one_of_them_dies_meanwhile() {
-    let Some(model) = file_of(SMOLLM2, "two_sides_answer_together_and_one_of_them_dies_meanwhile") else { return };
+fn two_sides_answer_together_and_one_of_them_is_killed() {
+    let Some(model) = file_of(SMOLLM2, "two_sides_answer_together_and_one_of_them_is_killed") else { return };
     let (first, second) = (Side::new(), Side::new());
     let model = ["--model", model.to_str().unwrap()];
     let mut initiator = first.start("llm_initiator.sh", &[&LOOPBACK[..], &model].concat());
@@ -212,8 +213,8 @@ fn two_sides_answer_together_and_one_of_them_dies_meanwhile() {
 }
 
 #[test]
-fn the_address_shown_leads_from_another_host_to_this_one() {
-    const TEST: &str = "the_address_shown_leads_from_another_host_to_this_one";
+fn the_shown_address_is_reachable_from_another_host() {
+    const TEST: &str = "the_shown_address_is_reachable_from_another_host";
     let (mut first, mut second) = (Side::new(), Side::new());
     let hosts = match Namespaces::new(2) {
         Ok(hosts) => Arc::new(hosts),
@@ -251,7 +252,7 @@ fn the_responder_takes_its_address_from_the_environment() {
 }
 
 #[test]
-fn an_initiator_that_nobody_calls_gives_up_and_keeps_its_logs() {
+fn an_initiator_without_a_responder_times_out_and_keeps_its_logs() {
     let side = Side::new();
     let output = side.run("03_initiator.sh", &["--timeout", "1", LOOPBACK[0], LOOPBACK[1]]);
     assert_eq!(output.status.code(), Some(1), "{output:?}");
@@ -279,13 +280,13 @@ fn a_signal_in_the_middle_leaves_nothing_behind() {
 }
 
 #[test]
-fn what_a_killed_session_left_is_cleared_by_the_next() {
+fn the_next_session_removes_what_a_killed_one_left() {
     let side = Side::new();
     let mut killed = side.start("03_initiator.sh", &LOOPBACK);
     killed.address();
     let orphan = side.node_pid("initiator");
     killed.signal("-KILL");
-    // Its node holds standard error open: nothing to read until the next session has ended that.
+    // The killed session's node holds standard error open: it can only be read once the next session has ended that node.
     killed.child.wait().unwrap();
 
     let mut next = side.start("03_initiator.sh", &LOOPBACK);
@@ -310,7 +311,7 @@ fn a_second_session_of_one_role_is_refused() {
 }
 
 #[test]
-fn a_taken_port_is_named_with_what_to_do() {
+fn a_port_in_use_is_named_with_advice() {
     let side = Side::new();
     let taken = TcpListener::bind("0.0.0.0:0").unwrap();
     let port = taken.local_addr().unwrap().port();
@@ -323,7 +324,7 @@ fn a_taken_port_is_named_with_what_to_do() {
 }
 
 #[test]
-fn what_cannot_be_an_address_or_an_option_is_bad_usage() {
+fn invalid_addresses_and_options_are_bad_usage() {
     let side = Side::new();
     let good = ADDRESS_OF_NOBODY;
     let wrong: [(&str, &[&str]); 12] = [
@@ -349,7 +350,7 @@ fn what_cannot_be_an_address_or_an_option_is_bad_usage() {
 }
 
 #[test]
-fn the_menu_is_what_the_scripts_headers_say() {
+fn the_menu_lists_the_scripts_headers() {
     let side = Side::new();
     let said = String::from_utf8(side.run("setup.sh", &[]).stdout).unwrap();
     let entries: Vec<_> = said.lines().map(str::trim).collect();

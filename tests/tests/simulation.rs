@@ -46,7 +46,7 @@ fn first(world: &World) -> Outcome {
 }
 
 #[test]
-fn every_job_ends_right_through_faults_of_every_sort() {
+fn every_job_ends_correctly_despite_faults() {
     let seeds = if cfg!(debug_assertions) { 1000 } else { 5000 };
     let mut seen = std::collections::BTreeMap::<&str, u64>::new();
     for seed in 0..seeds {
@@ -75,7 +75,7 @@ fn every_job_ends_right_through_faults_of_every_sort() {
     }
 }
 
-/// A world of honest workers that are as fast as they say.
+/// A world of honest workers that are as fast as they claim.
 fn honest(seed: u64) -> World {
     let chance = &mut SplitMix64::new(seed);
     let here = local(chance.scale(10e9, 400e9));
@@ -99,13 +99,13 @@ fn alone_s(world: &World) -> f64 {
     world.local.nature.overhead_s + world.jobs[0].spec.shape.flops() / world.local.nature.flops_per_s
 }
 
-/// As if the work could be divided at will and moved for nothing.
+/// The time if work could be divided and moved at no cost.
 fn ideal_s(world: &World) -> f64 {
     let peers: f64 = world.peers.iter().map(|peer| peer.nature.flops_per_s).sum();
     world.jobs[0].spec.shape.flops() / (world.local.nature.flops_per_s + peers)
 }
 
-/// Every band and every panel of the job is at worker 1 before it begins, cut as a first run of it was.
+/// Every band and panel of the job is at worker 1 before the job starts, cut as in a first run.
 fn made_resident(mut world: World) -> World {
     let Some(grid) = first(&world).grid else { panic!("the job was not cut") };
     let spec = &mut world.jobs[0].spec;
@@ -125,7 +125,7 @@ fn two_equal_nodes_are_nearly_twice_as_fast_on_a_fast_link() {
         world.tells_progress = tells_progress;
         let seconds = first(&world).seconds;
         assert!(seconds <= 0.75, "{seconds} s; alone {} s", alone_s(&world));
-        // The checks of the peer's half alone take this node some 0.04 s.
+        // Checking the peer's half takes this node some 0.04 s.
         let resident = made_resident(world.clone());
         let run = run(&resident);
         assert_eq!(run.bytes_sent, 0, "what is there is sent again");
@@ -135,7 +135,7 @@ fn two_equal_nodes_are_nearly_twice_as_fast_on_a_fast_link() {
 }
 
 #[test]
-fn a_gigabit_link_gets_as_much_as_helps() {
+fn a_gigabit_link_gets_only_work_that_finishes_sooner() {
     for (n, at_most) in [(256, 1.01), (512, 1.01), (1024, 1.03), (2048, 0.95), (4096, 0.70), (8192, 0.60)] {
         let world = world(local(100e9), vec![peer(100e9, 110e6)], vec![job(f32_product(n, n, n))]);
         let (seconds, alone) = (first(&world).seconds, alone_s(&world));
@@ -153,7 +153,7 @@ fn honest_peers_never_make_a_job_slower_than_alone() {
 }
 
 #[test]
-fn fast_links_come_near_to_the_sum_of_all_workers() {
+fn fast_links_approach_the_sum_of_all_workers() {
     let mut ratios = Vec::new();
     for seed in 0..5000 {
         let mut world = honest(seed);
@@ -203,7 +203,7 @@ fn peers_that_overstate_their_speed_cost_little() {
 }
 
 #[test]
-fn a_straggler_or_a_hanging_peer_does_not_make_it_slower_than_alone() {
+fn a_straggler_or_a_hanging_peer_makes_no_job_slower_than_alone() {
     for at_s in [0.0, 0.1, 0.5] {
         let cube = f32_product(4096, 4096, 4096);
         let mut slow = peer(100e9, 1.1e9);
@@ -274,10 +274,10 @@ fn an_elementwise_job_is_shared_by_peers_on_demand_and_stays_here_otherwise() {
     let remote = asked(Place::Remote);
     let report = &remote.outcomes[0].report;
     assert!(report.tasks.local == 0 && report.tasks.remote > 2 && report.workers.len() == 2, "{report:?}");
-    // Each part goes to one peer, but for the last, which an idle peer may copy.
+    // Each part goes to one peer, except the last, which an idle peer may compute as well.
     let operand_bytes = 2 * rows * cols * bytes;
     assert!((operand_bytes..operand_bytes * 5 / 4).contains(&remote.bytes_sent), "{} bytes", remote.bytes_sent);
-    // The check of a tile reads as much as computing it does.
+    // Checking a tile reads as much memory as computing it.
     let auto = asked(Place::Auto);
     assert_eq!((auto.bytes_sent, auto.outcomes[0].report.tasks.remote), (0, 0));
 }
@@ -310,14 +310,14 @@ fn a_short_job_passes_a_long_one_and_an_urgent_one_passes_both() {
     world.jobs[2].at_s = 1.0;
     let outcomes = run(&world).outcomes;
     let alone: Vec<f64> = world.jobs.iter().map(|job| job.spec.shape.flops() / 100e9).collect();
-    // Each waits for the two tiles of the long job that are under way.
+    // Each waits for the two tiles of the long job that are being computed.
     assert!(outcomes[2].seconds < alone[2] + 0.7, "urgent: {} s", outcomes[2].seconds);
     assert!(outcomes[1].seconds < alone[1] + alone[2] + 0.7, "short: {} s", outcomes[1].seconds);
     assert!(outcomes[0].seconds < 1.05 * alone.iter().sum::<f64>());
 }
 
 #[test]
-fn predictions_come_near_to_what_happens() {
+fn predictions_are_close_to_reality() {
     let world = world(local(100e9), vec![peer(50e9, 1.1e9)], vec![job(f32_product(8192, 8192, 8192))]);
     let run = run(&world);
     let report = &run.outcomes[0].report;

@@ -1,8 +1,8 @@
-//! Who is let in, who is not, and what both sides say about it.
+//! Which nodes are admitted, which are refused, and what both sides log.
 
 use pangea_client::ErrorKind;
 use pangea_tests::cluster::Cluster;
-use pangea_tests::process::PATIENCE;
+use pangea_tests::process::TIMEOUT;
 
 #[test]
 fn two_nodes_connect_and_each_says_so() {
@@ -48,7 +48,7 @@ fn a_node_with_another_pool_key_or_none_is_refused_on_both_sides() {
     let keyless = cluster.node("keyless").start();
     keyless.process.line("anyone on the network can join");
     for (dialer, acceptor) in [(&wrong, &one), (&keyless, &one), (&one, &keyless)] {
-        let error = dialer.client().connect_peer(&acceptor.address, Some(PATIENCE)).unwrap_err();
+        let error = dialer.client().connect_peer(&acceptor.address, Some(TIMEOUT)).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Unauthorized, "{error}");
         acceptor.process.line(&format!("Refused peer {}", dialer.peer));
         for node in [dialer, acceptor] {
@@ -72,7 +72,7 @@ fn a_peer_written_into_peers_json_while_the_node_runs_is_connected() {
 }
 
 #[test]
-fn an_identity_outlives_its_process_and_the_worker_is_used_again() {
+fn an_identity_survives_a_restart_and_the_worker_is_used_again() {
     let cluster = Cluster::new();
     let first = cluster.node("worker").start();
     let address = format!("/ip4/127.0.0.1/tcp/{}", first.port());

@@ -1,4 +1,4 @@
-//! Workers and links that break in the middle of a job: it finishes, with the right product.
+//! Workers and links that fail in the middle of a job: the job finishes with the right product.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use pangea_tests::cluster::{Cluster, Node};
 use pangea_tests::forwarder::{Forwarder, Quality};
 use pangea_tests::matrix::{assert_product, multiply, multiply_watching, operands, remote};
 
-/// A product of a second or so of one thread, in many tiles.
+/// Operands of a product that takes a second or so on one thread, in many tiles.
 fn long() -> (Tensor, Tensor) {
     operands(DType::F64, 2048, 2048, 2048)
 }
@@ -66,11 +66,11 @@ fn a_stopped_worker_is_noticed_within_five_seconds_and_its_job_finishes() {
     });
     assert!(report.tasks.local > 0, "{report:?}");
     let noticed = star.one.process.line(&format!("Peer {} is gone (", worker.peer)).at - stopped.unwrap();
-    // Five seconds are the promise; a machine that is busy with other tests may be late itself.
+    // Five seconds are promised; a machine that is busy with other tests may be late itself.
     assert!(noticed < Duration::from_secs(15), "noticed after {noticed:?}");
     eprintln!("a stopped worker was noticed after {noticed:?}");
     worker.cont();
-    // What went on in its own sleep is over for it, too.
+    // The worker notices the end of the job as well once it wakes.
     worker.process.line(&format!("Peer {} is gone (", star.one.peer));
 }
 
@@ -79,7 +79,7 @@ fn a_connection_cut_in_the_middle_of_an_operand_costs_no_result() {
     let cluster = Cluster::new();
     let (one, worker) = (cluster.node("one").start(), cluster.node("worker").start());
     let (a, b) = operands(DType::F32, 1500, 1500, 1500);
-    // The automatic measurement of the link is 2 MiB; the operands are 18 MB.
+    // The automatic measurement of the link sends 2 MiB; the operands are 18 MB.
     let link = Forwarder::start(worker.port(), Quality { cut_after_bytes: 8 << 20, ..Quality::default() });
     one.connect_by(&worker, &link.address());
     let product = multiply(&one.client(), &a, &b, &remote()).unwrap();
@@ -96,7 +96,7 @@ fn work_that_a_slow_link_would_delay_stays_here() {
     let link = Forwarder::start(worker.port(), quality);
     one.connect_by(&worker, &link.address());
     let client = one.client();
-    // Until the link has been measured it is taken for an ordinary one.
+    // Until the link is measured, it counts as an ordinary one.
     pangea_tests::process::eventually("the link is measured", || {
         let peers = client.peers().unwrap();
         peers[0].bytes_per_s > 0.0 && peers[0].rtt_ms >= 30.0
@@ -118,14 +118,14 @@ fn a_slow_worker_does_not_make_a_job_slower_than_alone() {
     let client = star.one.client();
     let (a, b) = operands(DType::F64, 1800, 1800, 1800);
     let local = MatmulOptions { place: pangea_client::Place::Local, ..MatmulOptions::default() };
-    // A first one warms memory and threads up.
+    // A first product warms up memory and threads.
     let alone = (0..2).map(|_| multiply(&client, &a, &b, &local).unwrap().report.seconds).fold(f64::MAX, f64::min);
     let report = multiply(&client, &a, &b, &MatmulOptions::default()).unwrap().report;
     eprintln!(
         "alone {alone:.3} s, with a worker 20 times slower than it says {:.3} s: {:?}",
         report.seconds, report.tasks
     );
-    // Twenty times slower than promised: without hedging it would be several times.
+    // The worker is twenty times slower than it claims: without hedging the job would take several times as long.
     assert!(report.seconds < 2.0 * alone + 0.5, "{} s, alone {alone} s: {report:?}", report.seconds);
 }
 

@@ -1,4 +1,4 @@
-//! Bytes that nobody asked for, on every port and in every place of the protocol: dropped, and no harm done.
+//! Unexpected bytes on every port and at every point of the protocol: they are dropped without harm.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
@@ -7,10 +7,10 @@ use pangea_compute::{DType, Operation, Tensor};
 use pangea_node::wire::{Header, MAX_HEADER_BYTES, MAX_PAYLOAD_BYTES, Message, Shape, Task};
 use pangea_tests::cluster::{Cluster, Star};
 use pangea_tests::matrix::{assert_product, multiply, operands, remote};
-use pangea_tests::process::{PATIENCE, eventually};
+use pangea_tests::process::{TIMEOUT, eventually};
 use pangea_tests::stranger::{Stranger, advert};
 
-/// That both nodes do what they are for, and nothing of the stranger's is left.
+/// Checks that both nodes work, and that nothing of the stranger's is left.
 fn all_is_well(star: &Star) {
     let (a, b) = operands(DType::I8, 200, 200, 200);
     let client = star.one.client();
@@ -22,13 +22,13 @@ fn all_is_well(star: &Star) {
     }
 }
 
-/// Bytes that look random and are the same in every run.
+/// Pseudo-random bytes, the same in every run.
 fn noise(length: usize, seed: u64) -> Vec<u8> {
     Tensor::generate(DType::I8, 1, length, seed).unwrap().contiguous_bytes().unwrap().to_vec()
 }
 
 #[test]
-fn garbage_on_the_ports_hurts_nobody() {
+fn garbage_on_the_ports_does_no_harm() {
     let cluster = Cluster::new();
     let star = cluster.star(vec![cluster.node("worker")]);
     let worker = &star.workers[0];
@@ -40,8 +40,8 @@ fn garbage_on_the_ports_hurts_nobody() {
         claims.extend((0..12).map(|seed| noise(1 << seed, seed)));
         for bytes in claims {
             let mut stream = TcpStream::connect(port).unwrap();
-            stream.set_read_timeout(Some(PATIENCE)).unwrap();
-            // The node may have hung up already.
+            stream.set_read_timeout(Some(TIMEOUT)).unwrap();
+            // The node may have closed the connection already.
             let _ = stream.write_all(&bytes);
             let _ = stream.shutdown(Shutdown::Write);
             let mut answer = Vec::new();
@@ -56,7 +56,7 @@ fn garbage_on_the_ports_hurts_nobody() {
 }
 
 #[test]
-fn connections_that_say_nothing_keep_nobody_out() {
+fn silent_connections_do_not_block_others() {
     let cluster = Cluster::new();
     let (one, worker) = (cluster.node("one").start(), cluster.node("worker").start());
     let address = format!("127.0.0.1:{}", worker.port());
@@ -67,7 +67,7 @@ fn connections_that_say_nothing_keep_nobody_out() {
 }
 
 #[test]
-fn frames_that_are_none_end_the_stream_and_nothing_else() {
+fn invalid_frames_end_only_their_stream() {
     let cluster = Cluster::new();
     let star = cluster.star(vec![cluster.node("worker")]);
     let stranger = Stranger::connect(&star.workers[0].address);
@@ -100,7 +100,7 @@ fn frames_that_are_none_end_the_stream_and_nothing_else() {
 }
 
 #[test]
-fn a_peer_of_another_protocol_version_is_not_worked_for() {
+fn a_peer_with_another_protocol_version_gets_no_work_done() {
     let cluster = Cluster::new();
     let star = cluster.star(vec![cluster.node("worker")]);
     let stranger = Stranger::connect(&star.workers[0].address);
@@ -130,11 +130,11 @@ fn well_formed_messages_at_the_wrong_place_end_the_stream() {
         operands: [digest, digest],
     });
     let lies: [Vec<(Message, usize)>; 3] = [
-        // It leaves a hole.
+        // A piece that leaves a gap.
         vec![(operand(0), 16), (operand(32), 16)],
         // The same task twice.
         vec![(task.clone(), 0), (task.clone(), 0)],
-        // Half an operand, then one of another shape under the same name.
+        // Half an operand, then one of another shape under the same digest.
         vec![
             (operand(0), 32),
             (Message::Operand { digest, shape: Shape::new(DType::I8, 4, 16).unwrap(), offset: 32 }, 32),
@@ -148,7 +148,7 @@ fn well_formed_messages_at_the_wrong_place_end_the_stream() {
         }
         stream.is_ended();
     }
-    // Whatever it kept for the stranger is gone with the streams.
+    // Operands of the stranger are removed when its streams end.
     let client = worker.client();
     eventually("the worker's memory is free", || client.status().unwrap().memory_used_bytes == 0);
     all_is_well(&star);
@@ -188,7 +188,7 @@ fn a_result_larger_than_the_memory_is_refused_before_it_is_computed() {
 }
 
 #[test]
-fn memory_claimed_by_a_stranger_is_bounded_by_what_the_node_gives_to_one_peer() {
+fn memory_claimed_by_a_stranger_is_bounded_by_the_quota_of_one_peer() {
     let cluster = Cluster::new();
     let star = cluster.star(vec![cluster.node("worker").max_memory("64M")]);
     let worker = &star.workers[0];
@@ -198,7 +198,7 @@ fn memory_claimed_by_a_stranger_is_bounded_by_what_the_node_gives_to_one_peer() 
     stream.send_message(&Message::Hello(advert()), &[]);
     for number in 0..200u8 {
         let digest = pangea_compute::Digest::from_bytes([number; 32]);
-        // The first byte of 4 TiB, of 1 GiB, and of 1 MiB: nothing more ever comes.
+        // The first byte of operands of 4 TiB, 1 GiB and 1 MiB; no more bytes follow.
         let cols = [1 << 30, 1 << 10, 1][usize::from(number % 3)];
         let shape = Shape::new(DType::I8, 1 << 12, cols).unwrap_or(Shape::new(DType::I8, 1 << 20, 1 << 10).unwrap());
         stream.send_message(&Message::Operand { digest, shape, offset: 0 }, &[1]);
@@ -213,7 +213,7 @@ fn memory_claimed_by_a_stranger_is_bounded_by_what_the_node_gives_to_one_peer() 
 }
 
 #[test]
-fn an_operand_that_is_not_what_its_digest_says_is_not_computed_with() {
+fn an_operand_that_does_not_match_its_digest_is_not_used() {
     let cluster = Cluster::new();
     let star = cluster.star(vec![cluster.node("worker")]);
     let worker = &star.workers[0];
@@ -233,10 +233,10 @@ fn an_operand_that_is_not_what_its_digest_says_is_not_computed_with() {
 }
 
 #[test]
-fn a_digest_reveals_nothing_of_what_another_peer_sent() {
+fn a_digest_reveals_nothing_about_another_peers_operands() {
     let cluster = Cluster::new();
     let star = cluster.star(vec![cluster.node("worker")]);
-    // One tile: the whole operands are what is sent and named.
+    // One tile, so that the whole operands are sent under their digests.
     let (a, b) = operands(DType::I8, 64, 64, 64);
     multiply(&star.one.client(), &a, &b, &remote()).unwrap();
     let stranger = Stranger::connect(&star.workers[0].address);

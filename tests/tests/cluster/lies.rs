@@ -1,4 +1,4 @@
-//! Workers that lie or fail on purpose (`--fault`): caught, redone, told, and provable afterwards.
+//! Workers that lie or fail on purpose (`--fault`): detected, redone, reported, and provable afterwards.
 
 use std::path::{Path, PathBuf};
 
@@ -9,7 +9,7 @@ use pangea_tests::matrix::{Product, assert_product, multiply, operands, remote};
 use pangea_tests::process::eventually;
 use rustix::process::Signal;
 
-/// The folder in which an accusation of `peer` is kept; it is written while the job goes on.
+/// The folder of an accusation of `peer`, which is written while the job continues.
 fn evidence_against(accuser: &Node, peer: &Node) -> PathBuf {
     let root = accuser.data_dir.join("evidence");
     let find = || {
@@ -22,7 +22,7 @@ fn evidence_against(accuser: &Node, peer: &Node) -> PathBuf {
     find().unwrap()
 }
 
-/// That what is kept proves the lie to anyone: the files are those of the record, and c is not a·b.
+/// Checks that the evidence proves the lie to anyone: the files are those of the record, and c is not a·b.
 fn proves_a_lie(folder: &Path, peer: &Node) {
     let record: serde_json::Value =
         serde_json::from_str(&std::fs::read_to_string(folder.join("evidence.json")).unwrap()).unwrap();
@@ -60,7 +60,7 @@ fn a_lie_is_caught(fault: &str, dtype: DType) {
     let product = multiply(&client, &a, &b, &remote()).unwrap();
     is_caught(&star.one, liar, &product, &a, &b);
     assert!(product.report.tasks.retried > 0);
-    // From now on it gets nothing to do.
+    // From now on the liar gets no work.
     let served = liar.status().tasks_served;
     let again = multiply(&client, &a, &b, &remote()).unwrap();
     assert_product(&a, &b, &again.c);
@@ -142,7 +142,7 @@ fn a_worker_that_cuts_its_answers_costs_no_result() {
     let product = multiply(&star.one.client(), &a, &b, &remote()).unwrap();
     assert_product(&a, &b, &product.c);
     assert!(product.report.tasks.retried > 0 && product.report.tasks.remote == 0, "{:?}", product.report);
-    // Clumsy is not dishonest.
+    // A broken answer is no proof of a lie.
     assert!(product.report.verification.rejected.is_empty());
     assert!(!star.one.status_of(&star.workers[0]).quarantined);
 }
@@ -158,7 +158,7 @@ fn a_worker_that_never_answers_costs_no_result() {
     assert!(product.report.verification.rejected.is_empty());
 }
 
-/// Waits until the pool, as a node sees it, consists of these nodes, in any order.
+/// Waits until the pool, as a node sees it, consists of exactly these nodes.
 fn sees_as_pool(node: &Node, members: &[&Node]) {
     let mut wanted: Vec<&str> = members.iter().map(|member| member.peer.as_str()).collect();
     wanted.sort_unstable();
@@ -170,9 +170,9 @@ fn sees_as_pool(node: &Node, members: &[&Node]) {
 }
 
 #[test]
-fn a_liar_of_products_is_shut_out_of_the_pool_and_its_own_tasks_are_refused() {
+fn a_liar_is_excluded_from_the_pool_and_its_own_tasks_are_refused() {
     let cluster = Cluster::new();
-    // The liar would be the master if anybody followed it.
+    // The liar would be the master if other nodes accepted it.
     let star = cluster.star(vec![cluster.node("liar").fault("corrupt-all").flag("--force-master")]);
     let (one, liar) = (&star.one, &star.workers[0]);
     sees_as_pool(one, &[one, liar]);
@@ -192,7 +192,7 @@ fn a_liar_of_products_is_shut_out_of_the_pool_and_its_own_tasks_are_refused() {
 }
 
 #[test]
-fn evidence_shuts_a_liar_out_after_a_restart_as_well() {
+fn evidence_excludes_a_liar_after_a_restart() {
     let cluster = Cluster::new();
     let builder = cluster.node("one");
     let one = builder.start();

@@ -10,7 +10,7 @@ use rustix::process::Signal;
 /// Tasks that are under way at the worker when a job ends: enough to tell those that stop from those that go on.
 const IN_FLIGHT: u32 = 3;
 
-/// Waits until tasks of the one job are under way at the only worker; how many it has done.
+/// Waits until tasks of the only job are running at the only worker; returns how many tasks it has done.
 fn in_the_middle(star: &Star) -> u64 {
     let client = star.one.client();
     eventually("the worker has tasks of the job", || {
@@ -25,7 +25,7 @@ fn long_command(cluster: &Cluster, star: &Star) -> Process {
     cluster.start(&[&shape[..], &["--rpc", &star.one.rpc]].concat())
 }
 
-/// That nothing of a job is left on any node. `served` are the tasks that the worker had done before the job was ended.
+/// Checks that nothing of a job is left on any node. `served`: the tasks that the worker had done before the job ended.
 fn all_is_over(star: &Star, served: u64) {
     star.one.is_idle_again();
     let (a, b) = operands(DType::I8, 64, 64, 64);
@@ -71,14 +71,14 @@ fn no_product_file(cluster: &Cluster) -> bool {
 }
 
 #[test]
-fn a_cancelled_job_says_so_by_kind() {
+fn a_cancelled_job_has_its_error_kind() {
     let cluster = Cluster::new();
     let star = slow_star(&cluster);
     let client = star.one.client();
     let (a, b) = operands(DType::F64, 2500, 2500, 2500);
     let (a, b) = (upload(&client, &a).unwrap(), upload(&client, &b).unwrap());
     let (job, product) = client.matmul(&a, &b, &remote());
-    // The request leaves with the first call that waits.
+    // The request is sent with the first call that is awaited.
     client.block_on(job.progress()).unwrap();
     let served = in_the_middle(&star);
     client.cancel(&job).unwrap();
@@ -119,7 +119,7 @@ fn a_worker_terminated_in_the_middle_of_a_job_costs_no_result() {
 }
 
 #[test]
-fn a_node_told_to_stop_lets_its_running_job_end_and_its_product_be_fetched() {
+fn a_stopping_node_completes_its_job_and_lets_its_product_be_fetched() {
     let cluster = Cluster::new();
     let star = cluster.star(vec![cluster.node("worker")]);
     let (a, b) = operands(DType::F64, 1200, 1200, 1200);
@@ -133,7 +133,7 @@ fn a_node_told_to_stop_lets_its_running_job_end_and_its_product_be_fetched() {
     assert_eq!(star.one.process.wait().code(), Some(0));
 }
 
-/// That a node does not come up and says why.
+/// Checks that a node does not start and that its error contains `words`.
 fn does_not_start(process: &Process, words: &[&str]) {
     let ended = output(process);
     assert_eq!(ended.code, Some(1), "{ended:?}");
@@ -147,7 +147,7 @@ fn is_well(node: &Node) {
 }
 
 #[test]
-fn a_taken_port_is_named_with_what_to_do() {
+fn a_port_in_use_is_named_with_advice() {
     let cluster = Cluster::new();
     let one = cluster.node("one").start();
     let port = one.port().to_string();
@@ -165,7 +165,7 @@ fn a_data_directory_has_one_node_at_a_time() {
     assert!(one.data_dir.join("node.json").exists());
     one.kill9();
     one.process.wait();
-    // A node that was killed leaves nothing that keeps the next one out.
+    // A killed node leaves nothing behind that prevents the next one from starting.
     is_well(&cluster.node("one").start());
 }
 
@@ -188,7 +188,7 @@ fn commands_find_the_node_of_their_data_directory_whatever_its_ports() {
     assert_eq!(found["peer"], one.peer.as_str());
     let product = ["matmul", "--size", "16", "--place", "local", "--json", "--data-dir", &data_dir];
     assert_eq!(cluster.run(&product).json()["workers"][0]["peer"], one.peer.as_str());
-    // A killed node leaves its node.json behind: what can run without a node does.
+    // A killed node leaves its node.json behind: commands that can run without a node do so.
     one.process.signal(Signal::KILL);
     one.process.wait();
     assert!(one.data_dir.join("node.json").exists());
@@ -197,7 +197,7 @@ fn commands_find_the_node_of_their_data_directory_whatever_its_ports() {
 }
 
 #[test]
-fn a_part_whose_state_is_lost_with_it_ends_the_node_with_its_name_and_exit_code_1() {
+fn a_panic_of_an_essential_part_ends_the_node_with_exit_code_1() {
     let cluster = Cluster::new();
     let node = cluster.node("one").fault("panic-pool").start();
     let ended = output(&node.process);
@@ -210,7 +210,7 @@ fn a_part_whose_state_is_lost_with_it_ends_the_node_with_its_name_and_exit_code_
 }
 
 #[test]
-fn a_panic_at_one_task_costs_a_worker_that_task_alone() {
+fn a_panic_at_one_task_fails_only_that_task() {
     let cluster = Cluster::new();
     let star = cluster.star(vec![cluster.node("worker").fault("panic-executor")]);
     let (a, b) = operands(DType::I8, 512, 512, 512);
@@ -220,7 +220,7 @@ fn a_panic_at_one_task_costs_a_worker_that_task_alone() {
     worker.process.line("The part \"executor\" panicked: as the fault of this node says; restarting it");
     assert_eq!(pangea_tests::http::get(&worker.api, "/healthz").status, 200);
     let (a, b) = operands(DType::I8, 64, 64, 64);
-    // The coordinator leaves a worker that failed alone for a moment.
+    // After a failure the coordinator gives the worker nothing for a moment.
     eventually("the worker works on", || {
         let again = pangea_tests::matrix::multiply(&star.one.client(), &a, &b, &remote()).unwrap();
         pangea_tests::matrix::assert_product(&a, &b, &again.c);

@@ -1,4 +1,4 @@
-//! Several real nodes: what the fabric promises while processes die, stop, lie, run out of memory and are spoken to by
+//! Several real nodes: the fabric's promises while processes die, stop, lie, run out of memory and receive bytes from
 //! strangers. Each test starts its own nodes and owns their folders.
 #![allow(clippy::unwrap_used)]
 

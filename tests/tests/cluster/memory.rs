@@ -1,4 +1,4 @@
-//! Memory and disk: products larger than the one, results larger than the other.
+//! Memory and disk: products larger than memory, results larger than the disk.
 
 use std::path::Path;
 use std::process::Command;
@@ -14,11 +14,11 @@ use pangea_tests::skip::{skip, unless_root};
 const MIB: u64 = 1 << 20;
 
 /// What a process needs besides tensors: its code, its threads' stacks, the allocator, buffers of connections (windows of
-/// tens of MiB in each direction between nodes), gossip, what outlives the process, the measuring of layers at the start, and
-/// what is packed for the kernels.
+/// tens of MiB in each direction between nodes), gossip, state that survives the process, the measurement of layers at
+/// the start, and packed operands.
 const PROCESS_BYTES: u64 = 72 * MIB;
 
-/// Answers that wait longer than they would where other tests do not take the cores.
+/// Answers that are queued longer than usual while other tests use the cores.
 const WAITING_BYTES: u64 = 8 * MIB;
 
 /// Writes a generated matrix block by block.
@@ -31,7 +31,7 @@ fn generate_npy(path: &Path, dtype: DType, rows: usize, cols: usize, seed: u64) 
     file.finish().unwrap();
 }
 
-/// Freivalds' check of three files.
+/// Checks three files with Freivalds' method.
 fn is_product(a: &Path, b: &Path, c: &Path) {
     let [a, b, c] = [a, b, c].map(|path| NpyFile::open(path).unwrap().whole().unwrap());
     let pool = Pool::new(1).unwrap();
@@ -73,7 +73,7 @@ fn a_product_three_times_as_large_as_memory_completes_within_it() {
 /// Runs of which one must keep the promise: what waits between threads at the peak depends on how busy the machine is.
 const RUNS: usize = 4;
 
-/// The peak of a node that accepts products of square f32 matrices, against what is promised.
+/// Compares the peak memory of a node that accepts products of square f32 matrices with the promise.
 fn an_accepting_node_stays_small(test: &str, side: usize, options: &MatmulOptions) {
     let tensors = 3 * (side * side * 4) as u64;
     let limit = tensors + tensors / 4 + PROCESS_BYTES + WAITING_BYTES;
@@ -91,13 +91,13 @@ fn an_accepting_node_stays_small(test: &str, side: usize, options: &MatmulOption
     panic!("{peaks:?} MiB of memory, {} are allowed", limit / MIB);
 }
 
-/// The peak of a node that accepts two products.
+/// Peak memory of a node that accepts two products.
 fn accepting_peak(side: usize, options: &MatmulOptions) -> Option<u64> {
     let cluster = Cluster::new();
     let star = cluster.star(vec![cluster.node("worker")]);
     let (a, b) = operands(DType::F32, side, side, side);
     let client = star.one.client();
-    // The second product finds whatever the first has left.
+    // The second product finds the memory that the first has left.
     for _ in 0..2 {
         drop(multiply(&client, &a, &b, options).unwrap());
     }
@@ -111,12 +111,12 @@ fn a_node_that_computes_with_its_peers_needs_little_more_than_operands_and_produ
 }
 
 #[test]
-fn a_node_that_leaves_all_to_its_peers_needs_little_more_than_operands_and_product() {
-    let test = "a_node_that_leaves_all_to_its_peers_needs_little_more_than_operands_and_product";
+fn a_node_that_delegates_everything_needs_little_more_than_operands_and_product() {
+    let test = "a_node_that_delegates_everything_needs_little_more_than_operands_and_product";
     an_accepting_node_stays_small(test, 2048, &remote());
 }
 
-/// A disk of its own, small.
+/// A small disk of its own.
 struct SmallDisk<'p>(&'p Path);
 
 impl SmallDisk<'_> {
@@ -139,8 +139,8 @@ impl Drop for SmallDisk<'_> {
 }
 
 #[test]
-fn a_full_disk_is_told_and_nothing_is_left_on_it() {
-    const TEST: &str = "a_full_disk_is_told_and_nothing_is_left_on_it";
+fn a_full_disk_is_reported_and_nothing_is_left_on_it() {
+    const TEST: &str = "a_full_disk_is_reported_and_nothing_is_left_on_it";
     if unless_root(TEST) {
         return;
     }

@@ -1,4 +1,4 @@
-//! Hosts of their own on one machine: nodes find each other by real mDNS and work across real links.
+//! Several hosts on one machine: nodes find each other by real mDNS and work across real links.
 
 use pangea_tests::cluster::{Cluster, Node, output};
 use pangea_tests::namespaces::{Namespace, Namespaces};
@@ -18,7 +18,7 @@ fn hosts(test: &str, count: usize) -> Option<Namespaces> {
     }
 }
 
-/// Waits until both have found and admitted each other.
+/// Waits until both nodes have found and admitted each other.
 fn found_each_other(one: &Node, other: &Node) {
     for (node, peer) in [(one, other), (other, one)] {
         node.process.line(&format!("mDNS discovered a new peer: {}", peer.peer));
@@ -74,14 +74,14 @@ fn nodes_on_one_network_find_each_other_by_mdns_and_multiply_across_it() {
 }
 
 #[test]
-fn a_host_that_is_unplugged_is_noticed_and_found_again() {
-    let Some(network) = hosts("a_host_that_is_unplugged_is_noticed_and_found_again", 2) else { return };
+fn an_unplugged_host_is_noticed_and_found_again() {
+    let Some(network) = hosts("an_unplugged_host_is_noticed_and_found_again", 2) else { return };
     let cluster = Cluster::new();
     let [one, two] =
         [("one", 0), ("two", 1)].map(|(name, host)| cluster.node(name).in_namespace(&network.hosts()[host]).start());
     found_each_other(&one, &two);
     for (node, host) in [&one, &two].into_iter().zip(network.hosts()) {
-        // Only who has answered a ping can be missed.
+        // Only a node that has answered a ping can be declared silent.
         pangea_tests::process::eventually("a ping is answered", || {
             json_in(&cluster, host, &["peers", "--rpc", &node.rpc, "--json"])[0]["rtt_ms"].as_f64() > Some(0.0)
         });
@@ -92,7 +92,7 @@ fn a_host_that_is_unplugged_is_noticed_and_found_again() {
         let noticed =
             node.process.line(&format!("Peer {} is gone (", peer.peer)).at.saturating_duration_since(unplugged);
         eprintln!("an unplugged host was noticed after {noticed:?}");
-        // Five seconds are the promise; a machine that is busy with other tests may be late itself.
+        // Five seconds are promised; a machine that is busy with other tests may be late itself.
         assert!(noticed < Duration::from_secs(15), "noticed after {noticed:?}");
     }
     network.set_plugged(1, true);
@@ -111,7 +111,7 @@ fn a_stranger_on_the_network_is_seen_and_refused() {
     let one = cluster.node("one").pool_key(&key).in_namespace(&network.hosts()[0]).start();
     let stranger = cluster.node("stranger").in_namespace(&network.hosts()[1]).start();
     one.process.line(&format!("mDNS discovered a new peer: {}", stranger.peer));
-    // Whoever dials, the node with the key refuses or is refused; it says which.
+    // Whichever side dials, the node with the key refuses or is refused, and logs which.
     pangea_tests::process::eventually("the stranger is refused", || {
         one.process.count(&format!("Refused peer {}", stranger.peer))
             + stranger.process.count(&format!("Refused peer {}", one.peer))

@@ -1,4 +1,4 @@
-//! Products across nodes: right, accounted for, and the same by every way in.
+//! Products across nodes: right, accounted for, and the same over every API.
 
 use std::time::Duration;
 
@@ -40,7 +40,7 @@ fn a_remote_product_of_every_type_is_that_of_one_node_alone() {
 fn a_large_product_is_shared_between_the_nodes() {
     let cluster = Cluster::new();
     let star = cluster.star(vec![cluster.node("worker"), cluster.node("other")]);
-    // Large enough that even a worker that was measured while others took its cores has time for a task.
+    // Large enough that even a worker that was measured on busy cores has time for a task.
     let (a, b) = operands(DType::F64, 2560, 2560, 2560);
     let product = multiply(&star.one.client(), &a, &b, &remote()).unwrap();
     assert_product(&a, &b, &product.c);
@@ -52,11 +52,11 @@ fn a_large_product_is_shared_between_the_nodes() {
 }
 
 #[test]
-fn what_a_peer_holds_is_not_sent_again() {
+fn operands_that_a_peer_has_are_not_sent_again() {
     let cluster = Cluster::new();
     let star = cluster.star(vec![cluster.node("worker")]);
     let client = star.one.client();
-    // Several tiles: then the second product is cut as the first was.
+    // Several tiles, so that the second product is cut like the first.
     let (a, b) = operands(DType::F32, 1500, 1500, 1500);
     let (a_there, b_there) =
         (pangea_tests::matrix::upload(&client, &a).unwrap(), pangea_tests::matrix::upload(&client, &b).unwrap());
@@ -200,7 +200,7 @@ fn a_full_check_covers_what_was_computed_locally() {
 }
 
 #[test]
-fn a_passed_deadline_is_told_by_its_kind_and_ends_the_work() {
+fn a_passed_deadline_has_its_error_kind_and_ends_the_work() {
     let cluster = Cluster::new();
     let star = cluster.star(vec![cluster.node("worker").fault("slow")]);
     let (a, b) = operands(DType::F64, 1500, 1500, 1500);
@@ -287,7 +287,7 @@ fn files_in_fortran_order_and_big_endian_work_across_nodes() {
 }
 
 #[test]
-fn halves_give_halves_across_nodes() {
+fn half_precision_operands_give_half_precision_products_across_nodes() {
     let cluster = Cluster::new();
     let star = cluster.star(vec![cluster.node("worker")]);
     let ones = vec![f16::from_f32(0.5); 64 * 64];

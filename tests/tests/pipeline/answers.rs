@@ -1,10 +1,10 @@
-//! Nothing happens: an answer is the same whoever is asked and whoever computes it, and its receipt says so.
+//! Without failures: an answer is the same whichever node is asked and whichever nodes compute it, and its receipt holds.
 
 use super::*;
 
 #[test]
-fn an_answer_is_that_of_a_node_alone_whoever_is_asked_and_its_receipt_holds() {
-    let Some(stage) = Stage::set("an_answer_is_that_of_a_node_alone_whoever_is_asked_and_its_receipt_holds") else {
+fn an_answer_equals_a_single_nodes_and_its_receipt_holds() {
+    let Some(stage) = Stage::set("an_answer_equals_a_single_nodes_and_its_receipt_holds") else {
         return;
     };
     let mut sampled = question("Tell me about the sea.", 40);
@@ -20,11 +20,11 @@ fn an_answer_is_that_of_a_node_alone_whoever_is_asked_and_its_receipt_holds() {
     let nodes = [&one, &two, &three];
     computed_by(&one, &nodes);
     for node in [&two, &three] {
-        // By the name that requests give, and not by what the file calls itself.
+        // Logged under the name that requests use, not the one in the model's file.
         assert!(node.process.count(&format!("Model {SMOLLM2}: fetching layers ")) > 0);
     }
     for node in nodes {
-        // A node that knows of the model only by hearsay hears of it about a second after the others.
+        // A node that learns of the model only by gossip learns of it about a second after the others.
         eventually("the model is known here", || get(&node.api, "/v1/models").text().contains(SMOLLM2));
         for (question, text) in questions.iter().zip(&alone) {
             let answer = ask(node, question);
@@ -41,12 +41,12 @@ fn an_answer_is_that_of_a_node_alone_whoever_is_asked_and_its_receipt_holds() {
     }
     every_receipt_is_of_a_request(&stage, &one);
     chat_says_who_computed_what(&stage, &three);
-    // That audits have fetched the rest of the file changes nothing about the name.
+    // Audits have fetched the rest of the file under the same name.
     assert_eq!(three.process.count("fetching"), three.process.count(&format!("Model {SMOLLM2}: fetching")));
     a_changed_receipt_does_not_hold(&stage, &one, &questions[0]);
 }
 
-/// A node asks its model something itself when it starts: that is nobody's answer.
+/// At its start a node sends a request to its own model, which must leave no receipt.
 fn every_receipt_is_of_a_request(stage: &Stage, node: &Node) {
     node.process.line("Serving model");
     let listed =
@@ -57,7 +57,7 @@ fn every_receipt_is_of_a_request(stage: &Stage, node: &Node) {
     }
 }
 
-/// The same facts on the terminal.
+/// Checks the same facts on the terminal.
 fn chat_says_who_computed_what(stage: &Stage, node: &Node) {
     let chat = ["chat", "--api", &node.api, "--max-tokens", "8", "--json", "What is the capital of France?"];
     let answer = stage.cluster.run(&chat).json();
@@ -66,7 +66,7 @@ fn chat_says_who_computed_what(stage: &Stage, node: &Node) {
     stage.verify_all(node, &answer);
 }
 
-/// One token of the answer exchanged for another.
+/// Replaces one token of the answer.
 fn a_changed_receipt_does_not_hold(stage: &Stage, node: &Node, question: &Value) {
     let answer = ask(node, question);
     let id = answer["pangea"]["receipts"][0].as_str().unwrap();

@@ -1,4 +1,4 @@
-//! Stages that compute something else than they sign for: with every answer audited, no lie reaches who asked.
+//! Stages that sign a wrong output: with every answer audited, no lie reaches the client.
 
 use pangea_compute::DType;
 use pangea_tests::matrix::{multiply, operands, remote};
@@ -6,8 +6,8 @@ use pangea_tests::matrix::{multiply, operands, remote};
 use super::*;
 
 #[test]
-fn an_audited_answer_is_honest_and_whoever_lied_is_shut_out() {
-    let Some(stage) = Stage::set("an_audited_answer_is_honest_and_whoever_lied_is_shut_out") else { return };
+fn an_audited_answer_is_right_and_liars_are_excluded() {
+    let Some(stage) = Stage::set("an_audited_answer_is_right_and_liars_are_excluded") else { return };
     let question = question(LONG, 60);
     let honest = stage.alone(std::slice::from_ref(&question)).remove(0);
 
@@ -15,7 +15,7 @@ fn an_audited_answer_is_honest_and_whoever_lied_is_shut_out() {
     let liar = |name: &str, layers: &str, fault: &str| {
         stage.cluster.node(name).with("--peer", &one.address).with("--layers", layers).fault(fault).start()
     };
-    // One in the middle and one at the end.
+    // One liar in the middle and one at the end.
     let liars = [liar("two", "12-21", "corrupt-stage"), liar("three", "22-29", "corrupt-token")];
     eventually("both are given layers", || {
         liars.iter().all(|liar| liar.process.count("are ready") > 0) && one.process.count("are ready") > 0
@@ -35,7 +35,7 @@ fn an_audited_answer_is_honest_and_whoever_lied_is_shut_out() {
         let said: Value = serde_json::from_str(&std::fs::read_to_string(file).unwrap()).unwrap();
         assert!(said.to_string().contains(&liar.peer), "{said}");
     }
-    // Whom it knows as liars it asks no more.
+    // A quarantined node is not used again.
     let answer = ask(&one, &question);
     assert_eq!(text_of(&answer), honest);
     assert_eq!(answer["pangea"]["failovers"], 0, "{answer}");
@@ -44,10 +44,10 @@ fn an_audited_answer_is_honest_and_whoever_lied_is_shut_out() {
 }
 
 #[test]
-fn a_liar_of_products_loses_its_layers_and_gets_none_again() {
-    let Some(stage) = Stage::set("a_liar_of_products_loses_its_layers_and_gets_none_again") else { return };
+fn a_liar_in_products_loses_its_layers_for_good() {
+    let Some(stage) = Stage::set("a_liar_in_products_loses_its_layers_for_good") else { return };
     let one = stage.splitting("one").start();
-    // As a stage it is as honest as any.
+    // As a stage this node is honest.
     let liar = stage.cluster.node("liar").with("--peer", &one.address).fault("corrupt-all").start();
     computed_by(&one, &[&one, &liar]);
     let (a, b) = operands(DType::I8, 300, 256, 280);

@@ -1,4 +1,4 @@
-//! Stages that die, fall silent and come back while an answer is under way.
+//! Stages that die, fall silent and come back while an answer is being computed.
 
 use super::*;
 
@@ -6,7 +6,7 @@ use super::*;
 fn an_answer_survives_the_death_and_the_silence_of_its_stages() {
     let Some(stage) = Stage::set("an_answer_survives_the_death_and_the_silence_of_its_stages") else { return };
     let one = stage.splitting("one").start();
-    // The first to die is the master, too.
+    // The first node to die is also the master.
     let two = stage.cluster.node("two").with("--peer", &one.address).flag("--force-master").start();
     let three = stage.cluster.node("three").with("--peer", &one.address).start();
     computed_by(&one, &[&one, &two, &three]);
@@ -24,18 +24,18 @@ fn an_answer_survives_the_death_and_the_silence_of_its_stages() {
     two.process.wait();
     let back = stage.cluster.node("two").with("--peer", &one.address).start();
     assert_eq!(back.peer, two.peer);
-    // A pool takes its time with who has only just come: no need to keep it busy meanwhile.
+    // A pool waits before it uses a newcomer; no requests are needed meanwhile.
     back.process.line("are ready");
     computed_by(&one, &[&one, &back, &three]);
 
-    // Only who has answered a ping can be missed.
+    // Only a node that has answered a ping can be declared silent.
     eventually("a ping is answered", || [&one, &back].iter().all(|node| node.status_of(&three).rtt_ms > 0.0));
     let mut answer = Streamed::ask(&one, &question);
     answer.has_begun();
     three.stop();
     goes_on(&stage, &one, answer, &undisturbed);
     three.cont();
-    // What it still had to say changes nothing any more.
+    // Late messages of the woken stage change nothing.
     one.process.nth_line(&format!("Connected to peer {}", three.peer), 2);
     let (text, pangea) = Streamed::ask(&one, &question).finish();
     assert_eq!(text, undisturbed);
@@ -43,17 +43,17 @@ fn an_answer_survives_the_death_and_the_silence_of_its_stages() {
 }
 
 #[test]
-fn a_chain_that_breaks_while_all_its_nodes_live_is_placed_anew_on_them() {
-    let Some(stage) = Stage::set("a_chain_that_breaks_while_all_its_nodes_live_is_placed_anew_on_them") else { return };
+fn a_failed_chain_of_live_nodes_is_placed_on_them_again() {
+    let Some(stage) = Stage::set("a_failed_chain_of_live_nodes_is_placed_on_them_again") else { return };
     let question = question(LONG, 120);
     let undisturbed = stage.alone(std::slice::from_ref(&question)).remove(0);
-    // Neither holds all of it: there is nobody else to go to.
+    // No node can hold all layers, so there is no other chain to use.
     let one = stage.splitting("one").with("--layers", "0-14").max_memory("160M").fault("misfit").start();
     let two =
         stage.cluster.node("two").with("--peer", &one.address).with("--layers", "15-29").max_memory("160M").start();
     computed_by(&one, &[&one, &two]);
     let before = [&one, &two].map(|node| node.process.count("Loading layers"));
-    // Sooner or later a frame does not fit.
+    // The fault makes a frame not fit at some point.
     let mut broke = 0;
     while broke == 0 {
         let (text, pangea) = Streamed::ask(&one, &question).finish();
@@ -69,8 +69,8 @@ fn a_chain_that_breaks_while_all_its_nodes_live_is_placed_anew_on_them() {
 }
 
 #[test]
-fn with_nobody_left_for_the_layers_an_answer_ends_with_an_error_that_says_so() {
-    let Some(stage) = Stage::set("with_nobody_left_for_the_layers_an_answer_ends_with_an_error_that_says_so") else {
+fn an_answer_without_nodes_for_its_layers_ends_with_an_error() {
+    let Some(stage) = Stage::set("an_answer_without_nodes_for_its_layers_ends_with_an_error") else {
         return;
     };
     let one = stage.splitting("one").max_memory("160M").flag("--force-master").start();
@@ -89,15 +89,14 @@ fn with_nobody_left_for_the_layers_an_answer_ends_with_an_error_that_says_so() {
         }
     };
     let message = error["error"]["message"].as_str().unwrap();
-    // What is only known after a minute does not say what is missing.
+    // An error after a minute would name the timeout, not what is missing.
     assert!(message.contains("no node is left") && message.contains("missing"), "{error}");
     assert!(undisturbed.starts_with(&answer.text) && answer.text.split_whitespace().count() >= 3, "{:?}", answer.text);
 }
 
 #[test]
-fn a_later_stage_without_memory_refuses_who_has_heard_nothing_and_delays_who_has() {
-    let Some(stage) = Stage::set("a_later_stage_without_memory_refuses_who_has_heard_nothing_and_delays_who_has")
-    else {
+fn a_later_stage_without_memory_refuses_new_requests_and_delays_running_ones() {
+    let Some(stage) = Stage::set("a_later_stage_without_memory_refuses_new_requests_and_delays_running_ones") else {
         return;
     };
     let long = question(LONG, 120);
@@ -105,7 +104,7 @@ fn a_later_stage_without_memory_refuses_who_has_heard_nothing_and_delays_who_has
     let one = stage.splitting("one").with("--layers", "0-14").start();
     let two = stage.cluster.node("two").with("--peer", &one.address).with("--layers", "15-29").fault("full").start();
     eventually("both are given layers", || [&one, &two].iter().all(|node| node.process.count("are ready") > 0));
-    // One frame of forty meets it.
+    // About one frame of forty meets the fault.
     eventually("a request is refused", || {
         let refused = post(&one.api, CHAT, &question("Hello", 1));
         let again = refused.header("retry-after").map(|after| after.parse::<u32>().unwrap());
@@ -137,9 +136,8 @@ fn a_later_stage_without_memory_refuses_who_has_heard_nothing_and_delays_who_has
 }
 
 #[test]
-fn an_answer_outlives_the_models_owner_where_another_node_has_fetched_all_layers() {
-    let Some(stage) = Stage::set("an_answer_outlives_the_models_owner_where_another_node_has_fetched_all_layers")
-    else {
+fn an_answer_survives_the_models_owner_if_another_node_has_all_layers() {
+    let Some(stage) = Stage::set("an_answer_survives_the_models_owner_if_another_node_has_all_layers") else {
         return;
     };
     let one = stage.splitting("one").start();
@@ -149,7 +147,7 @@ fn an_answer_outlives_the_models_owner_where_another_node_has_fetched_all_layers
     let (undisturbed, _) = Streamed::ask(&two, &question).finish();
     two.kill9();
     two.process.wait();
-    // All that was fetched is there still, and now the layers are spread.
+    // All fetched layers are still there, and now they are spread over the nodes.
     let two = stage.cluster.node("two").with("--peer", &one.address).start();
     computed_by(&two, &[&one, &two]);
     let mut answer = Streamed::ask(&two, &question);
@@ -159,7 +157,7 @@ fn an_answer_outlives_the_models_owner_where_another_node_has_fetched_all_layers
     assert_eq!(text, undisturbed, "{pangea}");
     assert!(pangea["failovers"].as_u64().unwrap() >= 1, "it was over before anything happened: {pangea}");
     assert_eq!(two.process.count("wrong bytes"), 0, "nobody sent any");
-    // Also once the pool has forgotten the owner.
+    // The answer also works once the pool has removed the owner.
     two.process.line(&format!("Peer {} is gone", one.peer));
     let models = get(&two.api, "/v1/models").json();
     assert_eq!(models["data"][0]["id"], SMOLLM2, "{models}");
@@ -167,9 +165,8 @@ fn an_answer_outlives_the_models_owner_where_another_node_has_fetched_all_layers
 }
 
 #[test]
-fn an_answer_whose_layers_left_with_the_models_owner_ends_with_an_error_that_names_them() {
-    let Some(stage) =
-        Stage::set("an_answer_whose_layers_left_with_the_models_owner_ends_with_an_error_that_names_them")
+fn an_answer_whose_layers_are_lost_with_the_owner_ends_with_an_error_that_names_them() {
+    let Some(stage) = Stage::set("an_answer_whose_layers_are_lost_with_the_owner_ends_with_an_error_that_names_them")
     else {
         return;
     };
@@ -191,7 +188,7 @@ fn an_answer_whose_layers_left_with_the_models_owner_ends_with_an_error_that_nam
     assert_eq!(two.process.count("wrong bytes"), 0, "nobody sent any");
 }
 
-/// A disturbed answer is the undisturbed one, and says what happened; its receipt holds.
+/// Checks that a disturbed answer equals the undisturbed one and reports the failover, and that its receipt holds.
 fn goes_on(stage: &Stage, asked: &Node, answer: Streamed, undisturbed: &str) {
     let (text, pangea) = answer.finish();
     assert_eq!(text, undisturbed, "{pangea}");

@@ -1,5 +1,5 @@
-//! One model whose layers are spread over several real nodes, asked over raw HTTP: answers are those of a node that has all
-//! of it, whoever is asked and whatever happens meanwhile to the nodes that compute them.
+//! One model whose layers are spread over several real nodes, tested over raw HTTP: answers equal those of a single node,
+//! whichever node is asked and whatever happens to the nodes that compute them.
 #![allow(clippy::unwrap_used)]
 
 mod answers;
@@ -20,22 +20,22 @@ const CHAT: &str = "/v1/chat/completions";
 /// The layers of SmolLM2-135M.
 const LAYERS: u64 = 30;
 
-/// Asks for an answer of a few hundred tokens.
-const LONG: &str = "Write a long story about a lighthouse stage_manager and the sea.";
+/// A prompt for an answer of a few hundred tokens.
+const LONG: &str = "Write a long story about a lighthouse keeper and the sea.";
 
-/// A cluster, and the model that its nodes are to serve.
+/// A cluster, and the model that its nodes serve.
 struct Stage {
     cluster: Cluster,
     model: PathBuf,
 }
 
 impl Stage {
-    /// `None` where the model is not on this machine: the test is skipped then, and says so.
+    /// `None` if the model is not on this machine; the test is then skipped with a message.
     fn set(test: &str) -> Option<Stage> {
         Some(Stage { model: file_of(SMOLLM2, test)?, cluster: Cluster::new() })
     }
 
-    /// The node with the file, which asks for the layers to be spread.
+    /// A node with the file that splits the model.
     fn splitting(&self, name: &str) -> NodeBuilder {
         self.serving(name).flag("--split")
     }
@@ -45,7 +45,7 @@ impl Stage {
         self.cluster.node(name).with("--model", self.model.to_str().unwrap())
     }
 
-    /// The answer of a node that nobody helps, gone again when this returns.
+    /// The answers of a single node, which has ended when this returns.
     fn alone(&self, questions: &[Value]) -> Vec<String> {
         let node = self.serving("alone").start();
         let texts = questions.iter().map(|question| {
@@ -56,7 +56,7 @@ impl Stage {
         texts.collect()
     }
 
-    /// `pangea receipts verify` of what `node` keeps.
+    /// Runs `pangea receipts verify` on a receipt of `node`.
     fn verify(&self, node: &Node, receipt: &str) -> Output {
         self.cluster.run(&[
             "receipts",
@@ -71,13 +71,13 @@ impl Stage {
         ])
     }
 
-    /// Every receipt of an answer must be kept with `node` and hold.
+    /// Checks that every receipt of an answer is stored on `node` and holds.
     fn verify_all(&self, node: &Node, pangea: &Value) {
         let receipts = pangea["receipts"].as_array().unwrap();
         assert!(!receipts.is_empty(), "{pangea}");
         for receipt in receipts {
             let id = receipt.as_str().unwrap();
-            // What is kept is written after the answer is given.
+            // The receipt is written after the answer is sent.
             eventually("the receipt is kept", || file_of_receipt(node, id).is_some());
             let output = self.verify(node, id);
             assert_eq!(output.code, Some(0), "{output:?}");
@@ -85,21 +85,21 @@ impl Stage {
     }
 }
 
-/// The file of a receipt that `node` keeps.
+/// The file of a receipt of `node`.
 fn file_of_receipt(node: &Node, id: &str) -> Option<PathBuf> {
     let files = std::fs::read_dir(node.data_dir.join("receipts")).ok()?;
     let mut files = files.map(|file| file.unwrap().path());
     files.find(|file| file.to_str().unwrap().ends_with(&format!("-{id}.json")))
 }
 
-/// Greedy, and asks for the verdict and the stages, too.
+/// A greedy request.
 fn question(text: &str, max_tokens: usize) -> Value {
     json!({
         "model": SMOLLM2, "messages": [{"role": "user", "content": text}], "max_tokens": max_tokens, "temperature": 0,
     })
 }
 
-/// The answer to a request that must be answered.
+/// Sends a request that must succeed.
 fn ask(node: &Node, body: &Value) -> Value {
     let response = post(&node.api, CHAT, body);
     let status = response.status;
@@ -125,12 +125,12 @@ fn stages(pangea: &Value) -> Vec<String> {
     peers
 }
 
-/// Waits until an answer through `asked` is computed by exactly these nodes, in any order.
+/// Waits until answers through `asked` are computed by exactly these nodes, in any order.
 fn computed_by(asked: &Node, nodes: &[&Node]) {
     let mut wanted: Vec<&str> = nodes.iter().map(|node| node.peer.as_str()).collect();
     wanted.sort_unstable();
     eventually(&format!("answers come from {wanted:?}"), || {
-        // Where a pool has just lost or found a node, a request may be refused for a moment.
+        // While a pool has just lost or found a node, a request may be refused.
         let response = post(&asked.api, CHAT, &question("Hello", 1));
         if response.status != 200 {
             return false;
@@ -141,7 +141,7 @@ fn computed_by(asked: &Node, nodes: &[&Node]) {
     });
 }
 
-/// An answer that is read while it comes.
+/// An answer that is read while it is streamed.
 struct Streamed {
     response: Response,
     text: String,
@@ -161,7 +161,7 @@ impl Streamed {
         Streamed { response, text: String::new(), pangea: Value::Null }
     }
 
-    /// Reads one event; whether there was one before the end.
+    /// Reads one event; returns whether there was one before the end.
     fn next(&mut self) -> bool {
         match self.try_next() {
             Ok(more) => more,
@@ -169,7 +169,7 @@ impl Streamed {
         }
     }
 
-    /// The same, or the error that ends it.
+    /// Like [`Streamed::next`], or the error that ends the stream.
     fn try_next(&mut self) -> Result<bool, Value> {
         let event = self.response.event().expect("it ends with [DONE]");
         if event == "[DONE]" {
@@ -195,7 +195,7 @@ impl Streamed {
         }
     }
 
-    /// Reads to the end: the whole text, and what is said of how it came about.
+    /// Reads to the end: the whole text, and the `pangea` object.
     fn finish(mut self) -> (String, Value) {
         while self.next() {}
         (self.text, self.pangea)

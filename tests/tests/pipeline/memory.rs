@@ -1,9 +1,9 @@
-//! Models and `--max-memory`: what does not fit its owner is placed over the pool, and what fits nowhere is refused by every
-//! surface with the same numbers.
+//! Models and `--max-memory`: a model that does not fit its owner is placed over the pool, and one that fits nowhere is
+//! refused by every surface with the same numbers.
 
 use super::*;
 
-/// What every surface of a node says of the model, once it is refused.
+/// The reason that every surface of a node gives for the refused model.
 fn refused(node: &Node) -> String {
     let mut why = String::new();
     eventually("the node says that the model has no place", || {
@@ -21,7 +21,7 @@ fn a_model_that_fits_nowhere_is_refused_by_every_surface_with_the_numbers() {
     let Some(stage) = Stage::set("a_model_that_fits_nowhere") else { return };
     let one = stage.serving("one").max_memory("100M").start();
     let two = stage.cluster.node("two").max_memory("130M").with("--peer", &one.address).start();
-    // Both nodes count.
+    // The reason counts both nodes.
     eventually("both nodes are counted", || {
         [&one, &two].iter().all(|node| refused(node).contains("one 93.8 MiB") && refused(node).contains("two 122 MiB"))
     });

@@ -1,4 +1,5 @@
-//! One master, whatever starts, dies and comes back. The rarer orders of events are the simulation's, in the node's own tests.
+//! One master, whatever nodes start, die and come back. The world in
+//! `node/control/tests` covers the rarer orders of events.
 
 use pangea_tests::cluster::{Cluster, Node};
 use pangea_tests::process::eventually;
@@ -9,7 +10,7 @@ fn elected(master: &Node) -> String {
     format!("Node {} elected master", master.peer)
 }
 
-/// The master, once all of `nodes` agree on one of them and have said so.
+/// The master, once all of `nodes` agree on it and have logged it.
 fn master<'a>(nodes: &[&'a Node]) -> &'a Node {
     let mut agreed = None;
     eventually("all nodes see the same master", || {
@@ -34,7 +35,7 @@ fn seen_by(node: &Node) -> Option<String> {
 }
 
 #[test]
-fn of_two_nodes_one_is_elected_and_both_say_so_once() {
+fn one_of_two_nodes_is_elected_and_both_log_it_once() {
     let cluster = Cluster::new();
     let nodes = cluster.pool(&["one", "two"]);
     let nodes: Vec<&Node> = nodes.iter().collect();
@@ -57,14 +58,14 @@ fn a_node_alone_elects_itself() {
 }
 
 #[test]
-fn a_node_started_to_be_the_master_takes_over() {
+fn a_node_started_with_force_master_takes_over() {
     let cluster = Cluster::new();
     let one = cluster.node("one").start();
     one.process.line(ELECTED);
     let forced = cluster.node("forced").flag("--force-master").with("--peer", &one.address).start();
     one.process.line(&elected(&forced));
     assert_eq!(master(&[&one, &forced]).peer, forced.peer);
-    // A later node, however it is started, does not change that.
+    // A node that starts later does not replace the master, whatever its flags.
     let late = cluster.node("late").flag("--force-master").with("--peer", &one.address).start();
     late.process.line(&elected(&forced));
     eventually("it has listened for long enough to elect itself", || late.status().uptime_s > 5.0);
@@ -73,7 +74,7 @@ fn a_node_started_to_be_the_master_takes_over() {
 }
 
 #[test]
-fn a_killed_master_is_followed_by_another_and_comes_back_as_a_worker() {
+fn a_killed_master_is_replaced_and_returns_as_a_worker() {
     let cluster = Cluster::new();
     let nodes = cluster.pool(&["one", "two", "three"]);
     let nodes: Vec<&Node> = nodes.iter().collect();
@@ -96,13 +97,13 @@ fn a_killed_master_is_followed_by_another_and_comes_back_as_a_worker() {
 }
 
 #[test]
-fn a_master_that_only_falls_silent_is_followed_by_another_and_there_is_one_when_it_wakes() {
+fn a_silent_master_is_replaced_and_there_is_one_master_when_it_wakes() {
     let cluster = Cluster::new();
     let nodes = cluster.pool(&["one", "two", "three"]);
     let nodes: Vec<&Node> = nodes.iter().collect();
     let first = master(&nodes);
     for node in nodes.iter().filter(|node| node.peer != first.peer) {
-        // Only who has answered a ping can be missed.
+        // Only a node that has answered a ping can be declared silent.
         eventually("a ping is answered", || node.status_of(first).rtt_ms > 0.0);
     }
     first.stop();
@@ -131,7 +132,7 @@ fn a_restart_does_not_go_back_below_its_term() {
         node.kill9();
         node.process.wait();
     }
-    // An ephemeral node remembers nothing.
+    // An ephemeral node stores nothing.
     let ephemeral = cluster.node("one").flag("--ephemeral").with("--log-format", "json").start();
     assert_eq!(term(&ephemeral), 1);
 }

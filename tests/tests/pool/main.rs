@@ -1,5 +1,5 @@
-//! Several real nodes as one pool: who is the master, who is connected to whom, connections that last, and all of it where
-//! nodes reach each other through tunnels only.
+//! Several real nodes as one pool: master, connections and their lifetime, also if nodes reach each other only through
+//! tunnels.
 #![allow(clippy::unwrap_used)]
 
 mod election;

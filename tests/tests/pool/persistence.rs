@@ -1,4 +1,5 @@
-//! Connections that last: what the reference's seven tests of a topology over persistent connections check, each by its number.
+//! Connections that last: what the reference's seven tests of a topology over persistent connections check, each by its
+//! number.
 
 use std::collections::BTreeSet;
 
@@ -19,7 +20,7 @@ fn two_nodes(cluster: &Cluster) -> [Node; 2] {
     nodes
 }
 
-/// The one connection between the two, as each end has it.
+/// The only connection between the two nodes, as each end sees it.
 fn connection(nodes: &[Node; 2]) -> [BTreeSet<Connection>; 2] {
     let [one, two] = nodes.each_ref().map(Node::connections);
     assert_eq!(one.len(), 1, "one connection, not {one:?}");
@@ -107,7 +108,7 @@ fn exo_6_topologies_collected_one_after_another_are_the_same() {
 }
 
 #[test]
-fn exo_7_a_node_that_is_told_to_stop_takes_leave_at_once() {
+fn exo_7_a_stopping_node_says_goodbye_at_once() {
     let cluster = Cluster::new();
     let nodes = two_nodes(&cluster);
     let [one, two] = &nodes;

@@ -1,19 +1,19 @@
-//! Two nodes for as long as one likes: connections, ports and memory stay as they are. `scripts/setup.sh soak` runs it.
+//! Two nodes for any length of time: connections, ports and memory stay constant. `scripts/setup.sh soak` runs it.
 
 use std::time::{Duration, Instant};
 
 use pangea_tests::cluster::{Cluster, Node};
 
-/// How long, in minutes.
+/// Duration in minutes.
 const MINUTES: &str = "PANGEA_SOAK_MINUTES";
 
-/// Between two looks; this is what passing time is.
+/// Interval between two checks; passing time is what this test is about.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// The part of the time in which memory may still grow: caches fill, allocators settle.
+/// Share of the time in which memory may still grow: caches fill, allocators settle.
 const SETTLING: f64 = 0.2;
 
-/// Growth after that which is no leak: a twentieth, and what an allocator may keep.
+/// Allowed growth after that: a twentieth, which an allocator may keep.
 const GROWTH: f64 = 1.05;
 const SLACK_BYTES: u64 = 4 << 20;
 

@@ -6,7 +6,7 @@ use pangea_tests::http;
 use pangea_tests::process::eventually;
 use std::time::Duration;
 
-/// Waits until `node` sees `links` connections (two for each) whose round trips are known.
+/// Waits until `node` sees `links` connections (two per pair) with known round-trip times.
 fn sees(node: &Node, nodes: usize, links: usize) -> pangea_client::Topology {
     let mut topology = pangea_client::Topology::default();
     eventually("the whole pool is seen", || {
@@ -57,7 +57,7 @@ fn nodes_that_know_only_a_third_connect_to_each_other() {
     three.process.line(&format!("Connected to peer {}", two.peer));
     assert_eq!(two.status_of(three).found_by, "gossip");
     assert_eq!(three.status_of(two).found_by, "gossip");
-    // The hub may go: the two stay connected.
+    // The hub may stop: the other two stay connected.
     nodes[0].kill9();
     let topology = sees(two, 2, 2);
     assert!(topology.links.iter().all(|link| link.found_by == "gossip"), "{topology:?}");

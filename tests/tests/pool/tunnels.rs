@@ -1,5 +1,5 @@
 //! Nodes that reach each other only through something that forwards TCP: two plain forwarders, a real `ssh -L -R`, a third
-//! node. What they say of their own addresses leads nowhere, and must disturb nothing.
+//! node. The addresses that nodes report lead nowhere and must do no harm.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -10,7 +10,7 @@ use pangea_tests::namespaces::{Namespace, Namespaces};
 use pangea_tests::process::{Process, eventually};
 use pangea_tests::skip::{skip, unless_root};
 
-/// Adverts that a node says while a test looks on: so many seconds, in which nothing may be disturbed.
+/// Adverts that a test waits for, one per second, during which nothing may be disturbed.
 const ADVERTS: usize = 6;
 
 fn connected(one: &Node, two: &Node) {
@@ -24,7 +24,7 @@ fn write_peers(data_dir: &Path, address: &str) {
     std::fs::write(data_dir.join("peers.json"), text).unwrap();
 }
 
-/// Waits until `topology` has been told anew a few times: its round trips change with every advert.
+/// Waits until `topology` has changed a few times: its round-trip times change with every advert.
 fn adverts_pass(mut topology: impl FnMut() -> serde_json::Value) {
     let (mut last, mut changes) = (topology()["links"].clone(), 0);
     eventually("adverts keep coming", || {
@@ -40,7 +40,7 @@ fn two_nodes_behind_two_forwarders_are_one_pool_over_one_connection() {
     let cluster = Cluster::new();
     let (one, two) = (cluster.node("one").start(), cluster.node("two").start());
     let forwarders = [&one, &two].map(|node| Forwarder::start(node.port(), Quality::default()));
-    // Each knows the other by its end of a tunnel alone.
+    // Each node knows the other only by its end of a tunnel.
     write_peers(&one.data_dir, &forwarders[1].address());
     write_peers(&two.data_dir, &forwarders[0].address());
     connected(&one, &two);
@@ -57,7 +57,7 @@ fn two_nodes_behind_two_forwarders_are_one_pool_over_one_connection() {
     for node in [&one, &two] {
         assert_eq!((node.process.count("Connected to peer"), node.process.count("is gone")), (1, 0));
     }
-    // A tunnel that breaks is noticed, and the other one carries on.
+    // A failed tunnel is noticed, and the other one is used.
     let through = before[0].iter().next().unwrap();
     let used = forwarders.iter().position(|forwarder| forwarder.address().ends_with(&format!("/{}", through.remote)));
     forwarders[used.unwrap_or(0)].cut();
@@ -111,14 +111,14 @@ fn nodes_that_reach_each_other_through_a_third_only_are_one_pool() {
     assert_eq!([hub.connections(), two.connections(), three.connections()], before);
     let view = json_in(&cluster, host(1), &two, &["topology"]);
     assert_eq!(view["links"].as_array().unwrap().len(), 4, "the two are not connected: {view}");
-    // Dialled in vain, at growing intervals: no storm.
+    // Failed dials are retried with growing delays.
     for node in [&two, &three] {
         let dials = node.process.count("\"dial_failed\"");
         assert!(dials <= 10, "{dials} dials in vain");
     }
 }
 
-/// A real SSH server on a host, and what a client needs to be let in.
+/// A real SSH server on a host, and the files of a client.
 struct Ssh {
     folder: PathBuf,
     port: u16,
@@ -128,7 +128,7 @@ struct Ssh {
 const SSHD: &str = "/usr/sbin/sshd";
 
 impl Ssh {
-    /// Why not, where this machine has none.
+    /// The reason if this machine has no SSH server.
     fn start(host: &Namespace, folder: &Path) -> Result<Ssh, String> {
         if !Path::new(SSHD).exists() {
             return Err(format!("there is no {SSHD} (Debian: apt-get install openssh-server)"));
@@ -141,7 +141,7 @@ impl Ssh {
                 .map_err(|error| format!("ssh-keygen cannot be run: {error}"))?;
             assert!(made.success());
         }
-        // Where the server of a system puts its own, too.
+        // Where a system's own server has its files.
         std::fs::create_dir_all("/run/sshd").map_err(|error| error.to_string())?;
         let port = 2222;
         let config = folder.join("sshd_config");
@@ -158,7 +158,7 @@ impl Ssh {
         Ok(Ssh { folder: folder.to_owned(), port, _server: server })
     }
 
-    /// `ssh` from `host` to the server at `address` with `forwards`, once it has set them up.
+    /// `ssh` from `host` to the server at `address` with `forwards`; returns once the tunnels are open.
     fn tunnel(&self, host: &Namespace, address: &str, forwards: &[String]) -> Process {
         let mut command = host.command(Path::new("/usr/bin/ssh"));
         command.args(["-N", "-v", "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null"]);

@@ -1,9 +1,9 @@
-//! What answers are: form, text, logprobs, seeds, stops, schemas; and that streaming or reuse change nothing.
+//! Content of answers: format, text, logprobs, seeds, stops, schemas; streaming and caching change nothing.
 
 use super::*;
 
 #[test]
-fn a_chat_answer_has_the_form_that_clients_expect_and_says_who_computed_it() {
+fn a_chat_answer_has_openais_format_and_its_stages() {
     let Some(serving) = Serving::start("a_chat_answer_has_the_form") else { return };
     let mut body = question("What is the capital of France?", 12);
     let system = json!({"role": "system", "content": "Answer the question."});
@@ -23,7 +23,7 @@ fn a_chat_answer_has_the_form_that_clients_expect_and_says_who_computed_it() {
 }
 
 #[test]
-fn a_stream_says_the_same_and_its_last_event_has_usage_and_verdict() {
+fn a_stream_has_the_same_text_and_its_last_event_has_usage_and_verdict() {
     let Some(serving) = Serving::start("a_stream_says_the_same") else { return };
     let mut body = question("Count from one to five.", 24);
     let whole = serving.ask(CHAT, &body);
@@ -37,7 +37,7 @@ fn a_stream_says_the_same_and_its_last_event_has_usage_and_verdict() {
     assert_eq!(last["usage"]["completion_tokens"], whole["usage"]["completion_tokens"]);
     assert_eq!(last["pangea"], whole["pangea"]);
     assert!(events[..events.len() - 1].iter().all(|event| event["usage"].is_null() && event["pangea"].is_null()));
-    // Without usage the last event is the one that says why it ended.
+    // Without usage, the last event is the one with the finish reason.
     body.as_object_mut().unwrap().remove("stream_options");
     let events = serving.stream(CHAT, body);
     let last = events.last().unwrap();
@@ -60,7 +60,7 @@ fn a_seed_gives_the_same_answer_and_another_seed_another() {
 }
 
 #[test]
-fn choices_differ_by_their_seeds_and_are_what_each_seed_gives_alone() {
+fn choices_have_different_seeds_and_equal_single_answers() {
     let Some(serving) = Serving::start("choices_differ_by_their_seeds") else { return };
     let mut body = question("Name an animal.", 12);
     body["temperature"] = json!(1.5);
@@ -95,7 +95,7 @@ fn an_answer_ends_before_a_stop_text_wherever_the_pieces_are_cut() {
 }
 
 #[test]
-fn json_fits_its_schema_however_wild_the_sampling() {
+fn json_matches_its_schema_at_any_temperature() {
     let Some(serving) = Serving::start("json_fits_its_schema") else { return };
     let schema = json!({
         "type": "object", "properties": {"name": {"type": "string", "maxLength": 12}, "age": {"type": "integer"}},
@@ -131,14 +131,14 @@ fn logprobs_are_of_the_chosen_tokens_and_sorted() {
         let logprob = |token: &Value| token["logprob"].as_f64().unwrap();
         assert_eq!(top.len(), 3);
         assert!(top.is_sorted_by(|a, b| logprob(a) >= logprob(b)) && logprob(token) <= 0.0);
-        // Greedy: what was chosen is the most likely.
+        // With greedy sampling the chosen token is the most likely one.
         assert_eq!((&top[0]["token"], &top[0]["logprob"]), (&token["token"], &token["logprob"]));
         assert_eq!(token["bytes"].as_array().unwrap().len(), token["token"].as_str().unwrap().len());
     }
 }
 
 #[test]
-fn completions_go_on_with_texts_and_token_ids_and_score_what_they_echo() {
+fn completions_continue_texts_and_token_ids_and_score_the_echo() {
     let Some(serving) = Serving::start("completions_go_on_with_texts") else { return };
     let prompt = "The capital of France is";
     let mut body = json!({"model": SMOLLM2, "prompt": prompt, "max_tokens": 4, "temperature": 0, "logprobs": 1});
@@ -153,10 +153,10 @@ fn completions_go_on_with_texts_and_token_ids_and_score_what_they_echo() {
     assert_eq!(tokens, text_of(&echoed, 0));
     assert!(list("token_logprobs")[0].is_null() && list("token_logprobs")[1..].iter().all(Value::is_f64));
     assert_eq!(list("text_offset")[1], list("tokens")[0].as_str().unwrap().chars().count());
-    // The answer's own values are those without the echo.
+    // The answer's own values equal those without the echo.
     let own = plain["choices"][0]["logprobs"]["token_logprobs"].as_array().unwrap().clone();
     assert!(list("token_logprobs").ends_with(&own), "{echoed}");
-    // Several prompts, whole and streamed.
+    // Several prompts, as one document and streamed.
     let many = json!({"model": SMOLLM2, "prompt": [prompt, "One, two,"], "max_tokens": 4, "temperature": 0, "n": 2});
     let answers = serving.ask(COMPLETIONS, &many);
     assert_eq!(answers["choices"].as_array().unwrap().len(), 4);
@@ -170,7 +170,7 @@ fn completions_go_on_with_texts_and_token_ids_and_score_what_they_echo() {
 }
 
 #[test]
-fn a_conversation_that_goes_on_is_not_computed_again_and_says_the_same() {
+fn a_continued_conversation_is_cached_and_has_the_same_answer() {
     let Some(serving) = Serving::start("a_conversation_that_goes_on") else { return };
     let body = question("What is the capital of France?", 10);
     let first = serving.ask(CHAT, &body);
@@ -196,7 +196,7 @@ fn models_are_listed_and_found_by_name() {
 }
 
 #[test]
-fn a_stage_whose_thread_panics_is_told_and_started_again() {
+fn a_stage_whose_thread_panics_is_reported_and_restarted() {
     let test = "a_stage_whose_thread_panics";
     let Some(serving) = Serving::start_with(test, |node| node.fault("panic-stage")) else { return };
     let body = question("Count from one to thirty.", 24);

@@ -1,4 +1,4 @@
-//! `pangea chat`: from a node or in its own process, the same answer.
+//! `pangea chat`: the same answer from a node and in its own process.
 
 use super::*;
 
@@ -8,7 +8,7 @@ fn chat(cluster: &Cluster, arguments: &[&str]) -> pangea_tests::cluster::Output 
 }
 
 #[test]
-fn chat_says_the_same_with_a_node_and_without() {
+fn chat_gives_the_same_answer_with_and_without_a_node() {
     let Some(model) = file_of(SMOLLM2, "chat_says_the_same") else { return };
     let Some(serving) = Serving::start("chat_says_the_same") else { return };
     let cluster = &serving._cluster;
@@ -18,7 +18,7 @@ fn chat_says_the_same_with_a_node_and_without() {
     assert!(with["content"].as_str().unwrap().contains("Paris"), "{with}");
     assert_eq!(with["stages"], json!([{"peer": serving.node.peer, "layers": [0, 30]}]));
     assert_eq!((&with["failovers"], &with["receipts"]), (&json!(0), &json!([])));
-    // At the default address there may be a node of somebody else; it has no model of this path's name.
+    // Another node may run on the default address; it has no model with this path's name.
     let elsewhere = cluster.folder().join("mine.gguf");
     std::os::unix::fs::symlink(model, &elsewhere).unwrap();
     let output = chat(cluster, &["--model", elsewhere.to_str().unwrap(), prompt]);
@@ -39,7 +39,7 @@ fn chat_asks_the_running_node_of_the_data_directory_for_a_model_named_by_its_fil
     let home = cluster.folder().join("one");
     std::fs::create_dir_all(home.join("models")).unwrap();
     std::os::unix::fs::symlink(&model, home.join("models/SmolLM2-135M-Instruct.Q4_1.gguf")).unwrap();
-    // With a key the node could offer its API to others; the person whose directory it is has the key there.
+    // With an API key the node could offer its API to others; the key is also in the data directory of its owner.
     std::fs::write(home.join("config.toml"), "api-key = \"open-sesame\"\nmodel = \"smollm2\"\n").unwrap();
     let node = cluster.node("one").start();
     eventually("the node is ready", || get(&node.api, "/readyz").status == 200);
@@ -57,7 +57,7 @@ fn chat_asks_the_running_node_of_the_data_directory_for_a_model_named_by_its_fil
 }
 
 #[test]
-fn what_chat_cannot_do_is_said_with_the_right_exit_code() {
+fn chat_fails_with_the_right_message_and_exit_code() {
     let cluster = Cluster::new();
     let one = cluster.node("one").start();
     for (arguments, code, said) in [
@@ -74,7 +74,7 @@ fn what_chat_cannot_do_is_said_with_the_right_exit_code() {
 }
 
 #[test]
-fn a_conversation_remembers_what_was_said_until_it_is_told_to_forget() {
+fn a_conversation_is_remembered_until_clear() {
     let Some(model) = file_of(SMOLLM2, "a_conversation_remembers") else { return };
     let cluster = Cluster::new();
     let said = |lines: &str| {

@@ -1,4 +1,4 @@
-//! The engine without a node: that drafts, the model's own memory limits and a reader who leaves change no answer.
+//! The engine without a node: drafts, the model's own memory limits and a reader that disconnects change no answer.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use pangea_compute::sample::Sampling;
 use pangea_node::devices::{Devices, Kind};
 use pangea_node::serve::{Drafts, Engine, EngineSettings, Event, Prompt, Request, Summary};
 
-use pangea_tests::process::PATIENCE;
+use pangea_tests::process::TIMEOUT;
 use pangea_tests::tiny_model::TinyModel;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::DescriptorEncoder;
@@ -15,7 +15,7 @@ use prometheus_client::registry::Registry;
 
 use super::*;
 
-/// Enough for a few long sessions.
+/// Memory for a few long sessions.
 const SESSION_BYTES: u64 = 512 << 20;
 
 fn engine(test: &str, drafts: Drafts) -> Option<Engine> {
@@ -30,7 +30,7 @@ fn generate(engine: &Engine, request: Request) -> (String, Vec<u32>, Summary) {
         let mut generation = engine.generate(request).await.unwrap();
         let (mut text, mut tokens) = (String::new(), Vec::new());
         loop {
-            let event = tokio::time::timeout(PATIENCE, generation.next()).await;
+            let event = tokio::time::timeout(TIMEOUT, generation.next()).await;
             match event.expect("the engine goes on").unwrap().unwrap() {
                 Event::Prompt(_) => {}
                 Event::Delta(delta) => {
@@ -43,14 +43,14 @@ fn generate(engine: &Engine, request: Request) -> (String, Vec<u32>, Summary) {
     })
 }
 
-/// A prompt whose continuation repeats what stands in it.
+/// A prompt whose continuation repeats it.
 fn repetitive(sampling: Sampling) -> Request {
     let text = "one two three four five six seven eight nine ten\n".repeat(6);
     Request { sampling, max_tokens: Some(120), ..Request::new(Prompt::Text(text)) }
 }
 
 #[test]
-fn drafts_change_when_tokens_come_and_never_which() {
+fn drafts_change_when_tokens_arrive_but_not_which() {
     let Some(with) = engine("drafts_change_when", Drafts::Eager) else { return };
     let Some(without) = engine("drafts_change_when", Drafts::Off) else { return };
     let mut accepted = 0;
@@ -70,9 +70,9 @@ fn drafts_change_when_tokens_come_and_never_which() {
 }
 
 #[test]
-fn an_answer_ends_where_the_context_does() {
+fn an_answer_ends_at_the_end_of_the_context() {
     let Some(file) = file_of(SMOLLM2, "an_answer_ends_where") else { return };
-    // Room for a hundred tokens or so: what the model could do beyond is of no use.
+    // Memory for about a hundred tokens, fewer than the model's context.
     let engine = Engine::load("model", &file, &Devices::new(1 << 30, 2), EngineSettings::new(4 << 20)).unwrap();
     let context = engine.model().context;
     assert!(context < 8192);
@@ -82,7 +82,7 @@ fn an_answer_ends_where_the_context_does() {
     assert_eq!(summary.prompt_tokens + tokens.len(), context);
 }
 
-/// What an engine counts under a name.
+/// Value of an engine's counter.
 fn counted(engine: &Engine, name: &str) -> u64 {
     struct Counts(Engine);
 
@@ -111,14 +111,14 @@ fn a_request_that_fails_at_a_stage_of_its_own_node_is_counted_once() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("tiny.gguf");
     std::fs::write(&file, TinyModel::default().gguf()).unwrap();
-    // No request may wait for its turn at all, so that the stage fails every one.
+    // No request may wait at all, so that the stage fails each one.
     let settings = EngineSettings { wait: Duration::ZERO, ..EngineSettings::new(8 << 20) };
     let engine = Engine::load("tiny", &file, &Devices::new(1 << 30, 1), settings).unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
     runtime.block_on(async {
         let request = Request { choices: 2, ..Request::new(Prompt::Text("once".to_owned())) };
         let mut generation = engine.generate(request).await.unwrap();
-        let failed = tokio::time::timeout(PATIENCE, generation.next()).await.unwrap().unwrap().unwrap_err();
+        let failed = tokio::time::timeout(TIMEOUT, generation.next()).await.unwrap().unwrap().unwrap_err();
         assert!(failed.message().contains("waited too long"), "{failed}");
         assert!(generation.next().await.is_none());
     });
@@ -127,7 +127,7 @@ fn a_request_that_fails_at_a_stage_of_its_own_node_is_counted_once() {
 }
 
 #[test]
-fn a_load_without_memory_for_the_rows_that_it_puts_in_order_is_refused_with_the_numbers() {
+fn a_load_without_memory_for_reordering_rows_is_refused_with_the_numbers() {
     const LIMIT: u64 = 16 << 20;
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("tiny.gguf");
@@ -135,7 +135,7 @@ fn a_load_without_memory_for_the_rows_that_it_puts_in_order_is_refused_with_the_
     let settings = EngineSettings::new(4 << 20);
     let devices = Devices::new(LIMIT, 1);
     let engine = Engine::load("tiny", &file, &devices, settings).unwrap();
-    // Once it is loaded, it holds its weights and the memory for its sessions.
+    // A loaded model holds its weights and the memory for its sessions.
     let loaded = engine.model().memory_bytes + (4 << 20);
     assert_eq!(devices.held(), loaded);
     let devices = Devices::new(LIMIT, 1);

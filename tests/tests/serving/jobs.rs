@@ -1,4 +1,4 @@
-//! What was asked of a node: every surface shows products and answers alike, and both are completed when the node is told to stop.
+//! Jobs of a node: every surface shows products and answers alike, and a node that is stopped completes both.
 
 use pangea_tests::command::{json, pangea};
 use pangea_tests::tiny_model::TinyModel;
@@ -6,7 +6,7 @@ use rustix::process::Signal;
 
 use super::*;
 
-/// A node with a model that answers nonsense at once.
+/// A node with a tiny model that answers nonsense quickly.
 fn tiny(cluster: &Cluster) -> Node {
     let file = cluster.folder().join("tiny.gguf");
     std::fs::write(&file, TinyModel::default().gguf()).unwrap();
@@ -30,7 +30,7 @@ fn products_and_answers_are_jobs_on_every_surface() {
     let jobs = json(&pangea(cluster.folder(), &["jobs", "--rpc", &node.rpc, "--json"]));
     assert_eq!(get(&node.api, "/api/pangea/jobs").json(), jobs);
     assert_eq!(get(&node.api, "/api/jobs").json(), jobs);
-    // The latest first: the product, the answer, and the answer by which the node tried its model.
+    // Latest first: the product, the answer, and the request with which the node tried its model.
     let facts = |at: usize| {
         let job = &jobs[at];
         (job["kind"].as_str().unwrap(), job["subject"].as_str().unwrap(), job["owner"]["api"].as_str().unwrap())
@@ -49,7 +49,7 @@ fn products_and_answers_are_jobs_on_every_surface() {
 }
 
 #[test]
-fn events_tell_an_answer_from_being_submitted_to_its_end() {
+fn events_report_an_answer_from_submission_to_end() {
     let cluster = Cluster::new();
     let node = tiny(&cluster);
     let mut events = get(&node.api, "/api/pangea/events");
@@ -62,13 +62,13 @@ fn events_tell_an_answer_from_being_submitted_to_its_end() {
     }
     states.dedup();
     assert_eq!(states, ["waiting", "running", "done"]);
-    // Whoever only follows does not keep the node from ending.
+    // A follower does not keep the node from ending.
     assert_eq!(node.terminate(), Some(0));
     assert_eq!(events.event(), None);
 }
 
 #[test]
-fn a_node_that_is_told_to_stop_completes_the_answer_under_way() {
+fn a_stopping_node_completes_its_answer() {
     let Some(serving) = Serving::start("a_node_that_is_told_to_stop") else { return };
     let mut body = question("Count from one to a hundred, please.", 24);
     (body["stream"], body["logit_bias"]) = (json!(true), json!({"2": -100}));

@@ -1,4 +1,4 @@
-//! Many clients at once, clients that go away, too little memory, and a node that is told to stop.
+//! Many clients at once, clients that disconnect, too little memory, and a node that is stopped.
 
 use std::thread;
 
@@ -17,7 +17,7 @@ fn questions() -> Vec<Value> {
     texts.iter().enumerate().map(ask).collect()
 }
 
-/// Asks all of them at the same time.
+/// Sends all requests at the same time.
 fn together(serving: &Serving, bodies: &[Value]) -> Vec<String> {
     let api = serving.api();
     thread::scope(|scope| {
@@ -36,11 +36,11 @@ fn concurrent_requests_get_the_answers_that_they_get_alone() {
 }
 
 #[test]
-fn answers_that_give_way_for_want_of_memory_are_the_same() {
-    // With the weights, this leaves what sessions need at least, 6144 positions: not enough for all four at once.
+fn preempted_answers_are_the_same() {
+    // Beside the weights, this leaves the minimum for sessions, 6144 positions: not enough for all four answers at once.
     let Some(serving) = Serving::start_with("answers_that_give_way", |node| node.max_memory("256M")) else { return };
     let Some(roomy) = Serving::start("answers_that_give_way") else { return };
-    // Prompts that all fit, and answers for which the memory is too small together.
+    // Prompts that fit together, and answers that do not.
     let bodies: Vec<Value> = ["joke ", "story ", "poem ", "recipe "]
         .iter()
         .enumerate()
@@ -58,7 +58,7 @@ fn answers_that_give_way_for_want_of_memory_are_the_same() {
 }
 
 #[test]
-fn a_client_that_goes_away_ends_its_work() {
+fn a_disconnected_clients_work_is_cancelled() {
     let Some(serving) = Serving::start("a_client_that_goes_away") else { return };
     for stream in [true, false] {
         let cancelled = serving.counter("requests_cancelled");
@@ -70,7 +70,7 @@ fn a_client_that_goes_away_ends_its_work() {
             assert!(response.event().is_some());
             assert_eq!(serving.busy(), 1);
         } else {
-            // Whole answers have no head before their end: the client leaves while it waits for one.
+            // A whole answer's head is sent only at its end, so the client disconnects while it waits for the head.
             let mut socket = std::net::TcpStream::connect(serving.api()).unwrap();
             let body = body.to_string();
             let head =
@@ -84,13 +84,13 @@ fn a_client_that_goes_away_ends_its_work() {
 }
 
 #[test]
-fn a_full_queue_refuses_with_a_time_and_takes_requests_again_when_it_has_emptied() {
+fn a_full_queue_refuses_with_a_retry_delay_and_recovers() {
     let Some(serving) = Serving::start("a_full_queue_refuses") else { return };
     let mut body = question("Write a very long story.", 8000);
     body["n"] = json!(8);
     body["stream"] = json!(true);
     body["logit_bias"] = json!({"2": -100});
-    // Eight run and sixty-four wait.
+    // Eight requests run and sixty-four wait.
     let held: Vec<_> = (0..9).map(|_| post(serving.api(), CHAT, &body)).collect();
     assert!(held.iter().all(|response| response.status == 200));
     let refused = post(serving.api(), CHAT, &question("Hello", 2));
@@ -103,7 +103,7 @@ fn a_full_queue_refuses_with_a_time_and_takes_requests_again_when_it_has_emptied
 }
 
 #[test]
-fn a_request_that_comes_before_the_model_is_ready_waits_for_it() {
+fn a_request_before_the_model_is_ready_waits() {
     let Some(model) = file_of(SMOLLM2, "a_request_that_comes_before") else { return };
     let cluster = Cluster::new();
     let node = cluster.node("one").with("--model", model.to_str().unwrap()).start();
@@ -112,7 +112,7 @@ fn a_request_that_comes_before_the_model_is_ready_waits_for_it() {
 }
 
 #[test]
-fn a_node_told_to_stop_finishes_its_answers_and_takes_no_more() {
+fn a_stopping_node_completes_its_answers_and_accepts_no_more() {
     let Some(serving) = Serving::start("a_node_told_to_stop") else { return };
     let mut body = question("Count from one to twenty.", 40);
     let whole = text_of(&serving.ask(CHAT, &body), 0).to_owned();

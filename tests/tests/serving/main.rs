@@ -1,5 +1,5 @@
-//! A node that serves a model, asked over raw HTTP: that answers are what they are alone, whole, streamed, beside others and
-//! after a wait; that what is wrong is refused by name; that clients who go away cost nothing.
+//! A node that serves a model, tested over raw HTTP: answers are equal alone, streamed, beside others and after waiting;
+//! errors name the wrong field; work of disconnected clients is cancelled.
 #![allow(clippy::unwrap_used)]
 
 mod answers;
@@ -18,14 +18,14 @@ use serde_json::{Value, json};
 const CHAT: &str = "/v1/chat/completions";
 const COMPLETIONS: &str = "/v1/completions";
 
-/// A node with SmolLM2 that has one answered request behind it.
+/// A node with SmolLM2 that has answered one request.
 struct Serving {
     node: Node,
     _cluster: Cluster,
 }
 
 impl Serving {
-    /// `None` where the model is not on this machine: the test is skipped then, and says so.
+    /// `None` if the model is not on this machine; the test is then skipped with a message.
     fn start(test: &str) -> Option<Serving> {
         Serving::start_with(test, |node| node)
     }
@@ -54,14 +54,14 @@ impl Serving {
         response.events()
     }
 
-    /// The status and body of a request that must be refused.
+    /// Sends a request that must be refused; returns status and body.
     fn refused(&self, path: &str, body: &Value) -> (u16, Value) {
         let response = post(self.api(), path, body);
         assert_ne!(response.status, 200, "{body}");
         (response.status, response.json()["error"].take())
     }
 
-    /// The value of a counter without labels but the model's.
+    /// Value of a counter whose only label is the model.
     fn counter(&self, name: &str) -> f64 {
         let text = get(self.api(), "/metrics").text();
         let start = format!("pangea_{name}_total{{");
@@ -69,14 +69,14 @@ impl Serving {
         line.rsplit(' ').next().unwrap().parse().unwrap()
     }
 
-    /// How many sequences run and wait.
+    /// Number of running and waiting sequences.
     fn busy(&self) -> u64 {
         let models = get(self.api(), "/api/models").json();
         models["models"][0]["running"].as_u64().unwrap() + models["models"][0]["waiting"].as_u64().unwrap()
     }
 }
 
-/// The answer to a request that must be answered.
+/// Sends a request that must succeed.
 fn ask(api: &str, path: &str, body: &Value) -> Value {
     let response = post(api, path, body);
     let status = response.status;

@@ -1,9 +1,9 @@
-//! What is refused, and how that is said: by field, by status, before anything runs.
+//! Refused requests: which field and status an error has; refusals come before any work.
 
 use super::*;
 
 #[test]
-fn what_is_wrong_with_a_request_is_said_by_field() {
+fn errors_name_the_wrong_field() {
     let Some(serving) = Serving::start("what_is_wrong_with_a_request") else { return };
     let with = |field: &str, value: Value| {
         let mut body = question("Hello", 2);
@@ -25,7 +25,7 @@ fn what_is_wrong_with_a_request_is_said_by_field() {
         assert_eq!((code, error["param"].as_str()), (status, Some(param)), "{body}: {error}");
         assert_eq!(error["type"], "invalid_request_error");
     }
-    // What the engine finds has no field, but says what it is about.
+    // Errors of the engine have no field, but their message names the value.
     for (body, said) in [
         (with("temperature", json!(1e9)), "temperature"),
         (with("top_p", json!(0)), "top_p"),
@@ -47,7 +47,7 @@ fn what_is_wrong_with_a_request_is_said_by_field() {
 }
 
 #[test]
-fn a_prompt_beyond_the_context_is_refused_with_the_word_that_clients_look_for() {
+fn a_prompt_beyond_the_context_has_openais_error_code() {
     let Some(serving) = Serving::start("a_prompt_beyond_the_context") else { return };
     let (code, error) = serving.refused(CHAT, &question(&"word ".repeat(9000), 2));
     assert_eq!((code, error["code"].as_str()), (400, Some("context_length_exceeded")), "{error}");
@@ -86,7 +86,7 @@ fn a_key_opens_the_api_and_health_needs_none() {
 }
 
 #[test]
-fn a_taken_port_or_a_broken_model_keeps_the_node_from_starting_and_says_why() {
+fn a_port_in_use_or_an_invalid_model_prevents_the_start() {
     let cluster = Cluster::new();
     let one = cluster.node("one").start();
     let broken = cluster.folder().join("broken.gguf");
@@ -106,7 +106,7 @@ fn a_taken_port_or_a_broken_model_keeps_the_node_from_starting_and_says_why() {
 }
 
 #[test]
-fn a_node_without_models_says_so() {
+fn a_node_without_models_refuses_chats() {
     let cluster = Cluster::new();
     let one = cluster.node("one").start();
     assert_eq!(get(&one.api, "/v1/models").json()["data"], json!([]));
