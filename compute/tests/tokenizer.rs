@@ -52,7 +52,7 @@ fn smollm2_gives_the_tokens_of_llama_cpp() {
     let Some(tokenizer) = model("smollm2_gives_the_tokens_of_llama_cpp", SMOLLM2) else { return };
     check_against_llama_cpp(&tokenizer, include_bytes!("golden/tokenizer/SmolLM2-135M-Instruct.Q4_1.ids"));
     assert_eq!((tokenizer.vocabulary(), tokenizer.bos(), tokenizer.eos()), (49152, Some(1), Some(2)));
-    assert!(!tokenizer.adds_bos());
+    assert_eq!(tokenizer.added_bos(), None);
     assert_eq!(tokenizer.token_id("<|im_end|>"), Some(2));
     assert_eq!(tokenizer.token_text(2), Some("<|im_end|>"));
     assert!(tokenizer.is_end_of_generation(2) && tokenizer.is_end_of_generation(0));
@@ -64,7 +64,7 @@ fn gemma3_gives_the_tokens_of_llama_cpp() {
     let Some(tokenizer) = model("gemma3_gives_the_tokens_of_llama_cpp", GEMMA3) else { return };
     check_against_llama_cpp(&tokenizer, include_bytes!("golden/tokenizer/gemma-3-270m-q4_k_m.ids"));
     assert_eq!((tokenizer.vocabulary(), tokenizer.bos(), tokenizer.eos()), (262_144, Some(2), Some(1)));
-    assert!(tokenizer.adds_bos());
+    assert_eq!(tokenizer.added_bos(), tokenizer.bos());
     let turn = tokenizer.token_id("<end_of_turn>").expect("Gemma has turns");
     assert!(tokenizer.is_end_of_generation(turn) && tokenizer.is_end_of_generation(1));
     // A tag of web pages there, not the end of anything.
@@ -83,7 +83,7 @@ fn what_was_encoded_is_decoded_whole_and_token_by_token() {
                 continue;
             }
             let ids = tokenizer.encode(&text, true, true);
-            let body = if tokenizer.adds_bos() { &ids[1..] } else { &ids[..] };
+            let body = if tokenizer.added_bos().is_some() { &ids[1..] } else { &ids[..] };
             assert_eq!(tokenizer.decode(body, true), text);
             let mut detokenizer = Detokenizer::new();
             let mut streamed: String = ids.iter().map(|&id| detokenizer.push(&tokenizer, id)).collect();

@@ -188,9 +188,9 @@ impl Tokenizer {
         self.vocabulary.eos
     }
 
-    /// Whether [`Tokenizer::encode`] with `add_special` begins with [`Tokenizer::bos`].
-    pub fn adds_bos(&self) -> bool {
-        self.before.is_some()
+    /// The token that [`Tokenizer::encode`] with `add_special` puts first: [`Tokenizer::bos`] where the model wants it.
+    pub fn added_bos(&self) -> Option<u32> {
+        self.before
     }
 
     /// Whether this token ends a sequence, a turn or a message, so that the model is done.

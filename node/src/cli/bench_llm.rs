@@ -139,7 +139,7 @@ pub(super) fn run(args: BenchLlmArgs, output: OutputArgs) -> Result<(), Failure>
     let description = Description::of(&file);
     let name = models::name_of(&path.to_string_lossy()).to_owned();
     let tokenizer = file.tokenizer()?;
-    let bos = tokenizer.bos().filter(|_| tokenizer.adds_bos());
+    let bos = tokenizer.added_bos();
 
     let mut progress = Progress::new(output.quiet);
     let total = threads.len() * tests.len() * args.depth.len();

@@ -78,7 +78,7 @@ pub(super) fn run(args: PerplexityArgs, output: OutputArgs) -> Result<(), Failur
     if let Some(chunks) = args.chunks {
         tokens.truncate((chunks as usize).saturating_mul(args.ctx));
     }
-    let bos = tokenizer.bos().filter(|_| tokenizer.adds_bos());
+    let bos = tokenizer.added_bos();
     let pool = Pool::new(threads)?;
     let model = Model::load(&file, ModelPart::whole(file.config()), &pool)?;
     let chunks = tokens.len() / args.ctx.max(1);
