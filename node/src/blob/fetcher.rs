@@ -27,7 +27,7 @@ use crate::devices::{Devices, Kind, Lease};
 use crate::net::Network;
 use crate::peers::Peers;
 use crate::supervise::Supervisor;
-use pangea_control::blob::fetch::{Action, Event, Fetch, Outcome, ProviderId, most_buffers};
+use pangea_control::blob::fetch::{Action, Event, Fetch, Outcome, ProviderId, max_buffers};
 use pangea_units::LayerRange;
 
 /// A request of the handle.
@@ -242,7 +242,7 @@ impl Fetcher {
     /// Leases memory for the parts that the fetch holds at once, or for a single one where there is less.
     async fn memory(&self, stored: &Stored, missing: &[PartId], providers: usize) -> Result<Memory> {
         let part = missing.iter().map(|id| part_bytes(stored.manifest(), *id)).max().unwrap_or(0).max(1);
-        let most = part * most_buffers(missing.len(), providers) as u64;
+        let most = part * max_buffers(missing.len(), providers) as u64;
         let leased = self.devices.lease_soon_up_to(Kind::Downloads, part, most, DOWNLOAD_MEMORY_TIMEOUT).await;
         let mut lease = leased.map_err(|error| {
             Error::new(

@@ -1,6 +1,6 @@
-//! Which part of a model file is requested from which provider: the state of one fetch. A provider that has delivered gets the
-//! next request; towards the end, idle providers are asked for what others are slow with. A provider whose stream breaks is
-//! retried with a growing delay; one that sent wrong bytes is not asked any more.
+//! Decides which part of a model file is requested from which provider: the state of one fetch. A provider that has
+//! delivered gets the next request; towards the end, idle providers are asked for parts that others are slow with. A
+//! provider whose stream ends is retried with a growing delay; one that sent wrong bytes is not used again.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -12,45 +12,45 @@ use pangea_units::{Error, ErrorKind};
 use super::limits::{ASKED_AHEAD, FAILURES_MAX, PROVIDERS, RETRY_DELAY, RETRY_DELAY_MAX, SLOW_AFTER, UNWRITTEN};
 use super::parts::{PartId, PartSet};
 
-/// A provider's place in the list that the fetch was made with.
+/// Index of a provider in the list given to the fetch.
 pub type ProviderId = usize;
 
-/// What happened.
+/// Input of the fetch.
 #[derive(Debug)]
 pub enum Event {
-    /// The provider answers, and has these parts.
+    /// The provider has answered which parts it has.
     Opened {
-        /// Who answers.
+        /// The provider.
         provider: ProviderId,
         /// The parts that it has.
         has: PartSet,
     },
     /// A part arrived, was verified and is written.
     Good {
-        /// Who sent it.
+        /// The provider.
         provider: ProviderId,
         /// The part.
         part: PartId,
     },
-    /// What arrived does not match the part's hash.
+    /// The received bytes do not match the part's hash.
     Bad {
-        /// Who sent it.
+        /// The provider.
         provider: ProviderId,
-        /// What is wrong with it.
+        /// Why the bytes are wrong.
         why: String,
     },
     /// The provider does not have the part.
     Lacks {
-        /// Who lacks it.
+        /// The provider.
         provider: ProviderId,
         /// The part.
         part: PartId,
     },
     /// The stream could not be opened, or ended.
     Lost {
-        /// Whose stream it was.
+        /// The provider.
         provider: ProviderId,
-        /// Why.
+        /// Reason.
         error: Error,
     },
     /// The part cannot be stored on this node.
@@ -59,21 +59,21 @@ pub enum Event {
     Tick,
 }
 
-/// What is to be done.
+/// What the driver does next.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Action {
-    /// Open a stream to the provider and ask what it has.
+    /// Open a stream to the provider and ask which parts it has.
     Open(ProviderId),
-    /// Ask for the part on its stream; answers come in this order.
+    /// Request the part on the provider's stream; answers arrive in this order.
     Ask(ProviderId, PartId),
-    /// End its stream.
+    /// Close the provider's stream.
     Close(ProviderId),
 }
 
 /// The state of a fetch.
 #[derive(Debug)]
 pub enum Outcome {
-    /// Under way.
+    /// The fetch is in progress.
     Going,
     /// Every part is stored.
     Done,
@@ -82,17 +82,17 @@ pub enum Outcome {
 }
 
 struct Provider {
-    /// For people.
+    /// Name for people.
     name: String,
     state: State,
-    /// Failures in a row without a verified part between them.
+    /// Consecutive failures without a verified part between them.
     failures: u32,
     /// The last failure.
     error: Option<Error>,
 }
 
 enum State {
-    /// Not open; may be opened from this moment on.
+    /// Closed; may be opened from this time on.
     Waiting(Time),
     Opening,
     Open {
@@ -106,22 +106,22 @@ enum State {
 struct Asked {
     /// Number of providers that were asked for it.
     providers: u32,
-    /// When the last of them was asked.
+    /// Time of the last request.
     since: Time,
 }
 
 /// One fetch.
 pub struct Fetch {
     providers: Vec<Provider>,
-    /// Parts that nobody has been asked for, in the file's order.
+    /// Parts that are not requested yet, in the file's order.
     waiting: VecDeque<PartId>,
-    /// Providers that are used at once: none sends what there is no memory for.
+    /// Maximum providers in use at once, limited by the memory for parts.
     at_once: usize,
     asked: BTreeMap<PartId, Asked>,
 }
 
 impl Fetch {
-    /// A fetch of `parts` from the providers with these names, with `buffers` parts in memory at most.
+    /// A fetch of `parts` from the providers with these names, with at most `buffers` parts in memory.
     pub fn new(parts: Vec<PartId>, providers: Vec<String>, buffers: usize, now: Time) -> Fetch {
         let provider = |name| Provider { name, state: State::Waiting(now), failures: 0, error: None };
         Fetch {
@@ -132,7 +132,7 @@ impl Fetch {
         }
     }
 
-    /// Takes in what happened; `actions` gets what to do about it.
+    /// Processes an event and appends the actions to `actions`.
     pub fn handle(&mut self, event: Event, now: Time, actions: &mut Vec<Action>) -> Outcome {
         match event {
             Event::Opened { provider, has } => {
@@ -188,7 +188,7 @@ impl Fetch {
         let is_asked = |provider: &Provider| matches!(&provider.state, State::Open { asked, .. } if !asked.is_empty());
         let is_opening = |provider: &Provider| matches!(provider.state, State::Opening);
         if !self.providers.iter().any(|provider| is_asked(provider) || is_opening(provider)) {
-            // No open provider has any of the remaining parts now; one may have more later.
+            // No open provider has any of the remaining parts now; one may get more later.
             for id in 0..self.providers.len() {
                 if matches!(self.providers[id].state, State::Open { .. }) {
                     let error = Error::new(ErrorKind::NotFound, "it does not have all that is missing");
@@ -202,7 +202,7 @@ impl Fetch {
         }
     }
 
-    /// Requests one more part from every provider that has room. Whether there was a request.
+    /// Requests one more part from every provider that has room; returns whether there was a request.
     fn ask_each(&mut self, now: Time, actions: &mut Vec<Action>) -> bool {
         let mut any = false;
         for (id, provider) in self.providers.iter_mut().enumerate() {
@@ -212,7 +212,7 @@ impl Fetch {
             }
             let next = match self.waiting.iter().position(|part| has.contains(*part)) {
                 Some(at) => self.waiting.remove(at),
-                // Nothing is left for this provider: it may be faster with what another one is slow with.
+                // Nothing is left to request first; this provider may be faster with a part that another one is slow with.
                 None if asked.is_empty() => {
                     let is_slow = |at: &Asked| at.providers == 1 && now.since(at.since) >= SLOW_AFTER;
                     let slow = self.asked.iter().filter(|(part, at)| is_slow(at) && has.contains(**part));
@@ -251,7 +251,7 @@ impl Fetch {
         }
     }
 
-    /// Everything that the provider was asked for must be requested elsewhere.
+    /// Everything requested from the provider must be requested elsewhere.
     fn take_back(&mut self, provider: ProviderId) {
         if let State::Open { asked, .. } = &mut self.providers[provider].state {
             for part in std::mem::take(asked).into_iter().rev() {
@@ -305,14 +305,14 @@ impl Fetch {
     }
 }
 
-/// Parts that a fetch of `parts` parts from `providers` providers has in memory at once where there is room: one that each of
-/// them sends, and those that wait to be written.
-pub fn most_buffers(parts: usize, providers: usize) -> usize {
-    // What one provider is slow with may come from a second one as well.
+/// Maximum parts in memory at once for a fetch of `parts` parts from `providers` providers: one that each
+/// of them sends, and those that are being written.
+pub fn max_buffers(parts: usize, providers: usize) -> usize {
+    // A part that one provider is slow with may be requested from a second one as well.
     (providers.clamp(1, PROVIDERS) + UNWRITTEN).min(2 * parts.max(1))
 }
 
-/// Providers that send at once into so many buffers. Where these are few, half of them are for what waits to be written.
+/// Providers that may send at once into this many buffers. If there are few, half of them are kept for writing.
 fn providers_at_once(buffers: usize) -> usize {
     (buffers - UNWRITTEN.min(buffers / 2)).clamp(1, PROVIDERS)
 }

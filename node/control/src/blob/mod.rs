@@ -1,4 +1,4 @@
-//! The decisions of fetching pieces of model files: which part is asked of which provider ([`fetch`]), and sets of parts
+//! Decisions of fetching pieces of model files: which part is requested from which provider ([`fetch`]), and sets of parts
 //! ([`parts`]).
 
 pub mod fetch;

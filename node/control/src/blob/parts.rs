@@ -1,27 +1,27 @@
-//! Which parts of a model file are somewhere: a set of (piece, part), as memory and as bytes.
+//! A set of parts of a model file, as (piece, part), in memory and as bytes.
 
 use std::sync::Arc;
 
 /// One part of one piece of a model file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PartId {
-    /// The piece's place in the manifest.
+    /// Index of the piece in the manifest.
     pub piece: u32,
-    /// The part of the piece, from 0.
+    /// Index of the part within the piece.
     pub part: u32,
 }
 
 /// A set of parts of one model.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PartSet {
-    /// For each piece, how many parts are before it; last, how many there are.
+    /// For each piece, the number of parts before it; the last element is the total.
     before: Arc<[u32]>,
-    /// One bit each, lowest first; those behind the last part are zero.
+    /// One bit per part, lowest first; bits after the last part are zero.
     bits: Vec<u8>,
 }
 
 impl PartSet {
-    /// None of the parts of a model whose pieces have these numbers of parts.
+    /// The empty set for a model whose pieces have these numbers of parts.
     pub fn empty(part_counts: impl IntoIterator<Item = u32>) -> PartSet {
         let mut before = vec![0u32];
         let mut parts = 0;
@@ -32,14 +32,14 @@ impl PartSet {
         PartSet { before: before.into(), bits: vec![0; (parts as usize).div_ceil(8)] }
     }
 
-    /// All parts of a model whose pieces have these numbers of parts.
+    /// The full set for a model whose pieces have these numbers of parts.
     pub fn full(part_counts: impl IntoIterator<Item = u32>) -> PartSet {
         let mut set = PartSet::empty(part_counts);
         (0..set.parts()).for_each(|at| set.bits[at as usize / 8] |= 1 << (at % 8));
         set
     }
 
-    /// The set that a peer's bytes are, [`PartSet::as_bytes`] of a model whose pieces have these numbers of parts; `None` where
+    /// Parses a peer's set ([`PartSet::as_bytes`]) for a model whose pieces have these numbers of parts; `None` if
     /// the bytes have another length or name a part that the model does not have.
     pub fn from_bytes(part_counts: impl IntoIterator<Item = u32>, bytes: &[u8]) -> Option<PartSet> {
         let mut set = PartSet::full(part_counts);
@@ -50,7 +50,7 @@ impl PartSet {
         Some(set)
     }
 
-    /// One bit for each part, in the manifest's order, lowest first.
+    /// One bit per part, in the manifest's order, lowest first.
     pub fn as_bytes(&self) -> &[u8] {
         &self.bits
     }

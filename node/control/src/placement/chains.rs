@@ -1,20 +1,20 @@
-//! In which orders nodes can be chained: every order that matters where they are few, the promising ones where they are many.
-//! It looks at links, speeds and pins; how many layers each gets is not its business.
+//! The orders in which nodes can be chained: every relevant order of few nodes, the promising ones of many.
+//! Links, speeds and pins count here; the number of layers per node is decided elsewhere.
 
 use std::ops::Range;
 
 use super::cost::Costs;
 
-/// Nodes up to which nothing is left out: for every set of them, and every first and last, the order with the shortest hops.
+/// Number of nodes up to which the search is complete: for every set, first and last node, the order with the shortest hops.
 const ALL_OF: usize = 8;
 
-/// Nodes beside pinned ones up to which every order is tried.
+/// Number of unpinned nodes up to which every order is tried.
 const BESIDE_PINS: usize = 6;
 
-/// Serving nodes of many that are tried as the first stage.
+/// Number of serving nodes that are tried as the first stage if there are many nodes.
 const STARTS: usize = 4;
 
-/// Chains worth weighing; each names a node at most once and its neighbours are connected, last and first, too.
+/// Chains to evaluate. Each names a node at most once; neighbours are connected, and so are the last and the first node.
 pub(super) fn chains(costs: &Costs<'_>, pins: &[Option<Range<u32>>]) -> Vec<Vec<usize>> {
     let mut by_speed: Vec<usize> = (0..costs.len()).collect();
     by_speed.sort_by(|a, b| costs.layer_s(*a).total_cmp(&costs.layer_s(*b)).then(a.cmp(b)));
@@ -32,12 +32,12 @@ pub(super) fn chains(costs: &Costs<'_>, pins: &[Option<Range<u32>>]) -> Vec<Vec<
     chains
 }
 
-/// For every set of `nodes`, and every first and last of it, the order whose hops take the least together (Held and Karp).
+/// For every subset of `nodes` and every first and last node, the order with the smallest sum of hops (Held and Karp).
 fn shortest(costs: &Costs<'_>, nodes: &[usize]) -> Vec<Vec<usize>> {
     let count = nodes.len();
     let mut chains = Vec::new();
     for first in 0..count {
-        // [set][last]: the hops so far and the one before the last.
+        // [set][last]: sum of the hops so far, and the last node but one.
         let mut best: Vec<Vec<Option<(f64, usize)>>> = vec![vec![None; count]; 1 << count];
         best[1 << first][first] = Some((0.0, first));
         for set in 0..1 << count {
@@ -59,7 +59,7 @@ fn shortest(costs: &Costs<'_>, nodes: &[usize]) -> Vec<Vec<usize>> {
     chains
 }
 
-/// The chain that ends so.
+/// Reconstructs the chain with this set and last node.
 fn backwards(best: &[Vec<Option<(f64, usize)>>], mut set: usize, mut last: usize, nodes: &[usize]) -> Vec<usize> {
     let mut chain = vec![nodes[last]];
     while let Some((_, before)) = best[set][last].filter(|(_, before)| *before != last) {
@@ -71,8 +71,8 @@ fn backwards(best: &[Vec<Option<(f64, usize)>>], mut set: usize, mut last: usize
     chain
 }
 
-/// Of many nodes: the fastest, the roomiest, and those nearest to a node that serves the model, as many as it takes, each
-/// time chained by going to the nearest next.
+/// For many nodes: takes the fastest, the ones with the most memory, and those nearest to a serving node, as many as needed,
+/// and chains each selection by going to the nearest node next.
 fn greedy(costs: &Costs<'_>, by_speed: Vec<usize>) -> Vec<Vec<usize>> {
     let serves = |node: &usize| costs.needs.served_by.contains(&costs.nodes[*node].peer);
     let served: Vec<usize> = by_speed.iter().copied().filter(serves).take(STARTS).collect();
@@ -112,7 +112,7 @@ fn greedy(costs: &Costs<'_>, by_speed: Vec<usize>) -> Vec<Vec<usize>> {
     chains
 }
 
-/// The pinned nodes in the order of their layers, every gap between them filled in every way with the fastest others.
+/// The pinned nodes in the order of their layers, with every gap filled in every way with the fastest other nodes.
 fn around_pins(costs: &Costs<'_>, pins: &[Option<Range<u32>>], by_speed: &[usize]) -> Vec<Vec<usize>> {
     let mut pinned: Vec<(u32, usize)> =
         pins.iter().enumerate().filter_map(|(node, pin)| Some((pin.as_ref()?.start, node))).collect();
@@ -134,7 +134,7 @@ struct Search<'a> {
 }
 
 impl Search<'_> {
-    /// Goes on after `layer`, with `next` the next of the pinned nodes; `filled`: whether this gap has a node yet.
+    /// Continues after `layer`; `next` is the next pinned node, `filled` whether this gap has a node yet.
     fn step(&mut self, next: usize, layer: u32, filled: bool) {
         let pinned = self.pinned.get(next).copied();
         let pin = pinned.and_then(|node| self.pins[node].clone());

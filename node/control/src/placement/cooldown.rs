@@ -1,4 +1,4 @@
-//! Which nodes are excluded from a model's plans after a failure, and until when. It knows no placements.
+//! Which nodes are excluded from a model's plans after a failure, and until when. Placements are unknown here.
 
 use std::collections::BTreeMap;
 use std::time::Duration;

@@ -1,11 +1,12 @@
-//! What a chain of nodes would take for a token and for a prompt, predicted from measured speeds and links. It weighs chains
-//! and chooses none.
+//! Predicts the time of a chain of nodes for a token and for a prompt, from measured speeds and links. Chains are evaluated
+//! here, not chosen.
 //!
-//! * **Decoding** one stream reads every weight once a token: the stages' times add up, and every hop adds its latency,
-//!   the way back to the first stage included.
-//! * **Many streams** go in as many groups as there are stages, so that all compute at once: the slowest stage sets the pace,
-//!   or the round trip of a group where links are slow.
-//! * **A prompt** travels in chunks: its first passes all stages and links, the rest follow at the pace of the slowest.
+//! * **Decoding** one stream reads every weight once per token: the stages' times add up, and every hop adds its latency,
+//!   including the way back to the first stage.
+//! * **Many streams** form as many groups as there are stages, so that all stages compute at once: the slowest stage
+//!   sets the pace,
+//!   or the round trip of a group if links are slow.
+//! * **A prompt** is sent in chunks: the first passes all stages and links, the rest follow at the pace of the slowest.
 
 use std::ops::Range;
 
@@ -13,44 +14,44 @@ use libp2p_identity::PeerId;
 
 use super::offer::{LinkSpeed, ModelNeeds, NodeOffer};
 
-/// Positions of the prompt that predictions are for.
+/// Positions of the prompt that is predicted.
 const PROMPT_POSITIONS: u32 = 1024;
 
-/// Positions of a chunk of it.
+/// Positions of one chunk of it.
 const CHUNK_POSITIONS: u32 = 128;
 
-/// Bits of a weight: what the common 4-bit types take with their scales. Only the absolute speed of prompts hangs on it.
+/// Bits per weight: those of the common 4-bit types with their scales. Affects only the absolute speed of prompts.
 const WEIGHT_BITS: f64 = 5.0;
 
 /// Bytes of an element of activations.
 const ELEMENT_BYTES: f64 = 4.0;
 
-/// What a hop takes beside its link: framing, encryption, waking the next stage.
+/// Seconds per hop besides its link: framing, encryption, waking the next stage.
 const HOP_S: f64 = 40e-6;
 
-/// A link whose round trip is not known yet: that of a wireless network.
+/// Round-trip time of an unmeasured link: that of a wireless network.
 const UNKNOWN_RTT_S: f64 = 2e-3;
 
-/// A link whose speed is not known yet: half of what gigabit Ethernet carries.
+/// Speed of an unmeasured link: half of what gigabit Ethernet carries.
 const UNKNOWN_BYTES_PER_S: f64 = 6e7;
 
-/// Nodes whose measured speeds differ by less than this factor count as equal: measured while a machine does something else,
-/// too, equal ones differ by as much, and uneven stages of equal nodes cost more than even ones of slightly uneven nodes.
+/// Nodes whose measured speeds differ by less than this factor count as equal: measurements on a busy machine
+/// vary by as much, and uneven stages of equal nodes cost more than even ones of slightly uneven nodes.
 const EQUAL: f64 = 1.25;
 
-/// Nodes, by peer id, with all that counts for one model.
+/// Nodes in the order of their peer ids, with all costs for one model.
 pub(super) struct Costs<'a> {
     pub(super) needs: &'a ModelNeeds,
     pub(super) nodes: Vec<&'a NodeOffer>,
-    /// Seconds for a token through one layer, of each node.
+    /// Seconds per token and layer, of each node.
     layer_s: Vec<f64>,
-    /// The same where nodes that are about equal are made equal, for sharing layers out.
+    /// The same with about equal nodes made equal, for sharing layers out.
     even_layer_s: Vec<f64>,
-    /// Seconds for the head.
+    /// Seconds per token for the head, of each node.
     head_s: Vec<f64>,
-    /// Seconds for a chunk through one layer.
+    /// Seconds per chunk and layer, of each node.
     chunk_layer_s: Vec<f64>,
-    /// `[from][to]`: seconds for one position's activations; none where two are not connected or compute other bits.
+    /// `[from][to]`: costs of a hop; `None` if the nodes are not connected or have different numerics.
     hops: Vec<Vec<Option<Hop>>>,
 }
 
@@ -60,16 +61,16 @@ struct Hop {
     step_s: f64,
     /// Seconds for those of a chunk.
     chunk_s: f64,
-    /// Seconds for a token's id.
+    /// Seconds for the id of a token.
     token_s: f64,
 }
 
-/// What is predicted of a chain.
+/// Prediction of a chain.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Prediction {
-    /// Seconds from a token to the next of the same stream.
+    /// Seconds between two tokens of one stream.
     pub step_s: f64,
-    /// Seconds from a group of streams to the next, with as many groups as stages.
+    /// Seconds between two groups of streams, with as many groups as stages.
     pub pace_s: f64,
     /// Seconds until a prompt of 1024 tokens is read.
     pub prompt_s: f64,
@@ -128,43 +129,43 @@ impl<'a> Costs<'a> {
         }
     }
 
-    /// How many nodes there are.
+    /// Number of nodes.
     pub(super) fn len(&self) -> usize {
         self.nodes.len()
     }
 
-    /// Seconds for a token through one layer of `node`.
+    /// Seconds per token and layer of `node`.
     pub(super) fn layer_s(&self, node: usize) -> f64 {
         self.layer_s[node]
     }
 
-    /// The same, of nodes that are about equal the same.
+    /// The same with about equal nodes made equal.
     pub(super) fn even_layer_s(&self, node: usize) -> f64 {
         self.even_layer_s[node]
     }
 
-    /// Seconds for a token through the head on `node`, where it is the last stage.
+    /// Seconds per token for the head on `node`; 0 unless it is the last stage.
     pub(super) fn head_s(&self, node: usize, last: bool) -> f64 {
         if last { self.head_s[node] } else { 0.0 }
     }
 
-    /// Seconds for activations from one node to another; none where they do not go.
+    /// Seconds for the activations of one position between two nodes; `None` if they are not connected.
     pub(super) fn step_hop_s(&self, from: usize, to: usize) -> Option<f64> {
         self.hops[from][to].map(|hop| hop.step_s)
     }
 
-    /// Seconds for a token back to the first stage; none where the two are not connected.
+    /// Seconds for a token back to the first stage; `None` if the two are not connected.
     pub(super) fn return_s(&self, last: usize, first: usize) -> Option<f64> {
         if last == first { Some(0.0) } else { self.hops[last][first].map(|hop| hop.token_s) }
     }
 
-    /// Seconds of all hops of a chain, the way back included; none where it is broken.
+    /// Seconds of all hops of a chain, including the way back; `None` if two neighbours are not connected.
     pub(super) fn hops_s(&self, chain: &[usize]) -> Option<f64> {
         let back = self.return_s(*chain.last()?, *chain.first()?)?;
         chain.windows(2).try_fold(back, |sum, pair| Some(sum + self.step_hop_s(pair[0], pair[1])?))
     }
 
-    /// The most layers that fit into `node`'s memory, at this end of the chain.
+    /// Maximum layers in `node`'s memory, at this end of the chain.
     pub(super) fn capacity(&self, node: usize, first: bool, last: bool) -> u32 {
         let layers = self.needs.size.layers;
         let ends = self.needs.ends_bytes(first, last);
@@ -173,7 +174,7 @@ impl<'a> Costs<'a> {
         left.checked_div(each).map_or(layers, |fit| u32::try_from(fit).unwrap_or(u32::MAX).min(layers))
     }
 
-    /// What is predicted of `chain` with so many layers on each node; none where its nodes are not connected.
+    /// Prediction of `chain` with these numbers of layers; `None` if its nodes are not connected.
     pub(super) fn predict(&self, chain: &[usize], counts: &[u32]) -> Option<Prediction> {
         let hops_s = self.hops_s(chain)?;
         let (mut sum_s, mut slowest_s) = (0.0, 0.0_f64);
@@ -198,7 +199,7 @@ impl<'a> Costs<'a> {
         })
     }
 
-    /// The ranges that these counts give.
+    /// The ranges of layers with these counts.
     pub(super) fn ranges(counts: &[u32]) -> Vec<Range<u32>> {
         let mut start = 0;
         counts
@@ -212,8 +213,8 @@ impl<'a> Costs<'a> {
     }
 }
 
-/// Speeds with those that are about equal made equal: from the fastest on, each takes with it whoever is hardly slower, at
-/// the mean of all of them.
+/// Makes about equal speeds equal: starting at the fastest, each group of hardly slower nodes gets
+/// the mean of its speeds.
 fn equalized(speeds: Vec<f64>) -> Vec<f64> {
     let mut order: Vec<usize> = (0..speeds.len()).collect();
     order.sort_by(|a, b| speeds[*b].total_cmp(&speeds[*a]));
@@ -234,7 +235,7 @@ mod tests {
     use super::equalized;
 
     #[test]
-    fn speeds_that_differ_by_chance_count_as_equal_and_others_do_not() {
+    fn speeds_within_noise_count_as_equal() {
         assert_eq!(equalized(vec![10.0, 9.0, 8.5, 4.0]), [27.5 / 3.0, 27.5 / 3.0, 27.5 / 3.0, 4.0]);
         assert_eq!(equalized(vec![5.0, 10.0]), [5.0, 10.0]);
         assert_eq!(equalized(vec![7.9, 10.0]), [7.9, 10.0]);

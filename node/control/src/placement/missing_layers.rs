@@ -1,5 +1,5 @@
-//! Which layers of a model no node that is there has, when the nodes with its whole file are gone. It fetches and places
-//! nothing.
+//! The layers of a model that no present node has, when the nodes with its whole file are gone. Nothing is fetched or placed
+//! here.
 
 use std::ops::Range;
 
@@ -7,8 +7,8 @@ use pangea_units::Digest;
 
 use crate::pool::{StageState, View};
 
-/// The layers, as contiguous ranges, that neither this node (`is_here`) nor any other has loaded; none while another node has
-/// the whole file.
+/// The layers, as contiguous ranges, that neither this node (`is_here`) nor any other has loaded; empty while another
+/// node has the whole file.
 pub fn missing_layers(view: &View, model: &Digest, layers: u32, is_here: impl Fn(u32) -> bool) -> Vec<Range<u32>> {
     let mut others = view.nodes.values();
     if others.any(|advert| advert.models.iter().any(|known| known.digest == *model && known.whole)) {
@@ -61,7 +61,7 @@ mod tests {
     }
 
     #[test]
-    fn what_neither_is_here_nor_loaded_elsewhere_is_missing() {
+    fn layers_that_no_node_has_loaded_are_missing() {
         let here = |layer| (2..4).contains(&layer);
         assert_eq!(missing_layers(&view(false, 6..8, StageState::Ready), &MODEL, 10, here), [0..2, 4..6, 8..10]);
         assert_eq!(missing_layers(&view(false, 6..8, StageState::Loading), &MODEL, 10, here), [0..2, 4..10]);

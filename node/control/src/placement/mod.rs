@@ -1,19 +1,21 @@
-//! Which node computes which layers of which model: never slower than the fastest single node, as far as can be predicted.
+//! Decides which node computes which layers of which model: never slower than the fastest single node, as far as
+//! predictable.
 //!
 //! ```text
 //!  pool view ──► Placer ─┬─ PlacementMaster (on the master: what is placed where) ──► own advert ──► everyone's view
 //!                        └─ StageManager (which stages this node holds) ──► fetch, load, unload
 //! ```
 //!
-//! * [`placer`]: the state machine of a node's part; [`pool_facts`]: what it reads off a view.
-//! * [`Placement`]: what is decided, a plain value of the pool.
-//! * [`plan()`]: the fastest placement that fits, from what nodes offer. Below it: what it is made from ([`offer`]), what
-//!   a chain of nodes takes (`cost`), in which orders nodes are chained (`chains`), how many layers each gets (`shares`), and
-//!   why there is no plan (`no_plan`).
-//! * [`preview()`]: where a model would be and is, for people who ask.
+//! * [`placer`]: the state machine of a node's part; [`pool_facts`]: the facts that it reads from a view.
+//! * [`Placement`]: a decision, as a plain value of the pool.
+//! * [`plan()`]: the fastest placement that fits the nodes' offers. It uses [`offer`] (needs and offers), `cost` (the
+//!   time of
+//!   a chain), `chains` (orders of nodes), `shares` (layers per node), and
+//!   `no_plan` (why there is no plan).
+//! * [`preview()`]: a model's planned and current placement, for people.
 //! * [`missing_layers()`]: which layers no node has any more.
-//! * [`PublishedPlacements`]: what counts while a new master has yet to publish.
-//! * `cooldown`: which nodes are excluded for now; `replan_delay`: when a better plan replaces what works.
+//! * [`PublishedPlacements`]: the placements that count until a new master has published its own.
+//! * `cooldown`: nodes excluded for now; `replan_delay`: when a better plan replaces a working placement.
 
 mod chains;
 mod cooldown;

@@ -1,4 +1,4 @@
-//! Why a model cannot be placed, for people: what is missing or in the way, and what to do. Words only.
+//! Why a model cannot be placed, in sentences for people: what is missing or conflicting, and what to do. Text only.
 
 use std::ops::Range;
 
@@ -11,7 +11,7 @@ use pangea_units::{ByteSize, LayerRange};
 /// Names that a sentence lists; the rest are counted.
 const NAMES: usize = 6;
 
-/// There is no placement.
+/// The reason why there is no placement.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[error("{why}")]
 pub struct NoPlan {
@@ -24,7 +24,7 @@ pub(super) fn layers(needs: &ModelNeeds, most: u32) -> NoPlan {
     NoPlan { why }
 }
 
-/// `first` and `second` are to have the same layers.
+/// `first` and `second` are pinned to the same layers.
 pub(super) fn pins_overlap(costs: &Costs<'_>, first: usize, second: usize) -> NoPlan {
     let name = |node: usize| &costs.nodes[node].name;
     let why = format!(
@@ -36,7 +36,7 @@ pub(super) fn pins_overlap(costs: &Costs<'_>, first: usize, second: usize) -> No
     NoPlan { why }
 }
 
-/// The layers that `node` is to have are not there.
+/// The layers pinned to `node` do not exist.
 pub(super) fn pin_outside(costs: &Costs<'_>, node: usize, range: &Range<u32>) -> NoPlan {
     let why = format!(
         "{} is to have layers {}, and {} has layers {}; start it with other --layers",
@@ -48,7 +48,7 @@ pub(super) fn pin_outside(costs: &Costs<'_>, node: usize, range: &Range<u32>) ->
     NoPlan { why }
 }
 
-/// The layers that `node` is to have do not fit.
+/// The layers pinned to `node` do not fit.
 pub(super) fn pin_too_large(costs: &Costs<'_>, node: usize, range: &Range<u32>) -> NoPlan {
     let offer = costs.nodes[node];
     let why = format!(
@@ -62,7 +62,7 @@ pub(super) fn pin_too_large(costs: &Costs<'_>, node: usize, range: &Range<u32>) 
     NoPlan { why }
 }
 
-/// No chain holds the model.
+/// No chain can hold the model.
 pub(super) fn memory(costs: &Costs<'_>, pins: &[Option<Range<u32>>]) -> NoPlan {
     let needs = costs.needs;
     let whole = 0..needs.size.layers;
@@ -91,7 +91,7 @@ pub(super) fn memory(costs: &Costs<'_>, pins: &[Option<Range<u32>>]) -> NoPlan {
     let layer_bytes = needs.size.layer_bytes.saturating_add(needs.session_layer_bytes());
     let most: u64 = (0..costs.len()).map(|node| u64::from(costs.capacity(node, false, false))).sum();
     let missing = u64::from(needs.size.layers).saturating_sub(most).saturating_mul(layer_bytes);
-    // The ends are on two nodes, in the best case on those with room to spare.
+    // The two ends are on two nodes, at best on those with room to spare.
     let ends = needs.ends_bytes(true, true);
     let given = costs.nodes.iter().fold(0_u64, |sum, node| sum.saturating_add(node.memory_bytes));
     let missing = missing.max(needs.stage_bytes(&whole).saturating_sub(given));

@@ -1,5 +1,5 @@
-//! What a plan is made from: what a model takes, what nodes offer and how they are linked, as far as they say so. Plain
-//! values; nothing here is trusted, and nothing decided.
+//! Input of a plan: a model's needs, the nodes' offers and their links, as advertised. Plain
+//! values, without decisions or checks.
 
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -10,64 +10,64 @@ use pangea_units::Digest;
 
 use crate::pool::{LayerSpeed, ModelSize};
 
-/// A model that some node serves, and what is asked for its placement.
+/// A model that some node serves, and the flags for its placement.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ModelNeeds {
-    /// Its digest.
+    /// Digest of the model.
     pub digest: Digest,
-    /// The name that requests give.
+    /// Name of the model in requests.
     pub name: String,
-    /// What it takes.
+    /// Sizes of the model.
     pub size: ModelSize,
-    /// Whether it is to be split even where one node would be faster.
+    /// Whether it is split even if one node would be faster (`--split`).
     pub split: bool,
-    /// Layers that a node is to have, and no others.
+    /// Layers pinned to nodes (`--layers`).
     pub pins: Vec<(PeerId, Range<u32>)>,
-    /// Nodes at which requests arrive: one of them is the first stage where that costs nothing.
+    /// Nodes at which requests arrive: one of them is the first stage if that costs nothing.
     pub served_by: BTreeSet<PeerId>,
-    /// Nodes that have the whole file: nothing need travel to them.
+    /// Nodes with the whole file, to which no weights have to be sent.
     pub files: BTreeSet<PeerId>,
 }
 
-/// What a node gives.
+/// A node's offer.
 #[derive(Clone, Debug, PartialEq)]
 pub struct NodeOffer {
     /// The node.
     pub peer: PeerId,
     /// Name for people.
     pub name: String,
-    /// Memory that it has left for weights and sessions.
+    /// Memory left for weights and sessions, in bytes.
     pub memory_bytes: u64,
-    /// How fast it computes layers.
+    /// Measured speed of layers.
     pub speed: LayerSpeed,
-    /// The version of the bits that it computes: stages of one placement have the same.
+    /// Version of the node's numerics: all stages of a placement have the same.
     pub numerics: u32,
 }
 
-/// A connection between two nodes.
+/// Speed of the link between two nodes.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct LinkSpeed {
-    /// Round trip; zero while it is not known.
+    /// Round-trip time; zero while unknown.
     pub rtt: Duration,
-    /// Bytes per second; 0 while it is not known.
+    /// Bytes per second; 0 while unknown.
     pub bytes_per_s: f64,
 }
 
-/// Sessions that a stage holds at least.
+/// Minimum number of sessions that a stage can hold.
 const SESSIONS: u64 = 3;
 
-/// Positions of each, where the model has as many: a conversation of some length.
+/// Positions of each such session, if the model has as many: a conversation of some length.
 const SESSION_POSITIONS: u32 = 2048;
 
 impl ModelSize {
-    /// Bytes of keys and values that one layer needs at least.
+    /// Minimum bytes of keys and values per layer.
     pub fn session_layer_bytes(&self) -> u64 {
         let positions = u64::from(self.context.clamp(1, SESSION_POSITIONS));
         SESSIONS.saturating_mul(positions).saturating_mul(self.position_bytes.into())
     }
 
-    /// Bytes of the embedding and the head on a stage at these ends of the chain. A head that is the embedding, too, is
-    /// needed at both.
+    /// Bytes of embedding and head on a stage at these ends of the chain. A head that is also the embedding is
+    /// needed at both ends.
     pub(super) fn ends_bytes(&self, first: bool, last: bool) -> u64 {
         let embedding = match (first, self.embedding_bytes) {
             (true, 0) if !last => self.head_bytes,
@@ -84,12 +84,12 @@ impl ModelSize {
         self.layer_bytes.saturating_mul(count.into()).saturating_add(ends)
     }
 
-    /// Bytes of keys and values that a stage needs at least.
+    /// Minimum bytes of keys and values of a stage.
     pub fn session_bytes(&self, layers: &Range<u32>) -> u64 {
         self.session_layer_bytes().saturating_mul(layers.end.saturating_sub(layers.start).into())
     }
 
-    /// All that a stage needs at least.
+    /// Minimum bytes of a stage.
     pub fn stage_bytes(&self, layers: &Range<u32>) -> u64 {
         self.weight_bytes(layers).saturating_add(self.session_bytes(layers))
     }

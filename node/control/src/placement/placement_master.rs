@@ -1,10 +1,11 @@
-//! What the master decides: for each served model one placement that answers, and one that forms beside it where that is
-//! better. On every other node it follows what the master decides, so that a new master goes on from there.
+//! Decisions of the master: for each served model one placement that serves, and one that forms beside it if it is
+//! better. On every other node this follows the master's decisions, so that a new master continues from them.
 //!
-//! * A placement with a stage that is gone, failed or cut off is replaced at once. One whose chain broke for no known reason
-//!   is placed again after a delay, and its nodes are excluded only where that repeats.
-//! * A placement that works is replaced only by a plan that has been predicted to be [`GAIN`] times as fast for some time
-//!   and whose stages fit beside the old ones, or because flags ask for something else.
+//! * A placement with a stage that is gone, failed or disconnected is replaced at once. One whose chain failed for no
+//!   known reason
+//!   is placed again after a delay, and its nodes are excluded only if that repeats.
+//! * A working placement is replaced only by a plan that was predicted to be [`GAIN`] times as fast for some time
+//!   and whose stages fit beside the old ones, or because flags require another one.
 //! * The old placement stays in force until every stage of the new one is ready.
 
 use std::collections::BTreeMap;
@@ -29,60 +30,60 @@ use crate::pool::{Advert, Term, View};
 /// Predicted speed-up that a plan must have over a working placement. Measurements vary by less.
 const GAIN: f64 = 1.25;
 
-/// The same under `--split`, where one more node beside many gains less.
+/// The same under `--split`, where an additional node gains less if there are many.
 const SPLIT_GAIN: f64 = 1.1;
 
-/// Time between two searches for a better plan.
+/// Interval of searches for a better plan.
 const REPLAN_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Time between two attempts to plan a model that has no placement. A stage that fails makes the next attempt due at once.
+/// Interval of attempts to plan a model that has no placement. A failed stage makes the next attempt due at once.
 const RETRY_INTERVAL: Duration = Duration::from_millis(200);
 
-/// Delay before a chain that broke although all its nodes are there is placed again: by then the loss of a node is known.
-/// Doubled each time.
+/// Delay before a chain that failed although all its nodes are present is placed again: by then the loss of a node is known.
+/// Doubles with each consecutive failure.
 const CHAIN_RETRY_DELAY: Duration = Duration::from_millis(200);
 
 /// Upper bound of that delay.
 const CHAIN_RETRY_DELAY_MAX: Duration = Duration::from_secs(10);
 
-/// Time after which a placement counts as stable, so that its break starts with the shortest delay again.
+/// Time after which a placement counts as stable, so that its next failure starts with the shortest delay.
 const STABLE_AFTER: Duration = Duration::from_secs(60);
 
-/// Breaks in a row after which the nodes that advertise the break are excluded.
+/// Consecutive failures after which the nodes that advertise the failure are excluded.
 const BREAKS_BEFORE_EXCLUSION: u32 = 3;
 
-/// Time for which a model is still placed after the last node that serves it left: answers go on, and nodes restart.
+/// Time for which a model is still placed after the last node that serves it left: answers continue, and nodes restart.
 const ORPHANED: Duration = Duration::from_secs(120);
 
-/// Epochs from here on are ignored, so that no advert can exhaust them.
+/// Epochs from this value on are ignored, so that no advert can exhaust them.
 const MAX_EPOCH: u64 = u64::MAX / 2;
 
-/// What people should hear of a decision.
+/// A decision to log.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Note {
     /// A new placement.
     Placed {
         /// The placement.
         placement: Placement,
-        /// Why this one, as a clause.
+        /// Reason, as a clause.
         reason: String,
-        /// The speed that it should have.
+        /// Predicted speed.
         prediction: Prediction,
     },
     /// A model has no placement.
     Refused {
-        /// The model's name.
+        /// Name of the model.
         name: String,
         /// What is missing, and what to do.
         why: String,
     },
 }
 
-/// What changed in the master's advert, and what to log.
+/// Changes of the master's advert, and log lines.
 pub(super) struct Decided {
-    /// The placements that are in force.
+    /// The current placements, if changed.
     pub(super) placements: Option<Vec<Placement>>,
-    /// The models that cannot be placed.
+    /// The models that cannot be placed, if changed.
     pub(super) refusals: Option<Vec<PlacementRefusal>>,
     /// What to log.
     pub(super) notes: Vec<Note>,
@@ -92,14 +93,14 @@ pub(super) struct Decided {
 #[derive(Debug)]
 struct Unplaced {
     why: String,
-    /// Whether the nodes of the pool do not suffice even with those that are excluded for now.
+    /// Whether the nodes of the pool do not suffice even including the ones excluded for now.
     permanent: bool,
 }
 
-/// Whether a plan should replace a placement that works.
+/// Whether a plan should replace a working placement.
 enum Worth {
     Nothing,
-    /// Once it has been better for some time.
+    /// After it has been better for some time.
     Later(Plan),
     Now(Plan),
 }
@@ -120,20 +121,20 @@ pub(super) struct PlacementMaster {
 struct ModelPlacement {
     needs: ModelNeeds,
     served_at: Time,
-    /// The placement that answers.
+    /// The placement that serves requests.
     serving: Option<Running>,
-    /// The placement that is to answer once its stages are ready.
+    /// The placement that takes over once its stages are ready.
     forming: Option<Running>,
     planned_at: Option<Time>,
     replan_delay: ReplanDelay,
     refused: Option<Unplaced>,
     cooldowns: Cooldowns,
-    /// Breaks in a row of chains whose nodes were all there.
+    /// Consecutive failures of chains whose nodes were all present.
     breaks: u32,
 }
 
 impl PlacementMaster {
-    /// Decides on every model.
+    /// Decides about every model.
     pub(super) fn decide(&mut self, view: &View, now: Time) -> Decided {
         let mut notes = Vec::new();
         self.observe_models(view, now);
@@ -166,7 +167,7 @@ impl PlacementMaster {
         Decided { placements: changed.then_some(say), refusals: changed_refusals.then_some(refused), notes }
     }
 
-    /// The placements in force where this node is the master.
+    /// The current placements if this node is the master.
     pub(super) fn in_force(&self) -> Option<Vec<Placement>> {
         self.term.map(|_| self.published.clone())
     }
@@ -184,7 +185,7 @@ impl PlacementMaster {
         }
     }
 
-    /// Takes in which models the pool serves.
+    /// Records the models that the pool serves.
     fn observe_models(&mut self, view: &View, now: Time) {
         for (digest, needs) in pool_facts::models(view) {
             self.epochs.entry(digest).or_default();
@@ -199,7 +200,7 @@ impl PlacementMaster {
         });
     }
 
-    /// Follows what the master decides.
+    /// Follows the master's decisions.
     fn follow(&mut self, view: &View, now: Time) {
         let Some(placements) = pool_facts::placements(view) else { return };
         for model in self.models.values_mut() {
@@ -219,14 +220,14 @@ impl PlacementMaster {
         }
     }
 
-    /// Takes over the placements of the last master under this node's term.
+    /// Takes over the last master's placements under this node's term.
     fn take_over(&mut self, view: &View, term: Term, now: Time) {
         for model in self.models.values_mut() {
             let highest = self.epochs.entry(model.needs.digest).or_default();
             let renumbered = model.serving.as_ref().is_some_and(|serving| ambiguous(view, &serving.placement));
             if renumbered || model.forming.as_ref().is_some_and(|forming| ambiguous(view, &forming.placement)) {
-                // Another master gave the same epoch to other stages. What answers gets a new epoch, which its stages must
-                // advertise first; what was forming is planned again.
+                // Another master used the same epoch for other stages. The serving placement gets a new epoch, which
+                // its stages must advertise first; a forming one is planned again.
                 model.forming = model.serving.take().filter(|_| renumbered);
                 if let Some(forming) = &mut model.forming {
                     *highest += 1;
@@ -288,11 +289,11 @@ impl PlacementMaster {
         model.refused = None;
         model.replan_delay.clear();
         if !model.fits_beside(&plan, &offers, view) {
-            // Flags ask for this plan: the placement that answers makes room first.
+            // Flags require this plan: the serving placement makes room first.
             model.serving = None;
         }
         let epoch = self.epochs.entry(digest).or_default();
-        // A master that restarted may not have heard of its own earlier epochs: those of a later incarnation are higher.
+        // A master that restarted may not know its own earlier epochs: those of a later incarnation are higher.
         *epoch = (*epoch + 1).max(view.own.incarnation.min(MAX_EPOCH));
         let placement =
             Placement { model: digest, name: model.needs.name.clone(), epoch: *epoch, term, stages: plan.stages };
@@ -312,7 +313,7 @@ impl PlacementMaster {
     }
 }
 
-/// Adds the bytes that the stages of a placement take on their nodes.
+/// Adds the bytes that a placement's stages take on their nodes.
 fn reserve(reserved: &mut BTreeMap<PeerId, u64>, needs: &ModelNeeds, placement: &Placement, view: &View) {
     for stage in &placement.stages {
         let bytes: &mut u64 = reserved.entry(stage.peer).or_default();
@@ -351,7 +352,7 @@ impl ModelPlacement {
         }
     }
 
-    /// The refusal to publish where the pool cannot hold the model.
+    /// The refusal to publish if the pool cannot hold the model.
     fn refusal(&self) -> Option<PlacementRefusal> {
         let refused = self.refused.as_ref().filter(|refused| refused.permanent && self.in_force().next().is_none())?;
         Some(PlacementRefusal { model: self.needs.digest, why: refused.why.clone() })
@@ -361,7 +362,7 @@ impl ModelPlacement {
         [&self.serving, &self.forming].into_iter().flatten().map(|running| &running.placement)
     }
 
-    /// Drops a placement that does not work and switches to one that has become ready.
+    /// Drops a failed placement, and switches to a forming one that is ready.
     fn check(&mut self, view: &View, now: Time) {
         self.replan_delay.observe_nodes(view.everyone().map(|advert| (advert.peer, advert.incarnation)), now);
         if let Some(mut forming) = self.forming.take() {
@@ -376,7 +377,7 @@ impl ModelPlacement {
         }
     }
 
-    /// The placement, unless its health requires to drop it.
+    /// The placement, unless its health requires dropping it.
     fn kept(&mut self, running: Running, health: Health, view: &View, now: Time) -> Option<Running> {
         match health {
             Health::Ready | Health::Forming => return Some(running),
@@ -416,7 +417,7 @@ impl ModelPlacement {
         self.planned_at.is_none_or(|at| now.since(at) >= every)
     }
 
-    /// What each node offers for this model: its memory less what other models take.
+    /// Each node's offer for this model: its memory minus that of other models.
     fn offers(view: &View, reserved: &BTreeMap<PeerId, u64>) -> Vec<NodeOffer> {
         let mut offers = pool_facts::offers(view);
         for offer in &mut offers {
@@ -426,7 +427,7 @@ impl ModelPlacement {
         offers
     }
 
-    /// The offers less what the stages that answer take.
+    /// The offers minus the memory of the serving stages.
     fn beside(&self, offers: &[NodeOffer], view: &View) -> Vec<NodeOffer> {
         let mut taken = BTreeMap::new();
         if let Some(serving) = &self.serving {
@@ -439,7 +440,7 @@ impl ModelPlacement {
         offers
     }
 
-    /// Whether the new stages fit beside those that answer. A stage that stays as it is takes nothing more.
+    /// Whether the new stages fit beside the serving ones. A stage that stays unchanged takes nothing more.
     fn fits_beside(&self, plan: &Plan, offers: &[NodeOffer], view: &View) -> bool {
         let beside = self.beside(offers, view);
         let stays = |stage| self.serving.as_ref().is_some_and(|serving| serving.placement.stages.contains(stage));
@@ -449,7 +450,7 @@ impl ModelPlacement {
         })
     }
 
-    /// Whether the best plan should replace the placement that works.
+    /// Whether the best plan should replace the working placement.
     fn worth_of(&self, best: Plan, serving: &Running, offers: &[NodeOffer], view: &View) -> Worth {
         let current = &serving.placement.stages;
         if best.stages == *current {
@@ -465,7 +466,7 @@ impl ModelPlacement {
         if forced {
             return Worth::Now(best);
         }
-        // The new stages must fit beside the old ones, which answer meanwhile.
+        // The new stages must fit beside the old ones, which serve meanwhile.
         let beside = self.beside(offers, view);
         let (Ok(best), Some(is)) = (plan(&self.needs, &beside, links), predict(&self.needs, offers, links, current))
         else {

@@ -1,4 +1,4 @@
-//! A node's whole part in placement: what it decides where it is the master, and which stages it holds.
+//! A node's whole part in placement: its decisions as the master, and the stages that it holds.
 
 use crate::Time;
 use std::ops::Range;
@@ -12,7 +12,7 @@ use super::stage_manager::{Effect, StageManager, StageOrder, StageReport};
 use super::{Placement, PlacementRefusal};
 use crate::pool::{StageAdvert, View};
 
-/// What happens.
+/// Input of the placer.
 #[derive(Clone, Debug)]
 pub enum Event {
     /// Something in the pool has changed.
@@ -21,56 +21,56 @@ pub enum Event {
     Stage(StageReport),
     /// The number of open sessions of a stage has changed.
     Sessions {
-        /// The model's digest.
+        /// Digest of the model.
         model: Digest,
-        /// The layers.
+        /// Layers of the stage.
         layers: Range<u32>,
-        /// Open sessions.
+        /// Number of open sessions.
         open: usize,
     },
-    /// The chain of a placement broke here, although this stage is intact.
+    /// The chain of a placement has failed, although this node's stage is intact.
     Broke {
-        /// The model's digest.
+        /// Digest of the model.
         model: Digest,
-        /// The layers.
+        /// Layers of the stage.
         layers: Range<u32>,
-        /// The epoch of the placement.
+        /// Epoch of the placement.
         epoch: u64,
     },
-    /// Some time has passed.
+    /// Time has passed.
     Tick,
 }
 
-/// What is to be done.
+/// What the driver does next.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Action {
-    /// Publish these placements in place of those published before.
+    /// Publish these placements, replacing the ones published before.
     PublishPlacements(Vec<Placement>),
-    /// Publish that these models cannot be placed, in place of those published before.
+    /// Publish that these models cannot be placed, replacing the refusals published before.
     PublishRefusals(Vec<PlacementRefusal>),
-    /// Publish these states of the stages of this node.
+    /// Publish these states of this node's stages.
     PublishStages(Vec<StageAdvert>),
     /// Fetch and load a stage.
     Load(StageOrder),
     /// Stop fetching or loading a stage.
     Cancel {
-        /// The model's digest.
+        /// Digest of the model.
         model: Digest,
-        /// The layers.
+        /// Layers of the stage.
         layers: Range<u32>,
     },
     /// Unload a stage that was ready.
     Unload {
-        /// The model's digest.
+        /// Digest of the model.
         model: Digest,
-        /// The layers.
+        /// Layers of the stage.
         layers: Range<u32>,
     },
-    /// Log this.
+    /// Log a decision.
     Note(Note),
 }
 
-/// The state machine.
+/// The state machine of a node's part in placement.
 #[derive(Debug)]
 pub struct Placer {
     view: Arc<View>,
@@ -79,12 +79,12 @@ pub struct Placer {
 }
 
 impl Placer {
-    /// The placer of a node that holds no stage yet.
+    /// The placer of a node without stages.
     pub fn new(view: Arc<View>) -> Placer {
         Placer { view, placement_master: PlacementMaster::default(), stage_manager: StageManager::default() }
     }
 
-    /// Takes in what happened; the actions are to be performed in order.
+    /// Processes an event; returns the actions in order.
     pub fn handle(&mut self, event: Event, now: Time) -> Vec<Action> {
         match event {
             Event::View(view) => self.view = view,

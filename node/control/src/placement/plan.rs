@@ -1,12 +1,14 @@
-//! Which nodes compute which layers of a model: the fastest chain that fits, predicted from what they say of themselves. Pure:
-//! the same nodes and links, in any order, give the same plan. When a running placement gives way to it is the placer's.
+//! Plans which nodes compute which layers of a model: the fastest chain that fits, predicted from the nodes' offers. Pure:
+//! the same nodes and links, in any order, give the same plan. The placer decides when a plan replaces a running placement.
 //!
-//! * What counts is **a single stream's decoding**, which people feel. Splitting cannot better it where the fastest node holds
-//!   the model alone, so that node gets it all. Where it does not, it gets as much as it holds, and others the rest.
-//! * Plans within [`SAME`] of the fastest are as good: of these, the one with the fewest stages, then one whose first stage
-//!   serves the model, then one to which the least has to travel, then the one whose slowest stage is the fastest.
-//! * **`--split`** asks for many streams at once instead: all nodes that make the slowest stage faster share the layers by
-//!   their speed. With no other node there, one computes alone rather than nobody.
+//! * The criterion is **the decoding speed of a single stream**, which people notice. Splitting cannot improve it if
+//!   the fastest node
+//!   holds the model alone, so that node gets it all. Otherwise it gets as much as it holds, and others the rest.
+//! * Plans within [`SAME`] of the fastest count as equal: of these, the one with the fewest stages wins, then one whose
+//!   first stage
+//!   serves the model, then the one with the fewest weights to send, then the one whose slowest stage is the fastest.
+//! * **`--split`** optimises for many streams instead: all nodes that make the slowest stage faster share the layers by
+//!   their speed. Without another node, one computes alone.
 //! * **Pinned layers** are obeyed, or the plan is refused with the node's name.
 
 use pangea_units::limits::MAX_LAYERS;
@@ -22,37 +24,37 @@ use super::no_plan::{self, NoPlan};
 use super::offer::{LinkSpeed, ModelNeeds, NodeOffer};
 use super::shares::Chain;
 
-/// Predictions that differ by less are the same: a short measurement knows no more.
+/// Predictions that differ by less than this factor count as equal: a short measurement is no more precise.
 const SAME: f64 = 1.1;
 
-/// Paces that differ by less are the same: shares are whole layers, and links are measured with noise.
+/// Paces that differ by less than this factor count as equal: shares are whole layers, and links are measured with noise.
 const SAME_PACE: f64 = 1.03;
 
-/// Nodes that are looked at, pinned and serving ones and then the fastest first.
+/// Maximum number of nodes considered: pinned and serving ones first, then the fastest.
 const MAX_NODES: usize = 64;
 
-/// Plans that are told of beside the one chosen.
+/// Number of alternatives reported beside the chosen plan.
 const ALTERNATIVES: usize = 8;
 
-/// What is best to do, and why.
+/// The best plan and its reason.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Plan {
-    /// Who computes what.
+    /// The stages.
     pub stages: Vec<PlacedStage>,
-    /// What is predicted.
+    /// Predicted speed.
     pub prediction: Prediction,
-    /// Why this one: a clause for people.
+    /// Reason, as a clause for people.
     pub reason: String,
-    /// The best of other kinds, the fastest first.
+    /// The best plans of other kinds, fastest first.
     pub alternatives: Vec<Alternative>,
 }
 
 /// A plan that was not chosen.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Alternative {
-    /// Who would compute what.
+    /// The stages.
     pub stages: Vec<PlacedStage>,
-    /// What is predicted.
+    /// Predicted speed.
     pub prediction: Prediction,
 }
 
@@ -64,10 +66,10 @@ struct Candidate {
     prediction: Prediction,
 }
 
-/// The best placement of a model on `nodes`; `links` says how two are connected.
+/// The best placement of a model on `nodes`; `links` returns the link between two nodes.
 ///
 /// # Errors
-/// [`NoPlan`] where it fits nowhere or cannot be as it is asked for: what is missing, in words.
+/// [`NoPlan`] if the model fits nowhere or the flags cannot be obeyed, with a sentence that says why.
 pub fn plan(
     needs: &ModelNeeds,
     nodes: &[NodeOffer],
@@ -98,7 +100,7 @@ pub fn plan(
     })
 }
 
-/// What is predicted of `stages` as they are; none where a node is not there any more, or not connected.
+/// Prediction of existing `stages`; `None` if a node is gone or not connected.
 pub fn predict(
     needs: &ModelNeeds,
     nodes: &[NodeOffer],
@@ -128,7 +130,7 @@ fn looked_at(needs: &ModelNeeds, nodes: &[NodeOffer]) -> Vec<NodeOffer> {
     nodes
 }
 
-/// The pin of each node that is there, checked.
+/// The checked pin of each node, if any.
 fn pins(costs: &Costs<'_>) -> Result<Vec<Option<Range<u32>>>, NoPlan> {
     let mut pins: Vec<Option<Range<u32>>> = vec![None; costs.len()];
     for (peer, range) in &costs.needs.pins {
@@ -163,19 +165,19 @@ impl Candidate {
             .collect()
     }
 
-    /// 0 where requests arrive at the first stage.
+    /// 0 if requests arrive at the first stage.
     fn away(&self, costs: &Costs<'_>) -> usize {
         let first = self.chain.first().map(|node| costs.nodes[*node].peer);
         usize::from(!first.is_some_and(|peer| costs.needs.served_by.contains(&peer)))
     }
 
-    /// Nodes to which weights have to travel.
+    /// Number of nodes to which weights must be sent.
     fn fetching(&self, costs: &Costs<'_>) -> usize {
         self.chain.iter().filter(|node| !costs.needs.files.contains(&costs.nodes[**node].peer)).count()
     }
 }
 
-/// The best for a single stream, its layers shared out more evenly where that costs it next to nothing.
+/// The best candidate for a single stream, with layers shared out more evenly if that costs almost nothing.
 fn fastest(costs: &Costs<'_>, pins: &[Option<Range<u32>>], candidates: Vec<&Candidate>) -> Option<Candidate> {
     let least_s = candidates.iter().map(|candidate| candidate.prediction.step_s).fold(f64::INFINITY, f64::min);
     let limit_s = least_s * SAME;
@@ -197,7 +199,7 @@ fn fastest(costs: &Costs<'_>, pins: &[Option<Range<u32>>], candidates: Vec<&Cand
     })
 }
 
-/// The best for many streams.
+/// The best candidate for many streams.
 fn steadiest(costs: &Costs<'_>, candidates: Vec<&Candidate>) -> Option<Candidate> {
     let least_s = candidates.iter().map(|candidate| candidate.prediction.pace_s).fold(f64::INFINITY, f64::min);
     let good = candidates.into_iter().filter(|candidate| candidate.prediction.pace_s <= least_s * SAME_PACE);
@@ -232,7 +234,7 @@ fn reason(costs: &Costs<'_>, pins: &[Option<Range<u32>>], best: &Candidate, cand
     }
 }
 
-/// The fastest alone on each node, and the fastest of every number of stages, but for what was chosen.
+/// The fastest single nodes, and the fastest chain of each number of stages, without the chosen one.
 fn alternatives(costs: &Costs<'_>, best: &Candidate, candidates: &[Candidate]) -> Vec<Alternative> {
     let mut kinds: BTreeMap<(usize, usize), &Candidate> = BTreeMap::new();
     for candidate in candidates.iter().filter(|candidate| candidate.chain != best.chain) {

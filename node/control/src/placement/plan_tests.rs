@@ -1,5 +1,5 @@
-//! Plans for any nodes, links, models and pins: what must hold of every one of them, and a few pools where the answer is
-//! plain.
+//! Properties of plans for arbitrary nodes, links, models and pins, and a few pools where the answer is
+//! obvious.
 
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -41,7 +41,7 @@ fn needs(layers: u32, layer_mib: u64) -> ModelNeeds {
     }
 }
 
-/// A node with so much memory that reads so many GB of weights per second.
+/// A node with this much memory that reads this many GB of weights per second.
 fn node(number: u8, memory_bytes: u64, gb_per_s: f64) -> NodeOffer {
     NodeOffer {
         peer: peer(number),
@@ -57,7 +57,7 @@ fn lan(from: &PeerId, to: &PeerId) -> Option<LinkSpeed> {
     Some(LinkSpeed { rtt: Duration::from_micros(300), bytes_per_s: 1e8 })
 }
 
-/// `lan` for pairs, nothing for a node with itself.
+/// `lan` between two nodes, `None` for a node with itself.
 fn linked(from: &PeerId, to: &PeerId) -> Option<LinkSpeed> {
     (from != to).then(|| lan(from, to)).flatten()
 }
@@ -77,7 +77,7 @@ fn the_fastest_node_that_holds_a_model_gets_it_alone() {
 }
 
 #[test]
-fn of_equals_the_one_that_serves_the_model_then_one_with_the_file_gets_it() {
+fn among_equal_nodes_the_serving_one_then_one_with_the_file_gets_the_model() {
     let nodes: Vec<NodeOffer> = (1..=5).map(|number| node(number, 8 * GIB, 20.0 + f64::from(number) / 10.0)).collect();
     for number in 1..=5 {
         let mut needs = needs(32, 100);
@@ -90,7 +90,7 @@ fn of_equals_the_one_that_serves_the_model_then_one_with_the_file_gets_it() {
 }
 
 #[test]
-fn a_model_that_fits_nowhere_alone_goes_mostly_to_the_fastest() {
+fn a_model_too_large_for_one_node_goes_mostly_to_the_fastest() {
     let nodes = [node(1, 2 * GIB, 10.0), node(2, 2 * GIB, 40.0), node(3, 2 * GIB, 11.0)];
     let plan = plan(&needs(30, 100), &nodes, linked).unwrap();
     let counts = counts(&plan);
@@ -115,7 +115,7 @@ fn a_forced_split_shares_by_speed_and_starts_where_requests_arrive() {
 }
 
 #[test]
-fn a_forced_split_leaves_out_a_node_behind_a_slow_link_and_goes_on_with_one_node() {
+fn a_forced_split_skips_a_node_behind_a_slow_link() {
     let mut needs = needs(40, 10);
     needs.split = true;
     let far = |from: &PeerId, to: &PeerId| {
@@ -131,10 +131,10 @@ fn a_forced_split_leaves_out_a_node_behind_a_slow_link_and_goes_on_with_one_node
 }
 
 #[test]
-fn what_is_in_the_way_is_said() {
+fn a_refusal_names_the_obstacle() {
     let why = |needs: &ModelNeeds, nodes: &[NodeOffer]| plan(needs, nodes, linked).unwrap_err().why;
     let small = [node(1, GIB, 10.0), node(2, GIB, 10.0)];
-    // 100 layers of 103 MiB with sessions, and room for 9 on each node.
+    // 100 layers of 103 MiB with sessions, and memory for 9 on each node.
     let missing = why(&needs(100, 100), &small);
     assert!(missing.contains("8.25 GiB are missing") && missing.contains("node2 1.00 GiB"), "{missing}");
     assert!(why(&needs(100, 100), &[]).contains("no node offers"));
@@ -252,7 +252,7 @@ prop_compose! {
     }
 }
 
-/// What every plan keeps.
+/// Checks the properties of every plan.
 fn holds(pool: &Pool, plan: &Plan) {
     let mut layer = 0;
     let mut seen = BTreeSet::new();
@@ -298,7 +298,7 @@ proptest! {
     }
 
     #[test]
-    fn the_order_in_which_nodes_are_listed_is_nothing(pool in pools(), turn in 0_usize..6) {
+    fn the_order_of_the_nodes_does_not_matter(pool in pools(), turn in 0_usize..6) {
         let plan = pool.plan();
         let mut nodes = pool.nodes.clone();
         nodes.rotate_left(turn % pool.nodes.len());
@@ -307,8 +307,8 @@ proptest! {
     }
 
     #[test]
-    fn a_plan_is_refused_only_where_no_chain_fits(pool in pools()) {
-        // Every order of every set, the layers as many as fit to each in turn.
+    fn a_plan_is_refused_only_if_no_chain_fits(pool in pools()) {
+        // Tries every order of every set; each node gets as many layers as fit.
         fn any(pool: &Pool, chain: &mut Vec<usize>, layer: u32) -> bool {
             let layers = pool.needs.size.layers;
             for at in (0..pool.nodes.len()).filter(|at| !chain.contains(at)).collect::<Vec<_>>() {

@@ -1,4 +1,4 @@
-//! The facts that plans are made from, read off a view of the pool: which node's advert counts for what. It plans nothing.
+//! The facts that plans are based on, read from a view of the pool: which node's advert counts for what. No planning here.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -22,7 +22,7 @@ pub fn models(view: &View) -> BTreeMap<Digest, ModelNeeds> {
     published.into_iter().filter_map(|(digest, published)| Some((digest, needs(digest, published)?))).collect()
 }
 
-/// What is known of a model, whoever serves it.
+/// The facts about a model, whichever node serves it.
 pub fn model(view: &View, digest: &Digest) -> Option<ModelNeeds> {
     let all = view.everyone().flat_map(|advert| advert.models.iter().map(move |model| (&**advert, model)));
     let published: Vec<_> = all.filter(|(_, model)| model.digest == *digest).collect();
@@ -58,7 +58,7 @@ fn needs(digest: Digest, mut published: Vec<(&Advert, &ModelAdvert)>) -> Option<
     })
 }
 
-/// Bytes that a placed stage takes on its node: its weights, and the memory its sessions have or need at least.
+/// Bytes that a placed stage takes on its node: its weights, and its sessions' memory (at least the minimum).
 pub(super) fn placed_bytes(view: &View, needs: &ModelNeeds, stage: &PlacedStage) -> u64 {
     let of = |published: &&StageAdvert| published.model == needs.digest && published.layers == stage.layers;
     let given = view
@@ -68,8 +68,8 @@ pub(super) fn placed_bytes(view: &View, needs: &ModelNeeds, stage: &PlacedStage)
     needs.weight_bytes(&stage.layers).saturating_add(needs.session_bytes(&stage.layers).max(given.unwrap_or(0)))
 }
 
-/// The offers of all nodes that compute for others and have measured their speed. Each offers the memory that models may take;
-/// the rest is for the node's own work.
+/// The offers of all nodes that compute for others and have measured their speed. Each offers the memory that models
+/// may take; the rest is for the node's own work.
 pub fn offers(view: &View) -> Vec<NodeOffer> {
     let offer = |advert: &Advert| {
         Some(NodeOffer {
@@ -83,14 +83,14 @@ pub fn offers(view: &View) -> Vec<NodeOffer> {
     view.everyone().filter(|advert| advert.works).filter_map(|advert| offer(advert)).collect()
 }
 
-/// The connection between two nodes.
+/// The link between two nodes.
 pub fn link(view: &View, from: &PeerId, to: &PeerId) -> Option<LinkSpeed> {
     let link = view.link(from, to)?;
     Some(LinkSpeed { rtt: link.rtt, bytes_per_s: link.bytes_per_s })
 }
 
-/// The placements of the current master; none while its advert is not known. Those of older terms and malformed ones are left
-/// out.
+/// The placements of the current master; `None` while its advert is unknown. Placements of older terms and malformed
+/// ones are skipped.
 pub fn placements(view: &View) -> Option<Vec<Placement>> {
     let term = view.term?;
     let master = view.advert(&term.master).filter(|advert| advert.term == Some(term))?;
@@ -98,7 +98,7 @@ pub fn placements(view: &View) -> Option<Vec<Placement>> {
     Some(master.placements.iter().filter(sound).cloned().collect())
 }
 
-/// Why the master cannot place a model, where it has published a refusal.
+/// Why the master cannot place a model, if it has published a refusal.
 pub fn refusal(view: &View, model: &Digest) -> Option<String> {
     let term = view.term?;
     let master = view.advert(&term.master).filter(|advert| advert.term == Some(term))?;
@@ -130,20 +130,20 @@ pub fn stage_state<'a>(view: &'a View, placement: &Placement, stage: usize) -> O
     Some(&of.state)
 }
 
-/// The nodes that advertise that the placement's chain broke although their own stage is intact.
+/// The nodes that advertise that the placement's chain failed although their own stage is intact.
 pub fn broken_at(view: &View, placement: &Placement) -> Vec<PeerId> {
     let says = |placed: &PlacedStage| {
         view.advert(&placed.peer).is_some_and(|advert| {
             let of = |stage: &&StageAdvert| stage.model == placement.model && stage.layers == placed.layers;
             let broken = advert.stages.iter().find(of).and_then(|stage| stage.broken);
-            // A break of a later placement implies one of this placement.
+            // A failure of a later placement implies one of this placement.
             broken.is_some_and(|broken| broken >= placement.epoch)
         })
     };
     placement.stages.iter().filter(|placed| says(placed)).map(|placed| placed.peer).collect()
 }
 
-/// Whether activations and tokens can travel along the stages and back to the first.
+/// Whether activations and tokens can be sent along the stages and back to the first.
 pub fn is_linked(view: &View, placement: &Placement) -> bool {
     let peers: Vec<&PeerId> = placement.stages.iter().map(|stage| &stage.peer).collect();
     let around = peers.iter().zip(peers.iter().cycle().skip(1));

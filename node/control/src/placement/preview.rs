@@ -1,4 +1,4 @@
-//! Where a model would be placed now and where it is, for people who ask. It reads a view and changes nothing.
+//! A model's planned and current placement, for people. It reads a view and changes nothing.
 
 use std::collections::BTreeMap;
 
@@ -11,42 +11,43 @@ use super::plan::{plan, predict};
 use super::{PlacedStage, pool_facts};
 use crate::pool::{View, full_name};
 
-/// What a master would decide about a model, and what the master has decided.
+/// A master's decision about a model, planned and current.
 #[derive(Clone, Debug)]
 pub struct Preview {
-    /// The model, and what it takes.
+    /// The model and its sizes.
     pub needs: ModelNeeds,
     /// Bytes of the whole model's weights.
     pub weight_bytes: u64,
-    /// Bytes of keys and values that the whole model needs at least.
+    /// Minimum bytes of keys and values of the whole model.
     pub session_bytes: u64,
-    /// The fastest chain; none where no plan fits.
+    /// The fastest chain; `None` if no plan fits.
     pub best: Option<ChainPreview>,
-    /// Why that chain, or why none.
+    /// Why that chain was chosen, or why there is none.
     pub reason: String,
-    /// Chains that come after it.
+    /// The next best chains.
     pub alternatives: Vec<ChainPreview>,
-    /// The chain that is in force.
+    /// The current chain.
     pub current: Option<ChainPreview>,
-    /// The epoch of the chain in force; 0 without one.
+    /// Epoch of the current chain; 0 without one.
     pub epoch: u64,
-    /// Whether every stage of the chain in force is ready.
+    /// Whether every stage of the current chain is ready.
     pub ready: bool,
 }
 
-/// A chain of stages and what it should give.
+/// A chain of stages and its prediction.
 #[derive(Clone, Debug)]
 pub struct ChainPreview {
     /// The stages, in the order in which activations travel, each with its node's name for people.
     pub stages: Vec<(PlacedStage, String)>,
-    /// What it should give, where that can be predicted.
+    /// The prediction, if one can be made.
     pub prediction: Option<Prediction>,
 }
 
-/// What a master would decide about `model`, and what the master has decided. An empty name means the only model.
+/// The planned and current placement of `model`. An empty name means the only model.
 ///
 /// # Errors
-/// `NotFound` for a model that no node of the pool serves; `InvalidInput` where the name is empty and there are several.
+/// `NotFound` for a model that no node of the pool serves; `InvalidInput` if the name is ambiguous or empty with
+/// several models.
 pub fn preview(view: &View, model: &str) -> Result<Preview> {
     let models = pool_facts::models(view);
     let needs = named(models.values().collect(), model)?;
@@ -72,7 +73,7 @@ pub fn preview(view: &View, model: &str) -> Result<Preview> {
         Err(no_plan) => (None, no_plan.why, Vec::new()),
     };
     let of_model = placements.iter().filter(|placement| placement.model == needs.digest);
-    // A chain that answers counts; one that forms beside it does only where nothing answers.
+    // A ready chain takes precedence over one that is forming.
     let current = of_model.max_by_key(|placement| (pool_facts::is_ready(view, placement), placement.epoch));
     let whole = 0..needs.size.layers;
     Ok(Preview {
@@ -177,14 +178,14 @@ mod tests {
     }
 
     #[test]
-    fn a_preview_leaves_other_models_the_memory_that_their_sessions_were_given() {
+    fn a_preview_respects_the_memory_of_other_models_sessions() {
         assert!(preview(&pool_of_one(64 << 20), "asked").unwrap().best.is_some());
-        // The sessions of the placed model have all the rest of the node's memory, as the master knows, too.
+        // The sessions of the placed model have all the rest of the node's memory, which the master considers as well.
         assert!(preview(&pool_of_one(900 << 20), "asked").unwrap().best.is_none());
     }
 
     #[test]
-    fn models_of_one_name_are_asked_for_by_their_full_names() {
+    fn models_with_one_name_are_requested_by_their_full_names() {
         let mut view = pool_of_one(64 << 20);
         let mut own = (*view.own).clone();
         own.models[1].name = "placed".to_owned();

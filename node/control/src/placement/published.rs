@@ -1,5 +1,5 @@
 //! The placements that masters published last. A new master takes over what it knows, and its advert reaches the nodes of a
-//! chain at different times: until then the placements of the master before count. It decides no placement.
+//! chain at different times: until then the previous master's placements count. No placement is decided here.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -10,18 +10,18 @@ use super::Placement;
 use crate::Time;
 use crate::session::ChainId;
 
-/// Time for which the placements of an earlier master count while the present master has published none of their model.
+/// Time for which an earlier master's placements count while the current master has published none of their model.
 const EARLIER_PLACEMENTS: Duration = Duration::from_secs(30);
 
 /// The placements of each model that a master published last.
 #[derive(Clone, Debug, Default)]
 pub struct PublishedPlacements {
-    /// With the time when they were seen last.
+    /// The placements of each model, with the time when they were last seen.
     models: BTreeMap<Digest, (Vec<Placement>, Time)>,
 }
 
 impl PublishedPlacements {
-    /// Takes in what the present master publishes.
+    /// Records the current master's published placements.
     pub fn observe(&mut self, published: &[Placement], now: Time) {
         for placement in published {
             self.models.insert(placement.model, (Vec::new(), now));
@@ -34,7 +34,7 @@ impl PublishedPlacements {
         self.models.retain(|_, (_, seen)| now.since(*seen) < EARLIER_PLACEMENTS);
     }
 
-    /// The placement that a chain was made by.
+    /// The placement that a chain belongs to.
     pub fn of(&self, chain: &ChainId) -> Option<Placement> {
         let (of, _) = self.models.get(&chain.model)?;
         of.iter().find(|placement| placement.epoch == chain.epoch).cloned()

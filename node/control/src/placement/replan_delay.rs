@@ -1,4 +1,4 @@
-//! How long a better plan must have been better before it replaces a placement that works. It compares no plans.
+//! Decides how long a better plan must have been better before it replaces a working placement. Plans are not compared here.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -7,16 +7,16 @@ use crate::Time;
 
 use libp2p_identity::PeerId;
 
-/// Time for which a plan must have been better before it replaces a working placement. Nodes that start come and go
-/// within this time.
+/// Time for which a plan must have been better before it replaces a working placement. Nodes that are starting appear
+/// and disappear within this time.
 const REPLAN_DELAY: Duration = Duration::from_secs(10);
 
-/// The same under `--split`, for a plan whose additional nodes all joined within `NEWCOMER_AGE` and are not flapping: every
-/// node is asked for there, and one more that joins restarts the time.
+/// The same under `--split`, for a plan whose additional nodes all joined within `NEWCOMER_AGE` and are not flapping: there
+/// every node is wanted, and each one that joins restarts the time.
 const SPLIT_REPLAN_DELAY: Duration = Duration::from_secs(3);
 
-/// Age up to which a node counts as a newcomer. An older node was left out for a reason; that a plan with it is better now
-/// may be noise of a measurement.
+/// Age up to which a node counts as a newcomer. An older node was left out for a reason; a better plan with it
+/// may be measurement noise.
 const NEWCOMER_AGE: Duration = Duration::from_secs(30);
 
 /// Losses within `FLAP_WINDOW` after which a node counts as flapping.
@@ -25,27 +25,27 @@ const FLAP_LOSSES: u32 = 2;
 /// Time for which the loss of a node is remembered.
 const FLAP_WINDOW: Duration = Duration::from_secs(600);
 
-/// A plan that is better than what works.
+/// A plan that is better than the working placement.
 #[derive(Debug)]
 struct BetterPlan {
     since: Time,
     /// The nodes that the plan uses and the working placement does not, each with its incarnation.
     newcomers: BTreeMap<PeerId, u64>,
-    /// Since when the newcomers are these.
+    /// Time since which the newcomers are the same.
     same_since: Time,
 }
 
-/// When a better plan of one model may replace what works.
+/// When a better plan of one model may replace a working placement.
 #[derive(Debug, Default)]
 pub(super) struct ReplanDelay {
     better: Option<BetterPlan>,
     losses: BTreeMap<PeerId, (u32, Time)>,
-    /// The nodes of the pool: incarnation, and since when.
+    /// The nodes of the pool: incarnation, and time since when.
     nodes: BTreeMap<PeerId, (u64, Time)>,
 }
 
 impl ReplanDelay {
-    /// Takes in which nodes the pool has, each with its incarnation.
+    /// Records the nodes of the pool, each with its incarnation.
     pub(super) fn observe_nodes(&mut self, nodes: impl Iterator<Item = (PeerId, u64)>, now: Time) {
         let before = std::mem::take(&mut self.nodes);
         let since =
@@ -53,19 +53,19 @@ impl ReplanDelay {
         self.nodes = nodes.map(|(peer, run)| (peer, (run, since(&peer, run).unwrap_or(now)))).collect();
     }
 
-    /// No plan is better than what works.
+    /// Records that no plan is better than the working placement.
     pub(super) fn clear(&mut self) {
         self.better = None;
     }
 
-    /// A node of a placement that worked is lost.
+    /// Records that a node of a working placement was lost.
     pub(super) fn node_lost(&mut self, peer: PeerId, now: Time) {
         self.losses.retain(|_, (_, last)| now.since(*last) < FLAP_WINDOW);
         let (times, last) = self.losses.entry(peer).or_insert((0, now));
         (*times, *last) = (*times + 1, now);
     }
 
-    /// A plan with these additional nodes is better: whether it has been for long enough.
+    /// Records that a plan with these additional nodes is better; returns whether it has been for long enough.
     pub(super) fn has_elapsed(&mut self, newcomers: BTreeMap<PeerId, u64>, split: bool, now: Time) -> bool {
         let is_flapping = |peer: &PeerId| {
             let lost = self.losses.get(peer).filter(|(_, last)| now.since(*last) < FLAP_WINDOW);
@@ -93,7 +93,7 @@ mod tests {
     }
 
     #[test]
-    fn a_split_waits_while_nodes_join_but_not_for_ever() {
+    fn a_split_waits_while_nodes_join_for_a_limited_time() {
         let began = Time::from_secs(1000);
         let at = |seconds| began + Duration::from_secs(seconds);
         let mut replan_delay = ReplanDelay::default();
@@ -128,7 +128,7 @@ mod tests {
             }
             assert!(replan_delay.has_elapsed(nodes(&[1]), split, at(10)));
         }
-        // The losses are forgotten by now. A node that was there all the time is no newcomer; one that returns is.
+        // The losses have expired. A node that was present all the time is no newcomer; one that returns is.
         replan_delay.clear();
         assert!(!replan_delay.has_elapsed(nodes(&[1]), true, at(1000)));
         assert!(!replan_delay.has_elapsed(nodes(&[1]), true, at(1003)));

@@ -1,5 +1,5 @@
-//! The health of one placement in force, as its nodes advertise it: forming, ready, disconnected or broken. It makes no
-//! placement.
+//! The health of one current placement, as its nodes advertise it: forming, ready, disconnected or broken. No placement is
+//! made here.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -21,17 +21,17 @@ const FETCH_TIMEOUT: Duration = Duration::from_secs(60);
 /// Time after which loading a stage counts as failed. Packing the largest stage takes less.
 const LOAD_TIMEOUT: Duration = Duration::from_secs(600);
 
-/// A placement in force.
+/// A current placement.
 #[derive(Clone, Debug)]
 pub(super) struct Running {
     pub(super) placement: Placement,
-    /// When this node decided it or heard of it.
+    /// When this node decided it or learned of it.
     pub(super) made: Time,
     /// The incarnation of each stage's node.
     incarnations: Vec<u64>,
     /// The last advertised state of each stage, and since when.
     progress: Vec<(Option<StageState>, Time)>,
-    /// Since when the chain is broken although every node is there.
+    /// Time since which the chain has failed although every node is present.
     disconnected_since: Option<Time>,
 }
 
@@ -39,14 +39,14 @@ pub(super) struct Running {
 pub(super) enum Health {
     Ready,
     Forming,
-    /// The placement cannot serve any more.
+    /// The placement can no longer serve.
     Broken {
-        /// Nodes that caused it.
+        /// Nodes that caused the failure.
         suspects: Vec<PeerId>,
         /// Nodes that are gone or have restarted.
         gone: Vec<PeerId>,
     },
-    /// Every node is there and its stage ready, yet the chain broke. Which node or connection caused it is unknown.
+    /// Every node is present and its stage ready, but the chain failed. Which node or connection caused it is unknown.
     Disconnected {
         since: Time,
         by: Vec<PeerId>,
@@ -72,7 +72,7 @@ impl Running {
         new.filter_map(|peer| Some((peer, view.advert(&peer)?.incarnation))).collect()
     }
 
-    /// The health now. `answering`: all stages have been ready before.
+    /// Current health. `answering`: all stages have been ready before.
     pub(super) fn health(&mut self, view: &View, now: Time, answering: bool) -> Health {
         let (mut suspects, mut gone) = (Vec::new(), Vec::new());
         let mut broken = !pool_facts::is_linked(view, &self.placement);

@@ -1,38 +1,39 @@
-//! How many layers each node of a chain gets: the most to the fastest, or such that the slowest stage is as fast as can be,
-//! or between the two. Memory is never exceeded and everyone has at least one layer. Which chain is better is not decided here.
+//! How many layers each node of a chain gets: as many as possible on the fastest, or such that the slowest stage is as
+//! fast as possible, or between the two. Memory is never exceeded and every node gets at least one layer. Chains are
+//! not compared here.
 
 use std::ops::Range;
 
 use super::cost::Costs;
 
-/// Halvings of the range in which a ceiling is looked for: the rest is below what a prediction can tell.
+/// Bisection steps in the search for a ceiling: finer steps are below the precision of a prediction.
 const HALVINGS: usize = 12;
 
 /// Rounding of times that ought to be equal.
 const ROUNDING: f64 = 1e-9;
 
-/// The part of the head's time that counts where layers are shared out evenly. A token takes the whole head, a prompt one row
-/// of it: with all of it the stages would be even for tokens and uneven for prompts, whose wait people feel more.
+/// Share of the head's time that counts when layers are shared out evenly. A token needs the whole head, a prompt one row
+/// of it: with all of it the stages would be even for tokens and uneven for prompts, whose delay people notice more.
 const HEAD_PART: f64 = 0.1;
 
-/// A chain with its pins resolved: runs of nodes whose layers are theirs to share out.
+/// A chain with resolved pins: runs of nodes that share their layers freely.
 pub(super) struct Chain<'a> {
     costs: &'a Costs<'a>,
     nodes: &'a [usize],
     runs: Vec<Run>,
-    /// The most layers of each node.
+    /// Maximum layers of each node.
     capacity: Vec<u32>,
 }
 
-/// Neighbours that share a contiguous range.
+/// Neighbouring nodes that share a contiguous range of layers.
 struct Run {
-    /// Places in the chain.
+    /// Indices in the chain.
     places: Range<usize>,
     layers: u32,
 }
 
 impl<'a> Chain<'a> {
-    /// The chain of these nodes; none where the layers do not fit between or into them. `pins`: by node, where it has one.
+    /// The chain of these nodes; `None` if the layers do not fit. `pins`: by node, if any.
     pub(super) fn new(costs: &'a Costs<'a>, nodes: &'a [usize], pins: &[Option<Range<u32>>]) -> Option<Chain<'a>> {
         let end = nodes.len();
         let capacity: Vec<u32> = (0..end).map(|at| costs.capacity(nodes[at], at == 0, at + 1 == end)).collect();
@@ -61,25 +62,25 @@ impl<'a> Chain<'a> {
         f64::from(count) * self.costs.layer_s(node) + self.costs.head_s(node, at + 1 == self.nodes.len())
     }
 
-    /// What a stage takes where layers are shared out evenly, in seconds.
+    /// Time of a stage in an even sharing, in seconds.
     fn share_s(&self, at: usize, count: u32) -> f64 {
         let node = self.nodes[at];
         f64::from(count) * self.costs.even_layer_s(node)
             + HEAD_PART * self.costs.head_s(node, at + 1 == self.nodes.len())
     }
 
-    /// The slowest stage, in seconds.
+    /// Time of the slowest stage, in seconds.
     fn slowest_s(&self, counts: &[u32]) -> f64 {
         counts.iter().enumerate().map(|(at, count)| self.stage_s(at, *count)).fold(0.0, f64::max)
     }
 
-    /// All stages together, in seconds.
+    /// Time of all stages together, in seconds.
     fn sum_s(&self, counts: &[u32]) -> f64 {
         counts.iter().enumerate().map(|(at, count)| self.stage_s(at, *count)).sum()
     }
 
-    /// The counts that make all stages about as fast, prompts and tokens considered: layer by layer to whoever is done with one
-    /// more the soonest.
+    /// The counts that make all stages about equally fast for prompts and tokens: each layer goes to the node that finishes
+    /// soonest with one more.
     pub(super) fn even(&self) -> Vec<u32> {
         let mut counts = vec![1; self.nodes.len()];
         for run in &self.runs {
@@ -97,8 +98,8 @@ impl<'a> Chain<'a> {
         counts
     }
 
-    /// The counts whose times add up to the least while no stage takes longer than `ceiling_s`: as much as fits to the
-    /// fastest, then the next. None where not all layers fit so.
+    /// The counts with the smallest sum of times such that no stage takes longer than `ceiling_s`: as many as fit on the
+    /// fastest node, then the next. `None` if not all layers fit.
     fn fastest_below(&self, ceiling_s: f64) -> Option<Vec<u32>> {
         let mut counts = vec![1; self.nodes.len()];
         for run in &self.runs {
@@ -122,12 +123,12 @@ impl<'a> Chain<'a> {
         Some(counts)
     }
 
-    /// The counts whose times add up to the least.
+    /// The counts with the smallest sum of times.
     pub(super) fn fastest(&self) -> Vec<u32> {
         self.fastest_below(f64::INFINITY).unwrap_or_else(|| self.even())
     }
 
-    /// Of the counts that together take at most `limit_s`, those whose slowest stage is about the fastest.
+    /// Among the counts whose times sum to at most `limit_s`, those whose slowest stage is about the fastest.
     pub(super) fn even_within(&self, limit_s: f64) -> Vec<u32> {
         let even = self.even();
         if self.sum_s(&even) <= limit_s {

@@ -1,8 +1,8 @@
-//! The stages that this node holds: which to fetch and load, which to keep for running sessions, which to unload, as the
-//! master of the highest term decided. It loads nothing itself.
+//! The stages of this node: which to fetch and load, which to keep for running sessions, which to unload, as the
+//! master of the highest term decided. Nothing is loaded here.
 //!
-//! A stage is one range of layers of a model. A newer placement that gives this node the same range changes the stage's epoch
-//! and nothing else. A stage that no placement names any more is kept until its last session has ended.
+//! A stage is one range of layers of a model. A newer placement that gives this node the same range changes the stage's
+//! epoch and nothing else. A stage that no placement names any more is kept until its last session has ended.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -31,39 +31,39 @@ const YIELD_AFTER: Duration = Duration::from_secs(5);
 /// Least time between two adverts that differ only in bytes fetched.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(250);
 
-/// A stage to be fetched and loaded.
+/// A stage to fetch and load.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StageOrder {
-    /// The model's digest.
+    /// Digest of the model.
     pub model: Digest,
-    /// Its name.
+    /// Name of the model.
     pub name: String,
-    /// The layers. Layer 0 comes with the embedding, the last layer with the head.
+    /// Layers of the stage. Layer 0 comes with the embedding, the last layer with the head.
     pub layers: Range<u32>,
-    /// Whether the head comes with them.
+    /// Whether the head belongs to the stage.
     pub last: bool,
-    /// The placement for which it is ordered.
+    /// Epoch of the placement.
     pub epoch: u64,
     /// Memory for its sessions, in bytes.
     pub session_bytes: u64,
-    /// Nodes that have pieces of the file, those with the whole file first.
+    /// Nodes with pieces of the file, those with the whole file first.
     pub providers: Vec<PeerId>,
 }
 
-/// The state of a stage that was ordered: while it is loaded, and when it ends later.
+/// The state of an ordered stage: while it is loaded, and when it ends later.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StageReport {
-    /// The model's digest.
+    /// Digest of the model.
     pub model: Digest,
-    /// The layers.
+    /// Layers of the stage.
     pub layers: Range<u32>,
-    /// The epoch of the order.
+    /// Epoch of the order.
     pub epoch: u64,
-    /// The state.
+    /// State of the stage.
     pub state: StageState,
 }
 
-/// What the placer has to do for the stages of this node.
+/// What the placer does for this node's stages.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Effect {
     Publish(Vec<StageAdvert>),
@@ -72,7 +72,7 @@ pub(super) enum Effect {
     Unload(Digest, Range<u32>),
 }
 
-/// Model, first layer, end.
+/// Digest of the model, first layer, end.
 type Key = (Digest, u32, u32);
 
 #[derive(Debug)]
@@ -85,7 +85,7 @@ struct Stage {
     weight_bytes: u64,
     session_bytes: u64,
     sessions: usize,
-    /// The epoch of the newest placement whose chain broke here.
+    /// The epoch of the newest placement whose chain failed on this node.
     broken: Option<u64>,
     unwanted_since: Option<Time>,
 }
@@ -99,7 +99,7 @@ impl Stage {
     }
 }
 
-/// A stage that a placement gives this node.
+/// A stage that a placement assigns to this node.
 struct Wanted {
     epoch: u64,
     last: bool,
@@ -108,14 +108,14 @@ struct Wanted {
 #[derive(Debug, Default)]
 pub(super) struct StageManager {
     stages: BTreeMap<Key, Stage>,
-    /// Stages that wait for memory, and since when.
+    /// Stages that wait for memory, with the time since when.
     waiting: BTreeMap<Key, Time>,
     published: Vec<StageAdvert>,
     published_at: Option<Time>,
 }
 
 impl StageManager {
-    /// Takes in the state of a stage.
+    /// Records the state of a stage.
     pub(super) fn report(&mut self, report: StageReport) {
         let key = (report.model, report.layers.start, report.layers.end);
         if let Some(stage) = self.stages.get_mut(&key).filter(|stage| stage.ordered == report.epoch) {
@@ -123,21 +123,21 @@ impl StageManager {
         }
     }
 
-    /// Takes in how many sessions a stage has.
+    /// Records the number of sessions of a stage.
     pub(super) fn sessions(&mut self, model: Digest, layers: &Range<u32>, open: usize) {
         if let Some(stage) = self.stages.get_mut(&(model, layers.start, layers.end)) {
             stage.sessions = open;
         }
     }
 
-    /// Takes in that the chain of a placement broke although this stage is intact.
+    /// Records that the chain of a placement failed although this node's stage is intact.
     pub(super) fn broke(&mut self, model: Digest, layers: &Range<u32>, epoch: u64) {
         if let Some(stage) = self.stages.get_mut(&(model, layers.start, layers.end)) {
             stage.broken = stage.broken.max(Some(epoch));
         }
     }
 
-    /// What to do now. `placements`: those of the current master; none while its advert is not known.
+    /// What to do now. `placements`: those of the current master; `None` while its advert is unknown.
     pub(super) fn effects(&mut self, view: &View, placements: Option<Vec<Placement>>, now: Time) -> Vec<Effect> {
         let mut effects = Vec::new();
         if let Some(placements) = placements.filter(|_| view.own.works) {
@@ -168,7 +168,7 @@ impl StageManager {
         }
     }
 
-    /// Unloads stages that no placement names any more and no session uses.
+    /// Unloads stages that no placement names any more and that no session uses.
     fn unload_unwanted(&mut self, placements: &[Placement], now: Time, effects: &mut Vec<Effect>) {
         let needed = self.waiting.values().min().copied();
         self.stages.retain(|(model, start, end), stage| {
@@ -253,7 +253,7 @@ impl StageManager {
         }
     }
 
-    /// Publishes the states of the stages where they have changed.
+    /// Publishes the states of the stages if they have changed.
     fn publish(&mut self, now: Time, effects: &mut Vec<Effect>) {
         let stages: Vec<StageAdvert> = self
             .stages
@@ -276,12 +276,12 @@ impl StageManager {
     }
 }
 
-/// Bytes that a stage takes at least.
+/// Minimum bytes of a stage.
 fn least_bytes(view: &View, key: &Key) -> u64 {
     pool_facts::model(view, &key.0).map_or(0, |needs| needs.stage_bytes(&(key.1..key.2)))
 }
 
-/// Whether only the bytes fetched have changed.
+/// Whether only the fetched bytes have changed.
 fn only_progress(before: &[StageAdvert], now: &[StageAdvert]) -> bool {
     let fetching = |state: &StageState| matches!(state, StageState::Fetching { .. });
     before.len() == now.len()
@@ -306,7 +306,7 @@ fn wanted(placements: &[Placement], local: PeerId) -> BTreeMap<Key, Wanted> {
     wanted
 }
 
-/// The nodes that have pieces of the file, those with the whole file first.
+/// Nodes with pieces of the file, those with the whole file first.
 fn providers(view: &View, needs: &ModelNeeds) -> Vec<PeerId> {
     let mut providers: Vec<(bool, PeerId)> = view
         .everyone()

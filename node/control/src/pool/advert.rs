@@ -44,23 +44,23 @@ pub struct Advert {
     pub numerics: u32,
     /// The addresses on which it listens.
     pub addresses: Vec<Multiaddr>,
-    /// The device that it computes with, for people.
+    /// The compute device, for people.
     pub device: String,
     /// Compute threads.
     pub threads: u16,
-    /// Memory that it offers, in bytes.
+    /// Memory offered, in bytes.
     pub memory_bytes: u64,
     /// Measured speed of f32 products, in FLOP/s.
     pub f32_flops_per_s: f64,
-    /// Measured speed of layers; none until it was measured.
+    /// Measured speed of layers; `None` until it was measured.
     pub speed: Option<LayerSpeed>,
-    /// Its connections.
+    /// Connections of the node.
     pub links: Vec<LinkAdvert>,
     /// Models that it serves or has pieces of.
     pub models: Vec<ModelAdvert>,
-    /// Its stages.
+    /// Stages of the node.
     pub stages: Vec<StageAdvert>,
-    /// As the master: the placements in force.
+    /// As the master: the current placements.
     pub placements: Vec<Placement>,
     /// As the master: the models that cannot be placed.
     pub refusals: Vec<PlacementRefusal>,
@@ -124,7 +124,7 @@ pub struct LinkAdvert {
 pub struct ModelAdvert {
     /// The model's digest.
     pub digest: Digest,
-    /// The name that requests give.
+    /// Name of the model in requests.
     pub name: String,
     /// Whether the node serves it (`--model`).
     pub served: bool,

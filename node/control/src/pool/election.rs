@@ -26,10 +26,10 @@ const GRACE_SILENT: Duration = Duration::from_millis(250);
 /// Time that each higher ranked node has to make its claim.
 const CLAIM_WAIT: Duration = Duration::from_millis(750);
 
-/// Higher ranked nodes that are waited for, so that there is a master within 5 s whatever the others do.
+/// Maximum number of higher ranked nodes to wait for, so that there is a master within 5 s whatever they do.
 const MAX_CLAIM_WAITS: u32 = 2;
 
-/// Difference up to which two uptimes count as equal: they are measured and take time to travel.
+/// Difference up to which two uptimes count as equal: they are measured, and adverts take time to arrive.
 const SAME_UPTIME: Duration = Duration::from_secs(2);
 
 /// Largest plausible lead of a counter over all known ones. Adverts with a higher counter are ignored, so that no node can
@@ -64,7 +64,7 @@ impl Candidate {
     }
 }
 
-/// What happened.
+/// Input of the election.
 #[derive(Clone, Copy, Debug)]
 pub enum Event {
     /// A node of the pool published a newer advert.
@@ -121,37 +121,37 @@ impl Rank {
     }
 }
 
-/// The election as one node sees it. Moments count from the node's start.
+/// The election as one node sees it. Times count from the node's start.
 #[derive(Debug)]
 pub struct Election {
     local: PeerId,
     works: bool,
     force_master: bool,
     others: BTreeMap<PeerId, Other>,
-    /// The term that this node lives under.
+    /// The term that this node follows.
     term: Option<Term>,
     /// The highest term that this node has ever followed.
     floor: Option<Term>,
     counter: u64,
-    /// Without a master: from when on this node may claim mastership.
+    /// Without a master: the earliest time at which this node may claim mastership.
     open: Time,
-    /// Rivals over which this node has claimed a higher counter. It yields to a rival that comes back, so that two nodes that
-    /// disagree on their ranks do not outbid each other for ever.
+    /// Rivals over which this node has claimed a higher counter. It yields to a rival that comes back, so that two
+    /// nodes that disagree about their ranks do not outbid each other forever.
     outbid: BTreeSet<PeerId>,
 }
 
 impl Election {
-    /// A node that starts now. `remembered`: the term that it followed in an earlier run. A node that does not compute for
-    /// others never becomes the master.
-    pub fn new(local: PeerId, works: bool, force_master: bool, remembered: Option<Term>) -> Election {
+    /// The election of a node that starts. `stored`: the term that it followed in an earlier run. A node that does not
+    /// compute for others never becomes the master.
+    pub fn new(local: PeerId, works: bool, force_master: bool, stored: Option<Term>) -> Election {
         Election {
             local,
             works,
             force_master,
             others: BTreeMap::new(),
             term: None,
-            floor: remembered,
-            counter: remembered.map_or(0, |term| term.counter),
+            floor: stored,
+            counter: stored.map_or(0, |term| term.counter),
             open: Time::ZERO + LISTEN,
             outbid: BTreeSet::new(),
         }
@@ -167,7 +167,7 @@ impl Election {
         self.counter
     }
 
-    /// Takes in `event`; the new term where it changes.
+    /// Processes an event; returns the new term if it changes.
     pub fn handle(&mut self, event: Event, now: Time) -> Option<Changed> {
         let mut grace = GRACE_SILENT;
         match event {
@@ -196,7 +196,7 @@ impl Election {
         (self.term != before).then_some(Changed(self.term))
     }
 
-    /// Ends a term whose master is gone or does not claim it any more.
+    /// Ends a term whose master is gone or no longer claims it.
     fn drop_vacated(&mut self, grace: Duration, now: Time) {
         let Some(term) = self.term.filter(|term| term.master != self.local) else { return };
         let claim = self.others.get(&term.master).and_then(|other| other.claim(term.master));
@@ -251,7 +251,7 @@ impl Election {
             .filter(|(_, other)| other.candidate.works && other.uptime(now) >= LISTEN)
             .filter(|(peer, other)| rank_of(**peer, other, now).outranks(&own))
             .count();
-        // A master whose term is lower than what this node has followed learns of that and claims a higher one.
+        // A master whose term is lower than one that this node has followed learns of that and claims a higher one.
         let waits = u32::try_from(better).unwrap_or(u32::MAX).saturating_add(u32::from(claim.is_some()) * 2);
         if now >= self.open + CLAIM_WAIT * waits.min(MAX_CLAIM_WAITS) {
             self.claim();
@@ -288,7 +288,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_node_that_names_an_impossible_term_is_not_heard() {
+    fn an_advert_with_an_implausible_term_is_ignored() {
         let (local, liar) = (crate::test_peers::fresh_peer(), crate::test_peers::fresh_peer());
         let mut election = Election::new(local, true, false, None);
         let term = Term { counter: u64::MAX - 1, master: liar };
@@ -302,12 +302,12 @@ mod tests {
     }
 
     #[test]
-    fn of_two_masters_who_each_take_themselves_for_the_better_one_gives_in() {
+    fn one_of_two_masters_that_both_rank_themselves_higher_gives_in() {
         let (local, rival) = (crate::test_peers::fresh_peer(), crate::test_peers::fresh_peer());
         let mut election = Election::new(local, true, false, None);
         let now = Time::from_secs(60);
         election.handle(Event::Tick, now);
-        // The rival claims to have started a second ago, whenever it is heard.
+        // The rival always claims to have started a second ago.
         let claims = |counter| Candidate {
             works: true,
             force_master: false,

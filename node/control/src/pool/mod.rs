@@ -1,7 +1,7 @@
-//! The nodes of a pool, seen from one of them: who is there, how they are connected, who is the master.
+//! The nodes of a pool, seen from one of them: which are present, how they are connected, which is the master.
 //!
-//! * [`advert`]: what a node says of itself; [`placed`]: in it, what a master has decided of models.
-//! * [`roster`]: which nodes are there; [`election`]: which of them is the master; [`term_keeper`]: when its term is
+//! * [`advert`]: a node's report of itself; [`placed`]: the master's decisions about models in it.
+//! * [`roster`]: which nodes are present; [`election`]: which of them is the master; [`term_keeper`]: when its term is
 //!   announced.
 //! * [`view`]: the pool at one moment, as the rest of the node reads it.
 //!
@@ -19,7 +19,7 @@ pub use advert::{Advert, LayerSpeed, LinkAdvert, ModelAdvert, ModelSize, StageAd
 pub use model_name::full_name;
 pub use view::View;
 
-/// What an ordinary new node says of itself.
+/// The advert of an ordinary new node.
 #[cfg(test)]
 pub(crate) fn advert_of(peer: libp2p_identity::PeerId) -> Advert {
     Advert { incarnation: 1_700_000_000_000, sequence: 1, memory_bytes: 8 << 30, ..Advert::new(peer) }

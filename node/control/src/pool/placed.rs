@@ -12,7 +12,7 @@ use super::advert::Term;
 pub struct Placement {
     /// The model's digest.
     pub model: Digest,
-    /// The name that requests give.
+    /// Name of the model in requests.
     pub name: String,
     /// Version of this model's placement; every new one has a higher epoch.
     pub epoch: u64,
@@ -31,11 +31,11 @@ pub struct PlacementRefusal {
     pub why: String,
 }
 
-/// A node's range of layers.
+/// A node's layers in a placement.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PlacedStage {
     /// The node.
     pub peer: PeerId,
-    /// Its layers, from 0, the end exclusive. The first stage has the embedding, the last the head.
+    /// Layers `[first, end)`, counted from 0. The first stage has the embedding, the last one the head.
     pub layers: Range<u32>,
 }

@@ -1,8 +1,8 @@
-//! Which nodes are in the pool, from gossiped adverts and from connections: it decides whether an advert is newer than what
-//! is known, and when a node counts as gone.
+//! Decides which nodes are in the pool, from gossiped adverts and connections: whether an advert is newer than the
+//! known one, and when a node counts as gone.
 //!
-//! A node is in the pool while it is connected, or while newer adverts of it arrive through others. A node whose connection
-//! broke is gone until it publishes a newer advert: relayed copies of earlier adverts do not bring it back.
+//! A node is in the pool while it is connected, or while newer adverts of it arrive through other nodes. A node whose
+//! connection ended is gone until it publishes a newer advert: relayed copies of earlier adverts do not bring it back.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -16,23 +16,23 @@ use crate::Time;
 /// Silence after which a node that is not connected counts as gone: the time of several adverts.
 pub const SILENT: Duration = Duration::from_millis(4000);
 
-/// Time for which adverts published before a connection broke may still arrive: they are relayed within milliseconds.
+/// Time for which adverts published before a connection ended may still arrive: they are relayed within milliseconds.
 const HOLD: Duration = Duration::from_millis(300);
 
-/// Nodes of a pool that are known at most, far more than a node connects to. Adverts of further nodes are ignored.
+/// Maximum known nodes of a pool, far more than a node connects to. Adverts of further nodes are ignored.
 const MAX_NODES: usize = 1024;
 
-/// Nodes that are gone and remembered at most, so that their earlier adverts are recognised.
+/// Maximum remembered nodes that are gone, so that their earlier adverts are recognised.
 const MAX_GONE: usize = 4096;
 
-/// How an advert compares with what is known.
+/// How an advert compares with the known ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Heard {
     /// The first advert of a node that was not in the pool.
     Joined,
     /// Newer than the last known advert of its node.
     Newer,
-    /// A copy, or older than what is known. It is not relayed.
+    /// A copy, or older than the known one. It is not relayed.
     Old,
 }
 
@@ -60,12 +60,12 @@ pub struct Roster {
     members: BTreeMap<PeerId, Member>,
     connected: BTreeSet<PeerId>,
     gone: BTreeMap<PeerId, Gone>,
-    /// Quarantined nodes: never members, whatever they or others say.
+    /// Quarantined nodes: never members, whatever they or others advertise.
     excluded: BTreeSet<PeerId>,
 }
 
 impl Roster {
-    /// The roster of node `local`, which itself is never listed.
+    /// The roster of node `local`, which is never listed itself.
     pub fn new(local: PeerId) -> Roster {
         Roster {
             local,
@@ -76,7 +76,7 @@ impl Roster {
         }
     }
 
-    /// Takes in an advert.
+    /// Processes an advert.
     pub fn heard(&mut self, advert: Advert, now: Time) -> Heard {
         let (peer, edition) = (advert.peer, (advert.incarnation, advert.sequence));
         if peer == self.local || self.excluded.contains(&peer) {
@@ -107,18 +107,19 @@ impl Roster {
         Heard::Joined
     }
 
-    /// Takes in that a connection to `peer` is established.
+    /// Records a connection to `peer`.
     pub fn connected(&mut self, peer: PeerId) {
         self.connected.insert(peer);
     }
 
-    /// Takes in that the last connection to `peer` is gone. Whether the peer was in the pool until now.
+    /// Records that the last connection to `peer` ended; returns whether the peer was in the pool until now.
     pub fn disconnected(&mut self, peer: PeerId, now: Time) -> bool {
         self.connected.remove(&peer);
         self.lose(peer, now)
     }
 
-    /// From now on `peer` is not a node of this pool: its adverts are not heard nor passed on. Whether it was one until now.
+    /// Excludes `peer` from the pool: its adverts are neither processed nor relayed. Returns whether it was in the pool
+    /// until now.
     pub fn exclude(&mut self, peer: PeerId, now: Time) -> bool {
         self.excluded.insert(peer);
         self.lose(peer, now)
@@ -198,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn copies_and_old_adverts_are_no_news() {
+    fn copies_and_older_adverts_are_ignored() {
         let mut case = Case::new();
         assert_eq!(case.hear(5, 1, 0), Heard::Joined);
         assert_eq!(case.hear(5, 2, 0), Heard::Newer);
@@ -211,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_under_way_when_a_node_died_does_not_bring_it_back() {
+    fn adverts_in_flight_when_a_node_died_do_not_bring_it_back() {
         let mut case = Case::new();
         case.roster.connected(case.peer);
         case.hear(5, 7, 0);
@@ -220,7 +221,7 @@ mod tests {
         assert_eq!(case.hear(5, 7, 1001), Heard::Old, "a copy");
         assert_eq!(case.hear(5, 8, 1200), Heard::Old, "sent before it died, relayed late");
         assert_eq!(case.hear(5, 8, 9000), Heard::Old, "the same, much later");
-        assert_eq!(case.hear(5, 9, 9000), Heard::Joined, "it speaks: only the connection had broken");
+        assert_eq!(case.hear(5, 9, 9000), Heard::Joined, "a newer advert: only the connection had failed");
     }
 
     #[test]
@@ -235,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn a_node_heard_through_others_is_gone_when_it_falls_silent() {
+    fn a_relayed_node_is_gone_when_it_falls_silent() {
         let mut case = Case::new();
         case.hear(5, 1, 0);
         assert!(case.roster.silent(ms(3999)).is_empty());
@@ -243,11 +244,11 @@ mod tests {
         assert!(case.roster.silent(ms(5000)).is_empty(), "once");
         case.roster.connected(case.peer);
         assert_eq!(case.hear(5, 2, 5000), Heard::Joined);
-        assert!(case.roster.silent(ms(60_000)).is_empty(), "of a connected one, the network says when it is dead");
+        assert!(case.roster.silent(ms(60_000)).is_empty(), "the network decides when a connected node is dead");
     }
 
     #[test]
-    fn a_quarantined_node_is_gone_and_whatever_it_claims_is_not_followed() {
+    fn a_quarantined_node_is_gone_and_its_adverts_are_ignored() {
         let mut case = Case::new();
         let mut election = Election::new(case.roster.local, true, false, None);
         let term = Term { counter: 3, master: case.peer };
@@ -272,11 +273,11 @@ mod tests {
         assert!(!case.roster.contains(&case.peer));
         let own = Term { counter: 4, master: case.roster.local };
         assert_eq!(election.handle(Event::Tick, ms(10_000)), Some(Changed(Some(own))));
-        assert!(!case.roster.exclude(case.peer, ms(60_001)), "it was no member any more");
+        assert!(!case.roster.exclude(case.peer, ms(60_001)), "it was no longer a member");
     }
 
     #[test]
-    fn strangers_without_end_are_not_followed() {
+    fn the_number_of_known_nodes_is_limited() {
         let mut case = Case::new();
         for _ in 0..MAX_NODES + 10 {
             case.peer = crate::test_peers::fresh_peer();

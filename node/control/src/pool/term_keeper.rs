@@ -106,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn a_term_is_told_once_the_disk_has_it() {
+    fn a_term_is_announced_once_it_is_on_disk() {
         let mut keeper = TermKeeper::default();
         assert_eq!(keeper.decided(Some(term(1))), [Action::Store(term(1))]);
         assert_eq!((keeper.announced(), keeper.tick(NOW)), (None, vec![]));
@@ -116,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn a_term_that_the_disk_refuses_is_not_told_and_tried_again() {
+    fn a_term_that_the_disk_refuses_is_not_announced_and_retried() {
         let mut keeper = TermKeeper::default();
         keeper.decided(Some(term(1)));
         assert_eq!(keeper.stored(term(1), false, NOW), []);
@@ -127,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn decisions_during_a_slow_store_are_stored_after_it_and_the_overtaken_one_is_never_told() {
+    fn only_the_last_decision_during_a_slow_store_is_announced() {
         let mut keeper = TermKeeper::default();
         keeper.decided(Some(term(1)));
         assert_eq!(keeper.decided(Some(term(2))), [], "one store at a time");

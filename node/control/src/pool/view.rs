@@ -14,7 +14,7 @@ pub struct View {
     pub local: PeerId,
     /// The advert of this node.
     pub own: Arc<Advert>,
-    /// The term that this node follows; none while no master is known.
+    /// The term that this node follows; `None` while no master is known.
     pub term: Option<Term>,
     /// The adverts of all other nodes of the pool.
     pub nodes: BTreeMap<PeerId, Arc<Advert>>,
@@ -38,13 +38,13 @@ impl View {
         if *peer == self.local { Some(&self.own) } else { self.nodes.get(peer) }
     }
 
-    /// This node, then every other.
+    /// The adverts of this node and of every other.
     pub fn everyone(&self) -> impl Iterator<Item = &Arc<Advert>> {
         std::iter::once(&self.own).chain(self.nodes.values())
     }
 
-    /// The connection between two nodes as `from` measured it. It counts only where both nodes name it: nobody is connected
-    /// to another by its own word alone.
+    /// The link between two nodes as `from` measured it. It counts only if both nodes advertise it: a node's
+    /// own claim is not enough.
     pub fn link(&self, from: &PeerId, to: &PeerId) -> Option<&LinkAdvert> {
         let side = |one: &PeerId, other: &PeerId| self.advert(one)?.links.iter().find(|link| link.to == *other);
         side(to, from).and(side(from, to))
@@ -58,7 +58,7 @@ mod tests {
     use crate::test_peers::fresh_peer;
 
     #[test]
-    fn a_link_counts_only_where_both_ends_name_it() {
+    fn a_link_counts_only_if_both_ends_advertise_it() {
         let (local, peer, liar) = (fresh_peer(), fresh_peer(), fresh_peer());
         let link = |to, bytes_per_s| LinkAdvert {
             to,
@@ -81,7 +81,7 @@ mod tests {
         assert_eq!(speed(&local, &peer), Some(100.0));
         assert_eq!(speed(&peer, &local), Some(50.0));
         for honest in [local, peer] {
-            assert_eq!((speed(&liar, &honest), speed(&honest, &liar)), (None, None), "the liar's word alone");
+            assert_eq!((speed(&liar, &honest), speed(&honest, &liar)), (None, None), "only the liar advertises it");
         }
     }
 }

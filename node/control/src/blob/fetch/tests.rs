@@ -24,7 +24,7 @@ struct World {
 
 impl World {
     fn new(providers: usize) -> World {
-        World::with_buffers(providers, most_buffers(PARTS as usize, providers))
+        World::with_buffers(providers, max_buffers(PARTS as usize, providers))
     }
 
     fn with_buffers(providers: usize, buffers: usize) -> World {
@@ -242,8 +242,8 @@ fn a_fetch_with_little_memory_uses_few_providers() {
 
 #[test]
 fn no_fetch_asks_for_more_memory_than_it_can_use() {
-    assert_eq!(most_buffers(1, 8), 2);
-    assert_eq!(most_buffers(1000, 1), 1 + UNWRITTEN);
-    assert_eq!(most_buffers(1000, 0), 1 + UNWRITTEN);
-    assert_eq!(most_buffers(1000, 100), PROVIDERS + UNWRITTEN);
+    assert_eq!(max_buffers(1, 8), 2);
+    assert_eq!(max_buffers(1000, 1), 1 + UNWRITTEN);
+    assert_eq!(max_buffers(1000, 0), 1 + UNWRITTEN);
+    assert_eq!(max_buffers(1000, 100), PROVIDERS + UNWRITTEN);
 }
