@@ -67,6 +67,12 @@ interface Node {
   jobs @13 () -> (jobs :List(Job.JobStatus));
   # Products and generations that were asked of this node through any API, the latest first: all that
   # run, and the last that ended.
+
+  add @14 (a :Tensor.Tensor, b :Tensor.Tensor, options :Job.MatmulOptions)
+      -> (job :Job.Job, sum :Tensor.Tensor);
+  # C = A + B, element by element, of two tensors of one shape and dtype (f32, f64 or i32); the bits
+  # are the same wherever it is computed. InvalidInput for others, and where a sum leaves i32.
+  # Otherwise as `matmul`.
 }
 
 struct Topology {

@@ -69,6 +69,10 @@ struct Task {
       a @4 :Digest;
       b @5 :Digest;
     }
+    add :group {               # C = A + B, element by element
+      a @6 :Digest;
+      b @7 :Digest;
+    }
   }
 }
 

@@ -22,6 +22,17 @@ impl Client {
         self.running(pipeline.get_job(), pipeline.get_product(), (promise, pipeline))
     }
 
+    /// Starts `C = A + B`, element by element, of two tensors of one shape and dtype (f32, f64 or i32). A sum that leaves i32
+    /// fails the job with `InvalidInput`. Otherwise as [`Client::matmul`].
+    pub fn add(&self, a: &Tensor, b: &Tensor, options: &MatmulOptions) -> (Job, Tensor) {
+        let mut request = self.node.add_request();
+        request.get().set_a(a.capability());
+        request.get().set_b(b.capability());
+        options.to_wire(request.get().init_options());
+        let RemotePromise { promise, pipeline } = request.send();
+        self.running(pipeline.get_job(), pipeline.get_sum(), (promise, pipeline))
+    }
+
     /// A job and its result, which are parts of an answer that has not come.
     fn running<P: Future + 'static, L: 'static>(
         &self,
@@ -49,5 +60,10 @@ impl blocking::Client {
     pub fn matmul(&self, a: &Tensor, b: &Tensor, options: &MatmulOptions) -> (Job, Tensor) {
         // Sending does not wait, but spawns tasks, which needs the task set.
         self.block_on(async { self.inner().matmul(a, b, options) })
+    }
+
+    /// See [`Client::add`]. The request leaves with the next call that waits.
+    pub fn add(&self, a: &Tensor, b: &Tensor, options: &MatmulOptions) -> (Job, Tensor) {
+        self.block_on(async { self.inner().add(a, b, options) })
     }
 }

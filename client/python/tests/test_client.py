@@ -109,6 +109,35 @@ def test_what_cannot_be_multiplied_is_refused_with_a_hint(client: pangea.Client)
         client.matmul(square, square, place="moon")
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64", "int32"])
+def test_sums_are_numpys(client: pangea.Client, dtype: str) -> None:
+    a, b = integers(333, 517, dtype), integers(517, 333, dtype).T
+    c = client.add(a, b, verify=True)
+    assert c.dtype == dtype
+    np.testing.assert_array_equal(c, a + b)
+    assert client.add(a[:0], b[:0]).shape == (0, 517)
+
+
+def test_a_sum_is_an_operand_like_any_other(client: pangea.Client) -> None:
+    a, b = integers(30, 20, "float64"), integers(30, 20, "float64")
+    c = integers(20, 10, "float64")
+    np.testing.assert_array_equal(client.matmul(client.add(a, b), c), (a + b) @ c)
+
+
+def test_what_cannot_be_added_is_refused_with_a_hint(client: pangea.Client) -> None:
+    square = np.ones((2, 2))
+    for dtype in ("float16", "int8", "int64"):
+        with pytest.raises(pangea.UnsupportedDType, match=f"{dtype}.*added.*float32, float64, int32"):
+            client.add(square.astype(dtype), square)
+    with pytest.raises(pangea.InvalidInput, match=r"\(2, 2\).*\(2, 1\).*same shape"):
+        client.add(square, np.ones((2, 1)))
+    with pytest.raises(pangea.InvalidInput, match="float64.*float32"):
+        client.add(square, square.astype("float32"))
+    most = np.full((2, 2), 2**31 - 1, "int32")
+    with pytest.raises(pangea.InvalidInput, match="2147483647 \\+ 1 does not fit i32"):
+        client.add(most, np.ones((2, 2), "int32"))
+
+
 def test_progress_is_told(client: pangea.Client) -> None:
     seen: list[tuple[int, int]] = []
     client.matmul(np.ones((8, 8)), np.ones((8, 8)), progress=lambda done, total: seen.append((done, total)))

@@ -2,6 +2,8 @@
 //! how a result of another node is checked (DESIGN §2, §6). A new operation is a variant here, and a file of this folder where
 //! its arithmetic has no module of its own. Where it is computed is the node's decision.
 
+mod add;
+
 use crate::check::{ColumnProbe, Mismatch};
 use crate::product::check_operands;
 use crate::tensor::checked_bytes;
@@ -12,6 +14,8 @@ use crate::{Cancel, DType, Error, Pool, Tensor, matmul};
 pub enum Operation {
     /// `C[m, n] = A[m, k] · B[k, n]`.
     Matmul,
+    /// `C = A + B`, element by element, of one shape and dtype (f32, f64 or i32).
+    Add,
 }
 
 /// Which parts of the operands one part of the result needs.
@@ -52,19 +56,21 @@ impl TensorShape {
 
 impl Operation {
     /// Every operation.
-    pub const ALL: [Operation; 1] = [Operation::Matmul];
+    pub const ALL: [Operation; 2] = [Operation::Matmul, Operation::Add];
 
-    /// Its name in programs: `matmul`.
+    /// Its name in programs: `matmul`, `add`.
     pub fn name(self) -> &'static str {
         match self {
             Operation::Matmul => "matmul",
+            Operation::Add => "add",
         }
     }
 
-    /// What its result is called: `product`.
+    /// What its result is called: `product`, `sum`.
     pub fn result_name(self) -> &'static str {
         match self {
             Operation::Matmul => "product",
+            Operation::Add => "sum",
         }
     }
 
@@ -72,6 +78,7 @@ impl Operation {
     pub fn cut(self) -> Cut {
         match self {
             Operation::Matmul => Cut::Crossed,
+            Operation::Add => Cut::Paired,
         }
     }
 
@@ -85,6 +92,7 @@ impl Operation {
                 let dtype = check_operands((a.rows, a.cols), (b.rows, b.cols), a.dtype, b.dtype)?;
                 Ok(TensorShape { dtype, rows: a.rows, cols: b.cols })
             }
+            Operation::Add => add::gives(a, b),
         }
     }
 
@@ -92,6 +100,7 @@ impl Operation {
     pub fn flops(self, a: TensorShape, b: TensorShape) -> f64 {
         match self {
             Operation::Matmul => 2.0 * a.rows as f64 * a.cols as f64 * b.cols as f64,
+            Operation::Add => a.rows as f64 * a.cols as f64,
         }
     }
 
@@ -102,6 +111,7 @@ impl Operation {
     pub fn compute(self, a: &Tensor, b: &Tensor, pool: &Pool, cancel: &Cancel) -> Result<Tensor, Error> {
         match self {
             Operation::Matmul => matmul(a, b, pool, cancel),
+            Operation::Add => add::compute(a, b, pool, cancel),
         }
     }
 
@@ -109,6 +119,7 @@ impl Operation {
     pub fn is_exact(self, dtype: DType) -> bool {
         match self {
             Operation::Matmul => !dtype.is_float(),
+            Operation::Add => true,
         }
     }
 
@@ -119,6 +130,7 @@ impl Operation {
     pub fn probe(self, b: &Tensor, dtype: DType, seed: [u8; 32], pool: &Pool) -> Result<ResultProbe, Error> {
         match self {
             Operation::Matmul => ColumnProbe::new(b, dtype, seed, pool).map(ResultProbe::Matmul),
+            Operation::Add => Ok(ResultProbe::Add),
         }
     }
 }
@@ -128,6 +140,8 @@ impl Operation {
 pub enum ResultProbe {
     /// Secret vectors, see [`ColumnProbe`].
     Matmul(ColumnProbe),
+    /// Nothing: the sum is computed again.
+    Add,
 }
 
 impl ResultProbe {
@@ -138,6 +152,7 @@ impl ResultProbe {
     pub fn check(&self, a: &Tensor, b: &Tensor, c: &Tensor, pool: &Pool) -> Result<&'static str, Mismatch> {
         match self {
             ResultProbe::Matmul(probe) => probe.check(a, b, c, pool).map(|report| report.method),
+            ResultProbe::Add => add::check(a, b, c, pool),
         }
     }
 }

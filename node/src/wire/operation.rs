@@ -15,6 +15,11 @@ pub(super) fn write(operation: Operation, [a, b]: &[Digest; 2], to: Builder<'_>)
             write_digest(a, matmul.reborrow().init_a());
             write_digest(b, matmul.init_b());
         }
+        Operation::Add => {
+            let mut add = to.init_add();
+            write_digest(a, add.reborrow().init_a());
+            write_digest(b, add.init_b());
+        }
     }
 }
 
@@ -22,6 +27,7 @@ pub(super) fn write(operation: Operation, [a, b]: &[Digest; 2], to: Builder<'_>)
 pub(super) fn read(from: Reader<'_>) -> Result<Option<(Operation, [Digest; 2])>, WireError> {
     let (operation, a, b) = match from.which() {
         Ok(Which::Matmul(matmul)) => (Operation::Matmul, matmul.get_a(), matmul.get_b()),
+        Ok(Which::Add(add)) => (Operation::Add, add.get_a(), add.get_b()),
         Ok(Which::Unset(())) | Err(capnp::NotInSchema(_)) => return Ok(None),
     };
     Ok(Some((operation, [read_digest(a.map_err(header_error)?), read_digest(b.map_err(header_error)?)])))
@@ -37,6 +43,8 @@ mod tests {
     const GOLDEN: &str = "\
 task
   8800000000000000 0000000010000000 0000000002000100 0200000000000000 0000000000000000 0000000002000200 0700000000000000 0000010000000000 0400000004000000 1000000004000000 aaaaaaaaaaaaaaaa aaaaaaaaaaaaaaaa aaaaaaaaaaaaaaaa aaaaaaaaaaaaaaaa bbbbbbbbbbbbbbbb bbbbbbbbbbbbbbbb bbbbbbbbbbbbbbbb bbbbbbbbbbbbbbbb
+task
+  8800000000000000 0000000010000000 0000000002000100 0200000000000000 0000000000000000 0000000002000200 0700000000000000 0000020000000000 0400000004000000 1000000004000000 aaaaaaaaaaaaaaaa aaaaaaaaaaaaaaaa aaaaaaaaaaaaaaaa aaaaaaaaaaaaaaaa bbbbbbbbbbbbbbbb bbbbbbbbbbbbbbbb bbbbbbbbbbbbbbbb bbbbbbbbbbbbbbbb
 ";
 
     /// One task of each operation.

@@ -3,10 +3,11 @@
 use std::time::Duration;
 
 use half::f16;
-use pangea_client::{ErrorKind, MatmulOptions, VerifyPolicy};
-use pangea_compute::{DType, NpyFile, NpyWriter, Tensor};
+use pangea_client::blocking::Client;
+use pangea_client::{ErrorKind, JobReport, MatmulOptions, Result, VerifyPolicy};
+use pangea_compute::{Buffer, Cancel, DType, NpyFile, NpyWriter, Operation, Pool, Tensor};
 use pangea_tests::cluster::Cluster;
-use pangea_tests::matrix::{assert_product, multiply, operands, reference, remote};
+use pangea_tests::matrix::{assert_product, multiply, operands, reference, remote, upload};
 
 fn write_npy(path: &std::path::Path, tensor: &Tensor) {
     let mut file = NpyWriter::create(path, tensor.dtype(), tensor.rows(), tensor.cols()).unwrap();
@@ -106,6 +107,108 @@ fn a_product_of_products_never_leaves_the_pool() {
     let right = reference(&reference(&a, &b), &c);
     let got = f32::from_le_bytes(bytes[..4].try_into().unwrap());
     assert!((f64::from(got) - right.get(0, 0).unwrap()).abs() < 0.05);
+}
+
+/// Two operands of a sum, whose elements fit i32 when added.
+fn addends(dtype: DType, rows: usize, cols: usize) -> (Tensor, Tensor) {
+    let operand = |seed| match dtype {
+        DType::I32 => {
+            let halves = Tensor::generate(dtype, rows, cols, seed).unwrap().to_array::<i32>().unwrap() / 2;
+            Tensor::from_array(halves.view()).unwrap()
+        }
+        _ => Tensor::generate(dtype, rows, cols, seed).unwrap(),
+    };
+    (operand(1), operand(2))
+}
+
+/// The report of a sum that a node is asked for, which must be right.
+fn add(client: &Client, a: &Tensor, b: &Tensor, options: &MatmulOptions) -> Result<JobReport> {
+    let (job, sum) = client.add(&upload(client, a)?, &upload(client, b)?, options);
+    let report = client.wait(&job, &mut |_| {})?;
+    let mut bytes = Vec::new();
+    client.read_into(&sum, &mut bytes)?;
+    let right = Operation::Add.compute(a, b, &Pool::new(1).unwrap(), &Cancel::new()).unwrap();
+    assert!(bytes == right.contiguous_bytes().unwrap(), "the sum of {a:?} and {b:?} has other bits");
+    Ok(report)
+}
+
+#[test]
+fn sums_are_shared_by_peers_on_demand_and_verified_to_the_bit() {
+    let cluster = Cluster::new();
+    let star = cluster.star(vec![cluster.node("worker"), cluster.node("other")]);
+    let client = star.one.client();
+    for dtype in [DType::F32, DType::F64, DType::I32] {
+        let (a, b) = addends(dtype, 4000, 1500);
+        let options = MatmulOptions { verify: VerifyPolicy::Full, ..remote() };
+        let report = add(&client, &a, &b, &options).unwrap();
+        assert_eq!((report.mode.as_str(), report.tasks.local), ("remote", 0), "{report:?}");
+        let check = (report.verification.verdict.as_str(), report.verification.method.as_str());
+        assert_eq!(check, ("verified", "recomputed"), "{dtype}");
+        assert_eq!(report.shape, [4000, 1, 1500]);
+        assert!(report.bytes_sent >= (a.size_bytes() + b.size_bytes()) as u64);
+    }
+    // Its check reads as much as the sum itself: nothing is won by giving it away.
+    let (a, b) = addends(DType::F32, 700, 300);
+    assert_eq!(add(&client, &a, &b, &MatmulOptions::default()).unwrap().mode, "local");
+    let jobs = client.jobs().unwrap();
+    assert_eq!((jobs[0].kind.as_str(), jobs[0].subject.as_str()), ("sum", "700x300 f32"));
+    drop(client);
+    star.one.is_idle_again();
+}
+
+#[test]
+fn a_sum_is_an_operand_of_a_product_before_it_is_computed() {
+    let cluster = Cluster::new();
+    let star = cluster.star(vec![cluster.node("worker")]);
+    let client = star.one.client();
+    let (a, b) = addends(DType::F64, 120, 80);
+    let c = Tensor::generate(DType::F64, 80, 60, 3).unwrap();
+    let [a_there, b_there, c_there] = [&a, &b, &c].map(|tensor| upload(&client, tensor).unwrap());
+    let (_, sum) = client.add(&a_there, &b_there, &remote());
+    let (job, product) = client.matmul(&sum, &c_there, &remote());
+    assert_eq!(client.wait(&job, &mut |_| {}).unwrap().mode, "remote");
+    let mut bytes = Vec::new();
+    client.read_into(&product, &mut bytes).unwrap();
+    let got = Tensor::from_buffer(DType::F64, 120, 60, Buffer::copy_of(&bytes).unwrap()).unwrap();
+    let sum = Operation::Add.compute(&a, &b, &Pool::new(1).unwrap(), &Cancel::new()).unwrap();
+    assert_product(&sum, &c, &got);
+}
+
+#[test]
+fn a_wrong_sum_is_caught_and_redone() {
+    for (dtype, fault) in [(DType::F32, "corrupt-one"), (DType::I32, "corrupt-one"), (DType::F64, "corrupt-all")] {
+        let cluster = Cluster::new();
+        let star = cluster.star(vec![cluster.node("liar").fault(fault)]);
+        let (a, b) = addends(dtype, 200, 300);
+        let report = add(&star.one.client(), &a, &b, &remote()).unwrap();
+        let rejected = &report.verification.rejected;
+        assert!(rejected.len() == 1 && rejected[0].peer == star.workers[0].peer, "{report:?}");
+        assert_eq!(report.mode, "local");
+        assert!(star.one.status_of(&star.workers[0]).quarantined, "{dtype}");
+    }
+}
+
+#[test]
+fn what_cannot_be_added_is_refused_by_name_and_nobody_is_blamed() {
+    let cluster = Cluster::new();
+    let star = cluster.star(vec![cluster.node("worker")]);
+    let client = star.one.client();
+    let refused = |a: &Tensor, b: &Tensor, names: &[&str]| {
+        let error = add(&client, a, b, &remote()).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidInput, "{error}");
+        assert!(names.iter().all(|name| error.message().contains(name)), "{error}");
+    };
+    let tensor = |dtype, rows, cols| Tensor::generate(dtype, rows, cols, 1).unwrap();
+    for dtype in [DType::F16, DType::Bf16, DType::I8] {
+        refused(&tensor(dtype, 2, 2), &tensor(dtype, 2, 2), &[dtype.name(), "f32, f64 or i32"]);
+    }
+    refused(&tensor(DType::F32, 2, 2), &tensor(DType::F64, 2, 2), &["f32 with f64"]);
+    refused(&tensor(DType::F32, 2, 3), &tensor(DType::F32, 3, 2), &["2 x 3", "3 x 2"]);
+    let most = Tensor::from_slice(1, 2, &[5, i32::MAX]).unwrap();
+    refused(&most, &most, &["2147483647 + 2147483647 does not fit i32"]);
+    // The worker refused the last one, too, and was right.
+    let (a, b) = addends(DType::I32, 20, 20);
+    assert_eq!(add(&client, &a, &b, &remote()).unwrap().mode, "remote");
 }
 
 #[test]

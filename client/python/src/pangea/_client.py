@@ -73,6 +73,30 @@ class Client:
             )
         return self._compute("matmul", "product", left, right, place, verify, timeout, progress)
 
+    def add(
+        self,
+        a: npt.ArrayLike,
+        b: npt.ArrayLike,
+        *,
+        place: str = "auto",
+        verify: bool = False,
+        timeout: float | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Array:
+        """The checked sum, element by element, of two matrices of one shape and dtype.
+
+        `float32`, `float64` or `int32`; the bits are the same wherever it is computed. Nothing is broadcast, and
+        `InvalidInput` where a sum leaves `int32`. Checking a sum costs as much as computing it, so peers compute
+        one only with `place="remote"`. The other arguments are those of `matmul`.
+        """
+        dtypes = ("float32", "float64", "int32")
+        left, right = (operand(name, array, "added", dtypes) for name, array in (("a", a), ("b", b)))
+        if left.shape != right.shape:
+            raise InvalidInput(f"a is {left.shape} and b is {right.shape}: both need the same shape")
+        if left.dtype != right.dtype:
+            raise InvalidInput(f"a is {left.dtype} and b is {right.dtype}: convert one of them with .astype()")
+        return self._compute("add", "sum", left, right, place, verify, timeout, progress)
+
     def chat(
         self,
         messages: str | Sequence[Mapping[str, str]],

@@ -114,6 +114,14 @@ impl<B: Backend> node::Server for NodeObject<B> {
         Ok(())
     }
 
+    async fn add(self: Rc<Self>, params: node::AddParams, mut results: node::AddResults) -> capnp::Result<()> {
+        let params = params.get()?;
+        let (job, sum) = self.start(Operation::Add, params.get_a()?, params.get_b()?, params.get_options()?)?;
+        results.get().set_job(job);
+        results.get().set_sum(sum);
+        Ok(())
+    }
+
     async fn peers(self: Rc<Self>, _: node::PeersParams, mut results: node::PeersResults) -> capnp::Result<()> {
         let _call = self.account.call().map_err(exception)?;
         let peers = self.backend.peers().await.map_err(exception)?;
