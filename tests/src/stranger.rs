@@ -1,12 +1,14 @@
-//! A peer that is admitted like any other and then sends arbitrary bytes on `/pangea/task/1`.
+//! A peer that is admitted like any other and then sends arbitrary bytes on `/pangea/task/1`, as a coordinator or as a worker.
 //! Transport and frames are those of a node; only the content is not.
 
-use futures::{AsyncReadExt, AsyncWriteExt};
+use futures::stream::BoxStream;
+use futures::{AsyncReadExt, AsyncWriteExt, StreamExt};
 use libp2p::{PeerId, StreamProtocol};
 use pangea_node::net::{NetConfig, Network, identity};
 use pangea_node::streams::framed::FrameReader;
 use pangea_node::wire::{Header, Message, PROTOCOL, TaskHello, VERSION};
 use tokio::runtime::Runtime;
+use tokio::sync::Mutex;
 
 use crate::process::TIMEOUT;
 
@@ -15,6 +17,8 @@ pub struct Stranger {
     runtime: Runtime,
     network: Network,
     node: PeerId,
+    /// The task streams that the node opens; none for a stranger that takes no tasks.
+    incoming: Mutex<BoxStream<'static, (PeerId, libp2p::Stream)>>,
 }
 
 /// One stream towards the node.
@@ -24,16 +28,27 @@ pub struct RawStream<'s> {
 }
 
 impl Stranger {
-    /// Connects to the node at `address`.
+    /// Connects to the node at `address`; takes no tasks.
     pub fn connect(address: &str) -> Stranger {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        let (network, node) = runtime.block_on(async {
+        Stranger::start(address, |_| futures::stream::pending().boxed())
+    }
+
+    /// Connects to the node at `address` as a worker: the node opens a task stream to it.
+    pub fn worker(address: &str) -> Stranger {
+        Stranger::start(address, |network| network.streams().accept(StreamProtocol::new(PROTOCOL)).unwrap().boxed())
+    }
+
+    fn start(address: &str, accept: impl FnOnce(&Network) -> BoxStream<'static, (PeerId, libp2p::Stream)>) -> Stranger {
+        // A thread of its own: the connection lives on while the test waits for the node.
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let (network, node, incoming) = runtime.block_on(async {
             let (network, mut events) = pangea_node::net::start(NetConfig::new(identity::ephemeral())).unwrap();
             tokio::spawn(async move { while events.recv().await.is_some() {} });
+            let incoming = accept(&network);
             let node = network.connect(address.parse().unwrap(), TIMEOUT).await.unwrap();
-            (network, node)
+            (network, node, incoming)
         });
-        Stranger { runtime, network, node }
+        Stranger { runtime, network, node, incoming: Mutex::new(incoming) }
     }
 
     /// Peer id of the stranger.
@@ -46,6 +61,12 @@ impl Stranger {
         let mut streams = self.network.streams();
         let open = streams.open_stream(self.node, StreamProtocol::new(PROTOCOL));
         let stream = self.wait(async { open.await.unwrap() });
+        RawStream { stranger: self, stream }
+    }
+
+    /// The next task stream that the node opens: the stranger is its worker there.
+    pub fn accept(&self) -> RawStream<'_> {
+        let (_, stream) = self.wait(async { self.incoming.lock().await.next().await.unwrap() });
         RawStream { stranger: self, stream }
     }
 
@@ -74,6 +95,14 @@ impl RawStream<'_> {
         self.send(&bytes);
     }
 
+    /// Ends the stream once all that was sent is on its way.
+    pub fn close(mut self) {
+        let stream = &mut self.stream;
+        self.stranger.wait(async {
+            let _ = stream.close().await;
+        });
+    }
+
     /// Reads until the node ends the stream; returns the number of bytes before the end.
     ///
     /// # Panics
@@ -92,7 +121,7 @@ impl RawStream<'_> {
     ///
     /// # Panics
     /// Where the stream ends before such a message.
-    pub fn next_message(&mut self, wanted: impl Fn(&Message) -> bool) -> Message {
+    pub fn next_message(&mut self, mut wanted: impl FnMut(&Message) -> bool) -> Message {
         let mut frames = FrameReader::new(&mut self.stream);
         self.stranger.wait(async {
             loop {

@@ -1,12 +1,16 @@
 //! Workers that lie or fail on purpose (`--fault`): detected, redone, reported, and provable afterwards.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
+use pangea_client::blocking::Client;
 use pangea_compute::check::ColumnProbe;
 use pangea_compute::{DType, NpyFile, Pool, Tensor};
+use pangea_node::wire::{MAX_PAYLOAD_BYTES, Message, Shape, TaskHello};
 use pangea_tests::cluster::{Cluster, Node};
 use pangea_tests::matrix::{Product, assert_product, multiply, operands, remote};
-use pangea_tests::process::eventually;
+use pangea_tests::process::{TIMEOUT, eventually};
+use pangea_tests::stranger::{Stranger, advert};
 use rustix::process::Signal;
 
 /// The folder of an accusation of `peer`, which is written while the job continues.
@@ -189,6 +193,46 @@ fn a_liar_is_excluded_from_the_pool_and_its_own_tasks_are_refused() {
     assert_eq!((own.report.tasks.remote, one.status().tasks_served), (0, served), "{:?}", own.report);
     let refused = one.client().connect_peer(&liar.address, Some(std::time::Duration::from_secs(5)));
     assert!(refused.is_err(), "{refused:?}");
+}
+
+#[test]
+fn a_liar_that_hangs_up_before_its_result_is_checked_is_shut_out_as_well() {
+    let cluster = Cluster::new();
+    let one = cluster.node("one").start();
+    let liar = Stranger::worker(&one.address);
+    let mut stream = liar.accept();
+    let hello = TaskHello { works: true, store_bytes: 1 << 30, tasks_max: 8, f32_flops_per_s: 1e12, ..advert() };
+    stream.send_message(&Message::Hello(TaskHello { i8_flops_per_s: 1e12, ..hello }), &[]);
+    let state = || one.client().peers().unwrap().into_iter().find(|peer| peer.peer == liar.peer()).unwrap();
+    eventually("the liar is a worker", || state().state == "connected");
+    // Large, so that its check takes longer than the news that the stream has ended.
+    let (a, b) = operands(DType::I8, 1500, 300, 1500);
+    let product = std::thread::scope(|scope| {
+        let (rpc, a, b) = (&one.rpc, &a, &b);
+        let asked = scope.spawn(move || multiply(&Client::connect(rpc, TIMEOUT).unwrap(), a, b, &remote()).unwrap());
+        let mut shapes = HashMap::new();
+        let message = stream.next_message(|message| {
+            if let Message::Operand { digest, shape, .. } = message {
+                shapes.insert(*digest, *shape);
+            }
+            matches!(message, Message::Task(_))
+        });
+        let Message::Task(task) = message else { unreachable!() };
+        let [rows, cols] = [shapes[&task.operands[0]].rows(), shapes[&task.operands[1]].cols()];
+        let shape = Shape::new(DType::I32, rows as u64, cols as u64).unwrap();
+        let bytes = vec![0; rows * cols * 4];
+        for (piece, at) in bytes.chunks(MAX_PAYLOAD_BYTES as usize).zip((0..).step_by(MAX_PAYLOAD_BYTES as usize)) {
+            let result = Message::Result { task: task.id, shape, offset: at, compute_nanos: 1 };
+            stream.send_message(&result, piece);
+        }
+        stream.close();
+        asked.join().unwrap()
+    });
+    assert_product(&a, &b, &product.c);
+    let rejected = &product.report.verification.rejected;
+    assert!(rejected.iter().all(|rejection| rejection.peer == liar.peer()), "{:?}", product.report);
+    eventually("the liar is shut out", || state().quarantined);
+    one.process.line(&format!("Peer {} is quarantined", liar.peer()));
 }
 
 #[test]
