@@ -57,7 +57,9 @@ pub fn run(config: NodeConfig) -> Result<()> {
     if let Some(fault) = work.fault {
         pipeline.set_fault(fault);
     }
-    let jobs = Jobs::default();
+    let jobs = Jobs::new(&observer);
+    devices.observe(&observer);
+    observe_build(&observer);
     let served = Served::new(&work.models, &identity.data_dir.join("models"))?;
     tracing::info!(event = "starting", %peer, "Starting node {peer}");
     let net = NetConfig {
@@ -161,6 +163,15 @@ pub fn run(config: NodeConfig) -> Result<()> {
         }
         Ok(())
     })
+}
+
+/// Publishes the version of this build as labels of a constant gauge, as Prometheus' own exporters do.
+fn observe_build(observer: &Observer) {
+    let numerics = pangea_compute::model::NUMERICS.to_string();
+    observer.gauges("build_info", "Version of this node and of its numerics", move || {
+        let labels = [("version", env!("CARGO_PKG_VERSION").to_owned()), ("numerics", numerics.clone())];
+        vec![(labels, 1.0)]
+    });
 }
 
 /// Logs each address once `node.json` contains it; returns only if writing the file fails.

@@ -9,9 +9,13 @@ use pangea_client::jobs::{JobError, JobOwner, JobStatus, JobStatusProgress};
 use pangea_client::{Error, ErrorKind, Result};
 use pangea_control::Time;
 use pangea_control::jobs::{Action, Ending, Event, Job, JobEvent, JobId, JobProgress, JobSpec, JobState};
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
 use tokio::sync::{broadcast, watch};
 
 use crate::clock;
+use crate::observe::Observer;
 
 /// Queued events of the slowest follower: some seconds of a busy node. A slower follower learns how many it missed.
 const EVENTS_KEPT: usize = 1024;
@@ -27,6 +31,20 @@ struct Inner {
     registry: Mutex<Registry>,
     events: broadcast::Sender<JobEvent>,
     drained: watch::Sender<bool>,
+    ended: Family<EndedLabels, Counter>,
+}
+
+/// Labels of the counter of ended jobs.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct EndedLabels {
+    kind: &'static str,
+    outcome: &'static str,
+}
+
+impl EndedLabels {
+    fn of(job: &Job) -> EndedLabels {
+        EndedLabels { kind: job.spec.kind.name(), outcome: job.state.name() }
+    }
 }
 
 #[derive(Default)]
@@ -37,9 +55,9 @@ struct Registry {
 }
 
 impl Default for Jobs {
+    /// An empty registry without metrics.
     fn default() -> Jobs {
-        let (events, _) = broadcast::channel(EVENTS_KEPT);
-        Jobs(Arc::new(Inner { registry: Mutex::default(), events, drained: watch::Sender::new(false) }))
+        Jobs::new(&Observer::default())
     }
 }
 
@@ -50,6 +68,17 @@ impl std::fmt::Debug for Jobs {
 }
 
 impl Jobs {
+    /// An empty registry; `observer` counts the jobs that end.
+    pub fn new(observer: &Observer) -> Jobs {
+        let (events, _) = broadcast::channel(EVENTS_KEPT);
+        let ended = observer.counters("jobs_ended", "Jobs that ended, by kind and outcome");
+        let inner = Inner { registry: Mutex::default(), events, drained: watch::Sender::new(false), ended };
+        let jobs = Jobs(Arc::new(inner));
+        let live = jobs.clone();
+        observer.gauge("jobs_live", "Jobs that wait or run", move || live.lock().jobs.live() as f64);
+        jobs
+    }
+
     /// Accepts a job. `cancel` stops its computation; it is called at most once, on any thread, with no lock held.
     ///
     /// # Errors
@@ -98,8 +127,13 @@ impl Jobs {
         }
         for action in registry.jobs.handle(event, clock::now()) {
             match action {
-                // There may be no follower.
-                Action::Publish(event) => drop(self.0.events.send(event)),
+                Action::Publish(event) => {
+                    if let JobEvent::Ended(job) = &event {
+                        self.0.ended.get_or_create(&EndedLabels::of(job)).inc();
+                    }
+                    // There may be no follower.
+                    let _ = self.0.events.send(event);
+                }
                 Action::Cancel(id) => cancelled.extend(registry.cancellers.remove(&id)),
                 Action::Drained => drop(self.0.drained.send_replace(true)),
             }
@@ -215,6 +249,7 @@ mod tests {
     use pangea_control::trust::Verdict;
 
     use super::*;
+    use crate::observe::Format;
 
     const PRODUCT: JobKind = JobKind::Operation("product");
 
@@ -224,6 +259,30 @@ mod tests {
 
     fn runtime() -> tokio::runtime::Runtime {
         tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap()
+    }
+
+    #[test]
+    fn jobs_that_ended_are_counted_once_by_kind_and_outcome() {
+        let observer = Observer::default();
+        let jobs = Jobs::new(&observer);
+        let submit = |kind| jobs.submit(spec(kind), |_| {}).unwrap();
+        let [done, failed, cancelled] = [PRODUCT, JobKind::Generation, JobKind::Generation].map(submit);
+        let live = submit(PRODUCT);
+        done.end(Ending::Done { verdict: Verdict::Local });
+        failed.fail(&Error::new(ErrorKind::Overloaded, "full"));
+        failed.fail(&Error::new(ErrorKind::Internal, "again"));
+        drop((done, failed, cancelled));
+        let text = observer.text(Format::Prometheus).unwrap();
+        let ended = |kind, outcome| format!("pangea_jobs_ended_total{{kind=\"{kind}\",outcome=\"{outcome}\"}} 1");
+        for sample in [
+            ended("product", "done"),
+            ended("generation", "failed"),
+            ended("generation", "cancelled"),
+            "pangea_jobs_live 1.0".to_owned(),
+        ] {
+            assert!(text.lines().any(|line| line == sample), "{sample} in {text}");
+        }
+        drop(live);
     }
 
     #[test]

@@ -5,8 +5,9 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric};
-use prometheus_client::metrics::counter::Counter;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric, MetricEncoder};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::counter::{ConstCounter, Counter};
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::metrics::histogram::Histogram;
@@ -63,7 +64,40 @@ impl Observer {
 
     /// A figure that is read whenever somebody looks.
     pub fn gauge(&self, name: &'static str, help: &'static str, read: impl Fn() -> f64 + Send + Sync + 'static) {
-        self.collect(Reading { name, help, read: Box::new(read) });
+        self.read(name, help, ConstGauge::new(0.0).metric_type(), move |metric| ConstGauge::new(read()).encode(metric));
+    }
+
+    /// One figure for each set of labels, read whenever somebody looks.
+    pub fn gauges<L: EncodeLabelSet>(
+        &self,
+        name: &'static str,
+        help: &'static str,
+        read: impl Fn() -> Vec<(L, f64)> + Send + Sync + 'static,
+    ) {
+        self.read(name, help, ConstGauge::new(0.0).metric_type(), move |mut metric| {
+            for (labels, value) in read() {
+                ConstGauge::new(value).encode(metric.encode_family(&labels)?)?;
+            }
+            Ok(())
+        });
+    }
+
+    /// A count that is kept elsewhere, never falls, and is read whenever somebody looks. Its sample is called
+    /// `pangea_<name>_total`.
+    pub fn count(&self, name: &'static str, help: &'static str, read: impl Fn() -> u64 + Send + Sync + 'static) {
+        self.read(name, help, ConstCounter::new(0u64).metric_type(), move |metric| {
+            ConstCounter::new(read()).encode(metric)
+        });
+    }
+
+    fn read(
+        &self,
+        name: &'static str,
+        help: &'static str,
+        metric_type: MetricType,
+        write: impl Fn(MetricEncoder<'_>) -> fmt::Result + Send + Sync + 'static,
+    ) {
+        self.collect(Reading { name, help, metric_type, write: Box::new(write) });
     }
 
     /// What comes and goes, and is asked for whenever somebody looks.
@@ -89,11 +123,12 @@ impl Observer {
     }
 }
 
-/// A gauge that is read when somebody looks.
+/// A metric whose samples are read when somebody looks.
 struct Reading {
     name: &'static str,
     help: &'static str,
-    read: Box<dyn Fn() -> f64 + Send + Sync>,
+    metric_type: MetricType,
+    write: Box<dyn Fn(MetricEncoder<'_>) -> fmt::Result + Send + Sync>,
 }
 
 impl fmt::Debug for Reading {
@@ -104,8 +139,7 @@ impl fmt::Debug for Reading {
 
 impl Collector for Reading {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        let gauge = ConstGauge::new((self.read)());
-        gauge.encode(encoder.encode_descriptor(self.name, self.help, None, gauge.metric_type())?)
+        (self.write)(encoder.encode_descriptor(self.name, self.help, None, self.metric_type)?)
     }
 }
 
@@ -180,6 +214,10 @@ mod tests {
         observer.counters("jobs", "Jobs that ended").get_or_create(&Outcome { outcome: "done" }).inc();
         observer.durations("wait", "Time waited").get_or_create(&Outcome { outcome: "done" }).observe(0.7);
         observer.gauge("peers", "Peers there", || 2.0);
+        observer.gauges("memory_bytes", "Memory held", || {
+            vec![([("purpose", "weights")], 3.0), ([("purpose", "packs")], 0.0)]
+        });
+        observer.count("sent_bytes", "Bytes sent", || 4);
         observer
     }
 
@@ -200,6 +238,12 @@ mod tests {
             "pangea_wait_seconds_bucket{le=\"1.0\",outcome=\"done\"} 1",
             "# TYPE pangea_peers gauge",
             "pangea_peers 2.0",
+            "# TYPE pangea_memory_bytes gauge",
+            "pangea_memory_bytes{purpose=\"weights\"} 3.0",
+            "pangea_memory_bytes{purpose=\"packs\"} 0.0",
+            "# HELP pangea_sent_bytes_total Bytes sent",
+            "# TYPE pangea_sent_bytes_total counter",
+            "pangea_sent_bytes_total 4",
         ] {
             assert!(text.lines().any(|other| other == line), "{line} in {text}");
         }

@@ -254,6 +254,7 @@ fn build(parts: Parts, executor: Executor, speeds: Speeds) -> Result<Built> {
         let (driver, inlets, fabric) = Driver::new(settings, executor, None, parts.rpc)?;
         return Ok(Built { driver, inlets, fabric, pooled: None, staged: None, followers: None });
     };
+    network.observe(&parts.observer);
     let mut followers = Followers::new(events);
     let for_fabric = followers.follow(Interest::NoGossip);
     let (driver, inlets, fabric) = Driver::new(settings, executor, Some((network.clone(), for_fabric)), parts.rpc)?;

@@ -19,6 +19,7 @@ use pangea_control::devices::{Action, Event, LeaseId, Ledger, Shortage};
 use tokio::sync::{Notify, oneshot};
 
 use crate::clock;
+use crate::observe::Observer;
 
 pub use lease::Lease;
 pub use pangea_control::devices::Kind;
@@ -94,6 +95,25 @@ impl Devices {
     pub fn held_by_kind(&self) -> Vec<(Kind, u64)> {
         let accounts = self.accounts();
         Kind::ALL.into_iter().map(|kind| (kind, accounts.ledger.held_by(kind))).collect()
+    }
+
+    /// Counts the memory for `observer`.
+    pub fn observe(&self, observer: &Observer) {
+        let limit = self.limit() as f64;
+        observer.gauge("memory_limit_bytes", "Memory that may be leased: --max-memory", move || limit);
+        let devices = self.clone();
+        observer.gauges("memory_bytes", "Memory that is leased, by purpose", move || {
+            devices.by_purpose(|ledger, kind| ledger.held_by(kind) as f64)
+        });
+        let devices = self.clone();
+        observer.gauges("memory_requests_waiting", "Requests that wait for memory, by purpose", move || {
+            devices.by_purpose(|ledger, kind| ledger.waiting(kind) as f64)
+        });
+    }
+
+    fn by_purpose(&self, read: impl Fn(&Ledger, Kind) -> f64) -> Vec<([(&'static str, &'static str); 1], f64)> {
+        let accounts = self.accounts();
+        Kind::ALL.into_iter().map(|kind| ([("purpose", kind.name())], read(&accounts.ledger, kind))).collect()
     }
 
     /// Bytes that a request for this purpose could have now.
@@ -276,6 +296,7 @@ fn unanswered() -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::observe::Format;
 
     #[test]
     fn a_refused_lease_takes_nothing_and_a_dropped_one_gives_back() {
@@ -325,6 +346,27 @@ mod tests {
         assert_eq!(devices.held(), 0);
         let lease = devices.lease_soon(Kind::Tensors, 1000, Duration::from_secs(60)).await.unwrap();
         assert_eq!((lease.bytes(), devices.held()), (1000, 1000));
+    }
+
+    #[test]
+    fn memory_is_counted_by_purpose() {
+        let devices = Devices::new(1000, 1);
+        let observer = Observer::default();
+        devices.observe(&observer);
+        let lease = devices.lease(Kind::Weights, 900).unwrap();
+        let samples = |wanted: &[&str]| {
+            let text = observer.text(Format::Prometheus).unwrap();
+            for sample in wanted {
+                assert!(text.lines().any(|line| line == *sample), "{sample} in {text}");
+            }
+        };
+        samples(&["pangea_memory_limit_bytes 1000.0", "pangea_memory_bytes{purpose=\"weights\"} 900.0"]);
+        samples(&[
+            "pangea_memory_bytes{purpose=\"audits\"} 0.0",
+            "pangea_memory_requests_waiting{purpose=\"weights\"} 0.0",
+        ]);
+        drop(lease);
+        samples(&["pangea_memory_bytes{purpose=\"weights\"} 0.0"]);
     }
 
     #[test]

@@ -18,6 +18,7 @@ use super::peers_file::PeersFileError;
 use super::pool_key::PoolKey;
 use super::swarm;
 use super::{FoundBy, Traffic, Transport};
+use crate::observe::Observer;
 
 /// Queued events: a burst of every peer of a large pool connecting at once.
 const EVENTS: usize = 1024;
@@ -349,6 +350,17 @@ impl Network {
     /// Bytes exchanged with `peer` over its current connection. Cheap. Zero if not connected.
     pub fn traffic(&self, peer: &PeerId) -> Traffic {
         self.connections.traffic(peer)
+    }
+
+    /// Counts the bytes of all connections for `observer`.
+    pub fn observe(&self, observer: &Observer) {
+        let (received, sent) = (self.connections.clone(), self.connections.clone());
+        observer.count("network_received_bytes", "Bytes received from peers, over all connections", move || {
+            received.total_traffic().received_bytes
+        });
+        observer.count("network_sent_bytes", "Bytes sent to peers, over all connections", move || {
+            sent.total_traffic().sent_bytes
+        });
     }
 
     /// Connects to the node at `address` once, independently of the dialling plan. Returns at once if it is connected.

@@ -33,6 +33,11 @@ impl ConnectionMeter {
         self.sent_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 
+    fn add_to(&self, traffic: &mut Traffic) {
+        traffic.received_bytes += self.received_bytes.load(Ordering::Relaxed);
+        traffic.sent_bytes += self.sent_bytes.load(Ordering::Relaxed);
+    }
+
     fn cut_off(&self, why: &str) {
         lock(&self.cut).get_or_insert_with(|| why.to_owned());
         self.waker.wake();
@@ -53,6 +58,8 @@ struct ConnectionsState {
     decisions: ConnectionTable,
     /// One meter per connection in `decisions`.
     meters: HashMap<ConnectionNumber, Arc<ConnectionMeter>>,
+    /// Bytes of the connections that ended.
+    ended: Traffic,
 }
 
 /// All connections of a node. Clones share them.
@@ -71,7 +78,11 @@ pub(super) struct PeerConnection {
 
 impl PeerConnections {
     pub(super) fn new(local: PeerId) -> Self {
-        let table = ConnectionsState { decisions: ConnectionTable::new(local), meters: HashMap::new() };
+        let table = ConnectionsState {
+            decisions: ConnectionTable::new(local),
+            meters: HashMap::new(),
+            ended: Traffic::default(),
+        };
         Self { table: Arc::new(Mutex::new(table)) }
     }
 
@@ -104,9 +115,16 @@ impl PeerConnections {
         let table = lock(&self.table);
         let mut traffic = Traffic::default();
         for meter in table.decisions.admitted(peer).filter_map(|number| table.meters.get(&number)) {
-            traffic.received_bytes += meter.received_bytes.load(Ordering::Relaxed);
-            traffic.sent_bytes += meter.sent_bytes.load(Ordering::Relaxed);
+            meter.add_to(&mut traffic);
         }
+        traffic
+    }
+
+    /// Bytes exchanged over all connections that there were.
+    pub(super) fn total_traffic(&self) -> Traffic {
+        let table = lock(&self.table);
+        let mut traffic = table.ended;
+        table.meters.values().for_each(|meter| meter.add_to(&mut traffic));
         traffic
     }
 
@@ -151,7 +169,9 @@ impl Drop for PeerConnection {
     fn drop(&mut self) {
         let mut table = lock(&self.connections.table);
         table.decisions.ended(self.peer, self.number);
-        table.meters.remove(&self.number);
+        if let Some(meter) = table.meters.remove(&self.number) {
+            meter.add_to(&mut table.ended);
+        }
     }
 }
 
@@ -219,5 +239,22 @@ mod tests {
         drop(connection);
         assert_eq!(connections.traffic(&peer), Traffic::default());
         assert!(lock(&connections.table).meters.is_empty());
+    }
+
+    #[test]
+    fn total_traffic_keeps_the_bytes_of_connections_that_ended() {
+        let connections = PeerConnections::new(PeerId::random());
+        let meters: [Arc<ConnectionMeter>; 2] = Default::default();
+        let [first, second] = meters.each_ref().map(|meter| {
+            meter.received(10);
+            meter.sent(3);
+            connections.accepted(PeerId::random(), Transport::Tcp, Arc::clone(meter))
+        });
+        let both = Traffic { received_bytes: 20, sent_bytes: 6 };
+        assert_eq!(connections.total_traffic(), both);
+        drop(first);
+        assert_eq!(connections.total_traffic(), both);
+        drop(second);
+        assert_eq!(connections.total_traffic(), both);
     }
 }

@@ -1,5 +1,6 @@
 //! Jobs of a node: every surface shows products and answers alike, and a node that is stopped completes both.
 
+use pangea_compute::model::NUMERICS;
 use pangea_tests::command::{json, pangea};
 use pangea_tests::tiny_model::TinyModel;
 use rustix::process::Signal;
@@ -80,4 +81,36 @@ fn a_stopping_node_completes_its_answer() {
     let reason = events.iter().rev().find_map(|event| event["choices"][0]["finish_reason"].as_str());
     assert_eq!(reason, Some("length"), "{events:?}");
     assert_eq!(serving.node.process.wait().code(), Some(0));
+}
+
+/// The value of a sample of `/metrics`, by its name and labels.
+fn sample(node: &Node, name: &str) -> f64 {
+    let text = get(&node.api, "/metrics").text();
+    let line = text.lines().find(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(' ')));
+    line.unwrap_or_else(|| panic!("no {name} in {text}")).rsplit(' ').next().unwrap().parse().unwrap()
+}
+
+#[test]
+fn metrics_count_jobs_by_outcome_memory_by_purpose_bytes_and_the_build() {
+    let cluster = Cluster::new();
+    let node = tiny(&cluster);
+    let other = cluster.node("other").with("--peer", &node.address).start();
+    eventually("the nodes are connected", || sample(&other, "pangea_peers_connected") == 1.0);
+    ask(&node.api, COMPLETIONS, &completion(4));
+    let product = ["matmul", "--size", "64", "--generate", "--rpc", &node.rpc, "--json"];
+    assert!(pangea(cluster.folder(), &product).status.success());
+    // The answer by which the node tried its model, and the one that was asked for.
+    assert_eq!(sample(&node, "pangea_jobs_ended_total{kind=\"generation\",outcome=\"done\"}"), 2.0);
+    assert_eq!(sample(&node, "pangea_jobs_ended_total{kind=\"product\",outcome=\"done\"}"), 1.0);
+    assert_eq!(sample(&node, "pangea_jobs_live"), 0.0);
+    let memory = |purpose: &str| sample(&node, &format!("pangea_memory_bytes{{purpose=\"{purpose}\"}}"));
+    assert!(memory("weights") > 0.0 && memory("sessions") > 0.0);
+    assert_eq!((memory("uploads"), memory("downloads"), memory("loading")), (0.0, 0.0, 0.0));
+    let limit = sample(&node, "pangea_memory_limit_bytes");
+    assert_eq!(limit, node.status().memory_limit_bytes as f64);
+    for name in ["pangea_network_sent_bytes_total", "pangea_network_received_bytes_total"] {
+        assert!(sample(&node, name) > 0.0, "{name}");
+    }
+    let build = format!("pangea_build_info{{version=\"{}\",numerics=\"{}\"}}", env!("CARGO_PKG_VERSION"), NUMERICS);
+    assert_eq!(sample(&node, &build), 1.0);
 }
