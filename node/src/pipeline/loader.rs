@@ -120,8 +120,8 @@ struct Inner {
     changed: watch::Sender<u64>,
 }
 
-/// How long a load waits for memory that is leased now: stages that end give theirs back within a second, and products theirs
-/// when they are done.
+/// How long a load waits for memory that is leased now: stages that end give theirs back within a second, and products
+/// theirs when they are done.
 const MEMORY_TIMEOUT: Duration = Duration::from_secs(5);
 
 impl std::fmt::Debug for Loader {
@@ -165,8 +165,8 @@ impl Loader {
         Arc::clone(metrics.entry(model).or_default())
     }
 
-    /// Loads all layers of a model from its whole file and starts the chain of this node alone. Blocks; at once when they are
-    /// here.
+    /// Loads all layers of a model from its whole file and starts the chain of this node alone. Blocks; at once when
+    /// they are here.
     ///
     /// # Errors
     /// `Overloaded`, with the numbers, where weights and sessions do not fit; those of reading and packing them.
@@ -196,8 +196,8 @@ impl Loader {
         runtime.block_on(self.0.blobs.fetch(model, wanted, Vec::new(), &mut |_, _| {}, &Cancel::new()))
     }
 
-    /// The layers, packed now unless they are here. Their sessions get up to `session_bytes`, and what placement counts with at
-    /// least.
+    /// The layers, packed now unless they are here. Their sessions get up to `session_bytes`, and what placement counts
+    /// with at least.
     fn pack(
         &self,
         model: Digest,
@@ -257,8 +257,8 @@ impl Loader {
         Ok([weights, sessions])
     }
 
-    /// Gives up the chain of this node alone where no session uses it: its layers are to be loaded as part of another chain, and
-    /// both do not fit.
+    /// Gives up the chain of this node alone where no session uses it: its layers are to be loaded as part of another
+    /// chain, and both do not fit.
     fn end_idle_whole(&self, model: Digest) {
         let chain = ChainId { model, epoch: 0 };
         if !self.0.pipeline.has(chain) || self.0.pipeline.sessions_in(chain) > 0 {
@@ -301,7 +301,7 @@ impl Loader {
     }
 
     /// Tells the pool what is here of a model that others serve.
-    fn say(&self, model: Digest, name: &str) {
+    fn advertise(&self, model: Digest, name: &str) {
         let view = self.view();
         let size = {
             let view = view.borrow();
@@ -318,7 +318,7 @@ impl Loader {
             pinned: None,
             size,
         };
-        self.0.pool.say(|own| match own.models.iter_mut().find(|known| known.digest == model) {
+        self.0.pool.update_advert(|own| match own.models.iter_mut().find(|known| known.digest == model) {
             Some(known) => known.whole |= advert.whole,
             None => own.models.push(advert),
         });

@@ -117,9 +117,9 @@ impl PlacementDriver {
 
     fn act(&self, action: Action) {
         match action {
-            Action::PublishPlacements(placements) => self.pool.say(|own| own.placements = placements),
-            Action::PublishRefusals(refusals) => self.pool.say(|own| own.refusals = refusals),
-            Action::PublishStages(stages) => self.pool.say(|own| own.stages = stages),
+            Action::PublishPlacements(placements) => self.pool.update_advert(|own| own.placements = placements),
+            Action::PublishRefusals(refusals) => self.pool.update_advert(|own| own.refusals = refusals),
+            Action::PublishStages(stages) => self.pool.update_advert(|own| own.stages = stages),
             Action::Load(order) => {
                 let layers = LayerRange::from(&order.layers).to_string();
                 tracing::info!(
@@ -183,7 +183,7 @@ impl PlacementDriver {
         if unsaid.is_empty() {
             return;
         }
-        self.pool.say(|own| {
+        self.pool.update_advert(|own| {
             for model in unsaid {
                 match own.models.iter_mut().find(|known| known.digest == model.digest) {
                     Some(known) => known.pinned = model.pinned,
@@ -204,7 +204,7 @@ pub fn measure_speed(pool: Pool, devices: Devices, supervisor: &Supervisor) {
             Ok(rates) => {
                 let speed = LayerSpeed { weight_bytes_per_s: rates.weight_bytes_per_s, macs_per_s: rates.macs_per_s };
                 tracing::debug!(event = "measured", ?speed, "layers measured");
-                pool.say(|own| own.speed = Some(speed));
+                pool.update_advert(|own| own.speed = Some(speed));
             }
             Err(error) => {
                 tracing::warn!(event = "not_measured", %error, "cannot measure this node's speed; it computes no layers of models: {error}");

@@ -36,7 +36,7 @@ impl Pool {
 
     /// Changes this node's advert. Changes are collected and published within a moment. Fields that the pool itself
     /// maintains (peer id and addresses, links, term) are overwritten.
-    pub fn say(&self, change: impl FnOnce(&mut Advert)) {
+    pub fn update_advert(&self, change: impl FnOnce(&mut Advert)) {
         change(&mut self.own.lock().unwrap_or_else(PoisonError::into_inner));
         self.said.notify_one();
     }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  gossip, peers up and down ──► PoolDriver ──► Roster (nodes present) ──► Election (the master)
-//!  Pool::say ──► own Advert ──► gossip                    └──► View ──► Pool::view
+//!  Pool::update_advert ──► own Advert ──► gossip                    └──► View ──► Pool::view
 //! ```
 //!
 //! * [`codec`]: encoding of adverts. [`pangea_control::pool`] decides which nodes are present and which is the master.

@@ -1,5 +1,5 @@
-//! The text of one answer while its tokens arrive: whole characters, stop texts, log-probabilities. It chooses nothing and
-//! does not care where the tokens come from.
+//! The text of one answer while its tokens arrive: whole characters, stop texts, log-probabilities. No tokens are
+//! chosen here, and their origin does not matter.
 
 use pangea_client::Result;
 use pangea_compute::sample::stop::StopMatcher;
@@ -10,22 +10,27 @@ use crate::compute_error;
 use crate::model_text::ModelText;
 use crate::pipeline::wire::{EndReason, TokenOut};
 
-/// An answer's text.
-pub(super) struct Answer {
+/// Text state of one answer.
+pub(super) struct AnswerText {
     choice: usize,
     stops: StopMatcher,
     detokenizer: Detokenizer,
     logprobs: bool,
 }
 
-impl Answer {
-    /// Nothing said yet. `choice`: which of a request's answers.
-    pub(super) fn new(choice: usize, stops: StopMatcher, logprobs: bool) -> Answer {
-        Answer { choice, stops, detokenizer: Detokenizer::new(), logprobs }
+impl AnswerText {
+    /// An answer without tokens. `choice`: its index within the request.
+    pub(super) fn new(choice: usize, stops: StopMatcher, logprobs: bool) -> AnswerText {
+        AnswerText { choice, stops, detokenizer: Detokenizer::new(), logprobs }
     }
 
-    /// What tokens say; `ended`: why nothing follows them.
-    pub(super) fn say(&mut self, text: &ModelText, tokens: &[TokenOut], ended: Option<EndReason>) -> Result<Delta> {
+    /// Converts new tokens to text; `ended`: why no tokens follow them.
+    pub(super) fn add_tokens(
+        &mut self,
+        text: &ModelText,
+        tokens: &[TokenOut],
+        ended: Option<EndReason>,
+    ) -> Result<Delta> {
         let mut delta = Delta { choice: self.choice, ..Delta::default() };
         for out in tokens {
             if text.tokenizer.is_end_of_generation(out.token) {
@@ -52,7 +57,7 @@ impl Answer {
         Ok(delta)
     }
 
-    /// What was held back, now that nothing follows.
+    /// Emits the text that was held back, because no tokens follow.
     fn close(&mut self, delta: &mut Delta) -> Result<()> {
         let emitted = self.stops.push(&self.detokenizer.finish());
         delta.text.push_str(&emitted.text);
@@ -67,7 +72,7 @@ impl Answer {
     }
 }
 
-/// A token with its log-probabilities as people read them.
+/// A token and its log-probabilities, with text.
 pub(super) fn with_text(text: &ModelText, out: &TokenOut) -> TokenLogprob {
     TokenLogprob {
         token: text.token(out.token),

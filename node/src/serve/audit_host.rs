@@ -1,4 +1,4 @@
-//! What audits ask of this node: the parts of model files, whether it is idle, and whom to accuse. It audits nothing.
+//! The node's side of audits: parts of model files, whether the node is idle, and accusations. Nothing is audited here.
 
 use std::path::PathBuf;
 
@@ -12,13 +12,13 @@ use crate::fabric::Fabric;
 use crate::pipeline::Pipeline;
 use crate::trust::{AuditHost, FailedAudit, ModelSource};
 
-/// This node, as audits see it.
+/// This node, as audits use it.
 pub struct NodeAuditHost {
-    /// Evidence is kept below it.
+    /// Data directory, in which evidence is stored.
     pub data_dir: PathBuf,
-    /// Where model files come from.
+    /// Source of model files.
     pub blobs: Blobs,
-    /// Tells whether the node is idle.
+    /// Reports whether the node is idle.
     pub pipeline: Pipeline,
     /// Quarantines liars.
     pub fabric: Fabric,
@@ -42,7 +42,7 @@ impl AuditHost for NodeAuditHost {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
         let (cancel, mut progress) = (Cancel::new(), |_, _| {});
         let path = runtime.block_on(self.blobs.fetch(model, wanted, providers.to_vec(), &mut progress, &cancel))?;
-        let unknown = || Error::new(ErrorKind::NotFound, "nothing of the model's file is on this node");
+        let unknown = || Error::new(ErrorKind::NotFound, "no part of the model's file is on this node");
         Ok(ModelSource { path, manifest: self.blobs.have(&model).ok_or_else(unknown)?.manifest })
     }
 
@@ -50,7 +50,7 @@ impl AuditHost for NodeAuditHost {
         let Some((peer, why)) = failed.accusation() else { return };
         match failed.keep(&self.data_dir) {
             Ok(folder) => tracing::info!(event = "evidence_kept", folder = %folder.display()),
-            Err(error) => tracing::warn!(event = "evidence_lost", %error, "the evidence could not be written: {error}"),
+            Err(error) => tracing::warn!(event = "evidence_lost", %error, "cannot store evidence: {error}"),
         }
         self.fabric.quarantine(peer, &why);
     }

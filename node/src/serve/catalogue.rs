@@ -1,6 +1,6 @@
-//! The models that can be asked for at this node, by name: those it was told to serve and those that its pool has, how each
-//! stands, and its engine once that has answered a first request. Loading happens on threads of its own; nothing waits for
-//! it but requests for that model.
+//! The models that this node serves, by name: its own and those of its pool, their states, and their engines once each has
+//! answered a first request. Loading happens on threads of its own and delays only requests for that
+//! model.
 
 mod entry;
 
@@ -25,14 +25,14 @@ use crate::{compute_error, models};
 use entry::{Entry, Source, State};
 use pangea_control::pool::full_name;
 
-/// The models of a node; none by default. Cloning gives the same ones.
+/// The models of a node; empty by default. Clones share them.
 #[derive(Clone, Debug, Default)]
 pub struct Served(Arc<Inner>);
 
 #[derive(Debug, Default)]
 struct Inner {
     entries: RwLock<Vec<Arc<Entry>>>,
-    /// What is needed to compute with others, from the moment the node has a pool.
+    /// The parts needed to compute with other nodes, set once the node has a pool.
     node: OnceLock<Node>,
 }
 
@@ -51,18 +51,18 @@ impl std::fmt::Debug for Node {
     }
 }
 
-/// One of them, as it stands.
+/// One model and its state.
 #[derive(Clone, Debug)]
 pub struct ServedModel {
-    /// The name that requests give.
+    /// Name of the model in requests.
     pub name: String,
-    /// Content address of the model, once it is known.
+    /// Digest of the model, once known.
     pub digest: Option<Digest>,
     /// `absent`, `loading`, `ready`, `unplaced` or `failed`.
     pub state: &'static str,
-    /// Why it failed, why no node can hold it, or why it is absent still.
+    /// Why it failed, why no node can hold it, or why it is still absent.
     pub why: Option<String>,
-    /// What it is, once it is ready.
+    /// Facts about the model, once it is ready.
     pub facts: Option<ModelFacts>,
     /// Answers being generated.
     pub running: usize,
@@ -71,21 +71,22 @@ pub struct ServedModel {
 }
 
 impl Served {
-    /// Those of `models` (names in `folder`, or paths); what is here is loaded once the node [joins](Served::join) its pool.
+    /// The catalogue of `models` (names in `folder`, or paths); local ones are loaded once the node
+    /// [joins](Served::join) its pool.
     ///
     /// # Errors
-    /// `InvalidInput` for a path that leads to no file or to no model, and for two models of one name.
+    /// `InvalidInput` for a path without a valid model, and for two models with one name.
     pub fn new(models: &[String], folder: &Path) -> Result<Served> {
         let mut entries: Vec<Arc<Entry>> = Vec::with_capacity(models.len());
         for model in models {
             let name = models::name_of(model);
             if entries.iter().any(|other| other.name == name) {
-                let message = format!("two models are called {name}; serve one of them, or rename a file");
+                let message = format!("two models are named {name}; serve one of them, or rename a file");
                 return Err(Error::new(ErrorKind::InvalidInput, message));
             }
             let state = match models::find(folder, model) {
                 Some(path) => {
-                    // What is wrong with the file's head is said before anything starts.
+                    // An invalid header is reported before anything starts.
                     ModelFile::open(&path).map_err(compute_error)?;
                     State::Loading
                 }
@@ -102,10 +103,10 @@ impl Served {
         Ok(Served(Arc::new(Inner { entries: RwLock::new(entries), node: OnceLock::new() })))
     }
 
-    /// Loads what is here, and offers what the pool has.
+    /// Loads the local models and adds those of the pool.
     ///
     /// # Errors
-    /// `Internal` where the system has no thread.
+    /// `Internal` if a thread cannot be started.
     pub fn join(
         &self,
         loader: Loader,
@@ -125,11 +126,11 @@ impl Served {
         Ok(())
     }
 
-    /// Follows what the pool serves, for as long as that changes.
+    /// Follows the models of the pool, until the view ends.
     pub async fn follow(self, mut view: watch::Receiver<Arc<View>>) {
         loop {
             let now = Arc::clone(&view.borrow_and_update());
-            self.see(&now);
+            self.update(&now);
             self.retry_placed();
             if view.changed().await.is_err() {
                 return;
@@ -137,9 +138,9 @@ impl Served {
         }
     }
 
-    /// Adds the models that other nodes serve, and forgets those that nobody serves any more. Two digests under one name are
-    /// two models: the first that was seen has the name, any other has `name@` and the beginning of its digest.
-    fn see(&self, view: &View) {
+    /// Adds the models that other nodes serve, and removes those that no node serves any more. Two digests under one
+    /// name are two models: the first one seen has the name, any other is named `name@` plus the start of its digest.
+    fn update(&self, view: &View) {
         let mut served: Vec<&ModelAdvert> =
             view.nodes.values().flat_map(|node| &node.models).filter(|model| model.served).collect();
         // Of models that are seen for the first time together, every node gives the same one the name.
@@ -166,14 +167,14 @@ impl Served {
                         event = "model_name_shared",
                         model = model.name,
                         digest = %model.digest,
-                        "Two different models are called {}; this one is served as {name}",
+                        "Two different models are named {}; this one is served as {name}",
                         model.name
                     );
                 }
                 let source = Source::Pool(model.digest);
                 let mut entry = Entry::new(&name, &model.name, source, State::Absent { why: None });
-                // With what this node's own stage of it counts, and on from there if the model goes and comes back; but
-                // what is counted under another name already is not counted twice.
+                // Uses the counters of this node's own stage, which continue if the model disappears and returns; counters
+                // that another name uses already are not registered twice.
                 let stage = self.0.node.get().map(|node| node.loader.metrics(model.digest));
                 if let Some(metrics) = stage.filter(|stage| !entries.iter().any(|other| other.counts(stage))) {
                     entry.metrics = metrics;
@@ -183,7 +184,7 @@ impl Served {
         }
     }
 
-    /// Asks the models again that had no place and have one now.
+    /// Tries unplaced models again that have a placement now.
     fn retry_placed(&self) {
         for entry in self.entries() {
             let placed = entry.state.send_if_modified(|state| {
@@ -199,16 +200,16 @@ impl Served {
         }
     }
 
-    /// Whether all of a model was fetched here, so that it stays served whoever leaves.
+    /// Whether this node has fetched the whole model, so that it stays served when other nodes leave.
     fn has_whole_copy(&self, model: &Digest) -> bool {
         let node = self.0.node.get();
         node.and_then(|node| node.loader.blobs().have(model)).is_some_and(|here| here.is_whole())
     }
 
-    /// Serves a model from the copy here, now that no other node serves it.
+    /// Serves a model from the local copy, because no other node serves it any more.
     fn adopt(&self, model: Digest) {
         let Some(node) = self.0.node.get() else { return };
-        node.loader.pool().say(|own| {
+        node.loader.pool().update_advert(|own| {
             if let Some(known) = own.models.iter_mut().find(|known| known.digest == model) {
                 (known.served, known.whole) = (true, true);
             }
@@ -219,18 +220,18 @@ impl Served {
         self.0.entries.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Their names.
+    /// Names of the models.
     pub fn names(&self) -> Vec<String> {
         self.entries().iter().map(|entry| entry.name.clone()).collect()
     }
 
-    /// All of them, as they stand.
+    /// Every model and its state.
     pub fn list(&self) -> Vec<ServedModel> {
         let node = self.0.node.get();
         self.entries().iter().map(|entry| entry.show(node)).collect()
     }
 
-    /// The state of each, as programs read it.
+    /// The state of each model, in the client's type.
     pub fn states(&self) -> Vec<ModelState> {
         let models = self.list().into_iter();
         models
@@ -242,34 +243,34 @@ impl Served {
             .collect()
     }
 
-    /// Whether every model that is here has answered a request, and every other one has a place in the pool.
+    /// Whether every local model has answered a request, and every other one is placed in the pool.
     pub fn is_ready(&self) -> bool {
         self.list().iter().all(|model| matches!(model.state, "ready" | "absent"))
     }
 
-    /// What the engines of the models that are served now count.
+    /// Metrics of the engines of the models served now.
     pub(super) fn metrics(&self) -> Vec<ModelMetrics> {
         self.entries().iter().map(|entry| (entry.name.clone(), Arc::clone(&entry.metrics))).collect()
     }
 
-    /// The model of this name; of several models of one name, the one that has it, or any by its full name.
+    /// The model with this name; if several have it, the one that owns the name, or any by its full name.
     fn find(&self, name: &str) -> Option<Arc<Entry>> {
         let entries = self.entries();
         let exact = entries.iter().find(|entry| entry.name == name);
         let full = || entries.iter().find(|entry| entry.full_name().is_some_and(|full| full == name));
-        // The one that had the name may be gone, and another of that name be left.
+        // The model that owned the name may be gone while another one with that name remains.
         let left = || entries.iter().find(|entry| entry.called == name);
         exact.or_else(full).or_else(left).cloned()
     }
 
-    /// The engine of a model, once it is ready; gets and loads what is absent.
+    /// The engine of a model, once it is ready; downloads and loads an absent model.
     ///
     /// # Errors
-    /// `NotFound` for a model that is not served, `Unavailable` where it is not ready within `timeout`, and whatever kept it
-    /// from being loaded.
+    /// `NotFound` for a model that is not served, `Unavailable` if it is not ready within `timeout`, and the error that
+    /// prevented loading it.
     pub async fn engine(&self, name: &str, timeout: Duration) -> Result<Engine> {
         let Some(entry) = self.find(name) else {
-            return Err(Error::new(ErrorKind::NotFound, format!("the model {name} is not served here")));
+            return Err(Error::new(ErrorKind::NotFound, format!("this node does not serve the model {name}")));
         };
         let wanted = entry.state.send_if_modified(|state| {
             let absent = matches!(state, State::Absent { .. });
@@ -284,7 +285,7 @@ impl Served {
         let mut state = entry.state.subscribe();
         let settled = tokio::time::timeout(timeout, state.wait_for(|state| !matches!(state, State::Loading))).await;
         let loading =
-            || Error::new(ErrorKind::Unavailable, format!("the model {name} is still loading; try again soon"));
+            || Error::new(ErrorKind::Unavailable, format!("the model {name} is still loading; try again later"));
         let state = settled.map_err(|_| loading())?.map_err(|_| loading())?;
         match &*state {
             State::Ready(engine) => Ok(engine.clone()),
@@ -301,7 +302,7 @@ impl Served {
         }
     }
 
-    /// Loads one, whose state says so already, on a thread of its own.
+    /// Loads a model, whose state is `Loading` already, on a thread of its own.
     fn load(&self, entry: &Arc<Entry>) -> Result<()> {
         let (served, loaded, panicked) = (self.clone(), Arc::clone(entry), Arc::clone(entry));
         let supervisor = self.0.node.get().map(|node| node.loader.pipeline().supervisor().clone()).unwrap_or_default();
@@ -316,7 +317,7 @@ impl Served {
                     tracing::error!(event = "model_failed", model = entry.name, %error, "Model {} is not served", entry.name);
                 }
                 State::Unplaced { why: error, .. } => {
-                    tracing::warn!(event = "model_unplaced", model = entry.name, %error, "Model {} has no place: {error}", entry.name);
+                    tracing::warn!(event = "model_unplaced", model = entry.name, %error, "cannot place model {}: {error}", entry.name);
                 }
                 State::Absent { why: None } | State::Loading | State::Ready(_) => {}
             }

@@ -1,5 +1,5 @@
-//! The handle of a loaded model: what HTTP, the Cap'n Proto service and the commands ask for answers. It checks requests on
-//! the caller's side and hands them to the engine's thread; cloning gives the same engine.
+//! The handle of a loaded model, which HTTP, the Cap'n Proto service and the commands use for answers. Requests are
+//! checked on the caller's side and handed to the model's stages; clones share one engine.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use prometheus_client::encoding::DescriptorEncoder;
 
 use super::generation::{Generation, Prepared};
 use super::request::Request;
-use super::route::{Alone, KeptChain, Route, Routes};
+use super::route::{KeptChain, Route, Routes, SoleRoute};
 use crate::devices::threads::Purpose;
 use crate::devices::{Devices, Kind};
 use crate::engine_metrics::{self, EngineMetrics};
@@ -30,23 +30,23 @@ use crate::supervise::Supervisor;
 use crate::trust::Auditor;
 use crate::{clock, compute_error};
 
-/// How an engine is to run.
+/// Settings of an engine.
 #[derive(Clone, Copy, Debug)]
 pub struct EngineSettings {
-    /// Bytes for the keys and values of all sessions, those kept for reuse included.
+    /// Bytes for the keys and values of all sessions, including caches kept for reuse.
     pub session_bytes: u64,
     /// Answers generated at once.
     pub running: usize,
-    /// Answers that wait beside those; more are refused.
+    /// Answers that may wait besides; further ones are refused.
     pub waiting: usize,
-    /// How long one may wait.
+    /// Time that an answer may wait.
     pub wait: Duration,
-    /// Whether tokens are drafted. The answers are the same.
+    /// When tokens are drafted; drafts never change the answers.
     pub drafts: Drafts,
 }
 
 impl EngineSettings {
-    /// For so many bytes of sessions.
+    /// Default settings with this many bytes for sessions.
     pub fn new(session_bytes: u64) -> EngineSettings {
         EngineSettings {
             session_bytes,
@@ -57,88 +57,88 @@ impl EngineSettings {
         }
     }
 
-    /// What a chain takes in.
+    /// Limits of the model's chain.
     pub fn limits(&self) -> ChainLimits {
         ChainLimits { running: self.running, waiting: self.waiting, wait: self.wait }
     }
 }
 
-/// What a model is and takes.
+/// Facts about a model.
 #[derive(Clone, Debug)]
 pub struct ModelFacts {
-    /// The name that requests give.
+    /// Name of the model in requests.
     pub name: String,
-    /// The file.
+    /// Path of the file.
     pub path: PathBuf,
-    /// The architecture's name.
+    /// Name of the architecture.
     pub architecture: &'static str,
-    /// How many layers.
+    /// Number of layers.
     pub layers: usize,
-    /// The most tokens of one session, prompt and answer: the model's own, or what the memory for sessions holds.
+    /// Maximum tokens of one session, prompt and answer: the model's context, or what the memory for sessions holds.
     pub context: usize,
-    /// How many tokens there are.
+    /// Number of tokens in the vocabulary.
     pub vocabulary: usize,
-    /// Memory of the weights.
+    /// Bytes of the weights in memory.
     pub memory_bytes: u64,
-    /// Size of the file.
+    /// Bytes of the file.
     pub file_bytes: u64,
-    /// Memory for sessions.
+    /// Bytes for sessions.
     pub session_bytes: u64,
 }
 
-/// A request that was not taken in.
+/// A request that was refused.
 #[derive(Clone, Debug)]
-pub struct Refused {
-    /// Why.
+pub struct RequestRefused {
+    /// Reason of the refusal.
     pub error: Error,
-    /// When it can be tried again, where that helps.
+    /// Delay after which a retry may succeed, if any.
     pub retry_after: Option<Duration>,
     /// Whether the prompt is longer than the model's context.
     pub context_exceeded: bool,
 }
 
-impl From<Error> for Refused {
-    fn from(error: Error) -> Refused {
-        Refused { error, retry_after: None, context_exceeded: false }
+impl From<Error> for RequestRefused {
+    fn from(error: Error) -> RequestRefused {
+        RequestRefused { error, retry_after: None, context_exceeded: false }
     }
 }
 
-impl From<Refused> for Error {
-    fn from(refused: Refused) -> Error {
+impl From<RequestRefused> for Error {
+    fn from(refused: RequestRefused) -> Error {
         refused.error
     }
 }
 
-/// A model that answers requests. What computes it ends when the last handle is gone and the last answer is complete.
+/// A model that answers requests. It is unloaded when the last handle is dropped and the last answer is complete.
 #[derive(Clone)]
 pub struct Engine {
     shared: Arc<Shared>,
 }
 
-/// What every handle and every answer under way has.
+/// State shared by all handles and answers in progress.
 pub(super) struct Shared {
     pub(super) facts: ModelFacts,
     pub(super) text: Arc<ModelText>,
     pub(super) metrics: Arc<EngineMetrics>,
     pub(super) pipeline: Pipeline,
     pub(super) routes: Arc<dyn Routes>,
-    /// Keeps and checks receipts, where the node has other nodes to check.
+    /// Stores and audits receipts, if the node has a pool.
     pub(super) auditor: Option<Auditor>,
-    /// The jobs of this node.
+    /// Jobs of this node.
     pub(super) jobs: Jobs,
 }
 
 impl Engine {
-    /// Loads a model into this process and returns when it can be asked. Blocks.
+    /// Loads a model into this process and returns when it is ready. Blocks.
     ///
     /// # Errors
-    /// `NotFound` for a file that is not there, `InvalidInput` for one that is no model this engine runs, `Overloaded` where
+    /// `NotFound` for a missing file, `InvalidInput` for an unsupported one, `Overloaded` if
     /// memory does not suffice.
     pub fn load(name: &str, path: &Path, devices: &Devices, settings: EngineSettings) -> Result<Engine> {
         let pipeline = Pipeline::new(Keypair::generate_ed25519(), Supervisor::default());
         let metrics = Arc::<EngineMetrics>::default();
         let about =
-            |error: Error| Error::new(error.kind(), format!("the model {name} cannot be loaded: {}", error.message()));
+            |error: Error| Error::new(error.kind(), format!("cannot load the model {name}: {}", error.message()));
         let file = ModelFile::open(path).map_err(compute_error).map_err(about)?;
         let pool = devices.pool(Purpose::Stage).map_err(about)?;
         let whole = ModelPart::whole(file.config());
@@ -163,12 +163,12 @@ impl Engine {
         };
         if facts.context < 2 {
             let message = format!(
-                "the model {name} cannot be loaded: {} for sessions do not hold a single one; allow more",
+                "cannot load the model {name}: {} for sessions do not hold a single one; allow more",
                 ByteSize(settings.session_bytes)
             );
             return Err(Error::new(ErrorKind::Overloaded, message));
         }
-        // Two models of one process are told apart by their paths; what they hold is nobody else's business.
+        // Two models of one process are distinguished by their paths; no other node sees this digest.
         let chain = ChainId { model: Digest(*blake3::hash(path.as_os_str().as_encoded_bytes()).as_bytes()), epoch: 0 };
         let stages = vec![StageAt { peer: pipeline.local(), layers: 0..config.layers as u32 }];
         pipeline.start(StageSetup {
@@ -185,13 +185,13 @@ impl Engine {
             memory: Arc::new([weights, sessions]),
         })?;
         let kept = Some(Arc::new(KeptChain { chain, pipeline: pipeline.clone() }));
-        let routes = Arc::new(Alone::new(Route { chain, stages, kept }));
+        let routes = Arc::new(SoleRoute::new(Route { chain, stages, kept }));
         Ok(Engine {
             shared: Arc::new(Shared { facts, text, metrics, pipeline, routes, auditor: None, jobs: Jobs::default() }),
         })
     }
 
-    /// A model whose layers are somewhere in the pool.
+    /// A model whose layers are distributed over the pool.
     pub(super) fn pooled(
         facts: ModelFacts,
         text: Arc<ModelText>,
@@ -204,18 +204,18 @@ impl Engine {
         Engine { shared: Arc::new(Shared { facts, text, metrics, pipeline, routes, auditor: Some(auditor), jobs }) }
     }
 
-    /// What the model is.
+    /// Facts about the model.
     pub fn model(&self) -> &ModelFacts {
         &self.shared.facts
     }
 
-    /// Sequences that run and that wait, about now, where this node schedules them.
+    /// Approximate numbers of running and waiting sequences, if this node schedules them.
     pub fn load_now(&self) -> (usize, usize) {
         let route = self.shared.routes.best(&Exclusions::default());
         route.map_or((0, 0), |route| self.shared.pipeline.load(route.chain))
     }
 
-    /// Writes what this engine counts.
+    /// Writes the metrics of this engine.
     ///
     /// # Errors
     /// Those of `encoder`.
@@ -223,37 +223,37 @@ impl Engine {
         engine_metrics::encode(&[(self.shared.facts.name.clone(), Arc::clone(&self.shared.metrics))], encoder)
     }
 
-    /// Whether a session could be opened now.
+    /// Whether a session can be opened now.
     pub fn has_route(&self) -> bool {
         self.shared.routes.best(&Exclusions::default()).is_some()
     }
 
-    /// Why no node can hold the model as the pool is, where that is certain.
+    /// Why no node can hold the model while the pool does not change, if that is certain.
     pub fn unplaceable(&self) -> Option<String> {
         self.shared.routes.unplaceable()
     }
 
-    /// The text that token ids stand for, special tokens included.
+    /// The text of token ids, including special tokens.
     pub fn text_of(&self, tokens: &[u32]) -> String {
         self.shared.text.tokenizer.decode(tokens, true)
     }
 
-    /// Takes a request into the queue. Dropping what comes back cancels it.
+    /// Queues a request. Dropping the returned generation cancels it.
     ///
     /// # Errors
-    /// [`Refused`]: `InvalidInput` for what is wrong with the request, `Overloaded` where the queue is full.
-    pub async fn generate(&self, request: Request) -> std::result::Result<Generation, Refused> {
+    /// [`RequestRefused`]: `InvalidInput` for an invalid request, `Overloaded` if the queue is full.
+    pub async fn generate(&self, request: Request) -> std::result::Result<Generation, RequestRefused> {
         let arrived = clock::now();
         let shared = Arc::clone(&self.shared);
-        // Templates, long texts and schemas take a while: not on the caller's own thread.
+        // Templates, long texts and schemas take a while, so they are processed on a blocking thread.
         let prepared = tokio::task::spawn_blocking(move || prepare(&shared, request, arrived)).await;
-        let gone = |_| Error::new(ErrorKind::Internal, "the request could not be prepared");
+        let gone = |_| Error::new(ErrorKind::Internal, "cannot prepare the request");
         Generation::begin(Arc::clone(&self.shared), prepared.map_err(gone)??).await
     }
 }
 
-/// Everything that can be wrong with a request is found here.
-fn prepare(shared: &Shared, request: Request, arrived: Time) -> std::result::Result<Prepared, Refused> {
+/// Checks a request completely and prepares it.
+fn prepare(shared: &Shared, request: Request, arrived: Time) -> std::result::Result<Prepared, RequestRefused> {
     request.check().map_err(Error::from)?;
     request.sampling.check(shared.facts.vocabulary).map_err(compute_error)?;
     let prompt = shared.text.tokens(&request.prompt)?;
@@ -264,9 +264,9 @@ fn prepare(shared: &Shared, request: Request, arrived: Time) -> std::result::Res
             prompt.len()
         );
         let error = Error::new(ErrorKind::InvalidInput, message);
-        return Err(Refused { error, retry_after: None, context_exceeded: true });
+        return Err(RequestRefused { error, retry_after: None, context_exceeded: true });
     }
-    // What is wrong with a schema is said before anybody has to wait for it.
+    // An invalid schema is reported before the request waits.
     shared.text.grammar(&request.format)?;
     Ok(Prepared {
         id: request.id,

@@ -1,5 +1,5 @@
-//! The driver of a request under way: it opens sessions, hears their stages, makes text of tokens, keeps receipts and counts.
-//! Every decision is [`GenerationState`]'s.
+//! The driver of a request: opens sessions, receives their stages' messages, converts tokens to text, stores receipts
+//! and counts. [`GenerationState`] makes every decision.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -21,8 +21,8 @@ use rand::rngs::SysRng;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::answer::{Answer, with_text};
-use super::engine::{Refused, Shared};
+use super::answer::{AnswerText, with_text};
+use super::engine::{RequestRefused, Shared};
 use super::metrics::count_answered;
 use super::request::{Event, Summary, TokenLogprob};
 use super::route::KeptChain;
@@ -34,13 +34,13 @@ use crate::pipeline::payload::Payload;
 use crate::pipeline::wire::{Message, Open};
 use crate::trust::Receipt;
 
-/// How often the state of a request at other nodes is asked what time has changed.
+/// Interval at which the request's state machine gets a tick while it waits for other nodes.
 const TICK: Duration = Duration::from_millis(250);
 
-/// Messages beside those with tokens, for every session: how it was taken in, how it ended, peers that are gone.
+/// Messages without tokens per session: acceptance, end, peers that are gone.
 const OTHER_EVENTS: usize = 64;
 
-/// A request whose prompt is tokens and about which everything has been checked.
+/// A request after all checks, with its prompt as tokens.
 pub(super) struct Prepared {
     pub(super) id: String,
     pub(super) prompt: Vec<u32>,
@@ -55,42 +55,42 @@ pub(super) struct Prepared {
     pub(super) arrived: Time,
 }
 
-/// An answer, or several, under way. Dropping it cancels them.
+/// One request in progress, with one or several answers. Dropping it cancels them.
 pub struct Generation {
     engine: Arc<Shared>,
     asked: Prepared,
     state: GenerationState,
     events: mpsc::Receiver<SessionEvent>,
-    /// For sessions that are opened.
+    /// Sender for the events of opened sessions.
     sender: mpsc::Sender<SessionEvent>,
     routes: watch::Receiver<u64>,
-    answers: Vec<Answer>,
+    answers: Vec<AnswerText>,
     signed: Vec<SignedAnswer>,
-    /// The chain that each answer uses, kept for as long as it is used.
+    /// The chain that each answer uses, kept alive while it is used.
     chains: Vec<Option<Arc<KeptChain>>>,
-    /// Log-probabilities of the prompt, as far as they have come.
+    /// Log-probabilities of the prompt received so far.
     prompt: Vec<TokenLogprob>,
-    /// The receipts that are kept of the answers, the first of them first.
+    /// Receipts of the answers, by choice.
     receipts: Vec<Option<Receipt>>,
-    /// Audits that are waited for.
+    /// Audits that the request waits for.
     audits: Vec<oneshot::Receiver<Result<Receipt>>>,
-    /// What the reader has not been given.
+    /// Events that the reader has not received yet.
     ready: VecDeque<Result<Event>>,
-    refused: Option<Refused>,
-    /// The request among the jobs of this node.
+    refused: Option<RequestRefused>,
+    /// The request's job.
     job: Ticket,
-    /// Set once somebody else ends the job.
+    /// Set when the job is cancelled from elsewhere.
     cancelled: CancellationToken,
     over: bool,
 }
 
 impl Generation {
-    /// Opens a request's sessions and waits until they are taken in.
+    /// Opens a request's sessions and waits until they are accepted.
     ///
     /// # Errors
-    /// [`Refused`]: as the first stage says.
-    pub(super) async fn begin(engine: Arc<Shared>, asked: Prepared) -> std::result::Result<Generation, Refused> {
-        // Every token may come in a message of its own, and once more from a second route.
+    /// [`RequestRefused`] as the first stage reports it.
+    pub(super) async fn begin(engine: Arc<Shared>, asked: Prepared) -> std::result::Result<Generation, RequestRefused> {
+        // Each token may arrive in a message of its own, and once more over a second route.
         let room = asked.max_new_tokens.saturating_add(asked.prompt.len()).saturating_mul(2);
         let room = room.saturating_mul(asked.choices).saturating_add(OTHER_EVENTS);
         let (sender, events) = mpsc::channel(room.min(tokio::sync::Semaphore::MAX_PERMITS));
@@ -149,12 +149,12 @@ impl Generation {
         Ok(generation)
     }
 
-    /// Whether it is known how the request ends.
+    /// Whether the outcome of the request is known.
     fn has_ended(&self) -> bool {
         self.state.is_over() || self.ready.iter().any(Result::is_err)
     }
 
-    /// What comes next; `None` after [`Event::Done`] or a failure.
+    /// The next event; `None` after [`Event::Done`] or a failure.
     pub async fn next(&mut self) -> Option<Result<Event>> {
         while !self.over {
             let held = self.state.is_held();
@@ -179,14 +179,14 @@ impl Generation {
         None
     }
 
-    /// Waits for something to happen and does what follows.
+    /// Waits for the next input and processes it.
     async fn turn(&mut self) {
         let unrouted = self.state.is_unrouted();
         tokio::select! {
             biased;
             () = self.cancelled.cancelled() => self.cancel(),
             audited = next_audit(&mut self.audits), if !self.audits.is_empty() => self.audited(audited),
-            // The sender is here: the channel never closes.
+            // The channel never closes, because this value holds a sender.
             event = self.events.recv() => match event {
                 Some(SessionEvent::Message { from, message, payload }) => self.message(from, message, &payload),
                 Some(SessionEvent::PeerGone { peer, why }) => self.handle(generation::Event::PeerGone { peer, why }),
@@ -210,14 +210,14 @@ impl Generation {
         }
     }
 
-    /// An audit that was waited for has ended.
+    /// Processes the end of an audit that the request waits for.
     fn audited(&mut self, audited: Result<Receipt>) {
         let verdict = audited.as_ref().ok().map(|receipt| receipt.verdict);
         let liars = audited.map(|receipt| receipt.refuted()).unwrap_or_default();
         self.handle(generation::Event::Audited { verdict, liars });
     }
 
-    /// Does everything that follows from an event.
+    /// Passes an event to the state machine and executes all resulting actions.
     fn handle(&mut self, event: generation::Event) {
         let mut actions = VecDeque::from(self.state.handle(event, clock::now()));
         while let Some(action) = actions.pop_front() {
@@ -227,7 +227,7 @@ impl Generation {
         }
     }
 
-    /// Does one thing; what comes of it, where something does at once.
+    /// Executes one action; returns the resulting event, if it is immediate.
     fn perform(&mut self, action: Action) -> Option<generation::Event> {
         match action {
             Action::FindRoute { choices, exclusions } => {
@@ -243,7 +243,7 @@ impl Generation {
             }
             Action::Forget { session } => self.engine.pipeline.forget(&session),
             Action::Close { chain, session, first_stage, commit } => {
-                // A first stage that is gone needs no word, and signs nothing, which shows in time.
+                // A first stage that is gone needs no message; its missing signature is noticed by the timeout.
                 let close = Message::Close { chain, session, commit };
                 let _ = self.engine.pipeline.send(first_stage, close, Payload::empty());
             }
@@ -271,14 +271,14 @@ impl Generation {
                 }
             }
             Action::Recompute => {
-                tracing::warn!(event = "answer_recomputed", "An answer failed its audit and is computed again");
+                tracing::warn!(event = "answer_recomputed", "an answer failed its audit and is recomputed");
                 self.engine.metrics.failovers.inc();
                 self.audits.clear();
                 self.ready.clear();
                 self.begin_text();
             }
             Action::Refuse { error, retry_after } => {
-                self.refused = Some(Refused { error, retry_after, context_exceeded: false });
+                self.refused = Some(RequestRefused { error, retry_after, context_exceeded: false });
             }
             Action::Fail(error) => self.ready.push_back(Err(error)),
             Action::Done(conclusion) => self.ready.push_back(Ok(Event::Done(self.summary(conclusion)))),
@@ -286,10 +286,10 @@ impl Generation {
         None
     }
 
-    /// Every answer is at its beginning.
+    /// Resets every answer's text to its start.
     fn begin_text(&mut self) {
         let asked = &self.asked;
-        let answer = |choice| Answer::new(choice, asked.stops.clone(), asked.sampling.logprobs.is_some());
+        let answer = |choice| AnswerText::new(choice, asked.stops.clone(), asked.sampling.logprobs.is_some());
         self.answers = (0..asked.choices).map(answer).collect();
         self.signed = (0..asked.choices).map(|_| SignedAnswer::default()).collect();
         self.receipts.fill(None);
@@ -331,7 +331,7 @@ impl Generation {
         sent.map_err(|error| error.message().to_owned())
     }
 
-    /// More of an answer as text.
+    /// Converts new tokens of an answer to text.
     fn text(&mut self, choice: usize, new: NewTokens) -> Option<generation::Event> {
         let text = &self.engine.text;
         if self.asked.prompt_logprobs && choice == 0 && !new.prompt.is_empty() {
@@ -350,7 +350,7 @@ impl Generation {
         }
         let asked = (self.asked.max_new_tokens as u64).saturating_mul(self.asked.choices as u64);
         self.job.progress(counts.answer as u64, asked);
-        match self.answers[choice].say(text, &new.tokens, new.ended) {
+        match self.answers[choice].add_tokens(text, &new.tokens, new.ended) {
             Ok(delta) => {
                 let finished = delta.finish.is_some();
                 self.ready.push_back(Ok(Event::Delta(delta)));
@@ -367,7 +367,7 @@ impl Generation {
         Rules { sampling: self.asked.sampling.of_choice(choice as u16), format: &self.asked.format }
     }
 
-    /// Checks and countersigns what the stages of an answer signed; what is wrong with it, if anything.
+    /// Checks and countersigns the stages' signed claims of an answer; returns what is wrong with them, if anything.
     fn check_claims(&mut self, choice: usize, claims: &[u8]) -> Option<String> {
         let mut signed = std::mem::take(&mut self.signed[choice]);
         let segment = self.state.segments(choice).last()?;
@@ -376,11 +376,11 @@ impl Generation {
         let session = segment.session;
         self.signed[choice] = signed;
         let fault = checked.err()?;
-        tracing::warn!(event = "commitment_refused", %session, %fault, "What was signed for an answer does not fit it: {fault}");
+        tracing::warn!(event = "commitment_refused", %session, %fault, "the stages' signed claims do not match their answer: {fault}");
         Some(fault.message().to_owned())
     }
 
-    /// Keeps the receipt of an answer that other nodes had a part in.
+    /// Stores the receipt of an answer that other nodes helped to compute.
     fn keep_receipt(&mut self, choice: usize) {
         let model = &self.engine.facts;
         let file = model.path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
@@ -415,14 +415,14 @@ impl Generation {
         }
     }
 
-    /// Somebody else ended the job.
+    /// Processes a cancellation from elsewhere.
     fn cancel(&mut self) {
         self.ready.clear();
         let why = "the answer was cancelled by the node; it may be shutting down";
         self.ready.push_back(Err(Error::new(ErrorKind::Cancelled, why)));
     }
 
-    /// The request has failed: it is counted here, once, whoever found the failure.
+    /// Fails the request; counted here once, whatever found the failure.
     fn fail(&mut self, error: &Error) {
         match error.kind() {
             ErrorKind::Cancelled => self.engine.metrics.cancelled.inc(),
@@ -432,7 +432,7 @@ impl Generation {
         self.end();
     }
 
-    /// Nothing follows: sessions that are open are closed.
+    /// Ends the request and closes its open sessions.
     fn end(&mut self) {
         self.over = true;
         self.ready.clear();
@@ -449,7 +449,7 @@ impl Drop for Generation {
     }
 }
 
-/// The next audit that ends; it is waited for no more then.
+/// Waits for the next audit that ends and removes it from the list.
 async fn next_audit(audits: &mut Vec<oneshot::Receiver<Result<Receipt>>>) -> Result<Receipt> {
     let gone = |_| Err(Error::new(ErrorKind::Internal, "the auditor ended"));
     let Some(first) = audits.first_mut() else { return std::future::pending().await };
@@ -458,7 +458,7 @@ async fn next_audit(audits: &mut Vec<oneshot::Receiver<Result<Receipt>>>) -> Res
     result
 }
 
-/// What a message says of a session to its coordinator, where it says anything.
+/// Converts a stage's message about a session to the state machine's type; `None` for other messages.
 fn reply(message: Message, payload: &Payload) -> Option<(SessionId, Reply)> {
     match message {
         Message::Accepted { session } => Some((session, Reply::Accepted)),

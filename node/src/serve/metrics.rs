@@ -1,5 +1,5 @@
-//! The metrics of the models of this node: what a request adds to its engine's, and those of all models for `/metrics`. How
-//! they are shown is `observe`'s.
+//! Metrics of the models of this node: what a request adds to its engine's, and those of all models for `/metrics`.
+//! `observe` owns their presentation.
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
@@ -11,7 +11,7 @@ use super::request::Summary;
 use crate::engine_metrics::{EngineMetrics, encode};
 use crate::observe::Observer;
 
-/// Counts a request that was answered in full.
+/// Counts a completed request.
 pub(super) fn count_answered(metrics: &EngineMetrics, summary: &Summary) {
     let count = |counter: &Counter, tokens: usize| counter.inc_by(tokens as u64);
     count(&metrics.prompt_tokens, summary.prompt_tokens);
@@ -24,16 +24,16 @@ pub(super) fn count_answered(metrics: &EngineMetrics, summary: &Summary) {
     metrics.total.observe((summary.queued + summary.prompt + summary.answer).as_secs_f64());
 }
 
-/// Counts for `observer` what the engines of `served` do. Models come and go: what there is of them is asked for each time.
+/// Registers the metrics of all engines of `served` with `observer`. Models come and go, so they are read each time.
 pub(crate) fn observe(served: &Served, observer: &Observer) {
     observer.collect(Engines(served.clone()));
 }
 
-/// What the engines count, and how many sequences run and wait at this moment.
+/// Metrics of all engines, with the current numbers of running and waiting sequences.
 #[derive(Debug)]
 struct Engines(Served);
 
-/// A gauge of one model at this moment: name, help, value.
+/// A gauge of one model: name, help, current value.
 type ModelGauge = (&'static str, &'static str, fn(&ServedModel) -> usize);
 
 const GAUGES: [ModelGauge; 2] = [
@@ -68,7 +68,7 @@ mod tests {
     use crate::observe::Format;
     use crate::pool::{ModelAdvert, ModelSize, View, advert_of};
 
-    /// A node whose one peer serves models of these names.
+    /// A view in which one peer serves models with these names.
     fn view(names: &[&str]) -> Arc<View> {
         let mut other = advert_of(PeerId::random());
         let model = |name: &&str| ModelAdvert {
@@ -87,7 +87,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn models_that_come_after_the_start_are_counted() {
+    async fn models_added_after_the_start_are_counted() {
         let served = Served::default();
         let observer = Observer::default();
         observe(&served, &observer);
@@ -101,7 +101,7 @@ mod tests {
                     assert_eq!(count(&format!("pangea_{sample}{{model=\"{name}\"}} 0")), 1, "{text}");
                 }
             }
-            // Whoever reads this takes a second description of the same thing for an error.
+            // A second description of the same metric is an error for readers.
             assert_eq!(count("# TYPE pangea_steps counter"), 1, "{text}");
             assert!(!text.contains(&format!("model=\"{gone}\"")), "{text}");
         }

@@ -1,16 +1,16 @@
-//! Serving models from this node, whoever computes them.
+//! Serving models from this node, whichever nodes compute them.
 //!
 //! ```text
 //!  api, cli ──► Served (names) ──► Engine ──► Generation (a request) ──► pipeline (sessions at stages)
-//!                                    └ model_text (tokens)         └─► pangea_control::generation (every decision), answer (text)
+//!                                    └ model_text (tokens)         └─► pangea_control::generation, answer (text)
 //! ```
 //!
-//! * [`catalogue`]: the models of a node by name, loaded and probed. [`engine`]: the handle of one that can be asked.
-//! * `generation`: the driver of a request under way. `answer`: the text of one answer. `signed_answer`: what is signed of it.
-//! * [`route`]: which chains of stages a model has; `pooled`: those that the pool placed. [`request`]: what is asked and answered.
-//!   `metrics`: counters. `audit_host`: what audits ask of this node.
+//! * [`catalogue`]: the models of a node by name, loaded and probed. [`engine`]: the handle of a model.
+//! * `generation`: the driver of a request. `answer`: the text of one answer. `signed_answer`: its commitments.
+//! * [`route`]: the chains of stages of a model; `pooled`: those that the pool placed. [`request`]: requests and their
+//!   events. `metrics`: counters. `audit_host`: the node's side of audits.
 //!
-//! It knows nothing of HTTP or commands, and of peers only that they have names.
+//! This room knows nothing of HTTP or commands, and of peers only their ids.
 
 mod answer;
 mod audit_host;
@@ -27,7 +27,7 @@ pub use crate::model_text::{ModelText, Prompt, TokenText, WrongField, role};
 pub use crate::pipeline::Drafts;
 pub use audit_host::NodeAuditHost;
 pub use catalogue::{Served, ServedModel};
-pub use engine::{Engine, EngineSettings, ModelFacts, Refused};
+pub use engine::{Engine, EngineSettings, ModelFacts, RequestRefused};
 pub use generation::Generation;
 pub(crate) use metrics::observe;
 pub use request::{Delta, Event, Finish, MAX_CHOICES, Request, Summary, TokenLogprob};

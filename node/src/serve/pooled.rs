@@ -1,5 +1,5 @@
-//! The chains that a model has in the pool: the newest placement whose stages are ready and can be reached, or this node alone.
-//! It places nothing.
+//! The chains of a model in the pool: the newest placement whose stages are ready and reachable, or this node alone.
+//! Nothing is placed here.
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -21,12 +21,12 @@ use pangea_control::generation::Exclusions;
 use pangea_control::placement::{ModelNeeds, missing_layers, pool_facts};
 use pangea_units::LayerRange;
 
-/// What this node alone takes to compute a model.
+/// What this node needs to compute a model alone.
 #[derive(Clone, Debug)]
 pub(super) struct LocalModel {
-    /// What requests call the model.
+    /// Name of the model in requests.
     pub(super) name: String,
-    /// The user's whole file of it.
+    /// The user's own complete file of the model.
     pub(super) file: Option<PathBuf>,
     pub(super) metrics: Arc<EngineMetrics>,
 }
@@ -37,18 +37,18 @@ pub(super) struct Pooled {
     model: Digest,
     layers: u32,
     local: LocalModel,
-    /// What the model takes, and the names of the nodes that served it last.
+    /// The model's needs, and the names of the nodes that served it last.
     last_served: Mutex<Option<(ModelNeeds, Vec<String>)>>,
     loading: Arc<AtomicBool>,
 }
 
 impl Pooled {
-    /// Those of a model.
+    /// The chains of a model.
     pub(super) fn new(loader: Loader, model: Digest, layers: u32, local: LocalModel) -> Pooled {
         Pooled { loader, model, layers, local, last_served: Mutex::default(), loading: Arc::default() }
     }
 
-    /// What the model takes and who serves it; who served it last, where nobody does now.
+    /// The model's needs and the names of the nodes that serve it, or that served it last.
     fn served(&self, view: &View) -> Option<(ModelNeeds, Vec<String>)> {
         let mut last = self.last_served.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(needs) = pool_facts::models(view).remove(&self.model) {
@@ -61,7 +61,7 @@ impl Pooled {
 
     fn placed(&self, exclusions: &Exclusions) -> Option<Route> {
         let view = Arc::clone(&self.loader.view().borrow());
-        // While its owner is there, who that is can be told.
+        // Remembers the owner's name while it is present.
         self.served(&view);
         let mut placements = pool_facts::placements(&view)?;
         placements.retain(|placement| {
@@ -72,11 +72,11 @@ impl Pooled {
                     .iter()
                     .all(|stage| !exclusions.peers.contains(&stage.peer) && self.loader.pipeline().reaches(&stage.peer))
                 && !exclusions.epochs.contains(&placement.epoch)
-                // What broke here is not yet known to be broken elsewhere.
+                // A chain that failed on this node may not be known to have failed elsewhere.
                 && !self.loader.pipeline().is_broken(ChainId { model: self.model, epoch: placement.epoch })
         });
         let newest = placements.into_iter().max_by_key(|placement| placement.epoch)?;
-        // Alone here, whoever decided it: one chain serves both.
+        // A placement on this node alone uses the same chain as the local fallback.
         let alone = ChainId { model: self.model, epoch: 0 };
         if newest.stages.len() == 1 && self.loader.is_local(&newest.stages[0].peer) && self.loader.pipeline().has(alone)
         {
@@ -88,7 +88,7 @@ impl Pooled {
         Some(Route { chain, stages: stages.collect(), kept: None })
     }
 
-    /// Whether this node has the whole file, its own or a copy, and memory for all layers.
+    /// Whether this node has the complete file, its own or a copy, and memory for all layers.
     fn fits_here(&self) -> bool {
         let has_copy = || self.loader.blobs().have(&self.model).is_some_and(|here| here.is_whole());
         if self.local.file.is_none() && !has_copy() {
@@ -99,7 +99,7 @@ impl Pooled {
         needs.is_some_and(|needs| needs.stage_bytes(&(0..needs.size.layers)) <= models_bytes(view.own.memory_bytes))
     }
 
-    /// The layers that no node has any more, for people.
+    /// The layers that no node has any more, as text.
     fn missing(&self, view: &View) -> Option<String> {
         if self.local.file.is_some() {
             return None;
@@ -134,7 +134,7 @@ impl Pooled {
 
 impl Routes for Pooled {
     fn best(&self, exclusions: &Exclusions) -> Option<Route> {
-        // A model that is to be split is here as a whole only once somebody requested it.
+        // A model that is to be split is loaded here completely only after a request for it.
         self.placed(exclusions).or_else(|| self.alone(exclusions))
     }
 
@@ -162,11 +162,11 @@ impl Routes for Pooled {
             (self.loader.clone(), self.local.clone(), self.model, Arc::clone(&self.loading));
         let load = move || {
             if let Err(error) = load_here(&loader, model, &local) {
-                tracing::warn!(event = "fallback_failed", %error, "this node cannot take over alone: {error}");
+                tracing::warn!(event = "fallback_failed", %error, "cannot load the model on this node alone: {error}");
             }
             loading.store(false, Ordering::Relaxed);
         };
-        // Without a thread the next tick asks again.
+        // If no thread can be started, the next tick retries.
         let again = Arc::clone(&self.loading);
         let name = format!("loading model {}", self.model);
         let panicked = move |_: &str| again.store(false, Ordering::Relaxed);
@@ -176,7 +176,7 @@ impl Routes for Pooled {
     }
 }
 
-/// Loads all layers from the user's file, or from the copy here once what it holds is known to be true.
+/// Loads all layers from the user's file, or from the local copy after its parts were verified.
 fn load_here(loader: &Loader, model: Digest, local: &LocalModel) -> Result<()> {
     let path = match &local.file {
         Some(path) => path.clone(),

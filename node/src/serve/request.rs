@@ -1,6 +1,6 @@
-//! What is asked of a model and what comes back: requests, the pieces of an answer, how it ended and what it took. HTTP and
-//! Cap'n Proto have their own forms and translate; what is wrong with a request whatever the model is said here, for all of
-//! them alike.
+//! Requests to a model and their events: the pieces of an answer, why it ended, and its cost. HTTP and
+//! Cap'n Proto translate their own formats; checks that do not depend on the model are made here for
+//! both.
 
 use std::time::Duration;
 
@@ -15,32 +15,32 @@ use pangea_control::trust::Verdict;
 /// One request.
 #[derive(Clone, Debug)]
 pub struct Request {
-    /// What its answer is called, where it is called anything; receipts name it.
+    /// Id of the request, if the API gives one; receipts contain it.
     pub id: String,
-    /// What the answer follows.
+    /// The prompt.
     pub prompt: Prompt,
-    /// How tokens are chosen. Choice `i` of several uses seed + `i`.
+    /// Sampling terms. Choice `i` uses seed + `i`.
     pub sampling: Sampling,
-    /// The most tokens of one answer; `None`: until the model ends it, or its context does.
+    /// Maximum tokens of one answer; `None`: until the model ends it, or the context is full.
     pub max_tokens: Option<usize>,
     /// Texts at which an answer ends; they are not part of it.
     pub stop: Vec<String>,
-    /// How many answers, 1 to [`MAX_CHOICES`].
+    /// Number of answers, 1 to [`MAX_CHOICES`].
     pub choices: usize,
-    /// What form the answer has.
+    /// Format of the answer.
     pub format: AnswerFormat,
-    /// Whether the prompt's tokens get log-probabilities, too, if the answer's do.
+    /// Whether the prompt's tokens get log-probabilities as well, if the answer's do.
     pub prompt_logprobs: bool,
-    /// Whether a receipt is kept of it where other nodes have a part in it. Without one nothing is signed or audited.
+    /// Whether a receipt is stored if other nodes compute a part. Without one nothing is signed or audited.
     pub receipt: bool,
-    /// Who asks.
+    /// Owner of the job.
     pub owner: Owner,
 }
 
-/// Most answers of one request: each takes a place among the running.
+/// Maximum answers of one request: each takes a running place.
 pub const MAX_CHOICES: usize = crate::pipeline::limits::MAX_CHOICES as usize;
 
-/// Largest bias of a token, either way; -100 all but forbids it.
+/// Maximum absolute bias of a token; -100 practically forbids it.
 const MAX_LOGIT_BIAS: f32 = 100.0;
 
 impl Request {
@@ -60,7 +60,7 @@ impl Request {
         }
     }
 
-    /// Everything that is wrong with it whatever the model is.
+    /// Checks everything that does not depend on the model.
     ///
     /// # Errors
     /// The first [`WrongField`].
@@ -77,10 +77,10 @@ impl Request {
     }
 }
 
-/// What comes of a request, piece by piece.
+/// An event of a request.
 #[derive(Clone, Debug)]
 pub enum Event {
-    /// The tokens of the prompt with their log-probabilities, where they were asked for; before anything else.
+    /// The tokens of the prompt with their log-probabilities, if requested; comes first.
     Prompt(Vec<TokenLogprob>),
     /// More of one answer.
     Delta(Delta),
@@ -88,16 +88,16 @@ pub enum Event {
     Done(Summary),
 }
 
-/// More of one answer.
+/// A piece of one answer.
 #[derive(Clone, Debug, Default)]
 pub struct Delta {
-    /// Which answer, from 0.
+    /// Index of the answer.
     pub choice: usize,
-    /// Whole characters only; may be empty while something is held back.
+    /// Text in whole characters; may be empty while some is held back.
     pub text: String,
-    /// Tokens that were chosen for it.
+    /// Tokens of the piece.
     pub tokens: Vec<u32>,
-    /// One for each token, where they were asked for.
+    /// One per token, if requested.
     pub logprobs: Vec<TokenLogprob>,
     /// Set in the answer's last piece.
     pub finish: Option<Finish>,
@@ -106,14 +106,14 @@ pub struct Delta {
 /// Why an answer ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Finish {
-    /// The model ended it, a stop text came, or the JSON is whole.
+    /// The model ended the answer, a stop text appeared, or the JSON is complete.
     Stop,
-    /// So many tokens were asked for, or the context is full.
+    /// The maximum number of tokens is reached, or the context is full.
     Length,
 }
 
 impl Finish {
-    /// As OpenAI names it.
+    /// OpenAI's name.
     pub fn name(self) -> &'static str {
         match self {
             Finish::Stop => "stop",
@@ -122,48 +122,48 @@ impl Finish {
     }
 }
 
-/// A token with its log-probability and those of the most likely ones in its place.
+/// A token with its log-probability and the most likely tokens at its position.
 #[derive(Clone, Debug)]
 pub struct TokenLogprob {
     /// The token.
     pub token: TokenText,
-    /// Natural logarithm of its probability; `None` for the first token of a prompt, which follows nothing.
+    /// Natural logarithm of its probability; `None` for the first token of a prompt.
     pub logprob: Option<f32>,
     /// The most likely tokens, best first.
     pub top: Vec<(TokenText, f32)>,
 }
 
-/// What a whole request took.
+/// The cost of a whole request.
 #[derive(Clone, Debug, Default)]
 pub struct Summary {
     /// Tokens of the prompt.
     pub prompt_tokens: usize,
-    /// Of these, computed by an earlier request.
+    /// Tokens of the prompt that were cached from an earlier request.
     pub cached_tokens: usize,
-    /// Tokens of all answers, those that end them included.
+    /// Tokens of all answers, including those that end them.
     pub answer_tokens: usize,
-    /// Tokens that were drafted, and of these, those that were right.
+    /// Tokens that were drafted.
     pub drafted_tokens: usize,
-    /// Drafted tokens that the model chose, too.
+    /// Drafted tokens that were accepted.
     pub accepted_tokens: usize,
-    /// From the request's arrival to its first step.
+    /// Time from the request's arrival to its first step.
     pub queued: Duration,
-    /// From then to the first token.
+    /// Time from then to the first token.
     pub prompt: Duration,
-    /// From the first token to the last of all answers.
+    /// Time from the first token to the last one of all answers.
     pub answer: Duration,
-    /// Who computed which layers, in the end.
+    /// The stages of the last segment of each answer.
     pub stages: Vec<StageAt>,
-    /// How often an answer had to go on elsewhere.
+    /// Failovers and recomputations of all answers.
     pub failovers: usize,
-    /// How far it can be trusted.
+    /// How far the answers can be trusted.
     pub verdict: Verdict,
-    /// Ids of the receipts that are kept of it.
+    /// Ids of the answers' receipts.
     pub receipts: Vec<String>,
 }
 
 impl Summary {
-    /// Who computed which layers, as programs are told.
+    /// The stages in the client's type.
     pub fn answer_stages(&self) -> Vec<AnswerStage> {
         let stages = self.stages.iter();
         stages
@@ -171,12 +171,12 @@ impl Summary {
             .collect()
     }
 
-    /// Tokens per second of the answer; 0 where there were too few to tell.
+    /// Tokens per second of the answer; 0 if there were too few.
     pub fn answer_tokens_per_s(&self) -> f64 {
         rate(self.answer_tokens.saturating_sub(1), self.answer)
     }
 
-    /// Tokens per second of the prompt, those that were computed.
+    /// Computed tokens per second of the prompt.
     pub fn prompt_tokens_per_s(&self) -> f64 {
         rate(self.prompt_tokens - self.cached_tokens, self.prompt)
     }
@@ -197,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn what_no_model_can_serve_is_refused_by_its_field() {
+    fn requests_wrong_for_every_model_are_refused_by_field() {
         let field = |request: &Request| request.check().err().map(|wrong| wrong.field);
         assert_eq!(field(&saying(&["user"])), None);
         assert_eq!(field(&saying(&["user", "king"])).as_deref(), Some("messages[1]"));

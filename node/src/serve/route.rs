@@ -1,5 +1,5 @@
-//! Where a model's layers are that a request may use: the stages of a chain, and whoever knows which chains there are. It
-//! opens no session.
+//! The chains of stages that a request may use, and the trait of their sources. No session is
+//! opened here.
 
 use std::sync::Arc;
 
@@ -10,34 +10,34 @@ use tokio::sync::watch;
 use crate::pipeline::wire::StageAt;
 use crate::pipeline::{ChainId, Pipeline};
 
-/// A chain that a session can be opened at.
+/// A chain at which sessions can be opened.
 #[derive(Clone)]
 pub struct Route {
-    /// Which.
+    /// Id of the chain.
     pub chain: ChainId,
-    /// Its stages; the first takes sessions in.
+    /// Its stages; sessions are opened at the first one.
     pub stages: Vec<StageAt>,
-    /// What is kept for as long as somebody may use it.
+    /// Keeps a local chain loaded while it is used.
     pub kept: Option<Arc<KeptChain>>,
 }
 
 impl Route {
-    /// Whether all of it is on this node.
+    /// Whether all stages are on this node.
     pub fn is_local(&self, local: PeerId) -> bool {
         self.stages.iter().all(|stage| stage.peer == local)
     }
 
-    /// Whether a node computes part of it.
+    /// Whether a node computes one of its stages.
     pub fn uses(&self, peer: &PeerId) -> bool {
         self.stages.iter().any(|stage| stage.peer == *peer)
     }
 }
 
-/// Ends a chain on this node when nobody uses it any more.
+/// Unloads a chain on this node when dropped.
 pub struct KeptChain {
-    /// Which.
+    /// Id of the chain.
     pub chain: ChainId,
-    /// Whose.
+    /// The pipeline that holds it.
     pub pipeline: Pipeline,
 }
 
@@ -47,35 +47,35 @@ impl Drop for KeptChain {
     }
 }
 
-/// Which chains a model has.
+/// The chains of a model.
 pub trait Routes: Send + Sync {
-    /// The best one now that does without the excluded nodes and placements.
+    /// The best current route without the excluded nodes and placements.
     fn best(&self, exclusions: &Exclusions) -> Option<Route>;
 
-    /// Changes whenever there may be another.
+    /// Changes whenever the routes may have changed.
     fn changed(&self) -> watch::Receiver<u64>;
 
-    /// Why no route can be had while the pool is as it is, where that is certain.
+    /// Why no route can exist while the pool does not change, if that is certain.
     fn unplaceable(&self) -> Option<String>;
 
-    /// Prepares a chain on this node alone, where it can hold the model: a request waits and would take it.
+    /// Prepares a chain on this node alone, if it can hold the model, because a request waits for it.
     fn request_local(&self);
 }
 
-/// The one chain of a model that this process computes alone.
-pub struct Alone {
+/// The only chain of a model that this process computes alone.
+pub struct SoleRoute {
     route: Route,
     changed: watch::Sender<u64>,
 }
 
-impl Alone {
-    /// This route and no other.
-    pub fn new(route: Route) -> Alone {
-        Alone { route, changed: watch::Sender::new(0) }
+impl SoleRoute {
+    /// A source with only this route.
+    pub fn new(route: Route) -> SoleRoute {
+        SoleRoute { route, changed: watch::Sender::new(0) }
     }
 }
 
-impl Routes for Alone {
+impl Routes for SoleRoute {
     fn best(&self, exclusions: &Exclusions) -> Option<Route> {
         (!exclusions.peers.iter().any(|peer| self.route.uses(peer))).then(|| self.route.clone())
     }

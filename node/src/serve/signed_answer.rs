@@ -1,5 +1,5 @@
-//! What is signed of one answer: its tokens as they were emitted, the claims of its stages, and the receipt made of them. It
-//! asks nobody to sign and keeps no receipt.
+//! The signed part of one answer: its emitted tokens, the claims of its stages, and the receipt made of them. Signatures are
+//! not requested here, and receipts not stored.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -17,13 +17,13 @@ use pangea_control::trust::Verdict;
 
 use crate::trust::{self, CommitChain, Expected, Receipt, ReceiptModel, ReceiptStage, Signed, receipt, terms_digest};
 
-/// By which rules the tokens of an answer are chosen.
+/// Sampling terms of an answer.
 pub(super) struct Rules<'a> {
     pub(super) sampling: Sampling,
     pub(super) format: &'a AnswerFormat,
 }
 
-/// What a receipt says of the request that it belongs to.
+/// Facts about the request of a receipt.
 pub(super) struct RequestFacts<'a> {
     pub(super) request: &'a str,
     pub(super) coordinator: PeerId,
@@ -40,20 +40,21 @@ pub(super) struct SignedAnswer {
 }
 
 impl SignedAnswer {
-    /// The answer is computed by a chain of this model.
+    /// Records that a chain of this model computes the answer.
     pub(super) fn computed_from(&mut self, model: Digest) {
         self.model = Some(model);
     }
 
-    /// Tokens came from the last stage.
+    /// Records tokens from the last stage.
     pub(super) fn emit(&mut self, tokens: &[TokenOut]) {
         self.emitted.0.extend_from_slice(tokens);
     }
 
-    /// Checks what the stages of a segment signed, and countersigns it.
+    /// Checks the signed claims of a segment's stages, and countersigns the last one.
     ///
     /// # Errors
-    /// `VerificationFailed` where the claims do not fit what was asked and what came, `InvalidInput` where they cannot be read.
+    /// `VerificationFailed` if the claims do not match the request and the received tokens, `InvalidInput` if they
+    /// cannot be parsed.
     pub(super) fn check(
         &mut self,
         session: &AnswerSession,
@@ -63,7 +64,7 @@ impl SignedAnswer {
         keypair: &Keypair,
     ) -> Result<()> {
         let mut chain = CommitChain::decode(claims)
-            .map_err(|error| Error::new(error.kind(), "what its stages signed cannot be read"))?;
+            .map_err(|error| Error::new(error.kind(), "cannot parse the stages' signed claims"))?;
         let model = self.model.ok_or_else(|| Error::new(ErrorKind::Internal, "the answer has no route"))?;
         let positions = session.tokens().len() - 1;
         let stages: Vec<_> = segment.stages.iter().map(|stage| (stage.peer, stage.layers.clone())).collect();
@@ -84,7 +85,7 @@ impl SignedAnswer {
         Ok(())
     }
 
-    /// What is kept of the answer; `None` where it never had a route.
+    /// The receipt of the answer; `None` if it never had a route.
     pub(super) fn receipt(
         &self,
         session: &AnswerSession,
@@ -112,7 +113,7 @@ impl SignedAnswer {
         })
     }
 
-    /// A segment with what its stages signed.
+    /// A segment with its stages' claims.
     fn kept(&self, segment: &Segment) -> trust::Segment {
         let stage = |stage: &StageAt| ReceiptStage {
             peer: stage.peer.to_string(),
@@ -130,12 +131,12 @@ impl SignedAnswer {
     }
 }
 
-/// Tokens as they came from the last stage, for the root that it signs.
+/// Tokens received from the last stage, for the root that it signs.
 #[derive(Default)]
 struct EmittedTokens(Vec<TokenOut>);
 
 impl EmittedTokens {
-    /// The leaves of what the last stage gave for the first `positions`, having chosen from `chosen_from` on.
+    /// The leaves of the last stage's output for the first `positions`, with tokens chosen from `chosen_from` on.
     fn leaves(&self, positions: usize, chosen_from: usize) -> Vec<Leaf> {
         let chosen = positions - chosen_from;
         let own = &self.0[self.0.len().saturating_sub(chosen)..];

@@ -203,7 +203,7 @@ impl HttpAnswer {
 }
 
 /// Maps an engine's refusal; a prompt that exceeds the context gets OpenAI's code for it.
-fn refused(error: crate::serve::Refused) -> ApiError {
+fn refused(error: crate::serve::RequestRefused) -> ApiError {
     let mut refused = ApiError::from(error.error);
     if let Some(after) = error.retry_after {
         refused = refused.retry_after(after);

@@ -53,7 +53,7 @@ impl Loader {
         report(StageState::Loading);
         let file = ModelFile::open(&path).map_err(compute_error)?;
         self.pack(order.model, &file, layers.clone(), order.session_bytes, self.metrics(order.model))?;
-        self.say(order.model, name);
+        self.advertise(order.model, name);
         let (range, millis) = (LayerRange::from(layers), began.elapsed().as_millis() as u64);
         tracing::info!(
             event = "layers_ready",

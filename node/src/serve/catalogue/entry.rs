@@ -1,5 +1,5 @@
-//! One model of the catalogue: where it comes from, how it stands, and how its engine is made. Which names a node lists is
-//! decided beside it.
+//! One model of the catalogue: its source, its state, and how its engine is made. The catalogue decides which names a node
+//! lists.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
@@ -24,12 +24,12 @@ use super::{Node, ServedModel};
 
 #[derive(Debug)]
 pub(super) struct Entry {
-    /// What the model is served as.
+    /// Name under which this node serves the model.
     pub(super) name: String,
-    /// What whoever serves it calls it; more than one may be called so.
+    /// Name given by the nodes that serve it; several models may have the same one.
     pub(super) called: String,
     pub(super) source: Source,
-    /// Content address of the model, once it is known.
+    /// Digest of the model, once known.
     pub(super) digest: OnceLock<Digest>,
     pub(super) metrics: Arc<EngineMetrics>,
     pub(super) state: watch::Sender<State>,
@@ -37,14 +37,14 @@ pub(super) struct Entry {
 
 #[derive(Debug)]
 pub(super) enum Source {
-    /// A name in the folder of models, or a path.
+    /// A name in the models folder, or a path.
     File { model: String, folder: PathBuf },
-    /// Another node serves it.
+    /// A model that other nodes serve.
     Pool(Digest),
 }
 
 impl Source {
-    /// The model, where other nodes serve it.
+    /// Digest of a model that other nodes serve.
     pub(super) fn pooled(&self) -> Option<Digest> {
         match self {
             Source::File { .. } => None,
@@ -54,13 +54,13 @@ impl Source {
 }
 
 pub(super) enum State {
-    /// It is not here; the first request gets it.
+    /// The model is not on this node; the first request downloads it.
     Absent {
         why: Option<Error>,
     },
     Loading,
     Ready(Engine),
-    /// No node of the pool can hold it as things are, this one included; a change of the pool may help.
+    /// No node of the pool can hold it at present; a change of the pool may help.
     Unplaced {
         engine: Engine,
         why: Error,
@@ -96,7 +96,7 @@ impl Entry {
         Entry { name, called, source, digest, metrics: Arc::default(), state: watch::Sender::new(state) }
     }
 
-    /// Whether this can be the model with this digest; a file that has not been read can be any.
+    /// Whether this may be the model with this digest; a file that has not been read may be any.
     pub(super) fn may_be(&self, digest: &Digest) -> bool {
         self.digest.get().is_none_or(|known| known == digest)
     }
@@ -109,16 +109,16 @@ impl Entry {
         Arc::ptr_eq(&self.metrics, metrics)
     }
 
-    /// Gets what is needed of the file, loads it and asks it something.
+    /// Downloads the file if needed, loads the model and sends it a first request.
     pub(super) fn load(&self, node: &Node) -> State {
         let began = std::time::Instant::now();
         let engine = match &self.source {
             Source::File { model, folder } => match self.file(model, folder) {
-                Ok(path) => self.here(node, &path),
-                // The next request may have better luck.
+                Ok(path) => self.local_engine(node, &path),
+                // The next request tries again.
                 Err(error) => return State::Absent { why: Some(error) },
             },
-            Source::Pool(digest) => match self.there(node, *digest) {
+            Source::Pool(digest) => match self.pooled_engine(node, *digest) {
                 Ok(engine) => return State::Ready(engine),
                 Err(error) => return State::Absent { why: Some(error) },
             },
@@ -134,29 +134,30 @@ impl Entry {
                 tracing::info!(event = "model_ready", model = self.name, millis, bytes, "Serving model {}", self.name);
                 State::Ready(engine)
             }
-            // Nobody computes it as things are.
+            // No node can compute it at present.
             Err(why) if engine.unplaceable().is_some() || !engine.has_route() => State::Unplaced { engine, why },
             Err(error) => State::Failed(error),
         }
     }
 
-    /// A model whose file is here: the pool is told of it, and unless it is to be split it is loaded.
-    pub(super) fn here(&self, node: &Node, path: &Path) -> Result<Engine> {
+    /// Makes the engine of a model whose file is on this node: announces it to the pool, and loads it unless it is to
+    /// be split.
+    pub(super) fn local_engine(&self, node: &Node, path: &Path) -> Result<Engine> {
         let about = |error: Error| {
-            Error::new(error.kind(), format!("the model {} cannot be loaded: {}", self.name, error.message()))
+            Error::new(error.kind(), format!("cannot load the model {}: {}", self.name, error.message()))
         };
         let loader = &node.loader;
         let offered = loader.blobs().offer(path)?;
         let file = ModelFile::open(path).map_err(compute_error).map_err(about)?;
         let size = blob::model_size(&offered.manifest, file.config());
         loader.count(offered.digest, Arc::clone(&self.metrics));
-        // A second load of the same file finds the same digest.
+        // A second load of the same file sets the same digest.
         let _ = self.digest.set(offered.digest);
         let alone = !node.split && node.pinned.is_none();
         if alone {
             match loader.load_whole(offered.digest, path, Arc::clone(&self.metrics)) {
                 Ok(_) => {}
-                // The pool together may have the memory that this node lacks.
+                // The pool may have the memory that this node lacks.
                 Err(error) if error.kind() == ErrorKind::Overloaded => {
                     let why = error.message();
                     tracing::info!(
@@ -179,15 +180,15 @@ impl Entry {
             pinned: node.pinned.clone(),
             size,
         };
-        loader.pool().say(|own| {
+        loader.pool().update_advert(|own| {
             own.models.retain(|known| known.digest != advert.digest);
             own.models.push(advert);
         });
         self.engine(node, &file, offered.digest, Some(path.to_owned()))
     }
 
-    /// A model that other nodes compute: its header is enough to talk to them.
-    pub(super) fn there(&self, node: &Node, digest: Digest) -> Result<Engine> {
+    /// Makes the engine of a model that other nodes compute; its header is enough.
+    pub(super) fn pooled_engine(&self, node: &Node, digest: Digest) -> Result<Engine> {
         let failed = |error: std::io::Error| Error::new(ErrorKind::Internal, format!("cannot fetch a model: {error}"));
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
         let loader = &node.loader;
@@ -217,7 +218,7 @@ impl Entry {
             let size = blob::model_size(&manifest, config);
             size.session_bytes(&(0..size.layers))
         });
-        // Every chain has memory for the least.
+        // Every chain has memory for the minimum.
         let session_bytes = settings.session_bytes.max(least);
         let longest = session_bytes / (config.position_bytes() * config.layers as u64).max(1);
         let facts = ModelFacts {
@@ -233,7 +234,7 @@ impl Entry {
         };
         if facts.context < 2 {
             let message = format!(
-                "the model {} cannot be loaded: {} bytes for sessions do not hold a single one; allow more",
+                "cannot load the model {}: {} bytes for sessions do not hold a single one; allow more",
                 self.name, session_bytes
             );
             return Err(Error::new(ErrorKind::Overloaded, message));
@@ -252,20 +253,20 @@ impl Entry {
         ))
     }
 
-    /// The model's file, fetched where it is not here.
+    /// The model's file, downloaded if necessary.
     pub(super) fn file(&self, model: &str, folder: &Path) -> Result<PathBuf> {
-        let mut told = None;
+        let mut logged = None;
         models::get(folder, model, &Cancel::new(), &mut |transfer| {
             let percent = transfer.done_bytes * 100 / transfer.total_bytes.max(1);
-            // A line for every tenth.
-            if told.replace((transfer.phase, percent / 10)) != Some((transfer.phase, percent / 10)) {
+            // One log line per tenth.
+            if logged.replace((transfer.phase, percent / 10)) != Some((transfer.phase, percent / 10)) {
                 let (model, phase) = (&self.name, transfer.phase);
                 tracing::info!(event = "model_transfer", model, phase, percent, "Model {model}: {phase}, {percent} %");
             }
         })
     }
 
-    /// Why the pool cannot place the model, where its master says so and nobody computes it.
+    /// Why the pool cannot place the model, if its master published a refusal and no node computes it.
     pub(super) fn refusal(&self, node: Option<&Node>) -> Option<String> {
         let view = node?.loader.view();
         pool_facts::refusal(&view.borrow(), self.digest.get()?)
@@ -279,7 +280,7 @@ impl Entry {
         };
         let refusal = match &*state {
             State::Ready(engine) if engine.has_route() => None,
-            // What loads here may be here in a moment.
+            // A model that is loading may be ready soon, so it has no reason.
             State::Loading | State::Failed(_) => None,
             _ => self.refusal(node),
         };
@@ -302,7 +303,7 @@ impl Entry {
     }
 }
 
-/// A short request, answered from one end to the other. Nobody asked for it: it leaves nothing behind.
+/// Sends a short request and waits for its end. It leaves no job and no receipt.
 pub(super) fn probe(engine: &Engine) -> Result<()> {
     let failed = |error: std::io::Error| Error::new(ErrorKind::Internal, format!("cannot probe the model: {error}"));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
@@ -315,6 +316,6 @@ pub(super) fn probe(engine: &Engine) -> Result<()> {
                 return Ok(());
             }
         }
-        Err(Error::new(ErrorKind::Internal, "the model's first answer broke off"))
+        Err(Error::new(ErrorKind::Internal, "the model's first answer ended without a summary"))
     })
 }

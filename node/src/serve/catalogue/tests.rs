@@ -1,4 +1,4 @@
-//! Which models a node lists under which names, as its own and its pool's come and go.
+//! The names under which a node lists models, as its own and its pool's come and go.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -33,9 +33,9 @@ fn found(served: &Served, name: &str) -> Option<u8> {
 }
 
 #[test]
-fn two_models_of_one_name_are_both_listed_and_both_reachable() {
+fn two_models_with_one_name_are_both_listed_and_reachable() {
     let served = Served::default();
-    served.see(&pool(&[("tiny", 0xab), ("tiny", 0x12), ("tiny", 0xab), ("other", 7)]));
+    served.update(&pool(&[("tiny", 0xab), ("tiny", 0x12), ("tiny", 0xab), ("other", 7)]));
     assert_eq!(served.names(), ["other", "tiny", "tiny@abababab"]);
     assert_eq!((found(&served, "tiny"), found(&served, "tiny@abababab")), (Some(0x12), Some(0xab)));
     assert_eq!(found(&served, "tiny@12121212"), Some(0x12), "the first one by its full name, too");
@@ -43,12 +43,12 @@ fn two_models_of_one_name_are_both_listed_and_both_reachable() {
 }
 
 #[test]
-fn a_model_keeps_its_name_whatever_comes_and_another_is_left_when_it_goes() {
+fn a_model_keeps_its_name_until_it_goes_and_another_takes_it() {
     let served = Served::default();
-    served.see(&pool(&[("tiny", 0xab)]));
-    served.see(&pool(&[("tiny", 0x12), ("tiny", 0xab)]));
+    served.update(&pool(&[("tiny", 0xab)]));
+    served.update(&pool(&[("tiny", 0x12), ("tiny", 0xab)]));
     assert_eq!((found(&served, "tiny"), found(&served, "tiny@12121212")), (Some(0xab), Some(0x12)));
-    served.see(&pool(&[("tiny", 0x12)]));
+    served.update(&pool(&[("tiny", 0x12)]));
     assert_eq!(served.names(), ["tiny@12121212"]);
     assert_eq!(found(&served, "tiny"), Some(0x12), "the name leads to the model that is left");
 }
