@@ -1,5 +1,5 @@
-//! The stages of this node and the sessions that it coordinates, and who gets which message: what goes to this node itself
-//! never touches the network. Who may say what is the gate's to judge.
+//! The stages of this node and the sessions that it coordinates, and the routing of their messages: messages to this
+//! node itself never touch the network. The gate checks senders.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -26,16 +26,16 @@ use pangea_control::session::Drafts;
 use pangea_control::session::batch::BatchLimits;
 use pangea_control::session::gate::{Ask, Gate, waiting_for_opening};
 
-/// Messages that wait for a stage: a few frames, and a burst of requests and of their ends.
+/// Queued messages of a stage: a few frames, and a burst of openings and closings.
 const STAGE_EVENTS: usize = 1024;
 
-/// What a stage is made of.
+/// The parts of a stage.
 pub struct StageSetup {
-    /// Of which chain.
+    /// The chain.
     pub chain: ChainId,
-    /// All of its stages.
+    /// All stages of the chain.
     pub stages: Vec<StageAt>,
-    /// Which of them this is.
+    /// Index of this stage.
     pub index: usize,
     /// Its layers; stages of several chains may share them.
     pub model: Arc<Model>,
@@ -43,59 +43,59 @@ pub struct StageSetup {
     pub pool: Pool,
     /// Memory for keys and values.
     pub budget: PageBudget,
-    /// On the first stage, what is computed at once.
+    /// On the first stage, the limits of its batch.
     pub limits: Option<BatchLimits>,
     /// On the first stage, when tokens are drafted.
     pub drafts: Drafts,
     /// On the last stage, the text side of the model.
     pub text: Option<Arc<ModelText>>,
-    /// What it counts.
+    /// Metrics of the model's engine.
     pub metrics: Arc<EngineMetrics>,
-    /// Leases of the weights and of the sessions, which the stage holds as long as it uses them.
+    /// Leases of the weights and of the sessions, held as long as the stage uses them.
     pub memory: Arc<[Lease; 2]>,
 }
 
-/// What a coordinator is told of one of its sessions.
+/// An event for the coordinator of a session.
 #[derive(Debug)]
 #[expect(clippy::large_enum_variant, reason = "a peer that is gone is rare")]
 pub enum SessionEvent {
-    /// A message of a stage.
+    /// A message from a stage.
     Message {
-        /// Who says so.
+        /// The stage's node.
         from: PeerId,
-        /// What.
+        /// The message.
         message: Message,
-        /// And the bytes behind it.
+        /// Payload of the message.
         payload: Payload,
     },
-    /// A peer cannot be reached any more; whether the session needs it, its coordinator knows.
+    /// A peer can no longer be reached; the coordinator knows whether the session needs it.
     PeerGone {
-        /// Who.
+        /// Id of the peer.
         peer: PeerId,
-        /// Why.
+        /// Reason.
         why: String,
     },
 }
 
-/// Called when a message comes for a chain that is not known here.
+/// Called when a message arrives for a chain without a stage on this node.
 type OnUnknown = Box<dyn Fn(ChainId) + Send + Sync>;
 
-/// The stages and sessions of a node; clones are the same.
+/// The stages and sessions of a node; clones share them.
 #[derive(Clone)]
 pub struct Pipeline(Arc<Inner>);
 
 struct Inner {
     local: PeerId,
-    /// Signs what stages here did.
+    /// Signs the claims of stages on this node.
     keypair: Keypair,
     fault: OnceLock<Fault>,
-    /// Whether a fault that there is once has been.
+    /// Whether a one-time fault has happened.
     faulted: AtomicBool,
     links: OnceLock<Links>,
     stages: Mutex<HashMap<ChainId, StageHandle>>,
     sessions: Mutex<HashMap<SessionId, mpsc::Sender<SessionEvent>>>,
     on_unknown: OnceLock<OnUnknown>,
-    /// Counts chains that broke.
+    /// Number of chains that have failed.
     breaks: watch::Sender<u64>,
     supervisor: Supervisor,
 }
@@ -103,27 +103,27 @@ struct Inner {
 struct StageHandle {
     events: SyncSender<StageEvent>,
     model: Arc<Model>,
-    /// Judges who may say what to the stage.
+    /// Decides who may send what to the stage.
     gate: Gate,
     load: StageLoad,
     broken: bool,
-    /// Its thread.
+    /// The stage's thread.
     _part: Part,
 }
 
-/// How busy a stage is.
+/// Load of a stage.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct StageLoad {
-    /// Sequences that run, where they are scheduled here.
+    /// Running sequences, if this stage schedules them.
     pub(super) running: usize,
-    /// Sequences that wait, where they are scheduled here.
+    /// Waiting sequences, if this stage schedules them.
     pub(super) waiting: usize,
-    /// Sessions that it takes part in.
+    /// Sessions of the stage.
     pub(super) sessions: usize,
 }
 
 impl Pipeline {
-    /// Of a node with this key pair, which has no links yet. The threads of its stages are held by `supervisor`.
+    /// The pipeline of a node with this key pair, without links. `supervisor` supervises the stages' threads.
     pub fn new(keypair: Keypair, supervisor: Supervisor) -> Pipeline {
         Pipeline(Arc::new(Inner {
             local: keypair.public().to_peer_id(),
@@ -139,32 +139,32 @@ impl Pipeline {
         }))
     }
 
-    /// From now on other nodes can be reached. Only the first links count.
+    /// Sets the links to other nodes. Only the first call counts.
     pub fn attach(&self, links: Links) {
         let _ = self.0.links.set(links);
     }
 
-    /// Who may start a chain that a message is for. Only the first counts.
+    /// Sets the function that starts a chain for which a message arrives. Only the first call counts.
     pub fn on_unknown(&self, call: impl Fn(ChainId) + Send + Sync + 'static) {
         let _ = self.0.on_unknown.set(Box::new(call));
     }
 
-    /// This node.
+    /// Peer id of this node.
     pub fn local(&self) -> PeerId {
         self.0.local
     }
 
-    /// What stages and coordinators here sign with.
+    /// Key pair with which stages and coordinators on this node sign.
     pub fn keypair(&self) -> &Keypair {
         &self.0.keypair
     }
 
-    /// What holds the threads of this node.
+    /// Supervisor of this node's threads.
     pub fn supervisor(&self) -> &Supervisor {
         &self.0.supervisor
     }
 
-    /// From now on stages here lie or fail, for tests.
+    /// Injects a fault into the stages of this node, for tests.
     pub fn set_fault(&self, fault: Fault) {
         let _ = self.0.fault.set(fault);
     }
@@ -173,20 +173,20 @@ impl Pipeline {
         self.0.fault.get().copied()
     }
 
-    /// Whether this fault is to be, now and never again.
+    /// Whether this one-time fault happens now; true at most once.
     pub(super) fn fault_once(&self, fault: Fault) -> bool {
         self.fault() == Some(fault) && !self.0.faulted.swap(true, Ordering::Relaxed)
     }
 
-    /// Whether a peer can be sent to; this node always.
+    /// Whether messages can be sent to a peer; always true for this node.
     pub fn reaches(&self, peer: &PeerId) -> bool {
         *peer == self.0.local || self.0.links.get().is_some_and(|links| links.connected(peer))
     }
 
-    /// Starts the thread of a stage; one of the same chain that is there already is replaced.
+    /// Starts the thread of a stage; an existing stage of the same chain is replaced.
     ///
     /// # Errors
-    /// `Internal` where the system has no thread.
+    /// `Internal` if a thread cannot be started.
     pub fn start(&self, setup: StageSetup) -> Result<()> {
         let chain = setup.chain;
         let model = Arc::clone(&setup.model);
@@ -194,7 +194,7 @@ impl Pipeline {
         let (events, inbox) = sync_channel(STAGE_EVENTS);
         let stage = Stage::new(setup, self.clone());
         let name = format!("stage of model {}, epoch {}", chain.model, chain.epoch);
-        // The stage itself tells its sessions that the chain is broken; the loader replaces it.
+        // The stage itself notifies its sessions of the failure; the loader replaces it.
         let part = self.0.supervisor.owned_thread(&name, move || stage.run(inbox), |_| {}).map_err(|error| {
             Error::new(ErrorKind::Internal, format!("cannot start a thread for a model's layers: {error}"))
         })?;
@@ -206,10 +206,10 @@ impl Pipeline {
         Ok(())
     }
 
-    /// Ends a stage; sessions that it is part of go on elsewhere, or fail.
+    /// Ends a stage; its sessions fail over or fail.
     pub fn end(&self, chain: ChainId) {
         if let Some(stage) = self.stages().remove(&chain) {
-            // A full queue ends with its sender, which goes here.
+            // Even with a full queue the stage ends, because its sender is dropped here.
             let _ = stage.events.try_send(StageEvent::End);
         }
     }
@@ -219,46 +219,46 @@ impl Pipeline {
         self.stages().contains_key(&chain)
     }
 
-    /// Sequences that run and that wait on a chain whose first stage is here; zero elsewhere.
+    /// Running and waiting sequences of a chain whose first stage is on this node; zero otherwise.
     pub fn load(&self, chain: ChainId) -> (usize, usize) {
         self.stages().get(&chain).map_or((0, 0), |stage| (stage.load.running, stage.load.waiting))
     }
 
-    /// How many sessions a stage takes part in.
+    /// Number of sessions of a stage.
     pub fn sessions_in(&self, chain: ChainId) -> usize {
         self.stages().get(&chain).map_or(0, |stage| stage.load.sessions)
     }
 
-    /// Whether any stage here has a session under way.
+    /// Whether any stage on this node has a session.
     pub fn is_busy(&self) -> bool {
         self.stages().values().any(|stage| stage.load.sessions > 0)
     }
 
-    /// Whether the stage of a chain computes with these very layers.
+    /// Whether the stage of a chain uses exactly these layers.
     pub fn uses(&self, chain: ChainId, model: &Arc<Model>) -> bool {
         self.stages().get(&chain).is_some_and(|stage| Arc::ptr_eq(&stage.model, model))
     }
 
-    /// Whether a chain cannot go on.
+    /// Whether a chain has failed.
     pub fn is_broken(&self, chain: ChainId) -> bool {
         self.stages().get(&chain).is_some_and(|stage| stage.broken)
     }
 
-    /// A chain broke at the stage of another node, so that it is of no use here either.
+    /// Fails a chain, because the stage on another node has reported its failure.
     pub fn break_off(&self, chain: ChainId, peer: PeerId) {
-        let why = "its stage says that the chain broke".to_owned();
+        let why = "another stage reported that the chain failed".to_owned();
         if let Some(stage) = self.stages().get(&chain).filter(|stage| !stage.broken) {
-            // A full queue is tried again with the next view.
+            // With a full queue, the next view tries again.
             let _ = stage.events.try_send(StageEvent::PeerGone { peer, why });
         }
     }
 
-    /// The nodes of a chain that has a stage here.
+    /// The nodes of a chain that has a stage on this node.
     pub fn peers(&self, chain: ChainId) -> Vec<PeerId> {
         self.stages().get(&chain).map_or_else(Vec::new, |stage| stage.gate.stages().to_vec())
     }
 
-    /// Changes whenever a chain breaks here.
+    /// Changes whenever a chain fails on this node.
     pub fn breaks(&self) -> watch::Receiver<u64> {
         self.0.breaks.subscribe()
     }
@@ -269,28 +269,28 @@ impl Pipeline {
         }
     }
 
-    /// Hears of a session from now on, until [`Pipeline::forget`].
-    pub fn hear(&self, session: SessionId, events: mpsc::Sender<SessionEvent>) {
+    /// Delivers a session's events to `events` from now on, until [`Pipeline::remove_session`].
+    pub fn add_session(&self, session: SessionId, events: mpsc::Sender<SessionEvent>) {
         self.sessions().insert(session, events);
     }
 
-    /// Hears no more of a session.
-    pub fn forget(&self, session: &SessionId) {
+    /// Stops delivering a session's events.
+    pub fn remove_session(&self, session: &SessionId) {
         self.sessions().remove(session);
     }
 
-    /// Sends a message; to this node itself, too.
+    /// Sends a message to a node, possibly this one.
     ///
     /// # Errors
-    /// `Unavailable` where there is no connection, `Overloaded` where too much waits for it.
+    /// `Unavailable` without a connection, `Overloaded` if the queue is full.
     pub fn send(&self, to: PeerId, message: Message, payload: Payload) -> Result<()> {
         self.send_all(to, vec![(message, payload)])
     }
 
-    /// Sends several messages, in this order and at once.
+    /// Sends several messages at once, in this order.
     ///
     /// # Errors
-    /// Those of [`Pipeline::send`]; then none is sent.
+    /// Those of [`Pipeline::send`]; no message is sent then.
     pub(super) fn send_all(&self, to: PeerId, messages: Vec<(Message, Payload)>) -> Result<()> {
         if to == self.0.local {
             messages.into_iter().for_each(|(message, payload)| self.deliver(to, message, payload));
@@ -302,7 +302,7 @@ impl Pipeline {
         }
     }
 
-    /// A session is over at the first stage of a chain: nobody closes it any more.
+    /// Records on the first stage of a chain that a session has ended and needs no closing.
     pub(super) fn session_over(&self, chain: ChainId, session: &SessionId) {
         if let Some(stage) = self.stages().get_mut(&chain) {
             stage.gate.over(session);
@@ -328,7 +328,7 @@ impl Pipeline {
                 let ask = Ask::Open { session, choices, coordinator };
                 let forwarded = open.sequence.is_some();
                 if !self.to_stage(chain, from, ask, message, payload) {
-                    // A refusal of the first session is one of the whole request.
+                    // A refusal of the first session refuses the whole request.
                     let failed = if forwarded { choices } else { 1 };
                     for choice in 0..failed {
                         self.cannot_open(chain, session.choice(choice), forwarded, &waiting);
@@ -356,7 +356,7 @@ impl Pipeline {
                 let session = tokens.session;
                 self.to_coordinator(session, from, message, payload);
             }
-            // A node that coordinates a session and has a stage of its chain gets these once for both.
+            // A node that coordinates a session and has a stage of its chain gets these messages once for both.
             Message::Failed { chain, session, .. } => {
                 let (chain, session) = (*chain, *session);
                 self.to_stage(chain, from, Ask::Failed, message.clone(), payload.clone());
@@ -370,28 +370,28 @@ impl Pipeline {
         }
     }
 
-    /// Tells the nodes that wait for a session that its opening was not taken here.
+    /// Notifies the nodes that wait for a session that this node did not accept its opening.
     fn cannot_open(&self, chain: ChainId, session: SessionId, forwarded: bool, waiting: &[PeerId]) {
         let kind = ErrorKind::Unavailable;
-        let message = "this node has no such layers, or no more room for requests".to_owned();
+        let message = "this node has no such layers, or its queue is full".to_owned();
         let notice = match forwarded {
             true => Message::Failed { chain, session, kind, message },
             false => Message::Refused { session, kind, message, retry_after_ms: Some(1000) },
         };
         for peer in waiting {
-            // The loss of a link to a node tells that node the same.
+            // If the link is lost, that node notices it.
             let _ = self.send(*peer, notice.clone(), Payload::empty());
         }
     }
 
-    /// A message came for a chain: its stage here may be about to start.
+    /// Tries to start the stage of a chain for which a message arrived.
     fn start_unknown(&self, chain: ChainId) {
         if let Some(call) = self.0.on_unknown.get().filter(|_| !self.has(chain)) {
             call(chain);
         }
     }
 
-    /// Gives the stage of a chain what its sender may say to it. Whether the stage took it.
+    /// Passes a message to the stage of a chain if its sender may send it; returns whether the stage accepted it.
     fn to_stage(&self, chain: ChainId, from: PeerId, ask: Ask, message: Message, payload: Payload) -> bool {
         let mut stages = self.stages();
         let Some(stage) = stages.get_mut(&chain) else { return false };
@@ -408,7 +408,7 @@ impl Pipeline {
         match sent {
             Ok(()) => true,
             Err(TrySendError::Full(_)) => {
-                tracing::warn!(event = "stage_overrun", %from, "a stage has more messages waiting than it takes");
+                tracing::warn!(event = "stage_overrun", %from, "a stage's message queue is full");
                 false
             }
             Err(TrySendError::Disconnected(_)) => false,
@@ -418,7 +418,7 @@ impl Pipeline {
     fn to_coordinator(&self, session: SessionId, from: PeerId, message: Message, payload: Payload) {
         let Some(events) = self.sessions().get(&session).cloned() else { return };
         if events.try_send(SessionEvent::Message { from, message, payload }).is_err() {
-            tracing::debug!(event = "session_overrun", %session, "a session's messages are not wanted any more");
+            tracing::debug!(event = "session_overrun", %session, "a session's message queue is full or closed");
         }
     }
 
@@ -464,15 +464,15 @@ mod tests {
         Keypair::generate_ed25519().public().to_peer_id()
     }
 
-    /// The failure of every answer is sent, so that no coordinator waits out its patience for a session that no stage has.
+    /// A failure is sent for every answer, so that no coordinator waits for a session without stages until its timeout.
     #[test]
     fn an_opening_forwarded_to_a_node_without_the_chain_fails_at_its_coordinator() {
         let pipeline = Pipeline::new(Keypair::generate_ed25519(), Supervisor::default());
         let (local, previous) = (pipeline.local(), peer());
         let session = SessionId([7; 16]);
         let (events, mut received) = mpsc::channel(4);
-        pipeline.hear(session, events.clone());
-        pipeline.hear(session.choice(1), events);
+        pipeline.add_session(session, events.clone());
+        pipeline.add_session(session.choice(1), events);
         let open = Open {
             session,
             coordinator: local,

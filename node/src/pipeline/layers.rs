@@ -1,5 +1,5 @@
-//! The layers of one stage at work: the caches of its sequences, one pass after another, on the last stage the tokens that
-//! follow, and what the stage signs for. Which rows are computed, and what becomes of a session, is decided elsewhere.
+//! The layers of one stage: the caches of its sequences, passes through the layers, on the last stage the chosen
+//! tokens, and the stage's claims. The protocol decides which rows are computed and what becomes of a session.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -22,7 +22,7 @@ use crate::compute_error;
 use crate::fault::{Fault, twist_row, twist_token};
 use crate::trust::CommitChain;
 
-/// The layers of one stage, and all that they have computed.
+/// The layers of one stage with the caches of its sequences.
 pub(super) struct Layers {
     model: Arc<Model>,
     pool: Pool,
@@ -30,32 +30,32 @@ pub(super) struct Layers {
     faults: PassFaults,
     histories: HashMap<u64, History>,
     sessions: HashMap<SessionId, Signable>,
-    /// On the last stage.
+    /// Present on the last stage.
     sampler: Option<Sampler>,
 }
 
-/// What is signed of a session, beside the rows of its sequence.
+/// Data of a session that is signed, besides the rows of its sequence.
 struct Signable {
-    /// Digest of the rules by which its tokens are chosen.
+    /// Digest of the sampling terms.
     terms: Digest,
-    /// The first position whose following token is chosen here and now.
+    /// First position whose following token this session chooses.
     chosen_from: u64,
-    /// Its rows, once the sequence itself is gone.
+    /// Its rows, once the sequence has ended.
     rows: Option<Rows>,
 }
 
-/// What a pass brought.
+/// Result of a pass.
 #[derive(Default)]
 pub(super) struct Passed {
-    /// The rows of sequences that go on.
+    /// Rows of the sequences that continue.
     pub(super) rows: Vec<FrameRows>,
-    /// `[rows, hidden_size]` of a stage without the head.
+    /// `[rows, hidden_size]`, on a stage without the head.
     pub(super) activations: Vec<f32>,
-    /// What became of each sequence, on the last stage.
+    /// On the last stage, the result of each sequence.
     pub(super) advances: Vec<SteppedSequence>,
-    /// For the coordinators, once the first stage has the report.
+    /// Tokens for the coordinators, sent after the report to the first stage.
     pub(super) tokens: Vec<(PeerId, Tokens)>,
-    /// Sequences that cannot go on.
+    /// Sequences that cannot continue.
     pub(super) failed: Vec<(u64, Error)>,
 }
 
@@ -82,10 +82,10 @@ impl Layers {
         &self.faults
     }
 
-    /// Makes ready for the sessions of a request.
+    /// Prepares for the sessions of a request.
     ///
     /// # Errors
-    /// Those of the sampler.
+    /// Errors of the sampler.
     pub(super) fn join(&mut self, open: &Open) -> Result<()> {
         if let Some(sampler) = &mut self.sampler {
             sampler.open(open)?;
@@ -100,15 +100,15 @@ impl Layers {
         Ok(())
     }
 
-    /// Forgets a session; its sequence ends by itself.
-    pub(super) fn forget(&mut self, session: &SessionId) {
+    /// Removes a session; its sequence ends separately.
+    pub(super) fn remove(&mut self, session: &SessionId) {
         self.sessions.remove(session);
         if let Some(sampler) = &mut self.sampler {
             sampler.close(session);
         }
     }
 
-    /// Forgets all sessions and sequences.
+    /// Removes all sessions and sequences.
     pub(super) fn clear(&mut self) {
         self.histories.clear();
         self.sessions.clear();
@@ -117,7 +117,7 @@ impl Layers {
         }
     }
 
-    /// The cache of a sequence goes; what is signed for outlives it. Whether there was one.
+    /// Drops the cache of a sequence but keeps what its session must sign; returns whether there was one.
     pub(super) fn drop_history(&mut self, sequence: u64, session: Option<SessionId>) -> bool {
         let Some(history) = self.histories.remove(&sequence) else { return false };
         self.keep_rows(session, history.rows);
@@ -130,7 +130,7 @@ impl Layers {
         }
     }
 
-    /// A sequence begins, maybe with what another has computed.
+    /// Starts a sequence, possibly with another one's cache.
     pub(super) fn start(&mut self, start: Start, taken_from: Option<SessionId>) {
         let history = match start.source {
             StartSource::Empty => None,
@@ -148,18 +148,18 @@ impl Layers {
             }),
         };
         let history = history.unwrap_or_else(|| History::empty(Cache::new(&self.model, &self.budget)));
-        // What it had before it gave its memory up is computed again.
+        // Rows from before a preemption are recomputed.
         if let Some(signable) = self.sessions.get_mut(&start.session) {
             signable.rows = None;
         }
         self.histories.insert(start.sequence, history);
     }
 
-    /// What this stage did in the first `positions` of a session, signed behind what the stages before signed (`before`).
-    /// `tokens`: on the first stage, the prompt and what was chosen.
+    /// Signs this stage's claim for the first `positions` of a session and appends it to the earlier stages' claims
+    /// (`before`). `tokens`: on the first stage, the prompt and the chosen tokens.
     ///
     /// # Errors
-    /// `NotFound` where it is not known any more; those of reading `before`.
+    /// `NotFound` if the session is unknown; errors of parsing `before`.
     pub(super) fn sign(
         &self,
         stage: &SignedStage<'_>,
@@ -169,7 +169,7 @@ impl Layers {
         tokens: Option<&[u32]>,
         before: Option<&Payload>,
     ) -> Result<CommitChain> {
-        let missing = || Error::new(ErrorKind::NotFound, "what it did in this session is not known any more");
+        let missing = || Error::new(ErrorKind::NotFound, "this stage no longer knows the session");
         let signable = self.sessions.get(&session).ok_or_else(missing)?;
         let held = positions as usize;
         let rows = match &signable.rows {
@@ -210,10 +210,10 @@ impl Layers {
         Ok(chain)
     }
 
-    /// Computes rows in one pass; where that fails for one of them, each on its own.
+    /// Computes rows in one pass; if that fails for one of them, each sequence on its own.
     ///
     /// # Errors
-    /// On the first stage (`gives_way`), that there is not enough memory; every cache is as it was.
+    /// On the first stage (`gives_way`), that memory does not suffice; every cache is then unchanged.
     pub(super) fn pass(
         &mut self,
         protocol: &Protocol,
@@ -240,7 +240,7 @@ impl Layers {
                 passed.failed.push((rows[0].sequence, compute_error(error)));
             }
             Err(_) => {
-                // One of them is at fault, and the others must not suffer for it.
+                // One sequence caused the error; the others are computed separately.
                 let width = self.model.config().hidden_size;
                 let mut at = 0;
                 for rows in rows {
@@ -317,7 +317,7 @@ impl Layers {
         result
     }
 
-    /// Hands out what a pass gave: activations to be sent on, or tokens to the coordinators.
+    /// Distributes the output of a pass: activations for the next stage, or tokens for the coordinators.
     fn take(&mut self, protocol: &Protocol, rows: &[FrameRows], mut output: Output, passed: &mut Passed) {
         let width = self.model.config().hidden_size;
         if self.sampler.is_none() {
@@ -352,7 +352,7 @@ impl Layers {
         }
     }
 
-    /// The tokens that follow rows.
+    /// Chooses the tokens that follow rows.
     fn choose(
         &mut self,
         protocol: &Protocol,
@@ -408,7 +408,7 @@ impl Layers {
     }
 }
 
-/// The stage that signs.
+/// A stage that signs a session.
 pub(super) struct SignedStage<'a> {
     pub(super) chain: ChainId,
     pub(super) at: &'a StageAt,

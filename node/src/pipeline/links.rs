@@ -1,9 +1,9 @@
 //! Links to peers on `/pangea/session/1`: a handle that sends from any thread, and the driver on the network thread that
-//! keeps the streams. It knows who is there and that messages arrive in order, and not what they are for.
+//! owns the streams. Links deliver messages in order and report lost peers; they do not know what messages mean.
 //!
-//! A link is the stream that this node opened to a peer, on which it sends, and the one that the peer opened, on which it
-//! receives. They live and end together (`link_state`), so that who is told that a peer is gone knows that nothing of before
-//! will still arrive.
+//! A link consists of the stream that this node opened to a peer, on which it sends, and the one that the peer opened,
+//! on which it receives. They start and end together (`link_state`), so that after a loss was reported no earlier message
+//! arrives.
 
 mod stream;
 
@@ -29,17 +29,18 @@ use crate::peers::Peers;
 use crate::wire::Header;
 use pangea_control::session::link_state::{Action, Event, LinkStates, StreamId};
 
-/// Where what arrives goes. Called on the network thread (for what a node sends to itself: on the sender's), and must return
+/// Receives messages. Called on the network thread (for messages to this node itself: on the sender's), and must return
 /// at once.
 pub trait Inbox: Send + Sync + 'static {
-    /// A message arrived; those of one sender in the order in which they were sent.
+    /// A message arrived; messages of one sender arrive in the order of sending.
     fn message(&self, from: PeerId, message: Message, payload: Payload);
 
-    /// The link to a peer broke, once for every time: messages from it and to it may be lost. None of before will arrive.
+    /// The link to a peer was lost; reported once per loss. Messages from and to the peer may be lost; no earlier
+    /// message arrives later.
     fn peer_gone(&self, peer: PeerId, why: &str);
 }
 
-/// Sends messages to peers. Clones share it; it never waits.
+/// Sends messages to peers. Clones share the links; sending never waits.
 #[derive(Clone)]
 pub struct Links {
     shared: Arc<Shared>,
@@ -48,47 +49,45 @@ pub struct Links {
 struct Shared {
     local: PeerId,
     inbox: Arc<dyn Inbox>,
-    routes: RwLock<HashMap<PeerId, Route>>,
+    queues: RwLock<HashMap<PeerId, SendQueue>>,
 }
 
-/// The way into the queue of an open stream.
+/// The queue of an open stream.
 #[derive(Clone)]
-struct Route {
-    queue: mpsc::Sender<Vec<Queued>>,
+struct SendQueue {
+    messages: mpsc::Sender<Vec<Queued>>,
     /// Bytes of payloads in the queue.
     bytes: Arc<AtomicUsize>,
 }
 
-/// A message on its way to the wire.
+/// A queued message.
 struct Queued {
     message: Message,
     payload: Payload,
 }
 
 impl Links {
-    /// Sends `message` with `payload` behind it (the tokens of an opening are its payload; give none). It is queued when
-    /// this returns; if it cannot arrive, [`Inbox::peer_gone`] follows. To this node itself it is delivered before this returns.
+    /// Sends `message` with `payload` (the tokens of an opening are its payload; pass none). The message is queued when
+    /// this returns; if it cannot arrive, [`Inbox::peer_gone`] follows. A message to this node itself is delivered
+    /// before this returns.
     ///
     /// # Errors
-    /// `InvalidInput` when the message is not well formed, `Unavailable` when there is no link to the peer, `Overloaded`
-    /// when its queue is full.
+    /// `InvalidInput` if the message is malformed, `Unavailable` without a link to the peer, `Overloaded`
+    /// if its queue is full.
     pub fn send(&self, to: PeerId, message: Message, payload: Payload) -> Result<(), Error> {
         self.send_all(to, vec![(message, payload)])
     }
 
-    /// Sends several in this order, all or none: the network thread wakes up once for them, and they share packets.
+    /// Sends several messages in this order, all or none: the network thread wakes up once for them, and they share packets.
     ///
     /// # Errors
-    /// Those of [`Links::send`], for whichever is at fault.
+    /// Those of [`Links::send`], for the first invalid message.
     pub fn send_all(&self, to: PeerId, messages: Vec<(Message, Payload)>) -> Result<(), Error> {
         let mut queued = Vec::with_capacity(messages.len());
         for (message, payload) in messages {
             let payload = message.outgoing(payload);
             message.check_sendable(payload.len()).map_err(|error| {
-                Error::new(
-                    ErrorKind::InvalidInput,
-                    format!("a `{}` message that no stage would take: {error}", message.name()),
-                )
+                Error::new(ErrorKind::InvalidInput, format!("invalid `{}` message: {error}", message.name()))
             })?;
             queued.push(Queued { message, payload });
         }
@@ -100,50 +99,53 @@ impl Links {
             return Ok(());
         }
         let unavailable = || Error::new(ErrorKind::Unavailable, format!("there is no session stream to {to}"));
-        let route = self.shared.route(&to).ok_or_else(unavailable)?;
+        let queue = self.shared.queue(&to).ok_or_else(unavailable)?;
         let len = queued.iter().map(|queued| queued.payload.len()).sum();
-        let before = route.bytes.fetch_add(len, Ordering::Relaxed);
+        let before = queue.bytes.fetch_add(len, Ordering::Relaxed);
         let sent = if before != 0 && before + len > QUEUE_BYTES {
             Err(overloaded(&to))
         } else {
-            route.queue.try_send(queued).map_err(|error| match error {
+            queue.messages.try_send(queued).map_err(|error| match error {
                 mpsc::error::TrySendError::Full(_) => overloaded(&to),
                 mpsc::error::TrySendError::Closed(_) => unavailable(),
             })
         };
         if sent.is_err() {
-            route.bytes.fetch_sub(len, Ordering::Relaxed);
+            queue.bytes.fetch_sub(len, Ordering::Relaxed);
         }
         sent
     }
 
-    /// Whether messages to `peer` can be sent: a stream to it is open. To this node itself they always can.
+    /// Whether messages to `peer` can be sent: a stream to it is open. Always true for this node.
     pub fn connected(&self, peer: &PeerId) -> bool {
-        *peer == self.shared.local || self.shared.route(peer).is_some()
+        *peer == self.shared.local || self.shared.queue(peer).is_some()
     }
 }
 
 fn overloaded(to: &PeerId) -> Error {
-    Error::new(ErrorKind::Overloaded, format!("too much waits to be sent to {to} already; try again soon"))
+    Error::new(ErrorKind::Overloaded, format!("the send queue to {to} is full; try again later"))
 }
 
 impl Shared {
-    fn route(&self, peer: &PeerId) -> Option<Route> {
-        self.routes.read().unwrap_or_else(PoisonError::into_inner).get(peer).cloned()
+    fn queue(&self, peer: &PeerId) -> Option<SendQueue> {
+        self.queues.read().unwrap_or_else(PoisonError::into_inner).get(peer).cloned()
     }
 
-    fn change(&self, change: impl FnOnce(&mut HashMap<PeerId, Route>)) {
-        change(&mut self.routes.write().unwrap_or_else(PoisonError::into_inner));
+    fn change(&self, change: impl FnOnce(&mut HashMap<PeerId, SendQueue>)) {
+        change(&mut self.queues.write().unwrap_or_else(PoisonError::into_inner));
     }
 }
 
-/// The links of `network`, which no other links may use. Call it before the first connection, and run the driver.
+/// The links of `network`. Must be called once per network, before the first connection; the driver must be run.
 pub fn links(network: Network, net_events: Follower, inbox: Arc<dyn Inbox>, peers: Peers) -> (Links, LinksDriver) {
     let local = network.local_peer_id();
-    let shared = Arc::new(Shared { local, inbox, routes: RwLock::default() });
+    let shared = Arc::new(Shared { local, inbox, queues: RwLock::default() });
     let incoming = network.streams().accept(StreamProtocol::new(PROTOCOL));
     if incoming.is_err() {
-        tracing::error!(event = "links_twice", "the session protocol of this network is taken: its links stay closed");
+        tracing::error!(
+            event = "links_twice",
+            "the session protocol of this network has a handler already; its links stay closed"
+        );
     }
     let core = Core {
         shared: Arc::clone(&shared),
@@ -167,23 +169,23 @@ struct Core {
     network: Network,
     peers: Peers,
     link_states: LinkStates,
-    running: HashMap<StreamId, Running>,
+    running: HashMap<StreamId, OpenStream>,
 }
 
-/// A stream and what drives it.
-struct Running {
+/// A stream and its task.
+struct OpenStream {
     task: AbortHandle,
-    /// Of one that this node opened.
-    route: Option<Route>,
+    /// Queue of a stream that this node opened.
+    queue: Option<SendQueue>,
 }
 
 impl LinksDriver {
-    /// Runs until the network ends. On a `LocalSet`.
+    /// Runs until the network ends. Must run on a `LocalSet`.
     pub async fn run(self) {
         let LinksDriver { core, mut net_events, incoming } = self;
         let Some(mut incoming) = incoming else { return };
         loop {
-            // Nothing here waits for anything else: a stream that comes while nobody is in `next` is lost.
+            // Nothing here waits for anything else: a stream that arrives while nobody is in `next` is lost.
             tokio::select! {
                 Some((peer, stream)) = incoming.next() => accept(&core, peer, stream),
                 event = net_events.recv() => match event {
@@ -197,7 +199,7 @@ impl LinksDriver {
     }
 }
 
-/// Reads the stream that a peer opened.
+/// Reads a stream that a peer opened.
 fn accept(core: &Rc<RefCell<Core>>, peer: PeerId, stream: Stream) {
     if !core.borrow().peers.may_compute(&peer) {
         tracing::debug!(event = "session_stream_refused", %peer, "the peer is quarantined");
@@ -211,15 +213,15 @@ fn accept(core: &Rc<RefCell<Core>>, peer: PeerId, stream: Stream) {
         let why = stream::read_all(stream, peer, &*inbox).await;
         handle(&reading, peer, Event::Ended(id, why.to_string()));
     });
-    core.borrow_mut().running.insert(id, Running { task: task.abort_handle(), route: None });
+    core.borrow_mut().running.insert(id, OpenStream { task: task.abort_handle(), queue: None });
 }
 
-/// Opens a stream to a peer and writes what is queued for it.
+/// Opens a stream to a peer and writes its queued messages.
 fn open(core: &Rc<RefCell<Core>>, peer: PeerId, id: StreamId, after: Duration) {
     let control = core.borrow().network.streams();
-    let (queue, mut queued) = mpsc::channel(QUEUE_MESSAGES);
+    let (sender, mut queued) = mpsc::channel(QUEUE_MESSAGES);
     let bytes = Arc::new(AtomicUsize::new(0));
-    let route = Route { queue, bytes: Arc::clone(&bytes) };
+    let queue = SendQueue { messages: sender, bytes: Arc::clone(&bytes) };
     let writing = Rc::clone(core);
     let task = tokio::task::spawn_local(async move {
         tokio::time::sleep(after).await;
@@ -232,10 +234,10 @@ fn open(core: &Rc<RefCell<Core>>, peer: PeerId, id: StreamId, after: Duration) {
         };
         handle(&writing, peer, Event::Ended(id, why));
     });
-    core.borrow_mut().running.insert(id, Running { task: task.abort_handle(), route: Some(route) });
+    core.borrow_mut().running.insert(id, OpenStream { task: task.abort_handle(), queue: Some(queue) });
 }
 
-/// Does what follows from an event.
+/// Passes an event to the link's state machine and executes the actions.
 fn handle(core: &Rc<RefCell<Core>>, peer: PeerId, event: Event) {
     tracing::debug!(event = "session_link", %peer, what = ?event);
     if let Event::Ended(id, _) = &event {
@@ -247,8 +249,8 @@ fn handle(core: &Rc<RefCell<Core>>, peer: PeerId, event: Event) {
             Action::Open(id, after) => open(core, peer, id, after),
             Action::Route(id) => {
                 let core = core.borrow();
-                if let Some(route) = core.running.get(&id).and_then(|running| running.route.clone()) {
-                    core.shared.change(|routes| drop(routes.insert(peer, route)));
+                if let Some(queue) = core.running.get(&id).and_then(|running| running.queue.clone()) {
+                    core.shared.change(|queues| drop(queues.insert(peer, queue)));
                 }
             }
             Action::Drop(id) => {
@@ -258,7 +260,7 @@ fn handle(core: &Rc<RefCell<Core>>, peer: PeerId, event: Event) {
             }
             Action::Gone(why) => {
                 let shared = Arc::clone(&core.borrow().shared);
-                shared.change(|routes| drop(routes.remove(&peer)));
+                shared.change(|queues| drop(queues.remove(&peer)));
                 shared.inbox.peer_gone(peer, &why);
             }
         }

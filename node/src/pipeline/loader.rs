@@ -1,5 +1,5 @@
-//! The layers that this node holds, and the chains that they are part of: fetched and packed as the placer orders, shared by
-//! the chains of one placement after another, given up when nobody needs them. It decides no placement.
+//! The layers in this node's memory, and the chains that use them: fetched and packed as the placer orders, shared by
+//! the chains of consecutive placements, dropped when no chain needs them. No placement is decided here.
 
 mod stage_loading;
 
@@ -34,32 +34,32 @@ use pangea_control::session::batch::BatchLimits;
 use pangea_control::session::chains::{ChainUse, Chains};
 use pangea_units::ByteSize;
 
-/// Rows of prompts in a step without answers: a quarter of a second at most on a slow machine.
+/// Rows of prompts in a step without answers: at most a quarter of a second on a slow machine.
 const PROMPT_ROWS: usize = 256;
 
-/// Rows of prompts beside running answers: these slow down while a prompt is read, and do not stand still.
+/// Rows of prompts beside running answers, which slow down while a prompt is read but do not stop.
 const PROMPT_ROWS_BESIDE: usize = 128;
 
-/// The same where a chain has several stages: a prompt goes through in pieces, so that all of them work at once. Smaller
-/// ones would fill the stages sooner, and use each one's arithmetic less well.
+/// Rows of prompts per step if a chain has several stages: a prompt passes in pieces, so that all stages work at once.
+/// Smaller pieces would fill the stages sooner but use each one's arithmetic less efficiently.
 const PROMPT_ROWS_SPLIT: usize = 64;
 
-/// Caches of ended sequences that are kept: conversations that may go on. Pages bound them further.
+/// Maximum caches of ended sequences that are kept for conversations that continue. Pages limit them further.
 const KEPT: usize = 64;
 
-/// How much a chain takes in, whatever its memory.
+/// Limits of a chain that do not depend on memory.
 #[derive(Clone, Copy, Debug)]
 pub struct ChainLimits {
     /// Answers generated at once in one stage.
     pub running: usize,
-    /// Answers that wait beside those; more are refused.
+    /// Answers that may wait besides; further ones are refused.
     pub waiting: usize,
-    /// How long one may wait.
+    /// Time that an answer may wait.
     pub wait: Duration,
 }
 
 impl ChainLimits {
-    /// The first stage's limits for layers with this much memory for sessions, in a chain of so many stages.
+    /// The first stage's batch limits for layers with this much memory for sessions, in a chain of `stages` stages.
     pub fn batch(self, model: &Model, session_bytes: u64, stages: usize, drafts: Drafts) -> BatchLimits {
         let page_tokens = Cache::PAGE_POSITIONS;
         let page_bytes = Cache::bytes_for(model, 1).max(1);
@@ -82,23 +82,23 @@ impl ChainLimits {
 
 /// Layers in memory.
 #[derive(Clone)]
-pub struct Loaded {
+pub struct LoadedLayers {
     /// The layers.
     pub model: Arc<Model>,
     /// Memory for their sessions.
     pub budget: PageBudget,
-    /// The text side, where tokens are chosen here.
+    /// The text side, if this stage chooses tokens.
     pub text: Option<Arc<ModelText>>,
-    /// What is counted.
+    /// Metrics of the model's engine.
     pub metrics: Arc<EngineMetrics>,
     /// Leases of the weights and of the sessions.
     memory: Arc<[Lease; 2]>,
 }
 
-/// Model, first layer, end.
+/// Digest of the model, first layer, end.
 type Key = (Digest, u32, u32);
 
-/// The layers and chains of a node; clones are the same.
+/// The layers and chains of a node; clones share them.
 #[derive(Clone)]
 pub struct Loader(Arc<Inner>);
 
@@ -109,18 +109,18 @@ struct Inner {
     devices: Devices,
     limits: ChainLimits,
     drafts: Drafts,
-    loaded: Mutex<HashMap<Key, Loaded>>,
-    /// What is counted, by model; for the models that this node serves, where others look.
+    loaded: Mutex<HashMap<Key, LoadedLayers>>,
+    /// Metrics by model; for models that this node serves, those of its engine.
     metrics: Mutex<HashMap<Digest, Arc<EngineMetrics>>>,
-    /// Orders under way.
+    /// Orders in progress.
     loading: Mutex<HashMap<Key, Cancel>>,
-    /// Chains that placements made.
+    /// Chains of placements.
     chains: Mutex<Chains>,
     published: Mutex<PublishedPlacements>,
     changed: watch::Sender<u64>,
 }
 
-/// How long a load waits for memory that is leased now: stages that end give theirs back within a second, and products
+/// Time that a load waits for leased memory: stages that end release theirs within a second, and products
 /// theirs when they are done.
 const MEMORY_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -131,7 +131,7 @@ impl std::fmt::Debug for Loader {
 }
 
 impl Loader {
-    /// Nothing loaded yet.
+    /// A loader without layers.
     pub fn new(pipeline: Pipeline, blobs: Blobs, pool: Pool, devices: Devices, limits: ChainLimits) -> Loader {
         Loader(Arc::new(Inner {
             pipeline,
@@ -149,27 +149,27 @@ impl Loader {
         }))
     }
 
-    /// Changes whenever layers or chains come or go here.
+    /// Changes whenever layers or chains are added or removed.
     pub fn changed(&self) -> watch::Receiver<u64> {
         self.0.changed.subscribe()
     }
 
-    /// Counts what a model's layers do here where others look, from now on.
+    /// Sets the metrics that count a model's layers on this node.
     pub fn count(&self, model: Digest, metrics: Arc<EngineMetrics>) {
         self.0.metrics.lock().unwrap_or_else(PoisonError::into_inner).insert(model, metrics);
     }
 
-    /// What is counted of a model here.
+    /// Metrics of a model on this node.
     pub fn metrics(&self, model: Digest) -> Arc<EngineMetrics> {
         let mut metrics = self.0.metrics.lock().unwrap_or_else(PoisonError::into_inner);
         Arc::clone(metrics.entry(model).or_default())
     }
 
-    /// Loads all layers of a model from its whole file and starts the chain of this node alone. Blocks; at once when
-    /// they are here.
+    /// Loads all layers of a model from its complete file and starts the chain of this node alone. Blocks; returns at
+    /// once if they are loaded.
     ///
     /// # Errors
-    /// `Overloaded`, with the numbers, where weights and sessions do not fit; those of reading and packing them.
+    /// `Overloaded` with the numbers if weights and sessions do not fit; errors of reading and packing.
     pub fn load_whole(&self, model: Digest, path: &Path, metrics: Arc<EngineMetrics>) -> Result<ChainId> {
         let chain = ChainId { model, epoch: 0 };
         if self.0.pipeline.has(chain) {
@@ -184,20 +184,20 @@ impl Loader {
         Ok(chain)
     }
 
-    /// The copy of a whole model that was fetched here, once every part of it is known to be true. Blocks.
+    /// The fetched copy of a complete model, after all its parts were verified. Blocks.
     ///
     /// # Errors
-    /// Those of reading it; `Unavailable` where parts of it are missing.
+    /// Errors of reading it; `Unavailable` if parts are missing.
     pub fn whole_copy(&self, model: Digest) -> Result<PathBuf> {
         let failed = |error| Error::new(ErrorKind::Internal, format!("cannot check a model's file: {error}"));
-        let gone = || Error::new(ErrorKind::Unavailable, "the copy of the model is gone");
+        let gone = || Error::new(ErrorKind::Unavailable, "the copy of the model was removed");
         let wanted = self.0.blobs.have(&model).ok_or_else(gone)?.manifest.whole();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
         runtime.block_on(self.0.blobs.fetch(model, wanted, Vec::new(), &mut |_, _| {}, &Cancel::new()))
     }
 
-    /// The layers, packed now unless they are here. Their sessions get up to `session_bytes`, and what placement counts
-    /// with at least.
+    /// The packed layers, packed now if necessary. Their sessions get up to `session_bytes`, and at least the minimum of
+    /// placement.
     fn pack(
         &self,
         model: Digest,
@@ -205,7 +205,7 @@ impl Loader {
         layers: Range<u32>,
         session_bytes: u64,
         metrics: Arc<EngineMetrics>,
-    ) -> Result<Loaded> {
+    ) -> Result<LoadedLayers> {
         let key = (model, layers.start, layers.end);
         if let Some(loaded) = self.loaded().get(&key) {
             return Ok(loaded.clone());
@@ -215,7 +215,7 @@ impl Loader {
         let needs = Model::load_bytes(file, &part, pool.threads()).map_err(compute_error)?;
         let [weights, sessions] = self.lease(model, file, &layers, needs.weights, session_bytes)?;
         let LoadedPart { model: packed, text } = LoadedPart::load(file, part, &pool, &self.0.devices)?;
-        let loaded = Loaded {
+        let loaded = LoadedLayers {
             model: Arc::new(packed),
             budget: PageBudget::new(sessions.bytes()),
             text: text.map(Arc::new),
@@ -226,7 +226,7 @@ impl Loader {
         Ok(loaded)
     }
 
-    /// Memory for the weights and the sessions of these layers.
+    /// Leases memory for the weights and the sessions of these layers.
     fn lease(
         &self,
         model: Digest,
@@ -235,11 +235,11 @@ impl Loader {
         weight_bytes: u64,
         session_bytes: u64,
     ) -> Result<[Lease; 2]> {
-        let unknown = || Error::new(ErrorKind::NotFound, "nothing of the model's file is here");
+        let unknown = || Error::new(ErrorKind::NotFound, "no part of the model's file is on this node");
         let manifest = self.0.blobs.have(&model).ok_or_else(unknown)?.manifest;
         let least = model_size(&manifest, file.config()).session_bytes(layers);
         let devices = &self.0.devices;
-        // Weights and sessions as one: neither is of use alone.
+        // Weights and sessions are leased together, because neither is of use alone.
         let both = weight_bytes.saturating_add(least);
         let mut weights = match devices.lease(Kind::Weights, both) {
             Ok(lease) => lease,
@@ -257,8 +257,8 @@ impl Loader {
         Ok([weights, sessions])
     }
 
-    /// Gives up the chain of this node alone where no session uses it: its layers are to be loaded as part of another
-    /// chain, and both do not fit.
+    /// Ends the chain of this node alone if no session uses it: its layers are to be loaded as part of another
+    /// chain, and there is no memory for both.
     fn end_idle_whole(&self, model: Digest) {
         let chain = ChainId { model, epoch: 0 };
         if !self.0.pipeline.has(chain) || self.0.pipeline.sessions_in(chain) > 0 {
@@ -271,13 +271,13 @@ impl Loader {
         }
     }
 
-    /// Starts this node's stage of a chain. `session_bytes`: as many of its own layers' as every stage has room for.
+    /// Starts this node's stage of a chain. `session_bytes`: memory for as many positions as every stage of the chain has.
     fn start(
         &self,
         chain: ChainId,
         stages: Vec<StageAt>,
         index: usize,
-        loaded: &Loaded,
+        loaded: &LoadedLayers,
         session_bytes: u64,
     ) -> Result<()> {
         let inner = &self.0;
@@ -300,7 +300,7 @@ impl Loader {
         Ok(())
     }
 
-    /// Tells the pool what is here of a model that others serve.
+    /// Advertises this node's parts of a model that others serve.
     fn advertise(&self, model: Digest, name: &str) {
         let view = self.view();
         let size = {
@@ -328,7 +328,7 @@ impl Loader {
         self.loaded().get(key).is_some_and(|loaded| loaded.model.part().layers.len() == loaded.model.config().layers)
     }
 
-    /// How many sessions the chains of these layers have.
+    /// Number of sessions of the chains with these layers.
     pub fn sessions(&self, model: Digest, layers: &Range<u32>) -> usize {
         let Some(loaded) = self.loaded().get(&(model, layers.start, layers.end)).cloned() else { return 0 };
         let chains = self.chains().of(&model);
@@ -339,7 +339,7 @@ impl Loader {
             .sum()
     }
 
-    /// The newest chain of these layers that broke here and is still known.
+    /// Epoch of the newest known chain with these layers that has failed on this node.
     fn broken(&self, model: Digest, layers: &Range<u32>) -> Option<u64> {
         let loaded = self.loaded().get(&(model, layers.start, layers.end)).cloned()?;
         let chains = self.chains().of(&model);
@@ -348,19 +348,19 @@ impl Loader {
         chains.into_iter().filter(broken).map(|chain| chain.epoch).max()
     }
 
-    /// Starts this node's stages of the placements that are ready, and ends those of placements long replaced.
+    /// Starts this node's stages of the placements that are ready, and ends those of placements replaced long ago.
     pub fn follow(&self, view: &View) {
         let Some(placements) = pool_facts::placements(view) else { return };
         self.published().observe(&placements, clock::now());
         for placement in &placements {
             if let Err(error) = self.join(view, placement) {
-                tracing::warn!(event = "stage_not_started", %error, "a stage could not be started");
+                tracing::warn!(event = "stage_not_started", %error, "cannot start a stage: {error}");
             }
         }
         let pipeline = &self.0.pipeline;
         let chains = self.chains().all();
         for chain in chains.into_iter().filter(|chain| !pipeline.is_broken(*chain)) {
-            // Of what broke between others nobody else may tell this node.
+            // A failure between other nodes is known only from their adverts.
             if let Some(peer) = broken_at(view, &chain, &pipeline.peers(chain)) {
                 pipeline.break_off(chain, peer);
             }
@@ -377,7 +377,7 @@ impl Loader {
         }
     }
 
-    /// Starts this node's stage of a placement, once its layers are here.
+    /// Starts this node's stage of a placement, once its layers are loaded.
     fn join(&self, view: &View, placement: &Placement) -> Result<()> {
         let local = self.0.pipeline.local();
         let chain = ChainId { model: placement.model, epoch: placement.epoch };
@@ -389,9 +389,9 @@ impl Loader {
         let Some(loaded) = self.loaded().get(&(placement.model, layers.start, layers.end)).cloned() else {
             return Ok(());
         };
-        // The first stage admits what the stage with the least room holds; it must have heard of all.
+        // The first stage admits what the stage with the least memory can hold, so it needs the adverts of all.
         let room = (0..placement.stages.len()).map(|at| positions(view, placement, at)).min().flatten();
-        // And it must be able to send: a chain that begins without its links is broken at once.
+        // All links must be open: a chain that starts without them would fail at once.
         let linked = placement.stages.iter().all(|stage| self.0.pipeline.reaches(&stage.peer));
         if index == 0 && (room.is_none() || !linked) {
             return Ok(());
@@ -405,7 +405,7 @@ impl Loader {
         Ok(())
     }
 
-    /// Starts again the stages that this node computes alone and whose threads panicked: their layers are still here.
+    /// Restarts the stages of this node alone whose threads panicked: their layers are still loaded.
     fn restart_alone(&self) {
         let local = self.0.pipeline.local();
         let broken = |key: &Key| self.0.pipeline.is_broken(ChainId { model: key.0, epoch: 0 });
@@ -414,12 +414,12 @@ impl Loader {
             let stages = vec![StageAt { peer: local, layers: key.1..key.2 }];
             let session_bytes = loaded.budget.max_bytes();
             if let Err(error) = self.start(ChainId { model: key.0, epoch: 0 }, stages, 0, &loaded, session_bytes) {
-                tracing::warn!(event = "stage_not_started", %error, "a stage could not be started again");
+                tracing::warn!(event = "stage_not_started", %error, "cannot restart a stage: {error}");
             }
         }
     }
 
-    /// Follows what is known of the pool, for as long as that changes.
+    /// Follows the view of the pool until it ends.
     pub async fn run(self, sessions: Sessions) {
         let mut view = self.view();
         let mut breaks = self.0.pipeline.breaks();
@@ -453,18 +453,18 @@ impl Loader {
         }
     }
 
-    /// Starts the stage of a chain that is asked for before this node has followed the view that names it, or while a new
-    /// master has yet to publish its placement.
+    /// Starts the stage of a chain that is requested before this node has followed the view that names it, or while a new
+    /// master has not published its placement yet.
     pub fn start_pending(&self, chain: ChainId) {
         let view = Arc::clone(&self.view().borrow());
         self.follow(&view);
         let placement = self.published().of(&chain);
         if let Some(Err(error)) = placement.map(|placement| self.join(&view, &placement)) {
-            tracing::warn!(event = "stage_not_started", %error, "a stage could not be started");
+            tracing::warn!(event = "stage_not_started", %error, "cannot start a stage: {error}");
         }
     }
 
-    /// Memory of all of a model's layers that are here, in bytes.
+    /// Bytes of all loaded layers of a model.
     pub fn memory_bytes(&self, model: Digest) -> u64 {
         self.loaded().iter().filter(|(key, _)| key.0 == model).map(|(_, loaded)| loaded.model.memory_bytes()).sum()
     }
@@ -484,7 +484,7 @@ impl Loader {
         &self.0.blobs
     }
 
-    /// What is known of the pool.
+    /// The view of the pool.
     pub fn view(&self) -> watch::Receiver<Arc<View>> {
         self.0.pool.view()
     }
@@ -494,7 +494,7 @@ impl Loader {
         *peer == self.0.pipeline.local()
     }
 
-    fn loaded(&self) -> MutexGuard<'_, HashMap<Key, Loaded>> {
+    fn loaded(&self) -> MutexGuard<'_, HashMap<Key, LoadedLayers>> {
         self.0.loaded.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -511,7 +511,7 @@ impl Loader {
     }
 }
 
-/// Which of a chain's other nodes says that it broke at its stage.
+/// The node of a chain that advertises the failure of its stage's chain.
 fn broken_at(view: &View, chain: &ChainId, peers: &[PeerId]) -> Option<PeerId> {
     let says = |peer: &&PeerId| {
         view.nodes.get(peer).is_some_and(|advert| {
@@ -521,7 +521,7 @@ fn broken_at(view: &View, chain: &ChainId, peers: &[PeerId]) -> Option<PeerId> {
     peers.iter().find(says).copied()
 }
 
-/// Positions that a stage has room for; `None` until it has said so.
+/// Positions that a stage's session memory holds; `None` until it advertises them.
 fn positions(view: &View, placement: &Placement, at: usize) -> Option<u64> {
     let stage = &placement.stages[at];
     let advert = view.advert(&stage.peer)?;

@@ -8,20 +8,20 @@
 //!
 //! | file | owns |
 //! |---|---|
-//! | [`host`] | the stages of this node, the sessions that it coordinates, and who gets which message |
-//! | [`loader`] | the layers that are here, and the chains they are part of |
-//! | `stage` | the thread of one stage: it turns messages into events, and actions into passes and messages |
-//! | `layers` | what that thread computes with: layers, caches, and what is signed of them |
-//! | `sampler` | on the last stage: from logits to tokens |
-//! | `pass_faults` | the faults of passes that tests ask for |
-//! | `history` | what a stage has of one sequence |
-//! | [`wire`], [`payload`], [`limits`] | the messages of `/pangea/session/1`, their raw bytes, their bounds |
-//! | [`links`] | the streams that they travel on |
+//! | [`host`] | the stages of this node, the sessions that it coordinates, and the routing of messages |
+//! | [`loader`] | the loaded layers, and the chains that use them |
+//! | `stage` | the thread of one stage, which turns messages into events, and actions into passes and messages |
+//! | `layers` | the layers of that thread, their caches, and the stage's claims |
+//! | `sampler` | on the last stage: choosing tokens from logits |
+//! | `pass_faults` | injected faults of passes, for tests |
+//! | `history` | a stage's state of one sequence |
+//! | [`wire`], [`payload`], [`limits`] | the messages of `/pangea/session/1`, their raw bytes, their limits |
+//! | [`links`] | the streams of those messages |
 //!
-//! Which rows are computed, who is told what, and how long chains are kept is decided in `pangea_control::session`.
+//! `pangea_control::session` decides which rows are computed, who is notified, and how long chains are kept.
 //!
-//! A model that is whole on one node is a chain of one stage; nothing else is different. It knows tokens and activations,
-//! no text, no HTTP.
+//! A model that one node computes alone is a chain of one stage; nothing else differs. This room knows tokens and
+//! activations, no text and no HTTP.
 
 mod history;
 pub mod host;

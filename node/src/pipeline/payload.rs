@@ -1,10 +1,10 @@
-//! The raw bytes behind a message, kept aligned so that activations and tokens are read where they lie (the wire is
-//! little-endian, and so is every machine that Pangea runs on). It knows no message and no stream.
+//! The raw bytes of a message, kept aligned so that activations and tokens are read in place (the wire is
+//! little-endian, like every machine that Pangea runs on). This file knows no message and no stream.
 
-/// Bytes whose start is aligned for f32 and u32.
+/// Bytes that are aligned for f32 and u32.
 #[derive(Clone, Default)]
 pub struct Payload {
-    /// As many words as hold the bytes; what is behind them is zero.
+    /// As many words as hold the bytes; the rest of the last word is zero.
     words: Vec<f32>,
     /// Length in bytes.
     len: usize,
@@ -16,13 +16,13 @@ impl Payload {
         Payload::default()
     }
 
-    /// These numbers, little-endian; nothing is copied.
+    /// These numbers, little-endian, without a copy.
     pub fn from_f32(values: Vec<f32>) -> Payload {
         let len = size_of_val(values.as_slice());
         Payload { words: values, len }
     }
 
-    /// These bytes; they are copied to where they are aligned.
+    /// These bytes, copied to an aligned buffer.
     pub fn from_bytes(bytes: Vec<u8>) -> Payload {
         let mut payload = Payload::zeroed(bytes.len());
         payload.as_mut_bytes().copy_from_slice(&bytes);
@@ -36,7 +36,7 @@ impl Payload {
         payload
     }
 
-    /// `len` zero bytes, for a stream to read into.
+    /// `len` zero bytes, for reading from a stream.
     pub fn zeroed(len: usize) -> Payload {
         Payload { words: vec![0.0; len.div_ceil(size_of::<f32>())], len }
     }
@@ -46,7 +46,7 @@ impl Payload {
         self.len
     }
 
-    /// Whether there are none.
+    /// Whether the length is zero.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
@@ -56,22 +56,22 @@ impl Payload {
         &bytemuck::cast_slice(&self.words)[..self.len]
     }
 
-    /// The bytes, to be written.
+    /// The bytes, mutable.
     pub fn as_mut_bytes(&mut self) -> &mut [u8] {
         &mut bytemuck::cast_slice_mut(&mut self.words)[..self.len]
     }
 
-    /// The numbers; a last piece of less than one is left out.
+    /// The bytes as f32; an incomplete last number is left out.
     pub fn as_f32(&self) -> &[f32] {
         &self.words[..self.len / size_of::<f32>()]
     }
 
-    /// The numbers as u32; a last piece of less than one is left out.
+    /// The bytes as u32; an incomplete last number is left out.
     pub fn to_u32(&self) -> Vec<u32> {
         bytemuck::cast_slice(self.as_f32()).to_vec()
     }
 
-    /// The numbers as their owner, without copying.
+    /// Takes the numbers out, without a copy.
     pub fn into_f32(mut self) -> Vec<f32> {
         self.words.truncate(self.len / size_of::<f32>());
         self.words

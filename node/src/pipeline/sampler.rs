@@ -1,5 +1,5 @@
-//! On the last stage: from logits to tokens, for every session. It computes no logits, makes no text and knows nothing of
-//! other stages.
+//! On the last stage: chooses tokens from logits, for every session. Logits and text are not made here, and other stages are
+//! unknown.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -16,40 +16,40 @@ use super::wire::{EndReason, Open, SessionId, TokenOut, Tokens};
 use crate::compute_error;
 use crate::model_text::ModelText;
 
-/// The sessions whose tokens are chosen here.
+/// The sessions of a last stage.
 pub(super) struct Sampler {
     text: Arc<ModelText>,
     choosers: HashMap<SessionId, Chooser>,
 }
 
-/// One answer.
+/// The sampling state of one answer.
 pub(super) struct Chooser {
     pub(super) coordinator: PeerId,
     session: SessionId,
-    /// The prompt and what was chosen.
+    /// The prompt and the chosen tokens.
     pub(super) tokens: Vec<u32>,
-    /// The log-probabilities of those that were chosen here, where they were asked for.
+    /// The chosen tokens with log-probabilities, if requested.
     chosen: Vec<TokenOut>,
     prompt_len: usize,
-    /// How many there were when the session was opened.
+    /// Number of tokens when the session was opened.
     opened_with: usize,
     max_new_tokens: usize,
     sampling: Sampling,
     grammar: Option<Grammar>,
-    /// How many of the prompt's tokens have been scored, where that was asked for.
+    /// Number of prompt tokens that have been scored, if requested.
     scored: Option<usize>,
     reported_cached: bool,
     ended: bool,
 }
 
-/// What a frame brought an answer.
+/// Result of a frame for one answer.
 pub(super) struct Chosen {
     pub(super) coordinator: PeerId,
-    /// For the coordinator.
+    /// Message for the coordinator.
     pub(super) tokens: Tokens,
-    /// The tokens alone, for the first stage.
+    /// Token ids, for the first stage.
     pub(super) ids: Vec<u32>,
-    /// Drafted tokens that were right: as many more positions of the cache hold.
+    /// Accepted drafted tokens: that many more positions of the cache are valid.
     pub(super) accepted: usize,
     pub(super) ended: bool,
 }
@@ -59,10 +59,10 @@ impl Sampler {
         Sampler { text, choosers: HashMap::new() }
     }
 
-    /// Makes ready to answer; a grammar catches up with what was chosen before.
+    /// Prepares for an answer; a grammar processes the tokens chosen before.
     ///
     /// # Errors
-    /// `InvalidInput` for a schema that is none, and for tokens that it does not allow.
+    /// `InvalidInput` for an invalid schema, and for tokens that it forbids.
     pub(super) fn open(&mut self, open: &Open) -> Result<()> {
         let prompt_len = open.prompt_len as usize;
         for choice in 0..open.choices {
@@ -109,8 +109,8 @@ impl Sampler {
 }
 
 impl Chooser {
-    /// Takes the logits of prompt rows `start`, `start + 1`, …: `[rows, vocabulary]`, overwritten. The last row of a prompt
-    /// tells of no token of it.
+    /// Processes the logits of prompt rows `start`, `start + 1`, …: `[rows, vocabulary]`, overwritten. The last row of
+    /// a prompt scores no prompt token.
     pub(super) fn score_prompt(
         &mut self,
         start: usize,
@@ -125,7 +125,7 @@ impl Chooser {
             *scored = 1;
         }
         for (row, position) in logits.chunks_exact_mut(vocabulary).zip(start + 1..self.prompt_len) {
-            // Reported already, before the sequence gave its memory up and began again.
+            // Reported already, before the sequence was preempted and restarted.
             if position < *scored {
                 continue;
             }
@@ -138,7 +138,7 @@ impl Chooser {
         Ok(out)
     }
 
-    /// The leaves of what was chosen to follow the first `positions`; `None` where fewer are known.
+    /// The leaves of the tokens chosen after the first `positions`; `None` if fewer are known.
     pub(super) fn leaves(&self, positions: usize) -> Option<Vec<Leaf>> {
         let from = self.opened_with - 1;
         let leaf = |position: usize| match position.checked_sub(from) {
@@ -152,20 +152,20 @@ impl Chooser {
         (0..positions).map(leaf).collect()
     }
 
-    /// Another token in the place of the last, for tests.
+    /// Replaces the last token, for tests.
     pub(super) fn replace_last(&mut self, token: u32) {
         if let (Some(last), Some(out)) = (self.tokens.last_mut(), self.chosen.last_mut()) {
             (*last, out.token) = (token, token);
         }
     }
 
-    /// Whether the logits of every row are wanted.
+    /// Whether the logits of every row are needed.
     pub(super) fn scores(&self) -> bool {
         self.scored.is_some_and(|scored| scored < self.prompt_len)
     }
 
-    /// Takes the logits behind the last token and behind each drafted one: `[1 + drafted, vocabulary]`, overwritten. Each
-    /// token is chosen as if there had been no draft; the logits behind a wrong guess are not looked at.
+    /// Processes the logits after the last token and after each drafted one: `[1 + drafted, vocabulary]`, overwritten. Each
+    /// token is chosen as if there were no draft; logits after a wrong guess are ignored.
     pub(super) fn take(
         &mut self,
         text: &ModelText,
@@ -220,7 +220,7 @@ impl Chooser {
         Ok(taken)
     }
 
-    /// Whether this token was the last.
+    /// Whether and why the answer ends after this token.
     fn end_after(&mut self, text: &ModelText, token: u32) -> Result<Option<EndReason>> {
         if text.tokenizer.is_end_of_generation(token) {
             return Ok(Some(EndReason::Stop));
@@ -236,7 +236,7 @@ impl Chooser {
 }
 
 impl Sampler {
-    /// The text side of the model, which tells what ends an answer.
+    /// The text side of the model, which knows the tokens that end an answer.
     pub(super) fn text(&self) -> Arc<ModelText> {
         Arc::clone(&self.text)
     }

@@ -1,5 +1,5 @@
-//! The thread of one stage: it turns what comes in into events of the protocol (`pangea_control::session::stage`), and the
-//! actions into passes through the layers and into messages. It decides nothing.
+//! The thread of one stage: turns messages into events of the protocol (`pangea_control::session::stage`), and
+//! actions into passes through the layers and into messages. Nothing is decided here.
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
@@ -24,23 +24,23 @@ use crate::engine_metrics::EngineMetrics;
 use crate::host::cores;
 use crate::{clock, compute_error};
 
-/// Interval at which the protocol hears of the time while something in it depends on that.
+/// Interval at which the protocol gets the time while it depends on it.
 const TIME_TICK: Duration = Duration::from_secs(1);
 
-/// A frame that comes within this time is looked for without sleeping.
+/// Time for which the next frame is polled without sleeping.
 const WATCHED: Duration = Duration::from_millis(6);
 
-/// What a stage is told.
+/// Input of a stage's thread.
 pub(super) enum StageEvent {
-    /// Somebody who may has sent this.
+    /// A message from a permitted sender.
     Message { message: Message, payload: Payload },
-    /// A peer cannot be reached any more.
+    /// A peer can no longer be reached.
     PeerGone { peer: PeerId, why: String },
-    /// It is not needed any more.
+    /// The stage is no longer needed.
     End,
 }
 
-/// The protocol of a stage that drafts from what was said before.
+/// The protocol of a stage that drafts from earlier text.
 pub(super) type Protocol = StageProtocol<PromptDrafter>;
 
 /// Drafts from earlier occurrences of the last tokens.
@@ -57,7 +57,7 @@ impl Drafter for PromptDrafter {
     }
 }
 
-/// Everything that the thread owns.
+/// State of the thread.
 pub(super) struct Stage {
     chain: ChainId,
     stages: Vec<StageAt>,
@@ -66,19 +66,19 @@ pub(super) struct Stage {
     metrics: Arc<EngineMetrics>,
     protocol: Protocol,
     layers: Layers,
-    /// The request that is being taken in.
+    /// The request that is being opened.
     opening: Option<Box<Open>>,
-    /// What the stages before have signed of the session that is being signed for.
+    /// The earlier stages' signed claims of the session that is being signed.
     signed_before: Option<Payload>,
     /// Activations of the frame that is being computed.
     received: Payload,
-    /// What the pass of that frame brought and is not sent yet.
+    /// Result of that frame's pass that is not sent yet.
     passed: Passed,
-    /// How long the last event was waited for.
+    /// Time that the thread waited for the last event.
     waited: Duration,
     /// Whether there are more cores than compute threads.
     has_spare_core: bool,
-    /// Memory of its layers and sessions; given back last.
+    /// Memory of its layers and sessions; released last.
     _memory: Arc<[Lease; 2]>,
 }
 
@@ -115,11 +115,11 @@ impl Stage {
         }
     }
 
-    /// Works until it is told to end.
+    /// Runs until an event ends the stage.
     pub(super) fn run(mut self, inbox: Receiver<StageEvent>) {
         if let Err(panic) = catch_unwind(AssertUnwindSafe(|| self.work(&inbox))) {
-            // Nobody waits for what will not come: sessions go on elsewhere.
-            self.follow(Event::CannotGoOn { why: "its stage panicked" });
+            // Sessions fail over instead of waiting.
+            self.follow(Event::CannotGoOn { why: "the stage panicked" });
             resume_unwind(panic);
         }
     }
@@ -145,7 +145,7 @@ impl Stage {
         }
     }
 
-    /// Waits for an event; not for long while the protocol depends on the time.
+    /// Waits for an event, at most for a tick while the protocol depends on the time.
     fn next(&mut self, inbox: &Receiver<StageEvent>) -> std::result::Result<StageEvent, RecvTimeoutError> {
         let began = Instant::now();
         let event = self.watch(inbox, began).unwrap_or_else(|| match self.protocol.follows_time() {
@@ -156,9 +156,9 @@ impl Stage {
         event
     }
 
-    /// Looks for the next frame without sleeping, where it is expected soon: a core that sleeps takes longer to wake up than a
-    /// frame takes to travel. Only for a session that has the chain to itself, of which every stage but one waits at any
-    /// time, and where no compute thread needs the core.
+    /// Polls for the next frame without sleeping if it is expected soon: waking a sleeping core takes longer than
+    /// sending a frame. Only for a session that has the chain to itself, in which all stages but one wait at any
+    /// time, and if no compute thread needs the core.
     fn watch(
         &self,
         inbox: &Receiver<StageEvent>,
@@ -186,7 +186,7 @@ impl Stage {
 
     // Events.
 
-    /// Plans and computes the next frame, on the first stage. Whether there was one.
+    /// On the first stage, plans and computes the next frame; returns whether there was one.
     fn step(&mut self) -> bool {
         if !self.protocol.has_room() {
             return false;
@@ -196,7 +196,7 @@ impl Stage {
         self.protocol.frame_number() != before
     }
 
-    /// Whether to go on.
+    /// Processes an event; returns whether the stage continues.
     fn handle(&mut self, event: StageEvent) -> bool {
         match event {
             StageEvent::End => return false,
@@ -230,7 +230,7 @@ impl Stage {
             }
             Message::Stepped(Stepped { number, advances, .. }) => self.follow(Event::Stepped { number, advances }),
             Message::Failed { session, .. } => self.follow(Event::Failed(session)),
-            // These are for coordinators.
+            // Messages for coordinators only.
             Message::Accepted { .. } | Message::Refused { .. } | Message::Tokens(_) => {}
         }
     }
@@ -258,7 +258,7 @@ impl Stage {
         self.opening = None;
     }
 
-    /// Does what follows from an event.
+    /// Passes an event to the protocol and executes the actions.
     fn follow(&mut self, event: Event<'_>) {
         let mut actions = Vec::new();
         self.protocol.handle(event, clock::now(), &mut actions);
@@ -267,7 +267,7 @@ impl Stage {
 
     // Actions.
 
-    /// Does all of this, in order, and then what follows from that.
+    /// Executes actions in order, and then the actions that follow from them.
     fn act_all(&mut self, mut actions: Vec<Action>) {
         while !actions.is_empty() {
             let mut following = Vec::new();
@@ -297,7 +297,7 @@ impl Stage {
                 self.sign(session, sequence, positions, to, tokens.as_deref(), following);
             }
             Action::Forget(session) => {
-                self.layers.forget(&session);
+                self.layers.remove(&session);
                 if self.index == 0 {
                     self.pipeline.session_over(self.chain, &session);
                 }
@@ -356,12 +356,12 @@ impl Stage {
 
     fn send(&self, to: PeerId, message: Message, payload: Payload) {
         if let Err(error) = self.pipeline.send(to, message, payload) {
-            // Whoever cannot be reached is reported as gone, and that is acted on.
+            // An unreachable peer is reported as gone, and the protocol reacts to that.
             tracing::debug!(event = "session_message_lost", %to, %error);
         }
     }
 
-    /// Sends what the next stage must have: a chain in which that is lost does not go on.
+    /// Sends a message that the next stage needs: a chain that loses one has failed.
     fn send_along(&mut self, to: PeerId, message: Message, payload: Payload, following: &mut Vec<Action>) {
         if let Err(error) = self.pipeline.send(to, message, payload) {
             self.not_sent(to, &error, following);
@@ -414,14 +414,14 @@ impl Stage {
                 event
             }
             Err(error) => {
-                tracing::debug!(event = "engine_memory", %error, "sessions give way");
+                tracing::debug!(event = "engine_memory", %error, "preempting sessions: memory does not suffice");
                 Event::Exhausted(rows)
             }
         };
         self.protocol.handle(event, clock::now(), following);
     }
 
-    /// Tells coordinators of their tokens and the first stage, where that is another one, of the frame.
+    /// Sends tokens to the coordinators, and the report of the frame to the first stage if that is another node.
     fn report(&mut self, to: Option<(PeerId, Vec<SteppedSequence>)>, number: u64, following: &mut Vec<Action>) {
         self.metrics.steps.inc();
         self.layers.faults().panic(number);
@@ -432,7 +432,7 @@ impl Stage {
         };
         let first_stage = to.as_ref().map(|(first_stage, _)| *first_stage);
         if let Some((first_stage, advances)) = to {
-            // The first stage waits for this to begin the next token.
+            // The report goes first, because the first stage waits for it to start the next token.
             let ChainId { model, epoch } = self.chain;
             add(first_stage, Message::Stepped(Stepped { epoch, model, number, advances }));
         }

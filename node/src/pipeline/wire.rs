@@ -1,7 +1,7 @@
-//! The messages of `/pangea/session/1`: typed here, Cap'n Proto on the wire (`codec`). What exists is bounded and well
-//! formed; what a session, a sequence or a frame is for, the stages know.
+//! The messages of `/pangea/session/1`: typed here, Cap'n Proto on the wire (`codec`). A message that exists is bounded
+//! and well formed; the stages know what sessions, sequences and frames mean.
 //!
-//! Everybody sends on the stream that it opened itself; messages of one sender arrive in order.
+//! Each node sends on the stream that it opened itself; messages of one sender arrive in order.
 
 mod check;
 mod codec;
@@ -24,23 +24,23 @@ pub const PROTOCOL: &str = "/pangea/session/1";
 pub enum Message {
     /// Coordinator to first stage; from there along the chain to the last stage, with `sequence` set.
     Open(Box<Open>),
-    /// First stage to coordinator: taken into the queue.
+    /// First stage to coordinator: the session is queued.
     Accepted {
         /// The session.
         session: SessionId,
     },
-    /// First stage to coordinator: not taken.
+    /// First stage to coordinator: the session is refused.
     Refused {
         /// The session.
         session: SessionId,
-        /// Why, for programs.
+        /// Reason for programs.
         kind: ErrorKind,
-        /// Why, for people.
+        /// Reason for people.
         message: String,
-        /// When to try again, if that may help.
+        /// Delay after which a retry may succeed, if any.
         retry_after_ms: Option<u32>,
     },
-    /// Coordinator to first stage, and along the chain: nobody wants the session any more, or it is complete.
+    /// Coordinator to first stage, and along the chain: the session is no longer wanted, or it is complete.
     Close {
         /// The chain that the session is at.
         chain: ChainId,
@@ -49,24 +49,24 @@ pub enum Message {
         /// Number of positions that the stages are to sign for.
         commit: Option<u32>,
     },
-    /// Stage to next stage, in order: what is to be done next. Payload: activations, f32 little-endian, `[rows, width]`.
+    /// Stage to next stage, in order: what to compute next. Payload: activations, f32 little-endian, `[rows, width]`.
     Frame(Frame),
     /// Last stage to first stage: a frame is done.
     Stepped(Stepped),
     /// Last stage to coordinator: tokens of an answer.
     Tokens(Tokens),
-    /// Any stage to coordinator and first stage: a session cannot go on here.
+    /// Any stage to coordinator and first stage: a session cannot continue on the sender.
     Failed {
         /// The chain that the session is at.
         chain: ChainId,
         /// The session.
         session: SessionId,
-        /// Why, for programs.
+        /// Reason for programs.
         kind: ErrorKind,
-        /// Why, for people.
+        /// Reason for people.
         message: String,
     },
-    /// Along the chain and at last to the coordinator: commitments. Payload: the chain's bytes, opaque here.
+    /// Along the chain and finally to the coordinator: commitments. Payload: the encoded chain of claims, opaque here.
     Commit {
         /// The chain that the session is at.
         chain: ChainId,
@@ -77,75 +77,75 @@ pub enum Message {
     },
 }
 
-/// A request for one or more answers to a prompt, at the stages that will give them.
+/// A request for one or more answers to a prompt, sent to the stages that compute them.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Open {
-    /// The session of the first answer; the others' follow it ([`SessionId::choice`]).
+    /// The session of the first answer; the others follow it ([`SessionId::choice`]).
     pub session: SessionId,
-    /// Who wants it.
+    /// The coordinating node.
     pub coordinator: PeerId,
-    /// The model.
+    /// Digest of the model.
     pub model: Digest,
-    /// The placement that it was routed by.
+    /// Epoch of the placement that it was routed by.
     pub epoch: u64,
-    /// Version of the bits.
+    /// Version of the numerics.
     pub numerics: u32,
     /// The route: contiguous layers from the first, at least one stage.
     pub stages: Vec<StageAt>,
-    /// How many answers, at least one.
+    /// Number of answers, at least one.
     pub choices: u16,
-    /// The first stage's number of the first answer's sequence, set along the chain.
+    /// The first stage's id of the first answer's sequence, set along the chain.
     pub sequence: Option<u64>,
-    /// How many of `tokens` are the prompt.
+    /// Number of `tokens` that are the prompt.
     pub prompt_len: u32,
-    /// Largest number of chosen tokens, counted from `prompt_len`.
+    /// Maximum number of chosen tokens, counted from `prompt_len`.
     pub max_new_tokens: u32,
-    /// How tokens are chosen.
+    /// Sampling terms.
     pub sampling: Sampling,
-    /// What form the answer has.
+    /// Format of the answer.
     pub format: AnswerFormat,
-    /// Whether log-probabilities of the prompt are wanted.
+    /// Whether log-probabilities of the prompt are requested.
     pub prompt_logprobs: bool,
-    /// The prompt and what was chosen so far. They travel as the payload, u32 little-endian.
+    /// The prompt and the tokens chosen so far, sent as the payload, u32 little-endian.
     pub tokens: Vec<u32>,
 }
 
-/// What a chain of stages is to do next.
+/// The next work of a chain's stages.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Frame {
-    /// The placement.
+    /// Epoch of the placement.
     pub epoch: u64,
-    /// The model.
+    /// Digest of the model.
     pub model: Digest,
-    /// Grows by one on a chain.
+    /// Number of the frame; grows by one per frame of a chain.
     pub number: u64,
-    /// The first stage, whose numbers these are.
+    /// The first stage, which assigned the sequences' ids.
     pub first_stage: PeerId,
-    /// Sequences to forget, before anything else.
+    /// Sequences to drop, before anything else.
     pub drops: Vec<u64>,
-    /// Sequences that begin, in order.
+    /// Sequences that start, in order.
     pub starts: Vec<Start>,
-    /// What to compute, in the order of the payload's rows.
+    /// Rows to compute, in the order of the payload's rows.
     pub rows: Vec<FrameRows>,
 }
 
 impl Frame {
-    /// Rows of the payload.
+    /// Number of rows in the payload.
     pub fn rows(&self) -> usize {
         self.rows.iter().map(|rows| rows.rows as usize).sum()
     }
 }
 
-/// A frame is done.
+/// Report of a completed frame.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Stepped {
-    /// The placement.
+    /// Epoch of the placement.
     pub epoch: u64,
-    /// The model.
+    /// Digest of the model.
     pub model: Digest,
-    /// The frame's number.
+    /// Number of the frame.
     pub number: u64,
-    /// What became of each sequence.
+    /// Result of each sequence.
     pub advances: Vec<SteppedSequence>,
 }
 
@@ -158,14 +158,14 @@ pub struct Tokens {
     pub position: u32,
     /// The tokens.
     pub tokens: Vec<TokenOut>,
-    /// Why the answer ends here, if it does.
+    /// Why the answer ends after them, if it does.
     pub ended: Option<EndReason>,
-    /// The prompt's tokens with their log-probabilities where they were asked for, in order, in pieces.
+    /// Tokens of the prompt with their log-probabilities, if requested, in order, in pieces.
     pub prompt: Vec<TokenOut>,
     /// Tokens that were drafted for these.
     pub drafted: u32,
-    /// How many of them were right.
+    /// Drafted tokens that were accepted.
     pub accepted: u32,
-    /// Positions at the session's beginning that an earlier session had computed.
+    /// Positions at the start of the session that were cached from an earlier one.
     pub cached: u32,
 }

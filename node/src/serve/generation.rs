@@ -241,7 +241,7 @@ impl Generation {
                 let opened = self.open(choices.clone(), id, route, first);
                 return opened.err().map(|why| generation::Event::OpenFailed { choices, why });
             }
-            Action::Forget { session } => self.engine.pipeline.forget(&session),
+            Action::Forget { session } => self.engine.pipeline.remove_session(&session),
             Action::Close { chain, session, first_stage, commit } => {
                 // A first stage that is gone needs no message; its missing signature is noticed by the timeout.
                 let close = Message::Close { chain, session, commit };
@@ -306,7 +306,7 @@ impl Generation {
         first: bool,
     ) -> std::result::Result<(), String> {
         for (index, choice) in choices.clone().enumerate() {
-            self.engine.pipeline.hear(id.choice(index as u16), self.sender.clone());
+            self.engine.pipeline.add_session(id.choice(index as u16), self.sender.clone());
             self.signed[choice].computed_from(route.chain.model);
         }
         let session = self.state.answer(choices.start);

@@ -1,5 +1,5 @@
-//! One stream of a link, either way: the only code that touches it. It hands on what arrives and writes what is queued; what
-//! follows when it ends is `link_state`'s.
+//! One stream of a link, in either direction; no other code reads or writes it. It delivers received messages and
+//! writes queued ones; `link_state` decides what follows when it ends.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -14,10 +14,10 @@ use crate::pipeline::wire::{Message, PROTOCOL};
 use crate::streams::framed::{FrameReader, FrameWriter, StreamError};
 use crate::streams::opening::{self, OpeningError};
 
-/// What the accepting side says when it has taken a stream, and all that it says: one that nobody takes is not open.
+/// Sent by the accepting side once it has accepted a stream, and nothing else: a stream without it is not open.
 const TAKEN: [u8; 1] = [1];
 
-/// Opens a stream to a connected peer; done when the peer has taken it.
+/// Opens a stream to a connected peer; returns once the peer has accepted it.
 pub(super) async fn open(control: Control, peer: PeerId) -> Result<Stream, OpeningError> {
     opening::open_and(control, peer, PROTOCOL, |mut stream| async move {
         let mut said = [0];
@@ -27,7 +27,7 @@ pub(super) async fn open(control: Control, peer: PeerId) -> Result<Stream, Openi
     .await
 }
 
-/// Writes what is queued until the stream ends; returns why.
+/// Writes queued messages until the stream ends; returns why.
 pub(super) async fn write_all<S: AsyncRead + AsyncWrite + Unpin>(
     stream: S,
     queue: &mut mpsc::Receiver<Vec<Queued>>,
@@ -47,7 +47,7 @@ async fn write<S: AsyncRead + AsyncWrite + Unpin>(
     let (mut read, write) = stream.split();
     let mut frames = FrameWriter::<_, Message>::new(write);
     let mut said = [0];
-    // The other side says nothing more; that it closes is seen at once, not with the next message.
+    // The other side sends nothing more; reading detects at once that it closes.
     let mut closing = read.read(&mut said);
     loop {
         let next = tokio::select! {
@@ -55,7 +55,7 @@ async fn write<S: AsyncRead + AsyncWrite + Unpin>(
             next = queue.recv() => next,
             read = &mut closing => return match read? {
                 0 => Err(StreamError::Closed),
-                _ => Err(StreamError::Unexpected("words on a stream that this side sends on".to_owned())),
+                _ => Err(StreamError::Unexpected("bytes received on a stream that only this side sends on".to_owned())),
             },
         };
         let Some(messages) = next else { return Ok(()) };
@@ -69,7 +69,7 @@ async fn write<S: AsyncRead + AsyncWrite + Unpin>(
     }
 }
 
-/// Takes the stream and hands on what arrives until it ends; returns why.
+/// Accepts the stream and delivers its messages until it ends; returns why.
 pub(super) async fn read_all<S: AsyncRead + AsyncWrite + Unpin>(
     stream: S,
     peer: PeerId,
@@ -91,7 +91,7 @@ async fn read<S: AsyncRead + AsyncWrite + Unpin>(
     let mut frames = FrameReader::<_, Message>::new(stream);
     loop {
         let (message, len) = frames.receive().await?;
-        // At most one payload for each peer, of a length that was judged; its memory is touched as it arrives.
+        // At most one payload per peer, of a checked length; its memory is touched as it arrives.
         let mut payload = Payload::zeroed(len);
         if len != 0 {
             frames.payload(payload.as_mut_bytes()).await?;

@@ -1,5 +1,5 @@
-//! Layers as the placement orders them: fetched and packed on a thread of their own, reported step by step, unloaded. Which
-//! layers these are is the placement's to decide.
+//! Loads layers as the placement orders: fetched and packed on a thread of their own, reported step by step, unloaded. The
+//! placement decides which layers.
 
 use std::ops::Range;
 use std::time::{Duration, Instant};
@@ -18,10 +18,10 @@ use crate::compute_error;
 use crate::placement::StageLoader;
 use crate::pool::StageState;
 
-/// Attempts after a fetch that found no provider.
+/// Retries after a fetch that found no provider.
 const FETCH_RETRIES: u32 = 4;
 
-/// Time between such attempts: connections of nodes that have just met may be replaced.
+/// Delay between them: connections of nodes that have just met may be replaced.
 const FETCH_RETRY: Duration = Duration::from_millis(300);
 
 impl Loader {
@@ -79,10 +79,10 @@ impl StageLoader for Loader {
             move |state| {
                 let report = StageReport { model, layers: layers.clone(), epoch, state };
                 if matches!(report.state, StageState::Fetching { .. }) {
-                    // The next one says more.
+                    // The next report contains more.
                     let _ = reports.try_send(report);
                 } else {
-                    // The placer reads on; without it there is nobody to tell.
+                    // The placer keeps reading; without it there is no receiver.
                     let _ = reports.blocking_send(report);
                 }
             }
@@ -121,7 +121,7 @@ impl StageLoader for Loader {
         if let Some(cancel) = self.loading().remove(&key) {
             cancel.cancel();
         }
-        // The chain of this node alone has them, too, and stays.
+        // The chain of this node alone uses them as well, and stays.
         if self.0.pipeline.has(ChainId { model, epoch: 0 }) && self.is_whole(&key) {
             return;
         }

@@ -1,5 +1,5 @@
-//! What makes a message well formed beyond its encoding: bounds on it as a whole, and what must fit together, its payload
-//! included. The sender asks this before it sends, so that only a faulty or hostile one is refused by the receiver.
+//! Checks that make a message well formed beyond its encoding: limits on it as a whole, and consistency, including its
+//! payload. The sender makes the same checks, so that the receiver refuses only faulty or hostile messages.
 
 use std::ops::Range;
 
@@ -19,7 +19,7 @@ const WORD_BYTES: usize = 4;
 type Check = Result<(), WireError>;
 
 impl Message {
-    /// What travels behind the header: `payload`, but the tokens of an opening, which brings its own.
+    /// The payload to send: `payload`, or the tokens of an opening, which brings its own.
     pub fn outgoing(&self, payload: Payload) -> Payload {
         match self {
             Message::Open(open) => Payload::from_u32(&open.tokens),
@@ -27,7 +27,7 @@ impl Message {
         }
     }
 
-    /// The message as it was sent, given what came behind its header, and what of that is not part of it.
+    /// The message as it was sent, given its received payload; returns the remaining payload as well.
     pub fn incoming(mut self, payload: Payload) -> (Message, Payload) {
         if let Message::Open(open) = &mut self {
             open.tokens = payload.to_u32();
@@ -36,16 +36,16 @@ impl Message {
         (self, payload)
     }
 
-    /// Whether it is well formed and may be sent with a payload of `payload_len` bytes.
+    /// Whether the message is well formed and may be sent with a payload of `payload_len` bytes.
     ///
     /// # Errors
-    /// What is wrong with it.
+    /// Why the message is malformed.
     pub fn check_sendable(&self, payload_len: usize) -> Result<(), WireError> {
         self.check()?;
         self.check_payload(payload_len)
     }
 
-    /// Everything but the payload.
+    /// Checks everything except the payload.
     pub(super) fn check(&self) -> Check {
         match self {
             Message::Open(open) => check_open(open),
@@ -60,7 +60,7 @@ impl Message {
         }
     }
 
-    /// Why a payload of this length does not go with it, beginning with a separator.
+    /// Why a payload of this length does not belong to the message; starts with a separator.
     pub(super) fn payload_problem(&self, payload_len: usize) -> Option<String> {
         let tokens = payload_len / WORD_BYTES;
         match self {
@@ -87,7 +87,7 @@ impl Message {
     }
 }
 
-/// Activations are whole rows of one width, which the receiver knows.
+/// Activations must be whole rows of one width, which the receiver knows.
 fn rows_problem(rows: usize, payload_len: usize) -> Option<String> {
     let fits = match rows {
         0 => payload_len == 0,
@@ -116,7 +116,7 @@ fn check_open(open: &Open) -> Check {
         format!("a prompt of {} tokens and {} more; {MAX_POSITIONS} are allowed", open.prompt_len, open.max_new_tokens)
     })?;
     within("biases", open.sampling.logit_bias.len(), MAX_LOGIT_BIAS)?;
-    // Whether tokens are of the vocabulary, who has the model knows.
+    // Only nodes with the model know whether tokens are within its vocabulary.
     open.sampling.check(usize::MAX).map_err(|error| WireError::Header(error.to_string()))?;
     match &open.format {
         AnswerFormat::JsonSchema(schema) => within("bytes of a JSON Schema", schema.len(), MAX_SCHEMA_BYTES),
@@ -164,8 +164,8 @@ fn check_tokens(tokens: &Tokens) -> Check {
     for TokenOut { logprob, top, .. } in tokens.tokens.iter().chain(&tokens.prompt) {
         within("most likely tokens", top.len(), MAX_TOP)?;
         let mut values = logprob.iter().chain(top.iter().map(|(_, value)| value));
-        // Rounding may lift a probability of one a little.
-        ensure(values.all(|value| *value < 1.0), || "a log-probability that is none".to_owned())?;
+        // Rounding may lift a probability of one slightly.
+        ensure(values.all(|value| *value < 1.0), || "an invalid log-probability".to_owned())?;
     }
     Ok(())
 }
@@ -183,8 +183,8 @@ fn check_positions(first: u64, rows: u32) -> Check {
     })
 }
 
-fn within(what: &str, len: usize, most: usize) -> Check {
-    ensure(len <= most, || format!("{len} {what}; at most {most} are allowed"))
+fn within(what: &str, len: usize, max: usize) -> Check {
+    ensure(len <= max, || format!("{len} {what}; at most {max} are allowed"))
 }
 
 fn ensure(holds: bool, why: impl FnOnce() -> String) -> Check {

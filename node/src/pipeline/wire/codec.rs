@@ -1,5 +1,5 @@
-//! Messages as Cap'n Proto (`schema/session.capnp`) and back. Reading bounds every list before it allocates for it; whether
-//! what was read makes sense together is `check`'s to say.
+//! Encodes and decodes messages as Cap'n Proto (`schema/session.capnp`). Every list's length is checked before memory for it
+//! is allocated; `check` checks consistency.
 
 use std::ops::Range;
 
@@ -103,7 +103,7 @@ fn write_message(message: &Message, to: wire::session_message::Builder<'_>) {
 fn read_message(from: wire::session_message::Reader<'_>) -> Read<Message> {
     use wire::session_message::Which;
     Ok(match from.which().map_err(|unknown| unknown_variant("message", unknown.0))? {
-        Which::Unset(()) => return Err(WireError::Header("a message of no kind".to_owned())),
+        Which::Unset(()) => return Err(WireError::Header("a message without a kind".to_owned())),
         Which::Open(open) => Message::Open(Box::new(read_open(open.map_err(header_error)?)?)),
         Which::Accepted(session) => Message::Accepted { session: read_session(session)? },
         Which::Refused(refused) => {
@@ -111,7 +111,7 @@ fn read_message(from: wire::session_message::Reader<'_>) -> Read<Message> {
             let refused = refused.map_err(header_error)?;
             let retry_after_ms = match refused.get_retry_after().which() {
                 Ok(Retry::Ms(ms)) => Some(ms),
-                // A newer way to say when is no reason to drop the refusal.
+                // An unknown form of delay is no reason to drop the refusal.
                 Ok(Retry::Never(())) | Err(_) => None,
             };
             Message::Refused {
@@ -210,7 +210,7 @@ fn read_open(from: wire::open::Reader<'_>) -> Read<Open> {
             Format::JsonSchema(schema) => AnswerFormat::JsonSchema(read_text("schema", schema, MAX_SCHEMA_BYTES)?),
         },
         prompt_logprobs: from.get_prompt_logprobs(),
-        // They come with the payload.
+        // The tokens are the payload.
         tokens: Vec::new(),
     })
 }
@@ -232,7 +232,7 @@ fn write_sampling(sampling: &Sampling, mut to: wire::sampling::Builder<'_>) {
     to.set_seed(sampling.seed);
     match sampling.logprobs {
         None => to.init_logprobs().set_none(()),
-        // `check` has seen that it is one of a few.
+        // `check` has limited the number.
         Some(most) => to.init_logprobs().set_most(u8::try_from(most).unwrap_or(u8::MAX)),
     }
 }
@@ -240,7 +240,7 @@ fn write_sampling(sampling: &Sampling, mut to: wire::sampling::Builder<'_>) {
 fn read_sampling(from: wire::sampling::Reader<'_>) -> Read<Sampling> {
     use wire::sampling::logprobs::Which as Logprobs;
     use wire::sampling::repetition_window::Which as Window;
-    // More tokens than are addressed here are all of them.
+    // A number beyond usize means all tokens.
     let count = |tokens: u64| usize::try_from(tokens).unwrap_or(usize::MAX);
     let window = from.get_repetition_window().which();
     let logprobs = from.get_logprobs().which();
@@ -463,10 +463,10 @@ fn write_values(values: &[(u32, f32)], mut to: capnp::struct_list::Builder<'_, w
 fn read_values(
     what: &str,
     list: capnp::Result<capnp::struct_list::Reader<'_, wire::token_value::Owned>>,
-    most: usize,
+    max: usize,
 ) -> Read<Vec<(u32, f32)>> {
     let list = list.map_err(header_error)?;
-    within(what, list.len(), most)?;
+    within(what, list.len(), max)?;
     Ok(list.iter().map(|of| (of.get_token(), of.get_value())).collect())
 }
 
@@ -526,13 +526,13 @@ fn read_peer(from: capnp::Result<capnp::data::Reader<'_>>) -> Read<PeerId> {
     if bytes.len() > MAX_PEER_ID_BYTES {
         return Err(WireError::Header(format!("a peer id of {} bytes", bytes.len())));
     }
-    PeerId::from_bytes(bytes).map_err(|error| WireError::Header(format!("no peer id: {error}")))
+    PeerId::from_bytes(bytes).map_err(|error| WireError::Header(format!("invalid peer id: {error}")))
 }
 
-/// A list is judged by its length before anything is allocated for it.
-fn within(what: &str, len: u32, most: usize) -> Read<()> {
-    if len as usize > most {
-        return Err(WireError::Header(format!("{len} {what}; at most {most} are allowed")));
+/// Checks a list's length before memory for it is allocated.
+fn within(what: &str, len: u32, max: usize) -> Read<()> {
+    if len as usize > max {
+        return Err(WireError::Header(format!("{len} {what}; at most {max} are allowed")));
     }
     Ok(())
 }

@@ -1,5 +1,5 @@
-//! The bytes of every message, pinned: a change here is a change of the protocol. Then the same bytes disturbed, messages
-//! of every kind there and back, and the largest of each kind.
+//! The encoding of every message, pinned: a difference is a change of the protocol. Then disturbed bytes, round trips of
+//! messages of every kind, and the largest of each kind.
 
 use pangea_client::ErrorKind;
 use pangea_compute::Digest;
@@ -12,7 +12,7 @@ use crate::pipeline::payload::Payload;
 use crate::wire::conformance;
 use crate::wire::{FrameHead, Header, PREFIX_BYTES, WireError};
 
-/// A peer id like any of ours: an Ed25519 key as it is.
+/// A peer id of an Ed25519 key, which it contains.
 fn peer(n: u8) -> PeerId {
     let mut bytes = vec![0, 36, 8, 1, 18, 32];
     bytes.extend([n; 32]);
@@ -139,7 +139,7 @@ fn encoded(message: &Message, payload: usize) -> Vec<u8> {
     conformance::encoded(message, payload)
 }
 
-/// What the other side has of it.
+/// The message as the other side decodes it.
 fn received(message: &Message, payload: usize) -> Result<Message, WireError> {
     let mut bytes = Vec::new();
     message.encode(payload, &mut bytes).unwrap();
