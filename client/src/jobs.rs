@@ -10,7 +10,7 @@ use crate::text::string;
 pub struct JobStatus {
     /// Number of the job on its node.
     pub id: u64,
-    /// `product` or `generation`.
+    /// What is computed: `product`, another result of an operation on tensors such as `sum`, or `generation`.
     pub kind: String,
     /// What the job is about: the shape and dtype of a product, or the name of a model.
     pub subject: String,

@@ -54,6 +54,7 @@ pub fn run(config: NodeConfig) -> Result<()> {
     let observer = Observer::default();
     let supervisor = Supervisor::with_fault(work.fault, &observer);
     let pipeline = Pipeline::new(keypair.clone(), supervisor.clone());
+    pipeline.observe(&observer);
     if let Some(fault) = work.fault {
         pipeline.set_fault(fault);
     }

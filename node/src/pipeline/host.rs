@@ -21,6 +21,7 @@ use crate::devices::Lease;
 use crate::engine_metrics::EngineMetrics;
 use crate::fault::Fault;
 use crate::model_text::ModelText;
+use crate::observe::Observer;
 use crate::supervise::{Part, Supervisor};
 use pangea_control::session::Drafts;
 use pangea_control::session::batch::BatchLimits;
@@ -231,7 +232,18 @@ impl Pipeline {
 
     /// Whether any stage on this node has a session.
     pub fn is_busy(&self) -> bool {
-        self.stages().values().any(|stage| stage.load.sessions > 0)
+        self.stage_sessions() > 0
+    }
+
+    /// Shows the sessions of the stages here among the metrics.
+    pub fn observe(&self, observer: &Observer) {
+        let pipeline = self.clone();
+        let help = "Sessions that stages of this node take part in";
+        observer.gauge("stage_sessions", help, move || pipeline.stage_sessions() as f64);
+    }
+
+    fn stage_sessions(&self) -> usize {
+        self.stages().values().map(|stage| stage.load.sessions).sum()
     }
 
     /// Whether the stage of a chain uses exactly these layers.

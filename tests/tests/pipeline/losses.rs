@@ -188,6 +188,32 @@ fn an_answer_whose_layers_are_lost_with_the_owner_ends_with_an_error_that_names_
     assert_eq!(two.process.count("wrong bytes"), 0, "nobody sent any");
 }
 
+/// Sessions that stages of a node take part in, as its metrics say.
+fn stage_sessions(node: &Node) -> f64 {
+    let metrics = get(&node.api, "/metrics").text();
+    let line = metrics.lines().find_map(|line| line.strip_prefix("pangea_stage_sessions "));
+    line.unwrap_or_else(|| panic!("no such metric in\n{metrics}")).parse().unwrap()
+}
+
+#[test]
+fn stages_close_the_sessions_of_a_coordinator_that_is_gone() {
+    let Some(stage) = Stage::set("stages_close_the_sessions_of_a_coordinator_that_is_gone") else { return };
+    let one = stage.splitting("one").with("--layers", "0-14").start();
+    let two = stage.cluster.node("two").with("--peer", &one.address).with("--layers", "15-29").start();
+    let three = stage.cluster.node("three").with("--peer", &one.address).start();
+    computed_by(&three, &[&one, &two]);
+    eventually("no session is left of the first answers", || {
+        [&one, &two].iter().all(|node| stage_sessions(node) == 0.0)
+    });
+    let mut answer = Streamed::ask(&three, &question(LONG, 300));
+    answer.has_begun();
+    assert_eq!([&one, &two].map(stage_sessions), [1.0, 1.0]);
+    three.kill9();
+    eventually("both stages closed the session", || [&one, &two].iter().all(|node| stage_sessions(node) == 0.0));
+    // The chain still answers.
+    computed_by(&one, &[&one, &two]);
+}
+
 /// Checks that a disturbed answer equals the undisturbed one and reports the failover, and that its receipt holds.
 fn goes_on(stage: &Stage, asked: &Node, answer: Streamed, undisturbed: &str) {
     let (text, pangea) = answer.finish();
