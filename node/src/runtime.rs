@@ -14,7 +14,7 @@ use tokio::task::LocalSet;
 use crate::blob;
 use crate::devices::Devices;
 use crate::devices::threads::Purpose;
-use crate::fabric::{Driver, Fabric, Settings, evidence};
+use crate::fabric::{Fabric, FabricDriver, FabricSettings, evidence};
 use crate::fault::Fault;
 use crate::jobs::Jobs;
 use crate::net::{self, Followers, GossipConfig, Interest, NetConfig, NetError, Network};
@@ -190,7 +190,7 @@ async fn run(
 
 /// The parts on the network thread and their handles.
 struct Built {
-    driver: Driver,
+    driver: FabricDriver,
     inlets: crate::fabric::driver::Inlets,
     fabric: Fabric,
     pooled: Option<(Network, Pool, PoolDriver)>,
@@ -237,7 +237,7 @@ fn build(parts: Parts, executor: Executor, speeds: Speeds) -> Result<Built> {
     for (accused, why) in folder.iter().flat_map(|folder| evidence::accused(folder)) {
         peers.convict(accused, &why);
     }
-    let settings = Settings {
+    let settings = FabricSettings {
         peer,
         name: parts.name,
         peers: peers.clone(),
@@ -251,13 +251,14 @@ fn build(parts: Parts, executor: Executor, speeds: Speeds) -> Result<Built> {
         observer: parts.observer.clone(),
     };
     let Some((network, events)) = network else {
-        let (driver, inlets, fabric) = Driver::new(settings, executor, None, parts.rpc)?;
+        let (driver, inlets, fabric) = FabricDriver::new(settings, executor, None, parts.rpc)?;
         return Ok(Built { driver, inlets, fabric, pooled: None, staged: None, followers: None });
     };
     network.observe(&parts.observer);
     let mut followers = Followers::new(events);
     let for_fabric = followers.follow(Interest::NoGossip);
-    let (driver, inlets, fabric) = Driver::new(settings, executor, Some((network.clone(), for_fabric)), parts.rpc)?;
+    let (driver, inlets, fabric) =
+        FabricDriver::new(settings, executor, Some((network.clone(), for_fabric)), parts.rpc)?;
     let observer = parts.observer.clone();
     let settings = PoolSettings { own, memory, stored_term, peers: peers.clone(), observer };
     let (pooling, pool) = PoolDriver::new(settings, network.clone(), followers.follow(Interest::All));

@@ -1,4 +1,4 @@
-//! The thread that verifies results, so that neither the network nor the compute pool waits for it.
+//! The thread that checks results, so that neither the network nor the compute pool waits for it.
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::mpsc::{SyncSender, sync_channel};
@@ -12,14 +12,14 @@ use pangea_compute::{DType, Operation, Pool, ResultProbe, Tensor};
 
 use crate::supervise::Supervisor;
 
-/// Checks that may wait: bounded by the tasks in flight at all peers together, far below this.
+/// Maximum queued checks: the tasks in flight at all peers together are far fewer.
 const QUEUE: usize = 4096;
 
-/// What checks results with one panel; made when first needed.
+/// The probe that checks results of one panel, created on first use.
 #[derive(Default)]
 pub(crate) struct PanelProbe(OnceLock<std::result::Result<ResultProbe, String>>);
 
-/// One result to check: is `c` what the operation gives for `a` and `b`?
+/// One result to check: whether `c` is the result of the operation on `a` and `b`.
 pub(crate) struct Check {
     pub(crate) operation: Operation,
     pub(crate) a: Tensor,
@@ -31,18 +31,18 @@ pub(crate) struct Check {
     pub(crate) done: Box<dyn FnOnce(Checked) + Send>,
 }
 
-/// What a check said.
+/// Result of a check.
 pub(crate) struct Checked {
     pub(crate) verdict: CheckVerdict,
     pub(crate) took: Duration,
 }
 
 pub(crate) enum CheckVerdict {
-    /// It is right; the method that says so.
+    /// The result is right; the name of the method.
     Good(&'static str),
-    /// It is wrong, and how that shows.
+    /// The result is wrong, with a description of the difference.
     Bad(String),
-    /// The check itself could not be done.
+    /// The check could not be done.
     Failed(String),
 }
 
@@ -52,7 +52,7 @@ pub(crate) struct Checker {
 }
 
 impl Checker {
-    /// Starts the thread.
+    /// Starts the checker's thread.
     pub(crate) fn start(devices: &Devices, supervisor: &Supervisor) -> Result<Checker> {
         let pool = devices.pool(Purpose::Checks)?;
         let (queue, checks) = sync_channel::<Check>(QUEUE);
@@ -71,15 +71,13 @@ impl Checker {
                     }
                 }
             })
-            .map_err(|error| Error::new(ErrorKind::Internal, format!("no thread for checks: {error}")))?;
+            .map_err(|error| Error::new(ErrorKind::Internal, format!("cannot start the checker's thread: {error}")))?;
         Ok(Checker { queue })
     }
 
     /// Queues a check.
     pub(crate) fn submit(&self, check: Check) -> Result<()> {
-        self.queue
-            .try_send(check)
-            .map_err(|_| Error::new(ErrorKind::Overloaded, "too many results wait for their check"))
+        self.queue.try_send(check).map_err(|_| Error::new(ErrorKind::Overloaded, "too many results wait to be checked"))
     }
 }
 

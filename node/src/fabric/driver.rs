@@ -1,5 +1,5 @@
-//! The one task that owns the fabric's state. It feeds the scheduler with what happens and does what
-//! the scheduler says; every decision about placement is the scheduler's.
+//! The task that owns the fabric's state. It feeds the scheduler with events and executes its
+//! actions; the scheduler makes every decision about placement.
 
 mod attempts;
 mod connect;
@@ -43,42 +43,42 @@ use crate::supervise::Supervisor;
 use crate::worker::executor::{Executor, Outcome, Side, Speeds};
 use pangea_control::schedule::{Action, AttemptId, Event, Scheduler, Tile, Time, WorkerEstimate, WorkerId};
 
-/// Link events that may wait: a burst of small messages from every peer.
+/// Maximum queued link events: a burst of small messages from every peer.
 const LINK_EVENTS: usize = 1024;
 
-/// Internal notices that may wait: a few for each attempt in flight.
+/// Maximum queued internal notices: a few per attempt in flight.
 const NOTICES: usize = 4096;
 
-/// Peers that are connecting are counted again this often.
+/// Interval at which connecting peers are counted again.
 const CONNECTING_TICK: Duration = Duration::from_millis(500);
 
-/// How a node takes part.
-pub struct Settings {
-    /// This node's peer id.
+/// Configuration of the fabric.
+pub struct FabricSettings {
+    /// Peer id of this node.
     pub peer: PeerId,
-    /// Its name for people.
+    /// Name of this node for people.
     pub name: String,
     /// Memory and compute threads.
     pub devices: Devices,
-    /// What is known of peers; the driver keeps it up to date.
+    /// The directory of peers, which the driver updates.
     pub peers: Peers,
-    /// Whether it takes tasks from peers.
+    /// Whether this node accepts tasks from peers.
     pub works: bool,
-    /// Where evidence is kept; nowhere without.
+    /// Folder in which evidence is stored; `None` to store none.
     pub data_dir: Option<PathBuf>,
-    /// Whether a pool key guards admission.
+    /// Whether a pool key protects admission.
     pub pool_key: bool,
     /// Measured speeds of this node.
     pub speeds: Speeds,
-    /// Holds the parts that run by themselves.
+    /// Supervises the parts that run by themselves.
     pub supervisor: Supervisor,
-    /// The jobs of this node.
+    /// Jobs of this node.
     pub jobs: Jobs,
-    /// What is counted, for whoever looks.
+    /// Registry of metrics.
     pub observer: Observer,
 }
 
-/// What happened somewhere else on this node.
+/// An event from another part of this node.
 enum Notice {
     LocalDone { attempt: AttemptId, outcome: Outcome },
     Checked { attempt: AttemptId, checked: Checked },
@@ -90,7 +90,7 @@ enum Notice {
     Incoming { peer: PeerId, stream: libp2p::Stream },
 }
 
-/// One attempt at one task.
+/// One attempt of one task.
 struct Attempt {
     job: JobId,
     tile: Tile,
@@ -100,9 +100,9 @@ struct Attempt {
     compute: Duration,
 }
 
-/// The driver. [`Driver::run`] it on the network thread's `LocalSet`.
-pub struct Driver {
-    settings: Settings,
+/// The fabric's driver; [`FabricDriver::run`] must be called on the network thread's `LocalSet`.
+pub struct FabricDriver {
+    settings: FabricSettings,
     started: Instant,
     scheduler: Scheduler,
     executor: Executor,
@@ -111,9 +111,9 @@ pub struct Driver {
     peers: Peers,
     links: OpenLinks,
     jobs: HashMap<JobId, RunningJob>,
-    /// Accepted and told to the scheduler, not yet planned.
+    /// Jobs submitted to the scheduler but not planned yet.
     submitting: HashMap<JobId, Submitting>,
-    /// Their results are whole and being checked once more.
+    /// Jobs whose complete results are being checked once more.
     finishing: HashMap<JobId, (pangea_control::schedule::JobReport, Tensor)>,
     attempts: HashMap<AttemptId, Attempt>,
     served: Rc<RefCell<TaskService>>,
@@ -121,9 +121,9 @@ pub struct Driver {
     /// Calls of `connect` that wait for the peer's hello, by number.
     calls: HashMap<u64, oneshot::Sender<Result<String>>>,
     next_call: u64,
-    /// How far apart the cuts of a tensor's storage were, as left or right operand.
+    /// Side of the last cut of a tensor's storage, as left or right operand.
     grids: VecDeque<((u64, Side), u64)>,
-    /// Peer id and name of every worker there has been, for reports of jobs that outlive them.
+    /// Peer id and name of every earlier and current worker, for reports of jobs that outlive them.
     workers: HashMap<WorkerId, (PeerId, String)>,
     next_worker: u64,
     next_generation: u64,
@@ -151,7 +151,7 @@ struct Submitting {
     reply: JobReply,
 }
 
-/// The receiving ends that [`Driver::run`] waits on.
+/// The receivers that [`FabricDriver::run`] reads.
 pub struct Inlets {
     commands: mpsc::Receiver<Command>,
     notices: mpsc::Receiver<Notice>,
@@ -159,14 +159,14 @@ pub struct Inlets {
     net_events: Option<Follower>,
 }
 
-impl Driver {
-    /// A fabric over `network`, or of this node alone. `rpc` is shown in the status.
+impl FabricDriver {
+    /// A fabric over `network`, or on this node alone. `rpc` is shown in the status.
     pub fn new(
-        settings: Settings,
+        settings: FabricSettings,
         executor: Executor,
         network: Option<(Network, Follower)>,
         rpc: String,
-    ) -> Result<(Driver, Inlets, Fabric)> {
+    ) -> Result<(FabricDriver, Inlets, Fabric)> {
         let (command_sender, commands) = mpsc::channel(super::COMMANDS);
         let (notice_sender, notices) = mpsc::channel(NOTICES);
         let (link_sender, link_events) = mpsc::channel(LINK_EVENTS);
@@ -181,7 +181,7 @@ impl Driver {
         let jobs = settings.jobs.clone();
         let fabric = Fabric::new(command_sender, jobs, settings.devices.clone(), addresses, settings.peers.clone());
         let checker = Checker::start(&settings.devices, &settings.supervisor)?;
-        let driver = Driver {
+        let driver = FabricDriver {
             started: Instant::now(),
             scheduler: Scheduler::new(local),
             executor,
@@ -214,7 +214,7 @@ impl Driver {
         Ok((driver, Inlets { commands, notices, link_events, net_events }, fabric))
     }
 
-    /// Runs until every [`Fabric`] handle is gone.
+    /// Runs until the last [`Fabric`] handle is dropped.
     pub async fn run(mut self, mut inlets: Inlets) {
         self.accept_streams();
         let (mut excluded, devices) = (self.peers.excluded(), self.settings.devices.clone());
@@ -225,7 +225,7 @@ impl Driver {
             tokio::select! {
                 biased;
                 Some(notice) = inlets.notices.recv() => self.on_notice(notice),
-                // The sender is in `self.peers`.
+                // Never fails: the sender is in `self.peers`.
                 Ok(()) = excluded.changed() => self.follow_convictions(),
                 Some((peer, generation, event)) = inlets.link_events.recv() => self.on_link_event(peer, generation, event),
                 command = inlets.commands.recv() => match command {
@@ -248,7 +248,7 @@ impl Driver {
         Time::since_epoch(self.started.elapsed())
     }
 
-    /// Lets the scheduler decide on all that happened and does what it says, until nothing is left.
+    /// Passes all pending events to the scheduler and executes its actions, until none is left.
     fn decide(&mut self) {
         let mut actions = Vec::new();
         while let Some(event) = self.events.pop_front() {
@@ -342,7 +342,7 @@ impl Driver {
                     attempt.cancel.cancel();
                 }
                 if let Some((_, link)) = self.links.of_worker(worker) {
-                    // A link that cannot take even this is about to close, which cancels everything.
+                    // A link whose queue is full is about to close, which cancels everything.
                     let _ = link.link.cancel(attempt.0);
                 }
             }

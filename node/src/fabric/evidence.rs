@@ -1,6 +1,6 @@
-//! What is kept when a result fails its check, or a stage its audit: everything that shows it and who it was, so that
-//! anyone can re-check the accusation. One folder each, `evidence/<seconds>-<peer>-<attempt>`. It is also what keeps a
-//! peer quarantined when the node starts again: whoever removes the folder forgives.
+//! Evidence of a result that failed its check or a stage that failed its audit: everything needed to check the accusation
+//! again. One folder each, `evidence/<seconds>-<peer>-<attempt>`. Evidence also keeps its
+//! peer quarantined when the node restarts; removing the folder ends the quarantine.
 
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -11,10 +11,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::trust::FailedAudit;
 
-/// Folders kept; the oldest go first. A liar is quarantined after one, so many are many liars.
+/// Maximum folders; the oldest are removed first. A liar is quarantined after one lie, so each folder is another liar.
 const FOLDERS_MAX: usize = 32;
 
-/// Larger tiles are kept as digests only.
+/// Maximum bytes of a tile that is stored; of larger ones only digests are stored.
 const BYTES_MAX: usize = 256 << 20;
 
 /// A result that failed its check.
@@ -43,7 +43,7 @@ struct Record<'e> {
 }
 
 impl Evidence {
-    /// Writes it below `data_dir`; returns the folder. Blocks.
+    /// Stores the evidence below `data_dir`; returns the folder. Blocks.
     pub(crate) fn keep(&self, data_dir: &Path) -> std::io::Result<PathBuf> {
         let root = data_dir.join("evidence");
         std::fs::create_dir_all(&root)?;
@@ -87,14 +87,17 @@ struct AuditRecord<'e> {
 }
 
 impl FailedAudit<'_> {
-    /// Keeps it below `data_dir`, as `evidence/<seconds>-<peer>-<receipt>.<segment>.<stage>` with the whole receipt beside it:
-    /// `pangea receipts verify …/receipt.json` is the check that anyone can make. Returns the folder. Blocks.
+    /// Stores the evidence below `data_dir`, as `evidence/<seconds>-<peer>-<receipt>.<segment>.<stage>` with the whole
+    /// receipt: anyone can check it with `pangea receipts verify …/receipt.json`. Returns the folder. Blocks.
     ///
     /// # Errors
-    /// `InvalidInput` where the receipt holds no such claim; what the disk says.
+    /// `InvalidInput` if the receipt holds no such claim; errors of the disk.
     pub fn keep(&self, data_dir: &Path) -> std::io::Result<PathBuf> {
         let Some((peer, why)) = self.accusation() else {
-            return Err(std::io::Error::new(std::io::ErrorKind::InvalidInput, "nobody signed what is accused"));
+            return Err(std::io::Error::new(
+                std::io::ErrorKind::InvalidInput,
+                "the receipt holds no signed claim of the accused stage",
+            ));
         };
         let root = data_dir.join("evidence");
         std::fs::create_dir_all(&root)?;
@@ -122,7 +125,7 @@ impl FailedAudit<'_> {
     }
 }
 
-/// The peers that evidence below `data_dir` speaks against, and why. What cannot be read accuses nobody.
+/// The peers accused by evidence below `data_dir`, with reasons. Unreadable evidence accuses nobody.
 pub(crate) fn accused(data_dir: &Path) -> Vec<(PeerId, String)> {
     #[derive(Deserialize)]
     struct Accusation {
@@ -160,7 +163,7 @@ mod tests {
     use pangea_compute::commit::Claim;
 
     #[test]
-    fn a_failed_audit_keeps_the_liar_accused_and_says_how_to_check_it() {
+    fn evidence_of_a_failed_audit_names_the_liar_and_can_be_checked() {
         let folder = tempfile::tempdir().unwrap();
         let liar = Keypair::generate_ed25519();
         let mut receipt = receipt();
@@ -173,7 +176,7 @@ mod tests {
         assert_eq!(accused[0].0, liar.public().to_peer_id());
         assert!(accused[0].1.contains("layers 0-1 of tiny") && accused[0].1.contains("position 1"), "{accused:?}");
 
-        // Nobody is accused of what is not signed.
+        // An unsigned claim accuses nobody.
         let other = Claim { epoch: 4, ..claim() };
         receipt.segments[0].claims[0].claim = other;
         let forged = FailedAudit { receipt: &receipt, segment: 0, stage: 0, position: None };

@@ -1,5 +1,5 @@
-//! One peer's feeder: gets the operands of its tasks ready (addressed, row-major) and hands them to
-//! the link in the scheduler's order, a bounded number of bytes ahead of the wire.
+//! One peer's feeder: prepares the operands of its tasks (digests, row-major order) and sends them on
+//! the link in the scheduler's order, a limited number of bytes ahead of the wire.
 
 use std::cell::RefCell;
 use std::collections::HashSet;
@@ -15,7 +15,7 @@ use crate::link::coordinator::{Bulk, TaskLink};
 use crate::wire::{Shape, Task};
 use pangea_control::schedule::{AttemptId, Operand, Tile};
 
-/// Starts that may wait for one peer; the scheduler keeps far fewer in flight.
+/// Maximum queued starts for one peer; the scheduler keeps far fewer in flight.
 const QUEUE: usize = 1024;
 
 /// One task to send.
@@ -25,17 +25,17 @@ pub(crate) struct Feed {
     pub(crate) tile: Tile,
     pub(crate) priority: i8,
     pub(crate) deadline: Option<std::time::Duration>,
-    /// Set when the attempt is given up: what has not been sent then is not sent.
+    /// Set when the attempt is cancelled: what has not been sent by then is not sent.
     pub(crate) cancel: Cancel,
-    /// Send the operands even if the peer is thought to have them: it says that it lacks them. The task
-    /// itself is there already.
+    /// Operands to send even if the peer should have them, because it reported that it lacks them. The task
+    /// itself has been sent already.
     pub(crate) lacking: Option<Vec<Digest>>,
 }
 
-/// Operands that a peer holds, as far as this node knows.
+/// Operands that a peer has, as far as this node knows.
 pub(crate) type Resident = Rc<RefCell<HashSet<Digest>>>;
 
-/// Starts a feeder on the current `LocalSet`; it ends when the sender is dropped. Failures are told to `failed`.
+/// Starts a feeder on the current `LocalSet`; it ends when the sender is dropped. Failures are reported to `failed`.
 pub(crate) fn start(
     peer: PeerId,
     link: Rc<TaskLink>,
@@ -82,7 +82,7 @@ async fn feed_one(link: &TaskLink, resident: &Resident, feed: Feed) -> Result<()
         link.send(Bulk::Operand { digest, tensor, room: Some(room) })
             .map_err(|full| Error::new(ErrorKind::Unavailable, full.to_string()))?;
     }
-    // The link knows nothing yet of a task that was given up before this, and would send it all the same.
+    // The link does not know tasks that were cancelled earlier, and would send them.
     if feed.lacking.is_some() || feed.cancel.is_cancelled() {
         return Ok(());
     }
@@ -99,7 +99,7 @@ async fn feed_one(link: &TaskLink, resident: &Resident, feed: Feed) -> Result<()
     link.send_task(task, shape).map_err(|full| Error::new(ErrorKind::Unavailable, full.to_string()))
 }
 
-/// The content address of an operand; with the tensor where addressing had to make a copy anyway.
+/// The digest of an operand; with the tensor if hashing had to copy it anyway.
 async fn address(job: &Rc<JobData>, operand: Operand) -> Result<(Digest, Option<Tensor>)> {
     let cell = job.digest_cell(operand);
     let copied = RefCell::new(None);
@@ -111,7 +111,7 @@ async fn address(job: &Rc<JobData>, operand: Operand) -> Result<(Digest, Option<
             }
             let (digest, copy) = blocking(move || {
                 let copy = if part.contiguous_bytes().is_some() { None } else { Some(part.to_contiguous()?) };
-                // The part remembers its address, so that the next job with the same tensor need not hash.
+                // The digest is cached in the part, so that the next job with the same tensor need not hash.
                 let digest = copy.as_ref().map_or_else(|| part.digest(), |copy| part.digest_from(copy));
                 Ok((digest, copy))
             })
@@ -123,7 +123,7 @@ async fn address(job: &Rc<JobData>, operand: Operand) -> Result<(Digest, Option<
     Ok((*digest, copied.into_inner()))
 }
 
-/// The same tensor with its bytes in row-major order, for the wire.
+/// The tensor with its bytes in row-major order, for the wire.
 async fn row_major(part: Tensor) -> Result<Tensor> {
     if part.contiguous_bytes().is_some() {
         return Ok(part);
@@ -136,6 +136,6 @@ async fn blocking<T: Send + 'static>(
 ) -> Result<T> {
     match tokio::task::spawn_blocking(work).await {
         Ok(done) => done.map_err(crate::compute_error),
-        Err(_) => Err(Error::new(ErrorKind::Internal, "preparing an operand failed")),
+        Err(_) => Err(Error::new(ErrorKind::Internal, "preparing an operand panicked")),
     }
 }

@@ -1,4 +1,4 @@
-//! The handle by which the rest of a node asks the fabric for things: cheap to clone, usable from
+//! The handle of the fabric for the rest of the node: cheap to clone, usable from
 //! any thread. It only sends commands; the driver on the network thread does the work.
 
 use std::time::{Duration, Instant};
@@ -26,7 +26,7 @@ pub struct Fabric {
     peers: Peers,
 }
 
-/// What the driver is asked to do.
+/// A command to the driver.
 pub(crate) enum Command {
     Submit {
         job: JobId,
@@ -53,7 +53,7 @@ pub(crate) enum Command {
         timeout: Duration,
         answer: oneshot::Sender<Result<Duration>>,
     },
-    /// Take no more work; answered once all that runs has ended or `within` has passed.
+    /// Accept no more work; answered once all running work has ended or `within` has passed.
     Drain {
         within: Duration,
         answer: oneshot::Sender<()>,
@@ -71,8 +71,8 @@ impl Fabric {
         Fabric { commands, jobs, devices, listening, peers }
     }
 
-    /// Accepts a job, or refuses it at once where shapes or dtypes do not fit. Never waits. Memory for the
-    /// result is the caller's to reserve: it outlives the job.
+    /// Accepts a job, or refuses it at once if shapes or dtypes do not fit. Never waits. The caller reserves memory for the
+    /// result, which outlives the job.
     pub fn submit(&self, request: JobRequest) -> Result<Job> {
         let output = judge(&request)?;
         let (progress_sender, progress) = watch::channel(Progress::default());
@@ -86,12 +86,12 @@ impl Fabric {
         Ok(Job { id, output, progress, outcome, cancel })
     }
 
-    /// Every peer this node knows.
+    /// Status of every peer that this node knows.
     pub async fn peers(&self) -> Result<Vec<PeerStatus>> {
         self.ask(Command::Peers).await
     }
 
-    /// This node.
+    /// Status of this node.
     pub async fn status(&self) -> Result<NodeStatus> {
         self.ask(Command::Status).await
     }
@@ -106,33 +106,33 @@ impl Fabric {
         self.ask(|answer| Command::ProbeLink { peer: peer.to_owned(), message_bytes, rounds, answer }).await?
     }
 
-    /// One round trip to a connected peer (by peer id or name) and back over the stream that is open.
+    /// Round-trip time to a connected peer (by peer id or name) over the open stream.
     ///
     /// # Errors
-    /// `NotFound` where no such peer is connected, `DeadlineExceeded` where it does not answer within `timeout`.
+    /// `NotFound` if no such peer is connected, `DeadlineExceeded` if it does not answer within `timeout`.
     pub async fn check_peer(&self, peer: &str, timeout: Duration) -> Result<Duration> {
         self.ask(|answer| Command::CheckPeer { peer: peer.to_owned(), timeout, answer }).await?
     }
 
-    /// Keeps a peer out that was found to lie; the evidence is the caller's to keep.
+    /// Quarantines a peer that was found to lie; the caller stores the evidence.
     pub fn quarantine(&self, peer: PeerId, why: &str) {
         self.peers.convict(peer, why);
     }
 
-    /// Takes no more work; returns once all that runs has ended, or after `within`.
+    /// Accepts no more work; returns once all running work has ended, or after `within`.
     pub async fn drain(&self, within: Duration) -> Result<()> {
         self.ask(|answer| Command::Drain { within, answer }).await
     }
 
-    /// The libp2p addresses that this node listens on so far, each with its `/p2p/` part; grows.
+    /// The libp2p listen addresses of this node so far, each with its `/p2p/` part; the list grows.
     pub fn listening(&self) -> watch::Receiver<Vec<String>> {
         self.listening.clone()
     }
 
-    /// Memory for a tensor of this node's own products.
+    /// Leases memory for a tensor of this node's own products.
     ///
     /// # Errors
-    /// `Overloaded`, with the bytes that are needed and free.
+    /// `Overloaded`, with the needed and the free bytes.
     pub fn lease(&self, bytes: u64) -> Result<Lease> {
         self.devices.lease(Kind::Tensors, bytes)
     }
@@ -146,7 +146,7 @@ impl Fabric {
     fn send(&self, command: Command) -> Result<()> {
         self.commands.try_send(command).map_err(|error| match error {
             mpsc::error::TrySendError::Full(_) => {
-                Error::new(ErrorKind::Overloaded, "this node has too many requests waiting; try again")
+                Error::new(ErrorKind::Overloaded, "too many requests are queued on this node; try again later")
             }
             mpsc::error::TrySendError::Closed(_) => gone(),
         })
@@ -159,13 +159,13 @@ impl Drop for CancelOnDrop {
     }
 }
 
-/// Whether the operands fit; what they give.
+/// Checks that the operands fit; returns the shape of the result.
 fn judge(request: &JobRequest) -> Result<TensorShape> {
     let output = request.result()?;
     if request.redundancy == 0 {
         return Err(Error::new(
             ErrorKind::InvalidInput,
-            "redundancy is the number of workers for each task, at least 1",
+            "redundancy must be at least 1: it is the number of workers per task",
         ));
     }
     Ok(output)
@@ -173,12 +173,12 @@ fn judge(request: &JobRequest) -> Result<TensorShape> {
 
 fn cancel(commands: &mpsc::WeakSender<Command>, job: JobId) {
     if let Some(commands) = commands.upgrade() {
-        // A full queue is the only loss; the job then ends by itself and its product is dropped.
+        // If the queue is full, the job ends by itself and its result is dropped.
         let _ = commands.try_send(Command::Cancel(job));
     }
 }
 
-/// An operation as the registry of jobs knows it.
+/// Describes an operation for the registry of jobs.
 fn job_spec(request: &JobRequest, TensorShape { dtype, rows, cols }: TensorShape) -> JobSpec {
     JobSpec {
         kind: JobKind::Operation(request.operation.result_name()),

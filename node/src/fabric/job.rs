@@ -1,4 +1,4 @@
-//! What a user asks of the fabric (a job), how it goes on and what came of it.
+//! A job of the fabric: its request, its progress and its outcome.
 //! Plain values: no I/O, no decisions.
 
 use std::time::Duration;
@@ -12,10 +12,10 @@ use tokio::sync::{oneshot, watch};
 
 use crate::jobs::Ticket;
 
-/// Number of a job on the node that accepted it, as the registry of jobs gives it.
+/// Number of a job on the node that accepted it, from the registry of jobs.
 pub type JobId = u64;
 
-/// An operation on two tensors to be computed by the fabric.
+/// An operation on two tensors for the fabric.
 #[derive(Clone)]
 pub struct JobRequest {
     /// What to compute.
@@ -24,24 +24,24 @@ pub struct JobRequest {
     pub a: Tensor,
     /// Right operand.
     pub b: Tensor,
-    /// Where its tasks may run.
+    /// Where the tasks may run.
     pub place: Place,
-    /// How its results are checked.
+    /// How results are checked.
     pub verify: VerifyPolicy,
-    /// Higher goes first; 0 is ordinary.
+    /// Higher runs first; the default is 0.
     pub priority: i8,
     /// Time from submission after which the job fails with `DeadlineExceeded`.
     pub deadline: Option<Duration>,
-    /// How many different workers compute each task; 1 is ordinary.
+    /// Number of different workers that compute each task; the default is 1.
     pub redundancy: u8,
-    /// How often a task may be tried again after failures before the local node takes it.
+    /// Retries of a failed task on peers before this node computes it.
     pub max_retries: u8,
-    /// Who asks.
+    /// Owner of the job.
     pub owner: Owner,
 }
 
 impl JobRequest {
-    /// The product `C[m, n] = A[m, k] · B[k, n]` with the ordinary policies.
+    /// The product `C[m, n] = A[m, k] · B[k, n]` with the default policies.
     pub fn product(a: Tensor, b: Tensor) -> JobRequest {
         JobRequest {
             operation: Operation::Matmul,
@@ -57,15 +57,15 @@ impl JobRequest {
         }
     }
 
-    /// The result that is asked for, or why the operands do not fit the operation.
+    /// Shape of the result, or why the operands do not fit the operation.
     pub(crate) fn result(&self) -> Result<TensorShape> {
         self.operation.gives((&self.a).into(), (&self.b).into()).map_err(crate::compute_error)
     }
 }
 
-/// A job under way. Dropping it cancels the work on every node.
+/// A running job. Dropping it cancels the work on every node.
 pub struct Job {
-    /// Its number on this node.
+    /// Number of the job on this node.
     pub id: JobId,
     /// Shape and dtype of the result, known before it is computed.
     pub output: TensorShape,
@@ -77,7 +77,7 @@ pub struct Job {
     pub cancel: CancelOnDrop,
 }
 
-/// Tells the fabric to cancel a job when dropped; does nothing once the job has ended.
+/// Cancels a job when dropped; has no effect once the job has ended.
 pub struct CancelOnDrop {
     pub(crate) job: JobId,
     pub(crate) cancelled: tokio::sync::mpsc::WeakSender<super::handle::Command>,
@@ -86,13 +86,14 @@ pub struct CancelOnDrop {
 /// A finished job.
 #[derive(Clone)]
 pub struct JobOutcome {
-    /// The whole, checked result.
+    /// The complete, checked result.
     pub result: Tensor,
-    /// How it was had.
+    /// Report of the job.
     pub report: JobReport,
 }
 
-/// Where the progress and the end of a job go: to whoever asked for it, and to the registry of jobs. Dropping it cancels the job.
+/// Receives the progress and the outcome of a job, for the requester and for the registry of jobs. Dropping it cancels
+/// the job.
 pub(crate) struct JobReply {
     ticket: Ticket,
     progress: watch::Sender<Progress>,
@@ -113,20 +114,20 @@ impl JobReply {
         self.ticket.started();
     }
 
-    /// More of the job is done.
+    /// The job has made progress.
     pub(crate) fn progress(&self, progress: Progress) {
         self.ticket.progress(u64::from(progress.tasks_done), u64::from(progress.tasks_total));
         self.progress.send_replace(progress);
     }
 
-    /// The job is done. Whoever asked may not want it any more.
+    /// The job is done. The requester may have gone.
     pub(crate) fn done(self, outcome: JobOutcome) {
         let verdict = Verdict::from_name(&outcome.report.verification.verdict).unwrap_or(Verdict::Unchecked);
         self.ticket.end(Ending::Done { verdict });
         let _ = self.outcome.send(Ok(outcome));
     }
 
-    /// The job has failed. Whoever asked may not want it any more.
+    /// The job has failed. The requester may have gone.
     pub(crate) fn failed(self, error: Error) {
         self.ticket.fail(&error);
         let _ = self.outcome.send(Err(error));

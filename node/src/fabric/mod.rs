@@ -1,23 +1,23 @@
-//! The fabric: takes jobs, drives the scheduler, moves operands and results, checks and merges.
+//! The fabric: accepts jobs, drives the scheduler, moves operands and results, checks and merges.
 //!
 //! ```text
-//!  Fabric (handle, any thread) ── Command ──► Driver (network thread)
+//!  Fabric (handle, any thread) ── Command ──► FabricDriver (network thread)
 //!                                               │  Scheduler (pure): what next?
 //!                    ┌──────────────┬───────────┼────────────┬──────────────┐
 //!                 executor       feeder       link        checker        merge
 //!               (local tiles) (digests, order) (peers)  (Freivalds)   (result buffer)
 //! ```
 //!
-//! * [`job`], [`status`]: what callers ask and get; plain values.
+//! * [`job`], [`status`]: requests, outcomes and statuses; plain values.
 //! * [`handle`]: the handle.
-//! * [`driver`]: the one task that owns all state; decisions are the scheduler's.
-//! * `running`: one job's tensors, tiles and accounts.
-//! * `feeder`: per peer, gets operands ready and sent in the scheduler's order.
-//! * `checker`: the thread that verifies results.
-//! * `open_links`: the open link to each peer that takes tasks.
-//! * [`evidence`]: what is kept of a failed check or audit.
+//! * [`driver`]: the task that owns all state; the scheduler decides.
+//! * `running`: one job's tensors, tiles and counts.
+//! * `feeder`: per peer, prepares operands and sends them in the scheduler's order.
+//! * `checker`: the thread that checks results.
+//! * `open_links`: the open link to each peer that accepts tasks.
+//! * [`evidence`]: stored evidence of failed checks and audits.
 //!
-//! It never computes products and never parses bytes from peers.
+//! The fabric never computes products and never parses bytes from peers.
 
 mod checker;
 pub mod driver;
@@ -29,11 +29,11 @@ mod open_links;
 mod running;
 pub mod status;
 
-pub use driver::{Driver, Settings};
+pub use driver::{FabricDriver, FabricSettings};
 pub use handle::Fabric;
 pub use job::{Job, JobId, JobOutcome, JobReport, JobRequest, Place, Progress, VerifyPolicy};
 pub use status::{LinkProbe, NodeStatus, PeerStatus};
 
-/// Commands that may wait for the driver, which handles each in microseconds. A caller that finds the
-/// queue full is told `Overloaded`.
+/// Maximum queued commands for the driver, which handles each in microseconds. If the
+/// queue is full, the caller gets `Overloaded`.
 const COMMANDS: usize = 1024;

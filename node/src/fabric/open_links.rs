@@ -1,5 +1,5 @@
-//! The open links over which this node gives peers work, and how peers are shown to callers. What is known of a peer is in
-//! the directory of peers; nothing is decided here.
+//! The open links over which this node gives work to peers, and the peers' statuses. The directory of peers
+//! owns the facts about peers; nothing is decided here.
 
 use std::collections::HashMap;
 use std::rc::Rc;
@@ -14,18 +14,18 @@ use crate::link::coordinator::TaskLink;
 use pangea_control::peers::{Directory, Peer, PeerState};
 use pangea_control::schedule::WorkerId;
 
-/// The link over which this node gives a peer work.
+/// The link over which this node gives work to a peer.
 pub(crate) struct OpenLink {
-    /// Tells links to the same peer apart.
+    /// Distinguishes links to the same peer.
     pub(crate) generation: u64,
     pub(crate) link: Rc<TaskLink>,
-    /// The scheduler's name of the peer on this link; none until its hello, and for one that takes no tasks.
+    /// The scheduler's id of the peer on this link; `None` until its hello, and for a peer that accepts no tasks.
     pub(crate) worker: Option<WorkerId>,
     pub(crate) resident: Resident,
     pub(crate) feeder: mpsc::Sender<Feed>,
-    /// Bytes sent since the last finished attempt, and how long sending took: what the cost model learns from.
+    /// Bytes sent since the last finished attempt and the time that took; the cost model learns from them.
     pub(crate) sent: (u64, Duration),
-    /// Work that other nodes have queued there.
+    /// Work of other nodes queued at the peer.
     pub(crate) busy: Duration,
 }
 
@@ -59,12 +59,12 @@ impl OpenLinks {
         self.0.iter().find(|(_, link)| link.worker == Some(worker)).map(|(peer, link)| (*peer, link))
     }
 
-    /// The scheduler's name of a peer that takes tasks.
+    /// The scheduler's id of a peer that accepts tasks.
     pub(crate) fn worker_of(&self, peer: &PeerId) -> Option<WorkerId> {
         self.get(peer)?.worker
     }
 
-    /// Every peer for people, ordered by the text of its peer id.
+    /// The status of every peer, ordered by the text of its peer id.
     pub(crate) fn statuses(&self, directory: &Directory, in_flight: impl Fn(WorkerId) -> u32) -> Vec<PeerStatus> {
         let status = |(id, peer): (&PeerId, &Peer)| status(id, peer, self.worker_of(id).map_or(0, &in_flight));
         let mut statuses: Vec<PeerStatus> = directory.iter().map(status).collect();

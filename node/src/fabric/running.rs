@@ -1,4 +1,4 @@
-//! One job while it runs: its operands, how it is cut, the result being put together, its accounts.
+//! One running job: its operands, its grid, the partial result, its counts.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -14,14 +14,14 @@ use super::checker::PanelProbe;
 use super::job::{JobReply, JobRequest, Progress, Rejection};
 use pangea_control::schedule::{Operand, Tile, TileGrid};
 
-/// The operands of a job and what is known of them; shared with the feeders.
+/// The operands of a job and facts about them; shared with the feeders.
 pub(crate) struct JobData {
     pub(crate) operation: Operation,
     pub(crate) a: Tensor,
     pub(crate) b: Tensor,
     pub(crate) result: TensorShape,
     pub(crate) grid: TileGrid,
-    /// Content addresses, computed when first needed, once for all peers.
+    /// Digests, computed on first use, once for all peers.
     digests: RefCell<HashMap<Operand, std::rc::Rc<OnceCell<Digest>>>>,
     probes: RefCell<HashMap<u32, Arc<PanelProbe>>>,
     pub(crate) bytes_sent: Cell<u64>,
@@ -51,23 +51,23 @@ impl JobData {
         whole.slice(as_usize(rows), as_usize(columns)).map_err(crate::compute_error)
     }
 
-    /// The place of an operand's content address.
+    /// The cell of an operand's digest.
     pub(crate) fn digest_cell(&self, operand: Operand) -> std::rc::Rc<OnceCell<Digest>> {
         std::rc::Rc::clone(self.digests.borrow_mut().entry(operand).or_default())
     }
 
-    /// The operands with this content address, among those that were addressed.
+    /// The operands with this digest, among those that were hashed.
     pub(crate) fn operands_of(&self, digest: &Digest) -> Vec<Operand> {
         let digests = self.digests.borrow();
         digests.iter().filter(|(_, cell)| cell.get() == Some(digest)).map(|(operand, _)| *operand).collect()
     }
 
-    /// What checks tiles of one panel.
+    /// The probe that checks tiles of one panel.
     pub(crate) fn probe(&self, panel: u32) -> Arc<PanelProbe> {
         Arc::clone(self.probes.borrow_mut().entry(panel).or_insert_with(|| Arc::new(PanelProbe::default())))
     }
 
-    /// Whether the result has the same bits wherever it is computed.
+    /// Whether the result has the same bits on every node.
     pub(crate) fn is_exact(&self) -> bool {
         self.operation.is_exact(self.result.dtype)
     }
@@ -78,7 +78,7 @@ impl JobData {
     }
 }
 
-/// A job under way.
+/// A running job.
 pub(crate) struct RunningJob {
     pub(crate) data: std::rc::Rc<JobData>,
     pub(crate) request: JobRequest,
@@ -89,14 +89,14 @@ pub(crate) struct RunningJob {
     pub(crate) check_seconds: f64,
     pub(crate) rejected: Vec<Rejection>,
     pub(crate) tasks_done: u32,
-    /// What checked its results.
+    /// Name of the method that checked its results.
     pub(crate) method: &'static str,
-    /// Why this node cannot compute a part of it.
+    /// Why this node cannot compute a part of the job.
     pub(crate) refusal: Option<Error>,
 }
 
 enum ResultParts {
-    /// Being put together from tiles.
+    /// The result is merged from tiles.
     Buffer(Option<TensorBuf>),
     /// The only tile is the result.
     Whole(Option<Tensor>),
@@ -133,7 +133,7 @@ impl RunningJob {
         })
     }
 
-    /// Puts an accepted tile in its place.
+    /// Copies an accepted tile to its place in the result.
     pub(crate) fn merge(&mut self, tile: Tile, part: Tensor) {
         self.tasks_done += 1;
         match &mut self.result {
@@ -147,7 +147,7 @@ impl RunningJob {
         }
     }
 
-    /// The whole result; `None` while parts are missing.
+    /// The complete result; `None` while parts are missing.
     pub(crate) fn whole(&mut self) -> Option<Tensor> {
         match &mut self.result {
             ResultParts::Whole(whole) => whole.take(),
@@ -155,7 +155,7 @@ impl RunningJob {
         }
     }
 
-    /// Tells whoever watches.
+    /// Publishes the progress.
     pub(crate) fn show_progress(&self) {
         self.reply.progress(Progress {
             tasks_done: self.tasks_done,

@@ -1,6 +1,7 @@
-//! The operation of a task in `/pangea/task/1`, with the operands that it names. The bytes of each are pinned here.
+//! The operation of a task in `/pangea/task/1`, with the digests of its operands. The encodings are pinned here.
 //!
-//! An operation of a later version is no malformed message: the worker refuses that one task by kind, and the stream goes on.
+//! An unknown operation of a later version is no malformed message: the worker refuses that task by kind, and the
+//! stream continues.
 
 use pangea_compute::{Digest, Operation};
 use pangea_schema::task_capnp::task::operation::{Builder, Reader, Which};
@@ -60,16 +61,16 @@ task
     }
 
     #[test]
-    fn tasks_come_back_as_they_were_and_disturbed_ones_never_panic() {
+    fn tasks_survive_encoding_and_disturbed_ones_never_panic() {
         conformance::assert_comes_back(&one_of_each(), |_, header, payload| Message::decode(header, payload).unwrap());
         conformance::assert_sturdy(&one_of_each(), |_, _| {});
     }
 
     #[test]
-    fn a_task_of_an_unknown_operation_is_known_by_its_number() {
+    fn a_task_with_an_unknown_operation_is_recognised() {
         let task = encoded(&one_of_each()[0].0, 0);
         let header = &task[PREFIX_BYTES..];
-        // Wherever the number of the operation is: one 16-bit word of the header.
+        // Finds the operation's number: one 16-bit word of the header.
         let unknown = (0..header.len()).step_by(2).find_map(|at| {
             let mut later = header.to_vec();
             later[at..at + 2].copy_from_slice(&u16::MAX.to_le_bytes());

@@ -1,13 +1,13 @@
-//! An operation on two tensors as the scheduler counts it: sizes, and which parts of the operands go together. It knows no
-//! operation by name.
+//! Describes an operation on two tensors for the scheduler: sizes, and which parts of the operands belong together. No
+//! operation is known by name.
 
 use pangea_compute::{Cut, Error, Operation, Tensor, TensorShape};
 use pangea_control::schedule::{ElementwiseShape, JobShape, ProductShape};
 
-/// What an operation on these operands is to the scheduler.
+/// The shape of an operation on these operands.
 ///
 /// # Errors
-/// As [`Operation::gives`].
+/// Those of [`Operation::gives`].
 pub fn job_shape(operation: Operation, a: &Tensor, b: &Tensor) -> Result<JobShape, Error> {
     let (a, b) = (TensorShape::from(a), TensorShape::from(b));
     let c = operation.gives(a, b)?;

@@ -1,5 +1,5 @@
-//! The faults of a worker that tests ask for: wrong, late and missing results of peers' tasks. It touches nothing but a result
-//! that is about to be sent.
+//! Injected faults of a worker, for tests: wrong, late and missing results of peers' tasks. Only results
+//! that are about to be sent are changed.
 
 use std::time::Duration;
 
@@ -21,7 +21,7 @@ impl Liar {
         Liar { fault, earlier: Vec::new(), panicked: false }
     }
 
-    /// The result to send instead of an honest one, and what its sending is to suffer.
+    /// The result to send instead of the honest one, and the fault of its sending.
     pub(crate) fn twist(
         &mut self,
         result: Result<Tensor>,
@@ -44,7 +44,7 @@ impl Liar {
                 (Ok(answer.unwrap_or(honest)), None)
             }
             Fault::Hang | Fault::Drop => (Ok(honest), Some(self.fault)),
-            // Those are for stages.
+            // These faults are for stages.
             Fault::CorruptStage
             | Fault::CorruptToken
             | Fault::Misfit
@@ -61,7 +61,7 @@ impl Liar {
                     std::thread::sleep(Duration::from_millis(1));
                 }
                 if cancel.is_cancelled() {
-                    // As a kernel that slow would.
+                    // Like a slow kernel.
                     return (Err(Error::new(ErrorKind::Cancelled, "the task was cancelled")), None);
                 }
                 (Ok(honest), None)

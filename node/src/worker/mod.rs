@@ -1,10 +1,10 @@
-//! The worker's side of a node: how it computes.
+//! The worker's side of a node: computing tasks.
 //!
 //! * [`cost`]: an operation as the scheduler counts it.
 //! * [`executor`]: the one thread that owns the compute pool, and its queue.
-//! * `liar`: wrong, late and missing results on purpose, for tests.
+//! * `liar`: injected faults, for tests.
 //!
-//! It never knows who a peer is beyond a key, and never touches a socket; `link` brings it work.
+//! It knows peers only as keys and never touches a socket; `link` brings it work.
 
 pub mod cost;
 pub mod executor;

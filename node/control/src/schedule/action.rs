@@ -1,126 +1,126 @@
-//! What the scheduler asks its driver to do, and the report that ends a job.
-//! Never says how: streams, threads and bytes are the driver's.
+//! The scheduler's actions for its driver, and the report that ends a job.
+//! Streams, threads and bytes are the driver's.
 
 use super::{AttemptId, FailureKind, JobId, Operand, Tile, TileGrid, Time, WorkerId};
 
-/// What the driver is to do, in this order.
+/// What the driver does next, in order.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Action {
-    /// How a job is cut; comes once, before any of its other actions.
+    /// The grid of a job; sent once, before any of its other actions.
     Plan {
-        /// Which job.
+        /// The job.
         job: JobId,
         /// Its bands and panels.
         grid: TileGrid,
     },
-    /// Send what the worker lacks of the tile's band and panel, then the task. Starts for one worker are to be
-    /// sent in the order given; the predictions count on it.
+    /// Send the parts of the tile's band and panel that the worker lacks, then the task. Starts for one worker must be
+    /// sent in the order given; the predictions rely on it.
     Start {
         /// The new attempt.
         attempt: AttemptId,
-        /// Of which job.
+        /// The job.
         job: JobId,
-        /// Which tile.
+        /// The tile.
         tile: Tile,
-        /// On which worker.
+        /// The worker.
         worker: WorkerId,
-        /// A second copy of a task that runs elsewhere: the first good answer wins.
+        /// Whether this is a second copy of a task that runs elsewhere: the first good answer wins.
         hedge: bool,
     },
-    /// Stop an attempt that has not finished or failed, and forget what came of it. No event about it is
-    /// expected after this.
+    /// Stop an attempt that has not finished or failed, and discard its results. No event about it is
+    /// expected afterwards.
     Cancel {
-        /// Which.
+        /// The attempt.
         attempt: AttemptId,
-        /// Where it runs.
+        /// The worker that has it.
         worker: WorkerId,
     },
-    /// Check the answer of a finished attempt and say [`super::Event::AttemptChecked`].
+    /// Check the answer of a finished attempt and report [`super::Event::AttemptChecked`].
     Check {
-        /// Which.
+        /// The attempt.
         attempt: AttemptId,
     },
-    /// Merge the answer of a finished attempt. Comes once for each tile.
+    /// Merge the answer of a finished attempt. Sent once per tile.
     Accept {
-        /// Which attempt.
+        /// The attempt.
         attempt: AttemptId,
-        /// Of which job.
+        /// The job.
         job: JobId,
-        /// Which tile.
+        /// The tile.
         tile: Tile,
-        /// Who computed it.
+        /// The worker that computed it.
         worker: WorkerId,
-        /// How many workers gave this answer.
+        /// Number of workers with this answer.
         agreeing: u32,
     },
-    /// Forget the answer of a finished attempt, and any check of it that is still under way.
+    /// Discard the answer of a finished attempt, and any check of it in progress.
     Discard {
-        /// Which.
+        /// The attempt.
         attempt: AttemptId,
     },
-    /// The scheduler no longer counts on this operand being at the worker: it may be dropped there. Sent so that
-    /// the worker's memory keeps room for what comes next.
+    /// The scheduler no longer counts on this operand being at the worker, which may drop it. Sent so that
+    /// the worker's memory has room for the next operands.
     Release {
-        /// Which worker.
+        /// The worker.
         worker: WorkerId,
-        /// Of which job.
+        /// The job.
         job: JobId,
-        /// What.
+        /// The operand.
         operand: Operand,
     },
-    /// The check of this attempt failed: keep the evidence, give the worker nothing more. Its other attempts are
-    /// cancelled or discarded by actions that follow.
+    /// The check of this attempt failed: store the evidence, and give the worker no more work. Its other attempts are
+    /// cancelled or discarded by the following actions.
     Quarantine {
-        /// Who.
+        /// The worker.
         worker: WorkerId,
         /// The evidence.
         attempt: AttemptId,
     },
     /// Every tile has been accepted. Each job ends with exactly one of this and [`Action::JobFailed`].
     JobFinished {
-        /// Which.
+        /// The job.
         job: JobId,
-        /// What happened in it.
+        /// Report of the job.
         report: JobReport,
     },
     /// The job ends without a product.
     JobFailed {
-        /// Which.
+        /// The job.
         job: JobId,
-        /// The kind of error.
+        /// Kind of the error.
         kind: FailureKind,
         /// One sentence for the user.
         why: String,
-        /// What happened in it.
+        /// Report of the job.
         report: JobReport,
     },
-    /// Say [`super::Event::Tick`] at this time. Replaces the wake-up asked for before.
+    /// Send [`super::Event::Tick`] at this time. Replaces the previous wake-up.
     WakeAt(Time),
 }
 
-/// What happened in a job.
+/// Report of a job.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct JobReport {
-    /// Accepted tasks and extra attempts.
+    /// Counts of accepted tasks and extra attempts.
     pub tasks: TaskCounts,
-    /// Seconds that the cost model predicted when the job was planned.
+    /// Seconds predicted when the job was planned.
     pub predicted_seconds: f64,
-    /// Seconds that passed.
+    /// Seconds that the job took.
     pub actual_seconds: f64,
-    /// Who did what, in order of worker id.
+    /// Shares of the workers, in the order of worker ids.
     pub workers: Vec<WorkerShare>,
 }
 
-/// How many tasks, of which sort.
+/// Counts of tasks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct TaskCounts {
     /// Tiles of the job.
     pub total: u32,
-    /// Accepted from peers.
+    /// Tasks accepted from peers.
     pub remote: u32,
-    /// Accepted from this node.
+    /// Tasks accepted from this node.
     pub local: u32,
-    /// Attempts started again after a failure.
+    /// Attempts restarted after a failure.
     pub retried: u32,
     /// Second copies of tasks that were late, or that an idle worker could finish sooner.
     pub hedged: u32,
@@ -128,13 +128,13 @@ pub struct TaskCounts {
     pub wrong: u32,
 }
 
-/// What one worker did in a job.
+/// A worker's share of a job.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct WorkerShare {
-    /// Who.
+    /// The worker.
     pub worker: WorkerId,
-    /// Accepted tasks.
+    /// Number of accepted tasks.
     pub tasks: u32,
-    /// Seconds of computing of accepted tasks, as reported.
+    /// Reported compute seconds of accepted tasks.
     pub seconds: f64,
 }

@@ -1,12 +1,12 @@
-//! What is known about a worker's speed and link, what that predicts, and how observations correct it.
-//! Never decides anything, and never knows what is queued.
+//! The cost model of a worker: its speed and link, predictions from them, and corrections by observations.
+//! Nothing is decided here, and queues are unknown.
 
 use super::limits::{
     IN_FLIGHT_LOCAL, IN_FLIGHT_MAX, LEARN_BYTES_MIN, LEARN_SECONDS_MIN, LEARN_WEIGHT, LEARN_WEIGHT_FAST, SURPRISE,
     SURPRISE_MAX,
 };
 
-/// Which of a worker's rates applies to a job.
+/// Kind of arithmetic, which selects a worker's rate for a job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Arithmetic {
     /// 32-bit floats.
@@ -17,42 +17,42 @@ pub enum Arithmetic {
     Half,
     /// 8-bit integers, summed in 32 bits.
     Int8,
-    /// One pass over operands and result, bounded by the memory whatever the type.
+    /// One pass over operands and result, limited by memory for every type.
     Elementwise,
 }
 
 impl Arithmetic {
-    /// Every one, in the order of [`WorkerEstimate::flops_per_s`].
+    /// Every kind, in the order of [`WorkerEstimate::flops_per_s`].
     pub const ALL: [Arithmetic; 5] =
         [Arithmetic::F32, Arithmetic::F64, Arithmetic::Half, Arithmetic::Int8, Arithmetic::Elementwise];
 
-    /// How many there are: the length of [`WorkerEstimate::flops_per_s`].
+    /// Number of kinds: the length of [`WorkerEstimate::flops_per_s`].
     pub const COUNT: usize = Arithmetic::ALL.len();
 }
 
-/// What a worker says about itself and what is known about the way to it, before anything was observed.
+/// A worker's advertised speed and the known properties of its link, before any observation.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct WorkerEstimate {
-    /// Additions and multiplications a second, indexed by [`Arithmetic`].
+    /// Additions and multiplications per second, indexed by [`Arithmetic`].
     pub flops_per_s: [f64; Arithmetic::COUNT],
-    /// Bytes a second to the worker.
+    /// Bytes per second to the worker.
     pub send_bytes_per_s: f64,
-    /// Bytes a second from the worker.
+    /// Bytes per second from the worker.
     pub receive_bytes_per_s: f64,
-    /// Round trip, in seconds.
+    /// Round-trip time, in seconds.
     pub rtt_s: f64,
     /// Fixed cost of one task beyond the round trip, in seconds.
     pub overhead_s: f64,
-    /// Room for operands and answers.
+    /// Bytes for operands and answers.
     pub memory_bytes: u64,
-    /// Attempts that it takes at a time.
+    /// Maximum attempts that it accepts at once.
     pub max_in_flight: usize,
-    /// Seconds of other nodes' work that are queued there.
+    /// Seconds of other nodes' work queued at the worker.
     pub busy_s: f64,
 }
 
 impl WorkerEstimate {
-    /// This node: no link, the hand-over to the compute pool as fixed cost.
+    /// This node: no link; the fixed cost is the hand-over to the compute pool.
     pub fn local(flops_per_s: [f64; Arithmetic::COUNT], memory_bytes: u64) -> Self {
         Self {
             flops_per_s,
@@ -89,16 +89,16 @@ impl WorkerEstimate {
 /// One measured transfer.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Transfer {
-    /// How much.
+    /// Number of bytes.
     pub bytes: u64,
-    /// How long the bytes were on the way, without waiting for their turn.
+    /// Seconds of the transfer, without queueing.
     pub seconds: f64,
 }
 
-/// How well predictions of whole attempts (from start to answer) have held.
+/// Accuracy of predictions of whole attempts, from start to answer.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Accuracy {
-    /// Attempts compared.
+    /// Number of compared attempts.
     pub attempts: u64,
     /// Predicted seconds of the last one.
     pub predicted_s: f64,
@@ -122,7 +122,7 @@ pub struct CostModel {
 }
 
 impl CostModel {
-    /// What an estimate predicts.
+    /// A model from an estimate.
     pub fn new(estimate: &WorkerEstimate) -> Self {
         Self {
             flop_s: estimate.flops_per_s.map(|rate| Learned::new(1.0 / sane(rate))),
@@ -134,7 +134,7 @@ impl CostModel {
         }
     }
 
-    /// Takes over a new estimate where nothing has been observed yet; the round trip always.
+    /// Takes over a new estimate for everything that was not observed yet, and always for the round trip.
     pub fn update(&mut self, estimate: &WorkerEstimate) {
         for (learned, rate) in self.flop_s.iter_mut().zip(estimate.flops_per_s) {
             learned.assume(1.0 / sane(rate));
@@ -145,47 +145,47 @@ impl CostModel {
         self.overhead_s = sane_seconds(estimate.overhead_s);
     }
 
-    /// Seconds to compute so many additions and multiplications, fixed cost included.
+    /// Seconds to compute this many additions and multiplications, including the fixed cost.
     pub fn compute_s(&self, arithmetic: Arithmetic, flops: f64) -> f64 {
         self.overhead_s + flops * self.flop_s[arithmetic as usize].value
     }
 
-    /// Seconds to send so many bytes.
+    /// Seconds to send this many bytes.
     pub fn send_s(&self, bytes: u64) -> f64 {
         bytes as f64 * self.send_byte_s.value
     }
 
-    /// Seconds to get so many bytes back.
+    /// Seconds to receive this many bytes.
     pub fn receive_s(&self, bytes: u64) -> f64 {
         bytes as f64 * self.receive_byte_s.value
     }
 
-    /// Seconds of one attempt on an idle worker: transfer of what is missing, compute, return.
+    /// Seconds of one attempt on an idle worker: transfer of missing bytes, compute, return.
     pub fn predict_s(&self, arithmetic: Arithmetic, flops: f64, missing_bytes: u64, answer_bytes: u64) -> f64 {
         self.rtt_s + self.send_s(missing_bytes) + self.compute_s(arithmetic, flops) + self.receive_s(answer_bytes)
     }
 
-    /// Additions and multiplications a second, as believed now.
+    /// Current estimate of additions and multiplications per second.
     pub fn flops_per_s(&self, arithmetic: Arithmetic) -> f64 {
         1.0 / self.flop_s[arithmetic as usize].value
     }
 
-    /// Bytes a second to the worker, as believed now.
+    /// Current estimate of bytes per second to the worker.
     pub fn send_bytes_per_s(&self) -> f64 {
         1.0 / self.send_byte_s.value
     }
 
-    /// Bytes a second from the worker, as believed now.
+    /// Current estimate of bytes per second from the worker.
     pub fn receive_bytes_per_s(&self) -> f64 {
         1.0 / self.receive_byte_s.value
     }
 
-    /// How well predictions have held.
+    /// Accuracy of predictions.
     pub fn accuracy(&self) -> Accuracy {
         self.accuracy
     }
 
-    /// Learns from a computation. Too short ones say nothing about the rate.
+    /// Learns from a computation. Very short ones are ignored, because they measure the fixed cost.
     pub fn observe_compute(&mut self, arithmetic: Arithmetic, flops: f64, seconds: f64) {
         if seconds.is_finite() && seconds >= LEARN_SECONDS_MIN && flops > 0.0 {
             self.flop_s[arithmetic as usize].observe(seconds / flops);
@@ -202,7 +202,7 @@ impl CostModel {
         self.receive_byte_s.observe_transfer(transfer);
     }
 
-    /// Notes what was predicted for an attempt, and what came.
+    /// Records the predicted and the actual time of an attempt.
     pub fn observe_attempt(&mut self, predicted_s: f64, actual_s: f64) {
         let error = (actual_s - predicted_s).abs() / predicted_s.max(1e-6);
         let weight = if self.accuracy.attempts == 0 { 1.0 } else { LEARN_WEIGHT };
@@ -213,12 +213,12 @@ impl CostModel {
     }
 }
 
-/// A cost per unit: assumed until observed, then a moving mean that one outlier cannot carry off.
+/// A cost per unit: assumed until observed, then a moving mean in which one outlier has limited weight.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Learned {
     pub(super) value: f64,
     observed: bool,
-    /// Sign of the last observation, if it was a surprise: a second one the same way is a change.
+    /// Sign of the last observation if it was a surprise: a second one in the same direction is a change.
     surprise: i8,
 }
 
@@ -253,7 +253,7 @@ impl Learned {
     }
 }
 
-/// A rate that divides: adverts come from outside and may say anything.
+/// Makes a rate safe to divide by: adverts may contain anything.
 fn sane(rate: f64) -> f64 {
     if rate.is_nan() || rate < 1.0 { 1.0 } else { rate }
 }
@@ -271,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lasting_change_is_believed_after_a_few_observations() {
+    fn a_lasting_change_is_learned_after_a_few_observations() {
         for factor in [20.0, 0.05] {
             let mut model = model();
             for _ in 0..8 {
@@ -291,7 +291,7 @@ mod tests {
     }
 
     #[test]
-    fn an_advert_does_not_overrule_what_was_observed() {
+    fn an_advert_does_not_override_observations() {
         let mut model = model();
         model.observe_compute(Arithmetic::F32, 2e9, 0.02);
         model.update(&WorkerEstimate::remote([1e15; Arithmetic::COUNT], 1e9, 1e-4, 1 << 30));
@@ -300,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn adverts_and_measurements_may_say_anything() {
+    fn adverts_and_measurements_may_have_any_value() {
         let mut model = CostModel::new(&WorkerEstimate {
             flops_per_s: [0.0, f64::NAN, f64::INFINITY, -1.0, -0.0],
             send_bytes_per_s: f64::NAN,

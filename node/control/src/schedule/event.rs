@@ -1,50 +1,50 @@
-//! What a driver tells the scheduler: jobs, workers coming and going, attempts getting on.
-//! Never carries tensor bytes, addresses or error text.
+//! The scheduler's input: jobs, workers that join and leave, progress of attempts.
+//! No tensor bytes, addresses or error text.
 
 use super::{Arithmetic, AttemptId, FailureKind, JobId, JobShape, Operand, Time, Transfer, WorkerEstimate, WorkerId};
 
 /// Where a job may run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Place {
-    /// Wherever the cost model says it is done soonest.
+    /// Wherever the cost model predicts the earliest end.
     #[default]
     Auto,
     /// Only on this node.
     Local,
-    /// Never on this node while a peer can; waits a little for peers that are connecting, and falls back to
+    /// On peers if any can; the job waits a little for peers that are connecting, and falls back to
     /// this node rather than fail.
     Remote,
 }
 
-/// What a job asks for: C from A and B.
+/// A job as it is submitted: C from A and B.
 #[derive(Debug, Clone, PartialEq)]
 pub struct JobSpec {
-    /// Sizes of A, B and C, and which parts of them go together.
+    /// Sizes of A, B and C, and which parts of them belong together.
     pub shape: JobShape,
-    /// Which of a worker's rates applies.
+    /// Kind of arithmetic, which selects the workers' rates.
     pub arithmetic: Arithmetic,
-    /// Where it may run.
+    /// Where the job may run.
     pub place: Place,
-    /// How many different workers must agree on each tile, at least 1. Counts no more workers than there are.
+    /// Number of different workers that must agree on each tile, at least 1; limited by the number of workers.
     pub redundancy: u32,
-    /// Larger goes first.
+    /// Larger runs first.
     pub priority: i32,
-    /// When the job fails with [`FailureKind::DeadlineExceeded`].
+    /// Time at which the job fails with [`FailureKind::DeadlineExceeded`].
     pub deadline: Option<Time>,
-    /// How often one tile is tried again on peers before only this node may take it, and on this node before
+    /// Retries of one tile on peers before only this node may compute it, and on this node before
     /// the job fails.
     pub max_retries: u32,
-    /// Rows of a band, where A has been cut before and its bands are to be used again.
+    /// Rows of a band, if A has been cut before and its bands are to be reused.
     pub band_rows: Option<u64>,
-    /// Columns of a panel, where B has been cut before and its panels are to be used again.
+    /// Columns of a panel, if B has been cut before and its panels are to be reused.
     pub panel_columns: Option<u64>,
-    /// Operands that are already at a worker. Their indices are those of the grid that `band_rows` and
-    /// `panel_columns` (or [`super::Scheduler::plan`]) give.
+    /// Operands that are already at a worker. Their indices are those of the grid with `band_rows` and
+    /// `panel_columns`, or of [`super::Scheduler::plan`].
     pub resident: Vec<(WorkerId, Operand)>,
 }
 
 impl JobSpec {
-    /// A job of the default policy: placed by the cost model, one answer for each tile, three retries.
+    /// A job with the default policy: placed by the cost model, one answer per tile, three retries.
     pub fn new(shape: impl Into<JobShape>, arithmetic: Arithmetic) -> Self {
         Self {
             shape: shape.into(),
@@ -61,145 +61,145 @@ impl JobSpec {
     }
 }
 
-/// Why a worker is no longer there.
+/// Why a worker left.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LeaveReason {
-    /// It said goodbye.
+    /// The worker said goodbye.
     Left,
-    /// Its connection broke.
+    /// The connection was lost.
     Lost,
-    /// It was silent for too long.
+    /// The worker was silent for too long.
     Silent,
-    /// The driver threw it out; it is not taken back.
+    /// The driver has quarantined it; it cannot rejoin.
     Quarantined,
 }
 
-/// How far an attempt has got.
+/// Progress of an attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Progress {
-    /// All operands that it needed have been handed to the connection.
+    /// All operands that it needed were handed to the connection.
     Sent,
-    /// The worker has begun to compute it.
+    /// The worker has started to compute it.
     Computing,
-    /// Something moved: a block of the answer came, or a sign of life.
+    /// A block of the answer or another sign of life arrived.
     Moving,
 }
 
-/// What was measured while an attempt ran. Anything unknown stays `None` and teaches nothing.
+/// Measurements of an attempt. Unknown values are `None` and are not learned from.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Measured {
-    /// Seconds of computing, as the worker reports them.
+    /// Compute seconds, as the worker reports them.
     pub compute_seconds: Option<f64>,
-    /// Operands to the worker.
+    /// Transfer of operands to the worker.
     pub sent: Option<Transfer>,
-    /// The answer from the worker.
+    /// Transfer of the answer from the worker.
     pub received: Option<Transfer>,
 }
 
-/// What the check of an answer said.
+/// Result of checking an answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CheckOutcome {
-    /// It is right. `answer` names the set of answers that the driver holds to be the same (by bits, or within
-    /// tolerance); it matters only where redundancy is more than 1.
+    /// The answer is right. `answer` identifies the set of answers that the driver considers equal (by bits, or within
+    /// tolerance); it matters only if redundancy is greater than 1.
     Good {
         /// Equal for equal answers of one tile.
         answer: u64,
     },
-    /// It is wrong: the worker is quarantined.
+    /// The answer is wrong: the worker is quarantined.
     Bad,
-    /// Neither can be said: redone elsewhere, nobody is blamed.
+    /// The check could not be done: the task is redone elsewhere, and nobody is blamed.
     Inconclusive,
 }
 
-/// What a driver tells the scheduler. Events about workers, jobs or attempts that it does not know (any more)
-/// are ignored: they cross actions on the wire.
+/// Input of the scheduler. Events about unknown workers, jobs or attempts
+/// are ignored: they may cross actions on the wire.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Event {
     /// A new job.
     JobSubmitted {
-        /// Its name, never used before.
+        /// Id of the job, never reused.
         job: JobId,
-        /// What it asks for.
+        /// The job.
         spec: JobSpec,
     },
-    /// Nobody wants the job any more.
+    /// The job is no longer wanted.
     JobCancelled {
-        /// Which.
+        /// The job.
         job: JobId,
     },
     /// A peer is admitted and ready for tasks.
     WorkerJoined {
-        /// Its name.
+        /// Id of the worker.
         worker: WorkerId,
-        /// What it says about itself, and what is known about the link.
+        /// Its advertised speed, and the known properties of the link.
         estimate: WorkerEstimate,
     },
-    /// News about a worker, this node included. Rates that have been observed since are kept.
+    /// A new estimate of a worker, this node included. Observed rates are kept.
     WorkerUpdated {
-        /// Which.
+        /// The worker.
         worker: WorkerId,
-        /// The news.
+        /// The new estimate.
         estimate: WorkerEstimate,
     },
-    /// A worker is gone, and with it its operands and attempts.
+    /// A worker is gone, with its operands and attempts.
     WorkerLeft {
-        /// Which.
+        /// The worker.
         worker: WorkerId,
-        /// Why.
+        /// Reason.
         why: LeaveReason,
     },
-    /// How many peers are connecting now: a job that wants peers waits a little for them.
+    /// The number of connecting peers changed: a job that wants peers waits a little for them.
     PeersConnecting {
-        /// How many.
+        /// Number of connecting peers.
         count: usize,
     },
     /// A worker has these operands of a job.
     OperandsResident {
-        /// Which worker.
+        /// The worker.
         worker: WorkerId,
-        /// Which job.
+        /// The job.
         job: JobId,
-        /// What it has.
+        /// The operands.
         operands: Vec<Operand>,
     },
     /// A worker no longer has these operands of a job.
     OperandsEvicted {
-        /// Which worker.
+        /// The worker.
         worker: WorkerId,
-        /// Which job.
+        /// The job.
         job: JobId,
-        /// What it lost.
+        /// The operands.
         operands: Vec<Operand>,
     },
-    /// An attempt got on. Optional, but it makes predictions better and keeps long attempts from counting as
+    /// An attempt has made progress. Optional, but it improves predictions and keeps long attempts from counting as
     /// silent.
     AttemptProgress {
-        /// Which.
+        /// The attempt.
         attempt: AttemptId,
-        /// How far.
+        /// Its progress.
         progress: Progress,
     },
-    /// The whole answer is at this node.
+    /// The complete answer has arrived on this node.
     AttemptFinished {
-        /// Which.
+        /// The attempt.
         attempt: AttemptId,
-        /// What was measured on the way.
+        /// Measurements of the attempt.
         measured: Measured,
     },
-    /// No answer will come.
+    /// The attempt has failed.
     AttemptFailed {
-        /// Which.
+        /// The attempt.
         attempt: AttemptId,
-        /// Why.
+        /// Kind of the failure.
         kind: FailureKind,
     },
-    /// The check that [`super::Action::Check`] asked for is done.
+    /// The check requested by [`super::Action::Check`] is done.
     AttemptChecked {
-        /// Which.
+        /// The attempt.
         attempt: AttemptId,
-        /// What it said.
+        /// Result of the check.
         verdict: CheckOutcome,
-        /// How long the check took.
+        /// Seconds that the check took.
         seconds: f64,
     },
     /// The time of the last [`super::Action::WakeAt`] has come.

@@ -1,11 +1,11 @@
-//! The small names that events and actions use for workers and attempts; jobs are named by their registry.
-//! Never says which peer or which capability is behind one: the driver keeps those maps.
+//! Ids of workers and attempts in events and actions; the registry of jobs numbers jobs.
+//! The driver maps them to peers.
 
 use std::fmt;
 
 pub use crate::jobs::JobId;
 
-/// A worker: this node or one peer. The driver gives a peer the same id for as long as it runs.
+/// A worker: this node or one peer. The driver gives a peer the same id as long as it runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct WorkerId(pub u64);
 
@@ -19,7 +19,7 @@ impl WorkerId {
     }
 }
 
-/// One try of one task on one worker, named by the scheduler; never used twice.
+/// Id of one attempt of one task on one worker, assigned by the scheduler and never reused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct AttemptId(pub u64);
 

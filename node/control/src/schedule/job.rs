@@ -1,6 +1,6 @@
-//! One job as the scheduler sees it: which tiles wait, what is known of the others, which operands are where, and
+//! One job as the scheduler sees it: its waiting tiles, the records of started ones, the operands at each worker, and
 //! which tile suits a worker best.
-//! Never knows how fast anybody is.
+//! Workers' speeds are unknown here.
 
 use super::offload_history::JobClass;
 use super::tile_set::{Indices, TileSet};
@@ -12,19 +12,19 @@ use std::ops::Range;
 
 /// A checked answer that is kept until enough others agree.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Answer {
+pub(super) struct CheckedAnswer {
     pub(super) attempt: AttemptId,
     pub(super) worker: WorkerId,
     pub(super) answer: u64,
     pub(super) seconds: f64,
 }
 
-/// What is known of a tile that has been started and not accepted yet.
+/// Record of a tile that has been started and not accepted yet.
 #[derive(Debug, Default)]
 pub(super) struct TileRecord {
-    /// In flight or being checked.
+    /// Attempts in flight or being checked.
     pub(super) active: Vec<(AttemptId, WorkerId)>,
-    pub(super) answers: Vec<Answer>,
+    pub(super) answers: Vec<CheckedAnswer>,
     /// Peers that failed it and do not get it again.
     pub(super) failed: Vec<WorkerId>,
     pub(super) failures: u32,
@@ -33,23 +33,24 @@ pub(super) struct TileRecord {
 }
 
 impl TileRecord {
-    /// Whether this worker has it, has answered it or has failed it.
+    /// Whether this worker has the tile, has answered it or has failed it.
     pub(super) fn bars(&self, worker: WorkerId) -> bool {
         self.active.iter().any(|&(_, active)| active == worker)
             || self.answers.iter().any(|answer| answer.worker == worker)
             || self.failed.contains(&worker)
     }
 
-    /// The answer that most workers gave (this node's among equals, then the first), and how many.
-    pub(super) fn best(&self) -> Option<(Answer, u32)> {
-        let agreeing = |of: &Answer| self.answers.iter().filter(|other| other.answer == of.answer).count() as u32;
-        let score = |answer: &Answer| (agreeing(answer), answer.worker.is_local());
+    /// The answer of most workers (this node's among equals, then the first), and their number.
+    pub(super) fn best(&self) -> Option<(CheckedAnswer, u32)> {
+        let agreeing =
+            |of: &CheckedAnswer| self.answers.iter().filter(|other| other.answer == of.answer).count() as u32;
+        let score = |answer: &CheckedAnswer| (agreeing(answer), answer.worker.is_local());
         let best = self.answers.iter().rev().max_by_key(|answer| score(answer))?;
         Some((*best, agreeing(best)))
     }
 }
 
-/// Which operands of the job a worker has or is being sent, and when each was last used.
+/// Operands of the job that a worker has or is being sent, with the time of their last use.
 #[derive(Debug)]
 pub(super) struct Held {
     pub(super) bands: Indices,
@@ -65,31 +66,31 @@ pub(super) struct Job {
     pub(super) spec: JobSpec,
     pub(super) grid: TileGrid,
     pub(super) submitted: f64,
-    /// Jobs of one priority run in order of this.
+    /// Jobs of one priority run in this order.
     pub(super) rank: f64,
     pub(super) predicted_s: f64,
     /// Class of the job in the offload history.
     pub(super) class: Option<JobClass>,
-    /// Failures that counted against a worker; forgiven where this node fails in the same way.
+    /// Failures that counted against a worker; forgiven if this node fails in the same way.
     pub(super) counted_failures: Vec<(WorkerId, FailureKind)>,
     pub(super) connect_until: f64,
-    /// When the last answer in flight should be there.
+    /// Predicted arrival of the last answer in flight.
     pub(super) expected: f64,
     pub(super) pending: TileSet,
-    /// Tiles not accepted yet.
+    /// Number of tiles not accepted yet.
     pub(super) remaining: u32,
-    /// Attempts in flight or being checked.
+    /// Number of attempts in flight or being checked.
     pub(super) active: u32,
     pub(super) records: BTreeMap<Tile, TileRecord>,
     pub(super) held: BTreeMap<WorkerId, Held>,
-    /// How many peers hold each band and each panel.
+    /// Number of peers with each band and each panel.
     band_users: Vec<u32>,
     panel_users: Vec<u32>,
-    /// The panel that this node has packed.
+    /// The group of panels that this node has packed.
     pub(super) local: LocalPlace,
     pub(super) tasks: TaskCounts,
     pub(super) shares: Vec<WorkerShare>,
-    /// Of a tile, on average.
+    /// Mean operations per tile.
     pub(super) mean_flops: f64,
     pub(super) mean_operand_bytes: f64,
     pub(super) mean_answer_bytes: f64,
@@ -161,7 +162,7 @@ impl Job {
         1.0 - f64::from(held.bands.len() + held.panels.len()) / all
     }
 
-    /// Notes that a peer has an operand or is being sent it; says how many bytes it did not have.
+    /// Records that a peer has an operand or is being sent it; returns the bytes that it lacked.
     pub(super) fn hold(&mut self, worker: WorkerId, operand: Operand, stamp: u64) -> u64 {
         let (bands, panels) = (self.grid.bands(), self.grid.panels());
         let held = self.held.entry(worker).or_insert_with(|| Held {
@@ -191,7 +192,7 @@ impl Job {
         bytes
     }
 
-    /// Notes that a peer no longer has an operand; says how many bytes that frees.
+    /// Records that a peer no longer has an operand; returns the released bytes.
     pub(super) fn drop_operand(&mut self, worker: WorkerId, operand: Operand) -> u64 {
         let Some(held) = self.held.get_mut(&worker) else {
             return 0;
@@ -214,7 +215,7 @@ impl Job {
         bytes
     }
 
-    /// Forgets everything that a peer held.
+    /// Removes all operands of a peer.
     pub(super) fn drop_holder(&mut self, worker: WorkerId) {
         if let Some(held) = self.held.remove(&worker) {
             held.bands.iter().for_each(|band| self.band_users[band as usize] -= 1);
@@ -222,7 +223,7 @@ impl Job {
         }
     }
 
-    /// The operand that a peer used longest ago, among those that nothing needs now.
+    /// A peer's least recently used operand that is not needed now.
     pub(super) fn coldest(&self, worker: WorkerId, needed: impl Fn(Operand) -> bool) -> Option<(u64, Operand)> {
         let held = self.held.get(&worker)?;
         let bands = held.bands.iter().map(|band| (held.band_used[band as usize], Operand::Band(band)));
@@ -230,8 +231,8 @@ impl Job {
         bands.chain(panels).filter(|&(_, operand)| !needed(operand)).min()
     }
 
-    /// The waiting tile that costs a peer the fewest bytes now and later: one whose operands it has, else one that
-    /// extends its block of C where one more operand opens most tiles, else one far from what others hold.
+    /// The waiting tile with the fewest bytes for a peer now and later: one whose operands it has, otherwise one that
+    /// extends its block of C by the operand that serves the most tiles, otherwise one far from other peers' blocks.
     pub(super) fn choose_remote(&self, worker: WorkerId, allowed: impl Fn(Tile) -> bool) -> Option<Tile> {
         let in_band = |band, panel| Tile { band, panel };
         if let Some(held) = self.held.get(&worker) {
@@ -288,7 +289,7 @@ impl Job {
         fewest.map(|(_, tile)| tile)
     }
 
-    /// The waiting tile that this node does best. It works through a group of panels that its executor keeps packed
+    /// The waiting tile that suits this node best. It works through a group of panels that its executor keeps packed
     /// together, band by band, so that each band is packed once for all of them; then through the next group, from the
     /// end that peers reach last. Tiles whose operands are both at a peer come last.
     pub(super) fn choose_local(&self, allowed: impl Fn(Tile) -> bool) -> Option<Tile> {
@@ -324,7 +325,7 @@ impl Job {
         })
     }
 
-    /// Notes what this node computes now, and with a panel of another group begins that group.
+    /// Records the tile that this node starts; a panel of another group starts that group.
     pub(super) fn local_started(&mut self, tile: Tile) {
         self.local.band = tile.band;
         if !self.local.group.contains(&tile.panel) {
@@ -337,10 +338,10 @@ impl Job {
     }
 }
 
-/// Where this node is in a job.
+/// This node's position in a job.
 #[derive(Debug)]
 pub(super) struct LocalPlace {
-    /// The band of the last tile.
+    /// Band of the last tile.
     band: u32,
     /// Panels whose packed forms fit beside a band's.
     group: Range<u32>,

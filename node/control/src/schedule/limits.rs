@@ -1,134 +1,136 @@
-//! Every number that bounds planning or scheduling, each with its reason.
-//! Never read from the environment or changed at run time.
+//! Every limit of planning and scheduling, each with its reason.
+//! The limits are constants, never read from the environment.
 
 use std::time::Duration;
 
 /// Tiles start and end on multiples of this: whole kernel blocks for every type and instruction set.
 pub const TILE_ALIGNMENT: u64 = 64;
-/// Narrower tiles spend more on packing and headers than on arithmetic.
+/// Minimum side of a tile: narrower ones spend more on packing and headers than on arithmetic.
 pub const TILE_SIDE_MIN: u64 = 128;
-/// What one tile should take on the slowest useful worker: long against a round trip and a hand-over, short
-/// against the job, so that the last tile of a job costs little.
+/// Target seconds of a tile on the slowest useful worker: long compared with a round trip and a hand-over, short
+/// compared with the job, so that the last tile costs little.
 pub const TILE_SECONDS: f64 = 0.035;
-/// A tile shorter than this is mostly fixed cost.
+/// Minimum seconds of a tile: a shorter one is mostly fixed cost.
 pub const TILE_SECONDS_MIN: f64 = 0.002;
-/// What one tile takes at least on the fastest worker, for the same reason.
+/// Minimum seconds of a tile on the fastest worker, for the same reason.
 pub const TILE_SECONDS_FASTEST_MIN: f64 = 0.001;
-/// A tile takes at least this many times a task's fixed cost.
+/// Minimum length of a tile, as a multiple of a task's fixed cost.
 pub const TILE_OVERHEADS_MIN: f64 = 12.0;
-/// So many tiles for each worker leave the last one at most 1/12 of a share out of balance.
+/// Tiles per worker: with this many, the last one leaves at most 1/12 of a share out of balance.
 pub const TILES_PER_WORKER: u64 = 12;
-/// Without peers a job no longer than this is one tile, which needs no packing ahead and no merging.
+/// Maximum seconds of a job without peers that stays one tile, without packing ahead or merging.
 pub const WHOLE_SECONDS: f64 = 1.5;
-/// A longer one is still cut, so that progress shows, urgent jobs pass and a peer that comes late can help. With peers
-/// no tile takes this node longer either: it may have to do any of them itself.
+/// Maximum seconds of a tile on this node, for longer jobs: progress is visible, urgent jobs pass, and a late peer can help.
+/// With peers no tile takes this node longer either, because it may have to compute any of them.
 pub const TILE_SECONDS_ALONE: f64 = 0.250;
-/// A worker below this share of the fastest one does not dictate the size of the tiles.
+/// Minimum speed, as a share of the fastest worker's, with which a worker influences the size of tiles.
 pub const USEFUL_SHARE: f64 = 0.08;
-/// Nor does one whose first tile is not back within this share of the time that the job takes on one worker alone.
+/// Maximum time of a worker's first tile, as a share of the whole job on one worker, with which the worker influences
+/// that size.
 pub const USEFUL_START: f64 = 0.5;
-/// A band or panel, so that one operand can always be sent, hashed and held beside others.
+/// Maximum bytes of a band or panel, so that one operand can always be sent, hashed and held beside others.
 pub const OPERAND_BYTES_MAX: u64 = 256 << 20;
-/// A worker holds the operands of the running tile and of the next, and both answers: a tile takes at most this
-/// part of its memory.
+/// Maximum share of a worker's memory per tile: it holds the operands of the running and the next tile, and both
+/// answers.
 pub const TILE_MEMORY_SHARE: u64 = 4;
-/// What waits takes a quarter of a byte a tile, and a choice looks at every band and panel: this keeps the one under a
-/// MiB and the other under a millisecond, short against tiles of a job that large.
+/// Maximum tiles of a job. Waiting tiles take a quarter of a byte each, and a choice examines every band and panel:
+/// this keeps the former under a MiB and the latter under a millisecond, short compared with tiles of such a job.
 pub const TILES_MAX: u64 = 1 << 21;
 
-/// Additions and multiplications of an f32 product in the time in which an elementwise operation moves one byte of an operand
-/// or of the result: some 200 · 10⁹ of the one and 12 · 10⁹ of the other in a second, on the machines of DESIGN §8. A guess to
-/// start with: what is measured replaces it.
+/// Additions and multiplications of an f32 product in the time in which an elementwise operation moves one byte of operands
+/// or result: some 200 · 10⁹ and 12 · 10⁹ per second on the machines of DESIGN §8. A first estimate, which
+/// measurements replace.
 pub const FLOPS_PER_BYTE: f64 = 16.0;
 
-/// Attempts in flight at a peer unless it says less: deep enough to hide the transfer of an operand on a slow
-/// link behind the tiles that need none.
+/// Default maximum of attempts in flight at a peer: enough to hide the transfer of an operand on a slow
+/// link behind tiles that need none.
 pub const IN_FLIGHT_MAX: usize = 16;
-/// Attempts in flight at this node: one runs, the next is ready when it ends.
+/// Attempts in flight on this node: one runs, the next is ready when it ends.
 pub const IN_FLIGHT_LOCAL: usize = 2;
-/// Panels and a band that this node's executor keeps packed at a time; below what it may hold, since packed halves
+/// Bytes of panels and a band that this node's executor keeps packed at a time; below its own limit, because packed halves
 /// are widened.
 pub const LOCAL_GROUP_BYTES: u64 = 44 << 20;
-/// The same as a part of operands and product: beside them a node may use a quarter, and answers take some of that.
+/// The same as a share of operands and product: beside them a node may use a quarter, part of which answers take.
 pub const LOCAL_GROUP_SHARE: u64 = 8;
-/// Operand and answer bytes in flight at one peer, unless one tile alone is more: bounds what is queued on a
+/// Maximum operand and answer bytes in flight at one peer, unless one tile alone is larger: limits what is queued on a
 /// connection and what its loss costs.
 pub const IN_FLIGHT_BYTES_MAX: u64 = 512 << 20;
 /// Tiles queued beyond the running one, so that a late message does not leave a worker idle.
 pub const PREFETCH_TILES: f64 = 2.0;
-/// How much longer than predicted a transfer may take before it leaves a worker idle.
+/// Factor by which a transfer may exceed its prediction before it leaves a worker idle.
 pub const PREFETCH_MARGIN: f64 = 1.5;
 
-/// Predicted time of an offloaded job, as a share of the time on this node alone, above which the job stays here: predictions
-/// are off by about the rest.
+/// Predicted time of an offloaded job, as a share of the time on this node alone, above which the job stays on this node:
+/// predictions are off by about the rest.
 pub const OFFLOAD_TIME_SHARE: f64 = 0.88;
 /// Weight of one job in the offload history of its class.
 pub const OFFLOAD_LEARN_WEIGHT: f64 = 0.3;
-/// Part of the history that each job kept here for it forgets: offloading is tried again after some ten jobs.
+/// Share of the history that each job kept on this node forgets: offloading is tried again after some ten jobs.
 pub const OFFLOAD_FORGET_WEIGHT: f64 = 0.05;
-/// Upper bound of one job's actual time over its predicted time in the history: a peer may have died in it.
+/// Maximum ratio of one job's actual to its predicted time in the history: a peer may have died during it.
 pub const OFFLOAD_RATIO_MAX: f64 = 2.0;
 
-/// How long a job that is to run on peers waits for those that are connecting (DESIGN §4.1).
+/// Time that a job for peers waits for peers that are connecting (DESIGN §4.1).
 pub const CONNECT_WAIT: Duration = Duration::from_secs(2);
-/// Nothing from an attempt for this long after it was due, and it counts as failed (DESIGN §7).
+/// Silence after an attempt was due, after which it counts as failed (DESIGN §7).
 pub const SILENCE: Duration = Duration::from_secs(5);
-/// The same for long attempts: so many times what was predicted.
+/// The same for long attempts, as a multiple of their predicted time.
 pub const SILENCE_FACTOR: f64 = 4.0;
-/// An attempt this many times over its prediction is late: another worker may take it too.
+/// Factor over its prediction at which an attempt is late, so that another worker may take it, too.
 pub const LATE_FACTOR: f64 = 1.6;
-/// Lateness below this is noise of threads and timers.
+/// Lateness in seconds below which it is noise of threads and timers.
 pub const LATE_SLACK: f64 = 0.005;
-/// A late attempt is expected to need this share of the time that it has taken already: having been wrong once,
-/// the prediction is wrong for the rest, too.
+/// Expected remaining time of a late attempt, as a share of its elapsed time: its prediction was wrong once
+/// and is probably wrong for the rest.
 pub const LATE_REST: f64 = 0.5;
-/// A copy elsewhere must be done sooner by this share of its own time, or it is work for nothing.
+/// Share of its own time by which a copy elsewhere must be done sooner; otherwise it is wasted work.
 pub const HEDGE_MARGIN: f64 = 0.15;
-/// Copies of one task at a time, beyond what redundancy asks for.
+/// Maximum copies of one task at a time, beyond redundancy.
 pub const HEDGES_MAX: usize = 1;
 
 /// Overloads of a peer after which a tile goes elsewhere: with the pauses below, some seconds.
 pub const OVERLOADS_MAX: u32 = 8;
-/// Overloads of this node after which a job fails, since nobody else is left: with the pauses below, a minute.
+/// Overloads of this node after which a job fails, because no worker is left: with the pauses below, a minute.
 pub const OVERLOADS_LOCAL_MAX: u32 = 36;
-/// First pause after a worker said that it is overloaded; doubles up to the last.
+/// First pause after a worker reported an overload; doubles up to the maximum.
 pub const OVERLOAD_PAUSE: Duration = Duration::from_millis(25);
-/// Longest pause after overload.
+/// Maximum pause after overloads.
 pub const OVERLOAD_PAUSE_MAX: Duration = Duration::from_secs(2);
-/// First pause after a worker failed; doubles up to the last.
+/// First pause after a worker failed; doubles up to the maximum.
 pub const FAILURE_PAUSE: Duration = Duration::from_millis(100);
-/// Longest pause after failures.
+/// Maximum pause after failures.
 pub const FAILURE_PAUSE_MAX: Duration = Duration::from_secs(30);
-/// Consecutive failures after which nothing waits for a worker any more, though the worker is still tried.
+/// Consecutive failures after which no job waits for a worker any more, though it is still tried.
 pub const FAILURES_MAX: u32 = 3;
 
-/// Jobs with waiting tiles that are considered for one event: bounds the cost of a queue of thousands.
+/// Maximum jobs with waiting tiles that are considered per event: limits the cost of a queue of thousands.
 pub const JOBS_CONSIDERED: usize = 128;
-/// Jobs in a row that gain nothing from a worker after which the worker is left idle: the next job will hardly gain.
+/// Consecutive jobs that gain nothing from a worker, after which it is left idle: the next job will hardly gain.
 pub const REFUSALS_MAX: usize = 8;
-/// Head start of short jobs: among jobs of one priority, a job is ordered by its submission plus this many times its own
-/// length. Short jobs pass long ones, and no job waits for ever.
+/// Head start of short jobs: among jobs of one priority, a job is ordered by its submission plus this multiple of its
+/// length. Short jobs pass long ones, and every job runs eventually.
 pub const AGING_FACTOR: f64 = 4.0;
 
-/// Weight of a new observation against all before.
+/// Weight of a new observation against all earlier ones.
 pub const LEARN_WEIGHT: f64 = 0.25;
-/// Weight of the first observation against an advert, and of a second surprise in a row.
+/// Weight of the first observation against an advert, and of a second consecutive surprise.
 pub const LEARN_WEIGHT_FAST: f64 = 0.6;
-/// One observation counts as at most so many times (or that part of) what was expected.
+/// Maximum factor by which one observation counts as deviating from the expectation.
 pub const SURPRISE_MAX: f64 = 4.0;
-/// Beyond this factor an observation is a surprise.
+/// Factor beyond which an observation is a surprise.
 pub const SURPRISE: f64 = 1.8;
-/// Shorter computations measure the fixed cost, not the rate.
+/// Minimum seconds of a computation that is learned from: shorter ones measure the fixed cost.
 pub const LEARN_SECONDS_MIN: f64 = 0.000_5;
-/// Smaller transfers measure the round trip, not the link.
+/// Minimum bytes of a transfer that is learned from: smaller ones measure the round trip.
 pub const LEARN_BYTES_MIN: u64 = 64 << 10;
 
-/// Bytes of operands and answer that a check goes through in a second, before one has been timed.
+/// Bytes of operands and answer that a check processes per second, before one has been timed.
 pub const CHECK_BYTES_PER_S: f64 = 8e9;
 
-/// What checking a tile should cost at most, as a share of computing it here.
+/// Maximum cost of checking a tile, as a share of computing it on this node.
 pub const CHECK_SHARE: f64 = 0.08;
-/// A tile whose check costs this share of computing it is computed here: giving it away wins next to nothing.
+/// Cost of a tile's check, as a share of computing it, from which the tile stays on this node: offloading gains almost
+/// nothing.
 pub const CHECK_SHARE_MAX: f64 = 0.5;
 
 const _: () = assert!(CHECK_SHARE < CHECK_SHARE_MAX);

@@ -1,12 +1,12 @@
-//! Planning and scheduling of operations on tensors: what is cut how, and which worker gets what when.
+//! Planning and scheduling of operations on tensors: how jobs are cut, and which worker gets which tile when.
 //!
 //! Pure state machines: events and the time go in, actions come out. Nothing here owns a socket, a
-//! clock, randomness or tensor bytes; a driver feeds it, and the simulator runs the very same type.
+//! clock, randomness or tensor bytes; a driver feeds it, and the simulator runs the same type.
 //!
 //! ```text
 //!  JobSpec ─► plan (TileGrid) ─┐
 //!                              ▼
-//!  Event ─► Scheduler ─► job (which tiles wait) × worker (what is in flight) × cost (when it would be done)
+//!  Event ─► Scheduler ─► job (waiting tiles) × worker (attempts in flight) × cost (predicted times)
 //!                  └─► Action: Start, Check, Accept, Cancel, …
 //! ```
 

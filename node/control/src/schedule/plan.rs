@@ -1,6 +1,6 @@
-//! How a job is cut. A product: A into row bands, B into column panels, C into one tile for each pair. An elementwise
-//! operation: all three into the same row bands, a tile for each.
-//! Never decides where a tile runs, and never touches an element.
+//! How a job is cut. A product: A into row bands, B into column panels, C into one tile per pair. An elementwise
+//! operation: all three into the same row bands, one tile each.
+//! Where a tile runs is decided elsewhere, and no element is touched.
 
 use super::limits::{
     LOCAL_GROUP_BYTES, LOCAL_GROUP_SHARE, OPERAND_BYTES_MAX, TILE_ALIGNMENT, TILE_MEMORY_SHARE, TILE_OVERHEADS_MIN,
@@ -28,28 +28,28 @@ pub struct Tile {
     pub panel: u32,
 }
 
-/// How fast this node computes, and how fast it checks what others computed.
+/// How fast this node computes, and how fast it checks other workers' answers.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Pace {
-    /// Additions and multiplications a second.
+    /// Additions and multiplications per second.
     pub flops_per_s: f64,
-    /// Bytes of operands and answer that a check goes through in a second.
+    /// Bytes of operands and answer checked per second.
     pub check_bytes_per_s: f64,
 }
 
 /// Why a job cannot be cut.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum PlanError {
-    /// It would take too many tiles to keep each within its bounds.
+    /// Too many tiles would be needed to keep each within its limits.
     #[error("the job needs {tiles} tiles, more than {TILES_MAX}; use fewer rows or columns, or allow more memory")]
     TooManyTiles {
-        /// How many.
+        /// Number of tiles.
         tiles: u64,
     },
     /// A number of bytes does not fit 64 bits.
     #[error("the operands are too large to be addressed")]
     TooLarge,
-    /// A cut from before is not a positive number of rows or columns.
+    /// A given side of bands or panels is zero.
     #[error("a band or panel has no rows or columns")]
     EmptyCut,
 }
@@ -66,9 +66,9 @@ pub struct TileGrid {
 }
 
 impl TileGrid {
-    /// Cuts a job for these workers (this node among them): tiles of a length that suits the slowest useful
-    /// one, enough of them for balance, each small enough for every worker's memory. `band_rows` and
-    /// `panel_columns` fix a side that has been cut before.
+    /// Cuts a job for these workers (including this node): tiles of a length that suits the slowest useful
+    /// worker, enough of them for balance, each small enough for every worker's memory. `band_rows` and
+    /// `panel_columns` fix sides that have been cut before.
     ///
     /// # Errors
     /// [`PlanError`] if the sizes overflow, a fixed side is 0, or the tiles would be too many.
@@ -105,8 +105,8 @@ impl TileGrid {
         if flops >= shape.flops() && m <= most.rows && n <= most.columns && most.fits(m, n) {
             return Self::with_sides(shape, band_rows.unwrap_or(m.max(1)), panel_columns.unwrap_or(n.max(1)));
         }
-        // Rows times columns of a tile: twice as wide as high, where the sides of C allow it. Checking and packing
-        // a band costs less the wider its tiles are; square ones would need the fewest bytes, by 6 %.
+        // Rows times columns of a tile: twice as wide as high, if the sides of C allow it. Checking and packing
+        // a band costs less with wider tiles; square ones would need the fewest bytes, by 6 %.
         let area = flops / (2.0 * k.max(1) as f64);
         let height = align((area / 2.0).sqrt());
         let mut rows = band_rows.unwrap_or_else(|| if n < 2 * height { align(area / n as f64) } else { height });
@@ -144,7 +144,7 @@ impl TileGrid {
         workers: &[WorkerEstimate],
         band_rows: Option<u64>,
     ) -> Result<Self, PlanError> {
-        // Bands of a product may be narrower than an operation without one can have.
+        // Bands of a product may be too narrow for an operation that shares no operands.
         if let Some(grid) = band_rows.and_then(|rows| Self::with_sides(shape, rows, rows).ok()) {
             return Ok(grid);
         }
@@ -153,7 +153,7 @@ impl TileGrid {
         let most =
             (OPERAND_BYTES_MAX / operand_row_bytes.max(1)).min(memory / TILE_MEMORY_SHARE / shape.row_bytes().max(1));
         let wanted = (flops / shape.flops_of(1).max(1.0)).round().min(u64::MAX as f64) as u64;
-        // What waits is a place for every band beside every panel, though only one pair in a row is a tile.
+        // The set of waiting tiles has a place for every pair of band and panel, though only one pair per row is a tile.
         let least = shape.rows.div_ceil(TILES_MAX.isqrt());
         let rows = even(shape.rows, wanted.max(least).min(most).max(1));
         Self::with_sides(shape, rows, rows)
@@ -177,14 +177,14 @@ impl TileGrid {
             }
         };
         let tiles = bands.saturating_mul(panels);
-        // A grid of no tiles may still have a long side, and indices are 32 bits wide.
+        // A grid without tiles may still have a long side, and indices are 32 bits wide.
         if tiles > TILES_MAX || bands > TILES_MAX || panels > TILES_MAX {
             return Err(PlanError::TooManyTiles { tiles: tiles.max(bands).max(panels) });
         }
         Ok(Self { shape, band_rows, panel_columns, bands: bands as u32, panels: panels as u32 })
     }
 
-    /// The job that is cut.
+    /// The shape of the job.
     pub fn shape(&self) -> &JobShape {
         &self.shape
     }
@@ -223,13 +223,13 @@ impl TileGrid {
         inside && (self.shape.shares_operands() || tile.band == tile.panel)
     }
 
-    /// Bytes of panels and a band that this node keeps packed at a time while it works on this job.
+    /// Bytes of panels and a band that this node keeps packed at a time for this job.
     pub fn group_bytes(&self) -> u64 {
         let [a, b, c] = self.shape.bytes();
         ((a + b + c) / LOCAL_GROUP_SHARE).min(LOCAL_GROUP_BYTES)
     }
 
-    /// Rows and columns of A that a band is, or of B that a panel is. Empty beyond the last.
+    /// Rows and columns of A in a band, or of B in a panel. Empty beyond the last.
     pub fn part(&self, operand: Operand) -> (Range<u64>, Range<u64>) {
         match (self.shape, operand) {
             (JobShape::Product(ProductShape { m, k, .. }), Operand::Band(band)) => {
@@ -245,7 +245,7 @@ impl TileGrid {
         }
     }
 
-    /// Rows and columns of C that a tile is.
+    /// Rows and columns of C in a tile.
     pub fn place(&self, tile: Tile) -> (Range<u64>, Range<u64>) {
         (self.part(Operand::Band(tile.band)).0, self.part(Operand::Panel(tile.panel)).1)
     }
@@ -267,7 +267,7 @@ impl TileGrid {
         length(&rows) * length(&columns) * c_element_bytes
     }
 
-    /// The cost of one tile, in additions and multiplications of a product that takes as long.
+    /// Cost of one tile, in additions and multiplications of a product that takes as long.
     pub fn tile_flops(&self, tile: Tile) -> f64 {
         let (rows, columns) = self.place(tile);
         match &self.shape {
@@ -277,13 +277,13 @@ impl TileGrid {
     }
 }
 
-/// Lines of the part with this index, where all parts but the last have `side` lines of `total`.
+/// Lines of the part with this index, if all parts but the last have `side` lines of `total`.
 fn piece(index: u32, side: u64, total: u64) -> Range<u64> {
     let start = (u64::from(index) * side).min(total);
     start..(start + side).min(total)
 }
 
-/// What keeps a tile small enough to be sent and held.
+/// Limits that keep a tile small enough to be sent and held.
 struct Bounds {
     shape: ProductShape,
     rows: u64,
@@ -318,21 +318,21 @@ impl Bounds {
     }
 }
 
-/// How much work one tile should be.
+/// Target cost of one tile.
 fn tile_flops(shape: &JobShape, arithmetic: Arithmetic, workers: &[WorkerEstimate], here: Pace) -> f64 {
     let rate = |worker: &WorkerEstimate| worker.flops_per_s(arithmetic);
     let fixed_s = |worker: &WorkerEstimate| worker.overhead_s + worker.rtt_s;
-    // Whatever becomes of the others, this node may have to do any tile itself.
+    // This node may have to compute any tile itself.
     let most = TILE_SECONDS_ALONE * here.flops_per_s;
     let fastest = workers.iter().map(rate).fold(0.0, f64::max);
-    // Whoever would be done with all of it first, if nobody helped.
+    // The worker that would finish the whole job first alone.
     let [a_bytes, b_bytes, _] = shape.bytes();
     let operand_bytes = (a_bytes + b_bytes) as f64;
     let alone = |worker: &WorkerEstimate| {
         fixed_s(worker) + operand_bytes / worker.send_bytes_per_s.max(1.0) + shape.flops() / rate(worker)
     };
     let alone_s = workers.iter().map(alone).fold(f64::INFINITY, f64::min);
-    // Finer tiles than it needs cost the first one something, so the others must be of help.
+    // Finer tiles than it needs delay the first one, so the other workers must be useful.
     let useful = |worker: &&WorkerEstimate| {
         let flops = TILE_SECONDS_MIN * rate(worker);
         let bytes = shape.tile_operand_bytes(flops);
@@ -347,7 +347,7 @@ fn tile_flops(shape: &JobShape, arithmetic: Arithmetic, workers: &[WorkerEstimat
         slowest = slowest.min(rate(worker));
         shortest = shortest.max(fixed_s(worker) * TILE_OVERHEADS_MIN * rate(worker));
     }
-    // Nobody who is worth it, or nobody but this node: there is no transfer to hide behind another tile.
+    // No useful worker besides this node: there is no transfer to hide behind another tile.
     if count == 0 || (count == 1 && !linked) {
         return if shape.flops() <= WHOLE_SECONDS * here.flops_per_s { shape.flops() } else { most };
     }
@@ -356,7 +356,7 @@ fn tile_flops(shape: &JobShape, arithmetic: Arithmetic, workers: &[WorkerEstimat
     balanced.min((TILE_SECONDS * slowest).max(checkable)).max(TILE_SECONDS_MIN * slowest).max(shortest).min(most)
 }
 
-/// The nearest whole number of kernel blocks, not less than the narrowest tile.
+/// The nearest whole number of kernel blocks, at least the minimum side.
 fn align(side: f64) -> u64 {
     let blocks = (side / TILE_ALIGNMENT as f64).round().min(u64::MAX as f64 / 128.0) as u64;
     (blocks * TILE_ALIGNMENT).max(TILE_SIDE_MIN)
@@ -366,7 +366,7 @@ fn align_down(side: u64) -> u64 {
     (side / TILE_ALIGNMENT * TILE_ALIGNMENT).max(1)
 }
 
-/// Shares `total` out over as many parts as parts of `side` would take, so that the last is not a sliver.
+/// Splits `total` evenly into as many parts as parts of `side` would give, so that the last is not a sliver.
 fn even(total: u64, side: u64) -> u64 {
     let share = total.div_ceil(total.div_ceil(side).max(1)).max(1);
     if side >= TILE_ALIGNMENT {
@@ -409,7 +409,7 @@ mod tests {
         Pace { flops_per_s, check_bytes_per_s: 8e9 }
     }
 
-    /// Ranges that follow on each other from 0 to the end, none empty.
+    /// Whether the ranges are contiguous from 0 to `end`, none empty.
     fn covers(parts: impl Iterator<Item = Range<u64>>, end: u64) -> bool {
         let mut at = 0;
         parts.into_iter().all(|part| {
@@ -457,7 +457,7 @@ mod tests {
             }
             let bounds = Bounds::new(&shape, &workers);
             let (rows, columns) = (grid.band_rows(), grid.panel_columns());
-            // One line of A and B may already be more than there is room for; nothing can be narrower.
+            // One line of A and B may already exceed the memory; nothing can be narrower.
             prop_assert!(bounds.fits(rows, columns) || (rows <= TILE_ALIGNMENT && columns <= TILE_ALIGNMENT));
             let whole = |side: u64, all: u64| side >= all || side < TILE_ALIGNMENT || side.is_multiple_of(TILE_ALIGNMENT);
             prop_assert!(whole(rows, shape.m) && whole(columns, shape.n), "{rows} x {columns}");
@@ -510,7 +510,7 @@ mod tests {
     }
 
     #[test]
-    fn rows_that_were_cut_too_narrow_for_an_elementwise_operation_are_cut_afresh() {
+    fn rows_cut_too_narrow_for_an_elementwise_operation_are_cut_again() {
         let shape = elementwise(10_000, 100, 4);
         let workers = [WorkerEstimate::local([100e9; Arithmetic::COUNT], 4 << 30)];
         let cut =
@@ -545,7 +545,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_addressed_or_counted_is_refused() {
+    fn overflowing_sizes_and_too_many_tiles_are_refused() {
         let shape =
             ProductShape { m: 1 << 40, k: 1 << 30, n: 1, a_element_bytes: 8, b_element_bytes: 4, c_element_bytes: 4 };
         assert_eq!(TileGrid::with_sides(shape, 1, 1), Err(PlanError::TooLarge));

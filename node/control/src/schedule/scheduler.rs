@@ -1,6 +1,6 @@
 //! The scheduler: events and the time go in, actions come out. A tile goes to a worker only if it is predicted to be
-//! done there before the others would be through with the job without that worker.
-//! Never reads a clock, never blocks, never sees a byte of a tensor.
+//! done there before the other workers would finish the job without that worker.
+//! It never reads a clock, never blocks, and never sees a byte of a tensor.
 
 mod attempts;
 mod deadlines;
@@ -22,20 +22,20 @@ use super::{
 };
 use std::collections::{BTreeMap, BTreeSet};
 
-/// What is believed about one worker.
+/// Current estimates about one worker.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct WorkerReport {
-    /// Believed rates, indexed by [`Arithmetic`].
+    /// Estimated rates, indexed by [`Arithmetic`].
     pub flops_per_s: [f64; Arithmetic::COUNT],
-    /// Believed bytes a second to it.
+    /// Estimated bytes per second to the worker.
     pub send_bytes_per_s: f64,
-    /// Believed bytes a second from it.
+    /// Estimated bytes per second from the worker.
     pub receive_bytes_per_s: f64,
-    /// How well predictions have held.
+    /// Accuracy of predictions.
     pub accuracy: Accuracy,
-    /// Attempts in flight.
+    /// Number of attempts in flight.
     pub in_flight: usize,
-    /// Answers accepted so far.
+    /// Number of accepted answers.
     pub accepted: u64,
 }
 
@@ -46,19 +46,19 @@ pub struct Scheduler {
     quarantined: BTreeSet<WorkerId>,
     /// Jobs that wait for peers to connect.
     waiting: Vec<Waiting>,
-    /// In the order in which they are served.
+    /// Jobs in the order in which they are served.
     jobs: Vec<Job>,
     attempts: BTreeMap<AttemptId, Attempt>,
     next_attempt: u64,
     connecting: usize,
     offload_history: OffloadHistory,
-    /// Seconds to check a byte of operands and answer.
+    /// Seconds to check one byte of operands and answer.
     check_byte_s: Learned,
-    /// The time of the first event: times inside are seconds since then.
+    /// Time of the first event; times inside are seconds since then.
     origin: Option<Time>,
-    /// The wake-up that the driver was asked for last.
+    /// The last wake-up requested from the driver.
     wake_at: Option<f64>,
-    /// Counts starts, so that operands can be ordered by last use.
+    /// Number of starts, to order operands by last use.
     starts: u64,
     lanes: Vec<Lane>,
 }
@@ -76,11 +76,11 @@ struct Attempt {
     job: JobId,
     tile: Tile,
     worker: WorkerId,
-    /// Seconds of computing, once the answer is here and being checked.
+    /// Compute seconds, once the answer has arrived and is being checked.
     checking: Option<f64>,
 }
 
-/// How soon a worker would get through tiles of one job.
+/// A worker's predicted speed on tiles of one job.
 #[derive(Debug, Clone, Copy)]
 struct Lane {
     free: f64,
@@ -92,12 +92,12 @@ struct Candidate {
     tile: Tile,
     missing_bytes: u64,
     prospect: Prospect,
-    /// When its checked answer would be there.
+    /// Predicted time of its checked answer.
     done: f64,
 }
 
 impl Scheduler {
-    /// A scheduler that knows this node only.
+    /// A scheduler with only this node as a worker.
     pub fn new(local: WorkerEstimate) -> Self {
         Self {
             workers: BTreeMap::from([(WorkerId::LOCAL, Worker::new(WorkerId::LOCAL, &local, 0.0))]),
@@ -116,7 +116,7 @@ impl Scheduler {
         }
     }
 
-    /// Takes in one event, at a time that never goes back, and pushes what is to be done, in order.
+    /// Processes an event, at a time that never goes back, and appends the actions in order.
     pub fn handle(&mut self, event: Event, now: Time, actions: &mut Vec<Action>) {
         let now = now.since(*self.origin.get_or_insert(now)).as_secs_f64();
         match event {
@@ -158,7 +158,7 @@ impl Scheduler {
         self.ask_to_wake(now, actions);
     }
 
-    /// How a job would be cut now. Submitted with these sides fixed, it will be cut so.
+    /// How a job would be cut now. A job submitted with these sides fixed is cut the same way.
     ///
     /// # Errors
     /// [`PlanError`] if it cannot be cut.
@@ -177,7 +177,7 @@ impl Scheduler {
         TileGrid::cut(spec.shape, spec.arithmetic, &estimates, here, spec.band_rows, spec.panel_columns)
     }
 
-    /// What is believed about a worker; nothing if it is not there.
+    /// Current estimates about a worker; `None` if it is unknown.
     pub fn worker(&self, worker: WorkerId) -> Option<WorkerReport> {
         let worker = self.workers.get(&worker)?;
         let believed = believed(worker);

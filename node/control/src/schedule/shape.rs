@@ -1,10 +1,10 @@
-//! What planning needs to know of a job: how large its operands and its result are, which parts of them go together, and
-//! what it costs. Never cuts anything, and never knows which operation it is.
+//! The properties of a job that planning needs: sizes of operands and result, which parts of them belong together, and
+//! the cost. Nothing is cut here, and operations are unknown.
 
 use super::limits::{CHECK_SHARE, FLOPS_PER_BYTE, TILE_SIDE_MIN};
 use super::{Pace, PlanError};
 
-/// Sizes of a job, and which parts of its operands go together.
+/// Sizes of a job, and which parts of its operands belong together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum JobShape {
     /// Every band of A meets every panel of B.
@@ -71,14 +71,14 @@ impl ElementwiseShape {
         self.cols.saturating_mul(element_bytes)
     }
 
-    /// The cost of so many rows, in additions and multiplications of a product that takes as long.
+    /// Cost of this many rows, in additions and multiplications of a product that takes as long.
     pub(super) fn flops_of(&self, rows: u64) -> f64 {
         rows as f64 * self.row_bytes() as f64 * FLOPS_PER_BYTE
     }
 }
 
 impl JobShape {
-    /// The cost of the whole job, in additions and multiplications of a product that takes as long.
+    /// Cost of the whole job, in additions and multiplications of a product that takes as long.
     pub fn flops(&self) -> f64 {
         match self {
             JobShape::Product(shape) => shape.flops(),
@@ -96,10 +96,10 @@ impl JobShape {
         matches!(self, JobShape::Product(_))
     }
 
-    /// Whether all numbers of bytes fit 64 bits.
+    /// Checks that all numbers of bytes fit 64 bits.
     ///
     /// # Errors
-    /// [`PlanError::TooLarge`] where not.
+    /// [`PlanError::TooLarge`] if they do not.
     pub(super) fn check(&self) -> Result<(), PlanError> {
         let mut sizes =
             self.sides().map(|(rows, cols, element)| rows.checked_mul(cols)?.checked_mul(element)).into_iter();
@@ -121,10 +121,10 @@ impl JobShape {
         }
     }
 
-    /// The cost from which on a tile's check is cheap beside it; 0 where larger tiles are no cheaper to check.
+    /// Cost from which a tile's check is cheap compared with computing it; 0 if larger tiles are no cheaper to check.
     pub(super) fn checkable_flops(&self, here: Pace) -> f64 {
         match self {
-            // Checking goes through the sides of a tile, computing through its area.
+            // Checking processes the sides of a tile, computing its area.
             JobShape::Product(ProductShape { k, a_element_bytes, b_element_bytes, .. }) => {
                 let element_bytes = (a_element_bytes + b_element_bytes) as f64;
                 let side = element_bytes * here.flops_per_s / here.check_bytes_per_s / (2.0 * CHECK_SHARE);

@@ -1,5 +1,5 @@
 //! Sets of small indices, and the set of a job's waiting tiles by band and by panel.
-//! Never knows what a tile costs or who could take it.
+//! Costs and workers are unknown here.
 
 use super::Tile;
 
@@ -25,7 +25,7 @@ impl Indices {
         self.words[index as usize / WORD] >> (index as usize % WORD) & 1 == 1
     }
 
-    /// Whether it was not there before.
+    /// Adds an index; returns whether it was new.
     pub(super) fn insert(&mut self, index: u32) -> bool {
         let new = !self.contains(index);
         self.words[index as usize / WORD] |= 1 << (index as usize % WORD);
@@ -33,7 +33,7 @@ impl Indices {
         new
     }
 
-    /// Whether it was there before.
+    /// Removes an index; returns whether it was present.
     pub(super) fn remove(&mut self, index: u32) -> bool {
         let old = self.contains(index);
         self.words[index as usize / WORD] &= !(1 << (index as usize % WORD));
@@ -41,12 +41,12 @@ impl Indices {
         old
     }
 
-    /// Ascending.
+    /// The indices in ascending order.
     pub(super) fn iter(&self) -> impl Iterator<Item = u32> + '_ {
         ones(self.words.iter().copied())
     }
 
-    /// Descending.
+    /// The indices in descending order.
     pub(super) fn iter_down(&self) -> impl Iterator<Item = u32> + '_ {
         self.words.iter().enumerate().rev().flat_map(|(at, &word)| {
             let mut rest = word;
@@ -58,12 +58,12 @@ impl Indices {
         })
     }
 
-    /// Ascending, those in both.
+    /// The indices in both sets, in ascending order.
     pub(super) fn iter_both<'a>(&'a self, other: &'a Indices) -> impl Iterator<Item = u32> + 'a {
         ones(self.words.iter().zip(&other.words).map(|(x, y)| x & y))
     }
 
-    /// How many are in both.
+    /// Number of indices in both sets.
     pub(super) fn count_both(&self, other: &Indices) -> u32 {
         self.words.iter().zip(&other.words).map(|(x, y)| (x & y).count_ones()).sum()
     }
@@ -89,7 +89,7 @@ pub(super) struct TileSet {
 }
 
 impl TileSet {
-    /// All tiles of so many bands and panels.
+    /// All tiles of this many bands and panels.
     pub(super) fn full(bands: u32, panels: u32) -> Self {
         let all = |bound: u32| {
             let mut indices = Indices::new(bound);
@@ -105,7 +105,7 @@ impl TileSet {
         }
     }
 
-    /// Of so many bands and as many panels, the tiles of each band with the panel of the same index.
+    /// The tiles of each band with the panel of the same index.
     pub(super) fn paired(bands: u32) -> Self {
         let one = |index: u32| {
             let mut indices = Indices::new(bands);

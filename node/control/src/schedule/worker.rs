@@ -1,5 +1,5 @@
-//! One worker as the scheduler sees it: what is in flight there, and when that would be done.
-//! Never chooses a tile.
+//! One worker as the scheduler sees it: its attempts in flight, and when they are predicted to be done.
+//! Tiles are not chosen here.
 
 use super::limits::{
     FAILURE_PAUSE, FAILURE_PAUSE_MAX, FAILURES_MAX, IN_FLIGHT_BYTES_MAX, LATE_FACTOR, LATE_REST, LATE_SLACK,
@@ -9,7 +9,7 @@ use super::{Arithmetic, AttemptId, CostModel, JobId, Tile, WorkerEstimate, Worke
 use crate::backoff::doubled;
 use std::time::Duration;
 
-/// One attempt on its way: operands, compute, answer.
+/// One attempt in flight: operands, compute, answer.
 #[derive(Debug, Clone)]
 pub(super) struct Flight {
     pub(super) attempt: AttemptId,
@@ -17,44 +17,44 @@ pub(super) struct Flight {
     pub(super) tile: Tile,
     pub(super) arithmetic: Arithmetic,
     pub(super) flops: f64,
-    /// Operand and answer bytes that are on the way because of it.
+    /// Operand and answer bytes in flight for it.
     pub(super) bytes: u64,
     pub(super) started: f64,
-    /// When its operands should be there.
+    /// Predicted arrival of its operands.
     pub(super) arrive: f64,
-    /// When it was said to begin computing.
+    /// Time at which the worker reported that it started to compute.
     pub(super) began: Option<f64>,
     pub(super) compute_s: f64,
-    /// Answer and half a round trip.
+    /// Seconds of the answer and half a round trip.
     pub(super) return_s: f64,
-    /// What was predicted at the start.
+    /// End predicted at the start.
     pub(super) predicted_done: f64,
-    /// What is predicted since the worker last ended something that went before it.
+    /// End predicted since the worker last completed an earlier attempt.
     pub(super) due: f64,
-    /// When its answer should be there, as things stand. Kept by [`Worker::look_ahead`].
+    /// Currently predicted arrival of its answer. Updated by [`Worker::look_ahead`].
     pub(super) expected: f64,
     pub(super) last_moved: f64,
 }
 
 impl Flight {
-    /// When it counts as failed, if nothing is heard of it.
+    /// Time at which it counts as failed without any sign of it.
     pub(super) fn silent_at(&self) -> f64 {
         self.due.max(self.last_moved) + SILENCE.as_secs_f64().max(SILENCE_FACTOR * (self.compute_s + self.return_s))
     }
 }
 
-/// When a worker would be through with what it has.
+/// When a worker is predicted to finish what it has.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Backlog {
-    /// The last operand has been sent.
+    /// Time at which the last operand has been sent.
     pub(super) sent: f64,
-    /// The last task has been computed.
+    /// Time at which the last task has been computed.
     pub(super) computed: f64,
-    /// The last answer has come.
+    /// Time at which the last answer has arrived.
     pub(super) returned: f64,
 }
 
-/// What one more tile would mean for a worker.
+/// Prediction of one more tile on a worker.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Prospect {
     pub(super) sent: f64,
@@ -71,10 +71,10 @@ pub(super) struct Worker {
     pub(super) model: CostModel,
     pub(super) max_in_flight: usize,
     pub(super) memory_bytes: u64,
-    /// In the order in which they were started.
+    /// Attempts in the order in which they were started.
     pub(super) flights: Vec<Flight>,
     pub(super) flight_bytes: u64,
-    /// Operands counted on being there, of all jobs.
+    /// Bytes of operands of all jobs that are expected to be at the worker.
     pub(super) resident_bytes: u64,
     pub(super) accepted: u64,
     pub(super) pause_until: f64,
@@ -82,7 +82,7 @@ pub(super) struct Worker {
     failures: u32,
     send_free: f64,
     compute_free: f64,
-    /// Kept by [`Worker::look_ahead`].
+    /// Updated by [`Worker::look_ahead`].
     pub(super) backlog: Backlog,
 }
 
@@ -118,13 +118,13 @@ impl Worker {
     }
 
     pub(super) fn has_room(&self, now: f64) -> bool {
-        // Whoever failed last time shows with one task that it can again.
+        // A worker that failed last time must succeed with one task first.
         let most = if self.failures > 0 { 1 } else { self.max_in_flight };
         self.flights.len() < most && self.pause_until <= now
     }
 
-    /// Whether another tile can wait: there is enough queued to keep the worker busy while what the next one needs
-    /// is sent.
+    /// Whether another tile can wait: the queued ones keep the worker busy while the next one's operands
+    /// are sent.
     pub(super) fn has_enough(&self, now: f64, prospect: &Prospect, operand_s: f64) -> bool {
         if self.flights.len() < 2 {
             return false;
@@ -133,12 +133,12 @@ impl Worker {
         self.backlog.computed.max(self.backlog.sent) - now > enough
     }
 
-    /// Whether so many more bytes may be on the way.
+    /// Whether this many more bytes may be in flight.
     pub(super) fn may_carry(&self, bytes: u64) -> bool {
         self.flights.is_empty() || self.flight_bytes + bytes <= IN_FLIGHT_BYTES_MAX
     }
 
-    /// Predicts the end of everything in flight, and keeps it.
+    /// Predicts and stores the end of everything in flight.
     pub(super) fn look_ahead(&mut self, now: f64) {
         let mut backlog = Backlog { sent: self.send_free.max(now), computed: self.compute_free, returned: 0.0 };
         // A worker that is late with one task is as slow with the next.
@@ -164,7 +164,7 @@ impl Worker {
         self.backlog = backlog;
     }
 
-    /// When the first flight counts as late, or, if it does, when to look again.
+    /// Time at which the first attempt counts as late, or, if it does, of the next check.
     pub(super) fn late_at(&self, now: f64) -> Option<f64> {
         let flight = self.flights.first()?;
         let begin = flight.began.unwrap_or_else(|| self.compute_free.max(flight.arrive));
@@ -172,7 +172,7 @@ impl Worker {
         Some(if late > now { late } else { now + (LATE_REST * (now - begin)).max(LATE_SLACK) })
     }
 
-    /// One more tile, behind everything in flight. Counts on [`Worker::look_ahead`] having been called.
+    /// Predicts one more tile, after everything in flight. Requires [`Worker::look_ahead`] first.
     pub(super) fn prospect(
         &self,
         arithmetic: Arithmetic,
@@ -196,7 +196,7 @@ impl Worker {
         self.flights.push(flight);
     }
 
-    /// Takes an attempt out, whatever became of it.
+    /// Removes an attempt, whatever its outcome.
     pub(super) fn remove(&mut self, attempt: AttemptId) -> Option<Flight> {
         let at = self.flights.iter().position(|flight| flight.attempt == attempt)?;
         let flight = self.flights.remove(at);
@@ -204,13 +204,13 @@ impl Worker {
         Some(flight)
     }
 
-    /// Takes out an attempt whose answer has come, and says when it will have begun to compute.
+    /// Removes an attempt whose answer has arrived; returns also when it must have started to compute.
     pub(super) fn finish(&mut self, attempt: AttemptId, now: f64) -> Option<(Flight, f64)> {
         let at = self.flights.iter().position(|flight| flight.attempt == attempt)?;
         let flight = self.remove(attempt)?;
         let begin = flight.began.unwrap_or_else(|| self.compute_free.max(flight.arrive)).min(now);
         self.compute_free = (now - flight.return_s).max(self.compute_free).min(now);
-        // What was started later has come nearer, or is as much later as this one was.
+        // Later attempts move up, or are as late as this one was.
         let mut free = self.compute_free;
         for later in self.flights.iter_mut().skip(at) {
             free = free.max(later.arrive) + later.compute_s;
@@ -219,7 +219,7 @@ impl Worker {
         Some((flight, begin))
     }
 
-    /// Everything up to this attempt has been handed to the connection.
+    /// Records that everything up to this attempt was handed to the connection.
     pub(super) fn sent(&mut self, attempt: AttemptId, now: f64) {
         let Some(at) = self.flights.iter().position(|flight| flight.attempt == attempt) else {
             return;
@@ -235,7 +235,7 @@ impl Worker {
     }
 
     pub(super) fn overloaded(&mut self, now: f64) {
-        // What was on its way when the pause began says nothing new.
+        // Reports about attempts from before the pause are ignored.
         if self.pause_until > now {
             return;
         }
@@ -243,9 +243,10 @@ impl Worker {
         self.overloads += 1;
     }
 
-    /// Takes in a failure; whether it counts against the worker. What was on its way when a pause began says nothing new.
+    /// Records a failure; returns whether it counts against the worker. Failures of attempts from before a pause are
+    /// ignored.
     pub(super) fn failed(&mut self, now: f64) -> bool {
-        // The peer of this node is this node: nothing is won by waiting.
+        // This node is never paused: waiting gains nothing.
         if self.id.is_local() || (self.failures > 0 && self.pause_until > now) {
             return false;
         }
@@ -254,7 +255,7 @@ impl Worker {
         true
     }
 
-    /// A failure that counted was not the worker's fault.
+    /// Forgives a counted failure that was not the worker's fault.
     pub(super) fn forgive(&mut self, now: f64) {
         self.failures = self.failures.saturating_sub(1);
         if self.failures == 0 {
@@ -262,12 +263,12 @@ impl Worker {
         }
     }
 
-    /// Whether it failed the last time, or often, and is left alone for now.
+    /// Whether the worker failed last time, or often, and is paused now.
     pub(super) fn is_failing(&self, now: f64) -> bool {
         self.is_given_up() || (self.failures > 0 && self.pause_until > now)
     }
 
-    /// Whether it failed so often in a row that nothing waits for it any more.
+    /// Whether the worker failed so often in a row that no job waits for it any more.
     pub(super) fn is_given_up(&self) -> bool {
         self.failures >= FAILURES_MAX
     }

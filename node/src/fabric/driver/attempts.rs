@@ -1,5 +1,5 @@
-//! One attempt at one task: started here or at a peer, its result, its check, its merge. When and where is the
-//! scheduler's to say.
+//! One attempt of one task: started on this node or at a peer, its result, its check, its merge. The scheduler decides when
+//! and where.
 
 use std::rc::Rc;
 use std::time::Duration;
@@ -8,7 +8,7 @@ use libp2p::PeerId;
 use pangea_client::{Error, ErrorKind, Result};
 use pangea_compute::{Cancel, Digest, Tensor};
 
-use super::{Attempt, Driver, Notice};
+use super::{Attempt, FabricDriver, Notice};
 use crate::fabric::checker::{Check, CheckVerdict, Checked};
 use crate::fabric::feeder::Feed;
 use crate::fabric::job::{JobId, Rejection};
@@ -19,7 +19,7 @@ use pangea_control::schedule::{
     AttemptId, CheckOutcome, Event, FailureKind, Measured, Operand, Tile, Transfer, WorkerId,
 };
 
-impl Driver {
+impl FabricDriver {
     pub(super) fn start(&mut self, attempt: AttemptId, job: JobId, tile: Tile, worker: WorkerId) -> Result<()> {
         let cancel = Cancel::new();
         let Some(running) = self.jobs.get(&job) else {
@@ -36,7 +36,7 @@ impl Driver {
             return link
                 .feeder
                 .try_send(feed)
-                .map_err(|_| Error::new(ErrorKind::Overloaded, "too many tasks wait for this peer"));
+                .map_err(|_| Error::new(ErrorKind::Overloaded, "too many tasks are queued for this peer"));
         }
         let key =
             |side, index| if running.data.is_one_tile() { PackKey::Once } else { PackKey::Local { job, side, index } };
@@ -51,14 +51,14 @@ impl Driver {
             cancel,
             started: None,
             done: Box::new(move |outcome| {
-                // The driver never waits for the executor, so this cannot block for good.
+                // The driver never waits for the executor, so this does not block forever.
                 let _ = notices.blocking_send(Notice::LocalDone { attempt, outcome });
             }),
         };
         self.executor.submit(work)
     }
 
-    /// An attempt ends without a result: nothing of it is kept.
+    /// Ends an attempt without a result, and drops its state.
     pub(super) fn attempt_failed(&mut self, attempt: AttemptId, kind: FailureKind) {
         self.attempts.remove(&attempt);
         self.events.push_back(Event::AttemptFailed { attempt, kind });
@@ -181,7 +181,7 @@ impl Driver {
         self.events.push_back(Event::AttemptChecked { attempt, verdict, seconds: checked.took.as_secs_f64() });
     }
 
-    /// Equal for answers that count as the same: by bits where results are exact; others that pass their check agree
+    /// Equal for answers that count as equal: by bits if results are exact; other checked answers agree
     /// within the same tolerance.
     pub(super) fn answer_of(&self, attempt: AttemptId) -> u64 {
         let Some(under_way) = self.attempts.get(&attempt) else { return 0 };
@@ -206,13 +206,13 @@ impl Driver {
         tracing::trace!(event = "accepted", attempt = attempt.0, job, worker = worker.0);
     }
 
-    /// Whether an attempt was given to this peer: nobody else has a say in it, nor a right to its operands.
+    /// Whether an attempt was given to this peer; other peers may neither answer it nor get its operands.
     pub(super) fn is_asked(&self, peer: &PeerId, attempt: AttemptId) -> bool {
         let asked = self.attempts.get(&attempt).map(|attempt| attempt.worker);
         asked.is_some() && asked == self.links.worker_of(peer)
     }
 
-    /// The worker lacks operands that it was thought to have.
+    /// Sends operands again that the worker lacks unexpectedly.
     pub(super) fn send_again(&mut self, peer: PeerId, attempt: AttemptId, digests: Vec<Digest>) {
         for digest in &digests {
             self.evicted(peer, *digest);
@@ -256,7 +256,7 @@ impl Driver {
             return;
         };
         if let Some((_, link)) = self.links.of_worker(worker) {
-            // Advice only: the worker drops what is oldest by itself.
+            // Only a hint: the worker drops the least recently used operands anyway.
             let _ = link.link.release(digest);
         }
     }

@@ -1,4 +1,4 @@
-//! Calls of `connect`: from an address to a peer that answered.
+//! Calls of `connect`: from an address to a peer that has sent its hello.
 
 use std::time::Duration;
 
@@ -6,13 +6,13 @@ use libp2p::PeerId;
 use pangea_client::{Error, ErrorKind, Result};
 use tokio::sync::oneshot;
 
-use super::{Driver, Notice};
+use super::{FabricDriver, Notice};
 use crate::clock;
 use crate::net::peer_address;
 use pangea_control::Time;
 use pangea_control::peers;
 
-impl Driver {
+impl FabricDriver {
     pub(super) fn connect(&mut self, address: &str, timeout: Duration, answer: oneshot::Sender<Result<String>>) {
         let Some(network) = self.network.clone() else {
             let _ = answer.send(Err(Error::new(ErrorKind::Unavailable, "this node has no network")));
@@ -33,7 +33,7 @@ impl Driver {
         });
     }
 
-    /// Where the peer is admitted, the call waits until the directory says that the peer's hello is here.
+    /// Once the peer is admitted, the call waits until the directory has the peer's hello.
     pub(super) fn connected(&mut self, result: Result<PeerId>, until: Time, answer: oneshot::Sender<Result<String>>) {
         match result {
             Err(error) => {
@@ -50,7 +50,7 @@ impl Driver {
 
     pub(super) fn answer_call(&mut self, call: u64, result: Result<String>) {
         if let Some(answer) = self.calls.remove(&call) {
-            // Whoever asked may not wait for it.
+            // The requester may have gone.
             let _ = answer.send(result);
         }
     }

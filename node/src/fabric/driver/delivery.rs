@@ -1,9 +1,9 @@
-//! How a job ends: the last check of its result, its report, its failure.
+//! How a job ends: the final check of its result, its report, its failure.
 
 use pangea_client::Error;
 use pangea_compute::{Cut, Tensor};
 
-use super::{Driver, Notice};
+use super::{FabricDriver, Notice};
 use crate::fabric::checker::{Check, CheckVerdict, Checked, PanelProbe};
 use crate::fabric::job::{
     JobId, JobOutcome, JobReport, JobRequest, TaskCounts, Verification, VerifyPolicy, WorkerShare,
@@ -12,11 +12,11 @@ use crate::fabric::running::RunningJob;
 use crate::worker::executor::Side;
 use pangea_control::schedule::FailureKind;
 
-impl Driver {
+impl FabricDriver {
     pub(super) fn finished(&mut self, job: JobId, report: pangea_control::schedule::JobReport) {
         let Some(running) = self.jobs.get_mut(&job) else { return };
         let Some(whole) = running.whole() else {
-            self.failed(job, FailureKind::Internal, "the result is not whole".to_owned(), &report);
+            self.failed(job, FailureKind::Internal, "the result is incomplete".to_owned(), &report);
             return;
         };
         if running.request.verify == VerifyPolicy::Standard {
@@ -60,7 +60,7 @@ impl Driver {
                 &report,
             ),
             CheckVerdict::Failed(why) => {
-                self.failed(job, FailureKind::Internal, format!("the check could not be done: {why}"), &report)
+                self.failed(job, FailureKind::Internal, format!("cannot check the result: {why}"), &report)
             }
         }
     }
@@ -71,7 +71,7 @@ impl Driver {
         let seconds = running.submitted.elapsed().as_secs_f64();
         self.counters.jobs_done += 1;
         if report.tasks.remote > 0 {
-            // Peers hold these parts: the next job with one of the operands is cut alike.
+            // Peers have these parts: the next job with one of the operands is cut the same way.
             let grid = &running.data.grid;
             self.remember_side(&running.data.a, Side::Left, grid.band_rows());
             match running.data.operation.cut() {
@@ -98,7 +98,7 @@ impl Driver {
             (None, Some(running)) => (running.reply, running.refusal),
             (None, None) => return,
         };
-        // What is wrong with the operands is said by whoever computed with them.
+        // The worker that computed with the operands knows best what is wrong with them.
         let refusal = refusal.filter(|refusal| kind == FailureKind::InvalidInput && refusal.kind() == kind);
         let why = refusal.map_or(why, |refusal| refusal.message().to_owned());
         tracing::debug!(event = "job_failed", job, ?kind, why, seconds = report.actual_seconds);

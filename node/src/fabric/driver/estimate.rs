@@ -1,22 +1,22 @@
-//! What the scheduler is told of a worker's speed: what it says of itself, and what was measured of its link.
+//! The scheduler's estimate of a worker: its advertised speed and the measurements of its link.
 
 use std::time::Duration;
 
 use libp2p::PeerId;
 use pangea_compute::{Cut, DType, Operation};
 
-use super::Driver;
+use super::FabricDriver;
 use crate::worker::executor::Speeds;
 use pangea_control::schedule::limits::IN_FLIGHT_MAX;
 use pangea_control::schedule::{Arithmetic, Event, WorkerEstimate};
 
-/// What a link is taken to do until it is measured: ordinary Ethernet.
+/// Assumed speed of an unmeasured link: ordinary Ethernet.
 const DEFAULT_BYTES_PER_S: f64 = 100e6;
 
-/// What a round trip is taken to be until a ping has told.
+/// Assumed round-trip time before the first ping.
 const DEFAULT_RTT: Duration = Duration::from_millis(1);
 
-impl Driver {
+impl FabricDriver {
     pub(super) fn update_worker(&mut self, peer: PeerId) {
         let worker = self.links.worker_of(&peer);
         if let (Some(worker), Some(estimate)) = (worker, self.estimate(&peer)) {
@@ -50,7 +50,7 @@ pub(super) fn rates(speeds: &Speeds) -> [f64; Arithmetic::COUNT] {
     // Halves are widened while they are packed; the product itself is f32.
     rates[Arithmetic::Half as usize] = speeds.f32_flops_per_s;
     rates[Arithmetic::Int8 as usize] = speeds.i8_flops_per_s;
-    // Counted in products that take as long, until it is measured.
+    // Counted in products that take as long, until measured.
     rates[Arithmetic::Elementwise as usize] = speeds.f32_flops_per_s;
     rates
 }

@@ -1,4 +1,4 @@
-//! The task streams that this node opens towards peers: what is heard on them, and how they open, close and open again.
+//! The task streams that this node opens to peers: their events, and how they open, close and reopen.
 
 use std::cell::RefCell;
 use std::collections::HashSet;
@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use libp2p::PeerId;
 
 use super::probes::{FIRST_PROBE_BYTES, measure};
-use super::{Driver, Notice};
+use super::{FabricDriver, Notice};
 use crate::fabric::feeder;
 use crate::fabric::open_links::OpenLink;
 use crate::link::coordinator::{self, LinkEvent};
@@ -17,7 +17,7 @@ use crate::wire::{PROTOCOL, TaskHello};
 use pangea_control::peers::{self, Peer, PeerState, WorkerHello};
 use pangea_control::schedule::{AttemptId, Event, LeaveReason, Progress as Step, WorkerId};
 
-impl Driver {
+impl FabricDriver {
     pub(super) fn on_link_event(&mut self, peer: PeerId, generation: u64, event: LinkEvent) {
         if !self.is_current(&peer, generation) {
             return;
@@ -34,7 +34,7 @@ impl Driver {
             LinkEvent::Started(task) | LinkEvent::Result { task, .. } | LinkEvent::Failure { task, .. }
                 if !self.is_asked(&peer, AttemptId(task)) =>
             {
-                // Either cancelled meanwhile, or never this peer's to answer.
+                // The task was cancelled meanwhile, or was never given to this peer.
                 tracing::debug!(event = "answer_unasked", %peer, task);
             }
             LinkEvent::Started(task) => {
@@ -96,11 +96,11 @@ impl Driver {
         }
         let generation = self.next_generation;
         self.next_generation += 1;
-        let link = Rc::new(coordinator::open(stream, peer, generation, self.advert(), self.link_events.clone()));
+        let link = Rc::new(coordinator::open(stream, peer, generation, self.hello(), self.link_events.clone()));
         let resident = Rc::new(RefCell::new(HashSet::new()));
         let notices = self.notices.clone();
         let feeder = feeder::start(peer, Rc::clone(&link), Rc::clone(&resident), move |attempt, error| {
-            // A lost notice leaves the attempt to the detector of silent workers.
+            // If the notice is lost, the attempt fails as silent.
             let _ = notices.try_send(Notice::FeedFailed { attempt, error });
         });
         let sent = (0, Duration::ZERO);
@@ -126,7 +126,7 @@ impl Driver {
         tracing::info!(event = "connected", %peer, name = hello.name, "Connected to peer {peer}");
         self.tell_peers(peers::Event::Hello { peer, hello: worker_hello(hello) });
         tokio::task::spawn_local(async move {
-            // The first small one warms the path up; what counts is the second.
+            // A small probe warms up the path; the second probe counts.
             if let Some((took, bytes)) = measured.await
                 && !took.is_zero()
             {
@@ -136,14 +136,14 @@ impl Driver {
         });
     }
 
-    /// A peer can be given work.
+    /// Adds a peer as a worker.
     pub(super) fn join(&mut self, peer: PeerId) {
         if let (Some(worker), Some(estimate)) = (self.links.worker_of(&peer), self.estimate(&peer)) {
             self.events.push_back(Event::WorkerJoined { worker, estimate });
         }
     }
 
-    /// The peer that a worker is or was: a result that is still being checked outlives its link.
+    /// The peer of a current or earlier worker: a result that is still being checked outlives its link.
     pub(super) fn peer_of(&self, worker: WorkerId) -> Option<PeerId> {
         self.workers.get(&worker).map(|(peer, _)| *peer)
     }
@@ -157,7 +157,7 @@ impl Driver {
     }
 }
 
-/// What decisions need of a hello.
+/// The part of a hello that decisions need.
 fn worker_hello(hello: TaskHello) -> WorkerHello {
     WorkerHello {
         name: hello.name,

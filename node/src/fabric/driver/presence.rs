@@ -1,14 +1,14 @@
-//! Which peers are there: tells the directory of peers what the network says, and does what the directory decides.
+//! Presence of peers: passes network events to the directory of peers, and executes its actions.
 
 use libp2p::Multiaddr;
 use pangea_client::{Error, ErrorKind};
 
-use super::Driver;
+use super::FabricDriver;
 use crate::net::NetEvent;
 use pangea_control::peers;
 use pangea_control::schedule::{Event, LeaveReason};
 
-impl Driver {
+impl FabricDriver {
     pub(super) fn on_net_event(&mut self, event: NetEvent) {
         let event = match event {
             NetEvent::Listening(address) => {
@@ -44,7 +44,7 @@ impl Driver {
         self.tell_peers(event);
     }
 
-    /// Tells the directory what happened, and does what follows.
+    /// Passes an event to the directory, and executes the actions.
     pub(super) fn tell_peers(&mut self, event: peers::Event) {
         let actions = self.peers.handle(event);
         self.follow_peers(actions);

@@ -9,35 +9,35 @@ use libp2p::PeerId;
 use pangea_client::{Error, ErrorKind, Result};
 use tokio::sync::oneshot;
 
-use super::Driver;
+use super::FabricDriver;
 use crate::fabric::status::LinkProbe;
 use crate::link::coordinator::{Bulk, TaskLink};
 use pangea_control::peers::{Peer, PeerState};
 
-/// Bytes of the first, automatic measurement of a link: short even on a slow one.
+/// Bytes of the first, automatic probe of a link: short even on a slow one.
 pub(super) const FIRST_PROBE_BYTES: u64 = 2 << 20;
 
-/// Rounds of a measurement that one request may ask for.
+/// Maximum rounds of a requested measurement.
 const ROUNDS_MAX: u32 = 1000;
 
-/// Bytes of a small round trip.
+/// Bytes of a small message.
 const SMALL_BYTES: u64 = 16;
 
-/// Until a probe is given up: the largest over a slow link.
+/// Timeout of a probe: enough for the largest over a slow link.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Small round trips are cheap and noisy: at least so many.
+/// Minimum number of small round trips, which are cheap and noisy.
 const SMALL_ROUNDS_MIN: u32 = 51;
 
-/// Probes under way: when each was answered goes to whoever waits.
+/// Probes in flight, with the receivers of their answers.
 #[derive(Default)]
 pub(super) struct Probes {
     pub(super) next: u64,
     pub(super) waiting: HashMap<u64, oneshot::Sender<Instant>>,
 }
 
-impl Driver {
-    /// The open link to a peer by its id or name; where `peer` is empty, to any that is connected.
+impl FabricDriver {
+    /// The open link to a peer by its id or name; for an empty `peer`, to any connected one.
     pub(super) fn link_to(&self, peer: &str) -> Result<(PeerId, Peer, Rc<TaskLink>)> {
         let found = self.links.iter().find_map(|(id, open)| {
             let known = self.peers.read(|directory| directory.get(id).cloned())?;
@@ -46,7 +46,7 @@ impl Driver {
             (named || any).then(|| (*id, known, Rc::clone(&open.link)))
         });
         found.ok_or_else(|| {
-            let why = format!("no connected peer is called '{peer}'; `pangea peers` lists them");
+            let why = format!("no connected peer is named '{peer}'; `pangea peers` lists them");
             Error::new(ErrorKind::NotFound, why)
         })
     }
@@ -94,13 +94,13 @@ impl Driver {
                     bytes_per_s,
                     round_trip_us: round_trip.as_secs_f64() * 1e6,
                 }),
-                None => Err(Error::new(ErrorKind::Unavailable, format!("{id} went away during the measurement"))),
+                None => Err(Error::new(ErrorKind::Unavailable, format!("{id} disconnected during the measurement"))),
             });
         });
     }
 }
 
-/// Sends `bytes` and waits until all arrived: the time from the first byte to the answer, less nothing.
+/// Sends `bytes` and waits until all have arrived: the time from the first byte to the answer.
 pub(super) async fn probe(link: &TaskLink, probes: &RefCell<Probes>, bytes: u64) -> Option<Duration> {
     probe_within(link, probes, bytes, PROBE_TIMEOUT).await
 }
@@ -122,12 +122,12 @@ pub(super) async fn probe_within(
     let begin = Instant::now();
     link.send(Bulk::Probe { nonce, bytes }).ok()?;
     let end = tokio::time::timeout(timeout, answered).await;
-    // Of a peer that went away, nothing is left to wait for.
+    // The probe is removed, because a disconnected peer never answers.
     probes.borrow_mut().waiting.remove(&nonce);
     Some(end.ok()?.ok()?.duration_since(begin))
 }
 
-/// The time that `bytes` take beyond a round trip.
+/// The time of `bytes` beyond a round trip.
 pub(super) async fn measure(link: Rc<TaskLink>, probes: Rc<RefCell<Probes>>, bytes: u64) -> Option<(Duration, u64)> {
     probe(&link, &probes, SMALL_BYTES).await?;
     let round_trip = probe(&link, &probes, SMALL_BYTES).await?;
@@ -135,7 +135,7 @@ pub(super) async fn measure(link: Rc<TaskLink>, probes: Rc<RefCell<Probes>>, byt
     Some((took.saturating_sub(round_trip).max(took / 8), bytes))
 }
 
-/// Medians over `rounds`: bytes per second of bulk messages, and the round trip of small ones.
+/// Medians over `rounds`: bytes per second of bulk messages, and round-trip time of small ones.
 pub(super) async fn measure_rounds(
     link: Rc<TaskLink>,
     probes: Rc<RefCell<Probes>>,

@@ -1,13 +1,13 @@
-//! What happens to a peer that was proven to lie, and what is kept of the proof.
+//! Quarantine of a peer that was proven to lie, and storage of the evidence.
 
 use libp2p::PeerId;
 
-use super::Driver;
+use super::FabricDriver;
 use crate::fabric::evidence::Evidence;
 use pangea_control::schedule::{AttemptId, LeaveReason, Operand, WorkerId};
 
-impl Driver {
-    /// A result of a worker failed its check: keeps the evidence and convicts the peer.
+impl FabricDriver {
+    /// Handles a worker's result that failed its check: stores the evidence and convicts the peer.
     pub(super) fn quarantine(&mut self, worker: WorkerId, attempt: AttemptId) {
         let Some(peer) = self.peer_of(worker) else { return };
         let evidence = self.attempts.get(&attempt).and_then(|under_way| {
@@ -32,7 +32,7 @@ impl Driver {
             tokio::task::spawn_blocking(move || match evidence.keep(&data_dir) {
                 Ok(folder) => tracing::info!(event = "evidence_kept", folder = %folder.display()),
                 Err(error) => {
-                    tracing::warn!(event = "evidence_lost", %error, "the evidence could not be written: {error}")
+                    tracing::warn!(event = "evidence_lost", %error, "cannot store evidence: {error}")
                 }
             });
         }
@@ -40,13 +40,13 @@ impl Driver {
         self.follow_convictions();
     }
 
-    /// Does what convictions from other threads, or from evidence found at start, ask for.
+    /// Executes the actions of convictions from other threads, or from evidence found at start.
     pub(super) fn follow_convictions(&mut self) {
         let pending = self.peers.take_pending();
         self.follow_peers(pending);
     }
 
-    /// Ends everything with a convicted peer: its task streams and connections, and its admission.
+    /// Ends everything with a convicted peer: task streams, connections and admission.
     pub(super) fn cut_off(&mut self, peer: PeerId, why: String) {
         tracing::warn!(event = "quarantined", %peer, why, "Peer {peer} is quarantined: {why}");
         self.close_link(peer, LeaveReason::Quarantined);

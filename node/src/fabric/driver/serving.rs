@@ -1,16 +1,16 @@
-//! The task streams that peers open towards this node. What is served on them is `link::serve`'s.
+//! The task streams that peers open to this node; `link::serve` serves them.
 
 use std::rc::Rc;
 
 use futures::StreamExt;
 use libp2p::{PeerId, StreamProtocol};
 
-use super::{Driver, Notice};
+use super::{FabricDriver, Notice};
 use crate::link::serve;
 use crate::wire::PROTOCOL;
 
-impl Driver {
-    /// Serves the task streams that peers open.
+impl FabricDriver {
+    /// Accepts the task streams that peers open.
     pub(super) fn accept_streams(&mut self) {
         let Some(network) = &self.network else { return };
         let mut incoming = match network.streams().accept(StreamProtocol::new(PROTOCOL)) {
@@ -22,10 +22,10 @@ impl Driver {
         };
         let notices = self.notices.clone();
         self.settings.supervisor.task("task streams", async move {
-            // Streams that arrive while nobody waits are dropped, so nothing else happens in this loop.
+            // Streams that arrive while this loop is busy are dropped, so it does nothing else.
             while let Some((peer, stream)) = incoming.next().await {
                 if notices.try_send(Notice::Incoming { peer, stream }).is_err() {
-                    tracing::warn!(event = "stream_dropped", %peer, "too busy to take a stream");
+                    tracing::warn!(event = "stream_dropped", %peer, "too busy to accept a stream");
                 }
             }
         });
@@ -37,10 +37,10 @@ impl Driver {
             return;
         }
         let Some(place) = self.served.borrow().places.take(peer) else {
-            tracing::debug!(event = "stream_refused", %peer, "the peer has as many streams as it may");
+            tracing::debug!(event = "stream_refused", %peer, "the peer has its maximum of streams");
             return;
         };
-        let advert = self.advert();
+        let advert = self.hello();
         let served = Rc::clone(&self.served);
         tokio::task::spawn_local(async move {
             let why = serve::serve(stream, place, advert, served).await;

@@ -1,14 +1,14 @@
-//! What this node says of itself: its status to callers, its hello and its goodbye to peers.
+//! This node's status for callers, and its hello and goodbye for peers.
 
-use super::Driver;
+use super::FabricDriver;
 use crate::devices::threads::Purpose;
 use crate::fabric::status::NodeStatus;
 use crate::link::limits::TASKS_PER_PEER;
 use crate::wire::{TaskHello, VERSION};
 use pangea_client::MemoryUse;
 
-impl Driver {
-    pub(super) fn advert(&self) -> TaskHello {
+impl FabricDriver {
+    pub(super) fn hello(&self) -> TaskHello {
         let speeds = &self.settings.speeds;
         TaskHello {
             version: VERSION,
@@ -27,7 +27,7 @@ impl Driver {
 
     pub(super) fn say_goodbye(&mut self) {
         for (_, open) in self.links.iter() {
-            // A full link is told nothing; its peer sees the stream end.
+            // If the queue is full, the peer just sees the stream end.
             let _ = open.link.goodbye("the node is shutting down");
         }
     }
@@ -57,7 +57,7 @@ impl Driver {
             bytes_sent: self.counters.bytes_sent + served.bytes_sent,
             bytes_received: self.counters.bytes_received + served.bytes_received,
             memory,
-            // What does not belong to products is added by the services.
+            // The services add what does not concern products.
             ..NodeStatus::default()
         }
     }

@@ -1,4 +1,4 @@
-//! How a job comes in: what the scheduler is told of it, how its operands are cut, its accounts. Never starts a task.
+//! How a job is submitted: its description for the scheduler, the cut of its operands, its counts. No task is started here.
 
 use std::time::Instant;
 
@@ -6,7 +6,7 @@ use pangea_client::Result;
 use pangea_compute::{Cut, Tensor};
 
 use super::estimate::arithmetic;
-use super::{Driver, Submitting};
+use super::{FabricDriver, Submitting};
 use crate::fabric::job::{JobId, JobReply, JobRequest, Place};
 use crate::fabric::open_links::OpenLink;
 use crate::fabric::running::{JobData, RunningJob};
@@ -14,11 +14,11 @@ use crate::worker::cost::job_shape;
 use crate::worker::executor::Side;
 use pangea_control::schedule::{Event, JobSpec, Operand, TileGrid};
 
-/// Grids of tensors remembered, so that jobs with the same operand are cut alike and find what
-/// peers hold already.
+/// Maximum remembered cuts of tensors, so that jobs with the same operand are cut the same way and use
+/// operands that peers have already.
 const GRIDS_MAX: usize = 256;
 
-impl Driver {
+impl FabricDriver {
     pub(super) fn submit(&mut self, job: JobId, request: JobRequest, submitted: Instant, reply: JobReply) {
         let spec = match self.spec(&request) {
             Ok(spec) => spec,
@@ -31,7 +31,7 @@ impl Driver {
         self.events.push_back(Event::JobSubmitted { job: pangea_control::schedule::JobId(job), spec });
     }
 
-    /// What the scheduler is told of a job, with what peers hold of its operands already.
+    /// The scheduler's description of a job, with the operands that peers have already.
     pub(super) fn spec(&self, request: &JobRequest) -> Result<JobSpec> {
         let JobRequest { operation, a, b, .. } = request;
         let shape = job_shape(*operation, a, b).map_err(crate::compute_error)?;
@@ -77,7 +77,7 @@ impl Driver {
         Ok(())
     }
 
-    /// How far apart the cuts of this operand were the last time.
+    /// Side of the last cut of this operand.
     pub(super) fn side_of(&self, tensor: &Tensor, side: Side) -> Option<u64> {
         let key = (tensor.storage_id(), side);
         self.grids.iter().find(|(of, _)| *of == key).map(|(_, size)| *size)

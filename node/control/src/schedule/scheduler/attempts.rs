@@ -1,8 +1,8 @@
-//! What becomes of an attempt: progress, its answer, its check, its failure. Never starts one.
+//! Outcomes of attempts: progress, answer, check, failure. No attempt is started here.
 
 use super::forecast::check_bytes;
 use super::{Attempt, Scheduler};
-use crate::schedule::job::Answer;
+use crate::schedule::job::CheckedAnswer;
 use crate::schedule::limits::{OVERLOADS_LOCAL_MAX, OVERLOADS_MAX};
 use crate::schedule::{Action, AttemptId, CheckOutcome, FailureKind, Measured, Operand, Progress, Transfer};
 
@@ -50,7 +50,7 @@ impl Scheduler {
         let trusted = attempt.worker.is_local();
         let alone = (self.jobs.iter()).any(|job| job.id == flight.job && job.spec.redundancy == 1);
         if trusted && alone {
-            // What this node computed for itself needs no check; any number names its one answer.
+            // This node's own answers need no check; any number identifies its one answer.
             self.answer(id, 0, now, actions);
         } else {
             actions.push(Action::Check { attempt: id });
@@ -98,11 +98,11 @@ impl Scheduler {
         let record = job.records.entry(attempt.tile).or_default();
         record.active.retain(|&(active, _)| active != id);
         let seconds = attempt.checking.unwrap_or(0.0);
-        record.answers.push(Answer { attempt: id, worker: attempt.worker, answer, seconds });
+        record.answers.push(CheckedAnswer { attempt: id, worker: attempt.worker, answer, seconds });
         self.settle(attempt.job, attempt.tile, now, actions);
     }
 
-    /// Ends an attempt that brought no good answer.
+    /// Ends an attempt without a good answer.
     pub(super) fn fail(&mut self, id: AttemptId, kind: FailureKind, now: f64, actions: &mut Vec<Action>) {
         let Some(attempt) = self.attempts.remove(&id) else {
             return;
@@ -117,7 +117,7 @@ impl Scheduler {
             match kind {
                 FailureKind::Overloaded => worker.overloaded(now),
                 FailureKind::Unauthorized => worker.refused(now),
-                // The operand is sent again; that the answer could not be judged is nobody's fault.
+                // The operand is sent again; an inconclusive check is nobody's fault.
                 FailureKind::NotFound | FailureKind::VerificationFailed => {}
                 _ => counts = worker.failed(now),
             }
@@ -143,7 +143,7 @@ impl Scheduler {
         if counts {
             job.counted_failures.push((attempt.worker, kind));
         } else if local && matches!(kind, FailureKind::InvalidInput | FailureKind::Internal) {
-            // Whoever failed in the way of this node itself was right: the job is at fault, not the worker.
+            // A worker that failed in the same way as this node was right: the job is at fault, not the worker.
             job.counted_failures.retain(|(failed, how)| {
                 let agrees = *how == kind;
                 if agrees && let Some(worker) = self.workers.get_mut(failed) {
@@ -158,9 +158,11 @@ impl Scheduler {
         if local && is_final {
             let why = match kind {
                 FailureKind::InvalidInput => "this node cannot compute the job as asked",
-                FailureKind::Overloaded => "this node has no room for the job; try again later or allow more memory",
-                FailureKind::VerificationFailed => "no answer of this node stands up to its check",
-                _ => "this node fails to compute a part of the job",
+                FailureKind::Overloaded => {
+                    "this node has not enough memory for the job; try again later or raise --max-memory"
+                }
+                FailureKind::VerificationFailed => "every answer of this node fails its check",
+                _ => "this node cannot compute a part of the job",
             };
             self.fail_job(attempt.job, kind, why.to_owned(), now, actions);
         } else {
@@ -171,7 +173,7 @@ impl Scheduler {
         }
     }
 
-    /// Takes an attempt out of flight or out of its check; the tile's record is the caller's.
+    /// Removes an attempt from flight or from its check; the caller updates the tile's record.
     pub(super) fn drop_attempt(&mut self, id: AttemptId, actions: &mut Vec<Action>) -> Option<Attempt> {
         let attempt = self.attempts.remove(&id)?;
         if attempt.checking.is_some() {
@@ -200,7 +202,7 @@ mod tests {
     struct Case(Scheduler);
 
     impl Case {
-        /// A node and one peer as fast as itself.
+        /// A node and one peer with the same speed.
         fn new() -> Case {
             let mut case = Case(Scheduler::new(WorkerEstimate::local([1e10; Arithmetic::COUNT], 1 << 30)));
             let estimate = WorkerEstimate::remote([1e10; Arithmetic::COUNT], 1e9, 1e-4, 1 << 30);
@@ -214,7 +216,7 @@ mod tests {
             actions
         }
 
-        /// Who gets the one tile of a job for peers.
+        /// Submits a job of one tile for peers; returns the worker that gets it.
         fn submit(&mut self, job: u64) -> Option<(AttemptId, WorkerId)> {
             let shape =
                 ProductShape { m: 128, k: 128, n: 128, a_element_bytes: 4, b_element_bytes: 4, c_element_bytes: 4 };
@@ -231,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn a_worker_that_refuses_what_this_node_refuses_too_is_not_punished() {
+    fn a_worker_that_refuses_like_this_node_is_not_punished() {
         for kind in [FailureKind::InvalidInput, FailureKind::Internal] {
             let mut case = Case::new();
             let (refused, worker) = case.submit(1).unwrap();
@@ -244,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn a_worker_that_refuses_what_this_node_computes_is_left_alone_for_a_while() {
+    fn a_worker_that_refuses_what_this_node_computes_is_paused() {
         let mut case = Case::new();
         let (refused, _) = case.submit(1).unwrap();
         let failed = Event::AttemptFailed { attempt: refused, kind: FailureKind::InvalidInput };

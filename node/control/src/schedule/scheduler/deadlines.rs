@@ -1,4 +1,4 @@
-//! What time alone changes: waits for peers, deadlines, silent attempts, and when to be woken for them.
+//! Effects of time: waits for peers, deadlines, silent attempts, and the wake-ups for them.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use super::Scheduler;
 use crate::schedule::{Action, AttemptId, FailureKind, JobSpec, Time};
 
 impl Scheduler {
-    /// What time ends: waits for peers, deadlines, silent attempts.
+    /// Ends what is due: waits for peers, deadlines, silent attempts.
     pub(super) fn expire(&mut self, now: f64, actions: &mut Vec<Action>) {
         while let Some(at) = self.waiting.iter().position(|waiting| {
             self.connecting == 0 || self.workers.len() > 1 || waiting.until <= now || self.overdue(&waiting.spec, now)
@@ -37,7 +37,7 @@ impl Scheduler {
         time.since(self.origin.unwrap_or_default()).as_secs_f64()
     }
 
-    /// Asks for a wake-up when time alone will change something.
+    /// Requests a wake-up for the next effect of time.
     pub(super) fn ask_to_wake(&mut self, now: f64, actions: &mut Vec<Action>) {
         let mut next = f64::INFINITY;
         let mut at = |time: f64| next = next.min(time);
@@ -65,7 +65,7 @@ impl Scheduler {
         }
         if next.is_finite() && self.wake_at.is_none_or(|asked| next < asked || asked <= now) {
             self.wake_at = Some(next);
-            // Rounded up, so that the time has come when the tick does.
+            // Rounded up, so that the time has come when the tick arrives.
             let since_origin = Duration::from_secs_f64(next.max(now)) + Duration::from_micros(1);
             actions.push(Action::WakeAt(self.origin.unwrap_or_default() + since_origin));
         }

@@ -1,5 +1,5 @@
-//! Which worker gets which tile now: a tile goes to a worker only if it is predicted to be done there before the others
-//! would be through with the job without that worker. Late tiles are copied to idle workers.
+//! Which worker gets which tile now: a tile goes to a worker only if it is predicted to be done there before the other
+//! workers would finish the job without that worker. Late tiles are copied to idle workers.
 
 use super::forecast::{check_bytes, rest_done_with};
 use super::{Attempt, Candidate, Scheduler};
@@ -9,7 +9,7 @@ use crate::schedule::worker::{Flight, Worker};
 use crate::schedule::{Action, AttemptId, Operand, Place, Tile, WorkerId};
 
 impl Scheduler {
-    /// Hands out tiles until no worker wants one.
+    /// Hands out tiles until no worker gains one.
     pub(super) fn dispatch(&mut self, now: f64, actions: &mut Vec<Action>) {
         if self.jobs.is_empty() {
             return;
@@ -26,7 +26,7 @@ impl Scheduler {
                 }
             }
         }
-        // Of those that are left, the first; the others come when it has gone.
+        // Of the remaining jobs, the first; the others follow when it has gone.
         for at in self.hungry().into_iter().take(REFUSALS_MAX) {
             if self.jobs[at].active == 0 {
                 self.give_somebody(at, &workers, now, actions);
@@ -37,7 +37,7 @@ impl Scheduler {
         }
     }
 
-    /// The first jobs that have tiles waiting.
+    /// The first jobs with waiting tiles.
     pub(super) fn hungry(&self) -> Vec<usize> {
         let jobs = self.jobs.iter().enumerate();
         jobs.filter(|(_, job)| !job.pending.is_empty()).map(|(at, _)| at).take(JOBS_CONSIDERED).collect()
@@ -67,7 +67,8 @@ impl Scheduler {
         false
     }
 
-    /// Everybody leaves the job to somebody else: whoever would be done first gets a tile of it, once there is room.
+    /// Called if every worker leaves the job to another: the one that would finish first gets a tile of it, once there
+    /// is room.
     pub(super) fn give_somebody(&mut self, at: usize, workers: &[WorkerId], now: f64, actions: &mut Vec<Action>) {
         let mut first: Option<(WorkerId, Candidate)> = None;
         for &worker in workers {
@@ -86,8 +87,8 @@ impl Scheduler {
         }
     }
 
-    /// The tile of a job that suits a worker best, if the worker should have one: always if `force`, else only if
-    /// that does not end later than the job would without it.
+    /// The tile of a job that suits a worker best, if the worker should have one: always if `force`, otherwise only if
+    /// it does not end later than the job would without it.
     pub(super) fn candidate(&mut self, at: usize, id: WorkerId, force: bool, now: f64) -> Option<Candidate> {
         let job = &self.jobs[at];
         let place = job.spec.place;
@@ -98,7 +99,7 @@ impl Scheduler {
         let arithmetic = job.spec.arithmetic;
         let mut rest_done = f64::INFINITY;
         if !force && place != Place::Local && self.workers.len() > 1 {
-            // Nothing is cheaper than a tile whose operands are there.
+            // No tile is cheaper than one whose operands are at the worker.
             let bytes = job.mean_answer_bytes as u64;
             let least = worker.prospect(arithmetic, job.mean_flops, 0, bytes);
             let operand_s = worker.model.send_s(job.mean_operand_bytes as u64);
@@ -127,7 +128,7 @@ impl Scheduler {
         if let Some(record) = job.records.get(&tile)
             && !(record.failed.is_empty() && record.answers.is_empty() && record.active.is_empty())
         {
-            // Not everybody can take this one off the worker's hands.
+            // Other workers that could take this tile instead.
             let others = |other: &Worker| {
                 other.id != id && (place == Place::Auto || !other.id.is_local()) && !record.bars(other.id)
             };
@@ -156,7 +157,7 @@ impl Scheduler {
             });
         }
         if job.spec.place == Place::Remote && self.has_peers(job, now) {
-            // Only what no peer can have.
+            // Only tiles that no peer can have.
             let mut tiles = job.records.keys().copied().filter(|&tile| job.pending.contains(tile));
             return tiles.find(|&tile| self.may_take(at, tile, id, now));
         }
@@ -174,7 +175,7 @@ impl Scheduler {
         Some(Candidate { tile, missing_bytes, prospect, done: prospect.done + check_s })
     }
 
-    /// Sees to it that the operands and the answer fit where they go, by giving up what was used longest ago.
+    /// Makes room for the operands and the answer by releasing the least recently used operands.
     pub(super) fn make_room(
         &mut self,
         at: usize,
@@ -205,7 +206,7 @@ impl Scheduler {
                 };
                 job.coldest(id, needed).map(|(used, operand)| (used, job.id, operand))
             });
-            // An idle worker gets the tile anyway: whether it fits, only the worker can say.
+            // An idle worker gets the tile anyway: only the worker knows whether it fits.
             let Some((_, job, operand)) = coldest.min() else {
                 return worker.flights.is_empty();
             };
@@ -277,7 +278,7 @@ impl Scheduler {
         actions.push(Action::Start { attempt, job: job.id, tile, worker: id, hedge });
     }
 
-    /// Lets an idle worker copy the task that would be done last, if the copy is done sooner.
+    /// Lets an idle worker copy the task with the latest predicted end, if the copy is done sooner.
     pub(super) fn hedge(&mut self, id: WorkerId, now: f64, actions: &mut Vec<Action>) {
         let Some(worker) = self.workers.get(&id) else {
             return;

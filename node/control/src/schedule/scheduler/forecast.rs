@@ -1,4 +1,4 @@
-//! When workers would be through with what is left of a job. Decides nothing.
+//! Predicts when workers finish what is left of a job. Nothing is decided here.
 
 use super::{Lane, Scheduler};
 use crate::schedule::job::Job;
@@ -18,7 +18,7 @@ impl Scheduler {
         }
     }
 
-    /// When some of the workers would be through with so many tiles of a job, its operands sent and all.
+    /// Predicted time at which some of the workers finish this many tiles of a job, including the transfer of operands.
     pub(super) fn rest_done(&mut self, job: &Job, tiles: u32, among: impl Fn(&Worker) -> bool) -> f64 {
         let place = job.spec.place;
         let fits = |worker: &Worker| match place {
@@ -30,7 +30,7 @@ impl Scheduler {
     }
 }
 
-/// When these workers would be through with so many tiles of a job: each tile goes to whoever is done with it first.
+/// Predicted time at which these workers finish this many tiles: each tile goes to the worker that is done with it first.
 pub(super) fn rest_done_with<'a>(
     lanes: &mut Vec<Lane>,
     workers: impl Iterator<Item = &'a Worker>,
@@ -54,7 +54,7 @@ pub(super) fn rest_done_with<'a>(
         }
         return done;
     }
-    // Many tiles: as if they could be divided, among those that are free before it ends.
+    // Many tiles: treated as divisible among the workers that are free before the end.
     loop {
         let rate: f64 = lanes.iter().map(|lane| 1.0 / lane.tile_s).sum();
         let head_start: f64 = lanes.iter().map(|lane| lane.free / lane.tile_s).sum();
@@ -75,7 +75,7 @@ pub(super) fn lane(worker: &Worker, job: &Job) -> Lane {
     let lacks = job.missing_share(worker.id);
     let operand_s = worker.model.send_s(job.mean_operand_bytes as u64);
     let return_s = worker.model.receive_s(job.mean_answer_bytes as u64);
-    // A worker that has s bands and s panels of a product needs one operand more for each s tiles.
+    // A worker with s bands and s panels of a product needs one more operand per s tiles.
     let shares = job.grid.shape().shares_operands();
     let side = if shares { f64::from(job.pending.len()).sqrt().max(1.0) } else { 1.0 };
     let tile_s = compute_s.max(return_s).max(2.0 * lacks * operand_s / side).max(1e-9);
@@ -84,14 +84,14 @@ pub(super) fn lane(worker: &Worker, job: &Job) -> Lane {
     Lane { free: free + worker.model.rtt_s + return_s, tile_s }
 }
 
-/// What a check goes through: both operands and the answer.
+/// Bytes that a check processes: both operands and the answer.
 pub(super) fn check_bytes(job: &Job, tile: Tile) -> u64 {
     let operands =
         job.grid.operand_bytes(Operand::Band(tile.band)) + job.grid.operand_bytes(Operand::Panel(tile.panel));
     operands + job.grid.tile_bytes(tile)
 }
 
-/// An estimate that says what has been learned.
+/// An estimate with the learned values.
 pub(super) fn believed(worker: &Worker) -> WorkerEstimate {
     let model = &worker.model;
     WorkerEstimate {

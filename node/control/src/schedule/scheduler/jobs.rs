@@ -1,5 +1,5 @@
-//! How a job begins and ends early: waiting for peers, its plan, whether it is offloaded, cancellation, failure.
-//! Never hands out a tile.
+//! How a job starts and ends early: waiting for peers, its plan, whether it is offloaded, cancellation, failure.
+//! No tiles are handed out here.
 
 use super::{Scheduler, Waiting};
 use crate::schedule::job::Job;
@@ -63,7 +63,7 @@ impl Scheduler {
         self.jobs.insert(at, job);
     }
 
-    /// Whether a job is offloaded to peers; always where the request says who computes.
+    /// Whether a job is offloaded to peers; always if the request fixes the place.
     pub(super) fn offload_pays(&mut self, job: &Job, submitted: f64) -> bool {
         let open = job.spec.place == Place::Auto && job.spec.redundancy == 1 && self.workers.len() > 1;
         let Some(class) = job.class.filter(|_| open) else { return true };

@@ -1,12 +1,12 @@
-//! When a tile is done: enough workers agree on its answer, or nobody is left to ask. Also says who may take a tile at
-//! all.
+//! When a tile is done: enough workers agree on its answer, or no worker is left. Also decides which workers may take a
+//! tile.
 
 use super::Scheduler;
-use crate::schedule::job::{Answer, Job};
+use crate::schedule::job::{CheckedAnswer, Job};
 use crate::schedule::{Action, JobId, Place, Tile, WorkerId, WorkerShare};
 
 impl Scheduler {
-    /// Accepts a tile if enough workers agree on it, or if nobody is left to ask; else says whether it waits for
+    /// Accepts a tile if enough workers agree on it, or if no worker is left; otherwise records whether it waits for
     /// another start.
     pub(super) fn settle(&mut self, id: JobId, tile: Tile, now: f64, actions: &mut Vec<Action>) {
         let Some(at) = self.jobs.iter().position(|job| job.id == id) else {
@@ -38,7 +38,7 @@ impl Scheduler {
         &mut self,
         at: usize,
         tile: Tile,
-        best: Answer,
+        best: CheckedAnswer,
         agreeing: u32,
         now: f64,
         actions: &mut Vec<Action>,
@@ -76,7 +76,7 @@ impl Scheduler {
         }
     }
 
-    /// Whether a worker may have this tile at all, now or later.
+    /// Whether a worker may ever have this tile, now or later.
     pub(super) fn may_take(&self, at: usize, tile: Tile, worker: WorkerId, now: f64) -> bool {
         let job = &self.jobs[at];
         let record = job.records.get(&tile);
@@ -99,7 +99,7 @@ impl Scheduler {
             }
     }
 
-    /// Whether a job that is to run on peers has some, or waits for some.
+    /// Whether a job for peers has some, or waits for some.
     pub(super) fn has_peers(&self, job: &Job, now: f64) -> bool {
         let mut peers = self.workers.values().filter(|worker| !worker.id.is_local());
         peers.any(|peer| !peer.is_failing(now)) || (self.workers.len() == 1 && self.awaits_peers(job, now))

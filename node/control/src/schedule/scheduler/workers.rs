@@ -1,4 +1,4 @@
-//! Workers that come, go and are convicted, and the operands that they hold. Never hands out a tile.
+//! Workers that join, leave and are convicted, and the operands that they have. No tiles are handed out here.
 
 use super::Scheduler;
 use crate::schedule::job::{Held, Job};
@@ -44,7 +44,7 @@ impl Scheduler {
         }
     }
 
-    /// Looks again at every tile that is under way: what it waits for may be gone.
+    /// Re-examines every started tile, because the workers that it waits for may be gone.
     pub(super) fn settle_all(&mut self, now: f64, actions: &mut Vec<Action>) {
         let tiles: Vec<(JobId, Tile)> =
             (self.jobs.iter()).flat_map(|job| job.records.keys().map(move |&tile| (job.id, tile))).collect();
@@ -55,7 +55,7 @@ impl Scheduler {
         if self.quarantined.insert(id) {
             actions.push(Action::Quarantine { worker: id, attempt: evidence });
         }
-        // Nothing else that it said counts, checked or not, unless it has been merged.
+        // None of its other answers counts, checked or not, unless it has been merged.
         let theirs = self.attempts.iter().filter(|(_, attempt)| attempt.worker == id && attempt.checking.is_some());
         let theirs: Vec<AttemptId> = theirs.map(|(&attempt, _)| attempt).collect();
         for attempt in theirs {
