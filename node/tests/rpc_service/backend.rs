@@ -191,7 +191,7 @@ impl Backend for PlainBackend {
     }
 
     async fn check_peer(&self, peer: &str, _: Duration) -> Result<Duration> {
-        Err(Error::new(ErrorKind::NotFound, format!("no connected peer is called '{peer}'")))
+        Err(Error::new(ErrorKind::NotFound, format!("no connected peer is named '{peer}'")))
     }
 
     async fn probe_link(&self, peer: &str, message_bytes: u64, _: u32) -> Result<LinkProbe> {
