@@ -65,7 +65,7 @@ pub use kernel::linear::Linear;
 pub use npy::{NpyFile, NpyHeader, NpyWriter};
 pub use operation::{Cut, Operation, ResultProbe, TensorShape};
 pub use pangea_units::{Digest, ErrorKind};
-pub use pool::{Cancel, Pool};
+pub use pool::{Cancel, Pool, SharedCores};
 pub use product::{
     MAX_K_I8, PackedA, PackedB, ProductBytes, matmul, matmul_into, matmul_packed, matmul_packed_into, product_bytes,
 };

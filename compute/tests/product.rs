@@ -3,10 +3,12 @@
 #![allow(clippy::unwrap_used)]
 
 use pangea_compute::{
-    Cancel, DType, Error, ErrorKind, Isa, MAX_K_I8, PackedA, PackedB, Pool, ProductBytes, Tensor, TensorBuf, matmul,
-    matmul_into, matmul_packed, matmul_packed_into, product_bytes,
+    Cancel, DType, Error, ErrorKind, Isa, MAX_K_I8, PackedA, PackedB, Pool, ProductBytes, SharedCores, Tensor,
+    TensorBuf, matmul, matmul_into, matmul_packed, matmul_packed_into, product_bytes,
 };
 use proptest::prelude::*;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 const OPERANDS: [DType; 5] = [DType::F16, DType::Bf16, DType::F32, DType::F64, DType::I8];
 
@@ -301,4 +303,42 @@ fn sizes_of_a_product_are_known_before_anything_is_allocated() {
         ErrorKind::InvalidInput,
         "shapes are checked first"
     );
+}
+
+/// Counts what a pool asks the cores for.
+#[derive(Default)]
+struct Counted {
+    begun: AtomicUsize,
+    pieces: AtomicUsize,
+    ended: AtomicUsize,
+}
+
+impl SharedCores for Counted {
+    fn begin(&self) {
+        self.begun.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn next_piece(&self) {
+        assert!(self.begun.load(Ordering::Relaxed) > self.ended.load(Ordering::Relaxed), "a piece outside of a turn");
+        self.pieces.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn end(&self) {
+        self.ended.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn a_product_on_shared_cores_asks_before_each_piece_and_has_the_same_bits() {
+    let [a, b] = [(700, 300), (300, 500)].map(|(rows, cols)| Tensor::generate(DType::F32, rows, cols, 5).unwrap());
+    for threads in [1, 2] {
+        let alone = matmul(&a, &b, &Pool::new(threads).unwrap(), &Cancel::new()).unwrap();
+        let cores = Arc::new(Counted::default());
+        let pool = Pool::new(threads).unwrap().on(Arc::clone(&cores) as Arc<dyn SharedCores>);
+        let shared = matmul(&a, &b, &pool, &Cancel::new()).unwrap();
+        assert_eq!(shared.contiguous_bytes(), alone.contiguous_bytes());
+        let count = |counter: &AtomicUsize| counter.load(Ordering::Relaxed);
+        assert_eq!(count(&cores.begun), count(&cores.ended));
+        assert!(count(&cores.pieces) >= 8, "{} pieces", count(&cores.pieces));
+    }
 }

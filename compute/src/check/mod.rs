@@ -170,6 +170,7 @@ fn by_rows<T: Send>(
         loop {
             let next = pieces.lock().unwrap_or_else(PoisonError::into_inner).next();
             let Some((row, piece)) = next else { return };
+            pool.next_piece();
             work(row..row + piece.len(), piece);
         }
     });

@@ -173,10 +173,6 @@ impl Parts {
 
 /// Runs `work(i)` for every i < count on `width` threads, in increasing order, `width` at a time.
 fn each(pool: &Pool, width: usize, count: usize, work: &(dyn Fn(usize) + Sync)) {
-    if width <= 1 {
-        (0..count).for_each(work);
-        return;
-    }
     let next = AtomicUsize::new(0);
     pool.run(width, &|_| {
         loop {
@@ -184,6 +180,7 @@ fn each(pool: &Pool, width: usize, count: usize, work: &(dyn Fn(usize) + Sync)) 
             if i >= count {
                 return;
             }
+            pool.next_piece();
             work(i);
         }
     });

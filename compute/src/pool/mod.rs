@@ -26,6 +26,20 @@ pub struct Pool {
     team: Team,
     isa: Isa,
     scratch: Mutex<Vec<Buffer>>,
+    cores: Option<Arc<dyn SharedCores>>,
+}
+
+/// Cores that several pools share: says when a pool may compute. No result depends on it.
+pub trait SharedCores: Send + Sync {
+    /// Called on the calling thread before a job of the pool. May block until others have computed.
+    fn begin(&self);
+
+    /// Called by every thread of a product or check before each piece of it, some hundred microseconds of work. May block
+    /// until others have computed.
+    fn next_piece(&self);
+
+    /// Called once the job has ended, also where it panicked.
+    fn end(&self);
 }
 
 impl Pool {
@@ -46,7 +60,12 @@ impl Pool {
         if !isa.is_available() {
             return Err(Error::invalid("pool", format!("this processor has no {}", isa.name())));
         }
-        Ok(Pool { team: Team::new(threads.max(1)), isa, scratch: Mutex::new(Vec::new()) })
+        Ok(Pool { team: Team::new(threads.max(1)), isa, scratch: Mutex::new(Vec::new()), cores: None })
+    }
+
+    /// The same pool on cores that others use as well.
+    pub fn on(self, cores: Arc<dyn SharedCores>) -> Pool {
+        Pool { cores: Some(cores), ..self }
     }
 
     /// The number of compute threads.
@@ -62,12 +81,30 @@ impl Pool {
     /// Calls `job(i)` for every i < min(width, threads) at the same time; returns when all are done. Must not be called
     /// inside a job.
     pub(crate) fn run(&self, width: usize, job: &(dyn Fn(usize) + Sync)) {
+        let _turn = self.turn();
         self.team.run(width, job);
     }
 
     /// Calls `job` on every thread at the same time, with barriers available to it. Must not be called inside a job.
     pub(crate) fn together(&self, job: &(dyn Fn(Worker<'_>) + Sync)) {
+        let _turn = self.turn();
         self.team.together(job);
+    }
+
+    /// For every thread of a job, before each piece of work that can wait for others.
+    pub(crate) fn next_piece(&self) {
+        if let Some(cores) = &self.cores {
+            cores.next_piece();
+        }
+    }
+
+    /// The cores, until it is dropped.
+    fn turn(&self) -> Turn<'_> {
+        let cores = self.cores.as_deref();
+        if let Some(cores) = cores {
+            cores.begin();
+        }
+        Turn(cores)
     }
 
     /// At least `bytes` of scratch memory with unspecified content; return it with [`Pool::give_back`].
@@ -88,6 +125,17 @@ impl Pool {
             && let Some(smallest) = (0..kept.len()).min_by_key(|&i| kept[i].len())
         {
             kept.swap_remove(smallest);
+        }
+    }
+}
+
+/// The time that a job computes.
+struct Turn<'a>(Option<&'a dyn SharedCores>);
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        if let Some(cores) = self.0 {
+            cores.end();
         }
     }
 }

@@ -3,8 +3,9 @@
 //! keeps the clock and wakes those that waited.
 //!
 //! * [`Lease`]: memory that somebody has; dropping it gives it back.
-//! * [`threads`]: the compute pools.
+//! * [`threads`]: the compute pools; [`Turn`]: the cores, for work that is not cut into pieces.
 
+mod cores;
 mod lease;
 pub mod threads;
 
@@ -20,7 +21,9 @@ use tokio::sync::{Notify, oneshot};
 
 use crate::clock;
 use crate::observe::Observer;
+use cores::Cores;
 
+pub use cores::Turn;
 pub use lease::Lease;
 pub use pangea_control::devices::Kind;
 
@@ -33,6 +36,7 @@ pub struct Devices {
 struct Shared {
     limit: u64,
     threads: usize,
+    cores: Cores,
     accounts: Mutex<Accounts>,
     /// Drops packed operands that no product uses now.
     drop_packs: OnceLock<Box<dyn Fn() + Send + Sync>>,
@@ -78,7 +82,8 @@ impl Devices {
     pub fn new(max_memory: u64, threads: usize) -> Devices {
         let accounts = Accounts { ledger: Ledger::new(max_memory), next: 1, waiters: BTreeMap::new() };
         let (accounts, drop_packs, short) = (Mutex::new(accounts), OnceLock::new(), Notify::new());
-        Devices { shared: Arc::new(Shared { limit: max_memory, threads, accounts, drop_packs, short }) }
+        let cores = Cores::new();
+        Devices { shared: Arc::new(Shared { limit: max_memory, threads, cores, accounts, drop_packs, short }) }
     }
 
     /// All bytes that may be leased: `--max-memory`.

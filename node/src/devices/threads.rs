@@ -1,14 +1,15 @@
 //! The compute threads of a node: every pool that computes anything comes from here, with as many threads as its purpose may
 //! use.
 //!
-//! Each purpose has a pool of its own instead of turns on a common one. The threads of a pool sleep when they have nothing to
-//! do, and the system shares the cores between pools at any moment. On a common pool, whose phases run to their end, each phase
-//! of an answer's step would wait for a phase of a product.
+//! Each purpose has a pool of its own, whose threads sleep when they have nothing to do; all pools share the cores, and take
+//! turns at them by how urgent their purpose is ([`pangea_control::devices::turns`]). On a common pool, whose phases run to their
+//! end, each phase of an answer's step would wait for a phase of a product.
 
 use pangea_client::Result;
 use pangea_compute::Pool;
+use pangea_control::devices::turns::Class;
 
-use super::Devices;
+use super::{Devices, Turn};
 
 /// What a pool computes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,6 +24,8 @@ pub enum Purpose {
     Loading,
     /// Replays of answers, when the node is idle.
     Audits,
+    /// Replays that answers are held back for.
+    AwaitedAudits,
     /// Measurements of this node's speed.
     Probe,
 }
@@ -35,9 +38,12 @@ impl Devices {
     pub fn threads(&self, purpose: Purpose) -> usize {
         match purpose {
             Purpose::Checks => (self.shared.threads / CHECKS_SHARE).max(1),
-            Purpose::Products | Purpose::Stage | Purpose::Loading | Purpose::Audits | Purpose::Probe => {
-                self.shared.threads.max(1)
-            }
+            Purpose::Products
+            | Purpose::Stage
+            | Purpose::Loading
+            | Purpose::Audits
+            | Purpose::AwaitedAudits
+            | Purpose::Probe => self.shared.threads.max(1),
         }
     }
 
@@ -46,7 +52,26 @@ impl Devices {
     /// # Errors
     /// `InvalidInput` where `PANGEA_ISA` names kernels that this processor does not run.
     pub fn pool(&self, purpose: Purpose) -> Result<Pool> {
-        Pool::new(self.threads(purpose)).map_err(crate::compute_error)
+        let pool = Pool::new(self.threads(purpose)).map_err(crate::compute_error)?;
+        Ok(match purpose {
+            // Whoever measures takes one turn for all of it, so that no wait is measured.
+            Purpose::Probe => pool,
+            purpose => pool.on(self.shared.cores.of(class(purpose))),
+        })
+    }
+
+    /// The cores for a measurement. Blocks while more urgent work computes, but not for long.
+    pub fn turn(&self, purpose: Purpose) -> Turn {
+        self.shared.cores.turn(class(purpose))
+    }
+}
+
+/// How urgent a purpose is.
+fn class(purpose: Purpose) -> Class {
+    match purpose {
+        Purpose::Stage | Purpose::AwaitedAudits => Class::Answers,
+        Purpose::Products | Purpose::Checks | Purpose::Loading => Class::Products,
+        Purpose::Audits | Purpose::Probe => Class::Background,
     }
 }
 

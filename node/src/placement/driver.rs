@@ -197,9 +197,10 @@ impl PlacementDriver {
 /// Measures how fast this node computes layers, on a thread of its own, and publishes the speed.
 pub fn measure_speed(pool: Pool, devices: Devices, supervisor: &Supervisor) {
     let measure = move || {
-        let measured = devices
-            .pool(Purpose::Probe)
-            .and_then(|threads| pangea_compute::probe::layers(&threads, PROBE_MS).map_err(crate::compute_error));
+        let measured = devices.pool(Purpose::Probe).and_then(|threads| {
+            let _turn = devices.turn(Purpose::Probe);
+            pangea_compute::probe::layers(&threads, PROBE_MS).map_err(crate::compute_error)
+        });
         match measured {
             Ok(rates) => {
                 let speed = LayerSpeed { weight_bytes_per_s: rates.weight_bytes_per_s, macs_per_s: rates.macs_per_s };

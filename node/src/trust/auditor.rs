@@ -179,7 +179,8 @@ fn replay_audit(parts: &AuditorParts, pool: &OnceLock<Pool>, mut receipt: Receip
     let pool = match pool.get() {
         Some(pool) => pool,
         None => {
-            let made = parts.devices.pool(Purpose::Audits)?;
+            // Whether answers are held back for their audits is a policy of the node: each audit is urgent, or none.
+            let made = parts.devices.pool(if urgent { Purpose::AwaitedAudits } else { Purpose::Audits })?;
             pool.get_or_init(|| made)
         }
     };

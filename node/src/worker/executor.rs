@@ -162,7 +162,10 @@ impl Executor {
         let pool = devices.pool(Purpose::Products)?;
         let isa = pool.isa().name();
         // On a pool of its own, whose working memory goes with it: tasks need other amounts.
-        let speeds = measure(&devices.pool(Purpose::Probe)?)?;
+        let speeds = {
+            let _turn = devices.turn(Purpose::Probe);
+            measure(&devices.pool(Purpose::Probe)?)?
+        };
         let queue = Queue { flops_per_s: speeds.f32_flops_per_s, ..Queue::default() };
         let shared = Arc::new(Shared { queue: Mutex::new(queue), wake: Condvar::new() });
         let of_thread = Arc::clone(&shared);

@@ -16,6 +16,7 @@
 mod kind;
 mod ledger;
 mod shortage;
+pub mod turns;
 
 pub use kind::{Kind, models_bytes, own_work_bytes, roomy_audit_bytes, roomy_sessions_bytes};
 pub use ledger::{Action, Event, LeaseId, Ledger, MAX_WAITING};
