@@ -1,5 +1,5 @@
-//! What a node counts, and how that reads. A metric is declared where its owner counts it: name, help and type in one call to
-//! the [`Observer`], beside the event that also writes the log line. Nothing here adds up, and no list names all metrics.
+//! The metrics of a node and their text forms. The owner of a metric declares its name, help and type in one call to
+//! the [`Observer`], next to the code that counts and logs. There is no central list of metrics.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -13,13 +13,13 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
-/// Upper ends of the buckets of every duration, in seconds: from a cached first token to a long answer.
+/// Upper bounds of the buckets of every histogram of durations, in seconds: from a cached first token to a long answer.
 pub const SECONDS_BUCKETS: [f64; 13] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 120.0];
 
 /// The content type of [`Format::OpenMetrics`].
 const OPEN_METRICS: &str = "application/openmetrics-text";
 
-/// Labels of a metric that is counted by them.
+/// Label set of a metric.
 pub trait Labels: EncodeLabelSet + Clone + fmt::Debug + Eq + std::hash::Hash + Send + Sync + 'static {}
 
 impl<L: EncodeLabelSet + Clone + fmt::Debug + Eq + std::hash::Hash + Send + Sync + 'static> Labels for L {}
@@ -41,33 +41,34 @@ impl fmt::Debug for Observer {
 }
 
 impl Observer {
-    /// A counter. Its samples are called `pangea_<name>_total`.
+    /// Registers a counter. Its sample is named `pangea_<name>_total`.
     pub fn counter(&self, name: &str, help: &str) -> Counter {
         let counter = Counter::default();
         self.registry().register(name, help, counter.clone());
         counter
     }
 
-    /// One counter for each set of labels.
+    /// Registers a family of counters, one for each set of labels.
     pub fn counters<L: Labels>(&self, name: &str, help: &str) -> Family<L, Counter> {
         let counters = Family::default();
         self.registry().register(name, help, counters.clone());
         counters
     }
 
-    /// One histogram of seconds for each set of labels. Its samples are called `pangea_<name>_seconds_…`.
+    /// Registers a family of histograms of seconds, one for each set of labels. Their samples are named
+    /// `pangea_<name>_seconds_…`.
     pub fn durations<L: Labels>(&self, name: &str, help: &str) -> Family<L, Histogram> {
         let durations = Family::<L, Histogram>::new_with_constructor(|| Histogram::new(SECONDS_BUCKETS));
         self.registry().register_with_unit(name, help, Unit::Seconds, durations.clone());
         durations
     }
 
-    /// A figure that is read whenever somebody looks.
+    /// Registers a gauge. `read` is called at each scrape.
     pub fn gauge(&self, name: &'static str, help: &'static str, read: impl Fn() -> f64 + Send + Sync + 'static) {
         self.read(name, help, ConstGauge::new(0.0).metric_type(), move |metric| ConstGauge::new(read()).encode(metric));
     }
 
-    /// One figure for each set of labels, read whenever somebody looks.
+    /// Registers a family of gauges, one for each set of labels. `read` is called at each scrape.
     pub fn gauges<L: EncodeLabelSet>(
         &self,
         name: &'static str,
@@ -82,8 +83,8 @@ impl Observer {
         });
     }
 
-    /// A count that is kept elsewhere, never falls, and is read whenever somebody looks. Its sample is called
-    /// `pangea_<name>_total`.
+    /// Registers a counter whose value is kept elsewhere and never falls. `read` is called at each scrape. Its sample
+    /// is named `pangea_<name>_total`.
     pub fn count(&self, name: &'static str, help: &'static str, read: impl Fn() -> u64 + Send + Sync + 'static) {
         self.read(name, help, ConstCounter::new(0u64).metric_type(), move |metric| {
             ConstCounter::new(read()).encode(metric)
@@ -100,15 +101,15 @@ impl Observer {
         self.collect(Reading { name, help, metric_type, write: Box::new(write) });
     }
 
-    /// What comes and goes, and is asked for whenever somebody looks.
+    /// Registers a collector, which is called at each scrape, for metrics whose label sets come and go.
     pub fn collect(&self, collector: impl Collector) {
         self.registry().register_collector(Box::new(collector));
     }
 
-    /// All metrics in one of the two text forms.
+    /// All metrics as text in `format`.
     ///
     /// # Errors
-    /// Where a collector fails.
+    /// If a collector fails.
     pub fn text(&self, format: Format) -> Result<String, fmt::Error> {
         let mut text = String::new();
         prometheus_client::encoding::text::encode(&mut text, &self.registry())?;
@@ -123,7 +124,7 @@ impl Observer {
     }
 }
 
-/// A metric whose samples are read when somebody looks.
+/// A metric whose samples are read at each scrape.
 struct Reading {
     name: &'static str,
     help: &'static str,
@@ -153,7 +154,7 @@ pub enum Format {
 }
 
 impl Format {
-    /// The form that a client prefers, by its `Accept` header (RFC 9110, section 12.5.1).
+    /// The form that a client prefers according to its `Accept` header (RFC 9110, section 12.5.1).
     pub fn accepted(accept: Option<&str>) -> Format {
         let quality = |wanted: &str| {
             let mut best = 0.0f32;
@@ -170,7 +171,7 @@ impl Format {
         if open > 0.0 && open >= quality("text/plain") { Format::OpenMetrics } else { Format::Prometheus }
     }
 
-    /// The `Content-Type` of the form.
+    /// The `Content-Type` header of the form.
     pub fn content_type(self) -> &'static str {
         match self {
             Format::OpenMetrics => "application/openmetrics-text; version=1.0.0; charset=utf-8",
@@ -179,7 +180,8 @@ impl Format {
     }
 }
 
-/// OpenMetrics text as Prometheus text: there a counter is called what its samples are called, and has no unit and no end.
+/// Converts OpenMetrics text to Prometheus text, in which a counter has the name of its samples and neither a unit nor
+/// the end of the text is marked.
 fn to_prometheus(open_metrics: &str) -> String {
     let mut counters = std::collections::BTreeSet::new();
     for line in open_metrics.lines() {
@@ -222,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn every_metric_has_its_help_and_type_in_both_forms() {
+    fn every_metric_has_help_and_type_in_both_forms() {
         let open = observed().text(Format::OpenMetrics).unwrap();
         assert!(open.ends_with("# EOF\n"), "{open}");
         for line in ["# HELP pangea_births Nodes born.", "# TYPE pangea_births counter", "pangea_births_total 3"] {

@@ -1,5 +1,6 @@
-//! Holds every part of a node that runs by itself: threads, and tasks that live as long as the node. A part that ends
-//! is told with its name; what follows is decided by `pangea_control::supervise`. It never knows what a part does.
+//! Supervises every part of a node that runs by itself: threads, and tasks that live as long as the node. The end of a part
+//! is logged with its name; `pangea_control::supervise` decides whether it is started again. What a part does is not
+//! known here.
 
 use std::any::Any;
 use std::future::Future;
@@ -22,7 +23,7 @@ use crate::clock;
 use crate::fault::Fault;
 use crate::observe::Observer;
 
-/// Time between two beats of a thread that runs tasks.
+/// Interval of the heartbeats of a thread that runs tasks.
 const BEAT: Duration = Duration::from_secs(1);
 
 /// The supervisor of a node. Clones share it.
@@ -31,9 +32,9 @@ pub struct Supervisor(Arc<Shared>);
 
 struct Shared {
     supervision: Mutex<Supervision>,
-    /// Why the node must end.
+    /// Why the node must end; `None` while it need not.
     fatal: watch::Sender<Option<String>>,
-    /// The task that is to panic, for tests.
+    /// Name of the task that panics, in tests.
     panics: Option<&'static str>,
     ends: Family<Ended, Counter>,
 }
@@ -49,7 +50,7 @@ impl Default for Supervisor {
     }
 }
 
-/// A part while its owner needs it; dropping this takes a part that ended off the list of those that are unwell.
+/// Registration of a part. Dropping it removes the part, also from the list of unwell parts.
 #[derive(Debug)]
 pub struct Part {
     supervisor: Supervisor,
@@ -69,7 +70,8 @@ impl Drop for Part {
 }
 
 impl Supervisor {
-    /// A supervisor that counts for `observer` and makes the part that `fault` names panic a moment after its start.
+    /// Creates a supervisor with its metrics in `observer`. It makes the part that `fault` names panic shortly after
+    /// its start.
     pub fn with_fault(fault: Option<Fault>, observer: &Observer) -> Supervisor {
         let panics = (fault == Some(Fault::PanicPool)).then_some("pool");
         let ends = observer.counters("part_ends", "Threads and lasting tasks that ended unexpectedly");
@@ -77,10 +79,10 @@ impl Supervisor {
         Supervisor(Arc::new(Shared { supervision: Mutex::default(), fatal, panics, ends }))
     }
 
-    /// Runs `body`, which works off a queue, on a thread of its own; and again after a panic.
+    /// Runs `body`, which processes a queue, on a new thread. After a panic `body` is called again.
     ///
     /// # Errors
-    /// The system's, where it has no thread.
+    /// The system's error if the thread cannot be created.
     pub fn restarted_thread(&self, name: &str, mut body: impl FnMut() + Send + 'static) -> io::Result<JoinHandle<()>> {
         let id = self.start(name, Rule::Restarted, false);
         let (supervisor, part) = (self.clone(), name.to_owned());
@@ -93,14 +95,14 @@ impl Supervisor {
                 }
             }
         });
-        self.forget_unless_started(id, &spawned);
+        self.remove_unless_started(id, &spawned);
         spawned
     }
 
-    /// Runs `body`, which the node cannot go on without, on a thread of its own.
+    /// Runs `body`, without which the node cannot continue, on a new thread.
     ///
     /// # Errors
-    /// The system's, where it has no thread.
+    /// The system's error if the thread cannot be created.
     pub fn essential_thread(&self, name: &str, body: impl FnOnce() + Send + 'static) -> io::Result<JoinHandle<()>> {
         let id = self.start(name, Rule::Essential, false);
         let (supervisor, part) = (self.clone(), name.to_owned());
@@ -108,15 +110,15 @@ impl Supervisor {
             let end = ended(catch_unwind(AssertUnwindSafe(body)));
             supervisor.ended(id, &part, end);
         });
-        self.forget_unless_started(id, &spawned);
+        self.remove_unless_started(id, &spawned);
         spawned
     }
 
-    /// Runs `body` once on a thread of its own. `on_panic` is called on that thread with the panic's message; the part is
-    /// unwell from then on until the returned [`Part`] is dropped.
+    /// Runs `body` once on a new thread. If it panics, `on_panic` is called on that thread with the message, and the part is
+    /// unwell until the returned [`Part`] is dropped.
     ///
     /// # Errors
-    /// The system's, where it has no thread.
+    /// The system's error if the thread cannot be created.
     pub fn owned_thread(
         &self,
         name: &str,
@@ -136,11 +138,11 @@ impl Supervisor {
                 on_panic(&message);
             }
         });
-        self.forget_unless_started(id, &spawned);
+        self.remove_unless_started(id, &spawned);
         spawned.map(|_| Part { supervisor: self.clone(), id })
     }
 
-    /// Runs a task that the node cannot go on without, on the `LocalSet` of this thread.
+    /// Runs a task, without which the node cannot continue, on the `LocalSet` of this thread.
     pub fn task(&self, name: &str, task: impl Future<Output = ()> + 'static) {
         let id = self.start(name, Rule::Essential, false);
         let (supervisor, part) = (self.clone(), name.to_owned());
@@ -157,10 +159,10 @@ impl Supervisor {
         });
     }
 
-    /// Says from now on that the tasks of this thread's `LocalSet` get their turns.
+    /// Sends heartbeats from the `LocalSet` of this thread from now on: they stop if its tasks are blocked.
     pub fn beat(&self, name: &str) {
         let id = self.start(name, Rule::Essential, true);
-        // A thread whose tasks are dropped with it beats no more, and is not missed.
+        // Dropped together with the tasks of the thread, so that a thread that has ended is not missed.
         let part = Part { supervisor: self.clone(), id };
         tokio::task::spawn_local(async move {
             let mut beat = tokio::time::interval(BEAT);
@@ -172,22 +174,22 @@ impl Supervisor {
         });
     }
 
-    /// The node shuts down: from now on every end is expected.
+    /// Marks the node as shutting down: from now on the end of a part is expected.
     pub fn close(&self) {
         self.handle(Event::Closing);
     }
 
-    /// Waits until the node must end; returns why.
+    /// Waits until the node must end, and returns the reason.
     pub async fn fatal(&self) -> String {
         let mut fatal = self.0.fatal.subscribe();
         match fatal.wait_for(Option::is_some).await {
             Ok(why) => why.clone().unwrap_or_default(),
-            // This supervisor holds the sender.
+            // Cannot happen: this supervisor holds the sender.
             Err(_) => std::future::pending().await,
         }
     }
 
-    /// The parts that do not do their work at this moment.
+    /// The parts that do not work at the moment.
     pub fn unwell(&self) -> Vec<Unwell> {
         self.lock().unwell(clock::now())
     }
@@ -199,20 +201,20 @@ impl Supervisor {
         part
     }
 
-    fn forget_unless_started<T>(&self, id: PartId, spawned: &io::Result<T>) {
+    fn remove_unless_started<T>(&self, id: PartId, spawned: &io::Result<T>) {
         if spawned.is_err() {
             self.handle(Event::Forgotten(id));
         }
     }
 
-    /// Tells of an end, and does what follows; returns when to start the part again, if at all.
+    /// Logs the end of a part and carries out the decision. Returns the delay after which to start it again, if at all.
     fn ended(&self, id: PartId, name: &str, end: End) -> Option<Duration> {
         let why = match &end {
             End::Returned => "ended unexpectedly".to_owned(),
             End::Panicked(message) => format!("panicked: {message}"),
         };
         let action = self.handle(Event::Ended(id, end))?;
-        // A name's first word: a metric must not grow with every model.
+        // Only the first word of the name, so that the number of label values does not grow with the models.
         let part = name.split(' ').next().unwrap_or(name).to_owned();
         self.0.ends.get_or_create(&Ended { part }).inc();
         match action {
@@ -259,13 +261,13 @@ fn ended(result: Result<(), Box<dyn Any + Send>>) -> End {
     }
 }
 
-/// What a panic said.
+/// The message of a panic.
 pub(crate) fn message(payload: &(dyn Any + Send)) -> String {
     let text = payload.downcast_ref::<&str>().map(|text| (*text).to_owned());
     text.or_else(|| payload.downcast_ref::<String>().cloned()).unwrap_or_else(|| "no message".to_owned())
 }
 
-/// A thread's name, which systems cut at 15 bytes.
+/// The name of a thread. Linux limits it to 15 bytes.
 fn thread_name(part: &str) -> String {
     format!("pangea-{}", part.split(' ').next().unwrap_or(part))
 }
@@ -279,7 +281,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_thread_with_a_queue_goes_on_with_it_after_a_panic() {
+    fn a_restarted_thread_continues_with_its_queue_after_a_panic() {
         let supervisor = Supervisor::default();
         let (work, queue) = std::sync::mpsc::sync_channel(4);
         let (done, results) = sync_channel(4);
@@ -301,7 +303,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_task_that_panics_ends_the_node_with_its_name() {
+    async fn a_panic_of_a_task_ends_the_node_and_names_the_task() {
         let supervisor = Supervisor::default();
         LocalSet::new()
             .run_until(async {
@@ -313,7 +315,7 @@ mod tests {
     }
 
     #[test]
-    fn an_owner_hears_of_its_parts_panic_and_the_part_is_unwell_until_it_is_dropped() {
+    fn an_owner_is_called_when_its_part_panics_and_the_part_is_unwell_until_dropped() {
         let supervisor = Supervisor::default();
         let (tell, told) = sync_channel(4);
         let part = supervisor

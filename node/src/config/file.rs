@@ -1,5 +1,5 @@
-//! `config.toml`: the flags of `pangea node` by their names, one key each. The file is read as arguments, so that a key takes
-//! exactly what its flag takes; what no flag takes is refused with its line and column. It fills in no defaults.
+//! `config.toml`: the flags of `pangea node` by their names, one key each. The file is read as arguments, so that a key
+//! takes exactly what its flag takes. Anything else is an error with its line and column. No defaults are filled in here.
 
 use std::ffi::{OsStr, OsString};
 use std::io;
@@ -16,25 +16,25 @@ use super::raw::with_value;
 /// Flags that say which file is read, and so cannot be in it.
 const NOT_IN_FILE: [&str; 2] = ["config", "data-dir"];
 
-/// A `config.toml`, its values not judged yet.
+/// The settings of a `config.toml`, not yet checked against the flags.
 #[derive(Clone, Debug, Default)]
 pub struct ConfigFile {
     path: PathBuf,
     settings: Vec<Setting>,
 }
 
-/// A key and what it is set to.
+/// A key with its value.
 #[derive(Clone, Debug)]
 struct Setting {
     key: String,
-    /// Of the key.
+    /// Place of the key.
     place: Place,
     value: Value,
-    /// Of the value.
+    /// Place of the value.
     value_place: Place,
 }
 
-/// Line and column, both from 1; columns are characters.
+/// Line and column in the file. Both start at 1; columns count characters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Place {
     line: usize,
@@ -51,15 +51,15 @@ enum Value {
 /// A `config.toml` that cannot be used.
 #[derive(Debug, Error)]
 pub enum ConfigFileError {
-    /// It cannot be read.
+    /// The file cannot be read.
     #[error("the configuration {} cannot be read: {source}", path.display())]
     Unreadable {
         /// The file.
         path: PathBuf,
-        /// The system's answer.
+        /// The system's error.
         source: io::Error,
     },
-    /// Something in it is unknown or not possible.
+    /// The file is not TOML, or has an unknown key or an invalid value.
     #[error("{}:{line}:{column}: {why}", path.display())]
     Malformed {
         /// The file.
@@ -71,8 +71,8 @@ pub enum ConfigFileError {
         /// What is wrong there.
         why: String,
     },
-    /// What it says does not go with what was typed.
-    #[error("the configuration {} does not go with the flags: {why}", path.display())]
+    /// The settings of the file conflict with the flags on the command line.
+    #[error("the configuration {} conflicts with the flags: {why}", path.display())]
     Unusable {
         /// The file.
         path: PathBuf,
@@ -82,10 +82,10 @@ pub enum ConfigFileError {
 }
 
 impl ConfigFile {
-    /// What `text` says; `path` is for messages, and relative paths inside are relative to its folder.
+    /// Parses `text`. `path` is used in messages, and relative paths in `text` are relative to its folder.
     ///
     /// # Errors
-    /// [`ConfigFileError::Malformed`] for what is not TOML, or no value that a flag could have.
+    /// [`ConfigFileError::Malformed`] if `text` is not TOML, or has a value of a type that no flag has.
     pub fn parse(text: &str, path: &Path) -> Result<ConfigFile, ConfigFileError> {
         let malformed = |at: usize, why: String| {
             let Place { line, column } = place(text, at);
@@ -128,20 +128,20 @@ impl ConfigFile {
         Ok(ConfigFile { path: path.to_owned(), settings })
     }
 
-    /// The configuration in `path`.
+    /// Reads and parses the file at `path`.
     ///
     /// # Errors
-    /// [`ConfigFileError`].
+    /// [`ConfigFileError`] if the file cannot be read or parsed.
     pub fn load(path: &Path) -> Result<ConfigFile, ConfigFileError> {
         let text = std::fs::read_to_string(path)
             .map_err(|source| ConfigFileError::Unreadable { path: path.to_owned(), source })?;
         ConfigFile::parse(&text, path)
     }
 
-    /// As [`ConfigFile::load`]; empty where there is no such file.
+    /// As [`ConfigFile::load`], but empty if the file does not exist.
     ///
     /// # Errors
-    /// [`ConfigFileError`].
+    /// [`ConfigFileError`] if the file exists and cannot be read or parsed.
     pub fn load_if_there(path: &Path) -> Result<ConfigFile, ConfigFileError> {
         match ConfigFile::load(path) {
             Err(ConfigFileError::Unreadable { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
@@ -151,12 +151,12 @@ impl ConfigFile {
         }
     }
 
-    /// The file itself.
+    /// The path of the file.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// The text that the flag of this name is set to here, as it stands.
+    /// The text that the file sets `flag` to, unchanged; `None` if the file does not set it to a text.
     pub fn text_of(&self, flag: &str) -> Option<&str> {
         match &self.settings.iter().find(|setting| setting.key == flag)?.value {
             Value::One(text) => Some(text),
@@ -164,19 +164,19 @@ impl ConfigFile {
         }
     }
 
-    /// `file:line:column` of what the flag of this name is set to here.
+    /// `file:line:column` of the value that the file sets `flag` to.
     pub fn place_of(&self, flag: &str) -> Option<String> {
         let setting = self.settings.iter().find(|setting| setting.key == flag)?;
         let Place { line, column } = setting.value_place;
         Some(format!("{}:{line}:{column}", self.path.display()))
     }
 
-    /// What the file says, as arguments of `flags`. A key gives way to its flag, and to flags that exclude it, where these
-    /// are `given` (by the id of a flag).
+    /// The settings of the file as arguments of `flags`. A key is left out if its flag, or a flag that excludes it, is
+    /// `given` (called with the id of a flag).
     ///
     /// # Errors
-    /// [`ConfigFileError::Malformed`] for keys that are no flag, for values that their flag does not take and for keys that
-    /// exclude each other.
+    /// [`ConfigFileError::Malformed`] for keys that are not flags, for values that their flag does not take, and for
+    /// keys that exclude each other.
     pub fn arguments(&self, flags: &Command, given: &dyn Fn(&str) -> bool) -> Result<Vec<OsString>, ConfigFileError> {
         let mut arguments = Vec::new();
         let mut used: Vec<(&Setting, &Arg)> = Vec::new();
@@ -206,7 +206,7 @@ impl ConfigFile {
         ConfigFileError::Malformed { path: self.path.clone(), line, column, why }
     }
 
-    /// The flag that a key names.
+    /// The flag of the key of `setting`.
     fn flag<'a>(&self, flags: &'a Command, setting: &Setting) -> Result<&'a Arg, ConfigFileError> {
         let key = setting.key.as_str();
         if NOT_IN_FILE.contains(&key) {
@@ -223,7 +223,7 @@ impl ConfigFile {
         Err(self.malformed(setting.place, format!("no setting is called {key}; {hint}")))
     }
 
-    /// What a key is set to, as arguments of its flag: each accepted by the flag, alone.
+    /// The value of `setting` as arguments of its flag, each of them checked by the flag's own parser.
     fn argument(&self, flags: &Command, setting: &Setting, flag: &Arg) -> Result<Vec<OsString>, ConfigFileError> {
         let key = setting.key.as_str();
         let wrong = |place, why: String| Err(self.malformed(place, format!("{key}: {why}")));
@@ -251,7 +251,7 @@ impl ConfigFile {
     }
 }
 
-/// The ids of the flags that a flag excludes or is excluded by.
+/// The ids of the flags that `flag` excludes, and of those that exclude `flag`.
 fn excluded_by<'a>(flags: &'a Command, flag: &'a Arg) -> impl Iterator<Item = &'a str> {
     let own = flags.get_arg_conflicts_with(flag).into_iter();
     let others = flags.get_arguments().filter(move |other| {
@@ -260,7 +260,7 @@ fn excluded_by<'a>(flags: &'a Command, flag: &'a Arg) -> impl Iterator<Item = &'
     own.chain(others).map(|flag| flag.get_id().as_str())
 }
 
-/// The flag that is spelled most like `key`.
+/// The name of the flag with the spelling closest to `key`, if any is close.
 fn nearest(flags: &Command, key: &str) -> Option<String> {
     let typed = with_value(key, OsStr::new(""));
     let error = flags.clone().try_get_matches_from([typed]).err()?;
@@ -270,7 +270,7 @@ fn nearest(flags: &Command, key: &str) -> Option<String> {
     }
 }
 
-/// Why a flag does not take a value, without the flag.
+/// The reason in an error of clap about a value, without the name of the flag.
 fn reason(error: &clap::Error) -> String {
     if let Some(source) = std::error::Error::source(error) {
         return source.to_string();
@@ -281,7 +281,7 @@ fn reason(error: &clap::Error) -> String {
     }
 }
 
-/// A text or a number as the text that would be typed.
+/// A text or a number as it would be written on the command line.
 fn single(value: DeValue<'_>) -> Option<String> {
     match value {
         DeValue::String(text) => Some(text.into_owned()),
@@ -292,7 +292,7 @@ fn single(value: DeValue<'_>) -> Option<String> {
     }
 }
 
-/// Where byte `at` is.
+/// Line and column of byte `at` of `text`.
 fn place(text: &str, at: usize) -> Place {
     let before = text.get(..at).unwrap_or(text);
     let start = before.rfind('\n').map_or(0, |newline| newline + 1);
@@ -304,7 +304,7 @@ mod tests {
     use super::*;
     use crate::config::raw::flags;
 
-    /// What the file comes to, in arguments; or what is wrong with it.
+    /// The arguments that the file stands for, or its error.
     fn arguments(text: &str) -> Result<Vec<String>, String> {
         let file = ConfigFile::parse(text, Path::new("/etc/pangea/config.toml")).map_err(|error| error.to_string())?;
         let arguments = file.arguments(&flags(), &|_| false).map_err(|error| error.to_string())?;
@@ -337,7 +337,7 @@ mod tests {
     }
 
     #[test]
-    fn lists_and_single_values_are_both_taken_where_a_flag_may_be_repeated() {
+    fn a_flag_that_can_be_repeated_takes_a_list_or_a_single_value() {
         assert_eq!(arguments("model = \"m\"").unwrap(), ["--model=m"]);
         assert_eq!(arguments("model = [\"m\", \"n\"]").unwrap(), ["--model=m", "--model=n"]);
         assert_eq!(arguments("no-mdns = true\nsplit = false").unwrap(), ["--no-mdns"]);
@@ -353,7 +353,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_said_with_its_place_in_plain_words() {
+    fn an_error_names_its_place_and_its_cause() {
         for (text, expected) in [
             ("threads = 2\nthreds = 3\n", "2:1: no setting is called threds; did you mean threads?"),
             ("mdns = false\n", "1:1: no setting is called mdns; did you mean no-mdns?"),
@@ -386,13 +386,13 @@ mod tests {
     }
 
     #[test]
-    fn a_key_gives_way_to_its_flag_and_to_flags_that_exclude_it() {
+    fn a_key_is_left_out_if_its_flag_or_a_flag_that_excludes_it_is_given() {
         let file = ConfigFile::parse("api-addr = \"127.0.0.1:2\"\nthreads = 3", Path::new("/c")).unwrap();
         let left = |given: &'static str| file.arguments(&flags(), &|id| id == given).unwrap();
         assert_eq!(left("threads"), ["--api-addr=127.0.0.1:2"]);
         assert_eq!(left("api_port"), ["--threads=3"]);
         assert_eq!(left("no_api"), ["--threads=3"]);
         let wrong = ConfigFile::parse("threads = 0", Path::new("/c")).unwrap();
-        assert!(wrong.arguments(&flags(), &|_| true).is_err(), "a mistake is told though a flag hides it");
+        assert!(wrong.arguments(&flags(), &|_| true).is_err(), "a wrong value is an error even if a flag overrides it");
     }
 }

@@ -1,4 +1,4 @@
-//! Flags of `pangea node` on who it is and where its files are.
+//! Flags of `pangea node` for its identity and its files.
 
 use std::path::{Path, PathBuf};
 
@@ -9,10 +9,10 @@ use super::log::LogFormat;
 use super::node::ConfigError;
 use crate::host;
 
-/// Most characters of a name: it goes into tables and adverts.
+/// Maximum length of a node's name in characters: names are shown in tables and sent in adverts.
 const MAX_NAME_CHARS: usize = 64;
 
-/// As typed, or written in `config.toml`.
+/// Identity and files, as given on the command line, in the environment or in `config.toml`; no defaults.
 #[derive(Args, Clone, Debug, Default)]
 #[command(next_help_heading = "Identity and files")]
 pub struct IdentityFlags {
@@ -44,30 +44,30 @@ pub struct IdentityFlags {
     pub log_format: Option<LogFormat>,
 }
 
-/// Who a node is, and where its files are.
+/// Identity and files of a node.
 #[derive(Clone, Debug)]
 pub struct IdentityConfig {
-    /// Whether the identity is new and written nowhere.
+    /// Whether the node uses a new identity that is not stored.
     pub ephemeral: bool,
-    /// The node's name, for people.
+    /// Name of the node, for display.
     pub name: String,
-    /// Where `node.key` and the rest are; may not exist yet.
+    /// Directory of `node.key` and the node's other files; it may not exist yet.
     pub data_dir: PathBuf,
 }
 
 impl IdentityFlags {
-    /// The defaults filled in.
+    /// Fills in the defaults.
     pub(super) fn resolve(self, data_dir: &Path) -> IdentityConfig {
-        // A host's name can be longer than a node's.
+        // The host's name can be longer than MAX_NAME_CHARS.
         let name = self.name.unwrap_or_else(|| host::name().chars().take(MAX_NAME_CHARS).collect());
         IdentityConfig { ephemeral: self.ephemeral, name, data_dir: data_dir.to_owned() }
     }
 }
 
-/// The data directory: the named one, else `~/.pangea`.
+/// The data directory: `named`, or `~/.pangea` without it.
 ///
 /// # Errors
-/// [`ConfigError::NoHome`] where neither is there.
+/// [`ConfigError::NoHome`] if there is no `named` and no home directory.
 pub fn data_dir(named: Option<PathBuf>) -> Result<PathBuf, ConfigError> {
     match named {
         Some(folder) => Ok(folder),
@@ -97,7 +97,7 @@ mod tests {
     }
 
     #[test]
-    fn an_identity_is_kept_unless_asked_otherwise() {
+    fn an_identity_is_stored_unless_it_is_ephemeral() {
         assert!(!resolve(&[], "").identity.ephemeral);
         assert!(resolve(&["--ephemeral"], "").identity.ephemeral);
     }

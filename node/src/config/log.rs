@@ -1,4 +1,4 @@
-//! Verbosity and format of the log on standard error. The subscriber that does it is set up in `cli::log`.
+//! Verbosity and format of the log on standard error. `cli::log` sets up the subscriber.
 
 use clap::ValueEnum;
 
@@ -10,14 +10,14 @@ pub enum LogLevel {
     /// Lines that people and scripts look for.
     #[default]
     Info,
-    /// Reasons as well (`-v`).
+    /// Details for finding the cause of a problem as well (`-v`).
     Debug,
     /// Everything, including the libraries (`-vv`).
     Trace,
 }
 
 impl LogLevel {
-    /// The level of `-q` and of `verbose` times `-v`.
+    /// The level for `-q` (`quiet`) and for `-v` given `verbose` times.
     pub fn from_flags(quiet: bool, verbose: u8) -> LogLevel {
         match (quiet, verbose) {
             (true, _) => LogLevel::Error,
@@ -34,7 +34,7 @@ pub enum LogFormat {
     /// Text for people.
     #[default]
     Text,
-    /// One JSON object a line.
+    /// One JSON object per line.
     Json,
 }
 

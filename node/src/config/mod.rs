@@ -1,11 +1,11 @@
-//! What a node runs with: typed by a person, read from the environment and from `config.toml`, resolved once.
+//! Configuration of a node, from the command line, the environment and `config.toml`. It is resolved once, at the start.
 //!
-//! * [`network`], [`service`], [`work`], [`identity`]: the flags of `pangea node` by concern. A flag's name, help, effect and
-//!   test stand together in one of them, and nowhere else: help, `config.toml` and errors follow.
-//! * [`raw`]: all flags as typed, set in the environment or written in [`mod@file`]; everything optional.
-//! * [`node`]: [`NodeConfig`], what runs; nothing optional but what truly is. Verbosity is in [`mod@log`].
+//! * [`network`], [`service`], [`work`], [`identity`]: the flags of `pangea node` by concern. The name, help, effect and
+//!   test of a flag are in one of these modules only; the help, `config.toml` and the errors are derived from it.
+//! * [`raw`]: all flags together, as given on the command line, in the environment or in [`mod@file`]; all of them optional.
+//! * [`node`]: [`NodeConfig`], the resolved configuration, with defaults. Verbosity is in [`mod@log`].
 //!
-//! Flags win over the environment, the environment over the file. Nothing here creates or binds anything.
+//! A flag overrides the environment, and the environment overrides the file. Nothing here creates a file or binds a port.
 
 pub mod file;
 pub mod identity;

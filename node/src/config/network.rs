@@ -1,4 +1,4 @@
-//! Flags of `pangea node` on its network: where it listens, whom it connects to, whom it lets in.
+//! Flags of `pangea node` for the network: the addresses it listens on, the peers it connects to, and who may join.
 
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
@@ -11,10 +11,10 @@ use libp2p::multiaddr::Protocol;
 use super::node::ConfigError;
 use crate::net::{PoolKey, peer_address};
 
-/// Port of TCP and QUIC unless `--listen` names others.
+/// Default port of TCP and QUIC.
 const PORT: u16 = 7777;
 
-/// As typed, or written in `config.toml`.
+/// The network, as given on the command line, in the environment or in `config.toml`; no defaults.
 #[derive(Args, Clone, Debug, Default)]
 #[command(next_help_heading = "Network")]
 pub struct NetworkFlags {
@@ -43,23 +43,23 @@ pub struct NetworkFlags {
     pub open: bool,
 }
 
-/// What a node's network runs with.
+/// Network configuration of a node.
 #[derive(Clone, Debug)]
 pub struct NetworkConfig {
     /// libp2p addresses to listen on; port 0 picks a free one.
     pub listen: Vec<Multiaddr>,
-    /// Peers to connect to, and to connect to again whenever they are lost.
+    /// Peers to stay connected to: a lost connection is made again.
     pub peers: Vec<Multiaddr>,
-    /// A `peers.json`, watched; one that was not named by the person may not exist yet.
+    /// Path of a `peers.json`, which is watched for changes. The default one may not exist yet.
     pub peers_file: PathBuf,
     /// Whether to look for peers on the local network.
     pub mdns: bool,
-    /// The pool's key. Without one, anyone on the network can join.
+    /// Key of the pool. Without a key, anyone on the network can join.
     pub pool_key: Option<PoolKey>,
 }
 
 impl NetworkFlags {
-    /// The defaults filled in, the pool key read.
+    /// Fills in the defaults and reads the pool key.
     pub(super) fn resolve(self, data_dir: &Path) -> Result<NetworkConfig, ConfigError> {
         let listen = if self.listen.is_empty() { default_listen() } else { self.listen };
         let peers_file = match self.peers_file {
@@ -102,7 +102,7 @@ mod tests {
     }
 
     #[test]
-    fn it_listens_on_tcp_and_quic_unless_told_where() {
+    fn the_default_listen_addresses_are_tcp_and_quic() {
         let network = resolve(&[], "").network;
         assert_eq!(shown(&network.listen), ["/ip4/0.0.0.0/tcp/7777", "/ip4/0.0.0.0/udp/7777/quic-v1"]);
         let network = resolve(&["--listen", "127.0.0.1:0", "/ip6/::1/udp/9/quic-v1"], "").network;
@@ -125,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn files_that_are_named_must_exist() {
+    fn a_file_named_by_a_flag_must_exist() {
         assert!(refusal(&["--peers-file", "/nowhere/p.json"], "").contains("does not exist"));
         assert!(refusal(&["--pool-key", "/nowhere/k"], "").contains("64 hex digits"));
         assert!(resolve(&[], "").network.peers_file.ends_with("peers.json"));

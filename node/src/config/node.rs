@@ -1,5 +1,5 @@
-//! The configuration that a node runs with: flags, environment and file brought together, defaults filled in, the pool key
-//! read. After this nothing is checked again. It creates and binds nothing.
+//! The resolved configuration of a node: flags, environment and file merged, defaults filled in, the pool key
+//! read. All checks are made here. Nothing here creates a file or binds a port.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -16,83 +16,83 @@ use super::service::ServiceConfig;
 use super::work::WorkConfig;
 use crate::net::PoolKeyError;
 
-/// How a node runs.
+/// Resolved configuration of a node.
 #[derive(Clone, Debug)]
 pub struct NodeConfig {
-    /// Where it listens and whom it lets in.
+    /// Addresses, peers and the pool key.
     pub network: NetworkConfig,
-    /// Where programs reach it.
+    /// The Cap'n Proto service and the HTTP API.
     pub service: ServiceConfig,
-    /// What it works on, and with what.
+    /// Models, memory and threads, audits, role in the pool.
     pub work: WorkConfig,
-    /// Who it is, and where its files are.
+    /// Identity and files.
     pub identity: IdentityConfig,
-    /// What is logged, and how.
+    /// Verbosity and format of the log.
     pub log: LogConfig,
 }
 
-/// A configuration that cannot be used. All are bad usage.
+/// A configuration that cannot be used. Every case is a usage error.
 #[derive(Debug, Error)]
 pub enum ConfigError {
     /// `config.toml` is wrong.
     #[error(transparent)]
     File(#[from] ConfigFileError),
-    /// What was typed cannot be read.
+    /// The command line cannot be parsed.
     #[error("{0}")]
     Typed(String),
     /// The pool key is missing or malformed.
     #[error(transparent)]
     PoolKey(#[from] PoolKeyError),
-    /// There is nowhere to keep the identity.
+    /// There is no home directory for the identity, and no other directory is named.
     #[error("there is no home folder to keep this node's data in; name one with --data-dir or PANGEA_HOME")]
     NoHome,
-    /// The peers file that was named is not there.
+    /// The file of `--peers-file` does not exist.
     #[error("the peers file {} does not exist; create it with {{\"peers\": []}}", .0.display())]
     NoPeersFile(PathBuf),
-    /// Others could use the HTTP API.
+    /// The HTTP API can be reached from other hosts and has no key.
     #[error(
         "the HTTP API at {address} is open to others: set a key of at least {min_chars} characters that clients must show, in PANGEA_API_KEY or as api-key in config.toml"
     )]
     NoApiKey {
-        /// Where the API would be.
+        /// Address of the API.
         address: SocketAddr,
-        /// Characters that a key has.
+        /// Minimum length of a key in characters.
         min_chars: usize,
     },
-    /// The API key can be guessed, or cannot be sent.
+    /// The API key is too short, or has characters that an HTTP header cannot carry.
     #[error("an API key has at least {min_chars} characters, all printable ASCII and no spaces")]
     ApiKey {
-        /// Characters that a key has.
+        /// Minimum length of a key in characters.
         min_chars: usize,
     },
-    /// The API key was typed.
+    /// The API key was given on the command line.
     #[error("an API key that is typed shows in every list of processes; set PANGEA_API_KEY, or api-key in config.toml")]
     TypedApiKey,
-    /// There is nothing to split.
+    /// `--split` without a model.
     #[error("--split needs --model: say both at the node that serves the model; others need no flag to take part")]
     SplitWithoutModel,
-    /// A value outside what is possible.
-    #[error("--{flag} {value} is not possible: {why}")]
+    /// The value of a flag is invalid.
+    #[error("--{flag} {value} is invalid: {why}")]
     Value {
         /// The flag.
         flag: &'static str,
-        /// What was asked for.
+        /// The invalid value.
         value: String,
-        /// What must hold.
+        /// Why the value is invalid.
         why: String,
     },
-    /// Any of these, about something that `config.toml` says.
+    /// Another error about a value in `config.toml`.
     #[error("{place}: {error}")]
     At {
         /// `file:line:column`.
         place: String,
-        /// What is wrong there.
+        /// The error.
         error: Box<ConfigError>,
     },
 }
 
 impl ConfigError {
-    /// The flag that it is about.
+    /// The flag that the error is about.
     fn flag(&self) -> Option<&'static str> {
         match self {
             ConfigError::PoolKey(_) => Some("pool-key"),
@@ -111,11 +111,11 @@ impl ConfigError {
 }
 
 impl NodeConfig {
-    /// What the flags of `pangea node`, the environment and the `config.toml` that they point to say, with defaults for the
-    /// rest.
+    /// Merges the flags of `pangea node`, the environment and the `config.toml` that they name, and fills in the
+    /// defaults.
     ///
     /// # Errors
-    /// [`ConfigError`], before anything is created or bound.
+    /// [`ConfigError`]; nothing has been created or bound by then.
     pub fn resolve(typed: &ArgMatches, level: LogLevel) -> Result<NodeConfig, ConfigError> {
         if typed.value_source("api_key") == Some(clap::parser::ValueSource::CommandLine) {
             return Err(ConfigError::TypedApiKey);
@@ -152,7 +152,7 @@ pub(super) mod tests {
     use super::*;
     use crate::config::raw::flags;
 
-    /// What comes of flags typed and a `config.toml` in the data directory; the environment says nothing.
+    /// The configuration of a command line and a `config.toml` in the data directory, with an empty environment.
     fn resolved(typed: &[&str], file: &str) -> Result<NodeConfig, String> {
         let folder = tempfile::tempdir().unwrap();
         let home = folder.path().join("home");
@@ -168,18 +168,18 @@ pub(super) mod tests {
         result
     }
 
-    /// What comes of flags and a `config.toml` that can be used.
+    /// The configuration of a valid command line and `config.toml`.
     pub(in crate::config) fn resolve(typed: &[&str], file: &str) -> NodeConfig {
         resolved(typed, file).unwrap()
     }
 
-    /// What is said of flags and a `config.toml` that cannot be used.
+    /// The error message of an invalid command line and `config.toml`.
     pub(in crate::config) fn refusal(typed: &[&str], file: &str) -> String {
         resolved(typed, file).unwrap_err()
     }
 
     #[test]
-    fn a_flag_wins_over_the_file_and_the_file_over_the_default() {
+    fn a_flag_overrides_the_file_and_the_file_the_default() {
         let config =
             resolve(&["--name", "typed"], "threads = 3\nname = \"filed\"\nmax-memory = \"64M\"\nno-mdns = true\n");
         assert_eq!(
@@ -191,14 +191,14 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn lists_typed_replace_those_of_the_file() {
+    fn a_list_on_the_command_line_replaces_the_list_of_the_file() {
         let config = resolve(&["--peer", "10.0.0.1:1"], "peer = [\"10.0.0.2:2\", \"10.0.0.3:3\"]\nmodel = [\"m\"]");
         assert_eq!((config.network.peers.len(), config.work.models.len()), (1, 1));
         assert_eq!(config.network.peers[0].to_string(), "/ip4/10.0.0.1/tcp/1");
     }
 
     #[test]
-    fn the_environment_wins_over_the_file() {
+    fn the_environment_overrides_the_file() {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("config.toml"), "no-mdns = false\nname = \"filed\"").unwrap();
         // A variable that is set wherever tests run stands for the flag's own.
@@ -210,7 +210,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn what_is_found_late_is_said_with_its_place_in_the_file_too() {
+    fn an_error_found_after_parsing_names_its_place_in_the_file_too() {
         for (file, place, why) in [
             ("threads = 2\npool-key = \"none.key\"\n", "config.toml:2:12: ", "64 hex digits"),
             ("peers-file = \"none.json\"\n", "config.toml:1:14: ", "does not exist"),

@@ -1,5 +1,5 @@
-//! Everything that can be asked of `pangea node`: typed, set in the environment, or written in `config.toml`. A key of the
-//! file is the flag of that name, so that the file is read as if its lines had been typed. No defaults are filled in here.
+//! All settings of `pangea node`, from the command line, the environment and `config.toml`. A key of the
+//! file has the name of its flag: the lines of the file are parsed as arguments. No defaults are filled in here.
 
 use std::ffi::{OsStr, OsString};
 
@@ -29,49 +29,49 @@ environment over config.toml, whose keys are the flags' names: no-mdns = true";
 #[derive(Args, Clone, Debug, Default)]
 #[command(after_help = EXAMPLES)]
 pub struct RawNodeConfig {
-    /// Where it listens and whom it lets in.
+    /// Addresses, peers and the pool key.
     #[command(flatten)]
     pub network: NetworkFlags,
-    /// What programs reach it by.
+    /// The Cap'n Proto service and the HTTP API.
     #[command(flatten)]
     pub service: ServiceFlags,
-    /// What it works on, and with what.
+    /// Models, memory and threads, audits, role in the pool.
     #[command(flatten)]
     pub work: WorkFlags,
-    /// Who it is, and where its files are.
+    /// Identity and files.
     #[command(flatten)]
     pub identity: IdentityFlags,
 }
 
 impl RawNodeConfig {
-    /// What was typed or set in the environment, and for the rest what `file` says.
+    /// The settings of the command line and the environment, and of `file` for those that neither gives.
     ///
     /// # Errors
-    /// [`ConfigFileError::Malformed`] for what no flag takes, with its place in the file.
+    /// [`ConfigFileError::Malformed`] for keys and values of the file that no flag takes.
     pub fn with_file(typed: &ArgMatches, file: &ConfigFile) -> Result<RawNodeConfig, ConfigFileError> {
         let flags = flags();
-        // What was typed comes last: of two flags that override each other the last one counts.
+        // The arguments of the command line come last: of two flags that override each other, clap takes the last.
         let mut arguments = file.arguments(&flags, &|id| given(typed, id))?;
         arguments.extend(retyped(&flags, typed));
         let all = flags.try_get_matches_from(arguments);
-        // Everything in it was accepted once already, together or alone.
+        // Each argument has been accepted before, by `typed` or by `ConfigFile::arguments`.
         let raw = all.and_then(|all| RawNodeConfig::from_arg_matches(&all));
         raw.map_err(|error| ConfigFileError::Unusable { path: file.path().to_owned(), why: error.to_string() })
     }
 }
 
-/// The flags alone: no environment, no help.
+/// The flags of `pangea node` without environment variables and without help.
 pub(super) fn flags() -> Command {
     let command = Command::new("node").no_binary_name(true).disable_help_flag(true);
     RawNodeConfig::augment_args(command).mut_args(|flag| flag.env(None::<&'static str>))
 }
 
-/// Whether a flag was typed or set in the environment.
+/// Whether a flag was given on the command line or in the environment.
 pub(super) fn given(typed: &ArgMatches, id: &str) -> bool {
     matches!(typed.value_source(id), Some(ValueSource::CommandLine | ValueSource::EnvVariable))
 }
 
-/// What was typed or set in the environment, as if all of it had been typed.
+/// The settings of the command line and the environment, as arguments.
 fn retyped(flags: &Command, typed: &ArgMatches) -> Vec<OsString> {
     let mut arguments = Vec::new();
     for flag in flags.get_arguments() {
@@ -88,7 +88,7 @@ fn retyped(flags: &Command, typed: &ArgMatches) -> Vec<OsString> {
     arguments
 }
 
-/// `--long=value`.
+/// The argument `--long=value`.
 pub(super) fn with_value(long: &str, value: &OsStr) -> OsString {
     let mut argument = OsString::from(format!("--{long}="));
     argument.push(value);

@@ -1,4 +1,4 @@
-//! Flags of `pangea node` on what programs reach it by: the Cap'n Proto service and the HTTP API.
+//! Flags of `pangea node` for its services: the Cap'n Proto service and the HTTP API.
 
 use std::net::{Ipv4Addr, SocketAddr};
 
@@ -8,25 +8,25 @@ use clap::builder::FalseyValueParser;
 use super::node::ConfigError;
 use crate::host;
 
-/// Port of the Cap'n Proto service unless `--rpc-addr` names another.
+/// Default port of the Cap'n Proto service.
 const RPC_PORT: u16 = 8080;
 
-/// Port of the HTTP API unless a flag names another.
+/// Default port of the HTTP API.
 const API_PORT: u16 = 52415;
 
-/// Shortest API key; a shorter one can be guessed.
+/// Minimum length of an API key in characters; a shorter one can be guessed.
 const MIN_API_KEY_CHARS: usize = 8;
 
-/// Where the HTTP API is offered.
+/// The network on which the HTTP API is offered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Bind {
     /// On this host only.
     Loopback,
-    /// At this host's private address; on loopback where there is none.
+    /// At this host's private address, or on loopback if the host has no private address.
     Lan,
 }
 
-/// As typed, or written in `config.toml`.
+/// The services, as given on the command line, in the environment or in `config.toml`; no defaults.
 #[derive(Args, Clone, Debug, Default)]
 #[command(next_help_heading = "Programs")]
 pub struct ServiceFlags {
@@ -55,7 +55,7 @@ pub struct ServiceFlags {
     pub api_key: Option<String>,
 }
 
-/// Where programs reach a node.
+/// Addresses of the services of a node.
 #[derive(Clone, Debug)]
 pub struct ServiceConfig {
     /// Address of the Cap'n Proto service; port 0 picks a free one.
@@ -64,12 +64,12 @@ pub struct ServiceConfig {
     pub api: Option<ApiConfig>,
 }
 
-/// Where the HTTP API is, and for whom.
+/// Address and key of the HTTP API.
 #[derive(Clone)]
 pub struct ApiConfig {
-    /// Its address; port 0 picks a free one.
+    /// Address of the API; port 0 picks a free one.
     pub address: SocketAddr,
-    /// What clients must show; never absent where others than this host reach the API.
+    /// Key that clients must send. It is always present if other hosts can reach the API.
     pub key: Option<String>,
 }
 
@@ -81,14 +81,14 @@ impl std::fmt::Debug for ApiConfig {
 }
 
 impl ServiceFlags {
-    /// The defaults filled in.
+    /// Fills in the defaults.
     pub(super) fn resolve(self) -> Result<ServiceConfig, ConfigError> {
         let rpc_addr = self.rpc_addr.unwrap_or((Ipv4Addr::LOCALHOST, RPC_PORT).into());
         let api = if self.no_api { None } else { Some(self.api()?) };
         Ok(ServiceConfig { rpc_addr, api })
     }
 
-    /// The HTTP API: at the whole address where one is given, else at a port of loopback or the private address.
+    /// The HTTP API at `--api-addr`; without it, at `--api-port` of loopback or of the private address (`--bind`).
     fn api(self) -> Result<ApiConfig, ConfigError> {
         let address = self.api_addr.unwrap_or_else(|| {
             let host = match self.bind {
@@ -101,7 +101,7 @@ impl ServiceFlags {
         if key.as_ref().is_some_and(|key| key.len() < MIN_API_KEY_CHARS || !key.chars().all(|c| c.is_ascii_graphic())) {
             return Err(ConfigError::ApiKey { min_chars: MIN_API_KEY_CHARS });
         }
-        // `--bind lan` asks for others, whatever address there is today.
+        // `--bind lan` needs a key even if the host has no private address now and falls back to loopback.
         if key.is_none() && (self.bind == Some(Bind::Lan) || !address.ip().is_loopback()) {
             return Err(ConfigError::NoApiKey { address, min_chars: MIN_API_KEY_CHARS });
         }
@@ -124,7 +124,7 @@ mod tests {
     use crate::config::node::tests::{refusal, resolve};
 
     #[test]
-    fn the_api_is_at_its_port_of_loopback_or_of_the_private_network() {
+    fn the_api_binds_to_its_port_on_loopback_or_the_private_network() {
         let api = |flags: &[&str]| resolve(flags, "").service.api;
         assert_eq!(api(&[]).unwrap().address.to_string(), "127.0.0.1:52415");
         assert_eq!(api(&["--api-port", "9"]).unwrap().address.to_string(), "127.0.0.1:9");
@@ -142,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn an_api_that_others_reach_has_a_key() {
+    fn an_api_that_other_hosts_can_reach_needs_a_key() {
         for flags in [["--bind", "lan"], ["--api-addr", "0.0.0.0:0"]] {
             assert!(refusal(&flags, "").contains("PANGEA_API_KEY"), "{flags:?}");
             assert!(resolve(&flags, "api-key = \"open-sesame\"").service.api.unwrap().key.is_some());
@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_is_not_typed_where_every_list_of_processes_shows_it() {
+    fn an_api_key_on_the_command_line_is_an_error() {
         let why = refusal(&["--api-key", "open-sesame"], "");
         assert!(why.contains("PANGEA_API_KEY") && !why.contains("sesame"), "{why}");
     }

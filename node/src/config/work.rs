@@ -1,5 +1,5 @@
-//! Flags of `pangea node` on its work: models and layers, memory and threads, checks, its role in the pool. The limits of
-//! memory and threads hold for the commands that compute in their own process, too.
+//! Flags of `pangea node` for its work: models and layers, memory and threads, audits, its role in the pool. The limits of
+//! memory and threads are also used by the commands that compute in their own process.
 
 use std::ops::Range;
 
@@ -12,16 +12,16 @@ use crate::host;
 use pangea_control::trust::AuditPolicy;
 use pangea_units::{ByteSize, LayerRange, NotASize};
 
-/// Memory of a host that does not say how much it has.
+/// Memory that is assumed if the host does not report its memory.
 const UNKNOWN_MEMORY_BYTES: u64 = 4 << 30;
 
-/// Smallest memory limit: a few tiles of a small product.
+/// Minimum of the memory limit: a few tiles of a small product.
 const MIN_MEMORY_BYTES: u64 = 16 << 20;
 
-/// Most threads that can be asked for: more than any machine has cores, so that a larger number is a typing error.
+/// Maximum number of threads. No machine has as many cores, so a larger number is a typing error.
 const MAX_THREADS: usize = 4096;
 
-/// As typed, or written in `config.toml`.
+/// The work, as given on the command line, in the environment or in `config.toml`; no defaults.
 #[derive(Args, Clone, Debug, Default)]
 #[command(next_help_heading = "Work")]
 pub struct WorkFlags {
@@ -29,11 +29,13 @@ pub struct WorkFlags {
     #[arg(short, long, value_name = "MODEL", num_args = 1.., env = "PANGEA_MODEL", hide_env_values = true, value_delimiter = ',')]
     pub model: Vec<String>,
 
-    /// Split these models over all nodes that raise the total throughput, even where one node alone answers a single request faster
+    /// Split these models over all nodes that raise the total throughput, even where one node alone answers a single
+    /// request faster
     #[arg(long, env = "PANGEA_SPLIT", hide_env_values = true, value_parser = FalseyValueParser::new())]
     pub split: bool,
 
-    /// Layers that this node computes, first and last, counting from 0, such as 0-14: of the models of --model, else of every model of the pool
+    /// Layers that this node computes, first and last, counting from 0, such as 0-14: of the models of --model, else of
+    /// every model of the pool
     #[arg(long, value_name = "A-B", env = "PANGEA_LAYERS", hide_env_values = true)]
     pub layers: Option<LayerRange>,
 
@@ -58,32 +60,32 @@ pub struct WorkFlags {
     pub fault: Option<Fault>,
 }
 
-/// What a node works on, and with what.
+/// Configuration of the work of a node.
 #[derive(Clone, Debug)]
 pub struct WorkConfig {
     /// Models to serve: names or paths.
     pub models: Vec<String>,
-    /// Whether the models are split over nodes even where one node alone answers a single request faster.
+    /// Whether the models are split over nodes even if one node alone answers a single request faster.
     pub split: bool,
-    /// Layers, the end exclusive, that this node computes and no others: of its models, or of every model of the pool where
-    /// it serves none.
+    /// The only layers that this node computes, of its own models or, if it serves none, of every model of the pool.
+    /// The end of the range is exclusive; `None` means any layers.
     pub layers: Option<Range<u32>>,
     /// Memory limit for tensors, in bytes.
     pub max_memory: u64,
     /// Compute threads, at least 1.
     pub threads: usize,
-    /// Which of the sessions that this node coordinates are audited.
+    /// Which of the sessions are audited that this node coordinates.
     pub audit: AuditPolicy,
-    /// Whether it takes tasks from peers.
+    /// Whether the node accepts tasks from peers.
     pub works: bool,
-    /// Whether it claims the mastership of its pool.
+    /// Whether the node claims to be the master of its pool.
     pub force_master: bool,
-    /// Fault that this worker shows in tests.
+    /// Fault that is injected into this worker in tests.
     pub fault: Option<Fault>,
 }
 
 impl WorkFlags {
-    /// The defaults filled in.
+    /// Checks the values and fills in the defaults.
     pub(super) fn resolve(self) -> Result<WorkConfig, ConfigError> {
         let mut seen = std::collections::BTreeSet::new();
         for name in &self.model {
@@ -111,7 +113,7 @@ impl WorkFlags {
     }
 }
 
-/// The memory for tensors in bytes: what was asked for, else half of what this process may use.
+/// The memory limit for tensors in bytes: `asked`, or half of the memory that this process may use.
 pub fn max_memory(asked: Option<ByteSize>) -> u64 {
     match asked {
         Some(size) => size.0,
@@ -119,15 +121,15 @@ pub fn max_memory(asked: Option<ByteSize>) -> u64 {
     }
 }
 
-/// The compute threads: what was asked for, else every core.
+/// The number of compute threads: `asked`, or one per core.
 pub fn threads(asked: Option<usize>) -> usize {
     asked.unwrap_or_else(host::cores).clamp(1, MAX_THREADS)
 }
 
-/// The value of `--max-memory`.
+/// Parses the value of `--max-memory`.
 ///
 /// # Errors
-/// A sentence for what is no size, or too little to work with.
+/// A message if `text` is not a size, or a size below the minimum.
 pub fn memory_limit(text: &str) -> Result<ByteSize, String> {
     let size: ByteSize = text.parse().map_err(|error: NotASize| error.to_string())?;
     if size.0 < MIN_MEMORY_BYTES {
@@ -136,10 +138,10 @@ pub fn memory_limit(text: &str) -> Result<ByteSize, String> {
     Ok(size)
 }
 
-/// The value of `--threads`.
+/// Parses the value of `--threads`.
 ///
 /// # Errors
-/// A sentence for what is no possible number of threads.
+/// A message if `text` is not a number from 1 to the maximum.
 pub fn thread_count(text: &str) -> Result<usize, String> {
     match text.parse() {
         Ok(threads @ 1..=MAX_THREADS) => Ok(threads),
@@ -158,7 +160,7 @@ mod tests {
     use crate::config::node::tests::{refusal, resolve};
 
     #[test]
-    fn models_are_named_once_with_the_short_flag_as_well() {
+    fn a_model_may_be_named_only_once_by_either_flag() {
         assert_eq!(resolve(&["-m", "a", "b", "--model", "c,d"], "").work.models, ["a", "b", "c", "d"]);
         assert!(refusal(&["-m", "a", "-m", "a"], "").contains("--model \"a\""));
         assert!(refusal(&["--split"], "").contains("--split needs --model"));
@@ -166,13 +168,13 @@ mod tests {
     }
 
     #[test]
-    fn layers_are_the_first_and_the_last() {
+    fn layers_are_given_as_the_first_and_the_last() {
         assert_eq!(resolve(&["--layers", "0-14"], "").work.layers, Some(0..15));
         assert!(refusal(&["--layers", "14-0"], "").contains("such as 0-14"));
     }
 
     #[test]
-    fn limits_are_checked_where_they_are_typed() {
+    fn limits_are_checked_when_the_command_line_is_parsed() {
         let work = resolve(&["--threads", "3", "--max-memory", "64M", "--audit", "1"], "").work;
         assert_eq!((work.threads, work.max_memory, work.audit.is_all()), (3, 64 << 20, true));
         for (flag, value, why) in [
@@ -188,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn mastership_is_claimed_with_the_long_flag_alone() {
+    fn only_the_long_flag_claims_mastership() {
         assert!(resolve(&["--force-master"], "").work.force_master);
         assert!(!resolve(&["-m", "a"], "").work.force_master);
     }
