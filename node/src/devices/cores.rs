@@ -1,5 +1,5 @@
-//! The cores that all compute pools of a node share: threads that wait for their turn, and the one look at an atomic that a
-//! turn costs while nothing more urgent computes. Who goes on is [`pangea_control::devices::turns`]' decision.
+//! The cores that all compute pools of a node share: threads that wait for their turn, and one read of an atomic, which
+//! is all that a turn costs while nothing more urgent computes. [`pangea_control::devices::turns`] decides who continues.
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -10,16 +10,16 @@ use pangea_control::devices::turns::{Action, Class, Event, SLICE, TurnId, Turns}
 
 use crate::clock;
 
-/// The value of [`Inner::most_urgent`] while nothing computes: beyond every class.
+/// The value of [`Inner::most_urgent`] while nothing computes: greater than every class.
 const NOTHING: u8 = u8::MAX;
 
-/// The cores of a node. Cloning gives the same.
+/// The cores of a node. Clones share them.
 #[derive(Clone)]
 pub(super) struct Cores(Arc<Inner>);
 
 struct Inner {
     state: Mutex<State>,
-    /// The most urgent class that computes, for threads that only look whether they have to ask.
+    /// The most urgent class that computes. Threads read it to see whether they have to ask for a turn.
     most_urgent: AtomicU8,
     wake: Condvar,
 }
@@ -28,7 +28,7 @@ struct Inner {
 struct State {
     turns: Turns,
     next: TurnId,
-    /// Requests that may go on and whose threads have not noticed.
+    /// Requests that were granted and whose threads have not continued yet.
     allowed: BTreeSet<TurnId>,
 }
 
@@ -38,12 +38,12 @@ impl Cores {
         Cores(Arc::new(inner))
     }
 
-    /// The cores for a pool whose work is of this class.
+    /// The cores for a pool whose work is of `class`.
     pub(super) fn of(&self, class: Class) -> Arc<dyn SharedCores> {
         Arc::new(ClassOnCores { cores: self.clone(), class })
     }
 
-    /// A turn of work that is not cut into pieces. Blocks until it may begin.
+    /// A turn for work that is not cut into pieces. Blocks until the work may begin.
     pub(super) fn turn(&self, class: Class) -> Turn {
         self.begin(class);
         Turn { cores: self.clone(), class }
@@ -58,9 +58,9 @@ impl Cores {
         self.tell(&mut self.state(), Event::End(class));
     }
 
-    /// Returns at once while nothing more urgent computes, else once this class may go on.
+    /// Returns at once if nothing more urgent computes, otherwise as soon as `class` may continue.
     fn go_on(&self, class: Class) {
-        // A more urgent class that begins at this very moment is seen before the next piece.
+        // A more urgent class that begins just now is noticed before the next piece.
         if self.0.most_urgent.load(Ordering::Relaxed) >= class as u8 {
             return;
         }
@@ -69,7 +69,7 @@ impl Cores {
         let turn = state.next;
         self.tell(&mut state, Event::Ask { turn, class });
         while !state.allowed.remove(&turn) {
-            // Whoever waits has a bound, so there is a moment to wake up at.
+            // Every class has a longest wait, so while a thread waits there is a time to wake up at.
             let due = state.turns.wake_at().map_or(SLICE, |due| due.since(clock::now()));
             state = self.0.wake.wait_timeout(state, due).unwrap_or_else(PoisonError::into_inner).0;
             self.tell(&mut state, Event::Tick);
@@ -91,7 +91,7 @@ impl Cores {
     }
 }
 
-/// Work that computes until this is dropped.
+/// A turn on the cores, which ends when this is dropped.
 pub struct Turn {
     cores: Cores,
     class: Class,
@@ -103,7 +103,7 @@ impl Drop for Turn {
     }
 }
 
-/// What a pool of one class sees of the cores.
+/// The cores as a pool of one class uses them.
 struct ClassOnCores {
     cores: Cores,
     class: Class,
@@ -129,7 +129,7 @@ mod tests {
     use std::sync::mpsc::{TryRecvError, sync_channel};
 
     #[test]
-    fn a_product_goes_on_once_an_answers_step_is_done() {
+    fn a_product_continues_after_the_step_of_an_answer() {
         let cores = Cores::new();
         let product = cores.of(Class::Products);
         product.begin();
@@ -157,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_waits_for_ever_for_an_answer_that_does_not_end() {
+    fn a_product_does_not_wait_forever_for_an_answer_that_does_not_end() {
         let cores = Cores::new();
         let _answer = cores.turn(Class::Answers);
         for class in [Class::Products, Class::Background] {

@@ -1,4 +1,4 @@
-//! Memory that somebody has for as long as this value lives.
+//! A lease of memory, which lasts as long as its value lives.
 
 use pangea_control::devices::{Event, LeaseId};
 
@@ -22,7 +22,7 @@ impl Lease {
         self.bytes
     }
 
-    /// Keeps `bytes` and gives the rest back; does nothing where the lease is no larger.
+    /// Keeps `bytes` and gives the rest back; does nothing if the lease is not larger.
     pub fn shrink(&mut self, bytes: u64) {
         if bytes < self.bytes {
             self.bytes = bytes;

@@ -1,6 +1,6 @@
-//! The node's memory and compute threads: one handle, through which everything that keeps memory for longer than one call takes
-//! its lease first, and from which every compute pool comes. Who gets what is [`pangea_control::devices`]' decision; this room
-//! keeps the clock and wakes those that waited.
+//! The node's memory and compute threads: one handle, through which everything that keeps memory for longer than one
+//! call takes its lease first, and from which every compute pool comes. Who gets what is [`pangea_control::devices`]'
+//! decision; this room keeps the clock and wakes those that waited.
 //!
 //! * [`Lease`]: memory that somebody has; dropping it gives it back.
 //! * [`threads`]: the compute pools; [`Turn`]: the cores, for work that is not cut into pieces.
@@ -27,7 +27,7 @@ pub use cores::Turn;
 pub use lease::Lease;
 pub use pangea_control::devices::Kind;
 
-/// The memory and the threads of a node. Cloning gives the same.
+/// The memory and the threads of a node. Clones share them.
 #[derive(Clone)]
 pub struct Devices {
     shared: Arc<Shared>,
@@ -40,30 +40,30 @@ struct Shared {
     accounts: Mutex<Accounts>,
     /// Drops packed operands that no product uses now.
     drop_packs: OnceLock<Box<dyn Fn() + Send + Sync>>,
-    /// Told where a request could not be granted at once.
+    /// Notified when a request cannot be granted at once.
     short: Notify,
 }
 
 struct Accounts {
     ledger: Ledger,
     next: LeaseId,
-    /// Who waits for the answer to which request.
+    /// The thread or task that waits for the answer to each request.
     waiters: BTreeMap<LeaseId, Waiter>,
 }
 
 type Answer = std::result::Result<(), Shortage>;
 
-/// Where an answer goes.
+/// Receiver of the answer to a request.
 enum Waiter {
-    /// To a thread.
+    /// A thread.
     Thread(SyncSender<Answer>),
-    /// To an asynchronous task.
+    /// An asynchronous task.
     Task(oneshot::Sender<Answer>),
 }
 
 impl Waiter {
-    fn hear(self, answer: Answer) {
-        // Whoever has stopped waiting gives the lease back when it drops its request.
+    fn send(self, answer: Answer) {
+        // A receiver that no longer waits has dropped its request, and with it the lease.
         match self {
             Waiter::Thread(to) => drop(to.try_send(answer)),
             Waiter::Task(to) => drop(to.send(answer)),
@@ -78,7 +78,7 @@ impl std::fmt::Debug for Devices {
 }
 
 impl Devices {
-    /// `max_memory` bytes and `threads` compute threads.
+    /// Creates the accounts of `max_memory` bytes and `threads` compute threads.
     pub fn new(max_memory: u64, threads: usize) -> Devices {
         let accounts = Accounts { ledger: Ledger::new(max_memory), next: 1, waiters: BTreeMap::new() };
         let (accounts, drop_packs, short) = (Mutex::new(accounts), OnceLock::new(), Notify::new());
@@ -102,7 +102,7 @@ impl Devices {
         Kind::ALL.into_iter().map(|kind| (kind, accounts.ledger.held_by(kind))).collect()
     }
 
-    /// Counts the memory for `observer`.
+    /// Registers the metrics of the memory with `observer`.
     pub fn observe(&self, observer: &Observer) {
         let limit = self.limit() as f64;
         observer.gauge("memory_limit_bytes", "Memory that may be leased: --max-memory", move || limit);
@@ -121,33 +121,34 @@ impl Devices {
         Kind::ALL.into_iter().map(|kind| ([("purpose", kind.name())], read(&accounts.ledger, kind))).collect()
     }
 
-    /// Bytes that a request for this purpose could have now.
+    /// Bytes that a request for this purpose can get now.
     pub fn free_for(&self, kind: Kind) -> u64 {
         self.accounts().ledger.free_for(kind)
     }
 
-    /// `drop_packs` gives back what is packed and not in use; called where a request would be refused otherwise. There is one
-    /// executor, so the first call counts.
+    /// `drop_packs` must drop packed operands that are not in use. It is called before a request is refused. There is one
+    /// executor, so only the first call has an effect.
     pub(crate) fn on_shortage(&self, drop_packs: impl Fn() + Send + Sync + 'static) {
         let _ = self.shared.drop_packs.set(Box::new(drop_packs));
     }
 
-    /// Returns once a request could not be granted since the last call: what is only kept for later should give way. One caller.
+    /// Waits until a request could not be granted since the last call: memory that is only kept for later should then
+    /// be freed. For one caller.
     pub(crate) async fn is_short(&self) {
         self.shared.short.notified().await;
     }
 
-    /// A lease of `bytes`, at once.
+    /// Leases `bytes` without waiting.
     ///
     /// # Errors
-    /// `Overloaded` with the numbers; nothing is taken then.
+    /// `Overloaded` with the numbers; nothing is leased then.
     pub fn lease(&self, kind: Kind, bytes: u64) -> Result<Lease> {
         let answer = match self.ask_at_once(kind, bytes) {
-            // A failed request for packed operands is no reason to drop others'.
+            // A failed request for packed operands must not drop other packed operands.
             Err(Shortage::Full { .. }) if kind != Kind::Packs && self.make_room() => self.ask_at_once(kind, bytes),
             answer => answer,
         };
-        // What peers keep here for later is no reason to refuse this node's layers and products for ever.
+        // Memory that is only kept for peers must not refuse this node's layers and products forever.
         if let Err(Shortage::Full { .. }) = answer
             && !matches!(kind, Kind::Packs | Kind::Operands)
         {
@@ -156,7 +157,7 @@ impl Devices {
         Ok(answer?)
     }
 
-    /// A lease of as much as is free, from `least` to `most` bytes; waits up to `timeout` for `least`. Blocks.
+    /// Leases as much as is free, from `least` to `most` bytes, and waits up to `timeout` for `least`. Blocks.
     ///
     /// # Errors
     /// As [`Devices::lease_within`].
@@ -165,10 +166,10 @@ impl Devices {
         self.lease(kind, wanted).or_else(|_| self.lease_within(kind, least, timeout))
     }
 
-    /// A lease of `bytes`, within `timeout`. Blocks.
+    /// Leases `bytes`, and waits up to `timeout` for them. Blocks.
     ///
     /// # Errors
-    /// `Overloaded` with the numbers, at once where the memory could never be had, otherwise when `timeout` is over.
+    /// `Overloaded` with the numbers, at once if this node can never lease so much for `kind`, otherwise after `timeout`.
     pub fn lease_within(&self, kind: Kind, bytes: u64, timeout: Duration) -> Result<Lease> {
         if let Ok(lease) = self.lease(kind, bytes) {
             return Ok(lease);
@@ -176,7 +177,7 @@ impl Devices {
         let (sender, answer) = sync_channel(1);
         let until = clock::now() + timeout;
         let lease = self.ask(kind, bytes, until, Waiter::Thread(sender));
-        self.hear(&answer, until)??;
+        self.wait_for(&answer, until)??;
         Ok(lease)
     }
 
@@ -192,7 +193,7 @@ impl Devices {
         }
     }
 
-    /// Whether a request for this purpose waits.
+    /// Whether a request for this purpose is waiting.
     pub fn is_awaited(&self, kind: Kind) -> bool {
         self.accounts().ledger.waiting(kind) > 0
     }
@@ -220,7 +221,7 @@ impl Devices {
     }
 
     /// Waits for the answer to a request that ends at `until`.
-    fn hear(&self, answer: &Receiver<Answer>, until: Time) -> Result<Answer> {
+    fn wait_for(&self, answer: &Receiver<Answer>, until: Time) -> Result<Answer> {
         loop {
             match answer.recv_timeout(until.since(clock::now())) {
                 Ok(answer) => return Ok(answer),
@@ -249,7 +250,7 @@ impl Devices {
         Lease::new(self.clone(), lease, bytes)
     }
 
-    /// Tells the ledger what happened, and those that waited what came of it.
+    /// Passes `event` to the ledger, and its answers to the receivers that wait for them.
     fn tell(&self, event: Event) {
         let mut accounts = self.accounts();
         if let Event::GiveBack(lease) = event {
@@ -259,7 +260,7 @@ impl Devices {
         accounts.answer(actions);
     }
 
-    /// Whether there was something to drop.
+    /// Drops packed operands. Returns whether there were any.
     fn make_room(&self) -> bool {
         let Some(drop_packs) = self.shared.drop_packs.get() else { return false };
         let held = self.accounts().ledger.held_by(Kind::Packs);
@@ -287,13 +288,13 @@ impl Accounts {
                 Action::Refuse(lease, shortage) => (lease, Err(shortage)),
             };
             if let Some(waiter) = self.waiters.remove(&lease) {
-                waiter.hear(answer);
+                waiter.send(answer);
             }
         }
     }
 }
 
-/// The ledger answers every request by its deadline, so this is a defect of this node.
+/// The ledger answers every request by its deadline, so a missing answer is a defect of this node.
 fn unanswered() -> Error {
     Error::new(ErrorKind::Internal, "a request for memory was not answered")
 }
@@ -332,7 +333,7 @@ mod tests {
     }
 
     #[test]
-    fn who_waits_too_long_is_refused_and_holds_nothing() {
+    fn a_request_that_waits_too_long_is_refused_and_holds_nothing() {
         let devices = Devices::new(1000, 1);
         let held = devices.lease(Kind::Tensors, 600).unwrap();
         let refused = devices.lease_within(Kind::Tensors, 700, Duration::from_millis(1)).unwrap_err();
@@ -375,7 +376,7 @@ mod tests {
     }
 
     #[test]
-    fn packed_operands_give_way_to_whoever_needs_their_memory() {
+    fn packed_operands_are_dropped_when_their_memory_is_needed() {
         let devices = Devices::new(1000, 1);
         let packs = Arc::new(Mutex::new(vec![devices.lease(Kind::Packs, 100).unwrap()]));
         let dropped = Arc::clone(&packs);

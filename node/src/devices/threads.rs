@@ -2,8 +2,8 @@
 //! use.
 //!
 //! Each purpose has a pool of its own, whose threads sleep when they have nothing to do; all pools share the cores, and take
-//! turns at them by how urgent their purpose is ([`pangea_control::devices::turns`]). On a common pool, whose phases run to their
-//! end, each phase of an answer's step would wait for a phase of a product.
+//! turns at them by how urgent their purpose is ([`pangea_control::devices::turns`]). On a common pool, whose phases
+//! run to their end, each phase of an answer's step would wait for a phase of a product.
 
 use pangea_client::Result;
 use pangea_compute::Pool;
@@ -14,7 +14,7 @@ use super::{Devices, Turn};
 /// What a pool computes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Purpose {
-    /// Products, one at a time, this node's and those of peers.
+    /// Products of this node and of peers, one at a time.
     Products,
     /// Checks of what peers computed, beside the products.
     Checks,
@@ -24,17 +24,17 @@ pub enum Purpose {
     Loading,
     /// Replays of answers, when the node is idle.
     Audits,
-    /// Replays that answers are held back for.
+    /// Replays that an answer waits for.
     AwaitedAudits,
     /// Measurements of this node's speed.
     Probe,
 }
 
-/// Checks take at most this part of the threads: products are what somebody waits for.
+/// Checks take at most one thread in this many: callers wait for products, not for checks.
 const CHECKS_SHARE: usize = 4;
 
 impl Devices {
-    /// How many compute threads a pool of this purpose has.
+    /// Number of compute threads of a pool for `purpose`.
     pub fn threads(&self, purpose: Purpose) -> usize {
         match purpose {
             Purpose::Checks => (self.shared.threads / CHECKS_SHARE).max(1),
@@ -47,26 +47,26 @@ impl Devices {
         }
     }
 
-    /// A pool for one purpose.
+    /// Creates a pool for `purpose`.
     ///
     /// # Errors
-    /// `InvalidInput` where `PANGEA_ISA` names kernels that this processor does not run.
+    /// `InvalidInput` if `PANGEA_ISA` names kernels that this processor cannot run.
     pub fn pool(&self, purpose: Purpose) -> Result<Pool> {
         let pool = Pool::new(self.threads(purpose)).map_err(crate::compute_error)?;
         Ok(match purpose {
-            // Whoever measures takes one turn for all of it, so that no wait is measured.
+            // A measurement takes one turn for its whole length, so that it contains no waiting.
             Purpose::Probe => pool,
             purpose => pool.on(self.shared.cores.of(class(purpose))),
         })
     }
 
-    /// The cores for a measurement. Blocks while more urgent work computes, but not for long.
+    /// The cores for a measurement. Blocks while more urgent work computes, at most for the longest wait of its class.
     pub fn turn(&self, purpose: Purpose) -> Turn {
         self.shared.cores.turn(class(purpose))
     }
 }
 
-/// How urgent a purpose is.
+/// The class of a purpose, by its urgency.
 fn class(purpose: Purpose) -> Class {
     match purpose {
         Purpose::Stage | Purpose::AwaitedAudits => Class::Answers,

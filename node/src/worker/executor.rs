@@ -1,4 +1,4 @@
-//! The one thread that owns the compute pool. Tasks of peers and of local jobs wait in one queue,
+//! The thread that owns the compute pool. Tasks of peers and of local jobs wait in one queue,
 //! the highest priority first, then in order of arrival; it computes one at a time with all threads.
 //!
 //! Bands and panels of products are packed once and kept while tasks share them.
@@ -24,12 +24,12 @@ use crate::supervise::Supervisor;
 /// only keeps a defect from growing memory without bound.
 const MAX_QUEUED: usize = 65_536;
 
-/// Shorter work says nothing about speed.
+/// Shorter work is not used to measure the speed.
 const LEARN_FROM: Duration = Duration::from_micros(500);
 
 /// Bytes of packed bands and panels of this node's own jobs that are kept for the next tasks: one group of panels
-/// and a band, as the scheduler goes through them, and well inside what a job may use beside its operands and
-/// its result.
+/// and a band, as the scheduler goes through them, well below the memory that a job may use besides its operands
+/// and its result.
 const PACKED_LOCAL_BYTES: usize = 48 << 20;
 
 /// The same for operands of peers, whose tasks touch a block of bands and panels that grows.
@@ -44,14 +44,14 @@ pub enum PackKey {
     Local {
         /// The job.
         job: u64,
-        /// Which operand of it.
+        /// Which operand of the product.
         side: Side,
-        /// Which band or panel.
+        /// Index of the band or panel.
         index: u32,
     },
     /// An operand from a peer.
     Operand(Digest),
-    /// Used once: not kept.
+    /// Used once, and not kept.
     Once,
 }
 
@@ -79,17 +79,17 @@ pub struct Speeds {
 pub struct Work {
     /// What to compute.
     pub operation: Operation,
-    /// Higher goes first.
+    /// Tasks with a higher priority are computed first.
     pub priority: i8,
     /// Left operand and its key.
     pub a: (PackKey, Tensor),
     /// Right operand and its key.
     pub b: (PackKey, Tensor),
-    /// Bytes of bands and panels that the next tasks of its job are worth keeping packed; there is a limit above it.
+    /// Bytes of packed bands and panels to keep for the next tasks of the job, up to the limit of the executor.
     pub keep_bytes: usize,
-    /// Stops it, waiting or running.
+    /// Cancels the task, waiting or running.
     pub cancel: Cancel,
-    /// The peer it is for; `None` for a job of this node. The node's `--fault` applies to peers only.
+    /// The peer that sent the task; `None` for a job of this node. The node's `--fault` applies to peers only.
     pub owner: Option<PeerId>,
     /// Called on the executor's thread just before the task starts; must not block.
     pub started: Option<Box<dyn FnOnce() + Send>>,
@@ -97,13 +97,13 @@ pub struct Work {
     pub done: Box<dyn FnOnce(Outcome) + Send>,
 }
 
-/// What came of a piece of work.
+/// Outcome of a task.
 pub struct Outcome {
-    /// The result or why there is none.
+    /// The result, or the error.
     pub result: Result<Tensor>,
-    /// Time it computed.
+    /// Compute time.
     pub compute: Duration,
-    /// What the liar in charge wants done with the answer.
+    /// Fault to inject into the answer (`--fault`).
     pub fault: Option<Fault>,
 }
 
@@ -130,7 +130,7 @@ struct Queue {
     ended_jobs: Vec<u64>,
     /// Owner and operations of the work that runs.
     running: Option<(Option<PeerId>, f64)>,
-    /// Operations per second of late, over all types.
+    /// Recent operations per second, over all types.
     flops_per_s: f64,
 }
 
@@ -140,12 +140,12 @@ struct Queued {
 }
 
 impl Work {
-    /// The cost, in additions and multiplications of a product that takes as long.
+    /// The cost of the task, as the additions and multiplications of a product that takes as long.
     fn flops(&self) -> f64 {
         job_shape(self.operation, &self.a.1, &self.b.1).map_or(0.0, |shape| shape.flops())
     }
 
-    /// The result, with what is packed of operands that other tasks share.
+    /// Computes the result, with packed operands that other tasks share.
     fn compute(&self, packs: &Mutex<Packs>, pool: &Pool) -> Result<Tensor> {
         let result = match self.operation.cut() {
             Cut::Crossed => product(packs, &self.a, &self.b, self.keep_bytes, pool, &self.cancel),
@@ -156,12 +156,12 @@ impl Work {
 }
 
 impl Executor {
-    /// Starts the thread, measures its speeds, keeps packed operands in the memory of `devices`, and lets peers' tasks go
+    /// Starts the thread, measures its speeds, leases memory for packed operands from `devices`, and passes peers' tasks
     /// through `fault`.
     pub fn start(devices: &Devices, fault: Option<Fault>, supervisor: &Supervisor) -> Result<(Executor, Speeds)> {
         let pool = devices.pool(Purpose::Products)?;
         let isa = pool.isa().name();
-        // On a pool of its own, whose working memory goes with it: tasks need other amounts.
+        // Measured on a separate pool, which frees its working memory at the end: tasks need other amounts.
         let speeds = {
             let _turn = devices.turn(Purpose::Probe);
             measure(&devices.pool(Purpose::Probe)?)?
@@ -189,13 +189,13 @@ impl Executor {
         self.isa
     }
 
-    /// A job of this node has ended: what is packed for it serves nobody any more.
+    /// Drops the operands packed for `job`, a job of this node that has ended.
     pub fn forget(&self, job: u64) {
         self.shared.lock().ended_jobs.push(job);
         self.shared.wake.notify_one();
     }
 
-    /// No peer is served any more: what is packed of their operands serves nobody.
+    /// Drops the packed operands of peers, when no peer is served any more.
     pub fn forget_peers(&self) {
         lock(&self.packs).forget_peers();
     }
@@ -206,7 +206,7 @@ impl Executor {
         queue.heap.is_empty() && queue.running.is_none()
     }
 
-    /// Time that the work of everybody but `owner` will take, waiting and running.
+    /// Time that the tasks of all owners except `owner` will take, waiting and running.
     pub fn backlog_without(&self, owner: PeerId) -> Duration {
         let queue = self.shared.lock();
         let waiting = queue.heap.iter().map(|queued| (queued.work.owner, queued.work.flops()));
@@ -215,7 +215,7 @@ impl Executor {
         Duration::try_from_secs_f64(flops / queue.flops_per_s.max(1.0)).unwrap_or(Duration::MAX)
     }
 
-    /// Queues a piece of work; refuses with `Overloaded` when too many wait.
+    /// Queues a task. Fails with `Overloaded` if too many wait.
     pub fn submit(&self, work: Work) -> Result<()> {
         let mut queue = self.shared.lock();
         if queue.heap.len() >= MAX_QUEUED {
@@ -246,7 +246,7 @@ impl Shared {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Notes how fast a piece of work went.
+    /// Updates the speed with a task of `flops` that took `took`.
     fn learn(&self, flops: f64, took: Duration) {
         if took > LEARN_FROM {
             let mut queue = self.lock();
@@ -254,7 +254,7 @@ impl Shared {
         }
     }
 
-    /// What is next to do; `None` when the executor ends.
+    /// Waits for the next thing to do; `None` when the executor ends.
     fn next(&self) -> Option<Next> {
         let mut queue = self.lock();
         loop {
@@ -342,7 +342,8 @@ impl Compute {
                     (work.done)(Outcome { result, compute, fault });
                 }
                 Err(panic) => {
-                    // Whoever waits hears of it; the supervisor starts this thread again, with nothing half done.
+                    // The owner of the task gets an error, and the supervisor starts this thread again without
+                    // half-packed operands.
                     lock(&self.packs).clear();
                     let result = Err(Error::new(ErrorKind::Internal, "computing the task panicked"));
                     (work.done)(Outcome { result, compute: begin.elapsed(), fault: None });
@@ -371,14 +372,14 @@ struct Packs {
     devices: Devices,
 }
 
-/// One packed operand. The layout depends on the product's arithmetic, so an operand packed for an f32 product does not serve
-/// an f64 product.
+/// One packed operand. The layout depends on the product's arithmetic, so an operand packed for an f32 product does not
+/// serve an f64 product.
 struct Kept<T> {
     key: PackKey,
-    /// Element type of the other operand, which decides the arithmetic together with the operand's own type.
+    /// Element type of the other operand. Both element types together determine the arithmetic.
     other: DType,
     packed: T,
-    /// None until the operand is kept.
+    /// `None` until the operand is kept.
     lease: Option<Lease>,
 }
 
@@ -388,8 +389,8 @@ impl<T> Kept<T> {
     }
 }
 
-/// Computes `a · b` with what is packed of both, and keeps what was packed for it. What is in use is in nobody's reach, so the
-/// packs are free for others while the product runs.
+/// Computes `a · b` with the packs of both, and keeps what was packed for it. Packs in use are taken out of `packs`, so the
+/// lock is not held while the product runs.
 fn product(
     packs: &Mutex<Packs>,
     a: &(PackKey, Tensor),
@@ -416,7 +417,7 @@ fn product(
     };
     let product = pangea_compute::matmul_packed(&kept_a.packed, &kept_b.packed, pool, cancel);
     if !cancel.is_cancelled() {
-        // After a cancel the job may have ended, and nobody would tell the executor to forget its packs.
+        // After a cancel the job may have ended, and its packs would never be dropped.
         lock(packs).keep(kept_a, kept_b, keep_bytes);
     }
     product
@@ -431,13 +432,14 @@ impl Packs {
         Packs { a: Vec::new(), b: Vec::new(), devices: devices.clone() }
     }
 
-    /// Bytes that bands and panels of this node's jobs, or of peers, may take: in all, packs have [`Kind::Packs`]' share.
+    /// Bytes that bands and panels of this node's jobs, or of peers, may take; all packs together have the share of
+    /// [`Kind::Packs`].
     fn most_bytes(&self, local: bool) -> usize {
         let share = usize::try_from(Kind::Packs.most_bytes(self.devices.limit())).unwrap_or(usize::MAX);
         share.min(if local { PACKED_LOCAL_BYTES } else { PACKED_PEERS_BYTES })
     }
 
-    /// Keeps both operands of a product as far as there is memory for them.
+    /// Keeps both operands of a product if there is memory for them.
     fn keep(&mut self, a: Kept<PackedA>, b: Kept<PackedB>, keep_bytes: usize) {
         let local = matches!(a.key, PackKey::Local { .. });
         if a.key != PackKey::Once {
@@ -450,7 +452,8 @@ impl Packs {
         self.lease(!local);
     }
 
-    /// Takes leases for what was kept just now; where there is no memory, packs of the `others` go first, then what has none.
+    /// Takes leases for the operands just kept. Without memory, packs of the `others` are dropped first, then those
+    /// without a lease.
     fn lease(&mut self, others_local: bool) {
         let Packs { a, b, devices } = self;
         let others = |key: &PackKey| matches!(key, PackKey::Local { .. }) == others_local;
@@ -473,27 +476,27 @@ impl Packs {
         }
     }
 
-    /// Drops all of it.
+    /// Drops all packs.
     fn clear(&mut self) {
         self.a.clear();
         self.b.clear();
     }
 
-    /// Drops what peers sent.
+    /// Drops the packs of peers' operands.
     fn forget_peers(&mut self) {
         self.a.retain(|kept| matches!(kept.key, PackKey::Local { .. }));
         self.b.retain(|kept| matches!(kept.key, PackKey::Local { .. }));
     }
 
-    /// Drops what belongs to `jobs`.
+    /// Drops the packs of `jobs`.
     fn forget(&mut self, jobs: &[u64]) {
         let stays = |key: &PackKey| !matches!(key, PackKey::Local { job, .. } if jobs.contains(job));
         self.a.retain(|kept| stays(&kept.key));
         self.b.retain(|kept| stays(&kept.key));
     }
 
-    /// Drops what is over: bands of this node's jobs at once, each having met its group of panels; then panels
-    /// and peers' operands, the least recently used first.
+    /// Drops the packs over the limit: first bands of this node's jobs, each of which has been used with its group of
+    /// panels; then panels and peers' operands, the least recently used first.
     fn shrink(&mut self, local: bool, keep_bytes: usize) {
         let of = |key: &PackKey| matches!(key, PackKey::Local { .. }) == local;
         // Packed, they are padded to whole kernel blocks.
@@ -526,7 +529,7 @@ fn take<T>(kept: &mut Vec<Kept<T>>, key: &PackKey, other: DType) -> Option<Kept<
     Some(kept.remove(at))
 }
 
-/// Drops the least recently used of these; whether there was one.
+/// Drops the least recently used pack of those that `of` accepts. Returns whether there was one.
 fn drop_oldest<T>(kept: &mut Vec<Kept<T>>, of: impl Fn(&PackKey) -> bool) -> bool {
     let oldest = kept.iter().position(|kept| of(&kept.key) && kept.lease.is_some());
     oldest.map(|at| kept.remove(at)).is_some()

@@ -1,4 +1,4 @@
-//! What memory is leased for, and how much of it each purpose may have.
+//! The purposes of leases, and how much memory each purpose may have.
 
 use pangea_units::limits::PART_BYTES;
 
@@ -18,7 +18,7 @@ const PACKS_SHARE: u64 = 8;
 /// The part of a node's memory that weights may take while an answer is audited: one eighth.
 const AUDITS_SHARE: u64 = 8;
 
-/// The part of a node's memory that the sessions of one stage get where there is room: one eighth.
+/// The part of a node's memory that the sessions of one stage get if there is room: one eighth.
 const SESSIONS_SHARE: u64 = 8;
 
 /// The part of a node's memory that parts of model files on their way to peers may take: one thirty-second, half of what is
@@ -51,7 +51,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// Every kind, in the order in which people are shown them.
+    /// Every kind, in the order in which they are displayed.
     pub const ALL: [Kind; 10] = [
         Kind::Tensors,
         Kind::Operands,
@@ -65,7 +65,7 @@ impl Kind {
         Kind::Uploads,
     ];
 
-    /// The name for people and for JSON.
+    /// The name for display and in JSON.
     pub const fn name(self) -> &'static str {
         match self {
             Kind::Tensors => "tensors",
@@ -89,13 +89,13 @@ impl Kind {
     /// The most bytes that leases of this kind may take together, of a memory of `limit` bytes.
     pub fn most_bytes(self, limit: u64) -> u64 {
         match self {
-            // An audit holds one layer at least, and layers may be large.
+            // An audit holds at least one layer, and layers can be large.
             Kind::Tensors | Kind::Loading | Kind::Downloads | Kind::Audits => limit,
             Kind::Operands => limit / OPERANDS_SHARE,
             Kind::Results => limit / RESULTS_SHARE,
             Kind::Packs => limit / PACKS_SHARE,
             Kind::Weights | Kind::Sessions => models_bytes(limit),
-            // A node always hands out one part at a time: other nodes may wait for the layers that only it has.
+            // A node can always send one part at a time: other nodes may need layers that only this node has.
             Kind::Uploads => (limit / UPLOADS_SHARE).max(PART_BYTES).min(limit),
         }
     }
@@ -115,12 +115,12 @@ pub const fn models_bytes(limit: u64) -> u64 {
     limit - own_work_bytes(limit)
 }
 
-/// Bytes of a memory of `limit` bytes that the sessions of one stage get where there is room; they may need more.
+/// Bytes of a memory of `limit` bytes that the sessions of one stage get if there is room; they may need more.
 pub const fn roomy_sessions_bytes(limit: u64) -> u64 {
     limit / SESSIONS_SHARE
 }
 
-/// Bytes of a memory of `limit` bytes that the weights of one audit get where there is room; one layer may need more.
+/// Bytes of a memory of `limit` bytes that the weights of one audit gets if there is room; one layer may need more.
 pub const fn roomy_audit_bytes(limit: u64) -> u64 {
     limit / AUDITS_SHARE
 }
@@ -146,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn a_node_full_of_layers_hands_out_parts_of_them_and_keeps_memory_for_its_own_work() {
+    fn a_node_full_of_layers_can_send_parts_and_keeps_memory_for_its_own_work() {
         assert!(Kind::Uploads.is_own_work(), "the part that models cannot have must be there for uploads");
         for limit in [2 * 16 * PART_BYTES, 1 << 30, 1 << 40] {
             let most = Kind::Uploads.most_bytes(limit);

@@ -1,5 +1,5 @@
-//! The ledger itself: leases held, requests that wait, and what becomes of both. A state machine; it knows no thread and no
-//! buffer.
+//! The ledger: the leases held and the requests that wait. A state machine without threads and
+//! buffers.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -7,34 +7,34 @@ use super::{Kind, Shortage, own_work_bytes};
 use crate::Time;
 
 /// Requests of one kind that may wait: more than a node has threads and tasks that ask, so a longer queue is a defect or an
-/// attack, and whoever comes later is better told at once.
+/// attack, and further requests are refused at once.
 pub const MAX_WAITING: usize = 256;
 
-/// Number of a request and of the lease that comes of it; the driver never uses one twice.
+/// Number of a request and of the lease that it gets; the driver never uses a number twice.
 pub type LeaseId = u64;
 
-/// What happens to the ledger.
+/// An event of the ledger.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// Somebody asks for `bytes`.
+    /// A request for `bytes`.
     Ask {
         /// Number of the request.
         lease: LeaseId,
         /// The purpose.
         kind: Kind,
-        /// How many bytes.
+        /// The size in bytes.
         bytes: u64,
-        /// Until when the request may wait; none for an answer at once.
+        /// Until when the request may wait; `None` for an answer at once.
         until: Option<Time>,
     },
     /// A lease needs only `bytes` from now on. A size above the present one changes nothing.
     Shrink {
         /// The lease.
         lease: LeaseId,
-        /// What it keeps.
+        /// The size that it keeps, in bytes.
         bytes: u64,
     },
-    /// A lease ends, or a request that waits is not wanted any more.
+    /// A lease ends, or a waiting request is withdrawn.
     GiveBack(LeaseId),
     /// Time has passed.
     Tick,
@@ -43,9 +43,9 @@ pub enum Event {
 /// The answer to a request: each request gets exactly one, unless it is given back before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// The memory is the requester's until it gives the lease back.
+    /// The lease is granted, and lasts until it is given back.
     Grant(LeaseId),
-    /// There is none.
+    /// The request is refused.
     Refuse(LeaseId, Shortage),
 }
 
@@ -62,7 +62,7 @@ struct Waiting {
     until: Time,
 }
 
-/// All memory of a node's devices.
+/// The accounts of all memory of a node.
 #[derive(Debug)]
 pub struct Ledger {
     limit: u64,
@@ -72,12 +72,12 @@ pub struct Ledger {
 }
 
 impl Ledger {
-    /// A ledger over `limit` bytes, all of them free.
+    /// Creates a ledger of `limit` bytes, all of them free.
     pub fn new(limit: u64) -> Ledger {
         Ledger { limit, held: [0; Kind::ALL.len()], leases: BTreeMap::new(), waiting: Default::default() }
     }
 
-    /// All bytes.
+    /// The size of the memory in bytes, leased or free.
     pub fn limit(&self) -> u64 {
         self.limit
     }
@@ -92,12 +92,12 @@ impl Ledger {
         self.held[kind.index()]
     }
 
-    /// Requests of one kind that wait.
+    /// Number of requests of `kind` that wait.
     pub fn waiting(&self, kind: Kind) -> usize {
         self.waiting[kind.index()].len()
     }
 
-    /// Bytes that a request of this kind could have now.
+    /// Bytes that a request of `kind` can get now.
     pub fn free_for(&self, kind: Kind) -> u64 {
         let own: u64 = Kind::ALL.into_iter().filter(|kind| kind.is_own_work()).map(|kind| self.held_by(kind)).sum();
         let kept_free = if kind.is_own_work() { 0 } else { own_work_bytes(self.limit).saturating_sub(own) };
@@ -105,12 +105,12 @@ impl Ledger {
         free.min(kind.most_bytes(self.limit).saturating_sub(self.held_by(kind)))
     }
 
-    /// When [`Event::Tick`] is due: the first deadline of a request that waits.
+    /// When [`Event::Tick`] is due: the earliest deadline of the waiting requests.
     pub fn wake_at(&self) -> Option<Time> {
         self.waiting.iter().flatten().map(|waiting| waiting.until).min()
     }
 
-    /// Takes in what happened; returns the answers that come of it.
+    /// Handles `event` and returns the answers to requests that follow from it.
     pub fn handle(&mut self, event: Event, now: Time) -> Vec<Action> {
         let mut actions = Vec::new();
         match event {
@@ -140,7 +140,7 @@ impl Ledger {
             return Some(Action::Refuse(lease, Shortage::TooLarge { kind, needs: bytes, most, limit }));
         }
         let waiting = self.waiting(kind);
-        // Whoever waits for this purpose came first.
+        // Requests of the same kind that already wait come first.
         if waiting == 0 && bytes <= self.free_for(kind) {
             self.grant(lease, kind, bytes);
             return Some(Action::Grant(lease));
@@ -162,7 +162,8 @@ impl Ledger {
         Shortage::Full { needs, free: self.free_for(kind), limit: self.limit }
     }
 
-    /// Grants what fits now: of each kind only the first, of all kinds the one that was asked for first.
+    /// Grants the waiting requests that fit now. Only the first of each kind is considered, and of those the oldest
+    /// comes first.
     fn serve(&mut self, actions: &mut Vec<Action>) {
         loop {
             let fits = |kind: &Kind| {
@@ -176,7 +177,7 @@ impl Ledger {
         }
     }
 
-    /// Refuses what has waited long enough, and grants what waited behind that.
+    /// Refuses the requests past their deadline, and grants those behind them that fit now.
     fn expire(&mut self, now: Time, actions: &mut Vec<Action>) {
         let mut expired = false;
         for kind in Kind::ALL {

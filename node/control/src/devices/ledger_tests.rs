@@ -1,4 +1,4 @@
-//! What holds of the ledger whatever is asked of it: never more than the limit, every lease returned, every request answered.
+//! Properties of the ledger: the leases never exceed the limit, every lease is returned, every request is answered.
 
 use super::*;
 use proptest::prelude::*;
@@ -15,7 +15,7 @@ fn ask(lease: LeaseId, kind: Kind, bytes: u64, until: Option<Time>) -> Event {
 }
 
 #[test]
-fn what_does_not_fit_is_refused_with_the_numbers() {
+fn a_request_that_does_not_fit_is_refused_with_the_numbers() {
     let mut ledger = Ledger::new(1 << 30);
     assert_eq!(ledger.handle(ask(1, Kind::Tensors, 724 << 20, None), at(0)), [Action::Grant(1)]);
     let refused = ledger.handle(ask(2, Kind::Tensors, 512 << 20, None), at(0));
@@ -43,7 +43,7 @@ fn requests_of_one_kind_are_served_in_their_order() {
     ledger.handle(ask(1, Kind::Results, 400, None), at(0));
     assert_eq!(ledger.handle(ask(2, Kind::Results, 300, Some(at(9))), at(0)), []);
     assert_eq!(ledger.handle(ask(3, Kind::Results, 10, Some(at(9))), at(0)), []);
-    // A smaller one that would fit does not overtake, with patience or without.
+    // A smaller one that would fit does not overtake, with a deadline or without.
     ledger.handle(Event::Shrink { lease: 1, bytes: 350 }, at(1));
     assert!(matches!(ledger.handle(ask(4, Kind::Results, 10, None), at(1))[..], [Action::Refuse(..)]));
     assert_eq!(ledger.handle(Event::GiveBack(1), at(2)), [Action::Grant(2), Action::Grant(3)]);
@@ -91,7 +91,7 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// What the requesters know.
+/// The requests and leases from the requesters' view.
 #[derive(Default)]
 struct Requesters {
     granted: BTreeMap<LeaseId, (Kind, u64)>,
@@ -166,7 +166,7 @@ proptest! {
             }
             requesters.check(&ledger)?;
         }
-        // The end: whoever waits is answered by its deadline, and all that was granted comes back.
+        // At the end every waiting request is answered by its deadline, and every lease is given back.
         requesters.hear(ledger.handle(Event::Tick, Time::MAX))?;
         prop_assert!(requesters.waiting.is_empty());
         for lease in std::mem::take(&mut requesters.granted).into_keys() {

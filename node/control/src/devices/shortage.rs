@@ -1,13 +1,13 @@
-//! Why memory was not leased, with the numbers. Words only.
+//! Reasons why memory was not leased, with the numbers, and their texts.
 
 use pangea_units::{ByteSize, Error, ErrorKind};
 
 use super::Kind;
 
-/// A request that was refused. Nothing was taken.
+/// Why a request was refused. Nothing is leased then.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Shortage {
-    /// More than this kind may ever have here.
+    /// The request is larger than this kind may ever have on this node.
     #[error("needs {}; at most {} of this node's {} may go to {}; start the node with a larger --max-memory", ByteSize(*.needs), ByteSize(*.most), ByteSize(*.limit), .kind.name())]
     TooLarge {
         /// The purpose.
@@ -19,12 +19,12 @@ pub enum Shortage {
         /// All of the node's memory in bytes.
         limit: u64,
     },
-    /// Others hold what it needs.
+    /// Other leases hold the memory that the request needs.
     #[error("needs {}; {} free of {} (--max-memory); try again later, or start the node with a larger --max-memory", ByteSize(*.needs), ByteSize(*.free), ByteSize(*.limit))]
     Full {
         /// Bytes asked for.
         needs: u64,
-        /// Bytes that this kind could have now.
+        /// Bytes that this kind can get now.
         free: u64,
         /// All of the node's memory in bytes.
         limit: u64,
@@ -36,7 +36,7 @@ pub enum Shortage {
         kind: Kind,
         /// Bytes asked for.
         needs: u64,
-        /// Requests that wait.
+        /// Number of requests that wait.
         waiting: usize,
     },
 }

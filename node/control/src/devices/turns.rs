@@ -1,27 +1,28 @@
-//! Who computes next on the cores that all pools of a node share. A state machine; it knows no thread and no core.
+//! Decides which work computes next on the cores that all pools of a node share. A state machine without threads and cores.
 //!
-//! * Whoever computes for an answer begins at once: every token that somebody reads waits for it. What began before goes on
+//! * Work for an answer begins at once: a token that a user reads waits for it. Work that began before continues
 //!   beside it until its next piece of work.
-//! * Everybody else asks before each piece, and goes on while nothing more urgent computes.
-//! * Nobody is starved: a class that has waited for [`Class::longest_wait`] computes for [`SLICE`] beside whatever is more
-//!   urgent; the system shares the cores then.
+//! * All other work asks before each piece, and continues while nothing more urgent computes.
+//! * No class is starved: a class that has waited for [`Class::longest_wait`] computes for [`SLICE`] beside more urgent
+//!   work; the operating system shares the cores then.
 //!
-//! Turns are not exclusive on purpose. An answer's step takes a millisecond or two on a small model and more than a product's
-//! piece on a large one: were either to wait for the other's end, the wait would cost more than the shared cores do.
+//! Turns are deliberately not exclusive. An answer's step takes a millisecond or two on a small model and more than a
+//! product's piece on a large one: if either waited for the end of the other, the wait would cost more than sharing the
+//! cores does.
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
 use crate::Time;
 
-/// Time that a class computes once it has waited long enough: some pieces of a product, so that what they share stays in the
-/// caches, and a few steps of an answer at most.
+/// Time that a class computes after its longest wait: some pieces of a product, so that the data they share stays in the
+/// caches, and at most a few steps of an answer.
 pub const SLICE: Duration = Duration::from_millis(5);
 
-/// What is computed, the most urgent first.
+/// Classes of work, the most urgent first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Class {
-    /// Steps of a model for answers that somebody reads.
+    /// Steps of a model for answers to users.
     Answers,
     /// Products and their checks, and the packing of weights.
     Products,
@@ -33,13 +34,13 @@ impl Class {
     /// Every class, the most urgent first.
     pub const ALL: [Class; 3] = [Class::Answers, Class::Products, Class::Background];
 
-    /// Time that a class waits at most while more urgent ones compute without a pause.
+    /// The longest time that a class waits while more urgent classes compute without a pause.
     pub const fn longest_wait(self) -> Duration {
         match self {
             Class::Answers => Duration::ZERO,
-            // A quarter of the time is theirs at least.
+            // Products get at least a quarter of the time.
             Class::Products => Duration::from_millis(15),
-            // Nobody waits for the result.
+            // No caller waits for the result.
             Class::Background => Duration::from_millis(95),
         }
     }
@@ -49,10 +50,10 @@ impl Class {
     }
 }
 
-/// Number of a request for the next piece of work; the driver never uses one twice.
+/// Number of a request for the next piece of work; the driver never uses a number twice.
 pub type TurnId = u64;
 
-/// What happens.
+/// An event of the turns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Event {
     /// Work of a class begins to compute.
@@ -88,7 +89,7 @@ struct Waiting {
 pub struct Turns {
     computing: [usize; Class::ALL.len()],
     waiting: [VecDeque<Waiting>; Class::ALL.len()],
-    /// Until when a class computes whatever else does.
+    /// Until when each class computes regardless of more urgent work.
     slices: [Time; Class::ALL.len()],
 }
 
@@ -98,13 +99,13 @@ impl Turns {
         Class::ALL.into_iter().find(|class| self.computing[class.index()] > 0)
     }
 
-    /// When [`Event::Tick`] is due: somebody has waited long enough.
+    /// When [`Event::Tick`] is due: the end of the first longest wait.
     pub fn wake_at(&self) -> Option<Time> {
         let due = |class: Class| Some(self.waiting[class.index()].front()?.since + class.longest_wait());
         Class::ALL.into_iter().filter_map(due).min()
     }
 
-    /// Takes in what happened; returns the answers that come of it.
+    /// Handles `event` and returns the requests that may continue.
     pub fn handle(&mut self, event: Event, now: Time) -> Vec<Action> {
         match event {
             Event::Begin(class) => {
@@ -121,7 +122,7 @@ impl Turns {
         self.serve(now)
     }
 
-    /// Lets everybody go on who may.
+    /// Grants every request that may continue.
     fn serve(&mut self, now: Time) -> Vec<Action> {
         let mut actions = Vec::new();
         let most_urgent = self.most_urgent();

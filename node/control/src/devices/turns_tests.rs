@@ -1,4 +1,4 @@
-//! What holds of turns whatever computes: answers never wait, nobody waits longer than its bound, every request is answered once.
+//! Properties of turns: answers never wait, no class waits longer than its longest wait, every request is answered once.
 
 use std::collections::BTreeMap;
 
@@ -15,7 +15,7 @@ fn at(micros: u64) -> Time {
 }
 
 #[test]
-fn alone_everybody_goes_on_at_once() {
+fn every_class_continues_at_once_if_it_is_alone() {
     for class in Class::ALL {
         let mut turns = Turns::default();
         assert_eq!(turns.handle(Event::Begin(class), at(0)), []);
@@ -27,7 +27,7 @@ fn alone_everybody_goes_on_at_once() {
 }
 
 #[test]
-fn a_product_waits_for_the_end_of_an_answers_step_and_audits_for_both() {
+fn a_product_waits_for_an_answer_and_an_audit_waits_for_both() {
     let mut turns = Turns::default();
     turns.handle(Event::Begin(Class::Products), at(0));
     turns.handle(Event::Begin(Class::Answers), at(1));
@@ -39,7 +39,7 @@ fn a_product_waits_for_the_end_of_an_answers_step_and_audits_for_both() {
 }
 
 #[test]
-fn who_has_waited_long_enough_computes_for_a_slice_beside_what_is_more_urgent() {
+fn a_class_computes_for_a_slice_after_its_longest_wait() {
     let mut turns = Turns::default();
     turns.handle(Event::Begin(Class::Answers), at(0));
     assert_eq!(turns.handle(ask(1, Class::Products), at(0)), []);
@@ -59,7 +59,7 @@ fn who_has_waited_long_enough_computes_for_a_slice_beside_what_is_more_urgent() 
 }
 
 #[test]
-fn all_threads_of_a_product_go_on_together() {
+fn all_threads_of_a_product_continue_together() {
     let mut turns = Turns::default();
     turns.handle(Event::Begin(Class::Answers), at(0));
     turns.handle(Event::Begin(Class::Answers), at(0));
@@ -92,7 +92,7 @@ fn step() -> impl Strategy<Value = Step> {
 
 proptest! {
     #[test]
-    fn answers_never_wait_nobody_is_starved_and_order_is_kept(steps in proptest::collection::vec(step(), 1..200)) {
+    fn answers_never_wait_and_no_class_is_starved(steps in proptest::collection::vec(step(), 1..200)) {
         let mut turns = Turns::default();
         let mut computing = [0usize; Class::ALL.len()];
         let mut waiting: BTreeMap<TurnId, (Class, Time)> = BTreeMap::new();
