@@ -221,7 +221,7 @@ run_tests() {
   stage 'Build' build_everything
   if [ "$FAILED_STAGES" -eq 0 ] || [ -x "$TARGET/release/pangea" ]; then
     stage 'Test models' fetch_test_models
-    stage 'Rust: unit, property, simulation, processes' run_rust_tests
+    stage 'Rust: unit, property, simulated world, processes' run_rust_tests
     stage 'Python' run_python_tests
   fi
 

@@ -1,4 +1,5 @@
-//! Harness of the tests in `tests/tests`, which need several processes or hosts, or a world in virtual time.
+//! Harness of the tests in `tests/tests`, which need several processes or hosts. Worlds in virtual time are those of
+//! `node/control/tests/world`.
 //! Uses only the public interfaces of the crates under test.
 //!
 //! * [`cluster`]: real `pangea node` processes with their own folders. [`process`]: one process, its output and its end.
@@ -10,7 +11,7 @@
 //! * [`stranger`]: an admitted peer that sends arbitrary bytes. [`skip`]: tests that cannot run here.
 //! * [`tiny_model`]: a model file of some hundred kilobytes.
 //!   [`file_host`]: a host of one file over HTTP.
-//! * [`parsers`]: properties of the parsers of bytes from outside. [`simulation`]: the scheduler in virtual time.
+//! * [`parsers`]: properties of the parsers of bytes from outside.
 
 // A harness ends a test at the first failure.
 #![allow(clippy::unwrap_used)]
@@ -24,7 +25,6 @@ pub mod matrix;
 pub mod namespaces;
 pub mod parsers;
 pub mod process;
-pub mod simulation;
 pub mod skip;
 pub mod sockets;
 pub mod stranger;

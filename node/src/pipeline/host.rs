@@ -108,6 +108,8 @@ struct StageHandle {
     gate: Gate,
     load: StageLoad,
     broken: bool,
+    /// Whether another stage reported the chain's failure before it failed here.
+    broke_elsewhere: bool,
     /// The stage's thread.
     _part: Part,
 }
@@ -199,7 +201,15 @@ impl Pipeline {
         let part = self.0.supervisor.owned_thread(&name, move || stage.run(inbox), |_| {}).map_err(|error| {
             Error::new(ErrorKind::Internal, format!("cannot start a thread for a model's layers: {error}"))
         })?;
-        let handle = StageHandle { events, model, gate, load: StageLoad::default(), broken: false, _part: part };
+        let handle = StageHandle {
+            events,
+            model,
+            gate,
+            load: StageLoad::default(),
+            broken: false,
+            broke_elsewhere: false,
+            _part: part,
+        };
         let replaced = self.stages().insert(chain, handle);
         if let Some(replaced) = replaced {
             let _ = replaced.events.try_send(StageEvent::End);
@@ -256,10 +266,16 @@ impl Pipeline {
         self.stages().get(&chain).is_some_and(|stage| stage.broken)
     }
 
+    /// Whether a chain failed at this node's own stage. A node whose stage only heard of the failure is not to blame.
+    pub fn broke_here(&self, chain: ChainId) -> bool {
+        self.stages().get(&chain).is_some_and(|stage| stage.broken && !stage.broke_elsewhere)
+    }
+
     /// Fails a chain, because the stage on another node has reported its failure.
     pub fn break_off(&self, chain: ChainId, peer: PeerId) {
         let why = "another stage reported that the chain failed".to_owned();
-        if let Some(stage) = self.stages().get(&chain).filter(|stage| !stage.broken) {
+        if let Some(stage) = self.stages().get_mut(&chain).filter(|stage| !stage.broken) {
+            stage.broke_elsewhere = true;
             // With a full queue, the next view tries again.
             let _ = stage.events.try_send(StageEvent::PeerGone { peer, why });
         }

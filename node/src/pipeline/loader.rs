@@ -28,7 +28,7 @@ use crate::placement::Sessions;
 use crate::pool::{ModelAdvert, Pool, View};
 use crate::{clock, compute_error};
 use pangea_control::devices::roomy_sessions_bytes;
-use pangea_control::placement::{Placement, PublishedPlacements, pool_facts};
+use pangea_control::placement::{Placement, PublishedPlacements, broken_elsewhere, pool_facts, room_positions};
 use pangea_control::session::Drafts;
 use pangea_control::session::batch::BatchLimits;
 use pangea_control::session::chains::{ChainUse, Chains};
@@ -178,7 +178,7 @@ impl Loader {
         let file = ModelFile::open(path).map_err(compute_error)?;
         let layers = 0..file.config().layers as u32;
         let most = roomy_sessions_bytes(self.0.devices.limit());
-        let loaded = self.pack(model, &file, layers.start..layers.end, most, metrics)?;
+        let loaded = self.pack(model, &file, layers.start..layers.end, most, metrics, &Cancel::new())?;
         let stages = vec![StageAt { peer: self.0.pipeline.local(), layers }];
         self.start(chain, stages, 0, &loaded, loaded.budget.max_bytes())?;
         Ok(chain)
@@ -205,6 +205,7 @@ impl Loader {
         layers: Range<u32>,
         session_bytes: u64,
         metrics: Arc<EngineMetrics>,
+        cancel: &Cancel,
     ) -> Result<LoadedLayers> {
         let key = (model, layers.start, layers.end);
         if let Some(loaded) = self.loaded().get(&key) {
@@ -222,7 +223,12 @@ impl Loader {
             metrics,
             memory: Arc::new([weights, sessions]),
         };
-        self.loaded().insert(key, loaded.clone());
+        let mut all = self.loaded();
+        // Unloaded before there was anything to unload: nobody would ever give these layers up.
+        if cancel.is_cancelled() {
+            return Err(Error::new(ErrorKind::Cancelled, "the layers are not wanted any more"));
+        }
+        all.insert(key, loaded.clone());
         Ok(loaded)
     }
 
@@ -344,7 +350,7 @@ impl Loader {
         let loaded = self.loaded().get(&(model, layers.start, layers.end)).cloned()?;
         let chains = self.chains().of(&model);
         let pipeline = &self.0.pipeline;
-        let broken = |chain: &ChainId| pipeline.is_broken(*chain) && pipeline.uses(*chain, &loaded.model);
+        let broken = |chain: &ChainId| pipeline.broke_here(*chain) && pipeline.uses(*chain, &loaded.model);
         chains.into_iter().filter(broken).map(|chain| chain.epoch).max()
     }
 
@@ -361,7 +367,7 @@ impl Loader {
         let chains = self.chains().all();
         for chain in chains.into_iter().filter(|chain| !pipeline.is_broken(*chain)) {
             // A failure between other nodes is known only from their adverts.
-            if let Some(peer) = broken_at(view, &chain, &pipeline.peers(chain)) {
+            if let Some(peer) = broken_elsewhere(view, &chain, &pipeline.peers(chain)) {
                 pipeline.break_off(chain, peer);
             }
         }
@@ -390,7 +396,7 @@ impl Loader {
             return Ok(());
         };
         // The first stage admits what the stage with the least memory can hold, so it needs the adverts of all.
-        let room = (0..placement.stages.len()).map(|at| positions(view, placement, at)).min().flatten();
+        let room = room_positions(view, placement);
         // All links must be open: a chain that starts without them would fail at once.
         let linked = placement.stages.iter().all(|stage| self.0.pipeline.reaches(&stage.peer));
         if index == 0 && (room.is_none() || !linked) {
@@ -509,24 +515,4 @@ impl Loader {
     fn chains(&self) -> MutexGuard<'_, Chains> {
         self.0.chains.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// The node of a chain that advertises the failure of its stage's chain.
-fn broken_at(view: &View, chain: &ChainId, peers: &[PeerId]) -> Option<PeerId> {
-    let says = |peer: &&PeerId| {
-        view.nodes.get(peer).is_some_and(|advert| {
-            advert.stages.iter().any(|stage| stage.model == chain.model && stage.broken == Some(chain.epoch))
-        })
-    };
-    peers.iter().find(says).copied()
-}
-
-/// Positions that a stage's session memory holds; `None` until it advertises them.
-fn positions(view: &View, placement: &Placement, at: usize) -> Option<u64> {
-    let stage = &placement.stages[at];
-    let advert = view.advert(&stage.peer)?;
-    let said = advert.stages.iter().find(|said| said.model == placement.model && said.layers == stage.layers)?;
-    let model = view.everyone().flat_map(|advert| &advert.models).find(|model| model.digest == placement.model)?;
-    let bytes = u64::from(stage.layers.end - stage.layers.start) * u64::from(model.size.position_bytes);
-    Some(said.session_bytes / bytes.max(1))
 }

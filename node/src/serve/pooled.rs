@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use libp2p::PeerId;
 use pangea_client::Result;
 use pangea_compute::Digest;
 use tokio::sync::watch;
@@ -18,7 +19,7 @@ use crate::pipeline::wire::StageAt;
 use crate::pool::View;
 use pangea_control::devices::models_bytes;
 use pangea_control::generation::Exclusions;
-use pangea_control::placement::{ModelNeeds, missing_layers, pool_facts};
+use pangea_control::placement::{ModelNeeds, missing_layers, newest_usable, pool_facts};
 use pangea_units::LayerRange;
 
 /// What this node needs to compute a model alone.
@@ -63,19 +64,11 @@ impl Pooled {
         let view = Arc::clone(&self.loader.view().borrow());
         // Remembers the owner's name while it is present.
         self.served(&view);
-        let mut placements = pool_facts::placements(&view)?;
-        placements.retain(|placement| {
-            placement.model == self.model
-                && pool_facts::is_ready(&view, placement)
-                && placement
-                    .stages
-                    .iter()
-                    .all(|stage| !exclusions.peers.contains(&stage.peer) && self.loader.pipeline().reaches(&stage.peer))
-                && !exclusions.epochs.contains(&placement.epoch)
-                // A chain that failed on this node may not be known to have failed elsewhere.
-                && !self.loader.pipeline().is_broken(ChainId { model: self.model, epoch: placement.epoch })
-        });
-        let newest = placements.into_iter().max_by_key(|placement| placement.epoch)?;
+        let pipeline = self.loader.pipeline();
+        let without = (&exclusions.peers[..], &exclusions.epochs[..]);
+        let (reaches, is_broken) =
+            (|peer: &PeerId| pipeline.reaches(peer), |chain: &ChainId| pipeline.is_broken(*chain));
+        let newest = newest_usable(&view, &self.model, without, reaches, is_broken)?;
         // A placement on this node alone uses the same chain as the local fallback.
         let alone = ChainId { model: self.model, epoch: 0 };
         if newest.stages.len() == 1 && self.loader.is_local(&newest.stages[0].peer) && self.loader.pipeline().has(alone)

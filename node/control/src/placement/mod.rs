@@ -15,6 +15,7 @@
 //! * [`preview()`]: a model's planned and current placement, for people.
 //! * [`missing_layers()`]: which layers no node has any more.
 //! * [`PublishedPlacements`]: the placements that count until a new master has published its own.
+//! * [`newest_usable()`]: the placement that a request may use now, the room of its stages, and where a chain failed.
 //! * `cooldown`: nodes excluded for now; `replan_delay`: when a better plan replaces a working placement.
 
 mod chains;
@@ -33,6 +34,7 @@ mod replan_delay;
 mod running;
 mod shares;
 mod stage_manager;
+mod usable;
 
 pub use crate::pool::placed::{PlacedStage, Placement, PlacementRefusal};
 pub use cost::Prediction;
@@ -45,6 +47,7 @@ pub use plan::{Alternative, Plan, plan, predict};
 pub use preview::{ChainPreview, Preview, preview};
 pub use published::PublishedPlacements;
 pub use stage_manager::{StageOrder, StageReport};
+pub use usable::{broken_elsewhere, newest_usable, room_positions};
 
 #[cfg(test)]
 mod plan_tests;

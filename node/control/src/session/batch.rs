@@ -10,8 +10,6 @@ use crate::Time;
 
 mod pages;
 #[cfg(test)]
-mod simulation;
-#[cfg(test)]
 mod tests;
 
 use pages::{Kept, KeptCaches, common_prefix};
@@ -180,6 +178,8 @@ struct Sequence {
     /// A sequence with the same prompt, which it waits for.
     leader: Option<SequenceId>,
     scored: bool,
+    /// The kept cache that its first positions were copied from.
+    copied_from: Option<SequenceId>,
     arrived: Time,
     started: Option<Time>,
 }
@@ -329,6 +329,7 @@ impl Batch {
                 under_way: 0,
                 leader: (choice > 0 && !scored).then_some(first),
                 scored,
+                copied_from: None,
                 arrived: now,
                 started: None,
             });
@@ -358,8 +359,13 @@ impl Batch {
     fn failed(&mut self, id: SequenceId, actions: &mut Vec<Action>) {
         self.waiting.retain(|waiting| waiting.id != id);
         if let Some(at) = self.running.iter().position(|running| running.id == id) {
-            self.running.remove(at);
+            let failed = self.running.remove(at);
             actions.push(Action::Drop(id));
+            // Another stage may not have what was copied: the next request would fail like this one.
+            if let Some(from) = failed.copied_from.filter(|from| self.kept.iter().any(|kept| kept.id == *from)) {
+                self.kept.remove(from);
+                actions.push(Action::Drop(from));
+            }
         }
     }
 
@@ -391,6 +397,7 @@ impl Batch {
                 Source::Empty => {}
                 Source::Fork { from, tokens } => {
                     self.kept.touch(from, now);
+                    sequence.copied_from = Some(from);
                     sequence.computed = tokens;
                 }
                 Source::Take { from, tokens } => {

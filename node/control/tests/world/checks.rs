@@ -9,8 +9,9 @@ use pangea_control::placement::{Placement, PlacementRefusal, StageOrder, pool_fa
 use pangea_control::pool::{Term, View};
 use pangea_units::Digest;
 
+use crate::chat_checks::ChatChecks;
 use crate::job_checks::JobChecks;
-use crate::node::{MODEL_BYTES, Node, Run};
+use crate::node::{MODEL_BYTES, Node, Run, digest};
 use crate::scenario::{Disturbance, Micros, SaidPlacements};
 use crate::work_checks::WorkChecks;
 use crate::world::World;
@@ -59,6 +60,8 @@ pub(crate) struct Checks {
     pub(crate) jobs: JobChecks,
     /// Memory, tasks and quarantine.
     pub(crate) work: WorkChecks,
+    /// Requests to models.
+    pub(crate) chats: ChatChecks,
     said: SaidPlacements,
     /// Every master that some node lived under.
     pub(crate) masters: BTreeSet<PeerId>,
@@ -75,6 +78,7 @@ impl Checks {
         Checks {
             jobs: JobChecks::default(),
             work: WorkChecks::default(),
+            chats: ChatChecks::default(),
             said: BTreeMap::new(),
             masters: BTreeSet::new(),
             counts: Counts::default(),
@@ -116,6 +120,7 @@ impl Checks {
         self.log(now, format_args!("node {node} crashes"));
         self.forget_jobs_of(node);
         self.forget_work_of(node);
+        self.forget_chats_of(node);
     }
 
     /// Something goes wrong, or right again.
@@ -127,6 +132,7 @@ impl Checks {
             Disturbance::Heal => "heals",
             Disturbance::Loss { .. } => "losses",
             Disturbance::LoadFailures { .. } => "load failures",
+            Disturbance::MemoryShort { .. } => "short memories",
             Disturbance::BreakChains { .. } => "broken chains",
             Disturbance::SlowDisk { .. } => "slow disks",
             Disturbance::FullDisk { .. } => "full disks",
@@ -247,24 +253,13 @@ pub(crate) fn pool(world: &World) -> Option<Vec<&Node>> {
     pool.iter().all(|node| Some(excluded(node)) == first).then_some(pool)
 }
 
-/// The one term that every node of the pool lives under, whose master runs; `None` where the nodes differ on who lies, and
-/// each of them lives under one that it trusts.
+/// The one term that every node of the pool lives under, whose master runs; `None` where the nodes differ on who lies:
+/// until all hear of a lie that one of them proved, each follows whom it trusts, and those in between change their minds.
 pub(crate) fn one_master(world: &World) -> Result<Option<Term>, Broken> {
     let told = |node: &Node| node.run.as_ref().and_then(|run| run.terms.announced());
     let leads =
         |term: &Term| world.nodes.iter().any(|node| node.peer == term.master && node.run.is_some() && node.spec.works);
-    let Some(pool) = pool(world) else {
-        let trusts = |node: &Node| {
-            let Some(run) = &node.run else { return true };
-            run.terms.announced().is_some_and(|term| leads(&term) && run.directory.may_compute(&term.master))
-        };
-        // A lite client that trusts no worker follows nobody.
-        let lone = world.nodes.iter().position(|node| node.spec.works && !trusts(node));
-        return match lone {
-            Some(lone) => Err(Broken::new(world.now, format!("node {lone} has no master that it trusts"))),
-            None => Ok(None),
-        };
-    };
+    let Some(pool) = pool(world) else { return Ok(None) };
     let terms: Vec<Option<Term>> = pool.iter().map(|node| told(node)).collect();
     if !pool.iter().any(|node| node.spec.works) {
         return Ok(None);
@@ -286,4 +281,12 @@ pub(crate) fn all_placed(world: &World) -> bool {
             && placements.iter().all(|placement| pool_facts::is_ready(&view, placement))
             && models.keys().all(|model| placements.iter().any(|placement| placement.model == *model))
     })
+}
+
+/// Whether a chat with model 1 that is asked of a node now is answered if nothing happens: some chain of it is ready.
+pub(crate) fn can_ask(world: &World, at: usize) -> bool {
+    let Some(run) = &world.nodes[at].run else { return false };
+    let view = run.view(world.now);
+    let placements = pool_facts::placements(&view).unwrap_or_default();
+    placements.iter().any(|placement| placement.model == digest(1) && pool_facts::is_ready(&view, placement))
 }

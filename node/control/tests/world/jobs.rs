@@ -33,7 +33,8 @@ impl World {
 
     /// Whoever works on a job is to end that.
     fn end_work(&mut self, node: usize, job: JobId) -> Result<(), Broken> {
-        self.cancel_job(node, job)
+        let Some(run) = &self.nodes[node].run else { return Ok(()) };
+        if run.chats.chats.contains_key(&job) { self.cancel_chat(node, job) } else { self.cancel_job(node, job) }
     }
 
     /// A node is asked to end.

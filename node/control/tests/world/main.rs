@@ -1,6 +1,6 @@
 //! The simulated world: whole control planes over one seeded network, with virtual time and storage. Nodes crash, drain and come
 //! back, connections and streams break, adverts are lost, doubled and late, loads fail, disks are slow, memory is short, workers
-//! hang and lie; products and models are asked for all the while. Whatever happened, what the checks say must hold.
+//! hang and lie; products and answers are asked for all the while. Whatever happened, what the checks say must hold.
 //!
 //! | file | owns |
 //! |---|---|
@@ -9,15 +9,22 @@
 //! | `node` | nodes, composed of the types that the binary drives |
 //! | `membership`, `memory`, `jobs` | at one node: who is there and who leads; the ledger; the registry |
 //! | `product`, `task_links`, `worker` | products: the coordinator, its streams, the worker |
-//! | `model` | models: what is placed where, layers |
-//! | `checks`, `job_checks`, `work_checks` | what must hold; the log |
-//! | `pools`, `placements`, `products` | what single situations lead to |
+//! | `model`, `pseudo_model` | models: what is placed where, layers; the numbers that stand for what layers compute |
+//! | `chat`, `chat_messages` | requests to models: the coordinator, what stages say |
+//! | `session_links`, `chains`, `stages`, `pass` | links for sessions; which chains a node has stages of; a stage at work, its layers |
+//! | `checks`, `job_checks`, `work_checks`, `chat_checks` | what must hold; the log |
+//! | `pools`, `placements`, `products`, `chats` | what single situations lead to |
 //!
 //! `PANGEA_SEED=N` plays one seed and prints its log, `PANGEA_SEEDS=N` plays that many. A seed that fails is made smaller
 //! until nothing can be left out of it.
 
 #![expect(clippy::unwrap_used, reason = "a test may stop at the first thing that is not as it should be")]
 
+mod chains;
+mod chat;
+mod chat_checks;
+mod chat_messages;
+mod chats;
 mod checks;
 mod job_checks;
 mod jobs;
@@ -26,18 +33,22 @@ mod memory;
 mod model;
 mod network;
 mod node;
+mod pass;
 mod placements;
 mod pools;
 mod product;
 mod products;
+mod pseudo_model;
 mod scenario;
+mod session_links;
+mod stages;
 mod task_links;
 mod work_checks;
 mod worker;
 mod world;
 
 use checks::{Broken, Counts};
-use scenario::{Micros, SECOND, Scenario};
+use scenario::{ChatSpec, Disturbance, Micros, SECOND, Scenario};
 use world::World;
 
 /// When the disorder of a scenario is over.
@@ -79,11 +90,27 @@ fn play_in(world: &mut World) -> Result<(), Broken> {
     }
     // Long enough for a mastership that would not last.
     world.run_until(world.now.max(from + 20 * SECOND))?;
-    while let Err(broken) = world.checks.all_ended(world.now) {
+    // What is asked of a pool in which all is well is answered.
+    let asked = checks::pool(world).map_or(0, |_| world.nodes.len());
+    let settled = world.now;
+    let served: Vec<usize> = (0..asked).filter(|node| checks::can_ask(world, *node)).collect();
+    let quiet: Vec<usize> =
+        served.into_iter().map(|node| world.ask_after(0, ChatSpec::new(node, world.scenario.seed))).collect();
+    world.run_for(SECOND)?;
+    while let Err(broken) = world.checks.all_ended(world.now).and_then(|()| world.checks.all_chats_ended(world.now)) {
         if world.now > from + JOBS_END_WITHIN {
             return Err(broken);
         }
         world.run_for(SECOND)?;
+    }
+    // A first stage may keep a cache that a later stage gave up for want of memory, and whoever continues it fails.
+    let short = |disturbance: &Disturbance| matches!(disturbance, Disturbance::MemoryShort { .. });
+    let was_short = world.scenario.disturbances.iter().any(|(_, disturbance)| short(disturbance));
+    for chat in quiet {
+        let outcome = world.checks.chat_outcome(chat);
+        if outcome != Some(Ok(())) && world.checks.work.last_quarantine < settled && !was_short {
+            return Err(Broken::new(world.now, format!("chat {chat} is asked in quiet and ends with {outcome:?}")));
+        }
     }
     let later = checks::one_master(world)?;
     // A product that goes on may prove that a peer lies.
@@ -94,6 +121,7 @@ fn play_in(world: &mut World) -> Result<(), Broken> {
     world.run_for(TASKS_END_WITHIN)?;
     world.checks.all_answered(world.now)?;
     work_checks::memory_is_back(world, false)?;
+    chat_checks::sessions_are_over(world)?;
     world.part();
     world.run_for(PARTED)?;
     work_checks::memory_is_back(world, true)
@@ -177,6 +205,15 @@ fn whatever_happens_every_promise_holds() {
         "overloaded workers",
         "refused jobs",
         "tasks",
+        "chats",
+        "answered chats",
+        "failed chats",
+        "failovers",
+        "awaited audits",
+        "chains that broke",
+        "short memories",
+        "exhausted passes",
+        "sequences without memory",
         "terms",
         "placements",
         "loads",

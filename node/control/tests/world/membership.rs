@@ -10,6 +10,7 @@ use pangea_control::pool::roster::Heard;
 use pangea_control::pool::term_keeper::Action as Keep;
 use pangea_control::pool::{Advert, Term};
 use pangea_control::schedule::{Event, LeaveReason};
+use pangea_control::session::link_state::Event as LinkEvent;
 
 use crate::checks::Broken;
 use crate::scenario::{Micros, SECOND};
@@ -43,7 +44,11 @@ impl World {
         self.tell_peers(node, peers::Event::Tick)?;
         self.ledger_tick(node)?;
         self.intake_ticks(node)?;
-        self.converse(node)?;
+        self.tell_sessions(node)?;
+        self.chat_ticks(node)?;
+        if now % SECOND < TICK {
+            self.stage_ticks(node)?;
+        }
         self.after(TICK, Happening::Tick { node, run: number });
         Ok(())
     }
@@ -84,7 +89,8 @@ impl World {
         let (address, transport, found_by) = (String::new(), "tcp".to_owned(), "mdns".to_owned());
         self.tell_peers(at, peers::Event::Up { peer, address, transport, found_by })?;
         let rtt = std::time::Duration::from_micros(self.link(at, of).rtt);
-        self.tell_peers(at, peers::Event::RoundTrip { peer, rtt })
+        self.tell_peers(at, peers::Event::RoundTrip { peer, rtt })?;
+        self.link_event(at, of, LinkEvent::Up)
     }
 
     /// A connection is gone.
@@ -102,6 +108,7 @@ impl World {
         self.soon_look(at);
         self.close_link(at, of, LeaveReason::Lost)?;
         self.stop_serving(at, of)?;
+        self.link_event(at, of, LinkEvent::Down("the connection is gone".to_owned()))?;
         self.tell_peers(at, peers::Event::Down { peer, why: "the connection is gone".to_owned() })
     }
 

@@ -131,7 +131,7 @@ impl World {
     /// A lease at once, or why there is none.
     pub(crate) fn lease(&mut self, node: usize, kind: Kind, bytes: u64) -> Result<Result<Lease, Error>, Broken> {
         self.settle(node)?;
-        let Some(lease) = self.ask(node, bytes) else { return Ok(Err(gone())) };
+        let Some(lease) = self.new_lease(node, bytes) else { return Ok(Err(gone())) };
         let id = lease.id;
         let refused = self.tell_ledger(node, Event::Ask { lease: id, kind, bytes, until: None })?;
         let Some(error) = refused else { return Ok(Ok(lease)) };
@@ -155,7 +155,7 @@ impl World {
     ) -> Result<(), Broken> {
         self.settle(node)?;
         let now = self.now;
-        let Some(lease) = self.ask(node, bytes) else { return Ok(()) };
+        let Some(lease) = self.new_lease(node, bytes) else { return Ok(()) };
         let id = lease.id;
         let Some(run) = &mut self.nodes[node].run else { return Ok(()) };
         let until = Some(run.time(now) + std::time::Duration::from_micros(patience));
@@ -171,7 +171,7 @@ impl World {
         }
     }
 
-    fn ask(&mut self, node: usize, bytes: u64) -> Option<Lease> {
+    fn new_lease(&mut self, node: usize, bytes: u64) -> Option<Lease> {
         let memory = &mut self.nodes[node].run.as_mut()?.memory;
         memory.next += 1;
         Some(Lease { id: memory.next, bytes, changes: Rc::clone(&memory.changes) })

@@ -1,4 +1,4 @@
-//! Models in the world: loaders that take their time and fail, sessions that come and go, chains that break.
+//! Models in the world: what is placed where, and loaders that take their time, wait for memory and fail.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -7,6 +7,7 @@ use std::sync::Arc;
 use pangea_control::devices::Kind;
 use pangea_control::placement::{Action, Event, StageOrder, StageReport};
 use pangea_control::pool::StageState;
+use pangea_control::session::ChainId;
 use pangea_units::{Digest, Error};
 
 use crate::checks::Broken;
@@ -30,8 +31,8 @@ pub(crate) struct Layers {
 pub(crate) struct Loaded {
     weights: Lease,
     sessions: Lease,
-    /// Sessions open.
-    open: usize,
+    /// Sessions that the placer was last told of.
+    pub(crate) told: usize,
 }
 
 /// Layers on their way.
@@ -56,6 +57,21 @@ pub(crate) enum Step {
 }
 
 impl Layers {
+    /// Whether layers are ready or on their way.
+    pub(crate) fn has(&self, key: &StageKey) -> bool {
+        self.loaded.contains_key(key) || self.loading.contains_key(key)
+    }
+
+    /// Layers are ready.
+    pub(crate) fn insert(&mut self, key: StageKey, weights: Lease, sessions: Lease) {
+        self.loaded.insert(key, Loaded { weights, sessions, told: 0 });
+    }
+
+    /// Memory for the sessions of layers.
+    pub(crate) fn session_bytes(&self, key: &StageKey) -> u64 {
+        self.loaded.get(key).map_or(0, |loaded| loaded.sessions.bytes())
+    }
+
     /// Memory of all of them.
     pub(crate) fn bytes(&self) -> u64 {
         let loaded = self.loaded.values().map(|loaded| loaded.weights.bytes() + loaded.sessions.bytes());
@@ -71,11 +87,15 @@ impl World {
         let Some(run) = &mut self.nodes[node].run else { return Ok(()) };
         run.looking = false;
         let view = Arc::new(run.view(now));
-        self.place(node, Event::View(view))?;
-        self.place(node, Event::Tick)
+        self.place(node, Event::View(Arc::clone(&view)))?;
+        self.place(node, Event::Tick)?;
+        self.follow(node, &view)?;
+        self.tell_sessions(node)?;
+        self.routes_changed(node)
     }
 
-    fn place(&mut self, node: usize, event: Event) -> Result<(), Broken> {
+    /// The placer hears of something.
+    pub(crate) fn place(&mut self, node: usize, event: Event) -> Result<(), Broken> {
         let now = self.now;
         let Some(run) = &mut self.nodes[node].run else { return Ok(()) };
         let time = run.time(now);
@@ -119,9 +139,11 @@ impl World {
         let key = (order.model, order.layers.start, order.layers.end);
         let (epoch, number) = (order.epoch, run.number);
         let loading = Loading { order, takes: took / 2, fails, weights: None, sessions: None };
-        if run.layers.loading.insert(key, loading).is_some() || run.layers.loaded.contains_key(&key) {
+        let alone = run.stages.contains_key(&ChainId { model: key.0, epoch: 0 }) && key == World::whole(key.0);
+        if run.layers.has(&key) && !alone {
             return Err(Broken::new(now, format!("node {at} loads a stage twice")));
         }
+        run.layers.loading.insert(key, loading);
         self.after(took / 3, Happening::Load { node: at, run: number, key, epoch, step: Step::Fetching });
         self.after(took / 2, Happening::Load { node: at, run: number, key, epoch, step: Step::Fetched });
         Ok(())
@@ -135,6 +157,12 @@ impl World {
         };
         match step {
             Step::Fetching => self.report(at, key, epoch, StageState::Fetching { done: 5, total: 9 }),
+            // They are here already, for the chain of this node alone.
+            Step::Fetched if run.layers.loaded.contains_key(&key) => {
+                run.layers.loading.remove(&key);
+                self.report(at, key, epoch, StageState::Loading)?;
+                self.report(at, key, epoch, StageState::Ready)
+            }
             Step::Fetched => {
                 let needs = needs(&loading.order);
                 let layers = &loading.order.layers;
@@ -143,7 +171,10 @@ impl World {
                 self.report(at, key, epoch, StageState::Loading)?;
                 match self.lease(at, Kind::Weights, both)? {
                     Ok(lease) => self.load_leased(at, key, epoch, Ok(lease)),
-                    Err(_) => self.lease_soon(at, Kind::Weights, both, MEMORY_PATIENCE, Waiter::Load { key, epoch }),
+                    Err(_) => {
+                        self.end_idle_whole(at, key.0);
+                        self.lease_soon(at, Kind::Weights, both, MEMORY_PATIENCE, Waiter::Load { key, epoch })
+                    }
                 }
             }
             Step::Packed => {
@@ -151,7 +182,8 @@ impl World {
                 let Some(Loading { weights, sessions, .. }) = run.layers.loading.remove(&key) else { return Ok(()) };
                 match (weights, sessions) {
                     (Some(weights), Some(sessions)) if !fails => {
-                        run.layers.loaded.insert(key, Loaded { weights, sessions, open: 0 });
+                        run.layers.insert(key, weights, sessions);
+                        run.advertise(key);
                         self.report(at, key, epoch, StageState::Ready)
                     }
                     _ => self.report(at, key, epoch, StageState::Failed("no".to_owned())),
@@ -207,35 +239,21 @@ impl World {
         self.stop_waiting(at, |waiter| matches!(waiter, Waiter::Load { key: of, .. } if *of == key));
         let Some(run) = &mut self.nodes[at].run else { return };
         run.layers.loading.remove(&key);
-        run.layers.loaded.remove(&key);
-    }
-
-    /// Sessions come and go at the stages that are ready.
-    pub(crate) fn converse(&mut self, at: usize) -> Result<(), Broken> {
-        let Some(run) = &self.nodes[at].run else { return Ok(()) };
-        let ready = run.advert.stages.iter().filter(|stage| stage.state == StageState::Ready);
-        let ready: Vec<(Digest, Range<u32>)> = ready.map(|stage| (stage.model, stage.layers.clone())).collect();
-        for (model, layers) in ready {
-            if !self.chance.one_in(10) {
-                continue;
-            }
-            let open = self.chance.index(3);
-            let Some(run) = &mut self.nodes[at].run else { return Ok(()) };
-            if let Some(loaded) = run.layers.loaded.get_mut(&(model, layers.start, layers.end)) {
-                loaded.open = open;
-                self.place(at, Event::Sessions { model, layers, open })?;
-            }
+        // The chain of this node alone has them, too, and stays.
+        if run.stages.contains_key(&ChainId { model, epoch: 0 }) && key == World::whole(model) {
+            return;
         }
-        Ok(())
+        run.layers.loaded.remove(&key);
+        self.end_chains_of(at, key);
     }
 
-    /// Every chain that a node is part of breaks there, though its layers are fine.
-    pub(crate) fn break_chains(&mut self, at: usize) -> Result<(), Broken> {
-        let Some(run) = &self.nodes[at].run else { return Ok(()) };
-        let ready = run.advert.stages.iter().filter(|stage| stage.state == StageState::Ready);
-        let broke: Vec<Event> = ready
-            .map(|stage| Event::Broke { model: stage.model, layers: stage.layers.clone(), epoch: stage.epoch })
-            .collect();
-        broke.into_iter().try_for_each(|event| self.place(at, event))
+    /// Gives up the chain of this node alone where no session uses it: both it and another chain's layers do not fit.
+    fn end_idle_whole(&mut self, at: usize, model: Digest) {
+        let alone = ChainId { model, epoch: 0 };
+        let Some(run) = &mut self.nodes[at].run else { return };
+        if run.stages.get(&alone).is_some_and(|stage| stage.protocol.sessions() == 0) {
+            run.stages.remove(&alone);
+            run.layers.loaded.remove(&World::whole(model));
+        }
     }
 }

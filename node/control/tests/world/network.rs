@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use pangea_control::pool::Advert;
 
+use crate::chat_messages::SessionMessage;
 use crate::checks::Broken;
 use crate::scenario::{LinkSpec, Micros};
 use crate::worker::TaskMessage;
@@ -24,6 +25,8 @@ pub(crate) type StreamNumber = u64;
 pub(crate) enum Protocol {
     /// Tasks of products, and what comes of them.
     Tasks,
+    /// Sessions of models.
+    Sessions,
 }
 
 /// A stream that is open.
@@ -48,6 +51,8 @@ impl Stream {
 pub(crate) enum Message {
     /// Of a task.
     Task(TaskMessage),
+    /// Of a session.
+    Session(SessionMessage),
 }
 
 /// What connects the nodes.
@@ -95,11 +100,23 @@ impl World {
 
     /// Sends on a stream, behind what was sent before, `bytes` of payload with it; how long the wire is busy until then.
     pub(crate) fn send(&mut self, from: usize, stream: StreamNumber, bytes: u64, message: Message) -> Micros {
+        self.send_later(from, stream, 0, bytes, message)
+    }
+
+    /// The same, after `delay`.
+    pub(crate) fn send_later(
+        &mut self,
+        from: usize,
+        stream: StreamNumber,
+        delay: Micros,
+        bytes: u64,
+        message: Message,
+    ) -> Micros {
         let Some(open) = self.network.stream(stream) else { return 0 };
         let to = open.other_end(from);
         let link = self.link(from, to);
         let free = self.network.send_free.entry((from, to, open.protocol)).or_insert(0);
-        *free = (*free).max(self.now) + (bytes as f64 / link.bytes_per_s * 1e6) as Micros;
+        *free = (*free).max(self.now + delay) + (bytes as f64 / link.bytes_per_s * 1e6) as Micros;
         let sent = *free - self.now;
         self.after(sent + link.rtt / 2, Happening::Message { to, stream, message });
         sent
@@ -162,9 +179,19 @@ impl World {
             return;
         }
         self.network.send_free.retain(|(from, to, _), _| pair(*from, *to) != pair(a, b));
-        self.network.streams.retain(|_, stream| pair(stream.opener, stream.other) != pair(a, b));
+        let is_theirs = |stream: &Stream| pair(stream.opener, stream.other) == pair(a, b);
+        let streams: Vec<(StreamNumber, Protocol)> = self
+            .network
+            .streams
+            .extract_if(.., |_, stream| is_theirs(stream))
+            .map(|(number, stream)| (number, stream.protocol))
+            .collect();
         for (at, of) in [(a, b), (b, a)] {
             let delay = if silent { self.chance.within(SILENCE) } else { self.chance.within(0..50_000) };
+            // There may be another connection by then, which these streams were not on.
+            for (stream, protocol) in &streams {
+                self.after(delay, Happening::StreamEnded { at, of, stream: *stream, protocol: *protocol });
+            }
             self.after(delay, Happening::Down { at, of, silent });
         }
     }

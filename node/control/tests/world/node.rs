@@ -10,18 +10,24 @@ use multiaddr::multihash::Multihash;
 use pangea_control::Time;
 use pangea_control::jobs::Jobs;
 use pangea_control::peers::Directory;
-use pangea_control::placement::{ModelNeeds, Placer, StageOrder};
+use pangea_control::placement::{ModelNeeds, Placer, PublishedPlacements, StageOrder};
 use pangea_control::pool::election::Election;
 use pangea_control::pool::roster::Roster;
 use pangea_control::pool::term_keeper::TermKeeper;
 use pangea_control::pool::{Advert, LayerSpeed, LinkAdvert, ModelAdvert, ModelSize, Term, View};
 use pangea_control::schedule::{Arithmetic, Scheduler, WorkerEstimate};
+use pangea_control::session::ChainId;
+use pangea_control::session::batch::BatchLimits;
+use pangea_control::session::chains::Chains;
 use pangea_units::Digest;
 
+use crate::chat::Chats;
 use crate::memory::Memory;
 use crate::model::Layers;
 use crate::product::Products;
 use crate::scenario::{Micros, NodeSpec};
+use crate::session_links::SessionLinks;
+use crate::stages::Stage;
 use crate::worker::{Executor, Served};
 
 /// Model, first layer, end.
@@ -93,6 +99,16 @@ pub(crate) struct Run {
     pub(crate) products: Products,
     /// What was asked of it.
     pub(crate) jobs: Jobs,
+    /// Its links to peers for sessions.
+    pub(crate) session_links: SessionLinks,
+    /// Its stages of chains.
+    pub(crate) stages: BTreeMap<ChainId, Stage>,
+    /// How long it keeps those of placements.
+    pub(crate) chains: Chains,
+    /// What masters placed last.
+    pub(crate) published_placements: PublishedPlacements,
+    /// Requests that it coordinates.
+    pub(crate) chats: Chats,
     /// Whether it takes no more tasks of peers, for it is to end.
     pub(crate) draining: bool,
 }
@@ -108,7 +124,8 @@ pub(crate) fn digest(model: u8) -> Digest {
     Digest([model; 32])
 }
 
-fn size() -> ModelSize {
+/// Layers, positions and bytes of every model of the world.
+pub(crate) fn size() -> ModelSize {
     ModelSize {
         layers: 24,
         hidden_size: 512,
@@ -117,6 +134,36 @@ fn size() -> ModelSize {
         embedding_bytes: 0,
         head_bytes: 2 * LAYER_BYTES,
         position_bytes: 256,
+    }
+}
+
+/// Bytes of keys and values of one position in one layer.
+pub(crate) fn position_bytes() -> u64 {
+    u64::from(size().position_bytes)
+}
+
+/// Positions of one page of keys and values.
+pub(crate) const PAGE_TOKENS: usize = 16;
+
+/// Caches that a first stage keeps of sequences that have ended.
+pub(crate) const KEPT: usize = 6;
+
+/// What the first stage of a chain of so many takes in, with this much memory for sessions of its layers.
+pub(crate) fn batch_limits(stages: usize, session_bytes: u64, layers: u32) -> BatchLimits {
+    let page_tokens = PAGE_TOKENS;
+    let page_bytes = page_tokens as u64 * position_bytes() * u64::from(layers);
+    BatchLimits {
+        running: 3 * stages,
+        waiting: 6,
+        wait: Duration::from_secs(30),
+        prompt_rows: 24,
+        prompt_rows_beside: 16,
+        draft: 4,
+        page_tokens,
+        page_bytes,
+        pages: (session_bytes / page_bytes) as usize,
+        kept: KEPT,
+        groups: stages,
     }
 }
 
@@ -195,12 +242,41 @@ impl Node {
             executor: Executor::default(),
             products: Products::new(Scheduler::new(estimate)),
             jobs: Jobs::default(),
+            session_links: SessionLinks::default(),
+            stages: BTreeMap::new(),
+            chains: Chains::default(),
+            published_placements: PublishedPlacements::default(),
+            chats: Chats::default(),
             draining: false,
         });
     }
 }
 
 impl Run {
+    /// Tells the pool that layers of a model that others serve are here.
+    pub(crate) fn advertise(&mut self, (model, start, end): StageKey) {
+        let whole = (start, end) == (0, size().layers);
+        let known = self.advert.models.iter_mut().find(|known| known.digest == model);
+        match known {
+            Some(known) => known.whole |= whole,
+            None => self.advert.models.push(ModelAdvert {
+                digest: model,
+                name: format!("model{}", model.0[0]),
+                served: false,
+                whole,
+                split: false,
+                pinned: None,
+                size: size(),
+            }),
+        }
+        self.fresh = true;
+    }
+
+    /// Whether the whole file of a model is here, the user's or a copy.
+    pub(crate) fn has_file(&self, model: &Digest) -> bool {
+        self.advert.models.iter().any(|known| known.digest == *model && known.whole)
+    }
+
     /// The moment `now` as this run counts.
     pub(crate) fn time(&self, now: Micros) -> Time {
         Time::since_epoch(Duration::from_micros(now.saturating_sub(self.started)))

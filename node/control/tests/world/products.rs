@@ -34,7 +34,7 @@ fn cube(side: u64) -> JobSpec {
 /// The first node is asked for these at once.
 fn scenario(nodes: Vec<NodeSpec>, jobs: Vec<JobSpec>) -> Scenario {
     let jobs = jobs.into_iter().map(|job| (SETTLED, job)).collect();
-    Scenario { seed: 1, nodes, disturbances: Vec::new(), jobs, split: false }
+    Scenario { seed: 1, nodes, disturbances: Vec::new(), jobs, chats: Vec::new(), split: false }
 }
 
 /// Plays until every job has ended.
@@ -114,7 +114,7 @@ fn two_equal_nodes_are_nearly_twice_as_fast_on_a_fast_link() {
 }
 
 #[test]
-fn a_gigabit_link_gets_as_much_as_helps() {
+fn a_gigabit_link_gets_only_work_that_finishes_sooner() {
     for (n, at_most) in [(256, 1.01), (512, 1.01), (1024, 1.03), (2048, 0.95), (4096, 0.70), (8192, 0.60)] {
         let scenario = scenario(vec![local(100e9), peer(100e9, 110e6)], vec![cube(n)]);
         let alone = alone_s(&scenario);
@@ -134,7 +134,7 @@ fn honest_peers_never_make_a_job_slower_than_alone() {
 }
 
 #[test]
-fn fast_links_come_near_to_the_sum_of_all_workers() {
+fn fast_links_approach_the_sum_of_all_workers() {
     let mut ratios = Vec::new();
     for seed in 0..seeds(5000) {
         let mut scenario = honest(seed);
@@ -180,7 +180,7 @@ fn peers_that_overstate_their_speed_cost_little() {
 }
 
 #[test]
-fn a_straggler_or_a_hanging_peer_does_not_make_it_slower_than_alone() {
+fn a_straggler_or_a_hanging_peer_makes_no_job_slower_than_alone() {
     for after in [0, SECOND / 10, SECOND / 2] {
         for disturbance in
             [Disturbance::Slow { node: 1, times: 20 }, Disturbance::Hang { node: 1, takes: 999 * SECOND }]
@@ -255,6 +255,24 @@ fn a_remote_job_waits_two_seconds_for_connecting_peers_and_then_runs_here() {
 }
 
 #[test]
+fn an_elementwise_job_is_shared_by_peers_on_demand_and_stays_here_otherwise() {
+    let (rows, columns) = (20_000, 3000);
+    let play = |remote| {
+        let job = JobSpec { elementwise: true, remote, ..JobSpec::product([rows, 1, columns]) };
+        play(scenario(vec![local(100e9), peer(100e9, 1.1e9), peer(100e9, 1.1e9)], vec![job]))
+    };
+    let remote = play(true);
+    let report = outcome(&remote, 0).report;
+    assert!(report.tasks.local == 0 && report.tasks.remote > 2 && report.workers.len() == 2, "{report:?}");
+    // Each part goes to one peer, except the last, which an idle peer may compute as well.
+    let (operand_bytes, sent) = (2 * rows * columns * 4, remote.checks.jobs.bytes_sent);
+    assert!((operand_bytes..operand_bytes * 5 / 4).contains(&sent), "{sent} bytes");
+    // Checking a tile reads as much memory as computing it.
+    let auto = play(false);
+    assert_eq!((auto.checks.jobs.bytes_sent, tasks(&outcome(&auto, 0)).remote), (0, 0));
+}
+
+#[test]
 fn a_local_job_sends_nothing() {
     let job = JobSpec { local: true, ..cube(4096) };
     let world = play(scenario(vec![local(10e9), peer(1000e9, 5e9)], vec![job]));
@@ -284,7 +302,7 @@ fn a_short_job_passes_a_long_one_and_an_urgent_one_passes_both() {
 }
 
 #[test]
-fn predictions_come_near_to_what_happens() {
+fn predictions_are_close_to_reality() {
     let world = play(scenario(vec![local(100e9), peer(50e9, 1.1e9)], vec![cube(8192)]));
     let report = outcome(&world, 0).report;
     let ratio = report.actual_seconds / report.predicted_seconds;

@@ -92,6 +92,8 @@ pub(crate) enum Disturbance {
     Loss { one_in: u64 },
     /// One in this many loads of a stage fails; none where 0.
     LoadFailures { one_in: u64 },
+    /// One in this many passes through layers finds no memory; none where 0.
+    MemoryShort { one_in: u64 },
     /// Every chain that the node is part of breaks there, though its layers are fine.
     BreakChains { node: usize },
     /// The node's disk takes this long for a write.
@@ -133,6 +135,67 @@ pub(crate) struct JobSpec {
     pub(crate) deadline: Option<Micros>,
 }
 
+/// A request to a model.
+#[derive(Clone, Debug)]
+pub(crate) struct ChatSpec {
+    /// The node that is asked.
+    pub(crate) node: usize,
+    /// The model, by number.
+    pub(crate) model: u8,
+    /// Tokens that the prompt has in common with others, and those of its own.
+    pub(crate) prompt: (usize, usize),
+    /// How the tokens of the answers are chosen; the own tokens of the prompt, too.
+    pub(crate) seed: u64,
+    /// How long each answer may be.
+    pub(crate) max_new_tokens: usize,
+    /// How many answers.
+    pub(crate) choices: usize,
+    /// Whether the prompt's tokens are to be told with how likely they are.
+    pub(crate) scored: bool,
+    /// Which share of answers is audited; no receipt is kept without.
+    pub(crate) audit: Option<f64>,
+    /// When nobody waits for it any more, after its submission.
+    pub(crate) cancelled_after: Option<Micros>,
+}
+
+impl ChatSpec {
+    /// A chat as most are.
+    pub(crate) fn new(node: usize, seed: u64) -> ChatSpec {
+        ChatSpec {
+            node,
+            model: 1,
+            prompt: (20, 10),
+            seed,
+            max_new_tokens: 40,
+            choices: 1,
+            scored: false,
+            audit: None,
+            cancelled_after: None,
+        }
+    }
+
+    fn of(chance: &mut SplitMix64, count: usize) -> ChatSpec {
+        ChatSpec {
+            node: chance.index(count),
+            model: if chance.one_in(5) { 2 } else { 1 },
+            prompt: (chance.index(60), 1 + chance.index(30)),
+            seed: chance.bits() >> 8,
+            max_new_tokens: 1 + chance.index(80),
+            choices: 1 + chance.index(3),
+            scored: chance.one_in(10),
+            audit: [None, Some(0.0), Some(0.5), Some(1.0)][chance.index(4)],
+            cancelled_after: chance.one_in(6).then(|| chance.below(2 * SECOND)),
+        }
+    }
+
+    /// The tokens of the prompt.
+    pub(crate) fn prompt(&self) -> Vec<u32> {
+        let own = &mut SplitMix64::new(self.seed);
+        let shared = (0..self.prompt.0).map(|at| 1 + at as u32 % 7);
+        shared.chain((0..self.prompt.1).map(|_| 1 + own.below(49) as u32)).collect()
+    }
+}
+
 /// Everything that a run depends on.
 #[derive(Clone, Debug)]
 pub(crate) struct Scenario {
@@ -144,6 +207,8 @@ pub(crate) struct Scenario {
     pub(crate) disturbances: Vec<(Micros, Disturbance)>,
     /// What is asked when.
     pub(crate) jobs: Vec<(Micros, JobSpec)>,
+    /// What is asked of models when.
+    pub(crate) chats: Vec<(Micros, ChatSpec)>,
     /// Whether nodes share every model among all of them.
     pub(crate) split: bool,
 }
@@ -162,6 +227,7 @@ impl Scenario {
             nodes: (0..count).map(node).collect(),
             disturbances: Vec::new(),
             jobs: Vec::new(),
+            chats: Vec::new(),
             split: true,
         }
     }
@@ -201,10 +267,13 @@ impl Scenario {
         let mut jobs: Vec<(Micros, JobSpec)> =
             (0..chance.below(8)).map(|_| (chance.below(DISORDER + 10 * SECOND), JobSpec::of(chance, count))).collect();
         jobs.sort_by_key(|(at, _)| *at);
-        Scenario { seed, split: chance.one_in(2), nodes, disturbances, jobs }
+        let mut chats: Vec<(Micros, ChatSpec)> =
+            (0..chance.below(8)).map(|_| (chance.below(DISORDER + 10 * SECOND), ChatSpec::of(chance, count))).collect();
+        chats.sort_by_key(|(at, _)| *at);
+        Scenario { seed, split: chance.one_in(2), nodes, disturbances, jobs, chats }
     }
 
-    /// The same without one of its parts, for each part: disturbances first, then jobs.
+    /// The same without one of its parts, for each part: disturbances first, then jobs and chats.
     pub(crate) fn smaller(&self) -> impl Iterator<Item = Scenario> + '_ {
         let without_disturbance = (0..self.disturbances.len()).map(|at| {
             let mut smaller = self.clone();
@@ -216,7 +285,12 @@ impl Scenario {
             smaller.jobs.remove(at);
             smaller
         });
-        without_disturbance.chain(without_job)
+        let without_chat = (0..self.chats.len()).map(|at| {
+            let mut smaller = self.clone();
+            smaller.chats.remove(at);
+            smaller
+        });
+        without_disturbance.chain(without_job).chain(without_chat)
     }
 }
 
@@ -229,7 +303,7 @@ impl LinkSpec {
 impl Disturbance {
     fn of(chance: &mut SplitMix64, count: usize) -> Disturbance {
         let (node, other, silent) = (chance.index(count), chance.index(count), chance.one_in(2));
-        match chance.below(18) {
+        match chance.below(20) {
             0..=2 => Disturbance::Crash { node, silent },
             3..=5 => Disturbance::Start { node },
             6 => Disturbance::Split { sides: chance.bits(), silent },
@@ -242,6 +316,8 @@ impl Disturbance {
             13 => Disturbance::FullDisk { node, full: !chance.one_in(3) },
             14 => Disturbance::Hang { node, takes: chance.below(10 * SECOND) },
             15 if node != other => Disturbance::BreakStreams { a: node, b: other },
+            17 => Disturbance::MemoryShort { one_in: [0, 8, 30][chance.index(3)] },
+            18 => Disturbance::BreakChains { node },
             16 => Disturbance::Drain { node, grace: chance.below(8 * SECOND) },
             _ => Disturbance::Slow { node, times: chance.within(1..20) },
         }

@@ -7,14 +7,17 @@ use std::sync::Arc;
 use pangea_control::jobs::JobId;
 use pangea_control::pool::{Advert, Term};
 use pangea_control::schedule::AttemptId;
+use pangea_control::session::ChainId;
+use pangea_control::session::link_state::StreamId;
 use pangea_units::{Digest, SplitMix64};
 
+use crate::chat_messages::SessionMessage;
 use crate::checks::{Broken, Checks};
 use crate::memory::{Lease, Waiter};
 use crate::model::Step;
 use crate::network::{Message, Network, Protocol, StreamNumber};
 use crate::node::{Node, StageKey, peer_of};
-use crate::scenario::{Disturbance, Micros, Scenario};
+use crate::scenario::{ChatSpec, Disturbance, Micros, Scenario};
 
 /// How often a node looks at the clock.
 pub(crate) const TICK: Micros = 100_000;
@@ -25,43 +28,150 @@ const EVENTS_MAX: u64 = 5_000_000;
 /// What happens at a node, or to the world.
 pub(crate) enum Happening {
     /// A node's clock.
-    Tick { node: usize, run: u64 },
+    Tick {
+        node: usize,
+        run: u64,
+    },
     /// A node's placer is to look at the pool.
-    Look { node: usize, run: u64 },
+    Look {
+        node: usize,
+        run: u64,
+    },
     /// A gossiped advert arrives.
-    Gossip { to: usize, advert: Arc<Advert> },
+    Gossip {
+        to: usize,
+        advert: Arc<Advert>,
+    },
     /// Something arrives on a stream.
-    Message { to: usize, stream: StreamNumber, message: Message },
+    Message {
+        to: usize,
+        stream: StreamNumber,
+        message: Message,
+    },
     /// A stream ended.
-    StreamEnded { at: usize, of: usize, stream: StreamNumber, protocol: Protocol },
+    StreamEnded {
+        at: usize,
+        of: usize,
+        stream: StreamNumber,
+        protocol: Protocol,
+    },
     /// A task stream is to be opened.
-    OpenTasks { at: usize, run: u64, of: usize },
+    OpenTasks {
+        at: usize,
+        run: u64,
+        of: usize,
+    },
     /// The link to a peer was measured.
-    Probed { at: usize, run: u64, of: usize, stream: StreamNumber },
+    Probed {
+        at: usize,
+        run: u64,
+        of: usize,
+        stream: StreamNumber,
+    },
+    /// A session stream is to be opened.
+    OpenSessions {
+        at: usize,
+        run: u64,
+        of: usize,
+        id: StreamId,
+    },
+    /// A node sent itself a message of a session.
+    ToSelf {
+        node: usize,
+        run: u64,
+        message: SessionMessage,
+    },
+    /// The pass of a stage is over.
+    StageWorks {
+        node: usize,
+        run: u64,
+        chain: ChainId,
+    },
+    /// An audit that a request waits for is over.
+    Audited {
+        node: usize,
+        run: u64,
+        job: JobId,
+    },
+    /// All layers of a model are read for this node alone.
+    LoadedAlone {
+        node: usize,
+        run: u64,
+        model: Digest,
+    },
+    /// A chat is asked, or nobody waits for it any more.
+    Ask(usize),
+    HangUp(usize),
     /// An operand was hashed.
-    Hashed { node: usize, run: u64, stream: StreamNumber, digest: Digest },
+    Hashed {
+        node: usize,
+        run: u64,
+        stream: StreamNumber,
+        digest: Digest,
+    },
     /// A result is on its way: its memory is free again.
-    Sent { lease: Lease },
+    Sent {
+        lease: Lease,
+    },
     /// A connection is there.
-    Up { at: usize, of: usize, connection: u64 },
+    Up {
+        at: usize,
+        of: usize,
+        connection: u64,
+    },
     /// A connection is gone.
-    Down { at: usize, of: usize, silent: bool },
+    Down {
+        at: usize,
+        of: usize,
+        silent: bool,
+    },
     /// The disk is through with a term.
-    Stored { node: usize, run: u64, term: Term },
+    Stored {
+        node: usize,
+        run: u64,
+        term: Term,
+    },
     /// A load gets on.
-    Load { node: usize, run: u64, key: StageKey, epoch: u64, step: Step },
+    Load {
+        node: usize,
+        run: u64,
+        key: StageKey,
+        epoch: u64,
+        step: Step,
+    },
     /// A node has computed a tile.
-    Computed { node: usize, run: u64, work: u64 },
+    Computed {
+        node: usize,
+        run: u64,
+        work: u64,
+    },
     /// A node has checked a tile.
-    Checked { node: usize, run: u64, attempt: AttemptId, takes: Micros },
+    Checked {
+        node: usize,
+        run: u64,
+        attempt: AttemptId,
+        takes: Micros,
+    },
     /// The scheduler asked to be told the time.
-    Wake { node: usize, run: u64 },
+    Wake {
+        node: usize,
+        run: u64,
+    },
     /// Memory is short: what is only kept for later goes.
-    GiveWay { node: usize, run: u64 },
+    GiveWay {
+        node: usize,
+        run: u64,
+    },
     /// Jobs that are left may not take any longer.
-    CutOff { node: usize, run: u64 },
+    CutOff {
+        node: usize,
+        run: u64,
+    },
     /// A node has drained, and ends.
-    Exit { node: usize, run: u64 },
+    Exit {
+        node: usize,
+        run: u64,
+    },
     /// The next of the scenario's disturbances.
     Disturb(usize),
     /// The next of the scenario's jobs.
@@ -86,6 +196,12 @@ pub(crate) struct World {
     pub(crate) network: Network,
     /// The number that each of the scenario's jobs has at its node.
     pub(crate) submitted: BTreeMap<usize, JobId>,
+    /// The chats of the scenario, and those that were asked besides.
+    pub(crate) chats_asked: Vec<ChatSpec>,
+    /// The number that each chat has at its node.
+    pub(crate) chat_jobs: BTreeMap<usize, JobId>,
+    /// One in this many passes finds no memory; none where 0.
+    pub(crate) memory_short_one_in: u64,
     /// One in this many loads fails.
     pub(crate) load_failures_one_in: u64,
     queue: BTreeMap<(Micros, u64), Happening>,
@@ -109,6 +225,9 @@ impl World {
             checks: Checks::new(log),
             network: Network::default(),
             submitted: BTreeMap::new(),
+            chats_asked: Vec::new(),
+            chat_jobs: BTreeMap::new(),
+            memory_short_one_in: 0,
             load_failures_one_in: 0,
             queue: BTreeMap::new(),
             number: 0,
@@ -132,6 +251,9 @@ impl World {
                 world.queue.insert((when + after, world.number), Happening::Cancel(at));
             }
         }
+        for (when, chat) in world.scenario.chats.clone() {
+            world.ask_after(when, chat);
+        }
         world
     }
 
@@ -139,6 +261,18 @@ impl World {
     pub(crate) fn after(&mut self, delay: Micros, happening: Happening) {
         self.number += 1;
         self.queue.insert((self.now + delay, self.number), happening);
+    }
+
+    /// Asks a chat after `delay`; its number.
+    pub(crate) fn ask_after(&mut self, delay: Micros, chat: ChatSpec) -> usize {
+        let number = self.chats_asked.len();
+        let cancelled_after = chat.cancelled_after;
+        self.chats_asked.push(chat);
+        self.after(delay, Happening::Ask(number));
+        if let Some(after) = cancelled_after {
+            self.after(delay + after, Happening::HangUp(number));
+        }
+        number
     }
 
     /// Plays until `until`.
@@ -222,7 +356,7 @@ impl World {
 
     /// Ends every disturbance and starts every node.
     pub(crate) fn calm(&mut self) -> Result<(), Broken> {
-        (self.network.loss_one_in, self.load_failures_one_in) = (0, 0);
+        (self.network.loss_one_in, self.load_failures_one_in, self.memory_short_one_in) = (0, 0, 0);
         for node in &mut self.nodes {
             (node.slower, node.disk.full, node.disk.write_takes) = (1, false, 2_000);
         }
@@ -257,6 +391,7 @@ impl World {
             Disturbance::Heal => return self.heal(),
             Disturbance::Loss { one_in } => self.network.loss_one_in = one_in,
             Disturbance::LoadFailures { one_in } => self.load_failures_one_in = one_in,
+            Disturbance::MemoryShort { one_in } => self.memory_short_one_in = one_in,
             Disturbance::BreakChains { node } => return self.break_chains(node),
             Disturbance::FullDisk { node, full } => self.nodes[node].disk.full = full,
             Disturbance::SlowDisk { node, takes } => self.nodes[node].disk.write_takes = takes,
@@ -288,6 +423,16 @@ impl World {
             Happening::StreamEnded { at, of, stream, protocol: Protocol::Tasks } => {
                 self.task_stream_ended(at, of, stream)
             }
+            Happening::StreamEnded { at, of, stream, protocol: Protocol::Sessions } => {
+                self.session_stream_ended(at, of, stream)
+            }
+            Happening::OpenSessions { at, run, of, id } if self.is_current(at, run) => self.open_sessions(at, of, id),
+            Happening::ToSelf { node, run, message } if self.is_current(node, run) => self.deliver(node, node, message),
+            Happening::StageWorks { node, run, chain } if self.is_current(node, run) => self.stage_works(node, chain),
+            Happening::Audited { node, run, job } if self.is_current(node, run) => self.audited(node, job),
+            Happening::LoadedAlone { node, run, model } if self.is_current(node, run) => self.loaded_alone(node, model),
+            Happening::Ask(number) => self.ask(number),
+            Happening::HangUp(number) => self.hang_up(number),
             Happening::OpenTasks { at, run, of } if self.is_current(at, run) => self.open_tasks(at, of),
             Happening::Probed { at, run, of, stream } if self.is_current(at, run) => self.probed(at, of, stream),
             Happening::Hashed { node, run, stream, digest } if self.is_current(node, run) => {
@@ -335,6 +480,7 @@ impl World {
         match message {
             Message::Task(message) if opened => self.worker_says(to, from, stream, message),
             Message::Task(message) => self.coordinator_says(to, stream, message),
+            Message::Session(message) => self.session_says(to, from, stream, message),
         }
     }
 }

@@ -52,7 +52,8 @@ impl Loader {
         })?;
         report(StageState::Loading);
         let file = ModelFile::open(&path).map_err(compute_error)?;
-        self.pack(order.model, &file, layers.clone(), order.session_bytes, self.metrics(order.model))?;
+        let metrics = self.metrics(order.model);
+        self.pack(order.model, &file, layers.clone(), order.session_bytes, metrics, cancel)?;
         self.advertise(order.model, name);
         let (range, millis) = (LayerRange::from(layers), began.elapsed().as_millis() as u64);
         tracing::info!(

@@ -1,4 +1,4 @@
-//! Properties of the batch, one situation at a time; `simulation` has whole loads.
+//! Properties of the batch, one situation at a time; the simulated world (`tests/world`) has whole loads.
 
 use super::*;
 
@@ -218,4 +218,21 @@ fn a_sequence_cancelled_during_a_step_is_not_kept() {
         [Action::Drop(SequenceId(0))],
         "the step in flight still changes its cache"
     );
+}
+
+#[test]
+fn a_kept_cache_is_given_up_where_a_sequence_that_continues_it_fails() {
+    let mut batch = Batch::new(limits());
+    arrive(&mut batch, 0, (0..40).collect());
+    step(&mut batch, 9);
+    end(&mut batch, 0);
+    arrive(&mut batch, 1, (0..30).chain([77; 10]).collect());
+    let (actions, _) = ready(&mut batch);
+    let start = Action::Start { sequence: SequenceId(1), source: Source::Fork { from: SequenceId(0), tokens: 30 } };
+    assert_eq!(actions, [start]);
+    let dropped = batch.handle(Event::Failed(SequenceId(1)), Time::ZERO);
+    assert_eq!(dropped, [Action::Drop(SequenceId(1)), Action::Drop(SequenceId(0))]);
+    arrive(&mut batch, 2, (0..30).chain([77; 10]).collect());
+    let (actions, _) = ready(&mut batch);
+    assert_eq!(actions, [Action::Start { sequence: SequenceId(2), source: Source::Empty }]);
 }
