@@ -1,5 +1,5 @@
-//! A model file from one node to another on this machine: bytes per second, from asking to everything checked and written.
-//! `cargo bench -p pangea-node --bench blobs -- MODEL.gguf [FOLDER]`; copies are written under FOLDER.
+//! A model file from one node to another on this machine: bytes per second, from the request until all of it is checked
+//! and written. `cargo bench -p pangea-node --bench blobs -- MODEL.gguf [FOLDER]`; copies are written under FOLDER.
 
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
@@ -66,7 +66,7 @@ fn main() {
     );
 }
 
-/// A node on a thread of its own, which ends with the process.
+/// Starts a node on its own thread, which ends with the process.
 fn node(folder: &Path) -> (Blobs, Network) {
     let (started, handles) = mpsc::sync_channel(1);
     let folder = folder.to_owned();

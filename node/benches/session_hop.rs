@@ -29,12 +29,12 @@ const WARM_UP: usize = 100;
 /// Elements of a row of SmolLM2-135M.
 const WIDTH: usize = 576;
 
-/// Hands what arrives to a stage thread, with the time at which it arrived.
+/// Passes each message to a stage thread, with its time of arrival.
 struct Stage(SyncSender<(Instant, Message, Payload)>);
 
 impl Inbox for Stage {
     fn message(&self, _: PeerId, message: Message, payload: Payload) {
-        // A stage that is gone needs nothing.
+        // The message is dropped if the stage has ended.
         let _ = self.0.try_send((Instant::now(), message, payload));
     }
 
@@ -84,7 +84,7 @@ fn node(dial: Option<Multiaddr>) -> Outcome<Node> {
     Ok(Node { peer, addresses, links, arrived })
 }
 
-/// A frame that begins a step of so many rows.
+/// A frame that begins a step of `rows` rows.
 fn frame(first_stage: PeerId, rows: usize) -> Message {
     let rows = (0..rows).map(|sequence| FrameRows {
         sequence: sequence as u64,
@@ -106,7 +106,7 @@ fn frame(first_stage: PeerId, rows: usize) -> Message {
     })
 }
 
-/// Computes nothing for a while, as a stage would compute something.
+/// Spins for `time`, in place of the computation of a stage.
 fn pause(time: Duration) {
     let begin = Instant::now();
     while begin.elapsed() < time {
@@ -169,7 +169,7 @@ fn measure() -> Outcome<()> {
     Ok(())
 }
 
-/// The median and the ninth decile.
+/// The median and the 90th percentile.
 fn spread(values: &mut [f64]) -> String {
     values.sort_by(f64::total_cmp);
     format!("{:.0} us (p90 {:.0})", values[values.len() / 2], values[values.len() * 9 / 10])

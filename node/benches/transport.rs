@@ -1,6 +1,6 @@
-//! What streams between two nodes carry on loopback, beside plain TCP in the same run: bytes per second of large messages one
-//! way, over one stream and over two, and the round trip of 16 bytes. Two threads, each a node with its own current-thread
-//! runtime, as the binary has them.
+//! Throughput and latency of streams between two nodes on loopback, and of plain TCP in the same run: bytes per second
+//! of large messages one way, over one stream and over two, and the round trip of 16 bytes. Two threads, each a node
+//! with its own current-thread runtime, as the binary has them.
 //!
 //! `cargo bench -p pangea-node --bench transport`; `PANGEA_BENCH_MIB` (256) and `PANGEA_BENCH_RUNS` (5).
 
@@ -23,7 +23,7 @@ type Outcome<T> = Result<T, Failure>;
 
 const PROTOCOL: StreamProtocol = StreamProtocol::new("/bench/1");
 
-/// What a stream's first byte asks for.
+/// The first byte of a stream, which says what the server does with it.
 const BULK: u8 = 0;
 const ECHO: u8 = 1;
 
@@ -31,10 +31,10 @@ const ROUND_TRIPS: usize = 2000;
 const WARM_UP: usize = 200;
 const ECHO_BYTES: usize = 16;
 
-/// What a reader takes at once.
+/// Size of the buffer of a reader.
 const READ_BYTES: usize = 1 << 20;
 
-/// The far end of a stream: takes messages and answers each with one byte, or echoes.
+/// Serves a stream: reads messages and answers each with one byte, or echoes.
 async fn serve<S>(mut stream: S) -> Outcome<()>
 where
     S: futures::AsyncRead + futures::AsyncWrite + Unpin,
@@ -103,7 +103,7 @@ fn median(values: &mut [f64]) -> f64 {
     values[values.len() / 2]
 }
 
-/// A node that serves, on its own thread; its addresses come back.
+/// Starts a node that serves, on its own thread, and returns its addresses.
 fn far_node() -> Outcome<(Vec<Multiaddr>, u16)> {
     let (sender, receiver) = std::sync::mpsc::sync_channel(1);
     std::thread::spawn(move || -> Outcome<()> {

@@ -1,5 +1,5 @@
-//! Pieces of model files between whole nodes in one process, over real sockets on loopback: only what is needed travels,
-//! a cut costs nothing twice, and wrong bytes are found. The files are made here.
+//! Pieces of model files between whole nodes in one process, over real sockets on loopback: only the needed pieces are sent,
+//! no piece is sent again after a lost connection, and wrong bytes are found. The files are generated here.
 
 #![allow(clippy::unwrap_used, reason = "a test stops at the first thing that is not as it should be")]
 
@@ -27,12 +27,12 @@ use pangea_node::supervise::Supervisor;
 use tokio::sync::oneshot;
 use tokio::task::LocalSet;
 
-/// The longest any of these may take before it counts as hung.
+/// Timeout of a test.
 const HUNG: Duration = Duration::from_secs(60);
 
 const LAYERS: u32 = 4;
 
-/// A GGUF file with tensors of several parts and of a few bytes, every byte telling its place.
+/// A GGUF file with tensors of several parts and of a few bytes, in which every byte depends on its position.
 fn model(seed: u64) -> Vec<u8> {
     let mut tensors = vec![("token_embd.weight".to_owned(), 9u64 << 20)];
     for layer in 0..LAYERS {
@@ -70,7 +70,7 @@ fn layers(layers: Range<u32>) -> Wanted {
     Wanted { layers, embedding: false, head: false }
 }
 
-/// What runs on a node's network thread beside the blobs.
+/// Other work on the network thread of a node.
 type Beside = Box<dyn FnOnce(&Network) + Send>;
 
 struct Node {
@@ -86,12 +86,12 @@ impl Node {
         Node::start_on(folder, Devices::new(1 << 30, 2))
     }
 
-    /// A node with this memory.
+    /// Starts a node with the memory of `devices`.
     fn start_on(folder: &Path, devices: Devices) -> Node {
         Node::started(folder, true, devices, Box::new(|_| {}))
     }
 
-    /// A node that answers as `beside` has it.
+    /// Starts a node that runs `beside`, and serves blobs itself only if `answers`.
     fn start_with(folder: &Path, answers: bool, beside: Beside) -> Node {
         Node::started(folder, answers, Devices::new(1 << 30, 2), beside)
     }
@@ -141,7 +141,7 @@ impl Node {
         });
     }
 
-    /// Offers a file with these bytes.
+    /// Offers a file with `bytes`.
     fn offer(&self, bytes: &[u8]) -> Digest {
         let path = self.folder.join("offered.gguf");
         std::fs::write(&path, bytes).unwrap();
@@ -152,7 +152,7 @@ impl Node {
         self.ensure_until(model, wanted, holders, |_, _| false)
     }
 
-    /// Ends early where `enough` says so of bytes done and in all.
+    /// Ends early if `enough` accepts the number of bytes done and in total.
     fn ensure_until(
         &self,
         model: Digest,
@@ -189,7 +189,7 @@ fn block_on<T>(work: impl Future<Output = T>) -> T {
     runtime.block_on(async { tokio::time::timeout(HUNG, work).await.expect("hung") })
 }
 
-/// Folders for nodes.
+/// Creates folders for nodes.
 fn folders<const N: usize>() -> (tempfile::TempDir, [PathBuf; N]) {
     let folder = tempfile::tempdir().unwrap();
     let paths = std::array::from_fn(|node| folder.path().join(format!("node{node}")));
@@ -197,7 +197,7 @@ fn folders<const N: usize>() -> (tempfile::TempDir, [PathBuf; N]) {
     (folder, paths)
 }
 
-/// That the file has the wanted pieces of the model, and zeros elsewhere where it has nothing else.
+/// Asserts that the file has the wanted pieces of the model and, with `nothing_else`, zeros elsewhere.
 fn assert_holds(file: &Path, bytes: &[u8], wanted: &Wanted, nothing_else: bool) {
     let manifest = Manifest::of(&Gguf::from_bytes(bytes.to_vec()).unwrap(), 2).unwrap();
     let selected = manifest.select(wanted);
@@ -213,7 +213,7 @@ fn assert_holds(file: &Path, bytes: &[u8], wanted: &Wanted, nothing_else: bool) 
     }
 }
 
-/// What frames, Noise, ping and identify add to bytes that are counted.
+/// Upper bound of the bytes that frames, Noise, ping and identify add to `bytes`.
 fn overhead(bytes: u64) -> u64 {
     bytes / 50 + (256 << 10)
 }
@@ -241,7 +241,7 @@ fn a_stage_fetches_its_layers_and_no_more() {
     assert_eq!(told.last(), Some(&(total, total)));
     let received = node.received(&holder);
     assert!(received >= total && received <= total + overhead(total), "{received} for {total}");
-    // Once more costs nothing; one more layer costs that layer; the rest makes it whole.
+    // A second fetch transfers nothing, one more layer transfers that layer, and the rest completes the file.
     node.fetch(digest, &wanted, &[holder.id()]).unwrap();
     assert!(node.received(&holder) - received < 64 << 10);
     node.fetch(digest, &here.manifest.whole(), &[holder.id()]).unwrap();
@@ -265,14 +265,14 @@ fn the_header_comes_alone_and_a_whole_file_is_used_as_it_is() {
     assert_eq!(offered, digest);
     let file = node.fetch(digest, &layers(0..LAYERS), &[]).unwrap();
     assert_eq!(file, other.join("offered.gguf"));
-    // Taken away, it is the copy again.
+    // After the file is removed, the copy is used again.
     std::fs::remove_file(&file).unwrap();
     let file = node.fetch(digest, &layers(0..1), &[holder.id()]).unwrap();
     assert_holds(&file, &bytes, &layers(0..1), true);
 }
 
 #[test]
-fn a_cut_transfer_goes_on_where_it_was_in_the_next_run() {
+fn an_interrupted_transfer_continues_in_the_next_run() {
     // Of the file's 24 parts, none longer than 4 MiB: more than half of its bytes and not all of them.
     const GIVEN: usize = 18;
     let (_folder, [one, two, other]) = folders();
@@ -317,7 +317,7 @@ fn a_node_with_a_part_gives_that_part_and_several_share_the_rest() {
 }
 
 #[test]
-fn a_holder_that_goes_in_the_middle_is_replaced() {
+fn a_holder_that_leaves_during_a_transfer_is_replaced() {
     let (_folder, [one, two, three]) = folders();
     let (first, second, node) = (Node::start(&one), Node::start(&two), Node::start(&three));
     node.connect(&first);
@@ -341,7 +341,7 @@ fn a_holder_that_goes_in_the_middle_is_replaced() {
 }
 
 #[test]
-fn what_nobody_has_is_not_found_and_nobody_to_ask_is_unavailable() {
+fn a_model_without_holders_is_not_found_and_a_pool_without_peers_is_unavailable() {
     let (_folder, [one, other]) = folders();
     let (holder, node) = (Node::start(&one), Node::start(&other));
     node.connect(&holder);
@@ -351,7 +351,7 @@ fn what_nobody_has_is_not_found_and_nobody_to_ask_is_unavailable() {
     assert!(node.blobs.have(&unknown).is_none() && node.blobs.list().is_empty());
 }
 
-/// Answers what an honest holder would, but with one bit of every part from the second piece on flipped. Counts its streams.
+/// Answers as an honest holder would, but with one bit of every part from the second piece on flipped. Counts its streams.
 fn lying(bytes: Vec<u8>) -> (Beside, Arc<AtomicUsize>) {
     holder(bytes, |piece, bytes| {
         bytes[100] ^= u8::from(piece > 0) << 3;
@@ -359,7 +359,7 @@ fn lying(bytes: Vec<u8>) -> (Beside, Arc<AtomicUsize>) {
     })
 }
 
-/// Answers what an honest holder would for so many parts, and then no more.
+/// Answers as an honest holder would for the first `parts` parts, and then no more.
 fn falling_silent(bytes: Vec<u8>, parts: usize) -> Beside {
     let left = AtomicUsize::new(parts);
     let gives = move |_, _: &mut [u8]| {
@@ -368,7 +368,7 @@ fn falling_silent(bytes: Vec<u8>, parts: usize) -> Beside {
     holder(bytes, gives).0
 }
 
-/// Answers with what `gives` makes of each part of a piece, as long as it says so. Counts its streams.
+/// Answers with each part of a piece as changed by `gives`, until `gives` returns false. Counts its streams.
 fn holder(bytes: Vec<u8>, gives: impl Fn(u32, &mut [u8]) -> bool + Send + 'static) -> (Beside, Arc<AtomicUsize>) {
     let streams = Arc::new(AtomicUsize::new(0));
     let counted = Arc::clone(&streams);
@@ -477,19 +477,19 @@ fn a_file_is_hashed_again_only_when_it_changed() {
     let index = one.join("blobs/manifests");
     let kept = || std::fs::read_dir(&index).unwrap().map(|entry| entry.unwrap().path()).collect::<Vec<_>>();
     assert_eq!(kept().len(), 1);
-    // What is kept is believed only whole.
+    // A damaged manifest is not used.
     let path = one.join("offered.gguf");
     let mut damaged = std::fs::read(&kept()[0]).unwrap();
     damaged[40] ^= 1;
     std::fs::write(&kept()[0], &damaged).unwrap();
     assert_eq!(node.blobs.offer(&path).unwrap().digest, first);
     assert_ne!(std::fs::read(&kept()[0]).unwrap(), damaged);
-    // Another file at the same place is another model.
+    // Another file at the same path is another model.
     assert_ne!(node.offer(&model(10)), first);
     assert_eq!(kept().len(), 1);
 }
 
-/// Waits until `devices` have leased this much for a purpose.
+/// Waits until `devices` have leased `bytes` for `kind`.
 fn until_held(devices: &Devices, kind: Kind, bytes: u64) {
     let began = std::time::Instant::now();
     loop {
@@ -506,7 +506,7 @@ fn until_held(devices: &Devices, kind: Kind, bytes: u64) {
 fn a_fetch_leases_what_it_holds_in_memory_and_gives_it_back() {
     let (_folder, [one, two]) = folders();
     let bytes = model(20);
-    // The header and two parts come, and then nothing more.
+    // The header and two parts arrive, and then nothing more.
     let silent = Node::start_with(&one, false, falling_silent(bytes.clone(), 3));
     let digest = Manifest::of(&Gguf::from_bytes(bytes).unwrap(), 2).unwrap().digest();
     // Memory for one part; and plenty, of which one provider needs five parts.
@@ -541,7 +541,7 @@ fn a_fetch_without_memory_for_one_part_is_refused_with_the_numbers() {
 }
 
 #[test]
-fn memory_for_one_part_brings_a_whole_model_from_several_holders() {
+fn memory_for_one_part_is_enough_to_fetch_a_model_from_several_holders() {
     let (_folder, [one, two, three]) = folders();
     let holders = [Node::start(&one), Node::start(&two)];
     let devices = Devices::new(5 << 20, 1);
@@ -576,13 +576,13 @@ fn a_node_full_of_layers_gives_its_parts_to_several_peers_within_its_memory() {
             });
         }
     });
-    // A stream on which nothing is asked holds nothing.
+    // A stream without a request holds no memory.
     until_held(&devices, Kind::Uploads, 0);
     assert_eq!(devices.held(), weights.bytes());
 }
 
 #[test]
-fn a_part_that_there_is_no_memory_to_send_is_refused_with_the_numbers() {
+fn a_part_is_refused_with_the_numbers_if_there_is_no_memory_to_send_it() {
     let (_folder, [one, two]) = folders();
     let holder = Node::start_on(&one, Devices::new(3 << 20, 1));
     let node = Node::start(&two);

@@ -1,4 +1,4 @@
-//! Two and more whole nodes in one process, over real sockets on loopback: what the fabric promises of a product.
+//! Properties of products on the fabric: two or more whole nodes in one process, over real sockets on loopback.
 
 #![allow(clippy::unwrap_used, reason = "a test stops at the first thing that is not as it should be")]
 
@@ -14,7 +14,7 @@ use pangea_node::observe::Observer;
 use pangea_node::runtime::{Parts, Runtime};
 use pangea_node::supervise::Supervisor;
 
-/// The longest any of these may take before it counts as hung.
+/// Timeout of a test.
 const HUNG: Duration = Duration::from_secs(60);
 
 struct Node {
@@ -149,7 +149,7 @@ fn a_worker_that_hangs_or_cuts_the_stream_costs_time_but_no_result() {
 }
 
 #[test]
-fn a_cancelled_job_says_so() {
+fn a_cancelled_job_ends_with_the_kind_cancelled() {
     let one = node("one", 1, None);
     let a = Tensor::generate(DType::F64, 3000, 3000, 1).unwrap();
     let job = one.runtime.fabric().submit(JobRequest::product(a.clone(), a)).unwrap();

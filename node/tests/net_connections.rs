@@ -1,5 +1,5 @@
-//! Two nodes, or a node and a stock libp2p peer, over real sockets on loopback: connecting, admission, duplicates, files, leaving.
-//! Every wait is for an event, with a bound that only a failure reaches.
+//! Two nodes, or a node and a stock libp2p peer, over real sockets on loopback: connecting, admission, duplicates,
+//! files, leaving. Every wait is for an event, with a bound that only a failure reaches.
 
 #![allow(clippy::unwrap_used, reason = "a test stops at the first thing that is not as it should be")]
 
@@ -13,7 +13,7 @@ use pangea_node::net::{Direction, FoundBy, NetConfig, NetError, NetEvent, Networ
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::mpsc::Receiver;
 
-/// What only a failure takes.
+/// Timeout of each wait; reached only on failure.
 const BOUND: Duration = Duration::from_secs(30);
 
 const TCP: &str = "/ip4/127.0.0.1/tcp/0";
@@ -42,7 +42,7 @@ impl Node {
         self.network.local_peer_id()
     }
 
-    /// The first event that `want` takes; others are dropped.
+    /// Waits for the first event that `want` accepts, and drops the others.
     async fn next<T>(&mut self, want: impl Fn(&NetEvent) -> Option<T>) -> T {
         tokio::time::timeout(BOUND, async {
             loop {
@@ -100,7 +100,7 @@ impl Node {
         self.network.connect(address, BOUND).await
     }
 
-    /// Sends back whatever comes on an echo stream.
+    /// Sends back every byte that arrives on an echo stream.
     fn echo(&self) {
         let mut incoming = self.network.streams().accept(ECHO).unwrap();
         tokio::spawn(async move {
@@ -119,7 +119,7 @@ fn key(byte: u8) -> Option<PoolKey> {
     Some(PoolKey::from_bytes(&[byte; 32]))
 }
 
-/// Bytes that show when any of them moves.
+/// Bytes in which any change of the order shows.
 fn pattern(bytes: usize) -> Vec<u8> {
     (0..bytes as u64).map(|index| (index.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 56) as u8).collect()
 }
@@ -174,7 +174,7 @@ async fn nodes_connect_and_carry_streams_over_quic() {
     connects_and_carries(Transport::Quic).await;
 }
 
-/// `dialer_key` dials `acceptor_key`: what each is told.
+/// A node with `dialer_key` dials a node with `acceptor_key`; returns the reason that each reports.
 async fn refusal(transport: Transport, dialer_key: Option<PoolKey>, acceptor_key: Option<PoolKey>) -> (String, String) {
     let mut acceptor = Node::start(|c| c.pool_key = acceptor_key);
     let mut dialer = Node::start(|c| c.pool_key = dialer_key);
@@ -196,7 +196,7 @@ async fn refusal(transport: Transport, dialer_key: Option<PoolKey>, acceptor_key
 }
 
 #[tokio::test]
-async fn other_keys_are_refused_with_the_reason_on_both_sides() {
+async fn a_different_key_is_refused_with_the_reason_on_both_sides() {
     for transport in [Transport::Tcp, Transport::Quic] {
         let (dialer, acceptor) = refusal(transport, key(1), key(2)).await;
         assert!(dialer.contains("pool key is another one"), "{dialer}");
@@ -233,7 +233,7 @@ fn tcp_port(address: &Multiaddr) -> u16 {
 }
 
 #[tokio::test]
-async fn garbage_and_silence_get_nothing_and_are_hung_up_on() {
+async fn garbage_and_silent_connections_are_closed() {
     let mut node = Node::start(|c| c.pool_key = key(1));
     let port = tcp_port(&node.address(Transport::Tcp).await);
     for sent in [&b"GET / HTTP/1.1\r\n\r\n"[..], &[0xff; 4096], b""] {
@@ -308,7 +308,7 @@ async fn a_quarantined_peer_is_cut_off_and_stays_out_until_allowed() {
 }
 
 #[tokio::test]
-async fn a_peers_file_is_followed_and_a_broken_one_changes_nothing() {
+async fn a_changed_peers_file_is_used_and_an_invalid_one_is_ignored() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("peers.json");
     std::fs::write(&path, r#"{"peers": []}"#).unwrap();
@@ -330,14 +330,14 @@ async fn a_peers_file_is_followed_and_a_broken_one_changes_nothing() {
         })
         .await;
     assert!(broken.starts_with("line 2, column"), "{broken}");
-    // The last good list is in force: b is found again.
+    // The last valid list is in use: b is found again.
     b.network.disconnect(a.id(), "test").await;
     a.down().await;
     assert_eq!(a.up().await.0, b.id());
 }
 
 #[tokio::test]
-async fn a_taken_port_is_named_with_what_to_do() {
+async fn a_port_in_use_is_an_error_with_advice() {
     let mut a = Node::start(|_| {});
     for transport in [Transport::Tcp, Transport::Quic] {
         let mut taken = a.address(transport).await;
@@ -354,7 +354,7 @@ async fn a_taken_port_is_named_with_what_to_do() {
 }
 
 #[tokio::test]
-async fn leaving_is_seen_by_every_peer_and_ends_the_handle() {
+async fn every_peer_sees_a_node_leave_and_its_handle_ends() {
     let (mut a, mut b, mut c) = (Node::start(|_| {}), Node::start(|_| {}), Node::start(|_| {}));
     b.connect(a.address(Transport::Tcp).await).await.unwrap();
     c.connect(a.address(Transport::Quic).await).await.unwrap();
@@ -367,7 +367,7 @@ async fn leaving_is_seen_by_every_peer_and_ends_the_handle() {
 }
 
 #[tokio::test]
-async fn errors_of_connecting_say_what_is_there() {
+async fn a_failed_connection_names_the_cause() {
     let mut a = Node::start(|_| {});
     let own = a.address(Transport::Tcp).await;
     assert!(matches!(a.connect(own.clone()).await, Err(NetError::OwnAddress(_))));
@@ -386,11 +386,12 @@ async fn errors_of_connecting_say_what_is_there() {
 }
 
 #[tokio::test]
-async fn a_peer_that_stops_without_a_word_is_gone_within_seconds() {
+async fn a_peer_that_stops_silently_is_removed_within_seconds() {
     for transport in [Transport::Tcp, Transport::Quic] {
         let mut a = Node::start(|_| {});
         let address = a.address(transport).await;
-        // The peer's only thread runs until it is told to stop, and then stands still as under SIGSTOP: its sockets stay open.
+        // The peer's only thread runs until it is told to stop, and then stands still as under SIGSTOP: its sockets
+        // stay open.
         let (release, released) = std::sync::mpsc::sync_channel::<()>(1);
         let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
         let thread = std::thread::spawn(move || {

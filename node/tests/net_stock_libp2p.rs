@@ -1,4 +1,4 @@
-//! A node beside a peer built from nothing but stock libp2p (Noise, libp2p's own Yamux upgrade, QUIC): both can dial, large data
+//! A node beside a peer built only from stock libp2p (Noise, libp2p's own Yamux upgrade, QUIC): both can dial, large data
 //! comes through both ways, and a node with a pool key refuses it.
 
 #![allow(clippy::unwrap_used, reason = "a test stops at the first thing that is not as it should be")]
@@ -15,7 +15,7 @@ use libp2p::{Multiaddr, PeerId, StreamProtocol, identify, noise, ping, quic, tcp
 use pangea_node::net::{NetConfig, NetError, NetEvent, Network, PoolKey, start};
 use tokio::sync::mpsc;
 
-/// What only a failure takes.
+/// Timeout of each wait; reached only on failure.
 const BOUND: Duration = Duration::from_secs(30);
 
 const ECHO: StreamProtocol = StreamProtocol::new("/test/echo/1");
@@ -94,7 +94,7 @@ fn node(pool_key: Option<PoolKey>) -> (Network, mpsc::Receiver<NetEvent>) {
     start(config).unwrap()
 }
 
-/// The node's address on the same transport as `like`.
+/// The node's address on the transport of `like`.
 async fn address_like(events: &mut mpsc::Receiver<NetEvent>, like: &Multiaddr) -> Multiaddr {
     let quic = |address: &Multiaddr| address.iter().any(|part| matches!(part, Protocol::QuicV1));
     loop {
@@ -118,7 +118,7 @@ fn echo(mut control: libp2p_stream::Control) {
     });
 }
 
-/// The payload there and back over a stream to `peer`.
+/// Sends the payload to `peer` and back over one stream.
 async fn through(mut control: libp2p_stream::Control, peer: PeerId) {
     let sent: Vec<u8> =
         (0..PAYLOAD_BYTES as u64).map(|index| (index.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 56) as u8).collect();

@@ -1,4 +1,4 @@
-//! The node behind the service in these tests: multiplies on a thread, plainly, and can be told
+//! The node behind the service in these tests. It multiplies with plain loops on a thread, and can be made
 //! to hold jobs back. It shows what is reserved and which jobs are cancelled.
 
 use std::sync::{Arc, Mutex};
@@ -216,7 +216,7 @@ fn elements(tensor: &Tensor) -> Vec<f64> {
     bytes.chunks_exact(tensor.dtype().size_bytes()).map(element).collect()
 }
 
-/// A finite half as f32.
+/// Converts a finite half to f32.
 fn half_to_f32(bits: u16) -> f32 {
     let sign = if bits >> 15 == 1 { -1.0 } else { 1.0 };
     let (exponent, mantissa) = (i32::from(bits >> 10 & 31), f32::from(bits & 1023));

@@ -1,5 +1,5 @@
 //! The Cap'n Proto service over real sockets, driven by the Rust client, and by raw messages where
-//! a client of ours would not do such a thing.
+//! our client would not send them.
 #![allow(clippy::unwrap_used, reason = "a test stops at the first thing that is not as it should be")]
 
 mod backend;
@@ -27,13 +27,13 @@ use pangea_schema::{node_capnp, tensor_capnp};
 use tokio::task::LocalSet;
 use tokio_util::compat::{TokioAsyncReadCompatExt, TokioAsyncWriteCompatExt};
 
-/// As the binary `pangea` has it.
+/// The same as in the binary `pangea`.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 const GIB: u64 = 1 << 30;
 
-/// Long enough for anything here on a busy machine; a test that needs it has failed.
+/// Timeout of a test, long enough for a busy machine.
 const TIMEOUT: Duration = Duration::from_secs(120);
 
 struct Node {
@@ -85,7 +85,7 @@ fn kind<T>(outcome: Result<T>) -> ErrorKind {
     outcome.err().expect("this must fail").kind()
 }
 
-/// A tensor of any size whose bytes are known from their place, without being held anywhere.
+/// A tensor of any size whose bytes are computed from their position and are not stored.
 struct Pattern {
     info: TensorInfo,
     block: Vec<u8>,
@@ -94,7 +94,7 @@ struct Pattern {
 
 impl Pattern {
     fn new(info: TensorInfo) -> Pattern {
-        // Of a length that divides no chunk, so that a chunk in the wrong place shows.
+        // The length divides no chunk, so a chunk in the wrong place is noticed.
         let block = (0..1_048_583u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
         Pattern { info, block, checked: 0 }
     }
