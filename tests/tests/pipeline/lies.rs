@@ -15,7 +15,9 @@ fn an_audited_answer_is_right_and_liars_are_excluded() {
     let liar = |name: &str, layers: &str, fault: &str| {
         stage.cluster.node(name).with("--peer", &one.address).with("--layers", layers).fault(fault).start()
     };
-    // One liar in the middle and one at the end.
+    // One liar in the middle and one at the end, and a node that takes the layers of whichever is shut out first: with only two
+    // nodes left no chain could give the other liar the layers that it asks for.
+    let honest_node = stage.cluster.node("four").with("--peer", &one.address).start();
     let liars = [liar("two", "12-21", "corrupt-stage"), liar("three", "22-29", "corrupt-token")];
     eventually("both are given layers", || {
         liars.iter().all(|liar| liar.process.count("are ready") > 0) && one.process.count("are ready") > 0
@@ -36,6 +38,7 @@ fn an_audited_answer_is_right_and_liars_are_excluded() {
         assert!(said.to_string().contains(&liar.peer), "{said}");
     }
     // A quarantined node is not used again.
+    computed_by(&one, &[&one, &honest_node]);
     let answer = ask(&one, &question);
     assert_eq!(text_of(&answer), honest);
     assert_eq!(answer["pangea"]["failovers"], 0, "{answer}");

@@ -358,15 +358,24 @@ impl Batch {
 
     fn failed(&mut self, id: SequenceId, actions: &mut Vec<Action>) {
         self.waiting.retain(|waiting| waiting.id != id);
-        if let Some(at) = self.running.iter().position(|running| running.id == id) {
-            let failed = self.running.remove(at);
-            actions.push(Action::Drop(id));
-            // Another stage may not have what was copied: the next request would fail like this one.
-            if let Some(from) = failed.copied_from.filter(|from| self.kept.iter().any(|kept| kept.id == *from)) {
-                self.kept.remove(from);
-                actions.push(Action::Drop(from));
-            }
+        let copied_from = match self.running.iter().position(|running| running.id == id) {
+            Some(at) => self.running.remove(at).copied_from,
+            // The sequence was cancelled before its failure was reported.
+            None => match self.kept.remove(id) {
+                Some(kept) => kept.copied_from,
+                None => return,
+            },
+        };
+        actions.push(Action::Drop(id));
+        // Another stage may not have what was copied: the next request would fail like this one.
+        if let Some(from) = copied_from.and_then(|from| self.kept.remove(from)) {
+            actions.push(Action::Drop(from.id));
         }
+    }
+
+    /// Whether the cache of an ended sequence is kept.
+    pub fn keeps(&self, sequence: SequenceId) -> bool {
+        self.kept.iter().any(|kept| kept.id == sequence)
     }
 
     fn expire(&mut self, now: Time, actions: &mut Vec<Action>) {
@@ -574,7 +583,8 @@ impl Batch {
             self.kept.remove(shorter);
             actions.push(Action::Drop(shorter));
         }
-        self.kept.push(Kept { id: sequence.id, tokens: sequence.tokens, used: now });
+        let Sequence { id, tokens, copied_from, .. } = sequence;
+        self.kept.push(Kept { id, tokens, copied_from, used: now });
         while self.kept.len() > self.limits.kept
             && let Some(oldest) = self.kept.remove_oldest()
         {

@@ -46,6 +46,8 @@ pub(super) struct FirstStage<D> {
     sequences: BTreeMap<SessionId, SequenceId>,
     /// Sessions that have ended but are not closed yet.
     ended: BTreeMap<SessionId, Ended>,
+    /// Sequences of sessions that were stopped, as long as their caches are kept: a later stage may still report a failure.
+    stopped: BTreeMap<SessionId, SequenceId>,
     next_sequence: u64,
     /// Frames that the last stage has not reported yet, oldest first.
     under_way: VecDeque<UnderWay>,
@@ -119,6 +121,7 @@ impl<D: Drafter> FirstStage<D> {
             members: BTreeMap::new(),
             sequences: BTreeMap::new(),
             ended: BTreeMap::new(),
+            stopped: BTreeMap::new(),
             next_sequence: 0,
             under_way: VecDeque::new(),
             drafts,
@@ -186,6 +189,8 @@ impl<D: Drafter> FirstStage<D> {
         let Some(member) = self.members.remove(&sequence) else { return Vec::new() };
         self.ended.insert(*session, Ended { at: now, tokens: member.tokens });
         let actions = self.batch.handle(Event::Cancelled(sequence), now);
+        self.stopped.insert(*session, sequence);
+        self.stopped.retain(|_, sequence| self.batch.keeps(*sequence));
         actions.iter().filter_map(change).collect()
     }
 
@@ -196,7 +201,9 @@ impl<D: Drafter> FirstStage<D> {
 
     /// Ends a session that cannot continue; its cache is not reused.
     pub(super) fn failed(&mut self, session: &SessionId, now: Time) -> Vec<Change> {
-        let Some(sequence) = self.sequences.remove(session) else { return Vec::new() };
+        let Some(sequence) = self.sequences.remove(session).or_else(|| self.stopped.remove(session)) else {
+            return Vec::new();
+        };
         self.members.remove(&sequence);
         let actions = self.batch.handle(Event::Failed(sequence), now);
         actions.iter().filter_map(change).collect()

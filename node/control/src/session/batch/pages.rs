@@ -11,6 +11,8 @@ pub(super) struct Kept {
     pub(super) id: SequenceId,
     /// Tokens in the cache.
     pub(super) tokens: Vec<u32>,
+    /// The kept cache that its first positions were copied from.
+    pub(super) copied_from: Option<SequenceId>,
     /// Time of its last use.
     pub(super) used: Time,
 }
@@ -38,8 +40,10 @@ impl KeptCaches {
         self.kept.push(kept);
     }
 
-    pub(super) fn remove(&mut self, id: SequenceId) {
-        self.kept.retain(|kept| kept.id != id);
+    /// Removes a cache, where it is kept.
+    pub(super) fn remove(&mut self, id: SequenceId) -> Option<Kept> {
+        let at = self.kept.iter().position(|kept| kept.id == id)?;
+        Some(self.kept.remove(at))
     }
 
     pub(super) fn touch(&mut self, id: SequenceId, now: Time) {

@@ -236,3 +236,15 @@ fn a_kept_cache_is_given_up_where_a_sequence_that_continues_it_fails() {
     let (actions, _) = ready(&mut batch);
     assert_eq!(actions, [Action::Start { sequence: SequenceId(2), source: Source::Empty }]);
 }
+
+#[test]
+fn the_cache_of_a_cancelled_sequence_is_given_up_where_its_failure_is_reported_later() {
+    let mut batch = Batch::new(limits());
+    arrive(&mut batch, 0, (0..40).collect());
+    step(&mut batch, 9);
+    assert_eq!(batch.handle(Event::Cancelled(SequenceId(0)), Time::ZERO), [], "the cache is kept");
+    assert!(batch.keeps(SequenceId(0)));
+    assert_eq!(batch.handle(Event::Failed(SequenceId(0)), Time::ZERO), [Action::Drop(SequenceId(0))]);
+    assert_eq!(batch.handle(Event::Failed(SequenceId(0)), Time::ZERO), []);
+    assert!(!batch.keeps(SequenceId(0)));
+}
