@@ -48,7 +48,7 @@ mod worker;
 mod world;
 
 use checks::{Broken, Counts};
-use scenario::{ChatSpec, Disturbance, Micros, SECOND, Scenario};
+use scenario::{ChatSpec, Micros, SECOND, Scenario};
 use world::World;
 
 /// When the disorder of a scenario is over.
