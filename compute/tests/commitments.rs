@@ -321,7 +321,7 @@ fn no_lie_in_any_bit_of_any_stage_goes_unseen() {
 }
 
 #[test]
-fn tokens_that_nobody_answers_for_are_chosen_anew_too() {
+fn tokens_without_a_signature_are_chosen_again_as_well() {
     let file = tiny("llama", GgmlType::Q8_0, 1);
     let mut parts = Parts::of(&file, Pool::new(1).unwrap(), LAYERS);
     let line = Line::load(&file, &[2], || Pool::new(1).unwrap());

@@ -175,7 +175,7 @@ fn every_architecture_and_weight_type_keeps_its_pinned_bits_on_every_family_and_
         assert_eq!(
             pinned.get(name),
             Some(&digest),
-            "{name}: the bits changed; where that is meant, raise NUMERICS and pin anew with PANGEA_PIN_DIGESTS=1"
+            "{name}: the bits changed; where that is meant, raise NUMERICS and pin the digests again with PANGEA_PIN_DIGESTS=1"
         );
     }
 }
@@ -366,7 +366,7 @@ fn the_fetched_models_keep_their_pinned_bits_in_every_mode() {
         assert_eq!(
             digests[0],
             pinned.trim(),
-            "{name}: the bits changed; where that is meant, raise NUMERICS and pin anew"
+            "{name}: the bits changed; where that is meant, raise NUMERICS and pin the digests again"
         );
     }
 }

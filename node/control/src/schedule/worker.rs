@@ -268,7 +268,7 @@ impl Worker {
         self.is_given_up() || (self.failures > 0 && self.pause_until > now)
     }
 
-    /// Whether the worker failed so often in a row that no job waits for it any more.
+    /// Whether the worker has had so many consecutive failures that no job waits for it.
     pub(super) fn is_given_up(&self) -> bool {
         self.failures >= FAILURES_MAX
     }
