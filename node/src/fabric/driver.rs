@@ -85,7 +85,7 @@ enum Notice {
     WholeChecked { job: JobId, checked: Checked },
     FeedFailed { attempt: AttemptId, error: Error },
     StreamOpened { peer: PeerId, stream: std::result::Result<libp2p::Stream, OpeningError> },
-    LinkMeasured { peer: PeerId, generation: u64, bytes_per_s: f64 },
+    LinkMeasured { peer: PeerId, generation: u64, bytes_per_s: f64, repeated: bool },
     Connected { result: Result<PeerId>, until: Time, answer: oneshot::Sender<Result<String>> },
     Incoming { peer: PeerId, stream: libp2p::Stream },
 }
@@ -309,9 +309,9 @@ impl FabricDriver {
                 self.attempt_failed(attempt, error.kind());
             }
             Notice::StreamOpened { peer, stream } => self.stream_opened(peer, stream),
-            Notice::LinkMeasured { peer, generation, bytes_per_s } => {
+            Notice::LinkMeasured { peer, generation, bytes_per_s, repeated } => {
                 if self.is_current(&peer, generation) {
-                    self.tell_peers(pangea_control::peers::Event::LinkProbed { peer, bytes_per_s });
+                    self.tell_peers(pangea_control::peers::Event::LinkProbed { peer, bytes_per_s, repeated });
                 }
             }
             Notice::Connected { result, until, answer } => self.connected(result, until, answer),

@@ -74,6 +74,9 @@ pub enum Event {
         peer: PeerId,
         /// Bytes per second.
         bytes_per_s: f64,
+        /// Whether the same stream was probed before. Later probes only raise the speed: a busy processor makes a link look
+        /// slow and never fast, and a link that looks too slow to be used would never be measured by what it carries.
+        repeated: bool,
     },
     /// Operands were sent to a peer.
     Sent {
@@ -218,9 +221,12 @@ impl Directory {
                     actions.push(Action::OpenStream { peer, after });
                 }
             }
-            Event::LinkProbed { peer, bytes_per_s } => {
-                if let Some(known) = self.peers.get_mut(&peer).filter(|_| bytes_per_s.is_finite() && bytes_per_s > 0.0)
-                {
+            Event::LinkProbed { peer, bytes_per_s, repeated } => {
+                let valid = bytes_per_s.is_finite() && bytes_per_s > 0.0;
+                let counts = |known: &&mut Peer| {
+                    valid && (!repeated || known.bytes_per_s.is_none_or(|before| bytes_per_s > before))
+                };
+                if let Some(known) = self.peers.get_mut(&peer).filter(counts) {
                     known.bytes_per_s = Some(bytes_per_s);
                     actions.push(Action::LinkChanged(peer));
                 }
@@ -443,8 +449,12 @@ mod tests {
         let speed = |directory: &Directory| directory.get(&peer).and_then(|peer| peer.bytes_per_s);
         directory.handle(Event::Sent { peer, bytes: 1000, seconds: 1.0 }, at(1));
         assert_eq!(speed(&directory), None);
-        let probed = directory.handle(Event::LinkProbed { peer, bytes_per_s: 100e6 }, at(2));
+        let probed = directory.handle(Event::LinkProbed { peer, bytes_per_s: 50e6, repeated: false }, at(2));
         assert_eq!(probed, [Action::LinkChanged(peer)]);
+        let slower = directory.handle(Event::LinkProbed { peer, bytes_per_s: 40e6, repeated: true }, at(2));
+        assert_eq!((slower, speed(&directory)), (vec![], Some(50e6)), "the processor was busy");
+        let faster = directory.handle(Event::LinkProbed { peer, bytes_per_s: 100e6, repeated: true }, at(2));
+        assert_eq!((faster, speed(&directory)), (vec![Action::LinkChanged(peer)], Some(100e6)));
         for _ in 0..40 {
             directory.handle(Event::Sent { peer, bytes: 10_000_000, seconds: 1.0 }, at(3));
         }

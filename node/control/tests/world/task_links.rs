@@ -153,7 +153,7 @@ impl World {
             return Ok(());
         }
         let peer = self.nodes[of].peer;
-        self.tell_peers(at, peers::Event::LinkProbed { peer, bytes_per_s })
+        self.tell_peers(at, peers::Event::LinkProbed { peer, bytes_per_s, repeated: false })
     }
 
     /// What is believed of a peer as a worker has changed.

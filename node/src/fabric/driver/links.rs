@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use libp2p::PeerId;
 
-use super::probes::{FIRST_PROBE_BYTES, measure};
+use super::probes::{FIRST_PROBE_BYTES, PROBES_AFTER, measure};
 use super::{FabricDriver, Notice};
 use crate::fabric::feeder;
 use crate::fabric::open_links::OpenLink;
@@ -120,18 +120,23 @@ impl FabricDriver {
         self.next_worker += 1;
         let works = hello.works && may_compute;
         open.worker = works.then_some(worker);
-        let measured = measure(Rc::clone(&open.link), Rc::clone(&self.probes), FIRST_PROBE_BYTES);
+        let (link, probes) = (Rc::downgrade(&open.link), Rc::clone(&self.probes));
         let (notices, generation) = (self.notices.clone(), open.generation);
         self.workers.insert(worker, (peer, hello.name.clone()));
         tracing::info!(event = "connected", %peer, name = hello.name, "Connected to peer {peer}");
         self.tell_peers(peers::Event::Hello { peer, hello: worker_hello(hello) });
         tokio::task::spawn_local(async move {
-            // A small probe warms up the path; the second probe counts.
-            if let Some((took, bytes)) = measured.await
-                && !took.is_zero()
-            {
-                let bytes_per_s = bytes as f64 / took.as_secs_f64();
-                let _ = notices.send(Notice::LinkMeasured { peer, generation, bytes_per_s }).await;
+            for (number, after) in PROBES_AFTER.into_iter().enumerate() {
+                tokio::time::sleep(after).await;
+                // A link that has ended in the meantime needs no probe.
+                let Some(link) = link.upgrade() else { return };
+                // Small probes warm up the path; the large one counts.
+                if let Some((took, bytes)) = measure(link, Rc::clone(&probes), FIRST_PROBE_BYTES).await
+                    && !took.is_zero()
+                {
+                    let (bytes_per_s, repeated) = (bytes as f64 / took.as_secs_f64(), number > 0);
+                    let _ = notices.send(Notice::LinkMeasured { peer, generation, bytes_per_s, repeated }).await;
+                }
             }
         });
     }

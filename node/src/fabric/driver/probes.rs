@@ -14,8 +14,18 @@ use crate::fabric::status::LinkProbe;
 use crate::link::coordinator::{Bulk, TaskLink};
 use pangea_control::peers::{Peer, PeerState};
 
-/// Bytes of the first, automatic probe of a link: short even on a slow one.
+/// Bytes of an automatic probe of a link: short even on a slow one.
 pub(super) const FIRST_PROBE_BYTES: u64 = 2 << 20;
+
+/// Delays before each automatic probe of a link. Nodes that start together keep their processors busy, so that the first probes
+/// may find a fast link slow; a link that looks slow gets no work and is not measured by work.
+pub(super) const PROBES_AFTER: [Duration; 5] = [
+    Duration::ZERO,
+    Duration::from_millis(300),
+    Duration::from_secs(1),
+    Duration::from_secs(5),
+    Duration::from_secs(30),
+];
 
 /// Maximum rounds of a requested measurement.
 const ROUNDS_MAX: u32 = 1000;
