@@ -90,15 +90,17 @@ impl Gate {
     }
 }
 
+/// The nodes that wait for a session, each once: its coordinator, and the first stage that schedules it.
+pub(super) fn waiting_for(coordinator: PeerId, first_stage: PeerId) -> impl Iterator<Item = PeerId> {
+    std::iter::once(coordinator).chain((first_stage != coordinator).then_some(first_stage))
+}
+
 /// The nodes to notify when the stage on `local` cannot accept an opening, so that they do not wait for it: the
 /// coordinator and the first stage. Empty if `from` may not open sessions at this stage.
 pub fn waiting_for_opening(local: &PeerId, from: &PeerId, stages: &[StageAt], coordinator: PeerId) -> Vec<PeerId> {
     let index = stages.iter().position(|stage| stage.peer == *local);
     match index.and_then(|index| index.checked_sub(1)) {
-        Some(previous) if stages[previous].peer == *from => {
-            let first = stages[0].peer;
-            if first == coordinator { vec![coordinator] } else { vec![coordinator, first] }
-        }
+        Some(previous) if stages[previous].peer == *from => waiting_for(coordinator, stages[0].peer).collect(),
         Some(_) => Vec::new(),
         None => vec![*from],
     }

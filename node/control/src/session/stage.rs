@@ -9,6 +9,7 @@ use libp2p_identity::PeerId;
 use pangea_units::{Error, ErrorKind};
 
 use super::first_stage::{Change, Drafter, FailedSession, FirstStage, Planned, SoleSequence};
+use super::gate::waiting_for;
 use super::{FrameRows, SessionId, StartSource, SteppedSequence};
 use crate::Time;
 
@@ -207,10 +208,9 @@ impl<D: Drafter> StageProtocol<D> {
     /// stage, which may not know of the failure yet.
     fn cannot_open(&self, joining: Joining, error: &Error, actions: &mut Vec<Action>) {
         let Joining { session, choices, coordinator } = joining;
-        let first = Some(self.stage(0)).filter(|first| *first != coordinator);
         for session in (0..choices).map(|choice| session.choice(choice)) {
             let tell = |to| Action::Send { to, session, notice: Notice::Failed(error.clone()) };
-            actions.extend([Some(coordinator), first].into_iter().flatten().map(tell));
+            actions.extend(waiting_for(coordinator, self.stage(0)).map(tell));
         }
     }
 
@@ -219,12 +219,13 @@ impl<D: Drafter> StageProtocol<D> {
         let Some(joined) = self.sessions.get(&session) else { return };
         let coordinator = joined.coordinator;
         let tell = |to| Action::Send { to, session, notice: Notice::Failed(error.clone()) };
-        actions.push(tell(coordinator));
-        if let Some(first) = &mut self.first {
-            let changes = first.failed(&session, now);
-            self.change(changes, actions);
-        } else if coordinator != self.stage(0) {
-            actions.push(tell(self.stage(0)));
+        match &mut self.first {
+            Some(first) => {
+                actions.push(tell(coordinator));
+                let changes = first.failed(&session, now);
+                self.change(changes, actions);
+            }
+            None => actions.extend(waiting_for(coordinator, self.stage(0)).map(tell)),
         }
         self.leave(session, actions);
     }
