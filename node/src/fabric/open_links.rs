@@ -10,7 +10,9 @@ use tokio::sync::mpsc;
 
 use super::feeder::{Feed, Resident};
 use super::status::PeerStatus;
+use crate::clock;
 use crate::link::coordinator::TaskLink;
+use pangea_control::Time;
 use pangea_control::peers::{Directory, Peer, PeerState};
 use pangea_control::schedule::WorkerId;
 
@@ -66,14 +68,15 @@ impl OpenLinks {
 
     /// The status of every peer, ordered by the text of its peer id.
     pub(crate) fn statuses(&self, directory: &Directory, in_flight: impl Fn(WorkerId) -> u32) -> Vec<PeerStatus> {
-        let status = |(id, peer): (&PeerId, &Peer)| status(id, peer, self.worker_of(id).map_or(0, &in_flight));
+        let now = clock::now();
+        let status = |(id, peer): (&PeerId, &Peer)| status(id, peer, self.worker_of(id).map_or(0, &in_flight), now);
         let mut statuses: Vec<PeerStatus> = directory.iter().map(status).collect();
         statuses.sort_by(|one, other| one.peer.cmp(&other.peer));
         statuses
     }
 }
 
-fn status(id: &PeerId, peer: &Peer, tasks_in_flight: u32) -> PeerStatus {
+fn status(id: &PeerId, peer: &Peer, tasks_in_flight: u32, now: Time) -> PeerStatus {
     let state = match peer.state {
         _ if peer.is_quarantined() => "quarantined",
         PeerState::Gone => "gone",
@@ -85,7 +88,7 @@ fn status(id: &PeerId, peer: &Peer, tasks_in_flight: u32) -> PeerStatus {
         name: peer.name().to_owned(),
         state: state.to_owned(),
         addresses: peer.addresses.clone(),
-        trust: peer.trust(),
+        trust: peer.trust(now),
         quarantined: peer.is_quarantined(),
         why: peer.quarantined.clone().unwrap_or_else(|| peer.gone.clone()),
         transport: peer.transport.clone(),

@@ -9,7 +9,7 @@ use libp2p::PeerId;
 use tokio::sync::watch;
 
 use crate::clock;
-use pangea_control::peers::{Action, Directory, Event};
+use pangea_control::peers::{Action, Directory, Event, SuspicionReason};
 
 /// The directory of peers; clones share it.
 #[derive(Clone, Debug)]
@@ -55,6 +55,22 @@ impl Peers {
             }
             changed
         });
+    }
+
+    /// Lowers the trust of a peer for a while: it did something that a liar does and that proves nothing.
+    pub fn suspect(&self, peer: PeerId, reason: SuspicionReason) {
+        tracing::info!(event = "peer_suspected", %peer, reason = reason.name());
+        self.handle(Event::Suspected { peer, reason });
+    }
+
+    /// Whether a peer is to be used last and audited first.
+    pub fn is_suspect(&self, peer: &PeerId) -> bool {
+        self.state().directory.is_suspect(peer, clock::now())
+    }
+
+    /// The peers to be used last and audited first.
+    pub fn suspects(&self) -> BTreeSet<PeerId> {
+        self.state().directory.suspects(clock::now())
     }
 
     /// Takes the actions of convictions since the last call.

@@ -7,9 +7,11 @@ use std::time::Duration;
 use libp2p_identity::PeerId;
 
 use super::peer::{Peer, PeerState, WorkerHello};
+use super::suspicion::SuspicionReason;
 use crate::Time;
 
-/// Maximum peers remembered, including those that are gone. The longest gone are removed first, quarantined ones never.
+/// Maximum peers remembered, including those that are gone. The longest gone are removed first, suspects last, quarantined
+/// ones never.
 const PEERS_MAX: usize = 1024;
 
 /// Time that a found peer counts as connecting without a hello.
@@ -89,6 +91,13 @@ pub enum Event {
     },
     /// A result of a peer passed its check.
     ResultPassed(PeerId),
+    /// A peer did something that a liar does and that proves nothing. Lowers its trust for a while.
+    Suspected {
+        /// The peer.
+        peer: PeerId,
+        /// What it did.
+        reason: SuspicionReason,
+    },
     /// A peer was proven to lie: by a check, by an audit, or by evidence found at start.
     Convicted {
         /// The peer.
@@ -241,6 +250,16 @@ impl Directory {
                     known.tasks_checked += 1;
                 }
             }
+            Event::Suspected { peer, reason } => {
+                let is_new = !self.peers.contains_key(&peer);
+                let known = self.entry(peer, now);
+                if is_new {
+                    known.state = PeerState::Gone;
+                }
+                known.suspicion.add(reason, now);
+                // No action, whatever the time: whoever suspects a peer executes none.
+                return Vec::new();
+            }
             Event::Convicted { peer, why } => self.convict(peer, why, now, &mut actions),
             Event::CallWaits { call, peer, until } => match self.peers.get(&peer) {
                 Some(Peer { quarantined: Some(why), .. }) => {
@@ -279,6 +298,16 @@ impl Directory {
     /// All peers that may not compute.
     pub fn excluded(&self) -> BTreeSet<PeerId> {
         self.peers.iter().filter(|(_, peer)| peer.is_quarantined()).map(|(id, _)| *id).collect()
+    }
+
+    /// Whether a peer is used last and audited first. A quarantined peer is not used at all.
+    pub fn is_suspect(&self, peer: &PeerId, now: Time) -> bool {
+        self.peers.get(peer).is_some_and(|peer| peer.suspicion.is_suspect(now))
+    }
+
+    /// All suspects.
+    pub fn suspects(&self, now: Time) -> BTreeSet<PeerId> {
+        self.peers.iter().filter(|(_, peer)| peer.suspicion.is_suspect(now)).map(|(id, _)| *id).collect()
     }
 
     /// The state of a peer, if known.
@@ -325,7 +354,12 @@ impl Directory {
     fn entry(&mut self, peer: PeerId, now: Time) -> &mut Peer {
         if self.peers.len() >= PEERS_MAX && !self.peers.contains_key(&peer) {
             let gone = |(_, peer): &(&PeerId, &Peer)| peer.state != PeerState::Connected && !peer.is_quarantined();
-            let oldest = self.peers.iter().filter(gone).min_by_key(|(_, peer)| peer.since).map(|(id, _)| *id);
+            let oldest = self
+                .peers
+                .iter()
+                .filter(gone)
+                .min_by_key(|(_, peer)| (peer.suspicion.is_suspect(now), peer.since))
+                .map(|(id, _)| *id);
             oldest.map(|oldest| self.peers.remove(&oldest));
         }
         self.peers.entry(peer).or_insert_with(|| Peer::new(now))
@@ -380,7 +414,7 @@ mod tests {
         assert_eq!(directory.excluded(), BTreeSet::from([peer]));
         assert_eq!(opens(&directory.handle(Event::StreamEnded(peer), at(4))), None);
         assert_eq!(opens(&directory.handle(up(peer), at(5))), None);
-        assert_eq!(directory.get(&peer).map(Peer::trust), Some(0.0));
+        assert_eq!(directory.get(&peer).map(|peer| peer.trust(at(5))), Some(0.0));
     }
 
     #[test]
@@ -396,6 +430,32 @@ mod tests {
         }
         assert_eq!(directory.iter().count(), PEERS_MAX);
         assert!(!directory.may_compute(&liar));
+    }
+
+    #[test]
+    fn a_suspect_is_trusted_less_for_a_while_and_never_quarantined() {
+        let (mut directory, peer, other) = (Directory::default(), fresh_peer(), fresh_peer());
+        directory.handle(up(peer), at(0));
+        directory.handle(hello(peer), at(0));
+        let trust = |directory: &Directory, now| directory.get(&peer).unwrap().trust(now);
+        let before = trust(&directory, at(0));
+        for _ in 0..100 {
+            let reason = SuspicionReason::WrongUnsigned;
+            assert_eq!(directory.handle(Event::Suspected { peer, reason }, at(1)), []);
+        }
+        assert!(directory.may_compute(&peer) && trust(&directory, at(1)) < before / 2.0);
+        assert_eq!((directory.suspects(at(1)), directory.is_suspect(&other, at(1))), (BTreeSet::from([peer]), false));
+        let later = at(24 * 3_600_000);
+        assert!(!directory.is_suspect(&peer, later) && (before - trust(&directory, later)).abs() < 1e-3);
+        // Other identities do not push a suspect out: it would come back as a newcomer.
+        for _ in 0..PEERS_MAX + 10 {
+            let peer = fresh_peer();
+            directory.handle(up(peer), at(2));
+            directory.handle(Event::Down { peer, why: "bye".into() }, at(2));
+        }
+        directory.handle(Event::Down { peer, why: "bye".into() }, at(3));
+        directory.handle(up(fresh_peer()), at(4));
+        assert!(directory.is_suspect(&peer, at(4)));
     }
 
     #[test]

@@ -3,9 +3,12 @@
 //!
 //! * [`directory`]: all peers, as a state machine: reports and measurements go in, actions come out.
 //! * [`peer`]: one peer, with the rules of its trust, of its link's smoothing and of its stream's backoff.
+//! * [`suspicion`]: what lowers a peer's trust without a proof, and how that decays.
 
 pub mod directory;
 pub mod peer;
+pub mod suspicion;
 
 pub use directory::{Action, Directory, Event};
 pub use peer::{Peer, PeerState, WorkerHello};
+pub use suspicion::{Suspicion, SuspicionReason};

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::suspicion::Suspicion;
 use crate::Time;
 use crate::streams::Reopening;
 
@@ -83,6 +84,8 @@ pub struct Peer {
     pub gone: String,
     /// Results of the peer that passed their check.
     pub tasks_checked: u64,
+    /// Suspicion of the peer.
+    pub suspicion: Suspicion,
     pub(super) reopening: Reopening,
 }
 
@@ -100,6 +103,7 @@ impl Peer {
             quarantined: None,
             gone: String::new(),
             tasks_checked: 0,
+            suspicion: Suspicion::default(),
             reopening: Reopening::new(REOPEN_DELAY, REOPEN_DELAY_MAX),
         }
     }
@@ -109,11 +113,14 @@ impl Peer {
         self.hello.as_ref().map_or("", |hello| &hello.name)
     }
 
-    /// Trust from 0 to 1, from checked results alone.
-    pub fn trust(&self) -> f64 {
+    /// Trust from 0 to 1: earned by checked results alone, lowered by suspicion.
+    pub fn trust(&self, now: Time) -> f64 {
         match self.quarantined {
             Some(_) => 0.0,
-            None => 1.0 - (1.0 - TRUST_AT_FIRST) * DISTRUST_PER_RESULT.powf(self.tasks_checked as f64),
+            None => {
+                let earned = 1.0 - (1.0 - TRUST_AT_FIRST) * DISTRUST_PER_RESULT.powf(self.tasks_checked as f64);
+                earned * self.suspicion.trust_factor(now)
+            }
         }
     }
 

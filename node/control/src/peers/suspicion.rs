@@ -1,0 +1,115 @@
+//! Suspicion of one peer: what counts as suspicious, how much, and how it decays. Suspicion lowers trust, so that a suspect is
+//! used last and audited first; it never quarantines, because it is no proof.
+
+use std::time::Duration;
+
+use crate::Time;
+
+/// Time in which suspicion halves: a peer with a passing fault is a suspect for minutes, not for days.
+const HALF_LIFE: Duration = Duration::from_secs(600);
+
+/// Upper bound of suspicion: a peer that was suspected without end is no suspect any more an hour after the last reason.
+const SUSPICION_MAX: f64 = 8.0;
+
+/// Suspicion from which on a peer counts as a suspect. One reason of full weight counts for one half-life; one stall alone
+/// does not, several in a row do.
+const SUSPECT_FROM: f64 = 0.5;
+
+/// Why a peer is suspected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum SuspicionReason {
+    /// A signature that was due did not come, or a peer did not countersign what it got.
+    Unsigned,
+    /// Work that the peer did not sign was wrong when it was computed again.
+    WrongUnsigned,
+    /// Two statements contradict each other, and it cannot be told which of their authors is wrong.
+    Contradicted,
+    /// The peer kept others waiting although it was connected.
+    Stalled,
+    /// An accusation by the peer was refuted when it was checked again.
+    AccusedWrongly,
+}
+
+impl SuspicionReason {
+    /// How much suspicion it adds.
+    fn weight(self) -> f64 {
+        match self {
+            SuspicionReason::Stalled => 0.25,
+            SuspicionReason::Unsigned | SuspicionReason::Contradicted => 1.0,
+            SuspicionReason::WrongUnsigned | SuspicionReason::AccusedWrongly => 2.0,
+        }
+    }
+
+    /// Name in logs.
+    pub fn name(self) -> &'static str {
+        match self {
+            SuspicionReason::Unsigned => "unsigned",
+            SuspicionReason::WrongUnsigned => "wrong_unsigned",
+            SuspicionReason::Contradicted => "contradicted",
+            SuspicionReason::Stalled => "stalled",
+            SuspicionReason::AccusedWrongly => "accused_wrongly",
+        }
+    }
+}
+
+/// Suspicion of one peer.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Suspicion {
+    /// Suspicion at `since`.
+    amount: f64,
+    since: Time,
+}
+
+impl Suspicion {
+    /// Adds a reason.
+    pub(super) fn add(&mut self, reason: SuspicionReason, now: Time) {
+        self.amount = (self.amount(now) + reason.weight()).min(SUSPICION_MAX);
+        self.since = now;
+    }
+
+    /// How much suspicion is left; 0 without any.
+    pub fn amount(&self, now: Time) -> f64 {
+        self.amount * 0.5f64.powf(now.since(self.since).as_secs_f64() / HALF_LIFE.as_secs_f64())
+    }
+
+    /// Whether the peer is used last and audited first.
+    pub fn is_suspect(&self, now: Time) -> bool {
+        self.amount(now) >= SUSPECT_FROM
+    }
+
+    /// Factor by which suspicion lowers trust, above 0 and at most 1.
+    pub fn trust_factor(&self, now: Time) -> f64 {
+        0.5f64.powf(self.amount(now))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn suspicion_halves_with_time_and_is_gone_at_last() {
+        let mut suspicion = Suspicion::default();
+        assert_eq!((suspicion.amount(Time::ZERO), suspicion.trust_factor(Time::MAX)), (0.0, 1.0));
+        suspicion.add(SuspicionReason::Unsigned, Time::from_secs(100));
+        assert_eq!(suspicion.amount(Time::from_secs(100)), 1.0);
+        assert_eq!(suspicion.amount(Time::from_secs(700)), 0.5);
+        assert!(suspicion.is_suspect(Time::from_secs(700)) && !suspicion.is_suspect(Time::from_secs(701)));
+        assert!(suspicion.trust_factor(Time::from_secs(100)) < suspicion.trust_factor(Time::from_secs(700)));
+        assert_eq!(suspicion.amount(Time::MAX), 0.0);
+    }
+
+    #[test]
+    fn one_stall_makes_no_suspect_and_reasons_without_end_are_bounded() {
+        let (mut suspicion, now) = (Suspicion::default(), Time::from_secs(1));
+        suspicion.add(SuspicionReason::Stalled, now);
+        assert!(!suspicion.is_suspect(now));
+        suspicion.add(SuspicionReason::Stalled, now);
+        assert!(suspicion.is_suspect(now));
+        for _ in 0..1000 {
+            suspicion.add(SuspicionReason::WrongUnsigned, now);
+        }
+        assert_eq!(suspicion.amount(now), SUSPICION_MAX);
+        assert!(!suspicion.is_suspect(now + Duration::from_secs(3600)));
+    }
+}
