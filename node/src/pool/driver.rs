@@ -110,7 +110,7 @@ impl PoolDriver {
             peers: settings.peers,
             roster: Roster::new(local),
             election,
-            terms: TermKeeper::default(),
+            terms: TermKeeper::new(local),
             storing: None,
             links: BTreeMap::new(),
             listening: Vec::new(),
@@ -246,7 +246,7 @@ impl PoolDriver {
         if let Err(error) = &stored {
             tracing::warn!(
                 event = "term_not_stored", %error, term = term.counter,
-                "cannot store the master's term; it is not announced: {error}"
+                "cannot store the master's term: {error}; this node can follow a master but not become one"
             );
         }
         let actions = self.terms.stored(term, stored.is_ok(), clock::now());
@@ -262,6 +262,7 @@ impl PoolDriver {
                     self.storing = Some((term, tokio::task::spawn_blocking(move || memory.keep_term(&term))));
                 }
                 Action::Announce(term) => self.log_master(term),
+                Action::GiveUp(term) => self.elect(Event::NotStored(term)),
             }
         }
     }

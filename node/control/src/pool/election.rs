@@ -5,6 +5,11 @@
 //! never one below a term that it has followed. Without a claim, the highest ranked node claims a term with a counter above
 //! all known ones. Where two nodes claim (a partition healed), the one that ranks higher takes the next counter, once, and
 //! the other steps down. A newcomer accepts the master of the pool, unless it alone was started with `--force-master`.
+//!
+//! Counters that are further apart than [`LEAP`] cannot both come from elections of one pool. Then the lower one counts: a
+//! claim far above another one, or far above the own term, is not followed, and a node that has followed a term far above a
+//! claim forgets that term. So no message raises the counters of a pool to a height from which it does not come down, and
+//! counters start again at 1 after [`MAX_COUNTER`].
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -32,9 +37,20 @@ const MAX_CLAIM_WAITS: u32 = 2;
 /// Difference up to which two uptimes count as equal: they are measured, and adverts take time to arrive.
 const SAME_UPTIME: Duration = Duration::from_secs(2);
 
-/// Largest plausible lead of a counter over all known ones. Adverts with a higher counter are ignored, so that no node can
-/// exhaust the counters.
-const MAX_COUNTER_LEAD: u64 = 1 << 32;
+/// Largest difference of two counters that elections of one pool explain: more than an election per second on one side of a
+/// partition that lasts for twelve days.
+pub const LEAP: u64 = 1 << 20;
+
+/// Highest counter of a claim; claims above it do not count. The claim after it has the counter 1, which every node
+/// follows, because it is more than [`LEAP`] lower.
+pub const MAX_COUNTER: u64 = 1 << 48;
+
+/// Shortest time between two claims that a master makes only because others know higher counters. A node that reports ever
+/// higher counters causes no more than that.
+const RECLAIM_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Time for which a node claims nothing after its disk refused the term that it claimed.
+const REFUSED_WAIT: Duration = Duration::from_secs(2);
 
 /// What the election takes from a node's advert.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,6 +92,8 @@ pub enum Event {
         /// Whether it fell silent for seconds; otherwise its connection broke.
         silent: bool,
     },
+    /// The disk refused a term that this node claimed.
+    NotStored(Term),
     /// Time passed.
     Tick,
 }
@@ -97,7 +115,13 @@ impl Other {
 
     /// The term that this node claims.
     fn claim(&self, peer: PeerId) -> Option<Term> {
-        self.candidate.term.filter(|term| term.master == peer && self.candidate.works)
+        let claims = |term: &Term| term.master == peer && self.candidate.works && term.counter <= MAX_COUNTER;
+        self.candidate.term.filter(claims)
+    }
+
+    /// The highest counter that this node reports.
+    fn counter(&self) -> u64 {
+        self.candidate.counter.max(self.candidate.term.map_or(0, |term| term.counter))
     }
 }
 
@@ -130,9 +154,13 @@ pub struct Election {
     others: BTreeMap<PeerId, Other>,
     /// The term that this node follows.
     term: Option<Term>,
-    /// The highest term that this node has ever followed.
+    /// The last term that this node followed, in an earlier run or in this one. It follows none below it.
     floor: Option<Term>,
-    counter: u64,
+    /// The floor before this node made its last claim, in case the disk refuses the claim.
+    floor_before_claim: Option<Term>,
+    claimed: Time,
+    /// Earliest time at which this node may claim a term after its disk refused one.
+    may_claim_from: Time,
     /// Without a master: the earliest time at which this node may claim mastership.
     open: Time,
     /// Rivals over which this node has claimed a higher counter. It yields to a rival that comes back, so that two
@@ -151,7 +179,9 @@ impl Election {
             others: BTreeMap::new(),
             term: None,
             floor: stored,
-            counter: stored.map_or(0, |term| term.counter),
+            floor_before_claim: stored,
+            claimed: Time::ZERO,
+            may_claim_from: Time::ZERO,
             open: Time::ZERO + LISTEN,
             outbid: BTreeSet::new(),
         }
@@ -162,31 +192,43 @@ impl Election {
         self.term
     }
 
-    /// The highest counter that this node knows.
+    /// The highest counter that this node knows and believes.
     pub fn counter(&self) -> u64 {
-        self.counter
+        let reported = self.others.values().map(Other::counter).filter(|counter| *counter > 0);
+        let lowest = self.lowest().unwrap_or(0);
+        let believed = |counter: &u64| *counter <= lowest.saturating_add(LEAP).min(MAX_COUNTER);
+        let own = self.floor.map(|floor| floor.counter);
+        own.into_iter().chain(reported.filter(believed)).max().unwrap_or(0)
     }
 
     /// Processes an event; returns the new term if it changes.
     pub fn handle(&mut self, event: Event, now: Time) -> Option<Changed> {
+        let before = self.term;
         let mut grace = GRACE_SILENT;
         match event {
             Event::Heard(peer, candidate) if peer != self.local => {
-                let counter = candidate.counter.max(candidate.term.map_or(0, |term| term.counter));
-                if counter <= self.counter.saturating_add(MAX_COUNTER_LEAD) {
-                    self.counter = self.counter.max(counter);
-                    self.others.insert(peer, Other { candidate, heard: now });
-                }
+                let other = Other { candidate, heard: now };
+                // A counter that no election gave: nothing of the advert counts.
+                if other.counter() <= MAX_COUNTER {
+                    self.others.insert(peer, other)
+                } else {
+                    self.others.remove(&peer)
+                };
             }
             Event::Gone { peer, silent } => {
                 self.others.remove(&peer);
                 grace = if silent { GRACE_SILENT } else { GRACE_BROKEN };
             }
-            Event::Heard(..) | Event::Tick => {}
+            Event::NotStored(term) if term.master == self.local && self.term == Some(term) => {
+                self.term = None;
+                self.floor = self.floor_before_claim;
+                self.may_claim_from = now + REFUSED_WAIT;
+            }
+            Event::Heard(..) | Event::NotStored(_) | Event::Tick => {}
         }
         let others = &self.others;
         self.outbid.retain(|rival| others.get(rival).is_some_and(|other| other.claim(*rival).is_some()));
-        let before = self.term;
+        self.drop_unbelievable();
         self.drop_vacated(grace, now);
         match self.term {
             Some(term) if term.master == self.local => self.as_master(term, now),
@@ -196,11 +238,23 @@ impl Election {
         (self.term != before).then_some(Changed(self.term))
     }
 
+    /// Forgets the terms that this node has followed if they are far above a claim.
+    fn drop_unbelievable(&mut self) {
+        let unbelievable = |term: &Option<Term>| term.is_some_and(|term| !self.believes(term.counter));
+        let (term, floor) = (unbelievable(&self.term), unbelievable(&self.floor));
+        if term {
+            self.term = None;
+        }
+        if floor {
+            self.floor = None;
+        }
+    }
+
     /// Ends a term whose master is gone or no longer claims it.
     fn drop_vacated(&mut self, grace: Duration, now: Time) {
         let Some(term) = self.term.filter(|term| term.master != self.local) else { return };
         let claim = self.others.get(&term.master).and_then(|other| other.claim(term.master));
-        if claim.is_none_or(|claim| claim < term) {
+        if claim.is_none_or(|claim| claim < term || !self.believes(claim.counter)) {
             self.term = None;
             self.open = self.open.max(now + grace);
         }
@@ -211,16 +265,20 @@ impl Election {
             let outranks =
                 self.others.get(&rival).is_some_and(|other| self.rank(now).outranks(&rank_of(rival, other, now)));
             if outranks && self.outbid.insert(rival) {
-                self.claim();
+                self.claim(now);
             } else {
                 self.enter(other);
             }
             return;
         }
         // A node that has followed a higher term follows no lower one.
-        let above = |other: &Other| other.candidate.term.is_none() && other.candidate.counter > term.counter;
-        if self.others.values().any(above) {
-            self.claim();
+        let above = |other: &Other| {
+            other.candidate.term.is_none()
+                && other.candidate.counter > term.counter
+                && self.believes(other.candidate.counter)
+        };
+        if now >= self.claimed + RECLAIM_INTERVAL && self.others.values().any(above) {
+            self.claim(now);
         }
     }
 
@@ -230,18 +288,20 @@ impl Election {
             return;
         }
         let forced = self.others.get(&term.master).is_some_and(|master| master.candidate.force_master);
-        if self.works && self.force_master && !forced && now >= self.open {
-            self.claim();
+        if self.force_master && !forced && self.may_claim(now) && now >= self.open {
+            self.claim(now);
         }
     }
 
     fn with_none(&mut self, now: Time) {
         let claim = self.highest_claim();
-        if let Some((_, claim)) = claim.filter(|(_, claim)| Some(*claim) >= self.floor) {
+        // A node that has followed no term yet hears the others out before it follows a counter that few elections reach.
+        let awaits_others = |claim: &Term| self.floor.is_none() && claim.counter > LEAP && now < self.open;
+        if let Some((_, claim)) = claim.filter(|(_, claim)| Some(*claim) >= self.floor && !awaits_others(claim)) {
             self.enter(claim);
             return;
         }
-        if !self.works {
+        if !self.may_claim(now) {
             return;
         }
         let own = self.rank(now);
@@ -254,28 +314,52 @@ impl Election {
         // A master whose term is lower than one that this node has followed learns of that and claims a higher one.
         let waits = u32::try_from(better).unwrap_or(u32::MAX).saturating_add(u32::from(claim.is_some()) * 2);
         if now >= self.open + CLAIM_WAIT * waits.min(MAX_CLAIM_WAITS) {
-            self.claim();
+            self.claim(now);
         }
     }
 
-    /// The highest claim of another node.
+    /// Whether this node may claim a term now.
+    fn may_claim(&self, now: Time) -> bool {
+        self.works && now >= self.may_claim_from
+    }
+
+    /// The claims of other nodes.
+    fn claims(&self) -> impl Iterator<Item = (PeerId, Term)> {
+        self.others.iter().filter_map(|(peer, other)| Some((*peer, other.claim(*peer)?)))
+    }
+
+    /// The lowest counter that this node compares others with: those of all claims and, if it can make a claim of its own,
+    /// that of the term that it followed last.
+    fn lowest(&self) -> Option<u64> {
+        let own = self.floor.filter(|_| self.works).map(|floor| floor.counter);
+        self.claims().map(|(_, claim)| claim.counter).chain(own).min()
+    }
+
+    /// Whether a counter can come from elections of the same pool as the lowest one.
+    fn believes(&self, counter: u64) -> bool {
+        self.lowest().is_none_or(|lowest| counter <= lowest.saturating_add(LEAP))
+    }
+
+    /// The highest claim of another node, without those that are far above another one.
     fn highest_claim(&self) -> Option<(PeerId, Term)> {
-        let claims = self.others.iter().filter_map(|(peer, other)| Some((*peer, other.claim(*peer)?)));
-        claims.max_by_key(|(_, claim)| *claim)
+        self.claims().filter(|(_, claim)| self.believes(claim.counter)).max_by_key(|(_, claim)| *claim)
     }
 
     fn rank(&self, now: Time) -> Rank {
         Rank { force_master: self.force_master, uptime: now.elapsed(), peer: self.local }
     }
 
-    fn claim(&mut self) {
-        self.enter(Term { counter: self.counter.saturating_add(1), master: self.local });
+    fn claim(&mut self, now: Time) {
+        let known = self.counter();
+        let counter = if known < MAX_COUNTER { known + 1 } else { 1 };
+        self.claimed = now;
+        self.floor_before_claim = self.floor;
+        self.enter(Term { counter, master: self.local });
     }
 
     fn enter(&mut self, term: Term) {
         self.term = Some(term);
-        self.floor = self.floor.max(self.term);
-        self.counter = self.counter.max(term.counter);
+        self.floor = Some(term);
     }
 }
 
@@ -284,40 +368,5 @@ fn rank_of(peer: PeerId, other: &Other, now: Time) -> Rank {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_advert_with_an_implausible_term_is_ignored() {
-        let (local, liar) = (crate::test_peers::fresh_peer(), crate::test_peers::fresh_peer());
-        let mut election = Election::new(local, true, false, None);
-        let term = Term { counter: u64::MAX - 1, master: liar };
-        let candidate =
-            Candidate { works: true, force_master: true, uptime: LISTEN, term: Some(term), counter: u64::MAX };
-        assert_eq!(election.handle(Event::Heard(liar, candidate), Time::ZERO), None);
-        assert_eq!(
-            election.handle(Event::Tick, Time::ZERO + LISTEN),
-            Some(Changed(Some(Term { counter: 1, master: local })))
-        );
-    }
-
-    #[test]
-    fn one_of_two_masters_that_both_rank_themselves_higher_gives_in() {
-        let (local, rival) = (crate::test_peers::fresh_peer(), crate::test_peers::fresh_peer());
-        let mut election = Election::new(local, true, false, None);
-        let now = Time::from_secs(60);
-        election.handle(Event::Tick, now);
-        // The rival always claims to have started a second ago.
-        let claims = |counter| Candidate {
-            works: true,
-            force_master: false,
-            uptime: Duration::from_secs(1),
-            term: Some(Term { counter, master: rival }),
-            counter,
-        };
-        let outbid = election.handle(Event::Heard(rival, claims(5)), now);
-        assert_eq!(outbid, Some(Changed(Some(Term { counter: 6, master: local }))));
-        let given_in = election.handle(Event::Heard(rival, claims(7)), now);
-        assert_eq!(given_in, Some(Changed(Some(Term { counter: 7, master: rival }))));
-    }
-}
+#[path = "election_tests.rs"]
+mod tests;

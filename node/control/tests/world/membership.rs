@@ -206,6 +206,7 @@ impl World {
                     let takes = self.nodes[at].disk.write_takes;
                     self.after(takes, Happening::Stored { node: at, run: number, term });
                 }
+                Keep::GiveUp(term) => self.elect(at, Happened::NotStored(term))?,
                 Keep::Announce(term) => {
                     if let Some(run) = &mut self.nodes[at].run {
                         run.fresh = true;

@@ -230,7 +230,7 @@ impl Node {
             blocked: BTreeSet::new(),
             roster,
             election,
-            terms: TermKeeper::default(),
+            terms: TermKeeper::new(self.peer),
             advert,
             fresh: true,
             published: now,

@@ -24,6 +24,12 @@ fn agree(world: &mut World) -> Term {
     agreed(world).unwrap_or_else(|broken| panic!("seed {seed}: {broken}"))
 }
 
+/// The node that all agree on.
+fn leader(world: &mut World) -> usize {
+    let term = agree(world);
+    index(world, term)
+}
+
 /// A world in which nothing starts by itself.
 fn pool(seed: u64, count: usize, change: impl Fn(usize, &mut NodeSpec)) -> World {
     let mut scenario = Scenario::quiet(seed, count);
@@ -150,5 +156,23 @@ fn a_term_that_the_disk_has_not_taken_yet_is_told_to_nobody() {
         world.start(0).unwrap();
         world.start(1).unwrap();
         assert_eq!(agree(&mut world).counter, 1, "seed {seed}: what was not stored never was");
+    }
+}
+
+#[test]
+fn a_node_whose_disk_is_full_never_leads_and_follows_whoever_does() {
+    for seed in 0..seeds() {
+        let mut world = pool(seed, 3, |_, _| {});
+        // The one that ranks highest: it is up longest.
+        world.nodes[0].disk.full = true;
+        world.start(0).unwrap();
+        world.run_for(15 * SECOND).unwrap();
+        assert!(world.checks.masters.is_empty(), "seed {seed}");
+        (1..3).for_each(|node| world.start(node).unwrap());
+        assert_ne!(leader(&mut world), 0, "seed {seed}");
+        // The disk has room again, and the others are gone.
+        world.nodes[0].disk.full = false;
+        (1..3).for_each(|node| world.crash(node, false));
+        assert_eq!(leader(&mut world), 0, "seed {seed}");
     }
 }

@@ -1,0 +1,253 @@
+//! Elections of one node against chosen adverts, and of several nodes among liars.
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::test_peers::peer;
+
+/// Far above all counters of the tests: what one message did to a pool once.
+const POISON: u64 = 1 << 32;
+
+const OWN: u64 = 1;
+const LIAR: u64 = 9;
+
+fn term(counter: u64, master: u64) -> Term {
+    Term { counter, master: peer(master) }
+}
+
+fn says(term: Option<Term>, counter: u64) -> Candidate {
+    Candidate { works: true, force_master: false, uptime: Duration::from_secs(1), term, counter }
+}
+
+fn claims(counter: u64, master: u64) -> Event {
+    Event::Heard(peer(master), says(Some(term(counter, master)), counter))
+}
+
+fn gone(number: u64) -> Event {
+    Event::Gone { peer: peer(number), silent: true }
+}
+
+fn election(stored: Option<Term>) -> Election {
+    Election::new(peer(OWN), true, false, stored)
+}
+
+/// The events at `now`, then ticks for as long as any node waits before a claim; returns the last term.
+fn settle(election: &mut Election, events: &[Event], now: &mut Time) -> Option<Term> {
+    for event in events {
+        election.handle(*event, *now);
+    }
+    for _ in 0..60 {
+        *now += Duration::from_millis(100);
+        election.handle(Event::Tick, *now);
+    }
+    election.term()
+}
+
+#[test]
+fn an_advert_with_an_implausible_term_is_ignored() {
+    let mut election = election(None);
+    let heard = Event::Heard(peer(LIAR), says(Some(term(u64::MAX - 1, LIAR)), u64::MAX));
+    assert_eq!(election.handle(heard, Time::ZERO), None);
+    assert_eq!(election.handle(Event::Tick, Time::ZERO + LISTEN), Some(Changed(Some(term(1, OWN)))));
+}
+
+#[test]
+fn one_of_two_masters_that_both_rank_themselves_higher_gives_in() {
+    let (mut election, now) = (election(None), Time::from_secs(60));
+    election.handle(Event::Tick, now);
+    // The rival always claims to have started a second ago.
+    assert_eq!(election.handle(claims(5, 2), now), Some(Changed(Some(term(6, OWN)))));
+    assert_eq!(election.handle(claims(7, 2), now), Some(Changed(Some(term(7, 2)))));
+}
+
+#[test]
+fn a_claim_and_a_counter_far_above_the_own_term_move_nothing() {
+    for lie in [POISON, LEAP + 100, MAX_COUNTER, u64::MAX] {
+        for liar in [claims(5 + lie.min(MAX_COUNTER), LIAR), Event::Heard(peer(LIAR), says(None, lie))] {
+            let (mut election, mut now) = (election(Some(term(5, 2))), Time::ZERO);
+            assert_eq!(settle(&mut election, &[claims(5, 2), liar], &mut now), Some(term(5, 2)));
+            assert_eq!(election.counter(), 5);
+            assert_eq!(settle(&mut election, &[gone(2), liar], &mut now), Some(term(6, OWN)), "the next election");
+            assert_eq!(settle(&mut election, &[gone(LIAR)], &mut now), Some(term(6, OWN)));
+        }
+    }
+    let (mut election, mut now) = (election(Some(term(5, 2))), Time::ZERO);
+    assert_eq!(settle(&mut election, &[claims(5 + LEAP, 2)], &mut now), Some(term(5 + LEAP, 2)), "at the limit");
+}
+
+#[test]
+fn a_newcomer_follows_the_master_whichever_claim_it_hears_first() {
+    for (master, lie) in [(7, 7 + POISON), (3 * LEAP, 3 * LEAP + POISON)] {
+        let said = [claims(lie, LIAR), claims(master, 2)];
+        for events in [said, [said[1], said[0]]] {
+            let (mut election, mut now) = (election(None), Time::ZERO);
+            election.handle(events[0], now);
+            assert!(election.term().is_none_or(|term| term.master != peer(LIAR)), "before it has heard the others");
+            assert_eq!(settle(&mut election, &events, &mut now), Some(term(master, 2)));
+            assert!(election.counter() < lie);
+        }
+    }
+}
+
+#[test]
+fn a_node_that_was_alone_with_a_liar_comes_down_to_the_pool() {
+    let (mut election, mut now) = (election(None), Time::ZERO);
+    assert_eq!(settle(&mut election, &[claims(POISON, LIAR)], &mut now), Some(term(POISON, LIAR)));
+    assert_eq!(settle(&mut election, &[gone(LIAR)], &mut now), Some(term(POISON + 1, OWN)));
+    assert_eq!(settle(&mut election, &[claims(8, 2)], &mut now), Some(term(8, 2)));
+    assert_eq!(settle(&mut election, &[gone(2)], &mut now), Some(term(9, OWN)));
+    // The same after a restart: the stored term is the poisoned one.
+    let mut election = Election::new(peer(OWN), true, false, Some(term(POISON, LIAR)));
+    assert_eq!(settle(&mut election, &[claims(8, 2)], &mut Time::from_secs(1)), Some(term(8, 2)));
+}
+
+#[test]
+fn a_master_that_jumps_far_ahead_loses_its_followers() {
+    let (mut election, mut now) = (election(None), Time::ZERO);
+    assert_eq!(settle(&mut election, &[claims(4, LIAR)], &mut now), Some(term(4, LIAR)));
+    assert_eq!(settle(&mut election, &[claims(4 + POISON, LIAR)], &mut now), Some(term(5, OWN)));
+}
+
+#[test]
+fn counters_start_again_after_the_last_one() {
+    let (mut election, mut now) = (election(Some(term(MAX_COUNTER, 2))), Time::ZERO);
+    assert_eq!(settle(&mut election, &[], &mut now), Some(term(1, OWN)));
+    let mut follower = Election::new(peer(3), true, false, Some(term(MAX_COUNTER, 2)));
+    assert_eq!(settle(&mut follower, &[claims(1, OWN)], &mut now), Some(term(1, OWN)));
+}
+
+#[test]
+fn ever_higher_counters_cause_few_claims() {
+    let (mut election, mut now) = (election(None), Time::ZERO);
+    assert_eq!(settle(&mut election, &[], &mut now), Some(term(1, OWN)));
+    let mut claimed = 0;
+    for _ in 0..100 {
+        now += Duration::from_millis(50);
+        let above = Event::Heard(peer(LIAR), says(None, election.counter() + 1));
+        claimed += usize::from(election.handle(above, now).is_some());
+    }
+    assert!((1..=6).contains(&claimed), "one a second for five seconds, not {claimed}");
+}
+
+#[test]
+fn a_node_whose_disk_refuses_its_claim_follows_others_and_claims_again_later() {
+    let (mut election, mut now) = (election(Some(term(5, 2))), Time::ZERO);
+    let own = settle(&mut election, &[], &mut now).unwrap();
+    assert_eq!(own, term(6, OWN));
+    assert_eq!(election.handle(Event::NotStored(own), now), Some(Changed(None)));
+    assert_eq!(election.counter(), 5, "the claim never was");
+    // A lower id with the same counter: the refused claim would outrank it.
+    assert_eq!(election.handle(claims(6, 0), now), Some(Changed(Some(term(6, 0)))));
+    assert_eq!(election.handle(Event::NotStored(own), now), None, "late news of a claim that is over");
+    assert_eq!(settle(&mut election, &[gone(0)], &mut now), Some(term(7, OWN)), "it tries again");
+}
+
+/// What a liar says: any term of its own or none, and any counter.
+fn any_lie() -> impl Strategy<Value = Candidate> {
+    let counters =
+        prop_oneof![0..50u64, LEAP - 2..LEAP + 60, Just(POISON), MAX_COUNTER - 2..=MAX_COUNTER, any::<u64>()];
+    (counters.clone(), counters, any::<[bool; 3]>(), 0..100_000u64).prop_map(|(of_term, counter, flags, uptime_s)| {
+        let [claims, works, force_master] = flags;
+        let term = claims.then(|| term(of_term, LIAR));
+        Candidate { works, force_master, uptime: Duration::from_secs(uptime_s), term, counter }
+    })
+}
+
+/// A node of a [`Pool`]; its own time counts from its start.
+#[derive(Debug)]
+struct Node {
+    number: u64,
+    started: Time,
+    election: Election,
+}
+
+/// Several nodes that hear each other's adverts ten times a second.
+struct Pool {
+    nodes: Vec<Node>,
+    now: Time,
+}
+
+impl Pool {
+    /// Nodes that start together, each with the counter that it stored as the master of an earlier run.
+    fn of(stored: &[Option<u64>]) -> Pool {
+        let mut pool = Pool { nodes: Vec::new(), now: Time::ZERO };
+        (1..).zip(stored).for_each(|(number, stored)| pool.start(number, *stored));
+        pool
+    }
+
+    fn start(&mut self, number: u64, stored: Option<u64>) {
+        let stored = stored.map(|counter| term(counter, number));
+        let election = Election::new(peer(number), true, false, stored);
+        self.nodes.push(Node { number, started: self.now, election });
+    }
+
+    fn handle(&mut self, at: usize, event: Event) {
+        let node = &mut self.nodes[at];
+        node.election.handle(event, Time::since_epoch(self.now.since(node.started)));
+    }
+
+    fn round(&mut self) {
+        let say = |node: &Node| {
+            let said = says(node.election.term(), node.election.counter());
+            Event::Heard(peer(node.number), Candidate { uptime: self.now.since(node.started), ..said })
+        };
+        let said: Vec<Event> = self.nodes.iter().map(say).collect();
+        self.now += Duration::from_millis(100);
+        for at in 0..self.nodes.len() {
+            said.iter().for_each(|said| self.handle(at, *said));
+            self.handle(at, Event::Tick);
+        }
+    }
+
+    fn everyone(&mut self, event: Event) {
+        (0..self.nodes.len()).for_each(|at| self.handle(at, event));
+    }
+
+    fn settled_on(&mut self, what: &str) -> Term {
+        // Five seconds.
+        (0..50).for_each(|_| self.round());
+        let term = self.nodes[0].election.term().expect(what);
+        assert!(self.nodes.iter().all(|node| node.election.term() == Some(term)), "{what}: {:?}", self.nodes);
+        assert!(self.nodes.iter().any(|node| peer(node.number) == term.master), "{what}");
+        term
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    /// Whatever a liar says to whom, the pool has one master of its own within seconds after the liar is gone, and
+    /// newcomers that remember nothing follow it.
+    #[test]
+    fn a_pool_has_one_master_soon_after_a_liar_is_gone(
+        stored in prop::collection::vec(prop_oneof![Just(None), (1..40u64).prop_map(Some), Just(Some(POISON))], 2..5),
+        lies in prop::collection::vec((0..4usize, any_lie(), 0..6u8), 0..60),
+    ) {
+        let mut pool = Pool::of(&stored);
+        for (at, lie, rounds) in lies {
+            let at = at % pool.nodes.len();
+            pool.handle(at, Event::Heard(peer(LIAR), lie));
+            (0..rounds).for_each(|_| pool.round());
+        }
+        pool.everyone(gone(LIAR));
+        let before = pool.settled_on("after the liar");
+        prop_assert!(before.counter <= MAX_COUNTER);
+        pool.start(7, None);
+        let after = pool.settled_on("with a newcomer");
+        prop_assert_eq!(before.master, after.master);
+    }
+
+    /// A liar that says the same for ever keeps no honest node from a master, and the honest ones agree on one.
+    #[test]
+    fn a_constant_lie_splits_nobody(lie in any_lie(), counters in prop::collection::vec(1..40u64, 2..5)) {
+        let mut pool = Pool::of(&counters.into_iter().map(Some).collect::<Vec<_>>());
+        for _ in 0..120 {
+            pool.everyone(Event::Heard(peer(LIAR), lie));
+            pool.round();
+        }
+        let term = pool.nodes[0].election.term();
+        prop_assert!(term.is_some());
+        prop_assert!(pool.nodes.iter().all(|node| node.election.term() == term), "{:?}", pool.nodes);
+        prop_assert!(term.is_none_or(|term| term.counter <= 40 + 2 * LEAP), "{term:?}");
+    }
+}
