@@ -10,6 +10,7 @@
 # menu: 5 Fuzz the parsers of bytes from outside, ten seconds each | fuzz 10
 # menu: 6 Test the kernels for 64-bit ARM under an emulator | aarch64
 # menu: 7 Soak: two nodes for half an hour keep connections, ports and memory flat | soak
+# menu: 8 Simulate: play worlds of nodes that fail and lie, until Ctrl-C or the first broken promise | sim
 set -euo pipefail
 # shellcheck source=scripts/toolchain.sh
 . "$(dirname "${BASH_SOURCE[0]}")/toolchain.sh"
@@ -26,6 +27,8 @@ Usage: scripts/setup.sh [SUBCOMMAND]
                   model is measured as well, if it is on this machine
   fuzz [SECONDS]  fuzz each parser of bytes from outside (60)
   soak [MINUTES]  two nodes on this machine: connections, ports and memory must stay flat (30)
+  sim [SEED]      play one seed of the simulated world and print its log; without SEED, play seeds that the tests do not,
+                  ten thousand at a time, until Ctrl-C or the first broken promise
   aarch64         on x86-64 Linux: the kernels' tests and the pinned digests, built for 64-bit ARM, under qemu
   help            this text
 
@@ -92,6 +95,24 @@ soak() {
   cd "$REPOSITORY"
   PANGEA_SOAK_MINUTES=$minutes PANGEA_BIN="$PANGEA_BIN" cargo test --release --locked --workspace --test pool -- \
     --ignored --exact --nocapture soak::connections_ports_and_memory_stay_flat
+}
+
+# Whole control planes in one process, with virtual time: a seed gives the same run on every machine.
+sim() {
+  local seed=${1:-} first=10000
+  case "$seed" in *[!0-9]*) fail "sim takes a seed, which is a number, not '$seed'"; exit 2 ;; esac
+  need_build_tools
+  cd "$REPOSITORY"
+  set -- cargo test --release --locked -p pangea-control --test world -- --exact --nocapture \
+    whatever_happens_every_promise_holds
+  if [ -n "$seed" ]; then
+    PANGEA_SEED=$seed "$@"
+    return
+  fi
+  while heading "Seeds $first to $((first + 9999))"; do
+    PANGEA_FIRST=$first PANGEA_SEEDS=10000 "$@"
+    first=$((first + 10000))
+  done
 }
 
 # The other processor must compute the same bits; an emulator computes them like the processor, only slower.
@@ -315,7 +336,7 @@ menu() {
 
 case "${1:-}" in
   '') menu ;;
-  build | demo | bench | fuzz | soak | aarch64) subcommand=$1; shift; "$subcommand" "$@" ;;
+  build | demo | bench | fuzz | soak | sim | aarch64) subcommand=$1; shift; "$subcommand" "$@" ;;
   test) shift; [ $# -eq 0 ] || { fail "test takes no arguments"; exit 2; }; run_tests ;;
   help | -h | --help) usage ;;
   *) fail "there is no subcommand '$1'"; usage >&2; exit 2 ;;

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use pangea_control::session::ChainId;
 use pangea_units::ErrorKind;
 
-use crate::checks::{Broken, Checks};
+use crate::checks::{Broken, Check, Checks};
 use crate::scenario::Micros;
 use crate::world::World;
 
@@ -60,6 +60,7 @@ impl Checks {
         choice: usize,
         tokens: &[u32],
     ) -> Result<(), Broken> {
+        self.evaluated(Check::TokensAreRight);
         let Some(chat) = self.chats.chats.get_mut(&number).filter(|chat| chat.open) else {
             return Err(Broken::new(now, format!("chat {number} is given tokens after its end")));
         };
@@ -82,6 +83,7 @@ impl Checks {
         outcome: Result<(), ErrorKind>,
     ) -> Result<(), Broken> {
         self.log(now, format_args!("chat {number} ends: {outcome:?}"));
+        self.evaluated(Check::ChatsEnd);
         let Some(chat) = self.chats.chats.get_mut(&number).filter(|chat| chat.open) else {
             return Err(Broken::new(now, format!("chat {number} ends twice")));
         };

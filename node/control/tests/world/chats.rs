@@ -50,7 +50,7 @@ fn ends_well(world: &mut World, number: usize) {
 }
 
 fn failovers(world: &World) -> u64 {
-    world.checks.counts.0.get("failovers").copied().unwrap_or(0)
+    world.checks.counts.of("failovers")
 }
 
 #[test]
@@ -102,11 +102,11 @@ fn an_answer_whose_stages_panic_goes_on_with_the_same_layers() {
     for seed in 0..seeds() {
         let mut world = split_world(seed, 3);
         let number = begun(&mut world, long(0, seed));
-        let loads = world.checks.counts.0["loads"];
+        let loads = world.checks.counts.of("loads");
         world.break_chains(1).unwrap();
         ends_well(&mut world, number);
         assert!(failovers(&world) > 0, "seed {seed}");
-        assert_eq!(world.checks.counts.0["loads"], loads, "seed {seed}: nobody is at fault");
+        assert_eq!(world.checks.counts.of("loads"), loads, "seed {seed}: nobody is at fault");
     }
 }
 

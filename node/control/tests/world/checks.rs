@@ -10,6 +10,7 @@ use pangea_control::pool::{Term, View};
 use pangea_units::Digest;
 
 use crate::chat_checks::ChatChecks;
+use crate::deviations::Deviation;
 use crate::job_checks::JobChecks;
 use crate::node::{MODEL_BYTES, Node, Run, digest};
 use crate::scenario::{Disturbance, Micros, SaidPlacements};
@@ -36,21 +37,116 @@ impl std::fmt::Display for Broken {
     }
 }
 
+/// What must hold, each counted where it is evaluated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Check {
+    /// Terms never go back, and a lite client never claims one.
+    TermsGrow,
+    /// No node follows a master that it has quarantined.
+    MasterIsTrusted,
+    /// One placement under one epoch, of one's own term, on peers that are not quarantined.
+    PlacementsAreSound,
+    /// Only what the master asked for is loaded.
+    LoadsAreAsked,
+    /// After quiet, all nodes that agree on who lies live under one master.
+    OneMaster,
+    /// After quiet, every model that fits is placed.
+    AllPlaced,
+    /// Only a peer that did something provable is quarantined.
+    ConvictsAreGuilty,
+    /// A node gives away no more memory than it has.
+    MemoryIsBudgeted,
+    /// Everything that was leased comes back.
+    MemoryIsBack,
+    /// A worker answers every task once, and none of a quarantined peer.
+    TasksAreAnswered,
+    /// A tile goes only where it may.
+    TilesGoWhereTheyMay,
+    /// No wrong tile is accepted, and none twice.
+    TilesAreRight,
+    /// Every product ends once, with all tiles or for a reason.
+    JobsEnd,
+    /// Every chat ends once, with all tokens or for a reason.
+    ChatsEnd,
+    /// Tokens are those of an undisturbed node.
+    TokensAreRight,
+    /// What is asked in quiet is answered.
+    QuietIsAnswered,
+    /// Nothing of a session is left.
+    SessionsAreOver,
+    /// A peer that is quarantined is not admitted.
+    QuarantineHolds,
+}
+
+impl Check {
+    /// Every check.
+    pub(crate) const ALL: [Check; 18] = [
+        Check::TermsGrow,
+        Check::MasterIsTrusted,
+        Check::PlacementsAreSound,
+        Check::LoadsAreAsked,
+        Check::OneMaster,
+        Check::AllPlaced,
+        Check::ConvictsAreGuilty,
+        Check::MemoryIsBudgeted,
+        Check::MemoryIsBack,
+        Check::TasksAreAnswered,
+        Check::TilesGoWhereTheyMay,
+        Check::TilesAreRight,
+        Check::JobsEnd,
+        Check::ChatsEnd,
+        Check::TokensAreRight,
+        Check::QuietIsAnswered,
+        Check::SessionsAreOver,
+        Check::QuarantineHolds,
+    ];
+}
+
 /// How often branches of the world were taken: a world in which something never happens shows nothing about it.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Counts(pub BTreeMap<&'static str, u64>);
+pub(crate) struct Counts {
+    /// Branches by name.
+    pub(crate) branches: BTreeMap<&'static str, u64>,
+    /// How often nodes deviated in each way, and how often honest nodes acted on it.
+    pub(crate) deviations: BTreeMap<Deviation, (u64, u64)>,
+    /// How often each check was evaluated.
+    pub(crate) checks: BTreeMap<Check, u64>,
+}
 
 impl Counts {
     /// One more.
     pub(crate) fn add(&mut self, what: &'static str) {
-        *self.0.entry(what).or_default() += 1;
+        *self.branches.entry(what).or_default() += 1;
+    }
+
+    /// How often a branch was taken.
+    pub(crate) fn of(&self, what: &str) -> u64 {
+        self.branches.get(what).copied().unwrap_or(0)
     }
 
     /// Adds those of another world.
     pub(crate) fn merge(&mut self, other: &Counts) {
-        for (what, count) in &other.0 {
-            *self.0.entry(what).or_default() += count;
+        for (what, count) in &other.branches {
+            *self.branches.entry(what).or_default() += count;
         }
+        for (what, (done, caught)) in &other.deviations {
+            let count = self.deviations.entry(*what).or_default();
+            *count = (count.0 + done, count.1 + caught);
+        }
+        for (what, count) in &other.checks {
+            *self.checks.entry(*what).or_default() += count;
+        }
+    }
+}
+
+impl std::fmt::Display for Counts {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.branches.iter().try_for_each(|(what, count)| writeln!(f, "{count:>10} {what}"))?;
+        self.checks.iter().try_for_each(|(check, count)| writeln!(f, "{count:>10} checks of {check:?}"))?;
+        let done = |(deviation, (done, caught)): (&Deviation, &(u64, u64))| {
+            writeln!(f, "{done:>10} times {deviation:?}, acted on {caught} times")
+        };
+        self.deviations.iter().try_for_each(done)
     }
 }
 
@@ -65,6 +161,8 @@ pub(crate) struct Checks {
     said: SaidPlacements,
     /// Every master that some node lived under.
     pub(crate) masters: BTreeSet<PeerId>,
+    /// How each node deviated so far.
+    did: BTreeSet<(usize, Deviation)>,
     /// Branches taken.
     pub(crate) counts: Counts,
     /// FNV-1a over every line of the log.
@@ -81,10 +179,33 @@ impl Checks {
             chats: ChatChecks::default(),
             said: BTreeMap::new(),
             masters: BTreeSet::new(),
+            did: BTreeSet::new(),
             counts: Counts::default(),
             digest: 0xcbf2_9ce4_8422_2325,
             lines: log.then(Vec::new),
         }
+    }
+
+    /// A node departs from the protocol.
+    pub(crate) fn deviated(&mut self, now: Micros, at: usize, deviation: Deviation) {
+        self.counts.deviations.entry(deviation).or_default().0 += 1;
+        self.did.insert((at, deviation));
+        self.log(now, format_args!("node {at} deviates: {deviation:?}"));
+    }
+
+    /// An honest node acted on a deviation.
+    pub(crate) fn caught(&mut self, deviation: Deviation) {
+        self.counts.deviations.entry(deviation).or_default().1 += 1;
+    }
+
+    /// Whether a node did something that can be proven.
+    pub(crate) fn is_guilty(&self, node: usize) -> bool {
+        self.did.iter().any(|(at, deviation)| *at == node && deviation.is_provable())
+    }
+
+    /// A check is evaluated.
+    pub(crate) fn evaluated(&mut self, check: Check) {
+        *self.counts.checks.entry(check).or_default() += 1;
     }
 
     /// The digest of everything that was logged.
@@ -140,6 +261,9 @@ impl Checks {
             Disturbance::Hang { .. } => "hanging nodes",
             Disturbance::BreakStreams { .. } => "broken streams",
             Disturbance::Drain { .. } => "drains",
+            Disturbance::CutOneWay { .. } => "one-way cuts",
+            Disturbance::ClockJump { .. } => "clock jumps",
+            Disturbance::ClockSetBack { .. } => "clocks set back",
         });
         self.log(now, format_args!("{disturbance:?}"));
     }
@@ -149,6 +273,7 @@ impl Checks {
         self.log(now, format_args!("node {at} decides {term:?}"));
         let Some(term) = term else { return Ok(()) };
         self.counts.add("terms");
+        self.evaluated(Check::TermsGrow);
         if node.disk.term.is_some_and(|stored| term < stored) {
             return Err(Broken::new(now, format!("node {at} goes back from {:?} to {term:?}", node.disk.term)));
         }
@@ -168,6 +293,7 @@ impl Checks {
     ) -> Result<(), Broken> {
         self.log(now, format_args!("node {at} lives under {term:?}"));
         self.masters.extend(term.map(|term| term.master));
+        self.evaluated(Check::MasterIsTrusted);
         match master.filter(|master| self.is_quarantined(at, *master)) {
             Some(master) => Err(Broken::new(now, format!("node {at} follows {master}, which it has quarantined"))),
             None => Ok(()),
@@ -184,6 +310,7 @@ impl Checks {
         nodes_of: &BTreeMap<PeerId, usize>,
     ) -> Result<(), Broken> {
         self.counts.add("placements");
+        self.evaluated(Check::PlacementsAreSound);
         for placement in placements {
             self.log(
                 now,
@@ -224,6 +351,7 @@ impl Checks {
     /// A stage is loaded: only what a placement of the highest term asks for.
     pub(crate) fn ordered(&mut self, now: Micros, at: usize, view: &View, order: &StageOrder) -> Result<(), Broken> {
         self.counts.add("loads");
+        self.evaluated(Check::LoadsAreAsked);
         self.log(now, format_args!("node {at} loads {} {:?} {}", order.name, order.layers, order.epoch));
         let asked = pool_facts::placements(view).unwrap_or_default().into_iter().any(|placement| {
             let mine = placement.stages.iter().any(|stage| stage.peer == view.local && stage.layers == order.layers);
@@ -267,6 +395,13 @@ pub(crate) fn one_master(world: &World) -> Result<Option<Term>, Broken> {
     let first = terms.first().copied().flatten().filter(|first| terms.iter().all(|term| *term == Some(*first)));
     let first = first.filter(leads);
     first.map(Some).ok_or_else(|| Broken::new(world.now, format!("there is no one master: {terms:?}")))
+}
+
+/// Whether the pool has a model, and memory for it, so that something is to be placed.
+pub(crate) fn can_hold_models(world: &World) -> bool {
+    let pool = pool(world).unwrap_or_default();
+    let memory: u64 = pool.iter().filter(|node| node.spec.works).map(|node| models_bytes(node.spec.memory_bytes)).sum();
+    memory >= MODEL_BYTES && pool.iter().any(|node| !node.spec.models.is_empty())
 }
 
 /// Whether every model that somebody of the pool serves, if its nodes can hold one at all, has one placement in force whose stages are ready, as every node of the

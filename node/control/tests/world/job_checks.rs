@@ -7,7 +7,7 @@ use pangea_control::jobs::{Job, JobEvent, JobId, JobState};
 use pangea_control::schedule::{FailureKind, JobReport, Place, Tile, TileGrid};
 use pangea_units::ErrorKind;
 
-use crate::checks::{Broken, Checks};
+use crate::checks::{Broken, Check, Checks};
 use crate::scenario::Micros;
 
 /// How a job of the scenario stands.
@@ -91,6 +91,7 @@ impl Checks {
         peer: Option<usize>,
         place: Place,
     ) -> Result<(), Broken> {
+        self.evaluated(Check::TilesGoWhereTheyMay);
         let Some(Asked::Open { grid: Some(grid), accepted, .. }) = self.jobs.asked.get(&job) else {
             return Err(Broken::new(now, "a tile of a job that is not under way is begun"));
         };
@@ -118,6 +119,7 @@ impl Checks {
         wrong: Option<bool>,
     ) -> Result<(), Broken> {
         self.log(now, format_args!("job {job:?} takes {tile:?}"));
+        self.evaluated(Check::TilesAreRight);
         match wrong {
             None => return Err(Broken::new(now, "a tile is taken whose attempt is unknown or not finished")),
             Some(true) => return Err(Broken::new(now, "a wrong tile is taken")),
@@ -144,6 +146,7 @@ impl Checks {
         report: JobReport,
     ) -> Result<(), Broken> {
         self.log(now, format_args!("job {job:?} ends: {outcome:?}"));
+        self.evaluated(Check::JobsEnd);
         let Some(number) = job else { return Err(Broken::new(now, "a job ends twice")) };
         let counted = report.tasks.local + report.tasks.remote;
         let asked_at = self.jobs.asked_at.get(&number).copied().unwrap_or(now);

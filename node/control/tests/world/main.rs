@@ -12,11 +12,12 @@
 //! | `model`, `pseudo_model` | models: what is placed where, layers; the numbers that stand for what layers compute |
 //! | `chat`, `chat_messages` | requests to models: the coordinator, what stages say |
 //! | `session_links`, `chains`, `stages`, `pass` | links for sessions; which chains a node has stages of; a stage at work, its layers |
+//! | `deviations` | how nodes lie, stall, forge and replay |
 //! | `checks`, `job_checks`, `work_checks`, `chat_checks` | what must hold; the log |
 //! | `pools`, `placements`, `products`, `chats` | what single situations lead to |
 //!
-//! `PANGEA_SEED=N` plays one seed and prints its log, `PANGEA_SEEDS=N` plays that many. A seed that fails is made smaller
-//! until nothing can be left out of it.
+//! `PANGEA_SEED=N` plays one seed and prints its log, `PANGEA_SEEDS=N` plays that many, from `PANGEA_FIRST=N` on. A seed that
+//! fails is made smaller until nothing can be left out of it.
 
 #![expect(clippy::unwrap_used, reason = "a test may stop at the first thing that is not as it should be")]
 
@@ -26,6 +27,7 @@ mod chat_checks;
 mod chat_messages;
 mod chats;
 mod checks;
+mod deviations;
 mod job_checks;
 mod jobs;
 mod membership;
@@ -47,7 +49,10 @@ mod work_checks;
 mod worker;
 mod world;
 
-use checks::{Broken, Counts};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use checks::{Broken, Check, Counts};
+use deviations::Deviation;
 use scenario::{ChatSpec, Micros, SECOND, Scenario};
 use world::World;
 
@@ -81,12 +86,19 @@ fn play_in(world: &mut World) -> Result<(), Broken> {
     world.calm()?;
     world.run_for(QUIET)?;
     let term = checks::one_master(world)?;
+    match term {
+        Some(_) => world.checks.evaluated(Check::OneMaster),
+        None => world.checks.counts.add("worlds without one pool"),
+    }
     let from = world.now;
     while !checks::all_placed(world) {
         if world.now > from + PLACED_WITHIN {
             return Err(Broken::new(world.now, "a model that fits is not placed"));
         }
         world.run_for(SECOND)?;
+    }
+    if checks::can_hold_models(world) {
+        world.checks.evaluated(Check::AllPlaced);
     }
     // Long enough for a mastership that would not last.
     world.run_until(world.now.max(from + 20 * SECOND))?;
@@ -104,6 +116,7 @@ fn play_in(world: &mut World) -> Result<(), Broken> {
         world.run_for(SECOND)?;
     }
     for chat in quiet {
+        world.checks.evaluated(Check::QuietIsAnswered);
         let outcome = world.checks.chat_outcome(chat);
         if outcome != Some(Ok(())) && world.checks.work.last_quarantine < settled {
             return Err(Broken::new(world.now, format!("chat {chat} is asked in quiet and ends with {outcome:?}")));
@@ -117,7 +130,9 @@ fn play_in(world: &mut World) -> Result<(), Broken> {
     // Results that nobody waits for any more are computed, sent and forgotten.
     world.run_for(TASKS_END_WITHIN)?;
     world.checks.all_answered(world.now)?;
+    world.checks.evaluated(Check::MemoryIsBack);
     work_checks::memory_is_back(world, false)?;
+    world.checks.evaluated(Check::SessionsAreOver);
     chat_checks::sessions_are_over(world)?;
     world.part();
     world.run_for(PARTED)?;
@@ -157,21 +172,28 @@ fn whatever_happens_every_promise_holds() {
         result.unwrap_or_else(|broken| panic!("seed {seed}: {broken}"));
         return;
     }
-    let seeds = number("PANGEA_SEEDS").unwrap_or(if cfg!(debug_assertions) { 12 } else { 4000 });
-    let threads = std::thread::available_parallelism().map_or(1, |threads| threads.get() as u64);
-    let play_some = |from: u64| {
+    let seeds = number("PANGEA_SEEDS").unwrap_or(if cfg!(debug_assertions) { 12 } else { 10_000 });
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let first = number("PANGEA_FIRST").unwrap_or(0);
+    let (next, end) = (AtomicU64::new(first), first + seeds);
+    let play_some = || {
         let mut counts = Counts::default();
-        for seed in (from..seeds).step_by(threads as usize) {
+        loop {
+            let seed = next.fetch_add(1, Ordering::Relaxed);
+            if seed >= end {
+                return (counts, None);
+            }
             let (world, result) = play(Scenario::of(seed), false);
             counts.merge(&world.checks.counts);
             if let Err(broken) = result {
+                // The others stop, too.
+                next.store(end, Ordering::Relaxed);
                 return (counts, Some((seed, broken)));
             }
         }
-        (counts, None)
     };
     let played: Vec<_> = std::thread::scope(|scope| {
-        let threads: Vec<_> = (0..threads).map(|from| scope.spawn(move || play_some(from))).collect();
+        let threads: Vec<_> = (0..threads).map(|_| scope.spawn(play_some)).collect();
         threads.into_iter().map(|thread| thread.join().unwrap()).collect()
     });
     let mut counts = Counts::default();
@@ -180,7 +202,12 @@ fn whatever_happens_every_promise_holds() {
     if let Some((seed, broken)) = failed {
         fail(seed, &broken);
     }
-    println!("{counts:?}");
+    println!("{counts}");
+    nothing_is_vacuous(&counts, seeds);
+}
+
+/// Every branch was taken, every deviation was done and acted on, every check was evaluated.
+fn nothing_is_vacuous(counts: &Counts, seeds: u64) {
     for what in [
         "crashes",
         "starts",
@@ -196,6 +223,10 @@ fn whatever_happens_every_promise_holds() {
         "hanging nodes",
         "broken streams",
         "drained nodes",
+        "one-way cuts",
+        "connections that were silent one way",
+        "clock jumps",
+        "clocks set back",
         "evictions",
         "operands sent again",
         "operands that gave way",
@@ -219,8 +250,19 @@ fn whatever_happens_every_promise_holds() {
         "failed jobs",
         "quarantines",
     ] {
-        let count = counts.0.get(what).copied().unwrap_or(0);
+        let count = counts.of(what);
         assert!(count >= seeds / 20, "only {count} times {what}: the worlds are too kind");
+    }
+    for check in Check::ALL {
+        let count = counts.checks.get(&check).copied().unwrap_or(0);
+        assert!(count >= seeds / 50, "{check:?} was evaluated only {count} times");
+    }
+    for deviation in Deviation::ALL {
+        let (done, caught) = counts.deviations.get(&deviation).copied().unwrap_or((0, 0));
+        assert!(
+            done >= seeds / 50 && caught >= seeds / 200,
+            "{deviation:?} was done {done} times, acted on {caught} times"
+        );
     }
 }
 

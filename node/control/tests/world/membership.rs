@@ -13,6 +13,7 @@ use pangea_control::schedule::{Event, LeaveReason};
 use pangea_control::session::link_state::Event as LinkEvent;
 
 use crate::checks::Broken;
+use crate::deviations::Deviation;
 use crate::scenario::{Micros, SECOND};
 use crate::world::{Happening, TICK, World};
 
@@ -38,7 +39,8 @@ impl World {
         if let Some(run) = &mut self.nodes[node].run
             && (run.fresh || now >= run.published + REPEAT)
         {
-            let advert = Arc::new(run.say(now));
+            let advert = run.say(now);
+            let advert = Arc::new(self.bend_advert(node, advert));
             self.gossip(node, &advert);
         }
         self.tell_peers(node, peers::Event::Tick)?;
@@ -48,20 +50,25 @@ impl World {
         self.chat_ticks(node)?;
         if now % SECOND < TICK {
             self.stage_ticks(node)?;
+            self.deviate(node)?;
         }
         self.after(TICK, Happening::Tick { node, run: number });
         Ok(())
     }
 
     /// A gossiped advert arrives.
-    pub(crate) fn hear(&mut self, at: usize, advert: &Arc<Advert>) -> Result<(), Broken> {
+    pub(crate) fn hear(&mut self, at: usize, from: usize, advert: &Arc<Advert>) -> Result<(), Broken> {
         let now = self.now;
         let Some(run) = &mut self.nodes[at].run else { return Ok(()) };
         let heard = run.roster.heard((**advert).clone(), run.time(now));
         if heard == Heard::Old {
+            if advert.peer != self.nodes[from].peer && self.is_one_that(from, Deviation::ReplaysAdverts) {
+                self.checks.caught(Deviation::ReplaysAdverts);
+            }
             return Ok(());
         }
         run.fresh |= heard == Heard::Joined;
+        self.record_advert(at, advert);
         self.gossip(at, advert);
         self.elect(at, Happened::Heard(advert.peer, Candidate::of(advert)))?;
         self.soon_look(at);
@@ -146,7 +153,8 @@ impl World {
         if !node.disk.full {
             node.disk.evidence.insert(of);
         }
-        self.checks.quarantined(self.now, at, of, self.scenario.nodes[of].lies_one_in > 0)?;
+        self.checks.caught(Deviation::WrongTile);
+        self.checks.quarantined(self.now, at, of)?;
         self.exclude(at, of)
     }
 
@@ -178,8 +186,15 @@ impl World {
         let node = &mut self.nodes[at];
         let Some(run) = &mut node.run else { return Ok(()) };
         let (number, time) = (run.number, run.time(now));
+        let before = run.election.term();
         let Some(Changed(term)) = run.election.handle(event, time) else { return Ok(()) };
         self.checks.decided(now, at, node, term)?;
+        if let (Some(before), Some(term)) = (before, term)
+            && before.master != term.master
+            && self.is_one_that(self.index_of(&before.master), Deviation::Usurps)
+        {
+            self.checks.caught(Deviation::Usurps);
+        }
         let Some(run) = &mut self.nodes[at].run else { return Ok(()) };
         let actions = run.terms.decided(term);
         self.keep_terms(at, number, actions)

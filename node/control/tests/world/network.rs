@@ -65,6 +65,8 @@ pub(crate) struct Network {
     streams: BTreeMap<StreamNumber, Stream>,
     /// When the sending side of a connection is free again, for each protocol: streams share it fairly.
     send_free: BTreeMap<(usize, usize, Protocol), Micros>,
+    /// Nodes from the first of which nothing gets to the second, until their connection with this number is found dead.
+    one_way: BTreeMap<(usize, usize), u64>,
     /// One in this many gossiped adverts is lost; none where 0.
     pub(crate) loss_one_in: u64,
     number: u64,
@@ -78,6 +80,10 @@ impl Network {
     /// The number of the connection between two nodes.
     pub(crate) fn connection(&self, a: usize, b: usize) -> Option<u64> {
         self.connections.get(&pair(a, b)).copied()
+    }
+
+    fn is_silent(&self, from: usize, to: usize) -> bool {
+        !self.one_way.is_empty() && self.one_way.contains_key(&(from, to))
     }
 
     /// A stream that is open.
@@ -118,7 +124,9 @@ impl World {
         let free = self.network.send_free.entry((from, to, open.protocol)).or_insert(0);
         *free = (*free).max(self.now + delay) + (bytes as f64 / link.bytes_per_s * 1e6) as Micros;
         let sent = *free - self.now;
-        self.after(sent + link.rtt / 2, Happening::Message { to, stream, message });
+        if !self.network.is_silent(from, to) {
+            self.after(sent + link.rtt / 2, Happening::Message { to, stream, message });
+        }
         sent
     }
 
@@ -127,12 +135,17 @@ impl World {
         let Some(open) = self.network.stream(stream) else { return };
         let to = open.other_end(from);
         let delay = self.link(from, to).rtt / 2;
-        self.after(delay, Happening::Message { to, stream, message });
+        if !self.network.is_silent(from, to) {
+            self.after(delay, Happening::Message { to, stream, message });
+        }
     }
 
     /// Opens a stream between connected nodes; none where they are not connected any more.
     pub(crate) fn open_stream(&mut self, opener: usize, other: usize, protocol: Protocol) -> Option<StreamNumber> {
         self.network.connection(opener, other)?;
+        if self.network.is_silent(opener, other) || self.network.is_silent(other, opener) {
+            return None;
+        }
         let number = self.network.number();
         self.network.streams.insert(number, Stream { opener, other, protocol });
         Some(number)
@@ -178,6 +191,7 @@ impl World {
         if self.network.connections.remove(&pair(a, b)).is_none() {
             return;
         }
+        self.network.one_way.retain(|(from, to), _| pair(*from, *to) != pair(a, b));
         self.network.send_free.retain(|(from, to, _), _| pair(*from, *to) != pair(a, b));
         let is_theirs = |stream: &Stream| pair(stream.opener, stream.other) == pair(a, b);
         let streams: Vec<(StreamNumber, Protocol)> = self
@@ -204,6 +218,25 @@ impl World {
         }
     }
 
+    /// Lets nothing through from one node to another, until the silence shows.
+    pub(crate) fn cut_one_way(&mut self, from: usize, to: usize) {
+        let Some(connection) = self.network.connection(from, to) else { return };
+        if self.network.one_way.insert((from, to), connection).is_none() {
+            let after = self.chance.within(SILENCE);
+            self.after(after, Happening::FoundDead { a: from, b: to, connection });
+        }
+    }
+
+    /// A connection was silent for too long: it ends, and another one may follow.
+    pub(crate) fn found_dead(&mut self, a: usize, b: usize, connection: u64) -> Result<(), Broken> {
+        if self.network.one_way.get(&(a, b)) == Some(&connection) {
+            self.disconnect(a, b, false);
+            self.checks.counts.add("connections that were silent one way");
+            return self.connect(a, b);
+        }
+        Ok(())
+    }
+
     /// Lets nothing through at all.
     pub(crate) fn part(&mut self) {
         for a in 0..self.nodes.len() {
@@ -225,7 +258,7 @@ impl World {
     /// Floods an advert.
     pub(crate) fn gossip(&mut self, from: usize, advert: &Arc<Advert>) {
         for to in 0..self.nodes.len() {
-            if to == from || self.network.connection(from, to).is_none() {
+            if to == from || self.network.connection(from, to).is_none() || self.network.is_silent(from, to) {
                 continue;
             }
             if self.network.loss_one_in > 0 && self.chance.one_in(self.network.loss_one_in) {
@@ -235,7 +268,7 @@ impl World {
             for _ in 0..copies {
                 let late = self.chance.one_in(20);
                 let delay = if late { self.chance.within(50_000..250_000) } else { self.chance.within(500..20_000) };
-                self.after(delay, Happening::Gossip { to, advert: Arc::clone(advert) });
+                self.after(delay, Happening::Gossip { from, to, advert: Arc::clone(advert) });
             }
         }
     }

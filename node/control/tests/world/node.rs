@@ -22,6 +22,7 @@ use pangea_control::session::chains::Chains;
 use pangea_units::Digest;
 
 use crate::chat::Chats;
+use crate::deviations::Recorded;
 use crate::memory::Memory;
 use crate::model::Layers;
 use crate::product::Products;
@@ -37,6 +38,8 @@ pub(crate) type StageKey = (Digest, u32, u32);
 pub(crate) struct Disk {
     /// The last term that it stored.
     pub(crate) term: Option<Term>,
+    /// The incarnation of its last run.
+    pub(crate) incarnation: u64,
     /// Peers of whom it keeps evidence.
     pub(crate) evidence: BTreeSet<usize>,
     /// Whether it takes no writes.
@@ -57,6 +60,10 @@ pub(crate) struct Node {
     pub(crate) runs: u64,
     /// How many times slower than its specification it computes.
     pub(crate) slower: u64,
+    /// How far its wall clock is behind.
+    pub(crate) set_back: Micros,
+    /// Adverts that it heard, where it is one that replays them.
+    pub(crate) recorded: Recorded,
     /// The process; none while it does not run.
     pub(crate) run: Option<Run>,
 }
@@ -67,6 +74,8 @@ pub(crate) struct Run {
     pub(crate) number: u64,
     /// When it started.
     pub(crate) started: Micros,
+    /// How far its clock is ahead of the world's.
+    pub(crate) ahead: Micros,
     /// What is known of every peer.
     pub(crate) directory: Directory,
     /// Peers that are not admitted.
@@ -112,6 +121,9 @@ pub(crate) struct Run {
     /// Whether it takes no more tasks of peers, for it is to end.
     pub(crate) draining: bool,
 }
+
+/// What a wall clock shows as the world begins.
+const EPOCH: Micros = 1_000_000 * crate::scenario::SECOND;
 
 /// Bytes of one layer of the world's models.
 pub(crate) const LAYER_BYTES: u64 = 10 << 20;
@@ -183,13 +195,15 @@ pub(crate) fn peer_of(bits: [u64; 4]) -> PeerId {
 impl Node {
     /// A node that does not run yet.
     pub(crate) fn new(spec: NodeSpec, peer: PeerId) -> Node {
-        let disk = Disk { term: None, evidence: BTreeSet::new(), full: false, write_takes: 2_000 };
-        Node { spec, peer, disk, runs: 0, slower: 1, run: None }
+        let disk = Disk { term: None, incarnation: 0, evidence: BTreeSet::new(), full: false, write_takes: 2_000 };
+        Node { spec, peer, disk, runs: 0, slower: 1, set_back: 0, recorded: Recorded::new(), run: None }
     }
 
     /// Starts a run with what the disk has.
     pub(crate) fn start(&mut self, now: Micros, split: bool) {
         self.runs += 1;
+        // The wall clock, and in any case later than the run before.
+        self.disk.incarnation = (EPOCH + now).saturating_sub(self.set_back).max(self.disk.incarnation + 1);
         let models = self.spec.models.iter().map(|model| ModelAdvert {
             digest: digest(*model),
             name: format!("model{model}"),
@@ -201,7 +215,7 @@ impl Node {
         });
         let speed = self.spec.flops_per_s / 100.0;
         let advert = Advert {
-            incarnation: now + 1,
+            incarnation: self.disk.incarnation,
             name: format!("node-{}", &self.peer.to_string()[46..]),
             force_master: self.spec.force_master,
             works: self.spec.works,
@@ -226,6 +240,7 @@ impl Node {
         self.run = Some(Run {
             number: self.runs,
             started: now,
+            ahead: 0,
             directory: Directory::default(),
             blocked: BTreeSet::new(),
             roster,
@@ -279,7 +294,7 @@ impl Run {
 
     /// The moment `now` as this run counts.
     pub(crate) fn time(&self, now: Micros) -> Time {
-        Time::since_epoch(Duration::from_micros(now.saturating_sub(self.started)))
+        Time::since_epoch(Duration::from_micros(now.saturating_sub(self.started) + self.ahead))
     }
 
     /// The advert as it is published now.
@@ -304,7 +319,7 @@ impl Run {
         Advert {
             term: self.terms.announced(),
             counter: self.terms.counter(self.election.counter()),
-            uptime: Duration::from_micros(now.saturating_sub(self.started)),
+            uptime: self.time(now).elapsed(),
             links: links.collect(),
             ..self.advert.clone()
         }

@@ -16,6 +16,7 @@ use pangea_control::trust;
 use pangea_units::Digest;
 
 use crate::checks::Broken;
+use crate::deviations::Deviation;
 use crate::memory::Lease;
 use crate::network::Message;
 use crate::scenario::Micros;
@@ -213,7 +214,7 @@ impl World {
     fn perform(&mut self, node: usize, action: Action) -> Result<(), Broken> {
         let now = self.now;
         let Some(run) = &mut self.nodes[node].run else { return Ok(()) };
-        let (number, started) = (run.number, run.started);
+        let (number, time) = (run.number, run.time(now));
         let products = &mut run.products;
         match action {
             Action::Plan { job, grid } => {
@@ -227,9 +228,14 @@ impl World {
                 products.attempts.remove(&attempt);
                 if worker.is_local() {
                     self.cancel_here(node, attempt);
-                } else if let Some((_, link)) = products.link_of(worker) {
+                } else if let Some((peer, link)) = products.link_of(worker) {
                     link.given_up.insert(attempt.0);
                     let stream = link.stream;
+                    for late in [Deviation::StallsTask, Deviation::StartsTaskOnly] {
+                        if self.is_one_that(peer, late) {
+                            self.checks.caught(late);
+                        }
+                    }
                     self.send_first(node, stream, Message::Task(TaskMessage::Cancel(attempt.0)));
                 }
             }
@@ -248,7 +254,7 @@ impl World {
                 run.executor.owes(takes);
                 self.after(takes, Happening::Checked { node, run: number, attempt, takes });
             }
-            Action::Accept { attempt, job, tile, .. } => {
+            Action::Accept { attempt, job, tile, worker, .. } => {
                 let taken = products.attempts.remove(&attempt);
                 let sound = taken.filter(|attempt| (attempt.job, attempt.tile) == (job, tile));
                 let wrong = sound.and_then(|attempt| attempt.result);
@@ -260,6 +266,7 @@ impl World {
                     running.number
                 });
                 self.checks.accepted(now, of, tile, wrong)?;
+                self.notice_boast(node, worker);
                 return self.tell_jobs(node, jobs::Event::Progress(job, progress));
             }
             Action::Release { worker, job, operand } => {
@@ -288,7 +295,7 @@ impl World {
             }
             Action::WakeAt(at) => {
                 products.wake_at = Some(at);
-                let delay = (at.elapsed().as_micros() as Micros + started).saturating_sub(now) + 1;
+                let delay = at.since(time).as_micros() as Micros + 1;
                 self.after(delay, Happening::Wake { node, run: number });
             }
         }
@@ -333,7 +340,8 @@ impl World {
     ) -> Result<(), Broken> {
         let now = self.now;
         let Some(run) = &mut self.nodes[node].run else { return Ok(()) };
-        let (products, time) = (&mut run.products, run.started);
+        let time = run.time(now);
+        let products = &mut run.products;
         let Some(running) = products.running.get(&job) else {
             return Err(Broken::new(now, "a task of a job that is not under way"));
         };
@@ -352,9 +360,7 @@ impl World {
             self.compute_here(node, attempt, priority, flops);
             return Ok(());
         }
-        let deadline = running.spec.deadline.map(|deadline| {
-            deadline.since(pangea_control::Time::since_epoch(Duration::from_micros(now.saturating_sub(time))))
-        });
+        let deadline = running.spec.deadline.map(|deadline| deadline.since(time));
         let Some((_, link)) = products.link_of(worker) else {
             // The connection broke at this moment; the scheduler hears of it next.
             return self.attempt_failed(node, attempt, FailureKind::Unavailable);

@@ -4,6 +4,7 @@
 use pangea_control::schedule::TaskCounts;
 use pangea_units::SplitMix64;
 
+use crate::deviations::{Deviation, Deviations};
 use crate::job_checks::Outcome;
 use crate::scenario::{Disturbance, JobSpec, LinkSpec, Micros, NodeSpec, SECOND, Scenario};
 use crate::world::World;
@@ -199,7 +200,7 @@ fn a_straggler_or_a_hanging_peer_makes_no_job_slower_than_alone() {
 #[test]
 fn a_liar_is_quarantined_and_the_product_is_whole() {
     let mut liar = peer(100e9, 1.1e9);
-    liar.lies_one_in = 1;
+    liar.deviations = Deviations::only(Deviation::WrongTile, 1);
     let world = play(scenario(vec![local(100e9), liar, peer(100e9, 1.1e9)], vec![cube(4096)]));
     assert!(world.checks.is_quarantined(0, 1) && !world.checks.is_quarantined(0, 2));
     let outcome = outcome(&world, 0);
@@ -212,7 +213,7 @@ fn a_liar_is_quarantined_and_the_product_is_whole() {
 #[test]
 fn a_liar_that_was_found_is_nothing_to_the_node_after_a_restart_either() {
     let mut liar = peer(100e9, 1.1e9);
-    liar.lies_one_in = 1;
+    liar.deviations = Deviations::only(Deviation::WrongTile, 1);
     let mut scenario = scenario(vec![local(100e9), liar, peer(100e9, 1.1e9)], vec![cube(4096), cube(4096)]);
     scenario.jobs[1].0 = 20 * SECOND;
     scenario.disturbances.push((10 * SECOND, Disturbance::Crash { node: 0, silent: false }));

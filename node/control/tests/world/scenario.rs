@@ -6,6 +6,8 @@ use pangea_control::pool::Term;
 
 use pangea_units::SplitMix64;
 
+use crate::deviations::Deviations;
+
 /// Microseconds of virtual time.
 pub(crate) type Micros = u64;
 
@@ -44,8 +46,8 @@ pub(crate) struct NodeSpec {
     pub(crate) models: Vec<u8>,
     /// When it starts.
     pub(crate) starts_at: Micros,
-    /// One in this many of its results of products is wrong; never where 0.
-    pub(crate) lies_one_in: u64,
+    /// How it departs from the protocol.
+    pub(crate) deviations: Deviations,
     /// One in this many tasks is never answered, though others are; none where 0.
     pub(crate) forgets_one_in: u64,
     /// Its connection.
@@ -66,7 +68,7 @@ impl NodeSpec {
             flops_per_s,
             models: Vec::new(),
             starts_at: 0,
-            lies_one_in: 0,
+            deviations: Deviations::default(),
             forgets_one_in: 0,
             link,
             claims: 1.0,
@@ -108,6 +110,12 @@ pub(crate) enum Disturbance {
     BreakStreams { a: usize, b: usize },
     /// The node is asked to end: it drains for so long, and its process ends.
     Drain { node: usize, grace: Micros },
+    /// Nothing gets from one node to the other, though the other way is open, until the connection is found dead.
+    CutOneWay { from: usize, to: usize },
+    /// The node's clocks stand still for a moment of the world, and then jump: its process was suspended.
+    ClockJump { node: usize, by: Micros },
+    /// The node's wall clock is set back.
+    ClockSetBack { node: usize, by: Micros },
 }
 
 /// A product, or an operation element by element, that a program asks of a node.
@@ -238,7 +246,9 @@ impl Scenario {
         let count = 2 + chance.index(5);
         // Ample, or so little that a model takes several nodes.
         let ample = !chance.one_in(3);
-        let liars = chance.one_in(2);
+        // Every other world has a node that deviates, and now and then that has a second identity, or a third.
+        let deviations = if chance.one_in(2) { Deviations::of(chance) } else { Deviations::default() };
+        let identities = if chance.one_in(4) { 1..3 + chance.index(2) } else { 1..2 };
         let nodes = (0..count).map(|at| {
             let mut models = Vec::new();
             if at == 0 || chance.one_in(3) {
@@ -253,7 +263,7 @@ impl Scenario {
                 memory_bytes: (if ample { 2000 } else { 260 }) << 20,
                 models,
                 starts_at: if at < 2 { chance.below(SECOND / 2) } else { chance.below(DISORDER / 2) },
-                lies_one_in: if liars && at == 1 { 3 } else { 0 },
+                deviations: if identities.contains(&at) { deviations.clone() } else { Deviations::default() },
                 forgets_one_in: if chance.one_in(10) { 10 } else { 0 },
                 claims: if chance.one_in(3) { chance.scale(0.2, 5.0) } else { 1.0 },
                 jitter: chance.unit() * 0.3,
@@ -273,7 +283,7 @@ impl Scenario {
         Scenario { seed, split: chance.one_in(2), nodes, disturbances, jobs, chats }
     }
 
-    /// The same without one of its parts, for each part: disturbances first, then jobs and chats.
+    /// The same without one of its parts, for each part: disturbances first, then jobs, chats and deviations.
     pub(crate) fn smaller(&self) -> impl Iterator<Item = Scenario> + '_ {
         let without_disturbance = (0..self.disturbances.len()).map(|at| {
             let mut smaller = self.clone();
@@ -290,7 +300,14 @@ impl Scenario {
             smaller.chats.remove(at);
             smaller
         });
-        without_disturbance.chain(without_job).chain(without_chat)
+        let without_deviation = (0..self.nodes.len()).flat_map(move |at| {
+            self.nodes[at].deviations.smaller().map(move |deviations| {
+                let mut smaller = self.clone();
+                smaller.nodes[at].deviations = deviations;
+                smaller
+            })
+        });
+        without_disturbance.chain(without_job).chain(without_chat).chain(without_deviation)
     }
 }
 
@@ -303,7 +320,7 @@ impl LinkSpec {
 impl Disturbance {
     fn of(chance: &mut SplitMix64, count: usize) -> Disturbance {
         let (node, other, silent) = (chance.index(count), chance.index(count), chance.one_in(2));
-        match chance.below(20) {
+        match chance.below(23) {
             0..=2 => Disturbance::Crash { node, silent },
             3..=5 => Disturbance::Start { node },
             6 => Disturbance::Split { sides: chance.bits(), silent },
@@ -319,6 +336,9 @@ impl Disturbance {
             17 => Disturbance::MemoryShort { one_in: [0, 8, 30][chance.index(3)] },
             18 => Disturbance::BreakChains { node },
             16 => Disturbance::Drain { node, grace: chance.below(8 * SECOND) },
+            20 if node != other => Disturbance::CutOneWay { from: node, to: other },
+            21 => Disturbance::ClockJump { node, by: chance.below(20 * SECOND) },
+            22 => Disturbance::ClockSetBack { node, by: chance.below(3_600 * SECOND) },
             _ => Disturbance::Slow { node, times: chance.within(1..20) },
         }
     }
@@ -347,7 +367,7 @@ impl JobSpec {
             node: chance.index(count),
             shape: [side(chance), side(chance), side(chance)],
             elementwise: chance.one_in(4),
-            remote: chance.one_in(3),
+            remote: chance.one_in(2),
             local: chance.one_in(8),
             redundancy: if chance.one_in(5) { 2 } else { 1 },
             priority: chance.below(3) as i32,

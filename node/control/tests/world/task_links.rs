@@ -8,9 +8,10 @@ use pangea_control::peers::{self, PeerState, WorkerHello};
 use pangea_control::schedule::limits::IN_FLIGHT_MAX;
 use pangea_control::schedule::{Arithmetic, AttemptId, Event, LeaveReason, Progress, WorkerEstimate, WorkerId};
 use pangea_control::tasks::TASKS_PER_PEER;
-use pangea_units::Digest;
+use pangea_units::{Digest, ErrorKind};
 
 use crate::checks::Broken;
+use crate::deviations::{Deviation, UNASKED};
 use crate::network::{Message, Protocol, StreamNumber};
 use crate::worker::TaskMessage;
 use crate::world::{Happening, World};
@@ -98,18 +99,26 @@ impl World {
                 self.remote_done(at, of, AttemptId(task), seconds, bytes, wrong)
             }
             TaskMessage::Failure { task, error } if asked(AttemptId(task)) => {
+                if error.kind() == ErrorKind::InvalidInput && self.is_one_that(of, Deviation::RefusesTask) {
+                    self.checks.caught(Deviation::RefusesTask);
+                }
                 self.checks.attempt_refused(self.now, at, of, &error);
                 self.attempt_failed(at, AttemptId(task), error.kind())
             }
             TaskMessage::Missing { task, digests } => self.send_again(at, of, AttemptId(task), digests),
             TaskMessage::Evicted(digest) => self.evicted(at, of, digest),
+            TaskMessage::Result { task, .. } if task >= UNASKED => {
+                self.checks.caught(Deviation::AnswersUnasked);
+                Ok(())
+            }
             _ => Ok(()),
         }
     }
 
     fn link_opened(&mut self, at: usize, of: usize, stream: StreamNumber) -> Result<(), Broken> {
         let (peer, spec) = (self.nodes[of].peer, &self.nodes[of].spec);
-        let (works, flops_per_s, link) = (spec.works, spec.flops_per_s * spec.claims, self.link(at, of));
+        let boast = if self.is_one_that(of, Deviation::Boasts) { 1e3 } else { 1.0 };
+        let (works, flops_per_s, link) = (spec.works, spec.flops_per_s * spec.claims * boast, self.link(at, of));
         let store_bytes = self.nodes[of].run.as_ref().map_or(0, |run| run.served.store.quota());
         let Some(run) = &mut self.nodes[at].run else { return Ok(()) };
         let (number, works) = (run.number, works && run.directory.may_compute(&peer));

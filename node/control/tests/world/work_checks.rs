@@ -7,7 +7,7 @@ use pangea_control::devices::{Event, Kind, LeaseId, Ledger};
 use pangea_control::tasks::{Refusal, TaskId};
 use pangea_units::{Error, ErrorKind};
 
-use crate::checks::{Broken, Checks};
+use crate::checks::{Broken, Check, Checks};
 use crate::scenario::Micros;
 use crate::world::World;
 
@@ -64,6 +64,7 @@ impl Checks {
 
     /// What a node has given away never passes its memory, whatever its ledger says.
     pub(crate) fn held(&mut self, now: Micros, node: usize, ledger: &Ledger) -> Result<(), Broken> {
+        self.evaluated(Check::MemoryIsBudgeted);
         let held = self.work.held.get(&node).copied().unwrap_or(0);
         if held != ledger.held() || held > ledger.limit() {
             let what = format!("node {node} has given away {held} of {}, says {}", ledger.limit(), ledger.held());
@@ -73,12 +74,17 @@ impl Checks {
     }
 
     /// A peer was found to lie: only one that does.
-    pub(crate) fn quarantined(&mut self, now: Micros, at: usize, peer: usize, lies: bool) -> Result<(), Broken> {
+    pub(crate) fn quarantined(&mut self, now: Micros, at: usize, peer: usize) -> Result<(), Broken> {
+        self.evaluated(Check::ConvictsAreGuilty);
         self.counts.add("quarantines");
         self.log(now, format_args!("node {at} quarantines {peer}"));
         self.work.quarantined.insert((at, peer));
         self.work.last_quarantine = now;
-        if lies { Ok(()) } else { Err(Broken::new(now, format!("node {at} quarantines {peer}, which is honest"))) }
+        if self.is_guilty(peer) {
+            Ok(())
+        } else {
+            Err(Broken::new(now, format!("node {at} quarantines {peer}, which is honest")))
+        }
     }
 
     /// A node starts with evidence against a peer.
@@ -102,6 +108,7 @@ impl Checks {
         refusal: Option<Refusal>,
     ) -> Result<(), Broken> {
         self.counts.add("tasks");
+        self.evaluated(Check::TasksAreAnswered);
         if self.is_quarantined(at, peer) != (refusal == Some(Refusal::Quarantined)) {
             return Err(Broken::new(now, format!("node {at} takes a task of {peer}: {refusal:?}")));
         }

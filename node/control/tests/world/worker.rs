@@ -11,6 +11,7 @@ use pangea_control::tasks::{
 use pangea_units::{Digest, Error, ErrorKind};
 
 use crate::checks::Broken;
+use crate::deviations::{Answer, Deviation, FLOODED};
 use crate::memory::{Lease, Waiter};
 use crate::network::{Message, StreamNumber};
 use crate::scenario::Micros;
@@ -182,6 +183,11 @@ impl World {
         {
             return Ok(());
         }
+        if let TaskMessage::Task { terms, .. } = &message
+            && self.refuses_task(at, stream, terms.task)
+        {
+            return Ok(());
+        }
         let Some(run) = &mut self.nodes[at].run else { return Ok(()) };
         let Some(session) = run.served.sessions.get_mut(&stream) else { return Ok(()) };
         match message {
@@ -321,6 +327,9 @@ impl World {
                         events.extend(self.start_task(at, stream, task, priority)?);
                     }
                     Action::Fail(task, error) => {
+                        if task >= FLOODED {
+                            self.checks.caught(Deviation::FloodsTasks);
+                        }
                         self.forget_task(at, stream, task);
                         self.checks.task_answered(self.now, at, stream, task)?;
                         self.send(at, stream, 0, Message::Task(TaskMessage::Failure { task, error }));
@@ -515,7 +524,6 @@ impl World {
     /// The executor is done with a tile, or notices that nobody wants it.
     pub(crate) fn computed(&mut self, at: usize, number: u64) -> Result<(), Broken> {
         let now = self.now;
-        let lies = self.scenario.nodes[at].lies_one_in;
         let Some(run) = &mut self.nodes[at].run else { return Ok(()) };
         let (run_number, executor) = (run.number, &mut run.executor);
         let Some(running) = executor.running.as_ref().filter(|_| executor.number == number) else { return Ok(()) };
@@ -532,7 +540,12 @@ impl World {
             Owner::Own(attempt) if !cancelled => self.local_done(at, attempt, seconds),
             Owner::Own(_) => Ok(()),
             Owner::Peer { stream, task } => {
-                let wrong = lies > 0 && self.chance.one_in(lies);
+                let bent = if cancelled || flops.is_nan() { Answer::None } else { self.answer_to(at, stream, task) };
+                let (wrong, after) = match bent {
+                    Answer::Tile { wrong, after } => (wrong, after),
+                    Answer::None => (false, 0),
+                };
+                let silent = !cancelled && matches!(bent, Answer::None);
                 let answer = if cancelled {
                     let error = Error::new(ErrorKind::Cancelled, "nobody wants the task any more");
                     TaskMessage::Failure { task, error }
@@ -541,7 +554,15 @@ impl World {
                 };
                 let bytes = if cancelled { 0 } else { result_bytes };
                 self.checks.task_answered(self.now, at, stream, task)?;
-                let sent = if flops.is_nan() { 0 } else { self.send(at, stream, bytes, Message::Task(answer)) };
+                let sent = match (silent, after) {
+                    (true, _) => 0,
+                    (false, 0) => self.send(at, stream, bytes, Message::Task(answer)),
+                    (false, after) => {
+                        let message = Message::Task(answer);
+                        self.after(after, Happening::Says { node: at, run: run_number, stream, bytes, message });
+                        after
+                    }
+                };
                 if let Some(lease) = lease {
                     self.after(sent, Happening::Sent { lease });
                 }

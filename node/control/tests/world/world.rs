@@ -39,6 +39,7 @@ pub(crate) enum Happening {
     },
     /// A gossiped advert arrives.
     Gossip {
+        from: usize,
         to: usize,
         advert: Arc<Advert>,
     },
@@ -108,6 +109,27 @@ pub(crate) enum Happening {
         run: u64,
         stream: StreamNumber,
         digest: Digest,
+    },
+    /// A worker says something late.
+    Says {
+        node: usize,
+        run: u64,
+        stream: StreamNumber,
+        bytes: u64,
+        message: Message,
+    },
+    /// A worker says once more that it has started a task.
+    StartedAgain {
+        node: usize,
+        run: u64,
+        stream: StreamNumber,
+        task: u64,
+    },
+    /// A connection over which one end hears nothing any more is found dead.
+    FoundDead {
+        a: usize,
+        b: usize,
+        connection: u64,
     },
     /// A result is on its way: its memory is free again.
     Sent {
@@ -204,6 +226,8 @@ pub(crate) struct World {
     pub(crate) memory_short_one_in: u64,
     /// One in this many loads fails.
     pub(crate) load_failures_one_in: u64,
+    /// Whether nobody deviates any more.
+    pub(crate) relented: bool,
     queue: BTreeMap<(Micros, u64), Happening>,
     number: u64,
     events: u64,
@@ -229,6 +253,7 @@ impl World {
             chat_jobs: BTreeMap::new(),
             memory_short_one_in: 0,
             load_failures_one_in: 0,
+            relented: false,
             queue: BTreeMap::new(),
             number: 0,
             events: 0,
@@ -357,6 +382,7 @@ impl World {
     /// Ends every disturbance and starts every node.
     pub(crate) fn calm(&mut self) -> Result<(), Broken> {
         (self.network.loss_one_in, self.load_failures_one_in, self.memory_short_one_in) = (0, 0, 0);
+        self.relented = true;
         for node in &mut self.nodes {
             (node.slower, node.disk.full, node.disk.write_takes) = (1, false, 2_000);
         }
@@ -399,6 +425,14 @@ impl World {
             Disturbance::Hang { node, takes } => self.hang(node, takes),
             Disturbance::BreakStreams { a, b } => self.break_streams(a, b),
             Disturbance::Drain { node, grace } => return self.drain(node, grace),
+            Disturbance::CutOneWay { from, to } => self.cut_one_way(from, to),
+            Disturbance::ClockJump { node, by } => {
+                if let Some(run) = &mut self.nodes[node].run {
+                    run.ahead += by;
+                    return self.wake(node);
+                }
+            }
+            Disturbance::ClockSetBack { node, by } => self.nodes[node].set_back += by,
         }
         Ok(())
     }
@@ -415,7 +449,7 @@ impl World {
             Happening::Cancel(at) => self.cancel(at),
             Happening::Tick { node, run } if self.is_current(node, run) => self.tick(node, run),
             Happening::Look { node, run } if self.is_current(node, run) => self.look(node),
-            Happening::Gossip { to, advert } if self.nodes[to].run.is_some() => self.hear(to, &advert),
+            Happening::Gossip { from, to, advert } if self.nodes[to].run.is_some() => self.hear(to, from, &advert),
             Happening::Message { to, stream, message } => match self.network.stream(stream) {
                 Some(open) => self.receive(to, open.other_end(to), stream, open.opener == to, message),
                 None => Ok(()),
@@ -442,6 +476,15 @@ impl World {
                 drop(lease);
                 Ok(())
             }
+            Happening::Says { node, run, stream, bytes, message } if self.is_current(node, run) => {
+                self.send(node, stream, bytes, message);
+                Ok(())
+            }
+            Happening::StartedAgain { node, run, stream, task } if self.is_current(node, run) => {
+                self.started_again(node, stream, task);
+                Ok(())
+            }
+            Happening::FoundDead { a, b, connection } => self.found_dead(a, b, connection),
             Happening::Up { at, of, connection } if self.network.connection(at, of) == Some(connection) => {
                 self.up(at, of)
             }
