@@ -141,8 +141,10 @@ impl Team {
             let _finish = Finish(shared);
             job(0);
         }
+        // Read before the next caller gets its turn and resets it.
+        let panicked = shared.panicked.load(Ordering::Relaxed);
         drop(turn);
-        assert!(!shared.panicked.load(Ordering::Relaxed), "a compute thread panicked");
+        assert!(!panicked, "a compute thread panicked");
     }
 }
 
@@ -212,5 +214,39 @@ impl Drop for Team {
             // A thread's panic was already reported to the caller of the job.
             let _ = worker.join();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Team;
+    use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+    use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+
+    #[test]
+    fn every_panic_is_told_to_its_own_caller_while_others_compute() {
+        const JOBS: u32 = 1_500;
+        let (team, done) = (Team::new(2), AtomicBool::new(false));
+        let misplaced = AtomicU32::new(0);
+        let lost = std::thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    while !done.load(Ordering::Relaxed) {
+                        let honest = catch_unwind(AssertUnwindSafe(|| team.run(2, &|_| {})));
+                        misplaced.fetch_add(u32::from(honest.is_err()), Ordering::Relaxed);
+                    }
+                });
+            }
+            // Panics without the message that would fill the log.
+            let job = |index: usize| {
+                if index == 1 {
+                    resume_unwind(Box::new(()));
+                }
+            };
+            let lost = (0..JOBS).filter(|_| catch_unwind(AssertUnwindSafe(|| team.run(2, &job))).is_ok()).count();
+            done.store(true, Ordering::Relaxed);
+            lost
+        });
+        assert_eq!((lost, misplaced.into_inner()), (0, 0), "panics lost and panics told to another caller");
     }
 }
