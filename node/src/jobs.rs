@@ -108,6 +108,11 @@ impl Jobs {
         self.0.drained.subscribe()
     }
 
+    /// A part of a job that is done came from a peer that was convicted afterwards.
+    pub fn suspect(&self, id: JobId) {
+        self.handle(Event::Suspect(id));
+    }
+
     /// Returns once no job is left; jobs that remain after `grace` are cancelled, and no more are accepted.
     pub async fn drain(&self, grace: Duration) {
         let mut drained = self.drained();

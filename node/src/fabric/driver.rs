@@ -82,7 +82,7 @@ pub struct FabricSettings {
 enum Notice {
     LocalDone { attempt: AttemptId, outcome: Outcome },
     Checked { attempt: AttemptId, checked: Checked },
-    WholeChecked { job: JobId, checked: Checked },
+    WholeChecked { job: JobId, storage: u64, checked: Checked },
     FeedFailed { attempt: AttemptId, error: Error },
     StreamOpened { peer: PeerId, stream: std::result::Result<libp2p::Stream, OpeningError> },
     LinkMeasured { peer: PeerId, generation: u64, bytes_per_s: f64, repeated: bool },
@@ -304,7 +304,7 @@ impl FabricDriver {
         match notice {
             Notice::LocalDone { attempt, outcome } => self.local_done(attempt, outcome),
             Notice::Checked { attempt, checked } => self.checked(attempt, checked),
-            Notice::WholeChecked { job, checked } => self.whole_checked(job, checked),
+            Notice::WholeChecked { job, storage, checked } => self.whole_checked(job, storage, checked),
             Notice::FeedFailed { attempt, error } => {
                 self.attempt_failed(attempt, error.kind());
             }
@@ -348,6 +348,8 @@ impl FabricDriver {
             }
             Action::Check { attempt } => self.check(attempt),
             Action::Accept { attempt, job, tile, worker, .. } => self.accept(attempt, job.0, tile, worker),
+            Action::Revoke { job, .. } => self.revoke(job.0),
+            Action::Suspect { job, worker } => self.suspect(job.0, worker),
             Action::Discard { attempt } => {
                 self.attempts.remove(&attempt);
             }

@@ -8,6 +8,7 @@ use pangea_units::{Error, ErrorKind, Result};
 
 use super::job::{Ending, Job, JobId, JobProgress, JobSpec, JobState};
 use crate::Time;
+use crate::trust::Verdict;
 
 /// Ended jobs that are kept: some minutes of a busy node, in less than 100 kB.
 pub const HISTORY: usize = 256;
@@ -24,6 +25,8 @@ pub enum Event {
     Progress(JobId, JobProgress),
     /// A job has ended.
     Ended(JobId, Ending),
+    /// A part of a job that is done came from a peer that was convicted of a lie afterwards.
+    Suspect(JobId),
     /// A job is to be cancelled.
     Cancel(JobId),
     /// The node ends once no job is left. The APIs accept no more requests; a request accepted before may still submit
@@ -55,6 +58,8 @@ pub enum JobEvent {
     Progress(Job),
     /// A job has ended.
     Ended(Job),
+    /// A job that is done counts as unchecked from now on: a peer that it used was convicted later.
+    Suspect(Job),
 }
 
 impl JobEvent {
@@ -65,13 +70,18 @@ impl JobEvent {
             JobEvent::Started(_) => "job.started",
             JobEvent::Progress(_) => "job.progress",
             JobEvent::Ended(_) => "job.ended",
+            JobEvent::Suspect(_) => "job.suspect",
         }
     }
 
     /// The job after the event.
     pub fn job(&self) -> &Job {
         match self {
-            JobEvent::Submitted(job) | JobEvent::Started(job) | JobEvent::Progress(job) | JobEvent::Ended(job) => job,
+            JobEvent::Submitted(job)
+            | JobEvent::Started(job)
+            | JobEvent::Progress(job)
+            | JobEvent::Ended(job)
+            | JobEvent::Suspect(job) => job,
         }
     }
 }
@@ -120,12 +130,13 @@ impl Jobs {
         Ok((id, JobEvent::Submitted(job)))
     }
 
-    /// Processes an event. A job that has ended never changes.
+    /// Processes an event. Of a job that has ended only the verdict changes, and only to `unchecked`.
     pub fn handle(&mut self, event: Event, now: Time) -> Vec<Action> {
         match event {
             Event::Started(id) => self.started(id, now),
             Event::Progress(id, progress) => self.progress(id, progress, now),
             Event::Ended(id, ending) => self.end(id, ending, now),
+            Event::Suspect(id) => self.suspect(id),
             Event::Cancel(id) => self.live.contains_key(&id).then_some(Action::Cancel(id)).into_iter().collect(),
             Event::Drain => {
                 self.draining = true;
@@ -172,6 +183,13 @@ impl Jobs {
         actions
     }
 
+    fn suspect(&mut self, id: JobId) -> Vec<Action> {
+        let Some(job) = self.ended.iter_mut().find(|job| job.id == id) else { return Vec::new() };
+        let JobState::Ended(Ending::Done { verdict }) = &mut job.state else { return Vec::new() };
+        *verdict = Verdict::Unchecked;
+        vec![Action::Publish(JobEvent::Suspect(job.clone()))]
+    }
+
     /// All known jobs, the latest submitted first.
     pub fn list(&self) -> Vec<Job> {
         let live = self.live.values().map(|live| &live.job);
@@ -190,7 +208,6 @@ impl Jobs {
 mod tests {
     use super::super::job::{Api, JobKind, Owner};
     use super::*;
-    use crate::trust::Verdict;
 
     fn spec(kind: JobKind) -> JobSpec {
         JobSpec { kind, subject: "tiny".to_owned(), owner: Owner::of(Api::Http), deadline: None }
@@ -248,6 +265,21 @@ mod tests {
         assert!(jobs.handle(Event::Ended(id, Ending::Cancelled), Time::ZERO).is_empty());
         assert!(jobs.handle(Event::Cancel(id), Time::ZERO).is_empty());
         assert_eq!(jobs.list()[0].state, JobState::Ended(done()));
+    }
+
+    #[test]
+    fn a_done_job_that_is_suspect_counts_as_unchecked_and_a_failed_one_stays_as_it_is() {
+        let mut jobs = Jobs::default();
+        let (good, bad, live) =
+            (submit(&mut jobs, Time::ZERO), submit(&mut jobs, Time::ZERO), submit(&mut jobs, Time::ZERO));
+        jobs.handle(Event::Ended(good, Ending::Done { verdict: Verdict::Verified }), Time::ZERO);
+        jobs.handle(Event::Ended(bad, Ending::Cancelled), Time::ZERO);
+        let published = jobs.handle(Event::Suspect(good), Time::ZERO);
+        let unchecked = JobState::Ended(Ending::Done { verdict: Verdict::Unchecked });
+        assert!(matches!(&published[..], [Action::Publish(JobEvent::Suspect(job))] if job.state == unchecked));
+        assert_eq!(jobs.list().into_iter().find(|job| job.id == good).unwrap().state, unchecked);
+        assert!(jobs.handle(Event::Suspect(bad), Time::ZERO).is_empty());
+        assert!(jobs.handle(Event::Suspect(live), Time::ZERO).is_empty());
     }
 
     #[test]

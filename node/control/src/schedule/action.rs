@@ -40,7 +40,7 @@ pub enum Action {
         /// The attempt.
         attempt: AttemptId,
     },
-    /// Merge the answer of a finished attempt. Sent once per tile.
+    /// Merge the answer of a finished attempt. Sent once per tile, and again after [`Action::Revoke`].
     Accept {
         /// The attempt.
         attempt: AttemptId,
@@ -52,6 +52,24 @@ pub enum Action {
         worker: WorkerId,
         /// Number of workers with this answer.
         agreeing: u32,
+    },
+    /// The merged answer of a convicted worker no longer counts: the tile is computed again, and its next
+    /// [`Action::Accept`] overwrites what was merged.
+    Revoke {
+        /// The job.
+        job: JobId,
+        /// The tile.
+        tile: Tile,
+        /// The worker that had computed it.
+        worker: WorkerId,
+    },
+    /// A job that has ended with answers of a worker that was convicted afterwards. Sent once per job and worker, for
+    /// the jobs that ended last.
+    Suspect {
+        /// The job.
+        job: JobId,
+        /// The worker.
+        worker: WorkerId,
     },
     /// Discard the answer of a finished attempt, and any check of it in progress.
     Discard {

@@ -1,6 +1,8 @@
 //! The scheduler's input: jobs, workers that join and leave, progress of attempts.
 //! No tensor bytes, addresses or error text.
 
+use std::time::Duration;
+
 use super::{Arithmetic, AttemptId, FailureKind, JobId, JobShape, Operand, Time, Transfer, WorkerEstimate, WorkerId};
 
 /// Where a job may run.
@@ -70,7 +72,7 @@ pub enum LeaveReason {
     Lost,
     /// The worker was silent for too long.
     Silent,
-    /// The driver has quarantined it; it cannot rejoin.
+    /// The worker was convicted of a lie: it cannot rejoin, and what it computed for running jobs is computed again.
     Quarantined,
 }
 
@@ -79,7 +81,8 @@ pub enum LeaveReason {
 pub enum Progress {
     /// All operands that it needed were handed to the connection.
     Sent,
-    /// The worker has started to compute it.
+    /// The worker says that it has started to compute it. Only the first such message of an attempt counts: repeating
+    /// it is no progress.
     Computing,
     /// A block of the answer or another sign of life arrived.
     Moving,
@@ -192,6 +195,8 @@ pub enum Event {
         attempt: AttemptId,
         /// Kind of the failure.
         kind: FailureKind,
+        /// Time after which an overloaded worker asks to be tried again, if it says so.
+        retry_after: Option<Duration>,
     },
     /// The check requested by [`super::Action::Check`] is done.
     AttemptChecked {

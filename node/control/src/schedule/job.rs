@@ -90,6 +90,8 @@ pub(super) struct Job {
     pub(super) local: LocalPlace,
     pub(super) tasks: TaskCounts,
     pub(super) shares: Vec<WorkerShare>,
+    /// Accepted tiles of each peer, which are computed again if the peer is convicted.
+    pub(super) merged: BTreeMap<WorkerId, Vec<Tile>>,
     /// Mean operations per tile.
     pub(super) mean_flops: f64,
     pub(super) mean_operand_bytes: f64,
@@ -121,6 +123,7 @@ impl Job {
             local: LocalPlace { band: bands.saturating_sub(1), group: 0..0 },
             tasks: TaskCounts { total: grid.tiles(), ..TaskCounts::default() },
             shares: Vec::new(),
+            merged: BTreeMap::new(),
             mean_flops: shape.flops() / tiles,
             mean_operand_bytes: (a_bytes / f64::from(bands.max(1)) + b_bytes / f64::from(panels.max(1))) / 2.0,
             mean_answer_bytes: c_bytes / tiles,
@@ -137,6 +140,19 @@ impl Job {
             actual_seconds: now - self.submitted,
             workers: std::mem::take(&mut self.shares),
         }
+    }
+
+    /// Un-accepts every tile of a peer, so that each waits for another start; returns those tiles.
+    pub(super) fn revoke(&mut self, peer: WorkerId) -> Vec<Tile> {
+        let tiles = self.merged.remove(&peer).unwrap_or_default();
+        self.remaining += tiles.len() as u32;
+        self.tasks.remote -= tiles.len() as u32;
+        self.shares.retain(|share| share.worker != peer);
+        for &tile in &tiles {
+            self.records.entry(tile).or_default().failures += 1;
+            self.pending.insert(tile);
+        }
+        tiles
     }
 
     /// Operand bytes of a tile that a worker lacks.

@@ -76,6 +76,9 @@ pub const CONNECT_WAIT: Duration = Duration::from_secs(2);
 pub const SILENCE: Duration = Duration::from_secs(5);
 /// The same for long attempts, as a multiple of their predicted time.
 pub const SILENCE_FACTOR: f64 = 4.0;
+/// Maximum silence of an attempt, however slow its worker says that it is: a tile is cut to take well under a second on
+/// a useful worker, and one that takes minutes holds a job that this node could finish.
+pub const SILENCE_MAX: Duration = Duration::from_secs(300);
 /// Factor over its prediction at which an attempt is late, so that another worker may take it, too.
 pub const LATE_FACTOR: f64 = 1.6;
 /// Lateness in seconds below which it is noise of threads and timers.
@@ -96,12 +99,18 @@ pub const OVERLOADS_LOCAL_MAX: u32 = 36;
 pub const OVERLOAD_PAUSE: Duration = Duration::from_millis(25);
 /// Maximum pause after overloads.
 pub const OVERLOAD_PAUSE_MAX: Duration = Duration::from_secs(2);
+/// Maximum pause that an overloaded worker may ask for: as long as the pause after failures.
+pub const RETRY_AFTER_MAX: Duration = FAILURE_PAUSE_MAX;
 /// First pause after a worker failed; doubles up to the maximum.
 pub const FAILURE_PAUSE: Duration = Duration::from_millis(100);
 /// Maximum pause after failures.
 pub const FAILURE_PAUSE_MAX: Duration = Duration::from_secs(30);
 /// Consecutive failures after which no job waits for a worker any more, though it is still tried.
 pub const FAILURES_MAX: u32 = 3;
+
+/// Jobs that ended last whose workers are remembered, in case one of them is convicted: as many as the registry of
+/// jobs lists.
+pub const DELIVERED_KEPT: usize = crate::jobs::registry::HISTORY;
 
 /// Maximum jobs with waiting tiles that are considered per event: limits the cost of a queue of thousands.
 pub const JOBS_CONSIDERED: usize = 128;
@@ -139,5 +148,6 @@ const _: () = assert!(TILE_SECONDS_MIN < TILE_SECONDS && TILE_SECONDS < TILE_SEC
 const _: () = assert!(TILE_SECONDS_ALONE < WHOLE_SECONDS);
 const _: () = assert!(IN_FLIGHT_LOCAL >= 1 && IN_FLIGHT_MAX >= 2);
 const _: () = assert!(LATE_FACTOR > 1.0 && SILENCE_FACTOR > LATE_FACTOR);
+const _: () = assert!(SILENCE.as_nanos() < SILENCE_MAX.as_nanos());
 const _: () = assert!(SURPRISE < SURPRISE_MAX);
 const _: () = assert!(CONNECT_WAIT.as_nanos() < SILENCE.as_nanos());

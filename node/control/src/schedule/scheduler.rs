@@ -17,10 +17,10 @@ use super::limits::CHECK_BYTES_PER_S;
 use super::offload_history::OffloadHistory;
 use super::worker::{Prospect, Worker};
 use super::{
-    Accuracy, Action, Arithmetic, AttemptId, Event, JobId, JobSpec, Pace, Place, PlanError, Progress, Tile, TileGrid,
-    Time, WorkerEstimate, WorkerId,
+    Accuracy, Action, Arithmetic, AttemptId, Event, FailureKind, JobId, JobSpec, Pace, Place, PlanError, Progress,
+    Tile, TileGrid, Time, WorkerEstimate, WorkerId,
 };
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// Current estimates about one worker.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -48,6 +48,8 @@ pub struct Scheduler {
     waiting: Vec<Waiting>,
     /// Jobs in the order in which they are served.
     jobs: Vec<Job>,
+    /// Peers whose answers are in the jobs that ended last, the latest at the end.
+    delivered: VecDeque<(JobId, Vec<WorkerId>)>,
     attempts: BTreeMap<AttemptId, Attempt>,
     next_attempt: u64,
     connecting: usize,
@@ -104,6 +106,7 @@ impl Scheduler {
             quarantined: BTreeSet::new(),
             waiting: Vec::new(),
             jobs: Vec::new(),
+            delivered: VecDeque::new(),
             attempts: BTreeMap::new(),
             next_attempt: 0,
             connecting: 0,
@@ -143,9 +146,15 @@ impl Scheduler {
                 }
             }
             Event::AttemptFinished { attempt, measured } => self.finish(attempt, &measured, now, actions),
-            Event::AttemptFailed { attempt, kind } => {
-                if self.attempts.get(&attempt).is_some_and(|attempt| attempt.checking.is_none()) {
+            Event::AttemptFailed { attempt, kind, retry_after } => {
+                let failed = self.attempts.get(&attempt).filter(|attempt| attempt.checking.is_none());
+                if let Some(worker) = failed.map(|attempt| attempt.worker) {
                     self.fail(attempt, kind, now, actions);
+                    if let Some(worker) = self.workers.get_mut(&worker)
+                        && let Some(retry_after) = retry_after.filter(|_| kind == FailureKind::Overloaded)
+                    {
+                        worker.asked_to_wait(retry_after, now);
+                    }
                 }
             }
             Event::AttemptChecked { attempt, verdict, seconds } => {

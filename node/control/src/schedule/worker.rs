@@ -3,7 +3,8 @@
 
 use super::limits::{
     FAILURE_PAUSE, FAILURE_PAUSE_MAX, FAILURES_MAX, IN_FLIGHT_BYTES_MAX, LATE_FACTOR, LATE_REST, LATE_SLACK,
-    OVERLOAD_PAUSE, OVERLOAD_PAUSE_MAX, PREFETCH_MARGIN, PREFETCH_TILES, SILENCE, SILENCE_FACTOR,
+    OVERLOAD_PAUSE, OVERLOAD_PAUSE_MAX, PREFETCH_MARGIN, PREFETCH_TILES, RETRY_AFTER_MAX, SILENCE, SILENCE_FACTOR,
+    SILENCE_MAX,
 };
 use super::{Arithmetic, AttemptId, CostModel, JobId, Tile, WorkerEstimate, WorkerId};
 use crate::backoff::doubled;
@@ -39,7 +40,8 @@ pub(super) struct Flight {
 impl Flight {
     /// Time at which it counts as failed without any sign of it.
     pub(super) fn silent_at(&self) -> f64 {
-        self.due.max(self.last_moved) + SILENCE.as_secs_f64().max(SILENCE_FACTOR * (self.compute_s + self.return_s))
+        let allowed = SILENCE.as_secs_f64().max(SILENCE_FACTOR * (self.compute_s + self.return_s));
+        (self.due.max(self.last_moved) + allowed).min(self.last_moved + SILENCE_MAX.as_secs_f64())
     }
 }
 
@@ -241,6 +243,11 @@ impl Worker {
         }
         self.pause_until = now + pause(OVERLOAD_PAUSE, self.overloads, OVERLOAD_PAUSE_MAX);
         self.overloads += 1;
+    }
+
+    /// Pauses an overloaded worker at least as long as it asks for, within a limit.
+    pub(super) fn asked_to_wait(&mut self, retry_after: Duration, now: f64) {
+        self.pause_until = self.pause_until.max(now + retry_after.min(RETRY_AFTER_MAX).as_secs_f64());
     }
 
     /// Records a failure; returns whether it counts against the worker. Failures of attempts from before a pause are

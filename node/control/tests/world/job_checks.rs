@@ -110,6 +110,17 @@ impl Checks {
         self.jobs.bytes_sent += bytes;
     }
 
+    /// A tile that was taken no longer counts, because whoever computed it is convicted.
+    pub(crate) fn revoked(&mut self, now: Micros, job: Option<usize>, tile: Tile) -> Result<(), Broken> {
+        self.log(now, format_args!("job {job:?} takes {tile:?} back"));
+        self.counts.add("revoked tiles");
+        let taken = match job.and_then(|job| self.jobs.asked.get_mut(&job)) {
+            Some(Asked::Open { accepted, .. }) => accepted.remove(&tile),
+            Some(Asked::Ended) | None => false,
+        };
+        if taken { Ok(()) } else { Err(Broken::new(now, "a tile is taken back that is not in a product under way")) }
+    }
+
     /// A tile was taken into the product: once, and not a wrong one. `wrong`: none where its attempt was not sound.
     pub(crate) fn accepted(
         &mut self,
@@ -177,6 +188,7 @@ impl Checks {
             JobEvent::Submitted(_) => told.is_none() && !ended,
             JobEvent::Started(_) | JobEvent::Progress(_) => told == Some(false) && !ended,
             JobEvent::Ended(_) => told == Some(false) && ended,
+            JobEvent::Suspect(_) => told == Some(true) && ended,
         };
         self.jobs.told.insert((node, *id), ended);
         if sound {

@@ -249,6 +249,7 @@ fn nothing_is_vacuous(counts: &Counts, seeds: u64) {
         "finished jobs",
         "failed jobs",
         "quarantines",
+        "revoked tiles",
     ] {
         let count = counts.of(what);
         assert!(count >= seeds / 20, "only {count} times {what}: the worlds are too kind");

@@ -173,6 +173,10 @@ impl World {
 
     fn cut_off(&mut self, at: usize, of: usize) -> Result<(), Broken> {
         self.close_link(at, of, LeaveReason::Quarantined)?;
+        // What it computed before is computed again, also where its link is gone.
+        if let Some(worker) = self.nodes[at].run.as_ref().and_then(|run| run.products.worker_at(of)) {
+            self.schedule(at, Event::WorkerLeft { worker, why: LeaveReason::Quarantined })?;
+        }
         if let Some(run) = &mut self.nodes[at].run {
             run.blocked.insert(of);
         }

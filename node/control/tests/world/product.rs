@@ -104,6 +104,11 @@ impl Products {
         self.attempts.get(&attempt).map(|attempt| attempt.worker)
     }
 
+    /// The worker that a peer is or was.
+    pub(crate) fn worker_at(&self, peer: usize) -> Option<WorkerId> {
+        self.workers.iter().find(|(_, of)| **of == peer).map(|(worker, _)| *worker)
+    }
+
     /// Forgets the attempts of a worker that have no result.
     pub(crate) fn forget_unfinished(&mut self, worker: WorkerId) {
         self.attempts.retain(|_, attempt| attempt.worker != worker || attempt.result.is_some());
@@ -269,6 +274,14 @@ impl World {
                 self.notice_boast(node, worker);
                 return self.tell_jobs(node, jobs::Event::Progress(job, progress));
             }
+            Action::Revoke { job, tile, .. } => {
+                let of = products.running.get_mut(&job).map(|running| {
+                    running.accepted -= 1;
+                    running.number
+                });
+                return self.checks.revoked(now, of, tile);
+            }
+            Action::Suspect { job, .. } => return self.tell_jobs(node, jobs::Event::Suspect(job)),
             Action::Release { worker, job, operand } => {
                 let Some(of) = products.running.get(&job).map(|running| running.number) else { return Ok(()) };
                 if let Some((_, link)) = products.link_of(worker) {
@@ -443,7 +456,7 @@ impl World {
         if let Some(run) = &mut self.nodes[node].run {
             run.products.attempts.remove(&attempt);
         }
-        self.schedule(node, Event::AttemptFailed { attempt, kind })
+        self.schedule(node, Event::AttemptFailed { attempt, kind, retry_after: None })
     }
 
     /// This node has computed a tile of its own.

@@ -122,9 +122,12 @@ impl World {
         let store_bytes = self.nodes[of].run.as_ref().map_or(0, |run| run.served.store.quota());
         let Some(run) = &mut self.nodes[at].run else { return Ok(()) };
         let (number, works) = (run.number, works && run.directory.may_compute(&peer));
-        let worker = WorkerId(run.products.next_worker);
-        run.products.next_worker += 1;
-        run.products.workers.insert(worker, of);
+        let worker = run.products.worker_at(of).unwrap_or_else(|| {
+            let worker = WorkerId(run.products.next_worker);
+            run.products.next_worker += 1;
+            run.products.workers.insert(worker, of);
+            worker
+        });
         if let Some(open) = run.products.links.get_mut(&of) {
             open.worker = works.then_some(worker);
         }

@@ -61,7 +61,7 @@ impl FabricDriver {
     /// Ends an attempt without a result, and drops its state.
     pub(super) fn attempt_failed(&mut self, attempt: AttemptId, kind: FailureKind) {
         self.attempts.remove(&attempt);
-        self.events.push_back(Event::AttemptFailed { attempt, kind });
+        self.events.push_back(Event::AttemptFailed { attempt, kind, retry_after: None });
     }
 
     pub(super) fn local_done(&mut self, attempt: AttemptId, outcome: Outcome) {

@@ -24,6 +24,7 @@ impl FabricDriver {
             return;
         }
         let notices = self.notices.clone();
+        let storage = whole.storage_id();
         let submitted = self.checker.submit(Check {
             operation: running.data.operation,
             a: running.request.a.clone(),
@@ -32,7 +33,7 @@ impl FabricDriver {
             dtype: running.data.result.dtype,
             probe: std::sync::Arc::new(PanelProbe::default()),
             done: Box::new(move |checked| {
-                let _ = notices.blocking_send(Notice::WholeChecked { job, checked });
+                let _ = notices.blocking_send(Notice::WholeChecked { job, storage, checked });
             }),
         });
         match submitted {
@@ -43,7 +44,11 @@ impl FabricDriver {
         }
     }
 
-    pub(super) fn whole_checked(&mut self, job: JobId, checked: Checked) {
+    /// The result with this storage was checked. A job that has started again since has another one.
+    pub(super) fn whole_checked(&mut self, job: JobId, storage: u64, checked: Checked) {
+        if self.finishing.get(&job).is_none_or(|(_, whole)| whole.storage_id() != storage) {
+            return;
+        }
         let Some((report, whole)) = self.finishing.remove(&job) else { return };
         let Some(running) = self.jobs.get_mut(&job) else { return };
         running.check_seconds += checked.took.as_secs_f64();

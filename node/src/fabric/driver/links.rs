@@ -115,9 +115,11 @@ impl FabricDriver {
 
     pub(super) fn link_opened(&mut self, peer: PeerId, hello: TaskHello) {
         let may_compute = self.peers.may_compute(&peer);
-        let worker = WorkerId(self.next_worker);
+        // The same as before where the peer was here before: what it computed then is known by this id.
+        let known = self.worker_of(&peer);
+        let worker = known.unwrap_or(WorkerId(self.next_worker));
         let Some(open) = self.links.get_mut(&peer) else { return };
-        self.next_worker += 1;
+        self.next_worker += u64::from(known.is_none());
         let works = hello.works && may_compute;
         open.worker = works.then_some(worker);
         let (link, probes) = (Rc::downgrade(&open.link), Rc::clone(&self.probes));
@@ -151,6 +153,11 @@ impl FabricDriver {
     /// The peer of a current or earlier worker: a result that is still being checked outlives its link.
     pub(super) fn peer_of(&self, worker: WorkerId) -> Option<PeerId> {
         self.workers.get(&worker).map(|(peer, _)| *peer)
+    }
+
+    /// The id of a peer that is or was a worker.
+    pub(super) fn worker_of(&self, peer: &PeerId) -> Option<WorkerId> {
+        self.workers.iter().find(|(_, (of, _))| of == peer).map(|(worker, _)| *worker)
     }
 
     pub(super) fn close_link(&mut self, peer: PeerId, why: LeaveReason) {

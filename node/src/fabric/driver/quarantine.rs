@@ -4,7 +4,9 @@ use libp2p::PeerId;
 
 use super::FabricDriver;
 use crate::fabric::evidence::Evidence;
-use pangea_control::schedule::{AttemptId, LeaveReason, Operand, WorkerId};
+use crate::fabric::job::JobId;
+use crate::fabric::running::RunningJob;
+use pangea_control::schedule::{AttemptId, Event, LeaveReason, Operand, WorkerId};
 
 impl FabricDriver {
     /// Handles a worker's result that failed its check: stores the evidence and convicts the peer.
@@ -46,10 +48,38 @@ impl FabricDriver {
         self.follow_peers(pending);
     }
 
+    /// A merged tile of a convicted peer no longer counts.
+    pub(super) fn revoke(&mut self, job: JobId) {
+        if let Some(running) = self.jobs.get_mut(&job) {
+            running.tasks_done -= 1;
+            running.show_progress();
+        }
+    }
+
+    /// A job is complete with the help of a peer that was convicted afterwards: it starts again where it has not been
+    /// delivered, and is marked where it has.
+    pub(super) fn suspect(&mut self, job: JobId, worker: WorkerId) {
+        let Some(peer) = self.peer_of(worker) else { return };
+        if self.finishing.remove(&job).is_some()
+            && let Some(RunningJob { request, submitted, reply, .. }) = self.jobs.remove(&job)
+        {
+            tracing::info!(event = "job_restarted", job, %peer, "job {job} used peer {peer}, which is convicted; it starts again");
+            self.executor.forget(job);
+            self.submit(job, request, submitted, reply);
+            return;
+        }
+        tracing::warn!(event = "job_suspect", job, %peer, "job {job} used peer {peer}, which was convicted later");
+        self.settings.jobs.suspect(pangea_control::schedule::JobId(job));
+    }
+
     /// Ends everything with a convicted peer: task streams, connections and admission.
     pub(super) fn cut_off(&mut self, peer: PeerId, why: String) {
         tracing::warn!(event = "quarantined", %peer, why, "Peer {peer} is quarantined: {why}");
         self.close_link(peer, LeaveReason::Quarantined);
+        // Also where its link has ended already: what it computed is computed again.
+        if let Some(worker) = self.worker_of(&peer) {
+            self.events.push_back(Event::WorkerLeft { worker, why: LeaveReason::Quarantined });
+        }
         if let Some(network) = self.network.clone() {
             tokio::task::spawn_local(async move { network.block(peer, &format!("quarantined: {why}")).await });
         }

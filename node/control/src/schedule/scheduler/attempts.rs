@@ -18,10 +18,14 @@ impl Scheduler {
             worker.sent(id, now);
         }
         if let Some(flight) = worker.flights.iter_mut().find(|flight| flight.attempt == id) {
-            flight.last_moved = now;
             if progress == Progress::Computing {
+                // A worker that hangs can say so for ever.
+                if flight.began.is_some() {
+                    return;
+                }
                 flight.began = Some((now - worker.model.rtt_s / 2.0).max(flight.started));
             }
+            flight.last_moved = now;
         }
     }
 
@@ -189,70 +193,5 @@ impl Scheduler {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::time::Duration;
-
-    use crate::schedule::{
-        Action, Arithmetic, AttemptId, Event, FailureKind, JobId, JobSpec, Measured, Place, ProductShape, Scheduler,
-        Time, WorkerEstimate, WorkerId,
-    };
-
-    const PEER: WorkerId = WorkerId(1);
-
-    struct Case(Scheduler);
-
-    impl Case {
-        /// A node and one peer with the same speed.
-        fn new() -> Case {
-            let mut case = Case(Scheduler::new(WorkerEstimate::local([1e10; Arithmetic::COUNT], 1 << 30)));
-            let estimate = WorkerEstimate::remote([1e10; Arithmetic::COUNT], 1e9, 1e-4, 1 << 30);
-            case.handle(Event::WorkerJoined { worker: PEER, estimate });
-            case
-        }
-
-        fn handle(&mut self, event: Event) -> Vec<Action> {
-            let mut actions = Vec::new();
-            self.0.handle(event, Time::ZERO + Duration::from_secs(1), &mut actions);
-            actions
-        }
-
-        /// Submits a job of one tile for peers; returns the worker that gets it.
-        fn submit(&mut self, job: u64) -> Option<(AttemptId, WorkerId)> {
-            let shape =
-                ProductShape { m: 128, k: 128, n: 128, a_element_bytes: 4, b_element_bytes: 4, c_element_bytes: 4 };
-            let spec = JobSpec { place: Place::Remote, ..JobSpec::new(shape, Arithmetic::F32) };
-            started(&self.handle(Event::JobSubmitted { job: JobId(job), spec }))
-        }
-    }
-
-    fn started(actions: &[Action]) -> Option<(AttemptId, WorkerId)> {
-        actions.iter().find_map(|action| match action {
-            Action::Start { attempt, worker, .. } => Some((*attempt, *worker)),
-            _ => None,
-        })
-    }
-
-    #[test]
-    fn a_worker_that_refuses_like_this_node_is_not_punished() {
-        for kind in [FailureKind::InvalidInput, FailureKind::Internal] {
-            let mut case = Case::new();
-            let (refused, worker) = case.submit(1).unwrap();
-            assert_eq!(worker, PEER);
-            let (own, worker) = started(&case.handle(Event::AttemptFailed { attempt: refused, kind })).unwrap();
-            assert!(worker.is_local(), "{kind}");
-            case.handle(Event::AttemptFailed { attempt: own, kind });
-            assert_eq!(case.submit(2).map(|(_, worker)| worker), Some(PEER), "{kind}");
-        }
-    }
-
-    #[test]
-    fn a_worker_that_refuses_what_this_node_computes_is_paused() {
-        let mut case = Case::new();
-        let (refused, _) = case.submit(1).unwrap();
-        let failed = Event::AttemptFailed { attempt: refused, kind: FailureKind::InvalidInput };
-        let (own, _) = started(&case.handle(failed)).unwrap();
-        let measured = Measured { compute_seconds: Some(0.001), sent: None, received: None };
-        case.handle(Event::AttemptFinished { attempt: own, measured });
-        assert_ne!(case.submit(2).map(|(_, worker)| worker), Some(PEER));
-    }
-}
+#[path = "attempts_tests.rs"]
+mod tests;

@@ -3,6 +3,7 @@
 
 use super::Scheduler;
 use crate::schedule::job::{CheckedAnswer, Job};
+use crate::schedule::limits::DELIVERED_KEPT;
 use crate::schedule::{Action, JobId, Place, Tile, WorkerId, WorkerShare};
 
 impl Scheduler {
@@ -58,6 +59,9 @@ impl Scheduler {
             }
             None => job.shares.push(WorkerShare { worker: best.worker, tasks: 1, seconds: best.seconds }),
         }
+        if !best.worker.is_local() {
+            job.merged.entry(best.worker).or_default().push(tile);
+        }
         actions.push(Action::Accept { attempt: best.attempt, job: id, tile, worker: best.worker, agreeing });
         for (attempt, _) in record.active {
             self.drop_attempt(attempt, actions);
@@ -68,6 +72,13 @@ impl Scheduler {
             let mut job = self.jobs.remove(at);
             debug_assert!(job.pending.is_empty() && job.active == 0 && job.records.is_empty());
             self.forget_operands(&job);
+            let peers = std::mem::take(&mut job.merged).into_keys().collect::<Vec<_>>();
+            if !peers.is_empty() {
+                if self.delivered.len() == DELIVERED_KEPT {
+                    self.delivered.pop_front();
+                }
+                self.delivered.push_back((id, peers));
+            }
             let report = job.report(now);
             if let Some(class) = job.class.filter(|_| report.tasks.remote > 0 && job.spec.place == Place::Auto) {
                 self.offload_history.learn(class, report.predicted_seconds, report.actual_seconds);

@@ -24,10 +24,14 @@ impl Scheduler {
         if id.is_local() {
             return;
         }
-        if why == LeaveReason::Quarantined {
+        let convicted = why == LeaveReason::Quarantined;
+        if convicted {
             self.quarantined.insert(id);
+            self.disown(id, actions);
         }
-        if let Some(worker) = self.workers.remove(&id) {
+        let worker = self.workers.remove(&id);
+        let changed = convicted || worker.is_some();
+        if let Some(worker) = worker {
             self.jobs.iter_mut().for_each(|job| job.drop_holder(id));
             for flight in worker.flights {
                 self.attempts.remove(&flight.attempt);
@@ -40,6 +44,8 @@ impl Scheduler {
                     }
                 }
             }
+        }
+        if changed {
             self.settle_all(now, actions);
         }
     }
@@ -55,7 +61,12 @@ impl Scheduler {
         if self.quarantined.insert(id) {
             actions.push(Action::Quarantine { worker: id, attempt: evidence });
         }
-        // None of its other answers counts, checked or not, unless it has been merged.
+        self.leave(id, LeaveReason::Quarantined, now, actions);
+    }
+
+    /// Takes back every answer of a convicted peer, whether it is being checked, waits for others that agree, or has
+    /// been merged.
+    fn disown(&mut self, id: WorkerId, actions: &mut Vec<Action>) {
         let theirs = self.attempts.iter().filter(|(_, attempt)| attempt.worker == id && attempt.checking.is_some());
         let theirs: Vec<AttemptId> = theirs.map(|(&attempt, _)| attempt).collect();
         for attempt in theirs {
@@ -69,13 +80,22 @@ impl Scheduler {
                 }
             }
         }
-        for record in self.jobs.iter_mut().flat_map(|job| job.records.values_mut()) {
-            let gone = record.answers.iter().filter(|answer| answer.worker == id);
-            actions.extend(gone.map(|answer| Action::Discard { attempt: answer.attempt }));
-            record.answers.retain(|answer| answer.worker != id);
+        for job in &mut self.jobs {
+            for record in job.records.values_mut() {
+                let gone = record.answers.iter().filter(|answer| answer.worker == id);
+                actions.extend(gone.map(|answer| Action::Discard { attempt: answer.attempt }));
+                record.answers.retain(|answer| answer.worker != id);
+            }
+            let id_of_job = job.id;
+            let revoked = job.revoke(id).into_iter();
+            actions.extend(revoked.map(|tile| Action::Revoke { job: id_of_job, tile, worker: id }));
         }
-        self.leave(id, LeaveReason::Quarantined, now, actions);
-        self.settle_all(now, actions);
+        for (job, peers) in &mut self.delivered {
+            if peers.contains(&id) {
+                peers.retain(|peer| *peer != id);
+                actions.push(Action::Suspect { job: *job, worker: id });
+            }
+        }
     }
 
     pub(super) fn hold(&mut self, worker: WorkerId, job: JobId, operand: Operand) {
