@@ -1,4 +1,4 @@
-//! A TCP link between two nodes with delay, limited bandwidth and cuts. Never looks at the bytes.
+//! A TCP link between two nodes with delay, limited bandwidth, cuts and damaged bytes. Never looks at what the bytes mean.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -35,6 +35,9 @@ pub struct Forwarder {
 struct Shared {
     quality: Quality,
     forwarded: AtomicU64,
+    /// Reads whose bytes are still to be damaged.
+    damage: AtomicU64,
+    damaged: AtomicU64,
     cut: AtomicBool,
     connections: Mutex<Vec<TcpStream>>,
 }
@@ -42,11 +45,21 @@ struct Shared {
 impl Forwarder {
     /// A link to the node that listens on `port` of loopback.
     pub fn start(port: u16, quality: Quality) -> Forwarder {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        Forwarder::at("127.0.0.1:0".parse().unwrap(), port, quality)
+    }
+
+    /// A link that nodes reach at `address`, to the node that listens on `port` of loopback.
+    ///
+    /// # Panics
+    /// Where the address is in use or not this host's.
+    pub fn at(address: SocketAddr, port: u16, quality: Quality) -> Forwarder {
+        let listener = TcpListener::bind(address).unwrap();
         let local = listener.local_addr().unwrap();
         let shared = Arc::new(Shared {
             quality,
             forwarded: AtomicU64::new(0),
+            damage: AtomicU64::new(0),
+            damaged: AtomicU64::new(0),
             cut: AtomicBool::new(false),
             connections: Mutex::default(),
         });
@@ -84,6 +97,21 @@ impl Forwarder {
     pub fn cut(&self) {
         self.shared.cut();
     }
+
+    /// Ends every connection; new ones are accepted.
+    pub fn disconnect(&self) {
+        self.shared.disconnect();
+    }
+
+    /// Flips one bit in each of the next `pieces` reads, whatever their direction.
+    pub fn damage(&self, pieces: u64) {
+        self.shared.damage.store(pieces, Ordering::SeqCst);
+    }
+
+    /// Reads whose bytes were damaged.
+    pub fn damaged(&self) -> u64 {
+        self.shared.damaged.load(Ordering::SeqCst)
+    }
 }
 
 impl Drop for Forwarder {
@@ -109,8 +137,8 @@ impl Shared {
         for (from, to) in [(near, far), (far, near)] {
             let (sender, pieces) = sync_channel(PIECES);
             let (from, to) = (from.try_clone().unwrap(), to.try_clone().unwrap());
-            let delay = self.quality.delay;
-            std::thread::spawn(move || take(from, &sender, delay));
+            let taker = Arc::clone(self);
+            std::thread::spawn(move || taker.take(from, &sender));
             let shared = Arc::clone(self);
             std::thread::spawn(move || shared.give(to, &pieces));
         }
@@ -140,17 +168,27 @@ impl Shared {
 
     fn cut(&self) {
         self.cut.store(true, Ordering::SeqCst);
+        self.disconnect();
+    }
+
+    fn disconnect(&self) {
         for stream in self.connections.lock().unwrap().drain(..) {
             let _ = stream.shutdown(Shutdown::Both);
         }
     }
-}
 
-fn take(mut from: TcpStream, pieces: &SyncSender<Piece>, delay: Duration) {
-    let mut buffer = vec![0; PIECE_BYTES];
-    while let Ok(length @ 1..) = from.read(&mut buffer) {
-        if pieces.send((Instant::now() + delay, buffer[..length].to_vec())).is_err() {
-            return;
+    fn take(&self, mut from: TcpStream, pieces: &SyncSender<Piece>) {
+        let mut buffer = vec![0; PIECE_BYTES];
+        while let Ok(length @ 1..) = from.read(&mut buffer) {
+            let mut bytes = buffer[..length].to_vec();
+            let left = |left: u64| left.checked_sub(1);
+            if self.damage.fetch_update(Ordering::SeqCst, Ordering::SeqCst, left).is_ok() {
+                bytes[length / 2] ^= 1;
+                self.damaged.fetch_add(1, Ordering::SeqCst);
+            }
+            if pieces.send((Instant::now() + self.quality.delay, bytes)).is_err() {
+                return;
+            }
         }
     }
 }

@@ -30,8 +30,22 @@ pub struct Response {
 /// # Panics
 /// Where connecting fails or the connection breaks.
 pub fn send(address: &str, method: &str, path: &str, headers: &[(&str, &str)], body: &str) -> Response {
-    let mut stream = TcpStream::connect(address).unwrap();
-    stream.set_read_timeout(Some(TIMEOUT)).unwrap();
+    try_send(address, method, path, headers, body).unwrap()
+}
+
+/// Like [`send`], for servers that may be gone.
+///
+/// # Errors
+/// What broke the connection, and an answer that has no head.
+pub fn try_send(
+    address: &str,
+    method: &str,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: &str,
+) -> std::io::Result<Response> {
+    let mut stream = TcpStream::connect(address)?;
+    stream.set_read_timeout(Some(TIMEOUT))?;
     let mut head = format!("{method} {path} HTTP/1.1\r\nContent-Length: {}\r\n", body.len());
     if !headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("host")) {
         head.push_str(&format!("Host: {address}\r\n"));
@@ -42,20 +56,27 @@ pub fn send(address: &str, method: &str, path: &str, headers: &[(&str, &str)], b
     // A server that refuses a body need not read it.
     let _ = stream.write_all(format!("{head}\r\n{body}").as_bytes());
     let mut reader = BufReader::new(stream);
-    let mut line = || {
+    let mut line = || -> std::io::Result<String> {
         let mut line = String::new();
-        reader.read_line(&mut line).unwrap();
-        line.trim_end().to_owned()
+        reader.read_line(&mut line)?;
+        Ok(line.trim_end().to_owned())
     };
-    let status = line();
-    let status = status.split(' ').nth(1).unwrap_or_else(|| panic!("no answer: {status:?}")).parse().unwrap();
+    let status = line()?;
+    let Some(status) = status.split(' ').nth(1).and_then(|code| code.parse().ok()) else {
+        return Err(broken(format!("no answer: {status:?}")));
+    };
     let mut headers = Vec::new();
     loop {
-        let line = line();
+        let line = line()?;
         let Some((name, value)) = line.split_once(':') else { break };
         headers.push((name.to_ascii_lowercase(), value.trim().to_owned()));
     }
-    Response { status, headers, reader, event_reader: EventReader::new(MAX_EVENT_BYTES), events: VecDeque::new() }
+    Ok(Response { status, headers, reader, event_reader: EventReader::new(MAX_EVENT_BYTES), events: VecDeque::new() })
+}
+
+/// An answer that is not whole, as a connection that ended too early leaves it.
+fn broken(what: String) -> std::io::Error {
+    std::io::Error::new(std::io::ErrorKind::UnexpectedEof, what)
 }
 
 /// GET.
@@ -75,16 +96,24 @@ impl Response {
     }
 
     /// The rest of the body, whole.
-    pub fn text(mut self) -> String {
+    pub fn text(self) -> String {
+        self.try_text().unwrap()
+    }
+
+    /// Like [`Response::text`], for servers that may be gone.
+    ///
+    /// # Errors
+    /// What broke the connection.
+    pub fn try_text(mut self) -> std::io::Result<String> {
         let mut body = Vec::new();
         match self.header("content-length").map(|length| length.parse().unwrap()) {
             Some(length) => {
                 body.resize(length, 0);
-                self.reader.read_exact(&mut body).unwrap();
+                self.reader.read_exact(&mut body)?;
             }
-            None => while self.chunk(&mut body) {},
+            None => while self.chunk(&mut body)? {},
         }
-        String::from_utf8(body).unwrap()
+        String::from_utf8(body).map_err(std::io::Error::other)
     }
 
     /// The body as JSON.
@@ -95,27 +124,35 @@ impl Response {
     }
 
     /// One chunk of a body in chunks; whether there was one.
-    fn chunk(&mut self, body: &mut Vec<u8>) -> bool {
+    fn chunk(&mut self, body: &mut Vec<u8>) -> std::io::Result<bool> {
         let mut line = String::new();
-        self.reader.read_line(&mut line).unwrap();
-        let length = usize::from_str_radix(line.trim(), 16).unwrap_or_else(|_| panic!("no chunk: {line:?}"));
+        self.reader.read_line(&mut line)?;
+        let length = usize::from_str_radix(line.trim(), 16).map_err(|_| broken(format!("no chunk: {line:?}")))?;
         let start = body.len();
         body.resize(start + length, 0);
-        self.reader.read_exact(&mut body[start..]).unwrap();
-        self.reader.read_line(&mut String::new()).unwrap();
-        length > 0
+        self.reader.read_exact(&mut body[start..])?;
+        self.reader.read_line(&mut String::new())?;
+        Ok(length > 0)
     }
 
     /// The next server-sent event's data; `None` at the end.
     pub fn event(&mut self) -> Option<String> {
+        self.try_event().unwrap()
+    }
+
+    /// Like [`Response::event`], for servers that may be gone.
+    ///
+    /// # Errors
+    /// What broke the connection.
+    pub fn try_event(&mut self) -> std::io::Result<Option<String>> {
         while self.events.is_empty() {
             let mut bytes = Vec::new();
-            if !self.chunk(&mut bytes) {
-                return None;
+            if !self.chunk(&mut bytes)? {
+                return Ok(None);
             }
             self.events.extend(self.event_reader.read(&bytes).unwrap());
         }
-        self.events.pop_front()
+        Ok(self.events.pop_front())
     }
 
     /// All events of a stream, which must end with `[DONE]`, as JSON.

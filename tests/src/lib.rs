@@ -7,7 +7,7 @@
 //! * [`matrix`]: products of a node against a reference.
 //! * [`forwarder`]: a TCP link that is slow or breaks. [`namespaces`]: several hosts on one machine.
 //! * [`http`]: requests and answers as bytes. [`test_model`]: the models that tests use.
-//! * [`sockets`]: the TCP connections of a process.
+//! * [`sockets`]: the TCP connections of a process. [`memory_limit`], [`small_disk`]: too little of either.
 //! * [`stranger`]: an admitted peer that sends arbitrary bytes. [`skip`]: tests that cannot run here.
 //! * [`tiny_model`]: a model file of some hundred kilobytes.
 //!   [`file_host`]: a host of one file over HTTP.
@@ -22,10 +22,12 @@ pub mod file_host;
 pub mod forwarder;
 pub mod http;
 pub mod matrix;
+pub mod memory_limit;
 pub mod namespaces;
 pub mod parsers;
 pub mod process;
 pub mod skip;
+pub mod small_disk;
 pub mod sockets;
 pub mod stranger;
 pub mod test_model;

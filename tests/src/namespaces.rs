@@ -1,9 +1,13 @@
 //! Several hosts on one machine: network namespaces joined by a switch, created with `ip` from iproute2 as root.
 //! The namespaces have the process id in their names and are removed when dropped; the machine's own network is unchanged.
 
+use std::fs::File;
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
+
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 /// One host's network.
 #[derive(Clone, Debug)]
@@ -64,6 +68,17 @@ impl Namespaces {
         let state = if plugged { "up" } else { "down" };
         ip(&["-n", &self.switch, "link", "set", &format!("port{}", host + 1), state]).unwrap();
     }
+
+    /// Loses every packet from one host to another, or delivers them again. Packets the other way still arrive.
+    pub fn set_one_way(&self, from: usize, to: usize, lost: bool) {
+        let (from, to) = (&self.hosts[from], &self.hosts[to].address);
+        // An entry of the neighbour table that names no interface: the switch delivers the frame to nobody.
+        let words: &[&str] = match lost {
+            true => &["neigh", "replace", to, "lladdr", "02:00:00:00:00:01", "nud", "permanent", "dev", "eth0"],
+            false => &["neigh", "del", to, "dev", "eth0"],
+        };
+        ip(&[&["-n", from.name.as_str()], words].concat()).unwrap();
+    }
 }
 
 impl Drop for Namespaces {
@@ -77,6 +92,27 @@ impl Drop for Namespaces {
 }
 
 impl Namespace {
+    /// Moves the calling thread into this host: the sockets that it makes from now on are the host's, and those of threads that
+    /// it starts.
+    ///
+    /// # Panics
+    /// Where the host is gone.
+    pub fn enter(&self) {
+        let namespace = File::open(Path::new("/run/netns").join(&self.name)).unwrap();
+        move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
+    }
+
+    /// The result of `work`, done by a thread in this host.
+    pub fn within<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
+        std::thread::scope(|threads| {
+            let worker = threads.spawn(|| {
+                self.enter();
+                work()
+            });
+            worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+    }
+
     /// `program` in this namespace; the process that starts becomes the program.
     pub fn command(&self, program: &Path) -> Command {
         let mut command = Command::new("ip");

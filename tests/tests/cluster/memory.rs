@@ -1,7 +1,6 @@
 //! Memory and disk: products larger than memory, results larger than the disk.
 
 use std::path::Path;
-use std::process::Command;
 
 use pangea_client::MatmulOptions;
 use pangea_compute::check::ColumnProbe;
@@ -10,6 +9,7 @@ use pangea_tests::cluster::{Cluster, output};
 use pangea_tests::matrix::{multiply, operands, remote};
 use pangea_tests::process::Process;
 use pangea_tests::skip::{skip, unless_root};
+use pangea_tests::small_disk::SmallDisk;
 
 const MIB: u64 = 1 << 20;
 
@@ -116,28 +116,6 @@ fn a_node_that_delegates_everything_needs_little_more_than_operands_and_product(
     an_accepting_node_stays_small(test, 2048, &remote());
 }
 
-/// A small disk of its own.
-struct SmallDisk<'p>(&'p Path);
-
-impl SmallDisk<'_> {
-    fn mount(path: &Path, bytes: u64) -> Result<SmallDisk<'_>, String> {
-        std::fs::create_dir(path).unwrap();
-        let size = format!("size={bytes}");
-        let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", &size, "pangea-test"]).arg(path).output();
-        match mounted {
-            Ok(output) if output.status.success() => Ok(SmallDisk(path)),
-            Ok(output) => Err(String::from_utf8_lossy(&output.stderr).trim().to_owned()),
-            Err(error) => Err(error.to_string()),
-        }
-    }
-}
-
-impl Drop for SmallDisk<'_> {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg(self.0).status();
-    }
-}
-
 #[test]
 fn a_full_disk_is_reported_and_nothing_is_left_on_it() {
     const TEST: &str = "a_full_disk_is_reported_and_nothing_is_left_on_it";
@@ -156,7 +134,7 @@ fn a_full_disk_is_reported_and_nothing_is_left_on_it() {
             cluster.run(&["matmul", "--size", "800", "--generate", "-o", &format!("disk/{name}"), "--rpc", &one.rpc]);
         assert_eq!(run.code, Some(1), "{run:?}");
         assert!(run.err.contains("disk") && (run.err.contains("full") || run.err.contains("free")), "{run:?}");
-        assert_eq!(std::fs::read_dir(disk.0).unwrap().count(), 0, "something is left behind");
+        assert_eq!(std::fs::read_dir(disk.path()).unwrap().count(), 0, "something is left behind");
     }
     one.is_idle_again();
 }
