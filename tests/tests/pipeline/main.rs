@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod answers;
+mod every_token;
 mod lies;
 mod losses;
 mod memory;
@@ -198,6 +199,11 @@ impl Streamed {
     /// Reads to the end: the whole text, and the `pangea` object.
     fn finish(mut self) -> (String, Value) {
         while self.next() {}
+        self.finish_read()
+    }
+
+    /// The whole text, and the `pangea` object, of an answer that was read to its end.
+    fn finish_read(self) -> (String, Value) {
         (self.text, self.pangea)
     }
 }
