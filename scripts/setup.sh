@@ -11,6 +11,7 @@
 # menu: 6 Test the kernels for 64-bit ARM under an emulator | aarch64
 # menu: 7 Soak: two nodes for half an hour keep connections, ports and memory flat | soak
 # menu: 8 Simulate: play worlds of nodes that fail and lie, until Ctrl-C or the first broken promise | sim
+# menu: 9 Chaos: a hundred faults under load, then a node lost at every token of an answer | chaos 100
 set -euo pipefail
 # shellcheck source=scripts/toolchain.sh
 . "$(dirname "${BASH_SOURCE[0]}")/toolchain.sh"
@@ -29,6 +30,8 @@ Usage: scripts/setup.sh [SUBCOMMAND]
   soak [MINUTES]  two nodes on this machine: connections, ports and memory must stay flat (30)
   sim [SEED]      play one seed of the simulated world and print its log; without SEED, play seeds that the tests do not,
                   ten thousand at a time, until Ctrl-C or the first broken promise
+  chaos [FAULTS]  as root on Linux: random faults of four nodes under a mixed load of products and answers (1000); then
+                  a node is killed, and one stopped, at every token of an answer. PANGEA_CHAOS_SEED draws other faults
   aarch64         on x86-64 Linux: the kernels' tests and the pinned digests, built for 64-bit ARM, under qemu
   help            this text
 
@@ -115,6 +118,19 @@ sim() {
   done
 }
 
+# Prints the faults, what became of the requests, and the pauses.
+chaos() {
+  local faults=${1:-1000} code=0
+  case "$faults" in '' | *[!0-9]*) fail "chaos takes a number of faults, not '$faults'"; exit 2 ;; esac
+  need_namespaces
+  need_pangea
+  cd "$REPOSITORY"
+  export PANGEA_TESTS_NO_SKIP=1 PANGEA_BIN
+  PANGEA_CHAOS_FAULTS=$faults cargo test --release --locked --workspace --test chaos -- --nocapture || code=$?
+  PANGEA_EVERY_TOKEN=1 cargo test --release --locked --workspace --test pipeline -- --nocapture --test-threads 1 every_token || code=$?
+  return "$code"
+}
+
 # The other processor must compute the same bits; an emulator computes them like the processor, only slower.
 aarch64() {
   local triple=aarch64-unknown-linux-gnu
@@ -138,6 +154,7 @@ aarch64() {
 STAGES=''
 FAILED_STAGES=0
 CLOSING="$TARGET/closing-lines.txt"
+SKIPS="$TARGET/skipped-tests.txt"
 
 # Runs one stage and records its result and duration. A failed stage does not stop the others.
 stage() { # title command...
@@ -155,12 +172,13 @@ stage() { # title command...
 "
 }
 
-# Prints a runner's output and keeps its closing lines.
+# Prints a runner's output and keeps its closing lines, and the lines of tests that were skipped.
 closing_lines() { # pattern command...
   local pattern=$1 log="$TARGET/stage.log" code=0
   shift
   "$@" 2>&1 | tee "$log" || code=$?
   grep -E "$pattern" "$log" >>"$CLOSING" || true
+  grep -E '^SKIPPED: ' "$log" >>"$SKIPS" || true
   rm -f "$log"
   return "$code"
 }
@@ -204,6 +222,17 @@ fetch_test_models() {
   return $code
 }
 
+# As root on Linux, with the models at hand, nothing that a test needs can be missing: a test that skips then fails.
+forbid_skips() {
+  [ "$(uname -s)" = Linux ] && [ "$(id -u)" -eq 0 ] || return 0
+  local model
+  for model in SmolLM2-135M-Instruct.Q4_1 gemma-3-270m-q4_k_m; do
+    [ -s "$PANGEA_TEST_MODELS/$model.gguf" ] || return 0
+  done
+  export PANGEA_TESTS_NO_SKIP=1
+  note 'Every test must run: a test that cannot run here fails'
+}
+
 build_everything() { cargo build --release --locked --workspace --all-targets; }
 run_rust_tests() { closing_lines '^test result: ' cargo test --release --locked --workspace --no-fail-fast; }
 run_python_tests() {
@@ -226,10 +255,12 @@ run_tests() {
   need_rust_component cargo-clippy clippy
   need_capnp
   need_namespaces
+  need_ssh_server
   need_python_env
   need_cargo_deny
   mkdir -p "$TARGET"
   : >"$CLOSING"
+  : >"$SKIPS"
   export PANGEA_TEST_MODELS="${PANGEA_TEST_MODELS:-$HOME/.cache/pangea/test-models}"
 
   stage 'Format' check_format
@@ -242,6 +273,7 @@ run_tests() {
   stage 'Build' build_everything
   if [ "$FAILED_STAGES" -eq 0 ] || [ -x "$TARGET/release/pangea" ]; then
     stage 'Test models' fetch_test_models
+    forbid_skips
     stage 'Rust: unit, property, simulated world, processes' run_rust_tests
     stage 'Python' run_python_tests
   fi
@@ -249,9 +281,15 @@ run_tests() {
   heading "Stages, $(($(date +%s) - began)) s in total"
   printf '%s\n' "$STAGES"
   [ "$FAILED_STAGES" -eq 0 ] || fail "$FAILED_STAGES of the stages FAILED"
+  if [ -s "$SKIPS" ]; then
+    warn "$(grep -c . "$SKIPS") tests were skipped:"
+    sort -u "$SKIPS" >&2
+  else
+    note 'No test was skipped'
+  fi
   # The output ends with the runners' closing lines, without those of empty runs.
   grep -vE '^test result: ok\. 0 passed; 0 failed; 0 ignored' "$CLOSING" || true
-  rm -f "$CLOSING"
+  rm -f "$CLOSING" "$SKIPS"
   [ "$FAILED_STAGES" -eq 0 ]
 }
 
@@ -336,7 +374,7 @@ menu() {
 
 case "${1:-}" in
   '') menu ;;
-  build | demo | bench | fuzz | soak | sim | aarch64) subcommand=$1; shift; "$subcommand" "$@" ;;
+  build | demo | bench | fuzz | soak | sim | chaos | aarch64) subcommand=$1; shift; "$subcommand" "$@" ;;
   test) shift; [ $# -eq 0 ] || { fail "test takes no arguments"; exit 2; }; run_tests ;;
   help | -h | --help) usage ;;
   *) fail "there is no subcommand '$1'"; usage >&2; exit 2 ;;

@@ -119,6 +119,16 @@ need_namespaces() {
   has ip || install_packages "The 'ip' command (tests across network namespaces)" 'iproute2' ''
 }
 
+# The server that tests of SSH tunnels start on a host of their own, where they can run. The package would also make it a
+# service of this machine, which nobody asked for.
+need_ssh_server() {
+  [ "$(uname -s)" = Linux ] && [ "$(id -u)" -eq 0 ] || return 0
+  [ -x /usr/sbin/sshd ] && has ssh && return 0
+  # With this runlevel Debian starts no service during an installation.
+  RUNLEVEL=1 install_packages 'An SSH server (tests of tunnels)' 'openssh-server openssh-client' ''
+  ! has systemctl || systemctl disable ssh >/dev/null 2>&1 || true
+}
+
 need_python() {
   has python3 || install_packages 'Python 3' 'python3 python3-venv' 'python@3'
   local have
