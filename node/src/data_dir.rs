@@ -2,11 +2,12 @@
 //! the running node. This file knows nothing of the directory's other content.
 
 use std::fs::File;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use pangea_client::{Error, ErrorKind, Result};
 use serde::{Deserialize, Serialize};
+
+use crate::storage::whole_file;
 
 /// Maximum bytes of a `node.json` that is read: a few addresses take far less.
 const MAX_FILE_BYTES: u64 = 1 << 20;
@@ -67,10 +68,15 @@ impl DataDir {
                 format!("cannot use the data directory {} ({error}); choose another with --data-dir", path.display());
             Error::new(ErrorKind::InvalidInput, why)
         };
-        std::fs::create_dir_all(path).map_err(unusable)?;
+        if !path.exists() {
+            // One that exists may be a folder that others are to read; its secrets have their own permissions.
+            whole_file::private_folder(path).map_err(unusable)?;
+        }
         let lock =
             File::options().create(true).truncate(false).write(true).open(path.join("lock")).map_err(unusable)?;
         if rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_ok() {
+            // A crash while a file was written leaves its beginning.
+            whole_file::sweep(path);
             return Ok(DataDir { node_file: Some(path.join("node.json")), _lock: Some(lock) });
         }
         if ephemeral {
@@ -89,13 +95,7 @@ impl DataDir {
     /// `Internal` if it cannot be written.
     pub fn write(&self, node: &NodeFile) -> Result<()> {
         let Some(path) = &self.node_file else { return Ok(()) };
-        let folder = path.parent().unwrap_or(Path::new("."));
-        let write = || -> std::io::Result<()> {
-            let mut file = tempfile::NamedTempFile::new_in(folder)?;
-            file.write_all(&serde_json::to_vec_pretty(node)?)?;
-            file.persist(path)?;
-            Ok(())
-        };
+        let write = || whole_file::replace(path, &serde_json::to_vec_pretty(node)?);
         write().map_err(|error| Error::new(ErrorKind::Internal, format!("cannot write {}: {error}", path.display())))
     }
 }

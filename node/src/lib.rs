@@ -14,12 +14,12 @@
 //! | 0 | [`clock`] | the one clock of all decisions |
 //! | 0 | [`fault`] | faults injected on purpose, for tests |
 //! | 0 | [`host`] | facts about this host: name, memory, cores, private address |
-//! | 0 | [`data_dir`] | the lock of the data directory, and `node.json` |
-//! | 0 | [`storage`] | `state.redb`: state that survives the process |
+//! | 0 | [`storage`] | `state.redb`, state that survives the process; files that are whole or not there |
 //! | 0 | [`observe`] | metrics and how they are registered |
 //! | 0 | [`wire`] | the task protocol as bytes; sans-I/O |
 //! | 0 | [`model_text`] | tokenizer, chat template and grammar of a model; prompts |
 //! | 0 | `copying` | fast large copies where the C library's are slow |
+//! | 1 | [`data_dir`] | the lock of the data directory, and `node.json` |
 //! | 1 | [`supervise`] | every thread and lasting task, and what follows when one ends |
 //! | 1 | [`engine_metrics`] | metrics of one model's engine |
 //! | 1 | [`devices`] | memory and compute threads: leases and thread pools |

@@ -2,7 +2,6 @@
 //! once. The cache is trusted as long as these match; readers of a file's parts verify them anyway.
 
 use std::fs::Metadata;
-use std::io::Write;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -13,6 +12,7 @@ use pangea_compute::model::Manifest;
 use pangea_compute::model::manifest::MAX_MANIFEST_BYTES;
 
 use super::stored::{bounded_read, reading};
+use crate::storage::whole_file;
 
 /// Size, and seconds and nanoseconds of the modification time: `u64`, `i64`, `i64`, little-endian.
 const STAMP_BYTES: usize = 24;
@@ -62,10 +62,7 @@ impl Index {
         bytes.extend(manifest.to_bytes());
         bytes.extend(blake3::hash(&bytes).as_bytes());
         std::fs::create_dir_all(&self.folder)?;
-        let mut file = tempfile::NamedTempFile::new_in(&self.folder)?;
-        file.write_all(&bytes)?;
-        file.persist(kept)?;
-        Ok(())
+        whole_file::replace(kept, &bytes)
     }
 }
 

@@ -19,6 +19,7 @@ use pangea_compute::model::{Manifest, Wanted};
 
 use super::parts::{PartId, PartSet, part_counts, parts_of};
 use crate::models::disk;
+use crate::storage::whole_file;
 
 const MODEL: &str = "model.gguf";
 const MANIFEST: &str = "manifest";
@@ -72,10 +73,7 @@ impl Stored {
             File::create(folder.join(MODEL))?.set_len(manifest.size_bytes())?;
             File::create(folder.join(RECORD))?;
             // The manifest is written last: a folder without one is no copy.
-            let mut file = tempfile::NamedTempFile::new_in(folder)?;
-            file.write_all(&manifest.to_bytes())?;
-            file.persist(folder.join(MANIFEST))?;
-            Ok(())
+            whole_file::replace(&folder.join(MANIFEST), &manifest.to_bytes())
         };
         create().map_err(|error| disk::writing(folder, &error))?;
         Stored::open(folder, digest)

@@ -17,6 +17,7 @@ use ureq::{Agent, Body};
 use super::fetch::{beside, stop_if};
 use super::transfer::{FETCHING, Listener};
 use super::{Transfer, disk};
+use crate::storage::whole_file;
 
 /// Timeout until a response begins.
 const ANSWER: Duration = Duration::from_secs(30);
@@ -326,7 +327,7 @@ impl Download<'_> {
         };
         let origin = Origin { address: self.address.to_owned(), etag: etag.to_owned() };
         let text = serde_json::to_vec(&origin).map_err(|error| Error::new(ErrorKind::Internal, error.to_string()))?;
-        std::fs::write(&path, text).map_err(|error| disk::writing(&path, &error))
+        whole_file::replace(&path, &text).map_err(|error| disk::writing(&path, &error))
     }
 }
 

@@ -14,6 +14,7 @@ use sha2::{Digest, Sha256};
 use super::store::{self, Found, locate};
 use super::transfer::{CHECKING, Listener, WAITING};
 use super::{Reference, Transfer, disk, download, hugging_face, packages};
+use crate::storage::whole_file;
 
 /// Lock file, held during a download: one at a time is as fast, and two never write the same file.
 const LOCK: &str = ".lock";
@@ -85,8 +86,7 @@ fn fetch_into(path: &Path, reference: &Reference, cancel: &Cancel, progress: Lis
         }
         return Err(error);
     }
-    File::open(&partial).and_then(|file| file.sync_all()).map_err(|error| disk::writing(&partial, &error))?;
-    std::fs::rename(&partial, path).map_err(|error| disk::writing(path, &error))?;
+    whole_file::finish(&partial, path).map_err(|error| disk::writing(path, &error))?;
     forget(&partial);
     Ok(())
 }

@@ -1,12 +1,14 @@
 //! The node's identity: an ed25519 key in `node.key`, in libp2p's protobuf encoding, readable by its owner only.
 //! The file is created once and never replaced; an ephemeral identity uses no file.
 
-use std::io::{self, Write};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::io;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use libp2p::identity::Keypair;
 use thiserror::Error;
+
+use crate::storage::whole_file;
 
 /// Read and write for the owner only.
 const MODE: u32 = 0o600;
@@ -52,26 +54,12 @@ pub fn load_or_create(path: &Path) -> Result<Keypair, IdentityError> {
     let failed = |source| IdentityError::Io { path: path.to_owned(), source };
     let keypair = Keypair::generate_ed25519();
     let bytes = keypair.to_protobuf_encoding().map_err(|error| failed(io::Error::other(error)))?;
-    match create(path, &bytes) {
+    match whole_file::create(path, &bytes) {
         Ok(()) => Ok(keypair),
         // Another node created the file first; its identity is this folder's.
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => load(path),
         Err(error) => Err(failed(error)),
     }
-}
-
-/// Writes the file under a temporary name, then links it to its own: never half a key, never over another.
-fn create(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let temporary = path.with_extension(format!("key.{}.{:08x}", std::process::id(), rand::random::<u32>()));
-    let write = || {
-        let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(MODE).open(&temporary)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        std::fs::hard_link(&temporary, path)
-    };
-    let result = write();
-    let _ = std::fs::remove_file(&temporary);
-    result
 }
 
 fn load(path: &Path) -> Result<Keypair, IdentityError> {

@@ -1,13 +1,13 @@
 //! The folder of receipts, `receipts` in the data directory: one JSON file each, written atomically; the oldest are removed
 //! when there are too many. This file does not judge what is in them.
 
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use pangea_client::{Error, ErrorKind, Result};
 use serde::Serialize;
 
 use super::Receipt;
+use crate::storage::whole_file;
 use pangea_control::trust::Verdict;
 
 /// Maximum receipts in the folder.
@@ -93,14 +93,11 @@ impl ReceiptStore {
             return Err(Error::new(ErrorKind::InvalidInput, why));
         }
         let write = || -> std::io::Result<()> {
-            std::fs::create_dir_all(&self.folder)?;
+            whole_file::private_folder(&self.folder)?;
             let before: Vec<PathBuf> =
                 self.files()?.into_iter().filter(|file| file.id == receipt.id).map(|file| file.path).collect();
             let path = self.folder.join(format!("{:0TIME_DIGITS$}-{}.json", receipt.unix_ms, receipt.id));
-            let mut file = tempfile::NamedTempFile::new_in(&self.folder)?;
-            file.write_all(&json)?;
-            file.as_file().sync_data()?;
-            file.persist(&path)?;
+            whole_file::replace(&path, &json)?;
             before.iter().filter(|old| **old != path).try_for_each(std::fs::remove_file)?;
             self.make_room()
         };
