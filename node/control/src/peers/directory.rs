@@ -10,9 +10,17 @@ use super::peer::{Peer, PeerState, WorkerHello};
 use super::suspicion::SuspicionReason;
 use crate::Time;
 
-/// Maximum peers remembered, including those that are gone. The longest gone are removed first, suspects last, quarantined
-/// ones never.
+/// Maximum peers remembered that are not quarantined, including those that are gone. The longest gone are removed first, suspects
+/// last.
 const PEERS_MAX: usize = 1024;
+
+/// Maximum peers remembered as quarantined: more than the pool has nodes, and a few hundred bytes each. A quarantined peer is
+/// never forgotten; once there are so many, strangers may not compute, because one of them may be a liar that was not
+/// remembered.
+const QUARANTINED_MAX: usize = 4096;
+
+/// Why a stranger may not compute then.
+const TOO_MANY_LIARS: &str = "this node knows as many liars as it can remember and works only with peers that it knows";
 
 /// Time that a found peer counts as connecting without a hello.
 const EXPECTED_FOR: Duration = Duration::from_secs(5);
@@ -172,6 +180,8 @@ pub struct Directory {
     peers: BTreeMap<PeerId, Peer>,
     calls: Vec<Call>,
     connecting: usize,
+    /// Number of quarantined peers among `peers`.
+    quarantined: usize,
 }
 
 impl Directory {
@@ -292,7 +302,16 @@ impl Directory {
 
     /// Why a peer may not compute; `None` if it may.
     pub fn why_not(&self, peer: &PeerId) -> Option<&str> {
-        self.peers.get(peer)?.quarantined.as_deref()
+        let known = self.peers.get(peer);
+        match known.and_then(|known| known.quarantined.as_deref()) {
+            None if self.is_full() && known.is_none_or(|known| known.tasks_checked == 0) => Some(TOO_MANY_LIARS),
+            why => why,
+        }
+    }
+
+    /// Whether no further peer can be remembered as quarantined.
+    fn is_full(&self) -> bool {
+        self.quarantined >= QUARANTINED_MAX
     }
 
     /// All peers that may not compute.
@@ -327,6 +346,7 @@ impl Directory {
 
     fn convict(&mut self, peer: PeerId, why: String, now: Time, actions: &mut Vec<Action>) {
         let is_new = !self.peers.contains_key(&peer);
+        let is_full = self.is_full();
         let known = self.entry(peer, now);
         if known.is_quarantined() {
             return;
@@ -334,7 +354,12 @@ impl Directory {
         if is_new {
             known.state = PeerState::Gone;
         }
-        known.quarantined = Some(why.clone());
+        match is_full {
+            false => known.quarantined = Some(why.clone()),
+            // Like a stranger from now on, and so without work.
+            true => known.tasks_checked = 0,
+        }
+        self.quarantined += usize::from(!is_full);
         self.fail_calls(peer, &format!("{peer} is quarantined: {why}"), actions);
         actions.push(Action::CutOff { peer, why });
     }
@@ -352,7 +377,7 @@ impl Directory {
 
     /// The state of a peer, added if unknown.
     fn entry(&mut self, peer: PeerId, now: Time) -> &mut Peer {
-        if self.peers.len() >= PEERS_MAX && !self.peers.contains_key(&peer) {
+        if self.peers.len() - self.quarantined >= PEERS_MAX && !self.peers.contains_key(&peer) {
             let gone = |(_, peer): &(&PeerId, &Peer)| peer.state != PeerState::Connected && !peer.is_quarantined();
             let oldest = self
                 .peers
@@ -428,8 +453,31 @@ mod tests {
             directory.handle(up(peer), at(1));
             directory.handle(Event::Down { peer, why: "bye".into() }, at(2));
         }
-        assert_eq!(directory.iter().count(), PEERS_MAX);
+        assert_eq!(directory.iter().count(), PEERS_MAX + 1);
         assert!(!directory.may_compute(&liar));
+    }
+
+    #[test]
+    fn no_flood_of_liars_lets_a_quarantined_peer_out() {
+        let (mut directory, worked, late) = (Directory::default(), fresh_peer(), fresh_peer());
+        directory.handle(up(worked), at(0));
+        directory.handle(hello(worked), at(0));
+        directory.handle(Event::ResultPassed(worked), at(0));
+        let liars: Vec<PeerId> = (0..QUARANTINED_MAX + 100).map(|_| fresh_peer()).collect();
+        for liar in &liars {
+            directory.handle(Event::Convicted { peer: *liar, why: "a wrong product".into() }, at(1));
+        }
+        for _ in 0..2 * PEERS_MAX {
+            let peer = fresh_peer();
+            directory.handle(up(peer), at(2));
+            directory.handle(Event::Down { peer, why: "bye".into() }, at(2));
+        }
+        assert!(liars.iter().all(|liar| !directory.may_compute(liar)));
+        assert!(directory.iter().count() <= QUARANTINED_MAX + PEERS_MAX);
+        assert!(directory.may_compute(&worked) && !directory.may_compute(&late));
+        // Nor does one that worked well before.
+        let convicted = directory.handle(Event::Convicted { peer: worked, why: "a wrong product".into() }, at(3));
+        assert!(matches!(convicted[..], [Action::CutOff { .. }, ..]) && !directory.may_compute(&worked));
     }
 
     #[test]

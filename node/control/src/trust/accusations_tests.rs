@@ -1,0 +1,194 @@
+//! Accusations between a few nodes, and at their limits.
+
+use super::*;
+use crate::test_peers::fresh_peer;
+
+const SIZE: u64 = 1000;
+
+fn digest(number: u64) -> Digest {
+    let mut bytes = [0; 32];
+    bytes[..8].copy_from_slice(&number.to_le_bytes());
+    Digest::from_bytes(bytes)
+}
+
+fn accusation(accuser: PeerId, accused: PeerId, number: u64) -> Accusation {
+    let (kind, evidence) = (EvidenceKind::Product, digest(number));
+    Accusation { accuser, accused, kind, evidence, evidence_bytes: SIZE }
+}
+
+/// A node under test whose peers are all members.
+struct Node {
+    accusations: Accusations,
+    now: Time,
+    /// Peers that are no members.
+    strangers: BTreeSet<PeerId>,
+}
+
+impl Node {
+    fn new() -> Node {
+        Node { accusations: Accusations::new(fresh_peer()), now: Time::ZERO, strangers: BTreeSet::new() }
+    }
+
+    fn handle(&mut self, event: Event) -> Vec<Action> {
+        self.accusations.handle(event, self.now, |peer| !self.strangers.contains(peer))
+    }
+
+    fn hear(&mut self, from: PeerId, accusation: Accusation) -> Vec<Action> {
+        self.handle(Event::Heard { from, accusation })
+    }
+
+    /// Fetches what is asked for and checks it with this outcome; returns the actions of the check.
+    fn check(&mut self, number: u64, outcome: Recheck) -> Vec<Action> {
+        let asked = self.handle(Event::Fetched(digest(number)));
+        assert!(matches!(asked[..], [Action::Check(_), ..]), "{asked:?}");
+        self.handle(Event::Checked(digest(number), outcome))
+    }
+}
+
+fn convicted(actions: &[Action]) -> Option<(PeerId, Ground)> {
+    actions.iter().find_map(|action| match action {
+        Action::Convict(accusation, ground) => Some((accusation.accused, ground.clone())),
+        _ => None,
+    })
+}
+
+fn fetches(actions: &[Action]) -> usize {
+    actions.iter().filter(|action| matches!(action, Action::Fetch { .. })).count()
+}
+
+#[test]
+fn nobody_is_convicted_by_a_word() {
+    let (mut node, accuser, accused) = (Node::new(), fresh_peer(), fresh_peer());
+    let heard = node.hear(accuser, accusation(accuser, accused, 1));
+    assert_eq!(heard, [Action::Fetch { evidence: digest(1), evidence_bytes: SIZE, from: accuser }]);
+    assert_eq!(node.handle(Event::FetchFailed(digest(1))), []);
+    // Told again: asked again.
+    assert_eq!(fetches(&node.hear(accuser, accusation(accuser, accused, 1))), 1);
+    assert_eq!(convicted(&node.check(1, Recheck::Unable)), None);
+}
+
+#[test]
+fn evidence_that_this_node_checked_convicts_and_is_told_on_under_its_own_name() {
+    let (mut node, accuser, accused, other) = (Node::new(), fresh_peer(), fresh_peer(), fresh_peer());
+    let local = node.accusations.local;
+    node.handle(Event::Up(other));
+    node.hear(accuser, accusation(accuser, accused, 1));
+    let done = node.check(1, Recheck::Proven);
+    let own = accusation(local, accused, 1);
+    let told = Action::Tell { peer: other, accusations: vec![own] };
+    let convict = Action::Convict(accusation(accuser, accused, 1), Ground::Checked);
+    assert_eq!(done, [convict, Action::Accuse(own), told]);
+    // A peer that connects later is told as well, and everyone again after a while.
+    let late = fresh_peer();
+    assert_eq!(node.handle(Event::Up(late)), [Action::Tell { peer: late, accusations: vec![own] }]);
+    assert_eq!(node.handle(Event::Tick), []);
+    node.now += TELL_INTERVAL;
+    assert_eq!(node.handle(Event::Tick).len(), 2);
+    // More evidence against the same peer costs nothing.
+    assert_eq!(node.hear(other, accusation(other, accused, 2)), []);
+}
+
+#[test]
+fn a_refuted_accusation_convicts_nobody_and_makes_its_accuser_a_suspect() {
+    let (mut node, accuser, accused) = (Node::new(), fresh_peer(), fresh_peer());
+    node.hear(accuser, accusation(accuser, accused, 1));
+    assert_eq!(node.check(1, Recheck::Refuted), [Action::Suspect(accuser), Action::Forget(digest(1))]);
+    assert_eq!(node.hear(accuser, accusation(accuser, accused, 1)), [], "not checked again");
+}
+
+#[test]
+fn where_a_node_cannot_check_two_members_that_did_are_needed() {
+    let (mut node, accused) = (Node::new(), fresh_peer());
+    let [first, second, stranger] = [fresh_peer(), fresh_peer(), fresh_peer()];
+    node.strangers.insert(stranger);
+    node.hear(first, accusation(first, accused, 1));
+    assert_eq!(convicted(&node.check(1, Recheck::Unable)), None);
+    assert_eq!(node.hear(first, accusation(first, accused, 1)), [], "the same member counts once");
+    assert_eq!(node.hear(first, accusation(stranger, accused, 1)), [], "strangers do not count");
+    assert_eq!(node.hear(first, accusation(accused, accused, 1)), []);
+    let other_facts = Accusation { accused: fresh_peer(), ..accusation(second, accused, 1) };
+    assert_eq!(node.hear(second, other_facts), [], "another accusation");
+    let (peer, ground) = convicted(&node.hear(second, accusation(second, accused, 1))).unwrap();
+    assert_eq!((peer, ground), (accused, Ground::Confirmed(BTreeSet::from([first, second]).into_iter().collect())));
+    // What this node did not check it tells on in the words of those who did.
+    let late = fresh_peer();
+    let told = node.handle(Event::Up(late));
+    let words = [accusation(first, accused, 1), accusation(second, accused, 1)];
+    assert!(
+        matches!(&told[..], [Action::Tell { accusations, .. }] if words.iter().all(|said| accusations.contains(said)))
+    );
+}
+
+#[test]
+fn a_member_that_lost_its_standing_confirms_nothing() {
+    let (mut node, accused, [first, second]) = (Node::new(), fresh_peer(), [fresh_peer(), fresh_peer()]);
+    node.hear(first, accusation(first, accused, 1));
+    node.check(1, Recheck::Unable);
+    node.strangers.insert(first);
+    assert_eq!(convicted(&node.hear(second, accusation(second, accused, 1))), None);
+}
+
+#[test]
+fn one_accuser_takes_neither_the_place_nor_the_time_of_another() {
+    let (mut node, loud, quiet, liar) = (Node::new(), fresh_peer(), fresh_peer(), fresh_peer());
+    let mut asked = 0;
+    for number in 0..10 * CASES_PER_ACCUSER as u64 {
+        asked += fetches(&node.hear(loud, accusation(loud, fresh_peer(), number)));
+    }
+    assert_eq!((asked, node.accusations.cases.len()), (1, CASES_PER_ACCUSER));
+    node.hear(quiet, accusation(quiet, liar, 1_000_000));
+    // The first of the loud one is under way; the quiet one is next.
+    let next = node.check(0, Recheck::Refuted);
+    assert!(
+        next.contains(&Action::Fetch { evidence: digest(1_000_000), evidence_bytes: SIZE, from: quiet }),
+        "{next:?}"
+    );
+    assert_eq!(convicted(&node.check(1_000_000, Recheck::Proven)), Some((liar, Ground::Checked)));
+    // Nor does large evidence.
+    let large = Accusation { evidence_bytes: BYTES_PER_ACCUSER + 1, ..accusation(quiet, fresh_peer(), 2_000_000) };
+    let before = node.accusations.cases.len();
+    node.hear(quiet, large);
+    assert_eq!(node.accusations.cases.len(), before);
+}
+
+#[test]
+fn a_flood_of_false_accusations_lets_no_convicted_peer_out() {
+    let (mut node, accuser, liar) = (Node::new(), fresh_peer(), fresh_peer());
+    node.hear(accuser, accusation(accuser, liar, 0));
+    node.check(0, Recheck::Proven);
+    let mut number = 1;
+    while number < 2 * CASES_MAX as u64 {
+        let sybil = fresh_peer();
+        for _ in 0..CASES_PER_ACCUSER {
+            let heard = node.hear(sybil, accusation(sybil, fresh_peer(), number));
+            assert_eq!(fetches(&heard), 1);
+            node.check(number, Recheck::Refuted);
+            number += 1;
+        }
+    }
+    assert!(node.accusations.cases.len() <= CASES_MAX);
+    assert!(node.accusations.is_proven(&digest(0)));
+}
+
+#[test]
+fn own_findings_and_those_of_earlier_runs_are_told() {
+    let (mut node, accused, peer) = (Node::new(), fresh_peer(), fresh_peer());
+    let own = accusation(node.accusations.local, accused, 1);
+    assert_eq!(node.handle(Event::Found(own)), []);
+    assert_eq!(node.handle(Event::Up(peer)), [Action::Tell { peer, accusations: vec![own] }]);
+    // A node does not act on accusations of itself.
+    let of_self = accusation(peer, node.accusations.local, 2);
+    assert_eq!(node.hear(peer, of_self), []);
+}
+
+#[test]
+fn evidence_is_fetched_from_whoever_says_to_have_it_until_one_gives_it() {
+    let (mut node, accused, [first, second]) = (Node::new(), fresh_peer(), [fresh_peer(), fresh_peer()]);
+    node.hear(first, accusation(first, accused, 1));
+    node.hear(second, accusation(second, accused, 1));
+    let next = node.handle(Event::FetchFailed(digest(1)));
+    assert_eq!(next, [Action::Fetch { evidence: digest(1), evidence_bytes: SIZE, from: second }]);
+    node.handle(Event::Down(second));
+    assert_eq!(node.handle(Event::FetchFailed(digest(1))), []);
+    assert_eq!(fetches(&node.hear(first, accusation(first, accused, 1))), 1);
+}
