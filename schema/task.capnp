@@ -81,6 +81,8 @@ struct ResultChunk {
   shape @1 :Shape;             # of the whole result
   offset @2 :UInt64;           # bytes
   computeNanos @3 :UInt64;     # compute time of the whole task, without waiting
+  digest @4 :Digest;           # of the whole result; in its last chunk only
+  signature @5 :Data;          # 64 bytes, of the worker over operation, operands and digest; in the last chunk only
 }
 
 struct Failure {

@@ -69,4 +69,4 @@ pub use pool::{Cancel, Pool, SharedCores};
 pub use product::{
     MAX_K_I8, PackedA, PackedB, ProductBytes, matmul, matmul_into, matmul_packed, matmul_packed_into, product_bytes,
 };
-pub use tensor::{Tensor, TensorBuf};
+pub use tensor::{Tensor, TensorBuf, TensorHasher};

@@ -208,10 +208,8 @@ struct Staged {
 
 fn build(parts: Parts, executor: Executor, speeds: Speeds) -> Result<Built> {
     let pool_key = parts.net.as_ref().is_some_and(|net| net.pool_key.is_some());
-    let peer = match &parts.net {
-        Some(net) => net.identity.public().to_peer_id(),
-        None => net::identity::ephemeral().public().to_peer_id(),
-    };
+    let keypair = parts.net.as_ref().map_or_else(net::identity::ephemeral, |net| net.identity.clone());
+    let peer = keypair.public().to_peer_id();
     let memory = Memory::new(parts.state);
     let stored_term = memory.term()?;
     let own = Advert {
@@ -239,6 +237,7 @@ fn build(parts: Parts, executor: Executor, speeds: Speeds) -> Result<Built> {
     }
     let settings = FabricSettings {
         peer,
+        keypair: keypair.clone(),
         name: parts.name,
         peers: peers.clone(),
         devices: parts.devices.clone(),

@@ -5,11 +5,14 @@
 //! | here | [`Tensor`] |
 //! | `buf` | a tensor being written |
 //! | `generate` | pseudo-random tensors |
+//! | `hasher` | the digest of bytes that come in pieces |
 
 mod buf;
 mod generate;
+mod hasher;
 
 pub use buf::TensorBuf;
+pub use hasher::TensorHasher;
 
 use pangea_units::Digest;
 
@@ -409,11 +412,7 @@ impl Tensor {
     }
 
     fn hash(&self) -> Digest {
-        let mut hasher = blake3::Hasher::new();
-        hasher.update(b"pangea tensor 1\0");
-        hasher.update(&[self.dtype.code()]);
-        hasher.update(&(self.rows as u64).to_le_bytes());
-        hasher.update(&(self.cols as u64).to_le_bytes());
+        let mut hasher = TensorHasher::new(self.dtype, self.rows, self.cols);
         if let Some(bytes) = self.contiguous_bytes() {
             hasher.update(bytes);
         } else {
@@ -426,7 +425,7 @@ impl Tensor {
                 done += take;
             }
         }
-        Digest(*hasher.finalize().as_bytes())
+        hasher.finish()
     }
 
     /// The element at (`row`, `col`) as f64, exactly. `None` outside.

@@ -5,12 +5,15 @@ use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
+use libp2p::PeerId;
+
 use crate::devices::Devices;
 use crate::devices::threads::Purpose;
 use pangea_client::{Error, ErrorKind, Result};
 use pangea_compute::{DType, Operation, Pool, ResultProbe, Tensor};
 
 use crate::supervise::Supervisor;
+use crate::trust::SignedProduct;
 
 /// Maximum queued checks: the tasks in flight at all peers together are far fewer.
 const QUEUE: usize = 4096;
@@ -27,6 +30,10 @@ pub(crate) struct Check {
     pub(crate) c: Tensor,
     pub(crate) dtype: DType,
     pub(crate) probe: Arc<PanelProbe>,
+    /// The peer that computed the result; `None` for this node.
+    pub(crate) worker: Option<PeerId>,
+    /// What the worker signed about it.
+    pub(crate) signed: Option<SignedProduct>,
     /// Called on the checker's thread.
     pub(crate) done: Box<dyn FnOnce(Checked) + Send>,
 }
@@ -34,6 +41,8 @@ pub(crate) struct Check {
 /// Result of a check.
 pub(crate) struct Checked {
     pub(crate) verdict: CheckVerdict,
+    /// Whether the worker signed a statement about the result; true of this node's own results.
+    pub(crate) is_signed: bool,
     pub(crate) took: Duration,
 }
 
@@ -65,7 +74,9 @@ impl Checker {
                         Ok(verdict) => (verdict, None),
                         Err(panic) => (CheckVerdict::Failed("the check panicked".to_owned()), Some(panic)),
                     };
-                    (check.done)(Checked { verdict, took: begin.elapsed() });
+                    let is_by = |worker| check.signed.as_ref().is_some_and(|signed| signed.is_by(&worker));
+                    let is_signed = check.worker.is_none_or(is_by);
+                    (check.done)(Checked { verdict, is_signed, took: begin.elapsed() });
                     if let Some(panic) = panic {
                         resume_unwind(panic);
                     }

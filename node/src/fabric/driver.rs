@@ -20,6 +20,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use libp2p::PeerId;
+use libp2p::identity::Keypair;
 use pangea_client::{Error, ErrorKind, Result};
 use pangea_compute::{Cancel, Tensor};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -40,6 +41,7 @@ use crate::observe::Observer;
 use crate::peers::Peers;
 use crate::streams::opening::OpeningError;
 use crate::supervise::Supervisor;
+use crate::trust::SignedProduct;
 use crate::worker::executor::{Executor, Outcome, Side, Speeds};
 use pangea_control::schedule::{Action, AttemptId, Event, Scheduler, Tile, Time, WorkerEstimate, WorkerId};
 
@@ -56,6 +58,8 @@ const CONNECTING_TICK: Duration = Duration::from_millis(500);
 pub struct FabricSettings {
     /// Peer id of this node.
     pub peer: PeerId,
+    /// Key of this node, which signs results.
+    pub keypair: Keypair,
     /// Name of this node for people.
     pub name: String,
     /// Memory and compute threads.
@@ -98,6 +102,8 @@ struct Attempt {
     cancel: Cancel,
     result: Option<Tensor>,
     compute: Duration,
+    /// What the worker signed about the result; not verified.
+    signed: Option<SignedProduct>,
 }
 
 /// The fabric's driver; [`FabricDriver::run`] must be called on the network thread's `LocalSet`.
@@ -176,7 +182,8 @@ impl FabricDriver {
         };
         let limit = settings.devices.limit();
         let local = WorkerEstimate::local(rates(&settings.speeds), limit);
-        let served = TaskService::new(settings.devices.clone(), executor.clone(), settings.peers.clone());
+        let keypair = settings.keypair.clone();
+        let served = TaskService::new(settings.devices.clone(), executor.clone(), settings.peers.clone(), keypair);
         let (listening, addresses) = watch::channel(Vec::new());
         let jobs = settings.jobs.clone();
         let fabric = Fabric::new(command_sender, jobs, settings.devices.clone(), addresses, settings.peers.clone());

@@ -16,7 +16,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use super::limits::{AHEAD_BYTES, BULK_QUEUE, CHUNK_BYTES, CONTROL_QUEUE, HELLO_TIMEOUT};
 use crate::streams::framed::{FrameReader, FrameWriter, StreamError};
-use crate::wire::{Header, Message, Shape, Task, TaskHello, TaskId, VERSION};
+use crate::wire::{Header, Message, ResultSignature, Shape, Task, TaskHello, TaskId, VERSION};
 
 /// Messages that are sent in order, one after another.
 #[derive(Debug)]
@@ -65,6 +65,8 @@ pub enum LinkEvent {
         compute: Duration,
         /// Time from the result's first to its last byte.
         receiving: Duration,
+        /// The worker's signature, not verified.
+        signed: Option<ResultSignature>,
     },
     /// A task failed on the worker.
     Failure {
@@ -232,9 +234,9 @@ impl<R: AsyncRead + Unpin> Reader<R> {
         loop {
             let (message, payload) = self.frames.receive().await?;
             match message {
-                Message::Result { task, shape, offset, compute_nanos } => {
-                    let compute = Duration::from_nanos(compute_nanos);
-                    self.result(&mut arriving, task, shape, offset, payload, compute).await?;
+                Message::Result { task, shape, offset, compute_nanos, signed } => {
+                    let piece = Piece { task, shape, offset, payload, signed };
+                    self.result(&mut arriving, piece, Duration::from_nanos(compute_nanos)).await?;
                 }
                 Message::Failure { task, kind, message } => {
                     if self.expected.borrow_mut().remove(&task).is_some() {
@@ -258,12 +260,10 @@ impl<R: AsyncRead + Unpin> Reader<R> {
     async fn result(
         &mut self,
         arriving: &mut Option<Arriving>,
-        task: TaskId,
-        shape: Shape,
-        offset: u64,
-        payload: usize,
+        piece: Piece,
         compute: Duration,
     ) -> Result<(), StreamError> {
+        let Piece { task, shape, offset, payload, signed } = piece;
         let Some(expected) = self.expected.borrow().get(&task).copied() else {
             // The task was cancelled; the pieces of its result are discarded.
             *arriving = None;
@@ -289,12 +289,21 @@ impl<R: AsyncRead + Unpin> Reader<R> {
             && let Some(whole) = arriving.take()
             && self.expected.borrow_mut().remove(&task).is_some()
         {
-            let event =
-                LinkEvent::Result { task, tensor: whole.buffer.freeze(), compute, receiving: whole.since.elapsed() };
+            let (tensor, receiving) = (whole.buffer.freeze(), whole.since.elapsed());
+            let event = LinkEvent::Result { task, tensor, compute, receiving, signed };
             self.report.event(event).await;
         }
         Ok(())
     }
+}
+
+/// A piece of a result.
+struct Piece {
+    task: TaskId,
+    shape: Shape,
+    offset: u64,
+    payload: usize,
+    signed: Option<ResultSignature>,
 }
 
 /// A result whose pieces are arriving.

@@ -9,6 +9,7 @@ use std::rc::{Rc, Weak};
 
 use futures::{AsyncRead, AsyncReadExt, AsyncWrite};
 use libp2p::PeerId;
+use libp2p::identity::Keypair;
 use pangea_client::{Error, ErrorKind};
 use pangea_compute::{Cancel, Digest, Operation, Tensor, TensorBuf};
 use pangea_control::tasks::{Action, Admission, Event, Intake, OperandStore, RESULT_MEMORY_TIMEOUT, Refusal, Terms};
@@ -46,11 +47,13 @@ pub struct TaskService {
     pub peers: Peers,
     /// Set while the node drains: new tasks are refused.
     pub draining: bool,
+    /// This node's key, which signs results.
+    pub keypair: Keypair,
 }
 
 impl TaskService {
     /// State without any peer.
-    pub fn new(devices: Devices, executor: Executor, peers: Peers) -> TaskService {
+    pub fn new(devices: Devices, executor: Executor, peers: Peers, keypair: Keypair) -> TaskService {
         TaskService {
             store: OperandStore::new(devices.limit()),
             executor,
@@ -62,6 +65,7 @@ impl TaskService {
             streams: Vec::new(),
             peers,
             draining: false,
+            keypair,
         }
     }
 
@@ -443,7 +447,8 @@ impl ServedStream {
         let executor = session.served.borrow().executor.clone();
         let replies = session.replies.clone();
         let owner = session.peer;
-        let Task { operation, operands: keys, .. } = session.accepted.get(&id)?.task;
+        let task = session.accepted.get(&id)?.task;
+        let Task { operation, operands: keys, .. } = task;
         let [a, b] = match session.tensors(keys) {
             Ok(tensors) => tensors,
             Err(error) => {
@@ -465,7 +470,7 @@ impl ServedStream {
         let done = Box::new(move |outcome: Outcome| {
             let (compute, fault) = (outcome.compute, outcome.fault);
             place.send(match outcome.result {
-                Ok(tensor) => Reply::Result { task: id, tensor, compute, fault, memory },
+                Ok(tensor) => Reply::Result { task, tensor, compute, fault, memory },
                 Err(error) => Reply::Failure { task: id, error },
             });
             let _ = ended.send(());

@@ -6,7 +6,7 @@
 //!                       signs its own               AuditPolicy ──► replay (pangea_compute::commit)
 //! ```
 //!
-//! * [`signature`]: a signature with its peer.
+//! * [`signature`]: a signature with its peer. [`product_claim`]: what a worker signs about a result.
 //! * [`chain`]: the signed claims of one session, their checks and their encoding.
 //! * [`receipt`](mod@receipt): the record of an answer, as JSON. [`rules`]: its sampling terms. `hex`: bytes in it.
 //!   [`store`]: the folder of receipts.
@@ -21,6 +21,7 @@ pub mod auditor;
 pub mod chain;
 mod failed_audit;
 mod hex;
+pub mod product_claim;
 pub mod receipt;
 pub mod rules;
 pub mod signature;
@@ -31,6 +32,7 @@ pub mod verify;
 pub use auditor::{AuditHost, Auditor, AuditorParts, ModelSource};
 pub use chain::{ChainFault, CommitChain, Expected, Signed};
 pub use failed_audit::FailedAudit;
+pub use product_claim::{ProductClaim, SignedProduct};
 pub use receipt::{Audit, Receipt, ReceiptModel, ReceiptStage, Segment};
 pub use rules::{ReceiptSampling, terms_digest};
 pub use signature::Signature;

@@ -33,6 +33,16 @@ impl Signature {
         Ok(Signature { key, bytes })
     }
 
+    /// The signature of a peer whose peer id contains its key, as those of all nodes do.
+    pub fn of(peer: &PeerId, bytes: [u8; 64]) -> Option<Signature> {
+        Some(Signature { key: key_of(peer)?, bytes })
+    }
+
+    /// The signature without the key.
+    pub fn bytes(&self) -> [u8; 64] {
+        self.bytes
+    }
+
     /// The signer's peer id.
     pub fn peer(&self) -> PeerId {
         PublicKey::from(self.key.clone()).to_peer_id()
@@ -86,15 +96,14 @@ impl Serialize for Signature {
 impl<'de> Deserialize<'de> for Signature {
     fn deserialize<D: Deserializer<'de>>(from: D) -> std::result::Result<Signature, D::Error> {
         let Record { peer, signature } = Record::deserialize(from)?;
-        let key = key_of(&peer.0);
+        let key = peer.0.parse().ok().and_then(|peer| key_of(&peer));
         let key = key.ok_or_else(|| serde::de::Error::custom("a peer id with an Ed25519 key is expected"))?;
         Ok(Signature { key, bytes: signature })
     }
 }
 
 /// The key that a peer id contains.
-fn key_of(peer: &str) -> Option<ed25519::PublicKey> {
-    let peer: PeerId = peer.parse().ok()?;
+fn key_of(peer: &PeerId) -> Option<ed25519::PublicKey> {
     let multihash = peer.as_ref();
     if multihash.code() != IDENTITY {
         return None;
@@ -137,7 +146,9 @@ mod tests {
     fn a_peer_id_without_a_key_is_refused() {
         let json = r#"{"peer": "QmYyQSo1c1Ym7orWxLYvCrM2EmxFTANf8wXmmE7DWjhx5N", "signature": "00"}"#;
         assert!(serde_json::from_str::<Signature>(json).is_err());
-        assert!(key_of("QmYyQSo1c1Ym7orWxLYvCrM2EmxFTANf8wXmmE7DWjhx5N").is_none());
-        assert!(key_of("").is_none());
+        let without: PeerId = "QmYyQSo1c1Ym7orWxLYvCrM2EmxFTANf8wXmmE7DWjhx5N".parse().unwrap();
+        assert!(key_of(&without).is_none() && Signature::of(&without, [0; 64]).is_none());
+        let signature = Signature::make(&Keypair::generate_ed25519(), b"this").unwrap();
+        assert_eq!(Signature::of(&signature.peer(), signature.bytes()), Some(signature));
     }
 }

@@ -9,7 +9,7 @@ use proptest::prelude::*;
 
 use super::conformance::{self, encoded};
 use super::frame::{FrameHead, PREFIX_BYTES};
-use super::message::{MAX_HEADER_BYTES, MAX_PAYLOAD_BYTES, Message, Shape, Task, TaskHello};
+use super::message::{MAX_HEADER_BYTES, MAX_PAYLOAD_BYTES, Message, ResultSignature, Shape, Task, TaskHello};
 use super::{Header, WireError};
 
 fn digest(n: u8) -> Digest {
@@ -42,13 +42,15 @@ fn hello() -> TaskHello {
 fn one_of_each() -> Vec<(Message, usize)> {
     let (operation, operands) = (Operation::Matmul, [digest(0xaa), digest(0xbb)]);
     let deadline = Some(Duration::from_millis(2500));
+    let signed = Some(ResultSignature { digest: digest(0xcc), signature: [0xdd; 64] });
     vec![
         (Message::Hello(hello()), 0),
         (Message::Operand { digest: digest(0xaa), shape: shape(), offset: 1 << 16 }, 1 << 16),
         (Message::Task(Task { id: 7, priority: -1, deadline, operation, operands }), 0),
         (Message::Cancel(7), 0),
         (Message::Release(digest(0xaa)), 0),
-        (Message::Result { task: 7, shape: shape(), offset: 0, compute_nanos: 21_000_000 }, 1 << 19),
+        (Message::Result { task: 7, shape: shape(), offset: 0, compute_nanos: 21_000_000, signed: None }, 1 << 19),
+        (Message::Result { task: 7, shape: shape(), offset: 0, compute_nanos: 21_000_000, signed }, 1 << 19),
         (Message::Failure { task: 7, kind: ErrorKind::Overloaded, message: "no room".to_owned() }, 0),
         (Message::Missing { task: 7, digests: vec![digest(0xaa), digest(0xbb)] }, 0),
         (Message::Evicted(digest(0xbb)), 0),
@@ -63,6 +65,30 @@ fn one_of_each() -> Vec<(Message, usize)> {
 #[test]
 fn the_bytes_of_every_message_are_pinned() {
     conformance::assert_pinned(&one_of_each(), include_str!("goldens.txt"));
+}
+
+/// The header of a result as nodes sent it before results were signed.
+const UNSIGNED_RESULT: [u64; 12] = [
+    0x0000_0000_0b00_0000,
+    0x0000_0000_0200_0100,
+    0x0500_0000_0000_0000,
+    0x0000_0000_0000_0000,
+    0x0000_0000_0300_0100,
+    0x0700_0000_0000_0000,
+    0x0000_0000_0000_0000,
+    0x406f_4001_0000_0000,
+    0x0000_0000_0300_0000,
+    0x0200_0000_0000_0000,
+    0x0002_0000_0000_0000,
+    0x2c01_0000_0000_0000,
+];
+
+#[test]
+fn a_result_of_a_node_that_signs_none_is_read() {
+    let header: Vec<u8> = UNSIGNED_RESULT.into_iter().flat_map(u64::to_be_bytes).collect();
+    let read = Message::decode(&header, 1 << 19).unwrap();
+    let result = Message::Result { task: 7, shape: shape(), offset: 0, compute_nanos: 21_000_000, signed: None };
+    assert_eq!(read, result);
 }
 
 #[test]

@@ -115,6 +115,15 @@ pub struct Task {
     pub operands: [Digest; 2],
 }
 
+/// A worker's signature of a whole result. What it signs is the room `trust`'s.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ResultSignature {
+    /// Digest of the result.
+    pub digest: Digest,
+    /// Ed25519 signature.
+    pub signature: [u8; 64],
+}
+
 /// One message.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Message {
@@ -147,6 +156,8 @@ pub enum Message {
         offset: u64,
         /// Time the whole task computed, in nanoseconds.
         compute_nanos: u64,
+        /// The worker's signature, with the last piece.
+        signed: Option<ResultSignature>,
     },
     /// The task failed.
     Failure {
@@ -257,12 +268,16 @@ impl Message {
             Message::UnknownTask(task) => to.init_task().set_id(*task),
             Message::Cancel(task) => to.set_cancel(*task),
             Message::Release(digest) => write_digest(digest, to.init_release()),
-            Message::Result { task, shape, offset, compute_nanos } => {
+            Message::Result { task, shape, offset, compute_nanos, signed } => {
                 let mut result = to.init_result();
                 result.set_task(*task);
                 write_shape(shape, result.reborrow().init_shape());
                 result.set_offset(*offset);
                 result.set_compute_nanos(*compute_nanos);
+                if let Some(signed) = signed {
+                    write_digest(&signed.digest, result.reborrow().init_digest());
+                    result.set_signature(&signed.signature);
+                }
             }
             Message::Failure { task, kind, message } => {
                 let mut failure = to.init_failure();
@@ -314,6 +329,7 @@ impl Message {
                     shape: read_shape(result.get_shape().map_err(header_error)?)?,
                     offset: result.get_offset(),
                     compute_nanos: result.get_compute_nanos(),
+                    signed: read_signature(result)?,
                 }
             }
             Which::Failure(failure) => {
@@ -343,6 +359,17 @@ impl Message {
             Which::Started(task) => Message::Started(task),
         })
     }
+}
+
+/// The signature of a result; `None` for a piece without one.
+fn read_signature(from: wire::result_chunk::Reader<'_>) -> Result<Option<ResultSignature>, WireError> {
+    if !from.has_signature() {
+        return Ok(None);
+    }
+    let signature = from.get_signature().map_err(header_error)?;
+    let wrong = |_| WireError::Header(format!("a signature of {} bytes", signature.len()));
+    let digest = read_digest(from.get_digest().map_err(header_error)?);
+    Ok(Some(ResultSignature { digest, signature: signature.try_into().map_err(wrong)? }))
 }
 
 fn write_hello(hello: &TaskHello, mut to: wire::task_hello::Builder<'_>) {

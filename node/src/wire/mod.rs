@@ -22,7 +22,7 @@ mod operation;
 
 pub use frame::{FrameHead, FrameLimits, PREFIX_BYTES};
 pub use header::Header;
-pub use message::{MAX_HEADER_BYTES, MAX_PAYLOAD_BYTES, Message, Shape, Task, TaskHello, TaskId};
+pub use message::{MAX_HEADER_BYTES, MAX_PAYLOAD_BYTES, Message, ResultSignature, Shape, Task, TaskHello, TaskId};
 
 /// The protocol of tasks, versioned in its name.
 pub const PROTOCOL: &str = "/pangea/task/1";

@@ -222,7 +222,7 @@ fn a_liar_that_hangs_up_before_its_result_is_checked_is_shut_out_as_well() {
         let shape = Shape::new(DType::I32, rows as u64, cols as u64).unwrap();
         let bytes = vec![0; rows * cols * 4];
         for (piece, at) in bytes.chunks(MAX_PAYLOAD_BYTES as usize).zip((0..).step_by(MAX_PAYLOAD_BYTES as usize)) {
-            let result = Message::Result { task: task.id, shape, offset: at, compute_nanos: 1 };
+            let result = Message::Result { task: task.id, shape, offset: at, compute_nanos: 1, signed: None };
             stream.send_message(&result, piece);
         }
         stream.close();

@@ -13,6 +13,8 @@ use crate::fabric::checker::{Check, CheckVerdict, Checked};
 use crate::fabric::feeder::Feed;
 use crate::fabric::job::{JobId, Rejection};
 use crate::fabric::running::RunningJob;
+use crate::trust::{ProductClaim, Signature, SignedProduct};
+use crate::wire::ResultSignature;
 use crate::worker::executor::{Outcome, PackKey, Side, Work};
 use pangea_control::peers;
 use pangea_control::schedule::{
@@ -25,7 +27,8 @@ impl FabricDriver {
         let Some(running) = self.jobs.get(&job) else {
             return Err(Error::new(ErrorKind::Cancelled, "the job has ended"));
         };
-        let under_way = Attempt { job, tile, worker, cancel: cancel.clone(), result: None, compute: Duration::ZERO };
+        let under_way =
+            Attempt { job, tile, worker, cancel: cancel.clone(), result: None, compute: Duration::ZERO, signed: None };
         self.attempts.insert(attempt, under_way);
         let priority = running.request.priority;
         if !worker.is_local() {
@@ -117,9 +120,22 @@ impl FabricDriver {
         self.events.push_back(Event::AttemptFinished { attempt, measured });
     }
 
+    /// Notes what a worker signed about a result that just arrived.
+    pub(super) fn note_signature(&mut self, peer: PeerId, attempt: AttemptId, signed: Option<ResultSignature>) {
+        let Some(under_way) = self.attempts.get_mut(&attempt) else { return };
+        under_way.signed = signed.and_then(|signed| {
+            let data = &self.jobs.get(&under_way.job)?.data;
+            let digest = |operand| data.digest_cell(operand).get().copied();
+            let tile = under_way.tile;
+            let operands = [digest(Operand::Band(tile.band))?, digest(Operand::Panel(tile.panel))?];
+            let claim = ProductClaim { operation: data.operation, operands, result: signed.digest };
+            Some(SignedProduct { claim, signature: Signature::of(&peer, signed.signature)? })
+        });
+    }
+
     pub(super) fn check(&mut self, attempt: AttemptId) {
         let inconclusive = Event::AttemptChecked { attempt, verdict: CheckOutcome::Inconclusive, seconds: 0.0 };
-        let Some(Attempt { job, tile, result: Some(c), .. }) = self.attempts.get(&attempt) else {
+        let Some(Attempt { job, tile, worker, result: Some(c), signed, .. }) = self.attempts.get(&attempt) else {
             self.events.push_back(inconclusive);
             return;
         };
@@ -139,6 +155,8 @@ impl FabricDriver {
                 c: c.clone(),
                 dtype: data.result.dtype,
                 probe: data.probe(tile.panel),
+                worker: self.peer_of(*worker),
+                signed: signed.clone(),
                 done: Box::new(move |checked| {
                     let _ = notices.blocking_send(Notice::Checked { attempt, checked });
                 }),
@@ -166,6 +184,13 @@ impl FabricDriver {
             }
         }
         let verdict = match checked.verdict {
+            CheckVerdict::Good(_) if !checked.is_signed => {
+                // Whoever does not sign could lie without a proof for others.
+                if let Some(peer) = peer {
+                    self.peers.suspect(peer, peers::SuspicionReason::Unsigned);
+                }
+                CheckOutcome::Inconclusive
+            }
             CheckVerdict::Good(_) => {
                 if let Some(peer) = peer {
                     self.tell_peers(peers::Event::ResultPassed(peer));

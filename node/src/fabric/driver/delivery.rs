@@ -32,6 +32,8 @@ impl FabricDriver {
             c: whole.clone(),
             dtype: running.data.result.dtype,
             probe: std::sync::Arc::new(PanelProbe::default()),
+            worker: None,
+            signed: None,
             done: Box::new(move |checked| {
                 let _ = notices.blocking_send(Notice::WholeChecked { job, storage, checked });
             }),

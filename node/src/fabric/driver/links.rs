@@ -40,7 +40,8 @@ impl FabricDriver {
             LinkEvent::Started(task) => {
                 self.events.push_back(Event::AttemptProgress { attempt: AttemptId(task), progress: Step::Computing });
             }
-            LinkEvent::Result { task, tensor, compute, receiving } => {
+            LinkEvent::Result { task, tensor, compute, receiving, signed } => {
+                self.note_signature(peer, AttemptId(task), signed);
                 self.remote_done(peer, AttemptId(task), tensor, compute, receiving)
             }
             LinkEvent::Failure { task, kind, message } => {

@@ -7,8 +7,9 @@ use std::time::Duration;
 
 use futures::AsyncWrite;
 use libp2p::PeerId;
+use libp2p::identity::Keypair;
 use pangea_client::Error;
-use pangea_compute::Tensor;
+use pangea_compute::{Digest, Tensor, TensorHasher};
 use tokio::sync::mpsc;
 
 use super::TaskService;
@@ -16,7 +17,8 @@ use crate::devices::Lease;
 use crate::fault::Fault;
 use crate::link::limits::CHUNK_BYTES;
 use crate::streams::framed::{FrameWriter, StreamError};
-use crate::wire::{Message, Shape, TaskHello, TaskId};
+use crate::trust::{ProductClaim, SignedProduct};
+use crate::wire::{Message, ResultSignature, Shape, Task, TaskHello, TaskId};
 
 /// Minimum interval between two load messages.
 const LOAD_EVERY: Duration = Duration::from_millis(250);
@@ -24,7 +26,7 @@ const LOAD_EVERY: Duration = Duration::from_millis(250);
 /// A reply to the coordinator.
 pub(super) enum Reply {
     Message(Message),
-    Result { task: TaskId, tensor: Tensor, compute: Duration, fault: Option<Fault>, memory: Option<Lease> },
+    Result { task: Task, tensor: Tensor, compute: Duration, fault: Option<Fault>, memory: Option<Lease> },
     Failure { task: TaskId, error: Error },
 }
 
@@ -76,7 +78,8 @@ async fn write<W: AsyncWrite + Unpin>(
             Reply::Result { task, tensor, compute, fault, memory } => {
                 // Held until the result is sent.
                 let _memory = memory;
-                send_result(frames, task, &tensor, compute, fault).await?;
+                let keypair = served.borrow().keypair.clone();
+                send_result(frames, &task, &tensor, compute, fault, &keypair).await?;
                 let mut served = served.borrow_mut();
                 served.bytes_sent += tensor.size_bytes() as u64;
                 served.tasks_done += 1;
@@ -109,27 +112,41 @@ impl Load {
     }
 }
 
+/// Sends a result in pieces. The last one carries the signature: the bytes are hashed while they are sent, so that they are
+/// read from memory once.
 async fn send_result<W: AsyncWrite + Unpin>(
     frames: &mut FrameWriter<W>,
-    task: TaskId,
+    task: &Task,
     tensor: &Tensor,
     compute: Duration,
     fault: Option<Fault>,
+    keypair: &Keypair,
 ) -> Result<(), StreamError> {
     let shape = Shape::new(tensor.dtype(), tensor.rows() as u64, tensor.cols() as u64)?;
     let compute_nanos = u64::try_from(compute.as_nanos()).unwrap_or(u64::MAX);
     let Some(bytes) = tensor.contiguous_bytes() else {
         return Err(StreamError::Unexpected("a result that is not row-major".to_owned()));
     };
-    let message = |offset| Message::Result { task, shape, offset, compute_nanos };
+    let message = |offset, signed| Message::Result { task: task.id, shape, offset, compute_nanos, signed };
     if fault == Some(Fault::Drop) {
-        return frames.cut(&message(0), &bytes[..bytes.len().min(CHUNK_BYTES)]).await;
+        return frames.cut(&message(0, None), &bytes[..bytes.len().min(CHUNK_BYTES)]).await;
     }
-    if bytes.is_empty() {
-        return frames.send(&message(0), &[]).await;
-    }
-    for (i, piece) in bytes.chunks(CHUNK_BYTES).enumerate() {
-        frames.send(&message((i * CHUNK_BYTES) as u64), piece).await?;
+    let mut hasher = TensorHasher::new(tensor.dtype(), tensor.rows(), tensor.cols());
+    // An empty result is one empty piece.
+    let starts = (0..bytes.len().max(1)).step_by(CHUNK_BYTES);
+    for start in starts {
+        let piece = &bytes[start..bytes.len().min(start + CHUNK_BYTES)];
+        hasher.update(piece);
+        let is_last = start + piece.len() == bytes.len();
+        let signed = if is_last { sign(task, hasher.finish(), keypair)? } else { None };
+        frames.send(&message(start as u64, signed), piece).await?;
     }
     Ok(())
+}
+
+/// This node's signature of a task's result.
+fn sign(task: &Task, digest: Digest, keypair: &Keypair) -> Result<Option<ResultSignature>, StreamError> {
+    let claim = ProductClaim { operation: task.operation, operands: task.operands, result: digest };
+    let signed = SignedProduct::new(claim, keypair).map_err(|error| StreamError::Unexpected(error.to_string()))?;
+    Ok(Some(ResultSignature { digest, signature: signed.signature.bytes() }))
 }
