@@ -367,6 +367,54 @@ async fn every_peer_sees_a_node_leave_and_its_handle_ends() {
 }
 
 #[tokio::test]
+async fn sockets_that_say_nothing_keep_no_member_out() {
+    let mut a = Node::start(|c| c.pool_key = key(1));
+    let address = a.address(Transport::Tcp).await;
+    let port = address.iter().find_map(|part| if let Protocol::Tcp(port) = part { Some(port) } else { None }).unwrap();
+    // More than there are places for, from one address, and opened again as soon as one is closed.
+    let silent = tokio::spawn(async move {
+        let hold = || async {
+            loop {
+                let Ok(mut socket) = tokio::net::TcpStream::connect(("127.0.0.1", port)).await else { return };
+                let _ = socket.read(&mut [0]).await;
+                tokio::time::sleep(Duration::from_millis(500)).await;
+            }
+        };
+        futures::future::join_all((0..200).map(|_| hold())).await;
+    });
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    for transport in [Transport::Tcp, Transport::Quic] {
+        let b = Node::start(|c| c.pool_key = key(1));
+        let to = a.address(transport).await;
+        assert_eq!(b.connect(to).await.unwrap(), a.id());
+        assert_eq!(a.up().await.0, b.id());
+    }
+    silent.abort();
+}
+
+#[tokio::test]
+#[cfg(target_os = "linux")]
+async fn a_dial_that_hangs_ends() {
+    use rustix::net::{AddressFamily, SocketType, bind, getsockname, listen, socket};
+    // A host that answers nothing: the queue of a listener that accepts nobody is full, so that the kernel drops what comes.
+    let hole = socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
+    let any: std::net::SocketAddrV4 = "127.0.0.1:0".parse().unwrap();
+    bind(&hole, &any).unwrap();
+    listen(&hole, 0).unwrap();
+    let at = std::net::SocketAddr::try_from(getsockname(&hole).unwrap()).unwrap();
+    let mut filling = Vec::new();
+    while let Ok(Ok(socket)) =
+        tokio::time::timeout(Duration::from_millis(500), tokio::net::TcpStream::connect(at)).await
+    {
+        filling.push(socket);
+    }
+    let a = Node::start(|_| {});
+    let address = format!("/ip4/127.0.0.1/tcp/{}", at.port()).parse().unwrap();
+    let Err(NetError::Unreachable { why, .. }) = a.connect(address).await else { panic!("it does not end") };
+    assert_eq!(why, "no answer within 10 s");
+}
+
+#[tokio::test]
 async fn a_failed_connection_names_the_cause() {
     let mut a = Node::start(|_| {});
     let own = a.address(Transport::Tcp).await;

@@ -9,6 +9,8 @@
 //! | `swarm`, `swarm_behaviour` | the task that drives libp2p; the parts of libp2p in use, with their limits |
 //! | `failures` | errors of dials and connections, for programs and for people |
 //! | `transport`, `socket`, `yamux` | TCP and QUIC up to an admitted connection with streams |
+//! | `admitting`, `doorway` | what holds for every transport: places for handshakes, dials that end; the places of any port |
+//! | `mdns` | announcements on the local network, as far as they are believed |
 //! | `pool_key` | the secret that admission proves |
 //! | `peer_connections` | open connections: their bytes, and how each is cut off |
 //! | `gossip` | the gossip topic: limits and configuration of libp2p's gossipsub |
@@ -16,10 +18,13 @@
 //! | `peer_address` | addresses of nodes as people write them |
 
 pub mod addresses;
+mod admitting;
+mod doorway;
 mod failures;
 mod followers;
 mod gossip;
 pub mod identity;
+mod mdns;
 mod network;
 pub mod peer_address;
 mod peer_connections;
@@ -31,6 +36,7 @@ mod swarm_behaviour;
 mod transport;
 mod yamux;
 
+pub use doorway::{Caller, Doorway};
 pub use followers::{Follower, Followers, Interest};
 pub use network::{
     Direction, Gossip, GossipConfig, GossipJudgement, GossipTicket, NetConfig, NetError, NetEvent, Network, start,

@@ -10,7 +10,7 @@ use libp2p::core::ConnectedPoint;
 use libp2p::multiaddr::Protocol;
 use libp2p::swarm::dial_opts::{DialOpts, PeerCondition};
 use libp2p::swarm::{ConnectionError, ConnectionId, DialError, ListenError, Swarm, SwarmEvent};
-use libp2p::{Multiaddr, PeerId, gossipsub, identify, mdns, ping};
+use libp2p::{Multiaddr, PeerId, gossipsub, identify, ping};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
@@ -23,6 +23,7 @@ use super::swarm_behaviour::{self, Behaviour, BehaviourEvent};
 use super::transport::{self, HandshakeContext, RefusedConnection};
 use crate::clock;
 use pangea_control::net::admission::Refusal;
+use pangea_control::net::announcements::News;
 use pangea_control::net::dial::{Dial, DialPlan, Failure, FoundBy, TargetId, peer_of, transport_of};
 use pangea_control::net::liveness::{self, Liveness};
 use pangea_control::net::refusal_log::{self, RefusalLog};
@@ -429,18 +430,14 @@ impl SwarmDriver {
                 message_id,
                 message,
             })) => self.on_gossip(propagation_source, message_id, message),
-            SwarmEvent::Behaviour(BehaviourEvent::Mdns(mdns::Event::Discovered(found))) => {
-                for (peer, address) in found {
-                    if self.plan.discovered(peer, address, clock::now()) {
-                        self.emit(NetEvent::Discovered(peer));
-                    }
+            SwarmEvent::Behaviour(BehaviourEvent::Mdns(News::Discovered(peer, address))) => {
+                if self.plan.discovered(peer, address, clock::now()) {
+                    self.emit(NetEvent::Discovered(peer));
                 }
                 self.dial_due();
             }
-            SwarmEvent::Behaviour(BehaviourEvent::Mdns(mdns::Event::Expired(gone))) => {
-                for (peer, address) in gone {
-                    self.plan.expired(peer, &address);
-                }
+            SwarmEvent::Behaviour(BehaviourEvent::Mdns(News::Expired(peer, address))) => {
+                self.plan.expired(peer, &address);
             }
             _ => {}
         }

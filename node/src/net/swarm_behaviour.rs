@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use libp2p::swarm::NetworkBehaviour;
 use libp2p::swarm::behaviour::toggle::Toggle;
-use libp2p::{connection_limits, gossipsub, identify, mdns, ping};
+use libp2p::{connection_limits, gossipsub, identify, ping};
 
 use super::gossip;
+use super::mdns::Mdns;
 use super::network::{NetConfig, NetError};
 
 /// Protocol version that `identify` reports.
@@ -23,12 +24,9 @@ const PING_TIMEOUT: Duration = Duration::from_secs(20);
 /// Connections persist until one side ends them.
 pub(super) const IDLE_TIMEOUT: Duration = Duration::from_secs(365 * 24 * 3600);
 
-/// mDNS: interval of queries; announcements are valid for a few of them.
-const MDNS_QUERY_INTERVAL: Duration = Duration::from_secs(5);
-const MDNS_TTL: Duration = Duration::from_secs(30);
-
-/// Maximum connections in handshakes, each way; further strangers wait in the kernel's queue.
-const MAX_PENDING: u32 = 64;
+/// Maximum dials in progress: those to peers that nobody named, and room for every named one. Incoming handshakes are
+/// limited before they reach the swarm (`admitting`).
+const MAX_DIALS: u32 = 256;
 
 /// Maximum connections to one peer: one, plus one that a stock libp2p peer may open beside it.
 const MAX_PER_PEER: u32 = 2;
@@ -40,7 +38,7 @@ pub(super) struct Behaviour {
     identify: identify::Behaviour,
     pub(super) streams: libp2p_stream::Behaviour,
     pub(super) gossip: Toggle<gossipsub::Behaviour>,
-    mdns: Toggle<mdns::tokio::Behaviour>,
+    mdns: Toggle<Mdns>,
 }
 
 /// The behaviour for `config`, and the gossip topic that it subscribes to.
@@ -51,15 +49,13 @@ pub(super) fn build(config: &NetConfig) -> Result<(Behaviour, Option<gossipsub::
     let setup = |error: &dyn StdError| NetError::Setup(error.to_string());
     let local = config.identity.public().to_peer_id();
     let mdns = if config.mdns {
-        let mdns_config = mdns::Config { ttl: MDNS_TTL, query_interval: MDNS_QUERY_INTERVAL, enable_ipv6: false };
-        Some(mdns::tokio::Behaviour::new(mdns_config, local).map_err(|error| setup(&error))?)
+        Some(Mdns::new(local).map_err(|error| setup(&error))?)
     } else {
         None
     };
     let limits = connection_limits::ConnectionLimits::default()
-        .with_max_pending_incoming(Some(MAX_PENDING))
-        .with_max_pending_outgoing(Some(MAX_PENDING))
-        .with_max_established(Some(config.max_peers.saturating_add(MAX_PENDING)))
+        .with_max_pending_outgoing(Some(MAX_DIALS))
+        .with_max_established(Some(config.max_peers.saturating_add(MAX_DIALS)))
         .with_max_established_incoming(Some(config.max_peers))
         .with_max_established_per_peer(Some(MAX_PER_PEER));
     let agent = concat!("pangea/", env!("CARGO_PKG_VERSION")).to_owned();

@@ -22,6 +22,7 @@ use thiserror::Error;
 use tokio::sync::mpsc;
 
 use super::Transport;
+use super::admitting::Admitting;
 use super::peer_connections::{ConnectionMeter, PeerConnection, PeerConnections, TrackedMuxer};
 use super::pool_key::PoolKey;
 use super::socket::Socket;
@@ -110,10 +111,10 @@ pub(super) struct HandshakeContext {
 /// If the Noise keys cannot be created.
 pub(super) fn build(context: &HandshakeContext) -> Result<Boxed<(PeerId, StreamMuxerBox)>, noise::Error> {
     match dns::tokio::Transport::system(by_address(context)?) {
-        Ok(named) => Ok(named.boxed()),
+        Ok(named) => Ok(Admitting::new(named.boxed()).boxed()),
         Err(error) => {
             tracing::warn!(event = "no_resolver", %error, "this host has no resolver configuration: peers are reached by address only");
-            by_address(context)
+            Ok(Admitting::new(by_address(context)?).boxed())
         }
     }
 }

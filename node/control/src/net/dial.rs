@@ -25,7 +25,11 @@ const REFUSED_BACKOFF: Duration = Duration::from_secs(30);
 const YIELD: Duration = Duration::from_millis(750);
 
 /// Maximum peers discovered by mDNS: a LAN may be large or hostile.
-const MAX_DISCOVERED: usize = 512;
+pub const MAX_DISCOVERED: usize = 512;
+
+/// Dials in progress at once to peers that nobody named: hosts that do not answer hold up others of their kind no longer
+/// than a dial takes, and never a peer that the user named.
+const MAX_UNNAMED_DIALS: usize = 32;
 
 /// Maximum addresses of one discovered peer.
 const MAX_ADDRESSES: usize = 16;
@@ -74,6 +78,11 @@ enum Source {
 }
 
 impl Source {
+    /// Whether the user named the target.
+    fn is_named(self) -> bool {
+        matches!(self, Self::Flag | Self::File)
+    }
+
     fn found_by(self) -> FoundBy {
         match self {
             Self::Flag | Self::File => FoundBy::Manual,
@@ -284,17 +293,31 @@ impl DialPlan {
         self.found(peer) == Some(FoundBy::Mdns)
     }
 
-    /// Everything to dial now. `skip`: peers that are connected or unwanted.
+    /// Everything to dial now. `skip`: peers that are connected or unwanted. Of the targets that nobody named, those with the
+    /// fewest failures come first, so that a newcomer is tried before hosts that never answer.
     pub fn due(&mut self, now: Time, skip: impl Fn(&PeerId) -> bool) -> Vec<Dial> {
         let mut dials: Vec<Dial> = Vec::new();
         let dialling: Vec<PeerId> =
             self.targets.iter().filter(|target| target.dialling).filter_map(|target| target.peer).collect();
-        for target in &mut self.targets {
+        let mut unnamed = self.targets.iter().filter(|target| target.dialling && !target.source.is_named()).count();
+        let mut order: Vec<usize> = (0..self.targets.len()).collect();
+        order.sort_by_key(|at| match &self.targets[*at] {
+            target if target.source.is_named() => 0,
+            target => target.failures,
+        });
+        for at in order {
+            let target = &mut self.targets[at];
             let unwanted = target.own || target.dialling || target.due > now || target.peer.as_ref().is_some_and(&skip);
             // A reported address is not dialled while another dial to the same peer is in progress.
             let heard = target.source == Source::Gossip && target.peer.is_some_and(|peer| dialling.contains(&peer));
             if unwanted || heard || dials.iter().any(|dial| dial.peer.is_some() && dial.peer == target.peer) {
                 continue;
+            }
+            if !target.source.is_named() {
+                if unnamed >= MAX_UNNAMED_DIALS {
+                    continue;
+                }
+                unnamed += 1;
             }
             let wanted = if target.quic_next { Transport::Quic } else { Transport::Tcp };
             let mut addresses: Vec<_> =
@@ -406,6 +429,32 @@ mod tests {
             waits.push(now.since(start).as_millis());
         }
         assert_eq!(waits, [500, 1000, 2000, 4000, 8000, 8000, 8000, 8000]);
+    }
+
+    #[test]
+    fn hosts_that_never_answer_delay_no_named_peer_and_no_newcomer() {
+        let mut plan = plan();
+        for number in 0..100 {
+            plan.discovered(crate::test_peers::peer(number), address(TCP), Time::ZERO);
+        }
+        let mut now = seconds(1.0);
+        let hanging = plan.due(now, nobody);
+        assert_eq!(hanging.len(), MAX_UNNAMED_DIALS);
+        plan.add_named(address(QUIC), now);
+        assert_eq!(plan.due(now, nobody).len(), 1, "a named peer does not wait");
+        for dial in hanging {
+            plan.failed(dial.target, Failure::Unreachable, now);
+        }
+        let newcomer = crate::test_peers::fresh_peer();
+        for _ in 0..2 {
+            now += Duration::from_secs(60);
+            for dial in plan.due(now, nobody) {
+                plan.failed(dial.target, Failure::Unreachable, now);
+            }
+        }
+        now += Duration::from_secs(60);
+        plan.discovered(newcomer, address(TCP), Time::ZERO);
+        assert!(plan.due(now, nobody).iter().any(|dial| dial.peer == Some(newcomer)));
     }
 
     #[test]

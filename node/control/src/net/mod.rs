@@ -1,14 +1,18 @@
 //! The decisions below streams: whom to dial when ([`dial`]), who proves that it may connect ([`admission`]), which of two
 //! connections lives ([`connection_table`]), which peers are dead ([`liveness`]), which queued events a slow follower gets
-//! ([`backlog`]), and which refusals are logged ([`refusal_log`]). [`connection`] has the values that they
-//! share.
+//! ([`backlog`]), which refusals are logged ([`refusal_log`]), which connections at a full port stay open ([`callers`]), how
+//! often a client may ask ([`rate`]), and which announcements on the local network are believed ([`announcements`]).
+//! [`connection`] has the values that they share.
 
 pub mod admission;
+pub mod announcements;
 pub mod backlog;
+pub mod callers;
 pub mod connection;
 pub mod connection_table;
 pub mod dial;
 pub mod liveness;
+pub mod rate;
 pub mod refusal_log;
 
 pub use connection::{Traffic, Transport};
