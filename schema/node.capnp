@@ -73,6 +73,11 @@ interface Node {
   # C = A + B, element by element, of two tensors of one shape and dtype (f32, f64 or i32); the bits
   # are the same wherever it is computed. InvalidInput for others, and where a sum leaves i32.
   # Otherwise as `matmul`.
+
+  login @15 (key :Text) -> (node :Node);
+  # The node, for whoever shows its API key; Unauthorized for another key. Where a node requires a key, its
+  # bootstrap capability answers this method only: `hello` is Unauthorized there, and says what to do.
+  # Where it requires none, every key is right. Nodes before this method require none.
 }
 
 struct Topology {

@@ -28,12 +28,17 @@ pub struct Client {
 impl Client {
     /// See [`crate::Client::connect`].
     pub fn connect(address: &str, timeout: Duration) -> Result<Client> {
+        Client::connect_with_key(address, None, timeout)
+    }
+
+    /// See [`crate::Client::connect_with_key`].
+    pub fn connect_with_key(address: &str, key: Option<&str>, timeout: Duration) -> Result<Client> {
         let runtime =
             tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build().map_err(|error| {
                 Error::new(ErrorKind::Internal, format!("cannot start an asynchronous runtime: {error}"))
             })?;
         let tasks = LocalSet::new();
-        let client = tasks.block_on(&runtime, crate::Client::connect(address, timeout))?;
+        let client = tasks.block_on(&runtime, crate::Client::connect_with_key(address, key, timeout))?;
         Ok(Client { client, tasks, runtime })
     }
 

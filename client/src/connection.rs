@@ -7,8 +7,9 @@ use std::time::Duration;
 
 use capnp_rpc::RpcSystem;
 use capnp_rpc::rpc_twoparty_capnp::Side;
+use futures::io::{AsyncRead, AsyncWrite};
 use pangea_schema::{node_capnp, tensor_capnp};
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, UnixStream};
 use tokio_util::compat::{TokioAsyncReadCompatExt, TokioAsyncWriteCompatExt};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
@@ -25,6 +26,9 @@ use crate::{Error, ErrorKind, Result};
 
 /// Default address of a node's Cap'n Proto service.
 pub const DEFAULT_ADDRESS: &str = "127.0.0.1:8080";
+
+/// Start of an address that is the path of a node's socket on this host, such as `unix:/home/me/.pangea/rpc.sock`.
+pub const UNIX_PREFIX: &str = "unix:";
 
 /// A connection to a node, shared by all clones. When the last clone and the last tensor, job and model of the connection
 /// are dropped, the connection closes and the node frees everything that it held for this client.
@@ -59,32 +63,68 @@ impl Connection {
 }
 
 impl Client {
-    /// Connects to the node at `address` (`host:port`) and waits for its first answer, at most `timeout`.
+    /// Connects to the node at `address` (`host:port`, or `unix:PATH` on this host) and waits for its first answer, at most
+    /// `timeout`.
     ///
     /// # Errors
-    /// `Unavailable` where no node answers; `Overloaded` where the node has too many connections.
+    /// `Unavailable` where no node answers; `Overloaded` where the node has too many connections; `Unauthorized` where the
+    /// node requires an API key.
     pub async fn connect(address: &str, timeout: Duration) -> Result<Client> {
-        tokio::time::timeout(timeout, Client::handshake(address)).await.unwrap_or_else(|_| {
+        Client::connect_with_key(address, None, timeout).await
+    }
+
+    /// Like [`Client::connect`]; shows the node `key` where there is one. A node that requires none takes any.
+    ///
+    /// # Errors
+    /// Those of [`Client::connect`]; `Unauthorized` where the key is wrong.
+    pub async fn connect_with_key(address: &str, key: Option<&str>, timeout: Duration) -> Result<Client> {
+        tokio::time::timeout(timeout, Client::reach(address, key)).await.unwrap_or_else(|_| {
             let seconds = timeout.as_secs_f64();
             Err(unreachable_node(address, &format!("no answer within {seconds} s")))
         })
     }
 
-    async fn handshake(address: &str) -> Result<Client> {
-        let stream =
-            TcpStream::connect(address).await.map_err(|error| unreachable_node(address, &error.to_string()))?;
+    async fn reach(address: &str, key: Option<&str>) -> Result<Client> {
+        let unreachable = |error: std::io::Error| unreachable_node(address, &error.to_string());
+        if let Some(path) = address.strip_prefix(UNIX_PREFIX) {
+            let (read_half, write_half) = UnixStream::connect(path).await.map_err(unreachable)?.into_split();
+            return Client::handshake(address, key, read_half.compat(), write_half.compat_write()).await;
+        }
+        let stream = TcpStream::connect(address).await.map_err(unreachable)?;
         // With Nagle's algorithm a small call would wait for the acknowledgement of the previous one.
-        stream.set_nodelay(true).map_err(|error| unreachable_node(address, &error.to_string()))?;
+        stream.set_nodelay(true).map_err(unreachable)?;
         let (read_half, write_half) = stream.into_split();
-        let network = network(read_half.compat(), write_half.compat_write(), Side::Client);
+        Client::handshake(address, key, read_half.compat(), write_half.compat_write()).await
+    }
+
+    async fn handshake<R, W>(address: &str, key: Option<&str>, read_half: R, write_half: W) -> Result<Client>
+    where
+        R: AsyncRead + Unpin + 'static,
+        W: AsyncWrite + Unpin + 'static,
+    {
+        let network = network(read_half, write_half, Side::Client);
         let mut rpc_system = RpcSystem::new(Box::new(network), None);
-        let node: node_capnp::node::Client = rpc_system.bootstrap(Side::Server);
-        let client = Client { node, connection: Rc::new(Connection::over(rpc_system)) };
-        let hello = client.node.hello_request().send().promise.await;
-        hello.map_err(|exception| match from_exception(&exception) {
-            refusal if refusal.kind() == ErrorKind::Overloaded => refusal,
+        let bootstrap: node_capnp::node::Client = rpc_system.bootstrap(Side::Server);
+        let connection = Rc::new(Connection::over(rpc_system));
+        let refused = |exception: capnp::Error| match from_exception(&exception) {
+            refusal if matches!(refusal.kind(), ErrorKind::Overloaded | ErrorKind::Unauthorized) => refusal,
             other => unreachable_node(address, other.message()),
-        })?;
+        };
+        let node = match key {
+            None => bootstrap,
+            Some(key) => {
+                let mut login = bootstrap.login_request();
+                login.get().set_key(key);
+                match login.send().promise.await {
+                    Ok(response) => response.get().and_then(|results| results.get_node()).map_err(refused)?,
+                    // A node from before keys: it requires none.
+                    Err(exception) if exception.kind == capnp::ErrorKind::Unimplemented => bootstrap,
+                    Err(exception) => return Err(refused(exception)),
+                }
+            }
+        };
+        let client = Client { node, connection };
+        client.node.hello_request().send().promise.await.map_err(refused)?;
         Ok(client)
     }
 

@@ -34,7 +34,7 @@ mod text;
 pub mod topology;
 pub mod transport;
 
-pub use connection::{Client, DEFAULT_ADDRESS};
+pub use connection::{Client, DEFAULT_ADDRESS, UNIX_PREFIX};
 pub use dtype::DType;
 pub use job::{Job, MatmulOptions, Place, Progress, VerifyPolicy};
 pub use jobs::JobStatus;

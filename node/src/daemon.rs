@@ -1,5 +1,7 @@
 //! `pangea node`: one node from its configuration to its shutdown. The rooms do the node's work.
 
+use std::os::unix::net::UnixListener;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use libp2p::Multiaddr;
@@ -44,6 +46,7 @@ pub fn run(config: NodeConfig) -> Result<()> {
     };
     let state = if identity.ephemeral { None } else { Some(State::open(&identity.data_dir)?) };
     let listener = rpc::bind(&service.rpc_addr.to_string())?;
+    let (socket, local) = local_socket(&data_dir);
     let rpc_addr = listener.local_addr().map_err(internal)?.to_string();
     let api_listener = service.api.as_ref().map(|api| http::bind(api.address)).transpose()?;
     let api_addr = api_listener.as_ref().map(std::net::TcpListener::local_addr).transpose().map_err(internal)?;
@@ -115,12 +118,23 @@ pub fn run(config: NodeConfig) -> Result<()> {
         jobs: jobs.clone(),
         api: api_addr.map_or_else(String::new, |address| address.to_string()),
     };
-    let programs = rpc::serve(listener, behind, served.clone(), Limits::default(), &supervisor)?;
+    let rpc_key = service.rpc_key.as_ref().map(|key| key.as_str().to_owned());
+    let ports = rpc::Ports { tcp: listener, local, key: rpc_key };
+    let programs = rpc::serve(ports, behind, served.clone(), Limits::default(), &supervisor)?;
     let supervising = supervisor.clone();
     let api = api_listener.map(|listener| {
-        let key = service.api.and_then(|api| api.key);
-        let (fabric, pool, jobs) = (runtime.fabric(), runtime.pool(), jobs.clone());
-        let node = http::Node { fabric, pool, served, receipts, jobs, key, observer, supervisor: supervising };
+        let api = service.api.as_ref();
+        let node = http::Node {
+            fabric: runtime.fabric(),
+            pool: runtime.pool(),
+            served,
+            receipts,
+            jobs: jobs.clone(),
+            key: api.and_then(|api| api.key.as_ref()).map(|key| key.as_str().to_owned()),
+            client_rate: api.and_then(|api| api.client_rate).map(http::client_rate),
+            observer,
+            supervisor: supervising,
+        };
         http::serve(listener, node)
     });
     let api = api.transpose()?;
@@ -134,6 +148,7 @@ pub fn run(config: NodeConfig) -> Result<()> {
             reachable: None,
             rpc: rpc_addr,
             api: api_addr.map(|address| address.to_string()),
+            socket,
         };
         let following = async {
             if let Some(view) = watching {
@@ -164,6 +179,19 @@ pub fn run(config: NodeConfig) -> Result<()> {
         }
         Ok(())
     })
+}
+
+/// The Cap'n Proto service's socket in the data directory. A node that cannot have it works without: its port is there.
+fn local_socket(data_dir: &DataDir) -> (Option<PathBuf>, Option<UnixListener>) {
+    let Some(path) = data_dir.socket() else { return (None, None) };
+    match rpc::bind_local(&path) {
+        Ok(listener) => (Some(path), Some(listener)),
+        Err(error) => {
+            let shown = path.display();
+            tracing::warn!(event = "no_local_socket", %error, "cannot offer {shown} ({error}); use --rpc ADDR instead");
+            (None, None)
+        }
+    }
 }
 
 /// Publishes the version of this build as labels of a constant gauge, as Prometheus' own exporters do.

@@ -29,6 +29,9 @@ pub struct NodeFile {
     /// Address of the HTTP API; `None` if it is disabled.
     #[serde(default)]
     pub api: Option<String>,
+    /// Path of the Cap'n Proto service's socket for the node's own user.
+    #[serde(default)]
+    pub socket: Option<PathBuf>,
 }
 
 impl NodeFile {
@@ -89,6 +92,13 @@ impl DataDir {
         Err(Error::new(ErrorKind::Unavailable, why))
     }
 
+    /// Path of the Cap'n Proto service's socket; `None` if another node owns the directory.
+    pub fn socket(&self) -> Option<PathBuf> {
+        let path = self.node_file.as_ref()?.with_file_name("rpc.sock");
+        // Other programs find it in `node.json`, from whatever folder they run in.
+        std::path::absolute(path).ok()
+    }
+
     /// Replaces `node.json` atomically. Does nothing if another node owns it.
     ///
     /// # Errors
@@ -105,6 +115,7 @@ impl Drop for DataDir {
         if let Some(path) = &self.node_file {
             // A file that is gone already needs no removal.
             let _ = std::fs::remove_file(path);
+            let _ = std::fs::remove_file(path.with_file_name("rpc.sock"));
         }
     }
 }
@@ -121,6 +132,7 @@ mod tests {
             reachable: None,
             rpc: "127.0.0.1:8181".to_owned(),
             api: Some("192.168.7.7:52415".to_owned()),
+            socket: None,
         }
     }
 

@@ -3,7 +3,7 @@
 import pytest
 
 import pangea
-from pangea._address import parse
+from pangea._address import parse, socket_path
 
 
 @pytest.mark.parametrize(
@@ -50,3 +50,10 @@ def test_what_names_no_node_is_refused_with_what_to_write(addr: object, said: st
     with pytest.raises(pangea.InvalidInput, match="give a port such as 8080") as refused:
         pangea.Client(addr)  # type: ignore[arg-type]
     assert said in str(refused.value)
+
+
+def test_a_socket_is_named_by_its_path() -> None:
+    assert socket_path("unix:/home/me/.pangea/rpc.sock") == "/home/me/.pangea/rpc.sock"
+    assert socket_path("127.0.0.1:8080") is None and socket_path(8080) is None
+    with pytest.raises(pangea.InvalidInput, match="no path"):
+        socket_path("unix:")

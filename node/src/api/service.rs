@@ -3,12 +3,13 @@
 //! is idle.
 
 use std::io;
-use std::net::{SocketAddr, TcpListener as StdListener};
+use std::net::{IpAddr, SocketAddr, TcpListener as StdListener};
+use std::os::unix::net::UnixListener as StdUnixListener;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use pangea_client::{Error, ErrorKind, Result};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::watch;
 use tokio::task::LocalSet;
 
@@ -26,10 +27,26 @@ pub(super) struct Description {
     pub(super) short_name: &'static str,
 }
 
+/// Where a service listens.
+pub(super) struct Listeners {
+    /// The port.
+    pub(super) tcp: StdListener,
+    /// A socket in the file system, for users of this host.
+    pub(super) unix: Option<StdUnixListener>,
+}
+
+/// An accepted connection.
+pub(super) enum Accepted {
+    /// Over TCP, from this address.
+    Tcp(TcpStream, IpAddr),
+    /// Over the socket in the file system, from this user's process or root's.
+    Unix(UnixStream),
+}
+
 /// The connections of one protocol. All methods are called on the service's thread, in a [`LocalSet`].
 pub(super) trait Connections {
     /// Serves or refuses a connection in tasks of its own; returns at once.
-    fn accept(&self, stream: TcpStream);
+    fn accept(&self, accepted: Accepted);
 
     /// Refuses new work from now on.
     fn drain(&self);
@@ -50,25 +67,28 @@ pub struct Service {
 }
 
 impl Service {
-    /// Serves `listener` on a thread of its own, with the connections that `connections` creates there.
+    /// Serves `listeners` on a thread of its own, with the connections that `connections` creates there.
     ///
     /// # Errors
     /// `Internal` if the socket cannot be used or a thread cannot be started.
     pub(super) fn spawn<C: Connections>(
         description: Description,
-        listener: StdListener,
+        listeners: Listeners,
         supervisor: &Supervisor,
         connections: impl FnOnce() -> C + Send + 'static,
     ) -> Result<Service> {
         let Description { name, short_name } = description;
         let failed = |error: io::Error| Error::new(ErrorKind::Internal, format!("cannot start the {name}: {error}"));
-        let address = listener.local_addr().map_err(failed)?;
-        listener.set_nonblocking(true).map_err(failed)?;
+        let Listeners { tcp, unix } = listeners;
+        let address = tcp.local_addr().map_err(failed)?;
+        tcp.set_nonblocking(true).map_err(failed)?;
+        unix.as_ref().map(|unix| unix.set_nonblocking(true)).transpose().map_err(failed)?;
         let runtime =
             tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build().map_err(failed)?;
-        let listener = {
+        let (tcp, unix) = {
             let _entered = runtime.enter();
-            TcpListener::from_std(listener).map_err(failed)?
+            let unix = unix.map(UnixListener::from_std).transpose().map_err(failed)?;
+            (TcpListener::from_std(tcp).map_err(failed)?, unix)
         };
         let (ending, end) = watch::channel(None);
         let beating = supervisor.clone();
@@ -76,7 +96,7 @@ impl Service {
             .essential_thread(short_name, move || {
                 LocalSet::new().block_on(&runtime, async {
                     beating.beat(short_name);
-                    serve(short_name, listener, connections(), end).await;
+                    serve(short_name, (tcp, unix), connections(), end).await;
                 });
                 // A prompt that is still being tokenised must not delay the shutdown.
                 runtime.shutdown_background();
@@ -110,29 +130,45 @@ impl Drop for Service {
 /// Accepts connections until shutdown, then drains.
 async fn serve(
     short_name: &'static str,
-    listener: TcpListener,
+    (tcp, unix): (TcpListener, Option<UnixListener>),
     connections: impl Connections,
     mut end: watch::Receiver<Option<Duration>>,
 ) {
     loop {
-        tokio::select! {
+        let accepted = tokio::select! {
             biased;
             _ = end.wait_for(Option::is_some) => break,
-            accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => connections.accept(stream),
-                Err(error) => {
-                    tracing::warn!(%error, "{short_name} accept failed");
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
-                }
-            },
+            accepted = tcp.accept() => accepted.map(|(stream, from)| Some(Accepted::Tcp(stream, from.ip()))),
+            accepted = accept_unix(unix.as_ref()) => accepted,
+        };
+        match accepted {
+            Ok(Some(accepted)) => connections.accept(accepted),
+            Ok(None) => {}
+            Err(error) => {
+                tracing::warn!(%error, "{short_name} accept failed");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
         }
     }
     connections.drain();
-    drop(listener);
+    drop((tcp, unix));
     let grace = end.borrow().unwrap_or_default();
     if tokio::time::timeout(grace, connections.idle()).await.is_err() {
         connections.cut_off();
     }
+}
+
+/// A connection over the socket in the file system; `None` for one of a user who may not use it. The file's mode keeps others
+/// out already; not every system looks at it.
+async fn accept_unix(listener: Option<&UnixListener>) -> io::Result<Option<Accepted>> {
+    let Some(listener) = listener else { return std::future::pending().await };
+    let (stream, _) = listener.accept().await?;
+    let user = stream.peer_cred()?.uid();
+    if user == 0 || user == rustix::process::geteuid().as_raw() {
+        return Ok(Some(Accepted::Unix(stream)));
+    }
+    tracing::warn!(event = "user_refused", user, "refused a connection of user {user} over the local socket");
+    Ok(None)
 }
 
 /// Binds the port of a service without answering on it yet. `advice_in_use` says what to do about a port in use, `advice`

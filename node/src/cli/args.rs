@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
+use pangea_client::UNIX_PREFIX;
 use pangea_compute::DType;
 
 /// Verbosity of every command.
@@ -30,8 +31,9 @@ pub(super) struct JsonArgs {
 /// Which node to talk to.
 #[derive(Args, Clone, Debug, Default)]
 pub(super) struct RpcArgs {
-    /// Node to talk to [default: the one that runs with --data-dir, else the one at 127.0.0.1:8080]
-    #[arg(long, value_name = "ADDR", env = "PANGEA_RPC", hide_env_values = true, value_parser = host_and_port)]
+    /// Node to talk to: HOST:PORT, or unix:PATH for its socket on this host; PANGEA_API_KEY holds the key of a node that
+    /// requires one [default: the one that runs with --data-dir, else the one at 127.0.0.1:8080]
+    #[arg(long, value_name = "ADDR", env = "PANGEA_RPC", hide_env_values = true, value_parser = node_address)]
     pub(super) rpc: Option<String>,
 
     /// Data directory of that node.
@@ -105,6 +107,15 @@ pub(super) fn duration(text: &str) -> Result<Duration, String> {
         .ok_or_else(|| "use a duration of at least 1ms, such as 30s".to_owned())
 }
 
+/// Parses the address of a node's Cap'n Proto service: `HOST:PORT` or `unix:PATH`.
+pub(super) fn node_address(text: &str) -> Result<String, String> {
+    match text.strip_prefix(UNIX_PREFIX) {
+        Some("") => Err("use unix:PATH with the path of the node's rpc.sock".to_owned()),
+        Some(_) => Ok(text.to_owned()),
+        None => host_and_port(text),
+    }
+}
+
 pub(super) fn host_and_port(text: &str) -> Result<String, String> {
     // Only names would need a lookup on the network; here only their form is checked.
     let (host, port) = text.rsplit_once(':').ok_or("use HOST:PORT, such as 127.0.0.1:8080")?;
@@ -152,8 +163,9 @@ mod tests {
     #[test]
     fn addresses_of_nodes_are_validated() {
         for text in ["127.0.0.1:8080", "mac2.local:80", "[::1]:8080"] {
-            assert!(host_and_port(text).is_ok(), "{text}");
+            assert!(host_and_port(text).is_ok() && node_address(text).is_ok(), "{text}");
         }
+        assert!(node_address("unix:/home/me/.pangea/rpc.sock").is_ok() && node_address("unix:").is_err());
         for text in ["", "8080", ":8080", "host:", "host:99999", "::1:8080x"] {
             assert!(host_and_port(text).is_err(), "{text}");
         }

@@ -4,7 +4,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use pangea_client::{Client, DEFAULT_ADDRESS, ErrorKind};
+use pangea_client::{Client, DEFAULT_ADDRESS, ErrorKind, UNIX_PREFIX};
 
 use super::args::{DataDirArgs, OutputArgs, RpcArgs};
 use super::failure::{Exit, Failure};
@@ -20,15 +20,18 @@ use crate::supervise::Supervisor;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 impl RpcArgs {
-    /// Addresses to try, in order: only `--rpc` if given; otherwise the address of the node that runs with the data
-    /// directory, then the default address.
+    /// Addresses to try, in order: only `--rpc` if given; otherwise the socket and the address of the node that runs with the
+    /// data directory, then the default address.
     fn addresses(&self) -> Vec<String> {
         if let Some(named) = &self.rpc {
             return vec![named.clone()];
         }
-        let running = self.data_dir.running_node().map(|node| from_this_host(&node.rpc));
-        let default = Some(DEFAULT_ADDRESS.to_owned()).filter(|default| running.as_ref() != Some(default));
-        running.into_iter().chain(default).collect()
+        let running = self.data_dir.running_node();
+        let socket =
+            running.as_ref().and_then(|node| Some(format!("{UNIX_PREFIX}{}", node.socket.as_ref()?.display())));
+        let port = running.map(|node| from_this_host(&node.rpc));
+        let default = Some(DEFAULT_ADDRESS.to_owned()).filter(|default| port.as_ref() != Some(default));
+        socket.into_iter().chain(port).chain(default).collect()
     }
 
     /// The address to show if no node was found.
@@ -41,9 +44,10 @@ impl RpcArgs {
     /// # Errors
     /// [`Exit::Unreachable`] if none answers.
     pub(super) async fn node(&self) -> Result<Client, Failure> {
+        let key = std::env::var("PANGEA_API_KEY").ok().filter(|key| !key.is_empty());
         let mut failure = None;
         for address in self.addresses() {
-            match Client::connect(&address, CONNECT_TIMEOUT).await {
+            match Client::connect_with_key(&address, key.as_deref(), CONNECT_TIMEOUT).await {
                 Ok(client) => return Ok(client),
                 Err(error) if error.kind() == ErrorKind::Unavailable => {
                     failure.get_or_insert_with(|| Failure::new(Exit::Unreachable, error.message()));
@@ -132,6 +136,9 @@ mod tests {
         assert_eq!(args.addresses(), ["127.0.0.1:8181", DEFAULT_ADDRESS]);
         let args = with_node(folder.path(), std::process::id(), DEFAULT_ADDRESS);
         assert_eq!(args.addresses(), [DEFAULT_ADDRESS]);
+        let node = serde_json::json!({"pid": std::process::id(), "peer": "p", "listening": [], "rpc": DEFAULT_ADDRESS, "socket": "/s/rpc.sock"});
+        std::fs::write(folder.path().join("node.json"), node.to_string()).unwrap();
+        assert_eq!(args.addresses(), ["unix:/s/rpc.sock", DEFAULT_ADDRESS]);
         let named = RpcArgs { rpc: Some("mac2:1".to_owned()), ..args };
         assert_eq!(named.addresses(), ["mac2:1"], "only the named node is used");
     }

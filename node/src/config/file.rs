@@ -322,7 +322,7 @@ mod tests {
             let value = match key {
                 "listen" | "peer" => "[\"127.0.0.1:7777\", \"/ip4/127.0.0.1/tcp/1\"]",
                 "rpc-addr" | "api-addr" => "\"127.0.0.1:0\"",
-                "api-port" | "threads" => "3",
+                "api-port" | "client-rate" | "threads" => "3",
                 "audit" => "0.5",
                 "bind" => "\"lan\"",
                 "layers" => "\"0-14\"",

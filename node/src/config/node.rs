@@ -59,6 +59,16 @@ pub enum ConfigError {
         /// Minimum length of a key in characters.
         min_chars: usize,
     },
+    /// The Cap'n Proto service can be reached from other hosts and has no key.
+    #[error(
+        "the Cap'n Proto service at {address} is open to others: set a key of at least {min_chars} characters that clients must show, in PANGEA_API_KEY or as api-key in config.toml, or leave out --rpc-addr"
+    )]
+    NoRpcKey {
+        /// Address of the service.
+        address: SocketAddr,
+        /// Minimum length of a key in characters.
+        min_chars: usize,
+    },
     /// The API key is too short, or has characters that an HTTP header cannot carry.
     #[error("an API key has at least {min_chars} characters, all printable ASCII and no spaces")]
     ApiKey {
@@ -104,6 +114,7 @@ impl ConfigError {
             | ConfigError::Typed(_)
             | ConfigError::NoHome
             | ConfigError::NoApiKey { .. }
+            | ConfigError::NoRpcKey { .. }
             | ConfigError::TypedApiKey
             | ConfigError::At { .. } => None,
         }

@@ -2,8 +2,8 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 
-use clap::Args;
 use clap::builder::FalseyValueParser;
+use clap::{Args, value_parser};
 
 use super::node::ConfigError;
 use crate::host;
@@ -16,6 +16,10 @@ const API_PORT: u16 = 52415;
 
 /// Minimum length of an API key in characters; a shorter one can be guessed.
 const MIN_API_KEY_CHARS: usize = 8;
+
+/// Requests per second of one client without `--client-rate`: a program that asks in a loop over loopback stays below it
+/// where each request does some work.
+const CLIENT_RATE: u32 = 500;
 
 /// The network on which the HTTP API is offered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -30,7 +34,8 @@ pub enum Bind {
 #[derive(Args, Clone, Debug, Default)]
 #[command(next_help_heading = "Programs")]
 pub struct ServiceFlags {
-    /// Address of the Cap'n Proto service; port 0 picks a free one [default: 127.0.0.1:8080]
+    /// Address of the Cap'n Proto service; port 0 picks a free one; other hosts need a key in PANGEA_API_KEY or config.toml, and
+    /// users of this host the socket rpc.sock in the data directory (--rpc unix:PATH) [default: 127.0.0.1:8080]
     #[arg(long, value_name = "ADDR", env = "PANGEA_RPC_ADDR", hide_env_values = true, value_parser = socket_address)]
     pub rpc_addr: Option<SocketAddr>,
 
@@ -50,7 +55,12 @@ pub struct ServiceFlags {
     #[arg(long, env = "PANGEA_NO_API", hide_env_values = true, value_parser = FalseyValueParser::new(), conflicts_with_all = ["api_addr", "api_port", "bind"])]
     pub no_api: bool,
 
-    /// What clients of the HTTP API must show. Typed, it would stand in every list of processes.
+    /// Requests per second that one client (a host) may make over HTTP before it gets 429; 0: no limit [default: 500]
+    #[arg(long, value_name = "N", value_parser = value_parser!(u32).range(0..=1_000_000))]
+    pub client_rate: Option<u32>,
+
+    /// What clients must show: of the HTTP API always, of the Cap'n Proto service where other hosts reach it. Typed, it would
+    /// stand in every list of processes.
     #[arg(long, hide = true, env = "PANGEA_API_KEY", hide_env_values = true)]
     pub api_key: Option<String>,
 }
@@ -60,23 +70,37 @@ pub struct ServiceFlags {
 pub struct ServiceConfig {
     /// Address of the Cap'n Proto service; port 0 picks a free one.
     pub rpc_addr: SocketAddr,
+    /// Key that clients of the Cap'n Proto service must show. It is always present if other hosts can reach the service.
+    pub rpc_key: Option<ApiKey>,
     /// The HTTP API; `None` with `--no-api`.
     pub api: Option<ApiConfig>,
 }
 
 /// Address and key of the HTTP API.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct ApiConfig {
     /// Address of the API; port 0 picks a free one.
     pub address: SocketAddr,
     /// Key that clients must send. It is always present if other hosts can reach the API.
-    pub key: Option<String>,
+    pub key: Option<ApiKey>,
+    /// Requests per second that one client may make; `None` without a limit.
+    pub client_rate: Option<u32>,
 }
 
-impl std::fmt::Debug for ApiConfig {
+/// A key that programs show to this node.
+#[derive(Clone, PartialEq, Eq)]
+pub struct ApiKey(String);
+
+impl ApiKey {
+    /// The key's text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl std::fmt::Debug for ApiKey {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let key = if self.key.is_some() { "with a key" } else { "without a key" };
-        write!(f, "ApiConfig({}, {key})", self.address)
+        f.write_str("ApiKey(…)")
     }
 }
 
@@ -84,12 +108,22 @@ impl ServiceFlags {
     /// Fills in the defaults.
     pub(super) fn resolve(self) -> Result<ServiceConfig, ConfigError> {
         let rpc_addr = self.rpc_addr.unwrap_or((Ipv4Addr::LOCALHOST, RPC_PORT).into());
-        let api = if self.no_api { None } else { Some(self.api()?) };
-        Ok(ServiceConfig { rpc_addr, api })
+        let key = self.api_key.clone().filter(|key| !key.is_empty());
+        if key.as_ref().is_some_and(|key| key.len() < MIN_API_KEY_CHARS || !key.chars().all(|c| c.is_ascii_graphic())) {
+            return Err(ConfigError::ApiKey { min_chars: MIN_API_KEY_CHARS });
+        }
+        let key = key.map(ApiKey);
+        // On loopback the service stays as it was: a key in the file is for the HTTP API there.
+        let rpc_key = key.clone().filter(|_| !rpc_addr.ip().is_loopback());
+        if rpc_key.is_none() && !rpc_addr.ip().is_loopback() {
+            return Err(ConfigError::NoRpcKey { address: rpc_addr, min_chars: MIN_API_KEY_CHARS });
+        }
+        let api = if self.no_api { None } else { Some(self.api(key)?) };
+        Ok(ServiceConfig { rpc_addr, rpc_key, api })
     }
 
     /// The HTTP API at `--api-addr`; without it, at `--api-port` of loopback or of the private address (`--bind`).
-    fn api(self) -> Result<ApiConfig, ConfigError> {
+    fn api(self, key: Option<ApiKey>) -> Result<ApiConfig, ConfigError> {
         let address = self.api_addr.unwrap_or_else(|| {
             let host = match self.bind {
                 Some(Bind::Lan) => host::private_address().unwrap_or(Ipv4Addr::LOCALHOST.into()),
@@ -97,15 +131,12 @@ impl ServiceFlags {
             };
             (host, self.api_port.unwrap_or(API_PORT)).into()
         });
-        let key = self.api_key.filter(|key| !key.is_empty());
-        if key.as_ref().is_some_and(|key| key.len() < MIN_API_KEY_CHARS || !key.chars().all(|c| c.is_ascii_graphic())) {
-            return Err(ConfigError::ApiKey { min_chars: MIN_API_KEY_CHARS });
-        }
         // `--bind lan` needs a key even if the host has no private address now and falls back to loopback.
         if key.is_none() && (self.bind == Some(Bind::Lan) || !address.ip().is_loopback()) {
             return Err(ConfigError::NoApiKey { address, min_chars: MIN_API_KEY_CHARS });
         }
-        Ok(ApiConfig { address, key })
+        let client_rate = Some(self.client_rate.unwrap_or(CLIENT_RATE)).filter(|rate| *rate > 0);
+        Ok(ApiConfig { address, key, client_rate })
     }
 }
 
@@ -149,6 +180,29 @@ mod tests {
         }
         let short = refusal(&[], "api-key = \"a-short\"");
         assert!(short.contains("at least 8") && !short.contains("a-short"), "{short}");
+    }
+
+    #[test]
+    fn a_service_that_other_hosts_can_reach_needs_a_key() {
+        for address in ["0.0.0.0:0", "[::]:0", "192.168.1.20:8080"] {
+            let why = refusal(&["--rpc-addr", address], "");
+            assert!(why.contains("PANGEA_API_KEY") && why.contains(address), "{why}");
+            let keyed = resolve(&["--rpc-addr", address], "api-key = \"open-sesame\"").service;
+            assert_eq!(keyed.rpc_key.as_ref().map(ApiKey::as_str), Some("open-sesame"));
+            assert!(!format!("{keyed:?}").contains("sesame"));
+        }
+        for address in ["127.0.0.1:0", "[::1]:0"] {
+            assert!(resolve(&["--rpc-addr", address], "api-key = \"open-sesame\"").service.rpc_key.is_none());
+        }
+    }
+
+    #[test]
+    fn a_client_rate_of_zero_is_no_limit() {
+        let rate = |flags: &[&str]| resolve(flags, "").service.api.unwrap().client_rate;
+        assert_eq!(
+            [rate(&[]), rate(&["--client-rate", "7"]), rate(&["--client-rate", "0"])],
+            [Some(500), Some(7), None]
+        );
     }
 
     #[test]

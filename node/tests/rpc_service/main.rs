@@ -7,6 +7,7 @@ mod backend;
 use std::future::Future;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant};
 
 use backend::PlainBackend;
@@ -20,7 +21,7 @@ use pangea_client::{
     TensorSource,
 };
 use pangea_node::api::Service;
-use pangea_node::api::rpc::{Limits, bind, serve};
+use pangea_node::api::rpc::{Limits, Ports, bind, bind_local, serve};
 use pangea_node::serve::Served;
 use pangea_node::supervise::Supervisor;
 use pangea_schema::{node_capnp, tensor_capnp};
@@ -630,13 +631,91 @@ fn a_connection_too_many_is_told_so() {
     run(async {
         let node = Node::start(GIB, Limits { connections: 2, ..Limits::default() });
         let (first, second) = (node.client().await, node.client().await);
+        let held = (upload_f32(&first, 1, 1, &[1.0]).await, upload_f32(&second, 1, 1, &[1.0]).await);
         let address = node.address().to_string();
         let refused = Client::connect(&address, TIMEOUT).await.err().unwrap();
         assert_eq!(refused.kind(), ErrorKind::Overloaded, "{refused}");
         first.status().await.unwrap();
-        drop(second);
-        // Room again once the service has seen it end.
-        while Client::connect(&address, TIMEOUT).await.is_err() {}
+        drop(held);
+        // The one that holds nothing gives its place, once the service has seen that its tensor is gone.
+        let third = loop {
+            match Client::connect(&address, TIMEOUT).await {
+                Ok(client) => break client,
+                Err(_) => continue,
+            }
+        };
+        third.status().await.unwrap();
+        assert_eq!([first.status().await, second.status().await].iter().filter(|answer| answer.is_ok()).count(), 1);
+    });
+}
+
+#[test]
+fn sockets_that_say_nothing_keep_nobody_out() {
+    run(async {
+        let node = Node::start(GIB, Limits::default());
+        let working = node.client().await;
+        let held = upload_f32(&working, 1, 1, &[1.0]).await;
+        let silent: Vec<TcpStream> =
+            (0..2 * Limits::default().connections).map(|_| TcpStream::connect(node.address()).unwrap()).collect();
+        node.client().await.status().await.unwrap();
+        assert_eq!(held.info().await.unwrap(), f32_info(1, 1), "whoever holds something keeps its place");
+        drop(silent);
+    });
+}
+
+#[test]
+fn a_service_with_a_key_gives_nothing_away_without_it() {
+    run(async {
+        let backend = PlainBackend::new(GIB);
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("rpc.sock");
+        let ports = Ports {
+            tcp: bind("127.0.0.1:0").unwrap(),
+            local: Some(bind_local(&path).unwrap()),
+            key: Some("open-sesame".to_owned()),
+        };
+        let service = serve(ports, backend, Served::default(), Limits::default(), &Supervisor::default()).unwrap();
+        let address = service.local_addr().to_string();
+        for key in [None, Some("open-sesam"), Some("")] {
+            let refused = Client::connect_with_key(&address, key, TIMEOUT).await.err().unwrap();
+            assert_eq!(refused.kind(), ErrorKind::Unauthorized, "{refused}");
+            assert_eq!(refused.message().contains("PANGEA_API_KEY"), key.is_none(), "{refused}");
+        }
+        let shown = Client::connect_with_key(&address, Some("open-sesame"), TIMEOUT).await.unwrap();
+        upload_f32(&shown, 1, 1, &[1.0]).await;
+
+        // Calls that skip the greeting reach nothing either, and three wrong keys end the connection.
+        let raw = raw_node(service.local_addr()).await;
+        assert!(raw.status_request().send().promise.await.is_err());
+        assert!(raw.jobs_request().send().promise.await.is_err());
+        for wrong in ["a", "b", "c"] {
+            let mut login = raw.login_request();
+            login.get().set_key(wrong);
+            assert!(login.send().promise.await.is_err());
+        }
+        let mut login = raw.login_request();
+        login.get().set_key("open-sesame");
+        assert!(login.send().promise.await.is_err(), "a fourth try comes too late");
+
+        // The node's own user needs no key.
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        let local = Client::connect(&format!("unix:{}", path.display()), TIMEOUT).await.unwrap();
+        local.status().await.unwrap();
+    });
+}
+
+#[test]
+fn a_client_that_calls_too_often_is_told_when_to_come_again() {
+    run(async {
+        let node = Node::start(GIB, Limits { calls_per_second: 5, ..Limits::default() });
+        let client = node.client().await;
+        let refused = loop {
+            if let Err(error) = client.status().await {
+                break error;
+            }
+        };
+        assert_eq!(refused.kind(), ErrorKind::Overloaded);
+        assert!(refused.message().contains("try again in"), "{refused}");
     });
 }
 

@@ -4,6 +4,7 @@
 
 mod answers;
 mod chat;
+mod doors;
 mod engine;
 mod jobs;
 mod load;

@@ -9,7 +9,24 @@ from ._errors import InvalidInput
 DEFAULT_HOST = "127.0.0.1"
 DEFAULT_PORT = 8080
 
-_FORMS = "give a port such as 8080, a host such as 'mac2.local', or both as '127.0.0.1:8080' or '[::1]:8080'"
+UNIX_PREFIX = "unix:"
+
+_FORMS = (
+    "give a port such as 8080, a host such as 'mac2.local', both as '127.0.0.1:8080' or '[::1]:8080', "
+    "or a node's socket on this host as 'unix:PATH'"
+)
+
+
+def socket_path(addr: object) -> str | None:
+    """The path of the socket that `addr` names as `unix:PATH`; `None` where it names something else.
+
+    Raises `InvalidInput` where the path is missing.
+    """
+    if not isinstance(addr, str) or not addr.startswith(UNIX_PREFIX):
+        return None
+    if addr == UNIX_PREFIX:
+        raise InvalidInput(f"{addr!r} has no path behind its colon; {_FORMS}")
+    return addr.removeprefix(UNIX_PREFIX)
 
 
 def parse(addr: object) -> tuple[str, int]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
 import numpy.typing as npt
 
-from ._address import DEFAULT_HOST, DEFAULT_PORT, parse
+from ._address import DEFAULT_HOST, DEFAULT_PORT, parse, socket_path
 from ._arrays import Array, operand
 from ._chat import Answer, request
 from ._connection import Connection, Progress, compute
@@ -21,12 +22,19 @@ _PLACES = ("auto", "local", "remote")
 class Client:
     """A connection to a Pangea node, by default to the one on this machine.
 
-    Raises `Unavailable` where no node answers within `timeout` seconds. Close the client after use, best with `with`.
+    `addr`: a port, a host, both, or `unix:PATH` for the socket `rpc.sock` in a node's data directory. `key`: the API key
+    of a node that requires one; without it, the one in the environment variable `PANGEA_API_KEY`.
+
+    Raises `Unavailable` where no node answers within `timeout` seconds, `Unauthorized` where the node requires another
+    key. Close the client after use, best with `with`.
     """
 
-    def __init__(self, addr: str | int = f"{DEFAULT_HOST}:{DEFAULT_PORT}", *, timeout: float = 10.0) -> None:
-        host, port = parse(addr)
-        self._connection = Connection(host, port, timeout)
+    def __init__(
+        self, addr: str | int = f"{DEFAULT_HOST}:{DEFAULT_PORT}", *, timeout: float = 10.0, key: str | None = None
+    ) -> None:
+        path = socket_path(addr)
+        where = path if path is not None else parse(addr)
+        self._connection = Connection(where, timeout, key or os.environ.get("PANGEA_API_KEY") or None)
 
     def __enter__(self) -> Client:
         return self

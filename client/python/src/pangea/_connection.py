@@ -18,7 +18,7 @@ import capnp
 import numpy as np
 
 from ._arrays import Array, numpy_dtype, wire_dtype
-from ._errors import Cancelled, DeadlineExceeded, Error, Internal, Overloaded, Unavailable, from_exception
+from ._errors import Cancelled, DeadlineExceeded, Error, Internal, Overloaded, Unauthorized, Unavailable, from_exception
 
 _SCHEMA = pathlib.Path(__file__).parent / "schema"
 # Import path of Cap'n Proto's own `/capnp/stream.capnp`.
@@ -77,16 +77,16 @@ class TokenSink(_model_capnp.TokenSink.Server):  # type: ignore[name-defined,mis
 
 
 class Connection:
-    """One connection to a node, open until `close`."""
+    """One connection to a node, at the path of a socket or at a host's port, open until `close`."""
 
-    def __init__(self, host: str, port: int, timeout: float) -> None:
-        self._where = f"{host}:{port}"
+    def __init__(self, where: str | tuple[str, int], timeout: float, key: str | None) -> None:
+        self._where = where if isinstance(where, str) else f"{where[0]}:{where[1]}"
         self._ready: concurrent.futures.Future[None] = concurrent.futures.Future()
         self._loop = asyncio.new_event_loop()
         self._closing = asyncio.Event()
         self._calls: set[asyncio.Task[Any]] = set()
         self._thread = threading.Thread(
-            target=self._run, args=(host, port, timeout), name="pangea-client", daemon=True
+            target=self._run, args=(where, timeout, key), name="pangea-client", daemon=True
         )
         self._thread.start()
         try:
@@ -131,26 +131,31 @@ class Connection:
         self.soon(self._closing.set)
         self._thread.join()
 
-    def _run(self, host: str, port: int, timeout: float) -> None:
+    def _run(self, where: str | tuple[str, int], timeout: float, key: str | None) -> None:
         try:
-            self._loop.run_until_complete(self._serve(host, port, timeout))
+            self._loop.run_until_complete(self._serve(where, timeout, key))
         except Exception as error:
             if not self._ready.done():
                 self._ready.set_exception(error)
         finally:
             self._loop.close()
 
-    async def _serve(self, host: str, port: int, timeout: float) -> None:
+    async def _serve(self, where: str | tuple[str, int], timeout: float, key: str | None) -> None:
         async with capnp.kj_loop():
             try:
                 async with asyncio.timeout(timeout):
-                    stream = await capnp.AsyncIoStream.create_connection(host=host, port=port)
+                    if isinstance(where, str):
+                        stream = await capnp.AsyncIoStream.create_unix_connection(path=where)
+                    else:
+                        stream = await capnp.AsyncIoStream.create_connection(host=where[0], port=where[1])
                     rpc = capnp.TwoPartyClient(stream)
                     self._node = rpc.bootstrap().cast_as(_node_capnp.Node)
+                    if key is not None:
+                        self._node = await _logged_in(self._node, key)
                     await self._node.hello()
             except capnp.KjException as exception:
                 error = from_exception(exception)
-                if isinstance(error, Overloaded):
+                if isinstance(error, Overloaded | Unauthorized):
                     raise error from None
                 raise self._unreachable(str(error)) from exception
             except TimeoutError:
@@ -185,6 +190,17 @@ class Connection:
         finally:
             self._calls.discard(task)
         raise error
+
+
+async def _logged_in(node: Any, key: str) -> Any:
+    """The node's capability for whoever shows its key."""
+    try:
+        return (await node.login(key=key)).node
+    except capnp.KjException as exception:
+        # A node from before keys: it requires none.
+        if exception.type == "UNIMPLEMENTED":
+            return node
+        raise
 
 
 def _forget(exception: BaseException | None) -> None:

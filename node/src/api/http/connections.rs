@@ -1,19 +1,23 @@
-//! Connections of the HTTP API, from accepting to draining. This file does not know what is requested on them.
+//! Connections of the HTTP API, from accepting to draining. A connection holds a place that a newcomer may take until one of
+//! its requests has passed the guard. This file does not know what is requested.
 
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use hyper::server::conn::http1;
+use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use pangea_client::Result;
 use tokio::net::TcpStream;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
-use super::limits::{CONNECTIONS, HEAD_BYTES, HEAD_TIME};
-use crate::api::service::{self, Description};
+use super::limits::{CONNECTIONS, HEAD_BYTES, HEAD_TIME, IDLE_TIME, SEND_BUFFER_BYTES, WRITE_TIME};
+use super::write_deadline::WriteDeadline;
+use crate::api::service::{self, Accepted, Description};
+use crate::net::{Caller, Doorway};
 
 /// Name of the HTTP API in logs and errors.
 pub(super) const DESCRIPTION: Description = Description { name: "HTTP API", short_name: "http" };
@@ -31,27 +35,31 @@ pub fn bind(address: SocketAddr) -> Result<TcpListener> {
     )
 }
 
+/// Interval at which a draining API checks whether its connections have ended. Shutdown is rare.
+const IDLE_INTERVAL: Duration = Duration::from_millis(10);
+
 /// Connections whose requests `routes` answers.
 pub(super) struct Connections {
     routes: Router,
-    places: Arc<Semaphore>,
+    doorway: Doorway,
     draining: CancellationToken,
 }
 
 impl Connections {
     pub(super) fn new(routes: Router) -> Connections {
-        let places = Arc::new(Semaphore::new(CONNECTIONS));
-        Connections { routes, places, draining: CancellationToken::new() }
+        Connections { routes, doorway: Doorway::new(CONNECTIONS), draining: CancellationToken::new() }
     }
 }
 
 impl service::Connections for Connections {
-    fn accept(&self, stream: TcpStream) {
-        match Arc::clone(&self.places).try_acquire_owned() {
-            Ok(place) => {
-                tokio::spawn(connection(stream, self.routes.clone(), self.draining.clone(), place));
+    fn accept(&self, accepted: Accepted) {
+        // The API has no socket in the file system.
+        let Accepted::Tcp(stream, from) = accepted else { return };
+        match self.doorway.arrived(from) {
+            Some(caller) => {
+                tokio::spawn(connection(stream, self.routes.clone(), self.draining.clone(), caller));
             }
-            Err(_) => refuse(&stream),
+            None => refuse(&stream),
         }
     }
 
@@ -60,31 +68,59 @@ impl service::Connections for Connections {
     }
 
     async fn idle(&self) {
-        // The semaphore is never closed, so acquiring cannot fail.
-        let _ = self.places.acquire_many(CONNECTIONS as u32).await;
+        while self.doorway.open() > 0 {
+            tokio::time::sleep(IDLE_INTERVAL).await;
+        }
     }
 
     fn cut_off(&self) {
-        tracing::warn!(connections = CONNECTIONS - self.places.available_permits(), "http clients cut off");
+        tracing::warn!(connections = self.doorway.open(), "http clients cut off");
     }
 }
 
 /// Answers one connection's requests until it closes; when draining, until the current request is answered.
-async fn connection(stream: TcpStream, routes: Router, draining: CancellationToken, _place: OwnedSemaphorePermit) {
+async fn connection(stream: TcpStream, routes: Router, draining: CancellationToken, caller: Caller) {
     // Small chunks of an answer are sent without delay.
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "http connection closed before its first request");
         return;
     }
+    // A refinement: without it, a client that does not read is noticed later.
+    let _ = rustix::net::sockopt::set_socket_send_buffer_size(&stream, SEND_BUFFER_BYTES);
+    let (caller, heard) = (Arc::new(caller), CancellationToken::new());
+    let closing = caller.closing().clone();
+    let routes = TowerToHyperService::new(routes);
+    let answer = {
+        let heard = heard.clone();
+        service_fn(move |mut request: hyper::Request<hyper::body::Incoming>| {
+            heard.cancel();
+            request.extensions_mut().insert(Arc::clone(&caller));
+            routes.call(request)
+        })
+    };
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_TIME)
+        .header_read_timeout(IDLE_TIME)
         .max_buf_size(HEAD_BYTES)
-        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(routes));
+        .serve_connection(TokioIo::new(WriteDeadline::new(stream, WRITE_TIME)), answer);
     let mut connection = std::pin::pin!(connection);
+    let silent = async {
+        tokio::time::sleep(HEAD_TIME).await;
+        if heard.is_cancelled() {
+            std::future::pending::<()>().await;
+        }
+    };
     let ended = tokio::select! {
         outcome = connection.as_mut() => Some(outcome),
         () = draining.cancelled() => None,
+        () = closing.cancelled() => {
+            tracing::debug!("http connection closed: a newer one has its place");
+            return;
+        }
+        () = silent => {
+            tracing::debug!("http connection closed: no request within {} s", HEAD_TIME.as_secs());
+            return;
+        }
     };
     let outcome = match ended {
         Some(outcome) => outcome,
@@ -100,7 +136,7 @@ async fn connection(stream: TcpStream, routes: Router, draining: CancellationTok
 
 /// Sends 503 to a connection beyond the limit, without waiting for the client.
 fn refuse(stream: &TcpStream) {
-    tracing::warn!(open = CONNECTIONS, "http connection refused: too many");
+    tracing::warn!(open = CONNECTIONS.total, "http connection refused: too many");
     const BODY: &str =
         "HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
     // The client may not read this; the connection closes either way.

@@ -8,7 +8,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use super::error::ApiError;
-use super::limits::{BODY_BYTES, BODY_TIME};
+use super::limits::{BODY_BYTES, BODY_TIME, JSON_VALUES, PARSED_HERE_BYTES};
 
 /// Fields of a request's body that are not read yet. A field that is `null` counts as absent.
 pub(super) struct Fields(Map<String, Value>);
@@ -31,11 +31,22 @@ impl Fields {
                 return Err(ApiError::new(ErrorKind::InvalidInput, message).status(StatusCode::REQUEST_TIMEOUT));
             }
         };
-        Fields::parse(&bytes)
+        if bytes.len() <= PARSED_HERE_BYTES {
+            return Fields::parse(&bytes);
+        }
+        let parsed = tokio::task::spawn_blocking(move || Fields::parse(&bytes)).await;
+        parsed.unwrap_or_else(|error| {
+            Err(ApiError::new(ErrorKind::Internal, format!("parsing the body ended unexpectedly: {error}")))
+        })
     }
 
     /// Parses a complete body.
     pub(super) fn parse(bytes: &[u8]) -> Result<Fields, ApiError> {
+        if values_at_most(bytes) > JSON_VALUES {
+            let message = format!("the body has more than {JSON_VALUES} JSON values");
+            return Err(ApiError::new(ErrorKind::InvalidInput, message).status(StatusCode::PAYLOAD_TOO_LARGE));
+        }
+        // The parser refuses arrays and objects that are nested more than 127 deep.
         match serde_json::from_slice(bytes) {
             Ok(Value::Object(mut fields)) => {
                 fields.retain(|_, value| !value.is_null());
@@ -72,6 +83,21 @@ impl Fields {
     }
 }
 
+/// An upper bound of the values in a JSON text: each but the first follows one of these characters.
+fn values_at_most(text: &[u8]) -> usize {
+    let (mut count, mut in_string, mut escaped) = (1, false, false);
+    for byte in text {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' if in_string => escaped = true,
+            b'"' => in_string = !in_string,
+            b',' | b'[' | b'{' if !in_string => count += 1,
+            _ => {}
+        }
+    }
+    count
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -88,6 +114,21 @@ mod tests {
         assert_eq!(fields.required::<String>("model").unwrap_err().body()["error"]["param"], "model");
         for text in ["", "[1]", "{", "7", "\u{feff}{}"] {
             assert!(Fields::parse(text.as_bytes()).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn bodies_with_too_many_values_or_too_deep_ones_are_refused() {
+        let list = |values: usize| format!("{{\"prompt\": [{}]}}", vec!["1"; values].join(","));
+        // The object, the list, and its elements.
+        assert!(Fields::parse(list(JSON_VALUES - 2).as_bytes()).is_ok());
+        let refused = Fields::parse(list(JSON_VALUES - 1).as_bytes()).err().unwrap();
+        assert!(refused.body().to_string().contains("more than"));
+        let text = format!("{{\"prompt\": \"{}\\\"[\"}}", "[{,".repeat(JSON_VALUES));
+        assert!(Fields::parse(text.as_bytes()).is_ok(), "what is in a text is no value");
+        for depth in [100, 1_000_000] {
+            let nested = format!("{{\"a\": {}{}}}", "[".repeat(depth), "]".repeat(depth));
+            assert_eq!(Fields::parse(nested.as_bytes()).is_ok(), depth == 100);
         }
     }
 }

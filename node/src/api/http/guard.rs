@@ -1,42 +1,94 @@
-//! Who may use the HTTP API: checks a request's Host, Origin and API key. A browser on this host can be made to send
-//! requests here (DNS rebinding, foreign pages); all of those are refused.
+//! Who may use the HTTP API: checks a request's Host, Origin and API key, and how often its client asks. A browser on this
+//! host can be made to send requests here (DNS rebinding, foreign pages); all of those are refused. A request that passes
+//! keeps its connection's place until it is answered.
 
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Duration;
 
+use axum::body::{Body, Bytes, HttpBody};
 use axum::extract::{Request, State};
 use axum::http::{StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
+use hyper::body::{Frame, SizeHint};
 use pangea_client::ErrorKind;
+use pangea_control::net::callers::{Origin, Standing};
+use pangea_control::net::rate::{Rate, RateLimiter};
 
 use super::error::ApiError;
+use crate::clock;
+use crate::net::Caller;
 
 /// Checks that every request must pass.
 pub(super) struct Guard {
-    /// Accepted host names besides IP addresses and `localhost`.
+    /// Accepted host names besides IP addresses and `localhost`. Anyone on the local network can make its names lead here, so
+    /// that there are some only where the API is offered to that network.
     names: Vec<String>,
     /// Digest of the API key, so that a comparison takes constant time.
     key: Option<blake3::Hash>,
+    /// Requests of each client; `None` without a limit.
+    rate: Option<Mutex<RateLimiter<Origin>>>,
+}
+
+/// Whom a guard lets pass.
+pub(super) struct Policy<'a> {
+    /// Name of this host.
+    pub(super) host: &'a str,
+    /// Whether other hosts are to reach the API.
+    pub(super) is_offered: bool,
+    /// Key that clients must show.
+    pub(super) key: Option<&'a str>,
+    /// Requests of one client.
+    pub(super) rate: Option<Rate>,
 }
 
 impl Guard {
-    /// Accepts this host name; with a key, only requests that carry it.
-    pub(super) fn new(host: &str, key: Option<&str>) -> Guard {
-        let host = host.to_ascii_lowercase();
-        let names = vec![format!("{host}.local"), host];
-        Guard { names, key: key.map(|key| blake3::hash(key.as_bytes())) }
-    }
-
-    /// Middleware that passes a request on or refuses it.
-    pub(super) async fn check(State(guard): State<Arc<Guard>>, request: Request, next: Next) -> Response {
-        match guard.judge(&request) {
-            Ok(()) => next.run(request).await,
-            Err(error) => error.into_response(),
+    /// A guard that follows `policy`.
+    pub(super) fn new(policy: &Policy<'_>) -> Guard {
+        let host = policy.host.to_ascii_lowercase();
+        let names = if policy.is_offered { vec![format!("{host}.local"), host] } else { Vec::new() };
+        Guard {
+            names,
+            key: policy.key.map(|key| blake3::hash(key.as_bytes())),
+            rate: policy.rate.map(|rate| Mutex::new(RateLimiter::new(rate))),
         }
     }
 
-    fn judge<B>(&self, request: &axum::http::Request<B>) -> Result<(), ApiError> {
+    /// Middleware that passes a request on or refuses it.
+    pub(super) async fn check(State(guard): State<Arc<Guard>>, mut request: Request, next: Next) -> Response {
+        let caller = request.extensions_mut().remove::<Arc<Caller>>();
+        let passed = guard.judge(&request).and_then(|proven| {
+            guard.count(caller.as_ref().map_or(Origin::LOCAL, |caller| caller.origin()))?;
+            Ok(proven)
+        });
+        match (passed, caller) {
+            (Ok(Proven(true)), Some(caller)) => {
+                caller.stands(Standing::Busy);
+                let answering = Answering(caller);
+                next.run(request).await.map(|body| Body::new(Answer { body, _answering: answering }))
+            }
+            (Ok(_), _) => next.run(request).await,
+            (Err(error), _) => error.into_response(),
+        }
+    }
+
+    /// Counts a request of the client at `origin`.
+    ///
+    /// # Errors
+    /// `Overloaded` for one too many, with the time after which the client may ask again.
+    fn count(&self, origin: Origin) -> Result<(), ApiError> {
+        let Some(rate) = &self.rate else { return Ok(()) };
+        let asked = rate.lock().unwrap_or_else(PoisonError::into_inner).ask(&origin, clock::now());
+        asked.map_err(|again: Duration| {
+            let message = "this client sends more requests than this node takes from one; see --client-rate";
+            ApiError::new(ErrorKind::Overloaded, message).retry_after(again)
+        })
+    }
+
+    fn judge<B>(&self, request: &axum::http::Request<B>) -> Result<Proven, ApiError> {
         let forbidden = |message: String| ApiError::new(ErrorKind::Unauthorized, message).status(StatusCode::FORBIDDEN);
         let text = |name| request.headers().get(name).map(|value| value.to_str().unwrap_or_default());
         let host = request.uri().authority().map(|authority| authority.as_str()).or_else(|| text(header::HOST));
@@ -45,7 +97,8 @@ impl Guard {
         };
         if !self.is_ours(host_of(host)) {
             return Err(forbidden(format!(
-                "this node does not answer to the name {host:?}; use an address, localhost or its own name"
+                "this node does not answer to the name {host:?}; use an address or localhost (its own name is for nodes \
+                 that are started with --bind lan)"
             )));
         }
         if let Some(origin) = text(header::ORIGIN) {
@@ -67,7 +120,7 @@ impl Guard {
                 };
                 Err(ApiError::new(ErrorKind::Unauthorized, message).code("invalid_api_key"))
             }
-            _ => Ok(()),
+            _ => Ok(Proven(self.key.is_none() || !open)),
         }
     }
 
@@ -75,6 +128,42 @@ impl Guard {
     fn is_ours(&self, host: &str) -> bool {
         let host = host.trim_end_matches('.').to_ascii_lowercase();
         is_loopback(&host) || address(&host).is_some() || self.names.contains(&host)
+    }
+}
+
+/// Whether a request has shown that its client may call; anyone may ask whether the node is well.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Proven(bool);
+
+/// A connection one of whose requests is being answered.
+struct Answering(Arc<Caller>);
+
+impl Drop for Answering {
+    fn drop(&mut self) {
+        self.0.stands(Standing::Idle);
+    }
+}
+
+/// An answer that keeps its connection's place to its end.
+struct Answer {
+    body: Body,
+    _answering: Answering,
+}
+
+impl HttpBody for Answer {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
     }
 }
 
@@ -98,20 +187,28 @@ fn is_loopback(host: &str) -> bool {
 mod tests {
     use super::*;
 
+    fn guard(is_offered: bool, key: Option<&str>) -> Guard {
+        Guard::new(&Policy { host: "Mac2", is_offered, key, rate: None })
+    }
+
     fn judged(guard: &Guard, headers: &[(&str, &str)]) -> u16 {
         let mut request = axum::http::Request::builder().uri("/v1/models");
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
         match guard.judge(&request.body(()).unwrap()) {
-            Ok(()) => 200,
+            Ok(_) => 200,
             Err(error) => error.into_response().status().as_u16(),
         }
     }
 
     #[test]
     fn only_own_host_names_and_own_pages_are_accepted() {
-        let guard = Guard::new("Mac2", None);
+        let here = guard(false, None);
+        for (host, status) in [("mac2:52415", 403), ("mac2.local", 403), ("localhost", 200), ("192.168.1.20", 200)] {
+            assert_eq!(judged(&here, &[("host", host)]), status, "{host}");
+        }
+        let guard = guard(true, None);
         for (host, status) in [
             ("127.0.0.1:52415", 200),
             ("localhost:52415", 200),
@@ -144,11 +241,23 @@ mod tests {
 
     #[test]
     fn a_configured_key_is_required() {
-        let guard = Guard::new("mac2", Some("sesame-open"));
+        let guard = guard(false, Some("sesame-open"));
         let host = ("host", "localhost");
         assert_eq!(judged(&guard, &[host]), 401);
         assert_eq!(judged(&guard, &[host, ("authorization", "Bearer sesame")]), 401);
         assert_eq!(judged(&guard, &[host, ("authorization", "Basic sesame-open")]), 401);
         assert_eq!(judged(&guard, &[host, ("authorization", "bearer sesame-open")]), 200);
+    }
+
+    #[test]
+    fn a_client_beyond_its_rate_is_told_when_to_come_again() {
+        let rate = Some(Rate { per_second: 0.5, burst: 2.0 });
+        let guard = Guard::new(&Policy { host: "mac2", is_offered: false, key: None, rate });
+        let other = Origin::of("10.0.0.1".parse().unwrap());
+        assert!(guard.count(other).is_ok() && guard.count(other).is_ok());
+        let refused = guard.count(other).unwrap_err().into_response();
+        assert_eq!(refused.status(), StatusCode::TOO_MANY_REQUESTS);
+        assert_eq!(refused.headers()[header::RETRY_AFTER], "2");
+        assert!(guard.count(Origin::LOCAL).is_ok());
     }
 }

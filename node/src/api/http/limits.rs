@@ -2,8 +2,11 @@
 
 use std::time::Duration;
 
-/// Connections open at once. Each takes a socket and some KiB; requests are queued separately.
-pub(super) const CONNECTIONS: usize = 512;
+use pangea_control::net::callers::CallerLimits;
+
+/// Connections open at once. Each takes a socket and some KiB; requests are queued separately. Programs on this host find a
+/// place whatever other hosts do, and one other host cannot take the places of all.
+pub(super) const CONNECTIONS: CallerLimits = CallerLimits { total: 512, per_origin: 256, local: 64 };
 
 /// Bytes of a request's head; long tokens and proxies' cookies fit.
 pub(super) const HEAD_BYTES: usize = 64 * 1024;
@@ -11,8 +14,28 @@ pub(super) const HEAD_BYTES: usize = 64 * 1024;
 /// Bytes of a request's body: several times the text of the largest context.
 pub(super) const BODY_BYTES: usize = 16 * 1024 * 1024;
 
-/// Time for a client to send a request's head, and the longest silence between two requests.
-pub(super) const HEAD_TIME: Duration = Duration::from_secs(60);
+/// Bodies above this size are parsed on a thread of their own: smaller ones take less than a millisecond.
+pub(super) const PARSED_HERE_BYTES: usize = 64 * 1024;
+
+/// Values in a request's body, of any kind: a prompt as token ids for the largest context has fewer. A parsed value takes up to a
+/// hundred bytes, however few it took in the text.
+pub(super) const JSON_VALUES: usize = 512 * 1024;
+
+/// Time from accepting a connection to its first request's head, whole.
+pub(super) const HEAD_TIME: Duration = Duration::from_secs(10);
+
+/// Longest silence between two requests of a connection, with the next one's head.
+pub(super) const IDLE_TIME: Duration = Duration::from_secs(60);
+
+/// Time in which a client takes [`WRITE_STEP_BYTES`] of an answer that is ready, or is dropped.
+pub(super) const WRITE_TIME: Duration = Duration::from_secs(10);
+
+/// Bytes that a client takes within [`WRITE_TIME`]: far below the slowest line that a person would use.
+pub(super) const WRITE_STEP_BYTES: usize = 8 * 1024;
+
+/// Bytes of an answer that the kernel keeps for a client that does not read. More would hide for minutes that the client has
+/// stopped reading.
+pub(super) const SEND_BUFFER_BYTES: usize = 64 * 1024;
 
 /// Time for a client to send a request's body.
 pub(super) const BODY_TIME: Duration = Duration::from_secs(60);

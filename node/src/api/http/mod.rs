@@ -2,8 +2,8 @@
 //!
 //! | file | owns |
 //! |---|---|
-//! | `connections` | the port, connections from accepting to draining |
-//! | `guard` | Host, Origin, key |
+//! | `connections`, `write_deadline` | the port, connections from accepting to draining; clients that do not read |
+//! | `guard` | Host, Origin, key, how often a client asks |
 //! | `fields`, `generation` | the JSON of requests, read field by field |
 //! | `chat`, `completions` | the two endpoints that generate |
 //! | `answer` | their responses, whole or as events |
@@ -31,6 +31,7 @@ mod metrics;
 mod models;
 mod pool;
 mod receipts;
+mod write_deadline;
 
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
@@ -42,8 +43,9 @@ use axum::http::{Method, StatusCode, Uri};
 use axum::middleware::{from_fn_with_state, map_response};
 use axum::response::{IntoResponse, Response};
 use pangea_client::{ErrorKind, Result};
+use pangea_control::net::rate::Rate;
 
-use crate::api::service::Service;
+use crate::api::service::{Listeners, Service};
 use crate::fabric::Fabric;
 use crate::jobs::Jobs;
 use crate::observe::Observer;
@@ -53,7 +55,7 @@ use crate::supervise::Supervisor;
 use crate::trust::ReceiptStore;
 use connections::Connections;
 use error::ApiError;
-use guard::Guard;
+use guard::{Guard, Policy};
 use metrics::Metrics;
 
 pub use connections::bind;
@@ -72,10 +74,19 @@ pub struct Node {
     pub jobs: Jobs,
     /// API key that clients must send, if any.
     pub key: Option<String>,
+    /// How often one client may ask; `None` without a limit.
+    pub client_rate: Option<Rate>,
     /// Registry of the node's metrics.
     pub observer: Observer,
     /// Source of the failed parts in `/healthz`.
     pub supervisor: Supervisor,
+}
+
+/// The rate of a client that may make so many requests per second in the long run: a page that loads asks for several
+/// things at once.
+pub fn client_rate(per_second: u32) -> Rate {
+    let per_second = f64::from(per_second);
+    Rate { per_second, burst: 4.0 * per_second }
 }
 
 /// Serves the API on `listener`.
@@ -86,7 +97,12 @@ pub fn serve(listener: TcpListener, node: Node) -> Result<Service> {
     let address = listener.local_addr().map_err(|error| {
         pangea_client::Error::new(ErrorKind::Internal, format!("the HTTP API has no address: {error}"))
     })?;
-    let guard = Guard::new(&crate::host::name(), node.key.as_deref());
+    let guard = Guard::new(&Policy {
+        host: &crate::host::name(),
+        is_offered: !address.ip().is_loopback(),
+        key: node.key.as_deref(),
+        rate: node.client_rate,
+    });
     serve::observe(&node.served, &node.observer);
     let metrics = Metrics::new(&node.observer);
     let started_s = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
@@ -103,7 +119,8 @@ pub fn serve(listener: TcpListener, node: Node) -> Result<Service> {
         supervisor: node.supervisor.clone(),
     }));
     let routes = routes(app, guard);
-    Service::spawn(connections::DESCRIPTION, listener, &node.supervisor, move || Connections::new(routes))
+    let listeners = Listeners { tcp: listener, unix: None };
+    Service::spawn(connections::DESCRIPTION, listeners, &node.supervisor, move || Connections::new(routes))
 }
 
 /// State that every handler can reach.

@@ -4,7 +4,7 @@
 use axum::extract::{Path, State};
 use axum::routing::get;
 use axum::{Json, Router};
-use pangea_client::ErrorKind;
+use pangea_client::{Error, ErrorKind, Result};
 use serde_json::{Value, json};
 
 use super::App;
@@ -24,22 +24,51 @@ pub(super) fn routes() -> Router<App> {
 const LIST_MAX: usize = 100;
 
 /// `/api/receipts`.
-async fn list(State(app): State<App>) -> Result<Json<Value>, ApiError> {
+async fn list(State(app): State<App>) -> std::result::Result<Json<Value>, ApiError> {
     let receipts: Vec<Summary> = read(&app, |store| store.list(LIST_MAX)).await?;
     Ok(Json(json!({"receipts": receipts})))
 }
 
 /// `/api/receipts/{id}`.
-async fn one(State(app): State<App>, Path(id): Path<String>) -> Result<Json<Receipt>, ApiError> {
-    read(&app, move |store| store.get(&id)).await.map(Json)
+async fn one(State(app): State<App>, Path(id): Path<String>) -> std::result::Result<Json<Receipt>, ApiError> {
+    let none = format!("no receipt {id:?} on this node; /api/pangea/receipts lists all");
+    let read = read(&app, move |store| store.get(&id)).await;
+    read.map(Json).map_err(|error| match error.kind() {
+        ErrorKind::NotFound => ApiError::new(ErrorKind::NotFound, none),
+        _ => error.into(),
+    })
 }
 
 async fn read<T: Send + 'static>(
     app: &App,
-    what: impl FnOnce(ReceiptStore) -> pangea_client::Result<T> + Send + 'static,
-) -> Result<T, ApiError> {
+    what: impl FnOnce(ReceiptStore) -> Result<T> + Send + 'static,
+) -> Result<T> {
     let store = app.receipts.clone();
     let read = tokio::task::spawn_blocking(move || what(store)).await;
-    let read = read.map_err(|error| ApiError::new(ErrorKind::Internal, format!("reading receipts failed: {error}")))?;
-    Ok(read?)
+    let read = read.map_err(|error| Error::new(ErrorKind::Internal, format!("reading receipts failed: {error}")))?;
+    read.map_err(|error| without_folder(&error, app.receipts.folder()))
+}
+
+/// The error without the path of the folder, which says where this node's keys are.
+fn without_folder(error: &Error, folder: &std::path::Path) -> Error {
+    Error::new(error.kind(), error.message().replace(&*folder.to_string_lossy(), "the receipts' folder"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_never_tells_where_the_data_directory_is() {
+        let home = tempfile::tempdir().unwrap();
+        let store = ReceiptStore::new(home.path());
+        std::fs::create_dir(store.folder()).unwrap();
+        std::fs::write(store.folder().join("0000000000001-0000000000ab.json"), "{").unwrap();
+        for id in ["nothing", "0000000000ab"] {
+            let error = store.get(id).unwrap_err();
+            let told = without_folder(&error, store.folder());
+            assert_eq!(told.kind(), error.kind());
+            assert!(!told.message().contains(home.path().to_str().unwrap()), "{told}");
+        }
+    }
 }

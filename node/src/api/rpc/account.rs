@@ -1,15 +1,24 @@
 //! What one connection holds and moves: tensors, bytes, jobs, waiting calls. Each reservation is released by dropping its
-//! guard. This file only decides whether there is room.
+//! guard; while there is one, the connection keeps its place at the port. This file only decides whether there is room.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use pangea_client::{Counters, Error, ErrorKind, Result};
 
+use pangea_control::net::callers::{Origin, Standing};
+use pangea_control::net::rate::RateLimiter;
+use tokio_util::sync::CancellationToken;
+
 use super::backend::Backend;
 use super::limits::Limits;
+use crate::clock;
+use crate::net::Caller;
+
+/// How often each client starts something.
+pub(super) type CallRates = Rc<RefCell<RateLimiter<Origin>>>;
 
 /// Sums over all connections since the start.
 #[derive(Default)]
@@ -46,6 +55,11 @@ pub(super) struct Account<B> {
     backend: B,
     limits: Limits,
     totals: Arc<Totals>,
+    caller: Caller,
+    rates: CallRates,
+    /// Reservations of any kind.
+    reservations: Cell<u32>,
+    proven: CancellationToken,
     pub(super) bytes_in: Cell<u64>,
     pub(super) bytes_out: Cell<u64>,
     tensors: Cell<u32>,
@@ -55,12 +69,16 @@ pub(super) struct Account<B> {
 }
 
 impl<B: Backend> Account<B> {
-    pub(super) fn new(backend: B, limits: Limits, totals: Arc<Totals>) -> Account<B> {
+    pub(super) fn new(backend: B, limits: Limits, totals: Arc<Totals>, caller: Caller, rates: CallRates) -> Account<B> {
         totals.connections.fetch_add(1, Ordering::Relaxed);
         Account {
             backend,
             limits,
             totals,
+            caller,
+            rates,
+            reservations: Cell::new(0),
+            proven: CancellationToken::new(),
             bytes_in: Cell::new(0),
             bytes_out: Cell::new(0),
             tensors: Cell::new(0),
@@ -85,11 +103,57 @@ impl<B: Backend> Account<B> {
         &self.totals
     }
 
+    /// The client has shown that it may call.
+    pub(super) fn prove(&self) {
+        self.proven.cancel();
+        if self.reservations.get() == 0 {
+            self.caller.stands(Standing::Idle);
+        }
+    }
+
+    /// Cancelled once the client has shown that it may call.
+    pub(super) fn proven(&self) -> &CancellationToken {
+        &self.proven
+    }
+
+    /// Cancelled when the connection must close, because a newcomer has its place.
+    pub(super) fn closing(&self) -> &CancellationToken {
+        self.caller.closing()
+    }
+
+    fn reserve(&self) {
+        self.proven.cancel();
+        if self.reservations.replace(self.reservations.get() + 1) == 0 {
+            self.caller.stands(Standing::Busy);
+        }
+    }
+
+    fn release(&self) {
+        self.reservations.set(self.reservations.get() - 1);
+        if self.reservations.get() == 0 {
+            self.caller.stands(Standing::Idle);
+        }
+    }
+
+    /// Counts something that the client starts.
+    fn started(&self) -> Result<()> {
+        let asked = self.rates.borrow_mut().ask(&self.caller.origin(), clock::now());
+        asked.map_err(|again| {
+            let message = format!(
+                "one client may start {} jobs and calls per second; try again in {} ms",
+                self.limits.calls_per_second,
+                again.as_millis().max(1)
+            );
+            Error::new(ErrorKind::Overloaded, message)
+        })
+    }
+
     /// Reserves a place for one more tensor; its bytes are reserved separately.
     pub(super) fn seat(self: &Rc<Self>) -> Result<TensorSeat<B>> {
         let limit = self.limits.tensors_per_connection;
         take(&self.tensors, limit, "tensors; drop some first")?;
         self.totals.tensors.fetch_add(1, Ordering::Relaxed);
+        self.reserve();
         Ok(TensorSeat { account: Rc::clone(self) })
     }
 
@@ -114,15 +178,19 @@ impl<B: Backend> Account<B> {
 
     /// Reserves a place for one more job.
     pub(super) fn job(self: &Rc<Self>) -> Result<JobSeat<B>> {
+        self.started()?;
         take(&self.jobs, self.limits.jobs_per_connection, "jobs; wait for some or cancel them")?;
         self.totals.jobs_running.fetch_add(1, Ordering::Relaxed);
+        self.reserve();
         Ok(JobSeat { account: Rc::clone(self) })
     }
 
     /// Reserves a place for one more waiting call.
     pub(super) fn call(self: &Rc<Self>) -> Result<CallSeat<B>> {
+        self.started()?;
         take(&self.calls, self.limits.calls_per_connection, "calls; await their answers first")?;
         self.totals.calls.fetch_add(1, Ordering::Relaxed);
+        self.reserve();
         Ok(CallSeat { account: Rc::clone(self) })
     }
 }
@@ -151,6 +219,7 @@ impl<B: Backend> Drop for TensorSeat<B> {
     fn drop(&mut self) {
         self.account.tensors.set(self.account.tensors.get() - 1);
         self.account.totals.tensors.fetch_sub(1, Ordering::Relaxed);
+        self.account.release();
     }
 }
 
@@ -177,6 +246,7 @@ impl<B: Backend> Drop for JobSeat<B> {
     fn drop(&mut self) {
         self.account.jobs.set(self.account.jobs.get() - 1);
         self.account.totals.jobs_running.fetch_sub(1, Ordering::Relaxed);
+        self.account.release();
     }
 }
 
@@ -189,5 +259,6 @@ impl<B: Backend> Drop for CallSeat<B> {
     fn drop(&mut self) {
         self.account.calls.set(self.account.calls.get() - 1);
         self.account.totals.calls.fetch_sub(1, Ordering::Relaxed);
+        self.account.release();
     }
 }

@@ -2,11 +2,18 @@
 
 use std::time::Duration;
 
+use pangea_control::net::callers::CallerLimits;
+
 /// Limits on what clients hold. Requests beyond them are refused with `Overloaded`.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Connections open at once. Each takes a socket and a few tens of KiB.
+    /// Connections open at once at the port. Each takes a socket and a few tens of KiB. One other host can have half of them,
+    /// and a quarter is for programs on this host. A connection on which nothing runs and that holds nothing gives its place
+    /// to a newcomer.
     pub connections: u32,
+    /// Jobs and waiting calls that one client (a host) starts per second; a program in a tight loop on this host stays
+    /// below it.
+    pub calls_per_second: u32,
     /// Tensors that one connection holds, including uploads in progress and pending products. This limits
     /// bookkeeping; bytes are limited separately.
     pub tensors_per_connection: u32,
@@ -24,6 +31,7 @@ impl Default for Limits {
     fn default() -> Limits {
         Limits {
             connections: 256,
+            calls_per_second: 20_000,
             tensors_per_connection: 16_384,
             bytes_per_connection: u64::MAX,
             jobs_per_connection: 1024,
@@ -31,6 +39,23 @@ impl Default for Limits {
         }
     }
 }
+
+impl Limits {
+    /// Places at the port.
+    pub(super) fn callers(&self) -> CallerLimits {
+        let total = self.connections as usize;
+        CallerLimits { total, per_origin: (total / 2).max(1), local: total / 4 }
+    }
+}
+
+/// Connections over the socket in the file system: those of this node's user alone.
+pub(super) const LOCAL_CONNECTIONS: CallerLimits = CallerLimits { total: 128, per_origin: 128, local: 0 };
+
+/// Time from accepting a connection to its first call, or its login.
+pub(super) const PROOF_TIME: Duration = Duration::from_secs(10);
+
+/// Wrong keys on one connection after which it is closed.
+pub(super) const WRONG_KEYS: u32 = 3;
 
 /// Connections beyond the limit that receive an error at the same time; further ones are closed without one.
 pub(super) const REFUSALS: usize = 16;

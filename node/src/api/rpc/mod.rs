@@ -5,6 +5,7 @@
 //! * [`limits`]: limits on what one client holds.
 //! * `account`: what one connection holds: counted, reserved, released.
 //! * `socket`: the bytes of one connection, counted, with back-pressure on a client that does not read.
+//! * `login`: what a client gets that has not shown the node's key yet.
 //! * `node`, `tensor`, `job`, `model`: the capabilities.
 //!
 //! Nothing is computed here and nothing blocks for long: a call either copies a chunk or
@@ -15,6 +16,7 @@ pub mod backend;
 mod connections;
 mod job;
 pub mod limits;
+mod login;
 mod model;
 mod node;
 mod slot;
@@ -22,5 +24,5 @@ mod socket;
 mod tensor;
 
 pub use backend::{Backend, RunningJob, RunningNode};
-pub use connections::{bind, serve};
+pub use connections::{Ports, bind, bind_local, serve};
 pub use limits::Limits;

@@ -45,6 +45,17 @@ impl<B: Backend> NodeObject<B> {
         NodeObject { backend, account, tensors: Rc::new(RefCell::new(Tensors::new())), served, draining }
     }
 
+    /// The same state behind another capability.
+    fn again(&self) -> NodeObject<B> {
+        NodeObject {
+            backend: self.backend.clone(),
+            account: self.account.clone(),
+            tensors: self.tensors.clone(),
+            served: self.served.clone(),
+            draining: self.draining.clone(),
+        }
+    }
+
     /// Starts an operation on two tensors; the job and the result.
     fn start(
         &self,
@@ -90,7 +101,14 @@ fn exception(error: Error) -> capnp::Error {
 
 impl<B: Backend> node::Server for NodeObject<B> {
     async fn hello(self: Rc<Self>, _: node::HelloParams, mut results: node::HelloResults) -> capnp::Result<()> {
+        self.account.prove();
         results.get().set_version(env!("CARGO_PKG_VERSION"));
+        Ok(())
+    }
+
+    async fn login(self: Rc<Self>, _: node::LoginParams, mut results: node::LoginResults) -> capnp::Result<()> {
+        // Whoever has this capability has shown what there is to show.
+        results.get().set_node(new_client(self.again()));
         Ok(())
     }
 
