@@ -4,6 +4,8 @@ use std::time::Duration;
 
 pub use pangea_control::blob::limits::{ASKED_AHEAD, PROVIDERS};
 
+use crate::net::NetConfig;
+
 /// Payload of one frame. The progress deadline applies to each frame: on a link of 100 kB/s shared by four streams, a frame
 /// takes ten seconds.
 pub const CHUNK_BYTES: usize = 256 << 10;
@@ -15,8 +17,18 @@ pub const QUESTIONS: usize = 2 * ASKED_AHEAD;
 /// the end of the old one is not noticed yet.
 pub const STREAMS_PER_PEER: usize = 4;
 
+/// Streams that peers have here: all that a large pool may open. One that asks nothing takes a task and a few KiB.
+pub const STREAMS: usize = STREAMS_PER_PEER * NetConfig::MAX_PEERS as usize;
+
 /// Streams that a node answers at once. Each holds two parts where memory allows: one is read while the other is sent.
-pub const STREAMS: usize = 16;
+pub const UPLOADS: usize = 16;
+
+/// Time without a question after which a stream is closed. A fetch asks every provider that has a missing part at once.
+pub const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Time for a whole manifest, which has a few hundred kilobytes: longer than `ANSWER_TIMEOUT`, and however many pieces it is
+/// sent in.
+pub const MANIFEST_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Longest wait of a requested part for memory: shorter than `ANSWER_TIMEOUT`, so that the peer receives the refusal.
 pub const UPLOAD_MEMORY_TIMEOUT: Duration = Duration::from_secs(10);

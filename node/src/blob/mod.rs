@@ -15,7 +15,7 @@
 //! * `stored`, `blob_store`, `index`: files on disk, partial copies in `blobs/<digest>/`, manifests of whole files in
 //!   `blobs/manifests/`.
 //! * `fetcher`, `provider`: fetching; [`pangea_control::blob`] decides which part is requested from which peer.
-//!   `serve`: answering.
+//!   `serve`, `turns`: answering; [`pangea_control::blob`] decides which stream's turn it is.
 //!
 //! A partial copy is kept for the next run. When a fetch needs room, copies that this run has not used are removed,
 //! those unused the longest first. Model weights are public: any peer of the pool may fetch them (DESIGN §1).
@@ -33,6 +33,7 @@ mod provider;
 mod serve;
 mod size;
 mod stored;
+mod turns;
 
 pub use blobs::{Blobs, Offered, StoredModel, start};
 pub use message::BlobMessage;

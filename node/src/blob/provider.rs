@@ -12,7 +12,7 @@ use pangea_compute::model::manifest::MAX_MANIFEST_BYTES;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
 use super::PROTOCOL;
-use super::limits::ANSWER_TIMEOUT;
+use super::limits::{ANSWER_TIMEOUT, MANIFEST_TIMEOUT};
 use super::message::BlobMessage;
 use super::parts::{PartId, PartSet, part_counts};
 use crate::net::Network;
@@ -38,7 +38,11 @@ pub(super) async fn manifest<S: AsyncRead + AsyncWrite + Unpin>(stream: S, model
     let (mut questions, mut answers) = (QuestionWriter(FrameWriter::new(write)), AnswerReader(FrameReader::new(read)));
     questions.ask(&BlobMessage::Manifest(model)).await?;
     let mut bytes = Vec::new();
-    answers.next(MAX_MANIFEST_BYTES, None, &mut bytes).await?;
+    let whole = tokio::time::timeout(MANIFEST_TIMEOUT, answers.next(MAX_MANIFEST_BYTES, None, &mut bytes)).await;
+    whole.unwrap_or_else(|_| {
+        let why = format!("no manifest within {} s", MANIFEST_TIMEOUT.as_secs());
+        Err(Error::new(ErrorKind::Unavailable, why))
+    })?;
     let wrong = |why: String| Error::new(ErrorKind::VerificationFailed, why);
     if blake3::hash(&bytes).as_bytes() != model.as_bytes() {
         return Err(wrong("its manifest has another digest than the model".to_owned()));

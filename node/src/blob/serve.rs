@@ -1,5 +1,6 @@
 //! Answers peers' questions about the model files of this node. Disks are read and hashes checked on blocking threads;
-//! the next answer is prepared while one is sent, where there is memory for two. A part is leased before it is read.
+//! the next answer is prepared while one is sent, where there is memory for two. A part is leased before it is read. A
+//! stream is answered when it is its turn (`turns`); one that asks nothing for long is closed.
 
 use std::cell::{Cell, RefCell};
 use std::sync::Arc;
@@ -12,10 +13,11 @@ use tokio::sync::mpsc;
 
 use super::PROTOCOL;
 use super::blob_store::BlobStore;
-use super::limits::{CHUNK_BYTES, QUESTIONS, STREAMS, STREAMS_PER_PEER, UPLOAD_MEMORY_TIMEOUT};
+use super::limits::{CHUNK_BYTES, IDLE_TIMEOUT, QUESTIONS, STREAMS, STREAMS_PER_PEER, UPLOAD_MEMORY_TIMEOUT};
 use super::message::BlobMessage;
 use super::parts::{PartId, part_bytes};
 use super::stored::Stored;
+use super::turns::{Turn, Turns};
 use crate::devices::{Devices, Kind, Lease};
 use crate::net::Network;
 use crate::peers::Peers;
@@ -35,12 +37,12 @@ pub(super) fn accept(
     supervisor: &Supervisor,
 ) -> Result<()> {
     let mut incoming = network
-        .streams()
         .accept(StreamProtocol::new(PROTOCOL))
         .map_err(|error| Error::new(ErrorKind::Internal, format!("{PROTOCOL}: {error}")))?;
     let places = Places::new(STREAMS_PER_PEER, STREAMS);
+    let turns = Turns::new();
+    supervisor.task("blob turns", turns.clone().run());
     supervisor.task("blob streams", async move {
-        // Streams that arrive while this loop is busy are dropped, so it does nothing else.
         while let Some((peer, stream)) = incoming.next().await {
             if !peers.may_compute(&peer) {
                 tracing::debug!(event = "blob_stream_refused", %peer, "the peer is quarantined");
@@ -48,9 +50,10 @@ pub(super) fn accept(
             }
             let place = places.take(peer);
             let (blob_store, devices) = (Arc::clone(&blob_store), devices.clone());
+            let turn = turns.open(peer);
             tokio::task::spawn_local(async move {
                 let why = match &place {
-                    Some(_) => serve(stream, blob_store, devices).await,
+                    Some(_) => serve(stream, blob_store, devices, turn).await,
                     None => refuse(stream).await,
                 };
                 tracing::debug!(event = "blob_stream_ended", %peer, %why);
@@ -80,12 +83,16 @@ async fn serve<S: AsyncRead + AsyncWrite + Unpin>(
     stream: S,
     blob_store: Arc<BlobStore>,
     devices: Devices,
+    turn: Turn,
 ) -> StreamError {
     let (read, write) = stream.split();
     let (asked, questions) = mpsc::channel(QUESTIONS);
+    let closed = turn.closed().clone();
+    let source = Source { blob_store, memory: UploadMemory::new(devices, turn) };
     tokio::select! {
         why = read_questions(FrameReader::new(read), asked) => why,
-        why = answer(FrameWriter::new(write), questions, Source { blob_store, memory: UploadMemory::new(devices) }) => why,
+        why = answer(FrameWriter::new(write), questions, source) => why,
+        () = closed.cancelled() => StreamError::Goodbye("others that wait take more".to_owned()),
     }
 }
 
@@ -132,27 +139,31 @@ struct Source {
 /// a question holds no memory.
 struct UploadMemory {
     devices: Devices,
+    turn: Turn,
     spare: RefCell<Option<Upload>>,
     /// Whether the stream waits for a question.
     idle: Cell<bool>,
 }
 
 impl UploadMemory {
-    fn new(devices: Devices) -> UploadMemory {
-        UploadMemory { devices, spare: RefCell::new(None), idle: Cell::new(true) }
+    fn new(devices: Devices, turn: Turn) -> UploadMemory {
+        UploadMemory { devices, turn, spare: RefCell::new(None), idle: Cell::new(true) }
     }
 
-    /// The next question; `None` once the peer asks no more.
+    /// The next question, once it is this stream's turn; `None` once the peer asks no more, or nothing for long.
     async fn next(&self, questions: &mut mpsc::Receiver<BlobMessage>) -> Option<BlobMessage> {
         let question = match questions.try_recv() {
             Ok(question) => Some(question),
             Err(_) => {
                 self.idle.set(true);
                 self.spare.take();
-                questions.recv().await
+                tokio::time::timeout(IDLE_TIMEOUT, questions.recv()).await.ok().flatten()
             }
         };
         self.idle.set(false);
+        if question.is_some() {
+            self.turn.come().await;
+        }
         question
     }
 
@@ -211,6 +222,8 @@ async fn send<W: AsyncWrite + Unpin>(
     answer: AnswerBytes,
     memory: &UploadMemory,
 ) -> std::result::Result<(), StreamError> {
+    // The turn may have gone to another stream since the question came.
+    memory.turn.come().await;
     match answer {
         Ok(sent) => {
             let bytes = match &sent {
@@ -220,6 +233,7 @@ async fn send<W: AsyncWrite + Unpin>(
             let total = bytes.len() as u64;
             for (chunk, at) in bytes.chunks(CHUNK_BYTES).zip((0u64..).step_by(CHUNK_BYTES)) {
                 frames.send(&BlobMessage::Chunk { total, offset: at }, chunk).await?;
+                memory.turn.took(chunk.len() as u64);
             }
             if let Sent::Part(upload) = sent {
                 memory.give_back(upload);
@@ -230,7 +244,9 @@ async fn send<W: AsyncWrite + Unpin>(
             frames.send(&refusal, &[]).await?;
         }
     }
-    frames.flush().await
+    frames.flush().await?;
+    memory.turn.answered(!memory.idle.get());
+    Ok(())
 }
 
 impl Source {

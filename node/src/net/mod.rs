@@ -11,6 +11,7 @@
 //! | `transport`, `socket`, `yamux` | TCP and QUIC up to an admitted connection with streams |
 //! | `admitting`, `doorway` | what holds for every transport: places for handshakes, dials that end; the places of any port |
 //! | `mdns` | announcements on the local network, as far as they are believed |
+//! | `inbound` | streams that peers open, until they are taken |
 //! | `pool_key` | the secret that admission proves |
 //! | `peer_connections` | open connections: their bytes, and how each is cut off |
 //! | `gossip` | the gossip topic: limits and configuration of libp2p's gossipsub |
@@ -24,6 +25,7 @@ mod failures;
 mod followers;
 mod gossip;
 pub mod identity;
+mod inbound;
 mod mdns;
 mod network;
 pub mod peer_address;
@@ -38,6 +40,7 @@ mod yamux;
 
 pub use doorway::{Caller, Doorway};
 pub use followers::{Follower, Followers, Interest};
+pub use inbound::{AcceptedTwice, IncomingStreams};
 pub use network::{
     Direction, Gossip, GossipConfig, GossipJudgement, GossipTicket, NetConfig, NetError, NetEvent, Network, start,
 };

@@ -9,10 +9,11 @@ use std::time::Duration;
 use libp2p::gossipsub::MessageId;
 use libp2p::identity::Keypair;
 use libp2p::multiaddr::Protocol;
-use libp2p::{Multiaddr, PeerId};
+use libp2p::{Multiaddr, PeerId, StreamProtocol};
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot};
 
+use super::inbound::{AcceptedTwice, Inbound, IncomingStreams};
 use super::peer_connections::PeerConnections;
 use super::peers_file::PeersFileError;
 use super::pool_key::PoolKey;
@@ -264,6 +265,7 @@ pub struct Network {
     pub(super) local: PeerId,
     pub(super) commands: mpsc::Sender<Command>,
     pub(super) streams: libp2p_stream::Control,
+    pub(super) inbound: Inbound,
     pub(super) connections: PeerConnections,
 }
 
@@ -292,9 +294,9 @@ pub fn start(config: NetConfig) -> Result<(Network, mpsc::Receiver<NetEvent>), N
     let (commands, command_receiver) = mpsc::channel(COMMANDS);
     let connections = PeerConnections::new(local);
     let driver = swarm::SwarmDriver::new(config, connections.clone(), event_sender)?;
-    let streams = driver.streams();
+    let (streams, inbound) = (driver.streams(), driver.inbound());
     tokio::spawn(driver.run(command_receiver));
-    Ok((Network { local, commands, streams, connections }, events))
+    Ok((Network { local, commands, streams, inbound, connections }, events))
 }
 
 /// Binds the port and releases it at once. libp2p's TCP listeners share their ports (SO_REUSEPORT): a second node would
@@ -339,12 +341,20 @@ impl Network {
     /// Controls opening and accepting streams by protocol name.
     ///
     /// Pitfalls: `open_stream` to a peer that is not connected waits for it to be dialled; open only between its
-    /// `PeerUp` and its `PeerDown`, with a timeout. `accept` returns a queue without capacity: a stream that arrives
-    /// while the acceptor is not waiting in `next()` is dropped, so accept in a task that only hands each stream on.
-    /// `accept` must be called before the first connection, or the protocol is not offered to that peer.
+    /// `PeerUp` and its `PeerDown`, with a timeout. Accept streams with [`Network::accept`]: libp2p's own queue has one place
+    /// for all peers.
     /// Read and write a stream concurrently, each with a deadline on progress: two sides that both only write wait forever.
     pub fn streams(&self) -> libp2p_stream::Control {
         self.streams.clone()
+    }
+
+    /// The streams of `protocol` that peers open, a few of each peer until they are taken. Must be called before the first
+    /// connection, or the protocol is not offered to that peer.
+    ///
+    /// # Errors
+    /// [`AcceptedTwice`].
+    pub fn accept(&self, protocol: StreamProtocol) -> Result<IncomingStreams, AcceptedTwice> {
+        self.inbound.accept(protocol)
     }
 
     /// Bytes exchanged with `peer` over its current connection. Cheap. Zero if not connected.

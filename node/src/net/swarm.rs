@@ -16,11 +16,13 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::failures::{closed_text, connect_error, dial_error_text, failure_of, listen_error, refused_here};
 use super::gossip;
+use super::inbound::Inbound;
 use super::network::{Command, Direction, Gossip, GossipJudgement, GossipTicket, NetConfig, NetError, NetEvent};
 use super::peer_connections::PeerConnections;
 use super::peers_file::{self, Change};
 use super::swarm_behaviour::{self, Behaviour, BehaviourEvent};
 use super::transport::{self, HandshakeContext, RefusedConnection};
+use super::yamux;
 use crate::clock;
 use pangea_control::net::admission::Refusal;
 use pangea_control::net::announcements::News;
@@ -108,6 +110,7 @@ impl SwarmDriver {
             local,
             pool_key: config.pool_key.clone(),
             connections: connections.clone(),
+            windows: yamux::Windows::new(),
             refused: refused_sender,
         };
         let transport = transport::build(&context).map_err(|error| NetError::Setup(error.to_string()))?;
@@ -139,6 +142,10 @@ impl SwarmDriver {
             closing: Vec::new(),
             watch: config.peers_file.map(peers_file::Watch::new),
         })
+    }
+
+    pub(super) fn inbound(&self) -> Inbound {
+        self.swarm.behaviour().inbound.inbound()
     }
 
     pub(super) fn streams(&self) -> libp2p_stream::Control {

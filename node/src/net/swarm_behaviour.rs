@@ -9,6 +9,7 @@ use libp2p::swarm::behaviour::toggle::Toggle;
 use libp2p::{connection_limits, gossipsub, identify, ping};
 
 use super::gossip;
+use super::inbound::InboundBehaviour;
 use super::mdns::Mdns;
 use super::network::{NetConfig, NetError};
 
@@ -36,7 +37,10 @@ pub(super) struct Behaviour {
     limits: connection_limits::Behaviour,
     ping: ping::Behaviour,
     identify: identify::Behaviour,
+    /// Streams that this node opens.
     pub(super) streams: libp2p_stream::Behaviour,
+    /// Streams that peers open.
+    pub(super) inbound: InboundBehaviour,
     pub(super) gossip: Toggle<gossipsub::Behaviour>,
     mdns: Toggle<Mdns>,
 }
@@ -48,11 +52,7 @@ pub(super) struct Behaviour {
 pub(super) fn build(config: &NetConfig) -> Result<(Behaviour, Option<gossipsub::IdentTopic>), NetError> {
     let setup = |error: &dyn StdError| NetError::Setup(error.to_string());
     let local = config.identity.public().to_peer_id();
-    let mdns = if config.mdns {
-        Some(Mdns::new(local).map_err(|error| setup(&error))?)
-    } else {
-        None
-    };
+    let mdns = if config.mdns { Some(Mdns::new(local).map_err(|error| setup(&error))?) } else { None };
     let limits = connection_limits::ConnectionLimits::default()
         .with_max_pending_outgoing(Some(MAX_DIALS))
         .with_max_established(Some(config.max_peers.saturating_add(MAX_DIALS)))
@@ -73,6 +73,7 @@ pub(super) fn build(config: &NetConfig) -> Result<(Behaviour, Option<gossipsub::
             identify::Config::new(IDENTIFY_PROTOCOL.to_owned(), config.identity.public()).with_agent_version(agent),
         ),
         streams: libp2p_stream::Behaviour::new(),
+        inbound: InboundBehaviour::default(),
         gossip: gossip.into(),
         mdns: mdns.into(),
     };

@@ -101,6 +101,7 @@ pub(super) struct HandshakeContext {
     pub(super) local: PeerId,
     pub(super) pool_key: Option<PoolKey>,
     pub(super) connections: PeerConnections,
+    pub(super) windows: yamux::Windows,
     /// Bounded by its creator; refusals that do not fit are dropped.
     pub(super) refused: mpsc::Sender<RefusedConnection>,
 }
@@ -242,10 +243,10 @@ async fn tcp_handshake(
 
     let muxer = if dialled_here {
         let (_, stream) = dialer_select_proto(stream, [yamux::PROTOCOL], Version::V1Lazy).await?;
-        yamux::Muxer::new(stream, true)
+        yamux::Muxer::new(stream, true, &context.windows)
     } else {
         let (_, stream) = listener_select_proto(stream, [yamux::PROTOCOL]).await?;
-        yamux::Muxer::new(stream, false)
+        yamux::Muxer::new(stream, false, &context.windows)
     };
     Ok((peer, StreamMuxerBox::new(TrackedMuxer::new(muxer, meter, connection))))
 }

@@ -5,6 +5,8 @@
 use std::collections::VecDeque;
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, Waker, ready};
 
 use futures::{AsyncRead, AsyncWrite};
@@ -24,13 +26,63 @@ const HEADER_BYTES: usize = 12;
 const FRAME_BODY_BYTES: usize = NOISE_MESSAGE_BYTES - HEADER_BYTES;
 
 /// Maximum streams on one connection: a peer needs a handful (task streams, ping, identify); this limits a hostile one.
-const MAX_STREAMS: usize = 128;
+const MAX_STREAMS: usize = 64;
 
-/// Bytes that a peer can make this node buffer on one connection, over all streams. Windows grow with bandwidth times
-/// round trip: 10 Gbit/s at 100 ms needs 125 MB.
-const MAX_RECEIVE_WINDOW_BYTES: usize = 256 << 20;
+/// Bytes that a peer can always make this node buffer on one connection, over all streams: each stream's first window.
+const MIN_WINDOW_BYTES: usize = MAX_STREAMS * yamux::DEFAULT_CREDIT as usize;
 
-const _: () = assert!(MAX_RECEIVE_WINDOW_BYTES >= MAX_STREAMS * yamux::DEFAULT_CREDIT as usize);
+/// Most bytes that a peer can make this node buffer on one connection. Windows grow with bandwidth times round trip:
+/// 10 Gbit/s at 100 ms needs 125 MB.
+const MAX_WINDOW_BYTES: usize = 256 << 20;
+
+/// Bytes beyond [`MIN_WINDOW_BYTES`] that all connections share. The first few can be as fast as their line; a hundred of
+/// them cannot fill this host's memory.
+const SHARED_WINDOW_BYTES: usize = 1 << 30;
+
+/// A connection takes at most this part of what is left.
+const SHARE: usize = 4;
+
+const _: () = assert!(MAX_WINDOW_BYTES >= MIN_WINDOW_BYTES);
+
+/// The receive windows of all of a node's connections. Clones share it.
+#[derive(Clone, Debug)]
+pub(super) struct Windows {
+    left: Arc<AtomicUsize>,
+}
+
+/// One connection's window; dropping it gives its shared part back.
+#[derive(Debug)]
+struct Window {
+    windows: Windows,
+    shared_bytes: usize,
+}
+
+impl Windows {
+    pub(super) fn new() -> Windows {
+        Windows { left: Arc::new(AtomicUsize::new(SHARED_WINDOW_BYTES)) }
+    }
+
+    /// The window of a new connection.
+    fn open(&self) -> Window {
+        let share = |left: usize| (left / SHARE).min(MAX_WINDOW_BYTES - MIN_WINDOW_BYTES);
+        let before = self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| Some(left - share(left)));
+        // The update is never refused.
+        let shared_bytes = before.map_or(0, share);
+        Window { windows: self.clone(), shared_bytes }
+    }
+}
+
+impl Window {
+    fn bytes(&self) -> usize {
+        MIN_WINDOW_BYTES + self.shared_bytes
+    }
+}
+
+impl Drop for Window {
+    fn drop(&mut self) {
+        self.windows.left.fetch_add(self.shared_bytes, Ordering::Relaxed);
+    }
+}
 
 /// Inbound streams that are not accepted yet: as many as a peer may open without acknowledgement.
 const MAX_INBOUND_BUFFERED: usize = MAX_STREAMS;
@@ -68,20 +120,23 @@ pub(super) struct Muxer<C> {
     connection: Connection<Pieces<C>>,
     inbound: VecDeque<yamux::Stream>,
     inbound_waker: Option<Waker>,
+    _window: Window,
 }
 
 impl<C: AsyncRead + AsyncWrite + Unpin> Muxer<C> {
     /// Streams over `socket`; the dialler is the client.
-    pub(super) fn new(socket: C, dialled_here: bool) -> Self {
+    pub(super) fn new(socket: C, dialled_here: bool, windows: &Windows) -> Self {
+        let window = windows.open();
         let mut config = Config::default();
         config.set_max_num_streams(MAX_STREAMS);
-        config.set_max_connection_receive_window(Some(MAX_RECEIVE_WINDOW_BYTES));
+        config.set_max_connection_receive_window(Some(window.bytes()));
         config.set_split_send_size(FRAME_BODY_BYTES);
         let mode = if dialled_here { Mode::Client } else { Mode::Server };
         Self {
             connection: Connection::new(Pieces(socket), config, mode),
             inbound: VecDeque::new(),
             inbound_waker: None,
+            _window: window,
         }
     }
 
@@ -138,5 +193,22 @@ impl<C: AsyncRead + AsyncWrite + Unpin> StreamMuxer for Muxer<C> {
         }
         cx.waker().wake_by_ref();
         Poll::Pending
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_connections_get_large_windows_and_all_together_stay_within_the_budget() {
+        let windows = Windows::new();
+        let open: Vec<Window> = (0..256).map(|_| windows.open()).collect();
+        assert!(open[0].bytes() >= 250 << 20 && open[3].bytes() >= 100 << 20);
+        assert!(open.iter().all(|window| window.bytes() >= MIN_WINDOW_BYTES));
+        let sum: usize = open.iter().map(Window::bytes).sum();
+        assert!(sum <= SHARED_WINDOW_BYTES + 256 * MIN_WINDOW_BYTES, "{sum}");
+        drop(open);
+        assert_eq!(windows.left.load(Ordering::Relaxed), SHARED_WINDOW_BYTES);
     }
 }

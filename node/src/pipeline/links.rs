@@ -24,7 +24,7 @@ use super::limits::{QUEUE_BYTES, QUEUE_MESSAGES};
 pub use super::payload::Payload;
 use super::wire::{Message, PROTOCOL};
 use crate::clock;
-use crate::net::{Follower, NetEvent, Network};
+use crate::net::{Follower, IncomingStreams, NetEvent, Network};
 use crate::peers::Peers;
 use crate::wire::Header;
 use pangea_control::session::link_state::{Action, Event, LinkStates, StreamId};
@@ -140,7 +140,7 @@ impl Shared {
 pub fn links(network: Network, net_events: Follower, inbox: Arc<dyn Inbox>, peers: Peers) -> (Links, LinksDriver) {
     let local = network.local_peer_id();
     let shared = Arc::new(Shared { local, inbox, queues: RwLock::default() });
-    let incoming = network.streams().accept(StreamProtocol::new(PROTOCOL));
+    let incoming = network.accept(StreamProtocol::new(PROTOCOL));
     if incoming.is_err() {
         tracing::error!(
             event = "links_twice",
@@ -161,7 +161,7 @@ pub fn links(network: Network, net_events: Follower, inbox: Arc<dyn Inbox>, peer
 pub struct LinksDriver {
     core: Rc<RefCell<Core>>,
     net_events: Follower,
-    incoming: Option<libp2p_stream::IncomingStreams>,
+    incoming: Option<IncomingStreams>,
 }
 
 struct Core {

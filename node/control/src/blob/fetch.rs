@@ -1,15 +1,19 @@
 //! Decides which part of a model file is requested from which provider: the state of one fetch. A provider that has
 //! delivered gets the next request; towards the end, idle providers are asked for parts that others are slow with. A
-//! provider whose stream ends is retried with a growing delay; one that sent wrong bytes is not used again.
+//! provider that delivers nothing for a while gives its place to one that waits. A provider whose stream ends is retried with
+//! a growing delay; one that sent wrong bytes is not used again.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
 
 use crate::Time;
 use crate::backoff::doubled;
 
 use pangea_units::{Error, ErrorKind};
 
-use super::limits::{ASKED_AHEAD, FAILURES_MAX, PROVIDERS, RETRY_DELAY, RETRY_DELAY_MAX, SLOW_AFTER, UNWRITTEN};
+use super::limits::{
+    ASKED_AHEAD, FAILURES_MAX, PATIENCE, PATIENCE_MAX, PROVIDERS, RETRY_DELAY, RETRY_DELAY_MAX, SLOW_AFTER, UNWRITTEN,
+};
 use super::parts::{PartId, PartSet};
 
 /// Index of a provider in the list given to the fetch.
@@ -94,10 +98,13 @@ struct Provider {
 enum State {
     /// Closed; may be opened from this time on.
     Waiting(Time),
-    Opening,
+    /// Since this time.
+    Opening(Time),
     Open {
         has: PartSet,
         asked: VecDeque<PartId>,
+        /// Last time at which the provider delivered a part, or was asked for one while it owed none.
+        since: Time,
     },
     GivenUp,
 }
@@ -118,6 +125,9 @@ pub struct Fetch {
     /// Maximum providers in use at once, limited by the memory for parts.
     at_once: usize,
     asked: BTreeMap<PartId, Asked>,
+    /// Time without a part after which a provider gives its place to one that waits. It grows each time, so that parts
+    /// arrive in the end where every provider is slow.
+    patience: Duration,
 }
 
 impl Fetch {
@@ -129,6 +139,7 @@ impl Fetch {
             waiting: parts.into(),
             at_once: providers_at_once(buffers),
             asked: BTreeMap::new(),
+            patience: PATIENCE,
         }
     }
 
@@ -137,8 +148,8 @@ impl Fetch {
         match event {
             Event::Opened { provider, has } => {
                 // An answer of a provider that was closed meanwhile is ignored.
-                if matches!(self.providers[provider].state, State::Opening) {
-                    self.providers[provider].state = State::Open { has, asked: VecDeque::new() };
+                if matches!(self.providers[provider].state, State::Opening(_)) {
+                    self.providers[provider].state = State::Open { has, asked: VecDeque::new(), since: now };
                 }
             }
             Event::Good { provider, part } => {
@@ -146,6 +157,9 @@ impl Fetch {
                 self.asked.remove(&part);
                 self.waiting.retain(|waiting| *waiting != part);
                 self.providers[provider].failures = 0;
+                if let State::Open { since, .. } = &mut self.providers[provider].state {
+                    *since = now;
+                }
             }
             Event::Bad { provider, why } => {
                 self.take_back(provider);
@@ -175,10 +189,11 @@ impl Fetch {
         if self.waiting.is_empty() && self.asked.is_empty() {
             return Outcome::Done;
         }
+        self.displace(now, actions);
         let mut busy = self.providers.iter().filter(|provider| provider.is_busy()).count();
         for (id, provider) in self.providers.iter_mut().enumerate() {
             if busy < self.at_once && matches!(provider.state, State::Waiting(at) if at <= now) {
-                provider.state = State::Opening;
+                provider.state = State::Opening(now);
                 actions.push(Action::Open(id));
                 busy += 1;
             }
@@ -186,7 +201,7 @@ impl Fetch {
         // One request each in turn, so that the first provider does not get all of a short list.
         while self.ask_each(now, actions) {}
         let is_asked = |provider: &Provider| matches!(&provider.state, State::Open { asked, .. } if !asked.is_empty());
-        let is_opening = |provider: &Provider| matches!(provider.state, State::Opening);
+        let is_opening = |provider: &Provider| matches!(provider.state, State::Opening(_));
         if !self.providers.iter().any(|provider| is_asked(provider) || is_opening(provider)) {
             // No open provider has any of the remaining parts now; one may get more later.
             for id in 0..self.providers.len() {
@@ -202,11 +217,29 @@ impl Fetch {
         }
     }
 
+    /// Closes the provider that has delivered nothing for longest, if another one waits for its place.
+    fn displace(&mut self, now: Time, actions: &mut Vec<Action>) {
+        let busy = self.providers.iter().filter(|provider| provider.is_busy()).count();
+        let waits = |provider: &Provider| matches!(provider.state, State::Waiting(at) if at <= now);
+        if busy < self.at_once || !self.providers.iter().any(waits) {
+            return;
+        }
+        let owing = self.providers.iter().enumerate().filter_map(|(id, provider)| Some((provider.owes_since()?, id)));
+        let Some((since, slowest)) = owing.min() else { return };
+        if now.since(since) < self.patience {
+            return;
+        }
+        self.take_back(slowest);
+        self.providers[slowest].state = State::Waiting(now + self.patience);
+        self.patience = (2 * self.patience).min(PATIENCE_MAX);
+        actions.push(Action::Close(slowest));
+    }
+
     /// Requests one more part from every provider that has room; returns whether there was a request.
     fn ask_each(&mut self, now: Time, actions: &mut Vec<Action>) -> bool {
         let mut any = false;
         for (id, provider) in self.providers.iter_mut().enumerate() {
-            let State::Open { has, asked } = &mut provider.state else { continue };
+            let State::Open { has, asked, since } = &mut provider.state else { continue };
             if asked.len() >= ASKED_AHEAD {
                 continue;
             }
@@ -221,6 +254,9 @@ impl Fetch {
                 None => None,
             };
             if let Some(part) = next {
+                if asked.is_empty() {
+                    *since = now;
+                }
                 asked.push_back(part);
                 let entry = self.asked.entry(part).or_insert(Asked { providers: 0, since: now });
                 (entry.providers, entry.since) = (entry.providers + 1, now);
@@ -318,8 +354,17 @@ fn providers_at_once(buffers: usize) -> usize {
 }
 
 impl Provider {
+    /// Since when the provider owes something and delivers nothing.
+    fn owes_since(&self) -> Option<Time> {
+        match &self.state {
+            State::Opening(since) => Some(*since),
+            State::Open { asked, since, .. } if !asked.is_empty() => Some(*since),
+            _ => None,
+        }
+    }
+
     fn is_busy(&self) -> bool {
-        matches!(self.state, State::Opening | State::Open { .. })
+        matches!(self.state, State::Opening(_) | State::Open { .. })
     }
 }
 

@@ -23,3 +23,15 @@ pub const PROVIDERS: usize = 8;
 
 /// Parts of one fetch that are received but not yet verified and written; receiving waits for them.
 pub const UNWRITTEN: usize = 4;
+
+/// Time without a part after which a provider gives its place to one that waits: a part takes that long at 400 kB/s.
+pub const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Upper bound of that time, which doubles with each use: a part arrives within it on the slowest line that is of use.
+pub const PATIENCE_MAX: Duration = Duration::from_secs(320);
+
+/// Time that a stream waits for its turn before one that moves less gives up its own.
+pub const TURN_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Bytes per second below which an upload gives its place to a stream that waits, whoever's it is.
+pub const UPLOAD_BYTES_PER_S: u64 = 64 << 10;

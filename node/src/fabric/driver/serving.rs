@@ -13,7 +13,7 @@ impl FabricDriver {
     /// Accepts the task streams that peers open.
     pub(super) fn accept_streams(&mut self) {
         let Some(network) = &self.network else { return };
-        let mut incoming = match network.streams().accept(StreamProtocol::new(PROTOCOL)) {
+        let mut incoming = match network.accept(StreamProtocol::new(PROTOCOL)) {
             Ok(incoming) => incoming,
             Err(error) => {
                 tracing::error!(event = "accept_failed", %error);
@@ -22,7 +22,6 @@ impl FabricDriver {
         };
         let notices = self.notices.clone();
         self.settings.supervisor.task("task streams", async move {
-            // Streams that arrive while this loop is busy are dropped, so it does nothing else.
             while let Some((peer, stream)) = incoming.next().await {
                 if notices.try_send(Notice::Incoming { peer, stream }).is_err() {
                     tracing::warn!(event = "stream_dropped", %peer, "too busy to accept a stream");

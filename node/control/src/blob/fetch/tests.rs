@@ -195,7 +195,8 @@ fn an_idle_holder_gets_what_another_is_slow_with() {
         }
         asked.into_iter().for_each(|part| drop(world.handle(Event::Good { provider: 1, part })));
     }
-    world.fetch.providers[1].state = State::Open { has: PartSet::full(part_counts()), asked: VecDeque::new() };
+    let since = world.now;
+    world.fetch.providers[1].state = State::Open { has: PartSet::full(part_counts()), asked: VecDeque::new(), since };
     world.handle(Event::Tick);
     assert!(world.asked(1).is_empty(), "not before it is slow");
     world.now += SLOW_AFTER;
@@ -246,4 +247,69 @@ fn no_fetch_asks_for_more_memory_than_it_can_use() {
     assert_eq!(max_buffers(1000, 1), 1 + UNWRITTEN);
     assert_eq!(max_buffers(1000, 0), 1 + UNWRITTEN);
     assert_eq!(max_buffers(1000, 100), PROVIDERS + UNWRITTEN);
+}
+
+#[test]
+fn providers_that_deliver_nothing_give_their_places_to_those_that_wait() {
+    // As many as are used at once trickle; the one that would deliver comes last.
+    let honest = PROVIDERS;
+    let mut world = World::new(PROVIDERS + 1);
+    world.handle(Event::Tick);
+    for trickling in 0..PROVIDERS {
+        // Half of them never say what they have.
+        if trickling % 2 == 0 {
+            world.open(trickling, 1..=PARTS);
+        }
+    }
+    world.actions.clear();
+    world.now += PATIENCE - Duration::from_nanos(1);
+    world.handle(Event::Tick);
+    assert_eq!(world.actions, [], "nobody is displaced before that");
+    world.now += Duration::from_nanos(1);
+    world.handle(Event::Tick);
+    assert!(world.actions.contains(&Action::Open(honest)), "{:?}", world.actions);
+    world.open(honest, 1..=PARTS);
+    let mut left: Vec<PartId> = (1..=PARTS).map(part).collect();
+    // Its parts count; what others were asked for is asked of it as well, one after the other.
+    for _ in 0..100 {
+        for part in world.asked(honest) {
+            left.retain(|other| *other != part);
+            if done(&world.handle(Event::Good { provider: honest, part })) {
+                assert!(left.is_empty());
+                return;
+            }
+        }
+        world.now += SLOW_AFTER;
+        world.handle(Event::Tick);
+    }
+    panic!("{left:?} are missing");
+}
+
+#[test]
+fn parts_arrive_even_where_every_provider_is_slow() {
+    let takes = 5 * PATIENCE;
+    let mut world = World::new(PROVIDERS + 1);
+    world.handle(Event::Tick);
+    let mut since = BTreeMap::new();
+    for _ in 0..3600 {
+        for action in std::mem::take(&mut world.actions) {
+            match action {
+                Action::Open(provider) => {
+                    world.open(provider, 1..=PARTS);
+                }
+                Action::Close(provider) => since.retain(|(of, _), _| *of != provider),
+                Action::Ask(provider, part) => drop(since.insert((provider, part), world.now)),
+            }
+        }
+        let arrived = since.iter().find(|(_, at)| world.now.since(**at) >= takes).map(|(which, _)| *which);
+        if let Some((provider, part)) = arrived {
+            since.remove(&(provider, part));
+            if done(&world.handle(Event::Good { provider, part })) {
+                return;
+            }
+        }
+        world.now += Duration::from_secs(1);
+        world.handle(Event::Tick);
+    }
+    panic!("the fetch does not end");
 }
