@@ -2,6 +2,7 @@
 
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use libp2p::Multiaddr;
@@ -97,7 +98,7 @@ pub fn run(config: NodeConfig) -> Result<()> {
         let auditor = Auditor::start(AuditorParts {
             policy: work.audit,
             store: receipts.clone(),
-            host: Box::new(NodeAuditHost {
+            host: Arc::new(NodeAuditHost {
                 data_dir: folder,
                 blobs: loader.blobs().clone(),
                 pipeline: loader.pipeline().clone(),
@@ -105,6 +106,7 @@ pub fn run(config: NodeConfig) -> Result<()> {
             }),
             devices: devices.clone(),
             supervisor: supervisor.clone(),
+            observer: observer.clone(),
         })?;
         served.join(loader, auditor, jobs.clone(), sessions, work.split, work.layers)?;
     }

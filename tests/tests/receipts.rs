@@ -14,7 +14,7 @@ use pangea_compute::sample::{AnswerFormat, Choice, Sampling, choose};
 use pangea_compute::{Digest, Pool};
 use pangea_control::trust::Verdict;
 use pangea_node::trust::{
-    Audit, CommitChain, Expected, Receipt, ReceiptModel, ReceiptStage, ReceiptStore, Segment, terms_digest,
+    Audit, CommitChain, Expected, Receipt, ReceiptModel, ReceiptStage, ReceiptStore, Received, Segment, terms_digest,
 };
 use pangea_tests::cluster::Cluster;
 use pangea_tests::command::{json, pangea, stderr, stdout};
@@ -159,6 +159,7 @@ impl Home {
                 .collect(),
             claims: chain.links,
             ended: None,
+            received: Some(Received { positions: positions as u64, root: end }),
         }
     }
 
@@ -348,7 +349,8 @@ fn after_a_failover_both_parts_are_checked() {
     let prompt = asked.prompt.len();
     // Eight tokens came from stages that died without signing.
     let mut tokens = [&asked.prompt[..], &whole.answer_tokens[..8]].concat();
-    let died = Segment { claims: Vec::new(), ended: Some("peer 12D3 is gone".to_owned()), ..whole.segments[0].clone() };
+    let eight = home.segment(&Asked { answer: 8, ..asked.clone() }, &mut asked.prompt.clone(), None);
+    let died = Segment { claims: Vec::new(), ended: Some("peer 12D3 is gone".to_owned()), ..eight };
     let went_on = home.segment(&asked, &mut tokens, None);
     assert_eq!(went_on.chosen_from as usize, prompt + 7);
     let receipt = home.receipt_of(&asked, &tokens, vec![died.clone(), went_on]);
@@ -356,6 +358,20 @@ fn after_a_failover_both_parts_are_checked() {
     let path = home.written("whole.json", &as_json(&receipt));
     let (found, code) = home.verify(path.to_str().unwrap());
     assert_eq!((code, &found["holds"]), (Some(0), &json!(true)), "{found}");
+    assert_eq!(found["segments"][0]["received"], true, "{found}");
+    // Nobody signed what the dead stages said of their tokens' probabilities, and a lie about them is found all the same.
+    let mut lied = receipt.clone();
+    lied.segments[0].received.as_mut().unwrap().root[0] ^= 1;
+    let path = home.written("probabilities.json", &as_json(&lied));
+    let (found, code) = home.verify(path.to_str().unwrap());
+    assert_eq!((code, &found["segments"][0]["received"]), (Some(4), &json!(false)), "{found}");
+    // Receipts of earlier versions do not say what was received.
+    let mut earlier = as_json(&receipt);
+    for segment in earlier["segments"].as_array_mut().unwrap() {
+        segment.as_object_mut().unwrap().remove("received");
+    }
+    let path = home.written("earlier.json", &earlier);
+    assert_eq!(home.verify(path.to_str().unwrap()).1, Some(0));
     // Token numbers are counted from the start of the answer.
     ReceiptStore::new(home.path()).put(&receipt).unwrap();
     let data_dir = home.path().to_str().unwrap();
@@ -427,4 +443,21 @@ fn a_node_serves_its_receipts() {
     let none = get(&node.api, "/api/receipts/ffffffffffff");
     assert_eq!(none.status, 404);
     assert_eq!(none.json()["error"]["kind"], "NotFound");
+}
+
+#[test]
+fn an_answer_that_its_last_stage_did_not_sign_does_not_hold() {
+    let home = Home::new();
+    for lie in [None, Some((1, Asked::default().prompt.len() + 3))] {
+        let mut receipt = home.receipt(&Asked::default(), lie);
+        receipt.segments[0].claims.pop();
+        receipt.segments[0].ended = Some("it did not sign a claim".to_owned());
+        let path = home.written("unsigned.json", &as_json(&receipt));
+        let (found, code) = home.verify(path.to_str().unwrap());
+        assert_eq!((code, &found["holds"]), (Some(4), &json!(false)), "{found}");
+        // What was received is compared with the model, signed or not.
+        assert_eq!(found["segments"][0]["received"], lie.is_none(), "{found}");
+        assert_eq!(found["segments"][0]["stages"][0]["output"]["is"], "right", "{found}");
+        assert_eq!(found["segments"][0]["stages"][1]["output"]["is"], "unclaimed", "{found}");
+    }
 }

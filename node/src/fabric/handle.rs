@@ -7,6 +7,7 @@ use libp2p::PeerId;
 use pangea_client::{Error, ErrorKind, Result};
 use pangea_compute::{Cut, TensorShape};
 use pangea_control::jobs::{JobKind, JobSpec};
+use pangea_control::peers::SuspicionReason;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::job::{CancelOnDrop, Job, JobId, JobReply, JobRequest, Progress};
@@ -117,6 +118,16 @@ impl Fabric {
     /// Quarantines a peer that was found to lie; the caller stores the evidence.
     pub fn quarantine(&self, peer: PeerId, why: &str) {
         self.peers.convict(peer, why);
+    }
+
+    /// Lowers the trust of a peer for a while: it did something that a liar does and that proves nothing.
+    pub fn suspect(&self, peer: PeerId, reason: SuspicionReason) {
+        self.peers.suspect(peer, reason);
+    }
+
+    /// Whether a peer is to be used last and audited first.
+    pub fn is_suspect(&self, peer: &PeerId) -> bool {
+        self.peers.is_suspect(peer)
     }
 
     /// Accepts no more work; returns once all running work has ended, or after `within`.

@@ -184,9 +184,20 @@ impl Layers {
             }
             (false, _) => root(&rows.received)?,
         };
+        let mut chain = match before {
+            Some(bytes) => CommitChain::decode(bytes.as_bytes())?,
+            None => CommitChain::new(),
+        };
         let output = match &self.sampler {
             Some(sampler) => {
-                merkle_root(&sampler.get(&session).and_then(|chooser| chooser.leaves(held)).ok_or_else(missing)?)
+                let chooser = sampler.get(&session).ok_or_else(missing)?;
+                // Whoever signs after the first stage vouches for the tokens that it was told.
+                let told = chooser.tokens.get(..held).map(|tokens| merkle_root(&token_leaves(tokens)));
+                if chain.links.first().is_some_and(|first| Some(first.claim.predecessor) != told) {
+                    let why = "the first stage claims other tokens than it was told; this stage cannot sign for it";
+                    return Err(Error::new(ErrorKind::VerificationFailed, why));
+                }
+                merkle_root(&chooser.leaves(held).ok_or_else(missing)?)
             }
             None => root(&rows.given)?,
         };
@@ -201,10 +212,6 @@ impl Layers {
             predecessor,
             sampling: signable.terms,
             output,
-        };
-        let mut chain = match before {
-            Some(bytes) => CommitChain::decode(bytes.as_bytes())?,
-            None => CommitChain::new(),
         };
         chain.pass(claim, stage.keypair)?;
         Ok(chain)

@@ -22,6 +22,7 @@ use super::wire::{ChainId, Frame, FrameRows, Message, Open, SessionId, StageAt, 
 use crate::devices::Lease;
 use crate::engine_metrics::EngineMetrics;
 use crate::host::cores;
+use crate::trust::CommitChain;
 use crate::{clock, compute_error};
 
 /// Interval at which the protocol gets the time while it depends on it.
@@ -293,8 +294,9 @@ impl Stage {
                 }
             }
             Action::Send { to, session, notice } => self.send(to, self.notice(session, notice), Payload::empty()),
-            Action::Sign { session, sequence, positions, to, tokens } => {
-                self.sign(session, sequence, positions, to, tokens.as_deref(), following);
+            Action::Sign { session, sequence, positions, to, coordinator, tokens } => {
+                let signed = self.sign(session, sequence, positions, tokens.as_deref());
+                self.send_signed(session, positions, [to, coordinator], signed, following);
             }
             Action::Forget(session) => {
                 self.layers.remove(&session);
@@ -372,29 +374,38 @@ impl Stage {
         self.protocol.handle(Event::NotSent { to, why: error.message() }, clock::now(), following);
     }
 
-    fn sign(
-        &mut self,
-        session: SessionId,
-        sequence: u64,
-        positions: u32,
-        to: PeerId,
-        tokens: Option<&[u32]>,
-        following: &mut Vec<Action>,
-    ) {
+    fn sign(&self, session: SessionId, sequence: u64, positions: u32, tokens: Option<&[u32]>) -> Result<CommitChain> {
         let stage = SignedStage {
             chain: self.chain,
             at: &self.stages[self.index],
             is_first: self.index == 0,
             keypair: self.pipeline.keypair(),
         };
-        match self.layers.sign(&stage, session, sequence, positions, tokens, self.signed_before.as_ref()) {
+        self.layers.sign(&stage, session, sequence, positions, tokens, self.signed_before.as_ref())
+    }
+
+    /// Sends the signed claims to the next stage or the coordinator, with a copy to the coordinator.
+    fn send_signed(
+        &mut self,
+        session: SessionId,
+        positions: u32,
+        [to, coordinator]: [PeerId; 2],
+        signed: Result<CommitChain>,
+        following: &mut Vec<Action>,
+    ) {
+        match signed {
             Ok(signed) => {
+                let payload = Payload::from_bytes(signed.encode());
                 let commit = Message::Commit { chain: self.chain, session, positions };
-                self.send(to, commit, Payload::from_bytes(signed.encode()));
+                self.send(to, commit.clone(), payload.clone());
+                if coordinator != to {
+                    self.send(coordinator, commit, payload);
+                }
             }
             Err(error) => {
                 tracing::warn!(event = "commitment_withheld", %session, %error, "session not signed: {error}");
-                self.protocol.handle(Event::NotSigned(session), clock::now(), following);
+                let event = Event::NotSigned { session, coordinator, error: &error };
+                self.protocol.handle(event, clock::now(), following);
             }
         }
     }

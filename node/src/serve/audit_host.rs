@@ -1,11 +1,13 @@
 //! The node's side of audits: parts of model files, whether the node is idle, and accusations. Nothing is audited here.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use libp2p::PeerId;
 use pangea_client::{Error, ErrorKind, Result};
 use pangea_compute::model::Wanted;
 use pangea_compute::{Cancel, Digest};
+use pangea_control::peers::SuspicionReason;
 
 use crate::blob::Blobs;
 use crate::fabric::Fabric;
@@ -33,7 +35,7 @@ impl AuditHost for NodeAuditHost {
         self.pipeline.is_busy()
     }
 
-    fn fetch(&self, model: Digest, wanted: Wanted, providers: &[PeerId]) -> Result<ModelSource> {
+    fn fetch(&self, model: Digest, wanted: Wanted, providers: &[PeerId], within: Duration) -> Result<ModelSource> {
         let here = self.blobs.have(&model);
         if let Some(whole) = here.filter(|here| here.is_whole()) {
             return Ok(ModelSource { path: whole.path, manifest: whole.manifest });
@@ -41,9 +43,21 @@ impl AuditHost for NodeAuditHost {
         let failed = |error: std::io::Error| Error::new(ErrorKind::Internal, format!("cannot fetch a model: {error}"));
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
         let (cancel, mut progress) = (Cancel::new(), |_, _| {});
-        let path = runtime.block_on(self.blobs.fetch(model, wanted, providers.to_vec(), &mut progress, &cancel))?;
+        let fetched = self.blobs.fetch(model, wanted, providers.to_vec(), &mut progress, &cancel);
+        let late = |_| Error::new(ErrorKind::DeadlineExceeded, "the model's parts did not arrive in time");
+        let path = runtime.block_on(async { tokio::time::timeout(within, fetched).await.map_err(late) });
+        cancel.cancel();
+        let path = path??;
         let unknown = || Error::new(ErrorKind::NotFound, "no part of the model's file is on this node");
         Ok(ModelSource { path, manifest: self.blobs.have(&model).ok_or_else(unknown)?.manifest })
+    }
+
+    fn suspect(&self, peer: PeerId, reason: SuspicionReason) {
+        self.fabric.suspect(peer, reason);
+    }
+
+    fn is_suspect(&self, peer: &PeerId) -> bool {
+        self.fabric.is_suspect(peer)
     }
 
     fn accuse(&self, failed: &FailedAudit<'_>) {

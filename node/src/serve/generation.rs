@@ -12,10 +12,11 @@ use pangea_compute::sample::stop::StopMatcher;
 use pangea_compute::sample::{AnswerFormat, Sampling};
 use pangea_control::Time;
 use pangea_control::generation::{
-    self, Action, Conclusion, GenerationState, NewTokens, Reply, ReportedTokens, Route as ChainRoute, Setup,
+    self, Action, ClaimsFault, Conclusion, GenerationState, NewTokens, Reply, ReportedTokens, Route as ChainRoute,
+    Setup, SignedClaims,
 };
 use pangea_control::jobs::{Ending, JobKind, JobSpec, Owner};
-use pangea_control::session::SessionId;
+use pangea_control::session::{EndReason, SessionId, TokenOut};
 use rand::TryRng;
 use rand::rngs::SysRng;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -32,7 +33,7 @@ use crate::jobs::Ticket;
 use crate::pipeline::SessionEvent;
 use crate::pipeline::payload::Payload;
 use crate::pipeline::wire::{Message, Open};
-use crate::trust::Receipt;
+use crate::trust::{Audited, Receipt};
 
 /// Interval at which the request's state machine gets a tick while it waits for other nodes.
 const TICK: Duration = Duration::from_millis(250);
@@ -73,7 +74,7 @@ pub struct Generation {
     /// Receipts of the answers, by choice.
     receipts: Vec<Option<Receipt>>,
     /// Audits that the request waits for.
-    audits: Vec<oneshot::Receiver<Result<Receipt>>>,
+    audits: Vec<oneshot::Receiver<Result<Audited>>>,
     /// Events that the reader has not received yet.
     ready: VecDeque<Result<Event>>,
     refused: Option<RequestRefused>,
@@ -99,6 +100,9 @@ impl Generation {
             local: engine.pipeline.local(),
             prompt: asked.prompt.clone(),
             choices: asked.choices,
+            max_new_tokens: asked.max_new_tokens,
+            grammar: asked.format != AnswerFormat::Text,
+            prompt_logprobs: asked.prompt_logprobs,
             audit: auditor.map(|auditor| auditor.policy()),
             arrived: asked.arrived,
         };
@@ -211,10 +215,12 @@ impl Generation {
     }
 
     /// Processes the end of an audit that the request waits for.
-    fn audited(&mut self, audited: Result<Receipt>) {
-        let verdict = audited.as_ref().ok().map(|receipt| receipt.verdict);
-        let liars = audited.map(|receipt| receipt.refuted()).unwrap_or_default();
-        self.handle(generation::Event::Audited { verdict, liars });
+    fn audited(&mut self, audited: Result<Audited>) {
+        let (verdict, wrong) = match audited {
+            Ok(Audited { receipt, wrong }) => (Ok(receipt.verdict), wrong),
+            Err(error) => (Err(error.message().to_owned()), Vec::new()),
+        };
+        self.handle(generation::Event::Audited { verdict, wrong });
     }
 
     /// Passes an event to the state machine and executes all resulting actions.
@@ -260,14 +266,23 @@ impl Generation {
             Action::KeepReceipt { choice } => {
                 self.keep_receipt(choice);
                 let random = SysRng.try_next_u64().ok();
-                return Some(generation::Event::ReceiptKept { choice, random });
+                let stages = self.state.segments(choice).iter().flat_map(|segment| &segment.stages);
+                let auditor = self.engine.auditor.as_ref();
+                let suspect = auditor.is_some_and(|auditor| stages.into_iter().any(|at| auditor.is_suspect(&at.peer)));
+                return Some(generation::Event::ReceiptKept { choice, random, suspect });
             }
             Action::Audit { choice, awaited } => {
                 if let (Some(auditor), Some(receipt)) = (&self.engine.auditor, &self.receipts[choice]) {
-                    let audit = auditor.audit(receipt.clone());
+                    let suspect = receipt.segments.last().is_some_and(|last| last.ended.is_some());
+                    let audit = auditor.audit(receipt.clone(), awaited, suspect);
                     if awaited {
                         self.audits.push(audit);
                     }
+                }
+            }
+            Action::Suspect { peer, reason } => {
+                if let Some(auditor) = &self.engine.auditor {
+                    auditor.suspect(peer, reason);
                 }
             }
             Action::Recompute => {
@@ -350,7 +365,15 @@ impl Generation {
         }
         let asked = (self.asked.max_new_tokens as u64).saturating_mul(self.asked.choices as u64);
         self.job.progress(counts.answer as u64, asked);
-        match self.answers[choice].add_tokens(text, &new.tokens, new.ended) {
+        // Only a token that ends answers is a reason to stop.
+        let stops = |out: &TokenOut| text.tokenizer.is_end_of_generation(out.token);
+        let wrong_end = new.ended == Some(EndReason::Stop) && !new.tokens.last().is_some_and(stops);
+        let ended = new.ended.filter(|_| !wrong_end);
+        match self.answers[choice].add_tokens(text, &new.tokens, ended) {
+            Ok(delta) if wrong_end && delta.finish.is_none() => {
+                self.ready.push_back(Ok(Event::Delta(delta)));
+                Some(generation::Event::EndedWrongly { choice })
+            }
             Ok(delta) => {
                 let finished = delta.finish.is_some();
                 self.ready.push_back(Ok(Event::Delta(delta)));
@@ -368,16 +391,17 @@ impl Generation {
     }
 
     /// Checks and countersigns the stages' signed claims of an answer; returns what is wrong with them, if anything.
-    fn check_claims(&mut self, choice: usize, claims: &[u8]) -> Option<String> {
+    fn check_claims(&mut self, choice: usize, claims: &SignedClaims) -> Option<ClaimsFault> {
         let mut signed = std::mem::take(&mut self.signed[choice]);
         let segment = self.state.segments(choice).last()?;
         let keypair = self.engine.pipeline.keypair();
-        let checked = signed.check(self.state.answer(choice), segment, &self.rules(choice), claims, keypair);
+        let gathered = signed.check(self.state.answer(choice), segment, &self.rules(choice), claims, keypair);
         let session = segment.session;
         self.signed[choice] = signed;
-        let fault = checked.err()?;
-        tracing::warn!(event = "commitment_refused", %session, %fault, "the stages' signed claims do not match their answer: {fault}");
-        Some(fault.message().to_owned())
+        let fault = gathered.fault?;
+        let why = &fault.why;
+        tracing::warn!(event = "commitment_refused", %session, why, "the stages' signed claims do not cover their answer: {why}");
+        Some(fault)
     }
 
     /// Stores the receipt of an answer that other nodes helped to compute.
@@ -450,7 +474,7 @@ impl Drop for Generation {
 }
 
 /// Waits for the next audit that ends and removes it from the list.
-async fn next_audit(audits: &mut Vec<oneshot::Receiver<Result<Receipt>>>) -> Result<Receipt> {
+async fn next_audit(audits: &mut Vec<oneshot::Receiver<Result<Audited>>>) -> Result<Audited> {
     let gone = |_| Err(Error::new(ErrorKind::Internal, "the auditor ended"));
     let Some(first) = audits.first_mut() else { return std::future::pending().await };
     let result = first.await.unwrap_or_else(gone);

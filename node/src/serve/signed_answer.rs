@@ -5,17 +5,18 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use libp2p::PeerId;
 use libp2p::identity::Keypair;
-use pangea_client::{Error, ErrorKind, Result};
 use pangea_compute::Digest;
 use pangea_compute::commit::merkle::{chosen_leaf, nothing_leaf, token_leaves};
 use pangea_compute::commit::{Leaf, merkle_root};
 use pangea_compute::model::NUMERICS;
 use pangea_compute::sample::{AnswerFormat, Choice, Sampling};
-use pangea_control::generation::{AnswerSession, Segment};
+use pangea_control::generation::{AnswerSession, Segment, SignedClaims};
 use pangea_control::session::{SessionId, StageAt, TokenOut};
 use pangea_control::trust::Verdict;
 
-use crate::trust::{self, CommitChain, Expected, Receipt, ReceiptModel, ReceiptStage, Signed, receipt, terms_digest};
+use crate::trust::{
+    self, Expected, Gathered, Receipt, ReceiptModel, ReceiptStage, Received, Signed, receipt, terms_digest,
+};
 
 /// Sampling terms of an answer.
 pub(super) struct Rules<'a> {
@@ -50,39 +51,39 @@ impl SignedAnswer {
         self.emitted.0.extend_from_slice(tokens);
     }
 
-    /// Checks the signed claims of a segment's stages, and countersigns the last one.
-    ///
-    /// # Errors
-    /// `VerificationFailed` if the claims do not match the request and the received tokens, `InvalidInput` if they
-    /// cannot be parsed.
+    /// Checks the signed claims of the last segment's stages, and countersigns the last one. Returns why they do not cover the
+    /// answer, if they do not; what is validly signed is kept in any case.
     pub(super) fn check(
         &mut self,
         session: &AnswerSession,
         segment: &Segment,
         rules: &Rules<'_>,
-        claims: &[u8],
+        claims: &SignedClaims,
         keypair: &Keypair,
-    ) -> Result<()> {
-        let mut chain = CommitChain::decode(claims)
-            .map_err(|error| Error::new(error.kind(), "cannot parse the stages' signed claims"))?;
-        let model = self.model.ok_or_else(|| Error::new(ErrorKind::Internal, "the answer has no route"))?;
+    ) -> Gathered {
         let positions = session.tokens().len() - 1;
         let stages: Vec<_> = segment.stages.iter().map(|stage| (stage.peer, stage.layers.clone())).collect();
         let expected = Expected {
             session: segment.session.0,
             epoch: segment.epoch,
-            model,
+            // An answer has a model once it has a route.
+            model: self.model.unwrap_or(Digest([0; 32])),
             numerics: NUMERICS,
             stages: &stages,
             positions: positions as u64,
             chosen_from: segment.chosen_from,
             sampling: terms_digest(session.prompt_len() as u64, &rules.sampling, rules.format),
             input: merkle_root(&token_leaves(&session.tokens()[..positions])),
-            output: merkle_root(&self.emitted.leaves(positions, segment.chosen_from as usize)),
+            output: self.root(session, segment.chosen_from as usize, positions),
         };
-        chain.close(&expected, keypair)?;
-        self.claims.push((segment.session, chain.links));
-        Ok(())
+        let gathered = Gathered::of(claims, &expected, keypair);
+        self.claims.push((segment.session, gathered.links.clone()));
+        gathered
+    }
+
+    /// Root over what was received from the last stage of a segment: tokens from `chosen_from` on, for `positions` positions.
+    fn root(&self, session: &AnswerSession, chosen_from: usize, positions: usize) -> [u8; 32] {
+        merkle_root(&self.emitted.leaves(session.prompt_len(), chosen_from, positions))
     }
 
     /// The receipt of the answer; `None` if it never had a route.
@@ -107,43 +108,51 @@ impl SignedAnswer {
             answer_tokens: answer.to_vec(),
             sampling: (&rules.sampling).into(),
             form: rules.format.clone(),
-            segments: segments.iter().map(|segment| self.kept(segment)).collect(),
+            segments: self.kept(session, segments),
             verdict: Verdict::Unchecked,
             audits: Vec::new(),
         })
     }
 
-    /// A segment with its stages' claims.
-    fn kept(&self, segment: &Segment) -> trust::Segment {
+    /// The segments with their stages' claims.
+    fn kept(&self, session: &AnswerSession, segments: &[Segment]) -> Vec<trust::Segment> {
         let stage = |stage: &StageAt| ReceiptStage {
             peer: stage.peer.to_string(),
             layers: [stage.layers.start, stage.layers.end],
         };
-        let claims = self.claims.iter().find(|(session, _)| *session == segment.session);
-        trust::Segment {
-            session: segment.session.0,
-            epoch: segment.epoch,
-            chosen_from: segment.chosen_from,
-            stages: segment.stages.iter().map(stage).collect(),
-            claims: claims.map(|(_, claims)| claims.clone()).unwrap_or_default(),
-            ended: segment.ended.clone(),
-        }
+        // A segment ends where the next one begins.
+        let ends = segments.iter().skip(1).map(|next| next.chosen_from).chain([session.tokens().len() as u64 - 1]);
+        let kept = segments.iter().zip(ends).map(|(segment, positions)| {
+            let claims = self.claims.iter().find(|(of, _)| *of == segment.session);
+            let root = self.root(session, segment.chosen_from as usize, positions as usize);
+            trust::Segment {
+                session: segment.session.0,
+                epoch: segment.epoch,
+                chosen_from: segment.chosen_from,
+                stages: segment.stages.iter().map(stage).collect(),
+                claims: claims.map(|(_, claims)| claims.clone()).unwrap_or_default(),
+                ended: segment.ended.clone(),
+                received: Some(Received { positions, root }),
+            }
+        });
+        kept.collect()
     }
 }
 
-/// Tokens received from the last stage, for the root that it signs.
+/// Tokens received from last stages, for the roots that they sign.
 #[derive(Default)]
 struct EmittedTokens(Vec<TokenOut>);
 
 impl EmittedTokens {
-    /// The leaves of the last stage's output for the first `positions`, with tokens chosen from `chosen_from` on.
-    fn leaves(&self, positions: usize, chosen_from: usize) -> Vec<Leaf> {
-        let chosen = positions - chosen_from;
-        let own = &self.0[self.0.len().saturating_sub(chosen)..];
+    /// The leaves of a last stage's output for the first `positions`, with tokens chosen from `chosen_from` on.
+    fn leaves(&self, prompt_len: usize, chosen_from: usize, positions: usize) -> Vec<Leaf> {
+        // The last row of the prompt gives the answer's first token.
+        let first = (chosen_from + 1).saturating_sub(prompt_len);
+        let own = self.0.get(first..).unwrap_or_default();
         let choice = |out: &TokenOut| Choice { token: out.token, logprob: out.logprob, top: out.top.clone() };
         (0..chosen_from as u64)
             .map(nothing_leaf)
-            .chain(own.iter().zip(chosen_from as u64..).map(|(out, at)| chosen_leaf(at, &choice(out))))
+            .chain(own.iter().zip(chosen_from as u64..positions as u64).map(|(out, at)| chosen_leaf(at, &choice(out))))
             .collect()
     }
 }

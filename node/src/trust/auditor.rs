@@ -1,55 +1,59 @@
-//! The auditor: while the node is idle, recomputes signed answers from the model file, stores the result with the
-//! receipt, and accuses a peer that signed a wrong output. Which answers are audited is drawn after they were signed.
+//! The auditor's handle and thread: answers wait here for their audit, receipts for the disk. The order, the share of time and
+//! the deadline of audits are decided by `pangea_control::trust`; the replay itself is `replay_audit`'s.
 
 use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::sync::{Arc, OnceLock};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use libp2p::PeerId;
 use pangea_client::{Error, ErrorKind, Result};
-use pangea_compute::commit::ReplayPace;
-use pangea_compute::model::{Manifest, ModelFile, ModelPart, Wanted};
-use pangea_compute::{Cancel, Digest, Pool};
-use pangea_control::devices::roomy_audit_bytes;
-use pangea_control::trust::{AuditPolicy, Verdict};
+use pangea_compute::Digest;
+use pangea_compute::model::{Manifest, Wanted};
+use pangea_control::Time;
+use pangea_control::peers::SuspicionReason;
+use pangea_control::trust::{AuditPace, AuditPolicy, AuditQueue, Skipped, Urgency, Verdict};
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
 use tokio::sync::oneshot;
 
 use super::FailedAudit;
-use super::receipt::{Audit, Receipt};
+use super::receipt::Receipt;
+use super::replay_audit::{AuditPools, replay_audit};
 use super::store::ReceiptStore;
-use super::verify::{OutputCheck, Weights, least_room, verify};
-use crate::compute_error;
-use crate::devices::threads::Purpose;
-use crate::devices::{Devices, Kind};
+use crate::clock;
+use crate::devices::Devices;
+use crate::observe::Observer;
 use crate::supervise::Supervisor;
 
-/// Receipts that wait for an audit. Beyond it audits are refused with `Overloaded`: an idle node cannot check more.
-const WAITING: usize = 256;
+/// Receipts that wait for the disk: a slow disk loses receipts, and answers never wait for it.
+const RECEIPTS_WAITING: usize = 256;
 
-/// Rows computed between two checks of whether the node is idle: a few hundredths of a second.
-const CHUNK_ROWS: usize = 64;
-
-/// Interval at which a waiting audit checks whether the node is idle again.
-const BUSY: Duration = Duration::from_millis(50);
-
-/// Time that an audit waits for memory: products and loads release theirs within seconds, or keep it for good.
-const MEMORY_TIMEOUT: Duration = Duration::from_secs(10);
+/// Interval at which the thread looks for answers whose deadline has passed while it has nothing to audit.
+const IDLE_TICK: Duration = Duration::from_secs(60);
 
 /// What an audit needs from the node that it runs on.
 pub trait AuditHost: Send + Sync {
     /// Peer id of this node.
     fn local(&self) -> PeerId;
 
-    /// Whether the node has work that takes precedence over an audit nobody waits for.
+    /// Whether the node has sessions, beside which an audit that nobody waits for gets only a share of the time.
     fn is_busy(&self) -> bool;
 
     /// A file that contains the `wanted` parts of a model, with the manifest of the whole model. Parts that are not on this
-    /// node are fetched from `providers`. Blocks.
+    /// node are fetched from `providers`. Blocks, not longer than `within`.
     ///
     /// # Errors
-    /// `NotFound` if no part of the model is on this node and nobody provides it; the download's errors otherwise.
-    fn fetch(&self, model: Digest, wanted: Wanted, providers: &[PeerId]) -> Result<ModelSource>;
+    /// `NotFound` if no part of the model is on this node and nobody provides it; `DeadlineExceeded`; the download's errors
+    /// otherwise.
+    fn fetch(&self, model: Digest, wanted: Wanted, providers: &[PeerId], within: Duration) -> Result<ModelSource>;
+
+    /// Lowers the trust of a peer: something it did is suspicious and proves nothing.
+    fn suspect(&self, peer: PeerId, reason: SuspicionReason);
+
+    /// Whether a peer is a suspect, whose answers are audited for certain.
+    fn is_suspect(&self, peer: &PeerId) -> bool;
 
     /// Called when a replay refuted a stage's signed output: stores the evidence and quarantines the peer.
     fn accuse(&self, failed: &FailedAudit<'_>);
@@ -70,13 +74,32 @@ pub struct Auditor(Arc<Inner>);
 struct Inner {
     policy: AuditPolicy,
     receipts: SyncSender<Receipt>,
-    jobs: SyncSender<Job>,
+    waiting: Mutex<AuditQueue<Job>>,
+    /// Notified when an answer is added.
+    added: Condvar,
+    host: Arc<dyn AuditHost>,
+    audits: Family<ResultLabels, Counter>,
 }
 
 struct Job {
     receipt: Receipt,
-    urgent: bool,
-    done: oneshot::Sender<Result<Receipt>>,
+    urgency: Urgency,
+    done: oneshot::Sender<Result<Audited>>,
+}
+
+/// Result of an audit.
+#[derive(Clone, Debug)]
+pub struct Audited {
+    /// The receipt, with the audit's results and verdict.
+    pub receipt: Receipt,
+    /// Peers whose output is wrong: refuted, or wrong and not signed.
+    pub wrong: Vec<PeerId>,
+}
+
+/// How an audit ended.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ResultLabels {
+    result: &'static str,
 }
 
 /// The parts of the node that the auditor uses.
@@ -86,11 +109,13 @@ pub struct AuditorParts {
     /// Folder of receipts.
     pub store: ReceiptStore,
     /// The node that the audits run on.
-    pub host: Box<dyn AuditHost>,
+    pub host: Arc<dyn AuditHost>,
     /// Memory and compute threads of the node.
     pub devices: Devices,
     /// Starts and restarts the auditor's threads.
     pub supervisor: Supervisor,
+    /// Registry of metrics.
+    pub observer: Observer,
 }
 
 impl Auditor {
@@ -99,19 +124,31 @@ impl Auditor {
     /// # Errors
     /// `Internal` if a thread cannot be started.
     pub fn start(parts: AuditorParts) -> Result<Auditor> {
-        let (jobs, queue) = sync_channel(WAITING);
-        let (receipts, kept) = sync_channel(WAITING);
-        let inner = Inner { policy: parts.policy, receipts: receipts.clone(), jobs };
+        let (receipts, kept) = sync_channel(RECEIPTS_WAITING);
+        let audits =
+            parts.observer.counters("audits", "Audits by result: passed, refuted, suspicious, failed, crowded, late");
+        let auditor = Auditor(Arc::new(Inner {
+            policy: parts.policy,
+            receipts,
+            waiting: Mutex::default(),
+            added: Condvar::new(),
+            host: Arc::clone(&parts.host),
+            audits,
+        }));
         let failed = |error| Error::new(ErrorKind::Internal, format!("cannot start the auditor's thread: {error}"));
         let store = parts.store.clone();
         // Receipts are written on a thread of their own, so that answers and audits never wait for the disk.
         let supervisor = parts.supervisor.clone();
-        supervisor
-            .restarted_thread("receipts", move || kept.iter().for_each(|receipt| put(&store, &receipt)))
-            .map_err(failed)?;
+        supervisor.restarted_thread("receipts", move || write(&kept, &store)).map_err(failed)?;
         // If an audit panics, its answer counts as not checked: the waiter finds its channel closed.
-        supervisor.restarted_thread("auditor", move || run(&parts, &queue, &receipts)).map_err(failed)?;
-        Ok(Auditor(Arc::new(inner)))
+        let (pools, inner) = (AuditPools::default(), Arc::downgrade(&auditor.0));
+        let run = move || {
+            while let Some(inner) = inner.upgrade() {
+                Auditor(inner).turn(&parts, &pools);
+            }
+        };
+        supervisor.restarted_thread("auditor", run).map_err(failed)?;
+        Ok(auditor)
     }
 
     /// Whether every answer is held back until it is audited.
@@ -132,35 +169,92 @@ impl Auditor {
         }
     }
 
-    /// Audits a receipt and returns it with the audits' results. `Overloaded` if too many audits wait already.
-    pub fn audit(&self, receipt: Receipt) -> oneshot::Receiver<Result<Receipt>> {
+    /// Audits a receipt; `Overloaded` if too many audits wait already, `DeadlineExceeded` if it is not done in time.
+    /// `awaited`: whether a request waits for it; `suspect`: whether it matters more than a drawn one.
+    pub fn audit(&self, receipt: Receipt, awaited: bool, suspect: bool) -> oneshot::Receiver<Result<Audited>> {
         let (done, result) = oneshot::channel();
-        let job = Job { receipt, urgent: self.audits_all(), done };
-        if let Err(error) = self.0.jobs.try_send(job) {
-            let (std::sync::mpsc::TrySendError::Full(job) | std::sync::mpsc::TrySendError::Disconnected(job)) = error;
-            let why = "too many answers wait for their audit on this node";
-            // The requester may have gone.
-            let _ = job.done.send(Err(Error::new(ErrorKind::Overloaded, why)));
+        let urgency = match (awaited, suspect) {
+            (true, _) => Urgency::Awaited,
+            (false, true) => Urgency::Suspect,
+            (false, false) => Urgency::Drawn,
+        };
+        let crowded = self.waiting().push(Job { receipt, urgency, done }, urgency, clock::now());
+        self.0.added.notify_one();
+        if let Some(job) = crowded {
+            self.skip(job, Skipped::Crowded);
         }
         result
     }
-}
 
-fn put(store: &ReceiptStore, receipt: &Receipt) {
-    if let Err(error) = store.put(receipt) {
-        tracing::warn!(event = "receipt_lost", receipt = receipt.id, %error, "cannot store receipt: {error}");
+    /// Lowers the trust of a peer: something it did is suspicious and proves nothing.
+    pub fn suspect(&self, peer: PeerId, reason: SuspicionReason) {
+        self.0.host.suspect(peer, reason);
     }
-}
 
-fn run(parts: &AuditorParts, queue: &Receiver<Job>, receipts: &SyncSender<Receipt>) {
-    let pool = OnceLock::new();
-    while let Ok(Job { receipt, urgent, done }) = queue.recv() {
+    /// Whether a peer is a suspect, whose answers are audited for certain.
+    pub fn is_suspect(&self, peer: &PeerId) -> bool {
+        self.0.host.is_suspect(peer)
+    }
+
+    /// Records that an answer is not audited: it stays unchecked.
+    fn skip(&self, job: Job, skipped: Skipped) {
+        let (result, kind, why) = match skipped {
+            Skipped::Crowded => {
+                ("crowded", ErrorKind::Overloaded, "too many answers wait for their audit on this node")
+            }
+            Skipped::Late => ("late", ErrorKind::DeadlineExceeded, "the answer was not audited in time"),
+        };
+        let receipt = &job.receipt.id;
+        tracing::warn!(event = "audit_skipped", receipt, why, "answer not audited: {why}");
+        self.count(result);
+        // The requester may have gone.
+        let _ = job.done.send(Err(Error::new(kind, why)));
+    }
+
+    fn count(&self, result: &'static str) {
+        self.0.audits.get_or_create(&ResultLabels { result }).inc();
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, AuditQueue<Job>> {
+        self.0.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits for the next answer and audits it; returns without one now and then.
+    fn turn(&self, parts: &AuditorParts, pools: &AuditPools) {
+        let mut waiting = self.waiting();
+        if waiting.is_empty() {
+            waiting = self.0.added.wait_timeout(waiting, IDLE_TICK).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        let late = waiting.take_late(clock::now());
+        let next = waiting.pop();
+        drop(waiting);
+        late.into_iter().for_each(|job| self.skip(job, Skipped::Late));
+        if let Some((job, deadline)) = next {
+            self.audit_now(parts, pools, job, deadline);
+        }
+    }
+
+    fn audit_now(&self, parts: &AuditorParts, pools: &AuditPools, job: Job, deadline: Time) {
+        let Job { receipt, urgency, done } = job;
         let id = receipt.id.clone();
-        let audited = replay_audit(parts, &pool, receipt, urgent);
+        let audited =
+            replay_audit(parts, pools, receipt, urgency == Urgency::Awaited, AuditPace::new(urgency, deadline));
         match &audited {
-            // Written after the unaudited version of the same receipt: one thread writes both, in order.
-            Ok(receipt) => drop(receipts.send(receipt.clone())),
+            Ok(audited) => {
+                let passed = audited.receipt.verdict == Verdict::Audited;
+                let refuted = !audited.receipt.refuted().is_empty();
+                self.count(if refuted {
+                    "refuted"
+                } else if passed {
+                    "passed"
+                } else {
+                    "suspicious"
+                });
+                // Written after the unaudited version of the same receipt: one thread writes both, in order.
+                drop(self.0.receipts.send(audited.receipt.clone()));
+            }
             Err(error) => {
+                self.count(if error.kind() == ErrorKind::DeadlineExceeded { "late" } else { "failed" });
                 tracing::warn!(event = "audit_failed", receipt = id, %error, "audit failed: {error}");
             }
         }
@@ -169,60 +263,12 @@ fn run(parts: &AuditorParts, queue: &Receiver<Job>, receipts: &SyncSender<Receip
     }
 }
 
-/// Recomputes an answer and records, for each stage on another node, whether its output is right.
-fn replay_audit(parts: &AuditorParts, pool: &OnceLock<Pool>, mut receipt: Receipt, urgent: bool) -> Result<Receipt> {
-    let (host, model) = (&parts.host, receipt.model.digest);
-    let stages = receipt.segments.iter().flat_map(|segment| &segment.stages);
-    let providers: Vec<PeerId> = stages.filter_map(|stage| stage.peer.parse().ok()).collect();
-    let ModelSource { path, manifest } = host.fetch(model, Wanted::header(), &providers)?;
-    let file = ModelFile::open(&path).map_err(compute_error)?;
-    let pool = match pool.get() {
-        Some(pool) => pool,
-        None => {
-            // Whether answers are held back for their audits is a policy of the node: each audit is urgent, or none.
-            let made = parts.devices.pool(if urgent { Purpose::AwaitedAudits } else { Purpose::Audits })?;
-            pool.get_or_init(|| made)
-        }
-    };
-    let cancel = Cancel::new();
-    let mut wait = |_| {
-        while !urgent && host.is_busy() {
-            std::thread::sleep(BUSY);
-        }
-    };
-    wait(0);
-    let mut pace = ReplayPace { chunk_rows: CHUNK_ROWS, cancel: &cancel, between: &mut wait };
-    let mut fetch = |part: &ModelPart| host.fetch(model, Wanted::of_part(part), &providers).map(drop);
-    // Memory for as many layers as fit, but at least for a single one.
-    let least = least_room(&receipt, &file, pool.threads(), CHUNK_ROWS)?;
-    let most = roomy_audit_bytes(parts.devices.limit());
-    let room = parts.devices.lease_up_to(Kind::Audits, least, most, MEMORY_TIMEOUT)?;
-    let mut weights = Weights { file: &file, manifest: &manifest, room: room.bytes(), fetch: &mut fetch };
-    let found = verify(&receipt, &mut weights, pool, &mut pace)?;
-    let local = host.local().to_string();
-    let unix_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64);
-    for (segment, checked) in found.segments.iter().enumerate() {
-        for (stage, check) in checked.stages.iter().enumerate() {
-            let claimed = receipt.segments.get(segment).is_some_and(|segment| !segment.claims.is_empty());
-            if !claimed || check.peer == local || check.output == OutputCheck::FollowsWrong {
-                continue;
-            }
-            let position = match check.output {
-                OutputCheck::Wrong { position } => position.map(|position| position as u64),
-                _ => None,
-            };
-            receipt.audits.push(Audit { segment, stage, by: local.clone(), holds: check.holds(), position, unix_ms });
-        }
+fn write(kept: &Receiver<Receipt>, store: &ReceiptStore) {
+    kept.iter().for_each(|receipt| put(store, &receipt));
+}
+
+fn put(store: &ReceiptStore, receipt: &Receipt) {
+    if let Err(error) = store.put(receipt) {
+        tracing::warn!(event = "receipt_lost", receipt = receipt.id, %error, "cannot store receipt: {error}");
     }
-    if found.holds && receipt.is_audited() {
-        receipt.verdict = Verdict::Audited;
-    }
-    for (segment, checked) in found.segments.iter().enumerate() {
-        for (stage, check) in checked.stages.iter().enumerate().filter(|(_, check)| check.is_lie()) {
-            let OutputCheck::Wrong { position } = check.output else { continue };
-            let position = position.map(|position| position as u64);
-            host.accuse(&FailedAudit { receipt: &receipt, segment, stage, position });
-        }
-    }
-    Ok(receipt)
 }

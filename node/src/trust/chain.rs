@@ -109,8 +109,29 @@ pub struct Expected<'a> {
 pub struct ChainFault {
     /// Peer whose claim fails.
     pub peer: PeerId,
+    /// Index of its stage.
+    pub stage: usize,
+    /// What fails.
+    pub kind: FaultKind,
     /// Why the claim fails.
     pub why: String,
+}
+
+/// What fails in a chain's check.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FaultKind {
+    /// The stage did not sign, or its signature is invalid.
+    Unsigned,
+    /// The claim is about other work, or other sampling terms.
+    OtherWork,
+    /// The claim names another input.
+    OtherInput,
+    /// The last stage's claim names other tokens.
+    OtherTokens,
+    /// The next stage did not countersign.
+    Uncountersigned,
+    /// There are more claims than stages.
+    Beyond,
 }
 
 impl From<ChainFault> for Error {
@@ -136,14 +157,14 @@ impl CommitChain {
     /// countersigns that claim, and appends this stage's own `claim`.
     ///
     /// # Errors
-    /// `VerificationFailed` with the [`ChainFault`]'s text if the previous stage claims something else or did not sign;
+    /// `VerificationFailed` if the previous stage claims something else or did not sign;
     /// `Internal` as [`Signature::make`]. The chain is then unchanged and must not be passed on.
     pub fn pass(&mut self, claim: Claim, keypair: &Keypair) -> Result<()> {
         let signed = Signed::new(claim, keypair)?;
         if let Some(before) = self.links.last_mut() {
-            follows(before, &signed.claim).map_err(|why| ChainFault {
-                peer: before.peer(),
-                why: format!("{why}; this stage cannot sign for it"),
+            follows(before, &signed.claim).map_err(|why| {
+                let why = format!("peer {}: {why}; this stage cannot sign for it", before.peer());
+                Error::new(ErrorKind::VerificationFailed, why)
             })?;
             before.countersign(keypair)?;
         }
@@ -169,8 +190,11 @@ impl CommitChain {
     /// The first [`ChainFault`].
     pub fn check(&self, expected: &Expected<'_>) -> std::result::Result<(), ChainFault> {
         for (index, (peer, layers)) in expected.stages.iter().enumerate() {
-            let fault = |why: &str| Err(ChainFault { peer: *peer, why: why.to_owned() });
-            let Some(signed) = self.links.get(index) else { return fault("did not sign a claim") };
+            let fault =
+                |kind: FaultKind, why: &str| Err(ChainFault { peer: *peer, stage: index, kind, why: why.to_owned() });
+            let Some(signed) = self.links.get(index) else {
+                return fault(FaultKind::Unsigned, "did not sign a claim");
+            };
             let claim = &signed.claim;
             let same = (claim.session, claim.epoch, claim.model, claim.numerics, claim.positions, claim.chosen_from)
                 == (
@@ -185,24 +209,27 @@ impl CommitChain {
             let last = index + 1 == expected.stages.len();
             let next = expected.stages.get(index + 1).map(|(next, _)| *next);
             if signed.peer() != *peer || !signed.is_signed() {
-                return fault("the signature of its claim is invalid");
+                return fault(FaultKind::Unsigned, "the signature of its claim is invalid");
             } else if !same || claim.layers != *layers {
-                return fault("its claim is about other work than was requested");
+                return fault(FaultKind::OtherWork, "its claim is about other work than was requested");
             } else if claim.sampling != expected.sampling {
-                return fault("its claim names other sampling terms than were requested");
+                return fault(FaultKind::OtherWork, "its claim names other sampling terms than were requested");
             } else if claim.predecessor != input {
-                return fault("its claim names another input than it was sent");
+                return fault(FaultKind::OtherInput, "its claim names another input than it was sent");
             } else if last && claim.output != expected.output {
-                return fault("its claim names other tokens than it sent");
+                return fault(FaultKind::OtherTokens, "its claim names other tokens than it sent");
             } else if next.is_some() && signed.receiver() != next {
-                return fault("the next stage did not countersign its output");
+                return fault(FaultKind::Uncountersigned, "the next stage did not countersign its output");
             }
         }
         match self.links.get(expected.stages.len()) {
             None => Ok(()),
-            Some(beyond) => {
-                Err(ChainFault { peer: beyond.peer(), why: "it is not a stage of this session".to_owned() })
-            }
+            Some(beyond) => Err(ChainFault {
+                peer: beyond.peer(),
+                stage: expected.stages.len(),
+                kind: FaultKind::Beyond,
+                why: "it is not a stage of this session".to_owned(),
+            }),
         }
     }
 
@@ -343,4 +370,4 @@ impl<'de> Deserialize<'de> for Signed {
 
 #[cfg(test)]
 #[path = "chain_tests.rs"]
-mod tests;
+pub(super) mod tests;

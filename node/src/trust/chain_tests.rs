@@ -3,18 +3,18 @@
 use super::*;
 use proptest::prelude::*;
 
-fn keypair(n: u8) -> Keypair {
+pub(in crate::trust) fn keypair(n: u8) -> Keypair {
     Keypair::ed25519_from_bytes([n; 32]).unwrap()
 }
 
-fn peer(n: u8) -> PeerId {
+pub(in crate::trust) fn peer(n: u8) -> PeerId {
     keypair(n).public().to_peer_id()
 }
 
 const ROOTS: [[u8; 32]; 4] = [[10; 32], [11; 32], [12; 32], [13; 32]];
 
 /// The claim of stage `index` of three.
-fn claim(index: usize) -> Claim {
+pub(in crate::trust) fn claim(index: usize) -> Claim {
     Claim {
         session: [1; 16],
         epoch: 2,
@@ -29,11 +29,11 @@ fn claim(index: usize) -> Claim {
     }
 }
 
-fn stages() -> Vec<(PeerId, Range<u32>)> {
+pub(in crate::trust) fn stages() -> Vec<(PeerId, Range<u32>)> {
     (0..3).map(|index| (peer(index as u8 + 1), claim(index).layers)).collect()
 }
 
-fn expected(stages: &[(PeerId, Range<u32>)]) -> Expected<'_> {
+pub(in crate::trust) fn expected(stages: &[(PeerId, Range<u32>)]) -> Expected<'_> {
     let claim = claim(0);
     Expected {
         session: claim.session,
@@ -50,7 +50,7 @@ fn expected(stages: &[(PeerId, Range<u32>)]) -> Expected<'_> {
 }
 
 /// A valid chain as it arrives at the coordinator.
-fn honest() -> CommitChain {
+pub(in crate::trust) fn honest() -> CommitChain {
     let mut chain = CommitChain::new();
     for index in 0..3 {
         chain.pass(claim(index), &keypair(index as u8 + 1)).unwrap();
@@ -124,7 +124,9 @@ fn every_unexpected_claim_is_reported_with_its_peer() {
     }
     let mut short = honest();
     short.links.pop();
-    assert_eq!(check(&short).unwrap_err(), ChainFault { peer: peer(3), why: "did not sign a claim".to_owned() });
+    let why = "did not sign a claim".to_owned();
+    let fault = ChainFault { peer: peer(3), stage: 2, kind: FaultKind::Unsigned, why };
+    assert_eq!(check(&short).unwrap_err(), fault);
     let mut long = honest();
     long.links.push(long.links[2].clone());
     assert!(check(&long).unwrap_err().why.contains("not a stage"));

@@ -7,33 +7,37 @@
 //! ```
 //!
 //! * [`signature`]: a signature with its peer. [`product_claim`]: what a worker signs about a result.
-//! * [`chain`]: the signed claims of one session, their checks and their encoding.
+//! * [`chain`]: the signed claims of one session, their checks and their encoding. [`gathered`]: what of them has arrived, and
+//!   who is suspected if that does not cover the answer.
 //! * [`receipt`](mod@receipt): the record of an answer, as JSON. [`rules`]: its sampling terms. `hex`: bytes in it.
 //!   [`store`]: the folder of receipts.
 //! * [`verify`](mod@verify): checks a receipt against its signatures and its model's file.
 //! * `verdict`: a verdict in JSON. [`pangea_control::trust`] decides which sessions are audited.
 //!
-//! * [`auditor`]: replays drawn answers; it reaches the node through an [`AuditHost`].
+//! * [`auditor`]: replays drawn answers; it reaches the node through an [`AuditHost`]. `replay_audit`: the audit of one answer.
 //!
 //! This room reports who signed what; the fabric quarantines. It imports no other room of the node.
 
 pub mod auditor;
 pub mod chain;
 mod failed_audit;
+pub mod gathered;
 mod hex;
 pub mod product_claim;
 pub mod receipt;
+mod replay_audit;
 pub mod rules;
 pub mod signature;
 pub mod store;
 mod verdict;
 pub mod verify;
 
-pub use auditor::{AuditHost, Auditor, AuditorParts, ModelSource};
-pub use chain::{ChainFault, CommitChain, Expected, Signed};
+pub use auditor::{AuditHost, Audited, Auditor, AuditorParts, ModelSource};
+pub use chain::{ChainFault, CommitChain, Expected, FaultKind, Signed};
 pub use failed_audit::FailedAudit;
+pub use gathered::Gathered;
 pub use product_claim::{ProductClaim, SignedProduct};
-pub use receipt::{Audit, Receipt, ReceiptModel, ReceiptStage, Segment};
+pub use receipt::{Audit, Receipt, ReceiptModel, ReceiptStage, Received, Segment};
 pub use rules::{ReceiptSampling, terms_digest};
 pub use signature::Signature;
 pub use store::{ReceiptStore, Summary};

@@ -12,7 +12,8 @@
 //!     "stages": [{"peer": "12D3…", "layers": [0, 15]}],
 //!     "claims": [{"session": …, "epoch": …, "model": …, "numerics": …, "layers": [0, 15], "positions": 3, "chosen_from": 1,
 //!                 "predecessor": …, "sampling": …, "output": …,
-//!                 "signed": {"peer": "12D3…", "signature": "<128 hex>"}, "received": {…}}]
+//!                 "signed": {"peer": "12D3…", "signature": "<128 hex>"}, "received": {…}}],
+//!     "received": {"positions": 3, "root": "<64 hex>"}
 //!   }],
 //!   "verdict": "audited",
 //!   "audits": [{"segment": 0, "stage": 0, "by": "12D3…", "holds": true, "position": null, "unix_ms": 1790000000500}]
@@ -93,11 +94,24 @@ pub struct Segment {
     pub chosen_from: u64,
     /// Planned stages, in order.
     pub stages: Vec<ReceiptStage>,
-    /// The stages' signed claims; empty if the session did not end normally.
+    /// The stages' signed claims, those of the first stages if not all signed; empty if the session was lost.
     pub claims: Vec<Signed>,
     /// Why the session did not end normally.
     #[serde(default)]
     pub ended: Option<String>,
+    /// What the coordinator received from the last stage; receipts of earlier versions do not say.
+    #[serde(default)]
+    pub received: Option<Received>,
+}
+
+/// What the coordinator received from the last stage of a segment, signed or not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Received {
+    /// Number of positions, from the first, whose following tokens are known.
+    pub positions: u64,
+    /// Root over the tokens and log-probabilities, as a last stage claims it.
+    #[serde(with = "hex")]
+    pub root: [u8; 32],
 }
 
 /// A stage of a segment.
@@ -175,16 +189,16 @@ impl Receipt {
     }
 
     /// Whether every stage of every segment was audited successfully by another node than its own. Stages on the
-    /// coordinator need no audit.
+    /// coordinator need no audit; an answer whose last stages did not sign is never audited.
     pub fn is_audited(&self) -> bool {
         let audited = |segment: usize, stage: usize, peer: &str| {
             let of_stage = |audit: &&Audit| (audit.segment, audit.stage) == (segment, stage);
             let mut audits = self.audits.iter().filter(of_stage).peekable();
             audits.peek().is_some() && audits.all(|audit| audit.holds && audit.by != peer)
         };
-        !self.segments.is_empty()
+        self.segments.last().is_some_and(|last| last.ended.is_none())
             && self.segments.iter().enumerate().all(|(index, segment)| {
-                // A segment that ended early claims nothing; the next segment chose its tokens again.
+                // Nobody vouches for a segment that ended early: the replay of the whole answer covers its tokens.
                 segment.ended.is_some()
                     || segment.claims.len() == segment.stages.len()
                         && segment
@@ -234,6 +248,7 @@ pub(crate) mod tests {
                 stages: vec![ReceiptStage { peer: "a".to_owned(), layers: [0, 2] }],
                 claims: Vec::new(),
                 ended: Some("gone".to_owned()),
+                received: Some(Received { positions: 2, root: [9; 32] }),
             }],
             verdict: Verdict::Unchecked,
             audits: Vec::new(),

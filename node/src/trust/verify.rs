@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use libp2p::PeerId;
 use pangea_client::{Error, ErrorKind, Result};
-use pangea_compute::commit::merkle::token_leaves;
+use pangea_compute::commit::merkle::{chosen_leaf, nothing_leaf, token_leaves};
 use pangea_compute::commit::{Claim, ModelSource, Replay, ReplayBytes, ReplayPace, Transcript, merkle_root, replay};
 use pangea_compute::model::{Manifest, Model, ModelFile, ModelPart, NUMERICS};
 use pangea_compute::sample::Sampling;
@@ -15,7 +15,7 @@ use pangea_compute::sample::grammar::GrammarVocabulary;
 use pangea_compute::{Digest, Pool};
 use serde::Serialize;
 
-use super::{Receipt, Segment, terms_digest};
+use super::{Receipt, Received, Segment, terms_digest};
 use crate::compute_error;
 
 /// Result of verifying a receipt.
@@ -49,8 +49,11 @@ pub struct TokenCheck {
 pub struct SegmentCheck {
     /// Version of the placement.
     pub epoch: u64,
-    /// Why the session did not end normally; such a session has no signatures, and none are expected.
+    /// Why the session did not end normally; nobody vouches for such a session as a whole.
     pub ended: Option<String>,
+    /// Whether what the coordinator received is what the model gives, signed or not; `None` if the receipt does not say what
+    /// was received.
+    pub received: Option<bool>,
     /// Checks of its stages, in order.
     pub stages: Vec<StageCheck>,
 }
@@ -91,10 +94,48 @@ pub enum OutputCheck {
     Unclaimed,
 }
 
+impl SegmentCheck {
+    /// Whether something in this segment is wrong, whoever is the reason. `wrong_at`: index of the first wrong token, and
+    /// `positions`: those of the segment.
+    fn is_wrong(&self, wrong_at: Option<usize>, positions: &Range<usize>) -> bool {
+        let is_wrong = |stage: &StageCheck| matches!(stage.output, OutputCheck::Wrong { .. });
+        let has_wrong_token = wrong_at.and_then(|at| at.checked_sub(1)).is_some_and(|at| positions.contains(&at));
+        self.received == Some(false) || has_wrong_token || self.stages.iter().any(is_wrong)
+    }
+}
+
+impl Verification {
+    /// The peers that may be the reason why the answer is wrong, where no signature proves it: in the first wrong segment the
+    /// first stage that did not sign a right output, or all of them if that stage is the coordinator's own.
+    pub fn suspects(&self, receipt: &Receipt) -> Vec<PeerId> {
+        let ends = receipt.segments.iter().skip(1).map(|next| as_len(next.chosen_from)).chain([usize::MAX]);
+        let starts = receipt.segments.iter().map(|segment| as_len(segment.chosen_from));
+        let mut segments = self.segments.iter().zip(starts.zip(ends));
+        let wrong = segments.find(|(segment, (start, end))| segment.is_wrong(self.tokens.wrong_at, &(*start..*end)));
+        let Some((segment, (_, end))) = wrong else { return Vec::new() };
+        if segment.stages.iter().any(StageCheck::is_lie) {
+            return Vec::new();
+        }
+        let Some(first) = segment.stages.iter().find(|stage| !stage.is_right()) else { return Vec::new() };
+        // The stages of a lost chain were not asked to sign.
+        let is_lost = end != usize::MAX && segment.stages.iter().all(|stage| stage.output == OutputCheck::Unclaimed);
+        let suspected = |stage: &&StageCheck| match is_lost || first.peer == receipt.coordinator {
+            true => !stage.is_right() && stage.peer != receipt.coordinator,
+            false => stage.peer == first.peer,
+        };
+        segment.stages.iter().filter(suspected).filter_map(|stage| stage.peer.parse().ok()).collect()
+    }
+}
+
 impl StageCheck {
     /// Whether every check of this stage passed.
     pub fn holds(&self) -> bool {
         self.signed && self.received && self.asked && self.linked && self.output == OutputCheck::Right
+    }
+
+    /// Whether the stage signed, for this very session, the output that the model gives.
+    pub fn is_right(&self) -> bool {
+        self.signed && self.asked && self.linked && self.output == OutputCheck::Right
     }
 
     /// Whether the stage signed, for this very session, a wrong output of a right input: proof of a lie.
@@ -270,6 +311,13 @@ pub fn verify(
     let mut choices = Vec::new();
     let mut segments = Vec::new();
     for segment in &receipt.segments {
+        let positions = segment.received.map_or(0, |received| as_len(received.positions));
+        if positions >= tokens.len() {
+            return wrong(format!(
+                "a segment has {positions} positions, but the answer has only {} tokens",
+                tokens.len()
+            ));
+        }
         let mut again = None;
         if let Some(first) = segment.claims.first() {
             let claim = &first.claim;
@@ -296,6 +344,9 @@ pub fn verify(
     let checked = choices.iter().filter(|(position, _)| position + 1 < tokens.len()).count();
     let replayed = Replay { input: Vec::new(), outputs: Vec::new(), choices };
     let wrong_token = replayed.first_wrong_token(&tokens);
+    for (check, segment) in segments.iter_mut().zip(&receipt.segments) {
+        check.received = segment.received.map(|received| received.root == chosen_root(&replayed, segment, &received));
+    }
     // After a token that the grammar forbids nothing is recomputed; that token is then the wrong one.
     let tokens = TokenCheck {
         checked,
@@ -307,8 +358,23 @@ pub fn verify(
         let unsigned = |stage: &StageCheck| segment.ended.is_some() && stage.output == OutputCheck::Unclaimed;
         segment.stages.iter().all(|stage| stage.holds() || unsigned(stage))
     };
-    let holds = tokens.wrong_at.is_none() && checked == receipt.answer_tokens.len() && segments.iter().all(whole);
+    let is_complete = segments.last().is_some_and(|last| last.ended.is_none());
+    let as_received = segments.iter().all(|segment| segment.received != Some(false));
+    let holds = tokens.wrong_at.is_none()
+        && checked == receipt.answer_tokens.len()
+        && segments.iter().all(whole)
+        && is_complete
+        && as_received;
     Ok(Verification { receipt: receipt.id.clone(), holds, tokens, segments })
+}
+
+/// Root over the output that the last stage of a segment should have had, as far as the coordinator received it.
+fn chosen_root(replay: &Replay, segment: &Segment, received: &Received) -> [u8; 32] {
+    let (from, end) = (as_len(segment.chosen_from), as_len(received.positions));
+    let own = replay.choices.iter().filter(|(position, _)| (from..end).contains(position));
+    let leaves = own.map(|(position, choice)| chosen_leaf(*position as u64, choice));
+    // The caller checked that no segment is longer than the answer.
+    merkle_root(&(0..from.min(end) as u64).map(nothing_leaf).chain(leaves).collect::<Vec<_>>())
 }
 
 /// Saturates: no session is longer than `usize::MAX`.
@@ -369,12 +435,71 @@ fn check_segment(
             ..unclaimed
         }
     });
-    SegmentCheck { epoch: segment.epoch, ended: segment.ended.clone(), stages: stages.collect() }
+    SegmentCheck { epoch: segment.epoch, ended: segment.ended.clone(), received: None, stages: stages.collect() }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::trust::ReceiptStage;
+    use crate::trust::receipt::tests::receipt;
+
+    /// Checks of one segment whose stages are on these peers.
+    fn segment(ended: bool, stages: &[(PeerId, OutputCheck)]) -> SegmentCheck {
+        let check = |(peer, output): &(PeerId, OutputCheck)| {
+            let signed = *output != OutputCheck::Unclaimed;
+            let (peer, output, layers) = (peer.to_string(), *output, [0, 1]);
+            StageCheck { peer, layers, signed, received: signed, asked: signed, linked: signed, output }
+        };
+        let stages = stages.iter().map(check).collect();
+        SegmentCheck { epoch: 1, ended: ended.then(|| "gone".to_owned()), received: None, stages }
+    }
+
+    #[test]
+    fn the_first_stage_that_signed_no_right_output_of_a_wrong_answer_is_the_suspect() {
+        use OutputCheck::{FollowsWrong, Right, Unclaimed, Wrong};
+        let [local, one, two] = [PeerId::random(), PeerId::random(), PeerId::random()];
+        let wrong = Wrong { position: None };
+        let suspects = |segments: &[(bool, &[(PeerId, OutputCheck)])], wrong_at: Option<usize>| {
+            let mut receipt = Receipt { coordinator: local.to_string(), ..receipt() };
+            let segments: Vec<_> = segments.iter().map(|(ended, stages)| segment(*ended, stages)).collect();
+            receipt.segments = segments
+                .iter()
+                .zip(0..)
+                .map(|(checks, at)| Segment {
+                    chosen_from: 1 + 5 * at,
+                    stages: checks
+                        .stages
+                        .iter()
+                        .map(|stage| ReceiptStage { peer: stage.peer.clone(), layers: stage.layers })
+                        .collect(),
+                    ..receipt.segments[0].clone()
+                })
+                .collect();
+            let tokens = TokenCheck { checked: 9, wrong_at, token: None, expected: None };
+            let verification =
+                Verification { receipt: receipt.id.clone(), holds: wrong_at.is_none(), tokens, segments };
+            verification.suspects(&receipt)
+        };
+        // A stage that withheld its signature, after an honest one.
+        assert_eq!(suspects(&[(true, &[(one, Right), (two, Unclaimed)])], Some(4)), [two]);
+        assert_eq!(suspects(&[(true, &[(local, Right), (one, Unclaimed), (two, Unclaimed)])], Some(4)), [one]);
+        // This node's own stage did not sign: either of the others may be the reason.
+        assert_eq!(suspects(&[(true, &[(local, Unclaimed), (one, Unclaimed)])], Some(4)), [one]);
+        // A lost chain had no chance to sign; the segment with the wrong token counts.
+        let lost: &[_] = &[(local, Unclaimed), (one, Unclaimed)];
+        assert_eq!(suspects(&[(true, lost), (false, &[(local, Right), (two, Right)])], Some(4)), [one]);
+        assert_eq!(
+            suspects(
+                &[(true, &[(local, Unclaimed), (two, Unclaimed)]), (true, &[(one, Right), (two, Unclaimed)])],
+                Some(8)
+            ),
+            [two]
+        );
+        // A proven liar makes no suspects, and a right answer has none.
+        assert!(suspects(&[(false, &[(one, wrong), (two, FollowsWrong)])], Some(4)).is_empty());
+        assert!(suspects(&[(true, &[(one, Unclaimed), (two, Unclaimed)])], None).is_empty());
+    }
 
     #[test]
     fn as_many_layers_are_replayed_at_once_as_fit_with_all_that_they_need() {

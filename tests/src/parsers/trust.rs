@@ -5,7 +5,7 @@ use pangea_compute::Digest;
 use pangea_compute::commit::Claim;
 use pangea_compute::sample::{AnswerFormat, Sampling};
 use pangea_control::trust::Verdict;
-use pangea_node::trust::{CommitChain, Receipt, ReceiptModel, ReceiptStage, Segment};
+use pangea_node::trust::{CommitChain, Receipt, ReceiptModel, ReceiptStage, Received, Segment};
 
 /// A chain of commitments: every chain has exactly one form, and whoever reads one can ask what it says.
 pub fn commit_chain(bytes: &[u8]) {
@@ -71,6 +71,7 @@ pub(super) fn receipt_seeds() -> Vec<Vec<u8>> {
             stages: vec![ReceiptStage { peer: "p".to_owned(), layers: [0, 1] }],
             claims: chain(2).links,
             ended: None,
+            received: Some(Received { positions: 2, root: [4; 32] }),
         }],
         verdict: Verdict::Audited,
         audits: Vec::new(),

@@ -6,9 +6,11 @@ use std::time::Duration;
 use libp2p_identity::PeerId;
 use pangea_units::Error;
 
-use super::answer_session::{Exclusions, NewTokens};
+use super::answer_session::{Exclusions, SignedClaims};
 #[cfg(doc)]
 use super::event::Event;
+use super::reply::NewTokens;
+use crate::peers::SuspicionReason;
 use crate::session::{ChainId, SessionId, StageAt};
 use crate::trust::Verdict;
 
@@ -71,8 +73,15 @@ pub enum Action {
     CheckClaims {
         /// Which answer.
         choice: usize,
-        /// The signed claims as bytes.
-        claims: Vec<u8>,
+        /// The signed claims.
+        claims: SignedClaims,
+    },
+    /// Lower the trust of a node.
+    Suspect {
+        /// The node.
+        peer: PeerId,
+        /// Why.
+        reason: SuspicionReason,
     },
     /// Store the receipt of an answer; the driver answers with [`Event::ReceiptKept`].
     KeepReceipt {

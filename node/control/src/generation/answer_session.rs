@@ -6,9 +6,15 @@ use std::time::Duration;
 use libp2p_identity::PeerId;
 use pangea_units::{Error, ErrorKind};
 
+use super::reply::NewTokens;
 use crate::Time;
 use crate::backoff::doubled;
-use crate::session::{EndReason, SessionId, StageAt, TokenOut};
+use crate::peers::SuspicionReason;
+use crate::session::{SessionId, StageAt};
+
+mod replies;
+#[cfg(test)]
+mod tests;
 
 /// Silence after which stages that have sent tokens count as hanging: many times what a token takes on a slow device, and
 /// less than people wait.
@@ -48,6 +54,21 @@ const MAX_MEMORY_REFUSALS: u32 = 8;
 /// Failovers of one answer before the request fails: after this many the cause is not a lost node.
 const MAX_FAILOVERS: u32 = 16;
 
+/// Failures of one answer's sessions that a node may report before its stages are avoided: one can be bad luck, and a node
+/// that fails every session must not use up the failovers.
+const MAX_FAILURES_PER_PEER: u32 = 2;
+
+/// What an answer may consist of, so that stages cannot say more or end it early.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AnswerTerms {
+    /// Maximum number of tokens of the answer.
+    pub max_new_tokens: usize,
+    /// Whether a grammar restricts the answer, and may end it.
+    pub grammar: bool,
+    /// Whether log-probabilities of the prompt are requested with this answer.
+    pub prompt_logprobs: bool,
+}
+
 /// Nodes and placements that an answer's next route must not use.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Exclusions {
@@ -55,72 +76,6 @@ pub struct Exclusions {
     pub peers: Vec<PeerId>,
     /// Placements whose chains failed; their nodes are not excluded.
     pub epochs: Vec<u64>,
-}
-
-/// A stage's message about a session.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Reply {
-    /// The first stage has accepted the session.
-    Accepted,
-    /// The first stage has refused the session.
-    Refused {
-        /// Reason for programs.
-        kind: ErrorKind,
-        /// Reason for people.
-        message: String,
-        /// Delay after which a retry may succeed, if any.
-        retry_after: Option<Duration>,
-    },
-    /// Tokens of the answer.
-    Tokens(ReportedTokens),
-    /// The stages cannot continue the session.
-    Failed {
-        /// Reason for programs.
-        kind: ErrorKind,
-        /// Reason for people.
-        message: String,
-    },
-    /// The stages have signed their claims.
-    Committed {
-        /// The signed claims as bytes; not parsed here.
-        claims: Vec<u8>,
-    },
-}
-
-/// Tokens of an answer as a stage reports them; some may be known already.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct ReportedTokens {
-    /// Position of the first token, counted from the first token of the prompt.
-    pub position: u32,
-    /// The tokens.
-    pub tokens: Vec<TokenOut>,
-    /// Why the answer ends after them, if it does.
-    pub ended: Option<EndReason>,
-    /// Tokens of the prompt with their log-probabilities.
-    pub prompt: Vec<TokenOut>,
-    /// Tokens that were drafted for these.
-    pub drafted: u32,
-    /// Drafted tokens that were accepted.
-    pub accepted: u32,
-    /// Positions at the start of the session that were cached from an earlier one.
-    pub cached: u32,
-}
-
-/// Tokens that were not known before.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct NewTokens {
-    /// The tokens, in order.
-    pub tokens: Vec<TokenOut>,
-    /// Tokens of the prompt with their log-probabilities.
-    pub prompt: Vec<TokenOut>,
-    /// Why the answer ends after them, if it does.
-    pub ended: Option<EndReason>,
-    /// Tokens that were drafted for these.
-    pub drafted: usize,
-    /// Drafted tokens that were accepted.
-    pub accepted: usize,
-    /// Positions at the start of the session that were cached from an earlier one.
-    pub cached: usize,
 }
 
 /// One answer in progress.
@@ -133,8 +88,19 @@ pub struct AnswerSession {
     prompt_len: usize,
     phase: Phase,
     failovers: u32,
-    /// Nodes that hung or lied.
+    terms: AnswerTerms,
+    /// Tokens of the prompt whose log-probabilities are known; `None` if the current session gives none.
+    scored: Option<usize>,
+    /// Nodes that hung, lied or broke the protocol.
     avoided: Vec<PeerId>,
+    /// Failures that each node reported.
+    failures: Vec<(PeerId, u32)>,
+    /// Nodes that called the request wrong, with the kind of their error; not believed yet.
+    doubted: Vec<(PeerId, ErrorKind, String)>,
+    /// Nodes to suspect, not reported to the request yet.
+    suspected: Vec<(PeerId, SuspicionReason)>,
+    /// Chains of claims that ended before the last stage, by the stage that sent them.
+    partial_claims: Vec<(PeerId, Vec<u8>)>,
     /// The placement whose chain computes the answer.
     epoch: u64,
     /// Placements whose chains were lost, and the end of each exclusion.
@@ -190,13 +156,8 @@ pub enum Outcome {
     Nothing,
     /// The first stage has accepted the session.
     Accepted,
-    /// The last stage has returned the signed claims.
-    Committed {
-        /// The signed claims as bytes.
-        claims: Vec<u8>,
-    },
-    /// The stages did not sign in time.
-    Unsigned,
+    /// The answer waits for no more signatures.
+    Signed(SignedClaims),
     /// The first stage has refused the session without being at fault.
     Refused {
         /// Why.
@@ -217,11 +178,28 @@ pub enum Outcome {
     Failed(Error),
 }
 
+/// What the stages of an answer have signed, as bytes that are not parsed here.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SignedClaims {
+    /// The chain that the last stage returned; `None` if it returned none in time.
+    pub whole: Option<Vec<u8>>,
+    /// What earlier stages sent of it, by stage.
+    pub parts: Vec<(PeerId, Vec<u8>)>,
+    /// The stage that said that it does not sign, if any.
+    pub refused_by: Option<PeerId>,
+}
+
 impl AnswerSession {
     /// An answer to `prompt`, coordinated by `local`, without a route.
-    pub fn new(local: PeerId, prompt: Vec<u32>, now: Time) -> AnswerSession {
+    pub fn new(local: PeerId, prompt: Vec<u32>, terms: AnswerTerms, now: Time) -> AnswerSession {
         AnswerSession {
             local,
+            terms,
+            scored: None,
+            failures: Vec::new(),
+            doubted: Vec::new(),
+            suspected: Vec::new(),
+            partial_claims: Vec::new(),
             prompt_len: prompt.len(),
             tokens: prompt,
             phase: Phase::Unrouted,
@@ -242,10 +220,16 @@ impl AnswerSession {
     pub(super) fn restarted_without(&self, liars: &[PeerId], now: Time) -> AnswerSession {
         let prompt = self.tokens[..self.prompt_len].to_vec();
         // The reader has been told to wait.
-        let mut session = AnswerSession { failovers: 1, begun: true, ..AnswerSession::new(self.local, prompt, now) };
+        let mut session =
+            AnswerSession { failovers: 1, begun: true, ..AnswerSession::new(self.local, prompt, self.terms, now) };
         session.avoided.clone_from(&self.avoided);
-        session.avoided.extend_from_slice(liars);
+        session.avoided.extend(liars.iter().filter(|liar| **liar != self.local));
         session
+    }
+
+    /// Takes the nodes to suspect since the last call.
+    pub(super) fn take_suspected(&mut self) -> Vec<(PeerId, SuspicionReason)> {
+        std::mem::take(&mut self.suspected)
     }
 
     /// Id of the session at the current stages, if any.
@@ -303,6 +287,9 @@ impl AnswerSession {
         self.unplaceable = None;
         self.phase = Phase::Opening { id, stages: stages.iter().map(|stage| stage.peer).collect() };
         self.epoch = epoch;
+        // Only an answer's first session scores the prompt.
+        self.scored = (self.terms.prompt_logprobs && self.failovers == 0).then_some(0);
+        self.partial_claims.clear();
         (self.since, self.heard) = (now, false);
     }
 
@@ -324,88 +311,13 @@ impl AnswerSession {
         self.phase = Phase::Ended;
     }
 
-    /// Processes a reply of a stage.
-    pub fn handle(&mut self, from: PeerId, reply: Reply, now: Time) -> Outcome {
-        if self.id().is_none() || !self.stages().contains(&from) {
-            return Outcome::Nothing;
-        }
-        if matches!(self.phase, Phase::Signing { .. }) {
-            return match reply {
-                // Only the last stage's message counts; one from an earlier stage is meant for a stage on this node.
-                Reply::Committed { claims } if self.stages().last() == Some(&from) => {
-                    self.phase = Phase::Ended;
-                    Outcome::Committed { claims }
-                }
-                _ => Outcome::Nothing,
-            };
-        }
-        match reply {
-            Reply::Accepted => {
-                if let Phase::Opening { id, stages } = &self.phase {
-                    self.phase = Phase::Running { id: *id, stages: stages.clone() };
-                    self.since = now;
-                    return Outcome::Accepted;
-                }
-                Outcome::Nothing
-            }
-            Reply::Refused { kind: ErrorKind::Unavailable | ErrorKind::Internal, message, .. } if !self.is_alone() => {
-                self.lost_chain(&message, now)
-            }
-            Reply::Refused { kind: ErrorKind::Overloaded, message, retry_after } if self.begun => {
-                self.back_off(retry_after.unwrap_or_default(), &message, now)
-            }
-            Reply::Refused { kind, message, retry_after } => {
-                Outcome::Refused { error: Error::new(kind, message), retry_after }
-            }
-            Reply::Tokens(reported) => self.take(reported, now),
-            Reply::Failed { kind: ErrorKind::Overloaded, message } if self.begun && !self.is_alone() => {
-                self.back_off(Duration::ZERO, &message, now)
-            }
-            Reply::Failed { kind, message } => match kind {
-                // A chain that lost a stage accepts no more sessions.
-                ErrorKind::Unavailable if !self.is_alone() => self.lost_chain(&message, now),
-                ErrorKind::Internal | ErrorKind::DeadlineExceeded | ErrorKind::VerificationFailed
-                    if !self.is_alone() =>
-                {
-                    self.lost(&message, now)
-                }
-                _ => Outcome::Failed(Error::new(kind, message)),
-            },
-            Reply::Committed { .. } => Outcome::Nothing,
-        }
-    }
-
-    /// Processes tokens that a stage reports.
-    fn take(&mut self, reported: ReportedTokens, now: Time) -> Outcome {
-        let known = self.tokens.len();
-        let first = reported.position as usize;
-        if first > known {
-            return self.lost("tokens of the answer were lost", now);
-        }
-        let fresh: Vec<TokenOut> = reported.tokens.into_iter().skip(known - first).collect();
-        self.tokens.extend(fresh.iter().map(|out| out.token));
-        (self.since, self.heard) = (now, true);
-        if !fresh.is_empty() {
-            self.memory_refusals = 0;
-        }
-        let stale = fresh.is_empty() && first < known;
-        Outcome::NewTokens(NewTokens {
-            tokens: fresh,
-            prompt: reported.prompt,
-            ended: reported.ended.filter(|_| !stale),
-            drafted: reported.drafted as usize,
-            accepted: reported.accepted as usize,
-            cached: reported.cached as usize,
-        })
-    }
-
     /// Processes the loss of a peer.
     pub fn peer_gone(&mut self, peer: PeerId, why: &str, now: Time) -> Outcome {
         if !self.stages().contains(&peer) {
             return Outcome::Nothing;
         }
         if matches!(self.phase, Phase::Signing { .. }) {
-            return self.unsigned();
+            return self.no_more_signatures(None, None);
         }
         self.lost_chain(why, now)
     }
@@ -429,7 +341,7 @@ impl AnswerSession {
         let quiet = now.since(self.since);
         let timeout = match &self.phase {
             Phase::Ended => return Outcome::Nothing,
-            Phase::Unrouted if quiet > ROUTE_TIMEOUT => return Outcome::Failed(no_node_left()),
+            Phase::Unrouted if quiet > ROUTE_TIMEOUT => return Outcome::Failed(self.no_route()),
             Phase::Unrouted => {
                 return match self.given_up(now) {
                     Some(why) => {
@@ -439,7 +351,7 @@ impl AnswerSession {
                     None => Outcome::Nothing,
                 };
             }
-            Phase::Signing { .. } if quiet > SIGNING_TIMEOUT => return self.unsigned(),
+            Phase::Signing { .. } if quiet > SIGNING_TIMEOUT => return self.no_more_signatures(None, None),
             Phase::Signing { .. } => return Outcome::Nothing,
             Phase::Opening { .. } => STALL_TIMEOUT,
             Phase::Running { .. } if self.heard => STALL_TIMEOUT,
@@ -451,17 +363,27 @@ impl AnswerSession {
         self.stalled(now)
     }
 
-    fn unsigned(&mut self) -> Outcome {
-        self.phase = Phase::Ended;
-        Outcome::Unsigned
-    }
-
     fn stalled(&mut self, now: Time) -> Outcome {
         // It is unknown which of the stages hangs.
         let others: Vec<PeerId> = self.stages().iter().copied().filter(|peer| *peer != self.local).collect();
         let outcome = self.lost_chain("its stages have been silent for too long", now);
-        self.avoided.extend(others);
+        if let [only] = others[..] {
+            self.suspect(only, SuspicionReason::Stalled);
+        }
+        others.into_iter().for_each(|peer| self.avoid(peer));
         outcome
+    }
+
+    /// Why no route was found: with what the avoided nodes said of the request.
+    fn no_route(&self) -> Error {
+        let error = no_node_left();
+        match self.doubted.last() {
+            Some((peer, _, said)) => {
+                let why = format!("{}; node {peer} refuses the request: {said}", error.message());
+                Error::new(error.kind(), why)
+            }
+            None => error,
+        }
     }
 
     /// A stage had no memory for the session. Its tokens are kept, and memory may become free soon.
@@ -501,6 +423,3 @@ fn no_node_left() -> Error {
     let why = "no node is left that can hold the model's layers; start another, or give one more memory";
     Error::new(ErrorKind::Unavailable, why)
 }
-
-#[cfg(test)]
-mod tests;

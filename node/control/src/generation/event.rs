@@ -6,8 +6,9 @@ use libp2p_identity::PeerId;
 
 #[cfg(doc)]
 use super::action::Action;
-use super::answer_session::Reply;
+use super::reply::Reply;
 use crate::Time;
+use crate::peers::SuspicionReason;
 use crate::session::{ChainId, SessionId, StageAt};
 use crate::trust::{AuditPolicy, Verdict};
 
@@ -20,6 +21,12 @@ pub struct Setup {
     pub prompt: Vec<u32>,
     /// Number of answers; at least one.
     pub choices: usize,
+    /// Maximum number of tokens of each answer.
+    pub max_new_tokens: usize,
+    /// Whether a grammar restricts the answers.
+    pub grammar: bool,
+    /// Whether log-probabilities of the prompt are requested; they come with the first answer.
+    pub prompt_logprobs: bool,
     /// Which sessions are audited; `None` if no receipt is stored, so that nothing is signed or audited.
     pub audit: Option<AuditPolicy>,
     /// Arrival time of the request.
@@ -79,12 +86,17 @@ pub enum Event {
         /// Which answer.
         choice: usize,
     },
+    /// The last stage ended an answer at a token that does not end it.
+    EndedWrongly {
+        /// Which answer.
+        choice: usize,
+    },
     /// The signed claims of an answer's stages were checked.
     ClaimsChecked {
         /// Which answer.
         choice: usize,
         /// What is wrong with the claims, if anything.
-        fault: Option<String>,
+        fault: Option<ClaimsFault>,
     },
     /// The receipt of an answer is stored.
     ReceiptKept {
@@ -92,14 +104,25 @@ pub enum Event {
         choice: usize,
         /// Random bits for the draw of audits; `None` if the system has none.
         random: Option<u64>,
+        /// Whether a stage of the answer is on a suspect.
+        suspect: bool,
     },
     /// An audit that the request waits for has ended.
     Audited {
-        /// Verdict of the audited answer; `None` if the audit could not be done.
-        verdict: Option<Verdict>,
-        /// Stages whose output was refuted.
-        liars: Vec<PeerId>,
+        /// Verdict of the audited answer, or why the audit could not be done.
+        verdict: Result<Verdict, String>,
+        /// Stages whose output is wrong: refuted, or wrong and not signed.
+        wrong: Vec<PeerId>,
     },
     /// The client no longer wants the answers.
     Cancelled,
+}
+
+/// Why the claims of an answer's stages do not cover the answer.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ClaimsFault {
+    /// Why, a clause.
+    pub why: String,
+    /// Nodes that may be the reason.
+    pub suspects: Vec<(PeerId, SuspicionReason)>,
 }

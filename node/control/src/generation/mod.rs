@@ -3,7 +3,7 @@
 //! * [`answer_session`]: one answer: which tokens are known, what a reply of its stages means, when it fails over.
 //! * [`state`]: the whole request: routing, the window in which it may be refused, answers held back until their audit,
 //!   recomputation without liars, and the request's conclusion with its verdict.
-//! * [`event`], [`action`]: input and output of a request.
+//! * [`reply`]: what stages say. [`event`], [`action`]: input and output of a request.
 //! * [`segment`]: which stages computed which part of an answer.
 //!
 //! Tokens are numbers here; the driver owns their text, the messages that carry them and the stages' claims.
@@ -11,11 +11,13 @@
 pub mod action;
 pub mod answer_session;
 pub mod event;
+pub mod reply;
 pub mod segment;
 pub mod state;
 
 pub use action::{Action, Conclusion, Route, TokenCounts};
-pub use answer_session::{AnswerSession, Exclusions, NewTokens, Phase, Reply, ReportedTokens};
-pub use event::{Event, Setup};
+pub use answer_session::{AnswerSession, AnswerTerms, Exclusions, Phase, SignedClaims};
+pub use event::{ClaimsFault, Event, Setup};
+pub use reply::{NewTokens, Reply, ReportedTokens};
 pub use segment::Segment;
 pub use state::GenerationState;

@@ -6,10 +6,12 @@ use std::ops::Range;
 use std::time::Duration;
 
 use libp2p_identity::PeerId;
+use pangea_units::{Error, ErrorKind};
 
 use super::action::{Action, Conclusion, Route, TokenCounts};
-use super::answer_session::{AnswerSession, Exclusions, NewTokens, Outcome, Phase, Reply};
-use super::event::{Event, Setup};
+use super::answer_session::{AnswerSession, AnswerTerms, Exclusions, Outcome, Phase};
+use super::event::{ClaimsFault, Event, Setup};
+use super::reply::{NewTokens, Reply};
 use super::segment::Segment;
 use crate::Time;
 use crate::session::{ChainId, SessionId};
@@ -22,7 +24,7 @@ const PLACEMENT_TIMEOUT: Duration = Duration::from_secs(15);
 /// gets a `Retry-After`.
 const REFUSAL_WINDOW: Duration = Duration::from_secs(2);
 
-/// Failed audits of one request after which its answers are returned unchecked.
+/// Recomputations of one request after which it fails: by then as many nodes have lied about it.
 const MAX_RECOMPUTATIONS: u32 = 8;
 
 /// One answer of the request with its route.
@@ -33,12 +35,20 @@ struct AnswerState {
     route: Option<Route>,
     /// Which stages computed which part of the answer, in order.
     segments: Vec<Segment>,
+    /// Why the stages' signatures do not cover the answer, if they do not.
+    fault: Option<ClaimsFault>,
 }
 
 impl AnswerState {
     /// Whether only this node ever computed a part of the answer.
     fn is_alone(&self, local: PeerId) -> bool {
-        self.segments.iter().flat_map(|segment| &segment.stages).all(|stage| stage.peer == local)
+        self.helpers(local).next().is_none()
+    }
+
+    /// The other nodes that computed a part of the answer.
+    fn helpers(&self, local: PeerId) -> impl Iterator<Item = PeerId> {
+        let stages = self.segments.iter().flat_map(|segment| &segment.stages);
+        stages.map(|stage| stage.peer).filter(move |peer| *peer != local)
     }
 }
 
@@ -69,6 +79,8 @@ pub struct GenerationState {
     /// Verdicts of the audits that have ended, and the number of receipts.
     audited: Vec<Verdict>,
     receipts: usize,
+    /// Why an answer of the request could not be trusted last, and how many times the request was recomputed for it.
+    untrusted: Option<String>,
     recomputations: u32,
     conclusion: Conclusion,
 }
@@ -76,11 +88,15 @@ pub struct GenerationState {
 impl GenerationState {
     /// A request that has just arrived.
     pub fn new(setup: Setup) -> GenerationState {
-        let Setup { local, prompt, choices, audit, arrived } = setup;
-        let answer = |_| AnswerState {
-            session: AnswerSession::new(local, prompt.clone(), arrived),
-            route: None,
-            segments: Vec::new(),
+        let Setup { local, prompt, choices, max_new_tokens, grammar, prompt_logprobs, audit, arrived } = setup;
+        let answer = |choice| {
+            let terms = AnswerTerms { max_new_tokens, grammar, prompt_logprobs: prompt_logprobs && choice == 0 };
+            AnswerState {
+                session: AnswerSession::new(local, prompt.clone(), terms, arrived),
+                route: None,
+                segments: Vec::new(),
+                fault: None,
+            }
         };
         GenerationState {
             local,
@@ -93,6 +109,7 @@ impl GenerationState {
             held: false,
             audited: Vec::new(),
             receipts: 0,
+            untrusted: None,
             recomputations: 0,
             conclusion: Conclusion::default(),
         }
@@ -201,15 +218,21 @@ impl GenerationState {
                 }
             }
             Event::AnswerComplete { choice } => self.complete(choice, now, &mut actions),
-            Event::ClaimsChecked { choice, fault } => {
-                if let Some(segment) = self.answers[choice].segments.last_mut() {
-                    segment.ended = fault;
-                }
-                self.signed(choice, now, &mut actions);
+            Event::EndedWrongly { choice } => {
+                let outcome = self.answers[choice].session.ended_wrongly(now);
+                self.follow(choice, outcome, now, &mut actions);
+                self.find_routes(now, &mut actions);
             }
-            Event::ReceiptKept { choice, random } => self.receipt_kept(choice, random, &mut actions),
-            Event::Audited { verdict, liars } => self.audit_ended(verdict, &liars, now, &mut actions),
+            Event::ClaimsChecked { choice, fault } => self.claims_checked(choice, fault, now, &mut actions),
+            Event::ReceiptKept { choice, random, suspect } => {
+                self.receipt_kept(choice, random, suspect, &mut actions);
+            }
+            Event::Audited { verdict, wrong } => self.audit_ended(verdict, wrong, now, &mut actions),
             Event::Cancelled => self.end(&mut actions),
+        }
+        for answer in &mut self.answers {
+            let suspected = answer.session.take_suspected().into_iter();
+            actions.extend(suspected.map(|(peer, reason)| Action::Suspect { peer, reason }));
         }
         actions
     }
@@ -286,13 +309,7 @@ impl GenerationState {
         }
         match outcome {
             Outcome::Nothing | Outcome::Accepted => {}
-            Outcome::Committed { claims } => actions.push(Action::CheckClaims { choice, claims }),
-            Outcome::Unsigned => {
-                if let Some(segment) = self.answers[choice].segments.last_mut() {
-                    segment.ended = Some("the stages did not sign".to_owned());
-                }
-                self.signed(choice, now, actions);
-            }
+            Outcome::Signed(claims) => actions.push(Action::CheckClaims { choice, claims }),
             Outcome::Refused { error, retry_after } => {
                 self.end(actions);
                 actions.push(Action::Refuse { error, retry_after });
@@ -312,6 +329,11 @@ impl GenerationState {
             }
             Outcome::Failed(error) => {
                 self.end(actions);
+                let error = match &self.untrusted {
+                    // What is known of the answer is that it is wrong, or that nobody vouches for it.
+                    Some(why) if error.kind() == ErrorKind::Unavailable => untrusted(&format!("{why}; {error}")),
+                    _ => error,
+                };
                 actions.push(Action::Fail(error));
             }
         }
@@ -349,10 +371,18 @@ impl GenerationState {
     }
 
     /// The stages of an answer have signed, or will not.
-    fn signed(&mut self, choice: usize, now: Time, actions: &mut Vec<Action>) {
-        if let Some(segment) = self.answers[choice].segments.last() {
+    fn claims_checked(&mut self, choice: usize, fault: Option<ClaimsFault>, now: Time, actions: &mut Vec<Action>) {
+        let local = self.local;
+        let answer = &mut self.answers[choice];
+        if let Some(segment) = answer.segments.last_mut() {
+            segment.ended = fault.as_ref().map(|fault| fault.why.clone());
             actions.push(Action::Forget { session: segment.session });
         }
+        if let Some(fault) = &fault {
+            let others = fault.suspects.iter().filter(|(peer, _)| *peer != local);
+            actions.extend(others.map(|&(peer, reason)| Action::Suspect { peer, reason }));
+        }
+        answer.fault = fault;
         self.conclude(now, actions);
     }
 
@@ -379,10 +409,11 @@ impl GenerationState {
         actions.extend(shared.into_iter().map(|choice| Action::KeepReceipt { choice }));
     }
 
-    fn receipt_kept(&mut self, choice: usize, random: Option<u64>, actions: &mut Vec<Action>) {
+    fn receipt_kept(&mut self, choice: usize, random: Option<u64>, suspect: bool, actions: &mut Vec<Action>) {
         let Stage::Concluding { receipts, audits } = &mut self.stage else { return };
         *receipts = receipts.saturating_sub(1);
-        if self.audit.is_some_and(|policy| policy.draws(random)) {
+        let suspect = suspect || self.answers[choice].fault.is_some();
+        if self.audit.is_some_and(|policy| policy.draws(random, suspect)) {
             *audits += usize::from(self.held);
             actions.push(Action::Audit { choice, awaited: self.held });
         }
@@ -391,24 +422,60 @@ impl GenerationState {
         }
     }
 
-    /// An audit that the request waits for has ended. If a stage lied, the answers are recomputed without it.
-    fn audit_ended(&mut self, verdict: Option<Verdict>, liars: &[PeerId], now: Time, actions: &mut Vec<Action>) {
+    /// An audit that the request waits for has ended. An answer that is wrong, or that nobody vouches for, is never returned:
+    /// the request is recomputed without the nodes that are the reason, or fails.
+    fn audit_ended(
+        &mut self,
+        verdict: Result<Verdict, String>,
+        wrong: Vec<PeerId>,
+        now: Time,
+        actions: &mut Vec<Action>,
+    ) {
         let Stage::Concluding { receipts, audits } = &mut self.stage else { return };
-        if !liars.is_empty() && self.recomputations < MAX_RECOMPUTATIONS {
-            self.recompute(liars, now, actions);
-            return;
-        }
         *audits = audits.saturating_sub(1);
         let pending = *receipts + *audits;
-        self.audited.extend(verdict);
-        if pending == 0 {
-            let all = self.audited.len() == self.receipts;
-            self.conclusion.verdict = match self.audited.iter().max() {
-                Some(worst) if all => *worst,
-                _ => Verdict::Unchecked,
-            };
-            self.done(actions);
+        if !wrong.is_empty() {
+            return self.distrust("an audit found the answer wrong".to_owned(), wrong, now, actions);
         }
+        match verdict {
+            Ok(Verdict::Unchecked) => {}
+            Ok(verdict) => self.audited.push(verdict),
+            Err(why) => return self.distrust(format!("the answer could not be audited: {why}"), wrong, now, actions),
+        }
+        if pending > 0 {
+            return;
+        }
+        if let Some(fault) = self.answers.iter().find_map(|answer| answer.fault.as_ref()) {
+            let suspects = fault.suspects.iter().map(|(peer, _)| *peer).collect();
+            let why = format!("the answer's signatures do not cover it: {}", fault.why);
+            return self.distrust(why, suspects, now, actions);
+        }
+        match self.audited.iter().max() {
+            Some(worst) if self.audited.len() == self.receipts => {
+                self.conclusion.verdict = *worst;
+                self.done(actions);
+            }
+            _ => self.distrust("an audit did not confirm the answer".to_owned(), Vec::new(), now, actions),
+        }
+    }
+
+    /// The answers cannot be trusted: they are recomputed without the nodes that are the reason, or without any other node if
+    /// it is unknown which.
+    fn distrust(&mut self, why: String, mut without: Vec<PeerId>, now: Time, actions: &mut Vec<Action>) {
+        without.retain(|peer| *peer != self.local);
+        if without.is_empty() {
+            let local = self.local;
+            without = self.answers.iter().flat_map(|answer| answer.helpers(local)).collect();
+            without.sort_unstable();
+            without.dedup();
+        }
+        if self.recomputations >= MAX_RECOMPUTATIONS {
+            self.end(actions);
+            actions.push(Action::Fail(untrusted(&why)));
+            return;
+        }
+        self.untrusted = Some(why);
+        self.recompute(&without, now, actions);
     }
 
     /// Recomputes every answer from its prompt, without some nodes.
@@ -421,6 +488,7 @@ impl GenerationState {
         for answer in &mut self.answers {
             answer.session = answer.session.restarted_without(liars, now);
             answer.segments.clear();
+            answer.fault = None;
             answer.route = None;
         }
         actions.push(Action::Recompute);
@@ -448,6 +516,11 @@ impl GenerationState {
         (0..self.answers.len()).for_each(|choice| self.close(choice, actions));
         self.stage = Stage::Over;
     }
+}
+
+/// Nothing trustworthy could be had.
+fn untrusted(why: &str) -> Error {
+    Error::new(ErrorKind::VerificationFailed, format!("no trustworthy answer could be had: {why}"))
 }
 
 #[cfg(test)]

@@ -26,6 +26,10 @@ pub enum SuspicionReason {
     Contradicted,
     /// The peer kept others waiting although it was connected.
     Stalled,
+    /// The peer said what its part in a session does not allow: another stage's words, too many tokens, an end without a reason.
+    BrokeProtocol,
+    /// The peer called a request invalid that other nodes answered.
+    RefusedWrongly,
     /// An accusation by the peer was refuted when it was checked again.
     AccusedWrongly,
 }
@@ -35,7 +39,10 @@ impl SuspicionReason {
     fn weight(self) -> f64 {
         match self {
             SuspicionReason::Stalled => 0.25,
-            SuspicionReason::Unsigned | SuspicionReason::Contradicted => 1.0,
+            SuspicionReason::Unsigned
+            | SuspicionReason::Contradicted
+            | SuspicionReason::BrokeProtocol
+            | SuspicionReason::RefusedWrongly => 1.0,
             SuspicionReason::WrongUnsigned | SuspicionReason::AccusedWrongly => 2.0,
         }
     }
@@ -47,6 +54,8 @@ impl SuspicionReason {
             SuspicionReason::WrongUnsigned => "wrong_unsigned",
             SuspicionReason::Contradicted => "contradicted",
             SuspicionReason::Stalled => "stalled",
+            SuspicionReason::BrokeProtocol => "broke_protocol",
+            SuspicionReason::RefusedWrongly => "refused_wrongly",
             SuspicionReason::AccusedWrongly => "accused_wrongly",
         }
     }

@@ -129,8 +129,10 @@ impl<D: Drafter> StageProtocol<D> {
             Event::Close { session, commit } if self.first.is_some() => self.close(session, commit, now, actions),
             Event::Close { session, .. } => self.leave(session, actions),
             Event::Commit { session, positions } => self.sign(session, positions, actions),
-            Event::NotSigned(session) => {
+            Event::NotSigned { session, coordinator, error } => {
                 // The stages after this one remove the session, and its coordinator need not wait for a timeout.
+                let notice = Notice::Failed(Error::new(ErrorKind::VerificationFailed, error.message()));
+                actions.push(Action::Send { to: coordinator, session, notice });
                 if let Some(to) = self.next() {
                     actions.push(Action::Send { to, session, notice: Notice::Close });
                 }
@@ -261,9 +263,10 @@ impl<D: Drafter> StageProtocol<D> {
     /// Signs this stage's work in a session and removes the session.
     fn sign(&mut self, session: SessionId, positions: u32, actions: &mut Vec<Action>) {
         let Some(joined) = self.sessions.get(&session) else { return };
-        let (sequence, to) = (joined.sequence, self.next().unwrap_or(joined.coordinator));
+        let (sequence, coordinator) = (joined.sequence, joined.coordinator);
+        let to = self.next().unwrap_or(coordinator);
         let tokens = self.first.as_mut().and_then(|first| first.remove(&session));
-        actions.push(Action::Sign { session, sequence, positions, to, tokens });
+        actions.push(Action::Sign { session, sequence, positions, to, coordinator, tokens });
         self.remove(&session, actions);
     }
 
@@ -456,7 +459,8 @@ fn unfit(settings: &StageSettings, broken: Option<&str>, opening: &Opening<'_>) 
         return Some(Error::new(ErrorKind::Unavailable, why));
     }
     if opening.stages != settings.stages || opening.numerics != settings.numerics {
-        return wrong("the request was routed to other stages");
+        // The request is fine; its coordinator finds the stages as they are now.
+        return Some(Error::new(ErrorKind::Unavailable, "the request was routed to other stages"));
     }
     if opening.tokens.is_empty() || opening.tokens.iter().any(|&token| token as usize >= settings.vocabulary) {
         return wrong("the request has no tokens, or tokens outside the model's vocabulary");

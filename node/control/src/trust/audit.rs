@@ -35,10 +35,11 @@ impl AuditPolicy {
         self.share == 1.0
     }
 
-    /// Whether a session whose stages have signed is audited. `random`: bits that nobody could know before the signatures;
-    /// without them, every session is audited unless the share is 0.
-    pub fn draws(self, random: Option<u64>) -> bool {
-        let Some(random) = random else { return self.share > 0.0 };
+    /// Whether a session whose stages have signed is audited. `random`: bits that nobody could know before the signatures.
+    /// Without them, and for a session that is `suspect` (signatures are missing, or a stage is on a suspect), the audit is
+    /// certain unless the share is 0.
+    pub fn draws(self, random: Option<u64>, suspect: bool) -> bool {
+        let Some(random) = random.filter(|_| !suspect) else { return self.share > 0.0 };
         // The top 53 bits, as a fraction in [0, 1).
         ((random >> 11) as f64) < self.share * (1u64 << 53) as f64
     }
@@ -63,7 +64,7 @@ mod tests {
     fn sessions_are_drawn_at_the_given_share() {
         let drawn = |share: f64| {
             let policy = AuditPolicy::new(share).unwrap();
-            bits().filter(|random| policy.draws(Some(*random))).count()
+            bits().filter(|random| policy.draws(Some(*random), false)).count()
         };
         assert_eq!(drawn(0.0), 0);
         assert_eq!(drawn(1.0), 20_000);
@@ -73,15 +74,21 @@ mod tests {
     #[test]
     fn the_draw_is_right_at_its_limits() {
         let half = AuditPolicy::new(0.5).unwrap();
-        assert!(half.draws(Some(0)) && half.draws(Some((1 << 63) - 1)));
-        assert!(!half.draws(Some(1 << 63)) && !half.draws(Some(u64::MAX)));
-        assert!(AuditPolicy::new(1.0).unwrap().draws(Some(u64::MAX)));
+        assert!(half.draws(Some(0), false) && half.draws(Some((1 << 63) - 1), false));
+        assert!(!half.draws(Some(1 << 63), false) && !half.draws(Some(u64::MAX), false));
+        assert!(AuditPolicy::new(1.0).unwrap().draws(Some(u64::MAX), false));
     }
 
     #[test]
     fn without_randomness_every_session_is_audited_unless_the_share_is_zero() {
-        assert!(AuditPolicy::new(0.01).unwrap().draws(None));
-        assert!(!AuditPolicy::new(0.0).unwrap().draws(None));
+        assert!(AuditPolicy::new(0.01).unwrap().draws(None, false));
+        assert!(!AuditPolicy::new(0.0).unwrap().draws(None, false));
+    }
+
+    #[test]
+    fn a_suspect_session_is_audited_for_certain_unless_the_share_is_zero() {
+        assert!(AuditPolicy::new(0.01).unwrap().draws(Some(u64::MAX), true));
+        assert!(!AuditPolicy::new(0.0).unwrap().draws(Some(0), true));
     }
 
     #[test]

@@ -5,8 +5,11 @@ use std::ops::Range;
 
 use libp2p_identity::PeerId;
 use pangea_control::devices::{Kind, models_bytes};
-use pangea_control::generation::{Action, Event, Exclusions, GenerationState, NewTokens, Reply, Route, Setup};
+use pangea_control::generation::{
+    Action, ClaimsFault, Event, Exclusions, GenerationState, NewTokens, Reply, Route, Setup,
+};
 use pangea_control::jobs::{self, Api, Ending, JobId, JobKind, Owner};
+use pangea_control::peers::SuspicionReason;
 use pangea_control::placement::{missing_layers, newest_usable, pool_facts};
 use pangea_control::session::{ChainId, SessionId, StageAt};
 use pangea_control::trust::{AuditPolicy, Verdict};
@@ -69,7 +72,16 @@ impl World {
         };
         self.checks.job_event(now, node, &event)?;
         let audit = asked.audit.and_then(|share| AuditPolicy::new(share).ok());
-        let setup = Setup { local, prompt, choices: asked.choices, audit, arrived: time };
+        let setup = Setup {
+            local,
+            prompt,
+            choices: asked.choices,
+            max_new_tokens: asked.max_new_tokens,
+            grammar: false,
+            prompt_logprobs: false,
+            audit,
+            arrived: time,
+        };
         let model = digest(asked.model);
         let chat = Chat { number, state: GenerationState::new(setup), asked, model, ready: VecDeque::new() };
         let Some(run) = &mut self.nodes[node].run else { return Ok(()) };
@@ -143,8 +155,8 @@ impl World {
 
     /// An audit that a request waits for has ended.
     pub(crate) fn audited(&mut self, at: usize, job: JobId) -> Result<(), Broken> {
-        let verdict = if self.chance.one_in(5) { None } else { Some(Verdict::Audited) };
-        self.chat(at, job, Event::Audited { verdict, liars: Vec::new() })
+        let verdict = if self.chance.one_in(5) { Err("it is overloaded".to_owned()) } else { Ok(Verdict::Audited) };
+        self.chat(at, job, Event::Audited { verdict, wrong: Vec::new() })
     }
 
     fn chat(&mut self, at: usize, job: JobId, event: Event) -> Result<(), Broken> {
@@ -194,10 +206,21 @@ impl World {
                 return Ok(ended.map(|_| Event::AnswerComplete { choice }));
             }
             Action::FailOver { .. } => self.checks.counts.add("failovers"),
-            Action::CheckClaims { choice, .. } => return Ok(Some(Event::ClaimsChecked { choice, fault: None })),
+            Action::CheckClaims { choice, claims } => {
+                let fault =
+                    claims.whole.is_none().then(|| ClaimsFault { why: "unsigned".to_owned(), suspects: Vec::new() });
+                return Ok(Some(Event::ClaimsChecked { choice, fault }));
+            }
+            Action::Suspect { peer, reason } => {
+                // Nobody lies in this world: stalls are all that may look like it.
+                if reason != SuspicionReason::Stalled {
+                    let what = format!("node {at} suspects {}: {}", self.index_of(&peer), reason.name());
+                    return Err(Broken::new(self.now, what));
+                }
+            }
             Action::KeepReceipt { choice } => {
                 let random = Some(self.chance.bits());
-                return Ok(Some(Event::ReceiptKept { choice, random }));
+                return Ok(Some(Event::ReceiptKept { choice, random, suspect: false }));
             }
             Action::Audit { awaited, .. } => {
                 let delay = self.chance.within(100_000..2_000_000);

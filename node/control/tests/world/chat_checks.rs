@@ -95,7 +95,9 @@ impl Checks {
                 Ok(())
             }
             Ok(()) => Err(Broken::new(now, format!("chat {number} ends without all its tokens"))),
-            Err(ErrorKind::Overloaded | ErrorKind::Unavailable | ErrorKind::Cancelled) => {
+            Err(
+                ErrorKind::Overloaded | ErrorKind::Unavailable | ErrorKind::Cancelled | ErrorKind::VerificationFailed,
+            ) => {
                 self.counts.add("failed chats");
                 Ok(())
             }

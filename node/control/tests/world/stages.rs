@@ -414,9 +414,12 @@ impl World {
                 // Whoever cannot be reached is reported as gone.
                 let _ = self.send_session(at, self.index_of(&to), message, delay);
             }
-            Action::Sign { session, positions, to, .. } => {
+            Action::Sign { session, positions, to, coordinator, .. } => {
                 let commit = SessionMessage::Commit { chain, session, positions };
-                let _ = self.send_session(at, self.index_of(&to), commit, delay);
+                let _ = self.send_session(at, self.index_of(&to), commit.clone(), delay);
+                if coordinator != to {
+                    let _ = self.send_session(at, self.index_of(&coordinator), commit, delay);
+                }
             }
             Action::Forget(session) => {
                 stage.choosers.remove(&session);

@@ -3,6 +3,8 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::generation::reply::{Reply, ReportedTokens};
+use crate::session::{EndReason, TokenOut};
 use crate::test_peers::fresh_peer;
 
 const ID: SessionId = SessionId([1; 16]);
@@ -23,9 +25,18 @@ fn after(elapsed: Duration) -> Time {
     Time::since_epoch(elapsed)
 }
 
+/// Tokens that the tests' answers may have.
+const MAX_NEW_TOKENS: usize = 50;
+
+/// An answer without a route.
+fn unrouted(local: PeerId, prompt: Vec<u32>) -> AnswerSession {
+    let terms = AnswerTerms { max_new_tokens: MAX_NEW_TOKENS, grammar: false, prompt_logprobs: false };
+    AnswerSession::new(local, prompt, terms, Time::ZERO)
+}
+
 /// An answer that the first peer coordinates and all of them compute.
 fn running(stages: &[PeerId]) -> AnswerSession {
-    let mut session = AnswerSession::new(stages[0], vec![1, 2, 3], Time::ZERO);
+    let mut session = unrouted(stages[0], vec![1, 2, 3]);
     session.opened(ID, EPOCH, &stages_at(stages), Time::ZERO);
     assert!(matches!(session.handle(stages[0], Reply::Accepted, Time::ZERO), Outcome::Accepted));
     session
@@ -79,7 +90,7 @@ fn a_chain_that_refuses_because_it_failed_is_excluded_for_a_while() {
     let [local, other, _] = peers();
     let refused =
         || Reply::Refused { kind: ErrorKind::Unavailable, message: "a stage is gone".to_owned(), retry_after: None };
-    let mut session = AnswerSession::new(local, vec![1], Time::ZERO);
+    let mut session = unrouted(local, vec![1]);
     for epoch in [EPOCH, EPOCH + 1] {
         session.opened(ID, epoch, &stages_at(&[local, other]), Time::ZERO);
         assert!(matches!(session.handle(local, refused(), Time::ZERO), Outcome::Lost { .. }));
@@ -187,7 +198,7 @@ fn an_answer_whose_layers_fit_on_no_node_fails_soon_with_the_reason() {
     );
     assert_eq!(session.tokens, [1, 2, 3, 10]);
     // A pool that has just started gets more time.
-    let mut first = AnswerSession::new(local, vec![1], Time::ZERO);
+    let mut first = unrouted(local, vec![1]);
     first.set_unplaceable(why(), Time::ZERO);
     assert!(matches!(first.tick(after(UNPLACEABLE_TIMEOUT_AT_START)), Outcome::Nothing));
     assert!(matches!(first.tick(after(UNPLACEABLE_TIMEOUT_AT_START + Duration::from_millis(1))), Outcome::Failed(_)));
@@ -195,17 +206,210 @@ fn an_answer_whose_layers_fit_on_no_node_fails_soon_with_the_reason() {
 
 #[test]
 fn a_complete_answer_waits_only_for_signatures() {
+    let [local, middle, last] = peers();
+    let signing = || {
+        let mut session = running(&[local, middle, last]);
+        session.signing(Time::ZERO);
+        session
+    };
+    let committed = |claims: &[u8]| Reply::Committed { claims: claims.to_vec() };
+    let mut session = signing();
+    assert!(matches!(session.handle(last, tokens(3, [10]), Time::ZERO), Outcome::Nothing));
+    // What earlier stages signed is kept, once for each, in case the last one withholds it.
+    assert!(matches!(session.handle(middle, committed(&[1]), Time::ZERO), Outcome::Nothing));
+    assert!(matches!(session.handle(middle, committed(&[2]), Time::ZERO), Outcome::Nothing));
+    let Outcome::Signed(claims) = session.handle(last, committed(&[7]), Time::ZERO) else { panic!() };
+    assert_eq!((claims.whole, claims.parts, claims.refused_by), (Some(vec![7]), vec![(middle, vec![1])], None));
+    assert_eq!(session.phase, Phase::Ended);
+
+    let failed = Reply::Failed { kind: ErrorKind::VerificationFailed, message: "no".to_owned() };
+    let mut refused = signing();
+    refused.handle(middle, committed(&[1]), Time::ZERO);
+    let Outcome::Signed(claims) = refused.handle(last, failed, Time::ZERO) else { panic!() };
+    assert_eq!((claims.whole, claims.parts.len(), claims.refused_by), (None, 1, Some(last)));
+    for outcome in [signing().peer_gone(last, "it left", Time::ZERO), {
+        let mut silent = signing();
+        assert!(matches!(silent.tick(after(SIGNING_TIMEOUT)), Outcome::Nothing));
+        silent.tick(after(SIGNING_TIMEOUT + Duration::from_millis(1)))
+    }] {
+        assert!(matches!(&outcome, Outcome::Signed(claims) if *claims == SignedClaims::default()), "{outcome:?}");
+    }
+}
+
+#[test]
+fn only_the_last_stage_adds_tokens_and_only_the_first_accepts_and_refuses() {
+    let [local, middle, last] = peers();
+    let mut session = running(&[local, middle, last]);
+    assert!(matches!(session.handle(middle, tokens(3, [66]), Time::ZERO), Outcome::Nothing));
+    assert_eq!(session.take_suspected(), [(middle, SuspicionReason::BrokeProtocol)]);
+    // This node is never its own suspect.
+    assert!(matches!(session.handle(local, tokens(3, [66]), Time::ZERO), Outcome::Nothing));
+    assert_eq!(session.tokens, [1, 2, 3]);
+    assert_eq!(new_tokens(session.handle(last, tokens(3, [10]), Time::ZERO)), [10]);
+    assert!(session.take_suspected().is_empty());
+
+    let mut opening = unrouted(local, vec![1]);
+    opening.opened(ID, EPOCH, &stages_at(&[local, middle, last]), Time::ZERO);
+    let refused = Reply::Refused { kind: ErrorKind::InvalidInput, message: "no".to_owned(), retry_after: None };
+    for reply in [Reply::Accepted, refused] {
+        assert!(matches!(opening.handle(last, reply, Time::ZERO), Outcome::Nothing));
+    }
+    assert!(matches!(opening.phase, Phase::Opening { .. }));
+    assert_eq!(opening.take_suspected(), [(last, SuspicionReason::BrokeProtocol)]);
+}
+
+/// The last stage of `session`, on `last`, says something that it may not say: nothing of it counts, another chain
+/// continues, and the stage is suspected.
+fn assert_broken(mut session: AnswerSession, last: PeerId, reply: Reply, reason: SuspicionReason) {
+    let before = session.tokens.clone();
+    let outcome = session.handle(last, reply, Time::ZERO);
+    assert!(matches!(outcome, Outcome::Lost { .. }), "{outcome:?}");
+    assert_eq!(session.tokens, before);
+    assert_eq!(session.take_suspected(), [(last, reason)]);
+    assert_eq!(session.exclusions(Time::ZERO).peers, [last]);
+}
+
+#[test]
+fn no_more_tokens_are_taken_than_were_asked_for() {
+    let [local, last, _] = peers();
+    let all = MAX_NEW_TOKENS as u32;
+    let mut session = running(&[local, last]);
+    assert_eq!(new_tokens(session.handle(last, tokens(3, 0..all), Time::ZERO)).len(), MAX_NEW_TOKENS);
+    assert_broken(session, last, tokens(3 + MAX_NEW_TOKENS, [7]), SuspicionReason::BrokeProtocol);
+    assert_broken(running(&[local, last]), last, tokens(3, 0..=all), SuspicionReason::BrokeProtocol);
+    let far = tokens(u32::MAX as usize, [7]);
+    assert_broken(running(&[local, last]), last, far, SuspicionReason::BrokeProtocol);
+}
+
+#[test]
+fn two_tokens_for_one_position_make_the_session_fail_over() {
+    let [local, last, _] = peers();
+    let mut session = running(&[local, last]);
+    session.handle(last, tokens(3, [10, 11]), Time::ZERO);
+    assert_broken(session, last, tokens(4, [12]), SuspicionReason::Contradicted);
+    assert_broken(running(&[local, last]), last, tokens(2, [9, 10]), SuspicionReason::Contradicted);
+}
+
+#[test]
+fn an_answer_ends_only_for_a_reason_that_holds() {
+    let [local, last, _] = peers();
+    let ended = |count: usize, ended| {
+        let Reply::Tokens(reported) = tokens(3, vec![10; count]) else { panic!() };
+        Reply::Tokens(ReportedTokens { ended: Some(ended), ..reported })
+    };
+    let early = ended(MAX_NEW_TOKENS - 1, EndReason::Length);
+    assert_broken(running(&[local, last]), last, early, SuspicionReason::BrokeProtocol);
+    let no_grammar = ended(1, EndReason::GrammarComplete);
+    assert_broken(running(&[local, last]), last, no_grammar.clone(), SuspicionReason::BrokeProtocol);
+    let mut whole = running(&[local, last]);
+    let outcome = whole.handle(last, ended(MAX_NEW_TOKENS, EndReason::Length), Time::ZERO);
+    assert!(matches!(outcome, Outcome::NewTokens(NewTokens { ended: Some(EndReason::Length), .. })), "{outcome:?}");
+    let mut with_grammar = running(&[local, last]);
+    with_grammar.terms.grammar = true;
+    assert!(matches!(with_grammar.handle(last, no_grammar, Time::ZERO), Outcome::NewTokens(_)));
+    // What a token means is known to the driver alone.
+    let mut stopped = running(&[local, last]);
+    assert!(matches!(stopped.handle(last, ended(1, EndReason::Stop), Time::ZERO), Outcome::NewTokens(_)));
+    assert!(matches!(stopped.ended_wrongly(Time::ZERO), Outcome::Lost { .. }));
+    assert_eq!(stopped.take_suspected(), [(last, SuspicionReason::BrokeProtocol)]);
+}
+
+#[test]
+fn log_probabilities_of_the_prompt_are_taken_once_each_and_only_if_requested() {
+    let [local, last, _] = peers();
+    let scored = |of: &[u32]| {
+        let prompt = of.iter().map(|token| TokenOut { token: *token, ..TokenOut::default() }).collect();
+        Reply::Tokens(ReportedTokens { position: 3, prompt, ..ReportedTokens::default() })
+    };
+    assert_broken(running(&[local, last]), last, scored(&[1]), SuspicionReason::BrokeProtocol);
+    let asked = || {
+        let mut session = unrouted(local, vec![1, 2, 3]);
+        session.terms.prompt_logprobs = true;
+        session.opened(ID, EPOCH, &stages_at(&[local, last]), Time::ZERO);
+        session.handle(local, Reply::Accepted, Time::ZERO);
+        session
+    };
+    let mut session = asked();
+    for part in [&[1, 2][..], &[3]] {
+        let outcome = session.handle(last, scored(part), Time::ZERO);
+        assert!(matches!(&outcome, Outcome::NewTokens(new) if new.prompt.len() == part.len()), "{outcome:?}");
+    }
+    assert_broken(session, last, scored(&[3]), SuspicionReason::BrokeProtocol);
+    assert_broken(asked(), last, scored(&[2]), SuspicionReason::BrokeProtocol);
+}
+
+#[test]
+fn a_stage_that_says_nothing_new_counts_as_silent() {
+    let [local, last, _] = peers();
+    let mut session = running(&[local, last]);
+    session.handle(last, tokens(3, [10]), Time::ZERO);
+    let late = after(STALL_TIMEOUT + Duration::from_secs(1));
+    for again in [tokens(3, [10]), tokens(4, [])] {
+        assert!(matches!(session.handle(last, again, late), Outcome::NewTokens(_)));
+    }
+    assert!(matches!(session.tick(late), Outcome::Lost { .. }));
+    assert_eq!(session.take_suspected(), [(last, SuspicionReason::Stalled)]);
+}
+
+#[test]
+fn a_stage_that_calls_the_request_wrong_is_believed_once_another_node_says_so() {
+    let [local, one, two] = peers();
+    let wrong = |refused: bool| {
+        let (kind, message) = (ErrorKind::InvalidInput, "no such token".to_owned());
+        match refused {
+            true => Reply::Refused { kind, message, retry_after: None },
+            false => Reply::Failed { kind, message },
+        }
+    };
+    let opened = |session: &mut AnswerSession, stages: &[PeerId]| {
+        session.opened(ID, EPOCH, &stages_at(stages), Time::ZERO);
+    };
+    for refused in [true, false] {
+        let mut session = unrouted(local, vec![1]);
+        for _ in 0..2 {
+            // The same node twice is one node.
+            opened(&mut session, &[one, local]);
+            assert!(matches!(session.handle(one, wrong(refused), Time::ZERO), Outcome::Lost { .. }));
+        }
+        assert_eq!(session.exclusions(Time::ZERO).peers, [one]);
+        assert!(session.take_suspected().is_empty(), "it may be right");
+        // This node's own stage is believed, and so is a second node.
+        for witness in [local, two] {
+            let mut session = unrouted(local, vec![1]);
+            opened(&mut session, &[one, local]);
+            session.handle(one, wrong(refused), Time::ZERO);
+            opened(&mut session, &[witness, local]);
+            let outcome = session.handle(witness, wrong(refused), Time::ZERO);
+            assert!(matches!(outcome, Outcome::Refused { .. } | Outcome::Failed(_)), "{outcome:?}");
+        }
+        // Another chain answers: the request was fine.
+        opened(&mut session, &[local, two]);
+        session.handle(local, Reply::Accepted, Time::ZERO);
+        assert_eq!(new_tokens(session.handle(two, tokens(1, [10]), Time::ZERO)), [10]);
+        assert_eq!(session.take_suspected(), [(one, SuspicionReason::RefusedWrongly)]);
+    }
+    // Without another node, the client learns what was said, and by whom.
+    let mut alone = unrouted(local, vec![1]);
+    opened(&mut alone, &[one]);
+    alone.handle(one, wrong(true), Time::ZERO);
+    let outcome = alone.tick(after(ROUTE_TIMEOUT + Duration::from_secs(1)));
+    assert!(
+        matches!(&outcome, Outcome::Failed(error) if error.kind() == ErrorKind::Unavailable
+            && error.message().contains("no such token") && error.message().contains(&one.to_string())),
+        "{outcome:?}"
+    );
+}
+
+#[test]
+fn a_node_that_fails_sessions_again_and_again_is_avoided() {
     let [local, other, _] = peers();
     let mut session = running(&[local, other]);
-    session.signing(Time::ZERO);
-    assert!(matches!(session.handle(other, tokens(3, [10]), Time::ZERO), Outcome::Nothing));
-    let mut lost = AnswerSession::new(local, vec![1], Time::ZERO);
-    lost.opened(ID, EPOCH, &stages_at(&[local, other]), Time::ZERO);
-    lost.signing(Time::ZERO);
-    assert!(matches!(lost.peer_gone(other, "it left", Time::ZERO), Outcome::Unsigned));
-    let commit = Reply::Committed { claims: vec![7] };
-    assert!(matches!(session.handle(other, commit, Time::ZERO), Outcome::Committed { claims } if claims == [7]));
-    assert_eq!(session.phase, Phase::Ended);
+    for failures in 1..=MAX_FAILURES_PER_PEER {
+        let failed = Reply::Failed { kind: ErrorKind::Internal, message: "a layer gave no number".to_owned() };
+        assert!(matches!(session.handle(other, failed, Time::ZERO), Outcome::Lost { .. }));
+        assert_eq!(session.exclusions(Time::ZERO).peers.len(), usize::from(failures == MAX_FAILURES_PER_PEER));
+        session.opened(ID, EPOCH, &stages_at(&[local, other]), Time::ZERO);
+    }
 }
 
 proptest! {

@@ -4,6 +4,7 @@ use pangea_units::{Digest, ErrorKind};
 
 use super::*;
 use crate::generation::ReportedTokens;
+use crate::peers::SuspicionReason;
 use crate::session::{ChainId, StageAt, TokenOut};
 use crate::test_peers::fresh_peer;
 
@@ -22,7 +23,16 @@ impl World {
     fn new(choices: usize, audit: Option<f64>) -> World {
         let local = fresh_peer();
         let audit = audit.map(|share| AuditPolicy::new(share).unwrap());
-        let setup = Setup { local, prompt: vec![1, 2, 3], choices, audit, arrived: Time::ZERO };
+        let setup = Setup {
+            local,
+            prompt: vec![1, 2, 3],
+            choices,
+            max_new_tokens: 50,
+            grammar: false,
+            prompt_logprobs: false,
+            audit,
+            arrived: Time::ZERO,
+        };
         World { state: GenerationState::new(setup), local, other: fresh_peer(), epoch: 0, now: Time::ZERO }
     }
 
@@ -51,6 +61,15 @@ impl World {
         self.reply(peers[0], 0, Reply::Accepted);
     }
 
+    /// The receipt of the only answer is kept; the draw is the one that audits least.
+    fn kept(&mut self) -> Vec<Action> {
+        self.handle(Event::ReceiptKept { choice: 0, random: Some(u64::MAX), suspect: false })
+    }
+
+    fn audited(&mut self, verdict: Result<Verdict, String>, wrong: Vec<PeerId>) -> Vec<Action> {
+        self.handle(Event::Audited { verdict, wrong })
+    }
+
     fn reply(&mut self, from: PeerId, choice: u16, reply: Reply) -> Vec<Action> {
         self.handle(Event::Reply { from, session: ID.choice(choice), reply })
     }
@@ -62,12 +81,17 @@ impl World {
 
     /// Ends the text of the only answer and lets its stages sign.
     fn complete_and_sign(&mut self) -> Vec<Action> {
+        self.complete_and_check(None)
+    }
+
+    /// Ends the text of the only answer; its stages sign, and their claims have this fault.
+    fn complete_and_check(&mut self, fault: Option<ClaimsFault>) -> Vec<Action> {
         let actions = self.handle(Event::AnswerComplete { choice: 0 });
         assert!(matches!(actions[..], [Action::Close { commit: Some(_), .. }]), "{actions:?}");
         let other = self.other;
         let actions = self.reply(other, 0, Reply::Committed { claims: Vec::new() });
         assert!(matches!(actions[..], [Action::CheckClaims { .. }]), "{actions:?}");
-        self.handle(Event::ClaimsChecked { choice: 0, fault: None })
+        self.handle(Event::ClaimsChecked { choice: 0, fault })
     }
 }
 
@@ -187,7 +211,7 @@ fn an_answer_of_other_nodes_without_an_audit_is_unchecked() {
     world.tokens(other, 0, 3, &[10]);
     let actions = world.complete_and_sign();
     assert!(matches!(actions[..], [Action::Forget { .. }, Action::KeepReceipt { choice: 0 }]), "{actions:?}");
-    let actions = world.handle(Event::ReceiptKept { choice: 0, random: Some(u64::MAX) });
+    let actions = world.handle(Event::ReceiptKept { choice: 0, random: Some(u64::MAX), suspect: false });
     assert_eq!(conclusion(&actions).verdict, Verdict::Unchecked);
 }
 
@@ -200,27 +224,127 @@ fn a_request_waits_for_audits_only_if_every_answer_is_audited() {
         assert_eq!(world.state.is_held(), waits);
         world.tokens(other, 0, 3, &[10]);
         world.complete_and_sign();
-        let actions = world.handle(Event::ReceiptKept { choice: 0, random: Some(0) });
+        let actions = world.handle(Event::ReceiptKept { choice: 0, random: Some(0), suspect: false });
         assert!(matches!(actions[0], Action::Audit { awaited, .. } if awaited == waits), "{actions:?}");
         assert_eq!(world.state.is_over(), !waits);
         if waits {
-            let audited = Event::Audited { verdict: Some(Verdict::Audited), liars: Vec::new() };
-            assert_eq!(conclusion(&world.handle(audited)).verdict, Verdict::Audited);
+            let actions = world.audited(Ok(Verdict::Audited), Vec::new());
+            assert_eq!(conclusion(&actions).verdict, Verdict::Audited);
             assert!(!world.state.is_held());
         }
     }
 }
 
-#[test]
-fn a_failed_audit_leaves_the_answer_unchecked() {
+/// A request of one answer that waits for its audit, which every answer has.
+fn awaiting_audit(fault: Option<ClaimsFault>) -> World {
     let mut world = World::new(1, Some(1.0));
     let (local, other) = (world.local, world.other);
     world.run(&[local, other]);
     world.tokens(other, 0, 3, &[10]);
-    world.complete_and_sign();
-    world.handle(Event::ReceiptKept { choice: 0, random: None });
-    let actions = world.handle(Event::Audited { verdict: None, liars: Vec::new() });
+    world.complete_and_check(fault);
+    assert!(matches!(world.kept()[..], [Action::Audit { awaited: true, .. }]));
+    world
+}
+
+/// The answer was taken back, and is to be computed without the other node; nothing of it was returned.
+fn assert_recomputed(world: &World, actions: &[Action]) {
+    assert!(actions.iter().any(|action| matches!(action, Action::Recompute)), "{actions:?}");
+    assert_eq!(routes_wanted(actions), [(0..1, Exclusions { peers: vec![world.other], epochs: Vec::new() })]);
+    assert!(world.state.is_held() && !world.state.is_over());
+}
+
+#[test]
+fn an_answer_whose_audit_failed_is_recomputed_by_this_node() {
+    for verdict in [Err("parts of the model are missing".to_owned()), Ok(Verdict::Unchecked)] {
+        let mut world = awaiting_audit(None);
+        let actions = world.audited(verdict, Vec::new());
+        assert_recomputed(&world, &actions);
+    }
+}
+
+#[test]
+fn an_answer_without_all_signatures_is_recomputed_even_if_its_audit_finds_it_right() {
+    let mut world = World::new(1, None);
+    let suspects = vec![(world.other, SuspicionReason::Unsigned), (world.local, SuspicionReason::Unsigned)];
+    let fault = ClaimsFault { why: "it did not sign a claim".to_owned(), suspects };
+    world.state.audit = AuditPolicy::new(1.0).ok();
+    let (local, other) = (world.local, world.other);
+    world.run(&[local, other]);
+    world.tokens(other, 0, 3, &[10]);
+    let actions = world.complete_and_check(Some(fault.clone()));
+    let suspected = |action: &&Action| matches!(action, Action::Suspect { .. });
+    let of_other = |action: &Action| matches!(action, Action::Suspect { peer, reason: SuspicionReason::Unsigned } if *peer == other);
+    assert!(actions.iter().filter(suspected).all(of_other) && actions.iter().any(of_other), "{actions:?}");
+    assert_eq!(world.state.segments(0)[0].ended.as_deref(), Some("it did not sign a claim"));
+    world.kept();
+    let actions = world.audited(Ok(Verdict::Audited), Vec::new());
+    assert_recomputed(&world, &actions);
+}
+
+#[test]
+fn stages_that_do_not_sign_in_time_leave_an_answer_without_signatures() {
+    let mut world = World::new(1, Some(0.01));
+    let (local, other) = (world.local, world.other);
+    world.run(&[local, other]);
+    world.tokens(other, 0, 3, &[10]);
+    world.handle(Event::AnswerComplete { choice: 0 });
+    world.now = Time::from_secs(60);
+    let actions = world.handle(Event::Tick { unplaceable: None });
+    let [Action::CheckClaims { claims, .. }] = &actions[..] else { panic!("{actions:?}") };
+    assert_eq!(claims.whole, None);
+    let fault = ClaimsFault { why: "nobody signed".to_owned(), suspects: Vec::new() };
+    world.handle(Event::ClaimsChecked { choice: 0, fault: Some(fault) });
+    // Nothing is held back, so the answer is returned unchecked; its audit is certain.
+    let actions = world.kept();
+    assert!(matches!(actions[0], Action::Audit { awaited: false, .. }), "{actions:?}");
     assert_eq!(conclusion(&actions).verdict, Verdict::Unchecked);
+}
+
+#[test]
+fn the_answer_of_a_suspect_is_audited_for_certain() {
+    for suspect in [false, true] {
+        let mut world = World::new(1, Some(0.01));
+        let (local, other) = (world.local, world.other);
+        world.run(&[local, other]);
+        world.tokens(other, 0, 3, &[10]);
+        world.complete_and_sign();
+        let actions = world.handle(Event::ReceiptKept { choice: 0, random: Some(u64::MAX), suspect });
+        assert_eq!(matches!(actions[0], Action::Audit { .. }), suspect, "{actions:?}");
+    }
+}
+
+#[test]
+fn a_request_that_nobody_can_recompute_fails_with_what_is_known() {
+    let mut world = awaiting_audit(None);
+    let other = world.other;
+    world.audited(Ok(Verdict::Unchecked), vec![other]);
+    world.now = Time::from_secs(600);
+    let actions = world.handle(Event::Tick { unplaceable: None });
+    let [Action::Fail(error)] = &actions[..] else { panic!("{actions:?}") };
+    assert_eq!(error.kind(), ErrorKind::VerificationFailed);
+    assert!(error.message().contains("an audit found the answer wrong"), "{error}");
+}
+
+#[test]
+fn a_node_that_says_what_is_not_its_part_is_suspected() {
+    let mut world = World::new(1, None);
+    let (local, other, last) = (world.local, world.other, fresh_peer());
+    world.run(&[local, other, last]);
+    let actions = world.tokens(other, 0, 3, &[66]);
+    let reason = SuspicionReason::BrokeProtocol;
+    assert!(matches!(actions[..], [Action::Suspect { peer, reason: of }] if (peer, of) == (other, reason)));
+}
+
+#[test]
+fn an_end_that_the_text_does_not_confirm_makes_the_answer_fail_over() {
+    let mut world = World::new(1, None);
+    let (local, other) = (world.local, world.other);
+    world.run(&[local, other]);
+    world.tokens(other, 0, 3, &[10]);
+    let actions = world.handle(Event::EndedWrongly { choice: 0 });
+    assert!(actions.iter().any(|action| matches!(action, Action::FailOver { .. })), "{actions:?}");
+    assert_eq!(routes_wanted(&actions), [(0..1, Exclusions { peers: vec![other], epochs: Vec::new() })]);
+    assert!(actions.iter().any(|action| matches!(action, Action::Suspect { peer, .. } if *peer == other)));
 }
 
 #[test]
@@ -230,12 +354,10 @@ fn a_refuted_answer_is_recomputed_from_its_prompt_without_the_liar() {
     world.run(&[local, other]);
     world.tokens(other, 0, 3, &[66]);
     world.complete_and_sign();
-    world.handle(Event::ReceiptKept { choice: 0, random: Some(0) });
-    let actions = world.handle(Event::Audited { verdict: Some(Verdict::Unchecked), liars: vec![other] });
-    assert!(matches!(actions[0], Action::Recompute), "{actions:?}");
-    assert_eq!(routes_wanted(&actions), [(0..1, Exclusions { peers: vec![other], epochs: Vec::new() })]);
+    world.handle(Event::ReceiptKept { choice: 0, random: Some(0), suspect: false });
+    let actions = world.audited(Ok(Verdict::Unchecked), vec![other]);
+    assert_recomputed(&world, &actions);
     assert_eq!(world.state.answer(0).tokens(), [1, 2, 3]);
-    assert!(world.state.is_held(), "its reader has received nothing");
     world.open(0..1, &[local]);
     world.reply(local, 0, Reply::Accepted);
     world.tokens(local, 0, 3, &[10, 11]);
@@ -256,10 +378,11 @@ fn recomputations_of_a_request_are_limited() {
         }
         world.tokens(other, 0, 3, &[66]);
         world.complete_and_sign();
-        world.handle(Event::ReceiptKept { choice: 0, random: Some(0) });
-        let actions = world.handle(Event::Audited { verdict: Some(Verdict::Unchecked), liars: vec![other] });
+        world.handle(Event::ReceiptKept { choice: 0, random: Some(0), suspect: false });
+        let actions = world.audited(Ok(Verdict::Unchecked), vec![other]);
         if round == MAX_RECOMPUTATIONS {
-            assert_eq!(conclusion(&actions).verdict, Verdict::Unchecked);
+            let failed = |action: &Action| matches!(action, Action::Fail(error) if error.kind() == ErrorKind::VerificationFailed);
+            assert!(actions.iter().any(failed), "{actions:?}");
         }
     }
     assert!(world.state.is_over());

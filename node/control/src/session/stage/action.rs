@@ -56,8 +56,9 @@ pub enum Action {
         /// Content of the message.
         notice: Notice,
     },
-    /// Sign for a session, append the signature to the chain from [`Event::Commit`], and send that on; report
-    /// [`Event::NotSigned`] if that fails.
+    /// Sign for a session, append the signature to the chain from [`Event::Commit`], and send that on, with a copy to the
+    /// coordinator, who learns from it which stage signed if the chain does not arrive; report [`Event::NotSigned`] if that
+    /// fails.
     Sign {
         /// The session.
         session: SessionId,
@@ -67,6 +68,8 @@ pub enum Action {
         positions: u32,
         /// The next stage, or the coordinator.
         to: PeerId,
+        /// The coordinator.
+        coordinator: PeerId,
         /// On the first stage: the prompt and the chosen tokens.
         tokens: Option<Vec<u32>>,
     },

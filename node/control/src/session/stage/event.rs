@@ -95,7 +95,14 @@ pub enum Event<'a> {
         positions: u32,
     },
     /// [`Action::Sign`] has failed for a session.
-    NotSigned(SessionId),
+    NotSigned {
+        /// The session.
+        session: SessionId,
+        /// The coordinator.
+        coordinator: PeerId,
+        /// Why.
+        error: &'a Error,
+    },
     /// A frame from the previous stage.
     Frame(Incoming),
     /// The last stage has completed a frame.

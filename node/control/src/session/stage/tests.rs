@@ -249,13 +249,26 @@ fn the_last_stage_signs_to_the_coordinator() {
     let mut last = Stage::new(2, 1);
     last.open(1);
     let actions = last.handle(Event::Commit { session: session(1), positions: 3 });
-    assert!(
-        matches!(actions[..], [Action::Sign { to, tokens: None, .. }, Action::Forget(_)] if to == peer(COORDINATOR))
-    );
+    assert!(matches!(actions[..], [Action::Sign { to, coordinator, tokens: None, .. }, Action::Forget(_)]
+            if to == coordinator && to == peer(COORDINATOR)));
     assert!(last.handle(Event::Commit { session: session(1), positions: 3 }).is_empty(), "once");
-    assert!(last.handle(Event::NotSigned(session(1))).is_empty());
-    let mut middle = Stage::new(3, 1);
-    assert!(matches!(sent(&middle.handle(Event::NotSigned(session(1))), 2)[..], [(_, Notice::Close)]));
+}
+
+#[test]
+fn a_stage_that_does_not_sign_says_so_to_the_coordinator_and_to_the_stages_after_it() {
+    let error = Error::new(ErrorKind::NotFound, "it is gone");
+    let coordinator = peer(COORDINATOR);
+    let not_signed = || Event::NotSigned { session: session(1), coordinator, error: &error };
+    let told = |actions: &[Action]| {
+        let [(of, Notice::Failed(error))] = sent(actions, COORDINATOR)[..] else { panic!("{actions:?}") };
+        assert_eq!((of, error.kind()), (session(1), ErrorKind::VerificationFailed));
+    };
+    let actions = Stage::new(2, 1).handle(not_signed());
+    assert_eq!(actions.len(), 1);
+    told(&actions);
+    let actions = Stage::new(3, 1).handle(not_signed());
+    told(&actions);
+    assert!(matches!(sent(&actions, 2)[..], [(_, Notice::Close)]));
 }
 
 #[test]
