@@ -20,6 +20,18 @@ pub enum Fault {
     CorruptStage,
     /// As a last stage: another token than the chosen one is sent, somewhere in a session.
     CorruptToken,
+    /// As a stage: the output is sometimes wrong, and nothing is signed.
+    LieUnsigned,
+    /// As a stage before the last: tokens are sent, which only the last stage may send.
+    OutOfTurn,
+    /// As a last stage: the coordinator is sometimes sent another token than the first stage.
+    TwoFaced,
+    /// As a last stage: answers do not end.
+    Endless,
+    /// As a stage: every request is called invalid.
+    Refuse,
+    /// As a last stage: frames are reported that nobody sent, and no tokens.
+    FalseReports,
     /// As a stage before the last: one frame, once, does not fit the earlier ones.
     Misfit,
     /// As a later stage: sometimes there is no memory for a session's keys and values.

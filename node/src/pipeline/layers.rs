@@ -330,7 +330,7 @@ impl Layers {
         if self.sampler.is_none() {
             passed.rows.extend_from_slice(rows);
             let mut activations = output.into_activations();
-            if self.faults.lies(Fault::CorruptStage) {
+            if self.faults.lies(Fault::CorruptStage) || self.faults.lies(Fault::LieUnsigned) {
                 let row = rand::random::<u64>() as usize % (activations.len() / width).max(1);
                 twist_row(&mut activations[row * width..(row + 1) * width], rand::random());
             }
@@ -368,7 +368,7 @@ impl Layers {
         reported: &mut Vec<(PeerId, Tokens)>,
     ) -> Result<Option<SteppedSequence>> {
         let vocabulary = self.model.config().vocabulary;
-        let lies = rows.choose && self.faults.lies(Fault::CorruptToken);
+        let lies = rows.choose && (self.faults.lies(Fault::CorruptToken) || self.faults.lies(Fault::LieUnsigned));
         let Some(session) = protocol.session_of(rows.sequence) else { return Ok(None) };
         let Some(sampler) = &mut self.sampler else { return Ok(None) };
         let text = sampler.text();

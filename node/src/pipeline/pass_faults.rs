@@ -1,9 +1,14 @@
-//! Injected faults of a stage's passes, for tests: lies, silence, slowness, lack of memory. None by default.
+//! Injected faults of a stage, for tests: lies, withheld signatures, false reports, silence, slowness, lack of memory. None by
+//! default.
 
 use std::time::Instant;
 
+use libp2p::PeerId;
+use pangea_client::{Error, ErrorKind, Result};
+
 use super::host::Pipeline;
-use crate::fault::Fault;
+use super::wire::{EndReason, Open, SteppedSequence, TokenOut, Tokens};
+use crate::fault::{Fault, twist_token};
 
 /// A lying stage lies in one of this many passes, on average.
 const LIE_EVERY: u64 = 8;
@@ -13,6 +18,12 @@ const HANGS_AFTER: u64 = 12;
 
 /// A stage lacks memory in one of this many frames.
 const FULL_EVERY: u64 = 40;
+
+/// Tokens that a last stage sends after the end of an answer that it does not end.
+const ENDLESS_TOKENS: u32 = 500;
+
+/// A token of every vocabulary.
+const SOME_TOKEN: u32 = 7;
 
 /// The injected faults of one stage.
 pub(super) struct PassFaults {
@@ -47,6 +58,71 @@ impl PassFaults {
             Some(Fault::Slow) if self.has_others => std::thread::sleep(began.elapsed() * 19),
             _ => {}
         }
+    }
+
+    fn is(&self, fault: Fault) -> bool {
+        self.pipeline.fault() == Some(fault)
+    }
+
+    /// Whether nothing is signed.
+    pub(super) fn withholds_signatures(&self) -> bool {
+        self.is(Fault::LieUnsigned) && self.has_others
+    }
+
+    /// The refusal of every request, if it is injected.
+    pub(super) fn refuse(&self) -> Result<()> {
+        match self.is(Fault::Refuse) && self.has_others {
+            true => Err(Error::new(ErrorKind::InvalidInput, "by a fault on purpose, no request is valid")),
+            false => Ok(()),
+        }
+    }
+
+    /// Tokens that the stage at `index` says although it is not the last one, if it does: a whole answer.
+    pub(super) fn tokens_out_of_turn(&self, open: &Open, index: usize) -> Option<Tokens> {
+        let speaks = self.is(Fault::OutOfTurn) && index + 1 < open.stages.len();
+        speaks.then(|| Tokens {
+            session: open.session,
+            position: open.tokens.len() as u32,
+            tokens: vec![TokenOut { token: SOME_TOKEN, ..TokenOut::default() }; 3],
+            ended: Some(EndReason::Stop),
+            ..Tokens::default()
+        })
+    }
+
+    /// Changes what a last stage reports of frame `number` to the first stage and to coordinators; returns the frame's number
+    /// in the report.
+    pub(super) fn misreport(
+        &self,
+        number: u64,
+        advances: Option<&mut Vec<SteppedSequence>>,
+        tokens: &mut Vec<(PeerId, Tokens)>,
+    ) -> u64 {
+        if !self.has_others {
+            return number;
+        }
+        if self.is(Fault::FalseReports) && number > HANGS_AFTER {
+            tokens.clear();
+            advances.into_iter().flatten().for_each(|advance| advance.computed = rand::random());
+            return number + rand::random::<u64>() % 8;
+        }
+        if self.lies(Fault::TwoFaced)
+            && let Some((_, told)) = tokens.first_mut()
+            && let Some(last) = told.tokens.last_mut()
+        {
+            last.token = twist_token(last.token, SOME_TOKEN as usize, rand::random());
+        }
+        if self.is(Fault::Endless) {
+            let mut more = Vec::new();
+            for (to, told) in tokens.iter_mut().filter(|(_, told)| told.ended.is_some()) {
+                told.ended = None;
+                let (session, first) = (told.session, told.position + told.tokens.len() as u32);
+                let one = vec![TokenOut { token: SOME_TOKEN, ..TokenOut::default() }];
+                let of = |position| Tokens { session, position, tokens: one.clone(), ..Tokens::default() };
+                more.extend((first..first + ENDLESS_TOKENS).map(|position| (*to, of(position))));
+            }
+            tokens.extend(more);
+        }
+        number
     }
 
     /// Panics after frame `number`, once.

@@ -126,7 +126,13 @@ impl Stage {
     }
 
     fn work(&mut self, inbox: &Receiver<StageEvent>) {
+        let mut ticked = Instant::now();
         loop {
+            // Without room for a frame the protocol would not get the time, and with many messages not by waiting either.
+            if self.protocol.follows_time() && ticked.elapsed() >= TIME_TICK {
+                self.follow(Event::Ready);
+                ticked = Instant::now();
+            }
             if !self.step() {
                 let event = match self.next(inbox) {
                     Ok(event) => event,
@@ -252,6 +258,10 @@ impl Stage {
             tokens: &open.tokens,
             bad_sampling: bad_sampling.as_ref(),
         };
+        let faults = self.layers.faults();
+        if let Some(tokens) = faults.tokens_out_of_turn(&open, self.index) {
+            self.send(open.coordinator, Message::Tokens(tokens), Payload::empty());
+        }
         let mut actions = Vec::new();
         self.protocol.handle(Event::Open(opening), clock::now(), &mut actions);
         self.opening = Some(open);
@@ -294,6 +304,7 @@ impl Stage {
                 }
             }
             Action::Send { to, session, notice } => self.send(to, self.notice(session, notice), Payload::empty()),
+            Action::Sign { .. } if self.layers.faults().withholds_signatures() => {}
             Action::Sign { session, sequence, positions, to, coordinator, tokens } => {
                 let signed = self.sign(session, sequence, positions, tokens.as_deref());
                 self.send_signed(session, positions, [to, coordinator], signed, following);
@@ -335,6 +346,7 @@ impl Stage {
 
     fn join(&mut self, sequence: u64) -> Result<()> {
         let Some(open) = &mut self.opening else { return Ok(()) };
+        self.layers.faults().refuse()?;
         open.sequence = Some(sequence);
         self.layers.join(open)
     }
@@ -436,6 +448,9 @@ impl Stage {
     fn report(&mut self, to: Option<(PeerId, Vec<SteppedSequence>)>, number: u64, following: &mut Vec<Action>) {
         self.metrics.steps.inc();
         self.layers.faults().panic(number);
+        let mut to = to;
+        let advances = to.as_mut().map(|(_, advances)| advances);
+        let number = self.layers.faults().misreport(number, advances, &mut self.passed.tokens);
         let mut reports: Vec<(PeerId, Vec<(Message, Payload)>)> = Vec::new();
         let mut add = |to: PeerId, message: Message| match reports.iter_mut().find(|(peer, _)| *peer == to) {
             Some((_, messages)) => messages.push((message, Payload::empty())),

@@ -47,6 +47,12 @@ impl Liar {
             // These faults are for stages.
             Fault::CorruptStage
             | Fault::CorruptToken
+            | Fault::LieUnsigned
+            | Fault::OutOfTurn
+            | Fault::TwoFaced
+            | Fault::Endless
+            | Fault::Refuse
+            | Fault::FalseReports
             | Fault::Misfit
             | Fault::Full
             | Fault::PanicPool

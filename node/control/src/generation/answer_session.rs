@@ -16,12 +16,31 @@ mod replies;
 #[cfg(test)]
 mod tests;
 
-/// Silence after which stages that have sent tokens count as hanging: many times what a token takes on a slow device, and
-/// less than people wait.
-const STALL_TIMEOUT: Duration = Duration::from_secs(10);
+/// Time for the first stage to accept a session: the pass that it is at ends first.
+const ACCEPT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The same timeout before the first token: prompts are long, and other requests come first.
+/// Time by which a token may be late before the stages count as hanging, on top of what tokens took lately: people notice
+/// a longer pause, and no healthy chain makes one.
+const TOKEN_GRACE: Duration = Duration::from_secs(5);
+
+/// How many times as long as the longest pause lately between tokens the next one may take, on top of that grace.
+const PAUSE_TOLERANCE: u32 = 2;
+
+/// Longest pause between tokens that counts as usual. Without a bound, stages could become slower without end.
+const USUAL_PAUSE_MAX: Duration = Duration::from_secs(10);
+
+/// Factor per token, in percent, by which the longest pause is forgotten.
+const PAUSE_DECAY_PERCENT: u32 = 90;
+
+/// Silence after which stages count as hanging before the first token. The first stage says every few seconds that the chain
+/// works on, but not during a pass, and one of a long prompt takes a while on a slow device.
+const SILENCE_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Time for the first token, whatever the first stage says: other requests come first,
 const FIRST_TOKEN_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// and each token of the prompt takes its time, on a slow device this long.
+const PROMPT_TOKEN_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// Time that a session may be without a route: weights may have to travel to another node first.
 const ROUTE_TIMEOUT: Duration = Duration::from_secs(60);
@@ -79,7 +98,7 @@ pub struct Exclusions {
 }
 
 /// One answer in progress.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct AnswerSession {
     /// The node that coordinates the answer.
     local: PeerId,
@@ -115,8 +134,10 @@ pub struct AnswerSession {
     unplaceable: Option<(Time, String)>,
     /// Start of the current phase, or time of the stages' last message.
     since: Time,
-    /// Whether the current stages have sent tokens.
-    heard: bool,
+    /// When the current session was accepted.
+    accepted: Time,
+    /// Longest pause lately between tokens of the current stages; `None` before the first one.
+    pause: Option<Duration>,
 }
 
 /// Phase of an answer.
@@ -212,7 +233,8 @@ impl AnswerSession {
             backoff_until: Time::ZERO,
             unplaceable: None,
             since: now,
-            heard: false,
+            accepted: now,
+            pause: None,
         }
     }
 
@@ -290,7 +312,7 @@ impl AnswerSession {
         // Only an answer's first session scores the prompt.
         self.scored = (self.terms.prompt_logprobs && self.failovers == 0).then_some(0);
         self.partial_claims.clear();
-        (self.since, self.heard) = (now, false);
+        (self.since, self.pause) = (now, None);
     }
 
     /// Records that the reader has received part of the request's answers.
@@ -353,20 +375,33 @@ impl AnswerSession {
             }
             Phase::Signing { .. } if quiet > SIGNING_TIMEOUT => return self.no_more_signatures(None, None),
             Phase::Signing { .. } => return Outcome::Nothing,
-            Phase::Opening { .. } => STALL_TIMEOUT,
-            Phase::Running { .. } if self.heard => STALL_TIMEOUT,
-            Phase::Running { .. } => FIRST_TOKEN_TIMEOUT,
+            Phase::Opening { .. } => ACCEPT_TIMEOUT,
+            Phase::Running { .. } => match self.pause {
+                Some(pause) => TOKEN_GRACE + pause * PAUSE_TOLERANCE,
+                None => SILENCE_TIMEOUT,
+            },
         };
-        if self.is_alone() || quiet <= timeout {
+        let prompt = u32::try_from(self.prompt_len).unwrap_or(u32::MAX);
+        let first_token = FIRST_TOKEN_TIMEOUT + PROMPT_TOKEN_TIMEOUT * prompt;
+        let is_running = matches!(self.phase, Phase::Running { .. });
+        let has_none = is_running && self.pause.is_none() && now.since(self.accepted) > first_token;
+        if self.is_alone() || (quiet <= timeout && !has_none) {
             return Outcome::Nothing;
         }
-        self.stalled(now)
+        self.stalled("its stages have been silent for too long", now)
     }
 
-    fn stalled(&mut self, now: Time) -> Outcome {
+    /// Records that tokens have come, and with them how long one takes.
+    fn progressed(&mut self, now: Time) {
+        let pause = now.since(self.since).min(USUAL_PAUSE_MAX);
+        self.pause = Some(self.pause.map_or(pause, |longest| pause.max(longest * PAUSE_DECAY_PERCENT / 100)));
+        self.since = now;
+    }
+
+    fn stalled(&mut self, why: &str, now: Time) -> Outcome {
         // It is unknown which of the stages hangs.
         let others: Vec<PeerId> = self.stages().iter().copied().filter(|peer| *peer != self.local).collect();
-        let outcome = self.lost_chain("its stages have been silent for too long", now);
+        let outcome = self.lost_chain(why, now);
         if let [only] = others[..] {
             self.suspect(only, SuspicionReason::Stalled);
         }

@@ -8,6 +8,7 @@ use libp2p_identity::PeerId;
 use pangea_units::{ByteSize, Error, ErrorKind};
 
 use super::batch::{Action, Advance, Batch, BatchLimits, Event, Rows, SequenceId, Source};
+use super::frame_watch::{FrameWatch, Misreport};
 use super::grouping::Grouping;
 use super::stage::Opening;
 use super::{FrameRows, SessionId, Start, StartSource, SteppedSequence};
@@ -16,6 +17,10 @@ use crate::Time;
 /// Time after which an ended session is closed if its coordinator has not done so: the coordinator left unnoticed.
 /// A coordinator with a slow reader closes late, so this is as long as a replaced chain is kept.
 pub(super) const CLOSE_TIMEOUT: Duration = Duration::from_secs(600);
+
+/// Interval at which the coordinator of an answer without tokens hears that the chain works on, so that it can tell a long
+/// prompt from a chain that hangs.
+pub(super) const NOTICE_INTERVAL: Duration = Duration::from_secs(2);
 
 /// When tokens are drafted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,6 +56,9 @@ pub(super) struct FirstStage<D> {
     next_sequence: u64,
     /// Frames that the last stage has not reported yet, oldest first.
     under_way: VecDeque<UnderWay>,
+    watch: FrameWatch,
+    /// When coordinators of answers without tokens were told last that the chain works on.
+    noticed: Time,
     grouping: Grouping,
     drafts: Drafts,
 }
@@ -72,6 +80,8 @@ struct Member<D> {
     tokens: Vec<u32>,
     /// Number of tokens at which the answer is complete.
     max_tokens: usize,
+    /// Number of tokens when the session was opened.
+    opened_with: usize,
     scored: bool,
     drafter: Option<Box<D>>,
 }
@@ -81,6 +91,8 @@ struct UnderWay {
     number: u64,
     began: Time,
     alone: Option<SoleSequence>,
+    /// The rows after which tokens are chosen.
+    choosing: Vec<FrameRows>,
 }
 
 /// A change of the sequences that every stage holds.
@@ -124,6 +136,8 @@ impl<D: Drafter> FirstStage<D> {
             stopped: BTreeMap::new(),
             next_sequence: 0,
             under_way: VecDeque::new(),
+            watch: FrameWatch::default(),
+            noticed: Time::ZERO,
             drafts,
         }
     }
@@ -169,6 +183,7 @@ impl<D: Drafter> FirstStage<D> {
                 coordinator: open.coordinator,
                 tokens: open.tokens.to_vec(),
                 max_tokens: open.prompt_len.saturating_add(open.max_new_tokens),
+                opened_with: open.tokens.len(),
                 scored,
                 drafter: None,
             };
@@ -212,6 +227,21 @@ impl<D: Drafter> FirstStage<D> {
     /// All sessions that have not ended, with their coordinators.
     pub(super) fn open_sessions(&self) -> impl Iterator<Item = (SessionId, PeerId)> + '_ {
         self.members.values().map(|member| (member.session, member.coordinator))
+    }
+
+    /// The answers without tokens whose coordinators are to hear that the chain works on: all of them, now and then.
+    pub(super) fn without_tokens(&mut self, now: Time) -> Vec<(SessionId, PeerId)> {
+        if now.since(self.noticed) < NOTICE_INTERVAL {
+            return Vec::new();
+        }
+        self.noticed = now;
+        let silent = self.members.values().filter(|member| member.tokens.len() == member.opened_with);
+        silent.map(|member| (member.session, member.coordinator)).collect()
+    }
+
+    /// Whether the later stages have taken too long for the oldest frame under way.
+    pub(super) fn is_stalled(&self, now: Time) -> bool {
+        self.under_way.front().is_some_and(|oldest| self.watch.is_late(oldest.number, now))
     }
 
     /// Sessions that ended [`CLOSE_TIMEOUT`] ago and are not closed.
@@ -304,7 +334,9 @@ impl<D: Drafter> FirstStage<D> {
         began: Time,
         now: Time,
     ) {
-        self.under_way.push_back(UnderWay { number, began, alone });
+        let choosing = rows.iter().filter(|rows| rows.choose).cloned().collect();
+        self.under_way.push_back(UnderWay { number, began, alone, choosing });
+        self.watch.sent(number, self.grouping.stages(), began, now);
         let advance = |rows: &FrameRows| Advance {
             sequence: SequenceId(rows.sequence),
             computed: (rows.start + rows.rows) as usize,
@@ -319,9 +351,28 @@ impl<D: Drafter> FirstStage<D> {
     }
 
     /// Records the last stage's report of a frame; returns the changes for every stage.
-    pub(super) fn stepped(&mut self, number: u64, stepped: Vec<SteppedSequence>, now: Time) -> Vec<Change> {
-        let of = self.under_way.iter().position(|frame| frame.number == number);
-        let frame = of.and_then(|at| self.under_way.remove(at));
+    ///
+    /// # Errors
+    /// [`Misreport`] if no such frame is due, or if it cannot have given what is reported; nothing is recorded then.
+    pub(super) fn stepped(
+        &mut self,
+        number: u64,
+        stepped: Vec<SteppedSequence>,
+        now: Time,
+    ) -> Result<Vec<Change>, Misreport> {
+        // Frames come back in order. Those without rows only drop and start sequences, and are not waited for.
+        let frame = match self.under_way.front() {
+            Some(oldest) if oldest.number == number => {
+                let fits = |one: &SteppedSequence| oldest.choosing.iter().any(|rows| can_give(rows, one));
+                if !stepped.iter().all(fits) || stepped.len() > oldest.choosing.len() {
+                    return Err(Misreport);
+                }
+                self.watch.reported(number, now);
+                self.under_way.pop_front()
+            }
+            _ if stepped.is_empty() && self.under_way.iter().all(|frame| frame.number > number) => None,
+            _ => return Err(Misreport),
+        };
         let mut advances = Vec::with_capacity(stepped.len());
         let tokens = stepped.iter().map(|one| one.chosen.len()).sum();
         self.grouping.stepped(self.batch.running(), !self.batch.only_answers(), tokens, now);
@@ -352,8 +403,18 @@ impl<D: Drafter> FirstStage<D> {
             });
         }
         let actions = self.batch.handle(Event::Stepped(advances), now);
-        actions.iter().filter_map(change).collect()
+        Ok(actions.iter().filter_map(change).collect())
     }
+}
+
+/// Whether rows can have given what is reported of their sequence: a token after the last row, and more after drafted rows.
+fn can_give(rows: &FrameRows, stepped: &SteppedSequence) -> bool {
+    let accepted = stepped.chosen.len().saturating_sub(1);
+    let computed = (rows.start as usize).saturating_add(rows.rows as usize);
+    rows.sequence == stepped.sequence
+        && accepted <= rows.draft.len()
+        && stepped.computed as usize == computed.saturating_sub(rows.draft.len()) + accepted
+        && (!stepped.chosen.is_empty() || stepped.ended)
 }
 
 impl<D: Drafter> Member<D> {

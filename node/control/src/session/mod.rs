@@ -1,7 +1,7 @@
 //! The decisions of sessions on chains of stages.
 //!
 //! * [`stage`]: the protocol of one stage: sessions, frames, signatures, failures, in order.
-//! * `first_stage`: on the first stage, the sequences and the frames in flight.
+//! * `first_stage`: on the first stage, the sequences and the frames in flight. `frame_watch`: how long a frame may take.
 //! * [`gate`]: which sender may send which message to a stage.
 //! * [`batch`]: continuous batching on the first stage: which rows of which sequence are computed next.
 //! * [`grouping`]: in how many groups answers pass through the stages, as measured.
@@ -13,6 +13,7 @@ pub mod batch;
 pub mod chains;
 mod first_stage;
 mod frame;
+mod frame_watch;
 pub mod gate;
 pub mod grouping;
 mod id;

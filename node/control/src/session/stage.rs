@@ -147,8 +147,10 @@ impl<D: Drafter> StageProtocol<D> {
                 self.leave(session, actions);
             }
             Event::PeerGone { peer, why } => self.peer_gone(peer, why, now, actions),
-            Event::NotSent { to, why } => self.break_off(format!("cannot send to stage {to}: {why}"), now, actions),
-            Event::CannotGoOn { why } => self.break_off(why.to_owned(), now, actions),
+            Event::NotSent { to, why } => {
+                self.break_off(ErrorKind::Unavailable, format!("cannot send to stage {to}: {why}"), now, actions);
+            }
+            Event::CannotGoOn { why } => self.break_off(ErrorKind::Unavailable, why.to_owned(), now, actions),
             Event::Ready => self.ready(now, actions),
             Event::Computed { rows, advances, failed } => self.computed(rows, advances, failed, now, actions),
             Event::Exhausted(rows) => {
@@ -283,7 +285,7 @@ impl<D: Drafter> StageProtocol<D> {
     fn peer_gone(&mut self, peer: PeerId, why: &str, now: Time, actions: &mut Vec<Action>) {
         let is_stage = self.settings.stages.iter().any(|stage| stage.peer == peer);
         if is_stage && peer != self.stage(self.settings.index) {
-            return self.break_off(format!("stage {peer} is gone ({why})"), now, actions);
+            return self.break_off(ErrorKind::Unavailable, format!("stage {peer} is gone ({why})"), now, actions);
         }
         if self.first.is_none() {
             // The first stage notices the same loss, or still reaches the coordinator.
@@ -297,9 +299,10 @@ impl<D: Drafter> StageProtocol<D> {
         }
     }
 
-    /// Ends all sessions: a chain without one of its stages cannot compute; coordinators find another chain.
-    fn break_off(&mut self, why: String, now: Time, actions: &mut Vec<Action>) {
-        let error = Error::new(ErrorKind::Unavailable, why.clone());
+    /// Ends all sessions: a chain without one of its stages cannot compute; coordinators find another chain. They learn from
+    /// the kind whether a stage is gone, silent, or reports nonsense.
+    fn break_off(&mut self, kind: ErrorKind, why: String, now: Time, actions: &mut Vec<Action>) {
+        let error = Error::new(kind, why.clone());
         let tell = |(session, to)| Action::Send { to, session, notice: Notice::Failed(error.clone()) };
         match &self.first {
             Some(first) => actions.extend(first.open_sessions().map(tell)),
@@ -324,6 +327,13 @@ impl<D: Drafter> StageProtocol<D> {
         for session in first.abandoned(now) {
             self.close(session, None, now, actions);
         }
+        let Some(first) = &mut self.first else { return };
+        if first.is_stalled(now) {
+            let why = "the later stages have been silent for too long".to_owned();
+            return self.break_off(ErrorKind::DeadlineExceeded, why, now, actions);
+        }
+        let notice = |(session, to)| Action::Send { to, session, notice: Notice::Accepted };
+        actions.extend(first.without_tokens(now).into_iter().map(notice));
         let Some(first) = self.first.as_mut().filter(|first| first.has_room()) else { return };
         let planned = first.plan(now);
         self.compute(planned, now, actions);
@@ -348,7 +358,8 @@ impl<D: Drafter> StageProtocol<D> {
         let fits = rows.iter().all(|rows| self.fits(rows));
         if payload_rows != Some(named) || number != self.number || !fits {
             let from = self.stage(self.settings.index.saturating_sub(1));
-            return self.break_off(format!("stage {from} sent a frame that does not fit"), now, actions);
+            let why = format!("stage {from} sent a frame that does not fit");
+            return self.break_off(ErrorKind::Unavailable, why, now, actions);
         }
         let changes = drops.into_iter().map(Change::Drop).chain(starts.into_iter().map(Change::Start));
         self.change(changes.collect(), actions);
@@ -415,7 +426,11 @@ impl<D: Drafter> StageProtocol<D> {
     /// Processes the report of a frame; called on the first stage.
     fn stepped(&mut self, number: u64, advances: Vec<SteppedSequence>, now: Time, actions: &mut Vec<Action>) {
         let Some(first) = &mut self.first else { return };
-        let changes = first.stepped(number, advances, now);
+        let Ok(changes) = first.stepped(number, advances, now) else {
+            let last = self.stage(self.settings.stages.len() - 1);
+            let why = format!("stage {last} reported what no frame can have given");
+            return self.break_off(ErrorKind::VerificationFailed, why, now, actions);
+        };
         self.change(changes, actions);
         for (session, positions) in std::mem::take(&mut self.closing) {
             self.close(session, Some(positions), now, actions);

@@ -26,8 +26,12 @@ impl AnswerSession {
             Reply::Accepted => {
                 if let Phase::Opening { id, stages } = &self.phase {
                     self.phase = Phase::Running { id: *id, stages: stages.clone() };
-                    self.since = now;
+                    (self.since, self.accepted) = (now, now);
                     return Outcome::Accepted;
+                }
+                // The first stage says again and again that the chain works on, until the first token.
+                if self.pause.is_none() {
+                    self.since = now;
                 }
                 Outcome::Nothing
             }
@@ -52,6 +56,9 @@ impl AnswerSession {
             Reply::Failed { kind, message } => match kind {
                 // A chain that lost a stage accepts no more sessions.
                 ErrorKind::Unavailable if !self.is_alone() => self.lost_chain(&message, now),
+                // The first stage knows which frames are due, and what may come back of them.
+                ErrorKind::DeadlineExceeded if is_first && !self.is_alone() => self.stalled(&message, now),
+                ErrorKind::VerificationFailed if is_first && !self.is_alone() => self.misreported(from, &message, now),
                 ErrorKind::Internal | ErrorKind::DeadlineExceeded | ErrorKind::VerificationFailed
                     if !self.is_alone() =>
                 {
@@ -99,6 +106,18 @@ impl AnswerSession {
         if peer != self.local && !self.suspected.contains(&(peer, reason)) {
             self.suspected.push((peer, reason));
         }
+    }
+
+    /// The first stage says that the last one reports nonsense. Only this node's own stage is believed; another one may lie.
+    fn misreported(&mut self, from: PeerId, message: &str, now: Time) -> Outcome {
+        if let Some(last) = self.stages().last().copied() {
+            self.avoid(last);
+            if from == self.local {
+                self.suspect(last, SuspicionReason::BrokeProtocol);
+            }
+        }
+        self.failed_at(from);
+        self.lost_chain(message, now)
     }
 
     /// Whether a stage is believed that the request itself is wrong: this node is, and a second node that says the same.
@@ -185,11 +204,11 @@ impl AnswerSession {
             *scored += reported.prompt.len();
         }
         // A message that says nothing new is no progress.
-        if !fresh.is_empty() || !reported.prompt.is_empty() {
+        if !reported.prompt.is_empty() && self.pause.is_none() {
             self.since = now;
         }
-        self.heard |= !fresh.is_empty();
         if !fresh.is_empty() {
+            self.progressed(now);
             self.memory_refusals = 0;
             // The request is fine, so whoever called it wrong was wrong.
             for (peer, ..) in std::mem::take(&mut self.doubted) {

@@ -108,16 +108,87 @@ fn a_peer_that_is_no_stage_cannot_add_tokens() {
     assert_eq!(session.tokens.len(), 3);
 }
 
+/// Seconds of silence after which `session` is lost, from `now` on.
+fn lost_after(session: &AnswerSession, now: Time) -> f64 {
+    let lost = |millis: &u64| {
+        let mut copy = session.clone();
+        matches!(copy.tick(now + Duration::from_millis(*millis)), Outcome::Lost { .. })
+    };
+    (0..10_000_000).step_by(100).find(lost).expect("a silent chain is lost at last") as f64 / 1000.0
+}
+
 #[test]
-fn silent_stages_time_out_and_this_node_alone_never_does() {
+fn stages_are_lost_within_five_seconds_of_when_a_token_was_due() {
     let [local, other, _] = peers();
-    let mut session = running(&[local, other]);
-    session.handle(other, tokens(3, [10]), Time::ZERO);
-    assert!(matches!(session.tick(after(STALL_TIMEOUT)), Outcome::Nothing));
-    assert!(matches!(session.tick(after(STALL_TIMEOUT + Duration::from_secs(1))), Outcome::Lost { .. }));
-    assert_eq!(session.avoided, [other]);
+    let mut fast = running(&[local, other]);
+    for at in 0..20usize {
+        fast.handle(other, tokens(3 + at, [10]), after(Duration::from_millis(20 * at as u64)));
+    }
+    assert!((5.0..5.3).contains(&lost_after(&fast, after(Duration::from_millis(380)))));
+    // A slow device is not cut off: twice its longest pause is fine.
+    let mut slow = running(&[local, other]);
+    for at in 0..5usize {
+        slow.handle(other, tokens(3 + at, [10]), after(Duration::from_secs(4 * at as u64)));
+    }
+    assert!(lost_after(&slow, after(Duration::from_secs(16))) > 10.0);
+    // It cannot become slower without end.
+    let mut slower = running(&[local, other]);
+    let mut now = Time::ZERO;
+    for at in 0..20usize {
+        slower.handle(other, tokens(3 + at, [10]), now);
+        now += Duration::from_secs(60);
+    }
+    assert!(lost_after(&slower, slower.since) <= 25.2);
     let mut alone = running(&[local]);
     assert!(matches!(alone.tick(after(Duration::from_secs(10_000))), Outcome::Nothing));
+}
+
+#[test]
+fn before_the_first_token_the_chain_must_say_that_it_works_on_and_not_for_ever() {
+    let [local, other, _] = peers();
+    let session = running(&[other, local]);
+    let silence = SILENCE_TIMEOUT.as_secs_f64();
+    assert!((silence..silence + 0.2).contains(&lost_after(&session, Time::ZERO)));
+    let mut waiting = running(&[local, other]);
+    let mut now = Time::ZERO;
+    loop {
+        now += Duration::from_secs(2);
+        assert!(matches!(waiting.handle(local, Reply::Accepted, now), Outcome::Nothing));
+        if matches!(waiting.tick(now), Outcome::Lost { .. }) {
+            break;
+        }
+    }
+    assert!(now > after(FIRST_TOKEN_TIMEOUT) && now < after(FIRST_TOKEN_TIMEOUT + Duration::from_secs(5)));
+    // Once tokens have come, such words count no more.
+    let mut running = running(&[local, other]);
+    running.handle(other, tokens(3, [10]), after(Duration::from_millis(100)));
+    running.handle(local, Reply::Accepted, after(Duration::from_secs(6)));
+    assert!(matches!(running.tick(after(Duration::from_secs(6))), Outcome::Lost { .. }));
+    assert_eq!(running.avoided, [other]);
+    assert_eq!(running.take_suspected(), [(other, SuspicionReason::Stalled)]);
+}
+
+#[test]
+fn the_first_stage_says_that_the_later_ones_hang_or_report_nonsense() {
+    let [local, middle, last] = peers();
+    let failed = |kind| Reply::Failed { kind, message: "no report".to_owned() };
+    let mut hangs = running(&[local, middle, last]);
+    let outcome = hangs.handle(local, failed(ErrorKind::DeadlineExceeded), Time::ZERO);
+    assert!(matches!(outcome, Outcome::Lost { .. }), "{outcome:?}");
+    // It is unknown which of the two hangs.
+    assert_eq!((hangs.exclusions(Time::ZERO).peers, hangs.take_suspected()), (vec![middle, last], vec![]));
+    let mut nonsense = running(&[local, middle, last]);
+    nonsense.handle(local, failed(ErrorKind::VerificationFailed), Time::ZERO);
+    assert_eq!(nonsense.exclusions(Time::ZERO).peers, [last]);
+    assert_eq!(nonsense.take_suspected(), [(last, SuspicionReason::BrokeProtocol)]);
+    // Another node's first stage may lie: nobody is suspected, and it cannot go on like that.
+    let mut remote = running(&[local, middle, last]);
+    for failures in 1..=MAX_FAILURES_PER_PEER {
+        remote.opened(ID, EPOCH, &stages_at(&[middle, last]), Time::ZERO);
+        remote.handle(middle, failed(ErrorKind::VerificationFailed), Time::ZERO);
+        assert_eq!(remote.exclusions(Time::ZERO).peers.contains(&middle), failures == MAX_FAILURES_PER_PEER);
+    }
+    assert!(remote.take_suspected().is_empty());
 }
 
 #[test]
@@ -343,7 +414,7 @@ fn a_stage_that_says_nothing_new_counts_as_silent() {
     let [local, last, _] = peers();
     let mut session = running(&[local, last]);
     session.handle(last, tokens(3, [10]), Time::ZERO);
-    let late = after(STALL_TIMEOUT + Duration::from_secs(1));
+    let late = after(TOKEN_GRACE + Duration::from_secs(1));
     for again in [tokens(3, [10]), tokens(4, [])] {
         assert!(matches!(session.handle(last, again, late), Outcome::NewTokens(_)));
     }

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::session::batch::BatchLimits;
-use crate::session::first_stage::CLOSE_TIMEOUT;
+use crate::session::first_stage::{CLOSE_TIMEOUT, NOTICE_INTERVAL};
 use crate::session::{ChainId, Drafts, StageAt};
 use crate::test_peers::peer;
 use pangea_units::Digest;
@@ -338,4 +338,70 @@ fn an_opening_on_a_failed_chain_is_reported_to_coordinator_and_first_stage() {
         let told = sent(&actions, to);
         assert!(matches!(told[..], [(of, Notice::Failed(_))] if of == session(1)), "{to}: {actions:?}");
     }
+}
+
+#[test]
+fn a_report_that_no_frame_can_have_given_ends_the_chain() {
+    let advance = |sequence, computed, chosen: &[u32]| SteppedSequence {
+        sequence,
+        computed,
+        chosen: chosen.to_vec(),
+        ended: false,
+        failed: false,
+    };
+    let begun = || {
+        let mut first = Stage::new(2, 0);
+        first.open(1);
+        first.compute();
+        first
+    };
+    for (number, advances) in [
+        (7, vec![advance(0, 3, &[5])]),
+        (7, vec![]),
+        (0, vec![advance(9, 3, &[5])]),
+        (0, vec![advance(0, 4, &[5])]),
+        (0, vec![advance(0, 2, &[5])]),
+        (0, vec![advance(0, 3, &[])]),
+        (0, vec![advance(0, 4, &[5, 6])]),
+        (0, vec![advance(0, 3, &[5]), advance(0, 3, &[5])]),
+    ] {
+        let mut first = begun();
+        let actions = first.handle(Event::Stepped { number, advances: advances.clone() });
+        let [(_, Notice::Failed(error))] = sent(&actions, COORDINATOR)[..] else { panic!("{advances:?}: {actions:?}") };
+        assert_eq!(error.kind(), ErrorKind::VerificationFailed);
+        assert!(matches!(actions.last(), Some(Action::Break { .. })), "{actions:?}");
+    }
+    let mut first = begun();
+    assert!(sent(&first.stepped(0, 0, 3, false), COORDINATOR).is_empty());
+    // The same report once more.
+    let actions = first.stepped(0, 0, 3, false);
+    assert!(matches!(actions.last(), Some(Action::Break { .. })), "{actions:?}");
+}
+
+#[test]
+fn a_chain_whose_later_stages_are_silent_ends_within_seconds_and_says_so() {
+    let mut first = Stage::new(2, 0);
+    first.open(1);
+    first.compute();
+    first.now += Duration::from_secs(5);
+    assert!(!first.handle(Event::Ready).iter().any(|action| matches!(action, Action::Break { .. })));
+    first.now += Duration::from_millis(100);
+    let actions = first.handle(Event::Ready);
+    let [(_, Notice::Failed(error))] = sent(&actions, COORDINATOR)[..] else { panic!("{actions:?}") };
+    assert_eq!(error.kind(), ErrorKind::DeadlineExceeded);
+    assert!(matches!(actions.last(), Some(Action::Break { .. })), "{actions:?}");
+}
+
+#[test]
+fn coordinators_hear_until_the_first_token_that_the_chain_works_on() {
+    let mut first = Stage::new(2, 0);
+    first.open(1);
+    first.compute();
+    let notices = |first: &mut Stage| {
+        first.now += NOTICE_INTERVAL;
+        sent(&first.handle(Event::Ready), COORDINATOR).len()
+    };
+    assert_eq!([notices(&mut first), notices(&mut first)], [1, 1]);
+    first.stepped(0, 0, 3, false);
+    assert_eq!(notices(&mut first), 0);
 }
