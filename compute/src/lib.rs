@@ -57,7 +57,7 @@ pub mod tensor;
 pub mod tokenizer;
 
 pub use buffer::Buffer;
-pub use check::{CheckReport, ColumnProbe, Mismatch, detection_limit};
+pub use check::{CheckReport, ColumnProbe, Mismatch, detection_limit, likely_limit};
 pub use dtype::{DType, Element};
 pub use error::Error;
 pub use isa::Isa;

@@ -3,14 +3,15 @@
 //!
 //! # Derivation
 //!
-//! Row i of the residual is `r = Σ_j x_j e_ij`, where `e_ij` is the rounding error of `c_ij`. The `x_j = ±1` are
-//! secret, hence independent of the errors, even where errors depend on each other. By Hoeffding's inequality
+//! Row i of the residual is `r = Σ_j x_j e_ij`, where `e_ij` is the rounding error of `c_ij` and `x_j = ±w_j` with the
+//! weight `w_j = 1/‖b_j‖₂`: however large one column of B is, its errors count no more than those of another. The signs
+//! are secret, hence independent of the errors, even where errors depend on each other. By Hoeffding's inequality
 //!
-//! > `P(|r| > T·‖e_i‖₂) ≤ 2·exp(−T²/2)`,
+//! > `P(|r| > T·‖(w_j e_ij)_j‖₂) ≤ 2·exp(−T²/2)`,
 //!
 //! which for `T = 8` is 2.6·10⁻¹⁴ per row and vector ([`false_alarm`]), without any assumption on rounding.
 //!
-//! It remains to bound `‖e_i‖₂`. Every kernel of this crate sums in chains of at most B = 512 products
+//! It remains to bound the norm. Every kernel of this crate sums in chains of at most B = 512 products
 //! (`kernel::SUM_BLOCK`), then adds the chains: a term takes part in at most `s(k) = min(k, B) + ⌈k/B⌉` additions, each
 //! with a relative error of at most u on a partial sum, which by Cauchy–Schwarz is at most `‖a_i‖‖b_j‖`. The worst
 //! case, `|e_ij| ≤ s(k)·u·‖a_i‖‖b_j‖`, would hide large lies. Independent rounding errors with mean zero add up to
@@ -18,13 +19,23 @@
 //! keeps its sign as long as the sum stays in one binade. Over a chain that can reach a third of the worst case:
 //! `s(k)/3 ≤ 172` for long k. The bound is therefore
 //!
-//! > `c(k) = min(7·√s(k), s(k)) + 2`,  `‖e_i‖₂ ≤ c(k)·u·‖a_i‖₂·‖B‖_F`,
+//! > `c(k) = min(7·√s(k), s(k)) + 2`,  `‖(w_j e_ij)_j‖₂ ≤ c(k)·u·‖a_i‖₂·‖(w_j‖b_j‖)_j‖₂ ≤ c(k)·u·‖a_i‖₂·√n`,
 //!
 //! seven standard deviations of the independent model, at least 160 for long k. It covers that constant drift to within
 //! 7 %, and for k ≤ 48 is the worst case itself. The 2 covers kernels whose products are rounded separately.
 //!
-//! The check's own f64 arithmetic adds `(c(k) + 2·c(n))·2⁻⁵³·‖a_i‖‖B‖_F`; a 16-bit result adds its one rounding,
-//! `u_out·‖c_i‖₂`; results near zero add the spacing of subnormal numbers.
+//! The check's own f64 arithmetic adds `(c(k) + 2·c(n) + 2)·2⁻⁵³·‖a_i‖√n`; a 16-bit result adds its one rounding,
+//! `u_out·‖(w_j c_ij)_j‖₂`; results near zero add the spacing of subnormal numbers, `‖w‖₂` times. So that a column with a
+//! tiny norm does not hide lies in others by that, columns below [`column_floors`] have vectors of their own. A column of
+//! zeros has no weight: its product is compared with zero.
+//!
+//! # What is found
+//!
+//! An element that is wrong by `d` shifts every residual of its row by `±w_j·d`, and the residual of an honest row stays
+//! below τ: `w_j·d > 2τ` is certain to be found ([`detection_limit`]). Of two signs that are equally likely, at least
+//! one leaves a residual of `w_j·d` or more, whatever the rest of the row is: where `w_j·d > τ`, each of the eight vectors
+//! finds it with probability 1/2, all together with 1 − 2⁻⁸ ([`likely_limit`]). Both limits are multiples of
+//! `‖a_i‖‖b_j‖`, for any element, whatever the other rows and columns are.
 
 use crate::DType;
 use crate::kernel::SUM_BLOCK;
@@ -94,9 +105,19 @@ pub(crate) fn worst_growth(k: usize) -> f64 {
     chain(k) + 2.0
 }
 
-/// The factor of `‖a_i‖₂·‖B‖_F` in a row's threshold, without T.
+/// Exponents of column norms that part the columns of B for a product of type `out`. Weights of columns above the first
+/// leave the spacing of subnormal numbers far below the rounding of rows whose norm is not tiny itself.
+pub(crate) fn column_floors(out: DType) -> [i32; 2] {
+    match out {
+        DType::F64 => [-900, -1020],
+        DType::F16 => [-6, -14],
+        _ => [-60, -120],
+    }
+}
+
+/// The factor of `‖a_i‖₂·√n` in a row's threshold, without T.
 pub(crate) fn relative(k: usize, n: usize, rounding: &Rounding) -> f64 {
-    let own = (growth(k) + 2.0 * growth(n)) * 2f64.powi(-53);
+    let own = (growth(k) + 2.0 * growth(n) + 2.0) * 2f64.powi(-53);
     growth(k) * rounding.sum + own
 }
 
@@ -107,24 +128,36 @@ pub fn false_alarm(rows: usize, vectors: usize) -> f64 {
 }
 
 /// The published detection limit: a product in which one element is wrong by this much times its row's norm `‖a_i‖₂`
-/// times the root-mean-square column norm `‖B‖_F/√n` of the panel is certain to be refused. Zero for integers, where
-/// every error counts. Infinite where nothing is certain: a lie hides in the rounding of a 16-bit result that is much
-/// larger than its sums.
+/// times its column's norm `‖b_j‖₂` is certain to be refused, whichever element it is. Zero for integers, where every
+/// error counts. Infinite where nothing is certain: a lie hides in the rounding of a 16-bit result that is much larger
+/// than its sums.
 ///
 /// For `f16` and `bf16` results the limit holds for matrices whose entries have mean zero, where `‖c_i‖₂ ≈
 /// ‖a_i‖₂·‖B‖_F/√k`. With entries of one sign the last rounding, up to `u_out·‖c_i‖₂`, hides up to √k times more.
-///
-/// An element that is wrong by `d` shifts every residual of its row by exactly `±d`, and an honest residual is at most
-/// τ, so `d > 2τ` is certain to be found.
+/// Elements near the smallest positive number may be off by some of its multiples besides.
 pub fn detection_limit(k: usize, n_panel: usize, out: DType) -> f64 {
     if !out.is_float() {
         return 0.0;
     }
     let rounding = Rounding::of(out);
+    // The lie itself adds at most u_out·d to ‖c_i‖₂.
+    2.0 * DEVIATIONS * hidden(k, n_panel, &rounding) / (1.0 - 2.0 * DEVIATIONS * rounding.out)
+}
+
+/// The same for a lie that is refused with a probability of at least 1 − 2⁻⁸, about half of [`detection_limit`].
+pub fn likely_limit(k: usize, n_panel: usize, out: DType) -> f64 {
+    if !out.is_float() {
+        return 0.0;
+    }
+    let rounding = Rounding::of(out);
+    // The honest error of the element itself may hide a part of the lie.
+    let honest = relative(k, n_panel, &rounding) + rounding.out;
+    (DEVIATIONS * hidden(k, n_panel, &rounding) + honest) / (1.0 - DEVIATIONS * rounding.out)
+}
+
+/// The bound on the norm of a row's weighted errors, in units of `‖a_i‖₂`.
+fn hidden(k: usize, n_panel: usize, rounding: &Rounding) -> f64 {
     let root_n = (n_panel.max(1) as f64).sqrt();
     let root_k = (k.max(1) as f64).sqrt();
-    let sums = relative(k, n_panel, &rounding) * root_n;
-    // The lie itself adds at most u_out·d to ‖c_i‖₂.
-    let last = rounding.out * root_n / root_k;
-    2.0 * DEVIATIONS * (sums + last) / (1.0 - 2.0 * DEVIATIONS * rounding.out)
+    relative(k, n_panel, rounding) * root_n + rounding.out * root_n / root_k
 }

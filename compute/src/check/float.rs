@@ -1,10 +1,13 @@
-//! Float products, checked within rounding: eight secret ±1 vectors in f64 against the bound of [`super::bound`], and a
-//! few random 4 × 4 tiles computed again. NaN, infinities and overflow are judged by class.
+//! Float products, checked within rounding: eight secret vectors in f64 against the bound of [`super::bound`], and a few
+//! random 4 × 4 tiles computed again. Elements that are not finite are judged by class in `classes`, one by one in
+//! `judge`.
 
 use super::bound::{self, DEVIATIONS, Rounding};
-use super::{CheckReport, Mismatch, by_rows, secret};
+use super::classes::{self, NotFinite};
+use super::judge::{Dice, Judge, dot};
+use super::{CheckReport, Mismatch, by_rows, row_values, secret};
 use crate::dtype::for_dtype;
-use crate::kernel::skinny::{Lane, Reading, VECTORS, skinny};
+use crate::kernel::skinny::{Lane, Reading, VECTORS, column_squares, skinny};
 use crate::{DType, Element, Pool, Tensor};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -13,25 +16,64 @@ const TILE: usize = 4;
 /// Tiles computed again, at most; fewer for small results, so that tiles cost about a hundredth of the product.
 const MOST_TILES: usize = 4;
 const ELEMENTS_PER_TILE: usize = 1 << 18;
-/// Elements computed again because they are not finite, at most, per row and per check.
+/// Elements of a row computed again because they are not finite, at most; a row with more is checked without the columns
+/// of those elements.
 const MOST_IN_ROW: usize = 16;
-const MOST_IN_CHECK: usize = 512;
+/// Elements computed again in one check because they, or others of their row and column, are not finite.
+pub(super) const MOST_IN_CHECK: usize = 512;
 /// f64 operands beyond 2^±100 are scaled, so that squares and products of norms stay in range.
 const SAFE_EXPONENT: i32 = 100;
+/// Exponents of column norms beyond which B and C are scaled as a whole, so that weights stay in range.
+const SAFE_COLUMN_EXPONENT: i32 = 900;
+/// Exponent of the largest weight of a column, with room for sums over all columns.
+const WEIGHT_EXPONENT_MAX: i32 = 1000;
 
 pub(super) struct FloatProbe {
     seed: [u8; 32],
-    /// x, `[n]` lanes of ±1; 0 for the columns in `bad`.
-    x: Vec<Lane>,
-    /// B·x, `[k]` lanes, scaled by 2^−exponent.
-    bx: Vec<Lane>,
-    /// ‖B‖_F over the other columns, scaled by 2^−exponent.
-    norm: f64,
+    /// Most probes have one: see [`bound::column_floors`].
+    screens: Vec<Screen>,
+    /// B and C are scaled by 2^−exponent.
     exponent: i32,
-    /// Columns of B with NaN or infinities, in order.
-    bad: Vec<usize>,
+    /// Columns of B with NaN or infinities.
+    bad: Vec<NotFinite>,
+    /// Columns of B without any other number than 0, in order: the product has zeros there.
+    zero: Vec<usize>,
     /// A counter, so that each check samples other rows.
     checks: AtomicU64,
+}
+
+/// Columns of B that are checked together.
+struct Screen {
+    /// x, `[n]` lanes of ±weight; 0 for columns of other screens.
+    x: Vec<Lane>,
+    /// Weights of the columns, `[n]`: 1 / ‖b_j‖, or 0.
+    weights: Vec<f64>,
+    /// B·x, `[k]` lanes.
+    bx: Vec<Lane>,
+    /// The norm over the columns of weight times norm.
+    norm: f64,
+    /// ‖weights‖₂.
+    weight_norm: f64,
+}
+
+/// Norm of a column: `norm · 2^exponent`.
+#[derive(Clone, Copy)]
+struct ColumnNorm {
+    norm: f64,
+    exponent: i32,
+}
+
+impl ColumnNorm {
+    fn log2(self) -> i32 {
+        self.exponent + self.norm.log2() as i32
+    }
+
+    /// 2^`scale` / norm, within the range of weights.
+    fn weight(self, scale: i32) -> f64 {
+        let (p, q) = power(scale - self.exponent);
+        let limit = 2f64.powi(WEIGHT_EXPONENT_MAX);
+        (p / self.norm * q).clamp(1.0 / limit, limit)
+    }
 }
 
 /// One row's sums over the vectors and of its squares.
@@ -54,6 +96,50 @@ fn row_exponent(t: &Tensor, row: usize) -> i32 {
     let largest = view.row(row).iter().filter(|v| v.is_finite()).fold(0.0f64, |max, v| max.max(v.abs()));
     let e = if largest == 0.0 { 0 } else { largest.log2() as i32 };
     if e.abs() > SAFE_EXPONENT { e } else { 0 }
+}
+
+/// The norms of all columns; `None` for those with NaN or infinities.
+fn column_norms(b: &Tensor, pool: &Pool) -> Vec<Option<ColumnNorm>> {
+    /// Columns of one item: what a thread goes through at a time is as wide as a page.
+    const STRIP: usize = 64;
+    let n = b.cols();
+    let mut strips = vec![[0.0; STRIP]; n.div_ceil(STRIP)];
+    by_rows(pool, strips.len(), b.rows().saturating_mul(STRIP), &mut strips, &|range, strips| {
+        let cols = range.start * STRIP..(range.end * STRIP).min(n);
+        let count = cols.len();
+        column_squares(pool.isa(), b, cols, &mut strips.as_flattened_mut()[..count]);
+    });
+    let usual = 1e-60..1e60;
+    let columns = b.transposed();
+    let norm = |(col, &squares): (usize, &f64)| {
+        if b.dtype() != DType::F64 || usual.contains(&squares) {
+            return squares.is_finite().then(|| ColumnNorm { norm: squares.sqrt(), exponent: 0 });
+        }
+        let values = row_values(&columns, col);
+        if values.iter().any(|v| !v.is_finite()) {
+            return None;
+        }
+        let exponent = row_exponent(&columns, col);
+        let (p, q) = power(-exponent);
+        Some(ColumnNorm { norm: values.iter().map(|v| (v * p * q).powi(2)).sum::<f64>().sqrt(), exponent })
+    };
+    strips.as_flattened()[..n].iter().enumerate().map(norm).collect()
+}
+
+/// The exponent that brings columns with norms of these exponents into range.
+fn column_exponent(exponents: impl Iterator<Item = i32> + Clone) -> i32 {
+    let (Some(least), Some(most)) = (exponents.clone().min(), exponents.max()) else { return 0 };
+    if least >= -SAFE_COLUMN_EXPONENT && most <= SAFE_COLUMN_EXPONENT {
+        return 0;
+    }
+    // Where the range is too narrow for all, the largest fit: their products must not overflow.
+    (least + (most - least) / 2).max(most - SAFE_COLUMN_EXPONENT)
+}
+
+/// The norm of a vector whose squares may overflow.
+fn long_norm(values: &[f64]) -> f64 {
+    let largest = values.iter().fold(0.0f64, |max, v| max.max(v.abs()));
+    if largest == 0.0 { 0.0 } else { largest * values.iter().map(|v| (v / largest).powi(2)).sum::<f64>().sqrt() }
 }
 
 /// The [`row_exponent`] of every row, computed only where the rows' `squares` are extreme; `None` where all are 0.
@@ -94,57 +180,50 @@ fn times(t: &Tensor, v: &[Lane], reading: Reading<'_>, pool: &Pool) -> Vec<RowSu
     out
 }
 
-/// Row `row` of `t` as f64.
-fn row_values(t: &Tensor, row: usize) -> Vec<f64> {
-    for_dtype!(t.dtype(), T => match t.view::<T>() {
-        Ok(view) => view.row(row).iter().map(|v| Element::to_f64(*v)).collect(),
-        Err(_) => Vec::new(),
-    })
-}
-
 impl FloatProbe {
-    pub(super) fn new(b: &Tensor, seed: &[u8; 32], pool: &Pool) -> FloatProbe {
-        let mut bytes = vec![0u8; b.cols()];
-        secret(seed, "signs").fill(&mut bytes);
-        let mut x: Vec<Lane> =
-            bytes.iter().map(|byte| std::array::from_fn(|r| if byte >> r & 1 == 1 { 1.0 } else { -1.0 })).collect();
-        let mut reading = Reading::default();
-        let mut rows = times(b, &x, reading, pool);
-        // The row with the largest exponent decides; rows that need no scaling count as 0.
-        let exponent = exponents(b, &rows).and_then(|e| e.into_iter().max()).unwrap_or(0);
+    pub(super) fn new(out: DType, b: &Tensor, seed: &[u8; 32], pool: &Pool) -> FloatProbe {
+        let n = b.cols();
+        let norms = column_norms(b, pool);
+        let bad: Vec<NotFinite> = (0..n).filter(|&j| norms[j].is_none()).map(|j| NotFinite::column(b, j)).collect();
+        let zero = (0..n).filter(|&j| norms[j].is_some_and(|column| column.norm == 0.0)).collect();
+        let used = |j: usize| norms[j].filter(|column| column.norm > 0.0);
+        let exponent = column_exponent((0..n).filter_map(used).map(ColumnNorm::log2));
         let scales = (exponent != 0).then(|| vec![power(-exponent); b.rows()]);
-        if exponent != 0 {
-            reading.scales = scales.as_deref();
-            rows = times(b, &x, reading, pool);
-        }
-        let mut bad = Vec::new();
-        if rows.iter().any(|r| !r.squares.is_finite()) {
-            let mut is_bad = vec![false; b.cols()];
-            for (row, _) in rows.iter().enumerate().filter(|(_, r)| !r.squares.is_finite()) {
-                for (bad, v) in is_bad.iter_mut().zip(row_values(b, row)) {
-                    *bad |= !v.is_finite();
-                }
+        let reading = Reading { finite_only: !bad.is_empty(), scales: scales.as_deref(), weights: None };
+        let mut bytes = vec![0u8; n];
+        secret(seed, "signs").fill(&mut bytes);
+        let floors = bound::column_floors(out);
+        let screen_of = |column: ColumnNorm| floors.iter().filter(|floor| column.log2() < **floor).count();
+        let screens = (0..=floors.len()).filter_map(|screen| {
+            let weights: Vec<f64> = (0..n)
+                .map(|j| used(j).filter(|column| screen_of(*column) == screen).map_or(0.0, |c| c.weight(exponent)))
+                .collect();
+            // The first is there in any case: it finds out which rows of A are finite.
+            if screen > 0 && weights.iter().all(|weight| *weight == 0.0) {
+                return None;
             }
-            bad = (0..b.cols()).filter(|&j| is_bad[j]).collect();
-            for &j in &bad {
-                x[j] = [0.0; VECTORS];
-            }
-            reading.finite_only = true;
-            rows = times(b, &x, reading, pool);
-        }
-        FloatProbe {
-            seed: *seed,
-            x,
-            norm: rows.iter().map(|r| r.squares).sum::<f64>().sqrt(),
-            bx: rows.into_iter().map(|r| r.lanes).collect(),
-            exponent,
-            bad,
-            checks: AtomicU64::new(0),
-        }
+            let signed = |(byte, weight): (&u8, &f64)| -> Lane {
+                std::array::from_fn(|r| if byte >> r & 1 == 1 { *weight } else { -weight })
+            };
+            let x: Vec<Lane> = bytes.iter().zip(&weights).map(signed).collect();
+            let share = |j: usize| {
+                let (p, q) = norms[j].map_or((0.0, 0.0), |column| power(column.exponent - exponent));
+                weights[j] * p * norms[j].map_or(0.0, |column| column.norm) * q
+            };
+            Some(Screen {
+                bx: times(b, &x, reading, pool).into_iter().map(|r| r.lanes).collect(),
+                norm: (0..n).map(|j| share(j).powi(2)).sum::<f64>().sqrt(),
+                weight_norm: long_norm(&weights),
+                weights,
+                x,
+            })
+        });
+        FloatProbe { seed: *seed, screens: screens.collect(), exponent, bad, zero, checks: AtomicU64::new(0) }
     }
 
     pub(super) fn size_bytes(&self) -> usize {
-        (self.x.len() + self.bx.len()) * size_of::<Lane>()
+        let lanes = |screen: &Screen| (screen.x.len() + screen.bx.len()) * size_of::<Lane>() + screen.weights.len() * 8;
+        self.screens.iter().map(lanes).sum()
     }
 
     pub(super) fn check(
@@ -156,64 +235,46 @@ impl FloatProbe {
         pool: &Pool,
     ) -> Result<CheckReport, Mismatch> {
         let (m, k, n) = (a.rows(), a.cols(), b.cols());
-        let rounding = Rounding::of(out);
-        let mut judge = Judge { a, b, c, rounding, recomputed: 0 };
-        let mut rows_sampled_only = 0;
         let serial = self.checks.fetch_add(1, Ordering::Relaxed);
-        let mut dice = Dice(secret(&self.seed, &format!("tiles {serial}")));
+        let mut dice = Dice::new(secret(&self.seed, &format!("tiles {serial}")));
+        let mut judge = Judge::new(a, b, c, Rounding::of(out));
+        let mut rows = Rows::new(self, a, pool);
+        let expected = rows.expected.take().unwrap_or_default();
+        let is_finite = |row: usize| expected[row].squares.is_finite();
+        self.zeros(c, &is_finite)?;
+        let not_finite: Vec<usize> = (0..m).filter(|row| !is_finite(*row)).collect();
+        let mut sampled_only = classes::check(&mut judge, &not_finite, &self.bad, &mut dice)?;
 
-        let mut expected = times(a, &self.bx, Reading::default(), pool);
-        let a_exponents = exponents(a, &expected);
-        let a_scales: Option<Vec<(f64, f64)>> = a_exponents.as_ref().map(|e| e.iter().map(|e| power(-e)).collect());
-        let scaled = a_scales.is_some() || self.exponent != 0;
-        let c_exponent = |row: usize| self.exponent + a_exponents.as_ref().map_or(0, |e| e[row]);
-        let c_scales: Option<Vec<(f64, f64)>> = scaled.then(|| (0..m).map(|row| power(-c_exponent(row))).collect());
-        if a_scales.is_some() {
-            let reading = Reading { finite_only: false, scales: a_scales.as_deref() };
-            expected = times(a, &self.bx, reading, pool);
-        }
-        let got = times(c, &self.x, Reading { finite_only: !self.bad.is_empty(), scales: c_scales.as_deref() }, pool);
-
-        let relative = DEVIATIONS * bound::relative(k, n, &rounding) * self.norm;
-        let root_n = (n as f64).sqrt();
-        let tiny = DEVIATIONS * root_n * ((k + 1) as f64 * rounding.tiny_sum + rounding.tiny_out);
-        for row in 0..m {
-            let (want, mut have) = (expected[row], got[row]);
-            if !want.squares.is_finite() {
-                // NaN or an infinity in this row of A: the linear check does not apply.
-                rows_sampled_only += 1;
-                judge.sample(row, &mut dice, 2)?;
-                continue;
-            }
-            let scale = power(-c_exponent(row));
-            let a_scale = a_scales.as_ref().map_or((1.0, 1.0), |s| s[row]);
-            if !have.squares.is_finite() || !self.bad.is_empty() {
-                match self.overflowed(row, &mut judge, &mut dice, scale, a_scale)? {
-                    Some(corrected) => have = corrected,
-                    None => {
-                        rows_sampled_only += 1;
+        // Rows of C with more elements that are not finite than are computed again.
+        let mut crowded = Vec::new();
+        for (index, screen) in self.screens.iter().enumerate() {
+            let got = times(c, &screen.x, rows.reading(!self.bad.is_empty(), screen, out), pool);
+            let later;
+            let expected = if index == 0 {
+                &expected
+            } else {
+                later = times(a, &screen.bx, rows.a_reading(), pool);
+                &later
+            };
+            for row in (0..m).filter(|row| is_finite(*row)) {
+                let mut have = got[row];
+                if !have.squares.is_finite() || !self.bad.is_empty() {
+                    if crowded.contains(&row) {
                         continue;
                     }
+                    match self.overflowed(row, screen, &rows, &mut judge)? {
+                        Some(corrected) => have = corrected,
+                        None => {
+                            crowded.push(row);
+                            continue;
+                        }
+                    }
                 }
+                rows.compare(row, screen, &expected[row], &have, (k, n), &judge.rounding)?;
             }
-            let threshold = relative * want.squares.sqrt()
-                + DEVIATIONS * rounding.out * have.squares.sqrt()
-                + tiny * scale.0 * scale.1;
-            for (want, have) in want.lanes.iter().zip(&have.lanes) {
-                let residual = (have - want).abs();
-                // A NaN residual exceeds any threshold.
-                let within = residual <= threshold;
-                if !within {
-                    let unscale = power(c_exponent(row));
-                    return Err(Mismatch {
-                        row,
-                        col: None,
-                        residual: residual * unscale.0 * unscale.1,
-                        threshold: threshold * unscale.0 * unscale.1,
-                        what: format!("row {row} has a residual of {residual:.3e}; rounding allows {threshold:.3e}"),
-                    });
-                }
-            }
+        }
+        if !crowded.is_empty() {
+            sampled_only += self.without_columns(&crowded, &rows, &mut judge, &mut dice, out, pool)?;
         }
         if m > 0 && n > 0 {
             let tiles = (m * n / ELEMENTS_PER_TILE).clamp(1, MOST_TILES);
@@ -221,19 +282,36 @@ impl FloatProbe {
                 let (row, col) = (dice.below(m), dice.below(n));
                 judge.tile(row..(row + TILE).min(m), col..(col + TILE).min(n))?;
             }
-            // Columns of B with NaN or infinities, which the vectors leave out.
-            for _ in 0..(4 * self.bad.len()).min(32) {
-                let col = self.bad[dice.below(self.bad.len())];
-                judge.element(dice.below(m), col)?;
-            }
         }
         Ok(CheckReport {
             method: "freivalds-f64+tiles",
             vectors: VECTORS,
             elements_recomputed: judge.recomputed,
-            rows_sampled_only,
+            rows_sampled_only: sampled_only,
             false_alarm: bound::false_alarm(m, VECTORS),
             detection_limit: bound::detection_limit(k, n, out),
+        })
+    }
+
+    /// Checks that C is zero where B has nothing but zeros and the row of A is finite.
+    fn zeros(&self, c: &Tensor, is_finite: &dyn Fn(usize) -> bool) -> Result<(), Mismatch> {
+        if self.zero.is_empty() {
+            return Ok(());
+        }
+        let wrong = for_dtype!(c.dtype(), T => c.view::<T>().ok().and_then(|view| {
+            let mut rows = (0..c.rows()).filter(|row| is_finite(*row));
+            rows.find_map(|row| {
+                let col = self.zero.iter().find(|&&col| Element::to_f64(view[(row, col)]) != 0.0)?;
+                Some((row, *col, Element::to_f64(view[(row, *col)])))
+            })
+        }));
+        let Some((row, col, got)) = wrong else { return Ok(()) };
+        Err(Mismatch {
+            row,
+            col: Some(col),
+            residual: got.abs(),
+            threshold: 0.0,
+            what: format!("element ({row}, {col}) is {got:e}, not 0: the column of the right operand is all zeros"),
         })
     }
 
@@ -242,28 +320,23 @@ impl FloatProbe {
     fn overflowed(
         &self,
         row: usize,
+        screen: &Screen,
+        rows: &Rows<'_>,
         judge: &mut Judge<'_>,
-        dice: &mut Dice,
-        scale: (f64, f64),
-        a_scale: (f64, f64),
     ) -> Result<Option<RowSums>, Mismatch> {
         let mut values = row_values(judge.c, row);
-        let overflowed: Vec<usize> =
-            (0..values.len()).filter(|j| !values[*j].is_finite() && self.bad.binary_search(j).is_err()).collect();
-        if overflowed.len() > MOST_IN_ROW || judge.recomputed > MOST_IN_CHECK {
-            for _ in 0..2 {
-                judge.element(row, overflowed[dice.below(overflowed.len())])?;
-            }
-            judge.sample(row, dice, 2)?;
+        for column in &self.bad {
+            values[column.index] = 0.0;
+        }
+        let overflowed: Vec<usize> = (0..values.len()).filter(|j| !values[*j].is_finite()).collect();
+        if overflowed.len() > MOST_IN_ROW || (!overflowed.is_empty() && judge.recomputed > MOST_IN_CHECK) {
             return Ok(None);
         }
-        for &j in &self.bad {
-            values[j] = 0.0;
-        }
+        let scale = power(-rows.exponent(row));
         for value in &mut values {
             *value = *value * scale.0 * scale.1;
         }
-        let b_scale = power(-self.exponent);
+        let (a_scale, b_scale) = (rows.a_scale(row), power(-self.exponent));
         let a: Vec<f64> = row_values(judge.a, row).iter().map(|a| a * a_scale.0 * a_scale.1).collect();
         for j in overflowed {
             judge.element(row, j)?;
@@ -273,145 +346,142 @@ impl FloatProbe {
             values[j] = dot(&a, &b).0;
         }
         let mut sums = RowSums::default();
-        for (value, x) in values.iter().zip(&self.x) {
-            sums.squares += value * value;
+        for ((value, x), weight) in values.iter().zip(&screen.x).zip(&screen.weights) {
+            sums.squares += (value * weight).powi(2);
             for (sum, x) in sums.lanes.iter_mut().zip(x) {
                 *sum += value * x;
             }
         }
         Ok(Some(sums))
     }
-}
 
-/// A stream of secret random choices.
-struct Dice(blake3::OutputReader);
-
-impl Dice {
-    /// A number below `limit`, which is not 0.
-    fn below(&mut self, limit: usize) -> usize {
-        let mut bytes = [0; 8];
-        self.0.fill(&mut bytes);
-        (u64::from_le_bytes(bytes) % limit.max(1) as u64) as usize
+    /// Checks `crowded` rows of C without the columns in which one of them is not finite, then the elements of those
+    /// columns: all of them, or as many as are computed again. Returns the number of rows where elements were left out.
+    fn without_columns(
+        &self,
+        crowded: &[usize],
+        rows: &Rows<'_>,
+        judge: &mut Judge<'_>,
+        dice: &mut Dice,
+        out: DType,
+        pool: &Pool,
+    ) -> Result<usize, Mismatch> {
+        let (a, b, c) = (judge.a, judge.b, judge.c);
+        let mut left_out = vec![false; b.cols()];
+        for &row in crowded {
+            for (left_out, value) in left_out.iter_mut().zip(row_values(c, row)) {
+                *left_out |= !value.is_finite();
+            }
+        }
+        self.bad.iter().for_each(|column| left_out[column.index] = false);
+        let b_scales = (self.exponent != 0).then(|| vec![power(-self.exponent); b.rows()]);
+        let b_reading = Reading { finite_only: !self.bad.is_empty(), scales: b_scales.as_deref(), weights: None };
+        for screen in &self.screens {
+            let keep = |j: usize| f64::from(!left_out[j]);
+            let x: Vec<Lane> = screen.x.iter().enumerate().map(|(j, x)| x.map(|x| x * keep(j))).collect();
+            let weights = screen.weights.iter().enumerate().map(|(j, weight)| weight * keep(j)).collect();
+            let bx = times(b, &x, b_reading, pool).into_iter().map(|r| r.lanes).collect();
+            let rest = Screen { x, weights, bx, ..*screen };
+            let expected = times(a, &rest.bx, rows.a_reading(), pool);
+            let got = times(c, &rest.x, rows.reading(true, &rest, out), pool);
+            for &row in crowded {
+                rows.compare(row, &rest, &expected[row], &got[row], (a.cols(), b.cols()), &judge.rounding)?;
+            }
+        }
+        let columns: Vec<usize> = (0..b.cols()).filter(|&j| left_out[j]).collect();
+        let elements = crowded.len() * columns.len();
+        if elements <= MOST_IN_CHECK {
+            for &row in crowded {
+                columns.iter().try_for_each(|&col| judge.element(row, col).map(drop))?;
+            }
+            return Ok(0);
+        }
+        for _ in 0..MOST_IN_CHECK {
+            judge.element(crowded[dice.below(crowded.len())], columns[dice.below(columns.len())])?;
+        }
+        Ok(crowded.len())
     }
 }
 
-/// Computes single elements again in f64 and judges them.
-struct Judge<'a> {
-    a: &'a Tensor,
-    b: &'a Tensor,
-    c: &'a Tensor,
-    rounding: Rounding,
-    recomputed: usize,
+/// The rows of one check: what they should give, and how they are scaled.
+struct Rows<'a> {
+    probe: &'a FloatProbe,
+    /// A·(B·x) of the first screen, and the squares of A's rows.
+    expected: Option<Vec<RowSums>>,
+    a_exponents: Option<Vec<i32>>,
+    a_scales: Option<Vec<(f64, f64)>>,
+    c_scales: Option<Vec<(f64, f64)>>,
 }
 
-impl Judge<'_> {
-    /// Judges `count` random elements of a row.
-    fn sample(&mut self, row: usize, dice: &mut Dice, count: usize) -> Result<(), Mismatch> {
-        // Rows beyond the budget are not sampled: a lie there could only replace an infinity by NaN.
-        if self.recomputed > MOST_IN_CHECK || self.b.cols() == 0 {
-            return Ok(());
+impl<'a> Rows<'a> {
+    fn new(probe: &'a FloatProbe, a: &Tensor, pool: &Pool) -> Rows<'a> {
+        let first = &probe.screens[0].bx;
+        let mut rows = Rows { probe, expected: None, a_exponents: None, a_scales: None, c_scales: None };
+        let mut expected = times(a, first, Reading::default(), pool);
+        rows.a_exponents = exponents(a, &expected);
+        if let Some(exponents) = &rows.a_exponents {
+            rows.a_scales = Some(exponents.iter().map(|e| power(-e)).collect());
+            expected = times(a, first, rows.a_reading(), pool);
         }
-        for _ in 0..count {
-            self.element(row, dice.below(self.b.cols()))?;
+        if rows.a_scales.is_some() || probe.exponent != 0 {
+            rows.c_scales = Some((0..a.rows()).map(|row| power(-rows.exponent(row))).collect());
+        }
+        rows.expected = Some(expected);
+        rows
+    }
+
+    /// A row of C is scaled by 2^−exponent.
+    fn exponent(&self, row: usize) -> i32 {
+        self.probe.exponent + self.a_exponents.as_ref().map_or(0, |e| e[row])
+    }
+
+    fn a_scale(&self, row: usize) -> (f64, f64) {
+        self.a_scales.as_ref().map_or((1.0, 1.0), |s| s[row])
+    }
+
+    fn a_reading(&self) -> Reading<'_> {
+        Reading { finite_only: false, scales: self.a_scales.as_deref(), weights: None }
+    }
+
+    /// How C is read. The weighted squares matter only where the result was rounded once more.
+    fn reading<'r>(&'r self, finite_only: bool, screen: &'r Screen, out: DType) -> Reading<'r> {
+        let rounded = Rounding::of(out).out > 0.0;
+        Reading { finite_only, scales: self.c_scales.as_deref(), weights: rounded.then_some(screen.weights.as_slice()) }
+    }
+
+    /// Whether what a row gives is what it should, within rounding. `sides`: k and n.
+    fn compare(
+        &self,
+        row: usize,
+        screen: &Screen,
+        want: &RowSums,
+        have: &RowSums,
+        (k, n): (usize, usize),
+        rounding: &Rounding,
+    ) -> Result<(), Mismatch> {
+        let scale = power(-self.exponent(row));
+        // Scaled first: a small weight would leave nothing of so small a number.
+        let tiny = (k + 1) as f64 * rounding.tiny_sum + rounding.tiny_out;
+        let mut threshold = bound::relative(k, n, rounding) * screen.norm * want.squares.sqrt()
+            + tiny * scale.0 * screen.weight_norm * scale.1;
+        if rounding.out > 0.0 {
+            threshold += rounding.out * have.squares.sqrt();
+        }
+        threshold *= DEVIATIONS;
+        for (want, have) in want.lanes.iter().zip(&have.lanes) {
+            let residual = (have - want).abs();
+            // A NaN residual exceeds any threshold.
+            let within = residual <= threshold;
+            if !within {
+                return Err(Mismatch {
+                    row,
+                    col: None,
+                    residual,
+                    threshold,
+                    what: format!("row {row} has a residual of {residual:.3e}; rounding allows {threshold:.3e}"),
+                });
+            }
         }
         Ok(())
     }
-
-    fn element(&mut self, row: usize, col: usize) -> Result<f64, Mismatch> {
-        let a = row_values(self.a, row);
-        let b = row_values(&self.b.transposed(), col);
-        self.judge(row, col, &a, &b)
-    }
-
-    fn tile(&mut self, rows: std::ops::Range<usize>, cols: std::ops::Range<usize>) -> Result<(), Mismatch> {
-        let k = self.a.cols();
-        let b = self.b.transposed();
-        // Rows of B are read once for all columns of the tile.
-        let mut columns = vec![Vec::with_capacity(k); cols.len()];
-        for_dtype!(b.dtype(), T => if let Ok(view) = b.view::<T>() {
-            for step in 0..k {
-                for (column, col) in columns.iter_mut().zip(cols.clone()) {
-                    column.push(Element::to_f64(view[(col, step)]));
-                }
-            }
-        });
-        for row in rows {
-            let a = row_values(self.a, row);
-            for (col, b) in cols.clone().zip(&columns) {
-                self.judge(row, col, &a, b)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Whether C[row, col] can be `a·b`; returns `a·b` in f64.
-    fn judge(&mut self, row: usize, col: usize, a: &[f64], b: &[f64]) -> Result<f64, Mismatch> {
-        self.recomputed += 1;
-        let Rounding { sum, out, tiny_sum, tiny_out, max_sum, max_out } = self.rounding;
-        let got = self.c.get(row, col).unwrap_or(f64::NAN);
-        let (want, mut magnitude) = dot(a, b);
-        let mut operands_finite = true;
-        if !magnitude.is_finite() {
-            operands_finite = a.iter().chain(b).all(|v| v.is_finite());
-            let terms = a.iter().zip(b).map(|(a, b)| (a * b).abs());
-            let finite = a.iter().zip(b).map(|(a, b)| a.is_finite() && b.is_finite());
-            magnitude = terms.zip(finite).filter(|(_, f)| *f).map(|(t, _)| t).sum();
-        }
-        // Partial sums can overflow even where the total does not: then an infinity or a NaN is honest.
-        let may_overflow = magnitude >= max_sum * 0.999;
-        let k = a.len();
-        // Σ|a||b| bounds every partial sum, and never under- or overflows where the sum does not.
-        let error = (bound::worst_growth(k) * (sum + 2f64.powi(-53))) * magnitude
-            + out * want.abs()
-            + (k + 1) as f64 * tiny_sum
-            + tiny_out;
-        let right = if got.is_finite() {
-            operands_finite && ((got - want).abs() <= error || (may_overflow && !want.is_finite()))
-        } else if !operands_finite {
-            may_overflow || (want.is_nan() && got.is_nan()) || (want.is_infinite() && want == got)
-        } else {
-            // An infinity needs terms of its sign that reach the end of the range; a NaN needs terms of both signs.
-            let side = |sign: f64| {
-                let terms = a.iter().zip(b).map(|(a, b)| a * b * sign);
-                terms.filter(|term| *term > 0.0).sum::<f64>() >= max_sum * 0.999
-            };
-            if got.is_nan() {
-                may_overflow && side(1.0) && side(-1.0)
-            } else {
-                (may_overflow && side(got.signum())) || (want.abs() + error >= max_out && want.signum() == got.signum())
-            }
-        };
-        if right {
-            return Ok(want);
-        }
-        Err(Mismatch {
-            row,
-            col: Some(col),
-            residual: (got - want).abs(),
-            threshold: error,
-            what: format!(
-                "element ({row}, {col}) is {got:e}, not {want:e}; rounding allows a difference of {error:.3e}"
-            ),
-        })
-    }
-}
-
-/// Σ a·b and Σ |a·b|, in eight lanes.
-fn dot(a: &[f64], b: &[f64]) -> (f64, f64) {
-    let (mut sums, mut sizes) = ([0.0; 8], [0.0; 8]);
-    let (a8, b8) = (a.chunks_exact(8), b.chunks_exact(8));
-    let rest = a8.remainder().iter().zip(b8.remainder());
-    let (mut sum, mut size) = (0.0, 0.0);
-    for (a, b) in rest {
-        sum += a * b;
-        size += (a * b).abs();
-    }
-    for (a, b) in a8.zip(b8) {
-        for lane in 0..8 {
-            let product = a[lane] * b[lane];
-            sums[lane] += product;
-            sizes[lane] += product.abs();
-        }
-    }
-    (sum + sums.iter().sum::<f64>(), size + sizes.iter().sum::<f64>())
 }

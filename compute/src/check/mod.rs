@@ -3,15 +3,18 @@
 //! decision.
 //!
 //! [`ColumnProbe`] is here; the rounding bound and its derivation are in [`bound`]; `float` and `integer` check the two
-//! kinds of product.
+//! kinds of product; `classes` checks what is not finite, `judge` single elements.
 
 pub mod bound;
+mod classes;
 mod float;
 mod integer;
+mod judge;
 
-pub use bound::detection_limit;
+pub use bound::{detection_limit, likely_limit};
 
-use crate::{DType, Error, Pool, Tensor};
+use crate::dtype::for_dtype;
+use crate::{DType, Element, Error, Pool, Tensor};
 
 /// A check that found no error.
 #[derive(Clone, Debug, PartialEq)]
@@ -22,7 +25,8 @@ pub struct CheckReport {
     pub vectors: usize,
     /// The number of elements computed again.
     pub elements_recomputed: usize,
-    /// Rows that were only sampled: rows with a non-finite operand, or with more overflow than is computed again.
+    /// Rows of which some elements that are not finite were only sampled: telling infinities from NaN, or computing
+    /// what overflowed again, would have taken too long.
     pub rows_sampled_only: usize,
     /// Upper bound of the probability that an honest product of this shape is refused.
     pub false_alarm: f64,
@@ -38,7 +42,8 @@ pub struct Mismatch {
     pub row: usize,
     /// The column, where a single element was computed again.
     pub col: Option<usize>,
-    /// The difference, in units of C (for integers: in the field).
+    /// The difference: of a single element in units of C, of a row in those of the check's vectors (for integers: in the
+    /// field).
     pub residual: f64,
     /// The largest difference that would be accepted.
     pub threshold: f64,
@@ -86,7 +91,7 @@ impl ColumnProbe {
         let kind = if out == DType::I32 {
             Kind::Integer(Box::new(integer::IntegerProbe::new(b, &seed, pool)))
         } else {
-            Kind::Float(Box::new(float::FloatProbe::new(b, &seed, pool)))
+            Kind::Float(Box::new(float::FloatProbe::new(out, b, &seed, pool)))
         };
         Ok(ColumnProbe { out, k: b.rows(), n: b.cols(), b_dtype: b.dtype(), kind })
     }
@@ -174,6 +179,14 @@ fn by_rows<T: Send>(
             work(row..row + piece.len(), piece);
         }
     });
+}
+
+/// Row `row` of `t` as f64.
+fn row_values(t: &Tensor, row: usize) -> Vec<f64> {
+    for_dtype!(t.dtype(), T => match t.view::<T>() {
+        Ok(view) => view.row(row).iter().map(|v| Element::to_f64(*v)).collect(),
+        Err(_) => Vec::new(),
+    })
 }
 
 /// A stream of secret bytes: BLAKE3 keyed with the seed, one stream for every purpose.

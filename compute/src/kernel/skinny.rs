@@ -25,9 +25,12 @@ pub(crate) struct Reading<'a> {
     pub(crate) finite_only: bool,
     /// Power-of-two factor of every row, from row 0 on; two factors each, so that neither leaves the range of f64.
     pub(crate) scales: Option<&'a [(f64, f64)]>,
+    /// Factor of every column, `[t.cols()]`, in the sum of squares only.
+    pub(crate) weights: Option<&'a [f64]>,
 }
 
-/// For every row of `rows`: `sums = t[row, :] · v` and `squares = Σ t[row, :]²`, in f64. `v`: `[t.cols()]` lanes.
+/// For every row of `rows`: `sums = t[row, :] · v` and `squares = Σ (weights · t[row, :])²`, in f64. `v`: `[t.cols()]`
+/// lanes.
 pub(crate) fn skinny(
     isa: Isa,
     t: &Tensor,
@@ -146,8 +149,22 @@ impl<T: Element> Pass<'_, T> {
             let mut acc = [[0.0; VECTORS]; ROWS];
             for (chunk, v) in self.v.chunks(DEPTH).enumerate() {
                 self.convert(row0, sums.len(), chunk * DEPTH, v.len(), &mut converted);
-                for (line, square) in converted.iter().zip(squares.iter_mut()) {
-                    *square += sum_of_squares(&line[..v.len()]);
+                match self.reading.weights {
+                    None => {
+                        for (line, square) in converted.iter().zip(squares.iter_mut()) {
+                            *square += sum_of_squares(&line[..v.len()]);
+                        }
+                    }
+                    Some(weights) => {
+                        let weights = &weights[chunk * DEPTH..][..v.len()];
+                        let mut weighted = [0.0; DEPTH];
+                        for (line, square) in converted.iter().zip(squares.iter_mut()) {
+                            for ((to, x), weight) in weighted.iter_mut().zip(line).zip(weights) {
+                                *to = x * weight;
+                            }
+                            *square += sum_of_squares(&weighted[..v.len()]);
+                        }
+                    }
                 }
                 fold(&converted, v, &mut acc);
             }
@@ -209,6 +226,81 @@ fn sum_of_squares(line: &[f64]) -> f64 {
         }
     }
     lanes.iter().sum::<f64>() + rest
+}
+
+/// For every column of `cols`: Σ t[:, col]², in f64.
+pub(crate) fn column_squares(isa: Isa, t: &Tensor, cols: Range<usize>, squares: &mut [f64]) {
+    assert!(cols.end <= t.cols() && squares.len() == cols.len());
+    squares.fill(0.0);
+    if t.is_empty() {
+        return;
+    }
+    for_dtype!(t.dtype(), T => if let Some(source) = t.elements::<T>() {
+        match isa {
+            // SAFETY: a pool's instruction set is available.
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => unsafe { columns_avx512(source, t.rows(), t.strides(), cols, squares) },
+            // SAFETY: as above.
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => unsafe { columns_avx2(source, t.rows(), t.strides(), cols, squares) },
+            _ => columns(source, t.rows(), t.strides(), cols, squares),
+        }
+    });
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+fn columns_avx512<T: Element>(
+    source: &[T],
+    rows: usize,
+    strides: (usize, usize),
+    cols: Range<usize>,
+    squares: &mut [f64],
+) {
+    columns(source, rows, strides, cols, squares);
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma")]
+fn columns_avx2<T: Element>(
+    source: &[T],
+    rows: usize,
+    strides: (usize, usize),
+    cols: Range<usize>,
+    squares: &mut [f64],
+) {
+    columns(source, rows, strides, cols, squares);
+}
+
+#[inline(always)]
+fn columns<T: Element>(
+    source: &[T],
+    rows: usize,
+    (row_stride, col_stride): (usize, usize),
+    cols: Range<usize>,
+    squares: &mut [f64],
+) {
+    if col_stride == 1 {
+        for row in 0..rows {
+            let line = &source[row * row_stride + cols.start..][..cols.len()];
+            for (square, x) in squares.iter_mut().zip(line) {
+                let x = x.to_f64();
+                *square += x * x;
+            }
+        }
+        return;
+    }
+    let mut line = [0.0; DEPTH];
+    for (square, col) in squares.iter_mut().zip(cols) {
+        for first in (0..rows).step_by(DEPTH) {
+            let from = source[first * row_stride + col * col_stride..].iter().step_by(row_stride.max(1));
+            let count = DEPTH.min(rows - first);
+            for (to, x) in line.iter_mut().zip(from).take(count) {
+                *to = x.to_f64();
+            }
+            *square += sum_of_squares(&line[..count]);
+        }
+    }
 }
 
 /// The Mersenne prime 2⁶¹ − 1: the field of the exact checks.
