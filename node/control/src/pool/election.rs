@@ -351,7 +351,9 @@ impl Election {
 
     fn claim(&mut self, now: Time) {
         let known = self.counter();
-        let counter = if known < MAX_COUNTER { known + 1 } else { 1 };
+        // A counter that others would not believe makes nobody follow, and this node follow another one in the next moment.
+        let believed = self.lowest().map_or(u64::MAX, |lowest| lowest.saturating_add(LEAP));
+        let counter = if known < MAX_COUNTER { (known + 1).min(believed) } else { 1 };
         self.claimed = now;
         self.floor_before_claim = self.floor;
         self.enter(Term { counter, master: self.local });

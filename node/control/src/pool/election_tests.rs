@@ -52,6 +52,18 @@ fn an_advert_with_an_implausible_term_is_ignored() {
 }
 
 #[test]
+fn a_claim_is_never_so_far_above_another_one_that_nobody_follows_it() {
+    // Started as the master, this node claims above a master that was not; another node knows the highest counter that counts.
+    let mut election = Election::new(peer(OWN), true, true, None);
+    let mut now = Time::ZERO;
+    let master = Event::Heard(peer(2), says(Some(term(7, 2)), 7));
+    let knows = Event::Heard(peer(3), says(Some(term(7, 2)), 7 + LEAP));
+    let own = settle(&mut election, &[master, knows], &mut now);
+    assert_eq!(own, Some(term(7 + LEAP, OWN)));
+    assert_eq!(settle(&mut election, &[master, knows], &mut now), own, "and keeps to its claim");
+}
+
+#[test]
 fn one_of_two_masters_that_both_rank_themselves_higher_gives_in() {
     let (mut election, now) = (election(None), Time::from_secs(60));
     election.handle(Event::Tick, now);
