@@ -7,7 +7,7 @@
 # menu: 2 Build the binary | build
 # menu: 3 Run all tests | test
 # menu: 4 Benchmark matrix products, and a language model if it is on this machine | bench
-# menu: 5 Fuzz the parsers of bytes from outside, ten seconds each | fuzz 10
+# menu: 5 Fuzz the parsers of bytes from outside, and machines fed with any events, ten seconds each | fuzz 10
 # menu: 6 Test the kernels for 64-bit ARM under an emulator | aarch64
 # menu: 7 Soak: two nodes for half an hour keep connections, ports and memory flat | soak
 # menu: 8 Simulate: play worlds of nodes that fail and lie, until Ctrl-C or the first broken promise | sim
@@ -26,7 +26,7 @@ Usage: scripts/setup.sh [SUBCOMMAND]
   build           build the binary, target/release/pangea
   bench           measure matrix products; options are passed to 'pangea bench matmul'. Without options, a language
                   model is measured as well, if it is on this machine
-  fuzz [SECONDS]  fuzz each parser of bytes from outside (60)
+  fuzz [SECONDS]  fuzz each parser of bytes from outside, and machines fed with any events (60)
   soak [MINUTES]  two nodes on this machine: connections, ports and memory must stay flat (30)
   sim [SEED]      play one seed of the simulated world and print its log; without SEED, play seeds that the tests do not,
                   ten thousand at a time, until Ctrl-C or the first broken promise
@@ -85,7 +85,10 @@ fuzz() {
   sed -n 's/^name = "\(.*\)" # target$/\1/p' tests/fuzz/Cargo.toml | while IFS= read -r target; do
     heading "Fuzz $target, $seconds s"
     mkdir -p "$build/corpus/$target" "$build/artifacts"
-    "$(echo "$build"/*/release/"$target")" "$build/corpus/$target" -max_total_time="$seconds" -max_len=65536 \
+    # What it finds goes to the first folder; the kept inputs of the checkout, where there are any, are read only.
+    set -- "$build/corpus/$target"
+    [ ! -d "tests/fuzz/corpus/$target" ] || set -- "$@" "tests/fuzz/corpus/$target"
+    "$(echo "$build"/*/release/"$target")" "$@" -max_total_time="$seconds" -max_len=65536 \
       -artifact_prefix="$build/artifacts/$target-" -print_final_stats=1 </dev/null 2>&1 | tail -n 6
   done
 }

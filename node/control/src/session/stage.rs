@@ -184,6 +184,11 @@ impl<D: Drafter> StageProtocol<D> {
             },
         };
         let Some(sequence) = sequence else { return };
+        if sequence.checked_add(choices.into()).is_none() {
+            let from = self.stage(self.settings.index.saturating_sub(1));
+            let why = format!("stage {from} sent a request that does not fit");
+            return self.break_off(ErrorKind::Unavailable, why, now, actions);
+        }
         for choice in 0..choices {
             let (session, sequence) = (session.choice(choice), sequence + u64::from(choice));
             self.sessions.insert(session, Joined { sequence, coordinator });
