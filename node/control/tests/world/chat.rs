@@ -5,18 +5,18 @@ use std::ops::Range;
 
 use libp2p_identity::PeerId;
 use pangea_control::devices::{Kind, models_bytes};
-use pangea_control::generation::{
-    Action, ClaimsFault, Event, Exclusions, GenerationState, NewTokens, Reply, Route, Setup,
-};
+use pangea_control::generation::{Action, Event, Exclusions, GenerationState, NewTokens, Reply, Route, Setup};
 use pangea_control::jobs::{self, Api, Ending, JobId, JobKind, Owner};
-use pangea_control::peers::SuspicionReason;
 use pangea_control::placement::{missing_layers, newest_usable, pool_facts};
 use pangea_control::session::{ChainId, SessionId, StageAt};
 use pangea_control::trust::{AuditPolicy, Verdict};
 use pangea_units::{Digest, Error, ErrorKind};
 
+use crate::chat_checks::Terms;
 use crate::chat_messages::{Open, SessionMessage};
 use crate::checks::Broken;
+use crate::claims::{Gathered, encode};
+use crate::deviations::Deviation;
 use crate::node::{digest, size};
 use crate::pseudo_model::undisturbed;
 use crate::scenario::ChatSpec;
@@ -26,11 +26,13 @@ use crate::world::{Happening, World};
 pub(crate) struct Chat {
     /// Which of the world's chats.
     number: usize,
-    state: GenerationState,
-    asked: ChatSpec,
+    pub(crate) state: GenerationState,
+    pub(crate) asked: ChatSpec,
     model: Digest,
     /// Tokens that the reader has not been given, by answer.
     ready: VecDeque<(usize, Vec<u32>)>,
+    /// What the stages of each answer signed.
+    pub(crate) gathered: BTreeMap<usize, Gathered>,
 }
 
 /// The requests of a run.
@@ -60,7 +62,10 @@ impl World {
         let expected = (0..asked.choices as u64)
             .map(|choice| undisturbed(size().layers, asked.seed + choice, &prompt, asked.max_new_tokens))
             .collect();
-        self.checks.chat_asked(now, number, node, self.nodes[node].run.is_some(), expected);
+        let runs = self.nodes[node].run.is_some();
+        let held = asked.audit == Some(1.0);
+        let trusted = self.nodes[node].spec.deviations.is_empty();
+        self.checks.chat_asked(now, number, node, runs, Terms { expected, held, trusted });
         let local = self.nodes[node].peer;
         let Some(run) = &mut self.nodes[node].run else { return Ok(()) };
         let time = run.time(now);
@@ -83,7 +88,14 @@ impl World {
             arrived: time,
         };
         let model = digest(asked.model);
-        let chat = Chat { number, state: GenerationState::new(setup), asked, model, ready: VecDeque::new() };
+        let chat = Chat {
+            number,
+            state: GenerationState::new(setup),
+            asked,
+            model,
+            ready: VecDeque::new(),
+            gathered: BTreeMap::new(),
+        };
         let Some(run) = &mut self.nodes[node].run else { return Ok(()) };
         run.chats.chats.insert(id, chat);
         self.chat_jobs.insert(number, id);
@@ -112,7 +124,7 @@ impl World {
                 (session, Reply::Refused { kind, message, retry_after })
             }
             SessionMessage::Failed { session, kind, message, .. } => (session, Reply::Failed { kind, message }),
-            SessionMessage::Commit { session, .. } => (session, Reply::Committed { claims: Vec::new() }),
+            SessionMessage::Commit { session, claims, .. } => (session, Reply::Committed { claims: encode(&claims) }),
             SessionMessage::Tokens { session, tokens } => (session, Reply::Tokens(tokens)),
             _ => return Ok(()),
         };
@@ -153,13 +165,7 @@ impl World {
         run.chats.chats.iter().filter(|(_, chat)| which(chat)).map(|(job, _)| *job).collect()
     }
 
-    /// An audit that a request waits for has ended.
-    pub(crate) fn audited(&mut self, at: usize, job: JobId) -> Result<(), Broken> {
-        let verdict = if self.chance.one_in(5) { Err("it is overloaded".to_owned()) } else { Ok(Verdict::Audited) };
-        self.chat(at, job, Event::Audited { verdict, wrong: Vec::new() })
-    }
-
-    fn chat(&mut self, at: usize, job: JobId, event: Event) -> Result<(), Broken> {
+    pub(crate) fn chat(&mut self, at: usize, job: JobId, event: Event) -> Result<(), Broken> {
         let mut events = VecDeque::from([event]);
         while let Some(event) = events.pop_front() {
             let now = self.now;
@@ -175,7 +181,6 @@ impl World {
 
     fn perform_chat(&mut self, at: usize, job: JobId, action: Action) -> Result<Option<Event>, Broken> {
         let Some(run) = &mut self.nodes[at].run else { return Ok(None) };
-        let number = run.number;
         let Some(chat) = run.chats.chats.get_mut(&job) else { return Ok(None) };
         match action {
             Action::FindRoute { choices, exclusions } => {
@@ -205,31 +210,31 @@ impl World {
                 chat.ready.push_back((choice, tokens.iter().map(|out| out.token).collect()));
                 return Ok(ended.map(|_| Event::AnswerComplete { choice }));
             }
-            Action::FailOver { .. } => self.checks.counts.add("failovers"),
+            Action::FailOver { choice, .. } => {
+                let stages = chat.state.segments(choice).last().map(|segment| segment.stages.clone());
+                for stage in stages.unwrap_or_default() {
+                    let of = self.index_of(&stage.peer);
+                    self.noticed(of, &[Deviation::KeepsTokens, Deviation::StallsSession]);
+                }
+                self.checks.counts.add("failovers");
+            }
             Action::CheckClaims { choice, claims } => {
-                let fault =
-                    claims.whole.is_none().then(|| ClaimsFault { why: "unsigned".to_owned(), suspects: Vec::new() });
+                let fault = self.check_claims(at, job, choice, &claims)?;
                 return Ok(Some(Event::ClaimsChecked { choice, fault }));
             }
             Action::Suspect { peer, reason } => {
-                // Nobody lies in this world: stalls are all that may look like it.
-                if reason != SuspicionReason::Stalled {
-                    let what = format!("node {at} suspects {}: {}", self.index_of(&peer), reason.name());
-                    return Err(Broken::new(self.now, what));
-                }
+                self.suspect(at, self.index_of(&peer), reason)?;
             }
             Action::KeepReceipt { choice } => {
                 let random = Some(self.chance.bits());
-                return Ok(Some(Event::ReceiptKept { choice, random, suspect: false }));
+                let suspect = self.has_suspect(at, job, choice);
+                return Ok(Some(Event::ReceiptKept { choice, random, suspect }));
             }
-            Action::Audit { awaited, .. } => {
-                let delay = self.chance.within(100_000..2_000_000);
-                if awaited {
-                    self.checks.counts.add("awaited audits");
-                    self.after(delay, Happening::Audited { node: at, run: number, job });
-                }
+            Action::Audit { choice, awaited } => self.audit(at, job, choice, awaited),
+            Action::Recompute => {
+                chat.ready.clear();
+                self.checks.counts.add("recomputed chats");
             }
-            Action::Recompute => chat.ready.clear(),
             Action::Refuse { error, .. } | Action::Fail(error) => {
                 let ending = Ending::Failed { kind: error.kind(), message: error.message().to_owned() };
                 self.end_chat(at, job, Err(error.kind()), ending)?;
@@ -237,7 +242,7 @@ impl World {
             Action::Done(conclusion) => {
                 self.give_tokens(at, job)?;
                 let ending = Ending::Done { verdict: conclusion.verdict };
-                self.end_chat(at, job, Ok(()), ending)?;
+                self.end_chat(at, job, Ok(conclusion.verdict), ending)?;
             }
         }
         Ok(None)
@@ -258,7 +263,7 @@ impl World {
         &mut self,
         at: usize,
         job: JobId,
-        outcome: Result<(), ErrorKind>,
+        outcome: Result<Verdict, ErrorKind>,
         ending: Ending,
     ) -> Result<(), Broken> {
         let now = self.now;

@@ -4,22 +4,35 @@
 use std::collections::BTreeMap;
 
 use pangea_control::session::ChainId;
+use pangea_control::trust::Verdict;
 use pangea_units::ErrorKind;
 
 use crate::checks::{Broken, Check, Checks};
+use crate::deviations::Deviation;
 use crate::scenario::Micros;
 use crate::world::World;
+
+/// What a request's answers must be.
+pub(crate) struct Terms {
+    /// What each answer is where nothing is disturbed.
+    pub(crate) expected: Vec<Vec<u32>>,
+    /// Whether nothing is given before it is audited.
+    pub(crate) held: bool,
+    /// Whether its coordinator is honest.
+    pub(crate) trusted: bool,
+}
 
 /// A request.
 struct Chat {
     node: usize,
-    /// What each answer is where nothing is disturbed.
-    expected: Vec<Vec<u32>>,
+    terms: Terms,
     /// How much of each answer its reader has.
     given: Vec<usize>,
     /// How it ended; none while it has not, or its node did.
     outcome: Option<Result<(), ErrorKind>>,
     open: bool,
+    /// Whether its reader has a token that is wrong.
+    wrong: bool,
 }
 
 /// What is known of requests.
@@ -30,11 +43,12 @@ pub(crate) struct ChatChecks {
 
 impl Checks {
     /// A chat is asked of a node, or would be if the node ran.
-    pub(crate) fn chat_asked(&mut self, now: Micros, chat: usize, node: usize, runs: bool, expected: Vec<Vec<u32>>) {
+    pub(crate) fn chat_asked(&mut self, now: Micros, chat: usize, node: usize, runs: bool, terms: Terms) {
         self.log(now, format_args!("chat {chat} is asked of node {node}, which runs: {runs}"));
         self.counts.add("chats");
-        let given = vec![0; expected.len()];
-        self.chats.chats.insert(chat, Chat { node, expected, given, outcome: None, open: runs });
+        let given = vec![0; terms.expected.len()];
+        let chat_of = Chat { node, terms, given, outcome: None, open: runs, wrong: false };
+        self.chats.chats.insert(chat, chat_of);
     }
 
     /// Whether a chat has not ended.
@@ -61,13 +75,16 @@ impl Checks {
         tokens: &[u32],
     ) -> Result<(), Broken> {
         self.evaluated(Check::TokensAreRight);
+        let lied = self.lied_in_sessions();
         let Some(chat) = self.chats.chats.get_mut(&number).filter(|chat| chat.open) else {
             return Err(Broken::new(now, format!("chat {number} is given tokens after its end")));
         };
         let from = chat.given[choice];
-        let expected = chat.expected[choice].get(from..from + tokens.len());
-        if expected != Some(tokens) {
-            let expected = chat.expected[choice].clone();
+        let expected = chat.terms.expected[choice].get(from..from + tokens.len());
+        let is_wrong = expected != Some(tokens);
+        chat.wrong |= is_wrong && chat.terms.trusted;
+        if is_wrong && chat.terms.trusted && (!lied || chat.terms.held) {
+            let expected = chat.terms.expected[choice].clone();
             let what = format!("answer {choice} of chat {number} goes on with {tokens:?} at {from} of {expected:?}");
             return Err(Broken::new(now, what));
         }
@@ -80,21 +97,38 @@ impl Checks {
         &mut self,
         now: Micros,
         number: usize,
-        outcome: Result<(), ErrorKind>,
+        outcome: Result<Verdict, ErrorKind>,
     ) -> Result<(), Broken> {
+        let (lied, refused) = (self.lied_in_sessions(), self.did(Deviation::RefusesSession));
         self.log(now, format_args!("chat {number} ends: {outcome:?}"));
         self.evaluated(Check::ChatsEnd);
         let Some(chat) = self.chats.chats.get_mut(&number).filter(|chat| chat.open) else {
             return Err(Broken::new(now, format!("chat {number} ends twice")));
         };
-        (chat.open, chat.outcome) = (false, Some(outcome));
-        let whole = chat.given.iter().zip(&chat.expected).all(|(given, expected)| *given == expected.len());
+        (chat.open, chat.outcome) = (false, Some(outcome.map(drop)));
+        let whole = chat.given.iter().zip(&chat.terms.expected).all(|(given, expected)| *given == expected.len());
+        let is_wrong = chat.wrong || !whole;
         match outcome {
-            Ok(()) if whole => {
+            _ if !chat.terms.trusted => Ok(()),
+            Ok(verdict) if !is_wrong => {
+                self.counts.add(match verdict {
+                    Verdict::Audited => "audited answers",
+                    Verdict::Local => "local answers",
+                    _ => "unchecked answers",
+                });
                 self.counts.add("answered chats");
                 Ok(())
             }
-            Ok(()) => Err(Broken::new(now, format!("chat {number} ends without all its tokens"))),
+            Ok(Verdict::Unchecked) if lied => {
+                self.counts.add("wrong answers that are called unchecked");
+                Ok(())
+            }
+            Ok(verdict) if chat.wrong => {
+                Err(Broken::new(now, format!("chat {number} is wrong and called {verdict:?}")))
+            }
+            // Two identities of one node that say the same are believed.
+            Err(ErrorKind::InvalidInput) if refused > 1 => Ok(()),
+            Ok(_) => Err(Broken::new(now, format!("chat {number} ends without all its tokens"))),
             Err(
                 ErrorKind::Overloaded | ErrorKind::Unavailable | ErrorKind::Cancelled | ErrorKind::VerificationFailed,
             ) => {
@@ -131,7 +165,8 @@ impl Checks {
     }
 }
 
-/// Nothing of any session is left: not at its coordinator, not at a stage, whoever of them is gone.
+/// Nothing of any session is left: not at its coordinator, not at a stage, whoever of them is gone. A stage behind one that kept
+/// its signature back has its sessions until their lease ends.
 pub(crate) fn sessions_are_over(world: &World) -> Result<(), Broken> {
     for (at, node) in world.nodes.iter().enumerate() {
         let Some(run) = &node.run else { continue };
@@ -139,6 +174,9 @@ pub(crate) fn sessions_are_over(world: &World) -> Result<(), Broken> {
             return Err(Broken::new(world.now, format!("node {at} has requests left")));
         }
         for (chain, stage) in &run.stages {
+            if stage.stages.iter().any(|stage| world.checks.kept_signatures(world.index_of(&stage.peer))) {
+                continue;
+            }
             let (sessions, caches) = (stage.protocol.sessions(), stage.caches());
             if sessions > 0 || caches > crate::node::KEPT {
                 let what = format!("node {at} has {sessions} sessions and {caches} caches left in {}", chain.epoch);

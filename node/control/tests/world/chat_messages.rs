@@ -7,6 +7,8 @@ use pangea_control::generation::ReportedTokens;
 use pangea_control::session::{ChainId, FrameRows, SessionId, StageAt, Start, SteppedSequence};
 use pangea_units::ErrorKind;
 
+use crate::claims::Claim;
+
 /// A request for one or more answers.
 #[derive(Clone, Debug)]
 pub(crate) struct Open {
@@ -32,7 +34,7 @@ pub(crate) enum SessionMessage {
     /// Ends a session.
     Close { chain: ChainId, session: SessionId, commit: Option<u32> },
     /// The stages before have signed.
-    Commit { chain: ChainId, session: SessionId, positions: u32 },
+    Commit { chain: ChainId, session: SessionId, positions: u32, claims: Vec<Claim> },
     /// Rows to compute.
     Frame(Frame),
     /// A frame is done.

@@ -76,11 +76,19 @@ pub(crate) enum Check {
     SessionsAreOver,
     /// A peer that is quarantined is not admitted.
     QuarantineHolds,
+    /// What stages signed is compared with what came.
+    ClaimsAreRead,
+    /// An answer is replayed.
+    AuditsAreReplayed,
+    /// Evidence that others found is checked again.
+    EvidenceIsChecked,
+    /// All who can check it believe what one of them proved.
+    AccusationsTravel,
 }
 
 impl Check {
     /// Every check.
-    pub(crate) const ALL: [Check; 18] = [
+    pub(crate) const ALL: [Check; 22] = [
         Check::TermsGrow,
         Check::MasterIsTrusted,
         Check::PlacementsAreSound,
@@ -99,6 +107,10 @@ impl Check {
         Check::QuietIsAnswered,
         Check::SessionsAreOver,
         Check::QuarantineHolds,
+        Check::ClaimsAreRead,
+        Check::AuditsAreReplayed,
+        Check::EvidenceIsChecked,
+        Check::AccusationsTravel,
     ];
 }
 
@@ -198,6 +210,22 @@ impl Checks {
         self.counts.deviations.entry(deviation).or_default().1 += 1;
     }
 
+    /// How many nodes did something.
+    pub(crate) fn did(&self, deviation: Deviation) -> usize {
+        self.did.iter().filter(|(_, of)| *of == deviation).count()
+    }
+
+    /// Whether a node kept a signature back, so that the stages behind it wait until their lease of the session ends.
+    pub(crate) fn kept_signatures(&self, node: usize) -> bool {
+        let kept = [Deviation::WithholdsSignature, Deviation::LiesUnsigned];
+        kept.iter().any(|deviation| self.did.contains(&(node, *deviation)))
+    }
+
+    /// Whether some stage computed or told something wrong so far.
+    pub(crate) fn lied_in_sessions(&self) -> bool {
+        self.did.iter().any(|(_, deviation)| deviation.is_lie_in_sessions())
+    }
+
     /// Whether a node did something that can be proven.
     pub(crate) fn is_guilty(&self, node: usize) -> bool {
         self.did.iter().any(|(at, deviation)| *at == node && deviation.is_provable())
@@ -273,9 +301,12 @@ impl Checks {
         self.log(now, format_args!("node {at} decides {term:?}"));
         let Some(term) = term else { return Ok(()) };
         self.counts.add("terms");
-        self.evaluated(Check::TermsGrow);
-        if node.disk.term.is_some_and(|stored| term < stored) {
-            return Err(Broken::new(now, format!("node {at} goes back from {:?} to {term:?}", node.disk.term)));
+        // A counter that was raised from outside comes down again.
+        if !self.did.iter().any(|(_, deviation)| *deviation == Deviation::PoisonsCounter) {
+            self.evaluated(Check::TermsGrow);
+            if node.disk.term.is_some_and(|stored| term < stored) {
+                return Err(Broken::new(now, format!("node {at} goes back from {:?} to {term:?}", node.disk.term)));
+            }
         }
         if !node.spec.works && term.master == node.peer {
             return Err(Broken::new(now, format!("node {at} computes for nobody and becomes the master")));

@@ -11,6 +11,7 @@ use pangea_control::pool::term_keeper::Action as Keep;
 use pangea_control::pool::{Advert, Term};
 use pangea_control::schedule::{Event, LeaveReason};
 use pangea_control::session::link_state::Event as LinkEvent;
+use pangea_control::trust::accusations::{Accusation, Event as AccusationsEvent, EvidenceKind};
 
 use crate::checks::Broken;
 use crate::deviations::Deviation;
@@ -50,6 +51,7 @@ impl World {
         self.chat_ticks(node)?;
         if now % SECOND < TICK {
             self.stage_ticks(node)?;
+            self.tell_accusations(node, AccusationsEvent::Tick)?;
             self.deviate(node)?;
         }
         self.after(TICK, Happening::Tick { node, run: number });
@@ -71,6 +73,10 @@ impl World {
         self.record_advert(at, advert);
         self.gossip(at, advert);
         self.elect(at, Happened::Heard(advert.peer, Candidate::of(advert)))?;
+        let counter = self.nodes[at].run.as_ref().map_or(0, |run| run.election.counter());
+        if counter < advert.counter && self.is_one_that(from, Deviation::PoisonsCounter) {
+            self.checks.caught(Deviation::PoisonsCounter);
+        }
         self.soon_look(at);
         Ok(())
     }
@@ -97,6 +103,7 @@ impl World {
         self.tell_peers(at, peers::Event::Up { peer, address, transport, found_by })?;
         let rtt = std::time::Duration::from_micros(self.link(at, of).rtt);
         self.tell_peers(at, peers::Event::RoundTrip { peer, rtt })?;
+        self.tell_accusations(at, AccusationsEvent::Up(peer))?;
         self.link_event(at, of, LinkEvent::Up)
     }
 
@@ -115,6 +122,7 @@ impl World {
         self.soon_look(at);
         self.close_link(at, of, LeaveReason::Lost)?;
         self.stop_serving(at, of)?;
+        self.tell_accusations(at, AccusationsEvent::Down(peer))?;
         self.link_event(at, of, LinkEvent::Down("the connection is gone".to_owned()))?;
         self.tell_peers(at, peers::Event::Down { peer, why: "the connection is gone".to_owned() })
     }
@@ -147,13 +155,22 @@ impl World {
         Ok(())
     }
 
-    /// A peer was proven to lie; the proof is kept where the disk takes it.
-    pub(crate) fn convict(&mut self, at: usize, of: usize) -> Result<(), Broken> {
+    /// A node has proven that a peer lies, and tells everybody.
+    pub(crate) fn convict(&mut self, at: usize, of: usize, kind: EvidenceKind) -> Result<(), Broken> {
+        if self.checks.is_quarantined(at, of) {
+            return Ok(());
+        }
+        let accusation = self.write_evidence(at, of, kind, true);
+        self.convicted(at, of, accusation)?;
+        self.tell_accusations(at, AccusationsEvent::Found(accusation))
+    }
+
+    /// A peer lies, as a node has found or believes now; the proof is kept where the disk takes it.
+    pub(crate) fn convicted(&mut self, at: usize, of: usize, accusation: Accusation) -> Result<(), Broken> {
         let node = &mut self.nodes[at];
         if !node.disk.full {
-            node.disk.evidence.insert(of);
+            node.disk.evidence.insert(of, Accusation { accuser: node.peer, ..accusation });
         }
-        self.checks.caught(Deviation::WrongTile);
         self.checks.quarantined(self.now, at, of)?;
         self.exclude(at, of)
     }

@@ -19,6 +19,7 @@ use pangea_control::schedule::{Arithmetic, Scheduler, WorkerEstimate};
 use pangea_control::session::ChainId;
 use pangea_control::session::batch::BatchLimits;
 use pangea_control::session::chains::Chains;
+use pangea_control::trust::accusations::{Accusation, Accusations};
 use pangea_units::Digest;
 
 use crate::chat::Chats;
@@ -41,7 +42,7 @@ pub(crate) struct Disk {
     /// The incarnation of its last run.
     pub(crate) incarnation: u64,
     /// Peers of whom it keeps evidence.
-    pub(crate) evidence: BTreeSet<usize>,
+    pub(crate) evidence: BTreeMap<usize, Accusation>,
     /// Whether it takes no writes.
     pub(crate) full: bool,
     /// How long a write takes.
@@ -78,6 +79,8 @@ pub(crate) struct Run {
     pub(crate) ahead: Micros,
     /// What is known of every peer.
     pub(crate) directory: Directory,
+    /// What is decided about accusations.
+    pub(crate) accusations: Accusations,
     /// Peers that are not admitted.
     pub(crate) blocked: BTreeSet<usize>,
     /// Who is there.
@@ -195,7 +198,7 @@ pub(crate) fn peer_of(bits: [u64; 4]) -> PeerId {
 impl Node {
     /// A node that does not run yet.
     pub(crate) fn new(spec: NodeSpec, peer: PeerId) -> Node {
-        let disk = Disk { term: None, incarnation: 0, evidence: BTreeSet::new(), full: false, write_takes: 2_000 };
+        let disk = Disk { term: None, incarnation: 0, evidence: BTreeMap::new(), full: false, write_takes: 2_000 };
         Node { spec, peer, disk, runs: 0, slower: 1, set_back: 0, recorded: Recorded::new(), run: None }
     }
 
@@ -242,6 +245,7 @@ impl Node {
             started: now,
             ahead: 0,
             directory: Directory::default(),
+            accusations: Accusations::new(self.peer),
             blocked: BTreeSet::new(),
             roster,
             election,

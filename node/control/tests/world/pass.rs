@@ -7,6 +7,7 @@ use pangea_control::session::{ChainId, FrameRows, SteppedSequence, TokenOut};
 use pangea_units::{Error, ErrorKind};
 
 use crate::checks::Broken;
+use crate::deviations::{Deviation, Lie};
 use crate::node::{PAGE_TOKENS, batch_limits, position_bytes};
 use crate::pseudo_model::{Cache, embedded};
 use crate::scenario::Micros;
@@ -34,6 +35,7 @@ impl World {
         following: &mut Vec<Action>,
     ) -> Result<(), Broken> {
         let (now, slower) = (self.now, self.nodes[at].slower);
+        let stalls = self.stalls_pass(at);
         let short = self.memory_short_one_in > 0 && self.chance.one_in(self.memory_short_one_in);
         let Some(run) = &mut self.nodes[at].run else { return Ok(()) };
         let Some(stage) = run.stages.get(&chain) else { return Ok(()) };
@@ -71,17 +73,22 @@ impl World {
             }
         }
         let named: u64 = rows.iter().map(|rows| u64::from(rows.rows)).sum();
-        stage.busy_until = stage.busy_until.max(now) + (PASS_TAKES.0 + named * PASS_TAKES.1) * slower;
+        stage.busy_until = stage.busy_until.max(now) + (PASS_TAKES.0 + named * PASS_TAKES.1) * slower + stalls;
         let input: Vec<u64> = match is_first {
             true => tokens.iter().map(|token| embedded(*token)).collect(),
             false => std::mem::take(&mut stage.received),
         };
         let (mut passed, mut advances, mut failed) = (Vec::new(), Vec::new(), Vec::new());
         stage.activations.clear();
+        let deviates = !self.nodes[at].spec.deviations.is_empty();
+        let goes_on = deviates && self.is_one_that(at, Deviation::NeverEnds);
         let mut from = 0;
         for rows in rows {
             let own = &input[from..from + rows.rows as usize];
             from += own.len();
+            let Some(stage) = self.nodes[at].run.as_mut().and_then(|run| run.stages.get_mut(&chain)) else {
+                return Ok(());
+            };
             let fits = is_first || (!short && len_after(stage, std::slice::from_ref(&rows)) <= limit);
             let layers = stage.layers();
             let mut cache = stage.caches.remove(&rows.sequence).unwrap_or_else(|| Cache::new(layers));
@@ -103,18 +110,47 @@ impl World {
                 failed.push((rows.sequence, Error::new(ErrorKind::Overloaded, "no memory for keys and values")));
                 continue;
             }
-            let out: Vec<u64> = own.iter().map(|activation| cache.forward(first_layer, *activation)).collect();
+            let mut out: Vec<u64> = own.iter().map(|activation| cache.forward(first_layer, *activation)).collect();
+            let session = stage.protocol.session_of(rows.sequence);
+            let lie = if deviates && (!is_last || rows.choose) { self.lie(at, chain, session) } else { None };
+            if deviates
+                && !is_last
+                && let Some(session) = session
+                && let Some(coordinator) = self.stage_coordinator(at, chain, session)
+            {
+                self.speak_out_of_turn(at, coordinator, session, cache.len() as u32);
+            }
+            let Some(stage) = self.nodes[at].run.as_mut().and_then(|run| run.stages.get_mut(&chain)) else {
+                return Ok(());
+            };
+            if !is_last
+                && let Some(last) = out.last_mut()
+                && let Some(lie) = lie
+            {
+                *last = last.wrapping_add(1);
+                if lie == Lie::Whole {
+                    cache.bend(*last);
+                }
+            }
             if !is_last {
                 stage.caches.insert(rows.sequence, cache);
                 stage.activations.extend(out);
                 passed.push(rows);
                 continue;
             }
-            let session = stage.protocol.session_of(rows.sequence);
             let chooser = session.and_then(|session| Some((session, stage.choosers.get_mut(&session)?)));
             if let Some((session, (coordinator, chooser))) = chooser.filter(|_| rows.choose) {
                 let position = chooser.tokens.len() as u32;
-                let (taken, accepted) = chooser.take(&rows.draft, &out[out.len() - 1 - rows.draft.len()..]);
+                let (mut taken, accepted) = chooser.take(&rows.draft, &out[out.len() - 1 - rows.draft.len()..]);
+                if lie.is_some()
+                    && let Some(last) = taken.last_mut()
+                {
+                    *last = chooser.bend();
+                }
+                if goes_on && chooser.ended().is_some() {
+                    chooser.go_on();
+                    self.checks.deviated(now, at, Deviation::NeverEnds);
+                }
                 let computed = cache.len() - rows.draft.len() + accepted;
                 cache.truncate(computed);
                 let out = |token: &u32| TokenOut { token: *token, ..TokenOut::default() };
@@ -133,6 +169,7 @@ impl World {
             stage.caches.insert(rows.sequence, cache);
             passed.push(rows);
         }
+        let Some(stage) = self.nodes[at].run.as_ref().and_then(|run| run.stages.get(&chain)) else { return Ok(()) };
         let used = others + stage.pages_bytes(stage.caches.values().map(Cache::len));
         if used > limit {
             return Err(Broken::new(now, format!("node {at}: keys and values take {used} of {limit} bytes")));

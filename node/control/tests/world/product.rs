@@ -13,6 +13,7 @@ use pangea_control::schedule::{
 };
 use pangea_control::tasks::Terms;
 use pangea_control::trust;
+use pangea_control::trust::accusations::EvidenceKind;
 use pangea_units::Digest;
 
 use crate::checks::Broken;
@@ -292,7 +293,8 @@ impl World {
             }
             Action::Quarantine { worker, .. } => {
                 if let Some(peer) = products.workers.get(&worker).copied() {
-                    return self.convict(node, peer);
+                    self.checks.caught(Deviation::WrongTile);
+                    return self.convict(node, peer, EvidenceKind::Product);
                 }
             }
             Action::JobFinished { job, report } => {

@@ -17,12 +17,14 @@ pub(crate) struct Cache {
     layers: usize,
     /// What each layer knows after each position.
     states: Vec<u64>,
+    /// What came in at each position.
+    inputs: Vec<u64>,
 }
 
 impl Cache {
     /// Of so many layers, empty.
     pub(crate) fn new(layers: u32) -> Cache {
-        Cache { layers: layers as usize, states: Vec::new() }
+        Cache { layers: layers as usize, states: Vec::new(), inputs: Vec::new() }
     }
 
     /// Positions.
@@ -33,10 +35,29 @@ impl Cache {
     /// Forgets all positions from `len` on.
     pub(crate) fn truncate(&mut self, len: usize) {
         self.states.truncate(len * self.layers);
+        self.inputs.truncate(len);
+    }
+
+    /// What came in at the first positions.
+    pub(crate) fn inputs(&self, positions: usize) -> impl Iterator<Item = u64> + '_ {
+        self.inputs.iter().take(positions).copied()
+    }
+
+    /// What went out at the first positions.
+    pub(crate) fn outputs(&self, positions: usize) -> impl Iterator<Item = u64> + '_ {
+        self.states.iter().skip(self.layers - 1).step_by(self.layers).take(positions).copied()
+    }
+
+    /// Something else went out at the last position.
+    pub(crate) fn bend(&mut self, output: u64) {
+        if let Some(last) = self.states.last_mut() {
+            *last = output;
+        }
     }
 
     /// Takes in the next position, which the layers before `first` gave; what comes out behind the last layer.
     pub(crate) fn forward(&mut self, first: u32, mut activation: u64) -> u64 {
+        self.inputs.push(activation);
         let before = self.states.len().checked_sub(self.layers);
         for layer in 0..self.layers {
             let known = before.map_or(0, |before| self.states[before + layer]);
@@ -91,6 +112,22 @@ impl Chooser {
     /// After these tokens, of which so many are the prompt's.
     pub(crate) fn new(seed: u64, tokens: Vec<u32>, prompt_len: usize, max_new_tokens: usize) -> Chooser {
         Chooser { seed, tokens, prompt_len, max_new_tokens, ended: None }
+    }
+
+    /// Another token in place of the last one.
+    pub(crate) fn bend(&mut self) -> u32 {
+        let last = self.tokens.pop().unwrap_or(0);
+        let token = (last + 1) % VOCABULARY as u32;
+        self.tokens.push(token);
+        self.ended = None;
+        self.end();
+        token
+    }
+
+    /// Goes on for long after its end.
+    pub(crate) fn go_on(&mut self) {
+        self.max_new_tokens += 1_000;
+        self.ended = None;
     }
 
     /// Why the answer ended, if it did.

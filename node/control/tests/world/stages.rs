@@ -12,6 +12,8 @@ use pangea_units::ErrorKind;
 
 use crate::chat_messages::{Frame, Open, SessionMessage};
 use crate::checks::Broken;
+use crate::claims::Claim;
+use crate::deviations::Deviation;
 use crate::node::{StageKey, batch_limits, size};
 use crate::pseudo_model::{Cache, Chooser, Guesser, VOCABULARY};
 use crate::scenario::Micros;
@@ -43,6 +45,14 @@ pub(crate) struct Stage {
     /// Sequences that failed here for want of memory, and those that were to continue them.
     pub(crate) lost: BTreeSet<u64>,
     pub(crate) choosers: BTreeMap<SessionId, (PeerId, Chooser)>,
+    /// Who asked for each session.
+    pub(crate) coordinators: BTreeMap<SessionId, PeerId>,
+    /// Claims that the stages before sent.
+    pub(crate) claims: BTreeMap<SessionId, Vec<Claim>>,
+    /// Caches that are gone, of sessions that are to be signed.
+    pub(crate) retained: BTreeMap<SessionId, Cache>,
+    /// Sessions that it lied in, and will not sign.
+    pub(crate) lied: BTreeSet<SessionId>,
     inbox: VecDeque<StageEvent>,
     /// Until when it computes, and whether it is woken up then.
     pub(crate) busy_until: Micros,
@@ -103,6 +113,10 @@ impl World {
             scored: BTreeSet::new(),
             lost: BTreeSet::new(),
             choosers: BTreeMap::new(),
+            coordinators: BTreeMap::new(),
+            claims: BTreeMap::new(),
+            retained: BTreeMap::new(),
+            lied: BTreeSet::new(),
             inbox: VecDeque::new(),
             busy_until: self.now,
             waking: false,
@@ -114,6 +128,11 @@ impl World {
         if let Some(run) = &mut self.nodes[at].run {
             run.stages.insert(chain, stage);
         }
+    }
+
+    /// Who asked for a session, as a stage of its chain knows.
+    pub(crate) fn stage_coordinator(&self, at: usize, chain: ChainId, session: SessionId) -> Option<PeerId> {
+        self.nodes[at].run.as_ref()?.stages.get(&chain)?.coordinators.get(&session).copied()
     }
 
     fn stage(&mut self, at: usize, chain: ChainId) -> Option<&mut Stage> {
@@ -185,8 +204,13 @@ impl World {
     ) -> Result<bool, Broken> {
         let Some(stage) = self.stage(at, chain) else { return Ok(false) };
         if !stage.gate.admits(&from, ask) {
+            self.noticed(self.index_of(&from), &[Deviation::Meddles]);
             return Ok(false);
         }
+        if ask == Ask::Stepped {
+            self.noticed(self.index_of(&from), &[Deviation::StepsWildly]);
+        }
+        let Some(stage) = self.stage(at, chain) else { return Ok(false) };
         stage.inbox.push_back(StageEvent::Message(message));
         self.work(at, chain)?;
         Ok(true)
@@ -322,7 +346,10 @@ impl World {
             SessionMessage::Close { session, commit, .. } => {
                 self.follow_stage(at, chain, Event::Close { session, commit })
             }
-            SessionMessage::Commit { session, positions, .. } => {
+            SessionMessage::Commit { session, positions, claims, .. } => {
+                if let Some(stage) = self.stage(at, chain) {
+                    stage.claims.insert(session, claims);
+                }
                 self.follow_stage(at, chain, Event::Commit { session, positions })
             }
             SessionMessage::Frame(Frame { number, drops, starts, rows, activations, .. }) => {
@@ -390,6 +417,8 @@ impl World {
                         let chooser = Chooser::new(seed, open.tokens.clone(), open.prompt_len, open.max_new_tokens);
                         stage.choosers.insert(open.session.choice(choice), (open.coordinator, chooser));
                     }
+                    let sessions = (0..open.choices).map(|choice| (open.session.choice(choice), open.coordinator));
+                    stage.coordinators.extend(sessions);
                 }
                 self.tell_stage(at, chain, Event::Joined, following);
             }
@@ -399,6 +428,8 @@ impl World {
                 }
             }
             Action::Send { to, session, notice } => {
+                let refuses = if matches!(notice, Notice::Accepted) { self.refuses_session(at) } else { None };
+                let notice = refuses.map_or(notice, |error| Notice::Refused { error, retry_after: None });
                 let message = match notice {
                     Notice::Accepted => SessionMessage::Accepted { session },
                     Notice::Refused { error, retry_after } => {
@@ -414,22 +445,32 @@ impl World {
                 // Whoever cannot be reached is reported as gone.
                 let _ = self.send_session(at, self.index_of(&to), message, delay);
             }
-            Action::Sign { session, positions, to, coordinator, .. } => {
-                let commit = SessionMessage::Commit { chain, session, positions };
-                let _ = self.send_session(at, self.index_of(&to), commit.clone(), delay);
-                if coordinator != to {
-                    let _ = self.send_session(at, self.index_of(&coordinator), commit, delay);
-                }
+            Action::Sign { session, sequence, positions, to, coordinator, .. } => {
+                let peers = [to, coordinator];
+                self.sign((at, chain), (session, sequence), positions, peers, delay, following);
             }
             Action::Forget(session) => {
                 stage.choosers.remove(&session);
+                stage.coordinators.remove(&session);
+                stage.claims.remove(&session);
+                stage.retained.remove(&session);
+                stage.lied.remove(&session);
                 stage.scored.remove(&session);
                 if stage.index == 0 {
                     stage.gate.over(&session);
                 }
             }
-            Action::Drop { sequence, .. } => drop(stage.caches.remove(&sequence)),
-            Action::Start { start, .. } => {
+            Action::Drop { sequence, session } => {
+                if let (Some(cache), Some(session)) = (stage.caches.remove(&sequence), session) {
+                    stage.retained.insert(session, cache);
+                }
+            }
+            Action::Start { start, taken_from } => {
+                if let (StartSource::Take { from, .. }, Some(session)) = (start.source, taken_from)
+                    && let Some(cache) = stage.caches.get(&from).cloned()
+                {
+                    stage.retained.insert(session, cache);
+                }
                 if start.source != StartSource::Empty && stage.scored.contains(&start.session) {
                     return Err(Broken::new(now, format!("node {at} takes a prompt that gives logits from a cache")));
                 }
@@ -458,6 +499,12 @@ impl World {
             }
             Action::Report { to, number } => {
                 let tokens = std::mem::take(&mut stage.tokens);
+                // A node that deceives itself has only itself to blame.
+                let own = self.nodes[at].peer;
+                let for_others = tokens.iter().any(|(coordinator, ..)| *coordinator != own);
+                let keeps = for_others && self.deviates(at, Deviation::KeepsTokens);
+                let tokens: Vec<_> =
+                    tokens.into_iter().filter(|(coordinator, ..)| !keeps || *coordinator == own).collect();
                 if let Some((first, advances)) = to {
                     let stepped = SessionMessage::Stepped { chain, number, advances };
                     self.send_along(at, chain, first, stepped, delay, following);
@@ -470,6 +517,10 @@ impl World {
             Action::Break { why } => {
                 stage.caches.clear();
                 stage.choosers.clear();
+                stage.coordinators.clear();
+                stage.claims.clear();
+                stage.retained.clear();
+                stage.lied.clear();
                 stage.gate.clear();
                 stage.broken = true;
                 let (key, epoch, elsewhere) = (stage.key, chain.epoch, stage.broke_elsewhere);

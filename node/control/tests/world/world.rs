@@ -9,10 +9,13 @@ use pangea_control::pool::{Advert, Term};
 use pangea_control::schedule::AttemptId;
 use pangea_control::session::ChainId;
 use pangea_control::session::link_state::StreamId;
+use pangea_control::trust::accusations::{Accusation, Event as AccusationsEvent};
 use pangea_units::{Digest, SplitMix64};
 
+use crate::accusations::Evidence;
 use crate::chat_messages::SessionMessage;
 use crate::checks::{Broken, Checks};
+use crate::claims::Receipt;
 use crate::memory::{Lease, Waiter};
 use crate::model::Step;
 use crate::network::{Message, Network, Protocol, StreamNumber};
@@ -88,11 +91,13 @@ pub(crate) enum Happening {
         run: u64,
         chain: ChainId,
     },
-    /// An audit that a request waits for is over.
+    /// An audit is over, of an answer that a request may wait for.
     Audited {
         node: usize,
         run: u64,
         job: JobId,
+        awaited: bool,
+        receipt: Box<Receipt>,
     },
     /// All layers of a model are read for this node alone.
     LoadedAlone {
@@ -124,6 +129,25 @@ pub(crate) enum Happening {
         run: u64,
         stream: StreamNumber,
         task: u64,
+    },
+    /// Accusations arrive.
+    Accused {
+        to: usize,
+        from: usize,
+        accusations: Vec<Accusation>,
+    },
+    /// Evidence arrives, or does not.
+    EvidenceCame {
+        at: usize,
+        run: u64,
+        from: usize,
+        evidence: Digest,
+    },
+    /// Evidence is checked.
+    EvidenceChecked {
+        at: usize,
+        run: u64,
+        accusation: Accusation,
     },
     /// A connection over which one end hears nothing any more is found dead.
     FoundDead {
@@ -226,6 +250,8 @@ pub(crate) struct World {
     pub(crate) memory_short_one_in: u64,
     /// One in this many loads fails.
     pub(crate) load_failures_one_in: u64,
+    /// Evidence of lies.
+    pub(crate) evidence: Evidence,
     /// Whether nobody deviates any more.
     pub(crate) relented: bool,
     queue: BTreeMap<(Micros, u64), Happening>,
@@ -253,6 +279,7 @@ impl World {
             chat_jobs: BTreeMap::new(),
             memory_short_one_in: 0,
             load_failures_one_in: 0,
+            evidence: Evidence::default(),
             relented: false,
             queue: BTreeMap::new(),
             number: 0,
@@ -361,9 +388,10 @@ impl World {
         let phase = self.chance.below(TICK);
         self.after(phase, Happening::Tick { node, run });
         // What was found earlier counts like what is found now.
-        for liar in self.nodes[node].disk.evidence.clone() {
+        for (liar, accusation) in self.nodes[node].disk.evidence.clone() {
             self.checks.remembers(node, liar);
             self.exclude(node, liar)?;
+            self.tell_accusations(node, AccusationsEvent::Found(accusation))?;
         }
         (0..self.nodes.len()).try_for_each(|other| self.connect(node, other))
     }
@@ -463,7 +491,9 @@ impl World {
             Happening::OpenSessions { at, run, of, id } if self.is_current(at, run) => self.open_sessions(at, of, id),
             Happening::ToSelf { node, run, message } if self.is_current(node, run) => self.deliver(node, node, message),
             Happening::StageWorks { node, run, chain } if self.is_current(node, run) => self.stage_works(node, chain),
-            Happening::Audited { node, run, job } if self.is_current(node, run) => self.audited(node, job),
+            Happening::Audited { node, run, job, awaited, receipt } if self.is_current(node, run) => {
+                self.audited(node, job, awaited, &receipt)
+            }
             Happening::LoadedAlone { node, run, model } if self.is_current(node, run) => self.loaded_alone(node, model),
             Happening::Ask(number) => self.ask(number),
             Happening::HangUp(number) => self.hang_up(number),
@@ -483,6 +513,15 @@ impl World {
             Happening::StartedAgain { node, run, stream, task } if self.is_current(node, run) => {
                 self.started_again(node, stream, task);
                 Ok(())
+            }
+            Happening::Accused { to, from, accusations } if self.nodes[to].run.is_some() => {
+                self.accused(to, from, accusations)
+            }
+            Happening::EvidenceCame { at, run, from, evidence } if self.is_current(at, run) => {
+                self.evidence_came(at, from, evidence)
+            }
+            Happening::EvidenceChecked { at, run, accusation } if self.is_current(at, run) => {
+                self.evidence_checked(at, accusation)
             }
             Happening::FoundDead { a, b, connection } => self.found_dead(a, b, connection),
             Happening::Up { at, of, connection } if self.network.connection(at, of) == Some(connection) => {

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use pangea_control::pool::election::{LEAP, MAX_COUNTER};
 use pangea_control::pool::{Advert, Term};
 
 use crate::deviations::Deviation;
@@ -10,6 +11,9 @@ use crate::world::World;
 
 /// Adverts that a node keeps to publish again.
 const KEPT: usize = 200;
+
+/// Leads of a counter over every known one: one that elections explain, others that they do not, the last counter of all.
+const LEADS: [u64; 4] = [LEAP / 2, LEAP + 1, MAX_COUNTER, u64::MAX - 1];
 
 /// Adverts of others that a node publishes again, the oldest first.
 pub(crate) type Recorded = VecDeque<Arc<Advert>>;
@@ -33,6 +37,14 @@ impl World {
         if self.deviates(at, Deviation::Usurps) {
             let counter = known.saturating_add(1);
             (advert.term, advert.counter) = (Some(Term { counter, master: advert.peer }), counter);
+        }
+        if self.deviates(at, Deviation::PoisonsCounter) {
+            let counter = known.saturating_add(LEADS[self.chance.index(LEADS.len())]);
+            let master = self.nodes[self.chance.index(self.nodes.len())].peer;
+            advert.counter = counter;
+            if self.chance.one_in(2) {
+                advert.term = Some(Term { counter, master });
+            }
         }
         advert
     }

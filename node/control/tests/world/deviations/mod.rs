@@ -4,11 +4,15 @@
 //! | file | what is bent |
 //! |---|---|
 //! | `tasks` | what workers answer, and what coordinators ask |
+//! | `accusations` | what nodes say that they proved |
 //! | `adverts` | what nodes publish of themselves and of others |
+//! | `sessions` | what stages compute and say |
 //! | `evasion` | what a node tries that others have quarantined |
 
+mod accusations;
 mod adverts;
 mod evasion;
+mod sessions;
 mod tasks;
 
 use std::collections::BTreeMap;
@@ -16,6 +20,7 @@ use std::collections::BTreeMap;
 use pangea_units::SplitMix64;
 
 pub(crate) use self::adverts::Recorded;
+pub(crate) use self::sessions::Lie;
 pub(crate) use self::tasks::{Answer, FLOODED, UNASKED};
 use crate::checks::Broken;
 use crate::world::World;
@@ -37,17 +42,47 @@ pub(crate) enum Deviation {
     FloodsTasks,
     /// Publishes a speed and links a thousand times faster than its own.
     Boasts,
+    /// Publishes a counter of terms that is far above every known one.
+    PoisonsCounter,
     /// Publishes a term of its own above the master's.
     Usurps,
     /// Publishes adverts of other nodes again, also of those that are gone.
     ReplaysAdverts,
+    /// Computes wrong activations, or chooses wrong tokens, and signs that.
+    LiesSigned,
+    /// The same, and does not sign the session.
+    LiesUnsigned,
+    /// Sends other activations than it computed, and signs what it computed.
+    SendsOtherwise,
+    /// Signs other activations than it sent.
+    SignsOtherwise,
+    /// Does not sign a session that it computed.
+    WithholdsSignature,
+    /// Signs two different claims of one session.
+    SignsTwice,
+    /// Tells a coordinator tokens, though it is not the last stage.
+    SpeaksOutOfTurn,
+    /// Goes on with an answer after its end.
+    NeverEnds,
+    /// Refuses a sound session as if its input were invalid.
+    RefusesSession,
+    /// Takes for a pass just as long as nobody gives it up.
+    StallsSession,
+    /// Reports frames as done, and keeps their tokens.
+    KeepsTokens,
+    /// Reports frames that there are not.
+    StepsWildly,
+    /// Sends to stages of chains that it has no part in.
+    Meddles,
+    /// Accuses nodes that never lied.
+    FalselyAccuses,
     /// Asks for connections, work and mastership where it is quarantined.
     EvadesQuarantine,
 }
 
 impl Deviation {
     /// The whole catalogue.
-    pub(crate) const ALL: [Deviation; 10] = [
+    pub(crate) const ALL: [Deviation; 25] = [
         Deviation::WrongTile,
         Deviation::RefusesTask,
         Deviation::StallsTask,
@@ -55,20 +90,52 @@ impl Deviation {
         Deviation::AnswersUnasked,
         Deviation::FloodsTasks,
         Deviation::Boasts,
+        Deviation::PoisonsCounter,
         Deviation::Usurps,
         Deviation::ReplaysAdverts,
+        Deviation::LiesSigned,
+        Deviation::LiesUnsigned,
+        Deviation::SendsOtherwise,
+        Deviation::SignsOtherwise,
+        Deviation::WithholdsSignature,
+        Deviation::SignsTwice,
+        Deviation::SpeaksOutOfTurn,
+        Deviation::NeverEnds,
+        Deviation::RefusesSession,
+        Deviation::StallsSession,
+        Deviation::KeepsTokens,
+        Deviation::StepsWildly,
+        Deviation::Meddles,
+        Deviation::FalselyAccuses,
         Deviation::EvadesQuarantine,
     ];
 
     /// Whether it can be proven: a node that never did anything of the kind must not be quarantined.
     pub(crate) fn is_provable(self) -> bool {
-        matches!(self, Deviation::WrongTile)
+        // Whoever lied once, and signs what follows from it, has signed a lie.
+        matches!(
+            self,
+            Deviation::WrongTile
+                | Deviation::LiesSigned
+                | Deviation::LiesUnsigned
+                | Deviation::SendsOtherwise
+                | Deviation::SignsOtherwise
+                | Deviation::SignsTwice
+        )
+    }
+
+    /// Whether an answer may be wrong after it, where nobody checks.
+    pub(crate) fn is_lie_in_sessions(self) -> bool {
+        matches!(self, Deviation::LiesSigned | Deviation::LiesUnsigned | Deviation::SendsOtherwise)
     }
 
     /// Odds with which it is drawn for every occasion, one in so many; occasions are tasks, or seconds.
     fn odds(self, chance: &mut SplitMix64) -> u64 {
         match self {
             Deviation::Boasts | Deviation::EvadesQuarantine => 1,
+            // There are many passes in a session, and one is enough.
+            Deviation::LiesSigned | Deviation::LiesUnsigned | Deviation::SendsOtherwise => 10 + chance.below(60),
+            Deviation::StallsSession | Deviation::SpeaksOutOfTurn | Deviation::KeepsTokens => 10 + chance.below(60),
             _ => 1 + chance.below(4),
         }
     }
@@ -86,14 +153,15 @@ impl Deviations {
 
     /// Some of the catalogue.
     pub(crate) fn of(chance: &mut SplitMix64) -> Deviations {
-        let count = 2 + chance.index(5);
+        let count = 4 + chance.index(6);
         let some = (0..count).map(|_| {
             let deviation = Deviation::ALL[chance.index(Deviation::ALL.len())];
             (deviation, deviation.odds(chance))
         });
         let mut some: BTreeMap<Deviation, u64> = some.collect();
-        // Only a node that is found out has anything to evade.
-        if some.contains_key(&Deviation::EvadesQuarantine) {
+        // What is found out by a product's check needs products on that very node; and only a node that is found out has anything
+        // to evade.
+        if chance.one_in(3) || some.contains_key(&Deviation::EvadesQuarantine) {
             some.insert(Deviation::WrongTile, 2);
         }
         Deviations(some)
@@ -137,6 +205,8 @@ impl World {
         }
         self.flood(at)?;
         self.replay_advert(at);
+        self.meddle(at);
+        self.accuse_falsely(at);
         self.evade(at)
     }
 
