@@ -45,7 +45,7 @@ pub fn run(config: NodeConfig) -> Result<()> {
         keys::load_or_create(&identity.data_dir.join("node.key"))
             .map_err(|error| Error::new(ErrorKind::InvalidInput, error.to_string()))?
     };
-    let state = if identity.ephemeral { None } else { Some(State::open(&identity.data_dir)?) };
+    let state = (!identity.ephemeral).then(|| State::open(&identity.data_dir));
     let listener = rpc::bind(&service.rpc_addr.to_string())?;
     let (socket, local) = local_socket(&data_dir);
     let rpc_addr = listener.local_addr().map_err(internal)?.to_string();

@@ -211,9 +211,13 @@ fn build(parts: Parts, executor: Executor, speeds: Speeds) -> Result<Built> {
     let keypair = parts.net.as_ref().map_or_else(net::identity::ephemeral, |net| net.identity.clone());
     let peer = keypair.public().to_peer_id();
     let memory = Memory::new(parts.state);
-    let stored_term = memory.term()?;
+    // Without it the node listens like one that starts for the first time.
+    let stored_term = memory.term().unwrap_or_else(|error| {
+        tracing::warn!(event = "term_unread", %error, "cannot read the last master's term: {error}");
+        None
+    });
     let own = Advert {
-        incarnation: memory.next_incarnation()?,
+        incarnation: memory.next_incarnation(),
         name: parts.name.clone(),
         force_master: parts.force_master,
         works: parts.works,

@@ -1,7 +1,9 @@
-//! Writes log events to standard error, as text for people or as one JSON object per line.
+//! Writes log events to standard error, as text for people or as one JSON object per line. A line that cannot be written, because
+//! the disk is full or nobody reads it any more, is lost and counted; it never ends the process.
 
 use std::fmt;
-use std::io::{IsTerminal, stderr};
+use std::io::{self, IsTerminal, Write, stderr};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use tracing::field::{Field, Visit};
 use tracing_subscriber::EnvFilter;
@@ -19,7 +21,9 @@ pub(super) fn start(config: LogConfig) {
         LogLevel::Debug => "info,pangea=debug,pangea_node=debug",
         LogLevel::Trace => "debug,pangea=trace,pangea_node=trace",
     });
-    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(stderr);
+    // Errors of the log itself would be printed to standard error, which panics where that is what fails.
+    let subscriber =
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(|| Lossy(stderr())).log_internal_errors(false);
     // Fails only if a subscriber is set already, which then stays in force.
     let _ = match config.format {
         LogFormat::Json => subscriber.json().flatten_event(true).with_target(false).try_init(),
@@ -29,6 +33,40 @@ pub(super) fn start(config: LogConfig) {
             .with_ansi(stderr().is_terminal())
             .try_init(),
     };
+}
+
+/// Lines that could not be written since the last one that was.
+static LOST: AtomicU64 = AtomicU64::new(0);
+
+/// A writer that never fails: what cannot be written is lost, and the next line that can be says how much.
+struct Lossy<W>(W);
+
+impl<W: Write> Lossy<W> {
+    /// Writes one event, which is passed whole.
+    fn line(&mut self, line: &[u8], lost: &AtomicU64) {
+        let before = lost.load(Ordering::Relaxed);
+        let told = match before {
+            0 => Ok(()),
+            before => writeln!(self.0, "{before} log lines could not be written and are lost"),
+        };
+        match told.and_then(|()| self.0.write_all(line)) {
+            Ok(()) => lost.fetch_sub(before, Ordering::Relaxed),
+            Err(_) => lost.fetch_add(1, Ordering::Relaxed),
+        };
+    }
+}
+
+impl<W: Write> Write for Lossy<W> {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        self.line(line, &LOST);
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        // As with a line: nobody is told that it failed.
+        let _ = self.0.flush();
+        Ok(())
+    }
 }
 
 /// Formats an event as its message alone: its fields repeat the message for programs and appear in JSON logs. Events
@@ -56,5 +94,45 @@ impl Visit for Message {
         if field.name() == "message" {
             self.0 = Some(format!("{value:?}"));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A disk that is full at first.
+    #[derive(Default)]
+    struct Disk {
+        is_full: bool,
+        written: String,
+    }
+
+    impl Write for &mut Disk {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            if self.is_full {
+                return Err(io::ErrorKind::StorageFull.into());
+            }
+            self.written.push_str(std::str::from_utf8(bytes).unwrap());
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn lines_that_cannot_be_written_are_lost_and_counted() {
+        let (mut disk, lost) = (Disk { is_full: true, ..Disk::default() }, AtomicU64::new(0));
+        for _ in 0..3 {
+            Lossy(&mut disk).line(b"a line\n", &lost);
+        }
+        disk.is_full = false;
+        Lossy(&mut disk).line(b"again\n", &lost);
+        Lossy(&mut disk).line(b"and again\n", &lost);
+        assert_eq!(disk.written, "3 log lines could not be written and are lost\nagain\nand again\n");
+        disk.is_full = true;
+        assert_eq!(Lossy(&mut disk).write(b"x").unwrap(), 1);
     }
 }

@@ -365,7 +365,7 @@ mod tests {
     #[test]
     fn a_hanging_disk_delays_only_the_announcement_of_the_term() {
         let folder = tempfile::tempdir().unwrap();
-        let state = State::open(folder.path()).unwrap();
+        let state = State::open(folder.path());
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         LocalSet::new().block_on(&runtime, async {
             let (network, _swarm_events) = start(NetConfig::new(crate::net::identity::ephemeral())).unwrap();
@@ -382,8 +382,19 @@ mod tests {
             let (driver, pool) = PoolDriver::new(settings, network.clone(), followers.follow(Interest::All));
             let driving = tokio::task::spawn_local(driver.run());
             tokio::task::spawn_local(followers.run(Some(network)));
-            // The database has one writer at a time, so the driver's writes wait for this one.
-            let hung = state.database().begin_write().unwrap();
+            // The database has one user at a time, so the driver's writes wait for this one.
+            let (let_go, hung) = std::sync::mpsc::channel::<()>();
+            let (hanging, hangs) = std::sync::mpsc::channel();
+            std::thread::spawn(move || {
+                let hang = state.with(|_| {
+                    hanging.send(()).unwrap();
+                    // Ends with the sender.
+                    let _ = hung.recv();
+                    Ok(())
+                });
+                hang.unwrap();
+            });
+            hangs.recv().unwrap();
             let mut view = pool.view();
             let before = Instant::now();
             let mut peers = 0;
@@ -401,7 +412,7 @@ mod tests {
                 peers += 1;
             }
             assert!(peers > 10, "{peers}");
-            drop(hung);
+            drop(let_go);
             let elected = tokio::time::timeout(TIMEOUT, view.wait_for(|view| view.term.is_some()));
             assert!(elected.await.expect("the term is announced once it is stored").unwrap().is_master());
             drop(events);

@@ -8,7 +8,7 @@ use pangea_client::Result;
 use redb::{ReadableDatabase, TableDefinition};
 
 use super::Term;
-use crate::storage::{State, storage_error};
+use crate::storage::State;
 
 /// Table of the pool's keys and values.
 const TABLE: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("pool");
@@ -53,36 +53,42 @@ impl Memory {
         self.write(TERM, &bytes)
     }
 
-    /// Number of the run that starts now, greater than those of all earlier runs.
-    ///
-    /// # Errors
-    /// `Internal` if it cannot be stored.
-    pub fn next_incarnation(&self) -> Result<u64> {
+    /// Number of the run that starts now, greater than those of all earlier runs; by the clock alone if it cannot be stored.
+    pub fn next_incarnation(&self) -> u64 {
         let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let now = u64::try_from(since_1970.as_millis()).unwrap_or(u64::MAX);
-        let last = self.read(INCARNATION)?.and_then(|bytes| Some(u64::from_le_bytes(bytes.try_into().ok()?)));
+        let stored = self.read(INCARNATION).unwrap_or_else(|error| {
+            tracing::warn!(event = "incarnation_unread", %error, "cannot read when this node ran last: {error}");
+            None
+        });
+        let last = stored.and_then(|bytes| Some(u64::from_le_bytes(bytes.try_into().ok()?)));
         let incarnation = now.max(last.map_or(0, |last| last.saturating_add(1)));
-        self.write(INCARNATION, &incarnation.to_le_bytes())?;
-        Ok(incarnation)
+        if let Err(error) = self.write(INCARNATION, &incarnation.to_le_bytes()) {
+            tracing::warn!(event = "incarnation_not_stored", %error, "cannot store when this node started: {error}");
+        }
+        incarnation
     }
 
     fn read(&self, key: &str) -> Result<Option<Vec<u8>>> {
         let Some(state) = &self.state else { return Ok(None) };
-        let transaction = state.database().begin_read().map_err(storage_error)?;
-        let table = match transaction.open_table(TABLE) {
-            Ok(table) => table,
-            Err(redb::TableError::TableDoesNotExist(_)) => return Ok(None),
-            Err(error) => return Err(storage_error(error)),
-        };
-        let value = redb::ReadableTable::get(&table, key).map_err(storage_error)?;
-        Ok(value.map(|value| value.value().to_vec()))
+        state.with(|database| {
+            let transaction = database.begin_read()?;
+            let table = match transaction.open_table(TABLE) {
+                Err(redb::TableError::TableDoesNotExist(_)) => return Ok(None),
+                table => table?,
+            };
+            let value = redb::ReadableTable::get(&table, key)?;
+            Ok(value.map(|value| value.value().to_vec()))
+        })
     }
 
     fn write(&self, key: &str, value: &[u8]) -> Result<()> {
         let Some(state) = &self.state else { return Ok(()) };
-        let transaction = state.database().begin_write().map_err(storage_error)?;
-        transaction.open_table(TABLE).map_err(storage_error)?.insert(key, value).map_err(storage_error)?;
-        transaction.commit().map_err(storage_error)
+        state.with(|database| {
+            let transaction = database.begin_write()?;
+            transaction.open_table(TABLE)?.insert(key, value)?;
+            Ok(transaction.commit()?)
+        })
     }
 }
 
@@ -95,16 +101,25 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let term = Term { counter: 7, master: PeerId::random() };
         let first = {
-            let memory = Memory::new(Some(State::open(folder.path()).unwrap()));
+            let memory = Memory::new(Some(State::open(folder.path())));
             assert_eq!(memory.term().unwrap(), None);
             memory.keep_term(&term).unwrap();
-            memory.next_incarnation().unwrap()
+            memory.next_incarnation()
         };
-        let memory = Memory::new(Some(State::open(folder.path()).unwrap()));
+        let memory = Memory::new(Some(State::open(folder.path())));
         assert_eq!(memory.term().unwrap(), Some(term));
         // The last run's clock was far ahead.
         memory.write(INCARNATION, &(first + 1_000_000_000).to_le_bytes()).unwrap();
-        assert_eq!(memory.next_incarnation().unwrap(), first + 1_000_000_001);
+        assert_eq!(memory.next_incarnation(), first + 1_000_000_001);
+    }
+
+    #[test]
+    fn without_a_usable_disk_a_run_still_has_its_number_and_no_term_counts_as_stored() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::create_dir(folder.path().join("state.redb")).unwrap();
+        let memory = Memory::new(Some(State::open(folder.path())));
+        assert!(memory.next_incarnation() > 0 && memory.term().is_err());
+        assert!(memory.keep_term(&Term { counter: 7, master: PeerId::random() }).is_err());
     }
 
     #[test]
@@ -112,6 +127,6 @@ mod tests {
         let memory = Memory::new(None);
         memory.keep_term(&Term { counter: 7, master: PeerId::random() }).unwrap();
         assert_eq!(memory.term().unwrap(), None);
-        assert!(memory.next_incarnation().unwrap() > 0);
+        assert!(memory.next_incarnation() > 0);
     }
 }

@@ -34,12 +34,16 @@ use crate::pipeline::SessionEvent;
 use crate::pipeline::payload::Payload;
 use crate::pipeline::wire::{Message, Open};
 use crate::trust::{Audited, Receipt};
+use crate::wire::field::{printable, truncated};
 
 /// Interval at which the request's state machine gets a tick while it waits for other nodes.
 const TICK: Duration = Duration::from_millis(250);
 
 /// Messages without tokens per session: acceptance, end, peers that are gone.
 const OTHER_EVENTS: usize = 64;
+
+/// Bytes of a peer's words that a person is shown: a sentence or two.
+const SAID_BYTES_MAX: usize = 256;
 
 /// A request after all checks, with its prompt as tokens.
 pub(super) struct Prepared {
@@ -209,7 +213,8 @@ impl Generation {
     }
 
     fn message(&mut self, from: PeerId, message: Message, payload: &Payload) {
-        if let Some((session, reply)) = reply(message, payload) {
+        let stranger = (from != self.engine.pipeline.local()).then_some(&from);
+        if let Some((session, reply)) = reply(stranger, message, payload) {
             self.handle(generation::Event::Reply { from, session, reply });
         }
     }
@@ -482,15 +487,18 @@ async fn next_audit(audits: &mut Vec<oneshot::Receiver<Result<Audited>>>) -> Res
     result
 }
 
-/// Converts a stage's message about a session to the state machine's type; `None` for other messages.
-fn reply(message: Message, payload: &Payload) -> Option<(SessionId, Reply)> {
+/// Converts a stage's message about a session to the state machine's type; `None` for other messages. `from`: the stage's node,
+/// `None` for this one.
+fn reply(from: Option<&PeerId>, message: Message, payload: &Payload) -> Option<(SessionId, Reply)> {
     match message {
         Message::Accepted { session } => Some((session, Reply::Accepted)),
         Message::Refused { session, kind, message, retry_after_ms } => {
             let retry_after = retry_after_ms.map(|millis| Duration::from_millis(u64::from(millis)));
-            Some((session, Reply::Refused { kind, message, retry_after }))
+            Some((session, Reply::Refused { kind, message: said_by(from, message), retry_after }))
         }
-        Message::Failed { session, kind, message, .. } => Some((session, Reply::Failed { kind, message })),
+        Message::Failed { session, kind, message, .. } => {
+            Some((session, Reply::Failed { kind, message: said_by(from, message) }))
+        }
         Message::Commit { session, .. } => Some((session, Reply::Committed { claims: payload.as_bytes().to_vec() })),
         Message::Tokens(tokens) => {
             let reported = ReportedTokens {
@@ -505,5 +513,27 @@ fn reply(message: Message, payload: &Payload) -> Option<(SessionId, Reply)> {
             Some((tokens.session, Reply::Tokens(reported)))
         }
         _ => None,
+    }
+}
+
+/// A peer's words with their author, for people: in one line and short, because the author may be anyone. This node's own
+/// words are unchanged.
+fn said_by(peer: Option<&PeerId>, words: String) -> String {
+    let Some(peer) = peer else { return words };
+    let words = printable(truncated(&words, SAID_BYTES_MAX).to_owned());
+    format!("node {peer} says: {words}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_peers_words_are_short_in_one_line_and_with_their_author() {
+        let peer = PeerId::random();
+        let said = said_by(Some(&peer), format!("\u{1b}[2Jfine\nINFO all is well{}", "x".repeat(5000)));
+        assert!(said.starts_with(&format!("node {peer} says: [2JfineINFO all is wellxxx")), "{said}");
+        assert!(said.len() < 400 && !said.contains(char::is_control), "{said}");
+        assert_eq!(said_by(None, "a\nb".to_owned()), "a\nb");
     }
 }

@@ -7,4 +7,3 @@ mod state;
 pub mod whole_file;
 
 pub use state::State;
-pub(crate) use state::storage_error;
