@@ -26,7 +26,7 @@ use crate::runtime::{Parts, Runtime};
 use crate::serve::{EngineSettings, NodeAuditHost, Served};
 use crate::storage::State;
 use crate::supervise::Supervisor;
-use crate::trust::{Auditor, AuditorParts, ReceiptStore};
+use crate::trust::{Auditor, AuditorParts, ClaimReplay, ReceiptStore};
 
 /// Time for running jobs to end after the first signal; a second signal ends the node at once.
 const GRACE: Duration = Duration::from_secs(10);
@@ -75,7 +75,6 @@ pub fn run(config: NodeConfig) -> Result<()> {
         peers_file: Some(network.peers_file),
         ..NetConfig::new(keypair)
     };
-    let folder = identity.data_dir.clone();
     let runtime = Runtime::start(Parts {
         net: Some(net),
         name: identity.name,
@@ -95,15 +94,17 @@ pub fn run(config: NodeConfig) -> Result<()> {
     let mut watching = None;
     if let Some(loader) = runtime.loader() {
         watching = Some(loader.view());
+        let host = NodeAuditHost {
+            blobs: loader.blobs().clone(),
+            pipeline: loader.pipeline().clone(),
+            findings: runtime.findings(),
+            fabric: runtime.fabric(),
+        };
+        runtime.findings().check_stages_with(Box::new(ClaimReplay::new(host.clone(), devices.clone())));
         let auditor = Auditor::start(AuditorParts {
             policy: work.audit,
             store: receipts.clone(),
-            host: Arc::new(NodeAuditHost {
-                data_dir: folder,
-                blobs: loader.blobs().clone(),
-                pipeline: loader.pipeline().clone(),
-                fabric: runtime.fabric(),
-            }),
+            host: Arc::new(host),
             devices: devices.clone(),
             supervisor: supervisor.clone(),
             observer: observer.clone(),

@@ -79,7 +79,9 @@ impl DataDir {
             File::options().create(true).truncate(false).write(true).open(path.join("lock")).map_err(unusable)?;
         if rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_ok() {
             // A crash while a file was written leaves its beginning.
-            whole_file::sweep(path);
+            [path.to_owned(), path.join("evidence"), path.join("receipts")]
+                .iter()
+                .for_each(|folder| whole_file::sweep(folder));
             return Ok(DataDir { node_file: Some(path.join("node.json")), _lock: Some(lock) });
         }
         if ephemeral {

@@ -33,6 +33,7 @@
 //! | 2 | [`trust`] | signed claims, receipts, audits |
 //! | 2 | [`pool`] | the nodes of a pool: adverts, the master, the graph of links |
 //! | 3 | [`blob`] | pieces of model files: stored, served to peers, fetched |
+//! | 3 | [`evidence`] | evidence of lies: kept, told to the members, checked again |
 //! | 3 | [`link`] | task streams, both sides |
 //! | 3 | [`placement`] | the driver of placement: which node computes which layers |
 //! | 4 | [`fabric`] | the driver of products: checking, merging, retries |
@@ -55,6 +56,7 @@ pub mod daemon;
 pub mod data_dir;
 pub mod devices;
 pub mod engine_metrics;
+pub mod evidence;
 pub mod fabric;
 pub mod fault;
 pub mod host;

@@ -14,7 +14,8 @@ use tokio::task::LocalSet;
 use crate::blob;
 use crate::devices::Devices;
 use crate::devices::threads::Purpose;
-use crate::fabric::{Fabric, FabricDriver, FabricSettings, evidence};
+use crate::evidence::{EvidenceDriver, EvidenceFolder, EvidenceSettings, Findings};
+use crate::fabric::{Fabric, FabricDriver, FabricSettings};
 use crate::fault::Fault;
 use crate::jobs::Jobs;
 use crate::net::{self, Followers, GossipConfig, Interest, NetConfig, NetError, Network};
@@ -70,6 +71,7 @@ pub struct Parts {
 /// A running node. Dropping it ends the node without a goodbye.
 pub struct Runtime {
     fabric: Fabric,
+    findings: Findings,
     network: Option<Network>,
     pool: Option<Pool>,
     loader: Option<Loader>,
@@ -86,7 +88,15 @@ impl Drop for Runtime {
 }
 
 /// Handles that the network thread returns once it runs.
-type Started = std::result::Result<(Fabric, Option<Network>, Option<Pool>, Option<Loader>), Error>;
+struct Handles {
+    fabric: Fabric,
+    findings: Findings,
+    network: Option<Network>,
+    pool: Option<Pool>,
+    loader: Option<Loader>,
+}
+
+type Started = std::result::Result<Handles, Error>;
 
 impl Runtime {
     /// Starts the threads. When it returns, the libp2p ports are bound.
@@ -112,13 +122,18 @@ impl Runtime {
             })
             .map_err(|error| Error::new(ErrorKind::Internal, format!("cannot start the network thread: {error}")))?;
         let ended = || Error::new(ErrorKind::Internal, "the network thread ended while it started");
-        let (fabric, network, pool, loader) = started.recv().map_err(|_| ended())??;
-        Ok(Runtime { fabric, network, pool, loader, thread: Some(thread), stop: Some(stop), supervisor })
+        let Handles { fabric, findings, network, pool, loader } = started.recv().map_err(|_| ended())??;
+        Ok(Runtime { fabric, findings, network, pool, loader, thread: Some(thread), stop: Some(stop), supervisor })
     }
 
     /// Handle of the fabric.
     pub fn fabric(&self) -> Fabric {
         self.fabric.clone()
+    }
+
+    /// Where lies that are found go.
+    pub fn findings(&self) -> Findings {
+        self.findings.clone()
     }
 
     /// Handle of the pool; `None` without a network.
@@ -155,18 +170,22 @@ async fn run(
 ) {
     let supervisor = parts.supervisor.clone();
     match build(parts, executor, speeds) {
-        Ok(Built { driver, inlets, fabric, pooled, staged, followers }) => {
+        Ok(Built { driver, inlets, fabric, findings, accusing, pooled, staged, followers }) => {
             let (network, pool, pooling) = match pooled {
                 Some((network, pool, driver)) => (Some(network), Some(pool), Some(driver)),
                 None => (None, None, None),
             };
             let loader = staged.as_ref().map(|staged| staged.loader.clone());
-            let _ = started.send(Ok((fabric, network.clone(), pool, loader)));
+            let handles = Handles { fabric, findings, network: network.clone(), pool, loader };
+            let _ = started.send(Ok(handles));
             drop(started);
             if let Some(Staged { loader, links, placing, sessions }) = staged {
                 supervisor.task("session streams", links.run());
                 supervisor.task("placement", placing.run());
                 supervisor.task("chains", loader.run(sessions));
+            }
+            if let Some(accusing) = accusing {
+                supervisor.task("evidence", accusing.run());
             }
             if let Some(pooling) = pooling {
                 supervisor.task("pool", pooling.run());
@@ -193,6 +212,8 @@ struct Built {
     driver: FabricDriver,
     inlets: crate::fabric::driver::Inlets,
     fabric: Fabric,
+    findings: Findings,
+    accusing: Option<EvidenceDriver>,
     pooled: Option<(Network, Pool, PoolDriver)>,
     staged: Option<Staged>,
     followers: Option<Followers>,
@@ -236,9 +257,9 @@ fn build(parts: Parts, executor: Executor, speeds: Speeds) -> Result<Built> {
         .map_err(|error| net_start_error(&error))?;
     let folder = parts.data_dir.clone();
     let peers = Peers::default();
-    for (accused, why) in folder.iter().flat_map(|folder| evidence::accused(folder)) {
-        peers.convict(accused, &why);
-    }
+    let kept = folder.as_deref().map(|folder| EvidenceFolder::new(folder).load()).unwrap_or_default();
+    kept.iter().for_each(|kept| peers.convict(kept.peer, &kept.why));
+    let (findings, inlet) = Findings::new(peers.clone());
     let settings = FabricSettings {
         peer,
         keypair: keypair.clone(),
@@ -246,7 +267,7 @@ fn build(parts: Parts, executor: Executor, speeds: Speeds) -> Result<Built> {
         peers: peers.clone(),
         devices: parts.devices.clone(),
         works: parts.works,
-        data_dir: parts.data_dir,
+        findings: findings.clone(),
         pool_key,
         speeds,
         supervisor: parts.supervisor.clone(),
@@ -255,7 +276,16 @@ fn build(parts: Parts, executor: Executor, speeds: Speeds) -> Result<Built> {
     };
     let Some((network, events)) = network else {
         let (driver, inlets, fabric) = FabricDriver::new(settings, executor, None, parts.rpc)?;
-        return Ok(Built { driver, inlets, fabric, pooled: None, staged: None, followers: None });
+        return Ok(Built {
+            driver,
+            inlets,
+            fabric,
+            findings,
+            accusing: None,
+            pooled: None,
+            staged: None,
+            followers: None,
+        });
     };
     network.observe(&parts.observer);
     let mut followers = Followers::new(events);
@@ -265,6 +295,21 @@ fn build(parts: Parts, executor: Executor, speeds: Speeds) -> Result<Built> {
     let observer = parts.observer.clone();
     let settings = PoolSettings { own, memory, stored_term, peers: peers.clone(), observer };
     let (pooling, pool) = PoolDriver::new(settings, network.clone(), followers.follow(Interest::All));
+    let accusing = match &folder {
+        Some(folder) => {
+            let settings = EvidenceSettings {
+                keypair,
+                peers: peers.clone(),
+                pool: pool.clone(),
+                devices: parts.devices.clone(),
+                folder: EvidenceFolder::new(folder),
+                kept,
+            };
+            let events = followers.follow(Interest::Connections);
+            Some(EvidenceDriver::new(settings, inlet, network.clone(), events)?)
+        }
+        None => None,
+    };
     let staged = match (parts.pipeline, folder) {
         (Some((pipeline, limits)), Some(folder)) => {
             let blobs = blob::start(&folder.join("blobs"), &parts.devices, Some(&network), &peers, &parts.supervisor)?;
@@ -284,7 +329,8 @@ fn build(parts: Parts, executor: Executor, speeds: Speeds) -> Result<Built> {
         }
         _ => None,
     };
-    Ok(Built { driver, inlets, fabric, pooled: Some((network, pool, pooling)), staged, followers: Some(followers) })
+    let (pooled, followers) = (Some((network, pool, pooling)), Some(followers));
+    Ok(Built { driver, inlets, fabric, findings, accusing, pooled, staged, followers })
 }
 
 fn net_start_error(error: &NetError) -> Error {

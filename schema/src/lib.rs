@@ -7,6 +7,7 @@
 //! * [`task_capnp`]: what nodes say to each other about tasks.
 //! * [`session_capnp`]: what the stages of a model say to each other.
 //! * [`blob_capnp`]: what nodes say to each other about pieces of model files.
+//! * [`evidence_capnp`]: what nodes say to each other about lies.
 //! * [`plan_capnp`]: where the layers of a model would be, and are.
 //! * [`pool_capnp`]: what a node says of itself to its pool.
 //!
@@ -67,3 +68,9 @@ pub mod plan_capnp;
 #[rustfmt::skip]
 #[path = "generated/pool_capnp.rs"]
 pub mod pool_capnp;
+
+/// Generated from `evidence.capnp`.
+#[allow(missing_docs, unreachable_pub, clippy::all, clippy::unwrap_used, clippy::unimplemented)]
+#[rustfmt::skip]
+#[path = "generated/evidence_capnp.rs"]
+pub mod evidence_capnp;

@@ -8,7 +8,7 @@
 //! * [`forwarder`]: a TCP link that is slow or breaks. [`namespaces`]: several hosts on one machine.
 //! * [`http`]: requests and answers as bytes. [`test_model`]: the models that tests use.
 //! * [`sockets`]: the TCP connections of a process. [`memory_limit`], [`small_disk`]: too little of either.
-//! * [`stranger`]: an admitted peer that sends arbitrary bytes. [`skip`]: tests that cannot run here.
+//! * [`stranger`]: an admitted peer that sends arbitrary bytes. [`accuser`]: one that accuses whomever it likes. [`skip`]: tests that cannot run here.
 //! * [`tiny_model`]: a model file of some hundred kilobytes.
 //!   [`file_host`]: a host of one file over HTTP.
 //! * [`parsers`]: properties of the parsers of bytes from outside.
@@ -16,6 +16,7 @@
 // A harness ends a test at the first failure.
 #![allow(clippy::unwrap_used)]
 
+pub mod accuser;
 pub mod cluster;
 pub mod command;
 pub mod file_host;

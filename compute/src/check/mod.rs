@@ -3,13 +3,15 @@
 //! decision.
 //!
 //! [`ColumnProbe`] is here; the rounding bound and its derivation are in [`bound`]; `float` and `integer` check the two
-//! kinds of product; `classes` checks what is not finite, `judge` single elements.
+//! kinds of product; `classes` checks what is not finite, `judge` single elements; [`proof`] shows others that a result is
+//! wrong.
 
 pub mod bound;
 mod classes;
 mod float;
 mod integer;
 mod judge;
+pub mod proof;
 
 pub use bound::{detection_limit, likely_limit};
 

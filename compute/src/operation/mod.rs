@@ -4,6 +4,7 @@
 
 mod add;
 
+use crate::check::proof::{self, Proof};
 use crate::check::{ColumnProbe, Mismatch};
 use crate::product::check_operands;
 use crate::tensor::checked_bytes;
@@ -131,6 +132,23 @@ impl Operation {
         match self {
             Operation::Matmul => ColumnProbe::new(b, dtype, seed, pool).map(ResultProbe::Matmul),
             Operation::Add => Ok(ResultProbe::Add),
+        }
+    }
+
+    /// Looks for a proof, for nodes that never worked with its worker, that `c` is not the result for `a` and `b`. `seed` must be
+    /// fresh. Costs as much as the result.
+    ///
+    /// # Errors
+    /// As [`Operation::compute`].
+    pub fn prove(self, [a, b, c]: [&Tensor; 3], seed: [u8; 32], pool: &Pool, cancel: &Cancel) -> Result<Proof, Error> {
+        self.gives(a.into(), b.into())?;
+        match self {
+            Operation::Matmul => proof::product(a, b, c, seed, pool, cancel),
+            Operation::Add => Ok(match add::check(a, b, c, pool) {
+                Ok(_) => Proof::Passes,
+                // A sum has the same bits everywhere.
+                Err(mismatch) => Proof::Wrong(mismatch),
+            }),
         }
     }
 }

@@ -15,7 +15,6 @@ mod submission;
 
 use std::cell::RefCell;
 use std::collections::{HashMap, VecDeque};
-use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -33,6 +32,7 @@ use super::job::{JobId, JobReply, JobRequest};
 use super::open_links::OpenLinks;
 use super::running::RunningJob;
 use crate::devices::Devices;
+use crate::evidence::Findings;
 use crate::jobs::Jobs;
 use crate::link::coordinator::LinkEvent;
 use crate::link::serve::{TaskService, give_way};
@@ -68,8 +68,8 @@ pub struct FabricSettings {
     pub peers: Peers,
     /// Whether this node accepts tasks from peers.
     pub works: bool,
-    /// Folder in which evidence is stored; `None` to store none.
-    pub data_dir: Option<PathBuf>,
+    /// Where lies that are found go.
+    pub findings: Findings,
     /// Whether a pool key protects admission.
     pub pool_key: bool,
     /// Measured speeds of this node.

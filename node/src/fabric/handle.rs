@@ -115,11 +115,6 @@ impl Fabric {
         self.ask(|answer| Command::CheckPeer { peer: peer.to_owned(), timeout, answer }).await?
     }
 
-    /// Quarantines a peer that was found to lie; the caller stores the evidence.
-    pub fn quarantine(&self, peer: PeerId, why: &str) {
-        self.peers.convict(peer, why);
-    }
-
     /// Lowers the trust of a peer for a while: it did something that a liar does and that proves nothing.
     pub fn suspect(&self, peer: PeerId, reason: SuspicionReason) {
         self.peers.suspect(peer, reason);

@@ -15,13 +15,11 @@
 //! * `feeder`: per peer, prepares operands and sends them in the scheduler's order.
 //! * `checker`: the thread that checks results.
 //! * `open_links`: the open link to each peer that accepts tasks.
-//! * [`evidence`]: stored evidence of failed checks and audits.
 //!
 //! The fabric never computes products and never parses bytes from peers.
 
 mod checker;
 pub mod driver;
-pub mod evidence;
 mod feeder;
 pub mod handle;
 pub mod job;

@@ -1,6 +1,5 @@
 //! The node's side of audits: parts of model files, whether the node is idle, and accusations. Nothing is audited here.
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use libp2p::PeerId;
@@ -10,19 +9,21 @@ use pangea_compute::{Cancel, Digest};
 use pangea_control::peers::SuspicionReason;
 
 use crate::blob::Blobs;
+use crate::evidence::{Findings, StageReplay};
 use crate::fabric::Fabric;
 use crate::pipeline::Pipeline;
-use crate::trust::{AuditHost, FailedAudit, ModelSource};
+use crate::trust::{AuditHost, ClaimReplay, FailedAudit, ModelSource, Receipt};
 
 /// This node, as audits use it.
+#[derive(Clone)]
 pub struct NodeAuditHost {
-    /// Data directory, in which evidence is stored.
-    pub data_dir: PathBuf,
     /// Source of model files.
     pub blobs: Blobs,
     /// Reports whether the node is idle.
     pub pipeline: Pipeline,
-    /// Quarantines liars.
+    /// Where refuted claims go.
+    pub findings: Findings,
+    /// Knows which peers are suspects.
     pub fabric: Fabric,
 }
 
@@ -61,11 +62,12 @@ impl AuditHost for NodeAuditHost {
     }
 
     fn accuse(&self, failed: &FailedAudit<'_>) {
-        let Some((peer, why)) = failed.accusation() else { return };
-        match failed.keep(&self.data_dir) {
-            Ok(folder) => tracing::info!(event = "evidence_kept", folder = %folder.display()),
-            Err(error) => tracing::warn!(event = "evidence_lost", %error, "cannot store evidence: {error}"),
-        }
-        self.fabric.quarantine(peer, &why);
+        self.findings.stage(failed);
+    }
+}
+
+impl StageReplay for ClaimReplay<NodeAuditHost> {
+    fn refutes(&self, receipt: &Receipt, segment: usize, stage: usize) -> Result<bool> {
+        ClaimReplay::refutes(self, receipt, segment, stage)
     }
 }

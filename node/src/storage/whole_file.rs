@@ -88,7 +88,7 @@ pub fn finish(partial: &Path, path: &Path) -> io::Result<()> {
 /// # Errors
 /// Those of `fill` and of the file system.
 pub fn create_folder(path: &Path, fill: impl FnOnce(&Path) -> io::Result<()>) -> io::Result<()> {
-    let temporary = temporary(path);
+    let temporary = unfinished(path);
     let made = || {
         std::fs::DirBuilder::new().mode(FOLDER_MODE).create(&temporary)?;
         fill(&temporary)?;
@@ -128,14 +128,14 @@ pub fn sweep(folder: &Path) {
 }
 
 fn replace_in(disk: &impl Layer, path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let temporary = temporary(path);
+    let temporary = unfinished(path);
     let written = disk.write_new(&temporary, bytes).and_then(|()| finish_in(disk, &temporary, path));
     // After a failed rename the temporary file is of no use; after a failed sync it has its final name.
     written.inspect_err(|_| drop(disk.remove(&temporary)))
 }
 
 fn create_in(disk: &impl Layer, path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let temporary = temporary(path);
+    let temporary = unfinished(path);
     let created = disk
         .write_new(&temporary, bytes)
         .and_then(|()| disk.sync(&temporary))
@@ -158,8 +158,8 @@ fn folder_of(path: &Path) -> &Path {
     }
 }
 
-/// A name beside `path` that nothing else has.
-fn temporary(path: &Path) -> PathBuf {
+/// A name beside `path` that nothing else has and that [`sweep`] removes.
+pub fn unfinished(path: &Path) -> PathBuf {
     let mut name = OsString::from(TEMPORARY.0);
     name.push(path.file_name().unwrap_or_default());
     name.push(format!(".{}.{:08x}", std::process::id(), rand::random::<u32>()));
@@ -367,7 +367,7 @@ mod tests {
         };
         assert_eq!(create_folder(&folder, full).unwrap_err().kind(), io::ErrorKind::StorageFull);
         assert_eq!(std::fs::read_dir(root.path()).unwrap().count(), 0);
-        let left = temporary(&folder);
+        let left = unfinished(&folder);
         std::fs::create_dir(&left).unwrap();
         std::fs::write(left.join("a"), b"half").unwrap();
         std::fs::write(root.path().join("kept"), b"whole").unwrap();

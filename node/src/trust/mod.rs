@@ -14,12 +14,14 @@
 //! * [`verify`](mod@verify): checks a receipt against its signatures and its model's file.
 //! * `verdict`: a verdict in JSON. [`pangea_control::trust`] decides which sessions are audited.
 //!
-//! * [`auditor`]: replays drawn answers; it reaches the node through an [`AuditHost`]. `replay_audit`: the audit of one answer.
+//! * [`auditor`]: replays drawn answers; [`claim_replay`]: one claim that somebody else accuses. Both reach the node through an
+//!   [`AuditHost`]. `replay_audit`: the audit of one answer.
 //!
 //! This room reports who signed what; the fabric quarantines. It imports no other room of the node.
 
 pub mod auditor;
 pub mod chain;
+pub mod claim_replay;
 mod failed_audit;
 pub mod gathered;
 mod hex;
@@ -34,6 +36,7 @@ pub mod verify;
 
 pub use auditor::{AuditHost, Audited, Auditor, AuditorParts, ModelSource};
 pub use chain::{ChainFault, CommitChain, Expected, FaultKind, Signed};
+pub use claim_replay::ClaimReplay;
 pub use failed_audit::FailedAudit;
 pub use gathered::Gathered;
 pub use product_claim::{ProductClaim, SignedProduct};

@@ -2,6 +2,7 @@
 //! strangers. Each test starts its own nodes and owns their folders.
 #![allow(clippy::unwrap_used)]
 
+mod accusations;
 mod connecting;
 mod failures;
 mod hostile;

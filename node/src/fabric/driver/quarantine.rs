@@ -1,44 +1,39 @@
-//! Quarantine of a peer that was proven to lie, and storage of the evidence.
+//! Quarantine of a peer that was proven to lie.
 
 use libp2p::PeerId;
 
 use super::FabricDriver;
-use crate::fabric::evidence::Evidence;
+use crate::evidence::ProductEvidence;
 use crate::fabric::job::JobId;
 use crate::fabric::running::RunningJob;
 use pangea_control::schedule::{AttemptId, Event, LeaveReason, Operand, WorkerId};
 
 impl FabricDriver {
-    /// Handles a worker's result that failed its check: stores the evidence and convicts the peer.
+    /// Handles a worker's result that failed its check: convicts the peer, with the evidence.
     pub(super) fn quarantine(&mut self, worker: WorkerId, attempt: AttemptId) {
         let Some(peer) = self.peer_of(worker) else { return };
         let evidence = self.attempts.get(&attempt).and_then(|under_way| {
             let running = self.jobs.get(&under_way.job)?;
             let data = &running.data;
-            Some(Evidence {
-                peer: peer.to_string(),
+            Some(ProductEvidence {
+                peer,
                 job: under_way.job,
                 attempt: attempt.0,
                 why: running.rejected.last().map_or_else(String::new, |rejection| rejection.why.clone()),
-                operation: data.operation,
-                a: data.operand(Operand::Band(under_way.tile.band)).ok()?,
-                b: data.operand(Operand::Panel(under_way.tile.panel)).ok()?,
-                c: under_way.result.clone()?,
+                signed: under_way.signed.clone(),
+                result_name: data.operation.result_name(),
+                tensors: [
+                    data.operand(Operand::Band(under_way.tile.band)).ok()?,
+                    data.operand(Operand::Panel(under_way.tile.panel)).ok()?,
+                    under_way.result.clone()?,
+                ],
             })
         });
-        let why = match &evidence {
-            Some(evidence) => format!("a result failed its check ({})", evidence.why),
-            None => "a result failed its check".to_owned(),
-        };
-        if let (Some(evidence), Some(data_dir)) = (evidence, self.settings.data_dir.clone()) {
-            tokio::task::spawn_blocking(move || match evidence.keep(&data_dir) {
-                Ok(folder) => tracing::info!(event = "evidence_kept", folder = %folder.display()),
-                Err(error) => {
-                    tracing::warn!(event = "evidence_lost", %error, "cannot store evidence: {error}")
-                }
-            });
+        match evidence {
+            Some(evidence) => self.settings.findings.product(evidence),
+            // The job has ended meanwhile.
+            None => self.peers.convict(peer, "a result failed its check"),
         }
-        self.peers.convict(peer, &why);
         self.follow_convictions();
     }
 
