@@ -166,7 +166,7 @@ impl Checks {
 }
 
 /// Nothing of any session is left: not at its coordinator, not at a stage, whoever of them is gone. A stage behind one that kept
-/// its signature back has its sessions until their lease ends.
+/// its signature or its turn back has its sessions until their lease ends.
 pub(crate) fn sessions_are_over(world: &World) -> Result<(), Broken> {
     for (at, node) in world.nodes.iter().enumerate() {
         let Some(run) = &node.run else { continue };
@@ -174,7 +174,7 @@ pub(crate) fn sessions_are_over(world: &World) -> Result<(), Broken> {
             return Err(Broken::new(world.now, format!("node {at} has requests left")));
         }
         for (chain, stage) in &run.stages {
-            if stage.stages.iter().any(|stage| world.checks.kept_signatures(world.index_of(&stage.peer))) {
+            if stage.stages.iter().any(|stage| world.checks.kept_others_waiting(world.index_of(&stage.peer))) {
                 continue;
             }
             let (sessions, caches) = (stage.protocol.sessions(), stage.caches());

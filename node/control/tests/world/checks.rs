@@ -215,9 +215,9 @@ impl Checks {
         self.did.iter().filter(|(_, of)| *of == deviation).count()
     }
 
-    /// Whether a node kept a signature back, so that the stages behind it wait until their lease of the session ends.
-    pub(crate) fn kept_signatures(&self, node: usize) -> bool {
-        let kept = [Deviation::WithholdsSignature, Deviation::LiesUnsigned];
+    /// Whether a node kept a signature or its turn back, so that the stages behind it wait until their lease of the session ends.
+    pub(crate) fn kept_others_waiting(&self, node: usize) -> bool {
+        let kept = [Deviation::WithholdsSignature, Deviation::LiesUnsigned, Deviation::StallsSession];
         kept.iter().any(|deviation| self.did.contains(&(node, *deviation)))
     }
 

@@ -82,6 +82,7 @@ impl World {
         stage.activations.clear();
         let deviates = !self.nodes[at].spec.deviations.is_empty();
         let goes_on = deviates && self.is_one_that(at, Deviation::NeverEnds);
+        let own_peer = self.nodes[at].peer;
         let mut from = 0;
         for rows in rows {
             let own = &input[from..from + rows.rows as usize];
@@ -147,7 +148,8 @@ impl World {
                 {
                     *last = chooser.bend();
                 }
-                if goes_on && chooser.ended().is_some() {
+                // A node that deceives itself has only itself to blame.
+                if goes_on && *coordinator != own_peer && chooser.ended().is_some() {
                     chooser.go_on();
                     self.checks.deviated(now, at, Deviation::NeverEnds);
                 }
