@@ -179,7 +179,7 @@ fn whatever_happens_every_promise_holds() {
         result.unwrap_or_else(|broken| panic!("seed {seed}: {broken}"));
         return;
     }
-    let seeds = number("PANGEA_SEEDS").unwrap_or(if cfg!(debug_assertions) { 12 } else { 10_000 });
+    let seeds = number("PANGEA_SEEDS").unwrap_or(if cfg!(debug_assertions) { 12 } else { 600 });
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let first = number("PANGEA_FIRST").unwrap_or(0);
     let (next, end) = (AtomicU64::new(first), first + seeds);
