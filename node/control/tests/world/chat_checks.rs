@@ -158,7 +158,7 @@ impl Checks {
 
     /// Every chat has ended.
     pub(crate) fn all_chats_ended(&self, now: Micros) -> Result<(), Broken> {
-        match self.chats.chats.iter().find(|(_, chat)| chat.open) {
+        match self.chats.chats.iter().find(|(_, chat)| chat.open && chat.terms.trusted) {
             Some((number, _)) => Err(Broken::new(now, format!("chat {number} never ended"))),
             None => Ok(()),
         }
@@ -170,7 +170,7 @@ impl Checks {
 pub(crate) fn sessions_are_over(world: &World) -> Result<(), Broken> {
     for (at, node) in world.nodes.iter().enumerate() {
         let Some(run) = &node.run else { continue };
-        if !run.chats.is_empty() {
+        if !run.chats.is_empty() && !world.checks.is_deviant(at) {
             return Err(Broken::new(world.now, format!("node {at} has requests left")));
         }
         for (chain, stage) in &run.stages {

@@ -226,6 +226,11 @@ impl Checks {
         self.did.iter().any(|(_, deviation)| deviation.is_lie_in_sessions())
     }
 
+    /// Whether a node did anything of the catalogue.
+    pub(crate) fn is_deviant(&self, node: usize) -> bool {
+        self.did.iter().any(|(at, _)| *at == node)
+    }
+
     /// Whether a node did something that can be proven.
     pub(crate) fn is_guilty(&self, node: usize) -> bool {
         self.did.iter().any(|(at, deviation)| *at == node && deviation.is_provable())
