@@ -264,9 +264,9 @@ impl Generation {
                 self.engine.metrics.failovers.inc();
                 self.chains[choice] = None;
             }
-            Action::CheckClaims { choice, claims } => {
-                let fault = self.check_claims(choice, &claims);
-                return Some(generation::Event::ClaimsChecked { choice, fault });
+            Action::CheckClaims { choice, segment, claims } => {
+                let fault = self.check_claims(choice, segment, &claims);
+                return Some(generation::Event::ClaimsChecked { choice, segment, fault });
             }
             Action::KeepReceipt { choice } => {
                 self.keep_receipt(choice);
@@ -396,9 +396,9 @@ impl Generation {
     }
 
     /// Checks and countersigns the stages' signed claims of an answer; returns what is wrong with them, if anything.
-    fn check_claims(&mut self, choice: usize, claims: &SignedClaims) -> Option<ClaimsFault> {
+    fn check_claims(&mut self, choice: usize, segment: usize, claims: &SignedClaims) -> Option<ClaimsFault> {
+        let segment = self.state.segments(choice).get(segment)?;
         let mut signed = std::mem::take(&mut self.signed[choice]);
-        let segment = self.state.segments(choice).last()?;
         let keypair = self.engine.pipeline.keypair();
         let gathered = signed.check(self.state.answer(choice), segment, &self.rules(choice), claims, keypair);
         let session = segment.session;

@@ -51,8 +51,8 @@ impl SignedAnswer {
         self.emitted.0.extend_from_slice(tokens);
     }
 
-    /// Checks the signed claims of the last segment's stages, and countersigns the last one. Returns why they do not cover the
-    /// answer, if they do not; what is validly signed is kept in any case.
+    /// Checks the signed claims of a segment's stages, and countersigns the last one. Returns why they do not cover the
+    /// segment, if they do not; what is validly signed is kept in any case.
     pub(super) fn check(
         &mut self,
         session: &AnswerSession,
@@ -61,7 +61,11 @@ impl SignedAnswer {
         claims: &SignedClaims,
         keypair: &Keypair,
     ) -> Gathered {
-        let positions = session.tokens().len() - 1;
+        let positions = match segment.ended {
+            // The answer went on elsewhere.
+            Some(_) => segment.positions as usize,
+            None => session.tokens().len() - 1,
+        };
         let stages: Vec<_> = segment.stages.iter().map(|stage| (stage.peer, stage.layers.clone())).collect();
         let expected = Expected {
             session: segment.session.0,

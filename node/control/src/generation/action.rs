@@ -73,6 +73,8 @@ pub enum Action {
     CheckClaims {
         /// Which answer.
         choice: usize,
+        /// The segment that the claims are about, from 0.
+        segment: usize,
         /// The signed claims.
         claims: SignedClaims,
     },

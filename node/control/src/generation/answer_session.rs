@@ -192,6 +192,8 @@ pub enum Outcome {
     Lost {
         /// The session to close.
         closed: SessionId,
+        /// Whether its chain still works, so that its stages can sign what they did.
+        can_sign: bool,
         /// Why the chain cannot be used.
         why: String,
     },
@@ -450,7 +452,7 @@ impl AnswerSession {
         }
         self.phase = Phase::Unrouted;
         self.since = now;
-        Outcome::Lost { closed, why: why.to_owned() }
+        Outcome::Lost { closed, can_sign: false, why: why.to_owned() }
     }
 }
 

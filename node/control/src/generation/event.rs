@@ -95,6 +95,8 @@ pub enum Event {
     ClaimsChecked {
         /// Which answer.
         choice: usize,
+        /// The segment that the claims are about, from 0.
+        segment: usize,
         /// What is wrong with the claims, if anything.
         fault: Option<ClaimsFault>,
     },

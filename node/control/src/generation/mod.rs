@@ -4,7 +4,8 @@
 //! * [`state`]: the whole request: routing, the window in which it may be refused, answers held back until their audit,
 //!   recomputation without liars, and the request's conclusion with its verdict.
 //! * [`reply`]: what stages say. [`event`], [`action`]: input and output of a request.
-//! * [`segment`]: which stages computed which part of an answer.
+//! * [`segment`]: which stages computed which part of an answer. `retired`: what they sign of it when the answer goes on
+//!   elsewhere.
 //!
 //! Tokens are numbers here; the driver owns their text, the messages that carry them and the stages' claims.
 
@@ -12,6 +13,7 @@ pub mod action;
 pub mod answer_session;
 pub mod event;
 pub mod reply;
+mod retired;
 pub mod segment;
 pub mod state;
 

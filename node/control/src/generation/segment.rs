@@ -11,6 +11,8 @@ pub struct Segment {
     pub epoch: u64,
     /// The first position whose following token was chosen in this segment.
     pub chosen_from: u64,
+    /// Number of positions, from the first, whose following tokens are known from it; set when it ends.
+    pub positions: u64,
     /// The stages, in order.
     pub stages: Vec<StageAt>,
     /// Why the session did not end normally; `None` if it did.

@@ -12,6 +12,7 @@ use super::action::{Action, Conclusion, Route, TokenCounts};
 use super::answer_session::{AnswerSession, AnswerTerms, Exclusions, Outcome, Phase};
 use super::event::{ClaimsFault, Event, Setup};
 use super::reply::{NewTokens, Reply};
+use super::retired::RetiredSessions;
 use super::segment::Segment;
 use crate::Time;
 use crate::session::{ChainId, SessionId};
@@ -35,6 +36,8 @@ struct AnswerState {
     route: Option<Route>,
     /// Which stages computed which part of the answer, in order.
     segments: Vec<Segment>,
+    /// Sessions that the answer left and whose stages still sign.
+    retired: RetiredSessions,
     /// Why the stages' signatures do not cover the answer, if they do not.
     fault: Option<ClaimsFault>,
 }
@@ -95,6 +98,7 @@ impl GenerationState {
                 session: AnswerSession::new(local, prompt.clone(), terms, arrived),
                 route: None,
                 segments: Vec::new(),
+                retired: RetiredSessions::default(),
                 fault: None,
             }
         };
@@ -223,7 +227,9 @@ impl GenerationState {
                 self.follow(choice, outcome, now, &mut actions);
                 self.find_routes(now, &mut actions);
             }
-            Event::ClaimsChecked { choice, fault } => self.claims_checked(choice, fault, now, &mut actions),
+            Event::ClaimsChecked { choice, segment, fault } => {
+                self.claims_checked(choice, segment, fault, now, &mut actions);
+            }
             Event::ReceiptKept { choice, random, suspect } => {
                 self.receipt_kept(choice, random, suspect, &mut actions);
             }
@@ -277,6 +283,7 @@ impl GenerationState {
                 session: id,
                 epoch: route.chain.epoch,
                 chosen_from: answer.session.tokens().len() as u64 - 1,
+                positions: answer.session.tokens().len() as u64 - 1,
                 stages: route.stages.clone(),
                 ended: None,
             });
@@ -287,7 +294,9 @@ impl GenerationState {
     }
 
     fn reply(&mut self, from: PeerId, session: SessionId, reply: Reply, now: Time, actions: &mut Vec<Action>) {
-        let Some(choice) = self.answers.iter().position(|answer| answer.session.id() == Some(session)) else { return };
+        let Some(choice) = self.answers.iter().position(|answer| answer.session.id() == Some(session)) else {
+            return self.retired_reply(from, session, reply, actions);
+        };
         // The first stage accepts all answers of a request, or none.
         let of_all = matches!(reply, Reply::Accepted | Reply::Refused { .. })
             && choice == 0
@@ -309,20 +318,24 @@ impl GenerationState {
         }
         match outcome {
             Outcome::Nothing | Outcome::Accepted => {}
-            Outcome::Signed(claims) => actions.push(Action::CheckClaims { choice, claims }),
+            Outcome::Signed(claims) => {
+                let segment = self.answers[choice].segments.len().saturating_sub(1);
+                actions.push(Action::CheckClaims { choice, segment, claims });
+            }
             Outcome::Refused { error, retry_after } => {
                 self.end(actions);
                 actions.push(Action::Refuse { error, retry_after });
             }
             Outcome::NewTokens(new) => self.take(choice, new, now, actions),
-            Outcome::Lost { closed, why } => {
+            Outcome::Lost { closed, can_sign, why } => {
                 self.conclusion.failovers += 1;
-                if let Some(segment) = self.answers[choice].segments.last_mut() {
-                    segment.ended = Some(why.clone());
+                let signs = can_sign && self.audit.is_some();
+                let commit = self.retire(choice, closed, signs, why.clone());
+                if commit.is_none() {
+                    actions.push(Action::Forget { session: closed });
                 }
-                actions.push(Action::Forget { session: closed });
                 if let Some((chain, first_stage)) = self.first_stage(choice) {
-                    actions.push(Action::Close { chain, session: closed, first_stage, commit: None });
+                    actions.push(Action::Close { chain, session: closed, first_stage, commit });
                 }
                 self.answers[choice].route = None;
                 actions.push(Action::FailOver { choice, session: closed, why });
@@ -335,6 +348,29 @@ impl GenerationState {
                     _ => error,
                 };
                 actions.push(Action::Fail(error));
+            }
+        }
+    }
+
+    /// Ends the current segment of an answer. Returns the number of positions that its stages are to sign, if they are to.
+    fn retire(&mut self, choice: usize, session: SessionId, signs: bool, why: String) -> Option<u32> {
+        let answer = &mut self.answers[choice];
+        let index = answer.segments.len().checked_sub(1)?;
+        let segment = answer.segments.last_mut()?;
+        segment.ended = Some(why);
+        segment.positions = answer.session.tokens().len() as u64 - 1;
+        let commit =
+            u32::try_from(segment.positions).ok().filter(|_| signs && segment.positions > segment.chosen_from)?;
+        answer.retired.add(session, index, &segment.stages);
+        Some(commit)
+    }
+
+    /// Processes a message about a session that an answer has left.
+    fn retired_reply(&mut self, from: PeerId, session: SessionId, reply: Reply, actions: &mut Vec<Action>) {
+        for (choice, answer) in self.answers.iter_mut().enumerate() {
+            if let Some((session, segment, claims)) = answer.retired.handle(from, session, reply.clone()) {
+                actions.push(Action::Forget { session });
+                actions.push(Action::CheckClaims { choice, segment, claims });
             }
         }
     }
@@ -371,10 +407,22 @@ impl GenerationState {
     }
 
     /// The stages of an answer have signed, or will not.
-    fn claims_checked(&mut self, choice: usize, fault: Option<ClaimsFault>, now: Time, actions: &mut Vec<Action>) {
+    fn claims_checked(
+        &mut self,
+        choice: usize,
+        segment: usize,
+        fault: Option<ClaimsFault>,
+        now: Time,
+        actions: &mut Vec<Action>,
+    ) {
         let local = self.local;
         let answer = &mut self.answers[choice];
+        if segment + 1 < answer.segments.len() {
+            // Why the answer left these stages is known already, and the audit of the whole answer covers their tokens.
+            return;
+        }
         if let Some(segment) = answer.segments.last_mut() {
+            segment.positions = answer.session.tokens().len() as u64 - 1;
             segment.ended = fault.as_ref().map(|fault| fault.why.clone());
             actions.push(Action::Forget { session: segment.session });
         }
@@ -391,6 +439,14 @@ impl GenerationState {
         let ended = |answer: &AnswerState| *answer.session.phase() == Phase::Ended;
         if self.stage != Stage::Answering || !self.answers.iter().all(ended) {
             return;
+        }
+        for (choice, answer) in self.answers.iter_mut().enumerate() {
+            for (session, segment, claims) in answer.retired.take() {
+                actions.push(Action::Forget { session });
+                if !claims.parts.is_empty() {
+                    actions.push(Action::CheckClaims { choice, segment, claims });
+                }
+            }
         }
         let opened = self.opened.unwrap_or(self.arrived);
         let first = self.first_token.unwrap_or(opened);
@@ -488,6 +544,7 @@ impl GenerationState {
         for answer in &mut self.answers {
             answer.session = answer.session.restarted_without(liars, now);
             answer.segments.clear();
+            actions.extend(answer.retired.take().into_iter().map(|(session, ..)| Action::Forget { session }));
             answer.fault = None;
             answer.route = None;
         }
@@ -503,6 +560,8 @@ impl GenerationState {
 
     /// Ends the session of an answer at its stages.
     fn close(&mut self, choice: usize, actions: &mut Vec<Action>) {
+        let retired = self.answers[choice].retired.take();
+        actions.extend(retired.into_iter().map(|(session, ..)| Action::Forget { session }));
         if let Some(session) = self.answers[choice].session.id() {
             actions.push(Action::Forget { session });
             if let Some((chain, first_stage)) = self.first_stage(choice) {

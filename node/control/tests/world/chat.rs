@@ -218,9 +218,11 @@ impl World {
                 }
                 self.checks.counts.add("failovers");
             }
-            Action::CheckClaims { choice, claims } => {
-                let fault = self.check_claims(at, job, choice, &claims)?;
-                return Ok(Some(Event::ClaimsChecked { choice, fault }));
+            Action::CheckClaims { choice, segment, claims } => {
+                // What the stages of a left chain signed is only kept.
+                let is_last = segment + 1 == chat.state.segments(choice).len();
+                let fault = if is_last { self.check_claims(at, job, choice, &claims)? } else { None };
+                return Ok(Some(Event::ClaimsChecked { choice, segment, fault }));
             }
             Action::Suspect { peer, reason } => {
                 self.suspect(at, self.index_of(&peer), reason)?;

@@ -196,7 +196,7 @@ impl AnswerSession {
         }
         if first > known {
             self.failed_at(from);
-            return self.lost("tokens of the answer were lost", now);
+            return self.left("tokens of the answer were lost", now);
         }
         let fresh: Vec<TokenOut> = reported.tokens.into_iter().skip(known - first).collect();
         self.tokens.extend(fresh.iter().map(|out| out.token));
@@ -236,7 +236,15 @@ impl AnswerSession {
         }
         self.suspect(from, reason);
         self.avoid(from);
-        self.lost(&format!("stage {from} broke the protocol: {what}"), now)
+        self.left(&format!("stage {from} broke the protocol: {what}"), now)
+    }
+
+    /// The answer goes on elsewhere, and the chain that it leaves still works.
+    fn left(&mut self, why: &str, now: Time) -> Outcome {
+        match self.lost(why, now) {
+            Outcome::Lost { closed, why, .. } => Outcome::Lost { closed, can_sign: true, why },
+            other => other,
+        }
     }
 
     /// Processes that the text ended the answer at a token that does not end it, as the driver found.

@@ -91,7 +91,7 @@ impl World {
         let other = self.other;
         let actions = self.reply(other, 0, Reply::Committed { claims: Vec::new() });
         assert!(matches!(actions[..], [Action::CheckClaims { .. }]), "{actions:?}");
-        self.handle(Event::ClaimsChecked { choice: 0, fault })
+        self.handle(Event::ClaimsChecked { choice: 0, segment: self.state.segments(0).len() - 1, fault })
     }
 }
 
@@ -293,7 +293,7 @@ fn stages_that_do_not_sign_in_time_leave_an_answer_without_signatures() {
     let [Action::CheckClaims { claims, .. }] = &actions[..] else { panic!("{actions:?}") };
     assert_eq!(claims.whole, None);
     let fault = ClaimsFault { why: "nobody signed".to_owned(), suspects: Vec::new() };
-    world.handle(Event::ClaimsChecked { choice: 0, fault: Some(fault) });
+    world.handle(Event::ClaimsChecked { choice: 0, segment: 0, fault: Some(fault) });
     // Nothing is held back, so the answer is returned unchecked; its audit is certain.
     let actions = world.kept();
     assert!(matches!(actions[0], Action::Audit { awaited: false, .. }), "{actions:?}");
@@ -386,4 +386,57 @@ fn recomputations_of_a_request_are_limited() {
         }
     }
     assert!(world.state.is_over());
+}
+
+#[test]
+fn stages_that_an_answer_leaves_sign_what_they_did_and_the_answer_does_not_wait_for_it() {
+    let mut world = World::new(1, Some(0.5));
+    let (local, other) = (world.local, world.other);
+    world.run(&[local, other]);
+    world.tokens(other, 0, 3, &[10, 11]);
+    let left = world.state.answer(0).id().unwrap();
+    // Two tokens for one position.
+    let actions = world.tokens(other, 0, 4, &[12]);
+    let closes = |action: &Action| matches!(action, Action::Close { session, commit: Some(4), .. } if *session == left);
+    assert!(actions.iter().any(closes), "{actions:?}");
+    assert!(!actions.iter().any(|action| matches!(action, Action::Forget { .. })), "its claims are to arrive");
+    world.epoch += 1;
+    let chain = ChainId { model: Digest([9; 32]), epoch: 9 };
+    let (choices, id, stages) = (0..1, SessionId([5; 16]), vec![StageAt { peer: local, layers: 0..2 }]);
+    world.handle(Event::RouteFound { choices, id, chain, stages });
+    let committed = Reply::Committed { claims: vec![7] };
+    let actions = world.handle(Event::Reply { from: other, session: left, reply: committed });
+    let [Action::Forget { session }, Action::CheckClaims { choice: 0, segment: 0, claims }] = &actions[..] else {
+        panic!("{actions:?}")
+    };
+    assert_eq!((*session, claims.whole.as_deref()), (left, Some(&[7][..])));
+    assert!(world.handle(Event::ClaimsChecked { choice: 0, segment: 0, fault: None }).is_empty());
+    let segment = &world.state.segments(0)[0];
+    assert!(segment.ended.is_some() && segment.positions == 4);
+}
+
+#[test]
+fn what_some_stages_of_a_left_chain_signed_is_kept_and_the_rest_is_forgotten() {
+    let mut world = World::new(1, Some(0.5));
+    let (local, other) = (world.local, world.other);
+    world.run(&[local, other]);
+    world.tokens(other, 0, 3, &[10]);
+    let left = world.state.answer(0).id().unwrap();
+    world.tokens(other, 0, 9, &[12]);
+    let committed = Reply::Committed { claims: vec![7] };
+    let actions = world.handle(Event::Reply { from: local, session: left, reply: committed });
+    assert!(!actions.iter().any(|action| matches!(action, Action::CheckClaims { .. })), "the rest may follow");
+    world.run(&[local]);
+    world.tokens(local, 0, 4, &[11]);
+    let actions = world.handle(Event::AnswerComplete { choice: 0 });
+    let actions = match actions[..] {
+        [Action::Close { commit: Some(_), .. }] => world.reply(local, 0, Reply::Committed { claims: Vec::new() }),
+        _ => actions,
+    };
+    let segment = world.state.segments(0).len() - 1;
+    let concluded = world.handle(Event::ClaimsChecked { choice: 0, segment, fault: None });
+    let all: Vec<_> = actions.into_iter().chain(concluded).collect();
+    let kept = |action: &Action| matches!(action, Action::CheckClaims { segment: 0, claims, .. } if claims.parts == [(local, vec![7])]);
+    assert!(all.iter().any(kept), "{all:?}");
+    assert!(all.iter().any(|action| matches!(action, Action::Forget { session } if *session == left)), "{all:?}");
 }
