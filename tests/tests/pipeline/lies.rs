@@ -1,4 +1,7 @@
-//! Stages that sign a wrong output: with every answer audited, no lie reaches the client.
+//! Stages that lie, signed or not, speak out of turn, go on for ever, refuse, report nonsense or fall silent: with every answer
+//! audited no lie reaches the client, and no stage keeps an answer from being completed.
+
+use std::time::{Duration, Instant};
 
 use pangea_compute::DType;
 use pangea_tests::matrix::{multiply, operands, remote};
@@ -58,4 +61,116 @@ fn a_liar_in_products_loses_its_layers_for_good() {
     assert!(!product.report.verification.rejected.is_empty(), "{:?}", product.report);
     assert!(one.status_of(&liar).quarantined);
     computed_by(&one, &[&one]);
+}
+
+/// An answer through a node that splits the model with one other node, on which this fault is injected: the answer is that of
+/// a single node.
+fn withstands(test: &str, fault: &str, audit: &str) -> Option<(Node, Node, Value)> {
+    let stage = Stage::set(test)?;
+    let question = question(LONG, 60);
+    let honest = stage.alone(std::slice::from_ref(&question)).remove(0);
+    let one = stage.splitting("one").with("--audit", audit).start();
+    let faulty = stage.cluster.node("two").with("--peer", &one.address).with("--layers", "15-29").fault(fault).start();
+    eventually("the layers are placed on both", || {
+        [&one, &faulty].iter().all(|node| node.process.count("are ready") > 0)
+    });
+    let began = Instant::now();
+    let answer = ask(&one, &question);
+    assert_eq!(text_of(&answer), honest, "{answer}");
+    let took = began.elapsed();
+    assert!(took < Duration::from_secs(60), "the client waited {took:?}");
+    Some((one, faulty, answer))
+}
+
+/// Waits until the node trusts another one less than at first, without proof.
+fn is_suspected(node: &Node, of: &Node) {
+    eventually("the other node is a suspect", || {
+        let status = node.status_of(of);
+        assert!(!status.quarantined, "nothing is proven");
+        node.process.count(&format!("peer_suspected peer={}", of.peer)) > 0 || status.trust < 0.1
+    });
+}
+
+#[test]
+fn a_stage_that_lies_and_does_not_sign_is_left_out_and_suspected() {
+    let test = "a_stage_that_lies_and_does_not_sign_is_left_out_and_suspected";
+    let Some((one, liar, answer)) = withstands(test, "lie-unsigned", "1") else { return };
+    // Nothing that it computed is delivered.
+    assert_eq!(stages(&answer["pangea"]), [one.peer.as_str()], "{answer}");
+    is_suspected(&one, &liar);
+}
+
+#[test]
+fn a_last_stage_with_two_versions_of_an_answer_is_left_out_and_the_honest_stage_is_not_blamed() {
+    let test = "a_last_stage_with_two_versions_of_an_answer_is_left_out_and_the_honest_stage_is_not_blamed";
+    let Some((one, liar, answer)) = withstands(test, "two-faced", "1") else { return };
+    assert_eq!(stages(&answer["pangea"]), [one.peer.as_str()], "{answer}");
+    is_suspected(&one, &liar);
+    assert_eq!(one.process.count(&format!("peer {}: its claim", one.peer)), 0);
+}
+
+#[test]
+fn a_stage_before_the_last_adds_nothing_to_an_answer() {
+    let Some(stage) = Stage::set("a_stage_before_the_last_adds_nothing_to_an_answer") else { return };
+    let question = question(LONG, 60);
+    let honest = stage.alone(std::slice::from_ref(&question)).remove(0);
+    let one = stage.splitting("one").with("--layers", "15-29").start();
+    let talker =
+        stage.cluster.node("two").with("--peer", &one.address).with("--layers", "0-14").fault("out-of-turn").start();
+    eventually("the layers are placed on both", || {
+        [&one, &talker].iter().all(|node| node.process.count("are ready") > 0)
+    });
+    computed_by(&one, &[&talker, &one]);
+    assert_eq!(text_of(&ask(&one, &question)), honest);
+    is_suspected(&one, &talker);
+}
+
+#[test]
+fn an_answer_that_a_stage_never_ends_has_as_many_tokens_as_were_asked_for() {
+    let test = "an_answer_that_a_stage_never_ends_has_as_many_tokens_as_were_asked_for";
+    let Some((one, endless, answer)) = withstands(test, "endless", "0") else { return };
+    assert!(answer["usage"]["completion_tokens"].as_u64().unwrap() <= 60, "{answer}");
+    is_suspected(&one, &endless);
+}
+
+#[test]
+fn a_stage_that_calls_every_request_invalid_refuses_no_request() {
+    let test = "a_stage_that_calls_every_request_invalid_refuses_no_request";
+    let Some((one, refusing, _)) = withstands(test, "refuse", "0") else { return };
+    is_suspected(&one, &refusing);
+}
+
+#[test]
+fn a_last_stage_that_reports_nonsense_stalls_no_answer() {
+    let test = "a_last_stage_that_reports_nonsense_stalls_no_answer";
+    let Some((one, nonsense, _)) = withstands(test, "false-reports", "0") else { return };
+    is_suspected(&one, &nonsense);
+}
+
+#[test]
+fn a_last_stage_that_falls_silent_stalls_no_answer() {
+    withstands("a_last_stage_that_falls_silent_stalls_no_answer", "hang", "0");
+}
+
+#[test]
+fn an_answer_that_nobody_else_can_compute_fails_with_what_is_known() {
+    let Some(stage) = Stage::set("an_answer_that_nobody_else_can_compute_fails_with_what_is_known") else { return };
+    // Neither node can hold all layers.
+    let one = stage.splitting("one").with("--layers", "0-14").max_memory("160M").with("--audit", "1").start();
+    let liar = stage
+        .cluster
+        .node("two")
+        .with("--peer", &one.address)
+        .with("--layers", "15-29")
+        .max_memory("160M")
+        .fault("lie-unsigned")
+        .start();
+    eventually("the layers are placed on both", || {
+        [&one, &liar].iter().all(|node| node.process.count("are ready") > 0)
+    });
+    let response = post(&one.api, CHAT, &question(LONG, 60));
+    let (status, answer) = (response.status, response.json());
+    assert_eq!(status, 502, "{answer}");
+    let message = answer["error"]["message"].as_str().unwrap();
+    assert!(message.contains("no trustworthy answer could be had"), "{answer}");
 }
