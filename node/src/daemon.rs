@@ -16,6 +16,7 @@ use crate::config::NodeConfig;
 use crate::data_dir::{DataDir, NodeFile};
 use crate::devices::Devices;
 use crate::fabric::Fabric;
+use crate::host;
 use crate::jobs::Jobs;
 use crate::net::identity as keys;
 use crate::net::{NetConfig, addresses};
@@ -38,6 +39,7 @@ const GRACE: Duration = Duration::from_secs(10);
 /// port is in use.
 pub fn run(config: NodeConfig) -> Result<()> {
     let NodeConfig { network, service, work, identity, .. } = config;
+    host::raise_open_files();
     let data_dir = DataDir::claim(&identity.data_dir, identity.ephemeral)?;
     let keypair = if identity.ephemeral {
         keys::ephemeral()

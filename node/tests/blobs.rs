@@ -317,6 +317,38 @@ fn a_node_with_a_part_gives_that_part_and_several_share_the_rest() {
 }
 
 #[test]
+fn streams_that_ask_nothing_keep_no_other_peer_waiting() {
+    let (_folder, [one, two, three, four, five, six]) = folders();
+    let whole = Node::start(&one);
+    let bytes = model(9);
+    let digest = whole.offer(&bytes);
+    // As many streams as are answered at once, of four peers, each of which has asked once.
+    let idle = [two, three, four, five].map(|folder| Node::start_with(&folder, false, Box::new(|_| {})));
+    let mut open = Vec::new();
+    for stranger in &idle {
+        stranger.connect(&whole);
+        for _ in 0..blob::limits::STREAMS_PER_PEER {
+            open.push(block_on(async {
+                let mut streams = stranger.network.streams();
+                let stream = streams.open_stream(whole.id(), StreamProtocol::new(PROTOCOL)).await.unwrap();
+                let (read, write) = stream.split();
+                let (mut questions, mut answers) = (FrameWriter::new(write), FrameReader::new(read));
+                questions.send(&BlobMessage::Manifest(digest), &[]).await.unwrap();
+                questions.flush().await.unwrap();
+                let (answer, _) = answers.receive().await.unwrap();
+                assert!(matches!(answer, BlobMessage::Chunk { .. }), "{answer:?}");
+                (questions, answers)
+            }));
+        }
+    }
+    let node = Node::start(&six);
+    node.connect(&whole);
+    let file = node.fetch(digest, &layers(0..LAYERS), &[whole.id()]).unwrap();
+    assert_holds(&file, &bytes, &layers(0..LAYERS), true);
+    drop(open);
+}
+
+#[test]
 fn a_holder_that_leaves_during_a_transfer_is_replaced() {
     let (_folder, [one, two, three]) = folders();
     let (first, second, node) = (Node::start(&one), Node::start(&two), Node::start(&three));

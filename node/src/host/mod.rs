@@ -1,4 +1,4 @@
-//! Facts about this host: name, memory, cores, private address, home folder. Read-only.
+//! Facts about this host: name, memory, cores, private address, home folder; and this process's own limit of open files.
 
 mod control_group;
 
@@ -18,6 +18,22 @@ pub fn name() -> String {
 /// Cores that this process may use.
 pub fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+/// Open files that a node may need: the connections of all its doors and peers, and its own files.
+const OPEN_FILES: u64 = 8192;
+
+/// Raises this process's limit of open files to what a node may need, as far as the system allows. Many systems start with a
+/// thousand or fewer, which strangers' connections alone could use up.
+pub fn raise_open_files() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    let wanted = maximum.map_or(OPEN_FILES, |maximum| maximum.min(OPEN_FILES));
+    if current.is_some_and(|current| current < wanted)
+        && let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: Some(wanted), maximum })
+    {
+        tracing::debug!(event = "open_files_not_raised", %error, "the limit of open files stays as it is");
+    }
 }
 
 /// Memory that this process may use, in bytes: the host's, or the limit of its control groups. `None` if the system does
