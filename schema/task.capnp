@@ -89,6 +89,7 @@ struct Failure {
   task @0 :UInt64;
   kind @1 :ErrorKind;
   message @2 :Text;            # at most 1024 bytes
+  retryAfterMs @3 :UInt32;     # of an overload: milliseconds after which to try again; 0: the coordinator decides
 }
 
 struct Missing {

@@ -76,6 +76,8 @@ pub enum LinkEvent {
         kind: ErrorKind,
         /// Reason for people.
         message: String,
+        /// When the worker, which is overloaded, asks to be tried again.
+        retry_after: Option<Duration>,
     },
     /// The worker lacks operands of a task.
     Missing {
@@ -238,9 +240,9 @@ impl<R: AsyncRead + Unpin> Reader<R> {
                     let piece = Piece { task, shape, offset, payload, signed };
                     self.result(&mut arriving, piece, Duration::from_nanos(compute_nanos)).await?;
                 }
-                Message::Failure { task, kind, message } => {
+                Message::Failure { task, kind, message, retry_after } => {
                     if self.expected.borrow_mut().remove(&task).is_some() {
-                        self.report.event(LinkEvent::Failure { task, kind, message }).await;
+                        self.report.event(LinkEvent::Failure { task, kind, message, retry_after }).await;
                     }
                 }
                 Message::Missing { task, digests } => self.report.event(LinkEvent::Missing { task, digests }).await,

@@ -12,7 +12,9 @@ use libp2p::PeerId;
 use libp2p::identity::Keypair;
 use pangea_client::{Error, ErrorKind};
 use pangea_compute::{Cancel, Digest, Operation, Tensor, TensorBuf};
-use pangea_control::tasks::{Action, Admission, Event, Intake, OperandStore, RESULT_MEMORY_TIMEOUT, Refusal, Terms};
+use pangea_control::tasks::{
+    Action, Admission, Event, Intake, OperandStore, RESULT_MEMORY_TIMEOUT, Refusal, TaskQuotas, Terms,
+};
 use tokio::sync::{Notify, mpsc, oneshot};
 
 use self::replies::{Reply, reply, write_all};
@@ -29,6 +31,8 @@ use crate::worker::executor::{Executor, Outcome, PackKey, Work};
 pub struct TaskService {
     /// Operands of every peer.
     pub store: OperandStore<PeerId, Tensor, Lease>,
+    /// Tasks of every peer, over all its streams.
+    quotas: TaskQuotas<PeerId>,
     /// Computes tasks.
     pub executor: Executor,
     /// Memory for results.
@@ -56,6 +60,7 @@ impl TaskService {
     pub fn new(devices: Devices, executor: Executor, peers: Peers, keypair: Keypair) -> TaskService {
         TaskService {
             store: OperandStore::new(devices.limit()),
+            quotas: TaskQuotas::default(),
             executor,
             devices,
             tasks_done: 0,
@@ -155,6 +160,8 @@ struct Accepted {
     place: Option<mpsc::OwnedPermit<Reply>>,
     /// Memory for the result.
     lease: Option<Lease>,
+    /// Whether the task takes a place in the quota of its peer.
+    counts: bool,
 }
 
 async fn read_all<R: AsyncRead + Unpin>(mut frames: FrameReader<R>, state: &Rc<RefCell<ServedStream>>) -> StreamError {
@@ -192,7 +199,7 @@ async fn read<R: AsyncRead + Unpin>(
             Message::UnknownTask(task) => {
                 let why = "this node does not know the operation of the task; a later version may";
                 let error = Error::new(ErrorKind::InvalidInput, why);
-                reply(&replies, Reply::Failure { task, error }).await?;
+                reply(&replies, Reply::Failure { task, error, retry_after: None }).await?;
             }
             Message::Cancel(task) => drop(ServedStream::handle(state, Event::Cancel(task))?),
             Message::Release(digest) => {
@@ -310,7 +317,11 @@ impl ServedStream {
     }
 
     fn admit(&mut self, digest: Digest, shape: Shape) -> (Option<Event>, Vec<Digest>) {
-        let TaskService { store, devices, .. } = &mut *self.served.borrow_mut();
+        let TaskService { store, devices, peers, .. } = &mut *self.served.borrow_mut();
+        if !peers.may_compute(&self.peer) {
+            let why = "this node accepts no operands from a quarantined peer";
+            return (Some(Event::Refused(digest, Error::new(ErrorKind::Unauthorized, why))), Vec::new());
+        }
         let needed = |digest: &Digest| self.intake.needs(digest);
         let lease = |bytes| devices.lease(Kind::Operands, bytes);
         let evicted = match store.admit(self.peer, digest, shape.size_bytes(), needed, lease) {
@@ -340,14 +351,20 @@ impl ServedStream {
         let event = {
             let mut session = state.borrow_mut();
             let operands = task.operands;
+            let is_new = !session.accepted.contains_key(&task.id);
             let (held, whole, refusal) = {
                 let mut served = session.served.borrow_mut();
                 let held = operands.map(|digest| served.store.knows(session.peer, &digest));
                 let whole = operands.map(|digest| served.store.get(session.peer, &digest).is_some());
-                (held, whole, served.refusal(&session.peer))
+                let refusal = served.refusal(&session.peer);
+                // A task sent twice ends the stream.
+                let over = || is_new.then(|| served.quotas.begin(session.peer, clock::now()).err()).flatten();
+                (held, whole, refusal.or_else(over))
             };
-            if let std::collections::hash_map::Entry::Vacant(entry) = session.accepted.entry(task.id) {
-                entry.insert(Accepted { task, cancel: Cancel::new(), place: Some(place), lease: None });
+            if is_new {
+                let counts = refusal.is_none();
+                let accepted = Accepted { task, cancel: Cancel::new(), place: Some(place), lease: None, counts };
+                session.accepted.insert(task.id, accepted);
             }
             if task.deadline.is_some() {
                 session.deadlines.notify_one();
@@ -367,7 +384,7 @@ impl ServedStream {
         let mut messages = Vec::new();
         while let Some(event) = events.pop_front() {
             if let Event::Done(task) = event {
-                state.borrow_mut().accepted.remove(&task);
+                drop(state.borrow_mut().forget(task));
             }
             let actions = state.borrow_mut().intake.handle(event, clock::now());
             for action in actions {
@@ -375,7 +392,7 @@ impl ServedStream {
                     Action::AskFor(task, digests) => messages.push(Message::Missing { task, digests }),
                     Action::Lease(task, operands) => events.extend(ServedStream::lease(state, task, operands)),
                     Action::Start(task, priority) => events.extend(ServedStream::start(state, task, priority)),
-                    Action::Fail(task, error) => state.borrow_mut().fail(task, error),
+                    Action::Fail(task, error, retry_after) => state.borrow_mut().fail(task, error, retry_after),
                     Action::Drop(task) => state.borrow_mut().remove(task),
                     Action::Stop(task) => {
                         if let Some(accepted) = state.borrow().accepted.get(&task) {
@@ -452,7 +469,7 @@ impl ServedStream {
         let [a, b] = match session.tensors(keys) {
             Ok(tensors) => tensors,
             Err(error) => {
-                session.fail(id, error);
+                session.fail(id, error, None);
                 return Some(Event::Done(id));
             }
         };
@@ -471,7 +488,7 @@ impl ServedStream {
             let (compute, fault) = (outcome.compute, outcome.fault);
             place.send(match outcome.result {
                 Ok(tensor) => Reply::Result { task, tensor, compute, fault, memory },
-                Err(error) => Reply::Failure { task: id, error },
+                Err(error) => Reply::Failure { task: id, error, retry_after: None },
             });
             let _ = ended.send(());
         });
@@ -488,7 +505,7 @@ impl ServedStream {
         };
         if let Err(error) = executor.submit(work) {
             // The reserved place went with the work, so this reply takes an ordinary one.
-            let _ = replies.try_send(Reply::Failure { task: id, error });
+            let _ = replies.try_send(Reply::Failure { task: id, error, retry_after: None });
             return Some(Event::Done(id));
         }
         drop(session);
@@ -502,25 +519,35 @@ impl ServedStream {
     }
 
     /// Sends the failure of a task that did not start.
-    fn fail(&mut self, id: TaskId, error: Error) {
-        if let Some(accepted) = self.accepted.remove(&id) {
+    fn fail(&mut self, id: TaskId, error: Error, retry_after: Option<std::time::Duration>) {
+        if let Some(accepted) = self.forget(id) {
             accepted.cancel.cancel();
             if let Some(place) = accepted.place {
-                place.send(Reply::Failure { task: id, error });
+                place.send(Reply::Failure { task: id, error, retry_after });
             }
         }
     }
 
     /// Removes a task that did not start.
     fn remove(&mut self, id: TaskId) {
-        if let Some(accepted) = self.accepted.remove(&id) {
+        if let Some(accepted) = self.forget(id) {
             accepted.cancel.cancel();
         }
     }
 
+    /// Drops the resources of a task that has ended, and its place in the peer's quota.
+    fn forget(&mut self, id: TaskId) -> Option<Accepted> {
+        let accepted = self.accepted.remove(&id)?;
+        if accepted.counts {
+            self.served.borrow_mut().quotas.ended(self.peer);
+        }
+        Some(accepted)
+    }
+
     /// Releases everything of this peer when its stream ends.
     fn end(&mut self) {
-        self.accepted.clear();
+        let open: Vec<TaskId> = self.accepted.keys().copied().collect();
+        open.into_iter().for_each(|task| drop(self.forget(task)));
         let mut served = self.served.borrow_mut();
         for (digest, _) in self.arriving.drain() {
             served.store.remove(self.peer, digest);

@@ -51,7 +51,10 @@ fn one_of_each() -> Vec<(Message, usize)> {
         (Message::Release(digest(0xaa)), 0),
         (Message::Result { task: 7, shape: shape(), offset: 0, compute_nanos: 21_000_000, signed: None }, 1 << 19),
         (Message::Result { task: 7, shape: shape(), offset: 0, compute_nanos: 21_000_000, signed }, 1 << 19),
-        (Message::Failure { task: 7, kind: ErrorKind::Overloaded, message: "no room".to_owned() }, 0),
+        (
+            Message::Failure { task: 7, kind: ErrorKind::Overloaded, message: "no room".to_owned(), retry_after: None },
+            0,
+        ),
         (Message::Missing { task: 7, digests: vec![digest(0xaa), digest(0xbb)] }, 0),
         (Message::Evicted(digest(0xbb)), 0),
         (Message::Load { queued_nanos: 5_000_000_000 }, 0),
@@ -165,12 +168,14 @@ proptest! {
     }
 
     #[test]
-    fn any_failure_text_survives_up_to_its_limit(message in ".{0,600}") {
-        let sent = Message::Failure { task: 1, kind: ErrorKind::Internal, message: message.clone() };
+    fn any_failure_text_survives_up_to_its_limit(message in ".{0,600}", millis in 1..u64::from(u32::MAX)) {
+        let asked = Some(Duration::from_millis(millis));
+        let sent = Message::Failure { task: 1, kind: ErrorKind::Overloaded, message: message.clone(), retry_after: asked };
         let bytes = encoded(&sent, 0);
-        let Message::Failure { message: read, .. } = Message::decode(&bytes[PREFIX_BYTES..], 0).unwrap() else {
+        let Message::Failure { message: read, retry_after, .. } = Message::decode(&bytes[PREFIX_BYTES..], 0).unwrap() else {
             return Err(TestCaseError::fail("a failure"));
         };
+        prop_assert_eq!(retry_after, asked);
         prop_assert!(message.starts_with(&read) && (read.len() == message.len() || read.len() > 1020));
     }
 }

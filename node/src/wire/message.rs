@@ -167,6 +167,8 @@ pub enum Message {
         kind: ErrorKind,
         /// Why, for people.
         message: String,
+        /// When to try again after an overload, where the worker says so; in whole milliseconds on the wire.
+        retry_after: Option<Duration>,
     },
     /// Operands of the task are not held (any more).
     Missing {
@@ -279,11 +281,14 @@ impl Message {
                     result.set_signature(&signed.signature);
                 }
             }
-            Message::Failure { task, kind, message } => {
+            Message::Failure { task, kind, message, retry_after } => {
                 let mut failure = to.init_failure();
                 failure.set_task(*task);
                 failure.set_kind(kind_to_wire(*kind));
                 failure.set_message(truncated(message, MAX_FAILURE_BYTES));
+                // Rounded up, so that a short time does not become none.
+                let millis = retry_after.map_or(0, |after| after.as_micros().div_ceil(1_000));
+                failure.set_retry_after_ms(u32::try_from(millis).unwrap_or(u32::MAX));
             }
             Message::Missing { task, digests } => {
                 let mut missing = to.init_missing();
@@ -338,6 +343,9 @@ impl Message {
                     task: failure.get_task(),
                     kind: failure.get_kind().map(kind_from_wire).unwrap_or(ErrorKind::Internal),
                     message: read_text("failure", failure.get_message(), MAX_FAILURE_BYTES)?,
+                    retry_after: Some(failure.get_retry_after_ms())
+                        .filter(|millis| *millis > 0)
+                        .map(|millis| Duration::from_millis(u64::from(millis))),
                 }
             }
             Which::Missing(missing) => {

@@ -32,13 +32,23 @@ pub struct Terms {
     pub deadline: Option<Duration>,
 }
 
-/// Why a worker refuses all tasks of a peer.
+/// Why a worker refuses a task of a peer, whatever the task is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refusal {
     /// The node is draining.
     Draining,
     /// The peer is quarantined.
     Quarantined,
+    /// The peer has as many tasks here as it may.
+    TooMany {
+        /// When to try again.
+        retry_after: Duration,
+    },
+    /// The peer sends tasks faster than it may.
+    TooFast {
+        /// When to try again.
+        retry_after: Duration,
+    },
 }
 
 impl Refusal {
@@ -48,6 +58,21 @@ impl Refusal {
             Refusal::Quarantined => {
                 Error::new(ErrorKind::Unauthorized, "this node accepts no tasks from a quarantined peer")
             }
+            Refusal::TooMany { .. } => {
+                let why = format!("this worker already has {TASKS_PER_PEER} tasks of yours");
+                Error::new(ErrorKind::Overloaded, why)
+            }
+            Refusal::TooFast { .. } => {
+                let why = format!("this worker takes {} tasks of yours a second", super::TASKS_PER_S);
+                Error::new(ErrorKind::Overloaded, why)
+            }
+        }
+    }
+
+    fn retry_after(self) -> Option<Duration> {
+        match self {
+            Refusal::TooMany { retry_after } | Refusal::TooFast { retry_after } => Some(retry_after),
+            Refusal::Draining | Refusal::Quarantined => None,
         }
     }
 }
@@ -72,7 +97,7 @@ pub enum Event {
         held: [bool; 2],
         /// Whether each operand is complete.
         whole: [bool; 2],
-        /// Why every task of this peer is refused; `None` if tasks are accepted.
+        /// Why tasks of this peer are refused now; `None` if they are accepted.
         refusal: Option<Refusal>,
     },
     /// An operand starts to arrive, and memory for it is reserved.
@@ -105,8 +130,9 @@ pub enum Action {
     Lease(TaskId, [Digest; 2]),
     /// Compute a task, with this priority.
     Start(TaskId, i8),
-    /// Answer a task that has not started with an error, and release its memory.
-    Fail(TaskId, Error),
+    /// Answer a task that has not started with an error, and with the time after which the peer may try again where that
+    /// is known, and release its memory.
+    Fail(TaskId, Error, Option<Duration>),
     /// Remove a task that has not started, without an answer, and release its memory.
     Drop(TaskId),
     /// Stop a task that the executor has started.
@@ -213,16 +239,16 @@ impl Intake {
             return;
         }
         if let Some(refusal) = refusal {
-            actions.push(Action::Fail(task, refusal.error()));
+            actions.push(Action::Fail(task, refusal.error(), refusal.retry_after()));
             return;
         }
         if self.tasks.len() >= self.max_tasks {
             let why = format!("this worker already has {} tasks of yours", self.max_tasks);
-            actions.push(Action::Fail(task, Error::new(ErrorKind::Overloaded, why)));
+            actions.push(Action::Fail(task, Error::new(ErrorKind::Overloaded, why), None));
             return;
         }
         if let Some(error) = terms.operands.iter().find_map(|digest| self.refused.get(digest)) {
-            actions.push(Action::Fail(task, error.clone()));
+            actions.push(Action::Fail(task, error.clone(), None));
             self.forget_refusals();
             return;
         }
@@ -299,7 +325,7 @@ impl Intake {
 
     fn fail(&mut self, task: TaskId, error: Error, actions: &mut Vec<Action>) {
         self.remove(task);
-        actions.push(Action::Fail(task, error));
+        actions.push(Action::Fail(task, error, None));
     }
 
     fn remove(&mut self, task: TaskId) {

@@ -43,7 +43,7 @@ fn a_task_whose_result_has_no_memory_fails_with_the_numbers_before_it_starts() {
     let mut intake = Intake::new(MAX_TASKS);
     intake.handle(task(terms(1, 1, 2), [true; 2]), Time::ZERO);
     let failed = intake.handle(Event::Unleased(1, overloaded()), Time::ZERO);
-    assert_eq!(failed, [Action::Fail(1, overloaded())]);
+    assert_eq!(failed, [Action::Fail(1, overloaded(), None)]);
     // A lease that arrives afterwards starts nothing.
     assert_eq!(intake.handle(Event::Leased(1), Time::ZERO), []);
 }
@@ -64,7 +64,10 @@ fn a_peers_tasks_are_limited() {
         assert_eq!(intake.handle(task(terms(number, 1, 2), [true; 2]), Time::ZERO).len(), 1);
     }
     let refused = intake.handle(task(terms(9, 1, 2), [true; 2]), Time::ZERO);
-    assert!(matches!(&refused[..], [Action::Fail(9, error)] if error.kind() == ErrorKind::Overloaded), "{refused:?}");
+    assert!(
+        matches!(&refused[..], [Action::Fail(9, error, None)] if error.kind() == ErrorKind::Overloaded),
+        "{refused:?}"
+    );
     intake.handle(Event::Cancel(0), Time::ZERO);
     assert_eq!(intake.handle(task(terms(9, 1, 2), [true; 2]), Time::ZERO), [Action::Lease(9, [digest(1), digest(2)])]);
 }
@@ -78,7 +81,23 @@ fn a_quarantined_peer_and_a_draining_node_start_nothing_new() {
         let event =
             Event::Task { terms: terms(number, 1, 2), held: [true; 2], whole: [true; 2], refusal: Some(refusal) };
         let refused = intake.handle(event, Time::ZERO);
-        assert!(matches!(&refused[..], [Action::Fail(_, error)] if error.kind() == kind), "{refused:?}");
+        assert!(matches!(&refused[..], [Action::Fail(_, error, None)] if error.kind() == kind), "{refused:?}");
+    }
+}
+
+#[test]
+fn a_peer_over_its_quota_is_told_when_to_come_again() {
+    let mut intake = Intake::new(MAX_TASKS);
+    let retry_after = Duration::from_millis(100);
+    for (number, refusal) in [(1, Refusal::TooMany { retry_after }), (2, Refusal::TooFast { retry_after })] {
+        let event =
+            Event::Task { terms: terms(number, 1, 2), held: [true; 2], whole: [true; 2], refusal: Some(refusal) };
+        let refused = intake.handle(event, Time::ZERO);
+        let is_told = |action: &Action| {
+            matches!(action, Action::Fail(_, error, Some(after))
+                if error.kind() == ErrorKind::Overloaded && *after == retry_after)
+        };
+        assert!(refused.len() == 1 && is_told(&refused[0]), "{refused:?}");
     }
 }
 
@@ -87,8 +106,11 @@ fn an_operand_that_was_refused_fails_the_tasks_that_name_it() {
     let mut intake = Intake::new(MAX_TASKS);
     intake.handle(task(terms(1, 1, 2), [true, false]), Time::ZERO);
     intake.handle(task(terms(2, 1, 3), [true, false]), Time::ZERO);
-    assert_eq!(intake.handle(Event::Refused(digest(2), overloaded()), Time::ZERO), [Action::Fail(1, overloaded())]);
-    assert_eq!(intake.handle(task(terms(3, 2, 1), [false, true]), Time::ZERO), [Action::Fail(3, overloaded())]);
+    assert_eq!(
+        intake.handle(Event::Refused(digest(2), overloaded()), Time::ZERO),
+        [Action::Fail(1, overloaded(), None)]
+    );
+    assert_eq!(intake.handle(task(terms(3, 2, 1), [false, true]), Time::ZERO), [Action::Fail(3, overloaded(), None)]);
     // The operand is announced again, and there is room now.
     intake.handle(Event::Admitted(digest(2)), Time::ZERO);
     let event = Event::Task { terms: terms(4, 2, 1), held: [true; 2], whole: [false, true], refusal: None };
@@ -108,7 +130,7 @@ fn a_deadline_ends_a_task_in_every_stage() {
     assert!(intake.handle(Event::Tick, Time::from_millis(999)).is_empty());
     let failed = intake.handle(Event::Tick, Time::from_secs(2));
     let late =
-        |action: &Action| matches!(action, Action::Fail(_, error) if error.kind() == ErrorKind::DeadlineExceeded);
+        |action: &Action| matches!(action, Action::Fail(_, error, None) if error.kind() == ErrorKind::DeadlineExceeded);
     assert!(failed.len() == 2 && failed.iter().all(late), "{failed:?}");
     assert_eq!(intake.handle(Event::Tick, Time::from_secs(3)), [Action::Stop(3)]);
     assert_eq!(intake.wake_at(), None);
@@ -167,7 +189,7 @@ proptest! {
                     Action::AskFor(task, _) => (*task, &[Known::Waits], Known::Waits),
                     Action::Lease(task, _) => (*task, &[Known::Waits], Known::Leasing),
                     Action::Start(task, _) => (*task, &[Known::Leasing], Known::Runs),
-                    Action::Fail(task, _) | Action::Drop(task) => (*task, &[Known::Waits, Known::Leasing], Known::Over),
+                    Action::Fail(task, ..) | Action::Drop(task) => (*task, &[Known::Waits, Known::Leasing], Known::Over),
                     Action::Stop(task) => (*task, &[Known::Runs], Known::Runs),
                     Action::Close(why) => return Err(TestCaseError::fail(why.clone())),
                 };

@@ -178,7 +178,7 @@ impl Run<'_> {
                 *state = Task::Started;
                 None
             }
-            Action::Fail(task, _) | Action::Drop(task) => {
+            Action::Fail(task, ..) | Action::Drop(task) => {
                 let ended = self.tasks.remove(&task);
                 assert!(ended.is_some_and(|(_, state)| state != Task::Started), "{task} ends twice, or while it runs");
                 None

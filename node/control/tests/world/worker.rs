@@ -326,7 +326,7 @@ impl World {
                     Action::Start(task, priority) => {
                         events.extend(self.start_task(at, stream, task, priority)?);
                     }
-                    Action::Fail(task, error) => {
+                    Action::Fail(task, error, _) => {
                         if task >= FLOODED {
                             self.checks.caught(Deviation::FloodsTasks);
                         }

@@ -63,8 +63,13 @@ impl FabricDriver {
 
     /// Ends an attempt without a result, and drops its state.
     pub(super) fn attempt_failed(&mut self, attempt: AttemptId, kind: FailureKind) {
+        self.attempt_refused(attempt, kind, None);
+    }
+
+    /// The same, where an overloaded worker may say when to try again.
+    pub(super) fn attempt_refused(&mut self, attempt: AttemptId, kind: FailureKind, retry_after: Option<Duration>) {
         self.attempts.remove(&attempt);
-        self.events.push_back(Event::AttemptFailed { attempt, kind, retry_after: None });
+        self.events.push_back(Event::AttemptFailed { attempt, kind, retry_after });
     }
 
     pub(super) fn local_done(&mut self, attempt: AttemptId, outcome: Outcome) {

@@ -44,9 +44,9 @@ impl FabricDriver {
                 self.note_signature(peer, AttemptId(task), signed);
                 self.remote_done(peer, AttemptId(task), tensor, compute, receiving)
             }
-            LinkEvent::Failure { task, kind, message } => {
-                tracing::debug!(event = "task_failed", %peer, task, %kind, message);
-                self.attempt_failed(AttemptId(task), kind);
+            LinkEvent::Failure { task, kind, message, retry_after } => {
+                tracing::debug!(event = "task_failed", %peer, task, %kind, message, ?retry_after);
+                self.attempt_refused(AttemptId(task), kind, retry_after);
             }
             LinkEvent::Missing { task, digests } => self.send_again(peer, AttemptId(task), digests),
             LinkEvent::Evicted(digest) => self.evicted(peer, digest),

@@ -26,8 +26,19 @@ const LOAD_EVERY: Duration = Duration::from_millis(250);
 /// A reply to the coordinator.
 pub(super) enum Reply {
     Message(Message),
-    Result { task: Task, tensor: Tensor, compute: Duration, fault: Option<Fault>, memory: Option<Lease> },
-    Failure { task: TaskId, error: Error },
+    Result {
+        task: Task,
+        tensor: Tensor,
+        compute: Duration,
+        fault: Option<Fault>,
+        memory: Option<Lease>,
+    },
+    /// With the time after which the coordinator may try again, where that is known.
+    Failure {
+        task: TaskId,
+        error: Error,
+        retry_after: Option<Duration>,
+    },
 }
 
 /// Queues a reply.
@@ -70,8 +81,9 @@ async fn write<W: AsyncWrite + Unpin>(
         };
         match reply {
             Reply::Message(message) => frames.send(&message, &[]).await?,
-            Reply::Failure { task, error } => {
-                let message = Message::Failure { task, kind: error.kind(), message: error.message().to_owned() };
+            Reply::Failure { task, error, retry_after } => {
+                let (kind, message) = (error.kind(), error.message().to_owned());
+                let message = Message::Failure { task, kind, message, retry_after };
                 frames.send(&message, &[]).await?;
             }
             Reply::Result { fault: Some(Fault::Hang), .. } => {}
