@@ -8,6 +8,8 @@ pub enum Fault {
     CorruptOne,
     /// Every element is off by as much.
     CorruptAll,
+    /// The first two results are right; in every later one an element is off.
+    CorruptLater,
     /// The result of an earlier task is sent.
     Stale,
     /// No answer is sent.

@@ -138,6 +138,38 @@ fn every_kind_of_lie_is_caught_redone_and_its_peer_quarantined() {
 }
 
 #[test]
+fn what_a_liar_computed_before_it_was_caught_is_computed_again() {
+    let one = node("one", 1, None);
+    let (a, b, c) = integers(700);
+    for _ in 0..5 {
+        let liar = node("liar", 1, Some(Fault::CorruptLater));
+        connect(&one, &liar);
+        let outcome = product(&one, remote(&a, &b));
+        assert_eq!(outcome.result.digest(), c.digest());
+        let report = outcome.report;
+        assert!(!report.verification.rejected.is_empty(), "{report:?}");
+        assert_eq!((report.tasks.remote, report.tasks.local), (0, report.tasks.total), "{report:?}");
+        assert!(report.workers.iter().all(|share| share.name == "one"), "{report:?}");
+        assert!(report.tasks.retried > 2, "two right results and a lie were there before: {report:?}");
+    }
+}
+
+#[test]
+fn one_huge_column_hides_no_lie_in_another() {
+    let (one, liar) = (node("one", 1, None), node("liar", 1, Some(Fault::CorruptOne)));
+    connect(&one, &liar);
+    let a = Tensor::generate(DType::F32, 100, 64, 1).unwrap();
+    let mut b = Tensor::generate(DType::F32, 64, 120, 2).unwrap().to_array::<f32>().unwrap();
+    b.column_mut(0).mapv_inplace(|value| value * 1e6);
+    let b = Tensor::from_array(b.view()).unwrap();
+    let outcome = product(&one, remote(&a, &b));
+    let pool = pangea_compute::Pool::new(1).unwrap();
+    let c = pangea_compute::matmul(&a, &b, &pool, &pangea_compute::Cancel::new()).unwrap();
+    assert_eq!(outcome.result.digest(), c.digest());
+    assert_eq!(outcome.report.verification.rejected.len(), 1, "{:?}", outcome.report);
+}
+
+#[test]
 fn a_worker_that_hangs_or_cuts_the_stream_costs_time_but_no_result() {
     for fault in [Fault::Drop, Fault::Hang] {
         let (one, other) = (node("one", 1, None), node("other", 1, Some(fault)));

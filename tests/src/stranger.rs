@@ -117,6 +117,21 @@ impl RawStream<'_> {
         })
     }
 
+    /// Reads all messages until the node ends the stream, without their payloads.
+    pub fn messages(&mut self) -> Vec<Message> {
+        let mut frames = FrameReader::new(&mut self.stream);
+        self.stranger.wait(async {
+            let mut messages = Vec::new();
+            while let Ok((message, payload)) = frames.receive().await {
+                messages.push(message);
+                if frames.skip(payload).await.is_err() {
+                    break;
+                }
+            }
+            messages
+        })
+    }
+
     /// Reads messages, skipping payloads, until `wanted` accepts one.
     ///
     /// # Panics

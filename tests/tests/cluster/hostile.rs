@@ -189,6 +189,74 @@ fn a_result_larger_than_the_memory_is_refused_before_it_is_computed() {
 }
 
 #[test]
+fn a_result_larger_than_the_memory_is_refused_to_programs_as_well() {
+    let cluster = Cluster::new();
+    let one = cluster.node("one").max_memory("256M").start();
+    let before = one.process.peak_memory_bytes();
+    // 200 kB of operands, whose product takes 40 GB.
+    let side = 100_000;
+    let a = Tensor::generate(DType::I8, side, 1, 1).unwrap();
+    let b = Tensor::generate(DType::I8, 1, side, 2).unwrap();
+    let refused = multiply(&one.client(), &a, &b, &pangea_client::MatmulOptions::default()).err().unwrap();
+    let kinds = [pangea_client::ErrorKind::Overloaded, pangea_client::ErrorKind::InvalidInput];
+    assert!(kinds.contains(&refused.kind()), "{refused:?}");
+    if let (Some(before), Some(after)) = (before, one.process.peak_memory_bytes()) {
+        assert!(after - before < 64 << 20, "{} bytes more", after - before);
+    }
+}
+
+#[test]
+fn operands_of_another_workers_task_are_not_sent_to_whoever_guesses_its_number() {
+    let cluster = Cluster::new();
+    let star = cluster.star(vec![cluster.node("mute").fault("hang")]);
+    let one = &star.one;
+    let stranger = Stranger::worker(&one.address);
+    let mut stream = stranger.accept();
+    stream.send_message(&Message::Hello(advert()), &[]);
+    let state = || one.client().peers().unwrap().into_iter().find(|peer| peer.peer == stranger.peer());
+    eventually("the stranger is connected", || state().is_some_and(|peer| peer.state == "connected"));
+    let (a, b) = operands(DType::I8, 300, 300, 300);
+    std::thread::scope(|scope| {
+        let (rpc, a, b) = (&one.rpc, &a, &b);
+        let asked = scope.spawn(move || {
+            multiply(&pangea_client::blocking::Client::connect(rpc, TIMEOUT).unwrap(), a, b, &remote()).unwrap()
+        });
+        let busy = || one.status_of(&star.workers[0]).tasks_in_flight > 0;
+        eventually("the other worker has a task", busy);
+        for task in 0..64 {
+            let digests = vec![a.digest(), b.digest()];
+            stream.send_message(&Message::Missing { task, digests }, &[]);
+        }
+        assert_product(a, b, &asked.join().unwrap().c);
+    });
+    one.process.signal(rustix::process::Signal::TERM);
+    let told = stream.messages();
+    let operands = told.iter().filter(|message| matches!(message, Message::Operand { .. }));
+    assert_eq!(operands.count(), 0, "{told:?}");
+}
+
+#[test]
+fn a_peer_that_sends_tasks_too_fast_is_told_when_to_come_again() {
+    let cluster = Cluster::new();
+    let star = cluster.star(vec![cluster.node("worker")]);
+    let stranger = Stranger::connect(&star.workers[0].address);
+    let mut stream = stranger.stream();
+    stream.send_message(&Message::Hello(advert()), &[]);
+    let digest = |number: u8| pangea_compute::Digest::from_bytes([number; 32]);
+    // Their operands never come: each task waits.
+    for id in 0..100 {
+        let (operation, operands) = (Operation::Matmul, [digest(1), digest(2)]);
+        stream.send_message(&Message::Task(Task { id, priority: 127, deadline: None, operation, operands }), &[]);
+    }
+    let refused = stream.next_message(|message| matches!(message, Message::Failure { .. }));
+    let Message::Failure { kind, retry_after, .. } = refused else { unreachable!() };
+    assert_eq!(kind, pangea_client::ErrorKind::Overloaded);
+    assert!(retry_after.is_some_and(|after| !after.is_zero()), "{retry_after:?}");
+    drop(stream);
+    all_is_well(&star);
+}
+
+#[test]
 fn memory_claimed_by_a_stranger_is_bounded_by_the_quota_of_one_peer() {
     let cluster = Cluster::new();
     let star = cluster.star(vec![cluster.node("worker").max_memory("64M")]);

@@ -92,6 +92,41 @@ fn a_product_wrong_everywhere_is_caught() {
 }
 
 #[test]
+fn what_a_liar_computed_before_it_was_caught_is_computed_again() {
+    const LIARS: usize = 50;
+    let cluster = Cluster::new();
+    let one = cluster.node("one").start();
+    let client = one.client();
+    let (a, b) = operands(DType::F32, 1024, 512, 1024);
+    for number in 0..LIARS {
+        let liar = cluster.node(&format!("liar{number}")).fault("corrupt-later").start();
+        one.connect(&liar);
+        let product = multiply(&client, &a, &b, &remote()).unwrap();
+        is_caught(&one, &liar, &product, &a, &b);
+        let tasks = &product.report.tasks;
+        assert_eq!((tasks.remote, tasks.local), (0, tasks.total), "{:?}", product.report);
+        assert!(tasks.retried > 2, "its right results were taken before it was caught: {:?}", product.report);
+    }
+}
+
+#[test]
+fn one_huge_column_hides_no_lie_in_another() {
+    let cluster = Cluster::new();
+    let one = cluster.node("one").start();
+    let client = one.client();
+    let a = Tensor::generate(DType::F32, 300, 256, 1).unwrap();
+    let mut b = Tensor::generate(DType::F32, 256, 280, 2).unwrap().to_array::<f32>().unwrap();
+    b.column_mut(0).mapv_inplace(|value| value * 1e6);
+    let b = Tensor::from_array(b.view()).unwrap();
+    for number in 0..5 {
+        let liar = cluster.node(&format!("liar{number}")).fault("corrupt-one").start();
+        one.connect(&liar);
+        let product = multiply(&client, &a, &b, &remote()).unwrap();
+        is_caught(&one, &liar, &product, &a, &b);
+    }
+}
+
+#[test]
 fn an_earlier_result_passed_off_as_a_new_one_is_caught() {
     let cluster = Cluster::new();
     let star = cluster.star(vec![cluster.node("liar").fault("stale")]);
