@@ -1,6 +1,6 @@
 //! What form an answer has: free text or JSON. The one type for it in the house; every protocol and API converts at its border.
 
-use super::grammar::{Grammar, GrammarVocabulary};
+use super::grammar::{Grammar, GrammarVocabulary, MAX_SCHEMA_BYTES};
 use crate::Error;
 
 /// What form an answer has.
@@ -30,6 +30,15 @@ impl AnswerFormat {
             AnswerFormat::Text => Ok(None),
             AnswerFormat::JsonObject => Grammar::json_object(&vocabulary()?).map(Some),
             AnswerFormat::JsonSchema(schema) => {
+                if schema.len() > MAX_SCHEMA_BYTES {
+                    return Err(Error::Invalid {
+                        operation: "answer format",
+                        what: format!(
+                            "the JSON Schema has {} bytes; at most {MAX_SCHEMA_BYTES} are supported",
+                            schema.len()
+                        ),
+                    });
+                }
                 let schema = serde_json::from_str(schema).map_err(|error| Error::Invalid {
                     operation: "answer format",
                     what: format!("the JSON Schema is not JSON: {error}"),

@@ -1,6 +1,7 @@
 //! The text side of a model: prompt to token ids, token ids to bytes, and the grammar of an answer. Shared by
 //! all threads; it knows neither layers nor requests.
 
+mod pending_grammar;
 mod prompt;
 
 use std::sync::{Mutex, PoisonError};
@@ -16,6 +17,7 @@ use pangea_compute::tokenizer::Tokenizer;
 
 use crate::compute_error;
 
+pub(crate) use pending_grammar::PendingGrammar;
 pub use prompt::{Prompt, WrongField, role};
 
 /// A model's tokenizer and chat template.

@@ -384,13 +384,24 @@ impl Layers {
         } else {
             logits
         };
-        if !rows.choose {
+        let ready = rows.choose && chooser.is_ready()?;
+        if !ready {
             if !prompt.is_empty() {
                 let position = chooser.tokens.len() as u32;
                 let tokens = Tokens { session, position, prompt, ..Tokens::default() };
                 reported.push((chooser.coordinator, tokens));
             }
-            return Ok(None);
+            if !rows.choose {
+                return Ok(None);
+            }
+            // The last token's row is computed again, until the grammar is there and a token can follow it.
+            let computed = rows.start as usize + rows.rows as usize - rows.draft.len() - 1;
+            if let Some(history) = self.histories.get_mut(&rows.sequence) {
+                history.truncate(computed);
+            }
+            let (sequence, computed) = (rows.sequence, computed as u32);
+            let waiting = SteppedSequence { sequence, computed, chosen: Vec::new(), ended: false, failed: false };
+            return Ok(Some(waiting));
         }
         let reused = self.histories.get(&rows.sequence).map_or(0, |history| history.reused);
         let mut chosen = chooser.take(&text, &rows.draft, reused, vocabulary, logits)?;

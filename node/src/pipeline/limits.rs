@@ -20,7 +20,7 @@ pub const MAX_CHOICES: u16 = 8;
 pub const MAX_LOGIT_BIAS: usize = 1024;
 
 /// Maximum bytes of a JSON Schema.
-pub const MAX_SCHEMA_BYTES: usize = 32 << 10;
+pub const MAX_SCHEMA_BYTES: usize = pangea_compute::sample::grammar::MAX_SCHEMA_BYTES;
 
 /// Maximum bytes of a failure's text for people. Longer texts are truncated.
 pub const MAX_TEXT_BYTES: usize = 1024;

@@ -5,21 +5,41 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use libp2p::PeerId;
-use pangea_client::Result;
+use pangea_client::{Error, ErrorKind, Result};
 use pangea_compute::commit::Leaf;
 use pangea_compute::commit::merkle::{chosen_leaf, nothing_leaf};
+use pangea_compute::sample::AnswerFormat;
 use pangea_compute::sample::grammar::Grammar;
 use pangea_compute::sample::mask::TokenMask;
 use pangea_compute::sample::{Choice, Sampling, choose};
 
 use super::wire::{EndReason, Open, SessionId, TokenOut, Tokens};
 use crate::compute_error;
-use crate::model_text::ModelText;
+use crate::model_text::{ModelText, PendingGrammar};
+
+/// Grammars that one coordinator may have compiled at once: a client's burst of requests, whose compilations take milliseconds
+/// each, and no more threads for one peer.
+const GRAMMARS_PER_COORDINATOR: usize = 4;
+
+/// Grammars that are compiled at once for all coordinators; each takes a thread.
+const GRAMMARS: usize = 16;
 
 /// The sessions of a last stage.
 pub(super) struct Sampler {
     text: Arc<ModelText>,
     choosers: HashMap<SessionId, Chooser>,
+    /// Grammars that were being compiled, with their coordinators; also those of sessions that are closed.
+    compiling: Vec<(PeerId, PendingGrammar)>,
+}
+
+/// What the tokens of an answer must match.
+enum Form {
+    /// Any text.
+    Free,
+    /// A grammar that is not compiled yet; no token is chosen until it is.
+    Pending(PendingGrammar),
+    /// A grammar.
+    Grammar(Box<Grammar>),
 }
 
 /// The sampling state of one answer.
@@ -35,7 +55,7 @@ pub(super) struct Chooser {
     opened_with: usize,
     max_new_tokens: usize,
     sampling: Sampling,
-    grammar: Option<Grammar>,
+    form: Form,
     /// Number of prompt tokens that have been scored, if requested.
     scored: Option<usize>,
     reported_cached: bool,
@@ -56,22 +76,18 @@ pub(super) struct Chosen {
 
 impl Sampler {
     pub(super) fn new(text: Arc<ModelText>) -> Sampler {
-        Sampler { text, choosers: HashMap::new() }
+        Sampler { text, choosers: HashMap::new(), compiling: Vec::new() }
     }
 
-    /// Prepares for an answer; a grammar processes the tokens chosen before.
+    /// Prepares for an answer. Its grammar, which processes the tokens chosen before, is compiled on another thread: an
+    /// invalid schema, and tokens that it forbids, fail the session when its first token is due.
     ///
     /// # Errors
-    /// `InvalidInput` for an invalid schema, and for tokens that it forbids.
+    /// `Overloaded` if too many grammars are being compiled.
     pub(super) fn open(&mut self, open: &Open) -> Result<()> {
         let prompt_len = open.prompt_len as usize;
+        let grammar = self.compile(open, &open.tokens[prompt_len..])?;
         for choice in 0..open.choices {
-            let mut grammar = self.text.grammar(&open.format)?;
-            if let Some(grammar) = &mut grammar {
-                for &token in &open.tokens[prompt_len..] {
-                    grammar.accept(token).map_err(compute_error)?;
-                }
-            }
             let chooser = Chooser {
                 coordinator: open.coordinator,
                 session: open.session.choice(choice),
@@ -81,7 +97,7 @@ impl Sampler {
                 opened_with: open.tokens.len(),
                 max_new_tokens: open.max_new_tokens as usize,
                 sampling: open.sampling.of_choice(choice),
-                grammar,
+                form: grammar.clone().map_or(Form::Free, Form::Pending),
                 scored: (open.prompt_logprobs && choice == 0 && open.tokens.len() == prompt_len).then_some(0),
                 reported_cached: false,
                 ended: false,
@@ -89,6 +105,21 @@ impl Sampler {
             self.choosers.insert(chooser.session, chooser);
         }
         Ok(())
+    }
+
+    fn compile(&mut self, open: &Open, chosen: &[u32]) -> Result<Option<PendingGrammar>> {
+        if open.format == AnswerFormat::Text {
+            return Ok(None);
+        }
+        self.compiling.retain(|(_, grammar)| grammar.is_running());
+        let own = self.compiling.iter().filter(|(coordinator, _)| *coordinator == open.coordinator).count();
+        if own >= GRAMMARS_PER_COORDINATOR || self.compiling.len() >= GRAMMARS {
+            let message = "too many JSON Schemas are being compiled on the last stage; try again later";
+            return Err(Error::new(ErrorKind::Overloaded, message));
+        }
+        let pending = PendingGrammar::start(&self.text, &open.format, chosen)?;
+        self.compiling.extend(pending.clone().map(|grammar| (open.coordinator, grammar)));
+        Ok(pending)
     }
 
     pub(super) fn get(&self, session: &SessionId) -> Option<&Chooser> {
@@ -164,8 +195,23 @@ impl Chooser {
         self.scored.is_some_and(|scored| scored < self.prompt_len)
     }
 
+    /// Whether a token can be chosen: not while the grammar is being compiled.
+    ///
+    /// # Errors
+    /// `InvalidInput` for an invalid schema, and for earlier tokens that it forbids; `Overloaded` if it takes too long.
+    pub(super) fn is_ready(&mut self) -> Result<bool> {
+        if let Form::Pending(pending) = &self.form {
+            match pending.get()? {
+                Some(grammar) => self.form = Form::Grammar(Box::new(grammar)),
+                None => return Ok(false),
+            }
+        }
+        Ok(true)
+    }
+
     /// Processes the logits after the last token and after each drafted one: `[1 + drafted, vocabulary]`, overwritten. Each
-    /// token is chosen as if there were no draft; logits after a wrong guess are ignored.
+    /// token is chosen as if there were no draft; logits after a wrong guess are ignored. The answer [is
+    /// ready](Chooser::is_ready).
     pub(super) fn take(
         &mut self,
         text: &ModelText,
@@ -196,7 +242,10 @@ impl Chooser {
             return Ok(taken);
         }
         for (at, row) in logits.chunks_exact_mut(vocabulary).enumerate() {
-            let allowed = self.grammar.as_mut().map(Grammar::mask).transpose().map_err(compute_error)?;
+            let allowed = match &mut self.form {
+                Form::Grammar(grammar) => Some(grammar.mask().map_err(compute_error)?),
+                Form::Free | Form::Pending(_) => None,
+            };
             let (prompt, chosen) = self.tokens.split_at(self.prompt_len);
             let choice = choose(&self.sampling, prompt, chosen, row, allowed.as_ref()).map_err(compute_error)?;
             let token = choice.token;
@@ -225,7 +274,7 @@ impl Chooser {
         if text.tokenizer.is_end_of_generation(token) {
             return Ok(Some(EndReason::Stop));
         }
-        if let Some(grammar) = &mut self.grammar {
+        if let Form::Grammar(grammar) = &mut self.form {
             grammar.accept(token).map_err(compute_error)?;
             if grammar.is_complete() {
                 return Ok(Some(EndReason::GrammarComplete));

@@ -1,5 +1,7 @@
 //! Refused requests: which field and status an error has; refusals come before any work.
 
+use pangea_tests::tiny_model::TinyModel;
+
 use super::*;
 
 #[test]
@@ -114,4 +116,38 @@ fn a_node_without_models_refuses_chats() {
     let refused = post(&one.api, CHAT, &question("Hello", 1));
     let (status, error) = (refused.status, refused.json()["error"].take());
     assert!(status == 404 && error["message"].as_str().unwrap().contains("--model"), "{error}");
+}
+
+/// Each of these schemas ended the node: the grammar library recursed until the stack was full.
+#[test]
+fn a_schema_that_recurses_without_end_is_refused_and_the_node_goes_on() {
+    let cluster = Cluster::new();
+    let file = cluster.folder().join("tiny.gguf");
+    std::fs::write(&file, TinyModel::default().gguf()).unwrap();
+    let node = cluster.node("one").with("--model", file.to_str().unwrap()).start();
+    eventually("the node is ready", || get(&node.api, "/readyz").status == 200);
+    let chain = |count: usize, link: fn(Value) -> Value| {
+        let link = |at: usize| (format!("d{at}"), link(json!({"$ref": format!("#/$defs/d{}", at + 1)})));
+        let mut definitions: serde_json::Map<String, Value> = (0..count).map(link).collect();
+        definitions.insert(format!("d{count}"), json!({"type": "string"}));
+        json!({"$ref": "#/$defs/d0", "$defs": definitions})
+    };
+    let names: Vec<String> = (0..8000).map(|at| format!("{at:x}")).collect();
+    let ask = |schema: Value| {
+        let format = json!({"type": "json_schema", "json_schema": {"name": "it", "schema": schema}});
+        let body = json!({"model": "tiny", "prompt": "Hello", "max_tokens": 8, "response_format": format});
+        post(&node.api, COMPLETIONS, &body)
+    };
+    for schema in [
+        chain(500, |next| json!({"allOf": [next, {"minLength": 1}]})),
+        chain(900, |next| next),
+        json!({"type": "object", "required": names}),
+    ] {
+        let refused = ask(schema);
+        assert_eq!(refused.status, 400);
+        let error = refused.json()["error"].take();
+        assert!(error["message"].as_str().unwrap().contains("JSON Schema"), "{error}");
+    }
+    assert!(!node.process.has_ended());
+    assert_eq!(ask(json!({"enum": ["yes", "no"]})).status, 200);
 }

@@ -1,6 +1,12 @@
 //! JSON as a constraint on tokens: a [`Grammar`] decides which tokens may come next, so that the answer fits a JSON
 //! Schema. The parser is `llguidance` (MIT, also used by llama.cpp and vLLM); its types stay in this file. Nothing is
 //! fetched: references in a schema stay inside the schema.
+//!
+//! Schemas come from strangers, and the library recurses with them: a schema is judged first (`schema_limits`), and compiled
+//! on a thread with a stack of its own, within a time limit (`bounded`).
+
+mod bounded;
+mod schema_limits;
 
 use std::sync::Arc;
 
@@ -13,6 +19,8 @@ use super::mask::TokenMask;
 use crate::Error;
 use crate::tokenizer::Tokenizer;
 
+pub use schema_limits::MAX_SCHEMA_BYTES;
+
 const OPERATION: &str = "grammar";
 /// Bytes of a token that a grammar can allow, at most; longer tokens are never allowed. (The longest token of today's
 /// vocabularies is 1,024 spaces; the trie has no longer paths.)
@@ -24,6 +32,10 @@ const MAX_VOCABULARY: usize = (1 << 24) - 1;
 /// States of a grammar's automaton, at most, about 2 KB each: the automaton stays below 40 MB. Schemas in use need some
 /// hundreds.
 const MAX_LEXER_STATES: usize = 20_000;
+/// Bytes of the library's errors that are passed on.
+const MAX_ERROR_BYTES: usize = 400;
+/// Symbols of a grammar, at most, some tens of bytes each. Schemas within the limits of this house stay far below it.
+const MAX_GRAMMAR_SYMBOLS: usize = 200_000;
 /// Whitespace allowed between JSON's tokens; bounded, because small models otherwise indent without end.
 const WHITESPACE: &str = r"[\x20\x0A\x0D\x09]{1,20}";
 
@@ -83,6 +95,7 @@ impl GrammarVocabulary {
         factory.quiet();
         let limits = factory.limits_mut();
         limits.max_lexer_states = MAX_LEXER_STATES;
+        limits.max_grammar_size = MAX_GRAMMAR_SYMBOLS;
         limits.verbose_errors = false;
         Ok(GrammarVocabulary { factory: Arc::new(factory), size })
     }
@@ -126,13 +139,21 @@ impl Clone for Grammar {
 }
 
 impl Grammar {
-    /// One JSON value that fits `schema` (JSON Schema as llguidance supports it; `true` is any value).
+    /// One JSON value that fits `schema` (JSON Schema as llguidance supports it; `true` is any value). Waits while too many
+    /// schemas are being compiled.
     ///
-    /// Errors (`InvalidInput`): an unsupported keyword, a schema that no value fits, a reference to an address, a
-    /// schema that is too large.
+    /// Errors: `InvalidInput` for an unsupported keyword, a schema that no value fits, a reference to an address, a schema
+    /// that is too large or takes too long to compile; `Overloaded` after waiting too long for others to be compiled.
     pub fn json_schema(vocabulary: &GrammarVocabulary, schema: &Value) -> Result<Grammar, Error> {
+        let (vocabulary, schema) = (vocabulary.clone(), schema.clone());
+        bounded::compile(move || Grammar::compile(&vocabulary, schema))
+    }
+
+    /// Compiles on this thread's stack.
+    fn compile(vocabulary: &GrammarVocabulary, schema: Value) -> Result<Grammar, Error> {
+        schema_limits::check(&schema)?;
         let mut schema = match schema {
-            Value::Object(_) => schema.clone(),
+            Value::Object(_) => schema,
             Value::Bool(true) => json!({}),
             Value::Bool(false) => return Err(invalid("no value fits the schema `false`".to_owned())),
             _ => return Err(invalid("a JSON Schema is an object, `true` or `false`".to_owned())),
@@ -141,11 +162,12 @@ impl Grammar {
         schema["x-guidance"] = json!({"whitespace_flexible": true, "whitespace_pattern": WHITESPACE});
         let grammar = TopLevelGrammar::from_grammar(GrammarWithLexer::from_json_schema(schema));
         let mut matcher = Matcher::new(vocabulary.factory.create_parser(grammar));
+        let unusable = |error: String| invalid(format!("this JSON Schema cannot be used: {}", shortened(&error)));
         if let Some(error) = matcher.get_error() {
-            return Err(invalid(format!("this JSON Schema cannot be used: {error}")));
+            return Err(unusable(error));
         }
         // Computing a mask finds a schema that no value fits before the model is used.
-        matcher.compute_mask_or_eos().map_err(|error| invalid(format!("this JSON Schema cannot be used: {error}")))?;
+        matcher.compute_mask_or_eos().map_err(|error| unusable(error.to_string()))?;
         Ok(Grammar { matcher, size: vocabulary.size })
     }
 
@@ -201,6 +223,12 @@ impl Grammar {
 
 fn invalid(what: String) -> Error {
     Error::invalid(OPERATION, what)
+}
+
+/// The start of a library's error, which may repeat much of the schema.
+fn shortened(error: &str) -> &str {
+    let end = (0..=MAX_ERROR_BYTES.min(error.len())).rev().find(|&end| error.is_char_boundary(end)).unwrap_or(0);
+    &error[..end]
 }
 
 #[cfg(test)]
@@ -301,6 +329,70 @@ mod tests {
                 Err(error) => error,
             };
             assert_eq!(error.kind(), crate::ErrorKind::InvalidInput, "{error}");
+        }
+    }
+
+    /// Each of these overflowed the stack of 2 MB and ended the process.
+    #[test]
+    fn schemas_that_recurse_without_end_are_refused_on_a_small_stack() {
+        let chain = |count: usize, link: fn(Value) -> Value| {
+            let mut definitions = serde_json::Map::new();
+            for at in 0..count {
+                definitions.insert(format!("d{at}"), link(json!({"$ref": format!("#/$defs/d{}", at + 1)})));
+            }
+            definitions.insert(format!("d{count}"), json!({"type": "string"}));
+            json!({"$ref": "#/$defs/d0", "$defs": definitions})
+        };
+        let names: Vec<String> = (0..8000).map(|at| format!("{at:x}")).collect();
+        let schemas = [
+            chain(500, |next| json!({"allOf": [next]})),
+            chain(500, |next| json!({"allOf": [next, {"type": "string"}]})),
+            chain(900, |next| next),
+            json!({"type": "object", "required": names}),
+        ];
+        let vocabulary = vocabulary();
+        let small = std::thread::Builder::new().stack_size(256 << 10);
+        let judge = move || {
+            schemas.map(|schema| {
+                let vocabulary = vocabulary.clone();
+                bounded::compile_slowly(move || Grammar::compile(&vocabulary, schema)).map(drop)
+            })
+        };
+        for result in small.spawn(judge).unwrap().join().unwrap() {
+            assert_eq!(result.unwrap_err().kind(), crate::ErrorKind::InvalidInput);
+        }
+    }
+
+    /// The deepest and largest schemas within the limits fit the stack, the memory and the time of a compilation.
+    #[test]
+    fn schemas_at_the_limits_are_compiled() {
+        let chain = |count: usize, levels: usize, link: fn(Value) -> Value| {
+            let mut definitions = serde_json::Map::new();
+            for at in 0..count {
+                let next = json!({"$ref": format!("#/$defs/d{}", at + 1)});
+                definitions.insert(format!("d{at}"), (0..levels).fold(next, |inner, _| link(inner)));
+            }
+            definitions.insert(format!("d{count}"), json!({"type": "string"}));
+            json!({"$ref": "#/$defs/d0", "$defs": definitions})
+        };
+        let vocabulary = vocabulary();
+        let names: Vec<String> = (0..2000).map(|at| format!("{at:x}")).collect();
+        for schema in [
+            chain(250, 1, |next| next),
+            chain(250, 1, |next| json!({"items": next})),
+            chain(120, 14, |next| json!({"allOf": [next]})),
+            chain(60, 14, |next| json!({"allOf": [next], "type": "string"})),
+            chain(66, 28, |next| json!({"anyOf": [next]})),
+            chain(66, 28, |next| json!({"type": "array", "items": next})),
+            json!({"type": "object", "required": names}),
+            json!({"enum": names}),
+            json!({"type": "string", "pattern": format!("^{}{}$", "(a?".repeat(100), ")".repeat(100))}),
+        ] {
+            let vocabulary = vocabulary.clone();
+            if let Err(error) = bounded::compile_slowly(move || Grammar::compile(&vocabulary, schema)) {
+                let known = ["cannot be used", "too large once", "levels inside", "their product"];
+                assert!(known.iter().any(|why| error.to_string().contains(why)), "{error}");
+            }
         }
     }
 
