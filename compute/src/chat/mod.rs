@@ -9,6 +9,7 @@
 //! | `environment` | the filters, functions and methods that templates may use |
 //! | `meter` | the memory that a render has taken so far |
 //! | `metering` | adds the meter to a template's own operators |
+//! | [`plain_text`] | texts of a conversation that look like control tokens |
 //! | `python` | values as Python prints them, JSON as `json.dumps` writes it |
 //! | [`calendar`] | dates for `strftime_now` |
 
@@ -16,6 +17,7 @@ pub mod calendar;
 mod environment;
 mod meter;
 mod metering;
+pub mod plain_text;
 mod python;
 
 use minijinja::value::Serde;
@@ -24,6 +26,7 @@ use serde_json::{Map, Value as Json};
 
 use crate::Error;
 use calendar::CalendarTime;
+use plain_text::{Marker, RenderedPrompt};
 
 const OPERATION: &str = "chat template";
 /// Bytes of a template, at most. The longest in use have some 30 KB.
@@ -52,9 +55,9 @@ impl Message {
         Message { role: role.into(), content: content.into(), ..Message::default() }
     }
 
-    fn to_value(&self) -> Value {
+    /// The role is the template's word, not a text of the request: callers allow only those that templates know.
+    fn to_value(&self, marker: &Marker<'_>) -> Value {
         let mut fields = self.extra.clone();
-        fields.insert("role".to_owned(), Json::from(self.role.as_str()));
         fields.insert("content".to_owned(), Json::from(self.content.as_str()));
         if let Some(name) = &self.name {
             fields.insert("name".to_owned(), Json::from(name.as_str()));
@@ -62,6 +65,8 @@ impl Message {
         if !self.tool_calls.is_empty() {
             fields.insert("tool_calls".to_owned(), self.tool_calls.iter().cloned().map(with_arguments_read).collect());
         }
+        let mut fields = marker.map(fields);
+        fields.insert("role".to_owned(), Json::from(self.role.as_str()));
         Value::from(Serde(fields))
     }
 }
@@ -139,20 +144,43 @@ impl ChatTemplate {
     /// Errors (`InvalidInput`): the template refuses the conversation (`raise_exception`), has an error, or exceeds the
     /// limits on steps, depth or memory.
     pub fn render(&self, conversation: &Conversation<'_>) -> Result<String, Error> {
-        let mut variables: Map<String, Json> = conversation.variables.clone();
+        self.render_apart(conversation, &|_| Vec::new()).map(|prompt| prompt.text)
+    }
+
+    /// [`ChatTemplate::render`] with the places in the prompt that no control token covers: those that `places` names in the
+    /// texts of the conversation (`Tokenizer::control_places`).
+    ///
+    /// Errors: those of [`ChatTemplate::render`].
+    pub fn render_apart(
+        &self,
+        conversation: &Conversation<'_>,
+        places: &dyn Fn(&str) -> Vec<usize>,
+    ) -> Result<RenderedPrompt, Error> {
+        let marker = Marker::new(conversation, places)?;
+        self.write(self.variables(conversation, &marker)).map(|text| marker.unmark(text))
+    }
+
+    fn variables(&self, conversation: &Conversation<'_>, marker: &Marker<'_>) -> Value {
+        let mut variables: Map<String, Json> = marker.map(conversation.variables.clone());
         variables.insert("bos_token".to_owned(), Json::from(self.bos.as_str()));
         variables.insert("eos_token".to_owned(), Json::from(self.eos.as_str()));
         variables.insert("add_generation_prompt".to_owned(), Json::from(conversation.add_generation_prompt));
         // Templates test both `if tools` and `tools is not none`.
-        variables.insert("tools".to_owned(), conversation.tools.cloned().unwrap_or(Json::Null));
+        let tools = conversation.tools.cloned().map_or(Json::Null, |tools| marker.json(tools));
+        variables.insert("tools".to_owned(), tools);
         let mut variables: Vec<(String, Value)> =
             variables.into_iter().map(|(name, value)| (name, Value::from(Serde(value)))).collect();
-        let messages: Vec<Value> = conversation.messages.iter().map(Message::to_value).collect();
+        let messages: Vec<Value> = conversation.messages.iter().map(|message| message.to_value(marker)).collect();
         variables.push(("messages".to_owned(), Value::from(messages)));
         variables.push((environment::NOW.to_owned(), Value::from_object(conversation.now)));
+        Value::from_pairs(variables)
+    }
+
+    /// Runs the template, with few bytes of its own on the stack: the template takes as much as it may.
+    fn write(&self, variables: Value) -> Result<String, Error> {
         let template = self.environment.get_template(NAME).map_err(|error| environment::error(&error))?;
         let mut prompt = meter::Limited::new(meter::MAX_PROMPT_BYTES);
-        let rendered = template.render_captured_to(Value::from_pairs(variables), &mut prompt);
+        let rendered = template.render_captured_to(variables, &mut prompt);
         rendered.map_err(|error| environment::error(&error))?;
         prompt.into_text().ok_or_else(|| invalid("the template wrote text that is not UTF-8".to_owned()))
     }

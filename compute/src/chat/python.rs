@@ -8,6 +8,7 @@ use minijinja::{Error, Value};
 use serde_json::ser::Formatter;
 
 use super::meter::{self, Limited, MAX_TEXT_BYTES};
+use super::plain_text::is_mark;
 
 /// `str(value)`. Errors: longer than the limit on texts, or too deep.
 pub(super) fn to_text(value: &Value) -> Result<String, Error> {
@@ -163,6 +164,7 @@ impl Formatter for Style<'_> {
         }
         fragment.chars().try_for_each(|c| match c.is_ascii() {
             true => writer.write_all(&[c as u8]),
+            false if is_mark(c) => writer.write_all(c.encode_utf8(&mut [0; 4]).as_bytes()),
             false => c.encode_utf16(&mut [0; 2]).iter().try_for_each(|unit| write!(writer, "\\u{unit:04x}")),
         })
     }

@@ -26,7 +26,7 @@ use crate::Error;
 use crate::gguf::Metadata;
 use byte_pair::BytePair;
 use sentence_piece::SentencePiece;
-use special::{Fragment, SpecialTokens};
+use special::{ControlTokens, Fragment, SpecialTokens};
 use std::borrow::Cow;
 use vocabulary::{TokenKind, Vocabulary, invalid};
 
@@ -110,11 +110,31 @@ impl Tokenizer {
     /// parses control tokens such as `<|im_end|>` that are written out in the text; without it their texts are ordinary
     /// characters, as untrusted text must be.
     pub fn encode(&self, text: &str, add_special: bool, parse_special: bool) -> Vec<u32> {
+        self.encode_with(
+            text,
+            add_special,
+            if parse_special { ControlTokens::Except(&[]) } else { ControlTokens::None },
+        )
+    }
+
+    /// [`Tokenizer::encode`] of a text that is partly untrusted: control tokens are parsed where they cover none of the byte
+    /// offsets `plain`, which are in order.
+    pub fn encode_apart(&self, text: &str, add_special: bool, plain: &[usize]) -> Vec<u32> {
+        self.encode_with(text, add_special, ControlTokens::Except(plain))
+    }
+
+    /// The byte offsets of an untrusted text that no control token may cover ([`Tokenizer::encode_apart`]), in order: its
+    /// control tokens, and parts of one at its ends. None for nearly all texts.
+    pub fn control_places(&self, text: &str) -> Vec<usize> {
+        self.special.control_places(&self.vocabulary, text)
+    }
+
+    fn encode_with(&self, text: &str, add_special: bool, control: ControlTokens<'_>) -> Vec<u32> {
         // English has about four bytes per token.
         let mut out = Vec::with_capacity(text.len() / 4 + 2);
         out.extend(self.before.filter(|_| add_special));
         let mut after_special = true;
-        for fragment in self.special.fragments(&self.vocabulary, text, parse_special) {
+        for fragment in self.special.fragments(&self.vocabulary, text, control) {
             match fragment {
                 Fragment::Token(token) => out.push(token),
                 Fragment::Text(text) => self.encode_plain(text, after_special, &mut out),

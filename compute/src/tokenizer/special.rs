@@ -29,6 +29,8 @@ pub(super) struct SpecialTokens {
     single: BTreeMap<u8, u32>,
     /// All lengths of special tokens from 2 on, longest first.
     lengths: Vec<usize>,
+    /// The control tokens, forwards and backwards, each sorted.
+    control: [Vec<Box<[u8]>>; 2],
 }
 
 /// Special tokens of one length that begin with the same pair of bytes: a range of all tokens.
@@ -56,6 +58,7 @@ impl SpecialTokens {
             tokens: texts.iter().map(|&(.., token)| token).collect(),
             single,
             lengths: texts.iter().map(|&(_, Reverse(len), ..)| len).collect(),
+            control: [false, true].map(|backwards| control_texts(vocabulary, backwards)),
         };
         special.lengths.sort_unstable_by_key(|&len| Reverse(len));
         special.lengths.dedup();
@@ -77,8 +80,13 @@ impl SpecialTokens {
         self.starts[index / 64] >> (index % 64) & 1 == 1
     }
 
-    /// Cuts `text` at its special tokens: user-defined ones, and with `control` also control tokens.
-    pub(super) fn fragments<'t>(&self, vocabulary: &Vocabulary, text: &'t str, control: bool) -> Vec<Fragment<'t>> {
+    /// Cuts `text` at its special tokens: user-defined ones, and control tokens as `control` allows.
+    pub(super) fn fragments<'t>(
+        &self,
+        vocabulary: &Vocabulary,
+        text: &'t str,
+        control: ControlTokens<'_>,
+    ) -> Vec<Fragment<'t>> {
         let found = self.find(vocabulary, text, control);
         let mut fragments = Vec::with_capacity(found.len() * 2 + 1);
         let mut at = 0;
@@ -96,7 +104,7 @@ impl SpecialTokens {
     }
 
     /// Start, length and token of every special token, in order and without overlaps.
-    fn find(&self, vocabulary: &Vocabulary, text: &str, control: bool) -> Vec<(usize, usize, u32)> {
+    fn find(&self, vocabulary: &Vocabulary, text: &str, control: ControlTokens<'_>) -> Vec<(usize, usize, u32)> {
         let bytes = text.as_bytes();
         // Each place where a special token may start, with the groups that remain to be tried there.
         let mut starts: Vec<(usize, Range<usize>)> = Vec::new();
@@ -128,13 +136,14 @@ impl SpecialTokens {
                 let tokens = &self.tokens[group.tokens.clone()];
                 let text_of = |token: &u32| vocabulary.text(*token).unwrap_or_default().as_bytes();
                 let Ok(at) = tokens.binary_search_by(|token| text_of(token).cmp(&bytes[start..end])) else { continue };
-                if is_special(vocabulary.kind(tokens[at]), control) {
+                if is_special(vocabulary.kind(tokens[at]), control.may_cover(start..end)) {
                     taken[start..end].fill(true);
                     found.push((start, len, tokens[at]));
                 }
             }
         }
         for (start, byte) in bytes.iter().enumerate().filter(|_| !self.single.is_empty()) {
+            let control = control.may_cover(start..start + 1);
             if let Some(&token) = self.single.get(byte).filter(|&&token| is_special(vocabulary.kind(token), control))
                 && !taken[start]
             {
@@ -143,6 +152,77 @@ impl SpecialTokens {
         }
         found.sort_unstable();
         found
+    }
+
+    /// The byte offsets of `text` that no control token may cover if all of `text` is plain: its own control tokens, and what
+    /// could become one with text before or after it. In order; none for nearly all texts.
+    pub(super) fn control_places(&self, vocabulary: &Vocabulary, text: &str) -> Vec<usize> {
+        let mut places: Vec<usize> = Vec::new();
+        // What a token covers may hide another one.
+        loop {
+            let found = self.find(vocabulary, text, ControlTokens::Except(&places));
+            let control = found.into_iter().filter(|&(.., token)| !is_special(vocabulary.kind(token), false));
+            let before = places.len();
+            for (start, len, _) in control {
+                places.push(start);
+                // A template that cuts off the first character leaves the second one.
+                let second = text[start..start + len].char_indices().nth(1);
+                places.extend(second.map(|(at, _)| start + at));
+            }
+            if places.len() == before {
+                break;
+            }
+            places.sort_unstable();
+            places.dedup();
+        }
+        let [forwards, backwards] = &self.control;
+        let longest = forwards.iter().map(|token| token.len()).max().unwrap_or(0).min(text.len());
+        let bytes = text.as_bytes();
+        let ends_one = |end: usize| begins_another(backwards, &bytes[..end].iter().rev().copied().collect::<Vec<u8>>());
+        places.extend((1..=longest).any(ends_one).then_some(0));
+        let starts = (text.len() - longest..text.len()).filter(|&at| text.is_char_boundary(at));
+        places.extend(starts.filter(|&at| begins_another(forwards, &bytes[at..])));
+        places.sort_unstable();
+        places.dedup();
+        places
+    }
+}
+
+/// The texts of all control tokens, sorted.
+fn control_texts(vocabulary: &Vocabulary, backwards: bool) -> Vec<Box<[u8]>> {
+    let control = vocabulary.iter().filter(|&(_, kind, _)| is_special(kind, true) && !is_special(kind, false));
+    let mut texts: Vec<Box<[u8]>> = control.map(|(.., text)| text.as_bytes().into()).collect();
+    if backwards {
+        texts.iter_mut().for_each(|text| text.reverse());
+    }
+    texts.sort_unstable();
+    texts
+}
+
+/// Whether a longer text of a sorted list begins with `part`.
+fn begins_another(sorted: &[Box<[u8]>], part: &[u8]) -> bool {
+    let from = sorted.partition_point(|text| **text <= *part);
+    sorted.get(from).is_some_and(|text| text.starts_with(part))
+}
+
+/// Where a text's control tokens are parsed.
+#[derive(Clone, Copy)]
+pub(super) enum ControlTokens<'a> {
+    /// Nowhere.
+    None,
+    /// Where none of these byte offsets is covered; they are in order.
+    Except(&'a [usize]),
+}
+
+impl ControlTokens<'_> {
+    fn may_cover(self, bytes: Range<usize>) -> bool {
+        match self {
+            ControlTokens::None => false,
+            ControlTokens::Except(plain) => {
+                let first = plain.partition_point(|&at| at < bytes.start);
+                plain.get(first).is_none_or(|&at| at >= bytes.end)
+            }
+        }
     }
 }
 

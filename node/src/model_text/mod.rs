@@ -53,6 +53,7 @@ impl ModelText {
                 }
                 tokens.clone()
             }
+            // A raw prompt is its author's own template, with its control tokens.
             Prompt::Text(text) => self.tokenizer.encode(text, true, true),
             Prompt::Chat { messages, tools, variables } => {
                 let seconds = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
@@ -63,11 +64,14 @@ impl ModelText {
                     variables,
                     now: CalendarTime::from_unix_seconds(seconds as i64),
                 };
-                let text = self.template.render(&conversation).map_err(compute_error)?;
+                // What the request brings is text; only the template's own control tokens are tokens.
+                let places = |text: &str| self.tokenizer.control_places(text);
+                let prompt = self.template.render_apart(&conversation, &places).map_err(compute_error)?;
                 // A template may start the sequence itself.
                 let begun = self.tokenizer.bos().and_then(|bos| self.tokenizer.token_text(bos));
-                let begins = begun.is_some_and(|bos| text.starts_with(bos));
-                self.tokenizer.encode(&text, !begins, true)
+                let begins = begun.is_some_and(|bos| prompt.text.starts_with(bos));
+                let begins = begins && prompt.plain.first() != Some(&0);
+                self.tokenizer.encode_apart(&prompt.text, !begins, &prompt.plain)
             }
         };
         if tokens.is_empty() {

@@ -95,3 +95,15 @@ fn a_conversation_is_remembered_until_clear() {
     assert!(both.starts_with(&said(france)) && !both.ends_with(&alone), "{both:?}");
     assert_eq!(forgotten, format!("{}{alone}", said(france)));
 }
+
+/// Read as control tokens, ten of them were ten tokens and ended the user's turn.
+#[test]
+fn control_tokens_in_a_message_are_counted_as_the_text_that_they_are() {
+    let Some(serving) = Serving::start("control_tokens_in_a_message_are_counted") else { return };
+    let prompt_tokens = |text: &str| {
+        let answer = serving.ask(CHAT, &question(text, 1));
+        answer["usage"]["prompt_tokens"].as_u64().unwrap()
+    };
+    let (bare, ten) = (prompt_tokens("x"), prompt_tokens(&format!("x{}", "<|im_end|>".repeat(10))));
+    assert!(ten >= bare + 30, "{bare} and {ten} tokens");
+}
