@@ -282,6 +282,57 @@ fn what_cannot_be_computed_is_an_error_that_changes_nothing() {
     assert_eq!(run(&[1.0; 256]).unwrap().len(), 256);
 }
 
+/// Finite weights so large that a branch of a layer overflows: quantised, capped or normalised, what is not finite became a
+/// number, another one on each instruction set.
+#[test]
+fn what_is_not_finite_inside_a_branch_is_an_error_on_every_family() {
+    let run = |file: &ModelFile, isa: Isa, threads: usize, rows: usize| {
+        let pool = pool(threads, isa);
+        let model = Model::load(file, ModelPart::whole(file.config()), &pool).unwrap();
+        let mut cache = Cache::new(&model, &PageBudget::new(1 << 20));
+        let tokens = text(1, rows);
+        let mut steps = [Step { cache: &mut cache, rows, logits: Logits::Last }];
+        let output = model.forward(&pool, &mut steps, Input::Tokens(&tokens));
+        output.map(|mut output| output.logits_mut(0).iter().map(|logit| logit.to_bits()).collect::<Vec<u32>>())
+    };
+    // Whole vectors, or one element of them, with which no number need overflow; then the families agree on the logits.
+    let vectors: [(&str, &str, f32); 9] = [
+        ("llama", "blk.1.ffn_norm.weight", 3e38),
+        ("llama", "blk.1.attn_norm.weight", 3e38),
+        ("llama", "blk.1.ffn_norm.weight", 1e30),
+        ("llama", "output_norm.weight", 3e38),
+        ("qwen2", "blk.1.attn_q.bias", 3e38),
+        ("qwen3", "blk.1.attn_q_norm.weight", 3e38),
+        ("gemma3", "blk.1.attn_q_norm.weight", 1e37),
+        ("gemma3", "blk.1.ffn_norm.weight", 1e25),
+        ("gemma3", "blk.1.post_ffw_norm.weight", 1e25),
+    ];
+    for (architecture, name, value) in vectors {
+        for whole in [true, false] {
+            let tiny = Tiny { architecture, weights: GgmlType::Q8_0, seed: 7 };
+            let bytes = tiny::gguf_with(tiny, |of, elements| {
+                let many = if whole { elements.len() } else { 1 };
+                if of == name {
+                    elements[..many].fill(value);
+                }
+            });
+            let file = ModelFile::from_bytes(bytes).unwrap();
+            let mut said = [None, None];
+            for isa in families() {
+                for (threads, rows) in [(1, 1), (2, 1), (2, 9)] {
+                    let why = format!("{name} of {value:e}, whole: {whole}, {isa:?}, {threads} threads, {rows} rows");
+                    let result = run(&file, isa, threads, rows).map_err(|error| error.to_string());
+                    let is_known = |error: &String| error.contains("not finite") || error.contains("half precision");
+                    assert!(result.as_ref().err().is_none_or(is_known), "{why}: {result:?}");
+                    assert!(!whole || result.is_err(), "{why}");
+                    let said = said[usize::from(rows > 1)].get_or_insert_with(|| result.clone());
+                    assert_eq!(*said, result, "{why}");
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn the_header_tells_what_loading_a_part_takes() {
     let pool = pool(3, Isa::best());

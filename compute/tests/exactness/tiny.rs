@@ -20,6 +20,11 @@ pub(crate) const WINDOW: usize = 24;
 
 /// The model as a GGUF file.
 pub(crate) fn gguf(tiny: Tiny) -> Vec<u8> {
+    gguf_with(tiny, |_, _| {})
+}
+
+/// The model with other elements in its vectors, which `change` gets with their names.
+pub(crate) fn gguf_with(tiny: Tiny, change: impl Fn(&str, &mut [f32])) -> Vec<u8> {
     let mut random = SplitMix64::new(tiny.seed);
     let (heads, kv_heads, head, ff) = (4, 2, 64, 512);
     let gemma = tiny.architecture == "gemma3";
@@ -58,7 +63,9 @@ pub(crate) fn gguf(tiny: Tiny) -> Vec<u8> {
         tensors.add(name, &[k, rows], tiny.weights, bytes);
     };
     let vector = |tensors: &mut Tensors, random: &mut SplitMix64, name: &str, len: usize, around: f32| {
-        let bytes = (0..len).flat_map(|_| (around + 0.1 * random.signed_unit()).to_le_bytes()).collect();
+        let mut elements: Vec<f32> = (0..len).map(|_| around + 0.1 * random.signed_unit()).collect();
+        change(name, &mut elements);
+        let bytes = elements.iter().flat_map(|element| element.to_le_bytes()).collect();
         tensors.add(name, &[len], GgmlType::F32, bytes);
     };
     matrix(&mut tensors, &mut random, "token_embd.weight", VOCABULARY, WIDTH);

@@ -15,6 +15,10 @@ use crate::pool::Worker;
 use std::ops::Range;
 use std::sync::atomic::Ordering;
 
+/// Magnitude below which no score overflows: keys are below 2¹⁶, and a head has at most 2⁹ elements.
+const MAX_QUERY: f32 = (1_u128 << 100) as f32;
+const _: () = assert!(MAX_HEAD_DIM <= 1 << 9);
+
 /// Attention of a few query rows of one chunk over one key-value head.
 pub(super) struct AttentionTask {
     chunk: usize,
@@ -83,7 +87,7 @@ impl Pass<'_> {
             x.iter_mut().zip(&bias[head * dim..]).for_each(|(x, b)| *x += b);
         }
         if let Some(norm) = norm {
-            rms_norm_head(self.isa, x, norm, self.shape.epsilon);
+            self.check(rms_norm_head(self.isa, x, norm, self.shape.epsilon));
         }
         x
     }
@@ -103,6 +107,8 @@ impl Pass<'_> {
             let (bias, norm) = (layer.q_bias.as_deref(), layer.q_norm.as_deref());
             let x = self.head_of(&self.q, row, head, self.shape.heads, bias, norm);
             self.apply_rope(row, layer, x, self.shape.attention_scale);
+            // Larger ones could make a score infinite, of which the soft cap, or the exponential, makes a number.
+            self.check(x.iter().fold(true, |fits, x| fits & (x.abs() < MAX_QUERY)));
         }
     }
 

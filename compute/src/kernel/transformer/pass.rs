@@ -105,6 +105,14 @@ impl Pass<'_> {
         Ok(())
     }
 
+    /// Makes the pass fail if something was not finite: where it is found, because what comes after may make a number of it.
+    #[inline(always)]
+    pub(super) fn check(&self, finite: bool) {
+        if !finite {
+            self.not_finite.store(true, Ordering::Relaxed);
+        }
+    }
+
     /// The residuals of this thread's rows.
     unsafe fn embed(&self, state: &mut ThreadState, own_rows: Range<usize>) {
         let hidden = self.shape.hidden_size;
@@ -215,7 +223,7 @@ impl Pass<'_> {
                 }
                 if let Some(norm) = norm {
                     let row = copy.clone();
-                    rms_norm(self.isa, &row, norm, self.shape.epsilon, &mut copy);
+                    self.check(rms_norm(self.isa, &row, norm, self.shape.epsilon, &mut copy));
                 }
                 delta = &copy;
             }
@@ -240,8 +248,9 @@ impl Pass<'_> {
             for (place, row) in places {
                 let to = place * hidden..(place + 1) * hidden;
                 let normed = if self.replicated { &mut state.input[to] } else { self.normed.part_mut(to) };
-                rms_norm(self.isa, &state.x[row * hidden..(row + 1) * hidden], norm, self.shape.epsilon, normed);
-                quantized.quantize_row(self.isa, normed, place);
+                let x = &state.x[row * hidden..(row + 1) * hidden];
+                self.check(rms_norm(self.isa, x, norm, self.shape.epsilon, normed));
+                self.check(quantized.quantize_row(self.isa, normed, place));
             }
         }
         if self.replicated {
@@ -266,7 +275,7 @@ impl Pass<'_> {
             let quantized =
                 if self.replicated { &state.quantized[input as usize] } else { &self.quantized[input as usize] };
             for row in own_rows {
-                quantized.quantize_row(self.isa, from.part(row * len..(row + 1) * len), row);
+                self.check(quantized.quantize_row(self.isa, from.part(row * len..(row + 1) * len), row));
             }
             if !self.replicated {
                 worker.barrier();
@@ -292,12 +301,7 @@ impl Pass<'_> {
     /// Logits of the requested rows, or, without a head, the activations of all rows.
     unsafe fn finish(&self, worker: Worker<'_>, state: &mut ThreadState, own_rows: Range<usize>) {
         let ModelShape { hidden_size: hidden, vocabulary, .. } = self.shape;
-        let check = |finite: bool| {
-            if !finite {
-                self.not_finite.store(true, Ordering::Relaxed);
-            }
-        };
-        check(all_finite(&state.x[own_rows.start * hidden..own_rows.end * hidden]));
+        self.check(all_finite(&state.x[own_rows.start * hidden..own_rows.end * hidden]));
         // SAFETY: as `run` says.
         unsafe {
             let Some(head) = self.head else {
@@ -318,10 +322,10 @@ impl Pass<'_> {
             let columns = quant::rows_of(&tiles, vocabulary);
             for n in 0..self.logit_rows.len() {
                 let logits = self.logits.part_mut(n * vocabulary + columns.start..n * vocabulary + columns.end);
+                self.check(all_finite(logits));
                 if let Some(cap) = self.shape.logit_soft_cap {
                     soft_cap(self.isa, logits, cap);
                 }
-                check(all_finite(logits));
             }
         }
     }
