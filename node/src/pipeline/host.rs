@@ -3,8 +3,9 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
+use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
 
 use libp2p::PeerId;
 use libp2p::identity::Keypair;
@@ -13,6 +14,7 @@ use pangea_compute::Pool;
 use pangea_compute::model::{Model, PageBudget};
 use tokio::sync::{mpsc, watch};
 
+use super::limits::MAX_PAYLOAD_BYTES;
 use super::links::{Inbox, Links};
 use super::payload::Payload;
 use super::stage::{Stage, StageEvent};
@@ -25,10 +27,13 @@ use crate::observe::Observer;
 use crate::supervise::{Part, Supervisor};
 use pangea_control::session::Drafts;
 use pangea_control::session::batch::BatchLimits;
-use pangea_control::session::gate::{Ask, Gate, waiting_for_opening};
+use pangea_control::session::gate::{Admission, Ask, Gate, MessageBytes, waiting_for_opening};
 
-/// Queued messages of a stage: a few frames, and a burst of openings and closings.
-const STAGE_EVENTS: usize = 1024;
+/// Rows of the frames that a sender's share of a stage's queue is counted in: more than a first stage puts into one.
+const FRAME_ROWS: u64 = 1024;
+
+/// Bytes that a message takes in a queue beside its payload.
+const MESSAGE_BYTES: u64 = 256;
 
 /// The parts of a stage.
 pub struct StageSetup {
@@ -114,6 +119,23 @@ struct StageHandle {
     _part: Part,
 }
 
+/// What became of a message to a stage.
+#[derive(Clone, Copy, Debug)]
+enum Delivery {
+    Queued,
+    /// The sender's share is used up; it may come again after this delay.
+    Full(Duration),
+    /// There is no such stage, or the sender may not send this.
+    Not,
+}
+
+/// Why an opening was not queued.
+#[derive(Clone, Copy, Debug)]
+enum NotOpened {
+    NoStage,
+    Full(Duration),
+}
+
 /// Load of a stage.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct StageLoad {
@@ -193,8 +215,13 @@ impl Pipeline {
     pub fn start(&self, setup: StageSetup) -> Result<()> {
         let chain = setup.chain;
         let model = Arc::clone(&setup.model);
-        let gate = Gate::new(&setup.stages, setup.index);
-        let (events, inbox) = sync_channel(STAGE_EVENTS);
+        let config = setup.model.config();
+        let largest = MessageBytes {
+            frame: (FRAME_ROWS * (config.hidden_size * size_of::<f32>()) as u64).min(u64::from(MAX_PAYLOAD_BYTES)),
+            opening: MESSAGE_BYTES + (config.context * size_of::<u32>()) as u64,
+        };
+        let gate = Gate::new(&setup.stages, setup.index, largest);
+        let (events, inbox) = sync_channel(gate.places());
         let stage = Stage::new(setup, self.clone());
         let name = format!("stage of model {}, epoch {}", chain.model, chain.epoch);
         // The stage itself notifies its sessions of the failure; the loader replaces it.
@@ -355,12 +382,15 @@ impl Pipeline {
                 self.start_unknown(chain);
                 let ask = Ask::Open { session, choices, coordinator };
                 let forwarded = open.sequence.is_some();
-                if !self.to_stage(chain, from, ask, message, payload) {
-                    // A refusal of the first session refuses the whole request.
-                    let failed = if forwarded { choices } else { 1 };
-                    for choice in 0..failed {
-                        self.cannot_open(chain, session.choice(choice), forwarded, &waiting);
-                    }
+                let why = match self.to_stage(chain, from, ask, message, payload) {
+                    Delivery::Queued => return,
+                    Delivery::Full(retry_after) => NotOpened::Full(retry_after),
+                    Delivery::Not => NotOpened::NoStage,
+                };
+                // A refusal of the first session refuses the whole request.
+                let failed = if forwarded { choices } else { 1 };
+                for choice in 0..failed {
+                    self.cannot_open(chain, session.choice(choice), forwarded, why, &waiting);
                 }
             }
             Message::Frame(frame) => {
@@ -399,12 +429,22 @@ impl Pipeline {
     }
 
     /// Notifies the nodes that wait for a session that this node did not accept its opening.
-    fn cannot_open(&self, chain: ChainId, session: SessionId, forwarded: bool, waiting: &[PeerId]) {
-        let kind = ErrorKind::Unavailable;
-        let message = "this node has no such layers, or its queue is full".to_owned();
+    fn cannot_open(&self, chain: ChainId, session: SessionId, forwarded: bool, why: NotOpened, waiting: &[PeerId]) {
+        let (kind, message, retry_after) = match why {
+            NotOpened::NoStage => (ErrorKind::Unavailable, "this node has no such layers", Duration::from_secs(1)),
+            NotOpened::Full(retry_after) => {
+                let message =
+                    "this node has as many messages or sessions of the request's node as it takes; try again later";
+                (ErrorKind::Overloaded, message, retry_after)
+            }
+        };
+        let message = message.to_owned();
         let notice = match forwarded {
             true => Message::Failed { chain, session, kind, message },
-            false => Message::Refused { session, kind, message, retry_after_ms: Some(1000) },
+            false => {
+                let retry_after_ms = Some(u32::try_from(retry_after.as_millis()).unwrap_or(u32::MAX));
+                Message::Refused { session, kind, message, retry_after_ms }
+            }
         };
         for peer in waiting {
             // If the link is lost, that node notices it.
@@ -419,27 +459,43 @@ impl Pipeline {
         }
     }
 
-    /// Passes a message to the stage of a chain if its sender may send it; returns whether the stage accepted it.
-    fn to_stage(&self, chain: ChainId, from: PeerId, ask: Ask, message: Message, payload: Payload) -> bool {
+    /// Passes a message to the stage of a chain if its sender may send it, and has room left in the stage's queue.
+    fn to_stage(&self, chain: ChainId, from: PeerId, ask: Ask, message: Message, payload: Payload) -> Delivery {
+        let tokens = match &message {
+            Message::Open(open) => size_of_val(open.tokens.as_slice()),
+            _ => 0,
+        };
+        let bytes = MESSAGE_BYTES + (payload.len() + tokens) as u64;
         let mut stages = self.stages();
-        let Some(stage) = stages.get_mut(&chain) else { return false };
-        if !stage.gate.admits(&from, ask) {
-            drop(stages);
-            tracing::debug!(event = "session_message_ignored", %from, ?ask);
-            return false;
+        let Some(stage) = stages.get_mut(&chain) else { return Delivery::Not };
+        match stage.gate.admits(&from, ask, bytes) {
+            Admission::Admitted => {}
+            Admission::Forbidden => {
+                drop(stages);
+                tracing::debug!(event = "session_message_ignored", %from, ?ask);
+                return Delivery::Not;
+            }
+            Admission::Full(retry_after) => {
+                drop(stages);
+                tracing::debug!(event = "stage_share_full", %from, ?ask, "a peer's share of a stage's queue is full");
+                return Delivery::Full(retry_after);
+            }
         }
-        let sent = stage.events.try_send(StageEvent::Message { message, payload });
-        if let (Err(_), Ask::Open { session, choices, .. }) = (&sent, ask) {
+        if stage.events.try_send(StageEvent::Message { queued: (from, bytes), message, payload }).is_ok() {
+            return Delivery::Queued;
+        }
+        // The stage has ended; its queue has a place for every admitted message.
+        stage.gate.taken(&from, bytes);
+        if let Ask::Open { session, choices, .. } = ask {
             (0..choices).for_each(|choice| stage.gate.over(&session.choice(choice)));
         }
-        drop(stages);
-        match sent {
-            Ok(()) => true,
-            Err(TrySendError::Full(_)) => {
-                tracing::warn!(event = "stage_overrun", %from, "a stage's message queue is full");
-                false
-            }
-            Err(TrySendError::Disconnected(_)) => false,
+        Delivery::Not
+    }
+
+    /// Returns the room that a message had in a stage's queue to its sender.
+    pub(super) fn taken(&self, chain: ChainId, from: &PeerId, bytes: u64) {
+        if let Some(stage) = self.stages().get_mut(&chain) {
+            stage.gate.taken(from, bytes);
         }
     }
 
@@ -471,7 +527,8 @@ impl Inbox for Pipeline {
     }
 
     fn peer_gone(&self, peer: PeerId, why: &str) {
-        let stages: Vec<_> = self.stages().values().map(|stage| stage.events.clone()).collect();
+        let concerns = |stage: &&StageHandle| stage.gate.knows(&peer);
+        let stages: Vec<_> = self.stages().values().filter(concerns).map(|stage| stage.events.clone()).collect();
         for events in stages {
             let _ = events.try_send(StageEvent::PeerGone { peer, why: why.to_owned() });
         }

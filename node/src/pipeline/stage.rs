@@ -32,9 +32,15 @@ const TIME_TICK: Duration = Duration::from_secs(1);
 const WATCHED: Duration = Duration::from_millis(6);
 
 /// Input of a stage's thread.
+#[expect(clippy::large_enum_variant, reason = "nearly all events are messages")]
 pub(super) enum StageEvent {
     /// A message from a permitted sender.
-    Message { message: Message, payload: Payload },
+    Message {
+        /// Its sender, and the bytes that it takes of the sender's share of the queue.
+        queued: (PeerId, u64),
+        message: Message,
+        payload: Payload,
+    },
     /// A peer can no longer be reached.
     PeerGone { peer: PeerId, why: String },
     /// The stage is no longer needed.
@@ -134,13 +140,14 @@ impl Stage {
                 ticked = Instant::now();
             }
             if !self.step() {
-                let event = match self.next(inbox) {
-                    Ok(event) => event,
-                    Err(RecvTimeoutError::Timeout) => continue,
+                match self.next(inbox) {
+                    Ok(event) => {
+                        if !self.handle(event) {
+                            return;
+                        }
+                    }
+                    Err(RecvTimeoutError::Timeout) => self.follow(Event::Tick),
                     Err(RecvTimeoutError::Disconnected) => return,
-                };
-                if !self.handle(event) {
-                    return;
                 }
             }
             while let Ok(event) = inbox.try_recv() {
@@ -208,7 +215,10 @@ impl Stage {
         match event {
             StageEvent::End => return false,
             StageEvent::PeerGone { peer, why } => self.follow(Event::PeerGone { peer, why: &why }),
-            StageEvent::Message { message, payload } => self.message(message, payload),
+            StageEvent::Message { queued: (from, bytes), message, payload } => {
+                self.pipeline.taken(self.chain, &from, bytes);
+                self.message(message, payload);
+            }
         }
         true
     }

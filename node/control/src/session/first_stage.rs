@@ -61,12 +61,16 @@ pub(super) struct FirstStage<D> {
     noticed: Time,
     grouping: Grouping,
     drafts: Drafts,
+    /// Positions of the sessions that have ended and are not closed, at most: what the memory for sessions holds. Their tokens
+    /// and commitments take a small part of what their caches took.
+    ended_positions: usize,
 }
 
 /// A session whose answer is complete.
 #[derive(Debug)]
 struct Ended {
     at: Time,
+    coordinator: PeerId,
     /// The prompt and the chosen tokens.
     tokens: Vec<u32>,
 }
@@ -129,6 +133,7 @@ impl<D: Drafter> FirstStage<D> {
     pub(super) fn new(limits: BatchLimits, drafts: Drafts) -> FirstStage<D> {
         FirstStage {
             grouping: Grouping::new(limits.groups),
+            ended_positions: limits.pages.saturating_mul(limits.page_tokens),
             batch: Batch::new(limits),
             members: BTreeMap::new(),
             sequences: BTreeMap::new(),
@@ -202,7 +207,8 @@ impl<D: Drafter> FirstStage<D> {
     pub(super) fn stop(&mut self, session: &SessionId, now: Time) -> Vec<Change> {
         let Some(sequence) = self.sequences.remove(session) else { return Vec::new() };
         let Some(member) = self.members.remove(&sequence) else { return Vec::new() };
-        self.ended.insert(*session, Ended { at: now, tokens: member.tokens });
+        let Member { coordinator, tokens, .. } = member;
+        self.ended.insert(*session, Ended { at: now, coordinator, tokens });
         let actions = self.batch.handle(Event::Cancelled(sequence), now);
         self.stopped.insert(*session, sequence);
         self.stopped.retain(|_, sequence| self.batch.keeps(*sequence));
@@ -244,10 +250,36 @@ impl<D: Drafter> FirstStage<D> {
         self.under_way.front().is_some_and(|oldest| self.watch.is_late(oldest.number, now))
     }
 
-    /// Sessions that ended [`CLOSE_TIMEOUT`] ago and are not closed.
+    /// Sessions that have ended and are not closed, whose lease is over: [`CLOSE_TIMEOUT`] after their end, or earlier when
+    /// all of them together have more positions than the memory for sessions holds. Then the coordinator with the most
+    /// positions loses its oldest ones.
     pub(super) fn abandoned(&self, now: Time) -> Vec<SessionId> {
-        let over = self.ended.iter().filter(|(_, ended)| now.since(ended.at) > CLOSE_TIMEOUT);
-        over.map(|(session, _)| *session).collect()
+        let late = |ended: &Ended| now.since(ended.at) > CLOSE_TIMEOUT;
+        let mut over: Vec<SessionId> =
+            self.ended.iter().filter(|(_, ended)| late(ended)).map(|(session, _)| *session).collect();
+        let mut total: usize = self.ended.values().filter(|ended| !late(ended)).map(|ended| ended.tokens.len()).sum();
+        if total <= self.ended_positions {
+            return over;
+        }
+        /// The ended sessions of one coordinator: their positions, and each with its positions.
+        type Kept = (usize, Vec<(Time, SessionId, usize)>);
+        let mut kept: BTreeMap<PeerId, Kept> = BTreeMap::new();
+        for (session, ended) in self.ended.iter().filter(|(_, ended)| !late(ended)) {
+            let positions = ended.tokens.len();
+            let (own, sessions) = kept.entry(ended.coordinator).or_default();
+            *own += positions;
+            sessions.push((ended.at, *session, positions));
+        }
+        kept.values_mut().for_each(|(_, sessions)| sessions.sort_unstable_by(|a, b| b.cmp(a)));
+        while total > self.ended_positions
+            && let Some((own, sessions)) = kept.values_mut().max_by_key(|(own, _)| *own)
+            && let Some((_, session, positions)) = sessions.pop()
+        {
+            *own -= positions;
+            total -= positions;
+            over.push(session);
+        }
+        over
     }
 
     /// Plans the next frame.
@@ -393,7 +425,8 @@ impl<D: Drafter> FirstStage<D> {
             if one.ended
                 && let Some(member) = self.members.remove(&id)
             {
-                self.ended.insert(member.session, Ended { at: now, tokens: member.tokens });
+                let Member { session, coordinator, tokens, .. } = member;
+                self.ended.insert(session, Ended { at: now, coordinator, tokens });
             }
             advances.push(Advance {
                 sequence: id,

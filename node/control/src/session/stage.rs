@@ -2,13 +2,13 @@
 //! whom it notifies. Events go in, actions come out; the driver owns layers, caches, sampling and payloads. Senders were
 //! checked before (`gate`).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use libp2p_identity::PeerId;
 use pangea_units::{Error, ErrorKind};
 
-use super::first_stage::{Change, Drafter, FailedSession, FirstStage, Planned, SoleSequence};
+use super::first_stage::{CLOSE_TIMEOUT, Change, Drafter, FailedSession, FirstStage, Planned, SoleSequence};
 use super::gate::waiting_for;
 use super::{FrameRows, SessionId, StartSource, SteppedSequence};
 use crate::Time;
@@ -21,11 +21,23 @@ mod tests;
 pub use action::{Action, Count, Notice};
 pub use event::{Event, Incoming, Opening, StageSettings};
 
+/// Sessions that a later stage takes part in, at most: several times what a first stage runs, lets wait and keeps.
+const MAX_SESSIONS: usize = 4096;
+
+/// Sequences that a later stage holds, at most: those that a first stage runs, and the caches that it keeps.
+const MAX_SEQUENCES_HELD: usize = 2048;
+
+/// Time after which a later stage drops a session that no message moved: the first stage, which closes sessions within
+/// [`CLOSE_TIMEOUT`] of their end, has forgotten it.
+const LEASE: Duration = CLOSE_TIMEOUT.saturating_mul(2);
+
 /// A session that this stage takes part in.
 #[derive(Debug)]
 struct Joined {
     sequence: u64,
     coordinator: PeerId,
+    /// On a later stage: when a message last moved the session.
+    moved: Time,
 }
 
 /// A request between [`Action::Join`] and its answer.
@@ -43,6 +55,8 @@ pub struct StageProtocol<D> {
     sessions: BTreeMap<SessionId, Joined>,
     /// The session of every open sequence.
     sequences: BTreeMap<u64, SessionId>,
+    /// On a later stage: every sequence that was started and not dropped.
+    held: BTreeSet<u64>,
     first: Option<FirstStage<D>>,
     joining: Option<Joining>,
     /// The frame being computed: its start, and the sequence that has it to itself, if any.
@@ -65,6 +79,7 @@ impl<D: Drafter> StageProtocol<D> {
             settings,
             sessions: BTreeMap::new(),
             sequences: BTreeMap::new(),
+            held: BTreeSet::new(),
             joining: None,
             computing: (Time::ZERO, None),
             number: 0,
@@ -106,7 +121,10 @@ impl<D: Drafter> StageProtocol<D> {
 
     /// Whether the passing of time matters: a request that waits too long, a session that nobody closes.
     pub fn follows_time(&self) -> bool {
-        self.first.as_ref().is_some_and(|first| !first.is_idle())
+        match &self.first {
+            Some(first) => !first.is_idle(),
+            None => !self.sessions.is_empty(),
+        }
     }
 
     fn stage(&self, index: usize) -> PeerId {
@@ -152,6 +170,7 @@ impl<D: Drafter> StageProtocol<D> {
             }
             Event::CannotGoOn { why } => self.break_off(ErrorKind::Unavailable, why.to_owned(), now, actions),
             Event::Ready => self.ready(now, actions),
+            Event::Tick => self.end_leases(now, actions),
             Event::Computed { rows, advances, failed } => self.computed(rows, advances, failed, now, actions),
             Event::Exhausted(rows) => {
                 let Some(first) = &mut self.first else { return };
@@ -168,6 +187,10 @@ impl<D: Drafter> StageProtocol<D> {
         let joining = Joining { session, choices, coordinator };
         let sequence = match &mut self.first {
             None => match self.broken.clone() {
+                None if self.sessions.len().max(self.sequences.len()) + usize::from(choices) > MAX_SESSIONS => {
+                    let why = "a later stage has as many sessions as it may have; try again later";
+                    return self.cannot_open(joining, &Error::new(ErrorKind::Overloaded, why), actions);
+                }
                 None => opening.sequence,
                 Some(why) => return self.cannot_open(joining, &Error::new(ErrorKind::Unavailable, why), actions),
             },
@@ -190,8 +213,8 @@ impl<D: Drafter> StageProtocol<D> {
             return self.break_off(ErrorKind::Unavailable, why, now, actions);
         }
         for choice in 0..choices {
-            let (session, sequence) = (session.choice(choice), sequence + u64::from(choice));
-            self.sessions.insert(session, Joined { sequence, coordinator });
+            let (session, sequence) = (session.choice(choice), sequence.wrapping_add(u64::from(choice)));
+            self.sessions.insert(session, Joined { sequence, coordinator, moved: now });
             self.sequences.insert(sequence, session);
         }
         self.joining = Some(joining);
@@ -287,6 +310,18 @@ impl<D: Drafter> StageProtocol<D> {
         Some(joined)
     }
 
+    /// On a later stage, removes sessions that the first stage has forgotten.
+    fn end_leases(&mut self, now: Time, actions: &mut Vec<Action>) {
+        if self.first.is_some() {
+            return;
+        }
+        let over = |(session, joined): (&SessionId, &Joined)| (now.since(joined.moved) > LEASE).then_some(*session);
+        for session in self.sessions.iter().filter_map(over).collect::<Vec<_>>() {
+            actions.push(Action::Count(Count::Cancelled));
+            self.leave(session, actions);
+        }
+    }
+
     fn peer_gone(&mut self, peer: PeerId, why: &str, now: Time, actions: &mut Vec<Action>) {
         let is_stage = self.settings.stages.iter().any(|stage| stage.peer == peer);
         if is_stage && peer != self.stage(self.settings.index) {
@@ -316,6 +351,7 @@ impl<D: Drafter> StageProtocol<D> {
         }
         self.sessions.clear();
         self.sequences.clear();
+        self.held.clear();
         self.unsent.clear();
         self.closing.clear();
         self.joining = None;
@@ -365,6 +401,27 @@ impl<D: Drafter> StageProtocol<D> {
             let from = self.stage(self.settings.index.saturating_sub(1));
             let why = format!("stage {from} sent a frame that does not fit");
             return self.break_off(ErrorKind::Unavailable, why, now, actions);
+        }
+        for sequence in &drops {
+            self.held.remove(sequence);
+        }
+        for start in &starts {
+            if let StartSource::Take { from, .. } = start.source {
+                self.held.remove(&from);
+            }
+            self.held.insert(start.sequence);
+        }
+        if self.held.len() > MAX_SEQUENCES_HELD {
+            let from = self.stage(self.settings.index.saturating_sub(1));
+            let why = format!("stage {from} started more sequences than a stage holds");
+            return self.break_off(ErrorKind::Unavailable, why, now, actions);
+        }
+        for rows in &rows {
+            if let Some(session) = self.sequences.get(&rows.sequence)
+                && let Some(joined) = self.sessions.get_mut(session)
+            {
+                joined.moved = now;
+            }
         }
         let changes = drops.into_iter().map(Change::Drop).chain(starts.into_iter().map(Change::Start));
         self.change(changes.collect(), actions);

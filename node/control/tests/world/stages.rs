@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use libp2p_identity::PeerId;
 use pangea_control::generation::ReportedTokens;
-use pangea_control::session::gate::{Ask, Gate, waiting_for_opening};
+use pangea_control::session::gate::{Admission, Ask, Gate, MessageBytes, waiting_for_opening};
 use pangea_control::session::stage::{Action, Event, Incoming, Notice, Opening, StageProtocol, StageSettings};
 use pangea_control::session::{ChainId, Drafts, SessionId, StageAt, StartSource};
 use pangea_units::ErrorKind;
@@ -21,7 +21,7 @@ use crate::world::{Happening, World};
 
 /// What a stage is told.
 enum StageEvent {
-    Message(SessionMessage),
+    Message(PeerId, SessionMessage),
     PeerGone(PeerId),
     Panic,
 }
@@ -100,7 +100,7 @@ impl World {
             limits: (index == 0).then(|| batch_limits(count, session_bytes, key.2 - key.1)),
             drafts: Drafts::Eager,
         };
-        let gate = Gate::new(&stages, index);
+        let gate = Gate::new(&stages, index, MessageBytes { frame: 1 << 20, opening: 1 << 16 });
         let stage = Stage {
             protocol: StageProtocol::new(settings),
             gate,
@@ -203,7 +203,7 @@ impl World {
         message: SessionMessage,
     ) -> Result<bool, Broken> {
         let Some(stage) = self.stage(at, chain) else { return Ok(false) };
-        if !stage.gate.admits(&from, ask) {
+        if stage.gate.admits(&from, ask, 1) != Admission::Admitted {
             self.noticed(self.index_of(&from), &[Deviation::Meddles]);
             return Ok(false);
         }
@@ -211,7 +211,7 @@ impl World {
             self.noticed(self.index_of(&from), &[Deviation::StepsWildly]);
         }
         let Some(stage) = self.stage(at, chain) else { return Ok(false) };
-        stage.inbox.push_back(StageEvent::Message(message));
+        stage.inbox.push_back(StageEvent::Message(from, message));
         self.work(at, chain)?;
         Ok(true)
     }
@@ -285,7 +285,12 @@ impl World {
             }
             let Some(event) = self.stage(at, chain).and_then(|stage| stage.inbox.pop_front()) else { return Ok(()) };
             match event {
-                StageEvent::Message(message) => self.stage_hears(at, chain, message)?,
+                StageEvent::Message(from, message) => {
+                    if let Some(stage) = self.stage(at, chain) {
+                        stage.gate.taken(&from, 1);
+                    }
+                    self.stage_hears(at, chain, message)?
+                }
                 StageEvent::PeerGone(peer) => {
                     self.follow_stage(at, chain, Event::PeerGone { peer, why: "it is gone" })?
                 }

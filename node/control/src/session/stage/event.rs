@@ -135,6 +135,8 @@ pub enum Event<'a> {
     },
     /// On the first stage: no other event is queued, so the next frame may start. Also sent as time passes.
     Ready,
+    /// Time passes ([`StageProtocol::follows_time`](super::StageProtocol::follows_time)).
+    Tick,
     /// [`Action::Compute`] has succeeded.
     Computed {
         /// Rows of the sequences that continue.

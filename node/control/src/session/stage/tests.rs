@@ -3,7 +3,7 @@
 use super::*;
 use crate::session::batch::BatchLimits;
 use crate::session::first_stage::{CLOSE_TIMEOUT, NOTICE_INTERVAL};
-use crate::session::{ChainId, Drafts, StageAt};
+use crate::session::{ChainId, Drafts, StageAt, Start};
 use crate::test_peers::peer;
 use pangea_units::Digest;
 
@@ -72,15 +72,19 @@ impl Stage {
 
     /// Opens a session of one answer to three tokens; returns the actions once it has joined.
     fn open(&mut self, n: u8) -> Vec<Action> {
+        self.open_of(session(n), u64::from(n), COORDINATOR)
+    }
+
+    fn open_of(&mut self, session: SessionId, sequence: u64, coordinator: u64) -> Vec<Action> {
         let stages = self.stages.clone();
         let first = self.protocol.settings.index == 0;
         let opening = Opening {
-            session: session(n),
-            coordinator: peer(COORDINATOR),
+            session,
+            coordinator: peer(coordinator),
             stages: &stages,
             numerics: 1,
             choices: 1,
-            sequence: (!first).then_some(u64::from(n)),
+            sequence: (!first).then_some(sequence),
             prompt_len: 3,
             max_new_tokens: 8,
             prompt_logprobs: false,
@@ -404,4 +408,80 @@ fn coordinators_hear_until_the_first_token_that_the_chain_works_on() {
     assert_eq!([notices(&mut first), notices(&mut first)], [1, 1]);
     first.stepped(0, 0, 3, false);
     assert_eq!(notices(&mut first), 0);
+}
+
+fn numbered(n: u64) -> SessionId {
+    SessionId(u128::from(n + 1).to_le_bytes())
+}
+
+/// Answers of one token each that nobody closes took memory without limit; now the coordinator with the most loses its oldest.
+#[test]
+fn ended_sessions_that_nobody_closes_take_no_more_than_the_memory_for_sessions() {
+    let mut first = Stage::new(2, 0);
+    let positions = 64 * 16;
+    let end = |first: &mut Stage, n: u64, coordinator| {
+        first.open_of(numbered(n), 0, coordinator);
+        first.compute();
+        first.now += Duration::from_millis(1);
+        first.stepped(n, n, 3, true);
+        first.now += Duration::from_millis(1);
+        first.handle(Event::Ready)
+    };
+    let honest = end(&mut first, 0, COORDINATOR);
+    assert!(honest.is_empty(), "{honest:?}");
+    for n in 1..=300 {
+        let actions = end(&mut first, n, 8);
+        assert!(first.protocol.sessions() * 4 <= positions);
+        let lost = actions.iter().filter(|action| matches!(action, Action::Forget(_))).count();
+        assert!(lost <= 1 && !actions.iter().any(|action| matches!(action, Action::Forget(of) if *of == numbered(0))));
+    }
+    assert_eq!(first.protocol.sessions(), positions / 4);
+}
+
+#[test]
+fn a_later_stage_drops_sessions_that_no_message_moves() {
+    let mut middle = Stage::new(3, 1);
+    assert!(!middle.protocol.follows_time(), "a stage without sessions waits for no time");
+    middle.open(1);
+    middle.now += LEASE;
+    assert!(middle.protocol.follows_time() && middle.handle(Event::Tick).is_empty());
+    let rows = vec![FrameRows { sequence: 1, start: 0, rows: 3, choose: true, all_logits: false, draft: Vec::new() }];
+    let frame = Incoming { number: 0, drops: Vec::new(), starts: Vec::new(), rows, payload_rows: Some(3) };
+    middle.handle(Event::Frame(frame));
+    middle.now += LEASE;
+    assert!(middle.handle(Event::Tick).is_empty(), "the frame moved it");
+    middle.now += Duration::from_millis(1);
+    let actions = middle.handle(Event::Tick);
+    assert!(is_forgotten(&actions, 1) && matches!(sent(&actions, 2)[..], [(_, Notice::Close)]), "{actions:?}");
+    assert_eq!(middle.protocol.sessions(), 0);
+}
+
+#[test]
+fn a_later_stage_takes_a_limited_number_of_sessions_and_sequences() {
+    let mut last = Stage::new(2, 1);
+    for n in 0..MAX_SESSIONS as u64 {
+        assert!(last.open_of(numbered(n), n, COORDINATOR).is_empty(), "session {n}");
+    }
+    let n = MAX_SESSIONS as u64;
+    let refused = last.open_of(numbered(n), n, COORDINATOR);
+    assert!(
+        matches!(sent(&refused, COORDINATOR)[..], [(_, Notice::Failed(error))] if error.kind() == ErrorKind::Overloaded),
+        "{refused:?}"
+    );
+    // The same session with other sequences is no way around it.
+    let again = last.open_of(numbered(0), n, COORDINATOR);
+    assert!(matches!(sent(&again, COORDINATOR)[..], [(_, Notice::Failed(_))]), "{again:?}");
+
+    let mut last = Stage::new(2, 1);
+    let start = |sequence| Start { sequence, session: session(1), source: StartSource::Empty };
+    let frame = |number, drops, starts| {
+        Event::Frame(Incoming { number, drops, starts, rows: Vec::new(), payload_rows: Some(0) })
+    };
+    let held = MAX_SEQUENCES_HELD as u64;
+    let actions = last.handle(frame(0, Vec::new(), (0..held).map(start).collect()));
+    assert!(!actions.iter().any(|action| matches!(action, Action::Break { .. })));
+    let actions = last.handle(frame(1, vec![0], vec![start(held)]));
+    assert!(!actions.iter().any(|action| matches!(action, Action::Break { .. })), "one went, one came");
+    let actions = last.handle(frame(2, Vec::new(), vec![start(held + 1)]));
+    assert!(matches!(actions.last(), Some(Action::Break { .. })), "{actions:?}");
 }
