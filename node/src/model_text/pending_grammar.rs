@@ -7,13 +7,14 @@ use std::time::{Duration, Instant};
 use pangea_client::{Error, ErrorKind, Result};
 use pangea_compute::sample::AnswerFormat;
 use pangea_compute::sample::grammar::Grammar;
+use pangea_control::session::GRAMMAR_TIMEOUT;
 
 use super::ModelText;
 use crate::compute_error;
 
 /// Time limit of a compilation with its wait for a place, and with a model's vocabulary, which takes seconds to prepare for
-/// the first grammar.
-const TIMEOUT: Duration = Duration::from_secs(30);
+/// the first grammar: ends before the first stage takes the wait for a lie.
+const TIMEOUT: Duration = Duration::from_secs(GRAMMAR_TIMEOUT.as_secs() - 2);
 
 /// A grammar that is being compiled, or is compiled; clones share it.
 #[derive(Clone)]

@@ -22,6 +22,10 @@ pub(super) const CLOSE_TIMEOUT: Duration = Duration::from_secs(600);
 /// prompt from a chain that hangs.
 pub(super) const NOTICE_INTERVAL: Duration = Duration::from_secs(2);
 
+/// Time for which the last stage may wait for an answer's grammar before the first token. A grammar takes milliseconds, and for
+/// the first one a large vocabulary some seconds.
+pub const GRAMMAR_TIMEOUT: Duration = Duration::from_secs(15);
+
 /// When tokens are drafted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Drafts {
@@ -86,6 +90,8 @@ struct Member<D> {
     max_tokens: usize,
     /// Number of tokens when the session was opened.
     opened_with: usize,
+    /// When the last stage said first that the answer waits for its grammar.
+    waits_since: Option<Time>,
     scored: bool,
     drafter: Option<Box<D>>,
 }
@@ -189,6 +195,7 @@ impl<D: Drafter> FirstStage<D> {
                 tokens: open.tokens.to_vec(),
                 max_tokens: open.prompt_len.saturating_add(open.max_new_tokens),
                 opened_with: open.tokens.len(),
+                waits_since: None,
                 scored,
                 drafter: None,
             };
@@ -421,6 +428,12 @@ impl<D: Drafter> FirstStage<D> {
                     drafter.observe(1 + drafted, accepted, seconds);
                 }
             }
+            if one.chosen.is_empty() && !one.ended {
+                let since = *member.waits_since.get_or_insert(now);
+                if member.tokens.len() > member.opened_with || now.since(since) > GRAMMAR_TIMEOUT {
+                    return Err(Misreport);
+                }
+            }
             member.tokens.extend_from_slice(&one.chosen);
             if one.ended
                 && let Some(member) = self.members.remove(&id)
@@ -440,14 +453,16 @@ impl<D: Drafter> FirstStage<D> {
     }
 }
 
-/// Whether rows can have given what is reported of their sequence: a token after the last row, and more after drafted rows.
+/// Whether rows can have given what is reported of their sequence: a token after the last row, and more after drafted rows; or
+/// none, and the last row is to be computed again, while the answer's grammar is being compiled.
 fn can_give(rows: &FrameRows, stepped: &SteppedSequence) -> bool {
     let accepted = stepped.chosen.len().saturating_sub(1);
-    let computed = (rows.start as usize).saturating_add(rows.rows as usize);
-    rows.sequence == stepped.sequence
-        && accepted <= rows.draft.len()
-        && stepped.computed as usize == computed.saturating_sub(rows.draft.len()) + accepted
-        && (!stepped.chosen.is_empty() || stepped.ended)
+    let end = (rows.start as usize).saturating_add(rows.rows as usize).saturating_sub(rows.draft.len());
+    let computed = match stepped.chosen.is_empty() && !stepped.ended {
+        true => end.saturating_sub(1),
+        false => end + accepted,
+    };
+    rows.sequence == stepped.sequence && accepted <= rows.draft.len() && stepped.computed as usize == computed
 }
 
 impl<D: Drafter> Member<D> {

@@ -21,7 +21,7 @@ pub mod link_state;
 pub mod stage;
 mod token;
 
-pub use first_stage::{Drafter, Drafts};
+pub use first_stage::{Drafter, Drafts, GRAMMAR_TIMEOUT};
 pub use frame::{FrameRows, Start, StartSource, SteppedSequence};
 pub use id::{ChainId, SessionId, StageAt};
 pub use token::{EndReason, TokenOut};

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::session::batch::BatchLimits;
-use crate::session::first_stage::{CLOSE_TIMEOUT, NOTICE_INTERVAL};
+use crate::session::first_stage::{CLOSE_TIMEOUT, GRAMMAR_TIMEOUT, NOTICE_INTERVAL};
 use crate::session::{ChainId, Drafts, StageAt, Start};
 use crate::test_peers::peer;
 use pangea_units::Digest;
@@ -366,6 +366,7 @@ fn a_report_that_no_frame_can_have_given_ends_the_chain() {
         (0, vec![advance(0, 4, &[5])]),
         (0, vec![advance(0, 2, &[5])]),
         (0, vec![advance(0, 3, &[])]),
+        (0, vec![advance(0, 1, &[])]),
         (0, vec![advance(0, 4, &[5, 6])]),
         (0, vec![advance(0, 3, &[5]), advance(0, 3, &[5])]),
     ] {
@@ -380,6 +381,36 @@ fn a_report_that_no_frame_can_have_given_ends_the_chain() {
     // The same report once more.
     let actions = first.stepped(0, 0, 3, false);
     assert!(matches!(actions.last(), Some(Action::Break { .. })), "{actions:?}");
+}
+
+/// The last stage compiles grammars beside its other work; until one is there, the row before the first token is computed again.
+#[test]
+fn an_answer_waits_for_its_grammar_before_its_first_token_and_not_for_long() {
+    let waiting = |first: &mut Stage, number| {
+        let advance = SteppedSequence { sequence: 0, computed: 2, chosen: Vec::new(), ended: false, failed: false };
+        first.handle(Event::Stepped { number, advances: vec![advance] })
+    };
+    let is_broken = |actions: &[Action]| actions.iter().any(|action| matches!(action, Action::Break { .. }));
+    let mut first = Stage::new(2, 0);
+    first.open(1);
+    first.compute();
+    assert!(!is_broken(&waiting(&mut first, 0)));
+    let again = first.handle(Event::Ready);
+    let Some(Action::Compute { rows, tokens }) = again.last() else { panic!("{again:?}") };
+    assert_eq!((rows[0].start, rows[0].rows, rows[0].choose, &tokens[..]), (2, 1, true, &[3][..]));
+    let rows = rows.clone();
+    first.handle(Event::Computed { rows, advances: Vec::new(), failed: Vec::new() });
+    first.now += GRAMMAR_TIMEOUT + Duration::from_millis(1);
+    assert!(is_broken(&waiting(&mut first, 1)), "it took too long");
+
+    let mut first = Stage::new(2, 0);
+    first.open(1);
+    first.compute();
+    first.stepped(0, 0, 3, false);
+    first.compute();
+    let advance = SteppedSequence { sequence: 0, computed: 3, chosen: Vec::new(), ended: false, failed: false };
+    let actions = first.handle(Event::Stepped { number: 1, advances: vec![advance] });
+    assert!(is_broken(&actions), "after a token the grammar is there");
 }
 
 #[test]
