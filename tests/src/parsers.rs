@@ -127,7 +127,7 @@ fn task_frame_seeds() -> Vec<Vec<u8>> {
         (Message::Cancel(7), 0),
         (Message::Release(digest(1)), 0),
         (Message::Result { task: 7, shape, offset: 256, compute_nanos: 1_000_000, signed: None }, 256),
-        (Message::Failure { task: 7, kind: ErrorKind::Overloaded, message: "full".to_owned() }, 0),
+        (Message::Failure { task: 7, kind: ErrorKind::Overloaded, message: "full".to_owned(), retry_after: None }, 0),
         (Message::Missing { task: 7, digests: vec![digest(1), digest(2)] }, 0),
         (Message::Evicted(digest(1)), 0),
         (Message::Load { queued_nanos: 5 }, 0),
