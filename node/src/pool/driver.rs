@@ -383,8 +383,8 @@ mod tests {
             let driving = tokio::task::spawn_local(driver.run());
             tokio::task::spawn_local(followers.run(Some(network)));
             // The database has one user at a time, so the driver's writes wait for this one.
-            let (let_go, hung) = std::sync::mpsc::channel::<()>();
-            let (hanging, hangs) = std::sync::mpsc::channel();
+            let (let_go, hung) = std::sync::mpsc::sync_channel::<()>(1);
+            let (hanging, hangs) = std::sync::mpsc::sync_channel(1);
             std::thread::spawn(move || {
                 let hang = state.with(|_| {
                     hanging.send(()).unwrap();
