@@ -105,4 +105,6 @@ struct Advert {
   stages @19 :List(Stage);     # at most 64
   placements @20 :List(Placement); # at most 64
   refusals @21 :List(Refusal); # of a master: models that the live nodes cannot hold; at most 64
+  certificate @22 :Data;       # proof that the author belongs to the pool, signed with the pool's key; empty in a pool
+                               # without a key. It is checked before any other field is read
 }

@@ -25,7 +25,7 @@ use crate::pipeline::links::{self, LinksDriver};
 use crate::pipeline::{ChainLimits, Loader, Pipeline};
 use crate::placement;
 use crate::pool::memory::Memory;
-use crate::pool::{Advert, Pool, PoolDriver, PoolSettings, codec};
+use crate::pool::{Advert, Membership, Pool, PoolDriver, PoolSettings, codec};
 use crate::storage::State;
 use crate::supervise::Supervisor;
 use crate::worker::executor::{Executor, Speeds};
@@ -228,7 +228,7 @@ struct Staged {
 }
 
 fn build(parts: Parts, executor: Executor, speeds: Speeds) -> Result<Built> {
-    let pool_key = parts.net.as_ref().is_some_and(|net| net.pool_key.is_some());
+    let pool_key = parts.net.as_ref().and_then(|net| net.pool_key.clone());
     let keypair = parts.net.as_ref().map_or_else(net::identity::ephemeral, |net| net.identity.clone());
     let peer = keypair.public().to_peer_id();
     let memory = Memory::new(parts.state);
@@ -268,7 +268,7 @@ fn build(parts: Parts, executor: Executor, speeds: Speeds) -> Result<Built> {
         devices: parts.devices.clone(),
         works: parts.works,
         findings: findings.clone(),
-        pool_key,
+        pool_key: pool_key.is_some(),
         speeds,
         supervisor: parts.supervisor.clone(),
         jobs: parts.jobs,
@@ -293,7 +293,8 @@ fn build(parts: Parts, executor: Executor, speeds: Speeds) -> Result<Built> {
     let (driver, inlets, fabric) =
         FabricDriver::new(settings, executor, Some((network.clone(), for_fabric)), parts.rpc)?;
     let observer = parts.observer.clone();
-    let settings = PoolSettings { own, memory, stored_term, peers: peers.clone(), observer };
+    let membership = Membership::new(pool_key.as_ref(), peer, own.works)?;
+    let settings = PoolSettings { own, membership, memory, stored_term, peers: peers.clone(), observer };
     let (pooling, pool) = PoolDriver::new(settings, network.clone(), followers.follow(Interest::All));
     let accusing = match &folder {
         Some(folder) => {

@@ -8,7 +8,8 @@
 //! * [`forwarder`]: a TCP link that is slow or breaks. [`namespaces`]: several hosts on one machine.
 //! * [`http`]: requests and answers as bytes. [`test_model`]: the models that tests use.
 //! * [`sockets`]: the TCP connections of a process. [`memory_limit`], [`small_disk`]: too little of either.
-//! * [`stranger`]: an admitted peer that sends arbitrary bytes. [`accuser`]: one that accuses whomever it likes. [`skip`]: tests that cannot run here.
+//! * [`stranger`]: an admitted peer that sends arbitrary bytes. [`accuser`]: one that accuses whomever it likes. [`gossip`]:
+//!   one that forges, poisons and replays gossip. [`skip`]: tests that cannot run here.
 //! * [`tiny_model`]: a model file of some hundred kilobytes.
 //!   [`file_host`]: a host of one file over HTTP.
 //! * [`parsers`]: properties of the parsers of bytes from outside.
@@ -21,6 +22,7 @@ pub mod cluster;
 pub mod command;
 pub mod file_host;
 pub mod forwarder;
+pub mod gossip;
 pub mod http;
 pub mod matrix;
 pub mod memory_limit;

@@ -9,7 +9,9 @@
 //! |---|---|---|
 //! | 0 | [`time`] | the one type of a moment |
 //! | 0 | `backoff` | how long a failure in a row delays the next try |
+//! | 0 | [`membership`] | who proves to belong to the pool: certificates |
 //! | 0 | `test_peers` | the peers of unit tests |
+//! | 0 | `token_bucket` | how much may happen at once and per second |
 //! | 1 | [`supervise`] | what follows when a thread or a task of the node ends |
 //! | 1 | [`devices`] | who holds which part of a node's memory |
 //! | 1 | [`trust`] | which sessions are audited; how far an answer can be trusted |
@@ -30,6 +32,7 @@ pub mod blob;
 pub mod devices;
 pub mod generation;
 pub mod jobs;
+pub mod membership;
 pub mod net;
 pub mod peers;
 pub mod placement;
@@ -42,6 +45,7 @@ pub mod tasks;
 #[cfg(test)]
 mod test_peers;
 pub mod time;
+mod token_bucket;
 pub mod trust;
 
 pub use time::Time;

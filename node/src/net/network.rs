@@ -18,7 +18,7 @@ use super::peer_connections::PeerConnections;
 use super::peers_file::PeersFileError;
 use super::pool_key::PoolKey;
 use super::swarm;
-use super::{FoundBy, Traffic, Transport};
+use super::{FoundBy, Report, Traffic, Transport};
 use crate::observe::Observer;
 
 /// Queued events: a burst of every peer of a large pool connecting at once.
@@ -93,6 +93,13 @@ pub struct Gossip {
 pub struct GossipTicket {
     pub(super) id: MessageId,
     pub(super) relayed_by: PeerId,
+}
+
+impl GossipTicket {
+    /// The connected peer that passed the message on, which may be its source.
+    pub fn forwarder(&self) -> PeerId {
+        self.relayed_by
+    }
 }
 
 /// Judgement of a gossip message.
@@ -254,7 +261,7 @@ pub(super) enum Command {
     Allow { peer: PeerId },
     Publish { bytes: Vec<u8> },
     Judge { ticket: GossipTicket, judgement: GossipJudgement },
-    Heard { peer: PeerId, addresses: Vec<Multiaddr> },
+    Heard { report: Report, addresses: Vec<Multiaddr> },
     ListenAddresses { reply: oneshot::Sender<Vec<Multiaddr>> },
     Shutdown { reply: oneshot::Sender<()> },
 }
@@ -425,9 +432,10 @@ impl Network {
         let _ = self.commands.send(Command::Judge { ticket, judgement }).await;
     }
 
-    /// Another node reported that `peer` listens at `addresses`: they are dialled while `peer` is not connected.
-    pub async fn heard_of(&self, peer: PeerId, addresses: Vec<Multiaddr>) {
-        let _ = self.commands.send(Command::Heard { peer, addresses }).await;
+    /// A node that is not connected reports that it listens at `addresses`: they are dialled, as far as the dialling plan
+    /// has a place for reports.
+    pub async fn heard_of(&self, report: Report, addresses: Vec<Multiaddr>) {
+        let _ = self.commands.send(Command::Heard { report, addresses }).await;
     }
 
     /// Listen addresses of this node, each ending in `/p2p/<its id>`.

@@ -1,9 +1,12 @@
 //! The pool key: 32 secret bytes that the nodes of one pool share, and the file that holds them.
-//! The key never leaves this node: only MACs made with it do (see `admission`), and nothing prints it.
+//! The key never leaves this node: only MACs and signatures made with keys derived from it do (see `admission` and
+//! `pangea_control::membership`), and nothing prints it.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use libp2p::identity::{Keypair, PublicKey};
+use pangea_control::membership::{Certificate, SignedCertificate};
 use thiserror::Error;
 
 /// Hex digits in a pool key file: 32 bytes.
@@ -12,20 +15,28 @@ const HEX_DIGITS: usize = 64;
 /// Maximum bytes of a pool key file: the digits and some white space.
 const MAX_FILE_BYTES: u64 = 1024;
 
-/// Context of the key derivation. Nodes with different contexts cannot admit each other.
-const DERIVE_CONTEXT: &str = "pangea 2026-11 admission/1 pool key";
+/// Context of the derivation of the admission key. Nodes with different contexts cannot admit each other.
+const ADMISSION_CONTEXT: &str = "pangea 2026-11 admission/1 pool key";
+
+/// Context of the derivation of the signing key. Nodes with different contexts reject each other's certificates.
+const SIGNING_CONTEXT: &str = "pangea 2026-11 certificate/1 pool signing key";
 
 /// The secret that the nodes of a pool share.
 #[derive(Clone, PartialEq, Eq)]
 pub struct PoolKey {
     /// Key of the MACs: derived, so that the file's bytes are never used for two purposes.
     mac_key: [u8; 32],
+    /// Secret of the key that signs certificates.
+    signing_seed: [u8; 32],
 }
 
 impl PoolKey {
     /// A pool key from its 32 bytes.
     pub fn from_bytes(bytes: &[u8; 32]) -> Self {
-        Self { mac_key: blake3::derive_key(DERIVE_CONTEXT, bytes) }
+        Self {
+            mac_key: blake3::derive_key(ADMISSION_CONTEXT, bytes),
+            signing_seed: blake3::derive_key(SIGNING_CONTEXT, bytes),
+        }
     }
 
     /// Parses the text of a pool key file: 64 hex digits, with optional white space around them.
@@ -73,6 +84,37 @@ impl PoolKey {
     /// Key of the admission MACs.
     pub(super) fn mac_key(&self) -> &[u8; 32] {
         &self.mac_key
+    }
+
+    /// The key that signs the pool's certificates; its public half verifies them.
+    ///
+    /// # Errors
+    /// The error of the library of keys, for a secret that it does not take.
+    pub fn signer(&self) -> Result<PoolSigner, String> {
+        let keypair = Keypair::ed25519_from_bytes(self.signing_seed).map_err(|error| error.to_string())?;
+        Ok(PoolSigner { keypair })
+    }
+}
+
+/// Issues the certificates of a pool. Whoever has the pool key has it.
+pub struct PoolSigner {
+    keypair: Keypair,
+}
+
+impl PoolSigner {
+    /// The key that verifies the pool's certificates.
+    pub fn public(&self) -> PublicKey {
+        self.keypair.public()
+    }
+
+    /// Signs `certificate`.
+    ///
+    /// # Errors
+    /// The error of the library of keys.
+    pub fn sign(&self, certificate: Certificate) -> Result<SignedCertificate, String> {
+        let signature = self.keypair.sign(&certificate.signed_bytes()).map_err(|error| error.to_string())?;
+        let signature = signature.try_into().map_err(|_| "the signature has another length".to_owned())?;
+        Ok(SignedCertificate { certificate, signature })
     }
 }
 
@@ -166,5 +208,22 @@ mod tests {
     #[test]
     fn the_key_is_never_printed() {
         assert_eq!(format!("{:?}", PoolKey::from_bytes(&[7; 32])), "PoolKey(secret)");
+    }
+
+    #[test]
+    fn each_pool_key_has_a_signing_key_of_its_own() {
+        let [one, other] = [1, 2].map(|byte| PoolKey::from_bytes(&[byte; 32]).signer().unwrap());
+        let peer = libp2p::PeerId::random();
+        let certificate =
+            Certificate { peer, role: pangea_control::membership::Role::Member, expires_unix_s: 9, serial: 1 };
+        let signed = one.sign(certificate.clone()).unwrap();
+        assert_eq!(signed.verify(&one.public()), Ok(&certificate));
+        assert!(signed.verify(&other.public()).is_err());
+        // The derivation is part of the protocol: nodes of every release must get the same key.
+        let key = one.public().try_into_ed25519().unwrap().to_bytes();
+        assert_eq!(
+            key.iter().map(|byte| format!("{byte:02x}")).collect::<String>(),
+            "64ac608fe2ee2add6a2eb95cc34bc7bbbe3ec40b11f0922d31d19e6d3f7c9afe"
+        );
     }
 }

@@ -241,9 +241,9 @@ impl SwarmDriver {
             }
             Command::Publish { bytes } => self.publish(bytes),
             Command::Judge { ticket, judgement } => self.judge(&ticket, judgement),
-            Command::Heard { peer, addresses } => {
+            Command::Heard { report, addresses } => {
                 let own: Vec<Multiaddr> = self.swarm.listeners().cloned().collect();
-                self.plan.heard_of(peer, &addresses, &own, clock::now());
+                self.plan.heard_of(report, &addresses, &own, clock::now());
             }
             Command::ListenAddresses { reply } => {
                 let local = *self.swarm.local_peer_id();

@@ -48,8 +48,20 @@ type Read<T> = Result<T, WireError>;
 /// # Errors
 /// [`WireError`] if the result is still longer than [`MAX_ADVERT_BYTES`].
 pub fn encode(advert: &Advert) -> Result<Vec<u8>, WireError> {
+    encode_with(advert, &[])
+}
+
+/// Encodes `advert` with the certificate of its author.
+///
+/// # Errors
+/// Those of [`encode`].
+pub fn encode_with(advert: &Advert, certificate: &[u8]) -> Result<Vec<u8>, WireError> {
     let mut builder = Builder::new(HeapAllocator::new().first_segment_words(512));
-    write(advert, builder.init_root());
+    let mut root: wire::advert::Builder<'_> = builder.init_root();
+    write(advert, root.reborrow());
+    if !certificate.is_empty() {
+        root.set_certificate(certificate);
+    }
     let bytes = capnp::serialize::write_message_to_words(&builder);
     if bytes.len() > MAX_ADVERT_BYTES {
         return Err(too_long(bytes.len()));
@@ -62,10 +74,34 @@ pub fn encode(advert: &Advert) -> Result<Vec<u8>, WireError> {
 /// # Errors
 /// [`WireError`] for bytes that are no advert within the limits.
 pub fn decode(bytes: &[u8]) -> Result<Advert, WireError> {
+    decode_if(bytes, |_| Ok(()))
+}
+
+/// Decodes an advert if `admits` accepts the certificate in it, which is empty where there is none. Nothing else is read
+/// before.
+///
+/// # Errors
+/// The error of `admits`, and those of [`decode`].
+pub fn decode_if<E: From<WireError>>(bytes: &[u8], admits: impl FnOnce(&[u8]) -> Result<(), E>) -> Result<Advert, E> {
     if bytes.len() > MAX_ADVERT_BYTES {
-        return Err(too_long(bytes.len()));
+        return Err(too_long(bytes.len()).into());
     }
-    read_flat(bytes, MAX_ADVERT_BYTES / 8, |reader| read(reader.get_root().map_err(header_error)?))
+    let mut refused = None;
+    let decoded = read_flat(bytes, MAX_ADVERT_BYTES / 8, |reader| {
+        let advert: wire::advert::Reader<'_> = reader.get_root().map_err(header_error)?;
+        match admits(advert.get_certificate().map_err(header_error)?) {
+            Ok(()) => read(advert).map(Some),
+            Err(why) => {
+                refused = Some(why);
+                Ok(None)
+            }
+        }
+    })?;
+    match (decoded, refused) {
+        (Some(advert), _) => Ok(advert),
+        (None, Some(why)) => Err(why),
+        (None, None) => Err(malformed("an advert that was not read").into()),
+    }
 }
 
 fn too_long(bytes: usize) -> WireError {

@@ -8,21 +8,25 @@ use std::time::Duration;
 
 use libp2p::{Multiaddr, PeerId};
 use pangea_client::{Error, ErrorKind};
+use thiserror::Error as ThisError;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior};
 
 use super::codec;
 use super::handle::Pool;
+use super::membership::Membership;
 use super::memory::Memory;
 use super::{Advert, LinkAdvert, Term, View};
 use crate::clock;
-use crate::net::{Follower, Gossip, GossipJudgement, NetEvent, Network};
+use crate::net::{Follower, Gossip, GossipJudgement, NetEvent, Network, Report};
 use crate::observe::Observer;
 use crate::peers::Peers;
+use crate::wire::WireError;
 use pangea_control::Time;
+use pangea_control::membership::{NotProven, Role};
 use pangea_control::pool::election::{Candidate, Changed, Election, Event};
-use pangea_control::pool::roster::{Heard, Roster};
+use pangea_control::pool::roster::{Delivery, Heard, Roster};
 use pangea_control::pool::term_keeper::{Action, TermKeeper};
 
 /// Interval of the clock's ticks: a fraction of the shortest timeout of an election.
@@ -38,6 +42,8 @@ const MIN_ADVERT_INTERVAL: Duration = Duration::from_millis(50);
 pub struct PoolSettings {
     /// Initial advert: name, device, speed and so on.
     pub own: Advert,
+    /// Who belongs to the pool.
+    pub membership: Membership,
     /// Storage of terms.
     pub memory: Memory,
     /// Term of the previous run.
@@ -61,6 +67,7 @@ pub struct PoolDriver {
     own: Arc<Mutex<Advert>>,
     said: Arc<Notify>,
     view: watch::Sender<Arc<View>>,
+    membership: Membership,
     memory: Memory,
     peers: Peers,
     roster: Roster,
@@ -106,6 +113,7 @@ impl PoolDriver {
             own,
             said,
             view,
+            membership: settings.membership,
             memory: settings.memory,
             peers: settings.peers,
             roster: Roster::new(local),
@@ -171,7 +179,7 @@ impl PoolDriver {
             NetEvent::PeerUp { peer, transport, found_by, .. } => {
                 let link = OwnLink { transport: transport.to_string(), found_by: found_by.to_string() };
                 self.links.insert(peer, link);
-                self.roster.connected(peer);
+                self.roster.connected(peer, self.now());
                 self.advert_changed = true;
             }
             NetEvent::PeerDown { peer, silent, .. } => {
@@ -197,30 +205,60 @@ impl PoolDriver {
 
     async fn on_gossip(&mut self, gossip: Gossip) {
         let Gossip { source, bytes, ticket } = gossip;
-        let advert = match codec::decode(&bytes) {
-            Ok(advert) if advert.peer == source => advert,
-            Ok(_) => return self.refuse(source, "it signed another node's advert", &ticket).await,
-            Err(error) => return self.refuse(source, &error.to_string(), &ticket).await,
+        let forwarder = ticket.forwarder();
+        if !self.roster.may_forward(&forwarder, self.now()) {
+            return self.network.judge(ticket, GossipJudgement::Ignore).await;
+        }
+        let (advert, proven) = match self.decode(source, &bytes) {
+            Ok(decoded) => decoded,
+            Err(why) => {
+                tracing::debug!(event = "gossip_refused", peer = %source, %forwarder, %why);
+                return self.network.judge(ticket, GossipJudgement::Reject).await;
+            }
         };
         let (candidate, addresses) = (Candidate::of(&advert), advert.addresses.clone());
-        let heard = self.roster.heard(advert, self.now());
-        let judgement = if heard == Heard::Old { GossipJudgement::Ignore } else { GossipJudgement::Accept };
+        let heard = self.roster.heard(advert, Delivery { forwarder, proven }, self.now());
+        let judgement = match heard {
+            Heard::Joined | Heard::Newer | Heard::Noted => GossipJudgement::Accept,
+            Heard::Stranger | Heard::Old => GossipJudgement::Ignore,
+        };
         self.network.judge(ticket, judgement).await;
         if heard == Heard::Old {
             return;
         }
         if !self.roster.is_connected(&source) {
-            self.network.heard_of(source, addresses).await;
+            // A stranger of an open pool belongs to it once it is connected.
+            let proven = heard != Heard::Stranger;
+            self.network.heard_of(Report { peer: source, forwarder, proven }, addresses).await;
         }
-        self.view_changed = true;
-        // A node that just joined gets this node's advert at once.
-        self.advert_changed |= heard == Heard::Joined;
-        self.elect(Event::Heard(source, candidate));
+        // A node that was just heard of gets this node's advert at once.
+        self.advert_changed |= matches!(heard, Heard::Joined | Heard::Noted);
+        if matches!(heard, Heard::Joined | Heard::Newer) {
+            self.view_changed = true;
+            self.elect(Event::Heard(source, candidate));
+        }
     }
 
-    async fn refuse(&self, source: PeerId, why: &str, ticket: &crate::net::GossipTicket) {
-        tracing::debug!(event = "gossip_refused", peer = %source, why);
-        self.network.judge(ticket.clone(), GossipJudgement::Reject).await;
+    /// Decodes an advert of `source`, and whether `source` has proved that it belongs to the pool. In a pool with a key,
+    /// nothing but the proof is read of the advert of a node that has not proved it and was never admitted.
+    fn decode(&mut self, source: PeerId, bytes: &[u8]) -> Result<(Advert, bool), GossipRefusal> {
+        let (membership, roster) = (&mut self.membership, &self.roster);
+        let mut role = None;
+        let advert = codec::decode_if(bytes, |certificate| match membership.check(&source, certificate) {
+            Ok(proven) => {
+                role = Some(proven);
+                Ok(())
+            }
+            Err(_) if membership.is_open() || roster.was_admitted(&source) => Ok(()),
+            Err(why) => Err(GossipRefusal::NotProven(why)),
+        })?;
+        if advert.peer != source {
+            return Err(GossipRefusal::AnotherPeers);
+        }
+        if role == Some(Role::Client) && advert.works {
+            return Err(GossipRefusal::ClientThatWorks);
+        }
+        Ok((advert, role.is_some()))
     }
 
     fn on_tick(&mut self) {
@@ -318,7 +356,8 @@ impl PoolDriver {
         self.advert_changed = false;
         self.view_changed = true;
         self.published = Some(Instant::now());
-        match codec::encode(&self.refresh()) {
+        let advert = self.refresh();
+        match codec::encode_with(&advert, self.membership.certificate()) {
             Ok(bytes) => self.network.publish(bytes).await,
             Err(error) => {
                 tracing::warn!(event = "advert_too_long", %error, "cannot publish this node's advert: {error}")
@@ -336,6 +375,19 @@ impl PoolDriver {
         };
         self.view.send_replace(Arc::new(view));
     }
+}
+
+/// Why a message of gossip does not count.
+#[derive(Debug, ThisError)]
+enum GossipRefusal {
+    #[error(transparent)]
+    Malformed(#[from] WireError),
+    #[error(transparent)]
+    NotProven(NotProven),
+    #[error("it signed another node's advert")]
+    AnotherPeers,
+    #[error("its certificate is a client's, and it says that it computes for others")]
+    ClientThatWorks,
 }
 
 /// Completes with the stored term and the result; never, if none is being stored.
@@ -373,6 +425,7 @@ mod tests {
             let mut followers = Followers::new(receiver);
             let own = Advert { works: true, ..Advert::new(network.local_peer_id()) };
             let settings = PoolSettings {
+                membership: Membership::new(None, own.peer, true).unwrap(),
                 own,
                 memory: Memory::new(Some(state.clone())),
                 stored_term: None,

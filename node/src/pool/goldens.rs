@@ -5,8 +5,9 @@ use std::time::Duration;
 use libp2p::PeerId;
 use pangea_compute::Digest;
 
-use super::codec::{MAX_ADVERT_BYTES, decode, encode};
+use super::codec::{MAX_ADVERT_BYTES, decode, decode_if, encode, encode_with};
 use super::{Advert, LayerSpeed, LinkAdvert, ModelAdvert, ModelSize, StageAdvert, StageState, Term};
+use crate::wire::WireError;
 use crate::wire::conformance::{disturb, hex};
 use pangea_control::placement::{PlacedStage, Placement, PlacementRefusal};
 
@@ -101,17 +102,37 @@ fn the_bytes_of_an_advert_are_pinned() {
 /// Nodes from before fields were added belong to the same pools.
 #[test]
 fn adverts_of_earlier_versions_are_decoded() {
-    let bytes_of = |name: &str| -> Vec<u8> {
-        let text = include_str!("goldens_earlier.txt");
+    let bytes_of = |text: &str, name: &str| -> Vec<u8> {
         let (_, text) = text.split_once(&format!("{name}\n")).unwrap();
         let digits = text.split("full").next().unwrap().split_whitespace().collect::<String>();
         (0..digits.len()).step_by(2).map(|at| u8::from_str_radix(&digits[at..at + 2], 16).unwrap()).collect()
     };
-    assert_eq!(decode(&bytes_of("new")).unwrap(), advert_of(peer(1)));
     let mut earlier = full();
     earlier.refusals.clear();
     earlier.stages.iter_mut().for_each(|stage| stage.broken = None);
-    assert_eq!(decode(&bytes_of("full")).unwrap(), earlier);
+    for (text, full) in
+        [(include_str!("goldens_earlier.txt"), earlier), (include_str!("goldens_uncertified.txt"), full())]
+    {
+        assert_eq!(decode(&bytes_of(text, "new")).unwrap(), advert_of(peer(1)));
+        assert_eq!(decode(&bytes_of(text, "full")).unwrap(), full);
+    }
+}
+
+#[test]
+fn a_certificate_is_checked_before_anything_else_is_read() {
+    let certified = encode_with(&full(), b"certificate").unwrap();
+    let mut shown = Vec::new();
+    let decoded = decode_if(&certified, |certificate| {
+        shown.extend_from_slice(certificate);
+        Ok::<(), WireError>(())
+    });
+    assert_eq!((decoded.unwrap(), shown), (full(), b"certificate".to_vec()));
+    // What it says of a layer range is impossible, and is not read.
+    let mut impossible = full();
+    impossible.stages[0].layers = 3..3;
+    let refuse = |certificate: &[u8]| Err(WireError::Header(format!("{} bytes of proof", certificate.len())));
+    let refused = decode_if(&encode(&impossible).unwrap(), refuse).unwrap_err();
+    assert_eq!(refused.to_string(), WireError::Header("0 bytes of proof".to_owned()).to_string());
 }
 
 #[test]

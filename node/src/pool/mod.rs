@@ -6,6 +6,7 @@
 //! ```
 //!
 //! * [`codec`]: encoding of adverts. [`pangea_control::pool`] decides which nodes are present and which is the master.
+//! * [`membership`]: certificates of this node and of others.
 //! * [`memory`]: state that survives the process.
 //! * [`handle`]: the interface to the rest of the node; [`topology`]: the pool as a graph for people.
 //! * [`driver`]: the task that feeds these.
@@ -17,6 +18,7 @@ pub mod driver;
 #[cfg(test)]
 mod goldens;
 pub mod handle;
+pub mod membership;
 pub mod memory;
 pub mod topology;
 
@@ -24,6 +26,7 @@ pub use driver::{PoolDriver, PoolSettings};
 #[cfg(test)]
 pub(crate) use goldens::advert_of;
 pub use handle::Pool;
+pub use membership::Membership;
 pub use pangea_control::pool::{
     Advert, LayerSpeed, LinkAdvert, ModelAdvert, ModelSize, StageAdvert, StageState, Term, View,
 };

@@ -4,14 +4,14 @@
 use pangea_tests::cluster::{Cluster, Node};
 use pangea_tests::process::eventually;
 
-const ELECTED: &str = "Node elected master";
+pub(crate) const ELECTED: &str = "Node elected master";
 
-fn elected(master: &Node) -> String {
+pub(crate) fn elected(master: &Node) -> String {
     format!("Node {} elected master", master.peer)
 }
 
 /// The master, once all of `nodes` agree on it and have logged it.
-fn master<'a>(nodes: &[&'a Node]) -> &'a Node {
+pub(crate) fn master<'a>(nodes: &[&'a Node]) -> &'a Node {
     let mut agreed = None;
     eventually("all nodes see the same master", || {
         let views: Vec<Option<String>> = nodes.iter().map(|node| seen_by(node)).collect();

@@ -4,6 +4,7 @@
 
 mod election;
 mod persistence;
+mod poison;
 mod soak;
 mod topology;
 mod tunnels;

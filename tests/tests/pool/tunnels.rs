@@ -82,10 +82,12 @@ fn nodes_that_reach_each_other_through_a_third_only_are_one_pool() {
     let Some(network) = hosts("nodes_that_reach_each_other_through_a_third_only_are_one_pool", 3) else { return };
     network.isolate(&[1, 2]);
     let cluster = Cluster::new();
+    // Members prove with every advert that they belong to the pool. In an open one, nobody can for a third.
+    let key = cluster.pool_key("pool.key", 3);
     let host = |index: usize| &network.hosts()[index];
     let start = |name: &str, index: usize, peer: Option<&str>| {
-        let builder =
-            cluster.node(name).in_namespace(host(index)).flag("--no-mdns").with("--log-format", "json").flag("-v");
+        let builder = cluster.node(name).pool_key(&key).in_namespace(host(index)).flag("--no-mdns");
+        let builder = builder.with("--log-format", "json").flag("-v");
         match peer {
             Some(peer) => builder.with("--peer", peer).start(),
             None => builder.start(),

@@ -1,6 +1,8 @@
 //! Decides whom to dial, where and when: a pure plan with no clock and no sockets. It keeps dialling what the user
 //! named (with backoff after every loss), what mDNS announces, and, for a limited time, the addresses that nodes of the
-//! pool report.
+//! pool report. What the user named is dialled first and always; how much of the rest is dialled, [`dial_budget`] limits.
+//!
+//! [`dial_budget`]: super::dial_budget
 
 use std::time::Duration;
 
@@ -9,6 +11,7 @@ use multiaddr::Multiaddr;
 use multiaddr::Protocol;
 
 use super::connection::Transport;
+use super::dial_budget::{DialBudget, Report};
 use crate::Time;
 use crate::backoff::doubled;
 
@@ -27,19 +30,21 @@ const YIELD: Duration = Duration::from_millis(750);
 /// Maximum peers discovered by mDNS: a LAN may be large or hostile.
 pub const MAX_DISCOVERED: usize = 512;
 
-/// Dials in progress at once to peers that nobody named: hosts that do not answer hold up others of their kind no longer
-/// than a dial takes, and never a peer that the user named.
-const MAX_UNNAMED_DIALS: usize = 32;
-
 /// Maximum addresses of one discovered peer.
 const MAX_ADDRESSES: usize = 16;
 
 /// Maximum peers reported by gossip: as many as a large pool has.
 const MAX_HEARD: usize = 512;
 
+/// Maximum strangers that one forwarder reports and that no dial has reached yet.
+const MAX_STRANGERS: usize = 8;
+
 /// Longest delay between two dials to a peer reported by gossip: its addresses may belong to another network,
 /// as behind a tunnel.
 const HEARD_BACKOFF: Duration = Duration::from_secs(60);
+
+/// Delay of a dial for which there is no budget left.
+const BUDGET_WAIT: Duration = Duration::from_millis(500);
 
 /// Failed dials after which such a peer is removed: half an hour's worth.
 const HEARD_FAILURES: u32 = 36;
@@ -68,8 +73,8 @@ impl std::fmt::Display for FoundBy {
     }
 }
 
-/// Source of a target; targets of a file are removed when the file no longer lists them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// Source of a target; targets of a file are removed when the file no longer lists them. The first ones are dialled first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Source {
     Flag,
     File,
@@ -78,11 +83,6 @@ enum Source {
 }
 
 impl Source {
-    /// Whether the user named the target.
-    fn is_named(self) -> bool {
-        matches!(self, Self::Flag | Self::File)
-    }
-
     fn found_by(self) -> FoundBy {
         match self {
             Self::Flag | Self::File => FoundBy::Manual,
@@ -93,7 +93,7 @@ impl Source {
 }
 
 /// Identifies a target between a dial and its outcome.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct TargetId(u64);
 
 /// One dial to make: all of `addresses` at once, one transport.
@@ -126,6 +126,10 @@ pub enum Failure {
 struct Target {
     id: TargetId,
     source: Source,
+    /// Who reported the target, if gossip did.
+    report: Option<Report>,
+    /// Whether a dial has ever reached the target.
+    reached: bool,
     /// Known from the address, from mDNS, or from an earlier connection.
     peer: Option<PeerId>,
     addresses: Vec<Multiaddr>,
@@ -137,12 +141,21 @@ struct Target {
     own: bool,
 }
 
+impl Target {
+    /// Order of dials: what a person named, what the network announces, members of the pool, strangers; of these, those
+    /// that failed least.
+    fn priority(&self) -> (Source, bool, u32) {
+        (self.source, self.report.is_some_and(|report| !report.proven), self.failures)
+    }
+}
+
 /// The plan of all dials.
 #[derive(Debug)]
 pub struct DialPlan {
     local: PeerId,
     next_id: u64,
     targets: Vec<Target>,
+    budget: DialBudget,
 }
 
 /// Transport of a connection to `address`.
@@ -180,7 +193,7 @@ fn dialable(address: &Multiaddr) -> Option<Multiaddr> {
 impl DialPlan {
     /// An empty plan of the node `local`.
     pub fn new(local: PeerId) -> Self {
-        Self { local, next_id: 0, targets: Vec::new() }
+        Self { local, next_id: 0, targets: Vec::new(), budget: DialBudget::default() }
     }
 
     fn push(&mut self, source: Source, peer: Option<PeerId>, address: Multiaddr, due: Time) {
@@ -190,6 +203,8 @@ impl DialPlan {
         self.targets.push(Target {
             id,
             source,
+            report: None,
+            reached: false,
             peer,
             addresses: vec![address],
             quic_next: false,
@@ -245,8 +260,9 @@ impl DialPlan {
         self.targets.retain(|target| !target.addresses.is_empty());
     }
 
-    /// Records that a node of the pool listens at `addresses`, replacing earlier ones; `own` are this node's.
-    pub fn heard_of(&mut self, peer: PeerId, addresses: &[Multiaddr], own: &[Multiaddr], now: Time) {
+    /// Records the report that a node listens at `addresses`, replacing earlier ones; `own` are this node's.
+    pub fn heard_of(&mut self, report: Report, addresses: &[Multiaddr], own: &[Multiaddr], now: Time) {
+        let peer = report.peer;
         if peer == self.local {
             return;
         }
@@ -261,7 +277,10 @@ impl DialPlan {
         if let Some(target) = self.targets.iter_mut().find(|target| known(target)) {
             if usable.is_empty() {
                 self.targets.retain(|target| !known(target));
-            } else if target.addresses != usable {
+                return;
+            }
+            target.report = Some(report);
+            if target.addresses != usable {
                 target.addresses = usable;
                 target.quic_next = false;
                 target.failures = 0;
@@ -270,14 +289,37 @@ impl DialPlan {
             return;
         }
         let Some((first, rest)) = usable.split_first() else { return };
-        if self.targets.iter().filter(|target| target.source == Source::Gossip).count() >= MAX_HEARD {
+        if !self.has_place_for(&report) {
             return;
         }
         let due = if self.local.to_bytes() < peer.to_bytes() { now } else { now + YIELD };
         self.push(Source::Gossip, Some(peer), first.clone(), due);
         if let Some(target) = self.targets.last_mut() {
             target.addresses.extend_from_slice(rest);
+            target.report = Some(report);
         }
+    }
+
+    /// Whether one more report fits. A stranger takes the place of another one that the same forwarder reported and that
+    /// cannot be reached.
+    fn has_place_for(&mut self, report: &Report) -> bool {
+        let heard = |target: &&Target| target.source == Source::Gossip;
+        if !report.proven {
+            let same = |target: &&Target| {
+                let by = target.report.filter(|known| !known.proven).map(|known| known.forwarder);
+                heard(target) && !target.reached && by == Some(report.forwarder)
+            };
+            let strangers: Vec<&Target> = self.targets.iter().filter(same).collect();
+            if strangers.len() >= MAX_STRANGERS {
+                let failed = |target: &&Target| (target.failures > 0 || target.quic_next) && !target.dialling;
+                let failed = strangers.into_iter().filter(failed);
+                let Some(worst) = failed.max_by_key(|target| target.failures).map(|target| target.id) else {
+                    return false;
+                };
+                self.targets.retain(|target| target.id != worst);
+            }
+        }
+        self.targets.iter().filter(heard).count() < MAX_HEARD
     }
 
     /// How `peer` was found, if it was announced or reported.
@@ -299,12 +341,8 @@ impl DialPlan {
         let mut dials: Vec<Dial> = Vec::new();
         let dialling: Vec<PeerId> =
             self.targets.iter().filter(|target| target.dialling).filter_map(|target| target.peer).collect();
-        let mut unnamed = self.targets.iter().filter(|target| target.dialling && !target.source.is_named()).count();
         let mut order: Vec<usize> = (0..self.targets.len()).collect();
-        order.sort_by_key(|at| match &self.targets[*at] {
-            target if target.source.is_named() => 0,
-            target => target.failures,
-        });
+        order.sort_by_key(|at| self.targets[*at].priority());
         for at in order {
             let target = &mut self.targets[at];
             let unwanted = target.own || target.dialling || target.due > now || target.peer.as_ref().is_some_and(&skip);
@@ -313,17 +351,20 @@ impl DialPlan {
             if unwanted || heard || dials.iter().any(|dial| dial.peer.is_some() && dial.peer == target.peer) {
                 continue;
             }
-            if !target.source.is_named() {
-                if unnamed >= MAX_UNNAMED_DIALS {
-                    continue;
-                }
-                unnamed += 1;
-            }
             let wanted = if target.quic_next { Transport::Quic } else { Transport::Tcp };
             let mut addresses: Vec<_> =
                 target.addresses.iter().filter(|address| transport_of(address) == wanted).cloned().collect();
             if addresses.is_empty() {
                 addresses.clone_from(&target.addresses);
+            }
+            let in_budget = match (target.source, &target.report) {
+                (Source::Flag | Source::File, _) => true,
+                (_, Some(report)) => self.budget.start_reported(target.id, report, &mut addresses, now),
+                (_, None) => self.budget.start_announced(target.id),
+            };
+            if !in_budget {
+                target.due = now + BUDGET_WAIT;
+                continue;
             }
             target.dialling = true;
             dials.push(Dial { target: target.id, peer: target.peer, addresses, found_by: target.source.found_by() });
@@ -333,8 +374,10 @@ impl DialPlan {
 
     /// Records that a dial reached `peer`.
     pub fn succeeded(&mut self, id: TargetId, peer: PeerId) {
+        self.budget.succeeded(id);
         if let Some(target) = self.targets.iter_mut().find(|target| target.id == id) {
             target.dialling = false;
+            target.reached = true;
             target.quic_next = false;
             target.failures = 0;
             target.peer = Some(peer);
@@ -343,6 +386,7 @@ impl DialPlan {
 
     /// Records that a dial failed.
     pub fn failed(&mut self, id: TargetId, failure: Failure, now: Time) {
+        self.budget.failed(id);
         let Some(target) = self.targets.iter_mut().find(|target| target.id == id) else {
             return;
         };
@@ -390,206 +434,5 @@ impl DialPlan {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const TCP: &str = "/ip4/10.0.0.1/tcp/7777";
-    const QUIC: &str = "/ip4/10.0.0.1/udp/7777/quic-v1";
-
-    fn plan() -> DialPlan {
-        DialPlan::new(crate::test_peers::fresh_peer())
-    }
-
-    fn address(text: &str) -> Multiaddr {
-        text.parse().unwrap()
-    }
-
-    fn seconds(seconds: f64) -> Time {
-        Time::ZERO + Duration::from_secs_f64(seconds)
-    }
-
-    fn nobody(_: &PeerId) -> bool {
-        false
-    }
-
-    #[test]
-    fn a_named_address_is_dialled_at_growing_intervals_until_it_answers() {
-        let mut plan = plan();
-        plan.add_named(address(TCP), Time::ZERO);
-        let (mut now, mut waits) = (Time::ZERO, Vec::new());
-        for _ in 0..8 {
-            let dials = plan.due(now, nobody);
-            assert_eq!(dials.len(), 1);
-            assert!(plan.due(now, nobody).is_empty(), "one dial at a time");
-            plan.failed(dials[0].target, Failure::Unreachable, now);
-            let start = now;
-            while plan.targets[0].due > now {
-                now += Duration::from_millis(100);
-            }
-            waits.push(now.since(start).as_millis());
-        }
-        assert_eq!(waits, [500, 1000, 2000, 4000, 8000, 8000, 8000, 8000]);
-    }
-
-    #[test]
-    fn hosts_that_never_answer_delay_no_named_peer_and_no_newcomer() {
-        let mut plan = plan();
-        for number in 0..100 {
-            plan.discovered(crate::test_peers::peer(number), address(TCP), Time::ZERO);
-        }
-        let mut now = seconds(1.0);
-        let hanging = plan.due(now, nobody);
-        assert_eq!(hanging.len(), MAX_UNNAMED_DIALS);
-        plan.add_named(address(QUIC), now);
-        assert_eq!(plan.due(now, nobody).len(), 1, "a named peer does not wait");
-        for dial in hanging {
-            plan.failed(dial.target, Failure::Unreachable, now);
-        }
-        let newcomer = crate::test_peers::fresh_peer();
-        for _ in 0..2 {
-            now += Duration::from_secs(60);
-            for dial in plan.due(now, nobody) {
-                plan.failed(dial.target, Failure::Unreachable, now);
-            }
-        }
-        now += Duration::from_secs(60);
-        plan.discovered(newcomer, address(TCP), Time::ZERO);
-        assert!(plan.due(now, nobody).iter().any(|dial| dial.peer == Some(newcomer)));
-    }
-
-    #[test]
-    fn a_lost_peer_is_dialled_again_soon_and_a_connected_one_is_not() {
-        let (mut plan, peer) = (plan(), crate::test_peers::fresh_peer());
-        plan.add_named(address(TCP), Time::ZERO);
-        let dial = plan.due(Time::ZERO, nobody).remove(0);
-        plan.succeeded(dial.target, peer);
-        assert!(plan.due(seconds(100.0), |connected| *connected == peer).is_empty());
-        plan.lost(peer, seconds(100.0));
-        assert!(plan.due(seconds(100.1), nobody).is_empty());
-        let again = plan.due(seconds(100.5), nobody);
-        assert_eq!(again[0].peer, None, "the address has no peer id, so any node there is accepted");
-    }
-
-    #[test]
-    fn tcp_is_tried_first_and_quic_right_after_it_fails() {
-        let (mut plan, peer) = (plan(), crate::test_peers::fresh_peer());
-        plan.discovered(peer, address(QUIC), Time::ZERO);
-        plan.discovered(peer, address(TCP), Time::ZERO);
-        let dial = plan.due(seconds(1.0), nobody).remove(0);
-        assert_eq!(dial.addresses, [address(TCP)]);
-        plan.failed(dial.target, Failure::Unreachable, seconds(1.0));
-        let dial = plan.due(seconds(1.0), nobody).remove(0);
-        assert_eq!(dial.addresses, [address(QUIC)]);
-        plan.failed(dial.target, Failure::Unreachable, seconds(1.0));
-        assert!(plan.due(seconds(1.0), nobody).is_empty());
-        assert_eq!(plan.due(seconds(2.0), nobody)[0].addresses, [address(TCP)]);
-    }
-
-    #[test]
-    fn one_of_two_nodes_that_discover_each_other_dials_first() {
-        let (a, b) = (crate::test_peers::fresh_peer(), crate::test_peers::fresh_peer());
-        let (mut at_a, mut at_b) = (DialPlan::new(a), DialPlan::new(b));
-        assert!(at_a.discovered(b, address(TCP), Time::ZERO));
-        assert!(at_b.discovered(a, address(TCP), Time::ZERO));
-        assert!(!at_b.discovered(a, address(QUIC), Time::ZERO), "new once only");
-        assert_eq!(at_a.due(Time::ZERO, nobody).len() + at_b.due(Time::ZERO, nobody).len(), 1);
-        assert_eq!(
-            at_a.due(Time::ZERO + YIELD, nobody).len() + at_b.due(Time::ZERO + YIELD, nobody).len(),
-            1,
-            "the other one dials if the first does not"
-        );
-    }
-
-    #[test]
-    fn a_list_that_changes_adds_and_drops_targets() {
-        let mut plan = plan();
-        plan.set_listed(&[address(TCP), address(QUIC)], Time::ZERO);
-        assert_eq!(plan.due(Time::ZERO, nobody).len(), 2);
-        plan.set_listed(&[address(QUIC), address("/ip4/10.0.0.2/tcp/1")], Time::ZERO);
-        let dials = plan.due(Time::ZERO, nobody);
-        assert_eq!(dials.len(), 1, "a dial in progress is not repeated");
-        assert_eq!(dials[0].addresses, [address("/ip4/10.0.0.2/tcp/1")]);
-        assert_eq!(plan.targets.len(), 2);
-    }
-
-    #[test]
-    fn the_own_address_is_never_dialled_again() {
-        let mut plan = plan();
-        let own = plan.local;
-        plan.add_named(address(&format!("{TCP}/p2p/{own}")), Time::ZERO);
-        assert!(plan.due(seconds(1.0), nobody).is_empty());
-        plan.add_named(address(TCP), Time::ZERO);
-        let dial = plan.due(seconds(1.0), nobody).remove(0);
-        plan.failed(dial.target, Failure::Own, seconds(1.0));
-        assert!(plan.due(seconds(1e6), nobody).is_empty());
-    }
-
-    #[test]
-    fn expired_announcements_are_removed_and_may_return() {
-        let (mut plan, peer) = (plan(), crate::test_peers::fresh_peer());
-        assert!(plan.discovered(peer, address(TCP), Time::ZERO));
-        plan.expired(peer, &address(TCP));
-        assert!(!plan.is_discovered(&peer));
-        assert!(plan.due(seconds(9.0), nobody).is_empty());
-    }
-
-    #[test]
-    fn strangers_on_the_network_cannot_fill_the_plan() {
-        let mut plan = plan();
-        for _ in 0..MAX_DISCOVERED + 10 {
-            plan.discovered(crate::test_peers::fresh_peer(), address(TCP), Time::ZERO);
-        }
-        assert_eq!(plan.targets.len(), MAX_DISCOVERED);
-    }
-
-    #[test]
-    fn reported_addresses_are_dialled_less_and_less_often_and_then_removed() {
-        let (mut plan, peer) = (plan(), crate::test_peers::fresh_peer());
-        plan.heard_of(peer, &[address(TCP)], &[], Time::ZERO);
-        let (mut now, mut dials) = (Time::ZERO, 0);
-        while now < seconds(7200.0) {
-            now += Duration::from_millis(250);
-            // The peer reports the same addresses repeatedly.
-            if dials < HEARD_FAILURES {
-                plan.heard_of(peer, &[address(TCP)], &[], now);
-            }
-            for dial in plan.due(now, nobody) {
-                assert_eq!((dial.found_by, dial.peer), (FoundBy::Gossip, Some(peer)));
-                plan.failed(dial.target, Failure::Unreachable, now);
-                dials += 1;
-            }
-        }
-        assert_eq!(dials, HEARD_FAILURES);
-        assert_eq!(plan.found(&peer), None, "forgotten");
-    }
-
-    #[test]
-    fn invalid_and_own_addresses_are_not_dialled() {
-        let (mut plan, peer) = (plan(), crate::test_peers::fresh_peer());
-        let said =
-            ["/ip4/127.0.0.1/tcp/7777", "/ip4/0.0.0.0/tcp/7777", "/ip4/10.0.0.1/tcp/0", "/ip4/10.0.0.1", "/unix/x"];
-        plan.heard_of(peer, &said.map(address), &[address("/ip4/127.0.0.1/tcp/7777")], Time::ZERO);
-        assert!(plan.due(seconds(9.0), nobody).is_empty());
-        let named = address(&format!("{TCP}/p2p/{peer}"));
-        plan.heard_of(peer, &[address("/ip4/127.0.0.1/tcp/9"), named], &[], seconds(9.0));
-        let dial = plan.due(seconds(10.0), nobody).remove(0);
-        assert_eq!(dial.addresses, [address("/ip4/127.0.0.1/tcp/9"), address(TCP)]);
-        plan.failed(dial.target, Failure::Own, seconds(10.0));
-        assert_eq!(
-            plan.due(seconds(12.0), nobody).len(),
-            1,
-            "one of several addresses is this node's own; the others may not be"
-        );
-        plan.heard_of(plan.local, &[address(TCP)], &[], seconds(12.0));
-        assert_eq!(plan.targets.len(), 1);
-    }
-
-    #[test]
-    fn a_peer_being_dialled_is_not_dialled_at_reported_addresses_as_well() {
-        let (mut plan, peer) = (plan(), crate::test_peers::fresh_peer());
-        plan.discovered(peer, address(TCP), Time::ZERO);
-        assert_eq!(plan.due(seconds(1.0), nobody).len(), 1);
-        plan.heard_of(peer, &[address(QUIC)], &[], seconds(1.0));
-        assert!(plan.due(seconds(5.0), nobody).is_empty());
-    }
-}
+#[path = "dial_tests.rs"]
+mod tests;

@@ -1,4 +1,4 @@
-//! The decisions below streams: whom to dial when ([`dial`]), who proves that it may connect ([`admission`]), which of two
+//! The decisions below streams: whom to dial when ([`dial`]) and how much of that ([`dial_budget`]), who proves that it may connect ([`admission`]), which of two
 //! connections lives ([`connection_table`]), which peers are dead ([`liveness`]), which queued events a slow follower gets
 //! ([`backlog`]), which refusals are logged ([`refusal_log`]), which connections at a full port stay open ([`callers`]), how
 //! often a client may ask ([`rate`]), and which announcements on the local network are believed ([`announcements`]).
@@ -11,6 +11,7 @@ pub mod callers;
 pub mod connection;
 pub mod connection_table;
 pub mod dial;
+pub mod dial_budget;
 pub mod liveness;
 pub mod rate;
 pub mod refusal_log;

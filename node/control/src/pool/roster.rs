@@ -1,8 +1,10 @@
-//! Decides which nodes are in the pool, from gossiped adverts and connections: whether an advert is newer than the
-//! known one, and when a node counts as gone.
+//! Decides which nodes are in the pool, from gossiped adverts and connections: whether an advert's author belongs to the
+//! pool, whether the advert is newer than the known one, and when a node counts as gone.
 //!
-//! A node is in the pool while it is connected, or while newer adverts of it arrive through other nodes. A node whose
-//! connection ended is gone until it publishes a newer advert: relayed copies of earlier adverts do not bring it back.
+//! A node belongs to the pool if it proves that with every advert (a certificate), or if this node is or was connected to
+//! it: admission is the same for every connection. It is in the pool while it is connected, or while newer adverts of it
+//! arrive through other nodes. A node whose connection ended is gone until it publishes a newer advert, and one that is
+//! known through others only is not there before its second one: relayed copies of earlier adverts bring nobody back.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -12,6 +14,7 @@ use libp2p_identity::PeerId;
 
 use super::advert::Advert;
 use crate::Time;
+use crate::token_bucket::TokenBucket;
 
 /// Silence after which a node that is not connected counts as gone: the time of several adverts.
 pub const SILENT: Duration = Duration::from_millis(4000);
@@ -19,20 +22,47 @@ pub const SILENT: Duration = Duration::from_millis(4000);
 /// Time for which adverts published before a connection ended may still arrive: they are relayed within milliseconds.
 const HOLD: Duration = Duration::from_millis(300);
 
-/// Maximum known nodes of a pool, far more than a node connects to. Adverts of further nodes are ignored.
-const MAX_NODES: usize = 1024;
+/// Maximum nodes of the pool that are not connected, far more than a lab has. Adverts of further ones are ignored; connected
+/// nodes always have a place, and the network limits their number.
+const MAX_RELAYED: usize = 512;
+
+/// Maximum nodes that are not connected and whose adverts one connected peer passes on: no peer fills the pool alone.
+const MAX_OF_FORWARDER: usize = 256;
 
 /// Maximum remembered nodes that are gone, so that their earlier adverts are recognised.
 const MAX_GONE: usize = 4096;
 
+/// Maximum remembered nodes to which there was a connection.
+const MAX_ADMITTED: usize = 1024;
+
+/// Adverts of one node at once and per second; a node publishes at most 20 per second, and delayed ones arrive together.
+const ADVERTS_OF_AUTHOR: (u32, u32) = (40, 25);
+
+/// Adverts that one connected peer passes on at once and per second: two per second of every node that it may speak for.
+const ADVERTS_OF_FORWARDER: (u32, u32) = (1024, 512);
+
+/// How an advert arrived.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Delivery {
+    /// The connected peer that passed the advert on, which may be its author.
+    pub forwarder: PeerId,
+    /// Whether the author proved that it belongs to the pool.
+    pub proven: bool,
+}
+
 /// How an advert compares with the known ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Heard {
-    /// The first advert of a node that was not in the pool.
+    /// The first advert that counts of a node that was not in the pool.
     Joined,
     /// Newer than the last known advert of its node.
     Newer,
-    /// A copy, or older than the known one. It is not relayed.
+    /// The first advert of a member that is not connected and of which no advert was known. It is relayed, and the node
+    /// joins with a newer one.
+    Noted,
+    /// Of a node that has not proved that it belongs to the pool. It is not relayed.
+    Stranger,
+    /// A copy, or older than the known one, or one too many. It is not relayed.
     Old,
 }
 
@@ -43,6 +73,9 @@ type Edition = (u64, u64);
 struct Member {
     advert: Arc<Advert>,
     heard: Time,
+    /// The connected peer that passed on the last advert.
+    forwarder: PeerId,
+    pace: TokenBucket,
 }
 
 #[derive(Debug)]
@@ -53,15 +86,40 @@ struct Gone {
     since: Time,
 }
 
+/// A node that was never connected, with one advert so far.
+#[derive(Debug)]
+struct Noted {
+    edition: Edition,
+    forwarder: PeerId,
+    since: Time,
+}
+
 /// The nodes of the pool except this one.
 #[derive(Debug)]
 pub struct Roster {
     local: PeerId,
     members: BTreeMap<PeerId, Member>,
     connected: BTreeSet<PeerId>,
+    /// When each node was connected last.
+    admitted: BTreeMap<PeerId, Time>,
     gone: BTreeMap<PeerId, Gone>,
+    noted: BTreeMap<PeerId, Noted>,
+    /// How many adverts each connected peer may still pass on.
+    forwarders: BTreeMap<PeerId, TokenBucket>,
     /// Quarantined nodes: never members, whatever they or others advertise.
     excluded: BTreeSet<PeerId>,
+}
+
+fn edition_of(advert: &Advert) -> Edition {
+    (advert.incarnation, advert.sequence)
+}
+
+/// Removes the entry that is there for longest, if there are too many.
+fn limit<T>(entries: &mut BTreeMap<PeerId, T>, max_len: usize, since: impl Fn(&PeerId, &T) -> Option<Time>) {
+    if entries.len() >= max_len {
+        let oldest = entries.iter().filter_map(|(peer, entry)| Some((since(peer, entry)?, *peer))).min();
+        oldest.map(|(_, peer)| entries.remove(&peer));
+    }
 }
 
 impl Roster {
@@ -71,50 +129,104 @@ impl Roster {
             local,
             members: BTreeMap::new(),
             connected: BTreeSet::new(),
+            admitted: BTreeMap::new(),
             gone: BTreeMap::new(),
+            noted: BTreeMap::new(),
+            forwarders: BTreeMap::new(),
             excluded: BTreeSet::new(),
         }
     }
 
+    /// Whether a connected peer may pass on one more message now.
+    pub fn may_forward(&mut self, forwarder: &PeerId, now: Time) -> bool {
+        let bucket = self.connected.contains(forwarder).then_some(()).map(|()| {
+            let (size, per_s) = ADVERTS_OF_FORWARDER;
+            self.forwarders.entry(*forwarder).or_insert_with(|| TokenBucket::new(size, per_s, now.elapsed()))
+        });
+        // What a peer sent just before its connection ended counts as well.
+        bucket.is_none_or(|bucket| bucket.take(1, now.elapsed()))
+    }
+
     /// Processes an advert.
-    pub fn heard(&mut self, advert: Advert, now: Time) -> Heard {
-        let (peer, edition) = (advert.peer, (advert.incarnation, advert.sequence));
+    pub fn heard(&mut self, advert: Advert, delivery: Delivery, now: Time) -> Heard {
+        let (peer, edition) = (advert.peer, edition_of(&advert));
         if peer == self.local || self.excluded.contains(&peer) {
             return Heard::Old;
         }
         if let Some(member) = self.members.get_mut(&peer) {
-            if edition <= (member.advert.incarnation, member.advert.sequence) {
+            if !delivery.proven && !self.admitted.contains_key(&peer) {
+                return Heard::Stranger;
+            }
+            if edition <= edition_of(&member.advert) || !member.pace.take(1, now.elapsed()) {
                 return Heard::Old;
             }
-            *member = Member { advert: Arc::new(advert), heard: now };
+            let (forwarder, pace) = (delivery.forwarder, member.pace);
+            *member = Member { advert: Arc::new(advert), heard: now, forwarder, pace };
             return Heard::Newer;
+        }
+        let connected = self.connected.contains(&peer);
+        let admitted = self.admitted.contains_key(&peer);
+        if !admitted && !delivery.proven {
+            return Heard::Stranger;
         }
         if let Some(gone) = self.gone.get_mut(&peer) {
             let known = gone.edition;
             if edition <= known {
                 return Heard::Old;
             }
-            if edition.0 == known.0 && now < gone.until && !self.connected.contains(&peer) {
+            if edition.0 == known.0 && now < gone.until && !connected {
                 gone.edition = edition;
                 return Heard::Old;
             }
         }
-        if self.members.len() >= MAX_NODES {
+        if !connected && !self.has_place(&delivery.forwarder) {
             return Heard::Old;
         }
+        if !connected && !self.gone.contains_key(&peer) {
+            match self.noted.get(&peer) {
+                Some(noted) if edition <= noted.edition => return Heard::Old,
+                Some(_) => {}
+                None => return self.note(peer, edition, delivery.forwarder, now),
+            }
+        }
+        self.noted.remove(&peer);
         self.gone.remove(&peer);
-        self.members.insert(peer, Member { advert: Arc::new(advert), heard: now });
+        let (size, per_s) = ADVERTS_OF_AUTHOR;
+        let pace = TokenBucket::new(size, per_s, now.elapsed());
+        let member = Member { advert: Arc::new(advert), heard: now, forwarder: delivery.forwarder, pace };
+        self.members.insert(peer, member);
         Heard::Joined
     }
 
-    /// Records a connection to `peer`.
-    pub fn connected(&mut self, peer: PeerId) {
+    /// Whether one more node that is not connected and that `forwarder` speaks for has a place.
+    fn has_place(&self, forwarder: &PeerId) -> bool {
+        let relayed = self.members.iter().filter(|(peer, _)| !self.connected.contains(peer));
+        let of_forwarder = relayed.clone().filter(|(_, member)| member.forwarder == *forwarder).count();
+        of_forwarder < MAX_OF_FORWARDER && relayed.count() < MAX_RELAYED
+    }
+
+    fn note(&mut self, peer: PeerId, edition: Edition, forwarder: PeerId, now: Time) -> Heard {
+        if self.noted.values().filter(|noted| noted.forwarder == forwarder).count() >= MAX_OF_FORWARDER {
+            limit(&mut self.noted, 0, |_, noted| (noted.forwarder == forwarder).then_some(noted.since));
+        }
+        limit(&mut self.noted, MAX_RELAYED, |_, noted| Some(noted.since));
+        self.noted.insert(peer, Noted { edition, forwarder, since: now });
+        Heard::Noted
+    }
+
+    /// Records a connection to `peer`, which was admitted.
+    pub fn connected(&mut self, peer: PeerId, now: Time) {
+        let connected = &self.connected;
+        limit(&mut self.admitted, MAX_ADMITTED, |peer, since| (!connected.contains(peer)).then_some(*since));
+        self.admitted.insert(peer, now);
         self.connected.insert(peer);
+        self.noted.remove(&peer);
     }
 
     /// Records that the last connection to `peer` ended; returns whether the peer was in the pool until now.
     pub fn disconnected(&mut self, peer: PeerId, now: Time) -> bool {
         self.connected.remove(&peer);
+        self.forwarders.remove(&peer);
         self.lose(peer, now)
     }
 
@@ -122,6 +234,7 @@ impl Roster {
     /// until now.
     pub fn exclude(&mut self, peer: PeerId, now: Time) -> bool {
         self.excluded.insert(peer);
+        self.noted.remove(&peer);
         self.lose(peer, now)
     }
 
@@ -140,13 +253,8 @@ impl Roster {
 
     fn lose(&mut self, peer: PeerId, now: Time) -> bool {
         let Some(member) = self.members.remove(&peer) else { return false };
-        if self.gone.len() >= MAX_GONE
-            && let Some(oldest) = self.gone.iter().min_by_key(|(_, gone)| gone.since).map(|(peer, _)| *peer)
-        {
-            self.gone.remove(&oldest);
-        }
-        let edition = (member.advert.incarnation, member.advert.sequence);
-        self.gone.insert(peer, Gone { edition, until: now + HOLD, since: now });
+        limit(&mut self.gone, MAX_GONE, |_, gone| Some(gone.since));
+        self.gone.insert(peer, Gone { edition: edition_of(&member.advert), until: now + HOLD, since: now });
         true
     }
 
@@ -158,6 +266,11 @@ impl Roster {
     /// Whether there is a connection to `peer`.
     pub fn is_connected(&self, peer: &PeerId) -> bool {
         self.connected.contains(peer)
+    }
+
+    /// Whether there is or was a connection to `peer`.
+    pub fn was_admitted(&self, peer: &PeerId) -> bool {
+        self.admitted.contains_key(peer)
     }
 
     /// The connected peers.
@@ -172,117 +285,5 @@ impl Roster {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::pool::Term;
-    use crate::pool::advert_of;
-    use crate::pool::election::{Candidate, Changed, Election, Event};
-
-    fn ms(ms: u64) -> Time {
-        Time::from_millis(ms)
-    }
-
-    struct Case {
-        roster: Roster,
-        peer: PeerId,
-    }
-
-    impl Case {
-        fn new() -> Case {
-            Case { roster: Roster::new(crate::test_peers::fresh_peer()), peer: crate::test_peers::fresh_peer() }
-        }
-
-        fn hear(&mut self, incarnation: u64, sequence: u64, at: u64) -> Heard {
-            let advert = Advert { incarnation, sequence, ..advert_of(self.peer) };
-            self.roster.heard(advert, ms(at))
-        }
-    }
-
-    #[test]
-    fn copies_and_older_adverts_are_ignored() {
-        let mut case = Case::new();
-        assert_eq!(case.hear(5, 1, 0), Heard::Joined);
-        assert_eq!(case.hear(5, 2, 0), Heard::Newer);
-        assert_eq!(case.hear(5, 2, 0), Heard::Old);
-        assert_eq!(case.hear(5, 1, 0), Heard::Old);
-        assert_eq!(case.hear(4, 9, 0), Heard::Old, "an earlier run");
-        assert_eq!(case.hear(6, 1, 0), Heard::Newer, "a later run");
-        let own = Advert { peer: case.roster.local, ..advert_of(case.peer) };
-        assert_eq!(case.roster.heard(own, ms(0)), Heard::Old);
-    }
-
-    #[test]
-    fn adverts_in_flight_when_a_node_died_do_not_bring_it_back() {
-        let mut case = Case::new();
-        case.roster.connected(case.peer);
-        case.hear(5, 7, 0);
-        assert!(case.roster.disconnected(case.peer, ms(1000)));
-        assert!(!case.roster.contains(&case.peer));
-        assert_eq!(case.hear(5, 7, 1001), Heard::Old, "a copy");
-        assert_eq!(case.hear(5, 8, 1200), Heard::Old, "sent before it died, relayed late");
-        assert_eq!(case.hear(5, 8, 9000), Heard::Old, "the same, much later");
-        assert_eq!(case.hear(5, 9, 9000), Heard::Joined, "a newer advert: only the connection had failed");
-    }
-
-    #[test]
-    fn a_node_that_restarts_or_reconnects_is_back_at_once() {
-        let mut case = Case::new();
-        case.hear(5, 7, 0);
-        case.roster.disconnected(case.peer, ms(1000));
-        assert_eq!(case.hear(6, 1, 1001), Heard::Joined);
-        case.roster.disconnected(case.peer, ms(2000));
-        case.roster.connected(case.peer);
-        assert_eq!(case.hear(6, 2, 2001), Heard::Joined);
-    }
-
-    #[test]
-    fn a_relayed_node_is_gone_when_it_falls_silent() {
-        let mut case = Case::new();
-        case.hear(5, 1, 0);
-        assert!(case.roster.silent(ms(3999)).is_empty());
-        assert_eq!(case.roster.silent(ms(4000)), [case.peer]);
-        assert!(case.roster.silent(ms(5000)).is_empty(), "once");
-        case.roster.connected(case.peer);
-        assert_eq!(case.hear(5, 2, 5000), Heard::Joined);
-        assert!(case.roster.silent(ms(60_000)).is_empty(), "the network decides when a connected node is dead");
-    }
-
-    #[test]
-    fn a_quarantined_node_is_gone_and_its_adverts_are_ignored() {
-        let mut case = Case::new();
-        let mut election = Election::new(case.roster.local, true, false, None);
-        let term = Term { counter: 3, master: case.peer };
-        let claims = |sequence| Advert {
-            incarnation: 5,
-            sequence,
-            term: Some(term),
-            works: true,
-            force_master: true,
-            uptime: Duration::from_secs(3600),
-            ..advert_of(case.peer)
-        };
-        let voice = Candidate::of(&claims(1));
-        assert_eq!(case.roster.heard(claims(1), ms(0)), Heard::Joined);
-        assert_eq!(election.handle(Event::Heard(case.peer, voice), ms(0)), Some(Changed(Some(term))));
-
-        assert!(case.roster.exclude(case.peer, ms(1000)));
-        assert_eq!(election.handle(Event::Gone { peer: case.peer, silent: true }, ms(1000)), Some(Changed(None)));
-        assert_eq!(case.roster.heard(claims(2), ms(1100)), Heard::Old);
-        case.roster.connected(case.peer);
-        assert_eq!(case.roster.heard(Advert { incarnation: 6, ..claims(1) }, ms(60_000)), Heard::Old, "a later run");
-        assert!(!case.roster.contains(&case.peer));
-        let own = Term { counter: 4, master: case.roster.local };
-        assert_eq!(election.handle(Event::Tick, ms(10_000)), Some(Changed(Some(own))));
-        assert!(!case.roster.exclude(case.peer, ms(60_001)), "it was no longer a member");
-    }
-
-    #[test]
-    fn the_number_of_known_nodes_is_limited() {
-        let mut case = Case::new();
-        for _ in 0..MAX_NODES + 10 {
-            case.peer = crate::test_peers::fresh_peer();
-            case.hear(1, 1, 0);
-        }
-        assert_eq!(case.roster.adverts().count(), MAX_NODES);
-    }
-}
+#[path = "roster_tests.rs"]
+mod tests;

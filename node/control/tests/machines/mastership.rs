@@ -6,7 +6,7 @@ use std::time::Duration;
 use libp2p_identity::PeerId;
 use pangea_control::Time;
 use pangea_control::pool::election::{Candidate, Changed, Election, Event};
-use pangea_control::pool::roster::{Heard, Roster};
+use pangea_control::pool::roster::{Delivery, Heard, Roster};
 use pangea_control::pool::term_keeper::{Action, TermKeeper};
 use pangea_control::pool::{Advert, Term};
 
@@ -40,7 +40,7 @@ impl Node {
             disk,
             sequence: 0,
         };
-        node.roster.connected(self::peer(1 - number));
+        node.roster.connected(self::peer(1 - number), Time::ZERO);
         node
     }
 
@@ -58,7 +58,9 @@ impl Node {
 
     fn hear(&mut self, advert: Advert, fails: bool, now: Time) {
         let (peer, candidate) = (advert.peer, Candidate::of(&advert));
-        if self.roster.heard(advert, now) != Heard::Old {
+        // Whoever speaks here has a certificate of the pool.
+        let heard = self.roster.heard(advert, Delivery { forwarder: peer, proven: true }, now);
+        if matches!(heard, Heard::Joined | Heard::Newer) {
             self.elect(Event::Heard(peer, candidate), fails, now);
         }
         assert!(self.roster.adverts().count() <= NODES_MAX);

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use libp2p_identity::PeerId;
 use pangea_control::peers;
 use pangea_control::pool::election::{Candidate, Changed, Event as Happened};
-use pangea_control::pool::roster::Heard;
+use pangea_control::pool::roster::{Delivery, Heard};
 use pangea_control::pool::term_keeper::Action as Keep;
 use pangea_control::pool::{Advert, Term};
 use pangea_control::schedule::{Event, LeaveReason};
@@ -60,18 +60,27 @@ impl World {
 
     /// A gossiped advert arrives.
     pub(crate) fn hear(&mut self, at: usize, from: usize, advert: &Arc<Advert>) -> Result<(), Broken> {
-        let now = self.now;
+        let (now, forwarder) = (self.now, self.nodes[from].peer);
         let Some(run) = &mut self.nodes[at].run else { return Ok(()) };
-        let heard = run.roster.heard((**advert).clone(), run.time(now));
-        if heard == Heard::Old {
-            if advert.peer != self.nodes[from].peer && self.is_one_that(from, Deviation::ReplaysAdverts) {
+        // Every node of the world has a certificate of its pool.
+        let delivery = Delivery { forwarder, proven: true };
+        let time = run.time(now);
+        if !run.roster.may_forward(&forwarder, time) {
+            return Ok(());
+        }
+        let heard = run.roster.heard((**advert).clone(), delivery, time);
+        if matches!(heard, Heard::Old | Heard::Stranger) {
+            if advert.peer != forwarder && self.is_one_that(from, Deviation::ReplaysAdverts) {
                 self.checks.caught(Deviation::ReplaysAdverts);
             }
             return Ok(());
         }
-        run.fresh |= heard == Heard::Joined;
+        run.fresh |= heard != Heard::Newer;
         self.record_advert(at, advert);
         self.gossip(at, advert);
+        if heard == Heard::Noted {
+            return Ok(());
+        }
         self.elect(at, Happened::Heard(advert.peer, Candidate::of(advert)))?;
         let counter = self.nodes[at].run.as_ref().map_or(0, |run| run.election.counter());
         if counter < advert.counter && self.is_one_that(from, Deviation::PoisonsCounter) {
@@ -94,9 +103,10 @@ impl World {
 
     /// A connection is there.
     pub(crate) fn up(&mut self, at: usize, of: usize) -> Result<(), Broken> {
-        let peer = self.nodes[of].peer;
+        let (now, peer) = (self.now, self.nodes[of].peer);
         let Some(run) = &mut self.nodes[at].run else { return Ok(()) };
-        run.roster.connected(peer);
+        let time = run.time(now);
+        run.roster.connected(peer, time);
         run.fresh = true;
         self.soon_look(at);
         let (address, transport, found_by) = (String::new(), "tcp".to_owned(), "mdns".to_owned());
