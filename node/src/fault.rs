@@ -28,6 +28,8 @@ pub enum Fault {
     OutOfTurn,
     /// As a last stage: the coordinator is sometimes sent another token than the first stage.
     TwoFaced,
+    /// As a stage before the last: the coordinator is sent another signed claim than the next stage.
+    SignsTwice,
     /// As a last stage: answers do not end.
     Endless,
     /// As a stage: every request is called invalid.

@@ -64,6 +64,11 @@ impl PassFaults {
         self.pipeline.fault() == Some(fault)
     }
 
+    /// Whether the coordinator is sent a claim of its own.
+    pub(super) fn signs_twice(&self) -> bool {
+        self.is(Fault::SignsTwice) && self.has_others
+    }
+
     /// Whether nothing is signed.
     pub(super) fn withholds_signatures(&self) -> bool {
         self.is(Fault::LieUnsigned) && self.has_others

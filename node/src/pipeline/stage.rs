@@ -421,6 +421,10 @@ impl Stage {
                 let commit = Message::Commit { chain: self.chain, session, positions };
                 self.send(to, commit.clone(), payload.clone());
                 if coordinator != to {
+                    let payload = match self.layers.faults().signs_twice() {
+                        true => Payload::from_bytes(self.signed_otherwise(signed).encode()),
+                        false => payload,
+                    };
                     self.send(coordinator, commit, payload);
                 }
             }
@@ -430,6 +434,18 @@ impl Stage {
                 self.protocol.handle(event, clock::now(), following);
             }
         }
+    }
+
+    /// The same claims with another output of this stage, for an injected fault.
+    fn signed_otherwise(&self, mut signed: CommitChain) -> CommitChain {
+        if let Some(link) = signed.links.pop() {
+            let mut claim = link.claim;
+            claim.output[0] ^= 1;
+            if let Err(error) = signed.pass(claim, self.pipeline.keypair()) {
+                tracing::warn!(event = "fault_failed", %error, "cannot sign a second claim: {error}");
+            }
+        }
+        signed
     }
 
     fn compute(&mut self, rows: Vec<FrameRows>, tokens: &[u32], following: &mut Vec<Action>) {

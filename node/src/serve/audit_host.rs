@@ -12,7 +12,7 @@ use crate::blob::Blobs;
 use crate::evidence::{Findings, StageReplay};
 use crate::fabric::Fabric;
 use crate::pipeline::Pipeline;
-use crate::trust::{AuditHost, ClaimReplay, FailedAudit, ModelSource, Receipt};
+use crate::trust::{AuditHost, ClaimReplay, FailedAudit, ModelSource, Receipt, Signed};
 
 /// This node, as audits use it.
 #[derive(Clone)]
@@ -63,6 +63,10 @@ impl AuditHost for NodeAuditHost {
 
     fn accuse(&self, failed: &FailedAudit<'_>) {
         self.findings.stage(failed);
+    }
+
+    fn contradicted(&self, first: &Signed, second: &Signed) {
+        self.findings.contradiction(first, second);
     }
 }
 

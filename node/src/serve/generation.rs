@@ -403,6 +403,9 @@ impl Generation {
         let gathered = signed.check(self.state.answer(choice), segment, &self.rules(choice), claims, keypair);
         let session = segment.session;
         self.signed[choice] = signed;
+        if let Some(auditor) = &self.engine.auditor {
+            gathered.contradictions.iter().for_each(|[first, second]| auditor.contradicted(first, second));
+        }
         let fault = gathered.fault?;
         let why = &fault.why;
         tracing::warn!(event = "commitment_refused", %session, why, "the stages' signed claims do not cover their answer: {why}");

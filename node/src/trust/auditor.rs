@@ -19,6 +19,7 @@ use prometheus_client::metrics::family::Family;
 use tokio::sync::oneshot;
 
 use super::FailedAudit;
+use super::chain::Signed;
 use super::receipt::Receipt;
 use super::replay_audit::{AuditPools, replay_audit};
 use super::store::ReceiptStore;
@@ -57,6 +58,10 @@ pub trait AuditHost: Send + Sync {
 
     /// Called when a replay refuted a stage's signed output: stores the evidence and quarantines the peer.
     fn accuse(&self, failed: &FailedAudit<'_>);
+
+    /// Called with two claims that one stage signed about one session: stores them and quarantines the peer if they contradict
+    /// each other.
+    fn contradicted(&self, first: &Signed, second: &Signed);
 }
 
 /// Where a model's weights are read from.
@@ -189,6 +194,11 @@ impl Auditor {
     /// Lowers the trust of a peer: something it did is suspicious and proves nothing.
     pub fn suspect(&self, peer: PeerId, reason: SuspicionReason) {
         self.0.host.suspect(peer, reason);
+    }
+
+    /// Accuses a stage of two signed claims that contradict each other; does nothing if they do not.
+    pub fn contradicted(&self, first: &Signed, second: &Signed) {
+        self.0.host.contradicted(first, second);
     }
 
     /// Whether a peer is a suspect, whose answers are audited for certain.

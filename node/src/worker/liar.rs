@@ -60,6 +60,7 @@ impl Liar {
             | Fault::LieUnsigned
             | Fault::OutOfTurn
             | Fault::TwoFaced
+            | Fault::SignsTwice
             | Fault::Endless
             | Fault::Refuse
             | Fault::FalseReports

@@ -110,6 +110,27 @@ fn a_last_stage_with_two_versions_of_an_answer_is_left_out_and_the_honest_stage_
 }
 
 #[test]
+fn a_stage_that_signs_two_claims_about_one_session_is_quarantined_for_it() {
+    let test = "a_stage_that_signs_two_claims_about_one_session_is_quarantined_for_it";
+    let Some(stage) = Stage::set(test) else { return };
+    let question = question(LONG, 20);
+    let honest = stage.alone(std::slice::from_ref(&question)).remove(0);
+    let one = stage.splitting("one").with("--layers", "15-29").start();
+    let liar =
+        stage.cluster.node("two").with("--peer", &one.address).with("--layers", "0-14").fault("signs-twice").start();
+    eventually("the layers are placed on both", || {
+        [&one, &liar].iter().all(|node| node.process.count("are ready") > 0)
+    });
+    eventually("the liar is shut out", || {
+        assert_eq!(text_of(&ask(&one, &question)), honest);
+        one.status_of(&liar).quarantined
+    });
+    let folders = std::fs::read_dir(one.data_dir.join("evidence")).unwrap();
+    let kept = folders.filter(|folder| folder.as_ref().unwrap().file_name().to_str().unwrap().contains(&liar.peer));
+    assert!(kept.count() > 0, "no evidence is kept");
+}
+
+#[test]
 fn a_stage_before_the_last_adds_nothing_to_an_answer() {
     let Some(stage) = Stage::set("a_stage_before_the_last_adds_nothing_to_an_answer") else { return };
     let question = question(LONG, 60);
