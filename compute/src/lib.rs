@@ -22,13 +22,13 @@
 //! | 3 | [`npy`], [`csv`] | matrices in files: NumPy's format, comma-separated text |
 //! | 3 | [`tokenizer`] | text to tokens and back |
 //! | 4 | [`product`] | `C = A·B`, whole or from operands packed once |
-//! | 4 | [`check`] | is this product right? (DESIGN §6) |
 //! | 4 | [`json`] | matrices as JSON text |
 //! | 4 | [`sample`] | logits to tokens, grammars, stop strings |
 //! | 4 | [`model`] | language models: configuration, weights of a layer range, caches, the forward pass |
+//! | 5 | [`check`] | is this product right? (DESIGN §6) |
 //! | 5 | [`commit`] | what a stage of a model commits to, and its replay (DESIGN §6) |
-//! | 5 | [`operation`] | what a node computes from two tensors: needs, result, cost, check |
 //! | 5 | [`probe`] | measured speed of this machine |
+//! | 6 | [`operation`] | what a node computes from two tensors: needs, result, cost, check |
 
 #[cfg(target_endian = "big")]
 compile_error!("tensors are kept in little-endian byte order: big-endian machines are not supported");

@@ -130,7 +130,7 @@ fn honest_peers_never_make_a_job_slower_than_alone() {
         let scenario = honest(seed);
         let alone = alone_s(&scenario);
         let seconds = first(scenario).seconds();
-        assert!(seconds <= 1.1 * alone + 0.001, "seed {seed}: {seconds} s, alone {alone} s");
+        assert!(seconds <= 1.15 * alone + 0.001, "seed {seed}: {seconds} s, alone {alone} s");
     }
 }
 
