@@ -108,7 +108,14 @@ fn fault_of(chain: &CommitChain, refused_by: Option<PeerId>, expected: &Expected
         FaultKind::OtherTokens => vec![contradicted(fault.peer)],
         FaultKind::Beyond => last.map(|last| (last, SuspicionReason::BrokeProtocol)).into_iter().collect(),
     };
-    ClaimsFault { why: fault.to_string(), suspects }
+    let why = match last {
+        // The claim that does not fit is that of an honest stage, which signed the tokens that it was told.
+        Some(last) if fault.kind == FaultKind::OtherInput && fault.stage == 0 && is_whole => {
+            format!("peer {last}: it sent the coordinator other tokens than the first stage")
+        }
+        _ => fault.to_string(),
+    };
+    ClaimsFault { why, suspects }
 }
 
 #[cfg(test)]
