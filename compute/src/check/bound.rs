@@ -26,7 +26,7 @@
 //!
 //! The check's own f64 arithmetic adds `(c(k) + 2·c(n) + 2)·2⁻⁵³·‖a_i‖√n`; a 16-bit result adds its one rounding,
 //! `u_out·‖(w_j c_ij)_j‖₂`; results near zero add the spacing of subnormal numbers, `‖w‖₂` times. So that a column with a
-//! tiny norm does not hide lies in others by that, columns below [`column_floors`] have vectors of their own. A column of
+//! tiny norm does not hide lies in others by that, columns below `column_floors` have vectors of their own. A column of
 //! zeros has no weight: its product is compared with zero.
 //!
 //! # What is found
