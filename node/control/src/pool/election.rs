@@ -192,8 +192,17 @@ impl Election {
         self.term
     }
 
-    /// The highest counter that this node knows and believes.
+    /// The counter that this node publishes: the highest one that it knows and believes, or one more where the highest claim
+    /// has the counter of the last term that this node followed, but not its rank. This node cannot follow that claim, and
+    /// its master learns only from a higher counter that it has to claim another term.
     pub fn counter(&self) -> u64 {
+        let claim = self.highest_claim().filter(|_| self.term.is_none()).map(|(_, claim)| claim);
+        let tied = self.floor.zip(claim).filter(|(floor, claim)| floor.counter == claim.counter && floor > claim);
+        let above = tied.map(|(floor, _)| (floor.counter + 1).min(MAX_COUNTER));
+        above.into_iter().chain([self.known()]).max().unwrap_or(0)
+    }
+
+    fn known(&self) -> u64 {
         let reported = self.others.values().map(Other::counter).filter(|counter| *counter > 0);
         let lowest = self.lowest().unwrap_or(0);
         let believed = |counter: &u64| *counter <= lowest.saturating_add(LEAP).min(MAX_COUNTER);
@@ -350,7 +359,7 @@ impl Election {
     }
 
     fn claim(&mut self, now: Time) {
-        let known = self.counter();
+        let known = self.known();
         // A counter that others would not believe makes nobody follow, and this node follow another one in the next moment.
         let believed = self.lowest().map_or(u64::MAX, |lowest| lowest.saturating_add(LEAP));
         let counter = if known < MAX_COUNTER { (known + 1).min(believed) } else { 1 };

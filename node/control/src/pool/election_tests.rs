@@ -129,6 +129,28 @@ fn counters_start_again_after_the_last_one() {
 }
 
 #[test]
+fn a_follower_of_a_liar_comes_back_to_the_master_whose_counter_the_liar_had_too() {
+    // The liar's id is higher, so its claim is; the follower cannot claim anything itself.
+    let mut master = election(None);
+    let mut now = Time::ZERO;
+    assert_eq!(settle(&mut master, &[], &mut now), Some(term(1, OWN)));
+    let mut follower = Election::new(peer(3), false, false, None);
+    let events = [claims(1, OWN), claims(1, LIAR)];
+    assert_eq!(settle(&mut follower, &events, &mut now), Some(term(1, LIAR)));
+    follower.handle(gone(LIAR), now);
+    let heard = |of: &Election, number| {
+        let said = says(of.term(), of.counter());
+        Event::Heard(peer(number), Candidate { works: number == OWN, ..said })
+    };
+    for _ in 0..10 {
+        now += Duration::from_millis(300);
+        master.handle(heard(&follower, 3), now);
+        follower.handle(heard(&master, OWN), now);
+    }
+    assert_eq!((master.term(), follower.term()), (Some(term(3, OWN)), Some(term(3, OWN))));
+}
+
+#[test]
 fn ever_higher_counters_cause_few_claims() {
     let (mut election, mut now) = (election(None), Time::ZERO);
     assert_eq!(settle(&mut election, &[], &mut now), Some(term(1, OWN)));
