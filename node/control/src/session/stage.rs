@@ -364,7 +364,8 @@ impl<D: Drafter> StageProtocol<D> {
     // Frames.
 
     fn ready(&mut self, now: Time, actions: &mut Vec<Action>) {
-        let Some(first) = &mut self.first else { return };
+        // A stage that always has messages hears of the time by this alone.
+        let Some(first) = &mut self.first else { return self.end_leases(now, actions) };
         for session in first.abandoned(now) {
             self.close(session, None, now, actions);
         }

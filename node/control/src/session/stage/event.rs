@@ -133,7 +133,8 @@ pub enum Event<'a> {
         /// Reason, a clause.
         why: &'a str,
     },
-    /// On the first stage: no other event is queued, so the next frame may start. Also sent as time passes.
+    /// On the first stage: no other event is queued, so the next frame may start. Also sent to every stage as time passes, whether or not
+    /// other events are queued.
     Ready,
     /// Time passes ([`StageProtocol::follows_time`](super::StageProtocol::follows_time)).
     Tick,

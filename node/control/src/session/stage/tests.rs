@@ -488,6 +488,17 @@ fn a_later_stage_drops_sessions_that_no_message_moves() {
 }
 
 #[test]
+fn a_later_stage_that_always_has_messages_drops_sessions_that_none_of_them_moves() {
+    let mut middle = Stage::new(3, 1);
+    middle.open(1);
+    middle.now += LEASE;
+    assert!(middle.handle(Event::Ready).is_empty());
+    middle.now += Duration::from_millis(1);
+    assert!(is_forgotten(&middle.handle(Event::Ready), 1));
+    assert_eq!(middle.protocol.sessions(), 0);
+}
+
+#[test]
 fn a_later_stage_takes_a_limited_number_of_sessions_and_sequences() {
     let mut last = Stage::new(2, 1);
     for n in 0..MAX_SESSIONS as u64 {
