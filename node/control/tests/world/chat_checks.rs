@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use pangea_control::session::ChainId;
+use pangea_control::session::{ChainId, StageAt};
 use pangea_control::trust::Verdict;
 use pangea_units::ErrorKind;
 
@@ -166,23 +166,27 @@ impl Checks {
 }
 
 /// Nothing of any session is left: not at its coordinator, not at a stage, whoever of them is gone. A stage behind one that kept
-/// its signature or its turn back has its sessions until their lease ends.
-pub(crate) fn sessions_are_over(world: &World) -> Result<(), Broken> {
+/// its signature or its turn back has its sessions until their lease ends, and so has a node that with a term of its own did not
+/// hear that the chain broke; whether there is such a one.
+pub(crate) fn sessions_are_over(world: &World, leases_ended: bool) -> Result<bool, Broken> {
+    let mut leased = false;
     for (at, node) in world.nodes.iter().enumerate() {
         let Some(run) = &node.run else { continue };
         if !run.chats.is_empty() && !world.checks.is_deviant(at) {
             return Err(Broken::new(world.now, format!("node {at} has requests left")));
         }
         for (chain, stage) in &run.stages {
-            if stage.stages.iter().any(|stage| world.checks.kept_others_waiting(world.index_of(&stage.peer))) {
+            let (sessions, caches) = (stage.protocol.sessions(), stage.caches());
+            if sessions == 0 && caches <= crate::node::KEPT {
                 continue;
             }
-            let (sessions, caches) = (stage.protocol.sessions(), stage.caches());
-            if sessions > 0 || caches > crate::node::KEPT {
+            let kept_waiting = |stage: &StageAt| world.checks.kept_others_waiting(world.index_of(&stage.peer));
+            leased = world.checks.is_deviant(at) || stage.stages.iter().any(kept_waiting);
+            if leases_ended || !leased {
                 let what = format!("node {at} has {sessions} sessions and {caches} caches left in {}", chain.epoch);
                 return Err(Broken::new(world.now, what));
             }
         }
     }
-    Ok(())
+    Ok(leased)
 }

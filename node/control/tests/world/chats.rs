@@ -46,7 +46,7 @@ fn ends_well(world: &mut World, number: usize) {
         world.run_for(SECOND).unwrap();
     }
     assert_eq!(world.checks.chat_outcome(number), Some(Ok(())), "seed {}", world.scenario.seed);
-    chat_checks::sessions_are_over(world).unwrap();
+    chat_checks::sessions_are_over(world, true).unwrap();
 }
 
 fn failovers(world: &World) -> u64 {
@@ -80,7 +80,7 @@ fn the_sessions_of_a_coordinator_that_died_are_freed_at_every_stage() {
         world.crash(3, seed % 2 == 0);
         world.run_for(20 * SECOND).unwrap();
         assert_eq!((open(&world), world.checks.chat_outcome(number)), (0, None), "seed {seed}");
-        chat_checks::sessions_are_over(&world).unwrap();
+        chat_checks::sessions_are_over(&world, true).unwrap();
     }
 }
 
@@ -129,7 +129,7 @@ fn answers_get_through_while_passes_find_no_memory_now_and_then() {
             assert!(clear, "seed {seed}: {outcome:?}");
             answered += usize::from(outcome == Some(Ok(())));
         }
-        chat_checks::sessions_are_over(&world).unwrap();
+        chat_checks::sessions_are_over(&world, true).unwrap();
     }
     assert!(answered as u64 > seeds(), "only {answered} of {}", 4 * seeds());
 }
@@ -142,7 +142,7 @@ fn an_answer_that_nobody_wants_any_more_leaves_nothing_behind() {
         world.hang_up(number).unwrap();
         world.run_for(10 * SECOND).unwrap();
         assert_eq!(world.checks.chat_outcome(number), Some(Err(ErrorKind::Cancelled)), "seed {seed}");
-        chat_checks::sessions_are_over(&world).unwrap();
+        chat_checks::sessions_are_over(&world, true).unwrap();
     }
 }
 

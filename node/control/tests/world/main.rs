@@ -77,6 +77,9 @@ const JOBS_END_WITHIN: Micros = 600 * SECOND;
 /// A task that nobody wants any more ends within this.
 const TASKS_END_WITHIN: Micros = 30 * SECOND;
 
+/// A stage has a session that nobody closes for no longer than this.
+const LEASES_END_WITHIN: Micros = 1_220 * SECOND;
+
 /// Nodes that cannot reach one another any more know that within this.
 const PARTED: Micros = SECOND;
 
@@ -115,7 +118,14 @@ fn play_in(world: &mut World) -> Result<(), Broken> {
     let quiet: Vec<usize> =
         served.into_iter().map(|node| world.ask_after(0, ChatSpec::new(node, world.scenario.seed))).collect();
     world.run_for(SECOND)?;
-    while let Err(broken) = world.checks.all_ended(world.now).and_then(|()| world.checks.all_chats_ended(world.now)) {
+    // Nobody deviates any more, so whoever asks now, honest or not, is answered.
+    let ended = |world: &World| {
+        let open = quiet.iter().find(|chat| world.checks.is_chat_open(**chat));
+        let quiet = open
+            .map_or(Ok(()), |chat| Err(Broken::new(world.now, format!("chat {chat}, asked in quiet, never ended"))));
+        quiet.and_then(|()| world.checks.all_ended(world.now)).and_then(|()| world.checks.all_chats_ended(world.now))
+    };
+    while let Err(broken) = ended(world) {
         if world.now > from + JOBS_END_WITHIN {
             return Err(broken);
         }
@@ -135,14 +145,20 @@ fn play_in(world: &mut World) -> Result<(), Broken> {
     }
     // Results that nobody waits for any more are computed, sent and forgotten.
     world.run_for(TASKS_END_WITHIN)?;
-    world.checks.all_answered(world.now)?;
+    world.checks.all_answered(world.now, false)?;
     world.checks.evaluated(Check::MemoryIsBack);
     world.accusations_travelled()?;
     work_checks::memory_is_back(world, false)?;
     world.checks.evaluated(Check::SessionsAreOver);
-    chat_checks::sessions_are_over(world)?;
+    if chat_checks::sessions_are_over(world, false)? {
+        world.checks.counts.add("waits for leases of sessions");
+        (0..world.nodes.len()).try_for_each(|node| world.end_leases(node, LEASES_END_WITHIN))?;
+        world.run_for(SECOND)?;
+        chat_checks::sessions_are_over(world, true)?;
+    }
     world.part();
     world.run_for(PARTED)?;
+    world.checks.all_answered(world.now, true)?;
     work_checks::memory_is_back(world, true)
 }
 

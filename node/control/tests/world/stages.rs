@@ -319,6 +319,19 @@ impl World {
         Ok(())
     }
 
+    /// Lets the stages of a node, and nothing else of it, hear of a time when every lease of a session is over.
+    pub(crate) fn end_leases(&mut self, at: usize, after: Micros) -> Result<(), Broken> {
+        let turn = |world: &mut World, ahead: fn(Micros, Micros) -> Micros| {
+            if let Some(run) = &mut world.nodes[at].run {
+                run.ahead = ahead(run.ahead, after);
+            }
+        };
+        turn(self, |ahead, after| ahead + after);
+        let result = self.stage_ticks(at);
+        turn(self, |ahead, after| ahead - after);
+        result
+    }
+
     fn stage_hears(&mut self, at: usize, chain: ChainId, message: SessionMessage) -> Result<(), Broken> {
         match message {
             SessionMessage::Open(open) => {

@@ -8,6 +8,7 @@ use pangea_control::tasks::{Refusal, TaskId};
 use pangea_units::{Error, ErrorKind};
 
 use crate::checks::{Broken, Check, Checks};
+use crate::deviations::FLOODED;
 use crate::scenario::Micros;
 use crate::world::World;
 
@@ -168,9 +169,10 @@ impl Checks {
         self.work.quarantined.retain(|(at, _)| *at != node);
     }
 
-    /// Every task was answered.
-    pub(crate) fn all_answered(&self, now: Micros) -> Result<(), Broken> {
-        match self.work.tasks.iter().next() {
+    /// Every task was answered. Of a flood, tasks may wait for operands that nobody sends, until whoever asked is gone.
+    pub(crate) fn all_answered(&self, now: Micros, parted: bool) -> Result<(), Broken> {
+        let waits = |task: TaskId, how: Task| !parted && task >= FLOODED && how == Task::Taken;
+        match self.work.tasks.iter().find(|((.., task), how)| !waits(*task, **how)) {
             None => Ok(()),
             Some(((at, _, task), how)) => {
                 Err(Broken::new(now, format!("task {task} at node {at} never ended: {how:?}")))
