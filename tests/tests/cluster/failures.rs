@@ -10,7 +10,7 @@ use pangea_tests::matrix::{assert_product, multiply, multiply_watching, operands
 
 /// Operands of a product that takes a second or so on one thread, in many tiles.
 fn long() -> (Tensor, Tensor) {
-    operands(DType::F64, 2048, 2048, 2048)
+    operands(DType::F64, 3072, 2048, 3072)
 }
 
 /// Multiplies on peers; `break_it` is called once, when the first tile has been accepted and others are to come.
