@@ -11,21 +11,21 @@
 //! | 0 | `backoff` | how long a failure in a row delays the next try |
 //! | 0 | [`membership`] | who proves to belong to the pool: certificates |
 //! | 0 | `test_peers` | the peers of unit tests |
-//! | 0 | `token_bucket` | how much may happen at once and per second |
-//! | 1 | [`supervise`] | what follows when a thread or a task of the node ends |
-//! | 1 | [`devices`] | who holds which part of a node's memory |
-//! | 1 | [`trust`] | which sessions are audited; how far an answer can be trusted |
-//! | 1 | [`blob`] | which part of a model file is asked of which provider |
-//! | 1 | [`net`] | whom to dial when; who is admitted; which of two connections lives; which peers are dead |
-//! | 1 | `streams` | when the next stream to a peer is opened after one ended |
-//! | 1 | [`pool`] | which nodes are there, and which of them is the master |
-//! | 2 | [`tasks`] | which tasks of a peer a worker takes, when each starts and how each ends; which operands it keeps |
-//! | 2 | [`peers`] | what is known of each peer, and whether it may compute |
-//! | 2 | [`session`] | the protocol of a chain's stages: who may say what, which rows of which sequence are computed next, what is signed; which streams make the link to a peer |
-//! | 2 | [`jobs`] | what was asked of the node, by whom, how far it is and what it came to; whether a new job is accepted |
-//! | 3 | [`placement`] | which node computes which layers of which model |
-//! | 3 | [`generation`] | which chain answers a request, when an answer fails over, when the request is concluded and with which verdict |
-//! | 3 | [`schedule`] | how a product is cut into tasks, and which worker gets which task when |
+//! | 1 | `token_bucket` | how much may happen at once and per second |
+//! | 2 | [`supervise`] | what follows when a thread or a task of the node ends |
+//! | 2 | [`devices`] | who holds which part of a node's memory |
+//! | 2 | [`trust`] | which sessions are audited; how far an answer can be trusted |
+//! | 2 | [`blob`] | which part of a model file is asked of which provider |
+//! | 2 | [`net`] | whom to dial when; who is admitted; which of two connections lives; which peers are dead |
+//! | 2 | `streams` | when the next stream to a peer is opened after one ended |
+//! | 2 | [`pool`] | which nodes are there, and which of them is the master |
+//! | 3 | [`tasks`] | which tasks of a peer a worker takes, when each starts and how each ends; which operands it keeps |
+//! | 3 | [`peers`] | what is known of each peer, and whether it may compute |
+//! | 3 | [`session`] | the protocol of a chain's stages: who may say what, which rows of which sequence are computed next, what is signed; which streams make the link to a peer |
+//! | 3 | [`jobs`] | what was asked of the node, by whom, how far it is and what it came to; whether a new job is accepted |
+//! | 4 | [`placement`] | which node computes which layers of which model |
+//! | 4 | [`generation`] | which chain answers a request, when an answer fails over, when the request is concluded and with which verdict |
+//! | 4 | [`schedule`] | how a product is cut into tasks, and which worker gets which task when |
 
 mod backoff;
 pub mod blob;

@@ -9,7 +9,7 @@ use multiaddr::Multiaddr;
 
 use super::dial::TargetId;
 use crate::Time;
-use crate::token_bucket::TokenBucket;
+use crate::token_bucket::{Rate, TokenBucket};
 
 /// Dials in progress to peers that mDNS announces: hosts that do not answer hold up others of their kind no longer than a
 /// dial takes, and never a peer that the user named. With those of reports they stay below what may be pending.
@@ -24,13 +24,13 @@ const MAX_OF_FORWARDER: usize = 4;
 
 /// Addresses of strangers that one forwarder reports: the two transports of a node with several networks, twice; then one
 /// address per second.
-const FORWARDER_ADDRESSES: (u32, u32) = (32, 1);
+const FORWARDER_ADDRESSES: Rate = Rate { per_second: 1.0, burst: 32.0 };
 
 /// Addresses of strangers, whoever reports them: several forwarders of the same size, then a few per second.
-const STRANGERS_ADDRESSES: (u32, u32) = (96, 4);
+const STRANGERS_ADDRESSES: Rate = Rate { per_second: 4.0, burst: 96.0 };
 
 /// Addresses at one host, whoever reports them: a host may run a dozen nodes, but no report makes this node flood a host.
-const HOST_ADDRESSES: (u32, u32) = (16, 1);
+const HOST_ADDRESSES: Rate = Rate { per_second: 1.0, burst: 16.0 };
 
 /// Forwarders and hosts with a limit of their own: more than a large pool has. Beyond it the first one is forgotten.
 const MAX_KNOWN: usize = 1024;
@@ -69,16 +69,11 @@ fn host_of(address: &Multiaddr) -> Multiaddr {
     address.iter().take(1).collect()
 }
 
-fn bucket<K: Ord + Clone>(
-    buckets: &mut BTreeMap<K, TokenBucket>,
-    key: K,
-    (size, per_s): (u32, u32),
-    now: Time,
-) -> &mut TokenBucket {
+fn bucket<K: Ord + Clone>(buckets: &mut BTreeMap<K, TokenBucket>, key: K, rate: Rate, now: Time) -> &mut TokenBucket {
     if buckets.len() >= MAX_KNOWN && !buckets.contains_key(&key) {
         buckets.pop_first();
     }
-    buckets.entry(key).or_insert_with(|| TokenBucket::new(size, per_s, now.elapsed()))
+    buckets.entry(key).or_insert_with(|| TokenBucket::full(rate, now))
 }
 
 impl DialBudget {
@@ -105,14 +100,12 @@ impl DialBudget {
         if reports.count() >= MAX_REPORTED || of_forwarder >= MAX_OF_FORWARDER {
             return false;
         }
-        let at = now.elapsed();
         if !report.proven {
-            let (size, per_s) = STRANGERS_ADDRESSES;
-            let all = self.strangers.get_or_insert_with(|| TokenBucket::new(size, per_s, at));
+            let all = self.strangers.get_or_insert_with(|| TokenBucket::full(STRANGERS_ADDRESSES, now));
             let of_forwarder = bucket(&mut self.forwarders, report.forwarder, FORWARDER_ADDRESSES, now);
-            addresses.retain(|_| of_forwarder.take(1, at) && all.take(1, at));
+            addresses.retain(|_| of_forwarder.take(1, now).is_ok() && all.take(1, now).is_ok());
         }
-        addresses.retain(|address| bucket(&mut self.hosts, host_of(address), HOST_ADDRESSES, now).take(1, at));
+        addresses.retain(|address| bucket(&mut self.hosts, host_of(address), HOST_ADDRESSES, now).take(1, now).is_ok());
         if addresses.is_empty() {
             return false;
         }

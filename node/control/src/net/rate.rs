@@ -5,31 +5,18 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::Time;
+pub use crate::token_bucket::Rate;
+use crate::token_bucket::TokenBucket;
 
 /// Clients remembered at once; a bucket takes a hundred bytes. Beyond them, clients whose bucket is full again are
 /// forgotten, then the one with the fullest bucket.
 const MAX_CLIENTS: usize = 4096;
 
-/// How often one client may ask.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Rate {
-    /// Requests per second in the long run.
-    pub per_second: f64,
-    /// Requests at once after a pause.
-    pub burst: f64,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Bucket {
-    tokens: f64,
-    at: Time,
-}
-
 /// The buckets of all clients of one service. `C` says who a client is.
 #[derive(Debug)]
 pub struct RateLimiter<C> {
     rate: Rate,
-    buckets: BTreeMap<C, Bucket>,
+    buckets: BTreeMap<C, TokenBucket>,
 }
 
 impl<C: Ord + Clone> RateLimiter<C> {
@@ -46,31 +33,18 @@ impl<C: Ord + Clone> RateLimiter<C> {
         if self.buckets.len() >= MAX_CLIENTS && !self.buckets.contains_key(client) {
             self.forget(now);
         }
-        let rate = self.rate;
-        let bucket = self.buckets.entry(client.clone()).or_insert(Bucket { tokens: rate.burst, at: now });
-        bucket.tokens = filled(*bucket, rate, now);
-        bucket.at = now;
-        if bucket.tokens < 1.0 {
-            return Err(Duration::from_secs_f64((1.0 - bucket.tokens) / rate.per_second));
-        }
-        bucket.tokens -= 1.0;
-        Ok(())
+        self.buckets.entry(client.clone()).or_insert_with(|| TokenBucket::full(self.rate, now)).take(1, now)
     }
 
     fn forget(&mut self, now: Time) {
-        let rate = self.rate;
-        self.buckets.retain(|_, bucket| filled(*bucket, rate, now) < rate.burst);
+        self.buckets.retain(|_, bucket| !bucket.is_full(now));
         if self.buckets.len() >= MAX_CLIENTS {
-            let tokens = |bucket: &Bucket| filled(*bucket, rate, now);
+            let tokens = |bucket: &TokenBucket| bucket.tokens(now);
             let fullest = self.buckets.iter().max_by(|(_, a), (_, b)| tokens(a).total_cmp(&tokens(b)));
             let fullest = fullest.map(|(client, _)| client.clone());
             fullest.and_then(|client| self.buckets.remove(&client));
         }
     }
-}
-
-fn filled(bucket: Bucket, rate: Rate, now: Time) -> f64 {
-    (bucket.tokens + now.since(bucket.at).as_secs_f64() * rate.per_second).min(rate.burst)
 }
 
 #[cfg(test)]

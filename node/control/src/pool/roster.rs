@@ -14,7 +14,7 @@ use libp2p_identity::PeerId;
 
 use super::advert::Advert;
 use crate::Time;
-use crate::token_bucket::TokenBucket;
+use crate::token_bucket::{Rate, TokenBucket};
 
 /// Silence after which a node that is not connected counts as gone: the time of several adverts.
 pub const SILENT: Duration = Duration::from_millis(4000);
@@ -36,10 +36,10 @@ const MAX_GONE: usize = 4096;
 const MAX_ADMITTED: usize = 1024;
 
 /// Adverts of one node at once and per second; a node publishes at most 20 per second, and delayed ones arrive together.
-const ADVERTS_OF_AUTHOR: (u32, u32) = (40, 25);
+const ADVERTS_OF_AUTHOR: Rate = Rate { per_second: 25.0, burst: 40.0 };
 
 /// Adverts that one connected peer passes on at once and per second: two per second of every node that it may speak for.
-const ADVERTS_OF_FORWARDER: (u32, u32) = (1024, 512);
+const ADVERTS_OF_FORWARDER: Rate = Rate { per_second: 512.0, burst: 1024.0 };
 
 /// How an advert arrived.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -140,11 +140,10 @@ impl Roster {
     /// Whether a connected peer may pass on one more message now.
     pub fn may_forward(&mut self, forwarder: &PeerId, now: Time) -> bool {
         let bucket = self.connected.contains(forwarder).then_some(()).map(|()| {
-            let (size, per_s) = ADVERTS_OF_FORWARDER;
-            self.forwarders.entry(*forwarder).or_insert_with(|| TokenBucket::new(size, per_s, now.elapsed()))
+            self.forwarders.entry(*forwarder).or_insert_with(|| TokenBucket::full(ADVERTS_OF_FORWARDER, now))
         });
         // What a peer sent just before its connection ended counts as well.
-        bucket.is_none_or(|bucket| bucket.take(1, now.elapsed()))
+        bucket.is_none_or(|bucket| bucket.take(1, now).is_ok())
     }
 
     /// Processes an advert.
@@ -157,7 +156,7 @@ impl Roster {
             if !delivery.proven && !self.admitted.contains_key(&peer) {
                 return Heard::Stranger;
             }
-            if edition <= edition_of(&member.advert) || !member.pace.take(1, now.elapsed()) {
+            if edition <= edition_of(&member.advert) || member.pace.take(1, now).is_err() {
                 return Heard::Old;
             }
             let (forwarder, pace) = (delivery.forwarder, member.pace);
@@ -191,8 +190,7 @@ impl Roster {
         }
         self.noted.remove(&peer);
         self.gone.remove(&peer);
-        let (size, per_s) = ADVERTS_OF_AUTHOR;
-        let pace = TokenBucket::new(size, per_s, now.elapsed());
+        let pace = TokenBucket::full(ADVERTS_OF_AUTHOR, now);
         let member = Member { advert: Arc::new(advert), heard: now, forwarder: delivery.forwarder, pace };
         self.members.insert(peer, member);
         Heard::Joined

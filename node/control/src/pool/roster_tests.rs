@@ -209,10 +209,10 @@ fn a_forwarder_and_an_author_that_flood_are_ignored_beyond_their_rate() {
     let mut case = Case::noted();
     case.roster.connected(peer(FORGER), ms(0));
     let passed = (0..5000).filter(|_| case.roster.may_forward(&peer(FORGER), ms(0))).count();
-    assert_eq!(passed, ADVERTS_OF_FORWARDER.0 as usize);
+    assert_eq!(passed, ADVERTS_OF_FORWARDER.burst as usize);
     assert!(case.roster.may_forward(&peer(FORGER), ms(1000)), "the next second");
     let newer = (2..1000).filter(|sequence| case.hear(1, *sequence, 0) == Heard::Newer).count();
-    assert_eq!(newer, ADVERTS_OF_AUTHOR.0 as usize);
+    assert_eq!(newer, ADVERTS_OF_AUTHOR.burst as usize);
 }
 
 #[test]

@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::Refusal;
 use super::intake::TASKS_PER_PEER;
 use crate::Time;
+use crate::token_bucket::{Rate, TokenBucket};
 
 /// Tasks that a peer may send in a second, on the long run. A tile takes a millisecond or more, and a round trip on one
 /// machine a third of that: an honest coordinator stays below.
@@ -14,6 +15,8 @@ pub const TASKS_PER_S: f64 = 4_000.0;
 
 /// Tasks that a peer may send at once after a pause: two seconds' worth.
 pub const TASKS_BURST: f64 = 2.0 * TASKS_PER_S;
+
+const PACE: Rate = Rate { per_second: TASKS_PER_S, burst: TASKS_BURST };
 
 /// Time after which a peer with all its tasks here is to try again: several tiles.
 const BUSY_RETRY: Duration = Duration::from_millis(100);
@@ -28,15 +31,8 @@ pub struct TaskQuotas<Peer> {
 struct Usage {
     /// Tasks that have not ended.
     tasks: usize,
-    /// Tasks that may be sent at `at` without delay.
-    allowance: f64,
-    at: Time,
-}
-
-impl Usage {
-    fn allowance(&self, now: Time) -> f64 {
-        (self.allowance + now.since(self.at).as_secs_f64() * TASKS_PER_S).min(TASKS_BURST)
-    }
+    /// Tasks that may be sent without delay.
+    allowance: TokenBucket,
 }
 
 impl<Peer: Copy + Ord> Default for TaskQuotas<Peer> {
@@ -53,15 +49,11 @@ impl<Peer: Copy + Ord> TaskQuotas<Peer> {
     pub fn begin(&mut self, peer: Peer, now: Time) -> Result<(), Refusal> {
         if !self.peers.contains_key(&peer) {
             // Whoever has nothing here and may send as much as anyone is as good as unknown.
-            self.peers.retain(|_, usage| usage.tasks > 0 || usage.allowance(now) < TASKS_BURST);
+            self.peers.retain(|_, usage| usage.tasks > 0 || !usage.allowance.is_full(now));
         }
-        let usage = self.peers.entry(peer).or_insert(Usage { tasks: 0, allowance: TASKS_BURST, at: now });
-        (usage.allowance, usage.at) = (usage.allowance(now), now);
-        if usage.allowance < 1.0 {
-            let retry_after = Duration::from_secs_f64((1.0 - usage.allowance) / TASKS_PER_S);
-            return Err(Refusal::TooFast { retry_after });
-        }
-        usage.allowance -= 1.0;
+        let full = || Usage { tasks: 0, allowance: TokenBucket::full(PACE, now) };
+        let usage = self.peers.entry(peer).or_insert_with(full);
+        usage.allowance.take(1, now).map_err(|retry_after| Refusal::TooFast { retry_after })?;
         if usage.tasks >= TASKS_PER_PEER {
             return Err(Refusal::TooMany { retry_after: BUSY_RETRY });
         }
