@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use libp2p::PeerId;
+use pangea_client::MatmulOptions;
 use pangea_compute::{DType, Operation, Tensor};
 use pangea_node::trust::{ProductClaim, SignedProduct};
 use pangea_tests::accuser::Accuser;
@@ -14,8 +15,10 @@ use rustix::process::Signal;
 /// Multiplies on a node's peers until one of them is caught.
 fn catches(node: &Node, liar: &Node) {
     let (a, b) = operands(DType::I8, 600, 256, 580);
+    // Two workers compute each task, so that none of them gets all of this small product.
+    let options = MatmulOptions { redundancy: 2, ..remote() };
     eventually("the liar is caught", || {
-        let product = multiply(&node.client(), &a, &b, &remote()).unwrap();
+        let product = multiply(&node.client(), &a, &b, &options).unwrap();
         assert_product(&a, &b, &product.c);
         node.status_of(liar).quarantined
     });

@@ -121,7 +121,7 @@ fn lose_at(
         pause = pause.max(last.elapsed());
         last = Instant::now();
     }
-    let (text, pangea) = answer.finish_read();
+    let Streamed { text, pangea, .. } = answer;
     assert_eq!(text, undisturbed, "{loss:?} after {position} tokens: {pangea}");
     (pause, pangea["failovers"].as_u64().unwrap())
 }

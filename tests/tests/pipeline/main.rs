@@ -199,11 +199,6 @@ impl Streamed {
     /// Reads to the end: the whole text, and the `pangea` object.
     fn finish(mut self) -> (String, Value) {
         while self.next() {}
-        self.finish_read()
-    }
-
-    /// The whole text, and the `pangea` object, of an answer that was read to its end.
-    fn finish_read(self) -> (String, Value) {
         (self.text, self.pangea)
     }
 }
