@@ -21,7 +21,7 @@ use tokio::sync::oneshot;
 use super::FailedAudit;
 use super::chain::Signed;
 use super::receipt::Receipt;
-use super::replay_audit::{AuditPools, replay_audit};
+use super::replay_audit::{AuditReplayers, replay_audit};
 use super::store::ReceiptStore;
 use crate::clock;
 use crate::devices::Devices;
@@ -146,10 +146,10 @@ impl Auditor {
         let supervisor = parts.supervisor.clone();
         supervisor.restarted_thread("receipts", move || write(&kept, &store)).map_err(failed)?;
         // If an audit panics, its answer counts as not checked: the waiter finds its channel closed.
-        let (pools, inner) = (AuditPools::default(), Arc::downgrade(&auditor.0));
+        let (replayers, inner) = (AuditReplayers::default(), Arc::downgrade(&auditor.0));
         let run = move || {
             while let Some(inner) = inner.upgrade() {
-                Auditor(inner).turn(&parts, &pools);
+                Auditor(inner).turn(&parts, &replayers);
             }
         };
         supervisor.restarted_thread("auditor", run).map_err(failed)?;
@@ -230,7 +230,7 @@ impl Auditor {
     }
 
     /// Waits for the next answer and audits it; returns without one now and then.
-    fn turn(&self, parts: &AuditorParts, pools: &AuditPools) {
+    fn turn(&self, parts: &AuditorParts, replayers: &AuditReplayers) {
         let mut waiting = self.waiting();
         if waiting.is_empty() {
             waiting = self.0.added.wait_timeout(waiting, IDLE_TICK).unwrap_or_else(PoisonError::into_inner).0;
@@ -240,15 +240,15 @@ impl Auditor {
         drop(waiting);
         late.into_iter().for_each(|job| self.skip(job, Skipped::Late));
         if let Some((job, deadline)) = next {
-            self.audit_now(parts, pools, job, deadline);
+            self.audit_now(parts, replayers, job, deadline);
         }
     }
 
-    fn audit_now(&self, parts: &AuditorParts, pools: &AuditPools, job: Job, deadline: Time) {
+    fn audit_now(&self, parts: &AuditorParts, replayers: &AuditReplayers, job: Job, deadline: Time) {
         let Job { receipt, urgency, done } = job;
         let id = receipt.id.clone();
         let audited =
-            replay_audit(parts, pools, receipt, urgency == Urgency::Awaited, AuditPace::new(urgency, deadline));
+            replay_audit(parts, replayers, receipt, urgency == Urgency::Awaited, AuditPace::new(urgency, deadline));
         match &audited {
             Ok(audited) => {
                 let passed = audited.receipt.verdict == Verdict::Audited;

@@ -15,7 +15,7 @@
 //! * `verdict`: a verdict in JSON. [`pangea_control::trust`] decides which sessions are audited.
 //!
 //! * [`auditor`]: replays drawn answers; [`claim_replay`]: one claim that somebody else accuses. Both reach the node through an
-//!   [`AuditHost`]. `replay_audit`: the audit of one answer.
+//!   [`AuditHost`]. `replay_audit`: the audit of one answer. `replayer`: what both recompute it with.
 //!
 //! This room reports who signed what; the fabric quarantines. It imports no other room of the node.
 
@@ -28,6 +28,7 @@ mod hex;
 pub mod product_claim;
 pub mod receipt;
 mod replay_audit;
+mod replayer;
 pub mod rules;
 pub mod signature;
 pub mod store;

@@ -1,28 +1,22 @@
 //! The audit of one answer: it is recomputed from the model file, the result goes into the receipt, a stage that signed a wrong
 //! output is accused, and one that is wrong and did not sign is suspected. When it runs is not decided here.
 
-use std::sync::OnceLock;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use libp2p::PeerId;
 use pangea_client::{Error, ErrorKind, Result};
-use pangea_compute::commit::ReplayPace;
-use pangea_compute::model::{ModelFile, ModelPart, Wanted};
-use pangea_compute::{Cancel, Pool};
-use pangea_control::devices::roomy_audit_bytes;
+use pangea_compute::Cancel;
+use pangea_compute::model::Wanted;
 use pangea_control::peers::SuspicionReason;
 use pangea_control::trust::{AuditPace, Pace, Verdict};
 
 use super::FailedAudit;
-use super::auditor::{AuditHost, Audited, AuditorParts, ModelSource};
+use super::auditor::{AuditHost, Audited, AuditorParts};
 use super::receipt::{Audit, Receipt};
-use super::verify::{OutputCheck, Verification, Weights, least_room, verify};
-use crate::devices::Kind;
+use super::replayer::Replayer;
+use super::verify::{OutputCheck, Verification};
+use crate::clock;
 use crate::devices::threads::Purpose;
-use crate::{clock, compute_error};
-
-/// Rows computed between two checks of the audit's pace: a few hundredths of a second.
-const CHUNK_ROWS: usize = 64;
 
 /// Longest sleep of a resting audit, after which it asks again whether the node still has sessions.
 const REST_CHECK: Duration = Duration::from_millis(50);
@@ -30,29 +24,15 @@ const REST_CHECK: Duration = Duration::from_millis(50);
 /// Time for the parts of a model that are not on this node: other answers wait for their audits meanwhile.
 const FETCH_TIMEOUT: Duration = Duration::from_secs(120);
 
-/// Time that an audit waits for memory: products and loads release theirs within seconds, or keep it for good.
-const MEMORY_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// The compute threads of audits, started with the first one of each kind.
-#[derive(Default)]
-pub(super) struct AuditPools {
-    awaited: OnceLock<Pool>,
-    others: OnceLock<Pool>,
+/// The threads of audits that a request waits for, and of all others.
+pub(super) struct AuditReplayers {
+    awaited: Replayer,
+    others: Replayer,
 }
 
-impl AuditPools {
-    fn get(&self, parts: &AuditorParts, awaited: bool) -> Result<&Pool> {
-        let (pool, purpose) = match awaited {
-            true => (&self.awaited, Purpose::AwaitedAudits),
-            false => (&self.others, Purpose::Audits),
-        };
-        match pool.get() {
-            Some(pool) => Ok(pool),
-            None => {
-                let made = parts.devices.pool(purpose)?;
-                Ok(pool.get_or_init(|| made))
-            }
-        }
+impl Default for AuditReplayers {
+    fn default() -> AuditReplayers {
+        AuditReplayers { awaited: Replayer::new(Purpose::AwaitedAudits), others: Replayer::new(Purpose::Audits) }
     }
 }
 
@@ -62,7 +42,7 @@ impl AuditPools {
 /// `DeadlineExceeded` as `pace` says; those of [`AuditHost::fetch`] and [`verify`].
 pub(super) fn replay_audit(
     parts: &AuditorParts,
-    pools: &AuditPools,
+    replayers: &AuditReplayers,
     mut receipt: Receipt,
     awaited: bool,
     mut pace: AuditPace,
@@ -72,10 +52,7 @@ pub(super) fn replay_audit(
     let providers: Vec<PeerId> = stages.filter_map(|stage| stage.peer.parse().ok()).collect();
     let cancel = Cancel::new();
     let deadline = pace.deadline();
-    let fetch = |wanted| host.fetch(model, wanted, &providers, deadline.since(clock::now()).min(FETCH_TIMEOUT));
-    let ModelSource { path, manifest } = fetch(Wanted::header())?;
-    let file = ModelFile::open(&path).map_err(compute_error)?;
-    let pool = pools.get(parts, awaited)?;
+    let fetch = |wanted: Wanted| host.fetch(model, wanted, &providers, deadline.since(clock::now()).min(FETCH_TIMEOUT));
     let mut began = None;
     let mut between = |_| {
         if let Some(began) = began.replace(clock::now()) {
@@ -84,14 +61,9 @@ pub(super) fn replay_audit(
         wait(host.as_ref(), &pace, &cancel);
         began = Some(clock::now());
     };
-    let mut replay_pace = ReplayPace { chunk_rows: CHUNK_ROWS, cancel: &cancel, between: &mut between };
-    let mut fetch = |part: &ModelPart| fetch(Wanted::of_part(part)).map(drop);
-    // Memory for as many layers as fit, but at least for a single one.
-    let least = least_room(&receipt, &file, pool.threads(), CHUNK_ROWS)?;
-    let most = roomy_audit_bytes(parts.devices.limit());
-    let room = parts.devices.lease_up_to(Kind::Audits, least, most, MEMORY_TIMEOUT)?;
-    let mut weights = Weights { file: &file, manifest: &manifest, room: room.bytes(), fetch: &mut fetch };
-    let found = verify(&receipt, &mut weights, pool, &mut replay_pace).map_err(|error| match error.kind() {
+    let replayer = if awaited { &replayers.awaited } else { &replayers.others };
+    let found = replayer.replay(&parts.devices, &receipt, &fetch, &cancel, &mut between);
+    let found = found.map_err(|error| match error.kind() {
         // Only the deadline cancels an audit.
         ErrorKind::Cancelled => Error::new(ErrorKind::DeadlineExceeded, "the answer was not audited in time"),
         _ => error,
