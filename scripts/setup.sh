@@ -97,7 +97,7 @@ fuzz() {
 soak() {
   local minutes=${1:-30}
   case "$minutes" in '' | *[!0-9]*) fail "soak takes a number of minutes, not '$minutes'"; exit 2 ;; esac
-  need_pangea
+  need_pangea --workspace --test pool
   cd "$REPOSITORY"
   PANGEA_SOAK_MINUTES=$minutes PANGEA_BIN="$PANGEA_BIN" cargo test --release --locked --workspace --test pool -- \
     --ignored --exact --nocapture soak::connections_ports_and_memory_stay_flat
@@ -109,8 +109,8 @@ sim() {
   case "$seed" in *[!0-9]*) fail "sim takes a seed, which is a number, not '$seed'"; exit 2 ;; esac
   need_build_tools
   cd "$REPOSITORY"
-  set -- cargo test --release --locked -p pangea-control --test world -- --exact --nocapture \
-    whatever_happens_every_promise_holds
+  # The whole workspace is named, so that crates are built once, with the features that the tests build them with.
+  set -- cargo test --release --locked --workspace --test world -- --exact --nocapture whatever_happens_every_promise_holds
   if [ -n "$seed" ]; then
     PANGEA_SEED=$seed "$@"
     return
@@ -126,7 +126,7 @@ chaos() {
   local faults=${1:-1000} code=0
   case "$faults" in '' | *[!0-9]*) fail "chaos takes a number of faults, not '$faults'"; exit 2 ;; esac
   need_namespaces
-  need_pangea
+  need_pangea --workspace --test chaos
   cd "$REPOSITORY"
   export PANGEA_TESTS_NO_SKIP=1 PANGEA_BIN
   PANGEA_CHAOS_FAULTS=$faults cargo test --release --locked --workspace --test chaos -- --nocapture || code=$?
@@ -189,7 +189,11 @@ closing_lines() { # pattern command...
 check_format() { cargo fmt --all --check && cargo fmt --manifest-path tests/fuzz/Cargo.toml --check; }
 check_lints() { cargo clippy --release --locked --workspace --all-targets -- -D warnings; }
 check_documentation() { RUSTDOCFLAGS='-D warnings' cargo doc --release --locked --workspace --no-deps; }
-check_dependencies() { "$CARGO_DENY" --locked check licenses bans sources; }
+check_dependencies() {
+  "$CARGO_DENY" --locked check licenses bans sources || return 1
+  # The fuzz targets have a lock file of their own, which must know the workspace's dependencies.
+  cargo metadata --locked --format-version 1 --manifest-path tests/fuzz/Cargo.toml >/dev/null
+}
 
 # The advisories are in a repository of their own, which is not always reachable.
 check_advisories() {

@@ -175,6 +175,7 @@ need_cargo_deny() {
 }
 
 # Builds the binary if it is out of date, with cargo's progress, and sets PANGEA_BIN.
+# Arguments: what cargo builds with it, so that a test that comes next finds every crate built as it needs it.
 # If PANGEA_BIN is set already, it is used as it is.
 need_pangea() {
   if [ -n "${PANGEA_BIN:-}" ]; then
@@ -182,6 +183,6 @@ need_pangea() {
     return
   fi
   need_build_tools
-  (cd "$REPOSITORY" && cargo build --release --locked --bin pangea) || die 'cannot build pangea'
+  (cd "$REPOSITORY" && cargo build --release --locked --bin pangea "$@") || die 'cannot build pangea'
   PANGEA_BIN="$TARGET/release/pangea"
 }
