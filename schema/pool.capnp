@@ -62,6 +62,15 @@ struct Stage {
     failed @8 :Text;           # why, at most 256 bytes
   }
   brokenEpoch @9 :UInt64;      # newest placement whose chain broke at this stage while its layers are loaded; 0: none
+  pace @10 :Pace;              # null: not measured
+}
+
+struct Pace {
+  # How fast a stage of one chain was, as its node measured it: medians of its last frames; 0: not measured.
+  epoch @0 :UInt64;            # placement whose chain was measured; 0: the chain of this node alone
+  stepNanos @1 :UInt64;        # this stage, for one token of a single answer
+  awayNanos @2 :UInt64;        # from the end of that until the answer's next frame
+  promptRowNanos @3 :UInt64;   # this stage, per token of a prompt
 }
 
 struct PlacedStage {

@@ -18,6 +18,8 @@ pub enum Fault {
     Drop,
     /// Computing takes 20 times as long.
     Slow,
+    /// As a later stage: each frame is held back for a third of a second after it was measured.
+    Stall,
     /// As a stage: one bit of one row of activations is changed, somewhere in a session.
     CorruptStage,
     /// As a last stage: another token than the chosen one is sent, somewhere in a session.

@@ -154,7 +154,15 @@ fn advert_seeds() -> Vec<Vec<u8>> {
     };
     let term = Term { counter: 3, master: peer(1) };
     let model = Digest::from_bytes([7; 32]);
-    let stage = |state| StageAdvert { model, layers: 0..4, epoch: 2, state, session_bytes: 1 << 20, broken: Some(1) };
+    let stage = |state| StageAdvert {
+        model,
+        layers: 0..4,
+        epoch: 2,
+        state,
+        session_bytes: 1 << 20,
+        broken: Some(1),
+        pace: None,
+    };
     let new = Advert {
         incarnation: 1_700_000_000_000,
         sequence: 1,

@@ -24,6 +24,7 @@ use crate::engine_metrics::EngineMetrics;
 use crate::fault::Fault;
 use crate::model_text::ModelText;
 use crate::observe::Observer;
+use crate::pool::StagePace;
 use crate::supervise::{Part, Supervisor};
 use pangea_control::session::Drafts;
 use pangea_control::session::batch::BatchLimits;
@@ -145,6 +146,8 @@ pub(super) struct StageLoad {
     pub(super) waiting: usize,
     /// Sessions of the stage.
     pub(super) sessions: usize,
+    /// How fast the stage and the rest of its chain are, once measured.
+    pub(super) pace: Option<StagePace>,
 }
 
 impl Pipeline {
@@ -265,6 +268,11 @@ impl Pipeline {
     /// Number of sessions of a stage.
     pub fn sessions_in(&self, chain: ChainId) -> usize {
         self.stages().get(&chain).map_or(0, |stage| stage.load.sessions)
+    }
+
+    /// How fast a stage and the rest of its chain are, once measured.
+    pub fn pace(&self, chain: ChainId) -> Option<StagePace> {
+        self.stages().get(&chain).and_then(|stage| stage.load.pace)
     }
 
     /// Whether any stage on this node has a session.

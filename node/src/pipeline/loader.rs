@@ -25,7 +25,7 @@ use crate::engine_metrics::EngineMetrics;
 use crate::model_text::ModelText;
 use crate::models::LoadedPart;
 use crate::placement::Sessions;
-use crate::pool::{ModelAdvert, Pool, View};
+use crate::pool::{ModelAdvert, Pool, StagePace, View};
 use crate::{clock, compute_error};
 use pangea_control::devices::roomy_sessions_bytes;
 use pangea_control::placement::{Placement, PublishedPlacements, broken_elsewhere, pool_facts, room_positions};
@@ -354,6 +354,16 @@ impl Loader {
         chains.into_iter().filter(broken).map(|chain| chain.epoch).max()
     }
 
+    /// How fast the newest chain with these layers is, among them the one of this node alone.
+    fn pace(&self, model: Digest, layers: &Range<u32>) -> Option<StagePace> {
+        let loaded = self.loaded().get(&(model, layers.start, layers.end)).cloned()?;
+        let mut chains = self.chains().of(&model);
+        chains.push(ChainId { model, epoch: 0 });
+        let pipeline = &self.0.pipeline;
+        let of_layers = chains.into_iter().filter(|chain| pipeline.uses(*chain, &loaded.model));
+        of_layers.filter_map(|chain| pipeline.pace(chain)).max_by_key(|pace| pace.epoch)
+    }
+
     /// Starts this node's stages of the placements that are ready, and ends those of placements replaced long ago.
     pub fn follow(&self, view: &View) {
         let Some(placements) = pool_facts::placements(view) else { return };
@@ -429,7 +439,7 @@ impl Loader {
     pub async fn run(self, sessions: Sessions) {
         let mut view = self.view();
         let mut breaks = self.0.pipeline.breaks();
-        let (mut told, mut told_broken) = (HashMap::new(), HashMap::new());
+        let (mut told, mut told_broken, mut told_paces) = (HashMap::new(), HashMap::new(), HashMap::new());
         loop {
             breaks.mark_unchanged();
             self.restart_alone();
@@ -446,7 +456,13 @@ impl Loader {
                 if let Some(epoch) = self.broken(model, &layers)
                     && told_broken.insert(key, epoch) != Some(epoch)
                 {
-                    sessions.broke_in_task(model, layers, epoch).await;
+                    sessions.broke_in_task(model, layers.clone(), epoch).await;
+                }
+                if let Some(pace) = self.pace(model, &layers)
+                    && told_paces.get(&key).is_none_or(|told| pace.differs(told))
+                {
+                    told_paces.insert(key, pace);
+                    sessions.paced_in_task(model, layers, pace).await;
                 }
             }
             tokio::select! {

@@ -1,7 +1,7 @@
 //! Injected faults of a stage, for tests: lies, withheld signatures, false reports, silence, slowness, lack of memory. None by
 //! default.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use libp2p::PeerId;
 use pangea_client::{Error, ErrorKind, Result};
@@ -15,6 +15,9 @@ const LIE_EVERY: u64 = 8;
 
 /// Frames after which a stage hangs, panics or sends an invalid frame.
 const HANGS_AFTER: u64 = 12;
+
+/// Time for which a frame is held back.
+const STALL: Duration = Duration::from_millis(333);
 
 /// A stage lacks memory in one of this many frames.
 const FULL_EVERY: u64 = 40;
@@ -128,6 +131,13 @@ impl PassFaults {
             tokens.extend(more);
         }
         number
+    }
+
+    /// Holds a frame back that is computed and measured.
+    pub(super) fn stall(&self) {
+        if self.index > 0 && self.pipeline.fault() == Some(Fault::Stall) {
+            std::thread::sleep(STALL);
+        }
     }
 
     /// Panics after frame `number`, once.

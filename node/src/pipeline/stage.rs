@@ -194,8 +194,8 @@ impl Stage {
 
     fn report_load(&self) {
         let (running, waiting) = self.protocol.load();
-        let sessions = self.protocol.sessions();
-        self.pipeline.set_load(self.chain, StageLoad { running, waiting, sessions });
+        let (sessions, pace) = (self.protocol.sessions(), self.protocol.pace());
+        self.pipeline.set_load(self.chain, StageLoad { running, waiting, sessions, pace });
     }
 
     // Events.
@@ -335,6 +335,7 @@ impl Stage {
             Action::Frame { to, number, drops, starts, rows } => {
                 self.metrics.steps.inc();
                 self.layers.faults().panic(number);
+                self.layers.faults().stall();
                 let activations = match rows.is_empty() {
                     true => Payload::empty(),
                     false => Payload::from_f32(std::mem::take(&mut self.passed.activations)),
@@ -477,6 +478,7 @@ impl Stage {
         let mut to = to;
         let advances = to.as_mut().map(|(_, advances)| advances);
         let number = self.layers.faults().misreport(number, advances, &mut self.passed.tokens);
+        self.layers.faults().stall();
         let mut reports: Vec<(PeerId, Vec<(Message, Payload)>)> = Vec::new();
         let mut add = |to: PeerId, message: Message| match reports.iter_mut().find(|(peer, _)| *peer == to) {
             Some((_, messages)) => messages.push((message, Payload::empty())),

@@ -12,7 +12,7 @@ use tokio::time::MissedTickBehavior;
 use crate::clock;
 use crate::devices::Devices;
 use crate::devices::threads::Purpose;
-use crate::pool::{LayerSpeed, ModelAdvert, Pool, View};
+use crate::pool::{LayerSpeed, ModelAdvert, Pool, StagePace, View};
 use crate::supervise::Supervisor;
 use pangea_control::placement::{Action, Event, Note, Placer, StageOrder, StageReport, pool_facts};
 use pangea_units::LayerRange;
@@ -23,8 +23,15 @@ const TICK: Duration = Duration::from_millis(100);
 /// Queued reports of stages: a few per stage, and a node has a handful.
 const REPORTS: usize = 64;
 
-/// Duration of the measurement of layers' speed, in milliseconds.
+/// Duration of a measurement of layers' speed, in milliseconds.
 const PROBE_MS: u64 = 60;
+
+/// Pauses before each measurement of layers' speed. The later ones only raise it: a busy machine, such as one on which several
+/// nodes start, looks slow and never fast, and a node that looks slow would get no layers and never be measured by them.
+const PROBE_PAUSES: [Duration; 3] = [Duration::ZERO, Duration::from_secs(5), Duration::from_secs(30)];
+
+/// Part of the node's memory whose bytes are used for a measurement: this is one divided by it.
+const PROBE_SHARE: u64 = 16;
 
 /// Fetches, loads and ends stages. Its methods return at once.
 pub trait StageLoader: Send + Sync {
@@ -54,13 +61,18 @@ impl Sessions {
         let _ = self.events.send(Event::Sessions { model, layers, open }).await;
     }
 
+    /// How fast the stage and the rest of its chain are, as measured.
+    pub async fn paced_in_task(&self, model: Digest, layers: Range<u32>, pace: StagePace) {
+        let _ = self.events.send(Event::Paced { model, layers, pace }).await;
+    }
+
     /// The chain of this placement has failed and accepts no more sessions; the stage's layers are unaffected.
     pub async fn broke_in_task(&self, model: Digest, layers: Range<u32>, epoch: u64) {
         let _ = self.events.send(Event::Broke { model, layers, epoch }).await;
     }
 }
 
-/// A node's part in placement; [`PlacementDriver::run`] must be called on the network thread.
+/// A node's part in placement.
 pub struct PlacementDriver {
     pool: Pool,
     loader: Arc<dyn StageLoader>,
@@ -109,7 +121,22 @@ impl PlacementDriver {
                 },
                 _ = tick.tick() => Event::Tick,
             };
-            for action in self.placer.handle(event, clock::now()) {
+            // Plans take time that the tasks of this thread do not have.
+            let mut placer = self.placer;
+            let decided = tokio::task::spawn_blocking(move || {
+                let actions = placer.handle(event, clock::now());
+                (placer, actions)
+            });
+            let actions = match decided.await {
+                Ok((placer, actions)) => {
+                    self.placer = placer;
+                    actions
+                }
+                Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+                // The runtime ends.
+                Err(_) => return,
+            };
+            for action in actions {
                 self.act(action);
             }
         }
@@ -139,7 +166,7 @@ impl PlacementDriver {
 
     fn log(&self, note: Note) {
         match note {
-            Note::Placed { placement, reason, prediction } => {
+            Note::Placed { placement, reason, prediction, left_out } => {
                 let view = Arc::clone(&self.pool.view().borrow());
                 let name = |peer| view.advert(peer).map_or_else(|| peer.to_string(), |node| node.name.clone());
                 let stages = placement.stages.iter();
@@ -154,6 +181,24 @@ impl PlacementDriver {
                     epoch = placement.epoch,
                     tokens_per_s,
                     "Placed {model}: {stages} ({reason})"
+                );
+                for (peer, why) in &left_out {
+                    let node = name(peer);
+                    tracing::info!(event = "left_out", model, %peer, why, "{node} has no layers of {model}: {why}");
+                }
+            }
+            Note::Slow { name: model, suspects, predicted_s, took_s } => {
+                let view = Arc::clone(&self.pool.view().borrow());
+                let name = |peer| view.advert(peer).map_or_else(|| peer.to_string(), |node| node.name.clone());
+                let suspects: Vec<String> = suspects.iter().map(name).collect();
+                let suspects = suspects.join(" or ");
+                tracing::warn!(
+                    event = "slow_stage",
+                    model,
+                    suspects,
+                    predicted_s,
+                    took_s,
+                    "A token of {model} takes {took_s:.3} s, {predicted_s:.3} s predicted: {suspects} or a link is slower than measured"
                 );
             }
             Note::Refused { name, why } => {
@@ -194,21 +239,34 @@ impl PlacementDriver {
     }
 }
 
-/// Measures how fast this node computes layers, on a thread of its own, and publishes the speed.
+/// Measures how fast this node computes layers, on a thread of its own, and publishes the speed: a first estimate, until the
+/// frames of its stages show what models really take.
 pub fn measure_speed(pool: Pool, devices: Devices, supervisor: &Supervisor) {
     let measure = move || {
-        let measured = devices.pool(Purpose::Probe).and_then(|threads| {
-            let _turn = devices.turn(Purpose::Probe);
-            pangea_compute::probe::layers(&threads, PROBE_MS).map_err(crate::compute_error)
-        });
-        match measured {
-            Ok(rates) => {
-                let speed = LayerSpeed { weight_bytes_per_s: rates.weight_bytes_per_s, macs_per_s: rates.macs_per_s };
-                tracing::debug!(event = "measured", ?speed, "layers measured");
-                pool.update_advert(|own| own.speed = Some(speed));
-            }
-            Err(error) => {
-                tracing::warn!(event = "not_measured", %error, "cannot measure this node's speed; it computes no layers of models: {error}");
+        let share = usize::try_from(devices.limit() / PROBE_SHARE).unwrap_or(usize::MAX);
+        let mut best: Option<LayerSpeed> = None;
+        for pause in PROBE_PAUSES {
+            std::thread::sleep(pause);
+            let measured = devices.pool(Purpose::Probe).and_then(|threads| {
+                let _turn = devices.turn(Purpose::Probe);
+                pangea_compute::probe::layers(&threads, PROBE_MS, share).map_err(crate::compute_error)
+            });
+            match measured {
+                Ok(rates) => {
+                    let before = best.map_or([0.0; 2], |best| [best.weight_bytes_per_s, best.macs_per_s]);
+                    let speed = LayerSpeed {
+                        weight_bytes_per_s: rates.weight_bytes_per_s.max(before[0]),
+                        macs_per_s: rates.macs_per_s.max(before[1]),
+                    };
+                    tracing::debug!(event = "measured", ?rates, "layers measured");
+                    if best.replace(speed) != Some(speed) {
+                        pool.update_advert(|own| own.speed = Some(speed));
+                    }
+                }
+                Err(error) if best.is_none() => {
+                    tracing::warn!(event = "not_measured", %error, "cannot measure this node's speed; it computes no layers of models: {error}");
+                }
+                Err(error) => tracing::debug!(event = "not_measured", %error),
             }
         }
     };

@@ -9,7 +9,7 @@ use libp2p::{Multiaddr, PeerId};
 use pangea_compute::Digest;
 use pangea_schema::pool_capnp as wire;
 
-use super::{Advert, LayerSpeed, LinkAdvert, ModelAdvert, ModelSize, StageAdvert, StageState, Term};
+use super::{Advert, LayerSpeed, LinkAdvert, ModelAdvert, ModelSize, StageAdvert, StagePace, StageState, Term};
 use crate::wire::WireError;
 use crate::wire::field::{header_error, printable, read_flat, read_text, truncated};
 use pangea_control::placement::{PlacedStage, Placement, PlacementRefusal};
@@ -180,10 +180,14 @@ fn write_term(term: &Term, mut to: wire::term::Builder<'_>) {
 
 fn write_link(link: &LinkAdvert, mut to: wire::link::Builder<'_>) {
     to.set_to(&link.to.to_bytes());
-    to.set_rtt_nanos(u64::try_from(link.rtt.as_nanos()).unwrap_or(u64::MAX));
+    to.set_rtt_nanos(nanos(link.rtt));
     to.set_bytes_per_s(link.bytes_per_s);
     to.set_transport(truncated(&link.transport, MAX_LABEL_BYTES));
     to.set_found_by(truncated(&link.found_by, MAX_LABEL_BYTES));
+}
+
+fn nanos(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
 fn write_layers(layers: &Range<u32>, mut to: wire::layers::Builder<'_>) {
@@ -216,6 +220,13 @@ fn write_stage(stage: &StageAdvert, mut to: wire::stage::Builder<'_>) {
     to.set_epoch(stage.epoch);
     to.set_session_bytes(stage.session_bytes);
     to.set_broken_epoch(stage.broken.unwrap_or(0));
+    if let Some(pace) = &stage.pace {
+        let mut to = to.reborrow().init_pace();
+        to.set_epoch(pace.epoch);
+        to.set_step_nanos(nanos(pace.step));
+        to.set_away_nanos(nanos(pace.away));
+        to.set_prompt_row_nanos(nanos(pace.prompt_row));
+    }
     let mut state = to.init_state();
     match &stage.state {
         StageState::Loading => state.set_loading(()),
@@ -384,7 +395,9 @@ fn read_stage(from: wire::stage::Reader<'_>) -> Read<StageAdvert> {
         Which::Fetching(fetching) => StageState::Fetching { done: fetching.get_done(), total: fetching.get_total() },
         Which::Failed(why) => StageState::Failed(printable(read_text("failed", why, MAX_WHY_BYTES)?)),
     };
+    let pace = if from.has_pace() { Some(read_pace(from.get_pace().map_err(header_error)?)) } else { None };
     Ok(StageAdvert {
+        pace,
         model: read_digest(from.get_model())?,
         layers: read_layers(from.get_layers())?,
         epoch: from.get_epoch(),
@@ -392,6 +405,15 @@ fn read_stage(from: wire::stage::Reader<'_>) -> Read<StageAdvert> {
         session_bytes: from.get_session_bytes(),
         broken: Some(from.get_broken_epoch()).filter(|epoch| *epoch > 0),
     })
+}
+
+fn read_pace(from: wire::pace::Reader<'_>) -> StagePace {
+    StagePace {
+        epoch: from.get_epoch(),
+        step: Duration::from_nanos(from.get_step_nanos()),
+        away: Duration::from_nanos(from.get_away_nanos()),
+        prompt_row: Duration::from_nanos(from.get_prompt_row_nanos()),
+    }
 }
 
 fn read_refusal(from: wire::refusal::Reader<'_>) -> Read<PlacementRefusal> {

@@ -6,7 +6,7 @@ use libp2p::PeerId;
 use pangea_compute::Digest;
 
 use super::codec::{MAX_ADVERT_BYTES, decode, decode_if, encode, encode_with};
-use super::{Advert, LayerSpeed, LinkAdvert, ModelAdvert, ModelSize, StageAdvert, StageState, Term};
+use super::{Advert, LayerSpeed, LinkAdvert, ModelAdvert, ModelSize, StageAdvert, StagePace, StageState, Term};
 use crate::wire::WireError;
 use crate::wire::conformance::{disturb, hex};
 use pangea_control::placement::{PlacedStage, Placement, PlacementRefusal};
@@ -47,7 +47,21 @@ fn full() -> Advert {
         head_bytes: 30 << 20,
         position_bytes: 1536,
     };
-    let stage = |state| StageAdvert { model, layers: 0..15, epoch: 3, state, session_bytes: 1 << 30, broken: Some(2) };
+    let pace = StagePace {
+        epoch: 3,
+        step: Duration::from_micros(4100),
+        away: Duration::from_micros(5200),
+        prompt_row: Duration::from_micros(300),
+    };
+    let stage = |state| StageAdvert {
+        model,
+        layers: 0..15,
+        epoch: 3,
+        state,
+        session_bytes: 1 << 30,
+        broken: Some(2),
+        pace: Some(pace),
+    };
     Advert {
         term: Some(term),
         counter: 6,
@@ -109,10 +123,12 @@ fn adverts_of_earlier_versions_are_decoded() {
     };
     let mut earlier = full();
     earlier.refusals.clear();
-    earlier.stages.iter_mut().for_each(|stage| stage.broken = None);
-    for (text, full) in
-        [(include_str!("goldens_earlier.txt"), earlier), (include_str!("goldens_uncertified.txt"), full())]
-    {
+    earlier.stages.iter_mut().for_each(|stage| (stage.broken, stage.pace) = (None, None));
+    let mut uncertified = full();
+    uncertified.stages.iter_mut().for_each(|stage| stage.pace = None);
+    let versions =
+        [(include_str!("goldens_earlier.txt"), earlier), (include_str!("goldens_uncertified.txt"), uncertified)];
+    for (text, full) in versions {
         assert_eq!(decode(&bytes_of(text, "new")).unwrap(), advert_of(peer(1)));
         assert_eq!(decode(&bytes_of(text, "full")).unwrap(), full);
     }

@@ -66,6 +66,7 @@ impl Liar {
             | Fault::FalseReports
             | Fault::Misfit
             | Fault::Full
+            | Fault::Stall
             | Fault::PanicPool
             | Fault::PanicStage => (Ok(honest), None),
             Fault::PanicExecutor => {

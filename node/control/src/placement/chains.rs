@@ -17,7 +17,7 @@ const STARTS: usize = 4;
 /// Chains to evaluate. Each names a node at most once; neighbours are connected, and so are the last and the first node.
 pub(super) fn chains(costs: &Costs<'_>, pins: &[Option<Range<u32>>]) -> Vec<Vec<usize>> {
     let mut by_speed: Vec<usize> = (0..costs.len()).collect();
-    by_speed.sort_by(|a, b| costs.layer_s(*a).total_cmp(&costs.layer_s(*b)).then(a.cmp(b)));
+    by_speed.sort_by(|a, b| costs.alone_s(*a).total_cmp(&costs.alone_s(*b)).then(a.cmp(b)));
     if pins.iter().any(Option::is_some) {
         return around_pins(costs, pins, &by_speed);
     }

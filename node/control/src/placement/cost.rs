@@ -21,7 +21,7 @@ const PROMPT_POSITIONS: u32 = 1024;
 const CHUNK_POSITIONS: u32 = 128;
 
 /// Bits per weight: those of the common 4-bit types with their scales. Affects only the absolute speed of prompts.
-const WEIGHT_BITS: f64 = 5.0;
+pub(super) const WEIGHT_BITS: f64 = 5.0;
 
 /// Bytes of an element of activations.
 const ELEMENT_BYTES: f64 = 4.0;
@@ -139,6 +139,22 @@ impl<'a> Costs<'a> {
         self.layer_s[node]
     }
 
+    /// Seconds by which `node` delays every frame.
+    pub(super) fn delay_s(&self, node: usize) -> f64 {
+        let delay_s = self.nodes[node].delay_s;
+        if delay_s.is_finite() { delay_s.max(0.0) } else { 0.0 }
+    }
+
+    /// Seconds by which the nodes of a chain delay every frame.
+    pub(super) fn delays_s(&self, chain: &[usize]) -> f64 {
+        chain.iter().map(|node| self.delay_s(*node)).sum()
+    }
+
+    /// Seconds per token of `node` for all layers.
+    pub(super) fn alone_s(&self, node: usize) -> f64 {
+        self.layer_s[node] * f64::from(self.needs.size.layers) + self.delay_s(node)
+    }
+
     /// The same with about equal nodes made equal.
     pub(super) fn even_layer_s(&self, node: usize) -> f64 {
         self.even_layer_s[node]
@@ -190,12 +206,14 @@ impl<'a> Costs<'a> {
             chunk_sum_s += chunk_s + link_s + hop.map_or(0.0, |hop| hop.token_s);
             chunk_slowest_s = chunk_slowest_s.max(chunk_s).max(link_s);
         }
+        // Which node causes a delay is not certain, so every one of them counts, also where stages compute at once.
+        let delay_s = self.delays_s(chain);
         let step_s = sum_s + hops_s;
         let chunks = f64::from(PROMPT_POSITIONS / CHUNK_POSITIONS);
         Some(Prediction {
-            step_s,
-            pace_s: slowest_s.max(step_s / chain.len() as f64),
-            prompt_s: chunk_sum_s + (chunks - 1.0) * chunk_slowest_s,
+            step_s: step_s + delay_s,
+            pace_s: slowest_s.max(step_s / chain.len() as f64) + delay_s,
+            prompt_s: chunk_sum_s + (chunks - 1.0) * chunk_slowest_s + chunks * delay_s,
         })
     }
 

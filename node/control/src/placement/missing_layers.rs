@@ -53,7 +53,15 @@ mod tests {
                 pinned: None,
                 size: ModelSize::default(),
             }],
-            stages: vec![StageAdvert { model: MODEL, layers: loaded, epoch: 1, state, session_bytes: 1, broken: None }],
+            stages: vec![StageAdvert {
+                model: MODEL,
+                layers: loaded,
+                epoch: 1,
+                state,
+                session_bytes: 1,
+                broken: None,
+                pace: None,
+            }],
             ..advert_of(peer(2))
         };
         let nodes = BTreeMap::from([(peer(2), Arc::new(other))]);

@@ -13,14 +13,20 @@
 //!   a chain), `chains` (orders of nodes), `shares` (layers per node), and
 //!   `no_plan` (why there is no plan).
 //! * [`preview()`]: a model's planned and current placement, for people.
+//! * `left_out`: why nodes get no layers of a model.
 //! * [`missing_layers()`]: which layers no node has any more.
 //! * [`PublishedPlacements`]: the placements that count until a new master has published its own.
 //! * [`newest_usable()`]: the placement that a request may use now, the room of its stages, and where a chain failed.
+//! * `load_failures`: when a model that cannot be loaded is tried again.
+//! * `measured`: the speeds of nodes for a model, as its stages show them; `slowness`: nodes that are slower than they say.
 //! * `cooldown`: nodes excluded for now; `replan_delay`: when a better plan replaces a working placement.
 
 mod chains;
 mod cooldown;
 mod cost;
+mod left_out;
+mod load_failures;
+mod measured;
 mod missing_layers;
 mod no_plan;
 pub mod offer;
@@ -33,6 +39,7 @@ mod published;
 mod replan_delay;
 mod running;
 mod shares;
+mod slowness;
 mod stage_manager;
 mod usable;
 
@@ -51,3 +58,5 @@ pub use usable::{broken_elsewhere, newest_usable, room_positions};
 
 #[cfg(test)]
 mod plan_tests;
+#[cfg(test)]
+mod speed_tests;

@@ -21,6 +21,8 @@ pub struct ModelNeeds {
     pub size: ModelSize,
     /// Whether it is split even if one node would be faster (`--split`).
     pub split: bool,
+    /// Whether nodes without the file may fetch their layers.
+    pub fetched: bool,
     /// Layers pinned to nodes (`--layers`).
     pub pins: Vec<(PeerId, Range<u32>)>,
     /// Nodes at which requests arrive: one of them is the first stage if that costs nothing.
@@ -38,10 +40,12 @@ pub struct NodeOffer {
     pub name: String,
     /// Memory left for weights and sessions, in bytes.
     pub memory_bytes: u64,
-    /// Measured speed of layers.
+    /// Speed of layers: as the node claims, or as its stages were measured.
     pub speed: LayerSpeed,
     /// Version of the node's numerics: all stages of a placement have the same.
     pub numerics: u32,
+    /// Seconds for which others waited for it per frame, beyond what its speed accounts for.
+    pub delay_s: f64,
 }
 
 /// Speed of the link between two nodes.

@@ -19,13 +19,16 @@ use pangea_units::Digest;
 
 use super::cooldown::{Cooldowns, Culpability};
 use super::cost::Prediction;
+use super::load_failures::LoadFailures;
+use super::measured::MeasuredSpeeds;
 use super::offer::{ModelNeeds, NodeOffer};
 use super::plan::{Plan, plan, predict};
 use super::pool_facts;
 use super::replan_delay::ReplanDelay;
 use super::running::{Health, Running};
+use super::slowness::{SlowChain, Slowness};
 use super::{Placement, PlacementRefusal};
-use crate::pool::{Advert, Term, View};
+use crate::pool::{Advert, NameChoices, Term, View};
 
 /// Predicted speed-up that a plan must have over a working placement. Measurements vary by less.
 const GAIN: f64 = 1.25;
@@ -55,8 +58,15 @@ const BREAKS_BEFORE_EXCLUSION: u32 = 3;
 /// Time for which a model is still placed after the last node that serves it left: answers continue, and nodes restart.
 const ORPHANED: Duration = Duration::from_secs(120);
 
+/// Models planned in one decision. Each plan considers a bounded number of nodes, so that a pool with many models delays no
+/// decision about a lost stage.
+const PLANS_PER_DECISION: usize = 4;
+
+/// Why an excluded node gets no layers.
+const EXCLUDED: &str = "a stage or a chain failed on it lately; it is tried again later";
+
 /// Epochs from this value on are ignored, so that no advert can exhaust them.
-const MAX_EPOCH: u64 = u64::MAX / 2;
+pub(super) const MAX_EPOCH: u64 = u64::MAX / 2;
 
 /// A decision to log.
 #[derive(Clone, Debug, PartialEq)]
@@ -69,6 +79,19 @@ pub enum Note {
         reason: String,
         /// Predicted speed.
         prediction: Prediction,
+        /// The nodes that got no layers, each with the reason as a clause.
+        left_out: Vec<(PeerId, String)>,
+    },
+    /// A working placement is slower than its stages say that they are.
+    Slow {
+        /// Name of the model.
+        name: String,
+        /// The nodes that may be the cause.
+        suspects: Vec<PeerId>,
+        /// Predicted seconds per token.
+        predicted_s: f64,
+        /// Measured seconds per token.
+        took_s: f64,
     },
     /// A model has no placement.
     Refused {
@@ -112,6 +135,10 @@ pub(super) struct PlacementMaster {
     models: BTreeMap<Digest, ModelPlacement>,
     /// The highest epoch of each model in any advert.
     epochs: BTreeMap<Digest, u64>,
+    /// Nodes that are slower than they say.
+    slowness: Slowness,
+    /// The models that names stand for.
+    names: NameChoices,
     published: Vec<Placement>,
     refused: Vec<PlacementRefusal>,
 }
@@ -131,6 +158,8 @@ struct ModelPlacement {
     cooldowns: Cooldowns,
     /// Consecutive failures of chains whose nodes were all present.
     breaks: u32,
+    speeds: MeasuredSpeeds,
+    load_failures: LoadFailures,
 }
 
 impl PlacementMaster {
@@ -138,13 +167,16 @@ impl PlacementMaster {
     pub(super) fn decide(&mut self, view: &View, now: Time) -> Decided {
         let mut notes = Vec::new();
         self.observe_models(view, now);
+        self.observe_names(view, now);
         self.observe_epochs(view);
+        self.observe_speeds(view, now, &mut notes);
         match view.term.filter(|term| term.master == view.local) {
             Some(term) => {
                 if self.term.replace(term) != Some(term) {
                     self.take_over(view, term, now);
                 }
-                for digest in self.models.keys().copied().collect::<Vec<_>>() {
+                self.models.values_mut().for_each(|model| model.check(view, now));
+                for digest in self.due(now) {
                     notes.extend(self.decide_model(digest, term, view, now));
                 }
             }
@@ -200,6 +232,53 @@ impl PlacementMaster {
         });
     }
 
+    /// Follows the names of models, so that placements tell every node which of several models with one name is meant.
+    fn observe_names(&mut self, view: &View, now: Time) {
+        let own = view.own.models.iter().filter(|model| model.served && model.whole);
+        let own: Vec<_> = own.map(|model| (model.name.clone(), Some(model.digest))).collect();
+        // The catalogue of each node logs its own choices.
+        let _ = self.names.update(view, &own, now);
+        for model in self.models.values_mut() {
+            let name = self.names.listed(&model.needs.name, &model.needs.digest);
+            for running in [&mut model.serving, &mut model.forming].into_iter().flatten() {
+                if self.term.is_some() && running.placement.name != name {
+                    running.placement.name.clone_from(&name);
+                }
+            }
+        }
+    }
+
+    /// Learns how fast the stages of working placements are.
+    fn observe_speeds(&mut self, view: &View, now: Time, notes: &mut Vec<Note>) {
+        self.slowness.expire(now);
+        for model in self.models.values_mut() {
+            model.speeds.observe(view, &model.needs);
+            let Some(serving) = &model.serving else { continue };
+            if !self.slowness.has_news(view, &serving.placement) {
+                continue;
+            }
+            let mut offers = pool_facts::offers(view);
+            model.speeds.correct(&mut offers);
+            let links = |from: &PeerId, to: &PeerId| pool_facts::link(view, from, to);
+            let Some(predicted) = predict(&model.needs, &offers, links, &serving.placement.stages) else { continue };
+            if let Some(slow) = self.slowness.observe(view, &serving.placement, predicted.step_s, now) {
+                model.planned_at = None;
+                let SlowChain { suspects, predicted_s, took_s } = slow;
+                notes.push(Note::Slow { name: model.needs.name.clone(), suspects, predicted_s, took_s });
+            }
+        }
+    }
+
+    /// The models to plan now: those without a placement first, the longest unplanned first, and only as many as bound the
+    /// work of one decision.
+    fn due(&self, now: Time) -> Vec<Digest> {
+        let due = self.models.iter().filter(|(_, model)| model.is_due(now));
+        let urgency = |model: &ModelPlacement| (model.refused.is_some(), model.serving.is_some(), model.planned_at);
+        let mut due: Vec<_> = due.map(|(digest, model)| (urgency(model), *digest)).collect();
+        due.sort_unstable();
+        due.into_iter().take(PLANS_PER_DECISION).map(|(_, digest)| digest).collect()
+    }
+
     /// Follows the master's decisions.
     fn follow(&mut self, view: &View, now: Time) {
         let Some(placements) = pool_facts::placements(view) else { return };
@@ -224,8 +303,11 @@ impl PlacementMaster {
     fn take_over(&mut self, view: &View, term: Term, now: Time) {
         for model in self.models.values_mut() {
             let highest = self.epochs.entry(model.needs.digest).or_default();
-            let renumbered = model.serving.as_ref().is_some_and(|serving| ambiguous(view, &serving.placement));
-            if renumbered || model.forming.as_ref().is_some_and(|forming| ambiguous(view, &forming.placement)) {
+            let renumbered =
+                model.serving.as_ref().is_some_and(|serving| pool_facts::is_ambiguous(view, &serving.placement));
+            if renumbered
+                || model.forming.as_ref().is_some_and(|forming| pool_facts::is_ambiguous(view, &forming.placement))
+            {
                 // Another master used the same epoch for other stages. The serving placement gets a new epoch, which
                 // its stages must advertise first; a forming one is planned again.
                 model.forming = model.serving.take().filter(|_| renumbered);
@@ -245,15 +327,14 @@ impl PlacementMaster {
     fn decide_model(&mut self, digest: Digest, term: Term, view: &View, now: Time) -> Option<Note> {
         let reserved = self.reserved(&digest, view);
         let model = self.models.get_mut(&digest)?;
-        model.check(view, now);
-        if !model.is_due(now) {
-            return None;
-        }
         model.planned_at = Some(now);
         let links = |from: &PeerId, to: &PeerId| pool_facts::link(view, from, to);
-        let all = ModelPlacement::offers(view, &reserved);
+        let mut all = model.offers(view, &reserved);
+        self.slowness.add_to(&mut all);
         let mut offers = model.cooldowns.eligible(&all, true, view, now);
         let mut best = plan(&model.needs, &offers, links);
+        let excluded: Vec<PeerId> =
+            all.iter().map(|offer| offer.peer).filter(|peer| offers.iter().all(|offer| offer.peer != *peer)).collect();
         if best.is_err() {
             offers = model.cooldowns.eligible(&all, false, view, now);
             best = plan(&model.needs, &offers, links);
@@ -292,13 +373,20 @@ impl PlacementMaster {
             // Flags require this plan: the serving placement makes room first.
             model.serving = None;
         }
+        let name = self.names.listed(&model.needs.name, &digest);
         let epoch = self.epochs.entry(digest).or_default();
         // A master that restarted may not know its own earlier epochs: those of a later incarnation are higher.
         *epoch = (*epoch + 1).max(view.own.incarnation.min(MAX_EPOCH));
-        let placement =
-            Placement { model: digest, name: model.needs.name.clone(), epoch: *epoch, term, stages: plan.stages };
+        let placement = Placement { model: digest, name, epoch: *epoch, term, stages: plan.stages };
         model.forming = Some(Running::new(placement.clone(), view, now));
-        Some(Note::Placed { placement, reason: plan.reason, prediction: plan.prediction })
+        let used = |peer: &PeerId| placement.stages.iter().any(|stage| stage.peer == *peer);
+        let unmeasured = view.everyone().filter(|advert| advert.works && advert.speed.is_none());
+        let left_out = plan.left_out.into_iter().filter(|(peer, _)| !excluded.contains(peer));
+        let left_out = left_out
+            .chain(excluded.iter().filter(|peer| !used(peer)).map(|peer| (*peer, EXCLUDED.to_owned())))
+            .chain(unmeasured.map(|advert| (advert.peer, "it has not measured its speed yet".to_owned())))
+            .collect();
+        Some(Note::Placed { placement, reason: plan.reason, prediction: plan.prediction, left_out })
     }
 
     /// Bytes that the placements of all other models take on each node.
@@ -321,22 +409,6 @@ fn reserve(reserved: &mut BTreeMap<PeerId, u64>, needs: &ModelNeeds, placement: 
     }
 }
 
-/// Whether some advert uses the placement's epoch, or a later one, for other stages.
-fn ambiguous(view: &View, placement: &Placement) -> bool {
-    view.everyone().any(|advert| {
-        let placements = advert.placements.iter().filter(|other| other.model == placement.model);
-        let mut epochs = placements.filter(|other| other.stages != placement.stages).map(|other| other.epoch);
-        let stages = advert.stages.iter().filter(|stage| stage.model == placement.model);
-        let placed = |stage: &crate::pool::StageAdvert| {
-            let here = placement.stages.iter().filter(|placed| placed.peer == advert.peer);
-            here.clone().any(|placed| placed.layers == stage.layers)
-        };
-        let mut others = stages.filter(|stage| !placed(stage)).map(|stage| stage.epoch);
-        let taken = |epoch: u64| epoch >= placement.epoch && epoch < MAX_EPOCH;
-        epochs.any(taken) || others.any(taken)
-    })
-}
-
 impl ModelPlacement {
     fn new(needs: ModelNeeds, now: Time) -> ModelPlacement {
         ModelPlacement {
@@ -349,6 +421,8 @@ impl ModelPlacement {
             refused: None,
             cooldowns: Cooldowns::default(),
             breaks: 0,
+            speeds: MeasuredSpeeds::default(),
+            load_failures: LoadFailures::default(),
         }
     }
 
@@ -367,8 +441,16 @@ impl ModelPlacement {
         self.replan_delay.observe_nodes(view.everyone().map(|advert| (advert.peer, advert.incarnation)), now);
         if let Some(mut forming) = self.forming.take() {
             match forming.health(view, now, false) {
-                Health::Ready => (self.serving, self.planned_at) = (Some(forming), Some(now)),
-                health => self.forming = self.kept(forming, health, view, now),
+                Health::Ready => {
+                    (self.serving, self.planned_at) = (Some(forming), Some(now));
+                    self.load_failures.clear();
+                }
+                health => {
+                    if let Some(why) = self.load_failures.observe(&forming, &health, view, now) {
+                        self.refused = Some(Unplaced { why, permanent: true });
+                    }
+                    self.forming = self.kept(forming, health, view, now);
+                }
             }
         }
         if let Some(mut serving) = self.serving.take() {
@@ -412,14 +494,17 @@ impl ModelPlacement {
         let every = match (&self.serving, &self.forming) {
             (_, Some(_)) => return false,
             (Some(_), None) => REPLAN_INTERVAL,
+            (None, None) if !self.load_failures.allow(now) => return false,
             (None, None) => RETRY_INTERVAL,
         };
         self.planned_at.is_none_or(|at| now.since(at) >= every)
     }
 
-    /// Each node's offer for this model: its memory minus that of other models.
-    fn offers(view: &View, reserved: &BTreeMap<PeerId, u64>) -> Vec<NodeOffer> {
+    /// Each node's offer for this model: its memory minus that of other models, its speed as measured.
+    fn offers(&self, view: &View, reserved: &BTreeMap<PeerId, u64>) -> Vec<NodeOffer> {
         let mut offers = pool_facts::offers(view);
+        self.speeds.correct(&mut offers);
+        pool_facts::without_fetching(&self.needs, &mut offers);
         for offer in &mut offers {
             let taken = reserved.get(&offer.peer).copied().unwrap_or(0);
             offer.memory_bytes = offer.memory_bytes.saturating_sub(taken);
@@ -472,10 +557,19 @@ impl ModelPlacement {
         else {
             return Worth::Nothing;
         };
+        let newcomers = !serving.newcomers(&best.stages, view).is_empty();
         let better = match self.needs.split {
-            true => is.pace_s >= best.prediction.pace_s * SPLIT_GAIN,
+            true => is.pace_s >= best.prediction.pace_s * if newcomers { SPLIT_GAIN } else { GAIN },
             false => is.step_s >= best.prediction.step_s * GAIN,
         };
-        if better { Worth::Later(best) } else { Worth::Nothing }
+        let mut undelayed = offers.to_vec();
+        undelayed.iter_mut().for_each(|offer| offer.delay_s = 0.0);
+        let claimed = predict(&self.needs, &undelayed, links, current);
+        match better {
+            // It is slower than it says: that was measured long enough.
+            true if claimed.is_some_and(|claimed| claimed.step_s * GAIN < is.step_s) => Worth::Now(best),
+            true => Worth::Later(best),
+            false => Worth::Nothing,
+        }
     }
 }

@@ -10,7 +10,7 @@ use super::placement_master::{Note, PlacementMaster};
 use super::pool_facts;
 use super::stage_manager::{Effect, StageManager, StageOrder, StageReport};
 use super::{Placement, PlacementRefusal};
-use crate::pool::{StageAdvert, View};
+use crate::pool::{StageAdvert, StagePace, View};
 
 /// Input of the placer.
 #[derive(Clone, Debug)]
@@ -36,6 +36,15 @@ pub enum Event {
         layers: Range<u32>,
         /// Epoch of the placement.
         epoch: u64,
+    },
+    /// How fast a stage of this node and the rest of its chain are, as measured.
+    Paced {
+        /// Digest of the model.
+        model: Digest,
+        /// Layers of the stage.
+        layers: Range<u32>,
+        /// The measured times.
+        pace: StagePace,
     },
     /// Time has passed.
     Tick,
@@ -91,6 +100,7 @@ impl Placer {
             Event::Stage(report) => self.stage_manager.report(report),
             Event::Sessions { model, layers, open } => self.stage_manager.sessions(model, &layers, open),
             Event::Broke { model, layers, epoch } => self.stage_manager.broke(model, &layers, epoch),
+            Event::Paced { model, layers, pace } => self.stage_manager.paced(model, &layers, pace),
             Event::Tick => {}
         }
         let decided = self.placement_master.decide(&self.view, now);

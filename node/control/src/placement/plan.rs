@@ -20,6 +20,7 @@ use libp2p_identity::PeerId;
 use super::PlacedStage;
 use super::chains::chains;
 use super::cost::{Costs, Prediction};
+use super::left_out;
 use super::no_plan::{self, NoPlan};
 use super::offer::{LinkSpeed, ModelNeeds, NodeOffer};
 use super::shares::Chain;
@@ -47,6 +48,8 @@ pub struct Plan {
     pub reason: String,
     /// The best plans of other kinds, fastest first.
     pub alternatives: Vec<Alternative>,
+    /// The nodes that get no layers, each with the reason as a clause.
+    pub left_out: Vec<(PeerId, String)>,
 }
 
 /// A plan that was not chosen.
@@ -95,6 +98,7 @@ pub fn plan(
     Ok(Plan {
         reason: reason(&costs, &pins, &best, &candidates),
         alternatives: alternatives(&costs, &best, &candidates),
+        left_out: left_out(&costs, &best),
         stages: best.stages(&costs),
         prediction: best.prediction,
     })
@@ -232,6 +236,11 @@ fn reason(costs: &Costs<'_>, pins: &[Option<Range<u32>>], best: &Candidate, cand
         }
         (_, None) => "no node holds all of it".to_owned(),
     }
+}
+
+fn left_out(costs: &Costs<'_>, best: &Candidate) -> Vec<(PeerId, String)> {
+    let others = (0..costs.len()).filter(|node| !best.chain.contains(node));
+    others.map(|node| (costs.nodes[node].peer, left_out::reason(costs, &best.chain, node))).collect()
 }
 
 /// The fastest single nodes, and the fastest chain of each number of stages, without the chosen one.

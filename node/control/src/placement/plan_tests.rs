@@ -35,6 +35,7 @@ fn needs(layers: u32, layer_mib: u64) -> ModelNeeds {
             position_bytes: 512,
         },
         split: false,
+        fetched: true,
         pins: Vec::new(),
         served_by: BTreeSet::new(),
         files: BTreeSet::new(),
@@ -49,6 +50,7 @@ fn node(number: u8, memory_bytes: u64, gb_per_s: f64) -> NodeOffer {
         memory_bytes,
         speed: LayerSpeed { weight_bytes_per_s: gb_per_s * 1e9, macs_per_s: gb_per_s * 2e10 },
         numerics: 1,
+        delay_s: 0.0,
     }
 }
 

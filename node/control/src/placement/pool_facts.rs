@@ -7,19 +7,26 @@ use pangea_units::Digest;
 use pangea_units::limits::MAX_STAGES;
 
 use super::offer::{LinkSpeed, ModelNeeds, NodeOffer};
+use super::placement_master::MAX_EPOCH;
 use super::{PlacedStage, Placement};
 use crate::devices::models_bytes;
+use crate::pool::served::{FETCHED_PER_NODE, served};
 use crate::pool::{Advert, ModelAdvert, StageAdvert, StageState, View};
 
-/// The models that some node serves, by digest.
+/// The models that are placed, by digest.
 pub fn models(view: &View) -> BTreeMap<Digest, ModelNeeds> {
+    let served = served(view);
     let mut published: BTreeMap<Digest, Vec<(&Advert, &ModelAdvert)>> = BTreeMap::new();
     for advert in view.everyone() {
-        for model in &advert.models {
+        for model in advert.models.iter().filter(|model| served.contains_key(&model.digest)) {
             published.entry(model.digest).or_default().push((advert, model));
         }
     }
-    published.into_iter().filter_map(|(digest, published)| Some((digest, needs(digest, published)?))).collect()
+    let of = |(digest, published): (Digest, Vec<_>)| {
+        let fetched = served.get(&digest).is_some_and(|place| *place < FETCHED_PER_NODE);
+        Some((digest, ModelNeeds { fetched, ..needs(digest, published)? }))
+    };
+    published.into_iter().filter_map(of).collect()
 }
 
 /// The facts about a model, whichever node serves it.
@@ -52,6 +59,7 @@ fn needs(digest: Digest, mut published: Vec<(&Advert, &ModelAdvert)>) -> Option<
         name: first.name.clone(),
         size: first.size,
         split: published.iter().any(|(_, model)| model.served && model.split),
+        fetched: true,
         pins,
         served_by: of(&|model| model.served),
         files: of(&|model| model.whole),
@@ -78,9 +86,17 @@ pub fn offers(view: &View) -> Vec<NodeOffer> {
             memory_bytes: models_bytes(advert.memory_bytes),
             speed: advert.speed?,
             numerics: advert.numerics,
+            delay_s: 0.0,
         })
     };
     view.everyone().filter(|advert| advert.works).filter_map(|advert| offer(advert)).collect()
+}
+
+/// Removes the offers of nodes that would have to fetch a model of which only nodes with the file may compute layers.
+pub(super) fn without_fetching(needs: &ModelNeeds, offers: &mut Vec<NodeOffer>) {
+    if !needs.fetched {
+        offers.retain(|offer| needs.files.contains(&offer.peer));
+    }
 }
 
 /// The link between two nodes.
@@ -105,6 +121,22 @@ pub fn refusal(view: &View, model: &Digest) -> Option<String> {
     let placed = master.placements.iter().any(|placement| placement.model == *model);
     let refusal = master.refusals.iter().find(|refusal| refusal.model == *model && !placed)?;
     Some(refusal.why.clone())
+}
+
+/// Whether some advert uses the placement's epoch, or a later one, for other stages.
+pub(super) fn is_ambiguous(view: &View, placement: &Placement) -> bool {
+    view.everyone().any(|advert| {
+        let placements = advert.placements.iter().filter(|other| other.model == placement.model);
+        let mut epochs = placements.filter(|other| other.stages != placement.stages).map(|other| other.epoch);
+        let stages = advert.stages.iter().filter(|stage| stage.model == placement.model);
+        let placed = |stage: &StageAdvert| {
+            let here = placement.stages.iter().filter(|placed| placed.peer == advert.peer);
+            here.clone().any(|placed| placed.layers == stage.layers)
+        };
+        let mut others = stages.filter(|stage| !placed(stage)).map(|stage| stage.epoch);
+        let taken = |epoch: u64| epoch >= placement.epoch && epoch < MAX_EPOCH;
+        epochs.any(taken) || others.any(taken)
+    })
 }
 
 /// Whether the stages are contiguous and no node has two.

@@ -6,10 +6,11 @@ use libp2p_identity::PeerId;
 use pangea_units::{Error, ErrorKind, Result};
 
 use super::cost::Prediction;
+use super::measured::MeasuredSpeeds;
 use super::offer::ModelNeeds;
 use super::plan::{plan, predict};
 use super::{PlacedStage, pool_facts};
-use crate::pool::{View, full_name};
+use crate::pool::{View, full_name, is_full_name};
 
 /// A master's decision about a model, planned and current.
 #[derive(Clone, Debug)]
@@ -24,6 +25,8 @@ pub struct Preview {
     pub best: Option<ChainPreview>,
     /// Why that chain was chosen, or why there is none.
     pub reason: String,
+    /// The nodes without layers in it: the node, its name, and why, as a clause.
+    pub left_out: Vec<(PeerId, String, String)>,
     /// The next best chains.
     pub alternatives: Vec<ChainPreview>,
     /// The current chain.
@@ -62,16 +65,22 @@ pub fn preview(view: &View, model: &str) -> Result<Preview> {
             }
         }
     }
+    pool_facts::without_fetching(needs, &mut offers);
+    MeasuredSpeeds::of(view, needs).correct(&mut offers);
     let links = |from: &PeerId, to: &PeerId| pool_facts::link(view, from, to);
     let names: BTreeMap<PeerId, &str> = view.everyone().map(|advert| (advert.peer, advert.name.as_str())).collect();
     let chain = |stages: &[PlacedStage], prediction: Option<Prediction>| {
         let name = |stage: &PlacedStage| names.get(&stage.peer).copied().unwrap_or_default().to_owned();
         ChainPreview { stages: stages.iter().map(|stage| (stage.clone(), name(stage))).collect(), prediction }
     };
-    let (best, reason, alternatives) = match plan(needs, &offers, links) {
-        Ok(plan) => (Some(chain(&plan.stages, Some(plan.prediction))), plan.reason, plan.alternatives),
-        Err(no_plan) => (None, no_plan.why, Vec::new()),
+    let (best, reason, alternatives, left_out) = match plan(needs, &offers, links) {
+        Ok(plan) => (Some(chain(&plan.stages, Some(plan.prediction))), plan.reason, plan.alternatives, plan.left_out),
+        Err(no_plan) => (None, no_plan.why, Vec::new(), Vec::new()),
     };
+    let unmeasured = view.everyone().filter(|advert| advert.works && advert.speed.is_none());
+    let unmeasured = unmeasured.map(|advert| (advert.peer, "it has not measured its speed yet".to_owned()));
+    let left_out = left_out.into_iter().chain(unmeasured);
+    let name = |peer: PeerId| names.get(&peer).copied().unwrap_or_default().to_owned();
     let of_model = placements.iter().filter(|placement| placement.model == needs.digest);
     // A ready chain takes precedence over one that is forming.
     let current = of_model.max_by_key(|placement| (pool_facts::is_ready(view, placement), placement.epoch));
@@ -81,6 +90,7 @@ pub fn preview(view: &View, model: &str) -> Result<Preview> {
         session_bytes: needs.session_bytes(&whole),
         best,
         reason,
+        left_out: left_out.map(|(peer, why)| (peer, name(peer), why)).collect(),
         alternatives: alternatives.iter().map(|other| chain(&other.stages, Some(other.prediction))).collect(),
         epoch: current.map_or(0, |placement| placement.epoch),
         ready: current.is_some_and(|placement| pool_facts::is_ready(view, placement)),
@@ -104,7 +114,11 @@ fn named<'a>(models: Vec<&'a ModelNeeds>, name: &str) -> Result<&'a ModelNeeds> 
         }
         ("", [only]) => Ok(only),
         ("", _) => several("the pool serves several models".to_owned()),
-        (name, _) => match models.iter().find(|model| model.name == name || full(model) == name).copied() {
+        (name, _) => match models
+            .iter()
+            .find(|model| model.name == name || is_full_name(name, &model.name, &model.digest))
+            .copied()
+        {
             Some(model) if model.name == name && shared(model) => several(format!("several models are called {name}")),
             Some(model) => Ok(model),
             None => Err(Error::new(
@@ -163,6 +177,7 @@ mod tests {
                 state: StageState::Ready,
                 session_bytes,
                 broken: None,
+                pace: None,
             }],
             placements: vec![Placement {
                 model: placed,

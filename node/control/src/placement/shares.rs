@@ -74,9 +74,10 @@ impl<'a> Chain<'a> {
         counts.iter().enumerate().map(|(at, count)| self.stage_s(at, *count)).fold(0.0, f64::max)
     }
 
-    /// Time of all stages together, in seconds.
+    /// Time of all stages together with their delays, in seconds.
     fn sum_s(&self, counts: &[u32]) -> f64 {
-        counts.iter().enumerate().map(|(at, count)| self.stage_s(at, *count)).sum()
+        let stages_s: f64 = counts.iter().enumerate().map(|(at, count)| self.stage_s(at, *count)).sum();
+        stages_s + self.costs.delays_s(self.nodes)
     }
 
     /// The counts that make all stages about equally fast for prompts and tokens: each layer goes to the node that finishes

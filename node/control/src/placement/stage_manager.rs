@@ -17,7 +17,7 @@ use super::Placement;
 use super::offer::ModelNeeds;
 use super::pool_facts;
 use crate::devices::{models_bytes, roomy_sessions_bytes};
-use crate::pool::{StageAdvert, StageState, View};
+use crate::pool::{StageAdvert, StagePace, StageState, View};
 
 /// Time for which a stage is kept after a newer placement left it out: requests routed by the older placement still arrive.
 const LINGER: Duration = Duration::from_secs(2);
@@ -87,6 +87,7 @@ struct Stage {
     sessions: usize,
     /// The epoch of the newest placement whose chain failed on this node.
     broken: Option<u64>,
+    pace: Option<StagePace>,
     unwanted_since: Option<Time>,
 }
 
@@ -134,6 +135,13 @@ impl StageManager {
     pub(super) fn broke(&mut self, model: Digest, layers: &Range<u32>, epoch: u64) {
         if let Some(stage) = self.stages.get_mut(&(model, layers.start, layers.end)) {
             stage.broken = stage.broken.max(Some(epoch));
+        }
+    }
+
+    /// Records how fast a stage and the rest of its chain are.
+    pub(super) fn paced(&mut self, model: Digest, layers: &Range<u32>, pace: StagePace) {
+        if let Some(stage) = self.stages.get_mut(&(model, layers.start, layers.end)) {
+            stage.pace = Some(pace);
         }
     }
 
@@ -220,6 +228,7 @@ impl StageManager {
                 session_bytes: 0,
                 sessions: 0,
                 broken: None,
+                pace: None,
                 unwanted_since: None,
             };
             match left.checked_sub(weight_bytes).filter(|left| *left >= least) {
@@ -265,6 +274,7 @@ impl StageManager {
                 state: stage.state.clone(),
                 session_bytes: stage.session_bytes,
                 broken: stage.broken,
+                pace: stage.pace,
             })
             .collect();
         let recently = self.published_at.is_some_and(|at| now.since(at) < PROGRESS_INTERVAL);
@@ -288,8 +298,8 @@ fn only_progress(before: &[StageAdvert], now: &[StageAdvert]) -> bool {
         && before.iter().zip(now).all(|(before, now)| {
             let same_state = before.state == now.state || (fetching(&before.state) && fetching(&now.state));
             same_state
-                && (before.model, &before.layers, before.epoch, before.session_bytes, before.broken)
-                    == (now.model, &now.layers, now.epoch, now.session_bytes, now.broken)
+                && (before.model, &before.layers, before.epoch, before.session_bytes, before.broken, before.pace)
+                    == (now.model, &now.layers, now.epoch, now.session_bytes, now.broken, now.pace)
         })
 }
 

@@ -172,6 +172,35 @@ pub struct StageAdvert {
     pub session_bytes: u64,
     /// Epoch of the newest placement whose chain broke although this stage is intact: another stage was lost or refused.
     pub broken: Option<u64>,
+    /// How fast the stage and the rest of its chain were, once measured.
+    pub pace: Option<StagePace>,
+}
+
+/// How fast a stage of one chain was, as its node measured it: medians of its last frames. Each is zero until measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StagePace {
+    /// Epoch of the placement whose chain was measured; 0: the chain of this node alone.
+    pub epoch: u64,
+    /// Time of this stage for one token of a single answer.
+    pub step: Duration,
+    /// Time from the end of that until the answer's next frame: that of all other stages and links.
+    pub away: Duration,
+    /// Time of this stage per token of a prompt.
+    pub prompt_row: Duration,
+}
+
+/// Relative change of a time from which on it is worth an advert.
+const PACE_CHANGE: f64 = 0.05;
+
+impl StagePace {
+    /// Whether this says something else than an earlier measurement.
+    pub fn differs(&self, before: &StagePace) -> bool {
+        let differ = |now: Duration, before: Duration| now.abs_diff(before) > before.mul_f64(PACE_CHANGE);
+        self.epoch != before.epoch
+            || differ(self.step, before.step)
+            || differ(self.away, before.away)
+            || differ(self.prompt_row, before.prompt_row)
+    }
 }
 
 /// The state of a stage.

@@ -6,6 +6,7 @@
 //! * [`batch`]: continuous batching on the first stage: which rows of which sequence are computed next.
 //! * [`grouping`]: in how many groups answers pass through the stages, as measured.
 //! * [`chains`]: how long a node keeps its stages of chains.
+//! * `pace`: how long a stage and the rest of its chain take for a frame.
 //! * [`link_state`]: which streams form the link to a peer.
 //! * `id`, `frame`, `token`: the values that messages and decisions share.
 
@@ -18,6 +19,7 @@ pub mod gate;
 pub mod grouping;
 mod id;
 pub mod link_state;
+mod pace;
 pub mod stage;
 mod token;
 

@@ -10,8 +10,10 @@ use pangea_units::{Error, ErrorKind};
 
 use super::first_stage::{CLOSE_TIMEOUT, Change, Drafter, FailedSession, FirstStage, Planned, SoleSequence};
 use super::gate::waiting_for;
+use super::pace::PaceMeter;
 use super::{FrameRows, SessionId, StartSource, SteppedSequence};
 use crate::Time;
+use crate::pool::StagePace;
 
 mod action;
 mod event;
@@ -61,6 +63,8 @@ pub struct StageProtocol<D> {
     joining: Option<Joining>,
     /// The frame being computed: its start, and the sequence that has it to itself, if any.
     computing: (Time, Option<SoleSequence>),
+    /// How long frames take.
+    pace: PaceMeter,
     /// Number of the next frame.
     number: u64,
     /// Changes that were not sent to the next stage yet.
@@ -76,6 +80,7 @@ impl<D: Drafter> StageProtocol<D> {
     pub fn new(settings: StageSettings) -> StageProtocol<D> {
         StageProtocol {
             first: settings.limits.map(|limits| FirstStage::new(limits, settings.drafts)),
+            pace: PaceMeter::new(settings.chain.epoch),
             settings,
             sessions: BTreeMap::new(),
             sequences: BTreeMap::new(),
@@ -97,6 +102,11 @@ impl<D: Drafter> StageProtocol<D> {
     /// Number of running and of waiting sequences; zero on later stages, which schedule none.
     pub fn load(&self) -> (usize, usize) {
         self.first.as_ref().map_or((0, 0), FirstStage::load)
+    }
+
+    /// How fast this stage and the rest of its chain were, once measured.
+    pub fn pace(&self) -> Option<StagePace> {
+        self.pace.pace()
     }
 
     /// Number of sessions that this stage takes part in.
@@ -390,6 +400,7 @@ impl<D: Drafter> StageProtocol<D> {
         }
         if !rows.is_empty() {
             self.computing = (now, alone);
+            self.pace.begin(&rows, now);
             actions.push(Action::Compute { rows, tokens });
         }
     }
@@ -428,7 +439,10 @@ impl<D: Drafter> StageProtocol<D> {
         self.change(changes.collect(), actions);
         match rows.is_empty() {
             true => self.hand_on(rows, Vec::new(), now, actions),
-            false => actions.push(Action::Compute { rows, tokens: Vec::new() }),
+            false => {
+                self.pace.begin(&rows, now);
+                actions.push(Action::Compute { rows, tokens: Vec::new() });
+            }
         }
     }
 
@@ -446,6 +460,7 @@ impl<D: Drafter> StageProtocol<D> {
         now: Time,
         actions: &mut Vec<Action>,
     ) {
+        self.pace.end(now);
         for (sequence, error) in failed {
             if let Some(session) = self.session_of(sequence) {
                 self.fail(session, &error, now, actions);

@@ -185,7 +185,8 @@ pub(crate) fn batch_limits(stages: usize, session_bytes: u64, layers: u32) -> Ba
 /// What the model of an order takes.
 pub(crate) fn needs(order: &StageOrder) -> ModelNeeds {
     let (name, served_by, files) = (order.name.clone(), BTreeSet::new(), BTreeSet::new());
-    ModelNeeds { digest: order.model, name, size: size(), split: false, pins: Vec::new(), served_by, files }
+    let (split, fetched, pins) = (false, true, Vec::new());
+    ModelNeeds { digest: order.model, name, size: size(), split, fetched, pins, served_by, files }
 }
 
 /// The peer id made of these bits.

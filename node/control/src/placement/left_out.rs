@@ -1,0 +1,30 @@
+//! Why nodes get no layers of a model that is placed, as clauses for people. Plans are made elsewhere.
+
+use super::cost::Costs;
+use pangea_units::ByteSize;
+
+/// Why `node` has no part in `chain`.
+pub(super) fn reason(costs: &Costs<'_>, chain: &[usize], node: usize) -> String {
+    let needs = costs.needs;
+    let ends = [(false, false), (true, false), (false, true)];
+    if ends.iter().all(|(first, last)| costs.capacity(node, *first, *last) == 0) {
+        let layer_bytes = needs.size.layer_bytes.saturating_add(needs.session_layer_bytes());
+        let offered = ByteSize(costs.nodes[node].memory_bytes);
+        return format!("it has {offered} left for it, and one layer takes {}", ByteSize(layer_bytes));
+    }
+    if chain.iter().any(|used| costs.nodes[*used].numerics != costs.nodes[node].numerics) {
+        return "its version computes other bits; update it or the other nodes".to_owned();
+    }
+    let linked = |used: &usize| costs.step_hop_s(*used, node).is_some() && costs.step_hop_s(node, *used).is_some();
+    if !chain.iter().any(linked) {
+        return "it is not connected with the nodes that have layers".to_owned();
+    }
+    let delay_s = costs.delay_s(node);
+    if delay_s > 0.0 {
+        return format!("a chain with it took {delay_s:.2} s per token longer than its nodes account for");
+    }
+    match needs.split {
+        true => "with it, the slowest stage would be no faster".to_owned(),
+        false => "with it, answers would be no faster".to_owned(),
+    }
+}

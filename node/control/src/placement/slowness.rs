@@ -1,0 +1,251 @@
+//! Nodes that are slower than they say: a chain whose tokens take longer than its stages account for has a stage, or a link,
+//! that hides its time. What a node says of itself counts for nothing here; how long the others of its chain waited does.
+//!
+//! Every stage tells how long its answers were away from it. Nobody can make the others' waiting look short, but all stages
+//! of a chain wait for the same one, so a slow chain has several suspects. They share the blame: the next plan uses as few of
+//! them as possible. A chain that is as fast as predicted clears its nodes, one that is slow again leaves only the suspects
+//! that are in both, and so one that keeps answers waiting is alone in the end. A node that says falsely that it waited
+//! is itself a suspect of every such chain.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use libp2p_identity::PeerId;
+
+use super::offer::NodeOffer;
+use super::{PlacedStage, Placement};
+use crate::Time;
+use crate::backoff::doubled;
+use crate::pool::{StagePace, View};
+use crate::session::ChainId;
+
+/// Factor by which a token may take longer than predicted before its chain counts as slow. Predictions of honest nodes are
+/// off by less.
+const SLOW: f64 = 2.5;
+
+/// Time per stage that a token may take besides: waking threads and encoding frames on a busy machine.
+const ALLOWANCE_S: f64 = 10e-3;
+
+/// Time for which a suspicion is remembered; doubled with each further chain that confirms it.
+const REMEMBERED: Duration = Duration::from_secs(600);
+
+/// Upper bound of that time.
+const REMEMBERED_MAX: Duration = Duration::from_secs(4 * 3600);
+
+/// Suspicions remembered at most. The one that is forgotten soonest goes first.
+const SUSPICIONS_MAX: usize = 256;
+
+/// A chain that was slow, and who may be the cause.
+#[derive(Debug)]
+struct Suspicion {
+    suspects: BTreeSet<PeerId>,
+    /// Seconds per token that nobody accounts for.
+    seconds: f64,
+    /// The chain that showed it last, and the number of chains before it that did.
+    chain: ChainId,
+    confirmed: u32,
+    until: Time,
+}
+
+/// A chain that turned out to be slow.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct SlowChain {
+    /// The nodes that may be the cause.
+    pub(super) suspects: Vec<PeerId>,
+    /// Predicted seconds per token.
+    pub(super) predicted_s: f64,
+    /// Measured seconds per token.
+    pub(super) took_s: f64,
+}
+
+/// The slow chains of a pool.
+#[derive(Debug, Default)]
+pub(super) struct Slowness {
+    suspicions: Vec<Suspicion>,
+    /// The last observed times of each chain, so that each counts once.
+    seen: BTreeMap<ChainId, BTreeMap<PeerId, StagePace>>,
+}
+
+impl Slowness {
+    /// Whether the adverts show times of a placement that were not observed yet.
+    pub(super) fn has_news(&self, view: &View, placement: &Placement) -> bool {
+        let paces = paces(view, placement);
+        !paces.is_empty() && self.seen.get(&chain(placement)) != Some(&paces)
+    }
+
+    /// Forgets what was too long ago.
+    pub(super) fn expire(&mut self, now: Time) {
+        self.suspicions.retain(|suspicion| suspicion.until > now);
+    }
+
+    /// Learns from the times of a working placement. `predicted_s`: seconds per token that its stages account for. Returns
+    /// the suspects that are new.
+    pub(super) fn observe(
+        &mut self,
+        view: &View,
+        placement: &Placement,
+        predicted_s: f64,
+        now: Time,
+    ) -> Option<SlowChain> {
+        let paces = paces(view, placement);
+        self.seen.retain(|chain, _| chain.model != placement.model);
+        self.seen.insert(chain(placement), paces.clone());
+        let peers: BTreeSet<PeerId> = placement.stages.iter().map(|stage| stage.peer).collect();
+        if peers.len() < 2 || !predicted_s.is_finite() {
+            return None;
+        }
+        let limit_s = predicted_s * SLOW + ALLOWANCE_S * peers.len() as f64;
+        let Some((suspects, took_s)) = suspects(&view.local, &peers, &paces, limit_s) else {
+            for suspicion in &mut self.suspicions {
+                suspicion.suspects.retain(|peer| !peers.contains(peer));
+            }
+            self.suspicions.retain(|suspicion| !suspicion.suspects.is_empty());
+            return None;
+        };
+        let suspects = self.suspect(suspects, took_s - predicted_s, chain(placement), now)?;
+        Some(SlowChain { suspects: suspects.into_iter().collect(), predicted_s, took_s })
+    }
+
+    /// Records suspects; returns who is left of them if that is new.
+    fn suspect(
+        &mut self,
+        suspects: BTreeSet<PeerId>,
+        seconds: f64,
+        chain: ChainId,
+        now: Time,
+    ) -> Option<BTreeSet<PeerId>> {
+        let both =
+            |known: &Suspicion| -> BTreeSet<PeerId> { known.suspects.intersection(&suspects).copied().collect() };
+        let known = self.suspicions.iter_mut().find(|known| known.chain == chain || !both(known).is_empty());
+        let Some(known) = known else {
+            let until = now + REMEMBERED;
+            self.suspicions.push(Suspicion { suspects: suspects.clone(), seconds, chain, confirmed: 0, until });
+            if self.suspicions.len() > SUSPICIONS_MAX {
+                let soonest = (0..self.suspicions.len()).min_by_key(|at| self.suspicions[*at].until);
+                soonest.map(|at| self.suspicions.remove(at));
+            }
+            return Some(suspects);
+        };
+        let left = both(known);
+        let left = if left.is_empty() { suspects.clone() } else { left };
+        let new = known.suspects != left;
+        known.confirmed += u32::from(known.chain != chain);
+        (known.suspects, known.seconds, known.chain) = (left.clone(), seconds, chain);
+        known.until = now + doubled(REMEMBERED, known.confirmed, REMEMBERED_MAX);
+        new.then_some(left)
+    }
+
+    /// Adds the known delays to offers.
+    pub(super) fn add_to(&self, offers: &mut [NodeOffer]) {
+        for offer in offers {
+            let of = self.suspicions.iter().filter(|suspicion| suspicion.suspects.contains(&offer.peer));
+            let parts = of.map(|suspicion| suspicion.seconds / suspicion.suspects.len() as f64);
+            offer.delay_s = parts.fold(0.0, f64::max);
+        }
+    }
+}
+
+/// Who may delay a chain, and the seconds per token that it took; `None` if it is as fast as predicted.
+fn suspects(
+    local: &PeerId,
+    peers: &BTreeSet<PeerId>,
+    paces: &BTreeMap<PeerId, StagePace>,
+    limit_s: f64,
+) -> Option<(BTreeSet<PeerId>, f64)> {
+    let took_s = |pace: &StagePace| (pace.step + pace.away).as_secs_f64();
+    let waiting: BTreeSet<PeerId> =
+        paces.iter().filter(|(_, pace)| took_s(pace) > limit_s).map(|(peer, _)| *peer).collect();
+    let slowest_s = waiting.iter().filter_map(|peer| paces.get(peer)).map(took_s).fold(0.0, f64::max);
+    // What this node saw itself is certain.
+    match paces.get(local) {
+        Some(_) if !waiting.contains(local) => return None,
+        Some(pace) => {
+            let silent: BTreeSet<PeerId> = peers.difference(&waiting).copied().collect();
+            let all =
+                if silent.is_empty() { peers.iter().copied().filter(|peer| peer != local).collect() } else { silent };
+            return Some((all, took_s(pace)));
+        }
+        None => {}
+    }
+    // Of others, at least half must say so.
+    if waiting.is_empty() || waiting.len() * 2 < paces.len() {
+        return None;
+    }
+    let contradicted = waiting.len() < paces.len();
+    let silent: BTreeSet<PeerId> = peers.iter().copied().filter(|peer| !paces.contains_key(peer)).collect();
+    match contradicted || silent.is_empty() {
+        true => Some((peers.clone(), slowest_s)),
+        false => Some((silent, slowest_s)),
+    }
+}
+
+fn chain(placement: &Placement) -> ChainId {
+    ChainId { model: placement.model, epoch: placement.epoch }
+}
+
+/// What the stages of a placement say about its times.
+fn paces(view: &View, placement: &Placement) -> BTreeMap<PeerId, StagePace> {
+    let said = |placed: &PlacedStage| {
+        let stages = &view.advert(&placed.peer)?.stages;
+        let stage = stages.iter().find(|stage| stage.model == placement.model && stage.layers == placed.layers)?;
+        let pace = stage.pace.filter(|pace| pace.epoch == placement.epoch && !pace.away.is_zero())?;
+        Some((placed.peer, pace))
+    };
+    placement.stages.iter().filter_map(said).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use crate::placement::plan_tests::peer;
+
+    const FAST: Duration = Duration::from_millis(50);
+    const LIMIT_S: f64 = 0.3;
+
+    fn set(numbers: &[u8]) -> BTreeSet<PeerId> {
+        numbers.iter().map(|number| peer(*number)).collect()
+    }
+
+    /// What node 1 makes of a chain of nodes, each of which says that a token took this many milliseconds, or nothing.
+    fn suspected(chain: &[(u8, Option<u64>)]) -> Option<BTreeSet<PeerId>> {
+        let peers = chain.iter().map(|(number, _)| peer(*number)).collect();
+        let pace = |ms| StagePace { epoch: 1, step: FAST, away: Duration::from_millis(ms) - FAST, prompt_row: FAST };
+        let said = chain.iter().filter_map(|(number, ms)| Some((peer(*number), pace((*ms)?))));
+        suspects(&peer(1), &peers, &said.collect(), LIMIT_S).map(|(suspects, _)| suspects)
+    }
+
+    #[test]
+    fn who_waited_is_no_suspect_of_a_node_that_waited_itself() {
+        assert_eq!(suspected(&[(1, Some(100)), (2, Some(5000)), (3, Some(5000))]), None, "this node did not wait");
+        assert_eq!(suspected(&[(1, Some(5000)), (2, Some(5000)), (3, Some(5000))]), Some(set(&[2, 3])));
+        assert_eq!(suspected(&[(1, Some(5000)), (2, Some(5000)), (3, None)]), Some(set(&[3])));
+    }
+
+    #[test]
+    fn one_word_against_another_makes_both_suspects_and_one_against_several_nobody() {
+        assert_eq!(suspected(&[(2, Some(5000)), (3, Some(100))]), Some(set(&[2, 3])));
+        assert_eq!(suspected(&[(2, Some(5000)), (3, Some(100)), (4, Some(100))]), None);
+        assert_eq!(suspected(&[(2, Some(5000)), (3, None), (4, Some(5000))]), Some(set(&[3])));
+        assert_eq!(suspected(&[(2, Some(100)), (3, None)]), None);
+    }
+
+    #[test]
+    fn each_further_chain_leaves_fewer_suspects_until_one_is_left() {
+        let mut slowness = Slowness::default();
+        let chain = |epoch| ChainId { model: pangea_units::Digest([1; 32]), epoch };
+        let at = Time::from_secs;
+        assert_eq!(slowness.suspect(set(&[2, 3, 4]), 6.0, chain(1), at(1)), Some(set(&[2, 3, 4])));
+        assert_eq!(slowness.suspect(set(&[2, 3, 4]), 6.0, chain(1), at(2)), None, "nothing new");
+        assert_eq!(slowness.suspect(set(&[2, 5]), 6.0, chain(2), at(3)), Some(set(&[2])));
+        assert_eq!(slowness.suspicions[0].until, at(3) + 2 * REMEMBERED);
+        // Another one, of whom the first is not.
+        assert_eq!(slowness.suspect(set(&[3, 4]), 2.0, chain(3), at(4)), Some(set(&[3, 4])));
+        assert_eq!(slowness.suspicions.len(), 2);
+        for epoch in 4..10 + SUSPICIONS_MAX as u64 {
+            slowness.suspicions.retain(|suspicion| suspicion.suspects != set(&[9]));
+            slowness.suspect(set(&[(epoch % 200 + 10) as u8]), 2.0, chain(epoch), at(5));
+        }
+        assert!(slowness.suspicions.len() <= SUSPICIONS_MAX);
+    }
+}

@@ -1,0 +1,349 @@
+//! What measured speeds do to placements: a pool whose nodes compute as fast as the test says, whatever they claim.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use libp2p_identity::PeerId;
+use pangea_units::Digest;
+use proptest::prelude::*;
+
+use super::plan_tests::peer;
+use super::*;
+use crate::Time;
+use crate::pool::{
+    Advert, LayerSpeed, LinkAdvert, ModelAdvert, ModelSize, StageAdvert, StagePace, StageState, Term, View, advert_of,
+};
+
+const MODEL: Digest = Digest([7; 32]);
+const LAYERS: u32 = 32;
+const LAYER_BYTES: u64 = 20 << 20;
+
+/// Seconds that a message takes between two nodes.
+const HOP_S: f64 = 100e-6;
+
+/// A node of the pool.
+#[derive(Clone, Copy)]
+struct Node {
+    /// GB of weights per second that it claims, and that it has.
+    claimed: f64,
+    real: f64,
+    /// Seconds for which it holds each frame back, which its own measurements hide.
+    stall_s: f64,
+    /// Seconds that it claims to have waited for the others besides.
+    slander_s: f64,
+    memory_bytes: u64,
+}
+
+fn node(claimed: f64, real: f64) -> Node {
+    Node { claimed, real, stall_s: 0.0, slander_s: 0.0, memory_bytes: 8 << 30 }
+}
+
+/// A pool; node 1 is its master and has the model's file.
+struct Pool {
+    nodes: Vec<Node>,
+    split: bool,
+    placer: Placer,
+    placements: Vec<Placement>,
+    notes: Vec<Note>,
+    /// The chains that have answered requests.
+    used: BTreeSet<u64>,
+    now: Time,
+}
+
+fn size() -> ModelSize {
+    ModelSize {
+        layers: LAYERS,
+        hidden_size: 1024,
+        context: 2048,
+        layer_bytes: LAYER_BYTES,
+        embedding_bytes: 0,
+        head_bytes: 1 << 20,
+        position_bytes: 512,
+    }
+}
+
+impl Pool {
+    fn new(nodes: &[Node], split: bool) -> Pool {
+        let mut pool = Pool {
+            nodes: nodes.to_vec(),
+            split,
+            placer: Placer::new(Arc::new(empty_view())),
+            placements: Vec::new(),
+            notes: Vec::new(),
+            used: BTreeSet::new(),
+            now: Time::from_secs(1),
+        };
+        pool.run(60);
+        pool
+    }
+
+    fn number(&self, of: &PeerId) -> usize {
+        (1..=self.nodes.len()).find(|number| peer(*number as u8) == *of).unwrap()
+    }
+
+    /// Seconds of each stage of a placement for one token, without what is held back.
+    fn stage_s(&self, placement: &Placement) -> Vec<f64> {
+        let stage_s = |stage: &PlacedStage| {
+            let node = self.nodes[self.number(&stage.peer) - 1];
+            let head = if stage.layers.end == LAYERS { size().head_bytes } else { 0 };
+            let bytes = u64::from(stage.layers.end - stage.layers.start) * LAYER_BYTES + head;
+            bytes as f64 / node.real / 1e9
+        };
+        placement.stages.iter().map(stage_s).collect()
+    }
+
+    /// Real seconds per token.
+    fn token_s(&self, placement: &Placement) -> f64 {
+        let stalls = placement.stages.iter().map(|stage| self.nodes[self.number(&stage.peer) - 1].stall_s);
+        let hops = if placement.stages.len() > 1 { placement.stages.len() as f64 * HOP_S } else { 0.0 };
+        self.stage_s(placement).iter().sum::<f64>() + stalls.sum::<f64>() + hops
+    }
+
+    fn advert(&self, number: usize) -> Advert {
+        let node = self.nodes[number - 1];
+        let others = (1..=self.nodes.len()).filter(|other| *other != number);
+        let link = |other: usize| LinkAdvert {
+            to: peer(other as u8),
+            rtt: Duration::from_secs_f64(2.0 * HOP_S),
+            bytes_per_s: 1e9,
+            transport: "tcp".to_owned(),
+            found_by: "mdns".to_owned(),
+        };
+        let (mut stages, term) = (Vec::new(), Term { counter: 1, master: peer(1) });
+        for placement in &self.placements {
+            let stage_s = self.stage_s(placement);
+            for (at, stage) in placement.stages.iter().enumerate().filter(|(_, stage)| stage.peer == peer(number as u8))
+            {
+                let pace = self.used.contains(&placement.epoch).then(|| StagePace {
+                    epoch: placement.epoch,
+                    step: Duration::from_secs_f64(stage_s[at]),
+                    away: Duration::from_secs_f64(self.token_s(placement) - stage_s[at] + node.slander_s),
+                    prompt_row: Duration::from_secs_f64(stage_s[at] / 10.0),
+                });
+                let (model, layers, epoch) = (placement.model, stage.layers.clone(), placement.epoch);
+                stages.retain(|other: &StageAdvert| other.layers != layers);
+                let state = StageState::Ready;
+                stages.push(StageAdvert { model, layers, epoch, state, session_bytes: 1, broken: None, pace });
+            }
+        }
+        let model = ModelAdvert {
+            digest: MODEL,
+            name: "model".to_owned(),
+            served: true,
+            whole: true,
+            split: self.split,
+            pinned: None,
+            size: size(),
+        };
+        Advert {
+            name: format!("node{number}"),
+            memory_bytes: node.memory_bytes,
+            speed: Some(LayerSpeed { weight_bytes_per_s: node.claimed * 1e9, macs_per_s: node.claimed * 2e10 }),
+            links: others.map(link).collect(),
+            models: if number == 1 { vec![model] } else { Vec::new() },
+            stages,
+            term: Some(term),
+            placements: if number == 1 { self.placements.clone() } else { Vec::new() },
+            ..advert_of(peer(number as u8))
+        }
+    }
+
+    fn view(&self) -> View {
+        let nodes: BTreeMap<PeerId, Arc<Advert>> =
+            (2..=self.nodes.len()).map(|number| (peer(number as u8), Arc::new(self.advert(number)))).collect();
+        let term = Some(Term { counter: 1, master: peer(1) });
+        let connected = nodes.keys().copied().collect();
+        View { local: peer(1), own: Arc::new(self.advert(1)), term, nodes, connected }
+    }
+
+    /// Lets seconds pass, in which nothing is requested.
+    fn run(&mut self, seconds: u64) {
+        for _ in 0..seconds {
+            self.now += Duration::from_secs(1);
+            for action in self.placer.handle(Event::View(Arc::new(self.view())), self.now) {
+                match action {
+                    Action::PublishPlacements(placements) => self.placements = placements,
+                    Action::Note(note) => self.notes.push(note),
+                    _ => {}
+                }
+            }
+        }
+    }
+
+    /// The newest placement answers requests for some seconds.
+    fn answer(&mut self, seconds: u64) {
+        for _ in 0..seconds {
+            self.used.extend(self.placements.iter().map(|placement| placement.epoch));
+            self.run(1);
+        }
+    }
+
+    fn newest(&self) -> &Placement {
+        self.placements.iter().max_by_key(|placement| placement.epoch).unwrap()
+    }
+
+    /// The nodes of the newest placement and the number of layers of each.
+    fn shares(&self) -> BTreeMap<usize, u32> {
+        let stages = self.newest().stages.iter();
+        stages.map(|stage| (self.number(&stage.peer), stage.layers.end - stage.layers.start)).collect()
+    }
+
+    fn uses(&self, number: usize) -> bool {
+        self.shares().contains_key(&number)
+    }
+
+    fn predicted_s(&self) -> f64 {
+        preview(&self.view(), "model").unwrap().current.unwrap().prediction.unwrap().step_s
+    }
+}
+
+fn empty_view() -> View {
+    let own = Arc::new(advert_of(peer(1)));
+    View { local: peer(1), own, term: None, nodes: BTreeMap::new(), connected: BTreeSet::new() }
+}
+
+#[test]
+fn predictions_are_within_a_quarter_of_what_came_however_wrong_the_first_measurements_were() {
+    for (claims, split) in [([15.0, 123.0], true), ([100.0, 15.0], true), ([6.0, 100.0], false)] {
+        let mut pool = Pool::new(&claims.map(|claimed| node(claimed, 30.0)), split);
+        pool.answer(60);
+        let (predicted_s, came_s) = (pool.predicted_s(), pool.token_s(pool.newest()));
+        let ratio = predicted_s / came_s;
+        assert!((0.75..1.25).contains(&ratio), "{claims:?}: {predicted_s} predicted, {came_s} came");
+    }
+}
+
+#[test]
+fn equal_nodes_get_equal_shares_once_they_have_computed() {
+    for claims in [[15.0, 123.0, 30.0], [100.0, 16.0, 15.0], [30.0, 30.0, 30.0]] {
+        let mut pool = Pool::new(&claims.map(|claimed| node(claimed, 30.0)), true);
+        pool.answer(120);
+        let shares = pool.shares();
+        let (least, most) = (shares.values().min().unwrap(), shares.values().max().unwrap());
+        assert!(shares.len() == 3 && most - least <= 1, "{claims:?}: {shares:?}");
+    }
+}
+
+#[test]
+fn a_node_that_computes_as_fast_as_others_keeps_its_model_when_only_it_is_measured() {
+    // The weights of a real model are read at half the speed that the first measurement showed, on every node.
+    let mut pool = Pool::new(&[node(30.0, 15.0), node(31.0, 15.5)], false);
+    assert_eq!(pool.shares(), BTreeMap::from([(1, LAYERS)]));
+    pool.answer(60);
+    assert_eq!(pool.shares(), BTreeMap::from([(1, LAYERS)]), "the other one is no faster");
+}
+
+#[test]
+fn a_stage_that_holds_frames_back_is_replaced_after_three_tokens_for_good() {
+    for split in [false, true] {
+        let mut nodes = [node(20.0, 20.0), node(60.0, 60.0), node(20.0, 20.0), node(20.0, 20.0)];
+        nodes.iter_mut().for_each(|node| node.memory_bytes = 768 << 20);
+        nodes[1].stall_s = 9.9;
+        let mut pool = Pool::new(&nodes, split);
+        assert!(pool.uses(2), "{:?}", pool.shares());
+        // The first times that three tokens showed, and where several nodes are suspects, those of one more chain.
+        let chains = if split { 2 } else { 1 };
+        for _ in 0..chains {
+            pool.answer(1);
+            pool.run(3);
+        }
+        assert!(!pool.uses(2), "split {split}: {:?}", pool.shares());
+        let slow =
+            pool.notes.iter().any(|note| matches!(note, Note::Slow { suspects, .. } if suspects.contains(&peer(2))));
+        assert!(slow, "it is told");
+        pool.answer(300);
+        assert!(!pool.uses(2), "split {split}: {:?}", pool.shares());
+        assert!(pool.token_s(pool.newest()) < 0.1);
+    }
+}
+
+#[test]
+fn one_of_three_that_hides_its_time_is_found_among_them() {
+    let mut nodes = [node(20.0, 20.0), node(21.0, 21.0), node(22.0, 22.0), node(20.0, 20.0)];
+    nodes.iter_mut().for_each(|node| node.memory_bytes = 1 << 30);
+    for slow in 2..=3 {
+        let mut nodes = nodes;
+        nodes[slow - 1].stall_s = 2.0;
+        let mut pool = Pool::new(&nodes, true);
+        assert!(pool.uses(slow));
+        pool.answer(120);
+        assert!(!pool.uses(slow), "{slow}: {:?}", pool.shares());
+        assert!(pool.token_s(pool.newest()) < 0.2);
+    }
+}
+
+#[test]
+fn a_node_that_slanders_another_loses_its_own_part() {
+    let mut nodes = [node(20.0, 20.0), node(25.0, 25.0), node(20.0, 20.0)];
+    nodes.iter_mut().for_each(|node| node.memory_bytes = 768 << 20);
+    // Node 2 says that node 1 keeps it waiting, which has the file and the requests.
+    nodes[1].slander_s = 5.0;
+    let mut pool = Pool::new(&nodes, false);
+    pool.answer(30);
+    assert!(pool.uses(1), "{:?}", pool.shares());
+    assert_eq!(pool.shares().len(), 2, "{:?}", pool.shares());
+}
+
+#[test]
+fn a_slow_stage_is_tried_again_after_a_while() {
+    let mut nodes = [node(20.0, 20.0), node(60.0, 60.0), node(20.0, 20.0)];
+    nodes.iter_mut().for_each(|node| node.memory_bytes = 768 << 20);
+    nodes[1].stall_s = 9.9;
+    let mut pool = Pool::new(&nodes, false);
+    pool.answer(10);
+    assert!(!pool.uses(2));
+    pool.nodes[1].stall_s = 0.0;
+    pool.answer(300);
+    assert!(!pool.uses(2), "not at once");
+    pool.run(600);
+    assert!(pool.uses(2), "{:?}", pool.shares());
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: if cfg!(debug_assertions) { 24 } else { 256 }, ..ProptestConfig::default() })]
+
+    /// More speed of one node never makes the best plan slower, and a delay never makes it faster.
+    #[test]
+    fn plans_follow_measured_speeds(
+        speeds in prop::collection::vec(1.0..50.0_f64, 2..6),
+        faster in 0_usize..6,
+        factor in 1.0..4.0_f64,
+        split: bool,
+    ) {
+        let needs = ModelNeeds {
+            digest: MODEL, name: "model".to_owned(), size: size(), split, fetched: true, pins: Vec::new(),
+            served_by: BTreeSet::new(), files: BTreeSet::new(),
+        };
+        let offer = |at: usize, speed: f64| NodeOffer {
+            peer: peer(at as u8 + 1),
+            name: format!("node{at}"),
+            memory_bytes: 400 << 20,
+            speed: LayerSpeed { weight_bytes_per_s: speed * 1e9, macs_per_s: speed * 2e10 },
+            numerics: 1,
+            delay_s: 0.0,
+        };
+        let offers: Vec<NodeOffer> = speeds.iter().enumerate().map(|(at, speed)| offer(at, *speed)).collect();
+        let link = |from: &PeerId, to: &PeerId| {
+            (from != to).then_some(LinkSpeed { rtt: Duration::from_micros(200), bytes_per_s: 1e9 })
+        };
+        let faster = faster % speeds.len();
+        let time = |offers: &[NodeOffer]| plan(&needs, offers, link).ok().map(|plan| match split {
+            true => plan.prediction.pace_s,
+            false => plan.prediction.step_s,
+        });
+        let mut quick = offers.clone();
+        quick[faster].speed.weight_bytes_per_s *= factor;
+        let mut delayed = offers.clone();
+        delayed[faster].delay_s = factor;
+        // Plans that differ by a tenth count as equal, and speeds by a quarter.
+        let slack = 1.4;
+        match (time(&offers), time(&quick), time(&delayed)) {
+            (Some(before), Some(after), Some(late)) => {
+                prop_assert!(after <= before * slack, "{before} before, {after} with a faster node");
+                prop_assert!(late * slack >= before, "{before} before, {late} with a delay");
+            }
+            (before, after, late) => prop_assert_eq!((before, after), (None, None), "{:?}", late),
+        }
+    }
+}
