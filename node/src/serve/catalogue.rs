@@ -6,7 +6,7 @@ mod entry;
 
 use std::ops::Range;
 use std::path::Path;
-use std::sync::{Arc, OnceLock, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
 
 use pangea_client::{Error, ErrorKind, ModelState, Result};
@@ -20,10 +20,15 @@ use crate::jobs::Jobs;
 use crate::pipeline::Loader;
 use crate::pool::{ModelAdvert, View};
 use crate::trust::Auditor;
-use crate::{compute_error, models};
+use crate::{clock, compute_error, models};
 
 use entry::{Entry, Source, State};
-use pangea_control::pool::full_name;
+use pangea_control::Time;
+use pangea_control::placement::{pool_facts, preview};
+use pangea_control::pool::{NameChoices, NameChosen, full_name, served};
+
+/// Interval at which models whose first answer failed are looked at.
+const RETRY_TICK: Duration = Duration::from_secs(1);
 
 /// The models of a node; empty by default. Clones share them.
 #[derive(Clone, Debug, Default)]
@@ -32,6 +37,8 @@ pub struct Served(Arc<Inner>);
 #[derive(Debug, Default)]
 struct Inner {
     entries: RwLock<Vec<Arc<Entry>>>,
+    /// The models that names stand for.
+    names: Mutex<NameChoices>,
     /// The parts needed to compute with other nodes, set once the node has a pool.
     node: OnceLock<Node>,
 }
@@ -58,7 +65,7 @@ pub struct ServedModel {
     pub name: String,
     /// Digest of the model, once known.
     pub digest: Option<Digest>,
-    /// `absent`, `loading`, `ready`, `unplaced` or `failed`.
+    /// `absent`, `loading`, `ready`, `unproven`, `unplaced` or `failed`.
     pub state: &'static str,
     /// Why it failed, why no node can hold it, or why it is still absent.
     pub why: Option<String>,
@@ -100,7 +107,7 @@ impl Served {
             let source = Source::File { model: model.clone(), folder: folder.to_owned() };
             entries.push(Arc::new(Entry::new(name, name, source, state)));
         }
-        Ok(Served(Arc::new(Inner { entries: RwLock::new(entries), node: OnceLock::new() })))
+        Ok(Served(Arc::new(Inner { entries: RwLock::new(entries), ..Inner::default() })))
     }
 
     /// Loads the local models and adds those of the pool.
@@ -130,26 +137,47 @@ impl Served {
     pub async fn follow(self, mut view: watch::Receiver<Arc<View>>) {
         loop {
             let now = Arc::clone(&view.borrow_and_update());
-            self.update(&now);
-            self.retry_placed();
-            if view.changed().await.is_err() {
-                return;
+            self.update(&now, clock::now());
+            self.retry();
+            // A model whose first answer failed is due at some time, whatever the pool does.
+            match tokio::time::timeout(RETRY_TICK, view.changed()).await {
+                Ok(Err(_)) => return,
+                Ok(Ok(())) | Err(_) => {}
             }
         }
     }
 
     /// Adds the models that other nodes serve, and removes those that no node serves any more. Two digests under one
-    /// name are two models: the first one seen has the name, any other is named `name@` plus the start of its digest.
-    fn update(&self, view: &View) {
+    /// name are two models: [`NameChoices`] says which has the name, and any other is named `name@` plus the start of its
+    /// digest.
+    fn update(&self, view: &View, now: Time) {
+        let counted = served::served(view);
         let mut served: Vec<&ModelAdvert> =
             view.nodes.values().flat_map(|node| &node.models).filter(|model| model.served).collect();
-        // Of models that are seen for the first time together, every node gives the same one the name.
+        served.retain(|model| counted.contains_key(&model.digest));
         served.sort_by(|one, other| (&one.name, one.digest).cmp(&(&other.name, other.digest)));
         served.dedup_by(|one, other| (&one.name, one.digest) == (&other.name, other.digest));
         let mut entries = self.0.entries.write().unwrap_or_else(PoisonError::into_inner);
+        let own = entries.iter().filter(|entry| entry.source.pooled().is_none());
+        let own: Vec<_> = own.map(|entry| (entry.called.clone(), entry.digest.get().copied())).collect();
+        let mut names = self.0.names.lock().unwrap_or_else(PoisonError::into_inner);
+        for NameChosen { name, digest, reason, others } in names.update(view, &own, now) {
+            let others = others.join(", ");
+            tracing::warn!(
+                event = "model_name_shared",
+                model = name,
+                %digest,
+                others,
+                "Several different models are named {name}: it stands for {} ({reason}), and other models are {others}",
+                full_name(&name, &digest)
+            );
+        }
         entries.retain(|entry| match &entry.source {
             Source::File { .. } => true,
-            Source::Pool(digest) => served.iter().any(|model| model.digest == *digest) || self.has_whole_copy(digest),
+            Source::Pool(digest) => {
+                let stays = served.iter().any(|model| model.digest == *digest) || self.has_whole_copy(digest);
+                stays && entry.name == names.listed(&entry.called, digest)
+            }
         });
         for digest in entries.iter().filter_map(|entry| entry.source.pooled()) {
             let own = view.own.models.iter().any(|own| own.digest == digest && !own.served);
@@ -160,17 +188,7 @@ impl Served {
         for model in served {
             let known = |entry: &Arc<Entry>| entry.called == model.name && entry.may_be(&model.digest);
             if !entries.iter().any(known) {
-                let taken = entries.iter().any(|entry| entry.name == model.name);
-                let name = if taken { full_name(&model.name, &model.digest) } else { model.name.clone() };
-                if taken {
-                    tracing::warn!(
-                        event = "model_name_shared",
-                        model = model.name,
-                        digest = %model.digest,
-                        "Two different models are named {}; this one is served as {name}",
-                        model.name
-                    );
-                }
+                let name = names.listed(&model.name, &model.digest);
                 let source = Source::Pool(model.digest);
                 let mut entry = Entry::new(&name, &model.name, source, State::Absent { why: None });
                 // Uses the counters of this node's own stage, which continue if the model disappears and returns; counters
@@ -184,17 +202,21 @@ impl Served {
         }
     }
 
-    /// Tries unplaced models again that have a placement now.
-    fn retry_placed(&self) {
+    /// Tries models again: unplaced ones that have a placement now, and those whose first answer failed some time ago.
+    fn retry(&self) {
         for entry in self.entries() {
-            let placed = entry.state.send_if_modified(|state| {
-                let placed = matches!(state, State::Unplaced { engine, .. } if engine.has_route());
-                if placed {
+            let again = entry.state.send_if_modified(|state| {
+                let again = match state {
+                    State::Unplaced { engine, .. } => engine.has_route(),
+                    State::Unproven { retry_at, .. } => clock::now() >= *retry_at,
+                    _ => false,
+                };
+                if again {
                     *state = State::Loading;
                 }
-                placed
+                again
             });
-            if placed && let Err(error) = self.load(&entry) {
+            if again && let Err(error) = self.load(&entry) {
                 tracing::error!(event = "model_failed", model = entry.name, %error, "Model {} is not served", entry.name);
             }
         }
@@ -235,12 +257,28 @@ impl Served {
     pub fn states(&self) -> Vec<ModelState> {
         let models = self.list().into_iter();
         models
-            .map(|ServedModel { name, state, why, .. }| ModelState {
+            .map(|ServedModel { name, state, why, digest, .. }| ModelState {
+                why: why.or_else(|| self.left_out(&digest?)).unwrap_or_default(),
                 name,
                 state: state.to_owned(),
-                why: why.unwrap_or_default(),
             })
             .collect()
+    }
+
+    /// Why this node has no layers of a model that the pool places, if it has none.
+    fn left_out(&self, model: &Digest) -> Option<String> {
+        let loader = &self.0.node.get()?.loader;
+        let view = Arc::clone(&loader.view().borrow());
+        let placements = pool_facts::placements(&view)?;
+        let mut of_model = placements.iter().filter(|placement| placement.model == *model).peekable();
+        of_model.peek()?;
+        if of_model.any(|placement| placement.stages.iter().any(|stage| loader.is_local(&stage.peer))) {
+            return None;
+        }
+        let name = full_name(&pool_facts::model(&view, model)?.name, model);
+        let left_out = preview(&view, &name).ok()?.left_out;
+        let (.., why) = left_out.into_iter().find(|(peer, ..)| loader.is_local(peer))?;
+        Some(format!("no layers on this node: {why}"))
     }
 
     /// Whether every local model has answered a request, and every other one is placed in the pool.
@@ -253,14 +291,32 @@ impl Served {
         self.entries().iter().map(|entry| (entry.name.clone(), Arc::clone(&entry.metrics))).collect()
     }
 
-    /// The model with this name; if several have it, the one that owns the name, or any by its full name.
+    /// The model with this name, or with this full name.
     fn find(&self, name: &str) -> Option<Arc<Entry>> {
         let entries = self.entries();
         let exact = entries.iter().find(|entry| entry.name == name);
-        let full = || entries.iter().find(|entry| entry.full_name().is_some_and(|full| full == name));
-        // The model that owned the name may be gone while another one with that name remains.
-        let left = || entries.iter().find(|entry| entry.called == name);
-        exact.or_else(full).or_else(left).cloned()
+        let full = || entries.iter().find(|entry| entry.is_called(name));
+        exact.or_else(full).cloned()
+    }
+
+    /// A model by its name or its full name.
+    pub fn one(&self, name: &str) -> Option<ServedModel> {
+        self.find(name).map(|entry| entry.show(self.0.node.get()))
+    }
+
+    /// Why no model has this name.
+    pub fn not_found(&self, name: &str) -> Error {
+        let entries = self.entries();
+        let others: Vec<String> =
+            entries.iter().filter(|entry| entry.called == name).filter_map(|entry| entry.full_name()).collect();
+        let message = match others.is_empty() {
+            true => format!("this node does not serve the model {name:?}"),
+            false => format!(
+                "the model {name:?} is on no node any more; other models with the name are {}: request one of them by that name",
+                others.join(", ")
+            ),
+        };
+        Error::new(ErrorKind::NotFound, message)
     }
 
     /// The engine of a model, once it is ready; downloads and loads an absent model.
@@ -270,7 +326,7 @@ impl Served {
     /// prevented loading it.
     pub async fn engine(&self, name: &str, timeout: Duration) -> Result<Engine> {
         let Some(entry) = self.find(name) else {
-            return Err(Error::new(ErrorKind::NotFound, format!("this node does not serve the model {name}")));
+            return Err(self.not_found(name));
         };
         let wanted = entry.state.send_if_modified(|state| {
             let absent = matches!(state, State::Absent { .. });
@@ -288,7 +344,8 @@ impl Served {
             || Error::new(ErrorKind::Unavailable, format!("the model {name} is still loading; try again later"));
         let state = settled.map_err(|_| loading())?.map_err(|_| loading())?;
         match &*state {
-            State::Ready(engine) => Ok(engine.clone()),
+            // A request may succeed where the first one failed.
+            State::Ready(engine) | State::Unproven { engine, .. } => Ok(engine.clone()),
             // The pool may have changed just now.
             State::Unplaced { engine, .. } if engine.has_route() => Ok(engine.clone()),
             State::Unplaced { engine, why } => {
@@ -319,7 +376,8 @@ impl Served {
                 State::Unplaced { why: error, .. } => {
                     tracing::warn!(event = "model_unplaced", model = entry.name, %error, "cannot place model {}: {error}", entry.name);
                 }
-                State::Absent { why: None } | State::Loading | State::Ready(_) => {}
+                // The model logs its failed first answers itself.
+                State::Absent { why: None } | State::Loading | State::Ready(_) | State::Unproven { .. } => {}
             }
             entry.state.send_replace(state);
         };

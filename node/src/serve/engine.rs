@@ -228,6 +228,12 @@ impl Engine {
         self.shared.routes.best(&Exclusions::default()).is_some()
     }
 
+    /// Whether this node alone computes the model now.
+    pub fn is_local(&self) -> bool {
+        let local = self.shared.pipeline.local();
+        self.shared.routes.best(&Exclusions::default()).is_some_and(|route| route.is_local(local))
+    }
+
     /// Why no node can hold the model while the pool does not change, if that is certain.
     pub fn unplaceable(&self) -> Option<String> {
         self.shared.routes.unplaceable()

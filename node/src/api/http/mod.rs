@@ -160,9 +160,10 @@ impl App {
 
     fn no_such_model(&self, name: &str) -> ApiError {
         let served = self.served.names();
+        let why = self.served.not_found(name);
         let message = match served[..] {
-            [] => format!("this node does not serve the model {name:?}; it serves none: start it with --model"),
-            _ => format!("this node does not serve the model {name:?}; it serves: {}", served.join(", ")),
+            [] => format!("{}; it serves none: start it with --model", why.message()),
+            _ => format!("{}; it serves: {}", why.message(), served.join(", ")),
         };
         ApiError::new(ErrorKind::NotFound, message).about("model").code("model_not_found")
     }

@@ -35,14 +35,14 @@ async fn list(State(app): State<App>) -> Json<Value> {
 
 /// `/v1/models/{id}`.
 async fn one(State(app): State<App>, Path(id): Path<String>) -> Result<Json<Value>, ApiError> {
-    let found = app.served.list().into_iter().find(|model| model.name == id);
-    let Some(model) = found else { return Err(app.no_such_model(&id)) };
+    let Some(model) = app.served.one(&id) else { return Err(app.no_such_model(&id)) };
     Ok(Json(entry(&app, &model)))
 }
 
 fn entry(app: &App, model: &ServedModel) -> Value {
     let mut entry = json!({"id": model.name, "object": "model", "created": app.started_s, "owned_by": "pangea"});
-    entry["pangea"] = json!({"state": model.state, "why": model.why});
+    let digest = model.digest.map(|digest| digest.to_string());
+    entry["pangea"] = json!({"state": model.state, "why": model.why, "digest": digest});
     entry
 }
 

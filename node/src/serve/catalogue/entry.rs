@@ -2,13 +2,15 @@
 //! lists.
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
 
 use pangea_client::{Error, ErrorKind, Result};
 use pangea_compute::model::ModelFile;
 use pangea_compute::{Cancel, Digest};
+use pangea_control::Time;
 use pangea_control::placement::pool_facts;
-use pangea_control::pool::full_name;
+use pangea_control::pool::{full_name, is_full_name};
 use tokio::sync::watch;
 
 use crate::blob::{self, Wanted};
@@ -18,9 +20,35 @@ use crate::pool::ModelAdvert;
 use crate::serve::engine::{Engine, ModelFacts};
 use crate::serve::pooled::{LocalModel, Pooled};
 use crate::serve::request::{Event, Request};
-use crate::{compute_error, models};
+use crate::{clock, compute_error, models};
 
 use super::{Node, ServedModel};
+
+/// Pause before a first answer is tried again; doubled with each further failure.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// Upper bound of that pause.
+const RETRY_MAX: Duration = Duration::from_secs(60);
+
+/// Consecutive first answers of a model that failed.
+#[derive(Debug, Default)]
+struct FailedAnswers {
+    count: u32,
+    /// Error of the last one, if this node alone computed it.
+    local: Option<String>,
+}
+
+impl FailedAnswers {
+    /// Records a failure; returns the pause before the next try, or `None` if this node's own failure is confirmed.
+    fn next(&mut self, why: &str, is_local: bool) -> Option<Duration> {
+        let local = is_local.then(|| why.to_owned());
+        let confirmed = local.is_some() && local == self.local;
+        self.local = local;
+        let pause = RETRY.saturating_mul(1 << self.count.min(16)).min(RETRY_MAX);
+        self.count = self.count.saturating_add(1);
+        (!confirmed).then_some(pause)
+    }
+}
 
 #[derive(Debug)]
 pub(super) struct Entry {
@@ -32,6 +60,8 @@ pub(super) struct Entry {
     /// Digest of the model, once known.
     pub(super) digest: OnceLock<Digest>,
     pub(super) metrics: Arc<EngineMetrics>,
+    /// Consecutive first answers that failed, the last of them by this node alone.
+    failed: Mutex<FailedAnswers>,
     pub(super) state: watch::Sender<State>,
 }
 
@@ -65,6 +95,12 @@ pub(super) enum State {
         engine: Engine,
         why: Error,
     },
+    /// Its first answer failed; requests may succeed, and it is tried again.
+    Unproven {
+        engine: Engine,
+        why: Error,
+        retry_at: Time,
+    },
     Failed(Error),
 }
 
@@ -81,6 +117,7 @@ impl State {
             State::Loading => "loading",
             State::Ready(_) => "ready",
             State::Unplaced { .. } => "unplaced",
+            State::Unproven { .. } => "unproven",
             State::Failed(_) => "failed",
         }
     }
@@ -93,7 +130,15 @@ impl Entry {
             Source::File { .. } => OnceLock::new(),
         };
         let (name, called) = (name.to_owned(), called.to_owned());
-        Entry { name, called, source, digest, metrics: Arc::default(), state: watch::Sender::new(state) }
+        Entry {
+            name,
+            called,
+            source,
+            digest,
+            metrics: Arc::default(),
+            failed: Mutex::default(),
+            state: watch::Sender::new(state),
+        }
     }
 
     /// Whether this may be the model with this digest; a file that has not been read may be any.
@@ -103,6 +148,11 @@ impl Entry {
 
     pub(super) fn full_name(&self) -> Option<String> {
         self.digest.get().map(|digest| full_name(&self.called, digest))
+    }
+
+    /// Whether a request with this full name means this model.
+    pub(super) fn is_called(&self, requested: &str) -> bool {
+        self.digest.get().is_some_and(|digest| is_full_name(requested, &self.called, digest))
     }
 
     pub(super) fn counts(&self, metrics: &Arc<EngineMetrics>) -> bool {
@@ -129,6 +179,7 @@ impl Entry {
         };
         match probe(&engine) {
             Ok(()) => {
+                *self.failed.lock().unwrap_or_else(PoisonError::into_inner) = FailedAnswers::default();
                 let millis = began.elapsed().as_millis() as u64;
                 let bytes = engine.model().memory_bytes;
                 tracing::info!(event = "model_ready", model = self.name, millis, bytes, "Serving model {}", self.name);
@@ -136,8 +187,27 @@ impl Entry {
             }
             // No node can compute it at present.
             Err(why) if engine.unplaceable().is_some() || !engine.has_route() => State::Unplaced { engine, why },
-            Err(error) => State::Failed(error),
+            Err(error) => self.unproven(engine, error),
         }
+    }
+
+    /// The state after a failed first answer: tried again, unless this node alone failed twice with the same error, which
+    /// is no accident.
+    fn unproven(&self, engine: Engine, why: Error) -> State {
+        let mut failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(pause) = failed.next(why.message(), engine.is_local()) else {
+            let message = format!("two first answers failed on this node alone, the last one with: {}", why.message());
+            return State::Failed(Error::new(why.kind(), message));
+        };
+        let seconds = pause.as_secs();
+        tracing::warn!(
+            event = "model_unproven",
+            model = self.name,
+            error = %why,
+            "The first answer of model {} failed; the next try is in {seconds} s: {why}",
+            self.name
+        );
+        State::Unproven { engine, why, retry_at: clock::now() + pause }
     }
 
     /// Makes the engine of a model whose file is on this node: announces it to the pool, and loads it unless it is to
@@ -275,20 +345,22 @@ impl Entry {
     pub(super) fn show(&self, node: Option<&Node>) -> ServedModel {
         let state = self.state.borrow();
         let (facts, (running, waiting)) = match &*state {
-            State::Ready(engine) => (Some(engine.model().clone()), engine.load_now()),
+            State::Ready(engine) | State::Unproven { engine, .. } => (Some(engine.model().clone()), engine.load_now()),
             _ => (None, (0, 0)),
         };
         let refusal = match &*state {
             State::Ready(engine) if engine.has_route() => None,
             // A model that is loading may be ready soon, so it has no reason.
             State::Loading | State::Failed(_) => None,
+            State::Unproven { engine, .. } if engine.has_route() => None,
             _ => self.refusal(node),
         };
         let name = if refusal.is_some() { "unplaced" } else { state.name() };
         let why = refusal.or_else(|| match &*state {
-            State::Failed(error) | State::Absent { why: Some(error) } | State::Unplaced { why: error, .. } => {
-                Some(error.message().to_owned())
-            }
+            State::Failed(error)
+            | State::Absent { why: Some(error) }
+            | State::Unplaced { why: error, .. }
+            | State::Unproven { why: error, .. } => Some(error.message().to_owned()),
             State::Absent { why: None } | State::Loading | State::Ready(_) => None,
         });
         ServedModel {
@@ -318,4 +390,25 @@ pub(super) fn probe(engine: &Engine) -> Result<()> {
         }
         Err(Error::new(ErrorKind::Internal, "the model's first answer ended without a summary"))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_same_failure_of_this_node_alone_twice_disables_a_model() {
+        let mut failed = FailedAnswers::default();
+        let seconds = |pause: Option<Duration>| pause.map(|pause| pause.as_secs());
+        // Of other nodes, whatever and however often.
+        let pauses: Vec<_> = (0..10).map(|_| seconds(failed.next("a stage is gone", false))).collect();
+        assert_eq!(pauses[..3], [Some(1), Some(2), Some(4)]);
+        assert_eq!(pauses[9], Some(60));
+        let mut failed = FailedAnswers::default();
+        assert!(failed.next("a value is not finite", true).is_some());
+        assert!(failed.next("memory does not suffice", true).is_some(), "another one");
+        assert!(failed.next("a stage is gone", false).is_some());
+        assert!(failed.next("memory does not suffice", true).is_some());
+        assert_eq!(failed.next("memory does not suffice", true), None);
+    }
 }

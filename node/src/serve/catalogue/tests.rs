@@ -32,23 +32,47 @@ fn found(served: &Served, name: &str) -> Option<u8> {
     served.find(name).and_then(|entry| entry.digest.get().map(|digest| digest.as_bytes()[0]))
 }
 
-#[test]
-fn two_models_with_one_name_are_both_listed_and_reachable() {
+/// Lets a catalogue follow views, one every minute.
+fn follow(views: &[View]) -> Served {
     let served = Served::default();
-    served.update(&pool(&[("tiny", 0xab), ("tiny", 0x12), ("tiny", 0xab), ("other", 7)]));
-    assert_eq!(served.names(), ["other", "tiny", "tiny@abababab"]);
-    assert_eq!((found(&served, "tiny"), found(&served, "tiny@abababab")), (Some(0x12), Some(0xab)));
-    assert_eq!(found(&served, "tiny@12121212"), Some(0x12), "the first one by its full name, too");
-    assert_eq!(found(&served, "tiny@33333333"), None);
+    for (minute, view) in views.iter().enumerate() {
+        served.update(view, Time::from_secs(60 * minute as u64));
+    }
+    served
 }
 
 #[test]
-fn a_model_keeps_its_name_until_it_goes_and_another_takes_it() {
-    let served = Served::default();
-    served.update(&pool(&[("tiny", 0xab)]));
-    served.update(&pool(&[("tiny", 0x12), ("tiny", 0xab)]));
+fn two_models_with_one_name_are_both_listed_and_reachable() {
+    let served = follow(&[pool(&[("tiny", 0xab), ("tiny", 0x12), ("tiny", 0xab), ("other", 7)])]);
+    assert_eq!(served.names(), ["other", "tiny", "tiny@abababab"]);
+    assert_eq!((found(&served, "tiny"), found(&served, "tiny@abababab")), (Some(0x12), Some(0xab)));
+    assert_eq!(found(&served, "tiny@12121212"), Some(0x12), "the first one by its full name, too");
+    assert_eq!(found(&served, &format!("tiny@{}", "ab".repeat(32))), Some(0xab), "or by all digits");
+    assert_eq!(found(&served, "tiny@33333333"), None);
+    assert_eq!(served.one("tiny@12121212").map(|model| model.name), Some("tiny".to_owned()));
+}
+
+#[test]
+fn a_model_keeps_its_name_and_no_other_takes_it_while_it_is_away() {
+    let (one, both, other) =
+        (pool(&[("tiny", 0xab)]), pool(&[("tiny", 0x12), ("tiny", 0xab)]), pool(&[("tiny", 0x12)]));
+    let served = follow(&[one.clone(), one.clone(), both.clone()]);
     assert_eq!((found(&served, "tiny"), found(&served, "tiny@12121212")), (Some(0xab), Some(0x12)));
-    served.update(&pool(&[("tiny", 0x12)]));
+    let served = follow(&[one.clone(), one, both, other.clone()]);
     assert_eq!(served.names(), ["tiny@12121212"]);
-    assert_eq!(found(&served, "tiny"), Some(0x12), "the name leads to the model that is left");
+    assert_eq!(found(&served, "tiny"), None, "another model is not what was meant");
+    let error = served.not_found("tiny");
+    assert!(error.message().contains("tiny@12121212"), "{error}");
+    for minute in 4..20 {
+        served.update(&other, Time::from_secs(60 * minute));
+    }
+    assert_eq!(served.names(), ["tiny"]);
+    assert_eq!(found(&served, "tiny"), Some(0x12), "the name is free again");
+}
+
+#[test]
+fn a_node_that_claims_many_models_fills_no_catalogue() {
+    let names: Vec<String> = (0..64).map(|number| format!("model {number}")).collect();
+    let models: Vec<(&str, u8)> = names.iter().zip(0..).map(|(name, number)| (name.as_str(), number)).collect();
+    assert_eq!(follow(&[pool(&models)]).names().len(), served::SERVED_PER_NODE);
 }
