@@ -57,6 +57,8 @@ pub use stage_manager::{StageOrder, StageReport};
 pub use usable::{broken_elsewhere, newest_usable, room_positions};
 
 #[cfg(test)]
+mod garbage_tests;
+#[cfg(test)]
 mod plan_tests;
 #[cfg(test)]
 mod speed_tests;

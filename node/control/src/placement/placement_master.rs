@@ -62,6 +62,9 @@ const ORPHANED: Duration = Duration::from_secs(120);
 /// decision about a lost stage.
 const PLANS_PER_DECISION: usize = 4;
 
+/// Why a node that would have to fetch a model gets none of its layers.
+const NOT_FETCHED: &str = "the nodes that serve it serve more models than others fetch, and it has no file of this one";
+
 /// Why an excluded node gets no layers.
 const EXCLUDED: &str = "a stage or a chain failed on it lately; it is tried again later";
 
@@ -269,11 +272,13 @@ impl PlacementMaster {
         }
     }
 
-    /// The models to plan now: those without a placement first, the longest unplanned first, and only as many as bound the
+    /// The models to plan now: those without a placement first, the first ones of each node, the longest unplanned, and only as many as bound the
     /// work of one decision.
     fn due(&self, now: Time) -> Vec<Digest> {
         let due = self.models.iter().filter(|(_, model)| model.is_due(now));
-        let urgency = |model: &ModelPlacement| (model.refused.is_some(), model.serving.is_some(), model.planned_at);
+        let urgency = |model: &ModelPlacement| {
+            (model.refused.is_some(), model.serving.is_some(), !model.needs.fetched, model.planned_at)
+        };
         let mut due: Vec<_> = due.map(|(digest, model)| (urgency(model), *digest)).collect();
         due.sort_unstable();
         due.into_iter().take(PLANS_PER_DECISION).map(|(_, digest)| digest).collect()
@@ -381,10 +386,13 @@ impl PlacementMaster {
         model.forming = Some(Running::new(placement.clone(), view, now));
         let used = |peer: &PeerId| placement.stages.iter().any(|stage| stage.peer == *peer);
         let unmeasured = view.everyone().filter(|advert| advert.works && advert.speed.is_none());
+        let fetched = |peer: &PeerId| model.needs.fetched || model.needs.files.contains(peer);
+        let unfetched = view.everyone().filter(|advert| advert.works && !fetched(&advert.peer));
         let left_out = plan.left_out.into_iter().filter(|(peer, _)| !excluded.contains(peer));
         let left_out = left_out
             .chain(excluded.iter().filter(|peer| !used(peer)).map(|peer| (*peer, EXCLUDED.to_owned())))
             .chain(unmeasured.map(|advert| (advert.peer, "it has not measured its speed yet".to_owned())))
+            .chain(unfetched.map(|advert| (advert.peer, NOT_FETCHED.to_owned())))
             .collect();
         Some(Note::Placed { placement, reason: plan.reason, prediction: plan.prediction, left_out })
     }
