@@ -7,6 +7,7 @@ mod every_token;
 mod lies;
 mod losses;
 mod memory;
+mod names;
 mod speeds;
 
 use std::path::PathBuf;
