@@ -140,9 +140,8 @@ impl Served {
             self.update(&now, clock::now());
             self.retry();
             // A model whose first answer failed is due at some time, whatever the pool does.
-            match tokio::time::timeout(RETRY_TICK, view.changed()).await {
-                Ok(Err(_)) => return,
-                Ok(Ok(())) | Err(_) => {}
+            if let Ok(Err(_)) = tokio::time::timeout(RETRY_TICK, view.changed()).await {
+                return;
             }
         }
     }
