@@ -85,7 +85,7 @@ fn many_models_of_one_node_that_nobody_can_load_are_fetched_seldom_and_delay_no_
     let mut placer = Placer::new(Arc::new(view(&[])));
     let (mut placements, mut placed) = (Vec::new(), BTreeMap::<String, u32>::new());
     let mut now = Time::from_secs(1);
-    for second in 0..600 {
+    for second in 0..200 {
         now += Duration::from_secs(1);
         let mut planned = 0;
         for action in placer.handle(Event::View(Arc::new(view(&placements))), now) {

@@ -9,7 +9,7 @@ use super::cost::Prediction;
 use super::measured::MeasuredSpeeds;
 use super::offer::ModelNeeds;
 use super::plan::{plan, predict};
-use super::{PlacedStage, pool_facts};
+use super::{PlacedStage, pool_facts, slowness};
 use crate::pool::{View, full_name, is_full_name};
 
 /// A master's decision about a model, planned and current.
@@ -73,17 +73,26 @@ pub fn preview(view: &View, model: &str) -> Result<Preview> {
         let name = |stage: &PlacedStage| names.get(&stage.peer).copied().unwrap_or_default().to_owned();
         ChainPreview { stages: stages.iter().map(|stage| (stage.clone(), name(stage))).collect(), prediction }
     };
+    let of_model = placements.iter().filter(|placement| placement.model == needs.digest);
+    // A ready chain takes precedence over one that is forming.
+    let current = of_model.max_by_key(|placement| (pool_facts::is_ready(view, placement), placement.epoch));
+    // What a chain's tokens took says more than what its stages and links take each.
+    let took_s = current.and_then(|placement| slowness::token_s(view, placement));
+    let as_measured = |stages: &[PlacedStage], predicted: Prediction| match took_s {
+        Some(step_s) if current.is_some_and(|current| current.stages == stages) => Prediction { step_s, ..predicted },
+        _ => predicted,
+    };
     let (best, reason, alternatives, left_out) = match plan(needs, &offers, links) {
-        Ok(plan) => (Some(chain(&plan.stages, Some(plan.prediction))), plan.reason, plan.alternatives, plan.left_out),
+        Ok(plan) => {
+            let prediction = as_measured(&plan.stages, plan.prediction);
+            (Some(chain(&plan.stages, Some(prediction))), plan.reason, plan.alternatives, plan.left_out)
+        }
         Err(no_plan) => (None, no_plan.why, Vec::new(), Vec::new()),
     };
     let unmeasured = view.everyone().filter(|advert| advert.works && advert.speed.is_none());
     let unmeasured = unmeasured.map(|advert| (advert.peer, "it has not measured its speed yet".to_owned()));
     let left_out = left_out.into_iter().chain(unmeasured);
     let name = |peer: PeerId| names.get(&peer).copied().unwrap_or_default().to_owned();
-    let of_model = placements.iter().filter(|placement| placement.model == needs.digest);
-    // A ready chain takes precedence over one that is forming.
-    let current = of_model.max_by_key(|placement| (pool_facts::is_ready(view, placement), placement.epoch));
     let whole = 0..needs.size.layers;
     Ok(Preview {
         weight_bytes: needs.weight_bytes(&whole),
@@ -94,7 +103,10 @@ pub fn preview(view: &View, model: &str) -> Result<Preview> {
         alternatives: alternatives.iter().map(|other| chain(&other.stages, Some(other.prediction))).collect(),
         epoch: current.map_or(0, |placement| placement.epoch),
         ready: current.is_some_and(|placement| pool_facts::is_ready(view, placement)),
-        current: current.map(|placement| chain(&placement.stages, predict(needs, &offers, links, &placement.stages))),
+        current: current.map(|placement| {
+            let predicted = predict(needs, &offers, links, &placement.stages);
+            chain(&placement.stages, predicted.map(|predicted| as_measured(&placement.stages, predicted)))
+        }),
         needs: needs.clone(),
     })
 }

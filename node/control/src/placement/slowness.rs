@@ -183,6 +183,12 @@ fn chain(placement: &Placement) -> ChainId {
     ChainId { model: placement.model, epoch: placement.epoch }
 }
 
+/// Seconds per token of a working placement, as its first stage measured them.
+pub(super) fn token_s(view: &View, placement: &Placement) -> Option<f64> {
+    let pace = *paces(view, placement).get(&placement.stages.first()?.peer)?;
+    (!pace.step.is_zero()).then(|| (pace.step + pace.away).as_secs_f64())
+}
+
 /// What the stages of a placement say about its times.
 fn paces(view: &View, placement: &Placement) -> BTreeMap<PeerId, StagePace> {
     let said = |placed: &PlacedStage| {
