@@ -66,7 +66,7 @@ struct Stage {
 }
 
 struct Pace {
-  # How fast a stage of one chain was, as its node measured it: medians of its last frames; 0: not measured.
+  # How fast a stage of one chain was, as its node measured it: means of its last frames; 0: not measured.
   epoch @0 :UInt64;            # placement whose chain was measured; 0: the chain of this node alone
   stepNanos @1 :UInt64;        # this stage, for one token of a single answer
   awayNanos @2 :UInt64;        # from the end of that until the answer's next frame

@@ -1,5 +1,6 @@
 //! The speeds of nodes for one model: measured by the frames of its stages where there were any, and estimated elsewhere from
-//! what nodes say of themselves, in the proportion in which the measured nodes differ from their own claims.
+//! what nodes say of themselves, in the proportion in which the measured nodes differ from their own claims. Besides, what the
+//! hops of working chains take beyond their links: waking threads, and waiting for a core on a busy machine.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -8,7 +9,8 @@ use std::time::Duration;
 use libp2p_identity::PeerId;
 
 use super::cost::WEIGHT_BITS;
-use super::offer::{ModelNeeds, NodeOffer};
+use super::offer::{LinkSpeed, ModelNeeds, NodeOffer};
+use super::pool_facts;
 use crate::pool::{LayerSpeed, ModelSize, StageAdvert, StagePace, StageState, View};
 
 /// Weight of the newest measurement in a remembered speed: one busy moment moves no layers.
@@ -44,6 +46,8 @@ fn paced<'a>(view: &'a View, needs: &'a ModelNeeds) -> impl Iterator<Item = (Pee
 #[derive(Clone, Debug, Default)]
 pub(super) struct MeasuredSpeeds {
     nodes: BTreeMap<PeerId, Measured>,
+    /// Seconds of each hop of working chains that neither their stages nor their links account for, once known.
+    hop_s: Option<f64>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -86,6 +90,21 @@ impl MeasuredSpeeds {
         if self.nodes.len() > REMEMBERED_MAX {
             self.nodes.retain(|peer, _| view.advert(peer).is_some());
         }
+    }
+
+    /// Learns what each hop of a working chain took besides its link.
+    pub(super) fn observe_hops(&mut self, hop_s: f64) {
+        let before_s = self.hop_s.unwrap_or(hop_s);
+        self.hop_s = Some(before_s + NEWEST_PART * (hop_s - before_s));
+    }
+
+    /// The link between two nodes, with what hops take besides.
+    pub(super) fn link(&self, view: &View, from: &PeerId, to: &PeerId) -> Option<LinkSpeed> {
+        let link = pool_facts::link(view, from, to)?;
+        let hop = Duration::try_from_secs_f64(self.hop_s.unwrap_or(0.0)).unwrap_or_default();
+        // A message takes half of the round trip. Zero is a link that is not measured yet.
+        let rtt = if link.rtt.is_zero() { link.rtt } else { link.rtt.saturating_add(2 * hop) };
+        Some(LinkSpeed { rtt, ..link })
     }
 
     /// Replaces the claimed speeds of offers.

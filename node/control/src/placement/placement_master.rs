@@ -26,7 +26,7 @@ use super::plan::{Plan, plan, predict};
 use super::pool_facts;
 use super::replan_delay::ReplanDelay;
 use super::running::{Health, Running};
-use super::slowness::{SlowChain, Slowness};
+use super::slowness::{self, SlowChain, Slowness};
 use super::{Placement, PlacementRefusal};
 use crate::pool::{Advert, NameChoices, Term, View};
 
@@ -268,6 +268,8 @@ impl PlacementMaster {
                 model.planned_at = None;
                 let SlowChain { suspects, predicted_s, took_s } = slow;
                 notes.push(Note::Slow { name: model.needs.name.clone(), suspects, predicted_s, took_s });
+            } else if let Some(hop_s) = slowness::hop_s(view, &serving.placement, predicted.step_s) {
+                model.speeds.observe_hops(hop_s);
             }
         }
     }
@@ -333,7 +335,8 @@ impl PlacementMaster {
         let reserved = self.reserved(&digest, view);
         let model = self.models.get_mut(&digest)?;
         model.planned_at = Some(now);
-        let links = |from: &PeerId, to: &PeerId| pool_facts::link(view, from, to);
+        let speeds = model.speeds.clone();
+        let links = |from: &PeerId, to: &PeerId| speeds.link(view, from, to);
         let mut all = model.offers(view, &reserved);
         self.slowness.add_to(&mut all);
         let mut offers = model.cooldowns.eligible(&all, true, view, now);
@@ -549,7 +552,7 @@ impl ModelPlacement {
         if best.stages == *current {
             return Worth::Nothing;
         }
-        let links = |from: &PeerId, to: &PeerId| pool_facts::link(view, from, to);
+        let links = |from: &PeerId, to: &PeerId| self.speeds.link(view, from, to);
         let pinned = |(peer, layers): &(PeerId, std::ops::Range<u32>)| {
             let there = best.stages.iter().any(|stage| stage.peer == *peer);
             !there || current.iter().any(|stage| stage.peer == *peer && stage.layers == *layers)

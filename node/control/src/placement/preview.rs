@@ -9,7 +9,7 @@ use super::cost::Prediction;
 use super::measured::MeasuredSpeeds;
 use super::offer::ModelNeeds;
 use super::plan::{plan, predict};
-use super::{PlacedStage, pool_facts, slowness};
+use super::{PlacedStage, Placement, pool_facts, slowness};
 use crate::pool::{View, full_name, is_full_name};
 
 /// A master's decision about a model, planned and current.
@@ -66,8 +66,8 @@ pub fn preview(view: &View, model: &str) -> Result<Preview> {
         }
     }
     pool_facts::without_fetching(needs, &mut offers);
-    MeasuredSpeeds::of(view, needs).correct(&mut offers);
-    let links = |from: &PeerId, to: &PeerId| pool_facts::link(view, from, to);
+    let mut speeds = MeasuredSpeeds::of(view, needs);
+    speeds.correct(&mut offers);
     let names: BTreeMap<PeerId, &str> = view.everyone().map(|advert| (advert.peer, advert.name.as_str())).collect();
     let chain = |stages: &[PlacedStage], prediction: Option<Prediction>| {
         let name = |stage: &PlacedStage| names.get(&stage.peer).copied().unwrap_or_default().to_owned();
@@ -76,6 +76,15 @@ pub fn preview(view: &View, model: &str) -> Result<Preview> {
     let of_model = placements.iter().filter(|placement| placement.model == needs.digest);
     // A ready chain takes precedence over one that is forming.
     let current = of_model.max_by_key(|placement| (pool_facts::is_ready(view, placement), placement.epoch));
+    let accounted = |placement: &Placement| {
+        let links = |from: &PeerId, to: &PeerId| pool_facts::link(view, from, to);
+        predict(needs, &offers, links, &placement.stages)
+    };
+    let hop_s = current.and_then(|current| slowness::hop_s(view, current, accounted(current)?.step_s));
+    if let Some(hop_s) = hop_s {
+        speeds.observe_hops(hop_s);
+    }
+    let links = |from: &PeerId, to: &PeerId| speeds.link(view, from, to);
     // What a chain's tokens took says more than what its stages and links take each.
     let took_s = current.and_then(|placement| slowness::token_s(view, placement));
     let as_measured = |stages: &[PlacedStage], predicted: Prediction| match took_s {
@@ -148,7 +157,6 @@ mod tests {
     use pangea_units::Digest;
 
     use super::*;
-    use crate::placement::Placement;
     use crate::pool::{Advert, LayerSpeed, ModelAdvert, ModelSize, StageAdvert, StageState, Term, advert_of};
     use crate::test_peers::peer;
 

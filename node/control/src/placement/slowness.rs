@@ -94,7 +94,7 @@ impl Slowness {
         if peers.len() < 2 || !predicted_s.is_finite() {
             return None;
         }
-        let limit_s = predicted_s * SLOW + ALLOWANCE_S * peers.len() as f64;
+        let limit_s = limit_s(predicted_s, peers.len());
         let Some((suspects, took_s)) = suspects(&view.local, &peers, &paces, limit_s) else {
             for suspicion in &mut self.suspicions {
                 suspicion.suspects.retain(|peer| !peers.contains(peer));
@@ -183,10 +183,26 @@ fn chain(placement: &Placement) -> ChainId {
     ChainId { model: placement.model, epoch: placement.epoch }
 }
 
-/// Seconds per token of a working placement, as its first stage measured them.
+/// Seconds per token beyond which a chain counts as slow.
+fn limit_s(predicted_s: f64, stages: usize) -> f64 {
+    predicted_s * SLOW + ALLOWANCE_S * stages as f64
+}
+
+/// Seconds per token of a working placement: as this node measured them if it has a stage, otherwise the least that one of its
+/// stages says, so that none can make it look slow alone.
 pub(super) fn token_s(view: &View, placement: &Placement) -> Option<f64> {
-    let pace = *paces(view, placement).get(&placement.stages.first()?.peer)?;
-    (!pace.step.is_zero()).then(|| (pace.step + pace.away).as_secs_f64())
+    let paces = paces(view, placement);
+    let took_s = |pace: &StagePace| (!pace.step.is_zero()).then(|| (pace.step + pace.away).as_secs_f64());
+    let own_s = paces.get(&view.local).and_then(took_s);
+    own_s.or_else(|| paces.values().filter_map(took_s).min_by(f64::total_cmp))
+}
+
+/// Seconds that each hop of a working placement takes besides its link. `predicted_s`: seconds per token that its stages and
+/// links account for. What makes a chain slow has a cause of its own, and does not count.
+pub(super) fn hop_s(view: &View, placement: &Placement, predicted_s: f64) -> Option<f64> {
+    let hops = placement.stages.len();
+    let took_s = token_s(view, placement).filter(|_| hops > 1 && predicted_s.is_finite())?;
+    Some((took_s.min(limit_s(predicted_s, hops)) - predicted_s).max(0.0) / hops as f64)
 }
 
 /// What the stages of a placement say about its times.

@@ -43,6 +43,8 @@ fn node(claimed: f64, real: f64) -> Node {
 struct Pool {
     nodes: Vec<Node>,
     split: bool,
+    /// Seconds that each hop takes besides its link.
+    wait_s: f64,
     placer: Placer,
     placements: Vec<Placement>,
     notes: Vec<Note>,
@@ -68,6 +70,7 @@ impl Pool {
         let mut pool = Pool {
             nodes: nodes.to_vec(),
             split,
+            wait_s: 0.0,
             placer: Placer::new(Arc::new(empty_view())),
             placements: Vec::new(),
             notes: Vec::new(),
@@ -96,7 +99,7 @@ impl Pool {
     /// Real seconds per token.
     fn token_s(&self, placement: &Placement) -> f64 {
         let stalls = placement.stages.iter().map(|stage| self.nodes[self.number(&stage.peer) - 1].stall_s);
-        let hops = if placement.stages.len() > 1 { placement.stages.len() as f64 * HOP_S } else { 0.0 };
+        let hops = if placement.stages.len() > 1 { placement.stages.len() as f64 * (HOP_S + self.wait_s) } else { 0.0 };
         self.stage_s(placement).iter().sum::<f64>() + stalls.sum::<f64>() + hops
     }
 
@@ -212,6 +215,23 @@ fn predictions_are_within_a_quarter_of_what_came_however_wrong_the_first_measure
         let ratio = predicted_s / came_s;
         assert!((0.75..1.25).contains(&ratio), "{claims:?}: {predicted_s} predicted, {came_s} came");
     }
+}
+
+#[test]
+fn predictions_of_other_chains_count_what_the_hops_of_this_one_take() {
+    let mut nodes = [node(30.0, 30.0); 3];
+    nodes.iter_mut().for_each(|node| node.memory_bytes = 768 << 20);
+    let mut pool = Pool::new(&nodes, false);
+    // Threads wait for a core: each hop takes about as long as a stage computes.
+    pool.wait_s = 10e-3;
+    pool.answer(60);
+    let came_s = pool.token_s(pool.newest());
+    let preview = preview(&pool.view(), "model").unwrap();
+    let others = preview.alternatives.iter().chain(&preview.best).filter(|chain| chain.stages.len() == 2);
+    let predicted: Vec<f64> = others.map(|chain| chain.prediction.unwrap().step_s / came_s).collect();
+    assert!(predicted.len() > 1 && predicted.iter().all(|ratio| (0.75..1.25).contains(ratio)), "{predicted:?}");
+    assert!((0.75..1.25).contains(&(pool.predicted_s() / came_s)));
+    assert!(!pool.notes.iter().any(|note| matches!(note, Note::Slow { .. })), "nobody is to blame");
 }
 
 #[test]

@@ -176,7 +176,7 @@ pub struct StageAdvert {
     pub pace: Option<StagePace>,
 }
 
-/// How fast a stage of one chain was, as its node measured it: medians of its last frames. Each is zero until measured.
+/// How fast a stage of one chain was, as its node measured it: means of its last frames. Each is zero until measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StagePace {
     /// Epoch of the placement whose chain was measured; 0: the chain of this node alone.

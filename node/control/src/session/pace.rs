@@ -1,20 +1,33 @@
 //! Measures how long a stage takes for its frames, and how long the rest of its chain takes until the next frame of the same
-//! answer comes. The times are medians of the last frames. Nothing is decided here.
+//! answer comes. The times are means of the last frames: people wait for the slow ones, too. Nothing is decided here.
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use super::FrameRows;
 use crate::Time;
 use crate::pool::StagePace;
 
-/// Frames whose median counts: enough that a busy moment does not, few enough that a lasting change soon does.
-const RECENT: usize = 16;
+/// Frames whose mean counts at most: about two answers, and little memory.
+const RECENT: usize = 256;
 
-/// Up to this many frames, the median is computed after each one; from then on after as many again.
+/// Together the frames that count take about this long: a busy moment is one among many, and a lasting change counts as soon
+/// on a slow chain as on a fast one.
+const RECENT_TIME: Duration = Duration::from_secs(5);
+
+/// Up to this many frames, the mean is computed after each one; from then on after as many again, or one that takes at least
+/// [`LONG`].
 const EVERY: usize = 8;
 
-/// Frames before a median counts: the first pass of a stage reads its weights from memory for the first time.
+/// Time of a frame beside which computing a mean costs nothing.
+const LONG: Duration = Duration::from_millis(20);
+
+/// Frames before a mean counts: the first pass of a stage reads its weights from memory for the first time.
 const FRAMES_MIN: usize = 3;
+
+/// The longest times, one of this many and at least one, count like the longest of the others: a moment in which the machine
+/// stood still says nothing about the next ones.
+const OUTLIER_OF: usize = 16;
 
 /// Rows of a prompt's frame from which on its time says how fast prompts are read.
 const PROMPT_ROWS_MIN: usize = 16;
@@ -22,24 +35,40 @@ const PROMPT_ROWS_MIN: usize = 16;
 /// The last times of one kind.
 #[derive(Debug, Default)]
 struct Recent {
-    times: Vec<Duration>,
+    times: VecDeque<Duration>,
+    total: Duration,
     count: usize,
-    median: Duration,
+    mean: Duration,
 }
 
 impl Recent {
     fn push(&mut self, time: Duration) {
-        match self.times.len() < RECENT {
-            true => self.times.push(time),
-            false => self.times[self.count % RECENT] = time,
-        }
+        self.times.push_back(time);
+        self.total += time;
         self.count += 1;
-        if self.count >= FRAMES_MIN && (self.count <= EVERY || self.count.is_multiple_of(EVERY)) {
-            let mut sorted = self.times.clone();
-            sorted.sort_unstable();
-            self.median = sorted[sorted.len() / 2];
+        while let Some(oldest) = self.times.front().copied() {
+            let newer = self.total.saturating_sub(oldest);
+            let enough = self.times.len() > FRAMES_MIN && newer >= RECENT_TIME;
+            if self.times.len() <= RECENT && !enough {
+                break;
+            }
+            self.times.pop_front();
+            self.total = newer;
+        }
+        let due = self.count <= EVERY || self.count.is_multiple_of(EVERY) || time >= LONG;
+        if self.count >= FRAMES_MIN && due {
+            self.mean = mean(self.times.iter().copied().collect());
         }
     }
+}
+
+/// The mean of at least two times, without what only a few of them took.
+fn mean(mut times: Vec<Duration>) -> Duration {
+    times.sort_unstable();
+    let (count, outliers) = (times.len(), times.len().div_ceil(OUTLIER_OF));
+    let Some(longest) = times.get(count.saturating_sub(outliers + 1)).copied() else { return Duration::ZERO };
+    let sum: Duration = times.into_iter().map(|time| time.min(longest)).sum();
+    sum / u32::try_from(count).unwrap_or(u32::MAX)
 }
 
 /// What a frame says about the stage's speed.
@@ -119,7 +148,7 @@ impl PaceMeter {
 
     /// The times measured so far; `None` without any.
     pub(super) fn pace(&self) -> Option<StagePace> {
-        let (step, away, prompt_row) = (self.steps.median, self.aways.median, self.prompts.median);
+        let (step, away, prompt_row) = (self.steps.mean, self.aways.mean, self.prompts.mean);
         let known = !(step.is_zero() && away.is_zero() && prompt_row.is_zero());
         known.then_some(StagePace { epoch: self.epoch, step, away, prompt_row })
     }
@@ -144,20 +173,34 @@ mod tests {
     }
 
     #[test]
-    fn the_median_of_single_rows_is_the_pace_and_a_busy_moment_is_not() {
+    fn the_mean_of_single_rows_is_the_pace_and_a_busy_moment_is_not() {
         let (mut meter, mut now) = (PaceMeter::new(4), Time::from_secs(1));
         assert_eq!(meter.pace(), None);
         let one = [rows(1, 1, 0)];
         frames(&mut meter, &mut now, 5, &one, 3, 7);
-        frames(&mut meter, &mut now, 2, &one, 300, 700);
-        frames(&mut meter, &mut now, 5, &one, 3, 7);
+        frames(&mut meter, &mut now, 1, &one, 300, 700);
+        frames(&mut meter, &mut now, 11, &one, 3, 7);
         let ms = Duration::from_millis;
         let pace = StagePace { epoch: 4, step: ms(3), away: ms(7), prompt_row: Duration::ZERO };
         assert_eq!(meter.pace(), Some(pace));
         frames(&mut meter, &mut now, 3, &[rows(2, 64, 0)], 128, 0);
         assert_eq!(meter.pace(), Some(StagePace { prompt_row: ms(2), ..pace }));
-        frames(&mut meter, &mut now, 24, &one, 30, 70);
+        frames(&mut meter, &mut now, RECENT, &one, 30, 70);
         assert_eq!(meter.pace().map(|pace| (pace.step, pace.away)), Some((ms(30), ms(70))), "a lasting change counts");
+        frames(&mut meter, &mut now, 8, &one, 3, 9000);
+        assert_eq!(meter.pace().map(|pace| pace.away), Some(ms(9000)), "after few frames where they are slow");
+    }
+
+    #[test]
+    fn frames_that_wait_now_and_then_count_with_what_they_take() {
+        let (mut meter, mut now) = (PaceMeter::new(1), Time::from_secs(1));
+        // As on a machine with other work: most frames get a core at once, every fourth waits for one.
+        for _ in 0..64 {
+            frames(&mut meter, &mut now, 3, &[rows(1, 1, 0)], 3, 4);
+            frames(&mut meter, &mut now, 1, &[rows(1, 1, 0)], 15, 60);
+        }
+        let took = meter.pace().map(|pace| (pace.step + pace.away).as_secs_f64());
+        assert!(took.is_some_and(|took_s| (22e-3..26e-3).contains(&took_s)), "{took:?}");
     }
 
     #[test]
