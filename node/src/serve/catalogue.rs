@@ -25,7 +25,7 @@ use crate::{clock, compute_error, models};
 use entry::{Entry, Source, State};
 use pangea_control::Time;
 use pangea_control::placement::{pool_facts, preview};
-use pangea_control::pool::{NameChoices, NameChosen, full_name, served};
+use pangea_control::pool::{NameChoices, NameChosen, ServedLately, full_name, served};
 
 /// Interval at which models whose first answer failed are looked at.
 const RETRY_TICK: Duration = Duration::from_secs(1);
@@ -39,6 +39,8 @@ struct Inner {
     entries: RwLock<Vec<Arc<Entry>>>,
     /// The models that names stand for.
     names: Mutex<NameChoices>,
+    /// The models that other nodes served a short while ago.
+    lately: Mutex<ServedLately>,
     /// The parts needed to compute with other nodes, set once the node has a pool.
     node: OnceLock<Node>,
 }
@@ -150,6 +152,7 @@ impl Served {
     /// name are two models: [`NameChoices`] says which has the name, and any other is named `name@` plus the start of its
     /// digest.
     fn update(&self, view: &View, now: Time) {
+        self.0.lately.lock().unwrap_or_else(PoisonError::into_inner).update(view, now);
         let counted = served::served(view);
         let mut served: Vec<&ModelAdvert> =
             view.nodes.values().flat_map(|node| &node.models).filter(|model| model.served).collect();
@@ -303,26 +306,42 @@ impl Served {
         self.find(name).map(|entry| entry.show(self.0.node.get()))
     }
 
-    /// Why no model has this name.
+    /// Why no model has this name: `Unavailable` if other nodes served it a short while ago, or may serve it without this
+    /// node's having heard of it yet; `NotFound` otherwise.
     pub fn not_found(&self, name: &str) -> Error {
         let entries = self.entries();
         let others: Vec<String> =
             entries.iter().filter(|entry| entry.called == name).filter_map(|entry| entry.full_name()).collect();
-        let message = match others.is_empty() {
-            true => format!("this node does not serve the model {name:?}"),
-            false => format!(
-                "the model {name:?} is on no node any more; other models with the name are {}: request one of them by that name",
-                others.join(", ")
+        let lately = self.0.lately.lock().unwrap_or_else(PoisonError::into_inner);
+        let nodes = lately.nodes(name).map(|nodes| nodes.into_iter().collect::<Vec<_>>().join(", "));
+        let (kind, mut message) = match nodes {
+            Some(nodes) => (
+                ErrorKind::Unavailable,
+                format!(
+                    "no node that serves the model {name:?} can be reached now, but {nodes} did a short while ago; try again later"
+                ),
             ),
+            None if !others.is_empty() => (ErrorKind::NotFound, format!("the model {name:?} is on no node any more")),
+            None if lately.is_joining() => (
+                ErrorKind::Unavailable,
+                format!(
+                    "this node does not know the models of its pool yet, and {name:?} may be one of them; try again later"
+                ),
+            ),
+            None => (ErrorKind::NotFound, format!("this node does not serve the model {name:?}")),
         };
-        Error::new(ErrorKind::NotFound, message)
+        if !others.is_empty() {
+            let others = others.join(", ");
+            message.push_str(&format!("; other models with the name are {others}: request one of them by that name"));
+        }
+        Error::new(kind, message)
     }
 
     /// The engine of a model, once it is ready; downloads and loads an absent model.
     ///
     /// # Errors
-    /// `NotFound` for a model that is not served, `Unavailable` if it is not ready within `timeout`, and the error that
-    /// prevented loading it.
+    /// As [`Served::not_found`], `Unavailable` if the model is not ready within `timeout`, and the error that prevented
+    /// loading it.
     pub async fn engine(&self, name: &str, timeout: Duration) -> Result<Engine> {
         let Some(entry) = self.find(name) else {
             return Err(self.not_found(name));

@@ -30,7 +30,7 @@ const CLEAR: [ErrorKind; 4] =
     [ErrorKind::Unavailable, ErrorKind::Overloaded, ErrorKind::DeadlineExceeded, ErrorKind::Cancelled];
 
 /// Statuses of the same kinds.
-const CLEAR_STATUSES: [u16; 4] = [404, 429, 503, 504];
+const CLEAR_STATUSES: [u16; 3] = [429, 503, 504];
 
 /// Sides of the products: less than a tile, some tiles, seconds of work for one core.
 const SHAPES: [(usize, usize, usize); 3] = [(300, 200, 260), (900, 1100, 1000), (2000, 1800, 2200)];

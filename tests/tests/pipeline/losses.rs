@@ -188,6 +188,29 @@ fn an_answer_whose_layers_are_lost_with_the_owner_ends_with_an_error_that_names_
     assert_eq!(two.process.count("wrong bytes"), 0, "nobody sent any");
 }
 
+#[test]
+fn a_model_whose_owner_is_gone_is_away_and_not_unknown() {
+    let Some(stage) = Stage::set("a_model_whose_owner_is_gone_is_away_and_not_unknown") else { return };
+    let owner = stage.serving("owner").with("--layers", "0-29").flag("--force-master").start();
+    let entrance = stage.cluster.node("entrance").with("--peer", &owner.address).start();
+    computed_by(&entrance, &[&owner]);
+    owner.kill9();
+    eventually("the entrance says who had the model", || {
+        let refused = post(&entrance.api, CHAT, &question("Hello", 1));
+        let (status, again) = (refused.status, refused.header("retry-after").map(str::to_owned));
+        let error = refused.json();
+        assert_eq!(status, 503, "{error}");
+        let message = error["error"]["message"].as_str().unwrap();
+        let is_told = message.contains("owner did a short while ago");
+        assert!(!is_told || again.is_some_and(|seconds| seconds.parse::<u64>().is_ok_and(|seconds| seconds > 0)));
+        is_told
+    });
+    // What nobody ever served is unknown, once this node knows that it is alone.
+    let mut body = question("Hello", 1);
+    body["model"] = json!("nobody");
+    eventually("another model is unknown", || post(&entrance.api, CHAT, &body).status == 404);
+}
+
 /// Sessions that stages of a node take part in, as its metrics say.
 fn stage_sessions(node: &Node) -> f64 {
     let metrics = get(&node.api, "/metrics").text();

@@ -3,7 +3,8 @@
 //! * [`advert`]: a node's report of itself; [`placed`]: the master's decisions about models in it.
 //! * [`roster`]: which nodes are present; [`election`]: which of them is the master; [`term_keeper`]: when its term is
 //!   announced.
-//! * [`served`]: which models count; [`name_choice`]: which of several with one name a request means.
+//! * [`served`]: which models count; [`served_lately`]: which were there a short while ago; [`name_choice`]: which of several
+//!   with one name a request means.
 //! * [`view`]: the pool at one moment, as the rest of the node reads it.
 //!
 //! What follows from a view (placements, routes) is decided elsewhere.
@@ -15,12 +16,14 @@ pub mod name_choice;
 pub mod placed;
 pub mod roster;
 pub mod served;
+pub mod served_lately;
 pub mod term_keeper;
 pub mod view;
 
 pub use advert::{Advert, LayerSpeed, LinkAdvert, ModelAdvert, ModelSize, StageAdvert, StagePace, StageState, Term};
 pub use model_name::{full_name, is_full_name};
 pub use name_choice::{NameChoices, NameChosen};
+pub use served_lately::ServedLately;
 pub use view::View;
 
 /// The advert of an ordinary new node.

@@ -161,6 +161,9 @@ impl App {
     fn no_such_model(&self, name: &str) -> ApiError {
         let served = self.served.names();
         let why = self.served.not_found(name);
+        if why.kind() == ErrorKind::Unavailable {
+            return ApiError::from(why).retry_after(limits::READY_RETRY);
+        }
         let message = match served[..] {
             [] => format!("{}; it serves none: start it with --model", why.message()),
             _ => format!("{}; it serves: {}", why.message(), served.join(", ")),

@@ -3,9 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use libp2p::PeerId;
+use pangea_control::pool::served_lately;
 
 use super::*;
-use crate::pool::{Advert, ModelSize, advert_of};
+use crate::pool::{Advert, ModelSize, Term, advert_of};
 
 /// A pool in which another node serves these models.
 fn pool(models: &[(&str, u8)]) -> View {
@@ -25,7 +26,8 @@ fn pool(models: &[(&str, u8)]) -> View {
     };
     let (own, other): (Arc<Advert>, Arc<Advert>) = (node(Vec::new()), node(models.iter().map(advert).collect()));
     let nodes = BTreeMap::from([(other.peer, other)]);
-    View { local: own.peer, own, term: None, nodes, connected: BTreeSet::new() }
+    let term = Some(Term { counter: 1, master: nodes.keys().copied().max().unwrap_or(own.peer) });
+    View { local: own.peer, own, term, nodes, connected: BTreeSet::new() }
 }
 
 fn found(served: &Served, name: &str) -> Option<u8> {
@@ -63,6 +65,7 @@ fn a_model_keeps_its_name_and_no_other_takes_it_while_it_is_away() {
     assert_eq!(found(&served, "tiny"), None, "another model is not what was meant");
     let error = served.not_found("tiny");
     assert!(error.message().contains("tiny@12121212"), "{error}");
+    assert_eq!(error.kind(), ErrorKind::Unavailable, "it was there a minute ago: {error}");
     for minute in 4..20 {
         served.update(&other, Time::from_secs(60 * minute));
     }
@@ -75,4 +78,22 @@ fn a_node_that_claims_many_models_fills_no_catalogue() {
     let names: Vec<String> = (0..64).map(|number| format!("model {number}")).collect();
     let models: Vec<(&str, u8)> = names.iter().zip(0..).map(|(name, number)| (name.as_str(), number)).collect();
     assert_eq!(follow(&[pool(&models)]).names().len(), served::SERVED_PER_NODE);
+}
+
+#[test]
+fn a_model_that_its_pool_served_a_moment_ago_is_away_and_not_unknown() {
+    let mut pool_with_owner = pool(&[("tiny", 7)]);
+    for node in pool_with_owner.nodes.values_mut() {
+        Arc::make_mut(node).name = "desk".to_owned();
+    }
+    let served = follow(&[pool_with_owner, pool(&[])]);
+    assert!(served.names().is_empty());
+    for name in ["tiny", "tiny@07070707"] {
+        let error = served.not_found(name);
+        assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
+        assert!(error.message().contains("desk"), "{error}");
+    }
+    assert_eq!(served.not_found("never").kind(), ErrorKind::NotFound);
+    served.update(&pool(&[]), Time::from_secs(60) + served_lately::REMEMBERED);
+    assert_eq!(served.not_found("tiny").kind(), ErrorKind::NotFound, "it is gone for good");
 }
