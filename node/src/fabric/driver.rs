@@ -14,7 +14,7 @@ mod status;
 mod submission;
 
 use std::cell::RefCell;
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -51,7 +51,7 @@ const LINK_EVENTS: usize = 1024;
 /// Maximum queued internal notices: a few per attempt in flight.
 const NOTICES: usize = 4096;
 
-/// Interval at which connecting peers are counted again.
+/// Interval at which connecting peers are counted again, and suspects, whose suspicion decays.
 const CONNECTING_TICK: Duration = Duration::from_millis(500);
 
 /// Configuration of the fabric.
@@ -132,6 +132,8 @@ pub struct FabricDriver {
     /// Peer id and name of every earlier and current worker, for reports of jobs that outlive them.
     workers: HashMap<WorkerId, (PeerId, String)>,
     next_worker: u64,
+    /// The suspects that the scheduler knows.
+    suspects: BTreeSet<WorkerId>,
     next_generation: u64,
     wake_at: Option<Time>,
     listening: watch::Sender<Vec<String>>,
@@ -207,6 +209,7 @@ impl FabricDriver {
             grids: VecDeque::new(),
             workers: HashMap::new(),
             next_worker: 1,
+            suspects: BTreeSet::new(),
             next_generation: 1,
             wake_at: None,
             listening,
@@ -245,7 +248,10 @@ impl FabricDriver {
                     self.events.push_back(Event::Tick);
                 }
                 () = devices.is_short() => give_way(&self.served),
-                _ = tick.tick() => self.tell_peers(pangea_control::peers::Event::Tick),
+                _ = tick.tick() => {
+                    self.tell_peers(pangea_control::peers::Event::Tick);
+                    self.follow_suspicions();
+                }
             }
             self.decide();
         }

@@ -1,6 +1,7 @@
 //! The scheduler's input: jobs, workers that join and leave, progress of attempts.
 //! No tensor bytes, addresses or error text.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::{Arithmetic, AttemptId, FailureKind, JobId, JobShape, Operand, Time, Transfer, WorkerEstimate, WorkerId};
@@ -150,6 +151,11 @@ pub enum Event {
         worker: WorkerId,
         /// Reason.
         why: LeaveReason,
+    },
+    /// The peers under suspicion changed. A suspect gets only what no other peer can compute.
+    SuspectsChanged {
+        /// All suspects.
+        workers: BTreeSet<WorkerId>,
     },
     /// The number of connecting peers changed: a job that wants peers waits a little for them.
     PeersConnecting {

@@ -44,6 +44,8 @@ pub struct WorkerReport {
 pub struct Scheduler {
     workers: BTreeMap<WorkerId, Worker>,
     quarantined: BTreeSet<WorkerId>,
+    /// Workers that are used last.
+    suspects: BTreeSet<WorkerId>,
     /// Jobs that wait for peers to connect.
     waiting: Vec<Waiting>,
     /// Jobs in the order in which they are served.
@@ -104,6 +106,7 @@ impl Scheduler {
         Self {
             workers: BTreeMap::from([(WorkerId::LOCAL, Worker::new(WorkerId::LOCAL, &local, 0.0))]),
             quarantined: BTreeSet::new(),
+            suspects: BTreeSet::new(),
             waiting: Vec::new(),
             jobs: Vec::new(),
             delivered: VecDeque::new(),
@@ -132,6 +135,7 @@ impl Scheduler {
                 }
             }
             Event::WorkerLeft { worker, why } => self.leave(worker, why, now, actions),
+            Event::SuspectsChanged { workers } => self.suspects = workers,
             Event::PeersConnecting { count } => self.connecting = count,
             Event::OperandsResident { worker, job, operands } => {
                 operands.into_iter().for_each(|operand| self.hold(worker, job, operand));

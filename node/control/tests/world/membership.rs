@@ -45,6 +45,7 @@ impl World {
             self.gossip(node, &advert);
         }
         self.tell_peers(node, peers::Event::Tick)?;
+        self.follow_suspicions(node)?;
         self.ledger_tick(node)?;
         self.intake_ticks(node)?;
         self.tell_sessions(node)?;

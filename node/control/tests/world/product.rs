@@ -1,7 +1,7 @@
 //! Products in the world: what is asked of a node becomes a job of its registry, the scheduler cuts it into tiles and says who
 //! computes which, and this file keeps what the binary's driver keeps beside them.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use pangea_control::devices::Kind;
@@ -42,6 +42,8 @@ pub(crate) struct Products {
     pub(crate) workers: BTreeMap<WorkerId, usize>,
     /// The name of the next worker.
     pub(crate) next_worker: u64,
+    /// The suspects that the scheduler knows.
+    suspects: BTreeSet<WorkerId>,
     /// When the scheduler wants to be told the time.
     wake_at: Option<pangea_control::Time>,
 }
@@ -96,6 +98,7 @@ impl Products {
             links: BTreeMap::new(),
             workers: BTreeMap::new(),
             next_worker: 1,
+            suspects: BTreeSet::new(),
             wake_at: None,
         }
     }
@@ -190,6 +193,21 @@ impl World {
             return Ok(());
         }
         self.schedule(node, Event::Tick)
+    }
+
+    /// Tells the scheduler who is under suspicion, if that changed.
+    pub(crate) fn follow_suspicions(&mut self, node: usize) -> Result<(), Broken> {
+        let Some(run) = &self.nodes[node].run else { return Ok(()) };
+        let suspects = run.directory.suspects(run.time(self.now));
+        let workers = run.products.workers.iter();
+        let workers: BTreeSet<WorkerId> =
+            workers.filter(|(_, of)| suspects.contains(&self.nodes[**of].peer)).map(|(worker, _)| *worker).collect();
+        let Some(run) = &mut self.nodes[node].run else { return Ok(()) };
+        if run.products.suspects == workers {
+            return Ok(());
+        }
+        run.products.suspects.clone_from(&workers);
+        self.schedule(node, Event::SuspectsChanged { workers })
     }
 
     /// Lets the scheduler decide on what happened, and does what it says, until nothing is left.

@@ -1,4 +1,6 @@
-//! Quarantine of a peer that was proven to lie.
+//! Quarantine of a peer that was proven to lie, and suspicion of others.
+
+use std::collections::BTreeSet;
 
 use libp2p::PeerId;
 
@@ -41,6 +43,16 @@ impl FabricDriver {
     pub(super) fn follow_convictions(&mut self) {
         let pending = self.peers.take_pending();
         self.follow_peers(pending);
+    }
+
+    /// Tells the scheduler who is under suspicion, if that changed.
+    pub(super) fn follow_suspicions(&mut self) {
+        let suspects = self.peers.suspects().into_iter();
+        let workers: BTreeSet<WorkerId> = suspects.filter_map(|peer| self.worker_of(&peer)).collect();
+        if workers != self.suspects {
+            self.suspects.clone_from(&workers);
+            self.events.push_back(Event::SuspectsChanged { workers });
+        }
     }
 
     /// A merged tile of a convicted peer no longer counts.

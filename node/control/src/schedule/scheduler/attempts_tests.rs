@@ -255,3 +255,34 @@ fn an_overloaded_worker_is_left_alone_as_long_as_it_asks_within_a_limit() {
         assert_eq!(again, Some(pause * 10), "tenths of a second");
     }
 }
+
+#[test]
+fn a_suspect_gets_only_what_no_other_peer_can_compute() {
+    let mut case = Case::new();
+    let estimate = WorkerEstimate::remote([1e9; Arithmetic::COUNT], 1e9, 1e-4, 1 << 30);
+    case.handle(Event::WorkerJoined { worker: OTHER, estimate });
+    assert_eq!(case.submit(1).map(|(_, worker)| worker), Some(PEER), "it is ten times as fast");
+    case.handle(Event::SuspectsChanged { workers: [PEER].into() });
+    for job in 2..5 {
+        assert_eq!(case.submit(job).map(|(_, worker)| worker), Some(OTHER));
+    }
+    // What the other one cannot compute goes to the suspect before it is given up.
+    let (refused, _) = case.submit(5).unwrap();
+    let failed = Event::AttemptFailed { attempt: refused, kind: FailureKind::Internal, retry_after: None };
+    assert_eq!(started(&case.handle(failed)).map(|(_, worker)| worker), Some(PEER));
+    case.handle(Event::WorkerLeft { worker: OTHER, why: LeaveReason::Lost });
+    assert_eq!(case.submit(6).map(|(_, worker)| worker), Some(PEER), "no other peer is left");
+}
+
+#[test]
+fn every_tile_of_a_large_job_goes_past_a_suspect() {
+    let mut jobs = Jobs::new();
+    jobs.handle(Event::SuspectsChanged { workers: [PEER].into() });
+    jobs.submit(1);
+    jobs.run(None, |_| false);
+    assert!(!jobs.merged.is_empty() && jobs.merged.values().all(|worker| *worker == OTHER), "{:?}", jobs.merged);
+    jobs.handle(Event::WorkerLeft { worker: OTHER, why: LeaveReason::Lost });
+    jobs.submit(2);
+    jobs.run(None, |_| false);
+    assert!(jobs.merged_of(2, PEER) > 0 && jobs.reports.len() == 2, "it is used where nobody else is left");
+}

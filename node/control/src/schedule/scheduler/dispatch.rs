@@ -97,6 +97,8 @@ impl Scheduler {
         }
         let worker = self.workers.get(&id)?;
         let arithmetic = job.spec.arithmetic;
+        // Nobody waits for suspects where there are other peers.
+        let used_last = !self.suspects.is_empty() && self.trusted_peers(now).next().is_some();
         let mut rest_done = f64::INFINITY;
         if !force && place != Place::Local && self.workers.len() > 1 {
             // No tile is cheaper than one whose operands are at the worker.
@@ -109,7 +111,11 @@ impl Scheduler {
             if !id.is_local() && place == Place::Auto && !self.is_worth_checking(job) {
                 return None;
             }
-            let others = |other: &Worker| other.id != id && (place == Place::Auto || !other.id.is_local());
+            let others = |other: &Worker| {
+                other.id != id
+                    && (place == Place::Auto || !other.id.is_local())
+                    && !(used_last && self.suspects.contains(&other.id))
+            };
             rest_done = rest_done_with(&mut self.lanes, self.workers.values(), job, job.pending.len(), others);
             let pending_before = |job: &Job| f64::from(job.pending.len()) * job.mean_flops;
             let before: f64 = self.jobs[..at].iter().map(pending_before).sum();
@@ -130,7 +136,10 @@ impl Scheduler {
         {
             // Other workers that could take this tile instead.
             let others = |other: &Worker| {
-                other.id != id && (place == Place::Auto || !other.id.is_local()) && !record.bars(other.id)
+                other.id != id
+                    && (place == Place::Auto || !other.id.is_local())
+                    && !record.bars(other.id)
+                    && !(used_last && self.suspects.contains(&other.id))
             };
             rest_done = rest_done_with(&mut self.lanes, self.workers.values(), job, job.pending.len(), others);
         }
@@ -152,6 +161,14 @@ impl Scheduler {
         let job = &self.jobs[at];
         if !id.is_local() {
             let retries = job.spec.max_retries;
+            if self.suspects.contains(&id) && self.trusted_peers(now).next().is_some() {
+                // Only tiles that no other peer can have.
+                let mut tiles = job.records.keys().copied().filter(|&tile| job.pending.contains(tile));
+                return tiles.find(|&tile| {
+                    let record = &job.records[&tile];
+                    !record.bars(id) && record.failures <= retries && !self.leaves_to_others(job, tile, id, now)
+                });
+            }
             return job.choose_remote(id, |tile| {
                 (job.records.get(&tile)).is_none_or(|record| !record.bars(id) && record.failures <= retries)
             });
@@ -296,6 +313,7 @@ impl Scheduler {
             let last = (self.workers.values().flat_map(|worker| &worker.flights))
                 .filter(|flight| flight.job == job.id && room(flight.tile))
                 .filter(|flight| self.may_take(at, flight.tile, id, now))
+                .filter(|flight| !self.leaves_to_others(job, flight.tile, id, now))
                 .max_by(|x, y| x.expected.total_cmp(&y.expected).then(y.attempt.cmp(&x.attempt)));
             let Some((tile, expected)) = last.map(|flight| (flight.tile, flight.expected)) else {
                 continue;

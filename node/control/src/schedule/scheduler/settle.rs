@@ -4,6 +4,7 @@
 use super::Scheduler;
 use crate::schedule::job::{CheckedAnswer, Job};
 use crate::schedule::limits::DELIVERED_KEPT;
+use crate::schedule::worker::Worker;
 use crate::schedule::{Action, JobId, Place, Tile, WorkerId, WorkerShare};
 
 impl Scheduler {
@@ -108,6 +109,23 @@ impl Scheduler {
                 Place::Local => worker.is_local(),
                 Place::Remote => !worker.is_local() || here(),
             }
+    }
+
+    /// Whether a suspect leaves a tile to the other peers: they are used first.
+    pub(super) fn leaves_to_others(&self, job: &Job, tile: Tile, worker: WorkerId, now: f64) -> bool {
+        if !self.suspects.contains(&worker) {
+            return false;
+        }
+        let record = job.records.get(&tile);
+        let retries = record.map_or(0, |record| record.failures);
+        let can = |other: WorkerId| retries <= job.spec.max_retries && !record.is_some_and(|record| record.bars(other));
+        self.trusted_peers(now).any(|other| can(other.id))
+    }
+
+    /// The peers that nobody suspects and that may get tiles.
+    pub(super) fn trusted_peers(&self, now: f64) -> impl Iterator<Item = &Worker> {
+        let peers = self.workers.values().filter(|worker| !worker.id.is_local());
+        peers.filter(move |peer| !self.suspects.contains(&peer.id) && !peer.is_failing(now))
     }
 
     /// Whether a job for peers has some, or waits for some.
