@@ -325,7 +325,7 @@ fn build(parts: Parts, executor: Executor, speeds: Speeds) -> Result<Built> {
             let pending = loader.clone();
             pipeline.on_unknown(move |chain| pending.start_pending(chain));
             let (placing, sessions) =
-                placement::PlacementDriver::new(pool.clone(), Arc::new(loader.clone()), parts.pinned);
+                placement::PlacementDriver::new(pool.clone(), peers, Arc::new(loader.clone()), parts.pinned);
             Some(Staged { loader, links: driver, placing, sessions })
         }
         _ => None,

@@ -1,10 +1,12 @@
 //! The task that feeds a placer with events of the pool, the loader and the clock, and executes its actions. The loader
 //! owns loaded stages; the placer decides.
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
+use libp2p::PeerId;
 use pangea_compute::Digest;
 use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
@@ -12,6 +14,7 @@ use tokio::time::MissedTickBehavior;
 use crate::clock;
 use crate::devices::Devices;
 use crate::devices::threads::Purpose;
+use crate::peers::Peers;
 use crate::pool::{LayerSpeed, ModelAdvert, Pool, StagePace, View};
 use crate::supervise::Supervisor;
 use pangea_control::placement::{Action, Event, Note, Placer, StageOrder, StageReport, pool_facts};
@@ -79,6 +82,9 @@ pub struct PlacementDriver {
     /// Layers that this node pins of every model that it does not serve itself.
     pinned: Option<Range<u32>>,
     placer: Placer,
+    peers: Peers,
+    /// The suspects that the placer knows.
+    suspects: BTreeSet<PeerId>,
     events: mpsc::Receiver<Event>,
     reports: mpsc::Receiver<StageReport>,
     report: mpsc::Sender<StageReport>,
@@ -86,11 +92,17 @@ pub struct PlacementDriver {
 
 impl PlacementDriver {
     /// A part in `pool` that loads with `loader`. `pinned`: the value of `--layers` on a node without `--model`.
-    pub fn new(pool: Pool, loader: Arc<dyn StageLoader>, pinned: Option<Range<u32>>) -> (PlacementDriver, Sessions) {
+    pub fn new(
+        pool: Pool,
+        peers: Peers,
+        loader: Arc<dyn StageLoader>,
+        pinned: Option<Range<u32>>,
+    ) -> (PlacementDriver, Sessions) {
         let view = Arc::clone(&pool.view().borrow());
         let (report, reports) = mpsc::channel(REPORTS);
         let (sender, events) = mpsc::channel(REPORTS);
-        let driver = PlacementDriver { placer: Placer::new(view), pool, loader, pinned, events, reports, report };
+        let (placer, suspects) = (Placer::new(view), BTreeSet::new());
+        let driver = PlacementDriver { placer, peers, suspects, pool, loader, pinned, events, reports, report };
         (driver, Sessions { events: sender })
     }
 
@@ -119,7 +131,16 @@ impl PlacementDriver {
                         continue;
                     }
                 },
-                _ = tick.tick() => Event::Tick,
+                _ = tick.tick() => {
+                    let suspects = self.peers.suspects();
+                    match suspects == self.suspects {
+                        true => Event::Tick,
+                        false => {
+                            self.suspects.clone_from(&suspects);
+                            Event::Suspects(suspects)
+                        }
+                    }
+                }
             };
             // Plans take time that the tasks of this thread do not have.
             let mut placer = self.placer;

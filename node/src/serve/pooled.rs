@@ -17,6 +17,7 @@ use crate::pipeline::ChainId;
 use crate::pipeline::loader::Loader;
 use crate::pipeline::wire::StageAt;
 use crate::pool::View;
+use crate::trust::Auditor;
 use pangea_control::devices::models_bytes;
 use pangea_control::generation::Exclusions;
 use pangea_control::placement::{ModelNeeds, missing_layers, newest_usable, pool_facts};
@@ -38,6 +39,8 @@ pub(super) struct Pooled {
     model: Digest,
     layers: u32,
     local: LocalModel,
+    /// Knows which peers are suspects.
+    auditor: Auditor,
     /// The model's needs, and the names of the nodes that served it last.
     last_served: Mutex<Option<(ModelNeeds, Vec<String>)>>,
     loading: Arc<AtomicBool>,
@@ -45,8 +48,8 @@ pub(super) struct Pooled {
 
 impl Pooled {
     /// The chains of a model.
-    pub(super) fn new(loader: Loader, model: Digest, layers: u32, local: LocalModel) -> Pooled {
-        Pooled { loader, model, layers, local, last_served: Mutex::default(), loading: Arc::default() }
+    pub(super) fn new(loader: Loader, auditor: Auditor, model: Digest, layers: u32, local: LocalModel) -> Pooled {
+        Pooled { loader, auditor, model, layers, local, last_served: Mutex::default(), loading: Arc::default() }
     }
 
     /// The model's needs and the names of the nodes that serve it, or that served it last.
@@ -68,7 +71,8 @@ impl Pooled {
         let without = (&exclusions.peers[..], &exclusions.epochs[..]);
         let (reaches, is_broken) =
             (|peer: &PeerId| pipeline.reaches(peer), |chain: &ChainId| pipeline.is_broken(*chain));
-        let newest = newest_usable(&view, &self.model, without, reaches, is_broken)?;
+        let newest =
+            newest_usable(&view, &self.model, without, |peer| self.auditor.is_suspect(peer), reaches, is_broken)?;
         // A placement on this node alone uses the same chain as the local fallback.
         let alone = ChainId { model: self.model, epoch: 0 };
         if newest.stages.len() == 1 && self.loader.is_local(&newest.stages[0].peer) && self.loader.pipeline().has(alone)
@@ -127,8 +131,13 @@ impl Pooled {
 
 impl Routes for Pooled {
     fn best(&self, exclusions: &Exclusions) -> Option<Route> {
-        // A model that is to be split is loaded here completely only after a request for it.
-        self.placed(exclusions).or_else(|| self.alone(exclusions))
+        let placed = self.placed(exclusions);
+        let is_suspect = |at: &StageAt| self.auditor.is_suspect(&at.peer);
+        match placed.as_ref().is_none_or(|placed| placed.stages.iter().any(is_suspect)) {
+            // A model that is to be split is loaded here completely only after a request for it.
+            true => self.alone(exclusions).or(placed),
+            false => placed,
+        }
     }
 
     fn changed(&self) -> watch::Receiver<u64> {

@@ -39,6 +39,15 @@ const UNKNOWN_BYTES_PER_S: f64 = 6e7;
 /// vary by as much, and uneven stages of equal nodes cost more than even ones of slightly uneven nodes.
 const EQUAL: f64 = 1.25;
 
+/// The same factor where one of the speeds is a guess. A node that starts beside others is easily measured at half its speed; if
+/// the nodes do differ by more than [`EQUAL`], their first answers show it.
+const EQUAL_GUESSED: f64 = 2.0;
+
+/// Share of the head's time that counts when layers are shared out evenly. A token needs the whole head, a prompt one row
+/// of it: with all of it the stages would be even for tokens and uneven for prompts, whose delay people notice more. The head of
+/// a small model takes as long as a dozen of its layers; with this share, equal nodes still get the same number of layers.
+const HEAD_PART: f64 = 0.05;
+
 /// Nodes in the order of their peer ids, with all costs for one model.
 pub(super) struct Costs<'a> {
     pub(super) needs: &'a ModelNeeds,
@@ -70,7 +79,8 @@ struct Hop {
 pub struct Prediction {
     /// Seconds between two tokens of one stream.
     pub step_s: f64,
-    /// Seconds between two groups of streams, with as many groups as stages.
+    /// Seconds between two groups of streams, with as many groups as stages. About equal nodes count as equal, and the head counts
+    /// as little as in the sharing of layers.
     pub pace_s: f64,
     /// Seconds until a prompt of 1024 tokens is read.
     pub prompt_s: f64,
@@ -105,7 +115,8 @@ impl<'a> Costs<'a> {
         let size = &needs.size;
         let macs = |bytes: u64| bytes as f64 * 8.0 / WEIGHT_BITS;
         let of = |seconds: &dyn Fn(&NodeOffer) -> f64| nodes.iter().map(|node| seconds(node)).collect();
-        let even = equalized(nodes.iter().map(|node| node.speed.weight_bytes_per_s).collect());
+        let even =
+            equalized(&nodes.iter().map(|node| (node.speed.weight_bytes_per_s, node.measured)).collect::<Vec<_>>());
         let hop = |from: &NodeOffer, to: &NodeOffer| {
             let link = links(&from.peer, &to.peer).filter(|_| from.numerics == to.numerics)?;
             let rtt = if link.rtt.is_zero() { UNKNOWN_RTT_S } else { link.rtt.as_secs_f64() };
@@ -155,9 +166,15 @@ impl<'a> Costs<'a> {
         self.layer_s[node] * f64::from(self.needs.size.layers) + self.delay_s(node)
     }
 
-    /// The same with about equal nodes made equal.
-    pub(super) fn even_layer_s(&self, node: usize) -> f64 {
-        self.even_layer_s[node]
+    /// Seconds per token of `node` with this many layers, as they count where layers are shared out evenly: about equal nodes are
+    /// equal.
+    pub(super) fn share_s(&self, node: usize, count: u32, last: bool) -> f64 {
+        f64::from(count) * self.even_layer_s[node] + HEAD_PART * self.head_s(node, last)
+    }
+
+    /// Whether all these nodes count as equally fast.
+    pub(super) fn are_equal(&self, nodes: &[usize]) -> bool {
+        nodes.windows(2).all(|pair| self.even_layer_s[pair[0]] == self.even_layer_s[pair[1]])
     }
 
     /// Seconds per token for the head on `node`; 0 unless it is the last stage.
@@ -193,7 +210,7 @@ impl<'a> Costs<'a> {
     /// Prediction of `chain` with these numbers of layers; `None` if its nodes are not connected.
     pub(super) fn predict(&self, chain: &[usize], counts: &[u32]) -> Option<Prediction> {
         let hops_s = self.hops_s(chain)?;
-        let (mut sum_s, mut slowest_s) = (0.0, 0.0_f64);
+        let (mut sum_s, mut shares_s, mut slowest_s) = (0.0, 0.0, 0.0_f64);
         let (mut chunk_sum_s, mut chunk_slowest_s) = (0.0, 0.0_f64);
         for (at, (&node, &count)) in chain.iter().zip(counts).enumerate() {
             let last = at + 1 == chain.len();
@@ -202,17 +219,18 @@ impl<'a> Costs<'a> {
             let hop = if last { None } else { self.hops[node][chain[at + 1]] };
             let link_s = hop.map_or(0.0, |hop| hop.chunk_s);
             sum_s += stage_s;
-            slowest_s = slowest_s.max(stage_s);
+            let share_s = self.share_s(node, count, last);
+            shares_s += share_s;
+            slowest_s = slowest_s.max(share_s);
             chunk_sum_s += chunk_s + link_s + hop.map_or(0.0, |hop| hop.token_s);
             chunk_slowest_s = chunk_slowest_s.max(chunk_s).max(link_s);
         }
         // Which node causes a delay is not certain, so every one of them counts, also where stages compute at once.
         let delay_s = self.delays_s(chain);
-        let step_s = sum_s + hops_s;
         let chunks = f64::from(PROMPT_POSITIONS / CHUNK_POSITIONS);
         Some(Prediction {
-            step_s: step_s + delay_s,
-            pace_s: slowest_s.max(step_s / chain.len() as f64) + delay_s,
+            step_s: sum_s + hops_s + delay_s,
+            pace_s: slowest_s.max((shares_s + hops_s) / chain.len() as f64) + delay_s,
             prompt_s: chunk_sum_s + (chunks - 1.0) * chunk_slowest_s + chunks * delay_s,
         })
     }
@@ -232,18 +250,22 @@ impl<'a> Costs<'a> {
 }
 
 /// Makes about equal speeds equal: starting at the fastest, each group of hardly slower nodes gets
-/// the mean of its speeds.
-fn equalized(speeds: Vec<f64>) -> Vec<f64> {
+/// the mean of its speeds. With each speed, whether it was measured.
+fn equalized(speeds: &[(f64, bool)]) -> Vec<f64> {
     let mut order: Vec<usize> = (0..speeds.len()).collect();
-    order.sort_by(|a, b| speeds[*b].total_cmp(&speeds[*a]));
-    let mut even = speeds.clone();
-    let mut left = &order[..];
-    while let Some(fastest) = left.first() {
-        let equal = left.iter().take_while(|node| speeds[**node] * EQUAL > speeds[*fastest]).count().max(1);
-        let (group, rest) = left.split_at(equal);
-        let mean = group.iter().map(|node| speeds[*node]).sum::<f64>() / equal as f64;
+    order.sort_by(|a, b| speeds[*b].0.total_cmp(&speeds[*a].0));
+    let mut even: Vec<f64> = speeds.iter().map(|(speed, _)| *speed).collect();
+    while let Some(fastest) = order.first().copied() {
+        let (most, measured) = speeds[fastest];
+        let is_equal = |node: &usize| {
+            let (speed, also) = speeds[*node];
+            speed * if measured && also { EQUAL } else { EQUAL_GUESSED } > most
+        };
+        let (group, rest): (Vec<usize>, Vec<usize>) =
+            order.iter().partition(|node| **node == fastest || is_equal(node));
+        let mean = group.iter().map(|node| speeds[*node].0).sum::<f64>() / group.len() as f64;
         group.iter().for_each(|node| even[*node] = mean);
-        left = rest;
+        order = rest;
     }
     even
 }
@@ -252,12 +274,24 @@ fn equalized(speeds: Vec<f64>) -> Vec<f64> {
 mod tests {
     use super::equalized;
 
+    fn measured(speeds: &[f64]) -> Vec<f64> {
+        equalized(&speeds.iter().map(|speed| (*speed, true)).collect::<Vec<_>>())
+    }
+
     #[test]
     fn speeds_within_noise_count_as_equal() {
-        assert_eq!(equalized(vec![10.0, 9.0, 8.5, 4.0]), [27.5 / 3.0, 27.5 / 3.0, 27.5 / 3.0, 4.0]);
-        assert_eq!(equalized(vec![5.0, 10.0]), [5.0, 10.0]);
-        assert_eq!(equalized(vec![7.9, 10.0]), [7.9, 10.0]);
-        assert_eq!(equalized(vec![3.0]), [3.0]);
-        assert!(equalized(Vec::new()).is_empty());
+        assert_eq!(measured(&[10.0, 9.0, 8.5, 4.0]), [27.5 / 3.0, 27.5 / 3.0, 27.5 / 3.0, 4.0]);
+        assert_eq!(measured(&[5.0, 10.0]), [5.0, 10.0]);
+        assert_eq!(measured(&[7.9, 10.0]), [7.9, 10.0]);
+        assert_eq!(measured(&[3.0]), [3.0]);
+        assert!(measured(&[]).is_empty());
+    }
+
+    #[test]
+    fn a_guess_counts_as_equal_to_more() {
+        assert_eq!(equalized(&[(10.0, false), (6.0, false)]), [8.0, 8.0]);
+        assert_eq!(equalized(&[(10.0, true), (6.0, false)]), [8.0, 8.0]);
+        assert_eq!(equalized(&[(10.0, false), (5.0, false)]), [10.0, 5.0]);
+        assert_eq!(equalized(&[(10.0, true), (7.0, true), (6.0, false)]), [8.0, 7.0, 8.0]);
     }
 }

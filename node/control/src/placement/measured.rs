@@ -126,6 +126,7 @@ impl MeasuredSpeeds {
             let claimed = claimed(&offer.speed);
             let [weight_bytes_per_s, macs_per_s] =
                 [0, 1].map(|at| if measured[at] > 0.0 { measured[at] } else { claimed[at] * correction[at] });
+            offer.measured = measured[0] > 0.0;
             offer.speed = LayerSpeed { weight_bytes_per_s, macs_per_s };
         }
     }

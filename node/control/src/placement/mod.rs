@@ -7,6 +7,7 @@
 //! ```
 //!
 //! * [`placer`]: the state machine of a node's part; [`pool_facts`]: the facts that it reads from a view.
+//! * `placement_master`: which models are planned when; `model_placement`: what becomes of one model's placements.
 //! * [`Placement`]: a decision, as a plain value of the pool.
 //! * [`plan()`]: the fastest placement that fits the nodes' offers. It uses [`offer`] (needs and offers), `cost` (the
 //!   time of
@@ -28,6 +29,7 @@ mod left_out;
 mod load_failures;
 mod measured;
 mod missing_layers;
+mod model_placement;
 mod no_plan;
 pub mod offer;
 mod placement_master;

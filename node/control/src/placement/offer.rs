@@ -42,6 +42,8 @@ pub struct NodeOffer {
     pub memory_bytes: u64,
     /// Speed of layers: as the node claims, or as its stages were measured.
     pub speed: LayerSpeed,
+    /// Whether its stages of this model were measured: otherwise its speed is a guess.
+    pub measured: bool,
     /// Version of the node's numerics: all stages of a placement have the same.
     pub numerics: u32,
     /// Seconds for which others waited for it per frame, beyond what its speed accounts for.

@@ -8,52 +8,23 @@
 //!   and whose stages fit beside the old ones, or because flags require another one.
 //! * The old placement stays in force until every stage of the new one is ready.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use crate::Time;
-use crate::backoff::doubled;
 
 use libp2p_identity::PeerId;
 use pangea_units::Digest;
 
-use super::cooldown::{Cooldowns, Culpability};
 use super::cost::Prediction;
-use super::load_failures::LoadFailures;
 use super::measured::MeasuredSpeeds;
-use super::offer::{ModelNeeds, NodeOffer};
-use super::plan::{Plan, plan, predict};
+use super::model_placement::{ModelPlacement, Unplaced, Worth, reserve};
+use super::plan::{plan, predict};
 use super::pool_facts;
-use super::replan_delay::ReplanDelay;
-use super::running::{Health, Running};
-use super::slowness::{self, SlowChain, Slowness};
+use super::running::Running;
+use super::slowness::{self, Observed, SlowChain, Slowness};
 use super::{Placement, PlacementRefusal};
 use crate::pool::{Advert, NameChoices, Term, View};
-
-/// Predicted speed-up that a plan must have over a working placement. Measurements vary by less.
-const GAIN: f64 = 1.25;
-
-/// The same under `--split`, where an additional node gains less if there are many.
-const SPLIT_GAIN: f64 = 1.1;
-
-/// Interval of searches for a better plan.
-const REPLAN_INTERVAL: Duration = Duration::from_secs(1);
-
-/// Interval of attempts to plan a model that has no placement. A failed stage makes the next attempt due at once.
-const RETRY_INTERVAL: Duration = Duration::from_millis(200);
-
-/// Delay before a chain that failed although all its nodes are present is placed again: by then the loss of a node is known.
-/// Doubles with each consecutive failure.
-const CHAIN_RETRY_DELAY: Duration = Duration::from_millis(200);
-
-/// Upper bound of that delay.
-const CHAIN_RETRY_DELAY_MAX: Duration = Duration::from_secs(10);
-
-/// Time after which a placement counts as stable, so that its next failure starts with the shortest delay.
-const STABLE_AFTER: Duration = Duration::from_secs(60);
-
-/// Consecutive failures after which the nodes that advertise the failure are excluded.
-const BREAKS_BEFORE_EXCLUSION: u32 = 3;
 
 /// Time for which a model is still placed after the last node that serves it left: answers continue, and nodes restart.
 const ORPHANED: Duration = Duration::from_secs(120);
@@ -67,6 +38,9 @@ const NOT_FETCHED: &str = "the nodes that serve it serve more models than others
 
 /// Why an excluded node gets no layers.
 const EXCLUDED: &str = "a stage or a chain failed on it lately; it is tried again later";
+
+/// Why a suspect gets no layers.
+const SUSPECTED: &str = "it is under suspicion, and other nodes suffice";
 
 /// Epochs from this value on are ignored, so that no advert can exhaust them.
 pub(super) const MAX_EPOCH: u64 = u64::MAX / 2;
@@ -115,22 +89,6 @@ pub(super) struct Decided {
     pub(super) notes: Vec<Note>,
 }
 
-/// Why there is no plan.
-#[derive(Debug)]
-struct Unplaced {
-    why: String,
-    /// Whether the nodes of the pool do not suffice even including the ones excluded for now.
-    permanent: bool,
-}
-
-/// Whether a plan should replace a working placement.
-enum Worth {
-    Nothing,
-    /// After it has been better for some time.
-    Later(Plan),
-    Now(Plan),
-}
-
 #[derive(Debug, Default)]
 pub(super) struct PlacementMaster {
     /// The term under which this node is the master.
@@ -140,32 +98,20 @@ pub(super) struct PlacementMaster {
     epochs: BTreeMap<Digest, u64>,
     /// Nodes that are slower than they say.
     slowness: Slowness,
+    /// Nodes that are used last.
+    suspects: BTreeSet<PeerId>,
     /// The models that names stand for.
     names: NameChoices,
     published: Vec<Placement>,
     refused: Vec<PlacementRefusal>,
 }
 
-/// The placements of one model.
-#[derive(Debug)]
-struct ModelPlacement {
-    needs: ModelNeeds,
-    served_at: Time,
-    /// The placement that serves requests.
-    serving: Option<Running>,
-    /// The placement that takes over once its stages are ready.
-    forming: Option<Running>,
-    planned_at: Option<Time>,
-    replan_delay: ReplanDelay,
-    refused: Option<Unplaced>,
-    cooldowns: Cooldowns,
-    /// Consecutive failures of chains whose nodes were all present.
-    breaks: u32,
-    speeds: MeasuredSpeeds,
-    load_failures: LoadFailures,
-}
-
 impl PlacementMaster {
+    /// Records who is under suspicion now.
+    pub(super) fn suspect(&mut self, suspects: BTreeSet<PeerId>) {
+        self.suspects = suspects;
+    }
+
     /// Decides about every model.
     pub(super) fn decide(&mut self, view: &View, now: Time) -> Decided {
         let mut notes = Vec::new();
@@ -257,19 +203,24 @@ impl PlacementMaster {
         for model in self.models.values_mut() {
             model.speeds.observe(view, &model.needs);
             let Some(serving) = &model.serving else { continue };
-            if !self.slowness.has_news(view, &serving.placement) {
+            if !self.slowness.is_due(view, &serving.placement, now) {
                 continue;
             }
+            // What the stages took for the same frames as the chain: on a machine that just became busy, both take longer.
             let mut offers = pool_facts::offers(view);
-            model.speeds.correct(&mut offers);
+            MeasuredSpeeds::of(view, &model.needs).correct(&mut offers);
             let links = |from: &PeerId, to: &PeerId| pool_facts::link(view, from, to);
             let Some(predicted) = predict(&model.needs, &offers, links, &serving.placement.stages) else { continue };
-            if let Some(slow) = self.slowness.observe(view, &serving.placement, predicted.step_s, now) {
-                model.planned_at = None;
-                let SlowChain { suspects, predicted_s, took_s } = slow;
-                notes.push(Note::Slow { name: model.needs.name.clone(), suspects, predicted_s, took_s });
-            } else if let Some(hop_s) = slowness::hop_s(view, &serving.placement, predicted.step_s) {
-                model.speeds.observe_hops(hop_s);
+            match self.slowness.observe(view, &serving.placement, predicted.step_s, now) {
+                Observed::Slow(SlowChain { suspects, predicted_s, took_s }) => {
+                    model.planned_at = None;
+                    notes.push(Note::Slow { name: model.needs.name.clone(), suspects, predicted_s, took_s });
+                }
+                Observed::Unclear => {}
+                Observed::Steady => {
+                    let hop_s = slowness::hop_s(view, &serving.placement, predicted.step_s);
+                    hop_s.into_iter().for_each(|hop_s| model.speeds.observe_hops(hop_s));
+                }
             }
         }
     }
@@ -339,16 +290,11 @@ impl PlacementMaster {
         let links = |from: &PeerId, to: &PeerId| speeds.link(view, from, to);
         let mut all = model.offers(view, &reserved);
         self.slowness.add_to(&mut all);
-        let mut offers = model.cooldowns.eligible(&all, true, view, now);
-        let mut best = plan(&model.needs, &offers, links);
+        let (offers, best) = model.best(&all, &self.suspects, view, now);
         let excluded: Vec<PeerId> =
             all.iter().map(|offer| offer.peer).filter(|peer| offers.iter().all(|offer| offer.peer != *peer)).collect();
-        if best.is_err() {
-            offers = model.cooldowns.eligible(&all, false, view, now);
-            best = plan(&model.needs, &offers, links);
-        }
         let plan = match (best, &model.serving) {
-            (Ok(plan), Some(serving)) => match model.worth_of(plan, serving, &offers, view) {
+            (Ok(plan), Some(serving)) => match model.worth_of(plan, serving, &offers, &self.suspects, view) {
                 Worth::Now(plan) => plan,
                 Worth::Later(plan) => {
                     let newcomers = serving.newcomers(&plan.stages, view);
@@ -393,7 +339,10 @@ impl PlacementMaster {
         let unfetched = view.everyone().filter(|advert| advert.works && !fetched(&advert.peer));
         let left_out = plan.left_out.into_iter().filter(|(peer, _)| !excluded.contains(peer));
         let left_out = left_out
-            .chain(excluded.iter().filter(|peer| !used(peer)).map(|peer| (*peer, EXCLUDED.to_owned())))
+            .chain(excluded.iter().filter(|peer| !used(peer)).map(|peer| {
+                let why = if self.suspects.contains(peer) { SUSPECTED } else { EXCLUDED };
+                (*peer, why.to_owned())
+            }))
             .chain(unmeasured.map(|advert| (advert.peer, "it has not measured its speed yet".to_owned())))
             .chain(unfetched.map(|advert| (advert.peer, NOT_FETCHED.to_owned())))
             .collect();
@@ -409,178 +358,5 @@ impl PlacementMaster {
             }
         }
         reserved
-    }
-}
-
-/// Adds the bytes that a placement's stages take on their nodes.
-fn reserve(reserved: &mut BTreeMap<PeerId, u64>, needs: &ModelNeeds, placement: &Placement, view: &View) {
-    for stage in &placement.stages {
-        let bytes: &mut u64 = reserved.entry(stage.peer).or_default();
-        *bytes = bytes.saturating_add(pool_facts::placed_bytes(view, needs, stage));
-    }
-}
-
-impl ModelPlacement {
-    fn new(needs: ModelNeeds, now: Time) -> ModelPlacement {
-        ModelPlacement {
-            needs,
-            served_at: now,
-            serving: None,
-            forming: None,
-            planned_at: None,
-            replan_delay: ReplanDelay::default(),
-            refused: None,
-            cooldowns: Cooldowns::default(),
-            breaks: 0,
-            speeds: MeasuredSpeeds::default(),
-            load_failures: LoadFailures::default(),
-        }
-    }
-
-    /// The refusal to publish if the pool cannot hold the model.
-    fn refusal(&self) -> Option<PlacementRefusal> {
-        let refused = self.refused.as_ref().filter(|refused| refused.permanent && self.in_force().next().is_none())?;
-        Some(PlacementRefusal { model: self.needs.digest, why: refused.why.clone() })
-    }
-
-    fn in_force(&self) -> impl Iterator<Item = &Placement> {
-        [&self.serving, &self.forming].into_iter().flatten().map(|running| &running.placement)
-    }
-
-    /// Drops a failed placement, and switches to a forming one that is ready.
-    fn check(&mut self, view: &View, now: Time) {
-        self.replan_delay.observe_nodes(view.everyone().map(|advert| (advert.peer, advert.incarnation)), now);
-        if let Some(mut forming) = self.forming.take() {
-            match forming.health(view, now, false) {
-                Health::Ready => {
-                    (self.serving, self.planned_at) = (Some(forming), Some(now));
-                    self.load_failures.clear();
-                }
-                health => {
-                    if let Some(why) = self.load_failures.observe(&forming, &health, view, now) {
-                        self.refused = Some(Unplaced { why, permanent: true });
-                    }
-                    self.forming = self.kept(forming, health, view, now);
-                }
-            }
-        }
-        if let Some(mut serving) = self.serving.take() {
-            let health = serving.health(view, now, true);
-            self.serving = self.kept(serving, health, view, now);
-        }
-    }
-
-    /// The placement, unless its health requires dropping it.
-    fn kept(&mut self, running: Running, health: Health, view: &View, now: Time) -> Option<Running> {
-        match health {
-            Health::Ready | Health::Forming => return Some(running),
-            Health::Broken { suspects, gone } => {
-                for peer in gone {
-                    self.replan_delay.node_lost(peer, now);
-                }
-                for peer in suspects {
-                    self.cooldowns.exclude(peer, Culpability::Certain, view, now);
-                }
-            }
-            Health::Disconnected { since, by } => {
-                let steady = now.since(running.made) >= STABLE_AFTER;
-                let before = if steady { 0 } else { self.breaks };
-                let delay = doubled(CHAIN_RETRY_DELAY, before, CHAIN_RETRY_DELAY_MAX);
-                if now.since(since) < delay {
-                    return Some(running);
-                }
-                self.breaks = before + 1;
-                if self.breaks >= BREAKS_BEFORE_EXCLUSION {
-                    for peer in by {
-                        self.cooldowns.exclude(peer, Culpability::Possible, view, now);
-                    }
-                }
-            }
-        }
-        self.planned_at = None;
-        None
-    }
-
-    fn is_due(&self, now: Time) -> bool {
-        let every = match (&self.serving, &self.forming) {
-            (_, Some(_)) => return false,
-            (Some(_), None) => REPLAN_INTERVAL,
-            (None, None) if !self.load_failures.allow(now) => return false,
-            (None, None) => RETRY_INTERVAL,
-        };
-        self.planned_at.is_none_or(|at| now.since(at) >= every)
-    }
-
-    /// Each node's offer for this model: its memory minus that of other models, its speed as measured.
-    fn offers(&self, view: &View, reserved: &BTreeMap<PeerId, u64>) -> Vec<NodeOffer> {
-        let mut offers = pool_facts::offers(view);
-        self.speeds.correct(&mut offers);
-        pool_facts::without_fetching(&self.needs, &mut offers);
-        for offer in &mut offers {
-            let taken = reserved.get(&offer.peer).copied().unwrap_or(0);
-            offer.memory_bytes = offer.memory_bytes.saturating_sub(taken);
-        }
-        offers
-    }
-
-    /// The offers minus the memory of the serving stages.
-    fn beside(&self, offers: &[NodeOffer], view: &View) -> Vec<NodeOffer> {
-        let mut taken = BTreeMap::new();
-        if let Some(serving) = &self.serving {
-            reserve(&mut taken, &self.needs, &serving.placement, view);
-        }
-        let mut offers = offers.to_vec();
-        for offer in &mut offers {
-            offer.memory_bytes = offer.memory_bytes.saturating_sub(taken.get(&offer.peer).copied().unwrap_or(0));
-        }
-        offers
-    }
-
-    /// Whether the new stages fit beside the serving ones. A stage that stays unchanged takes nothing more.
-    fn fits_beside(&self, plan: &Plan, offers: &[NodeOffer], view: &View) -> bool {
-        let beside = self.beside(offers, view);
-        let stays = |stage| self.serving.as_ref().is_some_and(|serving| serving.placement.stages.contains(stage));
-        plan.stages.iter().all(|stage| {
-            let takes = self.needs.stage_bytes(&stage.layers);
-            stays(stage) || beside.iter().any(|offer| offer.peer == stage.peer && offer.memory_bytes >= takes)
-        })
-    }
-
-    /// Whether the best plan should replace the working placement.
-    fn worth_of(&self, best: Plan, serving: &Running, offers: &[NodeOffer], view: &View) -> Worth {
-        let current = &serving.placement.stages;
-        if best.stages == *current {
-            return Worth::Nothing;
-        }
-        let links = |from: &PeerId, to: &PeerId| self.speeds.link(view, from, to);
-        let pinned = |(peer, layers): &(PeerId, std::ops::Range<u32>)| {
-            let there = best.stages.iter().any(|stage| stage.peer == *peer);
-            !there || current.iter().any(|stage| stage.peer == *peer && stage.layers == *layers)
-        };
-        let forced =
-            !self.needs.pins.iter().all(pinned) || (self.needs.split && current.len() == 1 && best.stages.len() > 1);
-        if forced {
-            return Worth::Now(best);
-        }
-        // The new stages must fit beside the old ones, which serve meanwhile.
-        let beside = self.beside(offers, view);
-        let (Ok(best), Some(is)) = (plan(&self.needs, &beside, links), predict(&self.needs, offers, links, current))
-        else {
-            return Worth::Nothing;
-        };
-        let newcomers = !serving.newcomers(&best.stages, view).is_empty();
-        let better = match self.needs.split {
-            true => is.pace_s >= best.prediction.pace_s * if newcomers { SPLIT_GAIN } else { GAIN },
-            false => is.step_s >= best.prediction.step_s * GAIN,
-        };
-        let mut undelayed = offers.to_vec();
-        undelayed.iter_mut().for_each(|offer| offer.delay_s = 0.0);
-        let claimed = predict(&self.needs, &undelayed, links, current);
-        match better {
-            // It is slower than it says: that was measured long enough.
-            true if claimed.is_some_and(|claimed| claimed.step_s * GAIN < is.step_s) => Worth::Now(best),
-            true => Worth::Later(best),
-            false => Worth::Nothing,
-        }
     }
 }

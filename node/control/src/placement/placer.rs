@@ -1,9 +1,11 @@
 //! A node's whole part in placement: its decisions as the master, and the stages that it holds.
 
 use crate::Time;
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::Arc;
 
+use libp2p_identity::PeerId;
 use pangea_units::Digest;
 
 use super::placement_master::{Note, PlacementMaster};
@@ -46,6 +48,8 @@ pub enum Event {
         /// The measured times.
         pace: StagePace,
     },
+    /// The nodes under suspicion changed: they get layers only where no plan without them is possible.
+    Suspects(BTreeSet<PeerId>),
     /// Time has passed.
     Tick,
 }
@@ -101,6 +105,7 @@ impl Placer {
             Event::Sessions { model, layers, open } => self.stage_manager.sessions(model, &layers, open),
             Event::Broke { model, layers, epoch } => self.stage_manager.broke(model, &layers, epoch),
             Event::Paced { model, layers, pace } => self.stage_manager.paced(model, &layers, pace),
+            Event::Suspects(suspects) => self.placement_master.suspect(suspects),
             Event::Tick => {}
         }
         let decided = self.placement_master.decide(&self.view, now);

@@ -46,6 +46,8 @@ pub struct Plan {
     pub prediction: Prediction,
     /// Reason, as a clause for people.
     pub reason: String,
+    /// Whether its nodes count as equally fast.
+    pub equal: bool,
     /// The best plans of other kinds, fastest first.
     pub alternatives: Vec<Alternative>,
     /// The nodes that get no layers, each with the reason as a clause.
@@ -97,6 +99,7 @@ pub fn plan(
     let Some(best) = best else { return Err(no_plan::memory(&costs, &pins)) };
     Ok(Plan {
         reason: reason(&costs, &pins, &best, &candidates),
+        equal: costs.are_equal(&best.chain),
         alternatives: alternatives(&costs, &best, &candidates),
         left_out: left_out(&costs, &best),
         stages: best.stages(&costs),
@@ -112,7 +115,10 @@ pub fn predict(
     stages: &[PlacedStage],
 ) -> Option<Prediction> {
     let of = |stage: &PlacedStage| nodes.iter().find(|node| node.peer == stage.peer).cloned();
-    let nodes: Vec<NodeOffer> = stages.iter().map(of).collect::<Option<_>>()?;
+    let used: Vec<NodeOffer> = stages.iter().map(of).collect::<Option<_>>()?;
+    // With the nodes that a plan would consider: which of them count as equal depends on all.
+    let mut nodes = looked_at(needs, nodes);
+    nodes.extend(used);
     let costs = Costs::new(needs, &nodes, &links);
     let at: BTreeMap<PeerId, usize> = costs.nodes.iter().enumerate().map(|(at, node)| (node.peer, at)).collect();
     let chain: Vec<usize> = stages.iter().map(|stage| at.get(&stage.peer).copied()).collect::<Option<_>>()?;

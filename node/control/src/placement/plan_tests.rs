@@ -49,6 +49,7 @@ fn node(number: u8, memory_bytes: u64, gb_per_s: f64) -> NodeOffer {
         name: format!("node{number}"),
         memory_bytes,
         speed: LayerSpeed { weight_bytes_per_s: gb_per_s * 1e9, macs_per_s: gb_per_s * 2e10 },
+        measured: true,
         numerics: 1,
         delay_s: 0.0,
     }

@@ -85,6 +85,7 @@ pub fn offers(view: &View) -> Vec<NodeOffer> {
             name: advert.name.clone(),
             memory_bytes: models_bytes(advert.memory_bytes),
             speed: advert.speed?,
+            measured: false,
             numerics: advert.numerics,
             delay_s: 0.0,
         })

@@ -12,10 +12,6 @@ const HALVINGS: usize = 12;
 /// Rounding of times that ought to be equal.
 const ROUNDING: f64 = 1e-9;
 
-/// Share of the head's time that counts when layers are shared out evenly. A token needs the whole head, a prompt one row
-/// of it: with all of it the stages would be even for tokens and uneven for prompts, whose delay people notice more.
-const HEAD_PART: f64 = 0.1;
-
 /// A chain with resolved pins: runs of nodes that share their layers freely.
 pub(super) struct Chain<'a> {
     costs: &'a Costs<'a>,
@@ -64,9 +60,7 @@ impl<'a> Chain<'a> {
 
     /// Time of a stage in an even sharing, in seconds.
     fn share_s(&self, at: usize, count: u32) -> f64 {
-        let node = self.nodes[at];
-        f64::from(count) * self.costs.even_layer_s(node)
-            + HEAD_PART * self.costs.head_s(node, at + 1 == self.nodes.len())
+        self.costs.share_s(self.nodes[at], count, at + 1 == self.nodes.len())
     }
 
     /// Time of the slowest stage, in seconds.

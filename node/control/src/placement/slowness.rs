@@ -26,6 +26,10 @@ const SLOW: f64 = 2.5;
 /// Time per stage that a token may take besides: waking threads and encoding frames on a busy machine.
 const ALLOWANCE_S: f64 = 10e-3;
 
+/// Time for which a chain must be slow before anyone is suspected: what the other stages measured meanwhile has arrived by then,
+/// and a busy moment is over.
+const SLOW_FOR: Duration = Duration::from_secs(3);
+
 /// Time for which a suspicion is remembered; doubled with each further chain that confirms it.
 const REMEMBERED: Duration = Duration::from_secs(600);
 
@@ -58,19 +62,33 @@ pub(super) struct SlowChain {
     pub(super) took_s: f64,
 }
 
+/// What the times of a chain say.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Observed {
+    /// About as fast as predicted, or slow as before.
+    Steady,
+    /// Slow, but not for long enough.
+    Unclear,
+    /// Slow, with suspects that are new.
+    Slow(SlowChain),
+}
+
 /// The slow chains of a pool.
 #[derive(Debug, Default)]
 pub(super) struct Slowness {
     suspicions: Vec<Suspicion>,
     /// The last observed times of each chain, so that each counts once.
     seen: BTreeMap<ChainId, BTreeMap<PeerId, StagePace>>,
+    /// Chains that are slow, but not for long enough, and since when.
+    slow_since: BTreeMap<ChainId, Time>,
 }
 
 impl Slowness {
-    /// Whether the adverts show times of a placement that were not observed yet.
-    pub(super) fn has_news(&self, view: &View, placement: &Placement) -> bool {
-        let paces = paces(view, placement);
-        !paces.is_empty() && self.seen.get(&chain(placement)) != Some(&paces)
+    /// Whether the adverts show times of a placement that were not observed yet, or that have been slow for long enough.
+    pub(super) fn is_due(&self, view: &View, placement: &Placement, now: Time) -> bool {
+        let (chain, paces) = (chain(placement), paces(view, placement));
+        let is_late = || self.slow_since.get(&chain).is_some_and(|since| now.since(*since) >= SLOW_FOR);
+        !paces.is_empty() && (self.seen.get(&chain) != Some(&paces) || is_late())
     }
 
     /// Forgets what was too long ago.
@@ -78,32 +96,35 @@ impl Slowness {
         self.suspicions.retain(|suspicion| suspicion.until > now);
     }
 
-    /// Learns from the times of a working placement. `predicted_s`: seconds per token that its stages account for. Returns
-    /// the suspects that are new.
-    pub(super) fn observe(
-        &mut self,
-        view: &View,
-        placement: &Placement,
-        predicted_s: f64,
-        now: Time,
-    ) -> Option<SlowChain> {
-        let paces = paces(view, placement);
-        self.seen.retain(|chain, _| chain.model != placement.model);
-        self.seen.insert(chain(placement), paces.clone());
+    /// Learns from the times of a working placement. `predicted_s`: seconds per token that its stages account for.
+    pub(super) fn observe(&mut self, view: &View, placement: &Placement, predicted_s: f64, now: Time) -> Observed {
+        let (chain, paces) = (chain(placement), paces(view, placement));
+        self.seen.retain(|other, _| other.model != placement.model);
+        self.seen.insert(chain, paces.clone());
+        self.slow_since.retain(|other, _| other.model != placement.model || *other == chain);
         let peers: BTreeSet<PeerId> = placement.stages.iter().map(|stage| stage.peer).collect();
         if peers.len() < 2 || !predicted_s.is_finite() {
-            return None;
+            return Observed::Steady;
         }
         let limit_s = limit_s(predicted_s, peers.len());
         let Some((suspects, took_s)) = suspects(&view.local, &peers, &paces, limit_s) else {
+            self.slow_since.remove(&chain);
             for suspicion in &mut self.suspicions {
                 suspicion.suspects.retain(|peer| !peers.contains(peer));
             }
             self.suspicions.retain(|suspicion| !suspicion.suspects.is_empty());
-            return None;
+            return Observed::Steady;
         };
-        let suspects = self.suspect(suspects, took_s - predicted_s, chain(placement), now)?;
-        Some(SlowChain { suspects: suspects.into_iter().collect(), predicted_s, took_s })
+        if now.since(*self.slow_since.entry(chain).or_insert(now)) < SLOW_FOR {
+            return Observed::Unclear;
+        }
+        self.slow_since.remove(&chain);
+        match self.suspect(suspects, took_s - predicted_s, chain, now) {
+            Some(suspects) => {
+                Observed::Slow(SlowChain { suspects: suspects.into_iter().collect(), predicted_s, took_s })
+            }
+            None => Observed::Steady,
+        }
     }
 
     /// Records suspects; returns who is left of them if that is new.
@@ -160,10 +181,11 @@ fn suspects(
     match paces.get(local) {
         Some(_) if !waiting.contains(local) => return None,
         Some(pace) => {
-            let silent: BTreeSet<PeerId> = peers.difference(&waiting).copied().collect();
-            let all =
-                if silent.is_empty() { peers.iter().copied().filter(|peer| peer != local).collect() } else { silent };
-            return Some((all, took_s(pace)));
+            // Who says that nobody waited contradicts it. Who says nothing yet may be heard later than others.
+            let denies = |peer: &&PeerId| paces.contains_key(peer) && !waiting.contains(peer);
+            let denying: BTreeSet<PeerId> = peers.iter().filter(denies).copied().collect();
+            let others = || peers.iter().copied().filter(|peer| peer != local).collect();
+            return Some((if denying.is_empty() { others() } else { denying }, took_s(pace)));
         }
         None => {}
     }
@@ -171,12 +193,7 @@ fn suspects(
     if waiting.is_empty() || waiting.len() * 2 < paces.len() {
         return None;
     }
-    let contradicted = waiting.len() < paces.len();
-    let silent: BTreeSet<PeerId> = peers.iter().copied().filter(|peer| !paces.contains_key(peer)).collect();
-    match contradicted || silent.is_empty() {
-        true => Some((peers.clone(), slowest_s)),
-        false => Some((silent, slowest_s)),
-    }
+    Some((peers.clone(), slowest_s))
 }
 
 fn chain(placement: &Placement) -> ChainId {
@@ -241,14 +258,15 @@ mod tests {
     fn who_waited_is_no_suspect_of_a_node_that_waited_itself() {
         assert_eq!(suspected(&[(1, Some(100)), (2, Some(5000)), (3, Some(5000))]), None, "this node did not wait");
         assert_eq!(suspected(&[(1, Some(5000)), (2, Some(5000)), (3, Some(5000))]), Some(set(&[2, 3])));
-        assert_eq!(suspected(&[(1, Some(5000)), (2, Some(5000)), (3, None)]), Some(set(&[3])));
+        assert_eq!(suspected(&[(1, Some(5000)), (2, Some(5000)), (3, None)]), Some(set(&[2, 3])), "3 is heard later");
+        assert_eq!(suspected(&[(1, Some(5000)), (2, Some(5000)), (3, Some(100))]), Some(set(&[3])), "it lies");
     }
 
     #[test]
     fn one_word_against_another_makes_both_suspects_and_one_against_several_nobody() {
         assert_eq!(suspected(&[(2, Some(5000)), (3, Some(100))]), Some(set(&[2, 3])));
         assert_eq!(suspected(&[(2, Some(5000)), (3, Some(100)), (4, Some(100))]), None);
-        assert_eq!(suspected(&[(2, Some(5000)), (3, None), (4, Some(5000))]), Some(set(&[3])));
+        assert_eq!(suspected(&[(2, Some(5000)), (3, None), (4, Some(5000))]), Some(set(&[2, 3, 4])));
         assert_eq!(suspected(&[(2, Some(100)), (3, None)]), None);
     }
 

@@ -324,6 +324,116 @@ fn a_slow_stage_is_tried_again_after_a_while() {
     assert!(pool.uses(2), "{:?}", pool.shares());
 }
 
+#[test]
+fn first_shares_of_nodes_whose_claims_differ_by_less_than_two_are_even_until_they_have_computed() {
+    for claims in [[30.0, 17.0], [16.0, 30.0]] {
+        let mut pool = Pool::new(&claims.map(|claimed| node(claimed, 30.0)), true);
+        assert_eq!(pool.shares(), BTreeMap::from([(1, LAYERS / 2), (2, LAYERS / 2)]), "{claims:?}");
+        pool.answer(60);
+        assert_eq!(pool.shares(), BTreeMap::from([(1, LAYERS / 2), (2, LAYERS / 2)]), "{claims:?}");
+    }
+    // What is measured counts also where it is less than that.
+    let mut pool = Pool::new(&[node(30.0, 30.0), node(17.0, 17.0)], true);
+    pool.answer(60);
+    assert_eq!(pool.shares(), BTreeMap::from([(1, 21), (2, 11)]));
+}
+
+#[test]
+fn uneven_shares_of_equal_nodes_become_even_once_they_have_computed() {
+    // A start beside other work showed one at less than half its speed.
+    let mut pool = Pool::new(&[node(30.0, 30.0), node(14.0, 30.0)], true);
+    assert!(pool.shares()[&1] > 20, "{:?}", pool.shares());
+    pool.answer(60);
+    assert_eq!(pool.shares(), BTreeMap::from([(1, LAYERS / 2), (2, LAYERS / 2)]));
+    // Other work slows one down for a while.
+    for (real, shares) in [(18.4, [20, 12]), (30.0, [16, 16])] {
+        for second in 0..60 {
+            pool.nodes[1].real = real * if second % 2 == 0 { 1.0 } else { 1.02 };
+            pool.answer(1);
+        }
+        assert_eq!(pool.shares(), BTreeMap::from([(1, shares[0]), (2, shares[1])]));
+    }
+}
+
+#[test]
+fn equal_nodes_have_equal_shares_also_of_a_model_with_a_large_head() {
+    let mut needs = ModelNeeds {
+        digest: MODEL,
+        name: "model".to_owned(),
+        size: size(),
+        split: true,
+        fetched: true,
+        pins: Vec::new(),
+        served_by: BTreeSet::new(),
+        files: BTreeSet::new(),
+    };
+    needs.size.head_bytes = 13 * LAYER_BYTES;
+    let offer = |number: u8| NodeOffer {
+        peer: peer(number),
+        name: format!("node{number}"),
+        memory_bytes: 8 << 30,
+        speed: LayerSpeed { weight_bytes_per_s: 3e10, macs_per_s: 6e11 },
+        measured: true,
+        numerics: 1,
+        delay_s: 0.0,
+    };
+    let link = |from: &PeerId, to: &PeerId| {
+        (from != to).then_some(LinkSpeed { rtt: Duration::from_micros(200), bytes_per_s: 1e9 })
+    };
+    for nodes in 2..=4 {
+        let offers: Vec<NodeOffer> = (1..=nodes).map(offer).collect();
+        let plan = plan(&needs, &offers, link).unwrap();
+        let counts: Vec<u32> = plan.stages.iter().map(|stage| stage.layers.end - stage.layers.start).collect();
+        let (least, most) = (counts.iter().min().unwrap(), counts.iter().max().unwrap());
+        assert!(counts.len() == usize::from(nodes) && most - least <= 1, "{counts:?}");
+    }
+}
+
+#[test]
+fn a_machine_that_becomes_busy_makes_no_node_a_suspect() {
+    let mut nodes = [node(30.0, 30.0); 3];
+    nodes.iter_mut().for_each(|node| node.memory_bytes = 768 << 20);
+    let mut pool = Pool::new(&nodes, true);
+    pool.answer(20);
+    // Everything takes eight times as long from now on, and then as long as before.
+    for factor in [1.0 / 8.0, 8.0] {
+        pool.nodes.iter_mut().for_each(|node| node.real *= factor);
+        pool.answer(20);
+    }
+    // The others' times arrive later than what this node waited for them.
+    pool.nodes[0].slander_s = 0.4;
+    pool.answer(2);
+    pool.nodes[0].slander_s = 0.0;
+    pool.answer(20);
+    assert!(!pool.notes.iter().any(|note| matches!(note, Note::Slow { .. })), "{:?}", pool.notes);
+    assert_eq!(pool.shares().len(), 3, "{:?}", pool.shares());
+}
+
+#[test]
+fn a_suspect_gets_layers_only_where_no_plan_without_it_is_possible() {
+    let suspects = |numbers: &[u8]| Event::Suspects(numbers.iter().map(|number| peer(*number)).collect());
+    for split in [false, true] {
+        let mut nodes = [node(20.0, 20.0), node(60.0, 60.0), node(20.0, 20.0)];
+        nodes.iter_mut().for_each(|node| node.memory_bytes = 768 << 20);
+        let mut pool = Pool::new(&nodes, split);
+        assert!(pool.uses(2), "{:?}", pool.shares());
+        pool.placer.handle(suspects(&[2]), pool.now);
+        pool.run(5);
+        assert!(!pool.uses(2), "split {split}: its placement is replaced: {:?}", pool.shares());
+        // Without it, the others' memory does not suffice.
+        let mut pool = Pool::new(&nodes[..2], split);
+        pool.placer.handle(suspects(&[2]), pool.now);
+        pool.run(5);
+        assert!(pool.uses(2), "split {split}: {:?}", pool.shares());
+        // A fresh plan, too.
+        let mut pool = Pool::new(&nodes[..1], split);
+        pool.placer.handle(suspects(&[2]), pool.now);
+        pool.nodes = nodes.to_vec();
+        pool.run(20);
+        assert!(!pool.uses(2), "split {split}: {:?}", pool.shares());
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: if cfg!(debug_assertions) { 24 } else { 256 }, ..ProptestConfig::default() })]
 
@@ -344,6 +454,7 @@ proptest! {
             name: format!("node{at}"),
             memory_bytes: 400 << 20,
             speed: LayerSpeed { weight_bytes_per_s: speed * 1e9, macs_per_s: speed * 2e10 },
+            measured: true,
             numerics: 1,
             delay_s: 0.0,
         };

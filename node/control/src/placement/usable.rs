@@ -8,11 +8,13 @@ use super::{Placement, pool_facts};
 use crate::pool::View;
 use crate::session::ChainId;
 
-/// The newest placement of a model whose stages are ready and can be reached, without these peers and epochs.
+/// The newest placement of a model whose stages are ready and can be reached, without these peers and epochs. One with a stage
+/// on a suspect comes after every other.
 pub fn newest_usable(
     view: &View,
     model: &Digest,
     without: (&[PeerId], &[u64]),
+    is_suspect: impl Fn(&PeerId) -> bool,
     reaches: impl Fn(&PeerId) -> bool,
     is_broken: impl Fn(&ChainId) -> bool,
 ) -> Option<Placement> {
@@ -26,7 +28,8 @@ pub fn newest_usable(
             // What broke here is not yet known to be broken elsewhere.
             && !is_broken(&ChainId { model: *model, epoch: placement.epoch })
     });
-    placements.into_iter().max_by_key(|placement| placement.epoch)
+    let is_trusted = |placement: &Placement| !placement.stages.iter().any(|stage| is_suspect(&stage.peer));
+    placements.into_iter().max_by_key(|placement| (is_trusted(placement), placement.epoch))
 }
 
 /// Positions that every stage of a placement has room for; `None` until each has said so.
@@ -50,4 +53,72 @@ pub fn broken_elsewhere(view: &View, chain: &ChainId, peers: &[PeerId]) -> Optio
         })
     };
     peers.iter().find(says).copied()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::placement::PlacedStage;
+    use crate::pool::{LinkAdvert, StageAdvert, StageState, Term, advert_of};
+    use crate::test_peers::peer;
+
+    const MODEL: Digest = Digest([7; 32]);
+
+    /// A pool of three nodes, in which placement 1 is on nodes 1 and 2, and placement 2 on nodes 1 and 3; all stages are ready.
+    fn pool() -> View {
+        let term = Term { counter: 1, master: peer(1) };
+        let placed = |number, layers| PlacedStage { peer: peer(number), layers };
+        let placement = |epoch, second| Placement {
+            model: MODEL,
+            name: "model".to_owned(),
+            epoch,
+            term,
+            stages: vec![placed(1, 0..4), placed(second, 4..8)],
+        };
+        let stage = |layers, epoch| StageAdvert {
+            model: MODEL,
+            layers,
+            epoch,
+            state: StageState::Ready,
+            session_bytes: 1,
+            broken: None,
+            pace: None,
+        };
+        let link = |to| LinkAdvert {
+            to: peer(to),
+            rtt: Duration::from_millis(1),
+            bytes_per_s: 1e9,
+            transport: "tcp".to_owned(),
+            found_by: "mdns".to_owned(),
+        };
+        let advert = |number: u64| {
+            let mut advert = advert_of(peer(number));
+            (advert.works, advert.term) = (true, Some(term));
+            advert.links = (1..=3).filter(|other| *other != number).map(link).collect();
+            advert.stages = vec![if number == 1 { stage(0..4, 2) } else { stage(4..8, number - 1) }];
+            if number == 1 {
+                advert.placements = vec![placement(1, 2), placement(2, 3)];
+            }
+            Arc::new(advert)
+        };
+        let nodes = (2..=3).map(|number| (peer(number), advert(number))).collect();
+        View { local: peer(1), own: advert(1), term: Some(term), nodes, connected: BTreeSet::from([peer(2), peer(3)]) }
+    }
+
+    #[test]
+    fn a_chain_with_a_suspect_is_taken_only_where_there_is_no_other() {
+        let view = pool();
+        let taken = |suspects: &[u64], without: &[u64]| {
+            let is_suspect = |peer_: &PeerId| suspects.iter().any(|number| peer(*number) == *peer_);
+            newest_usable(&view, &MODEL, (&[], without), is_suspect, |_| true, |_| false).map(|taken| taken.epoch)
+        };
+        assert_eq!(taken(&[], &[]), Some(2), "the newest");
+        assert_eq!(taken(&[3], &[]), Some(1), "nobody suspects the nodes of this one");
+        assert_eq!(taken(&[2, 3], &[]), Some(2));
+        assert_eq!(taken(&[3], &[1]), Some(2), "there is no other");
+    }
 }

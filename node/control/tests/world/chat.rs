@@ -334,13 +334,16 @@ impl World {
         let Some(run) = &self.nodes[at].run else { return Ok(None) };
         let reaches = |peer: &PeerId| self.reaches(at, self.index_of(peer));
         let is_broken = |chain: &ChainId| run.stages.get(chain).is_some_and(|stage| stage.broken);
+        let time = run.time(self.now);
+        let is_suspect = |peer: &PeerId| run.directory.is_suspect(peer, time);
         let alone = ChainId { model, epoch: 0 };
         let has_alone = run.stages.contains_key(&alone) && !without.peers.contains(&local);
         let stages = vec![StageAt { peer: local, layers: 0..size().layers }];
         let alone = has_alone.then_some(Route { chain: alone, stages });
-        let newest = newest_usable(&view, &model, (&without.peers, &without.epochs), reaches, is_broken);
+        let newest = newest_usable(&view, &model, (&without.peers, &without.epochs), is_suspect, reaches, is_broken);
         let Some(newest) = newest else { return Ok(alone) };
-        if newest.stages.len() == 1 && newest.stages[0].peer == local && alone.is_some() {
+        let sole = newest.stages.len() == 1 && newest.stages[0].peer == local;
+        if alone.is_some() && (sole || newest.stages.iter().any(|stage| is_suspect(&stage.peer))) {
             return Ok(alone);
         }
         let chain = ChainId { model, epoch: newest.epoch };

@@ -87,6 +87,8 @@ impl World {
         let Some(run) = &mut self.nodes[node].run else { return Ok(()) };
         run.looking = false;
         let view = Arc::new(run.view(now));
+        let suspects = run.directory.suspects(run.time(now));
+        self.place(node, Event::Suspects(suspects))?;
         self.place(node, Event::View(Arc::clone(&view)))?;
         self.place(node, Event::Tick)?;
         self.follow(node, &view)?;

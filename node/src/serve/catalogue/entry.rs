@@ -310,7 +310,7 @@ impl Entry {
             return Err(Error::new(ErrorKind::Overloaded, message));
         }
         let local = LocalModel { name: self.name.clone(), file: whole, metrics: Arc::clone(&self.metrics) };
-        let routes = Arc::new(Pooled::new(loader.clone(), digest, config.layers as u32, local));
+        let routes = Arc::new(Pooled::new(loader.clone(), node.auditor.clone(), digest, config.layers as u32, local));
         let pipeline = loader.pipeline().clone();
         Ok(Engine::pooled(
             facts,

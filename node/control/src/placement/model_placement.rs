@@ -1,0 +1,293 @@
+//! The placements of one model at the master: the one that serves, the one that forms beside it, and whether a better plan is
+//! worth its replacement. Which models are planned when, and by whom, is decided elsewhere.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use libp2p_identity::PeerId;
+
+use super::cooldown::{Cooldowns, Culpability};
+use super::load_failures::LoadFailures;
+use super::measured::MeasuredSpeeds;
+use super::offer::{ModelNeeds, NodeOffer};
+use super::plan::{Plan, plan, predict};
+use super::pool_facts;
+use super::replan_delay::ReplanDelay;
+use super::running::{Health, Running};
+use super::{NoPlan, PlacedStage, Placement, PlacementRefusal};
+use crate::Time;
+use crate::backoff::doubled;
+use crate::pool::View;
+
+/// Predicted speed-up that a plan must have over a working placement. Measurements vary by less.
+const GAIN: f64 = 1.25;
+
+/// The same under `--split` with an additional node, which gains less if there are many, and where nodes count as equal: to be
+/// shared out unevenly again, they have to differ by [`GAIN`].
+const SPLIT_GAIN: f64 = 1.1;
+
+/// Interval of searches for a better plan.
+const REPLAN_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Interval of attempts to plan a model that has no placement. A failed stage makes the next attempt due at once.
+const RETRY_INTERVAL: Duration = Duration::from_millis(200);
+
+/// Delay before a chain that failed although all its nodes are present is placed again: by then the loss of a node is known.
+/// Doubles with each consecutive failure.
+const CHAIN_RETRY_DELAY: Duration = Duration::from_millis(200);
+
+/// Upper bound of that delay.
+const CHAIN_RETRY_DELAY_MAX: Duration = Duration::from_secs(10);
+
+/// Time after which a placement counts as stable, so that its next failure starts with the shortest delay.
+const STABLE_AFTER: Duration = Duration::from_secs(60);
+
+/// Consecutive failures after which the nodes that advertise the failure are excluded.
+const BREAKS_BEFORE_EXCLUSION: u32 = 3;
+
+/// Why there is no plan.
+#[derive(Debug)]
+pub(super) struct Unplaced {
+    pub(super) why: String,
+    /// Whether the nodes of the pool do not suffice even including the ones excluded for now.
+    pub(super) permanent: bool,
+}
+
+/// Whether a plan should replace a working placement.
+pub(super) enum Worth {
+    Nothing,
+    /// After it has been better for some time.
+    Later(Plan),
+    Now(Plan),
+}
+
+/// The placements of one model.
+#[derive(Debug)]
+pub(super) struct ModelPlacement {
+    pub(super) needs: ModelNeeds,
+    pub(super) served_at: Time,
+    /// The placement that serves requests.
+    pub(super) serving: Option<Running>,
+    /// The placement that takes over once its stages are ready.
+    pub(super) forming: Option<Running>,
+    pub(super) planned_at: Option<Time>,
+    pub(super) replan_delay: ReplanDelay,
+    pub(super) refused: Option<Unplaced>,
+    pub(super) cooldowns: Cooldowns,
+    /// Consecutive failures of chains whose nodes were all present.
+    breaks: u32,
+    pub(super) speeds: MeasuredSpeeds,
+    load_failures: LoadFailures,
+}
+
+/// Adds the bytes that a placement's stages take on their nodes.
+pub(super) fn reserve(reserved: &mut BTreeMap<PeerId, u64>, needs: &ModelNeeds, placement: &Placement, view: &View) {
+    for stage in &placement.stages {
+        let bytes: &mut u64 = reserved.entry(stage.peer).or_default();
+        *bytes = bytes.saturating_add(pool_facts::placed_bytes(view, needs, stage));
+    }
+}
+
+impl ModelPlacement {
+    pub(super) fn new(needs: ModelNeeds, now: Time) -> ModelPlacement {
+        ModelPlacement {
+            needs,
+            served_at: now,
+            serving: None,
+            forming: None,
+            planned_at: None,
+            replan_delay: ReplanDelay::default(),
+            refused: None,
+            cooldowns: Cooldowns::default(),
+            breaks: 0,
+            speeds: MeasuredSpeeds::default(),
+            load_failures: LoadFailures::default(),
+        }
+    }
+
+    /// The refusal to publish if the pool cannot hold the model.
+    pub(super) fn refusal(&self) -> Option<PlacementRefusal> {
+        let refused = self.refused.as_ref().filter(|refused| refused.permanent && self.in_force().next().is_none())?;
+        Some(PlacementRefusal { model: self.needs.digest, why: refused.why.clone() })
+    }
+
+    pub(super) fn in_force(&self) -> impl Iterator<Item = &Placement> {
+        [&self.serving, &self.forming].into_iter().flatten().map(|running| &running.placement)
+    }
+
+    /// Drops a failed placement, and switches to a forming one that is ready.
+    pub(super) fn check(&mut self, view: &View, now: Time) {
+        self.replan_delay.observe_nodes(view.everyone().map(|advert| (advert.peer, advert.incarnation)), now);
+        if let Some(mut forming) = self.forming.take() {
+            match forming.health(view, now, false) {
+                Health::Ready => {
+                    (self.serving, self.planned_at) = (Some(forming), Some(now));
+                    self.load_failures.clear();
+                }
+                health => {
+                    if let Some(why) = self.load_failures.observe(&forming, &health, view, now) {
+                        self.refused = Some(Unplaced { why, permanent: true });
+                    }
+                    self.forming = self.kept(forming, health, view, now);
+                }
+            }
+        }
+        if let Some(mut serving) = self.serving.take() {
+            let health = serving.health(view, now, true);
+            self.serving = self.kept(serving, health, view, now);
+        }
+    }
+
+    /// The placement, unless its health requires dropping it.
+    fn kept(&mut self, running: Running, health: Health, view: &View, now: Time) -> Option<Running> {
+        match health {
+            Health::Ready | Health::Forming => return Some(running),
+            Health::Broken { suspects, gone } => {
+                for peer in gone {
+                    self.replan_delay.node_lost(peer, now);
+                }
+                for peer in suspects {
+                    self.cooldowns.exclude(peer, Culpability::Certain, view, now);
+                }
+            }
+            Health::Disconnected { since, by } => {
+                let steady = now.since(running.made) >= STABLE_AFTER;
+                let before = if steady { 0 } else { self.breaks };
+                let delay = doubled(CHAIN_RETRY_DELAY, before, CHAIN_RETRY_DELAY_MAX);
+                if now.since(since) < delay {
+                    return Some(running);
+                }
+                self.breaks = before + 1;
+                if self.breaks >= BREAKS_BEFORE_EXCLUSION {
+                    for peer in by {
+                        self.cooldowns.exclude(peer, Culpability::Possible, view, now);
+                    }
+                }
+            }
+        }
+        self.planned_at = None;
+        None
+    }
+
+    pub(super) fn is_due(&self, now: Time) -> bool {
+        let every = match (&self.serving, &self.forming) {
+            (_, Some(_)) => return false,
+            (Some(_), None) => REPLAN_INTERVAL,
+            (None, None) if !self.load_failures.allow(now) => return false,
+            (None, None) => RETRY_INTERVAL,
+        };
+        self.planned_at.is_none_or(|at| now.since(at) >= every)
+    }
+
+    /// Each node's offer for this model: its memory minus that of other models, its speed as measured.
+    pub(super) fn offers(&self, view: &View, reserved: &BTreeMap<PeerId, u64>) -> Vec<NodeOffer> {
+        let mut offers = pool_facts::offers(view);
+        self.speeds.correct(&mut offers);
+        pool_facts::without_fetching(&self.needs, &mut offers);
+        for offer in &mut offers {
+            let taken = reserved.get(&offer.peer).copied().unwrap_or(0);
+            offer.memory_bytes = offer.memory_bytes.saturating_sub(taken);
+        }
+        offers
+    }
+
+    /// The best plan, and the offers that it was made of: without nodes that failed lately and without suspects if possible,
+    /// then without suspects, then without those that failed lately, then of all that may be used.
+    pub(super) fn best(
+        &self,
+        all: &[NodeOffer],
+        suspects: &BTreeSet<PeerId>,
+        view: &View,
+        now: Time,
+    ) -> (Vec<NodeOffer>, Result<Plan, NoPlan>) {
+        let links = |from: &PeerId, to: &PeerId| self.speeds.link(view, from, to);
+        let mut last = None;
+        for (trusted, strict) in [(true, true), (true, false), (false, true), (false, false)] {
+            let mut offers = self.cooldowns.eligible(all, strict, view, now);
+            offers.retain(|offer| !trusted || !suspects.contains(&offer.peer));
+            if let Some((known, _)) = &last
+                && *known == offers
+            {
+                continue;
+            }
+            let best = plan(&self.needs, &offers, links);
+            let found = best.is_ok();
+            last = Some((offers, best));
+            if found {
+                break;
+            }
+        }
+        last.unwrap_or_else(|| (Vec::new(), plan(&self.needs, &[], links)))
+    }
+
+    /// The offers minus the memory of the serving stages.
+    fn beside(&self, offers: &[NodeOffer], view: &View) -> Vec<NodeOffer> {
+        let mut taken = BTreeMap::new();
+        if let Some(serving) = &self.serving {
+            reserve(&mut taken, &self.needs, &serving.placement, view);
+        }
+        let mut offers = offers.to_vec();
+        for offer in &mut offers {
+            offer.memory_bytes = offer.memory_bytes.saturating_sub(taken.get(&offer.peer).copied().unwrap_or(0));
+        }
+        offers
+    }
+
+    /// Whether the new stages fit beside the serving ones. A stage that stays unchanged takes nothing more.
+    pub(super) fn fits_beside(&self, plan: &Plan, offers: &[NodeOffer], view: &View) -> bool {
+        let beside = self.beside(offers, view);
+        let stays = |stage| self.serving.as_ref().is_some_and(|serving| serving.placement.stages.contains(stage));
+        plan.stages.iter().all(|stage| {
+            let takes = self.needs.stage_bytes(&stage.layers);
+            stays(stage) || beside.iter().any(|offer| offer.peer == stage.peer && offer.memory_bytes >= takes)
+        })
+    }
+
+    /// Whether the best plan should replace the working placement.
+    pub(super) fn worth_of(
+        &self,
+        best: Plan,
+        serving: &Running,
+        offers: &[NodeOffer],
+        suspects: &BTreeSet<PeerId>,
+        view: &View,
+    ) -> Worth {
+        let current = &serving.placement.stages;
+        if best.stages == *current {
+            return Worth::Nothing;
+        }
+        let links = |from: &PeerId, to: &PeerId| self.speeds.link(view, from, to);
+        let pinned = |(peer, layers): &(PeerId, std::ops::Range<u32>)| {
+            let there = best.stages.iter().any(|stage| stage.peer == *peer);
+            !there || current.iter().any(|stage| stage.peer == *peer && stage.layers == *layers)
+        };
+        let forced =
+            !self.needs.pins.iter().all(pinned) || (self.needs.split && current.len() == 1 && best.stages.len() > 1);
+        if forced {
+            return Worth::Now(best);
+        }
+        // The new stages must fit beside the old ones, which serve meanwhile.
+        let beside = self.beside(offers, view);
+        let Ok(best) = plan(&self.needs, &beside, links) else { return Worth::Nothing };
+        let has_suspects = |stages: &[PlacedStage]| stages.iter().any(|stage| suspects.contains(&stage.peer));
+        if has_suspects(current) && !has_suspects(&best.stages) {
+            return Worth::Now(best);
+        }
+        let Some(is) = predict(&self.needs, offers, links, current) else { return Worth::Nothing };
+        let newcomers = !serving.newcomers(&best.stages, view).is_empty();
+        let better = match self.needs.split {
+            // Of equal nodes none is to have clearly more layers than another, whatever they looked like before.
+            true => is.pace_s >= best.prediction.pace_s * if newcomers || best.equal { SPLIT_GAIN } else { GAIN },
+            false => is.step_s >= best.prediction.step_s * GAIN,
+        };
+        let mut undelayed = offers.to_vec();
+        undelayed.iter_mut().for_each(|offer| offer.delay_s = 0.0);
+        let claimed = predict(&self.needs, &undelayed, links, current);
+        match better {
+            // It is slower than it says: that was measured long enough.
+            true if claimed.is_some_and(|claimed| claimed.step_s * GAIN < is.step_s) => Worth::Now(best),
+            true => Worth::Later(best),
+            false => Worth::Nothing,
+        }
+    }
+}
