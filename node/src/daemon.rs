@@ -68,6 +68,9 @@ pub fn run(config: NodeConfig) -> Result<()> {
     devices.observe(&observer);
     observe_build(&observer);
     let served = Served::new(&work.models, &identity.data_dir.join("models"))?;
+    if !network.peers.is_empty() || network.peers_file.is_file() {
+        served.expect_peers();
+    }
     tracing::info!(event = "starting", %peer, "Starting node {peer}");
     let net = NetConfig {
         listen: network.listen,

@@ -112,6 +112,11 @@ impl Served {
         Ok(Served(Arc::new(Inner { entries: RwLock::new(entries), ..Inner::default() })))
     }
 
+    /// Records that this node was told of peers, whose models it does not know yet.
+    pub fn expect_peers(&self) {
+        self.0.lately.lock().unwrap_or_else(PoisonError::into_inner).expect_peers();
+    }
+
     /// Loads the local models and adds those of the pool.
     ///
     /// # Errors

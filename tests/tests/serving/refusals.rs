@@ -113,14 +113,9 @@ fn a_node_without_models_refuses_chats() {
     let one = cluster.node("one").start();
     assert_eq!(get(&one.api, "/v1/models").json()["data"], json!([]));
     assert_eq!(get(&one.api, "/readyz").status, 200);
-    // Until it knows that it has no pool, the model may be one of its pool's.
-    eventually("it knows that it is alone", || {
-        let refused = post(&one.api, CHAT, &question("Hello", 1));
-        let (status, error) = (refused.status, refused.json()["error"].take());
-        let message = error["message"].as_str().unwrap();
-        assert!(status == 503 && message.contains("yet") || status == 404 && message.contains("--model"), "{error}");
-        status == 404
-    });
+    let refused = post(&one.api, CHAT, &question("Hello", 1));
+    let (status, error) = (refused.status, refused.json()["error"].take());
+    assert!(status == 404 && error["message"].as_str().unwrap().contains("--model"), "{error}");
 }
 
 /// Each of these schemas ended the node: the grammar library recursed until the stack was full.

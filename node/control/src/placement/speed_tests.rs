@@ -400,6 +400,10 @@ fn a_machine_that_becomes_busy_makes_no_node_a_suspect() {
         pool.nodes.iter_mut().for_each(|node| node.real *= factor);
         pool.answer(20);
     }
+    // Every hop waits for a core.
+    pool.wait_s = 30e-3;
+    pool.answer(20);
+    pool.wait_s = 0.0;
     // The others' times arrive later than what this node waited for them.
     pool.nodes[0].slander_s = 0.4;
     pool.answer(2);

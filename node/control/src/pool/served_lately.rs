@@ -23,6 +23,8 @@ const NODES_MAX: usize = 4;
 #[derive(Debug, Default)]
 pub struct ServedLately {
     models: BTreeMap<(String, Digest), Holders>,
+    /// Whether this node was told of peers, and may have a pool before it hears of one.
+    expects_peers: bool,
     /// When this node first followed another node's term.
     joined: Option<Time>,
     is_joining: bool,
@@ -36,10 +38,15 @@ struct Holders {
 }
 
 impl ServedLately {
+    /// Records that this node was told of peers.
+    pub fn expect_peers(&mut self) {
+        (self.expects_peers, self.is_joining) = (true, true);
+    }
+
     /// Learns from a view.
     pub fn update(&mut self, view: &View, now: Time) {
         self.is_joining = match view.term {
-            None => true,
+            None => self.expects_peers || !view.nodes.is_empty(),
             Some(term) if term.master == view.local => false,
             Some(_) => now.since(*self.joined.get_or_insert(now)) < HEARD_OF_ALL,
         };
@@ -125,6 +132,10 @@ mod tests {
     fn a_node_that_has_not_heard_of_its_whole_pool_is_joining() {
         let mut lately = ServedLately::default();
         assert!(!lately.is_joining(), "it has no pool at all");
+        lately.update(&pool(&[]), Time::from_secs(1));
+        assert!(!lately.is_joining(), "nobody told it of a peer");
+        lately.expect_peers();
+        assert!(lately.is_joining());
         lately.update(&pool(&[]), Time::from_secs(1));
         assert!(lately.is_joining());
         let of = |master| View { term: Some(Term { counter: 1, master }), ..pool(&[]) };
