@@ -38,7 +38,14 @@ enum Arrival {
 
 struct Arrivals(mpsc::Sender<Arrival>);
 
+/// Epoch of frames that no inbox here admits.
+const REFUSED: u64 = 666;
+
 impl Inbox for Arrivals {
+    fn admits(&self, _: PeerId, message: &Message) -> bool {
+        !matches!(message, Message::Frame(frame) if frame.epoch == REFUSED)
+    }
+
     fn message(&self, from: PeerId, message: Message, payload: Payload) {
         self.0.try_send(Arrival::Message(from, message, payload)).unwrap();
     }
@@ -297,6 +304,23 @@ async fn a_full_queue_says_so_and_empties_again() {
         }
         a.links.send(b.id(), message.clone(), payload.clone()).unwrap();
         assert_eq!(b.next().await, Arrival::Message(a.id(), message, payload));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_message_that_the_inbox_does_not_admit_is_skipped_with_its_payload() {
+    in_local_set(async {
+        let (a, mut b) = (Node::start().await, Node::start().await);
+        connect(&a, &b).await;
+        for floats in [1, 100_000] {
+            let (Message::Frame(frame), payload) = numbered(1, floats) else { unreachable!("it is a frame") };
+            let refused = Message::Frame(Frame { epoch: REFUSED, ..frame });
+            a.links.send(b.id(), refused, payload).unwrap();
+            let (message, payload) = numbered(2, floats);
+            a.links.send(b.id(), message.clone(), payload.clone()).unwrap();
+            assert_eq!(b.next().await, Arrival::Message(a.id(), message, payload));
+        }
     })
     .await;
 }

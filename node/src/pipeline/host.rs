@@ -1,11 +1,14 @@
 //! The stages of this node and the sessions that it coordinates, and the routing of their messages: messages to this
-//! node itself never touch the network. The gate checks senders.
+//! node itself never touch the network. `routing` is the way of a message that arrives.
+
+mod routing;
+#[cfg(test)]
+mod tests;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::Duration;
 
 use libp2p::PeerId;
 use libp2p::identity::Keypair;
@@ -15,10 +18,10 @@ use pangea_compute::model::{Model, PageBudget};
 use tokio::sync::{mpsc, watch};
 
 use super::limits::MAX_PAYLOAD_BYTES;
-use super::links::{Inbox, Links};
+use super::links::Links;
 use super::payload::Payload;
 use super::stage::{Stage, StageEvent};
-use super::wire::{ChainId, Message, Open, SessionId, StageAt};
+use super::wire::{ChainId, Message, SessionId, StageAt};
 use crate::devices::Lease;
 use crate::engine_metrics::EngineMetrics;
 use crate::fault::Fault;
@@ -28,7 +31,8 @@ use crate::pool::StagePace;
 use crate::supervise::{Part, Supervisor};
 use pangea_control::session::Drafts;
 use pangea_control::session::batch::BatchLimits;
-use pangea_control::session::gate::{Admission, Ask, Gate, MessageBytes, waiting_for_opening};
+use pangea_control::session::coordinated::CoordinatedSessions;
+use pangea_control::session::gate::{Gate, MessageBytes};
 
 /// Rows of the frames that a sender's share of a stage's queue is counted in: more than a first stage puts into one.
 const FRAME_ROWS: u64 = 1024;
@@ -100,7 +104,8 @@ struct Inner {
     faulted: AtomicBool,
     links: OnceLock<Links>,
     stages: Mutex<HashMap<ChainId, StageHandle>>,
-    sessions: Mutex<HashMap<SessionId, mpsc::Sender<SessionEvent>>>,
+    /// The sessions that this node coordinates.
+    sessions: Mutex<CoordinatedSessions<mpsc::Sender<SessionEvent>>>,
     on_unknown: OnceLock<OnUnknown>,
     /// Number of chains that have failed.
     breaks: watch::Sender<u64>,
@@ -118,23 +123,6 @@ struct StageHandle {
     broke_elsewhere: bool,
     /// The stage's thread.
     _part: Part,
-}
-
-/// What became of a message to a stage.
-#[derive(Clone, Copy, Debug)]
-enum Delivery {
-    Queued,
-    /// The sender's share is used up; it may come again after this delay.
-    Full(Duration),
-    /// There is no such stage, or the sender may not send this.
-    Not,
-}
-
-/// Why an opening was not queued.
-#[derive(Clone, Copy, Debug)]
-enum NotOpened {
-    NoStage,
-    Full(Duration),
 }
 
 /// Load of a stage.
@@ -332,9 +320,10 @@ impl Pipeline {
         }
     }
 
-    /// Delivers a session's events to `events` from now on, until [`Pipeline::remove_session`].
-    pub fn add_session(&self, session: SessionId, events: mpsc::Sender<SessionEvent>) {
-        self.sessions().insert(session, events);
+    /// Delivers the events of a session at `stages` to `events` from now on, until [`Pipeline::remove_session`].
+    pub fn add_session(&self, session: SessionId, stages: &[StageAt], events: mpsc::Sender<SessionEvent>) {
+        let stages = stages.iter().map(|stage| stage.peer).collect();
+        self.sessions().insert(session, stages, events);
     }
 
     /// Stops delivering a session's events.
@@ -381,125 +370,6 @@ impl Pipeline {
         self.0.breaks.send_modify(|breaks| *breaks += 1);
     }
 
-    fn deliver(&self, from: PeerId, message: Message, payload: Payload) {
-        match &message {
-            Message::Open(open) => {
-                let chain = ChainId { model: open.model, epoch: open.epoch };
-                let Open { session, choices, coordinator, .. } = **open;
-                let waiting = waiting_for_opening(&self.0.local, &from, &open.stages, coordinator);
-                self.start_unknown(chain);
-                let ask = Ask::Open { session, choices, coordinator };
-                let forwarded = open.sequence.is_some();
-                let why = match self.to_stage(chain, from, ask, message, payload) {
-                    Delivery::Queued => return,
-                    Delivery::Full(retry_after) => NotOpened::Full(retry_after),
-                    Delivery::Not => NotOpened::NoStage,
-                };
-                // A refusal of the first session refuses the whole request.
-                let failed = if forwarded { choices } else { 1 };
-                for choice in 0..failed {
-                    self.cannot_open(chain, session.choice(choice), forwarded, why, &waiting);
-                }
-            }
-            Message::Frame(frame) => {
-                let chain = ChainId { model: frame.model, epoch: frame.epoch };
-                self.start_unknown(chain);
-                self.to_stage(chain, from, Ask::Frame, message, payload);
-            }
-            Message::Stepped(stepped) => {
-                let chain = ChainId { model: stepped.model, epoch: stepped.epoch };
-                self.to_stage(chain, from, Ask::Stepped, message, payload);
-            }
-            Message::Close { chain, session, .. } => {
-                let (chain, ask) = (*chain, Ask::Close(*session));
-                self.to_stage(chain, from, ask, message, payload);
-            }
-            Message::Accepted { session } | Message::Refused { session, .. } => {
-                let session = *session;
-                self.to_coordinator(session, from, message, payload);
-            }
-            Message::Tokens(tokens) => {
-                let session = tokens.session;
-                self.to_coordinator(session, from, message, payload);
-            }
-            // A node that coordinates a session and has a stage of its chain gets these messages once for both.
-            Message::Failed { chain, session, .. } => {
-                let (chain, session) = (*chain, *session);
-                self.to_stage(chain, from, Ask::Failed, message.clone(), payload.clone());
-                self.to_coordinator(session, from, message, payload);
-            }
-            Message::Commit { chain, session, .. } => {
-                let (chain, session) = (*chain, *session);
-                self.to_stage(chain, from, Ask::Commit, message.clone(), payload.clone());
-                self.to_coordinator(session, from, message, payload);
-            }
-        }
-    }
-
-    /// Notifies the nodes that wait for a session that this node did not accept its opening.
-    fn cannot_open(&self, chain: ChainId, session: SessionId, forwarded: bool, why: NotOpened, waiting: &[PeerId]) {
-        let (kind, message, retry_after) = match why {
-            NotOpened::NoStage => (ErrorKind::Unavailable, "this node has no such layers", Duration::from_secs(1)),
-            NotOpened::Full(retry_after) => {
-                let message =
-                    "this node has as many messages or sessions of the request's node as it takes; try again later";
-                (ErrorKind::Overloaded, message, retry_after)
-            }
-        };
-        let message = message.to_owned();
-        let notice = match forwarded {
-            true => Message::Failed { chain, session, kind, message },
-            false => {
-                let retry_after_ms = Some(u32::try_from(retry_after.as_millis()).unwrap_or(u32::MAX));
-                Message::Refused { session, kind, message, retry_after_ms }
-            }
-        };
-        for peer in waiting {
-            // If the link is lost, that node notices it.
-            let _ = self.send(*peer, notice.clone(), Payload::empty());
-        }
-    }
-
-    /// Tries to start the stage of a chain for which a message arrived.
-    fn start_unknown(&self, chain: ChainId) {
-        if let Some(call) = self.0.on_unknown.get().filter(|_| !self.has(chain)) {
-            call(chain);
-        }
-    }
-
-    /// Passes a message to the stage of a chain if its sender may send it, and has room left in the stage's queue.
-    fn to_stage(&self, chain: ChainId, from: PeerId, ask: Ask, message: Message, payload: Payload) -> Delivery {
-        let tokens = match &message {
-            Message::Open(open) => size_of_val(open.tokens.as_slice()),
-            _ => 0,
-        };
-        let bytes = MESSAGE_BYTES + (payload.len() + tokens) as u64;
-        let mut stages = self.stages();
-        let Some(stage) = stages.get_mut(&chain) else { return Delivery::Not };
-        match stage.gate.admits(&from, ask, bytes) {
-            Admission::Admitted => {}
-            Admission::Forbidden => {
-                drop(stages);
-                tracing::debug!(event = "session_message_ignored", %from, ?ask);
-                return Delivery::Not;
-            }
-            Admission::Full(retry_after) => {
-                drop(stages);
-                tracing::debug!(event = "stage_share_full", %from, ?ask, "a peer's share of a stage's queue is full");
-                return Delivery::Full(retry_after);
-            }
-        }
-        if stage.events.try_send(StageEvent::Message { queued: (from, bytes), message, payload }).is_ok() {
-            return Delivery::Queued;
-        }
-        // The stage has ended; its queue has a place for every admitted message.
-        stage.gate.taken(&from, bytes);
-        if let Ask::Open { session, choices, .. } = ask {
-            (0..choices).for_each(|choice| stage.gate.over(&session.choice(choice)));
-        }
-        Delivery::Not
-    }
-
     /// Returns the room that a message had in a stage's queue to its sender.
     pub(super) fn taken(&self, chain: ChainId, from: &PeerId, bytes: u64) {
         if let Some(stage) = self.stages().get_mut(&chain) {
@@ -507,18 +377,11 @@ impl Pipeline {
         }
     }
 
-    fn to_coordinator(&self, session: SessionId, from: PeerId, message: Message, payload: Payload) {
-        let Some(events) = self.sessions().get(&session).cloned() else { return };
-        if events.try_send(SessionEvent::Message { from, message, payload }).is_err() {
-            tracing::debug!(event = "session_overrun", %session, "a session's message queue is full or closed");
-        }
-    }
-
     fn stages(&self) -> MutexGuard<'_, HashMap<ChainId, StageHandle>> {
         self.0.stages.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn sessions(&self) -> MutexGuard<'_, HashMap<SessionId, mpsc::Sender<SessionEvent>>> {
+    fn sessions(&self) -> MutexGuard<'_, CoordinatedSessions<mpsc::Sender<SessionEvent>>> {
         self.0.sessions.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -526,69 +389,5 @@ impl Pipeline {
 impl std::fmt::Debug for Pipeline {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Pipeline of {}", self.0.local)
-    }
-}
-
-impl Inbox for Pipeline {
-    fn message(&self, from: PeerId, message: Message, payload: Payload) {
-        self.deliver(from, message, payload);
-    }
-
-    fn peer_gone(&self, peer: PeerId, why: &str) {
-        let concerns = |stage: &&StageHandle| stage.gate.knows(&peer);
-        let stages: Vec<_> = self.stages().values().filter(concerns).map(|stage| stage.events.clone()).collect();
-        for events in stages {
-            let _ = events.try_send(StageEvent::PeerGone { peer, why: why.to_owned() });
-        }
-        let sessions: Vec<_> = self.sessions().values().cloned().collect();
-        for events in sessions {
-            let _ = events.try_send(SessionEvent::PeerGone { peer, why: why.to_owned() });
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use pangea_compute::Digest;
-    use pangea_compute::sample::{AnswerFormat, Sampling};
-
-    fn peer() -> PeerId {
-        Keypair::generate_ed25519().public().to_peer_id()
-    }
-
-    /// A failure is sent for every answer, so that no coordinator waits for a session without stages until its timeout.
-    #[test]
-    fn an_opening_forwarded_to_a_node_without_the_chain_fails_at_its_coordinator() {
-        let pipeline = Pipeline::new(Keypair::generate_ed25519(), Supervisor::default());
-        let (local, previous) = (pipeline.local(), peer());
-        let session = SessionId([7; 16]);
-        let (events, mut received) = mpsc::channel(4);
-        pipeline.add_session(session, events.clone());
-        pipeline.add_session(session.choice(1), events);
-        let open = Open {
-            session,
-            coordinator: local,
-            model: Digest::from_bytes([1; 32]),
-            epoch: 5,
-            numerics: 1,
-            stages: vec![StageAt { peer: previous, layers: 0..1 }, StageAt { peer: local, layers: 1..2 }],
-            choices: 2,
-            sequence: Some(3),
-            prompt_len: 1,
-            max_new_tokens: 1,
-            sampling: Sampling::default(),
-            format: AnswerFormat::Text,
-            prompt_logprobs: false,
-            tokens: vec![1],
-        };
-        pipeline.message(previous, Message::Open(Box::new(open)), Payload::empty());
-        for choice in 0..2 {
-            let event = received.try_recv().unwrap();
-            let SessionEvent::Message { from, message: Message::Failed { session: of, kind, .. }, .. } = event else {
-                panic!("{event:?}");
-            };
-            assert_eq!((from, of, kind), (local, session.choice(choice), ErrorKind::Unavailable));
-        }
     }
 }

@@ -32,6 +32,10 @@ use pangea_control::session::link_state::{Action, Event, LinkStates, StreamId};
 /// Receives messages. Called on the network thread (for messages to this node itself: on the sender's), and must return
 /// at once.
 pub trait Inbox: Send + Sync + 'static {
+    /// Whether a message may come, asked before its payload is read. A message that may not is not delivered, and what its
+    /// sender has to know is sent here.
+    fn admits(&self, from: PeerId, message: &Message) -> bool;
+
     /// A message arrived; messages of one sender arrive in the order of sending.
     fn message(&self, from: PeerId, message: Message, payload: Payload);
 

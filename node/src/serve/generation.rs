@@ -326,7 +326,7 @@ impl Generation {
         first: bool,
     ) -> std::result::Result<(), String> {
         for (index, choice) in choices.clone().enumerate() {
-            self.engine.pipeline.add_session(id.choice(index as u16), self.sender.clone());
+            self.engine.pipeline.add_session(id.choice(index as u16), &route.stages, self.sender.clone());
             self.signed[choice].computed_from(route.chain.model);
         }
         let session = self.state.answer(choices.start);

@@ -202,7 +202,8 @@ impl Gate {
         }
     }
 
-    fn permits(&self, from: &PeerId, ask: Ask) -> bool {
+    /// Whether `from` may send such messages at all.
+    pub fn permits(&self, from: &PeerId, ask: Ask) -> bool {
         let Some(previous) = self.index.checked_sub(1) else { return self.first_permits(from, ask) };
         match ask {
             Ask::Open { .. } | Ask::Close(_) | Ask::Commit | Ask::Frame => self.stages.get(previous) == Some(from),

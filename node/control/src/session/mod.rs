@@ -2,7 +2,7 @@
 //!
 //! * [`stage`]: the protocol of one stage: sessions, frames, signatures, failures, in order.
 //! * `first_stage`: on the first stage, the sequences and the frames in flight. `frame_watch`: how long a frame may take.
-//! * [`gate`]: which sender may send which message to a stage.
+//! * [`gate`]: which sender may send which message to a stage. [`coordinated`]: the same for a session's coordinator.
 //! * [`batch`]: continuous batching on the first stage: which rows of which sequence are computed next.
 //! * [`grouping`]: in how many groups answers pass through the stages, as measured.
 //! * [`chains`]: how long a node keeps its stages of chains.
@@ -12,6 +12,7 @@
 
 pub mod batch;
 pub mod chains;
+pub mod coordinated;
 mod first_stage;
 mod frame;
 mod frame_watch;

@@ -91,6 +91,10 @@ async fn read<S: AsyncRead + AsyncWrite + Unpin>(
     let mut frames = FrameReader::<_, Message>::new(stream);
     loop {
         let (message, len) = frames.receive().await?;
+        if !inbox.admits(peer, &message) {
+            frames.skip(len).await?;
+            continue;
+        }
         // At most one payload per peer, of a checked length; its memory is touched as it arrives.
         let mut payload = Payload::zeroed(len);
         if len != 0 {
