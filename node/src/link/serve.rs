@@ -19,6 +19,7 @@ use tokio::sync::{Notify, mpsc, oneshot};
 
 use self::replies::{Reply, reply, write_all};
 use super::limits::{HELLO_TIMEOUT, REPLY_QUEUE, STREAMS, STREAMS_PER_PEER, TASKS_PER_PEER};
+use super::result_shares::{ResultShare, ResultShares};
 use crate::clock;
 use crate::devices::{Devices, Kind, Lease};
 use crate::peers::Peers;
@@ -33,6 +34,8 @@ pub struct TaskService {
     pub store: OperandStore<PeerId, Tensor, Lease>,
     /// Tasks of every peer, over all its streams.
     quotas: TaskQuotas<PeerId>,
+    /// Memory of every peer's results, over all its streams.
+    result_shares: ResultShares,
     /// Computes tasks.
     pub executor: Executor,
     /// Memory for results.
@@ -61,6 +64,7 @@ impl TaskService {
         TaskService {
             store: OperandStore::new(devices.limit()),
             quotas: TaskQuotas::default(),
+            result_shares: ResultShares::new(devices.limit()),
             executor,
             devices,
             tasks_done: 0,
@@ -159,9 +163,15 @@ struct Accepted {
     /// executor has it.
     place: Option<mpsc::OwnedPermit<Reply>>,
     /// Memory for the result.
-    lease: Option<Lease>,
+    memory: Option<ResultMemory>,
     /// Whether the task takes a place in the quota of its peer.
     counts: bool,
+}
+
+/// Memory for a result, until the result is sent.
+struct ResultMemory {
+    _lease: Lease,
+    _share: ResultShare,
 }
 
 async fn read_all<R: AsyncRead + Unpin>(mut frames: FrameReader<R>, state: &Rc<RefCell<ServedStream>>) -> StreamError {
@@ -363,7 +373,7 @@ impl ServedStream {
             };
             if is_new {
                 let counts = refusal.is_none();
-                let accepted = Accepted { task, cancel: Cancel::new(), place: Some(place), lease: None, counts };
+                let accepted = Accepted { task, cancel: Cancel::new(), place: Some(place), memory: None, counts };
                 session.accepted.insert(task.id, accepted);
             }
             if task.deadline.is_some() {
@@ -406,7 +416,8 @@ impl ServedStream {
         Ok(messages)
     }
 
-    /// Leases memory for a task's result: at once if available, otherwise the intake gets an event later.
+    /// Leases memory for a task's result, within its peer's share: at once if available, otherwise the intake gets an event
+    /// later.
     fn lease(state: &Rc<RefCell<ServedStream>>, task: TaskId, operands: [Digest; 2]) -> Option<Event> {
         let mut session = state.borrow_mut();
         let operation = session.accepted.get(&task)?.task.operation;
@@ -414,30 +425,42 @@ impl ServedStream {
             Ok(bytes) => bytes,
             Err(error) => return Some(Event::Unleased(task, error)),
         };
-        let devices = session.served.borrow().devices.clone();
+        let (devices, shares) = {
+            let served = session.served.borrow();
+            (served.devices.clone(), served.result_shares.clone())
+        };
+        let peer = session.peer;
         let accepted = session.accepted.get_mut(&task)?;
-        if let Ok(lease) = devices.lease(Kind::Results, bytes) {
-            accepted.lease = Some(lease);
+        if let Ok(share) = shares.take(peer, bytes)
+            && let Ok(lease) = devices.lease(Kind::Results, bytes)
+        {
+            accepted.memory = Some(ResultMemory { _lease: lease, _share: share });
             return Some(Event::Leased(task));
         }
         let cancel = accepted.cancel.clone();
         let state = Rc::clone(state);
         tokio::task::spawn_local(async move {
-            let leased = devices.lease_soon(Kind::Results, bytes, RESULT_MEMORY_TIMEOUT).await;
+            let event = match shares.take_soon(peer, bytes, RESULT_MEMORY_TIMEOUT).await {
+                Err(refusal) => Err(Event::Untaken(task, refusal)),
+                Ok(share) => match devices.lease_soon(Kind::Results, bytes, RESULT_MEMORY_TIMEOUT).await {
+                    Ok(lease) => Ok(ResultMemory { _lease: lease, _share: share }),
+                    Err(error) => Err(Event::Unleased(task, error)),
+                },
+            };
             // Another task may have this id by now.
             if cancel.is_cancelled() {
                 return;
             }
-            let event = match leased {
-                Ok(lease) => {
+            let event = event.map_or_else(
+                |event| event,
+                |memory| {
                     if let Some(accepted) = state.borrow_mut().accepted.get_mut(&task) {
-                        accepted.lease = Some(lease);
+                        accepted.memory = Some(memory);
                     }
                     Event::Leased(task)
-                }
-                Err(error) => Event::Unleased(task, error),
-            };
-            // Neither event produces a message to the peer.
+                },
+            );
+            // None of these events produces a message to the peer.
             let _ = ServedStream::handle(&state, event);
         });
         None
@@ -475,7 +498,7 @@ impl ServedStream {
         };
         let accepted = session.accepted.get_mut(&id)?;
         let place = accepted.place.take()?;
-        let memory = accepted.lease.take();
+        let memory = accepted.memory.take();
         let (ended, end) = oneshot::channel();
         let started = {
             let replies = replies.clone();

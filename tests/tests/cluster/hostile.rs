@@ -6,7 +6,8 @@ use std::net::{Shutdown, TcpStream};
 use pangea_compute::{DType, Operation, Tensor};
 use pangea_node::wire::{Header, MAX_HEADER_BYTES, MAX_PAYLOAD_BYTES, Message, Shape, Task};
 use pangea_tests::cluster::{Cluster, Star};
-use pangea_tests::matrix::{assert_product, multiply, operands, remote};
+use pangea_tests::http::get;
+use pangea_tests::matrix::{assert_product, multiply, operands, reference, remote};
 use pangea_tests::process::{TIMEOUT, eventually};
 use pangea_tests::stranger::{Stranger, advert};
 
@@ -292,6 +293,46 @@ fn an_operand_that_does_not_match_its_digest_is_not_used() {
     let digest = pangea_compute::Digest::from_bytes([1; 32]);
     let shape = Shape::new(DType::I8, 8, 8).unwrap();
     stream.send_message(&Message::Operand { digest, shape, offset: 0 }, &[7; 64]);
+fn results_that_a_peer_does_not_take_leave_memory_for_those_of_others() {
+    let cluster = Cluster::new();
+    // 64 MiB for results, half of it for one peer.
+    let star = cluster.star(vec![cluster.node("worker").max_memory("256M")]);
+    let worker = &star.workers[0];
+    let stranger = Stranger::connect(&worker.address);
+    let mut stream = stranger.stream();
+    stream.send_message(&Message::Hello(advert()), &[]);
+    // Twelve results of 15 MiB each, none of which the stranger reads.
+    let side = 2000;
+    let a = Tensor::generate(DType::I8, side, 1, 1).unwrap();
+    let b = Tensor::generate(DType::I8, 1, side, 2).unwrap();
+    for tensor in [&a, &b] {
+        let shape = Shape::new(DType::I8, tensor.rows() as u64, tensor.cols() as u64).unwrap();
+        let message = Message::Operand { digest: tensor.digest(), shape, offset: 0 };
+        stream.send_message(&message, tensor.contiguous_bytes().unwrap());
+    }
+    let (operation, digests) = (Operation::Matmul, [a.digest(), b.digest()]);
+    for id in 0..12 {
+        stream
+            .send_message(&Message::Task(Task { id, priority: 0, deadline: None, operation, operands: digests }), &[]);
+    }
+    let held = || {
+        let metrics = get(&worker.api, "/metrics").text();
+        let line = metrics.lines().find(|line| line.starts_with("pangea_memory_bytes{purpose=\"results\"}"));
+        line.and_then(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).unwrap()
+    };
+    eventually("the results wait to be read", || held() > f64::from(30 << 20));
+    let (a, b) = operands(DType::I8, 200, 200, 200);
+    for _ in 0..20 {
+        let product = multiply(&star.one.client(), &a, &b, &remote()).unwrap();
+        assert_product(&a, &b, &product.c);
+        assert_eq!((product.report.tasks.retried, product.report.mode.as_str()), (0, "remote"), "{:?}", product.report);
+        assert!(held() <= f64::from(33 << 20), "{} bytes", held());
+    }
+    drop(stream);
+    all_is_well(&star);
+}
+
+#[test]
     let (operation, operands) = (Operation::Matmul, [digest, digest]);
     stream.send_message(&Message::Task(Task { id: 5, priority: 0, deadline: None, operation, operands }), &[]);
     let failure = stream.next_message(|message| matches!(message, Message::Failure { task: 5, .. }));

@@ -49,6 +49,11 @@ pub enum Refusal {
         /// When to try again.
         retry_after: Duration,
     },
+    /// The peer has not taken its earlier results, which use up its share of the memory.
+    ResultsUntaken {
+        /// When to try again.
+        retry_after: Duration,
+    },
 }
 
 impl Refusal {
@@ -66,12 +71,18 @@ impl Refusal {
                 let why = format!("this worker takes {} tasks of yours a second", super::TASKS_PER_S);
                 Error::new(ErrorKind::Overloaded, why)
             }
+            Refusal::ResultsUntaken { .. } => {
+                let why = "your earlier results use up your share of this worker's memory; take them first";
+                Error::new(ErrorKind::Overloaded, why)
+            }
         }
     }
 
     fn retry_after(self) -> Option<Duration> {
         match self {
-            Refusal::TooMany { retry_after } | Refusal::TooFast { retry_after } => Some(retry_after),
+            Refusal::TooMany { retry_after }
+            | Refusal::TooFast { retry_after }
+            | Refusal::ResultsUntaken { retry_after } => Some(retry_after),
             Refusal::Draining | Refusal::Quarantined => None,
         }
     }
@@ -110,6 +121,8 @@ pub enum Event {
     Leased(TaskId),
     /// There is no memory for a task's result, or the task cannot be computed.
     Unleased(TaskId, Error),
+    /// The peer did not take its earlier results in time to make room for a task's result.
+    Untaken(TaskId, Refusal),
     /// The result of a task is no longer wanted.
     Cancel(TaskId),
     /// The executor has finished a task and sent its answer.
@@ -125,8 +138,8 @@ pub enum Event {
 pub enum Action {
     /// Request these operands of a task from the peer: they are neither in the store nor arriving.
     AskFor(TaskId, Vec<Digest>),
-    /// Lease memory for the result of a task whose operands are complete, and answer with [`Event::Leased`] or
-    /// [`Event::Unleased`].
+    /// Lease memory for the result of a task whose operands are complete, and answer with [`Event::Leased`],
+    /// [`Event::Unleased`] or [`Event::Untaken`].
     Lease(TaskId, [Digest; 2]),
     /// Compute a task, with this priority.
     Start(TaskId, i8),
@@ -201,6 +214,12 @@ impl Intake {
             Event::Unleased(task, error) => {
                 if self.tasks.get(&task).is_some_and(|accepted| accepted.stage == Stage::Memory) {
                     self.fail(task, error, &mut actions);
+                }
+            }
+            Event::Untaken(task, refusal) => {
+                if self.tasks.get(&task).is_some_and(|accepted| accepted.stage == Stage::Memory) {
+                    self.remove(task);
+                    actions.push(Action::Fail(task, refusal.error(), refusal.retry_after()));
                 }
             }
             Event::Cancel(task) => match self.tasks.get(&task).map(|accepted| accepted.stage) {

@@ -49,6 +49,19 @@ fn a_task_whose_result_has_no_memory_fails_with_the_numbers_before_it_starts() {
 }
 
 #[test]
+fn a_task_whose_peer_takes_no_results_is_told_when_to_come_again() {
+    let mut intake = Intake::new(MAX_TASKS);
+    intake.handle(task(terms(1, 1, 2), [true; 2]), Time::ZERO);
+    let retry_after = Duration::from_secs(1);
+    let failed = intake.handle(Event::Untaken(1, Refusal::ResultsUntaken { retry_after }), Time::ZERO);
+    let [Action::Fail(1, error, Some(after))] = &failed[..] else { panic!("{failed:?}") };
+    assert_eq!((error.kind(), *after), (ErrorKind::Overloaded, retry_after));
+    // A lease that arrives afterwards starts nothing, and the id is free again.
+    assert_eq!(intake.handle(Event::Leased(1), Time::ZERO), []);
+    assert_eq!(intake.handle(task(terms(1, 1, 2), [true; 2]), Time::ZERO), [Action::Lease(1, [digest(1), digest(2)])]);
+}
+
+#[test]
 fn a_peers_priority_does_not_exceed_this_nodes_own() {
     let mut intake = Intake::new(MAX_TASKS);
     for (number, asked, given) in [(1, 127, 0), (2, 1, 0), (3, 0, 0), (4, -128, -128)] {

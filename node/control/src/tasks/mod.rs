@@ -3,12 +3,15 @@
 //!
 //! * [`Intake`]: the tasks of one stream, from their arrival to their end.
 //! * [`TaskQuotas`]: how many tasks each peer may have here, and how fast it may send them.
+//! * [`ResultQuotas`]: how much memory the results of each peer may take here.
 //! * [`OperandStore`]: the operands that are kept for peers: whose, how many bytes, which go first.
 
 mod intake;
 mod operand_store;
 mod quota;
+mod result_quota;
 
 pub use intake::{Action, Event, Intake, RESULT_MEMORY_TIMEOUT, Refusal, TASKS_PER_PEER, TaskId, Terms, peer_priority};
 pub use operand_store::{Admission, OperandStore};
 pub use quota::{TASKS_BURST, TASKS_PER_S, TaskQuotas};
+pub use result_quota::ResultQuotas;

@@ -1,5 +1,5 @@
 //! How many tasks a peer may have here, and how fast it may send them, over all its streams together. Memory is not
-//! counted here: operands have their quota in [`super::OperandStore`], results their leases.
+//! counted here: operands have their quota in [`super::OperandStore`], results theirs in [`super::ResultQuotas`].
 
 use std::collections::BTreeMap;
 use std::time::Duration;

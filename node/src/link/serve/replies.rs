@@ -12,8 +12,7 @@ use pangea_client::Error;
 use pangea_compute::{Digest, Tensor, TensorHasher};
 use tokio::sync::mpsc;
 
-use super::TaskService;
-use crate::devices::Lease;
+use super::{ResultMemory, TaskService};
 use crate::fault::Fault;
 use crate::link::limits::CHUNK_BYTES;
 use crate::streams::framed::{FrameWriter, StreamError};
@@ -31,7 +30,7 @@ pub(super) enum Reply {
         tensor: Tensor,
         compute: Duration,
         fault: Option<Fault>,
-        memory: Option<Lease>,
+        memory: Option<ResultMemory>,
     },
     /// With the time after which the coordinator may try again, where that is known.
     Failure {
