@@ -192,6 +192,7 @@ impl Session {
             chosen_from: self.chosen_from,
             sampling,
             grammar: None,
+            scored: false,
         }
     }
 
@@ -351,6 +352,7 @@ fn a_replay_stops_when_told_to_and_refuses_what_cannot_be() {
         chosen_from: 19,
         sampling: &sampling,
         grammar: None,
+        scored: false,
     };
     let cancel = Cancel::new();
     let mut passes = Vec::new();
@@ -388,10 +390,44 @@ fn a_replay_stops_when_told_to_and_refuses_what_cannot_be() {
     }
 }
 
+/// A last stage could say of a prompt what it liked: no signature covered it.
+#[test]
+fn the_scores_of_a_prompt_are_part_of_what_the_last_stage_gives() {
+    let file = tiny("llama", GgmlType::Q8_0, 1);
+    let mut parts = Parts::of(&file, Pool::new(1).unwrap(), LAYERS);
+    let tokens = text(&mut SplitMix64::new(3), 12);
+    let sampling = Sampling { logprobs: Some(2), ..Sampling::greedy() };
+    let (prompt_len, positions, chosen_from) = (10, 11, 9);
+    let plain = Transcript {
+        tokens: &tokens,
+        prompt_len,
+        positions,
+        chosen_from,
+        sampling: &sampling,
+        grammar: None,
+        scored: false,
+    };
+    let cancel = Cancel::new();
+    let mut replayed =
+        |scored| parts.replay(&[0..1, 1..3], Transcript { scored, ..plain }, &mut at_once(&cancel)).unwrap();
+    let (without, with) = (replayed(false), replayed(true));
+    assert_eq!((&without.choices, without.scores.len(), with.scores.len()), (&with.choices, 0, 9));
+    assert_eq!((&without.input, &without.outputs[0]), (&with.input, &with.outputs[0]));
+    let told: Vec<u32> = with.scores.iter().map(|score| score.token).collect();
+    assert_eq!(told, tokens[1..10], "each position scores the token that follows it");
+    for (position, score) in with.scores.iter().enumerate() {
+        assert!(score.logprob.is_some_and(|logprob| logprob <= 0.0) && score.top.len() == 2, "{score:?}");
+        assert_eq!(with.outputs[1][position], chosen_leaf(position as u64, score));
+        assert_eq!(without.outputs[1][position], nothing_leaf(position as u64));
+    }
+    assert_eq!(with.outputs[1][9..], without.outputs[1][9..], "the answer's tokens are as ever");
+}
+
 #[test]
 fn leaves_that_do_not_make_the_root_are_not_believed() {
     let leaves: Vec<Leaf> = (0..4).map(|position| token_leaf(position, 1)).collect();
-    let replay = Replay { input: leaves.clone(), outputs: vec![leaves.clone()], choices: Vec::new() };
+    let replay =
+        Replay { input: leaves.clone(), outputs: vec![leaves.clone()], choices: Vec::new(), scores: Vec::new() };
     let mut others = leaves.clone();
     others[2] = token_leaf(2, 9);
     let root = merkle_root(&others);

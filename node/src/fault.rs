@@ -24,6 +24,8 @@ pub enum Fault {
     CorruptStage,
     /// As a last stage: another token than the chosen one is sent, somewhere in a session.
     CorruptToken,
+    /// As a last stage: one token of a prompt seems less likely than it is.
+    CorruptScore,
     /// As a stage: the output is sometimes wrong, and nothing is signed.
     LieUnsigned,
     /// As a stage before the last: tokens are sent, which only the last stage may send.

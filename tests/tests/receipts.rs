@@ -125,7 +125,7 @@ impl Home {
             positions: positions as u64,
             chosen_from: chosen_from as u64,
             predecessor,
-            sampling: terms_digest(asked.prompt.len() as u64, &asked.sampling, &asked.form),
+            sampling: terms_digest(asked.prompt.len() as u64, &asked.sampling, &asked.form, false),
             output,
         };
         let [input, between, end] =
@@ -145,7 +145,7 @@ impl Home {
             stages: &stages,
             positions: positions as u64,
             chosen_from: chosen_from as u64,
-            sampling: terms_digest(asked.prompt.len() as u64, &asked.sampling, &asked.form),
+            sampling: terms_digest(asked.prompt.len() as u64, &asked.sampling, &asked.form, false),
             input,
             output: end,
         };
@@ -154,6 +154,7 @@ impl Home {
             session: [9; 16],
             epoch: 4,
             chosen_from: chosen_from as u64,
+            scored: false,
             stages: (0..2)
                 .map(|stage| ReceiptStage { peer: self.peer(stage), layers: [LAYERS[stage].start, LAYERS[stage].end] })
                 .collect(),

@@ -18,7 +18,8 @@
 //!   neighbour goes up as it is. The root of one leaf is that leaf, that of none `H("pangea exact/1 empty\0")`.
 //! * bytes of a position: what the first stage receives is the token's id (u32); what a stage without the head gives, and
 //!   the next one receives, is the row of activations (f32); what the last stage gives is the token that it chose to
-//!   follow that position, see [`merkle::chosen_leaf`], and no bytes at positions where it chose none.
+//!   follow that position, see [`merkle::chosen_leaf`], and no bytes at positions where it chose none. Where the prompt's
+//!   log-probabilities were asked for, a position that a token of the prompt follows has that token with its own.
 
 pub mod claim;
 pub mod grid;

@@ -5,7 +5,7 @@
 use super::merkle::{Leaf, chosen_leaf, merkle_root, nothing_leaf, row_leaf, token_leaves};
 use crate::model::{Cache, Input, Logits, Model, ModelConfig, ModelPart, Output, PageBudget, Step};
 use crate::sample::grammar::Grammar;
-use crate::sample::{Choice, Sampling, choose};
+use crate::sample::{Choice, Sampling, choose, score};
 use crate::{Cancel, Error, Pool};
 use std::ops::Range;
 use std::sync::Arc;
@@ -27,6 +27,8 @@ pub struct Transcript<'a> {
     pub positions: usize,
     /// The first position whose next token the last stage chose.
     pub chosen_from: usize,
+    /// Whether the last stage gave the log-probabilities of the prompt's tokens.
+    pub scored: bool,
     /// How tokens are chosen.
     pub sampling: &'a Sampling,
     /// The grammar that masks tokens, with nothing accepted yet.
@@ -77,6 +79,8 @@ pub struct Replay {
     pub outputs: Vec<Vec<Leaf>>,
     /// The choice at each position that was computed, in order; empty without the head.
     pub choices: Vec<(usize, Choice)>,
+    /// The score of the prompt's token after each position, from the first; empty unless the prompt is scored.
+    pub scores: Vec<Choice>,
 }
 
 /// A stage's claimed output.
@@ -195,7 +199,8 @@ pub fn replay(
             }
         });
     }
-    Ok(Replay { input: token_leaves(tokens), outputs, choices: chooser.choices })
+    let Chooser { choices, scores, .. } = chooser;
+    Ok(Replay { input: token_leaves(tokens), outputs, choices, scores })
 }
 
 fn check(transcript: &Transcript<'_>, positions: usize) -> Result<(), Error> {
@@ -246,7 +251,7 @@ impl Pass<'_> {
     fn choose(&mut self, chooser: &mut Chooser<'_>, pace: &mut ReplayPace<'_>) -> Result<Vec<Leaf>, Error> {
         let mut leaves = Vec::with_capacity(self.positions);
         let vocabulary = self.model.config().vocabulary;
-        let (from, most) = (chooser.from, pace.chunk_rows.max(1));
+        let (from, most) = (if chooser.transcript.scored { 0 } else { chooser.from }, pace.chunk_rows.max(1));
         let next = |start: usize| match start < from {
             true => (from.min(start + most), Logits::None),
             false => (start + logit_rows(vocabulary, most), Logits::All),
@@ -294,11 +299,13 @@ struct Chooser<'a> {
     /// The first position at which a token is chosen.
     from: usize,
     choices: Vec<(usize, Choice)>,
+    scores: Vec<Choice>,
 }
 
 impl<'a> Chooser<'a> {
     fn new(transcript: Transcript<'a>, from: usize) -> Chooser<'a> {
-        Chooser { grammar: transcript.grammar.cloned(), transcript, accepted: 0, from, choices: Vec::new() }
+        let grammar = transcript.grammar.cloned();
+        Chooser { grammar, transcript, accepted: 0, from, choices: Vec::new(), scores: Vec::new() }
     }
 
     /// Takes the logits of `rows`, where requested: `[rows, vocabulary]`, overwritten. Adds every row's leaf.
@@ -314,6 +321,12 @@ impl<'a> Chooser<'a> {
             return Ok(());
         }
         for (row, position) in logits.chunks_exact_mut(vocabulary).zip(rows) {
+            if position < self.from {
+                let score = score(self.transcript.sampling.logprobs, self.transcript.tokens[position + 1], row)?;
+                leaves.push(chosen_leaf(position as u64, &score));
+                self.scores.push(score);
+                continue;
+            }
             let choice = self.choose(position, row)?;
             let own = position >= self.transcript.chosen_from;
             leaves.push(match &choice {

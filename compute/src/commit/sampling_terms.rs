@@ -15,13 +15,19 @@ pub struct SamplingTerms<'a> {
     pub sampling: &'a Sampling,
     /// The grammar that masks tokens.
     pub format: &'a AnswerFormat,
+    /// Whether the log-probabilities of the prompt's tokens are part of the last stage's output.
+    pub scored: bool,
 }
+
+/// Added to the byte of the format where the prompt is scored.
+const SCORED: u8 = 16;
 
 impl SamplingTerms<'_> {
     /// BLAKE3 of the tag `"pangea exact/1 terms\0"` and: prompt length (u64), temperature, top-p, min-p, typical-p,
     /// repetition, presence and frequency penalty (f32 each), top-k and seed (u64), repetition window and
     /// log-probabilities (each a byte 0, or a byte 1 and a u64), the number of biases (u64) and each one's token (u32)
-    /// and value (f32), the format (a byte: 0 text, 1 object, 2 schema, then its text).
+    /// and value (f32), the format (a byte: 0 text, 1 object, 2 schema, each 16 more if the prompt is scored; then the schema's
+    /// text).
     pub fn digest(&self) -> Digest {
         let sampling = self.sampling;
         let mut hasher = blake3::Hasher::new();
@@ -50,10 +56,11 @@ impl SamplingTerms<'_> {
         for (token, bias) in &sampling.logit_bias {
             hasher.update(&token.to_le_bytes()).update(&bias.to_le_bytes());
         }
+        let scored = if self.scored { SCORED } else { 0 };
         match self.format {
-            AnswerFormat::Text => hasher.update(&[0]),
-            AnswerFormat::JsonObject => hasher.update(&[1]),
-            AnswerFormat::JsonSchema(schema) => hasher.update(&[2]).update(schema.as_bytes()),
+            AnswerFormat::Text => hasher.update(&[scored]),
+            AnswerFormat::JsonObject => hasher.update(&[1 + scored]),
+            AnswerFormat::JsonSchema(schema) => hasher.update(&[2 + scored]).update(schema.as_bytes()),
         };
         Digest(*hasher.finalize().as_bytes())
     }
@@ -67,14 +74,18 @@ mod tests {
     fn every_rule_changes_the_digest() {
         let base = Sampling::default();
         let schema = |text: &str| AnswerFormat::JsonSchema(text.to_owned());
-        let free =
-            |sampling: &Sampling| SamplingTerms { prompt_len: 3, sampling, format: &AnswerFormat::Text }.digest();
+        let (text, object) = (AnswerFormat::Text, AnswerFormat::JsonObject);
+        let terms = SamplingTerms { prompt_len: 3, sampling: &base, format: &text, scored: false };
+        let free = |sampling: &Sampling| SamplingTerms { sampling, ..terms }.digest();
         let mut digests = vec![
             free(&base),
-            SamplingTerms { prompt_len: 4, sampling: &base, format: &AnswerFormat::Text }.digest(),
-            SamplingTerms { prompt_len: 3, sampling: &base, format: &AnswerFormat::JsonObject }.digest(),
-            SamplingTerms { prompt_len: 3, sampling: &base, format: &schema("{}") }.digest(),
-            SamplingTerms { prompt_len: 3, sampling: &base, format: &schema("{ }") }.digest(),
+            SamplingTerms { prompt_len: 4, ..terms }.digest(),
+            SamplingTerms { format: &object, ..terms }.digest(),
+            SamplingTerms { format: &schema("{}"), ..terms }.digest(),
+            SamplingTerms { format: &schema("{ }"), ..terms }.digest(),
+            SamplingTerms { scored: true, ..terms }.digest(),
+            SamplingTerms { scored: true, format: &object, ..terms }.digest(),
+            SamplingTerms { scored: true, format: &schema("{}"), ..terms }.digest(),
         ];
         for other in [
             Sampling { temperature: 1.0, ..base.clone() },

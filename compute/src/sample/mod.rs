@@ -198,6 +198,18 @@ pub fn choose(
     })
 }
 
+/// How likely `token` was as the next one, whatever would have been chosen: the token with its log-probability and that many
+/// alternatives, if requested.
+///
+/// `logits`: `[vocabulary]`, as the model gives them; overwritten.
+///
+/// Errors: as [`choose`], without grammar, biases and penalties.
+pub fn score(logprobs: Option<usize>, token: u32, logits: &mut [f32]) -> Result<Choice, Error> {
+    let mut only = TokenMask::none(logits.len());
+    only.allow(token);
+    choose(&Sampling { logprobs, ..Sampling::greedy() }, &[], &[], logits, Some(&only))
+}
+
 fn invalid(what: String) -> Error {
     Error::invalid(OPERATION, what)
 }

@@ -8,7 +8,7 @@ use std::time::Instant;
 use libp2p::PeerId;
 use pangea_client::{Error, ErrorKind, Result};
 use pangea_compute::commit::merkle::token_leaves;
-use pangea_compute::commit::{Claim, Leaf, SamplingTerms, merkle_root};
+use pangea_compute::commit::{Claim, Leaf, merkle_root};
 use pangea_compute::model::{Cache, Input, Logits, Model, NUMERICS, Output, PageBudget, Step};
 use pangea_compute::{Digest, ErrorKind as ComputeErrorKind, Pool};
 
@@ -20,7 +20,7 @@ use super::stage::Protocol;
 use super::wire::{ChainId, FrameRows, Open, SessionId, StageAt, Start, StartSource, SteppedSequence, Tokens};
 use crate::compute_error;
 use crate::fault::{Fault, twist_row, twist_token};
-use crate::trust::CommitChain;
+use crate::trust::{CommitChain, terms_digest};
 
 /// The layers of one stage with the caches of its sequences.
 pub(super) struct Layers {
@@ -92,9 +92,8 @@ impl Layers {
         }
         for choice in 0..open.choices {
             let sampling = open.sampling.of_choice(choice);
-            let terms =
-                SamplingTerms { prompt_len: u64::from(open.prompt_len), sampling: &sampling, format: &open.format };
-            let signable = Signable { terms: terms.digest(), chosen_from: open.tokens.len() as u64 - 1, rows: None };
+            let terms = terms_digest(open.prompt_len.into(), &sampling, &open.format, open.scores(choice));
+            let signable = Signable { terms, chosen_from: open.tokens.len() as u64 - 1, rows: None };
             self.sessions.insert(open.session.choice(choice), signable);
         }
         Ok(())
@@ -380,6 +379,9 @@ impl Layers {
             // Scoring overwrites the last row, which is still needed.
             last.extend_from_slice(&logits[logits.len() - vocabulary..]);
             prompt = chooser.score_prompt(start, vocabulary, logits)?;
+            if self.faults.lies_about_prompts() {
+                chooser.twist_score(&mut prompt);
+            }
             &mut last[..]
         } else {
             logits

@@ -46,6 +46,11 @@ impl PassFaults {
         self.pipeline.fault() == Some(fault) && self.has_others && rand::random::<u64>().is_multiple_of(LIE_EVERY)
     }
 
+    /// Whether to lie about the log-probabilities of a prompt.
+    pub(super) fn lies_about_prompts(&self) -> bool {
+        self.is(Fault::CorruptScore) && self.has_others
+    }
+
     /// Whether memory is missing in frame `number`.
     pub(super) fn is_full(&self, number: u64) -> bool {
         let now = number % FULL_EVERY == HANGS_AFTER;

@@ -10,8 +10,7 @@ use pangea_compute::commit::Leaf;
 use pangea_compute::commit::merkle::{chosen_leaf, nothing_leaf};
 use pangea_compute::sample::AnswerFormat;
 use pangea_compute::sample::grammar::Grammar;
-use pangea_compute::sample::mask::TokenMask;
-use pangea_compute::sample::{Choice, Sampling, choose};
+use pangea_compute::sample::{Choice, Sampling, choose, score};
 
 use super::wire::{EndReason, Open, SessionId, TokenOut, Tokens};
 use crate::compute_error;
@@ -56,8 +55,8 @@ pub(super) struct Chooser {
     max_new_tokens: usize,
     sampling: Sampling,
     form: Form,
-    /// Number of prompt tokens that have been scored, if requested.
-    scored: Option<usize>,
+    /// The scored tokens of the prompt, if requested. The first one has no log-probability.
+    scores: Option<Vec<TokenOut>>,
     reported_cached: bool,
     ended: bool,
 }
@@ -98,7 +97,7 @@ impl Sampler {
                 max_new_tokens: open.max_new_tokens as usize,
                 sampling: open.sampling.of_choice(choice),
                 form: grammar.clone().map_or(Form::Free, Form::Pending),
-                scored: (open.prompt_logprobs && choice == 0 && open.tokens.len() == prompt_len).then_some(0),
+                scores: open.scores(choice).then(Vec::new),
                 reported_cached: false,
                 ended: false,
             };
@@ -148,37 +147,34 @@ impl Chooser {
         vocabulary: usize,
         logits: &mut [f32],
     ) -> Result<Vec<TokenOut>> {
-        let Some(scored) = &mut self.scored else { return Ok(Vec::new()) };
-        let sampling = Sampling { logprobs: self.sampling.logprobs, ..Sampling::greedy() };
-        let mut out = Vec::new();
-        if *scored == 0 {
-            out.push(TokenOut { token: self.tokens[0], logprob: None, top: Vec::new() });
-            *scored = 1;
+        let Some(scores) = &mut self.scores else { return Ok(Vec::new()) };
+        let reported = scores.len();
+        if scores.is_empty() {
+            scores.push(TokenOut { token: self.tokens[0], logprob: None, top: Vec::new() });
         }
         for (row, position) in logits.chunks_exact_mut(vocabulary).zip(start + 1..self.prompt_len) {
             // Reported already, before the sequence was preempted and restarted.
-            if position < *scored {
+            if position < scores.len() {
                 continue;
             }
-            let mut only = TokenMask::none(vocabulary);
-            only.allow(self.tokens[position]);
-            let choice = choose(&sampling, &[], &[], row, Some(&only)).map_err(compute_error)?;
-            out.push(token_out(choice));
-            *scored = position + 1;
+            let choice = score(self.sampling.logprobs, self.tokens[position], row).map_err(compute_error)?;
+            scores.push(token_out(choice));
         }
-        Ok(out)
+        Ok(scores[reported..].to_vec())
     }
 
-    /// The leaves of the tokens chosen after the first `positions`; `None` if fewer are known.
+    /// The leaves of the tokens that follow the first `positions`, those of the prompt where it is scored; `None` if fewer are
+    /// known.
     pub(super) fn leaves(&self, positions: usize) -> Option<Vec<Leaf>> {
         let from = self.opened_with - 1;
-        let leaf = |position: usize| match position.checked_sub(from) {
-            None => Some(nothing_leaf(position as u64)),
-            Some(at) => {
-                let out = self.chosen.get(at)?;
-                let choice = Choice { token: out.token, logprob: out.logprob, top: out.top.clone() };
-                Some(chosen_leaf(position as u64, &choice))
-            }
+        let leaf = |position: usize| {
+            let out = match (position.checked_sub(from), &self.scores) {
+                (Some(at), _) => self.chosen.get(at)?,
+                (None, Some(scores)) => scores.get(position + 1)?,
+                (None, None) => return Some(nothing_leaf(position as u64)),
+            };
+            let choice = Choice { token: out.token, logprob: out.logprob, top: out.top.clone() };
+            Some(chosen_leaf(position as u64, &choice))
         };
         (0..positions).map(leaf).collect()
     }
@@ -190,9 +186,17 @@ impl Chooser {
         }
     }
 
+    /// Makes the last one of these scored tokens, which are the latest, seem less likely, for tests.
+    pub(super) fn twist_score(&mut self, reported: &mut [TokenOut]) {
+        let kept = self.scores.as_mut().and_then(|scores| scores.last_mut());
+        for out in kept.into_iter().chain(reported.last_mut()) {
+            out.logprob = out.logprob.map(|logprob| logprob - 1.0);
+        }
+    }
+
     /// Whether the logits of every row are needed.
     pub(super) fn scores(&self) -> bool {
-        self.scored.is_some_and(|scored| scored < self.prompt_len)
+        self.scores.as_ref().is_some_and(|scores| scores.len() < self.prompt_len)
     }
 
     /// Whether a token can be chosen: not while the grammar is being compiled.

@@ -110,6 +110,13 @@ pub struct Open {
     pub tokens: Vec<u32>,
 }
 
+impl Open {
+    /// Whether the session of an answer scores the prompt: the first one does, if it starts at the prompt.
+    pub fn scores(&self, choice: u16) -> bool {
+        self.prompt_logprobs && choice == 0 && self.tokens.len() == self.prompt_len as usize
+    }
+}
+
 /// The next work of a chain's stages.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Frame {

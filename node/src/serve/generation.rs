@@ -248,8 +248,8 @@ impl Generation {
                 return Some(generation::Event::RouteFound { choices, id: SessionId(rand::random()), chain, stages });
             }
             Action::RequestLocal => self.engine.routes.request_local(),
-            Action::Open { choices, id, route, first } => {
-                let opened = self.open(choices.clone(), id, route, first);
+            Action::Open { choices, id, route, from_prompt } => {
+                let opened = self.open(choices.clone(), id, route, from_prompt);
                 return opened.err().map(|why| generation::Event::OpenFailed { choices, why });
             }
             Action::Forget { session } => self.engine.pipeline.remove_session(&session),
@@ -323,11 +323,16 @@ impl Generation {
         choices: std::ops::Range<usize>,
         id: SessionId,
         route: ChainRoute,
-        first: bool,
+        from_prompt: bool,
     ) -> std::result::Result<(), String> {
         for (index, choice) in choices.clone().enumerate() {
             self.engine.pipeline.add_session(id.choice(index as u16), &route.stages, self.sender.clone());
             self.signed[choice].computed_from(route.chain.model);
+        }
+        let scores = self.asked.prompt_logprobs && from_prompt && choices.start == 0;
+        if scores {
+            self.prompt.clear();
+            self.signed[0].score_prompt();
         }
         let session = self.state.answer(choices.start);
         let first_stage = route.stages[0].peer;
@@ -344,7 +349,7 @@ impl Generation {
             max_new_tokens: u32::try_from(self.asked.max_new_tokens).unwrap_or(u32::MAX),
             sampling: self.asked.sampling.of_choice(choices.start as u16),
             format: self.asked.format.clone(),
-            prompt_logprobs: self.asked.prompt_logprobs && first,
+            prompt_logprobs: scores,
             tokens: session.tokens().to_vec(),
         };
         let sent = self.engine.pipeline.send(first_stage, Message::Open(Box::new(open)), Payload::empty());
@@ -356,12 +361,14 @@ impl Generation {
         let text = &self.engine.text;
         if self.asked.prompt_logprobs && choice == 0 && !new.prompt.is_empty() {
             self.prompt.extend(new.prompt.iter().map(|out| with_text(text, out)));
-            if self.prompt.len() == self.asked.prompt.len() {
-                self.ready.push_back(Ok(Event::Prompt(std::mem::take(&mut self.prompt))));
-            }
+            self.signed[choice].emit_prompt(&new.prompt);
         }
         if new.tokens.is_empty() && new.ended.is_none() {
             return None;
+        }
+        // A chain that is lost before the answer's first token has scored nothing: the next one scores the prompt.
+        if choice == 0 && !self.prompt.is_empty() && self.prompt.len() == self.asked.prompt.len() {
+            self.ready.push_back(Ok(Event::Prompt(std::mem::take(&mut self.prompt))));
         }
         self.signed[choice].emit(&new.tokens);
         let counts = self.state.tokens();

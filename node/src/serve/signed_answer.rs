@@ -46,9 +46,19 @@ impl SignedAnswer {
         self.model = Some(model);
     }
 
+    /// Records that the chain that computes the answer from now on scores the prompt.
+    pub(super) fn score_prompt(&mut self) {
+        self.emitted.prompt.clear();
+    }
+
+    /// Records scored tokens of the prompt from the last stage.
+    pub(super) fn emit_prompt(&mut self, tokens: &[TokenOut]) {
+        self.emitted.prompt.extend_from_slice(tokens);
+    }
+
     /// Records tokens from the last stage.
     pub(super) fn emit(&mut self, tokens: &[TokenOut]) {
-        self.emitted.0.extend_from_slice(tokens);
+        self.emitted.answer.extend_from_slice(tokens);
     }
 
     /// Checks the signed claims of a segment's stages, and countersigns the last one. Returns why they do not cover the
@@ -76,18 +86,18 @@ impl SignedAnswer {
             stages: &stages,
             positions: positions as u64,
             chosen_from: segment.chosen_from,
-            sampling: terms_digest(session.prompt_len() as u64, &rules.sampling, rules.format),
+            sampling: terms_digest(session.prompt_len() as u64, &rules.sampling, rules.format, segment.scored),
             input: merkle_root(&token_leaves(&session.tokens()[..positions])),
-            output: self.root(session, segment.chosen_from as usize, positions),
+            output: self.root(session, segment, positions),
         };
         let gathered = Gathered::of(claims, &expected, keypair);
         self.claims.push((segment.session, gathered.links.clone()));
         gathered
     }
 
-    /// Root over what was received from the last stage of a segment: tokens from `chosen_from` on, for `positions` positions.
-    fn root(&self, session: &AnswerSession, chosen_from: usize, positions: usize) -> [u8; 32] {
-        merkle_root(&self.emitted.leaves(session.prompt_len(), chosen_from, positions))
+    /// Root over what was received from the last stage of a segment, for the first `positions` positions.
+    fn root(&self, session: &AnswerSession, segment: &Segment, positions: usize) -> [u8; 32] {
+        merkle_root(&self.emitted.leaves(session.prompt_len(), segment, positions))
     }
 
     /// The receipt of the answer; `None` if it never had a route.
@@ -128,11 +138,12 @@ impl SignedAnswer {
         let ends = segments.iter().skip(1).map(|next| next.chosen_from).chain([session.tokens().len() as u64 - 1]);
         let kept = segments.iter().zip(ends).map(|(segment, positions)| {
             let claims = self.claims.iter().find(|(of, _)| *of == segment.session);
-            let root = self.root(session, segment.chosen_from as usize, positions as usize);
+            let root = self.root(session, segment, positions as usize);
             trust::Segment {
                 session: segment.session.0,
                 epoch: segment.epoch,
                 chosen_from: segment.chosen_from,
+                scored: segment.scored,
                 stages: segment.stages.iter().map(stage).collect(),
                 claims: claims.map(|(_, claims)| claims.clone()).unwrap_or_default(),
                 ended: segment.ended.clone(),
@@ -145,18 +156,27 @@ impl SignedAnswer {
 
 /// Tokens received from last stages, for the roots that they sign.
 #[derive(Default)]
-struct EmittedTokens(Vec<TokenOut>);
+struct EmittedTokens {
+    /// Scored tokens of the prompt, from the first, which has no log-probability.
+    prompt: Vec<TokenOut>,
+    answer: Vec<TokenOut>,
+}
 
 impl EmittedTokens {
-    /// The leaves of a last stage's output for the first `positions`, with tokens chosen from `chosen_from` on.
-    fn leaves(&self, prompt_len: usize, chosen_from: usize, positions: usize) -> Vec<Leaf> {
+    /// The leaves of a segment's output for the first `positions`: of its tokens, and of the prompt's where it scored them.
+    fn leaves(&self, prompt_len: usize, segment: &Segment, positions: usize) -> Vec<Leaf> {
+        let chosen_from = segment.chosen_from as usize;
         // The last row of the prompt gives the answer's first token.
         let first = (chosen_from + 1).saturating_sub(prompt_len);
-        let own = self.0.get(first..).unwrap_or_default();
-        let choice = |out: &TokenOut| Choice { token: out.token, logprob: out.logprob, top: out.top.clone() };
-        (0..chosen_from as u64)
-            .map(nothing_leaf)
-            .chain(own.iter().zip(chosen_from as u64..positions as u64).map(|(out, at)| chosen_leaf(at, &choice(out))))
-            .collect()
+        let leaf = |position: usize, out: &TokenOut| {
+            let choice = Choice { token: out.token, logprob: out.logprob, top: out.top.clone() };
+            chosen_leaf(position as u64, &choice)
+        };
+        let before = (0..chosen_from.min(positions)).map(|position| match self.prompt.get(position + 1) {
+            Some(out) if segment.scored => leaf(position, out),
+            _ => nothing_leaf(position as u64),
+        });
+        let own = (chosen_from..positions).zip(self.answer.get(first..).unwrap_or_default());
+        before.chain(own.map(|(position, out)| leaf(position, out))).collect()
     }
 }

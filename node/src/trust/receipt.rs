@@ -8,7 +8,7 @@
 //!   "numerics": 1, "prompt_tokens": [1, 2], "answer_tokens": [3, 4],
 //!   "sampling": {"temperature": 0.0, …}, "form": {"type": "text"},
 //!   "segments": [{
-//!     "session": "<32 hex>", "epoch": 7, "chosen_from": 1, "ended": null,
+//!     "session": "<32 hex>", "epoch": 7, "chosen_from": 1, "scored": true, "ended": null,
 //!     "stages": [{"peer": "12D3…", "layers": [0, 15]}],
 //!     "claims": [{"session": …, "epoch": …, "model": …, "numerics": …, "layers": [0, 15], "positions": 3, "chosen_from": 1,
 //!                 "predecessor": …, "sampling": …, "output": …,
@@ -92,6 +92,9 @@ pub struct Segment {
     pub epoch: u64,
     /// First position whose following token this segment chose.
     pub chosen_from: u64,
+    /// Whether the last stage's output has the log-probabilities of the prompt.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub scored: bool,
     /// Planned stages, in order.
     pub stages: Vec<ReceiptStage>,
     /// The stages' signed claims, those of the first stages if not all signed; empty if the session was lost.
@@ -245,6 +248,7 @@ pub(crate) mod tests {
                 session: [8; 16],
                 epoch: 3,
                 chosen_from: 1,
+                scored: false,
                 stages: vec![ReceiptStage { peer: "a".to_owned(), layers: [0, 2] }],
                 claims: Vec::new(),
                 ended: Some("gone".to_owned()),

@@ -94,9 +94,10 @@ pub(super) mod format {
     }
 }
 
-/// Digest of the sampling terms, which every stage puts into its claim.
-pub fn terms_digest(prompt_len: u64, sampling: &Sampling, format: &AnswerFormat) -> Digest {
-    SamplingTerms { prompt_len, sampling, format }.digest()
+/// Digest of the sampling terms, which every stage puts into its claim. `scored`: whether the last stage's output has the
+/// log-probabilities of the prompt.
+pub fn terms_digest(prompt_len: u64, sampling: &Sampling, format: &AnswerFormat, scored: bool) -> Digest {
+    SamplingTerms { prompt_len, sampling, format, scored }.digest()
 }
 
 #[cfg(test)]

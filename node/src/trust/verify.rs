@@ -306,9 +306,10 @@ pub fn verify(
         chosen_from: receipt.prompt_tokens.len() - 1,
         sampling: &sampling,
         grammar: grammar.as_ref(),
+        scored: false,
     };
-    let rules = terms_digest(receipt.prompt_tokens.len() as u64, &sampling, &receipt.form);
-    let mut choices = Vec::new();
+    let rules = |scored| terms_digest(receipt.prompt_tokens.len() as u64, &sampling, &receipt.form, scored);
+    let (mut choices, mut scores) = (Vec::new(), Vec::new());
     let mut segments = Vec::new();
     for segment in &receipt.segments {
         let positions = segment.received.map_or(0, |received| as_len(received.positions));
@@ -329,20 +330,26 @@ pub fn verify(
                 ));
             }
             let layers: Vec<_> = segment.stages.iter().map(|stage| stage.layers[0]..stage.layers[1]).collect();
-            let replayed = loaded.replay(&layers, Transcript { positions, chosen_from, ..transcript }, pace)?;
+            let transcript = Transcript { positions, chosen_from, scored: segment.scored, ..transcript };
+            let replayed = loaded.replay(&layers, transcript, pace)?;
             if replayed.choices.len() > choices.len() {
                 choices.clone_from(&replayed.choices);
             }
+            if replayed.scores.len() > scores.len() {
+                scores.clone_from(&replayed.scores);
+            }
             again = Some(replayed);
         }
-        segments.push(check_segment(receipt, segment, &tokens, rules, again.as_ref()));
+        segments.push(check_segment(receipt, segment, &tokens, rules(segment.scored), again.as_ref()));
     }
-    if choices.len() < receipt.answer_tokens.len() {
+    let scored = receipt.segments.iter().any(|segment| segment.scored);
+    if choices.len() < receipt.answer_tokens.len() || (scored && scores.len() + 1 < receipt.prompt_tokens.len()) {
         let layers = file.config().layers as u32;
-        choices = loaded.replay(std::slice::from_ref(&(0..layers)), transcript, pace)?.choices;
+        let replayed = loaded.replay(std::slice::from_ref(&(0..layers)), Transcript { scored, ..transcript }, pace)?;
+        (choices, scores) = (replayed.choices, replayed.scores);
     }
     let checked = choices.iter().filter(|(position, _)| position + 1 < tokens.len()).count();
-    let replayed = Replay { input: Vec::new(), outputs: Vec::new(), choices };
+    let replayed = Replay { input: Vec::new(), outputs: Vec::new(), choices, scores };
     let wrong_token = replayed.first_wrong_token(&tokens);
     for (check, segment) in segments.iter_mut().zip(&receipt.segments) {
         check.received = segment.received.map(|received| received.root == chosen_root(&replayed, segment, &received));
@@ -377,7 +384,11 @@ fn chosen_root(replay: &Replay, segment: &Segment, received: &Received) -> [u8; 
     let own = replay.choices.iter().filter(|(position, _)| (from..end).contains(position));
     let leaves = own.map(|(position, choice)| chosen_leaf(*position as u64, choice));
     // The caller checked that no segment is longer than the answer.
-    merkle_root(&(0..from.min(end) as u64).map(nothing_leaf).chain(leaves).collect::<Vec<_>>())
+    let before = (0..from.min(end) as u64).map(|position| match replay.scores.get(position as usize) {
+        Some(score) if segment.scored => chosen_leaf(position, score),
+        _ => nothing_leaf(position),
+    });
+    merkle_root(&before.chain(leaves).collect::<Vec<_>>())
 }
 
 /// Saturates: no session is longer than `usize::MAX`.

@@ -57,6 +57,7 @@ impl Liar {
             // These faults are for stages.
             Fault::CorruptStage
             | Fault::CorruptToken
+            | Fault::CorruptScore
             | Fault::LieUnsigned
             | Fault::OutOfTurn
             | Fault::TwoFaced

@@ -68,6 +68,7 @@ pub(super) fn receipt_seeds() -> Vec<Vec<u8>> {
             session: [1; 16],
             epoch: 2,
             chosen_from: 1,
+            scored: true,
             stages: vec![ReceiptStage { peer: "p".to_owned(), layers: [0, 1] }],
             claims: chain(2).links,
             ended: None,

@@ -82,6 +82,41 @@ fn withstands(test: &str, fault: &str, audit: &str) -> Option<(Node, Node, Value
     Some((one, faulty, answer))
 }
 
+#[test]
+fn a_last_stage_that_lies_about_the_log_probabilities_of_a_prompt_is_convicted() {
+    let test = "a_last_stage_that_lies_about_the_log_probabilities_of_a_prompt_is_convicted";
+    let Some(stage) = Stage::set(test) else { return };
+    let question = json!({
+        "model": SMOLLM2, "prompt": LONG, "max_tokens": 8, "temperature": 0, "echo": true, "logprobs": 2,
+    });
+    let logprobs = |node: &Node| {
+        let response = post(&node.api, "/v1/completions", &question);
+        let (status, answer) = (response.status, response.json());
+        assert_eq!(status, 200, "{answer}");
+        (answer["choices"][0]["logprobs"].clone(), answer["pangea"].clone())
+    };
+    let alone = stage.serving("alone").start();
+    let (honest, _) = logprobs(&alone);
+    drop(alone);
+    let one = stage.splitting("one").with("--audit", "1").start();
+    let last = |name: &str| stage.cluster.node(name).with("--peer", &one.address).with("--layers", "15-29");
+    let liar = last("liar").fault("corrupt-score").start();
+    eventually("the layers are placed on both", || {
+        [&one, &liar].iter().all(|node| node.process.count("are ready") > 0)
+    });
+    computed_by(&one, &[&one, &liar]);
+    let (scored, pangea) = logprobs(&one);
+    assert_eq!(scored, honest, "{pangea}");
+    assert!(one.status_of(&liar).quarantined, "{pangea}");
+    // An honest last stage is audited with the same result, and its receipt holds.
+    let honest_stage = last("honest").start();
+    computed_by(&one, &[&one, &honest_stage]);
+    let (scored, pangea) = logprobs(&one);
+    assert_eq!((&scored, &pangea["verdict"]), (&honest, &json!("audited")), "{pangea}");
+    assert_eq!(stages(&pangea), [one.peer.as_str(), honest_stage.peer.as_str()]);
+    stage.verify_all(&one, &pangea);
+}
+
 /// Waits until the node trusts another one less than at first, without proof.
 fn is_suspected(node: &Node, of: &Node) {
     eventually("the other node is a suspect", || {

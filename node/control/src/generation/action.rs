@@ -34,8 +34,8 @@ pub enum Action {
         id: SessionId,
         /// The chain to open them at.
         route: Route,
-        /// Whether these are the answers' first sessions.
-        first: bool,
+        /// Whether they start at the prompt, so that the log-probabilities of the prompt can come from them.
+        from_prompt: bool,
     },
     /// Stop listening to a session.
     Forget {

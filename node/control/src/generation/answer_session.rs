@@ -274,6 +274,16 @@ impl AnswerSession {
         &self.tokens
     }
 
+    /// Whether no token of the answer is known.
+    pub(super) fn is_at_prompt(&self) -> bool {
+        self.tokens.len() == self.prompt_len
+    }
+
+    /// Whether the current session gives the log-probabilities of the prompt.
+    pub(super) fn scores_prompt(&self) -> bool {
+        self.scored.is_some()
+    }
+
     /// Number of tokens in the prompt.
     pub fn prompt_len(&self) -> usize {
         self.prompt_len
@@ -311,8 +321,7 @@ impl AnswerSession {
         self.unplaceable = None;
         self.phase = Phase::Opening { id, stages: stages.iter().map(|stage| stage.peer).collect() };
         self.epoch = epoch;
-        // Only an answer's first session scores the prompt.
-        self.scored = (self.terms.prompt_logprobs && self.failovers == 0).then_some(0);
+        self.scored = (self.terms.prompt_logprobs && self.is_at_prompt()).then_some(0);
         self.partial_claims.clear();
         (self.since, self.pause) = (now, None);
     }

@@ -13,6 +13,8 @@ pub struct Segment {
     pub chosen_from: u64,
     /// Number of positions, from the first, whose following tokens are known from it; set when it ends.
     pub positions: u64,
+    /// Whether the last stage gives the log-probabilities of the prompt, as part of what it signs.
+    pub scored: bool,
     /// The stages, in order.
     pub stages: Vec<StageAt>,
     /// Why the session did not end normally; `None` if it did.

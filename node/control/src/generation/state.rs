@@ -275,7 +275,7 @@ impl GenerationState {
             self.conclusion.stages.clone_from(&route.stages);
         }
         self.held |= self.audit.is_some_and(AuditPolicy::is_all) && !self.is_local(&route);
-        let first = self.answers[choices.start].session.failovers() == 0;
+        let from_prompt = self.answers[choices.start].session.is_at_prompt();
         for (index, choice) in choices.clone().enumerate() {
             let (answer, id) = (&mut self.answers[choice], id.choice(index as u16));
             answer.session.opened(id, route.chain.epoch, &route.stages, now);
@@ -284,13 +284,14 @@ impl GenerationState {
                 epoch: route.chain.epoch,
                 chosen_from: answer.session.tokens().len() as u64 - 1,
                 positions: answer.session.tokens().len() as u64 - 1,
+                scored: answer.session.scores_prompt(),
                 stages: route.stages.clone(),
                 ended: None,
             });
             answer.route = Some(route.clone());
         }
         self.opened.get_or_insert(now);
-        actions.push(Action::Open { choices, id, route, first });
+        actions.push(Action::Open { choices, id, route, from_prompt });
     }
 
     fn reply(&mut self, from: PeerId, session: SessionId, reply: Reply, now: Time, actions: &mut Vec<Action>) {
@@ -359,6 +360,8 @@ impl GenerationState {
         let segment = answer.segments.last_mut()?;
         segment.ended = Some(why);
         segment.positions = answer.session.tokens().len() as u64 - 1;
+        // Without a token of the answer, the next session scores the prompt again.
+        segment.scored &= !answer.session.is_at_prompt();
         let commit =
             u32::try_from(segment.positions).ok().filter(|_| signs && segment.positions > segment.chosen_from)?;
         answer.retired.add(session, index, &segment.stages);

@@ -196,8 +196,8 @@ impl World {
                 let model = chat.model;
                 self.request_local(at, model);
             }
-            Action::Open { choices, id, route, first } => {
-                let opened = self.open_chat(at, job, choices.clone(), id, route, first);
+            Action::Open { choices, id, route, from_prompt } => {
+                let opened = self.open_chat(at, job, choices.clone(), id, route, from_prompt);
                 return Ok(opened.err().map(|why| Event::OpenFailed { choices, why: why.message().to_owned() }));
             }
             Action::Forget { session } => drop(run.chats.sessions.remove(&session)),
@@ -300,7 +300,7 @@ impl World {
         choices: Range<usize>,
         id: SessionId,
         route: Route,
-        first: bool,
+        from_prompt: bool,
     ) -> Result<(), Error> {
         let coordinator = self.nodes[at].peer;
         let Some(run) = &mut self.nodes[at].run else { return Ok(()) };
@@ -317,7 +317,7 @@ impl World {
             prompt_len: answer.prompt_len(),
             max_new_tokens: chat.asked.max_new_tokens,
             seed: chat.asked.seed + choices.start as u64,
-            scored: chat.asked.scored && first,
+            scored: chat.asked.scored && from_prompt,
             tokens: answer.tokens().to_vec(),
         };
         for index in 0..choices.len() {

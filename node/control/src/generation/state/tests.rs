@@ -21,6 +21,10 @@ struct World {
 
 impl World {
     fn new(choices: usize, audit: Option<f64>) -> World {
+        World::asked(choices, audit, false)
+    }
+
+    fn asked(choices: usize, audit: Option<f64>, prompt_logprobs: bool) -> World {
         let local = fresh_peer();
         let audit = audit.map(|share| AuditPolicy::new(share).unwrap());
         let setup = Setup {
@@ -29,7 +33,7 @@ impl World {
             choices,
             max_new_tokens: 50,
             grammar: false,
-            prompt_logprobs: false,
+            prompt_logprobs,
             audit,
             arrived: Time::ZERO,
         };
@@ -112,6 +116,37 @@ fn conclusion(actions: &[Action]) -> Conclusion {
         Some(Action::Done(conclusion)) => conclusion.clone(),
         other => panic!("not concluded: {other:?}"),
     }
+}
+
+/// After a failed audit the log-probabilities of the prompt were never asked for again, and after a loss before the first token
+/// they stayed incomplete.
+#[test]
+fn the_prompt_is_scored_by_every_session_that_starts_at_it() {
+    let mut world = World::asked(2, Some(1.0), true);
+    let (local, other, third) = (world.local, world.other, fresh_peer());
+    let scored = |world: &World, choice| world.state.segments(choice).iter().map(|at| at.scored).collect::<Vec<_>>();
+    world.run(&[local, other]);
+    assert_eq!((scored(&world, 0), scored(&world, 1)), (vec![true], vec![false]), "the first answer alone");
+    // Lost before the first token: what came of the scores counts for nothing.
+    world.handle(Event::PeerGone { peer: other, why: "gone".into() });
+    world.epoch += 1;
+    for choice in 0..2 {
+        let stages = vec![StageAt { peer: local, layers: 0..1 }, StageAt { peer: third, layers: 1..2 }];
+        let chain = ChainId { model: Digest([9; 32]), epoch: world.epoch };
+        let id = SessionId([7 + choice as u8; 16]);
+        let actions = world.handle(Event::RouteFound { choices: choice..choice + 1, id, chain, stages });
+        assert!(matches!(actions[..], [Action::Open { from_prompt: true, .. }]), "{actions:?}");
+    }
+    assert_eq!((scored(&world, 0), scored(&world, 1)), (vec![false, true], vec![false, false]));
+    let session = SessionId([7; 16]);
+    let tokens = vec![TokenOut { token: 5, ..TokenOut::default() }];
+    let first = Reply::Tokens(ReportedTokens { position: 3, tokens, ..ReportedTokens::default() });
+    world.handle(Event::Reply { from: local, session, reply: Reply::Accepted });
+    world.handle(Event::Reply { from: third, session, reply: first });
+    // Lost after it: the answer goes on, and its prompt is scored.
+    world.handle(Event::PeerGone { peer: third, why: "gone".into() });
+    world.open(0..1, &[local]);
+    assert_eq!(scored(&world, 0), [false, true, false]);
 }
 
 #[test]
