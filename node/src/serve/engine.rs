@@ -2,7 +2,7 @@
 //! checked on the caller's side and handed to the model's stages; clones share one engine.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use libp2p::identity::Keypair;
@@ -11,7 +11,7 @@ use pangea_compute::Digest;
 use pangea_compute::model::{Model, ModelFile, ModelPart, PageBudget};
 use pangea_compute::sample::stop::StopMatcher;
 use pangea_control::Time;
-use pangea_control::generation::Exclusions;
+use pangea_control::generation::{Exclusions, PromptPace};
 use pangea_units::ByteSize;
 use prometheus_client::encoding::DescriptorEncoder;
 
@@ -126,6 +126,27 @@ pub(super) struct Shared {
     pub(super) auditor: Option<Auditor>,
     /// Jobs of this node.
     pub(super) jobs: Jobs,
+    /// How long first tokens took lately.
+    prompt_pace: Mutex<PromptPace>,
+}
+
+impl Shared {
+    fn new(
+        facts: ModelFacts,
+        text: Arc<ModelText>,
+        metrics: Arc<EngineMetrics>,
+        pipeline: Pipeline,
+        routes: Arc<dyn Routes>,
+        auditor: Option<Auditor>,
+        jobs: Jobs,
+    ) -> Arc<Shared> {
+        let prompt_pace = Mutex::default();
+        Arc::new(Shared { facts, text, metrics, pipeline, routes, auditor, jobs, prompt_pace })
+    }
+
+    pub(super) fn prompt_pace(&self) -> MutexGuard<'_, PromptPace> {
+        self.prompt_pace.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Engine {
@@ -186,9 +207,7 @@ impl Engine {
         })?;
         let kept = Some(Arc::new(KeptChain { chain, pipeline: pipeline.clone() }));
         let routes = Arc::new(SoleRoute::new(Route { chain, stages, kept }));
-        Ok(Engine {
-            shared: Arc::new(Shared { facts, text, metrics, pipeline, routes, auditor: None, jobs: Jobs::default() }),
-        })
+        Ok(Engine { shared: Shared::new(facts, text, metrics, pipeline, routes, None, Jobs::default()) })
     }
 
     /// A model whose layers are distributed over the pool.
@@ -201,7 +220,7 @@ impl Engine {
         auditor: Auditor,
         jobs: Jobs,
     ) -> Engine {
-        Engine { shared: Arc::new(Shared { facts, text, metrics, pipeline, routes, auditor: Some(auditor), jobs }) }
+        Engine { shared: Shared::new(facts, text, metrics, pipeline, routes, Some(auditor), jobs) }
     }
 
     /// Facts about the model.

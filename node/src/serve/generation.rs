@@ -73,6 +73,8 @@ pub struct Generation {
     signed: Vec<SignedAnswer>,
     /// The chain that each answer uses, kept alive while it is used.
     chains: Vec<Option<Arc<KeptChain>>>,
+    /// The chain of the route that was found last, until sessions are opened at it.
+    found: Option<Arc<KeptChain>>,
     /// Log-probabilities of the prompt received so far.
     prompt: Vec<TokenLogprob>,
     /// Receipts of the answers, by choice.
@@ -107,6 +109,7 @@ impl Generation {
             max_new_tokens: asked.max_new_tokens,
             grammar: asked.format != AnswerFormat::Text,
             prompt_logprobs: asked.prompt_logprobs,
+            patience: engine.prompt_pace().patience(asked.prompt.len()),
             audit: auditor.map(|auditor| auditor.policy()),
             arrived: asked.arrived,
         };
@@ -125,6 +128,7 @@ impl Generation {
             answers: Vec::new(),
             signed: Vec::new(),
             chains: vec![None; asked.choices],
+            found: None,
             prompt: Vec::new(),
             receipts: vec![None; asked.choices],
             audits: Vec::new(),
@@ -243,12 +247,13 @@ impl Generation {
         match action {
             Action::FindRoute { choices, exclusions } => {
                 let Some(route) = self.engine.routes.best(&exclusions) else { return Some(generation::Event::NoRoute) };
-                self.chains[choices.clone()].fill(route.kept);
+                self.found = route.kept;
                 let (chain, stages) = (route.chain, route.stages);
                 return Some(generation::Event::RouteFound { choices, id: SessionId(rand::random()), chain, stages });
             }
             Action::RequestLocal => self.engine.routes.request_local(),
             Action::Open { choices, id, route, from_prompt } => {
+                self.chains[choices.clone()].fill(self.found.take());
                 let opened = self.open(choices.clone(), id, route, from_prompt);
                 return opened.err().map(|why| generation::Event::OpenFailed { choices, why });
             }
@@ -301,7 +306,12 @@ impl Generation {
                 self.refused = Some(RequestRefused { error, retry_after, context_exceeded: false });
             }
             Action::Fail(error) => self.ready.push_back(Err(error)),
-            Action::Done(conclusion) => self.ready.push_back(Ok(Event::Done(self.summary(conclusion)))),
+            Action::Done(conclusion) => {
+                if conclusion.failovers == 0 {
+                    self.engine.prompt_pace().observe(self.asked.prompt.len(), conclusion.prompt);
+                }
+                self.ready.push_back(Ok(Event::Done(self.summary(conclusion))));
+            }
         }
         None
     }

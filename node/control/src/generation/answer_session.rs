@@ -70,6 +70,9 @@ const MEMORY_BACKOFF_MAX: Duration = Duration::from_secs(8);
 /// Consecutive memory refusals before the request fails.
 const MAX_MEMORY_REFUSALS: u32 = 8;
 
+/// Interval at which another route is looked for, for an answer whose first token is late.
+const LATE_RETRY: Duration = Duration::from_secs(1);
+
 /// Failovers of one answer before the request fails: after this many the cause is not a lost node.
 const MAX_FAILOVERS: u32 = 16;
 
@@ -86,6 +89,8 @@ pub struct AnswerTerms {
     pub grammar: bool,
     /// Whether log-probabilities of the prompt are requested with this answer.
     pub prompt_logprobs: bool,
+    /// Time after its opening at which the answer is late without a token.
+    pub patience: Duration,
 }
 
 /// Nodes and placements that an answer's next route must not use.
@@ -136,6 +141,12 @@ pub struct AnswerSession {
     since: Time,
     /// When the current session was accepted.
     accepted: Time,
+    /// When the current session was opened.
+    opened: Time,
+    /// When another route was looked for last, because the first token is late.
+    late_since: Option<Time>,
+    /// Whether the answer has left a chain because its first token was late. It does so once: other chains may be no faster.
+    has_moved: bool,
     /// Longest pause lately between tokens of the current stages; `None` before the first one.
     pause: Option<Duration>,
 }
@@ -177,6 +188,8 @@ pub enum Outcome {
     Nothing,
     /// The first stage has accepted the session.
     Accepted,
+    /// The first token is late: the answer moves to another route, if there is one without these nodes and placements.
+    Late(Exclusions),
     /// The answer waits for no more signatures.
     Signed(SignedClaims),
     /// The first stage has refused the session without being at fault.
@@ -236,6 +249,9 @@ impl AnswerSession {
             unplaceable: None,
             since: now,
             accepted: now,
+            opened: now,
+            late_since: None,
+            has_moved: false,
             pause: None,
         }
     }
@@ -323,7 +339,7 @@ impl AnswerSession {
         self.epoch = epoch;
         self.scored = (self.terms.prompt_logprobs && self.is_at_prompt()).then_some(0);
         self.partial_claims.clear();
-        (self.since, self.pause) = (now, None);
+        (self.since, self.opened, self.pause, self.late_since) = (now, now, None, None);
     }
 
     /// Records that the reader has received part of the request's answers.
@@ -396,10 +412,36 @@ impl AnswerSession {
         let first_token = FIRST_TOKEN_TIMEOUT + PROMPT_TOKEN_TIMEOUT * prompt;
         let is_running = matches!(self.phase, Phase::Running { .. });
         let has_none = is_running && self.pause.is_none() && now.since(self.accepted) > first_token;
-        if self.is_alone() || (quiet <= timeout && !has_none) {
+        if self.is_alone() {
             return Outcome::Nothing;
         }
+        if quiet <= timeout && !has_none {
+            return self.late(now);
+        }
         self.stalled("its stages have been silent for too long", now)
+    }
+
+    /// Whether the first token is late. What the first stage says of itself does not count, and nobody is to blame: its chain may
+    /// be slow, or other requests may come first.
+    fn late(&mut self, now: Time) -> Outcome {
+        let is_due = self.late_since.is_none_or(|last| now.since(last) > LATE_RETRY);
+        if self.pause.is_some() || self.has_moved || !is_due || now.since(self.opened) <= self.terms.patience {
+            return Outcome::Nothing;
+        }
+        self.late_since = Some(now);
+        let Exclusions { mut peers, mut epochs } = self.exclusions(now);
+        peers.extend(self.stages().iter().filter(|peer| **peer != self.local));
+        epochs.push(self.epoch);
+        Outcome::Late(Exclusions { peers, epochs })
+    }
+
+    /// Leaves the current stages for another route, which was found because the first token is late.
+    pub(super) fn moves_on(&mut self, now: Time) -> Outcome {
+        if self.id().is_none() {
+            return Outcome::Nothing;
+        }
+        self.has_moved = true;
+        self.lost_chain("the first token is late, and another chain is free", now)
     }
 
     /// Records that tokens have come, and with them how long one takes.

@@ -1,6 +1,7 @@
 //! A request and its events. Values only; [`GenerationState`](super::GenerationState) decides what follows.
 
 use std::ops::Range;
+use std::time::Duration;
 
 use libp2p_identity::PeerId;
 
@@ -27,6 +28,8 @@ pub struct Setup {
     pub grammar: bool,
     /// Whether log-probabilities of the prompt are requested; they come with the first answer.
     pub prompt_logprobs: bool,
+    /// Time after its opening at which an answer without a token is late ([`PromptPace`](super::PromptPace)).
+    pub patience: Duration,
     /// Which sessions are audited; `None` if no receipt is stored, so that nothing is signed or audited.
     pub audit: Option<AuditPolicy>,
     /// Arrival time of the request.

@@ -91,9 +91,11 @@ pub struct GenerationState {
 impl GenerationState {
     /// A request that has just arrived.
     pub fn new(setup: Setup) -> GenerationState {
-        let Setup { local, prompt, choices, max_new_tokens, grammar, prompt_logprobs, audit, arrived } = setup;
+        let Setup { local, prompt, choices, max_new_tokens, grammar, prompt_logprobs, patience, audit, arrived } =
+            setup;
         let answer = |choice| {
-            let terms = AnswerTerms { max_new_tokens, grammar, prompt_logprobs: prompt_logprobs && choice == 0 };
+            let terms =
+                AnswerTerms { max_new_tokens, grammar, prompt_logprobs: prompt_logprobs && choice == 0, patience };
             AnswerState {
                 session: AnswerSession::new(local, prompt.clone(), terms, arrived),
                 route: None,
@@ -207,6 +209,10 @@ impl GenerationState {
                 self.find_routes(now, &mut actions);
             }
             Event::RouteFound { choices, id, chain, stages } => {
+                for choice in choices.clone() {
+                    let outcome = self.answers[choice].session.moves_on(now);
+                    self.follow(choice, outcome, now, &mut actions);
+                }
                 self.open(choices, id, Route { chain, stages }, now, &mut actions);
             }
             Event::NoRoute => {
@@ -319,6 +325,9 @@ impl GenerationState {
         }
         match outcome {
             Outcome::Nothing | Outcome::Accepted => {}
+            Outcome::Late(exclusions) => {
+                actions.push(Action::FindRoute { choices: choice..choice + 1, exclusions });
+            }
             Outcome::Signed(claims) => {
                 let segment = self.answers[choice].segments.len().saturating_sub(1);
                 actions.push(Action::CheckClaims { choice, segment, claims });

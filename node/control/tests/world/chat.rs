@@ -5,7 +5,9 @@ use std::ops::Range;
 
 use libp2p_identity::PeerId;
 use pangea_control::devices::{Kind, models_bytes};
-use pangea_control::generation::{Action, Event, Exclusions, GenerationState, NewTokens, Reply, Route, Setup};
+use pangea_control::generation::{
+    Action, Event, Exclusions, GenerationState, NewTokens, PromptPace, Reply, Route, Setup,
+};
 use pangea_control::jobs::{self, Api, Ending, JobId, JobKind, Owner};
 use pangea_control::placement::{missing_layers, newest_usable, pool_facts};
 use pangea_control::session::{ChainId, SessionId, StageAt};
@@ -59,6 +61,7 @@ impl World {
         let asked = self.chats_asked[number].clone();
         let (now, node) = (self.now, asked.node);
         let prompt = asked.prompt();
+        let patience = PromptPace::default().patience(prompt.len());
         let expected = (0..asked.choices as u64)
             .map(|choice| undisturbed(size().layers, asked.seed + choice, &prompt, asked.max_new_tokens))
             .collect();
@@ -84,6 +87,7 @@ impl World {
             max_new_tokens: asked.max_new_tokens,
             grammar: false,
             prompt_logprobs: false,
+            patience,
             audit,
             arrived: time,
         };
@@ -211,7 +215,8 @@ impl World {
                 return Ok(ended.map(|_| Event::AnswerComplete { choice }));
             }
             Action::FailOver { choice, .. } => {
-                let stages = chat.state.segments(choice).last().map(|segment| segment.stages.clone());
+                let left = chat.state.segments(choice).iter().rfind(|segment| segment.ended.is_some());
+                let stages = left.map(|segment| segment.stages.clone());
                 for stage in stages.unwrap_or_default() {
                     let of = self.index_of(&stage.peer);
                     self.noticed(of, &[Deviation::KeepsTokens, Deviation::StallsSession]);

@@ -25,12 +25,16 @@ fn after(elapsed: Duration) -> Time {
     Time::since_epoch(elapsed)
 }
 
+/// Time after which the first token is late: longer than any timeout.
+const PATIENCE: Duration = Duration::from_secs(3600);
+
 /// Tokens that the tests' answers may have.
 const MAX_NEW_TOKENS: usize = 50;
 
 /// An answer without a route.
 fn unrouted(local: PeerId, prompt: Vec<u32>) -> AnswerSession {
-    let terms = AnswerTerms { max_new_tokens: MAX_NEW_TOKENS, grammar: false, prompt_logprobs: false };
+    let terms =
+        AnswerTerms { max_new_tokens: MAX_NEW_TOKENS, grammar: false, prompt_logprobs: false, patience: PATIENCE };
     AnswerSession::new(local, prompt, terms, Time::ZERO)
 }
 
@@ -52,6 +56,49 @@ fn new_tokens(outcome: Outcome) -> Vec<u32> {
         Outcome::NewTokens(new) => new.tokens.iter().map(|out| out.token).collect(),
         other => panic!("no new tokens: {other:?}"),
     }
+}
+
+/// A first stage could hold a request for two minutes by saying that its chain works on.
+#[test]
+fn an_answer_whose_first_token_is_late_looks_for_another_route_whatever_the_first_stage_says() {
+    let [local, first, last] = peers();
+    let patience = Duration::from_secs(5);
+    let mut session = unrouted(local, vec![1, 2, 3]);
+    session.terms.patience = patience;
+    session.opened(ID, EPOCH, &stages_at(&[first, last]), Time::ZERO);
+    session.handle(first, Reply::Accepted, Time::ZERO);
+    for second in 0..=5 {
+        let now = Time::from_secs(second);
+        session.handle(first, Reply::Accepted, now);
+        assert!(matches!(session.tick(now), Outcome::Nothing), "{second} s");
+    }
+    let now = after(patience + Duration::from_millis(250));
+    let late = session.tick(now);
+    let Outcome::Late(exclusions) = &late else { panic!("{late:?}") };
+    assert_eq!(*exclusions, Exclusions { peers: vec![first, last], epochs: vec![EPOCH] });
+    // Without another route it stays, and asks again.
+    assert!(matches!(session.tick(now), Outcome::Nothing));
+    assert!(matches!(session.tick(after(patience + Duration::from_secs(2))), Outcome::Late(_)));
+    // With one it moves, and nobody is to blame.
+    assert!(matches!(session.moves_on(now), Outcome::Lost { can_sign: false, .. }));
+    assert_eq!((session.take_suspected(), session.exclusions(now).peers), (vec![], vec![]));
+    // The other chain gets the time that it needs.
+    session.opened(ID, EPOCH + 1, &stages_at(&[first, last]), now);
+    session.handle(first, Reply::Accepted, now);
+    let later = now + patience * 2;
+    session.handle(first, Reply::Accepted, later);
+    assert!(matches!(session.tick(later), Outcome::Nothing));
+}
+
+#[test]
+fn an_answer_with_a_token_is_not_late() {
+    let [local, other, _] = peers();
+    let mut session = unrouted(local, vec![1, 2, 3]);
+    session.terms.patience = Duration::from_secs(1);
+    session.opened(ID, EPOCH, &stages_at(&[local, other]), Time::ZERO);
+    session.handle(local, Reply::Accepted, Time::ZERO);
+    session.handle(other, tokens(3, [4]), Time::ZERO);
+    assert!(matches!(session.tick(Time::from_secs(3)), Outcome::Nothing));
 }
 
 #[test]

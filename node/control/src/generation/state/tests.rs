@@ -1,5 +1,7 @@
 //! One request: which routes it requests, how long it may be refused, what it holds back, and how it ends.
 
+use std::time::Duration;
+
 use pangea_units::{Digest, ErrorKind};
 
 use super::*;
@@ -34,6 +36,7 @@ impl World {
             max_new_tokens: 50,
             grammar: false,
             prompt_logprobs,
+            patience: Duration::from_secs(5),
             audit,
             arrived: Time::ZERO,
         };
@@ -116,6 +119,28 @@ fn conclusion(actions: &[Action]) -> Conclusion {
         Some(Action::Done(conclusion)) => conclusion.clone(),
         other => panic!("not concluded: {other:?}"),
     }
+}
+
+#[test]
+fn a_late_answer_moves_to_a_route_that_exists_and_otherwise_to_this_node_alone() {
+    let mut world = World::new(1, None);
+    let (local, other) = (world.local, world.other);
+    world.run(&[other, local]);
+    world.now = Time::from_secs(6);
+    let wanted = routes_wanted(&world.handle(Event::Tick { unplaceable: None }));
+    let [(choices, exclusions)] = &wanted[..] else { panic!("{wanted:?}") };
+    assert_eq!((choices.clone(), &exclusions.peers), (0..1, &vec![other]));
+    assert!(matches!(world.handle(Event::NoRoute)[..], [Action::RequestLocal]), "it may be loaded here");
+    assert_eq!(world.state.answer(0).failovers(), 0, "the answer stays where it is");
+    let (stages, chain) = (vec![StageAt { peer: local, layers: 0..2 }], ChainId { model: Digest([9; 32]), epoch: 0 });
+    let id = SessionId([5; 16]);
+    let actions = world.handle(Event::RouteFound { choices: 0..1, id, chain, stages });
+    let [Action::Forget { session }, Action::Close { first_stage, .. }, Action::FailOver { .. }, Action::Open { .. }] =
+        &actions[..]
+    else {
+        panic!("{actions:?}")
+    };
+    assert_eq!((*session, *first_stage, world.state.answer(0).id()), (ID, other, Some(id)));
 }
 
 /// After a failed audit the log-probabilities of the prompt were never asked for again, and after a loss before the first token
