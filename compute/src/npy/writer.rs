@@ -8,6 +8,13 @@ use std::path::{Path, PathBuf};
 /// Memory, at most, for gathering rows that are not contiguous.
 const GATHER_BYTES: usize = 1 << 20;
 
+fn folder_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    }
+}
+
 /// A `.npy` file being written. Dropped before [`NpyWriter::finish`], it is removed.
 #[derive(Debug)]
 pub struct NpyWriter {
@@ -33,10 +40,7 @@ impl NpyWriter {
         let payload = header.payload_bytes()?;
         let name =
             path.file_name().ok_or_else(|| Error::invalid("npy", format!("{} is not a file name", path.display())))?;
-        let folder = match path.parent() {
-            Some(parent) if !parent.as_os_str().is_empty() => parent,
-            _ => Path::new("."),
-        };
+        let folder = folder_of(path);
         let mut prefix = std::ffi::OsString::from(".");
         prefix.push(name);
         let mut builder = tempfile::Builder::new();
@@ -107,6 +111,7 @@ impl NpyWriter {
         let io = |e| Error::io(&path, e);
         self.file.as_file().sync_all().map_err(io)?;
         self.file.persist(&path).map_err(|e| io(e.error))?;
-        Ok(())
+        // The new name survives a crash once the folder is synced.
+        std::fs::File::open(folder_of(&path)).and_then(|folder| folder.sync_all()).map_err(io)
     }
 }

@@ -10,6 +10,7 @@ use pangea_compute::{Buffer, DType, NpyWriter, Tensor, TensorBuf};
 
 use super::failure::Failure;
 use super::matrix::Format;
+use crate::storage::whole_file;
 use pangea_units::ByteSize;
 
 /// Bytes of a product that are converted to text at a time.
@@ -119,10 +120,9 @@ impl ProductFile {
         match self.target {
             Target::Npy(writer) => writer.finish()?,
             Target::Text { mut file, format, product } => {
-                let io = |error| unwritable(&path, &error);
                 write_text(&mut file, format, &product.freeze(), &path).await?;
-                file.as_file().sync_all().map_err(io)?;
-                file.persist(&path).map_err(|error| unwritable(&path, &error.error))?;
+                // After the rename there is nothing left to remove under the temporary name.
+                whole_file::finish(&file.into_temp_path(), &path).map_err(|error| unwritable(&path, &error))?;
             }
         }
         let size_bytes = std::fs::metadata(&path).map_err(|error| unwritable(&path, &error))?.len();
