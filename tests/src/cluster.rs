@@ -236,6 +236,11 @@ impl NodeBuilder {
 
     /// Starts the node without waiting until it listens.
     pub fn launch(&self) -> Process {
+        Process::start(&self.name, self.command(), &self.folder.path.join(format!("{}.log", self.name)))
+    }
+
+    /// The command that starts the node.
+    pub fn command(&self) -> Command {
         let mut command = command(self.namespace.as_ref());
         command.args([
             "node",
@@ -257,7 +262,7 @@ impl NodeBuilder {
         if std::env::var_os(VERBOSE).is_some() {
             command.arg("-v");
         }
-        Process::start(&self.name, command, &self.folder.path.join(format!("{}.log", self.name)))
+        command
     }
 
     /// Starts the node and waits until it listens.

@@ -33,6 +33,16 @@ impl SmallDisk {
         &self.path
     }
 
+    /// Makes the disk as large as `size_bytes`; what is on it stays.
+    ///
+    /// # Panics
+    /// Where the system refuses.
+    pub fn resize(&self, size_bytes: u64) {
+        let size = format!("remount,size={size_bytes}");
+        let remounted = Command::new("mount").args(["-o", &size]).arg(&self.path).status();
+        assert!(remounted.is_ok_and(|status| status.success()), "the disk keeps its size");
+    }
+
     /// Takes all space that is left.
     pub fn fill(&self) {
         let mut filler = std::fs::File::create(self.path.join(FILLER)).unwrap();

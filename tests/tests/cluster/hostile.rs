@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
 
 use pangea_compute::{DType, Operation, Tensor};
-use pangea_node::wire::{Header, MAX_HEADER_BYTES, MAX_PAYLOAD_BYTES, Message, Shape, Task};
+use pangea_node::wire::{Header, MAX_HEADER_BYTES, MAX_PAYLOAD_BYTES, Message, Shape, Task, TaskHello};
 use pangea_tests::cluster::{Cluster, Star};
 use pangea_tests::http::get;
 use pangea_tests::matrix::{assert_product, multiply, operands, reference, remote};
@@ -107,7 +107,7 @@ fn a_peer_with_another_protocol_version_gets_no_work_done() {
     let star = cluster.star(vec![cluster.node("worker")]);
     let stranger = Stranger::connect(&star.workers[0].address);
     let mut stream = stranger.stream();
-    stream.send_message(&Message::Hello(pangea_node::wire::TaskHello { version: 0, ..advert() }), &[]);
+    stream.send_message(&Message::Hello(TaskHello { version: 0, ..advert() }), &[]);
     stream.is_ended();
     let mut stream = stranger.stream();
     stream.send_message(&Message::Cancel(7), &[]);
@@ -237,6 +237,46 @@ fn operands_of_another_workers_task_are_not_sent_to_whoever_guesses_its_number()
 }
 
 #[test]
+fn a_right_result_without_a_signature_is_not_accepted_as_checked() {
+    let cluster = Cluster::new();
+    let one = cluster.node("one").start();
+    let stranger = Stranger::worker(&one.address);
+    let mut stream = stranger.accept();
+    stream.send_message(&Message::Hello(TaskHello { works: true, tasks_max: 64, ..advert() }), &[]);
+    let status = || one.client().peers().unwrap().into_iter().find(|peer| peer.peer == stranger.peer());
+    let wanted = |message: &Message| matches!(message, Message::Task(_) | Message::Probe { last: true, .. });
+    // The node measures the link before it sends tasks, and again now and then.
+    let Message::Probe { nonce, .. } = stream.next_message(wanted) else { panic!("a task before the link is known") };
+    stream.send_message(&Message::Probed(nonce), &[]);
+    eventually("the stranger is a worker", || status().is_some_and(|peer| peer.state == "connected"));
+    let before = status().unwrap().trust;
+    // One tile, so that the whole product is one task's result.
+    let (a, b) = operands(DType::I8, 64, 64, 64);
+    let right = reference(&a, &b);
+    let asked = std::thread::scope(|scope| {
+        let (rpc, a, b) = (&one.rpc, &a, &b);
+        let asked = scope
+            .spawn(move || multiply(&pangea_client::blocking::Client::connect(rpc, TIMEOUT).unwrap(), a, b, &remote()));
+        let task = loop {
+            match stream.next_message(wanted) {
+                Message::Task(task) => break task,
+                Message::Probe { nonce, .. } => stream.send_message(&Message::Probed(nonce), &[]),
+                other => unreachable!("{other:?}"),
+            }
+        };
+        let shape = Shape::new(right.dtype(), right.rows() as u64, right.cols() as u64).unwrap();
+        let result = Message::Result { task: task.id, shape, offset: 0, compute_nanos: 1000, signed: None };
+        stream.send_message(&result, right.contiguous_bytes().unwrap());
+        asked.join().unwrap()
+    });
+    let product = asked.unwrap();
+    assert_product(&a, &b, &product.c);
+    let by_stranger = product.report.workers.iter().filter(|worker| worker.peer == stranger.peer());
+    assert_eq!(by_stranger.map(|worker| worker.tasks).sum::<u32>(), 0, "{:?}", product.report);
+    assert!(status().unwrap().trust < before, "whoever does not sign is trusted less");
+}
+
+#[test]
 fn a_peer_that_sends_tasks_too_fast_is_told_when_to_come_again() {
     let cluster = Cluster::new();
     let star = cluster.star(vec![cluster.node("worker")]);
@@ -258,41 +298,6 @@ fn a_peer_that_sends_tasks_too_fast_is_told_when_to_come_again() {
 }
 
 #[test]
-fn memory_claimed_by_a_stranger_is_bounded_by_the_quota_of_one_peer() {
-    let cluster = Cluster::new();
-    let star = cluster.star(vec![cluster.node("worker").max_memory("64M")]);
-    let worker = &star.workers[0];
-    let before = worker.process.peak_memory_bytes();
-    let stranger = Stranger::connect(&worker.address);
-    let mut stream = stranger.stream();
-    stream.send_message(&Message::Hello(advert()), &[]);
-    for number in 0..200u8 {
-        let digest = pangea_compute::Digest::from_bytes([number; 32]);
-        // The first byte of operands of 4 TiB, 1 GiB and 1 MiB; no more bytes follow.
-        let cols = [1 << 30, 1 << 10, 1][usize::from(number % 3)];
-        let shape = Shape::new(DType::I8, 1 << 12, cols).unwrap_or(Shape::new(DType::I8, 1 << 20, 1 << 10).unwrap());
-        stream.send_message(&Message::Operand { digest, shape, offset: 0 }, &[1]);
-    }
-    stream.send_message(&Message::Probe { nonce: 1, total: 0, last: true }, &[]);
-    let used = worker.status().memory_used_bytes;
-    assert!(used <= 16 << 20, "{used} bytes are held on a stranger's word");
-    if let (Some(before), Some(after)) = (before, worker.process.peak_memory_bytes()) {
-        assert!(after - before < 64 << 20, "{before} {after}");
-    }
-    all_is_well(&star);
-}
-
-#[test]
-fn an_operand_that_does_not_match_its_digest_is_not_used() {
-    let cluster = Cluster::new();
-    let star = cluster.star(vec![cluster.node("worker")]);
-    let worker = &star.workers[0];
-    let stranger = Stranger::connect(&worker.address);
-    let mut stream = stranger.stream();
-    stream.send_message(&Message::Hello(advert()), &[]);
-    let digest = pangea_compute::Digest::from_bytes([1; 32]);
-    let shape = Shape::new(DType::I8, 8, 8).unwrap();
-    stream.send_message(&Message::Operand { digest, shape, offset: 0 }, &[7; 64]);
 fn results_that_a_peer_does_not_take_leave_memory_for_those_of_others() {
     let cluster = Cluster::new();
     // 64 MiB for results, half of it for one peer.
@@ -333,6 +338,41 @@ fn results_that_a_peer_does_not_take_leave_memory_for_those_of_others() {
 }
 
 #[test]
+fn memory_claimed_by_a_stranger_is_bounded_by_the_quota_of_one_peer() {
+    let cluster = Cluster::new();
+    let star = cluster.star(vec![cluster.node("worker").max_memory("64M")]);
+    let worker = &star.workers[0];
+    let before = worker.process.peak_memory_bytes();
+    let stranger = Stranger::connect(&worker.address);
+    let mut stream = stranger.stream();
+    stream.send_message(&Message::Hello(advert()), &[]);
+    for number in 0..200u8 {
+        let digest = pangea_compute::Digest::from_bytes([number; 32]);
+        // The first byte of operands of 4 TiB, 1 GiB and 1 MiB; no more bytes follow.
+        let cols = [1 << 30, 1 << 10, 1][usize::from(number % 3)];
+        let shape = Shape::new(DType::I8, 1 << 12, cols).unwrap_or(Shape::new(DType::I8, 1 << 20, 1 << 10).unwrap());
+        stream.send_message(&Message::Operand { digest, shape, offset: 0 }, &[1]);
+    }
+    stream.send_message(&Message::Probe { nonce: 1, total: 0, last: true }, &[]);
+    let used = worker.status().memory_used_bytes;
+    assert!(used <= 16 << 20, "{used} bytes are held on a stranger's word");
+    if let (Some(before), Some(after)) = (before, worker.process.peak_memory_bytes()) {
+        assert!(after - before < 64 << 20, "{before} {after}");
+    }
+    all_is_well(&star);
+}
+
+#[test]
+fn an_operand_that_does_not_match_its_digest_is_not_used() {
+    let cluster = Cluster::new();
+    let star = cluster.star(vec![cluster.node("worker")]);
+    let worker = &star.workers[0];
+    let stranger = Stranger::connect(&worker.address);
+    let mut stream = stranger.stream();
+    stream.send_message(&Message::Hello(advert()), &[]);
+    let digest = pangea_compute::Digest::from_bytes([1; 32]);
+    let shape = Shape::new(DType::I8, 8, 8).unwrap();
+    stream.send_message(&Message::Operand { digest, shape, offset: 0 }, &[7; 64]);
     let (operation, operands) = (Operation::Matmul, [digest, digest]);
     stream.send_message(&Message::Task(Task { id: 5, priority: 0, deadline: None, operation, operands }), &[]);
     let failure = stream.next_message(|message| matches!(message, Message::Failure { task: 5, .. }));

@@ -8,6 +8,7 @@ mod failures;
 mod hostile;
 mod lies;
 mod lifecycle;
+mod log;
 mod memory;
 mod networks;
 mod products;

@@ -83,6 +83,33 @@ fn withstands(test: &str, fault: &str, audit: &str) -> Option<(Node, Node, Value
 }
 
 #[test]
+fn a_liar_that_one_node_audited_is_convicted_by_another_one_that_has_the_model() {
+    let test = "a_liar_that_one_node_audited_is_convicted_by_another_one_that_has_the_model";
+    let Some(stage) = Stage::set(test) else { return };
+    let one = stage.splitting("one").with("--layers", "0-14").with("--audit", "1").start();
+    let peer = ["--peer", one.address.as_str()];
+    let liar =
+        stage.cluster.node("liar").with(peer[0], peer[1]).with("--layers", "15-29").fault("corrupt-token").start();
+    computed_by(&one, &[&one, &liar]);
+    // It has the model, and never asks the liar for anything.
+    let other = stage.serving("other").with(peer[0], peer[1]).start();
+    other.process.line(&format!("Connected to peer {}", liar.peer));
+    eventually("the liar is caught", || {
+        let response = post(&one.api, CHAT, &question(LONG, 30));
+        assert!([200, 502, 503].contains(&response.status), "{}", response.status);
+        one.status_of(&liar).quarantined
+    });
+    eventually("the other node has checked the evidence", || other.status_of(&liar).quarantined);
+    let folders = std::fs::read_dir(other.data_dir.join("evidence")).unwrap();
+    let record = folders
+        .map(|folder| std::fs::read_to_string(folder.unwrap().path().join("evidence.json")).unwrap())
+        .find(|record| record.contains(&liar.peer))
+        .expect("a record of evidence");
+    let record: Value = serde_json::from_str(&record).unwrap();
+    assert_eq!((&record["found_by"], &record["kind"]), (&json!(one.peer), &json!("stage")), "{record}");
+}
+
+#[test]
 fn a_last_stage_that_lies_about_the_log_probabilities_of_a_prompt_is_convicted() {
     let test = "a_last_stage_that_lies_about_the_log_probabilities_of_a_prompt_is_convicted";
     let Some(stage) = Stage::set(test) else { return };
@@ -235,4 +262,7 @@ fn an_answer_that_nobody_else_can_compute_fails_with_what_is_known() {
     assert_eq!(status, 502, "{answer}");
     let message = answer["error"]["message"].as_str().unwrap();
     assert!(message.contains("no trustworthy answer could be had"), "{answer}");
+    // On the terminal this has an exit code of its own.
+    let said = stage.cluster.run(&["chat", "--api", &one.api, "--max-tokens", "60", LONG]);
+    assert!(said.code == Some(4) && said.err.contains("no trustworthy answer could be had"), "{said:?}");
 }

@@ -3,6 +3,8 @@
 
 use pangea_tests::cluster::{Cluster, Node};
 use pangea_tests::process::eventually;
+use pangea_tests::skip::{skip, unless_root};
+use pangea_tests::small_disk::SmallDisk;
 
 pub(crate) const ELECTED: &str = "Node elected master";
 
@@ -135,4 +137,25 @@ fn a_restart_does_not_go_back_below_its_term() {
     // An ephemeral node stores nothing.
     let ephemeral = cluster.node("one").flag("--ephemeral").with("--log-format", "json").start();
     assert_eq!(term(&ephemeral), 1);
+}
+
+/// A state file that could not grow kept the node from starting.
+#[test]
+fn a_node_whose_disk_has_no_room_for_its_term_runs_on_and_claims_it_once_there_is_room() {
+    let test = "a_node_whose_disk_has_no_room_for_its_term_runs_on_and_claims_it_once_there_is_room";
+    if unless_root(test) {
+        return;
+    }
+    let cluster = Cluster::new();
+    // Room for the node's small files and an empty database, and not for a transaction.
+    let disk = match SmallDisk::mount(&cluster.folder().join("one"), 28 << 10) {
+        Ok(disk) => disk,
+        Err(why) => return skip(test, &format!("no small disk can be mounted: {why}")),
+    };
+    let node = cluster.node("one").start();
+    node.process.line("cannot store the master's term: state.redb: ");
+    assert_eq!((node.status().name.as_str(), node.process.count(ELECTED)), ("one", 0));
+    disk.resize(16 << 20);
+    node.process.line(ELECTED);
+    assert_eq!(node.terminate(), Some(0));
 }

@@ -83,6 +83,43 @@ fn a_disconnected_clients_work_is_cancelled() {
     }
 }
 
+/// Clients that take nothing of their answers: they kept the places of others, and their answers piled up.
+#[test]
+fn streams_that_nobody_reads_are_dropped_and_keep_neither_places_nor_memory() {
+    const CLIENTS: usize = 40;
+    let Some(serving) = Serving::start("streams_that_nobody_reads") else { return };
+    let cancelled = serving.counter("requests_cancelled");
+    let before = serving.node.process.memory_bytes();
+    let mut body = question("Write a very long story.", 8000);
+    body["stream"] = json!(true);
+    body["logprobs"] = json!(true);
+    body["top_logprobs"] = json!(20);
+    body["logit_bias"] = json!({"2": -100});
+    // The heads are read, and nothing else.
+    let deaf: Vec<_> = (0..CLIENTS).map(|_| post(serving.api(), CHAT, &body)).collect();
+    assert!(deaf.iter().all(|response| response.status == 200));
+    let api = serving.api();
+    thread::scope(|scope| {
+        let other = scope.spawn(|| {
+            let body = question("Hello", 2).to_string();
+            let ask = || http::try_send(api, "POST", CHAT, &[("Content-Type", "application/json")], &body);
+            (0..4).find_map(|_| ask().ok()).map(|response| response.status)
+        });
+        for number in (8..=CLIENTS).step_by(8) {
+            eventually("their answers are cancelled", || {
+                serving.counter("requests_cancelled") >= cancelled + number as f64
+            });
+        }
+        assert_eq!(other.join().unwrap(), Some(200), "another client is answered");
+    });
+    eventually("nothing runs", || serving.busy() == 0);
+    if let (Some(before), Some(after)) = (before, serving.node.process.memory_bytes()) {
+        // The keys and values of the answers that ran until they were dropped are kept for later ones.
+        assert!(after.saturating_sub(before) < 512 << 20, "{before} bytes before, {after} after");
+    }
+    drop(deaf);
+}
+
 #[test]
 fn a_full_queue_refuses_with_a_retry_delay_and_recovers() {
     let Some(serving) = Serving::start("a_full_queue_refuses") else { return };
