@@ -73,4 +73,14 @@ mod tests {
         let later = Time::from_secs(1000);
         assert!(bucket.take(4, later).is_err() && bucket.take(3, later).is_ok(), "all or none");
     }
+
+    #[test]
+    fn tokens_that_come_back_are_there_again_and_never_more_than_the_bucket_holds() {
+        let mut bucket = TokenBucket::full(Rate { per_second: 1.0, burst: 3.0 }, Time::ZERO);
+        bucket.take(3, Time::ZERO).unwrap();
+        bucket.put_back(2);
+        assert_eq!(bucket.tokens(Time::ZERO), 2.0);
+        bucket.put_back(2);
+        assert_eq!(bucket.tokens(Time::ZERO), 3.0);
+    }
 }

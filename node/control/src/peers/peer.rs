@@ -158,3 +158,40 @@ impl Peer {
         self.reopening.ended(lasted)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::peers::SuspicionReason;
+
+    #[test]
+    fn trust_starts_low_grows_with_checked_results_and_sinks_with_suspicion() {
+        let now = Time::from_secs(5);
+        let mut peer = Peer::new(now);
+        let is = |peer: &Peer, trust: f64| (peer.trust(now) - trust).abs() < 1e-3;
+        assert!(is(&peer, TRUST_AT_FIRST), "{}", peer.trust(now));
+        peer.tasks_checked = 23;
+        assert!(is(&peer, 0.5533), "half of the distrust is left: {}", peer.trust(now));
+        peer.tasks_checked = 10_000;
+        assert!(is(&peer, 1.0), "{}", peer.trust(now));
+        peer.suspicion.add(SuspicionReason::Unsigned, now);
+        assert!(is(&peer, 0.5), "{}", peer.trust(now));
+        peer.quarantined = Some("a wrong product".into());
+        assert_eq!((peer.trust(now), peer.is_quarantined()), (0.0, true));
+    }
+
+    #[test]
+    fn only_a_transfer_that_is_large_enough_and_took_a_time_measures_the_link() {
+        let mut peer = Peer::new(Time::ZERO);
+        peer.sent(LINK_SAMPLE_BYTES_MIN - 1, 1.0);
+        for seconds in [0.0, -1.0, f64::NAN, f64::INFINITY] {
+            peer.sent(LINK_SAMPLE_BYTES_MIN, seconds);
+        }
+        assert_eq!(peer.bytes_per_s, None);
+        peer.sent(LINK_SAMPLE_BYTES_MIN, 0.5);
+        assert_eq!(peer.bytes_per_s, Some(LINK_SAMPLE_BYTES_MIN as f64 * 2.0));
+        peer.sent(LINK_SAMPLE_BYTES_MIN, 1.0);
+        let smoothed = LINK_SAMPLE_BYTES_MIN as f64 * (2.0 - LINK_SPEED_WEIGHT);
+        assert!(peer.bytes_per_s.is_some_and(|speed| (speed - smoothed).abs() < 1.0), "{:?}", peer.bytes_per_s);
+    }
+}

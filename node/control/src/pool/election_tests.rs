@@ -285,3 +285,119 @@ proptest! {
         prop_assert!(term.is_none_or(|term| term.counter <= 40 + 2 * LEAP), "{term:?}");
     }
 }
+
+/// Time until the node claims a term, in milliseconds from `now`.
+fn claims_within(election: &mut Election, now: Time) -> Option<u64> {
+    let claims = |changed: Changed| changed.0.is_some_and(|term| term.master == peer(OWN));
+    (0..10_000).find(|ms| election.handle(Event::Tick, now + Duration::from_millis(*ms)).is_some_and(claims))
+}
+
+fn millis(time: Duration) -> Option<u64> {
+    u64::try_from(time.as_millis()).ok()
+}
+
+#[test]
+fn ranks_compare_the_flag_then_uptimes_that_differ_then_ids() {
+    let rank = |force_master, uptime_ms, number| {
+        let uptime = Duration::from_millis(uptime_ms);
+        Rank { force_master, uptime, peer: peer(number) }
+    };
+    let first = |one: Rank, other: Rank| (one.outranks(&other), other.outranks(&one));
+    assert_eq!(first(rank(true, 0, 1), rank(false, 100_000, 2)), (true, false));
+    assert_eq!(first(rank(true, 9000, 1), rank(true, 1000, 2)), (true, false));
+    assert_eq!(first(rank(false, 3001, 1), rank(false, 1000, 2)), (true, false));
+    assert_eq!(first(rank(false, 3000, 1), rank(false, 1000, 2)), (false, true), "as good as equal");
+}
+
+#[test]
+fn a_node_waits_for_each_higher_ranked_one_but_for_two_at_most() {
+    let (now, older) = (Time::ZERO + LISTEN, Candidate { uptime: Duration::from_secs(100), ..says(None, 0) });
+    let lite = Candidate { works: false, ..older };
+    let just_started = Candidate { force_master: true, uptime: Duration::ZERO, ..older };
+    let forced = Candidate { force_master: true, uptime: LISTEN, ..older };
+    for (others, waits) in [
+        (vec![], 0),
+        (vec![older], 1),
+        (vec![older, older], 2),
+        (vec![older; 5], MAX_CLAIM_WAITS),
+        (vec![lite, lite], 0),
+        (vec![just_started], 0),
+        (vec![forced], 1),
+    ] {
+        let mut election = election(None);
+        for (number, candidate) in (2..).zip(&others) {
+            // A moment before it could claim a term itself.
+            election.handle(Event::Heard(peer(number), *candidate), now - Duration::from_nanos(1));
+        }
+        assert_eq!(claims_within(&mut election, now), millis(CLAIM_WAIT * waits), "{others:?}");
+    }
+    // A master whose term is lower than one that this node has followed gets the time to claim a higher one.
+    let mut election = election(Some(term(5, 2)));
+    assert_eq!((election.handle(claims(4, 3), now), election.counter()), (None, 5));
+    assert_eq!(claims_within(&mut election, now), millis(CLAIM_WAIT * 2));
+    assert_eq!(election.term(), Some(term(6, OWN)));
+}
+
+#[test]
+fn who_computes_nothing_who_follows_and_the_own_advert_claim_nothing() {
+    let mut election = election(None);
+    let lite = Candidate { works: false, ..says(Some(term(9, 2)), 9) };
+    for (number, candidate) in [(2, lite), (3, says(Some(term(9, 4)), 9)), (OWN, says(Some(term(9, OWN)), 9))] {
+        assert_eq!(election.handle(Event::Heard(peer(number), candidate), Time::ZERO), None);
+    }
+    assert_eq!((election.term(), election.counter()), (None, 9));
+}
+
+#[test]
+fn only_an_own_claim_is_given_up_when_the_disk_refuses_it_and_not_made_again_at_once() {
+    // What the disk refused of another master's term, or of an own one that is over, delays no later claim.
+    for refused in [term(5, 2), term(4, OWN)] {
+        let (mut follower, now) = (election(Some(term(4, OWN))), Time::from_secs(60));
+        assert_eq!(follower.handle(claims(5, 2), now), Some(Changed(Some(term(5, 2)))));
+        assert_eq!(follower.handle(Event::NotStored(refused), now), None);
+        assert_eq!(follower.handle(gone(2), now), Some(Changed(None)));
+        assert_eq!(claims_within(&mut follower, now), millis(GRACE_SILENT));
+    }
+    let (mut election, mut now) = (election(None), Time::ZERO);
+    let own = settle(&mut election, &[], &mut now).unwrap();
+    assert_eq!(election.handle(Event::NotStored(own), now), Some(Changed(None)));
+    assert_eq!(claims_within(&mut election, now), millis(REFUSED_WAIT));
+}
+
+#[test]
+fn after_a_loss_others_get_the_time_to_notice_it_and_to_say_what_they_follow() {
+    let now = Time::from_secs(60);
+    for (silent, grace) in [(true, GRACE_SILENT), (false, GRACE_BROKEN)] {
+        let mut election = election(None);
+        election.handle(claims(5, 2), now);
+        assert_eq!(election.handle(Event::Gone { peer: peer(2), silent }, now), Some(Changed(None)));
+        assert_eq!(claims_within(&mut election, now), millis(grace));
+    }
+    // The same where the master gave up its term.
+    for given_up in [claims(4, 2), Event::Heard(peer(2), says(None, 5))] {
+        let mut election = election(None);
+        election.handle(claims(5, 2), now);
+        assert_eq!(election.handle(given_up, now), Some(Changed(None)));
+        assert!(claims_within(&mut election, now) >= millis(GRACE_SILENT));
+    }
+}
+
+#[test]
+fn a_forced_node_claims_above_a_master_that_is_not_forced_once_it_has_listened() {
+    let heard = |force_master| Event::Heard(peer(2), Candidate { force_master, ..says(Some(term(7, 2)), 7) });
+    for (works, master_is_forced, claims) in [(true, false, true), (true, true, false), (false, false, false)] {
+        let mut election = Election::new(peer(OWN), works, true, None);
+        assert_eq!(election.handle(heard(master_is_forced), Time::ZERO), Some(Changed(Some(term(7, 2)))));
+        let claimed = claims_within(&mut election, Time::ZERO);
+        assert_eq!(claimed, millis(LISTEN).filter(|_| claims));
+        assert_eq!(election.term(), Some(if claims { term(8, OWN) } else { term(7, 2) }));
+    }
+}
+
+#[test]
+fn a_master_claims_nothing_where_others_know_its_own_counter() {
+    let (mut election, mut now) = (election(None), Time::ZERO);
+    let own = settle(&mut election, &[], &mut now);
+    let knows = Event::Heard(peer(2), says(None, election.counter()));
+    assert_eq!(settle(&mut election, &[knows], &mut now), own);
+}

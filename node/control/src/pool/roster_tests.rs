@@ -227,3 +227,52 @@ fn what_is_remembered_of_nodes_is_limited() {
     assert_eq!((case.roster.gone.len(), case.roster.admitted.len()), (MAX_GONE, MAX_ADMITTED));
     assert!(case.roster.forwarders.is_empty() && case.roster.noted.is_empty());
 }
+
+#[test]
+fn an_advert_without_a_proof_replaces_only_that_of_a_node_that_was_connected() {
+    let mut case = Case::noted();
+    assert_eq!(case.hear(5, 1, 0), Heard::Joined);
+    assert_eq!(case.forged(2, 1), Heard::Stranger, "in the name of a node that proves itself");
+    assert!(case.roster.adverts().all(|advert| advert.sequence == 1));
+    case.roster.connected(case.peer, ms(2));
+    assert_eq!((case.forged(2, 3), case.forged(2, 4)), (Heard::Newer, Heard::Old));
+}
+
+#[test]
+fn what_one_forwarder_lets_note_pushes_out_its_own_notes_only() {
+    let (mut case, other) = (Case::new(), fresh_peer());
+    let hear = |roster: &mut Roster, author, sequence, forwarder, at| {
+        roster.heard(Advert { sequence, ..advert_of(author) }, member(forwarder), ms(at))
+    };
+    assert_eq!(hear(&mut case.roster, case.peer, 1, other, 0), Heard::Noted);
+    let forged: Vec<PeerId> = (0..=2 * MAX_OF_FORWARDER as u64).map(|_| fresh_peer()).collect();
+    for (at, author) in (1..).zip(&forged) {
+        assert_eq!(hear(&mut case.roster, *author, 1, peer(FORGER), at), Heard::Noted);
+    }
+    assert_eq!(case.roster.noted.len(), MAX_OF_FORWARDER + 1);
+    let late = forged.len() as u64 + 1;
+    assert_eq!(hear(&mut case.roster, case.peer, 2, other, late), Heard::Joined);
+    assert_eq!(hear(&mut case.roster, forged[0], 2, peer(FORGER), late), Heard::Noted, "the oldest note is forgotten");
+    // All forwarders together have a limit as well.
+    for _ in 0..2 * MAX_RELAYED {
+        hear(&mut case.roster, fresh_peer(), 1, fresh_peer(), late);
+    }
+    assert_eq!(case.roster.noted.len(), MAX_RELAYED);
+}
+
+#[test]
+fn strangers_that_come_and_go_push_out_no_connected_node() {
+    let mut case = Case::new();
+    case.roster.connected(case.peer, ms(0));
+    let first = fresh_peer();
+    for (at, stranger) in (1..).zip(std::iter::once(first).chain((0..MAX_ADMITTED).map(|_| fresh_peer()))) {
+        case.roster.connected(stranger, ms(at));
+        assert!(!case.roster.disconnected(stranger, ms(at)), "it has published nothing");
+    }
+    assert!(case.roster.was_admitted(&case.peer) && case.roster.is_connected(&case.peer));
+    assert!(!case.roster.was_admitted(&first) && !case.roster.is_connected(&first));
+    assert_eq!(case.roster.connections(), &BTreeSet::from([case.peer]));
+    assert!(!case.roster.contains(&case.peer));
+    assert_eq!(case.forged(1, 5000), Heard::Joined);
+    assert!(case.roster.contains(&case.peer));
+}

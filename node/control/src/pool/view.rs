@@ -84,4 +84,22 @@ mod tests {
             assert_eq!((speed(&liar, &honest), speed(&honest, &liar)), (None, None), "only the liar advertises it");
         }
     }
+
+    #[test]
+    fn the_master_is_the_one_of_the_term_that_this_node_follows() {
+        let [local, peer, unknown] = [fresh_peer(), fresh_peer(), fresh_peer()];
+        let view = |master: Option<PeerId>| View {
+            local,
+            own: Arc::new(advert_of(local)),
+            term: master.map(|master| Term { counter: 1, master }),
+            nodes: BTreeMap::from([(peer, Arc::new(advert_of(peer)))]),
+            connected: BTreeSet::new(),
+        };
+        let is = |master| (view(master).master(), view(master).is_master());
+        assert_eq!([None, Some(local), Some(peer)].map(is), [(None, false), (Some(local), true), (Some(peer), false)]);
+        let of = |peer: &PeerId| view(None).advert(peer).map(|advert| advert.peer);
+        assert_eq!([local, peer, unknown].map(|peer| of(&peer)), [Some(local), Some(peer), None]);
+        let everyone: Vec<PeerId> = view(None).everyone().map(|advert| advert.peer).collect();
+        assert_eq!(everyone, [local, peer]);
+    }
 }

@@ -156,6 +156,36 @@ fn a_task_sent_twice_ends_the_stream() {
     assert!(matches!(intake.handle(task(terms(1, 1, 2), [true; 2]), Time::ZERO)[..], [Action::Close(_)]));
 }
 
+#[test]
+fn refusals_are_remembered_for_as_many_operands_as_tasks_may_name_and_while_there_are_tasks() {
+    let mut intake = Intake::new(MAX_TASKS);
+    intake.handle(task(terms(1, 100, 101), [false; 2]), Time::ZERO);
+    let refused = |operand| Event::Refused(digest(operand), overloaded());
+    let limit = 2 * MAX_TASKS as u8;
+    for operand in 0..limit {
+        assert_eq!(intake.handle(refused(operand), Time::ZERO), []);
+    }
+    for operand in [0, limit - 1] {
+        let named = intake.handle(task(terms(2, operand, 101), [false; 2]), Time::ZERO);
+        assert_eq!(named, [Action::Fail(2, overloaded(), None)], "operand {operand}");
+    }
+    intake.handle(refused(limit), Time::ZERO);
+    assert_eq!(intake.refused.len(), 1, "a peer that announces without end takes no more memory");
+    intake.handle(Event::Cancel(1), Time::ZERO);
+    let again = intake.handle(task(terms(2, limit, 101), [false; 2]), Time::ZERO);
+    assert_eq!(again, [Action::AskFor(2, vec![digest(limit), digest(101)])]);
+}
+
+#[test]
+fn when_the_stream_ends_tasks_that_run_are_stopped_and_the_others_dropped() {
+    let mut intake = Intake::new(MAX_TASKS);
+    for number in [1, 2] {
+        intake.handle(task(terms(number, 1, 2), [true; 2]), Time::ZERO);
+    }
+    intake.handle(Event::Leased(1), Time::ZERO);
+    assert_eq!(intake.handle(Event::Ended, Time::ZERO), [Action::Stop(1), Action::Drop(2)]);
+}
+
 /// State of a task as the coordinator and the executor see it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Known {

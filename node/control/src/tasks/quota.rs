@@ -116,4 +116,22 @@ mod tests {
         }
         assert!(quotas.peers.len() <= 2, "{}", quotas.peers.len());
     }
+
+    #[test]
+    fn another_peer_that_comes_makes_nobodys_tasks_and_haste_forgotten() {
+        let mut quotas = TaskQuotas::default();
+        for _ in 0..TASKS_PER_PEER {
+            quotas.begin(1, Time::ZERO).unwrap();
+        }
+        let later = Time::from_secs(3600);
+        quotas.begin(2, later).unwrap();
+        assert_eq!(quotas.begin(1, later), Err(Refusal::TooMany { retry_after: BUSY_RETRY }));
+        quotas.ended(2);
+        for _ in 1..TASKS_BURST as usize {
+            quotas.begin(2, later).unwrap();
+            quotas.ended(2);
+        }
+        quotas.begin(3, later).unwrap();
+        assert!(matches!(quotas.begin(2, later), Err(Refusal::TooFast { .. })));
+    }
 }

@@ -192,3 +192,88 @@ fn evidence_is_fetched_from_whoever_says_to_have_it_until_one_gives_it() {
     assert_eq!(node.handle(Event::FetchFailed(digest(1))), []);
     assert_eq!(fetches(&node.hear(first, accusation(first, accused, 1))), 1);
 }
+
+#[test]
+fn an_accusation_that_was_heard_is_known_and_only_a_conviction_proves_it() {
+    let (mut node, accuser, other, accused) = (Node::new(), fresh_peer(), fresh_peer(), fresh_peer());
+    node.hear(accuser, accusation(accuser, accused, 1));
+    let known = |node: &Node, accuser, number| node.accusations.knows(accuser, &digest(number));
+    assert!(known(&node, &accuser, 1) && !known(&node, &other, 1) && !known(&node, &accuser, 2));
+    assert!(!node.accusations.is_proven(&digest(1)));
+    node.check(1, Recheck::Proven);
+    assert!(node.accusations.is_proven(&digest(1)) && !node.accusations.is_proven(&digest(2)));
+}
+
+#[test]
+fn what_is_not_proven_or_has_no_evidence_is_not_told() {
+    let (mut node, accuser, accused) = (Node::new(), fresh_peer(), fresh_peer());
+    node.hear(accuser, accusation(accuser, accused, 1));
+    assert_eq!(node.handle(Event::Up(fresh_peer())), [], "only heard");
+    node.check(1, Recheck::Unable);
+    assert_eq!(node.handle(Event::Up(fresh_peer())), [], "one member says so, and this node cannot check it");
+    // A finding of an earlier run whose evidence is lost.
+    let own = accusation(node.accusations.local, fresh_peer(), 2);
+    assert_eq!(node.handle(Event::Found(Accusation { evidence_bytes: 0, ..own })), []);
+    assert_eq!(node.handle(Event::Up(fresh_peer())), []);
+}
+
+#[test]
+fn the_own_accusation_that_comes_back_is_not_checked_again() {
+    let (mut node, peer, accused) = (Node::new(), fresh_peer(), fresh_peer());
+    let own = accusation(node.accusations.local, accused, 1);
+    assert_eq!(node.hear(peer, own), []);
+    assert!(node.accusations.cases.is_empty());
+}
+
+#[test]
+fn a_case_remembers_so_many_accusers_and_no_more() {
+    let (mut node, accused) = (Node::new(), fresh_peer());
+    let accusers: Vec<PeerId> = (0..=ACCUSERS_PER_CASE).map(|_| fresh_peer()).collect();
+    for accuser in &accusers {
+        node.hear(*accuser, accusation(*accuser, accused, 1));
+    }
+    let known: Vec<bool> = accusers.iter().map(|accuser| node.accusations.knows(accuser, &digest(1))).collect();
+    assert_eq!(known, [vec![true; ACCUSERS_PER_CASE], vec![false]].concat());
+}
+
+#[test]
+fn a_peer_that_is_convicted_takes_no_more_place_whatever_else_it_is_accused_of() {
+    let (mut node, accuser, accused) = (Node::new(), fresh_peer(), fresh_peer());
+    node.hear(accuser, accusation(accuser, accused, 1));
+    node.hear(accuser, accusation(accuser, accused, 2));
+    assert_eq!(fetches(&node.check(1, Recheck::Proven)), 0, "the other evidence is not needed any more");
+    node.hear(accuser, accusation(accuser, accused, 3));
+    assert_eq!(node.accusations.cases.len(), 2);
+}
+
+#[test]
+fn all_evidence_of_one_accuser_has_a_limit() {
+    let size_of = |evidence_bytes, accuser, number| {
+        let accused = fresh_peer();
+        Accusation { evidence_bytes, ..accusation(accuser, accused, number) }
+    };
+    let (mut node, one, other) = (Node::new(), fresh_peer(), fresh_peer());
+    node.hear(one, size_of(BYTES_PER_ACCUSER, one, 1));
+    assert_eq!(node.accusations.cases.len(), 1, "at the limit");
+    node.hear(one, size_of(1, one, 2));
+    assert_eq!(node.accusations.cases.len(), 1, "one byte more");
+    node.hear(other, size_of(BYTES_PER_ACCUSER / 2, other, 3));
+    node.hear(other, size_of(BYTES_PER_ACCUSER / 2 + 1, other, 4));
+    assert_eq!(node.accusations.cases.len(), 2, "one byte more in two parts");
+    node.hear(other, size_of(BYTES_PER_ACCUSER / 2, other, 5));
+    assert_eq!(node.accusations.cases.len(), 3);
+}
+
+#[test]
+fn evidence_that_nobody_has_keeps_no_other_from_its_check() {
+    let (mut node, gone, accuser) = (Node::new(), fresh_peer(), fresh_peer());
+    node.hear(gone, accusation(gone, fresh_peer(), 1));
+    assert_eq!(node.handle(Event::FetchFailed(digest(1))), []);
+    let next = node.hear(accuser, accusation(accuser, fresh_peer(), 2));
+    assert_eq!(next, [Action::Fetch { evidence: digest(2), evidence_bytes: SIZE, from: accuser }]);
+    // The accuser that has cost no check yet is next, and an older case before a newer one.
+    let [third, fourth] = [3, 4].map(|number| accusation(accuser, fresh_peer(), number));
+    assert_eq!((node.hear(accuser, fourth), node.hear(accuser, third)), (vec![], vec![]));
+    let next = node.check(2, Recheck::Unable);
+    assert_eq!(next, [Action::Fetch { evidence: digest(4), evidence_bytes: SIZE, from: accuser }]);
+}

@@ -76,7 +76,9 @@ mod tests {
         let half = AuditPolicy::new(0.5).unwrap();
         assert!(half.draws(Some(0), false) && half.draws(Some((1 << 63) - 1), false));
         assert!(!half.draws(Some(1 << 63), false) && !half.draws(Some(u64::MAX), false));
-        assert!(AuditPolicy::new(1.0).unwrap().draws(Some(u64::MAX), false));
+        let [most, all] = [1.0 - f64::EPSILON, 1.0].map(|share| AuditPolicy::new(share).unwrap());
+        assert!(all.draws(Some(u64::MAX), false));
+        assert!(all.is_all() && !most.is_all(), "one answer that is not audited is not held back for its audit");
     }
 
     #[test]

@@ -185,6 +185,7 @@ mod tests {
         let mut queue = AuditQueue::default();
         queue.push(1, Urgency::Drawn, at(0));
         queue.push(2, Urgency::Awaited, at(5));
+        assert!(!queue.is_empty());
         let deadline = Time::since_epoch(AUDIT_DEADLINE);
         assert!(queue.take_late(Time::since_epoch(AUDIT_DEADLINE - Duration::from_millis(1))).is_empty());
         assert_eq!(queue.take_late(deadline), [1]);
@@ -197,6 +198,7 @@ mod tests {
     fn a_busy_node_audits_all_the_same_with_a_share_of_its_time() {
         let deadline = Time::since_epoch(AUDIT_DEADLINE);
         let mut pace = AuditPace::new(Urgency::Drawn, deadline);
+        assert_eq!(pace.deadline(), deadline);
         let (mut now, mut worked) = (Time::ZERO, Duration::ZERO);
         let piece = Duration::from_millis(40);
         loop {

@@ -37,3 +37,17 @@ impl Verdict {
         Verdict::ALL.into_iter().find(|verdict| verdict.name() == name)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_verdict_is_read_back_by_its_name_and_the_strongest_is_the_least() {
+        let names = Verdict::ALL.map(Verdict::name);
+        assert_eq!(names, ["local", "verified", "audited", "tolerance-checked", "unchecked"]);
+        assert_eq!(names.map(Verdict::from_name), Verdict::ALL.map(Some));
+        assert_eq!(Verdict::from_name("trusted"), None);
+        assert!(Verdict::ALL.is_sorted());
+    }
+}

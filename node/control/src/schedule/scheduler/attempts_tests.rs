@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
-use crate::schedule::limits::{RETRY_AFTER_MAX, SILENCE_MAX};
+use crate::schedule::limits::{OVERLOADS_LOCAL_MAX, OVERLOADS_MAX, RETRY_AFTER_MAX, SILENCE_MAX};
 use crate::schedule::{
     Action, Arithmetic, AttemptId, CheckOutcome, Event, FailureKind, JobId, JobReport, JobSpec, LeaveReason, Measured,
     Place, ProductShape, Progress, Scheduler, Tile, Time, WorkerEstimate, WorkerId,
@@ -285,4 +285,270 @@ fn every_tile_of_a_large_job_goes_past_a_suspect() {
     jobs.submit(2);
     jobs.run(None, |_| false);
     assert!(jobs.merged_of(2, PEER) > 0 && jobs.reports.len() == 2, "it is used where nobody else is left");
+}
+
+/// A node and peers of the same speed; jobs of one tile, asked of `redundancy` workers.
+struct OneTile {
+    case: Case,
+    next_job: u64,
+}
+
+impl OneTile {
+    fn new(peers: u64) -> OneTile {
+        let mut case = Case::new();
+        for worker in (2..=peers).map(WorkerId) {
+            let estimate = WorkerEstimate::remote([1e10; Arithmetic::COUNT], 1e9, 1e-4, 1 << 30);
+            case.handle(Event::WorkerJoined { worker, estimate });
+        }
+        OneTile { case, next_job: 1 }
+    }
+
+    fn submit(&mut self, place: Place, redundancy: u32) -> Vec<Action> {
+        let shape = ProductShape { m: 128, k: 128, n: 128, a_element_bytes: 4, b_element_bytes: 4, c_element_bytes: 4 };
+        let spec = JobSpec { place, redundancy, ..JobSpec::new(shape, Arithmetic::F32) };
+        let job = JobId(self.next_job);
+        self.next_job += 1;
+        self.case.handle(Event::JobSubmitted { job, spec })
+    }
+
+    fn finish(&mut self, attempt: AttemptId) -> Vec<Action> {
+        let measured = Measured { compute_seconds: Some(0.001), sent: None, received: None };
+        self.case.handle(Event::AttemptFinished { attempt, measured })
+    }
+
+    /// The attempt ends, is checked, and the check says this; returns the actions of both.
+    fn check(&mut self, attempt: AttemptId, verdict: CheckOutcome) -> Vec<Action> {
+        let mut actions = self.finish(attempt);
+        assert!(actions.contains(&Action::Check { attempt }), "{actions:?}");
+        actions.extend(self.case.handle(Event::AttemptChecked { attempt, verdict, seconds: 1e-5 }));
+        actions
+    }
+
+    fn fail(&mut self, attempt: AttemptId, kind: FailureKind) -> Vec<Action> {
+        self.case.handle(Event::AttemptFailed { attempt, kind, retry_after: None })
+    }
+}
+
+fn all_started(actions: &[Action]) -> Vec<(AttemptId, WorkerId)> {
+    let start = |action: &Action| match action {
+        Action::Start { attempt, worker, .. } => Some((*attempt, *worker)),
+        _ => None,
+    };
+    actions.iter().filter_map(start).collect()
+}
+
+/// The worker whose answer was accepted, and how many agreed.
+fn accepted(actions: &[Action]) -> Option<(WorkerId, u32)> {
+    actions.iter().find_map(|action| match action {
+        Action::Accept { worker, agreeing, .. } => Some((*worker, *agreeing)),
+        _ => None,
+    })
+}
+
+fn report(actions: &[Action]) -> Option<JobReport> {
+    actions.iter().find_map(|action| match action {
+        Action::JobFinished { report, .. } => Some(report.clone()),
+        _ => None,
+    })
+}
+
+fn quarantined(actions: &[Action]) -> Option<(WorkerId, AttemptId)> {
+    actions.iter().find_map(|action| match action {
+        Action::Quarantine { worker, attempt } => Some((*worker, *attempt)),
+        _ => None,
+    })
+}
+
+#[test]
+fn a_wrong_answer_convicts_its_peer_and_the_tile_is_computed_again() {
+    let mut one = OneTile::new(1);
+    let (attempt, worker) = started(&one.submit(Place::Remote, 1)).unwrap();
+    assert_eq!(worker, PEER);
+    let bad = one.check(attempt, CheckOutcome::Bad);
+    assert_eq!((quarantined(&bad), accepted(&bad)), (Some((PEER, attempt)), None));
+    let (own, worker) = started(&bad).unwrap();
+    assert!(worker.is_local());
+    let done = one.finish(own);
+    assert_eq!(accepted(&done), Some((WorkerId::LOCAL, 1)));
+    assert_eq!(report(&done).map(|report| (report.tasks.wrong, report.tasks.local)), Some((1, 1)));
+    // It does not come back.
+    let estimate = WorkerEstimate::remote([1e10; Arithmetic::COUNT], 1e9, 1e-4, 1 << 30);
+    one.case.handle(Event::WorkerJoined { worker: PEER, estimate });
+    assert!(started(&one.submit(Place::Remote, 1)).is_some_and(|(_, worker)| worker.is_local()));
+}
+
+#[test]
+fn a_check_without_an_outcome_convicts_nobody() {
+    let mut one = OneTile::new(1);
+    let (attempt, _) = started(&one.submit(Place::Remote, 1)).unwrap();
+    let unclear = one.check(attempt, CheckOutcome::Inconclusive);
+    assert_eq!((quarantined(&unclear), accepted(&unclear)), (None, None));
+    assert!(unclear.contains(&Action::Discard { attempt }));
+    let (own, worker) = started(&unclear).unwrap();
+    assert!(worker.is_local(), "the peer does not get the same tile again");
+    let done = one.finish(own);
+    assert_eq!(report(&done).map(|report| report.tasks.wrong), Some(0));
+    assert_eq!(started(&one.submit(Place::Remote, 1)).map(|(_, worker)| worker), Some(PEER), "the next job's it does");
+}
+
+#[test]
+fn an_outcome_for_an_attempt_that_is_not_checked_means_nothing() {
+    let mut one = OneTile::new(1);
+    let (attempt, _) = started(&one.submit(Place::Remote, 1)).unwrap();
+    for verdict in [CheckOutcome::Bad, CheckOutcome::Good { answer: 0 }] {
+        assert_eq!(one.case.handle(Event::AttemptChecked { attempt, verdict, seconds: 1e-5 }), []);
+    }
+    assert_eq!(accepted(&one.check(attempt, CheckOutcome::Good { answer: 0 })), Some((PEER, 1)));
+}
+
+#[test]
+fn this_node_is_never_convicted_and_a_job_ends_when_its_own_answers_fail() {
+    let mut one = OneTile::new(1);
+    let mut actions = one.submit(Place::Local, 2);
+    let mut tries = 0;
+    let why = loop {
+        if let Some(kind) = actions.iter().find_map(|action| match action {
+            Action::JobFailed { kind, .. } => Some(*kind),
+            _ => None,
+        }) {
+            break kind;
+        }
+        let (attempt, worker) = started(&actions).unwrap();
+        assert!(worker.is_local());
+        tries += 1;
+        actions = one.check(attempt, CheckOutcome::Bad);
+        assert_eq!(quarantined(&actions), None);
+    };
+    assert_eq!((why, tries), (FailureKind::VerificationFailed, 4), "three retries");
+}
+
+#[test]
+fn as_many_workers_as_asked_for_must_agree() {
+    let mut one = OneTile::new(3);
+    let mut actions = one.submit(Place::Remote, 2);
+    let mut asked = all_started(&actions);
+    for (at, answer) in [7, 8, 8].into_iter().enumerate() {
+        assert_eq!(accepted(&actions), None, "after {at} answers");
+        assert!(asked.len() <= at.max(1) + 1, "no more than are needed: {asked:?}");
+        actions = one.check(asked[at].0, CheckOutcome::Good { answer });
+        asked.extend(all_started(&actions));
+    }
+    let [(first, one_worker), (second, other), (third, last)] = asked[..] else { panic!("{asked:?}") };
+    assert!(one_worker != other && other != last && last != one_worker, "{asked:?}");
+    assert_eq!(accepted(&actions), Some((other, 2)));
+    let discarded = [first, second, third].map(|attempt| actions.contains(&Action::Discard { attempt }));
+    assert_eq!(discarded, [true, false, true], "all but the answer that is merged");
+}
+
+#[test]
+fn where_nobody_is_left_to_ask_the_answer_of_most_counts_and_says_how_many_agree() {
+    let mut one = OneTile::new(1);
+    let first = all_started(&one.submit(Place::Remote, 3));
+    assert_eq!(first.iter().map(|(_, worker)| *worker).collect::<Vec<_>>(), [PEER], "this node is asked last");
+    let next = one.check(first[0].0, CheckOutcome::Good { answer: 1 });
+    let (own, worker) = started(&next).unwrap_or_else(|| panic!("{next:?}"));
+    assert!(worker.is_local());
+    let done = one.check(own, CheckOutcome::Good { answer: 1 });
+    assert_eq!(accepted(&done).map(|(_, agreeing)| agreeing), Some(2));
+}
+
+#[test]
+fn a_job_for_this_node_alone_goes_to_no_peer() {
+    let mut one = OneTile::new(2);
+    let actions = one.submit(Place::Local, 1);
+    let began = all_started(&actions);
+    assert!(began.len() == 1 && began[0].1.is_local());
+    assert_eq!(accepted(&one.finish(began[0].0)), Some((WorkerId::LOCAL, 1)), "its answer needs no check");
+}
+
+#[test]
+fn what_a_failure_means_for_the_tile_depends_on_its_kind() {
+    for (kind, again) in
+        [(FailureKind::NotFound, true), (FailureKind::Overloaded, true), (FailureKind::Unavailable, false)]
+    {
+        let mut one = OneTile::new(1);
+        let (attempt, _) = started(&one.submit(Place::Remote, 1)).unwrap();
+        let mut next = started(&one.fail(attempt, kind));
+        for tenth in 0..100 {
+            if next.is_some() {
+                break;
+            }
+            let mut actions = Vec::new();
+            let now = Time::from_secs(1) + Duration::from_millis(tenth * 100);
+            one.case.0.handle(Event::Tick, now, &mut actions);
+            next = started(&actions);
+        }
+        assert_eq!(next.map(|(_, worker)| worker == PEER), Some(again), "{kind}");
+    }
+}
+
+#[test]
+fn an_answer_of_a_convicted_peer_that_waits_for_others_does_not_count() {
+    let mut one = OneTile::new(3);
+    let good = CheckOutcome::Good { answer: 7 };
+    let mut actions = one.submit(Place::Remote, 3);
+    let mut asked = all_started(&actions);
+    for at in 0..2 {
+        actions = one.check(asked[at].0, good);
+        asked.extend(all_started(&actions));
+    }
+    let [liar, honest] = [asked[0], asked[1]];
+    actions = one.case.handle(Event::WorkerLeft { worker: liar.1, why: LeaveReason::Quarantined });
+    let discarded = [liar, honest].map(|(attempt, _)| actions.contains(&Action::Discard { attempt }));
+    assert_eq!((discarded, accepted(&actions)), ([true, false], None));
+    asked.extend(all_started(&actions));
+    for at in 2..4 {
+        assert_eq!(accepted(&actions), None);
+        actions = one.check(asked[at].0, good);
+        asked.extend(all_started(&actions));
+    }
+    assert!(accepted(&actions).is_some_and(|(worker, agreeing)| worker != liar.1 && agreeing == 3), "{actions:?}");
+}
+
+#[test]
+fn what_a_convicted_peer_has_under_check_is_discarded_and_nobody_elses() {
+    let mut one = OneTile::new(2);
+    let finished: Vec<_> = (0..4).filter_map(|_| started(&one.submit(Place::Remote, 1))).collect();
+    for (attempt, _) in &finished {
+        one.finish(*attempt);
+    }
+    let of = |worker| finished.iter().filter(move |(_, by)| *by == worker).map(|(attempt, _)| *attempt);
+    let (theirs, others): (Vec<_>, Vec<_>) = (of(PEER).collect(), of(OTHER).collect());
+    assert!(theirs.len() >= 2 && !others.is_empty(), "{finished:?}");
+    let checked = |attempt, verdict| Event::AttemptChecked { attempt, verdict, seconds: 1e-5 };
+    let bad = one.case.handle(checked(theirs[0], CheckOutcome::Bad));
+    assert!(theirs[1..].iter().all(|attempt| bad.contains(&Action::Discard { attempt: *attempt })), "{bad:?}");
+    assert!(others.iter().all(|attempt| !bad.contains(&Action::Discard { attempt: *attempt })), "{bad:?}");
+    assert_eq!(one.case.handle(checked(theirs[1], CheckOutcome::Good { answer: 0 })), []);
+    let good = one.case.handle(checked(others[0], CheckOutcome::Good { answer: 0 }));
+    assert_eq!(accepted(&good), Some((OTHER, 1)));
+}
+
+#[test]
+fn a_worker_that_gives_no_answer_is_asked_so_often_and_then_another_one_or_nobody() {
+    for (place, kind, times) in [
+        (Place::Remote, FailureKind::Overloaded, OVERLOADS_MAX + 1),
+        (Place::Local, FailureKind::Overloaded, OVERLOADS_LOCAL_MAX + 1),
+        // It says that it lacks an operand, whenever it is sent: a first try and three more.
+        (Place::Remote, FailureKind::NotFound, 4),
+    ] {
+        let mut one = OneTile::new(1);
+        let (mut now, mut asked) = (Time::from_secs(1), 0);
+        let mut actions = one.submit(place, 1);
+        let (_, first) = started(&actions).unwrap();
+        while !actions.iter().any(|action| matches!(action, Action::JobFailed { .. })) {
+            let event = match started(&actions) {
+                Some((attempt, worker)) if worker == first => {
+                    asked += 1;
+                    Event::AttemptFailed { attempt, kind, retry_after: None }
+                }
+                Some(_) => break,
+                None => Event::Tick,
+            };
+            now += Duration::from_millis(100);
+            actions = Vec::new();
+            one.case.0.handle(event, now, &mut actions);
+        }
+        assert_eq!(asked, times, "{place:?} {kind}");
+    }
 }
