@@ -2,10 +2,9 @@
 //! better. On every other node this follows the master's decisions, so that a new master continues from them.
 //!
 //! * A placement with a stage that is gone, failed or disconnected is replaced at once. One whose chain failed for no
-//!   known reason
-//!   is placed again after a delay, and its nodes are excluded only if that repeats.
-//! * A working placement is replaced only by a plan that was predicted to be [`GAIN`] times as fast for some time
-//!   and whose stages fit beside the old ones, or because flags require another one.
+//!   known reason is placed again after a delay, and its nodes are excluded only if that repeats.
+//! * A working placement is replaced only by a plan that was predicted to be clearly faster for some time and whose stages fit
+//!   beside the old ones, or because flags require another one, or because one of its nodes is under suspicion.
 //! * The old placement stays in force until every stage of the new one is ready.
 
 use std::collections::{BTreeMap, BTreeSet};
