@@ -12,6 +12,7 @@
 # menu: 7 Soak: two nodes for half an hour keep connections, ports and memory flat | soak
 # menu: 8 Simulate: play worlds of nodes that fail and lie, until Ctrl-C or the first broken promise | sim
 # menu: 9 Chaos: a hundred faults under load, then a node lost at every token of an answer | chaos 100
+# menu: 10 Mutants: break each decision about trust and membership once; a test must fail. Hours | mutants
 set -euo pipefail
 # shellcheck source=scripts/toolchain.sh
 . "$(dirname "${BASH_SOURCE[0]}")/toolchain.sh"
@@ -32,6 +33,8 @@ Usage: scripts/setup.sh [SUBCOMMAND]
                   ten thousand at a time, until Ctrl-C or the first broken promise
   chaos [FAULTS]  as root on Linux: random faults of four nodes under a mixed load of products and answers (1000); then
                   a node is killed, and one stopped, at every token of an answer. PANGEA_CHAOS_SEED draws other faults
+  mutants [ROOM]  break each decision of one room of node/control, or of all that decide about trust, membership and
+                  quotas, once: a unit test must fail. What survives belongs into node/control/MUTANTS.md
   aarch64         on x86-64 Linux: the kernels' tests and the pinned digests, built for 64-bit ARM, under qemu
   help            this text
 
@@ -132,6 +135,24 @@ chaos() {
   PANGEA_CHAOS_FAULTS=$faults cargo test --release --locked --workspace --test chaos -- --nocapture || code=$?
   PANGEA_EVERY_TOKEN=1 cargo test --release --locked --workspace --test pipeline -- --nocapture --test-threads 1 every_token || code=$?
   return "$code"
+}
+
+# Each mutant is one build of the crate of decisions, in a copy of the checkout, and one run of its unit tests: some ten seconds.
+# The rooms and what is skipped are in .cargo/mutants.toml; the survivors end in target/mutants.out.
+mutants() {
+  local room=${1:-}
+  cd "$REPOSITORY"
+  set -- mutants --package pangea-control --jobs 1 --no-shuffle --output "$TARGET"
+  if [ -n "$room" ]; then
+    grep -q "\"node/control/src/$room[/.]" .cargo/mutants.toml \
+      || { fail "mutants takes a room that .cargo/mutants.toml lists, such as 'trust' or 'session/gate', not '$room'"; exit 2; }
+    set -- "$@" --re "^node/control/src/$room[/.]"
+  fi
+  need_build_tools
+  need_cargo_mutants
+  mkdir -p "$TARGET"
+  # Builds that nobody debugs, apart from the others: the crates that do not change stay built from one run to the next.
+  CARGO_TARGET_DIR="$TARGET/mutants" CARGO_PROFILE_DEV_DEBUG=false CARGO_INCREMENTAL=1 "$CARGO_MUTANTS" "$@"
 }
 
 # The other processor must compute the same bits; an emulator computes them like the processor, only slower.
@@ -381,7 +402,7 @@ menu() {
 
 case "${1:-}" in
   '') menu ;;
-  build | demo | bench | fuzz | soak | sim | chaos | aarch64) subcommand=$1; shift; "$subcommand" "$@" ;;
+  build | demo | bench | fuzz | soak | sim | chaos | mutants | aarch64) subcommand=$1; shift; "$subcommand" "$@" ;;
   test) shift; [ $# -eq 0 ] || { fail "test takes no arguments"; exit 2; }; run_tests ;;
   help | -h | --help) usage ;;
   *) fail "there is no subcommand '$1'"; usage >&2; exit 2 ;;

@@ -7,6 +7,7 @@ TARGET="${CARGO_TARGET_DIR:-$REPOSITORY/target}"
 case "$TARGET" in /*) ;; *) TARGET="$REPOSITORY/$TARGET" ;; esac
 PYTHON_ENV="$TARGET/python-env"
 CARGO_DENY_VERSION=0.20.2
+CARGO_MUTANTS_VERSION=27.1.0
 
 if [ -t 1 ] && [ -z "${NO_COLOR:-}" ] && [ "${TERM:-dumb}" != dumb ]; then
   BOLD=$'\033[1m' RED=$'\033[31m' GREEN=$'\033[32m' YELLOW=$'\033[33m' PLAIN=$'\033[0m'
@@ -171,6 +172,20 @@ need_cargo_deny() {
       cargo install --locked --root "$private" --version "$CARGO_DENY_VERSION" cargo-deny
     fi
     CARGO_DENY="$private/bin/cargo-deny"
+  fi
+}
+
+# Sets CARGO_MUTANTS: one on the PATH that has that version or a newer one, else one built from source (minutes).
+need_cargo_mutants() {
+  local private="$TARGET/cargo-mutants"
+  if has cargo-mutants && version_at_least "$(cargo-mutants --version | cut -d' ' -f2)" "${CARGO_MUTANTS_VERSION%.*}"; then
+    CARGO_MUTANTS=$(command -v cargo-mutants)
+  else
+    if [ ! -x "$private/bin/cargo-mutants" ]; then
+      agreed "cargo-mutants is missing. Install version $CARGO_MUTANTS_VERSION under target/?" || die "cargo-mutants is needed"
+      cargo install --locked --root "$private" --version "$CARGO_MUTANTS_VERSION" cargo-mutants
+    fi
+    CARGO_MUTANTS="$private/bin/cargo-mutants"
   fi
 }
 

@@ -546,6 +546,7 @@ fn a_worker_that_gives_no_answer_is_asked_so_often_and_then_another_one_or_nobod
                 None => Event::Tick,
             };
             now += Duration::from_millis(100);
+            assert!(now < Time::from_secs(600), "the job of {place:?} with {kind} does not end");
             actions = Vec::new();
             one.case.0.handle(event, now, &mut actions);
         }
