@@ -59,6 +59,9 @@ pub struct StageProtocol<D> {
     sequences: BTreeMap<u64, SessionId>,
     /// On a later stage: every sequence that was started and not dropped.
     held: BTreeSet<u64>,
+    /// Those of them that failed here, and those that were to continue the cache of one that did, with that failure. The first
+    /// stage starts sequences with a cache until it hears that the cache is gone.
+    lost: BTreeMap<u64, Error>,
     first: Option<FirstStage<D>>,
     joining: Option<Joining>,
     /// The frame being computed: its start, and the sequence that has it to itself, if any.
@@ -85,6 +88,7 @@ impl<D: Drafter> StageProtocol<D> {
             sessions: BTreeMap::new(),
             sequences: BTreeMap::new(),
             held: BTreeSet::new(),
+            lost: BTreeMap::new(),
             joining: None,
             computing: (Time::ZERO, None),
             number: 0,
@@ -362,6 +366,7 @@ impl<D: Drafter> StageProtocol<D> {
         self.sessions.clear();
         self.sequences.clear();
         self.held.clear();
+        self.lost.clear();
         self.unsent.clear();
         self.closing.clear();
         self.joining = None;
@@ -416,11 +421,18 @@ impl<D: Drafter> StageProtocol<D> {
         }
         for sequence in &drops {
             self.held.remove(sequence);
+            self.lost.remove(sequence);
         }
         for start in &starts {
-            if let StartSource::Take { from, .. } = start.source {
-                self.held.remove(&from);
-            }
+            let cause = match start.source {
+                StartSource::Empty => None,
+                StartSource::Fork { from, .. } => self.lost.get(&from).cloned(),
+                StartSource::Take { from, .. } => {
+                    self.held.remove(&from);
+                    self.lost.remove(&from)
+                }
+            };
+            self.lost.extend(cause.map(|cause| (start.sequence, cause)));
             self.held.insert(start.sequence);
         }
         if self.held.len() > MAX_SEQUENCES_HELD {
@@ -462,6 +474,11 @@ impl<D: Drafter> StageProtocol<D> {
     ) {
         self.pace.end(now);
         for (sequence, error) in failed {
+            // Positions that went with another sequence are no fault of this one, its request or this node.
+            let error = self.lost.get(&sequence).map_or(error, lost_with_another);
+            if self.held.contains(&sequence) {
+                self.lost.entry(sequence).or_insert_with(|| error.clone());
+            }
             if let Some(session) = self.session_of(sequence) {
                 self.fail(session, &error, now, actions);
             }
@@ -537,6 +554,12 @@ impl<D: Drafter> StageProtocol<D> {
             self.unsent.push(change);
         }
     }
+}
+
+/// Why a sequence cannot go on whose first positions were another one's, which failed for this reason.
+fn lost_with_another(cause: &Error) -> Error {
+    let kind = if cause.kind() == ErrorKind::Overloaded { ErrorKind::Overloaded } else { ErrorKind::Unavailable };
+    Error::new(kind, format!("the session that this one shared a prompt with failed: {}", cause.message()))
 }
 
 fn refuse(joining: Joining, error: Error, retry_after: Option<Duration>, actions: &mut Vec<Action>) {

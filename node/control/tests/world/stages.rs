@@ -454,6 +454,10 @@ impl World {
                         let (kind, message) = (error.kind(), error.message().to_owned());
                         SessionMessage::Refused { session, kind, message, retry_after }
                     }
+                    Notice::Failed(error) if error.kind() == ErrorKind::Internal => {
+                        // No pass of the world fails for what a node did wrong.
+                        return Err(Broken::new(now, format!("node {at} fails a session and blames itself: {error}")));
+                    }
                     Notice::Failed(error) => {
                         let (kind, message) = (error.kind(), error.message().to_owned());
                         SessionMessage::Failed { chain, session, kind, message }

@@ -527,3 +527,53 @@ fn a_later_stage_takes_a_limited_number_of_sessions_and_sequences() {
     let actions = last.handle(frame(2, Vec::new(), vec![start(held + 1)]));
     assert!(matches!(actions.last(), Some(Action::Break { .. })), "{actions:?}");
 }
+
+#[test]
+fn a_session_that_continues_a_cache_that_failed_ends_for_the_failures_reason() {
+    let start = |sequence: u64, source| Start { sequence, session: session(sequence as u8), source };
+    let rows = |sequence, start| {
+        let (rows, draft) = (1, Vec::new());
+        FrameRows { sequence, start, rows, choose: true, all_logits: false, draft }
+    };
+    let is_failed = |actions: &[Action], kind: ErrorKind| {
+        [COORDINATOR, 0]
+            .iter()
+            .all(|to| matches!(sent(actions, *to)[..], [(_, Notice::Failed(error))] if error.kind() == kind))
+    };
+    // Memory that failed a session is short for its followers, too; of any other failure they know nothing.
+    for (cause, then) in [
+        (ErrorKind::Overloaded, ErrorKind::Overloaded),
+        (ErrorKind::Internal, ErrorKind::Unavailable),
+        (ErrorKind::InvalidInput, ErrorKind::Unavailable),
+    ] {
+        let mut last = Stage::new(2, 1);
+        (1..6).for_each(|n| drop(last.open(n)));
+        let mut number = 0;
+        let mut frame =
+            |last: &mut Stage, drops: Vec<u64>, starts: Vec<Start>, of: FrameRows, why: Option<ErrorKind>| {
+                let rows = vec![of.clone()];
+                last.handle(Event::Frame(Incoming { number, drops, starts, rows, payload_rows: Some(1) }));
+                number += 1;
+                let failed: Vec<_> = why.map(|why| (of.sequence, Error::new(why, "it broke"))).into_iter().collect();
+                let rows = if failed.is_empty() { vec![of] } else { Vec::new() };
+                last.handle(Event::Computed { rows, advances: Vec::new(), failed })
+            };
+        let empty = start(1, StartSource::Empty);
+        let actions = frame(&mut last, Vec::new(), vec![empty], rows(1, 0), Some(cause));
+        assert!(is_failed(&actions, cause), "its own failure: {actions:?}");
+        // The driver finds an empty cache, whoever is to blame for it.
+        let missing = Some(ErrorKind::InvalidInput);
+        let fork = start(2, StartSource::Fork { from: 1, tokens: 1 });
+        let actions = frame(&mut last, Vec::new(), vec![fork], rows(2, 1), missing);
+        assert!(is_failed(&actions, then), "a fork: {actions:?}");
+        let take = start(3, StartSource::Take { from: 2, tokens: 1 });
+        let actions = frame(&mut last, vec![1], vec![take], rows(3, 1), missing);
+        assert!(is_failed(&actions, then), "what takes a fork: {actions:?}");
+        // A cache of its own, even under the name of a lost one, is nobody else's.
+        let own = start(4, StartSource::Empty);
+        assert!(sent(&frame(&mut last, vec![3], vec![own], rows(4, 0), None), 0).is_empty());
+        let fork = start(5, StartSource::Fork { from: 4, tokens: 1 });
+        let actions = frame(&mut last, Vec::new(), vec![fork], rows(5, 1), Some(ErrorKind::Internal));
+        assert!(is_failed(&actions, ErrorKind::Internal), "{actions:?}");
+    }
+}
