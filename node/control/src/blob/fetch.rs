@@ -1,7 +1,7 @@
 //! Decides which part of a model file is requested from which provider: the state of one fetch. A provider that has
 //! delivered gets the next request; towards the end, idle providers are asked for parts that others are slow with. A
-//! provider that delivers nothing for a while gives its place to one that waits. A provider whose stream ends is retried with
-//! a growing delay; one that sent wrong bytes is not used again.
+//! provider that delivers nothing for a while, or has nothing that is missing, gives its place to the one that waits longest. A
+//! provider whose stream ends is retried with a growing delay; one that sent wrong bytes is not used again.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
@@ -191,12 +191,17 @@ impl Fetch {
         }
         self.displace(now, actions);
         let mut busy = self.providers.iter().filter(|provider| provider.is_busy()).count();
-        for (id, provider) in self.providers.iter_mut().enumerate() {
-            if busy < self.at_once && matches!(provider.state, State::Waiting(at) if at <= now) {
-                provider.state = State::Opening(now);
-                actions.push(Action::Open(id));
-                busy += 1;
-            }
+        // Whoever waits longest is next: two that take their turns and deliver nothing would keep all others out.
+        let waits = |(id, provider): (usize, &Provider)| match provider.state {
+            State::Waiting(at) if at <= now => Some((at, id)),
+            _ => None,
+        };
+        while busy < self.at_once
+            && let Some((_, id)) = self.providers.iter().enumerate().filter_map(waits).min()
+        {
+            self.providers[id].state = State::Opening(now);
+            actions.push(Action::Open(id));
+            busy += 1;
         }
         // One request each in turn, so that the first provider does not get all of a short list.
         while self.ask_each(now, actions) {}
@@ -217,11 +222,23 @@ impl Fetch {
         }
     }
 
-    /// Closes the provider that has delivered nothing for longest, if another one waits for its place.
+    /// Closes a provider that has nothing that is missing, or the one that has delivered nothing for longest, if another one waits
+    /// for its place.
     fn displace(&mut self, now: Time, actions: &mut Vec<Action>) {
         let busy = self.providers.iter().filter(|provider| provider.is_busy()).count();
         let waits = |provider: &Provider| matches!(provider.state, State::Waiting(at) if at <= now);
         if busy < self.at_once || !self.providers.iter().any(waits) {
+            return;
+        }
+        let is_useless = |provider: &Provider| match &provider.state {
+            State::Open { has, asked, .. } => {
+                asked.is_empty() && !self.waiting.iter().chain(self.asked.keys()).any(|part| has.contains(*part))
+            }
+            _ => false,
+        };
+        if let Some(useless) = self.providers.iter().position(is_useless) {
+            self.providers[useless].state = State::Waiting(now + PATIENCE);
+            actions.push(Action::Close(useless));
             return;
         }
         let owing = self.providers.iter().enumerate().filter_map(|(id, provider)| Some((provider.owes_since()?, id)));
@@ -247,7 +264,7 @@ impl Fetch {
                 Some(at) => self.waiting.remove(at),
                 // Nothing is left to request first; this provider may be faster with a part that another one is slow with.
                 None if asked.is_empty() => {
-                    let is_slow = |at: &Asked| at.providers == 1 && now.since(at.since) >= SLOW_AFTER;
+                    let is_slow = |at: &Asked| now.since(at.since) >= slow_after(at.providers);
                     let slow = self.asked.iter().filter(|(part, at)| is_slow(at) && has.contains(**part));
                     slow.map(|(part, _)| *part).min()
                 }
@@ -346,6 +363,12 @@ impl Fetch {
 pub fn max_buffers(parts: usize, providers: usize) -> usize {
     // A part that one provider is slow with may be requested from a second one as well.
     (providers.clamp(1, PROVIDERS) + UNWRITTEN).min(2 * parts.max(1))
+}
+
+/// Time after which a part that was requested from `providers` providers may be requested from one more: two that deliver nothing
+/// must not keep a part to themselves. A third one is asked late, because honest providers that are slow share one line.
+fn slow_after(providers: u32) -> Duration {
+    if providers == 1 { SLOW_AFTER } else { PATIENCE * providers }
 }
 
 /// Providers that may send at once into this many buffers. If there are few, half of them are kept for writing.

@@ -5,6 +5,7 @@
 #![expect(clippy::unwrap_used, reason = "a test may stop at the first thing that is not as it should be")]
 
 mod bytes;
+mod fetch;
 mod intake;
 mod mastership;
 mod peers;
@@ -74,4 +75,9 @@ fn a_task_server_holds_against_any_coordinator() {
 #[test]
 fn two_honest_nodes_agree_on_a_master_whatever_strangers_said() {
     plays("mastership", mastership::run);
+}
+
+#[test]
+fn a_file_comes_from_its_honest_provider_whatever_the_others_do() {
+    plays("blob_fetch", fetch::run);
 }

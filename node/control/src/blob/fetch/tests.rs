@@ -285,6 +285,61 @@ fn providers_that_deliver_nothing_give_their_places_to_those_that_wait() {
     panic!("{left:?} are missing");
 }
 
+/// Plays until the fetch is done: `honest` has everything and answers at once; the others say that they have so many parts, where
+/// they open at all, and never deliver.
+fn ends_with_one_honest(mut world: World, honest: ProviderId, parts_of_others: Option<u32>) {
+    world.handle(Event::Tick);
+    for _ in 0..1000 {
+        for action in std::mem::take(&mut world.actions) {
+            match action {
+                Action::Open(provider) if provider == honest => drop(world.open(provider, 1..=PARTS)),
+                Action::Open(provider) => drop(parts_of_others.map(|parts| world.open(provider, 1..=parts))),
+                Action::Ask(provider, part) if provider == honest => {
+                    if done(&world.handle(Event::Good { provider, part })) {
+                        return;
+                    }
+                }
+                _ => {}
+            }
+        }
+        world.now += Duration::from_secs(1);
+        world.handle(Event::Tick);
+    }
+    let Fetch { waiting, asked, .. } = &world.fetch;
+    panic!("provider {honest} is kept out: {waiting:?} wait, {:?} are asked", asked.keys());
+}
+
+#[test]
+fn two_that_take_turns_and_deliver_nothing_do_not_keep_an_honest_one_out() {
+    for honest in 0..3 {
+        for parts_of_others in [None, Some(0), Some(PARTS)] {
+            ends_with_one_honest(World::with_buffers(3, 1), honest, parts_of_others);
+        }
+    }
+}
+
+#[test]
+fn a_part_that_two_keep_back_is_requested_from_a_third() {
+    for honest in 0..3 {
+        ends_with_one_honest(World::new(3), honest, Some(1));
+    }
+}
+
+#[test]
+fn a_provider_that_has_nothing_that_is_missing_gives_its_place_to_one_that_waits() {
+    let mut world = World::with_buffers(3, 3);
+    world.handle(Event::Tick);
+    assert_eq!(std::mem::take(&mut world.actions), [Action::Open(0), Action::Open(1)]);
+    world.open(0, 1..=PARTS);
+    world.actions.clear();
+    // It holds its place while it may be of use, however little it has.
+    world.open(1, 1..=1);
+    assert_eq!(world.actions, [], "the part may still be asked of it");
+    world.handle(Event::Lacks { provider: 1, part: part(1) });
+    world.handle(Event::Tick);
+    assert_eq!(world.actions, [Action::Close(1), Action::Open(2)]);
+}
+
 #[test]
 fn parts_arrive_even_where_every_provider_is_slow() {
     let takes = 5 * PATIENCE;
