@@ -133,6 +133,10 @@ pub const LEARN_SECONDS_MIN: f64 = 0.000_5;
 /// Minimum bytes of a transfer that is learned from: smaller ones measure the round trip.
 pub const LEARN_BYTES_MIN: u64 = 64 << 10;
 
+/// Bytes of operands per second that a worker compares with their digests, once they have arrived: BLAKE3 on one thread of a
+/// machine of these years.
+pub const HASH_BYTES_PER_S: f64 = 4e9;
+
 /// Bytes of operands and answer that a check processes per second, before one has been timed.
 pub const CHECK_BYTES_PER_S: f64 = 8e9;
 

@@ -2,9 +2,9 @@
 //! Tiles are not chosen here.
 
 use super::limits::{
-    FAILURE_PAUSE, FAILURE_PAUSE_MAX, FAILURES_MAX, IN_FLIGHT_BYTES_MAX, LATE_FACTOR, LATE_REST, LATE_SLACK,
-    OVERLOAD_PAUSE, OVERLOAD_PAUSE_MAX, PREFETCH_MARGIN, PREFETCH_TILES, RETRY_AFTER_MAX, SILENCE, SILENCE_FACTOR,
-    SILENCE_MAX,
+    FAILURE_PAUSE, FAILURE_PAUSE_MAX, FAILURES_MAX, HASH_BYTES_PER_S, IN_FLIGHT_BYTES_MAX, LATE_FACTOR, LATE_REST,
+    LATE_SLACK, OVERLOAD_PAUSE, OVERLOAD_PAUSE_MAX, PREFETCH_MARGIN, PREFETCH_TILES, RETRY_AFTER_MAX, SILENCE,
+    SILENCE_FACTOR, SILENCE_MAX,
 };
 use super::{Arithmetic, AttemptId, CostModel, JobId, Tile, WorkerEstimate, WorkerId};
 use crate::backoff::doubled;
@@ -21,8 +21,10 @@ pub(super) struct Flight {
     /// Operand and answer bytes in flight for it.
     pub(super) bytes: u64,
     pub(super) started: f64,
-    /// Predicted arrival of its operands.
+    /// Predicted time at which its operands have arrived and were compared with their digests.
     pub(super) arrive: f64,
+    /// Seconds of that comparison.
+    pub(super) hash_s: f64,
     /// Time at which the worker reported that it started to compute.
     pub(super) began: Option<f64>,
     pub(super) compute_s: f64,
@@ -61,6 +63,7 @@ pub(super) struct Backlog {
 pub(super) struct Prospect {
     pub(super) sent: f64,
     pub(super) arrive: f64,
+    pub(super) hash_s: f64,
     pub(super) computed: f64,
     pub(super) compute_s: f64,
     pub(super) return_s: f64,
@@ -183,12 +186,13 @@ impl Worker {
         answer_bytes: u64,
     ) -> Prospect {
         let sent = self.backlog.sent + self.model.send_s(missing_bytes);
-        let arrive = sent + self.model.rtt_s / 2.0;
+        let hash_s = missing_bytes as f64 / HASH_BYTES_PER_S;
+        let arrive = sent + self.model.rtt_s / 2.0 + hash_s;
         let compute_s = self.model.compute_s(arithmetic, flops);
         let computed = self.backlog.computed.max(arrive) + compute_s;
         let return_s = self.model.receive_s(answer_bytes) + self.model.rtt_s / 2.0;
         let done = (computed + return_s).max(self.backlog.returned + self.model.receive_s(answer_bytes));
-        Prospect { sent, arrive, computed, compute_s, return_s, done }
+        Prospect { sent, arrive, hash_s, computed, compute_s, return_s, done }
     }
 
     pub(super) fn start(&mut self, flight: Flight, prospect: &Prospect) {
@@ -226,8 +230,9 @@ impl Worker {
         let Some(at) = self.flights.iter().position(|flight| flight.attempt == attempt) else {
             return;
         };
-        let late = now - (self.flights[at].arrive - self.model.rtt_s / 2.0);
-        self.flights[at].arrive = now + self.model.rtt_s / 2.0;
+        let after_sent = self.model.rtt_s / 2.0 + self.flights[at].hash_s;
+        let late = now - (self.flights[at].arrive - after_sent);
+        self.flights[at].arrive = now + after_sent;
         if at + 1 == self.flights.len() {
             self.send_free = now;
         } else {

@@ -129,8 +129,11 @@ fn honest_peers_never_make_a_job_slower_than_alone() {
     for seed in 0..seeds(2000) {
         let scenario = honest(seed);
         let alone = alone_s(&scenario);
-        let seconds = first(scenario).seconds();
-        assert!(seconds <= 1.15 * alone + 0.001, "seed {seed}: {seconds} s, alone {alone} s");
+        let outcome = first(scenario);
+        let seconds = outcome.seconds();
+        // A check that cannot decide costs its tile, whoever computed it.
+        let is_decided = tasks(&outcome).retried == 0;
+        assert!(!is_decided || seconds <= 1.1 * alone + 0.001, "seed {seed}: {seconds} s, alone {alone} s");
     }
 }
 

@@ -268,6 +268,7 @@ impl Scheduler {
             bytes: missing_bytes + answer_bytes,
             started: now,
             arrive: prospect.arrive,
+            hash_s: prospect.hash_s,
             began: None,
             compute_s: prospect.compute_s,
             return_s: prospect.return_s,
