@@ -49,6 +49,9 @@ pub const MAX_COUNTER: u64 = 1 << 48;
 /// higher counters causes no more than that.
 const RECLAIM_INTERVAL: Duration = Duration::from_secs(1);
 
+/// Counters of this node's own claims that it remembers: one attacker can cause a claim per [`RECLAIM_INTERVAL`], for an hour.
+const CLAIMS_KEPT: usize = 3_600;
+
 /// Time for which a node claims nothing after its disk refused the term that it claimed.
 const REFUSED_WAIT: Duration = Duration::from_secs(2);
 
@@ -159,6 +162,11 @@ pub struct Election {
     /// The floor before this node made its last claim, in case the disk refuses the claim.
     floor_before_claim: Option<Term>,
     claimed: Time,
+    /// Counters that this node has claimed.
+    own_claims: BTreeSet<u64>,
+    /// Those that it claimed before its floor came down. It claims none of them again: a term in which a node says one thing must not
+    /// come back with another.
+    spent_claims: BTreeSet<u64>,
     /// Earliest time at which this node may claim a term after its disk refused one.
     may_claim_from: Time,
     /// Without a master: the earliest time at which this node may claim mastership.
@@ -181,6 +189,8 @@ impl Election {
             floor: stored,
             floor_before_claim: stored,
             claimed: Time::ZERO,
+            own_claims: BTreeSet::new(),
+            spent_claims: BTreeSet::new(),
             may_claim_from: Time::ZERO,
             open: Time::ZERO + LISTEN,
             outbid: BTreeSet::new(),
@@ -256,6 +266,7 @@ impl Election {
         }
         if floor {
             self.floor = None;
+            self.spent_claims.append(&mut self.own_claims);
         }
     }
 
@@ -363,6 +374,15 @@ impl Election {
         // A counter that others would not believe makes nobody follow, and this node follow another one in the next moment.
         let believed = self.lowest().map_or(u64::MAX, |lowest| lowest.saturating_add(LEAP));
         let counter = if known < MAX_COUNTER { (known + 1).min(believed) } else { 1 };
+        let is_fresh = |counter: &u64| !self.spent_claims.contains(counter);
+        let fresh = (counter..=believed.min(MAX_COUNTER)).find(is_fresh).or_else(|| (1..counter).rev().find(is_fresh));
+        let counter = fresh.unwrap_or(counter);
+        self.own_claims.insert(counter);
+        for claims in [&mut self.own_claims, &mut self.spent_claims] {
+            while claims.len() > CLAIMS_KEPT {
+                claims.pop_first();
+            }
+        }
         self.claimed = now;
         self.floor_before_claim = self.floor;
         self.enter(Term { counter, master: self.local });

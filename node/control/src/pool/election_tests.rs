@@ -64,6 +64,19 @@ fn a_claim_is_never_so_far_above_another_one_that_nobody_follows_it() {
 }
 
 #[test]
+fn a_term_that_was_given_up_for_a_lower_one_is_not_claimed_again() {
+    let (mut election, mut now) = (election(None), Time::ZERO);
+    let reports = |counter| Event::Heard(peer(LIAR), says(None, counter));
+    assert_eq!(settle(&mut election, &[], &mut now), Some(term(1, OWN)));
+    assert_eq!(settle(&mut election, &[reports(LEAP)], &mut now), Some(term(LEAP + 1, OWN)));
+    assert_eq!(settle(&mut election, &[reports(2 * LEAP)], &mut now), Some(term(2 * LEAP + 1, OWN)));
+    // The liar is gone, and a pool of another side of a partition is not that far.
+    assert_eq!(settle(&mut election, &[gone(LIAR), claims(3, 2)], &mut now), Some(term(3, 2)));
+    assert_eq!(settle(&mut election, &[gone(2)], &mut now), Some(term(4, OWN)));
+    assert_eq!(settle(&mut election, &[reports(LEAP)], &mut now), Some(term(LEAP + 2, OWN)), "a new term");
+}
+
+#[test]
 fn one_of_two_masters_that_both_rank_themselves_higher_gives_in() {
     let (mut election, now) = (election(None), Time::from_secs(60));
     election.handle(Event::Tick, now);
