@@ -353,8 +353,8 @@ impl<D: Drafter> StageProtocol<D> {
         }
     }
 
-    /// Ends all sessions: a chain without one of its stages cannot compute; coordinators find another chain. They learn from
-    /// the kind whether a stage is gone, silent, or reports nonsense.
+    /// Ends all sessions, here and at the stages behind: a chain without one of its stages cannot compute; coordinators find
+    /// another chain. They learn from the kind whether a stage is gone, silent, or reports nonsense.
     fn break_off(&mut self, kind: ErrorKind, why: String, now: Time, actions: &mut Vec<Action>) {
         let error = Error::new(kind, why.clone());
         let tell = |(session, to)| Action::Send { to, session, notice: Notice::Failed(error.clone()) };
@@ -363,6 +363,10 @@ impl<D: Drafter> StageProtocol<D> {
             // The first stage may not know of the failure and must not wait.
             None => actions.extend(self.sessions.iter().map(|(session, joined)| tell((*session, joined.coordinator)))),
         }
+        // The stages behind this one may be connected with all others, and would keep the sessions until their leases end.
+        let close =
+            |to| self.sessions.keys().map(move |session| Action::Send { to, session: *session, notice: Notice::Close });
+        actions.extend(self.next().into_iter().flat_map(close));
         self.sessions.clear();
         self.sequences.clear();
         self.held.clear();

@@ -294,10 +294,10 @@ fn ends_with_one_honest(mut world: World, honest: ProviderId, parts_of_others: O
             match action {
                 Action::Open(provider) if provider == honest => drop(world.open(provider, 1..=PARTS)),
                 Action::Open(provider) => drop(parts_of_others.map(|parts| world.open(provider, 1..=parts))),
-                Action::Ask(provider, part) if provider == honest => {
-                    if done(&world.handle(Event::Good { provider, part })) {
-                        return;
-                    }
+                Action::Ask(provider, part)
+                    if provider == honest && done(&world.handle(Event::Good { provider, part })) =>
+                {
+                    return;
                 }
                 _ => {}
             }

@@ -334,6 +334,19 @@ fn a_chain_without_one_of_its_stages_fails_and_refuses_sessions() {
 }
 
 #[test]
+fn a_stage_that_loses_the_one_before_it_closes_the_sessions_of_those_behind() {
+    let mut middle = Stage::new(3, 1);
+    middle.open(1);
+    middle.open(2);
+    let actions = middle.handle(Event::PeerGone { peer: peer(0), why: "it left" });
+    assert!(matches!(sent(&actions, 2)[..], [(_, Notice::Close), (_, Notice::Close)]), "{actions:?}");
+    let mut last = Stage::new(3, 2);
+    last.open(1);
+    last.handle(Event::Close { session: session(1), commit: None });
+    assert_eq!(last.protocol.sessions(), 0);
+}
+
+#[test]
 fn an_opening_on_a_failed_chain_is_reported_to_coordinator_and_first_stage() {
     let mut last = Stage::new(3, 2);
     last.handle(Event::CannotGoOn { why: "out of memory" });
