@@ -84,11 +84,13 @@ pub(crate) enum Check {
     EvidenceIsChecked,
     /// All who can check it believe what one of them proved.
     AccusationsTravel,
+    /// Nothing is believed of a node that the pool has not certified, and nothing in another node's name.
+    OnlyMembersExist,
 }
 
 impl Check {
     /// Every check.
-    pub(crate) const ALL: [Check; 22] = [
+    pub(crate) const ALL: [Check; 23] = [
         Check::TermsGrow,
         Check::MasterIsTrusted,
         Check::PlacementsAreSound,
@@ -111,6 +113,7 @@ impl Check {
         Check::AuditsAreReplayed,
         Check::EvidenceIsChecked,
         Check::AccusationsTravel,
+        Check::OnlyMembersExist,
     ];
 }
 

@@ -1,73 +1,113 @@
-//! Lies without end: one honest node among liars, asked for products and answers that are audited, until every kind of lie was told
+//! Lies without end: one honest node among liars, asked for products and for answers that are audited, until every kind of lie was told
 //! ten thousand times. `checks` sees to it that none of them is delivered as checked, and that the honest node is believed.
 
-use crate::checks::Counts;
+use crate::checks::{Broken, Counts};
 use crate::deviations::{Deviation, Deviations};
-use crate::scenario::{ChatSpec, JobSpec, SECOND, Scenario};
+use crate::scenario::{ChatSpec, JobSpec, Micros, SECOND, Scenario};
 use crate::world::World;
 
 /// How often each lie is told.
-fn wanted() -> u64 {
-    if cfg!(debug_assertions) { 100 } else { 10_000 }
+pub(crate) fn wanted() -> u64 {
+    crate::number("PANGEA_LIES").unwrap_or(if cfg!(debug_assertions) { 20 } else { 10_000 })
 }
 
-/// By then every product that is asked has ended, and every answer.
-const END: [u64; 2] = [30 * SECOND, 240 * SECOND];
+/// By then the liars share the model, and the honest node is asked for something.
+const SETTLED: Micros = 12 * SECOND;
+
+/// By then every product and every answer has ended.
+const ENDS_WITHIN: Micros = 240 * SECOND;
+
+/// How often a liar that needs no occasion lies.
+const STEP: Micros = SECOND / 5;
 
 /// Node 0 is honest and has the model; the others lie in one way.
 fn world_of(seed: u64, deviation: Deviation) -> World {
-    let mut scenario = Scenario::quiet(seed, 4);
+    // What one signs twice is found by the first of a chain that did, so that many of them tell many of these.
+    let nodes = if deviation == Deviation::SignsTwice { 7 } else { 5 };
+    let mut scenario = Scenario::quiet(seed, nodes);
     for node in &mut scenario.nodes[1..] {
-        node.deviations = Deviations::only(deviation, 1 + seed % 4);
+        node.deviations = Deviations::only(deviation, 1 + seed % 2);
     }
-    if deviation == Deviation::WrongTile {
+    // Where it computes for nobody, all stages are liars.
+    scenario.nodes[0].works = deviation != Deviation::RefusesSession;
+    if deviation.is_of_tasks() {
         scenario.nodes[0].models.clear();
         let job = JobSpec { remote: true, ..JobSpec::product([4096; 3]) };
         scenario.jobs = (0..3).map(|at| (3 * SECOND + at, job.clone())).collect();
     } else {
         let chat = |at: u64| ChatSpec {
-            max_new_tokens: 80,
+            max_new_tokens: 40,
             choices: 2,
             audit: Some(1.0),
             ..ChatSpec::new(0, seed * 100 + at)
         };
-        scenario.chats = (0..6).map(|at| ((20 + at) * SECOND, chat(at))).collect();
+        scenario.chats = (0..24).map(|at| (SETTLED + at * SECOND / 2, chat(at))).collect();
     }
     World::new(scenario, false)
 }
 
-fn tell(deviation: Deviation) -> Counts {
+/// Plays a world until all that was asked has ended.
+fn play(world: &mut World) -> Result<(), Broken> {
+    let asked =
+        world.scenario.chats.iter().map(|(at, _)| *at).chain(world.scenario.jobs.iter().map(|(at, _)| *at)).max();
+    let ended = |world: &World| {
+        world.checks.all_ended(world.now)?;
+        world.checks.all_chats_ended(world.now)
+    };
+    while world.now <= asked.unwrap_or(0) || (ended(world).is_err() && world.now < ENDS_WITHIN) {
+        world.run_for(STEP)?;
+        (1..world.nodes.len()).try_for_each(|liar| world.deviate(liar))?;
+    }
+    ended(world)
+}
+
+fn tell(deviation: Deviation) {
     let mut counts = Counts::default();
     let told = |counts: &Counts| counts.deviations.get(&deviation).map_or(0, |(done, _)| *done);
     let mut seed = 0;
     while told(&counts) < wanted() {
         let mut world = world_of(seed, deviation);
-        let end = END[usize::from(deviation != Deviation::WrongTile)];
-        let result = world.run_until(end).and_then(|()| {
-            world.checks.all_ended(world.now)?;
-            world.checks.all_chats_ended(world.now)
-        });
-        result.unwrap_or_else(|broken| panic!("{deviation:?}, world {seed}: {broken}"));
+        play(&mut world).unwrap_or_else(|broken| panic!("{deviation:?}, world {seed}: {broken}"));
         counts.merge(&world.checks.counts);
         seed += 1;
         assert!(seed < 20_000, "{deviation:?} was done only {} times", told(&counts));
     }
-    println!("{seed} worlds of {deviation:?}:\n{counts}");
-    counts
+    let (done, caught) = counts.deviations[&deviation];
+    let of = |what| counts.of(what);
+    println!(
+        "{done:>7} times {deviation:?}, acted on {caught} times, in {seed} worlds: {} products, {} audited and {} local answers, \
+         {} unchecked ones of which {} were wrong, {} failed; {} convictions, of nodes that did it",
+        of("finished jobs"),
+        of("audited answers"),
+        of("local answers"),
+        of("unchecked answers"),
+        of("wrong answers that are called unchecked"),
+        of("failed chats"),
+        of("quarantines"),
+    );
+    assert!(caught > 0, "nobody acts on {deviation:?}");
+    assert_eq!(of("wrong answers that are called unchecked"), 0, "{deviation:?}: with `--audit 1`, none is delivered");
+    assert!(
+        of("finished jobs") + of("audited answers") + of("local answers") > 0,
+        "{deviation:?} keeps all from ending"
+    );
 }
 
-#[test]
-fn ten_thousand_wrong_tiles_are_never_in_a_product() {
-    let counts = tell(Deviation::WrongTile);
-    assert!(counts.of("finished jobs") > 0 && counts.of("quarantines") > 0);
-}
-
-#[test]
-fn ten_thousand_lies_of_stages_are_never_called_audited() {
-    for deviation in [Deviation::LiesSigned, Deviation::LiesUnsigned, Deviation::SendsOtherwise] {
-        let counts = tell(deviation);
-        assert!(counts.of("audited answers") + counts.of("local answers") > 0, "{counts}");
-        assert_eq!(counts.of("wrong answers that are called unchecked"), 0);
-        assert!(counts.of("quarantines") > 0 || deviation != Deviation::LiesSigned, "{counts}");
+/// Every lie of the catalogue, in two parts that run side by side; some of them where nothing is optimised.
+fn tell_all(of_part: impl Fn(usize) -> bool) {
+    let lies = Deviation::ALL.into_iter().filter(|deviation| deviation.is_lie());
+    let step = if cfg!(debug_assertions) { 5 } else { 1 };
+    for (_, deviation) in lies.enumerate().filter(|(at, _)| of_part(*at)).step_by(step) {
+        tell(deviation);
     }
+}
+
+#[test]
+fn ten_thousand_lies_of_every_second_kind_are_never_delivered_as_checked() {
+    tell_all(|at| at % 2 == 0);
+}
+
+#[test]
+fn ten_thousand_lies_of_every_other_kind_are_never_delivered_as_checked() {
+    tell_all(|at| at % 2 == 1);
 }

@@ -8,6 +8,7 @@
 //! | `world`, `network` | the queue of events; connections, streams, gossip |
 //! | `node` | nodes, composed of the types that the binary drives |
 //! | `membership`, `memory`, `jobs` | at one node: who is there and who leads; the ledger; the registry |
+//! | `certificates` | who signed an advert, and the proof that its author belongs to the pool |
 //! | `product`, `task_links`, `worker` | products: the coordinator, its streams, the worker |
 //! | `model`, `pseudo_model` | models: what is placed where, layers; the numbers that stand for what layers compute |
 //! | `accusations` | what one node proved, and others check |
@@ -16,7 +17,7 @@
 //! | `session_links`, `chains`, `stages`, `pass` | links for sessions; which chains a node has stages of; a stage at work, its layers |
 //! | `deviations` | how nodes lie, stall, forge and replay |
 //! | `checks`, `job_checks`, `work_checks`, `chat_checks` | what must hold; the log |
-//! | `pools`, `placements`, `products`, `chats`, `lies` | what single situations lead to |
+//! | `pools`, `placements`, `products`, `chats`, `lies`, `blobs` | what single situations lead to |
 //!
 //! `PANGEA_SEED=N` plays one seed and prints its log, `PANGEA_SEEDS=N` plays that many, from `PANGEA_FIRST=N` on. A seed that
 //! fails is made smaller until nothing can be left out of it.
@@ -25,6 +26,8 @@
 
 mod accusations;
 mod audits;
+mod blobs;
+mod certificates;
 mod chains;
 mod chat;
 mod chat_checks;
@@ -61,6 +64,9 @@ use checks::{Broken, Check, Counts};
 use deviations::Deviation;
 use scenario::{ChatSpec, Micros, SECOND, Scenario};
 use world::World;
+
+/// Seeds that are played in CI: within five minutes on two cores.
+const SEEDS: u64 = 10_000;
 
 /// When the disorder of a scenario is over.
 const DISORDER_ENDS: Micros = 36 * SECOND;
@@ -195,7 +201,7 @@ fn whatever_happens_every_promise_holds() {
         result.unwrap_or_else(|broken| panic!("seed {seed}: {broken}"));
         return;
     }
-    let seeds = number("PANGEA_SEEDS").unwrap_or(if cfg!(debug_assertions) { 12 } else { 600 });
+    let seeds = number("PANGEA_SEEDS").unwrap_or(if cfg!(debug_assertions) { 12 } else { SEEDS });
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let first = number("PANGEA_FIRST").unwrap_or(0);
     let (next, end) = (AtomicU64::new(first), first + seeds);
@@ -226,10 +232,13 @@ fn whatever_happens_every_promise_holds() {
         fail(seed, &broken);
     }
     println!("{counts}");
-    nothing_is_vacuous(&counts, seeds);
+    if seeds >= SEEDS {
+        nothing_is_vacuous(&counts, seeds);
+    }
 }
 
-/// Every branch was taken, every deviation was done and acted on, every check was evaluated.
+/// Every branch was taken, every deviation was done and acted on, every check was evaluated: each at least about three times less
+/// often than in the first 10,000 worlds. Fewer worlds may miss the rare ones by chance.
 fn nothing_is_vacuous(counts: &Counts, seeds: u64) {
     for what in [
         "crashes",
@@ -287,16 +296,16 @@ fn nothing_is_vacuous(counts: &Counts, seeds: u64) {
         "connections that were silent one way",
     ] {
         let count = counts.of(what);
-        assert!(count >= seeds / 400, "only {count} times {what}: the worlds are too kind");
+        assert!(count >= seeds / 100, "only {count} times {what}: the worlds are too kind");
     }
     for check in Check::ALL {
         let count = counts.checks.get(&check).copied().unwrap_or(0);
-        assert!(count >= seeds / 50, "{check:?} was evaluated only {count} times");
+        assert!(count >= seeds / 10, "{check:?} was evaluated only {count} times");
     }
     for deviation in Deviation::ALL {
         let (done, caught) = counts.deviations.get(&deviation).copied().unwrap_or((0, 0));
         assert!(
-            done >= seeds / 100 && caught >= seeds / 1_000,
+            done >= seeds / 200 && caught >= seeds / 600,
             "{deviation:?} was done {done} times, acted on {caught} times"
         );
     }

@@ -13,8 +13,10 @@ use pangea_control::schedule::{Event, LeaveReason};
 use pangea_control::session::link_state::Event as LinkEvent;
 use pangea_control::trust::accusations::{Accusation, Event as AccusationsEvent, EvidenceKind};
 
-use crate::checks::Broken;
+use crate::certificates::Published;
+use crate::checks::{Broken, Check};
 use crate::deviations::Deviation;
+use crate::node::Node;
 use crate::scenario::{Micros, SECOND};
 use crate::world::{Happening, TICK, World};
 
@@ -41,8 +43,8 @@ impl World {
             && (run.fresh || now >= run.published + REPEAT)
         {
             let advert = run.say(now);
-            let advert = Arc::new(self.bend_advert(node, advert));
-            self.gossip(node, &advert);
+            let advert = self.bend_advert(node, advert);
+            self.publish(node, advert);
         }
         self.tell_peers(node, peers::Event::Tick)?;
         self.follow_suspicions(node)?;
@@ -59,17 +61,35 @@ impl World {
         Ok(())
     }
 
-    /// A gossiped advert arrives.
-    pub(crate) fn hear(&mut self, at: usize, from: usize, advert: &Arc<Advert>) -> Result<(), Broken> {
-        let (now, forwarder) = (self.now, self.nodes[from].peer);
+    /// A node says how it stands.
+    fn publish(&mut self, node: usize, advert: Advert) {
+        let Node { peer, certificate, .. } = &self.nodes[node];
+        let published = Published { source: *peer, certificate: Arc::clone(certificate), advert, is_forged: false };
+        self.gossip(node, &Arc::new(published));
+    }
+
+    /// A gossiped advert arrives: it is believed where its author has proven that it belongs to the pool.
+    pub(crate) fn hear(&mut self, at: usize, from: usize, published: &Arc<Published>) -> Result<(), Broken> {
+        let (now, forwarder, unix_s) = (self.now, self.nodes[from].peer, self.nodes[at].unix_s(self.now));
         let Some(run) = &mut self.nodes[at].run else { return Ok(()) };
-        // Every node of the world has a certificate of its pool.
-        let delivery = Delivery { forwarder, proven: true };
         let time = run.time(now);
         if !run.roster.may_forward(&forwarder, time) {
             return Ok(());
         }
-        let heard = run.roster.heard((**advert).clone(), delivery, time);
+        let advert = &published.advert;
+        let heard = match run.proves(published, unix_s) {
+            Ok(proven) => run.roster.heard(advert.clone(), Delivery { forwarder, proven }, time),
+            Err(_) if published.is_forged => Heard::Stranger,
+            Err(why) => return Err(Broken::new(now, format!("node {at} does not believe {}: {why:?}", advert.name))),
+        };
+        if published.is_forged {
+            self.checks.evaluated(Check::OnlyMembersExist);
+            if !matches!(heard, Heard::Old | Heard::Stranger) {
+                return Err(Broken::new(now, format!("node {at} believes a forged advert, {heard:?}: {published:?}")));
+            }
+            self.checks.caught(Deviation::ForgesAdverts);
+            return Ok(());
+        }
         if matches!(heard, Heard::Old | Heard::Stranger) {
             if advert.peer != forwarder && self.is_one_that(from, Deviation::ReplaysAdverts) {
                 self.checks.caught(Deviation::ReplaysAdverts);
@@ -77,8 +97,8 @@ impl World {
             return Ok(());
         }
         run.fresh |= heard != Heard::Newer;
-        self.record_advert(at, advert);
-        self.gossip(at, advert);
+        self.record_advert(at, published);
+        self.gossip(at, published);
         if heard == Heard::Noted {
             return Ok(());
         }

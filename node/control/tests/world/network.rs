@@ -6,8 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use pangea_control::pool::Advert;
-
+use crate::certificates::Published;
 use crate::chat_messages::SessionMessage;
 use crate::checks::Broken;
 use crate::scenario::{LinkSpec, Micros};
@@ -255,8 +254,8 @@ impl World {
         Ok(())
     }
 
-    /// Floods an advert.
-    pub(crate) fn gossip(&mut self, from: usize, advert: &Arc<Advert>) {
+    /// Floods a message.
+    pub(crate) fn gossip(&mut self, from: usize, published: &Arc<Published>) {
         for to in 0..self.nodes.len() {
             if to == from || self.network.connection(from, to).is_none() || self.network.is_silent(from, to) {
                 continue;
@@ -268,7 +267,7 @@ impl World {
             for _ in 0..copies {
                 let late = self.chance.one_in(20);
                 let delay = if late { self.chance.within(50_000..250_000) } else { self.chance.within(500..20_000) };
-                self.after(delay, Happening::Gossip { from, to, advert: Arc::clone(advert) });
+                self.after(delay, Happening::Gossip { from, to, published: Arc::clone(published) });
             }
         }
     }

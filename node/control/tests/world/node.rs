@@ -9,6 +9,7 @@ use libp2p_identity::PeerId;
 use multiaddr::multihash::Multihash;
 use pangea_control::Time;
 use pangea_control::jobs::Jobs;
+use pangea_control::membership::Proofs;
 use pangea_control::peers::Directory;
 use pangea_control::placement::{ModelNeeds, Placer, PublishedPlacements, StageOrder};
 use pangea_control::pool::election::Election;
@@ -22,12 +23,13 @@ use pangea_control::session::chains::Chains;
 use pangea_control::trust::accusations::{Accusation, Accusations};
 use pangea_units::Digest;
 
+use crate::certificates::proofs;
 use crate::chat::Chats;
 use crate::deviations::Recorded;
 use crate::memory::Memory;
 use crate::model::Layers;
 use crate::product::Products;
-use crate::scenario::{Micros, NodeSpec};
+use crate::scenario::{Micros, NodeSpec, SECOND};
 use crate::session_links::SessionLinks;
 use crate::stages::Stage;
 use crate::worker::{Executor, Served};
@@ -55,6 +57,8 @@ pub(crate) struct Node {
     pub(crate) spec: NodeSpec,
     /// Its peer id, the same in every run.
     pub(crate) peer: PeerId,
+    /// Its proof that it belongs to the pool.
+    pub(crate) certificate: Arc<[u8]>,
     /// What outlives a run.
     pub(crate) disk: Disk,
     /// How many times it was started.
@@ -83,6 +87,8 @@ pub(crate) struct Run {
     pub(crate) accusations: Accusations,
     /// Peers that are not admitted.
     pub(crate) blocked: BTreeSet<usize>,
+    /// Who has proven that it belongs to the pool.
+    pub(crate) proofs: Proofs,
     /// Who is there.
     pub(crate) roster: Roster,
     /// Who is the master.
@@ -126,7 +132,10 @@ pub(crate) struct Run {
 }
 
 /// What a wall clock shows as the world begins.
-const EPOCH: Micros = 1_000_000 * crate::scenario::SECOND;
+const EPOCH: Micros = EPOCH_UNIX_S * SECOND;
+
+/// The same, in seconds since 1970.
+pub(crate) const EPOCH_UNIX_S: u64 = 1_000_000;
 
 /// Bytes of one layer of the world's models.
 pub(crate) const LAYER_BYTES: u64 = 10 << 20;
@@ -198,16 +207,25 @@ pub(crate) fn peer_of(bits: [u64; 4]) -> PeerId {
 
 impl Node {
     /// A node that does not run yet.
-    pub(crate) fn new(spec: NodeSpec, peer: PeerId) -> Node {
+    pub(crate) fn new(spec: NodeSpec, peer: PeerId, certificate: Arc<[u8]>) -> Node {
         let disk = Disk { term: None, incarnation: 0, evidence: BTreeMap::new(), full: false, write_takes: 2_000 };
-        Node { spec, peer, disk, runs: 0, slower: 1, set_back: 0, recorded: Recorded::new(), run: None }
+        Node { spec, peer, certificate, disk, runs: 0, slower: 1, set_back: 0, recorded: Recorded::new(), run: None }
+    }
+
+    fn wall_clock(&self, now: Micros) -> Micros {
+        (EPOCH + now).saturating_sub(self.set_back)
+    }
+
+    /// Seconds since 1970, as its wall clock shows them.
+    pub(crate) fn unix_s(&self, now: Micros) -> u64 {
+        self.wall_clock(now) / SECOND
     }
 
     /// Starts a run with what the disk has.
     pub(crate) fn start(&mut self, now: Micros, split: bool) {
         self.runs += 1;
         // The wall clock, and in any case later than the run before.
-        self.disk.incarnation = (EPOCH + now).saturating_sub(self.set_back).max(self.disk.incarnation + 1);
+        self.disk.incarnation = self.wall_clock(now).max(self.disk.incarnation + 1);
         let models = self.spec.models.iter().map(|model| ModelAdvert {
             digest: digest(*model),
             name: format!("model{model}"),
@@ -248,6 +266,7 @@ impl Node {
             directory: Directory::default(),
             accusations: Accusations::new(self.peer),
             blocked: BTreeSet::new(),
+            proofs: proofs(),
             roster,
             election,
             terms: TermKeeper::new(self.peer),

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use pangea_control::jobs::JobId;
-use pangea_control::pool::{Advert, Term};
+use pangea_control::pool::Term;
 use pangea_control::schedule::AttemptId;
 use pangea_control::session::ChainId;
 use pangea_control::session::link_state::StreamId;
@@ -13,6 +13,7 @@ use pangea_control::trust::accusations::{Accusation, Event as AccusationsEvent};
 use pangea_units::{Digest, SplitMix64};
 
 use crate::accusations::Evidence;
+use crate::certificates::{Published, certificate_of, pool_key};
 use crate::chat_messages::SessionMessage;
 use crate::checks::{Broken, Checks};
 use crate::claims::Receipt;
@@ -44,7 +45,7 @@ pub(crate) enum Happening {
     Gossip {
         from: usize,
         to: usize,
-        advert: Arc<Advert>,
+        published: Arc<Published>,
     },
     /// Something arrives on a stream.
     Message {
@@ -262,11 +263,14 @@ pub(crate) struct World {
 impl World {
     /// The world in which nothing has happened yet. With `log`, every event is kept as a line, too.
     pub(crate) fn new(scenario: Scenario, log: bool) -> World {
-        let mut chance = SplitMix64::new(!scenario.seed);
+        let (mut chance, key) = (SplitMix64::new(!scenario.seed), pool_key(false));
         let nodes = scenario
             .nodes
             .iter()
-            .map(|spec| Node::new(spec.clone(), peer_of([chance.bits(), chance.bits(), chance.bits(), chance.bits()])))
+            .map(|spec| {
+                let peer = peer_of([chance.bits(), chance.bits(), chance.bits(), chance.bits()]);
+                Node::new(spec.clone(), peer, certificate_of(&key, peer, spec.works))
+            })
             .collect();
         let mut world = World {
             chance,
@@ -477,7 +481,9 @@ impl World {
             Happening::Cancel(at) => self.cancel(at),
             Happening::Tick { node, run } if self.is_current(node, run) => self.tick(node, run),
             Happening::Look { node, run } if self.is_current(node, run) => self.look(node),
-            Happening::Gossip { from, to, advert } if self.nodes[to].run.is_some() => self.hear(to, from, &advert),
+            Happening::Gossip { from, to, published } if self.nodes[to].run.is_some() => {
+                self.hear(to, from, &published)
+            }
             Happening::Message { to, stream, message } => match self.network.stream(stream) {
                 Some(open) => self.receive(to, open.other_end(to), stream, open.opener == to, message),
                 None => Ok(()),

@@ -48,6 +48,8 @@ pub(crate) enum Deviation {
     Usurps,
     /// Publishes adverts of other nodes again, also of those that are gone.
     ReplaysAdverts,
+    /// Publishes adverts of nodes that there are not, and of others in their place, with whatever looks like a certificate.
+    ForgesAdverts,
     /// Computes wrong activations, or chooses wrong tokens, and signs that.
     LiesSigned,
     /// The same, and does not sign the session.
@@ -82,7 +84,7 @@ pub(crate) enum Deviation {
 
 impl Deviation {
     /// The whole catalogue.
-    pub(crate) const ALL: [Deviation; 25] = [
+    pub(crate) const ALL: [Deviation; 26] = [
         Deviation::WrongTile,
         Deviation::RefusesTask,
         Deviation::StallsTask,
@@ -93,6 +95,7 @@ impl Deviation {
         Deviation::PoisonsCounter,
         Deviation::Usurps,
         Deviation::ReplaysAdverts,
+        Deviation::ForgesAdverts,
         Deviation::LiesSigned,
         Deviation::LiesUnsigned,
         Deviation::SendsOtherwise,
@@ -121,6 +124,32 @@ impl Deviation {
                 | Deviation::SendsOtherwise
                 | Deviation::SignsOtherwise
                 | Deviation::SignsTwice
+        )
+    }
+
+    /// Whether it says something that is not so. The others keep back or delay what is due, or ask for too much.
+    pub(crate) fn is_lie(self) -> bool {
+        !matches!(
+            self,
+            Deviation::StallsTask
+                | Deviation::FloodsTasks
+                | Deviation::WithholdsSignature
+                | Deviation::StallsSession
+                | Deviation::KeepsTokens
+                | Deviation::EvadesQuarantine
+        )
+    }
+
+    /// Whether it shows in products.
+    pub(crate) fn is_of_tasks(self) -> bool {
+        matches!(
+            self,
+            Deviation::WrongTile
+                | Deviation::RefusesTask
+                | Deviation::StallsTask
+                | Deviation::StartsTaskOnly
+                | Deviation::AnswersUnasked
+                | Deviation::Boasts
         )
     }
 
@@ -205,6 +234,7 @@ impl World {
         }
         self.flood(at)?;
         self.replay_advert(at);
+        self.forge_adverts(at);
         self.meddle(at);
         self.accuse_falsely(at);
         self.evade(at)
