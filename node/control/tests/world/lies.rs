@@ -22,8 +22,8 @@ const STEP: Micros = SECOND / 5;
 
 /// Node 0 is honest and has the model; the others lie in one way.
 fn world_of(seed: u64, deviation: Deviation) -> World {
-    // What one signs twice is found by the first of a chain that did, so that many of them tell many of these.
-    let nodes = if deviation == Deviation::SignsTwice { 7 } else { 5 };
+    // Of those in a chain, only the first that signed twice is found, and only the first stage refuses: many tell more than few.
+    let nodes = if matches!(deviation, Deviation::SignsTwice | Deviation::RefusesSession) { 7 } else { 5 };
     let mut scenario = Scenario::quiet(seed, nodes);
     for node in &mut scenario.nodes[1..] {
         node.deviations = Deviations::only(deviation, 1 + seed % 2);
@@ -41,7 +41,7 @@ fn world_of(seed: u64, deviation: Deviation) -> World {
             audit: Some(1.0),
             ..ChatSpec::new(0, seed * 100 + at)
         };
-        scenario.chats = (0..24).map(|at| (SETTLED + at * SECOND / 2, chat(at))).collect();
+        scenario.chats = (0..12).map(|at| (SETTLED + at * SECOND, chat(at))).collect();
     }
     World::new(scenario, false)
 }

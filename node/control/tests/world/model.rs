@@ -88,8 +88,9 @@ impl World {
         run.looking = false;
         let view = Arc::new(run.view(now));
         let suspects = run.directory.suspects(run.time(now));
-        self.place(node, Event::Suspects(suspects))?;
+        // A decision on the view of a moment ago would count with those that were convicted since.
         self.place(node, Event::View(Arc::clone(&view)))?;
+        self.place(node, Event::Suspects(suspects))?;
         self.place(node, Event::Tick)?;
         self.follow(node, &view)?;
         self.tell_sessions(node)?;
