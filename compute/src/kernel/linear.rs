@@ -15,6 +15,8 @@ const PACKED_AT_ONCE: usize = 32;
 /// A weight matrix `[rows, k]` in its packed form.
 pub struct Linear {
     matrix: Matrix,
+    /// The memory of the matrix.
+    arena: Arc<Buffer>,
     /// Memory for quantised activations, kept from product to product.
     quantized: Mutex<Quantized>,
 }
@@ -51,8 +53,9 @@ impl Linear {
                 }
             });
         }
-        let matrix = Matrix::new(ty, rows, k, Arc::new(arena), 0)?;
-        Ok(Linear { matrix, quantized: Mutex::default() })
+        let arena = Arc::new(arena);
+        let matrix = Matrix::new(ty, rows, k, Arc::clone(&arena), 0)?;
+        Ok(Linear { matrix, arena, quantized: Mutex::default() })
     }
 
     /// Output features.
@@ -68,6 +71,28 @@ impl Linear {
     /// The packed size in bytes.
     pub fn size_bytes(&self) -> usize {
         self.matrix.size_bytes()
+    }
+
+    /// Removes the weights from the processor's caches, so that the next product reads them from memory as a model's does, whose
+    /// weights are larger than any cache. Processors of other kinds than x86-64 and 64-bit ARM keep them.
+    pub fn leave_caches(&self) {
+        // Lines are 64 bytes or more.
+        for line in self.arena.as_slice().chunks(64) {
+            // SAFETY: the address is that of readable memory; its contents stay as they are.
+            #[cfg(target_arch = "x86_64")]
+            unsafe {
+                std::arch::x86_64::_mm_clflush(line.as_ptr());
+            }
+            // SAFETY: likewise; programs may use this instruction on Linux and macOS.
+            #[cfg(target_arch = "aarch64")]
+            unsafe {
+                std::arch::asm!("dc civac, {}", in(reg) line.as_ptr(), options(nostack, preserves_flags));
+            }
+            #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+            let _ = line;
+        }
+        // What follows waits until the lines are written back: a fence of the language is the processor's as well.
+        std::sync::atomic::fence(Ordering::SeqCst);
     }
 
     /// `out = x · Wᵀ`; x `[n, k]`, out `[n, rows]`, both row-major. The same bits for any n, thread count and
@@ -140,6 +165,9 @@ mod tests {
                     let pool = Pool::with_isa(threads, isa).unwrap();
                     let linear = Linear::new(&pool, ty, rows, k, &bytes).unwrap();
                     let mut out = vec![f32::NAN; n * rows];
+                    linear.apply(&pool, &x, &mut out).unwrap();
+                    results.push(out.clone());
+                    linear.leave_caches();
                     linear.apply(&pool, &x, &mut out).unwrap();
                     results.push(out);
                 }

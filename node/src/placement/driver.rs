@@ -33,9 +33,6 @@ const PROBE_MS: u64 = 60;
 /// nodes start, looks slow and never fast, and a node that looks slow would get no layers and never be measured by them.
 const PROBE_PAUSES: [Duration; 3] = [Duration::ZERO, Duration::from_secs(5), Duration::from_secs(30)];
 
-/// Part of the node's memory whose bytes are used for a measurement: this is one divided by it.
-const PROBE_SHARE: u64 = 16;
-
 /// Fetches, loads and ends stages. Its methods return at once.
 pub trait StageLoader: Send + Sync {
     /// Fetches and loads a stage on threads of its own, and reports its progress: `Fetching` as bytes arrive, `Loading`,
@@ -264,13 +261,12 @@ impl PlacementDriver {
 /// frames of its stages show what models really take.
 pub fn measure_speed(pool: Pool, devices: Devices, supervisor: &Supervisor) {
     let measure = move || {
-        let share = usize::try_from(devices.limit() / PROBE_SHARE).unwrap_or(usize::MAX);
         let mut best: Option<LayerSpeed> = None;
         for pause in PROBE_PAUSES {
             std::thread::sleep(pause);
             let measured = devices.pool(Purpose::Probe).and_then(|threads| {
                 let _turn = devices.turn(Purpose::Probe);
-                pangea_compute::probe::layers(&threads, PROBE_MS, share).map_err(crate::compute_error)
+                pangea_compute::probe::layers(&threads, PROBE_MS).map_err(crate::compute_error)
             });
             match measured {
                 Ok(rates) => {
