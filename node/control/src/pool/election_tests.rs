@@ -77,6 +77,20 @@ fn a_term_that_was_given_up_for_a_lower_one_is_not_claimed_again() {
 }
 
 #[test]
+fn a_limited_number_of_own_claims_is_remembered_and_the_highest_are() {
+    let mut election = election(None);
+    let many = || (1..=2 * CLAIMS_KEPT as u64).collect();
+    (election.own_claims, election.spent_claims) = (many(), many());
+    election.claim(Time::ZERO);
+    for claims in [&election.own_claims, &election.spent_claims] {
+        assert_eq!(
+            (claims.len(), claims.last().map(|last| *last >= 2 * CLAIMS_KEPT as u64)),
+            (CLAIMS_KEPT, Some(true))
+        );
+    }
+}
+
+#[test]
 fn one_of_two_masters_that_both_rank_themselves_higher_gives_in() {
     let (mut election, now) = (election(None), Time::from_secs(60));
     election.handle(Event::Tick, now);

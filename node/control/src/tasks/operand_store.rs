@@ -292,6 +292,50 @@ mod tests {
         assert!(store.store.give_way(needed).is_empty());
     }
 
+    #[test]
+    fn one_owner_may_keep_half_of_what_operands_may_take() {
+        let limit = 4096 * K;
+        let most = Kind::Operands.most_bytes(limit);
+        let mut store = Store { store: OperandStore::new(limit), memory: Memory::new(limit) };
+        assert_eq!((store.store.quota(), store.store.quota() * 2), (most / 2, most));
+        assert_eq!(store.admit('a', 1, most / 2 + 1, nothing).unwrap_err().kind(), ErrorKind::Overloaded);
+        store.keep('a', 1, most / 2);
+        store.keep('b', 1, most / 2);
+        assert_eq!(store.store.used(), most);
+    }
+
+    #[test]
+    fn where_memory_is_short_an_owners_own_operands_go_and_nobody_elses() {
+        let mut store = Store::new(30 * K, 50 * K);
+        // Kept in this order: an operand's digest says nothing of its age.
+        [3, 1].into_iter().for_each(|n| store.keep('a', n, 10 * K));
+        store.keep('b', 9, 10 * K);
+        let admitted = store.admit('a', 4, 10 * K, nothing).unwrap();
+        assert_eq!(admitted, Admission::Receive { evicted: vec![digest(3)] });
+        let refused = store.admit('c', 5, 10 * K, nothing).unwrap_err();
+        assert_eq!((refused.kind(), refused.message()), (ErrorKind::Overloaded, "full"), "what the memory says");
+        assert!(store.store.knows('b', &digest(9)) && store.store.knows('a', &digest(1)));
+        assert!(!store.store.knows('a', &digest(3)) && !store.store.knows('c', &digest(5)));
+    }
+
+    #[test]
+    fn what_its_owner_releases_goes_first() {
+        let mut store = Store::new(200 * K, 20 * K);
+        [1, 2].into_iter().for_each(|n| store.keep('a', n, 10 * K));
+        store.store.release('a', &digest(2));
+        let admitted = store.admit('a', 3, 10 * K, nothing).unwrap();
+        assert_eq!(admitted, Admission::Receive { evicted: vec![digest(2)] });
+    }
+
+    #[test]
+    fn nothing_of_an_owner_that_left_is_kept() {
+        let mut store = Store::new(200 * K, 50 * K);
+        ['a', 'b', 'c'].into_iter().for_each(|owner| store.keep(owner, 1, 10 * K));
+        store.store.remove_owner('b');
+        assert_eq!(['a', 'b', 'c'].map(|owner| store.store.get(owner, &digest(1))), [Some(1), None, Some(1)]);
+        assert_eq!((store.store.used(), store.memory.held.get()), (20 * K, 20 * K));
+    }
+
     proptest! {
         #[test]
         fn limits_hold_and_the_accounts_balance(steps in proptest::collection::vec((0u8..3, 0u8..6, 0..40 * K, 0u8..4), 1..200)) {

@@ -96,6 +96,7 @@ mod tests {
             assert_eq!((quotas.take(peer, 0), quotas.take(peer, 7)), (Ok(()), Ok(())));
             quotas.sent(peer, 7);
             quotas.sent(peer, 7);
+            assert_eq!(quotas.take(peer, 0), Ok(()), "nothing is given back for it");
         }
         assert!(quotas.held.is_empty());
     }

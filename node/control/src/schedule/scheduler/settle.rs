@@ -138,3 +138,7 @@ impl Scheduler {
         self.connecting > 0 && now < job.connect_until
     }
 }
+
+#[cfg(test)]
+#[path = "settle_tests.rs"]
+mod tests;

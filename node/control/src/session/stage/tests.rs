@@ -19,6 +19,8 @@ impl Drafter for NoDrafts {
     fn observe(&mut self, _: usize, _: usize, _: f64) {}
 }
 
+mod openings;
+
 const COORDINATOR: u64 = 9;
 
 fn session(n: u8) -> SessionId {
