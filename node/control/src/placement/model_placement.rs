@@ -111,7 +111,7 @@ impl ModelPlacement {
         Some(PlacementRefusal { model: self.needs.digest, why: refused.why.clone() })
     }
 
-    pub(super) fn in_force(&self) -> impl Iterator<Item = &Placement> {
+    pub(super) fn in_force(&self) -> impl Iterator<Item = &Placement> + Clone {
         [&self.serving, &self.forming].into_iter().flatten().map(|running| &running.placement)
     }
 

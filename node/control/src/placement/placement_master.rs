@@ -23,7 +23,8 @@ use super::pool_facts;
 use super::running::Running;
 use super::slowness::{self, Observed, SlowChain, Slowness};
 use super::{Placement, PlacementRefusal};
-use crate::pool::{Advert, NameChoices, Term, View};
+use crate::pool::models_said::ModelsSaid;
+use crate::pool::{NameChoices, Term, View};
 
 /// Time for which a model is still placed after the last node that serves it left: answers continue, and nodes restart.
 const ORPHANED: Duration = Duration::from_secs(120);
@@ -93,6 +94,9 @@ pub(super) struct PlacementMaster {
     /// The term under which this node is the master.
     term: Option<Term>,
     models: BTreeMap<Digest, ModelPlacement>,
+    /// What the needs of the models follow from, and the models that have them.
+    said: ModelsSaid,
+    served: Vec<Digest>,
     /// The highest epoch of each model in any advert.
     epochs: BTreeMap<Digest, u64>,
     /// Nodes that are slower than they say.
@@ -133,33 +137,33 @@ impl PlacementMaster {
                 self.follow(view, now);
             }
         }
-        let say: Vec<Placement> = match self.term {
-            Some(_) => self.models.values().flat_map(ModelPlacement::in_force).cloned().collect(),
-            None => Vec::new(),
-        };
-        let refused: Vec<PlacementRefusal> = match self.term {
-            Some(_) => self.models.values().filter_map(ModelPlacement::refusal).collect(),
-            None => Vec::new(),
-        };
-        let (changed, changed_refusals) = (say != self.published, refused != self.refused);
-        self.published.clone_from(&say);
-        self.refused.clone_from(&refused);
-        Decided { placements: changed.then_some(say), refusals: changed_refusals.then_some(refused), notes }
+        let models = self.models.values().filter(|_| self.term.is_some());
+        let say = models.clone().flat_map(ModelPlacement::in_force);
+        let placements = (!say.clone().eq(&self.published)).then(|| say.cloned().collect());
+        let refused: Vec<PlacementRefusal> = models.filter_map(ModelPlacement::refusal).collect();
+        let refusals = (refused != self.refused).then_some(refused);
+        if let Some(placements) = &placements {
+            self.published.clone_from(placements);
+        }
+        if let Some(refusals) = &refusals {
+            self.refused.clone_from(refusals);
+        }
+        Decided { placements, refusals, notes }
     }
 
     /// The current placements if this node is the master.
-    pub(super) fn in_force(&self) -> Option<Vec<Placement>> {
-        self.term.map(|_| self.published.clone())
+    pub(super) fn in_force(&self) -> Option<Vec<&Placement>> {
+        self.term.map(|_| self.published.iter().collect())
     }
 
     fn observe_epochs(&mut self, view: &View) {
-        let placed = |advert: &Advert| -> Vec<(Digest, u64)> {
-            let placements = advert.placements.iter().map(|placement| (placement.model, placement.epoch));
-            placements.chain(advert.stages.iter().map(|stage| (stage.model, stage.epoch))).collect()
-        };
-        for (model, epoch) in view.everyone().flat_map(|advert| placed(advert)) {
-            if epoch < MAX_EPOCH && (self.models.contains_key(&model) || self.epochs.contains_key(&model)) {
-                let highest = self.epochs.entry(model).or_default();
+        let placed = view.everyone().flat_map(|advert| {
+            let placements = advert.placements.iter().map(|placement| (&placement.model, placement.epoch));
+            placements.chain(advert.stages.iter().map(|stage| (&stage.model, stage.epoch)))
+        });
+        // Every model that was ever served has an epoch.
+        for (model, epoch) in placed.filter(|(_, epoch)| *epoch < MAX_EPOCH) {
+            if let Some(highest) = self.epochs.get_mut(model) {
                 *highest = epoch.max(*highest);
             }
         }
@@ -167,10 +171,19 @@ impl PlacementMaster {
 
     /// Records the models that the pool serves.
     fn observe_models(&mut self, view: &View, now: Time) {
-        for (digest, needs) in pool_facts::models(view) {
-            self.epochs.entry(digest).or_default();
-            let model = self.models.entry(digest).or_insert_with(|| ModelPlacement::new(needs.clone(), now));
-            (model.needs, model.served_at) = (needs, now);
+        if self.said.changed(view) {
+            self.served.clear();
+            for (digest, needs) in pool_facts::models(view) {
+                self.served.push(digest);
+                self.epochs.entry(digest).or_default();
+                let model = self.models.entry(digest).or_insert_with(|| ModelPlacement::new(needs.clone(), now));
+                model.needs = needs;
+            }
+        }
+        for digest in &self.served {
+            if let Some(model) = self.models.get_mut(digest) {
+                model.served_at = now;
+            }
         }
         self.models.retain(|_, model| {
             if model.served_at != now {
@@ -238,19 +251,24 @@ impl PlacementMaster {
 
     /// Follows the master's decisions.
     fn follow(&mut self, view: &View, now: Time) {
-        let Some(placements) = pool_facts::placements(view) else { return };
+        let Some(placements) = pool_facts::in_force(view) else { return };
         for model in self.models.values_mut() {
-            let mut of: Vec<&Placement> =
-                placements.iter().filter(|placement| placement.model == model.needs.digest).collect();
+            let of = placements.iter().filter(|placement| placement.model == model.needs.digest);
+            let mut of: Vec<&Placement> = of.copied().collect();
             if of.is_empty() {
                 // A new master has published nothing yet; if it is lost now, the placements before it count.
                 continue;
             }
             of.sort_by_key(|placement| std::cmp::Reverse(placement.epoch));
             let ready = of.iter().position(|placement| pool_facts::is_ready(view, placement));
-            let running = |placement: &Placement| Running::new(placement.clone(), view, now);
-            model.serving = ready.map(|at| running(of[at]));
-            model.forming = of.first().filter(|_| ready != Some(0)).map(|newest| running(newest));
+            // Whoever takes a placement over observes its nodes from that moment on: what is known of them now does not matter.
+            let running = |known: Option<Running>, placement: &Placement| {
+                let known = known.filter(|known| known.placement == *placement);
+                known.unwrap_or_else(|| Running::new(placement.clone(), view, now))
+            };
+            let (serving, forming) = (model.serving.take(), model.forming.take());
+            model.serving = ready.map(|at| running(serving, of[at]));
+            model.forming = of.first().filter(|_| ready != Some(0)).map(|newest| running(forming, newest));
             model.replan_delay.clear();
             model.refused = None;
         }

@@ -113,15 +113,15 @@ impl Placer {
         actions.extend(decided.placements.map(Action::PublishPlacements));
         actions.extend(decided.refusals.map(Action::PublishRefusals));
         // A master follows its own placements at once, before its advert shows them.
-        let placements = self.placement_master.in_force().or_else(|| pool_facts::placements(&self.view));
-        actions.extend(self.stage_manager.effects(&self.view, placements, now).into_iter().map(
-            |effect| match effect {
+        let placements = self.placement_master.in_force().or_else(|| pool_facts::in_force(&self.view));
+        actions.extend(self.stage_manager.effects(&self.view, placements.as_deref(), now).into_iter().map(|effect| {
+            match effect {
                 Effect::Publish(stages) => Action::PublishStages(stages),
                 Effect::Load(order) => Action::Load(order),
                 Effect::Cancel(model, layers) => Action::Cancel { model, layers },
                 Effect::Unload(model, layers) => Action::Unload { model, layers },
-            },
-        ));
+            }
+        }));
         actions
     }
 }

@@ -109,10 +109,15 @@ pub fn link(view: &View, from: &PeerId, to: &PeerId) -> Option<LinkSpeed> {
 /// The placements of the current master; `None` while its advert is unknown. Placements of older terms and malformed
 /// ones are skipped.
 pub fn placements(view: &View) -> Option<Vec<Placement>> {
+    Some(in_force(view)?.into_iter().cloned().collect())
+}
+
+/// The same, where they are read and not kept.
+pub(super) fn in_force(view: &View) -> Option<Vec<&Placement>> {
     let term = view.term?;
     let master = view.advert(&term.master).filter(|advert| advert.term == Some(term))?;
     let sound = |placement: &&Placement| placement.term == term && is_sound(placement);
-    Some(master.placements.iter().filter(sound).cloned().collect())
+    Some(master.placements.iter().filter(sound).collect())
 }
 
 /// Why the master cannot place a model, if it has published a refusal.
@@ -142,14 +147,14 @@ pub(super) fn is_ambiguous(view: &View, placement: &Placement) -> bool {
 
 /// Whether the stages are contiguous and no node has two.
 fn is_sound(placement: &Placement) -> bool {
-    let mut peers = BTreeSet::new();
+    let stages = &placement.stages;
     let mut layer = 0;
-    let follows = placement.stages.iter().all(|stage| {
-        let follows = stage.layers.start == layer && stage.layers.end > layer && peers.insert(stage.peer);
+    let mut follows = |(at, stage): (usize, &PlacedStage)| {
+        let follows = stage.layers.start == layer && stage.layers.end > layer;
         layer = stage.layers.end;
-        follows
-    });
-    follows && !placement.stages.is_empty() && placement.stages.len() <= MAX_STAGES
+        follows && stages[..at].iter().all(|before| before.peer != stage.peer)
+    };
+    (1..=MAX_STAGES).contains(&stages.len()) && stages.iter().enumerate().all(&mut follows)
 }
 
 /// The state of a stage of a placement, as its node advertises it.

@@ -46,11 +46,15 @@ pub(super) struct ReplanDelay {
 
 impl ReplanDelay {
     /// Records the nodes of the pool, each with its incarnation.
-    pub(super) fn observe_nodes(&mut self, nodes: impl Iterator<Item = (PeerId, u64)>, now: Time) {
+    pub(super) fn observe_nodes(&mut self, nodes: impl IntoIterator<Item = (PeerId, u64)> + Clone, now: Time) {
+        let is_known = |(peer, run): (PeerId, u64)| self.nodes.get(&peer).is_some_and(|(known, _)| *known == run);
+        if nodes.clone().into_iter().count() == self.nodes.len() && nodes.clone().into_iter().all(is_known) {
+            return;
+        }
         let before = std::mem::take(&mut self.nodes);
         let since =
             |peer: &PeerId, run: u64| before.get(peer).filter(|(known, _)| *known == run).map(|(_, since)| *since);
-        self.nodes = nodes.map(|(peer, run)| (peer, (run, since(&peer, run).unwrap_or(now)))).collect();
+        self.nodes = nodes.into_iter().map(|(peer, run)| (peer, (run, since(&peer, run).unwrap_or(now)))).collect();
     }
 
     /// Records that no plan is better than the working placement.
@@ -97,7 +101,7 @@ mod tests {
         let began = Time::from_secs(1000);
         let at = |seconds| began + Duration::from_secs(seconds);
         let mut replan_delay = ReplanDelay::default();
-        replan_delay.observe_nodes(nodes(&[1, 2, 3, 4]).into_iter(), began);
+        replan_delay.observe_nodes(nodes(&[1, 2, 3, 4]), began);
         assert!(!replan_delay.has_elapsed(nodes(&[1]), true, at(0)));
         assert!(!replan_delay.has_elapsed(nodes(&[1, 2]), true, at(2)));
         // The node restarted: another incarnation.
@@ -117,7 +121,7 @@ mod tests {
         let mut replan_delay = ReplanDelay::default();
         for split in [false, true] {
             replan_delay.clear();
-            replan_delay.observe_nodes(nodes(&[1]).into_iter(), began);
+            replan_delay.observe_nodes(nodes(&[1]), began);
             for second in 0..10 {
                 assert!(!replan_delay.has_elapsed(nodes(&[1]), split, at(second)), "{split} {second}");
                 if split && second == 2 {
@@ -133,7 +137,7 @@ mod tests {
         assert!(!replan_delay.has_elapsed(nodes(&[1]), true, at(1000)));
         assert!(!replan_delay.has_elapsed(nodes(&[1]), true, at(1003)));
         replan_delay.clear();
-        replan_delay.observe_nodes([(peer(1), 2)].into_iter(), at(2000));
+        replan_delay.observe_nodes([(peer(1), 2)], at(2000));
         assert!(!replan_delay.has_elapsed(nodes(&[1]), true, at(2000)));
         assert!(replan_delay.has_elapsed(nodes(&[1]), true, at(2003)));
     }

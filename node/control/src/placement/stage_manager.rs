@@ -146,12 +146,12 @@ impl StageManager {
     }
 
     /// What to do now. `placements`: those of the current master; `None` while its advert is unknown.
-    pub(super) fn effects(&mut self, view: &View, placements: Option<Vec<Placement>>, now: Time) -> Vec<Effect> {
+    pub(super) fn effects(&mut self, view: &View, placements: Option<&[&Placement]>, now: Time) -> Vec<Effect> {
         let mut effects = Vec::new();
         if let Some(placements) = placements.filter(|_| view.own.works) {
-            let wanted = wanted(&placements, view.local);
+            let wanted = wanted(placements, view.local);
             self.mark(&wanted, now);
-            self.unload_unwanted(&placements, now, &mut effects);
+            self.unload_unwanted(placements, now, &mut effects);
             self.order_missing(view, &wanted, now, &mut effects);
         }
         self.publish(now, &mut effects);
@@ -177,7 +177,7 @@ impl StageManager {
     }
 
     /// Unloads stages that no placement names any more and that no session uses.
-    fn unload_unwanted(&mut self, placements: &[Placement], now: Time, effects: &mut Vec<Effect>) {
+    fn unload_unwanted(&mut self, placements: &[&Placement], now: Time, effects: &mut Vec<Effect>) {
         let needed = self.waiting.values().min().copied();
         self.stages.retain(|(model, start, end), stage| {
             let Some(since) = stage.unwanted_since else { return true };
@@ -264,21 +264,24 @@ impl StageManager {
 
     /// Publishes the states of the stages if they have changed.
     fn publish(&mut self, now: Time, effects: &mut Vec<Effect>) {
-        let stages: Vec<StageAdvert> = self
-            .stages
-            .iter()
-            .map(|((model, start, end), stage)| StageAdvert {
-                model: *model,
-                layers: *start..*end,
-                epoch: stage.epoch,
-                state: stage.state.clone(),
-                session_bytes: stage.session_bytes,
-                broken: stage.broken,
-                pace: stage.pace,
-            })
-            .collect();
+        let published = |((model, start, end), stage): (&Key, &Stage)| StageAdvert {
+            model: *model,
+            layers: *start..*end,
+            epoch: stage.epoch,
+            state: stage.state.clone(),
+            session_bytes: stage.session_bytes,
+            broken: stage.broken,
+            pace: stage.pace,
+        };
+        let stages = self.stages.iter().map(published);
+        if stages.len() == self.published.len()
+            && stages.clone().zip(&self.published).all(|(now, before)| now == *before)
+        {
+            return;
+        }
+        let stages: Vec<StageAdvert> = stages.collect();
         let recently = self.published_at.is_some_and(|at| now.since(at) < PROGRESS_INTERVAL);
-        if stages == self.published || (recently && only_progress(&self.published, &stages)) {
+        if recently && only_progress(&self.published, &stages) {
             return;
         }
         (self.published, self.published_at) = (stages.clone(), Some(now));
@@ -303,7 +306,7 @@ fn only_progress(before: &[StageAdvert], now: &[StageAdvert]) -> bool {
         })
 }
 
-fn wanted(placements: &[Placement], local: PeerId) -> BTreeMap<Key, Wanted> {
+fn wanted(placements: &[&Placement], local: PeerId) -> BTreeMap<Key, Wanted> {
     let mut wanted: BTreeMap<Key, Wanted> = BTreeMap::new();
     for placement in placements {
         for (at, stage) in placement.stages.iter().enumerate().filter(|(_, stage)| stage.peer == local) {

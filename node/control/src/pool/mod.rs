@@ -12,6 +12,7 @@
 pub mod advert;
 pub mod election;
 mod model_name;
+pub(crate) mod models_said;
 pub mod name_choice;
 pub mod placed;
 pub mod roster;

@@ -8,6 +8,7 @@ use std::time::Duration;
 use libp2p_identity::PeerId;
 use pangea_units::Digest;
 
+use super::models_said::ModelsSaid;
 use super::served::served;
 use super::{View, full_name};
 use crate::Time;
@@ -79,7 +80,14 @@ pub struct NameChoices {
     names: BTreeMap<String, Choice>,
     /// Time since which each node has been known.
     known: BTreeMap<PeerId, Time>,
+    /// What the candidates follow from, and they.
+    said: ModelsSaid,
+    own: Vec<(String, Option<Digest>)>,
+    candidates: Candidates,
 }
+
+/// Models by name, each with the nodes that serve it.
+type Candidates = BTreeMap<String, BTreeMap<Digest, BTreeSet<PeerId>>>;
 
 impl NameChoices {
     /// The model that a name stands for.
@@ -97,14 +105,20 @@ impl NameChoices {
 
     /// Follows a view. `own`: the files that this node serves, by name; `None` while the digest is not known.
     pub fn update(&mut self, view: &View, own: &[(String, Option<Digest>)], now: Time) -> Vec<NameChosen> {
-        self.known.retain(|peer, _| view.nodes.contains_key(peer));
-        for peer in view.nodes.keys() {
-            self.known.entry(*peer).or_insert(now);
+        if !self.known.keys().eq(view.nodes.keys()) {
+            self.known.retain(|peer, _| view.nodes.contains_key(peer));
+            for peer in view.nodes.keys() {
+                self.known.entry(*peer).or_insert(now);
+            }
         }
-        let mut candidates = candidates(view);
-        for (name, digest) in own {
-            candidates.entry(name.clone()).or_default().extend(digest.map(|digest| (digest, BTreeSet::new())));
+        if self.said.changed(view) || self.own != own {
+            self.own = own.to_vec();
+            self.candidates = candidates(view);
+            for (name, digest) in own {
+                self.candidates.entry(name.clone()).or_default().extend(digest.map(|digest| (digest, BTreeSet::new())));
+            }
         }
+        let candidates = std::mem::take(&mut self.candidates);
         self.names.retain(|name, choice| candidates.contains_key(name) || now.since(choice.seen) < KEPT);
         let mut chosen = Vec::new();
         for (name, models) in &candidates {
@@ -123,16 +137,20 @@ impl NameChoices {
             }
             let Some(choice) = self.names.get_mut(name) else { continue };
             if let Some(servers) = models.get(&choice.digest) {
-                (choice.seen, choice.servers) = (now, servers.clone());
+                choice.seen = now;
+                if choice.servers != *servers {
+                    choice.servers.clone_from(servers);
+                }
             }
-            let others = models.keys().filter(|digest| **digest != choice.digest);
-            let others: Vec<String> = others.map(|digest| full_name(name, digest)).collect();
-            if !others.is_empty() && !choice.logged {
+            let others = || models.keys().filter(|digest| **digest != choice.digest);
+            if !choice.logged && others().next().is_some() {
+                let others = others().map(|digest| full_name(name, digest)).collect();
                 choice.logged = true;
                 let reason = new.map_or(Reason::Standing, |(_, reason)| reason);
                 chosen.push(NameChosen { name: name.clone(), digest: choice.digest, reason, others });
             }
         }
+        self.candidates = candidates;
         chosen
     }
 
@@ -190,10 +208,10 @@ impl NameChoices {
     }
 }
 
-/// The served models of a view by name, each with the nodes that serve it.
-fn candidates(view: &View) -> BTreeMap<String, BTreeMap<Digest, BTreeSet<PeerId>>> {
+/// The served models of a view.
+fn candidates(view: &View) -> Candidates {
     let counted = served(view);
-    let mut candidates: BTreeMap<String, BTreeMap<Digest, BTreeSet<PeerId>>> = BTreeMap::new();
+    let mut candidates = Candidates::new();
     for advert in view.everyone() {
         for model in advert.models.iter().filter(|model| model.served && counted.contains_key(&model.digest)) {
             let models = candidates.entry(model.name.clone()).or_default();

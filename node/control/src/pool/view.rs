@@ -39,7 +39,7 @@ impl View {
     }
 
     /// The adverts of this node and of every other.
-    pub fn everyone(&self) -> impl Iterator<Item = &Arc<Advert>> {
+    pub fn everyone(&self) -> impl Iterator<Item = &Arc<Advert>> + Clone {
         std::iter::once(&self.own).chain(self.nodes.values())
     }
 

@@ -90,8 +90,10 @@ impl World {
         let suspects = run.directory.suspects(run.time(now));
         // A decision on the view of a moment ago would count with those that were convicted since.
         self.place(node, Event::View(Arc::clone(&view)))?;
-        self.place(node, Event::Suspects(suspects))?;
-        self.place(node, Event::Tick)?;
+        if let Some(run) = self.nodes[node].run.as_mut().filter(|run| run.suspects != suspects) {
+            run.suspects.clone_from(&suspects);
+            self.place(node, Event::Suspects(suspects))?;
+        }
         self.follow(node, &view)?;
         self.tell_sessions(node)?;
         self.routes_changed(node)
@@ -111,11 +113,11 @@ impl World {
 
     fn act(&mut self, at: usize, action: Action) -> Result<(), Broken> {
         let now = self.now;
-        let nodes_of = self.nodes.iter().enumerate().map(|(at, node)| (node.peer, at)).collect();
         let Some(run) = &mut self.nodes[at].run else { return Ok(()) };
         match action {
             Action::PublishPlacements(placements) => {
-                self.checks.placed(now, at, run, &placements, &nodes_of)?;
+                self.checks.placed(now, at, &self.nodes, &placements)?;
+                let Some(run) = &mut self.nodes[at].run else { return Ok(()) };
                 (run.advert.placements, run.fresh) = (placements, true);
             }
             Action::PublishRefusals(refusals) => {
