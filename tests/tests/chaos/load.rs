@@ -32,6 +32,9 @@ const CLEAR: [ErrorKind; 4] =
 /// Statuses of the same kinds.
 const CLEAR_STATUSES: [u16; 3] = [429, 503, 504];
 
+/// Status of a model that a node has not heard of: one that starts while the model's owner is away hears of a pool without it.
+const UNKNOWN_STATUS: u16 = 404;
+
 /// Sides of the products: less than a tile, some tiles, seconds of work for one core.
 const SHAPES: [(usize, usize, usize); 3] = [(300, 200, 260), (900, 1100, 1000), (2000, 1800, 2200)];
 
@@ -79,6 +82,8 @@ enum Outcome {
         failovers: u64,
     },
     Refused(String),
+    /// The node does not know the model.
+    Unknown(String),
     /// The connection broke, or the node was not there.
     Broken(String),
 }
@@ -134,6 +139,8 @@ impl Load {
 impl Shared {
     fn ask_until_over(&self, index: usize, namespace: &Namespace, lifetime: &Lifetime) {
         namespace.enter();
+        // The process whose node has answered a question: it knows the model.
+        let mut knows = None;
         for turn in index.. {
             if self.over.load(Ordering::SeqCst) {
                 return;
@@ -143,34 +150,49 @@ impl Shared {
                 0 => self.multiply(turn / 2),
                 _ => self.chat(turn / 2),
             };
-            if let Outcome::Broken(why) = &outcome {
-                assert!(!lifetime.unbroken_since(before), "node {index} ran all the while, yet: {why}");
+            match &outcome {
+                Outcome::Broken(why) => {
+                    assert!(!lifetime.unbroken_since(before), "node {index} ran all the while, yet: {why}");
+                }
+                Outcome::Answer { .. } if lifetime.unbroken_since(before) => knows = Some(before),
+                Outcome::Unknown(text) => {
+                    let forgot = knows.is_some_and(|life| lifetime.unbroken_since(life));
+                    assert!(!forgot, "node {index} answered this model's questions, yet: {text}");
+                }
+                _ => {}
             }
             let mut tally = self.tally.lock().unwrap();
-            match outcome {
+            let mut refused = |kind| *tally.refused.entry(kind).or_default() += 1;
+            let is_answered = match outcome {
                 Outcome::Product { remote } => {
                     tally.products += 1;
                     tally.remote += u64::from(remote);
+                    true
                 }
                 Outcome::Answer { failovers } => {
                     tally.answers += 1;
                     tally.failovers += u64::from(failovers > 0);
+                    true
                 }
                 Outcome::Refused(kind) => {
-                    *tally.refused.entry(kind).or_default() += 1;
-                    drop(tally);
-                    std::thread::sleep(RETRY);
-                    continue;
+                    refused(kind);
+                    false
+                }
+                Outcome::Unknown(_) => {
+                    refused(format!("answer {UNKNOWN_STATUS} by a node that was started anew"));
+                    false
                 }
                 Outcome::Broken(_) => {
                     tally.broken_off += 1;
-                    drop(tally);
-                    std::thread::sleep(RETRY);
-                    continue;
+                    false
                 }
-            }
+            };
             drop(tally);
-            self.answered[index].fetch_add(1, Ordering::SeqCst);
+            if is_answered {
+                self.answered[index].fetch_add(1, Ordering::SeqCst);
+            } else {
+                std::thread::sleep(RETRY);
+            }
         }
     }
 
@@ -209,8 +231,11 @@ impl Shared {
         if status != 200 {
             let Ok(text) = response.try_text() else { return Outcome::Broken("in a refusal".to_owned()) };
             let refusal: Value = serde_json::from_str(&text).unwrap_or_else(|_| panic!("{status}: {text}"));
-            assert!(CLEAR_STATUSES.contains(&status), "an answer was refused with {status}: {text}");
             assert!(refusal["error"]["message"].as_str().is_some_and(|message| !message.is_empty()), "{text}");
+            if status == UNKNOWN_STATUS {
+                return Outcome::Unknown(text);
+            }
+            assert!(CLEAR_STATUSES.contains(&status), "an answer was refused with {status}: {text}");
             return Outcome::Refused(format!("answer {status}"));
         }
         let (right, mut text, mut failovers) = (&self.answers[turn], String::new(), 0);

@@ -27,6 +27,9 @@ pub struct ServedLately {
     expects_peers: bool,
     /// When this node first followed another node's term.
     joined: Option<Time>,
+    /// Whether it ever heard of another node, and when it first led itself without.
+    has_met: bool,
+    alone: Option<Time>,
     is_joining: bool,
 }
 
@@ -45,9 +48,13 @@ impl ServedLately {
 
     /// Learns from a view.
     pub fn update(&mut self, view: &View, now: Time) {
+        self.has_met |= !view.nodes.is_empty();
         self.is_joining = match view.term {
             None => self.expects_peers || !view.nodes.is_empty(),
-            Some(term) if term.master == view.local => false,
+            // A node that starts while its cable is unplugged leads nobody, and still knows nothing of its pool.
+            Some(term) if term.master == view.local => {
+                self.expects_peers && !self.has_met && now.since(*self.alone.get_or_insert(now)) < REMEMBERED
+            }
             Some(_) => now.since(*self.joined.get_or_insert(now)) < HEARD_OF_ALL,
         };
         let counted = served(view);
@@ -146,6 +153,24 @@ mod tests {
         let mut alone = ServedLately::default();
         alone.update(&of(peer(0)), Time::from_secs(4));
         assert!(!alone.is_joining(), "nobody else was there, so it is the master");
+    }
+
+    #[test]
+    fn a_node_that_leads_only_itself_waits_for_the_peers_that_it_was_told_of() {
+        let own = |nodes| View { term: Some(Term { counter: 1, master: peer(0) }), ..pool(nodes) };
+        let mut lately = ServedLately::default();
+        lately.expect_peers();
+        for (second, joining) in
+            [(1, true), (60, true), (REMEMBERED.as_secs(), true), (REMEMBERED.as_secs() + 1, false)]
+        {
+            lately.update(&own(&[]), Time::from_secs(second));
+            assert_eq!(lately.is_joining(), joining, "{second}");
+        }
+        let mut lately = ServedLately::default();
+        lately.expect_peers();
+        lately.update(&own(&[("desk", "tiny", 1)]), Time::from_secs(1));
+        lately.update(&own(&[]), Time::from_secs(2));
+        assert!(!lately.is_joining(), "it met its peers and leads them");
     }
 
     #[test]
