@@ -460,6 +460,7 @@ report() {
 
 begin_session() {
   trap_signals
+  # shellcheck disable=SC2119 # what is built besides is for tests
   need_pangea
   open_session
 }

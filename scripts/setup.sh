@@ -144,9 +144,9 @@ mutants() {
   cd "$REPOSITORY"
   set -- mutants --package pangea-control --jobs 1 --no-shuffle --output "$TARGET"
   if [ -n "$room" ]; then
-    grep -q "\"node/control/src/$room[/.]" .cargo/mutants.toml \
+    grep -q "\"node/control/src/${room}[/.]" .cargo/mutants.toml \
       || { fail "mutants takes a room that .cargo/mutants.toml lists, such as 'trust' or 'session/gate', not '$room'"; exit 2; }
-    set -- "$@" --re "^node/control/src/$room[/.]"
+    set -- "$@" --re "^node/control/src/${room}[/.]"
   fi
   need_build_tools
   need_cargo_mutants
