@@ -1,7 +1,16 @@
 //! Why nodes get no layers of a model that is placed, as clauses for people. Plans are made elsewhere.
 
-use super::cost::Costs;
+use libp2p_identity::PeerId;
 use pangea_units::ByteSize;
+
+use super::cost::Costs;
+use crate::pool::View;
+
+/// The nodes that would compute for others and make no offer yet, each with the reason.
+pub(super) fn unmeasured(view: &View) -> impl Iterator<Item = (PeerId, String)> {
+    let unmeasured = view.everyone().filter(|advert| advert.works && advert.speed.is_none());
+    unmeasured.map(|advert| (advert.peer, "it has not measured its speed yet".to_owned()))
+}
 
 /// Why `node` has no part in `chain`.
 pub(super) fn reason(costs: &Costs<'_>, chain: &[usize], node: usize) -> String {

@@ -80,14 +80,6 @@ pub(super) struct ModelPlacement {
     load_failures: LoadFailures,
 }
 
-/// Adds the bytes that a placement's stages take on their nodes.
-pub(super) fn reserve(reserved: &mut BTreeMap<PeerId, u64>, needs: &ModelNeeds, placement: &Placement, view: &View) {
-    for stage in &placement.stages {
-        let bytes: &mut u64 = reserved.entry(stage.peer).or_default();
-        *bytes = bytes.saturating_add(pool_facts::placed_bytes(view, needs, stage));
-    }
-}
-
 impl ModelPlacement {
     pub(super) fn new(needs: ModelNeeds, now: Time) -> ModelPlacement {
         ModelPlacement {
@@ -184,10 +176,7 @@ impl ModelPlacement {
         let mut offers = pool_facts::offers(view);
         self.speeds.correct(&mut offers);
         pool_facts::without_fetching(&self.needs, &mut offers);
-        for offer in &mut offers {
-            let taken = reserved.get(&offer.peer).copied().unwrap_or(0);
-            offer.memory_bytes = offer.memory_bytes.saturating_sub(taken);
-        }
+        pool_facts::take_memory(&mut offers, reserved);
         offers
     }
 
@@ -224,12 +213,10 @@ impl ModelPlacement {
     fn beside(&self, offers: &[NodeOffer], view: &View) -> Vec<NodeOffer> {
         let mut taken = BTreeMap::new();
         if let Some(serving) = &self.serving {
-            reserve(&mut taken, &self.needs, &serving.placement, view);
+            pool_facts::reserve(&mut taken, &self.needs, &serving.placement, view);
         }
         let mut offers = offers.to_vec();
-        for offer in &mut offers {
-            offer.memory_bytes = offer.memory_bytes.saturating_sub(taken.get(&offer.peer).copied().unwrap_or(0));
-        }
+        pool_facts::take_memory(&mut offers, &taken);
         offers
     }
 

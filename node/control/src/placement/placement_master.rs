@@ -17,12 +17,12 @@ use pangea_units::Digest;
 
 use super::cost::Prediction;
 use super::measured::MeasuredSpeeds;
-use super::model_placement::{ModelPlacement, Unplaced, Worth, reserve};
+use super::model_placement::{ModelPlacement, Unplaced, Worth};
 use super::plan::{plan, predict};
-use super::pool_facts;
 use super::running::Running;
 use super::slowness::{self, Observed, SlowChain, Slowness};
 use super::{Placement, PlacementRefusal};
+use super::{left_out, pool_facts};
 use crate::pool::models_said::ModelsSaid;
 use crate::pool::{NameChoices, Term, View};
 
@@ -237,8 +237,8 @@ impl PlacementMaster {
         }
     }
 
-    /// The models to plan now: those without a placement first, the first ones of each node, the longest unplanned, and only as many as bound the
-    /// work of one decision.
+    /// The models to plan now: those without a placement first, the first ones of each node, the longest unplanned, and only as
+    /// many as bound the work of one decision.
     fn due(&self, now: Time) -> Vec<Digest> {
         let due = self.models.iter().filter(|(_, model)| model.is_due(now));
         let urgency = |model: &ModelPlacement| {
@@ -303,8 +303,6 @@ impl PlacementMaster {
         let reserved = self.reserved(&digest, view);
         let model = self.models.get_mut(&digest)?;
         model.planned_at = Some(now);
-        let speeds = model.speeds.clone();
-        let links = |from: &PeerId, to: &PeerId| speeds.link(view, from, to);
         let mut all = model.offers(view, &reserved);
         self.slowness.add_to(&mut all);
         let (offers, best) = model.best(&all, &self.suspects, view, now);
@@ -331,7 +329,7 @@ impl PlacementMaster {
                     return None;
                 }
                 // Excluded nodes become eligible again.
-                let permanent = plan(&model.needs, &all, links).is_err();
+                let permanent = plan(&model.needs, &all, |from, to| model.speeds.link(view, from, to)).is_err();
                 let refused = Unplaced { why: no_plan.why, permanent };
                 let known = model.refused.as_ref().is_some_and(|known| known.why == refused.why);
                 let why = model.refused.insert(refused).why.clone();
@@ -351,7 +349,6 @@ impl PlacementMaster {
         let placement = Placement { model: digest, name, epoch: *epoch, term, stages: plan.stages };
         model.forming = Some(Running::new(placement.clone(), view, now));
         let used = |peer: &PeerId| placement.stages.iter().any(|stage| stage.peer == *peer);
-        let unmeasured = view.everyone().filter(|advert| advert.works && advert.speed.is_none());
         let fetched = |peer: &PeerId| model.needs.fetched || model.needs.files.contains(peer);
         let unfetched = view.everyone().filter(|advert| advert.works && !fetched(&advert.peer));
         let left_out = plan.left_out.into_iter().filter(|(peer, _)| !excluded.contains(peer));
@@ -360,7 +357,7 @@ impl PlacementMaster {
                 let why = if self.suspects.contains(peer) { SUSPECTED } else { EXCLUDED };
                 (*peer, why.to_owned())
             }))
-            .chain(unmeasured.map(|advert| (advert.peer, "it has not measured its speed yet".to_owned())))
+            .chain(left_out::unmeasured(view))
             .chain(unfetched.map(|advert| (advert.peer, NOT_FETCHED.to_owned())))
             .collect();
         Some(Note::Placed { placement, reason: plan.reason, prediction: plan.prediction, left_out })
@@ -371,7 +368,7 @@ impl PlacementMaster {
         let mut reserved = BTreeMap::new();
         for model in self.models.values().filter(|model| model.needs.digest != *digest) {
             for placement in model.in_force() {
-                reserve(&mut reserved, &model.needs, placement, view);
+                pool_facts::reserve(&mut reserved, &model.needs, placement, view);
             }
         }
         reserved

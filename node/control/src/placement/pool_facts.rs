@@ -67,13 +67,28 @@ fn needs(digest: Digest, mut published: Vec<(&Advert, &ModelAdvert)>) -> Option<
 }
 
 /// Bytes that a placed stage takes on its node: its weights, and its sessions' memory (at least the minimum).
-pub(super) fn placed_bytes(view: &View, needs: &ModelNeeds, stage: &PlacedStage) -> u64 {
+fn placed_bytes(view: &View, needs: &ModelNeeds, stage: &PlacedStage) -> u64 {
     let of = |published: &&StageAdvert| published.model == needs.digest && published.layers == stage.layers;
     let given = view
         .advert(&stage.peer)
         .and_then(|advert| advert.stages.iter().find(of))
         .map(|published| published.session_bytes);
     needs.weight_bytes(&stage.layers).saturating_add(needs.session_bytes(&stage.layers).max(given.unwrap_or(0)))
+}
+
+/// Adds the bytes that a placement's stages take on their nodes.
+pub(super) fn reserve(reserved: &mut BTreeMap<PeerId, u64>, needs: &ModelNeeds, placement: &Placement, view: &View) {
+    for stage in &placement.stages {
+        let bytes: &mut u64 = reserved.entry(stage.peer).or_default();
+        *bytes = bytes.saturating_add(placed_bytes(view, needs, stage));
+    }
+}
+
+/// Leaves out the memory that is taken on each node.
+pub(super) fn take_memory(offers: &mut [NodeOffer], taken: &BTreeMap<PeerId, u64>) {
+    for offer in offers {
+        offer.memory_bytes = offer.memory_bytes.saturating_sub(taken.get(&offer.peer).copied().unwrap_or(0));
+    }
 }
 
 /// The offers of all nodes that compute for others and have measured their speed. Each offers the memory that models

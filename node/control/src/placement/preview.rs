@@ -9,7 +9,7 @@ use super::cost::Prediction;
 use super::measured::MeasuredSpeeds;
 use super::offer::ModelNeeds;
 use super::plan::{plan, predict};
-use super::{PlacedStage, Placement, pool_facts, slowness};
+use super::{PlacedStage, Placement, left_out, pool_facts, slowness};
 use crate::pool::{View, full_name, is_full_name};
 
 /// A master's decision about a model, planned and current.
@@ -56,15 +56,12 @@ pub fn preview(view: &View, model: &str) -> Result<Preview> {
     let needs = named(models.values().collect(), model)?;
     let placements = pool_facts::placements(view).unwrap_or_default();
     let mut offers = pool_facts::offers(view);
+    let mut reserved = BTreeMap::new();
     for placement in placements.iter().filter(|placement| placement.model != needs.digest) {
         let Some(others) = models.get(&placement.model) else { continue };
-        for stage in &placement.stages {
-            let taken = pool_facts::placed_bytes(view, others, stage);
-            for offer in offers.iter_mut().filter(|offer| offer.peer == stage.peer) {
-                offer.memory_bytes = offer.memory_bytes.saturating_sub(taken);
-            }
-        }
+        pool_facts::reserve(&mut reserved, others, placement, view);
     }
+    pool_facts::take_memory(&mut offers, &reserved);
     pool_facts::without_fetching(needs, &mut offers);
     let mut speeds = MeasuredSpeeds::of(view, needs);
     speeds.correct(&mut offers);
@@ -98,9 +95,7 @@ pub fn preview(view: &View, model: &str) -> Result<Preview> {
         }
         Err(no_plan) => (None, no_plan.why, Vec::new(), Vec::new()),
     };
-    let unmeasured = view.everyone().filter(|advert| advert.works && advert.speed.is_none());
-    let unmeasured = unmeasured.map(|advert| (advert.peer, "it has not measured its speed yet".to_owned()));
-    let left_out = left_out.into_iter().chain(unmeasured);
+    let left_out = left_out.into_iter().chain(left_out::unmeasured(view));
     let name = |peer: PeerId| names.get(&peer).copied().unwrap_or_default().to_owned();
     let whole = 0..needs.size.layers;
     Ok(Preview {
