@@ -11,6 +11,7 @@
 //! | 0 | `backoff` | how long a failure in a row delays the next try |
 //! | 0 | [`membership`] | who proves to belong to the pool: certificates |
 //! | 0 | `test_peers` | the peers of unit tests |
+//! | 1 | [`federation`] | which samples of an answer are asked of whom, when they decide, and which of them is the answer |
 //! | 1 | `token_bucket` | how much may happen at once and per second |
 //! | 2 | [`supervise`] | what follows when a thread or a task of the node ends |
 //! | 2 | [`devices`] | who holds which part of a node's memory |
@@ -30,6 +31,7 @@
 mod backoff;
 pub mod blob;
 pub mod devices;
+pub mod federation;
 pub mod generation;
 pub mod jobs;
 pub mod membership;
