@@ -345,7 +345,10 @@ impl Pipeline {
     /// Those of [`Pipeline::send`]; no message is sent then.
     pub(super) fn send_all(&self, to: PeerId, messages: Vec<(Message, Payload)>) -> Result<()> {
         if to == self.0.local {
-            messages.into_iter().for_each(|(message, payload)| self.deliver(to, message, payload));
+            for (message, payload) in messages {
+                self.start_unknown(&message);
+                self.deliver(to, message, payload);
+            }
             return Ok(());
         }
         match self.0.links.get() {

@@ -171,7 +171,7 @@ impl Loader {
     /// # Errors
     /// `Overloaded` with the numbers if weights and sessions do not fit; errors of reading and packing.
     pub fn load_whole(&self, model: Digest, path: &Path, metrics: Arc<EngineMetrics>) -> Result<ChainId> {
-        let chain = ChainId { model, epoch: 0 };
+        let chain = ChainId::alone(model);
         if self.0.pipeline.has(chain) {
             return Ok(chain);
         }
@@ -266,7 +266,7 @@ impl Loader {
     /// Ends the chain of this node alone if no session uses it: its layers are to be loaded as part of another
     /// chain, and there is no memory for both.
     fn end_idle_whole(&self, model: Digest) {
-        let chain = ChainId { model, epoch: 0 };
+        let chain = ChainId::alone(model);
         if !self.0.pipeline.has(chain) || self.0.pipeline.sessions_in(chain) > 0 {
             return;
         }
@@ -358,7 +358,7 @@ impl Loader {
     fn pace(&self, model: Digest, layers: &Range<u32>) -> Option<StagePace> {
         let loaded = self.loaded().get(&(model, layers.start, layers.end)).cloned()?;
         let mut chains = self.chains().of(&model);
-        chains.push(ChainId { model, epoch: 0 });
+        chains.push(ChainId::alone(model));
         let pipeline = &self.0.pipeline;
         let of_layers = chains.into_iter().filter(|chain| pipeline.uses(*chain, &loaded.model));
         of_layers.filter_map(|chain| pipeline.pace(chain)).max_by_key(|pace| pace.epoch)
@@ -396,7 +396,7 @@ impl Loader {
     /// Starts this node's stage of a placement, once its layers are loaded.
     fn join(&self, view: &View, placement: &Placement) -> Result<()> {
         let local = self.0.pipeline.local();
-        let chain = ChainId { model: placement.model, epoch: placement.epoch };
+        let chain = placement.chain();
         let Some(index) = placement.stages.iter().position(|stage| stage.peer == local) else { return Ok(()) };
         if self.0.pipeline.has(chain) || self.chains().contains(&chain) {
             return Ok(());
@@ -424,12 +424,12 @@ impl Loader {
     /// Restarts the stages of this node alone whose threads panicked: their layers are still loaded.
     fn restart_alone(&self) {
         let local = self.0.pipeline.local();
-        let broken = |key: &Key| self.0.pipeline.is_broken(ChainId { model: key.0, epoch: 0 });
+        let broken = |key: &Key| self.0.pipeline.is_broken(ChainId::alone(key.0));
         let whole: Vec<_> = self.loaded().iter().filter(|(key, _)| broken(key)).map(|(k, l)| (*k, l.clone())).collect();
         for (key, loaded) in whole.into_iter().filter(|(key, _)| self.is_whole(key)) {
             let stages = vec![StageAt { peer: local, layers: key.1..key.2 }];
             let session_bytes = loaded.budget.max_bytes();
-            if let Err(error) = self.start(ChainId { model: key.0, epoch: 0 }, stages, 0, &loaded, session_bytes) {
+            if let Err(error) = self.start(ChainId::alone(key.0), stages, 0, &loaded, session_bytes) {
                 tracing::warn!(event = "stage_not_started", %error, "cannot restart a stage: {error}");
             }
         }

@@ -111,6 +111,11 @@ pub struct Open {
 }
 
 impl Open {
+    /// The chain that it is for.
+    pub fn chain(&self) -> ChainId {
+        ChainId { model: self.model, epoch: self.epoch }
+    }
+
     /// Whether the session of an answer scores the prompt: the first one does, if it starts at the prompt.
     pub fn scores(&self, choice: u16) -> bool {
         self.prompt_logprobs && choice == 0 && self.tokens.len() == self.prompt_len as usize
@@ -137,6 +142,11 @@ pub struct Frame {
 }
 
 impl Frame {
+    /// The chain that it is for.
+    pub fn chain(&self) -> ChainId {
+        ChainId { model: self.model, epoch: self.epoch }
+    }
+
     /// Number of rows in the payload.
     pub fn rows(&self) -> usize {
         self.rows.iter().map(|rows| rows.rows as usize).sum()
@@ -154,6 +164,13 @@ pub struct Stepped {
     pub number: u64,
     /// Result of each sequence.
     pub advances: Vec<SteppedSequence>,
+}
+
+impl Stepped {
+    /// The chain that it is of.
+    pub fn chain(&self) -> ChainId {
+        ChainId { model: self.model, epoch: self.epoch }
+    }
 }
 
 /// Tokens of an answer.

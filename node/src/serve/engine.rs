@@ -190,7 +190,7 @@ impl Engine {
             return Err(Error::new(ErrorKind::Overloaded, message));
         }
         // Two models of one process are distinguished by their paths; no other node sees this digest.
-        let chain = ChainId { model: Digest(*blake3::hash(path.as_os_str().as_encoded_bytes()).as_bytes()), epoch: 0 };
+        let chain = ChainId::alone(Digest(*blake3::hash(path.as_os_str().as_encoded_bytes()).as_bytes()));
         let stages = vec![StageAt { peer: pipeline.local(), layers: 0..config.layers as u32 }];
         pipeline.start(StageSetup {
             chain,

@@ -74,12 +74,12 @@ impl Pooled {
         let newest =
             newest_usable(&view, &self.model, without, |peer| self.auditor.is_suspect(peer), reaches, is_broken)?;
         // A placement on this node alone uses the same chain as the local fallback.
-        let alone = ChainId { model: self.model, epoch: 0 };
+        let alone = ChainId::alone(self.model);
         if newest.stages.len() == 1 && self.loader.is_local(&newest.stages[0].peer) && self.loader.pipeline().has(alone)
         {
             return self.alone(exclusions);
         }
-        let chain = ChainId { model: newest.model, epoch: newest.epoch };
+        let chain = newest.chain();
         self.loader.start_pending(chain);
         let stages = newest.stages.into_iter().map(|stage| StageAt { peer: stage.peer, layers: stage.layers });
         Some(Route { chain, stages: stages.collect(), kept: None })
@@ -121,7 +121,7 @@ impl Pooled {
     }
 
     fn alone(&self, exclusions: &Exclusions) -> Option<Route> {
-        let chain = ChainId { model: self.model, epoch: 0 };
+        let chain = ChainId::alone(self.model);
         let local = self.loader.pipeline().local();
         let pipeline = self.loader.pipeline();
         let here = pipeline.has(chain) && !pipeline.is_broken(chain) && !exclusions.peers.contains(&local);
@@ -154,7 +154,7 @@ impl Routes for Pooled {
     }
 
     fn request_local(&self) {
-        if self.loader.pipeline().has(ChainId { model: self.model, epoch: 0 }) || !self.fits_here() {
+        if self.loader.pipeline().has(ChainId::alone(self.model)) || !self.fits_here() {
             return;
         }
         if self.loading.swap(true, Ordering::Relaxed) {

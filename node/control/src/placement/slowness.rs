@@ -87,7 +87,7 @@ pub(super) struct Slowness {
 impl Slowness {
     /// Whether the adverts show times of a placement that were not observed yet, or that have been slow for long enough.
     pub(super) fn is_due(&self, view: &View, placement: &Placement, now: Time) -> bool {
-        let (chain, paces) = (chain(placement), paces(view, placement));
+        let (chain, paces) = (placement.chain(), paces(view, placement));
         let is_late = || self.slow_since.get(&chain).is_some_and(|since| now.since(*since) >= SLOW_FOR);
         !paces.is_empty() && (self.seen.get(&chain) != Some(&paces) || is_late())
     }
@@ -99,7 +99,7 @@ impl Slowness {
 
     /// Learns from the times of a working placement. `predicted_s`: seconds per token that its stages account for.
     pub(super) fn observe(&mut self, view: &View, placement: &Placement, predicted_s: f64, now: Time) -> Observed {
-        let (chain, paces) = (chain(placement), paces(view, placement));
+        let (chain, paces) = (placement.chain(), paces(view, placement));
         self.seen.retain(|other, _| other.model != placement.model);
         self.seen.insert(chain, paces.clone());
         self.slow_since.retain(|other, _| other.model != placement.model || *other == chain);
@@ -195,10 +195,6 @@ fn suspects(
         return None;
     }
     Some((peers.clone(), slowest_s))
-}
-
-fn chain(placement: &Placement) -> ChainId {
-    ChainId { model: placement.model, epoch: placement.epoch }
 }
 
 /// Seconds per token beyond which a chain counts as slow.

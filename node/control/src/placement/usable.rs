@@ -8,6 +8,13 @@ use super::{Placement, pool_facts};
 use crate::pool::View;
 use crate::session::ChainId;
 
+impl Placement {
+    /// The chain of its stages.
+    pub fn chain(&self) -> ChainId {
+        ChainId { model: self.model, epoch: self.epoch }
+    }
+}
+
 /// The newest placement of a model whose stages are ready and can be reached, without these peers and epochs. One with a stage
 /// on a suspect comes after every other.
 pub fn newest_usable(
@@ -26,7 +33,7 @@ pub fn newest_usable(
             && placement.stages.iter().all(|stage| !peers.contains(&stage.peer) && reaches(&stage.peer))
             && !epochs.contains(&placement.epoch)
             // What broke here is not yet known to be broken elsewhere.
-            && !is_broken(&ChainId { model: *model, epoch: placement.epoch })
+            && !is_broken(&placement.chain())
     });
     let is_trusted = |placement: &Placement| !placement.stages.iter().any(|stage| is_suspect(&stage.peer));
     placements.into_iter().max_by_key(|placement| (is_trusted(placement), placement.epoch))

@@ -14,6 +14,13 @@ pub struct ChainId {
     pub epoch: u64,
 }
 
+impl ChainId {
+    /// The chain of a node that computes a model alone.
+    pub fn alone(model: Digest) -> ChainId {
+        ChainId { model, epoch: 0 }
+    }
+}
+
 /// Id of a session: one answer in progress. The coordinator draws it at random.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, PartialOrd, Ord, Default)]
 pub struct SessionId(pub [u8; 16]);

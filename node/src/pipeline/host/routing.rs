@@ -46,10 +46,9 @@ impl Pipeline {
     pub(super) fn deliver(&self, from: PeerId, message: Message, payload: Payload) {
         match &message {
             Message::Open(open) => {
-                let chain = ChainId { model: open.model, epoch: open.epoch };
+                let chain = open.chain();
                 let Open { session, choices, coordinator, .. } = **open;
                 let refusal = self.refusal_of(open, from);
-                self.start_unknown(chain);
                 match self.to_stage(chain, from, Ask::Open { session, choices, coordinator }, message, payload) {
                     StageDelivery::Queued => {}
                     StageDelivery::Full(retry_after) => self.cannot_open(refusal, NotOpened::Full(retry_after)),
@@ -57,12 +56,11 @@ impl Pipeline {
                 }
             }
             Message::Frame(frame) => {
-                let chain = ChainId { model: frame.model, epoch: frame.epoch };
-                self.start_unknown(chain);
+                let chain = frame.chain();
                 self.to_stage(chain, from, Ask::Frame, message, payload);
             }
             Message::Stepped(stepped) => {
-                let chain = ChainId { model: stepped.model, epoch: stepped.epoch };
+                let chain = stepped.chain();
                 self.to_stage(chain, from, Ask::Stepped, message, payload);
             }
             Message::Close { chain, session, .. } => {
@@ -94,7 +92,7 @@ impl Pipeline {
     /// Whom an opening's refusal concerns.
     fn refusal_of(&self, open: &Open, from: PeerId) -> OpeningRefusal {
         OpeningRefusal {
-            chain: ChainId { model: open.model, epoch: open.epoch },
+            chain: open.chain(),
             session: open.session,
             choices: open.choices,
             forwarded: open.sequence.is_some(),
@@ -135,8 +133,13 @@ impl Pipeline {
         self.stages().get(&chain).is_some_and(|stage| stage.gate.permits(from, ask))
     }
 
-    /// Tries to start the stage of a chain for which a message arrived.
-    fn start_unknown(&self, chain: ChainId) {
+    /// Tries to start the stage of a chain that a message makes known. Every message passes here once, before it is delivered.
+    pub(super) fn start_unknown(&self, message: &Message) {
+        let chain = match message {
+            Message::Open(open) => open.chain(),
+            Message::Frame(frame) => frame.chain(),
+            _ => return,
+        };
         if let Some(call) = self.0.on_unknown.get().filter(|_| !self.has(chain)) {
             call(chain);
         }
@@ -195,22 +198,18 @@ impl Pipeline {
 
 impl Inbox for Pipeline {
     fn admits(&self, from: PeerId, message: &Message) -> bool {
+        self.start_unknown(message);
         match message {
             Message::Open(open) => {
-                let chain = ChainId { model: open.model, epoch: open.epoch };
+                let chain = open.chain();
                 let Open { session, choices, coordinator, .. } = **open;
-                self.start_unknown(chain);
                 let permitted = self.stage_permits(chain, &from, Ask::Open { session, choices, coordinator });
                 if !permitted {
                     self.cannot_open(self.refusal_of(open, from), NotOpened::NoStage);
                 }
                 permitted
             }
-            Message::Frame(frame) => {
-                let chain = ChainId { model: frame.model, epoch: frame.epoch };
-                self.start_unknown(chain);
-                self.stage_permits(chain, &from, Ask::Frame)
-            }
+            Message::Frame(frame) => self.stage_permits(frame.chain(), &from, Ask::Frame),
             Message::Commit { chain, session, .. } => {
                 self.stage_permits(*chain, &from, Ask::Commit) || self.sessions().delivery(session, &from).is_some()
             }

@@ -123,7 +123,7 @@ impl StageLoader for Loader {
             cancel.cancel();
         }
         // The chain of this node alone uses them as well, and stays.
-        if self.0.pipeline.has(ChainId { model, epoch: 0 }) && self.is_whole(&key) {
+        if self.0.pipeline.has(ChainId::alone(model)) && self.is_whole(&key) {
             return;
         }
         if let Some(loaded) = self.loaded().remove(&key) {
