@@ -12,13 +12,17 @@ pub(crate) struct ModelsSaid {
 }
 
 impl ModelsSaid {
-    /// Whether a node came or went, or says something else of its models or of whether it computes for others, since the last call.
+    /// Whether a node came or went, or says something else of its name, its models or of whether it computes for others, since the
+    /// last call.
     pub(crate) fn changed(&mut self, view: &View) -> bool {
         let mut known = self.adverts.iter_mut();
         let mut is_known = |advert: &Arc<Advert>| {
             let Some(before) = known.next() else { return false };
             let same = Arc::ptr_eq(before, advert)
-                || (before.peer == advert.peer && before.works == advert.works && before.models == advert.models);
+                || (before.peer == advert.peer
+                    && before.works == advert.works
+                    && before.name == advert.name
+                    && before.models == advert.models);
             if same {
                 before.clone_from(advert);
             }
@@ -57,6 +61,8 @@ mod tests {
         assert!(changed(&[first.clone(), second.clone()]), "another one");
         first.sequence += 1;
         assert!(!changed(&[first.clone(), second.clone()]));
+        first.name.push('s');
+        assert!(changed(&[first.clone(), second.clone()]), "it has another name");
         first.works = !first.works;
         assert!(changed(&[first.clone(), second.clone()]));
         let (digest, name) = (pangea_units::Digest([1; 32]), "tiny".to_owned());

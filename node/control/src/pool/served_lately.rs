@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use pangea_units::Digest;
 
+use super::models_said::ModelsSaid;
 use super::served::{MODELS_MAX, served};
 use super::{View, is_full_name};
 use crate::Time;
@@ -23,6 +24,8 @@ const NODES_MAX: usize = 4;
 #[derive(Debug, Default)]
 pub struct ServedLately {
     models: BTreeMap<(String, Digest), Holders>,
+    /// What the models follow from.
+    said: ModelsSaid,
     /// Whether this node was told of peers, and may have a pool before it hears of one.
     expects_peers: bool,
     /// When this node first followed another node's term.
@@ -37,6 +40,8 @@ pub struct ServedLately {
 struct Holders {
     /// Names of the nodes that served the model last.
     nodes: BTreeSet<String>,
+    /// Whether they still serve it, and when they did last.
+    present: bool,
     last: Time,
 }
 
@@ -57,6 +62,17 @@ impl ServedLately {
             }
             Some(_) => now.since(*self.joined.get_or_insert(now)) < HEARD_OF_ALL,
         };
+        if self.said.changed(view) {
+            self.count(view, now);
+        }
+        for holders in self.models.values_mut().filter(|holders| holders.present) {
+            holders.last = now;
+        }
+        self.models.retain(|_, holders| now.since(holders.last) < REMEMBERED);
+    }
+
+    /// Records which nodes serve which models.
+    fn count(&mut self, view: &View, now: Time) {
         let counted = served(view);
         let mut present: BTreeMap<(&str, Digest), BTreeSet<String>> = BTreeMap::new();
         for advert in view.nodes.values() {
@@ -68,10 +84,10 @@ impl ServedLately {
                 }
             }
         }
+        self.models.values_mut().for_each(|holders| holders.present = false);
         for ((name, digest), nodes) in present {
-            self.models.insert((name.to_owned(), digest), Holders { nodes, last: now });
+            self.models.insert((name.to_owned(), digest), Holders { nodes, present: true, last: now });
         }
-        self.models.retain(|_, holders| now.since(holders.last) < REMEMBERED);
         while self.models.len() > MODELS_MAX {
             let oldest = self.models.iter().min_by_key(|(_, holders)| holders.last).map(|(model, _)| model.clone());
             oldest.map(|model| self.models.remove(&model));
@@ -124,7 +140,10 @@ mod tests {
     #[test]
     fn a_model_whose_nodes_left_is_remembered_with_their_names_for_a_while() {
         let mut lately = ServedLately::default();
-        lately.update(&pool(&[("desk", "tiny", 1), ("attic", "tiny", 1), ("attic", "other", 2)]), Time::from_secs(1));
+        let serving = [("desk", "tiny", 1), ("attic", "tiny", 1), ("attic", "other", 2)];
+        // As long as they say the same, they are present.
+        lately.update(&pool(&serving), Time::ZERO);
+        lately.update(&pool(&serving), Time::from_secs(1));
         lately.update(&pool(&[]), Time::from_secs(2));
         assert_eq!(lately.nodes("tiny"), Some(BTreeSet::from(["attic", "desk"])));
         assert_eq!(lately.nodes("tiny@01010101"), Some(BTreeSet::from(["attic", "desk"])));
