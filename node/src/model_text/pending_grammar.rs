@@ -67,7 +67,11 @@ impl PendingGrammar {
         .map(Some)
     }
 
-    fn run(compile: impl FnOnce() -> Result<Grammar> + Send + 'static) -> Result<PendingGrammar> {
+    /// Starts to compile a grammar on a thread of its own.
+    ///
+    /// # Errors
+    /// `Overloaded` if no thread can be started.
+    pub(crate) fn run(compile: impl FnOnce() -> Result<Grammar> + Send + 'static) -> Result<PendingGrammar> {
         let shared = Arc::new(Shared { result: Mutex::default() });
         let completed = Completed(Arc::clone(&shared));
         let run = move || {
@@ -110,7 +114,8 @@ mod tests {
     fn a_grammar_is_pending_until_its_thread_ends_and_a_panic_is_an_error() {
         let (release, wait) = sync_channel::<()>(0);
         let pending = PendingGrammar::run(move || {
-            wait.recv().unwrap();
+            // Compiled on the caller's thread, it would wait for ever.
+            wait.recv_timeout(Duration::from_secs(60)).unwrap();
             panic!("on purpose");
         })
         .unwrap();

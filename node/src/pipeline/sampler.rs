@@ -27,8 +27,20 @@ const GRAMMARS: usize = 16;
 pub(super) struct Sampler {
     text: Arc<ModelText>,
     choosers: HashMap<SessionId, Chooser>,
-    /// Grammars that were being compiled, with their coordinators; also those of sessions that are closed.
-    compiling: Vec<(PeerId, PendingGrammar)>,
+    compiling: Compiling,
+}
+
+/// Grammars that were being compiled, with their coordinators; also those of sessions that are closed.
+#[derive(Default)]
+struct Compiling(Vec<(PeerId, PendingGrammar)>);
+
+impl Compiling {
+    /// Whether another grammar of a coordinator may be compiled now.
+    fn has_place(&mut self, coordinator: &PeerId) -> bool {
+        self.0.retain(|(_, grammar)| grammar.is_running());
+        let own = self.0.iter().filter(|(of, _)| of == coordinator).count();
+        own < GRAMMARS_PER_COORDINATOR && self.0.len() < GRAMMARS
+    }
 }
 
 /// What the tokens of an answer must match.
@@ -75,7 +87,7 @@ pub(super) struct Chosen {
 
 impl Sampler {
     pub(super) fn new(text: Arc<ModelText>) -> Sampler {
-        Sampler { text, choosers: HashMap::new(), compiling: Vec::new() }
+        Sampler { text, choosers: HashMap::new(), compiling: Compiling::default() }
     }
 
     /// Prepares for an answer. Its grammar, which processes the tokens chosen before, is compiled on another thread: an
@@ -110,14 +122,12 @@ impl Sampler {
         if open.format == AnswerFormat::Text {
             return Ok(None);
         }
-        self.compiling.retain(|(_, grammar)| grammar.is_running());
-        let own = self.compiling.iter().filter(|(coordinator, _)| *coordinator == open.coordinator).count();
-        if own >= GRAMMARS_PER_COORDINATOR || self.compiling.len() >= GRAMMARS {
+        if !self.compiling.has_place(&open.coordinator) {
             let message = "too many JSON Schemas are being compiled on the last stage; try again later";
             return Err(Error::new(ErrorKind::Overloaded, message));
         }
         let pending = PendingGrammar::start(&self.text, &open.format, chosen)?;
-        self.compiling.extend(pending.clone().map(|grammar| (open.coordinator, grammar)));
+        self.compiling.0.extend(pending.clone().map(|grammar| (open.coordinator, grammar)));
         Ok(pending)
     }
 
@@ -297,4 +307,44 @@ impl Sampler {
 
 fn token_out(choice: Choice) -> TokenOut {
     TokenOut { token: choice.token, logprob: choice.logprob, top: choice.top }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::sync_channel;
+
+    use super::*;
+
+    /// Schemas without end from one coordinator took a thread each, and none was left for others.
+    #[test]
+    fn one_coordinator_has_a_few_grammars_compiled_at_once_and_leaves_places_for_others() {
+        let mut compiling = Compiling::default();
+        let (release, wait) = sync_channel::<()>(0);
+        let wait = Arc::new(std::sync::Mutex::new(wait));
+        let mut start = |coordinator: PeerId| {
+            let has_place = compiling.has_place(&coordinator);
+            if has_place {
+                let wait = Arc::clone(&wait);
+                let compile = move || {
+                    // Ends when the test does.
+                    let _ = wait.lock().map(|wait| wait.recv());
+                    Err(Error::new(ErrorKind::Cancelled, "the test is over"))
+                };
+                compiling.0.push((coordinator, PendingGrammar::run(compile).unwrap()));
+            }
+            has_place
+        };
+        for _ in 0..GRAMMARS / GRAMMARS_PER_COORDINATOR {
+            let coordinator = PeerId::random();
+            let places = (0..10).filter(|_| start(coordinator)).count();
+            assert_eq!(places, GRAMMARS_PER_COORDINATOR);
+        }
+        assert!(!start(PeerId::random()), "there is a bound for all together");
+        // One of them is compiled.
+        release.send(()).unwrap();
+        let newcomer = PeerId::random();
+        while !start(newcomer) {
+            std::thread::yield_now();
+        }
+    }
 }
