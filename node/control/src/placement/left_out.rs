@@ -1,15 +1,29 @@
 //! Why nodes get no layers of a model that is placed, as clauses for people. Plans are made elsewhere.
 
+use std::sync::Arc;
+
 use libp2p_identity::PeerId;
 use pangea_units::ByteSize;
 
 use super::cost::Costs;
-use crate::pool::View;
+use super::offer::ModelNeeds;
+use crate::pool::{Advert, View};
 
 /// The nodes that would compute for others and make no offer yet, each with the reason.
 pub(super) fn unmeasured(view: &View) -> impl Iterator<Item = (PeerId, String)> {
     let unmeasured = view.everyone().filter(|advert| advert.works && advert.speed.is_none());
     unmeasured.map(|advert| (advert.peer, "it has not measured its speed yet".to_owned()))
+}
+
+/// Why a node that would have to fetch a model gets none of its layers.
+const NOT_FETCHED: &str = "the nodes that serve it serve more models than others fetch, and it has no file of this one";
+
+/// The nodes that would compute for others, and would have to fetch a model that others do not fetch, each with the reason.
+pub(super) fn unfetched(view: &View, needs: &ModelNeeds) -> impl Iterator<Item = (PeerId, String)> {
+    let computes = |advert: &&Arc<Advert>| advert.works && advert.speed.is_some();
+    let unfetched =
+        view.everyone().filter(computes).filter(|advert| !needs.fetched && !needs.files.contains(&advert.peer));
+    unfetched.map(|advert| (advert.peer, NOT_FETCHED.to_owned()))
 }
 
 /// Why `node` has no part in `chain`.

@@ -33,9 +33,6 @@ const ORPHANED: Duration = Duration::from_secs(120);
 /// decision about a lost stage.
 const PLANS_PER_DECISION: usize = 4;
 
-/// Why a node that would have to fetch a model gets none of its layers.
-const NOT_FETCHED: &str = "the nodes that serve it serve more models than others fetch, and it has no file of this one";
-
 /// Why an excluded node gets no layers.
 const EXCLUDED: &str = "a stage or a chain failed on it lately; it is tried again later";
 
@@ -349,8 +346,6 @@ impl PlacementMaster {
         let placement = Placement { model: digest, name, epoch: *epoch, term, stages: plan.stages };
         model.forming = Some(Running::new(placement.clone(), view, now));
         let used = |peer: &PeerId| placement.stages.iter().any(|stage| stage.peer == *peer);
-        let fetched = |peer: &PeerId| model.needs.fetched || model.needs.files.contains(peer);
-        let unfetched = view.everyone().filter(|advert| advert.works && !fetched(&advert.peer));
         let left_out = plan.left_out.into_iter().filter(|(peer, _)| !excluded.contains(peer));
         let left_out = left_out
             .chain(excluded.iter().filter(|peer| !used(peer)).map(|peer| {
@@ -358,7 +353,7 @@ impl PlacementMaster {
                 (*peer, why.to_owned())
             }))
             .chain(left_out::unmeasured(view))
-            .chain(unfetched.map(|advert| (advert.peer, NOT_FETCHED.to_owned())))
+            .chain(left_out::unfetched(view, &model.needs))
             .collect();
         Some(Note::Placed { placement, reason: plan.reason, prediction: plan.prediction, left_out })
     }

@@ -95,7 +95,7 @@ pub fn preview(view: &View, model: &str) -> Result<Preview> {
         }
         Err(no_plan) => (None, no_plan.why, Vec::new(), Vec::new()),
     };
-    let left_out = left_out.into_iter().chain(left_out::unmeasured(view));
+    let left_out = left_out.into_iter().chain(left_out::unmeasured(view)).chain(left_out::unfetched(view, needs));
     let name = |peer: PeerId| names.get(&peer).copied().unwrap_or_default().to_owned();
     let whole = 0..needs.size.layers;
     Ok(Preview {
@@ -152,6 +152,7 @@ mod tests {
     use pangea_units::Digest;
 
     use super::*;
+    use crate::pool::served::FETCHED_PER_NODE;
     use crate::pool::{Advert, LayerSpeed, ModelAdvert, ModelSize, StageAdvert, StageState, Term, advert_of};
     use crate::test_peers::peer;
 
@@ -212,6 +213,25 @@ mod tests {
         assert!(preview(&pool_of_one(64 << 20), "asked").unwrap().best.is_some());
         // The sessions of the placed model have all the rest of the node's memory, which the master considers as well.
         assert!(preview(&pool_of_one(900 << 20), "asked").unwrap().best.is_none());
+    }
+
+    #[test]
+    fn a_preview_says_why_a_node_that_would_have_to_fetch_a_model_has_none_of_it() {
+        let mut view = pool_of_one(64 << 20);
+        let mut own = (*view.own).clone();
+        for number in 3..=FETCHED_PER_NODE as u8 + 1 {
+            let model = ModelAdvert { digest: Digest([number; 32]), name: number.to_string(), ..own.models[0].clone() };
+            own.models.push(model);
+        }
+        let (names, beyond): (Vec<_>, _) = (own.models.iter().map(|model| model.name.clone()).collect(), 1);
+        let idle = Advert { works: true, memory_bytes: 1 << 30, speed: own.speed, ..advert_of(peer(2)) };
+        view.own = Arc::new(own);
+        view.nodes.insert(peer(2), Arc::new(idle));
+        let why = |name: &String| preview(&view, name).unwrap().left_out;
+        let unfetched =
+            |(of, _, why): &(PeerId, String, String)| *of == peer(2) && why.contains("has no file of this one");
+        let told = names.iter().filter(|name| why(name).iter().any(unfetched)).count();
+        assert_eq!(told, beyond, "{FETCHED_PER_NODE} models of a node are fetched");
     }
 
     #[test]
