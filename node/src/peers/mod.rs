@@ -69,7 +69,7 @@ impl Peers {
     }
 
     /// The peers to be used last and audited first.
-    pub fn suspects(&self) -> BTreeSet<PeerId> {
+    pub fn suspects(&self) -> Vec<PeerId> {
         self.state().directory.suspects(clock::now())
     }
 

@@ -1,7 +1,6 @@
 //! The task that feeds a placer with events of the pool, the loader and the clock, and executes its actions. The loader
 //! owns loaded stages; the placer decides.
 
-use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
@@ -81,7 +80,7 @@ pub struct PlacementDriver {
     placer: Placer,
     peers: Peers,
     /// The suspects that the placer knows.
-    suspects: BTreeSet<PeerId>,
+    suspects: Vec<PeerId>,
     events: mpsc::Receiver<Event>,
     reports: mpsc::Receiver<StageReport>,
     report: mpsc::Sender<StageReport>,
@@ -98,7 +97,7 @@ impl PlacementDriver {
         let view = Arc::clone(&pool.view().borrow());
         let (report, reports) = mpsc::channel(REPORTS);
         let (sender, events) = mpsc::channel(REPORTS);
-        let (placer, suspects) = (Placer::new(view), BTreeSet::new());
+        let (placer, suspects) = (Placer::new(view), Vec::new());
         let driver = PlacementDriver { placer, peers, suspects, pool, loader, pinned, events, reports, report };
         (driver, Sessions { events: sender })
     }

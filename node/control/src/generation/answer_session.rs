@@ -421,8 +421,7 @@ impl AnswerSession {
         self.stalled("its stages have been silent for too long", now)
     }
 
-    /// Whether the first token is late. What the first stage says of itself does not count, and nobody is to blame: its chain may
-    /// be slow, or other requests may come first.
+    /// Whether the first token is late. What the first stage says of itself does not count.
     fn late(&mut self, now: Time) -> Outcome {
         let is_due = self.late_since.is_none_or(|last| now.since(last) > LATE_RETRY);
         if self.pause.is_some() || self.has_moved || !is_due || now.since(self.opened) <= self.terms.patience {
@@ -435,12 +434,16 @@ impl AnswerSession {
         Outcome::Late(Exclusions { peers, epochs })
     }
 
-    /// Leaves the current stages for another route, which was found because the first token is late.
+    /// Leaves the current stages for another route, which was found because the first token is late. Any of the stages may hold it
+    /// back, or be busy with other requests: all of them are suspected a little, so that what goes on and on ends.
     pub(super) fn moves_on(&mut self, now: Time) -> Outcome {
         if self.id().is_none() {
             return Outcome::Nothing;
         }
         self.has_moved = true;
+        for peer in self.stages().to_vec() {
+            self.suspect(peer, SuspicionReason::Late);
+        }
         self.lost_chain("the first token is late, and another chain is free", now)
     }
 

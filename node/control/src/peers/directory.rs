@@ -324,9 +324,12 @@ impl Directory {
         self.peers.get(peer).is_some_and(|peer| peer.suspicion.is_suspect(now))
     }
 
-    /// All suspects.
-    pub fn suspects(&self, now: Time) -> BTreeSet<PeerId> {
-        self.peers.iter().filter(|(_, peer)| peer.suspicion.is_suspect(now)).map(|(id, _)| *id).collect()
+    /// All suspects, the one under most suspicion first.
+    pub fn suspects(&self, now: Time) -> Vec<PeerId> {
+        let suspects = self.peers.iter().filter(|(_, peer)| peer.suspicion.is_suspect(now));
+        let mut suspects: Vec<_> = suspects.map(|(id, peer)| (peer.suspicion.amount(now), *id)).collect();
+        suspects.sort_by(|(one, _), (other, _)| other.total_cmp(one));
+        suspects.into_iter().map(|(_, id)| id).collect()
     }
 
     /// The state of a peer, if known.

@@ -11,6 +11,10 @@ const HALF_LIFE: Duration = Duration::from_secs(600);
 /// Upper bound of suspicion: a peer that was suspected without end is no suspect any more an hour after the last reason.
 const SUSPICION_MAX: f64 = 8.0;
 
+/// Time in which late first tokens count once: of many answers that wait for the same cause, each says the same of the same nodes.
+/// Nodes that were busy for a moment are no suspects after it, a chain that keeps answers waiting for a minute is.
+const LATE_ONCE_PER: Duration = Duration::from_secs(30);
+
 /// Suspicion from which on a peer counts as a suspect. One reason of full weight counts for one half-life; one stall alone
 /// does not, several in a row do.
 const SUSPECT_FROM: f64 = 0.5;
@@ -26,6 +30,8 @@ pub enum SuspicionReason {
     Contradicted,
     /// The peer kept others waiting although it was connected.
     Stalled,
+    /// An answer left the peer's chain because its first token was late. All nodes of the chain are suspected of it alike.
+    Late,
     /// The peer said what its part in a session does not allow: another stage's words, too many tokens, an end without a reason.
     BrokeProtocol,
     /// The peer called a request invalid that other nodes answered.
@@ -38,7 +44,7 @@ impl SuspicionReason {
     /// How much suspicion it adds.
     fn weight(self) -> f64 {
         match self {
-            SuspicionReason::Stalled => 0.25,
+            SuspicionReason::Stalled | SuspicionReason::Late => 0.25,
             SuspicionReason::Unsigned
             | SuspicionReason::Contradicted
             | SuspicionReason::BrokeProtocol
@@ -54,6 +60,7 @@ impl SuspicionReason {
             SuspicionReason::WrongUnsigned => "wrong_unsigned",
             SuspicionReason::Contradicted => "contradicted",
             SuspicionReason::Stalled => "stalled",
+            SuspicionReason::Late => "late",
             SuspicionReason::BrokeProtocol => "broke_protocol",
             SuspicionReason::RefusedWrongly => "refused_wrongly",
             SuspicionReason::AccusedWrongly => "accused_wrongly",
@@ -67,11 +74,19 @@ pub struct Suspicion {
     /// Suspicion at `since`.
     amount: f64,
     since: Time,
+    /// When a late first token counted last.
+    late: Option<Time>,
 }
 
 impl Suspicion {
     /// Adds a reason.
     pub(super) fn add(&mut self, reason: SuspicionReason, now: Time) {
+        if reason == SuspicionReason::Late {
+            if self.late.is_some_and(|last| now.since(last) < LATE_ONCE_PER) {
+                return;
+            }
+            self.late = Some(now);
+        }
         self.amount = (self.amount(now) + reason.weight()).min(SUSPICION_MAX);
         self.since = now;
     }
@@ -106,6 +121,21 @@ mod tests {
         assert!(suspicion.is_suspect(Time::from_secs(700)) && !suspicion.is_suspect(Time::from_secs(701)));
         assert!(suspicion.trust_factor(Time::from_secs(100)) < suspicion.trust_factor(Time::from_secs(700)));
         assert_eq!(suspicion.amount(Time::MAX), 0.0);
+    }
+
+    /// Hundreds of answers that wait in one busy moment must not make honest nodes suspects.
+    #[test]
+    fn late_first_tokens_make_a_suspect_when_they_go_on_and_not_when_they_are_many() {
+        let mut suspicion = Suspicion::default();
+        let mut is_suspect_at = |at: Time| {
+            (0..100).for_each(|_| suspicion.add(SuspicionReason::Late, at));
+            suspicion.is_suspect(at)
+        };
+        let start = Time::from_secs(100);
+        let just_before = start + LATE_ONCE_PER - Duration::from_millis(1);
+        assert!(!is_suspect_at(start) && !is_suspect_at(just_before) && !is_suspect_at(start + LATE_ONCE_PER));
+        assert!(is_suspect_at(start + 2 * LATE_ONCE_PER));
+        assert!(!suspicion.is_suspect(start + HALF_LIFE + 2 * LATE_ONCE_PER), "it decays");
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The placements of one model at the master: the one that serves, the one that forms beside it, and whether a better plan is
 //! worth its replacement. Which models are planned when, and by whom, is decided elsewhere.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use libp2p_identity::PeerId;
@@ -41,6 +41,9 @@ const CHAIN_RETRY_DELAY_MAX: Duration = Duration::from_secs(10);
 
 /// Time after which a placement counts as stable, so that its next failure starts with the shortest delay.
 const STABLE_AFTER: Duration = Duration::from_secs(60);
+
+/// Suspects, of those under most suspicion, that a plan which cannot do without suspects is tried without: each takes a plan.
+const SPARED_MAX: usize = 8;
 
 /// Consecutive failures after which the nodes that advertise the failure are excluded.
 const BREAKS_BEFORE_EXCLUSION: u32 = 3;
@@ -181,11 +184,13 @@ impl ModelPlacement {
     }
 
     /// The best plan, and the offers that it was made of: without nodes that failed lately and without suspects if possible,
-    /// then without suspects, then without those that failed lately, then of all that may be used.
+    /// then without suspects, then without those that failed lately, then of all that may be used. Where it takes suspects, those
+    /// under most suspicion are left out as far as others suffice: all nodes of a chain are suspected alike, and who is in a second
+    /// such chain is suspected more.
     pub(super) fn best(
         &self,
         all: &[NodeOffer],
-        suspects: &BTreeSet<PeerId>,
+        suspects: &[PeerId],
         view: &View,
         now: Time,
     ) -> (Vec<NodeOffer>, Result<Plan, NoPlan>) {
@@ -199,8 +204,18 @@ impl ModelPlacement {
             {
                 continue;
             }
-            let best = plan(&self.needs, &offers, links);
+            let mut best = plan(&self.needs, &offers, links);
             let found = best.is_ok();
+            // Where all are suspects, nothing tells them apart.
+            if found && !trusted && offers.iter().any(|offer| !suspects.contains(&offer.peer)) {
+                for suspect in suspects.iter().take(SPARED_MAX) {
+                    let fewer: Vec<_> = offers.iter().filter(|offer| offer.peer != *suspect).cloned().collect();
+                    let without = plan(&self.needs, &fewer, links);
+                    if without.is_ok() {
+                        (offers, best) = (fewer, without);
+                    }
+                }
+            }
             last = Some((offers, best));
             if found {
                 break;
@@ -236,7 +251,7 @@ impl ModelPlacement {
         best: Plan,
         serving: &Running,
         offers: &[NodeOffer],
-        suspects: &BTreeSet<PeerId>,
+        suspects: &[PeerId],
         view: &View,
     ) -> Worth {
         let current = &serving.placement.stages;
@@ -256,8 +271,10 @@ impl ModelPlacement {
         // The new stages must fit beside the old ones, which serve meanwhile.
         let beside = self.beside(offers, view);
         let Ok(best) = plan(&self.needs, &beside, links) else { return Worth::Nothing };
-        let has_suspects = |stages: &[PlacedStage]| stages.iter().any(|stage| suspects.contains(&stage.peer));
-        if has_suspects(current) && !has_suspects(&best.stages) {
+        let uses = |stages: &[PlacedStage], suspect: &PeerId| stages.iter().any(|stage| stage.peer == *suspect);
+        // The one under most suspicion decides.
+        let apart = suspects.iter().find(|suspect| uses(current, suspect) != uses(&best.stages, suspect));
+        if apart.is_some_and(|suspect| uses(current, suspect)) {
             return Worth::Now(best);
         }
         let Some(is) = predict(&self.needs, offers, links, current) else { return Worth::Nothing };

@@ -7,7 +7,7 @@
 //!   beside the old ones, or because flags require another one, or because one of its nodes is under suspicion.
 //! * The old placement stays in force until every stage of the new one is ready.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::Time;
@@ -98,8 +98,8 @@ pub(super) struct PlacementMaster {
     epochs: BTreeMap<Digest, u64>,
     /// Nodes that are slower than they say.
     slowness: Slowness,
-    /// Nodes that are used last.
-    suspects: BTreeSet<PeerId>,
+    /// Nodes that are used last, the one under most suspicion first.
+    suspects: Vec<PeerId>,
     /// The models that names stand for.
     names: NameChoices,
     published: Vec<Placement>,
@@ -108,7 +108,7 @@ pub(super) struct PlacementMaster {
 
 impl PlacementMaster {
     /// Records who is under suspicion now.
-    pub(super) fn suspect(&mut self, suspects: BTreeSet<PeerId>) {
+    pub(super) fn suspect(&mut self, suspects: Vec<PeerId>) {
         self.suspects = suspects;
     }
 

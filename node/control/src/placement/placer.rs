@@ -1,7 +1,6 @@
 //! A node's whole part in placement: its decisions as the master, and the stages that it holds.
 
 use crate::Time;
-use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -48,8 +47,8 @@ pub enum Event {
         /// The measured times.
         pace: StagePace,
     },
-    /// The nodes under suspicion changed: they get layers only where no plan without them is possible.
-    Suspects(BTreeSet<PeerId>),
+    /// The nodes under suspicion changed, the one under most first: they get layers only where no plan without them is possible.
+    Suspects(Vec<PeerId>),
     /// Time has passed.
     Tick,
 }

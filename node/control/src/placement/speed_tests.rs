@@ -438,6 +438,27 @@ fn a_suspect_gets_layers_only_where_no_plan_without_it_is_possible() {
     }
 }
 
+/// All nodes of a chain that keeps answers waiting are suspected alike, so a plan may have to take some of them; who is in the
+/// next such chain, too, is suspected more.
+#[test]
+fn where_suspects_are_needed_those_under_less_suspicion_get_the_layers() {
+    let suspects = |numbers: &[u8]| Event::Suspects(numbers.iter().map(|number| peer(*number)).collect());
+    for split in [false, true] {
+        let mut nodes = [node(20.0, 20.0), node(20.0, 20.0), node(20.0, 20.0)];
+        nodes.iter_mut().for_each(|node| node.memory_bytes = 768 << 20);
+        let mut pool = Pool::new(&nodes, split);
+        for (said, used) in [(&[2, 3], [false, true]), (&[3, 2], [true, false]), (&[2, 3], [false, true])] {
+            pool.placer.handle(suspects(said), pool.now);
+            pool.run(5);
+            assert_eq!([pool.uses(2), pool.uses(3)], used, "split {split}, {said:?}: {:?}", pool.shares());
+        }
+        // Where all are suspects, nothing tells them apart.
+        pool.placer.handle(suspects(&[1, 2, 3]), pool.now);
+        pool.run(20);
+        assert_eq!(pool.shares().len(), if split { 3 } else { 2 }, "split {split}: {:?}", pool.shares());
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: if cfg!(debug_assertions) { 24 } else { 256 }, ..ProptestConfig::default() })]
 

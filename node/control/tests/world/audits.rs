@@ -119,6 +119,7 @@ impl World {
             SuspicionReason::BrokeProtocol => {
                 self.noticed(of, &[Deviation::SpeaksOutOfTurn, Deviation::NeverEnds]);
             }
+            SuspicionReason::Late => self.noticed(of, &[Deviation::HoldsFirstTokens]),
             SuspicionReason::RefusedWrongly => self.noticed(of, &[Deviation::RefusesSession]),
             _ => {}
         }

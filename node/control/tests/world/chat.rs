@@ -328,7 +328,9 @@ impl World {
         for index in 0..choices.len() {
             run.chats.sessions.insert(id.choice(index as u16), job);
         }
-        self.send_session(at, self.index_of(&first_stage), SessionMessage::Open(Box::new(open)), 0)
+        let first = self.index_of(&first_stage);
+        let held = if first != at && from_prompt { self.holds_request(first) } else { 0 };
+        self.send_session(at, first, SessionMessage::Open(Box::new(open)), held)
     }
 
     // Routes.

@@ -1,8 +1,10 @@
 //! What single disturbances lead to in answers: chains that lose a stage, coordinators that die, links that break, memory that
 //! is short. Whatever happens, `checks` compares every token with that of a node that nothing disturbs.
 
+use pangea_control::placement::pool_facts;
 use pangea_units::ErrorKind;
 
+use crate::deviations::{Deviation, Deviations};
 use crate::scenario::{ChatSpec, SECOND, Scenario};
 use crate::world::World;
 use crate::{chat_checks, checks};
@@ -166,4 +168,47 @@ fn a_node_that_drains_ends_after_its_last_answer() {
         }
         assert_eq!(world.checks.chat_outcome(number), Some(Ok(())), "seed {seed}");
     }
+}
+
+/// The nodes that have layers of the only model, as the first node sees it.
+fn stages(world: &World) -> Vec<usize> {
+    let view = world.nodes[0].run.as_ref().unwrap().view(world.now);
+    let placements = pool_facts::placements(&view).unwrap();
+    placements.last().unwrap().stages.iter().map(|stage| world.index_of(&stage.peer)).collect()
+}
+
+/// Every answer moved to another chain after seconds, and the next one waited again.
+#[test]
+fn a_first_stage_that_holds_every_first_token_back_loses_its_place() {
+    let mut held_back = 0;
+    for seed in 0..seeds() {
+        let mut scenario = Scenario::quiet(seed, 4);
+        // Answers move to where the file is; the first node decides who gets layers.
+        scenario.nodes[0].force_master = true;
+        scenario.nodes.iter_mut().for_each(|node| node.models = vec![1]);
+        let mut world = World::new(scenario, false);
+        world.run_for(30 * SECOND).unwrap();
+        assert!(checks::all_placed(&world), "seed {seed}");
+        let first = stages(&world)[0];
+        if first == 0 {
+            continue;
+        }
+        held_back += 1;
+        world.nodes[first].spec.deviations = Deviations::only(Deviation::HoldsFirstTokens, 1);
+        for round in 0..8 {
+            let number = world.ask_after(0, ChatSpec::new(0, seed * 100 + round));
+            world.run_for(20 * SECOND).unwrap();
+            assert_eq!(world.checks.chat_outcome(number), Some(Ok(())), "seed {seed}, chat {round}");
+        }
+        assert!(!stages(&world).contains(&first), "seed {seed}: {first} of {:?}", stages(&world));
+        let before = failovers(&world);
+        let number = world.ask_after(0, ChatSpec::new(0, seed * 100 + 50));
+        world.run_for(5 * SECOND).unwrap();
+        assert_eq!(world.checks.chat_outcome(number), Some(Ok(())), "seed {seed}");
+        assert_eq!(failovers(&world), before, "seed {seed}: nobody waits any more");
+        let run = world.nodes[0].run.as_ref().unwrap();
+        assert!(run.directory.is_suspect(&world.nodes[first].peer, run.time(world.now)), "seed {seed}");
+        assert!(run.directory.may_compute(&world.nodes[first].peer), "seed {seed}: it proved nothing");
+    }
+    assert!(held_back > 0);
 }

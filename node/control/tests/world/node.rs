@@ -104,7 +104,7 @@ pub(crate) struct Run {
     /// Whether the placer is to look at the pool soon.
     pub(crate) looking: bool,
     /// Who was under suspicion when the placer last heard of it.
-    pub(crate) suspects: BTreeSet<PeerId>,
+    pub(crate) suspects: Vec<PeerId>,
     /// What is placed where.
     pub(crate) placer: Placer,
     /// All of its memory.
@@ -276,7 +276,7 @@ impl Node {
             fresh: true,
             published: now,
             looking: false,
-            suspects: BTreeSet::new(),
+            suspects: Vec::new(),
             placer: Placer::new(Arc::new(view)),
             memory: Memory::new(self.spec.memory_bytes),
             layers: Layers::default(),

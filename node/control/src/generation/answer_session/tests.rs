@@ -79,15 +79,25 @@ fn an_answer_whose_first_token_is_late_looks_for_another_route_whatever_the_firs
     // Without another route it stays, and asks again.
     assert!(matches!(session.tick(now), Outcome::Nothing));
     assert!(matches!(session.tick(after(patience + Duration::from_secs(2))), Outcome::Late(_)));
-    // With one it moves, and nobody is to blame.
+    assert_eq!(session.take_suspected(), [], "there is no better chain");
+    // With one it moves. Any stage of the chain may be the cause, so all are suspected alike, and none is excluded.
     assert!(matches!(session.moves_on(now), Outcome::Lost { can_sign: false, .. }));
-    assert_eq!((session.take_suspected(), session.exclusions(now).peers), (vec![], vec![]));
+    let suspects = [first, last].map(|peer| (peer, SuspicionReason::Late));
+    assert_eq!((session.take_suspected(), session.exclusions(now).peers), (suspects.to_vec(), vec![]));
     // The other chain gets the time that it needs.
     session.opened(ID, EPOCH + 1, &stages_at(&[first, last]), now);
     session.handle(first, Reply::Accepted, now);
     let later = now + patience * 2;
     session.handle(first, Reply::Accepted, later);
     assert!(matches!(session.tick(later), Outcome::Nothing));
+}
+
+#[test]
+fn a_late_answer_makes_no_suspect_of_its_own_coordinator() {
+    let [local, other, _] = peers();
+    let mut session = running(&[local, other]);
+    assert!(matches!(session.moves_on(Time::from_secs(6)), Outcome::Lost { .. }));
+    assert_eq!(session.take_suspected(), [(other, SuspicionReason::Late)]);
 }
 
 #[test]

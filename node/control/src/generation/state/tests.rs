@@ -135,11 +135,17 @@ fn a_late_answer_moves_to_a_route_that_exists_and_otherwise_to_this_node_alone()
     let (stages, chain) = (vec![StageAt { peer: local, layers: 0..2 }], ChainId { model: Digest([9; 32]), epoch: 0 });
     let id = SessionId([5; 16]);
     let actions = world.handle(Event::RouteFound { choices: 0..1, id, chain, stages });
-    let [Action::Forget { session }, Action::Close { first_stage, .. }, Action::FailOver { .. }, Action::Open { .. }] =
-        &actions[..]
+    let [
+        Action::Forget { session },
+        Action::Close { first_stage, .. },
+        Action::FailOver { .. },
+        Action::Open { .. },
+        Action::Suspect { peer, reason: SuspicionReason::Late },
+    ] = &actions[..]
     else {
         panic!("{actions:?}")
     };
+    assert_eq!(*peer, other);
     assert_eq!((*session, *first_stage, world.state.answer(0).id()), (ID, other, Some(id)));
 }
 

@@ -70,6 +70,8 @@ pub(crate) enum Deviation {
     RefusesSession,
     /// Takes for a pass just as long as nobody gives it up.
     StallsSession,
+    /// Keeps new requests for longer than anybody waits for a first token, where it is the first stage.
+    HoldsFirstTokens,
     /// Reports frames as done, and keeps their tokens.
     KeepsTokens,
     /// Reports frames that there are not.
@@ -84,7 +86,7 @@ pub(crate) enum Deviation {
 
 impl Deviation {
     /// The whole catalogue.
-    pub(crate) const ALL: [Deviation; 26] = [
+    pub(crate) const ALL: [Deviation; 27] = [
         Deviation::WrongTile,
         Deviation::RefusesTask,
         Deviation::StallsTask,
@@ -106,6 +108,7 @@ impl Deviation {
         Deviation::NeverEnds,
         Deviation::RefusesSession,
         Deviation::StallsSession,
+        Deviation::HoldsFirstTokens,
         Deviation::KeepsTokens,
         Deviation::StepsWildly,
         Deviation::Meddles,
@@ -135,6 +138,7 @@ impl Deviation {
                 | Deviation::FloodsTasks
                 | Deviation::WithholdsSignature
                 | Deviation::StallsSession
+                | Deviation::HoldsFirstTokens
                 | Deviation::KeepsTokens
                 | Deviation::EvadesQuarantine
         )

@@ -15,6 +15,9 @@ use crate::world::World;
 /// Just under the shortest time after which a chain without a token is given up.
 const STALL: Micros = 4 * SECOND + SECOND / 2;
 
+/// Just over the time after which the first token of a short prompt is late.
+const HOLD: Micros = 7 * SECOND;
+
 /// How a stage lies about what it computed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Lie {
@@ -45,6 +48,11 @@ impl World {
     /// How much longer than it takes a stage works on a pass.
     pub(crate) fn stalls_pass(&mut self, at: usize) -> Micros {
         if self.deviates(at, Deviation::StallsSession) { STALL } else { 0 }
+    }
+
+    /// How long a first stage keeps a new request before it looks at it.
+    pub(crate) fn holds_request(&mut self, at: usize) -> Micros {
+        if self.deviates(at, Deviation::HoldsFirstTokens) { HOLD } else { 0 }
     }
 
     /// A stage that is not the last one tells a coordinator a token of its own.
