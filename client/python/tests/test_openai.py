@@ -108,6 +108,36 @@ def test_a_schema(client: openai.OpenAI) -> None:
     assert isinstance(json.loads(answer.choices[0].message.content)["ok"], bool)
 
 
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "get_weather",
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"enum": ["Paris", "Rome"]}},
+            "required": ["city"],
+            "additionalProperties": False,
+        },
+    },
+}
+
+
+def test_a_tool_is_called_plain_and_streamed_and_its_result_is_read(client: openai.OpenAI) -> None:
+    asked = {"model": MODEL, "messages": QUESTION, "max_tokens": 60, "temperature": 0, "tools": [WEATHER]}
+    choice = client.chat.completions.create(**asked, tool_choice="required").choices[0]
+    assert choice.finish_reason == "tool_calls" and choice.message.tool_calls
+    call = choice.message.tool_calls[0]
+    assert call.function.name == "get_weather" and json.loads(call.function.arguments)["city"] in ("Paris", "Rome")
+    # The SDK puts the pieces together and checks that they fit.
+    with client.chat.completions.stream(**asked, tool_choice="required") as stream:
+        streamed = stream.get_final_completion().choices[0].message.tool_calls
+    assert streamed and streamed[0].function.arguments == call.function.arguments
+    result = {"role": "tool", "tool_call_id": call.id, "content": "It rains frogs."}
+    messages = [*QUESTION, choice.message.model_dump(exclude_none=True), result]
+    answer = client.chat.completions.create(model=MODEL, messages=messages, tools=[WEATHER], max_tokens=8)
+    assert answer.usage and answer.usage.completion_tokens
+
+
 def test_completions(client: openai.OpenAI) -> None:
     answer = client.completions.create(
         model=MODEL, prompt="The capital of France is", max_tokens=4, temperature=0, echo=True, logprobs=1

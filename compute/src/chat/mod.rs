@@ -10,6 +10,7 @@
 //! | `meter` | the memory that a render has taken so far |
 //! | `metering` | adds the meter to a template's own operators |
 //! | [`plain_text`] | texts of a conversation that look like control tokens |
+//! | [`tools`] | how models write calls of tools |
 //! | `python` | values as Python prints them, JSON as `json.dumps` writes it |
 //! | [`calendar`] | dates for `strftime_now` |
 
@@ -19,6 +20,7 @@ mod meter;
 mod metering;
 pub mod plain_text;
 mod python;
+pub mod tools;
 
 use minijinja::value::Serde;
 use minijinja::{Environment, Value};
@@ -27,6 +29,7 @@ use serde_json::{Map, Value as Json};
 use crate::Error;
 use calendar::CalendarTime;
 use plain_text::{Marker, RenderedPrompt};
+use tools::ToolSyntax;
 
 const OPERATION: &str = "chat template";
 /// Bytes of a template, at most. The longest in use have some 30 KB.
@@ -100,6 +103,8 @@ pub struct Conversation<'a> {
 #[derive(Debug)]
 pub struct ChatTemplate {
     environment: Environment<'static>,
+    /// The syntax of calls that the template asks for, if it knows tools.
+    tools: Option<ToolSyntax>,
     bos: String,
     eos: String,
 }
@@ -119,7 +124,13 @@ impl ChatTemplate {
         let metered = metering::metered(source)?;
         let mut environment = environment::new(metered.fuel);
         environment.add_template_owned(NAME, metered.source).map_err(|error| environment::error(&error))?;
-        Ok(ChatTemplate { environment, bos: bos.to_owned(), eos: eos.to_owned() })
+        let tools = ToolSyntax::of_template(source);
+        Ok(ChatTemplate { environment, tools, bos: bos.to_owned(), eos: eos.to_owned() })
+    }
+
+    /// The syntax of calls that the template asks for; `None` if it knows no tools.
+    pub fn tools(&self) -> Option<ToolSyntax> {
+        self.tools
     }
 
     /// The default template for a model without one: ChatML where the vocabulary has `<|im_start|>`, Gemma's turns

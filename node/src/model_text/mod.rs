@@ -9,6 +9,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use pangea_client::{Error, ErrorKind, Result};
 use pangea_compute::chat::calendar::CalendarTime;
+use pangea_compute::chat::tools::{self, ToolChoice, ToolReader, ToolSyntax};
 use pangea_compute::chat::{ChatTemplate, Conversation};
 use pangea_compute::model::ModelFile;
 use pangea_compute::sample::AnswerFormat;
@@ -55,10 +56,15 @@ impl ModelText {
             }
             // A raw prompt is its author's own template, with its control tokens.
             Prompt::Text(text) => self.tokenizer.encode(text, true, true),
-            Prompt::Chat { messages, tools, variables } => {
+            Prompt::Chat { messages, tools, tool_choice, variables } => {
+                // A template that knows no tools drops them in silence.
+                let explained = match self.template.tools() {
+                    None => Some(tools::explained(messages, tools.as_ref())),
+                    Some(_) => None,
+                };
                 let seconds = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
                 let conversation = Conversation {
-                    messages,
+                    messages: explained.as_deref().unwrap_or(messages),
                     add_generation_prompt: true,
                     tools: tools.as_ref(),
                     variables,
@@ -66,7 +72,10 @@ impl ModelText {
                 };
                 // What the request brings is text; only the template's own control tokens are tokens.
                 let places = |text: &str| self.tokenizer.control_places(text);
-                let prompt = self.template.render_apart(&conversation, &places).map_err(compute_error)?;
+                let mut prompt = self.template.render_apart(&conversation, &places).map_err(compute_error)?;
+                if *tool_choice != ToolChoice::Auto {
+                    prompt.text.push_str(self.tool_syntax().forced_prefix());
+                }
                 // A template may start the sequence itself.
                 let begun = self.tokenizer.bos().and_then(|bos| self.tokenizer.token_text(bos));
                 let begins = begun.is_some_and(|bos| prompt.text.starts_with(bos));
@@ -78,6 +87,37 @@ impl ModelText {
             return Err(Error::new(ErrorKind::InvalidInput, "the prompt is empty"));
         }
         Ok(tokens)
+    }
+
+    fn tool_syntax(&self) -> ToolSyntax {
+        self.template.tools().unwrap_or(ToolSyntax::Json)
+    }
+
+    /// The format of the answer to a prompt that asks for a call.
+    pub(crate) fn call_format(&self, prompt: &Prompt) -> Option<AnswerFormat> {
+        let Prompt::Chat { tools: Some(tools), tool_choice, .. } = prompt else { return None };
+        if *tool_choice == ToolChoice::Auto {
+            return None;
+        }
+        let schema = self.tool_syntax().call_schema(tools, tool_choice)?;
+        Some(AnswerFormat::JsonSchema(schema.to_string()))
+    }
+
+    /// What finds the calls in an answer to a prompt with tools. `single`: at most one call.
+    pub(crate) fn tool_reader(&self, prompt: &Prompt, single: bool) -> Option<ToolReader> {
+        let Prompt::Chat { tools: Some(tools), tool_choice, .. } = prompt else { return None };
+        let is_forced = *tool_choice != ToolChoice::Auto;
+        Some(ToolReader::new(self.tool_syntax(), tools::names(tools), is_forced, single))
+    }
+
+    /// The control tokens that an answer to this prompt shows as text, because they mark calls.
+    pub(crate) fn call_marks(&self, prompt: &Prompt) -> Vec<u32> {
+        let Prompt::Chat { tools: Some(_), .. } = prompt else { return Vec::new() };
+        let marks = self.tool_syntax().marks().iter();
+        marks
+            .filter_map(|mark| self.tokenizer.token_id(mark))
+            .filter(|&id| self.tokenizer.is_control(id) && !self.tokenizer.is_end_of_generation(id))
+            .collect()
     }
 
     /// The grammar that the answer must match; `None` for free text.

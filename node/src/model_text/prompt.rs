@@ -2,6 +2,7 @@
 
 use pangea_client::{Error, ErrorKind};
 use pangea_compute::chat::Message;
+use pangea_compute::chat::tools::{self, ToolChoice};
 
 /// Maximum messages of one conversation: more than any context holds.
 const MAX_MESSAGES: usize = 4096;
@@ -22,6 +23,8 @@ pub enum Prompt {
         messages: Vec<Message>,
         /// Descriptions of tools for the model's template, as OpenAI writes them.
         tools: Option<serde_json::Value>,
+        /// Which of the tools the answer may or must call.
+        tool_choice: ToolChoice,
         /// Further variables of the template, such as `enable_thinking`.
         variables: serde_json::Map<String, serde_json::Value>,
     },
@@ -33,17 +36,27 @@ impl Prompt {
     /// # Errors
     /// The first [`WrongField`].
     pub fn check(&self) -> Result<(), WrongField> {
-        let Prompt::Chat { messages, .. } = self else { return Ok(()) };
+        let Prompt::Chat { messages, tools, tool_choice, .. } = self else { return Ok(()) };
         if messages.is_empty() || messages.len() > MAX_MESSAGES {
             let why = format!("{} messages; it must be 1 to {MAX_MESSAGES}", messages.len());
             return Err(WrongField::new("messages", why));
         }
-        messages.iter().enumerate().try_for_each(|(at, message)| role(at, &message.role).map(drop))
+        messages.iter().enumerate().try_for_each(|(at, message)| role(at, &message.role).map(drop))?;
+        let names = tools.as_ref().map(tools::names).unwrap_or_default();
+        match tool_choice {
+            ToolChoice::Required if names.is_empty() => {
+                Err(WrongField::new("tool_choice", "a tool must be called, but the request has no tools"))
+            }
+            ToolChoice::Named(name) if !names.contains(name) => {
+                Err(WrongField::new("tool_choice", format!("the request has no tool named {name:?}")))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// A conversation without tools.
     pub fn chat(messages: Vec<Message>) -> Prompt {
-        Prompt::Chat { messages, tools: None, variables: serde_json::Map::new() }
+        Prompt::Chat { messages, tools: None, tool_choice: ToolChoice::Auto, variables: serde_json::Map::new() }
     }
 }
 

@@ -14,14 +14,16 @@ use crate::pipeline::wire::{EndReason, TokenOut};
 pub(super) struct AnswerText {
     choice: usize,
     stops: StopMatcher,
+    /// Control tokens that are shown as text.
+    shown: Vec<u32>,
     detokenizer: Detokenizer,
     logprobs: bool,
 }
 
 impl AnswerText {
-    /// An answer without tokens. `choice`: its index within the request.
-    pub(super) fn new(choice: usize, stops: StopMatcher, logprobs: bool) -> AnswerText {
-        AnswerText { choice, stops, detokenizer: Detokenizer::new(), logprobs }
+    /// An answer without tokens. `choice`: its index within the request; `shown`: control tokens that are shown as text.
+    pub(super) fn new(choice: usize, stops: StopMatcher, shown: Vec<u32>, logprobs: bool) -> AnswerText {
+        AnswerText { choice, stops, shown, detokenizer: Detokenizer::new(), logprobs }
     }
 
     /// Converts new tokens to text; `ended`: why no tokens follow them.
@@ -40,7 +42,9 @@ impl AnswerText {
             if self.logprobs {
                 delta.logprobs.push(with_text(text, out));
             }
-            let emitted = self.stops.push(&self.detokenizer.push(&text.tokenizer, out.token));
+            let is_shown = self.shown.contains(&out.token);
+            let bytes = text.tokenizer.token_bytes(out.token, is_shown).unwrap_or_default();
+            let emitted = self.stops.push(&self.detokenizer.push_bytes(&bytes));
             delta.text.push_str(&emitted.text);
             if emitted.stopped {
                 delta.finish = Some(Finish::Stop);

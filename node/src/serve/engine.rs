@@ -8,6 +8,7 @@ use std::time::Duration;
 use libp2p::identity::Keypair;
 use pangea_client::{Error, ErrorKind, Result};
 use pangea_compute::Digest;
+use pangea_compute::chat::tools::ToolReader;
 use pangea_compute::model::{Model, ModelFile, ModelPart, PageBudget};
 use pangea_compute::sample::stop::StopMatcher;
 use pangea_control::Time;
@@ -22,7 +23,7 @@ use crate::devices::threads::Purpose;
 use crate::devices::{Devices, Kind};
 use crate::engine_metrics::{self, EngineMetrics};
 use crate::jobs::Jobs;
-use crate::model_text::ModelText;
+use crate::model_text::{ModelText, Prompt};
 use crate::models::LoadedPart;
 use crate::pipeline::wire::StageAt;
 use crate::pipeline::{ChainId, ChainLimits, Drafts, Pipeline, StageSetup};
@@ -263,6 +264,11 @@ impl Engine {
         self.shared.text.tokenizer.decode(tokens, true)
     }
 
+    /// What finds the calls of tools in an answer to `prompt`; `None` for a prompt without tools. `single`: at most one call.
+    pub fn tool_reader(&self, prompt: &Prompt, single: bool) -> Option<ToolReader> {
+        self.shared.text.tool_reader(prompt, single)
+    }
+
     /// Queues a request. Dropping the returned generation cancels it.
     ///
     /// # Errors
@@ -291,13 +297,15 @@ fn prepare(shared: &Shared, request: Request, arrived: Time) -> std::result::Res
         let error = Error::new(ErrorKind::InvalidInput, message);
         return Err(RequestRefused { error, retry_after: None, context_exceeded: true });
     }
+    let format = shared.text.call_format(&request.prompt).unwrap_or(request.format);
     // An invalid schema is reported before the request waits.
-    shared.text.grammar(&request.format)?;
+    shared.text.grammar(&format)?;
     Ok(Prepared {
         id: request.id,
         choices: request.choices,
         max_new_tokens: request.max_tokens.unwrap_or(usize::MAX).min(context - prompt.len()),
-        format: request.format,
+        format,
+        call_marks: shared.text.call_marks(&request.prompt),
         stops: StopMatcher::new(&request.stop).map_err(compute_error)?,
         prompt_logprobs: request.prompt_logprobs && request.sampling.logprobs.is_some(),
         receipt: request.receipt,

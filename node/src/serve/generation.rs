@@ -53,6 +53,8 @@ pub(super) struct Prepared {
     pub(super) max_new_tokens: usize,
     pub(super) sampling: Sampling,
     pub(super) format: AnswerFormat,
+    /// Control tokens that the answer's text shows.
+    pub(super) call_marks: Vec<u32>,
     pub(super) stops: StopMatcher,
     pub(super) prompt_logprobs: bool,
     pub(super) receipt: bool,
@@ -159,6 +161,11 @@ impl Generation {
         }
         generation.engine.metrics.requests.inc();
         Ok(generation)
+    }
+
+    /// Tokens of the prompt.
+    pub fn prompt_tokens(&self) -> usize {
+        self.asked.prompt.len()
     }
 
     /// Whether the outcome of the request is known.
@@ -319,7 +326,8 @@ impl Generation {
     /// Resets every answer's text to its start.
     fn begin_text(&mut self) {
         let asked = &self.asked;
-        let answer = |choice| AnswerText::new(choice, asked.stops.clone(), asked.sampling.logprobs.is_some());
+        let logprobs = asked.sampling.logprobs.is_some();
+        let answer = |choice| AnswerText::new(choice, asked.stops.clone(), asked.call_marks.clone(), logprobs);
         self.answers = (0..asked.choices).map(answer).collect();
         self.signed = (0..asked.choices).map(|_| SignedAnswer::default()).collect();
         self.receipts.fill(None);

@@ -9,6 +9,7 @@ mod engine;
 mod jobs;
 mod load;
 mod refusals;
+mod tools;
 
 use pangea_tests::cluster::{Cluster, Node, NodeBuilder};
 use pangea_tests::http::{self, get, post};

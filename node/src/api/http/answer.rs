@@ -13,14 +13,17 @@ use futures::stream::{self, BoxStream, SelectAll};
 use serde_json::{Value, json};
 
 use super::error::ApiError;
-use super::generation::finish_reason;
 use super::limits::STREAM_SILENCE;
-use crate::serve::{Delta, Engine, Event, Finish, Generation, Request, Summary, TokenLogprob, TokenText};
+use super::turn::{Call, Parts, TurnEnd, TurnPiece, refused};
+use crate::serve::{Delta, Engine, Event, Generation, Request, Summary, TokenLogprob, TokenText};
 
 /// Endpoint that an answer belongs to.
 pub(super) enum Endpoint {
     /// `/v1/chat/completions`.
-    Chat,
+    Chat {
+        /// Whether at most one tool may be called.
+        single_call: bool,
+    },
     /// `/v1/completions`.
     Completion {
         /// The prompts, if they are repeated before the answers; empty otherwise.
@@ -44,7 +47,7 @@ impl HttpAnswer {
     /// An answer with a new id and no text yet.
     pub(super) fn new(engine: &Engine, form: Endpoint, stream_usage: bool) -> HttpAnswer {
         let prefix = match form {
-            Endpoint::Chat => "chatcmpl",
+            Endpoint::Chat { .. } => "chatcmpl",
             Endpoint::Completion { .. } => "cmpl",
         };
         HttpAnswer {
@@ -64,6 +67,10 @@ impl HttpAnswer {
         stream: bool,
     ) -> Result<Response, ApiError> {
         let choices = requests.first().map_or(1, |request| request.choices);
+        let reader = match (&self.form, requests.first()) {
+            (Endpoint::Chat { single_call }, Some(request)) => engine.tool_reader(&request.prompt, *single_call),
+            _ => None,
+        };
         let mut events = Events::new();
         let prompts = requests.len();
         for (prompt, request) in requests.into_iter().enumerate() {
@@ -74,7 +81,7 @@ impl HttpAnswer {
             });
             events.push(following.map(move |event| (prompt, event)).boxed());
         }
-        let mut collected = Collected::new(prompts, choices);
+        let mut collected = Collected::new(prompts, choices, Parts::new(reader));
         if stream {
             return Ok(self.stream(events, collected));
         }
@@ -88,7 +95,7 @@ impl HttpAnswer {
     fn whole(&self, collected: Collected) -> Value {
         let choices: Vec<Value> = (0..collected.choices.len()).map(|index| self.choice(&collected, index)).collect();
         let object = match self.form {
-            Endpoint::Chat => "chat.completion",
+            Endpoint::Chat { .. } => "chat.completion",
             Endpoint::Completion { .. } => "text_completion",
         };
         let mut answer = self.envelope(object, choices);
@@ -100,12 +107,23 @@ impl HttpAnswer {
     fn choice(&self, collected: &Collected, index: usize) -> Value {
         let choice = &collected.choices[index];
         match &self.form {
-            Endpoint::Chat => json!({
-                "index": index,
-                "message": {"role": "assistant", "content": choice.text, "refusal": null},
-                "logprobs": chat_logprobs(&choice.logprobs),
-                "finish_reason": finish_reason(choice.finish),
-            }),
+            Endpoint::Chat { .. } => {
+                let calls: Vec<Value> = choice.parts.calls().map(|call| function_call(call, &call.arguments)).collect();
+                let text = choice.parts.text();
+                let mut message = json!({"role": "assistant", "content": text, "refusal": null});
+                if !calls.is_empty() {
+                    if text.is_empty() {
+                        message["content"] = Value::Null;
+                    }
+                    message["tool_calls"] = Value::Array(calls);
+                }
+                json!({
+                    "index": index,
+                    "message": message,
+                    "logprobs": chat_logprobs(&choice.logprobs),
+                    "finish_reason": finish_reason(choice.parts.end()),
+                })
+            }
             Endpoint::Completion { echoes } => {
                 let prompt = index / collected.choices_per_prompt;
                 let echo = echoes.get(prompt).map_or("", String::as_str);
@@ -113,9 +131,9 @@ impl HttpAnswer {
                 let logprobs: Vec<&TokenLogprob> = echoed.iter().chain(&choice.logprobs).collect();
                 json!({
                     "index": index,
-                    "text": format!("{echo}{}", choice.text),
+                    "text": format!("{echo}{}", choice.parts.text()),
                     "logprobs": completion_logprobs(&logprobs, 0),
-                    "finish_reason": finish_reason(choice.finish),
+                    "finish_reason": finish_reason(choice.parts.end()),
                 })
             }
         }
@@ -159,19 +177,24 @@ impl HttpAnswer {
     }
 
     /// One streamed chunk of the answer.
-    fn chunk(&self, collected: &Collected, index: usize, delta: &Delta, first: bool) -> Value {
+    fn chunk(&self, collected: &Collected, index: usize, delta: &Delta, pieces: &[TurnPiece], first: bool) -> Value {
+        let finish = finish_reason(delta.finish.and_then(|_| collected.choices[index].parts.end()));
+        let text: String = pieces.iter().filter_map(text_of).collect();
         let choice = match &self.form {
-            Endpoint::Chat => {
+            Endpoint::Chat { .. } => {
                 let mut said = json!({});
                 if first {
                     said["role"] = json!("assistant");
                 }
-                if first || !delta.text.is_empty() {
-                    said["content"] = json!(delta.text);
+                if first || !text.is_empty() {
+                    said["content"] = json!(text);
+                }
+                let calls = call_deltas(pieces, collected.choices[index].parts.calls().count());
+                if !calls.is_empty() {
+                    said["tool_calls"] = Value::Array(calls);
                 }
                 json!({
-                    "index": index, "delta": said, "logprobs": chat_logprobs(&delta.logprobs),
-                    "finish_reason": finish_reason(delta.finish),
+                    "index": index, "delta": said, "logprobs": chat_logprobs(&delta.logprobs), "finish_reason": finish,
                 })
             }
             Endpoint::Completion { echoes } => {
@@ -180,9 +203,9 @@ impl HttpAnswer {
                 let echoed = if first { &collected.prompts[prompt][..] } else { &[] };
                 let logprobs: Vec<&TokenLogprob> = echoed.iter().chain(&delta.logprobs).collect();
                 json!({
-                    "index": index, "text": format!("{echo}{}", delta.text),
+                    "index": index, "text": format!("{echo}{text}"),
                     "logprobs": completion_logprobs(&logprobs, collected.choices[index].offset),
-                    "finish_reason": finish_reason(delta.finish),
+                    "finish_reason": finish,
                 })
             }
         };
@@ -191,7 +214,7 @@ impl HttpAnswer {
 
     fn piece(&self, choices: Vec<Value>) -> Value {
         let object = match self.form {
-            Endpoint::Chat => "chat.completion.chunk",
+            Endpoint::Chat { .. } => "chat.completion.chunk",
             Endpoint::Completion { .. } => "text_completion",
         };
         let mut piece = self.envelope(object, choices);
@@ -202,16 +225,59 @@ impl HttpAnswer {
     }
 }
 
-/// Maps an engine's refusal; a prompt that exceeds the context gets OpenAI's code for it.
-fn refused(error: crate::serve::RequestRefused) -> ApiError {
-    let mut refused = ApiError::from(error.error);
-    if let Some(after) = error.retry_after {
-        refused = refused.retry_after(after);
+/// OpenAI's word for why an answer ended; null while it has not.
+fn finish_reason(end: Option<TurnEnd>) -> Value {
+    match end {
+        None => Value::Null,
+        Some(TurnEnd::Stop) => json!("stop"),
+        Some(TurnEnd::Length) => json!("length"),
+        Some(TurnEnd::Calls) => json!("tool_calls"),
     }
-    if error.context_exceeded {
-        refused = refused.code("context_length_exceeded");
+}
+
+fn text_of(piece: &TurnPiece) -> Option<&str> {
+    match piece {
+        TurnPiece::Text(text) => Some(text),
+        TurnPiece::Call(_) | TurnPiece::Arguments(_) => None,
     }
-    refused
+}
+
+fn function_call(call: &Call, arguments: &str) -> Value {
+    json!({"id": call.id, "type": "function", "function": {"name": call.name, "arguments": arguments}})
+}
+
+/// What is new of the calls, each with its index. `calls`: the number of calls with these pieces.
+fn call_deltas(pieces: &[TurnPiece], calls: usize) -> Vec<Value> {
+    let begun = pieces.iter().filter(|piece| matches!(piece, TurnPiece::Call(_))).count();
+    let mut next = calls - begun;
+    let mut deltas: Vec<Value> = Vec::new();
+    for piece in pieces {
+        match piece {
+            TurnPiece::Text(_) => {}
+            TurnPiece::Call(call) => {
+                let mut delta = function_call(call, "");
+                delta["index"] = json!(next);
+                next += 1;
+                deltas.push(delta);
+            }
+            TurnPiece::Arguments(text) => {
+                let index = next.saturating_sub(1);
+                let whole = match deltas.last() {
+                    Some(last) if last["index"] == index => {
+                        format!("{}{text}", last["function"]["arguments"].as_str().unwrap_or_default())
+                    }
+                    _ => {
+                        deltas.push(json!({"index": index, "function": {}}));
+                        text.clone()
+                    }
+                };
+                if let Some(last) = deltas.last_mut() {
+                    last["function"]["arguments"] = json!(whole);
+                }
+            }
+        }
+    }
+    deltas
 }
 
 /// Text and log-probabilities received so far, by prompt and choice.
@@ -225,19 +291,20 @@ struct Collected {
 
 #[derive(Clone, Default)]
 struct Choice {
-    text: String,
+    parts: Parts,
     logprobs: Vec<TokenLogprob>,
-    finish: Option<Finish>,
     /// Characters of the tokens whose log-probabilities are collected.
     offset: usize,
 }
 
 impl Collected {
-    fn new(prompts: usize, choices_per_prompt: usize) -> Collected {
+    /// `parts`: an answer without parts yet.
+    fn new(prompts: usize, choices_per_prompt: usize, parts: Parts) -> Collected {
+        let choice = Choice { parts, ..Choice::default() };
         Collected {
             choices_per_prompt,
             prompts: vec![Vec::new(); prompts],
-            choices: vec![Choice::default(); prompts * choices_per_prompt],
+            choices: vec![choice; prompts * choices_per_prompt],
             summary: Summary::default(),
         }
     }
@@ -247,9 +314,8 @@ impl Collected {
             Event::Prompt(logprobs) => self.prompts[prompt] = logprobs,
             Event::Delta(delta) => {
                 let choice = &mut self.choices[prompt * self.choices_per_prompt + delta.choice];
-                choice.text.push_str(&delta.text);
+                drop(choice.parts.take(&delta));
                 choice.logprobs.extend(delta.logprobs);
-                choice.finish = delta.finish;
             }
             Event::Done(summary) => self.done(&summary),
         }
@@ -311,11 +377,12 @@ impl Streaming {
         let Event::Delta(delta) = event else { return self.collected.take(prompt, event) };
         let index = prompt * self.collected.choices_per_prompt + delta.choice;
         let first = !std::mem::replace(&mut self.begun[index], true);
-        let quiet = delta.text.is_empty() && delta.logprobs.is_empty() && delta.finish.is_none();
+        let pieces = self.collected.choices[index].parts.take(&delta);
+        let quiet = pieces.is_empty() && delta.logprobs.is_empty() && delta.finish.is_none();
         if quiet && !first {
             return;
         }
-        let chunk = self.answer.chunk(&self.collected, index, &delta, first);
+        let chunk = self.answer.chunk(&self.collected, index, &delta, &pieces, first);
         let echoed = if first { self.collected.prompts[prompt].iter().map(width).sum() } else { 0 };
         self.collected.choices[index].offset += echoed + delta.logprobs.iter().map(width).sum::<usize>();
         if let Some(held) = self.held.take() {

@@ -5,6 +5,7 @@ use axum::extract::State;
 use axum::response::Response;
 use axum::routing::post;
 use pangea_compute::chat::Message;
+use pangea_compute::chat::tools::ToolChoice;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
@@ -24,18 +25,24 @@ pub(super) fn routes() -> Router<App> {
 async fn completions(State(app): State<App>, body: Body) -> Result<Response, ApiError> {
     let mut fields = Fields::read(body).await?;
     let model: String = fields.required("model")?;
-    let (generate, prompt) = parse(&mut fields)?;
+    let Parsed { generate, prompt, single_call } = parse(&mut fields)?;
     let engine = app.engine(&model).await?;
     let mut request = generate.request;
     request.prompt = prompt;
-    let answer = HttpAnswer::new(&engine, Endpoint::Chat, generate.stream_usage);
+    let answer = HttpAnswer::new(&engine, Endpoint::Chat { single_call }, generate.stream_usage);
     answer.respond(&engine, vec![request], generate.stream).await
 }
 
-fn parse(fields: &mut Fields) -> Result<(Generate, Prompt), ApiError> {
-    for field in
-        ["functions", "function_call", "audio", "prediction", "web_search_options", "reasoning_effort", "verbosity"]
-    {
+/// A request as it is read.
+struct Parsed {
+    generate: Generate,
+    prompt: Prompt,
+    /// Whether at most one tool may be called.
+    single_call: bool,
+}
+
+fn parse(fields: &mut Fields) -> Result<Parsed, ApiError> {
+    for field in ["functions", "function_call", "audio", "web_search_options"] {
         fields.unsupported(field, &[])?;
     }
     fields.unsupported("modalities", &[json!(["text"])])?;
@@ -51,29 +58,72 @@ fn parse(fields: &mut Fields) -> Result<(Generate, Prompt), ApiError> {
         }
         (false, _) => None,
     };
-    let tools = tools(fields)?;
-    let variables = fields.optional("chat_template_kwargs")?.unwrap_or_default();
+    let (tools, tool_choice) = tools(fields)?;
+    let single_call = !fields.optional("parallel_tool_calls")?.unwrap_or(true);
+    let mut variables: Map<String, Value> = fields.optional("chat_template_kwargs")?.unwrap_or_default();
+    if let Some(effort) = fields.optional::<String>("reasoning_effort")? {
+        reason(&effort, &mut variables);
+    }
     let sent: Vec<Value> = fields.required("messages")?;
     let messages = sent.into_iter().enumerate().map(|(at, sent)| message(at, sent)).collect::<Result<_, _>>()?;
-    let prompt = Prompt::Chat { messages, tools, variables };
+    let prompt = Prompt::Chat { messages, tools, tool_choice, variables };
     prompt.check()?;
-    Ok((generate, prompt))
+    Ok(Parsed { generate, prompt, single_call })
 }
 
-/// Tool definitions are passed to the model's template; the model decides whether it calls one.
-fn tools(fields: &mut Fields) -> Result<Option<Value>, ApiError> {
-    let tools: Option<Vec<Value>> = fields.optional("tools")?;
-    let choice: Option<Value> = fields.optional("tool_choice")?;
-    match choice {
-        None => {}
-        Some(choice) if choice == "auto" => {}
-        Some(choice) if choice == "none" => return Ok(None),
-        Some(_) => {
-            let message = "tool_choice may be auto or none; other values are not supported";
-            return Err(ApiError::field("tool_choice", message).code("unsupported_parameter"));
+/// Passes the wanted effort on to templates that know one; those that only know a switch get it.
+pub(super) fn reason(effort: &str, variables: &mut Map<String, Value>) {
+    variables.entry("reasoning_effort").or_insert_with(|| json!(effort));
+    if matches!(effort, "none" | "minimal") {
+        variables.entry("enable_thinking").or_insert(json!(false));
+    }
+}
+
+/// Tools, and which of them may or must be called.
+fn tools(fields: &mut Fields) -> Result<(Option<Value>, ToolChoice), ApiError> {
+    let tools: Vec<Value> = fields.optional("tools")?.unwrap_or_default();
+    for (at, tool) in tools.iter().enumerate() {
+        let field = format!("tools[{at}]");
+        if tool["type"] != "function" {
+            let message = format!("{field}.type is {}; only function is supported", tool["type"]);
+            return Err(ApiError::field(&field, message).code("unsupported_parameter"));
+        }
+        if tool["function"]["name"].as_str().is_none_or(str::is_empty) {
+            return Err(ApiError::field(&field, format!("{field}.function.name is missing")));
         }
     }
-    Ok(tools.filter(|tools| !tools.is_empty()).map(Value::Array))
+    let choice: Option<Value> = fields.optional("tool_choice")?;
+    let wrong = || {
+        let message = "tool_choice must be none, auto, required, a function, or allowed tools";
+        ApiError::field("tool_choice", message)
+    };
+    let choice = match &choice {
+        None => ToolChoice::Auto,
+        Some(Value::String(mode)) => match mode.as_str() {
+            "auto" => ToolChoice::Auto,
+            "required" => ToolChoice::Required,
+            "none" => return Ok((None, ToolChoice::Auto)),
+            _ => return Err(wrong()),
+        },
+        Some(Value::Object(choice)) => match choice.get("type").and_then(Value::as_str) {
+            Some("function") => {
+                let name = choice.get("function").and_then(|function| function["name"].as_str());
+                ToolChoice::Named(name.ok_or_else(wrong)?.to_owned())
+            }
+            Some("allowed_tools") => {
+                let allowed = choice.get("allowed_tools").unwrap_or(&Value::Null);
+                let names: Vec<&Value> = allowed["tools"].as_array().ok_or_else(wrong)?.iter().collect();
+                let is_allowed =
+                    |tool: &Value| names.iter().any(|name| name["function"]["name"] == tool["function"]["name"]);
+                let tools: Vec<Value> = tools.into_iter().filter(is_allowed).collect();
+                let choice = if allowed["mode"] == "required" { ToolChoice::Required } else { ToolChoice::Auto };
+                return Ok((Some(Value::Array(tools)).filter(|tools| *tools != json!([])), choice));
+            }
+            _ => return Err(wrong()),
+        },
+        Some(_) => return Err(wrong()),
+    };
+    Ok((Some(Value::Array(tools)).filter(|tools| *tools != json!([])), choice))
 }
 
 #[derive(Deserialize)]
@@ -141,7 +191,7 @@ mod tests {
     fn parsed(text: &str) -> Result<(Generate, Vec<Message>), String> {
         let mut fields = Fields::parse(text.as_bytes()).map_err(|error| error.body().to_string())?;
         match parse(&mut fields) {
-            Ok((generate, Prompt::Chat { messages, .. })) => Ok((generate, messages)),
+            Ok(Parsed { generate, prompt: Prompt::Chat { messages, .. }, .. }) => Ok((generate, messages)),
             Ok(_) => Err("no chat".to_owned()),
             Err(error) => Err(error.body()["error"]["param"].as_str().unwrap_or_default().to_owned()),
         }
@@ -162,6 +212,7 @@ mod tests {
     #[test]
     fn what_cannot_be_had_is_refused_by_name() {
         let user = r#""messages": [{"role": "user", "content": "a"}]"#;
+        let add = r#""tools": [{"type": "function", "function": {"name": "add"}}]"#;
         for (text, field) in [
             ("{}".to_owned(), "messages"),
             (r#"{"messages": []}"#.to_owned(), "messages"),
@@ -174,6 +225,13 @@ mod tests {
             (format!(r#"{{{user}, "functions": []}}"#), "functions"),
             (format!(r#"{{{user}, "modalities": ["audio"]}}"#), "modalities"),
             (format!(r#"{{{user}, "tool_choice": "required"}}"#), "tool_choice"),
+            (format!(r#"{{{user}, "tool_choice": "perhaps"}}"#), "tool_choice"),
+            (
+                format!(r#"{{{user}, {add}, "tool_choice": {{"type": "function", "function": {{"name": "sub"}}}}}}"#),
+                "tool_choice",
+            ),
+            (format!(r#"{{{user}, "tools": [{{"type": "web_search"}}]}}"#), "tools[0]"),
+            (format!(r#"{{{user}, "tools": [{{"type": "function", "function": {{}}}}]}}"#), "tools[0]"),
             (format!(r#"{{{user}, "top_logprobs": 2}}"#), "top_logprobs"),
             (format!(r#"{{{user}, "logprobs": true, "top_logprobs": 21}}"#), "top_logprobs"),
         ] {
@@ -182,6 +240,42 @@ mod tests {
         let ignored =
             format!(r#"{{{user}, "user": "u", "store": true, "metadata": {{}}, "what": 1, "modalities": ["text"]}}"#);
         assert!(parsed(&ignored).is_ok());
+    }
+
+    #[test]
+    fn every_form_of_tool_choice_is_read() {
+        let tools = r#""tools": [{"type": "function", "function": {"name": "add"}}, {"type": "function", "function": {"name": "sub"}}]"#;
+        for (choice, names, wanted) in [
+            (r#""auto""#, vec!["add", "sub"], ToolChoice::Auto),
+            ("null", vec!["add", "sub"], ToolChoice::Auto),
+            (r#""none""#, vec![], ToolChoice::Auto),
+            (r#""required""#, vec!["add", "sub"], ToolChoice::Required),
+            (
+                r#"{"type": "function", "function": {"name": "sub"}}"#,
+                vec!["add", "sub"],
+                ToolChoice::Named("sub".to_owned()),
+            ),
+            (
+                r#"{"type": "allowed_tools", "allowed_tools": {"mode": "required", "tools": [{"type": "function", "function": {"name": "sub"}}]}}"#,
+                vec!["sub"],
+                ToolChoice::Required,
+            ),
+        ] {
+            let text = format!(
+                r#"{{"messages": [{{"role": "user", "content": "a"}}], {tools}, "tool_choice": {choice}, "parallel_tool_calls": false, "reasoning_effort": "none"}}"#
+            );
+            let parsed = parse(&mut Fields::parse(text.as_bytes()).unwrap()).unwrap();
+            let Prompt::Chat { tools, tool_choice, variables, .. } = parsed.prompt else { panic!("no chat") };
+            let read = tools.as_ref().map(pangea_compute::chat::tools::names).unwrap_or_default();
+            assert_eq!(
+                (read, tool_choice),
+                (names.iter().map(|name| (*name).to_owned()).collect(), wanted),
+                "{choice}"
+            );
+            assert!(
+                parsed.single_call && variables["enable_thinking"] == false && variables["reasoning_effort"] == "none"
+            );
+        }
     }
 
     #[test]

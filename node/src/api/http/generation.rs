@@ -6,11 +6,11 @@ use std::collections::BTreeMap;
 use pangea_compute::sample::{AnswerFormat, MAX_LOGPROBS, Sampling};
 use pangea_control::jobs::{Api, Owner};
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::error::ApiError;
 use super::fields::Fields;
-use crate::serve::{Finish, Prompt, Request};
+use crate::serve::{Prompt, Request};
 
 /// How an answer is generated and sent.
 pub(super) struct Generate {
@@ -134,11 +134,6 @@ pub(super) fn alternatives(field: &str, count: usize) -> Result<usize, ApiError>
         return Err(ApiError::field(field, format!("{field} is {count}; the maximum is {MAX_LOGPROBS}")));
     }
     Ok(count)
-}
-
-/// OpenAI's word for why an answer ended; null while it has not.
-pub(super) fn finish_reason(finish: Option<Finish>) -> Value {
-    finish.map_or(Value::Null, |finish| json!(finish.name()))
 }
 
 #[cfg(test)]

@@ -6,7 +6,8 @@
 //! | `guard` | Host, Origin, key, how often a client asks |
 //! | `fields`, `generation` | the JSON of requests, read field by field |
 //! | `chat`, `completions` | the two endpoints that generate |
-//! | `answer` | their responses, whole or as events |
+//! | `turn` | an answer as text and calls of tools |
+//! | `answer` | responses of those two endpoints, whole or as events |
 //! | `models`, `metrics` | models, health and readiness; metrics |
 //! | `jobs` | jobs, as a list and as events |
 //! | `receipts` | stored receipts |
@@ -31,6 +32,7 @@ mod metrics;
 mod models;
 mod pool;
 mod receipts;
+mod turn;
 mod write_deadline;
 
 use std::net::{SocketAddr, TcpListener};
