@@ -155,6 +155,13 @@ impl Response {
         Ok(self.events.pop_front())
     }
 
+    /// All events of a stream that ends with its last event, as JSON.
+    pub fn events_to_end(mut self) -> Vec<Value> {
+        assert_eq!(self.header("content-type"), Some("text/event-stream; charset=utf-8"));
+        let read = |event: String| serde_json::from_str(&event).unwrap_or_else(|error| panic!("{error}: {event}"));
+        std::iter::from_fn(|| self.event()).map(read).collect()
+    }
+
     /// All events of a stream, which must end with `[DONE]`, as JSON.
     pub fn events(mut self) -> Vec<Value> {
         assert_eq!(self.header("content-type"), Some("text/event-stream; charset=utf-8"));

@@ -3,50 +3,23 @@
 from __future__ import annotations
 
 import json
-import os
-import pathlib
-import subprocess
-import tempfile
 import time
 from collections.abc import Iterator
 
 import pytest
+from serving import MODEL, node_with
 
 openai = pytest.importorskip("openai", reason="SKIPPED: the openai package is not installed")
 
-MODEL = "SmolLM2-135M-Instruct.Q4_1"
 QUESTION = [{"role": "user", "content": "Count from one to five."}]
 
 
 @pytest.fixture(scope="module")
 def client() -> Iterator[openai.OpenAI]:
-    binary = os.environ.get("PANGEA_BIN")
-    if not binary:
-        pytest.skip("SKIPPED: PANGEA_BIN (a `pangea` binary) is not set")
-    folder = os.environ.get("PANGEA_TEST_MODELS") or pathlib.Path.home() / ".cache/pangea/test-models"
-    model = pathlib.Path(folder) / f"{MODEL}.gguf"
-    if not model.is_file():
-        pytest.skip(f"SKIPPED: {model} is not there")
-    with tempfile.TemporaryDirectory() as directory:
-        arguments = ["--ephemeral", "--no-mdns", "--listen", "/ip4/127.0.0.1/tcp/0", "--rpc-addr", "127.0.0.1:0"]
-        arguments += ["--api-addr", "127.0.0.1:0", "--data-dir", directory, "--model", str(model)]
-        node = subprocess.Popen([binary, "node", *arguments], stderr=subprocess.PIPE, text=True)
-        try:
-            assert node.stderr
-            said = []
-            for line in node.stderr:
-                said.append(line)
-                if "Listening on" in line:
-                    break
-            else:
-                raise RuntimeError("".join(said))
-            facts = json.loads((pathlib.Path(directory) / "node.json").read_text())
-            # The first request waits until the model is ready.
-            with openai.OpenAI(base_url=f"http://{facts['api']}/v1", api_key="none", max_retries=0) as client:
-                yield client
-        finally:
-            node.terminate()
-            node.communicate(timeout=60)
+    with node_with() as serving:
+        # The first request waits until the model is ready.
+        with openai.OpenAI(base_url=f"{serving.url}/v1", api_key="none", max_retries=0) as client:
+            yield client
 
 
 def test_a_plain_answer(client: openai.OpenAI) -> None:

@@ -15,6 +15,8 @@ pub struct StopMatcher {
     stops: Vec<Stop>,
     held: String,
     stopped: bool,
+    /// The stop string that was found.
+    found: Option<String>,
 }
 
 #[derive(Clone, Debug)]
@@ -54,7 +56,7 @@ impl StopMatcher {
             }
         }
         let stops = stops.iter().map(|stop| Stop::new(stop.as_ref())).collect();
-        Ok(StopMatcher { stops, held: String::new(), stopped: false })
+        Ok(StopMatcher { stops, held: String::new(), stopped: false, found: None })
     }
 
     /// Processes the next piece of text. After a stop string nothing is emitted.
@@ -68,6 +70,7 @@ impl StopMatcher {
                 self.stopped = true;
                 let mut text = std::mem::take(&mut self.held);
                 text.push_str(piece);
+                self.found = Some(text[end - length..end].to_owned());
                 // A stop string begins with the first byte of a character, so this is a character boundary.
                 text.truncate(end - length);
                 return Emitted { text, stopped: true };
@@ -77,6 +80,11 @@ impl StopMatcher {
         let holding = self.stops.iter().map(|stop| stop.matched).max().unwrap_or(0);
         let text = self.held.drain(..self.held.len() - holding).collect();
         Emitted { text, stopped: false }
+    }
+
+    /// The stop string that was found.
+    pub fn found(&self) -> Option<&str> {
+        self.found.as_deref()
     }
 
     /// Ends the text: returns the part that was held back.
@@ -167,6 +175,7 @@ mod tests {
         assert_eq!(matcher.push("Paris.\n"), Emitted { text: "Paris.".to_owned(), stopped: false });
         assert_eq!(matcher.push("\nmore"), Emitted { text: String::new(), stopped: true });
         assert_eq!(matcher.push("and more"), Emitted { text: String::new(), stopped: true });
+        assert_eq!(matcher.found(), Some("\n\n"));
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The text side of a model: prompt to token ids, token ids to bytes, and the grammar of an answer. Shared by
 //! all threads; it knows neither layers nor requests.
 
+mod fill;
 mod pending_grammar;
 mod prompt;
 
@@ -56,7 +57,8 @@ impl ModelText {
             }
             // A raw prompt is its author's own template, with its control tokens.
             Prompt::Text(text) => self.tokenizer.encode(text, true, true),
-            Prompt::Chat { messages, tools, tool_choice, variables } => {
+            Prompt::Fill { before, after } => fill::tokens(&self.tokenizer, before, after)?,
+            Prompt::Chat { messages, tools, tool_choice, variables, begun } => {
                 // A template that knows no tools drops them in silence.
                 let explained = match self.template.tools() {
                     None => Some(tools::explained(messages, tools.as_ref())),
@@ -76,6 +78,9 @@ impl ModelText {
                 if *tool_choice != ToolChoice::Auto {
                     prompt.text.push_str(self.tool_syntax().forced_prefix());
                 }
+                let at = prompt.text.len();
+                prompt.plain.extend(self.tokenizer.control_places(begun).into_iter().map(|place| at + place));
+                prompt.text.push_str(begun);
                 // A template may start the sequence itself.
                 let begun = self.tokenizer.bos().and_then(|bos| self.tokenizer.token_text(bos));
                 let begins = begun.is_some_and(|bos| prompt.text.starts_with(bos));

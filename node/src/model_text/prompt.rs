@@ -17,6 +17,13 @@ pub enum Prompt {
     Text(String),
     /// A text to complete, as token ids.
     Tokens(Vec<u32>),
+    /// A gap between two texts, for models that were trained to fill gaps.
+    Fill {
+        /// The text before the gap.
+        before: String,
+        /// The text after the gap.
+        after: String,
+    },
     /// A conversation, which the model's template formats.
     Chat {
         /// The messages so far.
@@ -27,6 +34,8 @@ pub enum Prompt {
         tool_choice: ToolChoice,
         /// Further variables of the template, such as `enable_thinking`.
         variables: serde_json::Map<String, serde_json::Value>,
+        /// The beginning of the answer, which the model goes on with.
+        begun: String,
     },
 }
 
@@ -56,7 +65,13 @@ impl Prompt {
 
     /// A conversation without tools.
     pub fn chat(messages: Vec<Message>) -> Prompt {
-        Prompt::Chat { messages, tools: None, tool_choice: ToolChoice::Auto, variables: serde_json::Map::new() }
+        Prompt::Chat {
+            messages,
+            tools: None,
+            tool_choice: ToolChoice::Auto,
+            variables: serde_json::Map::new(),
+            begun: String::new(),
+        }
     }
 }
 

@@ -48,6 +48,7 @@ impl AnswerText {
             delta.text.push_str(&emitted.text);
             if emitted.stopped {
                 delta.finish = Some(Finish::Stop);
+                delta.stop_text = self.stops.found().map(str::to_owned);
                 return Ok(delta);
             }
         }
@@ -67,6 +68,7 @@ impl AnswerText {
         delta.text.push_str(&emitted.text);
         if emitted.stopped {
             delta.finish = Some(Finish::Stop);
+            delta.stop_text = self.stops.found().map(str::to_owned);
             return Ok(());
         }
         let none: [&str; 0] = [];

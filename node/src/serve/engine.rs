@@ -264,6 +264,17 @@ impl Engine {
         self.shared.text.tokenizer.decode(tokens, true)
     }
 
+    /// The number of tokens of a prompt.
+    ///
+    /// # Errors
+    /// [`RequestRefused`] for a prompt that the model's template refuses.
+    pub async fn count_tokens(&self, prompt: Prompt) -> std::result::Result<usize, RequestRefused> {
+        let text = Arc::clone(&self.shared.text);
+        let tokens = tokio::task::spawn_blocking(move || text.tokens(&prompt)).await;
+        let gone = |_| Error::new(ErrorKind::Internal, "cannot count the tokens of the prompt");
+        Ok(tokens.map_err(gone)??.len())
+    }
+
     /// What finds the calls of tools in an answer to `prompt`; `None` for a prompt without tools. `single`: at most one call.
     pub fn tool_reader(&self, prompt: &Prompt, single: bool) -> Option<ToolReader> {
         self.shared.text.tool_reader(prompt, single)

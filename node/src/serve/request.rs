@@ -101,6 +101,8 @@ pub struct Delta {
     pub logprobs: Vec<TokenLogprob>,
     /// Set in the answer's last piece.
     pub finish: Option<Finish>,
+    /// The stop text that ended the answer.
+    pub stop_text: Option<String>,
 }
 
 /// Why an answer ended.

@@ -14,7 +14,7 @@ fn errors_name_the_wrong_field() {
     };
     for (body, status, param) in [
         (with("model", json!("other")), 404, "model"),
-        (with("model", Value::Null), 400, "model"),
+        (with("model", json!(5)), 400, "model"),
         (with("messages", json!([])), 400, "messages"),
         (with("messages", json!([{"role": "user", "content": 5}])), 400, "messages[0]"),
         (with("n", json!(0)), 400, "n"),

@@ -12,6 +12,7 @@ use futures::StreamExt;
 use futures::stream::{self, BoxStream, SelectAll};
 use serde_json::{Value, json};
 
+use super::dialect::pangea;
 use super::error::ApiError;
 use super::limits::STREAM_SILENCE;
 use super::turn::{Call, Parts, TurnEnd, TurnPiece, refused};
@@ -414,16 +415,6 @@ impl Streaming {
 
 fn frame(piece: &Value) -> String {
     format!("data: {piece}\n\n")
-}
-
-/// The extra object of DESIGN §4.3.
-fn pangea(summary: &Summary) -> Value {
-    json!({
-        "verdict": summary.verdict.name(),
-        "stages": summary.answer_stages(),
-        "failovers": summary.failovers,
-        "receipts": summary.receipts,
-    })
 }
 
 fn usage(summary: &Summary) -> Value {

@@ -24,9 +24,9 @@ pub(super) fn routes() -> Router<App> {
 /// Answers a conversation.
 async fn completions(State(app): State<App>, body: Body) -> Result<Response, ApiError> {
     let mut fields = Fields::read(body).await?;
-    let model: String = fields.required("model")?;
+    let model: Option<String> = fields.optional("model")?;
     let Parsed { generate, prompt, single_call } = parse(&mut fields)?;
-    let engine = app.engine(&model).await?;
+    let engine = app.engine(model.as_deref()).await?;
     let mut request = generate.request;
     request.prompt = prompt;
     let answer = HttpAnswer::new(&engine, Endpoint::Chat { single_call }, generate.stream_usage);
@@ -66,7 +66,7 @@ fn parse(fields: &mut Fields) -> Result<Parsed, ApiError> {
     }
     let sent: Vec<Value> = fields.required("messages")?;
     let messages = sent.into_iter().enumerate().map(|(at, sent)| message(at, sent)).collect::<Result<_, _>>()?;
-    let prompt = Prompt::Chat { messages, tools, tool_choice, variables };
+    let prompt = Prompt::Chat { messages, tools, tool_choice, variables, begun: String::new() };
     prompt.check()?;
     Ok(Parsed { generate, prompt, single_call })
 }

@@ -26,13 +26,13 @@ const MAX_TOKENS: usize = 16;
 /// Completes one or several prompts.
 async fn completions(State(app): State<App>, body: Body) -> Result<Response, ApiError> {
     let mut fields = Fields::read(body).await?;
-    let model: String = fields.required("model")?;
+    let model: Option<String> = fields.optional("model")?;
     let (generate, prompts, echo) = parse(&mut fields)?;
-    let engine = app.engine(&model).await?;
+    let engine = app.engine(model.as_deref()).await?;
     let echoes = prompts
         .iter()
         .map(|prompt| match prompt {
-            Prompt::Text(text) if echo => text.clone(),
+            Prompt::Text(text) | Prompt::Fill { before: text, .. } if echo => text.clone(),
             Prompt::Tokens(tokens) if echo => engine.text_of(tokens),
             _ => String::new(),
         })
@@ -52,7 +52,6 @@ enum Prompts {
 }
 
 fn parse(fields: &mut Fields) -> Result<(Generate, Vec<Prompt>, bool), ApiError> {
-    fields.unsupported("suffix", &[json!("")])?;
     fields.unsupported("best_of", &[json!(1)])?;
     let mut generate = generate(fields)?;
     generate.request.max_tokens.get_or_insert(MAX_TOKENS);
@@ -67,11 +66,24 @@ fn parse(fields: &mut Fields) -> Result<(Generate, Vec<Prompt>, bool), ApiError>
         Prompts::Texts(texts) => texts.into_iter().map(Prompt::Text).collect(),
         Prompts::ManyTokens(many) => many.into_iter().map(Prompt::Tokens).collect(),
     };
+    let suffix: String = fields.optional("suffix")?.unwrap_or_default();
+    let prompts: Vec<Prompt> = match suffix.is_empty() {
+        true => prompts,
+        false => prompts.into_iter().map(|prompt| filled(prompt, &suffix)).collect::<Result<_, _>>()?,
+    };
     if prompts.is_empty() || prompts.len() > PROMPTS {
         let message = format!("prompt holds {} prompts; it must be 1 to {PROMPTS}", prompts.len());
         return Err(ApiError::field("prompt", message));
     }
     Ok((generate, prompts, echo))
+}
+
+/// The prompt whose answer leads to `suffix`.
+fn filled(prompt: Prompt, suffix: &str) -> Result<Prompt, ApiError> {
+    match prompt {
+        Prompt::Text(before) => Ok(Prompt::Fill { before, after: suffix.to_owned() }),
+        _ => Err(ApiError::field("suffix", "suffix needs a prompt that is text, not token ids")),
+    }
 }
 
 #[cfg(test)]
@@ -92,6 +104,7 @@ mod tests {
             "{}",
             r#"{"prompt": "a", "best_of": 2}"#,
             r#"{"prompt": [-1]}"#,
+            r#"{"prompt": [1], "suffix": "b"}"#,
         ] {
             let mut fields = Fields::parse(body.as_bytes()).unwrap_or_else(|_| panic!());
             assert!(parse(&mut fields).is_err(), "{body}");

@@ -1,10 +1,12 @@
-//! Failures in OpenAI's format: a status and a JSON body with message, type, param and code. The status follows from
-//! the error's kind; messages are written where the failure is found.
+//! Failures as clients read them: a status that follows from the error's kind, and a JSON body in the shape of the dialect that
+//! the path belongs to. Messages are written where the failure is found.
 
 use std::time::Duration;
 
 use axum::Json;
+use axum::extract::Request;
 use axum::http::{HeaderValue, StatusCode, header};
+use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use pangea_client::{Error, ErrorKind};
 use serde_json::json;
@@ -76,7 +78,42 @@ impl ApiError {
         ApiError { retry_after: Some(after), ..self }
     }
 
-    /// JSON body of the error response; also the last event of a stream that fails.
+    /// The message.
+    pub(super) fn message(&self) -> &str {
+        &self.message
+    }
+
+    /// The code of a failed response in OpenAI's Responses API.
+    pub(super) fn responses_code(&self) -> &'static str {
+        match self.kind {
+            ErrorKind::InvalidInput | ErrorKind::NotFound => "invalid_prompt",
+            ErrorKind::Overloaded => "rate_limit_exceeded",
+            _ => "server_error",
+        }
+    }
+
+    /// The body in Anthropic's form.
+    pub(super) fn anthropic_body(&self) -> serde_json::Value {
+        let r#type = match self.status {
+            StatusCode::UNAUTHORIZED => "authentication_error",
+            StatusCode::FORBIDDEN => "permission_error",
+            StatusCode::NOT_FOUND => "not_found_error",
+            StatusCode::PAYLOAD_TOO_LARGE => "request_too_large",
+            StatusCode::TOO_MANY_REQUESTS => "rate_limit_error",
+            StatusCode::SERVICE_UNAVAILABLE => "overloaded_error",
+            StatusCode::GATEWAY_TIMEOUT => "timeout_error",
+            status if status.is_client_error() => "invalid_request_error",
+            _ => "api_error",
+        };
+        json!({"type": "error", "error": {"type": r#type, "message": self.message}})
+    }
+
+    /// The body in Ollama's form.
+    pub(super) fn ollama_body(&self) -> serde_json::Value {
+        json!({"error": self.message})
+    }
+
+    /// JSON body of the error response in OpenAI's form; also the last event of a stream that fails.
     pub(super) fn body(&self) -> serde_json::Value {
         let r#type = match self.kind {
             ErrorKind::InvalidInput | ErrorKind::NotFound => "invalid_request_error",
@@ -116,6 +153,27 @@ impl IntoResponse for ApiError {
         if self.status == StatusCode::UNAUTHORIZED {
             response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
+        response.extensions_mut().insert(self);
         response
     }
 }
+
+/// Gives failures the shape of the dialect that the request's path belongs to.
+pub(super) async fn in_dialect(request: Request, next: Next) -> Response {
+    let path = request.uri().path();
+    let is_ollama = path.starts_with("/api/") && OLLAMA.contains(&&path["/api/".len()..]);
+    let is_anthropic = path == "/v1/messages" || path.starts_with("/v1/messages/");
+    let mut response = next.run(request).await;
+    let Some(error) = response.extensions_mut().remove::<ApiError>() else { return response };
+    let body = match (is_anthropic, is_ollama) {
+        (true, _) => error.anthropic_body(),
+        (_, true) => error.ollama_body(),
+        _ => return response,
+    };
+    let (mut parts, _) = response.into_parts();
+    parts.headers.remove(header::CONTENT_LENGTH);
+    Response::from_parts(parts, body.to_string().into())
+}
+
+/// Ollama's paths below `/api/`.
+const OLLAMA: [&str; 7] = ["version", "tags", "show", "chat", "generate", "embed", "ps"];

@@ -48,12 +48,22 @@ impl Fields {
         }
         // The parser refuses arrays and objects that are nested more than 127 deep.
         match serde_json::from_slice(bytes) {
-            Ok(Value::Object(mut fields)) => {
-                fields.retain(|_, value| !value.is_null());
-                Ok(Fields(fields))
-            }
+            Ok(Value::Object(fields)) => Ok(Fields::of(fields)),
             Ok(_) => Err(ApiError::new(ErrorKind::InvalidInput, "the body must be a JSON object")),
             Err(error) => Err(ApiError::new(ErrorKind::InvalidInput, format!("the body is not JSON: {error}"))),
+        }
+    }
+
+    /// The fields of an object inside a body.
+    pub(super) fn of(mut fields: Map<String, Value>) -> Fields {
+        fields.retain(|_, value| !value.is_null());
+        Fields(fields)
+    }
+
+    /// Has a field read under another name.
+    pub(super) fn rename(&mut self, field: &str, name: &str) {
+        if let Some(value) = self.0.remove(field) {
+            self.0.insert(name.to_owned(), value);
         }
     }
 

@@ -35,10 +35,10 @@ struct StreamOptions {
     include_usage: bool,
 }
 
-/// Reads the fields that both endpoints have.
-pub(super) fn generate(fields: &mut Fields) -> Result<Generate, ApiError> {
+/// Reads the fields of the sampling.
+pub(super) fn sampling(fields: &mut Fields) -> Result<Sampling, ApiError> {
     let defaults = Sampling::default();
-    let sampling = Sampling {
+    Ok(Sampling {
         temperature: fields.optional("temperature")?.unwrap_or(defaults.temperature),
         top_k: top_k(fields)?.unwrap_or(defaults.top_k),
         top_p: fields.optional("top_p")?.unwrap_or(defaults.top_p),
@@ -55,13 +55,23 @@ pub(super) fn generate(fields: &mut Fields) -> Result<Generate, ApiError> {
             None => rand::random(),
         },
         logprobs: None,
-    };
-    let choices = fields.optional("n")?.unwrap_or(1);
-    let stop = match fields.optional("stop")? {
+    })
+}
+
+/// Reads `stop`: a text or several.
+pub(super) fn stops(fields: &mut Fields) -> Result<Vec<String>, ApiError> {
+    Ok(match fields.optional("stop")? {
         Some(Stop::One(stop)) => vec![stop],
         Some(Stop::Several(stops)) => stops,
         None => Vec::new(),
-    };
+    })
+}
+
+/// Reads the fields that OpenAI's endpoints have.
+pub(super) fn generate(fields: &mut Fields) -> Result<Generate, ApiError> {
+    let sampling = sampling(fields)?;
+    let choices = fields.optional("n")?.unwrap_or(1);
+    let stop = stops(fields)?;
     let stream = fields.optional("stream")?.unwrap_or(false);
     let stream_options: Option<StreamOptions> = fields.optional("stream_options")?;
     if stream_options.is_some() && !stream {
@@ -83,10 +93,15 @@ pub(super) fn generate(fields: &mut Fields) -> Result<Generate, ApiError> {
 /// Characters kept of the field `user`: what fits into a table.
 const USER_CHARS: usize = 64;
 
+/// The name of a client as a table shows it.
+pub(super) fn client_of(user: &str) -> String {
+    user.chars().take(USER_CHARS).collect()
+}
+
 /// Owner of the job: OpenAI's field `user`.
-fn owner(fields: &mut Fields) -> Result<Owner, ApiError> {
+pub(super) fn owner(fields: &mut Fields) -> Result<Owner, ApiError> {
     let user: Option<Value> = fields.optional("user")?;
-    let client = user.as_ref().and_then(Value::as_str).map(|user| user.chars().take(USER_CHARS).collect());
+    let client = user.as_ref().and_then(Value::as_str).map(client_of);
     Ok(Owner { api: Api::Http, client })
 }
 

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use axum::body::{Body, Bytes, HttpBody};
 use axum::extract::{Request, State};
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderName, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use hyper::body::{Frame, SizeHint};
@@ -21,6 +21,9 @@ use pangea_control::net::rate::{Rate, RateLimiter};
 use super::error::ApiError;
 use crate::clock;
 use crate::net::Caller;
+
+/// Header with the key of Anthropic's clients.
+const X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 
 /// Checks that every request must pass.
 pub(super) struct Guard {
@@ -112,6 +115,8 @@ impl Guard {
             let (scheme, key) = value.split_once(' ')?;
             scheme.eq_ignore_ascii_case("bearer").then_some(key.trim())
         });
+        // Anthropic's clients have a header of their own.
+        let shown = shown.or_else(|| text(X_API_KEY));
         match self.key {
             Some(key) if !open && shown.is_none_or(|shown| blake3::hash(shown.as_bytes()) != key) => {
                 let message = match shown {
@@ -247,6 +252,8 @@ mod tests {
         assert_eq!(judged(&guard, &[host, ("authorization", "Bearer sesame")]), 401);
         assert_eq!(judged(&guard, &[host, ("authorization", "Basic sesame-open")]), 401);
         assert_eq!(judged(&guard, &[host, ("authorization", "bearer sesame-open")]), 200);
+        assert_eq!(judged(&guard, &[host, ("x-api-key", "sesame-open")]), 200);
+        assert_eq!(judged(&guard, &[host, ("x-api-key", "sesame")]), 401);
     }
 
     #[test]

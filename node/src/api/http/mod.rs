@@ -1,4 +1,4 @@
-//! The HTTP API: OpenAI's endpoints and a few of our own (DESIGN §4.3), on a thread of its own.
+//! The HTTP API: the endpoints of OpenAI, Anthropic and Ollama, and a few of our own (DESIGN §4.3), on a thread of its own.
 //!
 //! | file | owns |
 //! |---|---|
@@ -8,6 +8,11 @@
 //! | `chat`, `completions` | the two endpoints that generate |
 //! | `turn` | an answer as text and calls of tools |
 //! | `answer` | responses of those two endpoints, whole or as events |
+//! | `dialect` | the way of a turn to a client in the dialects that follow |
+//! | `responses`, `messages`, `ollama` | requests of OpenAI's Responses API, of Anthropic's API, of Ollama's |
+//! | `responses_stream`, `messages_stream`, `ollama_stream` | turns as each of them writes them |
+//! | `conversation` | turns from items and blocks |
+//! | `ollama_models` | models as Ollama lists them |
 //! | `models`, `metrics` | models, health and readiness; metrics |
 //! | `jobs` | jobs, as a list and as events |
 //! | `receipts` | stored receipts |
@@ -22,16 +27,25 @@ mod answer;
 mod chat;
 mod completions;
 mod connections;
+mod conversation;
+mod dialect;
 mod error;
 mod fields;
 mod generation;
 mod guard;
 mod jobs;
 mod limits;
+mod messages;
+mod messages_stream;
 mod metrics;
 mod models;
+mod ollama;
+mod ollama_models;
+mod ollama_stream;
 mod pool;
 mod receipts;
+mod responses;
+mod responses_stream;
 mod turn;
 mod write_deadline;
 
@@ -42,7 +56,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use axum::Router;
 use axum::body::Body;
 use axum::http::{Method, StatusCode, Uri};
-use axum::middleware::{from_fn_with_state, map_response};
+use axum::middleware::{from_fn, from_fn_with_state, map_response};
 use axum::response::{IntoResponse, Response};
 use pangea_client::{ErrorKind, Result};
 use pangea_control::net::rate::Rate;
@@ -151,8 +165,14 @@ impl std::ops::Deref for App {
 }
 
 impl App {
-    /// The engine of a model, once it is ready.
-    async fn engine(&self, model: &str) -> std::result::Result<Engine, ApiError> {
+    /// The engine of a model, once it is ready. The only model that this node knows need not be named.
+    async fn engine(&self, model: Option<&str>) -> std::result::Result<Engine, ApiError> {
+        let names = self.served.names();
+        let model = match (model, &names[..]) {
+            (Some(model), _) => model,
+            (None, [only]) => only,
+            (None, _) => return Err(ApiError::field("model", "model is missing")),
+        };
         match self.served.engine(model, limits::READY_TIME).await {
             Ok(engine) => Ok(engine),
             Err(error) if error.kind() == ErrorKind::NotFound => Err(self.no_such_model(model)),
@@ -180,13 +200,18 @@ fn routes(app: App, guard: Guard) -> Router {
         .merge(chat::routes())
         .merge(completions::routes())
         .merge(jobs::routes())
+        .merge(messages::routes())
         .merge(metrics::routes())
         .merge(models::routes())
+        .merge(ollama::routes())
+        .merge(ollama_models::routes())
         .merge(pool::routes())
         .merge(receipts::routes())
+        .merge(responses::routes())
         .fallback(unknown)
         .method_not_allowed_fallback(wrong_method)
         .layer(from_fn_with_state(Arc::new(guard), Guard::check))
+        .layer(from_fn(error::in_dialect))
         .layer(from_fn_with_state(app.clone(), metrics::count))
         .layer(map_response(no_sniffing))
         .with_state(app)

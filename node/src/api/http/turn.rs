@@ -43,6 +43,7 @@ pub(super) struct Parts {
     reader: Option<ToolReader>,
     parts: Vec<Part>,
     finish: Option<Finish>,
+    stop_text: Option<String>,
 }
 
 impl Parts {
@@ -64,6 +65,7 @@ impl Parts {
             }
         };
         self.finish = delta.finish.or(self.finish);
+        self.stop_text = delta.stop_text.clone().or(self.stop_text.take());
         pieces.into_iter().filter_map(|piece| self.add(piece)).collect()
     }
 
@@ -91,6 +93,11 @@ impl Parts {
         }
     }
 
+    /// The parts in their order.
+    pub(super) fn parts(&self) -> &[Part] {
+        &self.parts
+    }
+
     /// All text.
     pub(super) fn text(&self) -> String {
         let text = self.parts.iter().filter_map(|part| match part {
@@ -106,6 +113,11 @@ impl Parts {
             Part::Call(call) => Some(call),
             Part::Text(_) => None,
         })
+    }
+
+    /// The stop text that ended the answer.
+    pub(super) fn stop_text(&self) -> Option<&str> {
+        self.stop_text.as_deref()
     }
 
     /// Why the answer ended; `None` while it has not.
