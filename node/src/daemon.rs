@@ -1,5 +1,6 @@
 //! `pangea node`: one node from its configuration to its shutdown. The rooms do the node's work.
 
+use std::convert::Infallible;
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -31,6 +32,9 @@ use crate::trust::{Auditor, AuditorParts, ClaimReplay, ReceiptStore};
 
 /// Time for running jobs to end after the first signal; a second signal ends the node at once.
 const GRACE: Duration = Duration::from_secs(10);
+
+/// Interval at which a `node.json` that could not be written is tried again: a full disk has room once somebody deletes something.
+const NODE_FILE_RETRY: Duration = Duration::from_secs(2);
 
 /// Runs a node until SIGINT or SIGTERM, drains it and returns.
 ///
@@ -166,7 +170,7 @@ pub fn run(config: NodeConfig) -> Result<()> {
             std::future::pending::<()>().await;
         };
         tokio::select! {
-            result = announce(runtime.fabric(), facts, &data_dir) => result?,
+            never = announce(runtime.fabric(), facts, &data_dir) => match never {},
             () = following => {}
             why = supervisor.fatal() => return Err(Error::new(ErrorKind::Internal, format!("{why}; the node ends"))),
             () = signals.next() => {}
@@ -211,8 +215,9 @@ fn observe_build(observer: &Observer) {
     });
 }
 
-/// Logs each address once `node.json` contains it; returns only if writing the file fails.
-async fn announce(fabric: Fabric, mut facts: NodeFile, data_dir: &DataDir) -> Result<()> {
+/// Logs each address once `node.json` contains it. Where that cannot be written, the node works without until it can.
+async fn announce(fabric: Fabric, mut facts: NodeFile, data_dir: &DataDir) -> Infallible {
+    let mut unwritten = false;
     let mut listening = fabric.listening();
     loop {
         let now = listening.borrow_and_update().clone();
@@ -220,15 +225,33 @@ async fn announce(fabric: Fabric, mut facts: NodeFile, data_dir: &DataDir) -> Re
         facts.listening = now;
         let parsed: Vec<Multiaddr> = facts.listening.iter().filter_map(|address| address.parse().ok()).collect();
         facts.reachable = addresses::reachable(&parsed, &addresses::interfaces()).map(|address| address.to_string());
-        if !fresh.is_empty() {
-            data_dir.write(&facts)?;
+        if !fresh.is_empty() || unwritten {
+            let written = data_dir.write(&facts);
+            match &written {
+                Err(error) if !unwritten => {
+                    let rpc = &facts.rpc;
+                    tracing::warn!(
+                        event = "node_file_not_written",
+                        %error,
+                        "{error}; until that works, commands find this node only with --rpc {rpc}"
+                    );
+                }
+                Ok(()) if unwritten => {
+                    tracing::info!(event = "node_file_written", "Wrote node.json; commands find this node again");
+                }
+                _ => {}
+            }
+            unwritten = written.is_err();
         }
         for address in fresh {
             tracing::info!(event = "listening", address, "Listening on {address}");
         }
-        if listening.changed().await.is_err() {
-            // The fabric has ended; the supervisor reports why.
-            std::future::pending::<()>().await;
+        tokio::select! {
+            changed = listening.changed() => if changed.is_err() {
+                // The fabric has ended; the supervisor reports why.
+                std::future::pending::<()>().await;
+            },
+            () = tokio::time::sleep(NODE_FILE_RETRY), if unwritten => {}
         }
     }
 }

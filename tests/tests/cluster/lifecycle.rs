@@ -5,6 +5,8 @@ use pangea_compute::DType;
 use pangea_tests::cluster::{Cluster, Node, Star, output};
 use pangea_tests::matrix::{multiply_watching, operands, remote, upload};
 use pangea_tests::process::{Process, eventually};
+use pangea_tests::skip::{skip, unless_root};
+use pangea_tests::small_disk::SmallDisk;
 use rustix::process::Signal;
 
 /// Tasks that are under way at the worker when a job ends: enough to tell those that stop from those that go on.
@@ -226,4 +228,33 @@ fn a_panic_at_one_task_fails_only_that_task() {
         pangea_tests::matrix::assert_product(&a, &b, &again.c);
         again.report.tasks.remote > 0
     });
+}
+
+/// A node that could not write where other programs find it ended at once.
+#[test]
+fn a_node_whose_disk_is_full_at_the_start_runs_and_is_found_once_there_is_room() {
+    let test = "a_node_whose_disk_is_full_at_the_start_runs_and_is_found_once_there_is_room";
+    if unless_root(test) {
+        return;
+    }
+    let cluster = Cluster::new();
+    let disk = match SmallDisk::mount(&cluster.folder().join("one"), 16 << 20) {
+        Ok(disk) => disk,
+        Err(why) => return skip(test, &format!("no small disk can be mounted: {why}")),
+    };
+    let builder = cluster.node("one");
+    // Its key and its database are there.
+    assert_eq!(builder.start().terminate(), Some(0));
+    disk.fill();
+    let node = builder.launch();
+    node.line("until that works, commands find this node only with --rpc 127.0.0.1:");
+    node.line("Listening on ");
+    let data_dir = builder.data_dir();
+    let status = || cluster.run(&["status", "--data-dir", data_dir.to_str().unwrap(), "--json"]);
+    assert!(!data_dir.join("node.json").exists());
+    disk.clear();
+    node.line("Wrote node.json; commands find this node again");
+    assert_eq!(status().json()["name"], "one");
+    node.signal(Signal::TERM);
+    assert!(node.wait().success());
 }
