@@ -13,6 +13,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::api::http;
 use crate::api::rpc::{self, Limits, RunningNode};
+use crate::api_keys::ApiKeys;
 use crate::config::NodeConfig;
 use crate::data_dir::{DataDir, NodeFile};
 use crate::devices::Devices;
@@ -56,10 +57,12 @@ pub fn run(config: NodeConfig) -> Result<()> {
     let (socket, local) = local_socket(&data_dir);
     let rpc_addr = listener.local_addr().map_err(internal)?.to_string();
     let api_listener = service.api.as_ref().map(|api| http::bind(api.address)).transpose()?;
+    let ollama = service.api.as_ref().and_then(|api| api.ollama).map(http::bind_ollama).transpose()?;
     let api_addr = api_listener.as_ref().map(std::net::TcpListener::local_addr).transpose().map_err(internal)?;
     let devices = Devices::new(work.max_memory, work.threads);
     let sessions = EngineSettings::new(roomy_sessions_bytes(work.max_memory));
     let receipts = ReceiptStore::new(&identity.data_dir);
+    let keys = ApiKeys::of(&identity.data_dir);
     let peer = keypair.public().to_peer_id();
     let observer = Observer::default();
     let supervisor = Supervisor::with_fault(work.fault, &observer);
@@ -143,13 +146,15 @@ pub fn run(config: NodeConfig) -> Result<()> {
             receipts,
             jobs: jobs.clone(),
             key: api.and_then(|api| api.key.as_ref()).map(|key| key.as_str().to_owned()),
+            keys,
+            cors: api.map(|api| api.cors.clone()).unwrap_or_default(),
             client_rate: api.and_then(|api| api.client_rate).map(http::client_rate),
             observer,
             supervisor: supervising,
         };
-        http::serve(listener, node)
+        http::serve(http::Ports { api: listener, ollama }, node)
     });
-    let api = api.transpose()?;
+    let api = api.transpose()?.unwrap_or_default();
     let waiting = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(internal)?;
     waiting.block_on(async {
         let mut signals = Signals::new().map_err(internal)?;
@@ -180,9 +185,7 @@ pub fn run(config: NodeConfig) -> Result<()> {
         tokio::select! {
             () = async {
                 let api = async {
-                    if let Some(api) = api {
-                        api.shutdown(GRACE).await;
-                    }
+                    futures::future::join_all(api.into_iter().map(|service| service.shutdown(GRACE))).await;
                 };
                 tokio::join!(jobs.drain(GRACE), programs.shutdown(GRACE), api);
                 runtime.shutdown(GRACE).await;

@@ -20,6 +20,7 @@
 //! | 0 | [`model_text`] | tokenizer, chat template and grammar of a model; prompts |
 //! | 0 | `copying` | fast large copies where the C library's are slow |
 //! | 1 | [`data_dir`] | the lock of the data directory, and `node.json` |
+//! | 1 | [`api_keys`] | keys that the owner of a node gives to others, as digests |
 //! | 1 | [`supervise`] | every thread and lasting task, and what follows when one ends |
 //! | 1 | [`engine_metrics`] | metrics of one model's engine |
 //! | 1 | [`devices`] | memory and compute threads: leases and thread pools |
@@ -47,6 +48,7 @@
 //! This crate never knows the kernels' insides.
 
 pub mod api;
+pub mod api_keys;
 pub mod blob;
 pub mod cli;
 pub mod clock;

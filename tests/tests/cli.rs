@@ -436,6 +436,8 @@ fn help_is_complete_and_fits_80_columns() {
         &["topology", "--help"],
         &["status", "--help"],
         &["jobs", "--help"],
+        &["keys", "--help"],
+        &["keys", "create", "--help"],
         &["bench", "matmul", "--help"],
         &["bench", "net", "--help"],
         &["bench", "llm", "--help"],

@@ -52,6 +52,11 @@ impl TokenBucket {
         Ok(())
     }
 
+    /// Takes `count` tokens, also those that are not there yet: what is taken next waits longer.
+    pub(crate) fn overdraw(&mut self, count: u32, now: Time) {
+        (self.tokens, self.at) = (self.tokens(now) - f64::from(count), self.at.max(now));
+    }
+
     /// Gives back `count` tokens.
     pub(crate) fn put_back(&mut self, count: u32) {
         self.tokens = self.rate.burst.min(self.tokens + f64::from(count));

@@ -325,6 +325,7 @@ mod tests {
                 "api-port" | "client-rate" | "threads" => "3",
                 "audit" => "0.5",
                 "bind" => "\"lan\"",
+                "cors" => "[\"https://app.example\", \"*\"]",
                 "layers" => "\"0-14\"",
                 "max-memory" => "\"2G\"",
                 "log-format" => "\"json\"",

@@ -14,6 +14,7 @@ use super::network::NetworkConfig;
 use super::raw::{RawNodeConfig, given};
 use super::service::ServiceConfig;
 use super::work::WorkConfig;
+use crate::api_keys::ApiKeys;
 use crate::net::PoolKeyError;
 
 /// Resolved configuration of a node.
@@ -51,7 +52,7 @@ pub enum ConfigError {
     NoPeersFile(PathBuf),
     /// The HTTP API can be reached from other hosts and has no key.
     #[error(
-        "the HTTP API at {address} is open to others: set a key of at least {min_chars} characters that clients must show, in PANGEA_API_KEY or as api-key in config.toml"
+        "the HTTP API at {address} is open to others: set a key of at least {min_chars} characters that clients must show, in PANGEA_API_KEY or as api-key in config.toml, or create one with `pangea keys create NAME`"
     )]
     NoApiKey {
         /// Address of the API.
@@ -150,7 +151,7 @@ impl NodeConfig {
     fn with_defaults(raw: RawNodeConfig, data_dir: PathBuf, level: LogLevel) -> Result<NodeConfig, ConfigError> {
         Ok(NodeConfig {
             network: raw.network.resolve(&data_dir)?,
-            service: raw.service.resolve()?,
+            service: raw.service.resolve(ApiKeys::of(&data_dir).exist())?,
             work: raw.work.resolve()?,
             log: LogConfig { level, format: raw.identity.log_format.unwrap_or_default() },
             identity: raw.identity.resolve(&data_dir),

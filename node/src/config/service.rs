@@ -14,6 +14,9 @@ const RPC_PORT: u16 = 8080;
 /// Default port of the HTTP API.
 const API_PORT: u16 = 52415;
 
+/// Port of Ollama's own server.
+const OLLAMA_PORT: u16 = 11434;
+
 /// Minimum length of an API key in characters; a shorter one can be guessed.
 const MIN_API_KEY_CHARS: usize = 8;
 
@@ -59,6 +62,14 @@ pub struct ServiceFlags {
     #[arg(long, value_name = "N", value_parser = value_parser!(u32).range(0..=1_000_000))]
     pub client_rate: Option<u32>,
 
+    /// Let web pages of this origin use the HTTP API, such as https://app.example; may be given several times; *: all pages
+    #[arg(long, value_name = "ORIGIN", value_parser = origin)]
+    pub cors: Vec<String>,
+
+    /// Offer the HTTP API on port 11434 as well, where clients of Ollama look for it
+    #[arg(long, conflicts_with = "no_api")]
+    pub ollama: bool,
+
     /// What clients must show: of the HTTP API always, of the Cap'n Proto service where other hosts reach it. Typed, it would
     /// stand in every list of processes.
     #[arg(long, hide = true, env = "PANGEA_API_KEY", hide_env_values = true)]
@@ -85,6 +96,10 @@ pub struct ApiConfig {
     pub key: Option<ApiKey>,
     /// Requests per second that one client may make; `None` without a limit.
     pub client_rate: Option<u32>,
+    /// Origins whose pages may use the API; `*` is every origin.
+    pub cors: Vec<String>,
+    /// Where clients of Ollama find the API, if it is offered there too.
+    pub ollama: Option<SocketAddr>,
 }
 
 /// A key that programs show to this node.
@@ -106,7 +121,8 @@ impl std::fmt::Debug for ApiKey {
 
 impl ServiceFlags {
     /// Fills in the defaults.
-    pub(super) fn resolve(self) -> Result<ServiceConfig, ConfigError> {
+    /// `has_keys`: whether the data directory has API keys, which the HTTP API requires then.
+    pub(super) fn resolve(self, has_keys: bool) -> Result<ServiceConfig, ConfigError> {
         let rpc_addr = self.rpc_addr.unwrap_or((Ipv4Addr::LOCALHOST, RPC_PORT).into());
         let key = self.api_key.clone().filter(|key| !key.is_empty());
         if key.as_ref().is_some_and(|key| key.len() < MIN_API_KEY_CHARS || !key.chars().all(|c| c.is_ascii_graphic())) {
@@ -118,12 +134,12 @@ impl ServiceFlags {
         if rpc_key.is_none() && !rpc_addr.ip().is_loopback() {
             return Err(ConfigError::NoRpcKey { address: rpc_addr, min_chars: MIN_API_KEY_CHARS });
         }
-        let api = if self.no_api { None } else { Some(self.api(key)?) };
+        let api = if self.no_api { None } else { Some(self.api(key, has_keys)?) };
         Ok(ServiceConfig { rpc_addr, rpc_key, api })
     }
 
     /// The HTTP API at `--api-addr`; without it, at `--api-port` of loopback or of the private address (`--bind`).
-    fn api(self, key: Option<ApiKey>) -> Result<ApiConfig, ConfigError> {
+    fn api(self, key: Option<ApiKey>, has_keys: bool) -> Result<ApiConfig, ConfigError> {
         let address = self.api_addr.unwrap_or_else(|| {
             let host = match self.bind {
                 Some(Bind::Lan) => host::private_address().unwrap_or(Ipv4Addr::LOCALHOST.into()),
@@ -132,17 +148,31 @@ impl ServiceFlags {
             (host, self.api_port.unwrap_or(API_PORT)).into()
         });
         // `--bind lan` needs a key even if the host has no private address now and falls back to loopback.
-        if key.is_none() && (self.bind == Some(Bind::Lan) || !address.ip().is_loopback()) {
+        if key.is_none() && !has_keys && (self.bind == Some(Bind::Lan) || !address.ip().is_loopback()) {
             return Err(ConfigError::NoApiKey { address, min_chars: MIN_API_KEY_CHARS });
         }
         let client_rate = Some(self.client_rate.unwrap_or(CLIENT_RATE)).filter(|rate| *rate > 0);
-        Ok(ApiConfig { address, key, client_rate })
+        let ollama = self.ollama.then(|| (address.ip(), OLLAMA_PORT).into());
+        Ok(ApiConfig { address, key, client_rate, cors: self.cors, ollama })
     }
 }
 
 fn socket_address(text: &str) -> Result<SocketAddr, String> {
     text.parse()
         .map_err(|_| "use ADDRESS:PORT, such as 127.0.0.1:8080 or [::1]:8080; names are not looked up".to_owned())
+}
+
+/// Parses the origin of a web page: scheme, host and perhaps port, as browsers send it.
+fn origin(text: &str) -> Result<String, String> {
+    let is_origin = text.split_once("://").is_some_and(|(scheme, host)| {
+        !scheme.is_empty() && !host.is_empty() && !host.contains(['/', '?', '#', '@', ' ', '*'])
+    });
+    match text == "*" || is_origin {
+        true => Ok(text.to_owned()),
+        false => {
+            Err("use SCHEME://HOST or SCHEME://HOST:PORT without a path, such as https://app.example, or *".to_owned())
+        }
+    }
 }
 
 fn port(text: &str) -> Result<u16, String> {
@@ -169,6 +199,19 @@ mod tests {
             (["--rpc-addr", "here"], "ADDRESS:PORT"),
         ] {
             assert!(refusal(&flags, "").contains(why), "{flags:?}");
+        }
+    }
+
+    #[test]
+    fn pages_and_ollamas_clients_are_let_in_where_asked_for() {
+        let api = |flags: &[&str]| resolve(flags, "").service.api.unwrap();
+        assert_eq!((api(&[]).cors.len(), api(&[]).ollama), (0, None));
+        let named =
+            api(&["--cors", "https://app.example", "--cors=http://localhost:3000", "--ollama", "--api-port", "9"]);
+        assert_eq!(named.cors, ["https://app.example", "http://localhost:3000"]);
+        assert_eq!(named.ollama.unwrap().to_string(), "127.0.0.1:11434");
+        for wrong in ["app.example", "https://app.example/path", "https://*.example", "://x"] {
+            assert!(refusal(&["--cors", wrong], "").contains("SCHEME://HOST"), "{wrong}");
         }
     }
 

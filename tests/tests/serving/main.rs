@@ -8,6 +8,7 @@ mod dialects;
 mod doors;
 mod engine;
 mod jobs;
+mod keys;
 mod load;
 mod refusals;
 mod tools;

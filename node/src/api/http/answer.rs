@@ -14,9 +14,10 @@ use serde_json::{Value, json};
 
 use super::dialect::pangea;
 use super::error::ApiError;
+use super::key_holder::{KeyHolder, Metered};
 use super::limits::STREAM_SILENCE;
 use super::turn::{Call, Parts, TurnEnd, TurnPiece, refused};
-use crate::serve::{Delta, Engine, Event, Generation, Request, Summary, TokenLogprob, TokenText};
+use crate::serve::{Delta, Engine, Event, Request, Summary, TokenLogprob, TokenText};
 
 /// Endpoint that an answer belongs to.
 pub(super) enum Endpoint {
@@ -64,6 +65,7 @@ impl HttpAnswer {
     pub(super) async fn respond(
         self,
         engine: &Engine,
+        holder: &KeyHolder,
         requests: Vec<Request>,
         stream: bool,
     ) -> Result<Response, ApiError> {
@@ -76,8 +78,8 @@ impl HttpAnswer {
         let prompts = requests.len();
         for (prompt, request) in requests.into_iter().enumerate() {
             let request = Request { id: self.id.clone(), ..request };
-            let generation = engine.generate(request).await.map_err(refused)?;
-            let following = stream::unfold(generation, |mut generation: Generation| async {
+            let generation = holder.generate(engine, request).await.map_err(refused)?;
+            let following = stream::unfold(generation, |mut generation: Metered| async {
                 generation.next().await.map(|event| (event, generation))
             });
             events.push(following.map(move |event| (prompt, event)).boxed());

@@ -13,6 +13,7 @@ use super::answer::{Endpoint, HttpAnswer};
 use super::error::ApiError;
 use super::fields::Fields;
 use super::generation::{Generate, alternatives, generate};
+use super::key_holder::KeyHolder;
 use super::{App, Body};
 use crate::serve::{Prompt, role};
 
@@ -22,15 +23,15 @@ pub(super) fn routes() -> Router<App> {
 }
 
 /// Answers a conversation.
-async fn completions(State(app): State<App>, body: Body) -> Result<Response, ApiError> {
+async fn completions(State(app): State<App>, holder: KeyHolder, body: Body) -> Result<Response, ApiError> {
     let mut fields = Fields::read(body).await?;
     let model: Option<String> = fields.optional("model")?;
     let Parsed { generate, prompt, single_call } = parse(&mut fields)?;
-    let engine = app.engine(model.as_deref()).await?;
+    let engine = app.engine(model.as_deref(), &holder).await?;
     let mut request = generate.request;
     request.prompt = prompt;
     let answer = HttpAnswer::new(&engine, Endpoint::Chat { single_call }, generate.stream_usage);
-    answer.respond(&engine, vec![request], generate.stream).await
+    answer.respond(&engine, &holder, vec![request], generate.stream).await
 }
 
 /// A request as it is read.

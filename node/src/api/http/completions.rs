@@ -11,6 +11,7 @@ use super::answer::{Endpoint, HttpAnswer};
 use super::error::ApiError;
 use super::fields::Fields;
 use super::generation::{Generate, alternatives, generate};
+use super::key_holder::KeyHolder;
 use super::limits::PROMPTS;
 use super::{App, Body};
 use crate::serve::{Prompt, Request};
@@ -24,11 +25,11 @@ pub(super) fn routes() -> Router<App> {
 const MAX_TOKENS: usize = 16;
 
 /// Completes one or several prompts.
-async fn completions(State(app): State<App>, body: Body) -> Result<Response, ApiError> {
+async fn completions(State(app): State<App>, holder: KeyHolder, body: Body) -> Result<Response, ApiError> {
     let mut fields = Fields::read(body).await?;
     let model: Option<String> = fields.optional("model")?;
     let (generate, prompts, echo) = parse(&mut fields)?;
-    let engine = app.engine(model.as_deref()).await?;
+    let engine = app.engine(model.as_deref(), &holder).await?;
     let echoes = prompts
         .iter()
         .map(|prompt| match prompt {
@@ -39,7 +40,7 @@ async fn completions(State(app): State<App>, body: Body) -> Result<Response, Api
         .collect();
     let requests = prompts.into_iter().map(|prompt| Request { prompt, ..generate.request.clone() }).collect();
     let answer = HttpAnswer::new(&engine, Endpoint::Completion { echoes }, generate.stream_usage);
-    answer.respond(&engine, requests, generate.stream).await
+    answer.respond(&engine, &holder, requests, generate.stream).await
 }
 
 #[derive(Deserialize)]

@@ -35,6 +35,17 @@ pub fn bind(address: SocketAddr) -> Result<TcpListener> {
     )
 }
 
+/// Name of the HTTP API on Ollama's port.
+pub(super) const OLLAMA: Description = Description { name: "HTTP API for Ollama's clients", short_name: "ollama" };
+
+/// Binds the port where Ollama's clients look for it.
+///
+/// # Errors
+/// `Unavailable` if the port cannot be bound.
+pub fn bind_ollama(address: SocketAddr) -> Result<TcpListener> {
+    service::bind(OLLAMA, address, "stop Ollama, or leave out --ollama", "leave out --ollama")
+}
+
 /// Interval at which a draining API checks whether its connections have ended. Shutdown is rare.
 const IDLE_INTERVAL: Duration = Duration::from_millis(10);
 

@@ -12,9 +12,10 @@ use futures::stream;
 use serde_json::{Value, json};
 
 use super::error::ApiError;
+use super::key_holder::{KeyHolder, Metered};
 use super::limits::STREAM_SILENCE;
 use super::turn::{Parts, TurnPiece, refused};
-use crate::serve::{Engine, Event, Generation, Request, Summary};
+use crate::serve::{Engine, Event, Request, Summary};
 
 /// A turn with its identity and cost.
 #[derive(Clone, Debug, Default)]
@@ -76,7 +77,12 @@ pub(super) struct Wanted {
 }
 
 /// Has `engine` answer and returns the response: at once for a stream, otherwise when the turn is complete.
-pub(super) async fn respond<D: Dialect>(engine: &Engine, wanted: Wanted, dialect: D) -> Result<Response, ApiError> {
+pub(super) async fn respond<D: Dialect>(
+    engine: &Engine,
+    holder: &KeyHolder,
+    wanted: Wanted,
+    dialect: D,
+) -> Result<Response, ApiError> {
     let mut turn = Turn {
         id: format!("{:032x}", rand::random::<u128>()),
         created_s: unix_seconds(),
@@ -85,7 +91,7 @@ pub(super) async fn respond<D: Dialect>(engine: &Engine, wanted: Wanted, dialect
         ..Turn::default()
     };
     let request = Request { id: turn.id.clone(), ..wanted.request };
-    let mut generation = engine.generate(request).await.map_err(refused)?;
+    let mut generation = holder.generate(engine, request).await.map_err(refused)?;
     turn.prompt_tokens = generation.prompt_tokens();
     if wanted.stream {
         return Ok(streamed(Streaming { writer: Writer::new(dialect, turn), generation, over: false }));
@@ -175,7 +181,7 @@ impl<D: Dialect> Writer<D> {
 
 struct Streaming<D> {
     writer: Writer<D>,
-    generation: Generation,
+    generation: Metered,
     over: bool,
 }
 

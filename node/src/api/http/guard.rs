@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use axum::body::{Body, Bytes, HttpBody};
 use axum::extract::{Request, State};
-use axum::http::{HeaderName, StatusCode, header};
+use axum::http::{HeaderName, Method, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use hyper::body::{Frame, SizeHint};
@@ -18,7 +18,10 @@ use pangea_client::ErrorKind;
 use pangea_control::net::callers::{Origin, Standing};
 use pangea_control::net::rate::{Rate, RateLimiter};
 
+use super::cors::Cors;
 use super::error::ApiError;
+use super::key_holder::{KeyHolder, Keys};
+use crate::api_keys::ApiKeys;
 use crate::clock;
 use crate::net::Caller;
 
@@ -30,8 +33,12 @@ pub(super) struct Guard {
     /// Accepted host names besides IP addresses and `localhost`. Anyone on the local network can make its names lead here, so
     /// that there are some only where the API is offered to that network.
     names: Vec<String>,
-    /// Digest of the API key, so that a comparison takes constant time.
+    /// Digest of the owner's API key, so that a comparison takes constant time.
     key: Option<blake3::Hash>,
+    /// Keys that the owner gave to others.
+    keys: Keys,
+    /// Pages of other origins that may use the API.
+    cors: Cors,
     /// Requests of each client; `None` without a limit.
     rate: Option<Mutex<RateLimiter<Origin>>>,
 }
@@ -42,8 +49,12 @@ pub(super) struct Policy<'a> {
     pub(super) host: &'a str,
     /// Whether other hosts are to reach the API.
     pub(super) is_offered: bool,
-    /// Key that clients must show.
+    /// Key of the owner.
     pub(super) key: Option<&'a str>,
+    /// Keys that the owner gave to others.
+    pub(super) keys: ApiKeys,
+    /// Pages of other origins that may use the API.
+    pub(super) cors: Cors,
     /// Requests of one client.
     pub(super) rate: Option<Rate>,
 }
@@ -56,6 +67,8 @@ impl Guard {
         Guard {
             names,
             key: policy.key.map(|key| blake3::hash(key.as_bytes())),
+            keys: Keys::new(policy.keys.clone()),
+            cors: policy.cors.clone(),
             rate: policy.rate.map(|rate| Mutex::new(RateLimiter::new(rate))),
         }
     }
@@ -63,8 +76,13 @@ impl Guard {
     /// Middleware that passes a request on or refuses it.
     pub(super) async fn check(State(guard): State<Arc<Guard>>, mut request: Request, next: Next) -> Response {
         let caller = request.extensions_mut().remove::<Arc<Caller>>();
-        let passed = guard.judge(&request).and_then(|proven| {
+        let passed = guard.judge(&request).and_then(|(proven, holder)| {
             guard.count(caller.as_ref().map_or(Origin::LOCAL, |caller| caller.origin()))?;
+            // Answers are what is asked with POST; who only looks uses nothing.
+            if request.method() == Method::POST {
+                holder.ask()?;
+            }
+            request.extensions_mut().insert(holder);
             Ok(proven)
         });
         match (passed, caller) {
@@ -91,7 +109,7 @@ impl Guard {
         })
     }
 
-    fn judge<B>(&self, request: &axum::http::Request<B>) -> Result<Proven, ApiError> {
+    fn judge<B>(&self, request: &axum::http::Request<B>) -> Result<(Proven, KeyHolder), ApiError> {
         let forbidden = |message: String| ApiError::new(ErrorKind::Unauthorized, message).status(StatusCode::FORBIDDEN);
         let text = |name| request.headers().get(name).map(|value| value.to_str().unwrap_or_default());
         let host = request.uri().authority().map(|authority| authority.as_str()).or_else(|| text(header::HOST));
@@ -106,8 +124,9 @@ impl Guard {
         }
         if let Some(origin) = text(header::ORIGIN) {
             let from = origin.split_once("://").map(|(_, authority)| authority);
-            if !from.is_some_and(|from| from == host || is_loopback(host_of(from))) {
-                return Err(forbidden(format!("web pages from {origin:?} may not use this node")));
+            let is_ours = from.is_some_and(|from| from == host || is_loopback(host_of(from)));
+            if !is_ours && !self.cors.allows(origin) {
+                return Err(forbidden(format!("web pages from {origin:?} may not use this node; see --cors")));
             }
         }
         let open = matches!(request.uri().path(), "/healthz" | "/readyz");
@@ -117,16 +136,20 @@ impl Guard {
         });
         // Anthropic's clients have a header of their own.
         let shown = shown.or_else(|| text(X_API_KEY));
-        match self.key {
-            Some(key) if !open && shown.is_none_or(|shown| blake3::hash(shown.as_bytes()) != key) => {
-                let message = match shown {
-                    Some(_) => "the API key is wrong",
-                    None => "this node requires an API key; send it as `Authorization: Bearer KEY`",
-                };
-                Err(ApiError::new(ErrorKind::Unauthorized, message).code("invalid_api_key"))
-            }
-            _ => Ok(Proven(self.key.is_none() || !open)),
+        let required = self.key.is_some() || self.keys.required();
+        if open || !required {
+            return Ok((Proven(!required), KeyHolder::unlimited()));
         }
+        let holder = shown.and_then(|shown| {
+            let is_owner = self.key.is_some_and(|key| blake3::hash(shown.as_bytes()) == key);
+            if is_owner { Some(KeyHolder::unlimited()) } else { self.keys.holder(shown) }
+        });
+        let message = match shown {
+            Some(_) => "the API key is wrong",
+            None => "this node requires an API key; send it as `Authorization: Bearer KEY`",
+        };
+        let refused = || ApiError::new(ErrorKind::Unauthorized, message).code("invalid_api_key");
+        Ok((Proven(true), holder.ok_or_else(refused)?))
     }
 
     /// An IP address cannot be rebound by DNS; a name must be known as this host's.
@@ -192,8 +215,15 @@ fn is_loopback(host: &str) -> bool {
 mod tests {
     use super::*;
 
+    /// A guard of a node without keys for others.
+    fn guarding(is_offered: bool, key: Option<&str>, rate: Option<Rate>) -> Guard {
+        let keys = ApiKeys::of(std::path::Path::new("/nowhere"));
+        let cors = Cors::new(&["https://app.example".to_owned()]);
+        Guard::new(&Policy { host: "Mac2", is_offered, key, keys, cors, rate })
+    }
+
     fn guard(is_offered: bool, key: Option<&str>) -> Guard {
-        Guard::new(&Policy { host: "Mac2", is_offered, key, rate: None })
+        guarding(is_offered, key, None)
     }
 
     fn judged(guard: &Guard, headers: &[(&str, &str)]) -> u16 {
@@ -236,6 +266,7 @@ mod tests {
             ("http://localhost:3000", 200),
             ("http://127.0.0.1:52415", 200),
             ("https://evil.example", 403),
+            ("https://app.example", 200),
             ("http://192.168.1.20.evil.example", 403),
             ("http://192.168.1.66", 403),
             ("null", 403),
@@ -259,7 +290,7 @@ mod tests {
     #[test]
     fn a_client_beyond_its_rate_is_told_when_to_come_again() {
         let rate = Some(Rate { per_second: 0.5, burst: 2.0 });
-        let guard = Guard::new(&Policy { host: "mac2", is_offered: false, key: None, rate });
+        let guard = guarding(false, None, rate);
         let other = Origin::of("10.0.0.1".parse().unwrap());
         assert!(guard.count(other).is_ok() && guard.count(other).is_ok());
         let refused = guard.count(other).unwrap_err().into_response();

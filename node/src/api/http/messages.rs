@@ -14,6 +14,7 @@ use super::dialect::{Wanted, respond};
 use super::error::ApiError;
 use super::fields::Fields;
 use super::generation::{client_of, sampling};
+use super::key_holder::KeyHolder;
 use super::messages_stream::Messages;
 use super::turn::refused;
 use super::{App, Body};
@@ -24,19 +25,19 @@ pub(super) fn routes() -> Router<App> {
     Router::new().route("/v1/messages", post(create)).route("/v1/messages/count_tokens", post(count_tokens))
 }
 
-async fn create(State(app): State<App>, body: Body) -> Result<Response, ApiError> {
+async fn create(State(app): State<App>, holder: KeyHolder, body: Body) -> Result<Response, ApiError> {
     let mut fields = Fields::read(body).await?;
     let model: Option<String> = fields.optional("model")?;
     let wanted = parse(&mut fields)?;
-    let engine = app.engine(model.as_deref()).await?;
-    respond(&engine, wanted, Messages).await
+    let engine = app.engine(model.as_deref(), &holder).await?;
+    respond(&engine, &holder, wanted, Messages).await
 }
 
-async fn count_tokens(State(app): State<App>, body: Body) -> Result<Json<Value>, ApiError> {
+async fn count_tokens(State(app): State<App>, holder: KeyHolder, body: Body) -> Result<Json<Value>, ApiError> {
     let mut fields = Fields::read(body).await?;
     let model: Option<String> = fields.optional("model")?;
     let (prompt, _) = prompt(&mut fields)?;
-    let engine = app.engine(model.as_deref()).await?;
+    let engine = app.engine(model.as_deref(), &holder).await?;
     let tokens = engine.count_tokens(prompt).await.map_err(refused)?;
     Ok(Json(json!({"input_tokens": tokens})))
 }

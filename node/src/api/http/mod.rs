@@ -3,7 +3,8 @@
 //! | file | owns |
 //! |---|---|
 //! | `connections`, `write_deadline` | the port, connections from accepting to draining; clients that do not read |
-//! | `guard` | Host, Origin, key, how often a client asks |
+//! | `guard`, `cors` | Host, Origin, key, how often a client asks; pages of other origins |
+//! | `key_holder` | who holds which API key, and what is left of its limits |
 //! | `fields`, `generation` | the JSON of requests, read field by field |
 //! | `chat`, `completions` | the two endpoints that generate |
 //! | `turn` | an answer as text and calls of tools |
@@ -28,12 +29,14 @@ mod chat;
 mod completions;
 mod connections;
 mod conversation;
+mod cors;
 mod dialect;
 mod error;
 mod fields;
 mod generation;
 mod guard;
 mod jobs;
+mod key_holder;
 mod limits;
 mod messages;
 mod messages_stream;
@@ -58,10 +61,12 @@ use axum::body::Body;
 use axum::http::{Method, StatusCode, Uri};
 use axum::middleware::{from_fn, from_fn_with_state, map_response};
 use axum::response::{IntoResponse, Response};
+use axum::routing::get;
 use pangea_client::{ErrorKind, Result};
 use pangea_control::net::rate::Rate;
 
 use crate::api::service::{Listeners, Service};
+use crate::api_keys::ApiKeys;
 use crate::fabric::Fabric;
 use crate::jobs::Jobs;
 use crate::observe::Observer;
@@ -70,11 +75,13 @@ use crate::serve::{self, Engine, Served};
 use crate::supervise::Supervisor;
 use crate::trust::ReceiptStore;
 use connections::Connections;
+use cors::Cors;
 use error::ApiError;
 use guard::{Guard, Policy};
+use key_holder::KeyHolder;
 use metrics::Metrics;
 
-pub use connections::bind;
+pub use connections::{bind, bind_ollama};
 
 /// The parts of the node that the API uses.
 pub struct Node {
@@ -88,8 +95,12 @@ pub struct Node {
     pub receipts: ReceiptStore,
     /// Jobs of this node.
     pub jobs: Jobs,
-    /// API key that clients must send, if any.
+    /// API key of the owner, if any.
     pub key: Option<String>,
+    /// Keys that the owner gave to others.
+    pub keys: ApiKeys,
+    /// Origins whose pages may use the API; `*` is every origin.
+    pub cors: Vec<String>,
     /// How often one client may ask; `None` without a limit.
     pub client_rate: Option<Rate>,
     /// Registry of the node's metrics.
@@ -105,18 +116,29 @@ pub fn client_rate(per_second: u32) -> Rate {
     Rate { per_second, burst: 4.0 * per_second }
 }
 
-/// Serves the API on `listener`.
+/// Where the API listens.
+pub struct Ports {
+    /// The port of the API.
+    pub api: TcpListener,
+    /// The port where Ollama's clients look for it, if the API is offered there too.
+    pub ollama: Option<TcpListener>,
+}
+
+/// Serves the API on `ports`, one service for each.
 ///
 /// # Errors
 /// `Internal` if a thread cannot be started.
-pub fn serve(listener: TcpListener, node: Node) -> Result<Service> {
-    let address = listener.local_addr().map_err(|error| {
+pub fn serve(ports: Ports, node: Node) -> Result<Vec<Service>> {
+    let address = ports.api.local_addr().map_err(|error| {
         pangea_client::Error::new(ErrorKind::Internal, format!("the HTTP API has no address: {error}"))
     })?;
+    let cors = Cors::new(&node.cors);
     let guard = Guard::new(&Policy {
         host: &crate::host::name(),
         is_offered: !address.ip().is_loopback(),
         key: node.key.as_deref(),
+        keys: node.keys,
+        cors: cors.clone(),
         rate: node.client_rate,
     });
     serve::observe(&node.served, &node.observer);
@@ -134,9 +156,19 @@ pub fn serve(listener: TcpListener, node: Node) -> Result<Service> {
         observer: node.observer,
         supervisor: node.supervisor.clone(),
     }));
-    let routes = routes(app, guard);
-    let listeners = Listeners { tcp: listener, unix: None };
-    Service::spawn(connections::DESCRIPTION, listeners, &node.supervisor, move || Connections::new(routes))
+    let routes = routes(app, guard, cors);
+    let mut services = Vec::new();
+    if let Some(tcp) = ports.ollama {
+        // Clients ask this before anything else.
+        let routes = Router::new().route("/", get(|| async { "Ollama is running" })).fallback_service(routes.clone());
+        let listeners = Listeners { tcp, unix: None };
+        let connections = move || Connections::new(routes);
+        services.push(Service::spawn(connections::OLLAMA, listeners, &node.supervisor, connections)?);
+    }
+    let listeners = Listeners { tcp: ports.api, unix: None };
+    let connections = move || Connections::new(routes);
+    services.push(Service::spawn(connections::DESCRIPTION, listeners, &node.supervisor, connections)?);
+    Ok(services)
 }
 
 /// State that every handler can reach.
@@ -166,13 +198,15 @@ impl std::ops::Deref for App {
 
 impl App {
     /// The engine of a model, once it is ready. The only model that this node knows need not be named.
-    async fn engine(&self, model: Option<&str>) -> std::result::Result<Engine, ApiError> {
-        let names = self.served.names();
+    async fn engine(&self, model: Option<&str>, holder: &KeyHolder) -> std::result::Result<Engine, ApiError> {
+        let mut names = self.served.names();
+        names.retain(|name| holder.may_use(name));
         let model = match (model, &names[..]) {
             (Some(model), _) => model,
             (None, [only]) => only,
             (None, _) => return Err(ApiError::field("model", "model is missing")),
         };
+        holder.check(model)?;
         match self.served.engine(model, limits::READY_TIME).await {
             Ok(engine) => Ok(engine),
             Err(error) if error.kind() == ErrorKind::NotFound => Err(self.no_such_model(model)),
@@ -195,7 +229,7 @@ impl App {
 }
 
 /// Every route of the API; each file defines its own.
-fn routes(app: App, guard: Guard) -> Router {
+fn routes(app: App, guard: Guard, cors: Cors) -> Router {
     Router::new()
         .merge(chat::routes())
         .merge(completions::routes())
@@ -211,6 +245,7 @@ fn routes(app: App, guard: Guard) -> Router {
         .fallback(unknown)
         .method_not_allowed_fallback(wrong_method)
         .layer(from_fn_with_state(Arc::new(guard), Guard::check))
+        .layer(from_fn_with_state(cors, Cors::answer))
         .layer(from_fn(error::in_dialect))
         .layer(from_fn_with_state(app.clone(), metrics::count))
         .layer(map_response(no_sniffing))
@@ -221,9 +256,13 @@ async fn unknown(uri: Uri) -> ApiError {
     ApiError::new(ErrorKind::NotFound, format!("no such path: {}", uri.path())).code("unknown_url")
 }
 
-async fn wrong_method(method: Method, uri: Uri) -> ApiError {
+/// Answers what no route does; the router adds the header `Allow`.
+async fn wrong_method(method: Method, uri: Uri) -> Response {
+    if method == Method::OPTIONS {
+        return StatusCode::NO_CONTENT.into_response();
+    }
     let message = format!("method {method} is not allowed at {}", uri.path());
-    ApiError::new(ErrorKind::InvalidInput, message).status(StatusCode::METHOD_NOT_ALLOWED)
+    ApiError::new(ErrorKind::InvalidInput, message).status(StatusCode::METHOD_NOT_ALLOWED).into_response()
 }
 
 /// Forbids browsers to guess a content type.

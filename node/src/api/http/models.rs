@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 
 use super::App;
 use super::error::ApiError;
+use super::key_holder::KeyHolder;
 use super::limits::READY_RETRY;
 use crate::serve::ServedModel;
 use crate::supervise::Unwell;
@@ -28,13 +29,19 @@ pub(super) fn routes() -> Router<App> {
 }
 
 /// `/v1/models`: every configured model, from the start.
-async fn list(State(app): State<App>) -> Json<Value> {
-    let models: Vec<Value> = app.served.list().iter().map(|model| entry(&app, model)).collect();
+async fn list(State(app): State<App>, holder: KeyHolder) -> Json<Value> {
+    let models: Vec<Value> = models(&app, &holder).iter().map(|model| entry(&app, model)).collect();
     Json(json!({"object": "list", "data": models}))
 }
 
+/// The models that the holder of a key may use.
+pub(super) fn models(app: &App, holder: &KeyHolder) -> Vec<ServedModel> {
+    app.served.list().into_iter().filter(|model| holder.may_use(&model.name)).collect()
+}
+
 /// `/v1/models/{id}`.
-async fn one(State(app): State<App>, Path(id): Path<String>) -> Result<Json<Value>, ApiError> {
+async fn one(State(app): State<App>, holder: KeyHolder, Path(id): Path<String>) -> Result<Json<Value>, ApiError> {
+    holder.check(&id)?;
     let Some(model) = app.served.one(&id) else { return Err(app.no_such_model(&id)) };
     Ok(Json(entry(&app, &model)))
 }

@@ -14,6 +14,7 @@ use super::dialect::{Wanted, respond};
 use super::error::ApiError;
 use super::fields::Fields;
 use super::generation::{owner, sampling, stops};
+use super::key_holder::KeyHolder;
 use super::ollama_stream::{Form, Ollama};
 use super::{App, Body};
 use crate::serve::{Prompt, Request, role};
@@ -28,15 +29,15 @@ pub(super) fn untagged(name: &str) -> &str {
     name.strip_suffix(":latest").unwrap_or(name)
 }
 
-async fn chat(State(app): State<App>, body: Body) -> Result<Response, ApiError> {
-    answer(app, body, Form::Chat).await
+async fn chat(State(app): State<App>, holder: KeyHolder, body: Body) -> Result<Response, ApiError> {
+    answer(app, &holder, body, Form::Chat).await
 }
 
-async fn generate(State(app): State<App>, body: Body) -> Result<Response, ApiError> {
-    answer(app, body, Form::Generate).await
+async fn generate(State(app): State<App>, holder: KeyHolder, body: Body) -> Result<Response, ApiError> {
+    answer(app, &holder, body, Form::Generate).await
 }
 
-async fn answer(app: App, body: Body, form: Form) -> Result<Response, ApiError> {
+async fn answer(app: App, holder: &KeyHolder, body: Body, form: Form) -> Result<Response, ApiError> {
     let mut fields = Fields::read(body).await?;
     let model: String = fields.required("model")?;
     let dialect = Ollama::new(form, &model);
@@ -44,9 +45,9 @@ async fn answer(app: App, body: Body, form: Form) -> Result<Response, ApiError> 
         Form::Chat => chat_request(&mut fields)?,
         Form::Generate => generate_request(&mut fields)?,
     };
-    let engine = app.engine(Some(untagged(&model))).await?;
+    let engine = app.engine(Some(untagged(&model)), holder).await?;
     match wanted {
-        Some(wanted) => respond(&engine, wanted, dialect).await,
+        Some(wanted) => respond(&engine, holder, wanted, dialect).await,
         // Without a prompt the model is loaded, which it is now, or unloaded, which its owner decides.
         None => Ok(Json(dialect.loaded()).into_response()),
     }

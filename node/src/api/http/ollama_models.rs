@@ -7,6 +7,8 @@ use serde_json::{Value, json};
 
 use super::error::ApiError;
 use super::fields::Fields;
+use super::key_holder::KeyHolder;
+use super::models::models;
 use super::ollama::untagged;
 use super::ollama_stream::timestamp;
 use super::{App, Body};
@@ -28,16 +30,14 @@ async fn version() -> Json<Value> {
     Json(json!({"version": VERSION}))
 }
 
-async fn tags(State(app): State<App>) -> Json<Value> {
-    let models: Vec<Value> = app.served.list().iter().map(|model| entry(&app, model)).collect();
+async fn tags(State(app): State<App>, holder: KeyHolder) -> Json<Value> {
+    let models: Vec<Value> = models(&app, &holder).iter().map(|model| entry(&app, model)).collect();
     Json(json!({"models": models}))
 }
 
-async fn running(State(app): State<App>) -> Json<Value> {
+async fn running(State(app): State<App>, holder: KeyHolder) -> Json<Value> {
     let loaded = |model: &&ServedModel| model.state == "ready";
-    let models: Vec<Value> = app
-        .served
-        .list()
+    let models: Vec<Value> = models(&app, &holder)
         .iter()
         .filter(loaded)
         .map(|model| {
@@ -53,13 +53,14 @@ async fn running(State(app): State<App>) -> Json<Value> {
     Json(json!({"models": models}))
 }
 
-async fn show(State(app): State<App>, body: Body) -> Result<Json<Value>, ApiError> {
+async fn show(State(app): State<App>, holder: KeyHolder, body: Body) -> Result<Json<Value>, ApiError> {
     let mut fields = Fields::read(body).await?;
     let older: Option<String> = fields.optional("name")?;
     let name = match fields.optional("model")? {
         Some(name) => name,
         None => older.ok_or_else(|| ApiError::field("model", "model is missing"))?,
     };
+    holder.check(untagged(&name))?;
     let Some(model) = app.served.one(untagged(&name)) else { return Err(app.no_such_model(untagged(&name))) };
     let architecture = model.facts.as_ref().map_or("", |facts| facts.architecture);
     let mut info = json!({"general.architecture": architecture, "general.basename": model.name});

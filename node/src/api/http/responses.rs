@@ -15,6 +15,7 @@ use super::dialect::{Wanted, respond};
 use super::error::ApiError;
 use super::fields::Fields;
 use super::generation::{Generate, generate};
+use super::key_holder::KeyHolder;
 use super::responses_stream::{Echo, Responses};
 use super::{App, Body};
 use crate::serve::Prompt;
@@ -24,12 +25,12 @@ pub(super) fn routes() -> Router<App> {
     Router::new().route("/v1/responses", post(create))
 }
 
-async fn create(State(app): State<App>, body: Body) -> Result<Response, ApiError> {
+async fn create(State(app): State<App>, holder: KeyHolder, body: Body) -> Result<Response, ApiError> {
     let mut fields = Fields::read(body).await?;
     let model: Option<String> = fields.optional("model")?;
     let (wanted, echo) = parse(&mut fields)?;
-    let engine = app.engine(model.as_deref()).await?;
-    respond(&engine, wanted, Responses::new(echo)).await
+    let engine = app.engine(model.as_deref(), &holder).await?;
+    respond(&engine, &holder, wanted, Responses::new(echo)).await
 }
 
 /// Tools that OpenAI runs on its own servers, or that have no JSON for arguments: the model is not told of them.
