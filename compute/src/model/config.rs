@@ -56,6 +56,18 @@ impl Architecture {
     }
 }
 
+/// How the states of a text's positions become one embedding.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Pooling {
+    /// Their mean: also for files that do not say, which were not made for embeddings.
+    #[default]
+    Mean,
+    /// The state of the first position.
+    First,
+    /// The state of the last position.
+    Last,
+}
+
 /// Limits on the sizes that a file may state: far above any known model, low enough that no product of two overflows.
 const MAX_HIDDEN_SIZE: u64 = 1 << 20;
 const MAX_VOCABULARY: u64 = 1 << 24;
@@ -97,6 +109,8 @@ pub struct ModelConfig {
     pub(crate) attention_soft_cap: Option<f32>,
     pub(crate) logit_soft_cap: Option<f32>,
     pub(crate) embedding_scale: f32,
+    /// How embeddings are pooled.
+    pub pooling: Pooling,
 }
 
 impl ModelConfig {
@@ -164,6 +178,11 @@ impl ModelConfig {
             attention_scale: keys.positive("attention.scale")?.map_or(attention_scale, |scale| scale as f32),
             attention_soft_cap: keys.positive("attn_logit_softcapping")?.map(|cap| cap as f32),
             logit_soft_cap: keys.positive("final_logit_softcapping")?.map(|cap| cap as f32),
+            pooling: match keys.integer("pooling_type", 0, 16)? {
+                Some(2) => Pooling::First,
+                Some(3) => Pooling::Last,
+                _ => Pooling::Mean,
+            },
             embedding_scale: if architecture == Architecture::Gemma3 { (hidden_size as f32).sqrt() } else { 1.0 },
         })
     }

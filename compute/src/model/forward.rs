@@ -7,7 +7,7 @@ use crate::model::{Model, ModelConfig};
 use crate::{Error, Pool};
 
 /// Rows that go through all layers together: their activations stay in a core's cache beside the weights' tiles.
-const PASS_ROWS: usize = 256;
+pub(super) const PASS_ROWS: usize = 256;
 
 /// The rows of a step whose logits are computed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -112,7 +112,7 @@ impl Model {
         observer: Option<&mut dyn FnMut(Observed<'_>)>,
     ) -> Result<Output, Error> {
         let before: Vec<usize> = steps.iter().map(|step| step.cache.len()).collect();
-        let result = self.pass(pool, steps, input, observer);
+        let result = self.pass(pool, steps, input, self.head.is_some(), observer);
         if result.is_err() {
             for (step, len) in steps.iter_mut().zip(before) {
                 step.cache.truncate(len);
@@ -121,11 +121,27 @@ impl Model {
         result
     }
 
+    /// The states of all rows after the last layer, `[rows, hidden_size]`, whether or not this part has a head. After an error
+    /// the caches are of no use.
+    ///
+    /// # Errors
+    /// As [`Model::forward`].
+    pub(super) fn hidden_states(
+        &self,
+        pool: &Pool,
+        steps: &mut [Step<'_>],
+        input: Input<'_>,
+    ) -> Result<Vec<f32>, Error> {
+        self.pass(pool, steps, input, false, None).map(Output::into_activations)
+    }
+
+    /// `has_head`: whether the head is computed; without it the result is the activations.
     fn pass(
         &self,
         pool: &Pool,
         steps: &mut [Step<'_>],
         input: Input<'_>,
+        has_head: bool,
         mut observer: Option<&mut dyn FnMut(Observed<'_>)>,
     ) -> Result<Output, Error> {
         let rows: usize = steps.iter().map(|step| step.rows).sum();
@@ -135,7 +151,6 @@ impl Model {
         }
         let config = self.config();
         let mut output = Output { vocabulary: config.vocabulary, starts: vec![0], ..Output::default() };
-        let has_head = self.head.is_some();
         for step in steps.iter() {
             let count = match step.logits {
                 Logits::All if has_head => step.rows,
@@ -183,7 +198,7 @@ impl Model {
                 shape: shape(config),
                 page_shape: self.page_shape(),
                 layers: &self.layers,
-                head: self.head.as_ref(),
+                head: self.head.as_ref().filter(|_| has_head),
                 frequencies: [&self.frequencies[0].radians, &self.frequencies[1].radians],
                 magnitudes: [self.frequencies[0].magnitude, self.frequencies[1].magnitude],
                 source: match (input, &self.embedding) {

@@ -12,6 +12,7 @@
 //! | `frequencies` | rotary frequencies and their scaling |
 //! | [`digest`] | one digest of all that a session computed |
 //! | [`forward`] | batches of sessions through the layers |
+//! | [`embed`] | embeddings of texts |
 //! | [`perplexity`](mod@perplexity) | how well a model predicts a text |
 //!
 //! Results have the same bits for any batch, chunking, number of threads, split and instruction set; [`NUMERICS`] names
@@ -20,6 +21,7 @@
 pub mod cache;
 pub mod config;
 pub mod digest;
+pub mod embed;
 pub mod file;
 pub mod forward;
 mod frequencies;
@@ -28,7 +30,7 @@ pub mod perplexity;
 mod weights;
 
 pub use cache::{Cache, PageBudget};
-pub use config::{Architecture, ModelConfig};
+pub use config::{Architecture, ModelConfig, Pooling};
 pub use digest::Recorder;
 pub use file::ModelFile;
 pub use forward::{Input, Logits, Observed, Output, Step};

@@ -151,6 +151,11 @@ impl Model {
         Ok(LoadBytes { weights: plan.bytes as u64, scratch: (row.unwrap_or(0) * threads.max(1)) as u64 })
     }
 
+    /// Whether this part is the whole model.
+    pub fn is_whole(&self) -> bool {
+        self.part == ModelPart::whole(&self.config)
+    }
+
     /// The model's configuration.
     pub fn config(&self) -> &ModelConfig {
         &self.config

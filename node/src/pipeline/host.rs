@@ -51,7 +51,7 @@ pub struct StageSetup {
     /// Its layers; stages of several chains may share them.
     pub model: Arc<Model>,
     /// Its compute threads.
-    pub pool: Pool,
+    pub pool: Arc<Pool>,
     /// Memory for keys and values.
     pub budget: PageBudget,
     /// On the first stage, the limits of its batch.
@@ -112,9 +112,24 @@ struct Inner {
     supervisor: Supervisor,
 }
 
+/// A whole model on this node, for passes besides those of its sessions.
+pub struct WholeModel {
+    /// All layers.
+    pub model: Arc<Model>,
+    /// The compute threads of its stage.
+    pub pool: Arc<Pool>,
+    /// The stage's memory for keys and values.
+    pub budget: PageBudget,
+    /// Keeps the leases of weights and sessions.
+    pub memory: Arc<[Lease; 2]>,
+}
+
 struct StageHandle {
     events: SyncSender<StageEvent>,
     model: Arc<Model>,
+    pool: Arc<Pool>,
+    budget: PageBudget,
+    memory: Arc<[Lease; 2]>,
     /// Decides who may send what to the stage.
     gate: Gate,
     load: StageLoad,
@@ -206,6 +221,7 @@ impl Pipeline {
     pub fn start(&self, setup: StageSetup) -> Result<()> {
         let chain = setup.chain;
         let model = Arc::clone(&setup.model);
+        let (pool, budget, memory) = (Arc::clone(&setup.pool), setup.budget.clone(), Arc::clone(&setup.memory));
         let config = setup.model.config();
         let largest = MessageBytes {
             frame: (FRAME_ROWS * (config.hidden_size * size_of::<f32>()) as u64).min(u64::from(MAX_PAYLOAD_BYTES)),
@@ -222,6 +238,9 @@ impl Pipeline {
         let handle = StageHandle {
             events,
             model,
+            pool,
+            budget,
+            memory,
             gate,
             load: StageLoad::default(),
             broken: false,
@@ -246,6 +265,18 @@ impl Pipeline {
     /// Whether this node has a stage of the chain.
     pub fn has(&self, chain: ChainId) -> bool {
         self.stages().contains_key(&chain)
+    }
+
+    /// The whole model of a chain whose only stage is on this node.
+    pub fn whole(&self, chain: ChainId) -> Option<WholeModel> {
+        let stages = self.stages();
+        let stage = stages.get(&chain).filter(|stage| stage.model.is_whole())?;
+        Some(WholeModel {
+            model: Arc::clone(&stage.model),
+            pool: Arc::clone(&stage.pool),
+            budget: stage.budget.clone(),
+            memory: Arc::clone(&stage.memory),
+        })
     }
 
     /// Running and waiting sequences of a chain whose first stage is on this node; zero otherwise.

@@ -25,7 +25,7 @@ use crate::trust::{CommitChain, terms_digest};
 /// The layers of one stage with the caches of its sequences.
 pub(super) struct Layers {
     model: Arc<Model>,
-    pool: Pool,
+    pool: Arc<Pool>,
     budget: PageBudget,
     faults: PassFaults,
     histories: HashMap<u64, History>,
@@ -62,7 +62,7 @@ pub(super) struct Passed {
 impl Layers {
     pub(super) fn new(
         model: Arc<Model>,
-        pool: Pool,
+        pool: Arc<Pool>,
         budget: PageBudget,
         faults: PassFaults,
         sampler: Option<Sampler>,

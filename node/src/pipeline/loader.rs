@@ -296,7 +296,7 @@ impl Loader {
             drafts: inner.drafts,
             text: (index + 1 == count).then(|| loaded.text.clone()).flatten(),
             model: Arc::clone(&loaded.model),
-            pool: inner.devices.pool(Purpose::Stage)?,
+            pool: Arc::new(inner.devices.pool(Purpose::Stage)?),
             budget: loaded.budget.clone(),
             metrics: Arc::clone(&loaded.metrics),
             memory: Arc::clone(&loaded.memory),

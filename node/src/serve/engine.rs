@@ -16,6 +16,7 @@ use pangea_control::generation::{Exclusions, PromptPace};
 use pangea_units::ByteSize;
 use prometheus_client::encoding::DescriptorEncoder;
 
+use super::embedding::EmbeddingQueue;
 use super::generation::{Generation, Prepared};
 use super::request::Request;
 use super::route::{KeptChain, Route, Routes, SoleRoute};
@@ -129,6 +130,8 @@ pub(super) struct Shared {
     pub(super) jobs: Jobs,
     /// How long first tokens took lately.
     prompt_pace: Mutex<PromptPace>,
+    /// Who embeds now, and who waits.
+    embeddings: EmbeddingQueue,
 }
 
 impl Shared {
@@ -141,8 +144,12 @@ impl Shared {
         auditor: Option<Auditor>,
         jobs: Jobs,
     ) -> Arc<Shared> {
-        let prompt_pace = Mutex::default();
-        Arc::new(Shared { facts, text, metrics, pipeline, routes, auditor, jobs, prompt_pace })
+        let (prompt_pace, embeddings) = (Mutex::default(), EmbeddingQueue::default());
+        Arc::new(Shared { facts, text, metrics, pipeline, routes, auditor, jobs, prompt_pace, embeddings })
+    }
+
+    pub(super) fn embeddings(&self) -> &EmbeddingQueue {
+        &self.embeddings
     }
 
     pub(super) fn prompt_pace(&self) -> MutexGuard<'_, PromptPace> {
@@ -198,7 +205,7 @@ impl Engine {
             stages: stages.clone(),
             index: 0,
             model: Arc::new(model),
-            pool,
+            pool: Arc::new(pool),
             budget: PageBudget::new(settings.session_bytes),
             limits: Some(limits),
             drafts: settings.drafts,
@@ -222,6 +229,10 @@ impl Engine {
         jobs: Jobs,
     ) -> Engine {
         Engine { shared: Shared::new(facts, text, metrics, pipeline, routes, Some(auditor), jobs) }
+    }
+
+    pub(super) fn shared(&self) -> &Arc<Shared> {
+        &self.shared
     }
 
     /// Facts about the model.

@@ -6,7 +6,7 @@
 //! ```
 //!
 //! * [`catalogue`]: the models of a node by name, loaded and probed. [`engine`]: the handle of a model.
-//! * `generation`: the driver of a request. `answer`: the text of one answer. `signed_answer`: its commitments.
+//! * `embedding`: embeddings of texts. `generation`: the driver of a request. `answer`: the text of one answer. `signed_answer`: its commitments.
 //! * [`route`]: the chains of stages of a model; `pooled`: those that the pool placed. [`request`]: requests and their
 //!   events. `metrics`: counters. `audit_host`: the node's side of audits.
 //!
@@ -15,6 +15,7 @@
 mod answer;
 mod audit_host;
 pub mod catalogue;
+mod embedding;
 pub mod engine;
 mod generation;
 mod metrics;
@@ -27,6 +28,7 @@ pub use crate::model_text::{ModelText, Prompt, TokenText, WrongField, role};
 pub use crate::pipeline::Drafts;
 pub use audit_host::NodeAuditHost;
 pub use catalogue::{Served, ServedModel};
+pub use embedding::Embedding;
 pub use engine::{Engine, EngineSettings, ModelFacts, RequestRefused};
 pub use generation::Generation;
 pub(crate) use metrics::observe;

@@ -167,3 +167,29 @@ fn ollamas_clients_find_the_models() {
     let loaded = serving.ask("/api/chat", &json!({"model": SMOLLM2}));
     assert_eq!((&loaded["done"], &loaded["done_reason"]), (&json!(true), &json!("load")));
 }
+
+#[test]
+fn embeddings_are_near_for_texts_of_one_meaning_in_both_dialects() {
+    let Some(serving) = Serving::start("embeddings_are_near") else { return };
+    let texts =
+        json!(["The cat sat on the mat.", "A cat is sitting on a mat.", "Interest rates rose sharply in March."]);
+    let answer = serving.ask("/v1/embeddings", &json!({"model": SMOLLM2, "input": texts}));
+    let vectors: Vec<Vec<f64>> = answer["data"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|entry| serde_json::from_value(entry["embedding"].clone()).unwrap())
+        .collect();
+    let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+    assert!(vectors.iter().all(|vector| vector.len() == 576 && (dot(vector, vector) - 1.0).abs() < 1e-5));
+    assert!(dot(&vectors[0], &vectors[1]) > dot(&vectors[0], &vectors[2]) + 0.01);
+    assert!(answer["usage"]["prompt_tokens"].as_u64().unwrap() > 15);
+    // The same bits alone and in Ollama's form.
+    let alone = serving.ask("/api/embed", &json!({"model": SMOLLM2, "input": texts[2]}));
+    assert_eq!(alone["embeddings"][0], answer["data"][2]["embedding"]);
+    let long = json!({"model": SMOLLM2, "input": "word ".repeat(9000)});
+    let (status, error) = serving.refused("/v1/embeddings", &long);
+    assert_eq!((status, error["code"].as_str()), (400, Some("context_length_exceeded")));
+    let short = serving.ask("/v1/embeddings", &json!({"input": "a", "dimensions": 8, "encoding_format": "base64"}));
+    assert_eq!(short["data"][0]["embedding"].as_str().unwrap().len(), 44);
+}

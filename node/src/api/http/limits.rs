@@ -49,5 +49,8 @@ pub(super) const READY_RETRY: Duration = Duration::from_secs(5);
 /// Silence of a stream after which a comment is sent, so that proxies keep it open.
 pub(super) const STREAM_SILENCE: Duration = Duration::from_secs(15);
 
+/// Maximum texts of one request for embeddings, as OpenAI has it.
+pub(super) const EMBEDDED_TEXTS: usize = 2048;
+
 /// Maximum prompts of one request to `/v1/completions`.
 pub(super) const PROMPTS: usize = 32;

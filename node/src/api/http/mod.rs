@@ -14,6 +14,7 @@
 //! | `responses_stream`, `messages_stream`, `ollama_stream` | turns as each of them writes them |
 //! | `conversation` | turns from items and blocks |
 //! | `ollama_models` | models as Ollama lists them |
+//! | `embeddings` | embeddings of texts, as OpenAI and Ollama have them |
 //! | `models`, `metrics` | models, health and readiness; metrics |
 //! | `jobs` | jobs, as a list and as events |
 //! | `receipts` | stored receipts |
@@ -31,6 +32,7 @@ mod connections;
 mod conversation;
 mod cors;
 mod dialect;
+mod embeddings;
 mod error;
 mod fields;
 mod generation;
@@ -233,6 +235,7 @@ fn routes(app: App, guard: Guard, cors: Cors) -> Router {
     Router::new()
         .merge(chat::routes())
         .merge(completions::routes())
+        .merge(embeddings::routes())
         .merge(jobs::routes())
         .merge(messages::routes())
         .merge(metrics::routes())

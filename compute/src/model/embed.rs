@@ -1,0 +1,66 @@
+//! Embeddings of texts: the hidden state after the last layer and the final norm, pooled over the positions as the file says, and
+//! scaled to length 1. The bits are the same on every machine.
+
+use super::cache::Cache;
+use super::config::Pooling;
+use super::forward::{Input, Logits, PASS_ROWS, Step};
+use super::weights::Model;
+use crate::kernel::float::norm::rms_norm;
+use crate::{Error, Pool};
+
+const OPERATION: &str = "embedding";
+
+impl Model {
+    /// The embedding of a text: `[hidden_size]`, of length 1. `cache` is empty, and holds the text's keys and values afterwards.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for a part of a model, for no tokens, and for those of [`Model::forward`]; [`Error::NonFinite`] for a
+    /// state that has no length.
+    pub fn embed(&self, pool: &Pool, cache: &mut Cache, tokens: &[u32]) -> Result<Vec<f32>, Error> {
+        let Some(head) = &self.head else {
+            return Err(Error::invalid(OPERATION, "only a model with its last layer has embeddings"));
+        };
+        if tokens.is_empty() {
+            return Err(Error::invalid(OPERATION, "the text has no tokens"));
+        }
+        let config = self.config();
+        let width = config.hidden_size;
+        let (mut sum, mut normed) = (vec![0.0_f64; width], vec![0.0_f32; width]);
+        for (pass, rows) in tokens.chunks(PASS_ROWS).enumerate() {
+            let step = Step { cache, rows: rows.len(), logits: Logits::None };
+            let states = self.hidden_states(pool, &mut [step], Input::Tokens(rows))?;
+            for (row, state) in states.chunks_exact(width).enumerate() {
+                let position = pass * PASS_ROWS + row;
+                let counts = match config.pooling {
+                    Pooling::Mean => true,
+                    Pooling::First => position == 0,
+                    Pooling::Last => position + 1 == tokens.len(),
+                };
+                if !counts {
+                    continue;
+                }
+                if !rms_norm(pool.isa(), state, &head.norm, config.epsilon, &mut normed) {
+                    return Err(infinite());
+                }
+                sum.iter_mut().zip(&normed).for_each(|(sum, value)| *sum += f64::from(*value));
+            }
+        }
+        unit(&sum)
+    }
+}
+
+/// The vector with length 1.
+///
+/// # Errors
+/// [`Error::NonFinite`] for one that has no length.
+pub fn unit(values: &[f64]) -> Result<Vec<f32>, Error> {
+    let length = values.iter().map(|value| value * value).sum::<f64>().sqrt();
+    if !length.is_finite() || length == 0.0 {
+        return Err(infinite());
+    }
+    Ok(values.iter().map(|value| (value / length) as f32).collect())
+}
+
+fn infinite() -> Error {
+    Error::NonFinite { operation: OPERATION, what: "the hidden state has no length".to_owned() }
+}
