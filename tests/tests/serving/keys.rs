@@ -122,4 +122,6 @@ fn other_methods_are_answered_as_people_expect() {
     assert_eq!(send("DELETE", "/v1/models").header("allow"), Some("GET,HEAD"));
     let head = send("HEAD", "/v1/models");
     assert!(head.status == 200 && head.header("content-length").is_some_and(|length| length != "0"));
+    let described = get(&node.api, "/openapi.json").json();
+    assert!(described["paths"]["/v1/responses"]["post"].is_object());
 }

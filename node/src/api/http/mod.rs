@@ -19,6 +19,7 @@
 //! | `jobs` | jobs, as a list and as events |
 //! | `receipts` | stored receipts |
 //! | `pool` | peers and topology |
+//! | `openapi` | the description of all routes |
 //! | `error`, `limits` | failures as clients read them; limits |
 //!
 //! Each file defines its routes in `routes`, with their aliases; a new file adds one line here.
@@ -47,6 +48,7 @@ mod models;
 mod ollama;
 mod ollama_models;
 mod ollama_stream;
+mod openapi;
 mod pool;
 mod receipts;
 mod responses;
@@ -242,6 +244,7 @@ fn routes(app: App, guard: Guard, cors: Cors) -> Router {
         .merge(models::routes())
         .merge(ollama::routes())
         .merge(ollama_models::routes())
+        .merge(openapi::routes())
         .merge(pool::routes())
         .merge(receipts::routes())
         .merge(responses::routes())
