@@ -438,6 +438,7 @@ fn help_is_complete_and_fits_80_columns() {
         &["jobs", "--help"],
         &["keys", "--help"],
         &["keys", "create", "--help"],
+        &["launch", "--help"],
         &["bench", "matmul", "--help"],
         &["bench", "net", "--help"],
         &["bench", "llm", "--help"],

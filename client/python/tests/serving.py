@@ -21,6 +21,7 @@ class Serving:
     """The HTTP API of a node."""
 
     url: str
+    data_dir: str
 
 
 @contextlib.contextmanager
@@ -47,7 +48,7 @@ def node_with(*flags: str) -> Iterator[Serving]:
             else:
                 raise RuntimeError("".join(said))
             facts = json.loads((pathlib.Path(directory) / "node.json").read_text())
-            yield Serving(url=f"http://{facts['api']}")
+            yield Serving(url=f"http://{facts['api']}", data_dir=directory)
         finally:
             node.terminate()
             node.communicate(timeout=60)

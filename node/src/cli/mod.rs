@@ -2,7 +2,7 @@
 //!
 //! * `args`: flags that several commands share; other flags are defined with their command, those of `pangea node` in
 //!   [`config`](crate::config). `failure`: failures and exit codes.
-//! * `chat`, with `chat_node` for a node's model; `matmul`, `peers`, `status`, `topology`, `jobs`, `keys`, `models`,
+//! * `chat`, with `chat_node` for a node's model; `matmul`, `peers`, `status`, `topology`, `jobs`, `keys`, `launch`, `models`,
 //!   `models_plan`, `receipts`,
 //!   `perplexity`, `bench_matmul`, `bench_net`, `bench_llm`,
 //!   `demo`: the commands; `demo_node`: the demo's child processes.
@@ -23,6 +23,7 @@ mod demo_node;
 mod failure;
 mod jobs;
 mod keys;
+mod launch;
 mod log;
 mod matmul;
 mod matrix;
@@ -86,6 +87,7 @@ enum Command {
     Status(QueryArgs),
     /// List the jobs of a node: products and answers
     Jobs(QueryArgs),
+    Launch(launch::LaunchArgs),
     #[command(subcommand)]
     Keys(keys::KeysCommand),
     #[command(subcommand)]
@@ -155,6 +157,7 @@ fn run(typed: &ArgMatches) -> Result<(), Failure> {
         Command::Bench(BenchCommand::Matmul(args)) => block_on(bench_matmul::run(args, output)),
         Command::Bench(BenchCommand::Net(args)) => block_on(bench_net::run(args, output)),
         Command::Bench(BenchCommand::Llm(args)) => bench_llm::run(args, output),
+        Command::Launch(args) => block_on(launch::run(args, output)),
         Command::Keys(command) => keys::run(command, output),
         Command::Models(command) => models::run(command, output),
         Command::Receipts(command) => receipts::run(command, output),
